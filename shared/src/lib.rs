@@ -1,0 +1,15 @@
+//! The wire between the master and its agents: ids, messages, codec, names on the broker, bounds.
+//!
+//! Pure: no I/O, no clock, no runtime. Agents live in old machine images, so everything here only ever grows: new
+//! fields have defaults, unknown fields are ignored, an unknown kind of message is dropped by its receiver.
+
+pub mod boot;
+pub mod codec;
+pub mod ids;
+pub mod limits;
+pub mod message;
+pub mod names;
+pub mod time;
+
+pub use ids::{AttemptId, BuildId, HostId, MasterId, Nonce, SessionId, WorkerName};
+pub use time::Timestamp;
