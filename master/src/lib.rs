@@ -1,1 +1,3 @@
-//! x
+//! The master: starts hosts when builds wait, hands builds out, and lets hosts go.
+
+pub mod core;

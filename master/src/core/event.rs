@@ -1,0 +1,339 @@
+//! The two closed lists: what can happen to the core, and what it asks for. Read these first.
+
+use super::build::{BuildSpec, BuildState};
+use super::plan::{Plan, ProviderKind};
+use super::record::{Host, HostState, Record};
+use rouse_shared::message::{ToAgent, ToMaster};
+use rouse_shared::{AttemptId, BuildId, HostId, Timestamp, WorkerName};
+use std::sync::Arc;
+
+/// Tells the answer to a request from the others; drawn by the driver.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct RequestId(pub u64);
+
+/// Something that happened. "Twice" says whether it may be told again, "late" whether it may come after the state that
+/// caused it is gone; either must be harmless.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Event {
+    /// An agent said something; the broker vouches for the worker. Late, twice and out of order.
+    Agent {
+        /// Who.
+        worker: WorkerName,
+        /// What.
+        message: ToMaster,
+    },
+    /// The broker has no such queue any more, or says that the connection is closed: the agent is not attached now. Its
+    /// lease goes on. Caused by [`Effect::Send`] or by the agent's end. Late and twice.
+    Detached {
+        /// Who.
+        worker: WorkerName,
+        /// The queue that is gone; absent where only the worker is known.
+        queue: Option<String>,
+    },
+    /// The master's own link to the broker came up. Twice.
+    BrokerUp,
+    /// The master's own link to the broker went down. Nobody counts as missing until it is back. Twice.
+    BrokerDown,
+    /// A user submits a build. Not late; twice only with the same `message_id`.
+    Submit {
+        /// To be answered.
+        request: RequestId,
+        /// The build.
+        spec: Arc<BuildSpec>,
+        /// What the submitter calls it, and the build that the ledger already has under that name.
+        message_id: Option<(String, Option<BuildId>)>,
+    },
+    /// A user cancels a build.
+    CancelBuild {
+        /// To be answered.
+        request: RequestId,
+        /// Which.
+        build: BuildId,
+    },
+    /// An operator wants something of a worker.
+    Operate {
+        /// To be answered.
+        request: RequestId,
+        /// Whom.
+        worker: WorkerName,
+        /// What.
+        operation: Operation,
+    },
+    /// A new configuration.
+    Configure(Arc<Plan>),
+    /// [`Effect::StartHost`] came to an end. Late and twice (a start is repeated until it is answered).
+    StartEnded {
+        /// Which host.
+        host: HostId,
+        /// Its handle, or why there is none.
+        result: Result<String, StartError>,
+    },
+    /// [`Effect::StopHost`] came to an end. Late and twice.
+    StopEnded {
+        /// Which host.
+        host: HostId,
+        /// How it stands, or why that is not known.
+        result: Result<Stopped, String>,
+    },
+    /// The provider has proof that the machine is gone. Late and twice.
+    HostGone {
+        /// Which host.
+        host: HostId,
+        /// How it ended, in a sentence.
+        why: String,
+    },
+    /// [`Effect::FetchConsole`] came to an end. Late.
+    Console {
+        /// Which host.
+        host: HostId,
+        /// The last of what it printed.
+        text: Option<String>,
+    },
+    /// [`Effect::ListHosts`] came to an end. A list is whole, or an error.
+    Listed {
+        /// Whose list.
+        provider: ProviderKind,
+        /// What bears our name.
+        result: Result<Vec<ListedHost>, String>,
+    },
+    /// The log adapter holds every byte of these logs up to the lengths of [`Effect::CheckLogs`]. Late and twice.
+    LogsWhole {
+        /// Whose logs.
+        attempt: AttemptId,
+    },
+    /// A chunk came that does not join on to what is there, or [`Effect::CheckLogs`] found bytes missing. Late and twice.
+    LogGap {
+        /// Whose log.
+        attempt: AttemptId,
+        /// Which step, from 0.
+        step: u32,
+        /// First byte that is missing.
+        offset: u64,
+    },
+    /// The operating system asks the master to end: extend every lease. Once.
+    Terminate,
+    /// [`super::Core::next_wakeup`] has come.
+    Tick,
+}
+
+/// What an operator may want of a worker.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Operation {
+    /// No new builds.
+    Pause,
+    /// Work again; lifts backoff and quarantine too.
+    Resume,
+    /// Pause, then stop when idle.
+    Drain,
+    /// Drain, then off.
+    Stop,
+}
+
+/// Why a provider did not start a host. Told apart by kind, never by text.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum StartError {
+    /// There is no room for it now: not the image's fault.
+    Capacity(String),
+    /// It will not be made like this: wrong image, wrong type, no such thing.
+    Rejected(String),
+    /// Our credentials do not do.
+    Auth(String),
+    /// Nothing was made; trying the same again may do.
+    Transient(String),
+    /// It may or may not have been made: the same start is repeated, word for word.
+    Unknown(String),
+}
+
+impl StartError {
+    /// The words.
+    pub fn text(&self) -> &str {
+        match self {
+            Self::Capacity(t) | Self::Rejected(t) | Self::Auth(t) | Self::Transient(t) | Self::Unknown(t) => t,
+        }
+    }
+}
+
+/// How a stop stands.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Stopped {
+    /// The provider has heard; the machine may still be there.
+    Requested,
+    /// The machine is gone, or there is none under this name.
+    Gone,
+}
+
+/// A machine that bears our name, as its provider lists it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ListedHost {
+    /// The host id that it is stamped with.
+    pub host: HostId,
+    /// What the provider calls it.
+    pub handle: String,
+}
+
+/// Something to be done, after all records of the batch are committed. In the order of the list.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Effect {
+    /// Keep this; committed before anything else of the batch is done.
+    Save(Record),
+    /// Put a message into an agent's queue. May be lost: what matters is said again at the next heartbeat or hello.
+    Send {
+        /// The queue of the agent's newest connection.
+        queue: String,
+        /// The message.
+        message: ToAgent,
+    },
+    /// Answer a request.
+    Reply {
+        /// Which.
+        request: RequestId,
+        /// The answer.
+        answer: Answer,
+    },
+    /// Make the machine; idempotent by the host's id. Answered by [`Event::StartEnded`].
+    StartHost(Box<Host>),
+    /// End the machine; repeatable. Answered by [`Event::StopEnded`].
+    StopHost(Box<Host>),
+    /// End a machine that bears our name and that the ledger does not know.
+    StopOrphan {
+        /// Whose.
+        provider: ProviderKind,
+        /// The machine.
+        listed: ListedHost,
+    },
+    /// Fetch what the machine printed, before it is stopped. Answered by [`Event::Console`].
+    FetchConsole(Box<Host>),
+    /// List what bears our name. Answered by [`Event::Listed`].
+    ListHosts(ProviderKind),
+    /// Take log chunks of this attempt from this worker.
+    OpenLogs {
+        /// The attempt.
+        attempt: AttemptId,
+        /// Who may send them.
+        worker: WorkerName,
+    },
+    /// The attempt's logs should have these lengths, a step each. Answered by [`Event::LogsWhole`] or [`Event::LogGap`].
+    CheckLogs {
+        /// The attempt.
+        attempt: AttemptId,
+        /// Bytes of each step's log.
+        lengths: Vec<u64>,
+    },
+    /// Take no more chunks of this attempt; its logs stay.
+    CloseLogs {
+        /// The attempt.
+        attempt: AttemptId,
+    },
+    /// Tell everyone that listens.
+    Announce(Change),
+    /// Write to the master's own log.
+    Note(Level, String),
+}
+
+/// How loud a note is.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Level {
+    /// As it should be.
+    Info,
+    /// Somebody should look.
+    Warn,
+}
+
+/// The answer to a request.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Answer {
+    /// The build is accepted (committed), or was before under the same message id.
+    Accepted(BuildId),
+    /// It is done.
+    Done,
+    /// There is no such build or worker.
+    NotFound(String),
+    /// It cannot be done, and why; the field that is at fault, where there is one.
+    Refused {
+        /// Such as `worker`.
+        field: Option<String>,
+        /// A sentence.
+        reason: String,
+    },
+}
+
+/// What has changed, for the page, the event streams and the exchange `rouse.events`.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Change {
+    /// A build's state.
+    Build {
+        /// Which.
+        id: BuildId,
+        /// Its state now.
+        state: BuildState,
+        /// Who runs it.
+        worker: Option<WorkerName>,
+        /// When.
+        at: Timestamp,
+    },
+    /// A worker's state.
+    Worker {
+        /// Which.
+        name: WorkerName,
+        /// Its state now.
+        state: WorkerState,
+        /// When.
+        at: Timestamp,
+    },
+    /// A host's state.
+    Host {
+        /// Which.
+        id: HostId,
+        /// Its worker.
+        worker: WorkerName,
+        /// Its state now.
+        state: HostState,
+        /// Why, where it is being stopped or has ended.
+        why: Option<String>,
+        /// When.
+        at: Timestamp,
+    },
+}
+
+/// The states of a worker that scripts and people see.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum WorkerState {
+    /// Standing, and not attached.
+    Offline,
+    /// Latent, without a host.
+    Asleep,
+    /// Its host is being started.
+    Starting,
+    /// Attached, runs nothing.
+    Idle,
+    /// Attached, runs something.
+    Busy,
+    /// Its host is being drained or stopped.
+    Draining,
+    /// An operator wants no new builds on it.
+    Paused,
+    /// Detached for longer than its `missing_timeout`.
+    Missing,
+    /// Its last host failed; the next try is later.
+    Backoff,
+    /// Its hosts failed too often; an operator must look.
+    Quarantined,
+}
+
+impl WorkerState {
+    /// As it is written in listings.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Offline => "offline",
+            Self::Asleep => "asleep",
+            Self::Starting => "starting",
+            Self::Idle => "idle",
+            Self::Busy => "busy",
+            Self::Draining => "draining",
+            Self::Paused => "paused",
+            Self::Missing => "missing",
+            Self::Backoff => "backoff",
+            Self::Quarantined => "quarantined",
+        }
+    }
+}

@@ -1,0 +1,111 @@
+//! What the configuration asks of the core: the workers, and the limits. Made by `config`, replaced whole by a reload.
+
+use rouse_shared::WorkerName;
+use sha2::{Digest as _, Sha256};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// The hash of a secret. The core compares hashes only, so it can neither log nor store a password.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+pub struct Digest([u8; 32]);
+
+impl Digest {
+    /// The SHA-256 hash of `secret`.
+    pub fn of(secret: &str) -> Self {
+        Self(Sha256::digest(secret.as_bytes()).into())
+    }
+}
+
+impl std::fmt::Debug for Digest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Digest(..)")
+    }
+}
+
+/// All that the core knows of the configuration.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Plan {
+    /// The workers by name.
+    pub workers: BTreeMap<WorkerName, Arc<WorkerPlan>>,
+    /// Latent hosts that may be alive at once, unknown ones included.
+    pub max_hosts: Option<u32>,
+    /// Failed starts in a row before a worker is quarantined; at least 1.
+    pub quarantine_after: u32,
+    /// Between two audits of a provider.
+    pub audit_interval: Duration,
+    /// Whether an orphan is stopped, or only told of.
+    pub stop_orphans: bool,
+    /// What every lease is extended by when the master is asked to end.
+    pub restart_lease: Duration,
+}
+
+/// One worker of the configuration.
+#[derive(Clone, PartialEq, Debug)]
+pub struct WorkerPlan {
+    /// Its name.
+    pub name: WorkerName,
+    /// Hash of its password.
+    pub password: Digest,
+    /// Builds at once; absent: no limit of ours.
+    pub max_builds: Option<u32>,
+    /// Between heartbeats.
+    pub keepalive: Duration,
+    /// Length of a session's lease; absent (`keepalive_interval = "none"`): only proof of death frees a build.
+    pub lease: Option<Duration>,
+    /// A latent host powers itself off when its lease has been over for so long.
+    pub grace: Duration,
+    /// Detached for so long, a worker is missing; a latent host that has not attached by then has failed.
+    pub missing_timeout: Duration,
+    /// Told when it goes missing.
+    pub notify_on_missing: Vec<String>,
+    /// Matched by `where`, and in every step's environment.
+    pub properties: BTreeMap<String, String>,
+    /// The user that builds run as.
+    pub run_as: Option<String>,
+    /// How its hosts are started; absent for a standing worker.
+    pub latent: Option<LatentPlan>,
+}
+
+/// How the hosts of a latent worker are kept.
+#[derive(Clone, PartialEq, Debug)]
+pub struct LatentPlan {
+    /// What makes its hosts.
+    pub provider: ProviderKind,
+    /// Idle time before the host is shut down; absent: never.
+    pub build_wait_timeout: Option<Duration>,
+    /// Builds before the host is retired; 0: no limit.
+    pub max_uses: u32,
+    /// The template that it comes from: workers of one template share `min_idle`.
+    pub template: String,
+    /// Hosts of its template that are kept awake without work.
+    pub min_idle: u32,
+    /// Changes when anything changes that a new host would be started with: hosts of an older one are retired when idle.
+    pub fingerprint: u64,
+}
+
+/// The kinds of things that make hosts.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ProviderKind {
+    /// A child process of the master.
+    Process,
+    /// Amazon EC2, or what is compatible with it.
+    Ec2,
+    /// A libvirt connection.
+    Libvirt,
+    /// OpenStack Nova.
+    Openstack,
+}
+
+impl ProviderKind {
+    /// As it is written in configuration, listings and logs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Process => "process",
+            Self::Ec2 => "ec2",
+            Self::Libvirt => "libvirt",
+            Self::Openstack => "openstack",
+        }
+    }
+}

@@ -1,0 +1,187 @@
+//! What the ledger keeps beside builds: hosts, sessions, and what operators and failures have done to workers.
+
+use super::build::{BuildSpec, BuildStatus};
+use super::plan::{Digest, ProviderKind};
+use rouse_shared::message::Facts;
+use rouse_shared::{BuildId, HostId, Nonce, SessionId, Timestamp, WorkerName};
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+
+/// One machine, from the order to start it until its provider says that it is gone.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Host {
+    /// Its id.
+    pub id: HostId,
+    /// The worker that it is for.
+    pub worker: WorkerName,
+    /// What makes it.
+    pub provider: ProviderKind,
+    /// What its provider calls it, once that is known.
+    pub handle: Option<String>,
+    /// Where it is in its life.
+    pub state: HostState,
+    /// The one-time password in its boot data. Kept in clear, since a try is repeated word for word after a crash;
+    /// worthless once the session secret has been used.
+    pub token: String,
+    /// What its agent must give as its host identity, where that is known beforehand.
+    pub identity: Option<String>,
+    /// The life of the agent that the token was used by.
+    pub nonce: Option<Nonce>,
+    /// Whether the token is spent: its agent has come back with the session secret.
+    pub token_spent: bool,
+    /// [`super::plan::LatentPlan::fingerprint`] when it was ordered.
+    pub fingerprint: u64,
+    /// When it was ordered.
+    pub created: Timestamp,
+    /// When the provider took the order.
+    pub booted: Option<Timestamp>,
+    /// When its agent first attached.
+    pub attached: Option<Timestamp>,
+    /// When its provider said that it is gone.
+    pub gone: Option<Timestamp>,
+    /// Attempts that were given to it.
+    pub uses: u32,
+    /// The build that it was started for; none for `min_idle`.
+    pub woken_for: Option<BuildId>,
+    /// Why it is being stopped or has ended, in a sentence.
+    pub why: Option<String>,
+    /// The last of what it printed, fetched where it never attached.
+    pub console: Option<String>,
+    /// What it has cost, USD, where its provider knows a price.
+    pub cost: Option<f64>,
+}
+
+/// Where a host is in its life.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum HostState {
+    /// Committed; its provider may or may not have heard of it.
+    Ordered,
+    /// Its provider has made it; its agent has not attached yet.
+    Booting,
+    /// Its agent has attached.
+    Awake,
+    /// Its agent was asked to take nothing new and to say when nothing runs.
+    Draining,
+    /// Being stopped, until its provider says that it is gone.
+    Stopping,
+    /// Its provider says that it is gone.
+    Gone,
+}
+
+impl HostState {
+    /// As it is written in listings.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ordered => "ordered",
+            Self::Booting => "booting",
+            Self::Awake => "awake",
+            Self::Draining => "draining",
+            Self::Stopping => "stopping",
+            Self::Gone => "gone",
+        }
+    }
+}
+
+/// One agent's attachment. Kept across restarts of the master, so that its agent can go on.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Session {
+    /// Its id.
+    pub id: SessionId,
+    /// The worker.
+    pub worker: WorkerName,
+    /// The host, for a latent worker.
+    pub host: Option<HostId>,
+    /// The life of the agent.
+    pub nonce: Nonce,
+    /// What the agent gave as its host identity.
+    pub identity: String,
+    /// Version of the agent.
+    pub version: String,
+    /// The agent's machine.
+    pub facts: Facts,
+    /// The newest connection of this life that said hello.
+    pub connection: u64,
+    /// The queue of that connection.
+    pub queue: String,
+    /// Hash of its secret, and of the one before it: an agent that never got the newest welcome still has that one.
+    pub secrets: Vec<Digest>,
+    /// When it began.
+    pub since: Timestamp,
+}
+
+/// What operators and failures have done to a worker.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct WorkerRecord {
+    /// What an operator has asked for.
+    pub wish: Wish,
+    /// Failed starts in a row.
+    pub failures: u32,
+    /// No start before then.
+    pub backoff_until: Option<Timestamp>,
+    /// Why it is quarantined, once it is.
+    pub quarantined: Option<String>,
+    /// How its last host failed.
+    pub last_failure: Option<String>,
+    /// Since when it has been told missing.
+    pub missing_since: Option<Timestamp>,
+}
+
+/// What an operator has asked of a worker.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub enum Wish {
+    /// To work.
+    #[default]
+    Work,
+    /// No new builds.
+    Pause,
+    /// No new builds, and stop its host when nothing runs.
+    Drain,
+    /// The same, and end the agent of a standing worker.
+    Stop,
+}
+
+/// One row to be kept. The ledger writes all rows of a batch in one transaction, before any effect is performed.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Record {
+    /// A build that was accepted.
+    NewBuild {
+        /// Its number.
+        id: BuildId,
+        /// What was asked for.
+        spec: Arc<BuildSpec>,
+        /// What the submitter calls it: the same one is the same build.
+        message_id: Option<String>,
+        /// What has become of it.
+        status: BuildStatus,
+    },
+    /// What has become of a build.
+    Build(BuildId, BuildStatus),
+    /// A host.
+    Host(Host),
+    /// A session; replaces the worker's one.
+    Session(Session),
+    /// The worker's session is over.
+    SessionOver(WorkerName),
+    /// What operators and failures have done to a worker.
+    Worker(WorkerName, WorkerRecord),
+    /// Every lease may run until then, since the master said so when it was asked to end.
+    LeasesUntil(Timestamp),
+}
+
+/// All that a master finds in its ledger when it starts.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct Ledger {
+    /// Builds that have not ended.
+    pub builds: Vec<super::build::Build>,
+    /// Hosts that are not gone.
+    pub hosts: Vec<Host>,
+    /// Sessions that are not over.
+    pub sessions: Vec<Session>,
+    /// Workers that something was done to.
+    pub workers: Vec<(WorkerName, WorkerRecord)>,
+    /// The highest build number given out.
+    pub last_build: u64,
+    /// See [`Record::LeasesUntil`].
+    pub leases_until: Option<Timestamp>,
+}
