@@ -4,3 +4,4 @@ pub mod build;
 pub mod event;
 pub mod plan;
 pub mod record;
+pub mod view;

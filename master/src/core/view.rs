@@ -1,0 +1,63 @@
+//! What people see of the core's state: plain data for listings and pages.
+
+use super::build::{Build, BuildState};
+use super::event::WorkerState;
+use super::plan::ProviderKind;
+use super::record::{Host, Wish};
+use rouse_shared::message::{Facts, Vitals};
+use rouse_shared::{HostId, Timestamp, WorkerName};
+use std::collections::BTreeMap;
+
+/// A build as people see it.
+#[derive(Clone, PartialEq, Debug)]
+pub struct BuildView {
+    /// The build.
+    pub build: Build,
+    /// Its state, a host that is being started for it considered.
+    pub state: BuildState,
+}
+
+/// A worker as people see it.
+#[derive(Clone, PartialEq, Debug)]
+pub struct WorkerView {
+    /// Its name.
+    pub name: WorkerName,
+    /// What makes its hosts; absent for a standing worker.
+    pub provider: Option<ProviderKind>,
+    /// Its state.
+    pub state: WorkerState,
+    /// Since when it is in that state.
+    pub since: Timestamp,
+    /// Attempts that are given to it and have not ended.
+    pub running: u32,
+    /// How many it takes at once.
+    pub max_builds: Option<u32>,
+    /// Its host, while there is one.
+    pub host: Option<HostId>,
+    /// Version of its agent, while one is attached.
+    pub agent_version: Option<String>,
+    /// Its agent's machine, while one is attached.
+    pub facts: Option<Facts>,
+    /// How its machine was at the last heartbeat.
+    pub vitals: Option<Vitals>,
+    /// What an operator has asked for.
+    pub wish: Wish,
+    /// What `where` matches.
+    pub properties: BTreeMap<String, String>,
+    /// How its last host failed, until one succeeds.
+    pub last_failure: Option<String>,
+    /// When the next start may be tried, after failures.
+    pub next_try: Option<Timestamp>,
+}
+
+/// A host as people see it.
+pub type HostView = Host;
+
+/// Why a build has not started, or what it is doing.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Why {
+    /// One sentence.
+    pub sentence: String,
+    /// When the next try is, where one is set.
+    pub next_try: Option<Timestamp>,
+}
