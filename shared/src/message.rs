@@ -63,6 +63,9 @@ pub struct Hello {
     /// The machine.
     #[serde(default)]
     pub facts: Facts,
+    /// Whether the agent ends when its builds have ended: nothing new may be sent.
+    #[serde(default)]
+    pub leaving: bool,
 }
 
 /// What an agent's machine is.
@@ -267,7 +270,8 @@ pub enum ToAgent {
     },
 }
 
-/// What a session is given at its beginning, and again after each reconnection.
+/// What a session is given at its beginning, and again after each reconnection. It ends any drain: the master asks anew
+/// where it still wants one.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Welcome {
     /// The session.

@@ -1,7 +1,260 @@
 //! The core: decides everything, does nothing. `handle(now, Event) -> Vec<Effect>`, without clock, files or network.
+//!
+//! [`event`] holds the two closed lists that a newcomer reads first. Each lifecycle has its file: [`builds`] (and
+//! attempts), [`hosts`], [`sessions`], [`workers`]; [`schedule`] brings builds and workers together.
 
 pub mod build;
+mod builds;
+mod configure;
 pub mod event;
+mod hosts;
 pub mod plan;
+mod queue;
 pub mod record;
+mod schedule;
+mod sessions;
+mod timers;
 pub mod view;
+mod views;
+mod why;
+mod workers;
+
+use build::{Build, BuildState};
+use event::{Change, Effect, Event, Level, WorkerState};
+use plan::{Plan, WorkerPlan};
+use queue::Queue;
+use rand_chacha::ChaCha20Rng;
+use rand_chacha::rand_core::{Rng, SeedableRng};
+use record::{Host, HostState, Record, Session, WorkerRecord};
+use rouse_shared::message::{ToAgent, Vitals};
+use rouse_shared::{AttemptId, BuildId, HostId, MasterId, Timestamp, WorkerName};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use timers::{Timer, Timers};
+
+pub use configure::Start;
+pub use views::Census;
+pub use why::of_status;
+
+/// Everything that the master knows and decides with.
+pub struct Core {
+    master: MasterId,
+    plan: Arc<Plan>,
+    rng: ChaCha20Rng,
+    /// Builds that have not ended.
+    builds: BTreeMap<BuildId, Build>,
+    last_build: u64,
+    /// What submitters call the builds that have not ended.
+    message_ids: BTreeMap<String, BuildId>,
+    named: BTreeMap<BuildId, String>,
+    /// Looks at the logs of attempts that have an outcome, without progress.
+    log_looks: BTreeMap<AttemptId, u32>,
+    queue: Queue,
+    workers: BTreeMap<WorkerName, Worker>,
+    /// Hosts that are not gone.
+    hosts: BTreeMap<HostId, LiveHost>,
+    /// Machines that bear our name and that the ledger does not know: when they were first listed.
+    orphans: BTreeMap<(plan::ProviderKind, String), Timestamp>,
+    timers: Timers,
+    broker_up: bool,
+    free: BTreeSet<WorkerName>,
+    wakeable: BTreeSet<WorkerName>,
+    pending: Pending,
+    out: Vec<Effect>,
+}
+
+/// What an event has changed, to be followed up once at its end.
+#[derive(Default)]
+struct Pending {
+    builds: BTreeSet<BuildId>,
+    hosts: BTreeSet<HostId>,
+    workers: BTreeSet<WorkerName>,
+    /// Workers that may take a build now.
+    freed: BTreeSet<WorkerName>,
+    /// Requirements that have a new build.
+    wanted: BTreeSet<build::Requirement>,
+    /// Whether a host may have to be started.
+    wake: bool,
+}
+
+struct Worker {
+    /// Its newest configuration; absent where the ledger knows it and the configuration does not.
+    plan: Option<Arc<WorkerPlan>>,
+    /// Not in the configuration any more: it only winds up.
+    removed: bool,
+    record: WorkerRecord,
+    session: Option<Live>,
+    host: Option<HostId>,
+    /// Attempts that were given to it and may still run, also those of a session that is over.
+    attempts: BTreeSet<AttemptId>,
+    state: WorkerState,
+    since: Timestamp,
+}
+
+/// A session, and what of it is not worth keeping across a restart.
+struct Live {
+    session: Session,
+    attached: bool,
+    vitals: Option<Vitals>,
+    last_seq: u64,
+    /// The drain that it was asked for.
+    drain: Option<u64>,
+    leaving: bool,
+    /// It has declined an order: nothing more until it is heard of again, so that the two never play ball.
+    hold: bool,
+}
+
+struct LiveHost {
+    host: Host,
+    /// Whether a call that may make the machine is under way.
+    starting: bool,
+    start_tries: u32,
+    stop_tries: u32,
+    /// Lists in a row that lacked it.
+    absent: u32,
+    announced: Option<HostState>,
+}
+
+impl Core {
+    /// Takes one event; what is returned is to be committed and then performed.
+    pub fn handle(&mut self, now: Timestamp, event: Event) -> Vec<Effect> {
+        match event {
+            Event::Agent { worker, message } => self.on_agent(now, worker, message),
+            Event::Detached { worker, queue } => self.on_detached(now, &worker, queue),
+            Event::BrokerUp => self.on_broker(now, true),
+            Event::BrokerDown => self.on_broker(now, false),
+            Event::Submit { request, spec, message_id } => self.on_submit(now, request, spec, message_id),
+            Event::CancelBuild { request, build } => self.on_cancel(now, request, build),
+            Event::Operate { request, worker, operation } => self.on_operate(now, request, &worker, operation),
+            Event::Configure(plan) => self.on_configure(now, plan),
+            Event::StartEnded { host, result } => self.on_start_ended(now, &host, result),
+            Event::StopEnded { host, result } => self.on_stop_ended(now, &host, result),
+            Event::HostGone { host, why } => self.on_host_gone(now, &host, &why),
+            Event::Console { host, text } => self.on_console(now, &host, text),
+            Event::Listed { provider, result } => self.on_listed(now, provider, result),
+            Event::LogsWhole { attempt } => self.on_logs_whole(now, attempt),
+            Event::LogGap { attempt, step, offset } => self.on_log_gap(attempt, step, offset),
+            Event::Terminate => self.on_terminate(now),
+            Event::Tick => {}
+        }
+        while let Some(timer) = self.timers.pop_due(now) {
+            self.on_timer(now, timer);
+        }
+        self.follow_up(now);
+        std::mem::take(&mut self.out)
+    }
+
+    /// When [`Event::Tick`] is due, unless something else comes before.
+    pub fn next_wakeup(&self) -> Option<Timestamp> {
+        self.timers.next()
+    }
+
+    fn on_timer(&mut self, now: Timestamp, timer: Timer) {
+        match timer {
+            Timer::Lease(worker) => self.on_lease_over(now, &worker),
+            Timer::Boot(host) => self.on_boot_overdue(now, &host),
+            Timer::Idle(host) => self.on_idle(now, &host),
+            Timer::StartRetry(host) => self.start_again(&host),
+            Timer::StopRetry(host) => self.stop_again(now, &host),
+            Timer::Console(host) => self.on_console(now, &host, None),
+            Timer::Missing(worker) => self.on_missing(now, &worker),
+            Timer::Backoff(worker) => self.touch_worker(&worker),
+            Timer::Logs(attempt) => self.on_logs_overdue(now, attempt),
+            Timer::Audit(provider) => self.start_audit(now, provider),
+        }
+    }
+
+    /// Schedules, keeps and announces what the event has changed.
+    fn follow_up(&mut self, now: Timestamp) {
+        let refreshed = self.refresh_workers(now);
+        self.schedule(now, refreshed);
+        for id in std::mem::take(&mut self.pending.builds) {
+            let Some(build) = self.builds.get(&id) else { continue };
+            let state = self.state_of(build);
+            let status = build.status.clone();
+            let worker = status.attempts.last().map(|a| a.worker.clone());
+            self.out.push(Effect::Announce(Change::Build { id, state, worker, at: now }));
+            if state.is_final() {
+                self.builds.remove(&id);
+                if let Some(name) = self.named.remove(&id) {
+                    self.message_ids.remove(&name);
+                }
+            }
+            self.out.push(Effect::Save(Record::Build(id, status)));
+        }
+        for id in std::mem::take(&mut self.pending.hosts) {
+            let Some(live) = self.hosts.get_mut(&id) else { continue };
+            let host = live.host.clone();
+            if live.announced.replace(host.state) != Some(host.state) {
+                self.out.push(Effect::Announce(Change::Host {
+                    id: id.clone(),
+                    worker: host.worker.clone(),
+                    state: host.state,
+                    why: host.why.clone(),
+                    at: now,
+                }));
+            }
+            if host.state == HostState::Gone {
+                self.hosts.remove(&id);
+            }
+            self.out.push(Effect::Save(Record::Host(host)));
+        }
+    }
+
+    fn state_of(&self, build: &Build) -> BuildState {
+        match build.status.state() {
+            BuildState::Queued if self.queue.host_of(build.id).is_some() => BuildState::Starting,
+            state => state,
+        }
+    }
+
+    fn touch_build(&mut self, id: BuildId) {
+        self.pending.builds.insert(id);
+    }
+
+    fn touch_host(&mut self, id: &HostId) {
+        self.pending.hosts.insert(id.clone());
+    }
+
+    fn touch_worker(&mut self, name: &WorkerName) {
+        self.pending.workers.insert(name.clone());
+    }
+
+    fn note(&mut self, level: Level, text: impl Into<String>) {
+        self.out.push(Effect::Note(level, text.into()));
+    }
+
+    /// To the agent that is attached as this worker; without one it is dropped, since hello says everything anew.
+    fn send(&mut self, worker: &WorkerName, message: ToAgent) {
+        let live = self.workers.get(worker).and_then(|w| w.session.as_ref());
+        if let Some(live) = live.filter(|l| l.attached) {
+            self.out.push(Effect::Send { queue: live.session.queue.clone(), message });
+        }
+    }
+
+    /// Random hexadecimal digits: two for each byte.
+    fn random_hex(&mut self, bytes: usize) -> String {
+        use std::fmt::Write as _;
+        let mut raw = vec![0_u8; bytes];
+        self.rng.fill_bytes(&mut raw);
+        raw.iter().fold(String::with_capacity(bytes * 2), |mut text, byte| {
+            // Writing to a string cannot fail.
+            write!(text, "{byte:02x}").unwrap_or_default();
+            text
+        })
+    }
+}
+
+impl Worker {
+    fn standing(&self) -> bool {
+        self.plan.as_ref().is_some_and(|p| p.latent.is_none())
+    }
+
+    fn attached(&self) -> Option<&Live> {
+        self.session.as_ref().filter(|l| l.attached)
+    }
+}
+
+fn rng(seed: [u8; 32]) -> ChaCha20Rng {
+    ChaCha20Rng::from_seed(seed)
+}

@@ -1,0 +1,359 @@
+//! The life of a build and its attempts: accepted, given out, reported, settled, tried again.
+
+use super::build::{Attempt, Build, BuildEnd, BuildSpec, BuildStatus, Requirement};
+use super::event::{Answer, Effect, Level, RequestId};
+use super::queue::{self, Place};
+use super::record::Record;
+use super::timers::Timer;
+use super::{Core, Timestamp};
+use rouse_shared::message::{AttemptReport, Order, Outcome, StepState, ToAgent};
+use rouse_shared::{AttemptId, BuildId, WorkerName};
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Between two looks at logs that are not whole. Chunks travel in a queue of their own and may be behind a flood; an
+/// agent resends within a round trip.
+const LOG_PATIENCE: Duration = Duration::from_secs(20);
+/// Looks in a row without progress before a log is told to be cut.
+const LOG_LOOKS: u32 = 6;
+/// Hosts that may fail for one build before it is lost: a broken image must not spend for ever.
+pub(super) const FAILED_HOSTS: usize = 3;
+
+fn place(build: &Build) -> Place {
+    (Reverse(build.spec.priority), build.id)
+}
+
+impl Core {
+    pub(super) fn on_submit(
+        &mut self,
+        now: Timestamp,
+        request: RequestId,
+        spec: Arc<BuildSpec>,
+        message_id: Option<(String, Option<BuildId>)>,
+    ) {
+        let known = message_id.as_ref().and_then(|(id, kept)| kept.or_else(|| self.message_ids.get(id).copied()));
+        if let Some(build) = known {
+            return self.reply(request, Answer::Accepted(build));
+        }
+        if let Requirement::Worker(name) = &spec.requirement
+            && !self.plan.workers.contains_key(name)
+        {
+            let reason = format!("there is no worker {name}; `rouse workers` lists them");
+            return self.reply(request, Answer::Refused { field: Some("worker".to_owned()), reason });
+        }
+        self.last_build += 1;
+        let id = BuildId(self.last_build);
+        let status = BuildStatus::new(now);
+        let message_id = message_id.map(|(id, _)| id);
+        if let Some(text) = &message_id {
+            self.message_ids.insert(text.clone(), id);
+            self.named.insert(id, text.clone());
+        }
+        self.out.push(Effect::Save(Record::NewBuild { id, spec: spec.clone(), message_id, status: status.clone() }));
+        self.builds.insert(id, Build { id, spec, status });
+        self.enqueue(id);
+        self.touch_build(id);
+        self.reply(request, Answer::Accepted(id));
+    }
+
+    pub(super) fn reply(&mut self, request: RequestId, answer: Answer) {
+        self.out.push(Effect::Reply { request, answer });
+    }
+
+    pub(super) fn on_cancel(&mut self, now: Timestamp, request: RequestId, id: BuildId) {
+        let Some(build) = self.builds.get_mut(&id) else {
+            return self.reply(request, Answer::NotFound(format!("there is no build {id} that has not ended")));
+        };
+        build.status.cancelled = true;
+        let live = build.status.live_attempt().map(|a| (a.number, a.worker.clone()));
+        self.touch_build(id);
+        match live {
+            Some((number, worker)) => self.send_cancel(&worker, AttemptId { build: id, number }),
+            None => self.end_build(now, id, BuildEnd::Cancelled),
+        }
+        self.reply(request, Answer::Done);
+    }
+
+    pub(super) fn send_cancel(&mut self, worker: &WorkerName, attempt: AttemptId) {
+        if let Some(session) = self.session_id(worker) {
+            self.send(worker, ToAgent::Cancel { session, attempt });
+        }
+    }
+
+    /// Puts a build among those that wait.
+    pub(super) fn enqueue(&mut self, id: BuildId) {
+        let Some(build) = self.builds.get(&id) else { return };
+        let requirement = build.spec.requirement.clone();
+        self.queue.push(&requirement, place(build));
+        self.pending.wanted.insert(requirement);
+        self.pending.wake = true;
+    }
+
+    fn end_build(&mut self, now: Timestamp, id: BuildId, end: BuildEnd) {
+        let Some(build) = self.builds.get_mut(&id) else { return };
+        build.status.finished = Some(now);
+        build.status.end = Some(end);
+        let (requirement, place) = (build.spec.requirement.clone(), place(build));
+        // A host that was being started for it may serve another, or goes when it has been idle.
+        let host = self.queue.host_of(id).cloned();
+        self.queue.remove(&requirement, place);
+        if let Some(host) = host {
+            self.pending.wake = true;
+            self.touch_host(&host);
+            if let Some(worker) = self.hosts.get(&host).map(|h| h.host.worker.clone()) {
+                self.touch_worker(&worker);
+            }
+        }
+        self.touch_build(id);
+    }
+
+    /// Gives a build that waits to a worker that is attached and has room. The order goes out after the commit.
+    pub(super) fn assign(&mut self, now: Timestamp, worker_name: &WorkerName, requirement: &Requirement, at: Place) {
+        self.queue.remove(requirement, at);
+        let Some(build) = self.builds.get_mut(&at.1) else { return };
+        let Some(worker) = self.workers.get_mut(worker_name) else { return };
+        let Some(live) = &worker.session else { return };
+        let number = build.status.attempts.last().map_or(1, |a| a.number + 1);
+        let attempt = build.attempt_id(number);
+        build.status.attempts.push(Attempt {
+            number,
+            worker: worker_name.clone(),
+            host: worker.host.clone(),
+            session: live.session.id.clone(),
+            ordered: now,
+            started: None,
+            ended: None,
+            revision: 0,
+            steps: Vec::new(),
+            outcome: None,
+            cut_logs: Vec::new(),
+        });
+        worker.attempts.insert(attempt);
+        if let Some(host) = worker.host.clone()
+            && let Some(live) = self.hosts.get_mut(&host)
+        {
+            live.host.uses += 1;
+            self.touch_host(&host);
+        }
+        self.out.push(Effect::OpenLogs { attempt, worker: worker_name.clone() });
+        self.send_order(attempt);
+        self.touch_build(attempt.build);
+        self.touch_worker(worker_name);
+    }
+
+    /// Sends an order, for the first time or again: an agent that knows the attempt ignores it.
+    pub(super) fn send_order(&mut self, id: AttemptId) {
+        let Some(build) = self.builds.get(&id.build) else { return };
+        let Some(attempt) = build.status.live_attempt() else { return };
+        let worker_name = attempt.worker.clone();
+        let Some(plan) = self.workers.get(&worker_name).and_then(|w| w.plan.clone()) else { return };
+        let mut env: BTreeMap<String, String> = plan
+            .properties
+            .iter()
+            .map(|(key, value)| (format!("ROUSE_PROP_{}", env_name(key)), value.clone()))
+            .collect();
+        env.extend(build.spec.env.clone());
+        env.insert("ROUSE_BUILD".to_owned(), id.build.to_string());
+        env.insert("ROUSE_ATTEMPT".to_owned(), id.number.to_string());
+        env.insert("ROUSE_WORKER".to_owned(), worker_name.to_string());
+        let order = Order {
+            session: attempt.session.clone(),
+            attempt: id,
+            env,
+            run_as: plan.run_as.clone(),
+            timeout_ms: build.spec.timeout_ms,
+            steps: build.spec.steps.clone(),
+        };
+        self.send(&worker_name, ToAgent::Order(Box::new(order)));
+    }
+
+    /// An agent's picture of an attempt that was given to it.
+    pub(super) fn on_report(&mut self, now: Timestamp, worker: &WorkerName, report: AttemptReport) {
+        let id = report.attempt;
+        if !self.workers.get(worker).is_some_and(|w| w.attempts.contains(&id)) {
+            // Over for us: what has ended may be forgotten, what runs must not.
+            let Some(session) = self.session_id(worker) else { return };
+            return match report.outcome {
+                Some(_) => self.send(worker, ToAgent::Settled { session, attempts: vec![id] }),
+                None => self.send(worker, ToAgent::Cancel { session, attempt: id }),
+            };
+        }
+        let Some(build) = self.builds.get_mut(&id.build) else { return };
+        let spec_steps = build.spec.steps.len();
+        let Some(attempt) = build.status.attempts.last_mut().filter(|a| a.number == id.number) else { return };
+        if report.revision <= attempt.revision || attempt.outcome.is_some() || report.steps.len() > spec_steps {
+            return;
+        }
+        attempt.revision = report.revision;
+        attempt.steps = report.steps;
+        for step in &mut attempt.steps {
+            cut_text(&mut step.state);
+        }
+        let begun = !matches!(report.outcome, Some(Outcome::Declined(_)));
+        if attempt.started.is_none() && begun {
+            attempt.started = Some(now);
+            build.status.started = Some(now);
+        }
+        if let Some(outcome) = report.outcome {
+            attempt.outcome = Some(outcome);
+            let lengths: Vec<u64> = attempt.steps.iter().map(|s| s.log_length).collect();
+            if lengths.iter().all(|length| *length == 0) {
+                self.end_attempt(now, id);
+            } else {
+                self.out.push(Effect::CheckLogs { attempt: id, lengths });
+                self.timers.set(Timer::Logs(id), now + LOG_PATIENCE);
+            }
+        }
+        self.touch_build(id.build);
+    }
+
+    pub(super) fn on_logs_whole(&mut self, now: Timestamp, id: AttemptId) {
+        if let Some(attempt) = self.attempt_with_outcome(id) {
+            attempt.cut_logs.clear();
+            self.end_attempt(now, id);
+        }
+    }
+
+    /// The attempt, where the agent has reported its outcome and it has not ended for us.
+    fn attempt_with_outcome(&mut self, id: AttemptId) -> Option<&mut Attempt> {
+        let attempt = self.builds.get_mut(&id.build)?.status.attempts.last_mut()?;
+        (attempt.number == id.number && attempt.is_live() && attempt.outcome.is_some()).then_some(attempt)
+    }
+
+    pub(super) fn on_log_gap(&mut self, id: AttemptId, step: u32, offset: u64) {
+        let live = self.builds.get(&id.build).and_then(|b| b.status.live_attempt()).filter(|a| a.number == id.number);
+        let Some(worker) = live.map(|a| a.worker.clone()) else { return };
+        if let Some(attempt) = self.attempt_with_outcome(id) {
+            // Progress at any step starts the count anew.
+            let moved = attempt.cut_logs.iter().all(|known| *known != (step, offset));
+            attempt.cut_logs.retain(|(s, _)| *s != step);
+            attempt.cut_logs.push((step, offset));
+            if moved {
+                self.log_looks.insert(id, 0);
+            }
+        }
+        if let Some(session) = self.session_id(&worker) {
+            self.send(&worker, ToAgent::Resend { session, attempt: id, step, offset });
+        }
+    }
+
+    pub(super) fn on_logs_overdue(&mut self, now: Timestamp, id: AttemptId) {
+        let Some(attempt) = self.attempt_with_outcome(id) else { return };
+        let lengths: Vec<u64> = attempt.steps.iter().map(|s| s.log_length).collect();
+        let looks = self.log_looks.entry(id).or_default();
+        *looks += 1;
+        if *looks > LOG_LOOKS {
+            self.note(
+                Level::Warn,
+                format!("the log of attempt {id} is not whole and its agent does not send the rest"),
+            );
+            return self.end_attempt(now, id);
+        }
+        self.out.push(Effect::CheckLogs { attempt: id, lengths });
+        self.timers.set(Timer::Logs(id), now + LOG_PATIENCE);
+    }
+
+    /// An attempt that was given out is over without a report of its own: it is lost, for this reason.
+    pub(super) fn lose_attempt(&mut self, now: Timestamp, id: AttemptId, why: &str) {
+        let Some(build) = self.builds.get_mut(&id.build) else { return };
+        let Some(attempt) = build.status.attempts.last_mut().filter(|a| a.number == id.number) else { return };
+        // An outcome that was reported stands, even where the end of its log went with the host.
+        if attempt.outcome.is_none() {
+            attempt.outcome = Some(Outcome::Lost(why.to_owned()));
+        }
+        self.end_attempt(now, id);
+    }
+
+    /// The attempt has its outcome and its logs: settle it, and end the build or try it again.
+    fn end_attempt(&mut self, now: Timestamp, id: AttemptId) {
+        self.timers.clear(&Timer::Logs(id));
+        self.log_looks.remove(&id);
+        let Some(build) = self.builds.get_mut(&id.build) else { return };
+        let Some(attempt) = build.status.attempts.last_mut().filter(|a| a.number == id.number) else { return };
+        attempt.ended = Some(now);
+        let worker = attempt.worker.clone();
+        let outcome = attempt.outcome.clone();
+        let lost = build.status.attempts.iter().filter(|a| matches!(a.outcome, Some(Outcome::Lost(_)))).count();
+        // A build that nobody ever begins must come to an end as well.
+        let declined = build.status.attempts.len() - lost;
+        let (retries, cancelled) = (build.spec.retries as usize, build.status.cancelled);
+        if let Some(w) = self.workers.get_mut(&worker) {
+            w.attempts.remove(&id);
+        }
+        self.touch_worker(&worker);
+        self.touch_build(id.build);
+        if let Some(session) = self.session_id(&worker) {
+            self.send(&worker, ToAgent::Settled { session, attempts: vec![id] });
+        }
+        self.out.push(Effect::CloseLogs { attempt: id });
+        let end = match outcome {
+            Some(Outcome::Success) => BuildEnd::Success,
+            Some(Outcome::Failure(why)) => BuildEnd::Failure(why),
+            Some(Outcome::Cancelled) => BuildEnd::Cancelled,
+            Some(Outcome::Lost(_) | Outcome::Declined(_)) | None if cancelled => BuildEnd::Cancelled,
+            Some(Outcome::Lost(why)) if lost > retries => BuildEnd::Lost(why),
+            Some(Outcome::Declined(why)) if declined > retries.saturating_add(100) => BuildEnd::Lost(why),
+            Some(again @ (Outcome::Lost(_) | Outcome::Declined(_))) => {
+                let why = match again {
+                    Outcome::Declined(why) => {
+                        if let Some(live) = self.workers.get_mut(&worker).and_then(|w| w.session.as_mut()) {
+                            live.hold = true;
+                        }
+                        why
+                    }
+                    Outcome::Lost(why) => why,
+                    Outcome::Success | Outcome::Failure(_) | Outcome::Cancelled => String::new(),
+                };
+                self.note(
+                    Level::Warn,
+                    format!("attempt {id} on {worker} did not end: {why}; the build is tried again"),
+                );
+                return self.enqueue(id.build);
+            }
+            None => return,
+        };
+        self.end_build(now, id.build, end);
+    }
+
+    /// A host that was started for builds never attached.
+    pub(super) fn count_failed_host(
+        &mut self,
+        now: Timestamp,
+        builds: Vec<BuildId>,
+        failed: &super::build::FailedHost,
+    ) {
+        for id in builds {
+            let Some(build) = self.builds.get_mut(&id) else { continue };
+            build.status.failed_hosts.push(failed.clone());
+            let count = build.status.failed_hosts.len();
+            self.touch_build(id);
+            if count >= FAILED_HOSTS {
+                let why = format!("{count} hosts that were started for it never attached; the last: {}", failed.why);
+                self.end_build(now, id, BuildEnd::Lost(why));
+            }
+        }
+    }
+
+    /// Whether any worker of the configuration may run this.
+    pub(super) fn someone_matches(&self, requirement: &Requirement) -> bool {
+        self.plan.workers.values().any(|w| queue::matches(requirement, w))
+    }
+}
+
+/// Text from an agent is kept, so it is bounded.
+fn cut_text(state: &mut StepState) {
+    if let StepState::NotStarted(why) | StepState::Lost(why) = state {
+        let mut end = why.len().min(rouse_shared::limits::MAX_TEXT);
+        while !why.is_char_boundary(end) {
+            end -= 1;
+        }
+        why.truncate(end);
+    }
+}
+
+/// A property's key as the name of a variable: upper case, other characters as `_`.
+fn env_name(key: &str) -> String {
+    key.chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_uppercase() } else { '_' }).collect()
+}

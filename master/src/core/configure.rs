@@ -1,0 +1,229 @@
+//! A core's beginning: from the configuration and what the ledger kept; and what a reload changes.
+
+use super::event::{Effect, Event, Level};
+use super::plan::{Plan, ProviderKind};
+use super::queue::Queue;
+use super::record::{HostState, Ledger, WorkerRecord};
+use super::timers::{Timer, Timers};
+use super::{Core, Live, LiveHost, Pending, Timestamp, Worker, rng};
+use rouse_shared::limits::KILL_MARGIN;
+use rouse_shared::{AttemptId, MasterId, WorkerName};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+/// What a core starts from.
+pub struct Start {
+    /// Whose hosts are ours.
+    pub master: MasterId,
+    /// The configuration.
+    pub plan: Arc<Plan>,
+    /// What the ledger kept.
+    pub ledger: Ledger,
+    /// For secrets and jitter; must be unpredictable outside of tests.
+    pub seed: [u8; 32],
+}
+
+impl Core {
+    /// A core that goes on where the ledger stopped. Every lease counts as renewed just now; every call to a provider
+    /// that may have been under way is made again; every timer starts anew.
+    pub fn new(now: Timestamp, start: Start) -> (Self, Vec<Effect>) {
+        let mut core = Self {
+            master: start.master,
+            plan: Arc::new(Plan { workers: BTreeMap::new(), ..(*start.plan).clone() }),
+            rng: rng(start.seed),
+            builds: BTreeMap::new(),
+            last_build: start.ledger.last_build,
+            message_ids: BTreeMap::new(),
+            named: BTreeMap::new(),
+            log_looks: BTreeMap::new(),
+            queue: Queue::default(),
+            workers: BTreeMap::new(),
+            hosts: BTreeMap::new(),
+            orphans: BTreeMap::new(),
+            timers: Timers::default(),
+            broker_up: false,
+            free: BTreeSet::new(),
+            wakeable: BTreeSet::new(),
+            pending: Pending::default(),
+            out: Vec::new(),
+        };
+        for (name, record) in start.ledger.workers {
+            core.worker_entry(now, &name).record = record;
+        }
+        // Plans first, so that what is restored finds its worker's options.
+        core.on_configure(now, start.plan);
+        core.restore_sessions(now, start.ledger.sessions, start.ledger.leases_until);
+        core.restore_hosts(now, start.ledger.hosts);
+        for build in start.ledger.builds {
+            let (id, live) = (build.id, build.status.live_attempt().map(|a| (a.number, a.worker.clone())));
+            core.builds.insert(id, build);
+            match live {
+                Some((number, worker)) => core.restore_attempt(now, AttemptId { build: id, number }, &worker),
+                None => core.enqueue(id),
+            }
+        }
+        let names: Vec<_> = core.workers.keys().cloned().collect();
+        for name in names {
+            let until = core.workers.get(&name).and_then(|w| w.record.backoff_until);
+            if let Some(until) = until {
+                core.timers.set(Timer::Backoff(name.clone()), until);
+            }
+            core.touch_worker(&name);
+        }
+        let effects = core.handle(now, Event::Tick);
+        (core, effects)
+    }
+
+    fn worker_entry(&mut self, now: Timestamp, name: &WorkerName) -> &mut Worker {
+        self.workers.entry(name.clone()).or_insert_with(|| Worker {
+            plan: None,
+            removed: true,
+            record: WorkerRecord::default(),
+            session: None,
+            host: None,
+            attempts: BTreeSet::new(),
+            state: super::event::WorkerState::Offline,
+            since: now,
+        })
+    }
+
+    fn restore_sessions(
+        &mut self,
+        now: Timestamp,
+        sessions: Vec<super::record::Session>,
+        leases_until: Option<Timestamp>,
+    ) {
+        for session in sessions {
+            let name = session.worker.clone();
+            let worker = self.worker_entry(now, &name);
+            let lease = worker.plan.as_ref().and_then(|p| p.lease);
+            worker.session = Some(Live {
+                session,
+                attached: false,
+                vitals: None,
+                last_seq: 0,
+                drain: None,
+                leaving: false,
+                hold: false,
+            });
+            if let Some(lease) = lease {
+                let until = (now + lease).max(leases_until.unwrap_or_default());
+                self.timers.set(Timer::Lease(name), until + KILL_MARGIN);
+            }
+        }
+    }
+
+    fn restore_hosts(&mut self, now: Timestamp, hosts: Vec<super::record::Host>) {
+        for mut host in hosts {
+            let id = host.id.clone();
+            let worker = self.worker_entry(now, &host.worker);
+            worker.host = Some(id.clone());
+            let patience = worker.plan.as_ref().map_or(std::time::Duration::ZERO, |p| p.missing_timeout);
+            // A drain was between us and the agent's session of before; its session goes on and is drained again.
+            if host.state == HostState::Draining {
+                host.state = HostState::Awake;
+            }
+            let starting = host.state == HostState::Ordered;
+            match host.state {
+                HostState::Ordered => {
+                    self.out.push(Effect::StartHost(Box::new(host.clone())));
+                    self.timers.set(Timer::Boot(id.clone()), now + patience);
+                }
+                HostState::Booting => self.timers.set(Timer::Boot(id.clone()), now + patience),
+                HostState::Awake if worker.session.is_none() => host.state = HostState::Stopping,
+                HostState::Awake | HostState::Draining | HostState::Stopping | HostState::Gone => {}
+            }
+            let state = host.state;
+            let live = LiveHost { host, starting, start_tries: 0, stop_tries: 0, absent: 0, announced: Some(state) };
+            self.hosts.insert(id.clone(), live);
+            if state == HostState::Stopping {
+                self.stop_again(now, &id);
+            }
+            self.touch_host(&id);
+        }
+    }
+
+    fn restore_attempt(&mut self, now: Timestamp, id: AttemptId, worker: &WorkerName) {
+        self.out.push(Effect::OpenLogs { attempt: id, worker: worker.clone() });
+        let entry = self.worker_entry(now, worker);
+        entry.attempts.insert(id);
+        let over = entry.session.is_none() && entry.host.is_none();
+        if over {
+            // Its session ended in the same transaction that should have ended it; nothing can run it any more.
+            self.lose_attempt(now, id, "its session was over when the master started");
+        } else if self.builds.get(&id.build).and_then(|b| b.status.live_attempt()).is_some_and(|a| a.outcome.is_some())
+        {
+            self.timers.set(Timer::Logs(id), now);
+        }
+    }
+
+    /// Takes a new configuration. Hosts and builds that the change does not touch go on as they are.
+    pub(super) fn on_configure(&mut self, now: Timestamp, plan: Arc<Plan>) {
+        for (name, worker_plan) in &plan.workers {
+            let worker = self.worker_entry(now, name);
+            worker.plan = Some(worker_plan.clone());
+            worker.removed = false;
+            self.arm_missing(now, name);
+            // Its length may be another now.
+            self.timers.clear(&Timer::Idle(self.host_of(name)));
+            self.touch_worker(name);
+        }
+        let removed: Vec<_> = self
+            .workers
+            .iter()
+            .filter(|(n, w)| !w.removed && !plan.workers.contains_key(n))
+            .map(|(n, _)| n.clone())
+            .collect();
+        for name in removed {
+            self.remove_worker(now, &name);
+        }
+        self.plan = plan;
+        let providers: BTreeSet<ProviderKind> = self
+            .plan
+            .workers
+            .values()
+            .filter_map(|w| w.latent.as_ref().map(|l| l.provider))
+            .chain(self.hosts.values().map(|l| l.host.provider))
+            .collect();
+        for provider in providers {
+            self.timers.set_once(Timer::Audit(provider), now);
+        }
+        self.pending.wake = true;
+    }
+
+    fn host_of(&self, name: &WorkerName) -> rouse_shared::HostId {
+        let none = || rouse_shared::HostId(String::new());
+        self.workers.get(name).and_then(|w| w.host.clone()).unwrap_or_else(none)
+    }
+
+    /// A reload took the worker out: it is given nothing more, and its host goes when nothing runs on it.
+    fn remove_worker(&mut self, now: Timestamp, name: &WorkerName) {
+        let Some(worker) = self.workers.get_mut(name) else { return };
+        worker.removed = true;
+        let (host, busy) = (worker.host.clone(), !worker.attempts.is_empty());
+        self.timers.clear(&Timer::Missing(name.clone()));
+        self.note(Level::Info, format!("worker {name} is no longer in the configuration"));
+        if let Some(id) = host {
+            match self.hosts.get(&id).map(|l| l.host.state) {
+                Some(HostState::Ordered | HostState::Booting) => {
+                    self.stop_host(now, &id, "its worker is no longer in the configuration");
+                }
+                Some(HostState::Awake) => self.drain_host(&id, "its worker is no longer in the configuration"),
+                Some(HostState::Draining | HostState::Stopping | HostState::Gone) | None => {}
+            }
+        } else if !busy {
+            self.end_session(now, name, "its worker is no longer in the configuration", true);
+        }
+        self.touch_worker(name);
+    }
+
+    /// Forgets a worker of which nothing is left.
+    pub(super) fn forget_worker(&mut self, name: &WorkerName) {
+        self.workers.remove(name);
+        self.free.remove(name);
+        self.wakeable.remove(name);
+        for timer in [Timer::Missing(name.clone()), Timer::Lease(name.clone()), Timer::Backoff(name.clone())] {
+            self.timers.clear(&timer);
+        }
+    }
+}

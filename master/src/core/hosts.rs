@@ -1,0 +1,439 @@
+//! The life of a host: `Ordered -> Booting -> Awake -> Draining -> Stopping -> Gone`, and the audit that holds the
+//! ledger against what providers list. Nothing is ever left running: stopping repeats until the provider says gone.
+
+use super::build::FailedHost;
+use super::event::{Effect, Level, ListedHost, StartError, Stopped};
+use super::plan::{LatentPlan, ProviderKind};
+use super::record::{Host, HostState, Record, Wish};
+use super::timers::Timer;
+use super::{Core, LiveHost, Timestamp};
+use rouse_shared::message::ToAgent;
+use rouse_shared::{BuildId, HostId, WorkerName};
+use std::time::Duration;
+
+/// First pause after a failed start; doubled with each further one in a row, up to [`BACKOFF_MOST`].
+const BACKOFF_FIRST: Duration = Duration::from_secs(15);
+/// Longest pause between failed starts.
+const BACKOFF_MOST: Duration = Duration::from_secs(1_800);
+/// First pause before a start with an unknown result, or a stop that failed, is repeated; doubled up to a minute.
+const REPEAT_FIRST: Duration = Duration::from_secs(2);
+/// Longest pause before a call is repeated.
+const REPEAT_MOST: Duration = Duration::from_secs(60);
+/// How long what a host printed is waited for before the host is stopped without it.
+const CONSOLE_PATIENCE: Duration = Duration::from_secs(20);
+/// Longer than any call of a provider can take: what is listed and unknown for so long is nobody's.
+const ORPHAN_AGE: Duration = Duration::from_secs(90);
+/// Lists in a row that must lack a host before it counts as gone: providers list with delay.
+const ABSENT_LISTS: u32 = 2;
+
+fn doubled(first: Duration, most: Duration, times: u32) -> Duration {
+    first.saturating_mul(1 << times.min(16)).min(most)
+}
+
+impl Core {
+    /// Orders a host for a worker that has none. The intent is committed before the provider hears of it.
+    pub(super) fn order_host(&mut self, now: Timestamp, worker: &WorkerName, woken_for: Option<BuildId>) -> HostId {
+        let id = HostId(format!("h{}", self.random_hex(8)));
+        let token = self.random_hex(24);
+        let plan = self.workers.get(worker).and_then(|w| w.plan.clone());
+        let latent = plan.as_ref().and_then(|p| p.latent.as_ref());
+        let provider = latent.map_or(ProviderKind::Process, |l| l.provider);
+        let host = Host {
+            id: id.clone(),
+            worker: worker.clone(),
+            provider,
+            handle: None,
+            state: HostState::Ordered,
+            token,
+            // A process has no identity of its own: it is told its host's id.
+            identity: (provider == ProviderKind::Process).then(|| id.0.clone()),
+            nonce: None,
+            token_spent: false,
+            fingerprint: latent.map_or(0, |l| l.fingerprint),
+            created: now,
+            booted: None,
+            attached: None,
+            gone: None,
+            uses: 0,
+            woken_for,
+            why: None,
+            console: None,
+            cost: None,
+        };
+        self.out.push(Effect::StartHost(Box::new(host.clone())));
+        let patience = plan.map_or(Duration::from_secs(1_200), |p| p.missing_timeout);
+        self.timers.set(Timer::Boot(id.clone()), now + patience);
+        let live = LiveHost { host, starting: true, start_tries: 0, stop_tries: 0, absent: 0, announced: None };
+        self.hosts.insert(id.clone(), live);
+        if let Some(w) = self.workers.get_mut(worker) {
+            w.host = Some(id.clone());
+        }
+        self.touch_host(&id);
+        self.touch_worker(worker);
+        id
+    }
+
+    pub(super) fn on_start_ended(&mut self, now: Timestamp, id: &HostId, result: Result<String, StartError>) {
+        let Some(live) = self.hosts.get_mut(id) else {
+            // We gave it up, and it came all the same.
+            if let Ok(handle) = result {
+                self.note(
+                    Level::Warn,
+                    format!("host {id} was made after it was given up (as {handle}); the audit ends it"),
+                );
+            }
+            return;
+        };
+        live.starting = false;
+        let (worker, state) = (live.host.worker.clone(), live.host.state);
+        match (result, state) {
+            (Ok(handle), HostState::Ordered) => {
+                live.host.handle = Some(handle);
+                live.host.state = HostState::Booting;
+                live.host.booted = Some(now);
+            }
+            (Ok(handle), HostState::Booting | HostState::Awake | HostState::Draining) => {
+                live.host.handle = Some(handle);
+                live.host.booted.get_or_insert(now);
+            }
+            (Ok(handle), HostState::Stopping) => {
+                live.host.handle = Some(handle);
+                self.stop_again(now, id);
+            }
+            (Err(StartError::Unknown(why)), HostState::Ordered) => {
+                live.start_tries += 1;
+                let pause = doubled(REPEAT_FIRST, REPEAT_MOST, live.start_tries);
+                self.timers.set(Timer::StartRetry(id.clone()), now + pause);
+                self.note(
+                    Level::Warn,
+                    format!("whether host {id} of {worker} was started is not known: {why}; asking again"),
+                );
+            }
+            (Err(error), HostState::Ordered) => {
+                let why = format!("the host could not be started: {}", error.text());
+                let definite = match error {
+                    StartError::Rejected(_) | StartError::Auth(_) => true,
+                    StartError::Capacity(_) | StartError::Transient(_) | StartError::Unknown(_) => false,
+                };
+                self.host_failed(now, id, &why, definite, None);
+                self.host_is_gone(now, id, &why);
+            }
+            // A repeated start of a host that has attached meanwhile, or that is being stopped anyway.
+            (Err(_), HostState::Booting | HostState::Awake | HostState::Draining) => {}
+            (Err(_), HostState::Stopping) => self.stop_again(now, id),
+            (_, HostState::Gone) => {}
+        }
+        self.touch_host(id);
+        self.touch_worker(&worker);
+    }
+
+    pub(super) fn start_again(&mut self, id: &HostId) {
+        if let Some(live) = self.hosts.get_mut(id).filter(|l| l.host.state == HostState::Ordered && !l.starting) {
+            live.starting = true;
+            self.out.push(Effect::StartHost(Box::new(live.host.clone())));
+        }
+    }
+
+    /// The host has not attached within `missing_timeout`.
+    pub(super) fn on_boot_overdue(&mut self, now: Timestamp, id: &HostId) {
+        let Some(live) = self.hosts.get(id) else { return };
+        if !matches!(live.host.state, HostState::Ordered | HostState::Booting) {
+            return;
+        }
+        if !self.broker_up {
+            // It could not have attached: our outage, not its fault.
+            self.timers.set(Timer::Boot(id.clone()), now + Duration::from_secs(60));
+            return;
+        }
+        let worker = live.host.worker.clone();
+        let waited = now.since(live.host.created).as_secs();
+        if let Some(w) = self.workers.get_mut(&worker) {
+            w.record.missing_since = Some(now);
+        }
+        self.save_worker(&worker);
+        self.give_up_host(now, id, &format!("its agent did not attach within {waited} s"));
+    }
+
+    /// A host that never attached is given up: its evidence is fetched, then it is stopped.
+    fn give_up_host(&mut self, now: Timestamp, id: &HostId, why: &str) {
+        let Some(live) = self.hosts.get_mut(id) else { return };
+        live.host.state = HostState::Stopping;
+        live.host.why = Some(why.to_owned());
+        let host = live.host.clone();
+        self.timers.clear(&Timer::Boot(id.clone()));
+        self.timers.set(Timer::Console(id.clone()), now + CONSOLE_PATIENCE);
+        self.out.push(Effect::FetchConsole(Box::new(host.clone())));
+        self.note(Level::Warn, format!("host {id} of {} is given up: {why}", host.worker));
+        self.touch_host(id);
+        self.touch_worker(&host.worker);
+    }
+
+    /// What a host that is given up had printed has come, or is waited for no longer.
+    pub(super) fn on_console(&mut self, now: Timestamp, id: &HostId, text: Option<String>) {
+        let Some(live) = self.hosts.get_mut(id) else { return };
+        if live.host.console.is_some() || live.host.state != HostState::Stopping || live.stop_tries > 0 {
+            return;
+        }
+        live.host.console.clone_from(&text);
+        let why = live.host.why.clone().unwrap_or_default();
+        self.timers.clear(&Timer::Console(id.clone()));
+        self.host_failed(now, id, &why, true, text);
+        self.stop_again(now, id);
+        self.touch_host(id);
+    }
+
+    /// Counts a failed start against the worker, and tells the builds that waited for it.
+    fn host_failed(&mut self, now: Timestamp, id: &HostId, why: &str, definite: bool, console: Option<String>) {
+        let Some(host) = self.hosts.get(id).map(|l| l.host.clone()) else { return };
+        let mut builds = self.queue.release(id);
+        builds.extend(host.woken_for.filter(|b| !builds.contains(b) && self.is_waiting(*b)));
+        self.pending.wake = true;
+        if definite {
+            let failed =
+                FailedHost { host: id.clone(), worker: host.worker.clone(), at: now, why: why.to_owned(), console };
+            self.count_failed_host(now, builds, &failed);
+        }
+        let jitter = 0.8 + 0.4 * f64::from(u16::from_str_radix(&self.random_hex(2), 16).unwrap_or(0)) / 65_536.0;
+        let limit = self.plan.quarantine_after;
+        if let Some(w) = self.workers.get_mut(&host.worker) {
+            let pause = doubled(BACKOFF_FIRST, BACKOFF_MOST, w.record.failures).mul_f64(jitter);
+            w.record.failures += 1;
+            w.record.backoff_until = Some(now + pause);
+            w.record.last_failure = Some(why.to_owned());
+            self.timers.set(Timer::Backoff(host.worker.clone()), now + pause);
+            if definite && w.record.failures >= limit {
+                w.record.quarantined = Some(why.to_owned());
+                let text = format!("worker {} is quarantined after {limit} failed starts: {why}", host.worker);
+                self.note(Level::Warn, text);
+            }
+        }
+        self.save_worker(&host.worker);
+    }
+
+    fn is_waiting(&self, build: BuildId) -> bool {
+        self.builds.get(&build).is_some_and(|b| b.status.end.is_none() && b.status.live_attempt().is_none())
+    }
+
+    /// Its host's agent has attached: the start has succeeded.
+    pub(super) fn host_attached(&mut self, now: Timestamp, id: &HostId) {
+        let Some(live) = self.hosts.get_mut(id) else { return };
+        if !matches!(live.host.state, HostState::Ordered | HostState::Booting) {
+            return;
+        }
+        live.host.state = HostState::Awake;
+        live.host.attached = Some(now);
+        let worker = live.host.worker.clone();
+        self.timers.clear(&Timer::Boot(id.clone()));
+        self.timers.clear(&Timer::StartRetry(id.clone()));
+        if let Some(w) = self.workers.get_mut(&worker) {
+            w.record.failures = 0;
+            w.record.backoff_until = None;
+            w.record.last_failure = None;
+        }
+        self.save_worker(&worker);
+        self.touch_host(id);
+        self.touch_worker(&worker);
+    }
+
+    /// The host has been idle for its `build_wait_timeout`.
+    pub(super) fn on_idle(&mut self, now: Timestamp, id: &HostId) {
+        let Some(worker) = self.hosts.get(id).map(|l| l.host.worker.clone()) else { return };
+        let Some(latent) = self.latent_of(&worker) else { return };
+        if latent.min_idle > 0 && self.idle_of(&latent.template) <= latent.min_idle {
+            let again = latent.build_wait_timeout.unwrap_or_default().max(Duration::from_secs(10));
+            return self.timers.set(Timer::Idle(id.clone()), now + again);
+        }
+        self.drain_host(id, "it was idle");
+    }
+
+    pub(super) fn latent_of(&self, worker: &WorkerName) -> Option<LatentPlan> {
+        self.workers.get(worker)?.plan.as_ref()?.latent.clone()
+    }
+
+    /// Asks the agent to take nothing new and to say when nothing runs; only its answer stops the host.
+    pub(super) fn drain_host(&mut self, id: &HostId, why: &str) {
+        let Some(live) = self.hosts.get_mut(id).filter(|l| l.host.state == HostState::Awake) else { return };
+        live.host.state = HostState::Draining;
+        live.host.why = Some(why.to_owned());
+        let worker = live.host.worker.clone();
+        self.timers.clear(&Timer::Idle(id.clone()));
+        self.touch_host(id);
+        self.drain_agent(&worker);
+    }
+
+    /// Sends the worker's agent a drain.
+    pub(super) fn drain_agent(&mut self, worker: &WorkerName) {
+        let Some(live) = self.workers.get_mut(worker).and_then(|w| w.session.as_mut()) else { return };
+        let drain = live.drain.unwrap_or(0) + 1;
+        live.drain = Some(drain);
+        let session = live.session.id.clone();
+        self.send(worker, ToAgent::Drain { session, drain });
+        self.touch_worker(worker);
+    }
+
+    /// Stops the host, now and again until it is gone.
+    pub(super) fn stop_host(&mut self, now: Timestamp, id: &HostId, why: &str) {
+        let Some(live) = self.hosts.get_mut(id) else { return };
+        if live.host.state == HostState::Stopping {
+            return;
+        }
+        live.host.state = HostState::Stopping;
+        live.host.why.get_or_insert_with(|| why.to_owned());
+        let worker = live.host.worker.clone();
+        for timer in [Timer::Idle(id.clone()), Timer::Boot(id.clone()), Timer::StartRetry(id.clone())] {
+            self.timers.clear(&timer);
+        }
+        self.queue.release(id);
+        self.pending.wake = true;
+        self.touch_host(id);
+        self.touch_worker(&worker);
+        self.stop_again(now, id);
+    }
+
+    pub(super) fn stop_again(&mut self, now: Timestamp, id: &HostId) {
+        let Some(live) = self.hosts.get_mut(id).filter(|l| l.host.state == HostState::Stopping) else { return };
+        // A start under way could make the machine after it was found to be gone; its end comes back here.
+        if live.starting {
+            return;
+        }
+        live.stop_tries += 1;
+        let pause = doubled(REPEAT_FIRST, REPEAT_MOST, live.stop_tries.min(8));
+        self.out.push(Effect::StopHost(Box::new(live.host.clone())));
+        self.timers.set(Timer::StopRetry(id.clone()), now + pause);
+    }
+
+    pub(super) fn on_stop_ended(&mut self, now: Timestamp, id: &HostId, result: Result<Stopped, String>) {
+        let Some(live) = self.hosts.get(id) else { return };
+        if live.host.state != HostState::Stopping || live.starting {
+            return;
+        }
+        match result {
+            Ok(Stopped::Gone) => self.host_is_gone(now, id, ""),
+            Ok(Stopped::Requested) => {}
+            Err(why) => self.note(Level::Warn, format!("host {id} could not be stopped: {why}; trying again")),
+        }
+    }
+
+    /// The provider has proof that the machine is gone.
+    pub(super) fn on_host_gone(&mut self, now: Timestamp, id: &HostId, why: &str) {
+        let Some(live) = self.hosts.get(id) else { return };
+        match live.host.state {
+            HostState::Ordered | HostState::Booting => {
+                // It went before it attached: the console may still be had, the machine is gone either way.
+                self.give_up_host(now, id, &format!("it ended before its agent attached: {why}"));
+            }
+            HostState::Awake | HostState::Draining | HostState::Stopping => self.host_is_gone(now, id, why),
+            HostState::Gone => {}
+        }
+    }
+
+    /// Proof that nothing of the host runs: its session is over, what ran on it may be tried elsewhere at once.
+    fn host_is_gone(&mut self, now: Timestamp, id: &HostId, why: &str) {
+        let Some(live) = self.hosts.get_mut(id) else { return };
+        let expected = matches!(live.host.state, HostState::Stopping);
+        live.host.state = HostState::Gone;
+        live.host.gone = Some(now);
+        if !why.is_empty() {
+            live.host.why.get_or_insert_with(|| why.to_owned());
+        }
+        let worker = live.host.worker.clone();
+        let reason = live.host.why.clone().unwrap_or_default();
+        for timer in [
+            Timer::Idle(id.clone()),
+            Timer::Boot(id.clone()),
+            Timer::StartRetry(id.clone()),
+            Timer::StopRetry(id.clone()),
+            Timer::Console(id.clone()),
+        ] {
+            self.timers.clear(&timer);
+        }
+        self.queue.release(id);
+        self.pending.wake = true;
+        if !expected {
+            self.note(Level::Warn, format!("host {id} of {worker} is gone: {reason}"));
+        }
+        if let Some(w) = self.workers.get_mut(&worker).filter(|w| w.host.as_ref() == Some(id)) {
+            w.host = None;
+        }
+        self.end_session(now, &worker, &format!("its host {id} is gone ({reason})"), true);
+        self.touch_host(id);
+        self.touch_worker(&worker);
+    }
+
+    pub(super) fn start_audit(&mut self, now: Timestamp, provider: ProviderKind) {
+        self.out.push(Effect::ListHosts(provider));
+        self.timers.set(Timer::Audit(provider), now + self.plan.audit_interval);
+    }
+
+    /// Holds what a provider lists against the ledger. A list that failed says nothing.
+    pub(super) fn on_listed(
+        &mut self,
+        now: Timestamp,
+        provider: ProviderKind,
+        result: Result<Vec<ListedHost>, String>,
+    ) {
+        let listed = match result {
+            Ok(listed) => listed,
+            Err(why) => {
+                return self
+                    .note(Level::Warn, format!("the hosts of {} could not be listed: {why}", provider.as_str()));
+            }
+        };
+        for machine in &listed {
+            if let Some(live) = self.hosts.get_mut(&machine.host) {
+                live.absent = 0;
+                if live.host.handle.is_none() {
+                    live.host.handle = Some(machine.handle.clone());
+                    self.touch_host(&machine.host);
+                }
+                continue;
+            }
+            let first = *self.orphans.entry((provider, machine.handle.clone())).or_insert(now);
+            if now.since(first) >= ORPHAN_AGE {
+                let text =
+                    format!("{} of {} bears our name and is not in the ledger", machine.handle, provider.as_str());
+                if self.plan.stop_orphans {
+                    self.note(Level::Warn, format!("orphan: {text}; stopping it"));
+                    self.out.push(Effect::StopOrphan { provider, listed: machine.clone() });
+                } else {
+                    self.note(Level::Warn, format!("orphan: {text}; audit.on_orphan says to leave it"));
+                }
+            }
+        }
+        self.orphans.retain(|(of, handle), _| *of != provider || listed.iter().any(|m| m.handle == *handle));
+        let mut gone = Vec::new();
+        for (id, live) in &mut self.hosts {
+            let ours = live.host.provider == provider && !live.starting && live.host.booted.is_some();
+            let old = live.host.booted.is_some_and(|booted| now.since(booted) >= ORPHAN_AGE);
+            if ours && old && !listed.iter().any(|m| m.host == *id) {
+                live.absent += 1;
+                if live.absent >= ABSENT_LISTS {
+                    gone.push(id.clone());
+                }
+            }
+        }
+        for id in gone {
+            self.on_host_gone(now, &id, "its provider lists it no more");
+        }
+    }
+
+    /// Hosts of a template that are awake or being started, without work and without a build that waits for them.
+    pub(super) fn idle_of(&self, template: &str) -> u32 {
+        let idle = self.hosts.values().filter(|live| {
+            let worker = self.workers.get(&live.host.worker);
+            let of = worker.and_then(|w| w.plan.as_ref()).and_then(|p| p.latent.as_ref());
+            of.is_some_and(|l| l.template == template)
+                && matches!(live.host.state, HostState::Ordered | HostState::Booting | HostState::Awake)
+                && self.queue.reserved_on(&live.host.id) == 0
+                && worker.is_some_and(|w| w.attempts.is_empty() && w.record.wish == Wish::Work)
+        });
+        u32::try_from(idle.count()).unwrap_or(u32::MAX)
+    }
+
+    pub(super) fn save_worker(&mut self, name: &WorkerName) {
+        if let Some(w) = self.workers.get(name) {
+            self.out.push(Effect::Save(Record::Worker(name.clone(), w.record.clone())));
+        }
+        self.touch_worker(name);
+    }
+}

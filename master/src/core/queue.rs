@@ -1,0 +1,116 @@
+//! Builds that wait, by what they require: a worker that becomes free looks at one head a requirement, not at every build.
+
+use super::build::Requirement;
+use super::plan::WorkerPlan;
+use rouse_shared::{BuildId, HostId};
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// The order of waiting: priority, then age.
+pub type Place = (Reverse<i32>, BuildId);
+
+/// Builds that wait with one requirement.
+#[derive(Clone, Debug, Default)]
+pub struct Class {
+    /// All of them.
+    pub waiting: BTreeSet<Place>,
+    /// Those that no starting host is kept for.
+    pub unreserved: BTreeSet<Place>,
+}
+
+/// All builds that wait.
+#[derive(Clone, Debug, Default)]
+pub struct Queue {
+    /// By requirement; no class is empty.
+    pub classes: BTreeMap<Requirement, Class>,
+    /// The starting hosts that builds have been promised.
+    reserved: BTreeMap<BuildId, (HostId, Requirement, Place)>,
+    by_host: BTreeMap<HostId, BTreeSet<(Place, Requirement)>>,
+}
+
+impl Queue {
+    /// A build waits.
+    pub fn push(&mut self, requirement: &Requirement, place: Place) {
+        let class = self.classes.entry(requirement.clone()).or_default();
+        class.waiting.insert(place);
+        class.unreserved.insert(place);
+    }
+
+    /// A build waits no more: it was given out, or has ended.
+    pub fn remove(&mut self, requirement: &Requirement, place: Place) {
+        self.unreserve(place.1);
+        if let Some(class) = self.classes.get_mut(requirement) {
+            class.waiting.remove(&place);
+            class.unreserved.remove(&place);
+            if class.waiting.is_empty() {
+                self.classes.remove(requirement);
+            }
+        }
+    }
+
+    /// A starting host is kept for a build that waits.
+    pub fn reserve(&mut self, requirement: &Requirement, place: Place, host: &HostId) {
+        if let Some(class) = self.classes.get_mut(requirement) {
+            class.unreserved.remove(&place);
+            self.reserved.insert(place.1, (host.clone(), requirement.clone(), place));
+            self.by_host.entry(host.clone()).or_default().insert((place, requirement.clone()));
+        }
+    }
+
+    fn unreserve(&mut self, build: BuildId) {
+        let Some((host, requirement, place)) = self.reserved.remove(&build) else { return };
+        if let Some(held) = self.by_host.get_mut(&host) {
+            held.remove(&(place, requirement.clone()));
+            if held.is_empty() {
+                self.by_host.remove(&host);
+            }
+        }
+        if let Some(class) = self.classes.get_mut(&requirement) {
+            class.unreserved.insert(place);
+        }
+    }
+
+    /// The host will not come: what it was kept for waits for another. Returns those builds.
+    pub fn release(&mut self, host: &HostId) -> Vec<BuildId> {
+        let builds: Vec<BuildId> = self.by_host.get(host).into_iter().flatten().map(|((_, id), _)| *id).collect();
+        for build in &builds {
+            self.unreserve(*build);
+        }
+        builds
+    }
+
+    /// How many builds the host is kept for.
+    pub fn reserved_on(&self, host: &HostId) -> usize {
+        self.by_host.get(host).map_or(0, BTreeSet::len)
+    }
+
+    /// The host that is being started for a build.
+    pub fn host_of(&self, build: BuildId) -> Option<&HostId> {
+        self.reserved.get(&build).map(|(host, _, _)| host)
+    }
+
+    /// The build that a free worker takes next: what its host was started for, else the first that no starting host is
+    /// kept for, else the first at all, since running now is better than waiting for a machine to boot.
+    pub fn best_for(&self, worker: &WorkerPlan, host: Option<&HostId>) -> Option<(Requirement, Place)> {
+        let own = host.and_then(|h| self.by_host.get(h)).and_then(BTreeSet::first);
+        if let Some((place, requirement)) = own {
+            return Some((requirement.clone(), *place));
+        }
+        let matching = || self.classes.iter().filter(|(requirement, _)| matches(requirement, worker));
+        let head = |set: fn(&Class) -> &BTreeSet<Place>| {
+            matching()
+                .filter_map(|(requirement, class)| set(class).first().map(|place| (place, requirement)))
+                .min()
+                .map(|(place, requirement)| (requirement.clone(), *place))
+        };
+        head(|c| &c.unreserved).or_else(|| head(|c| &c.waiting))
+    }
+}
+
+/// Whether a worker may run what has this requirement.
+pub fn matches(requirement: &Requirement, worker: &WorkerPlan) -> bool {
+    match requirement {
+        Requirement::Worker(name) => *name == worker.name,
+        Requirement::Where(wanted) => wanted.iter().all(|(key, value)| worker.properties.get(key) == Some(value)),
+    }
+}

@@ -1,0 +1,262 @@
+//! Brings builds and workers together: gives waiting builds to free workers, and starts hosts for the rest.
+
+use super::event::{Change, Effect, WorkerState};
+use super::plan::WorkerPlan;
+use super::queue;
+use super::record::{HostState, Wish};
+use super::timers::Timer;
+use super::{Core, Timestamp, Worker};
+use rouse_shared::{HostId, WorkerName};
+use std::collections::BTreeSet;
+
+impl Core {
+    /// Follows up on workers that the event has touched: who is free, who may be woken, who is idle, what to announce.
+    pub(super) fn refresh_workers(&mut self, now: Timestamp) -> BTreeSet<WorkerName> {
+        let touched = std::mem::take(&mut self.pending.workers);
+        for name in &touched {
+            let Some(worker) = self.workers.get(name) else { continue };
+            if worker.removed && worker.session.is_none() && worker.host.is_none() && worker.attempts.is_empty() {
+                self.forget_worker(name);
+                continue;
+            }
+            if self.is_free(worker) {
+                self.free.insert(name.clone());
+                self.pending.freed.insert(name.clone());
+            } else {
+                self.free.remove(name);
+            }
+            if is_wakeable(worker, now) {
+                self.pending.wake |= self.wakeable.insert(name.clone());
+            } else {
+                self.wakeable.remove(name);
+            }
+            self.announce_worker(now, name);
+        }
+        touched
+    }
+
+    fn announce_worker(&mut self, now: Timestamp, name: &WorkerName) {
+        let Some(worker) = self.workers.get(name) else { return };
+        let state = self.worker_state(worker, now);
+        if state == worker.state {
+            return;
+        }
+        if let Some(worker) = self.workers.get_mut(name) {
+            worker.state = state;
+            worker.since = now;
+        }
+        self.out.push(Effect::Announce(Change::Worker { name: name.clone(), state, at: now }));
+    }
+
+    fn is_free(&self, worker: &Worker) -> bool {
+        let (Some(plan), Some(live)) = (&worker.plan, worker.attached()) else { return false };
+        let room = plan.max_builds.is_none_or(|most| worker.attempts.len() < most as usize);
+        room && !worker.removed
+            && worker.record.wish == Wish::Work
+            && live.drain.is_none()
+            && !live.leaving
+            && !live.hold
+            && match (&worker.host, &plan.latent) {
+                (None, None) => true,
+                (Some(host), Some(latent)) => self.hosts.get(host).is_some_and(|l| {
+                    l.host.state == HostState::Awake
+                        && (latent.max_uses == 0 || l.host.uses < latent.max_uses)
+                        && l.host.fingerprint == latent.fingerprint
+                }),
+                // A reload has turned a standing worker into a latent one, or the other way round.
+                (None, Some(_)) | (Some(_), None) => false,
+            }
+    }
+
+    /// Gives out what can be given out, and sees to the hosts of the workers that were `touched`.
+    pub(super) fn schedule(&mut self, now: Timestamp, touched: BTreeSet<WorkerName>) {
+        let mut looked_at = touched;
+        while let Some(name) = self.pending.freed.pop_first() {
+            looked_at.insert(name.clone());
+            self.fill(now, &name);
+        }
+        for requirement in std::mem::take(&mut self.pending.wanted) {
+            while self.queue.classes.contains_key(&requirement) {
+                let fits = |name: &&WorkerName| self.plan_of(name).is_some_and(|p| queue::matches(&requirement, p));
+                let Some(name) = self.free.iter().find(fits).cloned() else { break };
+                looked_at.insert(name.clone());
+                // Takes a build, or is free no more: either brings this to an end.
+                self.fill(now, &name);
+            }
+        }
+        if std::mem::take(&mut self.pending.wake) {
+            self.wake(now);
+        }
+        for name in looked_at.into_iter().chain(std::mem::take(&mut self.pending.workers)) {
+            self.announce_worker(now, &name);
+            self.watch_idle(now, &name);
+        }
+    }
+
+    /// Gives builds to a worker until it is full or nothing fits.
+    fn fill(&mut self, now: Timestamp, name: &WorkerName) {
+        loop {
+            let Some(worker) = self.workers.get(name).filter(|w| self.is_free(w)) else {
+                self.free.remove(name);
+                return;
+            };
+            let Some(plan) = worker.plan.clone() else { return };
+            let Some((requirement, place)) = self.queue.best_for(&plan, worker.host.as_ref()) else { return };
+            // Another starting host may have been kept for it: that one can be kept for the next.
+            self.pending.wake |= self.queue.host_of(place.1).is_some();
+            self.assign(now, name, &requirement, place);
+        }
+    }
+
+    /// Keeps starting hosts for builds that wait, and starts more where there are none left to keep.
+    fn wake(&mut self, now: Timestamp) {
+        let classes: Vec<_> = self.queue.classes.keys().cloned().collect();
+        for requirement in classes {
+            loop {
+                let Some(class) = self.queue.classes.get(&requirement) else { break };
+                let Some(place) = class.unreserved.first().copied() else { break };
+                let kept = self.starting_with_room(&requirement);
+                let host = match kept {
+                    Some(host) => host,
+                    None => {
+                        let fits =
+                            |name: &&WorkerName| self.plan_of(name).is_some_and(|p| queue::matches(&requirement, p));
+                        let failures = |name: &&WorkerName| self.workers.get(*name).map_or(0, |w| w.record.failures);
+                        let Some(name) = self.wakeable.iter().filter(fits).min_by_key(failures).cloned() else { break };
+                        if !self.may_start_one() {
+                            break;
+                        }
+                        self.wakeable.remove(&name);
+                        self.order_host(now, &name, Some(place.1))
+                    }
+                };
+                self.queue.reserve(&requirement, place, &host);
+                self.touch_build(place.1);
+            }
+        }
+        self.keep_idle(now);
+    }
+
+    fn starting_with_room(&self, requirement: &super::build::Requirement) -> Option<HostId> {
+        self.starting().find_map(|(id, plan)| {
+            let room = plan.max_builds.is_none_or(|most| self.queue.reserved_on(id) < most as usize)
+                && plan
+                    .latent
+                    .as_ref()
+                    .is_some_and(|l| l.max_uses == 0 || self.queue.reserved_on(id) < l.max_uses as usize);
+            (room && queue::matches(requirement, plan)).then(|| id.clone())
+        })
+    }
+
+    fn starting(&self) -> impl Iterator<Item = (&HostId, &WorkerPlan)> {
+        self.hosts.iter().filter_map(|(id, live)| {
+            let starts = matches!(live.host.state, HostState::Ordered | HostState::Booting);
+            let worker = self.workers.get(&live.host.worker).filter(|w| w.record.wish == Wish::Work && !w.removed)?;
+            let plan = worker.plan.as_deref()?;
+            starts.then_some((id, plan))
+        })
+    }
+
+    /// Whether `limits.max_hosts` leaves room for one more. Every host counts until its provider says that it is gone,
+    /// and so does every unknown one.
+    pub(super) fn may_start_one(&self) -> bool {
+        let alive = self.hosts.len() + self.orphans.len();
+        self.plan.max_hosts.is_none_or(|most| alive < most as usize)
+    }
+
+    /// Starts hosts until each template has its `min_idle`.
+    fn keep_idle(&mut self, now: Timestamp) {
+        let wanted: BTreeSet<(String, u32)> = self
+            .plan
+            .workers
+            .values()
+            .filter_map(|w| w.latent.as_ref())
+            .filter(|l| l.min_idle > 0)
+            .map(|l| (l.template.clone(), l.min_idle))
+            .collect();
+        for (template, min_idle) in wanted {
+            while self.idle_of(&template) < min_idle && self.may_start_one() {
+                let of = |name: &&WorkerName| {
+                    self.plan_of(name).and_then(|p| p.latent.as_ref()).is_some_and(|l| l.template == template)
+                };
+                let Some(name) = self.wakeable.iter().find(of).cloned() else { break };
+                self.wakeable.remove(&name);
+                self.order_host(now, &name, None);
+            }
+        }
+    }
+
+    /// Starts, or stops, to count how long the worker's host is idle; retires a host that is not to be used again.
+    fn watch_idle(&mut self, now: Timestamp, name: &WorkerName) {
+        let Some(worker) = self.workers.get(name) else { return };
+        let Some(live) = worker.host.as_ref().and_then(|id| self.hosts.get(id)) else { return };
+        let id = live.host.id.clone();
+        if live.host.state != HostState::Awake {
+            return;
+        }
+        if !worker.attempts.is_empty() {
+            return self.timers.clear(&Timer::Idle(id));
+        }
+        let Some(latent) = worker.plan.as_ref().and_then(|p| p.latent.clone()) else {
+            return self.drain_host(&id, "its worker is no longer latent");
+        };
+        if worker.removed {
+            self.drain_host(&id, "its worker is no longer in the configuration");
+        } else if matches!(worker.record.wish, Wish::Drain | Wish::Stop) {
+            self.drain_host(&id, "an operator asked for it");
+        } else if latent.max_uses > 0 && live.host.uses >= latent.max_uses {
+            self.drain_host(&id, "it has had its max_uses builds");
+        } else if live.host.fingerprint != latent.fingerprint {
+            self.drain_host(&id, "it was started with an older configuration");
+        } else if let Some(timeout) = latent.build_wait_timeout {
+            self.timers.set_once(Timer::Idle(id), now + timeout);
+        } else {
+            self.timers.clear(&Timer::Idle(id));
+        }
+        // One that was idle and is at work no longer counts for min_idle.
+        if latent.min_idle > 0 {
+            self.keep_idle(now);
+        }
+    }
+
+    /// The state of a worker that people see.
+    pub(super) fn worker_state(&self, worker: &Worker, now: Timestamp) -> WorkerState {
+        let record = &worker.record;
+        let busy = !worker.attempts.is_empty();
+        if record.quarantined.is_some() {
+            return WorkerState::Quarantined;
+        }
+        let host = worker.host.as_ref().and_then(|id| self.hosts.get(id)).map(|l| l.host.state);
+        let attached = || match (record.wish, busy) {
+            (Wish::Drain | Wish::Stop, true) => WorkerState::Draining,
+            (Wish::Work, true) | (Wish::Pause, true) => WorkerState::Busy,
+            (Wish::Work, false) => WorkerState::Idle,
+            (Wish::Pause | Wish::Drain | Wish::Stop, false) => WorkerState::Paused,
+        };
+        match host {
+            Some(HostState::Ordered | HostState::Booting) => WorkerState::Starting,
+            Some(HostState::Draining | HostState::Stopping | HostState::Gone) => WorkerState::Draining,
+            Some(HostState::Awake) if worker.attached().is_some() => attached(),
+            Some(HostState::Awake) => WorkerState::Offline,
+            None if worker.attached().is_some() => attached(),
+            None if record.backoff_until.is_some_and(|until| until > now) => WorkerState::Backoff,
+            None if record.missing_since.is_some() => WorkerState::Missing,
+            None if record.wish != Wish::Work => WorkerState::Paused,
+            None if worker.standing() => WorkerState::Offline,
+            None => WorkerState::Asleep,
+        }
+    }
+}
+
+/// Whether a host may be started for the worker now.
+fn is_wakeable(worker: &Worker, now: Timestamp) -> bool {
+    let latent = worker.plan.as_ref().is_some_and(|p| p.latent.is_some());
+    latent
+        && !worker.removed
+        && worker.host.is_none()
+        && worker.session.is_none()
+        && worker.attempts.is_empty()
+        && worker.record.wish == Wish::Work
+        && worker.record.quarantined.is_none()
+        && worker.record.backoff_until.is_none_or(|until| until <= now)
+}

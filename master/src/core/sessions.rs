@@ -1,0 +1,499 @@
+//! Sessions: who is let in, how long a lease holds, and what ends it. One worker, one agent.
+
+use super::event::{Effect, Level};
+use super::plan::{Digest, WorkerPlan};
+use super::record::{HostState, Record, Session, Wish};
+use super::timers::Timer;
+use super::{Core, Live, Timestamp};
+use rouse_shared::limits::{KILL_MARGIN, PROTOCOL};
+use rouse_shared::message::{Heartbeat, Hello, ToAgent, ToMaster, Welcome};
+use rouse_shared::{HostId, SessionId, WorkerName};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Without a lease, an agent ends its builds when its link has been down for so long.
+const LINK_PATIENCE: Duration = Duration::from_secs(600);
+
+/// What a credential turned out to be.
+#[derive(Clone, PartialEq, Eq, Debug)]
+enum Credential {
+    /// The worker's password.
+    Password,
+    /// The boot token of the worker's host, good for this life of the agent.
+    Token(HostId),
+    /// The boot token of a host, used before by another life of an agent, or superseded by a session secret.
+    SpentToken,
+    /// The secret of the worker's session.
+    Secret,
+}
+
+/// How a hello is answered.
+enum Verdict {
+    /// The session goes on.
+    Resume,
+    /// A new session begins.
+    Begin,
+    /// The old session's agent is proven dead; a new session begins.
+    Replace,
+    /// Not let in; why.
+    Refuse(String),
+}
+
+impl Core {
+    pub(super) fn session_id(&self, worker: &WorkerName) -> Option<SessionId> {
+        self.workers.get(worker)?.session.as_ref().map(|l| l.session.id.clone())
+    }
+
+    /// Whether somebody may connect under this name with this password: the broker asks.
+    ///
+    /// # Errors
+    /// The reason for our log; the one who is refused is told nothing.
+    pub fn admit(&self, worker: &str, password: &str) -> Result<(), String> {
+        let name: WorkerName = worker.parse().map_err(|error| format!("{error}"))?;
+        match self.classify(&name, &Digest::of(password)) {
+            Some(_) => Ok(()),
+            None if self.workers.contains_key(&name) => Err(format!("wrong password for worker {name}")),
+            None => Err(format!("there is no worker {name}")),
+        }
+    }
+
+    fn classify(&self, name: &WorkerName, digest: &Digest) -> Option<Credential> {
+        let worker = self.workers.get(name)?;
+        if worker.session.as_ref().is_some_and(|l| l.session.secrets.contains(digest)) {
+            return Some(Credential::Secret);
+        }
+        if let Some(live) = worker.host.as_ref().and_then(|id| self.hosts.get(id))
+            && Digest::of(&live.host.token) == *digest
+        {
+            let spent = live.host.token_spent;
+            return Some(if spent { Credential::SpentToken } else { Credential::Token(live.host.id.clone()) });
+        }
+        worker.plan.as_ref().filter(|p| p.password == *digest).map(|_| Credential::Password)
+    }
+
+    pub(super) fn on_agent(&mut self, now: Timestamp, worker: WorkerName, message: ToMaster) {
+        match message {
+            ToMaster::Hello(hello) => self.on_hello(now, &worker, *hello),
+            ToMaster::Heartbeat(heartbeat) => self.on_heartbeat(now, &worker, &heartbeat),
+            ToMaster::Report(report) => {
+                if self.session_id(&worker).as_ref() == Some(&report.session) {
+                    self.on_report(now, &worker, report.attempt);
+                }
+            }
+            ToMaster::Drained { session, drain } => self.on_drained(now, &worker, &session, drain),
+            ToMaster::Leaving { session } => {
+                if let Some(live) = self.live_mut(&worker, &session) {
+                    live.leaving = true;
+                    self.touch_worker(&worker);
+                }
+            }
+            ToMaster::Goodbye { session } => {
+                if self.live_mut(&worker, &session).is_some() {
+                    self.on_goodbye(now, &worker);
+                }
+            }
+        }
+    }
+
+    fn live_mut(&mut self, worker: &WorkerName, session: &SessionId) -> Option<&mut Live> {
+        self.workers.get_mut(worker)?.session.as_mut().filter(|l| l.session.id == *session)
+    }
+
+    fn on_hello(&mut self, now: Timestamp, name: &WorkerName, hello: Hello) {
+        let credential = self.classify(name, &Digest::of(&hello.credential));
+        let (verdict, latent) = self.judge(name, &hello, credential.as_ref());
+        let secret_used = credential == Some(Credential::Secret);
+        match verdict {
+            Verdict::Refuse(reason) => {
+                self.note(
+                    Level::Warn,
+                    format!("an agent that says it is {name} ({}) was refused: {reason}", hello.identity),
+                );
+                // A session that was never made must not be found by a later message: answer the queue directly.
+                let message = ToAgent::Refused { reason, power_off: latent };
+                self.out.push(Effect::Send { queue: hello.queue, message });
+            }
+            Verdict::Resume => self.resume(now, name, hello, secret_used),
+            Verdict::Replace => {
+                self.end_session(now, name, "its agent was started again", true);
+                self.begin(now, name, hello);
+            }
+            Verdict::Begin => self.begin(now, name, hello),
+        }
+    }
+
+    /// Decides on a hello. Also returns whether the worker is latent, so that a refused host powers itself off.
+    fn judge(&self, name: &WorkerName, hello: &Hello, credential: Option<&Credential>) -> (Verdict, bool) {
+        let refuse = |text: &str| Verdict::Refuse(text.to_owned());
+        let Some(worker) = self.workers.get(name) else { return (refuse("there is no such worker here"), false) };
+        let latent = !worker.standing();
+        if hello.protocol != PROTOCOL {
+            let reason =
+                format!("it speaks protocol {} and this master {PROTOCOL}; install a matching agent", hello.protocol);
+            return (Verdict::Refuse(reason), latent);
+        }
+        let Some(credential) = credential else {
+            return (refuse("its password is not, or no longer, right for this worker"), latent);
+        };
+        if let Some(live) = &worker.session {
+            if live.session.nonce == hello.nonce {
+                return (Verdict::Resume, latent);
+            }
+            if *credential == Credential::Secret {
+                return (Verdict::Replace, latent);
+            }
+        }
+        if latent {
+            return (self.judge_latent(name, hello, credential), true);
+        }
+        match &worker.session {
+            Some(live) => {
+                let reason = format!(
+                    "another agent ({}) holds the lease of this worker; stop it, or wait until its lease has ended",
+                    live.session.identity
+                );
+                (Verdict::Refuse(reason), false)
+            }
+            None => (Verdict::Begin, false),
+        }
+    }
+
+    /// A latent worker's agent is let in only on the host that the ledger expects.
+    fn judge_latent(&self, name: &WorkerName, hello: &Hello, credential: &Credential) -> Verdict {
+        let refuse = |text: &str| Verdict::Refuse(text.to_owned());
+        let host = self.workers.get(name).and_then(|w| w.host.as_ref()).and_then(|id| self.hosts.get(id));
+        let Some(host) = host.map(|l| &l.host) else { return refuse("no host of this worker is expected now") };
+        if matches!(host.state, HostState::Stopping | HostState::Gone) {
+            return refuse("its host is being stopped");
+        }
+        let expected = host.identity.as_ref().is_none_or(|identity| *identity == hello.identity);
+        if !expected {
+            return refuse("it is not on the machine that was started for this worker");
+        }
+        let same_life = host.nonce.as_ref().is_none_or(|nonce| *nonce == hello.nonce);
+        match credential {
+            Credential::SpentToken => refuse("its boot token was used before"),
+            Credential::Token(_) if !same_life => refuse("its boot token was used by another agent"),
+            Credential::Password if host.identity.is_none() && !same_life => {
+                refuse("another agent has attached as this worker's host")
+            }
+            Credential::Token(_) | Credential::Password | Credential::Secret => {
+                if self.workers.get(name).is_some_and(|w| w.session.is_some()) {
+                    refuse("another agent holds the lease of this worker")
+                } else {
+                    Verdict::Begin
+                }
+            }
+        }
+    }
+
+    fn begin(&mut self, now: Timestamp, name: &WorkerName, hello: Hello) {
+        let id = SessionId(self.random_hex(16));
+        let Some(worker) = self.workers.get_mut(name) else { return };
+        let host = worker.host.clone();
+        let session = Session {
+            id,
+            worker: name.clone(),
+            host: host.clone(),
+            nonce: hello.nonce.clone(),
+            identity: hello.identity,
+            version: hello.version,
+            facts: hello.facts,
+            connection: hello.connection,
+            queue: hello.queue,
+            secrets: Vec::new(),
+            since: now,
+        };
+        worker.session = Some(Live {
+            session,
+            attached: true,
+            vitals: None,
+            last_seq: 0,
+            drain: None,
+            leaving: hello.leaving,
+            hold: false,
+        });
+        let was_missing = worker.record.missing_since.take().is_some();
+        if let Some(host) = &host {
+            if let Some(live) = self.hosts.get_mut(host) {
+                live.host.nonce = Some(hello.nonce);
+                self.touch_host(host);
+            }
+            self.host_attached(now, host);
+        }
+        if was_missing {
+            self.note(Level::Info, format!("worker {name} is back"));
+            self.save_worker(name);
+        }
+        self.timers.clear(&Timer::Missing(name.clone()));
+        self.renew(now, name);
+        self.welcome(name, true);
+        self.touch_worker(name);
+    }
+
+    /// The same life of the agent has a new connection: its builds go on; orders and cancels are worked out anew from
+    /// the ledger and what the agent says.
+    fn resume(&mut self, now: Timestamp, name: &WorkerName, hello: Hello, secret_used: bool) {
+        let Some(live) = self.workers.get_mut(name).and_then(|w| w.session.as_mut()) else { return };
+        if hello.connection < live.session.connection {
+            return;
+        }
+        let again = hello.connection == live.session.connection && live.attached;
+        live.session.connection = hello.connection;
+        live.session.queue = hello.queue;
+        live.session.version = hello.version;
+        live.session.facts = hello.facts;
+        live.attached = true;
+        live.leaving |= hello.leaving;
+        live.hold = false;
+        let (host, drain) = (live.session.host.clone(), live.drain);
+        let session = live.session.id.clone();
+        if secret_used && let Some(live) = host.as_ref().and_then(|id| self.hosts.get_mut(id)) {
+            live.host.token_spent = true;
+            let id = live.host.id.clone();
+            self.touch_host(&id);
+        }
+        self.timers.clear(&Timer::Missing(name.clone()));
+        if let Some(w) = self.workers.get_mut(name)
+            && w.record.missing_since.take().is_some()
+        {
+            self.save_worker(name);
+        }
+        self.renew(now, name);
+        self.welcome(name, !secret_used);
+        self.touch_worker(name);
+        if again {
+            return;
+        }
+        let claims = if hello.master.as_ref() == Some(&self.master) { hello.attempts } else { Vec::new() };
+        let claimed: Vec<_> = claims.iter().map(|c| c.attempt).collect();
+        for claim in claims {
+            self.on_report(now, name, claim);
+        }
+        let given: Vec<_> = self.workers.get(name).map(|w| w.attempts.iter().copied().collect()).unwrap_or_default();
+        for id in given {
+            let Some(build) = self.builds.get(&id.build) else { continue };
+            let Some(attempt) = build.status.live_attempt().filter(|a| a.session == session) else { continue };
+            let (begun, cancelled) = (attempt.started.is_some(), build.status.cancelled);
+            match (claimed.contains(&id), begun) {
+                (true, _) if cancelled => self.send_cancel(name, id),
+                (true, _) => {}
+                (false, true) => self.lose_attempt(now, id, "its agent came back without it"),
+                (false, false) if cancelled => self.send_cancel(name, id),
+                (false, false) => self.send_order(id),
+            }
+        }
+        if let Some(drain) = drain {
+            self.send(name, ToAgent::Drain { session, drain });
+        }
+    }
+
+    fn welcome(&mut self, name: &WorkerName, new_secret: bool) {
+        let secret = new_secret.then(|| self.random_hex(32));
+        let (master, Some(worker)) = (self.master.clone(), self.workers.get_mut(name)) else { return };
+        let (standing, plan) = (worker.host.is_none() && worker.standing(), worker.plan.clone());
+        let Some(live) = &mut worker.session else { return };
+        if let Some(secret) = &secret {
+            live.session.secrets.insert(0, Digest::of(secret));
+            live.session.secrets.truncate(2);
+        }
+        let Some(plan) = plan else { return };
+        let message = ToAgent::Welcome(Box::new(Welcome {
+            session: live.session.id.clone(),
+            master,
+            secret,
+            keepalive_ms: millis(plan.keepalive),
+            lease_ms: plan.lease.map(millis),
+            link_patience_ms: plan.lease.is_none().then(|| millis(LINK_PATIENCE)),
+            standing,
+            grace_ms: millis(plan.grace),
+        }));
+        self.out.push(Effect::Save(Record::Session(live.session.clone())));
+        self.send(name, message);
+    }
+
+    /// The master counts from receipt, plus the lease, plus the time that killing takes.
+    fn renew(&mut self, now: Timestamp, name: &WorkerName) {
+        let lease = self.workers.get(name).and_then(|w| w.plan.as_ref()).and_then(|p| p.lease);
+        match lease {
+            Some(lease) => self.timers.set(Timer::Lease(name.clone()), now + lease + KILL_MARGIN),
+            None => self.timers.clear(&Timer::Lease(name.clone())),
+        }
+    }
+
+    fn on_heartbeat(&mut self, now: Timestamp, name: &WorkerName, heartbeat: &Heartbeat) {
+        let Some(live) = self.live_mut(name, &heartbeat.session) else { return };
+        let changed = !std::mem::replace(&mut live.attached, true) | std::mem::take(&mut live.hold);
+        live.vitals = Some(heartbeat.vitals);
+        live.last_seq = live.last_seq.max(heartbeat.seq);
+        let drain = live.drain;
+        let session = heartbeat.session.clone();
+        self.renew(now, name);
+        self.send(name, ToAgent::Renewed { session: session.clone(), seq: heartbeat.seq, lease_ms: None });
+        if changed {
+            self.timers.clear(&Timer::Missing(name.clone()));
+            self.touch_worker(name);
+        }
+        // Whatever was lost on its way is said again.
+        let Some(worker) = self.workers.get(name) else { return };
+        let keepalive = worker.plan.as_ref().map_or(Duration::from_secs(10), |p| p.keepalive);
+        let due: Vec<_> = worker
+            .attempts
+            .iter()
+            .filter_map(|id| {
+                let build = self.builds.get(&id.build)?;
+                let attempt = build.status.live_attempt().filter(|a| a.number == id.number && a.session == session)?;
+                let unheard = attempt.started.is_none() && now.since(attempt.ordered) >= keepalive.saturating_mul(2);
+                let cancel = build.status.cancelled && attempt.outcome.is_none();
+                (unheard || cancel).then_some((*id, cancel))
+            })
+            .collect();
+        for (id, cancel) in due {
+            if cancel { self.send_cancel(name, id) } else { self.send_order(id) }
+        }
+        if let Some(drain) = drain {
+            self.send(name, ToAgent::Drain { session, drain });
+        }
+    }
+
+    fn on_drained(&mut self, now: Timestamp, name: &WorkerName, session: &SessionId, drain: u64) {
+        let Some(live) = self.live_mut(name, session) else { return };
+        if live.drain != Some(drain) {
+            return;
+        }
+        let session = live.session.id.clone();
+        let Some(worker) = self.workers.get(name).filter(|w| w.attempts.is_empty()) else { return };
+        match (&worker.host, worker.record.wish) {
+            (Some(host), _) => {
+                let host = host.clone();
+                if self.hosts.get(&host).is_some_and(|l| l.host.state == HostState::Draining) {
+                    self.stop_host(now, &host, "it was drained");
+                }
+            }
+            (None, Wish::Stop) => self.send(name, ToAgent::Exit { session }),
+            (None, Wish::Work | Wish::Pause | Wish::Drain) => {}
+        }
+    }
+
+    /// The agent ends by itself; nothing of its builds runs.
+    fn on_goodbye(&mut self, now: Timestamp, name: &WorkerName) {
+        self.end_session(now, name, "its agent was stopped", true);
+        let Some(worker) = self.workers.get_mut(name) else { return };
+        match worker.host.clone() {
+            Some(host) => self.stop_host(now, &host, "its agent ended"),
+            None if worker.record.wish == Wish::Stop => {
+                // Off, as was asked; when somebody starts it again it is paused until it is resumed.
+                worker.record.wish = Wish::Pause;
+                self.save_worker(name);
+            }
+            None => {}
+        }
+    }
+
+    /// The lease ended without a heartbeat. A standing worker's builds were ended by its supervisors; a latent host is
+    /// stopped, and its builds go elsewhere once it is gone, since the clocks of a paused machine prove nothing.
+    pub(super) fn on_lease_over(&mut self, now: Timestamp, name: &WorkerName) {
+        let Some(worker) = self.workers.get(name).filter(|w| w.session.is_some()) else { return };
+        let host = worker.host.clone();
+        self.note(Level::Warn, format!("the lease of worker {name} is over: nothing was heard of its agent"));
+        self.end_session(now, name, "its agent was not heard of until its lease ended", host.is_none());
+        if let Some(host) = host {
+            self.stop_host(now, &host, "nothing was heard of its agent until its lease ended");
+        }
+    }
+
+    /// Ends a session. `proven` says that nothing of its attempts can still run.
+    pub(super) fn end_session(&mut self, now: Timestamp, name: &WorkerName, why: &str, proven: bool) {
+        let Some(worker) = self.workers.get_mut(name) else { return };
+        if worker.session.take().is_some() {
+            self.out.push(Effect::Save(Record::SessionOver(name.clone())));
+        }
+        self.timers.clear(&Timer::Lease(name.clone()));
+        if proven {
+            let attempts: Vec<_> = worker.attempts.iter().copied().collect();
+            for id in attempts {
+                self.lose_attempt(now, id, why);
+            }
+        }
+        self.arm_missing(now, name);
+        self.touch_worker(name);
+    }
+
+    /// Starts to count how long a standing worker is away.
+    pub(super) fn arm_missing(&mut self, now: Timestamp, name: &WorkerName) {
+        let Some(worker) = self.workers.get(name).filter(|w| w.standing() && w.attached().is_none()) else { return };
+        if worker.record.missing_since.is_none()
+            && let Some(plan) = &worker.plan
+        {
+            self.timers.set_once(Timer::Missing(name.clone()), now + plan.missing_timeout);
+        }
+    }
+
+    pub(super) fn on_missing(&mut self, now: Timestamp, name: &WorkerName) {
+        let Some(worker) = self.workers.get_mut(name).filter(|w| w.standing() && w.attached().is_none()) else {
+            return;
+        };
+        if !self.broker_up {
+            // Counted anew when the broker is back.
+            return;
+        }
+        worker.record.missing_since = Some(now);
+        let timeout = worker.plan.as_ref().map_or(0, |p| p.missing_timeout.as_secs());
+        self.note(Level::Warn, format!("worker {name} is missing: not attached for {timeout} s"));
+        self.save_worker(name);
+    }
+
+    pub(super) fn on_detached(&mut self, now: Timestamp, name: &WorkerName, queue: Option<String>) {
+        let Some(live) = self.workers.get_mut(name).and_then(|w| w.session.as_mut()) else { return };
+        match queue {
+            Some(queue) if queue == live.session.queue && live.attached => {
+                live.attached = false;
+                self.arm_missing(now, name);
+                self.touch_worker(name);
+            }
+            Some(_) => {}
+            // One of its connections closed, perhaps not this one. A message that proves nothing comes back if it was.
+            None => {
+                let message = ToAgent::Renewed { session: live.session.id.clone(), seq: 0, lease_ms: None };
+                self.send(name, message);
+            }
+        }
+    }
+
+    pub(super) fn on_broker(&mut self, now: Timestamp, up: bool) {
+        self.broker_up = up;
+        let standing: Vec<_> = self.workers.iter().filter(|(_, w)| w.standing()).map(|(n, _)| n.clone()).collect();
+        for name in standing {
+            self.timers.clear(&Timer::Missing(name.clone()));
+            if up {
+                self.arm_missing(now, &name);
+            }
+        }
+    }
+
+    /// The master is asked to end: an upgrade must end no build.
+    pub(super) fn on_terminate(&mut self, now: Timestamp) {
+        let lease = self.plan.restart_lease;
+        let until = now + lease;
+        self.out.push(Effect::Save(Record::LeasesUntil(until)));
+        let sessions: Vec<_> = self
+            .workers
+            .iter()
+            .filter(|(_, w)| w.plan.as_ref().is_some_and(|p| p.lease.is_some_and(|own| own < lease)))
+            .filter_map(|(name, w)| w.attached().map(|l| (name.clone(), l.session.id.clone(), l.last_seq)))
+            .collect();
+        for (name, session, seq) in sessions {
+            self.timers.set(Timer::Lease(name.clone()), until + KILL_MARGIN);
+            self.send(&name, ToAgent::Renewed { session, seq, lease_ms: Some(millis(lease)) });
+        }
+    }
+
+    /// The plan of a worker, while the configuration has it.
+    pub(super) fn plan_of(&self, name: &WorkerName) -> Option<&Arc<WorkerPlan>> {
+        self.workers.get(name)?.plan.as_ref()
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,96 @@
+//! Answers for people, from the core's state.
+
+use super::Core;
+use super::build::{BuildState, Requirement};
+use super::record::Host;
+use super::view::{BuildView, WorkerView};
+use rouse_shared::{BuildId, WorkerName};
+use std::collections::BTreeMap;
+
+impl Core {
+    /// A build that has not ended.
+    pub fn build(&self, id: BuildId) -> Option<BuildView> {
+        self.builds.get(&id).map(|build| BuildView { build: build.clone(), state: self.state_of(build) })
+    }
+
+    /// Builds that have not ended, newest first.
+    pub fn live_builds(&self) -> impl Iterator<Item = BuildView> {
+        self.builds.values().rev().map(|build| BuildView { build: build.clone(), state: self.state_of(build) })
+    }
+
+    /// Workers of the configuration, and those that still wind up, by name.
+    pub fn worker_views(&self) -> Vec<WorkerView> {
+        self.workers
+            .iter()
+            .map(|(name, worker)| WorkerView {
+                name: name.clone(),
+                provider: worker.plan.as_ref().and_then(|p| p.latent.as_ref()).map(|l| l.provider),
+                state: worker.state,
+                since: worker.since,
+                running: u32::try_from(worker.attempts.len()).unwrap_or(u32::MAX),
+                max_builds: worker.plan.as_ref().and_then(|p| p.max_builds),
+                host: worker.host.clone(),
+                agent_version: worker.attached().map(|l| l.session.version.clone()),
+                facts: worker.attached().map(|l| l.session.facts.clone()),
+                vitals: worker.attached().and_then(|l| l.vitals),
+                wish: worker.record.wish,
+                properties: worker.plan.as_ref().map(|p| p.properties.clone()).unwrap_or_default(),
+                last_failure: worker.record.last_failure.clone(),
+                next_try: worker.record.backoff_until,
+            })
+            .collect()
+    }
+
+    /// Hosts that are not gone, oldest first.
+    pub fn host_views(&self) -> Vec<Host> {
+        let mut hosts: Vec<_> = self.hosts.values().map(|l| l.host.clone()).collect();
+        hosts.sort_by(|a, b| (a.created, &a.id).cmp(&(b.created, &b.id)));
+        hosts
+    }
+
+    /// How many builds, workers and hosts there are in each state.
+    pub fn census(&self) -> Census {
+        let mut census = Census::default();
+        for build in self.builds.values() {
+            *census.builds.entry(self.state_of(build)).or_default() += 1;
+        }
+        for worker in self.workers.values() {
+            *census.workers.entry(worker.state).or_default() += 1;
+        }
+        for live in self.hosts.values() {
+            *census.hosts.entry(live.host.state).or_default() += 1;
+        }
+        census.broker_up = self.broker_up;
+        census
+    }
+
+    /// Whether the configuration has this worker.
+    pub fn has_worker(&self, name: &WorkerName) -> bool {
+        self.plan.workers.contains_key(name)
+    }
+}
+
+/// Numbers for metrics.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Census {
+    /// Builds that have not ended.
+    pub builds: BTreeMap<BuildState, u64>,
+    /// Workers.
+    pub workers: BTreeMap<super::event::WorkerState, u64>,
+    /// Hosts that are not gone.
+    pub hosts: BTreeMap<super::record::HostState, u64>,
+    /// Whether the master is connected to the broker.
+    pub broker_up: bool,
+}
+
+/// A requirement as people write it.
+pub(super) fn describe(requirement: &Requirement) -> String {
+    match requirement {
+        Requirement::Worker(name) => format!("worker {name}"),
+        Requirement::Where(wanted) if wanted.is_empty() => "any worker".to_owned(),
+        Requirement::Where(wanted) => {
+            let pairs: Vec<_> = wanted.iter().map(|(key, value)| format!("{key} = {value}")).collect();
+            format!("a worker with {}", pairs.join(", "))
+        }
+    }
+}

@@ -1,0 +1,126 @@
+//! One sentence for each build: why it has not started, what it does, or how it ended.
+
+use super::build::{Attempt, Build, BuildEnd, BuildStatus, Requirement};
+use super::event::WorkerState;
+use super::queue;
+use super::record::HostState;
+use super::view::Why;
+use super::views::describe;
+use super::{Core, Timestamp, Worker};
+use rouse_shared::BuildId;
+
+impl Core {
+    /// Why a build that has not ended has not started, or what it is doing.
+    pub fn why(&self, now: Timestamp, id: BuildId) -> Option<Why> {
+        let build = self.builds.get(&id)?;
+        if let Some(sentence) = of_status(&build.status) {
+            return Some(Why { sentence, next_try: None });
+        }
+        if let Some(attempt) = build.status.live_attempt() {
+            return Some(Why { sentence: self.of_attempt(build, attempt), next_try: None });
+        }
+        if let Some(live) = self.queue.host_of(id).and_then(|host| self.hosts.get(host)) {
+            let host = &live.host;
+            let what = match host.state {
+                HostState::Ordered => "is being started",
+                HostState::Booting => "is booting",
+                HostState::Awake | HostState::Draining | HostState::Stopping | HostState::Gone => "is about to take it",
+            };
+            let age = now.since(host.created).as_secs();
+            let sentence = format!(
+                "host {} of worker {} {what} for it (ordered {age} s ago, {})",
+                host.id,
+                host.worker,
+                host.provider.as_str()
+            );
+            return Some(Why { sentence, next_try: None });
+        }
+        Some(self.of_waiting(now, build))
+    }
+
+    fn of_attempt(&self, build: &Build, attempt: &Attempt) -> String {
+        let worker = &attempt.worker;
+        let attached = self.workers.get(worker).is_some_and(|w| w.attached().is_some());
+        let place = if attached { "" } else { ", whose agent is out of touch; its lease decides" };
+        match (attempt.started, &attempt.outcome) {
+            (_, Some(_)) => format!("it has ended on worker {worker}; the rest of its log is on the way"),
+            (None, None) => format!("it was given to worker {worker}, which has not begun it yet{place}"),
+            (Some(_), None) => {
+                let step = attempt.steps.len().max(1);
+                let name = build.spec.steps.get(step - 1).map_or("", |s| s.name.as_str());
+                let total = build.spec.steps.len();
+                format!("it runs on worker {worker}, step {step} of {total} ({name}){place}")
+            }
+        }
+    }
+
+    fn of_waiting(&self, now: Timestamp, build: &Build) -> Why {
+        let requirement = &build.spec.requirement;
+        let wanted = describe(requirement);
+        if let Requirement::Worker(name) = requirement
+            && !self.plan.workers.contains_key(name)
+        {
+            let sentence = format!("it waits for worker {name}, which is no longer in the configuration");
+            return Why { sentence, next_try: None };
+        }
+        if !self.someone_matches(requirement) {
+            let sentence = format!("it waits for {wanted}, and the configuration has none");
+            return Why { sentence, next_try: None };
+        }
+        let matching: Vec<&Worker> = self
+            .workers
+            .values()
+            .filter(|w| !w.removed && w.plan.as_ref().is_some_and(|p| queue::matches(requirement, p)))
+            .collect();
+        let asleep = matching.iter().any(|w| w.state == WorkerState::Asleep);
+        if asleep && !self.may_start_one() {
+            let most = self.plan.max_hosts.unwrap_or_default();
+            let sentence =
+                format!("it waits for {wanted}: limits.max_hosts allows {most} hosts and that many are alive");
+            return Why { sentence, next_try: None };
+        }
+        let next_try = matching
+            .iter()
+            .filter(|w| w.record.quarantined.is_none())
+            .filter_map(|w| w.record.backoff_until.filter(|until| *until > now))
+            .min();
+        let mut states: Vec<String> = Vec::new();
+        for state in [
+            WorkerState::Busy,
+            WorkerState::Idle,
+            WorkerState::Starting,
+            WorkerState::Asleep,
+            WorkerState::Draining,
+            WorkerState::Paused,
+            WorkerState::Offline,
+            WorkerState::Missing,
+            WorkerState::Backoff,
+            WorkerState::Quarantined,
+        ] {
+            let count = matching.iter().filter(|w| w.state == state).count();
+            if count > 0 {
+                states.push(format!("{count} {}", state.as_str()));
+            }
+        }
+        let failure = matching.iter().find_map(|w| w.record.last_failure.as_ref());
+        let mut sentence = format!("it waits for {wanted} ({})", states.join(", "));
+        if let Some(failure) = failure.filter(|_| !matching.iter().any(|w| w.state == WorkerState::Busy)) {
+            sentence.push_str(&format!("; the last host failed: {failure}"));
+        }
+        if let Some(at) = next_try {
+            sentence.push_str(&format!("; the next try is in {} s", at.since(now).as_secs()));
+        }
+        Why { sentence, next_try }
+    }
+}
+
+/// What the record alone tells of a build that has ended.
+pub fn of_status(status: &BuildStatus) -> Option<String> {
+    let worker = status.attempts.last().map(|a| format!(" on worker {}", a.worker)).unwrap_or_default();
+    Some(match status.end.as_ref()? {
+        BuildEnd::Success => format!("it ended in success{worker}"),
+        BuildEnd::Failure(why) => format!("it failed{worker}: {why}"),
+        BuildEnd::Cancelled => "it was cancelled".to_owned(),
+        BuildEnd::Lost(why) => format!("it was lost after {} attempts: {why}", status.attempts.len()),
+    })
+}
