@@ -1,3 +1,7 @@
 //! The master: starts hosts when builds wait, hands builds out, and lets hosts go.
 
+pub mod clock;
 pub mod core;
+pub mod hosts;
+pub mod logs;
+pub mod store;

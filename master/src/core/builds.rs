@@ -202,7 +202,7 @@ impl Core {
             if lengths.iter().all(|length| *length == 0) {
                 self.end_attempt(now, id);
             } else {
-                self.out.push(Effect::CheckLogs { attempt: id, lengths });
+                self.out.push(Effect::CheckLogs { attempt: id, lengths, overdue: false });
                 self.timers.set(Timer::Logs(id), now + LOG_PATIENCE);
             }
         }
@@ -251,7 +251,7 @@ impl Core {
             );
             return self.end_attempt(now, id);
         }
-        self.out.push(Effect::CheckLogs { attempt: id, lengths });
+        self.out.push(Effect::CheckLogs { attempt: id, lengths, overdue: true });
         self.timers.set(Timer::Logs(id), now + LOG_PATIENCE);
     }
 

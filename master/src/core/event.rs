@@ -218,6 +218,8 @@ pub enum Effect {
         attempt: AttemptId,
         /// Bytes of each step's log.
         lengths: Vec<u64>,
+        /// Whether to tell at once what is missing. At first it is only on its way.
+        overdue: bool,
     },
     /// Take no more chunks of this attempt; its logs stay.
     CloseLogs {

@@ -1,0 +1,69 @@
+//! Providers: the things that make hosts. A new one is one file here, one line in [`Hosts::provider`], and one line in
+//! the contract suite. Retries, caps, timeouts, mail and naming are the core's business.
+
+pub mod process;
+
+use crate::core::event::{ListedHost, StartError, Stopped};
+use crate::core::plan::ProviderKind;
+use crate::core::record::Host;
+use rouse_shared::HostId;
+use rouse_shared::boot::BootData;
+use std::future::Future;
+use std::pin::Pin;
+use std::time::Duration;
+use tokio::sync::mpsc;
+
+/// A provider's answer, some time later.
+pub type Answer<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// What every provider can do. Each call has a deadline of its own and may be repeated.
+pub trait Provider: Send + Sync {
+    /// Makes the machine, or finds the one that an earlier call with this host's id has made. Returns its handle.
+    fn start<'a>(&'a self, host: &'a Host, boot: BootData) -> Answer<'a, Result<String, StartError>>;
+    /// Ends the machine with this host's id; `Gone` only when the provider itself says that there is none.
+    fn stop<'a>(&'a self, host: &'a HostId, handle: Option<&'a str>) -> Answer<'a, Result<Stopped, String>>;
+    /// All machines that bear our master's name and id; whole, or an error.
+    fn list(&self) -> Answer<'_, Result<Vec<ListedHost>, String>>;
+    /// The last of what the machine printed, where that is kept.
+    fn console<'a>(&'a self, host: &'a Host) -> Answer<'a, Option<String>>;
+}
+
+/// Longest that a call to a provider may take before its result counts as unknown.
+pub const CALL_LIMIT: Duration = Duration::from_secs(60);
+
+/// Proof of a host's death that came without being asked for.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Death {
+    /// The host.
+    pub host: HostId,
+    /// How it ended, in a sentence.
+    pub why: String,
+}
+
+/// The providers of this build of rouse.
+pub struct Hosts {
+    process: process::Processes,
+}
+
+impl Hosts {
+    /// All providers. Deaths that they learn of are told through `deaths`.
+    ///
+    /// # Errors
+    /// Where the state directory cannot be used.
+    pub fn new(settings: process::Settings, deaths: mpsc::Sender<Death>) -> std::io::Result<Self> {
+        Ok(Self { process: process::Processes::new(settings, deaths)? })
+    }
+
+    /// The provider of a kind; none where this build has it not.
+    pub fn provider(&self, kind: ProviderKind) -> Option<&dyn Provider> {
+        match kind {
+            ProviderKind::Process => Some(&self.process),
+            ProviderKind::Ec2 | ProviderKind::Libvirt | ProviderKind::Openstack => None,
+        }
+    }
+
+    /// Takes the workers' agents of a new configuration.
+    pub fn configure(&self, agents: process::Agents) {
+        self.process.configure(agents);
+    }
+}

@@ -1,0 +1,356 @@
+//! Hosts that are child processes of the master: for trying things out, and for one big machine.
+//!
+//! Each is an agent in a session of its own, which outlives the master. Its environment bears the master's and the
+//! host's id from the very call that makes it, so `/proc` is the provider's list. The agent's supervisors bear the same
+//! stamp: the host is gone when no process bears it, and then nothing of its builds runs either.
+
+use super::{Answer, Death, Provider};
+use crate::core::event::{ListedHost, StartError, Stopped};
+use crate::core::record::Host;
+use rouse_shared::boot::BootData;
+use rouse_shared::{HostId, WorkerName};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File};
+use std::io::{self, Read as _, Seek as _, Write as _};
+use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::{Mutex, PoisonError};
+use tokio::io::unix::AsyncFd;
+use tokio::sync::mpsc;
+
+/// Environment variable with the master's name and id.
+const MASTER_STAMP: &str = "ROUSE_OWNER";
+/// Environment variable with the host's id.
+const HOST_STAMP: &str = "ROUSE_HOST";
+/// An agent's log is put aside when it is larger than this at the next start, bytes.
+const LOG_LIMIT: u64 = 4 << 20;
+/// How much of an agent's log is evidence, bytes.
+const CONSOLE: u64 = 8 << 10;
+
+/// The agent program of each worker.
+pub type Agents = BTreeMap<WorkerName, PathBuf>;
+
+/// What the provider needs to know.
+pub struct Settings {
+    /// Where agents work and log: `hosts` in the state directory.
+    pub dir: PathBuf,
+    /// The master's name and id: what is stamped on its hosts.
+    pub owner: String,
+    /// The agent program of each worker.
+    pub agents: Agents,
+}
+
+/// The provider.
+pub struct Processes {
+    dir: PathBuf,
+    owner: String,
+    agents: Mutex<Agents>,
+    deaths: mpsc::Sender<Death>,
+    /// Hosts whose end is waited for already.
+    watched: Mutex<BTreeSet<HostId>>,
+}
+
+/// A process that bears our stamp.
+#[derive(Clone, PartialEq, Eq, Debug)]
+struct Stamped {
+    host: HostId,
+    pid: i32,
+    parent: i32,
+    /// Clock ticks from the machine's boot to the process's start: tells it from a later one with the same pid.
+    started: u64,
+}
+
+impl Stamped {
+    fn handle(&self) -> String {
+        format!("{}:{}", self.pid, self.started)
+    }
+}
+
+impl Processes {
+    /// The provider, working below `settings.dir`.
+    ///
+    /// # Errors
+    /// Where that directory cannot be made.
+    pub fn new(settings: Settings, deaths: mpsc::Sender<Death>) -> io::Result<Self> {
+        // Builds with `run_as` must be able to pass through to their own directory, and see nothing else.
+        fs::DirBuilder::new().recursive(true).mode(0o711).create(&settings.dir)?;
+        let Settings { dir, owner, agents } = settings;
+        Ok(Self { dir, owner, agents: Mutex::new(agents), deaths, watched: Mutex::default() })
+    }
+
+    /// Takes the agents of a new configuration.
+    pub fn configure(&self, agents: Agents) {
+        *self.agents.lock().unwrap_or_else(PoisonError::into_inner) = agents;
+    }
+
+    fn log_path(&self, worker: &WorkerName) -> PathBuf {
+        self.dir.join(format!("{worker}.log"))
+    }
+
+    fn host_dir(&self, host: &HostId) -> PathBuf {
+        self.dir.join(host.as_str())
+    }
+
+    /// The host's agent, where it runs.
+    fn find(&self, host: &HostId) -> io::Result<Option<Stamped>> {
+        Ok(agents_of(&stamped(&self.owner)?).into_iter().find(|p| p.host == *host))
+    }
+
+    fn start_now(&self, host: &Host, boot: &BootData) -> Result<String, StartError> {
+        let transient = |what: &str, error: io::Error| StartError::Transient(format!("{what}: {error}"));
+        if let Some(found) = self.find(&host.id).map_err(|e| transient("look for a running agent", e))? {
+            self.watch(host.id.clone(), &found);
+            return Ok(found.handle());
+        }
+        let agent = {
+            let agents = self.agents.lock().unwrap_or_else(PoisonError::into_inner);
+            agents.get(&host.worker).cloned().unwrap_or_else(|| PathBuf::from("rouse-agent"))
+        };
+        let program = locate(&agent).ok_or_else(|| {
+            let path = agent.display();
+            StartError::Rejected(format!("there is no agent program {path}: install it, or set worker.process.agent"))
+        })?;
+        let dir = self.host_dir(&host.id);
+        let prepare = || -> io::Result<(PathBuf, File)> {
+            fs::DirBuilder::new().recursive(true).mode(0o711).create(&dir)?;
+            let boot_path = dir.join("boot.toml");
+            let mut file = File::options().create(true).write(true).truncate(true).mode(0o600).open(&boot_path)?;
+            let text = toml::to_string(boot).map_err(io::Error::other)?;
+            file.write_all(text.as_bytes())?;
+            let log_path = self.log_path(&host.worker);
+            if fs::metadata(&log_path).is_ok_and(|m| m.len() > LOG_LIMIT) {
+                fs::rename(&log_path, log_path.with_extension("log.1"))?;
+            }
+            Ok((boot_path, File::options().create(true).append(true).mode(0o600).open(log_path)?))
+        };
+        let (boot_path, log) = prepare().map_err(|e| transient(&format!("prepare {}", dir.display()), e))?;
+        let errors = log.try_clone().map_err(|e| transient("duplicate the agent's log", e))?;
+        let mut command = tokio::process::Command::new(&program);
+        command
+            .env_clear()
+            .env("PATH", std::env::var_os("PATH").unwrap_or_else(|| "/usr/local/bin:/usr/bin:/bin".into()))
+            .env(MASTER_STAMP, &self.owner)
+            .env(HOST_STAMP, host.id.as_str())
+            .env("ROUSE_AGENT_IDENTITY", "boot-data")
+            .env("ROUSE_AGENT_BOOT_DATA", &boot_path)
+            .env("ROUSE_AGENT_WORK_DIR", dir.join("work"))
+            .env("ROUSE_AGENT_POWER_OFF", "latent")
+            .env("ROUSE_AGENT_POWER_OFF_COMMAND", "")
+            .current_dir(&dir)
+            .stdin(Stdio::null())
+            .stdout(log)
+            .stderr(errors);
+        // SAFETY: `setsid` is async-signal-safe and touches nothing of the parent's.
+        unsafe {
+            command.pre_exec(|| if libc::setsid() == -1 { Err(io::Error::last_os_error()) } else { Ok(()) });
+        }
+        let mut child = command.spawn().map_err(|error| {
+            let text = format!("run {}: {error}", program.display());
+            let refused = matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::NotFound);
+            if refused { StartError::Rejected(text) } else { StartError::Transient(text) }
+        })?;
+        let pid = child.id().and_then(|pid| i32::try_from(pid).ok());
+        let started = pid.and_then(|pid| stat(pid).ok()).map_or(0, |(_, started)| started);
+        let (deaths, id) = (self.deaths.clone(), host.id.clone());
+        self.watched.lock().unwrap_or_else(PoisonError::into_inner).insert(host.id.clone());
+        let owner = self.owner.clone();
+        tokio::spawn(async move {
+            let why = match child.wait().await {
+                Ok(status) => format!("its agent ended ({status})"),
+                Err(error) => format!("its agent could not be waited for: {error}"),
+            };
+            tell_when_gone(owner, deaths, id, why).await;
+        });
+        Ok(format!("{}:{started}", pid.unwrap_or(0)))
+    }
+
+    /// Tells of the death of an agent that is not our child: one that an earlier master has started.
+    fn watch(&self, host: HostId, agent: &Stamped) {
+        if !self.watched.lock().unwrap_or_else(PoisonError::into_inner).insert(host.clone()) {
+            return;
+        }
+        let Ok(fd) = pidfd(agent.pid).and_then(AsyncFd::register) else { return };
+        let (deaths, owner) = (self.deaths.clone(), self.owner.clone());
+        tokio::spawn(async move {
+            // A pidfd becomes readable when its process ends.
+            if fd.readable().await.is_ok() {
+                tell_when_gone(owner, deaths, host, "its agent ended".to_owned()).await;
+            }
+        });
+    }
+
+    fn stop_now(&self, host: &HostId) -> Result<Stopped, String> {
+        let all = stamped(&self.owner).map_err(|e| format!("list processes: {e}"))?;
+        let ours: Vec<Stamped> = all.into_iter().filter(|p| p.host == *host).collect();
+        if ours.is_empty() {
+            self.watched.lock().unwrap_or_else(PoisonError::into_inner).remove(host);
+            let dir = self.host_dir(host);
+            return match fs::remove_dir_all(&dir) {
+                Ok(()) => Ok(Stopped::Gone),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Stopped::Gone),
+                Err(error) => Err(format!("remove {}: {error}", dir.display())),
+            };
+        }
+        // The agent first and alone: its supervisors see it go, end what they run, and end themselves. Killing them too
+        // would leave the processes of a step without anyone to end them.
+        let agents = agents_of(&ours);
+        for process in if agents.is_empty() { &ours } else { &agents } {
+            kill(process).map_err(|e| format!("kill process {}: {e}", process.pid))?;
+        }
+        Ok(Stopped::Requested)
+    }
+
+    fn console_now(&self, worker: &WorkerName) -> Option<String> {
+        let mut file = File::open(self.log_path(worker)).ok()?;
+        let length = file.metadata().ok()?.len();
+        file.seek(io::SeekFrom::Start(length.saturating_sub(CONSOLE))).ok()?;
+        let mut bytes = Vec::new();
+        file.take(CONSOLE).read_to_end(&mut bytes).ok()?;
+        Some(String::from_utf8_lossy(&bytes).into_owned())
+    }
+}
+
+impl Provider for Processes {
+    fn start<'a>(&'a self, host: &'a Host, boot: BootData) -> Answer<'a, Result<String, StartError>> {
+        Box::pin(async move { self.start_now(host, &boot) })
+    }
+
+    fn stop<'a>(&'a self, host: &'a HostId, _handle: Option<&'a str>) -> Answer<'a, Result<Stopped, String>> {
+        Box::pin(async move { self.stop_now(host) })
+    }
+
+    fn list(&self) -> Answer<'_, Result<Vec<ListedHost>, String>> {
+        Box::pin(async move {
+            let all = stamped(&self.owner).map_err(|e| format!("list processes: {e}"))?;
+            let agents = agents_of(&all);
+            for agent in &agents {
+                self.watch(agent.host.clone(), agent);
+            }
+            Ok(agents.into_iter().map(|p| ListedHost { handle: p.handle(), host: p.host }).collect())
+        })
+    }
+
+    fn console<'a>(&'a self, host: &'a Host) -> Answer<'a, Option<String>> {
+        Box::pin(async move { self.console_now(&host.worker) })
+    }
+}
+
+/// Waits until no process bears the host's stamp, then tells of its death. The agent's supervisors end within
+/// milliseconds of the agent; a host whose leftovers stay is left to the core's repeated stops.
+async fn tell_when_gone(owner: String, deaths: mpsc::Sender<Death>, host: HostId, why: String) {
+    for pause in [1_u64, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000] {
+        match stamped(&owner) {
+            Ok(all) if all.iter().all(|p| p.host != host) => break,
+            Ok(_) | Err(_) => tokio::time::sleep(std::time::Duration::from_millis(pause)).await,
+        }
+    }
+    // A master that ends takes no more news; the next one looks for itself.
+    if deaths.send(Death { host: host.clone(), why }).await.is_err() {
+        tracing::debug!("nobody was there to hear that host {host} is gone");
+    }
+}
+
+/// Processes that bear a stamp and whose parent bears none: the agents. An agent that is gone leaves only its children.
+fn agents_of(all: &[Stamped]) -> Vec<Stamped> {
+    let is_agent = |p: &&Stamped| !all.iter().any(|other| other.pid == p.parent && other.host == p.host);
+    let mut agents: BTreeMap<HostId, Stamped> = BTreeMap::new();
+    for process in all.iter().filter(is_agent) {
+        let oldest = agents.entry(process.host.clone()).or_insert_with(|| process.clone());
+        if process.started < oldest.started {
+            *oldest = process.clone();
+        }
+    }
+    agents.into_values().collect()
+}
+
+/// Every process that bears this owner's stamp and is not a zombie.
+fn stamped(owner: &str) -> io::Result<Vec<Stamped>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc")? {
+        let entry = entry?;
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
+        // Processes of other users, and those that end just now, are not ours to see.
+        let Ok(environ) = fs::read(format!("/proc/{pid}/environ")) else { continue };
+        let value = |name: &str| {
+            environ.split(|b| *b == 0).find_map(|line| {
+                let text = std::str::from_utf8(line).ok()?;
+                text.strip_prefix(name)?.strip_prefix('=').map(str::to_owned)
+            })
+        };
+        if value(MASTER_STAMP).as_deref() != Some(owner) {
+            continue;
+        }
+        if let (Some(host), Ok((parent, started))) = (value(HOST_STAMP), stat(pid)) {
+            found.push(Stamped { host: HostId(host), pid, parent, started });
+        }
+    }
+    Ok(found)
+}
+
+/// The parent and start time of a process.
+fn stat(pid: i32) -> io::Result<(i32, u64)> {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    // The second field is the program's name in parentheses, and may itself hold spaces and parentheses.
+    let rest = text.rsplit_once(')').map_or("", |(_, rest)| rest);
+    let mut fields = rest.split_whitespace();
+    // After the name: state is field 3, the parent 4, the start time 22.
+    let parent = fields.nth(1).and_then(|f| f.parse().ok());
+    let started = fields.nth(17).and_then(|f| f.parse().ok());
+    parent.zip(started).ok_or_else(|| io::Error::other("unexpected form of /proc/PID/stat"))
+}
+
+fn pidfd(pid: i32) -> io::Result<OwnedFd> {
+    // SAFETY: the call takes two numbers and returns a new descriptor or -1.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, libc::PIDFD_NONBLOCK) };
+    let fd = i32::try_from(fd).unwrap_or(-1);
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just given us this descriptor and nobody else has it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// SIGKILL, to this very process and not to a later one with its pid.
+fn kill(process: &Stamped) -> io::Result<()> {
+    let fd = match pidfd(process.pid) {
+        Ok(fd) => fd,
+        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    if stat(process.pid).ok().map(|(_, started)| started) != Some(process.started) {
+        return Ok(());
+    }
+    // SAFETY: the descriptor is open; no signal information is passed.
+    let sent =
+        unsafe { libc::syscall(libc::SYS_pidfd_send_signal, fd.as_raw_fd(), libc::SIGKILL, std::ptr::null::<u8>(), 0) };
+    match sent {
+        0 => Ok(()),
+        _ => match io::Error::last_os_error() {
+            error if error.raw_os_error() == Some(libc::ESRCH) => Ok(()),
+            error => Err(error),
+        },
+    }
+}
+
+/// A program as given, in `PATH`, or beside our own.
+pub fn locate(program: &Path) -> Option<PathBuf> {
+    if program.components().count() > 1 {
+        return program.is_file().then(|| program.to_owned());
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let own = std::env::current_exe().ok().and_then(|exe| exe.parent().map(Path::to_owned));
+    own.into_iter()
+        .chain(std::env::split_paths(&path))
+        .map(|dir| dir.join(program))
+        .find(|candidate| candidate.is_file())
+}
+
+/// For use in tests and the demo: all stamped processes of an owner, by pid.
+///
+/// # Errors
+/// Where `/proc` cannot be read.
+pub fn processes_of(owner: &str) -> io::Result<Vec<i32>> {
+    Ok(stamped(owner)?.into_iter().map(|p| p.pid).collect())
+}

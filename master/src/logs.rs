@@ -1,0 +1,218 @@
+//! Build logs on disk: each chunk is written at its offset and acknowledged after the write.
+//!
+//! A chunk that comes twice changes nothing; one that does not join on to what is there is dropped and the missing
+//! bytes are asked for again. File names are made of numbers of ours alone, never of what a peer sent.
+
+use rouse_shared::message::LogChunk;
+use rouse_shared::{AttemptId, WorkerName};
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use tokio::sync::watch;
+
+/// What became of a chunk.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Written {
+    /// It is there now, or was before.
+    Yes,
+    /// Bytes before it are missing; the first of them.
+    Gap(u64),
+    /// No such attempt runs, or it is another worker's, or there is no such step: dropped.
+    Stray,
+}
+
+/// All logs of a state directory.
+#[derive(Clone)]
+pub struct Logs {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    dir: PathBuf,
+    open: Mutex<HashMap<AttemptId, Arc<Mutex<Attempt>>>>,
+    /// The lengths that logs should have, of attempts that have ended.
+    expected: Mutex<HashMap<AttemptId, Vec<u64>>>,
+    strays: AtomicU64,
+}
+
+struct Attempt {
+    worker: WorkerName,
+    steps: HashMap<u32, Step>,
+}
+
+struct Step {
+    file: File,
+    length: watch::Sender<u64>,
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    // What is guarded is valid after every statement.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Logs {
+    /// Logs below `dir`, which is made where it is missing.
+    ///
+    /// # Errors
+    /// Where it cannot be made.
+    pub fn new(dir: &Path) -> io::Result<Self> {
+        fs::create_dir_all(dir)?;
+        let inner = Inner {
+            dir: dir.to_owned(),
+            open: Mutex::default(),
+            expected: Mutex::default(),
+            strays: AtomicU64::new(0),
+        };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// Where a step's log is; there is no file while it has no bytes.
+    pub fn path(&self, attempt: AttemptId, step: u32) -> PathBuf {
+        self.dir(attempt).join(format!("{step}.log"))
+    }
+
+    fn dir(&self, attempt: AttemptId) -> PathBuf {
+        // A thousand builds a folder: listing one stays quick.
+        let build = attempt.build.0;
+        self.inner.dir.join(format!("{}", build / 1000)).join(format!("{build}")).join(format!("{}", attempt.number))
+    }
+
+    /// Takes chunks of this attempt from this worker from now on.
+    pub fn open(&self, attempt: AttemptId, worker: WorkerName) {
+        let fresh = || Arc::new(Mutex::new(Attempt { worker, steps: HashMap::new() }));
+        locked(&self.inner.open).entry(attempt).or_insert_with(fresh);
+    }
+
+    /// Takes no more chunks of this attempt.
+    pub fn close(&self, attempt: AttemptId) {
+        locked(&self.inner.open).remove(&attempt);
+        locked(&self.inner.expected).remove(&attempt);
+    }
+
+    /// The attempt has ended and its logs should have these lengths, a step each: [`Logs::became_whole`] tells when.
+    pub fn expect(&self, attempt: AttemptId, lengths: Vec<u64>) {
+        locked(&self.inner.expected).insert(attempt, lengths);
+    }
+
+    /// Whether an attempt's logs have the lengths that are expected of them; true once.
+    pub fn became_whole(&self, attempt: AttemptId) -> bool {
+        let mut expected = locked(&self.inner.expected);
+        let whole = expected.get(&attempt).is_some_and(|lengths| self.missing(attempt, lengths).is_none());
+        whole && expected.remove(&attempt).is_some()
+    }
+
+    /// Chunks that were dropped since they belong to nothing that runs.
+    pub fn strays(&self) -> u64 {
+        self.inner.strays.load(Ordering::Relaxed)
+    }
+
+    /// How many bytes of a step's log are there; changes as chunks are written. Once the attempt is closed it stays.
+    pub fn watch(&self, attempt: AttemptId, step: u32) -> watch::Receiver<u64> {
+        let known = locked(&self.inner.open).get(&attempt).cloned();
+        if let Some(known) = known
+            && let Ok(step) = self.step(attempt, &mut locked(&known), step)
+        {
+            return step.length.subscribe();
+        }
+        let length = fs::metadata(self.path(attempt, step)).map_or(0, |m| m.len());
+        watch::channel(length).1
+    }
+
+    fn step<'a>(&self, id: AttemptId, attempt: &'a mut Attempt, number: u32) -> io::Result<&'a mut Step> {
+        use std::collections::hash_map::Entry;
+        match attempt.steps.entry(number) {
+            Entry::Occupied(entry) => Ok(entry.into_mut()),
+            Entry::Vacant(entry) => {
+                let path = self.path(id, number);
+                fs::create_dir_all(self.dir(id))?;
+                let file = File::options().create(true).append(false).write(true).truncate(false).open(path)?;
+                // Chunks join on to each other, so what a master before this one wrote has no holes.
+                let (length, _) = watch::channel(file.metadata()?.len());
+                Ok(entry.insert(Step { file, length }))
+            }
+        }
+    }
+
+    /// Writes one chunk that this worker sent. Blocks for as long as the disk takes.
+    ///
+    /// # Errors
+    /// Where the disk does not take it: the chunk must not be acknowledged.
+    pub fn write(&self, worker: &WorkerName, chunk: &LogChunk) -> io::Result<Written> {
+        let known = locked(&self.inner.open).get(&chunk.attempt).cloned();
+        let stray = || {
+            self.inner.strays.fetch_add(1, Ordering::Relaxed);
+            Ok(Written::Stray)
+        };
+        let Some(known) = known else { return stray() };
+        let mut attempt = locked(&known);
+        let most_steps = u32::try_from(rouse_shared::limits::MAX_STEPS).unwrap_or(u32::MAX);
+        if attempt.worker != *worker || chunk.step >= most_steps {
+            return stray();
+        }
+        let step = self.step(chunk.attempt, &mut attempt, chunk.step)?;
+        let there = *step.length.borrow();
+        if chunk.offset > there {
+            return Ok(Written::Gap(there));
+        }
+        let known_bytes = usize::try_from(there - chunk.offset).unwrap_or(usize::MAX);
+        if let Some(new) = chunk.bytes.get(known_bytes..).filter(|new| !new.is_empty()) {
+            step.file.write_all_at(new, there)?;
+            step.length.send_replace(there + new.len() as u64);
+        }
+        Ok(Written::Yes)
+    }
+
+    /// The first step whose log lacks bytes up to these lengths, and the first byte that it lacks.
+    pub fn missing(&self, attempt: AttemptId, lengths: &[u64]) -> Option<(u32, u64)> {
+        lengths.iter().zip(0_u32..).find_map(|(length, step)| {
+            let there = *self.watch(attempt, step).borrow();
+            (*length > 0 && there < *length).then_some((step, there))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use rouse_shared::BuildId;
+
+    const ATTEMPT: AttemptId = AttemptId { build: BuildId(7), number: 1 };
+
+    fn chunk(offset: u64, bytes: &str) -> LogChunk {
+        LogChunk { attempt: ATTEMPT, step: 0, offset, bytes: bytes.as_bytes().to_vec() }
+    }
+
+    #[test]
+    fn chunks_join_whatever_comes_twice_or_is_missing() {
+        let dir = tempfile::tempdir().unwrap();
+        let worker: WorkerName = "w1".parse().unwrap();
+        let logs = Logs::new(dir.path()).unwrap();
+        assert_eq!(logs.write(&worker, &chunk(0, "early")).unwrap(), Written::Stray);
+        logs.open(ATTEMPT, worker.clone());
+        assert_eq!(logs.write(&"w2".parse().unwrap(), &chunk(0, "a liar")).unwrap(), Written::Stray);
+        for (offset, bytes, expected) in [
+            (0, "hello ", Written::Yes),
+            (0, "hello ", Written::Yes),
+            (9, "late", Written::Gap(6)),
+            (3, "lo world", Written::Yes),
+            (11, "!", Written::Yes),
+        ] {
+            assert_eq!(logs.write(&worker, &chunk(offset, bytes)).unwrap(), expected, "{offset} {bytes}");
+        }
+        assert_eq!(fs::read(logs.path(ATTEMPT, 0)).unwrap(), b"hello world!");
+        assert_eq!(logs.missing(ATTEMPT, &[12]), None);
+        assert_eq!(logs.missing(ATTEMPT, &[13, 2]), Some((0, 12)));
+        // A new master goes on where the file ends.
+        let logs = Logs::new(dir.path()).unwrap();
+        logs.open(ATTEMPT, worker.clone());
+        assert_eq!(logs.write(&worker, &chunk(12, "!")).unwrap(), Written::Yes);
+        logs.close(ATTEMPT);
+        assert_eq!(*logs.watch(ATTEMPT, 0).borrow(), 13);
+        assert_eq!(logs.strays(), 0);
+    }
+}

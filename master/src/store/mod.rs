@@ -1,0 +1,272 @@
+//! The ledger: SQLite in WAL mode, one transaction a batch, written before any effect is performed.
+//!
+//! A row is a key, the columns that are searched, and the rest as JSON: people can read it with any SQLite tool, and a
+//! field that is added needs no migration.
+
+use crate::core::build::{Build, BuildSpec, BuildState, BuildStatus};
+use crate::core::record::{Host, HostState, Ledger, Record, Session, WorkerRecord};
+use rouse_shared::{BuildId, Timestamp, WorkerName};
+use rusqlite::{Connection, OptionalExtension as _, params};
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+
+#[cfg(test)]
+mod tests;
+
+/// Version of the tables, kept in `user_version`.
+const SCHEMA: i32 = 1;
+
+/// What kept a batch from being committed, or the ledger from being read.
+#[derive(Debug)]
+pub enum StoreError {
+    /// SQLite's own error: a full disk, a read-only directory, a damaged file.
+    Sqlite(rusqlite::Error),
+    /// A row's JSON is not what this version writes.
+    Row {
+        /// The table and key.
+        row: String,
+        /// What is wrong with it.
+        source: serde_json::Error,
+    },
+    /// The file was written by a newer version of rouse.
+    Newer(i32),
+}
+
+impl fmt::Display for StoreError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Sqlite(error) => write!(f, "use the ledger: {error}"),
+            Self::Row { row, source } => write!(f, "read the ledger's row {row}: {source}"),
+            Self::Newer(version) => {
+                write!(
+                    f,
+                    "use the ledger: its tables are of version {version}, this rouse knows {SCHEMA}; install a newer rouse"
+                )
+            }
+        }
+    }
+}
+
+impl std::error::Error for StoreError {}
+
+impl From<rusqlite::Error> for StoreError {
+    fn from(error: rusqlite::Error) -> Self {
+        Self::Sqlite(error)
+    }
+}
+
+/// The ledger, opened.
+pub struct Store {
+    connection: Connection,
+}
+
+/// Which builds are asked for.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Query {
+    /// Only those in this final state; absent: in any.
+    pub state: Option<BuildState>,
+    /// At most so many.
+    pub limit: usize,
+    /// Only those before this one.
+    pub before: Option<BuildId>,
+}
+
+impl Store {
+    /// Opens the ledger, and makes it where there is none.
+    ///
+    /// # Errors
+    /// Where the file cannot be used or was written by a newer version.
+    pub fn open(path: &Path) -> Result<Self, StoreError> {
+        let connection = Connection::open(path)?;
+        connection.pragma_update(None, "journal_mode", "WAL")?;
+        // Accepted means committed, also when the power goes: WAL alone would sync at checkpoints only.
+        connection.pragma_update(None, "synchronous", "FULL")?;
+        let version: i32 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
+        if version > SCHEMA {
+            return Err(StoreError::Newer(version));
+        }
+        connection.execute_batch(
+            "CREATE TABLE IF NOT EXISTS builds (
+                 id INTEGER PRIMARY KEY, state TEXT NOT NULL, live INTEGER NOT NULL, message_id TEXT UNIQUE,
+                 spec TEXT NOT NULL, status TEXT NOT NULL);
+             CREATE INDEX IF NOT EXISTS builds_live ON builds (id) WHERE live;
+             CREATE INDEX IF NOT EXISTS builds_state ON builds (state, id);
+             CREATE TABLE IF NOT EXISTS hosts (id TEXT PRIMARY KEY, live INTEGER NOT NULL, row TEXT NOT NULL);
+             CREATE INDEX IF NOT EXISTS hosts_live ON hosts (id) WHERE live;
+             CREATE TABLE IF NOT EXISTS sessions (worker TEXT PRIMARY KEY, row TEXT NOT NULL);
+             CREATE TABLE IF NOT EXISTS workers (name TEXT PRIMARY KEY, row TEXT NOT NULL);
+             CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value INTEGER NOT NULL);",
+        )?;
+        connection.pragma_update(None, "user_version", SCHEMA)?;
+        connection.set_prepared_statement_cache_capacity(32);
+        Ok(Self { connection })
+    }
+
+    /// Opens the same ledger a second time, for reading beside the driver.
+    ///
+    /// # Errors
+    /// Where the file cannot be opened.
+    pub fn reader(path: &Path) -> Result<Self, StoreError> {
+        let flags = rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY | rusqlite::OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        Ok(Self { connection: Connection::open_with_flags(path, flags)? })
+    }
+
+    /// Writes all records in one transaction; the last one of a key counts. Nothing is written where it fails.
+    ///
+    /// # Errors
+    /// Where SQLite cannot commit: the batch must then not be performed.
+    pub fn commit<'r>(&mut self, records: impl IntoIterator<Item = &'r Record>) -> Result<(), StoreError> {
+        let transaction = self.connection.transaction()?;
+        for record in records {
+            write(&transaction, record)?;
+        }
+        transaction.commit()?;
+        Ok(())
+    }
+
+    /// All that has not ended.
+    ///
+    /// # Errors
+    /// Where a row cannot be read.
+    pub fn load(&self) -> Result<Ledger, StoreError> {
+        let mut ledger = Ledger {
+            builds: self.builds_where("live ORDER BY id", [])?,
+            hosts: self.rows("SELECT id, row FROM hosts WHERE live ORDER BY id")?,
+            sessions: self.rows("SELECT worker, row FROM sessions ORDER BY worker")?,
+            ..Ledger::default()
+        };
+        let mut statement = self.connection.prepare("SELECT name, row FROM workers ORDER BY name")?;
+        let mut rows = statement.query([])?;
+        while let Some(row) = rows.next()? {
+            let (name, text): (String, String) = (row.get(0)?, row.get(1)?);
+            // A name that is none was written by nobody of ours; there is no worker to give it to.
+            if let Ok(worker) = name.parse::<WorkerName>() {
+                ledger.workers.push((worker, parse("workers", &name, &text)?));
+            }
+        }
+        let highest = "SELECT COALESCE(MAX(id), 0) FROM builds";
+        ledger.last_build = self.connection.query_row(highest, [], |row| row.get::<_, i64>(0))?.unsigned_abs();
+        ledger.leases_until = self
+            .connection
+            .query_row("SELECT value FROM facts WHERE name = 'leases_until'", [], |row| row.get::<_, i64>(0))
+            .optional()?
+            .map(|value| Timestamp(value.unsigned_abs()));
+        Ok(ledger)
+    }
+
+    /// One build, ended or not.
+    ///
+    /// # Errors
+    /// Where its row cannot be read.
+    pub fn build(&self, id: BuildId) -> Result<Option<Build>, StoreError> {
+        Ok(self.builds_where("id = ?1", [sql_id(id)])?.pop())
+    }
+
+    /// Builds that have ended, newest first.
+    ///
+    /// # Errors
+    /// Where a row cannot be read.
+    pub fn ended_builds(&self, query: Query) -> Result<Vec<Build>, StoreError> {
+        let before = query.before.map_or(i64::MAX, sql_id);
+        let limit = i64::try_from(query.limit).unwrap_or(i64::MAX);
+        match query.state {
+            Some(state) => self.builds_where(
+                "NOT live AND state = ?1 AND id < ?2 ORDER BY id DESC LIMIT ?3",
+                params![state.as_str(), before, limit],
+            ),
+            None => self.builds_where("NOT live AND id < ?1 ORDER BY id DESC LIMIT ?2", params![before, limit]),
+        }
+    }
+
+    /// The build that was accepted under a submitter's name for it.
+    ///
+    /// # Errors
+    /// Where SQLite cannot read.
+    pub fn by_message_id(&self, message_id: &str) -> Result<Option<BuildId>, StoreError> {
+        let mut statement = self.connection.prepare_cached("SELECT id FROM builds WHERE message_id = ?1")?;
+        let id = statement.query_row([message_id], |row| row.get::<_, i64>(0)).optional()?;
+        Ok(id.map(|id| BuildId(id.unsigned_abs())))
+    }
+
+    fn builds_where(&self, condition: &str, with: impl rusqlite::Params) -> Result<Vec<Build>, StoreError> {
+        let sql = format!("SELECT id, spec, status FROM builds WHERE {condition}");
+        let mut statement = self.connection.prepare_cached(&sql)?;
+        let mut rows = statement.query(with)?;
+        let mut builds = Vec::new();
+        while let Some(row) = rows.next()? {
+            let (id, spec, status): (i64, String, String) = (row.get(0)?, row.get(1)?, row.get(2)?);
+            let key = id.to_string();
+            builds.push(Build {
+                id: BuildId(id.unsigned_abs()),
+                spec: Arc::new(parse::<BuildSpec>("builds", &key, &spec)?),
+                status: parse::<BuildStatus>("builds", &key, &status)?,
+            });
+        }
+        Ok(builds)
+    }
+
+    fn rows<T: serde::de::DeserializeOwned>(&self, sql: &str) -> Result<Vec<T>, StoreError> {
+        let mut statement = self.connection.prepare(sql)?;
+        let mut rows = statement.query([])?;
+        let mut found = Vec::new();
+        while let Some(row) = rows.next()? {
+            let (key, text): (String, String) = (row.get(0)?, row.get(1)?);
+            found.push(parse("hosts or sessions", &key, &text)?);
+        }
+        Ok(found)
+    }
+}
+
+fn write(to: &Connection, record: &Record) -> Result<(), StoreError> {
+    match record {
+        Record::NewBuild { id, spec, message_id, status } => {
+            let sql = "INSERT INTO builds (id, state, live, message_id, spec, status) VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
+            let state = status.state();
+            let row = params![sql_id(*id), state.as_str(), !state.is_final(), message_id, json(&**spec), json(status)];
+            to.prepare_cached(sql)?.execute(row)?;
+        }
+        Record::Build(id, status) => {
+            let state = status.state();
+            let sql = "UPDATE builds SET state = ?2, live = ?3, status = ?4 WHERE id = ?1";
+            to.prepare_cached(sql)?.execute(params![sql_id(*id), state.as_str(), !state.is_final(), json(status)])?;
+        }
+        Record::Host(host) => {
+            let sql = "INSERT INTO hosts (id, live, row) VALUES (?1, ?2, ?3)
+                       ON CONFLICT (id) DO UPDATE SET live = excluded.live, row = excluded.row";
+            let live = host.state != HostState::Gone;
+            to.prepare_cached(sql)?.execute(params![host.id.as_str(), live, json::<Host>(host)])?;
+        }
+        Record::Session(session) => {
+            let sql = "INSERT INTO sessions (worker, row) VALUES (?1, ?2)
+                       ON CONFLICT (worker) DO UPDATE SET row = excluded.row";
+            to.prepare_cached(sql)?.execute(params![session.worker.as_str(), json::<Session>(session)])?;
+        }
+        Record::SessionOver(worker) => {
+            to.prepare_cached("DELETE FROM sessions WHERE worker = ?1")?.execute([worker.as_str()])?;
+        }
+        Record::Worker(name, record) => {
+            let sql = "INSERT INTO workers (name, row) VALUES (?1, ?2)
+                       ON CONFLICT (name) DO UPDATE SET row = excluded.row";
+            to.prepare_cached(sql)?.execute(params![name.as_str(), json::<WorkerRecord>(record)])?;
+        }
+        Record::LeasesUntil(until) => {
+            let sql = "INSERT INTO facts (name, value) VALUES ('leases_until', ?1)
+                       ON CONFLICT (name) DO UPDATE SET value = excluded.value";
+            to.prepare_cached(sql)?.execute([i64::try_from(until.0).unwrap_or(i64::MAX)])?;
+        }
+    }
+    Ok(())
+}
+
+fn sql_id(id: BuildId) -> i64 {
+    i64::try_from(id.0).unwrap_or(i64::MAX)
+}
+
+fn json<T: serde::Serialize>(value: &T) -> String {
+    serde_json::to_string(value).expect("records have text keys only")
+}
+
+fn parse<T: serde::de::DeserializeOwned>(table: &str, key: &str, text: &str) -> Result<T, StoreError> {
+    serde_json::from_str(text).map_err(|source| StoreError::Row { row: format!("{table} {key}"), source })
+}

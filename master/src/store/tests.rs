@@ -1,0 +1,87 @@
+//! What is committed is what a new start finds.
+#![allow(clippy::unwrap_used)]
+
+use super::*;
+use crate::core::build::{BuildEnd, Requirement};
+use rouse_shared::message::Step;
+use std::collections::BTreeMap;
+
+fn spec() -> Arc<BuildSpec> {
+    let step = Step {
+        name: "a".into(),
+        run: vec!["true".into()],
+        workdir: String::new(),
+        env: BTreeMap::new(),
+        timeout_ms: None,
+        silence_ms: None,
+        always: false,
+    };
+    Arc::new(BuildSpec {
+        name: "b".into(),
+        requirement: Requirement::Where([("os".into(), "linux".into())].into()),
+        priority: -3,
+        retries: 2,
+        timeout_ms: Some(1),
+        env: BTreeMap::new(),
+        steps: vec![step],
+    })
+}
+
+fn new_build(id: u64, message_id: Option<&str>) -> Record {
+    let status = BuildStatus::new(Timestamp(5));
+    Record::NewBuild { id: BuildId(id), spec: spec(), message_id: message_id.map(str::to_owned), status }
+}
+
+#[test]
+fn a_new_start_finds_what_was_committed_and_nothing_that_has_ended() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("ledger");
+    let mut store = Store::open(&path).unwrap();
+    let mut ended = BuildStatus::new(Timestamp(5));
+    ended.end = Some(BuildEnd::Failure("no".into()));
+    let worker: WorkerName = "w1".parse().unwrap();
+    let record = WorkerRecord { failures: 2, ..WorkerRecord::default() };
+    let batch = [
+        new_build(1, Some("m1")),
+        new_build(2, None),
+        Record::Build(BuildId(2), ended.clone()),
+        Record::Worker(worker.clone(), record.clone()),
+        Record::LeasesUntil(Timestamp(77)),
+    ];
+    store.commit(&batch).unwrap();
+    drop(store);
+
+    let store = Store::open(&path).unwrap();
+    let ledger = store.load().unwrap();
+    assert_eq!(ledger.builds.len(), 1);
+    assert_eq!(ledger.builds[0].spec, spec());
+    assert_eq!(ledger.last_build, 2);
+    assert_eq!(ledger.workers, [(worker, record)]);
+    assert_eq!(ledger.leases_until, Some(Timestamp(77)));
+    assert_eq!(store.by_message_id("m1").unwrap(), Some(BuildId(1)));
+    assert_eq!(store.by_message_id("m2").unwrap(), None);
+
+    let reader = Store::reader(&path).unwrap();
+    assert_eq!(reader.build(BuildId(2)).unwrap().unwrap().status, ended);
+    let query = Query { state: Some(BuildState::Failure), limit: 10, before: None };
+    assert_eq!(reader.ended_builds(query).unwrap().len(), 1);
+    let before = Query { state: None, limit: 10, before: Some(BuildId(2)) };
+    assert_eq!(reader.ended_builds(before).unwrap().len(), 0);
+}
+
+#[test]
+fn a_batch_that_fails_leaves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = Store::open(&dir.path().join("ledger")).unwrap();
+    store.commit(&[new_build(1, Some("same"))]).unwrap();
+    assert!(store.commit(&[new_build(2, None), new_build(3, Some("same"))]).is_err());
+    assert_eq!(store.load().unwrap().last_build, 1);
+}
+
+#[test]
+fn a_ledger_of_a_newer_version_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("ledger");
+    Store::open(&path).unwrap().connection.pragma_update(None, "user_version", SCHEMA + 1).unwrap();
+    assert!(matches!(Store::open(&path), Err(StoreError::Newer(_))));
+}
