@@ -171,7 +171,9 @@ impl Processes {
         if !self.watched.lock().unwrap_or_else(PoisonError::into_inner).insert(host.clone()) {
             return;
         }
-        let Ok(fd) = pidfd(agent.pid).and_then(AsyncFd::register) else { return };
+        let Ok(fd) = pidfd(agent.pid) else { return };
+        // SAFETY: an `OwnedFd` stays open, and the same descriptor, for as long as the `AsyncFd` owns it.
+        let Ok(fd) = (unsafe { AsyncFd::register(fd) }) else { return };
         let (deaths, owner) = (self.deaths.clone(), self.owner.clone());
         tokio::spawn(async move {
             // A pidfd becomes readable when its process ends.
