@@ -1,4 +1,4 @@
-# The commands a person needs. Each target is one line below its `##` comment in `make help`.
+# The commands a person needs; `make help` lists them.
 #
 # A new kind of check gets its own target here (its needs go into tests/setup, as one more mode) and one line in
 # .ci/run. Nothing is built outside cargo's target directory, which CARGO_TARGET_DIR moves.
