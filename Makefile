@@ -1,0 +1,81 @@
+# The commands a person needs; `make help` lists them.
+#
+# A new kind of check gets its own target here (its needs go into tests/setup, as one more mode) and one line in
+# .ci/run. Nothing is built outside cargo's target directory, which CARGO_TARGET_DIR moves.
+
+CARGO ?= cargo
+PREFIX ?= /usr/local
+TARGET_DIR := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)
+# Asked for only where a recipe uses it, since most need no compiler's answer.
+HOST_TRIPLE = $(shell rustc -vV | sed -n 's/^host: //p')
+BINDIR = $(DESTDIR)$(PREFIX)/bin
+UNITDIR = $(DESTDIR)$(PREFIX)/lib/systemd/system
+DOCDIR = $(DESTDIR)$(PREFIX)/share/doc/rouse
+SCRIPTS = .ci/run tests/setup
+
+.PHONY: help demo test lint fmt clippy deny scripts build agent-static install
+
+help: ## what can be made here
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 16
+
+demo: ## the whole thing on this machine: a private broker, one host that wakes, builds and goes
+	tests/setup demo
+	$(CARGO) build --locked -p rouse-agent -p rouse-master --no-default-features
+	@# Replaces the shell, so that Ctrl-C reaches the demo itself and make waits for its end.
+	@exec $(TARGET_DIR)/debug/rouse demo
+
+# The programs first: the end-to-end tests start them, and cargo does not build them for another package's tests.
+test: ## every test that needs nothing but this machine
+	tests/setup test
+	$(CARGO) build --locked --workspace --bins
+	$(CARGO) test --locked --workspace
+
+lint: fmt clippy deny scripts ## everything that can be said without running it
+
+fmt:
+	$(CARGO) fmt --all --check
+
+clippy:
+	$(CARGO) clippy --locked --workspace --all-targets --all-features -- -D warnings
+
+# Where cargo-deny is not installed a person is told so, and CI fails. Known vulnerabilities are looked up in a database
+# that has to be fetched; without the network that part is left out, aloud, because no change of ours can bring it back.
+deny:
+	@if ! command -v cargo-deny >/dev/null; then \
+		echo "not checked: licences and duplicates (cargo install --locked cargo-deny)"; test -z "$$CI"; \
+	else \
+		echo "$(CARGO) deny check bans licenses sources" && \
+		$(CARGO) deny --locked check --hide-inclusion-graph bans licenses sources && \
+		if timeout 120 $(CARGO) deny --locked fetch db >/dev/null 2>&1; then \
+			echo "$(CARGO) deny check advisories" && \
+			$(CARGO) deny --locked check --hide-inclusion-graph --disable-fetch advisories; \
+		else \
+			echo "not checked: advisories (their database cannot be fetched from here)"; \
+		fi; \
+	fi
+
+scripts:
+	@if ! command -v shellcheck >/dev/null; then \
+		echo "not checked: shell scripts (tests/setup lint installs shellcheck)"; test -z "$$CI"; \
+	else \
+		echo "shellcheck $(SCRIPTS)" && shellcheck $(SCRIPTS); \
+	fi
+
+build: agent-static ## what `make install` copies: the master, and the agent as one static file
+	$(CARGO) build --locked --release -p rouse-master
+
+# A target named outright keeps the flags away from build scripts and macros, which cannot be linked statically.
+agent-static: ## the agent for machine images: small, and it needs no library of the image
+	RUSTFLAGS="-C target-feature=+crt-static" \
+		$(CARGO) build --locked --profile agent -p rouse-agent --target $(HOST_TRIPLE)
+
+# Copies and never compiles, so that root needs no Rust: `make build && sudo make install`.
+install: ## into PREFIX (default /usr/local), below DESTDIR where that is set
+	install -d $(BINDIR) $(UNITDIR) $(DOCDIR)
+	install -m 755 $(TARGET_DIR)/release/rouse $(BINDIR)/rouse
+	install -m 755 $(TARGET_DIR)/*/agent/rouse-agent $(BINDIR)/rouse-agent
+	for unit in rouse rouse-agent; do \
+		sed 's,/usr/local/bin/,$(PREFIX)/bin/,' contrib/systemd/$$unit.service >$(UNITDIR)/$$unit.service && \
+		chmod 644 $(UNITDIR)/$$unit.service || exit 1; \
+	done
+	install -m 644 contrib/rouse.example.toml contrib/agent.example.toml README.md LICENSE-APACHE LICENSE-MIT $(DOCDIR)
