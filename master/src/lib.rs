@@ -1,6 +1,8 @@
 //! The master: starts hosts when builds wait, hands builds out, and lets hosts go.
 
+pub mod broker;
 pub mod clock;
+pub mod config;
 pub mod core;
 pub mod hosts;
 pub mod logs;

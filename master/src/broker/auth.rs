@@ -1,0 +1,186 @@
+//! The HTTP server that RabbitMQ asks who may connect, and to which queue and routing key.
+//!
+//! Whether a password is right is the core's to say, through [`Admission`]; everything else is decided by [`rules`].
+//! What is not allowed there is denied. The broker caches the answers, so what must hold at once is checked at hello.
+
+mod form;
+pub mod rules;
+
+use super::limits::{ADMISSION_TIMEOUT, AUTH_BODY};
+use super::refusals::Refusals;
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::{DefaultBodyLimit, State};
+use axum::http::StatusCode;
+use axum::routing::post;
+use axum::serve::ListenerExt;
+use form::Form;
+use rouse_shared::WorkerName;
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
+use tracing::{debug, error, warn};
+
+/// The question whether a worker may come in with a password.
+pub struct Admission {
+    /// Who wants in.
+    pub worker: WorkerName,
+    /// What it gave for a password: the worker's own, a boot token or a session's secret.
+    pub password: String,
+    /// Yes, or why not, for our log alone. Dropped without an answer, the broker is told to ask again.
+    pub reply: oneshot::Sender<Result<(), String>>,
+}
+
+/// Without the password.
+impl fmt::Debug for Admission {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Admission").field("worker", &self.worker).finish_non_exhaustive()
+    }
+}
+
+/// The running server; it ends when this is dropped.
+pub struct AuthServer {
+    address: SocketAddr,
+    _tasks: JoinSet<()>,
+}
+
+/// Why the server cannot run.
+#[derive(Debug)]
+pub struct AuthError {
+    address: SocketAddr,
+    source: std::io::Error,
+}
+
+impl fmt::Display for AuthError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "listen on {} for the broker's questions; choose another broker.auth_listen", self.address)
+    }
+}
+
+impl std::error::Error for AuthError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(&self.source)
+    }
+}
+
+struct Shared {
+    vhost: String,
+    admissions: mpsc::Sender<Admission>,
+    refusals: Refusals,
+}
+
+type Answer = (StatusCode, &'static str);
+
+const ALLOW: Answer = (StatusCode::OK, "allow");
+const DENY: Answer = (StatusCode::OK, "deny");
+/// An error is not cached by the broker, as a denial would be; the agent tries again.
+const ASK_AGAIN: Answer = (StatusCode::SERVICE_UNAVAILABLE, "the master is busy or ending");
+
+impl AuthServer {
+    /// Listens on `listen` (port 0: any) and answers for the virtual host `vhost`.
+    ///
+    /// # Errors
+    /// Where the address cannot be listened on.
+    pub async fn start(
+        listen: SocketAddr,
+        vhost: impl Into<String>,
+        admissions: mpsc::Sender<Admission>,
+        refusals: Refusals,
+    ) -> Result<Self, AuthError> {
+        let failed = |source| AuthError { address: listen, source };
+        let listener = tokio::net::TcpListener::bind(listen).await.map_err(failed)?;
+        let address = listener.local_addr().map_err(failed)?;
+        // Small answers: with Nagle's algorithm and a delayed acknowledgement each would wait 40 ms.
+        let listener = listener.tap_io(|stream| {
+            if let Err(error) = stream.set_nodelay(true) {
+                debug!(%error, "cannot set TCP_NODELAY");
+            }
+        });
+        let shared = Arc::new(Shared { vhost: vhost.into(), admissions, refusals: refusals.clone() });
+        let router = Router::new()
+            .route("/auth/user", post(user))
+            .route("/auth/vhost", post(vhost_access))
+            .route("/auth/resource", post(resource))
+            .route("/auth/topic", post(topic))
+            .layer(DefaultBodyLimit::max(AUTH_BODY))
+            .with_state(shared);
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move {
+            if let Err(error) = axum::serve(listener, router).await {
+                error!(%error, "the server for the broker's questions ended");
+            }
+        });
+        tasks.spawn(refusals.keep_minutes());
+        Ok(Self { address, _tasks: tasks })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+}
+
+async fn user(State(shared): State<Arc<Shared>>, body: Bytes) -> Answer {
+    let form = Form::parse(&body);
+    let name = form.text("username");
+    let (Ok(worker), Some(password)) = (name.parse::<WorkerName>(), form.get("password")) else {
+        shared.refusals.refused(name, "not the name of a worker, or no password");
+        return DENY;
+    };
+    let (reply, answer) = oneshot::channel();
+    let admission = Admission { worker, password: password.to_owned(), reply };
+    let asked = async {
+        shared.admissions.send(admission).await.ok()?;
+        answer.await.ok()
+    };
+    match tokio::time::timeout(ADMISSION_TIMEOUT, asked).await {
+        Ok(Some(Ok(()))) => ALLOW,
+        Ok(Some(Err(reason))) => {
+            shared.refusals.refused(name, &reason);
+            DENY
+        }
+        Ok(None) => ASK_AGAIN,
+        Err(_elapsed) => {
+            warn!(user = name, "no answer in time to whether it may connect; the agent will try again");
+            ASK_AGAIN
+        }
+    }
+}
+
+async fn vhost_access(State(shared): State<Arc<Shared>>, body: Bytes) -> Answer {
+    let form = Form::parse(&body);
+    let address = form.text("ip").to_owned();
+    settle(&shared, &form, Some(&address), rules::vhost(form.text("username"), form.text("vhost"), &shared.vhost))
+}
+
+async fn resource(State(shared): State<Arc<Shared>>, body: Bytes) -> Answer {
+    let form = Form::parse(&body);
+    let rule = rules::vhost(form.text("username"), form.text("vhost"), &shared.vhost).and_then(|()| {
+        rules::resource(form.text("username"), form.text("resource"), form.text("name"), form.text("permission"))
+    });
+    settle(&shared, &form, None, rule)
+}
+
+async fn topic(State(shared): State<Arc<Shared>>, body: Bytes) -> Answer {
+    let form = Form::parse(&body);
+    let rule = rules::vhost(form.text("username"), form.text("vhost"), &shared.vhost).and_then(|()| {
+        rules::topic(form.text("username"), form.text("name"), form.text("permission"), form.text("routing_key"))
+    });
+    settle(&shared, &form, None, rule)
+}
+
+fn settle(shared: &Shared, form: &Form, address: Option<&str>, rule: Result<(), rules::Denied>) -> Answer {
+    match rule {
+        Ok(()) => ALLOW,
+        Err(denied) => {
+            let reason = match address {
+                Some(address) => format!("{denied} (from {address})"),
+                None => denied.to_string(),
+            };
+            shared.refusals.refused(form.text("username"), &reason);
+            DENY
+        }
+    }
+}

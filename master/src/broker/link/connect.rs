@@ -1,0 +1,177 @@
+//! Connecting to the first broker that answers, and declaring what the talk needs there.
+
+use super::super::limits::{
+    BUILDS_PREFETCH, CONNECT_TIMEOUT, CONTROL_PREFETCH, CONTROL_QUEUE_BYTES, CONTROL_QUEUE_LENGTH, EVENTS_PREFETCH,
+    EVENTS_QUEUE_LENGTH, LOG_PREFETCH, LOG_QUEUE_BYTES,
+};
+use super::LinkSettings;
+use super::session::Session;
+use super::uri::shown;
+use futures_util::future::maybe_done;
+use lapin::options::{
+    BasicConsumeOptions, BasicQosOptions, ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions,
+};
+use lapin::tcp::OwnedTLSConfig;
+use lapin::types::{AMQPValue, FieldTable};
+use lapin::uri::AMQPUri;
+use lapin::{Channel, Connect, Connection, ConnectionProperties, Consumer, ExchangeKind};
+use rouse_shared::names::{AGENTS, BUILDS, CONTROL, CONTROL_BINDING, EVENTS, LOGS, LOGS_BINDING};
+use std::future::Future;
+use std::pin::Pin;
+use std::task::Poll;
+use tracing::warn;
+
+/// A channel and what is consumed on it.
+pub(super) struct Reader {
+    pub(super) channel: Channel,
+    pub(super) consumer: Consumer,
+}
+
+/// Polls each future once, in their order, and then waits for all: what they send goes out in that order and together.
+pub(super) async fn in_order<F: Future>(futures: impl Iterator<Item = F>) -> Vec<F::Output> {
+    let mut all: Vec<_> = futures.map(|future| Box::pin(maybe_done(future))).collect();
+    std::future::poll_fn(|context| {
+        for future in &mut all {
+            // Ready or not, the first poll has queued its frames.
+            let _began = future.as_mut().poll(context);
+        }
+        Poll::Ready(())
+    })
+    .await;
+    let mut outputs = Vec::with_capacity(all.len());
+    for future in &mut all {
+        future.as_mut().await;
+        outputs.extend(Pin::as_mut(future).take_output());
+    }
+    outputs
+}
+
+/// Tries each broker once. The error names them all, without passwords.
+pub(super) async fn connect(settings: &LinkSettings) -> Result<Session, String> {
+    let tls = match &settings.ca {
+        Some(path) => {
+            let chain = tokio::fs::read_to_string(path)
+                .await
+                .map_err(|error| format!("cannot read broker.ca {}: {error}", path.display()))?;
+            OwnedTLSConfig { identity: None, cert_chain: Some(chain) }
+        }
+        None => OwnedTLSConfig::default(),
+    };
+    let mut failures = Vec::new();
+    for uri in settings.endpoints.uris() {
+        let why = match tokio::time::timeout(CONNECT_TIMEOUT, open(uri, &tls)).await {
+            Ok(Ok(session)) => return Ok(session),
+            Ok(Err(error)) => error.to_string(),
+            Err(_elapsed) => format!("no answer within {} s", CONNECT_TIMEOUT.as_secs()),
+        };
+        failures.push(format!("{}: {why}", shown(uri)));
+    }
+    Err(failures.join("; "))
+}
+
+async fn open(uri: &AMQPUri, tls: &OwnedTLSConfig) -> lapin::Result<Session> {
+    let publishing = dial(uri, tls, "rouse master: out").await?;
+    let reading = dial(uri, tls, "rouse master: in").await?;
+    let logging = dial(uri, tls, "rouse master: logs").await?;
+    let out = publishing.create_channel().await?;
+    declare(&out).await?;
+    // Exclusive: a second master on the same broker would take half of the messages and understand none.
+    let control = reader(&reading, CONTROL, CONTROL_PREFETCH, true).await?;
+    let logs = reader(&logging, LOGS, LOG_PREFETCH, true).await?;
+    let builds = reader(&reading, BUILDS, BUILDS_PREFETCH, false).await?;
+    let events = match events(&reading).await {
+        Ok(events) => Some(events),
+        Err(error) => {
+            warn!(%error, "no events from the broker (is rabbitmq_event_exchange enabled?): refused agents are logged \
+                without their address, and closed connections are noticed by their lease only");
+            None
+        }
+    };
+    Ok(Session {
+        endpoint: shown(uri),
+        out,
+        control,
+        logs,
+        builds,
+        events,
+        connections: [publishing, reading, logging],
+    })
+}
+
+async fn dial(uri: &AMQPUri, tls: &OwnedTLSConfig, name: &str) -> lapin::Result<Connection> {
+    let properties = ConnectionProperties::default().with_connection_name(name.into());
+    uri.clone().connect_with_config(properties, tls.clone(), lapin::runtime::default_runtime()?).await
+}
+
+async fn declare(channel: &Channel) -> lapin::Result<()> {
+    let durable = ExchangeDeclareOptions { durable: true, ..Default::default() };
+    for exchange in [AGENTS, EVENTS] {
+        channel.exchange_declare(exchange.into(), ExchangeKind::Topic, durable, FieldTable::default()).await?;
+    }
+    let durable = QueueDeclareOptions { durable: true, ..Default::default() };
+    let queues: [(&str, &[(&str, AMQPValue)], Option<&str>); 3] = [
+        (BUILDS, &[("x-queue-type", text("quorum"))], None),
+        (
+            CONTROL,
+            &[
+                ("x-queue-type", text("classic")),
+                ("x-max-length", AMQPValue::LongLongInt(CONTROL_QUEUE_LENGTH)),
+                ("x-max-length-bytes", AMQPValue::LongLongInt(CONTROL_QUEUE_BYTES)),
+            ],
+            Some(CONTROL_BINDING),
+        ),
+        (
+            LOGS,
+            &[
+                ("x-queue-type", text("classic")),
+                ("x-max-length-bytes", AMQPValue::LongLongInt(LOG_QUEUE_BYTES)),
+                ("x-overflow", text("reject-publish")),
+            ],
+            Some(LOGS_BINDING),
+        ),
+    ];
+    for (queue, arguments, binding) in queues {
+        channel.queue_declare(queue.into(), durable, table(arguments)).await?;
+        if let Some(key) = binding {
+            let (options, none) = (QueueBindOptions::default(), FieldTable::default());
+            channel.queue_bind(queue.into(), AGENTS.into(), key.into(), options, none).await?;
+        }
+    }
+    Ok(())
+}
+
+async fn reader(connection: &Connection, queue: &str, prefetch: u16, exclusive: bool) -> lapin::Result<Reader> {
+    let channel = connection.create_channel().await?;
+    channel.basic_qos(prefetch, BasicQosOptions::default()).await?;
+    let options = BasicConsumeOptions { exclusive, ..Default::default() };
+    let consumer = channel.basic_consume(queue.into(), "".into(), options, FieldTable::default()).await?;
+    Ok(Reader { channel, consumer })
+}
+
+/// What the broker itself has to tell: connections that open and close, logins that fail.
+async fn events(connection: &Connection) -> lapin::Result<Reader> {
+    let channel = connection.create_channel().await?;
+    let exclusive = QueueDeclareOptions { exclusive: true, ..Default::default() };
+    let bounded = table(&[("x-max-length", AMQPValue::LongLongInt(EVENTS_QUEUE_LENGTH))]);
+    let queue = channel.queue_declare("".into(), exclusive, bounded).await?.name().clone();
+    for key in ["connection.created", "connection.closed", "user.authentication.failure"] {
+        let (options, none) = (QueueBindOptions::default(), FieldTable::default());
+        channel.queue_bind(queue.clone(), "amq.rabbitmq.event".into(), key.into(), options, none).await?;
+    }
+    channel.basic_qos(EVENTS_PREFETCH, BasicQosOptions::default()).await?;
+    let options = BasicConsumeOptions { no_ack: false, ..Default::default() };
+    let consumer = channel.basic_consume(queue, "".into(), options, FieldTable::default()).await?;
+    Ok(Reader { channel, consumer })
+}
+
+fn text(value: &str) -> AMQPValue {
+    AMQPValue::LongString(value.into())
+}
+
+fn table(arguments: &[(&str, AMQPValue)]) -> FieldTable {
+    let mut table = FieldTable::default();
+    for (key, value) in arguments {
+        table.insert((*key).into(), value.clone());
+    }
+    table
+}

@@ -1,0 +1,195 @@
+//! What goes out: encoded where it is handed over, so that the bytes that wait can be counted and bounded.
+
+use super::super::limits::{OUTBOUND_BYTES, OUTBOUND_MESSAGES, PUBLISH_BATCH, PUBLISH_BATCH_BYTES};
+use super::Inbound;
+use super::connect::in_order;
+use lapin::options::BasicPublishOptions;
+use lapin::types::ShortString;
+use lapin::{BasicProperties, Channel};
+use rouse_shared::codec;
+use rouse_shared::limits::MAX_MESSAGE;
+use rouse_shared::message::ToAgent;
+use rouse_shared::names::EVENTS;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tracing::warn;
+
+/// What goes out.
+#[derive(Debug)]
+pub enum Outbound {
+    /// To an agent's own queue. Comes back as [`Inbound::Unroutable`] where that queue is no more.
+    Agent {
+        /// The queue of its hello.
+        queue: String,
+        /// What is said.
+        message: ToAgent,
+    },
+    /// A change, for whoever listens on [`EVENTS`].
+    Event {
+        /// Routing key, at most 255 bytes.
+        key: String,
+        /// JSON.
+        body: Vec<u8>,
+    },
+    /// The answer to a submitted build.
+    Reply {
+        /// The queue that was named in `reply_to`.
+        to: String,
+        /// As it came.
+        correlation_id: Option<String>,
+        /// JSON.
+        body: Vec<u8>,
+    },
+}
+
+/// A message as it goes to the broker.
+pub(super) struct Encoded {
+    exchange: &'static str,
+    key: ShortString,
+    properties: BasicProperties,
+    mandatory: bool,
+    body: Vec<u8>,
+    waiting: Arc<AtomicUsize>,
+}
+
+impl Drop for Encoded {
+    fn drop(&mut self) {
+        self.waiting.fetch_sub(self.body.len(), Ordering::Relaxed);
+    }
+}
+
+pub(super) type Waiting = mpsc::Receiver<Encoded>;
+
+/// The way out. Closed while the link is down.
+pub(super) struct Outbox {
+    queue: mpsc::Sender<Encoded>,
+    open: AtomicBool,
+    waiting: Arc<AtomicUsize>,
+    unsent: AtomicU64,
+}
+
+impl Outbox {
+    pub(super) fn new() -> (Self, Waiting) {
+        let (queue, waiting) = mpsc::channel(OUTBOUND_MESSAGES);
+        (Self { queue, open: AtomicBool::new(false), waiting: Arc::default(), unsent: AtomicU64::new(0) }, waiting)
+    }
+
+    pub(super) fn try_send(&self, message: Outbound) -> bool {
+        let sent = self.is_open() && self.encode(message).is_some_and(|encoded| self.queue.try_send(encoded).is_ok());
+        if !sent {
+            self.unsent.fetch_add(1, Ordering::Relaxed);
+        }
+        sent
+    }
+
+    /// Nothing where it is too large, or where too much is waiting.
+    fn encode(&self, message: Outbound) -> Option<Encoded> {
+        let transient = BasicProperties::default().with_delivery_mode(1);
+        let json = || transient.clone().with_content_type("application/json".into());
+        let (exchange, key, properties, mandatory, body) = match message {
+            Outbound::Agent { queue, message } => ("", queue, transient, true, codec::encode(&message)),
+            Outbound::Event { key, body } => (EVENTS, key, json(), false, body),
+            Outbound::Reply { to, correlation_id, body } => {
+                let properties = match correlation_id {
+                    Some(id) => json().with_correlation_id(short(id)?),
+                    None => json(),
+                };
+                ("", to, properties, false, body)
+            }
+        };
+        if body.len() > MAX_MESSAGE {
+            warn!(bytes = body.len(), "a message is too large for the wire and is not sent");
+            return None;
+        }
+        let key = short(key)?;
+        let before = self.waiting.fetch_add(body.len(), Ordering::Relaxed);
+        let encoded = Encoded { exchange, key, properties, mandatory, body, waiting: self.waiting.clone() };
+        (before + encoded.body.len() <= OUTBOUND_BYTES).then_some(encoded)
+    }
+
+    /// Takes messages from now on; what was left from before is stale.
+    pub(super) fn open(&self, waiting: &mut Waiting) {
+        while waiting.try_recv().is_ok() {
+            self.unsent.fetch_add(1, Ordering::Relaxed);
+        }
+        self.open.store(true, Ordering::Release);
+    }
+
+    pub(super) fn close(&self) {
+        self.open.store(false, Ordering::Release);
+    }
+
+    pub(super) fn is_open(&self) -> bool {
+        self.open.load(Ordering::Acquire)
+    }
+
+    pub(super) fn unsent(&self) -> u64 {
+        self.unsent.load(Ordering::Relaxed)
+    }
+}
+
+/// AMQP's short strings have at most 255 bytes; lapin panics beyond.
+fn short(text: String) -> Option<ShortString> {
+    ShortString::try_new(text)
+        .inspect_err(|error| warn!(%error, "a name is too long for AMQP and its message is not sent"))
+        .ok()
+}
+
+/// How often returned messages are looked for, and how many times after the last message that could come back.
+const LOOK: Duration = Duration::from_millis(50);
+const LOOKS: u32 = 40;
+
+/// Publishes what waits until the channel fails; then why.
+pub(super) async fn publish(channel: Channel, waiting: &mut Waiting, inbound: &mpsc::Sender<Inbound>) -> String {
+    let mut looks_left = 0;
+    let mut batch = Vec::with_capacity(PUBLISH_BATCH);
+    loop {
+        tokio::select! {
+            first = waiting.recv() => match first {
+                Some(first) => batch.push(first),
+                None => return "the master is ending".to_owned(),
+            },
+            () = tokio::time::sleep(LOOK), if looks_left > 0 => looks_left -= 1,
+        }
+        let mut bytes: usize = batch.iter().map(|message| message.body.len()).sum();
+        while !batch.is_empty() && batch.len() < PUBLISH_BATCH && bytes < PUBLISH_BATCH_BYTES {
+            let Ok(message) = waiting.try_recv() else { break };
+            bytes += message.body.len();
+            batch.push(message);
+        }
+        if batch.iter().any(|message| message.mandatory) {
+            looks_left = LOOKS;
+        }
+        let sent = batch.iter().map(|message| {
+            let options = BasicPublishOptions { mandatory: message.mandatory, immediate: false };
+            channel.basic_publish(
+                message.exchange.into(),
+                message.key.clone(),
+                options,
+                &message.body,
+                message.properties.clone(),
+            )
+        });
+        // Without confirms nothing more than the writing is waited for.
+        for result in in_order(sent).await {
+            if let Err(error) = result {
+                return format!("publishing failed: {error}");
+            }
+        }
+        batch.clear();
+        // Without confirms this does not wait: it hands out what the broker has returned so far.
+        match channel.wait_for_confirms().await {
+            Ok(returned) => {
+                for message in returned {
+                    let queue = message.delivery.routing_key.to_string();
+                    if inbound.send(Inbound::Unroutable { queue }).await.is_err() {
+                        return "the master is ending".to_owned();
+                    }
+                }
+            }
+            Err(error) => return format!("publishing failed: {error}"),
+        }
+    }
+}

@@ -1,0 +1,169 @@
+//! One life of the connections: reads, acknowledges and publishes until the first of them fails.
+
+use super::super::refusals::Refusals;
+use super::closings::Connections;
+use super::connect::Reader;
+use super::judge::{self, Dropped, Reason};
+use super::outbound::{Waiting, publish};
+use super::receipt::{Acks, Receipt};
+use super::{Inbound, LogDelivery};
+use futures_util::StreamExt;
+use lapin::message::Delivery;
+use lapin::types::{AMQPValue, FieldTable, ShortString};
+use lapin::{Channel, Connection};
+use std::sync::Arc;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tracing::warn;
+
+/// Where things go.
+pub(super) struct Ends {
+    pub(super) inbound: mpsc::Sender<Inbound>,
+    pub(super) logs: mpsc::Sender<LogDelivery>,
+    pub(super) dropped: Arc<Dropped>,
+}
+
+/// Connected, declared and consuming.
+pub(super) struct Session {
+    pub(super) endpoint: String,
+    pub(super) out: Channel,
+    pub(super) control: Reader,
+    pub(super) logs: Reader,
+    pub(super) builds: Reader,
+    pub(super) events: Option<Reader>,
+    /// Closed when dropped.
+    pub(super) connections: [Connection; 3],
+}
+
+const ENDING: &str = "the master is ending";
+
+impl Session {
+    /// Until something fails; then why.
+    pub(super) async fn run(self, ends: &Ends, refusals: &Refusals, waiting: &mut Waiting) -> String {
+        let Self { endpoint: _, out, control, logs, builds, events, connections } = self;
+        // Dropped at the end of this function, and with it every task.
+        let mut tasks = JoinSet::new();
+        let (inbound, dropped) = (ends.inbound.clone(), ends.dropped.clone());
+        read(&mut tasks, control, dropped.clone(), inbound.clone(), |user, delivery, receipt| {
+            let (worker, message) = judge::control(user, delivery.routing_key.as_str(), &delivery.data)?;
+            Ok(Inbound::Agent { worker, message, receipt: receipt() })
+        });
+        read(&mut tasks, logs, dropped.clone(), ends.logs.clone(), |user, delivery, receipt| {
+            let (worker, chunk) = judge::log(user, delivery.routing_key.as_str(), &delivery.data)?;
+            Ok(LogDelivery { worker, chunk, receipt: receipt() })
+        });
+        read(&mut tasks, builds, dropped, inbound.clone(), |_user, delivery, receipt| {
+            judge::submission(&delivery.data)?;
+            let text = |field: &Option<ShortString>| field.as_ref().map(ToString::to_string);
+            Ok(Inbound::Submit {
+                body: std::mem::take(&mut delivery.data),
+                content_type: text(delivery.properties.content_type()),
+                message_id: text(delivery.properties.message_id()),
+                reply_to: text(delivery.properties.reply_to()),
+                correlation_id: text(delivery.properties.correlation_id()),
+                receipt: receipt(),
+            })
+        });
+        if let Some(events) = events {
+            tasks.spawn(listen(events, inbound.clone(), refusals.clone()));
+        }
+        let why = tokio::select! {
+            why = publish(out, waiting, &inbound) => why,
+            Some(ended) = tasks.join_next() => match ended {
+                Ok(why) => why,
+                Err(error) => format!("a task failed: {error}"),
+            },
+        };
+        drop(connections);
+        why
+    }
+}
+
+/// Spawns what consumes one queue: judges each delivery, hands on what passes and acknowledges what does not.
+fn read<T: Send + 'static>(
+    tasks: &mut JoinSet<String>,
+    reader: Reader,
+    dropped: Arc<Dropped>,
+    to: mpsc::Sender<T>,
+    judge: impl Fn(Option<&str>, &mut Delivery, &dyn Fn() -> Receipt) -> Result<T, Reason> + Send + 'static,
+) {
+    let acks = Acks::new();
+    tasks.spawn(acks.clone().run(reader.channel));
+    let mut consumer = reader.consumer;
+    tasks.spawn(async move {
+        loop {
+            let mut delivery = match consumer.next().await {
+                Some(Ok(delivery)) => delivery,
+                Some(Err(error)) => return error.to_string(),
+                None => return "the broker ended a consumer".to_owned(),
+            };
+            let tag = delivery.delivery_tag;
+            let user = delivery.properties.user_id().as_ref().map(ToString::to_string);
+            match judge(user.as_deref(), &mut delivery, &|| acks.receipt(tag)) {
+                Ok(judged) => {
+                    if to.send(judged).await.is_err() {
+                        return ENDING.to_owned();
+                    }
+                }
+                Err(reason) => {
+                    dropped.count(reason, user.as_deref(), delivery.routing_key.as_str());
+                    acks.receipt(tag).ack();
+                }
+            }
+        }
+    });
+}
+
+/// Follows the broker's own events.
+async fn listen(reader: Reader, inbound: mpsc::Sender<Inbound>, refusals: Refusals) -> String {
+    let acks = Acks::new();
+    let acknowledging = acks.clone().run(reader.channel);
+    let mut consumer = reader.consumer;
+    let mut connections = Connections::default();
+    let listening = async move {
+        while let Some(delivery) = consumer.next().await {
+            let delivery = match delivery {
+                Ok(delivery) => delivery,
+                Err(error) => return error.to_string(),
+            };
+            acks.receipt(delivery.delivery_tag).ack();
+            let none = FieldTable::default();
+            let headers = delivery.properties.headers().as_ref().unwrap_or(&none);
+            let closed = match delivery.routing_key.as_str() {
+                "connection.created" => {
+                    connections.opened(&header(headers, "pid"), &header(headers, "user"));
+                    None
+                }
+                "connection.closed" => connections.closed(&header(headers, "pid")),
+                "user.authentication.failure" => {
+                    refusals.turned_away(&header(headers, "name"), &header(headers, "peer_host"));
+                    None
+                }
+                other => {
+                    warn!(event = other, "an event of the broker's that was not asked for");
+                    None
+                }
+            };
+            if let Some(worker) = closed
+                && inbound.send(Inbound::Closed { worker }).await.is_err()
+            {
+                return ENDING.to_owned();
+            }
+        }
+        "the broker ended a consumer".to_owned()
+    };
+    tokio::select! {
+        why = listening => why,
+        why = acknowledging => why,
+    }
+}
+
+/// A header's text, or nothing.
+fn header(headers: &FieldTable, key: &str) -> String {
+    match headers.inner().get(key) {
+        Some(AMQPValue::LongString(text)) => text.to_string(),
+        Some(AMQPValue::ShortString(text)) => text.to_string(),
+        Some(AMQPValue::ByteArray(bytes)) => String::from_utf8_lossy(bytes.as_slice()).into_owned(),
+        Some(_) | None => String::new(),
+    }
+}

@@ -1,0 +1,27 @@
+//! The master's side of RabbitMQ: a private node as its own child, the answers to who may do what, and the connection.
+//!
+//! Speaks in channels and knows nothing of the core: [`Node`] runs a broker where the operator has none, [`AuthServer`]
+//! is asked by the broker about every agent, [`Link`] carries messages both ways and reconnects for ever.
+//!
+//! **Invariant**: nothing of a private node outlives the master, and nothing here touches a broker of the system's.
+
+pub mod auth;
+pub mod limits;
+pub mod link;
+pub mod node;
+pub mod refusals;
+
+pub use auth::{Admission, AuthServer};
+pub use link::{Dropped, Endpoints, Inbound, Link, LinkHandle, LinkSettings, LogDelivery, Outbound, Receipt, ack_all};
+pub use node::{Node, NodeError, NodeSettings, NodeState};
+pub use refusals::Refusals;
+
+/// The virtual host of the private node.
+pub const VHOST: &str = "rouse";
+
+/// The master's own account on the private node. The underscore keeps it from ever being a worker's name.
+pub const MASTER_USER: &str = "rouse_master";
+
+/// Directive for the tracing filter: lapin prints whole returned messages, secrets included, and its errors are
+/// reported by [`link`] already.
+pub const LOG_FILTER: &str = "lapin=off";

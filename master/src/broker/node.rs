@@ -1,0 +1,272 @@
+//! A private RabbitMQ node as the master's own child, with an epmd of its own.
+//!
+//! Both are started by one thread that lives as long as the [`Node`], since the kernel's signal at a parent's death
+//! (`PR_SET_PDEATHSIG`) follows the thread that started the child. A broker that dies is started again with backoff.
+
+mod config;
+mod process;
+mod supervise;
+
+use super::limits::{NODE_READY, PORT_PATIENCE};
+use super::{MASTER_USER, VHOST};
+use std::fmt;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use tokio::sync::{oneshot, watch};
+
+/// What a private node is made of.
+#[derive(Clone, Debug)]
+pub struct NodeSettings {
+    /// Its own directory: data, logs, HOME, password. Made where it is missing.
+    pub dir: PathBuf,
+    /// Where agents and the master reach it, at least one address.
+    pub listen: Vec<SocketAddr>,
+    /// Where the master's [`super::AuthServer`] listens.
+    pub auth_listen: SocketAddr,
+    /// Sets its Erlang name apart from that of other nodes on this machine; from the master's id.
+    pub node_name_suffix: String,
+    /// Lines added to its configuration file as they are, such as a TLS listener's; usually empty.
+    pub extra_config: String,
+}
+
+/// Why a private node cannot be had.
+#[derive(Debug)]
+pub enum NodeError {
+    /// RabbitMQ is not installed where it is looked for.
+    NotInstalled {
+        /// The program that is missing.
+        program: &'static str,
+    },
+    /// No address to listen on was given.
+    NoAddress,
+    /// Another program has the address.
+    AddressTaken {
+        /// The address.
+        address: SocketAddr,
+        /// What the kernel says.
+        source: io::Error,
+    },
+    /// The node's directory cannot be used.
+    Directory {
+        /// The file or directory.
+        path: PathBuf,
+        /// What the kernel says.
+        source: io::Error,
+    },
+    /// The path of the node's directory is too long for a unix socket in it.
+    PathTooLong(PathBuf),
+    /// There is data of a node but not the password that its account was made with.
+    PasswordLost(PathBuf),
+    /// The processes cannot be started.
+    Spawn {
+        /// Which.
+        program: PathBuf,
+        /// What the kernel says.
+        source: io::Error,
+    },
+    /// It ended before it was ready.
+    Ended {
+        /// How it ended.
+        how: String,
+        /// The end of what it printed.
+        output: String,
+    },
+    /// It was not ready in time.
+    NotReady {
+        /// The end of what it printed.
+        output: String,
+    },
+    /// The supervising thread ended, which it does only when asked.
+    Stopped,
+}
+
+impl fmt::Display for NodeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotInstalled { program } => write!(
+                f,
+                "find {program}: install RabbitMQ (Debian: apt-get install --no-install-recommends rabbitmq-server), \
+                 or set broker.url to a broker of yours"
+            ),
+            Self::NoAddress => f.write_str("start a private broker without an address: broker.listen is empty"),
+            Self::AddressTaken { address, .. } => write!(
+                f,
+                "listen on {address} for the private broker: another program (a system-wide RabbitMQ?) may have it; \
+                 choose another broker.listen"
+            ),
+            Self::Directory { path, .. } => write!(f, "use {} for the private broker", path.display()),
+            Self::PathTooLong(path) => {
+                write!(
+                    f,
+                    "make a socket in {}: the path is too long; choose a shorter master.state_dir",
+                    path.display()
+                )
+            }
+            Self::PasswordLost(path) => write!(
+                f,
+                "log in to the private broker: {} is gone; bring it back, or remove the directory mnesia beside it, \
+                 which forgets what waits in its queues",
+                path.display()
+            ),
+            Self::Spawn { program, .. } => write!(f, "start {}", program.display()),
+            Self::Ended { how, output } => write!(f, "start the private broker: it ended ({how}) and said: {output}"),
+            Self::NotReady { output } => write!(
+                f,
+                "start the private broker: it was not ready within {} s and said: {output}",
+                NODE_READY.as_secs()
+            ),
+            Self::Stopped => f.write_str("start the private broker: it was stopped"),
+        }
+    }
+}
+
+impl std::error::Error for NodeError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::AddressTaken { source, .. } | Self::Directory { source, .. } | Self::Spawn { source, .. } => {
+                Some(source)
+            }
+            Self::NotInstalled { .. }
+            | Self::NoAddress
+            | Self::PathTooLong(_)
+            | Self::PasswordLost(_)
+            | Self::Ended { .. }
+            | Self::NotReady { .. }
+            | Self::Stopped => None,
+        }
+    }
+}
+
+/// How a private node does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NodeState {
+    /// It boots.
+    Starting,
+    /// It takes connections.
+    Ready {
+        /// The process id of the broker itself.
+        pid: u32,
+    },
+    /// It died or did not start, and will be tried again; why.
+    Down(String),
+    /// It was stopped.
+    Stopped,
+}
+
+/// A private node that runs, and is started again when it dies. Dropped, it ends by itself, unless the process ends
+/// first: then the kernel ends it.
+pub struct Node {
+    url: String,
+    state: watch::Receiver<NodeState>,
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+/// Without the password in the URL.
+impl fmt::Debug for Node {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Node").field("state", &*self.state.borrow()).finish_non_exhaustive()
+    }
+}
+
+impl Node {
+    /// Checks what can be checked, starts the node and waits until it is ready.
+    ///
+    /// # Errors
+    /// Where RabbitMQ is not installed, an address is taken, the directory cannot be used, or the node does not come up.
+    pub async fn start(settings: NodeSettings) -> Result<Self, NodeError> {
+        let master_address = master_address(&settings.listen).ok_or(NodeError::NoAddress)?;
+        let programs = process::Programs::find()?;
+        for address in &settings.listen {
+            wait_for_address(*address).await?;
+        }
+        let prepared = config::prepare(&settings, master_address.ip().is_loopback())?;
+        let url = format!("amqp://{MASTER_USER}:{}@{master_address}/{VHOST}", prepared.password);
+        let (stop, stopped) = oneshot::channel();
+        let (report, state) = watch::channel(NodeState::Starting);
+        let (first, came_up) = oneshot::channel();
+        let thread = std::thread::Builder::new()
+            .name("private-broker".to_owned())
+            .spawn(move || supervise::run(&prepared, &programs, stopped, &report, first))
+            .map_err(|source| NodeError::Spawn { program: PathBuf::from("a thread"), source })?;
+        let node = Self { url, state, stop: Some(stop), thread: Some(thread) };
+        came_up.await.unwrap_or(Err(NodeError::Stopped))?;
+        Ok(node)
+    }
+
+    /// Where the master reaches it, with its own user and password: not for logs.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// How it does, now and later.
+    pub fn state(&self) -> watch::Receiver<NodeState> {
+        self.state.clone()
+    }
+
+    /// Ends the broker and its epmd, and waits until they are gone: SIGTERM, and SIGKILL after
+    /// [`super::limits::NODE_STOP`].
+    pub async fn stop(mut self) {
+        drop(self.stop.take());
+        let Some(thread) = self.thread.take() else { return };
+        if let Ok(Err(_panic)) = tokio::task::spawn_blocking(move || thread.join()).await {
+            tracing::error!("the private broker's supervisor panicked; the kernel has ended what it had started");
+        }
+    }
+}
+
+/// The address that the master itself dials: a loopback one where there is one.
+fn master_address(listen: &[SocketAddr]) -> Option<SocketAddr> {
+    let dialled = |address: &SocketAddr| {
+        let ip = match address.ip() {
+            IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
+            IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),
+            ip => ip,
+        };
+        SocketAddr::new(ip, address.port())
+    };
+    let all: Vec<SocketAddr> = listen.iter().map(dialled).collect();
+    all.iter().find(|address| address.ip().is_loopback()).or(all.first()).copied()
+}
+
+/// Waits a little for an earlier life's broker to let go of the address.
+async fn wait_for_address(address: SocketAddr) -> Result<(), NodeError> {
+    let pause = Duration::from_millis(100);
+    let mut left = PORT_PATIENCE;
+    loop {
+        match TcpListener::bind(address) {
+            Ok(_free) => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && !left.is_zero() => {
+                left = left.saturating_sub(pause);
+                tokio::time::sleep(pause).await;
+            }
+            Err(source) => return Err(NodeError::AddressTaken { address, source }),
+        }
+    }
+}
+
+fn unusable(path: &Path) -> impl FnOnce(io::Error) -> NodeError + '_ {
+    |source| NodeError::Directory { path: path.to_owned(), source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_master_dials_loopback_where_it_can() {
+        for (listen, expected) in [
+            (vec![], None),
+            (vec!["127.0.0.1:5672"], Some("127.0.0.1:5672")),
+            (vec!["0.0.0.0:5673"], Some("127.0.0.1:5673")),
+            (vec!["[::]:5673"], Some("[::1]:5673")),
+            (vec!["192.0.2.1:5672", "127.0.0.1:5674"], Some("127.0.0.1:5674")),
+            (vec!["192.0.2.1:5672"], Some("192.0.2.1:5672")),
+        ] {
+            let listen: Vec<SocketAddr> = listen.iter().map(|a| a.parse().unwrap()).collect();
+            assert_eq!(master_address(&listen), expected.map(|a| a.parse().unwrap()));
+        }
+    }
+}

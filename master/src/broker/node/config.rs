@@ -1,0 +1,174 @@
+//! The files of a private node: configuration, plugins, password.
+
+use super::super::limits::{AMQP_HEARTBEAT, BROKER_MAX_MESSAGE};
+use super::super::{MASTER_USER, VHOST};
+use super::{NodeError, NodeSettings, unusable};
+use std::fmt::Write as _;
+use std::fs;
+use std::io::{ErrorKind, Write as _};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+/// A unix socket's path must fit `sockaddr_un`.
+const LONGEST_SOCKET_PATH: usize = 107;
+
+/// A node's directory, filled.
+pub struct Prepared {
+    pub dir: PathBuf,
+    pub password: String,
+    /// `name@host`, as Erlang has it.
+    pub node_name: String,
+}
+
+impl Prepared {
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+}
+
+/// Makes the directory and writes the files into it.
+pub fn prepare(settings: &NodeSettings, master_on_loopback: bool) -> Result<Prepared, NodeError> {
+    // Absolute, since the node runs elsewhere.
+    let dir = std::path::absolute(&settings.dir).map_err(unusable(&settings.dir))?;
+    if dir.join("notify.sock").as_os_str().len() > LONGEST_SOCKET_PATH {
+        return Err(NodeError::PathTooLong(dir));
+    }
+    for sub in ["", "home", "log", "mnesia", "config", "schema"] {
+        let path = dir.join(sub);
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&path).map_err(unusable(&path))?;
+    }
+    let password = password(&dir)?;
+    write(&dir.join("rabbitmq.conf"), &configuration(settings, &dir, &password, master_on_loopback))?;
+    // Beside the configuration file RabbitMQ reads these two from /etc unless it is told of others.
+    write(&dir.join("advanced.config"), "[].\n")?;
+    write(
+        &dir.join("enabled_plugins"),
+        "[rabbitmq_auth_backend_cache,rabbitmq_auth_backend_http,rabbitmq_event_exchange].\n",
+    )?;
+    let suffix: String = settings.node_name_suffix.chars().filter(char::is_ascii_alphanumeric).take(32).collect();
+    Ok(Prepared { dir, password, node_name: format!("rouse{suffix}@localhost") })
+}
+
+/// The password of the master's account: made once, since the account is made at the node's first boot only.
+fn password(dir: &Path) -> Result<String, NodeError> {
+    let path = dir.join("password");
+    match fs::read_to_string(&path) {
+        Ok(text) if !text.trim().is_empty() => return Ok(text.trim().to_owned()),
+        Ok(_empty) => {}
+        Err(error) if error.kind() == ErrorKind::NotFound => {}
+        Err(error) => return Err(unusable(&path)(error)),
+    }
+    let mnesia = dir.join("mnesia");
+    if fs::read_dir(&mnesia).map_err(unusable(&mnesia))?.next().is_some() {
+        return Err(NodeError::PasswordLost(path));
+    }
+    let mut random = [0u8; 24];
+    getrandom::fill(&mut random).map_err(|error| unusable(&path)(std::io::Error::other(error)))?;
+    let password = random.iter().fold(String::new(), |mut text, byte| {
+        // Writing to a string cannot fail.
+        write!(text, "{byte:02x}").ok();
+        text
+    });
+    write(&path, &password)?;
+    Ok(password)
+}
+
+/// Writes a file that only its owner may read, whole or not at all.
+fn write(path: &Path, text: &str) -> Result<(), NodeError> {
+    let new = path.with_extension("new");
+    let written = || {
+        let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        fs::rename(&new, path)
+    };
+    written().map_err(unusable(path))
+}
+
+fn configuration(settings: &NodeSettings, dir: &Path, password: &str, master_on_loopback: bool) -> String {
+    let mut lines: Vec<String> = Vec::new();
+    for (number, address) in settings.listen.iter().enumerate() {
+        lines.push(format!("listeners.tcp.{} = {address}", number + 1));
+    }
+    let auth = settings.auth_listen;
+    let loopback = if master_on_loopback {
+        format!("loopback_users.{MASTER_USER} = true")
+    } else {
+        // The only way in is not loopback, so the master comes from elsewhere too; its password is 192 random bits.
+        "loopback_users = none".to_owned()
+    };
+    let log = dir.join("log");
+    lines.push(format!(
+        "tcp_listen_options.backlog = 1024
+tcp_listen_options.nodelay = true
+default_user = {MASTER_USER}
+default_pass = {password}
+default_vhost = {VHOST}
+default_user_tags.administrator = true
+default_permissions.configure = .*
+default_permissions.read = .*
+default_permissions.write = .*
+{loopback}
+auth_backends.1 = internal
+auth_backends.2 = cache
+auth_cache.cached_backend = http
+auth_cache.cache_ttl = 30000
+auth_http.http_method = post
+auth_http.user_path = http://{auth}/auth/user
+auth_http.vhost_path = http://{auth}/auth/vhost
+auth_http.resource_path = http://{auth}/auth/resource
+auth_http.topic_path = http://{auth}/auth/topic
+heartbeat = {AMQP_HEARTBEAT}
+channel_max = 64
+max_message_size = {BROKER_MAX_MESSAGE}
+vm_memory_high_watermark.relative = 0.4
+disk_free_limit.absolute = 50MB
+log.console = false
+log.dir = {log}
+log.file = rabbit.log
+log.file.level = info
+log.connection.level = warning
+log.file.rotation.size = 10485760
+log.file.rotation.count = 3",
+        log = log.display(),
+    ));
+    lines.push(settings.extra_config.clone());
+    lines.join("\n") + "\n"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings(dir: &Path) -> NodeSettings {
+        NodeSettings {
+            dir: dir.to_owned(),
+            listen: vec!["127.0.0.1:5672".parse().unwrap()],
+            auth_listen: "127.0.0.1:8091".parse().unwrap(),
+            node_name_suffix: "a-1'}".to_owned(),
+            extra_config: String::new(),
+        }
+    }
+
+    #[test]
+    fn the_password_is_kept_private_and_its_loss_is_told() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let first = prepare(&settings(dir.path()), true).unwrap();
+        assert_eq!(first.node_name, "rousea1@localhost");
+        assert_eq!(first.password.len(), 48);
+        let path = first.path("password");
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(prepare(&settings(dir.path()), true).unwrap().password, first.password);
+        fs::write(dir.path().join("mnesia/x"), "").unwrap();
+        assert_eq!(prepare(&settings(dir.path()), true).unwrap().password, first.password);
+        fs::remove_file(&path).unwrap();
+        assert!(matches!(prepare(&settings(dir.path()), true), Err(NodeError::PasswordLost(_))));
+    }
+
+    #[test]
+    fn a_path_that_no_socket_fits_is_refused() {
+        let settings = settings(&Path::new("/tmp").join("x".repeat(100)));
+        assert!(matches!(prepare(&settings, true), Err(NodeError::PathTooLong(_))));
+    }
+}

@@ -1,0 +1,167 @@
+//! Starting epmd and the broker so that neither outlives the master.
+
+use super::super::limits::LOW_DESCRIPTORS;
+use super::NodeError;
+use super::config::Prepared;
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use tokio::process::{Child, Command};
+use tracing::warn;
+
+/// Where the programs are.
+pub struct Programs {
+    server: PathBuf,
+    epmd: PathBuf,
+}
+
+impl Programs {
+    /// Looks in the places that distributions use. `/usr/sbin/rabbitmq-server` switches users and is not wanted.
+    pub fn find() -> Result<Self, NodeError> {
+        let server = first_file(&[
+            "/usr/lib/rabbitmq/bin/rabbitmq-server",
+            "/usr/lib64/rabbitmq/bin/rabbitmq-server",
+            "/opt/rabbitmq/sbin/rabbitmq-server",
+            "/usr/local/lib/rabbitmq/bin/rabbitmq-server",
+            "/usr/local/opt/rabbitmq/sbin/rabbitmq-server",
+        ])
+        .ok_or(NodeError::NotInstalled { program: "rabbitmq-server" })?;
+        let epmd = first_file(&[
+            "/usr/bin/epmd",
+            "/usr/local/bin/epmd",
+            "/usr/lib/erlang/bin/epmd",
+            "/usr/lib64/erlang/bin/epmd",
+            "/usr/local/lib/erlang/bin/epmd",
+            "/opt/erlang/lib/erlang/bin/epmd",
+        ])
+        .ok_or(NodeError::NotInstalled { program: "epmd" })?;
+        Ok(Self { server, epmd })
+    }
+
+    /// Starts epmd on a port of the loopback address.
+    pub fn spawn_epmd(&self, node: &Prepared, port: u16) -> Result<Child, NodeError> {
+        let mut command = self.command(&self.epmd, node);
+        command.arg("-port").arg(port.to_string()).args(["-address", "127.0.0.1"]);
+        command.stdout(Stdio::null()).stderr(Stdio::null());
+        spawn(command, &self.epmd)
+    }
+
+    /// Starts the broker, which says that it is ready on the socket `notify`.
+    pub fn spawn_broker(
+        &self,
+        node: &Prepared,
+        epmd_port: u16,
+        dist_port: u16,
+        notify: &Path,
+    ) -> Result<Child, NodeError> {
+        let output = console_path(node);
+        let unwritable = |source| NodeError::Directory { path: output.clone(), source };
+        let stdout = File::create(&output).map_err(unwritable)?;
+        let stderr = stdout.try_clone().map_err(unwritable)?;
+        let mut command = self.command(&self.server, node);
+        command
+            .env("ERL_EPMD_PORT", epmd_port.to_string())
+            .env("ERL_EPMD_ADDRESS", "127.0.0.1")
+            .env("NOTIFY_SOCKET", notify)
+            // Nothing of a system-wide broker's configuration is read.
+            .env("RABBITMQ_CONF_ENV_FILE", "/dev/null")
+            .env("RABBITMQ_CONFIG_FILE", node.path("rabbitmq.conf"))
+            .env("RABBITMQ_CONFIG_FILES", node.path("conf.d").join("*.conf"))
+            .env("RABBITMQ_ADVANCED_CONFIG_FILE", node.path("advanced.config"))
+            .env("RABBITMQ_ENABLED_PLUGINS_FILE", node.path("enabled_plugins"))
+            .env("RABBITMQ_GENERATED_CONFIG_DIR", node.path("config"))
+            .env("RABBITMQ_SCHEMA_DIR", node.path("schema"))
+            .env("RABBITMQ_MNESIA_BASE", node.path("mnesia"))
+            .env("RABBITMQ_LOG_BASE", node.path("log"))
+            .env("RABBITMQ_NODENAME", &node.node_name)
+            .env("RABBITMQ_DIST_PORT", dist_port.to_string())
+            // Without this the distribution port listens on every address.
+            .env("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", "-kernel inet_dist_use_interface {127,0,0,1}")
+            .stdout(stdout)
+            .stderr(stderr);
+        spawn(command, &self.server)
+    }
+
+    fn command(&self, program: &Path, node: &Prepared) -> Command {
+        let mut command = Command::new(program);
+        // An environment of its own: RABBITMQ_* and ERL_* of the master's would reach into it.
+        command
+            .env_clear()
+            .env("PATH", std::env::var_os("PATH").unwrap_or_else(|| "/usr/sbin:/usr/bin:/sbin:/bin".into()))
+            .env("HOME", node.path("home"))
+            .env("LANG", "C.UTF-8")
+            .current_dir(&node.dir)
+            .stdin(Stdio::null())
+            // A group of its own: a Ctrl-C at the terminal is for the master, which then ends the broker cleanly.
+            .process_group(0)
+            .kill_on_drop(true);
+        command
+    }
+}
+
+fn first_file(candidates: &[&str]) -> Option<PathBuf> {
+    candidates.iter().map(PathBuf::from).find(|path| path.is_file())
+}
+
+/// Where the broker's standard output goes; emptied at each boot.
+pub fn console_path(node: &Prepared) -> PathBuf {
+    node.path("log").join("console.log")
+}
+
+/// The end of what the broker printed, for an error.
+pub fn console_tail(node: &Prepared) -> String {
+    const TAIL: usize = 1_500;
+    let bytes = fs::read(console_path(node)).unwrap_or_default();
+    let text = String::from_utf8_lossy(&bytes[bytes.len().saturating_sub(TAIL)..]).trim().to_owned();
+    if text.is_empty() { format!("nothing (see {})", node.path("log").display()) } else { text }
+}
+
+/// A port that was free a moment ago, on the loopback address.
+pub fn free_port() -> Result<u16, NodeError> {
+    let any = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
+    std::net::TcpListener::bind(any)
+        .and_then(|listener| listener.local_addr())
+        .map(|address| address.port())
+        .map_err(|source| NodeError::AddressTaken { address: any, source })
+}
+
+/// How many file descriptors the broker will have: the hard limit, to which it is raised. Warns where that is few.
+pub fn check_descriptors() -> u64 {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: getrlimit writes into the struct that it is given.
+    if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) } != 0 {
+        return 0;
+    }
+    if limit.rlim_max < LOW_DESCRIPTORS {
+        warn!(
+            limit = limit.rlim_max,
+            "few file descriptors for the private broker: connections beyond that hang; raise the limit (ulimit -Hn, LimitNOFILE=)"
+        );
+    }
+    limit.rlim_max
+}
+
+fn spawn(mut command: Command, program: &Path) -> Result<Child, NodeError> {
+    // SAFETY: getpid cannot fail.
+    let master = unsafe { libc::getpid() };
+    // SAFETY: between fork and exec only async-signal-safe calls are made, and nothing is allocated.
+    unsafe {
+        command.pre_exec(move || {
+            if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) != 0 {
+                return Err(io::Error::last_os_error());
+            }
+            // The master may have died before the line above.
+            if libc::getppid() != master {
+                return Err(io::Error::from_raw_os_error(libc::ESRCH));
+            }
+            let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+            if libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) == 0 {
+                limit.rlim_cur = limit.rlim_max;
+                libc::setrlimit(libc::RLIMIT_NOFILE, &limit);
+            }
+            Ok(())
+        });
+    }
+    command.spawn().map_err(|source| NodeError::Spawn { program: program.to_owned(), source })
+}

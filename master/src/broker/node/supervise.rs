@@ -1,0 +1,196 @@
+//! Keeps epmd and the broker running until told to stop.
+
+use super::super::limits::{NODE_READY, NODE_RESTART, NODE_SETTLED, NODE_STOP};
+use super::config::Prepared;
+use super::process::{self, Programs};
+use super::{NodeError, NodeState, unusable};
+use std::time::Duration;
+use tokio::net::UnixDatagram;
+use tokio::process::Child;
+use tokio::sync::{oneshot, watch};
+use tracing::{error, info, warn};
+
+/// For epmd to listen: it is a small program.
+const EPMD_READY: Duration = Duration::from_secs(10);
+
+struct Running {
+    epmd: Child,
+    epmd_port: u16,
+    broker: Child,
+}
+
+/// Supervises on this thread, until `stopped` fires or its sender is dropped. The result of the first boot goes to
+/// `first`; where that failed nothing is tried again.
+pub fn run(
+    node: &Prepared,
+    programs: &Programs,
+    stopped: oneshot::Receiver<()>,
+    report: &watch::Sender<NodeState>,
+    first: oneshot::Sender<Result<(), NodeError>>,
+) {
+    // On this very thread: children die with the thread that started them.
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(source) => {
+            tell(first, Err(NodeError::Spawn { program: "the supervisor of the private broker".into(), source }));
+            return;
+        }
+    };
+    process::check_descriptors();
+    runtime.block_on(supervise(node, programs, stopped, report, first));
+    report.send_replace(NodeState::Stopped);
+}
+
+/// The starter may have given up; then the stop signal follows at once.
+fn tell(first: oneshot::Sender<Result<(), NodeError>>, result: Result<(), NodeError>) {
+    if first.send(result).is_err() {
+        info!("nobody waits for the private broker any more");
+    }
+}
+
+async fn supervise(
+    node: &Prepared,
+    programs: &Programs,
+    mut stopped: oneshot::Receiver<()>,
+    report: &watch::Sender<NodeState>,
+    first: oneshot::Sender<Result<(), NodeError>>,
+) {
+    let mut first = Some(first);
+    let mut pause = NODE_RESTART.0;
+    loop {
+        report.send_replace(NodeState::Starting);
+        let booted = tokio::select! {
+            booted = boot(node, programs) => booted,
+            // Children that were started meanwhile are killed as they are dropped.
+            _ = &mut stopped => return,
+        };
+        let why = match booted {
+            Ok(mut running) => {
+                let pid = running.broker.id().unwrap_or_default();
+                info!(pid, "the private broker is ready");
+                report.send_replace(NodeState::Ready { pid });
+                if let Some(first) = first.take() {
+                    tell(first, Ok(()));
+                }
+                tokio::select! {
+                    why = watch_over(&mut running, node, programs, &mut pause) => {
+                        end(running).await;
+                        why
+                    }
+                    _ = &mut stopped => {
+                        end(running).await;
+                        return;
+                    }
+                }
+            }
+            Err(error) => {
+                if let Some(first) = first.take() {
+                    tell(first, Err(error));
+                    return;
+                }
+                format!("failed to {error}")
+            }
+        };
+        error!(why, pause_ms = pause.as_millis() as u64, "the private broker is down and will be started again");
+        report.send_replace(NodeState::Down(why));
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            _ = &mut stopped => return,
+        }
+        pause = (pause * 2).min(NODE_RESTART.1);
+    }
+}
+
+/// Returns why the broker is no more.
+async fn watch_over(running: &mut Running, node: &Prepared, programs: &Programs, pause: &mut Duration) -> String {
+    let settled = tokio::time::sleep(NODE_SETTLED);
+    tokio::pin!(settled);
+    loop {
+        tokio::select! {
+            ended = running.broker.wait() => return how_it_ended(ended),
+            _ = running.epmd.wait() => {
+                // The broker goes on without it, but would soon start an epmd that nobody ends.
+                warn!("the private broker's epmd ended; starting another");
+                match programs.spawn_epmd(node, running.epmd_port) {
+                    Ok(epmd) => running.epmd = epmd,
+                    Err(error) => return format!("failed to {error}"),
+                }
+                // An epmd that dies at once must not make this loop spin.
+                tokio::time::sleep(NODE_RESTART.0).await;
+            }
+            () = &mut settled, if *pause != NODE_RESTART.0 => *pause = NODE_RESTART.0,
+        }
+    }
+}
+
+async fn boot(node: &Prepared, programs: &Programs) -> Result<Running, NodeError> {
+    let epmd_port = process::free_port()?;
+    let mut epmd = programs.spawn_epmd(node, epmd_port)?;
+    wait_for_epmd(&mut epmd, epmd_port).await?;
+    let dist_port = process::free_port()?;
+    let notify = node.path("notify.sock");
+    match std::fs::remove_file(&notify) {
+        Ok(()) => {}
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => return Err(unusable(&notify)(error)),
+    }
+    let socket = UnixDatagram::bind(&notify).map_err(unusable(&notify))?;
+    let mut broker = programs.spawn_broker(node, epmd_port, dist_port, &notify)?;
+    tokio::select! {
+        ready = is_ready(&socket) => ready.map_err(unusable(&notify))?,
+        ended = broker.wait() => {
+            return Err(NodeError::Ended { how: how_it_ended(ended), output: process::console_tail(node) });
+        }
+        () = tokio::time::sleep(NODE_READY) => {
+            return Err(NodeError::NotReady { output: process::console_tail(node) });
+        }
+    }
+    Ok(Running { epmd, epmd_port, broker })
+}
+
+async fn wait_for_epmd(epmd: &mut Child, port: u16) -> Result<(), NodeError> {
+    let listening = async {
+        while tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::select! {
+        () = listening => Ok(()),
+        ended = epmd.wait() => Err(NodeError::Ended { how: format!("epmd: {}", how_it_ended(ended)), output: "nothing".to_owned() }),
+        () = tokio::time::sleep(EPMD_READY) => Err(NodeError::NotReady { output: "nothing: epmd does not listen".to_owned() }),
+    }
+}
+
+async fn is_ready(socket: &UnixDatagram) -> std::io::Result<()> {
+    let mut buffer = [0u8; 4_096];
+    loop {
+        let length = socket.recv(&mut buffer).await?;
+        if buffer[..length].split(|&byte| byte == b'\n').any(|line| line == b"READY=1") {
+            return Ok(());
+        }
+    }
+}
+
+/// SIGTERM to the broker and SIGKILL after a while; epmd keeps nothing and is killed.
+async fn end(mut running: Running) {
+    if let Some(pid) = running.broker.id().and_then(|pid| libc::pid_t::try_from(pid).ok()) {
+        // SAFETY: the pid is a child of ours that has not been waited for, so it is nobody else's.
+        unsafe { libc::kill(pid, libc::SIGTERM) };
+    }
+    let ended = tokio::time::timeout(NODE_STOP, running.broker.wait()).await;
+    if ended.is_err() {
+        warn!("the private broker did not end when told to; killing it");
+    }
+    for child in [&mut running.broker, &mut running.epmd] {
+        if let Err(error) = child.kill().await {
+            warn!(%error, "cannot kill a process of the private broker");
+        }
+    }
+}
+
+fn how_it_ended(ended: std::io::Result<std::process::ExitStatus>) -> String {
+    match ended {
+        Ok(status) => status.to_string(),
+        Err(error) => format!("cannot be waited for: {error}"),
+    }
+}

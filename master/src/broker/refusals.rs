@@ -1,0 +1,132 @@
+//! Who was refused and why: remembered for the broker's event that brings the address, and logged without flooding.
+
+use super::limits::REMEMBERED_LOG_LINES;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tracing::warn;
+
+/// Refusals, shared between the server that refuses and the link that hears of addresses. Cheap to clone.
+#[derive(Clone, Default)]
+pub struct Refusals(Arc<Mutex<State>>);
+
+#[derive(Default)]
+struct State {
+    /// Why a name was last refused.
+    reasons: HashMap<String, String>,
+    /// What was logged since the last minute began, and how often it was left out since.
+    logged: HashMap<(String, String), u64>,
+    /// Refusals that found no room in `logged`.
+    others: u64,
+}
+
+/// A name as it may be logged: what is refused may be as long as its sender liked.
+pub(crate) fn shown(text: &str) -> String {
+    text.chars().take(80).collect()
+}
+
+impl Refusals {
+    /// Logs that `name` was refused, once a minute for the same name and reason, and remembers why.
+    pub fn refused(&self, name: &str, reason: &str) {
+        let (name, reason) = (shown(name), shown(reason));
+        let mut state = self.lock();
+        if state.reasons.len() >= REMEMBERED_LOG_LINES && !state.reasons.contains_key(&name) {
+            state.reasons.clear();
+        }
+        state.reasons.insert(name.clone(), reason.clone());
+        if state.first(&name, &reason) {
+            warn!(user = ?name, reason, "refused");
+        }
+    }
+
+    /// Logs that the broker turned `name` away at `address`, with the reason that was given for it.
+    pub fn turned_away(&self, name: &str, address: &str) {
+        let (name, address) = (shown(name), shown(address));
+        let mut state = self.lock();
+        let reason = state.reasons.get(&name).cloned().unwrap_or_else(|| "unknown to the master".to_owned());
+        if state.first(&name, &format!("{reason} {address}")) {
+            warn!(user = ?name, reason, address, "refused a connection");
+        }
+    }
+
+    /// Why `name` was last refused.
+    pub fn reason(&self, name: &str) -> Option<String> {
+        self.lock().reasons.get(&shown(name)).cloned()
+    }
+
+    /// Begins a new minute: says how often refusals were repeated in the last.
+    pub fn minute(&self) {
+        let mut state = self.lock();
+        state.logged.retain(|(name, reason), repeated| {
+            if *repeated > 0 {
+                warn!(user = ?name, reason, times = *repeated, "refused again within a minute");
+            }
+            std::mem::take(repeated) > 0
+        });
+        let others = std::mem::take(&mut state.others);
+        if others > 0 {
+            warn!(times = others, "refused under still other names within a minute");
+        }
+    }
+
+    /// Calls [`Refusals::minute`] every minute, for ever.
+    pub async fn keep_minutes(self) {
+        loop {
+            tokio::time::sleep(Duration::from_secs(60)).await;
+            self.minute();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// Whether this line is to be logged now; else it is counted.
+    fn first(&mut self, name: &str, what: &str) -> bool {
+        if let Some(repeated) = self.logged.get_mut(&(name.to_owned(), what.to_owned())) {
+            *repeated += 1;
+            return false;
+        }
+        if self.logged.len() >= REMEMBERED_LOG_LINES {
+            self.others += 1;
+            return false;
+        }
+        self.logged.insert((name.to_owned(), what.to_owned()), 0);
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_same_refusal_is_logged_once_a_minute() {
+        let mut state = State::default();
+        assert!(state.first("w1", "wrong password"));
+        assert!(!state.first("w1", "wrong password"));
+        assert!(state.first("w1", "unknown"));
+        assert!(state.first("w2", "wrong password"));
+        let refusals = Refusals(Arc::new(Mutex::new(state)));
+        refusals.minute();
+        // It was repeated, so it stays quiet for another minute; what was not may be said again.
+        assert!(!refusals.lock().first("w1", "wrong password"));
+        assert!(refusals.lock().first("w2", "wrong password"));
+    }
+
+    #[test]
+    fn memory_is_bounded_and_names_are_cut() {
+        let refusals = Refusals::default();
+        for n in 0..3 * REMEMBERED_LOG_LINES {
+            refusals.refused(&format!("w{n}"), "unknown");
+        }
+        let state = refusals.lock();
+        assert!(state.reasons.len() <= REMEMBERED_LOG_LINES && state.logged.len() <= REMEMBERED_LOG_LINES);
+        assert_eq!(state.others, 2 * REMEMBERED_LOG_LINES as u64);
+        drop(state);
+        refusals.refused(&"é".repeat(10_000), "unknown");
+        assert_eq!(refusals.reason(&"é".repeat(90)).as_deref(), Some("unknown"));
+    }
+}
