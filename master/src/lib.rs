@@ -1,3 +1,5 @@
 //! The master: starts hosts when builds wait, hands builds out, and lets hosts go.
 
+pub mod config;
 pub mod core;
+pub mod submission;
