@@ -7,3 +7,4 @@ pub mod core;
 pub mod hosts;
 pub mod logs;
 pub mod store;
+pub mod submission;
