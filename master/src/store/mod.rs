@@ -7,6 +7,7 @@ use crate::core::build::{Build, BuildSpec, BuildState, BuildStatus};
 use crate::core::record::{Host, HostState, Ledger, Record, Session, WorkerRecord};
 use rouse_shared::{BuildId, Timestamp, WorkerName};
 use rusqlite::{Connection, OptionalExtension as _, params};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
@@ -177,6 +178,23 @@ impl Store {
             ),
             None => self.builds_where("NOT live AND id < ?1 ORDER BY id DESC LIMIT ?2", params![before, limit]),
         }
+    }
+
+    /// How many builds have ended in each state. Reads the whole index: for the start, not for the loop.
+    ///
+    /// # Errors
+    /// Where SQLite cannot read.
+    pub fn count_ended(&self) -> Result<BTreeMap<BuildState, u64>, StoreError> {
+        let mut statement = self.connection.prepare("SELECT state, COUNT(*) FROM builds GROUP BY state")?;
+        let mut rows = statement.query([])?;
+        let mut counts = BTreeMap::new();
+        while let Some(row) = rows.next()? {
+            let (name, count): (String, i64) = (row.get(0)?, row.get(1)?);
+            if let Some(state) = BuildState::ALL.into_iter().find(|s| s.as_str() == name && s.is_final()) {
+                counts.insert(state, count.unsigned_abs());
+            }
+        }
+        Ok(counts)
     }
 
     /// The build that was accepted under a submitter's name for it.

@@ -1,0 +1,268 @@
+//! What the core asks for is done here, after the commit. What takes time runs beside the loop and comes back as an
+//! event.
+
+use crate::broker::{LinkHandle, Outbound};
+use crate::config::Config;
+use crate::core::event::{Answer, Change, Effect, Event, Level, RequestId, StartError};
+use crate::core::plan::ProviderKind;
+use crate::core::record::Host;
+use crate::hosts::{CALL_LIMIT, Hosts};
+use crate::logs::Logs;
+use crate::web::{self, Figure};
+use rouse_shared::boot::BootData;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
+use tracing::{debug, info, warn};
+
+/// Who waits for the answer to a request.
+pub(super) enum Asker {
+    /// The API.
+    Web(oneshot::Sender<Answer>),
+    /// A message in the inbox.
+    Inbox {
+        /// The queue that wants an answer.
+        reply_to: Option<String>,
+        /// As it came.
+        correlation_id: Option<String>,
+    },
+}
+
+/// Everyone who waits.
+#[derive(Default)]
+pub(super) struct Askers {
+    last: u64,
+    waiting: HashMap<RequestId, Asker>,
+}
+
+impl Askers {
+    pub(super) fn add(&mut self, asker: Asker) -> RequestId {
+        self.last += 1;
+        let id = RequestId(self.last);
+        self.waiting.insert(id, asker);
+        id
+    }
+}
+
+/// What boot data say besides a host's own.
+pub(super) struct Boot {
+    /// The broker's address for agents.
+    pub broker: String,
+    /// Certificates that it is signed by.
+    pub ca: Option<String>,
+}
+
+/// Does what the core asks for.
+pub(super) struct Doer {
+    pub runtime: tokio::runtime::Handle,
+    pub events: mpsc::Sender<Event>,
+    pub hosts: Arc<Hosts>,
+    pub logs: Logs,
+    pub changes: broadcast::Sender<Change>,
+    /// The link, once there is one.
+    pub link: watch::Receiver<Option<Arc<LinkHandle>>>,
+    pub boot: Boot,
+    pub askers: Askers,
+}
+
+impl Doer {
+    /// Performs one effect. Returns the event that is known at once to follow from it.
+    pub(super) fn perform(&mut self, effect: Effect, config: &Config) -> Option<Event> {
+        match effect {
+            // Committed by now.
+            Effect::Save(_) => None,
+            Effect::Send { queue, message } => {
+                self.send(Outbound::Agent { queue, message });
+                None
+            }
+            Effect::Reply { request, answer } => {
+                self.reply(request, answer);
+                None
+            }
+            Effect::StartHost(host) => {
+                self.start_host(*host, config);
+                None
+            }
+            Effect::StopHost(host) => {
+                let (hosts, id) = (self.hosts.clone(), host.id.clone());
+                self.beside(async move {
+                    let result = stop(&hosts, host.provider, &host.id, host.handle.as_deref()).await;
+                    Event::StopEnded { host: id, result }
+                });
+                None
+            }
+            Effect::StopOrphan { provider, listed } => {
+                let hosts = self.hosts.clone();
+                self.runtime.spawn(async move {
+                    if let Err(why) = stop(&hosts, provider, &listed.host, Some(&listed.handle)).await {
+                        warn!("orphan {} could not be stopped: {why}; the next audit tries again", listed.handle);
+                    }
+                });
+                None
+            }
+            Effect::FetchConsole(host) => {
+                let hosts = self.hosts.clone();
+                self.beside(async move {
+                    let text = match hosts.provider(host.provider) {
+                        // Without an answer in time there is none: the core waits no longer than that either.
+                        Some(provider) => tokio::time::timeout(CALL_LIMIT, provider.console(&host)).await.ok().flatten(),
+                        None => None,
+                    };
+                    Event::Console { host: host.id, text }
+                });
+                None
+            }
+            Effect::ListHosts(provider) => {
+                let hosts = self.hosts.clone();
+                // A provider that this build has not lists nothing, and nothing can have been made by it.
+                if hosts.provider(provider).is_some() {
+                    self.beside(async move {
+                        let result = match hosts.provider(provider) {
+                            Some(p) => tokio::time::timeout(CALL_LIMIT, p.list())
+                                .await
+                                .unwrap_or_else(|_| Err(format!("no answer within {} s", CALL_LIMIT.as_secs()))),
+                            None => Err("this build of rouse has no such provider".to_owned()),
+                        };
+                        Event::Listed { provider, result }
+                    });
+                }
+                None
+            }
+            Effect::OpenLogs { attempt, worker } => {
+                self.logs.open(attempt, worker);
+                None
+            }
+            Effect::CheckLogs { attempt, lengths, overdue } => {
+                self.logs.expect(attempt, lengths.clone());
+                if self.logs.became_whole(attempt) {
+                    return Some(Event::LogsWhole { attempt });
+                }
+                let missing = self.logs.missing(attempt, &lengths).filter(|_| overdue);
+                missing.map(|(step, offset)| Event::LogGap { attempt, step, offset })
+            }
+            Effect::CloseLogs { attempt } => {
+                self.logs.close(attempt);
+                None
+            }
+            Effect::Announce(change) => {
+                self.announce(change);
+                None
+            }
+            Effect::Note(Level::Info, text) => {
+                info!("{text}");
+                None
+            }
+            Effect::Note(Level::Warn, text) => {
+                warn!("{text}");
+                None
+            }
+        }
+    }
+
+    /// Runs a call beside the loop; its end comes back as an event.
+    fn beside(&self, call: impl Future<Output = Event> + Send + 'static) {
+        let events = self.events.clone();
+        self.runtime.spawn(async move {
+            let event = call.await;
+            if events.send(event).await.is_err() {
+                debug!("a call ended after the loop");
+            }
+        });
+    }
+
+    fn start_host(&self, host: Host, config: &Config) {
+        let patience = config.plan.workers.get(&host.worker).map(|w| w.missing_timeout.as_secs());
+        let boot = BootData {
+            name: host.worker.clone(),
+            host: host.id.clone(),
+            broker: self.boot.broker.clone(),
+            ca: self.boot.ca.clone(),
+            token: host.token.clone(),
+            identity: host.identity.clone(),
+            power_off_after: patience,
+        };
+        let hosts = self.hosts.clone();
+        self.beside(async move {
+            let result = match hosts.provider(host.provider) {
+                Some(provider) => tokio::time::timeout(CALL_LIMIT, provider.start(&host, boot))
+                    .await
+                    .unwrap_or_else(|_| Err(StartError::Unknown(format!("no answer within {} s", CALL_LIMIT.as_secs())))),
+                None => {
+                    let kind = host.provider.as_str();
+                    Err(StartError::Rejected(format!("this build of rouse has no provider {kind}")))
+                }
+            };
+            Event::StartEnded { host: host.id, result }
+        });
+    }
+
+    fn announce(&self, change: Change) {
+        let (key, body) = web::change_message(&change);
+        self.send(Outbound::Event { key, body });
+        // Without listeners there is nobody to tell.
+        drop(self.changes.send(change));
+    }
+
+    /// Hands a message to the link. What cannot be sent now is dropped, and said again at the next heartbeat or hello.
+    fn send(&self, message: Outbound) {
+        if let Some(link) = &*self.link.borrow() {
+            link.try_send(message);
+        }
+    }
+
+    fn reply(&mut self, request: RequestId, answer: Answer) {
+        match self.askers.waiting.remove(&request) {
+            // The asker may have gone away; what it asked for is done all the same.
+            Some(Asker::Web(reply)) => drop(reply.send(answer)),
+            Some(Asker::Inbox { reply_to: Some(to), correlation_id }) => {
+                let body = web::answer_body(&answer);
+                self.send(Outbound::Reply { to, correlation_id, body });
+            }
+            Some(Asker::Inbox { reply_to: None, .. }) => {
+                if let Answer::Refused { reason, .. } | Answer::NotFound(reason) = answer {
+                    warn!("a build from the inbox was refused: {reason}");
+                }
+            }
+            None => warn!("an answer without a question"),
+        }
+    }
+
+    /// Refuses a submission that never came as far as the core.
+    pub(super) fn refuse(&mut self, asker: Asker, field: &str, reason: &str) {
+        let request = self.askers.add(asker);
+        self.reply(request, Answer::Refused { field: Some(field.to_owned()), reason: reason.to_owned() });
+    }
+
+    pub(super) fn link_is_up(&self) -> bool {
+        self.link.borrow().as_ref().is_some_and(|link| link.is_up())
+    }
+
+    pub(super) fn link_figures(&self) -> Vec<Figure> {
+        let Some(link) = self.link.borrow().clone() else { return Vec::new() };
+        let figure = |name, help, value: u64| Figure { name, help, counter: true, value: value as f64 };
+        let dropped = link.dropped();
+        vec![
+            figure(
+                "rouse_messages_malformed_total",
+                "Messages that were dropped because they are malformed or of an unknown kind.",
+                dropped.malformed.load(Ordering::Relaxed),
+            ),
+            figure("rouse_messages_unsent_total", "Messages that the link did not take.", link.unsent()),
+        ]
+    }
+}
+
+async fn stop(
+    hosts: &Hosts,
+    provider: ProviderKind,
+    host: &rouse_shared::HostId,
+    handle: Option<&str>,
+) -> Result<crate::core::event::Stopped, String> {
+    match hosts.provider(provider) {
+        Some(provider) => tokio::time::timeout(CALL_LIMIT, provider.stop(host, handle))
+            .await
+            .unwrap_or_else(|_| Err(format!("no answer within {} s", CALL_LIMIT.as_secs()))),
+        None => Err(format!("this build of rouse has no provider {}", provider.as_str())),
+    }
+}

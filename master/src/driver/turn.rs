@@ -1,0 +1,427 @@
+//! The loop: each turn takes what waits on every side, and commits it at once. So throughput grows with load.
+
+use super::perform::{Asker, Doer};
+use super::{Failure, WAITING, ended};
+use crate::broker::{Admission, Inbound, Receipt, ack_all};
+use crate::config::Config;
+use crate::core::build::BuildState;
+use crate::core::event::{Effect, Event};
+use crate::core::record::Record;
+use crate::core::view::{BuildView, Why};
+use crate::core::{Core, Start, of_status};
+use crate::store::{Query, Store, StoreError};
+use crate::submission::{self, Invalid};
+use crate::web::{BuildQuery, Call, Figure, Health, Metrics};
+use crate::{clock, core::build::BuildSpec};
+use rouse_shared::{BuildId, WorkerName};
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot};
+use tracing::error;
+
+/// Inputs of one turn from one side, at most: more would make the first of them wait.
+const TURN: usize = 1_024;
+/// Between two tries to commit what the disk did not take.
+const COMMIT_PAUSE: Duration = Duration::from_secs(1);
+
+/// What the process wants of the loop.
+pub(super) enum Order {
+    /// Take a new configuration.
+    Configure(Box<Config>),
+    /// Extend every lease, and say when the messages are handed over.
+    Terminate(oneshot::Sender<()>),
+}
+
+/// Everything that the loop takes from.
+pub(super) struct Inputs {
+    pub events: mpsc::Receiver<Event>,
+    pub inbound: mpsc::Receiver<Inbound>,
+    pub calls: mpsc::Receiver<Call>,
+    pub admissions: mpsc::Receiver<Admission>,
+    pub orders: mpsc::Receiver<Order>,
+}
+
+/// What waits for one turn.
+#[derive(Default)]
+struct Waiting {
+    events: Vec<Event>,
+    inbound: Vec<Inbound>,
+    calls: Vec<Call>,
+    admissions: Vec<Admission>,
+    orders: Vec<Order>,
+}
+
+/// Starts the loop on a thread of its own. The receiver hears why it ended, should it ever.
+pub(super) fn spawn(
+    store: Store,
+    start: Start,
+    doer: Doer,
+    inputs: Inputs,
+    config: Config,
+) -> Result<oneshot::Receiver<String>, Failure> {
+    let (end, ended) = oneshot::channel();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
+    let runtime = runtime.map_err(|e| Failure::new("cannot start the loop", &e))?;
+    let body = move || {
+        let mut turner = Turner {
+            core: None,
+            store,
+            doer,
+            config,
+            batch: Batch::default(),
+            commit_error: None,
+            ended: BTreeMap::new(),
+            queries: Vec::new(),
+        };
+        turner.count_ended();
+        let why = runtime.block_on(turner.run(start, inputs));
+        // Nobody listens any more where the whole process ends.
+        drop(end.send(why));
+    };
+    std::thread::Builder::new()
+        .name("loop".to_owned())
+        .spawn(body)
+        .map(|_| ended)
+        .map_err(|e| Failure::new("cannot start the loop", &e))
+}
+
+struct Turner {
+    core: Option<Core>,
+    store: Store,
+    doer: Doer,
+    config: Config,
+    batch: Batch,
+    commit_error: Option<String>,
+    /// Ended builds by state.
+    ended: BTreeMap<BuildState, u64>,
+    /// Questions of this turn, answered after its commit.
+    queries: Vec<Call>,
+}
+
+/// What a turn is to commit, and then to do.
+#[derive(Default)]
+struct Batch {
+    records: Vec<Record>,
+    index: BTreeMap<Key, usize>,
+    effects: Vec<Effect>,
+    receipts: Vec<Receipt>,
+    told: Vec<oneshot::Sender<()>>,
+}
+
+/// Rows that replace each other within a batch.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+enum Key {
+    Build(BuildId),
+    Host(String),
+    Session(WorkerName),
+    Worker(WorkerName),
+    Leases,
+}
+
+impl Batch {
+    fn save(&mut self, record: Record) {
+        let key = match &record {
+            Record::NewBuild { id, .. } | Record::Build(id, _) => Key::Build(*id),
+            Record::Host(host) => Key::Host(host.id.0.clone()),
+            Record::Session(session) => Key::Session(session.worker.clone()),
+            Record::SessionOver(worker) => Key::Session(worker.clone()),
+            Record::Worker(worker, _) => Key::Worker(worker.clone()),
+            Record::LeasesUntil(_) => Key::Leases,
+        };
+        match self.index.entry(key) {
+            Entry::Vacant(entry) => {
+                entry.insert(self.records.len());
+                self.records.push(record);
+            }
+            Entry::Occupied(entry) => {
+                let kept = &mut self.records[*entry.get()];
+                match (kept, record) {
+                    (Record::NewBuild { status, .. }, Record::Build(_, newer)) => *status = newer,
+                    (kept, record) => *kept = record,
+                }
+            }
+        }
+    }
+
+    fn take(&mut self, effects: Vec<Effect>) {
+        for effect in effects {
+            match effect {
+                Effect::Save(record) => self.save(record),
+                other => self.effects.push(other),
+            }
+        }
+    }
+}
+
+impl Turner {
+    async fn run(mut self, start: Start, mut inputs: Inputs) -> String {
+        let (core, effects) = Core::new(clock::now(), start);
+        self.core = Some(core);
+        self.batch.take(effects);
+        self.finish().await;
+        let mut waiting = Waiting::default();
+        loop {
+            let wake = self.core.as_ref().and_then(Core::next_wakeup);
+            let pause = wake.map_or(Duration::from_secs(3_600), |at| at.since(clock::now()));
+            tokio::select! {
+                n = inputs.events.recv_many(&mut waiting.events, TURN) => if n == 0 { return "its events ended".into() },
+                n = inputs.inbound.recv_many(&mut waiting.inbound, TURN), if !inputs.inbound.is_closed() => if n == 0 { continue },
+                n = inputs.calls.recv_many(&mut waiting.calls, TURN), if !inputs.calls.is_closed() => if n == 0 { continue },
+                n = inputs.admissions.recv_many(&mut waiting.admissions, TURN), if !inputs.admissions.is_closed() => if n == 0 { continue },
+                n = inputs.orders.recv_many(&mut waiting.orders, 16) => if n == 0 { return "nobody needs it".into() },
+                () = tokio::time::sleep(pause) => {}
+            }
+            waiting.drain(&mut inputs);
+            self.turn(&mut waiting);
+            self.finish().await;
+        }
+    }
+
+    fn handle(&mut self, event: Event) {
+        if let Some(core) = &mut self.core {
+            let effects = core.handle(clock::now(), event);
+            self.batch.take(effects);
+        }
+    }
+
+    fn turn(&mut self, waiting: &mut Waiting) {
+        for event in waiting.events.drain(..) {
+            self.handle(event);
+        }
+        for order in waiting.orders.drain(..) {
+            match order {
+                Order::Configure(config) => {
+                    self.doer.hosts.configure(super::agents(&config));
+                    self.handle(Event::Configure(Arc::new(config.plan.clone())));
+                    self.config = *config;
+                }
+                Order::Terminate(told) => {
+                    self.handle(Event::Terminate);
+                    self.batch.told.push(told);
+                }
+            }
+        }
+        for message in waiting.inbound.drain(..) {
+            self.inbound(message);
+        }
+        for call in waiting.calls.drain(..) {
+            self.call(call);
+        }
+        self.handle(Event::Tick);
+        for Admission { worker, password, reply } in waiting.admissions.drain(..) {
+            let admitted = self.core.as_ref().map(|core| core.admit(worker.as_str(), &password));
+            // The asker has its own deadline and may be gone.
+            drop(admitted.map(|answer| reply.send(answer)));
+        }
+    }
+
+    fn inbound(&mut self, message: Inbound) {
+        match message {
+            Inbound::Up => self.handle(Event::BrokerUp),
+            Inbound::Down { .. } => self.handle(Event::BrokerDown),
+            Inbound::Agent { worker, message, receipt } => {
+                self.handle(Event::Agent { worker, message });
+                self.batch.receipts.push(receipt);
+            }
+            Inbound::Unroutable { queue } => {
+                if let Some(worker) = worker_of(&queue) {
+                    self.handle(Event::Detached { worker, queue: Some(queue) });
+                }
+            }
+            Inbound::Closed { worker } => self.handle(Event::Detached { worker, queue: None }),
+            Inbound::Submit { body, content_type, message_id, reply_to, correlation_id, receipt } => {
+                let spec = match content_type.as_deref() {
+                    Some("application/msgpack" | "application/x-msgpack" | "application/vnd.msgpack") => {
+                        submission::from_msgpack(&body)
+                    }
+                    _ => submission::from_json(&body),
+                };
+                let asker = Asker::Inbox { reply_to, correlation_id };
+                self.submit(spec, message_id, asker);
+                self.batch.receipts.push(receipt);
+            }
+        }
+    }
+
+    fn submit(&mut self, spec: Result<BuildSpec, Invalid>, message_id: Option<String>, asker: Asker) {
+        let known = message_id.map(|id| match self.store.by_message_id(&id) {
+            Ok(build) => (id, build),
+            Err(error) => {
+                error!("failed to {error}");
+                (id, None)
+            }
+        });
+        match spec {
+            Ok(spec) => {
+                let request = self.doer.askers.add(asker);
+                self.handle(Event::Submit { request, spec: Arc::new(spec), message_id: known });
+            }
+            Err(Invalid { field, reason }) => self.doer.refuse(asker, &field, &reason),
+        }
+    }
+
+    fn call(&mut self, call: Call) {
+        match call {
+            Call::Submit { spec, reply } => {
+                let request = self.doer.askers.add(Asker::Web(reply));
+                self.handle(Event::Submit { request, spec, message_id: None });
+            }
+            Call::Cancel { build, reply } => {
+                let request = self.doer.askers.add(Asker::Web(reply));
+                self.handle(Event::CancelBuild { request, build });
+            }
+            Call::Operate { worker, operation, reply } => {
+                let request = self.doer.askers.add(Asker::Web(reply));
+                self.handle(Event::Operate { request, worker, operation });
+            }
+            question @ (Call::Build { .. }
+            | Call::Builds { .. }
+            | Call::Why { .. }
+            | Call::Workers { .. }
+            | Call::Hosts { .. }
+            | Call::Health { .. }
+            | Call::Metrics { .. }) => self.queries.push(question),
+        }
+    }
+
+    /// Commits the batch, however long the disk takes, then performs, answers and acknowledges.
+    async fn finish(&mut self) {
+        loop {
+            let mut batch = std::mem::take(&mut self.batch);
+            if !batch.records.is_empty() {
+                while let Err(error) = self.store.commit(&batch.records) {
+                    error!("failed to {error}; nothing goes on until it can be written");
+                    self.commit_error = Some(error.to_string());
+                    tokio::time::sleep(COMMIT_PAUSE).await;
+                }
+                self.commit_error = None;
+            }
+            for effect in batch.effects.drain(..) {
+                if let Effect::Announce(change) = &effect
+                    && let Some(state) = ended(change)
+                {
+                    *self.ended.entry(state).or_default() += 1;
+                }
+                if let Some(event) = self.doer.perform(effect, &self.config) {
+                    self.handle(event);
+                }
+            }
+            ack_all(batch.receipts);
+            for told in batch.told {
+                // Whoever asked may have stopped waiting.
+                drop(told.send(()));
+            }
+            if self.batch.records.is_empty() && self.batch.effects.is_empty() {
+                break;
+            }
+        }
+        for question in std::mem::take(&mut self.queries) {
+            self.answer(question);
+        }
+    }
+
+    /// Answers from what is committed. An asker that is gone needs no answer.
+    fn answer(&self, question: Call) {
+        let Some(core) = &self.core else { return };
+        match question {
+            Call::Build { id, reply } => drop(reply.send(self.build(id))),
+            Call::Builds { query, reply } => drop(reply.send(self.builds(&query).map_err(|e| format!("failed to {e}")))),
+            Call::Why { id, reply } => {
+                let ended = || {
+                    let sentence = of_status(&self.build(id)?.build.status)?;
+                    Some(Why { sentence, next_try: None })
+                };
+                drop(reply.send(core.why(clock::now(), id).or_else(ended)));
+            }
+            Call::Workers { reply } => drop(reply.send(core.worker_views())),
+            Call::Hosts { reply } => drop(reply.send(core.host_views())),
+            Call::Health { reply } => {
+                let ledger = self.commit_error.clone().map_or(Ok(()), Err);
+                drop(reply.send(Health { broker: self.doer.link_is_up(), ledger }));
+            }
+            Call::Metrics { reply } => drop(reply.send(self.metrics(core))),
+            Call::Submit { .. } | Call::Cancel { .. } | Call::Operate { .. } => {}
+        }
+    }
+
+    fn build(&self, id: BuildId) -> Option<BuildView> {
+        let live = self.core.as_ref().and_then(|core| core.build(id));
+        live.or_else(|| match self.store.build(id) {
+            Ok(build) => build.map(|build| BuildView { state: build.status.state(), build }),
+            Err(error) => {
+                error!("failed to {error}");
+                None
+            }
+        })
+    }
+
+    fn builds(&self, query: &BuildQuery) -> Result<Vec<BuildView>, StoreError> {
+        let fits = |view: &BuildView| {
+            query.state.is_none_or(|state| view.state == state) && query.before.is_none_or(|before| view.build.id < before)
+        };
+        let live = self.core.iter().flat_map(Core::live_builds);
+        let mut views: Vec<_> = live.filter(fits).take(query.limit).collect();
+        if query.state.is_none_or(BuildState::is_final) {
+            let ended = self.store.ended_builds(Query { state: query.state, limit: query.limit, before: query.before })?;
+            views.extend(ended.into_iter().map(|build| BuildView { state: build.status.state(), build }));
+            views.sort_by_key(|view| std::cmp::Reverse(view.build.id));
+            views.truncate(query.limit);
+        }
+        Ok(views)
+    }
+
+    fn count_ended(&mut self) {
+        match self.store.count_ended() {
+            Ok(counts) => self.ended = counts,
+            Err(error) => error!("failed to {error}"),
+        }
+    }
+
+    fn metrics(&self, core: &Core) -> Metrics {
+        let census = core.census();
+        let mut builds = census.builds;
+        builds.extend(self.ended.iter().map(|(state, count)| (*state, *count)));
+        let figure = |name, help, counter, value: u64| Figure { name, help, counter, value: value as f64 };
+        let up = u64::from(self.doer.link_is_up());
+        let mut figures = vec![
+            figure("rouse_broker_up", "Whether the master is connected to the broker.", false, up),
+            figure(
+                "rouse_log_chunks_stray_total",
+                "Log chunks that belong to nothing that runs.",
+                true,
+                self.doer.logs.strays(),
+            ),
+        ];
+        figures.extend(self.doer.link_figures());
+        Metrics { builds, workers: census.workers, hosts: census.hosts, figures }
+    }
+}
+
+impl Waiting {
+    /// Takes what else waits, without waiting for it.
+    fn drain(&mut self, inputs: &mut Inputs) {
+        fn take<T>(from: &mut mpsc::Receiver<T>, to: &mut Vec<T>) {
+            while to.len() < TURN {
+                match from.try_recv() {
+                    Ok(item) => to.push(item),
+                    Err(_) => return,
+                }
+            }
+        }
+        take(&mut inputs.events, &mut self.events);
+        take(&mut inputs.inbound, &mut self.inbound);
+        take(&mut inputs.calls, &mut self.calls);
+        take(&mut inputs.admissions, &mut self.admissions);
+        take(&mut inputs.orders, &mut self.orders);
+    }
+}
+
+/// Whose queue this is.
+fn worker_of(queue: &str) -> Option<WorkerName> {
+    let rest = queue.strip_prefix("rouse.agent.")?;
+    rest.split('.').next()?.parse().ok()
+}
+
+const _: () = assert!(TURN <= WAITING, "a turn takes what fits a channel");
