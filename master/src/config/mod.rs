@@ -1,13 +1,26 @@
 //! The configuration: `rouse.toml` read into types that cannot be wrong, with everything that is wrong said at once.
 //!
-//! Three passes. `document` parses the text and keeps where each value stands; `general`, `workers` and `hosts` validate;
+//! Three passes. `document` parses the text and keeps where each value stands; `general`, `workers` and `hosts` validate
+//! with the readers of `read`;
 //! what comes out is wired to the core as a [`Plan`]. A fault never ends a pass: it is noted, a stand-in value goes on,
 //! and a configuration with any fault is not handed out.
 
+mod check;
+mod document;
+pub mod duration;
 mod fault;
+mod general;
 pub mod hosts;
+mod read;
 mod secret;
+mod template;
+mod url;
+mod workers;
 
+#[cfg(test)]
+mod tests;
+
+pub use check::check;
 pub use fault::{Fault, Faults};
 pub use hosts::{Ec2Config, HostConfig, LibvirtConfig, OpenstackConfig, ProcessConfig};
 pub use secret::Secret;
@@ -16,7 +29,7 @@ use crate::core::plan::{Plan, ProviderKind};
 use rouse_shared::WorkerName;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// The providers that this build of rouse has. The keys of the others are checked all the same.
@@ -108,4 +121,126 @@ pub enum RelayTls {
     Opportunistic,
     /// `?tls=none`: never.
     Never,
+}
+
+/// What a reading found: the configuration where nothing is wrong, the faults, the warnings.
+struct Reading {
+    config: Option<Config>,
+    faults: Vec<Fault>,
+    warnings: Vec<Fault>,
+}
+
+/// Reads the configuration file at `path`, and the files and variables that it names.
+///
+/// # Errors
+/// Everything that is wrong with it.
+pub fn load(path: &Path) -> Result<Config, Faults> {
+    let reading = read_file(path);
+    reading.config.ok_or(Faults(reading.faults))
+}
+
+fn read_file(path: &Path) -> Reading {
+    let whole = |message: String| {
+        let fault = Fault { file: path.to_owned(), line: 0, column: 0, key: String::new(), message };
+        Reading { config: None, faults: vec![fault], warnings: Vec::new() }
+    };
+    let bytes = match std::fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(why) => return whole(format!("cannot be read: {why}")),
+    };
+    match String::from_utf8(bytes) {
+        Ok(text) => read_text(&text, path, &|name| std::env::var(name).ok()),
+        Err(_) => whole("is not UTF-8 text".to_owned()),
+    }
+}
+
+fn read_text(text: &str, path: &Path, env: document::Environment<'_>) -> Reading {
+    // Absolute, so that it stays right wherever the master goes.
+    let base = std::path::absolute(path).ok().and_then(|p| p.parent().map(Path::to_owned)).unwrap_or_default();
+    let notes = document::Notes::new(path, text, base, env);
+    let config = document::parse(text, &notes).map(|root| {
+        let empty = toml::de::DeTable::new();
+        let root = document::Table::root(&notes, root.get_ref());
+        let master = general::master(&root, &empty);
+        let broker = general::broker(&root, &master, &empty);
+        let mail = general::mail(&root, &empty);
+        let (audit_interval, stop_orphans) = general::audit(&root, &empty);
+        let limits = general::limits(&root, &empty);
+        let workers = workers::read(&root, &broker);
+        root.finish();
+        let plan = Plan {
+            workers: workers.plans,
+            max_hosts: limits.max_hosts,
+            quarantine_after: limits.quarantine_after,
+            audit_interval,
+            stop_orphans,
+            restart_lease: master.restart_lease,
+        };
+        let (max_spend_per_day, hosts) = (limits.max_spend_per_day, workers.hosts);
+        Config { path: path.to_owned(), master, broker, mail, max_spend_per_day, plan, hosts, warnings: Vec::new() }
+    });
+    let (faults, warnings) = notes.finish();
+    let config = config.filter(|_| faults.is_empty()).map(|c| Config { warnings: warnings.clone(), ..c });
+    Reading { config, faults, warnings }
+}
+
+impl Config {
+    /// Reads a configuration from text. `path` is for messages, and relative paths are below its directory.
+    ///
+    /// # Errors
+    /// Everything that is wrong with it.
+    pub fn parse(text: &str, path: &Path) -> Result<Config, Faults> {
+        let reading = read_text(text, path, &|name| std::env::var(name).ok());
+        reading.config.ok_or(Faults(reading.faults))
+    }
+
+    /// What an empty file gives, but for the state directory: every default, and no worker.
+    pub fn without_file(state_dir: PathBuf) -> Config {
+        Config {
+            path: PathBuf::new(),
+            master: MasterConfig {
+                name: general::DEFAULT_NAME.to_owned(),
+                state_dir,
+                listen: general::local(8090),
+                api_token: None,
+                restart_lease: general::DEFAULT_RESTART_LEASE,
+            },
+            broker: BrokerConfig {
+                listen: vec![general::local(5672)],
+                url: None,
+                ca: None,
+                agent_url: None,
+                auth_listen: general::local(8091),
+            },
+            mail: general::default_mail(),
+            max_spend_per_day: None,
+            plan: Plan {
+                workers: BTreeMap::new(),
+                max_hosts: None,
+                quarantine_after: general::DEFAULT_QUARANTINE,
+                audit_interval: general::DEFAULT_AUDIT,
+                stop_orphans: true,
+                restart_lease: general::DEFAULT_RESTART_LEASE,
+            },
+            hosts: BTreeMap::new(),
+            warnings: Vec::new(),
+        }
+    }
+}
+
+/// The keys that differ and that only a restart of the master changes, in the order of the file.
+pub fn changes_needing_restart(old: &Config, new: &Config) -> Vec<String> {
+    let (a, b) = ((&old.master, &old.broker), (&new.master, &new.broker));
+    let keys = [
+        ("master.name", a.0.name != b.0.name),
+        ("master.state_dir", a.0.state_dir != b.0.state_dir),
+        ("master.listen", a.0.listen != b.0.listen),
+        ("master.api_token", a.0.api_token != b.0.api_token),
+        ("broker.listen", a.1.listen != b.1.listen),
+        ("broker.url", a.1.url != b.1.url),
+        ("broker.ca", a.1.ca != b.1.ca),
+        ("broker.agent_url", a.1.agent_url != b.1.agent_url),
+        ("broker.auth_listen", a.1.auth_listen != b.1.auth_listen),
+    ];
+    keys.into_iter().filter(|(_, differs)| *differs).map(|(key, _)| key.to_owned()).collect()
 }

@@ -1,6 +1,8 @@
 //! `[worker.ec2]`: Amazon EC2, or a cloud that is compatible with it.
 
 use crate::config::Secret;
+use crate::config::document::{Table, Value};
+use crate::config::{duration, url};
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
@@ -109,4 +111,177 @@ pub enum IdleHost {
     Stop,
     /// Hibernated, and woken again.
     Hibernate,
+}
+
+/// Keys that do not shape a new host.
+pub(super) const NOT_OF_THE_HOST: &[&str] = &[
+    "identifier",
+    "secret_identifier",
+    "profile",
+    "max_spot_price",
+    "price_multiplier",
+    "on_demand_fallback",
+    "on_idle",
+    "max_age",
+    "price_per_hour",
+    "identity_certificates",
+];
+
+pub(super) fn read(table: &Table<'_>) -> Option<Ec2Config> {
+    let instance_types = table.required("instance_type", "instance_type = \"m5.large\"", |v| {
+        let types = v.one_or_list(|v| v.word())?;
+        if types.is_empty() { v.fault("must have one type at least") } else { Some(types) }
+    });
+    let image = image(table);
+    let credentials = credentials(table);
+    let spot = spot(table);
+    let one_only = |v: &Value<'_>| match v.member {
+        Some(member) if member.of > 1 => v.fault(format!(
+            "for one worker only, and this template gives {}: leave it out, or name one worker",
+            member.of
+        )),
+        Some(_) | None => Some(()),
+    };
+    let endpoint_url = table.optional("endpoint_url", |v| {
+        let text = v.word_or_empty()?;
+        url::web(&text).map_or_else(|why| v.fault(why), |()| Some(text))
+    });
+    Some(Ec2Config {
+        region: table.optional("region", |v| v.word_or_empty()),
+        placement: table.or("placement", Vec::new(), |v| v.one_or_list(zone)),
+        profile: table.optional("profile", |v| v.word_or_empty()),
+        keypair_name: table.or("keypair_name", "latent_rouse_worker".to_owned(), |v| v.word()),
+        security_name: table.or("security_name", "latent_rouse_worker".to_owned(), |v| v.word()),
+        security_group_ids: table.or("security_group_ids", Vec::new(), |v| v.one_or_list(|v| v.word())),
+        subnet_id: table.optional("subnet_id", |v| v.word_or_empty()),
+        instance_profile_name: table.optional("instance_profile_name", |v| v.word_or_empty()),
+        user_data: table.optional("user_data", |v| v.text_or_empty()),
+        elastic_ip: table.optional("elastic_ip", |v| {
+            one_only(v)?;
+            let text = v.word()?;
+            text.parse().ok().or_else(|| v.fault("not an IPv4 address: write \"208.77.188.166\""))
+        }),
+        tags: table.or("tags", BTreeMap::new(), |v| v.texts(tag_name)),
+        volumes: table.or("volumes", Vec::new(), |v| {
+            one_only(v)?;
+            v.list(volume)
+        }),
+        block_devices: table.or("block_devices", Vec::new(), |v| v.list(block_device)),
+        on_idle: table.or("on_idle", IdleHost::Terminate, |v| {
+            v.choice(&[
+                ("terminate", IdleHost::Terminate),
+                ("stop", IdleHost::Stop),
+                ("hibernate", IdleHost::Hibernate),
+            ])
+        }),
+        max_age: table.optional("max_age", |v| v.duration(Duration::from_secs(1))),
+        price_per_hour: table.optional("price_per_hour", |v| v.number()),
+        identity_certificates: table.optional("identity_certificates", |v| v.readable()),
+        endpoint_url,
+        instance_types: instance_types?,
+        image: image?,
+        credentials,
+        spot,
+    })
+}
+
+fn image(table: &Table<'_>) -> Option<Ec2Image> {
+    let id = table.get("ami");
+    let owners = table.get("valid_ami_owners");
+    let location = table.get("valid_ami_location_regex");
+    if let Some(id) = id {
+        for filter in [&owners, &location].into_iter().flatten() {
+            filter.fault::<()>("a filter beside `ami`: give the one image, or the filters");
+        }
+        return id.word().map(Ec2Image::Id);
+    }
+    if owners.is_none() && location.is_none() {
+        table.missing("ami", "ami = \"ami-…\", or valid_ami_owners, valid_ami_location_regex or both");
+        return None;
+    }
+    let owners = owners.map_or(Some(Vec::new()), |v| {
+        let owners = v.one_or_list(owner)?;
+        if owners.is_empty() { v.fault("must have one account number at least") } else { Some(owners) }
+    });
+    let location = location.map(|v| v.regex(|text| format!("^(?:{text})")));
+    Some(Ec2Image::Last { owners: owners?, location: location.map_or(Some(None), |l| l.map(Some))? })
+}
+
+/// An account number. As a number it has lost the zeros that it began with.
+fn owner(value: &Value<'_>) -> Option<String> {
+    let number = value.large()?;
+    if number > 999_999_999_999 {
+        return value.fault("an account number has 12 digits");
+    }
+    Some(format!("{number:012}"))
+}
+
+fn credentials(table: &Table<'_>) -> Option<(String, Secret)> {
+    let (id, secret) = (table.get("identifier"), table.get("secret_identifier"));
+    match (id, secret) {
+        (Some(id), Some(secret)) => {
+            let (id, secret) = (id.word(), secret.secret());
+            Some((id?, secret?))
+        }
+        (Some(id), None) => id.fault("identifier needs secret_identifier beside it"),
+        (None, Some(secret)) => secret.fault("secret_identifier needs identifier beside it"),
+        (None, None) => None,
+    }
+}
+
+fn spot(table: &Table<'_>) -> Option<Spot> {
+    let above_zero = |v: &Value<'_>| {
+        let number = v.number()?;
+        if number > 0.0 { Some(number) } else { v.fault("must be above 0") }
+    };
+    let wanted = table.or("spot_instance", false, |v| v.boolean());
+    let spot = Spot {
+        max_price: table.optional("max_spot_price", above_zero),
+        multiplier: table.optional("price_multiplier", above_zero),
+        on_demand_fallback: table.or("on_demand_fallback", false, |v| v.boolean()),
+    };
+    if wanted {
+        return Some(spot);
+    }
+    for key in ["max_spot_price", "price_multiplier", "on_demand_fallback"] {
+        if let Some(value) = table.get(key) {
+            value.warn("has no effect without spot_instance = true");
+        }
+    }
+    None
+}
+
+fn zone(value: &Value<'_>) -> Option<String> {
+    let zone = value.word()?;
+    if zone.len() == 1 && zone.bytes().all(|b| b.is_ascii_lowercase()) {
+        return Some(zone);
+    }
+    value.fault(format!("{:?} is not the letter of an availability zone: write \"b\"", duration::shorten(&zone)))
+}
+
+fn tag_name(name: &str) -> Result<(), String> {
+    if name.is_empty() || name.starts_with("aws:") || name.chars().count() > 128 {
+        return Err("a tag has 1 to 128 characters and does not begin with aws:".to_owned());
+    }
+    Ok(())
+}
+
+fn volume(value: &Value<'_>) -> Option<Volume> {
+    const SHAPE: &str = "a pair such as [\"vol-0123\", \"/dev/sdf\"]";
+    match &value.items(SHAPE)?[..] {
+        [id, device] => {
+            let (id, device) = (id.word(), device.word());
+            Some(Volume { id: id?, device: device? })
+        }
+        _ => value.fault(format!("expected {SHAPE}")),
+    }
+}
+
+fn block_device(value: &Value<'_>) -> Option<BlockDevice> {
+    let table = value.table("a table such as { device = \"/dev/xvda\", size_gb = 40, type = \"gp3\" }")?;
+    let device = table.required("device", "device = \"/dev/xvda\"", |v| v.word());
+    let size_gb = table.optional("size_gb", |v| v.whole(1));
+    let kind = table.optional("type", |v| v.word());
+    table.finish();
+    Some(BlockDevice { device: device?, size_gb, kind })
 }

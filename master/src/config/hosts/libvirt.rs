@@ -1,5 +1,6 @@
 //! `[worker.libvirt]`: a domain of a libvirt connection.
 
+use crate::config::document::{Table, Value};
 use std::path::PathBuf;
 
 /// How a libvirt host is made.
@@ -31,4 +32,48 @@ pub enum DomainXml {
     Builtin,
     /// The content of the file that was named.
     Text(String),
+}
+
+/// Keys that do not shape a new host.
+pub(super) const NOT_OF_THE_HOST: &[&str] = &[];
+
+pub(super) fn read(table: &Table<'_>) -> Option<LibvirtConfig> {
+    let connection = table.required("connection", "connection = \"qemu:///session\"", |v| {
+        let text = v.word()?;
+        if text.contains(":/") { Some(text) } else { v.fault("not an address of libvirt: write \"qemu:///session\"") }
+    });
+    let xml = table.or("xml", DomainXml::Defined, xml);
+    let hd_image = table.optional("hd_image", |v| v.path());
+    let base_image = table.optional("base_image", |v| v.path());
+    if let Some(value) = table.get("hd_image").filter(|_| hd_image.is_some() && hd_image == base_image) {
+        value.fault::<()>("is the base image itself, which is never written to: name another file");
+    }
+    if !table.map.contains_key("hd_image") && (base_image.is_some() || xml == DomainXml::Builtin) {
+        table.missing("hd_image", "hd_image = \"/path/to/disk.qcow2\", the disk to boot from");
+    }
+    // Elsewhere than on this machine there is nothing to be seen; here it may still be on its way.
+    if let (Some(base), Some(connection)) = (&base_image, &connection)
+        && connection.contains(":///")
+        && !base.exists()
+        && let Some(value) = table.get("base_image")
+    {
+        value.warn(format!("{} is not there", base.display()));
+    }
+    Some(LibvirtConfig {
+        memory_mb: table.or("memory_mb", 2048, |v| v.whole(1)),
+        cpus: table.or("cpus", 2, |v| v.whole(1)),
+        network: table.or("network", "default".to_owned(), |v| v.word()),
+        connection: connection?,
+        hd_image,
+        base_image,
+        xml,
+    })
+}
+
+fn xml(value: &Value<'_>) -> Option<DomainXml> {
+    const SHAPE: &str = "\"builtin\" or { file = \"domain.xml\" }";
+    if !value.is_text() {
+        return value.file_content(SHAPE).map(DomainXml::Text);
+    }
+    if value.text()? == "builtin" { Some(DomainXml::Builtin) } else { value.fault(format!("expected {SHAPE}")) }
 }

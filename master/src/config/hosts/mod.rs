@@ -10,7 +10,9 @@ pub use libvirt::{DomainXml, LibvirtConfig};
 pub use openstack::{ImagePick, OpenstackConfig, OpenstackImage};
 pub use process::ProcessConfig;
 
+use super::document::Table;
 use crate::core::plan::ProviderKind;
+use sha2::{Digest as _, Sha256};
 
 /// How the hosts of one latent worker are made.
 #[derive(Clone, PartialEq, Debug)]
@@ -35,4 +37,31 @@ impl HostConfig {
             Self::Openstack(_) => ProviderKind::Openstack,
         }
     }
+}
+
+/// Reads the section of a provider: how hosts are made (nothing where it is faulty), and the fingerprint of all that
+/// shapes a new host. Prices, credentials and what is done with a host later are no part of that.
+pub(super) fn read(kind: ProviderKind, table: &Table<'_>) -> (Option<HostConfig>, u64) {
+    let (host, except) = match kind {
+        ProviderKind::Process => (process::read(table).map(HostConfig::Process), process::NOT_OF_THE_HOST),
+        ProviderKind::Ec2 => (ec2::read(table).map(|h| HostConfig::Ec2(Box::new(h))), ec2::NOT_OF_THE_HOST),
+        ProviderKind::Libvirt => {
+            (libvirt::read(table).map(|h| HostConfig::Libvirt(Box::new(h))), libvirt::NOT_OF_THE_HOST)
+        }
+        ProviderKind::Openstack => {
+            (openstack::read(table).map(|h| HostConfig::Openstack(Box::new(h))), openstack::NOT_OF_THE_HOST)
+        }
+    };
+    table.finish();
+    let mut hash = Sha256::new();
+    hash.update(format!("{}\n{}\n", kind.as_str(), table.canonical(except)));
+    if let Some(HostConfig::Libvirt(host)) = &host
+        && let DomainXml::Text(xml) = &host.xml
+    {
+        hash.update(xml);
+    }
+    let hash: [u8; 32] = hash.finalize().into();
+    let mut first = [0; 8];
+    first.copy_from_slice(&hash[..8]);
+    (host, u64::from_be_bytes(first))
 }

@@ -1,6 +1,7 @@
 //! `[worker.openstack]`: a server of OpenStack Nova.
 
-use crate::config::Secret;
+use crate::config::document::{Table, Value};
+use crate::config::{Secret, url};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
@@ -74,4 +75,104 @@ pub enum ImagePick {
     Newest,
     /// The one made first.
     Oldest,
+}
+
+/// Keys that do not shape a new host.
+pub(super) const NOT_OF_THE_HOST: &[&str] = &[
+    "os_username",
+    "os_password",
+    "os_user_domain",
+    "os_cacert",
+    "os_application_credential_id",
+    "os_application_credential_secret",
+    "price_per_hour",
+];
+
+pub(super) fn read(table: &Table<'_>) -> Option<OpenstackConfig> {
+    let flavor = table.required("flavor", "flavor = \"…\", an id or a name", |v| v.word());
+    let image = table.required("image", "image = \"…\", an id or a name", image);
+    let application_credential = application_credential(table);
+    let os_auth_url = table.optional("os_auth_url", |v| {
+        let text = v.word_or_empty()?;
+        url::web(&text).map_or_else(|why| v.fault(why), |()| Some(text))
+    });
+    Some(OpenstackConfig {
+        cloud: table.optional("cloud", |v| v.word_or_empty()),
+        os_username: table.optional("os_username", |v| v.word_or_empty()),
+        os_password: table.optional("os_password", |v| v.secret()),
+        os_tenant_name: table.optional("os_tenant_name", |v| v.word_or_empty()),
+        os_user_domain: table.optional("os_user_domain", |v| v.word_or_empty()),
+        os_project_domain: table.optional("os_project_domain", |v| v.word_or_empty()),
+        os_auth_url,
+        os_region_name: table.optional("os_region_name", |v| v.word_or_empty()),
+        os_cacert: table.optional("os_cacert", |v| v.readable()),
+        application_credential,
+        meta: table.or("meta", BTreeMap::new(), |v| {
+            v.texts(|name| if name.is_empty() { Err("must not be empty".to_owned()) } else { Ok(()) })
+        }),
+        networks: table.or("networks", Vec::new(), |v| v.one_or_list(|v| v.word())),
+        key_name: table.optional("key_name", |v| v.word_or_empty()),
+        security_groups: table.or("security_groups", Vec::new(), |v| v.one_or_list(|v| v.word())),
+        user_data: table.optional("user_data", |v| v.text_or_empty()),
+        availability_zone: table.optional("availability_zone", |v| v.word_or_empty()),
+        boot_volume_gb: table.optional("boot_volume_gb", |v| v.whole(0)).filter(|gb| *gb > 0),
+        floating_ip_pool: table.optional("floating_ip_pool", |v| v.word_or_empty()),
+        price_per_hour: table.optional("price_per_hour", |v| v.number()),
+        flavor: flavor?,
+        image: image?,
+    })
+}
+
+fn application_credential(table: &Table<'_>) -> Option<(String, Secret)> {
+    let id = table.get("os_application_credential_id");
+    let secret = table.get("os_application_credential_secret");
+    if let Some(given) = id.as_ref().or(secret.as_ref()) {
+        for key in ["os_username", "os_password"] {
+            if table.map.contains_key(key) {
+                given.fault::<()>(format!("stands instead of user and password: leave out this, or {key}"));
+            }
+        }
+    }
+    match (id, secret) {
+        (Some(id), Some(secret)) => {
+            let (id, secret) = (id.word(), secret.secret());
+            Some((id?, secret?))
+        }
+        (Some(id), None) => id.fault("needs os_application_credential_secret beside it"),
+        (None, Some(secret)) => secret.fault("needs os_application_credential_id beside it"),
+        (None, None) => None,
+    }
+}
+
+fn image(value: &Value<'_>) -> Option<OpenstackImage> {
+    if value.is_text() {
+        return value.word().map(OpenstackImage::Id);
+    }
+    const SHAPE: &str = "an id or a name, { name_regex = \"…\", pick = \"newest\" } or { command = [\"…\"] }";
+    let table = value.table(SHAPE)?;
+    let (regex, command, pick) = (table.get("name_regex"), table.get("command"), table.get("pick"));
+    table.finish();
+    match (regex, command) {
+        (Some(regex), None) => {
+            let choices = [("newest", ImagePick::Newest), ("oldest", ImagePick::Oldest)];
+            let pick = pick.map_or(Some(ImagePick::Newest), |v| v.choice(&choices));
+            let regex = regex.regex(|text| format!("^(?:{text})$"));
+            Some(OpenstackImage::Name { regex: regex?, pick: pick? })
+        }
+        (None, Some(command)) => {
+            if let Some(pick) = pick {
+                pick.fault::<()>("only beside name_regex: the command picks by itself");
+            }
+            let mut words = command.list(|v| v.text())?;
+            let Some(program) = command.items("a list")?.first().and_then(Value::program) else {
+                return command.fault("must begin with a program");
+            };
+            if let (Some(first), Some(program)) = (words.first_mut(), program.to_str()) {
+                *first = program.to_owned();
+            }
+            Some(OpenstackImage::Command(words))
+        }
+        (Some(_), Some(_)) => value.fault("has both name_regex and command: one of them is enough"),
+        (None, None) => value.fault(format!("expected {SHAPE}")),
+    }
 }

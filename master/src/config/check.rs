@@ -1,0 +1,72 @@
+//! `rouse check`: says everything that is wrong with a configuration.
+
+use super::{Config, HostConfig, read_file};
+use std::collections::BTreeSet;
+use std::io::{self, Write};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+
+/// Writes every fault and every warning of the file at `path` to `out`, a line each, and a line that sums them up. With
+/// `online` it also looks whether hosts could be started. Changes nothing.
+///
+/// The exit code: 0 where nothing is wrong (warnings are not wrong), else 2; 2 as well where `out` cannot be written to.
+pub fn check(path: &Path, online: bool, out: &mut impl Write) -> i32 {
+    match write_findings(path, online, out) {
+        Ok(true) => 0,
+        Ok(false) | Err(_) => 2,
+    }
+}
+
+fn write_findings(path: &Path, online: bool, out: &mut impl Write) -> io::Result<bool> {
+    let reading = read_file(path);
+    let mut faults: Vec<String> = reading.faults.iter().map(ToString::to_string).collect();
+    if let (true, Some(config)) = (online, &reading.config) {
+        faults.extend(missing_agents(config).into_iter().map(|text| format!("{}: {text}", path.display())));
+    }
+    for fault in &faults {
+        writeln!(out, "{fault}")?;
+    }
+    for warning in &reading.warnings {
+        writeln!(out, "{}: warning: {}", warning.place(), warning.text())?;
+    }
+    let warnings = match reading.warnings.len() {
+        0 => String::new(),
+        n => format!(", {}", count(n, "warning")),
+    };
+    match (&reading.config, faults.len()) {
+        (Some(config), 0) => {
+            let (workers, latent) = (config.plan.workers.len(), config.hosts.len());
+            let workers = format!("{}, {latent} of them latent", count(workers, "worker"));
+            writeln!(out, "{}: nothing is wrong: {workers}{warnings}", path.display())?;
+        }
+        (_, n) => writeln!(out, "{}: {}{warnings}", path.display(), count(n, "fault"))?,
+    }
+    out.flush()?;
+    Ok(faults.is_empty())
+}
+
+fn count(n: usize, what: &str) -> String {
+    if n == 1 { format!("1 {what}") } else { format!("{n} {what}s") }
+}
+
+/// The agents' programs that process workers would not find, each once.
+fn missing_agents(config: &Config) -> BTreeSet<String> {
+    let agents = config.hosts.values().filter_map(|host| match host {
+        HostConfig::Process(process) => Some(process.agent.as_path()),
+        HostConfig::Ec2(_) | HostConfig::Libvirt(_) | HostConfig::Openstack(_) => None,
+    });
+    agents.filter_map(|agent| find_program(agent).err()).map(|why| format!("worker.process.agent: {why}")).collect()
+}
+
+/// The program that `agent` stands for: a bare name is looked for in `PATH`.
+fn find_program(agent: &Path) -> Result<PathBuf, String> {
+    let bare = agent.components().count() == 1 && !agent.is_absolute();
+    let path = if bare { std::env::var_os("PATH").unwrap_or_default() } else { Default::default() };
+    let places: Vec<PathBuf> =
+        if bare { std::env::split_paths(&path).map(|dir| dir.join(agent)).collect() } else { vec![agent.to_owned()] };
+    let is_program = |p: &PathBuf| p.metadata().is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0);
+    places.into_iter().find(is_program).ok_or_else(|| {
+        let place = if bare { "found in PATH" } else { "there, or not a program" };
+        format!("{} is not {place}: give the path of rouse-agent", agent.display())
+    })
+}

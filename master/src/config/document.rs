@@ -1,0 +1,310 @@
+//! The first pass: TOML with the place of every value, and a reader that notes each fault and goes on.
+
+use super::duration;
+use super::fault::Fault;
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+/// Looks up a variable of the environment.
+pub(super) type Environment<'d> = &'d dyn Fn(&str) -> Option<String>;
+
+/// What a pass writes down as it goes. Sorted by place, each fault once, however many workers of a template have it.
+pub(super) struct Notes<'d> {
+    file: &'d Path,
+    text: &'d str,
+    line_starts: Vec<usize>,
+    faults: RefCell<BTreeSet<Fault>>,
+    warnings: RefCell<BTreeSet<Fault>>,
+    /// What relative paths are relative to.
+    pub(super) base: PathBuf,
+    /// Where `{ env = … }` looks.
+    pub(super) env: Environment<'d>,
+}
+
+impl<'d> Notes<'d> {
+    pub(super) fn new(file: &'d Path, text: &'d str, base: PathBuf, env: Environment<'d>) -> Self {
+        let line_starts = std::iter::once(0).chain(text.match_indices('\n').map(|(i, _)| i + 1)).collect();
+        Self { file, text, line_starts, faults: RefCell::default(), warnings: RefCell::default(), base, env }
+    }
+
+    fn note(&self, at: usize, key: &str, message: String) -> Fault {
+        let line = self.line_starts.partition_point(|start| *start <= at);
+        let start = self.line_starts.get(line.saturating_sub(1)).copied().unwrap_or(0);
+        let before = self.text.get(start..at).unwrap_or("");
+        let (file, key) = (self.file.to_owned(), key.to_owned());
+        Fault { file, line, column: before.chars().count() + 1, key, message }
+    }
+
+    pub(super) fn fault(&self, at: usize, key: &str, message: impl Into<String>) {
+        let fault = self.note(at, key, message.into());
+        self.faults.borrow_mut().insert(fault);
+    }
+
+    pub(super) fn warn(&self, at: usize, key: &str, message: impl Into<String>) {
+        let warning = self.note(at, key, message.into());
+        self.warnings.borrow_mut().insert(warning);
+    }
+
+    pub(super) fn faults(&self) -> usize {
+        self.faults.borrow().len()
+    }
+
+    /// The line of a place, from 1.
+    pub(super) fn line(&self, at: usize) -> usize {
+        self.line_starts.partition_point(|start| *start <= at)
+    }
+
+    /// Everything noted: faults, then warnings.
+    pub(super) fn finish(self) -> (Vec<Fault>, Vec<Fault>) {
+        (self.faults.into_inner().into_iter().collect(), self.warnings.into_inner().into_iter().collect())
+    }
+}
+
+/// Parses `text`; what is wrong with its syntax is noted, all of it.
+pub(super) fn parse<'d>(text: &'d str, notes: &Notes<'_>) -> Option<Spanned<DeTable<'d>>> {
+    let (root, errors) = DeTable::parse_recoverable(text);
+    for error in &errors {
+        let at = error.span().map_or(0, |span| span.start);
+        notes.fault(at, "", format!("not TOML: {}", error.message()));
+    }
+    errors.is_empty().then_some(root)
+}
+
+/// The worker whose section is being read, for `{name}`.
+#[derive(Clone, Copy)]
+pub(super) struct Member<'d> {
+    /// Its name.
+    pub(super) name: &'d str,
+    /// How many workers the section gives.
+    pub(super) of: usize,
+}
+
+/// A table whose keys are asked for one by one; those never asked for are unknown.
+pub(super) struct Table<'d> {
+    pub(super) notes: &'d Notes<'d>,
+    pub(super) path: String,
+    pub(super) at: usize,
+    pub(super) member: Option<Member<'d>>,
+    pub(super) map: &'d DeTable<'d>,
+    asked: RefCell<Vec<&'static str>>,
+}
+
+impl<'d> Table<'d> {
+    pub(super) fn root(notes: &'d Notes<'d>, map: &'d DeTable<'d>) -> Self {
+        Self { notes, path: String::new(), at: 0, member: None, map, asked: RefCell::default() }
+    }
+
+    /// A table that has nothing in it, for a section that is absent.
+    pub(super) fn absent(&self, key: &str, empty: &'d DeTable<'d>) -> Table<'d> {
+        let (path, at) = (self.path_of(key), self.at);
+        Table { notes: self.notes, path, at, member: self.member, map: empty, asked: RefCell::default() }
+    }
+
+    /// The same table, read for this worker.
+    pub(super) fn member(from: &Table<'d>, member: Option<Member<'d>>) -> Self {
+        let (path, at) = (from.path.clone(), from.at);
+        Table { notes: from.notes, path, at, member, map: from.map, asked: RefCell::default() }
+    }
+
+    pub(super) fn path_of(&self, key: &str) -> String {
+        if self.path.is_empty() { key.to_owned() } else { format!("{}.{key}", self.path) }
+    }
+
+    /// The value of a key, which is a known one from now on.
+    pub(super) fn get(&self, key: &'static str) -> Option<Value<'d>> {
+        self.asked.borrow_mut().push(key);
+        let (found, value) = self.map.get_key_value(key)?;
+        // A table's own span is its header, of which the key is the better place.
+        let at = if value.get_ref().is_table() { found.span().start } else { value.span().start };
+        Some(Value { notes: self.notes, path: self.path_of(key), at, member: self.member, value: value.get_ref() })
+    }
+
+    /// The value of a key as `read` makes it; a fault is noted where the key is missing.
+    pub(super) fn required<T>(
+        &self,
+        key: &'static str,
+        example: &str,
+        read: impl FnOnce(&Value<'d>) -> Option<T>,
+    ) -> Option<T> {
+        let value = self.get(key);
+        if value.is_none() {
+            self.missing(key, example);
+        }
+        read(&value?)
+    }
+
+    /// Notes that a key is missing.
+    pub(super) fn missing(&self, key: &str, example: &str) {
+        self.notes.fault(self.at, &self.path_of(key), format!("missing: write {example}"));
+    }
+
+    /// The value of a key as `read` makes it.
+    pub(super) fn optional<T>(&self, key: &'static str, read: impl FnOnce(&Value<'d>) -> Option<T>) -> Option<T> {
+        read(&self.get(key)?)
+    }
+
+    /// The value of a key as `read` makes it, or the default. (After a fault too: then nothing of it is handed out.)
+    pub(super) fn or<T>(&self, key: &'static str, default: T, read: impl FnOnce(&Value<'d>) -> Option<T>) -> T {
+        self.optional(key, read).unwrap_or(default)
+    }
+
+    /// Notes every key that nobody asked for.
+    pub(super) fn finish(&self) {
+        let known = self.asked.borrow();
+        for (key, value) in self.map {
+            let name = key.get_ref().as_ref();
+            if known.contains(&name) {
+                continue;
+            }
+            let kind = if value.get_ref().is_table() { "section" } else { "key" };
+            let hint = match nearest(name, &known) {
+                Some(near) => format!("did you mean `{near}`?"),
+                None => {
+                    let mut all: Vec<_> = known.iter().map(|k| format!("`{k}`")).collect();
+                    all.sort();
+                    all.dedup();
+                    format!("known here are {}", all.join(", "))
+                }
+            };
+            let path = self.path_of(&duration::shorten(name));
+            self.notes.fault(key.span().start, &path, format!("unknown {kind}; {hint}"));
+        }
+    }
+
+    /// All values as one text that depends on nothing but them: not on order, spelling or comments. Keys of `except` are
+    /// left out.
+    pub(super) fn canonical(&self, except: &[&str]) -> String {
+        let mut entries: Vec<_> = self
+            .map
+            .iter()
+            .filter(|(key, _)| !except.contains(&key.get_ref().as_ref()))
+            .map(|(key, value)| format!("{:?}={}", key.get_ref(), canonical(value.get_ref(), self.member)))
+            .collect();
+        entries.sort();
+        entries.join("\n")
+    }
+}
+
+fn canonical(value: &DeValue<'_>, member: Option<Member<'_>>) -> String {
+    match value {
+        DeValue::String(text) => format!("{:?}", substitute(text, member)),
+        DeValue::Integer(number) => i64::from_str_radix(number.as_str(), number.radix()).unwrap_or(0).to_string(),
+        DeValue::Float(number) => number.as_str().parse::<f64>().unwrap_or(0.0).to_string(),
+        DeValue::Boolean(yes) => yes.to_string(),
+        DeValue::Datetime(time) => time.to_string(),
+        DeValue::Array(items) => {
+            let items: Vec<_> = items.iter().map(|item| canonical(item.get_ref(), member)).collect();
+            format!("[{}]", items.join(","))
+        }
+        DeValue::Table(map) => {
+            let mut entries: Vec<_> = map
+                .iter()
+                .map(|(key, value)| format!("{:?}={}", key.get_ref(), canonical(value.get_ref(), member)))
+                .collect();
+            entries.sort();
+            format!("{{{}}}", entries.join(","))
+        }
+    }
+}
+
+/// A text with the worker's name where it says `{name}`.
+pub(super) fn substitute(text: &str, member: Option<Member<'_>>) -> String {
+    match member {
+        Some(member) => text.replace("{name}", member.name),
+        None => text.to_owned(),
+    }
+}
+
+/// One value, its place and its key's path.
+#[derive(Clone)]
+pub(super) struct Value<'d> {
+    pub(super) notes: &'d Notes<'d>,
+    pub(super) path: String,
+    pub(super) at: usize,
+    pub(super) member: Option<Member<'d>>,
+    pub(super) value: &'d DeValue<'d>,
+}
+
+impl<'d> Value<'d> {
+    /// Notes a fault of this value. Gives nothing, so that a reader can end with it.
+    pub(super) fn fault<T>(&self, message: impl Into<String>) -> Option<T> {
+        self.notes.fault(self.at, &self.path, message);
+        None
+    }
+
+    pub(super) fn warn(&self, message: impl Into<String>) {
+        self.notes.warn(self.at, &self.path, message);
+    }
+
+    /// Notes that the value is of another type.
+    pub(super) fn wrong<T>(&self, expected: &str) -> Option<T> {
+        let found = match self.value {
+            DeValue::String(_) => "a string",
+            DeValue::Integer(_) => "an integer",
+            DeValue::Float(_) => "a number with a point",
+            DeValue::Boolean(_) => "true or false",
+            DeValue::Datetime(_) => "a date or time",
+            DeValue::Array(_) => "a list",
+            DeValue::Table(_) => "a table",
+        };
+        self.fault(format!("expected {expected}, found {found}"))
+    }
+
+    pub(super) fn is_text(&self) -> bool {
+        self.value.is_str()
+    }
+
+    /// The table that this is.
+    pub(super) fn table(&self, expected: &str) -> Option<Table<'d>> {
+        let DeValue::Table(map) = self.value else { return self.wrong(expected) };
+        let (path, at) = (self.path.clone(), self.at);
+        Some(Table { notes: self.notes, path, at, member: self.member, map, asked: RefCell::default() })
+    }
+
+    /// The items of the list that this is, with their places.
+    pub(super) fn items(&self, expected: &str) -> Option<Vec<Value<'d>>> {
+        let DeValue::Array(items) = self.value else { return self.wrong(expected) };
+        let item = |(i, item): (usize, &'d Spanned<DeValue<'d>>)| Value {
+            notes: self.notes,
+            path: format!("{}[{i}]", self.path),
+            at: item.span().start,
+            member: self.member,
+            value: item.get_ref(),
+        };
+        Some(items.iter().enumerate().map(item).collect())
+    }
+}
+
+/// The known word that `word` most likely stands for.
+fn nearest<'k>(word: &str, known: &[&'k str]) -> Option<&'k str> {
+    let most = (word.chars().count() / 3).max(1);
+    let scored = known.iter().map(|k| (distance(word, k, most), *k)).filter(|(d, _)| *d <= most);
+    scored.min().map(|(_, k)| k)
+}
+
+/// How many letters must be changed, added, removed or swapped with their neighbour; anything above `most` may be told
+/// as `most + 1`.
+fn distance(a: &str, b: &str, most: usize) -> usize {
+    let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
+    if a.len().abs_diff(b.len()) > most {
+        return most + 1;
+    }
+    let mut before: Vec<usize> = Vec::new();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for i in 1..=a.len() {
+        let mut next = vec![i];
+        for j in 1..=b.len() {
+            let change = row[j - 1] + usize::from(a[i - 1] != b[j - 1]);
+            let mut best = change.min(row[j] + 1).min(next[j - 1] + 1);
+            if i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] {
+                best = best.min(before[j - 2] + 1);
+            }
+            next.push(best);
+        }
+        before = std::mem::replace(&mut row, next);
+    }
+    row[b.len()]
+}

@@ -1,0 +1,188 @@
+//! The sections that are not workers: `[master]`, `[broker]`, `[mail]`, `[audit]`, `[limits]`.
+
+use super::document::Table;
+use super::secret::Secret;
+use super::{BrokerConfig, MailConfig, MasterConfig, Relay, RelayTls, duration, url};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+use toml::de::DeTable;
+
+/// The master's name where the file gives none.
+pub(super) const DEFAULT_NAME: &str = "rouse";
+/// The state directory where the file gives none.
+pub(super) const DEFAULT_STATE_DIR: &str = "/var/lib/rouse";
+/// What leases are extended by where the file does not say.
+pub(super) const DEFAULT_RESTART_LEASE: Duration = Duration::from_secs(600);
+/// Between audits where the file does not say.
+pub(super) const DEFAULT_AUDIT: Duration = Duration::from_secs(120);
+/// Failed starts before quarantine where the file does not say.
+pub(super) const DEFAULT_QUARANTINE: u32 = 3;
+
+/// Ports that are ours where the file does not say.
+pub(super) fn local(port: u16) -> SocketAddr {
+    SocketAddr::from((Ipv4Addr::LOCALHOST, port))
+}
+
+/// A section, or nothing of it.
+fn section<'d>(root: &Table<'d>, key: &'static str, empty: &'d DeTable<'d>) -> Table<'d> {
+    root.optional(key, |v| v.table(&format!("a section: write [{key}]"))).unwrap_or_else(|| root.absent(key, empty))
+}
+
+pub(super) fn master<'d>(root: &Table<'d>, empty: &'d DeTable<'d>) -> MasterConfig {
+    let table = section(root, "master", empty);
+    let name = table.or("name", DEFAULT_NAME.to_owned(), |v| {
+        let name = v.word()?;
+        let fits = name.len() <= 63 && name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'));
+        if fits { Some(name) } else { v.fault("must be 1 to 63 of letters, digits, '-', '_' and '.'") }
+    });
+    let master = MasterConfig {
+        name,
+        state_dir: table.or("state_dir", PathBuf::from(DEFAULT_STATE_DIR), |v| v.path()),
+        listen: table.or("listen", local(8090), |v| v.address()),
+        api_token: table.optional("api_token", |v| {
+            let token = v.secret()?;
+            // It travels in a header and in a file of one line.
+            if token.expose().bytes().all(|b| b.is_ascii_graphic()) {
+                Some(token)
+            } else {
+                v.fault("must be of ASCII characters without spaces")
+            }
+        }),
+        restart_lease: table.or("restart_lease", DEFAULT_RESTART_LEASE, |v| v.duration(Duration::ZERO)),
+    };
+    table.finish();
+    master
+}
+
+pub(super) fn broker<'d>(root: &Table<'d>, master: &MasterConfig, empty: &'d DeTable<'d>) -> BrokerConfig {
+    let table = section(root, "broker", empty);
+    let url = table.optional("url", |v| {
+        let secret = v.secret()?;
+        match url::broker(secret.expose()) {
+            Ok(_) => Some(secret),
+            Err(why) => v.fault(why),
+        }
+    });
+    let listen = table.or("listen", vec![local(5672)], |v| {
+        let listen = v.one_or_list(|v| v.address())?;
+        if listen.is_empty() && v.items("a list").is_some_and(|items| items.is_empty()) {
+            return v.fault("must have one address at least: write [\"127.0.0.1:5672\"]");
+        }
+        if url.is_some() {
+            v.warn("has no effect, since `url` names a broker of yours");
+        }
+        Some(listen)
+    });
+    let broker = BrokerConfig {
+        listen,
+        ca: table.optional("ca", |v| v.readable()),
+        agent_url: table.optional("agent_url", |v| {
+            let text = v.word()?;
+            match url::broker(&text) {
+                Ok(url) if url.has_login => v.fault("must have no user and password in it: each agent has its own"),
+                Ok(_) => Some(text),
+                Err(why) => v.fault(why),
+            }
+        }),
+        auth_listen: table.or("auth_listen", local(8091), |v| v.address()),
+        url,
+    };
+    // Two of our own servers at one address: the second would fail to start.
+    let mut taken = vec![("master.listen", master.listen)];
+    if broker.url.is_none() {
+        taken.extend(broker.listen.iter().map(|a| ("broker.listen", *a)));
+    }
+    taken.push(("broker.auth_listen", broker.auth_listen));
+    for (i, (key, address)) in taken.iter().enumerate() {
+        let other = taken[..i].iter().find(|(_, a)| a == address && a.port() != 0);
+        if let Some((other, _)) = other {
+            let at = key.strip_prefix("broker.").and_then(|k| table.map.get(k)).map_or(table.at, |v| v.span().start);
+            let message = format!("{address} is taken by {other} already: give another port");
+            table.notes.fault(at, key, message);
+        }
+    }
+    table.finish();
+    broker
+}
+
+/// Where mail goes where the file does not say.
+pub(super) fn default_mail() -> MailConfig {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let host = if host.trim().is_empty() { "localhost" } else { host.trim() };
+    let relay = Relay { host: "localhost".to_owned(), port: 25, tls: RelayTls::Opportunistic, login: None };
+    MailConfig { from: format!("rouse@{host}"), relay, extra_recipients: Vec::new() }
+}
+
+pub(super) fn mail<'d>(root: &Table<'d>, empty: &'d DeTable<'d>) -> MailConfig {
+    let table = section(root, "mail", empty);
+    let default = default_mail();
+    let mail = MailConfig {
+        from: table.or("from", default.from, |v| v.email()),
+        relay: table.or("relay", default.relay, |v| {
+            let text: Secret = v.secret()?;
+            url::relay(text.expose()).map_or_else(|why| v.fault(why), Some)
+        }),
+        extra_recipients: table.or("extra_recipients", Vec::new(), |v| v.one_or_list(|v| v.email())),
+    };
+    table.finish();
+    mail
+}
+
+/// `[audit]`: the interval, and whether an orphan is stopped.
+pub(super) fn audit<'d>(root: &Table<'d>, empty: &'d DeTable<'d>) -> (Duration, bool) {
+    let table = section(root, "audit", empty);
+    let interval = table.or("interval", DEFAULT_AUDIT, |v| v.duration(Duration::from_secs(1)));
+    let stop = table.or("on_orphan", true, |v| v.choice(&[("stop", true), ("report", false)]));
+    table.finish();
+    (interval, stop)
+}
+
+/// `[limits]`.
+pub(super) struct Limits {
+    pub(super) max_hosts: Option<u32>,
+    pub(super) quarantine_after: u32,
+    pub(super) max_spend_per_day: Option<f64>,
+}
+
+pub(super) fn limits<'d>(root: &Table<'d>, empty: &'d DeTable<'d>) -> Limits {
+    let table = section(root, "limits", empty);
+    let limits = Limits {
+        max_hosts: table.optional("max_hosts", |v| {
+            if v.whole(0)? == 0 { v.fault("must be at least 1; for no cap leave the key out") } else { v.whole(1) }
+        }),
+        quarantine_after: table.or("quarantine_after", DEFAULT_QUARANTINE, |v| v.whole(1)),
+        max_spend_per_day: table.optional("max_spend_per_day", |v| v.number()).filter(|most| *most > 0.0),
+    };
+    table.finish();
+    limits
+}
+
+/// Why a host elsewhere could not reach the broker; nothing where it could, as far as this file tells.
+pub(super) fn unreachable(broker: &BrokerConfig) -> Option<String> {
+    if let Some(agent_url) = &broker.agent_url {
+        let loopback = url::broker(agent_url).is_ok_and(|url| url.loopback);
+        return loopback.then(|| "broker.agent_url is an address of this machine alone".to_owned());
+    }
+    if let Some(own) = &broker.url {
+        let loopback = url::broker(own.expose()).is_ok_and(|url| url.loopback);
+        return loopback.then(|| "broker.url is an address of this machine alone: set broker.agent_url".to_owned());
+    }
+    let usable = |a: &SocketAddr| !a.ip().is_loopback() && !a.ip().is_unspecified();
+    if broker.listen.iter().any(usable) {
+        return None;
+    }
+    Some(if broker.listen.iter().any(|a| a.ip().is_unspecified()) {
+        "broker.listen says on which addresses and not which one to dial: set broker.agent_url".to_owned()
+    } else {
+        "the broker listens on this machine alone: add an address to broker.listen, or set broker.agent_url".to_owned()
+    })
+}
+
+/// The check of a property's name.
+pub(super) fn property_name(name: &str) -> Result<(), String> {
+    if name.is_empty() || name.chars().any(|c| c.is_control() || c == '=') {
+        return Err(format!("{:?} cannot name a property: no '=' or control characters", duration::shorten(name)));
+    }
+    Ok(())
+}

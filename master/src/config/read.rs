@@ -1,0 +1,285 @@
+//! How each kind of value is read: its type, its range, and what is said where it is neither.
+
+use super::document::{Value, substitute};
+use super::duration;
+use super::secret::Secret;
+use std::collections::BTreeMap;
+use std::io::Read as _;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use toml::de::DeValue;
+
+/// Largest file that a key may name, bytes: a secret, a certificate bundle or a domain's description is far smaller.
+const MAX_FILE: u64 = 1 << 20;
+
+impl Value<'_> {
+    /// Any text, `{name}` filled in.
+    pub(super) fn text(&self) -> Option<String> {
+        let DeValue::String(text) = self.value else { return self.wrong("a string") };
+        Some(substitute(text, self.member))
+    }
+
+    /// A text on one line that is not empty.
+    pub(super) fn word(&self) -> Option<String> {
+        let text = self.text()?;
+        if text.trim().is_empty() {
+            return self.fault("must not be empty");
+        }
+        if text.chars().any(char::is_control) {
+            return self.fault("must be on one line, without control characters");
+        }
+        Some(text)
+    }
+
+    /// A text on one line; nothing where it is empty, as if the key were absent.
+    pub(super) fn word_or_empty(&self) -> Option<String> {
+        if self.text()?.is_empty() { None } else { self.word() }
+    }
+
+    /// A text of any lines; nothing where it is empty, as if the key were absent.
+    pub(super) fn text_or_empty(&self) -> Option<String> {
+        let text = self.text()?;
+        if text.contains('\0') {
+            return self.fault("must not contain a NUL character");
+        }
+        Some(text).filter(|t| !t.is_empty())
+    }
+
+    pub(super) fn boolean(&self) -> Option<bool> {
+        let DeValue::Boolean(yes) = self.value else { return self.wrong("true or false") };
+        Some(*yes)
+    }
+
+    fn integer(&self, expected: &str) -> Option<i64> {
+        let DeValue::Integer(number) = self.value else { return self.wrong(expected) };
+        match i64::from_str_radix(number.as_str(), number.radix()) {
+            Ok(number) => Some(number),
+            Err(_) => self.fault("this number is too large"),
+        }
+    }
+
+    /// A whole number from `least` on.
+    pub(super) fn whole(&self, least: u32) -> Option<u32> {
+        let number = self.integer("a whole number")?;
+        match u32::try_from(number) {
+            Ok(number) if number >= least => Some(number),
+            Err(_) if number > 0 => self.fault(format!("must be at most {}, not {number}", u32::MAX)),
+            _ => self.fault(format!("must be at least {least}, not {number}")),
+        }
+    }
+
+    /// A whole number that fits 64 bits, not negative.
+    pub(super) fn large(&self) -> Option<u64> {
+        let number = self.integer("a whole number")?;
+        u64::try_from(number).ok().or_else(|| self.fault(format!("must not be negative, not {number}")))
+    }
+
+    /// A number from 0 on, with or without a point.
+    pub(super) fn number(&self) -> Option<f64> {
+        let number = match self.value {
+            DeValue::Float(number) => number.as_str().parse::<f64>().ok(),
+            DeValue::Integer(number) => number.as_str().parse::<f64>().ok().filter(|_| number.radix() == 10),
+            DeValue::String(_) | DeValue::Boolean(_) | DeValue::Datetime(_) | DeValue::Array(_) | DeValue::Table(_) => {
+                return self.wrong("a number");
+            }
+        };
+        match number {
+            Some(number) if number.is_finite() && number >= 0.0 => Some(number),
+            _ => self.fault("must be a plain number that is not negative"),
+        }
+    }
+
+    /// A duration of at least `least`.
+    pub(super) fn duration(&self, least: Duration) -> Option<Duration> {
+        let duration = match self.value {
+            DeValue::String(_) => duration::parse(&self.text()?),
+            DeValue::Integer(_) => match u64::try_from(self.integer("")?) {
+                Ok(seconds) => duration::from_seconds(seconds),
+                Err(_) => Err("must not be negative: write 300, \"5m\" or \"1h30m\"".to_owned()),
+            },
+            DeValue::Float(_) | DeValue::Boolean(_) | DeValue::Datetime(_) | DeValue::Array(_) | DeValue::Table(_) => {
+                return self.wrong("whole seconds, or a string such as \"5m\" or \"1h30m\"");
+            }
+        };
+        match duration {
+            Ok(duration) if duration < least => {
+                self.fault(format!("must be at least {}, not {}", duration::show(least), duration::show(duration)))
+            }
+            Ok(duration) => Some(duration),
+            Err(message) => self.fault(message),
+        }
+    }
+
+    /// A duration, or nothing for a negative number, which stands for never.
+    pub(super) fn duration_or_never(&self) -> Option<Option<Duration>> {
+        if matches!(self.value, DeValue::Integer(_)) && self.integer("")? < 0 {
+            return Some(None);
+        }
+        self.duration(Duration::ZERO).map(Some)
+    }
+
+    /// A list of what `read` reads. What is wrong with an item does not end it.
+    pub(super) fn list<T>(&self, read: impl Fn(&Self) -> Option<T>) -> Option<Vec<T>> {
+        Some(self.items("a list")?.iter().filter_map(read).collect())
+    }
+
+    /// A list of what `read` reads, or one without brackets.
+    pub(super) fn one_or_list<T>(&self, read: impl Fn(&Self) -> Option<T>) -> Option<Vec<T>> {
+        if matches!(self.value, DeValue::Array(_)) { self.list(read) } else { read(self).map(|one| vec![one]) }
+    }
+
+    /// A table of texts.
+    pub(super) fn texts(&self, check_key: impl Fn(&str) -> Result<(), String>) -> Option<BTreeMap<String, String>> {
+        let table = self.table("a table of strings, such as { os = \"linux\" }")?;
+        let mut texts = BTreeMap::new();
+        for (key, value) in table.map {
+            let name = key.get_ref().to_string();
+            let path = table.path_of(&duration::shorten(&name));
+            if let Err(message) = check_key(&name) {
+                self.notes.fault(key.span().start, &path, message);
+            }
+            let at = value.span().start;
+            let value = Value { path, at, value: value.get_ref(), ..self.clone() };
+            let text = value.text().and_then(|text| {
+                if text.chars().any(char::is_control) {
+                    return value.fault("must be on one line, without control characters");
+                }
+                Some(text)
+            });
+            texts.extend(text.map(|text| (name, text)));
+        }
+        Some(texts)
+    }
+
+    /// An address and a port.
+    pub(super) fn address(&self) -> Option<SocketAddr> {
+        let text = self.word()?;
+        text.parse().ok().or_else(|| {
+            self.fault(format!(
+                "{:?} is not an address with a port: write \"127.0.0.1:8090\" or \"[::1]:8090\"",
+                duration::shorten(&text)
+            ))
+        })
+    }
+
+    /// A path; a relative one is below the configuration's directory.
+    pub(super) fn path(&self) -> Option<PathBuf> {
+        Some(self.notes.base.join(self.word()?))
+    }
+
+    /// A program: a path, or a bare name for `PATH`.
+    pub(super) fn program(&self) -> Option<PathBuf> {
+        let text = self.word()?;
+        Some(if text.contains('/') { self.notes.base.join(text) } else { PathBuf::from(text) })
+    }
+
+    /// The path of a file that is there and can be read.
+    pub(super) fn readable(&self) -> Option<PathBuf> {
+        let path = self.path()?;
+        self.content_of(&path)?;
+        Some(path)
+    }
+
+    fn content_of(&self, path: &Path) -> Option<String> {
+        match read_file(path) {
+            Ok(content) => Some(content),
+            Err(why) => self.fault(format!("cannot read {}: {why}", path.display())),
+        }
+    }
+
+    /// The content of the file that `{ file = … }` names, where this is such a table.
+    pub(super) fn file_content(&self, expected: &str) -> Option<String> {
+        let table = self.table(expected)?;
+        let content = table.required("file", "file = \"path\"", |file| file.content_of(&file.path()?));
+        table.finish();
+        content
+    }
+
+    /// A string, `{ file = "path" }` or `{ env = "NAME" }`; never empty.
+    pub(super) fn secret(&self) -> Option<Secret> {
+        let text = if self.is_text() {
+            self.text()?
+        } else {
+            let expected = "a string, { file = \"path\" } or { env = \"NAME\" }";
+            let table = self.table(expected)?;
+            let (file, env) = (table.get("file"), table.get("env"));
+            table.finish();
+            match (file, env) {
+                (Some(file), None) => {
+                    let content = file.content_of(&file.path()?)?;
+                    // The newline that editors and `echo` leave behind is no part of it.
+                    let content = content.strip_suffix('\n').unwrap_or(&content);
+                    content.strip_suffix('\r').unwrap_or(content).to_owned()
+                }
+                (None, Some(env)) => {
+                    let name = env.word()?;
+                    match (self.notes.env)(&name) {
+                        Some(text) => text,
+                        None => {
+                            return env.fault(format!("the environment has no {name}: set it, or write {expected}"));
+                        }
+                    }
+                }
+                (Some(_), Some(_)) => return self.fault("has both file and env: one of them is enough"),
+                (None, None) => return self.fault(format!("expected {expected}")),
+            }
+        };
+        if text.is_empty() {
+            return self.fault("must not be empty");
+        }
+        if text.contains('\0') {
+            return self.fault("must not contain a NUL character");
+        }
+        Some(Secret::new(text))
+    }
+
+    /// An e-mail address.
+    pub(super) fn email(&self) -> Option<String> {
+        let text = self.word()?;
+        let fits = text.split_once('@').is_some_and(|(user, host)| {
+            !user.is_empty() && !host.is_empty() && !host.contains('@') && !text.contains([' ', '<', '>', ',', ';'])
+        });
+        if fits {
+            Some(text)
+        } else {
+            self.fault(format!(
+                "{:?} is not an e-mail address: write \"user@host.example.org\"",
+                duration::shorten(&text)
+            ))
+        }
+    }
+
+    /// A regular expression, as it is given to `wrap` it and hold.
+    pub(super) fn regex(&self, wrap: impl FnOnce(&str) -> String) -> Option<String> {
+        let text = self.word()?;
+        // Checked bare first, so that a stray bracket cannot pair up with the wrapping.
+        if let Err(error) = regex::Regex::new(&text) {
+            let last = error.to_string().lines().last().unwrap_or_default().trim().to_owned();
+            let why = last.strip_prefix("error: ").unwrap_or(&last);
+            return self.fault(format!("not a regular expression: {why}"));
+        }
+        Some(wrap(&text))
+    }
+
+    /// One of these words.
+    pub(super) fn choice<T: Copy>(&self, choices: &[(&str, T)]) -> Option<T> {
+        let text = self.text()?;
+        if let Some((_, choice)) = choices.iter().find(|(word, _)| *word == text) {
+            return Some(*choice);
+        }
+        let words: Vec<_> = choices.iter().map(|(word, _)| format!("\"{word}\"")).collect();
+        self.fault(format!("expected one of {}, not {:?}", words.join(", "), duration::shorten(&text)))
+    }
+}
+
+fn read_file(path: &Path) -> std::io::Result<String> {
+    let mut file = std::fs::File::open(path)?;
+    let mut content = String::new();
+    // A directory opens, and fails to be read; a device may never end.
+    file.by_ref().take(MAX_FILE + 1).read_to_string(&mut content)?;
+    if content.len() as u64 > MAX_FILE {
+        return Err(std::io::Error::other("it is larger than 1 MiB"));
+    }
+    Ok(content)
+}

@@ -1,0 +1,272 @@
+//! The workers: each `[[worker]]`, or each name of a template, becomes a plan for the core and a way to make its hosts.
+
+use super::document::{Member, Table, Value};
+use super::general::{self, property_name};
+use super::hosts::{self, HostConfig};
+use super::{AVAILABLE, BrokerConfig, LibvirtConfig, duration, template};
+use crate::core::plan::{Digest, LatentPlan, ProviderKind, WorkerPlan};
+use rouse_shared::WorkerName;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+const DEFAULT_KEEPALIVE: Duration = Duration::from_secs(10);
+const LEAST_DEFAULT_LEASE: Duration = Duration::from_secs(60);
+const DEFAULT_GRACE: Duration = Duration::from_secs(600);
+const DEFAULT_MISSING: Duration = Duration::from_secs(3600);
+const DEFAULT_MISSING_LATENT: Duration = Duration::from_secs(1200);
+const DEFAULT_BUILD_WAIT: Duration = Duration::from_secs(600);
+const SECOND: Duration = Duration::from_secs(1);
+
+/// Every provider, by the name of its section.
+const PROVIDERS: [ProviderKind; 4] =
+    [ProviderKind::Ec2, ProviderKind::Libvirt, ProviderKind::Openstack, ProviderKind::Process];
+
+/// All workers of a file.
+#[derive(Default)]
+pub(super) struct Workers {
+    pub(super) plans: BTreeMap<WorkerName, Arc<WorkerPlan>>,
+    pub(super) hosts: BTreeMap<WorkerName, HostConfig>,
+    /// Where each name was given.
+    given: BTreeMap<WorkerName, usize>,
+    /// Whose disk each image is, by connection and path.
+    disks: BTreeMap<(String, PathBuf), WorkerName>,
+}
+
+/// Reads every `[[worker]]`.
+pub(super) fn read(root: &Table<'_>, broker: &BrokerConfig) -> Workers {
+    let mut workers = Workers::default();
+    let sections = root.optional("worker", |v| v.items("a list of sections: write [[worker]], with two brackets"));
+    let unreachable = general::unreachable(broker);
+    for section in sections.unwrap_or_default() {
+        let Some(mut table) = section.table("a section: write [[worker]]") else { continue };
+        // Sections of an array have one path: the line tells them apart.
+        table.path = "worker".to_owned();
+        workers.section(&table, unreachable.as_deref());
+    }
+    workers
+}
+
+impl Workers {
+    /// One section, which gives one worker or, as a template, many.
+    fn section(&mut self, table: &Table<'_>, unreachable: Option<&str>) {
+        let written = table.required("name", "name = \"…\"", |v| Some((v.clone(), v.text()?)));
+        let names = written.as_ref().and_then(|(v, text)| template::expand(text).map_or_else(|e| v.fault(e), Some));
+        if let (Some((value, _)), Some(names)) = (&written, &names) {
+            self.claim(value, names);
+        }
+        let template = written.map(|(_, text)| text).unwrap_or_default();
+        let Some(names) = names else {
+            // The rest is checked all the same.
+            read_worker(table, None, &template, unreachable);
+            return;
+        };
+        for name in &names {
+            let before = table.notes.faults();
+            let member = Member { name: name.as_str(), of: names.len() };
+            if let Some((plan, host)) = read_worker(table, Some((name, member)), &template, unreachable) {
+                if let Some(HostConfig::Libvirt(host)) = &host {
+                    self.claim_disk(table, name, host);
+                }
+                self.plans.insert(name.clone(), Arc::new(plan));
+                self.hosts.extend(host.map(|host| (name.clone(), host)));
+            }
+            // What is wrong with one member is wrong with the others, or comes to light once this one is right.
+            if table.notes.faults() > before {
+                break;
+            }
+        }
+    }
+
+    fn claim(&mut self, value: &Value<'_>, names: &[WorkerName]) {
+        if let Some((name, at)) = names.iter().find_map(|n| self.given.get_key_value(n)) {
+            let line = value.notes.line(*at);
+            value.fault::<()>(format!("a worker named {name} is given on line {line} already: names are unique"));
+        }
+        for name in names {
+            self.given.entry(name.clone()).or_insert(value.at);
+        }
+    }
+
+    /// Two machines that write to one disk destroy it.
+    fn claim_disk(&mut self, table: &Table<'_>, name: &WorkerName, host: &LibvirtConfig) {
+        let Some(path) = &host.hd_image else { return };
+        let disk = (host.connection.clone(), path.clone());
+        if let Some(other) = self.disks.insert(disk, name.clone()) {
+            let message = format!(
+                "{} would be the disk of {other} and of {name}: give each its own, such as one with {{name}} in it",
+                path.display()
+            );
+            let at = table.map.get("libvirt").and_then(|v| v.get_ref().as_table()?.get("hd_image"));
+            let at = at.map_or(table.at, |v| v.span().start);
+            table.notes.fault(at, "worker.libvirt.hd_image", message);
+        }
+    }
+}
+
+/// One worker. Nothing where something without which there is no plan is missing; that was noted then.
+fn read_worker(
+    section: &Table<'_>,
+    member: Option<(&WorkerName, Member<'_>)>,
+    template: &str,
+    unreachable: Option<&str>,
+) -> Option<(WorkerPlan, Option<HostConfig>)> {
+    let table = Table::member(section, member.map(|(_, m)| m));
+    // Known, and read already.
+    table.get("name");
+    let host = provider(&table);
+    let kind = host.as_ref().map(|(_, kind, _)| *kind);
+
+    let password = table.required("password", "password = \"…\" or password = { file = \"…\" }", |v| v.secret());
+    let keepalive =
+        table.get("keepalive_interval").map_or(Some(Keepalive::Every(DEFAULT_KEEPALIVE)), |v| keepalive(&v));
+    let lease = lease(&table, keepalive);
+    let default_missing = if kind.is_some() { DEFAULT_MISSING_LATENT } else { DEFAULT_MISSING };
+    let max_builds = table.optional("max_builds", |v| v.whole(1));
+    let grace = table.or("grace", DEFAULT_GRACE, |v| v.duration(Duration::ZERO));
+    let missing_timeout = table.or("missing_timeout", default_missing, |v| v.duration(SECOND));
+    let notify_on_missing = table.or("notify_on_missing", Vec::new(), |v| v.one_or_list(|v| v.email()));
+    let properties = table.or("properties", BTreeMap::new(), |v| v.texts(property_name));
+    let run_as = table.optional("run_as", |v| {
+        let user = v.word()?;
+        if user.contains([' ', ':', '/']) { v.fault("must be the name of a user") } else { Some(user) }
+    });
+    if !table.map.contains_key("run_as") {
+        let who = "builds run as the agent's own user, which may be root: write run_as = \"…\"";
+        table.notes.warn(table.at, "worker.run_as", who);
+    }
+    let latent = latent(&table, kind, template, host.as_ref().map_or(0, |(_, _, fingerprint)| *fingerprint));
+    if let Some(kind) = kind {
+        warn_of_provider(&table, kind, unreachable);
+    }
+    table.finish();
+
+    let (name, password, keepalive) = (member?.0, password?, keepalive?);
+    let host = host.and_then(|(host, _, _)| host);
+    if kind.is_some() && host.is_none() {
+        return None;
+    }
+    let plan = WorkerPlan {
+        name: name.clone(),
+        password: Digest::of(password.expose()),
+        max_builds,
+        keepalive: keepalive.interval(),
+        lease,
+        grace,
+        missing_timeout,
+        notify_on_missing,
+        properties,
+        run_as,
+        latent,
+    };
+    Some((plan, host))
+}
+
+#[derive(Clone, Copy)]
+enum Keepalive {
+    Every(Duration),
+    /// `"none"`: heartbeats still carry vitals, and nothing depends on them.
+    WithoutLease,
+}
+
+impl Keepalive {
+    fn interval(self) -> Duration {
+        match self {
+            Self::Every(interval) => interval,
+            Self::WithoutLease => DEFAULT_KEEPALIVE,
+        }
+    }
+}
+
+fn keepalive(value: &Value<'_>) -> Option<Keepalive> {
+    if value.is_text() && value.text()? == "none" {
+        return Some(Keepalive::WithoutLease);
+    }
+    let interval = value.duration(Duration::ZERO)?;
+    if interval.is_zero() {
+        return value.fault("must be at least 1s; to do without a lease write \"none\"");
+    }
+    Some(Keepalive::Every(interval))
+}
+
+fn lease(table: &Table<'_>, keepalive: Option<Keepalive>) -> Option<Duration> {
+    let value = table.get("lease");
+    match (keepalive, value) {
+        (Some(Keepalive::Every(interval)), Some(value)) => {
+            let lease = value.duration(SECOND)?;
+            if lease < interval * 2 {
+                let least = duration::show(interval * 2);
+                return value.fault(format!(
+                    "must be two keepalive intervals at least, {least}: one lost heartbeat is no death"
+                ));
+            }
+            Some(lease)
+        }
+        (Some(Keepalive::Every(interval)), None) => Some((interval * 6).max(LEAST_DEFAULT_LEASE)),
+        (Some(Keepalive::WithoutLease), Some(value)) => {
+            value.fault("there is no lease where keepalive_interval = \"none\": leave one of them out")
+        }
+        (None, Some(value)) => value.duration(SECOND),
+        (Some(Keepalive::WithoutLease) | None, None) => None,
+    }
+}
+
+/// The keys of latent workers; on a standing one they are refused.
+fn latent(table: &Table<'_>, kind: Option<ProviderKind>, template: &str, fingerprint: u64) -> Option<LatentPlan> {
+    let default_wait = if kind == Some(ProviderKind::Libvirt) { Duration::ZERO } else { DEFAULT_BUILD_WAIT };
+    let build_wait_timeout = table.or("build_wait_timeout", Some(default_wait), |v| v.duration_or_never());
+    let max_uses = table.or("max_uses", 0, |v| v.whole(0));
+    let min_idle = table.or("min_idle", 0, |v| v.whole(0));
+    let Some(provider) = kind else {
+        for key in ["build_wait_timeout", "max_uses", "min_idle"] {
+            if let Some(value) = table.get(key) {
+                value.fault::<()>(
+                    "only for latent workers: add a section such as [worker.ec2], or leave the key out, \
+                     since somebody else starts this worker's machine",
+                );
+            }
+        }
+        return None;
+    };
+    let of = table.member.map_or(1, |m| m.of);
+    if let Some(value) = table.get("min_idle").filter(|_| u64::from(min_idle) > of as u64) {
+        value.warn(format!("more than there are: this section gives {of} of them"));
+    }
+    Some(LatentPlan { provider, build_wait_timeout, max_uses, template: template.to_owned(), min_idle, fingerprint })
+}
+
+/// The one provider section: what it makes (nothing where it is faulty), whose it is, and its fingerprint.
+fn provider(table: &Table<'_>) -> Option<(Option<HostConfig>, ProviderKind, u64)> {
+    let mut sections: Vec<_> = PROVIDERS.iter().filter_map(|kind| Some((table.get(kind.as_str())?, *kind))).collect();
+    sections.sort_by_key(|(value, _)| value.at);
+    let mut chosen = None;
+    for (value, kind) in sections {
+        let name = kind.as_str();
+        let Some(section) = value.table(&format!("a section: write [worker.{name}]")) else { continue };
+        let (host, fingerprint) = hosts::read(kind, &section);
+        match &chosen {
+            None => chosen = Some((host, kind, fingerprint)),
+            Some((_, other, _)) => {
+                let other = other.as_str();
+                value.fault::<()>(format!("a worker has one provider, and this one has [worker.{other}] already"));
+            }
+        }
+    }
+    chosen
+}
+
+fn warn_of_provider(table: &Table<'_>, kind: ProviderKind, unreachable: Option<&str>) {
+    let at = table.get(kind.as_str()).map_or(table.at, |v| v.at);
+    let path = format!("worker.{}", kind.as_str());
+    if !AVAILABLE.contains(&kind) {
+        table.notes.warn(at, &path, "this build of rouse has no such provider, so its hosts cannot be started");
+    }
+    let elsewhere = match kind {
+        ProviderKind::Process => false,
+        ProviderKind::Ec2 | ProviderKind::Libvirt | ProviderKind::Openstack => true,
+    };
+    if let Some(why) = unreachable.filter(|_| elsewhere) {
+        table.notes.warn(at, &path, format!("its host could not reach the broker: {why}"));
+    }
+}
