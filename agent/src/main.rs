@@ -1,2 +1,5 @@
-//! x
-fn main() {}
+//! The agent's program.
+
+fn main() {
+    rouse_agent::runner::zygote_main_if_asked();
+}
