@@ -1,1 +1,3 @@
-//! x
+//! The agent that runs builds on a host.
+
+pub mod core;
