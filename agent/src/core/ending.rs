@@ -1,0 +1,103 @@
+//! The agent's own end: SIGTERM, a master that sends it home, a host that nobody wants.
+
+use super::{Core, Effect, Level};
+use rouse_shared::Timestamp;
+use rouse_shared::message::ToMaster;
+use std::time::Duration;
+
+/// Killing takes milliseconds; past this the agent ends all the same, and its supervisors die with it.
+const KILL_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How far the agent's end has come.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) enum Ending {
+    /// It goes on.
+    No,
+    /// Nothing new is begun; it ends when its builds have ended and are settled.
+    Leaving,
+    /// Everything was killed; it ends when that has happened, or at `latest`.
+    Killing { latest: Timestamp, power_off: bool, why: String },
+    /// [`Effect::Exit`] or [`Effect::PowerOff`] was given.
+    Done,
+}
+
+impl Ending {
+    pub(super) fn wakeup(&self) -> Option<Timestamp> {
+        match self {
+            Ending::Killing { latest, .. } => Some(*latest),
+            Ending::No | Ending::Leaving | Ending::Done => None,
+        }
+    }
+}
+
+impl Core {
+    /// Whether new orders are turned away since the agent ends.
+    pub(super) fn leaving(&self) -> bool {
+        !matches!(self.ending, Ending::No)
+    }
+
+    pub(super) fn terminate(&mut self, now: Timestamp) {
+        match &self.ending {
+            Ending::No => {
+                self.log(Level::Info, "asked to end: taking nothing new, ending when what runs has ended");
+                self.ending = Ending::Leaving;
+                self.send_leaving();
+            }
+            Ending::Leaving => self.kill_and_end(now, false, "asked to end twice".to_owned()),
+            Ending::Killing { power_off, why, .. } => {
+                let (power_off, why) = (*power_off, why.clone());
+                self.ending = Ending::Killing { latest: now, power_off, why };
+            }
+            Ending::Done => {}
+        }
+    }
+
+    /// Tells the master, where it can be told; said again at each welcome.
+    pub(super) fn send_leaving(&mut self) {
+        if !matches!(self.ending, Ending::Leaving) || self.attempts.is_empty() {
+            return;
+        }
+        if let Some(session) = self.attached_session() {
+            self.emit(Effect::Send(Box::new(ToMaster::Leaving { session })));
+        }
+    }
+
+    /// Kills everything, then ends.
+    pub(super) fn kill_and_end(&mut self, now: Timestamp, power_off: bool, why: String) {
+        if matches!(self.ending, Ending::Killing { .. } | Ending::Done) {
+            return;
+        }
+        self.kill_all();
+        self.ending = Ending::Killing { latest: now + KILL_PATIENCE, power_off, why };
+    }
+
+    pub(super) fn expire_dead_man(&mut self, now: Timestamp) {
+        if self.dead_man.is_some_and(|at| at <= now) {
+            self.dead_man = None;
+            let why = match self.master {
+                None => "no master has let this host in since it started",
+                Some(_) => "this host's lease is over and no master has let it in again",
+            };
+            self.log(Level::Warn, format!("{why}: powering off"));
+            self.kill_and_end(now, true, why.to_owned());
+        }
+    }
+
+    pub(super) fn end_if_nothing_left(&mut self, now: Timestamp) {
+        let nothing_runs = self.attempts.is_empty() && self.dying.is_empty();
+        let (power_off, why) = match &self.ending {
+            Ending::Leaving if nothing_runs => (false, "asked to end, and nothing runs".to_owned()),
+            Ending::Killing { latest, power_off, why } if nothing_runs || *latest <= now => (*power_off, why.clone()),
+            Ending::No | Ending::Leaving | Ending::Killing { .. } | Ending::Done => return,
+        };
+        if let Some(session) = self.attached_session() {
+            // Only what is true: a goodbye says that nothing of the builds runs.
+            if nothing_runs {
+                self.emit(Effect::Send(Box::new(ToMaster::Goodbye { session })));
+            }
+        }
+        self.drop_link();
+        self.ending = Ending::Done;
+        self.emit(if power_off { Effect::PowerOff { why } } else { Effect::Exit { why } });
+    }
+}

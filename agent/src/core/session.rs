@@ -1,0 +1,478 @@
+//! The link, the hello and the lease: who may go on, and until when.
+
+use super::{Core, Effect, Ending, Level};
+use rouse_shared::limits::PROTOCOL;
+use rouse_shared::message::{Heartbeat, Hello, ToAgent, ToMaster, Vitals, Welcome};
+use rouse_shared::{MasterId, SessionId, Timestamp, names};
+use std::collections::VecDeque;
+use std::time::Duration;
+
+/// First and longest pause before the next connection. A refusal counts as well: the broker also refuses everybody
+/// while the master that it asks is away.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(30));
+/// The same after the master itself has refused.
+const REFUSED_BACKOFF: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(60));
+/// Longest time for connecting; the adapter gives up earlier by itself.
+const CONNECT_PATIENCE: Duration = Duration::from_secs(90);
+/// Longest time until a hello is answered. The master may be away, or the hello may have met no queue.
+const HELLO_PATIENCE: Duration = Duration::from_secs(15);
+/// A link on which no heartbeat is answered is half open after three of them, but not before this.
+const HALF_OPEN_AT_LEAST: Duration = Duration::from_secs(15);
+/// Bounds of the heartbeat interval, whatever a master says.
+const KEEPALIVE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(3_600));
+/// The interval where the master gives none.
+const NO_KEEPALIVE: Duration = Duration::from_secs(60);
+/// Unanswered heartbeats whose sending times are kept; an answer to an older one renews nothing.
+const MAX_UNANSWERED: usize = 64;
+/// The master's own refusals of a session secret before it is forgotten.
+const SECRET_REFUSALS: u32 = 2;
+
+/// The link to the broker.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) enum Link {
+    /// Before [`super::Event::Start`].
+    Unstarted,
+    /// No connection until then.
+    Waiting { until: Timestamp },
+    /// [`Effect::Connect`] was given.
+    Connecting { since: Timestamp },
+    /// Up, and hello was sent then.
+    Greeting { sent: Timestamp },
+    /// Welcome came; `answered` is when the master last said something that it says only to the living.
+    Attached { answered: Timestamp },
+}
+
+/// What a welcome has given.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Session {
+    id: SessionId,
+    master: MasterId,
+    keepalive: Duration,
+    lease: Option<Duration>,
+    patience: Option<Duration>,
+    standing: bool,
+    grace: Duration,
+    /// The end of the lease that the newest answered message has brought.
+    lease_end: Option<Timestamp>,
+    /// When that message was sent.
+    renewed_from: Timestamp,
+    /// Heartbeats so far.
+    seq: u64,
+    /// When the unanswered ones were sent, oldest first.
+    unanswered: VecDeque<(u64, Timestamp)>,
+    next_heartbeat: Timestamp,
+    /// The drain to answer.
+    drain: Option<u64>,
+    /// Whether it was answered since it was asked for.
+    drained: bool,
+}
+
+/// Which password to connect with.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Credentials {
+    secret: Option<String>,
+    /// Whether the next connection uses the secret, where there is one.
+    prefer_secret: bool,
+    /// Whether this connection uses it.
+    used_secret: bool,
+    refusals: u32,
+    /// Refusals of whatever credential by the master since the last welcome, for the backoff.
+    turned_away: u32,
+    /// The last session and its heartbeats, which go on counting if it is given again.
+    last: Option<(SessionId, u64)>,
+}
+
+impl Credentials {
+    pub(super) fn new(secret: Option<String>) -> Self {
+        Self { secret, prefer_secret: true, used_secret: false, refusals: 0, turned_away: 0, last: None }
+    }
+}
+
+impl Core {
+    /// The session, where its master can be talked to.
+    pub(super) fn attached_session(&self) -> Option<SessionId> {
+        match (&self.link, &self.session) {
+            (Link::Attached { .. }, Some(session)) => Some(session.id.clone()),
+            (Link::Attached { .. }, None)
+            | (
+                Link::Unstarted | Link::Waiting { .. } | Link::Connecting { .. } | Link::Greeting { .. },
+                Some(_) | None,
+            ) => None,
+        }
+    }
+
+    /// Whether the master is there: attached, with a session.
+    pub fn attached(&self) -> bool {
+        self.attached_session().is_some()
+    }
+
+    pub(super) fn draining(&self) -> bool {
+        self.session.as_ref().is_some_and(|s| s.drain.is_some())
+    }
+
+    /// Until when steps may run: the end of the lease, or of the patience with a link that is down.
+    pub(super) fn deadline(&self) -> Option<Timestamp> {
+        let session = self.session.as_ref()?;
+        match session.lease {
+            Some(_) => session.lease_end,
+            None if self.attached() => None,
+            None => session.patience.map(|patience| self.detached_since + patience),
+        }
+    }
+
+    /// Passes a moved deadline on. With the session over the last one stays: it kills what is left.
+    pub(super) fn tell_deadline(&mut self) {
+        let deadline = self.deadline();
+        if self.session.is_some() && deadline != self.told_deadline {
+            self.told_deadline = deadline;
+            self.emit(Effect::SetDeadline(deadline));
+        }
+    }
+
+    pub(super) fn link_wakeup(&self) -> Option<Timestamp> {
+        match &self.link {
+            Link::Unstarted => None,
+            Link::Waiting { until } => Some(*until).filter(|_| !matches!(self.ending, Ending::Killing { .. })),
+            Link::Connecting { since } => Some(*since + CONNECT_PATIENCE),
+            Link::Greeting { sent } => Some(*sent + HELLO_PATIENCE),
+            Link::Attached { answered } => {
+                let session = self.session.as_ref()?;
+                let half_open = session.lease.map(|_| *answered + half_open_after(session.keepalive));
+                half_open.into_iter().chain([session.next_heartbeat]).min()
+            }
+        }
+    }
+
+    pub(super) fn start(&mut self, now: Timestamp) {
+        if self.link == Link::Unstarted && self.ending == Ending::No {
+            self.connect(now);
+        }
+    }
+
+    fn connect(&mut self, now: Timestamp) {
+        self.connection += 1;
+        self.link = Link::Connecting { since: now };
+        let queue = names::agent_queue(&self.settings.worker, &self.nonce, self.connection);
+        let secret = self.credentials.secret.as_ref().filter(|_| self.credentials.prefer_secret);
+        let credential = secret.unwrap_or(&self.settings.password).clone();
+        self.credentials.used_secret = secret.is_some();
+        self.emit(Effect::Connect { connection: self.connection, queue, credential });
+    }
+
+    fn credential(&self) -> String {
+        let secret = self.credentials.secret.as_ref().filter(|_| self.credentials.used_secret);
+        secret.unwrap_or(&self.settings.password).clone()
+    }
+
+    pub(super) fn link_up(&mut self, now: Timestamp, connection: u64) {
+        if connection != self.connection || !matches!(self.link, Link::Connecting { .. }) {
+            return;
+        }
+        self.link = Link::Greeting { sent: now };
+        let hello = Hello {
+            protocol: PROTOCOL,
+            version: self.settings.version.clone(),
+            connection,
+            queue: names::agent_queue(&self.settings.worker, &self.nonce, connection),
+            identity: self.settings.identity.clone(),
+            nonce: self.nonce.clone(),
+            credential: self.credential(),
+            master: self.master.clone(),
+            attempts: self.pictures(),
+            facts: self.settings.facts.clone(),
+        };
+        self.emit(Effect::Send(Box::new(ToMaster::Hello(Box::new(hello)))));
+    }
+
+    pub(super) fn link_down(&mut self, now: Timestamp, connection: u64, refused: bool, why: &str) {
+        if connection != self.connection || matches!(self.link, Link::Unstarted | Link::Waiting { .. }) {
+            return;
+        }
+        // Within a session its own credential is right, and the broker may just be unable to ask.
+        if refused && self.session.is_none() && self.credentials.secret.is_some() {
+            self.credentials.prefer_secret = !self.credentials.used_secret;
+        }
+        let pause = self.wait_to_reconnect(now);
+        self.log(Level::Warn, format!("no link to the broker: {why}; trying again in {} ms", pause.as_millis()));
+    }
+
+    /// The link is gone: the next try comes after a pause that grows with each failure.
+    fn wait_to_reconnect(&mut self, now: Timestamp) -> Duration {
+        if self.attached() {
+            self.detached_since = now;
+        }
+        let pause = self.jittered(grown(BACKOFF, self.failures));
+        self.failures = self.failures.saturating_add(1);
+        self.link = Link::Waiting { until: now + pause };
+        pause
+    }
+
+    /// Closes the connection, if there is one or may yet be one.
+    pub(super) fn drop_link(&mut self) {
+        match self.link {
+            Link::Unstarted | Link::Waiting { .. } => {}
+            Link::Connecting { .. } | Link::Greeting { .. } | Link::Attached { .. } => {
+                self.emit(Effect::Disconnect { connection: self.connection });
+            }
+        }
+    }
+
+    pub(super) fn expire_link(&mut self, now: Timestamp) {
+        let why = match (&self.link, &self.session) {
+            (Link::Unstarted, _) => return,
+            (Link::Waiting { until }, _) => {
+                if *until <= now && !matches!(self.ending, Ending::Killing { .. } | Ending::Done) {
+                    self.connect(now);
+                }
+                return;
+            }
+            (Link::Connecting { since }, _) if *since + CONNECT_PATIENCE <= now => "connecting takes too long",
+            (Link::Greeting { sent }, _) if *sent + HELLO_PATIENCE <= now => "no master has answered the hello",
+            (Link::Attached { answered }, Some(session))
+                if session.lease.is_some() && *answered + half_open_after(session.keepalive) <= now =>
+            {
+                "no heartbeat is answered"
+            }
+            (Link::Connecting { .. } | Link::Greeting { .. } | Link::Attached { .. }, _) => return,
+        };
+        self.drop_link();
+        let pause = self.wait_to_reconnect(now);
+        self.log(Level::Warn, format!("{why}; connecting anew in {} ms", pause.as_millis()));
+    }
+
+    /// Ends the session when its lease, or the patience with a link that is down, is over.
+    pub(super) fn expire_session(&mut self, now: Timestamp) {
+        if self.deadline().is_none_or(|at| at > now) {
+            return;
+        }
+        self.kill_all();
+        if let Some(session) = self.session.take() {
+            self.log(Level::Error, format!("the lease of session {} is over: its builds are ended", session.id));
+            if self.settings.latent && !session.standing {
+                self.dead_man = Some(now + session.grace);
+            }
+            self.credentials.last = Some((session.id, session.seq));
+        }
+        self.credentials.prefer_secret = true;
+        // What this connection has said of running attempts is no longer true, so a new one says hello. One that is
+        // still being made has said nothing.
+        if matches!(self.link, Link::Greeting { .. } | Link::Attached { .. }) {
+            self.drop_link();
+            self.wait_to_reconnect(now);
+        }
+    }
+
+    pub(super) fn from_master(&mut self, now: Timestamp, connection: u64, message: ToAgent) {
+        if connection != self.connection {
+            return;
+        }
+        match &self.link {
+            Link::Greeting { .. } | Link::Attached { .. } => {}
+            Link::Unstarted | Link::Waiting { .. } | Link::Connecting { .. } => return,
+        }
+        let session = match &message {
+            ToAgent::Welcome(_) | ToAgent::Refused { .. } => None,
+            ToAgent::Renewed { session, .. }
+            | ToAgent::Cancel { session, .. }
+            | ToAgent::Settled { session, .. }
+            | ToAgent::Resend { session, .. }
+            | ToAgent::Drain { session, .. }
+            | ToAgent::Undrain { session }
+            | ToAgent::Exit { session } => Some(session),
+            ToAgent::Order(order) => Some(&order.session),
+        };
+        if let Some(session) = session
+            && self.attached_session().as_ref() != Some(session)
+        {
+            let text = format!("ignoring a message for session {session}, which is not this agent's");
+            return self.log(Level::Warn, super::words::cut(text));
+        }
+        match message {
+            ToAgent::Welcome(welcome) => self.welcome(now, *welcome),
+            ToAgent::Refused { reason, power_off } => self.refused(now, &reason, power_off),
+            ToAgent::Renewed { seq, lease_ms, .. } => self.renewed(now, seq, lease_ms),
+            ToAgent::Order(order) => self.order(now, order),
+            ToAgent::Cancel { attempt, .. } => self.cancel(now, attempt),
+            ToAgent::Settled { attempts, .. } => self.settled(&attempts),
+            ToAgent::Resend { attempt, step, offset, .. } => self.resend(attempt, step, offset),
+            ToAgent::Drain { drain, .. } => {
+                if let Some(session) = &mut self.session {
+                    session.drain = Some(drain);
+                    session.drained = false;
+                }
+            }
+            ToAgent::Undrain { .. } => {
+                if let Some(session) = &mut self.session {
+                    session.drain = None;
+                }
+            }
+            ToAgent::Exit { .. } => self.kill_and_end(now, false, "the master has ended this agent".to_owned()),
+        }
+    }
+
+    fn welcome(&mut self, now: Timestamp, welcome: Welcome) {
+        let sent = match (&self.link, &self.session) {
+            (Link::Greeting { sent }, _) => *sent,
+            // Twice: it answers the same hello, from which more has been renewed since.
+            (Link::Attached { .. }, Some(session)) if session.id == welcome.session => return,
+            (Link::Attached { .. }, _) => {
+                self.drop_link();
+                self.wait_to_reconnect(now);
+                return self.log(Level::Warn, "the master has given two sessions to one connection: asking again");
+            }
+            (Link::Unstarted | Link::Waiting { .. } | Link::Connecting { .. }, _) => return,
+        };
+        let goes_on = self.session.take().filter(|s| s.id == welcome.session && s.master == welcome.master);
+        if goes_on.is_none() {
+            if !self.attempts.is_empty() {
+                self.log(Level::Error, "the master has begun a new session: the builds of the old one are ended");
+            }
+            self.kill_all();
+        }
+        if self.master.as_ref() != Some(&welcome.master) {
+            // Another master numbers its builds anew.
+            self.remembered.clear();
+            self.master = Some(welcome.master.clone());
+        }
+        self.learn_secret(welcome.secret);
+        let seq = match (&goes_on, &self.credentials.last) {
+            (Some(session), _) => session.seq,
+            (None, Some((id, seq))) if *id == welcome.session => *seq,
+            (None, Some(_) | None) => 0,
+        };
+        let keepalive = match welcome.keepalive_ms {
+            0 => NO_KEEPALIVE,
+            ms => Duration::from_millis(ms).clamp(KEEPALIVE.0, KEEPALIVE.1),
+        };
+        let lease = welcome.lease_ms.map(Duration::from_millis);
+        self.log(Level::Info, format!("attached: session {} of master {}", welcome.session, welcome.master));
+        self.session = Some(Session {
+            id: welcome.session,
+            master: welcome.master,
+            keepalive,
+            lease,
+            patience: welcome.link_patience_ms.map(Duration::from_millis),
+            standing: welcome.standing,
+            grace: Duration::from_millis(welcome.grace_ms),
+            lease_end: lease.map(|lease| sent + lease),
+            renewed_from: sent,
+            seq,
+            unanswered: goes_on.map(|s| s.unanswered).unwrap_or_default(),
+            next_heartbeat: now + keepalive,
+            drain: None,
+            drained: false,
+        });
+        self.link = Link::Attached { answered: now };
+        self.failures = 0;
+        self.credentials.turned_away = 0;
+        self.dead_man = None;
+        self.send_leaving();
+        self.catch_up();
+    }
+
+    fn learn_secret(&mut self, secret: Option<String>) {
+        let credentials = &mut self.credentials;
+        credentials.refusals = 0;
+        credentials.prefer_secret = true;
+        match secret {
+            Some(secret) => {
+                if credentials.secret.as_ref() != Some(&secret) {
+                    credentials.secret = Some(secret.clone());
+                    self.emit(Effect::StoreSecret(secret));
+                }
+            }
+            // What was used goes on: the password, and then the secret is of no use.
+            None => {
+                if !credentials.used_secret && credentials.secret.take().is_some() {
+                    self.emit(Effect::ForgetSecret);
+                }
+            }
+        }
+    }
+
+    fn refused(&mut self, now: Timestamp, reason: &str, power_off: bool) {
+        let credentials = &mut self.credentials;
+        // A spent boot token is refused while the secret would be let in: only the best credential's refusal counts.
+        let final_word = credentials.used_secret || credentials.secret.is_none();
+        let mut forget = false;
+        if credentials.used_secret {
+            credentials.refusals += 1;
+            credentials.prefer_secret = false;
+            forget = credentials.refusals >= SECRET_REFUSALS;
+        } else {
+            credentials.prefer_secret = true;
+        }
+        let turned_away = credentials.turned_away;
+        credentials.turned_away = turned_away.saturating_add(1);
+        if forget {
+            self.credentials.secret = None;
+            self.emit(Effect::ForgetSecret);
+        }
+        self.drop_link();
+        self.wait_to_reconnect(now);
+        let pause = self.jittered(grown(REFUSED_BACKOFF, turned_away));
+        self.link = Link::Waiting { until: now + pause };
+        let reason = super::words::cut(reason.to_owned());
+        if power_off && self.settings.latent && final_word {
+            self.log(Level::Error, format!("refused by the master: {reason}; powering off"));
+            self.kill_and_end(now, true, format!("refused by the master: {reason}"));
+        } else {
+            let text = format!("refused by the master: {reason}; trying again in {} s", pause.as_secs());
+            self.log(Level::Error, text);
+        }
+    }
+
+    fn renewed(&mut self, now: Timestamp, seq: u64, lease_ms: Option<u64>) {
+        let Some(session) = &mut self.session else { return };
+        let Some(&(_, sent)) = session.unanswered.iter().find(|(s, _)| *s == seq) else { return };
+        session.unanswered.retain(|(s, _)| *s > seq);
+        if sent >= session.renewed_from {
+            session.renewed_from = sent;
+            let lease = lease_ms.map(Duration::from_millis).or(session.lease);
+            session.lease_end = session.lease.and(lease).map(|lease| sent + lease);
+        }
+        if let Link::Attached { answered } = &mut self.link {
+            *answered = now;
+        }
+    }
+
+    pub(super) fn heartbeat_if_due(&mut self, now: Timestamp) {
+        if !self.attached() {
+            return;
+        }
+        let Some(session) = &mut self.session else { return };
+        if session.next_heartbeat > now {
+            return;
+        }
+        session.seq += 1;
+        session.next_heartbeat = now + session.keepalive;
+        session.unanswered.push_back((session.seq, now));
+        if session.unanswered.len() > MAX_UNANSWERED {
+            session.unanswered.pop_front();
+        }
+        session.drained = false;
+        let heartbeat = Heartbeat { session: session.id.clone(), seq: session.seq, vitals: Vitals::default() };
+        self.emit(Effect::Send(Box::new(ToMaster::Heartbeat(heartbeat))));
+        self.repeat_ends();
+    }
+
+    /// Says that nothing runs, where that was asked and is so: once when it becomes so, then with each heartbeat.
+    pub(super) fn answer_drain(&mut self) {
+        let Some(id) = self.attached_session() else { return };
+        let Some(session) = &mut self.session else { return };
+        let Some(drain) = session.drain else { return };
+        if self.attempts.is_empty() && self.dying.is_empty() && !session.drained {
+            session.drained = true;
+            self.emit(Effect::Send(Box::new(ToMaster::Drained { session: id, drain })));
+        }
+    }
+}
+
+fn half_open_after(keepalive: Duration) -> Duration {
+    (keepalive * 3).max(HALF_OPEN_AT_LEAST)
+}
+
+/// The first pause doubled for each failure, up to the longest.
+fn grown((first, longest): (Duration, Duration), failures: u32) -> Duration {
+    first.saturating_mul(1u32.checked_shl(failures).unwrap_or(u32::MAX)).min(longest)
+}

@@ -1,0 +1,58 @@
+//! The words that a build's end is told in.
+
+use rouse_shared::limits::MAX_TEXT;
+use rouse_shared::message::{Step, StepState};
+use std::time::Duration;
+
+/// `1h30m`, `20m`, `90s` as `1m30s`, `250ms`: the form that configurations use.
+pub fn duration(duration: Duration) -> String {
+    let ms = duration.as_millis();
+    if ms == 0 || ms % 1000 != 0 {
+        return format!("{ms}ms");
+    }
+    let seconds = duration.as_secs();
+    let mut text = String::new();
+    for (size, unit) in [(86_400, 'd'), (3_600, 'h'), (60, 'm'), (1, 's')] {
+        let count = if unit == 'd' { seconds / size } else { seconds % next_larger(size) / size };
+        if count > 0 {
+            text.push_str(&format!("{count}{unit}"));
+        }
+    }
+    text
+}
+
+fn next_larger(size: u64) -> u64 {
+    match size {
+        1 => 60,
+        60 => 3_600,
+        _ => 86_400,
+    }
+}
+
+/// How a step failed, with its name; absent where it did not.
+pub fn failure(step: &Step, state: &StepState) -> Option<String> {
+    let how = match state {
+        StepState::Exited(0) | StepState::Running | StepState::Skipped => return None,
+        StepState::Exited(code) => format!("exited with {code}"),
+        StepState::Signalled(signal) => format!("was ended by signal {signal}"),
+        StepState::TimedOut => format!("ran longer than {}", limit(step.timeout_ms)),
+        StepState::Silent => format!("printed nothing for {}", limit(step.silence_ms)),
+        StepState::Stopped => "was stopped".to_owned(),
+        StepState::NotStarted(why) => format!("could not be started: {why}"),
+        StepState::Lost(why) => format!("was lost: {why}"),
+    };
+    Some(cut(format!("step {:?} {how}", step.name)))
+}
+
+fn limit(ms: Option<u64>) -> String {
+    ms.map_or_else(|| "its limit".to_owned(), |ms| duration(Duration::from_millis(ms)))
+}
+
+/// The text, cut to what the wire carries.
+pub fn cut(mut text: String) -> String {
+    if text.len() > MAX_TEXT {
+        let end = (0..=MAX_TEXT).rev().find(|&i| text.is_char_boundary(i)).unwrap_or(0);
+        text.truncate(end);
+    }
+    text
+}
