@@ -22,7 +22,7 @@ demo: ## the whole thing on this machine: a private broker, one host that wakes,
 	tests/setup demo
 	$(CARGO) build --locked -p rouse-agent -p rouse-master --no-default-features
 	@# Replaces the shell, so that Ctrl-C reaches the demo itself and make waits for its end.
-	@exec $(TARGET_DIR)/debug/rouse demo
+	@exec "$(TARGET_DIR)/debug/rouse" demo
 
 # The programs first: the end-to-end tests start them, and cargo does not build them for another package's tests.
 test: ## every test that needs nothing but this machine
