@@ -1,10 +1,13 @@
 //! The master: starts hosts when builds wait, hands builds out, and lets hosts go.
 
 pub mod broker;
+pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod core;
+pub mod driver;
 pub mod hosts;
 pub mod logs;
 pub mod store;
 pub mod submission;
+pub mod web;

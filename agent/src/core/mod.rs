@@ -10,7 +10,6 @@ pub mod event;
 mod session;
 mod words;
 
-
 pub use event::{Effect, Event, Level, RunStep};
 
 use attempts::{Attempt, Remembered};

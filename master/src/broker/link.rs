@@ -130,6 +130,17 @@ impl LinkHandle {
         self.outbox.try_send(message)
     }
 
+    /// Waits until everything that was handed over is written, or the link goes down, or two seconds have passed.
+    pub async fn flush(&self) {
+        // Two hundred looks: what is written in the meantime is not told of, and nothing but the end of a master waits here.
+        for _ in 0..200 {
+            if !self.outbox.is_open() || self.outbox.is_empty() {
+                return;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+    }
+
     /// What came in and was thrown away.
     pub fn dropped(&self) -> &Dropped {
         &self.dropped

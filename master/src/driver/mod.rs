@@ -10,15 +10,17 @@ mod turn;
 
 pub use state::{State, StateError};
 
-use crate::broker::{self, AuthServer, Endpoints, Inbound, Link, LinkSettings, LogDelivery, Node, NodeSettings, Refusals};
+use crate::broker::{
+    self, AuthServer, Endpoints, Inbound, Link, LinkSettings, LogDelivery, Node, NodeSettings, Refusals,
+};
 use crate::config::{self, Config, HostConfig};
+use crate::core::Start;
 use crate::core::build::BuildState;
 use crate::core::event::{Change, Event};
-use crate::core::{Core, Start};
 use crate::hosts::{Death, Hosts, process};
 use crate::logs::{Logs, Written};
 use crate::store::Store;
-use crate::{clock, web};
+use crate::web;
 use rouse_shared::{AttemptId, MasterId};
 use std::collections::HashMap;
 use std::fmt;
@@ -188,8 +190,7 @@ impl Master {
 
         let mut seed = [0_u8; 32];
         getrandom::fill(&mut seed).map_err(|e| Failure(vec!["cannot draw random numbers".into(), e.to_string()]))?;
-        let start =
-            Start { master: MasterId(state.id.clone()), plan: Arc::new(config.plan.clone()), ledger, seed };
+        let start = Start { master: MasterId(state.id.clone()), plan: Arc::new(config.plan.clone()), ledger, seed };
         let boot = perform::Boot { broker: agent_url(&config), ca: read_ca(&config)? };
         let doer = perform::Doer {
             runtime: tokio::runtime::Handle::current(),

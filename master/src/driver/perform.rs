@@ -106,7 +106,9 @@ impl Doer {
                 self.beside(async move {
                     let text = match hosts.provider(host.provider) {
                         // Without an answer in time there is none: the core waits no longer than that either.
-                        Some(provider) => tokio::time::timeout(CALL_LIMIT, provider.console(&host)).await.ok().flatten(),
+                        Some(provider) => {
+                            tokio::time::timeout(CALL_LIMIT, provider.console(&host)).await.ok().flatten()
+                        }
                         None => None,
                     };
                     Event::Console { host: host.id, text }
@@ -185,9 +187,11 @@ impl Doer {
         let hosts = self.hosts.clone();
         self.beside(async move {
             let result = match hosts.provider(host.provider) {
-                Some(provider) => tokio::time::timeout(CALL_LIMIT, provider.start(&host, boot))
-                    .await
-                    .unwrap_or_else(|_| Err(StartError::Unknown(format!("no answer within {} s", CALL_LIMIT.as_secs())))),
+                Some(provider) => {
+                    tokio::time::timeout(CALL_LIMIT, provider.start(&host, boot)).await.unwrap_or_else(|_| {
+                        Err(StartError::Unknown(format!("no answer within {} s", CALL_LIMIT.as_secs())))
+                    })
+                }
                 None => {
                     let kind = host.provider.as_str();
                     Err(StartError::Rejected(format!("this build of rouse has no provider {kind}")))

@@ -35,7 +35,11 @@ impl fmt::Display for StateError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::InUse(dir) => {
-                write!(f, "another master runs on the state directory {}; give this one its own master.state_dir", dir.display())
+                write!(
+                    f,
+                    "another master runs on the state directory {}; give this one its own master.state_dir",
+                    dir.display()
+                )
             }
             Self::File { path, .. } => write!(f, "the state directory cannot be used: {}", path.display()),
         }
@@ -94,7 +98,11 @@ fn kept(path: &Path) -> io::Result<String> {
             let mut text = String::new();
             file.read_to_string(&mut text)?;
             let text = text.trim().to_owned();
-            if text.is_empty() { Err(io::Error::other("it is empty; remove it to have a new one made")) } else { Ok(text) }
+            if text.is_empty() {
+                Err(io::Error::other("it is empty; remove it to have a new one made"))
+            } else {
+                Ok(text)
+            }
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let mut raw = [0_u8; 16];

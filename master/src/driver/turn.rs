@@ -19,7 +19,7 @@ use std::collections::btree_map::Entry;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
-use tracing::error;
+use tracing::{debug, error};
 
 /// Inputs of one turn from one side, at most: more would make the first of them wait.
 const TURN: usize = 1_024;
@@ -310,8 +310,9 @@ impl Turner {
             }
             ack_all(batch.receipts);
             for told in batch.told {
-                // Whoever asked may have stopped waiting.
-                drop(told.send(()));
+                if told.send(()).is_err() {
+                    debug!("whoever asked has stopped waiting");
+                }
             }
             if self.batch.records.is_empty() && self.batch.effects.is_empty() {
                 break;
@@ -327,7 +328,9 @@ impl Turner {
         let Some(core) = &self.core else { return };
         match question {
             Call::Build { id, reply } => drop(reply.send(self.build(id))),
-            Call::Builds { query, reply } => drop(reply.send(self.builds(&query).map_err(|e| format!("failed to {e}")))),
+            Call::Builds { query, reply } => {
+                drop(reply.send(self.builds(&query).map_err(|e| format!("failed to {e}"))))
+            }
             Call::Why { id, reply } => {
                 let ended = || {
                     let sentence = of_status(&self.build(id)?.build.status)?;
@@ -359,12 +362,14 @@ impl Turner {
 
     fn builds(&self, query: &BuildQuery) -> Result<Vec<BuildView>, StoreError> {
         let fits = |view: &BuildView| {
-            query.state.is_none_or(|state| view.state == state) && query.before.is_none_or(|before| view.build.id < before)
+            query.state.is_none_or(|state| view.state == state)
+                && query.before.is_none_or(|before| view.build.id < before)
         };
         let live = self.core.iter().flat_map(Core::live_builds);
         let mut views: Vec<_> = live.filter(fits).take(query.limit).collect();
         if query.state.is_none_or(BuildState::is_final) {
-            let ended = self.store.ended_builds(Query { state: query.state, limit: query.limit, before: query.before })?;
+            let ended =
+                self.store.ended_builds(Query { state: query.state, limit: query.limit, before: query.before })?;
             views.extend(ended.into_iter().map(|build| BuildView { state: build.status.state(), build }));
             views.sort_by_key(|view| std::cmp::Reverse(view.build.id));
             views.truncate(query.limit);

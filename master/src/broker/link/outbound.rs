@@ -125,6 +125,11 @@ impl Outbox {
         self.open.load(Ordering::Acquire)
     }
 
+    /// Whether everything that was handed over has been written.
+    pub(super) fn is_empty(&self) -> bool {
+        self.waiting.load(Ordering::Relaxed) == 0
+    }
+
     pub(super) fn unsent(&self) -> u64 {
         self.unsent.load(Ordering::Relaxed)
     }
