@@ -1,7 +1,8 @@
 //! MessagePack maps with field names, so that fields can be added without breaking old agents.
 
-use crate::limits::MAX_MESSAGE;
-use serde::{Serialize, de::DeserializeOwned};
+use crate::limits::{MAX_DEPTH, MAX_MESSAGE};
+use serde::Serialize;
+use serde::de::{DeserializeOwned, IgnoredAny};
 use std::fmt;
 
 /// Why bytes are not a message.
@@ -47,5 +48,36 @@ pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, DecodeError> {
     if bytes.len() > MAX_MESSAGE {
         return Err(DecodeError::TooLarge(bytes.len()));
     }
-    rmp_serde::from_slice(bytes).map_err(DecodeError::Malformed)
+    nested(bytes).map_err(DecodeError::Malformed)
+}
+
+/// Whether `bytes` begin with a MessagePack value: tells garbage from a message of a kind that is not known.
+pub fn is_messagepack(bytes: &[u8]) -> bool {
+    nested::<IgnoredAny>(bytes).is_ok()
+}
+
+/// Decodes with a bounded depth: at the library's own 1,024 levels a hostile message overflows a thread's stack.
+fn nested<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, rmp_serde::decode::Error> {
+    let mut deserializer = rmp_serde::Deserializer::from_read_ref(bytes);
+    deserializer.set_max_depth(MAX_DEPTH);
+    T::deserialize(&mut deserializer)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::ToMaster;
+
+    #[test]
+    fn deep_nesting_is_an_error_and_not_a_crash() {
+        let deep = vec![0x91; MAX_MESSAGE];
+        assert!(decode::<ToMaster>(&deep).is_err() && !is_messagepack(&deep));
+        // Also where it hides in a field that nobody knows.
+        let mut hidden = vec![0x81, 0xa9];
+        hidden.extend(b"Heartbeat");
+        hidden.extend([0x81, 0xa1, b'x']);
+        hidden.extend(&deep[..10_000]);
+        assert!(decode::<ToMaster>(&hidden).is_err() && !is_messagepack(&hidden));
+        assert!(is_messagepack(&[0x81, 0xa1, b'x', 0x01]) && !is_messagepack(&[0xc1]) && !is_messagepack(&[]));
+    }
 }

@@ -9,6 +9,9 @@ pub const PROTOCOL: u16 = 1;
 /// thing sent; Linux takes at most 128 KiB for one argument and 2 MiB for all, so 4 MiB holds any build that could start.
 pub const MAX_MESSAGE: usize = 4 << 20;
 
+/// Deepest nesting of a message that either side decodes. The deepest of ours has about ten levels; each costs stack.
+pub const MAX_DEPTH: usize = 64;
+
 /// Largest log chunk, bytes. Large enough that the broker's cost a message (some 30 µs) is small beside copying it,
 /// small enough that a window of them is bounded memory.
 pub const LOG_CHUNK: usize = 64 << 10;

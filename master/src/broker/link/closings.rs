@@ -1,8 +1,9 @@
-//! Whose connection closed: RabbitMQ tells the user when a connection opens, and only its pid when it closes.
+//! What the broker's events say. Whose connection closed: RabbitMQ tells the user when a connection opens, and only its pid when it closes.
 
 use super::super::limits::KNOWN_CONNECTIONS;
 use rouse_shared::WorkerName;
 use std::collections::HashMap;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 /// The workers' connections that were seen to open.
 #[derive(Default)]
@@ -35,6 +36,22 @@ impl Connections {
     }
 }
 
+/// An address as people write it: RabbitMQ tells it as an Erlang tuple of numbers. Another text stays as it is.
+pub(super) fn address(told: &str) -> String {
+    let tuple = told.strip_prefix('{').and_then(|rest| rest.strip_suffix('}'));
+    let numbers: Option<Vec<u16>> = tuple.and_then(|list| list.split(',').map(|n| n.trim().parse().ok()).collect());
+    let Some(numbers) = numbers else { return told.to_owned() };
+    if let Ok(parts) = <[u16; 8]>::try_from(numbers.as_slice()) {
+        let ip = Ipv6Addr::from(parts);
+        return ip.to_ipv4_mapped().map_or_else(|| ip.to_string(), |ip| ip.to_string());
+    }
+    let bytes: Option<Vec<u8>> = numbers.iter().map(|n| u8::try_from(*n).ok()).collect();
+    match bytes.and_then(|bytes| <[u8; 4]>::try_from(bytes).ok()) {
+        Some(parts) => Ipv4Addr::from(parts).to_string(),
+        None => told.to_owned(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -50,5 +67,20 @@ mod tests {
         assert_eq!(connections.closed("<3>"), None);
         assert_eq!(connections.closed("<2>").map(|w| w.to_string()).as_deref(), Some("w1"));
         assert!(connections.by_pid.is_empty() && connections.of_worker.is_empty());
+    }
+
+    #[test]
+    fn addresses_are_made_readable() {
+        for (told, expected) in [
+            ("{127,0,0,1}", "127.0.0.1"),
+            ("{0,0,0,0,0,65535,49152,513}", "192.0.2.1"),
+            ("{8193,3512,0,0,0,0,0,1}", "2001:db8::1"),
+            ("192.0.2.1", "192.0.2.1"),
+            ("{1,2,3}", "{1,2,3}"),
+            ("{256,0,0,1}", "{256,0,0,1}"),
+            ("", ""),
+        ] {
+            assert_eq!(address(told), expected);
+        }
     }
 }

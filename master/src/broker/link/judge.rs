@@ -7,7 +7,7 @@ use rouse_shared::codec::{self, DecodeError};
 use rouse_shared::limits::{LOG_CHUNK, MAX_MESSAGE};
 use rouse_shared::message::{LogChunk, ToMaster};
 use rouse_shared::names::{agent_queue_prefix, control_key, log_key};
-use serde::de::{DeserializeOwned, IgnoredAny};
+use serde::de::DeserializeOwned;
 use std::collections::HashSet;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -118,10 +118,8 @@ fn sender(user: Option<&str>, key: &str, own_key: fn(&WorkerName) -> String) -> 
 fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, Reason> {
     codec::decode(body).map_err(|error| match error {
         DecodeError::TooLarge(_) => Reason::Oversized,
-        DecodeError::Malformed(_) => match rmp_serde::from_slice::<IgnoredAny>(body) {
-            Ok(IgnoredAny) => Reason::Unknown,
-            Err(_) => Reason::Malformed,
-        },
+        DecodeError::Malformed(_) if codec::is_messagepack(body) => Reason::Unknown,
+        DecodeError::Malformed(_) => Reason::Malformed,
     })
 }
 

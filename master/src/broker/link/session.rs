@@ -1,7 +1,7 @@
 //! One life of the connections: reads, acknowledges and publishes until the first of them fails.
 
 use super::super::refusals::Refusals;
-use super::closings::Connections;
+use super::closings::{Connections, address};
 use super::connect::Reader;
 use super::judge::{self, Dropped, Reason};
 use super::outbound::{Waiting, publish};
@@ -136,7 +136,7 @@ async fn listen(reader: Reader, inbound: mpsc::Sender<Inbound>, refusals: Refusa
                 }
                 "connection.closed" => connections.closed(&header(headers, "pid")),
                 "user.authentication.failure" => {
-                    refusals.turned_away(&header(headers, "name"), &header(headers, "peer_host"));
+                    refusals.turned_away(&header(headers, "name"), &address(&header(headers, "peer_host")));
                     None
                 }
                 other => {
