@@ -1,6 +1,33 @@
 //! Builds as people submit them: `build.toml`, JSON over HTTP, JSON or MessagePack in the inbox. One shape, one check.
 
+mod shape;
+#[cfg(test)]
+mod tests;
+
+use crate::config::duration::{self, LONGEST};
+use crate::core::build::{BuildSpec, Requirement};
+use rouse_shared::WorkerName;
+use rouse_shared::limits::{MAX_MESSAGE, MAX_STEPS};
+use rouse_shared::message::Step;
+use serde::de::Deserializer;
+use shape::{BuildShape, StepShape};
+use std::collections::BTreeMap;
 use std::fmt;
+use std::path::{Component, Path};
+use std::time::Duration;
+
+/// Largest build that is taken, bytes as a message has them. Half of [`MAX_MESSAGE`]: an order adds the worker's
+/// properties to it, and the ids.
+pub const MAX_BUILD: usize = MAX_MESSAGE / 2;
+
+/// Longest name of a build or a step, characters.
+pub const MAX_NAME: usize = 200;
+
+/// Attempts that may be lost under a build beyond the first, where it does not say.
+pub const DEFAULT_RETRIES: u32 = 2;
+
+/// Most retries that a build may ask for: more would keep a build that kills its hosts going for days.
+pub const MAX_RETRIES: u32 = 100;
 
 /// Why a submission is not taken.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -18,3 +45,238 @@ impl fmt::Display for Invalid {
 }
 
 impl std::error::Error for Invalid {}
+
+fn invalid<T>(field: impl Into<String>, reason: impl Into<String>) -> Result<T, Invalid> {
+    Err(Invalid { field: field.into(), reason: reason.into() })
+}
+
+/// The build in the text of a `build.toml`.
+///
+/// # Errors
+/// The first thing that is wrong with it; where its place in the text is known, the reason ends with it.
+pub fn from_toml(text: &str) -> Result<BuildSpec, Invalid> {
+    refuse_large(text.len())?;
+    let place = |span: Option<std::ops::Range<usize>>| {
+        let before = span.and_then(|span| text.get(..span.start))?;
+        let line = before.matches('\n').count() + 1;
+        let column = before.rsplit('\n').next().unwrap_or("").chars().count() + 1;
+        Some(format!(" (line {line}, column {column})"))
+    };
+    let document = toml::Deserializer::parse(text).or_else(|error| {
+        let place = place(error.span()).unwrap_or_default();
+        invalid("build", format!("not TOML: {}{place}", one_line(error.message())))
+    })?;
+    let (shape, error) = read(document);
+    match error {
+        None => check(shape),
+        Some((field, error)) => {
+            let place = place(error.span()).unwrap_or_default();
+            invalid(field, format!("{}{place}", one_line(error.message())))
+        }
+    }
+}
+
+/// The build in a JSON object.
+///
+/// # Errors
+/// The first thing that is wrong with it.
+pub fn from_json(bytes: &[u8]) -> Result<BuildSpec, Invalid> {
+    refuse_large(bytes.len())?;
+    let mut document = serde_json::Deserializer::from_slice(bytes);
+    let (shape, error) = read(&mut document);
+    if let Some((field, error)) = error {
+        return invalid(field, one_line(&error.to_string()));
+    }
+    if let Err(error) = document.end() {
+        return invalid("build", one_line(&error.to_string()));
+    }
+    check(shape)
+}
+
+/// The build in a MessagePack map of the same keys.
+///
+/// # Errors
+/// The first thing that is wrong with it.
+pub fn from_msgpack(bytes: &[u8]) -> Result<BuildSpec, Invalid> {
+    refuse_large(bytes.len())?;
+    let mut rest = bytes;
+    let (shape, error) = read(&mut rmp_serde::Deserializer::new(&mut rest));
+    match error {
+        Some((field, error)) => invalid(field, one_line(&error.to_string())),
+        None if !rest.is_empty() => invalid("build", "there is something after the end of the build"),
+        None => check(shape),
+    }
+}
+
+/// The JSON object that [`from_json`] reads as this build: what a command sends.
+pub fn to_json(spec: &BuildSpec) -> serde_json::Value {
+    // Times of builds are whole seconds, since nothing else can be written.
+    let seconds = |ms: Option<u64>| ms.map(|ms| ms.div_ceil(1000));
+    let (worker, r#where) = match &spec.requirement {
+        Requirement::Worker(name) => (Some(name), None),
+        Requirement::Where(properties) => (None, Some(properties)),
+    };
+    let step = |step: &Step| {
+        serde_json::json!({
+            "name": step.name, "run": step.run, "workdir": step.workdir, "env": step.env, "always": step.always,
+            "timeout": seconds(step.timeout_ms), "silence": seconds(step.silence_ms),
+        })
+    };
+    serde_json::json!({
+        "name": spec.name, "worker": worker, "where": r#where, "priority": spec.priority, "retries": spec.retries,
+        "timeout": seconds(spec.timeout_ms), "env": spec.env, "step": spec.steps.iter().map(step).collect::<Vec<_>>(),
+    })
+}
+
+fn refuse_large(size: usize) -> Result<(), Invalid> {
+    if size > MAX_MESSAGE {
+        return invalid("build", format!("has {size} bytes, more than {MAX_MESSAGE}, the most that is taken"));
+    }
+    Ok(())
+}
+
+/// The shape in a document, or an empty one with the path of the field at fault and the reader's error.
+fn read<'de, D: Deserializer<'de>>(document: D) -> (BuildShape, Option<(String, D::Error)>) {
+    match serde_path_to_error::deserialize::<_, BuildShape>(document) {
+        Ok(shape) => (shape, None),
+        Err(error) => {
+            let path = error.path().to_string();
+            // A path that got lost, or that goes to the whole, is written with a dot or a question mark.
+            let path = duration::shorten(&one_line(&path));
+            let field = if path.is_empty() || path.starts_with(['.', '?']) { "build".to_owned() } else { path };
+            (BuildShape::default(), Some((field, error.into_inner())))
+        }
+    }
+}
+
+/// An error's text without line breaks, and not longer than anybody reads.
+fn one_line(text: &str) -> String {
+    let text = text.split(|c: char| c.is_whitespace() || c.is_control()).filter(|word| !word.is_empty());
+    let text = text.collect::<Vec<_>>().join(" ");
+    if text.chars().count() <= 400 { text } else { text.chars().take(400).chain(['…']).collect() }
+}
+
+fn check(shape: BuildShape) -> Result<BuildSpec, Invalid> {
+    let name = shape.name.unwrap_or_default();
+    check_name("name", &name)?;
+    let requirement = match (shape.worker, shape.r#where) {
+        (Some(_), Some(_)) => return invalid("worker", "has `where` beside it: give one of the two"),
+        (Some(worker), None) => match worker.parse::<WorkerName>() {
+            Ok(worker) => Requirement::Worker(worker),
+            Err(why) => return invalid("worker", why.to_string()),
+        },
+        (None, properties) => Requirement::Where(properties.unwrap_or_default()),
+    };
+    if let Requirement::Where(properties) = &requirement
+        && properties.contains_key("")
+    {
+        return invalid("where", "a property has a name");
+    }
+    let retries = match u32::try_from(shape.retries.unwrap_or(DEFAULT_RETRIES.into())) {
+        Ok(retries) if retries <= MAX_RETRIES => retries,
+        Ok(_) | Err(_) => return invalid("retries", format!("must be 0 to {MAX_RETRIES}")),
+    };
+    let Ok(priority) = i32::try_from(shape.priority.unwrap_or(0)) else {
+        return invalid("priority", format!("must be {} to {}", i32::MIN, i32::MAX));
+    };
+    let env = shape.env.unwrap_or_default();
+    check_env("env", &env)?;
+    let steps = shape.step.unwrap_or_default();
+    if steps.is_empty() {
+        return invalid("step", "a build has one step at least: write [[step]] and its run = [\"…\"]");
+    }
+    if steps.len() > MAX_STEPS {
+        return invalid("step", format!("{} steps are more than {MAX_STEPS}, the most that is taken", steps.len()));
+    }
+    let steps = steps.into_iter().enumerate().map(|(i, step)| check_step(i, step)).collect::<Result<_, _>>()?;
+    let timeout_ms = check_time("timeout", shape.timeout.map(|t| t.0))?;
+    let spec = BuildSpec { name, requirement, priority, retries, timeout_ms, env, steps };
+    let size = rouse_shared::codec::encode(&spec).len();
+    if size > MAX_BUILD {
+        return invalid("build", format!("has {size} bytes, more than {MAX_BUILD}, the most that is taken"));
+    }
+    Ok(spec)
+}
+
+fn check_step(i: usize, step: StepShape) -> Result<Step, Invalid> {
+    let field = |name: &str| format!("step[{i}].{name}");
+    let Some(run) = step.run else {
+        return invalid(field("run"), "missing: write run = [\"make\", \"-j4\"], or one string for sh -c");
+    };
+    let (run, shell) = run.into_words();
+    if run.first().is_none_or(|program| program.is_empty()) || (shell && run.last().is_none_or(|t| t.trim().is_empty()))
+    {
+        return invalid(field("run"), "must begin with a program");
+    }
+    if let Some(n) = run.iter().position(|word| word.contains('\0')) {
+        let path = if shell { field("run") } else { field(&format!("run[{n}]")) };
+        return invalid(path, "must not contain a NUL character");
+    }
+    let name = step.name.filter(|name| !name.is_empty()).unwrap_or_else(|| default_name(i, &run, shell));
+    check_name(&field("name"), &name)?;
+    let workdir = step.workdir.unwrap_or_default();
+    check_workdir(&field("workdir"), &workdir)?;
+    let env = step.env.unwrap_or_default();
+    check_env(&field("env"), &env)?;
+    Ok(Step {
+        name,
+        workdir,
+        env,
+        timeout_ms: check_time(&field("timeout"), step.timeout.map(|t| t.0))?,
+        silence_ms: check_time(&field("silence"), step.silence.map(|t| t.0))?,
+        always: step.always.unwrap_or(false),
+        run,
+    })
+}
+
+/// The command's first word, where that can be a name.
+fn default_name(i: usize, run: &[String], shell: bool) -> String {
+    let command = if shell { run.last() } else { run.first() };
+    let word = command.and_then(|c| if shell { c.split_whitespace().next() } else { Some(c.as_str()) }).unwrap_or("");
+    let word = word.rsplit('/').next().unwrap_or("").trim();
+    if word.is_empty() || check_name("", word).is_err() { format!("step {}", i + 1) } else { word.to_owned() }
+}
+
+fn check_name(field: &str, name: &str) -> Result<(), Invalid> {
+    if name.chars().count() > MAX_NAME {
+        return invalid(field, format!("must have {MAX_NAME} characters at most"));
+    }
+    if name.chars().any(char::is_control) {
+        return invalid(field, "must be on one line, without control characters");
+    }
+    Ok(())
+}
+
+fn check_workdir(field: &str, workdir: &str) -> Result<(), Invalid> {
+    if workdir.contains('\0') {
+        return invalid(field, "must not contain a NUL character");
+    }
+    let below = Path::new(workdir).components().all(|part| match part {
+        Component::Normal(_) | Component::CurDir => true,
+        Component::ParentDir | Component::RootDir | Component::Prefix(_) => false,
+    });
+    if below { Ok(()) } else { invalid(field, "must be below the build's own directory: a relative path without ..") }
+}
+
+fn check_env(field: &str, env: &BTreeMap<String, String>) -> Result<(), Invalid> {
+    for (name, value) in env {
+        if name.is_empty() || name.contains(['=', '\0']) {
+            let shown = duration::shorten(name);
+            return invalid(field, format!("{shown:?} cannot name a variable: not empty, no '=', no NUL character"));
+        }
+        if value.contains('\0') {
+            return invalid(format!("{field}.{}", duration::shorten(name)), "must not contain a NUL character");
+        }
+    }
+    Ok(())
+}
+
+/// Milliseconds of a limit.
+fn check_time(field: &str, time: Option<Duration>) -> Result<Option<u64>, Invalid> {
+    match time {
+        Some(Duration::ZERO) => invalid(field, "must be at least 1 s; for no limit leave it out"),
+        Some(time) if time > LONGEST => invalid(field, "is longer than ten years, the most that is taken"),
+        Some(time) => Ok(u64::try_from(time.as_millis()).ok()),
+        None => Ok(None),
+    }
+}

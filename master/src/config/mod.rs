@@ -167,6 +167,12 @@ fn read_text(text: &str, path: &Path, env: document::Environment<'_>) -> Reading
         let (audit_interval, stop_orphans) = general::audit(&root, &empty);
         let limits = general::limits(&root, &empty);
         let workers = workers::read(&root, &broker);
+        let in_clouds = workers.hosts.values().any(|host| host.provider() != ProviderKind::Process);
+        if in_clouds && !names_master(&root) {
+            let why =
+                "not given, so hosts are stamped with \"rouse\": a name of its own tells them from another master's";
+            notes.warn(0, "master.name", why);
+        }
         root.finish();
         let plan = Plan {
             workers: workers.plans,
@@ -182,6 +188,10 @@ fn read_text(text: &str, path: &Path, env: document::Environment<'_>) -> Reading
     let (faults, warnings) = notes.finish();
     let config = config.filter(|_| faults.is_empty()).map(|c| Config { warnings: warnings.clone(), ..c });
     Reading { config, faults, warnings }
+}
+
+fn names_master(root: &document::Table<'_>) -> bool {
+    root.map.get("master").and_then(|v| v.get_ref().as_table()).is_some_and(|master| master.contains_key("name"))
 }
 
 impl Config {
