@@ -425,7 +425,8 @@ impl Core {
     fn renewed(&mut self, now: Timestamp, seq: u64, lease_ms: Option<u64>) {
         let Some(session) = &mut self.session else { return };
         let Some(&(_, sent)) = session.unanswered.iter().find(|(s, _)| *s == seq) else { return };
-        session.unanswered.retain(|(s, _)| *s > seq);
+        // The one that is answered stays: a master that is about to be restarted answers it again, with a longer lease.
+        session.unanswered.retain(|(s, _)| *s >= seq);
         if sent >= session.renewed_from {
             session.renewed_from = sent;
             let lease = lease_ms.map(Duration::from_millis).or(session.lease);
