@@ -1,5 +1,7 @@
 //! The master: starts hosts when builds wait, hands builds out, and lets hosts go.
 
+pub mod clock;
 pub mod config;
 pub mod core;
 pub mod submission;
+pub mod web;
