@@ -1,0 +1,163 @@
+//! The commands' side of the HTTP API.
+
+use super::{Failed, chain};
+use reqwest::{Method, Response, StatusCode};
+use serde_json::Value;
+use std::path::Path;
+use std::time::Duration;
+
+/// Where the token is if nothing else is said: the default state directory's.
+const DEFAULT_TOKEN_FILE: &str = "/var/lib/rouse/api-token";
+/// A master that does not take the connection in this time is away.
+const CONNECT: Duration = Duration::from_secs(10);
+/// A master that says nothing for so long is away. Event streams are told something every 15 seconds; logs are asked for anew.
+const SILENCE: Duration = Duration::from_secs(60);
+
+/// A master over HTTP.
+pub(super) struct Client {
+    http: reqwest::Client,
+    server: String,
+    token: Option<String>,
+}
+
+impl Client {
+    /// # Errors
+    /// Where the address or the token cannot be used.
+    pub(super) fn new(server: &str) -> Result<Self, Failed> {
+        let server = server.trim_end_matches('/');
+        let url = reqwest::Url::parse(server)
+            .map_err(|error| Failed::Usage(format!("the server {server:?} is no address: {error}")))?;
+        if !matches!(url.scheme(), "http" | "https") || !url.has_host() {
+            return Err(Failed::Usage(format!("the server is an http:// or https:// address, not {server:?}")));
+        }
+        // Somebody may have chosen one before: that one serves as well.
+        if rustls::crypto::CryptoProvider::get_default().is_none()
+            && rustls::crypto::ring::default_provider().install_default().is_err()
+        {
+            tracing::debug!("another thread has installed a TLS provider");
+        }
+        let mut http = reqwest::Client::builder().connect_timeout(CONNECT).read_timeout(SILENCE).tcp_nodelay(true);
+        if is_loopback(&url) {
+            // A proxy that the environment names has another loopback.
+            http = http.no_proxy();
+        }
+        if url.scheme() == "http" {
+            // Nothing is encrypted, so a machine without certificate authorities must do.
+            http = http.tls_certs_only([]);
+        }
+        let http = http.build().map_err(|error| Failed::Usage(format!("cannot set up HTTP: {}", chain(&error))))?;
+        Ok(Self { http, server: server.to_owned(), token: token()? })
+    }
+
+    /// Asks for something as JSON.
+    pub(super) async fn get(&self, path: &str) -> Result<Value, Failed> {
+        self.json(self.request(Method::GET, path)).await
+    }
+
+    /// Changes something.
+    pub(super) async fn post(&self, path: &str, body: Option<&Value>) -> Result<Value, Failed> {
+        let mut request = self.request(Method::POST, path);
+        if let Some(body) = body {
+            request = request.json(body);
+        }
+        self.json(request).await
+    }
+
+    /// Asks for a log from `offset` on: none where there is nothing at `offset` yet.
+    pub(super) async fn log(&self, path: &str, offset: u64) -> Result<Option<Response>, Failed> {
+        let mut request = self.request(Method::GET, path);
+        if offset > 0 {
+            request = request.header("range", format!("bytes={offset}-"));
+        }
+        let response = request.send().await.map_err(|error| self.away(&error))?;
+        match response.status() {
+            StatusCode::RANGE_NOT_SATISFIABLE => Ok(None),
+            StatusCode::OK if offset > 0 => Err(Failed::Refused(format!(
+                "{} does not send a log from the middle: is it a rouse master?",
+                self.server
+            ))),
+            _ => Ok(Some(self.checked(response).await?)),
+        }
+    }
+
+    /// The stream of changes.
+    pub(super) async fn events(&self) -> Result<Response, Failed> {
+        let response = self.request(Method::GET, "/api/events").send().await.map_err(|error| self.away(&error))?;
+        self.checked(response).await
+    }
+
+    fn request(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
+        let request = self.http.request(method, format!("{}{path}", self.server));
+        match &self.token {
+            Some(token) => request.bearer_auth(token),
+            None => request,
+        }
+    }
+
+    async fn json(&self, request: reqwest::RequestBuilder) -> Result<Value, Failed> {
+        let response = request.send().await.map_err(|error| self.away(&error))?;
+        let body = self.checked(response).await?.bytes().await.map_err(|error| self.away(&error))?;
+        serde_json::from_slice(&body).map_err(|error| {
+            Failed::Refused(format!("{} did not answer with JSON ({error}): is it a rouse master?", self.server))
+        })
+    }
+
+    /// The answer, or what it says is wrong.
+    async fn checked(&self, response: Response) -> Result<Response, Failed> {
+        let status = response.status();
+        if status.is_success() {
+            return Ok(response);
+        }
+        let body = response.bytes().await.unwrap_or_default();
+        let told: Value = serde_json::from_slice(&body).unwrap_or_default();
+        let reason = match (told["error"].as_str(), told["field"].as_str()) {
+            (Some(error), Some(field)) => format!("{field}: {error}"),
+            (Some(error), None) => error.to_owned(),
+            (None, _) => format!("{} answered {status}", self.server),
+        };
+        if status.is_server_error() { Err(Failed::Away(reason)) } else { Err(Failed::Refused(reason)) }
+    }
+
+    /// What to say where no answer came.
+    pub(super) fn away(&self, error: &reqwest::Error) -> Failed {
+        let cause = std::error::Error::source(error).map_or_else(|| error.to_string(), chain);
+        Failed::Away(format!("cannot reach the master at {}: {cause}", self.server))
+    }
+}
+
+fn is_loopback(url: &reqwest::Url) -> bool {
+    url.host_str().is_some_and(|host| {
+        let address = host.trim_start_matches('[').trim_end_matches(']').parse::<std::net::IpAddr>();
+        host == "localhost" || address.is_ok_and(|address| address.is_loopback())
+    })
+}
+
+/// `ROUSE_TOKEN`, else what is in the file `ROUSE_TOKEN_FILE`, else what is in the default file, where it can be read.
+fn token() -> Result<Option<String>, Failed> {
+    if let Ok(token) = std::env::var("ROUSE_TOKEN")
+        && !token.trim().is_empty()
+    {
+        return checked_token(&token, "ROUSE_TOKEN").map(Some);
+    }
+    match std::env::var_os("ROUSE_TOKEN_FILE").filter(|path| !path.is_empty()) {
+        Some(path) => {
+            let path = Path::new(&path);
+            let token = std::fs::read_to_string(path)
+                .map_err(|error| Failed::Usage(format!("cannot read ROUSE_TOKEN_FILE {}: {error}", path.display())))?;
+            checked_token(&token, "ROUSE_TOKEN_FILE").map(Some)
+        }
+        // Reading needs no token on loopback, and whoever may not read this file is told by the master what is missing.
+        None => match std::fs::read_to_string(DEFAULT_TOKEN_FILE) {
+            Ok(token) => checked_token(&token, DEFAULT_TOKEN_FILE).map(Some),
+            Err(_) => Ok(None),
+        },
+    }
+}
+
+fn checked_token(token: &str, source: &str) -> Result<String, Failed> {
+    let token = token.trim();
+    if token.is_empty() || !token.bytes().all(|b| b.is_ascii_graphic()) {
+        return Err(Failed::Usage(format!("{source} has no token: one word of ASCII characters")));
+    }
+    Ok(token.to_owned())
+}

@@ -1,0 +1,153 @@
+//! The command line: everything but `master`, `check` and `demo` talks to a master over HTTP.
+
+mod args;
+mod client;
+mod fleet;
+mod follow;
+mod output;
+mod show;
+mod submit;
+mod watch;
+
+pub use args::Cli;
+use args::Command;
+use clap::CommandFactory as _;
+use client::Client;
+use rouse_shared::Timestamp;
+use std::path::Path;
+use std::process::ExitCode;
+
+/// What the program does without asking a master.
+pub trait Local {
+    /// Runs the master.
+    fn master(&self, config: &Path) -> ExitCode;
+    /// Checks a configuration.
+    fn check(&self, config: &Path, online: bool) -> ExitCode;
+    /// Shows the whole thing.
+    fn demo(&self, source: Option<&Path>) -> ExitCode;
+    /// What time it is, from the Unix epoch on.
+    fn now(&self) -> Timestamp;
+}
+
+/// Why a command did not do what it was asked.
+#[derive(Debug)]
+enum Failed {
+    /// Bad usage, or a bad file: 2.
+    Usage(String),
+    /// The master cannot be reached: 3.
+    Away(String),
+    /// There is no such thing, or the master refuses: 4.
+    Refused(String),
+    /// Whoever read our output has closed it: nothing more to do, and nothing to say.
+    Closed,
+    /// Our output cannot be written.
+    Output(std::io::Error),
+}
+
+impl From<std::io::Error> for Failed {
+    fn from(error: std::io::Error) -> Self {
+        if error.kind() == std::io::ErrorKind::BrokenPipe { Self::Closed } else { Self::Output(error) }
+    }
+}
+
+impl Failed {
+    fn tell(self) -> u8 {
+        let (code, text) = match self {
+            Self::Closed => return 0,
+            Self::Usage(text) => (2, text),
+            Self::Away(text) => (3, text),
+            Self::Refused(text) => (4, text),
+            Self::Output(error) => (1, format!("cannot write the output: {error}")),
+        };
+        output::say(&text);
+        code
+    }
+}
+
+/// Does what the command line asks. Bad usage has ended the program before, with code 2 (clap's own).
+pub fn run(cli: &Cli, local: &dyn Local) -> ExitCode {
+    match &cli.command {
+        Command::Master { config } => local.master(config),
+        Command::Check { config, online } => local.check(config, *online),
+        Command::Demo { source } => local.demo(source.as_deref()),
+        Command::Completions { shell } => completions(*shell),
+        remote => match client_command(&cli.server, remote, local) {
+            Ok(code) => ExitCode::from(code),
+            Err(failed) => ExitCode::from(failed.tell()),
+        },
+    }
+}
+
+fn client_command(server: &str, command: &Command, local: &dyn Local) -> Result<u8, Failed> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failed::Usage(format!("cannot start: {error}")))?;
+    let ended = runtime.block_on(async {
+        let client = Client::new(server)?;
+        remote(&client, command, local.now()).await
+    });
+    // A name that is still being looked up must not keep the program.
+    runtime.shutdown_background();
+    ended
+}
+
+async fn remote(client: &Client, command: &Command, now: Timestamp) -> Result<u8, Failed> {
+    match command {
+        Command::Build(args) => return submit::build(client, args).await,
+        Command::Log { build, step, attempt, follow } => {
+            follow::log(client, number(build)?, *step, *attempt, *follow).await?;
+        }
+        Command::Cancel { build } => {
+            let id = number(build)?;
+            client.post(&format!("/api/builds/{id}/cancel"), None).await?;
+            output::say(&format!("build {id} is being cancelled"));
+        }
+        Command::Why { build } => show::why(&client.get(&format!("/api/builds/{}/why", number(build)?)).await?)?,
+        Command::Builds { state, limit, output } => {
+            fleet::builds(client, state.as_deref(), *limit, output.json, now).await?;
+        }
+        Command::Show { build, json } => {
+            let build = client.get(&format!("/api/builds/{}", number(build)?)).await?;
+            if *json { output::json(&build)? } else { show::build(&build, now)? }
+        }
+        Command::Workers { output } => fleet::workers(client, output.json, now).await?,
+        Command::Hosts { output } => fleet::hosts(client, output.json, now).await?,
+        Command::Pause(worker) => fleet::operate(client, &worker.worker, "pause").await?,
+        Command::Resume(worker) => fleet::operate(client, &worker.worker, "resume").await?,
+        Command::Drain(worker) => fleet::operate(client, &worker.worker, "drain").await?,
+        Command::Stop(worker) => fleet::operate(client, &worker.worker, "stop").await?,
+        Command::Master { .. } | Command::Check { .. } | Command::Demo { .. } | Command::Completions { .. } => {
+            return Err(Failed::Usage("this command needs no master".to_owned()));
+        }
+    }
+    Ok(0)
+}
+
+/// The number of a build as it is written; nothing else gets into a path.
+fn number(text: &str) -> Result<u64, Failed> {
+    text.parse().map_err(|_| Failed::Refused(format!("there is no build {text:?}: builds have numbers")))
+}
+
+fn completions(shell: clap_complete::Shell) -> ExitCode {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "rouse", &mut script);
+    match output::bytes(&script) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => ExitCode::from(Failed::from(error).tell()),
+    }
+}
+
+/// An error and what caused it, in one line.
+fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        cause = error.source();
+    }
+    text
+}

@@ -1,0 +1,164 @@
+//! Waiting for a build: what is said meanwhile, changes as they come, and patience with a master that is away.
+
+use super::client::Client;
+use super::{Failed, output};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use reqwest::Response;
+use serde_json::Value;
+use std::io::{IsTerminal as _, stderr};
+use std::time::Duration;
+
+/// How long a master may be away while it is followed: a restart takes seconds.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Between the first two tries to reach it again, and between later ones.
+const FIRST_TRY: Duration = Duration::from_millis(100);
+const LAST_TRY: Duration = Duration::from_secs(2);
+/// Between two frames of the spinner.
+const FRAME: Duration = Duration::from_millis(120);
+
+/// Speaks on stderr: lines that stay, and what is being waited for.
+pub(super) struct Voice {
+    terminal: bool,
+    spinner: Option<ProgressBar>,
+    waiting: String,
+}
+
+impl Voice {
+    pub(super) fn new() -> Self {
+        Self { terminal: stderr().is_terminal(), spinner: None, waiting: String::new() }
+    }
+
+    /// Says a line that stays.
+    pub(super) fn say(&self, text: &str) {
+        let text = output::plain(text);
+        match &self.spinner {
+            Some(spinner) => spinner.suspend(|| output::say(&text)),
+            None => output::say(&text),
+        }
+    }
+
+    /// Says what is being waited for: beside a spinner on a terminal, else as a line when it changes.
+    pub(super) fn waiting(&mut self, text: &str) {
+        let text = output::plain(text);
+        if !self.terminal {
+            if self.waiting != text {
+                output::say(&text);
+                self.waiting = text;
+            }
+            return;
+        }
+        let spinner = self.spinner.get_or_insert_with(|| {
+            let style = ProgressStyle::with_template("{spinner} {wide_msg}")
+                .unwrap_or_else(|_| ProgressStyle::default_spinner());
+            let spinner = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr()).with_style(style);
+            spinner.enable_steady_tick(FRAME);
+            spinner
+        });
+        spinner.set_message(text);
+    }
+
+    /// Nothing is being waited for: the screen belongs to the log.
+    pub(super) fn quiet(&mut self) {
+        self.waiting.clear();
+        if let Some(spinner) = self.spinner.take() {
+            spinner.finish_and_clear();
+        }
+    }
+}
+
+/// Asks, and where the master is away asks again until it is back; a minute at most.
+pub(super) async fn patiently<T>(voice: &Voice, ask: impl AsyncFn() -> Result<T, Failed>) -> Result<T, Failed> {
+    let mut away = match ask().await {
+        Err(Failed::Away(text)) => text,
+        answered => return answered,
+    };
+    voice.say(&format!("{away}; trying again for {} s", PATIENCE.as_secs()));
+    let again = async {
+        let mut pause = FIRST_TRY;
+        loop {
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(LAST_TRY);
+            match ask().await {
+                Err(Failed::Away(text)) => away = text,
+                answered => return answered,
+            }
+        }
+    };
+    match tokio::time::timeout(PATIENCE, again).await {
+        Ok(answered) => {
+            voice.say("the master is back");
+            answered
+        }
+        Err(_) => Err(Failed::Away(format!("{away}; gave up after {} s, the build goes on", PATIENCE.as_secs()))),
+    }
+}
+
+/// The changes of one build as they come.
+pub(super) struct Changes {
+    build: String,
+    stream: Option<Response>,
+    text: Vec<u8>,
+}
+
+impl Changes {
+    pub(super) fn of(build: u64) -> Self {
+        Self { build: build.to_string(), stream: None, text: Vec::new() }
+    }
+
+    /// Waits until the build has changed, or may have without our seeing it; `at_most` so long.
+    pub(super) async fn next(&mut self, client: &Client, at_most: Duration) {
+        // Either way the build is looked at next.
+        tokio::time::timeout(at_most, self.changed(client)).await.ok();
+    }
+
+    async fn changed(&mut self, client: &Client) {
+        let Some(stream) = &mut self.stream else {
+            match client.events().await {
+                Ok(stream) => self.stream = Some(stream),
+                Err(_) => std::future::pending().await,
+            }
+            // What changed before the stream began is seen by looking.
+            return;
+        };
+        while let Ok(Some(bytes)) = stream.chunk().await {
+            self.text.extend_from_slice(&bytes);
+            let mut ours = false;
+            while let Some(end) = self.text.windows(2).position(|pair| pair == b"\n\n") {
+                let event: Vec<u8> = self.text.drain(..end + 2).collect();
+                ours |= concerns(&String::from_utf8_lossy(&event), &self.build);
+            }
+            if ours {
+                return;
+            }
+        }
+        self.stream = None;
+        self.text.clear();
+        std::future::pending().await
+    }
+}
+
+fn concerns(event: &str, build: &str) -> bool {
+    event.lines().any(|line| line == "event: build")
+        && event
+            .lines()
+            .filter_map(|line| line.strip_prefix("data: "))
+            .any(|data| serde_json::from_str::<Value>(data).is_ok_and(|data| data["id"].as_str() == Some(build)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::concerns;
+
+    #[test]
+    fn only_the_own_build_wakes() {
+        assert!(concerns("event: build\ndata: {\"id\":\"12\",\"state\":\"running\"}\n\n", "12"));
+        for other in [
+            "event: build\ndata: {\"id\":\"1\"}\n\n",
+            "event: host\ndata: {\"id\":\"12\"}\n\n",
+            ":\n\n",
+            "event: build\ndata: {\n\n",
+        ] {
+            assert!(!concerns(other, "12"), "{other:?}");
+        }
+    }
+}

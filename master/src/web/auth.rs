@@ -1,0 +1,54 @@
+//! Who may: changes need the token, and off loopback so does reading.
+
+use super::App;
+use super::answer::Failure;
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, Method, StatusCode, header};
+use axum::middleware::Next;
+use axum::response::Response;
+use std::sync::Arc;
+
+/// Lets a request through, or answers 401.
+pub(super) async fn check(State(app): State<Arc<App>>, request: Request, next: Next) -> Result<Response, Failure> {
+    let reads = matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS);
+    if reads && !app.settings.read_needs_token {
+        return Ok(next.run(request).await);
+    }
+    match bearer(request.headers()) {
+        Some(token) if same(token.as_bytes(), app.settings.token.as_bytes()) => Ok(next.run(request).await),
+        Some(_) => Err(Failure::new(StatusCode::UNAUTHORIZED, "the token is wrong; it is in the master's api_token")),
+        None => Err(Failure::new(
+            StatusCode::UNAUTHORIZED,
+            "this needs the master's token: send 'Authorization: Bearer TOKEN', with the content of the master's api_token",
+        )),
+    }
+}
+
+fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let (scheme, token) = headers.get(header::AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then_some(token.trim())
+}
+
+/// Whether both are the same and not empty, in a time that tells nothing of where they differ.
+fn same(given: &[u8], token: &[u8]) -> bool {
+    if token.is_empty() || given.len() != token.len() {
+        return false;
+    }
+    let differing = given.iter().zip(token).fold(0, |seen, (a, b)| seen | (a ^ b));
+    std::hint::black_box(differing) == 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::same;
+
+    #[test]
+    fn only_the_whole_token_opens() {
+        assert!(same(b"secret", b"secret"));
+        for (given, token) in
+            [("", ""), ("", "s"), ("s", ""), ("secre", "secret"), ("secrets", "secret"), ("Secret", "secret")]
+        {
+            assert!(!same(given.as_bytes(), token.as_bytes()), "{given} opens {token}");
+        }
+    }
+}

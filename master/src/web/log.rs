@@ -1,0 +1,365 @@
+//! A step's log as bytes: whole, a range of it, or followed until nothing more can come.
+
+use super::answer::{Failure, Params};
+use super::{App, Call, builds};
+use crate::core::event::Change;
+use crate::core::view::BuildView;
+use axum::body::{Body, Bytes};
+use axum::extract::{Path, State};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use futures_util::stream;
+use rouse_shared::message::StepState;
+use rouse_shared::{AttemptId, BuildId};
+use serde::Deserialize;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt as _;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::broadcast::{self, error::RecvError};
+use tokio::sync::watch;
+
+/// Bytes of one read and one piece of the answer: large beside the cost of a read, small beside a thousand readers.
+const PIECE: usize = 64 << 10;
+/// How soon after a followed log fell silent the build is looked at: the end of a step is announced by nothing else.
+const FIRST_LOOK: Duration = Duration::from_millis(25);
+/// And how seldom, once it has been silent for long.
+const LAST_LOOK: Duration = Duration::from_secs(1);
+/// Stands for "as far as it will grow" in the answer to a range that is followed, as RFC 8673 has it.
+const VERY_LARGE: u64 = i64::MAX as u64;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct LogParams {
+    follow: Option<String>,
+    attempt: Option<u32>,
+}
+
+pub(super) async fn read(
+    State(app): State<Arc<App>>,
+    Path((id, step)): Path<(String, String)>,
+    Params(params): Params<LogParams>,
+    headers: HeaderMap,
+) -> Result<Response, Failure> {
+    let follow = match params.follow.as_deref() {
+        None | Some("0" | "false") => false,
+        Some("1" | "true") => true,
+        Some(other) => {
+            return Err(Failure::invalid(Some("follow".to_owned()), format!("follow is 1 or 0, not {other:?}")));
+        }
+    };
+    // Before the build is looked at: what changes after that is seen.
+    let changes = app.changes.subscribe();
+    let view = builds::find(&app, &id).await?;
+    let index = index(&view, &step)?;
+    if let Some(number) = params.attempt
+        && (!follow || view.state.is_final())
+        && !view.build.status.attempts.iter().any(|attempt| attempt.number == number)
+    {
+        return Err(Failure::not_found(format!("build {id} has no attempt {number}")));
+    }
+    let mut reader = Reader::new(app, view.build.id, index, params.attempt, changes);
+    reader.look(&view);
+    let there = reader.there();
+    let range = headers.get(header::RANGE).and_then(|value| Range::parse(value.to_str().ok()?));
+    if follow { Ok(followed(reader, range, there)) } else { Ok(whole(reader, range, there)) }
+}
+
+/// The step of a path, from 1 as people count, as an index.
+fn index(view: &BuildView, step: &str) -> Result<u32, Failure> {
+    let count = view.build.spec.steps.len();
+    let number = step.parse::<u32>().ok().filter(|number| usize::try_from(*number).is_ok_and(|n| n >= 1 && n <= count));
+    number
+        .map(|number| number - 1)
+        .ok_or_else(|| Failure::not_found(format!("build {} has the steps 1 to {count}, and no {step}", view.build.id)))
+}
+
+fn whole(mut reader: Reader, range: Option<Range>, there: u64) -> Response {
+    reader.end = Some(End::AsItIs);
+    reader.until = there;
+    let mut response = match range {
+        None => StatusCode::OK.into_response(),
+        Some(range) => match range.within(there) {
+            Some((first, last)) => {
+                reader.offset = first;
+                reader.until = last + 1;
+                let content = format!("bytes {first}-{last}/{there}");
+                (StatusCode::PARTIAL_CONTENT, [(header::CONTENT_RANGE, content)]).into_response()
+            }
+            None => {
+                let content = format!("bytes */{there}");
+                return (StatusCode::RANGE_NOT_SATISFIABLE, [(header::CONTENT_RANGE, content)]).into_response();
+            }
+        },
+    };
+    response.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(reader.until - reader.offset));
+    body(response, reader)
+}
+
+fn followed(mut reader: Reader, range: Option<Range>, there: u64) -> Response {
+    let response = match range {
+        None => StatusCode::OK.into_response(),
+        Some(range) => {
+            let (first, last) = match range {
+                Range::From(first) => (first, VERY_LARGE),
+                Range::Between(first, last) => (first, last.min(VERY_LARGE)),
+                Range::Last(count) => (there.saturating_sub(count), VERY_LARGE),
+            };
+            reader.offset = first;
+            reader.until = last.saturating_add(1);
+            let content = format!("bytes {first}-{last}/*");
+            (StatusCode::PARTIAL_CONTENT, [(header::CONTENT_RANGE, content)]).into_response()
+        }
+    };
+    body(response, reader)
+}
+
+fn body(mut response: Response, reader: Reader) -> Response {
+    let pieces = stream::try_unfold(reader, |mut reader| async move {
+        Ok::<_, io::Error>(reader.next().await?.map(|piece| (piece, reader)))
+    });
+    *response.body_mut() = Body::from_stream(pieces);
+    let headers = response.headers_mut();
+    // Whatever a step prints, a browser shows it as text and runs none of it.
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    headers.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+    response
+}
+
+/// When nothing more can come.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum End {
+    /// The step has ended, and this is the length of its log.
+    Length(u64),
+    /// The attempt has ended: what is there is all there will be.
+    AsItIs,
+}
+
+/// Reads one log from an offset on, and waits for more while there may be more.
+struct Reader {
+    app: Arc<App>,
+    build: BuildId,
+    step: u32,
+    /// The attempt that was asked for, or the first one that was seen.
+    attempt: Option<u32>,
+    changes: broadcast::Receiver<Change>,
+    source: Option<Source>,
+    offset: u64,
+    /// Where to stop even if there is more.
+    until: u64,
+    end: Option<End>,
+    pause: Duration,
+}
+
+struct Source {
+    path: PathBuf,
+    file: Option<Arc<File>>,
+    bytes: watch::Receiver<u64>,
+}
+
+impl Reader {
+    fn new(
+        app: Arc<App>,
+        build: BuildId,
+        step: u32,
+        attempt: Option<u32>,
+        changes: broadcast::Receiver<Change>,
+    ) -> Self {
+        Self {
+            app,
+            build,
+            step,
+            attempt,
+            changes,
+            source: None,
+            offset: 0,
+            until: u64::MAX,
+            end: None,
+            pause: FIRST_LOOK,
+        }
+    }
+
+    /// How many bytes of the log are there.
+    fn there(&mut self) -> u64 {
+        self.source.as_mut().map_or(0, |source| *source.bytes.borrow_and_update())
+    }
+
+    /// Learns from the build whether the attempt is there, and when its log is whole.
+    fn look(&mut self, view: &BuildView) {
+        let status = &view.build.status;
+        let attempt = match self.attempt {
+            Some(number) => status.attempts.iter().find(|attempt| attempt.number == number),
+            None => status.attempts.last(),
+        };
+        let Some(attempt) = attempt else {
+            if view.state.is_final() {
+                self.end = Some(End::AsItIs);
+            }
+            return;
+        };
+        self.attempt = Some(attempt.number);
+        let id = AttemptId { build: self.build, number: attempt.number };
+        // A log whose writer is gone is asked for anew: there may be another one.
+        if self.source.as_ref().is_none_or(|source| source.bytes.has_changed().is_err()) {
+            let path = self.app.logs.path(id, self.step);
+            let file = self.source.take().and_then(|source| source.file);
+            self.source = Some(Source { path, file, bytes: self.app.logs.watch(id, self.step) });
+        }
+        let report = usize::try_from(self.step).ok().and_then(|index| attempt.steps.get(index));
+        let kept = attempt.cut_logs.iter().find(|(step, _)| *step == self.step).map(|(_, bytes)| *bytes);
+        self.end = match report {
+            _ if attempt.ended.is_some() => Some(End::AsItIs),
+            Some(report) if report.state != StepState::Running => Some(End::Length(kept.unwrap_or(report.log_length))),
+            None if attempt.outcome.is_some() => Some(End::Length(0)),
+            Some(_) | None => None,
+        };
+    }
+
+    /// The next piece; nothing once all is told.
+    async fn next(&mut self) -> io::Result<Option<Bytes>> {
+        loop {
+            let there = self.there().min(self.until);
+            if self.offset < there {
+                let piece = self.piece(there).await?;
+                if !piece.is_empty() {
+                    self.offset += piece.len() as u64;
+                    self.pause = FIRST_LOOK;
+                    return Ok(Some(piece));
+                }
+            }
+            let done = self.offset >= self.until
+                || match self.end {
+                    Some(End::AsItIs) => true,
+                    Some(End::Length(length)) => self.offset >= length,
+                    None => false,
+                };
+            if done {
+                return Ok(None);
+            }
+            self.wait().await?;
+        }
+    }
+
+    /// Up to [`PIECE`] bytes from where the reader stands. Read outside the runtime's own threads, and copied nowhere.
+    async fn piece(&mut self, there: u64) -> io::Result<Bytes> {
+        let Some(source) = &mut self.source else { return Ok(Bytes::new()) };
+        let (offset, path, file) = (self.offset, source.path.clone(), source.file.clone());
+        let wanted = usize::try_from(there - offset).unwrap_or(usize::MAX).min(PIECE);
+        let read = move || -> io::Result<_> {
+            let file = match file {
+                Some(file) => file,
+                None => Arc::new(File::open(path)?),
+            };
+            let mut piece = vec![0; wanted];
+            let length = file.read_at(&mut piece, offset)?;
+            piece.truncate(length);
+            Ok((file, Bytes::from(piece)))
+        };
+        let (file, piece) = tokio::task::spawn_blocking(read).await.map_err(io::Error::other)??;
+        source.file = Some(file);
+        Ok(piece)
+    }
+
+    /// Waits until there are more bytes, or until the build was looked at again.
+    async fn wait(&mut self) -> io::Result<()> {
+        let mut closing = self.app.closing.clone();
+        let pause = tokio::time::sleep(self.pause);
+        tokio::pin!(pause);
+        loop {
+            let grown = grown(self.source.as_mut());
+            tokio::select! {
+                // Cut in the middle, so that the client knows that this was not the end, and comes back.
+                _ = closing.wait_for(|closed| *closed) => return Err(io::Error::other("the master is ending")),
+                () = grown => return Ok(()),
+                () = &mut pause => {
+                    self.pause = (self.pause * 2).min(LAST_LOOK);
+                    break;
+                }
+                change = self.changes.recv() => match change {
+                    Ok(Change::Build { id, .. }) if id == self.build => break,
+                    Ok(Change::Build { .. } | Change::Worker { .. } | Change::Host { .. }) => {}
+                    Err(RecvError::Lagged(_)) => break,
+                    Err(RecvError::Closed) => return Err(io::Error::other("the master is ending")),
+                },
+            }
+        }
+        let id = self.build;
+        let view = self.app.ask(|reply| Call::Build { id, reply }).await;
+        match view.map_err(|_| io::Error::other("the master does not answer"))? {
+            Some(view) => self.look(&view),
+            None => self.end = Some(End::AsItIs),
+        }
+        Ok(())
+    }
+}
+
+/// Ends when more bytes are there; never where nobody writes, since then only looking again helps.
+async fn grown(source: Option<&mut Source>) {
+    let alive = match source {
+        Some(source) => source.bytes.changed().await.is_ok(),
+        None => false,
+    };
+    if !alive {
+        std::future::pending().await
+    }
+}
+
+/// One range of bytes, as asked for. Several at once, and other units, are passed over, as HTTP allows.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Range {
+    From(u64),
+    Between(u64, u64),
+    Last(u64),
+}
+
+impl Range {
+    fn parse(value: &str) -> Option<Self> {
+        let (first, last) = value.trim().strip_prefix("bytes=")?.split_once('-')?;
+        match (first.trim(), last.trim()) {
+            ("", last) => last.parse().ok().map(Self::Last),
+            (first, "") => first.parse().ok().map(Self::From),
+            (first, last) => {
+                let (first, last) = (first.parse().ok()?, last.parse().ok()?);
+                (first <= last).then_some(Self::Between(first, last))
+            }
+        }
+    }
+
+    /// First and last byte of it that are there.
+    fn within(self, length: u64) -> Option<(u64, u64)> {
+        let end = length.checked_sub(1)?;
+        match self {
+            Self::From(first) => (first <= end).then_some((first, end)),
+            Self::Between(first, last) => (first <= end).then_some((first, last.min(end))),
+            Self::Last(0) => None,
+            Self::Last(count) => Some((length.saturating_sub(count), end)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Range;
+
+    #[test]
+    fn ranges_are_read_as_http_has_them() {
+        for (text, length, expected) in [
+            ("bytes=0-", 10, Some((0, 9))),
+            ("bytes=3-5", 10, Some((3, 5))),
+            ("bytes=3-50", 10, Some((3, 9))),
+            ("bytes=-4", 10, Some((6, 9))),
+            ("bytes=-40", 10, Some((0, 9))),
+            ("bytes=-0", 10, None),
+            ("bytes=10-", 10, None),
+            ("bytes=0-", 0, None),
+        ] {
+            assert_eq!(Range::parse(text).expect("a range").within(length), expected, "{text} of {length}");
+        }
+        for passed_over in ["bytes=5-3", "bytes=1-2,4-5", "lines=1-2", "bytes=", "bytes=-", "bytes=a-b"] {
+            assert_eq!(Range::parse(passed_over), None, "{passed_over}");
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! The master's figures as Prometheus reads them.
+
+use super::answer::{Failure, NoParams, Params};
+use super::{App, Call, Metrics};
+use crate::core::build::BuildState;
+use crate::core::event::WorkerState;
+use crate::core::record::HostState;
+use axum::extract::State;
+use axum::http::header;
+use axum::response::IntoResponse;
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::sync::Arc;
+
+const WORKER_STATES: [WorkerState; 10] = [
+    WorkerState::Offline,
+    WorkerState::Asleep,
+    WorkerState::Starting,
+    WorkerState::Idle,
+    WorkerState::Busy,
+    WorkerState::Draining,
+    WorkerState::Paused,
+    WorkerState::Missing,
+    WorkerState::Backoff,
+    WorkerState::Quarantined,
+];
+
+/// Without `gone`: those are no hosts any more.
+const HOST_STATES: [HostState; 5] =
+    [HostState::Ordered, HostState::Booting, HostState::Awake, HostState::Draining, HostState::Stopping];
+
+pub(super) async fn text(State(app): State<Arc<App>>, _: Params<NoParams>) -> Result<impl IntoResponse, Failure> {
+    let metrics = app.ask(|reply| Call::Metrics { reply }).await?;
+    let text = render(&metrics, app.settings.version);
+    Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text))
+}
+
+fn render(metrics: &Metrics, version: &str) -> String {
+    let mut out = String::new();
+    head(&mut out, "rouse_info", "The version of the master.", "gauge");
+    line(&mut out, "rouse_info", Some(("version", version)), 1.0);
+    let (builds, workers, hosts) = (&metrics.builds, &metrics.workers, &metrics.hosts);
+    by_state(&mut out, "rouse_builds", "Builds by state.", builds, &BuildState::ALL, BuildState::as_str);
+    by_state(&mut out, "rouse_workers", "Workers by state.", workers, &WORKER_STATES, WorkerState::as_str);
+    by_state(&mut out, "rouse_hosts", "Hosts by state.", hosts, &HOST_STATES, HostState::as_str);
+    for figure in &metrics.figures {
+        head(&mut out, figure.name, figure.help, if figure.counter { "counter" } else { "gauge" });
+        line(&mut out, figure.name, None, figure.value);
+    }
+    out
+}
+
+/// A line for each state, zeros too: an alert on a state that has not been seen yet must have something to look at.
+fn by_state<S: Ord + Copy>(
+    out: &mut String,
+    name: &str,
+    help: &str,
+    counts: &BTreeMap<S, u64>,
+    states: &[S],
+    text: fn(S) -> &'static str,
+) {
+    head(out, name, help, "gauge");
+    for state in states {
+        let count = counts.get(state).copied().unwrap_or(0);
+        line(out, name, Some(("state", text(*state))), count as f64);
+    }
+}
+
+fn head(out: &mut String, name: &str, help: &str, kind: &str) {
+    writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}").expect("a string takes any text");
+}
+
+fn line(out: &mut String, name: &str, label: Option<(&str, &str)>, value: f64) {
+    let written = match label {
+        Some((key, text)) => writeln!(out, "{name}{{{key}=\"{text}\"}} {value}"),
+        None => writeln!(out, "{name} {value}"),
+    };
+    written.expect("a string takes any text");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::web::Figure;
+
+    #[test]
+    fn every_state_has_a_line_and_figures_follow() {
+        let figure = Figure { name: "rouse_mails_total", help: "Mails.", counter: true, value: 3.0 };
+        let mut metrics = Metrics { figures: vec![figure], ..Metrics::default() };
+        metrics.builds.insert(BuildState::Queued, 7);
+        let text = render(&metrics, "1.2.3");
+        for expected in [
+            "# TYPE rouse_builds gauge\n",
+            "rouse_builds{state=\"queued\"} 7\n",
+            "rouse_builds{state=\"lost\"} 0\n",
+            "rouse_workers{state=\"quarantined\"} 0\n",
+            "rouse_hosts{state=\"stopping\"} 0\n",
+            "rouse_info{version=\"1.2.3\"} 1\n",
+            "# HELP rouse_mails_total Mails.\n# TYPE rouse_mails_total counter\nrouse_mails_total 3\n",
+        ] {
+            assert!(text.contains(expected), "{expected:?} is not in\n{text}");
+        }
+    }
+}

@@ -1,0 +1,245 @@
+//! The HTTP server: the JSON API, logs, the event stream, metrics. What it asks of the master goes through [`Call`].
+
+mod answer;
+mod auth;
+mod builds;
+mod events;
+mod fleet;
+mod json;
+mod log;
+mod metrics;
+mod openapi;
+mod routes;
+
+use crate::core::build::{BuildSpec, BuildState};
+use crate::core::event::{Answer, Change, Operation, WorkerState};
+use crate::core::record::HostState;
+use crate::core::view::{BuildView, HostView, Why, WorkerView};
+use answer::Failure;
+use axum::serve::ListenerExt as _;
+use rouse_shared::{AttemptId, BuildId, WorkerName};
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
+
+/// Largest body of a request, bytes: an order made of it must fit the wire's largest message.
+const MAX_BODY: usize = rouse_shared::limits::MAX_MESSAGE;
+/// How long the master may take to answer a call. Its loop commits to disk, so a slow disk is waited for; a hung one is told.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How long requests that run at the end may go on. Streams are cut at once: their clients come back by byte offset.
+const LAST_REQUESTS: Duration = Duration::from_secs(5);
+
+/// Builds in one answer, at most: some 300 bytes each, so that an answer stays below a megabyte.
+pub const MAX_LIST: usize = 1_000;
+/// Builds in one answer where the request names no limit.
+pub const DEFAULT_LIST: usize = 100;
+
+/// What the API asks of the master. Each carries the sender of its answer.
+#[derive(Debug)]
+pub enum Call {
+    /// Accept a build.
+    Submit {
+        /// The build.
+        spec: Arc<BuildSpec>,
+        /// [`Answer::Accepted`] once it is committed, or why not.
+        reply: oneshot::Sender<Answer>,
+    },
+    /// Cancel a build.
+    Cancel {
+        /// Which.
+        build: BuildId,
+        /// How it went.
+        reply: oneshot::Sender<Answer>,
+    },
+    /// Do something to a worker.
+    Operate {
+        /// Whom.
+        worker: WorkerName,
+        /// What.
+        operation: Operation,
+        /// How it went.
+        reply: oneshot::Sender<Answer>,
+    },
+    /// One build, ended ones too.
+    Build {
+        /// Which.
+        id: BuildId,
+        /// The build, where there is one.
+        reply: oneshot::Sender<Option<BuildView>>,
+    },
+    /// Builds, newest first.
+    Builds {
+        /// Which.
+        query: BuildQuery,
+        /// The builds, or why they cannot be read.
+        reply: oneshot::Sender<Result<Vec<BuildView>, String>>,
+    },
+    /// Why a build has not started, or what has become of it.
+    Why {
+        /// Which.
+        id: BuildId,
+        /// The sentence, where there is such a build.
+        reply: oneshot::Sender<Option<Why>>,
+    },
+    /// Every worker, by name.
+    Workers {
+        /// The workers.
+        reply: oneshot::Sender<Vec<WorkerView>>,
+    },
+    /// Every host that is not gone.
+    Hosts {
+        /// The hosts.
+        reply: oneshot::Sender<Vec<HostView>>,
+    },
+    /// How the master is.
+    Health {
+        /// How it is.
+        reply: oneshot::Sender<Health>,
+    },
+    /// The master's figures.
+    Metrics {
+        /// The figures.
+        reply: oneshot::Sender<Metrics>,
+    },
+}
+
+/// Which builds are listed.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct BuildQuery {
+    /// Only those in this state.
+    pub state: Option<BuildState>,
+    /// So many at most; 1 to [`MAX_LIST`].
+    pub limit: usize,
+    /// Only those that are older than this one.
+    pub before: Option<BuildId>,
+}
+
+/// How the master is.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Health {
+    /// Whether its link to the broker is up.
+    pub broker: bool,
+    /// Whether the last commit went well, else what went wrong.
+    pub ledger: Result<(), String>,
+}
+
+/// The master's figures. A state that is absent counts none.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct Metrics {
+    /// Builds by state; ended ones as the ledger has them.
+    pub builds: BTreeMap<BuildState, u64>,
+    /// Workers by state.
+    pub workers: BTreeMap<WorkerState, u64>,
+    /// Hosts by state.
+    pub hosts: BTreeMap<HostState, u64>,
+    /// Everything else.
+    pub figures: Vec<Figure>,
+}
+
+/// One figure for Prometheus.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Figure {
+    /// Its whole name: `rouse_` and what it counts; a counter's ends with `_total`.
+    pub name: &'static str,
+    /// What it means, in a sentence.
+    pub help: &'static str,
+    /// Whether it only ever grows while the master runs.
+    pub counter: bool,
+    /// What it stands at.
+    pub value: f64,
+}
+
+/// Where logs are.
+pub trait LogSource: Send + Sync + 'static {
+    /// The file of a step's log. It may not exist yet: an empty log. `step` counts from 0.
+    fn path(&self, attempt: AttemptId, step: u32) -> PathBuf;
+    /// How many bytes of the log are there, without a gap; changes as they are written. The bytes are in the file before
+    /// the number says so, and everything is there before the attempt is shown as ended.
+    fn watch(&self, attempt: AttemptId, step: u32) -> watch::Receiver<u64>;
+}
+
+/// How the server is to be.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Needed to change anything. Never empty.
+    pub token: String,
+    /// Whether it is needed for reading too, as off loopback.
+    pub read_needs_token: bool,
+    /// Version of the master.
+    pub version: &'static str,
+    /// What the master is called.
+    pub master_name: String,
+}
+
+impl Settings {
+    /// Whether a server that listens on `address` wants the token for reading too.
+    pub fn read_needs_token(address: SocketAddr) -> bool {
+        !address.ip().is_loopback()
+    }
+}
+
+/// What every handler has.
+struct App {
+    settings: Settings,
+    calls: mpsc::Sender<Call>,
+    changes: broadcast::Sender<Change>,
+    logs: Arc<dyn LogSource>,
+    /// True once the server is to end: streams end.
+    closing: watch::Receiver<bool>,
+}
+
+impl App {
+    /// Asks the master and waits for its answer.
+    async fn ask<T>(&self, call: impl FnOnce(oneshot::Sender<T>) -> Call) -> Result<T, Failure> {
+        let (reply, answer) = oneshot::channel();
+        let asked = async {
+            self.calls.send(call(reply)).await.map_err(|_| Failure::ending())?;
+            answer.await.map_err(|_| Failure::ending())
+        };
+        tokio::time::timeout(PATIENCE, asked).await.map_err(|_| Failure::busy())?
+    }
+}
+
+/// Serves until `shutdown` comes, then ends streams at once and gives the requests that run a few seconds.
+///
+/// # Errors
+/// Where the listener fails for good.
+pub async fn serve(
+    listener: TcpListener,
+    settings: Settings,
+    calls: mpsc::Sender<Call>,
+    changes: broadcast::Sender<Change>,
+    logs: Arc<dyn LogSource>,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> std::io::Result<()> {
+    let (close, closing) = watch::channel(false);
+    let router = routes::router(Arc::new(App { settings, calls, changes, logs, closing: closing.clone() }));
+    // Small answers must not wait for the acknowledgement of the ones before them.
+    let listener = listener.tap_io(|stream| {
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!("cannot send without delay: {error}");
+        }
+    });
+    let shutdown = async move {
+        shutdown.await;
+        close.send_replace(true);
+    };
+    let server = axum::serve(listener, router).with_graceful_shutdown(shutdown).into_future();
+    let late = async move {
+        let mut closing = closing;
+        if closing.wait_for(|closed| *closed).await.is_err() {
+            // The server was dropped with its sender: it ends by itself.
+            std::future::pending::<()>().await;
+        }
+        tokio::time::sleep(LAST_REQUESTS).await;
+    };
+    tokio::select! {
+        ended = server => ended,
+        () = late => Ok(()),
+    }
+}

@@ -1,0 +1,218 @@
+//! The commands: what they print where, their exit codes, and which token they send.
+
+use crate::fake::{Fake, TOKEN};
+use rouse_master::core::build::BuildEnd;
+use rouse_shared::message::{Outcome, StepState};
+use serde_json::{Value, json};
+use std::process::{Output, Stdio};
+use std::time::Duration;
+use tokio::process::{Child, Command};
+
+/// The program, with nothing in its environment that would tell it of another master.
+pub fn rouse(fake: &Fake) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_rouse"));
+    command.env_clear().env("ROUSE_SERVER", fake.url("")).env("ROUSE_TOKEN", TOKEN);
+    // Neither a proxy nor missing certificate authorities stand between a command and a master on loopback.
+    command.env("http_proxy", "http://127.0.0.1:1").env("SSL_CERT_FILE", "/missing").env("SSL_CERT_DIR", "/missing");
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+    command
+}
+
+/// What a command that has been started ends with; fails where it does not end.
+pub async fn end(child: Child) -> Output {
+    tokio::time::timeout(Duration::from_secs(60), child.wait_with_output()).await.expect("in time").unwrap()
+}
+
+async fn run(fake: &Fake, args: &[&str]) -> (i32, String, String) {
+    told(end(rouse(fake).args(args).spawn().unwrap()).await)
+}
+
+pub fn told(output: Output) -> (i32, String, String) {
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (output.status.code().expect("an exit code"), text(output.stdout), text(output.stderr))
+}
+
+#[tokio::test]
+async fn a_detached_build_prints_its_number_alone() {
+    let fake = Fake::start().await;
+    let (code, out, err) = run(&fake, &["build", "--detach", "--name", "x", "--where", "os=linux", "--", "make"]).await;
+    assert_eq!((code, out.as_str(), err.as_str()), (0, "1\n", ""));
+    let (code, out, _) = run(&fake, &["build", "--detach", "--json", "--priority", "-3", "--", "make", "-j4"]).await;
+    let build: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!((code, &build["id"], &build["priority"]), (0, &json!("2"), &json!(-3)));
+    assert_eq!(build["steps"][0]["run"], json!(["make", "-j4"]));
+}
+
+#[tokio::test]
+async fn options_go_before_the_file() {
+    let fake = Fake::start().await;
+    fake.add_fleet();
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("build.toml");
+    std::fs::write(&file, "name = \"n\"\nworker = \"w1\"\nretries = 1\n[[step]]\nname = \"s\"\nrun = [\"true\"]\n")
+        .unwrap();
+    let file = file.to_str().unwrap();
+    let (code, out, err) = run(&fake, &["build", "--detach", "--json", "--file", file]).await;
+    assert_eq!(code, 0, "{err}");
+    let build: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!((&build["wanted_worker"], &build["retries"], &build["name"]), (&json!("w1"), &json!(1), &json!("n")));
+    let over =
+        ["build", "--detach", "--json", "--file", file, "--where", "os=sun", "--retries", "0", "--timeout", "90"];
+    let build: Value = serde_json::from_str(&run(&fake, &over).await.1).unwrap();
+    assert_eq!((&build["wanted_worker"], &build["where"]), (&Value::Null, &json!({"os": "sun"})));
+    assert_eq!((&build["retries"], &build["timeout"]), (&json!(0), &json!(90.0)));
+}
+
+#[tokio::test]
+async fn every_way_to_fail_has_its_code() {
+    let mut fake = Fake::start().await;
+    fake.add(1, &["compile"]);
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("build.toml");
+    std::fs::write(&file, "name = \"n\"\n\nwhat = 1\n[[step]]\nrun = [\"true\"]\n").unwrap();
+    let file = file.to_str().unwrap();
+    for (args, expected, word) in [
+        (&["build"][..], 2, "--file"),
+        (&["build", "--where", "os", "--", "make"], 2, "KEY=VALUE"),
+        (&["build", "--where", "os=x", "--worker", "w", "--", "make"], 2, "cannot be used"),
+        (&["build", "--file", "/nowhere/build.toml"], 2, "/nowhere/build.toml"),
+        (&["build", "--file", file], 2, "what"),
+        (&["build", "--worker", "nobody", "--detach", "--", "make"], 4, "worker"),
+        (&["frobnicate"], 2, "frobnicate"),
+        (&["builds", "--state", "asleep"], 2, "queued"),
+        (&["show", "9"], 4, "no build 9"),
+        (&["show", "x/../1"], 4, "no build"),
+        (&["log", "9"], 4, "no build 9"),
+        (&["log", "1", "--attempt", "2"], 4, "attempt"),
+        (&["why", "9"], 4, "no build 9"),
+        (&["cancel", "9"], 4, "no build 9"),
+        (&["pause", "w9"], 4, "w9"),
+        (&["--server", "nonsense", "workers"], 2, "nonsense"),
+    ] {
+        let (code, out, err) = run(&fake, args).await;
+        assert_eq!((code, out.as_str()), (expected, ""), "{args:?}: {err}");
+        assert!(err.contains(word), "{args:?}: {err}");
+    }
+    fake.end().await;
+    let (code, out, err) = run(&fake, &["builds"]).await;
+    assert_eq!((code, out.as_str()), (3, ""));
+    assert!(err.contains("cannot reach the master"), "{err}");
+}
+
+#[tokio::test]
+async fn the_token_comes_from_the_environment_or_a_file() {
+    let fake = Fake::start().await;
+    fake.add(1, &["compile"]);
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("token");
+    std::fs::write(&file, format!("{TOKEN}\n")).unwrap();
+    let missing = dir.path().join("missing");
+    for (token, path, expected, word) in [
+        (Some("wrong"), Some(&file), 4, "token"),
+        (None, Some(&missing), 2, "ROUSE_TOKEN_FILE"),
+        (None, Some(&file), 0, "is being cancelled"),
+    ] {
+        let mut command = rouse(&fake);
+        command.env_remove("ROUSE_TOKEN").args(["cancel", "1"]);
+        if let Some(token) = token {
+            command.env("ROUSE_TOKEN", token);
+        }
+        if let Some(path) = path {
+            command.env("ROUSE_TOKEN_FILE", path);
+        }
+        let (code, out, err) = told(end(command.spawn().unwrap()).await);
+        assert_eq!((code, out.as_str()), (expected, ""), "{err}");
+        assert!(err.contains(word), "{err}");
+    }
+}
+
+#[tokio::test]
+async fn listings_are_tables_or_json() {
+    let fake = Fake::start().await;
+    for (command, none) in [("builds", "no such builds"), ("workers", "no workers"), ("hosts", "no hosts")] {
+        let (code, out, err) = run(&fake, &[command]).await;
+        assert_eq!((code, out.as_str()), (0, ""));
+        assert!(err.contains(none), "{err}");
+        assert_eq!(run(&fake, &[command, "--json"]).await, (0, "[]\n".to_owned(), String::new()));
+    }
+    fake.add(1, &["compile"]);
+    fake.add(2, &["compile"]);
+    fake.add_fleet();
+    let (_, out, _) = run(&fake, &["builds"]).await;
+    let lines: Vec<_> = out.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
+    assert_eq!(lines[0], "ID NAME STATE WORKER ATTEMPTS CREATED TOOK");
+    assert!(lines[1].starts_with("2 unit tests queued - 0 "), "{out}");
+    assert!(lines[2].starts_with("1 unit tests queued - 0 "), "{out}");
+    let rows: Value = serde_json::from_str(&run(&fake, &["builds", "--limit", "1", "--json"]).await.1).unwrap();
+    assert_eq!(
+        rows,
+        json!([{
+            "id": "2", "name": "unit tests", "state": "queued", "worker": null, "attempts": 0, "priority": 0,
+            "created": "2026-11-23T12:00:00.000Z", "started": null, "finished": null, "reason": null,
+        }])
+    );
+    let (_, out, _) = run(&fake, &["workers"]).await;
+    assert!(out.starts_with("NAME  KIND    STATE  SINCE"), "{out}");
+    let hosts: Value = serde_json::from_str(&run(&fake, &["hosts", "--json"]).await.1).unwrap();
+    assert_eq!((&hosts[0]["id"], &hosts[0]["cost"]), (&json!("h0000000000000001"), &json!(0.096)));
+    assert_eq!(run(&fake, &["drain", "w1"]).await.0, 0);
+    assert_eq!(fake.world.lock().unwrap().operations, ["Drain w1"]);
+}
+
+#[tokio::test]
+async fn more_builds_than_a_page_are_listed() {
+    let fake = Fake::start().await;
+    for id in 1..=1_205 {
+        fake.add(id, &["compile"]);
+    }
+    let rows: Value = serde_json::from_str(&run(&fake, &["builds", "--limit", "1200", "--json"]).await.1).unwrap();
+    let rows = rows.as_array().unwrap();
+    assert_eq!((rows.len(), &rows[0]["id"], &rows[1_199]["id"]), (1_200, &json!("1205"), &json!("6")));
+}
+
+#[tokio::test]
+async fn one_build_is_shown_with_its_evidence() {
+    let fake = Fake::start().await;
+    fake.add(1, &["compile", "test"]);
+    fake.begin(1);
+    fake.end_step(1, StepState::Exited(2), 5, false);
+    fake.change(1, |status| {
+        status.failed_hosts.push(rouse_master::core::build::FailedHost {
+            host: rouse_shared::HostId("h00000000000000aa".to_owned()),
+            worker: "w2".parse().unwrap(),
+            at: crate::fake::NOON,
+            why: "its agent never attached".to_owned(),
+            console: Some("Kernel panic\n\u{1b}[31mnot syncing".to_owned()),
+        });
+    });
+    let failure = "step 1 exited with 2".to_owned();
+    fake.end_attempt(1, Outcome::Failure(failure.clone()), Some(BuildEnd::Failure(failure)));
+    let (code, out, _) = run(&fake, &["show", "1"]).await;
+    assert_eq!(code, 0);
+    for expected in [
+        "build 1  failure\n",
+        "step 1 exited with 2",
+        "any worker",
+        "attempt 1 on w1, host h0000000000000001",
+        "1.5s",
+        "skipped",
+        "never attached",
+        "  | Kernel panic\n",
+    ] {
+        assert!(out.contains(expected), "{expected:?} is not in\n{out}");
+    }
+    assert!(!out.contains('\u{1b}'), "{out:?}");
+    let build: Value = serde_json::from_str(&run(&fake, &["show", "1", "--json"]).await.1).unwrap();
+    assert_eq!(build["evidence"][0]["why"], "its agent never attached");
+    fake.world.lock().unwrap().why = "it waits for w1, which is asleep".to_owned();
+    assert_eq!(run(&fake, &["why", "1"]).await, (0, "it waits for w1, which is asleep\n".to_owned(), String::new()));
+}
+
+#[tokio::test]
+async fn completions_name_the_commands() {
+    let fake = Fake::start().await;
+    for shell in ["bash", "zsh", "fish"] {
+        let (code, out, _) = run(&fake, &["completions", shell]).await;
+        assert!(code == 0 && out.contains("workers") && out.contains("resume"), "{shell}");
+    }
+}

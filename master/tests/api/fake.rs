@@ -1,0 +1,325 @@
+//! A master that is nothing but state: it answers the API's calls from what a test has put there.
+
+use rouse_master::core::build::{Attempt, Build, BuildEnd, BuildSpec, BuildState, BuildStatus, Requirement};
+use rouse_master::core::event::{Answer, Change, WorkerState};
+use rouse_master::core::plan::ProviderKind;
+use rouse_master::core::record::{Host, HostState, Wish};
+use rouse_master::core::view::{BuildView, Why, WorkerView};
+use rouse_master::web::{self, Call, Figure, Health, LogSource, Metrics, Settings};
+use rouse_shared::message::{Outcome, Step, StepReport, StepState};
+use rouse_shared::{AttemptId, BuildId, HostId, SessionId, Timestamp};
+use std::collections::{BTreeMap, HashMap};
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
+
+pub const TOKEN: &str = "open-sesame";
+/// 2026-11-23T12:00:00Z
+pub const NOON: Timestamp = Timestamp(1_795_435_200_000);
+
+pub struct Logs {
+    dir: tempfile::TempDir,
+    lengths: Mutex<HashMap<(AttemptId, u32), watch::Sender<u64>>>,
+}
+
+impl LogSource for Logs {
+    fn path(&self, attempt: AttemptId, step: u32) -> PathBuf {
+        self.dir.path().join(format!("{attempt}.{step}"))
+    }
+
+    fn watch(&self, attempt: AttemptId, step: u32) -> watch::Receiver<u64> {
+        let mut lengths = self.lengths.lock().unwrap();
+        lengths.entry((attempt, step)).or_insert_with(|| watch::channel(0).0).subscribe()
+    }
+}
+
+#[derive(Default)]
+pub struct World {
+    pub builds: BTreeMap<BuildId, BuildView>,
+    pub workers: Vec<WorkerView>,
+    pub hosts: Vec<Host>,
+    pub why: String,
+    pub broker_down: bool,
+    pub operations: Vec<String>,
+}
+
+pub struct Fake {
+    pub address: SocketAddr,
+    pub world: Arc<Mutex<World>>,
+    pub changes: broadcast::Sender<Change>,
+    pub logs: Arc<Logs>,
+    read_needs_token: bool,
+    server: Option<(oneshot::Sender<()>, JoinHandle<()>)>,
+}
+
+impl Fake {
+    pub async fn start() -> Self {
+        Self::start_with(false).await
+    }
+
+    pub async fn start_with(read_needs_token: bool) -> Self {
+        let logs = Logs { dir: tempfile::tempdir().unwrap(), lengths: Mutex::default() };
+        let mut fake = Self {
+            address: SocketAddr::from(([127, 0, 0, 1], 0)),
+            world: Arc::default(),
+            changes: broadcast::channel(16).0,
+            logs: Arc::new(logs),
+            read_needs_token,
+            server: None,
+        };
+        fake.serve().await;
+        fake
+    }
+
+    /// Serves, again on the port of the first time.
+    pub async fn serve(&mut self) {
+        let listener = TcpListener::bind(self.address).await.unwrap();
+        self.address = listener.local_addr().unwrap();
+        let (calls, asked) = mpsc::channel(16);
+        tokio::spawn(answer(asked, Arc::clone(&self.world), self.changes.clone()));
+        let settings = Settings {
+            token: TOKEN.to_owned(),
+            read_needs_token: self.read_needs_token,
+            version: "0.0.1",
+            master_name: "ci".to_owned(),
+        };
+        let (end, ended) = oneshot::channel();
+        let shutdown = async move {
+            ended.await.ok();
+        };
+        let logs = Arc::clone(&self.logs) as Arc<dyn LogSource>;
+        let server = web::serve(listener, settings, calls, self.changes.clone(), logs, shutdown);
+        let server = tokio::spawn(async move { server.await.unwrap() });
+        self.server = Some((end, server));
+    }
+
+    /// Ends the server, cleanly as a master does on SIGTERM.
+    pub async fn end(&mut self) {
+        let (end, server) = self.server.take().unwrap();
+        end.send(()).unwrap();
+        tokio::time::timeout(Duration::from_secs(20), server).await.unwrap().unwrap();
+    }
+
+    pub fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.address)
+    }
+
+    /// Adds a queued build of these steps.
+    pub fn add(&self, id: u64, steps: &[&str]) {
+        let steps = steps.iter().map(|name| step(name)).collect();
+        let requirement = Requirement::Where(BTreeMap::new());
+        let spec = BuildSpec {
+            name: "unit tests".to_owned(),
+            requirement,
+            priority: 0,
+            retries: 2,
+            timeout_ms: Some(90_500),
+            env: BTreeMap::new(),
+            steps,
+        };
+        self.world.lock().unwrap().builds.insert(BuildId(id), queued(id, Arc::new(spec)));
+    }
+
+    /// Changes a build; announced only where its state changes, as the core does.
+    pub fn change(&self, id: u64, change: impl FnOnce(&mut BuildStatus)) {
+        let mut world = self.world.lock().unwrap();
+        let view = world.builds.get_mut(&BuildId(id)).unwrap();
+        let before = view.state;
+        change(&mut view.build.status);
+        view.state = view.build.status.state();
+        if view.state != before {
+            let change = Change::Build { id: BuildId(id), state: view.state, worker: None, at: NOON };
+            self.changes.send(change).ok();
+        }
+    }
+
+    /// Gives the build to `w1`, where its first step runs.
+    pub fn begin(&self, id: u64) {
+        self.change(id, |status| {
+            let number = u32::try_from(status.attempts.len()).unwrap() + 1;
+            status.attempts.push(Attempt {
+                number,
+                worker: "w1".parse().unwrap(),
+                host: Some(HostId("h0000000000000001".to_owned())),
+                session: SessionId("s".to_owned()),
+                ordered: NOON,
+                started: Some(NOON),
+                ended: None,
+                revision: 1,
+                steps: vec![report(StepState::Running, 0)],
+                outcome: None,
+                cut_logs: Vec::new(),
+            });
+            status.started = Some(NOON);
+        });
+    }
+
+    /// Ends the step that runs; another begins where `more`.
+    pub fn end_step(&self, id: u64, state: StepState, log_length: u64, more: bool) {
+        self.change(id, |status| {
+            let steps = &mut status.attempts.last_mut().unwrap().steps;
+            *steps.last_mut().unwrap() = report(state, log_length);
+            if more {
+                steps.push(report(StepState::Running, 0));
+            }
+        });
+    }
+
+    /// Ends the attempt, and the build where `end` says how.
+    pub fn end_attempt(&self, id: u64, outcome: Outcome, end: Option<BuildEnd>) {
+        self.change(id, |status| {
+            let attempt = status.attempts.last_mut().unwrap();
+            attempt.ended = Some(NOON + Duration::from_millis(3_200));
+            attempt.outcome = Some(outcome);
+            status.finished = end.as_ref().map(|_| NOON + Duration::from_millis(3_200));
+            status.end = end;
+        });
+    }
+
+    /// Appends to a step's log.
+    pub fn print(&self, id: u64, attempt: u32, step: u32, bytes: &[u8]) {
+        let attempt = AttemptId { build: BuildId(id), number: attempt };
+        let path = self.logs.path(attempt, step);
+        let mut file = std::fs::OpenOptions::new().append(true).create(true).open(path).unwrap();
+        file.write_all(bytes).unwrap();
+        drop(self.logs.watch(attempt, step));
+        self.logs.lengths.lock().unwrap()[&(attempt, step)].send_modify(|length| *length += bytes.len() as u64);
+    }
+
+    /// A worker and its host.
+    pub fn add_fleet(&self) {
+        let host = Host {
+            id: HostId("h0000000000000001".to_owned()),
+            worker: "w1".parse().unwrap(),
+            provider: ProviderKind::Ec2,
+            handle: Some("i-0123".to_owned()),
+            state: HostState::Awake,
+            token: "boot-token".to_owned(),
+            identity: None,
+            nonce: None,
+            token_spent: true,
+            fingerprint: 7,
+            created: NOON,
+            booted: Some(NOON),
+            attached: Some(NOON),
+            gone: None,
+            uses: 1,
+            woken_for: Some(BuildId(1)),
+            why: None,
+            console: None,
+            cost: Some(0.096),
+        };
+        let worker = WorkerView {
+            name: "w1".parse().unwrap(),
+            provider: Some(ProviderKind::Ec2),
+            state: WorkerState::Busy,
+            since: NOON,
+            running: 1,
+            max_builds: None,
+            host: Some(host.id.clone()),
+            agent_version: Some("0.1.0".to_owned()),
+            facts: None,
+            vitals: None,
+            wish: Wish::Work,
+            properties: BTreeMap::from([("os".to_owned(), "linux".to_owned())]),
+            last_failure: None,
+            next_try: None,
+        };
+        let mut world = self.world.lock().unwrap();
+        world.hosts.push(host);
+        world.workers.push(worker);
+    }
+}
+
+pub fn step(name: &str) -> Step {
+    let run = vec!["true".to_owned()];
+    let (timeout_ms, silence_ms) = (None, None);
+    Step {
+        name: name.to_owned(),
+        run,
+        workdir: String::new(),
+        env: BTreeMap::new(),
+        timeout_ms,
+        silence_ms,
+        always: false,
+    }
+}
+
+pub fn report(state: StepState, log_length: u64) -> StepReport {
+    StepReport { state, started_ms: 0, took_ms: 1_500, log_length, log_cut: 0 }
+}
+
+fn queued(id: u64, spec: Arc<BuildSpec>) -> BuildView {
+    BuildView { build: Build { id: BuildId(id), spec, status: BuildStatus::new(NOON) }, state: BuildState::Queued }
+}
+
+async fn answer(mut asked: mpsc::Receiver<Call>, world: Arc<Mutex<World>>, changes: broadcast::Sender<Change>) {
+    while let Some(call) = asked.recv().await {
+        let mut world = world.lock().unwrap();
+        match call {
+            Call::Submit { spec, reply } => {
+                let known = match &spec.requirement {
+                    Requirement::Worker(name) => world.workers.iter().any(|worker| worker.name == *name),
+                    Requirement::Where(_) => true,
+                };
+                let answer = if known {
+                    let id = world.builds.keys().last().map_or(1, |last| last.0 + 1);
+                    world.builds.insert(BuildId(id), queued(id, spec));
+                    Answer::Accepted(BuildId(id))
+                } else {
+                    Answer::Refused { field: Some("worker".to_owned()), reason: "there is no such worker".to_owned() }
+                };
+                reply.send(answer).ok();
+            }
+            Call::Cancel { build, reply } => {
+                let answer = match world.builds.get_mut(&build) {
+                    None => Answer::NotFound(format!("there is no build {build}")),
+                    Some(view) if view.state.is_final() => {
+                        Answer::Refused { field: None, reason: format!("build {build} has ended") }
+                    }
+                    Some(view) => {
+                        view.build.status.end = Some(BuildEnd::Cancelled);
+                        view.state = BuildState::Cancelled;
+                        let change = Change::Build { id: build, state: view.state, worker: None, at: NOON };
+                        changes.send(change).ok();
+                        Answer::Done
+                    }
+                };
+                reply.send(answer).ok();
+            }
+            Call::Operate { worker, operation, reply } => {
+                let known = world.workers.iter().any(|known| known.name == worker);
+                world.operations.push(format!("{operation:?} {worker}"));
+                let answer =
+                    if known { Answer::Done } else { Answer::NotFound(format!("there is no worker {worker}")) };
+                reply.send(answer).ok();
+            }
+            Call::Build { id, reply } => drop(reply.send(world.builds.get(&id).cloned())),
+            Call::Builds { query, reply } => {
+                let fits = |view: &&BuildView| {
+                    query.state.is_none_or(|state| view.state == state)
+                        && query.before.is_none_or(|before| view.build.id < before)
+                };
+                let found = world.builds.values().rev().filter(fits).take(query.limit).cloned().collect();
+                reply.send(Ok(found)).ok();
+            }
+            Call::Why { id, reply } => {
+                let why = Why { sentence: world.why.clone(), next_try: Some(NOON) };
+                reply.send(world.builds.get(&id).map(|_| why)).ok();
+            }
+            Call::Workers { reply } => drop(reply.send(world.workers.clone())),
+            Call::Hosts { reply } => drop(reply.send(world.hosts.clone())),
+            Call::Health { reply } => drop(reply.send(Health { broker: !world.broker_down, ledger: Ok(()) })),
+            Call::Metrics { reply } => {
+                let figure = Figure { name: "rouse_logs_total", help: "Bytes.", counter: true, value: 5.0 };
+                let builds = BTreeMap::from([(BuildState::Queued, world.builds.len() as u64)]);
+                reply.send(Metrics { builds, figures: vec![figure], ..Metrics::default() }).ok();
+            }
+        }
+    }
+}

@@ -1,0 +1,7 @@
+//! The HTTP API and the commands over real sockets, against a master whose state the tests set.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod commands;
+mod fake;
+mod following;
+mod http;
