@@ -82,7 +82,7 @@ async fn a_step_is_given_its_environment_and_directory_and_nothing_else() {
 
     let end = bench.run(bench.job(&["grep", "-E", "^Sig(Blk|Ign)|^NoNewPrivs", "/proc/self/status"])).await;
     let log = String::from_utf8_lossy(&end.log).into_owned();
-    assert_eq!(log, "NoNewPrivs:\t0\nSigBlk:\t0000000000000000\nSigIgn:\t0000000000000000\n");
+    assert_eq!(log, "SigBlk:\t0000000000000000\nSigIgn:\t0000000000000000\nNoNewPrivs:\t0\n");
 }
 
 #[tokio::test]
@@ -104,9 +104,21 @@ async fn a_step_that_cannot_start_says_why() {
     for (job, text) in [
         (nowhere, "the command \"no-such-program\" was not found".to_owned()),
         (forbidden, format!("the command {plain_text:?} cannot be run: Permission denied (os error 13)")),
-        (no_directory, format!("the work directory {} cannot be entered: No such file or directory (os error 2)", bench.path("none").display())),
+        (
+            no_directory,
+            format!(
+                "the work directory {} cannot be entered: No such file or directory (os error 2)",
+                bench.path("none").display()
+            ),
+        ),
         (no_user, "there is no user \"no-such-user\" in /etc/passwd".to_owned()),
-        (no_spool, format!("the log file {} cannot be made: No such file or directory (os error 2)", bench.path("none/spool").display())),
+        (
+            no_spool,
+            format!(
+                "the log file {} cannot be made: No such file or directory (os error 2)",
+                bench.path("none/spool").display()
+            ),
+        ),
         (nul, "the command contains a NUL character".to_owned()),
         (bench.job(&[]), "the step has no command".to_owned()),
     ] {
@@ -143,12 +155,15 @@ async fn limits_of_time_and_silence_end_a_step() {
 async fn a_stopped_step_may_clean_up_and_is_killed_if_it_does_not_end() {
     let mut bench = Bench::new();
     // The shell ends at once, and what it started in another session still has its time.
-    let job = bench.shell("setsid sh -c 'trap \"sleep 0.3; echo clean; exit\" TERM; echo; while :; do sleep 0.1; done' & wait");
+    let job = bench
+        .shell("setsid sh -c 'trap \"sleep 0.3; echo clean; exit\" TERM; echo; while :; do sleep 0.1; done' & wait");
     bench.runner.run(job.clone());
     while !matches!(bench.next().await, StepEvent::Output { .. }) {}
     bench.runner.stop(job.attempt);
     let end = bench.end(&job).await;
-    assert_eq!((end.state, end.log.as_slice()), (StepState::Stopped, b"\nclean\n".as_slice()));
+    assert_eq!(end.state, StepState::Stopped);
+    // The shell itself may say that its sleep was terminated.
+    assert!(end.log.ends_with(b"clean\n"), "{end:?}");
     assert!(end.took < Duration::from_secs(4), "{:?}", end.took);
 
     let job = bench.shell("trap : TERM; echo; while :; do sleep 0.1; done");
