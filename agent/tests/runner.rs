@@ -177,6 +177,7 @@ async fn a_stopped_step_may_clean_up_and_is_killed_if_it_does_not_end() {
     assert!(took >= Duration::from_millis(4900) && took < Duration::from_secs(8), "{took:?}");
 
     // Before it could begin.
+    fs::remove_file(&job.spool).expect("there");
     bench.runner.run(job.clone());
     bench.runner.kill(job.attempt);
     assert_eq!(bench.end(&job).await.state, StepState::Stopped);
