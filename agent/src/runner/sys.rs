@@ -151,6 +151,18 @@ pub fn block_exactly(set: &libc::sigset_t) {
     unsafe { libc::sigprocmask(libc::SIG_SETMASK, set, std::ptr::null_mut()) };
 }
 
+/// Takes back what this process, or whoever started it, has said about signals.
+pub fn default_signals() {
+    // All zeros is SIG_DFL, without flags, in the kernel's own structure (four words at most) on every architecture.
+    let default = [0u64; 8];
+    for signal in 1..=64 {
+        // By the kernel's number: the C library refuses to touch the two signals that it keeps for itself, and these
+        // may be ignored like any other.
+        // SAFETY: the structure is as large as the kernel's, and a set of signals has 8 bytes. KILL and STOP are refused.
+        unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), std::ptr::null::<u8>(), 8usize) };
+    }
+}
+
 /// Signals as something that [`poll`] can wait for. The signals must be blocked.
 pub struct SignalFd(OwnedFd);
 
