@@ -1,0 +1,188 @@
+//! The step's own process, from fork to exec.
+
+use super::sys::{self, Pid};
+use super::users::User;
+use super::wire::Order;
+use std::ffi::{CString, OsStr};
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::ptr;
+
+/// Where programs are looked for by a step without a `PATH`.
+const DEFAULT_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
+
+/// Added to a step's badness, so that the kernel, short of memory, ends a build before the agent.
+const OOM_SCORE: &[u8] = b"500";
+
+/// What can fail between fork and exec; sent to the supervisor as a number.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Stage {
+    User = 1,
+    Directory = 2,
+    Exec = 3,
+    Setup = 4,
+}
+
+/// Everything that the child needs, made before the fork.
+pub struct Plan {
+    args: Vec<CString>,
+    env: Vec<CString>,
+    /// The paths to try, in this order.
+    programs: Vec<CString>,
+    cwd: CString,
+    user: Option<User>,
+}
+
+fn c_string(bytes: &[u8], what: &str) -> Result<CString, String> {
+    CString::new(bytes).map_err(|_| format!("{what} contains a NUL character"))
+}
+
+impl Plan {
+    /// Makes the plan of a step.
+    ///
+    /// # Errors
+    /// Where the step cannot be started, in words.
+    pub fn new(order: &Order, user: Option<User>) -> Result<Self, String> {
+        let program = order.run.first().ok_or("the step has no command")?;
+        let mut programs = Vec::new();
+        if program.contains('/') {
+            programs.push(c_string(program.as_bytes(), "the command")?);
+        } else if !program.is_empty() {
+            let path = order.env.get("PATH").map_or(DEFAULT_PATH, String::as_str);
+            // An empty entry is the step's work directory, by the shell's old rule.
+            for dir in path.split(':') {
+                let full = Path::new(if dir.is_empty() { "." } else { dir }).join(program);
+                programs.push(c_string(full.as_os_str().as_bytes(), "the command")?);
+            }
+        }
+        let mut env = Vec::new();
+        for (key, value) in &order.env {
+            if key.is_empty() || key.contains('=') {
+                return Err(format!("{key:?} is no name of an environment variable"));
+            }
+            env.push(c_string(format!("{key}={value}").as_bytes(), "the environment")?);
+        }
+        Ok(Self {
+            args: order.run.iter().map(|arg| c_string(arg.as_bytes(), "the command")).collect::<Result<_, _>>()?,
+            env,
+            programs,
+            cwd: c_string(&order.cwd, "the work directory")?,
+            user,
+        })
+    }
+
+    /// Starts the command with its output into `output`. The descriptor that comes back can be read to its end once the
+    /// command was exec'd, or to what [`Plan::explain`] understands where it was not.
+    ///
+    /// # Errors
+    /// Where the system has no process or descriptor to spare.
+    pub fn start(&self, output: OwnedFd) -> io::Result<(Pid, OwnedFd)> {
+        let (failure_read, failure_write) = sys::pipe()?;
+        let supervisor = std::process::id() as Pid;
+        // SAFETY: this process has one thread, so the child may do whatever it could do itself.
+        match unsafe { libc::fork() } {
+            -1 => Err(io::Error::last_os_error()),
+            0 => {
+                let (stage, error) = match self.enter(&output, supervisor) {
+                    Ok(()) => (Stage::Exec, self.exec()),
+                    Err(failure) => failure,
+                };
+                let mut message = vec![stage as u8];
+                message.extend(error.raw_os_error().unwrap_or(libc::EINVAL).to_le_bytes());
+                // SAFETY: the pointer and the length are of one vector. Nothing can be done where the pipe is gone.
+                unsafe {
+                    libc::write(failure_write.as_raw_fd(), message.as_ptr().cast(), message.len());
+                    libc::_exit(127)
+                }
+            }
+            pid => Ok((pid, failure_read)),
+        }
+    }
+
+    /// In the child: becomes what the command expects to be.
+    fn enter(&self, output: &OwnedFd, supervisor: Pid) -> Result<(), (Stage, io::Error)> {
+        let check = |stage, result: libc::c_int| match result {
+            0.. => Ok(()),
+            _ => Err((stage, io::Error::last_os_error())),
+        };
+        // Before the change of user, after which /proc/self is root's. Not permitted everywhere, and not needed.
+        let _ = std::fs::write("/proc/self/oom_score_adj", OOM_SCORE);
+        // SAFETY: plain calls on values and on buffers that live in `self`.
+        unsafe {
+            check(Stage::Setup, libc::setsid())?;
+            // Standard input is /dev/null already, as the zygote's; the rest is closed on exec.
+            check(Stage::Setup, libc::dup2(output.as_raw_fd(), 1))?;
+            check(Stage::Setup, libc::dup2(output.as_raw_fd(), 2))?;
+            libc::umask(0o022);
+            if let Some(user) = &self.user {
+                check(Stage::User, libc::setgroups(user.groups.len(), user.groups.as_ptr()))?;
+                check(Stage::User, libc::setgid(user.gid))?;
+                check(Stage::User, libc::setuid(user.uid))?;
+            }
+            // As that user, so that a directory closed to it is noticed here.
+            check(Stage::Directory, libc::chdir(self.cwd.as_ptr()))?;
+            // After the change of user, which would forget it.
+            if !sys::signal_on_parent_death(libc::SIGKILL, supervisor) {
+                libc::_exit(127);
+            }
+            for signal in 1..=64 {
+                libc::signal(signal, libc::SIG_DFL);
+            }
+            sys::block_exactly(&sys::signal_set(&[]));
+        }
+        Ok(())
+    }
+
+    /// In the child: execs the command; comes back with why it could not.
+    fn exec(&self) -> io::Error {
+        let pointers = |list: &[CString]| -> Vec<*const libc::c_char> {
+            list.iter().map(|s| s.as_ptr()).chain([ptr::null()]).collect()
+        };
+        let (args, env) = (pointers(&self.args), pointers(&self.env));
+        let mut found = io::Error::from_raw_os_error(libc::ENOENT);
+        for program in &self.programs {
+            // SAFETY: NULL-terminated lists of C strings that live in `self`.
+            unsafe { libc::execve(program.as_ptr(), args.as_ptr(), env.as_ptr()) };
+            let error = io::Error::last_os_error();
+            match error.raw_os_error() {
+                // The next directory may have it.
+                Some(libc::ENOENT | libc::ENOTDIR) => {}
+                Some(libc::EACCES) => found = error,
+                // A script without a first line that names its interpreter.
+                Some(libc::ENOEXEC) => {
+                    let mut script = vec![c"/bin/sh".as_ptr(), program.as_ptr()];
+                    script.extend(args.iter().skip(1));
+                    // SAFETY: as above.
+                    unsafe { libc::execve(script[0], script.as_ptr(), env.as_ptr()) };
+                    return io::Error::last_os_error();
+                }
+                _ => return error,
+            }
+        }
+        found
+    }
+
+    /// Why the command was not exec'd, in words; nothing where `message` does not tell.
+    pub fn explain(&self, message: &[u8]) -> Option<String> {
+        let (&stage, code) = message.split_first()?;
+        let error = io::Error::from_raw_os_error(i32::from_le_bytes(code.try_into().ok()?));
+        let program = self.args.first().map(|arg| arg.to_string_lossy()).unwrap_or_default();
+        Some(match stage {
+            s if s == Stage::User as u8 => {
+                let name = self.user.as_ref().map_or("", |user| &user.name);
+                format!("the command cannot run as user {name:?}: {error}; only an agent that is root can change users")
+            }
+            s if s == Stage::Directory as u8 => {
+                let cwd = Path::new(OsStr::from_bytes(self.cwd.as_bytes()));
+                format!("the work directory {} cannot be entered: {error}", cwd.display())
+            }
+            s if s == Stage::Exec as u8 => match error.kind() {
+                io::ErrorKind::NotFound => format!("the command {program:?} was not found"),
+                _ => format!("the command {program:?} cannot be run: {error}"),
+            },
+            _ => format!("the step's process could not be set up: {error}"),
+        })
+    }
+}

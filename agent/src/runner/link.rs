@@ -1,0 +1,275 @@
+//! The agent's side of zygote and supervisors.
+
+use super::wire::{Frame, KILL, Order, SEEN, STOP};
+use super::{Job, StepEvent, Update, sys, zygote};
+use crate::clock;
+use rouse_shared::message::StepState;
+use rouse_shared::{AttemptId, codec};
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::process::Child;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::io::Interest;
+use tokio::net::UnixStream;
+use tokio::sync::{mpsc, watch};
+
+/// Between two tries to start a zygote, when the system has nothing to spare.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// How long orphaned supervisors are given to kill their steps when their zygote died.
+const ORPHANS: Duration = Duration::from_secs(10);
+
+/// What is wanted of a step; grows only.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(super) enum Wish {
+    Run,
+    Stop,
+    Kill,
+}
+
+/// A zygote that lives, or has just died.
+pub(super) struct Link {
+    control: UnixStream,
+    /// True once it is dead and nothing that it had started is left.
+    gone: watch::Receiver<bool>,
+}
+
+/// The zygotes of this process that live: each leads a session, to which its supervisors belong.
+static ZYGOTES: Mutex<BTreeSet<sys::Pid>> = Mutex::new(BTreeSet::new());
+
+struct Started {
+    child: Child,
+    link: Arc<Link>,
+    gone: watch::Sender<bool>,
+}
+
+fn start(program: &Path, lock_file: &Path, deadline: &OwnedFd) -> io::Result<Started> {
+    let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
+    ours.set_nonblocking(true)?;
+    let control = UnixStream::from_std(ours)?;
+    // Held over the start, so that no sweep meets a zygote that is not listed.
+    let mut zygotes = ZYGOTES.lock().unwrap_or_else(PoisonError::into_inner);
+    let child = zygote::spawn(program, lock_file, theirs.into(), deadline)?;
+    zygotes.insert(child.id() as sys::Pid);
+    let (gone, receiver) = watch::channel(false);
+    Ok(Started { child, link: Arc::new(Link { control, gone: receiver }), gone })
+}
+
+/// Starts a zygote now, and another one whenever it dies. Holds nothing in between, while leftovers are being killed.
+pub(super) fn keep(
+    program: PathBuf,
+    lock_file: PathBuf,
+    deadline: OwnedFd,
+) -> io::Result<watch::Receiver<Option<Arc<Link>>>> {
+    let mut started = start(&program, &lock_file, &deadline)?;
+    let (sender, receiver) = watch::channel(Some(started.link.clone()));
+    tokio::spawn(async move {
+        loop {
+            let Started { child, link, gone } = started;
+            tokio::select! {
+                () = closed(&link.control) => {}
+                // The runner and its steps are gone; the zygote ends when its stream does.
+                () = sender.closed() => return,
+            }
+            sender.send_replace(None);
+            eprintln!(
+                "rouse-agent: the process that starts steps was killed; its steps are lost, and it is started anew"
+            );
+            // Fails only where the runtime is ending.
+            let _ = tokio::task::spawn_blocking(move || bury(child)).await;
+            gone.send_replace(true);
+            started = loop {
+                match start(&program, &lock_file, &deadline) {
+                    Ok(started) => break started,
+                    Err(error) => {
+                        eprintln!("rouse-agent: failed to start the process that starts steps, trying again: {error}");
+                        tokio::time::sleep(RETRY).await;
+                    }
+                }
+            };
+            sender.send_replace(Some(started.link.clone()));
+        }
+    });
+    Ok(receiver)
+}
+
+/// Waits for the end of a stream that nobody writes to.
+async fn closed(stream: &UnixStream) {
+    loop {
+        if stream.readable().await.is_err() {
+            return;
+        }
+        match stream.try_read(&mut [0]) {
+            Ok(1..) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Ok(0) | Err(_) => return,
+        }
+    }
+}
+
+/// Waits for the end of a zygote and of all that it started, and helps it along.
+fn bury(mut zygote: Child) {
+    // It may have closed its stream without having ended.
+    let _ = zygote.kill();
+    let _ = zygote.wait();
+    let session = zygote.id() as sys::Pid;
+    ZYGOTES.lock().unwrap_or_else(PoisonError::into_inner).remove(&session);
+    let end = clock::now() + ORPHANS;
+    while sweep(session, clock::now() >= end) {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Kills what a dead zygote and dead supervisors left to this process. True where something is left.
+///
+/// A step's process is never of our own session, and what we started ourselves is, unless it is a zygote. Supervisors
+/// are of the dead zygote's session: they were told of its death, and are left to end by themselves unless `impatient`.
+fn sweep(dead: sys::Pid, impatient: bool) -> bool {
+    let own = std::process::id() as sys::Pid;
+    // SAFETY: no memory is involved.
+    let own_session = unsafe { libc::getsid(0) };
+    let zygotes = ZYGOTES.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut left = false;
+    for process in sys::processes() {
+        let foreign = process.parent == own && process.session != own_session && !zygotes.contains(&process.session);
+        if !foreign {
+            continue;
+        }
+        let is_supervisor = process.session == dead;
+        // Not permitted for another user's: those we cannot wait for.
+        let refused = (!is_supervisor || impatient) && sys::kill(process.pid, libc::SIGKILL).is_err();
+        left |= !refused;
+        sys::reap(process.pid);
+    }
+    left
+}
+
+/// Runs a step and returns its end.
+pub(super) async fn run(
+    job: Job,
+    mut links: watch::Receiver<Option<Arc<Link>>>,
+    mut wishes: watch::Receiver<Wish>,
+    updates: &mpsc::Sender<Update>,
+) -> StepEvent {
+    let ended = |state, log_length, took| StepEvent::Ended { state, log_length, log_cut: 0, took };
+    let link = tokio::select! {
+        link = links.wait_for(Option::is_some) => link.ok().and_then(|link| link.clone()),
+        _ = wishes.wait_for(|&wish| wish > Wish::Run) => return ended(StepState::Stopped, 0, Duration::ZERO),
+    };
+    // There is always a next one, while the runtime lives.
+    let Some(link) = link else {
+        return ended(StepState::NotStarted("the agent is ending".to_owned()), 0, Duration::ZERO);
+    };
+
+    let began = clock::now();
+    let spool = job.spool.clone();
+    let (attempt, step) = (job.attempt, job.step);
+    let stream = match hand_over(job, &link).await {
+        Ok(stream) => stream,
+        Err(error) => {
+            let reason = format!("its supervisor could not be started: {error}");
+            return ended(StepState::NotStarted(reason), 0, Duration::ZERO);
+        }
+    };
+    let reporter = Reporter { updates, attempt, step };
+    let end = tokio::select! {
+        end = listen(&stream, reporter) => end,
+        never = pass_on(&stream, wishes) => match never {},
+        // Nobody wants to know any more. The stream's end tells the supervisor.
+        () = updates.closed() => return ended(StepState::Stopped, 0, clock::now().since(began)),
+    };
+    let lost = |reason: String| {
+        // The supervisor's own count died with it; what is in the file is what there is.
+        let length = std::fs::metadata(&spool).map_or(0, |data| data.len());
+        ended(StepState::Lost(reason), length, clock::now().since(began))
+    };
+    match end {
+        Some(Frame::Ended { state, log_length, log_cut, took_ms }) => {
+            StepEvent::Ended { state, log_length, log_cut, took: Duration::from_millis(took_ms) }
+        }
+        Some(Frame::Lost(reason)) => lost(reason),
+        // Neither supervisor nor zygote could say how it ended: both were killed.
+        Some(Frame::Started | Frame::Output { .. }) | None => {
+            // Our end closes first: it tells a supervisor that still lives to end.
+            drop(stream);
+            let mut gone = link.gone.clone();
+            // Comes early only where the runtime is ending; late never, unless a supervisor talked nonsense.
+            let _ = tokio::time::timeout(ORPHANS + RETRY, gone.wait_for(|&gone| gone)).await;
+            lost("its supervisor and the process that starts steps were killed".to_owned())
+        }
+    }
+}
+
+/// Where the news of one step goes.
+struct Reporter<'a> {
+    updates: &'a mpsc::Sender<Update>,
+    attempt: AttemptId,
+    step: u32,
+}
+
+impl Reporter<'_> {
+    async fn report(&self, event: StepEvent) {
+        // Where nobody takes updates any more, `run` ends by itself.
+        let _ = self.updates.send(Update { attempt: self.attempt, step: self.step, event }).await;
+    }
+}
+
+/// Sends a job to the zygote. Returns our end of the stream to its supervisor.
+async fn hand_over(job: Job, link: &Link) -> io::Result<UnixStream> {
+    let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
+    ours.set_nonblocking(true)?;
+    let ours = UnixStream::from_std(ours)?;
+    let mut order = File::from(sys::memfd(c"rouse-step")?);
+    order.write_all(&codec::encode(&Order::new(job)))?;
+    let fds = [theirs.as_raw_fd(), order.as_raw_fd()];
+    link.control.async_io(Interest::WRITABLE, || sys::send_fds(link.control.as_fd(), fds)).await?;
+    Ok(ours)
+}
+
+/// Passes on what the supervisor says, up to the frame that is the last one; nothing where the stream ends before it.
+async fn listen(stream: &UnixStream, reporter: Reporter<'_>) -> Option<Frame> {
+    let mut bytes = Vec::new();
+    loop {
+        while let Some(frame) = Frame::take(&mut bytes).ok()? {
+            match frame {
+                Frame::Started => reporter.report(StepEvent::Started).await,
+                Frame::Output { length } => {
+                    reporter.report(StepEvent::Output { length }).await;
+                    // One byte; where it has no reader, the stream's end is what comes next.
+                    let _ = stream.try_write(&[SEEN]);
+                }
+                end @ (Frame::Ended { .. } | Frame::Lost(_)) => return Some(end),
+            }
+        }
+        stream.readable().await.ok()?;
+        match stream.try_read_buf(&mut bytes) {
+            Ok(1..) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Ok(0) | Err(_) => return None,
+        }
+    }
+}
+
+/// Passes on what is wanted of the step.
+async fn pass_on(stream: &UnixStream, mut wishes: watch::Receiver<Wish>) -> std::convert::Infallible {
+    loop {
+        let wish = *wishes.borrow_and_update();
+        let byte = match wish {
+            Wish::Run => None,
+            Wish::Stop => Some(STOP),
+            Wish::Kill => Some(KILL),
+        };
+        if let Some(byte) = byte {
+            // A few bytes at most are ever under way; where they have no reader, `listen` sees the stream's end.
+            let _ = stream.try_write(&[byte]);
+        }
+        if wishes.changed().await.is_err() {
+            // Nobody wants anything any more.
+            std::future::pending::<()>().await;
+        }
+    }
+}

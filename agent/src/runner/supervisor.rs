@@ -1,0 +1,386 @@
+//! The supervisor: one process a step, that sees to it that nothing of the step is left when it is over.
+//!
+//! All that a step starts descends from it and, being a subreaper, whatever loses its parent comes to it. It ends the
+//! step at the lease's end by its own clock, and when the agent or the zygote is gone.
+
+use super::child::Plan;
+use super::deadline::Deadline;
+use super::sys::{self, Pid, Reaped, SignalFd};
+use super::users;
+use super::wire::{Frame, KILL, Order, SEEN, STOP};
+use crate::clock;
+use rouse_shared::limits::TERM_TO_KILL;
+use rouse_shared::message::StepState;
+use rouse_shared::{Timestamp, codec};
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::{self, Read, Seek, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+/// Sent by the kernel when the zygote dies. Not SIGTERM: a service manager may send that to everything in our cgroup.
+pub const ZYGOTE_DIED: libc::c_int = libc::SIGUSR1;
+
+/// How often the lease's end is read again, milliseconds: it may be moved closer, and `poll`'s clock stands still while
+/// the machine is suspended.
+pub const TICK: u64 = 250;
+
+/// Room of the output pipe, bytes: lets a step print on while we write.
+const PIPE: usize = 256 << 10;
+
+/// How long processes that we may not signal (a setuid program's, where the agent is not root) are waited for.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+const LEASE_ENDED: &str = "the lease ended";
+
+/// The step's output: pipe, spool file, and how much went where.
+struct Output {
+    pipe: File,
+    spool: File,
+    buffer: Vec<u8>,
+    length: u64,
+    cut: u64,
+    max: u64,
+    /// The disk refused: everything from there on is cut, so that the log has no hole.
+    full: bool,
+    /// Nobody holds the other end of the pipe any more.
+    closed: bool,
+}
+
+impl Output {
+    /// Moves one buffer from pipe to file. False where nothing is there (any more).
+    fn pump(&mut self) -> bool {
+        let Ok(count @ 1..) = self.pipe.read(&mut self.buffer) else { return false };
+        let room = if self.full { 0 } else { self.max.saturating_sub(self.length) };
+        let keep = count.min(usize::try_from(room).unwrap_or(usize::MAX));
+        if self.spool.write_all(&self.buffer[..keep]).is_ok() {
+            self.length += keep as u64;
+            self.cut += (count - keep) as u64;
+        } else {
+            self.full = true;
+            // What was written before it refused counts; the position tells.
+            let written =
+                self.spool.stream_position().unwrap_or(self.length).clamp(self.length, self.length + keep as u64);
+            self.cut += count as u64 - (written - self.length);
+            self.length = written;
+        }
+        true
+    }
+}
+
+/// Why the loop is left.
+enum Leave {
+    /// The step is over; kill what is left and report.
+    With(StepState),
+    /// The agent is gone; kill what is left, there is nobody to report to.
+    Silently,
+}
+
+struct Supervisor<'a> {
+    agent: UnixStream,
+    deadline: &'a Deadline,
+    plan: Plan,
+    order: Order,
+    output: Output,
+    main: Pid,
+    /// How the command ended, once it has.
+    status: Option<libc::c_int>,
+    /// Read to its end once the command was exec'd.
+    failure: Option<OwnedFd>,
+    started: Timestamp,
+    last_output: Timestamp,
+    /// The agent was told of so many bytes of output.
+    told: u64,
+    /// The agent has not answered yet.
+    telling: bool,
+    /// How the step will have ended, and when KILL follows the TERM that was sent.
+    ending: Option<(StepState, Timestamp)>,
+}
+
+/// Runs one step, described by the file `order`, and talks to the agent over `agent`. Called in a fresh child of the
+/// zygote `zygote`; the process is to exit when this returns.
+pub fn run(agent: UnixStream, order: OwnedFd, deadline: &Deadline, zygote: Pid) {
+    sys::set_name(c"rouse-step");
+    let set = sys::signal_set(&[libc::SIGCHLD, ZYGOTE_DIED]);
+    sys::block_exactly(&set);
+    sys::become_subreaper();
+    if !sys::signal_on_parent_death(ZYGOTE_DIED, zygote) {
+        return;
+    }
+    let began = clock::now();
+    if deadline.get().is_some_and(|end| began >= end) {
+        let state = StepState::Lost(LEASE_ENDED.to_owned());
+        // Where the agent is gone there is nobody to tell.
+        let _ = (&agent).write_all(&Frame::Ended { state, log_length: 0, log_cut: 0, took_ms: 0 }.encode());
+        return;
+    }
+    let result = SignalFd::new(&set).map_err(|e| format!("the step's supervisor could not be set up: {e}"));
+    let result = result.and_then(|signals| begin(agent.try_clone(), order, deadline).map(|step| (signals, step)));
+    match result {
+        Ok((signals, step)) => step.watch(&signals),
+        Err(reason) => {
+            let took_ms = clock::now().since(began).as_millis() as u64;
+            let state = StepState::NotStarted(reason);
+            let frame = Frame::Ended { state, log_length: 0, log_cut: 0, took_ms };
+            // Where the agent is gone there is nobody to tell.
+            let _ = (&agent).write_all(&frame.encode());
+        }
+    }
+}
+
+/// Everything up to the fork of the command.
+fn begin(agent: io::Result<UnixStream>, order: OwnedFd, deadline: &Deadline) -> Result<Supervisor<'_>, String> {
+    let setup = |e: io::Error| format!("the step's supervisor could not be set up: {e}");
+    let agent = agent.map_err(setup)?;
+    agent.set_nonblocking(true).map_err(setup)?;
+    let mut bytes = Vec::new();
+    let mut order = File::from(order);
+    // The agent wrote it through the same open file.
+    order.rewind().and_then(|()| order.read_to_end(&mut bytes)).map_err(setup)?;
+    let order: Order = codec::decode(&bytes).map_err(|e| format!("the step cannot be read: {e}"))?;
+
+    // SAFETY: no memory is involved.
+    let own = unsafe { libc::geteuid() };
+    let user = order.run_as.as_deref().map(users::lookup).transpose().map_err(|e| e.to_string())?;
+    // A change to oneself needs no change, and an agent without privileges could not make it.
+    let user = user.filter(|user| own == 0 || user.uid != own);
+    let plan = Plan::new(&order, user)?;
+
+    let spool = Path::new(OsStr::from_bytes(&order.spool));
+    let spool = File::options()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .custom_flags(libc::O_NOFOLLOW)
+        .open(spool)
+        .map_err(|e| format!("the log file {} cannot be made: {e}", spool.display()))?;
+    let (read, write) = sys::pipe().map_err(setup)?;
+    sys::widen_pipe(&read, PIPE as libc::c_int);
+    let (main, failure) = plan.start(write).map_err(|e| format!("no process could be made: {e}"))?;
+    let now = clock::now();
+    let max = order.max_log;
+    let buffer = vec![0; 64 << 10];
+    Ok(Supervisor {
+        agent,
+        deadline,
+        plan,
+        order,
+        output: Output { pipe: File::from(read), spool, buffer, length: 0, cut: 0, max, full: false, closed: false },
+        main,
+        status: None,
+        failure: Some(failure),
+        started: now,
+        last_output: now,
+        told: 0,
+        telling: false,
+        ending: None,
+    })
+}
+
+impl Supervisor<'_> {
+    fn watch(mut self, signals: &SignalFd) {
+        let leave = loop {
+            if let Some(leave) = self.turn(signals) {
+                break leave;
+            }
+        };
+        let refused = self.kill_all();
+        // Nobody is left to write, or nobody that we could wait for: what the pipe holds is all there is.
+        let mut rest = 2 * PIPE / self.output.buffer.len();
+        while rest > 0 && self.output.pump() {
+            rest -= 1;
+        }
+        let Leave::With(state) = leave else { return };
+        let state = match refused {
+            None => state,
+            Some(pid) => StepState::Lost(format!(
+                "process {pid} of the step still runs: it belongs to another user, and the agent may not end it"
+            )),
+        };
+        let took_ms = clock::now().since(self.started).as_millis() as u64;
+        self.send(&Frame::Ended { state, log_length: self.output.length, log_cut: self.output.cut, took_ms });
+    }
+
+    /// One wait and what follows from it.
+    fn turn(&mut self, signals: &SignalFd) -> Option<Leave> {
+        let now = clock::now();
+        if self.deadline.get().is_some_and(|end| now >= end) {
+            return Some(Leave::With(StepState::Lost(LEASE_ENDED.to_owned())));
+        }
+        match &self.ending {
+            Some((state, kill)) if now >= *kill => return Some(Leave::With(state.clone())),
+            Some(_) => {}
+            None if self.order.timeout.is_some_and(|limit| now >= self.started + limit) => {
+                self.terminate(StepState::TimedOut, now);
+            }
+            None if self.order.silence.is_some_and(|limit| now >= self.last_output + limit) => {
+                self.terminate(StepState::Silent, now);
+            }
+            None => {}
+        }
+
+        // The output only once the command was exec'd, so that the agent hears of the start first.
+        let third = self.failure.as_ref().map_or(self.output.pipe.as_raw_fd(), AsRawFd::as_raw_fd);
+        let mut fds = [sys::input(self.agent.as_raw_fd()), sys::input(signals.fd()), sys::input(third)];
+        if self.output.closed && self.failure.is_none() {
+            // A step that closed its output; a negative number is passed over.
+            fds[2].fd = -1;
+        }
+        if sys::poll(&mut fds, self.patience(now)).is_err() {
+            return Some(Leave::With(StepState::Lost("its supervisor cannot wait for it".to_owned())));
+        }
+        let [agent, signal, third] = fds.map(|fd| fd.revents != 0);
+        if agent && let Some(leave) = self.listen() {
+            return Some(leave);
+        }
+        if third {
+            match self.failure.take() {
+                Some(failure) => {
+                    if let Some(leave) = self.exec_ended(failure) {
+                        return Some(leave);
+                    }
+                }
+                None if self.output.pump() => {
+                    self.last_output = clock::now();
+                    self.tell();
+                }
+                // Polled as ready and yet without bytes: its end.
+                None => self.output.closed = true,
+            }
+        }
+        if signal {
+            if signals.drain(ZYGOTE_DIED) {
+                return Some(Leave::With(StepState::Lost("the process that starts steps was killed".to_owned())));
+            }
+            return self.reap();
+        }
+        None
+    }
+
+    /// Milliseconds until something is due.
+    fn patience(&self, now: Timestamp) -> u64 {
+        let limits = match &self.ending {
+            Some((_, kill)) => [Some(*kill), None],
+            None => [self.order.timeout.map(|t| self.started + t), self.order.silence.map(|t| self.last_output + t)],
+        };
+        let due = limits.into_iter().flatten().chain(self.deadline.get()).min();
+        due.map_or(TICK, |due| TICK.min(due.since(now).as_millis() as u64))
+    }
+
+    /// What the agent wants.
+    fn listen(&mut self) -> Option<Leave> {
+        let mut bytes = [0; 64];
+        let count = match self.agent.read(&mut bytes) {
+            Ok(0) => return Some(Leave::Silently),
+            Ok(count) => count,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return None,
+            Err(_) => return Some(Leave::Silently),
+        };
+        for &byte in &bytes[..count] {
+            match byte {
+                STOP => self.terminate(StepState::Stopped, clock::now()),
+                KILL => return Some(Leave::With(self.ending.take().map_or(StepState::Stopped, |(state, _)| state))),
+                SEEN => {
+                    self.telling = false;
+                    self.tell();
+                }
+                // Ours are the only bytes that the agent of this very program sends.
+                _ => {}
+            }
+        }
+        None
+    }
+
+    /// The command was exec'd, or was not.
+    fn exec_ended(&mut self, failure: OwnedFd) -> Option<Leave> {
+        let mut message = Vec::new();
+        // A pipe whose other end is closed, or holds a whole message: cannot block.
+        let _ = File::from(failure).read_to_end(&mut message);
+        if let Some(reason) = self.plan.explain(&message) {
+            return Some(Leave::With(StepState::NotStarted(reason)));
+        }
+        self.last_output = clock::now();
+        self.send(&Frame::Started);
+        None
+    }
+
+    /// Tells the agent of new output, unless it has not answered yet.
+    fn tell(&mut self) {
+        if !self.telling && self.output.length > self.told {
+            self.told = self.output.length;
+            self.telling = true;
+            self.send(&Frame::Output { length: self.told });
+        }
+    }
+
+    fn send(&mut self, frame: &Frame) {
+        // It always fits (see Frame); where the agent is gone, the end of its stream is what we act on.
+        let _ = self.agent.write_all(&frame.encode());
+    }
+
+    /// Asks everything of the step to end; what has not when its time is up is killed. The first reason counts.
+    fn terminate(&mut self, state: StepState, now: Timestamp) {
+        if self.ending.is_none() {
+            self.ending = Some((state, now + TERM_TO_KILL));
+            for pid in sys::descendants() {
+                // It may have ended meanwhile, or be another user's: KILL and what follows deal with that.
+                let _ = sys::kill(pid, libc::SIGTERM);
+            }
+        }
+    }
+
+    /// Takes the ends of children. Leaves when the command ended by itself; when it was asked to, only once the rest,
+    /// which was asked as well, has ended too.
+    fn reap(&mut self) -> Option<Leave> {
+        loop {
+            match sys::reap(-1) {
+                Reaped::Ended(pid, status) if pid == self.main => self.status = Some(status),
+                Reaped::Ended(..) => {}
+                Reaped::None | Reaped::Childless if self.ending.is_none() => return self.verdict().map(Leave::With),
+                Reaped::None => return None,
+                Reaped::Childless => return self.ending.take().map(|(state, _)| Leave::With(state)),
+            }
+        }
+    }
+
+    /// How the command ended by itself.
+    fn verdict(&mut self) -> Option<StepState> {
+        let status = self.status?;
+        // It may have failed to start since we looked.
+        if let Some(failure) = self.failure.take()
+            && let Some(Leave::With(state)) = self.exec_ended(failure)
+        {
+            return Some(state);
+        }
+        Some(match libc::WIFEXITED(status) {
+            true => StepState::Exited(libc::WEXITSTATUS(status)),
+            false => StepState::Signalled(libc::WTERMSIG(status)),
+        })
+    }
+
+    /// Kills until there is no child. Killing a process brings its children to us, whether or not they left its group
+    /// or session, so killing our own children again and again is enough; and their numbers cannot be another's, since
+    /// we have not reaped them. Returns a process that we may not kill.
+    fn kill_all(&mut self) -> Option<Pid> {
+        let set = sys::signal_set(&[libc::SIGCHLD]);
+        let give_up = clock::now() + PATIENCE;
+        loop {
+            match sys::reap(-1) {
+                Reaped::Ended(..) => continue,
+                Reaped::Childless => return None,
+                Reaped::None => {}
+            }
+            let children = sys::children();
+            let refused = children.iter().filter(|&&pid| sys::kill(pid, libc::SIGKILL).is_err()).count();
+            if refused > 0 && refused == children.len() && clock::now() >= give_up {
+                return children.first().copied();
+            }
+            sys::wait_signal(&set, 10);
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! Users by name, from `/etc/passwd` and `/etc/group`.
+//!
+//! Read by hand: the C library's lookup loads plugins, which a static program cannot. Users that only a directory
+//! service knows are therefore unknown here.
+
+use std::fmt;
+use std::fs;
+use std::io;
+use std::path::PathBuf;
+
+/// A user that steps can run as.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct User {
+    /// The login name.
+    pub name: String,
+    /// User id.
+    pub uid: u32,
+    /// Id of the primary group.
+    pub gid: u32,
+    /// Ids of all groups, the primary one first.
+    pub groups: Vec<u32>,
+    /// Home directory.
+    pub home: PathBuf,
+    /// Login shell.
+    pub shell: PathBuf,
+}
+
+/// Why a user was not found.
+#[derive(Debug)]
+pub enum UserError {
+    /// `/etc/passwd` does not list this name.
+    Unknown(String),
+    /// A file could not be read.
+    Unreadable(&'static str, io::Error),
+}
+
+impl fmt::Display for UserError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unknown(name) => write!(f, "there is no user {name:?} in /etc/passwd"),
+            Self::Unreadable(file, error) => write!(f, "{file} cannot be read: {error}"),
+        }
+    }
+}
+
+impl std::error::Error for UserError {}
+
+fn read(file: &'static str) -> Result<String, UserError> {
+    let bytes = fs::read(file).map_err(|error| UserError::Unreadable(file, error))?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// The user called `name`.
+///
+/// # Errors
+/// Where there is none, or the two files cannot be read.
+pub fn lookup(name: &str) -> Result<User, UserError> {
+    find(name, &read("/etc/passwd")?, &read("/etc/group")?)
+}
+
+fn find(name: &str, passwd: &str, group: &str) -> Result<User, UserError> {
+    let entry = passwd.lines().find_map(|line| {
+        let fields: Vec<&str> = line.split(':').collect();
+        let &[login, _, uid, gid, _, home, shell] = fields.as_slice() else { return None };
+        (login == name).then_some(())?;
+        Some((uid.parse().ok()?, gid.parse().ok()?, home, shell))
+    });
+    let (uid, gid, home, shell) = entry.ok_or_else(|| UserError::Unknown(name.to_owned()))?;
+    let mut groups = vec![gid];
+    for line in group.lines() {
+        let fields: Vec<&str> = line.split(':').collect();
+        let &[_, _, id, members] = fields.as_slice() else { continue };
+        let Ok(id) = id.parse() else { continue };
+        if !groups.contains(&id) && members.split(',').any(|member| member == name) {
+            groups.push(id);
+        }
+    }
+    Ok(User { name: name.to_owned(), uid, gid, groups, home: home.into(), shell: shell.into() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PASSWD: &str = "root:x:0:0:root:/root:/bin/bash\n# a note\nbroken\nbuild:x:1001:1002::/home/build:/bin/sh\n";
+    const GROUP: &str = "root:x:0:\ndocker:x:998:other,build\nbuild:x:1002:build\nbuilders:x:997:builder\n";
+
+    #[test]
+    fn a_user_has_its_groups_and_no_others() {
+        let user = find("build", PASSWD, GROUP).expect("it is there");
+        assert_eq!((user.uid, user.gid, user.groups), (1001, 1002, vec![1002, 998]));
+        assert_eq!(user.home, PathBuf::from("/home/build"));
+    }
+
+    #[test]
+    fn what_is_not_a_login_name_is_no_user() {
+        for name in ["", "broken", "# a note", "buil", "build:x"] {
+            assert!(matches!(find(name, PASSWD, GROUP), Err(UserError::Unknown(_))), "{name:?}");
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! What the agent, the zygote and the supervisors say to each other.
+
+use super::Job;
+use rouse_shared::codec;
+use rouse_shared::message::StepState;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::os::unix::ffi::OsStrExt;
+use std::time::Duration;
+
+/// From agent to supervisor: send TERM, and KILL after a while.
+pub const STOP: u8 = b'T';
+/// From agent to supervisor: send KILL.
+pub const KILL: u8 = b'K';
+/// From agent to supervisor: the last [`Frame::Output`] was dealt with, another one may come.
+pub const SEEN: u8 = b'S';
+
+/// A [`Job`] for its supervisor. Paths are bytes, since they need not be text.
+#[derive(Serialize, Deserialize)]
+pub struct Order {
+    pub run: Vec<String>,
+    pub cwd: Vec<u8>,
+    pub env: BTreeMap<String, String>,
+    pub run_as: Option<String>,
+    pub timeout: Option<Duration>,
+    pub silence: Option<Duration>,
+    pub spool: Vec<u8>,
+    pub max_log: u64,
+}
+
+impl Order {
+    /// The part of `job` that its supervisor needs.
+    pub fn new(job: Job) -> Self {
+        Self {
+            run: job.run,
+            cwd: job.cwd.as_os_str().as_bytes().to_vec(),
+            env: job.env,
+            run_as: job.run_as,
+            timeout: job.timeout,
+            silence: job.silence,
+            spool: job.spool.as_os_str().as_bytes().to_vec(),
+            max_log: job.max_log,
+        }
+    }
+}
+
+/// From supervisor to agent: a length (4 bytes, little endian), then so many bytes of MessagePack.
+///
+/// At most one `Output` is unanswered, and the others come once each, so the socket never fills.
+#[derive(Serialize, Deserialize)]
+pub enum Frame {
+    /// The command was exec'd.
+    Started,
+    /// The spool holds so many bytes.
+    Output { length: u64 },
+    /// Nothing of the step is left.
+    Ended { state: StepState, log_length: u64, log_cut: u64, took_ms: u64 },
+    /// From the zygote in the name of a supervisor that was killed; why. Nothing of the step is left.
+    Lost(String),
+}
+
+impl Frame {
+    /// The frame's bytes.
+    pub fn encode(&self) -> Vec<u8> {
+        let body = codec::encode(self);
+        let mut bytes = (body.len() as u32).to_le_bytes().to_vec();
+        bytes.extend(body);
+        bytes
+    }
+
+    /// Takes the first whole frame out of `bytes`.
+    ///
+    /// # Errors
+    /// Where what is there is no frame.
+    pub fn take(bytes: &mut Vec<u8>) -> Result<Option<Self>, codec::DecodeError> {
+        let Some(head) = bytes.first_chunk::<4>() else { return Ok(None) };
+        let end = (u32::from_le_bytes(*head) as usize).saturating_add(4);
+        if end > rouse_shared::limits::MAX_MESSAGE {
+            return Err(codec::DecodeError::TooLarge(end));
+        }
+        let Some(body) = bytes.get(4..end) else { return Ok(None) };
+        let frame = codec::decode(body)?;
+        bytes.drain(..end);
+        Ok(Some(frame))
+    }
+}
