@@ -58,7 +58,9 @@ impl Target {
         };
         if hosts.contains('@') {
             // Not quoted: what stands there may be a password.
-            return Err("the broker's address has a user in it; an agent logs in with its own name and password".to_owned());
+            return Err(
+                "the broker's address has a user in it; an agent logs in with its own name and password".to_owned()
+            );
         }
         let mut uris = Vec::new();
         for host in hosts.split(',').map(str::trim) {

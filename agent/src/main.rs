@@ -87,7 +87,8 @@ fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Command, String>
 }
 
 fn start(config: AgentConfig) -> Result<(), String> {
-    let program = std::env::current_exe().map_err(|e| format!("find its own program: {e}"))?;
+    // Rather than its path, where an upgrade may have put another program meanwhile.
+    let program = PathBuf::from("/proc/self/exe");
     // One thread: an agent is idle most of its life, and small is what it has to be.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

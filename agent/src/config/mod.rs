@@ -215,7 +215,9 @@ impl File {
             match key.to_ascii_lowercase().as_str() {
                 "broker" => self.broker = Some(value),
                 "identity" => self.identity = Some(value),
-                "name" => self.name = Some(value.parse().map_err(|e: rouse_shared::ids::InvalidName| wrong(e.to_string()))?),
+                "name" => {
+                    self.name = Some(value.parse().map_err(|e: rouse_shared::ids::InvalidName| wrong(e.to_string()))?)
+                }
                 "password" => self.password = Some(Secret::Text(value)),
                 "work_dir" => self.work_dir = Some(value.into()),
                 "run_as" => self.run_as = Some(value),
@@ -240,11 +242,14 @@ impl File {
             Some("hostname") => IdentityKind::Hostname,
             Some("boot-data") => IdentityKind::BootData,
             Some(later @ ("ec2" | "openstack" | "config-drive")) => {
-                let why = format!("this version of the agent has no identity {later:?}; it has auto, static, hostname, boot-data");
+                let why = format!(
+                    "this version of the agent has no identity {later:?}; it has auto, static, hostname, boot-data"
+                );
                 return Err(wrong("identity", why));
             }
             Some(other) => {
-                let why = format!("{other:?} is none of auto, static, hostname, ec2, openstack, config-drive, boot-data");
+                let why =
+                    format!("{other:?} is none of auto, static, hostname, ec2, openstack, config-drive, boot-data");
                 return Err(wrong("identity", why));
             }
         };

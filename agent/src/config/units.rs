@@ -14,7 +14,9 @@ impl FromStr for Size {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!("{text:?} is not a size: write a number of bytes, or one with a unit, like \"64MB\" or \"1GiB\"");
+        let wrong = || {
+            format!("{text:?} is not a size: write a number of bytes, or one with a unit, like \"64MB\" or \"1GiB\"")
+        };
         let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
         let number: u64 = text[..digits].parse().map_err(|_| wrong())?;
         let unit = match text[digits..].trim() {

@@ -74,8 +74,7 @@ struct Agent {
 
 async fn begin(config: &AgentConfig, program: &Path, started: Timestamp) -> Result<Agent, StartError> {
     let lock_file = WorkDir::lock_file(&config.work_dir);
-    std::fs::create_dir_all(&config.work_dir)
-        .map_err(|e| StartError(format!("make {}: {e}", config.work_dir.display())))?;
+    WorkDir::make_lock_file(&config.work_dir).map_err(|e| StartError(format!("make {}: {e}", lock_file.display())))?;
     reap_leftovers(&lock_file).await?;
     let work = WorkDir::open(&config.work_dir).map_err(StartError)?;
     // Before anything that starts threads or opens connections: steps descend from it.
@@ -87,7 +86,7 @@ async fn begin(config: &AgentConfig, program: &Path, started: Timestamp) -> Resu
     log::line(Level::Info, &format!("this is worker {worker} on host {host}"));
     let target = Target::parse(&broker, ca).map_err(|why| StartError(format!("use the broker's address: {why}")))?;
     let session_file = SessionFile::new(work.root(), worker.clone(), host.clone());
-    let mut system = System::new();
+    let mut system = System::new().map_err(|e| StartError(format!("read the state of the machine: {e}")))?;
     let settings = Settings {
         worker: worker.clone(),
         identity: host,
@@ -105,7 +104,16 @@ async fn begin(config: &AgentConfig, program: &Path, started: Timestamp) -> Resu
     let (log_events, logs) = mpsc::channel(QUEUE);
     let performer = Performer::new(
         Logs::start(&worker, log_events),
-        perform::Parts { worker, target, runner, work, session_file, system, link_events, max_log: config.max_log_size },
+        perform::Parts {
+            worker,
+            target,
+            runner,
+            work,
+            session_file,
+            system,
+            link_events,
+            max_log: config.max_log_size,
+        },
     );
     Ok(Agent { core, performer, links, logs, steps })
 }
@@ -118,7 +126,10 @@ async fn reap_leftovers(lock_file: &Path) -> Result<(), StartError> {
         match gone {
             Ok(Ok(true)) => return Ok(()),
             Ok(Ok(false)) => {
-                log::line(Level::Warn, "waiting for an earlier agent, or steps of its, that still use the work directory");
+                log::line(
+                    Level::Warn,
+                    "waiting for an earlier agent, or steps of its, that still use the work directory",
+                );
             }
             Ok(Err(error)) => return Err(StartError(format!("lock {}: {error}", lock_file.display()))),
             Err(error) => return Err(StartError(format!("wait for an earlier agent: {error}"))),

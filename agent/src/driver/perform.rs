@@ -76,7 +76,8 @@ impl Performer {
             Effect::SetDeadline(deadline) => self.parts.runner.set_deadline(deadline),
             Effect::StoreSecret(secret) => {
                 if let Err(error) = self.parts.session_file.store(&secret) {
-                    let text = format!("the session secret cannot be kept, so a restart of the agent loses builds: {error}");
+                    let text =
+                        format!("the session secret cannot be kept, so a restart of the agent loses builds: {error}");
                     log::line(Level::Error, &text);
                 }
             }

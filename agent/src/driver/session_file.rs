@@ -75,9 +75,8 @@ mod tests {
     #[test]
     fn only_its_own_worker_on_its_own_machine_reads_it() {
         let dir = tempfile::tempdir().expect("a directory");
-        let of = |worker: &str, host: &str| {
-            SessionFile::new(dir.path(), worker.parse().expect("a name"), host.to_owned())
-        };
+        let of =
+            |worker: &str, host: &str| SessionFile::new(dir.path(), worker.parse().expect("a name"), host.to_owned());
         let mine = of("w1", "uuid:\"1\\2\"");
         assert_eq!(mine.read(), None);
         mine.store("0123abcd").expect("stored");

@@ -12,9 +12,9 @@ use crate::log;
 use crate::runner::users::{self, User};
 use crate::spool;
 use rouse_shared::AttemptId;
-use std::fs::{self, DirBuilder, Permissions};
+use std::fs::{self, DirBuilder, OpenOptions, Permissions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt, chown};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, chown};
 use std::path::{Component, Path, PathBuf};
 
 /// Where attempts live.
@@ -54,6 +54,17 @@ impl WorkDir {
     /// Held by everything that runs here, so that the next life can tell whether it is gone.
     pub(super) fn lock_file(root: &Path) -> PathBuf {
         root.join("lock")
+    }
+
+    /// Makes the work directory and the lock file, which no user of builds may open: who can open it can hold it.
+    ///
+    /// # Errors
+    /// Where one of them cannot be made.
+    pub(super) fn make_lock_file(root: &Path) -> io::Result<()> {
+        DirBuilder::new().recursive(true).mode(0o711).create(root)?;
+        let path = Self::lock_file(root);
+        OpenOptions::new().append(true).create(true).mode(0o600).open(&path)?;
+        fs::set_permissions(&path, Permissions::from_mode(0o600))
     }
 
     pub(super) fn root(&self) -> &Path {

@@ -7,8 +7,18 @@ use std::path::Path;
 use std::time::Duration;
 
 /// Names that many images bear: two machines of them would attach as one worker.
-const WELL_KNOWN: [&str; 10] =
-    ["localhost", "localhost.localdomain", "(none)", "debian", "ubuntu", "raspberrypi", "fedora", "alpine", "arch", "nixos"];
+const WELL_KNOWN: [&str; 10] = [
+    "localhost",
+    "localhost.localdomain",
+    "(none)",
+    "debian",
+    "ubuntu",
+    "raspberrypi",
+    "fedora",
+    "alpine",
+    "arch",
+    "nixos",
+];
 /// Where systemd-networkd keeps what DHCP said; it often may not set the host name itself.
 const LEASES: &str = "/run/systemd/netif/leases";
 /// Between looks.

@@ -96,14 +96,15 @@ fn from_boot_data(config: &AgentConfig) -> Result<Identity, IdentityError> {
     let path = config.boot_data.as_ref().ok_or(IdentityError::Missing("boot_data"))?;
     let text = std::fs::read_to_string(path).map_err(|e| IdentityError::Unreadable(path.clone(), e))?;
     // Only the message: the whole error would quote the line, and that may hold the token.
-    let boot: BootData = toml::from_str(&text)
-        .map_err(|error| IdentityError::BadBootData(path.clone(), error.message().to_owned()))?;
+    let boot: BootData =
+        toml::from_str(&text).map_err(|error| IdentityError::BadBootData(path.clone(), error.message().to_owned()))?;
     let ca = match boot.ca {
         Some(ca) => Some(ca),
         None => read_ca(config)?,
     };
     crate::link::Target::parse(&boot.broker, None).map_err(|why| IdentityError::BadBootData(path.clone(), why))?;
-    let host = boot.identity.or_else(|| host::identity(Path::new("/"))).unwrap_or_else(|| format!("name:{}", boot.name));
+    let host =
+        boot.identity.or_else(|| host::identity(Path::new("/"))).unwrap_or_else(|| format!("name:{}", boot.name));
     Ok(Identity {
         worker: boot.name,
         host,
