@@ -322,3 +322,6 @@ fn list(value: &str) -> Result<Vec<String>, String> {
     }
     toml::from_str::<One>(&format!("list = {value}")).map(|one| one.list).map_err(|e| e.message().to_owned())
 }
+
+#[cfg(test)]
+mod tests;

@@ -119,3 +119,6 @@ fn read_ca(config: &AgentConfig) -> Result<Option<String>, IdentityError> {
     let Some(path) = &config.ca else { return Ok(None) };
     std::fs::read_to_string(path).map(Some).map_err(|e| IdentityError::Unreadable(path.clone(), e))
 }
+
+#[cfg(test)]
+mod tests;

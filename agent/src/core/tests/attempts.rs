@@ -23,7 +23,7 @@ fn a_build_of_one_step_is_two_reports() {
     // Said again with each heartbeat, the same picture, until it is settled.
     assert_eq!(
         agent.until(11_000, true),
-        ["11000 heartbeat 1", "11000 report 1.1 r2: Exited(0) => Success", "11000 deadline 71000",]
+        ["11000 heartbeat 1", "11000 deadline 71000", "11000 report 1.1 r2: Exited(0) => Success",]
     );
     assert_eq!(settle(&mut agent, 11_500, "1.1"), ["remove 1.1"]);
     assert_eq!(agent.until(21_000, true), ["21000 heartbeat 2", "21000 deadline 81000"]);

@@ -24,7 +24,7 @@ fn a_drain_is_answered_when_nothing_runs_and_all_is_settled() {
     let settled = |attempt| ToAgent::Settled { session: s1(), attempts: vec![id(attempt)] };
     assert_eq!(agent.hears(3_003, settled("2.1")), ["remove 2.1"]);
     assert_eq!(agent.hears(3_004, settled("1.1")), ["remove 1.1", "drained 7"]);
-    assert_eq!(agent.until(11_000, true), ["11000 heartbeat 1", "11000 drained 7", "11000 deadline 71000"]);
+    assert_eq!(agent.until(11_000, true), ["11000 heartbeat 1", "11000 deadline 71000", "11000 drained 7"]);
     assert_eq!(agent.hears(11_001, ToAgent::Drain { session: s1(), drain: 8 }), ["drained 8"]);
     assert!(agent.hears(11_002, ToAgent::Undrain { session: s1() }).is_empty());
     assert_eq!(agent.hears(11_003, order("3.1", vec![step("a")])), ["run 3.1/0 a"]);

@@ -91,6 +91,7 @@ fn random_events_break_nothing() {
         for _ in 0..150 {
             now += random.below(2_000);
             let event = random.event(core.connection);
+            let mut just_ended = None;
             match &event {
                 // A step ends only where one runs.
                 Event::StepEnded { attempt, step, .. } if runs.0.get(attempt) != Some(step) => continue,
@@ -98,6 +99,7 @@ fn random_events_break_nothing() {
                 Event::PrepareFailed { attempt, .. } if !runs.0.contains_key(attempt) => continue,
                 Event::StepEnded { attempt, .. } | Event::PrepareFailed { attempt, .. } => {
                     runs.0.remove(attempt);
+                    just_ended = Some(*attempt);
                 }
                 _ => {}
             }
@@ -107,7 +109,10 @@ fn random_events_break_nothing() {
                 let sane = match effect {
                     Effect::RunStep(run) => runs.0.insert(run.attempt, run.step).is_none(),
                     Effect::RemoveAttempt(attempt) => !runs.0.contains_key(attempt),
-                    Effect::KillAttempt(attempt) | Effect::StopAttempt(attempt) => runs.0.contains_key(attempt),
+                    // A step's own end may cross what ends it.
+                    Effect::KillAttempt(attempt) | Effect::StopAttempt(attempt) => {
+                        runs.0.contains_key(attempt) || just_ended == Some(*attempt)
+                    }
                     Effect::Send(message) => match &**message {
                         ToMaster::Drained { .. } | ToMaster::Goodbye { .. } => runs.0.is_empty(),
                         ToMaster::Report(_) | ToMaster::Heartbeat(_) | ToMaster::Leaving { .. } => {
