@@ -1,11 +1,22 @@
-//! The only file of the agent that reads the clock.
+//! The only place where the agent reads a clock.
 
 use rouse_shared::Timestamp;
+use std::time::SystemTime;
 
-/// Milliseconds since the machine was booted, the time that it was suspended included (`CLOCK_BOOTTIME`).
+/// Milliseconds since the machine booted, the time it was suspended included: a lease runs on while a machine sleeps.
+/// The same for every process of the machine, so that supervisors can compare deadlines with it.
 pub fn now() -> Timestamp {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: the pointer is to a timespec of our own. The call cannot fail: Linux has had this clock since 2.6.39.
-    unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &mut time) };
-    Timestamp(time.tv_sec as u64 * 1000 + time.tv_nsec as u64 / 1_000_000)
+    // SAFETY: `time` is a valid timespec for the kernel to write to.
+    let result = unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &raw mut time) };
+    assert_eq!(result, 0, "every Linux since 2.6.39 has CLOCK_BOOTTIME");
+    let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
+    let nanoseconds = u64::try_from(time.tv_nsec).unwrap_or(0);
+    Timestamp(seconds * 1000 + nanoseconds / 1_000_000)
+}
+
+/// The time of day, for the lines of the log alone.
+#[expect(clippy::disallowed_methods, reason = "this is the file that reads the clock")]
+pub fn time_of_day() -> SystemTime {
+    SystemTime::now()
 }

@@ -1,6 +1,16 @@
 //! The agent that runs builds on a host.
+//!
+//! `core` decides, `driver` acts: it feeds the core with what `link`, `logs` and `runner` report and performs what the
+//! core asks for.
 
 pub mod clock;
+pub mod config;
 pub mod core;
+pub mod driver;
+pub mod identity;
+pub mod link;
+pub mod log;
+pub mod logs;
 pub mod runner;
 pub mod spool;
+pub mod vitals;

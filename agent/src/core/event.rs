@@ -99,9 +99,9 @@ pub enum Effect {
     Send(Box<ToMaster>),
     /// Run one step, making the attempt's fresh directory first where this is the attempt's first.
     RunStep(Box<RunStep>),
-    /// End what the attempt runs: TERM, then KILL. [`Event::StepEnded`] follows.
+    /// End what the attempt runs: TERM, then KILL. [`Event::StepEnded`] follows, unless it is under way already.
     StopAttempt(AttemptId),
-    /// Kill what the attempt runs, now. [`Event::StepEnded`] follows.
+    /// Kill what the attempt runs, now. [`Event::StepEnded`] follows, unless it is under way already.
     KillAttempt(AttemptId),
     /// Until when steps may run without a word from the core: their supervisors kill them then, by themselves.
     SetDeadline(Option<Timestamp>),

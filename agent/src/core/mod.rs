@@ -131,7 +131,7 @@ impl Core {
             Event::Start => self.start(now),
             Event::LinkUp { connection } => self.link_up(now, connection),
             Event::LinkDown { connection, refused, why } => self.link_down(now, connection, refused, &why),
-            Event::FromMaster { connection, message } => self.from_master(now, connection, *message),
+            Event::FromMaster { connection, message } => self.hear(now, connection, *message),
             Event::PrepareFailed { attempt, why } => self.prepare_failed(now, attempt, &why),
             Event::StepStarted { attempt, step } => self.step_started(now, attempt, step),
             Event::StepEnded { attempt, step, state, log_length, log_cut, took } => {
@@ -184,3 +184,6 @@ impl Core {
         Duration::from_millis(ms / 2 + self.random_below(ms / 2 + 1))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -263,7 +263,7 @@ impl Core {
         }
     }
 
-    pub(super) fn from_master(&mut self, now: Timestamp, connection: u64, message: ToAgent) {
+    pub(super) fn hear(&mut self, now: Timestamp, connection: u64, message: ToAgent) {
         if connection != self.connection {
             return;
         }

@@ -7,7 +7,7 @@ use std::time::Duration;
 /// `1h30m`, `20m`, `90s` as `1m30s`, `250ms`: the form that configurations use.
 pub fn duration(duration: Duration) -> String {
     let ms = duration.as_millis();
-    if ms == 0 || ms % 1000 != 0 {
+    if ms == 0 || !ms.is_multiple_of(1000) {
         return format!("{ms}ms");
     }
     let seconds = duration.as_secs();

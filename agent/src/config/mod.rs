@@ -1,0 +1,327 @@
+//! The agent's configuration: a TOML file, and the environment over it.
+
+mod units;
+
+pub use units::{Secret, Size, Span};
+
+use rouse_shared::WorkerName;
+use serde::Deserialize;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Read where no other file is named; it may be absent.
+pub const DEFAULT_PATH: &str = "/etc/rouse/agent.toml";
+/// What the variables begin with that stand for keys.
+const ENV_PREFIX: &str = "ROUSE_AGENT_";
+/// The keys, as [`File`] has them.
+const KEYS: [&str; 13] = [
+    "broker",
+    "identity",
+    "name",
+    "password",
+    "work_dir",
+    "run_as",
+    "max_log_size",
+    "power_off",
+    "power_off_after",
+    "power_off_command",
+    "ca",
+    "boot_data",
+    "default_hostnames",
+];
+
+/// Where the agent learns who it is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum IdentityKind {
+    /// What the machine offers: boot data, else a name in the configuration, else the host name.
+    Auto,
+    /// `name` and `password` of the configuration.
+    Static,
+    /// The host name, and `password` of the configuration.
+    Hostname,
+    /// The file `boot_data`.
+    BootData,
+}
+
+/// A configuration without contradictions.
+#[derive(Clone, PartialEq, Eq)]
+pub struct AgentConfig {
+    /// `amqp://` or `amqps://`, one or more hosts, without user and password; absent: from boot data.
+    pub broker: Option<String>,
+    /// Where the agent learns who it is.
+    pub identity: IdentityKind,
+    /// The worker's name, for a static identity.
+    pub name: Option<WorkerName>,
+    /// The worker's password.
+    pub password: Option<String>,
+    /// Where builds run, and where the session secret is kept. Absolute.
+    pub work_dir: PathBuf,
+    /// The user that steps run as; absent: what the order says, else the agent's own.
+    pub run_as: Option<String>,
+    /// Bytes of one step's log, at most.
+    pub max_log_size: u64,
+    /// Whether a host that nobody wants powers itself off.
+    pub latent: bool,
+    /// When, if it never attached.
+    pub power_off_after: Duration,
+    /// How; empty: the agent ends instead.
+    pub power_off_command: Vec<String>,
+    /// PEM file with what signs the broker's certificate, beside the system's authorities.
+    pub ca: Option<PathBuf>,
+    /// TOML file with [`rouse_shared::boot::BootData`].
+    pub boot_data: Option<PathBuf>,
+    /// Host names that are an image's own rather than a worker's, beside the well-known ones.
+    pub default_hostnames: Vec<String>,
+}
+
+/// Without the password.
+impl fmt::Debug for AgentConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.describe())
+    }
+}
+
+/// What is wrong with a configuration, in words, with the place where it has one.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ConfigError(String);
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+struct File {
+    broker: Option<String>,
+    identity: Option<String>,
+    name: Option<WorkerName>,
+    password: Option<Secret>,
+    work_dir: Option<PathBuf>,
+    run_as: Option<String>,
+    max_log_size: Option<Size>,
+    power_off: Option<String>,
+    power_off_after: Option<Span>,
+    power_off_command: Option<Vec<String>>,
+    ca: Option<PathBuf>,
+    boot_data: Option<PathBuf>,
+    default_hostnames: Option<Vec<String>>,
+}
+
+/// The environment as pairs; tests bring their own.
+pub type Environment = Vec<(String, String)>;
+
+impl AgentConfig {
+    /// The configuration in the file `path` with `env` over it. Without a path, [`DEFAULT_PATH`] if it exists.
+    ///
+    /// # Errors
+    /// Where the file cannot be read, or anything in it or in the environment is wrong.
+    pub fn load(path: Option<&Path>, env: &Environment) -> Result<Self, ConfigError> {
+        let chosen = path.unwrap_or(Path::new(DEFAULT_PATH));
+        let text = match std::fs::read_to_string(chosen) {
+            Ok(text) => text,
+            Err(error) if path.is_none() && error.kind() == std::io::ErrorKind::NotFound => String::new(),
+            Err(error) => return Err(ConfigError(format!("{}: cannot be read: {error}", chosen.display()))),
+        };
+        Self::parse(&text, &chosen.display().to_string(), env)
+    }
+
+    /// The configuration in `text`, which came from `source`, with `env` over it.
+    ///
+    /// # Errors
+    /// As for [`Self::load`].
+    pub fn parse(text: &str, source: &str, env: &Environment) -> Result<Self, ConfigError> {
+        let mut file: File = toml::from_str(text).map_err(|error| at(source, text, &error))?;
+        file.override_by(env)?;
+        file.validate(source, env)
+    }
+
+    /// The configuration as TOML with the defaults filled in, secrets hidden.
+    pub fn describe(&self) -> String {
+        let mut text = String::new();
+        let mut line = |key: &str, value: String| text.push_str(&format!("{key} = {value}\n"));
+        if let Some(broker) = &self.broker {
+            line("broker", format!("{broker:?}"));
+        }
+        line("identity", format!("{:?}", self.identity.as_str()));
+        if let Some(name) = &self.name {
+            line("name", format!("{:?}", name.as_str()));
+        }
+        if self.password.is_some() {
+            line("password", "\"…\"".to_owned());
+        }
+        line("work_dir", format!("{:?}", self.work_dir));
+        if let Some(user) = &self.run_as {
+            line("run_as", format!("{user:?}"));
+        }
+        line("max_log_size", self.max_log_size.to_string());
+        line("power_off", format!("{:?}", if self.latent { "latent" } else { "never" }));
+        line("power_off_after", self.power_off_after.as_secs().to_string());
+        line("power_off_command", format!("{:?}", self.power_off_command));
+        if let Some(ca) = &self.ca {
+            line("ca", format!("{ca:?}"));
+        }
+        if let Some(path) = &self.boot_data {
+            line("boot_data", format!("{path:?}"));
+        }
+        line("default_hostnames", format!("{:?}", self.default_hostnames));
+        text
+    }
+}
+
+impl IdentityKind {
+    /// As the configuration writes it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Static => "static",
+            Self::Hostname => "hostname",
+            Self::BootData => "boot-data",
+        }
+    }
+}
+
+/// `file:line:column: message`.
+fn at(source: &str, text: &str, error: &toml::de::Error) -> ConfigError {
+    let place = error.span().map(|span| {
+        let before = text.get(..span.start).unwrap_or(text);
+        let line = before.matches('\n').count() + 1;
+        let column = before.rsplit('\n').next().map_or(0, |l| l.chars().count()) + 1;
+        format!(":{line}:{column}")
+    });
+    // The key is worth more than its place: the span of a wrong value begins after it.
+    let key = error.span().and_then(|span| key_before(text, span.start));
+    let key = key.map(|key| format!("{key}: ")).unwrap_or_default();
+    ConfigError(format!("{source}{}: {key}{}", place.unwrap_or_default(), error.message()))
+}
+
+/// The key of the line that holds the byte at `start`, where that byte belongs to the value.
+fn key_before(text: &str, start: usize) -> Option<String> {
+    let line = text.get(..start)?.rsplit('\n').next()?;
+    let key = line.split_once('=')?.0.trim();
+    KEYS.contains(&key).then(|| key.to_owned())
+}
+
+impl File {
+    fn override_by(&mut self, env: &Environment) -> Result<(), ConfigError> {
+        for (variable, value) in env {
+            let Some(key) = variable.strip_prefix(ENV_PREFIX) else { continue };
+            let wrong = |why: String| ConfigError(format!("${variable}: {why}"));
+            let value = value.clone();
+            match key.to_ascii_lowercase().as_str() {
+                "broker" => self.broker = Some(value),
+                "identity" => self.identity = Some(value),
+                "name" => {
+                    self.name = Some(value.parse().map_err(|e: rouse_shared::ids::InvalidName| wrong(e.to_string()))?)
+                }
+                "password" => self.password = Some(Secret::Text(value)),
+                "work_dir" => self.work_dir = Some(value.into()),
+                "run_as" => self.run_as = Some(value),
+                "max_log_size" => self.max_log_size = Some(value.parse().map_err(wrong)?),
+                "power_off" => self.power_off = Some(value),
+                "power_off_after" => self.power_off_after = Some(value.parse().map_err(wrong)?),
+                "power_off_command" => self.power_off_command = Some(list(&value).map_err(wrong)?),
+                "ca" => self.ca = Some(value.into()),
+                "boot_data" => self.boot_data = Some(value.into()),
+                "default_hostnames" => self.default_hostnames = Some(list(&value).map_err(wrong)?),
+                other => return Err(wrong(format!("there is no key {other:?}; the keys are {}", KEYS.join(", ")))),
+            }
+        }
+        Ok(())
+    }
+
+    fn validate(self, source: &str, env: &Environment) -> Result<AgentConfig, ConfigError> {
+        let wrong = |key: &str, why: String| ConfigError(format!("{source}: {key}: {why}"));
+        let identity = match self.identity.as_deref() {
+            None | Some("auto") => IdentityKind::Auto,
+            Some("static") => IdentityKind::Static,
+            Some("hostname") => IdentityKind::Hostname,
+            Some("boot-data") => IdentityKind::BootData,
+            Some(later @ ("ec2" | "openstack" | "config-drive")) => {
+                let why = format!(
+                    "this version of the agent has no identity {later:?}; it has auto, static, hostname, boot-data"
+                );
+                return Err(wrong("identity", why));
+            }
+            Some(other) => {
+                let why =
+                    format!("{other:?} is none of auto, static, hostname, ec2, openstack, config-drive, boot-data");
+                return Err(wrong("identity", why));
+            }
+        };
+        let latent = match self.power_off.as_deref() {
+            None | Some("never") => false,
+            Some("latent") => true,
+            Some(other) => return Err(wrong("power_off", format!("{other:?} is neither \"never\" nor \"latent\""))),
+        };
+        let lookup = |name: &str| env.iter().find(|(n, _)| n == name).map(|(_, v)| v.clone());
+        let password = self.password.map(|secret| secret.reveal(&lookup)).transpose();
+        let password = password.map_err(|why| wrong("password", format!("failed to {why}")))?;
+        if let Some(broker) = &self.broker {
+            crate::link::Target::parse(broker, None).map_err(|why| wrong("broker", why))?;
+        }
+        let from_boot_data = match identity {
+            IdentityKind::BootData => true,
+            IdentityKind::Auto => self.boot_data.is_some(),
+            IdentityKind::Static | IdentityKind::Hostname => false,
+        };
+        if from_boot_data {
+            if self.boot_data.is_none() {
+                return Err(wrong("boot_data", "missing: identity \"boot-data\" needs the file's path".to_owned()));
+            }
+        } else {
+            if identity == IdentityKind::Static && self.name.is_none() {
+                return Err(wrong("name", "missing: identity \"static\" needs the worker's name".to_owned()));
+            }
+            for (key, missing) in [("broker", self.broker.is_none()), ("password", password.is_none())] {
+                if missing {
+                    return Err(wrong(key, "missing: without boot data it has to be given".to_owned()));
+                }
+            }
+        }
+        let work_dir = self.work_dir.unwrap_or_else(|| "/var/lib/rouse/work".into());
+        if !work_dir.is_absolute() {
+            return Err(wrong("work_dir", format!("{} is not an absolute path", work_dir.display())));
+        }
+        let power_off_command =
+            self.power_off_command.unwrap_or_else(|| vec!["systemctl".to_owned(), "poweroff".to_owned()]);
+        let power_off_after = self.power_off_after.map_or(Duration::from_secs(1_200), |span| span.0);
+        if latent && power_off_after.is_zero() {
+            return Err(wrong("power_off_after", "0 would power the host off before it can attach".to_owned()));
+        }
+        Ok(AgentConfig {
+            broker: self.broker,
+            identity,
+            name: self.name,
+            password,
+            work_dir,
+            run_as: self.run_as.filter(|user| !user.is_empty()),
+            max_log_size: self.max_log_size.map_or(64_000_000, |size| size.0),
+            latent,
+            power_off_after,
+            power_off_command,
+            ca: self.ca,
+            boot_data: self.boot_data,
+            default_hostnames: self.default_hostnames.unwrap_or_default(),
+        })
+    }
+}
+
+/// A list in a variable: a TOML array, or words.
+fn list(value: &str) -> Result<Vec<String>, String> {
+    #[derive(Deserialize)]
+    struct One {
+        list: Vec<String>,
+    }
+    if !value.trim_start().starts_with('[') {
+        return Ok(value.split_whitespace().map(str::to_owned).collect());
+    }
+    toml::from_str::<One>(&format!("list = {value}")).map(|one| one.list).map_err(|e| e.message().to_owned())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,183 @@
+//! Drains, SIGTERM, the master's exit, the dead-man timer.
+
+use super::*;
+
+fn latent() -> Settings {
+    Settings { latent: true, ..settings() }
+}
+
+fn as_latent() -> Welcome {
+    Welcome { standing: false, secret: Some("secret".to_owned()), ..welcome() }
+}
+
+#[test]
+fn a_drain_is_answered_when_nothing_runs_and_all_is_settled() {
+    let mut agent = Agent::attached(settings(), welcome());
+    agent.hears(2_000, order("1.1", vec![step("a")]));
+    agent.at(2_001, started("1.1", 0));
+    assert!(agent.hears(3_000, ToAgent::Drain { session: s1(), drain: 7 }).is_empty());
+    assert_eq!(
+        agent.hears(3_001, order("2.1", vec![step("a")])),
+        ["report 2.1 r1:  => Declined(\"the host is being drained\")"]
+    );
+    assert_eq!(agent.at(3_002, ended("1.1", 0, StepState::Exited(0))), ["report 1.1 r2: Exited(0) => Success"]);
+    let settled = |attempt| ToAgent::Settled { session: s1(), attempts: vec![id(attempt)] };
+    assert_eq!(agent.hears(3_003, settled("2.1")), ["remove 2.1"]);
+    assert_eq!(agent.hears(3_004, settled("1.1")), ["remove 1.1", "drained 7"]);
+    assert_eq!(agent.until(11_000, true), ["11000 heartbeat 1", "11000 deadline 71000", "11000 drained 7"]);
+    assert_eq!(agent.hears(11_001, ToAgent::Drain { session: s1(), drain: 8 }), ["drained 8"]);
+    assert!(agent.hears(11_002, ToAgent::Undrain { session: s1() }).is_empty());
+    assert_eq!(agent.hears(11_003, order("3.1", vec![step("a")])), ["run 3.1/0 a"]);
+}
+
+#[test]
+fn a_drain_waits_for_what_is_being_killed() {
+    let mut agent = Agent::attached(settings(), welcome());
+    agent.hears(2_000, order("1.1", vec![step("a")]));
+    agent.hears(2_001, ToAgent::Drain { session: s1(), drain: 1 });
+    let settled = ToAgent::Settled { session: s1(), attempts: vec![id("1.1")] };
+    assert_eq!(agent.hears(2_002, settled), ["kill 1.1"]);
+    assert_eq!(agent.at(2_003, ended("1.1", 0, StepState::Signalled(9))), ["remove 1.1", "drained 1"]);
+}
+
+#[test]
+fn sigterm_lets_builds_end_and_says_so() {
+    let mut agent = Agent::attached(settings(), welcome());
+    agent.hears(2_000, order("1.1", vec![step("a")]));
+    assert_eq!(agent.at(3_000, Event::Terminate), ["leaving"]);
+    assert_eq!(
+        agent.hears(3_001, order("2.1", vec![step("a")])),
+        ["report 2.1 r1:  => Declined(\"the agent is about to end\")"]
+    );
+    agent.at(3_002, ended("1.1", 0, StepState::Exited(0)));
+    let settled = ToAgent::Settled { session: s1(), attempts: vec![id("1.1"), id("2.1")] };
+    assert_eq!(agent.hears(3_003, settled), ["remove 1.1", "remove 2.1", "goodbye", "disconnect 1", "exit"]);
+    assert!(agent.core.ended() && agent.core.next_wakeup().is_none());
+    assert!(agent.at(9_000, Event::Terminate).is_empty());
+}
+
+#[test]
+fn sigterm_twice_ends_builds_at_once() {
+    let mut agent = Agent::attached(settings(), welcome());
+    agent.hears(2_000, order("1.1", vec![step("a")]));
+    agent.at(3_000, Event::Terminate);
+    assert_eq!(agent.at(3_001, Event::Terminate), ["kill 1.1"]);
+    assert_eq!(
+        agent.at(3_002, ended("1.1", 0, StepState::Signalled(9))),
+        ["remove 1.1", "goodbye", "disconnect 1", "exit"]
+    );
+}
+
+#[test]
+fn what_cannot_be_killed_does_not_hold_the_agent() {
+    for third in [true, false] {
+        let mut agent = Agent::attached(settings(), welcome());
+        agent.hears(2_000, order("1.1", vec![step("a")]));
+        agent.at(3_000, Event::Terminate);
+        agent.at(3_001, Event::Terminate);
+        // No goodbye: something may run.
+        if third {
+            assert_eq!(agent.at(3_002, Event::Terminate), ["disconnect 1", "exit"]);
+        } else {
+            let all = agent.until(20_000, true);
+            assert_eq!(all[all.len() - 2..], ["13001 disconnect 1", "13001 exit"]);
+        }
+    }
+}
+
+#[test]
+fn an_idle_agent_ends_at_once_attached_or_not() {
+    let mut agent = Agent::attached(settings(), welcome());
+    assert_eq!(agent.at(3_000, Event::Terminate), ["goodbye", "disconnect 1", "exit"]);
+    let mut agent = Agent::new(settings());
+    agent.at(0, Event::Start);
+    assert_eq!(agent.at(1, Event::Terminate), ["disconnect 1", "exit"]);
+    assert_eq!(Agent::new(settings()).at(0, Event::Terminate), ["exit"]);
+}
+
+#[test]
+fn the_master_can_end_the_agent() {
+    let mut agent = Agent::attached(settings(), welcome());
+    assert_eq!(agent.hears(2_000, ToAgent::Exit { session: s1() }), ["goodbye", "disconnect 1", "exit"]);
+}
+
+#[test]
+fn leaving_is_said_again_after_a_new_link() {
+    let mut agent = Agent::attached(settings(), welcome());
+    agent.hears(2_000, order("1.1", vec![step("a")]));
+    agent.at(2_500, Event::Terminate);
+    agent.breaks(3_000);
+    agent.until(3_100, true);
+    agent.at(3_200, Event::LinkUp { connection: 2 });
+    let said = agent.hears(3_300, ToAgent::Welcome(Box::new(welcome())));
+    assert_eq!(said, ["leaving", "deadline 63200"]);
+}
+
+#[test]
+fn a_latent_host_that_nobody_calls_powers_off() {
+    let mut agent = Agent::new(Settings { started: Timestamp(500), ..latent() });
+    agent.at(1_000, Event::Start);
+    let all = agent.until(2_000_000, false);
+    assert_eq!(all.last().unwrap(), "1200500 power off");
+    let mut agent = Agent::new(settings());
+    agent.at(0, Event::Start);
+    assert!(!agent.until(2_000_000, false).concat().contains("power off"), "it is not latent");
+}
+
+#[test]
+fn a_standing_welcome_disarms_it() {
+    let mut agent = Agent::attached(latent(), welcome());
+    agent.breaks(2_000);
+    assert!(!agent.until(5_000_000, false).concat().contains("power off"));
+}
+
+#[test]
+fn a_latent_host_powers_off_when_its_lease_is_over_for_its_grace() {
+    let mut agent = Agent::attached(latent(), as_latent());
+    agent.hears(2_000, order("1.1", vec![step("a")]));
+    agent.breaks(5_000);
+    let all = agent.until(900_000, false);
+    assert!(all.contains(&"61000 kill 1.1".to_owned()), "{all:?}");
+    // It waits for the killed step, but not for ever.
+    assert_eq!(all.last().unwrap(), "671000 power off");
+    // Back within the grace: all is well.
+    let mut agent = Agent::attached(latent(), as_latent());
+    agent.breaks(5_000);
+    agent.until(300_000, false);
+    let connection = agent.core.connection;
+    agent.at(300_000, Event::LinkUp { connection });
+    agent.hears(300_000, ToAgent::Welcome(Box::new(Welcome { session: SessionId("s2".into()), ..as_latent() })));
+    assert!(agent.core.attached() && agent.core.dead_man.is_none());
+}
+
+#[test]
+fn a_refused_host_powers_off_where_it_may() {
+    let refused = |power_off| ToAgent::Refused { reason: "another has the name".to_owned(), power_off };
+    for (own, power_off, expected) in [
+        (latent(), true, vec!["disconnect 1", "power off"]),
+        (latent(), false, vec!["disconnect 1"]),
+        (settings(), true, vec!["disconnect 1"]),
+        (Settings { secret: Some("kept".to_owned()), ..latent() }, true, vec!["disconnect 1", "power off"]),
+    ] {
+        let mut agent = Agent::new(own);
+        agent.at(0, Event::Start);
+        agent.at(1_000, Event::LinkUp { connection: 1 });
+        assert_eq!(agent.hears(2_000, refused(power_off)), expected);
+        if expected.len() == 1 {
+            let pause = agent.core.next_wakeup().unwrap().0 - 2_000;
+            assert!((2_500..=5_000).contains(&pause), "{pause}");
+        }
+    }
+}
+
+#[test]
+fn a_spent_token_does_not_power_off_a_host_that_has_a_secret() {
+    let mut agent = Agent::new(Settings { secret: Some("kept".to_owned()), ..latent() });
+    agent.at(0, Event::Start);
+    agent.at(10, Event::LinkDown { connection: 1, refused: true, why: String::new() });
+    agent.until(1_000, false);
+    assert_eq!(agent.at(1_000, Event::LinkUp { connection: 2 }), ["hello 2 with hush of - []"]);
+    let refused = ToAgent::Refused { reason: "the token is spent".to_owned(), power_off: true };
+    assert_eq!(agent.hears(1_001, refused), ["disconnect 2"]);
+    assert!(agent.until(10_000, false).concat().ends_with("connect 3 with kept"));
+}

@@ -1,0 +1,211 @@
+//! The link, hello, sessions, leases, credentials.
+
+use super::*;
+
+fn running() -> Agent {
+    let mut agent = Agent::attached(settings(), welcome());
+    agent.hears(2_000, order("1.1", vec![step("a")]));
+    agent.at(2_001, started("1.1", 0));
+    agent
+}
+
+#[test]
+fn hello_comes_first_and_welcome_begins_the_lease_when_it_was_sent() {
+    let mut agent = Agent::new(settings());
+    assert_eq!(agent.at(0, Event::Start), ["connect 1 with hush"]);
+    assert_eq!(agent.at(1_000, Event::LinkUp { connection: 1 }), ["hello 1 with hush of - []"]);
+    assert!(agent.hears(1_100, order("1.1", vec![step("a")])).is_empty(), "before a welcome");
+    let first = Welcome { secret: Some("secret".to_owned()), ..welcome() };
+    assert_eq!(agent.hears(4_000, ToAgent::Welcome(Box::new(first.clone()))), ["store secret", "deadline 61000"]);
+    assert!(agent.hears(4_001, ToAgent::Welcome(Box::new(first))).is_empty(), "twice");
+}
+
+#[test]
+fn the_lease_counts_from_the_sending_of_what_was_answered() {
+    let mut agent = Agent::attached(settings(), welcome());
+    assert_eq!(agent.until(21_000, false), ["11000 heartbeat 1", "21000 heartbeat 2"]);
+    let renewed = |seq, lease_ms| ToAgent::Renewed { session: s1(), seq, lease_ms };
+    assert_eq!(agent.hears(25_000, renewed(2, None)), ["deadline 81000"]);
+    assert!(agent.hears(25_001, renewed(1, None)).is_empty(), "older");
+    assert!(agent.hears(25_001, renewed(7, None)).is_empty(), "never sent");
+    agent.until(31_000, false);
+    // A master that is about to be restarted gives more.
+    assert_eq!(agent.hears(31_500, renewed(3, Some(600_000))), ["deadline 631000"]);
+}
+
+#[test]
+fn a_blip_ends_nothing() {
+    let mut agent = running();
+    assert!(agent.breaks(5_000).is_empty());
+    let connect = agent.until(5_100, true);
+    assert!(connect[0].ends_with("connect 2 with hush"), "{connect:?}");
+    assert_eq!(agent.at(6_000, Event::LinkUp { connection: 2 }), ["hello 2 with hush of m1 [1.1 r1: Running]"]);
+    // What the old connection still says is too late.
+    let late = Event::FromMaster { connection: 1, message: Box::new(ToAgent::Exit { session: s1() }) };
+    assert!(agent.at(6_001, late).is_empty());
+    assert!(agent.at(6_002, Event::LinkDown { connection: 1, refused: false, why: String::new() }).is_empty());
+    assert_eq!(agent.hears(6_500, ToAgent::Welcome(Box::new(welcome()))), ["log 1.1/0 from 0", "deadline 66000"]);
+    // Heartbeats go on counting in the same session.
+    assert_eq!(agent.until(16_500, false), ["16500 heartbeat 1"]);
+}
+
+#[test]
+fn the_end_of_the_lease_kills_first() {
+    let mut agent = running();
+    agent.hears(2_002, order("2.1", vec![step("b")]));
+    agent.at(2_003, ended("2.1", 0, StepState::Exited(0)));
+    agent.breaks(5_000);
+    agent.until(5_100, false);
+    // Connecting hangs; the deadline is 61,000.
+    assert_eq!(agent.until(61_000, false), ["61000 kill 1.1", "61000 remove 2.1"]);
+    assert!(agent.core.session.is_none());
+    assert_eq!(agent.at(61_010, ended("1.1", 0, StepState::Signalled(9))), ["remove 1.1"]);
+    assert_eq!(agent.at(61_500, Event::LinkUp { connection: 2 }), ["hello 2 with hush of m1 []"]);
+    // The same session again, should the master see it so: its heartbeats go on counting, its builds do not.
+    agent.hears(61_600, ToAgent::Welcome(Box::new(welcome())));
+    assert!(agent.core.attached() && agent.core.attempts().next().is_none());
+}
+
+#[test]
+fn an_answer_after_the_end_comes_too_late() {
+    let mut agent = Agent::attached(settings(), Welcome { keepalive_ms: 50_000, ..welcome() });
+    agent.hears(2_000, order("1.1", vec![step("a")]));
+    agent.until(51_000, false);
+    // Late by an instant: the supervisors have killed by then.
+    let late = agent.hears(61_000, ToAgent::Renewed { session: s1(), seq: 1, lease_ms: None });
+    assert_eq!(late[..2], ["kill 1.1", "disconnect 1"]);
+}
+
+#[test]
+fn another_session_or_master_ends_the_builds_before_anything_else() {
+    let other_session = Welcome { session: SessionId("s2".to_owned()), ..welcome() };
+    let other_master = Welcome { master: MasterId("m2".to_owned()), ..welcome() };
+    for other in [other_session, other_master] {
+        let mut agent = running();
+        agent.breaks(5_000);
+        agent.until(5_100, true);
+        agent.at(6_000, Event::LinkUp { connection: 2 });
+        assert_eq!(agent.hears(6_500, ToAgent::Welcome(Box::new(other))), ["kill 1.1", "deadline 66000"]);
+        assert_eq!(agent.at(6_600, ended("1.1", 0, StepState::Signalled(9))), ["remove 1.1"]);
+    }
+}
+
+#[test]
+fn a_half_open_link_is_dropped() {
+    let mut agent = running();
+    let all = agent.until(31_300, false);
+    // Three heartbeats without an answer since the welcome at 1,000.
+    assert_eq!(all[..3], ["11000 heartbeat 1", "21000 heartbeat 2", "31000 disconnect 1"]);
+    assert!(all[3].ends_with("connect 2 with hush"), "{all:?}");
+    let mut agent = Agent::attached(settings(), Welcome { keepalive_ms: 1_000, ..welcome() });
+    let all = agent.until(16_000, false);
+    assert_eq!(all.last().unwrap(), "16000 disconnect 1", "not before 15 s");
+}
+
+#[test]
+fn a_hello_that_nobody_answers_is_said_anew() {
+    let mut agent = Agent::new(settings());
+    agent.at(0, Event::Start);
+    agent.at(1_000, Event::LinkUp { connection: 1 });
+    let all = agent.until(16_100, false);
+    assert_eq!(all[0], "16000 disconnect 1");
+    assert!(all[1].ends_with("connect 2 with hush"), "{all:?}");
+}
+
+#[test]
+fn pauses_grow_to_half_a_minute_and_end_with_a_welcome() {
+    let mut agent = Agent::new(settings());
+    agent.at(0, Event::Start);
+    let (mut now, mut pauses) = (0, Vec::new());
+    for _ in 0..14 {
+        agent.at(now, Event::LinkDown { connection: agent.core.connection, refused: true, why: String::new() });
+        let next = agent.core.next_wakeup().unwrap().0;
+        pauses.push(next - now);
+        now = next;
+        assert_eq!(agent.at(now, Event::Tick), [format!("connect {} with hush", agent.core.connection)]);
+    }
+    for (i, pause) in pauses.iter().enumerate() {
+        let whole = 100u64.saturating_mul(1 << i).min(30_000);
+        assert!((whole / 2..=whole).contains(pause), "pause {i}: {pause} of {whole}");
+    }
+    agent.at(now, Event::LinkUp { connection: agent.core.connection });
+    agent.hears(now, ToAgent::Welcome(Box::new(welcome())));
+    agent.breaks(now);
+    assert!(agent.core.next_wakeup().unwrap().0 - now <= 100);
+}
+
+#[test]
+fn without_a_lease_the_patience_with_the_link_counts() {
+    let patient = Welcome { lease_ms: None, link_patience_ms: Some(600_000), keepalive_ms: 0, ..welcome() };
+    let mut agent = Agent::attached(settings(), patient.clone());
+    agent.hears(2_000, order("1.1", vec![step("a")]));
+    // No answer is no reason to do anything.
+    assert_eq!(agent.until(200_000, false).len(), 3);
+    assert_eq!(agent.breaks(200_000), ["deadline 800000"]);
+    agent.until(200_100, false);
+    agent.at(300_000, Event::LinkUp { connection: 2 });
+    assert_eq!(agent.hears(300_100, ToAgent::Welcome(Box::new(patient))), ["no deadline"]);
+    agent.breaks(400_000);
+    let all = agent.until(1_000_000, false);
+    assert!(all.contains(&"1000000 kill 1.1".to_owned()), "{all:?}");
+}
+
+#[test]
+fn the_secret_is_used_first_and_the_password_when_it_is_of_no_use() {
+    let with_secret = Settings { secret: Some("kept".to_owned()), ..settings() };
+    let mut agent = Agent::new(with_secret);
+    assert_eq!(agent.at(0, Event::Start), ["connect 1 with kept"]);
+    let refuse = |agent: &mut Agent, ms| {
+        let connection = agent.core.connection;
+        agent.at(ms, Event::LinkDown { connection, refused: true, why: String::new() });
+        agent.until(ms + 1_000, false).concat()
+    };
+    // The broker's refusal proves nothing: the two take turns, and the secret is kept.
+    assert!(refuse(&mut agent, 0).ends_with("with hush"));
+    assert!(refuse(&mut agent, 1_000).ends_with("with kept"));
+    assert!(refuse(&mut agent, 2_000).ends_with("with hush"));
+    agent.at(4_000, Event::LinkUp { connection: agent.core.connection });
+    // Let in with the password, and no new secret: the old one is of no use.
+    let said = agent.hears(4_000, ToAgent::Welcome(Box::new(welcome())));
+    assert_eq!(said, ["forget secret", "deadline 64000"]);
+}
+
+#[test]
+fn within_a_session_its_credential_stays() {
+    let mut agent = Agent::attached(settings(), Welcome { secret: Some("secret".to_owned()), ..welcome() });
+    agent.breaks(5_000);
+    for _ in 0..3 {
+        let all = agent.until(agent.core.next_wakeup().unwrap().0, false);
+        assert!(all[0].ends_with("with secret"), "{all:?}");
+        let connection = agent.core.connection;
+        agent.at(6_000, Event::LinkDown { connection, refused: true, why: String::new() });
+    }
+}
+
+#[test]
+fn a_secret_that_the_master_refuses_twice_is_forgotten() {
+    let mut agent = Agent::new(Settings { secret: Some("kept".to_owned()), ..settings() });
+    agent.at(0, Event::Start);
+    let mut all = Vec::new();
+    for _ in 0..4 {
+        let now = agent.core.next_wakeup().unwrap().0;
+        agent.at(now, Event::LinkUp { connection: agent.core.connection });
+        let refused = ToAgent::Refused { reason: "no".to_owned(), power_off: false };
+        all.extend(agent.hears(now, refused));
+        all.extend(agent.at(agent.core.next_wakeup().unwrap().0, Event::Tick));
+    }
+    assert_eq!(
+        all,
+        [
+            "disconnect 1",
+            "connect 2 with hush",
+            "disconnect 2",
+            "connect 3 with kept",
+            "forget secret",
+            "disconnect 3",
+            "connect 4 with hush",
+            "disconnect 4",
+            "connect 5 with hush",
+        ]
+    );
+}

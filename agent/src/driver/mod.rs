@@ -1,0 +1,231 @@
+//! The agent's one loop: events to the core, effects to the link, the runner, the logs and the disk.
+
+mod perform;
+mod power;
+mod session_file;
+mod workdir;
+
+use crate::config::AgentConfig;
+use crate::core::{Core, Event, Level, Settings};
+use crate::identity::{self, Identity};
+use crate::link::{LinkEvent, Target};
+use crate::logs::{LogSent, Logs};
+use crate::runner::{Runner, StepEvent, Update, wait_for_leftovers};
+use crate::{clock, log, vitals};
+use perform::Performer;
+use rouse_shared::{Nonce, Timestamp};
+use session_file::SessionFile;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use sysinfo::System;
+use tokio::sync::mpsc;
+use workdir::WorkDir;
+
+/// Events of links and of the log sender that wait for the loop.
+const QUEUE: usize = 1_024;
+/// Between looks whether an earlier life's processes are gone.
+const LEFTOVERS: Duration = Duration::from_secs(5);
+
+/// Why the agent could not begin, in words that fit after "failed to".
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct StartError(pub String);
+
+/// What the loop waits for.
+enum Input {
+    Link(u64, LinkEvent),
+    Log(LogSent),
+    Step(Update),
+    Terminate,
+    Timer,
+}
+
+/// Runs an agent until it ends; each message of `terminate` is one SIGTERM. `program` is this crate's own program, which
+/// the runner starts anew as the parent of steps.
+///
+/// # Errors
+/// Where it cannot begin: no identity, no directory to work in, no runner.
+pub async fn run(config: AgentConfig, program: PathBuf, mut terminate: mpsc::Receiver<()>) -> Result<(), StartError> {
+    let started = clock::now();
+    let beginning = begin(&config, &program, started);
+    // The timer of a host that nobody calls covers this as well: a host may never get a name.
+    let patience = if config.latent { config.power_off_after } else { Duration::MAX };
+    let begun = tokio::select! {
+        begun = tokio::time::timeout(patience, beginning) => begun,
+        _ = terminate.recv() => return Ok(()),
+    };
+    let Ok(begun) = begun else {
+        let why = "this host has not learned in time who it is";
+        log::line(Level::Error, &format!("{why}: powering off"));
+        power::off(&config.power_off_command).await;
+        return Ok(());
+    };
+    begun?.live(&config, terminate).await;
+    Ok(())
+}
+
+/// An agent that knows who it is.
+struct Agent {
+    core: Core,
+    performer: Performer,
+    links: mpsc::Receiver<(u64, LinkEvent)>,
+    logs: mpsc::Receiver<LogSent>,
+    steps: mpsc::Receiver<Update>,
+}
+
+async fn begin(config: &AgentConfig, program: &Path, started: Timestamp) -> Result<Agent, StartError> {
+    let lock_file = WorkDir::lock_file(&config.work_dir);
+    WorkDir::make_lock_file(&config.work_dir).map_err(|e| StartError(format!("make {}: {e}", lock_file.display())))?;
+    reap_leftovers(&lock_file).await?;
+    let work = WorkDir::open(&config.work_dir).map_err(StartError)?;
+    // Before anything that starts threads or opens connections: steps descend from it.
+    let (runner, steps) =
+        Runner::start(program, &lock_file).map_err(|e| StartError(format!("start {}: {e}", program.display())))?;
+
+    let identity = identity::identify(config).await.map_err(|e| StartError(e.to_string()))?;
+    let Identity { worker, host, password, broker, ca, power_off_after } = identity;
+    log::line(Level::Info, &format!("this is worker {worker} on host {host}"));
+    let target = Target::parse(&broker, ca).map_err(|why| StartError(format!("use the broker's address: {why}")))?;
+    let session_file = SessionFile::new(work.root(), worker.clone(), host.clone());
+    let mut system = System::new().map_err(|e| StartError(format!("read the state of the machine: {e}")))?;
+    let settings = Settings {
+        worker: worker.clone(),
+        identity: host,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        facts: vitals::facts(&mut system),
+        password,
+        secret: session_file.read(),
+        latent: config.latent,
+        started,
+        power_off_after: power_off_after.unwrap_or(config.power_off_after),
+        run_as: config.run_as.clone(),
+    };
+    let core = Core::new(settings, nonce()?);
+    let (link_events, links) = mpsc::channel(QUEUE);
+    let (log_events, logs) = mpsc::channel(QUEUE);
+    let performer = Performer::new(
+        Logs::start(&worker, log_events),
+        perform::Parts {
+            worker,
+            target,
+            runner,
+            work,
+            session_file,
+            system,
+            link_events,
+            max_log: config.max_log_size,
+        },
+    );
+    Ok(Agent { core, performer, links, logs, steps })
+}
+
+/// Waits until nothing of an earlier life of this agent runs: only then is a hello true that lists nothing.
+async fn reap_leftovers(lock_file: &Path) -> Result<(), StartError> {
+    loop {
+        let file = lock_file.to_owned();
+        let gone = tokio::task::spawn_blocking(move || wait_for_leftovers(&file, LEFTOVERS)).await;
+        match gone {
+            Ok(Ok(true)) => return Ok(()),
+            Ok(Ok(false)) => {
+                log::line(
+                    Level::Warn,
+                    "waiting for an earlier agent, or steps of its, that still use the work directory",
+                );
+            }
+            Ok(Err(error)) => return Err(StartError(format!("lock {}: {error}", lock_file.display()))),
+            Err(error) => return Err(StartError(format!("wait for an earlier agent: {error}"))),
+        }
+    }
+}
+
+fn nonce() -> Result<Nonce, StartError> {
+    let mut bytes = [0; 16];
+    getrandom::fill(&mut bytes).map_err(|e| StartError(format!("draw random numbers: {e}")))?;
+    Ok(Nonce(bytes.iter().map(|b| format!("{b:02x}")).collect()))
+}
+
+impl Agent {
+    async fn live(mut self, config: &AgentConfig, mut terminate: mpsc::Receiver<()>) {
+        let mut more = Vec::new();
+        let mut end = self.turn(Event::Start, &mut more);
+        while end.is_none() {
+            let input = self.next(&mut terminate).await;
+            if let Some(event) = self.event(input) {
+                end = self.turn(event, &mut more);
+            }
+        }
+        self.performer.close().await;
+        match end {
+            Some(perform::End::PowerOff) => power::off(&config.power_off_command).await,
+            Some(perform::End::Exit) | None => {}
+        }
+    }
+
+    /// One event, and those that its effects bring about at once.
+    fn turn(&mut self, event: Event, more: &mut Vec<Event>) -> Option<perform::End> {
+        let mut next = Some(event);
+        let mut end = None;
+        while let Some(event) = next {
+            for effect in self.core.handle(clock::now(), event) {
+                end = end.or(self.performer.perform(effect, more));
+            }
+            next = (!more.is_empty()).then(|| more.remove(0));
+        }
+        end
+    }
+
+    async fn next(&mut self, terminate: &mut mpsc::Receiver<()>) -> Input {
+        let wakeup = self.core.next_wakeup().map(|at| at.since(clock::now()));
+        let timer = async {
+            match wakeup {
+                // Timers of the runtime stand still while the machine sleeps, the core's clock does not: look again
+                // now and then.
+                Some(pause) => tokio::time::sleep(pause.min(Duration::from_secs(10))).await,
+                None => std::future::pending().await,
+            }
+        };
+        // In this order: what ends things before what goes on, and logs last, since they are the most.
+        tokio::select! {
+            biased;
+            Some(()) = terminate.recv() => Input::Terminate,
+            Some((number, event)) = self.links.recv() => Input::Link(number, event),
+            Some(update) = self.steps.recv() => Input::Step(update),
+            () = timer => Input::Timer,
+            Some(sent) = self.logs.recv() => Input::Log(sent),
+        }
+    }
+
+    /// What an input is for the core, after the parts beside it have taken note.
+    fn event(&mut self, input: Input) -> Option<Event> {
+        match input {
+            Input::Terminate => Some(Event::Terminate),
+            Input::Timer => Some(Event::Tick),
+            Input::Log(LogSent { attempt, step, offset }) => Some(Event::LogSent { attempt, step, offset }),
+            Input::Link(connection, event) => match event {
+                LinkEvent::Up { connection: amqp } => {
+                    self.performer.link_is_up(connection, amqp);
+                    Some(Event::LinkUp { connection })
+                }
+                LinkEvent::Message(message) => Some(Event::FromMaster { connection, message }),
+                LinkEvent::Garbage(why) => {
+                    log::line(Level::Warn, &format!("dropping a message: {why}"));
+                    None
+                }
+                LinkEvent::Down { refused, why } => {
+                    self.performer.link_is_down(connection);
+                    Some(Event::LinkDown { connection, refused, why })
+                }
+            },
+            Input::Step(Update { attempt, step, event }) => match event {
+                StepEvent::Started => Some(Event::StepStarted { attempt, step }),
+                StepEvent::Output { length } => {
+                    self.performer.output(attempt, step, length);
+                    None
+                }
+                StepEvent::Ended { state, log_length, log_cut, took } => {
+                    self.performer.output(attempt, step, log_length);
+                    Some(Event::StepEnded { attempt, step, state, log_length, log_cut, took })
+                }
+            },
+        }
+    }
+}

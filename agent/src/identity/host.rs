@@ -1,0 +1,26 @@
+//! Which machine this is: something that stays over reboots and that no other machine has.
+
+use std::path::Path;
+
+/// What boards without a UUID of their own say, after [`tidy`].
+const NO_UUIDS: [&str; 4] = [
+    "00000000-0000-0000-0000-000000000000",
+    "ffffffff-ffff-ffff-ffff-ffffffffffff",
+    "03000200-0400-0500-0006-000700080009",
+    "not settable",
+];
+
+/// `uuid:…` from the firmware, else `machine:…` from the system's machine id; `root` is `/` but for tests.
+pub(super) fn identity(root: &Path) -> Option<String> {
+    // For root only; an agent without it uses the machine id.
+    let uuid = read(&root.join("sys/class/dmi/id/product_uuid")).filter(|uuid| !NO_UUIDS.contains(&uuid.as_str()));
+    uuid.map(|uuid| format!("uuid:{uuid}"))
+        .or_else(|| read(&root.join("etc/machine-id")).map(|id| format!("machine:{id}")))
+}
+
+fn read(path: &Path) -> Option<String> {
+    let text = std::fs::read_to_string(path).ok()?;
+    let text = text.trim().to_ascii_lowercase();
+    // systemd writes the word into images whose machines are to make their own at first boot.
+    (!text.is_empty() && text != "uninitialized").then_some(text)
+}

@@ -1,0 +1,304 @@
+//! One connection to the broker: a queue of its own to listen on, and a channel to speak on.
+//!
+//! A connection is never mended: when it breaks it is reported, and the core asks for the next.
+
+use futures_util::StreamExt;
+use futures_util::stream::FuturesOrdered;
+use lapin::options::{BasicConsumeOptions, BasicPublishOptions, QueueDeclareOptions};
+use lapin::types::FieldTable;
+use lapin::uri::AMQPUri;
+use lapin::{BasicProperties, Channel, Connection, ConnectionProperties, ErrorKind};
+use rouse_shared::message::ToAgent;
+use rouse_shared::{WorkerName, codec, names};
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::mpsc;
+
+/// Bytes of a frame: the smallest that RabbitMQ 4 takes, since lapin keeps 64 of them for each connection.
+const FRAME_MAX: u32 = 8_192;
+/// Seconds. The broker frees the queue of an agent that is gone after about three.
+const HEARTBEAT: u16 = 10;
+/// Longest time for one host: name lookup, TCP, TLS, AMQP, the queue.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
+/// Longest time to close in good order.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+/// Messages that wait to be written. A link that takes none is broken, and what they say is said again.
+const OUTBOX: usize = 1_024;
+/// Messages that are being written at once.
+const IN_FLIGHT: usize = 64;
+/// What AMQP calls a refusal.
+const ACCESS_REFUSED: u16 = 403;
+
+/// Where to connect.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Target {
+    /// In order of preference, at least one.
+    uris: Vec<AMQPUri>,
+    /// PEM certificates to trust beside the system's.
+    ca: Option<String>,
+}
+
+impl Target {
+    /// The brokers in `amqps://host[:port],host[:port]/vhost`.
+    ///
+    /// # Errors
+    /// In words: where that is no such address, or has a user in it.
+    pub fn parse(broker: &str, ca: Option<String>) -> Result<Self, String> {
+        let wrong = |why: &str| {
+            format!("{broker:?} {why}; write amqp://host[:port][,host…]/vhost, or amqps:// for an encrypted connection")
+        };
+        let (scheme, rest) = broker.split_once("://").ok_or_else(|| wrong("is not an address"))?;
+        if scheme != "amqp" && scheme != "amqps" {
+            return Err(wrong("is neither amqp:// nor amqps://"));
+        }
+        let (hosts, path) = match rest.find(['/', '?']) {
+            Some(at) => rest.split_at(at),
+            None => (rest, ""),
+        };
+        if hosts.contains('@') {
+            // Not quoted: what stands there may be a password.
+            return Err(
+                "the broker's address has a user in it; an agent logs in with its own name and password".to_owned()
+            );
+        }
+        let mut uris = Vec::new();
+        for host in hosts.split(',').map(str::trim) {
+            if host.is_empty() {
+                return Err(wrong("has an empty host"));
+            }
+            let mut uri: AMQPUri = format!("{scheme}://{host}{path}").parse().map_err(|why: String| wrong(&why))?;
+            uri.query.frame_max = Some(FRAME_MAX);
+            uri.query.heartbeat = Some(HEARTBEAT);
+            uri.query.connection_timeout = Some(u64::try_from(CONNECT_TIMEOUT.as_millis()).unwrap_or(u64::MAX));
+            uris.push(uri);
+        }
+        Ok(Self { uris, ca })
+    }
+
+    /// The hosts with their ports, in order.
+    pub fn hosts(&self) -> impl Iterator<Item = (&str, u16)> {
+        self.uris.iter().map(|uri| (uri.authority.host.as_str(), uri.authority.port))
+    }
+}
+
+/// What a link tells.
+#[derive(Debug)]
+pub enum LinkEvent {
+    /// The queue is declared and consumed. Once.
+    Up {
+        /// The connection, for channels beside the link's own.
+        connection: Arc<Connection>,
+    },
+    /// A message of the master's.
+    Message(Box<ToAgent>),
+    /// A message that is none, dropped; why.
+    Garbage(String),
+    /// It could not be made, or has ended. The last event.
+    Down {
+        /// Whether the broker refused name and password.
+        refused: bool,
+        /// In words.
+        why: String,
+    },
+}
+
+/// A link as its owner holds it. When it is dropped the connection is closed after what was sent on it.
+#[derive(Debug)]
+pub struct Link {
+    outbox: mpsc::Sender<Vec<u8>>,
+}
+
+/// What a link needs to know.
+#[derive(Clone, Debug)]
+pub struct Login {
+    /// The worker: its name logs in, and is in every message.
+    pub worker: WorkerName,
+    /// The password.
+    pub credential: String,
+    /// The number of the connection, handed back with each event.
+    pub connection: u64,
+    /// The queue to declare.
+    pub queue: String,
+}
+
+/// Why a link is down.
+struct Broken {
+    refused: bool,
+    why: String,
+}
+
+impl Broken {
+    fn new(why: impl fmt::Display) -> Self {
+        Self { refused: false, why: why.to_string() }
+    }
+}
+
+impl From<lapin::Error> for Broken {
+    fn from(error: lapin::Error) -> Self {
+        let refused = matches!(error.kind(), ErrorKind::ProtocolError(e) if e.get_id() == ACCESS_REFUSED);
+        Self { refused, why: error.to_string() }
+    }
+}
+
+impl Link {
+    /// Begins to connect. Events come into `events` with the connection's number, the last is [`LinkEvent::Down`];
+    /// `done` is dropped when the connection is closed.
+    pub fn open(target: Target, login: Login, events: mpsc::Sender<(u64, LinkEvent)>, done: mpsc::Sender<()>) -> Self {
+        let (outbox, inbox) = mpsc::channel(OUTBOX);
+        tokio::spawn(async move {
+            let _done = done;
+            let number = login.connection;
+            let end = live(&target, login, inbox, &events).await;
+            // Where nobody listens the agent is ending, and wants to know no more.
+            drop(events.send((number, LinkEvent::Down { refused: end.refused, why: end.why })).await);
+        });
+        Self { outbox }
+    }
+
+    /// Queues a message to be published to the master; false where the link takes no more.
+    pub fn send(&self, message: Vec<u8>) -> bool {
+        self.outbox.try_send(message).is_ok()
+    }
+}
+
+async fn live(
+    target: &Target,
+    login: Login,
+    mut inbox: mpsc::Receiver<Vec<u8>>,
+    events: &mpsc::Sender<(u64, LinkEvent)>,
+) -> Broken {
+    let number = login.connection;
+    let connecting = connect_any(target, &login);
+    let (connection, control, mut consumer) = tokio::select! {
+        made = connecting => match made {
+            Ok(made) => made,
+            Err(broken) => return broken,
+        },
+        // Given up meanwhile. Messages before the link is up are not expected, and dropped with it.
+        _ = inbox.recv() => return Broken::new("given up while connecting"),
+    };
+    let connection = Arc::new(connection);
+    if events.send((number, LinkEvent::Up { connection: connection.clone() })).await.is_err() {
+        return Broken::new("nobody listens");
+    }
+    let key = names::control_key(&login.worker);
+    let properties = BasicProperties::default().with_user_id(login.worker.as_str().into());
+    let mut writing = FuturesOrdered::new();
+    let end = loop {
+        tokio::select! {
+            message = inbox.recv(), if writing.len() < IN_FLIGHT => match message {
+                Some(message) => writing.push_back(publish(&control, &key, properties.clone(), message)),
+                None => break None,
+            },
+            Some(written) = writing.next(), if !writing.is_empty() => {
+                if let Err(error) = written {
+                    break Some(Broken::from(error));
+                }
+            }
+            delivery = consumer.next() => {
+                let event = match delivery {
+                    Some(Ok(delivery)) => match codec::decode::<ToAgent>(&delivery.data) {
+                        Ok(message) => LinkEvent::Message(Box::new(message)),
+                        Err(error) => LinkEvent::Garbage(error.to_string()),
+                    },
+                    Some(Err(error)) => break Some(Broken::from(error)),
+                    None => break Some(Broken::new("the broker has ended the queue")),
+                };
+                if events.send((number, event)).await.is_err() {
+                    break None;
+                }
+            }
+        }
+    };
+    if let Some(broken) = end {
+        // What is still open of it goes by itself; a broken connection is not worth waiting for.
+        drop(tokio::time::timeout(CLOSE_TIMEOUT, connection.close(200, "OK".into())).await);
+        return broken;
+    }
+    let in_good_order = async {
+        while let Some(written) = writing.next().await {
+            written?;
+        }
+        connection.close(200, "OK".into()).await
+    };
+    match tokio::time::timeout(CLOSE_TIMEOUT, in_good_order).await {
+        Ok(Ok(())) => Broken::new("closed"),
+        Ok(Err(error)) => error.into(),
+        Err(_) => Broken::new("closed while the broker took nothing"),
+    }
+}
+
+async fn publish(channel: &Channel, key: &str, properties: BasicProperties, message: Vec<u8>) -> lapin::Result<()> {
+    let options = BasicPublishOptions { mandatory: false, immediate: false };
+    channel.basic_publish(names::AGENTS.into(), key.into(), options, &message, properties).await?.await?;
+    Ok(())
+}
+
+/// The first host that lets us in. A refusal is the whole cluster's word, so no other is asked then.
+async fn connect_any(target: &Target, login: &Login) -> Result<(Connection, Channel, lapin::Consumer), Broken> {
+    let mut whys = Vec::new();
+    for uri in &target.uris {
+        let place = format!("{}:{}", uri.authority.host, uri.authority.port);
+        match tokio::time::timeout(CONNECT_TIMEOUT, connect(uri, target.ca.clone(), login)).await {
+            Ok(Ok(made)) => return Ok(made),
+            Ok(Err(broken)) if broken.refused => {
+                return Err(Broken { refused: true, why: format!("{place}: {}", broken.why) });
+            }
+            Ok(Err(broken)) => whys.push(format!("{place}: {}", broken.why)),
+            Err(_) => whys.push(format!("{place}: no answer for {} s", CONNECT_TIMEOUT.as_secs())),
+        }
+    }
+    Err(Broken::new(whys.join("; ")))
+}
+
+async fn connect(
+    uri: &AMQPUri,
+    ca: Option<String>,
+    login: &Login,
+) -> Result<(Connection, Channel, lapin::Consumer), Broken> {
+    let mut uri = uri.clone();
+    uri.authority.userinfo.username = login.worker.to_string();
+    uri.authority.userinfo.password = login.credential.clone();
+    let name = format!("rouse-agent {} {}", login.worker, login.connection);
+    let properties = ConnectionProperties::default().with_connection_name(name.into());
+    let tls = lapin::tcp::OwnedTLSConfig { identity: None, cert_chain: ca };
+    let runtime = lapin::runtime::default_runtime()?;
+    let connection = Connection::connect_uri_with_config(uri, properties, tls, runtime).await?;
+    let consuming = connection.create_channel().await?;
+    let declare = QueueDeclareOptions { exclusive: true, ..QueueDeclareOptions::default() };
+    consuming.queue_declare(login.queue.as_str().into(), declare, FieldTable::default()).await?;
+    let consume = BasicConsumeOptions { no_ack: true, exclusive: true, ..BasicConsumeOptions::default() };
+    let consumer =
+        consuming.basic_consume(login.queue.as_str().into(), "".into(), consume, FieldTable::default()).await?;
+    let control = connection.create_channel().await?;
+    Ok((connection, control, consumer))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Target;
+
+    fn hosts(broker: &str) -> Vec<(String, u16)> {
+        let target = Target::parse(broker, None).expect("an address");
+        target.hosts().map(|(h, p)| (h.to_owned(), p)).collect()
+    }
+
+    #[test]
+    fn hosts_are_tried_in_their_order() {
+        let two = "amqps://mq1.example.org,mq2.example.org:5999/rouse";
+        assert_eq!(hosts(two), [("mq1.example.org".to_owned(), 5671), ("mq2.example.org".to_owned(), 5999)]);
+        assert_eq!(hosts("amqp://127.0.0.1"), [("127.0.0.1".to_owned(), 5672)]);
+        let target = Target::parse(two, None).expect("an address");
+        assert!(target.uris.iter().all(|uri| uri.vhost == "rouse"));
+    }
+
+    #[test]
+    fn what_is_no_broker_is_refused_without_showing_passwords() {
+        for bad in ["", "mq.example.org", "http://mq.example.org", "amqp://", "amqp://a,,b/v", "amqp://a:port/v"] {
+            assert!(Target::parse(bad, None).is_err(), "{bad:?} was taken");
+        }
+        let error = Target::parse("amqp://me:hush@mq.example.org/", None).expect_err("refused");
+        assert!(!error.contains("hush"), "{error}");
+    }
+}

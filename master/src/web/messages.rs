@@ -1,0 +1,31 @@
+//! The same JSON for those who listen on the broker: changes on `rouse.events`, answers to builds from the inbox.
+
+use super::json;
+use crate::core::event::{Answer, Change};
+use serde_json::json;
+
+/// The routing key and the body of a change on the exchange `rouse.events`: `build.12.running`, `worker.w1.idle`,
+/// `host.h0123456789abcdef.booting`.
+pub fn change_message(change: &Change) -> (String, Vec<u8>) {
+    let key = match change {
+        Change::Build { id, state, .. } => format!("build.{id}.{}", state.as_str()),
+        Change::Worker { name, state, .. } => format!("worker.{name}.{}", state.as_str()),
+        Change::Host { id, state, .. } => format!("host.{id}.{}", state.as_str()),
+    };
+    let (kind, mut body) = json::change(change);
+    if let Some(object) = body.as_object_mut() {
+        object.insert("kind".to_owned(), kind.into());
+    }
+    (key, body.to_string().into_bytes())
+}
+
+/// The body of the answer to a build from the inbox: its id, or the error and the field at fault.
+pub fn answer_body(answer: &Answer) -> Vec<u8> {
+    let body = match answer {
+        Answer::Accepted(id) => json!({ "id": id.to_string() }),
+        Answer::Done => json!({}),
+        Answer::NotFound(reason) => json!({ "error": reason }),
+        Answer::Refused { field, reason } => json!({ "error": reason, "field": field }),
+    };
+    body.to_string().into_bytes()
+}
