@@ -1,36 +1,79 @@
 //! The program `rouse`: the master, and the commands that talk to one.
 
 use clap::Parser as _;
-use rouse_master::{cli, clock};
+use rouse_master::driver::Failure;
+use rouse_master::{broker, cli, clock, config, demo, driver};
 use rouse_shared::Timestamp;
+use std::io::IsTerminal as _;
 use std::path::Path;
 use std::process::ExitCode;
 
-/// What this program does without a master. It has none built in yet: these commands say so and fail.
+/// Bad usage or configuration, or the master cannot run.
+const WRONG: u8 = 2;
+
+/// What this program does without asking a master.
 struct Program;
 
-impl Program {
-    fn lacks(command: &str) -> ExitCode {
-        eprintln!("rouse: this program was built without `rouse {command}`");
-        ExitCode::from(2)
-    }
-}
-
 impl cli::Local for Program {
-    fn master(&self, _: &Path) -> ExitCode {
-        Self::lacks("master")
+    fn master(&self, path: &Path) -> ExitCode {
+        let config = match config::load(path) {
+            Ok(config) => config,
+            Err(faults) => {
+                eprintln!("{faults}");
+                return ExitCode::from(WRONG);
+            }
+        };
+        start_log("info");
+        for warning in &config.warnings {
+            tracing::warn!("{warning}");
+        }
+        end(block_on(driver::run(path, config)).map(|()| true))
     }
 
-    fn check(&self, _: &Path, _: bool) -> ExitCode {
-        Self::lacks("check")
+    fn check(&self, path: &Path, online: bool) -> ExitCode {
+        let code = config::check(path, online, &mut std::io::stdout());
+        ExitCode::from(u8::try_from(code).unwrap_or(WRONG))
     }
 
-    fn demo(&self, _: Option<&Path>) -> ExitCode {
-        Self::lacks("demo")
+    fn demo(&self, source: Option<&Path>) -> ExitCode {
+        start_log("warn");
+        end(block_on(demo::run(source)))
     }
 
     fn now(&self) -> Timestamp {
         clock::now()
+    }
+}
+
+fn start_log(level: &str) {
+    let default = format!("{level},{}", broker::LOG_FILTER);
+    let filter = tracing_subscriber::EnvFilter::try_from_env("ROUSE_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(default));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false)
+        .init();
+}
+
+fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let runtime = runtime.map_err(|e| Failure::new("cannot start", &e))?;
+    let result = runtime.block_on(work);
+    // Calls that are still under way must not keep the program.
+    runtime.shutdown_background();
+    result
+}
+
+fn end(result: Result<bool, Failure>) -> ExitCode {
+    match result {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(failure) => {
+            eprintln!("rouse: {failure}");
+            ExitCode::from(WRONG)
+        }
     }
 }
 

@@ -45,7 +45,8 @@ const DISK_PAUSE: Duration = Duration::from_secs(1);
 pub struct Failure(Vec<String>);
 
 impl Failure {
-    fn new(what: impl fmt::Display, error: &dyn std::error::Error) -> Self {
+    /// What could not be done, and the error with its causes.
+    pub fn new(what: impl fmt::Display, error: &dyn std::error::Error) -> Self {
         let mut chain = vec![what.to_string(), error.to_string()];
         let mut source = error.source();
         while let Some(cause) = source {
@@ -54,6 +55,12 @@ impl Failure {
         }
         chain.retain(|text| !text.is_empty());
         Self(chain)
+    }
+}
+
+impl From<String> for Failure {
+    fn from(text: String) -> Self {
+        Self(vec![text])
     }
 }
 

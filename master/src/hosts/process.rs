@@ -349,10 +349,15 @@ pub fn locate(program: &Path) -> Option<PathBuf> {
         .find(|candidate| candidate.is_file())
 }
 
-/// For use in tests and the demo: all stamped processes of an owner, by pid.
+/// Kills the agents that an owner has started, whatever its ledger says. Returns the processes of it that are left:
+/// supervisors take a moment to end what they run.
 ///
 /// # Errors
-/// Where `/proc` cannot be read.
-pub fn processes_of(owner: &str) -> io::Result<Vec<i32>> {
-    Ok(stamped(owner)?.into_iter().map(|p| p.pid).collect())
+/// Where `/proc` cannot be read, or a process cannot be killed.
+pub fn end_all(owner: &str) -> io::Result<Vec<i32>> {
+    let all = stamped(owner)?;
+    for agent in agents_of(&all) {
+        kill(&agent)?;
+    }
+    Ok(all.into_iter().map(|p| p.pid).collect())
 }

@@ -1,0 +1,273 @@
+//! `rouse demo`: the whole thing on this machine, without a configuration. A master with a private broker, one latent
+//! worker whose host is a process, a real build, and at the end what happened when.
+
+use crate::clock;
+use crate::config::Config;
+use crate::core::build::BuildState;
+use crate::core::event::{Change, WorkerState};
+use crate::core::record::HostState;
+use crate::driver::{Control, Failure, Master};
+use crate::hosts::process;
+use rouse_shared::Timestamp;
+use std::fs::{self, DirBuilder};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+use tokio::sync::broadcast;
+
+/// The program that is built where this repository's source is not at hand.
+const CARRIED: &str = include_str!("demo/primes.sh");
+/// How long the host may take to go after it has been idle.
+const GOING: Duration = Duration::from_secs(60);
+/// Idle time before the demo's host is shut down: long enough to be seen.
+const IDLE: &str = "3s";
+
+/// When what happened for the first time.
+#[derive(Default)]
+struct Story(Vec<(&'static str, Timestamp)>);
+
+impl Story {
+    fn tell(&mut self, change: &Change) {
+        let (what, at) = match change {
+            Change::Build { state, at, .. } => {
+                let what = match state {
+                    BuildState::Queued | BuildState::Starting if self.0.is_empty() => "queued",
+                    BuildState::Queued | BuildState::Starting => return,
+                    BuildState::Running => "first step",
+                    BuildState::Success | BuildState::Failure | BuildState::Cancelled | BuildState::Lost => "done",
+                };
+                (what, *at)
+            }
+            Change::Host { state, at, .. } => {
+                let what = match state {
+                    HostState::Ordered => "ordered",
+                    HostState::Booting => "booted",
+                    HostState::Awake => "attached",
+                    HostState::Gone => "gone",
+                    HostState::Draining => "draining",
+                    HostState::Stopping => "stopping",
+                };
+                (what, *at)
+            }
+            Change::Worker { state: WorkerState::Idle, at, .. } if self.has("done") => ("idle", *at),
+            Change::Worker { .. } => return,
+        };
+        if !self.has(what) {
+            self.0.push((what, at));
+        }
+    }
+
+    fn has(&self, what: &str) -> bool {
+        self.0.iter().any(|(known, _)| *known == what)
+    }
+
+    fn print(&mut self) {
+        // What happens in one turn of the master has one time; the order of a life is told then.
+        let life =
+            ["queued", "ordered", "booted", "attached", "first step", "done", "idle", "draining", "stopping", "gone"];
+        self.0.sort_by_key(|(what, at)| (*at, life.iter().position(|known| known == what)));
+        let Some((_, start)) = self.0.first().copied() else { return };
+        eprintln!("\nwhat happened when, in seconds:");
+        for (what, at) in &self.0 {
+            eprintln!("  {:>9.3}  {what}", at.since(start).as_secs_f64());
+        }
+    }
+}
+
+/// Runs the demo; true where everything went as it should.
+///
+/// # Errors
+/// Where the machine lacks something that it needs.
+pub async fn run(source: Option<&Path>) -> Result<bool, Failure> {
+    let dir = make_dir()?;
+    let shown = show(&dir, source).await;
+    if let Err(error) = fs::remove_dir_all(&dir) {
+        eprintln!("rouse: {} could not be removed: {error}", dir.display());
+    }
+    shown
+}
+
+fn make_dir() -> Result<PathBuf, Failure> {
+    let mut raw = [0_u8; 6];
+    getrandom::fill(&mut raw).map_err(|e| Failure::new("cannot draw random numbers", &e))?;
+    let name: String = raw.iter().map(|byte| format!("{byte:02x}")).collect();
+    let dir = std::env::temp_dir().join(format!("rouse-demo-{name}"));
+    DirBuilder::new().mode(0o711).create(&dir).map_err(|e| Failure::new(dir.display(), &e))?;
+    Ok(dir)
+}
+
+async fn show(dir: &Path, source: Option<&Path>) -> Result<bool, Failure> {
+    let build = write_build(dir, source)?;
+    let port = free_port()?;
+    let text = format!(
+        "[master]\nname = \"demo\"\nstate_dir = {state:?}\nlisten = \"127.0.0.1:0\"\n\
+         [broker]\nlisten = [\"127.0.0.1:{port}\"]\nauth_listen = \"127.0.0.1:0\"\n\
+         [[worker]]\nname = \"demo\"\npassword = {password:?}\nbuild_wait_timeout = {IDLE:?}\n[worker.process]\n",
+        state = dir.join("state"),
+        password = dir.display().to_string(),
+    );
+    let config = Config::parse(&text, Path::new("demo.toml"))
+        .map_err(|faults| Failure::from(format!("the demo's own configuration is wrong: {faults}")))?;
+    eprintln!("rouse: starting a master with a private broker (a few seconds)");
+    let mut interrupted = std::pin::pin!(interrupt());
+    let master = tokio::select! {
+        started = Master::start(config) => started?,
+        () = &mut interrupted => return Ok(false),
+    };
+    let changes = master.control.changes.subscribe();
+    let good = tokio::select! {
+        good = play(&master.control, &build, changes) => good,
+        () = &mut interrupted => {
+            eprintln!("rouse: interrupted; ending everything");
+            Ok(false)
+        }
+    };
+    let control = master.control.clone();
+    master.stop().await;
+    end_hosts(&control.owner).await?;
+    good
+}
+
+async fn interrupt() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
+    else {
+        // Without them the demo still ends by itself.
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+}
+
+/// Builds as a user would, and watches until the host is gone.
+async fn play(control: &Control, build: &Path, mut changes: broadcast::Receiver<Change>) -> Result<bool, Failure> {
+    let program = std::env::current_exe().map_err(|e| Failure::new("cannot find this program", &e))?;
+    let server = format!("http://{}", control.address);
+    eprintln!("rouse: $ rouse build --server {server} --file {}", build.display());
+    let mut child = tokio::process::Command::new(program)
+        .args(["build", "--server", &server, "--file"])
+        .arg(build)
+        .env("ROUSE_TOKEN", &control.token)
+        .stdin(Stdio::null())
+        .kill_on_drop(true)
+        .spawn()
+        .map_err(|e| Failure::new("cannot run `rouse build`", &e))?;
+    let mut story = Story::default();
+    let mut status = None;
+    let mut deadline = None;
+    loop {
+        if status.is_some() && story.has("gone") {
+            break;
+        }
+        let late = async {
+            match deadline {
+                Some(at) => tokio::time::sleep(at).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            change = changes.recv() => match change {
+                Ok(change) => {
+                    let was_idle = story.has("idle");
+                    story.tell(&change);
+                    if story.has("idle") && !was_idle {
+                        eprintln!("rouse: the host is idle and is shut down in {IDLE}");
+                    }
+                }
+                Err(_) => break,
+            },
+            ended = child.wait(), if status.is_none() => {
+                status = Some(ended.map_err(|e| Failure::new("cannot wait for `rouse build`", &e))?);
+                deadline = Some(GOING);
+            }
+            () = late => {
+                eprintln!("rouse: the host did not go within {} s", GOING.as_secs());
+                break;
+            }
+        }
+    }
+    story.print();
+    Ok(status.is_some_and(|s| s.success()) && story.has("gone"))
+}
+
+/// Ends what the demo's hosts still run, however it came to an end.
+async fn end_hosts(owner: &str) -> Result<(), Failure> {
+    let began = clock::now();
+    loop {
+        let left = process::end_all(owner).map_err(|e| Failure::new("cannot end the demo's hosts", &e))?;
+        if left.is_empty() {
+            return Ok(());
+        }
+        if clock::now().since(began) > GOING {
+            return Err(Failure::from(format!("processes {left:?} of the demo did not end; end them by hand")));
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+fn free_port() -> Result<u16, Failure> {
+    let socket = TcpListener::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
+    let address = socket.and_then(|s| s.local_addr()).map_err(|e| Failure::new("cannot find a free port", &e))?;
+    Ok(address.port())
+}
+
+/// Writes the build that the demo runs: this repository's `shared` crate where it can be found, else a program that
+/// this one carries.
+fn write_build(dir: &Path, source: Option<&Path>) -> Result<PathBuf, Failure> {
+    let repository = match source {
+        Some(given) => Some(given.to_owned()),
+        None => std::env::current_dir().ok().and_then(|here| find_repository(&here)),
+    };
+    let archive = dir.join("source.tar");
+    let text = match repository.as_deref().map(|root| pack(root, &archive)) {
+        Some(Ok(())) => {
+            let variable = |name: &str| std::env::var(name).ok().map(|value| format!("{name} = {value:?}\n"));
+            let home = std::env::var("HOME").unwrap_or_default();
+            let cargo_home = std::env::var("CARGO_HOME").unwrap_or_else(|_| format!("{home}/.cargo"));
+            let rustup_home = std::env::var("RUSTUP_HOME").unwrap_or_else(|_| format!("{home}/.rustup"));
+            format!(
+                "name = \"rouse-shared\"\nworker = \"demo\"\n[env]\n{path}CARGO_HOME = {cargo_home:?}\nRUSTUP_HOME = {rustup_home:?}\n\
+                 [[step]]\nname = \"unpack\"\nrun = [\"tar\", \"-xf\", {archive:?}]\n\
+                 [[step]]\nname = \"compile\"\nrun = [\"cargo\", \"build\", \"--locked\", \"-p\", \"rouse-shared\"]\n\
+                 [[step]]\nname = \"test\"\nrun = [\"cargo\", \"test\", \"--locked\", \"-p\", \"rouse-shared\"]\n",
+                path = variable("PATH").unwrap_or_default(),
+            )
+        }
+        Some(Err(why)) if source.is_some() => return Err(Failure::from(why)),
+        Some(Err(_)) | None => format!(
+            "name = \"primes\"\nworker = \"demo\"\n\
+             [[step]]\nname = \"unpack\"\nrun = [\"sh\", \"-c\", 'cat > primes.sh <<\"END\"\n{CARRIED}END\n']\n\
+             [[step]]\nname = \"run\"\nrun = [\"sh\", \"primes.sh\", \"2000\"]\n\
+             [[step]]\nname = \"test\"\nrun = [\"sh\", \"primes.sh\", \"--test\"]\n"
+        ),
+    };
+    let path = dir.join("build.toml");
+    fs::write(&path, text).map_err(|e| Failure::new(path.display(), &e))?;
+    Ok(path)
+}
+
+fn find_repository(from: &Path) -> Option<PathBuf> {
+    from.ancestors()
+        .find(|dir| dir.join(".git").exists() && dir.join("shared/src/message.rs").exists())
+        .map(Path::to_owned)
+}
+
+fn pack(root: &Path, archive: &Path) -> Result<(), String> {
+    let output = std::process::Command::new("git")
+        .arg("-C")
+        .arg(root)
+        .args(["archive", "--format=tar", "-o"])
+        .arg(archive)
+        .arg("HEAD")
+        .output()
+        .map_err(|error| format!("cannot run git: {error}"))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let why = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    Err(format!("cannot pack the source in {}: {why}", root.display()))
+}
