@@ -51,7 +51,7 @@ impl Story {
                 };
                 (what, *at)
             }
-            Change::Worker { state: WorkerState::Idle, at, .. } if self.has("done") => ("idle", *at),
+            Change::Worker { state: WorkerState::Idle, at, .. } if self.has("first step") => ("idle", *at),
             Change::Worker { .. } => return,
         };
         if !self.has(what) {

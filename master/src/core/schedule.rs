@@ -110,6 +110,10 @@ impl Core {
 
     /// Keeps starting hosts for builds that wait, and starts more where there are none left to keep.
     fn wake(&mut self, now: Timestamp) {
+        // Without the broker no agent could attach: a host would only cost.
+        if !self.broker_up {
+            return;
+        }
         let classes: Vec<_> = self.queue.classes.keys().cloned().collect();
         for requirement in classes {
             loop {
@@ -166,6 +170,9 @@ impl Core {
 
     /// Starts hosts until each template has its `min_idle`.
     fn keep_idle(&mut self, now: Timestamp) {
+        if !self.broker_up {
+            return;
+        }
         let wanted: BTreeSet<(String, u32)> = self
             .plan
             .workers

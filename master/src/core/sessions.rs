@@ -462,6 +462,7 @@ impl Core {
 
     pub(super) fn on_broker(&mut self, now: Timestamp, up: bool) {
         self.broker_up = up;
+        self.pending.wake |= up;
         let standing: Vec<_> = self.workers.iter().filter(|(_, w)| w.standing()).map(|(n, _)| n.clone()).collect();
         for name in standing {
             self.timers.clear(&Timer::Missing(name.clone()));

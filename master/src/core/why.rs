@@ -72,6 +72,10 @@ impl Core {
             .values()
             .filter(|w| !w.removed && w.plan.as_ref().is_some_and(|p| queue::matches(requirement, p)))
             .collect();
+        if !self.broker_up {
+            let sentence = format!("it waits for {wanted}: the master is not connected to the broker");
+            return Why { sentence, next_try: None };
+        }
         let asleep = matching.iter().any(|w| w.state == WorkerState::Asleep);
         if asleep && !self.may_start_one() {
             let most = self.plan.max_hosts.unwrap_or_default();

@@ -108,7 +108,7 @@ pub struct Master {
     /// To steer it by.
     pub control: Arc<Control>,
     node: Option<Node>,
-    link: Arc<broker::LinkHandle>,
+    link: watch::Sender<Option<Arc<broker::LinkHandle>>>,
     stop_web: oneshot::Sender<()>,
     web: tokio::task::JoinHandle<()>,
     _auth: AuthServer,
@@ -238,9 +238,8 @@ impl Master {
         info!("listening on http://{address}; the ledger is {}", ledger_path.display());
 
         let (node, link, auth) = connect(&config, &state, admissions, inbound, log_chunks).await?;
-        let link = Arc::new(link);
-        link_slot.send_replace(Some(link.clone()));
-        Ok(Self { control, node, link, stop_web, web, _auth: auth, _state: state, ended })
+        link_slot.send_replace(Some(Arc::new(link)));
+        Ok(Self { control, node, link: link_slot, stop_web, web, _auth: auth, _state: state, ended })
     }
 
     /// Waits until the loop ends by itself, which it does only when it cannot go on.
@@ -257,7 +256,9 @@ impl Master {
         if let Err(error) = self.web.await {
             warn!("the HTTP server did not end well: {error}");
         }
-        self.link.flush().await;
+        if let Some(link) = self.link.send_replace(None) {
+            link.flush().await;
+        }
         if let Some(node) = self.node {
             node.stop().await;
         }
