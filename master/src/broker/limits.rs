@@ -70,6 +70,10 @@ pub const NODE_READY: Duration = Duration::from_secs(180);
 /// For an earlier life's broker to let go of its port after its master was killed.
 pub const PORT_PATIENCE: Duration = Duration::from_secs(5);
 
+/// From making a quorum queue until its name is surely on disk: RabbitMQ 3.10 writes it half a second later, and a
+/// broker that is killed before has a queue that never finds its leader again.
+pub const FIRST_FLUSH: Duration = Duration::from_secs(2);
+
 /// Between SIGTERM and SIGKILL for the private node: it takes 1 to 6 s.
 pub const NODE_STOP: Duration = Duration::from_secs(20);
 

@@ -12,6 +12,7 @@ mod receipt;
 mod session;
 mod uri;
 
+pub(super) use connect::make_inbox;
 pub use judge::Dropped;
 pub use outbound::Outbound;
 pub use receipt::{Receipt, ack_all};

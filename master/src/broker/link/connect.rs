@@ -103,41 +103,42 @@ async fn dial(uri: &AMQPUri, tls: &OwnedTLSConfig, name: &str) -> lapin::Result<
     uri.clone().connect_with_config(properties, tls.clone(), lapin::runtime::default_runtime()?).await
 }
 
+/// Declares the queue of builds alone, for the first boot of a private node.
+pub(in crate::broker) async fn make_inbox(url: &str) -> lapin::Result<()> {
+    let connection = Connection::connect(url, ConnectionProperties::default()).await?;
+    let channel = connection.create_channel().await?;
+    queue(&channel, BUILDS, &[("x-queue-type", text("quorum"))]).await?;
+    connection.close(200, "declared".into()).await
+}
+
 async fn declare(channel: &Channel) -> lapin::Result<()> {
     let durable = ExchangeDeclareOptions { durable: true, ..Default::default() };
     for exchange in [AGENTS, EVENTS] {
         channel.exchange_declare(exchange.into(), ExchangeKind::Topic, durable, FieldTable::default()).await?;
     }
-    let durable = QueueDeclareOptions { durable: true, ..Default::default() };
-    let queues: [(&str, &[(&str, AMQPValue)], Option<&str>); 3] = [
-        (BUILDS, &[("x-queue-type", text("quorum"))], None),
-        (
-            CONTROL,
-            &[
-                ("x-queue-type", text("classic")),
-                ("x-max-length", AMQPValue::LongLongInt(CONTROL_QUEUE_LENGTH)),
-                ("x-max-length-bytes", AMQPValue::LongLongInt(CONTROL_QUEUE_BYTES)),
-            ],
-            Some(CONTROL_BINDING),
-        ),
-        (
-            LOGS,
-            &[
-                ("x-queue-type", text("classic")),
-                ("x-max-length-bytes", AMQPValue::LongLongInt(LOG_QUEUE_BYTES)),
-                ("x-overflow", text("reject-publish")),
-            ],
-            Some(LOGS_BINDING),
-        ),
+    queue(channel, BUILDS, &[("x-queue-type", text("quorum"))]).await?;
+    let control = [
+        ("x-queue-type", text("classic")),
+        ("x-max-length", AMQPValue::LongLongInt(CONTROL_QUEUE_LENGTH)),
+        ("x-max-length-bytes", AMQPValue::LongLongInt(CONTROL_QUEUE_BYTES)),
     ];
-    for (queue, arguments, binding) in queues {
-        channel.queue_declare(queue.into(), durable, table(arguments)).await?;
-        if let Some(key) = binding {
-            let (options, none) = (QueueBindOptions::default(), FieldTable::default());
-            channel.queue_bind(queue.into(), AGENTS.into(), key.into(), options, none).await?;
-        }
+    queue(channel, CONTROL, &control).await?;
+    let logs = [
+        ("x-queue-type", text("classic")),
+        ("x-max-length-bytes", AMQPValue::LongLongInt(LOG_QUEUE_BYTES)),
+        ("x-overflow", text("reject-publish")),
+    ];
+    queue(channel, LOGS, &logs).await?;
+    for (queue, key) in [(CONTROL, CONTROL_BINDING), (LOGS, LOGS_BINDING)] {
+        let (options, none) = (QueueBindOptions::default(), FieldTable::default());
+        channel.queue_bind(queue.into(), AGENTS.into(), key.into(), options, none).await?;
     }
     Ok(())
+}
+
+async fn queue(channel: &Channel, name: &str, arguments: &[(&str, AMQPValue)]) -> lapin::Result<()> {
+    let durable = QueueDeclareOptions { durable: true, ..Default::default() };
+    channel.queue_declare(name.into(), durable, table(arguments)).await.map(drop)
 }
 
 async fn reader(connection: &Connection, queue: &str, prefetch: u16, exclusive: bool) -> lapin::Result<Reader> {
