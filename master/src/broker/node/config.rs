@@ -197,4 +197,17 @@ mod tests {
         let settings = settings(&Path::new("/tmp").join("x".repeat(100)));
         assert!(matches!(prepare(&settings, true), Err(NodeError::PathTooLong(_))));
     }
+
+    #[test]
+    fn what_operators_copy_says_the_same() {
+        let dir = tempfile::tempdir().unwrap();
+        let node = prepare(&settings(dir.path()), true).unwrap();
+        let ours = fs::read_to_string(node.path("rabbitmq.conf")).unwrap();
+        let lines = include_str!("../../../../contrib/rabbitmq/rabbitmq.conf").lines();
+        for line in lines.filter(|line| !line.is_empty() && !line.starts_with('#')) {
+            assert!(ours.lines().any(|own| own == line), "{line:?} is not what the private node has");
+        }
+        let plugins = include_str!("../../../../contrib/rabbitmq/enabled_plugins");
+        assert_eq!(fs::read_to_string(node.path("enabled_plugins")).unwrap(), plugins);
+    }
 }
