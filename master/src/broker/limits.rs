@@ -55,6 +55,11 @@ pub const AMQP_HEARTBEAT: u16 = 10;
 /// For connecting to one broker and declaring everything there.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
 
+/// For the queue of builds to answer, and the pause before it is asked again: a quorum queue may wait for its quorum.
+pub const INBOX_TIMEOUT: Duration = Duration::from_secs(10);
+/// See [`INBOX_TIMEOUT`].
+pub const INBOX_RETRY: Duration = Duration::from_secs(5);
+
 /// Shortest and longest pause between tries to connect.
 pub const RECONNECT: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
