@@ -55,6 +55,11 @@ pub const AMQP_HEARTBEAT: u16 = 10;
 /// For connecting to one broker and declaring everything there.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
 
+/// For the queue of builds to answer, and the pause before it is asked again: a quorum queue may wait for its quorum.
+pub const INBOX_TIMEOUT: Duration = Duration::from_secs(10);
+/// See [`INBOX_TIMEOUT`].
+pub const INBOX_RETRY: Duration = Duration::from_secs(5);
+
 /// Shortest and longest pause between tries to connect.
 pub const RECONNECT: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
@@ -69,6 +74,10 @@ pub const NODE_READY: Duration = Duration::from_secs(180);
 
 /// For an earlier life's broker to let go of its port after its master was killed.
 pub const PORT_PATIENCE: Duration = Duration::from_secs(5);
+
+/// From making a quorum queue until its name is surely on disk: RabbitMQ 3.10 writes it half a second later, and a
+/// broker that is killed before has a queue that never finds its leader again.
+pub const FIRST_FLUSH: Duration = Duration::from_secs(2);
 
 /// Between SIGTERM and SIGKILL for the private node: it takes 1 to 6 s.
 pub const NODE_STOP: Duration = Duration::from_secs(20);

@@ -12,6 +12,7 @@ mod receipt;
 mod session;
 mod uri;
 
+pub(super) use connect::make_inbox;
 pub use judge::Dropped;
 pub use outbound::Outbound;
 pub use receipt::{Receipt, ack_all};
@@ -42,7 +43,8 @@ pub struct LinkSettings {
 /// What comes in.
 #[derive(Debug)]
 pub enum Inbound {
-    /// Everything is declared and consumed: what is sent from now on goes out.
+    /// Agents are heard, and what is sent from now on goes out. (Builds may follow later, where their queue has lost its
+    /// quorum.)
     Up,
     /// The connection is gone and will be made again. Follows each [`Inbound::Up`]. Receipts from before are void:
     /// the broker delivers again what they were for.

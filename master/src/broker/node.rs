@@ -7,7 +7,8 @@ mod config;
 mod process;
 mod supervise;
 
-use super::limits::{NODE_READY, PORT_PATIENCE};
+use super::limits::{FIRST_FLUSH, NODE_READY, PORT_PATIENCE};
+use super::link::make_inbox;
 use super::{MASTER_USER, VHOST};
 use std::fmt;
 use std::io;
@@ -78,6 +79,8 @@ pub enum NodeError {
         /// The end of what it printed.
         output: String,
     },
+    /// It came up for the first time and its queue of builds could not be made; what lapin says.
+    FirstBoot(lapin::Error),
     /// The supervising thread ended, which it does only when asked.
     Stopped,
 }
@@ -117,6 +120,7 @@ impl fmt::Display for NodeError {
                 "start the private broker: it was not ready within {} s and said: {output}",
                 NODE_READY.as_secs()
             ),
+            Self::FirstBoot(_) => f.write_str("make the queue of builds on the private broker's first boot"),
             Self::Stopped => f.write_str("start the private broker: it was stopped"),
         }
     }
@@ -128,6 +132,7 @@ impl std::error::Error for NodeError {
             Self::AddressTaken { source, .. } | Self::Directory { source, .. } | Self::Spawn { source, .. } => {
                 Some(source)
             }
+            Self::FirstBoot(source) => Some(source),
             Self::NotInstalled { .. }
             | Self::NoAddress
             | Self::PathTooLong(_)
@@ -182,7 +187,8 @@ impl Node {
         for address in &settings.listen {
             wait_for_address(*address).await?;
         }
-        let prepared = config::prepare(&settings, master_address.ip().is_loopback())?;
+        let mut prepared = config::prepare(&settings, master_address.ip().is_loopback())?;
+        let unsettled = prepared.unsettled.take();
         let url = format!("amqp://{MASTER_USER}:{}@{master_address}/{VHOST}", prepared.password);
         let (stop, stopped) = oneshot::channel();
         let (report, state) = watch::channel(NodeState::Starting);
@@ -193,6 +199,11 @@ impl Node {
             .map_err(|source| NodeError::Spawn { program: PathBuf::from("a thread"), source })?;
         let node = Self { url, state, stop: Some(stop), thread: Some(thread) };
         came_up.await.unwrap_or(Err(NodeError::Stopped))?;
+        if let Some(unsettled) = unsettled {
+            make_inbox(&node.url).await.map_err(NodeError::FirstBoot)?;
+            tokio::time::sleep(FIRST_FLUSH).await;
+            unsettled.settle()?;
+        }
         Ok(node)
     }
 

@@ -18,6 +18,7 @@ use lapin::{Channel, Connect, Connection, ConnectionProperties, Consumer, Exchan
 use rouse_shared::names::{AGENTS, BUILDS, CONTROL, CONTROL_BINDING, EVENTS, LOGS, LOGS_BINDING};
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::Poll;
 use tracing::warn;
 
@@ -78,7 +79,6 @@ async fn open(uri: &AMQPUri, tls: &OwnedTLSConfig) -> lapin::Result<Session> {
     // Exclusive: a second master on the same broker would take half of the messages and understand none.
     let control = reader(&reading, CONTROL, CONTROL_PREFETCH, true).await?;
     let logs = reader(&logging, LOGS, LOG_PREFETCH, true).await?;
-    let builds = reader(&reading, BUILDS, BUILDS_PREFETCH, false).await?;
     let events = match events(&reading).await {
         Ok(events) => Some(events),
         Err(error) => {
@@ -87,15 +87,8 @@ async fn open(uri: &AMQPUri, tls: &OwnedTLSConfig) -> lapin::Result<Session> {
             None
         }
     };
-    Ok(Session {
-        endpoint: shown(uri),
-        out,
-        control,
-        logs,
-        builds,
-        events,
-        connections: [publishing, reading, logging],
-    })
+    let endpoint = shown(uri);
+    Ok(Session { endpoint, out, control, logs, events, reading: Arc::new(reading), others: [publishing, logging] })
 }
 
 async fn dial(uri: &AMQPUri, tls: &OwnedTLSConfig, name: &str) -> lapin::Result<Connection> {
@@ -103,41 +96,51 @@ async fn dial(uri: &AMQPUri, tls: &OwnedTLSConfig, name: &str) -> lapin::Result<
     uri.clone().connect_with_config(properties, tls.clone(), lapin::runtime::default_runtime()?).await
 }
 
+/// Declares the queue of builds alone, for the first boot of a private node.
+pub(in crate::broker) async fn make_inbox(url: &str) -> lapin::Result<()> {
+    let connection = Connection::connect(url, ConnectionProperties::default()).await?;
+    let channel = connection.create_channel().await?;
+    builds_queue(&channel).await?;
+    connection.close(200, "declared".into()).await
+}
+
 async fn declare(channel: &Channel) -> lapin::Result<()> {
     let durable = ExchangeDeclareOptions { durable: true, ..Default::default() };
     for exchange in [AGENTS, EVENTS] {
         channel.exchange_declare(exchange.into(), ExchangeKind::Topic, durable, FieldTable::default()).await?;
     }
-    let durable = QueueDeclareOptions { durable: true, ..Default::default() };
-    let queues: [(&str, &[(&str, AMQPValue)], Option<&str>); 3] = [
-        (BUILDS, &[("x-queue-type", text("quorum"))], None),
-        (
-            CONTROL,
-            &[
-                ("x-queue-type", text("classic")),
-                ("x-max-length", AMQPValue::LongLongInt(CONTROL_QUEUE_LENGTH)),
-                ("x-max-length-bytes", AMQPValue::LongLongInt(CONTROL_QUEUE_BYTES)),
-            ],
-            Some(CONTROL_BINDING),
-        ),
-        (
-            LOGS,
-            &[
-                ("x-queue-type", text("classic")),
-                ("x-max-length-bytes", AMQPValue::LongLongInt(LOG_QUEUE_BYTES)),
-                ("x-overflow", text("reject-publish")),
-            ],
-            Some(LOGS_BINDING),
-        ),
+    let control = [
+        ("x-queue-type", text("classic")),
+        ("x-max-length", AMQPValue::LongLongInt(CONTROL_QUEUE_LENGTH)),
+        ("x-max-length-bytes", AMQPValue::LongLongInt(CONTROL_QUEUE_BYTES)),
     ];
-    for (queue, arguments, binding) in queues {
-        channel.queue_declare(queue.into(), durable, table(arguments)).await?;
-        if let Some(key) = binding {
-            let (options, none) = (QueueBindOptions::default(), FieldTable::default());
-            channel.queue_bind(queue.into(), AGENTS.into(), key.into(), options, none).await?;
-        }
+    queue(channel, CONTROL, &control).await?;
+    let logs = [
+        ("x-queue-type", text("classic")),
+        ("x-max-length-bytes", AMQPValue::LongLongInt(LOG_QUEUE_BYTES)),
+        ("x-overflow", text("reject-publish")),
+    ];
+    queue(channel, LOGS, &logs).await?;
+    for (queue, key) in [(CONTROL, CONTROL_BINDING), (LOGS, LOGS_BINDING)] {
+        let (options, none) = (QueueBindOptions::default(), FieldTable::default());
+        channel.queue_bind(queue.into(), AGENTS.into(), key.into(), options, none).await?;
     }
     Ok(())
+}
+
+async fn queue(channel: &Channel, name: &str, arguments: &[(&str, AMQPValue)]) -> lapin::Result<()> {
+    let durable = QueueDeclareOptions { durable: true, ..Default::default() };
+    channel.queue_declare(name.into(), durable, table(arguments)).await.map(drop)
+}
+
+async fn builds_queue(channel: &Channel) -> lapin::Result<()> {
+    queue(channel, BUILDS, &[("x-queue-type", text("quorum"))]).await
+}
+
+/// Declares and reads the queue of builds. Apart from the rest, since a quorum queue whose quorum is away answers nothing.
+pub(super) async fn inbox(connection: &Connection) -> lapin::Result<Reader> {
+    builds_queue(&connection.create_channel().await?).await?;
+    reader(connection, BUILDS, BUILDS_PREFETCH, false).await
 }
 
 async fn reader(connection: &Connection, queue: &str, prefetch: u16, exclusive: bool) -> lapin::Result<Reader> {

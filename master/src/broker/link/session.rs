@@ -1,8 +1,9 @@
 //! One life of the connections: reads, acknowledges and publishes until the first of them fails.
 
+use super::super::limits::{INBOX_RETRY, INBOX_TIMEOUT};
 use super::super::refusals::Refusals;
 use super::closings::{Connections, address};
-use super::connect::Reader;
+use super::connect::{self, Reader};
 use super::judge::{self, Dropped, Reason};
 use super::outbound::{Waiting, publish};
 use super::receipt::{Acks, Receipt};
@@ -11,6 +12,7 @@ use futures_util::StreamExt;
 use lapin::message::Delivery;
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{Channel, Connection};
+use rouse_shared::names::BUILDS;
 use std::sync::Arc;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -29,10 +31,10 @@ pub(super) struct Session {
     pub(super) out: Channel,
     pub(super) control: Reader,
     pub(super) logs: Reader,
-    pub(super) builds: Reader,
     pub(super) events: Option<Reader>,
-    /// Closed when dropped.
-    pub(super) connections: [Connection; 3],
+    /// Of control, events and builds. Closed when dropped, as are the others.
+    pub(super) reading: Arc<Connection>,
+    pub(super) others: [Connection; 2],
 }
 
 const ENDING: &str = "the master is ending";
@@ -40,7 +42,7 @@ const ENDING: &str = "the master is ending";
 impl Session {
     /// Until something fails; then why.
     pub(super) async fn run(self, ends: &Ends, refusals: &Refusals, waiting: &mut Waiting) -> String {
-        let Self { endpoint: _, out, control, logs, builds, events, connections } = self;
+        let Self { endpoint: _, out, control, logs, events, reading, others } = self;
         // Dropped at the end of this function, and with it every task.
         let mut tasks = JoinSet::new();
         let (inbound, dropped) = (ends.inbound.clone(), ends.dropped.clone());
@@ -52,18 +54,7 @@ impl Session {
             let (worker, chunk) = judge::log(user, delivery.routing_key.as_str(), &delivery.data)?;
             Ok(LogDelivery { worker, chunk, receipt: receipt() })
         });
-        read(&mut tasks, builds, dropped, inbound.clone(), |_user, delivery, receipt| {
-            judge::submission(&delivery.data)?;
-            let text = |field: &Option<ShortString>| field.as_ref().map(ToString::to_string);
-            Ok(Inbound::Submit {
-                body: std::mem::take(&mut delivery.data),
-                content_type: text(delivery.properties.content_type()),
-                message_id: text(delivery.properties.message_id()),
-                reply_to: text(delivery.properties.reply_to()),
-                correlation_id: text(delivery.properties.correlation_id()),
-                receipt: receipt(),
-            })
-        });
+        tasks.spawn(take_builds(reading, dropped, inbound.clone()));
         if let Some(events) = events {
             tasks.spawn(listen(events, inbound.clone(), refusals.clone()));
         }
@@ -74,9 +65,51 @@ impl Session {
                 Err(error) => format!("a task failed: {error}"),
             },
         };
-        drop(connections);
+        drop(others);
         why
     }
+}
+
+/// Reads the queue of builds for as long as the connection holds. A queue that does not answer disturbs nothing else.
+async fn take_builds(reading: Arc<Connection>, dropped: Arc<Dropped>, inbound: mpsc::Sender<Inbound>) -> String {
+    let mut told = String::new();
+    loop {
+        let why = match tokio::time::timeout(INBOX_TIMEOUT, connect::inbox(&reading)).await {
+            Ok(Ok(builds)) => {
+                told.clear();
+                let mut tasks = JoinSet::new();
+                read(&mut tasks, builds, dropped.clone(), inbound.clone(), submission);
+                match tasks.join_next().await {
+                    Some(Ok(why)) => why,
+                    Some(Err(error)) => format!("a task failed: {error}"),
+                    None => String::new(),
+                }
+            }
+            Ok(Err(error)) => error.to_string(),
+            Err(_elapsed) => "the queue does not answer; has it lost its quorum?".to_owned(),
+        };
+        if !reading.status().connected() || inbound.is_closed() {
+            return why;
+        }
+        if why != told {
+            warn!(why, queue = BUILDS, "cannot take builds from the queue; trying on");
+            told = why;
+        }
+        tokio::time::sleep(INBOX_RETRY).await;
+    }
+}
+
+fn submission(_user: Option<&str>, delivery: &mut Delivery, receipt: &dyn Fn() -> Receipt) -> Result<Inbound, Reason> {
+    judge::submission(&delivery.data)?;
+    let text = |field: &Option<ShortString>| field.as_ref().map(ToString::to_string);
+    Ok(Inbound::Submit {
+        body: std::mem::take(&mut delivery.data),
+        content_type: text(delivery.properties.content_type()),
+        message_id: text(delivery.properties.message_id()),
+        reply_to: text(delivery.properties.reply_to()),
+        correlation_id: text(delivery.properties.correlation_id()),
+        receipt: receipt(),
+    })
 }
 
 /// Spawns what consumes one queue: judges each delivery, hands on what passes and acknowledges what does not.

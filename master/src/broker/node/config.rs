@@ -18,6 +18,18 @@ pub struct Prepared {
     pub password: String,
     /// `name@host`, as Erlang has it.
     pub node_name: String,
+    /// Present until the node has been through a whole first boot.
+    pub unsettled: Option<Unsettled>,
+}
+
+/// A first boot that is under way.
+pub struct Unsettled(PathBuf);
+
+impl Unsettled {
+    /// From now on the node's data are kept.
+    pub fn settle(self) -> Result<(), NodeError> {
+        write(&self.0, "The first boot was completed; without this file the next one begins anew.\n")
+    }
 }
 
 impl Prepared {
@@ -37,6 +49,15 @@ pub fn prepare(settings: &NodeSettings, master_on_loopback: bool) -> Result<Prep
         let path = dir.join(sub);
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&path).map_err(unusable(&path))?;
     }
+    let settled = dir.join("settled");
+    let unsettled = if settled.exists() {
+        None
+    } else {
+        // A first boot that was cut short leaves data that no later boot completes; nothing was accepted into them.
+        let mnesia = dir.join("mnesia");
+        fs::remove_dir_all(&mnesia).and_then(|()| fs::create_dir(&mnesia)).map_err(unusable(&mnesia))?;
+        Some(Unsettled(settled))
+    };
     let password = password(&dir)?;
     write(&dir.join("rabbitmq.conf"), &configuration(settings, &dir, &password, master_on_loopback))?;
     // Beside the configuration file RabbitMQ reads these two from /etc unless it is told of others.
@@ -46,7 +67,7 @@ pub fn prepare(settings: &NodeSettings, master_on_loopback: bool) -> Result<Prep
         "[rabbitmq_auth_backend_cache,rabbitmq_auth_backend_http,rabbitmq_event_exchange].\n",
     )?;
     let suffix: String = settings.node_name_suffix.chars().filter(char::is_ascii_alphanumeric).take(32).collect();
-    Ok(Prepared { dir, password, node_name: format!("rouse{suffix}@localhost") })
+    Ok(Prepared { dir, password, node_name: format!("rouse{suffix}@localhost"), unsettled })
 }
 
 /// The password of the master's account: made once, since the account is made at the node's first boot only.
@@ -154,7 +175,12 @@ mod tests {
     fn the_password_is_kept_private_and_its_loss_is_told() {
         use std::os::unix::fs::PermissionsExt;
         let dir = tempfile::tempdir().unwrap();
-        let first = prepare(&settings(dir.path()), true).unwrap();
+        // What a first boot that was cut short has left is no hindrance.
+        fs::create_dir(dir.path().join("mnesia")).unwrap();
+        fs::write(dir.path().join("mnesia/half"), "").unwrap();
+        let mut first = prepare(&settings(dir.path()), true).unwrap();
+        assert!(!dir.path().join("mnesia/half").exists());
+        first.unsettled.take().unwrap().settle().unwrap();
         assert_eq!(first.node_name, "rousea1@localhost");
         assert_eq!(first.password.len(), 48);
         let path = first.path("password");
@@ -170,5 +196,18 @@ mod tests {
     fn a_path_that_no_socket_fits_is_refused() {
         let settings = settings(&Path::new("/tmp").join("x".repeat(100)));
         assert!(matches!(prepare(&settings, true), Err(NodeError::PathTooLong(_))));
+    }
+
+    #[test]
+    fn what_operators_copy_says_the_same() {
+        let dir = tempfile::tempdir().unwrap();
+        let node = prepare(&settings(dir.path()), true).unwrap();
+        let ours = fs::read_to_string(node.path("rabbitmq.conf")).unwrap();
+        let lines = include_str!("../../../../contrib/rabbitmq/rabbitmq.conf").lines();
+        for line in lines.filter(|line| !line.is_empty() && !line.starts_with('#')) {
+            assert!(ours.lines().any(|own| own == line), "{line:?} is not what the private node has");
+        }
+        let plugins = include_str!("../../../../contrib/rabbitmq/enabled_plugins");
+        assert_eq!(fs::read_to_string(node.path("enabled_plugins")).unwrap(), plugins);
     }
 }
