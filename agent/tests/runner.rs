@@ -362,4 +362,17 @@ async fn costs() {
         while !matches!(bench.next().await, StepEvent::Ended { .. }) {}
     }
     println!("to the first output: {:?}", first / STEPS);
+
+    let mut first = Duration::ZERO;
+    for _ in 0..STEPS {
+        let began = clock::now();
+        let mut command = std::process::Command::new("/bin/sh");
+        command.args(["-c", "echo; sleep 0.005"]).stdout(std::process::Stdio::piped());
+        let mut process = command.spawn().expect("run");
+        let mut output = process.stdout.take().expect("piped");
+        std::io::Read::read_exact(&mut output, &mut [0]).expect("a line");
+        first += clock::now().since(began);
+        process.wait().expect("ended");
+    }
+    println!("posix_spawn alone: {:?}", first / STEPS);
 }
