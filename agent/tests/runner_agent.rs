@@ -30,9 +30,19 @@ fn agent() {
         runner.set_deadline(number("TEST_AGENT_LEASE").map(|ms| clock::now() + Duration::from_millis(ms)));
         let mut job = job(dir, &std::env::var("TEST_AGENT_MARK").expect("set"), &["sh", "-c", &script]);
         job.max_log = number("TEST_AGENT_MAX_LOG").unwrap_or(u64::MAX);
-        runner.run(job);
+        let descriptors = || fs::read_dir("/proc/self/fd").expect("there").count();
+        let (mut times, mut opened) = (number("TEST_AGENT_TIMES").unwrap_or(1), Vec::new());
+        runner.run(job.clone());
         while let Some(update) = updates.recv().await {
             if let StepEvent::Ended { .. } = update.event {
+                // The stream of a step is closed before its end is told.
+                opened.push(descriptors());
+                times -= 1;
+                if times > 0 {
+                    runner.run(job.clone());
+                    continue;
+                }
+                println!("\nOPEN {} {}", opened[0], opened[opened.len() - 1]);
                 let peak = kilobytes(std::process::id() as i32, "VmHWM").expect("known");
                 println!("\nEND {:?}\nPEAK {peak}", update.event);
                 return;
@@ -133,6 +143,14 @@ async fn the_lease_of_a_frozen_agent_ends_its_steps() {
     assert!(took >= Duration::from_millis(1900) && took < Duration::from_secs(6), "{took:?}");
     let state = support::status(agent.pid(), "State").expect("it is there");
     assert!(state.starts_with('T'), "the agent was to be frozen all the time, and is {state}");
+}
+
+#[tokio::test]
+async fn an_agent_keeps_nothing_open_of_past_steps() {
+    let mut agent = Agent::start("exit 0", &[("TEST_AGENT_TIMES", "200")]);
+    let open = agent.says("OPEN ");
+    let (first, last) = open.split_once(' ').expect("two numbers");
+    assert_eq!(first, last);
 }
 
 #[tokio::test]
