@@ -228,6 +228,10 @@ impl Sender {
         let Some(cursor) = self.cursors.get_mut(&key).filter(|c| c.epoch == epoch) else { return Ok(()) };
         cursor.in_flight = cursor.in_flight.saturating_sub(size);
         cursor.confirmed = end;
+        if cursor.in_flight == 0 {
+            // A build may have many steps, and each would keep a file open.
+            cursor.reader = None;
+        }
         let sent = LogSent { attempt: key.0, step: key.1, offset: end };
         self.sent.send(sent).await.map_err(|_| "the agent is ending".to_owned())
     }

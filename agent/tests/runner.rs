@@ -57,6 +57,20 @@ async fn output_is_kept_to_the_byte() {
 }
 
 #[tokio::test]
+async fn output_that_the_disk_refuses_is_cut() {
+    let mut bench = Bench::new();
+    let mut job = bench.shell("echo lost; echo too");
+    job.spool = "/dev/full".into();
+    bench.runner.run(job);
+    let end = loop {
+        if let StepEvent::Ended { state, log_length, log_cut, .. } = bench.next().await {
+            break (state, log_length, log_cut);
+        }
+    };
+    assert_eq!(end, (StepState::Exited(0), 0, 9));
+}
+
+#[tokio::test]
 async fn output_is_announced_while_the_step_runs() {
     let mut bench = Bench::new();
     let job = bench.shell("echo first; sleep 1000");
@@ -311,4 +325,54 @@ async fn many_steps_leak_nothing() {
     }
     until("all supervisors are reaped", settled).await;
     assert_eq!(descriptors(zygote), before);
+}
+
+/// Not a check: what a step costs. `cargo test -p rouse-agent --test runner costs -- --ignored --nocapture`
+#[tokio::test]
+#[ignore = "measures, checks nothing"]
+async fn costs() {
+    const STEPS: u32 = 1000;
+    let mut bench = Bench::new();
+    let job = bench.job(&["/bin/true"]);
+    let mut last = None;
+    // The first round warms up.
+    for _ in 0..2 {
+        let began = clock::now();
+        for _ in 0..STEPS {
+            bench.runner.run(job.clone());
+            while !matches!(bench.next().await, StepEvent::Ended { .. }) {}
+        }
+        last = Some(clock::now().since(began) / STEPS);
+    }
+    println!("a step: {last:?}");
+
+    let began = clock::now();
+    for _ in 0..STEPS {
+        assert!(std::process::Command::new("/bin/true").status().expect("run").success());
+    }
+    println!("posix_spawn alone: {:?}", clock::now().since(began) / STEPS);
+
+    let echo = bench.shell("echo; sleep 0.005");
+    let mut first = Duration::ZERO;
+    for _ in 0..STEPS {
+        let began = clock::now();
+        bench.runner.run(echo.clone());
+        while !matches!(bench.next().await, StepEvent::Output { .. }) {}
+        first += clock::now().since(began);
+        while !matches!(bench.next().await, StepEvent::Ended { .. }) {}
+    }
+    println!("to the first output: {:?}", first / STEPS);
+
+    let mut first = Duration::ZERO;
+    for _ in 0..STEPS {
+        let began = clock::now();
+        let mut command = std::process::Command::new("/bin/sh");
+        command.args(["-c", "echo; sleep 0.005"]).stdout(std::process::Stdio::piped());
+        let mut process = command.spawn().expect("run");
+        let mut output = process.stdout.take().expect("piped");
+        std::io::Read::read_exact(&mut output, &mut [0]).expect("a line");
+        first += clock::now().since(began);
+        process.wait().expect("ended");
+    }
+    println!("posix_spawn alone: {:?}", first / STEPS);
 }

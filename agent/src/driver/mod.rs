@@ -25,6 +25,8 @@ use workdir::WorkDir;
 const QUEUE: usize = 1_024;
 /// Between looks whether an earlier life's processes are gone.
 const LEFTOVERS: Duration = Duration::from_secs(5);
+/// Between tries to begin, where the agent may not simply give up.
+const BEGIN_AGAIN: Duration = Duration::from_secs(5);
 
 /// Why the agent could not begin, in words that fit after "failed to".
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -46,7 +48,17 @@ enum Input {
 /// Where it cannot begin: no identity, no directory to work in, no runner.
 pub async fn run(config: AgentConfig, program: PathBuf, mut terminate: mpsc::Receiver<()>) -> Result<(), StartError> {
     let started = clock::now();
-    let beginning = begin(&config, &program, started);
+    // A machine that is to be switched off when nobody wants it must not stay on because its agent cannot begin.
+    let stays_on = config.latent && !config.power_off_command.is_empty();
+    let beginning = async {
+        loop {
+            match begin(&config, &program, started).await {
+                Err(error) if stays_on => log::line(Level::Error, &format!("failed to {}; trying again", error.0)),
+                begun => return begun,
+            }
+            tokio::time::sleep(BEGIN_AGAIN).await;
+        }
+    };
     // The timer of a host that nobody calls covers this as well: a host may never get a name.
     let patience = if config.latent { config.power_off_after } else { Duration::MAX };
     let begun = tokio::select! {
@@ -54,8 +66,7 @@ pub async fn run(config: AgentConfig, program: PathBuf, mut terminate: mpsc::Rec
         _ = terminate.recv() => return Ok(()),
     };
     let Ok(begun) = begun else {
-        let why = "this host has not learned in time who it is";
-        log::line(Level::Error, &format!("{why}: powering off"));
+        log::line(Level::Error, "this host's agent could not begin in time: powering off");
         power::off(&config.power_off_command).await;
         return Ok(());
     };
@@ -77,9 +88,6 @@ async fn begin(config: &AgentConfig, program: &Path, started: Timestamp) -> Resu
     WorkDir::make_lock_file(&config.work_dir).map_err(|e| StartError(format!("make {}: {e}", lock_file.display())))?;
     reap_leftovers(&lock_file).await?;
     let work = WorkDir::open(&config.work_dir).map_err(StartError)?;
-    // Before anything that starts threads or opens connections: steps descend from it.
-    let (runner, steps) =
-        Runner::start(program, &lock_file).map_err(|e| StartError(format!("start {}: {e}", program.display())))?;
 
     let identity = identity::identify(config).await.map_err(|e| StartError(e.to_string()))?;
     let Identity { worker, host, password, broker, ca, power_off_after } = identity;
@@ -100,6 +108,8 @@ async fn begin(config: &AgentConfig, program: &Path, started: Timestamp) -> Resu
         run_as: config.run_as.clone(),
     };
     let core = Core::new(settings, nonce()?);
+    let (runner, steps) =
+        Runner::start(program, &lock_file).map_err(|e| StartError(format!("start {}: {e}", program.display())))?;
     let (link_events, links) = mpsc::channel(QUEUE);
     let (log_events, logs) = mpsc::channel(QUEUE);
     let performer = Performer::new(

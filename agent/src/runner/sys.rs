@@ -6,6 +6,7 @@ use std::fs;
 use std::io;
 use std::mem;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
 
 /// The number of a process.
 pub type Pid = libc::pid_t;
@@ -130,6 +131,12 @@ pub fn poll(fds: &mut [libc::pollfd], timeout: u64) -> io::Result<()> {
 /// An entry for [`poll`] that waits for input.
 pub fn input(fd: RawFd) -> libc::pollfd {
     libc::pollfd { fd, events: libc::POLLIN, revents: 0 }
+}
+
+/// Whether the other end of a stream is closed.
+pub fn hung_up(stream: &UnixStream) -> bool {
+    let mut fds = [libc::pollfd { fd: stream.as_raw_fd(), events: libc::POLLRDHUP, revents: 0 }];
+    poll(&mut fds, 0).is_ok() && fds[0].revents != 0
 }
 
 /// A set of signals.
