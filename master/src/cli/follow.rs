@@ -142,14 +142,20 @@ impl<'a> Follower<'a> {
         let path = format!("{}/steps/{number}/log?follow=1&attempt={attempt}", path(self.id));
         let mut offset = 0;
         let mut told = !self.announces;
+        // A spinner would wipe out a line that the step has not ended.
+        let mut line_ended = true;
         while self.prints {
             let response = patiently(self.voice, async || self.client.log(&path, offset).await).await?;
             let Some(mut response) = response else { return Ok(()) };
             let whole = loop {
                 let piece = tokio::select! {
                     piece = response.chunk() => piece,
-                    () = tokio::time::sleep(STEP_LOOK), if !told => {
-                        told = self.tell_begin(attempt, number, false).await?;
+                    () = tokio::time::sleep(STEP_LOOK), if self.announces => {
+                        if !told {
+                            told = self.tell_begin(attempt, number, false).await?;
+                        } else if line_ended {
+                            self.voice.spinning(&format!("step {number} runs"));
+                        }
                         continue;
                     }
                 };
@@ -159,6 +165,8 @@ impl<'a> Follower<'a> {
                         if !told {
                             told = self.tell_begin(attempt, number, true).await?;
                         }
+                        line_ended = bytes.ends_with(b"\n");
+                        self.voice.quiet();
                         self.print(&bytes)?;
                     }
                     Ok(None) => break true,

@@ -52,7 +52,7 @@ pub(super) async fn build(client: &Client, args: &BuildArgs) -> Result<u8, Faile
 /// The build as the master takes it: what the file says, and over it what the options say.
 fn put_together(args: &BuildArgs) -> Result<Value, Failed> {
     let mut build = match &args.file {
-        Some(path) => read(path)?,
+        Some(path) => read(path, args.command.is_empty())?,
         None => Map::new(),
     };
     let mut set = |key: &str, value: Value| build.insert(key.to_owned(), value);
@@ -81,8 +81,9 @@ fn put_together(args: &BuildArgs) -> Result<Value, Failed> {
     }
     if !args.env.is_empty() {
         let env = build.entry("env").or_insert_with(|| json!({}));
-        for (key, value) in &args.env {
-            env[key] = json!(value);
+        // What is no table is told by the check below.
+        if let Value::Object(env) = env {
+            env.extend(args.env.iter().map(|(key, value)| (key.clone(), json!(value))));
         }
     }
     let build = Value::Object(build);
@@ -90,9 +91,12 @@ fn put_together(args: &BuildArgs) -> Result<Value, Failed> {
     Ok(build)
 }
 
-fn read(path: &Path) -> Result<Map<String, Value>, Failed> {
+/// What a file says. `whole`: it must be a build by itself, and its faults are told with their lines.
+fn read(path: &Path, whole: bool) -> Result<Map<String, Value>, Failed> {
     let wrong = |what: &dyn std::fmt::Display| Failed::Usage(format!("{}: {what}", path.display()));
     let text = std::fs::read_to_string(path).map_err(|error| wrong(&error))?;
-    submission::from_toml(&text).map_err(|invalid| wrong(&invalid))?;
+    if whole {
+        submission::from_toml(&text).map_err(|invalid| wrong(&invalid))?;
+    }
     toml::from_str(&text).map_err(|error| wrong(&error))
 }

@@ -57,6 +57,13 @@ impl Voice {
         spinner.set_message(text);
     }
 
+    /// Says beside a spinner what runs; nothing where stderr is no terminal.
+    pub(super) fn spinning(&mut self, text: &str) {
+        if self.terminal {
+            self.waiting(text);
+        }
+    }
+
     /// Nothing is being waited for: the screen belongs to the log.
     pub(super) fn quiet(&mut self) {
         self.waiting.clear();

@@ -26,7 +26,7 @@ const PIECE: usize = 64 << 10;
 /// How soon after a followed log fell silent the build is looked at: the end of a step is announced by nothing else.
 const FIRST_LOOK: Duration = Duration::from_millis(25);
 /// And how seldom, once it has been silent for long.
-const LAST_LOOK: Duration = Duration::from_secs(1);
+const LAST_LOOK: Duration = Duration::from_millis(500);
 /// Stands for "as far as it will grow" in the answer to a range that is followed, as RFC 8673 has it.
 const VERY_LARGE: u64 = i64::MAX as u64;
 

@@ -61,6 +61,14 @@ async fn options_go_before_the_file() {
     let build: Value = serde_json::from_str(&run(&fake, &over).await.1).unwrap();
     assert_eq!((&build["wanted_worker"], &build["where"]), (&Value::Null, &json!({"os": "sun"})));
     assert_eq!((&build["retries"], &build["timeout"]), (&json!(0), &json!(90.0)));
+    let part = dir.path().join("part.toml");
+    std::fs::write(&part, "name = \"p\"\nenv = { A = \"1\" }\n").unwrap();
+    let over = ["build", "--detach", "--json", "--file", part.to_str().unwrap(), "--env", "B=2", "--", "make"];
+    let build: Value = serde_json::from_str(&run(&fake, &over).await.1).unwrap();
+    assert_eq!((&build["name"], &build["steps"][0]["run"]), (&json!("p"), &json!(["make"])));
+    let world = fake.world.lock().unwrap();
+    let env = &world.builds.values().last().unwrap().build.spec.env;
+    assert_eq!(env.iter().map(|(k, v)| format!("{k}={v}")).collect::<Vec<_>>(), ["A=1", "B=2"]);
 }
 
 #[tokio::test]
@@ -76,7 +84,7 @@ async fn every_way_to_fail_has_its_code() {
         (&["build", "--where", "os", "--", "make"], 2, "KEY=VALUE"),
         (&["build", "--where", "os=x", "--worker", "w", "--", "make"], 2, "cannot be used"),
         (&["build", "--file", "/nowhere/build.toml"], 2, "/nowhere/build.toml"),
-        (&["build", "--file", file], 2, "what"),
+        (&["build", "--file", file], 2, "line 3"),
         (&["build", "--worker", "nobody", "--detach", "--", "make"], 4, "worker"),
         (&["frobnicate"], 2, "frobnicate"),
         (&["builds", "--state", "asleep"], 2, "queued"),

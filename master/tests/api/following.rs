@@ -64,6 +64,35 @@ async fn a_build_is_followed_to_its_end() {
 }
 
 #[tokio::test]
+async fn steps_are_told_one_by_one() {
+    let fake = Fake::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("build.toml");
+    let step = |name| format!("[[step]]\nname = \"{name}\"\nrun = \"make {name}\"\n");
+    std::fs::write(&file, ["compile", "test", "publish"].map(step).concat()).unwrap();
+    let child = rouse(&fake).args(["build", "--file"]).arg(&file).spawn();
+    let mut child = child.unwrap();
+    let mut words = Words(BufReader::new(child.stderr.take().unwrap()).lines());
+    words.until("build 1 is accepted").await;
+    fake.begin(1);
+    // A step that prints nothing is told as well.
+    words.until("step 1 of 3 (compile) begins").await;
+    fake.end_step(1, StepState::Exited(0), 0, true);
+    words.until("step 1 of 3 (compile): success").await;
+    fake.print(1, 1, 1, b"4 of 5 failed\n");
+    words.until("step 2 of 3 (test) begins").await;
+    fake.end_step(1, StepState::Exited(4), 14, false);
+    fake.end_attempt(
+        1,
+        Outcome::Failure("test: exit code 4".to_owned()),
+        Some(BuildEnd::Failure("test: exit code 4".to_owned())),
+    );
+    words.until("step 2 of 3 (test): failure, exit code 4 after 1.5 s").await;
+    words.until("build 1: failure: test: exit code 4").await;
+    assert_eq!(told(end(child).await), (1, "4 of 5 failed\n".to_owned(), String::new()));
+}
+
+#[tokio::test]
 async fn each_outcome_has_its_code() {
     for (outcome, ended, code) in [
         (Outcome::Failure("make: exit code 2".to_owned()), BuildEnd::Failure("make: exit code 2".to_owned()), 1),
