@@ -30,6 +30,7 @@ fn hello(queue: &str) -> ToMaster {
         master: None,
         attempts: vec![],
         facts: Default::default(),
+        leaving: false,
     }))
 }
 
