@@ -173,6 +173,7 @@ pub struct ListedHost {
 
 /// Something to be done, after all records of the batch are committed. In the order of the list.
 #[derive(Clone, PartialEq, Debug)]
+#[expect(clippy::large_enum_variant, reason = "most effects are records; boxing each would cost more than moving it")]
 pub enum Effect {
     /// Keep this; committed before anything else of the batch is done.
     Save(Record),

@@ -116,9 +116,7 @@ impl Core {
         }
         let classes: Vec<_> = self.queue.classes.keys().cloned().collect();
         for requirement in classes {
-            loop {
-                let Some(class) = self.queue.classes.get(&requirement) else { break };
-                let Some(place) = class.unreserved.first().copied() else { break };
+            while let Some(place) = self.queue.classes.get(&requirement).and_then(|c| c.unreserved.first().copied()) {
                 let kept = self.starting_with_room(&requirement);
                 let host = match kept {
                     Some(host) => host,

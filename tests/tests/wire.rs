@@ -1,0 +1,199 @@
+//! The bytes of every released version of the wire: agents live in old images, so what they send must be understood for
+//! ever, and what they are sent must still hold what they need.
+//!
+//! `wire/v1.txt` has a line a message: its name and its bytes in hexadecimal. Lines are added, never changed.
+//! `ROUSE_ACCEPT=1 cargo test -p rouse-tests --test wire` adds the lines that are missing.
+
+use rouse_shared::message::*;
+use rouse_shared::{AttemptId, BuildId, MasterId, Nonce, SessionId, codec};
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+const KEPT: &str = include_str!("wire/v1.txt");
+
+fn session() -> SessionId {
+    SessionId("00112233445566778899aabbccddeeff".to_owned())
+}
+
+const ATTEMPT: AttemptId = AttemptId { build: BuildId(12), number: 1 };
+
+fn report() -> AttemptReport {
+    let step = |state, log_length| StepReport { state, started_ms: 5, took_ms: 7, log_length, log_cut: 1 };
+    AttemptReport {
+        attempt: ATTEMPT,
+        revision: 3,
+        steps: vec![
+            step(StepState::Exited(2), 10),
+            step(StepState::Signalled(9), 0),
+            step(StepState::TimedOut, 0),
+            step(StepState::Silent, 0),
+            step(StepState::Stopped, 0),
+            step(StepState::NotStarted("no such file".to_owned()), 0),
+            step(StepState::Skipped, 0),
+            step(StepState::Lost("its supervisor was killed".to_owned()), 0),
+            step(StepState::Running, 0),
+        ],
+        outcome: Some(Outcome::Failure("step \"a\" exited with 2".to_owned())),
+    }
+}
+
+fn to_master() -> Vec<(&'static str, ToMaster)> {
+    let hello = Hello {
+        protocol: 1,
+        version: "0.1.0".to_owned(),
+        connection: 1,
+        queue: "rouse.agent.w1.0.1".to_owned(),
+        identity: "uuid:1".to_owned(),
+        nonce: Nonce("ff".repeat(16)),
+        credential: "secret".to_owned(),
+        master: Some(MasterId("ab".repeat(16))),
+        attempts: vec![report()],
+        facts: Facts { os: "Linux".into(), arch: "x86_64".into(), hostname: "w1".into(), cpus: 2, memory: 1 << 30 },
+        leaving: false,
+    };
+    let vitals = Vitals { load: 0.5, memory_used: 1, memory_total: 2, disk_free: 3, disk_total: 4 };
+    vec![
+        ("to-master/hello", ToMaster::Hello(Box::new(hello))),
+        ("to-master/heartbeat", ToMaster::Heartbeat(Heartbeat { session: session(), seq: 4, vitals })),
+        ("to-master/report", ToMaster::Report(Box::new(Report { session: session(), attempt: report() }))),
+        ("to-master/drained", ToMaster::Drained { session: session(), drain: 2 }),
+        ("to-master/leaving", ToMaster::Leaving { session: session() }),
+        ("to-master/goodbye", ToMaster::Goodbye { session: session() }),
+    ]
+}
+
+fn to_agent() -> Vec<(&'static str, ToAgent)> {
+    let welcome = Welcome {
+        session: session(),
+        master: MasterId("ab".repeat(16)),
+        secret: Some("new".to_owned()),
+        keepalive_ms: 10_000,
+        lease_ms: Some(60_000),
+        link_patience_ms: Some(600_000),
+        standing: true,
+        grace_ms: 600_000,
+    };
+    let env: BTreeMap<String, String> = [("CI".to_owned(), "true".to_owned())].into();
+    let step = Step {
+        name: "compile".to_owned(),
+        run: vec!["make".to_owned(), "-j4".to_owned()],
+        workdir: "src".to_owned(),
+        env: env.clone(),
+        timeout_ms: Some(1),
+        silence_ms: Some(2),
+        always: true,
+    };
+    let order = Order {
+        session: session(),
+        attempt: ATTEMPT,
+        env,
+        run_as: Some("build".to_owned()),
+        timeout_ms: Some(3),
+        steps: vec![step],
+    };
+    vec![
+        ("to-agent/welcome", ToAgent::Welcome(Box::new(welcome))),
+        ("to-agent/refused", ToAgent::Refused { reason: "no".to_owned(), power_off: true }),
+        ("to-agent/renewed", ToAgent::Renewed { session: session(), seq: 4, lease_ms: Some(5) }),
+        ("to-agent/order", ToAgent::Order(Box::new(order))),
+        ("to-agent/cancel", ToAgent::Cancel { session: session(), attempt: ATTEMPT }),
+        ("to-agent/settled", ToAgent::Settled { session: session(), attempts: vec![ATTEMPT] }),
+        ("to-agent/resend", ToAgent::Resend { session: session(), attempt: ATTEMPT, step: 1, offset: 99 }),
+        ("to-agent/drain", ToAgent::Drain { session: session(), drain: 2 }),
+        ("to-agent/undrain", ToAgent::Undrain { session: session() }),
+        ("to-agent/exit", ToAgent::Exit { session: session() }),
+    ]
+}
+
+fn chunk() -> LogChunk {
+    LogChunk { attempt: ATTEMPT, step: 1, offset: 70_000, bytes: b"\x00hello\xff\n".to_vec() }
+}
+
+fn all() -> Vec<(&'static str, Vec<u8>)> {
+    let mut all: Vec<_> = to_master().into_iter().map(|(name, message)| (name, codec::encode(&message))).collect();
+    all.extend(to_agent().into_iter().map(|(name, message)| (name, codec::encode(&message))));
+    all.push(("log-chunk", codec::encode(&chunk())));
+    all
+}
+
+fn kept() -> BTreeMap<&'static str, Vec<u8>> {
+    let digits = |text: &str| -> Vec<u8> {
+        text.as_bytes()
+            .chunks(2)
+            .map(|pair| {
+                let pair = std::str::from_utf8(pair).expect("hexadecimal digits");
+                u8::from_str_radix(pair, 16).expect("hexadecimal digits")
+            })
+            .collect()
+    };
+    KEPT.lines().filter_map(|line| line.split_once(' ')).map(|(name, hex)| (name, digits(hex))).collect()
+}
+
+#[test]
+fn every_kind_of_message_has_its_bytes_kept() {
+    let kept = kept();
+    let missing: Vec<_> = all().into_iter().filter(|(name, _)| !kept.contains_key(name)).collect();
+    if std::env::var_os("ROUSE_ACCEPT").is_some() && !missing.is_empty() {
+        let mut text = KEPT.to_owned();
+        for (name, bytes) in &missing {
+            let hex: String = bytes.iter().fold(String::new(), |mut text, byte| {
+                write!(text, "{byte:02x}").expect("writing to a string");
+                text
+            });
+            writeln!(text, "{name} {hex}").expect("writing to a string");
+        }
+        std::fs::write(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/wire/v1.txt"), text).expect("the kept bytes");
+    }
+    let names: Vec<_> = missing.iter().map(|(name, _)| name).collect();
+    assert!(names.is_empty(), "not kept yet: {names:?}; ROUSE_ACCEPT=1 adds them");
+}
+
+/// What an agent of that version sends means today what it meant then.
+#[test]
+fn bytes_of_released_agents_are_understood() {
+    let kept = kept();
+    for (name, message) in to_master() {
+        let decoded: ToMaster = codec::decode(&kept[name]).unwrap_or_else(|error| panic!("{name}: {error:?}"));
+        assert_eq!(decoded, message, "{name}");
+    }
+    let decoded: LogChunk = codec::decode(&kept["log-chunk"]).expect("log-chunk");
+    assert_eq!(decoded, chunk());
+}
+
+/// What we send holds every field that an agent of that version reads, with the same name and form: its bytes decode to
+/// the same message.
+#[test]
+fn released_agents_find_what_they_read() {
+    let kept = kept();
+    for (name, message) in to_agent() {
+        let decoded: ToAgent = codec::decode(&kept[name]).unwrap_or_else(|error| panic!("{name}: {error:?}"));
+        assert_eq!(decoded, message, "{name}");
+        let old: serde_json::Value = rmp_serde::from_slice(&kept[name]).expect("a map");
+        let new: serde_json::Value = rmp_serde::from_slice(&codec::encode(&message)).expect("a map");
+        assert!(holds(&new, &old), "{name}: {new} lacks something of {old}");
+    }
+}
+
+/// Whether `new` has all that `old` has.
+fn holds(new: &serde_json::Value, old: &serde_json::Value) -> bool {
+    match (new, old) {
+        (serde_json::Value::Object(new), serde_json::Value::Object(old)) => {
+            old.iter().all(|(key, value)| new.get(key).is_some_and(|found| holds(found, value)))
+        }
+        (serde_json::Value::Array(new), serde_json::Value::Array(old)) => {
+            new.len() == old.len() && new.iter().zip(old).all(|(new, old)| holds(new, old))
+        }
+        (new, old) => new == old,
+    }
+}
+
+/// A field that this version does not know is passed over; a kind of message that it does not know is an error.
+#[test]
+fn the_future_is_met_with_patience() {
+    let future = serde_json::json!({ "Drained": { "session": session(), "drain": 2, "mood": "calm" } });
+    let bytes = rmp_serde::to_vec_named(&future).expect("JSON as MessagePack");
+    let drained = ToMaster::Drained { session: session(), drain: 2 };
+    assert_eq!(codec::decode::<ToMaster>(&bytes).expect("an unknown field"), drained);
+    let unknown = rmp_serde::to_vec_named(&serde_json::json!({ "Sing": {} })).expect("JSON as MessagePack");
+    assert!(codec::decode::<ToMaster>(&unknown).is_err());
+}
