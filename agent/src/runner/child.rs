@@ -127,9 +127,7 @@ impl Plan {
             if !sys::signal_on_parent_death(libc::SIGKILL, supervisor) {
                 libc::_exit(127);
             }
-            for signal in 1..=64 {
-                libc::signal(signal, libc::SIG_DFL);
-            }
+            sys::default_signals();
             sys::block_exactly(&sys::signal_set(&[]));
         }
         Ok(())

@@ -239,8 +239,7 @@ async fn listen(stream: &UnixStream, reporter: Reporter<'_>) -> Option<Frame> {
                 Frame::Started => reporter.report(StepEvent::Started).await,
                 Frame::Output { length } => {
                     reporter.report(StepEvent::Output { length }).await;
-                    // One byte; where it has no reader, the stream's end is what comes next.
-                    let _ = stream.try_write(&[SEEN]);
+                    say(stream, SEEN).await;
                 }
                 end @ (Frame::Ended { .. } | Frame::Lost(_)) => return Some(end),
             }
@@ -250,6 +249,16 @@ async fn listen(stream: &UnixStream, reporter: Reporter<'_>) -> Option<Frame> {
             Ok(1..) => {}
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Ok(0) | Err(_) => return None,
+        }
+    }
+}
+
+/// Says one byte to the supervisor. Where that has no reader any more, `listen` sees the stream's end.
+async fn say(stream: &UnixStream, byte: u8) {
+    while stream.writable().await.is_ok() {
+        match stream.try_write(&[byte]) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Ok(_) | Err(_) => return,
         }
     }
 }
@@ -264,8 +273,7 @@ async fn pass_on(stream: &UnixStream, mut wishes: watch::Receiver<Wish>) -> std:
             Wish::Kill => Some(KILL),
         };
         if let Some(byte) = byte {
-            // A few bytes at most are ever under way; where they have no reader, `listen` sees the stream's end.
-            let _ = stream.try_write(&[byte]);
+            say(stream, byte).await;
         }
         if wishes.changed().await.is_err() {
             // Nobody wants anything any more.

@@ -62,7 +62,7 @@ pub struct Job {
 pub enum StepEvent {
     /// The command was exec'd.
     Started,
-    /// More output is in the spool file. Several pieces may come as one.
+    /// More output is in the spool file. Several pieces may come as one, and the last ones with `Ended` alone.
     Output {
         /// Bytes that it holds by now, at least.
         length: u64,

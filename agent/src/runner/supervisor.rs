@@ -108,7 +108,8 @@ pub fn run(agent: UnixStream, order: OwnedFd, deadline: &Deadline, zygote: Pid) 
     let set = sys::signal_set(&[libc::SIGCHLD, ZYGOTE_DIED]);
     sys::block_exactly(&set);
     sys::become_subreaper();
-    if !sys::signal_on_parent_death(ZYGOTE_DIED, zygote) {
+    // An agent that died since it asked for this must not find the step started when it comes back.
+    if !sys::signal_on_parent_death(ZYGOTE_DIED, zygote) || sys::hung_up(&agent) {
         return;
     }
     let began = clock::now();

@@ -6,6 +6,7 @@ use std::fs;
 use std::io;
 use std::mem;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
 
 /// The number of a process.
 pub type Pid = libc::pid_t;
@@ -132,6 +133,12 @@ pub fn input(fd: RawFd) -> libc::pollfd {
     libc::pollfd { fd, events: libc::POLLIN, revents: 0 }
 }
 
+/// Whether the other end of a stream is closed.
+pub fn hung_up(stream: &UnixStream) -> bool {
+    let mut fds = [libc::pollfd { fd: stream.as_raw_fd(), events: libc::POLLRDHUP, revents: 0 }];
+    poll(&mut fds, 0).is_ok() && fds[0].revents != 0
+}
+
 /// A set of signals.
 pub fn signal_set(signals: &[libc::c_int]) -> libc::sigset_t {
     // SAFETY: an all-zero sigset_t is a valid value, which sigemptyset then fills.
@@ -149,6 +156,18 @@ pub fn signal_set(signals: &[libc::c_int]) -> libc::sigset_t {
 pub fn block_exactly(set: &libc::sigset_t) {
     // SAFETY: `set` is a valid set. The call fails only for an unknown `how`.
     unsafe { libc::sigprocmask(libc::SIG_SETMASK, set, std::ptr::null_mut()) };
+}
+
+/// Takes back what this process, or whoever started it, has said about signals.
+pub fn default_signals() {
+    // All zeros is SIG_DFL, without flags, in the kernel's own structure (four words at most) on every architecture.
+    let default = [0u64; 8];
+    for signal in 1..=64 {
+        // By the kernel's number: the C library refuses to touch the two signals that it keeps for itself, and these
+        // may be ignored like any other.
+        // SAFETY: the structure is as large as the kernel's, and a set of signals has 8 bytes. KILL and STOP are refused.
+        unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), std::ptr::null::<u8>(), 8usize) };
+    }
 }
 
 /// Signals as something that [`poll`] can wait for. The signals must be blocked.
