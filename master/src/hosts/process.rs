@@ -153,15 +153,14 @@ impl Processes {
         })?;
         let pid = child.id().and_then(|pid| i32::try_from(pid).ok());
         let started = pid.and_then(|pid| stat(pid).ok()).map_or(0, |(_, started)| started);
-        let (deaths, id) = (self.deaths.clone(), host.id.clone());
         self.watched.lock().unwrap_or_else(PoisonError::into_inner).insert(host.id.clone());
-        let owner = self.owner.clone();
+        let ending = self.ending(host.id.clone());
         tokio::spawn(async move {
             let why = match child.wait().await {
                 Ok(status) => format!("its agent ended ({status})"),
                 Err(error) => format!("its agent could not be waited for: {error}"),
             };
-            tell_when_gone(owner, deaths, id, why).await;
+            ending.tell(why).await;
         });
         Ok(format!("{}:{started}", pid.unwrap_or(0)))
     }
@@ -174,13 +173,17 @@ impl Processes {
         let Ok(fd) = pidfd(agent.pid) else { return };
         // SAFETY: an `OwnedFd` stays open, and the same descriptor, for as long as the `AsyncFd` owns it.
         let Ok(fd) = (unsafe { AsyncFd::register(fd) }) else { return };
-        let (deaths, owner) = (self.deaths.clone(), self.owner.clone());
+        let ending = self.ending(host);
         tokio::spawn(async move {
             // A pidfd becomes readable when its process ends.
             if fd.readable().await.is_ok() {
-                tell_when_gone(owner, deaths, host, "its agent ended".to_owned()).await;
+                ending.tell("its agent ended".to_owned()).await;
             }
         });
+    }
+
+    fn ending(&self, host: HostId) -> Ending {
+        Ending { owner: self.owner.clone(), dir: self.host_dir(&host), host, deaths: self.deaths.clone() }
     }
 
     fn stop_now(&self, host: &HostId) -> Result<Stopped, String> {
@@ -189,9 +192,8 @@ impl Processes {
         if ours.is_empty() {
             self.watched.lock().unwrap_or_else(PoisonError::into_inner).remove(host);
             let dir = self.host_dir(host);
-            return match fs::remove_dir_all(&dir) {
+            return match remove_dir(&dir) {
                 Ok(()) => Ok(Stopped::Gone),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Stopped::Gone),
                 Err(error) => Err(format!("remove {}: {error}", dir.display())),
             };
         }
@@ -239,18 +241,46 @@ impl Provider for Processes {
     }
 }
 
-/// Waits until no process bears the host's stamp, then tells of its death. The agent's supervisors end within
-/// milliseconds of the agent; a host whose leftovers stay is left to the core's repeated stops.
-async fn tell_when_gone(owner: String, deaths: mpsc::Sender<Death>, host: HostId, why: String) {
-    for pause in [1_u64, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000] {
-        match stamped(&owner) {
-            Ok(all) if all.iter().all(|p| p.host != host) => break,
-            Ok(_) | Err(_) => tokio::time::sleep(std::time::Duration::from_millis(pause)).await,
+/// An agent whose end is told once nothing of its host is left.
+struct Ending {
+    owner: String,
+    host: HostId,
+    /// Where the host worked.
+    dir: PathBuf,
+    deaths: mpsc::Sender<Death>,
+}
+
+impl Ending {
+    /// Waits until no process bears the host's stamp, removes its directory, and tells of its death. The agent's
+    /// supervisors end within milliseconds of the agent; a host whose leftovers stay is not dead, and is left to the
+    /// lease and the audit.
+    async fn tell(self, why: String) {
+        for pause in [1_u64, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000] {
+            let gone = stamped(&self.owner).is_ok_and(|all| all.iter().all(|p| p.host != self.host));
+            if gone {
+                return self.tell_now(why).await;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(pause)).await;
+        }
+        tracing::warn!("the agent of host {} has ended and processes of it are left", self.host);
+    }
+
+    async fn tell_now(self, why: String) {
+        if let Err(error) = remove_dir(&self.dir) {
+            tracing::warn!("failed to remove {}: {error}", self.dir.display());
+        }
+        // A master that ends takes no more news; the next one looks for itself.
+        if self.deaths.send(Death { host: self.host.clone(), why }).await.is_err() {
+            tracing::debug!("nobody was there to hear that host {} is gone", self.host);
         }
     }
-    // A master that ends takes no more news; the next one looks for itself.
-    if deaths.send(Death { host: host.clone(), why }).await.is_err() {
-        tracing::debug!("nobody was there to hear that host {host} is gone");
+}
+
+/// Removes a directory, where there is one.
+fn remove_dir(dir: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(dir) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        Ok(()) | Err(_) => Ok(()),
     }
 }
 
