@@ -7,9 +7,11 @@ use rouse_shared::{MasterId, SessionId, Timestamp, names};
 use std::collections::VecDeque;
 use std::time::Duration;
 
-/// First and longest pause before the next connection. A refusal counts as well: the broker also refuses everybody
-/// while the master that it asks is away.
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(30));
+/// First and longest pause before the next connection: a broker that is back is found within seconds.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(3));
+/// The same where the broker says no to an agent without a session: either its password is wrong, or the master that
+/// the broker asks is away.
+const DENIED_BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
 /// The same after the master itself has refused.
 const REFUSED_BACKOFF: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(60));
 /// Longest time for connecting; the adapter gives up earlier by itself.
@@ -190,19 +192,25 @@ impl Core {
             return;
         }
         // Within a session its own credential is right, and the broker may just be unable to ask.
-        if refused && self.session.is_none() && self.credentials.secret.is_some() {
+        let switched = refused && self.session.is_none() && self.credentials.secret.is_some();
+        if switched {
             self.credentials.prefer_secret = !self.credentials.used_secret;
         }
-        let pause = self.wait_to_reconnect(now);
+        // The password after the kept secret is not the same try again.
+        let another = switched && !self.credentials.prefer_secret;
+        let pause = self.wait_to_reconnect(
+            now,
+            if refused && !another && self.session.is_none() { DENIED_BACKOFF } else { BACKOFF },
+        );
         self.log(Level::Warn, format!("no link to the broker: {why}; trying again in {} ms", pause.as_millis()));
     }
 
     /// The link is gone: the next try comes after a pause that grows with each failure.
-    fn wait_to_reconnect(&mut self, now: Timestamp) -> Duration {
+    fn wait_to_reconnect(&mut self, now: Timestamp, backoff: (Duration, Duration)) -> Duration {
         if self.attached() {
             self.detached_since = now;
         }
-        let pause = self.jittered(grown(BACKOFF, self.failures));
+        let pause = self.jittered(grown(backoff, self.failures));
         self.failures = self.failures.saturating_add(1);
         self.link = Link::Waiting { until: now + pause };
         pause
@@ -237,7 +245,7 @@ impl Core {
             (Link::Connecting { .. } | Link::Greeting { .. } | Link::Attached { .. }, _) => return,
         };
         self.drop_link();
-        let pause = self.wait_to_reconnect(now);
+        let pause = self.wait_to_reconnect(now, BACKOFF);
         self.log(Level::Warn, format!("{why}; connecting anew in {} ms", pause.as_millis()));
     }
 
@@ -259,7 +267,7 @@ impl Core {
         // still being made has said nothing.
         if matches!(self.link, Link::Greeting { .. } | Link::Attached { .. }) {
             self.drop_link();
-            self.wait_to_reconnect(now);
+            self.wait_to_reconnect(now, BACKOFF);
         }
     }
 
@@ -318,7 +326,7 @@ impl Core {
             (Link::Attached { .. }, Some(session)) if session.id == welcome.session => return,
             (Link::Attached { .. }, _) => {
                 self.drop_link();
-                self.wait_to_reconnect(now);
+                self.wait_to_reconnect(now, BACKOFF);
                 return self.log(Level::Warn, "the master has given two sessions to one connection: asking again");
             }
             (Link::Unstarted | Link::Waiting { .. } | Link::Connecting { .. }, _) => return,
@@ -410,7 +418,7 @@ impl Core {
             self.emit(Effect::ForgetSecret);
         }
         self.drop_link();
-        self.wait_to_reconnect(now);
+        self.wait_to_reconnect(now, BACKOFF);
         let pause = self.jittered(grown(REFUSED_BACKOFF, turned_away));
         self.link = Link::Waiting { until: now + pause };
         let reason = super::words::cut(reason.to_owned());

@@ -113,19 +113,24 @@ fn a_hello_that_nobody_answers_is_said_anew() {
 }
 
 #[test]
-fn pauses_grow_to_half_a_minute_and_end_with_a_welcome() {
+fn pauses_grow_and_end_with_a_welcome() {
+    pauses_grow(false, 100, 3_000);
+    pauses_grow(true, 500, 30_000);
+}
+
+fn pauses_grow(refused: bool, first: u64, most: u64) {
     let mut agent = Agent::new(settings());
     agent.at(0, Event::Start);
     let (mut now, mut pauses) = (0, Vec::new());
     for _ in 0..14 {
-        agent.at(now, Event::LinkDown { connection: agent.core.connection, refused: true, why: String::new() });
+        agent.at(now, Event::LinkDown { connection: agent.core.connection, refused, why: String::new() });
         let next = agent.core.next_wakeup().unwrap().0;
         pauses.push(next - now);
         now = next;
         assert_eq!(agent.at(now, Event::Tick), [format!("connect {} with hush", agent.core.connection)]);
     }
     for (i, pause) in pauses.iter().enumerate() {
-        let whole = 100u64.saturating_mul(1 << i).min(30_000);
+        let whole = first.saturating_mul(1 << i).min(most);
         assert!((whole / 2..=whole).contains(pause), "pause {i}: {pause} of {whole}");
     }
     agent.at(now, Event::LinkUp { connection: agent.core.connection });
