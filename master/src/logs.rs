@@ -8,7 +8,7 @@ use rouse_shared::{AttemptId, WorkerName};
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, FileExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -33,7 +33,7 @@ pub struct Logs {
 
 struct Inner {
     dir: PathBuf,
-    open: Mutex<HashMap<AttemptId, Arc<Mutex<Attempt>>>>,
+    open: Mutex<HashMap<AttemptId, Arc<Attempt>>>,
     /// The lengths that logs should have, of attempts that have ended.
     expected: Mutex<HashMap<AttemptId, Vec<u64>>>,
     strays: AtomicU64,
@@ -41,11 +41,13 @@ struct Inner {
 
 struct Attempt {
     worker: WorkerName,
-    steps: HashMap<u32, Step>,
+    steps: Mutex<HashMap<u32, Arc<Step>>>,
 }
 
+/// Its length can be asked for while the disk is slow to take what is written.
 struct Step {
-    file: File,
+    /// Open once there is something to write.
+    file: Mutex<Option<File>>,
     length: watch::Sender<u64>,
 }
 
@@ -60,7 +62,8 @@ impl Logs {
     /// # Errors
     /// Where it cannot be made.
     pub fn new(dir: &Path) -> io::Result<Self> {
-        fs::create_dir_all(dir)?;
+        // What builds print is for those who may use the API.
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
         let inner = Inner {
             dir: dir.to_owned(),
             open: Mutex::default(),
@@ -83,7 +86,7 @@ impl Logs {
 
     /// Takes chunks of this attempt from this worker from now on.
     pub fn open(&self, attempt: AttemptId, worker: WorkerName) {
-        let fresh = || Arc::new(Mutex::new(Attempt { worker, steps: HashMap::new() }));
+        let fresh = || Arc::new(Attempt { worker, steps: Mutex::default() });
         locked(&self.inner.open).entry(attempt).or_insert_with(fresh);
     }
 
@@ -113,28 +116,23 @@ impl Logs {
     /// How many bytes of a step's log are there; changes as chunks are written. Once the attempt is closed it stays.
     pub fn watch(&self, attempt: AttemptId, step: u32) -> watch::Receiver<u64> {
         let known = locked(&self.inner.open).get(&attempt).cloned();
-        if let Some(known) = known
-            && let Ok(step) = self.step(attempt, &mut locked(&known), step)
-        {
-            return step.length.subscribe();
+        match known {
+            Some(known) => self.step(attempt, &known, step).length.subscribe(),
+            None => watch::channel(self.length_on_disk(attempt, step)).1,
         }
-        let length = fs::metadata(self.path(attempt, step)).map_or(0, |m| m.len());
-        watch::channel(length).1
     }
 
-    fn step<'a>(&self, id: AttemptId, attempt: &'a mut Attempt, number: u32) -> io::Result<&'a mut Step> {
-        use std::collections::hash_map::Entry;
-        match attempt.steps.entry(number) {
-            Entry::Occupied(entry) => Ok(entry.into_mut()),
-            Entry::Vacant(entry) => {
-                let path = self.path(id, number);
-                fs::create_dir_all(self.dir(id))?;
-                let file = File::options().create(true).append(false).write(true).truncate(false).open(path)?;
-                // Chunks join on to each other, so what a master before this one wrote has no holes.
-                let (length, _) = watch::channel(file.metadata()?.len());
-                Ok(entry.insert(Step { file, length }))
-            }
-        }
+    fn length_on_disk(&self, attempt: AttemptId, step: u32) -> u64 {
+        fs::metadata(self.path(attempt, step)).map_or(0, |m| m.len())
+    }
+
+    fn step(&self, id: AttemptId, attempt: &Attempt, number: u32) -> Arc<Step> {
+        let fresh = || {
+            // Chunks join on to each other, so what a master before this one wrote has no holes.
+            let (length, _) = watch::channel(self.length_on_disk(id, number));
+            Arc::new(Step { file: Mutex::default(), length })
+        };
+        locked(&attempt.steps).entry(number).or_insert_with(fresh).clone()
     }
 
     /// Writes one chunk that this worker sent. Blocks for as long as the disk takes.
@@ -148,19 +146,28 @@ impl Logs {
             Ok(Written::Stray)
         };
         let Some(known) = known else { return stray() };
-        let mut attempt = locked(&known);
         let most_steps = u32::try_from(rouse_shared::limits::MAX_STEPS).unwrap_or(u32::MAX);
-        if attempt.worker != *worker || chunk.step >= most_steps {
+        if known.worker != *worker || chunk.step >= most_steps {
             return stray();
         }
-        let step = self.step(chunk.attempt, &mut attempt, chunk.step)?;
+        let step = self.step(chunk.attempt, &known, chunk.step);
+        // Held until the length says what was written: two writers at once would each think the other's bytes missing.
+        let mut file = locked(&step.file);
         let there = *step.length.borrow();
         if chunk.offset > there {
             return Ok(Written::Gap(there));
         }
         let known_bytes = usize::try_from(there - chunk.offset).unwrap_or(usize::MAX);
         if let Some(new) = chunk.bytes.get(known_bytes..).filter(|new| !new.is_empty()) {
-            step.file.write_all_at(new, there)?;
+            let file = match &mut *file {
+                Some(file) => file,
+                closed => {
+                    fs::create_dir_all(self.dir(chunk.attempt))?;
+                    let path = self.path(chunk.attempt, chunk.step);
+                    closed.insert(File::options().create(true).write(true).truncate(false).open(path)?)
+                }
+            };
+            file.write_all_at(new, there)?;
             step.length.send_replace(there + new.len() as u64);
         }
         Ok(Written::Yes)
@@ -169,8 +176,9 @@ impl Logs {
     /// The first step whose log lacks bytes up to these lengths, and the first byte that it lacks.
     pub fn missing(&self, attempt: AttemptId, lengths: &[u64]) -> Option<(u32, u64)> {
         lengths.iter().zip(0_u32..).find_map(|(length, step)| {
-            let there = *self.watch(attempt, step).borrow();
-            (*length > 0 && there < *length).then_some((step, there))
+            // A step that printed nothing has no file to look for.
+            let there = if *length == 0 { 0 } else { *self.watch(attempt, step).borrow() };
+            (there < *length).then_some((step, there))
         })
     }
 }
@@ -207,6 +215,8 @@ mod tests {
         assert_eq!(fs::read(logs.path(ATTEMPT, 0)).unwrap(), b"hello world!");
         assert_eq!(logs.missing(ATTEMPT, &[12]), None);
         assert_eq!(logs.missing(ATTEMPT, &[13, 2]), Some((0, 12)));
+        assert_eq!(logs.missing(ATTEMPT, &[12, 2]), Some((1, 0)));
+        assert!(!logs.path(ATTEMPT, 1).exists(), "asking makes no file");
         // A new master goes on where the file ends.
         let logs = Logs::new(dir.path()).unwrap();
         logs.open(ATTEMPT, worker.clone());

@@ -148,7 +148,10 @@ impl Core {
         let Some(build) = self.builds.get(&id.build) else { return };
         let Some(attempt) = build.status.live_attempt() else { return };
         let worker_name = attempt.worker.clone();
-        let Some(plan) = self.workers.get(&worker_name).and_then(|w| w.plan.clone()) else { return };
+        let Some(plan) = self.workers.get(&worker_name).and_then(|w| w.plan.clone()) else {
+            // The configuration has it no more. An agent that never had the order declines it, and another gets it.
+            return self.send_cancel(&worker_name, id);
+        };
         let mut env: BTreeMap<String, String> = plan
             .properties
             .iter()

@@ -42,6 +42,7 @@ impl Core {
             orphans: BTreeMap::new(),
             timers: Timers::default(),
             broker_up: false,
+            terminating: false,
             free: BTreeSet::new(),
             wakeable: BTreeSet::new(),
             pending: Pending::default(),
@@ -96,16 +97,10 @@ impl Core {
         for session in sessions {
             let name = session.worker.clone();
             let worker = self.worker_entry(now, &name);
-            let lease = worker.plan.as_ref().and_then(|p| p.lease);
-            worker.session = Some(Live {
-                session,
-                attached: false,
-                vitals: None,
-                last_seq: 0,
-                drain: None,
-                leaving: false,
-                hold: false,
-            });
+            let live =
+                Live { session, attached: false, vitals: None, last_seq: 0, drain: None, leaving: false, hold: false };
+            let lease = live.lease();
+            worker.session = Some(live);
             if let Some(lease) = lease {
                 let until = (now + lease).max(leases_until.unwrap_or_default());
                 self.timers.set(Timer::Lease(name), until + KILL_MARGIN);
@@ -134,7 +129,16 @@ impl Core {
                 HostState::Awake | HostState::Draining | HostState::Stopping | HostState::Gone => {}
             }
             let state = host.state;
-            let live = LiveHost { host, starting, start_tries: 0, stop_tries: 0, absent: 0, announced: Some(state) };
+            let live = LiveHost {
+                host,
+                starting,
+                // The master before this one may have given the order.
+                start_tries: u32::from(starting),
+                stop_tries: 0,
+                given_up: false,
+                absent: 0,
+                announced: Some(state),
+            };
             self.hosts.insert(id.clone(), live);
             if state == HostState::Stopping {
                 self.stop_again(now, &id);

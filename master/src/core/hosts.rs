@@ -63,7 +63,15 @@ impl Core {
         self.out.push(Effect::StartHost(Box::new(host.clone())));
         let patience = plan.map_or(Duration::from_secs(1_200), |p| p.missing_timeout);
         self.timers.set(Timer::Boot(id.clone()), now + patience);
-        let live = LiveHost { host, starting: true, start_tries: 0, stop_tries: 0, absent: 0, announced: None };
+        let live = LiveHost {
+            host,
+            starting: true,
+            start_tries: 0,
+            stop_tries: 0,
+            given_up: false,
+            absent: 0,
+            announced: None,
+        };
         self.hosts.insert(id.clone(), live);
         if let Some(w) = self.workers.get_mut(worker) {
             w.host = Some(id.clone());
@@ -100,15 +108,11 @@ impl Core {
                 live.host.handle = Some(handle);
                 self.stop_again(now, id);
             }
-            (Err(StartError::Unknown(why)), HostState::Ordered) => {
-                live.start_tries += 1;
-                let pause = doubled(REPEAT_FIRST, REPEAT_MOST, live.start_tries);
-                self.timers.set(Timer::StartRetry(id.clone()), now + pause);
-                self.note(
-                    Level::Warn,
-                    format!("whether host {id} of {worker} was started is not known: {why}; asking again"),
-                );
+            // Of an earlier try it is not known whether it made the machine: that this one has not proves nothing.
+            (Err(StartError::Transient(why) | StartError::Auth(why)), HostState::Ordered) if live.start_tries > 0 => {
+                self.ask_again(now, id, &worker, &why);
             }
+            (Err(StartError::Unknown(why)), HostState::Ordered) => self.ask_again(now, id, &worker, &why),
             (Err(error), HostState::Ordered) => {
                 let why = format!("the host could not be started: {}", error.text());
                 let definite = match error {
@@ -125,6 +129,16 @@ impl Core {
         }
         self.touch_host(id);
         self.touch_worker(&worker);
+    }
+
+    /// Whether the machine was made is not known: the same start is given again, word for word.
+    fn ask_again(&mut self, now: Timestamp, id: &HostId, worker: &WorkerName, why: &str) {
+        let Some(live) = self.hosts.get_mut(id) else { return };
+        live.start_tries += 1;
+        let pause = doubled(REPEAT_FIRST, REPEAT_MOST, live.start_tries);
+        self.timers.set(Timer::StartRetry(id.clone()), now + pause);
+        let text = format!("whether host {id} of {worker} was started is not known: {why}; asking again");
+        self.note(Level::Warn, text);
     }
 
     pub(super) fn start_again(&mut self, id: &HostId) {
@@ -159,6 +173,7 @@ impl Core {
         let Some(live) = self.hosts.get_mut(id) else { return };
         live.host.state = HostState::Stopping;
         live.host.why = Some(why.to_owned());
+        live.given_up = true;
         let host = live.host.clone();
         self.timers.clear(&Timer::Boot(id.clone()));
         self.timers.set(Timer::Console(id.clone()), now + CONSOLE_PATIENCE);
@@ -171,13 +186,14 @@ impl Core {
     /// What a host that is given up had printed has come, or is waited for no longer.
     pub(super) fn on_console(&mut self, now: Timestamp, id: &HostId, text: Option<String>) {
         let Some(live) = self.hosts.get_mut(id) else { return };
-        if live.host.console.is_some() || live.host.state != HostState::Stopping || live.stop_tries > 0 {
+        if !std::mem::take(&mut live.given_up) || live.host.state != HostState::Stopping {
             return;
         }
         live.host.console.clone_from(&text);
         let why = live.host.why.clone().unwrap_or_default();
         self.timers.clear(&Timer::Console(id.clone()));
-        self.host_failed(now, id, &why, true, text);
+        // While the broker is away no agent can attach: our outage, not the image's fault.
+        self.host_failed(now, id, &why, self.broker_up, text);
         self.stop_again(now, id);
         self.touch_host(id);
     }
@@ -329,6 +345,11 @@ impl Core {
 
     /// Proof that nothing of the host runs: its session is over, what ran on it may be tried elsewhere at once.
     fn host_is_gone(&mut self, now: Timestamp, id: &HostId, why: &str) {
+        if self.hosts.get_mut(id).is_some_and(|live| std::mem::take(&mut live.given_up)) {
+            // It went while what it printed was waited for: a failed start all the same.
+            let given = self.hosts.get(id).and_then(|live| live.host.why.clone()).unwrap_or_default();
+            self.host_failed(now, id, &given, self.broker_up, None);
+        }
         let Some(live) = self.hosts.get_mut(id) else { return };
         let expected = matches!(live.host.state, HostState::Stopping);
         live.host.state = HostState::Gone;

@@ -8,9 +8,12 @@ mod builds;
 mod configure;
 pub mod event;
 mod hosts;
+mod lease;
 pub mod plan;
 mod queue;
 pub mod record;
+#[cfg(test)]
+mod restart_tests;
 mod schedule;
 mod sessions;
 mod timers;
@@ -57,6 +60,8 @@ pub struct Core {
     orphans: BTreeMap<(plan::ProviderKind, String), Timestamp>,
     timers: Timers,
     broker_up: bool,
+    /// Whether the process is about to end.
+    terminating: bool,
     free: BTreeSet<WorkerName>,
     wakeable: BTreeSet<WorkerName>,
     pending: Pending,
@@ -108,8 +113,11 @@ struct LiveHost {
     host: Host,
     /// Whether a call that may make the machine is under way.
     starting: bool,
+    /// Starts whose result is not known.
     start_tries: u32,
     stop_tries: u32,
+    /// It never attached, and what it printed is waited for before it is stopped.
+    given_up: bool,
     /// Lists in a row that lacked it.
     absent: u32,
     announced: Option<HostState>,

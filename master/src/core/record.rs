@@ -106,6 +106,8 @@ pub struct Session {
     pub queue: String,
     /// Hash of its secret, and of the one before it: an agent that never got the newest welcome still has that one.
     pub secrets: Vec<Digest>,
+    /// The lease that its agent was last welcomed with, ms; none without a lease. A reload may have set another since.
+    pub lease_ms: Option<u64>,
     /// When it began.
     pub since: Timestamp,
 }

@@ -14,6 +14,7 @@ impl Core {
     pub(super) fn refresh_workers(&mut self, now: Timestamp) -> BTreeSet<WorkerName> {
         let touched = std::mem::take(&mut self.pending.workers);
         for name in &touched {
+            self.end_idle_session(now, name);
             let Some(worker) = self.workers.get(name) else { continue };
             if worker.removed && worker.session.is_none() && worker.host.is_none() && worker.attempts.is_empty() {
                 self.forget_worker(name);
@@ -33,6 +34,20 @@ impl Core {
             self.announce_worker(now, name);
         }
         touched
+    }
+
+    /// The agent of a machine that we did not start goes on only while its worker is a standing one of the configuration,
+    /// or until what runs on it has ended.
+    fn end_idle_session(&mut self, now: Timestamp, name: &WorkerName) {
+        let Some(worker) = self.workers.get(name) else { return };
+        if worker.session.is_none() || worker.host.is_some() || !worker.attempts.is_empty() {
+            return;
+        }
+        if worker.removed {
+            self.end_session(now, name, "its worker is no longer in the configuration", true);
+        } else if worker.plan.as_ref().is_some_and(|p| p.latent.is_some()) {
+            self.end_session(now, name, "its worker is latent now", true);
+        }
     }
 
     fn announce_worker(&mut self, now: Timestamp, name: &WorkerName) {

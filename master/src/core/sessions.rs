@@ -1,11 +1,12 @@
 //! Sessions: who is let in, how long a lease holds, and what ends it. One worker, one agent.
 
 use super::event::{Effect, Level};
+use super::lease::millis;
 use super::plan::{Digest, WorkerPlan};
 use super::record::{HostState, Record, Session, Wish};
 use super::timers::Timer;
 use super::{Core, Live, Timestamp};
-use rouse_shared::limits::{KILL_MARGIN, PROTOCOL};
+use rouse_shared::limits::PROTOCOL;
 use rouse_shared::message::{Heartbeat, Hello, ToAgent, ToMaster, Welcome};
 use rouse_shared::{HostId, SessionId, WorkerName};
 use std::sync::Arc;
@@ -13,6 +14,10 @@ use std::time::Duration;
 
 /// Without a lease, an agent ends its builds when its link has been down for so long.
 const LINK_PATIENCE: Duration = Duration::from_secs(600);
+
+/// For the agent of a worker that the configuration has no more: its grace and its keepalive interval, the defaults.
+const WINDING_UP_GRACE: Duration = Duration::from_secs(600);
+const WINDING_UP_KEEPALIVE: Duration = Duration::from_secs(10);
 
 /// What a credential turned out to be.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -202,6 +207,7 @@ impl Core {
             connection: hello.connection,
             queue: hello.queue,
             secrets: Vec::new(),
+            lease_ms: None,
             since: now,
         };
         worker.session = Some(Live {
@@ -226,8 +232,8 @@ impl Core {
             self.save_worker(name);
         }
         self.timers.clear(&Timer::Missing(name.clone()));
-        self.renew(now, name);
         self.welcome(name, true);
+        self.renew(now, name);
         self.touch_worker(name);
     }
 
@@ -259,8 +265,8 @@ impl Core {
         {
             self.save_worker(name);
         }
-        self.renew(now, name);
         self.welcome(name, !secret_used);
+        self.renew(now, name);
         self.touch_worker(name);
         if again {
             return;
@@ -283,9 +289,17 @@ impl Core {
                 (false, false) => self.send_order(id),
             }
         }
-        if let Some(drain) = drain {
-            self.send(name, ToAgent::Drain { session, drain });
+        match drain {
+            Some(drain) => self.send(name, ToAgent::Drain { session, drain }),
+            None => self.take_back_drain(name, session),
         }
+    }
+
+    /// An agent may still keep a drain of a master before this one, and would take nothing for ever: in its place comes
+    /// what is wanted of it now.
+    fn take_back_drain(&mut self, name: &WorkerName, session: SessionId) {
+        let stop = self.workers.get(name).is_some_and(|w| w.record.wish == Wish::Stop && w.host.is_none());
+        if stop { self.drain_agent(name) } else { self.send(name, ToAgent::Undrain { session }) }
     }
 
     fn welcome(&mut self, name: &WorkerName, new_secret: bool) {
@@ -297,39 +311,38 @@ impl Core {
             live.session.secrets.insert(0, Digest::of(secret));
             live.session.secrets.truncate(2);
         }
-        let Some(plan) = plan else { return };
+        // A worker that is no longer in the configuration winds up as it was welcomed before.
+        if let Some(plan) = &plan {
+            live.session.lease_ms = plan.lease.map(millis);
+        }
+        let lease_ms = live.session.lease_ms;
+        let grace = plan.as_ref().map_or(WINDING_UP_GRACE, |p| p.grace);
+        let keepalive = plan.as_ref().map_or(WINDING_UP_KEEPALIVE, |p| p.keepalive);
         let message = ToAgent::Welcome(Box::new(Welcome {
             session: live.session.id.clone(),
             master,
             secret,
-            keepalive_ms: millis(plan.keepalive),
-            lease_ms: plan.lease.map(millis),
-            link_patience_ms: plan.lease.is_none().then(|| millis(LINK_PATIENCE)),
+            keepalive_ms: millis(keepalive),
+            lease_ms,
+            link_patience_ms: lease_ms.is_none().then(|| millis(LINK_PATIENCE)),
             standing,
-            grace_ms: millis(plan.grace),
+            grace_ms: millis(grace),
         }));
         self.out.push(Effect::Save(Record::Session(live.session.clone())));
         self.send(name, message);
     }
 
-    /// The master counts from receipt, plus the lease, plus the time that killing takes.
-    fn renew(&mut self, now: Timestamp, name: &WorkerName) {
-        let lease = self.workers.get(name).and_then(|w| w.plan.as_ref()).and_then(|p| p.lease);
-        match lease {
-            Some(lease) => self.timers.set(Timer::Lease(name.clone()), now + lease + KILL_MARGIN),
-            None => self.timers.clear(&Timer::Lease(name.clone())),
-        }
-    }
-
     fn on_heartbeat(&mut self, now: Timestamp, name: &WorkerName, heartbeat: &Heartbeat) {
         let Some(live) = self.live_mut(name, &heartbeat.session) else { return };
-        let changed = !std::mem::replace(&mut live.attached, true) | std::mem::take(&mut live.hold);
+        let back = !std::mem::replace(&mut live.attached, true);
+        let changed = std::mem::take(&mut live.hold) | back;
         live.vitals = Some(heartbeat.vitals);
         live.last_seq = live.last_seq.max(heartbeat.seq);
         let drain = live.drain;
         let session = heartbeat.session.clone();
         self.renew(now, name);
-        self.send(name, ToAgent::Renewed { session: session.clone(), seq: heartbeat.seq, lease_ms: None });
+        let lease_ms = self.extend_again(now, name);
+        self.send(name, ToAgent::Renewed { session: session.clone(), seq: heartbeat.seq, lease_ms });
         if changed {
             self.timers.clear(&Timer::Missing(name.clone()));
             self.touch_worker(name);
@@ -351,8 +364,10 @@ impl Core {
         for (id, cancel) in due {
             if cancel { self.send_cancel(name, id) } else { self.send_order(id) }
         }
-        if let Some(drain) = drain {
-            self.send(name, ToAgent::Drain { session, drain });
+        match drain {
+            Some(drain) => self.send(name, ToAgent::Drain { session, drain }),
+            None if back => self.take_back_drain(name, session),
+            None => {}
         }
     }
 
@@ -472,29 +487,8 @@ impl Core {
         }
     }
 
-    /// The master is asked to end: an upgrade must end no build.
-    pub(super) fn on_terminate(&mut self, now: Timestamp) {
-        let lease = self.plan.restart_lease;
-        let until = now + lease;
-        self.out.push(Effect::Save(Record::LeasesUntil(until)));
-        let sessions: Vec<_> = self
-            .workers
-            .iter()
-            .filter(|(_, w)| w.plan.as_ref().is_some_and(|p| p.lease.is_some_and(|own| own < lease)))
-            .filter_map(|(name, w)| w.attached().map(|l| (name.clone(), l.session.id.clone(), l.last_seq)))
-            .collect();
-        for (name, session, seq) in sessions {
-            self.timers.set(Timer::Lease(name.clone()), until + KILL_MARGIN);
-            self.send(&name, ToAgent::Renewed { session, seq, lease_ms: Some(millis(lease)) });
-        }
-    }
-
     /// The plan of a worker, while the configuration has it.
     pub(super) fn plan_of(&self, name: &WorkerName) -> Option<&Arc<WorkerPlan>> {
         self.workers.get(name)?.plan.as_ref()
     }
-}
-
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

@@ -52,6 +52,13 @@ impl Timers {
         }
     }
 
+    /// Sets a deadline, or moves it to later.
+    pub fn postpone(&mut self, timer: Timer, at: Timestamp) {
+        if self.at.get(&timer).is_none_or(|before| *before < at) {
+            self.set(timer, at);
+        }
+    }
+
     /// Drops a deadline, where there is one.
     pub fn clear(&mut self, timer: &Timer) {
         if let Some(at) = self.at.remove(timer) {

@@ -114,6 +114,9 @@ fn kept(path: &Path) -> io::Result<String> {
             file.write_all(format!("{text}\n").as_bytes())?;
             file.sync_all()?;
             fs::rename(&partial, path)?;
+            if let Some(dir) = path.parent() {
+                File::open(dir)?.sync_all()?;
+            }
             Ok(text)
         }
         Err(error) => Err(error),

@@ -160,11 +160,13 @@ impl Turner {
         let (core, effects) = Core::new(clock::now(), start);
         self.core = Some(core);
         self.batch.take(effects);
-        self.finish().await;
         let mut waiting = Waiting::default();
+        self.finish(&mut inputs.calls, &mut waiting.calls).await;
         loop {
             let wake = self.core.as_ref().and_then(Core::next_wakeup);
             let pause = wake.map_or(Duration::from_secs(3_600), |at| at.since(clock::now()));
+            // What was put aside while the ledger could not be written waits no longer.
+            let pause = if waiting.calls.is_empty() { pause } else { Duration::ZERO };
             tokio::select! {
                 n = inputs.events.recv_many(&mut waiting.events, TURN) => if n == 0 { return "its events ended".into() },
                 n = inputs.inbound.recv_many(&mut waiting.inbound, TURN), if !inputs.inbound.is_closed() => if n == 0 { continue },
@@ -175,7 +177,7 @@ impl Turner {
             }
             waiting.drain(&mut inputs);
             self.turn(&mut waiting);
-            self.finish().await;
+            self.finish(&mut inputs.calls, &mut waiting.calls).await;
         }
     }
 
@@ -246,13 +248,15 @@ impl Turner {
     }
 
     fn submit(&mut self, spec: Result<BuildSpec, Invalid>, message_id: Option<String>, asker: Asker) {
-        let known = message_id.map(|id| match self.store.by_message_id(&id) {
-            Ok(build) => (id, build),
+        // Taken for a new one, a build that the ledger has could never be committed.
+        let known = match message_id.map(|id| Ok((self.store.by_message_id(&id)?, id))).transpose() {
+            Ok(known) => known.map(|(build, id)| (id, build)),
             Err(error) => {
+                let error: StoreError = error;
                 error!("failed to {error}");
-                (id, None)
+                return self.doer.refuse(asker, "message_id", &format!("the master failed to {error}; try again"));
             }
-        });
+        };
         match spec {
             Ok(spec) => {
                 let request = self.doer.askers.add(asker);
@@ -287,14 +291,16 @@ impl Turner {
     }
 
     /// Commits the batch, however long the disk takes, then performs, answers and acknowledges.
-    async fn finish(&mut self) {
+    /// Meanwhile only the question after the master's health is answered; what else is asked then is put `aside`.
+    async fn finish(&mut self, calls: &mut mpsc::Receiver<Call>, aside: &mut Vec<Call>) {
         loop {
             let mut batch = std::mem::take(&mut self.batch);
             if !batch.records.is_empty() {
                 while let Err(error) = self.store.commit(&batch.records) {
                     error!("failed to {error}; nothing goes on until it can be written");
                     self.commit_error = Some(error.to_string());
-                    tokio::time::sleep(COMMIT_PAUSE).await;
+                    aside.extend(std::mem::take(&mut self.queries));
+                    self.sit_out(calls, aside).await;
                 }
                 self.commit_error = None;
             }
@@ -321,6 +327,26 @@ impl Turner {
         for question in std::mem::take(&mut self.queries) {
             self.answer(question);
         }
+    }
+
+    /// Waits until the next try to commit, and tells everyone who asks that the ledger cannot be written.
+    async fn sit_out(&self, calls: &mut mpsc::Receiver<Call>, aside: &mut Vec<Call>) {
+        let is_health = |call: &Call| matches!(call, Call::Health { .. });
+        for question in aside.extract_if(.., |call| is_health(call)) {
+            self.answer(question);
+        }
+        let asked = async {
+            while aside.len() < TURN {
+                match calls.recv().await {
+                    Some(call) if is_health(&call) => self.answer(call),
+                    Some(call) => aside.push(call),
+                    None => break,
+                }
+            }
+            std::future::pending::<()>().await;
+        };
+        // Its end is the pause's end.
+        drop(tokio::time::timeout(COMMIT_PAUSE, asked).await);
     }
 
     /// Answers from what is committed. An asker that is gone needs no answer.

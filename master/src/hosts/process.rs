@@ -94,13 +94,13 @@ impl Processes {
     }
 
     /// The host's agent, where it runs.
-    fn find(&self, host: &HostId) -> io::Result<Option<Stamped>> {
-        Ok(agents_of(&stamped(&self.owner)?).into_iter().find(|p| p.host == *host))
+    async fn find(&self, host: &HostId) -> io::Result<Option<Stamped>> {
+        Ok(agents_of(&scan(&self.owner).await?).into_iter().find(|p| p.host == *host))
     }
 
-    fn start_now(&self, host: &Host, boot: &BootData) -> Result<String, StartError> {
+    async fn start_now(&self, host: &Host, boot: &BootData) -> Result<String, StartError> {
         let transient = |what: &str, error: io::Error| StartError::Transient(format!("{what}: {error}"));
-        if let Some(found) = self.find(&host.id).map_err(|e| transient("look for a running agent", e))? {
+        if let Some(found) = self.find(&host.id).await.map_err(|e| transient("look for a running agent", e))? {
             self.watch(host.id.clone(), &found);
             return Ok(found.handle());
         }
@@ -170,9 +170,12 @@ impl Processes {
         if !self.watched.lock().unwrap_or_else(PoisonError::into_inner).insert(host.clone()) {
             return;
         }
-        let Ok(fd) = pidfd(agent.pid) else { return };
         // SAFETY: an `OwnedFd` stays open, and the same descriptor, for as long as the `AsyncFd` owns it.
-        let Ok(fd) = (unsafe { AsyncFd::register(fd) }) else { return };
+        let Ok(fd) = pidfd(agent.pid).and_then(|fd| unsafe { AsyncFd::register(fd) }.map_err(io::Error::from)) else {
+            // Gone already, or there is no descriptor to be had: the next list looks again.
+            self.watched.lock().unwrap_or_else(PoisonError::into_inner).remove(&host);
+            return;
+        };
         let ending = self.ending(host);
         tokio::spawn(async move {
             // A pidfd becomes readable when its process ends.
@@ -186,15 +189,16 @@ impl Processes {
         Ending { owner: self.owner.clone(), dir: self.host_dir(&host), host, deaths: self.deaths.clone() }
     }
 
-    fn stop_now(&self, host: &HostId) -> Result<Stopped, String> {
-        let all = stamped(&self.owner).map_err(|e| format!("list processes: {e}"))?;
+    async fn stop_now(&self, host: &HostId) -> Result<Stopped, String> {
+        let all = scan(&self.owner).await.map_err(|e| format!("list processes: {e}"))?;
         let ours: Vec<Stamped> = all.into_iter().filter(|p| p.host == *host).collect();
         if ours.is_empty() {
             self.watched.lock().unwrap_or_else(PoisonError::into_inner).remove(host);
             let dir = self.host_dir(host);
-            return match remove_dir(&dir) {
+            let shown = dir.display().to_string();
+            return match beside(move || remove_dir(&dir)).await {
                 Ok(()) => Ok(Stopped::Gone),
-                Err(error) => Err(format!("remove {}: {error}", dir.display())),
+                Err(error) => Err(format!("remove {shown}: {error}")),
             };
         }
         // The agent first and alone: its supervisors see it go, end what they run, and end themselves. Killing them too
@@ -218,16 +222,16 @@ impl Processes {
 
 impl Provider for Processes {
     fn start<'a>(&'a self, host: &'a Host, boot: BootData) -> Answer<'a, Result<String, StartError>> {
-        Box::pin(async move { self.start_now(host, &boot) })
+        Box::pin(async move { self.start_now(host, &boot).await })
     }
 
     fn stop<'a>(&'a self, host: &'a HostId, _handle: Option<&'a str>) -> Answer<'a, Result<Stopped, String>> {
-        Box::pin(async move { self.stop_now(host) })
+        Box::pin(async move { self.stop_now(host).await })
     }
 
     fn list(&self) -> Answer<'_, Result<Vec<ListedHost>, String>> {
         Box::pin(async move {
-            let all = stamped(&self.owner).map_err(|e| format!("list processes: {e}"))?;
+            let all = scan(&self.owner).await.map_err(|e| format!("list processes: {e}"))?;
             let agents = agents_of(&all);
             for agent in &agents {
                 self.watch(agent.host.clone(), agent);
@@ -256,7 +260,7 @@ impl Ending {
     /// lease and the audit.
     async fn tell(self, why: String) {
         for pause in [1_u64, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000] {
-            let gone = stamped(&self.owner).is_ok_and(|all| all.iter().all(|p| p.host != self.host));
+            let gone = scan(&self.owner).await.is_ok_and(|all| all.iter().all(|p| p.host != self.host));
             if gone {
                 return self.tell_now(why).await;
             }
@@ -266,7 +270,8 @@ impl Ending {
     }
 
     async fn tell_now(self, why: String) {
-        if let Err(error) = remove_dir(&self.dir) {
+        let dir = self.dir.clone();
+        if let Err(error) = beside(move || remove_dir(&dir)).await {
             tracing::warn!("failed to remove {}: {error}", self.dir.display());
         }
         // A master that ends takes no more news; the next one looks for itself.
@@ -295,6 +300,18 @@ fn agents_of(all: &[Stamped]) -> Vec<Stamped> {
         }
     }
     agents.into_values().collect()
+}
+
+/// Does what blocks on a thread for such things: a build's directory takes seconds to remove, and the tasks that keep
+/// the master's link alive would wait for it.
+async fn beside<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+    tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
+}
+
+/// [`stamped`], beside.
+async fn scan(owner: &str) -> io::Result<Vec<Stamped>> {
+    let owner = owner.to_owned();
+    beside(move || stamped(&owner)).await
 }
 
 /// Every process that bears this owner's stamp and is not a zombie.

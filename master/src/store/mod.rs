@@ -8,9 +8,10 @@ use crate::core::record::{Host, HostState, Ledger, Record, Session, WorkerRecord
 use rouse_shared::{BuildId, Timestamp, WorkerName};
 use rusqlite::{Connection, OptionalExtension as _, params};
 use std::collections::BTreeMap;
-use std::fmt;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::sync::Arc;
+use std::{fmt, fs, io};
 
 #[cfg(test)]
 mod tests;
@@ -23,6 +24,8 @@ const SCHEMA: i32 = 1;
 pub enum StoreError {
     /// SQLite's own error: a full disk, a read-only directory, a damaged file.
     Sqlite(rusqlite::Error),
+    /// The file cannot be made or opened.
+    File(io::Error),
     /// A row's JSON is not what this version writes.
     Row {
         /// The table and key.
@@ -38,6 +41,7 @@ impl fmt::Display for StoreError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Sqlite(error) => write!(f, "use the ledger: {error}"),
+            Self::File(error) => write!(f, "open the ledger: {error}"),
             Self::Row { row, source } => write!(f, "read the ledger's row {row}: {source}"),
             Self::Newer(version) => {
                 write!(
@@ -79,6 +83,8 @@ impl Store {
     /// # Errors
     /// Where the file cannot be used or was written by a newer version.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
+        // Tokens of hosts are in it. Its journals take its mode.
+        fs::File::options().create(true).append(true).mode(0o600).open(path).map_err(StoreError::File)?;
         let connection = Connection::open(path)?;
         connection.pragma_update(None, "journal_mode", "WAL")?;
         // Accepted means committed, also when the power goes: WAL alone would sync at checkpoints only.

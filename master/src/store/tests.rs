@@ -5,6 +5,7 @@ use super::*;
 use crate::core::build::{BuildEnd, Requirement};
 use rouse_shared::message::Step;
 use std::collections::BTreeMap;
+use std::os::unix::fs::PermissionsExt as _;
 
 fn spec() -> Arc<BuildSpec> {
     let step = Step {
@@ -49,6 +50,10 @@ fn a_new_start_finds_what_was_committed_and_nothing_that_has_ended() {
         Record::LeasesUntil(Timestamp(77)),
     ];
     store.commit(&batch).unwrap();
+    for file in ["ledger", "ledger-wal"] {
+        let mode = fs::metadata(dir.path().join(file)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600, "{file} holds tokens");
+    }
     drop(store);
 
     let store = Store::open(&path).unwrap();

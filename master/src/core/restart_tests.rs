@@ -1,0 +1,293 @@
+//! What a master that was started again, or configured anew, must not forget.
+#![allow(clippy::unwrap_used)]
+
+use super::build::{BuildSpec, Requirement};
+use super::event::{Answer, Effect, Event, Operation, RequestId, StartError};
+use super::plan::{Digest, LatentPlan, Plan, ProviderKind, WorkerPlan};
+use super::record::{Host, HostState, Ledger, Record, Session};
+use super::{Core, Start};
+use rouse_shared::limits::{KILL_MARGIN, PROTOCOL};
+use rouse_shared::message::{Facts, Heartbeat, Hello, Step, ToAgent, ToMaster, Vitals, Welcome};
+use rouse_shared::{AttemptId, BuildId, HostId, MasterId, Nonce, Timestamp, WorkerName};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn name() -> WorkerName {
+    "w1".parse().unwrap()
+}
+
+fn worker(latent: bool, lease: u64) -> WorkerPlan {
+    let latent = latent.then(|| LatentPlan {
+        provider: ProviderKind::Process,
+        build_wait_timeout: Some(600 * SECOND),
+        max_uses: 0,
+        template: "w1".to_owned(),
+        min_idle: 0,
+        fingerprint: 1,
+    });
+    WorkerPlan {
+        name: name(),
+        password: Digest::of("password"),
+        max_builds: Some(1),
+        keepalive: 10 * SECOND,
+        lease: Some(Duration::from_secs(lease)),
+        grace: 600 * SECOND,
+        missing_timeout: 1_200 * SECOND,
+        notify_on_missing: Vec::new(),
+        properties: BTreeMap::new(),
+        run_as: None,
+        latent,
+    }
+}
+
+fn plan(workers: Vec<WorkerPlan>) -> Arc<Plan> {
+    Arc::new(Plan {
+        workers: workers.into_iter().map(|w| (w.name.clone(), Arc::new(w))).collect(),
+        max_hosts: None,
+        quarantine_after: 3,
+        audit_interval: 120 * SECOND,
+        stop_orphans: true,
+        restart_lease: 600 * SECOND,
+    })
+}
+
+/// A core, and what it has committed.
+struct Master {
+    core: Core,
+    now: Timestamp,
+    builds: BTreeMap<BuildId, (Arc<BuildSpec>, super::build::BuildStatus)>,
+    hosts: BTreeMap<HostId, Host>,
+    session: Option<Session>,
+    leases_until: Option<Timestamp>,
+}
+
+impl Master {
+    fn new(plan: Arc<Plan>) -> Self {
+        let (now, ledger) = (Timestamp(1_000_000), Ledger::default());
+        let start = Start { master: MasterId("m".to_owned()), plan, ledger, seed: [7; 32] };
+        let (core, _) = Core::new(now, start);
+        let mut this =
+            Self { core, now, builds: BTreeMap::new(), hosts: BTreeMap::new(), session: None, leases_until: None };
+        this.handle(Event::BrokerUp);
+        this
+    }
+
+    fn keep(&mut self, effects: &[Effect]) {
+        for effect in effects {
+            let Effect::Save(record) = effect else { continue };
+            match record.clone() {
+                Record::NewBuild { id, spec, status, .. } => drop(self.builds.insert(id, (spec, status))),
+                Record::Build(id, status) => self.builds.get_mut(&id).unwrap().1 = status,
+                Record::Host(host) => drop(self.hosts.insert(host.id.clone(), host)),
+                Record::Session(session) => self.session = Some(session),
+                Record::SessionOver(_) => self.session = None,
+                Record::LeasesUntil(until) => self.leases_until = Some(until),
+                Record::Worker(..) => {}
+            }
+        }
+    }
+
+    fn handle(&mut self, event: Event) -> Vec<Effect> {
+        let effects = self.core.handle(self.now, event);
+        self.keep(&effects);
+        effects
+    }
+
+    fn after(&mut self, pause: Duration) -> Vec<Effect> {
+        self.now = self.now + pause;
+        self.handle(Event::Tick)
+    }
+
+    /// Another master takes over from the ledger.
+    fn restart(&mut self, plan: Arc<Plan>) -> Vec<Effect> {
+        let live = self.builds.iter().filter(|(_, (_, status))| status.end.is_none());
+        let builds = live
+            .map(|(id, (spec, status))| super::build::Build { id: *id, spec: spec.clone(), status: status.clone() })
+            .collect();
+        let ledger = Ledger {
+            builds,
+            hosts: self.hosts.values().filter(|h| h.state != HostState::Gone).cloned().collect(),
+            sessions: self.session.clone().into_iter().collect(),
+            workers: Vec::new(),
+            last_build: self.builds.len() as u64,
+            leases_until: self.leases_until,
+        };
+        let start = Start { master: MasterId("m".to_owned()), plan, ledger, seed: [8; 32] };
+        let (core, mut effects) = Core::new(self.now, start);
+        self.core = core;
+        self.keep(&effects);
+        effects.extend(self.handle(Event::BrokerUp));
+        effects
+    }
+
+    fn hello(&mut self, credential: &str, identity: &str, connection: u64) -> Welcome {
+        let hello = Hello {
+            protocol: PROTOCOL,
+            version: "1".to_owned(),
+            connection,
+            queue: format!("q{connection}"),
+            identity: identity.to_owned(),
+            nonce: Nonce("n".to_owned()),
+            credential: credential.to_owned(),
+            master: None,
+            attempts: Vec::new(),
+            facts: Facts::default(),
+            leaving: false,
+        };
+        let effects = self.handle(Event::Agent { worker: name(), message: ToMaster::Hello(Box::new(hello)) });
+        sent(&effects)
+            .find_map(|m| match m {
+                ToAgent::Welcome(welcome) => Some((**welcome).clone()),
+                _ => None,
+            })
+            .unwrap()
+    }
+
+    fn heartbeat(&mut self, seq: u64) -> Vec<Effect> {
+        let session = self.session.as_ref().unwrap().id.clone();
+        let heartbeat = Heartbeat { session, seq, vitals: Vitals::default() };
+        self.handle(Event::Agent { worker: name(), message: ToMaster::Heartbeat(heartbeat) })
+    }
+
+    fn submit(&mut self) -> Vec<Effect> {
+        let step = Step {
+            name: "a".into(),
+            run: vec!["true".into()],
+            workdir: String::new(),
+            env: BTreeMap::new(),
+            timeout_ms: None,
+            silence_ms: None,
+            always: false,
+        };
+        let spec = BuildSpec {
+            name: "b".into(),
+            requirement: Requirement::Where(BTreeMap::new()),
+            priority: 0,
+            retries: 0,
+            timeout_ms: None,
+            env: BTreeMap::new(),
+            steps: vec![step],
+        };
+        self.handle(Event::Submit { request: RequestId(1), spec: Arc::new(spec), message_id: None })
+    }
+
+    fn host(&self) -> &Host {
+        self.hosts.values().next().unwrap()
+    }
+}
+
+fn sent(effects: &[Effect]) -> impl Iterator<Item = &ToAgent> {
+    effects.iter().filter_map(|e| match e {
+        Effect::Send { message, .. } => Some(message),
+        _ => None,
+    })
+}
+
+#[test]
+fn a_lease_that_was_promised_holds_through_a_reload_and_a_restart() {
+    let mut master = Master::new(plan(vec![worker(false, 300)]));
+    assert_eq!(master.hello("password", "here", 1).lease_ms, Some(300_000));
+    // The agent still counts with 300 s.
+    master.handle(Event::Configure(plan(vec![worker(false, 60)])));
+    master.heartbeat(1);
+    master.after(300 * SECOND);
+    assert!(master.session.is_some());
+    master.after(KILL_MARGIN);
+    assert!(master.session.is_none());
+
+    let mut master = Master::new(plan(vec![worker(false, 60)]));
+    master.hello("password", "here", 1);
+    master.handle(Event::Terminate);
+    master.now = master.now + 3 * SECOND;
+    let told = master.heartbeat(1);
+    let extended = |m: &ToAgent| matches!(m, ToAgent::Renewed { lease_ms: Some(600_000), .. });
+    assert!(sent(&told).any(extended), "a heartbeat's answer must not take the longer lease back");
+    master.restart(plan(vec![worker(false, 60)]));
+    // The welcome may be lost on its way.
+    master.hello("password", "here", 2);
+    master.after(600 * SECOND);
+    assert!(master.session.is_some());
+    master.after(KILL_MARGIN);
+    assert!(master.session.is_none());
+}
+
+#[test]
+fn a_worker_that_was_removed_while_the_master_was_away_winds_up() {
+    let mut master = Master::new(plan(vec![worker(true, 60)]));
+    master.submit();
+    let (id, token) = (master.host().id.clone(), master.host().token.clone());
+    master.handle(Event::StartEnded { host: id.clone(), result: Ok("1".to_owned()) });
+    master.hello(&token, &id.0, 1);
+    assert_eq!(master.host().uses, 1);
+
+    master.restart(plan(Vec::new()));
+    let welcome = master.hello(&token, &id.0, 2);
+    assert_eq!((welcome.lease_ms, welcome.grace_ms), (Some(60_000), 600_000));
+    // Its agent is never heard of again.
+    let effects = master.after(60 * SECOND + KILL_MARGIN);
+    assert!(effects.iter().any(|e| matches!(e, Effect::StopHost(_))), "{effects:?}");
+}
+
+#[test]
+fn a_standing_worker_that_is_latent_now_lets_its_agent_go() {
+    let mut master = Master::new(plan(vec![worker(false, 60)]));
+    master.hello("password", "here", 1);
+    master.handle(Event::Configure(plan(vec![worker(true, 60)])));
+    assert!(master.session.is_none());
+    let effects = master.submit();
+    assert!(effects.iter().any(|e| matches!(e, Effect::StartHost(_))));
+}
+
+#[test]
+fn a_start_that_may_have_been_given_before_is_given_until_its_result_is_known() {
+    let mut master = Master::new(plan(vec![worker(true, 60)]));
+    master.submit();
+    let id = master.host().id.clone();
+    let effects = master.restart(plan(vec![worker(true, 60)]));
+    assert!(effects.iter().any(|e| matches!(e, Effect::StartHost(_))));
+    let failed = Err(StartError::Transient("no route".to_owned()));
+    master.handle(Event::StartEnded { host: id.clone(), result: failed.clone() });
+    assert_eq!(master.host().state, HostState::Ordered);
+    assert!(master.after(60 * SECOND).iter().any(|e| matches!(e, Effect::StartHost(_))));
+
+    // The first one of all proves that nothing was made.
+    let mut master = Master::new(plan(vec![worker(true, 60)]));
+    master.submit();
+    let id = master.host().id.clone();
+    master.handle(Event::StartEnded { host: id, result: failed });
+    assert_eq!(master.host().state, HostState::Gone);
+}
+
+#[test]
+fn a_host_that_goes_while_its_evidence_is_fetched_has_failed_once() {
+    let mut master = Master::new(plan(vec![worker(true, 60)]));
+    master.submit();
+    let id = master.host().id.clone();
+    master.handle(Event::StartEnded { host: id.clone(), result: Ok("1".to_owned()) });
+    master.after(1_200 * SECOND);
+    assert_eq!(master.host().state, HostState::Stopping);
+    master.handle(Event::HostGone { host: id.clone(), why: "it ended".to_owned() });
+    master.handle(Event::Console { host: id, text: Some("late".to_owned()) });
+    assert_eq!(master.builds[&BuildId(1)].1.failed_hosts.len(), 1);
+    assert_eq!(master.hosts.len(), 1, "the next try comes after a pause");
+}
+
+#[test]
+fn a_drain_of_an_earlier_master_is_taken_back() {
+    let mut master = Master::new(plan(vec![worker(false, 60)]));
+    master.hello("password", "here", 1);
+    let operate = |operation| Event::Operate { request: RequestId(2), worker: name(), operation };
+    let effects = master.handle(operate(Operation::Stop));
+    assert!(effects.contains(&Effect::Reply { request: RequestId(2), answer: Answer::Done }));
+    // The wish of the test's ledger is not kept: as if somebody had resumed the worker meanwhile.
+    master.restart(plan(vec![worker(false, 60)]));
+    master.submit();
+    let effects = master.heartbeat(2);
+    let mut told = sent(&effects).filter(|m| !matches!(m, ToAgent::Renewed { .. }));
+    assert!(matches!(told.next(), Some(ToAgent::Undrain { .. })));
+    let order = |m: &ToAgent| matches!(m, ToAgent::Order(o) if o.attempt == AttemptId { build: BuildId(1), number: 1 });
+    assert!(told.next().is_some_and(order));
+}
