@@ -180,6 +180,7 @@ impl Core {
             master: self.master.clone(),
             attempts: self.pictures(),
             facts: self.settings.facts.clone(),
+            leaving: self.leaving(),
         };
         self.emit(Effect::Send(Box::new(ToMaster::Hello(Box::new(hello)))));
     }
