@@ -1,5 +1,5 @@
 //! Runs many seeds of the simulation. `ROUSE_SIM_SEED=n` plays one again and prints what happens; `ROUSE_SIM_SEEDS=n`
-//! plays that many, from `ROUSE_SIM_FROM`.
+//! plays that many, from `ROUSE_SIM_FROM`; `ROUSE_SIM_SURVEY=1` goes on after a failure and lists them all.
 
 use rouse_tests::sim::{self, Break, Summary};
 
@@ -27,6 +27,7 @@ fn everything_holds_whatever_goes_wrong() {
     for seed in from..from + seeds {
         match sim::run(seed, None, false) {
             Ok(summary) => sum.add(&summary),
+            Err(violation) if number("ROUSE_SIM_SURVEY").is_some() => println!("{seed}: {}", violation.what),
             Err(_) => {
                 let again = sim::run(seed, None, true).expect_err("a seed plays the same way twice");
                 panic!("{again}");

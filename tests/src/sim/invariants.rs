@@ -8,7 +8,7 @@ use rouse_master::core::plan::WorkerPlan;
 use rouse_master::core::record::{Host, HostState, Record};
 use rouse_shared::message::Outcome;
 use rouse_shared::{AttemptId, BuildId, HostId};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 impl World {
     /// A step is about to run: its build runs nowhere else, has not ended, and there is room for it.
@@ -45,18 +45,11 @@ impl World {
                 }
             }
             Record::Build(id, status) => self.check_status(*id, status),
-            Record::Host(host) => {
-                let new = !self.disk.known_hosts.contains(&host.id);
-                let most = self.script.plan.max_hosts;
-                if new && most.is_some_and(|most| self.disk.hosts.len() >= most as usize) {
-                    self.violated(format!("host {} is one more than max_hosts", host.id));
-                }
-                let twin = self.disk.hosts.values().any(|h| h.worker == host.worker && h.id != host.id);
-                if new && twin {
-                    self.violated(format!("host {} is the second one of {}", host.id, host.worker));
-                }
-            }
-            Record::Session(_) | Record::SessionOver(_) | Record::Worker(..) | Record::LeasesUntil(_) => {}
+            Record::Host(_)
+            | Record::Session(_)
+            | Record::SessionOver(_)
+            | Record::Worker(..)
+            | Record::LeasesUntil(_) => {}
         }
     }
 
@@ -116,8 +109,17 @@ impl World {
         }
     }
 
-    /// After each commit: what was accepted is there.
-    pub(super) fn check_ledger(&mut self) {
+    /// After each commit: what was accepted is there, and there are no more hosts than there may be, but where a reload
+    /// has lowered their number.
+    pub(super) fn check_ledger(&mut self, hosts_before: usize) {
+        let (hosts, most) = (self.disk.hosts.len(), self.script.plan.max_hosts);
+        if most.is_some_and(|most| hosts > hosts_before && hosts > most as usize) {
+            self.violated(format!("the ledger has {hosts} hosts and max_hosts is {most:?}"));
+        }
+        let workers: BTreeSet<_> = self.disk.hosts.values().map(|h| &h.worker).collect();
+        if workers.len() != hosts {
+            self.violated(format!("the ledger has {hosts} hosts of {} workers", workers.len()));
+        }
         let missing = self.script.accepted.iter().find(|(id, _)| !self.disk.builds.contains_key(id));
         if let Some((id, _)) = missing {
             self.violated(format!("build {id} was accepted and is not in the ledger"));

@@ -246,6 +246,7 @@ impl World {
                 }
                 return self.master_dies(deliveries);
             }
+            let hosts_before = self.disk.hosts.len();
             let forget = self.broken == Some(Break::DiskForgets) && crash.is_some();
             for record in records {
                 let Effect::Save(record) = record else { continue };
@@ -255,7 +256,7 @@ impl World {
                     self.disk.apply(record);
                 }
             }
-            self.check_ledger();
+            self.check_ledger(hosts_before);
             effects = Vec::new();
             for (done, effect) in others.into_iter().enumerate() {
                 if crash == Some(Crash::AfterCommit) || crash.is_some_and(|c| c == Crash::Between(done)) {

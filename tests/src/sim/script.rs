@@ -315,6 +315,7 @@ impl World {
                 }
             }
         }
+        setup::leave_room(&mut plan);
         self.script.plan = Arc::new(plan);
         let plan = self.script.plan.clone();
         self.to_inbox(Input::Event(Event::Configure(plan)));

@@ -110,7 +110,7 @@ pub(super) fn make(chance: &mut Chance) -> (Plan, Faults) {
             workers.push(latent(chance, &format!("t{t}-{i}"), &template));
         }
     }
-    let plan = Plan {
+    let mut plan = Plan {
         workers: workers.into_iter().map(|w| (w.name.clone(), Arc::new(w))).collect(),
         max_hosts: chance.pick(&[None, None, Some(1), Some(2), Some(3)]),
         quarantine_after: u32::try_from(chance.range(1, 5)).unwrap_or(5),
@@ -118,7 +118,18 @@ pub(super) fn make(chance: &mut Chance) -> (Plan, Faults) {
         stop_orphans: !chance.permille(100),
         restart_lease: Duration::from_secs(300),
     };
+    leave_room(&mut plan);
     (plan, faults(chance))
+}
+
+/// Hosts that are kept for ever may leave a build of another worker no room, and that is then what was asked for: such a
+/// plan gets room for all.
+pub(super) fn leave_room(plan: &mut Plan) {
+    let latent = || plan.workers.values().filter_map(|w| w.latent.as_ref());
+    if latent().any(|l| l.min_idle > 0 || l.build_wait_timeout.is_none()) {
+        let all = u32::try_from(latent().count()).unwrap_or(u32::MAX);
+        plan.max_hosts = plan.max_hosts.map(|most| most.max(all));
+    }
 }
 
 fn faults(chance: &mut Chance) -> Faults {
