@@ -337,13 +337,16 @@ impl World {
                 self.keep_started(id);
             }
         }
-        self.after(30_000, |w| {
-            let names: Vec<WorkerName> = w.script.plan.workers.keys().cloned().collect();
-            for worker in names {
-                let request = w.master.request();
-                w.to_inbox(Input::Event(Event::Operate { request, worker, operation: Operation::Resume }));
-            }
-        });
+        // And once more when the last host of the bad times has been given up.
+        for later in [30_000, 420_000] {
+            self.after(later, |w| {
+                let names: Vec<WorkerName> = w.script.plan.workers.keys().cloned().collect();
+                for worker in names {
+                    let request = w.master.request();
+                    w.to_inbox(Input::Event(Event::Operate { request, worker, operation: Operation::Resume }));
+                }
+            });
+        }
     }
 
     /// Somebody looks after a standing machine: its agent is started where it has ended.
