@@ -166,7 +166,7 @@ impl Core {
             return self.decline(now, attempt, "an attempt of this number is still being ended here");
         }
         if self.remembered.set.contains(&attempt) {
-            return self.log(Level::Info, format!("ignoring a late order for {attempt}, which is over"));
+            return self.say_it_is_over(attempt);
         }
         if self.leaving() {
             return self.decline(now, attempt, "the agent is about to end");
@@ -190,6 +190,17 @@ impl Core {
         }
         self.attempts.insert(attempt, Attempt::new(now, Some(order), None));
         self.advance(now, attempt);
+    }
+
+    /// Answers an order or a cancel for an attempt that was here and is over. After a copy that came late it means nothing
+    /// to the master; but where the lease ended before it heard of the attempt it would say the same again and again.
+    fn say_it_is_over(&mut self, attempt: AttemptId) {
+        self.log(Level::Info, format!("asked for {attempt}, which is over here"));
+        let Some(session) = self.attached_session() else { return };
+        let outcome = Some(Outcome::Lost("its agent ended it when the lease was over".to_owned()));
+        // Newer than whatever was said of it: there will be nothing more.
+        let report = AttemptReport { attempt, revision: u32::MAX, steps: Vec::new(), outcome };
+        self.emit(Effect::Send(Box::new(ToMaster::Report(Box::new(Report { session, attempt: report })))));
     }
 
     /// Says that the attempt was never begun here and never will be.
@@ -338,7 +349,7 @@ impl Core {
     pub(super) fn cancel(&mut self, now: Timestamp, attempt: AttemptId) {
         let Some(this) = self.attempts.get_mut(&attempt) else {
             if self.remembered.set.contains(&attempt) {
-                return self.log(Level::Info, format!("ignoring a late cancel of {attempt}, which is over"));
+                return self.say_it_is_over(attempt);
             }
             return self.decline(now, attempt, "cancelled before it arrived");
         };

@@ -27,10 +27,14 @@ fn a_build_of_one_step_is_two_reports() {
     );
     assert_eq!(settle(&mut agent, 11_500, "1.1"), ["remove 1.1"]);
     assert_eq!(agent.until(21_000, true), ["21000 heartbeat 2", "21000 deadline 81000"]);
-    // Late copies do nothing.
-    assert!(agent.hears(21_001, order("1.1", vec![step("make")])).is_empty());
-    assert!(cancel(&mut agent, 21_002, "1.1").is_empty());
+    // Late copies start nothing.
+    assert_eq!(agent.hears(21_001, order("1.1", vec![step("make")])), [over("1.1")]);
+    assert_eq!(cancel(&mut agent, 21_002, "1.1"), [over("1.1")]);
     assert!(settle(&mut agent, 21_003, "1.1").is_empty());
+}
+
+fn over(attempt: &str) -> String {
+    format!("report {attempt} r{}:  => Lost(\"its agent ended it when the lease was over\")", u32::MAX)
 }
 
 #[test]
@@ -127,7 +131,7 @@ fn cancel_stops_what_runs_and_keeps_what_has_not_come() {
     assert_eq!(cancel(&mut agent, 2_006, "2.1"), [declined]);
     assert_eq!(agent.hears(2_007, order("2.1", vec![step("a")])), [declined]);
     assert_eq!(settle(&mut agent, 2_008, "2.1"), ["remove 2.1"]);
-    assert!(agent.hears(2_009, order("2.1", vec![step("a")])).is_empty());
+    assert_eq!(agent.hears(2_009, order("2.1", vec![step("a")])), [over("2.1")]);
 }
 
 #[test]
