@@ -42,6 +42,7 @@ impl Core {
             orphans: BTreeMap::new(),
             timers: Timers::default(),
             broker_up: false,
+            leases_until: start.ledger.leases_until,
             free: BTreeSet::new(),
             wakeable: BTreeSet::new(),
             pending: Pending::default(),
@@ -52,7 +53,7 @@ impl Core {
         }
         // Plans first, so that what is restored finds its worker's options.
         core.on_configure(now, start.plan);
-        core.restore_sessions(now, start.ledger.sessions, start.ledger.leases_until);
+        core.restore_sessions(now, start.ledger.sessions);
         core.restore_hosts(now, start.ledger.hosts);
         for build in start.ledger.builds {
             let (id, live) = (build.id, build.status.live_attempt().map(|a| (a.number, a.worker.clone())));
@@ -88,12 +89,7 @@ impl Core {
         })
     }
 
-    fn restore_sessions(
-        &mut self,
-        now: Timestamp,
-        sessions: Vec<super::record::Session>,
-        leases_until: Option<Timestamp>,
-    ) {
+    fn restore_sessions(&mut self, now: Timestamp, sessions: Vec<super::record::Session>) {
         for session in sessions {
             let name = session.worker.clone();
             let worker = self.worker_entry(now, &name);
@@ -106,9 +102,10 @@ impl Core {
                 drain: None,
                 leaving: false,
                 hold: false,
+                extended: true,
             });
             if let Some(lease) = lease {
-                let until = (now + lease).max(leases_until.unwrap_or_default());
+                let until = (now + lease).max(self.leases_until.unwrap_or_default());
                 self.timers.set(Timer::Lease(name), until + KILL_MARGIN);
             }
         }

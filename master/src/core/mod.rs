@@ -57,6 +57,8 @@ pub struct Core {
     orphans: BTreeMap<(plan::ProviderKind, String), Timestamp>,
     timers: Timers,
     broker_up: bool,
+    /// Until then leases may run that were given before a restart.
+    leases_until: Option<Timestamp>,
     free: BTreeSet<WorkerName>,
     wakeable: BTreeSet<WorkerName>,
     pending: Pending,
@@ -102,6 +104,8 @@ struct Live {
     leaving: bool,
     /// It has declined an order: nothing more until it is heard of again, so that the two never play ball.
     hold: bool,
+    /// Its lease may have been made longer for a restart.
+    extended: bool,
 }
 
 struct LiveHost {

@@ -212,6 +212,7 @@ impl Core {
             drain: None,
             leaving: hello.leaving,
             hold: false,
+            extended: false,
         });
         let was_missing = worker.record.missing_since.take().is_some();
         if let Some(host) = &host {
@@ -327,9 +328,13 @@ impl Core {
 
     /// The master counts from receipt, plus the lease, plus the time that killing takes.
     fn renew(&mut self, now: Timestamp, name: &WorkerName) {
-        let lease = self.workers.get(name).and_then(|w| w.plan.as_ref()).and_then(|p| p.lease);
+        let Some(worker) = self.workers.get(name) else { return };
+        let lease = worker.plan.as_ref().and_then(|p| p.lease);
+        // Nothing tells whether the agent has heard of a shorter lease since it was given the longer one.
+        let extended = worker.session.as_ref().is_some_and(|l| l.extended);
+        let least = self.leases_until.filter(|_| extended).unwrap_or_default();
         match lease {
-            Some(lease) => self.timers.set(Timer::Lease(name.clone()), now + lease + KILL_MARGIN),
+            Some(lease) => self.timers.set(Timer::Lease(name.clone()), (now + lease).max(least) + KILL_MARGIN),
             None => self.timers.clear(&Timer::Lease(name.clone())),
         }
     }
@@ -488,6 +493,7 @@ impl Core {
     pub(super) fn on_terminate(&mut self, now: Timestamp) {
         let lease = self.plan.restart_lease;
         let until = now + lease;
+        self.leases_until = Some(until);
         self.out.push(Effect::Save(Record::LeasesUntil(until)));
         let sessions: Vec<_> = self
             .workers
@@ -497,6 +503,9 @@ impl Core {
             .collect();
         for (name, session, seq) in sessions {
             self.timers.set(Timer::Lease(name.clone()), until + KILL_MARGIN);
+            if let Some(live) = self.live_mut(&name, &session) {
+                live.extended = true;
+            }
             self.send(&name, ToAgent::Renewed { session, seq, lease_ms: Some(millis(lease)) });
         }
     }
