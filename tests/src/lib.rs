@@ -1,1 +1,3 @@
-//! x
+//! What the tests share: the simulation of the whole system.
+
+pub mod sim;

@@ -132,7 +132,10 @@ impl Core {
     pub(super) fn link_wakeup(&self) -> Option<Timestamp> {
         match &self.link {
             Link::Unstarted => None,
-            Link::Waiting { until } => Some(*until).filter(|_| !matches!(self.ending, Ending::Killing { .. })),
+            // While something dies its end is waited for, not a moment.
+            Link::Waiting { until } => {
+                Some(*until).filter(|_| self.dying.is_empty() && !matches!(self.ending, Ending::Killing { .. }))
+            }
             Link::Connecting { since } => Some(*since + CONNECT_PATIENCE),
             Link::Greeting { sent } => Some(*sent + HELLO_PATIENCE),
             Link::Attached { answered } => {
@@ -166,6 +169,12 @@ impl Core {
 
     pub(super) fn link_up(&mut self, now: Timestamp, connection: u64) {
         if connection != self.connection || !matches!(self.link, Link::Connecting { .. }) {
+            return;
+        }
+        if !self.dying.is_empty() {
+            // The lease ended on the way: a hello that does not list them says that nothing of them runs.
+            self.drop_link();
+            self.wait_to_reconnect(now);
             return;
         }
         self.link = Link::Greeting { sent: now };
@@ -222,7 +231,8 @@ impl Core {
         let why = match (&self.link, &self.session) {
             (Link::Unstarted, _) => return,
             (Link::Waiting { until }, _) => {
-                if *until <= now && !matches!(self.ending, Ending::Killing { .. } | Ending::Done) {
+                let ends = matches!(self.ending, Ending::Killing { .. } | Ending::Done);
+                if *until <= now && self.dying.is_empty() && !ends {
                     self.connect(now);
                 }
                 return;

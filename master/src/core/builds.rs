@@ -303,6 +303,11 @@ impl Core {
                     Outcome::Declined(why) => {
                         if let Some(live) = self.workers.get_mut(&worker).and_then(|w| w.session.as_mut()) {
                             live.hold = true;
+                            // Perhaps it never heard that it is drained no more.
+                            let session = live.session.id.clone();
+                            if live.drain.is_none() {
+                                self.send(&worker, ToAgent::Undrain { session });
+                            }
                         }
                         why
                     }

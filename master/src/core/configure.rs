@@ -65,6 +65,7 @@ impl Core {
         }
         let names: Vec<_> = core.workers.keys().cloned().collect();
         for name in names {
+            core.drain_on(&name);
             let until = core.workers.get(&name).and_then(|w| w.record.backoff_until);
             if let Some(until) = until {
                 core.timers.set(Timer::Backoff(name.clone()), until);
@@ -114,10 +115,6 @@ impl Core {
             let worker = self.worker_entry(now, &host.worker);
             worker.host = Some(id.clone());
             let patience = worker.plan.as_ref().map_or(std::time::Duration::ZERO, |p| p.missing_timeout);
-            // A drain was between us and the agent's session of before; its session goes on and is drained again.
-            if host.state == HostState::Draining {
-                host.state = HostState::Awake;
-            }
             let starting = host.state == HostState::Ordered;
             match host.state {
                 HostState::Ordered => {
@@ -125,7 +122,9 @@ impl Core {
                     self.timers.set(Timer::Boot(id.clone()), now + patience);
                 }
                 HostState::Booting => self.timers.set(Timer::Boot(id.clone()), now + patience),
-                HostState::Awake if worker.session.is_none() => host.state = HostState::Stopping,
+                HostState::Awake | HostState::Draining if worker.session.is_none() => {
+                    host.state = HostState::Stopping;
+                }
                 HostState::Awake | HostState::Draining | HostState::Stopping | HostState::Gone => {}
             }
             let state = host.state;

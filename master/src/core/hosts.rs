@@ -421,7 +421,10 @@ impl Core {
                 }
             }
         }
+        let orphans = self.orphans.len();
         self.orphans.retain(|(of, handle), _| *of != provider || listed.iter().any(|m| m.handle == *handle));
+        // Each one that is gone leaves room for a host.
+        self.pending.wake |= self.orphans.len() < orphans;
         let mut gone = Vec::new();
         for (id, live) in &mut self.hosts {
             let ours = live.host.provider == provider && !live.starting && live.host.booted.is_some();

@@ -177,7 +177,9 @@ impl Core {
     /// Whether `limits.max_hosts` leaves room for one more. Every host counts until its provider says that it is gone,
     /// and so does every unknown one.
     pub(super) fn may_start_one(&self) -> bool {
-        let alive = self.hosts.len() + self.orphans.len();
+        // Those that this very event found to be gone are still listed, until it has been followed up.
+        let gone = |id: &&HostId| self.hosts.get(id).is_some_and(|l| l.host.state == HostState::Gone);
+        let alive = self.hosts.len() - self.pending.hosts.iter().filter(gone).count() + self.orphans.len();
         self.plan.max_hosts.is_none_or(|most| alive < most as usize)
     }
 

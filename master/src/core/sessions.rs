@@ -234,7 +234,20 @@ impl Core {
         self.timers.clear(&Timer::Missing(name.clone()));
         self.welcome(name, true);
         self.renew(now, name);
+        self.drain_on(name);
         self.touch_worker(name);
+    }
+
+    /// A drain outlives the session that it began in: the next one, and the next master, go on with it.
+    pub(super) fn drain_on(&mut self, name: &WorkerName) {
+        let Some(worker) = self.workers.get(name) else { return };
+        let drains = match worker.host.as_ref().and_then(|id| self.hosts.get(id)) {
+            Some(live) => live.host.state == HostState::Draining,
+            None => worker.standing() && worker.record.wish == Wish::Stop,
+        };
+        if drains {
+            self.drain_agent(name);
+        }
     }
 
     /// The same life of the agent has a new connection: its builds go on; orders and cancels are worked out anew from

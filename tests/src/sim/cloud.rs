@@ -1,0 +1,234 @@
+//! The fake cloud: slow, failing, forgetful of replies, and late with its lists; idempotent by host id.
+
+use super::Break;
+use super::machine::Machine;
+use super::world::World;
+use rouse_master::core::event::{Event, ListedHost, StartError, Stopped};
+use rouse_master::core::plan::ProviderKind;
+use rouse_master::core::record::Host;
+use rouse_shared::HostId;
+use std::collections::BTreeMap;
+
+/// Longest call, as the driver has it.
+const CALL_LIMIT: u64 = 60_000;
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Power {
+    On,
+    Ending,
+    Gone,
+}
+
+/// One machine of the cloud.
+pub(super) struct Vm {
+    provider: ProviderKind,
+    handle: String,
+    machine: usize,
+    power: Power,
+    /// Not listed before then.
+    listed_from: u64,
+    /// Listed until then.
+    listed_until: u64,
+}
+
+#[derive(Default)]
+pub(super) struct Cloud {
+    vms: BTreeMap<HostId, Vec<Vm>>,
+}
+
+impl World {
+    /// How long a call takes to arrive, and its reply to come; a lost reply comes as late as the driver waits.
+    fn call_times(&mut self) -> (u64, Option<u64>) {
+        let slow = self.mishap(self.faults.slow_cloud);
+        let there = if slow { self.delay(5_000, 40_000) } else { self.delay(50, 1_500) };
+        let back = if slow { self.delay(1_000, 15_000) } else { self.delay(20, 500) };
+        (there, (!self.mishap(self.faults.reply_lost)).then_some(back))
+    }
+
+    pub(super) fn start_host(&mut self, host: Host) {
+        if !self.disk.known_hosts.contains(&host.id) {
+            return self.violated(format!("host {} is ordered before the ledger knows of it", host.id));
+        }
+        let epoch = self.master.epoch;
+        let (there, back) = self.call_times();
+        let fails = self.mishap(self.faults.call_fails);
+        self.after(there, move |w| {
+            let result = if fails { Err(w.start_error()) } else { Ok(w.make(&host)) };
+            // An error of no known kind may hide that it was made.
+            if matches!(result, Err(StartError::Unknown(_))) && w.chance.permille(500) {
+                w.make(&host);
+            }
+            let (delay, result) = match back {
+                Some(back) => (back, result),
+                None => (CALL_LIMIT - there, Err(StartError::Unknown("no answer within 60 s".to_owned()))),
+            };
+            w.say(|| format!("cloud: start {} -> {result:?}", host.id));
+            if w.mishap(w.faults.duplicate) {
+                let event = Event::StartEnded { host: host.id.clone(), result: result.clone() };
+                w.master_event_of(epoch, delay + 700, event);
+            }
+            w.master_event_of(epoch, delay, Event::StartEnded { host: host.id, result });
+        });
+    }
+
+    fn start_error(&mut self) -> StartError {
+        let text = "it is one of those days".to_owned();
+        match self.chance.range(0, 4) {
+            0 => StartError::Capacity(text),
+            1 => StartError::Rejected(text),
+            2 => StartError::Auth(text),
+            3 => StartError::Transient(text),
+            _ => StartError::Unknown(text),
+        }
+    }
+
+    /// Makes the machine, where there is none of that host id yet.
+    fn make(&mut self, host: &Host) -> String {
+        let twice = self.broken == Some(Break::StartsTwice);
+        if let Some(vm) = self.cloud.vms.get(&host.id).and_then(|vms| vms.last()).filter(|_| !twice) {
+            return vm.handle.clone();
+        }
+        let handle = format!("i-{}", self.chance.hex(8));
+        // What the master knows the identity of is told it at boot; the others have one of their own.
+        let identity = host.identity.clone().unwrap_or_else(|| format!("id-of-{handle}"));
+        let mut machine =
+            Machine::new(host.worker.clone(), Some(host.id.clone()), host.token.clone(), identity, self.now);
+        if let Some(plan) = self.script.plan.workers.get(&host.worker) {
+            machine.power_off_after = plan.missing_timeout;
+        }
+        let id = self.add_machine(machine);
+        self.summary.machines += 1;
+        let lag = if self.quiet { 500 } else { self.delay(0, 30_000) };
+        self.cloud.vms.entry(host.id.clone()).or_default().push(Vm {
+            provider: host.provider,
+            handle: handle.clone(),
+            machine: id,
+            power: Power::On,
+            listed_from: self.now + lag,
+            listed_until: u64::MAX,
+        });
+        self.check_made(&host.id);
+        let worker = host.worker.clone();
+        self.say(|| format!("cloud: {} of {worker} is machine {id}, {handle}", host.id));
+        if self.mishap(self.faults.half_born) {
+            self.say(|| format!("cloud: machine {id} is half born"));
+        } else {
+            let boot = self.delay(2_000, 40_000);
+            self.after(boot, move |w| w.start_agent(id));
+        }
+        handle
+    }
+
+    pub(super) fn stop_host(&mut self, host: Host) {
+        self.check_stop(&host);
+        let epoch = self.master.epoch;
+        let (there, back) = self.call_times();
+        let fails = self.mishap(self.faults.call_fails);
+        self.after(there, move |w| {
+            let result = if fails { Err("it is one of those days".to_owned()) } else { Ok(w.stop_vms(&host.id)) };
+            let (delay, result) = match back {
+                Some(back) => (back, result),
+                None => (CALL_LIMIT - there, Err("no answer within 60 s".to_owned())),
+            };
+            w.say(|| format!("cloud: stop {} -> {result:?}", host.id));
+            w.master_event_of(epoch, delay, Event::StopEnded { host: host.id, result });
+        });
+    }
+
+    pub(super) fn stop_orphan(&mut self, listed: ListedHost) {
+        if self.disk.hosts.contains_key(&listed.host) {
+            self.violated(format!("host {} is in the ledger and is stopped as an orphan", listed.host));
+        }
+        let (there, _) = self.call_times();
+        if !self.mishap(self.faults.call_fails) {
+            self.after(there, move |w| {
+                w.stop_vms(&listed.host);
+            });
+        }
+    }
+
+    fn stop_vms(&mut self, host: &HostId) -> Stopped {
+        let mut ending = Vec::new();
+        let mut all_gone = true;
+        for vm in self.cloud.vms.get_mut(host).into_iter().flatten() {
+            if vm.power == Power::On {
+                vm.power = Power::Ending;
+                ending.push(vm.machine);
+            }
+            all_gone &= vm.power == Power::Gone;
+        }
+        for machine in ending {
+            let delay = self.delay(100, 20_000);
+            let host = host.clone();
+            self.after(delay, move |w| w.vm_gone(&host, machine));
+        }
+        if all_gone { Stopped::Gone } else { Stopped::Requested }
+    }
+
+    fn vm_gone(&mut self, host: &HostId, machine: usize) {
+        let lag = self.delay(0, 60_000);
+        let until = self.now + lag;
+        for vm in self.cloud.vms.get_mut(host).into_iter().flatten().filter(|vm| vm.machine == machine) {
+            vm.power = Power::Gone;
+            vm.listed_until = until;
+        }
+        self.machine_off(machine);
+    }
+
+    /// A machine ends without being asked to by the master; some providers see it at once.
+    pub(super) fn vm_ends(&mut self, host: &HostId, why: &str) {
+        let on: Vec<usize> = self.cloud.vms.get(host).into_iter().flatten().map(|vm| vm.machine).collect();
+        for machine in on {
+            self.vm_gone(host, machine);
+        }
+        if self.chance.permille(400) {
+            let delay = self.delay(10, 3_000);
+            self.master_event_in(delay, Event::HostGone { host: host.clone(), why: why.to_owned() });
+        }
+    }
+
+    pub(super) fn fetch_console(&mut self, host: &Host) {
+        let epoch = self.master.epoch;
+        let (there, back) = self.call_times();
+        let text = self.chance.permille(500).then(|| "Kernel panic".to_owned());
+        if let Some(back) = back {
+            self.master_event_of(epoch, there + back, Event::Console { host: host.id.clone(), text });
+        }
+    }
+
+    pub(super) fn list_hosts(&mut self, provider: ProviderKind) {
+        let epoch = self.master.epoch;
+        let (there, back) = self.call_times();
+        let fails = self.mishap(self.faults.call_fails);
+        self.after(there, move |w| {
+            let now = w.now;
+            let mut listed = Vec::new();
+            for (host, vms) in &w.cloud.vms {
+                for vm in vms.iter().filter(|vm| vm.provider == provider) {
+                    if vm.listed_from <= now && vm.listed_until > now {
+                        listed.push(ListedHost { host: host.clone(), handle: vm.handle.clone() });
+                    }
+                }
+            }
+            let (delay, result) = match back {
+                Some(back) if !fails => (back, Ok(listed)),
+                Some(back) => (back, Err("it is one of those days".to_owned())),
+                None => (CALL_LIMIT - there, Err("no answer within 60 s".to_owned())),
+            };
+            let result = match result {
+                Err(_) if w.broken == Some(Break::FailedListIsEmpty) => Ok(Vec::new()),
+                result => result,
+            };
+            w.master_event_of(epoch, delay, Event::Listed { provider, result });
+        });
+    }
+
+    /// The hosts whose machines are on, and those machines.
+    pub(super) fn machines_on(&self) -> Vec<(HostId, usize)> {
+        let on = |(host, vms): (&HostId, &Vec<Vm>)| {
+            let of = vms.iter().filter(|vm| vm.power != Power::Gone);
+            of.map(|vm| (host.clone(), vm.machine)).collect::<Vec<_>>()
+        };
+        self.cloud.vms.iter().flat_map(on).collect()
+    }
+}

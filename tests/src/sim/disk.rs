@@ -1,0 +1,69 @@
+//! The fake disk: the ledger as the store keeps it, and the master's log files.
+
+use rouse_master::core::build::Build;
+use rouse_master::core::record::{Host, HostState, Ledger, Record, Session, WorkerRecord};
+use rouse_shared::{AttemptId, BuildId, HostId, Timestamp, WorkerName};
+use std::collections::{BTreeMap, BTreeSet};
+
+#[derive(Default)]
+pub(super) struct Disk {
+    /// Ended builds too.
+    pub builds: BTreeMap<BuildId, Build>,
+    pub message_ids: BTreeMap<String, BuildId>,
+    /// Hosts that are not gone.
+    pub hosts: BTreeMap<HostId, Host>,
+    /// Every host that there ever was.
+    pub known_hosts: BTreeSet<HostId>,
+    pub sessions: BTreeMap<WorkerName, Session>,
+    pub workers: BTreeMap<WorkerName, WorkerRecord>,
+    pub leases_until: Option<Timestamp>,
+    /// Bytes of each step's log.
+    pub logs: BTreeMap<(AttemptId, u32), u64>,
+}
+
+impl Disk {
+    pub(super) fn apply(&mut self, record: Record) {
+        match record {
+            Record::NewBuild { id, spec, message_id, status } => {
+                self.builds.insert(id, Build { id, spec, status });
+                if let Some(message_id) = message_id {
+                    self.message_ids.insert(message_id, id);
+                }
+            }
+            Record::Build(id, status) => {
+                if let Some(build) = self.builds.get_mut(&id) {
+                    build.status = status;
+                }
+            }
+            Record::Host(host) => {
+                self.known_hosts.insert(host.id.clone());
+                if host.state == HostState::Gone {
+                    self.hosts.remove(&host.id);
+                } else {
+                    self.hosts.insert(host.id.clone(), host);
+                }
+            }
+            Record::Session(session) => {
+                self.sessions.insert(session.worker.clone(), session);
+            }
+            Record::SessionOver(worker) => {
+                self.sessions.remove(&worker);
+            }
+            Record::Worker(name, record) => {
+                self.workers.insert(name, record);
+            }
+            Record::LeasesUntil(until) => self.leases_until = Some(until),
+        }
+    }
+
+    pub(super) fn load(&self) -> Ledger {
+        Ledger {
+            builds: self.builds.values().filter(|b| b.status.end.is_none()).cloned().collect(),
+            hosts: self.hosts.values().cloned().collect(),
+            sessions: self.sessions.values().cloned().collect(),
+            workers: self.workers.iter().map(|(n, r)| (n.clone(), r.clone())).collect(),
+            last_build: self.builds.keys().next_back().map_or(0, |b| b.0),
+            leases_until: self.leases_until,
+        }
+    }
+}

@@ -1,0 +1,115 @@
+//! The simulation: the real cores of master and agents, with a fake cloud, bus, disk and clock, from one seed.
+//!
+//! [`run`] plays one seed: a time of faults, then a quiet time, after which everything must be as it should be. What must
+//! hold is in `invariants`; it is looked at whenever something happens that could break it. The same seed plays the same
+//! way, so a failure is played again with its transcript.
+
+mod agent;
+mod bus;
+mod chance;
+mod cloud;
+mod disk;
+mod invariants;
+mod machine;
+mod master;
+mod script;
+mod setup;
+mod world;
+
+use std::fmt;
+
+/// A way to break the system on purpose, to see that the simulation notices.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Break {
+    /// Effects are performed although their batch was never committed.
+    PerformBeforeCommit,
+    /// A host that is asked to drain is stopped without waiting for its answer.
+    ForgetDrain,
+    /// The master's lease timers come early.
+    EarlyRequeue,
+    /// The provider makes another machine each time that a start is repeated.
+    StartsTwice,
+    /// A list that failed is taken for an empty one.
+    FailedListIsEmpty,
+    /// The disk loses what it has said is committed.
+    DiskForgets,
+    /// Supervisors do not end steps when the lease is over.
+    NoDeadline,
+    /// Log chunks are confirmed to the agent and counted as whole by the master, but some are not written.
+    LogsLie,
+}
+
+impl Break {
+    /// All of them.
+    pub const ALL: [Break; 8] = [
+        Self::PerformBeforeCommit,
+        Self::ForgetDrain,
+        Self::EarlyRequeue,
+        Self::StartsTwice,
+        Self::FailedListIsEmpty,
+        Self::DiskForgets,
+        Self::NoDeadline,
+        Self::LogsLie,
+    ];
+}
+
+/// What a seed that holds has seen.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Summary {
+    /// Simulated milliseconds.
+    pub simulated: u64,
+    /// Things that happened.
+    pub events: u64,
+    /// Builds that were accepted.
+    pub builds: u64,
+    /// Builds that ended in success, in failure, cancelled and lost.
+    pub ends: [u64; 4],
+    /// Machines that were made.
+    pub machines: u64,
+    /// Times that the master died.
+    pub crashes: u64,
+}
+
+impl Summary {
+    /// Adds another one.
+    pub fn add(&mut self, other: &Summary) {
+        self.simulated += other.simulated;
+        self.events += other.events;
+        self.builds += other.builds;
+        for (sum, one) in self.ends.iter_mut().zip(other.ends) {
+            *sum += one;
+        }
+        self.machines += other.machines;
+        self.crashes += other.crashes;
+    }
+}
+
+/// What a seed has broken.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Violation {
+    /// The seed.
+    pub seed: u64,
+    /// What must hold and did not.
+    pub what: String,
+    /// What happened, where a transcript was asked for.
+    pub transcript: Vec<String>,
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let from = self.transcript.len().saturating_sub(200);
+        for line in &self.transcript[from..] {
+            writeln!(f, "{line}")?;
+        }
+        writeln!(f, "seed {}: {}", self.seed, self.what)?;
+        write!(f, "replay it: ROUSE_SIM_SEED={} cargo test -p rouse-tests --test sim -- --nocapture", self.seed)
+    }
+}
+
+/// Plays one seed, `broken` in some way or not; `transcript` says whether to write down what happens.
+///
+/// # Errors
+/// What did not hold.
+pub fn run(seed: u64, broken: Option<Break>, transcript: bool) -> Result<Summary, Box<Violation>> {
+    world::World::new(seed, broken, transcript).play()
+}

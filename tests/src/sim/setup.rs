@@ -1,0 +1,167 @@
+//! What a seed's system is like: its workers, its limits, and which faults it has.
+
+use super::chance::Chance;
+use rouse_master::core::plan::{Digest, LatentPlan, Plan, ProviderKind, WorkerPlan};
+use rouse_shared::WorkerName;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How often what goes wrong, of a thousand; nought: never in this seed.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Faults {
+    /// The master dies after a turn, or in its middle.
+    pub crash: u64,
+    /// Messages to or from the master are lost.
+    pub loss: u64,
+    pub duplicate: u64,
+    pub reorder: u64,
+    /// Calls to a provider fail.
+    pub call_fails: u64,
+    /// The reply of a call to a provider is lost.
+    pub reply_lost: u64,
+    pub slow_cloud: u64,
+    /// A machine is made whose agent never attaches.
+    pub half_born: u64,
+    /// Whether the broker is restarted.
+    pub broker: bool,
+    /// Whether agents are killed.
+    pub kill: bool,
+    /// Whether agents are frozen or their machines suspended.
+    pub freeze: bool,
+    /// Whether machines are cut off the network.
+    pub partition: bool,
+    /// Whether machines die.
+    pub death: bool,
+    /// Whether the master stays away for longer than leases hold.
+    pub long_outage: bool,
+    /// Whether operators work.
+    pub operators: bool,
+    /// Whether the configuration changes.
+    pub reload: bool,
+    /// Whether somebody ends agents by SIGTERM.
+    pub terminate: bool,
+}
+
+impl Faults {
+    /// Whether nothing happens that a build may be lost under.
+    pub(super) fn agents_behave(&self) -> bool {
+        !(self.kill || self.freeze || self.partition || self.death || self.long_outage || self.terminate || self.reload)
+            && self.half_born == 0
+            && self.loss == 0
+            && self.call_fails == 0
+    }
+}
+
+pub(super) fn password(name: &WorkerName) -> String {
+    format!("password-of-{name}")
+}
+
+pub(super) fn worker_name(text: &str) -> WorkerName {
+    text.parse().expect("the simulation's names are names")
+}
+
+pub(super) fn standing(chance: &mut Chance, name: &str) -> WorkerPlan {
+    let name = worker_name(name);
+    let keepalive = chance.pick(&[5, 10, 10]);
+    let os = chance.pick(&["linux", "linux", "solaris"]);
+    WorkerPlan {
+        password: Digest::of(&password(&name)),
+        name,
+        max_builds: chance.pick(&[Some(1), Some(1), Some(2), None]),
+        keepalive: Duration::from_secs(keepalive),
+        lease: (!chance.permille(70)).then(|| Duration::from_secs(3 * keepalive)),
+        grace: Duration::from_secs(120),
+        missing_timeout: Duration::from_secs(chance.range(60, 300)),
+        notify_on_missing: Vec::new(),
+        properties: BTreeMap::from([("os".to_owned(), os.to_owned())]),
+        run_as: None,
+        latent: None,
+    }
+}
+
+pub(super) fn template(chance: &mut Chance, name: &str) -> LatentPlan {
+    let timeout = chance.pick(&[Some(0), Some(20), Some(60), Some(180), None]);
+    LatentPlan {
+        provider: chance.pick(&[ProviderKind::Ec2, ProviderKind::Ec2, ProviderKind::Process, ProviderKind::Libvirt]),
+        build_wait_timeout: timeout.map(Duration::from_secs),
+        max_uses: chance.pick(&[0, 0, 0, 1, 2]),
+        template: name.to_owned(),
+        min_idle: chance.pick(&[0, 0, 0, 1, 2]),
+        fingerprint: chance.next(),
+    }
+}
+
+pub(super) fn latent(chance: &mut Chance, name: &str, template: &LatentPlan) -> WorkerPlan {
+    let mut plan = standing(chance, name);
+    plan.missing_timeout = Duration::from_secs(chance.range(120, 300));
+    // Without a lease only proof counts, and a host whose agent has ended unheard gives none.
+    plan.lease = Some(3 * plan.keepalive);
+    plan.latent = Some(template.clone());
+    plan
+}
+
+pub(super) fn make(chance: &mut Chance) -> (Plan, Faults) {
+    let mut workers = Vec::new();
+    for i in 0..chance.range(0, 2) {
+        workers.push(standing(chance, &format!("s{i}")));
+    }
+    for t in 0..chance.range(1, 2) {
+        let template = template(chance, &format!("t{t}"));
+        for i in 0..chance.range(1, 3) {
+            workers.push(latent(chance, &format!("t{t}-{i}"), &template));
+        }
+    }
+    let mut plan = Plan {
+        workers: workers.into_iter().map(|w| (w.name.clone(), Arc::new(w))).collect(),
+        max_hosts: chance.pick(&[None, None, Some(1), Some(2), Some(3)]),
+        quarantine_after: u32::try_from(chance.range(1, 5)).unwrap_or(5),
+        audit_interval: Duration::from_secs(chance.range(60, 300)),
+        stop_orphans: !chance.permille(100),
+        restart_lease: Duration::from_secs(300),
+    };
+    leave_room(&mut plan);
+    (plan, faults(chance))
+}
+
+/// Hosts that are kept for ever may leave a build of another worker no room, and that is then what was asked for: such a
+/// plan gets room for all.
+pub(super) fn leave_room(plan: &mut Plan) {
+    let latent = || plan.workers.values().filter_map(|w| w.latent.as_ref());
+    if latent().any(|l| l.min_idle > 0 || l.build_wait_timeout.is_none()) {
+        let all = u32::try_from(latent().count()).unwrap_or(u32::MAX);
+        plan.max_hosts = plan.max_hosts.map(|most| most.max(all));
+    }
+}
+
+fn faults(chance: &mut Chance) -> Faults {
+    let calm = chance.permille(100);
+    let tame = calm || chance.permille(200);
+    let mut sometimes = |of: u64, most: u64| if !calm && chance.permille(of) { chance.range(1, most) } else { 0 };
+    let mut faults = Faults {
+        crash: sometimes(600, 40),
+        loss: sometimes(300, 60),
+        duplicate: sometimes(400, 80),
+        reorder: sometimes(300, 80),
+        call_fails: sometimes(400, 400),
+        reply_lost: sometimes(400, 300),
+        slow_cloud: sometimes(400, 300),
+        half_born: sometimes(300, 300),
+        ..Faults::default()
+    };
+    faults.broker = !calm && chance.permille(400);
+    faults.operators = chance.permille(500);
+    if tame {
+        // Only what no build may be lost under.
+        (faults.loss, faults.call_fails, faults.half_born) = (0, 0, 0);
+    } else {
+        faults.kill = chance.permille(400);
+        faults.freeze = chance.permille(400);
+        faults.partition = chance.permille(400);
+        faults.death = chance.permille(400);
+        faults.long_outage = chance.permille(300);
+        faults.reload = chance.permille(400);
+        faults.terminate = chance.permille(300);
+    }
+    faults
+}
