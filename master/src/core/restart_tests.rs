@@ -2,13 +2,13 @@
 #![allow(clippy::unwrap_used)]
 
 use super::build::{BuildSpec, Requirement};
-use super::event::{Answer, Effect, Event, Operation, RequestId, StartError};
+use super::event::{Effect, Event, RequestId, StartError};
 use super::plan::{Digest, LatentPlan, Plan, ProviderKind, WorkerPlan};
 use super::record::{Host, HostState, Ledger, Record, Session};
 use super::{Core, Start};
 use rouse_shared::limits::{KILL_MARGIN, PROTOCOL};
 use rouse_shared::message::{Facts, Heartbeat, Hello, Step, ToAgent, ToMaster, Vitals, Welcome};
-use rouse_shared::{AttemptId, BuildId, HostId, MasterId, Nonce, Timestamp, WorkerName};
+use rouse_shared::{BuildId, HostId, MasterId, Nonce, Timestamp, WorkerName};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -273,21 +273,4 @@ fn a_host_that_goes_while_its_evidence_is_fetched_has_failed_once() {
     master.handle(Event::Console { host: id, text: Some("late".to_owned()) });
     assert_eq!(master.builds[&BuildId(1)].1.failed_hosts.len(), 1);
     assert_eq!(master.hosts.len(), 1, "the next try comes after a pause");
-}
-
-#[test]
-fn a_drain_of_an_earlier_master_is_taken_back() {
-    let mut master = Master::new(plan(vec![worker(false, 60)]));
-    master.hello("password", "here", 1);
-    let operate = |operation| Event::Operate { request: RequestId(2), worker: name(), operation };
-    let effects = master.handle(operate(Operation::Stop));
-    assert!(effects.contains(&Effect::Reply { request: RequestId(2), answer: Answer::Done }));
-    // The wish of the test's ledger is not kept: as if somebody had resumed the worker meanwhile.
-    master.restart(plan(vec![worker(false, 60)]));
-    master.submit();
-    let effects = master.heartbeat(2);
-    let mut told = sent(&effects).filter(|m| !matches!(m, ToAgent::Renewed { .. }));
-    assert!(matches!(told.next(), Some(ToAgent::Undrain { .. })));
-    let order = |m: &ToAgent| matches!(m, ToAgent::Order(o) if o.attempt == AttemptId { build: BuildId(1), number: 1 });
-    assert!(told.next().is_some_and(order));
 }

@@ -302,17 +302,9 @@ impl Core {
                 (false, false) => self.send_order(id),
             }
         }
-        match drain {
-            Some(drain) => self.send(name, ToAgent::Drain { session, drain }),
-            None => self.take_back_drain(name, session),
+        if let Some(drain) = drain {
+            self.send(name, ToAgent::Drain { session, drain });
         }
-    }
-
-    /// An agent may still keep a drain of a master before this one, and would take nothing for ever: in its place comes
-    /// what is wanted of it now.
-    fn take_back_drain(&mut self, name: &WorkerName, session: SessionId) {
-        let stop = self.workers.get(name).is_some_and(|w| w.record.wish == Wish::Stop && w.host.is_none());
-        if stop { self.drain_agent(name) } else { self.send(name, ToAgent::Undrain { session }) }
     }
 
     fn welcome(&mut self, name: &WorkerName, new_secret: bool) {
@@ -347,8 +339,7 @@ impl Core {
 
     fn on_heartbeat(&mut self, now: Timestamp, name: &WorkerName, heartbeat: &Heartbeat) {
         let Some(live) = self.live_mut(name, &heartbeat.session) else { return };
-        let back = !std::mem::replace(&mut live.attached, true);
-        let changed = std::mem::take(&mut live.hold) | back;
+        let changed = !std::mem::replace(&mut live.attached, true) | std::mem::take(&mut live.hold);
         live.vitals = Some(heartbeat.vitals);
         live.last_seq = live.last_seq.max(heartbeat.seq);
         let drain = live.drain;
@@ -377,10 +368,8 @@ impl Core {
         for (id, cancel) in due {
             if cancel { self.send_cancel(name, id) } else { self.send_order(id) }
         }
-        match drain {
-            Some(drain) => self.send(name, ToAgent::Drain { session, drain }),
-            None if back => self.take_back_drain(name, session),
-            None => {}
+        if let Some(drain) = drain {
+            self.send(name, ToAgent::Drain { session, drain });
         }
     }
 

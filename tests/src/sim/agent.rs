@@ -199,13 +199,10 @@ impl World {
         let Some(run) = self.machines.get_mut(&id).and_then(|m| m.runs.remove(&attempt)) else { return };
         self.say(|| format!("  machine {id}: step {} of {attempt} is over: {state:?}", run.step));
         self.print(id, attempt, run.step, true);
-        let log_length = self.machines.get(&id).and_then(|m| m.spools.get(&(attempt, run.step))).map_or(0, |s| s.length);
+        let log_length =
+            self.machines.get(&id).and_then(|m| m.spools.get(&(attempt, run.step))).map_or(0, |s| s.length);
         let took = Duration::from_millis(now - run.began);
-        self.agent_event(
-            id,
-            life,
-            Event::StepEnded { attempt, step: run.step, state, log_length, log_cut: 0, took },
-        );
+        self.agent_event(id, life, Event::StepEnded { attempt, step: run.step, state, log_length, log_cut: 0, took });
         self.pump(id, life, attempt, run.step);
     }
 

@@ -91,7 +91,8 @@ impl World {
         let handle = format!("i-{}", self.chance.hex(8));
         // What the master knows the identity of is told it at boot; the others have one of their own.
         let identity = host.identity.clone().unwrap_or_else(|| format!("id-of-{handle}"));
-        let mut machine = Machine::new(host.worker.clone(), Some(host.id.clone()), host.token.clone(), identity, self.now);
+        let mut machine =
+            Machine::new(host.worker.clone(), Some(host.id.clone()), host.token.clone(), identity, self.now);
         if let Some(plan) = self.script.plan.workers.get(&host.worker) {
             machine.power_off_after = plan.missing_timeout;
         }

@@ -211,7 +211,8 @@ impl World {
             let (hosts, workers) = templates[&latent.template];
             let least = workers.min(latent.min_idle as usize);
             if hosts < least && room {
-                let text = format!("template {} has {hosts} hosts and min_idle is {}", latent.template, latent.min_idle);
+                let text =
+                    format!("template {} has {hosts} hosts and min_idle is {}", latent.template, latent.min_idle);
                 return self.violated(text);
             }
             if latent.build_wait_timeout.is_some() && hosts > least {

@@ -12,8 +12,14 @@ use std::collections::BTreeMap;
 /// A message that the broker keeps until it is acknowledged.
 #[derive(Clone, Debug)]
 pub(super) enum Delivery {
-    Agent { worker: WorkerName, message: ToMaster },
-    Log { worker: WorkerName, chunk: LogChunk },
+    Agent {
+        worker: WorkerName,
+        message: ToMaster,
+    },
+    Log {
+        worker: WorkerName,
+        chunk: LogChunk,
+    },
     /// A submission of the script.
     Submit(usize),
 }
@@ -238,8 +244,7 @@ impl World {
         let mut effects = effects;
         while !effects.is_empty() {
             let crash = self.master.crash.take();
-            let (records, others): (Vec<_>, Vec<_>) =
-                effects.into_iter().partition(|e| matches!(e, Effect::Save(_)));
+            let (records, others): (Vec<_>, Vec<_>) = effects.into_iter().partition(|e| matches!(e, Effect::Save(_)));
             if crash == Some(Crash::BeforeCommit) {
                 if self.broken == Some(Break::PerformBeforeCommit) {
                     others.into_iter().for_each(|effect| drop(self.perform(effect)));

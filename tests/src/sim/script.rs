@@ -257,8 +257,13 @@ impl World {
     fn operate(&mut self) {
         let names: Vec<WorkerName> = self.script.plan.workers.keys().cloned().collect();
         let worker = self.chance.pick(&names);
-        let operation =
-            self.chance.pick(&[Operation::Pause, Operation::Drain, Operation::Stop, Operation::Resume, Operation::Drain]);
+        let operation = self.chance.pick(&[
+            Operation::Pause,
+            Operation::Drain,
+            Operation::Stop,
+            Operation::Resume,
+            Operation::Drain,
+        ]);
         let request = self.master.request();
         self.to_inbox(Input::Event(Event::Operate { request, worker: worker.clone(), operation }));
         // Mostly they change their mind.

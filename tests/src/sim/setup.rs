@@ -95,6 +95,8 @@ pub(super) fn template(chance: &mut Chance, name: &str) -> LatentPlan {
 pub(super) fn latent(chance: &mut Chance, name: &str, template: &LatentPlan) -> WorkerPlan {
     let mut plan = standing(chance, name);
     plan.missing_timeout = Duration::from_secs(chance.range(120, 300));
+    // Without a lease only proof counts, and a host whose agent has ended unheard gives none.
+    plan.lease = Some(3 * plan.keepalive);
     plan.latent = Some(template.clone());
     plan
 }
