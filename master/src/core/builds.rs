@@ -18,6 +18,8 @@ use std::time::Duration;
 const LOG_PATIENCE: Duration = Duration::from_secs(20);
 /// Looks in a row without progress before a log is told to be cut.
 const LOG_LOOKS: u32 = 6;
+/// Stands for a number of looks: this one is the last.
+const LAST_LOOK: u32 = u32::MAX;
 /// Hosts that may fail for one build before it is lost: a broken image must not spend for ever.
 pub(super) const FAILED_HOSTS: usize = 3;
 
@@ -213,10 +215,30 @@ impl Core {
     }
 
     pub(super) fn on_logs_whole(&mut self, now: Timestamp, id: AttemptId) {
+        let last = self.log_looks.get(&id) == Some(&LAST_LOOK);
         if let Some(attempt) = self.attempt_with_outcome(id) {
-            attempt.cut_logs.clear();
+            if !last {
+                attempt.cut_logs.clear();
+            }
             self.end_attempt(now, id);
         }
+    }
+
+    /// Nobody sends the rest of the logs: one more look at each tells where it is cut, and then the attempt ends.
+    fn look_last(&mut self, now: Timestamp, id: AttemptId) {
+        let Some(attempt) = self.attempt_with_outcome(id) else { return };
+        attempt.cut_logs.clear();
+        self.log_looks.insert(id, LAST_LOOK);
+        self.timers.set(Timer::Logs(id), now + LOG_PATIENCE);
+        self.look_at_rest(id);
+    }
+
+    /// Looks at the logs that are not yet known to be cut. Only the first gap is told.
+    fn look_at_rest(&mut self, id: AttemptId) {
+        let Some(attempt) = self.attempt_with_outcome(id) else { return };
+        let cut = |step| attempt.cut_logs.iter().any(|(of, _)| *of == step);
+        let lengths = attempt.steps.iter().zip(0..).map(|(s, step)| if cut(step) { 0 } else { s.log_length }).collect();
+        self.out.push(Effect::CheckLogs { attempt: id, lengths, overdue: true });
     }
 
     /// The attempt, where the agent has reported its outcome and it has not ended for us.
@@ -228,6 +250,13 @@ impl Core {
     pub(super) fn on_log_gap(&mut self, id: AttemptId, step: u32, offset: u64) {
         let live = self.builds.get(&id.build).and_then(|b| b.status.live_attempt()).filter(|a| a.number == id.number);
         let Some(worker) = live.map(|a| a.worker.clone()) else { return };
+        if self.log_looks.get(&id) == Some(&LAST_LOOK) {
+            if let Some(attempt) = self.attempt_with_outcome(id) {
+                attempt.cut_logs.retain(|(s, _)| *s != step);
+                attempt.cut_logs.push((step, offset));
+            }
+            return self.look_at_rest(id);
+        }
         if let Some(attempt) = self.attempt_with_outcome(id) {
             // Progress at any step starts the count anew.
             let moved = attempt.cut_logs.iter().all(|known| *known != (step, offset));
@@ -246,13 +275,16 @@ impl Core {
         let Some(attempt) = self.attempt_with_outcome(id) else { return };
         let lengths: Vec<u64> = attempt.steps.iter().map(|s| s.log_length).collect();
         let looks = self.log_looks.entry(id).or_default();
+        if *looks == LAST_LOOK {
+            return self.end_attempt(now, id);
+        }
         *looks += 1;
         if *looks > LOG_LOOKS {
             self.note(
                 Level::Warn,
                 format!("the log of attempt {id} is not whole and its agent does not send the rest"),
             );
-            return self.end_attempt(now, id);
+            return self.look_last(now, id);
         }
         self.out.push(Effect::CheckLogs { attempt: id, lengths, overdue: true });
         self.timers.set(Timer::Logs(id), now + LOG_PATIENCE);
@@ -263,9 +295,10 @@ impl Core {
         let Some(build) = self.builds.get_mut(&id.build) else { return };
         let Some(attempt) = build.status.attempts.last_mut().filter(|a| a.number == id.number) else { return };
         // An outcome that was reported stands, even where the end of its log went with the host.
-        if attempt.outcome.is_none() {
-            attempt.outcome = Some(Outcome::Lost(why.to_owned()));
+        if attempt.is_live() && attempt.outcome.is_some() {
+            return self.look_last(now, id);
         }
+        attempt.outcome.get_or_insert_with(|| Outcome::Lost(why.to_owned()));
         self.end_attempt(now, id);
     }
 
