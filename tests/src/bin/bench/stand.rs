@@ -1,0 +1,294 @@
+//! What is measured: a master with its private broker in a directory of its own, and agents.
+
+use crate::http::{Client, gauge};
+use crate::time::Watch;
+use serde_json::Value;
+use std::fs;
+use std::io::{Error, Result};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+use tempfile::TempDir;
+use tokio::io::{AsyncBufReadExt, BufReader, Lines};
+use tokio::process::{Child, ChildStdin, ChildStdout, Command};
+use tokio::sync::mpsc;
+
+/// For anything to happen at all.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+const PASSWORD: &str = "bench";
+/// How often something is looked at that is waited for.
+const LOOK: Duration = Duration::from_millis(2);
+
+/// The programs that are measured.
+pub struct Programs {
+    pub rouse: PathBuf,
+    pub agent: PathBuf,
+    pub load_agent: PathBuf,
+}
+
+/// A master and its broker.
+pub struct Stand {
+    pub programs: Programs,
+    dir: TempDir,
+    address: SocketAddr,
+    amqp: u16,
+    master: Option<Child>,
+}
+
+/// Something that the master told of.
+pub struct Told {
+    pub at: Watch,
+    pub kind: String,
+    pub data: Value,
+}
+
+/// Ends with this process, however that ends.
+pub fn spawn(command: &mut Command) -> Result<Child> {
+    // SAFETY: prctl is safe to call between fork and exec.
+    unsafe {
+        command.pre_exec(|| match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) {
+            0 => Ok(()),
+            _ => Err(Error::last_os_error()),
+        });
+    }
+    command.kill_on_drop(true).spawn()
+}
+
+/// Waits for the end of a process after a signal.
+pub async fn end(child: &mut Child, signal: i32) -> Result<()> {
+    if let Some(pid) = child.id() {
+        // SAFETY: the process is ours and not yet waited for.
+        unsafe { libc::kill(pid.cast_signed(), signal) };
+    }
+    child.wait().await.map(drop)
+}
+
+fn free_port() -> Result<u16> {
+    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
+}
+
+impl Stand {
+    /// Writes the configuration and starts the master. `most` is the number of workers that a load agent may have.
+    pub async fn start(programs: Programs, most: usize) -> Result<Self> {
+        let dir = tempfile::Builder::new().prefix("rouse-bench-").tempdir()?;
+        let (port, amqp) = (free_port()?, free_port()?);
+        let agent = programs.agent.display();
+        let config = format!(
+            "[master]\nname = \"bench\"\nstate_dir = {state:?}\nlisten = \"127.0.0.1:{port}\"\napi_token = {PASSWORD:?}\n\
+             [broker]\nlisten = [\"127.0.0.1:{amqp}\"]\nauth_listen = \"127.0.0.1:0\"\n\
+             [[worker]]\nname = \"one\"\npassword = {PASSWORD:?}\n\
+             [[worker]]\nname = \"real-{{01..20}}\"\npassword = {PASSWORD:?}\nmax_builds = 1\nproperties = {{ kind = \"real\" }}\n\
+             [[worker]]\nname = \"load-{{00001..{most:05}}}\"\npassword = {PASSWORD:?}\nmax_builds = 1\nproperties = {{ kind = \"load\" }}\n\
+             [[worker]]\nname = \"host\"\npassword = {PASSWORD:?}\nbuild_wait_timeout = 0\n[worker.process]\nagent = \"{agent}\"\n",
+            state = dir.path().join("s"),
+        );
+        fs::write(dir.path().join("rouse.toml"), config)?;
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        let mut stand = Self { programs, dir, address, amqp, master: None };
+        stand.start_master().await?;
+        stand.ready().await?;
+        Ok(stand)
+    }
+
+    /// Starts the master again after [`Self::kill_master`].
+    pub async fn start_master(&mut self) -> Result<()> {
+        let log = fs::File::options().create(true).append(true).open(self.path("master.log"))?;
+        let child = spawn(
+            Command::new(&self.programs.rouse)
+                .arg("master")
+                .arg("-c")
+                .arg(self.path("rouse.toml"))
+                .env("ROUSE_LOG", "warn")
+                .stdin(Stdio::null())
+                .stdout(Stdio::null())
+                .stderr(log),
+        )?;
+        self.master = Some(child);
+        Ok(())
+    }
+
+    /// Waits until the master serves and has its broker.
+    pub async fn ready(&self) -> Result<()> {
+        until("the master", || async {
+            let Ok(mut client) = self.client().await else { return false };
+            client.get("/healthz").await.is_ok()
+        })
+        .await
+    }
+
+    /// As a crash would.
+    pub async fn kill_master(&mut self) -> Result<()> {
+        match &mut self.master {
+            Some(child) => end(child, libc::SIGKILL).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Ends the master in good order.
+    pub async fn stop(mut self) -> Result<()> {
+        match &mut self.master {
+            Some(child) => end(child, libc::SIGTERM).await,
+            None => Ok(()),
+        }
+    }
+
+    /// A path in the stand's directory.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// The broker's port.
+    pub fn amqp_port(&self) -> u16 {
+        self.amqp
+    }
+
+    /// The broker as agents are told of it.
+    pub fn broker(&self) -> String {
+        format!("amqp://127.0.0.1:{}/{}", self.amqp, rouse_master::broker::VHOST)
+    }
+
+    /// The broker with the master's own account, which may do everything and is checked by nobody else.
+    pub fn raw_url(&self) -> Result<String> {
+        let password = fs::read_to_string(self.path("s/broker/password"))?;
+        let user = rouse_master::broker::MASTER_USER;
+        Ok(format!("amqp://{user}:{}@127.0.0.1:{}/{}", password.trim(), self.amqp, rouse_master::broker::VHOST))
+    }
+
+    pub async fn client(&self) -> Result<Client> {
+        Client::connect(self.address, PASSWORD).await
+    }
+
+    /// The master's process.
+    pub fn master_pid(&self) -> u32 {
+        self.master.as_ref().and_then(Child::id).unwrap_or(0)
+    }
+
+    /// The length of the log of a build's first step.
+    pub fn log_length(&self, build: &str) -> u64 {
+        let number: u64 = build.parse().unwrap_or(0);
+        let path = self.path("s/logs").join((number / 1000).to_string()).join(build).join("1/0.log");
+        fs::metadata(path).map_or(0, |m| m.len())
+    }
+
+    /// Everything that the master tells from now on.
+    pub async fn listen(&self) -> Result<mpsc::Receiver<Told>> {
+        let mut client = self.client().await?;
+        client.follow("/api/events").await?;
+        let (tell, told) = mpsc::channel(4_096);
+        tokio::spawn(async move {
+            let mut text = String::new();
+            while let Ok(piece) = client.piece().await {
+                let at = Watch::start();
+                if piece.is_empty() {
+                    return;
+                }
+                text.push_str(&String::from_utf8_lossy(&piece));
+                while let Some((event, rest)) = text.split_once("\n\n") {
+                    let field =
+                        |name: &str| event.lines().find_map(|l| l.strip_prefix(name).map(|v| v.trim().to_owned()));
+                    if let (Some(kind), Some(data)) = (field("event:"), field("data:"))
+                        && let Ok(data) = serde_json::from_str(&data)
+                        && tell.send(Told { at, kind, data }).await.is_err()
+                    {
+                        return;
+                    }
+                    text = rest.to_owned();
+                }
+            }
+        });
+        Ok(told)
+    }
+
+    /// A real agent.
+    pub fn agent(&self, worker: &str) -> Result<Child> {
+        let log = fs::File::options().create(true).append(true).open(self.path("agents.log"))?;
+        spawn(
+            Command::new(&self.programs.agent)
+                .env("ROUSE_AGENT_BROKER", self.broker())
+                .env("ROUSE_AGENT_IDENTITY", "static")
+                .env("ROUSE_AGENT_NAME", worker)
+                .env("ROUSE_AGENT_PASSWORD", PASSWORD)
+                .env("ROUSE_AGENT_WORK_DIR", self.path("w").join(worker))
+                .env("ROUSE_AGENT_MAX_LOG_SIZE", "8GB")
+                .stdin(Stdio::null())
+                .stdout(Stdio::null())
+                .stderr(log),
+        )
+    }
+
+    /// Many workers that run nothing; returns once all are attached, with the seconds that took.
+    pub async fn load(&self, workers: usize) -> Result<Load> {
+        let arguments = ["load-", &workers.to_string(), "5", &self.broker(), PASSWORD].map(str::to_owned);
+        Load::start(&self.programs.load_agent, &arguments, &self.path("agents.log")).await
+    }
+
+    /// As many connections with a queue each, and nothing else.
+    pub async fn raw_load(&self, connections: usize) -> Result<Load> {
+        let arguments = ["--raw".to_owned(), connections.to_string(), self.raw_url()?];
+        Load::start(&self.programs.load_agent, &arguments, &self.path("agents.log")).await
+    }
+
+    /// Waits until so many workers are idle.
+    pub async fn idle(&self, workers: u64) -> Result<()> {
+        let mut client = self.client().await?;
+        let watch = Watch::start();
+        loop {
+            let idle = gauge(&client.get("/metrics").await?, "rouse_workers{state=\"idle\"}");
+            if idle == workers {
+                return Ok(());
+            }
+            if watch.elapsed() > PATIENCE {
+                return Err(Error::other(format!("{idle} of {workers} workers are idle")));
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+}
+
+/// A load agent that runs.
+pub struct Load {
+    child: Child,
+    lines: Lines<BufReader<ChildStdout>>,
+    /// It ends when this is closed.
+    _input: Option<ChildStdin>,
+    /// Until all were attached for the first time.
+    pub seconds: f64,
+}
+
+impl Load {
+    async fn start(program: &Path, arguments: &[String], log: &Path) -> Result<Self> {
+        let log = fs::File::options().create(true).append(true).open(log)?;
+        let mut command = Command::new(program);
+        command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(log);
+        let mut child = spawn(&mut command)?;
+        let output = child.stdout.take().ok_or_else(|| Error::other("no output to read"))?;
+        let mut load = Self { _input: child.stdin.take(), child, lines: BufReader::new(output).lines(), seconds: 0.0 };
+        load.seconds = load.attached().await?;
+        Ok(load)
+    }
+
+    /// Waits until all are attached, again if need be.
+    pub async fn attached(&mut self) -> Result<f64> {
+        let line = tokio::time::timeout(PATIENCE * 2, self.lines.next_line()).await??;
+        let seconds = line.as_deref().and_then(|line| line.strip_prefix("attached ")?.parse().ok());
+        seconds.ok_or_else(|| Error::other(format!("the load agent said {line:?}")))
+    }
+
+    /// Ends it at once: as if the machines were switched off.
+    pub async fn kill(mut self) -> Result<()> {
+        end(&mut self.child, libc::SIGKILL).await
+    }
+}
+
+/// Waits until it is so.
+pub async fn until<F: Future<Output = bool>>(what: &str, so: impl Fn() -> F) -> Result<()> {
+    let watch = Watch::start();
+    while !so().await {
+        if watch.elapsed() > PATIENCE {
+            return Err(Error::other(format!("{what}: not within {} s", PATIENCE.as_secs())));
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+    Ok(())
+}

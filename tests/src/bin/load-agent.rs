@@ -1,0 +1,275 @@
+//! Many workers in one process, for measuring the broker and the master: the agent's own core and link, and a runner
+//! that runs nothing and reports success at once.
+//!
+//! `load-agent PREFIX COUNT WIDTH BROKER PASSWORD` is the workers PREFIX1 to PREFIXCOUNT, numbers padded to WIDTH digits.
+//! It prints `attached SECONDS` once all of them have been welcomed, counted from its start, and again each time they all
+//! are after the link of one was lost; it ends when its standard input does. `load-agent --raw COUNT URL` does nothing
+//! but connect, declare and consume as often: the same without a master.
+
+use lapin::options::{BasicConsumeOptions, QueueDeclareOptions};
+use lapin::types::FieldTable;
+use lapin::{Channel, Connection, ConnectionProperties};
+use rouse_agent::clock;
+use rouse_agent::core::{Core, Effect, Event, RunStep, Settings};
+use rouse_agent::link::{Link, LinkEvent, Login, Target};
+use rouse_shared::message::{Facts, StepState, ToAgent};
+use rouse_shared::{Nonce, Timestamp, WorkerName, codec};
+use std::collections::VecDeque;
+use std::io::Read as _;
+use std::process::ExitCode;
+use std::time::Duration;
+use tokio::sync::mpsc;
+
+/// Events of one worker that wait for it.
+const WAITING: usize = 64;
+
+/// Whether a worker is attached now.
+struct Attached(bool);
+
+fn main() -> ExitCode {
+    let started = clock::now();
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let result = match (runtime, arguments.iter().map(String::as_str).collect::<Vec<_>>().as_slice()) {
+        (Ok(runtime), ["--raw", count, url]) => runtime.block_on(raw(started, count, url)),
+        (Ok(runtime), [prefix, count, width, broker, password]) => {
+            runtime.block_on(load(started, prefix, count, width, broker, password))
+        }
+        (Ok(_), _) => {
+            Err("usage: load-agent PREFIX COUNT WIDTH BROKER PASSWORD | load-agent --raw COUNT URL".to_owned())
+        }
+        (Err(error), _) => Err(format!("cannot start its runtime: {error}")),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(why) => {
+            eprintln!("load-agent: {why}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn number(text: &str) -> Result<usize, String> {
+    text.parse().map_err(|_| format!("{text:?} is not a number"))
+}
+
+fn tell(started: Timestamp) {
+    println!("attached {:.3}", clock::now().since(started).as_secs_f64());
+}
+
+/// Blocks until nobody writes to standard input any more.
+async fn end_of_input() {
+    let read = tokio::task::spawn_blocking(|| std::io::stdin().read_to_end(&mut Vec::new()));
+    // However it ends, there is nobody left to work for.
+    drop(read.await);
+}
+
+async fn load(
+    started: Timestamp,
+    prefix: &str,
+    count: &str,
+    width: &str,
+    broker: &str,
+    password: &str,
+) -> Result<(), String> {
+    let (count, width) = (number(count)?, number(width)?);
+    let target = Target::parse(broker, None)?;
+    let (told, mut attached) = mpsc::channel(WAITING);
+    for index in 1..=count {
+        let worker: WorkerName = format!("{prefix}{index:0width$}").parse().map_err(|e| format!("{e}"))?;
+        tokio::spawn(Worker::new(worker, password, target.clone(), told.clone()).run());
+    }
+    let mut now = 0_usize;
+    let ended = end_of_input();
+    tokio::pin!(ended);
+    loop {
+        tokio::select! {
+            Some(Attached(yes)) = attached.recv() => {
+                now = if yes { now + 1 } else { now.saturating_sub(1) };
+                if yes && now == count {
+                    tell(started);
+                }
+            }
+            () = &mut ended => return Ok(()),
+        }
+    }
+}
+
+async fn raw(started: Timestamp, count: &str, url: &str) -> Result<(), String> {
+    let count = number(count)?;
+    let (told, mut connected) = mpsc::channel(WAITING);
+    for index in 0..count {
+        let (url, told) = (format!("{url}?frame_max=8192&heartbeat=10"), told.clone());
+        tokio::spawn(async move {
+            let made = raw_one(&url, index).await.map_err(|e| e.to_string());
+            // The other side goes only when the process does.
+            drop(told.send(made).await);
+        });
+    }
+    let mut kept = Vec::with_capacity(count);
+    while kept.len() < count {
+        match connected.recv().await {
+            Some(made) => kept.push(made?),
+            None => return Err("a connection was not reported".to_owned()),
+        }
+    }
+    tell(started);
+    end_of_input().await;
+    Ok(())
+}
+
+async fn raw_one(url: &str, index: usize) -> lapin::Result<(Connection, Channel, lapin::Consumer)> {
+    let connection = Connection::connect(url, ConnectionProperties::default()).await?;
+    let channel = connection.create_channel().await?;
+    let exclusive = QueueDeclareOptions { exclusive: true, ..QueueDeclareOptions::default() };
+    let queue = format!("raw.{}.{index}", std::process::id());
+    channel.queue_declare(queue.as_str().into(), exclusive, FieldTable::default()).await?;
+    let options = BasicConsumeOptions { no_ack: true, exclusive: true, ..BasicConsumeOptions::default() };
+    let consumer = channel.basic_consume(queue.as_str().into(), "".into(), options, FieldTable::default()).await?;
+    let control = connection.create_channel().await?;
+    Ok((connection, control, consumer))
+}
+
+/// One worker.
+struct Worker {
+    name: WorkerName,
+    core: Core,
+    target: Target,
+    link: Option<(u64, Link)>,
+    events: (mpsc::Sender<(u64, LinkEvent)>, mpsc::Receiver<(u64, LinkEvent)>),
+    done: mpsc::Sender<()>,
+    told: mpsc::Sender<Attached>,
+    attached: bool,
+}
+
+impl Worker {
+    fn new(name: WorkerName, password: &str, target: Target, told: mpsc::Sender<Attached>) -> Self {
+        let settings = Settings {
+            worker: name.clone(),
+            identity: format!("load-{name}"),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            facts: Facts::default(),
+            password: password.to_owned(),
+            secret: None,
+            latent: false,
+            started: clock::now(),
+            power_off_after: Duration::from_secs(3_600),
+            run_as: None,
+        };
+        // Unlike any other worker's, and unlike any earlier life's.
+        let nonce = Nonce(format!("{:016x}{:016x}", clock::now().0 ^ u64::from(std::process::id()) << 40, hash(&name)));
+        let core = Core::new(settings, nonce);
+        Self {
+            name,
+            core,
+            target,
+            link: None,
+            events: mpsc::channel(WAITING),
+            done: mpsc::channel(1).0,
+            told,
+            attached: false,
+        }
+    }
+
+    async fn run(mut self) {
+        let mut waiting = VecDeque::from([Event::Start]);
+        loop {
+            while let Some(event) = waiting.pop_front() {
+                for effect in self.core.handle(clock::now(), event) {
+                    if !self.perform(effect, &mut waiting) {
+                        return;
+                    }
+                }
+            }
+            let pause = self.core.next_wakeup().map_or(Duration::from_secs(10), |at| at.since(clock::now()));
+            tokio::select! {
+                Some((connection, event)) = self.events.1.recv() => {
+                    waiting.extend(self.event(connection, event).await);
+                }
+                () = tokio::time::sleep(pause) => waiting.push_back(Event::Tick),
+            }
+        }
+    }
+
+    async fn event(&mut self, connection: u64, event: LinkEvent) -> Option<Event> {
+        match event {
+            LinkEvent::Up { connection: _ } => Some(Event::LinkUp { connection }),
+            LinkEvent::Message(message) => {
+                if matches!(*message, ToAgent::Welcome(_)) {
+                    self.set_attached(true).await;
+                }
+                Some(Event::FromMaster { connection, message })
+            }
+            LinkEvent::Garbage(why) => {
+                eprintln!("load-agent: {}: {why}", self.name);
+                None
+            }
+            LinkEvent::Down { refused, why } => {
+                if self.link.as_ref().is_some_and(|(number, _)| *number == connection) {
+                    self.link = None;
+                    self.set_attached(false).await;
+                }
+                Some(Event::LinkDown { connection, refused, why })
+            }
+        }
+    }
+
+    async fn set_attached(&mut self, yes: bool) {
+        if self.attached != yes {
+            self.attached = yes;
+            // The other side goes only when the process does.
+            drop(self.told.send(Attached(yes)).await);
+        }
+    }
+
+    /// False: it ends.
+    fn perform(&mut self, effect: Effect, more: &mut VecDeque<Event>) -> bool {
+        match effect {
+            Effect::Connect { connection, queue, credential } => {
+                let login = Login { worker: self.name.clone(), credential, connection, queue };
+                let link = Link::open(self.target.clone(), login, self.events.0.clone(), self.done.clone());
+                self.link = Some((connection, link));
+            }
+            Effect::Disconnect { connection } => {
+                self.link.take_if(|(number, _)| *number == connection);
+            }
+            Effect::Send(message) => {
+                if let Some((connection, link)) = &self.link
+                    && !link.send(codec::encode(&*message))
+                {
+                    let why = "it takes no more messages".to_owned();
+                    more.push_back(Event::LinkDown { connection: *connection, refused: false, why });
+                    self.link = None;
+                }
+            }
+            Effect::RunStep(step) => {
+                let RunStep { attempt, step, .. } = *step;
+                more.push_back(Event::StepStarted { attempt, step });
+                let (state, took) = (StepState::Exited(0), Duration::ZERO);
+                more.push_back(Event::StepEnded { attempt, step, state, log_length: 0, log_cut: 0, took });
+            }
+            // Every step has ended as soon as it began, and has printed nothing.
+            Effect::StopAttempt(_)
+            | Effect::KillAttempt(_)
+            | Effect::SetDeadline(_)
+            | Effect::StoreSecret(_)
+            | Effect::ForgetSecret
+            | Effect::RemoveAttempt(_)
+            | Effect::SendLogFrom { .. } => {}
+            Effect::PowerOff { why } | Effect::Exit { why } => {
+                eprintln!("load-agent: {} ends: {why}", self.name);
+                return false;
+            }
+            Effect::Log(level, text) => {
+                if level >= rouse_agent::core::Level::Error {
+                    eprintln!("load-agent: {}: {text}", self.name);
+                }
+            }
+        }
+        true
+    }
+}
+
+fn hash(name: &WorkerName) -> u64 {
+    name.as_str().bytes().fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3))
+}
