@@ -1,1 +1,3 @@
-//! x
+//! Simulation, contract tests and end-to-end tests: what they share.
+
+pub mod harness;
