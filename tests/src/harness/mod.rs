@@ -1,0 +1,369 @@
+//! A real master with its private broker, real agents, and the commands, as a user has them.
+
+mod http;
+mod process;
+
+pub use http::{Answer, open, request};
+pub use process::{DEADLINE, Process, Said, holds_within, peak_memory, processes_with, runs};
+
+use rouse_master::hosts::process::end_all;
+use serde_json::Value;
+use std::fs;
+use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// The password of every worker.
+pub const PASSWORD: &str = "not-a-secret";
+
+/// One of our programs, as `make test` has built it.
+///
+/// # Panics
+/// Where it is not there.
+pub fn program(name: &str) -> PathBuf {
+    let test = std::env::current_exe().expect("this program has a path");
+    let found = test.ancestors().skip(1).take(3).map(|dir| dir.join(name)).find(|path| path.is_file());
+    found.unwrap_or_else(|| panic!("there is no {name} near {}: run `cargo build --workspace --bins`", test.display()))
+}
+
+/// A port of loopback that was free a moment ago.
+///
+/// # Panics
+/// Where there is none.
+pub fn free_address() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    listener.local_addr().expect("a bound socket has an address")
+}
+
+/// A directory of this process's own. Those that earlier runs have left are removed.
+///
+/// # Panics
+/// Where it cannot be made.
+pub fn scratch(name: &str) -> PathBuf {
+    const PREFIX: &str = "rouse-e2e-";
+    for entry in fs::read_dir(std::env::temp_dir()).expect("a directory for temporary files").flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let pid = name.strip_prefix(PREFIX).and_then(|rest| rest.split('-').next()?.parse::<u32>().ok());
+        if pid.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
+            // Two tests may both try.
+            fs::remove_dir_all(entry.path()).ok();
+        }
+    }
+    let dir = std::env::temp_dir().join(format!("{PREFIX}{}-{name}", std::process::id()));
+    fs::create_dir_all(&dir).expect("a directory of our own");
+    dir
+}
+
+/// A master, what it was started with, and everything that belongs to it.
+pub struct Master {
+    /// Its own directory: configuration, state, output of everything, traces of builds.
+    pub dir: PathBuf,
+    /// Where its API is.
+    pub http: SocketAddr,
+    /// What agents dial.
+    pub broker_url: String,
+    head: String,
+    process: Mutex<Option<Process>>,
+    commands: Mutex<u32>,
+}
+
+impl Master {
+    /// Starts a master with a private broker and these `[[worker]]` sections, and waits until it is ready.
+    ///
+    /// # Panics
+    /// Where it does not become ready.
+    pub fn start(name: &str, workers: &str) -> Self {
+        let amqp = free_address();
+        let broker = format!("listen = [\"{amqp}\"]\n");
+        Self::start_with(name, &broker, &format!("amqp://{amqp}/rouse"), free_address(), workers)
+    }
+
+    /// Starts a master with these lines of `[broker]`, besides `auth_listen`.
+    ///
+    /// # Panics
+    /// Where it does not become ready.
+    pub fn start_with(name: &str, broker: &str, broker_url: &str, auth: SocketAddr, workers: &str) -> Self {
+        let dir = scratch(name);
+        let http = free_address();
+        let head = format!(
+            "[master]\nname = \"{name}\"\nstate_dir = \"{state}\"\nlisten = \"{http}\"\n\
+             [broker]\nauth_listen = \"{auth}\"\n{broker}",
+            state = dir.join("state").display(),
+        );
+        let master = Self {
+            dir,
+            http,
+            broker_url: broker_url.to_owned(),
+            head,
+            process: Mutex::new(None),
+            commands: Mutex::new(0),
+        };
+        master.configure(workers);
+        master.begin();
+        master
+    }
+
+    fn process(&self) -> MutexGuard<'_, Option<Process>> {
+        self.process.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Writes its configuration anew, with these workers.
+    pub fn configure(&self, workers: &str) {
+        fs::write(self.config(), format!("{}\n{workers}", self.head)).expect("the configuration can be written");
+    }
+
+    /// Its configuration's path.
+    pub fn config(&self) -> PathBuf {
+        self.dir.join("rouse.toml")
+    }
+
+    /// Starts it again, and waits until it is ready.
+    ///
+    /// # Panics
+    /// Where it does not become ready.
+    #[track_caller]
+    pub fn begin(&self) {
+        let mut command = Command::new(program("rouse"));
+        command.args(["master", "-c"]).arg(self.config()).current_dir(&self.dir);
+        command.env_remove("ROUSE_LOG");
+        *self.process() = Some(Process::start(command, &self.dir, "master"));
+        self.until("the master is ready", || {
+            let mut process = self.process();
+            let ended = process.as_mut().and_then(Process::try_wait);
+            assert!(ended.is_none(), "the master ended: {ended:?}");
+            request(self.http, "GET", "/healthz", None, "").is_some_and(|answer| answer.status == 200)
+        });
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: i32) {
+        self.process().as_ref().expect("the master was started").signal(signal);
+    }
+
+    /// SIGKILL.
+    pub fn kill(&self) {
+        self.process().as_mut().expect("the master was started").kill();
+    }
+
+    /// SIGTERM, and waits for its end.
+    #[track_caller]
+    pub fn terminate(&self) {
+        self.signal(libc::SIGTERM);
+        let process = self.process().take().expect("the master was started");
+        process.wait(DEADLINE).ended(0);
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> i32 {
+        self.process().as_ref().expect("the master was started").pid()
+    }
+
+    /// What it has logged, through all of its lives.
+    pub fn log(&self) -> String {
+        String::from_utf8_lossy(&fs::read(self.dir.join("master.err")).unwrap_or_default()).into_owned()
+    }
+
+    /// The API's token.
+    pub fn token(&self) -> String {
+        fs::read_to_string(self.dir.join("state/api-token")).expect("the master has made it").trim().to_owned()
+    }
+
+    /// Polls until `holds`.
+    ///
+    /// # Panics
+    /// Where it does not within [`DEADLINE`].
+    #[track_caller]
+    pub fn until(&self, what: &str, holds: impl FnMut() -> bool) {
+        self.until_within(DEADLINE, what, holds);
+    }
+
+    /// Polls until `holds`.
+    ///
+    /// # Panics
+    /// Where it does not within `limit`.
+    #[track_caller]
+    pub fn until_within(&self, limit: Duration, what: &str, holds: impl FnMut() -> bool) {
+        assert!(holds_within(limit, holds), "not in time: {what}\n{}", self.log());
+    }
+
+    /// A `rouse` command that has begun.
+    pub fn begin_rouse(&self, arguments: &[&str]) -> Process {
+        let number = {
+            let mut commands = self.commands.lock().unwrap_or_else(PoisonError::into_inner);
+            *commands += 1;
+            *commands
+        };
+        let mut command = Command::new(program("rouse"));
+        command.args(arguments).current_dir(&self.dir).env_remove("ROUSE_TOKEN");
+        command.env("ROUSE_SERVER", format!("http://{}", self.http));
+        command.env("ROUSE_TOKEN_FILE", self.dir.join("state/api-token"));
+        Process::start(command, &self.dir, &format!("command-{number}"))
+    }
+
+    /// Runs a `rouse` command to its end.
+    #[track_caller]
+    pub fn rouse(&self, arguments: &[&str]) -> Said {
+        self.begin_rouse(arguments).wait(DEADLINE * 2)
+    }
+
+    /// Submits a build without following it. Its id.
+    #[track_caller]
+    pub fn detach(&self, arguments: &[&str]) -> String {
+        let all: Vec<&str> = ["build", "--detach"].iter().chain(arguments).copied().collect();
+        self.rouse(&all).ended(0).text().trim().to_owned()
+    }
+
+    /// A build, as `rouse show --json` has it.
+    #[track_caller]
+    pub fn show(&self, build: &str) -> Value {
+        self.rouse(&["show", "--json", build]).ended(0).json()
+    }
+
+    /// A build's state, without a process for each look.
+    #[track_caller]
+    pub fn state(&self, build: &str) -> String {
+        text(&self.get(&format!("/api/builds/{build}")).json()["state"])
+    }
+
+    /// Waits for a state of a build.
+    #[track_caller]
+    pub fn until_state(&self, build: &str, state: &str) {
+        self.until(&format!("build {build} is {state}"), || {
+            let now = self.state(build);
+            let over = ["success", "failure", "cancelled", "lost"].contains(&now.as_str());
+            assert!(!over || now == state, "build {build} is {now} rather than {state}: {}", self.show(build));
+            now == state
+        });
+    }
+
+    /// A worker, as the API has it.
+    #[track_caller]
+    pub fn worker(&self, name: &str) -> Value {
+        let all = self.get("/api/workers").json();
+        all.as_array().and_then(|all| all.iter().find(|w| w["name"] == name)).cloned().unwrap_or(Value::Null)
+    }
+
+    /// Waits for a state of a worker.
+    #[track_caller]
+    pub fn until_worker(&self, name: &str, state: &str) {
+        self.until(&format!("worker {name} is {state}"), || self.worker(name)["state"] == state);
+    }
+
+    /// The hosts of a worker, as the API has them.
+    #[track_caller]
+    pub fn hosts(&self, worker: &str) -> Vec<Value> {
+        let all = self.get("/api/hosts").json();
+        all.as_array().expect("a list").iter().filter(|h| h["worker"] == worker).cloned().collect()
+    }
+
+    /// GET.
+    ///
+    /// # Panics
+    /// Where nobody answers.
+    #[track_caller]
+    pub fn get(&self, path: &str) -> Answer {
+        request(self.http, "GET", path, None, "").expect("the master answers")
+    }
+
+    /// POST, with the token.
+    ///
+    /// # Panics
+    /// Where nobody answers.
+    #[track_caller]
+    pub fn post(&self, path: &str, body: &str) -> Answer {
+        request(self.http, "POST", path, Some(&self.token()), body).expect("the master answers")
+    }
+
+    /// An agent of a standing worker, without waiting for it to attach.
+    pub fn begin_agent(&self, name: &str, more: &[(&str, &str)]) -> Process {
+        self.begin_agent_in(name, name, more)
+    }
+
+    /// An agent with a work directory and a log of another name than its worker's.
+    pub fn begin_agent_in(&self, worker: &str, place: &str, more: &[(&str, &str)]) -> Process {
+        let mut command = Command::new(program("rouse-agent"));
+        command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
+        let work = self.dir.join(format!("work-{place}"));
+        command.env("ROUSE_AGENT_IDENTITY", "static").env("ROUSE_AGENT_NAME", worker);
+        command.env("ROUSE_AGENT_PASSWORD", PASSWORD).env("ROUSE_AGENT_BROKER", &self.broker_url);
+        command.env("ROUSE_AGENT_WORK_DIR", work).env("AGENT_OWN", "nobody else's").envs(more.iter().copied());
+        Process::start(command, &self.dir, &format!("agent-{place}"))
+    }
+
+    /// An agent of a standing worker that has attached.
+    #[track_caller]
+    pub fn agent(&self, name: &str) -> Process {
+        let agent = self.begin_agent(name, &[]);
+        self.until(&format!("the agent of {name} attaches"), || {
+            let state = self.worker(name)["state"].clone();
+            state != "offline" && state != "missing"
+        });
+        agent
+    }
+
+    /// A file that builds write their trace to.
+    pub fn trace(&self, name: &str) -> Trace {
+        Trace(self.dir.join(format!("trace-{name}")))
+    }
+
+    /// Ends the master and what belongs to it.
+    pub fn end(&self) {
+        if let Some(mut process) = self.process().take() {
+            process.kill();
+        }
+        let id = fs::read_to_string(self.dir.join("state/identity")).unwrap_or_default();
+        let name = self.head.split('"').nth(1).unwrap_or_default().to_owned();
+        let owner = format!("{name}/{}", id.trim());
+        let gone = holds_within(DEADLINE, || end_all(&owner).is_ok_and(|left| left.is_empty()));
+        if !gone {
+            eprintln!("processes of {owner} did not end");
+        }
+        let state = self.dir.join("state").display().to_string();
+        holds_within(DEADLINE, || processes_with(&state).is_empty());
+        if std::env::var_os("ROUSE_E2E_KEEP").is_none()
+            && let Err(error) = fs::remove_dir_all(&self.dir)
+        {
+            eprintln!("{} stays: {error}", self.dir.display());
+        }
+    }
+}
+
+impl Drop for Master {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// A file that builds append a line to when they begin and when they end.
+pub struct Trace(PathBuf);
+
+impl Trace {
+    /// Its path, for scripts.
+    pub fn path(&self) -> String {
+        self.0.display().to_string()
+    }
+
+    /// Its lines up to now.
+    pub fn lines(&self) -> Vec<String> {
+        fs::read_to_string(&self.0).unwrap_or_default().lines().map(str::to_owned).collect()
+    }
+}
+
+/// A JSON string's content, or the JSON text of anything else.
+pub fn text(value: &Value) -> String {
+    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+}
+
+/// A standing worker's section, with these further lines.
+pub fn standing(name: &str, more: &str) -> String {
+    format!("[[worker]]\nname = \"{name}\"\npassword = \"{PASSWORD}\"\n{more}\n")
+}
+
+/// The section of a latent worker whose hosts are processes, with these further lines.
+pub fn latent(name: &str, more: &str) -> String {
+    let agent = program("rouse-agent");
+    // Its hosts look after themselves, should this test run be killed.
+    format!("{}grace = 20\n[worker.process]\nagent = \"{}\"\n", standing(name, more), agent.display())
+}
