@@ -21,6 +21,10 @@ pub const CONTROL_BINDING: &str = "*.control";
 /// Binding key of [`LOGS`].
 pub const LOGS_BINDING: &str = "*.log";
 
+/// First argument of the agent's program where it runs as the parent of steps' supervisors, which look the same: tells
+/// them from the agent itself.
+pub const ZYGOTE_ARGUMENT: &str = "__zygote";
+
 /// Routing key of a worker's hellos, heartbeats and reports.
 pub fn control_key(worker: &WorkerName) -> String {
     format!("{worker}.control")

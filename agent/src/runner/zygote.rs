@@ -20,7 +20,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 /// The first argument of a zygote; the lock file is the second.
-const ARGUMENT: &str = "__zygote";
+const ARGUMENT: &str = rouse_shared::names::ZYGOTE_ARGUMENT;
 
 /// How far past the lease's end a supervisor may still be busy with killing. One that is not done by then is frozen,
 /// and is killed itself.

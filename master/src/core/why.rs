@@ -111,6 +111,10 @@ impl Core {
         if let Some(failure) = failure.filter(|_| !matching.iter().any(|w| w.state == WorkerState::Busy)) {
             sentence.push_str(&format!("; the last host failed: {failure}"));
         }
+        let named = |state: WorkerState| matching.iter().find(|w| w.state == state).and_then(|w| w.plan.as_ref());
+        if let Some(plan) = named(WorkerState::Quarantined).or_else(|| named(WorkerState::Paused)) {
+            sentence.push_str(&format!("; `rouse resume {}` makes that worker work again", plan.name));
+        }
         if let Some(at) = next_try {
             sentence.push_str(&format!("; the next try is in {} s", at.since(now).as_secs()));
         }

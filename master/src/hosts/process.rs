@@ -5,10 +5,12 @@
 //! stamp: the host is gone when no process bears it, and then nothing of its builds runs either.
 
 use super::{Answer, Death, Provider};
+use crate::clock;
 use crate::core::event::{ListedHost, StartError, Stopped};
 use crate::core::record::Host;
 use rouse_shared::boot::BootData;
-use rouse_shared::{HostId, WorkerName};
+use rouse_shared::names::ZYGOTE_ARGUMENT;
+use rouse_shared::{HostId, Timestamp, WorkerName};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{self, Read as _, Seek as _, Write as _};
@@ -17,6 +19,7 @@ use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
 
@@ -26,6 +29,8 @@ const MASTER_STAMP: &str = "ROUSE_OWNER";
 const HOST_STAMP: &str = "ROUSE_HOST";
 /// An agent's log is put aside when it is larger than this at the next start, bytes.
 const LOG_LIMIT: u64 = 4 << 20;
+/// How long an agent's supervisors may take to end what they run once it is gone, before they are killed themselves.
+const HEADLESS: Duration = Duration::from_secs(60);
 /// How much of an agent's log is evidence, bytes.
 const CONSOLE: u64 = 8 << 10;
 
@@ -50,6 +55,8 @@ pub struct Processes {
     deaths: mpsc::Sender<Death>,
     /// Hosts whose end is waited for already.
     watched: Mutex<BTreeSet<HostId>>,
+    /// Hosts without an agent of which something is left, and since when.
+    headless: Mutex<BTreeMap<HostId, Timestamp>>,
 }
 
 /// A process that bears our stamp.
@@ -58,6 +65,8 @@ struct Stamped {
     host: HostId,
     pid: i32,
     parent: i32,
+    /// Whether it is an agent, and not one that looks after an agent's steps.
+    agent: bool,
     /// Clock ticks from the machine's boot to the process's start: tells it from a later one with the same pid.
     started: u64,
 }
@@ -77,7 +86,14 @@ impl Processes {
         // Builds with `run_as` must be able to pass through to their own directory, and see nothing else.
         fs::DirBuilder::new().recursive(true).mode(0o711).create(&settings.dir)?;
         let Settings { dir, owner, agents } = settings;
-        Ok(Self { dir, owner, agents: Mutex::new(agents), deaths, watched: Mutex::default() })
+        Ok(Self {
+            dir,
+            owner,
+            agents: Mutex::new(agents),
+            deaths,
+            watched: Mutex::default(),
+            headless: Mutex::default(),
+        })
     }
 
     /// Takes the agents of a new configuration.
@@ -194,6 +210,7 @@ impl Processes {
         let ours: Vec<Stamped> = all.into_iter().filter(|p| p.host == *host).collect();
         if ours.is_empty() {
             self.watched.lock().unwrap_or_else(PoisonError::into_inner).remove(host);
+            self.headless.lock().unwrap_or_else(PoisonError::into_inner).remove(host);
             let dir = self.host_dir(host);
             let shown = dir.display().to_string();
             return match beside(move || remove_dir(&dir)).await {
@@ -201,13 +218,24 @@ impl Processes {
                 Err(error) => Err(format!("remove {shown}: {error}")),
             };
         }
-        // The agent first and alone: its supervisors see it go, end what they run, and end themselves. Killing them too
-        // would leave the processes of a step without anyone to end them.
-        let agents = agents_of(&ours);
-        for process in if agents.is_empty() { &ours } else { &agents } {
+        for process in self.to_kill(host, &ours) {
             kill(process).map_err(|e| format!("kill process {}: {e}", process.pid))?;
         }
         Ok(Stopped::Requested)
+    }
+
+    /// The agent first and alone: its supervisors see it go, end what they run, and end themselves. Killing them too
+    /// would leave the processes of a step without anyone to end them, so they get their time.
+    fn to_kill<'a>(&self, host: &HostId, ours: &'a [Stamped]) -> Vec<&'a Stamped> {
+        let mut headless = self.headless.lock().unwrap_or_else(PoisonError::into_inner);
+        let agents: Vec<&Stamped> = ours.iter().filter(|p| p.agent).collect();
+        if !agents.is_empty() {
+            headless.remove(host);
+            return agents;
+        }
+        let now = clock::now();
+        let since = *headless.entry(host.clone()).or_insert(now);
+        if now.since(since) < HEADLESS { Vec::new() } else { ours.iter().collect() }
     }
 
     fn console_now(&self, worker: &WorkerName) -> Option<String> {
@@ -289,17 +317,16 @@ fn remove_dir(dir: &Path) -> io::Result<()> {
     }
 }
 
-/// Processes that bear a stamp and whose parent bears none: the agents. An agent that is gone leaves only its children.
+/// One process for each host: its agent, or where that is gone the oldest of what it has left.
 fn agents_of(all: &[Stamped]) -> Vec<Stamped> {
-    let is_agent = |p: &&Stamped| !all.iter().any(|other| other.pid == p.parent && other.host == p.host);
-    let mut agents: BTreeMap<HostId, Stamped> = BTreeMap::new();
-    for process in all.iter().filter(is_agent) {
-        let oldest = agents.entry(process.host.clone()).or_insert_with(|| process.clone());
-        if process.started < oldest.started {
-            *oldest = process.clone();
+    let mut agents: BTreeMap<HostId, &Stamped> = BTreeMap::new();
+    for process in all {
+        let known = agents.entry(process.host.clone()).or_insert(process);
+        if (!process.agent, process.started) < (!known.agent, known.started) {
+            *known = process;
         }
     }
-    agents.into_values().collect()
+    agents.into_values().cloned().collect()
 }
 
 /// Does what blocks on a thread for such things: a build's directory takes seconds to remove, and the tasks that keep
@@ -332,7 +359,9 @@ fn stamped(owner: &str) -> io::Result<Vec<Stamped>> {
             continue;
         }
         if let (Some(host), Ok((parent, started))) = (value(HOST_STAMP), stat(pid)) {
-            found.push(Stamped { host: HostId(host), pid, parent, started });
+            let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let agent = command.split(|b| *b == 0).nth(1) != Some(ZYGOTE_ARGUMENT.as_bytes());
+            found.push(Stamped { host: HostId(host), pid, parent, agent, started });
         }
     }
     Ok(found)
@@ -403,8 +432,8 @@ pub fn locate(program: &Path) -> Option<PathBuf> {
 /// Where `/proc` cannot be read, or a process cannot be killed.
 pub fn end_all(owner: &str) -> io::Result<Vec<i32>> {
     let all = stamped(owner)?;
-    for agent in agents_of(&all) {
-        kill(&agent)?;
+    for agent in all.iter().filter(|p| p.agent) {
+        kill(agent)?;
     }
     Ok(all.into_iter().map(|p| p.pid).collect())
 }
