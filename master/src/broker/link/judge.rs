@@ -150,6 +150,7 @@ mod tests {
             master: None,
             attempts: vec![],
             facts: Default::default(),
+            leaving: false,
         })))
     }
 
