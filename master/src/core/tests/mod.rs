@@ -127,8 +127,8 @@ impl Bench {
     fn note_effects(&mut self, what: &str, effects: Vec<Effect>) {
         let at = self.now.since(Timestamp(START)).as_secs();
         self.text.push_str(&format!("{at:>5} {what}\n"));
+        effects.iter().for_each(|effect| self.learn(effect));
         for effect in effects {
-            self.learn(&effect);
             let mut line = show::effect(&effect, self.now);
             for (long, short) in &self.names {
                 line = line.replace(long, short);
