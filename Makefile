@@ -13,7 +13,7 @@ UNITDIR = $(DESTDIR)$(PREFIX)/lib/systemd/system
 DOCDIR = $(DESTDIR)$(PREFIX)/share/doc/rouse
 SCRIPTS = .ci/run tests/setup
 
-.PHONY: help demo test lint fmt clippy deny scripts build agent-static install
+.PHONY: help demo test sim lint fmt clippy deny scripts build agent-static install
 
 help: ## what can be made here
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 16
@@ -29,6 +29,10 @@ test: ## every test that needs nothing but this machine
 	tests/setup test
 	$(CARGO) build --locked --workspace --bins
 	$(CARGO) test --locked --workspace
+
+sim: ## the simulation over many seeds, optimised (ROUSE_SIM_SEEDS, default 100000; ROUSE_SIM_FROM)
+	ROUSE_SIM_SEEDS=$${ROUSE_SIM_SEEDS:-100000} \
+		$(CARGO) test --locked --profile sim -p rouse-tests --test sim -- --nocapture
 
 lint: fmt clippy deny scripts ## everything that can be said without running it
 

@@ -266,3 +266,6 @@ impl Worker {
 fn rng(seed: [u8; 32]) -> ChaCha20Rng {
     ChaCha20Rng::from_seed(seed)
 }
+
+#[cfg(test)]
+mod tests;

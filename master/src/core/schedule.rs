@@ -102,9 +102,14 @@ impl Core {
         if std::mem::take(&mut self.pending.wake) {
             self.wake(now);
         }
-        for name in looked_at.into_iter().chain(std::mem::take(&mut self.pending.workers)) {
+        looked_at.extend(self.pending.workers.iter().cloned());
+        for name in &looked_at {
+            self.watch_idle(now, name);
+        }
+        // Those too that a host was ordered for just now.
+        looked_at.extend(self.pending.workers.iter().cloned());
+        for name in looked_at {
             self.announce_worker(now, &name);
-            self.watch_idle(now, &name);
         }
     }
 

@@ -1,0 +1,134 @@
+//! Builds: given out, reported, settled, cancelled, lost, tried again.
+
+use super::*;
+
+/// A standing worker that is attached.
+fn attached() -> Bench {
+    let mut bench = Bench::quietly(plan(vec![standing("s")]));
+    bench.hello("s", "a", 1, "password", Vec::new());
+    bench.hush();
+    bench
+}
+
+#[test]
+fn from_submission_to_the_end_on_a_standing_worker() {
+    let mut bench = attached();
+    bench.submit(on("s"));
+    bench.report("s", picture(1, 1, 1, 0, None));
+    bench.report("s", picture(1, 1, 2, 40, Some(Outcome::Success)));
+    bench.event("logs whole", Event::LogsWhole { attempt: AttemptId { build: BuildId(1), number: 1 } });
+    bench.report("s", picture(1, 1, 2, 40, Some(Outcome::Success)));
+    bench.check("standing");
+}
+
+#[test]
+fn cancelled_while_it_waits() {
+    let mut bench = Bench::quietly(plan(vec![standing("s")]));
+    bench.submit(on("s"));
+    bench.cancel(1);
+    bench.cancel(1);
+    bench.check("cancel_waiting");
+}
+
+#[test]
+fn cancelled_before_it_has_begun() {
+    let mut bench = attached();
+    bench.submit(on("s"));
+    bench.cancel(1);
+    bench.pass(10);
+    bench.heartbeat("s", 1);
+    bench.report("s", picture(1, 1, 1, 0, Some(Outcome::Declined("cancelled before it arrived".to_owned()))));
+    bench.check("cancel_ordered");
+}
+
+#[test]
+fn cancelled_while_it_runs() {
+    let mut bench = attached();
+    bench.submit(on("s"));
+    bench.report("s", picture(1, 1, 1, 0, None));
+    bench.cancel(1);
+    bench.report("s", picture(1, 1, 2, 0, Some(Outcome::Cancelled)));
+    bench.check("cancel_running");
+}
+
+#[test]
+fn cancelled_while_a_host_is_started_for_it() {
+    let mut bench = Bench::quietly(plan(vec![latent("l")]));
+    bench.submit(on("l"));
+    bench.cancel(1);
+    bench.wake("l");
+    for seq in 1..=6 {
+        bench.pass(10);
+        bench.heartbeat("l", seq);
+    }
+    bench.check("cancel_starting");
+}
+
+#[test]
+fn a_lost_attempt_is_tried_again_until_the_retries_are_used_up() {
+    let mut bench = attached();
+    bench.submit_with(on("s"), 1);
+    bench.report("s", picture(1, 1, 1, 0, None));
+    bench.report("s", picture(1, 1, 2, 0, Some(Outcome::Lost("the disk is full".to_owned()))));
+    bench.report("s", picture(1, 2, 1, 0, Some(Outcome::Lost("the disk is full".to_owned()))));
+    bench.check("retries");
+}
+
+#[test]
+fn an_order_that_is_not_heard_of_is_sent_again() {
+    let mut bench = attached();
+    bench.submit(on("s"));
+    bench.pass(10);
+    bench.heartbeat("s", 1);
+    bench.pass(10);
+    bench.heartbeat("s", 2);
+    bench.check("order_again");
+}
+
+#[test]
+fn a_declined_order_waits_for_a_sign_of_life() {
+    let mut bench = attached();
+    bench.submit(on("s"));
+    bench.report("s", picture(1, 1, 1, 0, Some(Outcome::Declined("the host is being drained".to_owned()))));
+    bench.heartbeat("s", 1);
+    bench.check("declined");
+}
+
+#[test]
+fn where_a_log_is_cut_is_told_when_its_agent_is_lost() {
+    let mut bench = attached();
+    let attempt = AttemptId { build: BuildId(1), number: 1 };
+    bench.submit(on("s"));
+    bench.report("s", picture(1, 1, 1, 40, Some(Outcome::Success)));
+    bench.pass(36);
+    bench.event("log gap", Event::LogGap { attempt, step: 0, offset: 17 });
+    bench.event("logs whole", Event::LogsWhole { attempt });
+    bench.check("cut_log");
+}
+
+#[test]
+fn a_gap_is_sent_again_and_given_up_at_last() {
+    let mut bench = attached();
+    let attempt = AttemptId { build: BuildId(1), number: 1 };
+    bench.submit(on("s"));
+    bench.report("s", picture(1, 1, 1, 40, Some(Outcome::Success)));
+    for seq in 1..=16 {
+        bench.pass(10);
+        bench.heartbeat("s", seq);
+        if seq % 2 == 0 {
+            bench.event("log gap", Event::LogGap { attempt, step: 0, offset: 17 });
+        }
+    }
+    bench.event("logs whole", Event::LogsWhole { attempt });
+    bench.check("gap");
+}
+
+#[test]
+fn the_highest_priority_goes_first_then_the_oldest() {
+    let mut bench = attached();
+    for _ in 0..3 {
+        bench.submit(anywhere());
+    }
+    bench.report("s", picture(1, 1, 1, 0, Some(Outcome::Success)));
+    bench.check("order_of_age");
+}

@@ -1,0 +1,212 @@
+//! Hosts: woken, idle, drained, stopped; failures; limits.
+
+use super::super::event::{ListedHost, StartError};
+use super::*;
+
+fn with(change: impl Fn(&mut LatentPlan), workers: &[&str]) -> Plan {
+    let one = |worker: &&str| {
+        let mut plan = latent(worker);
+        plan.latent.iter_mut().for_each(&change);
+        plan
+    };
+    plan(workers.iter().map(one).collect())
+}
+
+/// Runs build `build` to its success on a worker.
+fn finish(bench: &mut Bench, worker: &str, build: u64) {
+    bench.report(worker, picture(build, 1, 9, 0, Some(Outcome::Success)));
+}
+
+fn failed(bench: &mut Bench, worker: &str, error: StartError) {
+    let host = bench.host(worker);
+    bench.event(&format!("start ended: {error:?}"), Event::StartEnded { host, result: Err(error) });
+}
+
+#[test]
+fn from_submission_to_gone() {
+    let mut bench = Bench::new(plan(vec![latent("l")]));
+    bench.submit(on("l"));
+    bench.started("l");
+    bench.hello_with_token("l", "a", 1);
+    bench.report("l", picture(1, 1, 1, 0, None));
+    finish(&mut bench, "l", 1);
+    for seq in 1..=6 {
+        bench.pass(10);
+        bench.heartbeat("l", seq);
+    }
+    bench.drained("l", 1);
+    bench.pass(5);
+    bench.gone("l");
+    bench.check("life_of_a_host");
+}
+
+#[test]
+fn a_build_that_comes_during_a_drain_waits_for_the_next_host() {
+    let mut bench = Bench::quietly(with(|l| l.build_wait_timeout = Some(secs(0)), &["l"]));
+    bench.submit(on("l"));
+    bench.wake("l");
+    bench.hush();
+    finish(&mut bench, "l", 1);
+    bench.pass(0);
+    bench.submit(on("l"));
+    bench.drained("l", 1);
+    bench.gone("l");
+    bench.check("build_during_drain");
+}
+
+#[test]
+fn max_uses_retires_a_host() {
+    let mut bench = Bench::quietly(with(|l| l.max_uses = 1, &["l"]));
+    bench.submit(on("l"));
+    bench.submit(on("l"));
+    bench.wake("l");
+    finish(&mut bench, "l", 1);
+    bench.check("max_uses");
+}
+
+#[test]
+fn a_negative_timeout_keeps_a_host() {
+    let mut bench = Bench::quietly(with(|l| l.build_wait_timeout = None, &["l"]));
+    bench.submit(on("l"));
+    bench.wake("l");
+    finish(&mut bench, "l", 1);
+    bench.hush();
+    for seq in 1..=400 {
+        bench.pass(10);
+        bench.heartbeat("l", seq);
+    }
+    assert!(!bench.text.contains("drain"), "{}", bench.text);
+}
+
+#[test]
+fn min_idle_keeps_one_awake() {
+    let mut bench = Bench::new(with(|l| l.min_idle = 1, &["l1", "l2"]));
+    bench.wake("l1");
+    bench.submit(anywhere());
+    bench.wake("l2");
+    finish(&mut bench, "l1", 1);
+    for seq in 1..=7 {
+        bench.pass(10);
+        bench.heartbeat("l1", seq);
+        bench.heartbeat("l2", seq);
+    }
+    bench.check("min_idle");
+}
+
+#[test]
+fn max_hosts_makes_room_when_one_is_gone() {
+    let mut limited = plan(vec![latent("l1"), latent("l2")]);
+    limited.max_hosts = Some(1);
+    let mut bench = Bench::quietly(limited);
+    bench.submit(on("l1"));
+    bench.submit(on("l2"));
+    bench.wake("l1");
+    bench.hush();
+    bench.report("l1", picture(1, 1, 1, 0, Some(Outcome::Success)));
+    for seq in 1..=6 {
+        bench.pass(10);
+        bench.heartbeat("l1", seq);
+    }
+    bench.drained("l1", 1);
+    bench.gone("l1");
+    bench.check("max_hosts");
+}
+
+#[test]
+fn failed_starts_back_off_by_kind() {
+    let mut bench = Bench::quietly(plan(vec![latent("l")]));
+    bench.submit(on("l"));
+    failed(&mut bench, "l", StartError::Unknown("no answer".to_owned()));
+    bench.pass(4);
+    failed(&mut bench, "l", StartError::Capacity("full".to_owned()));
+    bench.pass(20);
+    failed(&mut bench, "l", StartError::Transient("busy".to_owned()));
+    bench.pass(40);
+    bench.check("failed_starts");
+}
+
+#[test]
+fn three_failed_hosts_lose_the_build_and_quarantine_the_worker() {
+    let mut bench = Bench::quietly(plan(vec![latent("l")]));
+    bench.submit(on("l"));
+    failed(&mut bench, "l", StartError::Rejected("no such image".to_owned()));
+    bench.pass(20);
+    failed(&mut bench, "l", StartError::Auth("no".to_owned()));
+    bench.pass(40);
+    failed(&mut bench, "l", StartError::Rejected("no such image".to_owned()));
+    bench.operate("l", Operation::Resume);
+    bench.check("three_failures");
+}
+
+#[test]
+fn a_host_that_never_attaches_leaves_evidence() {
+    let mut bench = Bench::quietly(plan(vec![latent("l")]));
+    bench.submit(on("l"));
+    bench.started("l");
+    bench.pass(300);
+    let host = bench.host("l");
+    bench.event("console", Event::Console { host, text: Some("panic".to_owned()) });
+    bench.gone("l");
+    bench.check("never_attached");
+}
+
+#[test]
+fn operators_wind_hosts_down_and_up() {
+    let mut bench = Bench::quietly(plan(vec![latent("l")]));
+    bench.submit(on("l"));
+    bench.submit(on("l"));
+    bench.wake("l");
+    bench.hush();
+    bench.operate("l", Operation::Pause);
+    finish(&mut bench, "l", 1);
+    bench.operate("l", Operation::Resume);
+    bench.operate("l", Operation::Drain);
+    finish(&mut bench, "l", 2);
+    bench.drained("l", 1);
+    bench.gone("l");
+    bench.operate("nobody", Operation::Stop);
+    bench.check("operate_latent");
+}
+
+#[test]
+fn a_standing_agent_is_stopped_and_paused_after() {
+    let mut bench = Bench::quietly(plan(vec![standing("s")]));
+    bench.hello("s", "a", 1, "password", Vec::new());
+    bench.operate("s", Operation::Stop);
+    bench.drained("s", 1);
+    let session = bench.session("s");
+    bench.agent("goodbye", "s", ToMaster::Goodbye { session });
+    bench.hello("s", "b", 1, "password", Vec::new());
+    bench.operate("s", Operation::Resume);
+    bench.check("operate_standing");
+}
+
+#[test]
+fn an_orphan_is_stopped_and_a_failed_list_says_nothing() {
+    let mut bench = Bench::quietly(plan(vec![latent("l")]));
+    let stray = ListedHost { host: HostId("h0".to_owned()), handle: "i-0".to_owned() };
+    let provider = ProviderKind::Ec2;
+    bench.event("listed: i-0", Event::Listed { provider, result: Ok(vec![stray.clone()]) });
+    bench.event("listed: error", Event::Listed { provider, result: Err("down".to_owned()) });
+    bench.pass(91);
+    bench.event("listed: i-0", Event::Listed { provider, result: Ok(vec![stray]) });
+    bench.check("orphan");
+}
+
+#[test]
+fn a_reload_adds_removes_and_changes_workers() {
+    let mut bench = Bench::quietly(plan(vec![latent("l1"), latent("l2"), standing("s")]));
+    bench.submit(on("l1"));
+    bench.submit(on("l2"));
+    bench.wake("l1");
+    bench.started("l2");
+    bench.hello("s", "a", 1, "password", Vec::new());
+    bench.hush();
+    bench.configure("reload: l2 and s removed, n added", plan(vec![latent("l1"), standing("n")]));
+    let mut changed = with(|l| l.fingerprint = 2, &["l1"]);
+    changed.workers.insert(name("n"), Arc::new(standing("n")));
+    bench.configure("reload: l1 with another image", changed);
+    finish(&mut bench, "l1", 1);
+    bench.gone("l2");
+    bench.check("reload");
+}

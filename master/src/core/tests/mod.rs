@@ -1,0 +1,364 @@
+//! Transcripts of the core: a row an event, indented behind it the exact effects, in `golden/`.
+//!
+//! `ROUSE_BLESS=1 cargo test -p rouse-master core::tests` writes the transcripts anew; read the difference before you
+//! commit it.
+#![allow(clippy::unwrap_used)]
+
+mod builds;
+mod hosts;
+mod restarts;
+mod sessions;
+mod show;
+
+use super::Core;
+use super::build::{BuildSpec, Requirement};
+use super::configure::Start;
+use super::event::{Effect, Event, Operation, RequestId};
+use super::plan::{Digest, LatentPlan, Plan, ProviderKind, WorkerPlan};
+use super::record::{HostState, Ledger, Record};
+use rouse_shared::message::{
+    AttemptReport, Facts, Heartbeat, Hello, Outcome, Report, Step, StepReport, StepState, ToAgent, ToMaster, Vitals,
+};
+use rouse_shared::{AttemptId, BuildId, HostId, MasterId, Nonce, SessionId, Timestamp, WorkerName};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+const START: u64 = 1_000_000;
+
+fn name(text: &str) -> WorkerName {
+    text.parse().unwrap()
+}
+
+fn secs(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+fn standing(worker: &str) -> WorkerPlan {
+    WorkerPlan {
+        name: name(worker),
+        password: Digest::of("password"),
+        max_builds: Some(1),
+        keepalive: secs(10),
+        lease: Some(secs(30)),
+        grace: secs(120),
+        missing_timeout: secs(300),
+        notify_on_missing: Vec::new(),
+        properties: BTreeMap::from([("os".to_owned(), "linux".to_owned())]),
+        run_as: None,
+        latent: None,
+    }
+}
+
+fn latent(worker: &str) -> WorkerPlan {
+    let latent = LatentPlan {
+        provider: ProviderKind::Ec2,
+        build_wait_timeout: Some(secs(60)),
+        max_uses: 0,
+        template: "t".to_owned(),
+        min_idle: 0,
+        fingerprint: 1,
+    };
+    WorkerPlan { latent: Some(latent), ..standing(worker) }
+}
+
+fn plan(workers: Vec<WorkerPlan>) -> Plan {
+    Plan {
+        workers: workers.into_iter().map(|w| (w.name.clone(), Arc::new(w))).collect(),
+        max_hosts: None,
+        quarantine_after: 3,
+        audit_interval: secs(3_600),
+        stop_orphans: true,
+        restart_lease: secs(300),
+    }
+}
+
+/// A core, its clock, and what it has committed.
+struct Bench {
+    core: Core,
+    now: Timestamp,
+    plan: Arc<Plan>,
+    disk: BTreeMap<String, Record>,
+    lives: u8,
+    text: String,
+    names: Vec<(String, String)>,
+    /// The newest secret that an agent was welcomed with.
+    secret: String,
+}
+
+impl Bench {
+    fn new(plan: Plan) -> Self {
+        let plan = Arc::new(plan);
+        let now = Timestamp(START);
+        let (core, effects) = Core::new(now, start(&plan, Ledger::default(), 1));
+        let mut bench = Self {
+            core,
+            now,
+            plan,
+            disk: BTreeMap::new(),
+            lives: 1,
+            text: String::new(),
+            names: Vec::new(),
+            secret: String::new(),
+        };
+        bench.note_effects("start", effects);
+        bench.event("broker up", Event::BrokerUp);
+        bench
+    }
+
+    /// A core for this plan whose beginning is not part of the transcript.
+    fn quietly(plan: Plan) -> Self {
+        let mut bench = Self::new(plan);
+        bench.text.clear();
+        bench
+    }
+
+    /// Forgets what is written so far: it is shown elsewhere.
+    fn hush(&mut self) -> &mut Self {
+        self.text.clear();
+        self
+    }
+
+    fn event(&mut self, what: &str, event: Event) {
+        let effects = self.core.handle(self.now, event);
+        self.note_effects(what, effects);
+    }
+
+    fn note_effects(&mut self, what: &str, effects: Vec<Effect>) {
+        let at = self.now.since(Timestamp(START)).as_secs();
+        self.text.push_str(&format!("{at:>5} {what}\n"));
+        effects.iter().for_each(|effect| self.learn(effect));
+        for effect in effects {
+            let mut line = show::effect(&effect, self.now);
+            for (long, short) in &self.names {
+                line = line.replace(long, short);
+            }
+            self.text.push_str(&format!("        {line}\n"));
+        }
+    }
+
+    fn learn(&mut self, effect: &Effect) {
+        if let Effect::Send { message: ToAgent::Welcome(welcome), .. } = effect
+            && let Some(secret) = &welcome.secret
+        {
+            self.secret.clone_from(secret);
+        }
+        let Effect::Save(record) = effect else { return };
+        let (key, id) = match record {
+            Record::NewBuild { id, .. } => (format!("new {id:06}"), None),
+            Record::Build(id, _) => (format!("build {id:06}"), None),
+            Record::Host(host) => (format!("host {}", host.id), Some((host.id.0.clone(), "host"))),
+            Record::Session(s) => (format!("session {}", s.worker), Some((s.id.0.clone(), "session"))),
+            Record::SessionOver(worker) => (format!("session {worker}"), None),
+            Record::Worker(worker, _) => (format!("worker {worker}"), None),
+            Record::LeasesUntil(_) => ("leases".to_owned(), None),
+        };
+        self.disk.insert(key, record.clone());
+        if let Some((long, kind)) = id
+            && !self.names.iter().any(|(known, _)| *known == long)
+        {
+            let number = self.names.iter().filter(|(_, short)| short.starts_with(kind)).count() + 1;
+            self.names.push((long, format!("{kind}{number}")));
+        }
+    }
+
+    /// Ticks at each wakeup until `seconds` have passed.
+    fn pass(&mut self, seconds: u64) {
+        let until = self.now + secs(seconds);
+        while let Some(at) = self.core.next_wakeup().filter(|at| *at <= until) {
+            self.now = self.now.max(at);
+            let effects = self.core.handle(self.now, Event::Tick);
+            if !effects.is_empty() {
+                self.note_effects("tick", effects);
+            }
+        }
+        self.now = until;
+    }
+
+    /// The master dies and starts again from what it has committed, with another plan where one is given.
+    fn restart(&mut self) {
+        self.lives += 1;
+        let mut ledger = Ledger::default();
+        for record in self.disk.values() {
+            match record.clone() {
+                Record::NewBuild { id, spec, status, .. } => {
+                    ledger.last_build = id.0;
+                    let status = match self.disk.get(&format!("build {id:06}")) {
+                        Some(Record::Build(_, newer)) => newer.clone(),
+                        _ => status,
+                    };
+                    if status.end.is_none() {
+                        ledger.builds.push(super::build::Build { id, spec, status });
+                    }
+                }
+                Record::Host(host) if host.state != HostState::Gone => ledger.hosts.push(host),
+                Record::Session(session) => ledger.sessions.push(session),
+                Record::Worker(worker, record) => ledger.workers.push((worker, record)),
+                Record::LeasesUntil(until) => ledger.leases_until = Some(until),
+                Record::Build(..) | Record::Host(_) | Record::SessionOver(_) => {}
+            }
+        }
+        let (core, effects) = Core::new(self.now, start(&self.plan, ledger, self.lives));
+        self.core = core;
+        self.note_effects("restart", effects);
+        self.event("broker up", Event::BrokerUp);
+    }
+
+    fn configure(&mut self, what: &str, plan: Plan) {
+        self.plan = Arc::new(plan);
+        self.event(what, Event::Configure(self.plan.clone()));
+    }
+
+    fn submit(&mut self, requirement: Requirement) {
+        self.submit_with(requirement, 0);
+    }
+
+    fn submit_with(&mut self, requirement: Requirement, retries: u32) {
+        let spec = BuildSpec {
+            name: "b".to_owned(),
+            requirement,
+            priority: 0,
+            retries,
+            timeout_ms: None,
+            env: BTreeMap::new(),
+            steps: vec![Step {
+                name: "make".to_owned(),
+                run: vec!["make".to_owned()],
+                workdir: String::new(),
+                env: BTreeMap::new(),
+                timeout_ms: None,
+                silence_ms: None,
+                always: false,
+            }],
+        };
+        self.event("submit", Event::Submit { request: RequestId(1), spec: Arc::new(spec), message_id: None });
+    }
+
+    fn cancel(&mut self, build: u64) {
+        self.event("cancel", Event::CancelBuild { request: RequestId(2), build: BuildId(build) });
+    }
+
+    fn operate(&mut self, worker: &str, operation: Operation) {
+        let event = Event::Operate { request: RequestId(3), worker: name(worker), operation };
+        self.event(&format!("{operation:?} {worker}"), event);
+    }
+
+    /// The host of a worker.
+    fn host(&self, worker: &str) -> HostId {
+        self.core.workers[&name(worker)].host.clone().unwrap()
+    }
+
+    fn session(&self, worker: &str) -> SessionId {
+        self.core.session_id(&name(worker)).unwrap()
+    }
+
+    fn started(&mut self, worker: &str) {
+        let host = self.host(worker);
+        self.event("start ended: ok", Event::StartEnded { host, result: Ok("i-1".to_owned()) });
+    }
+
+    fn gone(&mut self, worker: &str) {
+        let host = self.host(worker);
+        self.event("stop ended: gone", Event::StopEnded { host, result: Ok(super::event::Stopped::Gone) });
+    }
+
+    fn hello(&mut self, worker: &str, life: &str, connection: u64, credential: &str, attempts: Vec<AttemptReport>) {
+        self.hello_from(worker, "machine", life, connection, credential, attempts);
+    }
+
+    fn hello_from(
+        &mut self,
+        worker: &str,
+        identity: &str,
+        life: &str,
+        connection: u64,
+        credential: &str,
+        attempts: Vec<AttemptReport>,
+    ) {
+        let hello = Hello {
+            protocol: rouse_shared::limits::PROTOCOL,
+            version: "0.1.0".to_owned(),
+            connection,
+            queue: format!("{worker}/{life}/{connection}"),
+            identity: identity.to_owned(),
+            nonce: Nonce(life.to_owned()),
+            credential: credential.to_owned(),
+            master: Some(MasterId("m".to_owned())),
+            attempts,
+            facts: Facts::default(),
+            leaving: false,
+        };
+        let what = format!("hello of {worker}, life {life}, connection {connection}");
+        self.agent(&what, worker, ToMaster::Hello(Box::new(hello)));
+    }
+
+    /// A hello with the host's boot token.
+    fn hello_with_token(&mut self, worker: &str, life: &str, connection: u64) {
+        let token = self.core.hosts[&self.host(worker)].host.token.clone();
+        self.hello(worker, life, connection, &token, Vec::new());
+    }
+
+    fn agent(&mut self, what: &str, worker: &str, message: ToMaster) {
+        self.event(what, Event::Agent { worker: name(worker), message });
+    }
+
+    fn heartbeat(&mut self, worker: &str, seq: u64) {
+        let session = self.session(worker);
+        let message = ToMaster::Heartbeat(Heartbeat { session, seq, vitals: Vitals::default() });
+        self.agent(&format!("heartbeat of {worker}"), worker, message);
+    }
+
+    fn report(&mut self, worker: &str, attempt: AttemptReport) {
+        let session = self.session(worker);
+        let what = format!("report of {}: {:?}", attempt.attempt, attempt.outcome);
+        self.agent(&what, worker, ToMaster::Report(Box::new(Report { session, attempt })));
+    }
+
+    fn drained(&mut self, worker: &str, drain: u64) {
+        let session = self.session(worker);
+        self.agent("drained", worker, ToMaster::Drained { session, drain });
+    }
+
+    /// Brings a latent worker's host up to its agent's hello with the token.
+    fn wake(&mut self, worker: &str) {
+        self.started(worker);
+        self.hello_with_token(worker, "a", 1);
+    }
+
+    /// Compares what is written with `golden/NAME.txt`.
+    fn check(&self, golden: &str) {
+        let path = format!("{}/src/core/tests/golden/{golden}.txt", env!("CARGO_MANIFEST_DIR"));
+        if std::env::var_os("ROUSE_BLESS").is_some() {
+            std::fs::write(&path, &self.text).unwrap();
+        }
+        let expected = std::fs::read_to_string(&path).unwrap_or_default();
+        assert!(
+            expected == self.text,
+            "{golden} is not as it was; now:\n{}\nif that is right: ROUSE_BLESS=1 cargo test -p rouse-master core::tests",
+            self.text
+        );
+    }
+}
+
+fn start(plan: &Arc<Plan>, ledger: Ledger, life: u8) -> Start {
+    Start { master: MasterId("m".to_owned()), plan: plan.clone(), ledger, seed: [life; 32] }
+}
+
+fn on(worker: &str) -> Requirement {
+    Requirement::Worker(name(worker))
+}
+
+fn anywhere() -> Requirement {
+    Requirement::Where(BTreeMap::new())
+}
+
+/// A report of the attempt of build `build`.
+fn picture(build: u64, number: u32, revision: u32, log_length: u64, outcome: Option<Outcome>) -> AttemptReport {
+    let state = if outcome.is_some() { StepState::Exited(0) } else { StepState::Running };
+    AttemptReport {
+        attempt: AttemptId { build: BuildId(build), number },
+        revision,
+        steps: vec![StepReport { state, started_ms: 0, took_ms: 5, log_length, log_cut: 0 }],
+        outcome,
+    }
+}

@@ -1,0 +1,142 @@
+//! Sessions: who is let in, leases, and what an agent's return means.
+
+use super::*;
+
+fn running_latent() -> Bench {
+    let mut bench = Bench::quietly(plan(vec![latent("l")]));
+    bench.submit_with(on("l"), 1);
+    bench.wake("l");
+    bench.report("l", picture(1, 1, 1, 0, None));
+    bench.hush();
+    bench
+}
+
+fn running_standing() -> Bench {
+    let mut bench = Bench::quietly(plan(vec![standing("s")]));
+    bench.submit_with(on("s"), 1);
+    bench.hello("s", "a", 1, "password", Vec::new());
+    bench.report("s", picture(1, 1, 1, 0, None));
+    bench.hush();
+    bench
+}
+
+#[test]
+fn a_blip_ends_nothing() {
+    let mut bench = running_standing();
+    let event = Event::Detached { worker: name("s"), queue: Some("s/a/1".to_owned()) };
+    bench.event("detached", event);
+    bench.pass(20);
+    bench.hello("s", "a", 2, "password", vec![picture(1, 1, 1, 0, None)]);
+    bench.hello("s", "a", 1, "password", Vec::new());
+    bench.pass(20);
+    bench.heartbeat("s", 1);
+    bench.check("blip");
+}
+
+#[test]
+fn an_agent_that_comes_back_without_its_attempt_has_lost_it() {
+    let mut bench = running_standing();
+    bench.hello("s", "a", 2, "password", Vec::new());
+    bench.check("back_without");
+}
+
+#[test]
+fn the_lease_of_a_standing_worker_ends() {
+    let mut bench = running_standing();
+    bench.pass(34);
+    bench.pass(2);
+    bench.pass(300);
+    bench.hello("s", "b", 1, "password", Vec::new());
+    bench.check("lease_standing");
+}
+
+#[test]
+fn the_lease_of_a_latent_host_ends() {
+    let mut bench = running_latent();
+    bench.pass(36);
+    bench.hello_with_token("l", "a", 2);
+    bench.gone("l");
+    bench.check("lease_latent");
+}
+
+#[test]
+fn a_provider_s_proof_frees_the_build_at_once() {
+    let mut bench = running_latent();
+    let host = bench.host("l");
+    bench.event("host gone", Event::HostGone { host, why: "terminated".to_owned() });
+    bench.check("proof");
+}
+
+#[test]
+fn a_new_life_with_the_secret_proves_the_old_one_dead() {
+    let mut bench = running_standing();
+    let secret = bench.secret.clone();
+    bench.hello("s", "b", 1, &secret, Vec::new());
+    bench.check("new_life");
+}
+
+#[test]
+fn a_drain_goes_on_in_the_next_session() {
+    let mut bench = running_latent();
+    bench.operate("l", Operation::Drain);
+    let secret = bench.secret.clone();
+    bench.hello("l", "b", 1, &secret, Vec::new());
+    bench.drained("l", 1);
+    bench.check("drain_in_next_session");
+}
+
+#[test]
+fn who_is_refused() {
+    let mut bench = Bench::quietly(plan(vec![standing("s"), latent("l")]));
+    bench.hello("s", "a", 1, "password", Vec::new());
+    bench.hush();
+    bench.hello("s", "b", 1, "password", Vec::new());
+    bench.hello("nobody", "b", 1, "password", Vec::new());
+    bench.hello("s", "b", 1, "wrong", Vec::new());
+    bench.hello("l", "b", 1, "password", Vec::new());
+    bench.check("refused");
+}
+
+#[test]
+fn a_token_is_good_for_one_life_until_the_secret_is_used() {
+    let mut bench = Bench::quietly(plan(vec![latent("l")]));
+    bench.submit(on("l"));
+    bench.started("l");
+    bench.hush();
+    bench.hello_with_token("l", "a", 1);
+    bench.hello_with_token("l", "thief", 1);
+    // The welcome was lost: the same life may ask again.
+    bench.hello_with_token("l", "a", 2);
+    let secret = bench.secret.clone();
+    bench.hello("l", "a", 3, &secret, Vec::new());
+    let event = Event::Detached { worker: name("l"), queue: Some("l/a/3".to_owned()) };
+    bench.event("detached", event);
+    bench.hello_with_token("l", "thief", 2);
+    bench.check("token");
+}
+
+#[test]
+fn the_wrong_machine_is_refused() {
+    let mut with_identity = plan(vec![latent("l")]);
+    let mut worker = latent("l");
+    worker.latent.iter_mut().for_each(|l| l.provider = ProviderKind::Process);
+    with_identity.workers.insert(name("l"), Arc::new(worker));
+    let mut bench = Bench::quietly(with_identity);
+    bench.submit(on("l"));
+    bench.started("l");
+    bench.hush();
+    bench.hello_from("l", "another machine", "a", 1, "password", Vec::new());
+    let identity = bench.host("l").0;
+    bench.hello_from("l", &identity, "b", 1, "password", Vec::new());
+    bench.check("wrong_machine");
+}
+
+#[test]
+fn who_may_connect() {
+    let mut bench = Bench::quietly(plan(vec![standing("s"), latent("l")]));
+    bench.submit(on("l"));
+    let token = bench.core.hosts[&bench.host("l")].host.token.clone();
+    let admit = |worker, password: &str| bench.core.admit(worker, password).is_ok();
+    assert!(admit("s", "password") && admit("l", "password") && admit("l", &token));
+    assert!(!admit("s", &token) && !admit("s", "") && !admit("nobody", "password") && !admit("A.b", "password"));
+}

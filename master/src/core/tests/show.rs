@@ -1,0 +1,104 @@
+//! Effects in one line each.
+
+use super::super::event::{Change, Effect};
+use super::super::record::Record;
+use rouse_shared::Timestamp;
+use rouse_shared::message::ToAgent;
+
+pub(super) fn effect(effect: &Effect, now: Timestamp) -> String {
+    match effect {
+        Effect::Save(record) => format!("save {}", self::record(record, now)),
+        Effect::Send { queue, message } => format!("{queue} <- {}", self::message(message)),
+        Effect::Reply { request, answer } => format!("reply {}: {answer:?}", request.0),
+        Effect::StartHost(host) => format!("START {} for {}", host.id, host.worker),
+        Effect::StopHost(host) => format!("STOP {}", host.id),
+        Effect::StopOrphan { listed, .. } => format!("STOP ORPHAN {}", listed.handle),
+        Effect::FetchConsole(host) => format!("fetch console of {}", host.id),
+        Effect::ListHosts(provider) => format!("list {}", provider.as_str()),
+        Effect::OpenLogs { attempt, worker } => format!("open logs of {attempt} from {worker}"),
+        Effect::CheckLogs { attempt, lengths, overdue } => {
+            format!("check logs of {attempt} {lengths:?}{}", if *overdue { " overdue" } else { "" })
+        }
+        Effect::CloseLogs { attempt } => format!("close logs of {attempt}"),
+        Effect::Announce(change) => match change {
+            Change::Build { id, state, worker, .. } => {
+                let on = worker.as_ref().map(|w| format!(" on {w}")).unwrap_or_default();
+                format!("tell build {id} {}{on}", state.as_str())
+            }
+            Change::Worker { name, state, .. } => format!("tell worker {name} {}", state.as_str()),
+            Change::Host { id, state, .. } => format!("tell host {id} {}", state.as_str()),
+        },
+        Effect::Note(level, text) => format!("{level:?}: {text}"),
+    }
+}
+
+fn record(record: &Record, now: Timestamp) -> String {
+    match record {
+        Record::NewBuild { id, .. } => format!("new build {id}"),
+        Record::Build(id, status) => {
+            let mut text = format!("build {id}: {}", status.state().as_str());
+            if status.cancelled {
+                text.push_str(", to be cancelled");
+            }
+            for attempt in &status.attempts {
+                let over = if attempt.is_live() { "" } else { ", over" };
+                let outcome = attempt.outcome.as_ref().map(|o| format!(" {o:?}")).unwrap_or_default();
+                text.push_str(&format!("; {} on {}{outcome}{over}", attempt.number, attempt.worker));
+                for (step, at) in &attempt.cut_logs {
+                    text.push_str(&format!(", log {step} cut at {at}"));
+                }
+            }
+            for failed in &status.failed_hosts {
+                text.push_str(&format!("; {} failed", failed.host));
+            }
+            text
+        }
+        Record::Host(host) => {
+            let why = host.why.as_ref().map(|w| format!(" ({w})")).unwrap_or_default();
+            let spent = if host.token_spent { ", token spent" } else { "" };
+            format!("{} of {}: {}, uses {}{spent}{why}", host.id, host.worker, host.state.as_str(), host.uses)
+        }
+        Record::Session(session) => {
+            format!("{} of {}, {} secrets", session.id, session.worker, session.secrets.len())
+        }
+        Record::SessionOver(worker) => format!("session of {worker} over"),
+        Record::Worker(name, record) => {
+            let mut text = format!("worker {name}: {:?}, {} failures", record.wish, record.failures);
+            if let Some(until) = record.backoff_until {
+                text.push_str(&format!(", again in {} s", until.since(now).as_secs()));
+            }
+            if record.quarantined.is_some() {
+                text.push_str(", quarantined");
+            }
+            if record.missing_since.is_some() {
+                text.push_str(", missing");
+            }
+            text
+        }
+        Record::LeasesUntil(until) => format!("leases for {} s", until.since(now).as_secs()),
+    }
+}
+
+fn message(message: &ToAgent) -> String {
+    match message {
+        ToAgent::Welcome(welcome) => {
+            let secret = if welcome.secret.is_some() { " with a secret" } else { "" };
+            let standing = if welcome.standing { ", standing" } else { "" };
+            format!("welcome to {}{secret}{standing}", welcome.session)
+        }
+        ToAgent::Refused { reason, power_off } => {
+            format!("refused{}: {reason}", if *power_off { " and to power off" } else { "" })
+        }
+        ToAgent::Renewed { seq, lease_ms, .. } => format!("renewed {seq} {lease_ms:?}"),
+        ToAgent::Order(order) => format!("order {}", order.attempt),
+        ToAgent::Cancel { attempt, .. } => format!("cancel {attempt}"),
+        ToAgent::Settled { attempts, .. } => {
+            let all: Vec<_> = attempts.iter().map(ToString::to_string).collect();
+            format!("settled {}", all.join(" "))
+        }
+        ToAgent::Resend { attempt, step, offset, .. } => format!("resend {attempt} step {step} from {offset}"),
+        ToAgent::Drain { drain, .. } => format!("drain {drain}"),
+        ToAgent::Undrain { .. } => "undrain".to_owned(),
+        ToAgent::Exit { .. } => "exit".to_owned(),
+    }
+}
