@@ -157,10 +157,11 @@ async fn play(control: &Control, build: &Path, mut changes: broadcast::Receiver<
         .spawn()
         .map_err(|e| Failure::new("cannot run `rouse build`", &e))?;
     let mut story = Story::default();
-    let mut status = None;
+    let mut status: Option<std::process::ExitStatus> = None;
     let mut deadline = None;
     loop {
-        if status.is_some() && story.has("gone") {
+        let refused = status.is_some_and(|s| !s.success()) && story.0.is_empty();
+        if refused || (status.is_some() && story.has("gone")) {
             break;
         }
         let late = async {
@@ -240,7 +241,7 @@ fn write_build(dir: &Path, source: Option<&Path>) -> Result<PathBuf, Failure> {
         Some(Err(why)) if source.is_some() => return Err(Failure::from(why)),
         Some(Err(_)) | None => format!(
             "name = \"primes\"\nworker = \"demo\"\n\
-             [[step]]\nname = \"unpack\"\nrun = [\"sh\", \"-c\", 'cat > primes.sh <<\"END\"\n{CARRIED}END\n']\n\
+             [[step]]\nname = \"unpack\"\nrun = [\"sh\", \"-c\", '''cat > primes.sh <<\"END\"\n{CARRIED}END\n''']\n\
              [[step]]\nname = \"run\"\nrun = [\"sh\", \"primes.sh\", \"2000\"]\n\
              [[step]]\nname = \"test\"\nrun = [\"sh\", \"primes.sh\", \"--test\"]\n"
         ),

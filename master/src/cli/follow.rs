@@ -40,7 +40,11 @@ pub(super) async fn log(
         if follow {
             follower.step(attempt, number).await?;
         } else {
-            follower.print_step(attempt, number).await?;
+            let bytes = follower.print_step(attempt, number).await?;
+            // One that still runs lacks its end as a matter of course.
+            if follower.prints && step_over(&build, attempt, number) {
+                follower.tell_cut(&build, attempt, number, bytes);
+            }
         }
         if !follower.prints {
             return Err(Failed::Closed);
@@ -185,17 +189,19 @@ impl<'a> Follower<'a> {
         Ok(())
     }
 
-    /// Prints what there is of a step's log.
-    async fn print_step(&mut self, attempt: u32, number: u32) -> Result<(), Failed> {
+    /// Prints what there is of a step's log. How many bytes that was.
+    async fn print_step(&mut self, attempt: u32, number: u32) -> Result<u64, Failed> {
         let path = format!("{}/steps/{number}/log?attempt={attempt}", path(self.id));
-        let Some(mut response) = self.client.log(&path, 0).await? else { return Ok(()) };
+        let mut printed = 0;
+        let Some(mut response) = self.client.log(&path, 0).await? else { return Ok(printed) };
         while let Some(bytes) = response.chunk().await.map_err(|error| self.client.away(&error))? {
+            printed += bytes.len() as u64;
             self.print(&bytes)?;
             if !self.prints {
                 break;
             }
         }
-        Ok(())
+        Ok(printed)
     }
 
     fn print(&mut self, bytes: &[u8]) -> Result<(), Failed> {
@@ -237,6 +243,13 @@ impl<'a> Follower<'a> {
             let took = step["duration"].as_f64().map_or_else(String::new, |seconds| format!(" after {seconds:.1} s"));
             self.voice.say(&format!("{title}: {}{how}{took}", output::text(&step["state"])));
         }
+        self.tell_cut(build, attempt, number, bytes);
+    }
+
+    /// Says what is missing of a step's log, of which so many bytes came.
+    fn tell_cut(&mut self, build: &Value, attempt: u32, number: u32, bytes: u64) {
+        let step = nth(&nth(&build["tries"], attempt)["steps"], number);
+        let title = title(build, number);
         if let Some(cut) = step["log_thrown_away"].as_u64().filter(|cut| *cut > 0) {
             self.voice
                 .say(&format!("{title} printed {cut} bytes more, past the limit of log size; they are thrown away"));

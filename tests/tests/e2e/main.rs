@@ -5,11 +5,16 @@
 #![allow(clippy::unwrap_used)]
 
 mod cancel;
+mod demo;
+mod floods;
+mod inbox;
 mod latent;
 mod leases;
 mod outages;
 mod refusals;
+mod reload;
 mod standing;
+mod tls;
 
 use rouse_tests::harness::{Master, latent as a_latent, standing as a_standing};
 use std::sync::OnceLock;
@@ -36,7 +41,7 @@ fn shared_workers() -> String {
     let patient = "keepalive_interval = 2\nlease = 40\n";
     let quick = "keepalive_interval = 1\nlease = 4\n";
     let mut text = String::new();
-    for name in ["talk", "steps", "cancel", "lists", "held", "stopped", "twins", "wrong", "flood"] {
+    for name in ["talk", "steps", "cancel", "lists", "held", "stopped", "twins", "wrong", "flood", "bytes", "inbox"] {
         text += &a_standing(name, patient);
     }
     text += &a_standing("facts", &format!("{patient}properties = {{ os = \"plan9\", \"disk-kind\" = \"fast\" }}"));

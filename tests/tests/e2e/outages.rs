@@ -23,6 +23,7 @@ fn through(name: &str, outage: impl FnOnce(&Master)) {
     let ids = ["stands", "sleeps"].map(|worker| master.detach(&["--worker", worker, "--", "sh", "-c", &script]));
     master.until("both run", || trace.lines().len() == 2 && ids.iter().all(|id| master.state(id) == "running"));
     let following = master.begin_rouse(&["log", "--follow", &ids[0]]);
+    master.until("it is followed", || following.out().ends_with(b"tick\n"));
     let host = master.hosts("sleeps").remove(0);
 
     outage(&master);

@@ -1,7 +1,7 @@
 //! What is wrong is refused, with the reason, and harms nobody.
 
 use crate::shared;
-use rouse_tests::harness::{DEADLINE, Process, holds_within, program, text};
+use rouse_tests::harness::{DEADLINE, Process, holds_within, program};
 use std::process::Command;
 
 #[test]
@@ -13,7 +13,7 @@ fn bad_builds_are_refused_with_field_and_reason() {
         (r#"{"worker": "nobody", "step": [{"run": "true"}]}"#, "worker"),
         (r#"{"worker": "talk", "step": [{"run": []}]}"#, "run"),
         (r#"{"worker": "talk", "timeout": "soon", "step": [{"run": "true"}]}"#, "timeout"),
-        (r#"{"worker": "talk""#, "JSON"),
+        (r#"{"worker": "talk""#, "parsing"),
         ("[]", "build"),
     ] {
         let answer = master.post("/api/builds", body);
@@ -64,5 +64,5 @@ fn of_two_agents_with_one_name_the_second_is_refused_and_both_sides_say_so() {
         log.lines().any(|line| line.contains("says it is twins") && line.contains("refused"))
     });
     let said = master.rouse(&["build", "--worker", "twins", "--", "pwd"]).ended(0);
-    assert!(text(&said.text().into()).contains("work-twins/"), "the first has it: {}", said.text());
+    assert!(said.text().contains("work-twins/"), "the first has it: {}", said.text());
 }
