@@ -97,8 +97,7 @@ impl Said {
 }
 
 impl Process {
-    /// Starts it with an environment of `PATH` and what the command has set itself; what it prints is appended to
-    /// `NAME.out` and `NAME.err` in `dir`.
+    /// Starts it; what it prints is appended to `NAME.out` and `NAME.err` in `dir`.
     ///
     /// # Panics
     /// Where it cannot be started.

@@ -100,3 +100,23 @@ fn a_build_without_retries_is_lost_with_its_agent() {
     assert!(said.err.contains("lost"), "{}", said.err);
     assert_eq!(said.text(), "attempt 1\n");
 }
+
+#[test]
+fn a_build_whose_latent_host_is_killed_runs_again_on_a_new_host_at_once() {
+    let master = shared();
+    let trace = master.trace("dying");
+    let id = master.detach(&["--worker", "dying", "--", "sh", "-c", &script(&trace)]);
+    master.until("it runs", || trace.lines().len() > 3);
+    let host = master.hosts("dying").remove(0);
+    let pid = text(&host["handle"]).split(':').next().unwrap().parse().unwrap();
+    // SAFETY: only numbers are passed.
+    assert_eq!(unsafe { libc::kill(pid, libc::SIGKILL) }, 0);
+    // The host's end is proof; its lease is far longer than this.
+    master
+        .until_within(std::time::Duration::from_secs(20), "it runs again", || trace.lines().contains(&"end 2".into()));
+    master.until_state(&id, "success");
+    ran_one_after_the_other(&trace);
+    let shown = master.show(&id);
+    assert_eq!(shown["tries"][0]["host"], host["id"]);
+    assert_ne!(shown["tries"][1]["host"], host["id"]);
+}

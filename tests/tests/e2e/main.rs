@@ -16,7 +16,7 @@ mod reload;
 mod standing;
 mod tls;
 
-use rouse_tests::harness::{Master, latent as a_latent, standing as a_standing};
+use rouse_tests::harness::{Master, latent as a_latent, scratch, standing as a_standing};
 use std::sync::OnceLock;
 
 static SHARED: OnceLock<Master> = OnceLock::new();
@@ -24,6 +24,8 @@ static SHARED: OnceLock<Master> = OnceLock::new();
 extern "C" fn end_shared() {
     if let Some(master) = SHARED.get() {
         master.end();
+        // Nothing can be done about what cannot be removed; the next run tries again.
+        std::fs::remove_dir_all(scratch("mute")).ok();
     }
 }
 
@@ -56,6 +58,7 @@ fn shared_workers() -> String {
     text += &a_standing("reborn", patient);
     text += &a_standing("losing", quick);
     text += &a_latent("idle", "build_wait_timeout = 2");
+    text += &a_latent("dying", &format!("{patient}build_wait_timeout = 1"));
     text += &a_latent("at-once", "build_wait_timeout = 0");
     text += &a_latent("stays", "build_wait_timeout = -1");
     text += &a_latent("used-up", "build_wait_timeout = 60\nmax_uses = 2");
@@ -70,7 +73,7 @@ fn shared_workers() -> String {
 /// A program that starts as an agent does, says something and never attaches.
 fn mute_agent() -> String {
     use std::os::unix::fs::PermissionsExt as _;
-    let path = rouse_tests::harness::scratch("mute").join("agent");
+    let path = scratch("mute").join("agent");
     std::fs::write(&path, "#!/bin/sh\necho the network is unreachable\nexec sleep 1000\n").unwrap();
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
     path.display().to_string()
