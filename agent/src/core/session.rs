@@ -377,7 +377,8 @@ impl Core {
             renewed_from: sent,
             seq,
             unanswered: goes_on.map(|s| s.unanswered).unwrap_or_default(),
-            next_heartbeat: now + keepalive,
+            // The hello counts as one: where its answer came late, the lease is half over.
+            next_heartbeat: (sent + keepalive).max(now),
             drain: None,
             drained: false,
         });
