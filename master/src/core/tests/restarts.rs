@@ -75,3 +75,17 @@ fn an_upgrade_s_longer_lease_is_not_shortened_by_an_older_heartbeat() {
     bench.pass(2);
     bench.check("restart_upgrade");
 }
+
+#[test]
+fn an_order_for_a_worker_that_was_taken_out_is_taken_back() {
+    let mut bench = Bench::quietly(plan(vec![standing("s"), standing("z")]));
+    bench.hello("s", "a", 1, "password", Vec::new());
+    bench.submit(anywhere());
+    bench.hush();
+    bench.plan = Arc::new(plan(vec![standing("z")]));
+    bench.restart();
+    bench.pass(20);
+    bench.heartbeat("s", 1);
+    bench.report("s", picture(1, 1, 1, 0, Some(Outcome::Declined("cancelled before it arrived".to_owned()))));
+    bench.check("restart_without");
+}
