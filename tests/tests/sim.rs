@@ -22,7 +22,7 @@ fn everything_holds_whatever_goes_wrong() {
         }
         return;
     }
-    let (from, seeds) = (number("ROUSE_SIM_FROM").unwrap_or(0), number("ROUSE_SIM_SEEDS").unwrap_or(300));
+    let (from, seeds) = (number("ROUSE_SIM_FROM").unwrap_or(0), number("ROUSE_SIM_SEEDS").unwrap_or(500));
     let mut sum = Summary::default();
     for seed in from..from + seeds {
         match sim::run(seed, None, false) {

@@ -148,7 +148,7 @@ impl World {
             return;
         }
         if self.master.core.is_some() && self.master.linked {
-            self.to_inbox(Input::Delivery(delivery));
+            self.master_hears(Input::Delivery(delivery));
         } else {
             self.bus.held.push_back(delivery);
         }

@@ -1,6 +1,6 @@
 //! Machines: booted, frozen, suspended, killed; the steps that really run on them.
 
-use super::world::World;
+use super::world::{Act, World};
 use rouse_agent::core::{Core, Event, Settings};
 use rouse_shared::message::Facts;
 use rouse_shared::{AttemptId, HostId, Nonce, Timestamp, WorkerName};
@@ -58,7 +58,7 @@ pub(super) struct Machine {
     /// Which life of the agent; events of an earlier one are dropped.
     pub life: u64,
     pub backlog: Vec<Event>,
-    pub postponed: Vec<Box<dyn FnOnce(&mut World)>>,
+    pub postponed: Vec<Act>,
     pub runs: BTreeMap<AttemptId, Run>,
     pub spools: BTreeMap<(AttemptId, u32), Spool>,
     pub deadline: Option<Timestamp>,

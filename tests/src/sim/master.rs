@@ -108,9 +108,9 @@ impl World {
             return;
         }
         self.master.linked = true;
-        self.to_inbox(Input::Event(Event::BrokerUp));
+        self.master_hears(Input::Event(Event::BrokerUp));
         for delivery in std::mem::take(&mut self.bus.held) {
-            self.to_inbox(Input::Delivery(delivery));
+            self.master_hears(Input::Delivery(delivery));
         }
     }
 
@@ -127,10 +127,10 @@ impl World {
                 event @ Input::Event(_) => self.master.inbox.push(event),
             }
         }
-        self.to_inbox(Input::Event(Event::BrokerDown));
+        self.master_hears(Input::Event(Event::BrokerDown));
     }
 
-    pub(super) fn to_inbox(&mut self, input: Input) {
+    pub(super) fn master_hears(&mut self, input: Input) {
         if self.master.core.is_none() {
             if let Input::Delivery(delivery) = input {
                 self.bus.held.push_back(delivery);
@@ -152,7 +152,7 @@ impl World {
     pub(super) fn master_event_of(&mut self, epoch: u64, delay: u64, event: Event) {
         self.after(delay, move |w| {
             if w.master.epoch == epoch && w.master.core.is_some() {
-                w.to_inbox(Input::Event(event));
+                w.master_hears(Input::Event(event));
             }
         });
     }

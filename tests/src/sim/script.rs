@@ -118,7 +118,7 @@ impl World {
             });
         });
         self.misfortunes(often(f.crash > 0, 2), |w| {
-            w.to_inbox(Input::Event(Event::Terminate));
+            w.master_hears(Input::Event(Event::Terminate));
             let after = w.delay(100, 3_000);
             w.after(after, |w| w.master_dies(Vec::new()));
         });
@@ -195,7 +195,7 @@ impl World {
     fn hand_in(&mut self, index: usize) {
         let delivery = Delivery::Submit(index);
         if self.master.core.is_some() && self.master.linked && self.bus.up {
-            self.to_inbox(Input::Delivery(delivery));
+            self.master_hears(Input::Delivery(delivery));
         } else {
             self.bus.held.push_back(delivery);
         }
@@ -250,7 +250,7 @@ impl World {
     fn cancel(&mut self, index: usize) {
         if let Accepted::Build(build) = self.script.submissions[index].answer {
             let request = self.master.request();
-            self.to_inbox(Input::Event(Event::CancelBuild { request, build }));
+            self.master_hears(Input::Event(Event::CancelBuild { request, build }));
         }
     }
 
@@ -265,13 +265,13 @@ impl World {
             Operation::Drain,
         ]);
         let request = self.master.request();
-        self.to_inbox(Input::Event(Event::Operate { request, worker: worker.clone(), operation }));
+        self.master_hears(Input::Event(Event::Operate { request, worker: worker.clone(), operation }));
         // Mostly they change their mind.
         if self.chance.permille(800) {
             let delay = self.delay(1_000, 300_000);
             self.after(delay, move |w| {
                 let request = w.master.request();
-                w.to_inbox(Input::Event(Event::Operate { request, worker, operation: Operation::Resume }));
+                w.master_hears(Input::Event(Event::Operate { request, worker, operation: Operation::Resume }));
             });
         }
     }
@@ -323,7 +323,7 @@ impl World {
         setup::leave_room(&mut plan);
         self.script.plan = Arc::new(plan);
         let plan = self.script.plan.clone();
-        self.to_inbox(Input::Event(Event::Configure(plan)));
+        self.master_hears(Input::Event(Event::Configure(plan)));
     }
 
     /// The faults are over: what was broken is mended, and everybody may work.
@@ -348,7 +348,7 @@ impl World {
                 let names: Vec<WorkerName> = w.script.plan.workers.keys().cloned().collect();
                 for worker in names {
                     let request = w.master.request();
-                    w.to_inbox(Input::Event(Event::Operate { request, worker, operation: Operation::Resume }));
+                    w.master_hears(Input::Event(Event::Operate { request, worker, operation: Operation::Resume }));
                 }
             });
         }

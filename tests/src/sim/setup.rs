@@ -49,6 +49,8 @@ impl Faults {
         !(self.kill || self.freeze || self.partition || self.death || self.long_outage || self.terminate || self.reload)
             && self.half_born == 0
             && self.loss == 0
+            // A message may be late by more than a lease.
+            && self.reorder == 0
             && self.call_fails == 0
     }
 }

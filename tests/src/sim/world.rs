@@ -16,7 +16,8 @@ use std::collections::{BTreeMap, BinaryHeap};
 /// The master's clock at the beginning.
 const EPOCH: u64 = 1_800_000_000_000;
 
-type Act = Box<dyn FnOnce(&mut World)>;
+/// Something to come.
+pub(super) type Act = Box<dyn FnOnce(&mut World)>;
 
 struct Entry {
     at: u64,
