@@ -10,6 +10,9 @@ use std::time::Duration;
 /// First and longest pause before the next connection. A refusal counts as well: the broker also refuses everybody
 /// while the master that it asks is away.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(30));
+/// Unless the broker refuses, nobody is there to be disturbed by a try: then the longest pause is this, or a twentieth of
+/// the time without a link where that is more, so that a broker that comes back has its agents back soon.
+const AWAY: (Duration, u32) = (Duration::from_millis(1_500), 20);
 /// The same after the master itself has refused.
 const REFUSED_BACKOFF: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(60));
 /// Longest time for connecting; the adapter gives up earlier by itself.
@@ -193,16 +196,20 @@ impl Core {
         if refused && self.session.is_none() && self.credentials.secret.is_some() {
             self.credentials.prefer_secret = !self.credentials.used_secret;
         }
-        let pause = self.wait_to_reconnect(now);
+        let pause = self.wait_to_reconnect(now, refused);
         self.log(Level::Warn, format!("no link to the broker: {why}; trying again in {} ms", pause.as_millis()));
     }
 
     /// The link is gone: the next try comes after a pause that grows with each failure.
-    fn wait_to_reconnect(&mut self, now: Timestamp) -> Duration {
+    fn wait_to_reconnect(&mut self, now: Timestamp, refused: bool) -> Duration {
         if self.attached() {
             self.detached_since = now;
         }
-        let pause = self.jittered(grown(BACKOFF, self.failures));
+        let mut longest = BACKOFF.1;
+        if !refused {
+            longest = longest.min(AWAY.0.max(now.since(self.detached_since) / AWAY.1));
+        }
+        let pause = self.jittered(grown((BACKOFF.0, longest), self.failures));
         self.failures = self.failures.saturating_add(1);
         self.link = Link::Waiting { until: now + pause };
         pause
@@ -237,7 +244,7 @@ impl Core {
             (Link::Connecting { .. } | Link::Greeting { .. } | Link::Attached { .. }, _) => return,
         };
         self.drop_link();
-        let pause = self.wait_to_reconnect(now);
+        let pause = self.wait_to_reconnect(now, true);
         self.log(Level::Warn, format!("{why}; connecting anew in {} ms", pause.as_millis()));
     }
 
@@ -259,7 +266,7 @@ impl Core {
         // still being made has said nothing.
         if matches!(self.link, Link::Greeting { .. } | Link::Attached { .. }) {
             self.drop_link();
-            self.wait_to_reconnect(now);
+            self.wait_to_reconnect(now, true);
         }
     }
 
@@ -318,7 +325,7 @@ impl Core {
             (Link::Attached { .. }, Some(session)) if session.id == welcome.session => return,
             (Link::Attached { .. }, _) => {
                 self.drop_link();
-                self.wait_to_reconnect(now);
+                self.wait_to_reconnect(now, true);
                 return self.log(Level::Warn, "the master has given two sessions to one connection: asking again");
             }
             (Link::Unstarted | Link::Waiting { .. } | Link::Connecting { .. }, _) => return,
@@ -410,7 +417,7 @@ impl Core {
             self.emit(Effect::ForgetSecret);
         }
         self.drop_link();
-        self.wait_to_reconnect(now);
+        self.wait_to_reconnect(now, true);
         let pause = self.jittered(grown(REFUSED_BACKOFF, turned_away));
         self.link = Link::Waiting { until: now + pause };
         let reason = super::words::cut(reason.to_owned());
