@@ -13,7 +13,7 @@ UNITDIR = $(DESTDIR)$(PREFIX)/lib/systemd/system
 DOCDIR = $(DESTDIR)$(PREFIX)/share/doc/rouse
 SCRIPTS = .ci/run tests/setup
 
-.PHONY: help demo test sim lint fmt clippy deny scripts build agent-static install
+.PHONY: help demo test sim bench lint fmt clippy deny scripts build agent-static install
 
 help: ## what can be made here
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 16
@@ -33,6 +33,13 @@ test: ## every test that needs nothing but this machine
 sim: ## the simulation over many seeds, optimised (ROUSE_SIM_SEEDS, default 100000; ROUSE_SIM_FROM)
 	ROUSE_SIM_SEEDS=$${ROUSE_SIM_SEEDS:-100000} \
 		$(CARGO) test --locked --profile sim -p rouse-tests --test sim -- --nocapture
+
+# With the programs as they are installed. Parts to measure, instead of all but the last: `make bench PARTS="latency many"`.
+bench: build ## how fast and how small it is, beside the broker and the machine in the same run; under four minutes
+	tests/setup demo
+	$(CARGO) build --locked --release -p rouse-tests --bins
+	@"$(TARGET_DIR)/release/bench" "$(TARGET_DIR)/release/rouse" "$(TARGET_DIR)/$(HOST_TRIPLE)/agent/rouse-agent" \
+		"$(TARGET_DIR)/release/load-agent" $(PARTS)
 
 lint: fmt clippy deny scripts ## everything that can be said without running it
 

@@ -52,6 +52,14 @@ pub const REMEMBERED_LOG_LINES: usize = 1_000;
 /// Seconds between AMQP heartbeats; a dead peer is noticed after about three.
 pub const AMQP_HEARTBEAT: u16 = 10;
 
+/// Bytes of a frame. lapin keeps room for 64 of them each way for each connection, so at the usual 128 KiB an idle master
+/// would hold tens of megabytes; log throughput is the same from 8 KiB on.
+pub const FRAME_MAX: u32 = 16 << 10;
+
+/// When a worker is asked after once a connection of its has closed: at once, and again, since the broker tells of the
+/// connection before it has removed the connection's queue, and what falls between the two is lost without a word.
+pub const CLOSED_PROBES: [Duration; 3] = [Duration::ZERO, Duration::from_millis(100), Duration::from_secs(2)];
+
 /// For connecting to one broker and declaring everything there.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
 

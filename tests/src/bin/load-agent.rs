@@ -130,13 +130,16 @@ async fn raw_one(url: &str, index: usize) -> lapin::Result<(Connection, Channel,
     Ok((connection, control, consumer))
 }
 
+/// Both ends of what the links of a worker tell.
+type Events = (mpsc::Sender<(u64, LinkEvent)>, mpsc::Receiver<(u64, LinkEvent)>);
+
 /// One worker.
 struct Worker {
     name: WorkerName,
     core: Core,
     target: Target,
     link: Option<(u64, Link)>,
-    events: (mpsc::Sender<(u64, LinkEvent)>, mpsc::Receiver<(u64, LinkEvent)>),
+    events: Events,
     done: mpsc::Sender<()>,
     told: mpsc::Sender<Attached>,
     attached: bool,

@@ -1,6 +1,6 @@
 //! One life of the connections: reads, acknowledges and publishes until the first of them fails.
 
-use super::super::limits::{INBOX_RETRY, INBOX_TIMEOUT};
+use super::super::limits::{CLOSED_PROBES, INBOX_RETRY, INBOX_TIMEOUT};
 use super::super::refusals::Refusals;
 use super::closings::{Connections, address};
 use super::connect::{self, Reader};
@@ -12,6 +12,7 @@ use futures_util::StreamExt;
 use lapin::message::Delivery;
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{Channel, Connection};
+use rouse_shared::WorkerName;
 use rouse_shared::names::BUILDS;
 use std::sync::Arc;
 use tokio::sync::mpsc;
@@ -153,6 +154,7 @@ async fn listen(reader: Reader, inbound: mpsc::Sender<Inbound>, refusals: Refusa
     let acknowledging = acks.clone().run(reader.channel);
     let mut consumer = reader.consumer;
     let mut connections = Connections::default();
+    let mut probes = JoinSet::new();
     let listening = async move {
         while let Some(delivery) = consumer.next().await {
             let delivery = match delivery {
@@ -177,9 +179,12 @@ async fn listen(reader: Reader, inbound: mpsc::Sender<Inbound>, refusals: Refusa
                     None
                 }
             };
-            if let Some(worker) = closed
-                && inbound.send(Inbound::Closed { worker }).await.is_err()
-            {
+            if let Some(worker) = closed {
+                // Beside this loop, which has other connections to listen to.
+                probes.spawn(tell_closed(worker, inbound.clone()));
+            }
+            while probes.try_join_next().is_some() {}
+            if inbound.is_closed() {
                 return ENDING.to_owned();
             }
         }
@@ -188,6 +193,16 @@ async fn listen(reader: Reader, inbound: mpsc::Sender<Inbound>, refusals: Refusa
     tokio::select! {
         why = listening => why,
         why = acknowledging => why,
+    }
+}
+
+/// Says that a worker's connection closed, until it has surely been noticed if it was the one that counts.
+async fn tell_closed(worker: WorkerName, inbound: mpsc::Sender<Inbound>) {
+    for pause in CLOSED_PROBES {
+        tokio::time::sleep(pause).await;
+        if inbound.send(Inbound::Closed { worker: worker.clone() }).await.is_err() {
+            return;
+        }
     }
 }
 

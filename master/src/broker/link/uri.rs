@@ -1,6 +1,6 @@
 //! `amqps://user:password@mq1,mq2/vhost`: one URL, several brokers.
 
-use super::super::limits::AMQP_HEARTBEAT;
+use super::super::limits::{AMQP_HEARTBEAT, FRAME_MAX};
 use lapin::uri::AMQPUri;
 use std::fmt;
 
@@ -92,6 +92,7 @@ fn endpoint(scheme: &str, user: &str, host: &str, path: &str) -> Result<AMQPUri,
     if uri.vhost.is_empty() {
         uri.vhost = "/".to_owned();
     }
+    uri.query.frame_max.get_or_insert(FRAME_MAX);
     uri.query.heartbeat.get_or_insert(AMQP_HEARTBEAT);
     uri.query.connection_timeout.get_or_insert(5_000);
     Ok(uri)

@@ -13,6 +13,8 @@ use std::time::Duration;
 /// Bytes of the long log.
 const LONG: usize = 256 << 20;
 const LINES: u64 = 1_000_000;
+/// Bytes that `seq` prints of them.
+const SEQUENCE: u64 = 6_888_896;
 const ROUNDS: usize = 3;
 
 /// Runs one build to its end; its number and the seconds it took.
@@ -58,7 +60,7 @@ pub async fn logs(stand: &Stand, table: &mut Table) -> Outcome {
         raw_best = raw_best.max(raw::bytes(&url, "", LOG_CHUNK, window, count).await?);
         small_best = small_best.max(raw::bytes(&url, "?frame_max=8192", LOG_CHUNK, window, count).await?);
         let watch = Watch::start();
-        let command = format!("{print} | cat > {}", stand.path("pipe").display());
+        let command = format!("{print} | cat > {}", stand.work().join("pipe").display());
         tokio::process::Command::new("sh").args(["-c", &command]).status().await?;
         pipe_best = pipe_best.max(LONG as f64 / watch.seconds() / 1e6);
     }
@@ -74,7 +76,11 @@ pub async fn logs(stand: &Stand, table: &mut Table) -> Outcome {
     Memory::forget_peak(master)?;
     let mut lines = 0.0_f64;
     for _ in 0..ROUNDS {
-        let (_, seconds) = run(&mut client, &format!("seq {LINES}")).await?;
+        let (id, seconds) = run(&mut client, &format!("seq {LINES}")).await?;
+        let there = stand.log_length(&id);
+        if there != SEQUENCE {
+            return Err(format!("the log of build {id} has {there} bytes instead of {SEQUENCE}").into());
+        }
         lines = lines.max(LINES as f64 / seconds);
     }
     let reference = format!("master's peak RSS {:.1} MB", Memory::of(master)?.peak);

@@ -133,8 +133,9 @@ pub async fn attach(url: &str) -> Result<f64> {
     let watch = Watch::start();
     let (connection, consuming) = channel(&format!("{url}?frame_max=8192")).await?;
     queue(&consuming, "bench.attach").await?;
-    drop(consume(&consuming, "bench.attach", true).await?);
-    drop(connection.create_channel().await?);
+    // Kept until the connection is closed: what is dropped closes by itself, at the same time.
+    let _consumer = consume(&consuming, "bench.attach", true).await?;
+    let _control = connection.create_channel().await?;
     let time = watch.seconds() * 1e3;
     connection.close(200, "done".into()).await?;
     Ok(time)

@@ -31,6 +31,8 @@ pub struct Programs {
 pub struct Stand {
     pub programs: Programs,
     dir: TempDir,
+    /// Of the agents: in memory where that is possible, since their disks are not the master's.
+    work: TempDir,
     address: SocketAddr,
     amqp: u16,
     master: Option<Child>,
@@ -72,6 +74,9 @@ impl Stand {
     /// Writes the configuration and starts the master. `most` is the number of workers that a load agent may have.
     pub async fn start(programs: Programs, most: usize) -> Result<Self> {
         let dir = tempfile::Builder::new().prefix("rouse-bench-").tempdir()?;
+        let memory = Path::new("/dev/shm");
+        let work =
+            tempfile::Builder::new().prefix("rouse-bench-").tempdir_in(memory).or_else(|_| tempfile::tempdir())?;
         let (port, amqp) = (free_port()?, free_port()?);
         let agent = programs.agent.display();
         let config = format!(
@@ -85,7 +90,7 @@ impl Stand {
         );
         fs::write(dir.path().join("rouse.toml"), config)?;
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-        let mut stand = Self { programs, dir, address, amqp, master: None };
+        let mut stand = Self { programs, dir, work, address, amqp, master: None };
         stand.start_master().await?;
         stand.ready().await?;
         Ok(stand)
@@ -164,6 +169,11 @@ impl Stand {
         self.master.as_ref().and_then(Child::id).unwrap_or(0)
     }
 
+    /// Where what agents write would go.
+    pub fn work(&self) -> &Path {
+        self.work.path()
+    }
+
     /// The length of the log of a build's first step.
     pub fn log_length(&self, build: &str) -> u64 {
         let number: u64 = build.parse().unwrap_or(0);
@@ -209,7 +219,7 @@ impl Stand {
                 .env("ROUSE_AGENT_IDENTITY", "static")
                 .env("ROUSE_AGENT_NAME", worker)
                 .env("ROUSE_AGENT_PASSWORD", PASSWORD)
-                .env("ROUSE_AGENT_WORK_DIR", self.path("w").join(worker))
+                .env("ROUSE_AGENT_WORK_DIR", self.work.path().join(worker))
                 .env("ROUSE_AGENT_MAX_LOG_SIZE", "8GB")
                 .stdin(Stdio::null())
                 .stdout(Stdio::null())
