@@ -3,7 +3,7 @@
 //!
 //! `load-agent PREFIX COUNT WIDTH BROKER PASSWORD` is the workers PREFIX1 to PREFIXCOUNT, numbers padded to WIDTH digits.
 //! It prints `attached SECONDS` once all of them have been welcomed, counted from its start, and again each time they all
-//! are after the link of one was lost; it ends when its standard input does. `load-agent --raw COUNT URL` does nothing
+//! are after the link of one was lost. When its standard input ends, its workers take leave and it ends. `load-agent --raw COUNT URL` does nothing
 //! but connect, declare and consume as often: the same without a master.
 
 use lapin::options::{BasicConsumeOptions, QueueDeclareOptions};
@@ -18,10 +18,13 @@ use std::collections::VecDeque;
 use std::io::Read as _;
 use std::process::ExitCode;
 use std::time::Duration;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 /// Events of one worker that wait for it.
 const WAITING: usize = 64;
+
+/// For all workers to take leave.
+const LEAVING: Duration = Duration::from_secs(10);
 
 /// Whether a worker is attached now.
 struct Attached(bool);
@@ -75,10 +78,15 @@ async fn load(
     let (count, width) = (number(count)?, number(width)?);
     let target = Target::parse(broker, None)?;
     let (told, mut attached) = mpsc::channel(WAITING);
+    let (end, ending) = watch::channel(false);
+    // Held by each worker and each link: closed when the last message has left.
+    let (done, mut all_done) = mpsc::channel(1);
     for index in 1..=count {
         let worker: WorkerName = format!("{prefix}{index:0width$}").parse().map_err(|e| format!("{e}"))?;
-        tokio::spawn(Worker::new(worker, password, target.clone(), told.clone()).run());
+        let worker = Worker::new(worker, password, target.clone(), told.clone(), done.clone());
+        tokio::spawn(worker.run(ending.clone()));
     }
+    drop((done, told));
     let mut now = 0_usize;
     let ended = end_of_input();
     tokio::pin!(ended);
@@ -90,9 +98,16 @@ async fn load(
                     tell(started);
                 }
             }
-            () = &mut ended => return Ok(()),
+            () = &mut ended => break,
         }
     }
+    end.send_replace(true);
+    let leaving = async {
+        // The workers tell that they are detached, and then that they are no more.
+        while attached.recv().await.is_some() {}
+        all_done.recv().await
+    };
+    tokio::time::timeout(LEAVING, leaving).await.map(drop).map_err(|_| "not every worker could take leave".to_owned())
 }
 
 async fn raw(started: Timestamp, count: &str, url: &str) -> Result<(), String> {
@@ -143,10 +158,18 @@ struct Worker {
     done: mpsc::Sender<()>,
     told: mpsc::Sender<Attached>,
     attached: bool,
+    /// To end.
+    asked: bool,
 }
 
 impl Worker {
-    fn new(name: WorkerName, password: &str, target: Target, told: mpsc::Sender<Attached>) -> Self {
+    fn new(
+        name: WorkerName,
+        password: &str,
+        target: Target,
+        told: mpsc::Sender<Attached>,
+        done: mpsc::Sender<()>,
+    ) -> Self {
         let settings = Settings {
             worker: name.clone(),
             identity: format!("load-{name}"),
@@ -168,13 +191,14 @@ impl Worker {
             target,
             link: None,
             events: mpsc::channel(WAITING),
-            done: mpsc::channel(1).0,
+            done,
             told,
             attached: false,
+            asked: false,
         }
     }
 
-    async fn run(mut self) {
+    async fn run(mut self, mut ending: watch::Receiver<bool>) {
         let mut waiting = VecDeque::from([Event::Start]);
         loop {
             while let Some(event) = waiting.pop_front() {
@@ -188,6 +212,10 @@ impl Worker {
             tokio::select! {
                 Some((connection, event)) = self.events.1.recv() => {
                     waiting.extend(self.event(connection, event).await);
+                }
+                true = async { ending.wait_for(|end| *end).await.is_ok() }, if !self.asked => {
+                    self.asked = true;
+                    waiting.push_back(Event::Terminate);
                 }
                 () = tokio::time::sleep(pause) => waiting.push_back(Event::Tick),
             }
@@ -260,7 +288,9 @@ impl Worker {
             | Effect::RemoveAttempt(_)
             | Effect::SendLogFrom { .. } => {}
             Effect::PowerOff { why } | Effect::Exit { why } => {
-                eprintln!("load-agent: {} ends: {why}", self.name);
+                if !self.asked {
+                    eprintln!("load-agent: {} ends: {why}", self.name);
+                }
                 return false;
             }
             Effect::Log(level, text) => {

@@ -77,7 +77,7 @@ pub async fn builds(stand: &Stand, table: &mut Table) -> Outcome {
         stand.idle(workers as u64).await?;
         run(stand, "load", count / 10).await?;
         let (rate, used) = run(stand, "load", count).await?;
-        load.kill().await?;
+        load.end().await?;
         stand.idle(0).await?;
         let reference = format!("{messages:.0} raw messages a second; master {used:.2} ms of CPU a build");
         let ratio = format!("{:.0}% of four messages a build", rate * 4.0 / messages * 100.0);

@@ -137,6 +137,8 @@ pub async fn attach(stand: &Stand, table: &mut Table) -> Outcome {
         let mut agent = stand.agent("one")?;
         let attached = hear(&mut told, worker_is("one", "idle")).await?;
         times.push(attached.since(start));
+        // An agent that ends before it has read its welcome cannot take leave, and its lease would have to run out.
+        tokio::time::sleep(PAUSE * 10).await;
         end(&mut agent, libc::SIGTERM).await?;
         hear(&mut told, worker_is("one", "offline")).await?;
         raws.push(raw::attach(&url).await?);

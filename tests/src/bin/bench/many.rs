@@ -37,7 +37,7 @@ pub async fn idle(stand: &Stand, table: &mut Table) -> Outcome {
 pub async fn attach(stand: &Stand, workers: usize, table: &mut Table) -> Outcome {
     let raw = stand.raw_load(workers).await?;
     let reference = raw.seconds;
-    raw.kill().await?;
+    raw.end().await?;
     let pid = stand.master_pid();
     let before = (Memory::of(pid)?.now, cpu(pid));
     let load = stand.load(workers).await?;
@@ -48,7 +48,7 @@ pub async fn attach(stand: &Stand, workers: usize, table: &mut Table) -> Outcome
     tokio::time::sleep(IDLE * 2).await;
     let used = (cpu(pid) - start.1) / start.0.seconds() * 100.0;
     let memory = Memory::of(pid)?.now;
-    load.kill().await?;
+    load.end().await?;
     stand.idle(0).await?;
     let goal = if workers == 1_000 { "2.5 s" } else { "20 s" };
     let ratio = format!("{:.1}", seconds / reference);
@@ -79,5 +79,5 @@ pub async fn crash(stand: &mut Stand, table: &mut Table) -> Outcome {
     let figure = format!("{:.2} s", start.seconds() - broker);
     let reference = format!("the broker itself took {broker:.1} s");
     table.row("master killed and back after 10 s: 200 workers attached", figure, reference, String::new(), "2 s");
-    load.kill().await.map_err(Into::into)
+    load.end().await.map_err(Into::into)
 }

@@ -261,7 +261,7 @@ pub struct Load {
     child: Child,
     lines: Lines<BufReader<ChildStdout>>,
     /// It ends when this is closed.
-    _input: Option<ChildStdin>,
+    input: Option<ChildStdin>,
     /// Until all were attached for the first time.
     pub seconds: f64,
 }
@@ -273,7 +273,7 @@ impl Load {
         command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(log);
         let mut child = spawn(&mut command)?;
         let output = child.stdout.take().ok_or_else(|| Error::other("no output to read"))?;
-        let mut load = Self { _input: child.stdin.take(), child, lines: BufReader::new(output).lines(), seconds: 0.0 };
+        let mut load = Self { input: child.stdin.take(), child, lines: BufReader::new(output).lines(), seconds: 0.0 };
         load.seconds = load.attached().await?;
         Ok(load)
     }
@@ -285,9 +285,10 @@ impl Load {
         seconds.ok_or_else(|| Error::other(format!("the load agent said {line:?}")))
     }
 
-    /// Ends it at once: as if the machines were switched off.
-    pub async fn kill(mut self) -> Result<()> {
-        end(&mut self.child, libc::SIGKILL).await
+    /// Ends it; its workers take leave, else their leases would have to run out before they could come again.
+    pub async fn end(mut self) -> Result<()> {
+        drop(self.input.take());
+        self.child.wait().await.map(drop)
     }
 }
 
