@@ -46,6 +46,8 @@ impl Target {
     /// In words: where that is no such address, or has a user in it.
     pub fn parse(broker: &str, ca: Option<String>) -> Result<Self, String> {
         let wrong = |why: &str| {
+            // Not quoted where it may hold a password.
+            let broker = if broker.contains('@') { "(an address with a user in it)" } else { broker };
             format!("{broker:?} {why}; write amqp://host[:port][,host…]/vhost, or amqps:// for an encrypted connection")
         };
         let (scheme, rest) = broker.split_once("://").ok_or_else(|| wrong("is not an address"))?;
@@ -110,7 +112,7 @@ pub struct Link {
 }
 
 /// What a link needs to know.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Login {
     /// The worker: its name logs in, and is in every message.
     pub worker: WorkerName,
@@ -299,6 +301,8 @@ mod tests {
             assert!(Target::parse(bad, None).is_err(), "{bad:?} was taken");
         }
         let error = Target::parse("amqp://me:hush@mq.example.org/", None).expect_err("refused");
+        assert!(!error.contains("hush"), "{error}");
+        let error = Target::parse("http://me:hush@mq.example.org/", None).expect_err("refused");
         assert!(!error.contains("hush"), "{error}");
     }
 }

@@ -247,7 +247,19 @@ impl Sender {
                 if self.in_flight.len() >= MAX_IN_FLIGHT {
                     return Ok(());
                 }
-                let Some(chunk) = self.next_chunk(key)? else { continue };
+                let chunk = match self.next_chunk(key) {
+                    Ok(Some(chunk)) => chunk,
+                    Ok(None) => continue,
+                    Err(why) => {
+                        // One step's file must not hold up the others; the master asks again for what it lacks.
+                        log::line(Level::Error, &format!("the log of {}, step {}, is not sent: {why}", key.0, key.1));
+                        if let Some(stream) = self.shared.lock().streams.get_mut(&key) {
+                            stream.on = false;
+                        }
+                        self.cursors.remove(&key);
+                        continue;
+                    }
+                };
                 if self.channel.is_none() {
                     self.channel = Some(open(&link).await.map_err(|e| e.to_string())?);
                 }

@@ -8,8 +8,8 @@ use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
 /// Attempts that an agent has at once, at most: far above what one machine can run, and it bounds what a master can make
-/// it remember.
-const MAX_ATTEMPTS: usize = 1_024;
+/// it remember. The link's outbox holds a report of each.
+const MAX_ATTEMPTS: usize = 1_000;
 
 /// One attempt of the session.
 #[derive(Clone, PartialEq, Debug)]
@@ -313,7 +313,7 @@ impl Core {
         this.running = None;
         this.unsaid = true;
         if let Some(report) = this.steps.last_mut() {
-            report.state = ended.state.clone();
+            report.state = words::cut_state(ended.state.clone());
             report.took_ms = u64::try_from(ended.took.as_millis()).unwrap_or(u64::MAX);
             report.log_length = ended.log_length;
             report.log_cut = ended.log_cut;

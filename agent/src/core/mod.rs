@@ -8,7 +8,7 @@ mod attempts;
 mod ending;
 pub mod event;
 mod session;
-mod words;
+pub mod words;
 
 pub use event::{Effect, Event, Level, RunStep};
 

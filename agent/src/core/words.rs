@@ -56,3 +56,18 @@ pub fn cut(mut text: String) -> String {
     }
     text
 }
+
+/// The state with its text cut likewise: it may quote what a user wrote.
+pub fn cut_state(state: StepState) -> StepState {
+    match state {
+        StepState::NotStarted(why) => StepState::NotStarted(cut(why)),
+        StepState::Lost(why) => StepState::Lost(cut(why)),
+        state @ (StepState::Running
+        | StepState::Exited(_)
+        | StepState::Signalled(_)
+        | StepState::TimedOut
+        | StepState::Silent
+        | StepState::Stopped
+        | StepState::Skipped) => state,
+    }
+}

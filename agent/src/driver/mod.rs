@@ -67,7 +67,7 @@ pub async fn run(config: AgentConfig, program: PathBuf, mut terminate: mpsc::Rec
     };
     let Ok(begun) = begun else {
         log::line(Level::Error, "this host's agent could not begin in time: powering off");
-        power::off(&config.power_off_command).await;
+        power::off(&config.power_off_command, &mut terminate).await;
         return Ok(());
     };
     begun?.live(&config, terminate).await;
@@ -87,7 +87,10 @@ async fn begin(config: &AgentConfig, program: &Path, started: Timestamp) -> Resu
     let lock_file = WorkDir::lock_file(&config.work_dir);
     WorkDir::make_lock_file(&config.work_dir).map_err(|e| StartError(format!("make {}: {e}", lock_file.display())))?;
     reap_leftovers(&lock_file).await?;
-    let work = WorkDir::open(&config.work_dir).map_err(StartError)?;
+    // Beside the loop: what an earlier life has left may take long to remove, and the timers run meanwhile.
+    let root = config.work_dir.clone();
+    let work = tokio::task::spawn_blocking(move || WorkDir::open(&root)).await;
+    let work = work.map_err(|e| StartError(format!("open the work directory: {e}")))?.map_err(StartError)?;
 
     let identity = identity::identify(config).await.map_err(|e| StartError(e.to_string()))?;
     let Identity { worker, host, password, broker, ca, power_off_after } = identity;
@@ -165,7 +168,7 @@ impl Agent {
         }
         self.performer.close().await;
         match end {
-            Some(perform::End::PowerOff) => power::off(&config.power_off_command).await,
+            Some(perform::End::PowerOff) => power::off(&config.power_off_command, &mut terminate).await,
             Some(perform::End::Exit) | None => {}
         }
     }

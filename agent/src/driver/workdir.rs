@@ -106,10 +106,15 @@ impl WorkDir {
         let spool = spool::attempt_dir(&self.spool_dir(), attempt);
         let failed = |path: &Path, e: io::Error| format!("{} could not be made: {e}", path.display());
         DirBuilder::new().mode(0o700).create(&spool).map_err(|e| failed(&spool, e))?;
+        let mut made = Vec::new();
         for path in [self.attempt(attempt), self.build(attempt), self.tmp(attempt)] {
             DirBuilder::new().mode(0o700).create(&path).map_err(|e| failed(&path, e))?;
-            if let Some(user) = user {
-                chown(&path, Some(user.uid), Some(user.gid)).map_err(|e| failed(&path, e))?;
+            made.push(path);
+        }
+        // The outermost last: whoever has it may put links in the place of the others.
+        if let Some(user) = user {
+            for path in made.iter().rev() {
+                chown(path, Some(user.uid), Some(user.gid)).map_err(|e| failed(path, e))?;
             }
         }
         Ok(())
@@ -123,6 +128,9 @@ impl WorkDir {
         let base = self.build(attempt);
         let outside = || format!("its workdir {workdir:?} is not below the build's own directory");
         let mut path = base.clone();
+        // Other processes of that user may swap a directory for a link at any moment: let it lead no further than they
+        // may go themselves.
+        let _as_user = user.map(User::access_files);
         for component in Path::new(workdir).components() {
             match component {
                 Component::CurDir => continue,
@@ -132,11 +140,7 @@ impl WorkDir {
             // Looked at level by level, since earlier steps may have put links anywhere.
             let failed = |e: io::Error| format!("its workdir {workdir:?} could not be made: {e}");
             match DirBuilder::new().create(&path) {
-                Ok(()) => {
-                    if let Some(user) = user {
-                        std::os::unix::fs::lchown(&path, Some(user.uid), Some(user.gid)).map_err(failed)?;
-                    }
-                }
+                Ok(()) => {}
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
                 Err(error) => return Err(failed(error)),
             }
@@ -193,8 +197,10 @@ fn is_attempt(name: &str) -> bool {
 
 fn remove_tree(path: &Path) {
     let removed = match fs::remove_dir_all(path) {
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-            // Some tools make their caches read-only; without root that holds us up as well.
+        // SAFETY: no memory is involved.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied && unsafe { libc::geteuid() } != 0 => {
+            // Some tools make their caches read-only; without root that holds us up as well. Root is not held up by it,
+            // and must change no modes in a tree that somebody else may be changing.
             open_up(path);
             fs::remove_dir_all(path)
         }
@@ -223,6 +229,7 @@ fn open_up(path: &Path) {
 mod tests {
     use super::*;
     use rouse_shared::BuildId;
+    use std::os::unix::fs::MetadataExt;
 
     #[test]
     fn a_workdir_stays_below_the_build() {
@@ -243,6 +250,31 @@ mod tests {
             assert!(work.step_dir(id, bad, None).is_err(), "{bad:?} was taken");
         }
         assert!(!Path::new("/tmp/out").exists());
+    }
+
+    #[test]
+    fn the_directories_of_another_user_are_made_with_its_rights() {
+        // SAFETY: no memory is involved.
+        if unsafe { libc::geteuid() } != 0 {
+            eprintln!("not checked: only root can change users");
+            return;
+        }
+        let user = User { name: "x".to_owned(), uid: 54_321, gid: 54_322, groups: vec![54_322], home: "/".into() };
+        let dir = tempfile::tempdir().expect("a directory");
+        fs::set_permissions(dir.path(), Permissions::from_mode(0o711)).expect("passable");
+        let work = WorkDir::open(dir.path()).expect("opened");
+        let id = AttemptId { build: BuildId(12), number: 1 };
+        work.make(id, Some(&user)).expect("made");
+        let made = work.step_dir(id, "a/b", Some(&user)).expect("made");
+        for path in [work.attempt(id), work.build(id), work.tmp(id), made.clone(), made.join("..")] {
+            let meta = fs::metadata(&path).expect("there");
+            assert_eq!((meta.uid(), meta.gid()), (54_321, 54_322), "{}", path.display());
+        }
+        // Root's again: a directory that is not the user's stays as it is, even where its link is followed.
+        fs::create_dir(work.build(id).join("roots")).expect("made");
+        assert_eq!(fs::metadata(work.build(id).join("roots")).expect("there").uid(), 0);
+        assert!(work.step_dir(id, "roots/new", Some(&user)).is_err());
+        assert!(!work.build(id).join("roots/new").exists());
     }
 
     #[test]

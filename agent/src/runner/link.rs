@@ -2,7 +2,8 @@
 
 use super::wire::{Frame, KILL, Order, SEEN, STOP};
 use super::{Job, StepEvent, Update, sys, zygote};
-use crate::clock;
+use crate::core::Level;
+use crate::{clock, log};
 use rouse_shared::message::StepState;
 use rouse_shared::{AttemptId, codec};
 use std::collections::BTreeSet;
@@ -76,8 +77,9 @@ pub(super) fn keep(
                 () = sender.closed() => return,
             }
             sender.send_replace(None);
-            eprintln!(
-                "rouse-agent: the process that starts steps was killed; its steps are lost, and it is started anew"
+            log::line(
+                Level::Error,
+                "the process that starts steps was killed; its steps are lost, and it is started anew",
             );
             // Fails only where the runtime is ending.
             let _ = tokio::task::spawn_blocking(move || bury(child)).await;
@@ -86,7 +88,8 @@ pub(super) fn keep(
                 match start(&program, &lock_file, &deadline) {
                     Ok(started) => break started,
                     Err(error) => {
-                        eprintln!("rouse-agent: failed to start the process that starts steps, trying again: {error}");
+                        let text = format!("failed to start the process that starts steps, trying again: {error}");
+                        log::line(Level::Error, &text);
                         tokio::time::sleep(RETRY).await;
                     }
                 }

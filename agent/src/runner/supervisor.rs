@@ -9,6 +9,7 @@ use super::sys::{self, Pid, Reaped, SignalFd};
 use super::users;
 use super::wire::{Frame, KILL, Order, SEEN, STOP};
 use crate::clock;
+use crate::core::words;
 use rouse_shared::limits::TERM_TO_KILL;
 use rouse_shared::message::StepState;
 use rouse_shared::{Timestamp, codec};
@@ -125,7 +126,7 @@ pub fn run(agent: UnixStream, order: OwnedFd, deadline: &Deadline, zygote: Pid) 
         Ok((signals, step)) => step.watch(&signals),
         Err(reason) => {
             let took_ms = clock::now().since(began).as_millis() as u64;
-            let state = StepState::NotStarted(reason);
+            let state = StepState::NotStarted(words::cut(reason));
             let frame = Frame::Ended { state, log_length: 0, log_cut: 0, took_ms };
             // Where the agent is gone there is nobody to tell.
             let _ = (&agent).write_all(&frame.encode());
@@ -303,7 +304,8 @@ impl Supervisor<'_> {
         // A pipe whose other end is closed, or holds a whole message: cannot block.
         let _ = File::from(failure).read_to_end(&mut message);
         if let Some(reason) = self.plan.explain(&message) {
-            return Some(Leave::With(StepState::NotStarted(reason)));
+            // It quotes what the user wrote, and has to fit.
+            return Some(Leave::With(StepState::NotStarted(words::cut(reason))));
         }
         self.last_output = clock::now();
         self.send(&Frame::Started);

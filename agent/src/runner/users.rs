@@ -6,6 +6,7 @@
 use std::fmt;
 use std::fs;
 use std::io;
+use std::marker::PhantomData;
 use std::path::PathBuf;
 
 /// A user that steps can run as.
@@ -21,8 +22,38 @@ pub struct User {
     pub groups: Vec<u32>,
     /// Home directory.
     pub home: PathBuf,
-    /// Login shell.
-    pub shell: PathBuf,
+}
+
+impl User {
+    /// Until the value is dropped, this thread looks files up and makes them as the user, with its rights and no more.
+    /// Without effect where the thread may not.
+    pub fn access_files(&self) -> FileAccess {
+        // SAFETY: no memory is involved. Both are of the calling thread alone, and give the id there was.
+        unsafe {
+            // The group first, as when a process changes for good.
+            let gid = libc::setfsgid(self.gid) as u32;
+            FileAccess { uid: libc::setfsuid(self.uid) as u32, gid, _thread: PhantomData }
+        }
+    }
+}
+
+/// See [`User::access_files`].
+#[derive(Debug)]
+pub struct FileAccess {
+    uid: u32,
+    gid: u32,
+    /// Not to be dropped by another thread.
+    _thread: PhantomData<*const ()>,
+}
+
+impl Drop for FileAccess {
+    fn drop(&mut self) {
+        // SAFETY: as above.
+        unsafe {
+            libc::setfsuid(self.uid);
+            libc::setfsgid(self.gid);
+        }
+    }
 }
 
 /// Why a user was not found.
@@ -61,11 +92,11 @@ pub fn lookup(name: &str) -> Result<User, UserError> {
 fn find(name: &str, passwd: &str, group: &str) -> Result<User, UserError> {
     let entry = passwd.lines().find_map(|line| {
         let fields: Vec<&str> = line.split(':').collect();
-        let &[login, _, uid, gid, _, home, shell] = fields.as_slice() else { return None };
+        let &[login, _, uid, gid, _, home, _] = fields.as_slice() else { return None };
         (login == name).then_some(())?;
-        Some((uid.parse().ok()?, gid.parse().ok()?, home, shell))
+        Some((uid.parse().ok()?, gid.parse().ok()?, home))
     });
-    let (uid, gid, home, shell) = entry.ok_or_else(|| UserError::Unknown(name.to_owned()))?;
+    let (uid, gid, home) = entry.ok_or_else(|| UserError::Unknown(name.to_owned()))?;
     let mut groups = vec![gid];
     for line in group.lines() {
         let fields: Vec<&str> = line.split(':').collect();
@@ -75,7 +106,7 @@ fn find(name: &str, passwd: &str, group: &str) -> Result<User, UserError> {
             groups.push(id);
         }
     }
-    Ok(User { name: name.to_owned(), uid, gid, groups, home: home.into(), shell: shell.into() })
+    Ok(User { name: name.to_owned(), uid, gid, groups, home: home.into() })
 }
 
 #[cfg(test)]
