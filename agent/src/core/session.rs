@@ -207,10 +207,14 @@ impl Core {
         }
         // The password after the kept secret is not the same try again.
         let another = switched && !self.credentials.prefer_secret;
-        let pause = self.wait_to_reconnect(
-            now,
-            if refused && !another && self.session.is_none() { DENIED_BACKOFF } else { BACKOFF },
-        );
+        let first = self.failures == 0;
+        let denied = refused && !another && self.session.is_none();
+        let mut pause = self.wait_to_reconnect(now, if denied { DENIED_BACKOFF } else { BACKOFF });
+        // An agent that took leave in its last life begins with a secret that is spent: no reason to wait.
+        if another && first {
+            pause = Duration::ZERO;
+            self.link = Link::Waiting { until: now };
+        }
         self.log(Level::Warn, format!("no link to the broker: {why}; trying again in {} ms", pause.as_millis()));
     }
 
