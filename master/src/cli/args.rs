@@ -4,7 +4,7 @@ use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 
 const CODES: &str = "\
-Exit codes: 0 success, 1 the build failed, 2 bad usage or configuration, 3 the master cannot be reached, 4 no such thing \
+Exit codes: 0 success, 1 the build failed or an audit found something, 2 bad usage or configuration, 3 the master cannot be reached, 4 no such thing \
 or refused, 5 the build was lost, 6 cancelled, 130 interrupted while following (the build goes on).
 
 The token for changes is ROUSE_TOKEN, else the content of the file ROUSE_TOKEN_FILE, else that of \
@@ -98,6 +98,18 @@ pub(super) enum Command {
     Hosts {
         #[command(flatten)]
         output: Output,
+    },
+    /// Hold the ledger against what the clouds list, now; ends with 1 where something differs.
+    Audit {
+        /// Stop orphans, and take hosts for gone that no list has any more.
+        #[arg(long)]
+        fix: bool,
+        /// Stop machines that bear the master's name and another id too: after a lost state directory.
+        #[arg(long, requires = "fix")]
+        adopt: bool,
+        /// Print one JSON object.
+        #[arg(long)]
+        json: bool,
     },
     /// Give a worker no new builds.
     Pause(Worker),

@@ -1,6 +1,7 @@
 //! The command line: everything but `master`, `check` and `demo` talks to a master over HTTP.
 
 mod args;
+mod audit;
 mod client;
 mod fleet;
 mod follow;
@@ -113,6 +114,7 @@ async fn remote(client: &Client, command: &Command, now: Timestamp) -> Result<u8
         }
         Command::Workers { output } => fleet::workers(client, output.json, now).await?,
         Command::Hosts { output } => fleet::hosts(client, output.json, now).await?,
+        Command::Audit { fix, adopt, json } => return audit::run(client, *fix, *adopt, *json).await,
         Command::Pause(worker) => fleet::operate(client, &worker.worker, "pause").await?,
         Command::Resume(worker) => fleet::operate(client, &worker.worker, "resume").await?,
         Command::Drain(worker) => fleet::operate(client, &worker.worker, "drain").await?,

@@ -1,7 +1,7 @@
 //! A core's beginning: from the configuration and what the ledger kept; and what a reload changes.
 
 use super::event::{Effect, Event, Level};
-use super::plan::{Plan, ProviderKind};
+use super::plan::Plan;
 use super::queue::Queue;
 use super::record::{HostState, Ledger, WorkerRecord};
 use super::timers::{Timer, Timers};
@@ -40,6 +40,8 @@ impl Core {
             workers: BTreeMap::new(),
             hosts: BTreeMap::new(),
             orphans: BTreeMap::new(),
+            namesakes: BTreeSet::new(),
+            audits: BTreeMap::new(),
             timers: Timers::default(),
             broker_up: false,
             terminating: false,
@@ -181,14 +183,7 @@ impl Core {
             self.remove_worker(now, &name);
         }
         self.plan = plan;
-        let providers: BTreeSet<ProviderKind> = self
-            .plan
-            .workers
-            .values()
-            .filter_map(|w| w.latent.as_ref().map(|l| l.provider))
-            .chain(self.hosts.values().map(|l| l.host.provider))
-            .collect();
-        for provider in providers {
+        for provider in self.providers() {
             self.timers.set_once(Timer::Audit(provider), now);
         }
         self.pending.wake = true;

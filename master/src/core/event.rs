@@ -1,5 +1,6 @@
 //! The two closed lists: what can happen to the core, and what it asks for. Read these first.
 
+use super::audit::{AuditMode, AuditReport};
 use super::build::{BuildSpec, BuildState};
 use super::plan::{Plan, ProviderKind};
 use super::record::{Host, HostState, Record};
@@ -114,6 +115,24 @@ pub enum Event {
     Terminate,
     /// [`super::Core::next_wakeup`] has come.
     Tick,
+    /// A user wants the ledger held against the clouds now. Answered by [`Answer::Audit`], after some seconds.
+    Audit {
+        /// To be answered.
+        request: RequestId,
+        /// What is to be done about differences.
+        mode: AuditMode,
+    },
+    /// [`Effect::ListForAudit`] came to an end. Late.
+    ListedForAudit {
+        /// Whose audit.
+        request: RequestId,
+        /// Which of its rounds asked for it.
+        round: u32,
+        /// Whose list.
+        provider: ProviderKind,
+        /// What bears our name; whole, or an error.
+        result: Result<Vec<ListedHost>, String>,
+    },
 }
 
 /// What an operator may want of a worker.
@@ -169,6 +188,17 @@ pub struct ListedHost {
     pub host: HostId,
     /// What the provider calls it.
     pub handle: String,
+    /// Whose it is.
+    pub owner: Owner,
+}
+
+/// Whose a machine with our name is.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Owner {
+    /// It bears our name and our id.
+    Ours,
+    /// It bears our name and this other id: another master's, or ours from before the state directory was lost.
+    Namesake(String),
 }
 
 /// Something to be done, after all records of the batch are committed. In the order of the list.
@@ -195,7 +225,7 @@ pub enum Effect {
     StartHost(Box<Host>),
     /// End the machine; repeatable. Answered by [`Event::StopEnded`].
     StopHost(Box<Host>),
-    /// End a machine that bears our name and that the ledger does not know.
+    /// End a machine that bears our name and that the ledger does not know; a namesake only where a user said to adopt.
     StopOrphan {
         /// Whose.
         provider: ProviderKind,
@@ -231,6 +261,15 @@ pub enum Effect {
     Announce(Change),
     /// Write to the master's own log.
     Note(Level, String),
+    /// List what bears our name, for an audit. Answered by [`Event::ListedForAudit`].
+    ListForAudit {
+        /// Whose audit.
+        request: RequestId,
+        /// Which of its rounds.
+        round: u32,
+        /// Whose list.
+        provider: ProviderKind,
+    },
 }
 
 /// How loud a note is.
@@ -258,6 +297,8 @@ pub enum Answer {
         /// A sentence.
         reason: String,
     },
+    /// What an audit has found.
+    Audit(Box<AuditReport>),
 }
 
 /// What has changed, for the page, the event streams and the exchange `rouse.events`.

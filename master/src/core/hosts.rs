@@ -1,8 +1,8 @@
-//! The life of a host: `Ordered -> Booting -> Awake -> Draining -> Stopping -> Gone`, and the audit that holds the
-//! ledger against what providers list. Nothing is ever left running: stopping repeats until the provider says gone.
+//! The life of a host: `Ordered -> Booting -> Awake -> Draining -> Stopping -> Gone`. Nothing is ever left running:
+//! stopping repeats until the provider says gone, and [`super::audit`] finds what the ledger does not know.
 
 use super::build::FailedHost;
-use super::event::{Effect, Level, ListedHost, StartError, Stopped};
+use super::event::{Effect, Level, StartError, Stopped};
 use super::plan::{LatentPlan, ProviderKind};
 use super::record::{Host, HostState, Record, Wish};
 use super::timers::Timer;
@@ -21,10 +21,6 @@ const REPEAT_FIRST: Duration = Duration::from_secs(2);
 const REPEAT_MOST: Duration = Duration::from_secs(60);
 /// How long what a host printed is waited for before the host is stopped without it.
 const CONSOLE_PATIENCE: Duration = Duration::from_secs(20);
-/// Longer than any call of a provider can take: what is listed and unknown for so long is nobody's.
-const ORPHAN_AGE: Duration = Duration::from_secs(90);
-/// Lists in a row that must lack a host before it counts as gone: providers list with delay.
-const ABSENT_LISTS: u32 = 2;
 
 fn doubled(first: Duration, most: Duration, times: u32) -> Duration {
     first.saturating_mul(1 << times.min(16)).min(most)
@@ -379,66 +375,6 @@ impl Core {
         self.end_session(now, &worker, &format!("its host {id} is gone ({reason})"), true);
         self.touch_host(id);
         self.touch_worker(&worker);
-    }
-
-    pub(super) fn start_audit(&mut self, now: Timestamp, provider: ProviderKind) {
-        self.out.push(Effect::ListHosts(provider));
-        self.timers.set(Timer::Audit(provider), now + self.plan.audit_interval);
-    }
-
-    /// Holds what a provider lists against the ledger. A list that failed says nothing.
-    pub(super) fn on_listed(
-        &mut self,
-        now: Timestamp,
-        provider: ProviderKind,
-        result: Result<Vec<ListedHost>, String>,
-    ) {
-        let listed = match result {
-            Ok(listed) => listed,
-            Err(why) => {
-                return self
-                    .note(Level::Warn, format!("the hosts of {} could not be listed: {why}", provider.as_str()));
-            }
-        };
-        for machine in &listed {
-            if let Some(live) = self.hosts.get_mut(&machine.host) {
-                live.absent = 0;
-                if live.host.handle.is_none() {
-                    live.host.handle = Some(machine.handle.clone());
-                    self.touch_host(&machine.host);
-                }
-                continue;
-            }
-            let first = *self.orphans.entry((provider, machine.handle.clone())).or_insert(now);
-            if now.since(first) >= ORPHAN_AGE {
-                let text =
-                    format!("{} of {} bears our name and is not in the ledger", machine.handle, provider.as_str());
-                if self.plan.stop_orphans {
-                    self.note(Level::Warn, format!("orphan: {text}; stopping it"));
-                    self.out.push(Effect::StopOrphan { provider, listed: machine.clone() });
-                } else {
-                    self.note(Level::Warn, format!("orphan: {text}; audit.on_orphan says to leave it"));
-                }
-            }
-        }
-        let orphans = self.orphans.len();
-        self.orphans.retain(|(of, handle), _| *of != provider || listed.iter().any(|m| m.handle == *handle));
-        // Each one that is gone leaves room for a host.
-        self.pending.wake |= self.orphans.len() < orphans;
-        let mut gone = Vec::new();
-        for (id, live) in &mut self.hosts {
-            let ours = live.host.provider == provider && !live.starting && live.host.booted.is_some();
-            let old = live.host.booted.is_some_and(|booted| now.since(booted) >= ORPHAN_AGE);
-            if ours && old && !listed.iter().any(|m| m.host == *id) {
-                live.absent += 1;
-                if live.absent >= ABSENT_LISTS {
-                    gone.push(id.clone());
-                }
-            }
-        }
-        for id in gone {
-            self.on_host_gone(now, &id, "its provider lists it no more");
-        }
     }
 
     /// Hosts of a template that are awake or being started, without work and without a build that waits for them.

@@ -3,6 +3,7 @@
 //! [`event`] holds the two closed lists that a newcomer reads first. Each lifecycle has its file: [`builds`] (and
 //! attempts), [`hosts`], [`sessions`], [`workers`]; [`schedule`] brings builds and workers together.
 
+pub mod audit;
 pub mod build;
 mod builds;
 mod configure;
@@ -58,6 +59,10 @@ pub struct Core {
     hosts: BTreeMap<HostId, LiveHost>,
     /// Machines that bear our name and that the ledger does not know: when they were first listed.
     orphans: BTreeMap<(plan::ProviderKind, String), Timestamp>,
+    /// Machines that bear our name and another id, as they were last listed.
+    namesakes: BTreeSet<(plan::ProviderKind, String)>,
+    /// Audits that users have asked for and that are under way.
+    audits: BTreeMap<event::RequestId, audit::Audit>,
     timers: Timers,
     broker_up: bool,
     /// Whether the process is about to end.
@@ -144,6 +149,10 @@ impl Core {
             Event::LogGap { attempt, step, offset } => self.on_log_gap(attempt, step, offset),
             Event::Terminate => self.on_terminate(now),
             Event::Tick => {}
+            Event::Audit { request, mode } => self.on_audit(now, request, mode),
+            Event::ListedForAudit { request, round, provider, result } => {
+                self.on_listed_for_audit(now, request, round, provider, result);
+            }
         }
         while let Some(timer) = self.timers.pop_due(now) {
             self.on_timer(now, timer);
@@ -169,6 +178,8 @@ impl Core {
             Timer::Backoff(worker) => self.touch_worker(&worker),
             Timer::Logs(attempt) => self.on_logs_overdue(now, attempt),
             Timer::Audit(provider) => self.start_audit(now, provider),
+            Timer::AuditRound(request) => self.next_round(request),
+            Timer::AuditOver(request) => self.on_audit_over(now, request),
         }
     }
 

@@ -1,5 +1,6 @@
 //! Deadlines by name, so that each can be moved or dropped, and the earliest is known at once.
 
+use super::event::RequestId;
 use super::plan::ProviderKind;
 use rouse_shared::{AttemptId, HostId, Timestamp, WorkerName};
 use std::collections::{BTreeMap, BTreeSet};
@@ -27,6 +28,10 @@ pub enum Timer {
     Logs(AttemptId),
     /// Compare what the provider lists with the ledger.
     Audit(ProviderKind),
+    /// List again for an audit that a user has asked for.
+    AuditRound(RequestId),
+    /// Answer whoever asked for the audit, whatever it has come to.
+    AuditOver(RequestId),
 }
 
 /// All deadlines that are set.

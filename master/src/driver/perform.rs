@@ -3,7 +3,7 @@
 
 use crate::broker::{LinkHandle, Outbound};
 use crate::config::Config;
-use crate::core::event::{Answer, Change, Effect, Event, Level, RequestId, StartError};
+use crate::core::event::{Answer, Change, Effect, Event, Level, ListedHost, RequestId, StartError, Stopped};
 use crate::core::plan::ProviderKind;
 use crate::core::record::Host;
 use crate::hosts::{CALL_LIMIT, Hosts};
@@ -95,7 +95,7 @@ impl Doer {
             Effect::StopOrphan { provider, listed } => {
                 let hosts = self.hosts.clone();
                 self.runtime.spawn(async move {
-                    if let Err(why) = stop(&hosts, provider, &listed.host, Some(&listed.handle)).await {
+                    if let Err(why) = end(&hosts, provider, &listed).await {
                         warn!("orphan {} could not be stopped: {why}; the next audit tries again", listed.handle);
                     }
                 });
@@ -119,15 +119,7 @@ impl Doer {
                 let hosts = self.hosts.clone();
                 // A provider that this build has not lists nothing, and nothing can have been made by it.
                 if hosts.provider(provider).is_some() {
-                    self.beside(async move {
-                        let result = match hosts.provider(provider) {
-                            Some(p) => tokio::time::timeout(CALL_LIMIT, p.list())
-                                .await
-                                .unwrap_or_else(|_| Err(format!("no answer within {} s", CALL_LIMIT.as_secs()))),
-                            None => Err("this build of rouse has no such provider".to_owned()),
-                        };
-                        Event::Listed { provider, result }
-                    });
+                    self.beside(async move { Event::Listed { provider, result: list(&hosts, provider).await } });
                 }
                 None
             }
@@ -157,6 +149,14 @@ impl Doer {
             }
             Effect::Note(Level::Warn, text) => {
                 warn!("{text}");
+                None
+            }
+            Effect::ListForAudit { request, round, provider } => {
+                let hosts = self.hosts.clone();
+                self.beside(async move {
+                    let result = list(&hosts, provider).await;
+                    Event::ListedForAudit { request, round, provider, result }
+                });
                 None
             }
         }
@@ -257,16 +257,36 @@ impl Doer {
     }
 }
 
+fn silent() -> String {
+    format!("no answer within {} s", CALL_LIMIT.as_secs())
+}
+
+fn absent(provider: ProviderKind) -> String {
+    format!("this build of rouse has no provider {}", provider.as_str())
+}
+
+async fn list(hosts: &Hosts, provider: ProviderKind) -> Result<Vec<ListedHost>, String> {
+    match hosts.provider(provider) {
+        Some(p) => tokio::time::timeout(CALL_LIMIT, p.list()).await.unwrap_or_else(|_| Err(silent())),
+        None => Err(absent(provider)),
+    }
+}
+
+async fn end(hosts: &Hosts, provider: ProviderKind, listed: &ListedHost) -> Result<Stopped, String> {
+    match hosts.provider(provider) {
+        Some(p) => tokio::time::timeout(CALL_LIMIT, p.end(listed)).await.unwrap_or_else(|_| Err(silent())),
+        None => Err(absent(provider)),
+    }
+}
+
 async fn stop(
     hosts: &Hosts,
     provider: ProviderKind,
     host: &rouse_shared::HostId,
     handle: Option<&str>,
-) -> Result<crate::core::event::Stopped, String> {
+) -> Result<Stopped, String> {
     match hosts.provider(provider) {
-        Some(provider) => tokio::time::timeout(CALL_LIMIT, provider.stop(host, handle))
-            .await
-            .unwrap_or_else(|_| Err(format!("no answer within {} s", CALL_LIMIT.as_secs()))),
-        None => Err(format!("this build of rouse has no provider {}", provider.as_str())),
+        Some(p) => tokio::time::timeout(CALL_LIMIT, p.stop(host, handle)).await.unwrap_or_else(|_| Err(silent())),
+        None => Err(absent(provider)),
     }
 }

@@ -280,6 +280,10 @@ impl Turner {
                 let request = self.doer.askers.add(Asker::Web(reply));
                 self.handle(Event::Operate { request, worker, operation });
             }
+            Call::Audit { mode, reply } => {
+                let request = self.doer.askers.add(Asker::Web(reply));
+                self.handle(Event::Audit { request, mode });
+            }
             question @ (Call::Build { .. }
             | Call::Builds { .. }
             | Call::Why { .. }
@@ -371,7 +375,7 @@ impl Turner {
                 drop(reply.send(Health { broker: self.doer.link_is_up(), ledger }));
             }
             Call::Metrics { reply } => drop(reply.send(self.metrics(core))),
-            Call::Submit { .. } | Call::Cancel { .. } | Call::Operate { .. } => {}
+            Call::Submit { .. } | Call::Cancel { .. } | Call::Operate { .. } | Call::Audit { .. } => {}
         }
     }
 
@@ -425,6 +429,12 @@ impl Turner {
                 self.doer.logs.strays(),
             ),
         ];
+        let (orphans, namesakes) = core.strangers();
+        let (orphans, namesakes) = (orphans as u64, namesakes as u64);
+        figures.extend([
+            figure("rouse_orphans", "Machines with our name and id that the ledger does not know.", false, orphans),
+            figure("rouse_namesakes", "Machines with our name and an id that is not ours.", false, namesakes),
+        ]);
         figures.extend(self.doer.link_figures());
         Metrics { builds, workers: census.workers, hosts: census.hosts, figures }
     }

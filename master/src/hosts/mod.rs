@@ -22,8 +22,13 @@ pub trait Provider: Send + Sync {
     fn start<'a>(&'a self, host: &'a Host, boot: BootData) -> Answer<'a, Result<String, StartError>>;
     /// Ends the machine with this host's id; `Gone` only when the provider itself says that there is none.
     fn stop<'a>(&'a self, host: &'a HostId, handle: Option<&'a str>) -> Answer<'a, Result<Stopped, String>>;
-    /// All machines that bear our master's name and id; whole, or an error.
+    /// All machines that bear our master's name, with its id or another; whole, or an error.
     fn list(&self) -> Answer<'_, Result<Vec<ListedHost>, String>>;
+    /// Ends a machine that [`Self::list`] has told of and that the ledger does not know; where its owner is a namesake,
+    /// that one's. A provider whose `stop` looks for our own stamp must look for the owner's here.
+    fn end<'a>(&'a self, listed: &'a ListedHost) -> Answer<'a, Result<Stopped, String>> {
+        self.stop(&listed.host, Some(&listed.handle))
+    }
     /// The last of what the machine printed, where that is kept.
     fn console<'a>(&'a self, host: &'a Host) -> Answer<'a, Option<String>>;
 }

@@ -6,7 +6,7 @@
 
 use super::{Answer, Death, Provider};
 use crate::clock;
-use crate::core::event::{ListedHost, StartError, Stopped};
+use crate::core::event::{ListedHost, Owner, StartError, Stopped};
 use crate::core::record::Host;
 use rouse_shared::boot::BootData;
 use rouse_shared::names::ZYGOTE_ARGUMENT;
@@ -59,9 +59,11 @@ pub struct Processes {
     headless: Mutex<BTreeMap<HostId, Timestamp>>,
 }
 
-/// A process that bears our stamp.
+/// A process that bears our stamp, or one with our name.
 #[derive(Clone, PartialEq, Eq, Debug)]
 struct Stamped {
+    /// The name and id of its master.
+    owner: String,
     host: HostId,
     pid: i32,
     parent: i32,
@@ -205,8 +207,8 @@ impl Processes {
         Ending { owner: self.owner.clone(), dir: self.host_dir(&host), host, deaths: self.deaths.clone() }
     }
 
-    async fn stop_now(&self, host: &HostId) -> Result<Stopped, String> {
-        let all = scan(&self.owner).await.map_err(|e| format!("list processes: {e}"))?;
+    async fn stop_now(&self, owner: &str, host: &HostId) -> Result<Stopped, String> {
+        let all = scan(owner).await.map_err(|e| format!("list processes: {e}"))?;
         let ours: Vec<Stamped> = all.into_iter().filter(|p| p.host == *host).collect();
         if ours.is_empty() {
             self.watched.lock().unwrap_or_else(PoisonError::into_inner).remove(host);
@@ -254,17 +256,35 @@ impl Provider for Processes {
     }
 
     fn stop<'a>(&'a self, host: &'a HostId, _handle: Option<&'a str>) -> Answer<'a, Result<Stopped, String>> {
-        Box::pin(async move { self.stop_now(host).await })
+        Box::pin(async move { self.stop_now(&self.owner, host).await })
     }
 
     fn list(&self) -> Answer<'_, Result<Vec<ListedHost>, String>> {
         Box::pin(async move {
-            let all = scan(&self.owner).await.map_err(|e| format!("list processes: {e}"))?;
-            let agents = agents_of(&all);
-            for agent in &agents {
-                self.watch(agent.host.clone(), agent);
+            let name = name_of(&self.owner).to_owned();
+            let all = beside(move || stamped(|owner| name_of(owner) == name)).await;
+            let agents = agents_of(&all.map_err(|e| format!("list processes: {e}"))?);
+            let mut listed = Vec::new();
+            for agent in agents {
+                let owner = if agent.owner == self.owner {
+                    self.watch(agent.host.clone(), &agent);
+                    Owner::Ours
+                } else {
+                    Owner::Namesake(id_of(&agent.owner).to_owned())
+                };
+                listed.push(ListedHost { handle: agent.handle(), host: agent.host, owner });
             }
-            Ok(agents.into_iter().map(|p| ListedHost { handle: p.handle(), host: p.host }).collect())
+            Ok(listed)
+        })
+    }
+
+    fn end<'a>(&'a self, listed: &'a ListedHost) -> Answer<'a, Result<Stopped, String>> {
+        Box::pin(async move {
+            let owner = match &listed.owner {
+                Owner::Ours => self.owner.clone(),
+                Owner::Namesake(id) => format!("{}/{id}", name_of(&self.owner)),
+            };
+            self.stop_now(&owner, &listed.host).await
         })
     }
 
@@ -319,9 +339,9 @@ fn remove_dir(dir: &Path) -> io::Result<()> {
 
 /// One process for each host: its agent, or where that is gone the oldest of what it has left.
 fn agents_of(all: &[Stamped]) -> Vec<Stamped> {
-    let mut agents: BTreeMap<HostId, &Stamped> = BTreeMap::new();
+    let mut agents: BTreeMap<(&str, &HostId), &Stamped> = BTreeMap::new();
     for process in all {
-        let known = agents.entry(process.host.clone()).or_insert(process);
+        let known = agents.entry((&process.owner, &process.host)).or_insert(process);
         if (!process.agent, process.started) < (!known.agent, known.started) {
             *known = process;
         }
@@ -338,11 +358,26 @@ async fn beside<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send +
 /// [`stamped`], beside.
 async fn scan(owner: &str) -> io::Result<Vec<Stamped>> {
     let owner = owner.to_owned();
-    beside(move || stamped(&owner)).await
+    beside(move || stamped(|of| of == owner)).await
 }
 
-/// Every process that bears this owner's stamp and is not a zombie.
-fn stamped(owner: &str) -> io::Result<Vec<Stamped>> {
+/// The name in a stamp.
+fn name_of(owner: &str) -> &str {
+    owner.rsplit_once('/').map_or(owner, |(name, _)| name)
+}
+
+/// The id in a stamp.
+fn id_of(owner: &str) -> &str {
+    owner.rsplit_once('/').map_or("", |(_, id)| id)
+}
+
+/// Whether it can be a host's id: directories are named after it, and anybody can write an environment.
+fn is_host_id(text: &str) -> bool {
+    !text.is_empty() && text.len() <= 64 && text.bytes().all(|b| b.is_ascii_alphanumeric())
+}
+
+/// Every process that bears the stamp of such an owner and is not a zombie.
+fn stamped(wanted: impl Fn(&str) -> bool) -> io::Result<Vec<Stamped>> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc")? {
         let entry = entry?;
@@ -355,13 +390,12 @@ fn stamped(owner: &str) -> io::Result<Vec<Stamped>> {
                 text.strip_prefix(name)?.strip_prefix('=').map(str::to_owned)
             })
         };
-        if value(MASTER_STAMP).as_deref() != Some(owner) {
-            continue;
-        }
-        if let (Some(host), Ok((parent, started))) = (value(HOST_STAMP), stat(pid)) {
+        let Some(owner) = value(MASTER_STAMP).filter(|owner| wanted(owner)) else { continue };
+        let host = value(HOST_STAMP).filter(|host| is_host_id(host));
+        if let (Some(host), Ok((parent, started))) = (host, stat(pid)) {
             let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
             let agent = command.split(|b| *b == 0).nth(1) != Some(ZYGOTE_ARGUMENT.as_bytes());
-            found.push(Stamped { host: HostId(host), pid, parent, agent, started });
+            found.push(Stamped { owner, host: HostId(host), pid, parent, agent, started });
         }
     }
     Ok(found)
@@ -431,7 +465,7 @@ pub fn locate(program: &Path) -> Option<PathBuf> {
 /// # Errors
 /// Where `/proc` cannot be read, or a process cannot be killed.
 pub fn end_all(owner: &str) -> io::Result<Vec<i32>> {
-    let all = stamped(owner)?;
+    let all = stamped(|of| of == owner)?;
     for agent in all.iter().filter(|p| p.agent) {
         kill(agent)?;
     }

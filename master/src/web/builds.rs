@@ -33,7 +33,7 @@ pub(super) async fn submit(
         Answer::Accepted(id) => Ok((StatusCode::CREATED, Json(json!({ "id": id.to_string() })))),
         Answer::Refused { field, reason } => Err(Failure::invalid(field, reason)),
         Answer::NotFound(reason) => Err(Failure::invalid(Some("worker".to_owned()), reason)),
-        Answer::Done => {
+        Answer::Done | Answer::Audit(_) => {
             Err(Failure::new(StatusCode::INTERNAL_SERVER_ERROR, "the master took the build without a number"))
         }
     }
@@ -120,7 +120,7 @@ pub(super) async fn cancel(
 /// An answer that brings nothing but whether it was done.
 pub(super) fn done(answer: Answer) -> Result<(), Failure> {
     match answer {
-        Answer::Done | Answer::Accepted(_) => Ok(()),
+        Answer::Done | Answer::Accepted(_) | Answer::Audit(_) => Ok(()),
         Answer::NotFound(reason) => Err(Failure::not_found(reason)),
         Answer::Refused { reason, .. } => Err(Failure::new(StatusCode::CONFLICT, reason)),
     }

@@ -2,6 +2,7 @@
 //!
 //! Ids are text, times RFC 3339 in UTC, durations seconds; what is not known or not there is null.
 
+use crate::core::audit::AuditReport;
 use crate::core::build::{Attempt, Build, BuildEnd, FailedHost, Requirement};
 use crate::core::event::Change;
 use crate::core::view::{BuildView, HostView, Why, WorkerView};
@@ -228,6 +229,27 @@ pub(super) fn host(host: &HostView) -> Value {
         "build": host.woken_for.map(|build| build.to_string()),
         "why": host.why,
         "cost": host.cost,
+    })
+}
+
+/// What an audit has found.
+pub(super) fn audit(report: &AuditReport) -> Value {
+    let differences = report.differences.iter().map(|difference| {
+        json!({
+            "kind": difference.kind.as_str(),
+            "provider": difference.provider.as_str(),
+            "handle": difference.handle,
+            "host": difference.host,
+            "owner": difference.owner,
+            "why": difference.why,
+            "done": difference.done,
+        })
+    });
+    json!({
+        "clean": report.clean(),
+        "differences": differences.collect::<Vec<_>>(),
+        "hosts": report.hosts,
+        "listed": report.listed,
     })
 }
 

@@ -23,7 +23,7 @@ pub fn change_message(change: &Change) -> (String, Vec<u8>) {
 pub fn answer_body(answer: &Answer) -> Vec<u8> {
     let body = match answer {
         Answer::Accepted(id) => json!({ "id": id.to_string() }),
-        Answer::Done => json!({}),
+        Answer::Done | Answer::Audit(_) => json!({}),
         Answer::NotFound(reason) => json!({ "error": reason }),
         Answer::Refused { field, reason } => json!({ "error": reason, "field": field }),
     };

@@ -1,6 +1,7 @@
 //! The HTTP server: the JSON API, logs, the event stream, metrics. What it asks of the master goes through [`Call`].
 
 mod answer;
+mod audit;
 mod auth;
 mod builds;
 mod events;
@@ -12,6 +13,7 @@ mod metrics;
 mod openapi;
 mod routes;
 
+use crate::core::audit::AuditMode;
 use crate::core::build::{BuildSpec, BuildState};
 use crate::core::event::{Answer, Change, Operation, WorkerState};
 use crate::core::record::HostState;
@@ -108,6 +110,13 @@ pub enum Call {
         /// The figures.
         reply: oneshot::Sender<Metrics>,
     },
+    /// Hold the ledger against the clouds, now.
+    Audit {
+        /// What is to be done about differences.
+        mode: AuditMode,
+        /// [`Answer::Audit`] within [`AUDIT_LIMIT`](crate::core::audit::AUDIT_LIMIT).
+        reply: oneshot::Sender<Answer>,
+    },
 }
 
 /// Which builds are listed.
@@ -198,12 +207,21 @@ struct App {
 impl App {
     /// Asks the master and waits for its answer.
     async fn ask<T>(&self, call: impl FnOnce(oneshot::Sender<T>) -> Call) -> Result<T, Failure> {
+        self.ask_within(PATIENCE, call).await
+    }
+
+    /// The same, for what takes the master longer.
+    async fn ask_within<T>(
+        &self,
+        patience: Duration,
+        call: impl FnOnce(oneshot::Sender<T>) -> Call,
+    ) -> Result<T, Failure> {
         let (reply, answer) = oneshot::channel();
         let asked = async {
             self.calls.send(call(reply)).await.map_err(|_| Failure::ending())?;
             answer.await.map_err(|_| Failure::ending())
         };
-        tokio::time::timeout(PATIENCE, asked).await.map_err(|_| Failure::busy())?
+        tokio::time::timeout(patience, asked).await.map_err(|_| Failure::busy())?
     }
 }
 

@@ -65,6 +65,10 @@ pub(super) fn document(version: &str) -> Value {
                 "post": writes("Ask something of a worker.", json!({ "200": answer("It is asked.", object()) }), &[404, 409], None),
             },
             "/api/hosts": { "get": operation("Every host that is not gone.", ok(array("Host")), &[], json!([])) },
+            "/api/audit": {
+                "get": operation("Hold the ledger against what the clouds list under our name, now. Takes a second where something differs.", ok(reference("Audit")), &[409, 503], json!([])),
+                "post": writes("The same, and put right what differs: within 45 s, then what still differs is told.", ok(reference("Audit")), &[400, 409, 503], Some("AuditOrder")),
+            },
             "/api/events": {
                 "get": operation(
                     "Every change from now on: events `build`, `worker` and `host`. A client that is too slow gets `lagged` and the end.",
@@ -203,6 +207,19 @@ fn schemas() -> Value {
             "state": state(&["ordered", "booting", "awake", "draining", "stopping"]), "created": text(),
             "booted": maybe("string"), "attached": maybe("string"), "uses": integer, "build": maybe("string"),
             "why": maybe("string"), "cost": maybe("number"),
+        } },
+        "AuditOrder": { "type": "object", "properties": {
+            "fix": { "type": "boolean", "description": "Stop orphans, and take hosts for gone that no list has any more." },
+            "adopt": { "type": "boolean", "description": "With fix: stop machines of our name and another id too." },
+        } },
+        "Audit": { "type": "object", "properties": {
+            "clean": { "type": "boolean", "description": "Nothing differs, or nothing any more." },
+            "hosts": integer, "listed": integer,
+            "differences": { "type": "array", "items": { "type": "object", "properties": {
+                "kind": state(&["orphan", "namesake", "missing", "list_failed"]), "provider": text(),
+                "handle": maybe("string"), "host": maybe("string"), "owner": maybe("string"), "why": text(),
+                "done": { "type": "boolean", "description": "This audit has put it right." },
+            } } },
         } },
     })
 }

@@ -1,7 +1,7 @@
 //! The table of routes: what is served is what is here, and a test compares it with `/openapi.json`.
 
 use super::answer::{Failure, NoParams, Params};
-use super::{App, MAX_BODY, auth, builds, events, fleet, log, metrics, openapi};
+use super::{App, MAX_BODY, audit, auth, builds, events, fleet, log, metrics, openapi};
 use axum::extract::{DefaultBodyLimit, State};
 use axum::http::{Method, StatusCode, Uri};
 use axum::routing::{MethodRouter, get, post};
@@ -29,6 +29,8 @@ pub(super) fn all() -> Vec<Route> {
         route(Method::GET, "/api/workers", get(fleet::workers)),
         route(Method::POST, "/api/workers/{name}/{operation}", post(fleet::operate)),
         route(Method::GET, "/api/hosts", get(fleet::hosts)),
+        route(Method::GET, "/api/audit", get(audit::look)),
+        route(Method::POST, "/api/audit", post(audit::put_right)),
         route(Method::GET, "/api/events", get(events::stream)),
         route(Method::GET, "/metrics", get(metrics::text)),
         route(Method::GET, "/healthz", get(fleet::health)),

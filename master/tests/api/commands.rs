@@ -1,7 +1,10 @@
 //! The commands: what they print where, their exit codes, and which token they send.
 
 use crate::fake::{Fake, TOKEN};
+use rouse_master::core::audit::{Difference, DifferenceKind};
 use rouse_master::core::build::BuildEnd;
+use rouse_master::core::plan::ProviderKind;
+use rouse_shared::HostId;
 use rouse_shared::message::{Outcome, StepState};
 use serde_json::{Value, json};
 use std::process::{Output, Stdio};
@@ -223,4 +226,32 @@ async fn completions_name_the_commands() {
         let (code, out, _) = run(&fake, &["completions", shell]).await;
         assert!(code == 0 && out.contains("workers") && out.contains("resume"), "{shell}");
     }
+}
+
+#[tokio::test]
+async fn an_audit_tells_what_differs_and_whether_anything_still_does() {
+    let fake = Fake::start().await;
+    let (code, out, err) = run(&fake, &["audit"]).await;
+    assert_eq!((code, out.as_str(), err.as_str()), (0, "", "rouse: nothing differs: 1 in the ledger, 2 listed\n"));
+    fake.world.lock().unwrap().differences.push(Difference {
+        kind: DifferenceKind::Namesake,
+        provider: ProviderKind::Ec2,
+        host: Some(HostId("h1".to_owned())),
+        handle: Some("i-1".to_owned()),
+        owner: Some("other".to_owned()),
+        why: "because".to_owned(),
+        done: false,
+    });
+    let (code, out, err) = run(&fake, &["audit", "--fix"]).await;
+    let table =
+        "KIND      PROVIDER  HANDLE  HOST  OWNER  DONE  WHY\nnamesake  ec2       i-1     h1    other  no    because\n";
+    assert_eq!((code, out.as_str()), (1, table), "{err}");
+    assert_eq!(err, "rouse: ledger and clouds differ still: 1 in the ledger, 2 listed\n");
+    let (code, out, _) = run(&fake, &["audit", "--fix", "--adopt", "--json"]).await;
+    let expected = json!({"clean": true, "hosts": 1, "listed": 2, "differences": [{
+        "kind": "namesake", "provider": "ec2", "handle": "i-1", "host": "h1", "owner": "other", "why": "because",
+        "done": true,
+    }]});
+    assert_eq!((code, serde_json::from_str::<Value>(&out).unwrap()), (0, expected));
+    assert_eq!(run(&fake, &["audit", "--adopt"]).await.0, 2);
 }

@@ -1,5 +1,6 @@
 //! A master that is nothing but state: it answers the API's calls from what a test has put there.
 
+use rouse_master::core::audit::{AuditMode, AuditReport, Difference};
 use rouse_master::core::build::{Attempt, Build, BuildEnd, BuildSpec, BuildState, BuildStatus, Requirement};
 use rouse_master::core::event::{Answer, Change, WorkerState};
 use rouse_master::core::plan::ProviderKind;
@@ -46,6 +47,7 @@ pub struct World {
     pub why: String,
     pub broker_down: bool,
     pub operations: Vec<String>,
+    pub differences: Vec<Difference>,
 }
 
 pub struct Fake {
@@ -298,6 +300,13 @@ async fn answer(mut asked: mpsc::Receiver<Call>, world: Arc<Mutex<World>>, chang
                 let answer =
                     if known { Answer::Done } else { Answer::NotFound(format!("there is no worker {worker}")) };
                 reply.send(answer).ok();
+            }
+            Call::Audit { mode, reply } => {
+                let mut report = AuditReport { differences: world.differences.clone(), hosts: 1, listed: 2 };
+                for difference in &mut report.differences {
+                    difference.done = mode == AuditMode::Adopt;
+                }
+                reply.send(Answer::Audit(Box::new(report))).ok();
             }
             Call::Build { id, reply } => drop(reply.send(world.builds.get(&id).cloned())),
             Call::Builds { query, reply } => {

@@ -96,6 +96,9 @@ async fn what_is_wrong_is_told_as_json() {
         (Method::POST, "/api/builds/2/cancel", "", 404, None),
         (Method::POST, "/api/workers/w1/pause", "", 404, None),
         (Method::POST, "/api/workers/w1/reboot", "", 404, None),
+        (Method::POST, "/api/audit", "", 400, None),
+        (Method::POST, "/api/audit", r#"{"fixed": true}"#, 400, None),
+        (Method::POST, "/api/audit", r#"{"adopt": true}"#, 400, Some("adopt")),
         (Method::GET, "/api/nothing", "", 404, None),
         (Method::DELETE, "/api/builds/1", "", 405, None),
     ] {

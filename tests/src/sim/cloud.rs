@@ -3,7 +3,7 @@
 use super::Break;
 use super::machine::Machine;
 use super::world::World;
-use rouse_master::core::event::{Event, ListedHost, StartError, Stopped};
+use rouse_master::core::event::{Event, ListedHost, Owner, RequestId, StartError, Stopped};
 use rouse_master::core::plan::ProviderKind;
 use rouse_master::core::record::Host;
 use rouse_shared::HostId;
@@ -136,6 +136,9 @@ impl World {
     }
 
     pub(super) fn stop_orphan(&mut self, listed: ListedHost) {
+        if listed.owner != Owner::Ours {
+            self.violated(format!("{} is another master's and is stopped", listed.handle));
+        }
         if self.disk.hosts.contains_key(&listed.host) {
             self.violated(format!("host {} is in the ledger and is stopped as an orphan", listed.host));
         }
@@ -196,17 +199,23 @@ impl World {
         }
     }
 
-    pub(super) fn list_hosts(&mut self, provider: ProviderKind) {
+    /// Lists what bears our name; for an audit of a user's, or for the periodic one.
+    pub(super) fn list_hosts(&mut self, provider: ProviderKind, audit: Option<(RequestId, u32)>) {
         let epoch = self.master.epoch;
         let (there, back) = self.call_times();
         let fails = self.mishap(self.faults.call_fails);
         self.after(there, move |w| {
             let now = w.now;
-            let mut listed = Vec::new();
+            // Another master of our name has a machine there, all the time.
+            let mut listed = vec![ListedHost {
+                host: HostId("h0".to_owned()),
+                handle: "i-namesake".to_owned(),
+                owner: Owner::Namesake("other".to_owned()),
+            }];
             for (host, vms) in &w.cloud.vms {
                 for vm in vms.iter().filter(|vm| vm.provider == provider) {
                     if vm.listed_from <= now && vm.listed_until > now {
-                        listed.push(ListedHost { host: host.clone(), handle: vm.handle.clone() });
+                        listed.push(ListedHost { host: host.clone(), handle: vm.handle.clone(), owner: Owner::Ours });
                     }
                 }
             }
@@ -219,7 +228,11 @@ impl World {
                 Err(_) if w.broken == Some(Break::FailedListIsEmpty) => Ok(Vec::new()),
                 result => result,
             };
-            w.master_event_of(epoch, delay, Event::Listed { provider, result });
+            let event = match audit {
+                Some((request, round)) => Event::ListedForAudit { request, round, provider, result },
+                None => Event::Listed { provider, result },
+            };
+            w.master_event_of(epoch, delay, event);
         });
     }
 

@@ -341,7 +341,8 @@ impl World {
             Effect::StopHost(host) => self.stop_host(*host),
             Effect::StopOrphan { listed, .. } => self.stop_orphan(listed),
             Effect::FetchConsole(host) => self.fetch_console(&host),
-            Effect::ListHosts(provider) => self.list_hosts(provider),
+            Effect::ListHosts(provider) => self.list_hosts(provider, None),
+            Effect::ListForAudit { request, round, provider } => self.list_hosts(provider, Some((request, round))),
             Effect::OpenLogs { attempt, worker } => {
                 self.master.open_logs.insert(attempt, worker);
             }

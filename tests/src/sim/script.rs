@@ -4,6 +4,7 @@ use super::machine::{Machine, Pace};
 use super::master::{Delivery, Input};
 use super::setup::{self, password, worker_name};
 use super::world::World;
+use rouse_master::core::audit::AuditMode;
 use rouse_master::core::build::{BuildSpec, Requirement};
 use rouse_master::core::event::{Answer, Event, Operation, RequestId};
 use rouse_master::core::plan::Plan;
@@ -241,7 +242,7 @@ impl World {
                     self.summary.builds += 1;
                 }
             }
-            Answer::Done | Answer::NotFound(_) | Answer::Refused { .. } => {
+            Answer::Done | Answer::Audit(_) | Answer::NotFound(_) | Answer::Refused { .. } => {
                 self.script.submissions[index].answer = Accepted::Refused;
             }
         }
@@ -255,6 +256,11 @@ impl World {
     }
 
     fn operate(&mut self) {
+        if self.chance.permille(300) {
+            let mode = self.chance.pick(&[AuditMode::Look, AuditMode::Fix]);
+            let request = self.master.request();
+            self.to_inbox(Input::Event(Event::Audit { request, mode }));
+        }
         let names: Vec<WorkerName> = self.script.plan.workers.keys().cloned().collect();
         let worker = self.chance.pick(&names);
         let operation = self.chance.pick(&[

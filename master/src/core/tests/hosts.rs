@@ -1,6 +1,6 @@
 //! Hosts: woken, idle, drained, stopped; failures; limits.
 
-use super::super::event::{ListedHost, StartError};
+use super::super::event::{ListedHost, Owner, StartError};
 use super::*;
 
 fn with(change: impl Fn(&mut LatentPlan), workers: &[&str]) -> Plan {
@@ -184,7 +184,7 @@ fn a_standing_agent_is_stopped_and_paused_after() {
 #[test]
 fn an_orphan_is_stopped_and_a_failed_list_says_nothing() {
     let mut bench = Bench::quietly(plan(vec![latent("l")]));
-    let stray = ListedHost { host: HostId("h0".to_owned()), handle: "i-0".to_owned() };
+    let stray = ListedHost { host: HostId("h0".to_owned()), handle: "i-0".to_owned(), owner: Owner::Ours };
     let provider = ProviderKind::Ec2;
     bench.event("listed: i-0", Event::Listed { provider, result: Ok(vec![stray.clone()]) });
     bench.event("listed: error", Event::Listed { provider, result: Err("down".to_owned()) });

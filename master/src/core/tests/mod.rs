@@ -4,6 +4,7 @@
 //! commit it.
 #![allow(clippy::unwrap_used)]
 
+mod audit;
 mod builds;
 mod hosts;
 mod restarts;

@@ -15,6 +15,7 @@ pub(super) fn effect(effect: &Effect, now: Timestamp) -> String {
         Effect::StopOrphan { listed, .. } => format!("STOP ORPHAN {}", listed.handle),
         Effect::FetchConsole(host) => format!("fetch console of {}", host.id),
         Effect::ListHosts(provider) => format!("list {}", provider.as_str()),
+        Effect::ListForAudit { round, provider, .. } => format!("list {} for audit, round {round}", provider.as_str()),
         Effect::OpenLogs { attempt, worker } => format!("open logs of {attempt} from {worker}"),
         Effect::CheckLogs { attempt, lengths, overdue } => {
             format!("check logs of {attempt} {lengths:?}{}", if *overdue { " overdue" } else { "" })

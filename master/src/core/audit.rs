@@ -1,0 +1,398 @@
+//! The audit: what the providers list under our name, held against the ledger.
+//!
+//! The periodic one (at start, and every `audit.interval`) stops what has been unknown for longer than any call takes.
+//! The one that a user asks for lists anew in rounds: a difference counts when two lists in a row show it, so that what
+//! changed while a list was on its way is none. Where it is to put things right it goes on until nothing differs that it
+//! may touch, or its time is over.
+
+use super::event::{Answer, Effect, Level, ListedHost, Owner, RequestId};
+use super::plan::ProviderKind;
+use super::record::HostState;
+use super::timers::Timer;
+use super::{Core, LiveHost, Timestamp};
+use rouse_shared::HostId;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+/// Longer than any call of a provider can take: what is listed and unknown for so long is nobody's.
+const ORPHAN_AGE: Duration = Duration::from_secs(90);
+/// Lists in a row that must lack a host before it counts as gone: providers list with delay.
+const ABSENT_LISTS: u32 = 2;
+/// When an audit that a user has asked for is answered at the latest. The API and the commands wait a little longer.
+pub const AUDIT_LIMIT: Duration = Duration::from_secs(45);
+/// Between its first and second round; doubled with each further one, up to [`ROUND_MOST`].
+const ROUND_FIRST: Duration = Duration::from_secs(1);
+/// Longest pause between two rounds.
+const ROUND_MOST: Duration = Duration::from_secs(8);
+/// Audits of users that are under way at once, at most: each of them lists every cloud.
+const AUDITS: usize = 8;
+
+/// What an audit does about differences.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum AuditMode {
+    /// Nothing: it only tells.
+    Look,
+    /// Stops orphans, and takes hosts for gone that no list has any more.
+    Fix,
+    /// And stops the machines of our name with another id: those of a state directory that was lost.
+    Adopt,
+}
+
+/// What an audit has found.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct AuditReport {
+    /// What differs, and what did and is put right.
+    pub differences: Vec<Difference>,
+    /// Hosts in the ledger that are not gone.
+    pub hosts: usize,
+    /// Machines that the providers list under our name, whatever their id.
+    pub listed: usize,
+}
+
+impl AuditReport {
+    /// Whether nothing differs, or nothing any more.
+    pub fn clean(&self) -> bool {
+        self.differences.iter().all(|difference| difference.done)
+    }
+}
+
+/// How ledger and clouds differ.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum DifferenceKind {
+    /// A machine with our name and id that the ledger does not know.
+    Orphan,
+    /// A machine with our name and another id.
+    Namesake,
+    /// A host of the ledger that its provider does not list.
+    Missing,
+    /// A provider could not be asked: nothing is known of it.
+    ListFailed,
+}
+
+impl DifferenceKind {
+    /// As it is written in listings.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Orphan => "orphan",
+            Self::Namesake => "namesake",
+            Self::Missing => "missing",
+            Self::ListFailed => "list_failed",
+        }
+    }
+}
+
+/// One thing that differs.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Difference {
+    /// How.
+    pub kind: DifferenceKind,
+    /// Where.
+    pub provider: ProviderKind,
+    /// The host.
+    pub host: Option<HostId>,
+    /// What the provider calls it.
+    pub handle: Option<String>,
+    /// The other id of a namesake.
+    pub owner: Option<String>,
+    /// A sentence.
+    pub why: String,
+    /// Whether this audit has put it right.
+    pub done: bool,
+}
+
+type Key = (DifferenceKind, ProviderKind, String);
+type List = Result<Vec<ListedHost>, String>;
+
+impl Difference {
+    fn of_machine(kind: DifferenceKind, provider: ProviderKind, machine: &ListedHost, why: &str) -> Self {
+        let owner = match &machine.owner {
+            Owner::Ours => None,
+            Owner::Namesake(id) => Some(id.clone()),
+        };
+        Self {
+            kind,
+            provider,
+            host: Some(machine.host.clone()),
+            handle: Some(machine.handle.clone()),
+            owner,
+            why: why.to_owned(),
+            done: false,
+        }
+    }
+
+    fn key(&self) -> Key {
+        let name = match self.kind {
+            DifferenceKind::Orphan | DifferenceKind::Namesake => self.handle.clone(),
+            DifferenceKind::Missing => self.host.as_ref().map(|host| host.0.clone()),
+            DifferenceKind::ListFailed => None,
+        };
+        (self.kind, self.provider, name.unwrap_or_default())
+    }
+
+    /// Whether an audit of this mode may do something about it.
+    fn is_ours_to_fix(&self, mode: AuditMode) -> bool {
+        match (self.kind, mode) {
+            (_, AuditMode::Look) | (DifferenceKind::ListFailed, _) => false,
+            (DifferenceKind::Orphan | DifferenceKind::Missing, AuditMode::Fix | AuditMode::Adopt) => true,
+            (DifferenceKind::Namesake, mode) => mode == AuditMode::Adopt,
+        }
+    }
+}
+
+/// An audit that a user has asked for.
+pub(super) struct Audit {
+    mode: AuditMode,
+    /// From 1.
+    round: u32,
+    /// The lists of this round, as they come.
+    lists: BTreeMap<ProviderKind, Option<List>>,
+    /// What the round before has found.
+    before: BTreeSet<Key>,
+    /// What something was done about.
+    acted: BTreeMap<Key, Difference>,
+}
+
+impl Core {
+    /// Providers that can have hosts of ours: those of the configuration, and those of hosts that are not gone.
+    pub(super) fn providers(&self) -> BTreeSet<ProviderKind> {
+        let configured = self.plan.workers.values().filter_map(|w| w.latent.as_ref().map(|l| l.provider));
+        configured.chain(self.hosts.values().map(|l| l.host.provider)).collect()
+    }
+
+    pub(super) fn start_audit(&mut self, now: Timestamp, provider: ProviderKind) {
+        self.out.push(Effect::ListHosts(provider));
+        self.timers.set(Timer::Audit(provider), now + self.plan.audit_interval);
+    }
+
+    /// Holds what a provider lists against the ledger. A list that failed says nothing.
+    pub(super) fn on_listed(&mut self, now: Timestamp, provider: ProviderKind, result: List) {
+        let listed = match result {
+            Ok(listed) => listed,
+            Err(why) => {
+                return self
+                    .note(Level::Warn, format!("the hosts of {} could not be listed: {why}", provider.as_str()));
+            }
+        };
+        let (listed, namesakes): (Vec<_>, Vec<_>) = listed.into_iter().partition(|m| m.owner == Owner::Ours);
+        self.note_namesakes(provider, &namesakes);
+        for machine in &listed {
+            if let Some(live) = self.hosts.get_mut(&machine.host) {
+                live.absent = 0;
+                if live.host.handle.is_none() {
+                    live.host.handle = Some(machine.handle.clone());
+                    self.touch_host(&machine.host);
+                }
+                continue;
+            }
+            let first = *self.orphans.entry((provider, machine.handle.clone())).or_insert(now);
+            if now.since(first) >= ORPHAN_AGE {
+                let text =
+                    format!("{} of {} bears our name and is not in the ledger", machine.handle, provider.as_str());
+                if self.plan.stop_orphans {
+                    self.note(Level::Warn, format!("orphan: {text}; stopping it"));
+                    self.out.push(Effect::StopOrphan { provider, listed: machine.clone() });
+                } else {
+                    self.note(Level::Warn, format!("orphan: {text}; audit.on_orphan says to leave it"));
+                }
+            }
+        }
+        let orphans = self.orphans.len();
+        self.orphans.retain(|(of, handle), _| *of != provider || listed.iter().any(|m| m.handle == *handle));
+        // Each one that is gone leaves room for a host.
+        self.pending.wake |= self.orphans.len() < orphans;
+        let mut gone = Vec::new();
+        for (id, live) in &mut self.hosts {
+            if live.should_be_listed(now, provider) && !listed.iter().any(|m| m.host == *id) {
+                live.absent += 1;
+                if live.absent >= ABSENT_LISTS {
+                    gone.push(id.clone());
+                }
+            }
+        }
+        for id in gone {
+            self.on_host_gone(now, &id, "its provider lists it no more");
+        }
+    }
+
+    /// Says once of each machine that bears our name and another id that it is there. It is never touched.
+    fn note_namesakes(&mut self, provider: ProviderKind, machines: &[ListedHost]) {
+        for machine in machines {
+            let Owner::Namesake(id) = &machine.owner else { continue };
+            if self.namesakes.insert((provider, machine.handle.clone())) {
+                let text = format!(
+                    "{} of {} bears our name and the id {id}, which is not ours: it is left alone. Two masters need two \
+                     names; of a state directory that was lost, `rouse audit --fix --adopt` stops what is left",
+                    machine.handle,
+                    provider.as_str()
+                );
+                self.note(Level::Warn, text);
+            }
+        }
+        self.namesakes.retain(|(of, handle)| *of != provider || machines.iter().any(|m| m.handle == *handle));
+    }
+
+    pub(super) fn on_audit(&mut self, now: Timestamp, request: RequestId, mode: AuditMode) {
+        if self.audits.len() >= AUDITS {
+            let reason = format!("{AUDITS} audits are under way; ask again when one has ended");
+            return self.reply(request, Answer::Refused { field: None, reason });
+        }
+        let lists = self.providers().into_iter().map(|provider| (provider, None)).collect();
+        let audit = Audit { mode, round: 0, lists, before: BTreeSet::new(), acted: BTreeMap::new() };
+        if audit.lists.is_empty() {
+            return self.answer_audit(request, &audit, BTreeMap::new());
+        }
+        self.audits.insert(request, audit);
+        self.timers.set(Timer::AuditOver(request), now + AUDIT_LIMIT);
+        self.next_round(request);
+    }
+
+    /// Asks every provider again.
+    pub(super) fn next_round(&mut self, request: RequestId) {
+        let Some(audit) = self.audits.get_mut(&request) else { return };
+        audit.round += 1;
+        for (provider, list) in &mut audit.lists {
+            *list = None;
+            self.out.push(Effect::ListForAudit { request, round: audit.round, provider: *provider });
+        }
+    }
+
+    pub(super) fn on_listed_for_audit(
+        &mut self,
+        now: Timestamp,
+        request: RequestId,
+        round: u32,
+        provider: ProviderKind,
+        result: List,
+    ) {
+        let Some(audit) = self.audits.get_mut(&request).filter(|a| a.round == round) else { return };
+        let Some(list) = audit.lists.get_mut(&provider).filter(|list| list.is_none()) else { return };
+        *list = Some(result);
+        if audit.lists.values().all(Option::is_some)
+            && let Some(audit) = self.audits.remove(&request)
+        {
+            self.round_ended(now, request, audit);
+        }
+    }
+
+    fn round_ended(&mut self, now: Timestamp, request: RequestId, mut audit: Audit) {
+        let mut found = self.compare(now, &audit.lists);
+        let open = found.values().any(|difference| difference.is_ours_to_fix(audit.mode));
+        if found.is_empty() || (audit.round > 1 && !open) {
+            found.retain(|key, _| key.0 == DifferenceKind::ListFailed || audit.before.contains(key));
+            return self.answer_audit(request, &audit, found);
+        }
+        let seen_twice = found.iter().filter(|(key, _)| audit.before.contains(key));
+        for (key, difference) in seen_twice.filter(|(_, d)| d.is_ours_to_fix(audit.mode)) {
+            self.put_right(now, difference);
+            audit.acted.insert(key.clone(), difference.clone());
+        }
+        let pause = ROUND_FIRST.saturating_mul(1 << audit.round.saturating_sub(1).min(8)).min(ROUND_MOST);
+        self.timers.set(Timer::AuditRound(request), now + pause);
+        audit.before = found.into_keys().collect();
+        self.audits.insert(request, audit);
+    }
+
+    /// The time of the audit is over: whoever has not listed by now has failed to.
+    pub(super) fn on_audit_over(&mut self, now: Timestamp, request: RequestId) {
+        let Some(mut audit) = self.audits.remove(&request) else { return };
+        for list in audit.lists.values_mut() {
+            list.get_or_insert_with(|| Err(format!("no answer within the {} s of an audit", AUDIT_LIMIT.as_secs())));
+        }
+        let found = self.compare(now, &audit.lists);
+        self.answer_audit(request, &audit, found);
+    }
+
+    fn compare(&self, now: Timestamp, lists: &BTreeMap<ProviderKind, Option<List>>) -> BTreeMap<Key, Difference> {
+        let mut found = Vec::new();
+        for (&provider, list) in lists {
+            let listed = match list {
+                Some(Ok(listed)) => listed,
+                Some(Err(why)) => {
+                    let kind = DifferenceKind::ListFailed;
+                    let why = format!("its hosts could not be listed: {why}");
+                    found.push(Difference { kind, provider, host: None, handle: None, owner: None, why, done: false });
+                    continue;
+                }
+                None => continue,
+            };
+            found.extend(listed.iter().filter_map(|machine| match &machine.owner {
+                Owner::Ours if self.hosts.contains_key(&machine.host) => None,
+                Owner::Ours => {
+                    let why = "it bears our name and id and is not in the ledger";
+                    Some(Difference::of_machine(DifferenceKind::Orphan, provider, machine, why))
+                }
+                Owner::Namesake(_) => {
+                    let why = "it bears our name and an id that is not ours";
+                    Some(Difference::of_machine(DifferenceKind::Namesake, provider, machine, why))
+                }
+            }));
+            let ours = |id: &HostId| listed.iter().any(|m| m.owner == Owner::Ours && m.host == *id);
+            // One that is being stopped is on its way out already.
+            let lost = self.hosts.iter().filter(|(id, live)| {
+                live.should_be_listed(now, provider) && live.host.state != HostState::Stopping && !ours(id)
+            });
+            found.extend(lost.map(|(id, live)| Difference {
+                kind: DifferenceKind::Missing,
+                provider,
+                host: Some(id.clone()),
+                handle: live.host.handle.clone(),
+                owner: None,
+                why: format!("it is in the ledger ({}) and its provider does not list it", live.host.state.as_str()),
+                done: false,
+            }));
+        }
+        found.into_iter().map(|difference| (difference.key(), difference)).collect()
+    }
+
+    fn put_right(&mut self, now: Timestamp, difference: &Difference) {
+        let Difference { kind, provider, host, handle, owner, why, .. } = difference;
+        let Some(host) = host else { return };
+        let named = handle.as_deref().unwrap_or(host.as_str());
+        match (kind, handle) {
+            (DifferenceKind::Orphan | DifferenceKind::Namesake, Some(handle)) => {
+                self.note(Level::Warn, format!("audit: {named} of {}: {why}; stopping it", provider.as_str()));
+                let owner = owner.clone().map_or(Owner::Ours, Owner::Namesake);
+                let listed = ListedHost { host: host.clone(), handle: handle.clone(), owner };
+                self.out.push(Effect::StopOrphan { provider: *provider, listed });
+            }
+            (DifferenceKind::Missing, _) => {
+                self.note(Level::Warn, format!("audit: host {host} ({named} of {}): {why}", provider.as_str()));
+                self.on_host_gone(now, host, "its provider lists it no more");
+            }
+            (DifferenceKind::Orphan | DifferenceKind::Namesake, None) | (DifferenceKind::ListFailed, _) => {}
+        }
+    }
+
+    fn answer_audit(&mut self, request: RequestId, audit: &Audit, found: BTreeMap<Key, Difference>) {
+        self.timers.clear(&Timer::AuditRound(request));
+        self.timers.clear(&Timer::AuditOver(request));
+        let whole = |provider: &ProviderKind| matches!(audit.lists.get(provider), Some(Some(Ok(_))));
+        let acted = audit.acted.iter().filter(|(key, _)| !found.contains_key(key));
+        // Where the last list failed, nobody knows what has become of it.
+        let mut differences: Vec<_> =
+            acted.map(|(_, d)| Difference { done: whole(&d.provider), ..d.clone() }).collect();
+        differences.extend(found.into_iter().map(|(key, mut difference)| {
+            if audit.acted.contains_key(&key) {
+                difference.why.push_str("; it is being stopped and is still there");
+            }
+            difference
+        }));
+        differences.sort_by_key(Difference::key);
+        let listed = audit.lists.values().flatten().flatten().map(Vec::len).sum();
+        let report = AuditReport { differences, hosts: self.hosts.len(), listed };
+        self.reply(request, Answer::Audit(Box::new(report)));
+    }
+
+    /// Machines with our name that are not in the ledger: ours, and those with another id. As they were last listed.
+    pub fn strangers(&self) -> (usize, usize) {
+        (self.orphans.len(), self.namesakes.len())
+    }
+}
+
+impl LiveHost {
+    /// Whether every list of this provider has to have it by now.
+    fn should_be_listed(&self, now: Timestamp, provider: ProviderKind) -> bool {
+        let old = self.host.booted.is_some_and(|booted| now.since(booted) >= ORPHAN_AGE);
+        self.host.provider == provider && !self.starting && old
+    }
+}

@@ -1,0 +1,121 @@
+//! Transcripts of audits.
+
+use super::super::audit::{AUDIT_LIMIT, AuditMode};
+use super::super::event::{Event, ListedHost, Owner, RequestId};
+use super::super::plan::ProviderKind;
+use super::{Bench, latent, on, plan};
+use rouse_shared::HostId;
+
+const PROVIDER: ProviderKind = ProviderKind::Ec2;
+const REQUEST: RequestId = RequestId(7);
+
+fn machine(number: u32, owner: Owner) -> ListedHost {
+    ListedHost { host: HostId(format!("h{number}")), handle: format!("i-{number}"), owner }
+}
+
+fn namesake(number: u32) -> ListedHost {
+    machine(number, Owner::Namesake("other".to_owned()))
+}
+
+impl Bench {
+    fn audit(&mut self, mode: AuditMode) {
+        self.event(&format!("audit: {mode:?}"), Event::Audit { request: REQUEST, mode });
+    }
+
+    fn listed(&mut self, round: u32, result: Result<Vec<ListedHost>, String>) {
+        let names: Vec<_> = result.iter().flatten().map(|m| m.handle.clone()).collect();
+        let what = if result.is_ok() { names.join(" ") } else { "error".to_owned() };
+        let event = Event::ListedForAudit { request: REQUEST, round, provider: PROVIDER, result };
+        self.event(&format!("listed for round {round}: {what}"), event);
+    }
+}
+
+#[test]
+fn a_namesake_is_told_of_once_and_never_touched() {
+    let mut bench = Bench::quietly(plan(vec![latent("l")]));
+    for _ in 0..3 {
+        bench.event("listed: i-1", Event::Listed { provider: PROVIDER, result: Ok(vec![namesake(1)]) });
+        bench.pass(91);
+    }
+    bench.check("namesake");
+}
+
+#[test]
+fn an_audit_that_only_looks_changes_nothing() {
+    let mut bench = Bench::quietly(plan(vec![latent("l")]));
+    bench.audit(AuditMode::Look);
+    bench.listed(1, Ok(vec![]));
+    bench.audit(AuditMode::Look);
+    bench.listed(1, Ok(vec![machine(1, Owner::Ours), machine(2, Owner::Ours), namesake(3)]));
+    // The second is gone by now: it was on its way out.
+    bench.pass(2);
+    bench.listed(1, Ok(vec![]));
+    bench.listed(2, Ok(vec![machine(1, Owner::Ours), namesake(3)]));
+    bench.audit(AuditMode::Look);
+    bench.listed(1, Err("no such key".to_owned()));
+    bench.pass(2);
+    bench.listed(2, Err("no such key".to_owned()));
+    bench.check("audit_look");
+}
+
+#[test]
+fn an_audit_that_fixes_stops_orphans_and_one_that_adopts_namesakes() {
+    let mut bench = Bench::quietly(plan(vec![latent("l")]));
+    let both = || Ok(vec![machine(1, Owner::Ours), namesake(2)]);
+    bench.audit(AuditMode::Fix);
+    bench.listed(1, both());
+    bench.pass(2);
+    bench.listed(2, both());
+    bench.pass(3);
+    bench.listed(3, both());
+    bench.pass(5);
+    bench.listed(4, Ok(vec![namesake(2)]));
+    bench.audit(AuditMode::Adopt);
+    bench.listed(1, Ok(vec![namesake(2)]));
+    bench.pass(2);
+    bench.listed(2, Ok(vec![namesake(2)]));
+    bench.pass(3);
+    bench.listed(3, Ok(vec![]));
+    bench.check("audit_fix");
+}
+
+#[test]
+fn a_host_that_two_lists_lack_is_gone_where_it_is_to_be_fixed() {
+    let mut bench = Bench::quietly(plan(vec![latent("l")]));
+    bench.submit(on("l"));
+    bench.wake("l");
+    bench.hush();
+    bench.pass(20);
+    bench.audit(AuditMode::Fix);
+    // Too young to have to be listed.
+    bench.listed(1, Ok(vec![]));
+    bench.hush();
+    for beat in 1..=8 {
+        bench.pass(10);
+        bench.heartbeat("l", beat);
+    }
+    bench.hush();
+    bench.audit(AuditMode::Fix);
+    bench.listed(1, Ok(vec![]));
+    bench.pass(2);
+    bench.listed(2, Ok(vec![]));
+    bench.pass(3);
+    bench.listed(3, Ok(vec![]));
+    bench.check("audit_missing");
+}
+
+#[test]
+fn an_audit_is_answered_in_time_and_so_many_at_once_are_refused() {
+    let mut bench = Bench::quietly(plan(vec![latent("l")]));
+    bench.audit(AuditMode::Fix);
+    bench.listed(1, Ok(vec![machine(1, Owner::Ours)]));
+    bench.pass(2);
+    bench.listed(2, Ok(vec![machine(1, Owner::Ours)]));
+    bench.hush();
+    bench.pass(AUDIT_LIMIT.as_secs());
+    bench.listed(3, Ok(vec![]));
+    for number in 10..=18 {
+        bench.event("audit", Event::Audit { request: RequestId(number), mode: AuditMode::Look });
+    }
+    bench.check("audit_limits");
+}

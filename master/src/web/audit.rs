@@ -1,0 +1,57 @@
+//! The audit over HTTP: GET only looks, POST may put right.
+
+use super::answer::{Failure, NoParams, Params};
+use super::{App, Call, json};
+use crate::core::audit::{AUDIT_LIMIT, AuditMode};
+use crate::core::event::Answer;
+use axum::Json;
+use axum::body::Bytes;
+use axum::extract::State;
+use axum::http::StatusCode;
+use serde_json::Value;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// What the master's loop may take on top of the audit itself.
+const LATE: Duration = Duration::from_secs(5);
+
+/// What is to be done about differences.
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields, default)]
+#[derive(Default)]
+struct Order {
+    fix: bool,
+    adopt: bool,
+}
+
+pub(super) async fn look(State(app): State<Arc<App>>, _: Params<NoParams>) -> Result<Json<Value>, Failure> {
+    run(&app, AuditMode::Look).await
+}
+
+pub(super) async fn put_right(
+    State(app): State<Arc<App>>,
+    _: Params<NoParams>,
+    body: Bytes,
+) -> Result<Json<Value>, Failure> {
+    let order: Order =
+        serde_json::from_slice(&body).map_err(|error| Failure::invalid(None, format!("the body is wrong: {error}")))?;
+    let mode = match order {
+        Order { fix: false, adopt: false } => AuditMode::Look,
+        Order { fix: true, adopt: false } => AuditMode::Fix,
+        Order { fix: true, adopt: true } => AuditMode::Adopt,
+        Order { fix: false, adopt: true } => {
+            return Err(Failure::invalid(Some("adopt".to_owned()), "adopt goes with fix: it stops machines"));
+        }
+    };
+    run(&app, mode).await
+}
+
+async fn run(app: &App, mode: AuditMode) -> Result<Json<Value>, Failure> {
+    match app.ask_within(AUDIT_LIMIT + LATE, |reply| Call::Audit { mode, reply }).await? {
+        Answer::Audit(report) => Ok(Json(json::audit(&report))),
+        Answer::Refused { reason, .. } | Answer::NotFound(reason) => Err(Failure::new(StatusCode::CONFLICT, reason)),
+        Answer::Done | Answer::Accepted(_) => {
+            Err(Failure::new(StatusCode::INTERNAL_SERVER_ERROR, "the master gave no account of the audit"))
+        }
+    }
+}
