@@ -259,7 +259,7 @@ impl World {
         if self.chance.permille(300) {
             let mode = self.chance.pick(&[AuditMode::Look, AuditMode::Fix]);
             let request = self.master.request();
-            self.to_inbox(Input::Event(Event::Audit { request, mode }));
+            self.master_hears(Input::Event(Event::Audit { request, mode }));
         }
         let names: Vec<WorkerName> = self.script.plan.workers.keys().cloned().collect();
         let worker = self.chance.pick(&names);
