@@ -73,6 +73,7 @@ scripts:
 	fi
 
 build: agent-static ## what `make install` copies: the master, and the agent as one static file
+	tests/setup build
 	$(CARGO) build --locked --release -p rouse-master
 
 # A target named outright keeps the flags away from build scripts and macros, which cannot be linked statically.
