@@ -2,6 +2,7 @@
 //! the contract suite. Retries, caps, timeouts, mail and naming are the core's business.
 
 pub mod process;
+pub mod user_data;
 
 use crate::core::event::{ListedHost, StartError, Stopped};
 use crate::core::plan::ProviderKind;

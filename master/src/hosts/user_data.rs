@@ -1,0 +1,116 @@
+//! A machine's user data: the agent's boot data, and beside them what the operator wants of cloud-init.
+//!
+//! Boot data are a block of comment lines. Alone they stand in an empty `#cloud-config`; beside an operator's own user
+//! data they are one part of a MIME message, and the operator's is the other, in the form that cloud-init tells apart by
+//! its first line. So cloud-init does what it would have done, an image without it is none the worse, and the agent finds
+//! its block in either.
+
+use rouse_shared::boot::{BootData, comment_block};
+
+/// Why there are no user data.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct TooLong {
+    /// Bytes that there would be.
+    bytes: usize,
+    /// Bytes that the cloud takes.
+    limit: usize,
+}
+
+impl std::fmt::Display for TooLong {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "fit {} bytes of user data into the {} that the cloud takes", self.bytes, self.limit)
+    }
+}
+
+impl std::error::Error for TooLong {}
+
+/// The user data of a host: its boot data, and the operator's own where there are any. `limit` is what the cloud takes,
+/// bytes before any encoding.
+///
+/// # Errors
+/// Where both together are longer.
+pub fn compose(boot: &BootData, own: Option<&str>, limit: usize) -> Result<String, TooLong> {
+    // A list of texts and numbers: it cannot fail to be written.
+    let toml = toml::to_string(boot).unwrap_or_default();
+    let ours = format!("#cloud-config\n{}{{}}\n", comment_block(&toml));
+    let text = match own.filter(|own| !own.trim().is_empty()) {
+        None => ours,
+        Some(own) => message(&format!("rouse-{}", boot.host), &ours, own),
+    };
+    if text.len() > limit { Err(TooLong { bytes: text.len(), limit }) } else { Ok(text) }
+}
+
+fn message(boundary: &str, ours: &str, own: &str) -> String {
+    // What is a MIME entity already has its headers with it; of all else cloud-init looks at the first line.
+    let entity = own.lines().next().is_some_and(|line| {
+        let line = line.to_ascii_lowercase();
+        line.starts_with("content-type:") || line.starts_with("mime-version:")
+    });
+    let head = "Content-Type: text/plain; charset=\"utf-8\"\nContent-Transfer-Encoding: 8bit\n\n";
+    let own_head = if entity { "" } else { head };
+    let end = if own.ends_with('\n') { "" } else { "\n" };
+    format!(
+        "Content-Type: multipart/mixed; boundary=\"{boundary}\"\nMIME-Version: 1.0\n\n\
+         --{boundary}\n{head}{ours}\n--{boundary}\n{own_head}{own}{end}\n--{boundary}--\n"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rouse_shared::HostId;
+    use rouse_shared::boot::find_block;
+
+    const LIMIT: usize = 16_384;
+
+    fn boot() -> BootData {
+        BootData {
+            name: "w7".parse().unwrap(),
+            host: HostId("h0123456789abcdef".to_owned()),
+            broker: "amqps://mq.example.org/rouse".to_owned(),
+            ca: Some("-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n".to_owned()),
+            token: "t0".to_owned(),
+            identity: None,
+            power_off_after: Some(1_200),
+        }
+    }
+
+    /// The agent's side of it.
+    fn read(text: &str) -> BootData {
+        toml::from_str(&find_block(text).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn alone_they_are_an_empty_cloud_config() {
+        for own in [None, Some(""), Some(" \n")] {
+            let text = compose(&boot(), own, LIMIT).unwrap();
+            assert_eq!(read(&text), boot());
+            let rest: Vec<_> = text.lines().filter(|line| !line.starts_with('#')).collect();
+            assert_eq!((text.lines().next().unwrap(), rest.as_slice()), ("#cloud-config", ["{}"].as_slice()));
+        }
+    }
+
+    #[test]
+    fn the_operators_own_is_a_part_of_its_own() {
+        let text = compose(&boot(), Some("#!/bin/sh\necho hello"), LIMIT).unwrap();
+        assert_eq!(read(&text), boot());
+        let parts: Vec<&str> = text.split("--rouse-h0123456789abcdef").collect();
+        assert_eq!((parts.len(), parts[3]), (4, "--\n"));
+        assert!(parts[2].ends_with("8bit\n\n#!/bin/sh\necho hello\n\n"), "{}", parts[2]);
+    }
+
+    #[test]
+    fn a_message_of_the_operators_stays_one() {
+        let own = "Content-Type: multipart/mixed; boundary=\"x\"\nMIME-Version: 1.0\n\n--x\n\n#!/bin/sh\n--x--\n";
+        let text = compose(&boot(), Some(own), LIMIT).unwrap();
+        assert_eq!(read(&text), boot());
+        assert!(text.contains(&format!("--rouse-h0123456789abcdef\n{own}\n--rouse")), "{text}");
+    }
+
+    #[test]
+    fn what_the_cloud_would_not_take_is_told_before() {
+        let own = "x".repeat(LIMIT);
+        let error = compose(&boot(), Some(&own), LIMIT).unwrap_err();
+        assert!(error.to_string().contains("16384") && error.bytes > LIMIT);
+    }
+}
