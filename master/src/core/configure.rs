@@ -117,10 +117,16 @@ impl Core {
             let worker = self.worker_entry(now, &host.worker);
             worker.host = Some(id.clone());
             let patience = worker.plan.as_ref().map_or(std::time::Duration::ZERO, |p| p.missing_timeout);
-            let starting = host.state == HostState::Ordered;
+            let ordered = host.state == HostState::Ordered;
+            let (preparing, starting) = (ordered && host.order.is_none(), ordered && host.order.is_some());
             match host.state {
                 HostState::Ordered => {
-                    self.out.push(Effect::StartHost(Box::new(host.clone())));
+                    let host = Box::new(host.clone());
+                    self.out.push(if starting {
+                        Effect::StartHost(host)
+                    } else {
+                        Effect::PrepareHost { host, number: 0 }
+                    });
                     self.timers.set(Timer::Boot(id.clone()), now + patience);
                 }
                 HostState::Booting => self.timers.set(Timer::Boot(id.clone()), now + patience),
@@ -132,6 +138,7 @@ impl Core {
             let state = host.state;
             let live = LiveHost {
                 host,
+                preparing: preparing.then_some(0),
                 starting,
                 // The master before this one may have given the order.
                 start_tries: u32::from(starting),

@@ -3,7 +3,7 @@
 use super::audit::{AuditMode, AuditReport};
 use super::build::{BuildSpec, BuildState};
 use super::plan::{Plan, ProviderKind};
-use super::record::{Host, HostState, Record};
+use super::record::{Host, HostState, Order, Record};
 use rouse_shared::message::{ToAgent, ToMaster};
 use rouse_shared::{AttemptId, BuildId, HostId, Timestamp, WorkerName};
 use std::sync::Arc;
@@ -62,12 +62,23 @@ pub enum Event {
     },
     /// A new configuration.
     Configure(Arc<Plan>),
+    /// [`Effect::PrepareHost`] came to an end; nothing has been made by it. Late and twice.
+    Prepared {
+        /// Which host.
+        host: HostId,
+        /// The alternative that was asked for.
+        number: u32,
+        /// What is to be ordered, or why there is nothing.
+        result: Result<Order, StartError>,
+    },
     /// [`Effect::StartHost`] came to an end. Late and twice (a start is repeated until it is answered).
     StartEnded {
         /// Which host.
         host: HostId,
-        /// Its handle, or why there is none.
-        result: Result<String, StartError>,
+        /// The number of the order that it was started with.
+        number: u32,
+        /// The machine, or why there is none.
+        result: Result<Started, StartError>,
     },
     /// [`Effect::StopHost`] came to an end. Late and twice.
     StopEnded {
@@ -148,6 +159,15 @@ pub enum Operation {
     Stop,
 }
 
+/// A machine that a provider has made.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Started {
+    /// What the provider calls it.
+    pub handle: String,
+    /// What its agent will give as its host identity, where the provider knows that now.
+    pub identity: Option<String>,
+}
+
 /// Why a provider did not start a host. Told apart by kind, never by text.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum StartError {
@@ -221,7 +241,15 @@ pub enum Effect {
         /// The answer.
         answer: Answer,
     },
-    /// Make the machine; idempotent by the host's id. Answered by [`Event::StartEnded`].
+    /// Work out what to order: resolve the image, choose an alternative. Makes nothing. Answered by [`Event::Prepared`].
+    PrepareHost {
+        /// The host.
+        host: Box<Host>,
+        /// Which alternative, from 0.
+        number: u32,
+    },
+    /// Make the machine of the host's order, word for word; idempotent by the host's id. Answered by
+    /// [`Event::StartEnded`].
     StartHost(Box<Host>),
     /// End the machine; repeatable. Answered by [`Event::StopEnded`].
     StopHost(Box<Host>),

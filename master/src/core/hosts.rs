@@ -2,9 +2,9 @@
 //! stopping repeats until the provider says gone, and [`super::audit`] finds what the ledger does not know.
 
 use super::build::FailedHost;
-use super::event::{Effect, Level, StartError, Stopped};
+use super::event::{Effect, Level, StartError, Started, Stopped};
 use super::plan::{LatentPlan, ProviderKind};
-use super::record::{Host, HostState, Record, Wish};
+use super::record::{Host, HostState, Order, Record, Wish};
 use super::timers::Timer;
 use super::{Core, LiveHost, Timestamp};
 use rouse_shared::message::ToAgent;
@@ -40,9 +40,9 @@ impl Core {
             provider,
             handle: None,
             state: HostState::Ordered,
+            order: None,
             token,
-            // A process has no identity of its own: it is told its host's id.
-            identity: (provider == ProviderKind::Process).then(|| id.0.clone()),
+            identity: None,
             nonce: None,
             token_spent: false,
             fingerprint: latent.map_or(0, |l| l.fingerprint),
@@ -56,12 +56,13 @@ impl Core {
             console: None,
             cost: None,
         };
-        self.out.push(Effect::StartHost(Box::new(host.clone())));
+        self.out.push(Effect::PrepareHost { host: Box::new(host.clone()), number: 0 });
         let patience = plan.map_or(Duration::from_secs(1_200), |p| p.missing_timeout);
         self.timers.set(Timer::Boot(id.clone()), now + patience);
         let live = LiveHost {
             host,
-            starting: true,
+            preparing: Some(0),
+            starting: false,
             start_tries: 0,
             stop_tries: 0,
             given_up: false,
@@ -77,47 +78,85 @@ impl Core {
         id
     }
 
-    pub(super) fn on_start_ended(&mut self, now: Timestamp, id: &HostId, result: Result<String, StartError>) {
+    /// What is to be ordered is known: it is committed, and then ordered.
+    pub(super) fn on_prepared(&mut self, now: Timestamp, id: &HostId, number: u32, result: Result<Order, StartError>) {
+        let Some(live) = self.hosts.get_mut(id).filter(|l| l.preparing == Some(number)) else { return };
+        live.preparing = None;
+        if live.host.state != HostState::Ordered {
+            return;
+        }
+        match result {
+            Ok(order) => {
+                live.host.identity.clone_from(&order.identity);
+                live.host.order = Some(order);
+                live.start_tries = 0;
+                live.starting = true;
+                self.out.push(Effect::StartHost(Box::new(live.host.clone())));
+            }
+            Err(error) => self.start_failed(now, id, &error),
+        }
+        self.touch_host(id);
+    }
+
+    /// The provider was not able to make the machine, and that is certain.
+    fn start_failed(&mut self, now: Timestamp, id: &HostId, error: &StartError) {
+        let why = format!("the host could not be started: {}", error.text());
+        let definite = match error {
+            StartError::Rejected(_) | StartError::Auth(_) => true,
+            StartError::Capacity(_) | StartError::Transient(_) | StartError::Unknown(_) => false,
+        };
+        self.host_failed(now, id, &why, definite, None);
+        self.host_is_gone(now, id, &why);
+    }
+
+    pub(super) fn on_start_ended(
+        &mut self,
+        now: Timestamp,
+        id: &HostId,
+        number: u32,
+        result: Result<Started, StartError>,
+    ) {
         let Some(live) = self.hosts.get_mut(id) else {
             // We gave it up, and it came all the same.
-            if let Ok(handle) = result {
-                self.note(
-                    Level::Warn,
-                    format!("host {id} was made after it was given up (as {handle}); the audit ends it"),
-                );
+            if let Ok(started) = result {
+                let text =
+                    format!("host {id} was made after it was given up (as {}); the audit ends it", started.handle);
+                self.note(Level::Warn, text);
             }
             return;
         };
+        // Told twice, of an order that had no capacity and that another has taken the place of.
+        if live.host.order.as_ref().map(|o| o.number) != Some(number) && result.is_err() {
+            return;
+        }
         live.starting = false;
         let (worker, state) = (live.host.worker.clone(), live.host.state);
+        let another = live.host.order.as_ref().filter(|o| o.more).map(|o| o.number + 1);
+        let result = result.map(|Started { handle, identity }| {
+            live.host.handle = Some(handle);
+            live.host.identity = identity.or(live.host.identity.take());
+        });
         match (result, state) {
-            (Ok(handle), HostState::Ordered) => {
-                live.host.handle = Some(handle);
+            (Ok(()), HostState::Ordered) => {
                 live.host.state = HostState::Booting;
                 live.host.booted = Some(now);
             }
-            (Ok(handle), HostState::Booting | HostState::Awake | HostState::Draining) => {
-                live.host.handle = Some(handle);
+            (Ok(()), HostState::Booting | HostState::Awake | HostState::Draining) => {
                 live.host.booted.get_or_insert(now);
             }
-            (Ok(handle), HostState::Stopping) => {
-                live.host.handle = Some(handle);
-                self.stop_again(now, id);
-            }
+            (Ok(()), HostState::Stopping) => self.stop_again(now, id),
             // Of an earlier try it is not known whether it made the machine: that this one has not proves nothing.
             (Err(StartError::Transient(why) | StartError::Auth(why)), HostState::Ordered) if live.start_tries > 0 => {
                 self.ask_again(now, id, &worker, &why);
             }
             (Err(StartError::Unknown(why)), HostState::Ordered) => self.ask_again(now, id, &worker, &why),
-            (Err(error), HostState::Ordered) => {
-                let why = format!("the host could not be started: {}", error.text());
-                let definite = match error {
-                    StartError::Rejected(_) | StartError::Auth(_) => true,
-                    StartError::Capacity(_) | StartError::Transient(_) | StartError::Unknown(_) => false,
-                };
-                self.host_failed(now, id, &why, definite, None);
-                self.host_is_gone(now, id, &why);
+            (Err(StartError::Capacity(why)), HostState::Ordered) if another.is_some() => {
+                live.preparing = another;
+                let (host, number) = (Box::new(live.host.clone()), another.unwrap_or_default());
+                self.out.push(Effect::PrepareHost { host, number });
+                self.note(Level::Info, format!("no capacity for host {id} of {worker}: {why}; trying an alternative"));
             }
+            (Err(error), HostState::Ordered) => self.start_failed(now, id, &error),
             // A repeated start of a host that has attached meanwhile, or that is being stopped anyway.
             (Err(_), HostState::Booting | HostState::Awake | HostState::Draining) => {}
             (Err(_), HostState::Stopping) => self.stop_again(now, id),
@@ -138,7 +177,8 @@ impl Core {
     }
 
     pub(super) fn start_again(&mut self, id: &HostId) {
-        if let Some(live) = self.hosts.get_mut(id).filter(|l| l.host.state == HostState::Ordered && !l.starting) {
+        let idle = |l: &&mut LiveHost| l.host.state == HostState::Ordered && !l.starting && l.preparing.is_none();
+        if let Some(live) = self.hosts.get_mut(id).filter(idle) {
             live.starting = true;
             self.out.push(Effect::StartHost(Box::new(live.host.clone())));
         }

@@ -116,6 +116,8 @@ struct Live {
 
 struct LiveHost {
     host: Host,
+    /// The alternative that its provider is working out.
+    preparing: Option<u32>,
     /// Whether a call that may make the machine is under way.
     starting: bool,
     /// Starts whose result is not known.
@@ -140,7 +142,8 @@ impl Core {
             Event::CancelBuild { request, build } => self.on_cancel(now, request, build),
             Event::Operate { request, worker, operation } => self.on_operate(now, request, &worker, operation),
             Event::Configure(plan) => self.on_configure(now, plan),
-            Event::StartEnded { host, result } => self.on_start_ended(now, &host, result),
+            Event::Prepared { host, number, result } => self.on_prepared(now, &host, number, result),
+            Event::StartEnded { host, number, result } => self.on_start_ended(now, &host, number, result),
             Event::StopEnded { host, result } => self.on_stop_ended(now, &host, result),
             Event::HostGone { host, why } => self.on_host_gone(now, &host, &why),
             Event::Console { host, text } => self.on_console(now, &host, text),

@@ -20,10 +20,13 @@ pub struct Host {
     pub handle: Option<String>,
     /// Where it is in its life.
     pub state: HostState,
+    /// What was, or is being, ordered of the provider; absent while that is being worked out.
+    #[serde(default)]
+    pub order: Option<Order>,
     /// The one-time password in its boot data. Kept in clear, since a try is repeated word for word after a crash;
     /// worthless once the session secret has been used.
     pub token: String,
-    /// What its agent must give as its host identity, where that is known beforehand.
+    /// What its agent must give as its host identity, once that is known.
     pub identity: Option<String>,
     /// The life of the agent that the token was used by.
     pub nonce: Option<Nonce>,
@@ -49,6 +52,24 @@ pub struct Host {
     pub console: Option<String>,
     /// What it has cost, USD, where its provider knows a price.
     pub cost: Option<f64>,
+}
+
+/// One try to make a host, worked out by its provider. Committed before the provider is asked to make anything, and
+/// repeated word for word after a crash or a lost reply. Another try follows only a definite lack of capacity.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Order {
+    /// Which alternative of the configuration it is (type, zone, market), from 0.
+    pub number: u32,
+    /// What it boots, as the provider has resolved it: differs where another image stands behind the same configuration.
+    pub image: String,
+    /// The whole call, in the provider's own JSON; with the boot data, so it is as secret as the token.
+    pub spec: String,
+    /// Whether there is another alternative after this one.
+    pub more: bool,
+    /// What its agent will give as its host identity, where that can be known before the machine is there.
+    pub identity: Option<String>,
+    /// USD an hour, where the provider knows a price.
+    pub price: Option<f64>,
 }
 
 /// Where a host is in its life.

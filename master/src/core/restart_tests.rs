@@ -2,9 +2,9 @@
 #![allow(clippy::unwrap_used)]
 
 use super::build::{BuildSpec, Requirement};
-use super::event::{Effect, Event, RequestId, StartError};
+use super::event::{Effect, Event, RequestId, StartError, Started};
 use super::plan::{Digest, LatentPlan, Plan, ProviderKind, WorkerPlan};
-use super::record::{Host, HostState, Ledger, Record, Session};
+use super::record::{Host, HostState, Ledger, Order, Record, Session};
 use super::{Core, Start};
 use rouse_shared::limits::{KILL_MARGIN, PROTOCOL};
 use rouse_shared::message::{Facts, Heartbeat, Hello, Step, ToAgent, ToMaster, Vitals, Welcome};
@@ -55,6 +55,19 @@ fn plan(workers: Vec<WorkerPlan>) -> Arc<Plan> {
 }
 
 /// A core, and what it has committed.
+/// The provider's answer to what it is asked to work out.
+fn prepared(effect: &Effect) -> Option<Event> {
+    let Effect::PrepareHost { host, number } = effect else { return None };
+    let (number, host) = (*number, host.id.clone());
+    let identity = Some(host.0.clone());
+    let order = Order { number, image: "image".to_owned(), spec: String::new(), more: false, identity, price: None };
+    Some(Event::Prepared { host, number, result: Ok(order) })
+}
+
+fn started() -> Result<Started, StartError> {
+    Ok(Started { handle: "1".to_owned(), identity: None })
+}
+
 struct Master {
     core: Core,
     now: Timestamp,
@@ -91,8 +104,12 @@ impl Master {
     }
 
     fn handle(&mut self, event: Event) -> Vec<Effect> {
-        let effects = self.core.handle(self.now, event);
+        let mut effects = self.core.handle(self.now, event);
         self.keep(&effects);
+        let prepared: Vec<_> = effects.iter().filter_map(prepared).collect();
+        for event in prepared {
+            effects.extend(self.handle(event));
+        }
         effects
     }
 
@@ -219,7 +236,7 @@ fn a_worker_that_was_removed_while_the_master_was_away_winds_up() {
     let mut master = Master::new(plan(vec![worker(true, 60)]));
     master.submit();
     let (id, token) = (master.host().id.clone(), master.host().token.clone());
-    master.handle(Event::StartEnded { host: id.clone(), result: Ok("1".to_owned()) });
+    master.handle(Event::StartEnded { host: id.clone(), number: 0, result: started() });
     master.hello(&token, &id.0, 1);
     assert_eq!(master.host().uses, 1);
 
@@ -249,7 +266,7 @@ fn a_start_that_may_have_been_given_before_is_given_until_its_result_is_known() 
     let effects = master.restart(plan(vec![worker(true, 60)]));
     assert!(effects.iter().any(|e| matches!(e, Effect::StartHost(_))));
     let failed = Err(StartError::Transient("no route".to_owned()));
-    master.handle(Event::StartEnded { host: id.clone(), result: failed.clone() });
+    master.handle(Event::StartEnded { host: id.clone(), number: 0, result: failed.clone() });
     assert_eq!(master.host().state, HostState::Ordered);
     assert!(master.after(60 * SECOND).iter().any(|e| matches!(e, Effect::StartHost(_))));
 
@@ -257,7 +274,7 @@ fn a_start_that_may_have_been_given_before_is_given_until_its_result_is_known() 
     let mut master = Master::new(plan(vec![worker(true, 60)]));
     master.submit();
     let id = master.host().id.clone();
-    master.handle(Event::StartEnded { host: id, result: failed });
+    master.handle(Event::StartEnded { host: id, number: 0, result: failed });
     assert_eq!(master.host().state, HostState::Gone);
 }
 
@@ -266,7 +283,7 @@ fn a_host_that_goes_while_its_evidence_is_fetched_has_failed_once() {
     let mut master = Master::new(plan(vec![worker(true, 60)]));
     master.submit();
     let id = master.host().id.clone();
-    master.handle(Event::StartEnded { host: id.clone(), result: Ok("1".to_owned()) });
+    master.handle(Event::StartEnded { host: id.clone(), number: 0, result: started() });
     master.after(1_200 * SECOND);
     assert_eq!(master.host().state, HostState::Stopping);
     master.handle(Event::HostGone { host: id.clone(), why: "it ended".to_owned() });

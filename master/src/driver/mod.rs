@@ -13,11 +13,11 @@ pub use state::{State, StateError};
 use crate::broker::{
     self, AuthServer, Endpoints, Inbound, Link, LinkSettings, LogDelivery, Node, NodeSettings, Refusals,
 };
-use crate::config::{self, Config, HostConfig};
+use crate::config::{self, Config};
 use crate::core::Start;
 use crate::core::build::BuildState;
 use crate::core::event::{Change, Event};
-use crate::hosts::{Death, Hosts, process};
+use crate::hosts::{self, Death, Hosts};
 use crate::logs::{Logs, Written};
 use crate::store::Store;
 use crate::web;
@@ -129,15 +129,6 @@ impl web::LogSource for LogFiles {
     }
 }
 
-/// The agent programs of the workers whose hosts are processes.
-fn agents(config: &Config) -> process::Agents {
-    let program = |host: &HostConfig| match host {
-        HostConfig::Process(process) => Some(process.agent.clone()),
-        HostConfig::Ec2(_) | HostConfig::Libvirt(_) | HostConfig::Openstack(_) => None,
-    };
-    config.hosts.iter().filter_map(|(name, host)| Some((name.clone(), program(host)?))).collect()
-}
-
 /// What agents are told to dial.
 fn agent_url(config: &Config) -> String {
     if let Some(url) = &config.broker.agent_url {
@@ -180,8 +171,9 @@ impl Master {
         let owner = format!("{}/{}", config.master.name, state.id);
 
         let (deaths, heard) = mpsc::channel::<Death>(WAITING);
-        let settings = process::Settings { dir: state.path("hosts"), owner: owner.clone(), agents: agents(&config) };
-        let hosts = Hosts::new(settings, deaths).map_err(|e| Failure::new("cannot use the hosts directory", &e))?;
+        let settings = hosts::Settings { dir: state.path("hosts"), owner: owner.clone() };
+        let hosts =
+            Hosts::new(settings, &config, deaths).map_err(|e| Failure::new("cannot use the hosts directory", &e))?;
 
         let (events, events_in) = mpsc::channel(WAITING);
         let (inbound, inbound_in) = mpsc::channel::<Inbound>(WAITING);

@@ -80,15 +80,36 @@ impl Doer {
                 self.reply(request, answer);
                 None
             }
+            Effect::PrepareHost { host, number } => {
+                self.prepare_host(*host, number, config);
+                None
+            }
             Effect::StartHost(host) => {
-                self.start_host(*host, config);
+                let hosts = self.hosts.clone();
+                self.beside(async move {
+                    let number = host.order.as_ref().map_or(0, |o| o.number);
+                    let result = match hosts.provider(host.provider) {
+                        Some(p) => {
+                            let answer = tokio::time::timeout(CALL_LIMIT, p.start(&host)).await;
+                            answer.unwrap_or_else(|_| Err(StartError::Unknown(silent())))
+                        }
+                        None => Err(StartError::Rejected(absent(host.provider))),
+                    };
+                    Event::StartEnded { host: host.id, number, result }
+                });
                 None
             }
             Effect::StopHost(host) => {
-                let (hosts, id) = (self.hosts.clone(), host.id.clone());
+                let hosts = self.hosts.clone();
                 self.beside(async move {
-                    let result = stop(&hosts, host.provider, &host.id, host.handle.as_deref()).await;
-                    Event::StopEnded { host: id, result }
+                    let result = match hosts.provider(host.provider) {
+                        Some(p) => {
+                            let answer = tokio::time::timeout(CALL_LIMIT, p.stop(&host)).await;
+                            answer.unwrap_or_else(|_| Err(silent()))
+                        }
+                        None => Err(absent(host.provider)),
+                    };
+                    Event::StopEnded { host: host.id, result }
                 });
                 None
             }
@@ -173,7 +194,7 @@ impl Doer {
         });
     }
 
-    fn start_host(&self, host: Host, config: &Config) {
+    fn prepare_host(&self, host: Host, number: u32, config: &Config) {
         let patience = config.plan.workers.get(&host.worker).map(|w| w.missing_timeout.as_secs());
         let boot = BootData {
             name: host.worker.clone(),
@@ -181,23 +202,19 @@ impl Doer {
             broker: self.boot.broker.clone(),
             ca: self.boot.ca.clone(),
             token: host.token.clone(),
-            identity: host.identity.clone(),
+            identity: None,
             power_off_after: patience,
         };
         let hosts = self.hosts.clone();
         self.beside(async move {
             let result = match hosts.provider(host.provider) {
                 Some(provider) => {
-                    tokio::time::timeout(CALL_LIMIT, provider.start(&host, boot)).await.unwrap_or_else(|_| {
-                        Err(StartError::Unknown(format!("no answer within {} s", CALL_LIMIT.as_secs())))
-                    })
+                    let answer = tokio::time::timeout(CALL_LIMIT, provider.prepare(&host, number, boot)).await;
+                    answer.unwrap_or_else(|_| Err(StartError::Transient(silent())))
                 }
-                None => {
-                    let kind = host.provider.as_str();
-                    Err(StartError::Rejected(format!("this build of rouse has no provider {kind}")))
-                }
+                None => Err(StartError::Rejected(absent(host.provider))),
             };
-            Event::StartEnded { host: host.id, result }
+            Event::Prepared { host: host.id, number, result }
         });
     }
 
@@ -275,18 +292,6 @@ async fn list(hosts: &Hosts, provider: ProviderKind) -> Result<Vec<ListedHost>, 
 async fn end(hosts: &Hosts, provider: ProviderKind, listed: &ListedHost) -> Result<Stopped, String> {
     match hosts.provider(provider) {
         Some(p) => tokio::time::timeout(CALL_LIMIT, p.end(listed)).await.unwrap_or_else(|_| Err(silent())),
-        None => Err(absent(provider)),
-    }
-}
-
-async fn stop(
-    hosts: &Hosts,
-    provider: ProviderKind,
-    host: &rouse_shared::HostId,
-    handle: Option<&str>,
-) -> Result<Stopped, String> {
-    match hosts.provider(provider) {
-        Some(p) => tokio::time::timeout(CALL_LIMIT, p.stop(host, handle)).await.unwrap_or_else(|_| Err(silent())),
         None => Err(absent(provider)),
     }
 }

@@ -195,7 +195,7 @@ impl Turner {
         for order in waiting.orders.drain(..) {
             match order {
                 Order::Configure(config) => {
-                    self.doer.hosts.configure(super::agents(&config));
+                    self.doer.hosts.configure(&config);
                     self.handle(Event::Configure(Arc::new(config.plan.clone())));
                     self.config = *config;
                 }

@@ -4,12 +4,14 @@
 pub mod process;
 pub mod user_data;
 
-use crate::core::event::{ListedHost, StartError, Stopped};
+use crate::config::Config;
+use crate::core::event::{ListedHost, StartError, Started, Stopped};
 use crate::core::plan::ProviderKind;
-use crate::core::record::Host;
+use crate::core::record::{Host, Order};
 use rouse_shared::HostId;
 use rouse_shared::boot::BootData;
 use std::future::Future;
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -19,17 +21,19 @@ pub type Answer<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// What every provider can do. Each call has a deadline of its own and may be repeated.
 pub trait Provider: Send + Sync {
-    /// Makes the machine, or finds the one that an earlier call with this host's id has made. Returns its handle.
-    fn start<'a>(&'a self, host: &'a Host, boot: BootData) -> Answer<'a, Result<String, StartError>>;
-    /// Ends the machine with this host's id; `Gone` only when the provider itself says that there is none.
-    fn stop<'a>(&'a self, host: &'a HostId, handle: Option<&'a str>) -> Answer<'a, Result<Stopped, String>>;
+    /// Works out what [`Self::start`] is to order for a host: resolves its image, takes the alternative of this `number`
+    /// (from 0; it is asked for only where the order before it said that there are more). Makes nothing, so every error
+    /// is certain.
+    fn prepare<'a>(&'a self, host: &'a Host, number: u32, boot: BootData) -> Answer<'a, Result<Order, StartError>>;
+    /// Makes the machine of the host's order, word for word, or finds the one that an earlier call has made.
+    fn start<'a>(&'a self, host: &'a Host) -> Answer<'a, Result<Started, StartError>>;
+    /// Ends the host's machine. `Gone` only when the provider itself says that there is none, or where none was ordered.
+    fn stop<'a>(&'a self, host: &'a Host) -> Answer<'a, Result<Stopped, String>>;
     /// All machines that bear our master's name, with its id or another; whole, or an error.
     fn list(&self) -> Answer<'_, Result<Vec<ListedHost>, String>>;
     /// Ends a machine that [`Self::list`] has told of and that the ledger does not know; where its owner is a namesake,
-    /// that one's. A provider whose `stop` looks for our own stamp must look for the owner's here.
-    fn end<'a>(&'a self, listed: &'a ListedHost) -> Answer<'a, Result<Stopped, String>> {
-        self.stop(&listed.host, Some(&listed.handle))
-    }
+    /// that one's. Its handle says where it is.
+    fn end<'a>(&'a self, listed: &'a ListedHost) -> Answer<'a, Result<Stopped, String>>;
     /// The last of what the machine printed, where that is kept.
     fn console<'a>(&'a self, host: &'a Host) -> Answer<'a, Option<String>>;
 }
@@ -46,6 +50,14 @@ pub struct Death {
     pub why: String,
 }
 
+/// What providers need to know besides the configuration.
+pub struct Settings {
+    /// Where they keep what they must keep: `hosts` in the state directory.
+    pub dir: PathBuf,
+    /// The master's name and generated id, as `name/id`: what is stamped on its hosts.
+    pub owner: String,
+}
+
 /// The providers of this build of rouse.
 pub struct Hosts {
     process: process::Processes,
@@ -56,8 +68,8 @@ impl Hosts {
     ///
     /// # Errors
     /// Where the state directory cannot be used.
-    pub fn new(settings: process::Settings, deaths: mpsc::Sender<Death>) -> std::io::Result<Self> {
-        Ok(Self { process: process::Processes::new(settings, deaths)? })
+    pub fn new(settings: Settings, config: &Config, deaths: mpsc::Sender<Death>) -> std::io::Result<Self> {
+        Ok(Self { process: process::Processes::new(settings.dir, settings.owner, config, deaths)? })
     }
 
     /// The provider of a kind; none where this build has it not.
@@ -68,8 +80,8 @@ impl Hosts {
         }
     }
 
-    /// Takes the workers' agents of a new configuration.
-    pub fn configure(&self, agents: process::Agents) {
-        self.process.configure(agents);
+    /// Takes the workers' sections of a new configuration. Hosts that were ordered before are still stopped and listed.
+    pub fn configure(&self, config: &Config) {
+        self.process.configure(config);
     }
 }

@@ -6,8 +6,9 @@
 
 use super::{Answer, Death, Provider};
 use crate::clock;
-use crate::core::event::{ListedHost, Owner, StartError, Stopped};
-use crate::core::record::Host;
+use crate::config::{Config, HostConfig};
+use crate::core::event::{ListedHost, Owner, StartError, Started, Stopped};
+use crate::core::record::{Host, Order};
 use rouse_shared::boot::BootData;
 use rouse_shared::names::ZYGOTE_ARGUMENT;
 use rouse_shared::{HostId, Timestamp, WorkerName};
@@ -35,16 +36,15 @@ const HEADLESS: Duration = Duration::from_secs(60);
 const CONSOLE: u64 = 8 << 10;
 
 /// The agent program of each worker.
-pub type Agents = BTreeMap<WorkerName, PathBuf>;
+type Agents = BTreeMap<WorkerName, PathBuf>;
 
-/// What the provider needs to know.
-pub struct Settings {
-    /// Where agents work and log: `hosts` in the state directory.
-    pub dir: PathBuf,
-    /// The master's name and id: what is stamped on its hosts.
-    pub owner: String,
-    /// The agent program of each worker.
-    pub agents: Agents,
+/// An order's spec.
+#[derive(serde::Serialize, serde::Deserialize)]
+struct Spec {
+    /// The agent's program.
+    agent: PathBuf,
+    /// What it is told at its start.
+    boot: BootData,
 }
 
 /// The provider.
@@ -80,18 +80,17 @@ impl Stamped {
 }
 
 impl Processes {
-    /// The provider, working below `settings.dir`.
+    /// The provider. Agents work and log below `dir`; `owner` is stamped on them.
     ///
     /// # Errors
     /// Where that directory cannot be made.
-    pub fn new(settings: Settings, deaths: mpsc::Sender<Death>) -> io::Result<Self> {
+    pub fn new(dir: PathBuf, owner: String, config: &Config, deaths: mpsc::Sender<Death>) -> io::Result<Self> {
         // Builds with `run_as` must be able to pass through to their own directory, and see nothing else.
-        fs::DirBuilder::new().recursive(true).mode(0o711).create(&settings.dir)?;
-        let Settings { dir, owner, agents } = settings;
+        fs::DirBuilder::new().recursive(true).mode(0o711).create(&dir)?;
         Ok(Self {
             dir,
             owner,
-            agents: Mutex::new(agents),
+            agents: Mutex::new(agents_in(config)),
             deaths,
             watched: Mutex::default(),
             headless: Mutex::default(),
@@ -99,8 +98,8 @@ impl Processes {
     }
 
     /// Takes the agents of a new configuration.
-    pub fn configure(&self, agents: Agents) {
-        *self.agents.lock().unwrap_or_else(PoisonError::into_inner) = agents;
+    pub fn configure(&self, config: &Config) {
+        *self.agents.lock().unwrap_or_else(PoisonError::into_inner) = agents_in(config);
     }
 
     fn log_path(&self, worker: &WorkerName) -> PathBuf {
@@ -116,16 +115,29 @@ impl Processes {
         Ok(agents_of(&scan(&self.owner).await?).into_iter().find(|p| p.host == *host))
     }
 
-    async fn start_now(&self, host: &Host, boot: &BootData) -> Result<String, StartError> {
-        let transient = |what: &str, error: io::Error| StartError::Transient(format!("{what}: {error}"));
-        if let Some(found) = self.find(&host.id).await.map_err(|e| transient("look for a running agent", e))? {
-            self.watch(host.id.clone(), &found);
-            return Ok(found.handle());
-        }
+    fn prepare_now(&self, host: &Host, mut boot: BootData) -> Result<Order, StartError> {
         let agent = {
             let agents = self.agents.lock().unwrap_or_else(PoisonError::into_inner);
             agents.get(&host.worker).cloned().unwrap_or_else(|| PathBuf::from("rouse-agent"))
         };
+        // A process has no identity of its own: it is told its host's id.
+        let identity = Some(host.id.0.clone());
+        boot.identity.clone_from(&identity);
+        let image = agent.display().to_string();
+        let spec = serde_json::to_string(&Spec { agent, boot });
+        let spec = spec.map_err(|e| StartError::Rejected(format!("write down the order: {e}")))?;
+        Ok(Order { number: 0, image, spec, more: false, identity, price: None })
+    }
+
+    async fn start_now(&self, host: &Host) -> Result<String, StartError> {
+        let transient = |what: &str, error: io::Error| StartError::Transient(format!("{what}: {error}"));
+        let spec = host.order.as_ref().map_or("", |o| &o.spec);
+        let Spec { agent, boot } = serde_json::from_str(spec)
+            .map_err(|e| StartError::Rejected(format!("read the order of host {}: {e}", host.id)))?;
+        if let Some(found) = self.find(&host.id).await.map_err(|e| transient("look for a running agent", e))? {
+            self.watch(host.id.clone(), &found);
+            return Ok(found.handle());
+        }
         let program = locate(&agent).ok_or_else(|| {
             let path = agent.display();
             StartError::Rejected(format!("there is no agent program {path}: install it, or set worker.process.agent"))
@@ -135,7 +147,7 @@ impl Processes {
             fs::DirBuilder::new().recursive(true).mode(0o711).create(&dir)?;
             let boot_path = dir.join("boot.toml");
             let mut file = File::options().create(true).write(true).truncate(true).mode(0o600).open(&boot_path)?;
-            let text = toml::to_string(boot).map_err(io::Error::other)?;
+            let text = toml::to_string(&boot).map_err(io::Error::other)?;
             file.write_all(text.as_bytes())?;
             let log_path = self.log_path(&host.worker);
             if fs::metadata(&log_path).is_ok_and(|m| m.len() > LOG_LIMIT) {
@@ -251,12 +263,16 @@ impl Processes {
 }
 
 impl Provider for Processes {
-    fn start<'a>(&'a self, host: &'a Host, boot: BootData) -> Answer<'a, Result<String, StartError>> {
-        Box::pin(async move { self.start_now(host, &boot).await })
+    fn prepare<'a>(&'a self, host: &'a Host, _number: u32, boot: BootData) -> Answer<'a, Result<Order, StartError>> {
+        Box::pin(async move { self.prepare_now(host, boot) })
     }
 
-    fn stop<'a>(&'a self, host: &'a HostId, _handle: Option<&'a str>) -> Answer<'a, Result<Stopped, String>> {
-        Box::pin(async move { self.stop_now(&self.owner, host).await })
+    fn start<'a>(&'a self, host: &'a Host) -> Answer<'a, Result<Started, StartError>> {
+        Box::pin(async move { self.start_now(host).await.map(|handle| Started { handle, identity: None }) })
+    }
+
+    fn stop<'a>(&'a self, host: &'a Host) -> Answer<'a, Result<Stopped, String>> {
+        Box::pin(async move { self.stop_now(&self.owner, &host.id).await })
     }
 
     fn list(&self) -> Answer<'_, Result<Vec<ListedHost>, String>> {
@@ -291,6 +307,15 @@ impl Provider for Processes {
     fn console<'a>(&'a self, host: &'a Host) -> Answer<'a, Option<String>> {
         Box::pin(async move { self.console_now(&host.worker) })
     }
+}
+
+/// The agent programs of the workers whose hosts are processes.
+fn agents_in(config: &Config) -> Agents {
+    let program = |host: &HostConfig| match host {
+        HostConfig::Process(process) => Some(process.agent.clone()),
+        HostConfig::Ec2(_) | HostConfig::Libvirt(_) | HostConfig::Openstack(_) => None,
+    };
+    config.hosts.iter().filter_map(|(name, host)| Some((name.clone(), program(host)?))).collect()
 }
 
 /// An agent whose end is told once nothing of its host is left.

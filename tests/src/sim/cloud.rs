@@ -3,9 +3,9 @@
 use super::Break;
 use super::machine::Machine;
 use super::world::World;
-use rouse_master::core::event::{Event, ListedHost, Owner, RequestId, StartError, Stopped};
+use rouse_master::core::event::{Event, ListedHost, Owner, RequestId, StartError, Started, Stopped};
 use rouse_master::core::plan::ProviderKind;
-use rouse_master::core::record::Host;
+use rouse_master::core::record::{Host, Order};
 use rouse_shared::HostId;
 use std::collections::BTreeMap;
 
@@ -45,7 +45,36 @@ impl World {
         (there, (!self.mishap(self.faults.reply_lost)).then_some(back))
     }
 
+    /// Works out what is to be ordered: it differs at each asking, as images and prices do.
+    pub(super) fn prepare_host(&mut self, host: &Host, number: u32) {
+        let epoch = self.master.epoch;
+        let (there, back) = self.call_times();
+        let fails = self.mishap(self.faults.call_fails);
+        // Told beforehand where the provider makes it up itself; elsewhere the machine has one of its own.
+        let identity = (host.provider == ProviderKind::Process).then(|| host.id.0.clone());
+        let order = Order {
+            number,
+            image: "image".to_owned(),
+            spec: self.chance.hex(8),
+            more: number < 2 && self.chance.permille(500),
+            identity,
+            price: None,
+        };
+        let result = if fails { Err(self.start_error()) } else { Ok(order) };
+        let (delay, result) = match back {
+            Some(back) => (there + back, result),
+            None => (CALL_LIMIT, Err(StartError::Transient("no answer within 60 s".to_owned()))),
+        };
+        self.master_event_of(epoch, delay, Event::Prepared { host: host.id.clone(), number, result });
+    }
+
     pub(super) fn start_host(&mut self, host: Host) {
+        let Some(number) = host.order.as_ref().map(|o| o.number) else {
+            return self.violated(format!("host {} is started without an order", host.id));
+        };
+        if self.disk.hosts.get(&host.id).is_some_and(|kept| kept.order != host.order) {
+            return self.violated(format!("host {} is started with an order that the ledger has not", host.id));
+        }
         if !self.disk.known_hosts.contains(&host.id) {
             return self.violated(format!("host {} is ordered before the ledger knows of it", host.id));
         }
@@ -53,7 +82,8 @@ impl World {
         let (there, back) = self.call_times();
         let fails = self.mishap(self.faults.call_fails);
         self.after(there, move |w| {
-            let result = if fails { Err(w.start_error()) } else { Ok(w.make(&host)) };
+            let result =
+                if fails { Err(w.start_error()) } else { Ok(Started { handle: w.make(&host), identity: None }) };
             // An error of no known kind may hide that it was made.
             if matches!(result, Err(StartError::Unknown(_))) && w.chance.permille(500) {
                 w.make(&host);
@@ -64,10 +94,10 @@ impl World {
             };
             w.say(|| format!("cloud: start {} -> {result:?}", host.id));
             if w.mishap(w.faults.duplicate) {
-                let event = Event::StartEnded { host: host.id.clone(), result: result.clone() };
+                let event = Event::StartEnded { host: host.id.clone(), number, result: result.clone() };
                 w.master_event_of(epoch, delay + 700, event);
             }
-            w.master_event_of(epoch, delay, Event::StartEnded { host: host.id, result });
+            w.master_event_of(epoch, delay, Event::StartEnded { host: host.id, number, result });
         });
     }
 

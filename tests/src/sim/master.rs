@@ -337,6 +337,7 @@ impl World {
                 self.send_to_agent(queue, message);
             }
             Effect::Reply { request, answer } => self.answered(request, answer),
+            Effect::PrepareHost { host, number } => self.prepare_host(&host, number),
             Effect::StartHost(host) => self.start_host(*host),
             Effect::StopHost(host) => self.stop_host(*host),
             Effect::StopOrphan { listed, .. } => self.stop_orphan(listed),

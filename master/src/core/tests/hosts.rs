@@ -19,7 +19,8 @@ fn finish(bench: &mut Bench, worker: &str, build: u64) {
 
 fn failed(bench: &mut Bench, worker: &str, error: StartError) {
     let host = bench.host(worker);
-    bench.event(&format!("start ended: {error:?}"), Event::StartEnded { host, result: Err(error) });
+    let number = bench.core.hosts[&host].host.order.as_ref().unwrap().number;
+    bench.event(&format!("start ended: {error:?}"), Event::StartEnded { host, number, result: Err(error) });
 }
 
 #[test]
@@ -209,4 +210,18 @@ fn a_reload_adds_removes_and_changes_workers() {
     finish(&mut bench, "l1", 1);
     bench.gone("l2");
     bench.check("reload");
+}
+
+#[test]
+fn without_capacity_the_next_alternative_is_ordered() {
+    let mut bench = Bench::quietly(plan(vec![latent("l")]));
+    bench.alternatives = 2;
+    bench.submit(on("l"));
+    failed(&mut bench, "l", StartError::Capacity("no m5.large in b".to_owned()));
+    // Told twice: the second time says nothing of the order that is under way now.
+    let host = bench.host("l");
+    let result = Err(StartError::Capacity("no m5.large in b".to_owned()));
+    bench.event("start ended, of order 0 again", Event::StartEnded { host, number: 0, result });
+    failed(&mut bench, "l", StartError::Capacity("no m6.large in b".to_owned()));
+    bench.check("alternatives");
 }

@@ -14,9 +14,9 @@ mod show;
 use super::Core;
 use super::build::{BuildSpec, Requirement};
 use super::configure::Start;
-use super::event::{Effect, Event, Operation, RequestId};
+use super::event::{Effect, Event, Operation, RequestId, Started};
 use super::plan::{Digest, LatentPlan, Plan, ProviderKind, WorkerPlan};
-use super::record::{HostState, Ledger, Record};
+use super::record::{HostState, Ledger, Order, Record};
 use rouse_shared::message::{
     AttemptReport, Facts, Heartbeat, Hello, Outcome, Report, Step, StepReport, StepState, ToAgent, ToMaster, Vitals,
 };
@@ -85,6 +85,10 @@ struct Bench {
     names: Vec<(String, String)>,
     /// The newest secret that an agent was welcomed with.
     secret: String,
+    /// Orders that the provider has for each host.
+    alternatives: u32,
+    /// What the provider resolves images to.
+    image: &'static str,
 }
 
 impl Bench {
@@ -101,6 +105,8 @@ impl Bench {
             text: String::new(),
             names: Vec::new(),
             secret: String::new(),
+            alternatives: 1,
+            image: "image",
         };
         bench.note_effects("start", effects);
         bench.event("broker up", Event::BrokerUp);
@@ -129,13 +135,34 @@ impl Bench {
         let at = self.now.since(Timestamp(START)).as_secs();
         self.text.push_str(&format!("{at:>5} {what}\n"));
         effects.iter().for_each(|effect| self.learn(effect));
+        let mut asked = Vec::new();
         for effect in effects {
             let mut line = show::effect(&effect, self.now);
             for (long, short) in &self.names {
                 line = line.replace(long, short);
             }
             self.text.push_str(&format!("        {line}\n"));
+            if let Effect::PrepareHost { host, number } = effect {
+                asked.push((host.id, number));
+            }
         }
+        for (host, number) in asked {
+            self.prepared(host, number);
+        }
+    }
+
+    /// The provider answers at once what it is to be ordered.
+    fn prepared(&mut self, host: HostId, number: u32) {
+        let provider = self.core.hosts[&host].host.provider;
+        let order = Order {
+            number,
+            image: self.image.to_owned(),
+            spec: "{}".to_owned(),
+            more: number + 1 < self.alternatives,
+            identity: (provider == ProviderKind::Process).then(|| host.0.clone()),
+            price: None,
+        };
+        self.event("prepared", Event::Prepared { host, number, result: Ok(order) });
     }
 
     fn learn(&mut self, effect: &Effect) {
@@ -255,7 +282,9 @@ impl Bench {
 
     fn started(&mut self, worker: &str) {
         let host = self.host(worker);
-        self.event("start ended: ok", Event::StartEnded { host, result: Ok("i-1".to_owned()) });
+        let number = self.core.hosts[&host].host.order.as_ref().unwrap().number;
+        let result = Ok(Started { handle: "i-1".to_owned(), identity: None });
+        self.event("start ended: ok", Event::StartEnded { host, number, result });
     }
 
     fn gone(&mut self, worker: &str) {

@@ -10,6 +10,7 @@ pub(super) fn effect(effect: &Effect, now: Timestamp) -> String {
         Effect::Save(record) => format!("save {}", self::record(record, now)),
         Effect::Send { queue, message } => format!("{queue} <- {}", self::message(message)),
         Effect::Reply { request, answer } => format!("reply {}: {answer:?}", request.0),
+        Effect::PrepareHost { host, number } => format!("prepare order {number} of {} for {}", host.id, host.worker),
         Effect::StartHost(host) => format!("START {} for {}", host.id, host.worker),
         Effect::StopHost(host) => format!("STOP {}", host.id),
         Effect::StopOrphan { listed, .. } => format!("STOP ORPHAN {}", listed.handle),
