@@ -136,7 +136,9 @@ fn read_worker(
         let who = "builds run as the agent's own user, which may be root: write run_as = \"…\"";
         table.notes.warn(table.at, "worker.run_as", who);
     }
-    let latent = latent(&table, kind, template, host.as_ref().map_or(0, |(_, _, fingerprint)| *fingerprint));
+    let image = host.as_ref().and_then(|(host, _, _)| host.as_ref()).map(HostConfig::image).unwrap_or_default();
+    let fingerprint = host.as_ref().map_or(0, |(_, _, fingerprint)| *fingerprint);
+    let latent = latent(&table, kind, template, fingerprint, &image);
     if let Some(kind) = kind {
         warn_of_provider(&table, kind, unreachable);
     }
@@ -213,7 +215,13 @@ fn lease(table: &Table<'_>, keepalive: Option<Keepalive>) -> Option<Duration> {
 }
 
 /// The keys of latent workers; on a standing one they are refused.
-fn latent(table: &Table<'_>, kind: Option<ProviderKind>, template: &str, fingerprint: u64) -> Option<LatentPlan> {
+fn latent(
+    table: &Table<'_>,
+    kind: Option<ProviderKind>,
+    template: &str,
+    fingerprint: u64,
+    image: &str,
+) -> Option<LatentPlan> {
     let default_wait = if kind == Some(ProviderKind::Libvirt) { Duration::ZERO } else { DEFAULT_BUILD_WAIT };
     let build_wait_timeout = table.or("build_wait_timeout", Some(default_wait), |v| v.duration_or_never());
     let max_uses = table.or("max_uses", 0, |v| v.whole(0));
@@ -233,7 +241,8 @@ fn latent(table: &Table<'_>, kind: Option<ProviderKind>, template: &str, fingerp
     if let Some(value) = table.get("min_idle").filter(|_| u64::from(min_idle) > of as u64) {
         value.warn(format!("more than there are: this section gives {of} of them"));
     }
-    Some(LatentPlan { provider, build_wait_timeout, max_uses, template: template.to_owned(), min_idle, fingerprint })
+    let (template, image) = (template.to_owned(), image.into());
+    Some(LatentPlan { provider, build_wait_timeout, max_uses, template, min_idle, image, fingerprint })
 }
 
 /// The one provider section: what it makes (nothing where it is faulty), whose it is, and its fingerprint.

@@ -39,6 +39,7 @@ impl Core {
             queue: Queue::default(),
             workers: BTreeMap::new(),
             hosts: BTreeMap::new(),
+            images: BTreeMap::new(),
             orphans: BTreeMap::new(),
             namesakes: BTreeSet::new(),
             audits: BTreeMap::new(),
@@ -53,6 +54,7 @@ impl Core {
         for (name, record) in start.ledger.workers {
             core.worker_entry(now, &name).record = record;
         }
+        core.restore_images(start.ledger.images);
         // Plans first, so that what is restored finds its worker's options.
         core.on_configure(now, start.plan);
         core.restore_sessions(now, start.ledger.sessions, start.ledger.leases_until);

@@ -12,9 +12,9 @@ use rouse_shared::{BuildId, HostId, WorkerName};
 use std::time::Duration;
 
 /// First pause after a failed start; doubled with each further one in a row, up to [`BACKOFF_MOST`].
-const BACKOFF_FIRST: Duration = Duration::from_secs(15);
+pub(super) const BACKOFF_FIRST: Duration = Duration::from_secs(15);
 /// Longest pause between failed starts.
-const BACKOFF_MOST: Duration = Duration::from_secs(1_800);
+pub(super) const BACKOFF_MOST: Duration = Duration::from_secs(1_800);
 /// First pause before a start with an unknown result, or a stop that failed, is repeated; doubled up to a minute.
 const REPEAT_FIRST: Duration = Duration::from_secs(2);
 /// Longest pause before a call is repeated.
@@ -22,8 +22,20 @@ const REPEAT_MOST: Duration = Duration::from_secs(60);
 /// How long what a host printed is waited for before the host is stopped without it.
 const CONSOLE_PATIENCE: Duration = Duration::from_secs(20);
 
-fn doubled(first: Duration, most: Duration, times: u32) -> Duration {
+/// `first`, doubled so many times, `most` at most.
+pub(super) fn doubled(first: Duration, most: Duration, times: u32) -> Duration {
     first.saturating_mul(1 << times.min(16)).min(most)
+}
+
+/// Whose fault a failed start is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Fault {
+    /// Its image's, its worker's or its configuration's: it counts for quarantine, and against the builds that waited.
+    Host,
+    /// The provider's, for now: no capacity, no answer.
+    Passing,
+    /// Ours: the broker was away.
+    Outage,
 }
 
 impl Core {
@@ -40,6 +52,7 @@ impl Core {
             provider,
             handle: None,
             state: HostState::Ordered,
+            image: latent.map_or_else(String::new, |l| l.image.to_string()),
             order: None,
             token,
             identity: None,
@@ -85,8 +98,16 @@ impl Core {
         if live.host.state != HostState::Ordered {
             return;
         }
+        let host = live.host.clone();
         match result {
+            Ok(order) if !self.image_admits(&host, &order.image) => {
+                let why = format!("image {} is new: it waits until one of its first hosts has attached", order.image);
+                let builds = self.queue.release(id);
+                builds.into_iter().for_each(|build| self.touch_build(build));
+                self.host_is_gone(now, id, &why);
+            }
             Ok(order) => {
+                let Some(live) = self.hosts.get_mut(id) else { return };
                 live.host.identity.clone_from(&order.identity);
                 live.host.order = Some(order);
                 live.start_tries = 0;
@@ -101,11 +122,11 @@ impl Core {
     /// The provider was not able to make the machine, and that is certain.
     fn start_failed(&mut self, now: Timestamp, id: &HostId, error: &StartError) {
         let why = format!("the host could not be started: {}", error.text());
-        let definite = match error {
-            StartError::Rejected(_) | StartError::Auth(_) => true,
-            StartError::Capacity(_) | StartError::Transient(_) | StartError::Unknown(_) => false,
+        let fault = match error {
+            StartError::Rejected(_) | StartError::Auth(_) => Fault::Host,
+            StartError::Capacity(_) | StartError::Transient(_) | StartError::Unknown(_) => Fault::Passing,
         };
-        self.host_failed(now, id, &why, definite, None);
+        self.host_failed(now, id, &why, fault, None);
         self.host_is_gone(now, id, &why);
     }
 
@@ -228,24 +249,29 @@ impl Core {
         live.host.console.clone_from(&text);
         let why = live.host.why.clone().unwrap_or_default();
         self.timers.clear(&Timer::Console(id.clone()));
-        // While the broker is away no agent can attach: our outage, not the image's fault.
-        self.host_failed(now, id, &why, self.broker_up, text);
+        self.host_failed(now, id, &why, self.fault_of_silence(), text);
         self.stop_again(now, id);
         self.touch_host(id);
     }
 
-    /// Counts a failed start against the worker, and tells the builds that waited for it.
-    fn host_failed(&mut self, now: Timestamp, id: &HostId, why: &str, definite: bool, console: Option<String>) {
+    /// Counts a failed start against the worker and its image, and tells the builds that waited for it.
+    fn host_failed(&mut self, now: Timestamp, id: &HostId, why: &str, fault: Fault, console: Option<String>) {
         let Some(host) = self.hosts.get(id).map(|l| l.host.clone()) else { return };
         let mut builds = self.queue.release(id);
         builds.extend(host.woken_for.filter(|b| !builds.contains(b) && self.is_waiting(*b)));
         self.pending.wake = true;
-        if definite {
-            let failed =
-                FailedHost { host: id.clone(), worker: host.worker.clone(), at: now, why: why.to_owned(), console };
-            self.count_failed_host(now, builds, &failed);
+        match fault {
+            // Nobody is to blame, and nothing is to be learned from it.
+            Fault::Outage => return,
+            Fault::Passing => {}
+            Fault::Host => {
+                let worker = host.worker.clone();
+                let failed = FailedHost { host: id.clone(), worker, at: now, why: why.to_owned(), console };
+                self.count_failed_host(now, builds, &failed);
+            }
         }
         let jitter = 0.8 + 0.4 * f64::from(u16::from_str_radix(&self.random_hex(2), 16).unwrap_or(0)) / 65_536.0;
+        self.image_failed(now, &host, why, jitter);
         let limit = self.plan.quarantine_after;
         if let Some(w) = self.workers.get_mut(&host.worker) {
             let pause = doubled(BACKOFF_FIRST, BACKOFF_MOST, w.record.failures).mul_f64(jitter);
@@ -253,13 +279,21 @@ impl Core {
             w.record.backoff_until = Some(now + pause);
             w.record.last_failure = Some(why.to_owned());
             self.timers.set(Timer::Backoff(host.worker.clone()), now + pause);
-            if definite && w.record.failures >= limit {
-                w.record.quarantined = Some(why.to_owned());
-                let text = format!("worker {} is quarantined after {limit} failed starts: {why}", host.worker);
-                self.note(Level::Warn, text);
+            if fault == Fault::Host {
+                w.record.faults += 1;
+                if w.record.faults >= limit {
+                    w.record.quarantined = Some(why.to_owned());
+                    let text = format!("worker {} is quarantined after {limit} failed starts: {why}", host.worker);
+                    self.note(Level::Warn, text);
+                }
             }
         }
         self.save_worker(&host.worker);
+    }
+
+    /// Whose fault it is that an agent has not attached. While the broker is away none can: our outage, not the image's.
+    fn fault_of_silence(&self) -> Fault {
+        if self.broker_up { Fault::Host } else { Fault::Outage }
     }
 
     fn is_waiting(&self, build: BuildId) -> bool {
@@ -274,14 +308,17 @@ impl Core {
         }
         live.host.state = HostState::Awake;
         live.host.attached = Some(now);
-        let worker = live.host.worker.clone();
+        let host = live.host.clone();
+        let worker = host.worker.clone();
         self.timers.clear(&Timer::Boot(id.clone()));
         self.timers.clear(&Timer::StartRetry(id.clone()));
         if let Some(w) = self.workers.get_mut(&worker) {
             w.record.failures = 0;
+            w.record.faults = 0;
             w.record.backoff_until = None;
             w.record.last_failure = None;
         }
+        self.image_works(&host);
         self.save_worker(&worker);
         self.touch_host(id);
         self.touch_worker(&worker);
@@ -384,7 +421,7 @@ impl Core {
         if self.hosts.get_mut(id).is_some_and(|live| std::mem::take(&mut live.given_up)) {
             // It went while what it printed was waited for: a failed start all the same.
             let given = self.hosts.get(id).and_then(|live| live.host.why.clone()).unwrap_or_default();
-            self.host_failed(now, id, &given, self.broker_up, None);
+            self.host_failed(now, id, &given, self.fault_of_silence(), None);
         }
         let Some(live) = self.hosts.get_mut(id) else { return };
         let expected = matches!(live.host.state, HostState::Stopping);

@@ -9,6 +9,7 @@ mod builds;
 mod configure;
 pub mod event;
 mod hosts;
+pub mod images;
 mod lease;
 pub mod plan;
 mod queue;
@@ -57,6 +58,8 @@ pub struct Core {
     workers: BTreeMap<WorkerName, Worker>,
     /// Hosts that are not gone.
     hosts: BTreeMap<HostId, LiveHost>,
+    /// What has become of the hosts of each image.
+    images: BTreeMap<images::ImageKey, images::ImageRecord>,
     /// Machines that bear our name and that the ledger does not know: when they were first listed.
     orphans: BTreeMap<(plan::ProviderKind, String), Timestamp>,
     /// Machines that bear our name and another id, as they were last listed.
@@ -179,6 +182,7 @@ impl Core {
             Timer::Console(host) => self.on_console(now, &host, None),
             Timer::Missing(worker) => self.on_missing(now, &worker),
             Timer::Backoff(worker) => self.touch_worker(&worker),
+            Timer::Image(key) => self.on_image(&key),
             Timer::Logs(attempt) => self.on_logs_overdue(now, attempt),
             Timer::Audit(provider) => self.start_audit(now, provider),
             Timer::AuditRound(request) => self.next_round(request),

@@ -80,6 +80,8 @@ pub struct LatentPlan {
     pub template: String,
     /// Hosts of its template that are kept awake without work.
     pub min_idle: u32,
+    /// What its hosts boot, as the configuration names it: workers with the same one share its failures.
+    pub image: Arc<str>,
     /// Changes when anything changes that a new host would be started with: hosts of an older one are retired when idle.
     pub fingerprint: u64,
 }
@@ -99,6 +101,9 @@ pub enum ProviderKind {
 }
 
 impl ProviderKind {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Process, Self::Ec2, Self::Libvirt, Self::Openstack];
+
     /// As it is written in configuration, listings and logs.
     pub fn as_str(self) -> &'static str {
         match self {

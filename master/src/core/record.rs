@@ -1,6 +1,7 @@
 //! What the ledger keeps beside builds: hosts, sessions, and what operators and failures have done to workers.
 
 use super::build::{BuildSpec, BuildStatus};
+use super::images::{ImageKey, ImageRecord};
 use super::plan::{Digest, ProviderKind};
 use rouse_shared::message::Facts;
 use rouse_shared::{BuildId, HostId, Nonce, SessionId, Timestamp, WorkerName};
@@ -20,6 +21,8 @@ pub struct Host {
     pub handle: Option<String>,
     /// Where it is in its life.
     pub state: HostState,
+    /// [`super::plan::LatentPlan::image`] when it was ordered.
+    pub image: String,
     /// What was, or is being, ordered of the provider; absent while that is being worked out.
     #[serde(default)]
     pub order: Option<Order>,
@@ -138,8 +141,11 @@ pub struct Session {
 pub struct WorkerRecord {
     /// What an operator has asked for.
     pub wish: Wish,
-    /// Failed starts in a row.
+    /// Failed starts in a row, of every kind.
     pub failures: u32,
+    /// Those of them that are the host's own fault, and count for quarantine.
+    #[serde(default)]
+    pub faults: u32,
     /// No start before then.
     pub backoff_until: Option<Timestamp>,
     /// Why it is quarantined, once it is.
@@ -188,6 +194,8 @@ pub enum Record {
     SessionOver(WorkerName),
     /// What operators and failures have done to a worker.
     Worker(WorkerName, WorkerRecord),
+    /// What has become of an image's hosts.
+    Image(ImageKey, ImageRecord),
     /// Every lease may run until then, since the master said so when it was asked to end.
     LeasesUntil(Timestamp),
 }
@@ -203,6 +211,8 @@ pub struct Ledger {
     pub sessions: Vec<Session>,
     /// Workers that something was done to.
     pub workers: Vec<(WorkerName, WorkerRecord)>,
+    /// Images that hosts were made of.
+    pub images: Vec<(ImageKey, ImageRecord)>,
     /// The highest build number given out.
     pub last_build: u64,
     /// See [`Record::LeasesUntil`].

@@ -26,6 +26,7 @@ fn worker(latent: bool, lease: u64) -> WorkerPlan {
         max_uses: 0,
         template: "w1".to_owned(),
         min_idle: 0,
+        image: "image".into(),
         fingerprint: 1,
     });
     WorkerPlan {
@@ -98,7 +99,7 @@ impl Master {
                 Record::Session(session) => self.session = Some(session),
                 Record::SessionOver(_) => self.session = None,
                 Record::LeasesUntil(until) => self.leases_until = Some(until),
-                Record::Worker(..) => {}
+                Record::Worker(..) | Record::Image(..) => {}
             }
         }
     }
@@ -129,6 +130,7 @@ impl Master {
             hosts: self.hosts.values().filter(|h| h.state != HostState::Gone).cloned().collect(),
             sessions: self.session.clone().into_iter().collect(),
             workers: Vec::new(),
+            images: Vec::new(),
             last_build: self.builds.len() as u64,
             leases_until: self.leases_until,
         };

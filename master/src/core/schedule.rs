@@ -1,6 +1,7 @@
 //! Brings builds and workers together: gives waiting builds to free workers, and starts hosts for the rest.
 
 use super::event::{Change, Effect, WorkerState};
+use super::images::Room;
 use super::plan::WorkerPlan;
 use super::queue;
 use super::record::{HostState, Wish};
@@ -134,6 +135,7 @@ impl Core {
         if !self.broker_up {
             return;
         }
+        let mut room = Room::default();
         let classes: Vec<_> = self.queue.classes.keys().cloned().collect();
         for requirement in classes {
             while let Some(place) = self.queue.classes.get(&requirement).and_then(|c| c.unreserved.first().copied()) {
@@ -144,10 +146,14 @@ impl Core {
                         let fits =
                             |name: &&WorkerName| self.plan_of(name).is_some_and(|p| queue::matches(&requirement, p));
                         let failures = |name: &&WorkerName| self.workers.get(*name).map_or(0, |w| w.record.failures);
-                        let Some(name) = self.wakeable.iter().filter(fits).min_by_key(failures).cloned() else { break };
+                        let mut may = |name: &&WorkerName| fits(name) && self.image_has_room(now, name, &mut room);
+                        let Some(name) = self.wakeable.iter().filter(|n| may(n)).min_by_key(failures).cloned() else {
+                            break;
+                        };
                         if !self.may_start_one() {
                             break;
                         }
+                        self.take_room(&name, &mut room);
                         self.wakeable.remove(&name);
                         self.order_host(now, &name, Some(place.1))
                     }
@@ -201,12 +207,15 @@ impl Core {
             .filter(|l| l.min_idle > 0)
             .map(|l| (l.template.clone(), l.min_idle))
             .collect();
+        let mut room = Room::default();
         for (template, min_idle) in wanted {
             while self.idle_of(&template) < min_idle && self.may_start_one() {
                 let of = |name: &&WorkerName| {
                     self.plan_of(name).and_then(|p| p.latent.as_ref()).is_some_and(|l| l.template == template)
                 };
-                let Some(name) = self.wakeable.iter().find(of).cloned() else { break };
+                let mut may = |name: &&WorkerName| of(name) && self.image_has_room(now, name, &mut room);
+                let Some(name) = self.wakeable.iter().find(|n| may(n)).cloned() else { break };
+                self.take_room(&name, &mut room);
                 self.wakeable.remove(&name);
                 self.order_host(now, &name, None);
             }
@@ -267,6 +276,7 @@ impl Core {
             Some(HostState::Awake) => WorkerState::Offline,
             None if worker.attached().is_some() => attached(),
             None if record.backoff_until.is_some_and(|until| until > now) => WorkerState::Backoff,
+            None if self.image_until(worker, now).is_some() => WorkerState::Backoff,
             None if record.missing_since.is_some() => WorkerState::Missing,
             None if record.wish != Wish::Work => WorkerState::Paused,
             None if worker.standing() => WorkerState::Offline,

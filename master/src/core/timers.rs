@@ -1,6 +1,7 @@
 //! Deadlines by name, so that each can be moved or dropped, and the earliest is known at once.
 
 use super::event::RequestId;
+use super::images::ImageKey;
 use super::plan::ProviderKind;
 use rouse_shared::{AttemptId, HostId, Timestamp, WorkerName};
 use std::collections::{BTreeMap, BTreeSet};
@@ -24,6 +25,8 @@ pub enum Timer {
     Missing(WorkerName),
     /// The worker may start a host again.
     Backoff(WorkerName),
+    /// Hosts of the image may be ordered again.
+    Image(ImageKey),
     /// Ask again for the rest of the attempt's logs, or give them up.
     Logs(AttemptId),
     /// Compare what the provider lists with the ledger.

@@ -4,7 +4,7 @@ use super::Core;
 use super::build::{BuildState, Requirement};
 use super::record::Host;
 use super::view::{BuildView, WorkerView};
-use rouse_shared::{BuildId, WorkerName};
+use rouse_shared::{BuildId, Timestamp, WorkerName};
 use std::collections::BTreeMap;
 
 impl Core {
@@ -19,7 +19,7 @@ impl Core {
     }
 
     /// Workers of the configuration, and those that still wind up, by name.
-    pub fn worker_views(&self) -> Vec<WorkerView> {
+    pub fn worker_views(&self, now: Timestamp) -> Vec<WorkerView> {
         self.workers
             .iter()
             .map(|(name, worker)| WorkerView {
@@ -36,7 +36,7 @@ impl Core {
                 wish: worker.record.wish,
                 properties: worker.plan.as_ref().map(|p| p.properties.clone()).unwrap_or_default(),
                 last_failure: worker.record.last_failure.clone(),
-                next_try: worker.record.backoff_until,
+                next_try: worker.record.backoff_until.max(self.image_until(worker, now)),
             })
             .collect()
     }

@@ -86,7 +86,7 @@ impl Core {
         let next_try = matching
             .iter()
             .filter(|w| w.record.quarantined.is_none())
-            .filter_map(|w| w.record.backoff_until.filter(|until| *until > now))
+            .filter_map(|w| w.record.backoff_until.filter(|until| *until > now).max(self.image_until(w, now)))
             .min();
         let mut states: Vec<String> = Vec::new();
         for state in [
@@ -110,6 +110,11 @@ impl Core {
         let mut sentence = format!("it waits for {wanted} ({})", states.join(", "));
         if let Some(failure) = failure.filter(|_| !matching.iter().any(|w| w.state == WorkerState::Busy)) {
             sentence.push_str(&format!("; the last host failed: {failure}"));
+        }
+        let image_waits = matching.iter().filter(|w| w.state == WorkerState::Asleep);
+        let image_waits = image_waits.filter_map(|w| w.plan.as_ref()).find_map(|p| self.image_waits(&p.name));
+        if let Some(text) = image_waits {
+            sentence.push_str(&format!("; {text}"));
         }
         let named = |state: WorkerState| matching.iter().find(|w| w.state == state).and_then(|w| w.plan.as_ref());
         if let Some(plan) = named(WorkerState::Quarantined).or_else(|| named(WorkerState::Paused)) {

@@ -46,9 +46,11 @@ impl Core {
     /// Makes a worker work again: backoff, quarantine and a drain of a standing agent are over.
     fn lift(&mut self, name: &WorkerName) {
         self.pending.wake = true;
+        self.lift_image(name);
         self.timers.clear(&Timer::Backoff(name.clone()));
         let Some(worker) = self.workers.get_mut(name) else { return };
         worker.record.failures = 0;
+        worker.record.faults = 0;
         worker.record.backoff_until = None;
         worker.record.quarantined = None;
         let standing = worker.host.is_none();

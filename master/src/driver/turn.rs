@@ -6,6 +6,7 @@ use crate::broker::{Admission, Inbound, Receipt, ack_all};
 use crate::config::Config;
 use crate::core::build::BuildState;
 use crate::core::event::{Effect, Event};
+use crate::core::images::ImageKey;
 use crate::core::record::Record;
 use crate::core::view::{BuildView, Why};
 use crate::core::{Core, Start, of_status};
@@ -117,6 +118,7 @@ enum Key {
     Host(String),
     Session(WorkerName),
     Worker(WorkerName),
+    Image(ImageKey),
     Leases,
 }
 
@@ -128,6 +130,7 @@ impl Batch {
             Record::Session(session) => Key::Session(session.worker.clone()),
             Record::SessionOver(worker) => Key::Session(worker.clone()),
             Record::Worker(worker, _) => Key::Worker(worker.clone()),
+            Record::Image(key, _) => Key::Image(key.clone()),
             Record::LeasesUntil(_) => Key::Leases,
         };
         match self.index.entry(key) {
@@ -368,7 +371,7 @@ impl Turner {
                 };
                 drop(reply.send(core.why(clock::now(), id).or_else(ended)));
             }
-            Call::Workers { reply } => drop(reply.send(core.worker_views())),
+            Call::Workers { reply } => drop(reply.send(core.worker_views(clock::now()))),
             Call::Hosts { reply } => drop(reply.send(core.host_views())),
             Call::Health { reply } => {
                 let ledger = self.commit_error.clone().map_or(Ok(()), Err);

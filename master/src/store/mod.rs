@@ -4,6 +4,8 @@
 //! field that is added needs no migration.
 
 use crate::core::build::{Build, BuildSpec, BuildState, BuildStatus};
+use crate::core::images::{ImageKey, ImageRecord};
+use crate::core::plan::ProviderKind;
 use crate::core::record::{Host, HostState, Ledger, Record, Session, WorkerRecord};
 use rouse_shared::{BuildId, Timestamp, WorkerName};
 use rusqlite::{Connection, OptionalExtension as _, params};
@@ -103,6 +105,8 @@ impl Store {
              CREATE INDEX IF NOT EXISTS hosts_live ON hosts (id) WHERE live;
              CREATE TABLE IF NOT EXISTS sessions (worker TEXT PRIMARY KEY, row TEXT NOT NULL);
              CREATE TABLE IF NOT EXISTS workers (name TEXT PRIMARY KEY, row TEXT NOT NULL);
+             CREATE TABLE IF NOT EXISTS images (
+                 provider TEXT NOT NULL, name TEXT NOT NULL, row TEXT NOT NULL, PRIMARY KEY (provider, name));
              CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value INTEGER NOT NULL);",
         )?;
         connection.pragma_update(None, "user_version", SCHEMA)?;
@@ -150,6 +154,17 @@ impl Store {
             // A name that is none was written by nobody of ours; there is no worker to give it to.
             if let Ok(worker) = name.parse::<WorkerName>() {
                 ledger.workers.push((worker, parse("workers", &name, &text)?));
+            }
+        }
+        let mut statement =
+            self.connection.prepare("SELECT provider, name, row FROM images ORDER BY provider, name")?;
+        let mut rows = statement.query([])?;
+        while let Some(row) = rows.next()? {
+            let (provider, name, text): (String, String, String) = (row.get(0)?, row.get(1)?, row.get(2)?);
+            // A provider that this version does not know has no hosts here either.
+            if let Some(provider) = ProviderKind::ALL.into_iter().find(|p| p.as_str() == provider) {
+                let record = parse("images", &name, &text)?;
+                ledger.images.push((ImageKey { provider, image: name.into() }, record));
             }
         }
         let highest = "SELECT COALESCE(MAX(id), 0) FROM builds";
@@ -273,6 +288,12 @@ fn write(to: &Connection, record: &Record) -> Result<(), StoreError> {
             let sql = "INSERT INTO workers (name, row) VALUES (?1, ?2)
                        ON CONFLICT (name) DO UPDATE SET row = excluded.row";
             to.prepare_cached(sql)?.execute(params![name.as_str(), json::<WorkerRecord>(record)])?;
+        }
+        Record::Image(key, record) => {
+            let sql = "INSERT INTO images (provider, name, row) VALUES (?1, ?2, ?3)
+                       ON CONFLICT (provider, name) DO UPDATE SET row = excluded.row";
+            let row = params![key.provider.as_str(), &*key.image, json::<ImageRecord>(record)];
+            to.prepare_cached(sql)?.execute(row)?;
         }
         Record::LeasesUntil(until) => {
             let sql = "INSERT INTO facts (name, value) VALUES ('leases_until', ?1)

@@ -201,6 +201,7 @@ impl Fake {
             provider: ProviderKind::Ec2,
             handle: Some("i-0123".to_owned()),
             state: HostState::Awake,
+            image: "ami-1".to_owned(),
             order: None,
             token: "boot-token".to_owned(),
             identity: None,

@@ -1,6 +1,7 @@
 //! The fake disk: the ledger as the store keeps it, and the master's log files.
 
 use rouse_master::core::build::Build;
+use rouse_master::core::images::{ImageKey, ImageRecord};
 use rouse_master::core::record::{Host, HostState, Ledger, Record, Session, WorkerRecord};
 use rouse_shared::{AttemptId, BuildId, HostId, Timestamp, WorkerName};
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,6 +17,7 @@ pub(super) struct Disk {
     pub known_hosts: BTreeSet<HostId>,
     pub sessions: BTreeMap<WorkerName, Session>,
     pub workers: BTreeMap<WorkerName, WorkerRecord>,
+    pub images: BTreeMap<ImageKey, ImageRecord>,
     pub leases_until: Option<Timestamp>,
     /// Bytes of each step's log.
     pub logs: BTreeMap<(AttemptId, u32), u64>,
@@ -52,6 +54,9 @@ impl Disk {
             Record::Worker(name, record) => {
                 self.workers.insert(name, record);
             }
+            Record::Image(key, record) => {
+                self.images.insert(key, record);
+            }
             Record::LeasesUntil(until) => self.leases_until = Some(until),
         }
     }
@@ -62,6 +67,7 @@ impl Disk {
             hosts: self.hosts.values().cloned().collect(),
             sessions: self.sessions.values().cloned().collect(),
             workers: self.workers.iter().map(|(n, r)| (n.clone(), r.clone())).collect(),
+            images: self.images.iter().map(|(k, r)| (k.clone(), r.clone())).collect(),
             last_build: self.builds.keys().next_back().map_or(0, |b| b.0),
             leases_until: self.leases_until,
         }

@@ -49,6 +49,7 @@ impl World {
             | Record::Session(_)
             | Record::SessionOver(_)
             | Record::Worker(..)
+            | Record::Image(..)
             | Record::LeasesUntil(_) => {}
         }
     }
@@ -234,7 +235,7 @@ impl World {
     /// Every standing agent is attached and idle, and so is every host that is left.
     fn check_workers(&mut self) {
         let Some(core) = &self.master.core else { return self.violated("there is no master after quiet") };
-        let views = core.worker_views();
+        let views = core.worker_views(self.time());
         let off = views.iter().find(|view| {
             let standing = view.provider.is_none() && self.script.plan.workers.contains_key(&view.name);
             (standing || view.host.is_some()) && view.state != WorkerState::Idle

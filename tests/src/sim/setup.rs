@@ -90,6 +90,7 @@ pub(super) fn template(chance: &mut Chance, name: &str) -> LatentPlan {
         max_uses: chance.pick(&[0, 0, 0, 1, 2]),
         template: name.to_owned(),
         min_idle: chance.pick(&[0, 0, 0, 1, 2]),
+        image: "image".into(),
         fingerprint: chance.next(),
     }
 }

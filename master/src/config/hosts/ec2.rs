@@ -4,6 +4,7 @@ use crate::config::Secret;
 use crate::config::document::{Table, Value};
 use crate::config::{duration, url};
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -69,6 +70,20 @@ pub enum Ec2Image {
         /// Matched from the start of the location (already anchored); sorted by group 1.
         location: Option<String>,
     },
+}
+
+/// As a person would name it.
+impl fmt::Display for Ec2Image {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Id(id) => f.write_str(id),
+            Self::Last { owners, location } => {
+                let owners = if owners.is_empty() { "anybody".to_owned() } else { owners.join(", ") };
+                let location = location.as_deref().unwrap_or("any location");
+                write!(f, "the last of {owners} at {location}")
+            }
+        }
+    }
 }
 
 /// An EBS volume of the user's.

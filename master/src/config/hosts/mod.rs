@@ -39,6 +39,21 @@ impl HostConfig {
     }
 }
 
+impl HostConfig {
+    /// What its hosts boot, in the words of the configuration: hosts with the same one fail together.
+    pub(super) fn image(&self) -> String {
+        match self {
+            Self::Process(host) => host.agent.display().to_string(),
+            Self::Ec2(host) => host.image.to_string(),
+            Self::Libvirt(host) => {
+                let disk = host.base_image.as_ref().or(host.hd_image.as_ref());
+                disk.map_or_else(|| "the domain's own disk".to_owned(), |path| path.display().to_string())
+            }
+            Self::Openstack(host) => host.image.to_string(),
+        }
+    }
+}
+
 /// Reads the section of a provider: how hosts are made (nothing where it is faulty), and the fingerprint of all that
 /// shapes a new host. Prices, credentials and what is done with a host later are no part of that.
 pub(super) fn read(kind: ProviderKind, table: &Table<'_>) -> (Option<HostConfig>, u64) {

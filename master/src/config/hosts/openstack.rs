@@ -3,6 +3,7 @@
 use crate::config::document::{Table, Value};
 use crate::config::{Secret, url};
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::PathBuf;
 
 /// How an OpenStack host is made. Credentials that are absent come from the `OS_*` environment or the `clouds.yaml` entry.
@@ -66,6 +67,18 @@ pub enum OpenstackImage {
     },
     /// What this program prints: it gets the list of images as JSON on standard input. At least one word.
     Command(Vec<String>),
+}
+
+/// As a person would name it.
+impl fmt::Display for OpenstackImage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Id(id) => f.write_str(id),
+            Self::Name { regex, pick: ImagePick::Newest } => write!(f, "the newest named {regex}"),
+            Self::Name { regex, pick: ImagePick::Oldest } => write!(f, "the oldest named {regex}"),
+            Self::Command(words) => write!(f, "what {} picks", words.join(" ")),
+        }
+    }
 }
 
 /// Which of several images.

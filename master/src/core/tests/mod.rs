@@ -7,6 +7,7 @@
 mod audit;
 mod builds;
 mod hosts;
+mod images;
 mod restarts;
 mod sessions;
 mod show;
@@ -58,6 +59,7 @@ fn latent(worker: &str) -> WorkerPlan {
         max_uses: 0,
         template: "t".to_owned(),
         min_idle: 0,
+        image: "image".into(),
         fingerprint: 1,
     };
     WorkerPlan { latent: Some(latent), ..standing(worker) }
@@ -179,6 +181,7 @@ impl Bench {
             Record::Session(s) => (format!("session {}", s.worker), Some((s.id.0.clone(), "session"))),
             Record::SessionOver(worker) => (format!("session {worker}"), None),
             Record::Worker(worker, _) => (format!("worker {worker}"), None),
+            Record::Image(key, _) => (format!("image {}", key.image), None),
             Record::LeasesUntil(_) => ("leases".to_owned(), None),
         };
         self.disk.insert(key, record.clone());
@@ -222,6 +225,7 @@ impl Bench {
                 Record::Host(host) if host.state != HostState::Gone => ledger.hosts.push(host),
                 Record::Session(session) => ledger.sessions.push(session),
                 Record::Worker(worker, record) => ledger.workers.push((worker, record)),
+                Record::Image(key, image) => ledger.images.push((key, image)),
                 Record::LeasesUntil(until) => ledger.leases_until = Some(until),
                 Record::Build(..) | Record::Host(_) | Record::SessionOver(_) => {}
             }

@@ -77,6 +77,11 @@ fn record(record: &Record, now: Timestamp) -> String {
             }
             text
         }
+        Record::Image(key, image) => {
+            let until = image.until.map(|u| format!(", again in {} s", u.since(now).as_secs())).unwrap_or_default();
+            let proven = image.proven.as_deref().map(|p| format!(", {p} works")).unwrap_or_default();
+            format!("{}: {} failures{until}{proven}", key.image, image.failures)
+        }
         Record::LeasesUntil(until) => format!("leases for {} s", until.since(now).as_secs()),
     }
 }
