@@ -9,6 +9,7 @@ pub mod demo;
 pub mod driver;
 pub mod hosts;
 pub mod logs;
+pub mod mail;
 pub mod store;
 pub mod submission;
 pub mod web;

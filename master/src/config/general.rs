@@ -2,7 +2,7 @@
 
 use super::document::Table;
 use super::secret::Secret;
-use super::{BrokerConfig, MailConfig, MasterConfig, Relay, RelayTls, duration, url};
+use super::{BrokerConfig, MailConfig, MasterConfig, Relay, RelayTls, duration, read, url};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -111,7 +111,9 @@ pub(super) fn default_mail() -> MailConfig {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let host = if host.trim().is_empty() { "localhost" } else { host.trim() };
     let relay = Relay { host: "localhost".to_owned(), port: 25, tls: RelayTls::Opportunistic, login: None };
-    MailConfig { from: format!("rouse@{host}"), relay, extra_recipients: Vec::new() }
+    let from = format!("rouse@{host}");
+    let from = if read::is_address(&from) { from } else { "rouse@localhost".to_owned() };
+    MailConfig { from, relay, extra_recipients: Vec::new(), ca: None }
 }
 
 pub(super) fn mail<'d>(root: &Table<'d>, empty: &'d DeTable<'d>) -> MailConfig {
@@ -124,6 +126,7 @@ pub(super) fn mail<'d>(root: &Table<'d>, empty: &'d DeTable<'d>) -> MailConfig {
             url::relay(text.expose()).map_or_else(|why| v.fault(why), Some)
         }),
         extra_recipients: table.or("extra_recipients", Vec::new(), |v| v.one_or_list(|v| v.email())),
+        ca: table.optional("ca", |v| v.readable()),
     };
     table.finish();
     mail

@@ -25,7 +25,7 @@ pub use fault::{Fault, Faults};
 pub use hosts::{Ec2Config, HostConfig, LibvirtConfig, OpenstackConfig, ProcessConfig};
 pub use secret::Secret;
 
-use crate::core::plan::{Plan, ProviderKind};
+use crate::core::plan::{MailPlan, Plan, ProviderKind};
 use rouse_shared::WorkerName;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -93,8 +93,36 @@ pub struct MailConfig {
     pub from: String,
     /// Who takes the mail.
     pub relay: Relay,
-    /// Told of every missing worker, besides the worker's own list.
+    /// Told of every missing worker and every orphan, besides the workers' own lists.
     pub extra_recipients: Vec<String>,
+    /// PEM file of what the relay's certificate is signed by, besides what this machine trusts.
+    pub ca: Option<PathBuf>,
+}
+
+impl MailConfig {
+    /// Whether nothing is sent without TLS: as the relay's address says, and where there is a password to protect.
+    pub fn needs_tls(&self) -> bool {
+        let relay = &self.relay;
+        match relay.tls {
+            RelayTls::Implicit | RelayTls::Required => true,
+            RelayTls::Opportunistic => relay.login.is_some() && !url::is_loopback(&relay.host),
+            RelayTls::Never => false,
+        }
+    }
+
+    /// Whether the relay's certificate has to be right. Where TLS is a matter of luck any is better than none, and a relay
+    /// of this machine seldom has one that anybody has signed.
+    pub fn verifies(&self) -> bool {
+        self.ca.is_some() || (self.needs_tls() && !url::is_loopback(&self.relay.host))
+    }
+
+    /// What the core has to know of it.
+    fn plan(&self) -> MailPlan {
+        MailPlan {
+            extra_recipients: self.extra_recipients.iter().cloned().collect(),
+            domain: self.from.rsplit('@').next().unwrap_or_default().to_owned(),
+        }
+    }
 }
 
 /// An SMTP server that takes our mail.
@@ -181,6 +209,7 @@ fn read_text(text: &str, path: &Path, env: document::Environment<'_>) -> Reading
             audit_interval,
             stop_orphans,
             restart_lease: master.restart_lease,
+            mail: mail.plan(),
         };
         let (max_spend_per_day, hosts) = (limits.max_spend_per_day, workers.hosts);
         Config { path: path.to_owned(), master, broker, mail, max_spend_per_day, plan, hosts, warnings: Vec::new() }
@@ -231,6 +260,7 @@ impl Config {
                 audit_interval: general::DEFAULT_AUDIT,
                 stop_orphans: true,
                 restart_lease: general::DEFAULT_RESTART_LEASE,
+                mail: general::default_mail().plan(),
             },
             hosts: BTreeMap::new(),
             warnings: Vec::new(),

@@ -237,10 +237,7 @@ impl Value<'_> {
     /// An e-mail address.
     pub(super) fn email(&self) -> Option<String> {
         let text = self.word()?;
-        let fits = text.split_once('@').is_some_and(|(user, host)| {
-            !user.is_empty() && !host.is_empty() && !host.contains('@') && !text.contains([' ', '<', '>', ',', ';'])
-        });
-        if fits {
+        if is_address(&text) {
             Some(text)
         } else {
             self.fault(format!(
@@ -282,4 +279,9 @@ fn read_file(path: &Path) -> std::io::Result<String> {
         return Err(std::io::Error::other("it is larger than 1 MiB"));
     }
     Ok(content)
+}
+
+/// Whether mail can be sent to, or from, this address.
+pub(super) fn is_address(text: &str) -> bool {
+    text.parse::<lettre::Address>().is_ok()
 }

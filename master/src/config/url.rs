@@ -101,7 +101,8 @@ pub(super) fn broker(text: &str) -> Result<Broker, String> {
     Ok(Broker { loopback: url.hosts.iter().all(|(host, _)| is_loopback(host)), has_login: url.login.is_some() })
 }
 
-fn is_loopback(host: &str) -> bool {
+/// Whether a host is this machine.
+pub(super) fn is_loopback(host: &str) -> bool {
     host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 

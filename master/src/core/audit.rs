@@ -188,6 +188,7 @@ impl Core {
             if now.since(first) >= ORPHAN_AGE {
                 let text =
                     format!("{} of {} bears our name and is not in the ledger", machine.handle, provider.as_str());
+                self.tell_orphan(now, provider, machine, self.plan.stop_orphans);
                 if self.plan.stop_orphans {
                     self.note(Level::Warn, format!("orphan: {text}; stopping it"));
                     self.out.push(Effect::StopOrphan { provider, listed: machine.clone() });
@@ -198,6 +199,7 @@ impl Core {
         }
         let orphans = self.orphans.len();
         self.orphans.retain(|(of, handle), _| *of != provider || listed.iter().any(|m| m.handle == *handle));
+        self.forget_told_orphans(provider, |handle| listed.iter().any(|m| m.handle == *handle));
         // Each one that is gone leaves room for a host.
         self.pending.wake |= self.orphans.len() < orphans;
         let mut gone = Vec::new();
@@ -353,6 +355,9 @@ impl Core {
                 self.note(Level::Warn, format!("audit: {named} of {}: {why}; stopping it", provider.as_str()));
                 let owner = owner.clone().map_or(Owner::Ours, Owner::Namesake);
                 let listed = ListedHost { host: host.clone(), handle: handle.clone(), owner };
+                if *kind == DifferenceKind::Orphan {
+                    self.tell_orphan(now, *provider, &listed, true);
+                }
                 self.out.push(Effect::StopOrphan { provider: *provider, listed });
             }
             (DifferenceKind::Missing, _) => {

@@ -26,7 +26,7 @@ pub struct Start {
 impl Core {
     /// A core that goes on where the ledger stopped. Every lease counts as renewed just now; every call to a provider
     /// that may have been under way is made again; every timer starts anew.
-    pub fn new(now: Timestamp, start: Start) -> (Self, Vec<Effect>) {
+    pub fn new(now: Timestamp, mut start: Start) -> (Self, Vec<Effect>) {
         let mut core = Self {
             master: start.master,
             plan: Arc::new(Plan { workers: BTreeMap::new(), ..(*start.plan).clone() }),
@@ -45,12 +45,15 @@ impl Core {
             audits: BTreeMap::new(),
             timers: Timers::default(),
             broker_up: false,
+            broker_since: None,
+            mail: super::mail::Desk::default(),
             terminating: false,
             free: BTreeSet::new(),
             wakeable: BTreeSet::new(),
             pending: Pending::default(),
             out: Vec::new(),
         };
+        core.restore_mail(now, &mut start.ledger);
         for (name, record) in start.ledger.workers {
             core.worker_entry(now, &name).record = record;
         }

@@ -2,6 +2,7 @@
 
 use super::audit::{AuditMode, AuditReport};
 use super::build::{BuildSpec, BuildState};
+use super::mail::{Handed, Mail, MailId};
 use super::plan::{Plan, ProviderKind};
 use super::record::{Host, HostState, Order, Record};
 use rouse_shared::message::{ToAgent, ToMaster};
@@ -143,6 +144,13 @@ pub enum Event {
         provider: ProviderKind,
         /// What bears our name; whole, or an error.
         result: Result<Vec<ListedHost>, String>,
+    },
+    /// [`Effect::SendMail`] came to an end. Once; never for what an earlier master was sending, which is sent again.
+    MailSent {
+        /// Which mail.
+        mail: MailId,
+        /// What the relay made of it.
+        handed: Handed,
     },
 }
 
@@ -298,6 +306,9 @@ pub enum Effect {
         /// Whose list.
         provider: ProviderKind,
     },
+    /// Hand a mail to the relay, for those who still wait for it; may be repeated, with the same message id. Answered by
+    /// [`Event::MailSent`].
+    SendMail(Box<Mail>),
 }
 
 /// How loud a note is.

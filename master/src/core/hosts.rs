@@ -34,7 +34,7 @@ enum Fault {
     Host,
     /// The provider's, for now: no capacity, no answer.
     Passing,
-    /// Ours: the broker was away.
+    /// Ours: the master or the broker was away.
     Outage,
 }
 
@@ -218,11 +218,11 @@ impl Core {
         }
         let worker = live.host.worker.clone();
         let waited = now.since(live.host.created).as_secs();
-        if let Some(w) = self.workers.get_mut(&worker) {
-            w.record.missing_since = Some(now);
+        let why = format!("its agent did not attach within {waited} s");
+        if !self.is_excused(now, &live.host.clone()) {
+            self.worker_lost(now, &worker, &format!("host {id}: {why}"));
         }
-        self.save_worker(&worker);
-        self.give_up_host(now, id, &format!("its agent did not attach within {waited} s"));
+        self.give_up_host(now, id, &why);
     }
 
     /// A host that never attached is given up: its evidence is fetched, then it is stopped.
@@ -249,7 +249,7 @@ impl Core {
         live.host.console.clone_from(&text);
         let why = live.host.why.clone().unwrap_or_default();
         self.timers.clear(&Timer::Console(id.clone()));
-        self.host_failed(now, id, &why, self.fault_of_silence(), text);
+        self.host_failed(now, id, &why, self.fault_of_silence(now, id), text);
         self.stop_again(now, id);
         self.touch_host(id);
     }
@@ -283,17 +283,19 @@ impl Core {
                 w.record.faults += 1;
                 if w.record.faults >= limit {
                     w.record.quarantined = Some(why.to_owned());
-                    let text = format!("worker {} is quarantined after {limit} failed starts: {why}", host.worker);
-                    self.note(Level::Warn, text);
+                    let text = format!("quarantined after {limit} failed starts: {why}");
+                    self.note(Level::Warn, format!("worker {} is {text}", host.worker));
+                    self.worker_lost(now, &host.worker, &text);
                 }
             }
         }
         self.save_worker(&host.worker);
     }
 
-    /// Whose fault it is that an agent has not attached. While the broker is away none can: our outage, not the image's.
-    fn fault_of_silence(&self) -> Fault {
-        if self.broker_up { Fault::Host } else { Fault::Outage }
+    /// Whose fault it is that an agent has not attached.
+    fn fault_of_silence(&self, now: Timestamp, id: &HostId) -> Fault {
+        let excused = self.hosts.get(id).is_some_and(|live| self.is_excused(now, &live.host));
+        if excused { Fault::Outage } else { Fault::Host }
     }
 
     fn is_waiting(&self, build: BuildId) -> bool {
@@ -421,7 +423,7 @@ impl Core {
         if self.hosts.get_mut(id).is_some_and(|live| std::mem::take(&mut live.given_up)) {
             // It went while what it printed was waited for: a failed start all the same.
             let given = self.hosts.get(id).and_then(|live| live.host.why.clone()).unwrap_or_default();
-            self.host_failed(now, id, &given, self.fault_of_silence(), None);
+            self.host_failed(now, id, &given, self.fault_of_silence(now, id), None);
         }
         let Some(live) = self.hosts.get_mut(id) else { return };
         let expected = matches!(live.host.state, HostState::Stopping);

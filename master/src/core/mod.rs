@@ -1,7 +1,7 @@
 //! The core: decides everything, does nothing. `handle(now, Event) -> Vec<Effect>`, without clock, files or network.
 //!
 //! [`event`] holds the two closed lists that a newcomer reads first. Each lifecycle has its file: [`builds`] (and
-//! attempts), [`hosts`], [`sessions`], [`workers`]; [`schedule`] brings builds and workers together.
+//! attempts), [`hosts`], [`sessions`], [`missing`], [`workers`], [`mail`]; [`schedule`] brings builds and workers together.
 
 pub mod audit;
 pub mod build;
@@ -11,6 +11,8 @@ pub mod event;
 mod hosts;
 pub mod images;
 mod lease;
+pub mod mail;
+mod missing;
 pub mod plan;
 mod queue;
 pub mod record;
@@ -68,6 +70,9 @@ pub struct Core {
     audits: BTreeMap<event::RequestId, audit::Audit>,
     timers: Timers,
     broker_up: bool,
+    /// Since when; absent while it is away.
+    broker_since: Option<Timestamp>,
+    mail: mail::Desk,
     /// Whether the process is about to end.
     terminating: bool,
     free: BTreeSet<WorkerName>,
@@ -144,7 +149,10 @@ impl Core {
             Event::Submit { request, spec, message_id } => self.on_submit(now, request, spec, message_id),
             Event::CancelBuild { request, build } => self.on_cancel(now, request, build),
             Event::Operate { request, worker, operation } => self.on_operate(now, request, &worker, operation),
-            Event::Configure(plan) => self.on_configure(now, plan),
+            Event::Configure(plan) => {
+                self.on_configure(now, plan);
+                self.retry_mails(now);
+            }
             Event::Prepared { host, number, result } => self.on_prepared(now, &host, number, result),
             Event::StartEnded { host, number, result } => self.on_start_ended(now, &host, number, result),
             Event::StopEnded { host, result } => self.on_stop_ended(now, &host, result),
@@ -159,6 +167,7 @@ impl Core {
             Event::ListedForAudit { request, round, provider, result } => {
                 self.on_listed_for_audit(now, request, round, provider, result);
             }
+            Event::MailSent { mail, handed } => self.on_mail_sent(now, &mail, handed),
         }
         while let Some(timer) = self.timers.pop_due(now) {
             self.on_timer(now, timer);
@@ -187,6 +196,8 @@ impl Core {
             Timer::Audit(provider) => self.start_audit(now, provider),
             Timer::AuditRound(request) => self.next_round(request),
             Timer::AuditOver(request) => self.on_audit_over(now, request),
+            Timer::News => self.write_mails(now),
+            Timer::Mail => self.send_mails(now),
         }
     }
 

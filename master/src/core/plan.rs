@@ -2,7 +2,7 @@
 
 use rouse_shared::WorkerName;
 use sha2::{Digest as _, Sha256};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -38,6 +38,17 @@ pub struct Plan {
     pub stop_orphans: bool,
     /// What every lease is extended by when the master is asked to end.
     pub restart_lease: Duration,
+    /// What the core has to know of mail.
+    pub mail: MailPlan,
+}
+
+/// What the core has to know of mail: how it is sent is the adapter's business.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct MailPlan {
+    /// Told of every missing worker and every orphan, besides the workers' own lists.
+    pub extra_recipients: BTreeSet<String>,
+    /// What new message ids end with: the domain that mail is sent from.
+    pub domain: String,
 }
 
 /// One worker of the configuration.

@@ -2,10 +2,12 @@
 
 use super::build::{BuildSpec, BuildStatus};
 use super::images::{ImageKey, ImageRecord};
+use super::mail::{Mail, MailId, News};
 use super::plan::{Digest, ProviderKind};
 use rouse_shared::message::Facts;
 use rouse_shared::{BuildId, HostId, Nonce, SessionId, Timestamp, WorkerName};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// One machine, from the order to start it until its provider says that it is gone.
@@ -154,6 +156,12 @@ pub struct WorkerRecord {
     pub last_failure: Option<String>,
     /// Since when it has been told missing.
     pub missing_since: Option<Timestamp>,
+    /// Who was told so, and is to be told when it is back.
+    #[serde(default)]
+    pub told: BTreeSet<String>,
+    /// An operator has had its agent stopped: nobody misses it until it is started again.
+    #[serde(default)]
+    pub off: bool,
 }
 
 /// What an operator has asked of a worker.
@@ -198,6 +206,20 @@ pub enum Record {
     Image(ImageKey, ImageRecord),
     /// Every lease may run until then, since the master said so when it was asked to end.
     LeasesUntil(Timestamp),
+    /// Something that people are to be told.
+    News(News),
+    /// This piece of news is part of a mail now.
+    NewsOver(u64),
+    /// A mail that waits for the relay.
+    Mail(Mail),
+    /// Nobody waits for this mail any more.
+    MailOver(MailId),
+    /// How often in a row the relay did not serve us, and when it is tried again.
+    MailPause(u32, Timestamp),
+    /// People were told of this machine.
+    OrphanTold(ProviderKind, String),
+    /// This machine is not there any more.
+    OrphanOver(ProviderKind, String),
 }
 
 /// All that a master finds in its ledger when it starts.
@@ -217,4 +239,12 @@ pub struct Ledger {
     pub last_build: u64,
     /// See [`Record::LeasesUntil`].
     pub leases_until: Option<Timestamp>,
+    /// News that are not part of a mail yet.
+    pub news: Vec<News>,
+    /// Mails that wait.
+    pub mails: Vec<Mail>,
+    /// See [`Record::MailPause`].
+    pub mail_pause: Option<(u32, Timestamp)>,
+    /// See [`Record::OrphanTold`].
+    pub told_orphans: Vec<(ProviderKind, String)>,
 }

@@ -52,6 +52,7 @@ fn plan(workers: Vec<WorkerPlan>) -> Arc<Plan> {
         audit_interval: 120 * SECOND,
         stop_orphans: true,
         restart_lease: 600 * SECOND,
+        mail: super::plan::MailPlan::default(),
     })
 }
 
@@ -99,7 +100,8 @@ impl Master {
                 Record::Session(session) => self.session = Some(session),
                 Record::SessionOver(_) => self.session = None,
                 Record::LeasesUntil(until) => self.leases_until = Some(until),
-                Record::Worker(..) | Record::Image(..) => {}
+                Record::Worker(..) | Record::Image(..) | Record::News(_) | Record::NewsOver(_) | Record::Mail(_) => {}
+                Record::MailOver(_) | Record::MailPause(..) | Record::OrphanTold(..) | Record::OrphanOver(..) => {}
             }
         }
     }
@@ -133,6 +135,7 @@ impl Master {
             images: Vec::new(),
             last_build: self.builds.len() as u64,
             leases_until: self.leases_until,
+            ..Ledger::default()
         };
         let start = Start { master: MasterId("m".to_owned()), plan, ledger, seed: [8; 32] };
         let (core, mut effects) = Core::new(self.now, start);

@@ -219,7 +219,6 @@ impl Core {
             leaving: hello.leaving,
             hold: false,
         });
-        let was_missing = worker.record.missing_since.take().is_some();
         if let Some(host) = &host {
             if let Some(live) = self.hosts.get_mut(host) {
                 live.host.nonce = Some(hello.nonce);
@@ -227,11 +226,7 @@ impl Core {
             }
             self.host_attached(now, host);
         }
-        if was_missing {
-            self.note(Level::Info, format!("worker {name} is back"));
-            self.save_worker(name);
-        }
-        self.timers.clear(&Timer::Missing(name.clone()));
+        self.worker_here(now, name);
         self.welcome(name, true);
         self.renew(now, name);
         self.drain_on(name);
@@ -272,12 +267,7 @@ impl Core {
             let id = live.host.id.clone();
             self.touch_host(&id);
         }
-        self.timers.clear(&Timer::Missing(name.clone()));
-        if let Some(w) = self.workers.get_mut(name)
-            && w.record.missing_since.take().is_some()
-        {
-            self.save_worker(name);
-        }
+        self.worker_here(now, name);
         self.welcome(name, !secret_used);
         self.renew(now, name);
         self.touch_worker(name);
@@ -348,7 +338,7 @@ impl Core {
         let lease_ms = self.extend_again(now, name);
         self.send(name, ToAgent::Renewed { session: session.clone(), seq: heartbeat.seq, lease_ms });
         if changed {
-            self.timers.clear(&Timer::Missing(name.clone()));
+            self.worker_here(now, name);
             self.touch_worker(name);
         }
         // Whatever was lost on its way is said again.
@@ -401,6 +391,7 @@ impl Core {
             None if worker.record.wish == Wish::Stop => {
                 // Off, as was asked; when somebody starts it again it is paused until it is resumed.
                 worker.record.wish = Wish::Pause;
+                worker.record.off = true;
                 self.save_worker(name);
             }
             None => {}
@@ -436,30 +427,6 @@ impl Core {
         self.touch_worker(name);
     }
 
-    /// Starts to count how long a standing worker is away.
-    pub(super) fn arm_missing(&mut self, now: Timestamp, name: &WorkerName) {
-        let Some(worker) = self.workers.get(name).filter(|w| w.standing() && w.attached().is_none()) else { return };
-        if worker.record.missing_since.is_none()
-            && let Some(plan) = &worker.plan
-        {
-            self.timers.set_once(Timer::Missing(name.clone()), now + plan.missing_timeout);
-        }
-    }
-
-    pub(super) fn on_missing(&mut self, now: Timestamp, name: &WorkerName) {
-        let Some(worker) = self.workers.get_mut(name).filter(|w| w.standing() && w.attached().is_none()) else {
-            return;
-        };
-        if !self.broker_up {
-            // Counted anew when the broker is back.
-            return;
-        }
-        worker.record.missing_since = Some(now);
-        let timeout = worker.plan.as_ref().map_or(0, |p| p.missing_timeout.as_secs());
-        self.note(Level::Warn, format!("worker {name} is missing: not attached for {timeout} s"));
-        self.save_worker(name);
-    }
-
     pub(super) fn on_detached(&mut self, now: Timestamp, name: &WorkerName, queue: Option<String>) {
         let Some(live) = self.workers.get_mut(name).and_then(|w| w.session.as_mut()) else { return };
         match queue {
@@ -473,18 +440,6 @@ impl Core {
             None => {
                 let message = ToAgent::Renewed { session: live.session.id.clone(), seq: 0, lease_ms: None };
                 self.send(name, message);
-            }
-        }
-    }
-
-    pub(super) fn on_broker(&mut self, now: Timestamp, up: bool) {
-        self.broker_up = up;
-        self.pending.wake |= up;
-        let standing: Vec<_> = self.workers.iter().filter(|(_, w)| w.standing()).map(|(n, _)| n.clone()).collect();
-        for name in standing {
-            self.timers.clear(&Timer::Missing(name.clone()));
-            if up {
-                self.arm_missing(now, &name);
             }
         }
     }

@@ -35,6 +35,10 @@ pub enum Timer {
     AuditRound(RequestId),
     /// Answer whoever asked for the audit, whatever it has come to.
     AuditOver(RequestId),
+    /// Put the news that wait into mails.
+    News,
+    /// Hand the relay a mail that waits.
+    Mail,
 }
 
 /// All deadlines that are set.

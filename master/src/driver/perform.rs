@@ -8,6 +8,7 @@ use crate::core::plan::ProviderKind;
 use crate::core::record::Host;
 use crate::hosts::{CALL_LIMIT, Hosts};
 use crate::logs::Logs;
+use crate::mail::{self, Patience};
 use crate::web::{self, Figure};
 use rouse_shared::boot::BootData;
 use std::collections::HashMap;
@@ -177,6 +178,15 @@ impl Doer {
                 self.beside(async move {
                     let result = list(&hosts, provider).await;
                     Event::ListedForAudit { request, round, provider, result }
+                });
+                None
+            }
+            Effect::SendMail(mail) => {
+                // As the configuration is now: what is wrong with it may have been mended since the last try.
+                let (settings, master) = (config.mail.clone(), config.master.name.clone());
+                self.beside(async move {
+                    let handed = mail::hand_over(&settings, &master, &mail, Patience::default()).await;
+                    Event::MailSent { mail: mail.id, handed }
                 });
                 None
             }

@@ -7,6 +7,8 @@ use crate::config::Config;
 use crate::core::build::BuildState;
 use crate::core::event::{Effect, Event};
 use crate::core::images::ImageKey;
+use crate::core::mail::MailId;
+use crate::core::plan::ProviderKind;
 use crate::core::record::Record;
 use crate::core::view::{BuildView, Why};
 use crate::core::{Core, Start, of_status};
@@ -120,6 +122,10 @@ enum Key {
     Worker(WorkerName),
     Image(ImageKey),
     Leases,
+    News(u64),
+    Mail(MailId),
+    MailPause,
+    Orphan(ProviderKind, String),
 }
 
 impl Batch {
@@ -132,6 +138,14 @@ impl Batch {
             Record::Worker(worker, _) => Key::Worker(worker.clone()),
             Record::Image(key, _) => Key::Image(key.clone()),
             Record::LeasesUntil(_) => Key::Leases,
+            Record::News(news) => Key::News(news.id),
+            Record::NewsOver(id) => Key::News(*id),
+            Record::Mail(mail) => Key::Mail(mail.id.clone()),
+            Record::MailOver(id) => Key::Mail(id.clone()),
+            Record::MailPause(..) => Key::MailPause,
+            Record::OrphanTold(provider, handle) | Record::OrphanOver(provider, handle) => {
+                Key::Orphan(*provider, handle.clone())
+            }
         };
         match self.index.entry(key) {
             Entry::Vacant(entry) => {
@@ -437,6 +451,18 @@ impl Turner {
         figures.extend([
             figure("rouse_orphans", "Machines with our name and id that the ledger does not know.", false, orphans),
             figure("rouse_namesakes", "Machines with our name and an id that is not ours.", false, namesakes),
+        ]);
+        let (waiting, mails) = core.mail_count();
+        figures.extend([
+            figure(
+                "rouse_mails_waiting",
+                "Mails that the relay has not taken for everyone yet.",
+                false,
+                waiting as u64,
+            ),
+            figure("rouse_mails_sent_total", "Mails that the relay has taken.", true, mails.sent),
+            figure("rouse_mail_tries_failed_total", "Tries after which a mail still waited.", true, mails.failed),
+            figure("rouse_mail_recipients_given_up_total", "Recipients that the relay refuses.", true, mails.given_up),
         ]);
         figures.extend(self.doer.link_figures());
         Metrics { builds, workers: census.workers, hosts: census.hosts, figures }

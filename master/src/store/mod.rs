@@ -5,6 +5,7 @@
 
 use crate::core::build::{Build, BuildSpec, BuildState, BuildStatus};
 use crate::core::images::{ImageKey, ImageRecord};
+use crate::core::mail::{Mail, News};
 use crate::core::plan::ProviderKind;
 use crate::core::record::{Host, HostState, Ledger, Record, Session, WorkerRecord};
 use rouse_shared::{BuildId, Timestamp, WorkerName};
@@ -107,6 +108,10 @@ impl Store {
              CREATE TABLE IF NOT EXISTS workers (name TEXT PRIMARY KEY, row TEXT NOT NULL);
              CREATE TABLE IF NOT EXISTS images (
                  provider TEXT NOT NULL, name TEXT NOT NULL, row TEXT NOT NULL, PRIMARY KEY (provider, name));
+             CREATE TABLE IF NOT EXISTS news (id INTEGER PRIMARY KEY, row TEXT NOT NULL);
+             CREATE TABLE IF NOT EXISTS mails (id TEXT PRIMARY KEY, row TEXT NOT NULL);
+             CREATE TABLE IF NOT EXISTS told_orphans (
+                 provider TEXT NOT NULL, handle TEXT NOT NULL, row TEXT NOT NULL, PRIMARY KEY (provider, handle));
              CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value INTEGER NOT NULL);",
         )?;
         connection.pragma_update(None, "user_version", SCHEMA)?;
@@ -143,8 +148,12 @@ impl Store {
     pub fn load(&self) -> Result<Ledger, StoreError> {
         let mut ledger = Ledger {
             builds: self.builds_where("live ORDER BY id", [])?,
-            hosts: self.rows("SELECT id, row FROM hosts WHERE live ORDER BY id")?,
-            sessions: self.rows("SELECT worker, row FROM sessions ORDER BY worker")?,
+            hosts: self.rows("hosts", "SELECT id, row FROM hosts WHERE live ORDER BY id")?,
+            sessions: self.rows("sessions", "SELECT worker, row FROM sessions ORDER BY worker")?,
+            news: self.rows("news", "SELECT CAST(id AS TEXT), row FROM news ORDER BY id")?,
+            mails: self.rows("mails", "SELECT id, row FROM mails ORDER BY id")?,
+            told_orphans: self
+                .rows("told_orphans", "SELECT handle, row FROM told_orphans ORDER BY provider, handle")?,
             ..Ledger::default()
         };
         let mut statement = self.connection.prepare("SELECT name, row FROM workers ORDER BY name")?;
@@ -169,12 +178,17 @@ impl Store {
         }
         let highest = "SELECT COALESCE(MAX(id), 0) FROM builds";
         ledger.last_build = self.connection.query_row(highest, [], |row| row.get::<_, i64>(0))?.unsigned_abs();
-        ledger.leases_until = self
-            .connection
-            .query_row("SELECT value FROM facts WHERE name = 'leases_until'", [], |row| row.get::<_, i64>(0))
-            .optional()?
-            .map(|value| Timestamp(value.unsigned_abs()));
+        ledger.leases_until = self.fact("leases_until")?.map(Timestamp);
+        if let (Some(failures), Some(until)) = (self.fact("mail_failures")?, self.fact("mail_pause_until")?) {
+            ledger.mail_pause = Some((u32::try_from(failures).unwrap_or(u32::MAX), Timestamp(until)));
+        }
         Ok(ledger)
+    }
+
+    fn fact(&self, name: &str) -> Result<Option<u64>, StoreError> {
+        let sql = "SELECT value FROM facts WHERE name = ?1";
+        let value = self.connection.query_row(sql, [name], |row| row.get::<_, i64>(0)).optional()?;
+        Ok(value.map(i64::unsigned_abs))
     }
 
     /// One build, ended or not.
@@ -245,13 +259,13 @@ impl Store {
         Ok(builds)
     }
 
-    fn rows<T: serde::de::DeserializeOwned>(&self, sql: &str) -> Result<Vec<T>, StoreError> {
+    fn rows<T: serde::de::DeserializeOwned>(&self, table: &str, sql: &str) -> Result<Vec<T>, StoreError> {
         let mut statement = self.connection.prepare(sql)?;
         let mut rows = statement.query([])?;
         let mut found = Vec::new();
         while let Some(row) = rows.next()? {
             let (key, text): (String, String) = (row.get(0)?, row.get(1)?);
-            found.push(parse("hosts or sessions", &key, &text)?);
+            found.push(parse(table, &key, &text)?);
         }
         Ok(found)
     }
@@ -296,16 +310,51 @@ fn write(to: &Connection, record: &Record) -> Result<(), StoreError> {
             to.prepare_cached(sql)?.execute(row)?;
         }
         Record::LeasesUntil(until) => {
-            let sql = "INSERT INTO facts (name, value) VALUES ('leases_until', ?1)
-                       ON CONFLICT (name) DO UPDATE SET value = excluded.value";
-            to.prepare_cached(sql)?.execute([i64::try_from(until.0).unwrap_or(i64::MAX)])?;
+            write_fact(to, "leases_until", until.0)?;
+        }
+        Record::News(news) => {
+            let sql = "INSERT INTO news (id, row) VALUES (?1, ?2) ON CONFLICT (id) DO UPDATE SET row = excluded.row";
+            to.prepare_cached(sql)?.execute(params![sql_number(news.id), json::<News>(news)])?;
+        }
+        Record::NewsOver(id) => {
+            to.prepare_cached("DELETE FROM news WHERE id = ?1")?.execute([sql_number(*id)])?;
+        }
+        Record::Mail(mail) => {
+            let sql = "INSERT INTO mails (id, row) VALUES (?1, ?2) ON CONFLICT (id) DO UPDATE SET row = excluded.row";
+            to.prepare_cached(sql)?.execute(params![mail.id.0, json::<Mail>(mail)])?;
+        }
+        Record::MailOver(id) => {
+            to.prepare_cached("DELETE FROM mails WHERE id = ?1")?.execute([&id.0])?;
+        }
+        Record::MailPause(failures, until) => {
+            write_fact(to, "mail_failures", u64::from(*failures))?;
+            write_fact(to, "mail_pause_until", until.0)?;
+        }
+        Record::OrphanTold(provider, handle) => {
+            let sql = "INSERT OR REPLACE INTO told_orphans (provider, handle, row) VALUES (?1, ?2, ?3)";
+            to.prepare_cached(sql)?.execute(params![provider.as_str(), handle, json(&(provider, handle))])?;
+        }
+        Record::OrphanOver(provider, handle) => {
+            let sql = "DELETE FROM told_orphans WHERE provider = ?1 AND handle = ?2";
+            to.prepare_cached(sql)?.execute([provider.as_str(), handle.as_str()])?;
         }
     }
     Ok(())
 }
 
+fn write_fact(to: &Connection, name: &str, value: u64) -> Result<(), StoreError> {
+    let sql = "INSERT INTO facts (name, value) VALUES (?1, ?2)
+               ON CONFLICT (name) DO UPDATE SET value = excluded.value";
+    to.prepare_cached(sql)?.execute(params![name, sql_number(value)])?;
+    Ok(())
+}
+
 fn sql_id(id: BuildId) -> i64 {
-    i64::try_from(id.0).unwrap_or(i64::MAX)
+    sql_number(id.0)
+}
+
+fn sql_number(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
 }
 
 fn json<T: serde::Serialize>(value: &T) -> String {

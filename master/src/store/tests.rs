@@ -3,6 +3,8 @@
 
 use super::*;
 use crate::core::build::{BuildEnd, Requirement};
+use crate::core::mail::{Item, MailId, What};
+use crate::core::plan::ProviderKind;
 use rouse_shared::message::Step;
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt as _;
@@ -89,4 +91,50 @@ fn a_ledger_of_a_newer_version_is_refused() {
     let path = dir.path().join("ledger");
     Store::open(&path).unwrap().connection.pragma_update(None, "user_version", SCHEMA + 1).unwrap();
     assert!(matches!(Store::open(&path), Err(StoreError::Newer(_))));
+}
+
+#[test]
+fn what_is_to_be_told_is_found_again_until_it_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("ledger");
+    let item = |at| Item {
+        at: Timestamp(at),
+        what: What::Missing { worker: "w1".parse().unwrap(), why: "not attached for 300 s".to_owned() },
+    };
+    let news = |id| News { id, to: ["ops@example.org".to_owned()].into(), item: item(id) };
+    let mail = |name: &str| Mail {
+        id: MailId(format!("{name}@example.org")),
+        created: Timestamp(9),
+        to: vec!["ann@example.org".to_owned(), "ops@example.org".to_owned()],
+        waiting: ["ops@example.org".to_owned()].into(),
+        items: vec![item(8)],
+        tries: 3,
+        not_before: Timestamp(10),
+        taken: true,
+        error: Some("it said 451".to_owned()),
+    };
+    let mut store = Store::open(&path).unwrap();
+    assert_eq!(store.load().unwrap().mail_pause, None);
+    let (ec2, handle) = (ProviderKind::Ec2, |name: &str| name.to_owned());
+    let batch = [
+        Record::News(news(1)),
+        Record::News(news(2)),
+        Record::NewsOver(1),
+        Record::Mail(Mail { tries: 2, ..mail("a") }),
+        Record::Mail(mail("a")),
+        Record::Mail(mail("b")),
+        Record::MailOver(mail("b").id),
+        Record::MailPause(2, Timestamp(70)),
+        Record::OrphanTold(ec2, handle("i-1")),
+        Record::OrphanTold(ec2, handle("i-2")),
+        Record::OrphanTold(ProviderKind::Libvirt, handle("i-2")),
+        Record::OrphanOver(ec2, handle("i-2")),
+    ];
+    store.commit(&batch).unwrap();
+    drop(store);
+    let ledger = Store::open(&path).unwrap().load().unwrap();
+    assert_eq!(ledger.news, [news(2)]);
+    assert_eq!(ledger.mails, [mail("a")]);
+    assert_eq!(ledger.mail_pause, Some((2, Timestamp(70))));
+    assert_eq!(ledger.told_orphans, [(ec2, handle("i-1")), (ProviderKind::Libvirt, handle("i-2"))]);
 }

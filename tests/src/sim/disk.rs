@@ -2,6 +2,8 @@
 
 use rouse_master::core::build::Build;
 use rouse_master::core::images::{ImageKey, ImageRecord};
+use rouse_master::core::mail::{Mail, MailId, News};
+use rouse_master::core::plan::ProviderKind;
 use rouse_master::core::record::{Host, HostState, Ledger, Record, Session, WorkerRecord};
 use rouse_shared::{AttemptId, BuildId, HostId, Timestamp, WorkerName};
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,6 +21,10 @@ pub(super) struct Disk {
     pub workers: BTreeMap<WorkerName, WorkerRecord>,
     pub images: BTreeMap<ImageKey, ImageRecord>,
     pub leases_until: Option<Timestamp>,
+    pub news: BTreeMap<u64, News>,
+    pub mails: BTreeMap<MailId, Mail>,
+    pub mail_pause: Option<(u32, Timestamp)>,
+    pub told_orphans: BTreeSet<(ProviderKind, String)>,
     /// Bytes of each step's log.
     pub logs: BTreeMap<(AttemptId, u32), u64>,
 }
@@ -58,6 +64,25 @@ impl Disk {
                 self.images.insert(key, record);
             }
             Record::LeasesUntil(until) => self.leases_until = Some(until),
+            Record::News(news) => {
+                self.news.insert(news.id, news);
+            }
+            Record::NewsOver(id) => {
+                self.news.remove(&id);
+            }
+            Record::Mail(mail) => {
+                self.mails.insert(mail.id.clone(), mail);
+            }
+            Record::MailOver(id) => {
+                self.mails.remove(&id);
+            }
+            Record::MailPause(failures, until) => self.mail_pause = Some((failures, until)),
+            Record::OrphanTold(provider, handle) => {
+                self.told_orphans.insert((provider, handle));
+            }
+            Record::OrphanOver(provider, handle) => {
+                self.told_orphans.remove(&(provider, handle));
+            }
         }
     }
 
@@ -70,6 +95,10 @@ impl Disk {
             images: self.images.iter().map(|(k, r)| (k.clone(), r.clone())).collect(),
             last_build: self.builds.keys().next_back().map_or(0, |b| b.0),
             leases_until: self.leases_until,
+            news: self.news.values().cloned().collect(),
+            mails: self.mails.values().cloned().collect(),
+            mail_pause: self.mail_pause,
+            told_orphans: self.told_orphans.iter().cloned().collect(),
         }
     }
 }

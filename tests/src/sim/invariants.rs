@@ -48,9 +48,16 @@ impl World {
             Record::Host(_)
             | Record::Session(_)
             | Record::SessionOver(_)
-            | Record::Worker(..)
             | Record::Image(..)
-            | Record::LeasesUntil(_) => {}
+            | Record::LeasesUntil(_)
+            | Record::News(_)
+            | Record::NewsOver(_)
+            | Record::Mail(_)
+            | Record::MailOver(_)
+            | Record::MailPause(..)
+            | Record::OrphanTold(..)
+            | Record::OrphanOver(..) => {}
+            Record::Worker(name, record) => self.check_missing(name, record),
         }
     }
 
@@ -183,6 +190,7 @@ impl World {
         }
         self.check_hosts();
         self.check_workers();
+        self.check_mail();
     }
 
     fn check_hosts(&mut self) {

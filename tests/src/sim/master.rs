@@ -4,6 +4,7 @@ use super::Break;
 use super::chance::Chance;
 use super::world::World;
 use rouse_master::core::event::{Effect, Event, RequestId};
+use rouse_master::core::record::Record;
 use rouse_master::core::{Core, Start};
 use rouse_shared::message::{LogChunk, ToAgent, ToMaster};
 use rouse_shared::{AttemptId, MasterId, WorkerName};
@@ -108,6 +109,7 @@ impl World {
             return;
         }
         self.master.linked = true;
+        self.relay.linked_at = self.now;
         self.master_hears(Input::Event(Event::BrokerUp));
         for delivery in std::mem::take(&mut self.bus.held) {
             self.master_hears(Input::Delivery(delivery));
@@ -257,7 +259,15 @@ impl World {
                 let Effect::Save(record) = record else { continue };
                 self.say(|| format!("ledger: {record:?}"));
                 self.check_record(&record);
-                if !forget {
+                let again = self.broken == Some(Break::MailTwice) && matches!(record, Record::NewsOver(_));
+                if let Record::Mail(mail) = &record
+                    && self.broken == Some(Break::MailForgotten)
+                    && mail.tries > 0
+                {
+                    self.disk.mails.remove(&mail.id);
+                    continue;
+                }
+                if !forget && !again {
                     self.disk.apply(record);
                 }
             }
@@ -355,6 +365,7 @@ impl World {
                 let missing = self.missing(attempt, &lengths).filter(|_| overdue);
                 return missing.map(|(step, offset)| Event::LogGap { attempt, step, offset });
             }
+            Effect::SendMail(mail) => self.send_mail(*mail),
             Effect::CloseLogs { attempt } => {
                 self.master.open_logs.remove(&attempt);
                 self.master.expected.remove(&attempt);

@@ -12,6 +12,7 @@ mod disk;
 mod invariants;
 mod machine;
 mod master;
+mod relay;
 mod script;
 mod setup;
 mod world;
@@ -37,11 +38,15 @@ pub enum Break {
     NoDeadline,
     /// Log chunks are confirmed to the agent and counted as whole by the master, but some are not written.
     LogsLie,
+    /// The disk keeps news that were put into a mail.
+    MailTwice,
+    /// The disk keeps no mail beyond its first try.
+    MailForgotten,
 }
 
 impl Break {
     /// All of them.
-    pub const ALL: [Break; 8] = [
+    pub const ALL: [Break; 10] = [
         Self::PerformBeforeCommit,
         Self::ForgetDrain,
         Self::EarlyRequeue,
@@ -50,6 +55,8 @@ impl Break {
         Self::DiskForgets,
         Self::NoDeadline,
         Self::LogsLie,
+        Self::MailTwice,
+        Self::MailForgotten,
     ];
 }
 

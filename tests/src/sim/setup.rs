@@ -1,7 +1,8 @@
 //! What a seed's system is like: its workers, its limits, and which faults it has.
 
 use super::chance::Chance;
-use rouse_master::core::plan::{Digest, LatentPlan, Plan, ProviderKind, WorkerPlan};
+use super::relay::NOBODY;
+use rouse_master::core::plan::{Digest, LatentPlan, MailPlan, Plan, ProviderKind, WorkerPlan};
 use rouse_shared::WorkerName;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -21,6 +22,8 @@ pub(super) struct Faults {
     /// The reply of a call to a provider is lost.
     pub reply_lost: u64,
     pub slow_cloud: u64,
+    /// The relay does not take a mail, or its answer is lost.
+    pub relay: u64,
     /// A machine is made whose agent never attaches.
     pub half_born: u64,
     /// Whether the broker is restarted.
@@ -75,7 +78,11 @@ pub(super) fn standing(chance: &mut Chance, name: &str) -> WorkerPlan {
         lease: (!chance.permille(70)).then(|| Duration::from_secs(3 * keepalive)),
         grace: Duration::from_secs(120),
         missing_timeout: Duration::from_secs(chance.range(60, 300)),
-        notify_on_missing: Vec::new(),
+        notify_on_missing: chance
+            .pick(&[vec![], vec!["ann"], vec!["ann", "bob"], vec!["bob", "nobody"]])
+            .iter()
+            .map(|to| format!("{to}@example.org"))
+            .collect(),
         properties: BTreeMap::from([("os".to_owned(), os.to_owned())]),
         run_as: None,
         latent: None,
@@ -122,6 +129,14 @@ pub(super) fn make(chance: &mut Chance) -> (Plan, Faults) {
         audit_interval: Duration::from_secs(chance.range(60, 300)),
         stop_orphans: !chance.permille(100),
         restart_lease: Duration::from_secs(300),
+        mail: MailPlan {
+            extra_recipients: chance
+                .pick(&[None, Some("bob@example.org"), Some(NOBODY)])
+                .map(str::to_owned)
+                .into_iter()
+                .collect(),
+            domain: "example.org".to_owned(),
+        },
     };
     leave_room(&mut plan);
     (plan, faults(chance))
@@ -150,6 +165,7 @@ fn faults(chance: &mut Chance) -> Faults {
         reply_lost: sometimes(400, 300),
         slow_cloud: sometimes(400, 300),
         half_born: sometimes(300, 300),
+        relay: sometimes(500, 300),
         ..Faults::default()
     };
     faults.broker = !calm && chance.permille(400);

@@ -6,6 +6,7 @@ use super::cloud::Cloud;
 use super::disk::Disk;
 use super::machine::Machine;
 use super::master::Master;
+use super::relay::Relay;
 use super::script::Script;
 use super::setup::{self, Faults};
 use super::{Break, Summary, Violation};
@@ -57,6 +58,7 @@ pub(super) struct World {
     pub master: Master,
     pub bus: Bus,
     pub cloud: Cloud,
+    pub relay: Relay,
     pub machines: BTreeMap<usize, Machine>,
     pub script: Script,
     pub summary: Summary,
@@ -80,6 +82,7 @@ impl World {
             master: Master::new(&mut chance),
             bus: Bus::default(),
             cloud: Cloud::default(),
+            relay: Relay::default(),
             machines: BTreeMap::new(),
             script: Script::new(plan),
             summary: Summary::default(),

@@ -8,6 +8,8 @@ mod audit;
 mod builds;
 mod hosts;
 mod images;
+mod mail;
+mod missing;
 mod restarts;
 mod sessions;
 mod show;
@@ -16,13 +18,14 @@ use super::Core;
 use super::build::{BuildSpec, Requirement};
 use super::configure::Start;
 use super::event::{Effect, Event, Operation, RequestId, Started};
-use super::plan::{Digest, LatentPlan, Plan, ProviderKind, WorkerPlan};
+use super::mail::{Handed, MailCount, MailError, MailId, Taken};
+use super::plan::{Digest, LatentPlan, MailPlan, Plan, ProviderKind, WorkerPlan};
 use super::record::{HostState, Ledger, Order, Record};
 use rouse_shared::message::{
     AttemptReport, Facts, Heartbeat, Hello, Outcome, Report, Step, StepReport, StepState, ToAgent, ToMaster, Vitals,
 };
 use rouse_shared::{AttemptId, BuildId, HostId, MasterId, Nonce, SessionId, Timestamp, WorkerName};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -73,6 +76,7 @@ fn plan(workers: Vec<WorkerPlan>) -> Plan {
         audit_interval: secs(3_600),
         stop_orphans: true,
         restart_lease: secs(300),
+        mail: MailPlan { extra_recipients: BTreeSet::new(), domain: "example.org".to_owned() },
     }
 }
 
@@ -183,6 +187,12 @@ impl Bench {
             Record::Worker(worker, _) => (format!("worker {worker}"), None),
             Record::Image(key, _) => (format!("image {}", key.image), None),
             Record::LeasesUntil(_) => ("leases".to_owned(), None),
+            Record::News(news) => (format!("news {}", news.id), None),
+            Record::NewsOver(id) => (format!("news {id}"), None),
+            Record::Mail(mail) => (format!("mail {}", mail.id.0), Some((mail.id.0.clone(), "mail"))),
+            Record::MailOver(id) => (format!("mail {}", id.0), None),
+            Record::MailPause(..) => ("mail pause".to_owned(), None),
+            Record::OrphanTold(_, handle) | Record::OrphanOver(_, handle) => (format!("orphan {handle}"), None),
         };
         self.disk.insert(key, record.clone());
         if let Some((long, kind)) = id
@@ -227,7 +237,12 @@ impl Bench {
                 Record::Worker(worker, record) => ledger.workers.push((worker, record)),
                 Record::Image(key, image) => ledger.images.push((key, image)),
                 Record::LeasesUntil(until) => ledger.leases_until = Some(until),
+                Record::News(news) => ledger.news.push(news),
+                Record::Mail(mail) => ledger.mails.push(mail),
+                Record::MailPause(failures, until) => ledger.mail_pause = Some((failures, until)),
+                Record::OrphanTold(provider, handle) => ledger.told_orphans.push((provider, handle)),
                 Record::Build(..) | Record::Host(_) | Record::SessionOver(_) => {}
+                Record::NewsOver(_) | Record::MailOver(_) | Record::OrphanOver(..) => {}
             }
         }
         let (core, effects) = Core::new(self.now, start(&self.plan, ledger, self.lives));
@@ -357,6 +372,24 @@ impl Bench {
     fn wake(&mut self, worker: &str) {
         self.started(worker);
         self.hello_with_token(worker, "a", 1);
+    }
+
+    /// The relay has answered, for the oldest mail that waits.
+    fn handed(&mut self, handed: Handed) {
+        let mail = self.core.mails()[0].id.clone();
+        let what = match &handed {
+            Ok(answers) if answers.iter().all(|(_, taken)| *taken == Taken::Yes) => "mail sent".to_owned(),
+            handed => format!("mail sent: {handed:?}"),
+        };
+        self.event(&what, Event::MailSent { mail, handed });
+    }
+
+    /// The relay has taken every mail that waits, for everyone.
+    fn sent(&mut self) {
+        for mail in self.core.mails() {
+            let handed = Ok(mail.waiting.into_iter().map(|to| (to, Taken::Yes)).collect());
+            self.event("mail sent", Event::MailSent { mail: mail.id, handed });
+        }
     }
 
     /// Compares what is written with `golden/NAME.txt`.

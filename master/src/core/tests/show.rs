@@ -1,6 +1,7 @@
 //! Effects in one line each.
 
 use super::super::event::{Change, Effect};
+use super::super::mail::{Item, What};
 use super::super::record::Record;
 use rouse_shared::Timestamp;
 use rouse_shared::message::ToAgent;
@@ -31,6 +32,10 @@ pub(super) fn effect(effect: &Effect, now: Timestamp) -> String {
             Change::Host { id, state, .. } => format!("tell host {id} {}", state.as_str()),
         },
         Effect::Note(level, text) => format!("{level:?}: {text}"),
+        Effect::SendMail(mail) => {
+            let waiting: Vec<_> = mail.waiting.iter().map(String::as_str).collect();
+            format!("MAIL {} to {}", mail.id.0, waiting.join(" "))
+        }
     }
 }
 
@@ -75,6 +80,9 @@ fn record(record: &Record, now: Timestamp) -> String {
             if record.missing_since.is_some() {
                 text.push_str(", missing");
             }
+            if record.off {
+                text.push_str(", off");
+            }
             text
         }
         Record::Image(key, image) => {
@@ -83,6 +91,36 @@ fn record(record: &Record, now: Timestamp) -> String {
             format!("{}: {} failures{until}{proven}", key.image, image.failures)
         }
         Record::LeasesUntil(until) => format!("leases for {} s", until.since(now).as_secs()),
+        Record::News(news) => {
+            let to: Vec<_> = news.to.iter().map(String::as_str).collect();
+            format!("news {} for {}: {}", news.id, to.join(" "), item(&news.item))
+        }
+        Record::NewsOver(id) => format!("news {id} over"),
+        Record::Mail(mail) => {
+            let waiting: Vec<_> = mail.waiting.iter().map(String::as_str).collect();
+            let mut text = format!("mail {} to {}; waits for {}", mail.id.0, mail.to.join(" "), waiting.join(" "));
+            if mail.tries == 0 {
+                let items: Vec<_> = mail.items.iter().map(item).collect();
+                text.push_str(&format!("; {}", items.join(", ")));
+            } else {
+                text.push_str(&format!("; {} tries, again in {} s", mail.tries, mail.not_before.since(now).as_secs()));
+            }
+            text
+        }
+        Record::MailOver(id) => format!("mail {} over", id.0),
+        Record::MailPause(failures, until) => {
+            format!("mail pause: {failures} failures, {} s", until.since(now).as_secs())
+        }
+        Record::OrphanTold(_, handle) => format!("orphan {handle} told"),
+        Record::OrphanOver(_, handle) => format!("orphan {handle} over"),
+    }
+}
+
+fn item(item: &Item) -> String {
+    match &item.what {
+        What::Missing { worker, .. } => format!("{worker} missing"),
+        What::Back { worker, .. } => format!("{worker} back"),
+        What::Orphan { handle, stopped, .. } => format!("{handle} orphan{}", if *stopped { "" } else { ", left" }),
     }
 }
 

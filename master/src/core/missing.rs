@@ -1,0 +1,99 @@
+//! Workers that are missing: a standing one that is not attached for its `missing_timeout`, a latent one whose host does
+//! not attach within it or that is quarantined. Each loss is told once, and once when the worker is back.
+//!
+//! Only time counts in which an agent could have attached: while the master or the broker is away nobody goes missing,
+//! and a host that lived through such an outage is not blamed for its end.
+
+use super::event::Level;
+use super::mail::What;
+use super::record::{Host, HostState, Wish};
+use super::timers::Timer;
+use super::{Core, Timestamp};
+use rouse_shared::WorkerName;
+
+impl Core {
+    /// Starts to count how long a standing worker is away.
+    pub(super) fn arm_missing(&mut self, now: Timestamp, name: &WorkerName) {
+        let Some(worker) = self.workers.get(name).filter(|w| w.standing() && w.attached().is_none()) else { return };
+        // Where an operator has stopped its agent there is nothing to miss.
+        let off = worker.record.off || worker.record.wish == Wish::Stop;
+        if worker.record.missing_since.is_none()
+            && !off
+            && let Some(plan) = &worker.plan
+        {
+            self.timers.set_once(Timer::Missing(name.clone()), now + plan.missing_timeout);
+        }
+    }
+
+    pub(super) fn on_missing(&mut self, now: Timestamp, name: &WorkerName) {
+        let Some(worker) = self.workers.get(name).filter(|w| w.standing() && w.attached().is_none()) else { return };
+        // While the broker is away nobody can attach; it is counted anew when it is back.
+        if !self.broker_up || worker.record.off || worker.record.wish == Wish::Stop {
+            return;
+        }
+        let timeout = worker.plan.as_ref().map_or(0, |p| p.missing_timeout.as_secs());
+        self.worker_lost(now, name, &format!("not attached for {timeout} s"));
+    }
+
+    /// A worker is missing. Told once, until it is back.
+    pub(super) fn worker_lost(&mut self, now: Timestamp, name: &WorkerName, why: &str) {
+        let extra = self.plan.mail.extra_recipients.clone();
+        let Some(worker) = self.workers.get_mut(name).filter(|w| !w.removed && w.record.missing_since.is_none()) else {
+            return;
+        };
+        worker.record.missing_since = Some(now);
+        let mut to = extra;
+        to.extend(worker.plan.iter().flat_map(|p| p.notify_on_missing.iter().cloned()));
+        worker.record.told.clone_from(&to);
+        self.note(Level::Warn, format!("worker {name} is missing: {why}"));
+        self.tell(now, to, What::Missing { worker: name.clone(), why: why.to_owned() });
+        self.save_worker(name);
+    }
+
+    /// A worker is attached: whoever was told that it is missing is told that it is back.
+    pub(super) fn worker_here(&mut self, now: Timestamp, name: &WorkerName) {
+        self.timers.clear(&Timer::Missing(name.clone()));
+        let Some(worker) = self.workers.get_mut(name) else { return };
+        let was_off = std::mem::take(&mut worker.record.off);
+        let told = std::mem::take(&mut worker.record.told);
+        if let Some(missing_since) = worker.record.missing_since.take() {
+            self.note(Level::Info, format!("worker {name} is back"));
+            self.tell(now, told, What::Back { worker: name.clone(), missing_since });
+        } else if !was_off {
+            return;
+        }
+        self.save_worker(name);
+    }
+
+    pub(super) fn on_broker(&mut self, now: Timestamp, up: bool) {
+        self.broker_up = up;
+        self.broker_since = up.then_some(now);
+        self.pending.wake |= up;
+        let standing: Vec<_> = self.workers.iter().filter(|(_, w)| w.standing()).map(|(n, _)| n.clone()).collect();
+        for name in standing {
+            self.timers.clear(&Timer::Missing(name.clone()));
+            if up {
+                self.arm_missing(now, &name);
+            }
+        }
+        if !up {
+            return;
+        }
+        // Only now can they attach.
+        for (id, live) in &self.hosts {
+            if matches!(live.host.state, HostState::Ordered | HostState::Booting)
+                && let Some(plan) = self.workers.get(&live.host.worker).and_then(|w| w.plan.as_ref())
+            {
+                self.timers.set(Timer::Boot(id.clone()), now + plan.missing_timeout);
+            }
+        }
+    }
+
+    /// Whether a host that ends without having attached may owe it to an outage of ours: nobody could attach for a
+    /// while, and it is old enough to have powered itself off for that.
+    pub(super) fn is_excused(&self, now: Timestamp, host: &Host) -> bool {
+        let Some(since) = self.broker_since else { return true };
+        let patience = self.workers.get(&host.worker).and_then(|w| w.plan.as_ref()).map(|p| p.missing_timeout);
+        host.created < since && patience.is_none_or(|patience| now.since(host.created) >= patience)
+    }
+}

@@ -1,0 +1,128 @@
+//! The message, byte for byte the same each time.
+
+use super::*;
+use crate::config::Config;
+use crate::core::mail::{Item, MailId, What};
+use crate::core::plan::ProviderKind;
+use rouse_shared::{HostId, Timestamp};
+use std::path::Path;
+
+/// 2026-11-23T12:00:00Z
+const NOON: u64 = 1_795_435_200_000;
+
+fn settings(mail: &str) -> MailConfig {
+    Config::parse(&format!("[mail]\n{mail}"), Path::new("rouse.toml")).unwrap().mail
+}
+
+fn item(minutes: u64, what: What) -> Item {
+    Item { at: Timestamp(NOON + minutes * 60_000), what }
+}
+
+fn missing(worker: &str, why: &str) -> Item {
+    item(0, What::Missing { worker: worker.parse().unwrap(), why: why.to_owned() })
+}
+
+fn mail(to: &[&str], items: Vec<Item>) -> Mail {
+    Mail {
+        id: MailId("5f0c@example.org".to_owned()),
+        created: Timestamp(NOON + 120_000),
+        to: to.iter().map(|to| (*to).to_owned()).collect(),
+        waiting: to.iter().map(|to| (*to).to_owned()).collect(),
+        items,
+        tries: 0,
+        not_before: Timestamp(0),
+        taken: false,
+        error: None,
+    }
+}
+
+#[test]
+fn a_mail_tells_everything_in_plain_words() {
+    let back = What::Back { worker: "linux-07".parse().unwrap(), missing_since: Timestamp(NOON) };
+    let orphan = |handle: &str, stopped| {
+        let handle = handle.to_owned();
+        item(2, What::Orphan { provider: ProviderKind::Ec2, host: HostId("h12".to_owned()), handle, stopped })
+    };
+    let items = vec![
+        missing("bot1", "not attached for 300 s"),
+        missing("bot2", "quarantined after 3 failed starts: it was said\r\n\r\n.\r\nQUIT"),
+        item(1, back),
+        orphan("i-1", true),
+        orphan("i-2", false),
+    ];
+    let config = settings("from = \"rouse@example.org\"");
+    let text =
+        String::from_utf8(message(&config, "ci", &mail(&["ann@example.org", "bob@example.org"], items)).unwrap())
+            .unwrap();
+    let expected = "From: rouse@example.org
+Subject: [rouse ci] missing: bot1, bot2; back: linux-07; orphan: i-1, i-2
+Message-ID: <5f0c@example.org>
+Date: Mon, 23 Nov 2026 12:02:00 +0000
+Auto-Submitted: auto-generated
+To: ann@example.org, bob@example.org
+MIME-Version: 1.0
+Content-Type: text/plain; charset=utf-8
+Content-Transfer-Encoding: 7bit
+
+Workers that are missing:
+  bot1
+      not attached for 300 s (at 2026-11-23T12:00:00Z)
+  bot2
+      quarantined after 3 failed starts: it was said . QUIT (at
+      2026-11-23T12:00:00Z)
+
+Workers that are back:
+  linux-07
+      since 2026-11-23T12:01:00Z; it was missing from 2026-11-23T12:00:00Z
+
+Machines of ours that the ledger does not know (orphans):
+  i-1
+      a machine of ec2, stamped h12, found at 2026-11-23T12:02:00Z; it is
+      being stopped
+  i-2
+      a machine of ec2, stamped h12, found at 2026-11-23T12:02:00Z; it is
+      left running, as audit.on_orphan says
+
+Seen by the rouse master ci.
+`rouse workers` and `rouse hosts` show how it is now.
+
+";
+    assert_eq!(text.replace("\r\n", "\n"), expected);
+}
+
+#[test]
+fn a_mail_names_every_loss_and_its_subject_stays_short() {
+    let items: Vec<Item> = (0..500).map(|n| missing(&format!("w{n}"), "not attached for 300 s")).collect();
+    let mail = mail(&["ann@example.org"], items.clone());
+    let text = String::from_utf8(message(&settings(""), "ci", &mail).unwrap()).unwrap();
+    assert!(text.contains("Subject: [rouse ci] missing: w0 and 499 more\r\n"), "{text}");
+    assert!((0..500).all(|n| text.contains(&format!("  w{n}\r\n      not attached"))));
+    assert!(text.lines().all(|line| line.len() < 998), "RFC 5322, 2.1.1");
+}
+
+#[test]
+fn a_mail_with_long_lines_and_letters_of_all_kinds_is_encoded() {
+    let why = "é".repeat(3_000);
+    let text = message(&settings(""), "ci", &mail(&["ann@example.org"], vec![missing("w1", &why)])).unwrap();
+    assert!(text.is_ascii() && String::from_utf8(text).unwrap().lines().all(|line| line.len() < 998));
+}
+
+#[test]
+fn tls_is_as_strict_as_there_is_something_to_protect() {
+    // Whether nothing is sent without, and whether the certificate has to be right.
+    for (relay, needs_tls, verifies) in [
+        ("smtp://localhost", false, false),
+        ("smtp://mail.example.org", false, false),
+        ("smtp://u:p@mail.example.org", true, true),
+        ("smtp://u:p@mail.example.org?tls=none", false, false),
+        ("smtp://u:p@127.0.0.1", false, false),
+        ("smtp://mail.example.org?tls=required", true, true),
+        ("smtps://u:p@mail.example.org", true, true),
+        ("smtps://[::1]", true, false),
+    ] {
+        let config = settings(&format!("relay = \"{relay}\""));
+        assert_eq!((config.needs_tls(), config.verifies()), (needs_tls, verifies), "{relay}");
+    }
+    let ca = concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml");
+    assert!(settings(&format!("ca = \"{ca}\"")).verifies());
+}

@@ -1,0 +1,108 @@
+//! What a mail says. The same news give the same text, whenever it is sent.
+
+use crate::core::mail::{Item, What};
+use rouse_shared::Timestamp;
+use std::time::{Duration, UNIX_EPOCH};
+
+/// Names that a subject holds, at most.
+const NAMES: usize = 3;
+/// Characters in a line: longer ones are encoded, and nobody likes to read that.
+const COLUMNS: usize = 76;
+
+/// The items of each kind, in the order of the mail.
+#[derive(Default)]
+struct Sorted<'i> {
+    missing: Vec<&'i Item>,
+    back: Vec<&'i Item>,
+    orphans: Vec<&'i Item>,
+}
+
+fn sort(items: &[Item]) -> Sorted<'_> {
+    let mut sorted = Sorted::default();
+    for item in items {
+        match item.what {
+            What::Missing { .. } => sorted.missing.push(item),
+            What::Back { .. } => sorted.back.push(item),
+            What::Orphan { .. } => sorted.orphans.push(item),
+        }
+    }
+    sorted
+}
+
+fn name(item: &Item) -> &str {
+    match &item.what {
+        What::Missing { worker, .. } | What::Back { worker, .. } => worker.as_str(),
+        What::Orphan { handle, .. } => handle,
+    }
+}
+
+fn moment(at: Timestamp) -> String {
+    humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(at.0 / 1000)).to_string()
+}
+
+pub(super) fn subject(master: &str, items: &[Item]) -> String {
+    let Sorted { missing, back, orphans } = sort(items);
+    let part = |what: &str, some: &[&Item]| match some {
+        [] => None,
+        few if few.len() <= NAMES => {
+            Some(format!("{what}: {}", few.iter().map(|i| name(i)).collect::<Vec<_>>().join(", ")))
+        }
+        many => Some(format!("{what}: {} and {} more", name(many[0]), many.len() - 1)),
+    };
+    let parts = [part("missing", &missing), part("back", &back), part("orphan", &orphans)];
+    format!("[rouse {master}] {}", parts.into_iter().flatten().collect::<Vec<_>>().join("; "))
+}
+
+pub(super) fn body(master: &str, items: &[Item]) -> String {
+    let Sorted { missing, back, orphans } = sort(items);
+    let mut out = String::new();
+    for (head, some) in [
+        ("Workers that are missing:", missing),
+        ("Workers that are back:", back),
+        ("Machines of ours that the ledger does not know (orphans):", orphans),
+    ] {
+        if some.is_empty() {
+            continue;
+        }
+        paragraph(&mut out, "", head);
+        for item in some {
+            paragraph(&mut out, "  ", name(item));
+            paragraph(&mut out, "      ", &details(item));
+        }
+        out.push('\n');
+    }
+    paragraph(&mut out, "", &format!("Seen by the rouse master {master}."));
+    paragraph(&mut out, "", "`rouse workers` and `rouse hosts` show how it is now.");
+    out
+}
+
+/// The words of a text, in lines that need no encoding on their way. What a provider said may have lines of its own.
+fn paragraph(out: &mut String, indent: &str, text: &str) {
+    let mut column = 0;
+    for word in text.split_whitespace() {
+        let length = word.chars().count();
+        if column == 0 || column + 1 + length > COLUMNS {
+            out.push_str(if column == 0 { "" } else { "\n" });
+            out.push_str(indent);
+            column = indent.len();
+        } else {
+            out.push(' ');
+            column += 1;
+        }
+        out.push_str(word);
+        column += length;
+    }
+    out.push('\n');
+}
+
+fn details(item: &Item) -> String {
+    let at = moment(item.at);
+    match &item.what {
+        What::Missing { why, .. } => format!("{why} (at {at})"),
+        What::Back { missing_since, .. } => format!("since {at}; it was missing from {}", moment(*missing_since)),
+        What::Orphan { provider, host, stopped, .. } => {
+            let then = if *stopped { "it is being stopped" } else { "it is left running, as audit.on_orphan says" };
+            format!("a machine of {}, stamped {host}, found at {at}; {then}", provider.as_str())
+        }
+    }
+}
