@@ -76,7 +76,9 @@ impl Core {
             let sentence = format!("it waits for {wanted}: the master is not connected to the broker");
             return Why { sentence, next_try: None };
         }
-        let asleep = matching.iter().any(|w| w.state == WorkerState::Asleep);
+        // A latent one that is missing is woken as one that is asleep.
+        let sleeps = |w: &&Worker| !w.standing() && matches!(w.state, WorkerState::Asleep | WorkerState::Missing);
+        let asleep = matching.iter().any(sleeps);
         if asleep && !self.may_start_one() {
             let most = self.plan.max_hosts.unwrap_or_default();
             let sentence =
@@ -111,7 +113,7 @@ impl Core {
         if let Some(failure) = failure.filter(|_| !matching.iter().any(|w| w.state == WorkerState::Busy)) {
             sentence.push_str(&format!("; the last host failed: {failure}"));
         }
-        let image_waits = matching.iter().filter(|w| w.state == WorkerState::Asleep);
+        let image_waits = matching.iter().filter(|w| sleeps(w));
         let image_waits = image_waits.filter_map(|w| w.plan.as_ref()).find_map(|p| self.image_waits(&p.name));
         if let Some(text) = image_waits {
             sentence.push_str(&format!("; {text}"));
