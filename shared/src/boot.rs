@@ -1,7 +1,14 @@
-//! Boot data: what a host is told at its birth, beside what its image knows.
+//! Boot data: what a host is told at its birth, beside what its image knows; and the forms in which it gets there.
+//!
+//! They are TOML. A file or qemu's fw_cfg holds them as they are. In user data they stand in a block of comment
+//! lines ([`comment_block`]). In the firmware's tables they are strings of base64 ([`oem_strings`]).
 
 use crate::ids::{HostId, WorkerName};
+use crate::limits::MAX_BOOT_DATA;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use serde::{Deserialize, Serialize};
+use std::fmt;
 
 /// What the master gives to a latent host: who it is, whom to call, and the token that lets it in once.
 ///
@@ -56,6 +63,11 @@ pub fn comment_block(toml: &str) -> String {
     block
 }
 
+/// Whether a [`comment_block`] begins in the text, whole or not.
+pub fn block_begins(text: &str) -> bool {
+    text.lines().any(|line| line.trim_end_matches('\r') == BEGIN)
+}
+
 /// The TOML in the first whole [`comment_block`] of a text, whatever stands around it.
 pub fn find_block(text: &str) -> Option<String> {
     let mut lines = text.lines().map(|line| line.trim_end_matches('\r'));
@@ -71,27 +83,96 @@ pub fn find_block(text: &str) -> Option<String> {
     None
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// Name of the entry of qemu's fw_cfg device that holds boot data.
+pub const FW_CFG: &str = "opt/rouse/boot";
 
-    #[test]
-    fn a_block_is_found_among_other_things() {
-        let toml = "name = \"w7\"\nca = \"\"\"\nPEM\n\n# no comment\n\"\"\"\n";
-        let block = comment_block(toml);
-        assert!(block.lines().all(|line| line.starts_with('#')), "{block}");
-        for text in [block.clone(), format!("#cloud-config\r\n{}{{}}\n", block.replace('\n', "\r\n"))] {
-            assert_eq!(find_block(&text).as_deref(), Some(toml));
-        }
-        assert_eq!(find_block(&format!("x\n{block}y\n{block}")).as_deref(), Some(toml), "the first one");
-    }
+/// What the firmware's strings begin with.
+const OEM_PREFIX: &str = "rouse.boot:";
+/// Base64 digits in one string: some firmware copies strings through buffers, and none of those is smaller.
+const OEM_DIGITS: usize = 1_000;
+/// Strings that one structure of the firmware's table can number.
+const OEM_STRINGS: usize = 255;
 
-    #[test]
-    fn half_a_block_is_none() {
-        let block = comment_block("name = \"w7\"\n");
-        let cut = &block[..block.len() - 5];
-        for text in ["", "#!/bin/sh\n", cut, &block.replace("# name", "name"), &block.replace("# -----B", "-----B")] {
-            assert_eq!(find_block(text), None, "{text:?}");
+/// Why something that bears boot data does not hold them whole.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum FormError {
+    /// A string of the firmware's is neither whole nor a numbered piece.
+    BadString,
+    /// Pieces are missing or do not agree: how many there are, and of how many.
+    Pieces(usize, usize),
+    /// Not base64, or not text.
+    BadBase64,
+    /// Longer than [`MAX_BOOT_DATA`].
+    TooLong,
+}
+
+impl fmt::Display for FormError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::BadString => write!(f, "a string that begins with {OEM_PREFIX:?} is neither whole nor numbered"),
+            Self::Pieces(found, of) => write!(f, "the boot data are in {of} pieces and {found} of them fit together"),
+            Self::BadBase64 => f.write_str("the boot data are not text in base64"),
+            Self::TooLong => write!(f, "the boot data are longer than {MAX_BOOT_DATA} bytes"),
         }
     }
 }
+
+impl std::error::Error for FormError {}
+
+/// The boot data `toml` as strings for the firmware's table (SMBIOS type 11), at most 255 where they are no longer than
+/// [`MAX_BOOT_DATA`]. A short text is one string; a longer one is numbered, so that the strings may stand in any order
+/// and among others.
+pub fn oem_strings(toml: &str) -> Vec<String> {
+    let digits = BASE64.encode(toml);
+    if digits.len() <= OEM_DIGITS {
+        return vec![format!("{OEM_PREFIX}{digits}")];
+    }
+    let of = digits.len().div_ceil(OEM_DIGITS);
+    let pieces = (0..of).map(|n| &digits[n * OEM_DIGITS..digits.len().min((n + 1) * OEM_DIGITS)]);
+    pieces.enumerate().map(|(n, piece)| format!("{OEM_PREFIX}{}/{of}:{piece}", n + 1)).collect()
+}
+
+/// The boot data's TOML in the firmware's strings; others among them are passed over. `None` where none is ours.
+///
+/// # Errors
+/// Where some are ours and do not make a whole.
+pub fn from_oem_strings<'a>(strings: impl IntoIterator<Item = &'a str>) -> Result<Option<String>, FormError> {
+    let mut pieces: Vec<Option<&str>> = Vec::new();
+    for text in strings.into_iter().filter_map(|text| text.strip_prefix(OEM_PREFIX)) {
+        let (number, of, piece) = match text.split_once(':') {
+            None => (1, 1, text),
+            Some((place, piece)) => {
+                let (number, of) = place.split_once('/').ok_or(FormError::BadString)?;
+                let count = |text: &str| text.parse::<usize>().map_err(|_| FormError::BadString);
+                (count(number)?, count(of)?, piece)
+            }
+        };
+        if of == 0 || of > OEM_STRINGS || number == 0 || number > of {
+            return Err(FormError::BadString);
+        }
+        if pieces.is_empty() {
+            pieces.resize(of, None);
+        }
+        let found = pieces.iter().flatten().count();
+        if pieces.len() != of || pieces[number - 1].is_some_and(|before| before != piece) {
+            return Err(FormError::Pieces(found, of));
+        }
+        pieces[number - 1] = Some(piece);
+    }
+    if pieces.is_empty() {
+        return Ok(None);
+    }
+    let found = pieces.iter().flatten().count();
+    if found < pieces.len() {
+        return Err(FormError::Pieces(found, pieces.len()));
+    }
+    let digits: String = pieces.into_iter().flatten().collect();
+    if digits.len() / 4 * 3 > MAX_BOOT_DATA {
+        return Err(FormError::TooLong);
+    }
+    let bytes = BASE64.decode(digits).map_err(|_| FormError::BadBase64)?;
+    String::from_utf8(bytes).map(Some).map_err(|_| FormError::BadBase64)
+}
+
+#[cfg(test)]
+mod tests;

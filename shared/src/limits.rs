@@ -34,3 +34,10 @@ pub const REMEMBERED_ATTEMPTS: usize = 4_096;
 
 /// Longest reason or error text on the wire, bytes; longer ones are cut.
 pub const MAX_TEXT: usize = 2_000;
+
+/// Largest boot data that either side handles, bytes: what the largest carrier takes (Nova's user data and a table of the
+/// firmware's are 64 KiB; EC2's user data 16).
+pub const MAX_BOOT_DATA: usize = 64 << 10;
+
+/// Largest of the papers in [`crate::message::Proof`], bytes: EC2's are below 3 KiB.
+pub const MAX_PAPER: usize = 16 << 10;

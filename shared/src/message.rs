@@ -34,6 +34,30 @@ pub enum ToMaster {
         /// The session that ends.
         session: SessionId,
     },
+    /// The cloud has told the machine about its end. Said at once, at each welcome and with each heartbeat.
+    Notice {
+        /// The session that will end.
+        session: SessionId,
+        /// What the cloud said, the newest and gravest.
+        notice: CloudNotice,
+    },
+}
+
+/// What a cloud tells a machine about its end.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum CloudNotice {
+    /// The cloud may take the machine back soon: EC2's rebalance recommendation. Nothing is certain.
+    Rebalance {
+        /// When the cloud said so, RFC 3339 in UTC as the cloud writes it.
+        at: String,
+    },
+    /// The cloud takes the machine back: EC2's spot interruption notice.
+    Interruption {
+        /// What becomes of the machine, in the cloud's word: `terminate`, `stop` or `hibernate`.
+        action: String,
+        /// When, RFC 3339 in UTC as the cloud writes it. For a machine that hibernates it may be now.
+        at: String,
+    },
 }
 
 /// Who an agent is and what it is running.
@@ -47,7 +71,8 @@ pub struct Hello {
     pub connection: u64,
     /// The agent's own queue for this connection.
     pub queue: String,
-    /// Host identity: an instance id, a machine's UUID, a process host's id.
+    /// Host identity: `ec2:` and the instance id, `uuid:` and the UUID of the firmware or of OpenStack's metadata in lower
+    /// case, `machine:` and the machine id, or what the boot data say (a process host's id).
     pub identity: String,
     /// This life of the agent.
     pub nonce: Nonce,
@@ -66,6 +91,27 @@ pub struct Hello {
     /// Whether the agent ends when its builds have ended: nothing new may be sent.
     #[serde(default)]
     pub leaving: bool,
+    /// What speaks for the machine being the one that it says it is.
+    #[serde(default)]
+    pub proof: Proof,
+}
+
+/// What speaks for a machine being the one that it says it is. Whatever is not there is absent.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Proof {
+    /// Whom the disk below the agent's work directory was first used for: the host of the boot data at the agent's first
+    /// start there, else that machine's host identity. Another host's: the disk is not fresh.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk: Option<String>,
+    /// EC2's instance identity document, as it is served (JSON).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub document: Option<String>,
+    /// Its signature, as it is served at `/latest/dynamic/instance-identity/signature`: PKCS #1 v1.5 with SHA-256, base64.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signature: Option<String>,
+    /// The document with its signature, as served at `/latest/dynamic/instance-identity/rsa2048`: PKCS #7, base64.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rsa2048: Option<String>,
 }
 
 /// What an agent's machine is.

@@ -50,7 +50,17 @@ fn to_master() -> Vec<(&'static str, ToMaster)> {
         attempts: vec![report()],
         facts: Facts { os: "Linux".into(), arch: "x86_64".into(), hostname: "w1".into(), cpus: 2, memory: 1 << 30 },
         leaving: false,
+        proof: Proof::default(),
     };
+    let proof = Proof {
+        disk: Some("h0123456789abcdef".to_owned()),
+        document: Some("{}".to_owned()),
+        signature: Some("c2ln".to_owned()),
+        rsa2048: Some("TUlJ".to_owned()),
+    };
+    let proven = Hello { identity: "ec2:i-0123456789abcdef0".to_owned(), proof, ..hello.clone() };
+    let notice = |notice| ToMaster::Notice { session: session(), notice };
+    let at = "2026-01-02T03:04:05Z".to_owned();
     let vitals = Vitals { load: 0.5, memory_used: 1, memory_total: 2, disk_free: 3, disk_total: 4 };
     vec![
         ("to-master/hello", ToMaster::Hello(Box::new(hello))),
@@ -59,6 +69,9 @@ fn to_master() -> Vec<(&'static str, ToMaster)> {
         ("to-master/drained", ToMaster::Drained { session: session(), drain: 2 }),
         ("to-master/leaving", ToMaster::Leaving { session: session() }),
         ("to-master/goodbye", ToMaster::Goodbye { session: session() }),
+        ("to-master/hello-proof", ToMaster::Hello(Box::new(proven))),
+        ("to-master/notice-rebalance", notice(CloudNotice::Rebalance { at: at.clone() })),
+        ("to-master/notice-interruption", notice(CloudNotice::Interruption { action: "terminate".to_owned(), at })),
     ]
 }
 

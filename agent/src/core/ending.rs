@@ -2,7 +2,7 @@
 
 use super::{Core, Effect, Level};
 use rouse_shared::Timestamp;
-use rouse_shared::message::ToMaster;
+use rouse_shared::message::{CloudNotice, ToMaster};
 use std::time::Duration;
 
 /// Killing takes milliseconds; past this the agent ends all the same, and its supervisors die with it.
@@ -59,6 +59,32 @@ impl Core {
         }
         if let Some(session) = self.attached_session() {
             self.emit(Effect::Send(Box::new(ToMaster::Leaving { session })));
+        }
+    }
+
+    /// The cloud has spoken: an interruption is certain, and no rebalance after it takes it back.
+    pub(super) fn noticed(&mut self, notice: CloudNotice) {
+        let graver = match (&self.notice, &notice) {
+            (Some(CloudNotice::Interruption { .. }), CloudNotice::Rebalance { .. }) => false,
+            (before, now) => before.as_ref() != Some(now),
+        };
+        if !graver {
+            return;
+        }
+        let text = match &notice {
+            CloudNotice::Rebalance { at } => format!("the cloud may take this machine back soon (said at {at})"),
+            CloudNotice::Interruption { action, at } => format!("the cloud takes this machine back: {action} at {at}"),
+        };
+        self.log(Level::Warn, super::words::cut(text));
+        self.notice = Some(notice);
+        self.send_notice();
+    }
+
+    /// Tells the master, where it can be told; said again at each welcome and with each heartbeat.
+    pub(super) fn send_notice(&mut self) {
+        if let (Some(session), Some(notice)) = (self.attached_session(), &self.notice) {
+            let notice = notice.clone();
+            self.emit(Effect::Send(Box::new(ToMaster::Notice { session, notice })));
         }
     }
 

@@ -1,6 +1,6 @@
 //! What the agent's core is told, and what it asks for: two closed enums, each variant documented by its cause.
 
-use rouse_shared::message::{StepState, ToAgent, ToMaster};
+use rouse_shared::message::{CloudNotice, StepState, ToAgent, ToMaster};
 use rouse_shared::{AttemptId, Timestamp};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -71,6 +71,8 @@ pub enum Event {
         /// Bytes from the beginning.
         offset: u64,
     },
+    /// The cloud has told the machine about its end. May come again, and a rebalance after an interruption.
+    Notice(CloudNotice),
     /// The moment of [`super::Core::next_wakeup`] has come. Too early or too often does no harm.
     Tick,
     /// SIGTERM. The second one ends builds at once, the third the agent.

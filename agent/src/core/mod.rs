@@ -14,7 +14,7 @@ pub use event::{Effect, Event, Level, RunStep};
 
 use attempts::{Attempt, Remembered};
 use ending::Ending;
-use rouse_shared::message::Facts;
+use rouse_shared::message::{CloudNotice, Facts, Proof};
 use rouse_shared::{AttemptId, MasterId, Nonce, Timestamp, WorkerName};
 use session::{Link, Session};
 use std::collections::{BTreeMap, BTreeSet};
@@ -27,6 +27,8 @@ pub struct Settings {
     pub worker: WorkerName,
     /// Host identity, for hello.
     pub identity: String,
+    /// What speaks for it, for hello.
+    pub proof: Proof,
     /// Version of the agent, for hello.
     pub version: String,
     /// The machine, for hello.
@@ -76,6 +78,8 @@ pub struct Core {
     dying: BTreeSet<AttemptId>,
     remembered: Remembered,
 
+    /// What the cloud said last about the machine's end.
+    notice: Option<CloudNotice>,
     ending: Ending,
     effects: Vec<Effect>,
 }
@@ -105,6 +109,7 @@ impl Core {
             attempts: BTreeMap::new(),
             dying: BTreeSet::new(),
             remembered: Remembered::default(),
+            notice: None,
             ending: Ending::No,
             effects: Vec::new(),
         }
@@ -138,6 +143,7 @@ impl Core {
                 self.step_ended(now, attempt, step, attempts::Ended { state, log_length, log_cut, took });
             }
             Event::LogSent { attempt, step, offset } => self.log_sent(attempt, step, offset),
+            Event::Notice(notice) => self.noticed(notice),
             Event::Tick => {}
             Event::Terminate => self.terminate(now),
         }

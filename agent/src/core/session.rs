@@ -192,6 +192,7 @@ impl Core {
             attempts: self.pictures(),
             facts: self.settings.facts.clone(),
             leaving: self.leaving(),
+            proof: self.settings.proof.clone(),
         };
         self.emit(Effect::Send(Box::new(ToMaster::Hello(Box::new(hello)))));
     }
@@ -391,6 +392,7 @@ impl Core {
         self.credentials.turned_away = 0;
         self.dead_man = None;
         self.send_leaving();
+        self.send_notice();
         self.catch_up();
     }
 
@@ -478,6 +480,7 @@ impl Core {
         session.drained = false;
         let heartbeat = Heartbeat { session: session.id.clone(), seq: session.seq, vitals: Vitals::default() };
         self.emit(Effect::Send(Box::new(ToMaster::Heartbeat(heartbeat))));
+        self.send_notice();
         self.repeat_ends();
     }
 

@@ -13,6 +13,7 @@ use crate::logs::{LogSent, Logs};
 use crate::runner::{Runner, StepEvent, Update, wait_for_leftovers};
 use crate::{clock, log, vitals};
 use perform::Performer;
+use rouse_shared::message::Proof;
 use rouse_shared::{Nonce, Timestamp};
 use session_file::SessionFile;
 use std::path::{Path, PathBuf};
@@ -101,6 +102,7 @@ async fn begin(config: &AgentConfig, program: &Path, started: Timestamp) -> Resu
     let settings = Settings {
         worker: worker.clone(),
         identity: host,
+        proof: Proof::default(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         facts: vitals::facts(&mut system),
         password,

@@ -105,8 +105,16 @@ impl Core {
         for session in sessions {
             let name = session.worker.clone();
             let worker = self.worker_entry(now, &name);
-            let live =
-                Live { session, attached: false, vitals: None, last_seq: 0, drain: None, leaving: false, hold: false };
+            let live = Live {
+                session,
+                attached: false,
+                vitals: None,
+                last_seq: 0,
+                drain: None,
+                leaving: false,
+                hold: false,
+                notice: None,
+            };
             let lease = live.lease();
             worker.session = Some(live);
             if let Some(lease) = lease {

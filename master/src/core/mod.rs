@@ -33,7 +33,7 @@ use queue::Queue;
 use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use record::{Host, HostState, Record, Session, WorkerRecord};
-use rouse_shared::message::{ToAgent, Vitals};
+use rouse_shared::message::{CloudNotice, ToAgent, Vitals};
 use rouse_shared::{AttemptId, BuildId, HostId, MasterId, Timestamp, WorkerName};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -120,6 +120,8 @@ struct Live {
     leaving: bool,
     /// It has declined an order: nothing more until it is heard of again, so that the two never play ball.
     hold: bool,
+    /// What its cloud said last about the machine's end.
+    notice: Option<CloudNotice>,
 }
 
 struct LiveHost {

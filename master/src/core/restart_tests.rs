@@ -158,6 +158,7 @@ impl Master {
             attempts: Vec::new(),
             facts: Facts::default(),
             leaving: false,
+            proof: Default::default(),
         };
         let effects = self.handle(Event::Agent { worker: name(), message: ToMaster::Hello(Box::new(hello)) });
         sent(&effects)

@@ -7,7 +7,7 @@ use super::record::{HostState, Record, Session, Wish};
 use super::timers::Timer;
 use super::{Core, Live, Timestamp};
 use rouse_shared::limits::PROTOCOL;
-use rouse_shared::message::{Heartbeat, Hello, ToAgent, ToMaster, Welcome};
+use rouse_shared::message::{CloudNotice, Heartbeat, Hello, ToAgent, ToMaster, Welcome};
 use rouse_shared::{HostId, SessionId, WorkerName};
 use std::sync::Arc;
 use std::time::Duration;
@@ -97,7 +97,21 @@ impl Core {
                     self.on_goodbye(now, &worker);
                 }
             }
+            ToMaster::Notice { session, notice } => self.on_notice(&worker, &session, notice),
         }
+    }
+
+    /// A cloud has told a host about its end. For now it is only noted.
+    fn on_notice(&mut self, worker: &WorkerName, session: &SessionId, notice: CloudNotice) {
+        let Some(live) = self.live_mut(worker, session).filter(|l| l.notice.as_ref() != Some(&notice)) else { return };
+        let text = match &notice {
+            CloudNotice::Rebalance { at } => format!("the cloud may take back the host of {worker} (said at {at:.40})"),
+            CloudNotice::Interruption { action, at } => {
+                format!("the cloud takes back the host of {worker}: {action:.20} at {at:.40}")
+            }
+        };
+        live.notice = Some(notice);
+        self.note(Level::Warn, text);
     }
 
     fn live_mut(&mut self, worker: &WorkerName, session: &SessionId) -> Option<&mut Live> {
@@ -218,6 +232,7 @@ impl Core {
             drain: None,
             leaving: hello.leaving,
             hold: false,
+            notice: None,
         });
         if let Some(host) = &host {
             if let Some(live) = self.hosts.get_mut(host) {

@@ -31,6 +31,7 @@ fn hello(queue: &str) -> ToMaster {
         attempts: vec![],
         facts: Default::default(),
         leaving: false,
+        proof: Default::default(),
     }))
 }
 

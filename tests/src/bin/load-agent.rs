@@ -173,6 +173,7 @@ impl Worker {
         let settings = Settings {
             worker: name.clone(),
             identity: format!("load-{name}"),
+            proof: Default::default(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             facts: Facts::default(),
             password: password.to_owned(),

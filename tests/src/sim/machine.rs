@@ -130,6 +130,7 @@ impl World {
         let settings = Settings {
             worker: machine.worker.clone(),
             identity: machine.identity.clone(),
+            proof: Default::default(),
             version: "0.1.0".to_owned(),
             facts: Facts::default(),
             password: machine.password.clone(),

@@ -181,3 +181,21 @@ fn a_spent_token_does_not_power_off_a_host_that_has_a_secret() {
     assert_eq!(agent.hears(1_001, refused), ["disconnect 2"]);
     assert!(agent.until(10_000, false).concat().ends_with("connect 3 with kept"));
 }
+
+#[test]
+fn the_clouds_notice_is_said_until_the_session_ends() {
+    let rebalance = || Event::Notice(CloudNotice::Rebalance { at: "t1".to_owned() });
+    let end = |at: &str| Event::Notice(CloudNotice::Interruption { action: "terminate".to_owned(), at: at.to_owned() });
+    let mut agent = Agent::new(settings());
+    agent.at(0, Event::Start);
+    assert!(agent.at(500, rebalance()).is_empty(), "nobody is there to be told");
+    agent.at(1_000, Event::LinkUp { connection: 1 });
+    let said = agent.hears(1_000, ToAgent::Welcome(Box::new(welcome())));
+    assert_eq!(said, ["rebalance t1", "deadline 61000"]);
+    assert_eq!(agent.at(2_000, end("t2")), ["terminate at t2"]);
+    for known in [end("t2"), rebalance()] {
+        assert!(agent.at(2_001, known).is_empty());
+    }
+    assert_eq!(agent.at(2_002, end("t3")), ["terminate at t3"]);
+    assert_eq!(agent.until(11_000, true), ["11000 heartbeat 1", "11000 deadline 71000", "11000 terminate at t3"]);
+}

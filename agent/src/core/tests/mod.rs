@@ -19,6 +19,7 @@ fn settings() -> Settings {
     Settings {
         worker: "w1".parse().unwrap(),
         identity: "uuid:1".to_owned(),
+        proof: Proof::default(),
         version: "0".to_owned(),
         facts: Facts::default(),
         password: "hush".to_owned(),
@@ -170,6 +171,8 @@ fn said(message: &ToMaster) -> String {
         ToMaster::Drained { drain, .. } => format!("drained {drain}"),
         ToMaster::Leaving { .. } => "leaving".to_owned(),
         ToMaster::Goodbye { .. } => "goodbye".to_owned(),
+        ToMaster::Notice { notice: CloudNotice::Rebalance { at }, .. } => format!("rebalance {at}"),
+        ToMaster::Notice { notice: CloudNotice::Interruption { action, at }, .. } => format!("{action} at {at}"),
     }
 }
 

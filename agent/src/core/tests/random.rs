@@ -72,6 +72,11 @@ impl Random {
             170 => Event::PrepareFailed { attempt, why: "no".to_owned() },
             171..=180 => Event::LogSent { attempt, step, offset: self.below(9) },
             181 if self.below(20) == 0 => Event::Terminate,
+            182 => Event::Notice(CloudNotice::Rebalance { at: "t1".to_owned() }),
+            183 => {
+                let (action, at) = ("terminate".to_owned(), format!("t{}", self.below(3)));
+                Event::Notice(CloudNotice::Interruption { action, at })
+            }
             _ => Event::Tick,
         }
     }
@@ -115,7 +120,10 @@ fn random_events_break_nothing() {
                     }
                     Effect::Send(message) => match &**message {
                         ToMaster::Drained { .. } | ToMaster::Goodbye { .. } => runs.0.is_empty(),
-                        ToMaster::Report(_) | ToMaster::Heartbeat(_) | ToMaster::Leaving { .. } => {
+                        ToMaster::Report(_)
+                        | ToMaster::Heartbeat(_)
+                        | ToMaster::Leaving { .. }
+                        | ToMaster::Notice { .. } => {
                             // Before the ending's own disconnect, the agent is attached when it speaks.
                             core.attached() || core.ended() || core.session.is_none() || effects.len() > 1
                         }

@@ -151,6 +151,7 @@ mod tests {
             attempts: vec![],
             facts: Default::default(),
             leaving: false,
+            proof: Default::default(),
         })))
     }
 

@@ -336,6 +336,7 @@ impl Bench {
             attempts,
             facts: Facts::default(),
             leaving: false,
+            proof: Default::default(),
         };
         let what = format!("hello of {worker}, life {life}, connection {connection}");
         self.agent(&what, worker, ToMaster::Hello(Box::new(hello)));
