@@ -1,4 +1,6 @@
-//! What needs more than one crate: the simulation of both cores, and the harness of the end-to-end tests.
+//! What needs more than one crate: the simulation of both cores, the contract of the providers, and the harness of the end-to-end tests.
 
+pub mod contract;
 pub mod harness;
 pub mod sim;
+pub mod virt;

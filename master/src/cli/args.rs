@@ -38,6 +38,15 @@ pub(super) enum Command {
         #[arg(long)]
         online: bool,
     },
+    /// Print the libvirt network that gives each libvirt worker of a configuration its name, as XML.
+    LibvirtNetwork {
+        /// The configuration.
+        #[arg(short, long, value_name = "FILE")]
+        config: PathBuf,
+        /// Which network; needed only where the workers are on several.
+        #[arg(long, value_name = "NAME")]
+        network: Option<String>,
+    },
     /// The whole thing on this machine, without configuration: runs a real build on a host that wakes for it.
     Demo {
         /// The program to build; absent: this repository, or a small program that the binary carries.

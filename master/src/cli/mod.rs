@@ -1,4 +1,4 @@
-//! The command line: everything but `master`, `check` and `demo` talks to a master over HTTP.
+//! The command line: everything but `master`, `check`, `libvirt-network` and `demo` talks to a master over HTTP.
 
 mod args;
 mod audit;
@@ -71,6 +71,7 @@ pub fn run(cli: &Cli, local: &dyn Local) -> ExitCode {
         Command::Master { config } => local.master(config),
         Command::Check { config, online } => local.check(config, *online),
         Command::Demo { source } => local.demo(source.as_deref()),
+        Command::LibvirtNetwork { config, network } => libvirt_network(config, network.as_deref()),
         Command::Completions { shell } => completions(*shell),
         remote => match client_command(&cli.server, remote, local) {
             Ok(code) => ExitCode::from(code),
@@ -119,7 +120,11 @@ async fn remote(client: &Client, command: &Command, now: Timestamp) -> Result<u8
         Command::Resume(worker) => fleet::operate(client, &worker.worker, "resume").await?,
         Command::Drain(worker) => fleet::operate(client, &worker.worker, "drain").await?,
         Command::Stop(worker) => fleet::operate(client, &worker.worker, "stop").await?,
-        Command::Master { .. } | Command::Check { .. } | Command::Demo { .. } | Command::Completions { .. } => {
+        Command::Master { .. }
+        | Command::Check { .. }
+        | Command::LibvirtNetwork { .. }
+        | Command::Demo { .. }
+        | Command::Completions { .. } => {
             return Err(Failed::Usage("this command needs no master".to_owned()));
         }
     }
@@ -137,6 +142,15 @@ fn completions(shell: clap_complete::Shell) -> ExitCode {
     match output::bytes(&script) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => ExitCode::from(Failed::from(error).tell()),
+    }
+}
+
+fn libvirt_network(config: &Path, name: Option<&str>) -> ExitCode {
+    let loaded = crate::config::load(config).map_err(|faults| faults.to_string());
+    let text = loaded.and_then(|config| crate::hosts::libvirt_network::network(&config, name));
+    match text.map_err(Failed::Usage).and_then(|text| Ok(output::bytes(text.as_bytes())?)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failed) => ExitCode::from(failed.tell()),
     }
 }
 

@@ -33,7 +33,11 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// The providers that this build of rouse has. The keys of the others are checked all the same.
-pub const AVAILABLE: &[ProviderKind] = &[ProviderKind::Process];
+pub const AVAILABLE: &[ProviderKind] = &[
+    ProviderKind::Process,
+    #[cfg(feature = "libvirt")]
+    ProviderKind::Libvirt,
+];
 
 /// A whole configuration, checked.
 #[derive(Clone, PartialEq, Debug)]

@@ -1,6 +1,9 @@
 //! Providers: the things that make hosts. A new one is one file here, one line in [`Hosts::provider`], and one line in
 //! the contract suite. Retries, caps, timeouts, mail and naming are the core's business.
 
+#[cfg(feature = "libvirt")]
+pub mod libvirt;
+pub mod libvirt_network;
 pub mod process;
 pub mod user_data;
 
@@ -61,27 +64,41 @@ pub struct Settings {
 /// The providers of this build of rouse.
 pub struct Hosts {
     process: process::Processes,
+    #[cfg(feature = "libvirt")]
+    libvirt: libvirt::Libvirt,
 }
 
 impl Hosts {
-    /// All providers. Deaths that they learn of are told through `deaths`.
+    /// All providers. Deaths that they learn of are told through `deaths`. Must be called within a runtime.
     ///
     /// # Errors
     /// Where the state directory cannot be used.
     pub fn new(settings: Settings, config: &Config, deaths: mpsc::Sender<Death>) -> std::io::Result<Self> {
-        Ok(Self { process: process::Processes::new(settings.dir, settings.owner, config, deaths)? })
+        #[cfg(feature = "libvirt")]
+        let libvirt = libvirt::Libvirt::new(settings.dir.join("libvirt"), &settings.owner, config, deaths.clone())?;
+        Ok(Self {
+            process: process::Processes::new(settings.dir, settings.owner, config, deaths)?,
+            #[cfg(feature = "libvirt")]
+            libvirt,
+        })
     }
 
     /// The provider of a kind; none where this build has it not.
     pub fn provider(&self, kind: ProviderKind) -> Option<&dyn Provider> {
         match kind {
             ProviderKind::Process => Some(&self.process),
-            ProviderKind::Ec2 | ProviderKind::Libvirt | ProviderKind::Openstack => None,
+            #[cfg(feature = "libvirt")]
+            ProviderKind::Libvirt => Some(&self.libvirt),
+            #[cfg(not(feature = "libvirt"))]
+            ProviderKind::Libvirt => None,
+            ProviderKind::Ec2 | ProviderKind::Openstack => None,
         }
     }
 
     /// Takes the workers' sections of a new configuration. Hosts that were ordered before are still stopped and listed.
     pub fn configure(&self, config: &Config) {
         self.process.configure(config);
+        #[cfg(feature = "libvirt")]
+        self.libvirt.configure(config);
     }
 }

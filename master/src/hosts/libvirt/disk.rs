@@ -1,0 +1,279 @@
+//! The disk of a host: made afresh over a base image for each boot, thrown away after. The base is never written to.
+//!
+//! Beside each disk of ours lies an empty file, its **mark**, whose name says whose the disk is. It is there before the
+//! disk and goes after it. A file without a mark is not ours, whatever its name.
+
+use crate::core::event::StartError;
+use serde::{Deserialize, Serialize};
+use std::fs::{self, File};
+use std::io::{self, Read as _};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+/// What a mark's name has between the disk's and the owner's.
+const MARK: &str = ".rouse@";
+/// Room on a file system below which it counts as full, bytes: the head of an empty overlay is 200 KiB.
+const FULL: u64 = 1 << 20;
+
+/// How a fresh disk comes from its base image.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Form {
+    /// A qcow2 file that holds the differences only.
+    Overlay,
+    /// A raw file: shares its blocks with the base where the file system can, else holds them all.
+    Copy,
+}
+
+/// A disk to be made for a boot.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Fresh {
+    /// Where it will be.
+    pub path: PathBuf,
+    /// What it is made from.
+    pub base: PathBuf,
+    /// The format of the base: `qcow2` or `raw`.
+    pub base_format: String,
+    /// [`Base::change`] when the order was made.
+    pub change: String,
+    /// How it comes from the base.
+    pub form: Form,
+}
+
+/// Whose a disk is.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Owner {
+    /// The master's name.
+    pub master: String,
+    /// The master's id.
+    pub id: String,
+    /// The host that it was made for.
+    pub host: String,
+}
+
+/// A base image, as it was looked at.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Base {
+    /// `qcow2` or `raw`.
+    pub format: &'static str,
+    /// Tells it from itself after a change: its inode, size and time of change.
+    pub change: String,
+}
+
+/// Looks at an image.
+///
+/// # Errors
+/// Where it is missing, or is no disk image, or not what its name says.
+pub fn look_at(path: &Path) -> Result<Base, StartError> {
+    let shown = path.display();
+    let failed = |error: io::Error| match error.kind() {
+        io::ErrorKind::NotFound => StartError::Rejected(format!("there is no image {shown}")),
+        _ => StartError::Rejected(format!("the image {shown} cannot be read: {error}")),
+    };
+    let mut file = File::open(path).map_err(failed)?;
+    let about = file.metadata().map_err(failed)?;
+    if !about.is_file() {
+        return Err(StartError::Rejected(format!("the image {shown} is no file")));
+    }
+    let mut head = [0; 4];
+    let read = file.read(&mut head).map_err(failed)?;
+    let format = if head == *b"QFI\xfb" {
+        "qcow2"
+    } else if path.extension().is_some_and(|e| e == "qcow2" || e == "qcow") || read == 0 {
+        return Err(StartError::Rejected(format!(
+            "the image {shown} is not a qcow2 image: it does not begin like one"
+        )));
+    } else {
+        "raw"
+    };
+    Ok(Base { format, change: change_of(&about) })
+}
+
+fn change_of(about: &fs::Metadata) -> String {
+    format!("{}:{}:{}.{:09}", about.ino(), about.size(), about.mtime(), about.mtime_nsec())
+}
+
+/// Why a base that was at `before` must not be used any more with what was made over it; none where it may: it is as it
+/// was, or another file has taken its name, which leaves the old one whole.
+pub fn changed_in_place(base: &Path, before: &str) -> Option<String> {
+    let now = change_of(&fs::metadata(base).ok()?);
+    let inode = |change: &str| change.split(':').next().map(str::to_owned);
+    (now != before && inode(&now) == inode(before)).then(|| {
+        format!(
+            "the base image {} was changed in place while a disk that was made over it is in use: write a new image \
+             beside it and rename it into place",
+            base.display()
+        )
+    })
+}
+
+/// The mark of a disk.
+fn mark_of(path: &Path, owner: &Owner) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(format!("{MARK}{}@{}@{}", owner.master, owner.id, owner.host));
+    PathBuf::from(name)
+}
+
+/// All marks in a directory: the disk and its owner. None where there is no such directory.
+///
+/// # Errors
+/// Where it cannot be read.
+pub fn marks_in(dir: &Path) -> io::Result<Vec<(PathBuf, Owner)>> {
+    let entries = match fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        let name = entry?.file_name();
+        let Some((disk, owner)) = name.to_str().and_then(|name| name.rsplit_once(MARK)) else { continue };
+        let mut parts = owner.splitn(3, '@').map(str::to_owned);
+        if let (Some(master), Some(id), Some(host)) = (parts.next(), parts.next(), parts.next()) {
+            found.push((dir.join(disk), Owner { master, id, host }));
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// Makes the disk. `live` says whether a host still runs, by its id.
+///
+/// # Errors
+/// Where it cannot be made, or where what is there is not ours to replace. Nothing is left then.
+pub fn make(fresh: &Fresh, owner: &Owner, live: &dyn Fn(&str) -> bool) -> Result<(), StartError> {
+    let shown = fresh.path.display();
+    let rejected = |text: String| Err(StartError::Rejected(text));
+    let dir = fresh.path.parent().unwrap_or_else(|| Path::new("/"));
+    if !dir.is_dir() {
+        return rejected(format!("there is no directory {} for hd_image", dir.display()));
+    }
+    let marks = marks_in(dir).map_err(|e| StartError::Rejected(format!("{} cannot be read: {e}", dir.display())))?;
+    let marks: Vec<Owner> = marks.into_iter().filter(|(disk, _)| *disk == fresh.path).map(|(_, owner)| owner).collect();
+    for other in &marks {
+        if (&other.master, &other.id) != (&owner.master, &owner.id) {
+            let of = format!("host {} of another master ({}/{})", other.host, other.master, other.id);
+            return rejected(format!("{shown} belongs to {of}"));
+        }
+        if other.host != owner.host && live(&other.host) {
+            return rejected(format!(
+                "{shown} is in use by host {}: give each worker an hd_image of its own",
+                other.host
+            ));
+        }
+    }
+    if marks.is_empty() && fresh.path.symlink_metadata().is_ok() {
+        return rejected(format!(
+            "{shown} is there already and was not made by rouse: remove it, or leave out base_image to use it as it is"
+        ));
+    }
+    for other in &marks {
+        remove(&fresh.path, other).map_err(|e| StartError::Transient(format!("remove an old {shown}: {e}")))?;
+    }
+    let made = create(fresh, owner, dir);
+    if made.is_err()
+        && let Err(error) = remove(&fresh.path, owner)
+    {
+        tracing::warn!("failed to remove {shown}: {error}");
+    }
+    made
+}
+
+fn create(fresh: &Fresh, owner: &Owner, dir: &Path) -> Result<(), StartError> {
+    let shown = fresh.path.display();
+    let base_shown = fresh.base.display();
+    let failed = |error: io::Error| match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            StartError::Capacity(format!("no room for {shown}: {error}"))
+        }
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::InvalidFilename => {
+            StartError::Rejected(format!("{shown} cannot be made: {error}"))
+        }
+        _ => StartError::Transient(format!("{shown} could not be made: {error}")),
+    };
+    File::options().write(true).create_new(true).open(mark_of(&fresh.path, owner)).map_err(failed)?;
+    // The mark must be there whenever the disk is, after a power failure too.
+    File::open(dir).and_then(|dir| dir.sync_all()).map_err(failed)?;
+    let now = look_at(&fresh.base)?;
+    if now.change != fresh.change {
+        return Err(StartError::Rejected(format!(
+            "the base image {base_shown} was changed after the host was ordered"
+        )));
+    }
+    if room(dir).is_some_and(|room| room < FULL) {
+        return Err(StartError::Capacity(format!("no room for {shown}: the file system of {} is full", dir.display())));
+    }
+    let mut command = Command::new("qemu-img");
+    match fresh.form {
+        Form::Overlay => {
+            command.args(["create", "-q", "-f", "qcow2", "-F", &fresh.base_format, "-b"]);
+            command.arg(&fresh.base).arg(&fresh.path)
+        }
+        Form::Copy if cloned(&fresh.base, &fresh.path) => return Ok(()),
+        Form::Copy => command.args(["convert", "-q", "-f", "raw", "-O", "raw"]).arg(&fresh.base).arg(&fresh.path),
+    };
+    let output = command.stdin(Stdio::null()).env("LC_ALL", "C").output();
+    let output = output.map_err(|error| {
+        StartError::Rejected(format!("qemu-img cannot be run ({error}): install it where the master runs (qemu-utils)"))
+    })?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    let said = said.lines().next().unwrap_or_default().trim_start_matches("qemu-img: ").to_owned();
+    if room(dir).is_some_and(|room| room < FULL) {
+        return Err(StartError::Capacity(format!("no room for {shown}: {said}")));
+    }
+    Err(StartError::Rejected(format!("{shown} cannot be made from {base_shown}: {said}")))
+}
+
+/// Whether a copy that shares its blocks could be made.
+fn cloned(base: &Path, path: &Path) -> bool {
+    use std::os::fd::AsRawFd as _;
+    let (Ok(from), Ok(to)) = (File::open(base), File::create(path)) else { return false };
+    // SAFETY: both descriptors are open for the whole call, which reads nothing of ours.
+    unsafe { libc::ioctl(to.as_raw_fd(), libc::FICLONE as _, from.as_raw_fd()) == 0 }
+}
+
+/// Bytes that we may still write to a file system.
+fn room(dir: &Path) -> Option<u64> {
+    use std::os::unix::ffi::OsStrExt as _;
+    let path = std::ffi::CString::new(dir.as_os_str().as_bytes()).ok()?;
+    let mut about = std::mem::MaybeUninit::<libc::statvfs>::uninit();
+    // SAFETY: the path ends with a zero byte, and the structure is written before it is read.
+    let about = unsafe {
+        if libc::statvfs(path.as_ptr(), about.as_mut_ptr()) != 0 {
+            return None;
+        }
+        about.assume_init()
+    };
+    Some(about.f_bavail.saturating_mul(about.f_frsize))
+}
+
+/// Removes a disk of this owner, and its mark last. Without the mark nothing is touched.
+///
+/// # Errors
+/// Where one of them cannot be removed.
+pub fn remove(path: &Path, owner: &Owner) -> io::Result<()> {
+    let mark = mark_of(path, owner);
+    if mark.symlink_metadata().is_err() {
+        return Ok(());
+    }
+    unlink(path)?;
+    unlink(&mark)
+}
+
+/// Removes a file, where there is one.
+pub fn unlink(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+/// Makes a file that only we can read.
+pub fn create_private(path: &Path) -> io::Result<()> {
+    use std::os::unix::fs::OpenOptionsExt as _;
+    File::options().write(true).create_new(true).mode(0o600).open(path).map(drop)
+}

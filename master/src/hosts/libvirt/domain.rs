@@ -1,0 +1,252 @@
+//! The domain: the built-in machine, and what is put into it and into a user's own description. The stamp says whose a
+//! domain is and what it was made with; it is in the very call that makes the domain.
+
+use super::disk::Form;
+use super::xml;
+use std::path::{Path, PathBuf};
+use xmltree::{Element, Namespace};
+
+/// The namespace of our element in a domain's metadata.
+pub const NAMESPACE: &str = "urn:rouse:host:1";
+/// How our element is called there.
+const STAMP: &str = "host";
+
+/// What a domain of ours says about itself.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Stamp {
+    /// The master's name.
+    pub master: String,
+    /// The master's id.
+    pub id: String,
+    /// The host's id.
+    pub host: String,
+    /// The domain's UUID: a domain that was cloned has another, and is nobody's.
+    pub uuid: String,
+    /// The disk that was made for it, to be thrown away with it.
+    pub disk: Option<PathBuf>,
+    /// What that disk is laid over, and its change stamp at that time.
+    pub base: Option<(PathBuf, String)>,
+    /// Where what it prints is kept, to be thrown away with it.
+    pub console: Option<PathBuf>,
+}
+
+impl Stamp {
+    fn element(&self) -> Element {
+        let mut stamp = Element::new(STAMP);
+        let mut namespaces = Namespace::empty();
+        namespaces.put("rouse", NAMESPACE);
+        stamp.prefix = Some("rouse".to_owned());
+        stamp.namespace = Some(NAMESPACE.to_owned());
+        stamp.namespaces = Some(namespaces);
+        let mut put = |key: &str, value: &str| stamp.attributes.insert(key.to_owned(), value.to_owned());
+        put("master", &self.master);
+        put("id", &self.id);
+        put("host", &self.host);
+        put("uuid", &self.uuid);
+        let shown = |path: &Path| path.to_string_lossy().into_owned();
+        if let Some(disk) = &self.disk {
+            put("disk", &shown(disk));
+        }
+        if let Some((base, change)) = &self.base {
+            put("base", &shown(base));
+            put("change", change);
+        }
+        if let Some(console) = &self.console {
+            put("console", &shown(console));
+        }
+        stamp
+    }
+
+    /// The stamp in a metadata element of our namespace; none where it has not what every stamp has.
+    pub fn read(text: &str) -> Option<Self> {
+        let element = xml::parse(text).ok()?;
+        let get = |key: &str| element.attributes.get(key).cloned();
+        let base = get("base").map(PathBuf::from).zip(get("change"));
+        Some(Self {
+            master: get("master")?,
+            id: get("id")?,
+            host: get("host")?,
+            uuid: get("uuid")?,
+            disk: get("disk").map(PathBuf::from),
+            base,
+            console: get("console").map(PathBuf::from),
+        })
+    }
+}
+
+/// The built-in machine's measures.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Machine<'a> {
+    /// Whether the processor's own virtualisation is used.
+    pub kvm: bool,
+    /// Memory, megabytes.
+    pub memory_mb: u32,
+    /// Processors.
+    pub cpus: u32,
+    /// The network that it is on.
+    pub network: &'a str,
+}
+
+/// A virtio machine that boots from its disk. A guest that reboots or panics goes: it was made for one boot, and its
+/// build is tried again at once rather than after a timeout.
+pub fn builtin(machine: &Machine<'_>) -> Element {
+    let kind = if machine.kvm { "kvm" } else { "qemu" };
+    // Without hardware virtualisation libvirt's default processor is fine, and the fastest to emulate.
+    let cpu = if machine.kvm { "<cpu mode='host-passthrough'/>" } else { "" };
+    let Machine { memory_mb, cpus, network, .. } = machine;
+    let network = network.replace('&', "&amp;").replace('\'', "&apos;").replace('<', "&lt;");
+    let text = format!(
+        "<domain type='{kind}'><memory unit='MiB'>{memory_mb}</memory><vcpu>{cpus}</vcpu>{cpu}\
+         <os><type arch='x86_64' machine='q35'>hvm</type><bios useserial='yes'/></os><features><acpi/><apic/></features>\
+         <clock offset='utc'/>\
+         <on_poweroff>destroy</on_poweroff><on_reboot>destroy</on_reboot><on_crash>destroy</on_crash>\
+         <devices><controller type='usb' model='none'/>\
+         <interface type='network'><source network='{network}'/><model type='virtio'/><rom enabled='no'/></interface>\
+         <serial type='pty'/><rng model='virtio'><backend model='random'>/dev/urandom</backend></rng>\
+         <panic model='isa'/><memballoon model='none'/></devices></domain>"
+    );
+    // A constant with numbers in it is well formed.
+    xml::parse(&text).unwrap_or_else(|_| Element::new("domain"))
+}
+
+/// The disk of a domain, as the configuration wants it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Disk<'a> {
+    /// The domain's own description says it all.
+    AsDescribed,
+    /// The user's own disk, where the description has it not: its path and format.
+    Own(&'a Path, &'static str),
+    /// Made for each boot over a base image, and whether that is raw.
+    Fresh(&'a Path, bool),
+}
+
+/// What is put into a description.
+pub struct Wanted<'a> {
+    /// The domain's name: the worker's.
+    pub name: &'a str,
+    /// Its UUID; absent: the description's own.
+    pub uuid: Option<&'a str>,
+    /// Its hardware address, where the description has none.
+    pub mac: &'a str,
+    /// What it says about itself.
+    pub stamp: &'a Stamp,
+    /// Boot data, as strings of the firmware's table.
+    pub oem_strings: &'a [String],
+    /// Its disk.
+    pub disk: Disk<'a>,
+}
+
+/// Puts all that into the description. Returns how the disk is to be made, where it is made.
+///
+/// # Errors
+/// Where the description is not such a thing: a sentence.
+pub fn patch(domain: &mut Element, wanted: &Wanted<'_>) -> Result<Form, String> {
+    if domain.name != "domain" {
+        return Err(format!("its XML describes a {}, not a domain", domain.name));
+    }
+    xml::set_text(domain, "name", wanted.name);
+    if let Some(uuid) = wanted.uuid {
+        xml::set_text(domain, "uuid", uuid);
+    }
+    // Of the last time that it ran.
+    domain.attributes.remove("id");
+    if let Some(metadata) = xml::child_or_new(domain, "metadata") {
+        metadata.children.retain(|node| node.as_element().is_none_or(|e| e.namespace.as_deref() != Some(NAMESPACE)));
+        xml::push(metadata, wanted.stamp.element());
+    }
+    put_oem_strings(domain, wanted.oem_strings);
+    let devices = xml::child_or_new(domain, "devices").ok_or("its XML has no devices")?;
+    put_mac(devices, wanted.mac);
+    if let Some(console) = &wanted.stamp.console {
+        put_console(devices, console);
+    }
+    put_disk(devices, wanted.disk)
+}
+
+fn put_oem_strings(domain: &mut Element, strings: &[String]) {
+    if let Some(os) = xml::child_or_new(domain, "os") {
+        xml::remove(os, "smbios");
+        xml::push(os, xml::element("smbios", &[("mode", "sysinfo")]));
+    }
+    let is_smbios = |e: &Element| e.name == "sysinfo" && xml::attribute(e, None, "type") == Some("smbios");
+    if !xml::elements(domain).any(is_smbios) {
+        xml::push(domain, xml::element("sysinfo", &[("type", "smbios")]));
+    }
+    let Some(sysinfo) = xml::elements_mut(domain).find(|e| is_smbios(e)) else { return };
+    // libvirt refuses another UUID here than the domain's.
+    if let Some(system) = sysinfo.get_mut_child("system") {
+        system.children.retain(|n| n.as_element().is_none_or(|e| xml::attribute(e, None, "name") != Some("uuid")));
+    }
+    if let Some(oem) = xml::child_or_new(sysinfo, "oemStrings") {
+        for string in strings {
+            xml::push(oem, xml::text("entry", string));
+        }
+    }
+}
+
+/// The first network card gets our address, unless the user has given it one.
+fn put_mac(devices: &mut Element, mac: &str) {
+    let card = xml::elements_mut(devices).find(|e| e.name == "interface");
+    if let Some(card) = card.filter(|card| card.get_child("mac").is_none()) {
+        xml::push(card, xml::element("mac", &[("address", mac)]));
+    }
+}
+
+/// What the first serial port says goes to a file too, from the first byte on and whether or not anybody listens.
+fn put_console(devices: &mut Element, path: &Path) {
+    if !xml::elements(devices).any(|e| e.name == "serial") {
+        xml::push(devices, xml::element("serial", &[("type", "pty")]));
+    }
+    if let Some(serial) = devices.get_mut_child("serial") {
+        xml::remove(serial, "log");
+        xml::push(serial, xml::element("log", &[("file", &path.to_string_lossy()), ("append", "on")]));
+    }
+}
+
+fn put_disk(devices: &mut Element, disk: Disk<'_>) -> Result<Form, String> {
+    let (path, described) = match disk {
+        Disk::AsDescribed => return Ok(Form::Overlay),
+        Disk::Own(path, format) => (path, format),
+        Disk::Fresh(path, _) => (path, "qcow2"),
+    };
+    let shown = path.to_string_lossy();
+    let is_disk = |e: &Element| e.name == "disk" && matches!(xml::attribute(e, None, "device"), None | Some("disk"));
+    let is_this = |e: &Element| is_disk(e) && xml::attribute(e, Some("source"), "file") == Some(shown.as_ref());
+    let all = xml::elements(devices).filter(|e| is_disk(e)).count();
+    let found = if xml::elements(devices).any(is_this) {
+        if matches!(disk, Disk::Own(..)) {
+            return Ok(Form::Overlay);
+        }
+        xml::elements_mut(devices).find(|e| is_this(e))
+    } else if all > 1 {
+        return Err(format!("its XML has {all} disks and none of them is {shown}: name the one that hd_image is"));
+    } else {
+        if all == 0 {
+            let mut fresh = xml::element("disk", &[("device", "disk")]);
+            xml::push(&mut fresh, xml::element("target", &[("dev", "vda"), ("bus", "virtio")]));
+            let mut driver = xml::element("driver", &[("name", "qemu"), ("type", described), ("discard", "unmap")]);
+            if matches!(disk, Disk::Fresh(..)) {
+                // It is thrown away: nothing of it has to reach the platter.
+                driver.attributes.insert("cache".to_owned(), "unsafe".to_owned());
+            }
+            xml::push(&mut fresh, driver);
+            xml::push(devices, fresh);
+        }
+        xml::elements_mut(devices).find(|e| is_disk(e))
+    };
+    let Some(element) = found else { return Err("its XML has no place for a disk".to_owned()) };
+    element.attributes.insert("type".to_owned(), "file".to_owned());
+    for name in ["source", "backingStore"] {
+        xml::remove(element, name);
+    }
+    xml::push(element, xml::element("source", &[("file", &shown)]));
+    let driver = xml::child_or_new(element, "driver").ok_or("its disk has no driver")?;
+    let is_raw = driver.attributes.get("type").is_some_and(|kind| kind == "raw");
+    if matches!(disk, Disk::Fresh(_, true)) && is_raw {
+        // The user's machine wants it raw, which an overlay is not.
+        return Ok(Form::Copy);
+    }
+    driver.attributes.entry("name".to_owned()).or_insert_with(|| "qemu".to_owned());
+    driver.attributes.insert("type".to_owned(), described.to_owned());
+    Ok(Form::Overlay)
+}

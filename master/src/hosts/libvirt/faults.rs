@@ -1,0 +1,83 @@
+//! libvirt's errors by their kind: whose fault it is, and whether something may have been made.
+
+use super::link::{Failed, Link, code_of};
+use crate::core::event::StartError;
+use virt::connect::Connect;
+use virt::error::{Error, ErrorDomain, ErrorNumber};
+
+/// What a failed question means for a start that has made nothing yet.
+pub fn before(failed: Failed) -> StartError {
+    match failed {
+        Failed::Unreachable(why) => StartError::Transient(why),
+        Failed::BrokeOff(why) => StartError::Unknown(why),
+        Failed::Libvirt(error) => match kind(&error) {
+            Kind::Auth => StartError::Auth(error.message().to_owned()),
+            Kind::Lost | Kind::Busy => StartError::Transient(error.message().to_owned()),
+            Kind::Refused => StartError::Rejected(error.message().to_owned()),
+        },
+    }
+}
+
+/// What a failed call to make a domain means.
+pub fn create(connect: &Connect, uri: &str, memory_mb: u64, error: &Error) -> StartError {
+    let text = error.message().to_owned();
+    if !connect.is_alive().unwrap_or(false) {
+        return StartError::Unknown(text);
+    }
+    match kind(error) {
+        Kind::Auth => StartError::Auth(text),
+        Kind::Lost => StartError::Unknown(text),
+        Kind::Busy => StartError::Transient(text),
+        // QEMU's own failures have one kind, whatever they are. Whether memory was short can be looked up.
+        Kind::Refused if room_for(connect, uri, memory_mb) == Some(false) => {
+            StartError::Capacity(format!("not enough memory for {memory_mb} MB: {text}"))
+        }
+        Kind::Refused => StartError::Rejected(text),
+    }
+}
+
+impl From<Failed> for StartError {
+    fn from(failed: Failed) -> Self {
+        before(failed)
+    }
+}
+
+enum Kind {
+    /// We may not.
+    Auth,
+    /// The link broke: what became of the call is not known.
+    Lost,
+    /// Not now.
+    Busy,
+    /// Not like this.
+    Refused,
+}
+
+fn kind(error: &Error) -> Kind {
+    let of_the_link = matches!(error.domain().unwrap_or(ErrorDomain::None), ErrorDomain::Rpc | ErrorDomain::Remote);
+    match code_of(error) {
+        ErrorNumber::AuthFailed
+        | ErrorNumber::AuthCancelled
+        | ErrorNumber::AuthUnavailable
+        | ErrorNumber::OperationDenied
+        | ErrorNumber::AccessDenied => Kind::Auth,
+        ErrorNumber::OperationTimeout
+        | ErrorNumber::OperationAborted
+        | ErrorNumber::ResourceBusy
+        | ErrorNumber::NoMemory => Kind::Busy,
+        _ if of_the_link => Kind::Lost,
+        _ => Kind::Refused,
+    }
+}
+
+/// Whether a machine has this much memory to spare; none where that is not known.
+fn room_for(connect: &Connect, uri: &str, memory_mb: u64) -> Option<bool> {
+    let free_kb = if Link::is_local(uri) {
+        let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+        let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?.to_owned();
+        line.trim().trim_end_matches(" kB").trim().parse::<u64>().ok()?
+    } else {
+        connect.free_memory().ok()? / 1024
+    };
+    Some(free_kb / 1024 >= memory_mb)
+}

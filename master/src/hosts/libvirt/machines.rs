@@ -1,0 +1,343 @@
+//! What is said to libvirt: making a host's domain, ending it, and finding what is ours.
+//!
+//! Everything about one host happens under its lock, one after the other, and to its end even where nobody waits for
+//! the answer any more.
+
+mod find;
+
+pub use find::Listing;
+
+use super::disk::{self, Fresh};
+use super::domain::Stamp;
+use super::events::Life;
+use super::link::{Failed, Link};
+use super::look::{end_domain, look};
+use super::places::{Connections, Evidence};
+use super::spec::Spec;
+use super::{Observer, Workers, console, faults, kvm};
+use crate::clock;
+use crate::config::LibvirtConfig;
+use crate::core::event::{StartError, Stopped};
+use crate::core::record::Host;
+use rouse_shared::{HostId, Timestamp, WorkerName};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use std::{fs, io};
+use tokio::sync::mpsc;
+use tracing::{info, warn};
+use virt::connect::Connect;
+use virt::domain::Domain;
+
+/// How long a guest on a disk of the user's own may take to shut down before its power is cut.
+const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(60);
+
+/// A host whose end we listen for.
+struct Known {
+    uri: String,
+    stamp: Stamp,
+    /// When it was asked to shut down.
+    asked: Option<Timestamp>,
+}
+
+/// What the provider is, shared with the threads that call libvirt.
+pub struct Inner {
+    /// The master's name and id.
+    pub owner: String,
+    dir: PathBuf,
+    observer: Option<Observer>,
+    workers: Mutex<Workers>,
+    connections: Mutex<Connections>,
+    links: Mutex<BTreeMap<String, Arc<Link>>>,
+    lives: mpsc::Sender<(String, Life)>,
+    known: Mutex<BTreeMap<String, Known>>,
+    locks: Mutex<BTreeMap<String, Arc<Mutex<()>>>>,
+    evidence: Mutex<Evidence>,
+    kvm: Mutex<BTreeMap<String, Arc<Mutex<Option<bool>>>>>,
+    warned: Mutex<BTreeSet<PathBuf>>,
+}
+
+/// Takes a lock; what a thread that broke off has left is whole all the same.
+fn hold<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Inner {
+    pub fn new(
+        dir: PathBuf,
+        owner: &str,
+        observer: Option<Observer>,
+        lives: mpsc::Sender<(String, Life)>,
+    ) -> io::Result<Self> {
+        fs::create_dir_all(&dir)?;
+        Ok(Self {
+            owner: owner.to_owned(),
+            observer,
+            workers: Mutex::default(),
+            connections: Mutex::new(Connections::read(dir.join("connections"))?),
+            dir,
+            links: Mutex::default(),
+            lives,
+            known: Mutex::default(),
+            locks: Mutex::default(),
+            evidence: Mutex::default(),
+            kvm: Mutex::default(),
+            warned: Mutex::default(),
+        })
+    }
+
+    /// Takes the workers of a configuration, and opens their connections.
+    pub fn configure(&self, workers: Workers) {
+        let uris: BTreeSet<String> = workers.values().map(|w| w.connection.clone()).collect();
+        *hold(&self.workers) = workers;
+        for uri in uris {
+            if let Err(error) = self.link(&uri) {
+                warn!("libvirt at {uri} cannot be used: {error}");
+            }
+        }
+    }
+
+    pub fn worker(&self, name: &WorkerName) -> Option<LibvirtConfig> {
+        hold(&self.workers).get(name).cloned()
+    }
+
+    pub fn console_path(&self, host: &HostId) -> PathBuf {
+        self.dir.join(format!("{host}.console"))
+    }
+
+    /// The connection to an address, shared by all who use it.
+    pub fn link(&self, uri: &str) -> io::Result<Arc<Link>> {
+        let mut links = hold(&self.links);
+        if let Some(link) = links.get(uri) {
+            return Ok(link.clone());
+        }
+        let link = Arc::new(Link::open(uri, self.lives.clone())?);
+        links.insert(uri.to_owned(), link.clone());
+        Ok(link)
+    }
+
+    /// Whether the processor's own virtualisation works there; tried once.
+    pub async fn kvm(self: &Arc<Self>, link: &Link, uri: &str) -> Result<bool, Failed> {
+        let cell = hold(&self.kvm).entry(uri.to_owned()).or_default().clone();
+        let (uri, name) = (uri.to_owned(), format!("rouse-test-{}", self.id()));
+        let work = move |connect: &Connect| {
+            let mut cell = hold(&cell);
+            if let Some(known) = *cell {
+                return Ok(known);
+            }
+            let works = kvm::works(connect, &name);
+            if works {
+                info!("libvirt at {uri}: built-in machines use hardware virtualisation");
+            } else {
+                warn!(
+                    "libvirt at {uri}: hardware virtualisation does not work: built-in machines are emulated, and slow"
+                );
+            }
+            *cell = Some(works);
+            Ok(works)
+        };
+        link.call(work).await
+    }
+
+    fn name(&self) -> &str {
+        self.owner.rsplit_once('/').map_or(&self.owner, |(name, _)| name)
+    }
+
+    fn id(&self) -> &str {
+        self.owner.rsplit_once('/').map_or("", |(_, id)| id)
+    }
+
+    fn passed(&self, step: &'static str) {
+        if let Some(observer) = &self.observer {
+            observer(step);
+        }
+    }
+
+    fn lock(&self, host: &str) -> Arc<Mutex<()>> {
+        hold(&self.locks).entry(host.to_owned()).or_default().clone()
+    }
+
+    fn know(&self, uri: &str, stamp: Stamp) {
+        let known = Known { uri: uri.to_owned(), stamp: stamp.clone(), asked: None };
+        hold(&self.known).entry(stamp.uuid).or_insert(known);
+    }
+
+    fn forget(&self, uuid: &str, host: &str) {
+        hold(&self.known).remove(uuid);
+        hold(&self.locks).remove(host);
+    }
+
+    fn owner_of(&self, stamp: &Stamp) -> disk::Owner {
+        disk::Owner { master: stamp.master.clone(), id: stamp.id.clone(), host: stamp.host.clone() }
+    }
+
+    fn is_ours(&self, stamp: &Stamp) -> bool {
+        (stamp.master.as_str(), stamp.id.as_str()) == (self.name(), self.id())
+    }
+
+    fn stamp(&self, host: &HostId, spec: &Spec) -> Stamp {
+        spec.stamp(&self.owner, host)
+    }
+
+    /// Removes what was made for a host beside its domain.
+    fn clean(&self, stamp: &Stamp) -> Result<(), String> {
+        if let Some(path) = &stamp.disk {
+            disk::remove(path, &self.owner_of(stamp)).map_err(|e| format!("remove {}: {e}", path.display()))?;
+            self.passed("disk removed");
+        }
+        if let Some(console) = &stamp.console {
+            remove_console(console).map_err(|e| format!("remove {}: {e}", console.display()))?;
+        }
+        Ok(())
+    }
+
+    // ------------------------------------------------------------------------------------------------------ starting
+
+    /// Carries out an order: finds what an earlier call has made, or makes it.
+    pub async fn start(self: &Arc<Self>, host: &HostId, spec: Spec) -> Result<String, StartError> {
+        let used = hold(&self.connections).add(&spec.connection);
+        used.map_err(|e| StartError::Transient(format!("note the connection in {}: {e}", self.dir.display())))?;
+        let link = self.link(&spec.connection).map_err(|e| StartError::Transient(e.to_string()))?;
+        let (inner, host) = (self.clone(), host.clone());
+        link.call(move |connect| inner.start_on(connect, &host, &spec)).await
+    }
+
+    fn start_on(&self, connect: &Connect, host: &HostId, spec: &Spec) -> Result<String, StartError> {
+        let lock = self.lock(&host.0);
+        let _held = hold(&lock);
+        let stamp = self.stamp(host, spec);
+        if self.runs(connect, &stamp)? {
+            self.know(&spec.connection, stamp);
+            return Ok(spec.uuid.clone());
+        }
+        let made = self.make(connect, &stamp, spec);
+        let Err(error) = made else { return Ok(spec.uuid.clone()) };
+        if !matches!(error, StartError::Unknown(_)) {
+            if let Err(why) = self.clean(&stamp) {
+                warn!("failed to {why}");
+            }
+            self.forget(&spec.uuid, &host.0);
+        }
+        Err(error)
+    }
+
+    /// Whether the host's domain runs.
+    fn runs(&self, connect: &Connect, stamp: &Stamp) -> Result<bool, StartError> {
+        match look(connect, &stamp.uuid)? {
+            None => Ok(false),
+            Some((_, Some(found))) if self.is_ours(&found) && found.host == stamp.host => Ok(true),
+            Some((domain, _)) => {
+                let name = domain.name().unwrap_or_else(|_| stamp.uuid.clone());
+                let why = format!("the domain {name} runs already, and this host has not started it");
+                Err(StartError::Transient(why))
+            }
+        }
+    }
+
+    fn make(&self, connect: &Connect, stamp: &Stamp, spec: &Spec) -> Result<(), StartError> {
+        if let Some(fresh) = &spec.disk {
+            self.check_base(fresh)?;
+            disk::make(fresh, &self.owner_of(stamp), &|host| self.is_live(host))?;
+            self.passed("disk made");
+        }
+        if let Some(console) = &spec.console {
+            remove_console(console)
+                .and_then(|()| disk::create_private(console))
+                .map_err(|e| StartError::Transient(format!("make {}: {e}", console.display())))?;
+            self.passed("console made");
+        }
+        // Before the call: its end may be told before its beginning.
+        self.know(&spec.connection, stamp.clone());
+        let Err(error) = connect.create_domain_xml(&spec.xml, 0) else {
+            self.passed("domain made");
+            return Ok(());
+        };
+        if self.runs(connect, stamp).unwrap_or(false) {
+            return Ok(());
+        }
+        Err(faults::create(connect, &spec.connection, spec.memory_mb, &error))
+    }
+
+    fn is_live(&self, host: &str) -> bool {
+        hold(&self.known).values().any(|known| known.stamp.host == host)
+    }
+
+    /// No new disk over a base that was changed under one in use: that one is broken, and so may this one be.
+    fn check_base(&self, fresh: &Fresh) -> Result<(), StartError> {
+        let bases: Vec<String> = hold(&self.known)
+            .values()
+            .filter_map(|known| known.stamp.base.clone())
+            .filter(|(base, _)| *base == fresh.base)
+            .map(|(_, change)| change)
+            .collect();
+        let changed = bases.iter().find_map(|change| disk::changed_in_place(&fresh.base, change));
+        changed.map_or(Ok(()), |why| Err(StartError::Rejected(why)))
+    }
+
+    // ------------------------------------------------------------------------------------------------------- ending
+
+    /// Ends a host's domain and removes its disk.
+    pub async fn stop(self: &Arc<Self>, host: &HostId, spec: Spec) -> Result<Stopped, String> {
+        let link = self.link(&spec.connection).map_err(|e| e.to_string())?;
+        let (inner, host) = (self.clone(), host.clone());
+        let work = move |connect: &Connect| -> Result<_, Failed> {
+            let stamp = inner.stamp(&host, &spec);
+            Ok(inner.stop_on(connect, &spec.connection, &stamp))
+        };
+        link.call(work).await.map_err(|failed| failed.to_string())?
+    }
+
+    fn stop_on(&self, connect: &Connect, uri: &str, stamp: &Stamp) -> Result<Stopped, String> {
+        let lock = self.lock(&stamp.host);
+        let _held = hold(&lock);
+        let same = |found: &Stamp| (&found.master, &found.id, &found.host) == (&stamp.master, &stamp.id, &stamp.host);
+        if let Some((domain, Some(found))) = look(connect, &stamp.uuid).map_err(|e| e.to_string())?
+            && same(&found)
+        {
+            if stamp.disk.is_none() && self.may_shut_down(&domain, uri, stamp) {
+                return Ok(Stopped::Requested);
+            }
+            end_domain(&domain)?;
+            self.passed("domain ended");
+        }
+        self.clean(stamp)?;
+        self.forget(&stamp.uuid, &stamp.host);
+        Ok(Stopped::Gone)
+    }
+
+    /// A guest on the user's own disk is asked to shut down, and has some time for it.
+    fn may_shut_down(&self, domain: &Domain, uri: &str, stamp: &Stamp) -> bool {
+        self.know(uri, stamp.clone());
+        let mut known = hold(&self.known);
+        let Some(known) = known.get_mut(&stamp.uuid) else { return false };
+        match known.asked {
+            Some(asked) => clock::now().since(asked) < SHUTDOWN_PATIENCE,
+            None => {
+                known.asked = Some(clock::now());
+                domain.shutdown().is_ok()
+            }
+        }
+    }
+
+    /// The last of what a host printed.
+    pub async fn console(&self, host: &Host) -> Option<String> {
+        if let Some(text) = hold(&self.evidence).of(&host.id) {
+            return Some(text);
+        }
+        let spec = Spec::parse(&host.order.as_ref()?.spec).ok()?;
+        let path = spec.console?;
+        tokio::task::spawn_blocking(move || console::tail(&path)).await.ok()?
+    }
+}
+
+/// Removes what a console was written to, and what virtlogd has put aside of it.
+fn remove_console(path: &Path) -> io::Result<()> {
+    disk::unlink(path)?;
+    for number in 0..10 {
+        let mut rotated = path.as_os_str().to_owned();
+        rotated.push(format!(".{number}"));
+        disk::unlink(Path::new(&rotated))?;
+    }
+    Ok(())
+}

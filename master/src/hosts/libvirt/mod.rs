@@ -1,0 +1,286 @@
+//! Hosts that are domains of a libvirt connection: throwaway virtual machines from one base image.
+//!
+//! A host's domain bears our stamp in its metadata from the very call that makes it, and a UUID that follows from the
+//! host's id, so a start that is repeated finds what the first one has made, and the guest's firmware says who it is.
+//! Its disk is an overlay that is made for the boot and thrown away after. Domains and disks without our stamp are never
+//! touched.
+//!
+//! `link` keeps a connection; `machines` makes, finds and ends what is ours over it.
+
+mod console;
+mod disk;
+mod domain;
+mod events;
+mod faults;
+mod kvm;
+mod link;
+mod look;
+mod machines;
+mod places;
+mod spec;
+mod xml;
+
+#[cfg(test)]
+mod tests;
+
+use super::{Answer, Death, Provider};
+use crate::config::{Config, HostConfig, LibvirtConfig};
+use crate::core::event::{ListedHost, Owner, StartError, Started, Stopped};
+use crate::core::record::{Host, Order};
+use crate::hosts::libvirt_network::mac_of;
+use disk::{Base, Form, Fresh};
+use domain::{Disk, Machine, Wanted};
+use events::Life;
+use link::Link;
+use machines::{Inner, Listing};
+use rouse_shared::boot::{self, BootData};
+use rouse_shared::{HostId, WorkerName};
+use sha2::{Digest as _, Sha256};
+use spec::Spec;
+use std::collections::BTreeMap;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use tokio::sync::mpsc;
+
+use crate::config::hosts::DomainXml;
+
+/// The section of each worker.
+type Workers = BTreeMap<WorkerName, LibvirtConfig>;
+
+/// What libvirt has told and nobody has heard yet, at most: more than a machine has domains. What is told beyond that the
+/// next audit finds.
+const LIVES: usize = 1_024;
+
+/// Told of each step of a start and of a stop that is done; tests stop the world there.
+pub type Observer = Arc<dyn Fn(&'static str) + Send + Sync>;
+
+/// The provider.
+pub struct Libvirt {
+    inner: Arc<Inner>,
+}
+
+impl Libvirt {
+    /// The provider of `owner`, a master's name and id, keeping what it must in `dir`. Must be called within a runtime.
+    ///
+    /// # Errors
+    /// Where that directory cannot be made.
+    pub fn new(dir: PathBuf, owner: &str, config: &Config, deaths: mpsc::Sender<Death>) -> io::Result<Self> {
+        Self::observed(dir, owner, config, deaths, None)
+    }
+
+    /// The same, with somebody who is told of each step.
+    ///
+    /// # Errors
+    /// As for [`Self::new`].
+    pub fn observed(
+        dir: PathBuf,
+        owner: &str,
+        config: &Config,
+        deaths: mpsc::Sender<Death>,
+        observer: Option<Observer>,
+    ) -> io::Result<Self> {
+        let (lives, heard) = mpsc::channel(LIVES);
+        let inner = Arc::new(Inner::new(dir, owner, observer, lives)?);
+        inner.configure(sections(config));
+        tokio::spawn(listen(Arc::downgrade(&inner), heard, deaths));
+        Ok(Self { inner })
+    }
+
+    /// Takes the workers of a new configuration.
+    pub fn configure(&self, config: &Config) {
+        self.inner.configure(sections(config));
+    }
+
+    async fn prepare_now(&self, host: &Host, number: u32, boot: BootData) -> Result<Order, StartError> {
+        let rejected = |text: String| StartError::Rejected(text);
+        let config = self.inner.worker(&host.worker);
+        let config =
+            config.ok_or_else(|| rejected(format!("worker {} has no [worker.libvirt] any more", host.worker)))?;
+        let link = self.inner.link(&config.connection).map_err(|e| StartError::Transient(e.to_string()))?;
+        let (mut uuid, mut base_uuid) = (Some(uuid_of(&self.inner.owner, &host.id)), None);
+        let mut memory_mb = u64::from(config.memory_mb);
+        let mut described = match &config.xml {
+            DomainXml::Builtin => {
+                let kvm = self.inner.kvm(&link, &config.connection).await.map_err(faults::before)?;
+                let LibvirtConfig { memory_mb, cpus, network, .. } = &config;
+                domain::builtin(&Machine { kvm, memory_mb: *memory_mb, cpus: *cpus, network })
+            }
+            DomainXml::Text(text) => {
+                xml::parse(text).map_err(|e| rejected(format!("its XML is not well formed: {e}")))?
+            }
+            DomainXml::Defined => {
+                let text = look::definition(&link, host.worker.as_str()).await?;
+                let described = xml::parse(&text).map_err(|e| rejected(format!("its XML is not well formed: {e}")))?;
+                // The user's own domain keeps its UUID, and its definition stays as it is: this is for one run.
+                base_uuid = xml::text_of(&described, "uuid");
+                uuid = None;
+                described
+            }
+        };
+        if config.xml != DomainXml::Builtin {
+            memory_mb = look::memory_of(&described);
+        }
+        let uuid_text = uuid.clone().or(base_uuid).ok_or_else(|| rejected("its domain has no UUID".to_owned()))?;
+        let (disk, base) = look_at_disks(&config)?;
+        let fresh = config.base_image.as_ref().and(config.hd_image.clone());
+        let console = Link::is_local(&config.connection).then(|| self.inner.console_path(&host.id));
+        let disk_spec = fresh.zip(config.base_image.clone()).zip(base).map(|((path, base), about)| Fresh {
+            path,
+            base,
+            base_format: about.format.to_owned(),
+            change: about.change,
+            form: Form::Overlay,
+        });
+        let mut spec = Spec {
+            connection: config.connection.clone(),
+            uuid: uuid_text,
+            xml: String::new(),
+            memory_mb,
+            disk: disk_spec,
+            console,
+        };
+        let toml = toml::to_string(&boot).map_err(|e| rejected(format!("its boot data cannot be written: {e}")))?;
+        let wanted = Wanted {
+            name: host.worker.as_str(),
+            uuid: uuid.as_deref(),
+            mac: &mac_of(&host.worker),
+            stamp: &spec.stamp(&self.inner.owner, &host.id),
+            oem_strings: &boot::oem_strings(&toml),
+            disk,
+        };
+        let form = domain::patch(&mut described, &wanted).map_err(StartError::Rejected)?;
+        spec.xml = xml::to_text(&described);
+        if let Some(fresh) = &mut spec.disk {
+            fresh.form = form;
+        }
+        let image = match (&spec.disk, &config.hd_image) {
+            (Some(fresh), _) => format!("{} ({})", fresh.base.display(), fresh.change),
+            (None, Some(own)) => own.display().to_string(),
+            (None, None) => format!("the disks of the domain {}", host.worker),
+        };
+        let identity = Some(format!("uuid:{}", spec.uuid));
+        Ok(Order { number, image, spec: spec.to_text(), more: false, identity, price: None })
+    }
+
+    /// All domains and disks that bear our master's name.
+    async fn list_now(&self) -> Result<Vec<ListedHost>, String> {
+        let listing = self.inner.list().await?;
+        let our_id = self.inner.owner.rsplit_once('/').map_or("", |(_, id)| id);
+        let owner = |id: &str| if id == our_id { Owner::Ours } else { Owner::Namesake(id.to_owned()) };
+        let Listing { domains, leftovers } = listing;
+        let mut listed: Vec<ListedHost> = domains
+            .into_iter()
+            .map(|(uuid, stamp)| ListedHost { host: HostId(stamp.host), handle: uuid, owner: owner(&stamp.id) })
+            .collect();
+        listed.extend(leftovers.into_iter().map(|(path, of)| ListedHost {
+            host: HostId(of.host),
+            handle: path.display().to_string(),
+            owner: owner(&of.id),
+        }));
+        Ok(listed)
+    }
+}
+
+/// The sections of a configuration.
+fn sections(config: &Config) -> Workers {
+    let section = |host: &HostConfig| match host {
+        HostConfig::Libvirt(libvirt) => Some((**libvirt).clone()),
+        HostConfig::Process(_) | HostConfig::Ec2(_) | HostConfig::Openstack(_) => None,
+    };
+    config.hosts.iter().filter_map(|(name, host)| Some((name.clone(), section(host)?))).collect()
+}
+
+/// What the configuration says of the disk, and the base image as it is now.
+fn look_at_disks(config: &LibvirtConfig) -> Result<(Disk<'_>, Option<Base>), StartError> {
+    match (&config.hd_image, &config.base_image) {
+        (Some(path), Some(base)) => {
+            if !Link::is_local(&config.connection) {
+                let text = "base_image needs a libvirt on the master's own machine: leave it out, and have hd_image made \
+                            there";
+                return Err(StartError::Rejected(text.to_owned()));
+            }
+            let base = disk::look_at(base)?;
+            Ok((Disk::Fresh(path, base.format == "raw"), Some(base)))
+        }
+        (Some(path), None) if Link::is_local(&config.connection) => {
+            Ok((Disk::Own(path, disk::look_at(path)?.format), None))
+        }
+        (Some(path), None) => {
+            let format = if path.extension().is_some_and(|e| e == "qcow2") { "qcow2" } else { "raw" };
+            Ok((Disk::Own(path, format), None))
+        }
+        (None, _) => Ok((Disk::AsDescribed, None)),
+    }
+}
+
+/// The UUID of a host's domain: always the same one.
+fn uuid_of(owner: &str, host: &HostId) -> String {
+    let hash: [u8; 32] = Sha256::digest(format!("rouse host {owner} {host}").as_bytes()).into();
+    let mut bytes = [0; 16];
+    bytes.copy_from_slice(&hash[..16]);
+    // Version 8 is for whoever makes them in a way of his own (RFC 9562).
+    bytes[6] = 0x80 | (bytes[6] & 0x0f);
+    bytes[8] = 0x80 | (bytes[8] & 0x3f);
+    let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])
+}
+
+/// Makes deaths of what libvirt tells.
+async fn listen(inner: std::sync::Weak<Inner>, mut heard: mpsc::Receiver<(String, Life)>, deaths: mpsc::Sender<Death>) {
+    while let Some((uri, life)) = heard.recv().await {
+        let Some(inner) = inner.upgrade() else { return };
+        let deaths = deaths.clone();
+        // Beside: one that waits for its connection must not hold up the news of the others.
+        tokio::spawn(async move {
+            for death in inner.lived(&uri, life).await {
+                // A master that ends takes no more news; the next one looks for itself.
+                if deaths.send(death).await.is_err() {
+                    return;
+                }
+            }
+        });
+    }
+}
+
+impl Provider for Libvirt {
+    fn prepare<'a>(&'a self, host: &'a Host, number: u32, boot: BootData) -> Answer<'a, Result<Order, StartError>> {
+        Box::pin(async move { self.prepare_now(host, number, boot).await })
+    }
+
+    fn start<'a>(&'a self, host: &'a Host) -> Answer<'a, Result<Started, StartError>> {
+        Box::pin(async move {
+            let order = host.order.as_ref();
+            let order = order.ok_or_else(|| StartError::Rejected("it was never ordered".to_owned()))?;
+            let spec = Spec::parse(&order.spec).map_err(StartError::Rejected)?;
+            let handle = self.inner.start(&host.id, spec).await?;
+            Ok(Started { handle, identity: order.identity.clone() })
+        })
+    }
+
+    fn stop<'a>(&'a self, host: &'a Host) -> Answer<'a, Result<Stopped, String>> {
+        Box::pin(async move {
+            let Some(order) = &host.order else { return Ok(Stopped::Gone) };
+            self.inner.stop(&host.id, Spec::parse(&order.spec)?).await
+        })
+    }
+
+    fn list(&self) -> Answer<'_, Result<Vec<ListedHost>, String>> {
+        Box::pin(self.list_now())
+    }
+
+    fn end<'a>(&'a self, listed: &'a ListedHost) -> Answer<'a, Result<Stopped, String>> {
+        Box::pin(async move {
+            let our_id = self.inner.owner.rsplit_once('/').map_or("", |(_, id)| id);
+            let id = match &listed.owner {
+                Owner::Ours => our_id,
+                Owner::Namesake(id) => id,
+            };
+            self.inner.end(id, &listed.host).await
+        })
+    }
+
+    fn console<'a>(&'a self, host: &'a Host) -> Answer<'a, Option<String>> {
+        Box::pin(async move { self.inner.console(host).await })
+    }
+}

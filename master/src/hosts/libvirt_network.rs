@@ -1,0 +1,96 @@
+//! The libvirt network that gives each worker its name: `rouse libvirt-network`.
+
+use crate::config::{Config, HostConfig, LibvirtConfig, hosts::DomainXml};
+use rouse_shared::WorkerName;
+use sha2::{Digest as _, Sha256};
+use std::collections::BTreeSet;
+
+/// The network as an operator may copy it, without any worker.
+const TEMPLATE: &str = include_str!("../../../contrib/libvirt/network.xml");
+/// Where the workers go.
+const PLACE: &str = "      <!-- workers -->\n";
+
+/// The hardware address of a worker's virtual machines, always the same one: its first byte says that it is of nobody's
+/// making, the other five follow from the name.
+pub fn mac_of(worker: &WorkerName) -> String {
+    let hash: [u8; 32] = Sha256::digest(format!("rouse mac {worker}").as_bytes()).into();
+    let [a, b, c, d, e, ..] = hash;
+    format!("52:{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}")
+}
+
+/// The network `name` with a DHCP name for each worker of the configuration whose machine is on it. Without a name: the
+/// one that all are on.
+///
+/// # Errors
+/// Where there is no such worker, or no such one: a sentence.
+pub fn network(config: &Config, name: Option<&str>) -> Result<String, String> {
+    let libvirt = |host: &HostConfig| match host {
+        HostConfig::Libvirt(libvirt) => Some((**libvirt).clone()),
+        HostConfig::Process(_) | HostConfig::Ec2(_) | HostConfig::Openstack(_) => None,
+    };
+    let workers: Vec<(&WorkerName, LibvirtConfig)> =
+        config.hosts.iter().filter_map(|(worker, host)| Some((worker, libvirt(host)?))).collect();
+    let networks: BTreeSet<&str> = workers.iter().map(|(_, libvirt)| libvirt.network.as_str()).collect();
+    let all = || networks.iter().copied().collect::<Vec<_>>().join(", ");
+    let name = match (name, networks.len()) {
+        (_, 0) => return Err("the configuration has no libvirt worker".to_owned()),
+        (Some(name), _) if networks.contains(name) => name,
+        (Some(name), _) => return Err(format!("no libvirt worker is on a network {name}; they are on {}", all())),
+        (None, 1) => networks.first().copied().unwrap_or_default(),
+        (None, _) => return Err(format!("the libvirt workers are on {}: say --network", all())),
+    };
+    let here = workers.iter().filter(|(_, libvirt)| libvirt.network == name);
+    let mut hosts = String::new();
+    for (worker, libvirt) in here {
+        let line = match &libvirt.xml {
+            DomainXml::Builtin | DomainXml::Text(_) => format!("<host mac='{}' name='{worker}'/>", mac_of(worker)),
+            DomainXml::Defined => {
+                format!("<!-- <host mac='(virsh domiflist {worker})' name='{worker}'/> -->")
+            }
+        };
+        hosts.push_str(&format!("      {line}\n"));
+    }
+    let named = TEMPLATE.replace("<name>rouse</name>", &format!("<name>{}</name>", escaped(name)));
+    Ok(named.replace(PLACE, &hosts))
+}
+
+fn escaped(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use std::path::Path;
+
+    fn config(workers: &str) -> Config {
+        Config::parse(workers, Path::new("/nonexistent/rouse.toml")).unwrap()
+    }
+
+    fn worker(name: &str, more: &str) -> String {
+        format!(
+            "[[worker]]\nname = \"{name}\"\npassword = \"x\"\n[worker.libvirt]\nconnection = \"qemu:///system\"\n{more}\n"
+        )
+    }
+
+    #[test]
+    fn each_worker_has_its_name_and_keeps_its_address() {
+        let builtin = "xml = \"builtin\"\nhd_image = \"/srv/{name}.qcow2\"\nnetwork = \"rouse\"";
+        let text = network(&config(&worker("w-{1..2}", builtin)), None).unwrap();
+        assert!(text.contains("      <host mac='52:8c:55:a5:a8:7b' name='w-1'/>\n      <host mac='52:"), "{text}");
+        assert!(text.contains("<name>rouse</name>") && !text.contains(PLACE));
+        let both = config(&(worker("w-1", builtin) + &worker("own", "network = \"lan\"")));
+        let lan = network(&both, Some("lan")).unwrap();
+        assert!(lan.contains("<name>lan</name>") && lan.contains("virsh domiflist own"), "{lan}");
+        assert!(network(&both, None).unwrap_err().contains("lan, rouse"));
+        assert!(network(&both, Some("x")).unwrap_err().contains("lan, rouse"));
+        assert!(network(&config(""), None).is_err());
+    }
+
+    #[test]
+    fn the_template_has_a_place_for_them() {
+        assert_eq!(TEMPLATE.matches(PLACE).count(), 1);
+        assert_eq!(TEMPLATE.matches("<name>rouse</name>").count(), 1);
+    }
+}

@@ -1,0 +1,253 @@
+//! The contract of the providers: what the core takes for granted, shown on the real thing. A provider brings its ground:
+//! how it is made, how its machines are seen without it, and what else may be there.
+
+use rouse_master::core::event::{ListedHost, Owner, StartError, Started, Stopped};
+use rouse_master::core::plan::ProviderKind;
+use rouse_master::core::record::{Host, HostState};
+use rouse_master::hosts::{Death, Provider};
+use rouse_shared::boot::BootData;
+use rouse_shared::{HostId, Timestamp, WorkerName};
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+use tokio::sync::mpsc;
+
+/// How long anything may take.
+const LIMIT: Duration = Duration::from_secs(60);
+/// Between two looks.
+const LOOK: Duration = Duration::from_millis(100);
+/// The master's name and id in the contract's tests.
+pub const OWNER: &str = "contract/0123456789abcdef0123456789abcdef";
+/// Another master of the same name.
+pub const NAMESAKE: &str = "contract/fedcba9876543210fedcba9876543210";
+
+/// What a provider is tried on.
+pub trait Ground {
+    /// What its hosts are called in the ledger.
+    fn kind(&self) -> ProviderKind;
+    /// Two workers that it can make hosts for.
+    fn workers(&self) -> [WorkerName; 2];
+    /// The provider as a master with this name and id has it when it starts.
+    fn provider(&self, owner: &str, deaths: mpsc::Sender<Death>) -> Box<dyn Provider>;
+    /// Machines that run now, seen past the provider; those that were there before included. What tells one from another.
+    fn machines(&self) -> BTreeSet<String>;
+    /// Ends a host's machine past the provider, as an accident would.
+    fn kill(&self, host: &Host);
+    /// Whether what a machine prints is kept.
+    fn keeps_console(&self) -> bool;
+    /// Whether the provider tells of deaths without being asked.
+    fn tells_of_deaths(&self) -> bool;
+    /// What hosts leave beside their machines, such as disks; seen past the provider.
+    fn leftovers(&self) -> BTreeSet<String>;
+}
+
+/// A host, as the core orders it.
+pub fn host(ground: &dyn Ground, worker: &WorkerName) -> Host {
+    static NUMBER: AtomicU32 = AtomicU32::new(1);
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    Host {
+        id: HostId(format!("h{:08x}{number:08x}", std::process::id())),
+        worker: worker.clone(),
+        provider: ground.kind(),
+        order: None,
+        image: String::new(),
+        handle: None,
+        state: HostState::Ordered,
+        token: format!("token-{number}"),
+        identity: None,
+        nonce: None,
+        token_spent: false,
+        fingerprint: 0,
+        created: Timestamp(0),
+        booted: None,
+        attached: None,
+        gone: None,
+        uses: 0,
+        woken_for: None,
+        why: None,
+        console: None,
+        cost: None,
+    }
+}
+
+/// Its boot data: nobody listens there.
+pub fn boot_data(host: &Host) -> BootData {
+    BootData {
+        name: host.worker.clone(),
+        host: host.id.clone(),
+        broker: "amqp://127.0.0.1:1/rouse".to_owned(),
+        ca: None,
+        token: host.token.clone(),
+        identity: host.identity.clone(),
+        power_off_after: Some(600),
+    }
+}
+
+/// Orders it, which makes nothing.
+///
+/// # Errors
+/// As the provider says.
+pub async fn order(provider: &dyn Provider, host: &mut Host) -> Result<(), StartError> {
+    host.order = Some(provider.prepare(host, 0, boot_data(host)).await?);
+    Ok(())
+}
+
+/// Orders and starts it.
+///
+/// # Panics
+/// Where that fails.
+pub async fn started(provider: &dyn Provider, host: &mut Host) {
+    order(provider, host).await.expect("it can be ordered");
+    let Started { handle, identity } = provider.start(host).await.expect("it can be started");
+    (host.handle, host.identity) = (Some(handle), identity);
+}
+
+/// Stops it until it is gone.
+///
+/// # Panics
+/// Where it does not go.
+pub async fn gone(provider: &dyn Provider, host: &Host) {
+    for _ in 0..LIMIT.as_millis() / LOOK.as_millis() {
+        if provider.stop(host).await.expect("it can be stopped") == Stopped::Gone {
+            return;
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+    panic!("host {} does not go", host.id);
+}
+
+async fn listed(provider: &dyn Provider, host: &Host) -> Option<ListedHost> {
+    provider.list().await.expect("a list").into_iter().find(|listed| listed.host == host.id)
+}
+
+/// Waits for what holds at last.
+async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    for _ in 0..LIMIT.as_millis() / LOOK.as_millis() {
+        if holds() {
+            return;
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+    panic!("not in time: {what}");
+}
+
+/// All of it.
+///
+/// # Panics
+/// Where the provider breaks the contract.
+pub async fn holds(ground: &dyn Ground) {
+    let (machines, leftovers) = (ground.machines(), ground.leftovers());
+    let (deaths, mut heard) = mpsc::channel(64);
+    let provider = ground.provider(OWNER, deaths);
+    one_try_makes_one_machine(ground, provider.as_ref()).await;
+    a_stop_repeats_and_ends_one_only(ground, provider.as_ref()).await;
+    what_is_ours_is_told_from_what_is_not(ground, provider.as_ref()).await;
+    a_death_is_noticed(ground, provider.as_ref(), &mut heard).await;
+    until("nothing of ours is left", || ground.machines() == machines).await;
+    assert_eq!(ground.leftovers(), leftovers, "nothing of ours is left beside machines");
+}
+
+async fn one_try_makes_one_machine(ground: &dyn Ground, provider: &dyn Provider) {
+    let before = ground.machines();
+    let [worker, _] = ground.workers();
+    let mut host = host(ground, &worker);
+    order(provider, &mut host).await.expect("it can be ordered");
+    assert_eq!(ground.machines(), before, "an order makes nothing");
+    assert!(listed(provider, &host).await.is_none(), "an order is no host");
+    let made = provider.start(&host).await.expect("it can be started");
+    let ordered = host.order.as_ref().and_then(|order| order.identity.clone());
+    assert!(ordered.is_none() || ordered == made.identity, "it is the one that was expected");
+    let one_more = ground.machines();
+    assert_eq!(one_more.len(), before.len() + 1, "one machine: {one_more:?}");
+    assert_eq!(provider.start(&host).await.as_ref(), Ok(&made), "the same order finds the same machine");
+    // A master that lost the reply and was started again.
+    let (deaths, _heard) = mpsc::channel(64);
+    let next = ground.provider(OWNER, deaths);
+    assert_eq!(next.start(&host).await.as_ref(), Ok(&made), "the next master finds it too");
+    assert_eq!(ground.machines(), one_more, "and none makes another");
+    let found = listed(next.as_ref(), &host).await.expect("it is listed");
+    assert_eq!((&found.handle, &found.owner), (&made.handle, &Owner::Ours));
+    host.handle = Some(made.handle);
+    if ground.keeps_console() {
+        let mut said = None;
+        for _ in 0..LIMIT.as_millis() / LOOK.as_millis() {
+            said = provider.console(&host).await;
+            if said.is_some() {
+                break;
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+        assert!(said.is_some_and(|said| !said.trim().is_empty()), "what it printed can be had while it runs");
+    }
+    gone(provider, &host).await;
+    assert_eq!(ground.machines(), before);
+}
+
+async fn a_stop_repeats_and_ends_one_only(ground: &dyn Ground, provider: &dyn Provider) {
+    let [first, second] = ground.workers();
+    let (mut one, mut other) = (host(ground, &first), host(ground, &second));
+    assert_eq!(provider.stop(&one).await, Ok(Stopped::Gone), "what was never ordered is gone");
+    order(provider, &mut one).await.expect("it can be ordered");
+    assert_eq!(provider.stop(&one).await, Ok(Stopped::Gone), "what was never started is gone");
+    let before = ground.machines();
+    started(provider, &mut one).await;
+    started(provider, &mut other).await;
+    let both = ground.machines();
+    assert_eq!(both.len(), before.len() + 2);
+    gone(provider, &one).await;
+    assert!(listed(provider, &other).await.is_some(), "the other one goes on");
+    assert_eq!(ground.machines().len(), before.len() + 1);
+    for _ in 0..2 {
+        assert_eq!(provider.stop(&one).await, Ok(Stopped::Gone), "a stop may be repeated");
+    }
+    gone(provider, &other).await;
+}
+
+async fn what_is_ours_is_told_from_what_is_not(ground: &dyn Ground, provider: &dyn Provider) {
+    let [worker, _] = ground.workers();
+    let (deaths, _heard) = mpsc::channel(64);
+    let namesake = ground.provider(NAMESAKE, deaths);
+    let mut theirs = host(ground, &worker);
+    started(namesake.as_ref(), &mut theirs).await;
+    let with_theirs = ground.machines();
+    let id = NAMESAKE.rsplit_once('/').expect("a name and an id").1;
+    let found = listed(provider, &theirs).await.expect("a namesake's is told of");
+    assert_eq!(found.owner, Owner::Namesake(id.to_owned()));
+    assert_eq!(provider.stop(&theirs).await, Ok(Stopped::Gone), "it is none of ours");
+    assert_eq!(ground.machines(), with_theirs, "and it is not touched");
+    let (deaths, _heard) = mpsc::channel(64);
+    let stranger = ground.provider("another/0123456789abcdef0123456789abcdef", deaths);
+    assert!(listed(stranger.as_ref(), &theirs).await.is_none(), "a master of another name is not told of it");
+    // Only where a user says so.
+    for _ in 0..LIMIT.as_millis() / LOOK.as_millis() {
+        if provider.end(&found).await.expect("it can be ended") == Stopped::Gone {
+            break;
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+    assert!(listed(namesake.as_ref(), &theirs).await.is_none());
+}
+
+async fn a_death_is_noticed(ground: &dyn Ground, provider: &dyn Provider, heard: &mut mpsc::Receiver<Death>) {
+    let [worker, _] = ground.workers();
+    let mut host = host(ground, &worker);
+    started(provider, &mut host).await;
+    // What was told of hosts before.
+    while heard.try_recv().is_ok() {}
+    ground.kill(&host);
+    if ground.tells_of_deaths() {
+        let told = tokio::time::timeout(LIMIT, heard.recv()).await.expect("its death is told").expect("a death");
+        assert_eq!(told.host, host.id);
+        assert!(!told.why.is_empty());
+    }
+    let mut gone_from_list = false;
+    for _ in 0..LIMIT.as_millis() / LOOK.as_millis() {
+        gone_from_list = listed(provider, &host).await.is_none();
+        if gone_from_list {
+            break;
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+    assert!(gone_from_list, "a dead host is not listed");
+    gone(provider, &host).await;
+}

@@ -1,0 +1,188 @@
+//! Small guests: Debian's cloud kernel, busybox, and the agent as it was just built. Made once for each content and kept
+//! between runs.
+
+use crate::harness::program;
+use sha2::{Digest as _, Sha256};
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Mutex, PoisonError};
+
+/// What a small guest needs, in the order in which it is loaded.
+const MODULES: [&str; 10] = [
+    "virtio_ring",
+    "virtio",
+    "virtio_pci_legacy_dev",
+    "virtio_pci_modern_dev",
+    "virtio_pci",
+    "failover",
+    "net_failover",
+    "virtio_net",
+    "virtio_blk",
+    "virtio_console",
+];
+
+/// What is in an image.
+#[derive(Clone, Debug)]
+pub struct Image {
+    /// What the guest does: `agent`, or one of the faults `no-network` and `no-agent`, or `true`, which ends at once.
+    pub kind: &'static str,
+    /// The agent's configuration.
+    pub agent: String,
+    /// Further arguments for its kernel.
+    pub kernel: &'static str,
+    /// The format: `qcow2` or `raw`.
+    pub format: &'static str,
+}
+
+impl Image {
+    /// A guest whose agent takes everything from its boot data.
+    pub fn agent() -> Self {
+        let agent = "power_off = \"latent\"\npower_off_after = \"5m\"\npower_off_command = [\"poweroff\", \"-f\"]\n\
+                     work_dir = \"/var/lib/rouse/work\"\n";
+        Self { kind: "agent", agent: agent.to_owned(), kernel: "", format: "qcow2" }
+    }
+
+    /// One that does something else.
+    pub fn of_kind(kind: &'static str) -> Self {
+        Self { kind, ..Self::agent() }
+    }
+}
+
+/// Where things are kept between runs.
+///
+/// # Panics
+/// Where there is no such place.
+pub fn cache() -> PathBuf {
+    let home = || PathBuf::from(std::env::var_os("HOME").expect("a home directory")).join(".cache");
+    std::env::var_os("XDG_CACHE_HOME").map_or_else(home, PathBuf::from).join("rouse")
+}
+
+/// The repository.
+pub fn repository() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the tests lie in the repository")
+}
+
+/// Runs a program that must succeed; what it says.
+///
+/// # Panics
+/// Where it does not.
+#[track_caller]
+pub fn run(command: &mut Command) -> String {
+    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{command:?} ended with {}: {said}", output.status);
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// The image, made where it is not kept from before. Never to be written to.
+///
+/// # Panics
+/// Where it cannot be made.
+pub fn image(image: &Image) -> PathBuf {
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _held = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let kernel = cache().join("kernel");
+    let version = fs::read_to_string(kernel.join("version")).expect("a kernel: run `tests/setup test`");
+    let agent = fs::read(program("rouse-agent")).expect("the agent");
+    let mut hash = Sha256::new();
+    for part in [
+        format!("{image:?}").as_bytes(),
+        version.as_bytes(),
+        &agent,
+        include_bytes!("guest/init"),
+        include_bytes!("guest/run"),
+        include_bytes!("guest/udhcpc.script"),
+        &fs::read(repository().join("images/disk")).expect("images/disk"),
+    ] {
+        hash.update(Sha256::digest(part));
+    }
+    let hash: [u8; 32] = hash.finalize().into();
+    let name: String = hash[..8].iter().map(|byte| format!("{byte:02x}")).collect();
+    let kept = cache().join("guests").join(format!("{name}.{}", image.format));
+    if !kept.is_file() {
+        let work = cache().join("guests").join(format!("making-{}-{name}", std::process::id()));
+        fs::create_dir_all(&work).expect("a directory to make it in");
+        forget_old(&cache().join("guests"));
+        make(image, &kernel, &work);
+        fs::rename(work.join("out"), &kept).expect("the image can be put into its place");
+        fs::remove_dir_all(&work).expect("what it was made of can be removed");
+    }
+    kept
+}
+
+/// Removes images that nothing has asked for in a week: each build of the agent makes new ones.
+fn forget_old(dir: &Path) {
+    let week = std::time::Duration::from_secs(7 * 86_400);
+    for entry in fs::read_dir(dir).expect("the directory").flatten() {
+        let age = entry.metadata().and_then(|m| m.modified()).ok().and_then(|m| m.elapsed().ok());
+        if age.is_some_and(|age| age > week) {
+            fs::remove_file(entry.path()).or_else(|_| fs::remove_dir_all(entry.path())).ok();
+        }
+    }
+}
+
+fn make(image: &Image, kernel: &Path, work: &Path) {
+    let (root, early) = (work.join("root"), work.join("early"));
+    for dir in ["bin", "sbin", "boot", "dev", "etc/rouse", "proc", "run", "sys", "tmp", "usr/bin", "var/lib/rouse"] {
+        fs::create_dir_all(root.join(dir)).expect("a directory");
+    }
+    for dir in ["bin", "dev", "modules", "proc", "root", "sys"] {
+        fs::create_dir_all(early.join(dir)).expect("a directory");
+    }
+    let write = |path: PathBuf, text: &str, mode: u32| {
+        fs::write(&path, text).expect("a file");
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).expect("its mode");
+    };
+    let busybox = Path::new("/bin/busybox");
+    for dir in [&root, &early] {
+        fs::copy(busybox, dir.join("bin/busybox")).expect("busybox: run `tests/setup test`");
+    }
+    for applet in run(Command::new(busybox).arg("--list")).split_whitespace().filter(|a| *a != "busybox") {
+        std::os::unix::fs::symlink("busybox", root.join("bin").join(applet)).expect("a link");
+    }
+    for module in MODULES {
+        let file = format!("{module}.ko");
+        fs::copy(kernel.join("modules").join(&file), early.join("modules").join(&file)).expect("a module");
+    }
+    write(early.join("modules/order"), &MODULES.join("\n"), 0o644);
+    write(early.join("init"), include_str!("guest/init"), 0o755);
+    write(root.join("sbin/rouse-guest"), include_str!("guest/run"), 0o755);
+    write(root.join("etc/udhcpc.script"), include_str!("guest/udhcpc.script"), 0o755);
+    write(root.join("etc/guest-kind"), image.kind, 0o644);
+    write(root.join("etc/rouse/agent.toml"), &image.agent, 0o600);
+    write(root.join("etc/passwd"), "root:x:0:0:root:/:/bin/sh\n", 0o644);
+    write(root.join("etc/group"), "root:x:0:\n", 0o644);
+    put_program(&program("rouse-agent"), &root);
+    fs::copy(kernel.join("vmlinuz"), root.join("boot/vmlinuz")).expect("a kernel");
+    let initrd = root.join("boot/initrd");
+    let pack = format!(
+        "cd '{}' && find . | LC_ALL=C sort | busybox cpio -o -H newc 2>/dev/null | gzip -n1 >'{}'",
+        early.display(),
+        initrd.display()
+    );
+    run(Command::new("sh").args(["-c", &pack]));
+    let out = work.join("out.qcow2");
+    let mut disk = Command::new(repository().join("images/disk"));
+    disk.arg(&root).arg(&out).args(["128M", "/boot/vmlinuz", "/boot/initrd", "console=ttyS0", "quiet", "panic=-1"]);
+    run(disk.args(image.kernel.split_whitespace()));
+    let mut convert = Command::new("qemu-img");
+    run(convert.args(["convert", "-q", "-O", image.format]).arg(&out).arg(work.join("out")));
+    fs::remove_file(out).expect("the first form can be removed");
+}
+
+/// A program and the libraries that it is linked to, where it looks for them.
+fn put_program(from: &Path, root: &Path) {
+    let to = root.join("usr/bin").join(from.file_name().expect("a program has a name"));
+    fs::copy(from, &to).expect("the program");
+    run(Command::new("strip").arg(&to));
+    let libraries = run(Command::new("ldd").arg(from));
+    let paths: BTreeSet<&str> = libraries.split_whitespace().filter(|word| word.starts_with('/')).collect();
+    for path in paths {
+        let to = root.join(&path[1..]);
+        fs::create_dir_all(to.parent().expect("a library has a directory")).expect("a directory");
+        fs::copy(path, to).expect("a library");
+    }
+}

@@ -1,0 +1,30 @@
+//! Hosts that are libvirt domains: real libvirtd, real QEMU guests, in a network of the tests' own.
+
+#![cfg(feature = "libvirt")]
+#![allow(clippy::unwrap_used)]
+
+mod contract;
+
+use rouse_tests::virt::own_network;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+static IN_OUR_NETWORK: AtomicBool = AtomicBool::new(false);
+
+extern "C" fn enter() {
+    IN_OUR_NETWORK.store(own_network(), Ordering::Relaxed);
+}
+
+/// Before `main`, and so before the test runner has threads: those would stay in the network that they began in.
+#[used]
+#[unsafe(link_section = ".init_array")]
+static ENTER: extern "C" fn() = enter;
+
+/// Whether virtual machines can be had here: only root can have a network of its own. CI has to.
+fn may_run() -> bool {
+    let may = IN_OUR_NETWORK.load(Ordering::Relaxed);
+    assert!(may || std::env::var_os("CI").is_none(), "not root: these tests cannot run, and CI must run them");
+    if !may {
+        eprintln!("not tested: libvirt (only root can have a network of its own)");
+    }
+    may
+}
