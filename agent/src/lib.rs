@@ -7,6 +7,7 @@ pub mod clock;
 pub mod config;
 pub mod core;
 pub mod driver;
+pub mod http;
 pub mod identity;
 pub mod link;
 pub mod log;
