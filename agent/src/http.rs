@@ -86,6 +86,12 @@ pub struct Server {
     port: u16,
 }
 
+impl fmt::Display for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "http://{}", self.authority)
+    }
+}
+
 impl Server {
     /// The server at `http://host[:port]`.
     ///

@@ -12,6 +12,11 @@ pub mod identity;
 pub mod link;
 pub mod log;
 pub mod logs;
+pub mod notices;
 pub mod runner;
 pub mod spool;
 pub mod vitals;
+
+#[cfg(test)]
+#[path = "../tests/support/metadata.rs"]
+mod fake_metadata;
