@@ -1,6 +1,9 @@
 //! What needs more than one crate: the simulation of both cores, the contract of the providers, and the harness of the end-to-end tests.
 
 pub mod contract;
+#[cfg(feature = "ec2")]
+pub mod ec2;
 pub mod harness;
+pub mod proxy;
 pub mod sim;
 pub mod virt;

@@ -4,7 +4,6 @@ mod units;
 
 pub use units::{Secret, Size, Span};
 
-use crate::http::Server;
 use rouse_shared::WorkerName;
 use serde::Deserialize;
 use std::fmt;
@@ -15,10 +14,8 @@ use std::time::Duration;
 pub const DEFAULT_PATH: &str = "/etc/rouse/agent.toml";
 /// What the variables begin with that stand for keys.
 const ENV_PREFIX: &str = "ROUSE_AGENT_";
-/// Where EC2 and OpenStack have their metadata service.
-const METADATA: &str = "http://169.254.169.254";
 /// The keys, as [`File`] has them.
-const KEYS: [&str; 14] = [
+const KEYS: [&str; 13] = [
     "broker",
     "identity",
     "name",
@@ -32,25 +29,18 @@ const KEYS: [&str; 14] = [
     "ca",
     "boot_data",
     "default_hostnames",
-    "metadata",
 ];
 
 /// Where the agent learns who it is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum IdentityKind {
-    /// What the machine offers; [`crate::identity`] has the order.
+    /// What the machine offers: boot data, else a name in the configuration, else the host name.
     Auto,
     /// `name` and `password` of the configuration.
     Static,
     /// The host name, and `password` of the configuration.
     Hostname,
-    /// EC2's metadata service.
-    Ec2,
-    /// OpenStack's config drive or metadata service, whichever is there.
-    OpenStack,
-    /// OpenStack's config drive.
-    ConfigDrive,
-    /// The file `boot_data`, else what the firmware holds.
+    /// The file `boot_data`.
     BootData,
 }
 
@@ -83,8 +73,6 @@ pub struct AgentConfig {
     pub boot_data: Option<PathBuf>,
     /// Host names that are an image's own rather than a worker's, beside the well-known ones.
     pub default_hostnames: Vec<String>,
-    /// Where the cloud's metadata service is.
-    pub metadata: Server,
 }
 
 /// Without the password.
@@ -122,7 +110,6 @@ struct File {
     ca: Option<PathBuf>,
     boot_data: Option<PathBuf>,
     default_hostnames: Option<Vec<String>>,
-    metadata: Option<String>,
 }
 
 /// The environment as pairs; tests bring their own.
@@ -182,7 +169,6 @@ impl AgentConfig {
             line("boot_data", format!("{path:?}"));
         }
         line("default_hostnames", format!("{:?}", self.default_hostnames));
-        line("metadata", format!("{:?}", self.metadata.to_string()));
         text
     }
 }
@@ -194,9 +180,6 @@ impl IdentityKind {
             Self::Auto => "auto",
             Self::Static => "static",
             Self::Hostname => "hostname",
-            Self::Ec2 => "ec2",
-            Self::OpenStack => "openstack",
-            Self::ConfigDrive => "config-drive",
             Self::BootData => "boot-data",
         }
     }
@@ -244,7 +227,6 @@ impl File {
                 "power_off_command" => self.power_off_command = Some(list(&value).map_err(wrong)?),
                 "ca" => self.ca = Some(value.into()),
                 "boot_data" => self.boot_data = Some(value.into()),
-                "metadata" => self.metadata = Some(value),
                 "default_hostnames" => self.default_hostnames = Some(list(&value).map_err(wrong)?),
                 other => return Err(wrong(format!("there is no key {other:?}; the keys are {}", KEYS.join(", ")))),
             }
@@ -258,10 +240,13 @@ impl File {
             None | Some("auto") => IdentityKind::Auto,
             Some("static") => IdentityKind::Static,
             Some("hostname") => IdentityKind::Hostname,
-            Some("ec2") => IdentityKind::Ec2,
-            Some("openstack") => IdentityKind::OpenStack,
-            Some("config-drive") => IdentityKind::ConfigDrive,
             Some("boot-data") => IdentityKind::BootData,
+            Some(later @ ("ec2" | "openstack" | "config-drive")) => {
+                let why = format!(
+                    "this version of the agent has no identity {later:?}; it has auto, static, hostname, boot-data"
+                );
+                return Err(wrong("identity", why));
+            }
             Some(other) => {
                 let why =
                     format!("{other:?} is none of auto, static, hostname, ec2, openstack, config-drive, boot-data");
@@ -279,13 +264,16 @@ impl File {
         if let Some(broker) = &self.broker {
             crate::link::Target::parse(broker, None).map_err(|why| wrong("broker", why))?;
         }
-        // A latent host with a name is given boot data all the same, and then needs nothing else.
-        let from_here = match identity {
-            IdentityKind::Static | IdentityKind::Hostname => true,
-            IdentityKind::Auto => self.name.is_some() && !latent && self.boot_data.is_none(),
-            IdentityKind::Ec2 | IdentityKind::OpenStack | IdentityKind::ConfigDrive | IdentityKind::BootData => false,
+        let from_boot_data = match identity {
+            IdentityKind::BootData => true,
+            IdentityKind::Auto => self.boot_data.is_some(),
+            IdentityKind::Static | IdentityKind::Hostname => false,
         };
-        if from_here {
+        if from_boot_data {
+            if self.boot_data.is_none() {
+                return Err(wrong("boot_data", "missing: identity \"boot-data\" needs the file's path".to_owned()));
+            }
+        } else {
             if identity == IdentityKind::Static && self.name.is_none() {
                 return Err(wrong("name", "missing: identity \"static\" needs the worker's name".to_owned()));
             }
@@ -295,8 +283,6 @@ impl File {
                 }
             }
         }
-        let metadata = self.metadata.as_deref().unwrap_or(METADATA);
-        let metadata = Server::parse(metadata).map_err(|why| wrong("metadata", format!("failed to {why}")))?;
         let work_dir = self.work_dir.unwrap_or_else(|| "/var/lib/rouse/work".into());
         if !work_dir.is_absolute() {
             return Err(wrong("work_dir", format!("{} is not an absolute path", work_dir.display())));
@@ -321,7 +307,6 @@ impl File {
             ca: self.ca,
             boot_data: self.boot_data,
             default_hostnames: self.default_hostnames.unwrap_or_default(),
-            metadata,
         })
     }
 }

@@ -35,6 +35,8 @@ use std::time::Duration;
 /// The providers that this build of rouse has. The keys of the others are checked all the same.
 pub const AVAILABLE: &[ProviderKind] = &[
     ProviderKind::Process,
+    #[cfg(feature = "ec2")]
+    ProviderKind::Ec2,
     #[cfg(feature = "libvirt")]
     ProviderKind::Libvirt,
 ];

@@ -1,6 +1,8 @@
 //! Providers: the things that make hosts. A new one is one file here, one line in [`Hosts::provider`], and one line in
 //! the contract suite. Retries, caps, timeouts, mail and naming are the core's business.
 
+#[cfg(feature = "ec2")]
+pub mod ec2;
 #[cfg(feature = "libvirt")]
 pub mod libvirt;
 pub mod libvirt_network;
@@ -64,6 +66,8 @@ pub struct Settings {
 /// The providers of this build of rouse.
 pub struct Hosts {
     process: process::Processes,
+    #[cfg(feature = "ec2")]
+    ec2: ec2::Ec2,
     #[cfg(feature = "libvirt")]
     libvirt: libvirt::Libvirt,
 }
@@ -74,10 +78,14 @@ impl Hosts {
     /// # Errors
     /// Where the state directory cannot be used.
     pub fn new(settings: Settings, config: &Config, deaths: mpsc::Sender<Death>) -> std::io::Result<Self> {
+        #[cfg(feature = "ec2")]
+        let ec2 = ec2::Ec2::new(settings.dir.join("ec2"), settings.owner.clone(), config)?;
         #[cfg(feature = "libvirt")]
         let libvirt = libvirt::Libvirt::new(settings.dir.join("libvirt"), &settings.owner, config, deaths.clone())?;
         Ok(Self {
             process: process::Processes::new(settings.dir, settings.owner, config, deaths)?,
+            #[cfg(feature = "ec2")]
+            ec2,
             #[cfg(feature = "libvirt")]
             libvirt,
         })
@@ -87,17 +95,23 @@ impl Hosts {
     pub fn provider(&self, kind: ProviderKind) -> Option<&dyn Provider> {
         match kind {
             ProviderKind::Process => Some(&self.process),
+            #[cfg(feature = "ec2")]
+            ProviderKind::Ec2 => Some(&self.ec2),
+            #[cfg(not(feature = "ec2"))]
+            ProviderKind::Ec2 => None,
             #[cfg(feature = "libvirt")]
             ProviderKind::Libvirt => Some(&self.libvirt),
             #[cfg(not(feature = "libvirt"))]
             ProviderKind::Libvirt => None,
-            ProviderKind::Ec2 | ProviderKind::Openstack => None,
+            ProviderKind::Openstack => None,
         }
     }
 
     /// Takes the workers' sections of a new configuration. Hosts that were ordered before are still stopped and listed.
     pub fn configure(&self, config: &Config) {
         self.process.configure(config);
+        #[cfg(feature = "ec2")]
+        self.ec2.configure(config);
         #[cfg(feature = "libvirt")]
         self.libvirt.configure(config);
     }

@@ -1,0 +1,182 @@
+//! What of the user's own a host bears while it runs: an elastic address and volumes. Put on once the instance runs, again
+//! and again until they are; taken off when it goes. Never released, never deleted.
+
+use super::client::Client;
+use super::error::{CallError, Kind, told};
+use aws_sdk_ec2::types::{Filter, InstanceStateName, VolumeState};
+use std::time::Duration;
+use tracing::{info, warn};
+
+/// Between two looks whether the instance runs, or whether a volume is free.
+const LOOK: Duration = Duration::from_secs(3);
+/// Looks before it is left to the next audit, which begins anew.
+const LOOKS: u32 = 200;
+
+/// What a host is to bear.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Belongings {
+    /// An address of the account.
+    pub elastic_ip: Option<String>,
+    /// Volumes, and where they are attached.
+    pub volumes: Vec<(String, String)>,
+}
+
+impl Belongings {
+    /// Whether there is nothing.
+    pub fn is_empty(&self) -> bool {
+        self.elastic_ip.is_none() && self.volumes.is_empty()
+    }
+}
+
+/// Waits until the instance runs, and puts everything on.
+pub async fn put_on(client: &Client, instance: &str, what: &Belongings) {
+    let mut said = None;
+    for _ in 0..LOOKS {
+        let left = match state(client, instance).await {
+            Ok(Some(InstanceStateName::Running)) => match put_on_once(client, instance, what).await {
+                Ok(()) => return,
+                Err(error) => error.text,
+            },
+            Ok(Some(InstanceStateName::Pending) | None) => "it does not run yet".to_owned(),
+            // It goes, or is asleep: nothing to be put on.
+            Ok(Some(_)) => return,
+            Err(error) => error.text,
+        };
+        if said.as_ref() != Some(&left) {
+            info!("{instance} does not have its address and volumes yet: {left}");
+            said = Some(left);
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+    warn!("{instance} did not get its address and volumes: {}; the next audit tries again", said.unwrap_or_default());
+}
+
+async fn state(client: &Client, instance: &str) -> Result<Option<InstanceStateName>, CallError> {
+    let by_id = Filter::builder().name("instance-id").values(instance).build();
+    let answer = client.ec2.describe_instances().filters(by_id).send().await;
+    let answer = answer.map_err(|e| told("look at the instance", &e))?;
+    let state = answer.reservations().iter().flat_map(|r| r.instances()).find_map(|i| i.state()?.name().cloned());
+    Ok(state)
+}
+
+async fn put_on_once(client: &Client, instance: &str, what: &Belongings) -> Result<(), CallError> {
+    for (volume, device) in &what.volumes {
+        match holder(client, volume).await? {
+            Holder::Instance(holder) if holder == instance => {}
+            Holder::Instance(holder) => return Err(not_now(format!("attach {volume}: {holder} has it"))),
+            Holder::Nobody => {
+                let call = client.ec2.attach_volume().volume_id(volume).device(device).instance_id(instance);
+                call.send().await.map_err(|e| told("attach the volume", &e))?;
+                info!("attached {volume} to {instance} as {device}");
+            }
+        }
+    }
+    if let Some(address) = &what.elastic_ip {
+        let known = find_address(client, address).await?;
+        match known.instance {
+            Some(holder) if holder == instance => {}
+            Some(holder) => return Err(not_now(format!("associate {address}: {holder} has it"))),
+            None => {
+                let call = client.ec2.associate_address().instance_id(instance).allow_reassociation(false);
+                let call = match known.allocation {
+                    Some(id) => call.allocation_id(id),
+                    None => call.public_ip(address),
+                };
+                call.send().await.map_err(|e| told("associate the address", &e))?;
+                info!("associated {address} with {instance}");
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Takes everything off one of `instances`, all of which have ended or are stopped. Comes back with whether nothing of it
+/// is on them any more.
+pub async fn take_off(client: &Client, instances: &[String], what: &Belongings) -> Result<bool, CallError> {
+    let mut clean = true;
+    for (volume, _) in &what.volumes {
+        match holder(client, volume).await {
+            Ok(Holder::Instance(holder)) if instances.contains(&holder) => {
+                clean = false;
+                let call = client.ec2.detach_volume().volume_id(volume).instance_id(&holder);
+                // Ending an instance detaches by itself: that it is not attached any more is no error.
+                if let Err(error) = call.send().await.map_err(|e| told("detach the volume", &e))
+                    && !matches!(error.kind, Kind::NotFound | Kind::Rejected)
+                {
+                    return Err(error);
+                }
+            }
+            Ok(Holder::Instance(_) | Holder::Nobody) => {}
+            // A volume that its owner has deleted, or that is still being made, is on nothing.
+            Err(error) if matches!(error.kind, Kind::NotFound | Kind::NotYet) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    if let Some(address) = &what.elastic_ip {
+        match find_address(client, address).await {
+            Ok(known) if known.instance.as_ref().is_some_and(|holder| instances.contains(holder)) => {
+                clean = false;
+                let call = client.ec2.disassociate_address();
+                let call = match known.association {
+                    Some(id) => call.association_id(id),
+                    None => call.public_ip(address),
+                };
+                if let Err(error) = call.send().await.map_err(|e| told("disassociate the address", &e))
+                    && error.kind != Kind::NotFound
+                {
+                    return Err(error);
+                }
+            }
+            Ok(_) => {}
+            Err(error) if matches!(error.kind, Kind::NotFound | Kind::Rejected) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(clean)
+}
+
+fn not_now(text: String) -> CallError {
+    CallError { kind: Kind::NotYet, text }
+}
+
+enum Holder {
+    Nobody,
+    Instance(String),
+}
+
+async fn holder(client: &Client, volume: &str) -> Result<Holder, CallError> {
+    let answer = client.ec2.describe_volumes().volume_ids(volume).send().await;
+    let answer = answer.map_err(|e| told("look at the volume", &e))?;
+    let Some(known) = answer.volumes().first() else {
+        return Err(CallError { kind: Kind::NotFound, text: format!("look at the volume: there is no {volume}") });
+    };
+    // A volume that is just being detached still has its instance.
+    if let Some(holder) = known.attachments().iter().find_map(|a| a.instance_id()) {
+        return Ok(Holder::Instance(holder.to_owned()));
+    }
+    match known.state() {
+        None | Some(VolumeState::Available) => Ok(Holder::Nobody),
+        Some(state) => Err(not_now(format!("attach {volume}: it is {}", state.as_str()))),
+    }
+}
+
+struct Address {
+    instance: Option<String>,
+    allocation: Option<String>,
+    association: Option<String>,
+}
+
+async fn find_address(client: &Client, address: &str) -> Result<Address, CallError> {
+    let answer = client.ec2.describe_addresses().public_ips(address).send().await;
+    let answer = answer.map_err(|e| told("look at the address", &e))?;
+    let Some(known) = answer.addresses().first() else {
+        let text = format!("look at the address: {address} is none of this account's");
+        return Err(CallError { kind: Kind::NotFound, text });
+    };
+    let some = |text: Option<&str>| text.filter(|t| !t.is_empty()).map(str::to_owned);
+    Ok(Address {
+        instance: some(known.instance_id()),
+        allocation: some(known.allocation_id()),
+        association: some(known.association_id()),
+    })
+}

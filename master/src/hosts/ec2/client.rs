@@ -1,0 +1,182 @@
+//! Clients of the EC2 API: one for each endpoint, region and account of the configuration, made when it is first needed.
+
+use crate::config::{Ec2Config, Secret};
+use aws_config::environment::credentials::EnvironmentVariableCredentialsProvider;
+use aws_config::environment::region::EnvironmentVariableRegionProvider;
+use aws_config::meta::credentials::CredentialsProviderChain;
+use aws_config::meta::region::RegionProviderChain;
+use aws_config::profile::{ProfileFileCredentialsProvider, ProfileFileRegionProvider};
+use aws_config::provider_config::ProviderConfig;
+use aws_config::retry::RetryConfig;
+use aws_config::timeout::TimeoutConfig;
+use aws_config::{BehaviorVersion, Region};
+use aws_sdk_ec2::config::{Credentials, SharedCredentialsProvider, SharedHttpClient};
+use aws_smithy_http_client::tls;
+use serde::{Deserialize, Serialize};
+use std::time::Duration;
+
+/// Where nothing names a region.
+const FALLBACK_REGION: &str = "us-east-1";
+/// Longest that one exchange with AWS may take, and a call with all its repetitions. Below [`crate::hosts::CALL_LIMIT`],
+/// so that AWS's own words are heard before ours.
+const EXCHANGE: Duration = Duration::from_secs(15);
+const CALL: Duration = Duration::from_secs(40);
+const CONNECT: Duration = Duration::from_secs(5);
+
+/// Whose account is billed, as far as the configuration tells it. No secret is in it, since the ledger keeps it.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Account {
+    /// An access key of the configuration, by its id.
+    Key(String),
+    /// A profile of the credentials file.
+    Profile(String),
+    /// Whatever environment, credentials file and instance role give.
+    Chain,
+}
+
+/// Where hosts are made, and with what: one client each.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+pub struct Place {
+    /// An EC2-compatible cloud; none: AWS.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<String>,
+    /// Such as `us-west-2`.
+    pub region: String,
+    /// Whose.
+    pub account: Account,
+}
+
+impl std::fmt::Display for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.endpoint {
+            Some(endpoint) => write!(f, "{endpoint}, {}", self.region)?,
+            None => f.write_str(&self.region)?,
+        }
+        match &self.account {
+            Account::Key(id) => write!(f, " with key {id}"),
+            Account::Profile(name) => write!(f, " with profile {name}"),
+            Account::Chain => Ok(()),
+        }
+    }
+}
+
+/// A client of one place.
+#[derive(Clone, Debug)]
+pub struct Client {
+    /// Where.
+    pub place: Place,
+    /// AWS's own client.
+    pub ec2: aws_sdk_ec2::Client,
+}
+
+/// How to log in to the account of a section.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Login {
+    endpoint: Option<String>,
+    region: Option<String>,
+    account: Account,
+    secret: Option<Secret>,
+}
+
+impl Login {
+    /// Of a worker's section.
+    pub fn of(config: &Ec2Config) -> Self {
+        let (account, secret) = match (&config.credentials, &config.profile) {
+            (Some((id, secret)), _) => (Account::Key(id.clone()), Some(secret.clone())),
+            (None, Some(profile)) => (Account::Profile(profile.clone()), None),
+            (None, None) => (Account::Chain, None),
+        };
+        Self { endpoint: config.endpoint_url.clone(), region: config.region.clone(), account, secret }
+    }
+
+    /// Whether `other` is the same with another secret.
+    pub fn is_replaced_by(&self, other: &Self) -> bool {
+        self.endpoint == other.endpoint && self.region == other.region && self.account == other.account
+    }
+
+    /// The same account in the region of a place, where it is this login's.
+    pub fn elsewhere(&self, place: &Place) -> Option<Self> {
+        let same = self.endpoint == place.endpoint && self.account == place.account;
+        same.then(|| Self { region: Some(place.region.clone()), ..self.clone() })
+    }
+
+    /// For a place that the configuration has no more; none where its secret is gone with it.
+    pub fn again(place: &Place) -> Option<Self> {
+        match place.account {
+            Account::Key(_) => None,
+            Account::Profile(_) | Account::Chain => Some(Self {
+                endpoint: place.endpoint.clone(),
+                region: Some(place.region.clone()),
+                account: place.account.clone(),
+                secret: None,
+            }),
+        }
+    }
+
+    /// Makes the client. Asks the instance's metadata where neither the section nor the environment names a region; with
+    /// an endpoint of the user's own nothing else is ever asked.
+    pub async fn client(&self, http: &SharedHttpClient) -> Client {
+        let region = self.find_region(http).await;
+        let here = ProviderConfig::without_region().with_http_client(http.clone()).with_region(Some(region.clone()));
+        let credentials = match (&self.account, &self.secret) {
+            (Account::Key(id), secret) => {
+                let secret = secret.as_ref().map_or("", Secret::expose);
+                SharedCredentialsProvider::new(Credentials::new(id, secret, None, None, "rouse.toml"))
+            }
+            (Account::Profile(name), _) => SharedCredentialsProvider::new(
+                ProfileFileCredentialsProvider::builder().configure(&here).profile_name(name).build(),
+            ),
+            (Account::Chain, _) if self.endpoint.is_some() => SharedCredentialsProvider::new(
+                CredentialsProviderChain::first_try("Environment", EnvironmentVariableCredentialsProvider::new())
+                    .or_else("Profile", ProfileFileCredentialsProvider::builder().configure(&here).build()),
+            ),
+            (Account::Chain, _) => SharedCredentialsProvider::new(
+                aws_config::default_provider::credentials::DefaultCredentialsChain::builder()
+                    .configure(here)
+                    .region(region.clone())
+                    .build()
+                    .await,
+            ),
+        };
+        let timeouts = TimeoutConfig::builder()
+            .connect_timeout(CONNECT)
+            .operation_attempt_timeout(EXCHANGE)
+            .operation_timeout(CALL)
+            .build();
+        let mut config = aws_sdk_ec2::config::Builder::new()
+            .behavior_version(BehaviorVersion::latest())
+            .http_client(http.clone())
+            .region(region.clone())
+            .credentials_provider(credentials)
+            .retry_config(RetryConfig::standard())
+            .timeout_config(timeouts);
+        config.set_endpoint_url(self.endpoint.clone());
+        let place =
+            Place { endpoint: self.endpoint.clone(), region: region.to_string(), account: self.account.clone() };
+        Client { place, ec2: aws_sdk_ec2::Client::from_conf(config.build()) }
+    }
+
+    async fn find_region(&self, http: &SharedHttpClient) -> Region {
+        if let Some(region) = &self.region {
+            return Region::new(region.clone());
+        }
+        let here = ProviderConfig::without_region().with_http_client(http.clone());
+        let mut profile = ProfileFileRegionProvider::builder().configure(&here);
+        if let Account::Profile(name) = &self.account {
+            profile = profile.profile_name(name);
+        }
+        let mut chain =
+            RegionProviderChain::first_try(EnvironmentVariableRegionProvider::new()).or_else(profile.build());
+        if self.endpoint.is_none() {
+            chain = chain.or_else(aws_config::imds::region::ImdsRegionProvider::builder().configure(&here).build());
+        }
+        chain.region().await.unwrap_or_else(|| Region::from_static(FALLBACK_REGION))
+    }
+}
+
+/// One set of connections for all clients.
+pub fn http() -> SharedHttpClient {
+    let ring = tls::Provider::Rustls(tls::rustls_provider::CryptoMode::Ring);
+    aws_smithy_http_client::Builder::new().tls_provider(ring).build_https()
+}

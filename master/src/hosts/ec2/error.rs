@@ -1,0 +1,255 @@
+//! What AWS's errors mean. By their codes, which are their kind; never by their texts.
+
+use crate::core::event::StartError;
+use aws_credential_types::provider::error::CredentialsError;
+use aws_sdk_ec2::config::http::HttpResponse;
+use aws_sdk_ec2::error::{ProvideErrorMetadata, SdkError};
+use std::error::Error;
+
+/// What kind of failure a call met.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Kind {
+    /// No room: capacity, a limit of the account, a spot price above the bid.
+    Capacity,
+    /// This type is not to be had in this zone, or not in this way: another may be.
+    NotHere,
+    /// The call is wrong, or names what is not there.
+    Rejected,
+    /// There is no such instance, request, volume or address.
+    NotFound,
+    /// Something that was made a moment ago may not be known everywhere yet.
+    NotYet,
+    /// The client token was used with another call.
+    Mismatch,
+    /// What is to be made exists.
+    Exists,
+    /// Our credentials do not do, or there are none.
+    Auth,
+    /// Too many calls: nothing was done.
+    Throttled,
+    /// Whether something was done is not known.
+    Unknown,
+    /// A dry run that would have worked.
+    WouldWork,
+}
+
+/// A call that failed.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct CallError {
+    /// What it means.
+    pub kind: Kind,
+    /// What was tried, and AWS's own words; fits after "failed to".
+    pub text: String,
+}
+
+impl CallError {
+    /// For a call that makes nothing.
+    pub fn before_start(self) -> StartError {
+        match self.kind {
+            Kind::Auth => StartError::Auth(self.text),
+            Kind::Capacity | Kind::NotHere => StartError::Capacity(self.text),
+            Kind::Throttled | Kind::Unknown | Kind::NotYet => StartError::Transient(self.text),
+            Kind::Rejected | Kind::NotFound | Kind::Mismatch | Kind::Exists | Kind::WouldWork => {
+                StartError::Rejected(self.text)
+            }
+        }
+    }
+
+    /// For the call that makes an instance; `more` is whether another type or zone can be tried.
+    pub fn of_start(self, more: bool) -> StartError {
+        match self.kind {
+            Kind::Auth => StartError::Auth(self.text),
+            Kind::Capacity => StartError::Capacity(self.text),
+            Kind::NotHere if more => StartError::Capacity(self.text),
+            Kind::Throttled | Kind::NotYet => StartError::Transient(self.text),
+            Kind::Unknown | Kind::Mismatch => StartError::Unknown(self.text),
+            Kind::NotHere | Kind::Rejected | Kind::NotFound | Kind::Exists | Kind::WouldWork => {
+                StartError::Rejected(self.text)
+            }
+        }
+    }
+}
+
+/// The error of the call that was to do `what`.
+pub fn told<E>(what: &str, error: &SdkError<E, HttpResponse>) -> CallError
+where
+    E: ProvideErrorMetadata + Error + 'static,
+{
+    let kind = kind_of(error);
+    let words = match (error.code(), error.message()) {
+        (Some(code), Some(message)) => format!("{}: {}", said(code).unwrap_or(code), message.trim_end_matches('.')),
+        (Some(code), None) => said(code).unwrap_or(code).to_owned(),
+        (None, _) => chain(error),
+    };
+    CallError { kind, text: format!("{what}: {words}") }
+}
+
+fn kind_of<E>(error: &SdkError<E, HttpResponse>) -> Kind
+where
+    E: ProvideErrorMetadata + Error + 'static,
+{
+    match error {
+        SdkError::ServiceError(service) => {
+            let status = service.raw().status();
+            match error.code().and_then(of_code) {
+                Some(kind) => kind,
+                // Also an answer that is none of AWS's: what it hides is not known.
+                None if !status.is_client_error() => Kind::Unknown,
+                None => Kind::Rejected,
+            }
+        }
+        SdkError::ConstructionFailure(_) | SdkError::DispatchFailure(_) if without_credentials(error) => Kind::Auth,
+        SdkError::ConstructionFailure(_) => Kind::Rejected,
+        // Cut off, refused or not understood: it may have arrived.
+        _ => Kind::Unknown,
+    }
+}
+
+fn without_credentials(error: &(dyn Error + 'static)) -> bool {
+    let mut next = error.source();
+    while let Some(cause) = next {
+        if cause.is::<CredentialsError>() {
+            return true;
+        }
+        next = cause.source();
+    }
+    false
+}
+
+/// What a code of AWS's means; none for one that is not known, of which there are several hundred.
+fn of_code(code: &str) -> Option<Kind> {
+    Some(match code {
+        "InsufficientInstanceCapacity"
+        | "InsufficientHostCapacity"
+        | "InsufficientReservedInstanceCapacity"
+        | "InsufficientCapacity"
+        | "InsufficientCapacityOnOutpost"
+        | "InsufficientFreeAddressesInSubnet"
+        | "InsufficientVolumeCapacity"
+        | "InstanceLimitExceeded"
+        | "VcpuLimitExceeded"
+        | "MaxSpotInstanceCountExceeded"
+        | "MaxSpotFleetRequestCountExceeded"
+        | "VolumeLimitExceeded"
+        | "MaxIOPSLimitExceeded"
+        | "NetworkInterfaceLimitExceeded"
+        | "PrivateIpAddressLimitExceeded"
+        | "ReservationCapacityExceeded"
+        | "SpotMaxPriceTooLow" => Kind::Capacity,
+        "Unsupported"
+        | "UnsupportedOperation"
+        | "UnsupportedInstanceTypeOnHost"
+        | "UnsupportedHibernationConfiguration" => Kind::NotHere,
+        "InvalidInstanceID.NotFound"
+        | "InvalidSpotInstanceRequestID.NotFound"
+        | "InvalidVolume.NotFound"
+        | "InvalidAddress.NotFound"
+        | "InvalidAllocationID.NotFound"
+        | "InvalidAssociationID.NotFound"
+        | "InvalidAttachment.NotFound" => Kind::NotFound,
+        "InvalidGroup.NotFound" | "InvalidSecurityGroupID.NotFound" | "InvalidKeyPair.NotFound" => Kind::NotYet,
+        "IdempotentParameterMismatch" | "IdempotentInstanceTerminated" => Kind::Mismatch,
+        "InvalidKeyPair.Duplicate" | "InvalidGroup.Duplicate" | "Resource.AlreadyAssociated" | "VolumeInUse" => {
+            Kind::Exists
+        }
+        "UnauthorizedOperation"
+        | "AuthFailure"
+        | "AccessDenied"
+        | "AccessDeniedException"
+        | "InvalidClientTokenId"
+        | "UnrecognizedClientException"
+        | "SignatureDoesNotMatch"
+        | "IncompleteSignature"
+        | "MissingAuthenticationToken"
+        | "ExpiredToken"
+        | "ExpiredTokenException"
+        | "RequestExpired"
+        | "NotAuthorized"
+        | "OptInRequired"
+        | "PendingVerification"
+        | "Blocked" => Kind::Auth,
+        "RequestLimitExceeded"
+        | "Throttling"
+        | "ThrottlingException"
+        | "RequestThrottled"
+        | "RequestThrottledException"
+        | "TooManyRequestsException"
+        | "EC2ThrottledException"
+        | "SlowDown"
+        | "BandwidthLimitExceeded"
+        | "ConcurrentTagAccess"
+        | "PriorRequestNotComplete" => Kind::Throttled,
+        "InternalError" | "InternalFailure" | "ServiceUnavailable" | "Unavailable" | "RequestTimeout" => Kind::Unknown,
+        "DryRunOperation" => Kind::WouldWork,
+        _ => return None,
+    })
+}
+
+/// What the commonest codes say to a person.
+fn said(code: &str) -> Option<&'static str> {
+    Some(match code {
+        "InsufficientInstanceCapacity" | "InsufficientHostCapacity" | "InsufficientCapacity" => {
+            "AWS has no capacity for it now"
+        }
+        "InstanceLimitExceeded" | "VcpuLimitExceeded" => "the account's limit of instances is reached",
+        "MaxSpotInstanceCountExceeded" => "the account's limit of spot instances is reached",
+        "VolumeLimitExceeded" => "the account's limit of volumes is reached",
+        "InsufficientFreeAddressesInSubnet" => "the subnet has no free address",
+        "SpotMaxPriceTooLow" => "the bid is below the spot price",
+        "Unsupported" => "it is not to be had like this in this zone",
+        "InvalidAMIID.NotFound" | "InvalidAMIID.Unavailable" => "the image is gone",
+        "InvalidAMIID.Malformed" => "that is no image's id",
+        "InvalidKeyPair.NotFound" => "there is no such key pair",
+        "InvalidGroup.NotFound" | "InvalidSecurityGroupID.NotFound" => "there is no such security group",
+        "InvalidSubnetID.NotFound" => "there is no such subnet",
+        "UnauthorizedOperation" | "AccessDenied" | "AccessDeniedException" => "the credentials do not allow it",
+        "AuthFailure" | "InvalidClientTokenId" | "UnrecognizedClientException" => "AWS does not know the credentials",
+        "SignatureDoesNotMatch" => "the secret key is wrong",
+        "ExpiredToken" | "ExpiredTokenException" | "RequestExpired" => {
+            "the credentials have expired, or this machine's clock is wrong"
+        }
+        "OptInRequired" => "the account is not signed up for this",
+        "PendingVerification" => "AWS is still looking at the account",
+        "RequestLimitExceeded" | "Throttling" | "ThrottlingException" => "AWS wants fewer calls",
+        "IdempotentParameterMismatch" => "the same try was made before with another call",
+        _ => return None,
+    })
+}
+
+/// An error and its causes, each once: some of them repeat their source.
+fn chain(error: &(dyn Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let words = cause.to_string();
+        if !text.contains(&words) {
+            text = format!("{text}: {words}");
+        }
+        next = cause.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kinds_decide_what_comes_next() {
+        let of = |code: &str, more| CallError { kind: of_code(code).unwrap(), text: code.to_owned() }.of_start(more);
+        let capacity = |code: &str| StartError::Capacity(code.to_owned());
+        for code in ["InsufficientInstanceCapacity", "VcpuLimitExceeded", "SpotMaxPriceTooLow"] {
+            assert_eq!(of(code, false), capacity(code));
+        }
+        // A type that this zone has not is worth another; the last one is a mistake.
+        assert_eq!(of("Unsupported", true), capacity("Unsupported"));
+        assert!(matches!(of("Unsupported", false), StartError::Rejected(_)));
+        assert!(matches!(of("AuthFailure", true), StartError::Auth(_)));
+        assert!(matches!(of("RequestLimitExceeded", true), StartError::Transient(_)));
+        // What may have made something is repeated as it is, never bought anew.
+        for code in ["InternalError", "Unavailable", "IdempotentParameterMismatch"] {
+            assert!(matches!(of(code, true), StartError::Unknown(_)), "{code}");
+        }
+        assert_eq!(of_code("InvalidAMIID.NotFound"), None, "an unknown code of the client's fault is a refusal");
+    }
+}

@@ -1,0 +1,134 @@
+//! Everything that bears our name, in all regions that the configuration names and in those where hosts were made before:
+//! instances, and what is left of them where they are gone: open spot requests, and volumes of theirs that cost on.
+
+use super::attach::Belongings;
+use super::client::Client;
+use super::error::{CallError, told};
+use super::order::{HOST_TAG, ID_TAG, MASTER_TAG, WORKER_TAG};
+use super::places::Target;
+use super::stop::{by, is_open};
+use super::{Ec2, Kind, locked};
+use crate::core::event::{ListedHost, Owner};
+use aws_sdk_ec2::types::{Filter, Instance, InstanceStateName, Tag};
+use futures_util::future::join_all;
+use rouse_shared::HostId;
+use std::collections::BTreeSet;
+
+struct Found {
+    machines: Vec<ListedHost>,
+    /// Instances that run, and whose they are.
+    running: Vec<(String, String)>,
+}
+
+pub(super) fn tag<'a>(tags: &'a [Tag], key: &str) -> Option<&'a str> {
+    tags.iter().find(|tag| tag.key() == Some(key)).and_then(Tag::value)
+}
+
+impl Ec2 {
+    pub(super) async fn list_now(&self) -> Result<Vec<ListedHost>, String> {
+        let targets = self.places.all().await?;
+        let answers = join_all(targets.iter().map(|target| self.list_at(&target.client))).await;
+        let mut all: Vec<ListedHost> = Vec::new();
+        let mut seen = Vec::new();
+        let mut left = Vec::new();
+        for (target, answer) in targets.iter().zip(answers) {
+            let found = match answer {
+                Ok(found) => found,
+                Err(error) if has_successor(target, &targets) && error.kind == Kind::Auth => {
+                    tracing::warn!("{} is not looked at any more: {}", target.client.place, error.text);
+                    self.places.forget(&target.client.place);
+                    continue;
+                }
+                Err(error) => return Err(format!("{} in {}", error.text, target.client.place)),
+            };
+            if !target.current && found.machines.is_empty() {
+                left.push(target.client.place.clone());
+            }
+            for machine in found.machines {
+                // Two keys of one account list the same.
+                if !all.iter().any(|known| known.handle == machine.handle) {
+                    seen.push((machine.handle.clone(), target.client.place.clone()));
+                    all.push(machine);
+                }
+            }
+            for (instance, worker) in found.running {
+                let section = worker.parse().ok().and_then(|worker| self.section(&worker));
+                let belongings = section.map(|s| Belongings {
+                    elastic_ip: s.elastic_ip.map(|address| address.to_string()),
+                    volumes: s.volumes.iter().map(|v| (v.id.clone(), v.device.clone())).collect(),
+                });
+                self.tend(&target.client, &instance, belongings.unwrap_or_default());
+            }
+        }
+        for place in left {
+            self.places.forget(&place);
+        }
+        *locked(&self.seen) = seen.into_iter().collect();
+        Ok(all)
+    }
+
+    async fn list_at(&self, client: &Client) -> Result<Found, CallError> {
+        let (name, _) = self.owner.split_once('/').unwrap_or((&self.owner, ""));
+        let ours = by(&format!("tag:{MASTER_TAG}"), name);
+        let alive = ["pending", "running", "shutting-down", "stopping", "stopped"];
+        let alive = alive.iter().fold(Filter::builder().name("instance-state-name"), |f, state| f.values(*state));
+        let call = client.ec2.describe_instances().filters(ours.clone()).filters(alive.build());
+        let mut pages = call.into_paginator().send();
+        let mut found = Found { machines: Vec::new(), running: Vec::new() };
+        while let Some(page) = pages.next().await {
+            let page = page.map_err(|e| told("list the instances", &e))?;
+            for instance in page.reservations().iter().flat_map(|r| r.instances()) {
+                if let Some(machine) = self.listed(instance.instance_id(), instance.tags()) {
+                    if is_running(instance)
+                        && machine.owner == Owner::Ours
+                        && let Some(worker) = tag(instance.tags(), WORKER_TAG)
+                    {
+                        found.running.push((machine.handle.clone(), worker.to_owned()));
+                    }
+                    found.machines.push(machine);
+                }
+            }
+        }
+        let hosts: BTreeSet<HostId> = found.machines.iter().map(|m| m.host.clone()).collect();
+        let call = client.ec2.describe_spot_instance_requests().filters(ours.clone());
+        let mut pages = call.into_paginator().send();
+        while let Some(page) = pages.next().await {
+            let page = page.map_err(|e| told("list the spot requests", &e))?;
+            for request in page.spot_instance_requests().iter().filter(|r| is_open(r)) {
+                let left = self.listed(request.spot_instance_request_id(), request.tags());
+                found.machines.extend(left.filter(|m| !hosts.contains(&m.host)));
+            }
+        }
+        let call = client.ec2.describe_volumes().filters(ours).filters(by("status", "available"));
+        let mut pages = call.into_paginator().send();
+        while let Some(page) = pages.next().await {
+            let page = page.map_err(|e| told("list the volumes", &e))?;
+            for volume in page.volumes() {
+                let left = self.listed(volume.volume_id(), volume.tags());
+                found.machines.extend(left.filter(|m| !hosts.contains(&m.host)));
+            }
+        }
+        Ok(found)
+    }
+
+    fn listed(&self, handle: Option<&str>, tags: &[Tag]) -> Option<ListedHost> {
+        let (_, own) = self.owner.split_once('/').unwrap_or((&self.owner, ""));
+        let id = tag(tags, ID_TAG).unwrap_or_default();
+        let owner = if id == own { Owner::Ours } else { Owner::Namesake(id.to_owned()) };
+        let host = HostId(tag(tags, HOST_TAG).unwrap_or_default().to_owned());
+        Some(ListedHost { host, handle: handle?.to_owned(), owner })
+    }
+}
+
+fn is_running(instance: &Instance) -> bool {
+    instance.state().and_then(|s| s.name()) == Some(&InstanceStateName::Running)
+}
+
+/// Whether a login of the configuration leads where one of an earlier configuration led.
+fn has_successor(target: &Target, targets: &[Target]) -> bool {
+    let place = &target.client.place;
+    !target.current
+        && targets
+            .iter()
+            .any(|t| t.current && t.client.place.region == place.region && t.client.place.endpoint == place.endpoint)
+}

@@ -1,0 +1,268 @@
+//! Hosts on Amazon EC2, or on a cloud that is compatible with it: on demand and on the spot market.
+//!
+//! A try is worked out whole by [`Ec2::prepare`], kept in the ledger, and given to AWS word for word with its client
+//! token, so one try never buys two machines. Master's name and id and the host's id are tags of the creating call. A
+//! stop is repeated until AWS says terminated.
+
+mod attach;
+mod client;
+mod console;
+mod error;
+mod image;
+mod list;
+mod order;
+mod places;
+mod setup;
+mod spot;
+mod stop;
+
+use super::{Answer, Provider, user_data};
+use crate::config::{Config, Ec2Config, HostConfig};
+use crate::core::event::{ListedHost, StartError, Started, Stopped};
+use crate::core::record::{Host, Order};
+use attach::Belongings;
+use client::{Client, Login, Place};
+use error::{CallError, Kind, told};
+use image::ImageError;
+use order::{Found, Spec};
+use places::Places;
+use rouse_shared::boot::BootData;
+use rouse_shared::{HostId, Timestamp, WorkerName};
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+/// How long AWS may take to list what it has made: until then an empty answer is no proof.
+const LAG: Duration = Duration::from_secs(60);
+/// Pause before a start is repeated because a key pair or group of a moment ago is not known everywhere yet, and how often.
+const FRESH_PAUSE: Duration = Duration::from_secs(2);
+const FRESH_TRIES: u32 = 8;
+
+/// The provider.
+pub struct Ec2 {
+    owner: String,
+    dir: PathBuf,
+    lag: Duration,
+    places: Places,
+    workers: Mutex<BTreeMap<WorkerName, Arc<Ec2Config>>>,
+    /// Where each machine of the last lists is, by its handle.
+    seen: Mutex<BTreeMap<String, Place>>,
+    /// Hosts that are to be stopped and of which nothing was found, and since when.
+    unseen: Mutex<BTreeMap<HostId, Timestamp>>,
+    /// Instances that are being given their address and volumes.
+    tended: Arc<Mutex<BTreeSet<String>>>,
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn make_dir(dir: &Path) -> io::Result<()> {
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)
+}
+
+impl Ec2 {
+    /// The provider. It keeps key pairs that it has made, and where it has made hosts, in `dir`; `owner` is stamped on
+    /// what it makes.
+    ///
+    /// # Errors
+    /// Where what an earlier master has kept there cannot be read.
+    pub fn new(dir: PathBuf, owner: String, config: &Config) -> io::Result<Self> {
+        let new = Self {
+            owner,
+            lag: LAG,
+            places: Places::new(client::http(), dir.join("places.json"))?,
+            dir,
+            workers: Mutex::default(),
+            seen: Mutex::default(),
+            unseen: Mutex::default(),
+            tended: Arc::default(),
+        };
+        new.configure(config);
+        Ok(new)
+    }
+
+    /// With another idea of how long the cloud may take to list what it has made.
+    #[must_use]
+    pub fn with_lag(self, lag: Duration) -> Self {
+        Self { lag, ..self }
+    }
+
+    /// Takes the sections of a configuration.
+    pub fn configure(&self, config: &Config) {
+        let section = |host: &HostConfig| match host {
+            HostConfig::Ec2(section) => Some(Arc::new((**section).clone())),
+            HostConfig::Process(_) | HostConfig::Libvirt(_) | HostConfig::Openstack(_) => None,
+        };
+        let workers: BTreeMap<WorkerName, Arc<Ec2Config>> =
+            config.hosts.iter().filter_map(|(name, host)| Some((name.clone(), section(host)?))).collect();
+        let mut logins: Vec<Login> = Vec::new();
+        for login in workers.values().map(|section| Login::of(section)) {
+            if !logins.contains(&login) {
+                logins.push(login);
+            }
+        }
+        self.places.configure(logins);
+        *locked(&self.workers) = workers;
+    }
+
+    fn section(&self, worker: &WorkerName) -> Option<Arc<Ec2Config>> {
+        locked(&self.workers).get(worker).cloned()
+    }
+
+    async fn prepare_now(&self, host: &Host, number: u32, boot: &BootData) -> Result<Order, StartError> {
+        let section = self.section(&host.worker);
+        let section =
+            section.ok_or_else(|| StartError::Rejected("the configuration has no EC2 section for it".into()))?;
+        let all = order::alternatives(&section);
+        let index = usize::try_from(number).unwrap_or(usize::MAX);
+        let alternative =
+            all.get(index).ok_or_else(|| StartError::Capacity("there is no further type or zone to try".into()))?;
+        let user_data = user_data::compose(boot, section.user_data.as_deref(), order::USER_DATA_LIMIT)
+            .map_err(|error| StartError::Rejected(error.to_string()))?;
+        let client = self.places.client(&Login::of(&section)).await;
+        let image = image::resolve(&client, &section.image).await.map_err(ImageError::into_start)?;
+        let zone = alternative.zone.as_ref().map(|letter| format!("{}{letter}", client.place.region));
+        let market = match alternative.spot {
+            true => Some(
+                spot::look(&client, &alternative.kind, zone.as_deref(), &image.platform)
+                    .await
+                    .map_err(CallError::before_start)?,
+            ),
+            false => None,
+        };
+        let ready = setup::ensure(&client, &section, &self.dir, true).await.map_err(CallError::before_start)?;
+        let price = match market {
+            // What is paid is the market's price, not the bid.
+            Some(market) => market.newest.or(section.price_per_hour),
+            None => section.price_per_hour,
+        };
+        let image_id = image.id.clone();
+        let found = Found { image, market, groups: ready.groups, fresh: ready.fresh, user_data };
+        let spec = Spec::new(&section, &client.place, &self.owner, host, number, alternative, found);
+        let text = serde_json::to_string(&spec).map_err(|e| StartError::Rejected(format!("write the order: {e}")))?;
+        Ok(Order { number, image: image_id, spec: text, more: index + 1 < all.len(), identity: None, price })
+    }
+
+    async fn start_now(&self, host: &Host) -> Result<String, StartError> {
+        let order = host.order.as_ref().ok_or_else(|| StartError::Rejected("it was never prepared".into()))?;
+        let spec = read(order).map_err(StartError::Rejected)?;
+        let client = self.places.at(&spec.place).await.map_err(StartError::Auth)?;
+        self.places
+            .remember(&client.place)
+            .map_err(|error| StartError::Transient(format!("write down where hosts are: {error}")))?;
+        let mut tries = 0;
+        let instance = loop {
+            tries += 1;
+            match spec.call(&client.ec2).send().await {
+                Ok(answer) => {
+                    let made = answer.instances().first().and_then(|i| i.instance_id()).map(str::to_owned);
+                    break made.ok_or_else(|| StartError::Unknown("AWS's answer names no instance".into()))?;
+                }
+                Err(error) => {
+                    let error = told("start the instance", &error);
+                    if error.kind == Kind::NotYet && spec.fresh && tries < FRESH_TRIES {
+                        tokio::time::sleep(FRESH_PAUSE).await;
+                        continue;
+                    }
+                    return self.refused(&client, host, &spec, order.more, error).await;
+                }
+            }
+        };
+        locked(&self.unseen).remove(&host.id);
+        self.tend(&client, &instance, Belongings { elastic_ip: spec.elastic_ip, volumes: spec.volumes });
+        Ok(instance)
+    }
+
+    /// The end of a start that was not taken.
+    async fn refused(
+        &self,
+        client: &Client,
+        host: &Host,
+        spec: &Spec,
+        more: bool,
+        mut error: CallError,
+    ) -> Result<String, StartError> {
+        if error.kind == Kind::Mismatch {
+            // Something was made with this token; a newer rouse may word the same call in another way.
+            let found = stop::instances_of(client, &host.id).await.map_err(|e| StartError::Unknown(e.text))?;
+            return found.into_iter().next().map(|i| i.id).ok_or_else(|| error.of_start(more));
+        }
+        if spec.spot.is_some() && matches!(error.kind, Kind::Capacity | Kind::NotHere) {
+            match stop::give_up_requests(client, &host.id).await {
+                Ok(Some(status)) => error.text = format!("{}; the spot request: {status}", error.text),
+                Ok(None) => {}
+                // The audit finds what is left of it.
+                Err(other) => tracing::warn!("the spot request of host {} was not looked at: {}", host.id, other.text),
+            }
+        }
+        if let Some(bid) = spec.spot.as_ref().and_then(|bid| bid.most.as_ref())
+            && error.kind == Kind::Capacity
+        {
+            error.text = format!("{} (bid {bid} USD an hour)", error.text);
+        }
+        let zone = spec.zone.as_deref().unwrap_or(&spec.place.region);
+        error.text = format!("{} ({} in {zone})", error.text, spec.kind);
+        tracing::warn!("host {} of {}: failed to {}", host.id, host.worker, error.text);
+        Err(error.of_start(more))
+    }
+
+    /// Gives an instance its address and volumes, beside whatever else goes on.
+    fn tend(&self, client: &Client, instance: &str, belongings: Belongings) {
+        if belongings.is_empty() || !locked(&self.tended).insert(instance.to_owned()) {
+            return;
+        }
+        let (client, instance, tended) = (client.clone(), instance.to_owned(), self.tended.clone());
+        tokio::spawn(async move {
+            attach::put_on(&client, &instance, &belongings).await;
+            locked(&tended).remove(&instance);
+        });
+    }
+}
+
+/// The call that was kept.
+fn read(order: &Order) -> Result<Spec, String> {
+    serde_json::from_str(&order.spec).map_err(|error| format!("read the order that the ledger has: {error}"))
+}
+
+impl ImageError {
+    fn into_start(self) -> StartError {
+        match self {
+            Self::Call(error) => error.before_start(),
+            Self::None(text) => StartError::Rejected(text),
+        }
+    }
+}
+
+impl Provider for Ec2 {
+    fn prepare<'a>(&'a self, host: &'a Host, number: u32, boot: BootData) -> Answer<'a, Result<Order, StartError>> {
+        Box::pin(async move { self.prepare_now(host, number, &boot).await })
+    }
+
+    fn start<'a>(&'a self, host: &'a Host) -> Answer<'a, Result<Started, StartError>> {
+        Box::pin(async move {
+            let handle = self.start_now(host).await?;
+            let identity = Some(format!("ec2:{handle}"));
+            Ok(Started { handle, identity })
+        })
+    }
+
+    fn stop<'a>(&'a self, host: &'a Host) -> Answer<'a, Result<Stopped, String>> {
+        Box::pin(self.stop_now(host))
+    }
+
+    fn list(&self) -> Answer<'_, Result<Vec<ListedHost>, String>> {
+        Box::pin(self.list_now())
+    }
+
+    fn end<'a>(&'a self, listed: &'a ListedHost) -> Answer<'a, Result<Stopped, String>> {
+        Box::pin(self.end_now(listed))
+    }
+
+    fn console<'a>(&'a self, host: &'a Host) -> Answer<'a, Option<String>> {
+        Box::pin(self.console_now(host))
+    }
+}

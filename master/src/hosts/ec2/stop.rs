@@ -1,0 +1,168 @@
+//! Ending hosts: repeated until AWS says that they are terminated, and nothing of the user's is on them any more.
+
+use super::attach::{self, Belongings};
+use super::client::Client;
+use super::error::{CallError, Kind, told};
+use super::list::tag;
+use super::order::{HOST_TAG, ID_TAG};
+use super::{Ec2, locked, read};
+use crate::clock;
+use crate::core::event::{ListedHost, Stopped};
+use crate::core::record::Host;
+use aws_sdk_ec2::types::{Filter, Instance, InstanceStateName, SpotInstanceRequest, SpotInstanceState};
+
+/// An instance, as far as stopping it goes.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Known {
+    /// Its id.
+    pub id: String,
+    /// Where it is in its life.
+    pub state: InstanceStateName,
+    /// The id of the master that it bears, if any.
+    owner: Option<String>,
+}
+
+impl Known {
+    fn of(instance: &Instance) -> Option<Self> {
+        let state = instance.state().and_then(|s| s.name()).cloned().unwrap_or(InstanceStateName::Pending);
+        let owner = tag(instance.tags(), ID_TAG).map(str::to_owned);
+        Some(Self { id: instance.instance_id()?.to_owned(), state, owner })
+    }
+
+    fn has_ended(&self) -> bool {
+        self.state == InstanceStateName::Terminated
+    }
+}
+
+pub(super) fn by(name: &str, value: &str) -> Filter {
+    Filter::builder().name(name).values(value).build()
+}
+
+/// All instances that bear the host's id, ended ones included for as long as AWS tells of them; whoever's they are.
+pub async fn instances_of(client: &Client, host: &rouse_shared::HostId) -> Result<Vec<Known>, CallError> {
+    describe(client, by(&format!("tag:{HOST_TAG}"), host.as_str())).await
+}
+
+async fn describe(client: &Client, filter: Filter) -> Result<Vec<Known>, CallError> {
+    let answer = client.ec2.describe_instances().filters(filter).send().await;
+    let answer = answer.map_err(|e| told("look for the instance", &e))?;
+    Ok(answer.reservations().iter().flat_map(|r| r.instances()).filter_map(Known::of).collect())
+}
+
+/// Cancels what spot requests of a host are still open; comes back with the final status of the newest, in AWS's words.
+pub async fn give_up_requests(client: &Client, host: &rouse_shared::HostId) -> Result<Option<String>, CallError> {
+    let call = client.ec2.describe_spot_instance_requests().filters(by(&format!("tag:{HOST_TAG}"), host.as_str()));
+    let answer = call.send().await.map_err(|e| told("look at the spot request", &e))?;
+    let requests = answer.spot_instance_requests.unwrap_or_default();
+    let open: Vec<String> =
+        requests.iter().filter(|r| is_open(r)).filter_map(|r| r.spot_instance_request_id.clone()).collect();
+    if !open.is_empty() {
+        let call = client.ec2.cancel_spot_instance_requests().set_spot_instance_request_ids(Some(open));
+        if let Err(error) = call.send().await.map_err(|e| told("cancel the spot request", &e))
+            && error.kind != Kind::NotFound
+        {
+            return Err(error);
+        }
+    }
+    let status = requests.last().and_then(|request| request.status());
+    Ok(status.and_then(|status| Some(format!("{} ({})", status.code()?, status.message().unwrap_or_default()))))
+}
+
+pub(super) fn is_open(request: &SpotInstanceRequest) -> bool {
+    matches!(request.state(), Some(SpotInstanceState::Open | SpotInstanceState::Active))
+}
+
+async fn terminate(client: &Client, ids: Vec<String>) -> Result<(), CallError> {
+    let call = client.ec2.terminate_instances().set_instance_ids(Some(ids));
+    call.send().await.map(drop).map_err(|e| told("terminate the instance", &e))
+}
+
+impl Ec2 {
+    pub(super) async fn stop_now(&self, host: &Host) -> Result<Stopped, String> {
+        // Without an order nothing was ever asked for.
+        let Some(order) = &host.order else { return Ok(Stopped::Gone) };
+        let spec = read(order)?;
+        let client = self.places.at(&spec.place).await?;
+        let (_, own) = self.owner.split_once('/').unwrap_or((&self.owner, ""));
+        let handle = host.handle.as_deref().filter(|handle| handle.starts_with("i-"));
+        let mut found = instances_of(&client, &host.id).await.map_err(|e| e.text)?;
+        if let Some(id) = handle
+            && !found.iter().any(|i| i.id == id)
+        {
+            found.extend(describe(&client, by("instance-id", id)).await.map_err(|e| e.text)?);
+        }
+        // One that the ledger has the handle of and that lost its tags is ours; one with another id never is.
+        found.retain(|instance| instance.owner.as_deref().is_none_or(|owner| owner == own));
+        if found.is_empty() {
+            return self.stop_unseen(&client, host).await;
+        }
+        let alive: Vec<String> = found.iter().filter(|i| !i.has_ended()).map(|i| i.id.clone()).collect();
+        if !alive.is_empty() {
+            let ending = |i: &Known| i.has_ended() || i.state == InstanceStateName::ShuttingDown;
+            if !found.iter().all(ending) {
+                terminate(&client, alive).await.map_err(|e| e.text)?;
+            }
+            return Ok(Stopped::Requested);
+        }
+        if spec.spot.is_some() {
+            give_up_requests(&client, &host.id).await.map_err(|e| e.text)?;
+        }
+        let ids: Vec<String> = found.into_iter().map(|i| i.id).collect();
+        let belongings = Belongings { elastic_ip: spec.elastic_ip, volumes: spec.volumes };
+        if attach::take_off(&client, &ids, &belongings).await.map_err(|e| e.text)? {
+            locked(&self.unseen).remove(&host.id);
+            return Ok(Stopped::Gone);
+        }
+        Ok(Stopped::Requested)
+    }
+
+    /// AWS lists nothing of the host. It may have forgotten one that ended long ago, or not list one of a moment ago yet.
+    async fn stop_unseen(&self, client: &Client, host: &Host) -> Result<Stopped, String> {
+        let now = clock::now();
+        let since = *locked(&self.unseen).entry(host.id.clone()).or_insert(now);
+        if now.since(since) < self.lag {
+            return Ok(Stopped::Requested);
+        }
+        give_up_requests(client, &host.id).await.map_err(|e| e.text)?;
+        locked(&self.unseen).remove(&host.id);
+        Ok(Stopped::Gone)
+    }
+
+    /// Ends what a list has told of and the ledger does not know.
+    pub(super) async fn end_now(&self, listed: &ListedHost) -> Result<Stopped, String> {
+        let known = locked(&self.seen).get(&listed.handle).cloned();
+        let place = match known {
+            Some(place) => place,
+            None => {
+                self.list_now().await?;
+                match locked(&self.seen).get(&listed.handle).cloned() {
+                    Some(place) => place,
+                    None => return Ok(Stopped::Gone),
+                }
+            }
+        };
+        let client = self.places.at(&place).await?;
+        let ended = match listed.handle.split('-').next() {
+            Some("sir") => {
+                let call = client.ec2.cancel_spot_instance_requests().spot_instance_request_ids(&listed.handle);
+                call.send().await.map(drop).map_err(|e| told("cancel the spot request", &e))
+            }
+            Some("vol") => {
+                let call = client.ec2.delete_volume().volume_id(&listed.handle);
+                call.send().await.map(drop).map_err(|e| told("delete the volume", &e))
+            }
+            _ => {
+                let found = describe(&client, by("instance-id", &listed.handle)).await.map_err(|e| e.text)?;
+                if found.iter().all(Known::has_ended) {
+                    return Ok(Stopped::Gone);
+                }
+                terminate(&client, vec![listed.handle.clone()]).await
+            }
+        };
+        match ended {
+            Ok(()) => Ok(Stopped::Requested),
+            Err(error) if error.kind == Kind::NotFound => Ok(Stopped::Gone),
+            Err(error) => Err(error.text),
+        }
+    }
+}

@@ -1,0 +1,200 @@
+//! An EC2 for tests: moto's server with our patches (tests/ec2/server.py says which), behind a proxy that makes go wrong
+//! what a test says.
+
+use crate::harness::request;
+use crate::proxy::{Fault, Proxy, Request};
+use rouse_master::config::Config;
+use serde_json::{Value, json};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+/// The region of the tests.
+pub const REGION: &str = "us-west-2";
+/// An image that is there from the start.
+pub const IMAGE: &str = "ami-0b0b0001";
+/// The access key of the tests, and its secret.
+pub const KEY: &str = "AKIAROUSETEST";
+
+/// The cloud; it ends with the test.
+pub struct Cloud {
+    server: Child,
+    address: SocketAddr,
+    /// What stands between it and the provider.
+    pub proxy: Proxy,
+}
+
+impl Drop for Cloud {
+    fn drop(&mut self) {
+        // Its standard input is closed with it; what it has started ends with it.
+        drop(self.server.stdin.take());
+        if self.server.wait().is_err() {
+            self.server.kill().ok();
+        }
+    }
+}
+
+impl Cloud {
+    /// A new one, with nothing in it but the images of tests/ec2/images.json.
+    ///
+    /// # Panics
+    /// Where it cannot be started.
+    pub async fn start() -> Self {
+        let tests = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let python = Command::new(tests.join("venv")).arg("ec2").output().expect("tests/venv can be run");
+        assert!(python.status.success(), "tests/venv ec2: {}", String::from_utf8_lossy(&python.stderr));
+        let mut server = Command::new(String::from_utf8_lossy(&python.stdout).trim())
+            .arg(tests.join("ec2/server.py"))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("the server can be started");
+        let mut line = String::new();
+        let out = server.stdout.take().expect("it was piped");
+        BufReader::new(out).read_line(&mut line).expect("it says where it is");
+        let said: Value = serde_json::from_str(&line).expect("it says where it is");
+        let port = said["port"].as_u64().and_then(|port| u16::try_from(port).ok()).expect("a port");
+        let address = SocketAddr::from(([127, 0, 0, 1], port));
+        Self { proxy: Proxy::start(&[address]).await, server, address }
+    }
+
+    /// What the provider dials.
+    pub fn endpoint(&self) -> String {
+        format!("http://{}", self.proxy.front(self.address))
+    }
+
+    /// The server itself, past the proxy.
+    pub fn direct(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    fn ask(&self, method: &str, path: &str, body: &Value) -> Value {
+        let body = if body.is_null() { String::new() } else { body.to_string() };
+        let answer = request(self.address, method, path, None, &body).expect("the server answers");
+        assert_eq!(answer.status, 200, "{method} {path}: {}", String::from_utf8_lossy(&answer.body));
+        answer.json()
+    }
+
+    /// Steers it: see tests/ec2/server.py.
+    pub fn set(&self, settings: &Value) {
+        self.ask("PUT", "/_ctl", settings);
+    }
+
+    /// Adds an image.
+    pub fn add_image(&self, id: &str, location: &str) {
+        self.ask("POST", "/_images", &json!({ "ami_id": id, "image_location": location }));
+    }
+
+    /// Everything that was ever made.
+    pub fn instances(&self) -> Vec<Value> {
+        self.ask("GET", "/_instances", &Value::Null).as_array().cloned().unwrap_or_default()
+    }
+
+    /// Ids of the instances that are not on their way out.
+    pub fn alive(&self) -> Vec<String> {
+        let alive = |i: &Value| !matches!(i["state"].as_str(), Some("shutting-down" | "terminated"));
+        let instances = self.instances();
+        instances.iter().filter(|i| alive(i)).filter_map(|i| i["id"].as_str().map(str::to_owned)).collect()
+    }
+
+    /// An instance that is gone by itself.
+    pub fn kill(&self, instance: &str) {
+        self.ask("POST", "/_kill", &json!({ "instance": instance }));
+    }
+
+    /// A call straight to it, past the provider: action and parameters.
+    ///
+    /// # Panics
+    /// Where it is refused.
+    pub fn call(&self, action: &str, parameters: &[(&str, &str)]) -> String {
+        let mut form = format!("Action={action}&Version=2016-11-15");
+        for (name, value) in parameters {
+            form.push_str(&format!("&{name}={value}"));
+        }
+        let scope = format!("AWS4-HMAC-SHA256 Credential={KEY}/20260101/{REGION}/ec2/aws4_request");
+        let head = format!(
+            "POST / HTTP/1.0\r\nHost: {}\r\nAuthorization: {scope}, SignedHeaders=host, Signature=0\r\n\
+             Content-Type: application/x-www-form-urlencoded\r\nContent-Length: {}\r\n\r\n{form}",
+            self.address,
+            form.len()
+        );
+        let mut stream = TcpStream::connect(self.address).expect("the server listens");
+        stream.write_all(head.as_bytes()).expect("it takes the call");
+        let mut text = String::new();
+        stream.read_to_string(&mut text).expect("it answers");
+        assert!(text.starts_with("HTTP/1.1 200 ") && !text.contains("<Errors>"), "{action}: {text}");
+        text
+    }
+
+    /// From now on, so many calls of this action, after `skip` of them, go wrong like this.
+    pub fn fail(&self, action: &'static str, skip: usize, times: usize, fault: Fault) {
+        self.proxy.fail(skip, times, fault, move |request| is(request, action));
+    }
+
+    /// The actions that were asked for since this was last asked.
+    pub fn calls(&self) -> Vec<String> {
+        self.proxy.take_seen().iter().map(action).collect()
+    }
+}
+
+/// What an EC2 request asks for.
+pub fn action(request: &Request) -> String {
+    let pairs = request.body.split('&').find_map(|pair| pair.strip_prefix("Action="));
+    pairs.unwrap_or_default().to_owned()
+}
+
+fn is(request: &Request, wanted: &str) -> bool {
+    action(request) == wanted
+}
+
+/// AWS refuses in this way.
+pub fn refusal(status: u16, code: &str) -> Fault {
+    let body = format!(
+        "<?xml version=\"1.0\" encoding=\"UTF-8\"?><Response><Errors><Error><Code>{code}</Code><Message>told by the \
+         test</Message></Error></Errors><RequestID>00000000-0000-0000-0000-000000000000</RequestID></Response>"
+    );
+    Fault::Refuse { status, head: "X-Test: 1", body: Box::leak(body.into_boxed_str()) }
+}
+
+/// A configuration of workers `w-1` and `w-2` there; `more` is added to their section.
+///
+/// # Panics
+/// Where it is wrong.
+pub fn config(endpoint: &str, more: &str) -> Config {
+    config_of("w-{1..2}", &with_defaults(endpoint, more))
+}
+
+/// A section with the image and the keys of the tests, where `more` has no others.
+pub fn with_defaults(endpoint: &str, more: &str) -> String {
+    let mut section = String::new();
+    for (key, line) in [
+        ("instance_type", "instance_type = \"m5.large\"".to_owned()),
+        ("ami", format!("ami = \"{IMAGE}\"")),
+        ("region", format!("region = \"{REGION}\"")),
+        ("identifier", format!("identifier = \"{KEY}\"\nsecret_identifier = \"secret\"")),
+        ("endpoint_url", format!("endpoint_url = \"{endpoint}\"")),
+    ] {
+        let given = |line: &str| line.split('=').next().is_some_and(|name| name.trim() == key);
+        let filtered = key == "ami" && more.lines().any(|line| line.starts_with("valid_ami"));
+        let logged_in = key == "identifier" && more.lines().any(|line| line.starts_with("profile"));
+        if !filtered && !logged_in && !more.lines().any(given) {
+            section.push_str(&line);
+            section.push('\n');
+        }
+    }
+    section + more
+}
+
+/// A configuration of these workers with exactly this section.
+///
+/// # Panics
+/// Where it is wrong.
+pub fn config_of(name: &str, section: &str) -> Config {
+    let text = format!("[[worker]]\nname = \"{name}\"\npassword = \"x\"\n[worker.ec2]\n{section}\n");
+    Config::parse(&text, Path::new("rouse.toml")).unwrap_or_else(|faults| panic!("{faults}\n{text}"))
+}
+
+/// How long anything may take.
+pub const LIMIT: Duration = Duration::from_secs(60);

@@ -1,0 +1,118 @@
+//! One provider on one cloud.
+
+use rouse_master::config::Config;
+use rouse_master::core::event::{StartError, Started};
+use rouse_master::core::plan::ProviderKind;
+use rouse_master::core::record::Host;
+use rouse_master::hosts::Provider;
+use rouse_master::hosts::ec2::Ec2;
+use rouse_shared::WorkerName;
+use rouse_tests::contract::{self, Ground, OWNER, boot_data};
+use rouse_tests::ec2::{Cloud, config};
+use serde_json::Value;
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::time::Duration;
+use tempfile::TempDir;
+
+/// A provider that takes the cloud's lists at their word.
+pub fn provider_in(dir: &Path, owner: &str, config: &Config) -> Ec2 {
+    Ec2::new(dir.join("ec2"), owner.to_owned(), config).unwrap().with_lag(Duration::ZERO)
+}
+
+pub struct Stand {
+    pub cloud: Cloud,
+    pub provider: Ec2,
+    pub config: Config,
+    pub dir: TempDir,
+}
+
+/// Only to make hosts by.
+struct NoGround;
+
+impl Ground for NoGround {
+    fn kind(&self) -> ProviderKind {
+        ProviderKind::Ec2
+    }
+
+    fn workers(&self) -> [WorkerName; 2] {
+        ["w-1".parse().unwrap(), "w-2".parse().unwrap()]
+    }
+
+    fn provider(&self, _: &str, _: tokio::sync::mpsc::Sender<rouse_master::hosts::Death>) -> Box<dyn Provider> {
+        unreachable!("nothing is started on it")
+    }
+
+    fn machines(&self) -> BTreeSet<String> {
+        BTreeSet::new()
+    }
+
+    fn kill(&self, _: &Host) {}
+
+    fn keeps_console(&self) -> bool {
+        false
+    }
+
+    fn tells_of_deaths(&self) -> bool {
+        false
+    }
+
+    fn leftovers(&self) -> BTreeSet<String> {
+        BTreeSet::new()
+    }
+}
+
+impl Stand {
+    /// With this in the workers' section.
+    pub async fn new(more: &str) -> Self {
+        let cloud = Cloud::start().await;
+        let config = config(&cloud.endpoint(), more);
+        Self::with(cloud, config)
+    }
+
+    pub fn with(cloud: Cloud, config: Config) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let provider = provider_in(dir.path(), OWNER, &config);
+        Self { cloud, provider, config, dir }
+    }
+
+    /// The same provider after a restart of the master.
+    pub fn restart(&mut self) {
+        self.provider = provider_in(self.dir.path(), OWNER, &self.config);
+    }
+
+    pub fn host(&self) -> Host {
+        contract::host(&NoGround, self.config.hosts.keys().next().unwrap())
+    }
+
+    pub async fn prepare(&self, host: &mut Host, number: u32) -> Result<(), StartError> {
+        let order = self.provider.prepare(host, number, boot_data(host)).await?;
+        host.order = Some(order);
+        Ok(())
+    }
+
+    pub async fn start(&self, host: &mut Host) -> Result<Started, StartError> {
+        let started = self.provider.start(host).await?;
+        host.handle = Some(started.handle.clone());
+        Ok(started)
+    }
+
+    /// Prepares and starts a host; comes back with what the cloud has.
+    pub async fn started(&self) -> (Host, Value) {
+        let mut host = self.host();
+        self.prepare(&mut host, 0).await.unwrap();
+        self.start(&mut host).await.unwrap();
+        let made = self.made(&host);
+        (host, made)
+    }
+
+    /// The instance of a host, as the cloud knows it.
+    pub fn made(&self, host: &Host) -> Value {
+        let handle = host.handle.as_deref().unwrap();
+        self.cloud.instances().into_iter().find(|i| i["id"] == handle).unwrap()
+    }
+
+    pub async fn gone(&self, host: &Host) {
+        contract::gone(&self.provider, host).await;
+    }
+}
