@@ -7,10 +7,16 @@ pub mod clock;
 pub mod config;
 pub mod core;
 pub mod driver;
+pub mod http;
 pub mod identity;
 pub mod link;
 pub mod log;
 pub mod logs;
+pub mod notices;
 pub mod runner;
 pub mod spool;
 pub mod vitals;
+
+#[cfg(test)]
+#[path = "../tests/support/metadata.rs"]
+mod fake_metadata;

@@ -4,6 +4,7 @@ mod units;
 
 pub use units::{Secret, Size, Span};
 
+use crate::http::Server;
 use rouse_shared::WorkerName;
 use serde::Deserialize;
 use std::fmt;
@@ -14,8 +15,10 @@ use std::time::Duration;
 pub const DEFAULT_PATH: &str = "/etc/rouse/agent.toml";
 /// What the variables begin with that stand for keys.
 const ENV_PREFIX: &str = "ROUSE_AGENT_";
+/// Where EC2 and OpenStack have their metadata service.
+const METADATA: &str = "http://169.254.169.254";
 /// The keys, as [`File`] has them.
-const KEYS: [&str; 13] = [
+const KEYS: [&str; 14] = [
     "broker",
     "identity",
     "name",
@@ -29,18 +32,25 @@ const KEYS: [&str; 13] = [
     "ca",
     "boot_data",
     "default_hostnames",
+    "metadata",
 ];
 
 /// Where the agent learns who it is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum IdentityKind {
-    /// What the machine offers: boot data, else a name in the configuration, else the host name.
+    /// What the machine offers; [`crate::identity`] has the order.
     Auto,
     /// `name` and `password` of the configuration.
     Static,
     /// The host name, and `password` of the configuration.
     Hostname,
-    /// The file `boot_data`.
+    /// EC2's metadata service.
+    Ec2,
+    /// OpenStack's config drive or metadata service, whichever is there.
+    OpenStack,
+    /// OpenStack's config drive.
+    ConfigDrive,
+    /// The file `boot_data`, else what the firmware holds.
     BootData,
 }
 
@@ -73,6 +83,8 @@ pub struct AgentConfig {
     pub boot_data: Option<PathBuf>,
     /// Host names that are an image's own rather than a worker's, beside the well-known ones.
     pub default_hostnames: Vec<String>,
+    /// Where the cloud's metadata service is.
+    pub metadata: Server,
 }
 
 /// Without the password.
@@ -110,6 +122,7 @@ struct File {
     ca: Option<PathBuf>,
     boot_data: Option<PathBuf>,
     default_hostnames: Option<Vec<String>>,
+    metadata: Option<String>,
 }
 
 /// The environment as pairs; tests bring their own.
@@ -169,6 +182,7 @@ impl AgentConfig {
             line("boot_data", format!("{path:?}"));
         }
         line("default_hostnames", format!("{:?}", self.default_hostnames));
+        line("metadata", format!("{:?}", self.metadata.to_string()));
         text
     }
 }
@@ -180,6 +194,9 @@ impl IdentityKind {
             Self::Auto => "auto",
             Self::Static => "static",
             Self::Hostname => "hostname",
+            Self::Ec2 => "ec2",
+            Self::OpenStack => "openstack",
+            Self::ConfigDrive => "config-drive",
             Self::BootData => "boot-data",
         }
     }
@@ -227,6 +244,7 @@ impl File {
                 "power_off_command" => self.power_off_command = Some(list(&value).map_err(wrong)?),
                 "ca" => self.ca = Some(value.into()),
                 "boot_data" => self.boot_data = Some(value.into()),
+                "metadata" => self.metadata = Some(value),
                 "default_hostnames" => self.default_hostnames = Some(list(&value).map_err(wrong)?),
                 other => return Err(wrong(format!("there is no key {other:?}; the keys are {}", KEYS.join(", ")))),
             }
@@ -240,13 +258,10 @@ impl File {
             None | Some("auto") => IdentityKind::Auto,
             Some("static") => IdentityKind::Static,
             Some("hostname") => IdentityKind::Hostname,
+            Some("ec2") => IdentityKind::Ec2,
+            Some("openstack") => IdentityKind::OpenStack,
+            Some("config-drive") => IdentityKind::ConfigDrive,
             Some("boot-data") => IdentityKind::BootData,
-            Some(later @ ("ec2" | "openstack" | "config-drive")) => {
-                let why = format!(
-                    "this version of the agent has no identity {later:?}; it has auto, static, hostname, boot-data"
-                );
-                return Err(wrong("identity", why));
-            }
             Some(other) => {
                 let why =
                     format!("{other:?} is none of auto, static, hostname, ec2, openstack, config-drive, boot-data");
@@ -264,16 +279,13 @@ impl File {
         if let Some(broker) = &self.broker {
             crate::link::Target::parse(broker, None).map_err(|why| wrong("broker", why))?;
         }
-        let from_boot_data = match identity {
-            IdentityKind::BootData => true,
-            IdentityKind::Auto => self.boot_data.is_some(),
-            IdentityKind::Static | IdentityKind::Hostname => false,
+        // A latent host with a name is given boot data all the same, and then needs nothing else.
+        let from_here = match identity {
+            IdentityKind::Static | IdentityKind::Hostname => true,
+            IdentityKind::Auto => self.name.is_some() && !latent && self.boot_data.is_none(),
+            IdentityKind::Ec2 | IdentityKind::OpenStack | IdentityKind::ConfigDrive | IdentityKind::BootData => false,
         };
-        if from_boot_data {
-            if self.boot_data.is_none() {
-                return Err(wrong("boot_data", "missing: identity \"boot-data\" needs the file's path".to_owned()));
-            }
-        } else {
+        if from_here {
             if identity == IdentityKind::Static && self.name.is_none() {
                 return Err(wrong("name", "missing: identity \"static\" needs the worker's name".to_owned()));
             }
@@ -283,6 +295,8 @@ impl File {
                 }
             }
         }
+        let metadata = self.metadata.as_deref().unwrap_or(METADATA);
+        let metadata = Server::parse(metadata).map_err(|why| wrong("metadata", format!("failed to {why}")))?;
         let work_dir = self.work_dir.unwrap_or_else(|| "/var/lib/rouse/work".into());
         if !work_dir.is_absolute() {
             return Err(wrong("work_dir", format!("{} is not an absolute path", work_dir.display())));
@@ -307,6 +321,7 @@ impl File {
             ca: self.ca,
             boot_data: self.boot_data,
             default_hostnames: self.default_hostnames.unwrap_or_default(),
+            metadata,
         })
     }
 }

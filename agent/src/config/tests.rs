@@ -38,6 +38,7 @@ fn every_key_counts() {
         power_off_command = []
         ca = '/etc/rouse/ca.pem'
         default_hostnames = ['golden']
+        metadata = 'http://127.0.0.1:8080'
     ";
     let config = AgentConfig::parse(text, "x", &env(&[("SECRET", "hush")])).unwrap();
     assert_eq!(
@@ -56,6 +57,7 @@ fn every_key_counts() {
             ca: Some("/etc/rouse/ca.pem".into()),
             boot_data: None,
             default_hostnames: vec!["golden".to_owned()],
+            metadata: Server::parse("http://127.0.0.1:8080").unwrap(),
         }
     );
     // What --check prints is a configuration again, but for the secret.
@@ -92,8 +94,13 @@ fn the_environment_wins() {
 
 #[test]
 fn boot_data_bring_the_rest() {
-    let config = parse("boot_data = \"/run/rouse/boot.toml\"").unwrap();
-    assert_eq!((config.broker, config.password), (None, None));
+    for identity in ["auto", "ec2", "openstack", "config-drive", "boot-data"] {
+        let config = parse(&format!("identity = \"{identity}\"")).unwrap();
+        assert_eq!((config.identity.as_str(), config.broker, config.password), (identity, None, None));
+    }
+    // A name is for trying the image out.
+    assert!(parse("name = \"w1\"\npower_off = \"latent\"").is_ok());
+    assert!(parse("name = \"w1\"\nboot_data = \"/run/rouse/boot.toml\"").is_ok());
 }
 
 #[test]
@@ -109,12 +116,12 @@ fn errors_say_where_and_what() {
         ("password = 7", "agent.toml:1:12: password: ", "{ file = \"path\" }"),
         ("power_off = [", "agent.toml:1:", "array"),
         ("power_off = \"always\"", "agent.toml: power_off: ", "neither"),
-        ("identity = \"ec2\"", "agent.toml: identity: ", "this version of the agent has no identity \"ec2\""),
+        ("metadata = \"https://x\"", "agent.toml: metadata: ", "does not begin with http://"),
         ("identity = \"magic\"", "agent.toml: identity: ", "is none of auto"),
         ("identity = \"static\"", "agent.toml: name: ", "missing"),
-        ("identity = \"boot-data\"", "agent.toml: boot_data: ", "missing"),
+        ("identity = \"hostname\"", "agent.toml: broker: ", "missing"),
         ("name = \"w1\"\npassword = \"x\"", "agent.toml: broker: ", "missing"),
-        ("broker = \"amqp://mq.example.org\"", "agent.toml: password: ", "missing"),
+        ("name = \"w1\"\nbroker = \"amqp://mq.example.org\"", "agent.toml: password: ", "missing"),
         ("broker = \"mq.example.org\"", "agent.toml: broker: ", "is not an address"),
         (
             "password = { file = \"/nonexistent/secret\" }",

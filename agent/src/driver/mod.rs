@@ -1,5 +1,6 @@
 //! The agent's one loop: events to the core, effects to the link, the runner, the logs and the disk.
 
+mod disk_mark;
 mod perform;
 mod power;
 mod session_file;
@@ -11,9 +12,9 @@ use crate::identity::{self, Identity};
 use crate::link::{LinkEvent, Target};
 use crate::logs::{LogSent, Logs};
 use crate::runner::{Runner, StepEvent, Update, wait_for_leftovers};
-use crate::{clock, log, vitals};
+use crate::{clock, log, notices, vitals};
 use perform::Performer;
-use rouse_shared::message::Proof;
+use rouse_shared::message::CloudNotice;
 use rouse_shared::{Nonce, Timestamp};
 use session_file::SessionFile;
 use std::path::{Path, PathBuf};
@@ -38,6 +39,7 @@ enum Input {
     Link(u64, LinkEvent),
     Log(LogSent),
     Step(Update),
+    Notice(CloudNotice),
     Terminate,
     Timer,
 }
@@ -82,6 +84,7 @@ struct Agent {
     links: mpsc::Receiver<(u64, LinkEvent)>,
     logs: mpsc::Receiver<LogSent>,
     steps: mpsc::Receiver<Update>,
+    notices: mpsc::Receiver<CloudNotice>,
 }
 
 async fn begin(config: &AgentConfig, program: &Path, started: Timestamp) -> Result<Agent, StartError> {
@@ -94,7 +97,8 @@ async fn begin(config: &AgentConfig, program: &Path, started: Timestamp) -> Resu
     let work = work.map_err(|e| StartError(format!("open the work directory: {e}")))?.map_err(StartError)?;
 
     let identity = identity::identify(config).await.map_err(|e| StartError(e.to_string()))?;
-    let Identity { worker, host, password, broker, ca, power_off_after } = identity;
+    let Identity { worker, host, mut proof, user, password, broker, ca, power_off_after, is_ec2 } = identity;
+    proof.disk = disk_mark::keep(work.root(), &user);
     log::line(Level::Info, &format!("this is worker {worker} on host {host}"));
     let target = Target::parse(&broker, ca).map_err(|why| StartError(format!("use the broker's address: {why}")))?;
     let session_file = SessionFile::new(work.root(), worker.clone(), host.clone());
@@ -102,7 +106,7 @@ async fn begin(config: &AgentConfig, program: &Path, started: Timestamp) -> Resu
     let settings = Settings {
         worker: worker.clone(),
         identity: host,
-        proof: Proof::default(),
+        proof,
         version: env!("CARGO_PKG_VERSION").to_owned(),
         facts: vitals::facts(&mut system),
         password,
@@ -117,6 +121,10 @@ async fn begin(config: &AgentConfig, program: &Path, started: Timestamp) -> Resu
         Runner::start(program, &lock_file).map_err(|e| StartError(format!("start {}: {e}", program.display())))?;
     let (link_events, links) = mpsc::channel(QUEUE);
     let (log_events, logs) = mpsc::channel(QUEUE);
+    let (notices_in, notices) = mpsc::channel(1);
+    if is_ec2 {
+        tokio::spawn(notices::watch(config.metadata.clone(), notices_in));
+    }
     let performer = Performer::new(
         Logs::start(&worker, log_events),
         perform::Parts {
@@ -130,7 +138,7 @@ async fn begin(config: &AgentConfig, program: &Path, started: Timestamp) -> Resu
             max_log: config.max_log_size,
         },
     );
-    Ok(Agent { core, performer, links, logs, steps })
+    Ok(Agent { core, performer, links, logs, steps, notices })
 }
 
 /// Waits until nothing of an earlier life of this agent runs: only then is a hello true that lists nothing.
@@ -203,6 +211,7 @@ impl Agent {
             biased;
             Some(()) = terminate.recv() => Input::Terminate,
             Some((number, event)) = self.links.recv() => Input::Link(number, event),
+            Some(notice) = self.notices.recv() => Input::Notice(notice),
             Some(update) = self.steps.recv() => Input::Step(update),
             () = timer => Input::Timer,
             Some(sent) = self.logs.recv() => Input::Log(sent),
@@ -214,6 +223,7 @@ impl Agent {
         match input {
             Input::Terminate => Some(Event::Terminate),
             Input::Timer => Some(Event::Tick),
+            Input::Notice(notice) => Some(Event::Notice(notice)),
             Input::Log(LogSent { attempt, step, offset }) => Some(Event::LogSent { attempt, step, offset }),
             Input::Link(connection, event) => match event {
                 LinkEvent::Up { connection: amqp } => {

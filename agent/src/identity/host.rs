@@ -12,10 +12,14 @@ const NO_UUIDS: [&str; 4] = [
 
 /// `uuid:…` from the firmware, else `machine:…` from the system's machine id; `root` is `/` but for tests.
 pub(super) fn identity(root: &Path) -> Option<String> {
-    // For root only; an agent without it uses the machine id.
+    // An agent that is not root uses the machine id.
+    uuid(root).or_else(|| read(&root.join("etc/machine-id")).map(|id| format!("machine:{id}")))
+}
+
+/// `uuid:…` from the firmware, for root only.
+pub(super) fn uuid(root: &Path) -> Option<String> {
     let uuid = read(&root.join("sys/class/dmi/id/product_uuid")).filter(|uuid| !NO_UUIDS.contains(&uuid.as_str()));
     uuid.map(|uuid| format!("uuid:{uuid}"))
-        .or_else(|| read(&root.join("etc/machine-id")).map(|id| format!("machine:{id}")))
 }
 
 fn read(path: &Path) -> Option<String> {

@@ -1,16 +1,43 @@
 //! Who this agent is: its worker's name, its password, its broker, and which machine it runs on.
+//!
+//! With `identity = "auto"` the first of these that is there counts:
+//!
+//! 1. the file `boot_data`;
+//! 2. boot data in the firmware's strings, or in a file of qemu's;
+//! 3. `name` in the configuration, unless the host is latent;
+//! 4. boot data in the user data of EC2 or OpenStack, where the firmware says that the machine is one of theirs;
+//! 5. boot data on a config drive;
+//! 6. `name` in the configuration;
+//! 7. the host name.
+//!
+//! A machine of a cloud's waits for the cloud's answer, since nothing else tells a worker from the next; only its word
+//! that there are no boot data leads on. No other machine is ever kept waiting for a metadata service.
 
+mod boot_text;
+mod config_drive;
+pub(crate) mod ec2;
+mod firmware;
 mod host;
 mod hostname;
+mod iso9660;
+mod openstack;
 
 pub use hostname::kernel_name;
 
 use crate::config::{AgentConfig, IdentityKind};
+use crate::core::Level;
+use crate::http::HttpError;
+use crate::log;
+use boot_text::BootText;
+use firmware::Cloud;
 use rouse_shared::WorkerName;
-use rouse_shared::boot::BootData;
+use rouse_shared::message::Proof;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+/// First and longest pause between questions to a cloud that does not answer.
+const ASK_AGAIN: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
 
 /// What a source of identity has found.
 #[derive(Clone, PartialEq, Eq)]
@@ -19,6 +46,10 @@ pub struct Identity {
     pub worker: WorkerName,
     /// Which machine: what hello gives as the host identity.
     pub host: String,
+    /// What speaks for it.
+    pub proof: Proof,
+    /// Whom the machine's disk is used for: the host of the boot data, else the machine.
+    pub user: String,
     /// The worker's password, or the boot token.
     pub password: String,
     /// Where the broker is.
@@ -27,6 +58,8 @@ pub struct Identity {
     pub ca: Option<String>,
     /// Replaces the configuration's `power_off_after`.
     pub power_off_after: Option<Duration>,
+    /// Whether EC2's metadata service told who it is, and will tell of its end.
+    pub is_ec2: bool,
 }
 
 /// Why there is no identity.
@@ -34,18 +67,23 @@ pub struct Identity {
 pub enum IdentityError {
     /// A file cannot be read.
     Unreadable(PathBuf, std::io::Error),
-    /// The boot data are not what they should be.
-    BadBootData(PathBuf, String),
+    /// The boot data are not what they should be: where they are, and why.
+    BadBootData(String, String),
     /// A key of the configuration is needed and missing.
     Missing(&'static str),
+    /// There are no boot data, and a key of the configuration that would do instead is missing.
+    NoBootData(&'static str),
 }
 
 impl fmt::Display for IdentityError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Unreadable(path, error) => write!(f, "read {}: {error}", path.display()),
-            Self::BadBootData(path, why) => write!(f, "use the boot data in {}: {why}", path.display()),
+            Self::BadBootData(source, why) => write!(f, "use the boot data in {source}: {why}"),
             Self::Missing(key) => write!(f, "learn who this agent is: the configuration has no {key}"),
+            Self::NoBootData(key) => {
+                write!(f, "learn who this agent is: there are no boot data, and the configuration has no {key}")
+            }
         }
     }
 }
@@ -54,64 +92,196 @@ impl std::error::Error for IdentityError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             Self::Unreadable(_, error) => Some(error),
-            Self::BadBootData(..) | Self::Missing(_) => None,
+            Self::BadBootData(..) | Self::Missing(_) | Self::NoBootData(_) => None,
         }
     }
 }
 
-/// The identity that the configuration asks for. With `hostname` this waits, without limit, for a name to come.
+/// A machine as its cloud tells of it.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+struct Machine {
+    /// Its host identity; absent: the firmware's.
+    host: Option<String>,
+    proof: Proof,
+    boot: Option<BootText>,
+    is_ec2: bool,
+}
+
+/// Why a cloud has not said which machine this is; all but [`Trouble::Off`] may pass.
+#[derive(Debug)]
+pub(crate) enum Trouble {
+    /// No answer.
+    Http(HttpError),
+    /// Not the answer that it should be; at which path, and its status.
+    Status(String, u16),
+    /// The service is switched off for this machine.
+    Off,
+    /// An answer that makes no sense; which.
+    Odd(&'static str),
+    /// There is no config drive.
+    NoDrive,
+    /// The config drive cannot be read.
+    Disk(PathBuf, std::io::Error),
+}
+
+impl From<HttpError> for Trouble {
+    fn from(error: HttpError) -> Self {
+        Self::Http(error)
+    }
+}
+
+impl fmt::Display for Trouble {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Http(error) => write!(f, "failed to {error}"),
+            Self::Status(path, status) => write!(f, "{path} is answered by {status}"),
+            Self::Off => f.write_str("it is switched off for this machine"),
+            Self::Odd(what) => f.write_str(what),
+            Self::NoDrive => f.write_str("there is no disk of the name config-2"),
+            Self::Disk(path, error) => write!(f, "failed to read {}: {error}", path.display()),
+        }
+    }
+}
+
+/// The identity that the configuration asks for. This waits, without limit, for what is still to come: a metadata service,
+/// a config drive, a host name.
 ///
 /// # Errors
-/// Where a file is unreadable or wrong; never for a machine that has no name yet.
+/// Where something is unreadable or wrong; never for a machine that has no name yet.
 pub async fn identify(config: &AgentConfig) -> Result<Identity, IdentityError> {
+    identify_below(config, Path::new("/")).await
+}
+
+/// The same, with the machine's files below `root`.
+async fn identify_below(config: &AgentConfig, root: &Path) -> Result<Identity, IdentityError> {
     match config.identity {
-        IdentityKind::BootData => from_boot_data(config),
-        IdentityKind::Auto if config.boot_data.is_some() => from_boot_data(config),
-        IdentityKind::Static => from_config(config),
-        IdentityKind::Auto if config.name.is_some() => from_config(config),
-        IdentityKind::Auto | IdentityKind::Hostname => {
-            let worker = hostname::wait(&config.default_hostnames).await;
-            standing(config, worker)
+        IdentityKind::Static => by_name(config, root, Machine::default()),
+        IdentityKind::Hostname => by_host_name(config, root, Machine::default()).await,
+        IdentityKind::BootData => match local_boot_data(config, root)? {
+            Some(boot) => boot.identity(config, root, Machine::default()),
+            None => Err(IdentityError::Missing("boot_data, the firmware has none that this agent may read, and it")),
+        },
+        IdentityKind::Ec2 => by_machine(config, root, ec2(config, false).await),
+        IdentityKind::OpenStack => by_machine(config, root, openstack(config, root).await),
+        IdentityKind::ConfigDrive => {
+            let machine = ask("the config drive", async || config_drive::look(root).await).await;
+            by_machine(config, root, machine)
         }
+        IdentityKind::Auto => auto(config, root).await,
     }
 }
 
-fn from_config(config: &AgentConfig) -> Result<Identity, IdentityError> {
-    standing(config, config.name.clone().ok_or(IdentityError::Missing("name"))?)
+async fn auto(config: &AgentConfig, root: &Path) -> Result<Identity, IdentityError> {
+    if let Some(boot) = local_boot_data(config, root)? {
+        return boot.identity(config, root, Machine::default());
+    }
+    if config.name.is_some() && !config.latent {
+        return by_name(config, root, Machine::default());
+    }
+    let machine = match firmware::cloud(root) {
+        Some(Cloud::Ec2) => ec2(config, true).await,
+        Some(Cloud::OpenStack) => openstack(config, root).await,
+        None => match config_drive::look(root).await {
+            Ok(machine) => machine,
+            Err(trouble) => {
+                if !matches!(trouble, Trouble::NoDrive) {
+                    log::line(Level::Warn, &format!("passing over the config drive: {trouble}"));
+                }
+                Machine::default()
+            }
+        },
+    };
+    if machine.boot.is_some() || config.name.is_some() {
+        return by_machine(config, root, machine);
+    }
+    by_host_name(config, root, machine).await
 }
 
-fn standing(config: &AgentConfig, worker: WorkerName) -> Result<Identity, IdentityError> {
-    let host = host::identity(Path::new("/")).unwrap_or_else(|| format!("name:{worker}"));
+async fn ec2(config: &AgentConfig, may_be_off: bool) -> Machine {
+    let mut service = ec2::Metadata::new(config.metadata.clone());
+    ask("EC2's metadata service", async || match ec2::look(&mut service).await {
+        Err(Trouble::Off) if may_be_off => {
+            log::line(Level::Warn, "EC2's metadata service is switched off for this machine");
+            Ok(Machine::default())
+        }
+        other => other,
+    })
+    .await
+}
+
+async fn openstack(config: &AgentConfig, root: &Path) -> Machine {
+    ask("OpenStack's metadata", async || openstack::look(&config.metadata, root).await).await
+}
+
+/// Asks until there is an answer, and says what it waits for.
+async fn ask(what: &str, mut question: impl AsyncFnMut() -> Result<Machine, Trouble>) -> Machine {
+    let mut told = String::new();
+    let mut pause = ASK_AGAIN.0;
+    loop {
+        let why = match question().await {
+            Ok(machine) => return machine,
+            Err(trouble) => trouble.to_string(),
+        };
+        if told != why {
+            log::line(Level::Warn, &format!("waiting for {what}: {why}"));
+            told = why;
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(ASK_AGAIN.1);
+    }
+}
+
+/// Boot data that need no network: the file that the configuration names, else the firmware's.
+fn local_boot_data(config: &AgentConfig, root: &Path) -> Result<Option<BootText>, IdentityError> {
+    match &config.boot_data {
+        Some(path) => BootText::in_file(path).map(Some),
+        None => firmware::boot_data(root),
+    }
+}
+
+/// By the machine's boot data, else as the worker that the configuration names: an image is tried as a standing worker
+/// before its hosts are latent.
+fn by_machine(config: &AgentConfig, root: &Path, mut machine: Machine) -> Result<Identity, IdentityError> {
+    match machine.boot.take() {
+        Some(boot) => boot.identity(config, root, machine),
+        None if config.name.is_some() => by_name(config, root, machine),
+        None => Err(IdentityError::NoBootData("name")),
+    }
+}
+
+fn by_name(config: &AgentConfig, root: &Path, machine: Machine) -> Result<Identity, IdentityError> {
+    let worker = config.name.clone().ok_or(IdentityError::Missing("name"))?;
+    standing(config, root, worker, machine)
+}
+
+async fn by_host_name(config: &AgentConfig, root: &Path, machine: Machine) -> Result<Identity, IdentityError> {
+    // Before the wait: what is missing then is missing now.
+    for (key, missing) in [("password", config.password.is_none()), ("broker", config.broker.is_none())] {
+        if missing {
+            return Err(IdentityError::NoBootData(key));
+        }
+    }
+    let worker = hostname::wait(&config.default_hostnames).await;
+    standing(config, root, worker, machine)
+}
+
+fn standing(
+    config: &AgentConfig,
+    root: &Path,
+    worker: WorkerName,
+    machine: Machine,
+) -> Result<Identity, IdentityError> {
+    let host = machine.host.or_else(|| host::identity(root)).unwrap_or_else(|| format!("name:{worker}"));
     Ok(Identity {
         worker,
+        user: host.clone(),
         host,
-        password: config.password.clone().ok_or(IdentityError::Missing("password"))?,
-        broker: config.broker.clone().ok_or(IdentityError::Missing("broker"))?,
+        proof: machine.proof,
+        password: config.password.clone().ok_or(IdentityError::NoBootData("password"))?,
+        broker: config.broker.clone().ok_or(IdentityError::NoBootData("broker"))?,
         ca: read_ca(config)?,
         power_off_after: None,
-    })
-}
-
-fn from_boot_data(config: &AgentConfig) -> Result<Identity, IdentityError> {
-    let path = config.boot_data.as_ref().ok_or(IdentityError::Missing("boot_data"))?;
-    let text = std::fs::read_to_string(path).map_err(|e| IdentityError::Unreadable(path.clone(), e))?;
-    // Only the message: the whole error would quote the line, and that may hold the token.
-    let boot: BootData =
-        toml::from_str(&text).map_err(|error| IdentityError::BadBootData(path.clone(), error.message().to_owned()))?;
-    let ca = match boot.ca {
-        Some(ca) => Some(ca),
-        None => read_ca(config)?,
-    };
-    crate::link::Target::parse(&boot.broker, None).map_err(|why| IdentityError::BadBootData(path.clone(), why))?;
-    let host =
-        boot.identity.or_else(|| host::identity(Path::new("/"))).unwrap_or_else(|| format!("name:{}", boot.name));
-    Ok(Identity {
-        worker: boot.name,
-        host,
-        password: boot.token,
-        broker: boot.broker,
-        ca,
-        power_off_after: boot.power_off_after.map(Duration::from_secs),
+        is_ec2: machine.is_ec2,
     })
 }
 

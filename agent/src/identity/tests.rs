@@ -1,7 +1,9 @@
 //! Who an agent takes itself for.
 #![allow(clippy::unwrap_used)]
 
+use super::firmware::tests::{machine, table};
 use super::*;
+use crate::fake_metadata::Metadata as Fake;
 
 const BOOT: &str = "name = \"w7\"\nhost = \"h0123456789abcdef\"\nbroker = \"amqp://127.0.0.1:5672\"\ntoken = \"t0\"\n";
 
@@ -9,32 +11,210 @@ fn config(text: &str) -> AgentConfig {
     AgentConfig::parse(text, "x", &Vec::new()).unwrap()
 }
 
-/// With a directory whose `boot.toml` holds the text.
-fn boot(text: &str) -> Result<Identity, IdentityError> {
+/// By boot data in the firmware of a machine with these files.
+async fn identity(text: &str, files: &[(&str, &[u8])]) -> Result<Identity, IdentityError> {
+    let dir = machine(files);
+    identify_below(&config(text), dir.path()).await
+}
+
+/// With a file that holds the boot data, on this very machine.
+async fn boot(text: &str) -> Result<Identity, IdentityError> {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("boot.toml");
     std::fs::write(&path, text).unwrap();
-    from_boot_data(&config(&format!("boot_data = {path:?}")))
+    identify(&config(&format!("boot_data = {path:?}"))).await
 }
 
-#[test]
-fn boot_data_say_it_all() {
-    let identity = boot(&format!("{BOOT}identity = \"process:7\"\npower_off_after = 90\nfuture = 1\n")).unwrap();
+fn block(toml: &str) -> String {
+    rouse_shared::boot::comment_block(toml)
+}
+
+const EC2: (&str, &[u8]) = ("sys/class/dmi/id/sys_vendor", b"Amazon EC2\n");
+const NOVA: (&str, &[u8]) = ("sys/class/dmi/id/product_name", b"OpenStack Nova\n");
+const UUID: (&str, &[u8]) = ("sys/class/dmi/id/product_uuid", b"4C4C4544-0042-3510-8052-B4C04F4E4D31\n");
+const OWN: &str = "uuid:4c4c4544-0042-3510-8052-b4c04f4e4d31";
+const TABLE: &str = "sys/firmware/dmi/tables/DMI";
+const BAKED: &str = "broker = \"amqp://mq.example.org\"\nname = \"w1\"\npassword = \"hush\"\n";
+const LATENT: &str = "power_off = \"latent\"\n";
+
+#[tokio::test]
+async fn boot_data_say_it_all() {
+    let identity = boot(&format!("{BOOT}identity = \"process:7\"\npower_off_after = 90\nfuture = 1\n")).await.unwrap();
     assert_eq!(identity.worker.as_str(), "w7");
     assert_eq!((identity.host.as_str(), identity.password.as_str()), ("process:7", "t0"));
     assert_eq!(identity.broker, "amqp://127.0.0.1:5672");
+    assert_eq!(identity.user, "h0123456789abcdef");
     assert_eq!(identity.power_off_after, Some(Duration::from_secs(90)));
-    assert!(!boot(BOOT).unwrap().host.is_empty(), "the machine's own");
+    assert!(!boot(BOOT).await.unwrap().host.is_empty(), "the machine's own");
 }
 
-#[test]
-fn wrong_boot_data_are_told_without_the_token() {
+#[tokio::test]
+async fn wrong_boot_data_are_told_without_the_token() {
     for bad in ["name = \"w7\"", "token = \"t0\" oops", &BOOT.replace("amqp:", "http:"), &BOOT.replace("w7", "W7")] {
-        let error = boot(bad).err().unwrap().to_string();
+        let error = boot(bad).await.err().unwrap().to_string();
         assert!(error.contains("boot.toml") && !error.contains("t0"), "{error}");
     }
-    let missing = from_boot_data(&config("boot_data = \"/nonexistent/boot.toml\"")).err().unwrap();
-    assert!(matches!(missing, IdentityError::Unreadable(..)));
+    for missing in ["boot_data = \"/nonexistent/boot.toml\"", "boot_data = \"/dev/zero\""] {
+        assert!(matches!(identify(&config(missing)).await.err().unwrap(), IdentityError::Unreadable(..)));
+    }
+}
+
+#[tokio::test]
+async fn the_firmwares_boot_data_need_no_configuration_and_no_network() {
+    let strings = rouse_shared::boot::oem_strings(&format!("{BOOT}identity = \"uuid:of-another\"\n"));
+    let table = table(&strings.iter().map(String::as_str).collect::<Vec<_>>());
+    // On a cloud's machine and with a name in the image, too.
+    for text in ["", "identity = \"boot-data\"", &format!("{BAKED}{LATENT}"), BAKED] {
+        let found = identity(text, &[(TABLE, &table), EC2, UUID]).await.unwrap();
+        assert_eq!((found.worker.as_str(), found.password.as_str()), ("w7", "t0"));
+        // A copy of the definition on another machine must not pass for the original.
+        assert_eq!(found.host, OWN);
+    }
+    let blind = identity("", &[(TABLE, &table), ("etc/machine-id", b"0123")]).await.unwrap();
+    assert_eq!(blind.host, "uuid:of-another", "a machine without a UUID of its own is who it is said to be");
+    assert!(identity("identity = \"boot-data\"", &[UUID]).await.is_err());
+}
+
+#[tokio::test]
+async fn on_ec2_the_user_data_say_who_it_is() {
+    let fake = Fake::ec2("i-0123456789abcdef0");
+    let text = format!("identity = \"ec2\"\nmetadata = {:?}\n", fake.url());
+    fake.put("/latest/user-data", &format!("#!/bin/sh\necho hello\n\n{}", block(BOOT)));
+    fake.put("/latest/dynamic/instance-identity/document", "{\"instanceId\": \"i-0123456789abcdef0\"}");
+    fake.put("/latest/dynamic/instance-identity/signature", "c2ln");
+    let found = identity(&text, &[UUID]).await.unwrap();
+    assert_eq!((found.worker.as_str(), found.host.as_str()), ("w7", "ec2:i-0123456789abcdef0"));
+    assert_eq!((found.password.as_str(), found.is_ec2), ("t0", true));
+    let (document, signature) = (found.proof.document.unwrap(), found.proof.signature.unwrap());
+    assert_eq!((document.as_str(), signature.as_str()), ("{\"instanceId\": \"i-0123456789abcdef0\"}", "c2ln"));
+    assert_eq!(found.proof.rsa2048, None);
+    // Nothing was asked without a token, and one was enough.
+    let asked = fake.state().asked.clone();
+    assert_eq!(asked[0], "PUT /latest/api/token");
+    assert_eq!(asked.iter().filter(|a| a.starts_with("PUT")).count(), 1);
+
+    // A paper that is far too long is left out; half a block is told of.
+    fake.put("/latest/dynamic/instance-identity/rsa2048", &"x".repeat(100_000));
+    assert_eq!(identity(&text, &[]).await.unwrap().proof.rsa2048, None);
+    let cut = block(BOOT);
+    fake.put("/latest/user-data", &cut[..cut.len() - 9]);
+    let error = identity(&text, &[]).await.err().unwrap().to_string();
+    assert!(error.contains("user data: they are cut"), "{error}");
+}
+
+#[tokio::test]
+async fn an_image_is_tried_as_a_standing_worker_on_ec2_first() {
+    let fake = Fake::ec2("i-0123456789abcdef0");
+    for kind in ["ec2", "auto"] {
+        let text = format!("{BAKED}{LATENT}identity = \"{kind}\"\nmetadata = {:?}\n", fake.url());
+        let found = identity(&text, &[EC2, UUID]).await.unwrap();
+        assert_eq!((found.worker.as_str(), found.password.as_str()), ("w1", "hush"));
+        assert_eq!(found.host, "ec2:i-0123456789abcdef0");
+        assert_eq!(found.power_off_after, None);
+    }
+    let text = format!("identity = \"ec2\"\nmetadata = {:?}\n", fake.url());
+    assert!(matches!(identity(&text, &[]).await.err().unwrap(), IdentityError::NoBootData("name")));
+}
+
+#[tokio::test]
+async fn auto_waits_for_the_cloud_rather_than_guess() {
+    // A latent machine of EC2's whose service is not up yet, and then is, and then has a hiccup.
+    let address = Fake::ec2("gone").address;
+    let text = format!("{BAKED}{LATENT}metadata = \"http://{address}\"\n");
+    let waiting = identity(&text, &[EC2]);
+    let coming = async {
+        tokio::time::sleep(Duration::from_millis(400)).await;
+        let fake = Fake::at(address);
+        fake.state().tokens_wanted = true;
+        fake.state().statuses.insert("/latest/user-data".to_owned(), 500);
+        fake.put("/latest/meta-data/instance-id", "i-0123");
+        while !fake.state().asked.contains(&"GET /latest/user-data".to_owned()) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        fake.put("/latest/user-data", &block(BOOT));
+        fake.state().statuses.clear();
+        fake
+    };
+    let (found, _fake) = tokio::join!(waiting, coming);
+    assert_eq!(found.unwrap().worker.as_str(), "w7");
+}
+
+#[tokio::test]
+async fn auto_asks_nobody_where_nothing_says_that_there_is_a_cloud() {
+    let fake = Fake::ec2("i-0123");
+    let metadata = format!("metadata = {:?}\n", fake.url());
+    for (text, files) in [
+        (format!("{BAKED}{metadata}"), &[UUID][..]),
+        (format!("{BAKED}{metadata}{LATENT}"), &[UUID]),
+        // A standing worker that happens to run on a cloud is who it is.
+        (format!("{BAKED}{metadata}"), &[EC2, UUID]),
+        (format!("{BAKED}{metadata}"), &[NOVA, UUID]),
+    ] {
+        let found = identity(&text, files).await.unwrap();
+        assert_eq!((found.worker.as_str(), found.host.as_str()), ("w1", OWN));
+    }
+    let nothing = identity(&metadata, &[UUID]).await.err().unwrap();
+    assert!(matches!(nothing, IdentityError::NoBootData("password")), "{nothing}");
+    assert!(fake.state().asked.is_empty());
+    // Switched off is an answer.
+    fake.state().statuses.insert("/latest/api/token".to_owned(), 403);
+    let found = identity(&format!("{BAKED}{metadata}{LATENT}"), &[EC2, UUID]).await.unwrap();
+    assert_eq!((found.worker.as_str(), found.host.as_str(), found.is_ec2), ("w1", OWN, false));
+}
+
+#[tokio::test]
+async fn on_openstack_the_drive_counts_before_the_service() {
+    let fake = Fake::openstack("8AC9D4A4-5e03-48b0-acde-77a0345a9ab1");
+    let metadata = format!("metadata = {:?}\n", fake.url());
+    let image = |uuid: &str, user_data: &str| {
+        let meta_data = format!("{{\"uuid\": \"{uuid}\", \"random_seed\": \"x\"}}");
+        iso9660::tests::image(
+            "config-2",
+            &[("meta_data.json", meta_data.as_bytes()), ("user_data", user_data.as_bytes())],
+            true,
+        )
+    };
+    let from_service = BOOT.replace("w7", "w8");
+    fake.put("/openstack/latest/user_data", &block(&from_service));
+    for kind in ["openstack", "auto"] {
+        let found = identity(&format!("{metadata}identity = \"{kind}\""), &[NOVA]).await.unwrap();
+        assert_eq!((found.worker.as_str(), found.host.as_str()), ("w8", "uuid:8ac9d4a4-5e03-48b0-acde-77a0345a9ab1"));
+    }
+    let drive = image("aa00", &block(BOOT));
+    let other = iso9660::tests::image("Debian 12", &[], false);
+    let disks = [("dev/sda", &[][..]), ("dev/sr0", &drive), ("dev/vda", &other)];
+    let named = ["sda", "sr0", "vda", "loop0"].map(|name| format!("sys/class/block/{name}/size"));
+    let mut files: Vec<(&str, &[u8])> = disks.to_vec();
+    files.extend(named.iter().map(|path| (path.as_str(), &b"1"[..])));
+    // On any machine with such a drive, and without asking anybody.
+    fake.state().asked.clear();
+    for text in ["identity = \"openstack\"", "identity = \"config-drive\"", "", LATENT] {
+        let found = identity(&format!("{metadata}{text}"), &files).await.unwrap();
+        assert_eq!((found.worker.as_str(), found.host.as_str()), ("w7", "uuid:aa00"), "{text}");
+    }
+    assert!(fake.state().asked.is_empty());
+}
+
+#[tokio::test]
+async fn a_drive_that_makes_no_sense_is_not_taken() {
+    let fat = {
+        let mut sector = vec![0; 2_048];
+        sector[43..54].copy_from_slice(b"CONFIG-2   ");
+        sector[510..512].copy_from_slice(&[0x55, 0xaa]);
+        sector
+    };
+    let of = |files: &[(&str, &[u8])]| iso9660::tests::image("config-2", files, true);
+    for (drive, part) in [
+        (fat, "FAT"),
+        (of(&[]), "has no openstack/latest/meta_data.json"),
+        (of(&[("meta_data.json", b"{}")]), "not what it should be"),
+        (of(&[("meta_data.json", b"{\"uuid\": \"../x\"}")]), "a uuid that is none"),
+    ] {
+        let dir = machine(&[("dev/vdb", &drive), ("sys/class/block/vdb/size", b"1")]);
+        let trouble = config_drive::look(dir.path()).await.unwrap_err().to_string();
+        assert!(trouble.contains(part), "{trouble}");
+    }
+    assert!(matches!(config_drive::look(machine(&[]).path()).await, Err(Trouble::NoDrive)));
 }
 
 #[tokio::test]

@@ -1,0 +1,330 @@
+//! A small client of plain HTTP, for metadata services alone: one request a connection, no TLS, no proxy (the environment
+//! is not looked at), no redirect followed, and bounds on time and size. Whoever answers may be anybody.
+
+use httparse::{EMPTY_HEADER, Status};
+use std::fmt;
+use std::io;
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+/// Longest time for a whole exchange. A metadata service is on the same machine or next to it and answers within
+/// milliseconds; one that is busy booting a hundred machines is given more.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Longest head of an answer, bytes.
+const MAX_HEAD: usize = 16 << 10;
+/// Most fields in a head.
+const MAX_FIELDS: usize = 64;
+/// Most heads that come before the one that counts.
+const MAX_INTERIM: usize = 8;
+/// Bytes asked of the socket at a time.
+const READ: usize = 4 << 10;
+
+/// Why there is no answer.
+#[derive(Debug)]
+pub enum HttpError {
+    /// The address is not `http://host[:port]`; what is wrong with it.
+    Address(&'static str),
+    /// No connection.
+    Connect(io::Error),
+    /// The connection broke.
+    Broken(io::Error),
+    /// The exchange took longer than a few seconds.
+    Slow,
+    /// The answer ended too early.
+    Cut,
+    /// The answer is not HTTP; what is wrong with it.
+    Malformed(&'static str),
+    /// The answer has more bytes than were wanted; how many were.
+    TooLong(usize),
+    /// The answer sends the asker elsewhere.
+    Redirected(u16),
+}
+
+impl fmt::Display for HttpError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Address(why) => write!(f, "use the address, which {why}; write http://host[:port]"),
+            Self::Connect(error) => write!(f, "connect: {error}"),
+            Self::Broken(error) => write!(f, "read the answer: {error}"),
+            Self::Slow => write!(f, "get an answer within {} s", PATIENCE.as_secs()),
+            Self::Cut => f.write_str("read the answer: it was cut"),
+            Self::Malformed(why) => write!(f, "read the answer: {why}"),
+            Self::TooLong(limit) => write!(f, "read the answer: it is longer than {limit} bytes"),
+            Self::Redirected(status) => write!(f, "read the answer: it is a redirection ({status})"),
+        }
+    }
+}
+
+impl std::error::Error for HttpError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Connect(error) | Self::Broken(error) => Some(error),
+            Self::Address(_) | Self::Slow | Self::Cut | Self::Malformed(_) | Self::TooLong(_) | Self::Redirected(_) => {
+                None
+            }
+        }
+    }
+}
+
+/// What was answered.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Answer {
+    /// 200 to 299, or 400 and above.
+    pub status: u16,
+    /// What came with it.
+    pub body: Vec<u8>,
+}
+
+/// One server.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Server {
+    /// As the host field has it.
+    authority: String,
+    /// Without the brackets of an IPv6 address.
+    host: String,
+    port: u16,
+}
+
+impl fmt::Display for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "http://{}", self.authority)
+    }
+}
+
+impl Server {
+    /// The server at `http://host[:port]`.
+    ///
+    /// # Errors
+    /// Where that is no such address.
+    pub fn parse(address: &str) -> Result<Self, HttpError> {
+        let wrong = |why| Err(HttpError::Address(why));
+        let Some(rest) = address.strip_prefix("http://") else { return wrong("does not begin with http://") };
+        let authority = rest.strip_suffix('/').unwrap_or(rest);
+        if !authority.bytes().all(|b| b.is_ascii_alphanumeric() || b".-_:[]".contains(&b)) {
+            return wrong("has something else in it");
+        }
+        let (host, port) = match authority.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+            Some((host, "")) => (host, None),
+            Some((host, port)) => match port.strip_prefix(':') {
+                Some(port) => (host, Some(port)),
+                None => return wrong("has something behind its bracket"),
+            },
+            None => authority.rsplit_once(':').map_or((authority, None), |(host, port)| (host, Some(port))),
+        };
+        if host.is_empty() || (host.contains(':') && !authority.starts_with('[')) {
+            return wrong("has no host, or an IPv6 address without brackets");
+        }
+        let Ok(port) = port.map_or(Ok(80), str::parse) else { return wrong("has no port behind its colon") };
+        Ok(Self { authority: authority.to_owned(), host: host.to_owned(), port })
+    }
+
+    /// GET, with these fields in the head, for at most `limit` bytes.
+    ///
+    /// # Errors
+    /// Where there is no answer, or none that is to be used. An answer that says no is not an error.
+    pub async fn get(&self, path: &str, fields: &[(&str, &str)], limit: usize) -> Result<Answer, HttpError> {
+        self.ask("GET", path, fields, limit).await
+    }
+
+    /// PUT without a body, with these fields in the head, for at most `limit` bytes.
+    ///
+    /// # Errors
+    /// As for [`Self::get`].
+    pub async fn put(&self, path: &str, fields: &[(&str, &str)], limit: usize) -> Result<Answer, HttpError> {
+        self.ask("PUT", path, fields, limit).await
+    }
+
+    async fn ask(&self, method: &str, path: &str, fields: &[(&str, &str)], limit: usize) -> Result<Answer, HttpError> {
+        let exchange = async {
+            let address = (self.host.as_str(), self.port);
+            let mut stream = TcpStream::connect(address).await.map_err(HttpError::Connect)?;
+            let authority = &self.authority;
+            let mut head = format!("{method} {path} HTTP/1.1\r\nHost: {authority}\r\nConnection: close\r\n");
+            head.push_str(concat!("User-Agent: rouse-agent/", env!("CARGO_PKG_VERSION"), "\r\n"));
+            if method == "PUT" {
+                head.push_str("Content-Length: 0\r\n");
+            }
+            for (name, value) in fields {
+                head.push_str(&format!("{name}: {value}\r\n"));
+            }
+            head.push_str("\r\n");
+            stream.write_all(head.as_bytes()).await.map_err(HttpError::Broken)?;
+            Reader { stream, bytes: Vec::new(), at: 0 }.answer(limit).await
+        };
+        tokio::time::timeout(PATIENCE, exchange).await.unwrap_or(Err(HttpError::Slow))
+    }
+}
+
+/// How long a body is.
+enum Length {
+    /// So many bytes.
+    Known(usize),
+    /// Chunks that say how long they are.
+    Chunked,
+    /// Up to the end of the connection.
+    Open,
+}
+
+/// Reads one answer.
+struct Reader {
+    stream: TcpStream,
+    bytes: Vec<u8>,
+    /// What was read before it is used up.
+    at: usize,
+}
+
+impl Reader {
+    async fn answer(mut self, limit: usize) -> Result<Answer, HttpError> {
+        for _ in 0..MAX_INTERIM {
+            let (status, length) = self.head().await?;
+            match status {
+                // What comes before the answer itself.
+                100..=199 => {}
+                300..=399 => return Err(HttpError::Redirected(status)),
+                204 => return Ok(Answer { status, body: Vec::new() }),
+                _ => return Ok(Answer { status, body: self.body(length, limit).await? }),
+            }
+        }
+        Err(HttpError::Malformed("it never comes to the point"))
+    }
+
+    /// More bytes; whether there were any.
+    async fn more(&mut self) -> Result<bool, HttpError> {
+        self.bytes.drain(..self.at);
+        self.at = 0;
+        let before = self.bytes.len();
+        self.bytes.resize(before + READ, 0);
+        let read = self.stream.read(&mut self.bytes[before..]).await.map_err(HttpError::Broken);
+        self.bytes.truncate(before + read.as_ref().map_or(0, |n| *n));
+        Ok(read? > 0)
+    }
+
+    async fn head(&mut self) -> Result<(u16, Length), HttpError> {
+        loop {
+            let mut fields = [EMPTY_HEADER; MAX_FIELDS];
+            let mut head = httparse::Response::new(&mut fields);
+            match head.parse(&self.bytes[self.at..]) {
+                Ok(Status::Complete(length)) => {
+                    let status = head.code.filter(|code| (100..600).contains(code));
+                    let found = (status.ok_or(HttpError::Malformed("it has no status"))?, length_of(head.headers)?);
+                    self.at += length;
+                    return Ok(found);
+                }
+                Ok(Status::Partial) if self.bytes.len() - self.at > MAX_HEAD => {
+                    return Err(HttpError::Malformed("its head has no end"));
+                }
+                Ok(Status::Partial) => {
+                    if !self.more().await? {
+                        return Err(HttpError::Cut);
+                    }
+                }
+                Err(_) => return Err(HttpError::Malformed("its head is not HTTP")),
+            }
+        }
+    }
+
+    async fn body(&mut self, length: Length, limit: usize) -> Result<Vec<u8>, HttpError> {
+        let mut body = Vec::new();
+        match length {
+            Length::Known(length) if length > limit => return Err(HttpError::TooLong(limit)),
+            Length::Known(length) => self.take(length, &mut body).await?,
+            Length::Open => loop {
+                body.extend_from_slice(&self.bytes[self.at..]);
+                self.at = self.bytes.len();
+                if body.len() > limit {
+                    return Err(HttpError::TooLong(limit));
+                }
+                if !self.more().await? {
+                    break;
+                }
+            },
+            Length::Chunked => {
+                loop {
+                    let chunk = self.chunk_size().await?;
+                    if chunk == 0 {
+                        // The fields that may follow say nothing of interest.
+                        break;
+                    }
+                    if chunk > limit - body.len() {
+                        return Err(HttpError::TooLong(limit));
+                    }
+                    self.take(chunk, &mut body).await?;
+                    let mut end = Vec::new();
+                    self.take(2, &mut end).await?;
+                    if end != b"\r\n" {
+                        return Err(HttpError::Malformed("a chunk is longer than it says"));
+                    }
+                }
+            }
+        }
+        Ok(body)
+    }
+
+    async fn take(&mut self, mut wanted: usize, to: &mut Vec<u8>) -> Result<(), HttpError> {
+        while wanted > 0 {
+            let there = &self.bytes[self.at..];
+            let now = there.len().min(wanted);
+            to.extend_from_slice(&there[..now]);
+            self.at += now;
+            wanted -= now;
+            if wanted > 0 && !self.more().await? {
+                return Err(HttpError::Cut);
+            }
+        }
+        Ok(())
+    }
+
+    async fn chunk_size(&mut self) -> Result<usize, HttpError> {
+        loop {
+            match httparse::parse_chunk_size(&self.bytes[self.at..]) {
+                Ok(Status::Complete((length, size))) => {
+                    self.at += length;
+                    return usize::try_from(size).map_err(|_| HttpError::Malformed("a chunk is too long"));
+                }
+                Ok(Status::Partial) if self.bytes.len() - self.at > READ => {
+                    return Err(HttpError::Malformed("the length of a chunk has no end"));
+                }
+                Ok(Status::Partial) => {
+                    if !self.more().await? {
+                        return Err(HttpError::Cut);
+                    }
+                }
+                Err(_) => return Err(HttpError::Malformed("a chunk has no length")),
+            }
+        }
+    }
+}
+
+/// What the head says of the body's length; where it says two things, neither is believed.
+fn length_of(fields: &[httparse::Header<'_>]) -> Result<Length, HttpError> {
+    let mut known = None;
+    let mut chunked = false;
+    for field in fields {
+        let value = std::str::from_utf8(field.value).map_or("", str::trim);
+        if field.name.eq_ignore_ascii_case("content-length") {
+            let digits = !value.is_empty() && value.bytes().all(|b| b.is_ascii_digit());
+            let length = digits.then(|| value.parse::<usize>().unwrap_or(usize::MAX));
+            let length = length.ok_or(HttpError::Malformed("its content-length is no number"))?;
+            if known.is_some_and(|before| before != length) {
+                return Err(HttpError::Malformed("it has two lengths"));
+            }
+            known = Some(length);
+        }
+        if field.name.eq_ignore_ascii_case("transfer-encoding") {
+            if !value.eq_ignore_ascii_case("chunked") || chunked {
+                return Err(HttpError::Malformed("its transfer-encoding is not chunked"));
+            }
+            chunked = true;
+        }
+    }
+    match (known, chunked) {
+        (Some(_), true) => Err(HttpError::Malformed("it has a length and is chunked")),
+        (None, true) => Ok(Length::Chunked),
+        (Some(length), false) => Ok(Length::Known(length)),
+        (None, false) => Ok(Length::Open),
+    }
+}
+
+#[cfg(test)]
+mod tests;

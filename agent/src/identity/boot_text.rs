@@ -1,0 +1,81 @@
+//! Boot data as they were found somewhere, and the identity that they are.
+
+use super::{Identity, IdentityError, Machine, firmware, host, read_ca};
+use crate::config::AgentConfig;
+use crate::link::Target;
+use rouse_shared::boot::{self, BootData};
+use rouse_shared::limits::MAX_BOOT_DATA;
+use std::path::Path;
+use std::time::Duration;
+
+/// Boot data that were found.
+#[derive(Clone, PartialEq, Eq)]
+pub(super) struct BootText {
+    /// Where, in words.
+    pub(super) source: String,
+    /// Their TOML, or why they are not whole.
+    pub(super) toml: Result<String, String>,
+    /// Whether they are for one process of a machine, which then is who they say it is; else the machine knows better, so
+    /// that a copy of them on another one is seen to be a copy.
+    pub(super) of_a_process: bool,
+}
+
+/// Without the token.
+impl std::fmt::Debug for BootText {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("BootText").field("source", &self.source).finish_non_exhaustive()
+    }
+}
+
+impl BootText {
+    /// Those in a file of their own.
+    pub(super) fn in_file(path: &Path) -> Result<Self, IdentityError> {
+        let bytes = firmware::read_at_most(path, MAX_BOOT_DATA as u64)
+            .map_err(|error| IdentityError::Unreadable(path.to_owned(), error))?;
+        let toml = String::from_utf8(bytes).map_err(|_| "they are not text".to_owned());
+        Ok(Self { source: path.display().to_string(), toml, of_a_process: true })
+    }
+
+    /// Those in user data, whatever stands beside them.
+    pub(super) fn in_user_data(source: &str, user_data: &[u8]) -> Option<Self> {
+        let text = String::from_utf8_lossy(user_data);
+        let toml = match boot::find_block(&text) {
+            Some(toml) => Ok(toml),
+            None if boot::block_begins(&text) => Err("they are cut, or a line of them is no comment".to_owned()),
+            None => return None,
+        };
+        Some(Self { source: source.to_owned(), toml, of_a_process: false })
+    }
+
+    /// Who the agent is by them, on that machine.
+    pub(super) fn identity(
+        self,
+        config: &AgentConfig,
+        root: &Path,
+        machine: Machine,
+    ) -> Result<Identity, IdentityError> {
+        let bad = |why: String| IdentityError::BadBootData(self.source.clone(), why);
+        let toml = self.toml.clone().map_err(bad)?;
+        // Only the message: the whole error would quote the line, and that may hold the token.
+        let boot: BootData = toml::from_str(&toml).map_err(|error| bad(error.message().to_owned()))?;
+        Target::parse(&boot.broker, None).map_err(bad)?;
+        let ca = match boot.ca {
+            Some(ca) => Some(ca),
+            None => read_ca(config)?,
+        };
+        let given = if self.of_a_process { boot.identity.clone() } else { None };
+        let own = given.or(machine.host).or_else(|| host::uuid(root));
+        let host = own.or(boot.identity).or_else(|| host::identity(root));
+        Ok(Identity {
+            host: host.unwrap_or_else(|| format!("name:{}", boot.name)),
+            worker: boot.name,
+            user: boot.host.0,
+            proof: machine.proof,
+            password: boot.token,
+            broker: boot.broker,
+            ca,
+            power_off_after: boot.power_off_after.map(Duration::from_secs),
+            is_ec2: machine.is_ec2,
+        })
+    }
+}

@@ -1,0 +1,122 @@
+//! What the firmware tells a virtual machine: on which cloud it runs, and the boot data that its maker has put there.
+
+use super::{BootText, IdentityError};
+use rouse_shared::boot::{self, FW_CFG};
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::Path;
+
+/// Bytes of the firmware's table that are read, at most. Tables of virtual machines have some KiB.
+const MAX_TABLE: u64 = 1 << 20;
+/// The table, for root only. Unlike the single entries it needs no module of the kernel's.
+const TABLE: &str = "sys/firmware/dmi/tables/DMI";
+/// Single entries of it, where the table itself is not shown.
+const ENTRIES: &str = "sys/firmware/dmi/entries";
+/// Strings for the machine's owner.
+const OEM_STRINGS: u8 = 11;
+
+/// A cloud that can be told by the firmware, before there is a network.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Cloud {
+    Ec2,
+    OpenStack,
+}
+
+/// The cloud that the firmware names; `root` is `/` but for tests.
+pub(super) fn cloud(root: &Path) -> Option<Cloud> {
+    let read = |name: &str| {
+        let text = std::fs::read_to_string(root.join(name)).unwrap_or_default();
+        text.trim().to_ascii_lowercase()
+    };
+    let dmi = |name: &str| read(&format!("sys/class/dmi/id/{name}"));
+    // On Xen EC2 shows in the UUID alone, in one byte order or the other.
+    let of_ec2 = |uuid: &str| {
+        uuid.starts_with("ec2") || uuid.get(4..8).is_some_and(|s| s.starts_with("2a") && uuid[6..].starts_with("ec"))
+    };
+    let xen = of_ec2(&read("sys/hypervisor/uuid"))
+        || (of_ec2(&dmi("product_uuid")) && dmi("bios_version").contains("amazon"));
+    if dmi("sys_vendor") == "amazon ec2" || dmi("chassis_asset_tag") == "amazon ec2" || xen {
+        return Some(Cloud::Ec2);
+    }
+    // As cloud-init has them: what Nova writes, and what some clouds that are made of it write.
+    let products = ["openstack nova", "openstack compute"];
+    let tags = ["huaweicloud", "opentelekomcloud", "sap ccloud vm", "samsung cloud platform"];
+    let (product, tag) = (dmi("product_name"), dmi("chassis_asset_tag"));
+    let openstack = products.contains(&product.as_str())
+        || products.contains(&tag.as_str())
+        || tags.contains(&tag.as_str())
+        || dmi("sys_vendor") == "openstack foundation";
+    openstack.then_some(Cloud::OpenStack)
+}
+
+/// The boot data that the firmware holds: in its owner's strings, or as a file of qemu's. What may not be read counts as
+/// absent: an agent that is not root runs on a machine of somebody else's.
+///
+/// # Errors
+/// Where there are some and they are not whole.
+pub(super) fn boot_data(root: &Path) -> Result<Option<BootText>, IdentityError> {
+    let source = "the firmware's strings";
+    let strings = oem_strings(root);
+    let toml = boot::from_oem_strings(strings.iter().map(String::as_str))
+        .map_err(|why| IdentityError::BadBootData(source.to_owned(), why.to_string()))?;
+    if let Some(toml) = toml {
+        return Ok(Some(BootText { source: source.to_owned(), toml: Ok(toml), of_a_process: false }));
+    }
+    let path = root.join("sys/firmware/qemu_fw_cfg/by_name").join(FW_CFG).join("raw");
+    let Ok(bytes) = read_at_most(&path, rouse_shared::limits::MAX_BOOT_DATA as u64) else { return Ok(None) };
+    let toml = String::from_utf8(bytes).map_err(|_| "they are not text".to_owned());
+    Ok(Some(BootText { source: path.display().to_string(), toml, of_a_process: false }))
+}
+
+/// The owner's strings in the firmware's table.
+fn oem_strings(root: &Path) -> Vec<String> {
+    if let Ok(table) = read_at_most(&root.join(TABLE), MAX_TABLE) {
+        return strings_in(&table);
+    }
+    let Ok(entries) = std::fs::read_dir(root.join(ENTRIES)) else { return Vec::new() };
+    let mut paths: Vec<_> = entries.filter_map(|entry| entry.ok().map(|e| e.path())).collect();
+    paths.retain(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("11-")));
+    paths.sort();
+    let tables = paths.iter().filter_map(|path| read_at_most(&path.join("raw"), MAX_TABLE).ok());
+    tables.flat_map(|table| strings_in(&table)).collect()
+}
+
+/// The owner's strings among the structures of a table. A table that is not what it should be ends where it is so.
+fn strings_in(mut table: &[u8]) -> Vec<String> {
+    let mut found = Vec::new();
+    // Each has a type, a length of what comes before its strings, a handle; behind its strings stands an empty one.
+    while let [kind, length, _, _, ..] = *table {
+        let Some(mut rest) = (length >= 4).then(|| table.get(usize::from(length)..)).flatten() else { break };
+        // A structure without any string ends in two zeros as well.
+        if let [0, 0, behind @ ..] = rest {
+            table = behind;
+            continue;
+        }
+        loop {
+            let Some(end) = rest.iter().position(|b| *b == 0) else { return found };
+            let (string, behind) = (&rest[..end], &rest[end + 1..]);
+            rest = behind;
+            if string.is_empty() {
+                break;
+            }
+            if kind == OEM_STRINGS {
+                found.push(String::from_utf8_lossy(string).into_owned());
+            }
+        }
+        table = rest;
+    }
+    found
+}
+
+/// The file's bytes; an error where there are more.
+pub(super) fn read_at_most(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(limit + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > limit {
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("it is longer than {limit} bytes")));
+    }
+    Ok(bytes)
+}
+
+#[cfg(test)]
+pub(super) mod tests;
