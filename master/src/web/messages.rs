@@ -16,7 +16,8 @@ pub fn change_message(change: &Change) -> (String, Vec<u8>) {
     if let Some(object) = body.as_object_mut() {
         object.insert("kind".to_owned(), kind.into());
     }
-    (key, body.to_string().into_bytes())
+    // A tree of texts cannot fail to be written down.
+    (key, serde_json::to_vec(&body).unwrap_or_default())
 }
 
 /// The body of the answer to a build from the inbox: its id, or the error and the field at fault.
