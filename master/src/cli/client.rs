@@ -115,7 +115,11 @@ impl Client {
             (Some(error), None) => error.to_owned(),
             (None, _) => format!("{} answered {status}", self.server),
         };
-        if status.is_server_error() { Err(Failed::Away(reason)) } else { Err(Failed::Refused(reason)) }
+        if status.is_server_error() && status != StatusCode::INSUFFICIENT_STORAGE {
+            Err(Failed::Away(reason))
+        } else {
+            Err(Failed::Refused(reason))
+        }
     }
 
     /// What to say where no answer came.

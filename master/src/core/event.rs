@@ -336,6 +336,8 @@ pub enum Answer {
         /// A sentence.
         reason: String,
     },
+    /// It cannot be done now, through no fault of the asker's, and why. Given by the driver.
+    Unavailable(String),
     /// What an audit has found.
     Audit(Box<AuditReport>),
 }

@@ -5,7 +5,9 @@
 //! **Invariant**: nothing is performed, answered or acknowledged before it is committed.
 
 mod perform;
+mod room;
 mod state;
+mod stuck;
 mod turn;
 
 pub use state::{State, StateError};
@@ -185,7 +187,8 @@ impl Master {
         let (link_slot, link_ready) = watch::channel(None);
 
         tokio::spawn(forward_deaths(heard, events.clone()));
-        spawn_log_writer(logs.clone(), chunks_in, events.clone())?;
+        let room = room::Room::new(&config.master.state_dir);
+        spawn_log_writer(logs.clone(), room, chunks_in, events.clone())?;
 
         let mut seed = [0_u8; 32];
         getrandom::fill(&mut seed).map_err(|e| Failure(vec!["cannot draw random numbers".into(), e.to_string()]))?;
@@ -307,6 +310,7 @@ async fn forward_deaths(mut heard: mpsc::Receiver<Death>, events: mpsc::Sender<E
 /// Writes log chunks on a thread of its own: a slow disk must not delay a heartbeat.
 fn spawn_log_writer(
     logs: Logs,
+    room: room::Room,
     mut chunks: mpsc::Receiver<LogDelivery>,
     events: mpsc::Sender<Event>,
 ) -> Result<(), Failure> {
@@ -314,11 +318,15 @@ fn spawn_log_writer(
         // One gap is told once, however many chunks come behind it.
         let mut told: HashMap<(AttemptId, u32), u64> = HashMap::new();
         while let Some(LogDelivery { worker, chunk, receipt }) = chunks.blocking_recv() {
+            let mut stuck = false;
             let written = loop {
-                match logs.write(&worker, &chunk) {
+                let write = || logs.write(&worker, &chunk).map_err(|error| error.to_string());
+                match room.for_logs().and_then(|()| write()) {
                     Ok(written) => break written,
-                    Err(error) => {
-                        error!("the log of attempt {} cannot be written: {error}; trying again", chunk.attempt);
+                    Err(why) => {
+                        if !std::mem::replace(&mut stuck, true) {
+                            error!("the log of attempt {} cannot be written: {why}; trying again", chunk.attempt);
+                        }
                         std::thread::sleep(DISK_PAUSE);
                     }
                 }

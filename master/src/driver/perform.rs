@@ -251,7 +251,8 @@ impl Doer {
                 self.send(Outbound::Reply { to, correlation_id, body });
             }
             Some(Asker::Inbox { reply_to: None, .. }) => {
-                if let Answer::Refused { reason, .. } | Answer::NotFound(reason) = answer {
+                if let Answer::Refused { reason, .. } | Answer::NotFound(reason) | Answer::Unavailable(reason) = answer
+                {
                     warn!("a build from the inbox was refused: {reason}");
                 }
             }

@@ -1,11 +1,12 @@
 //! The loop: each turn takes what waits on every side, and commits it at once. So throughput grows with load.
 
 use super::perform::{Asker, Doer};
+use super::room::Room;
 use super::{Failure, WAITING, ended};
 use crate::broker::{Admission, Inbound, Receipt, ack_all};
 use crate::config::Config;
 use crate::core::build::BuildState;
-use crate::core::event::{Effect, Event};
+use crate::core::event::{Answer, Effect, Event};
 use crate::core::images::ImageKey;
 use crate::core::mail::MailId;
 use crate::core::plan::ProviderKind;
@@ -25,9 +26,9 @@ use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, error};
 
 /// Inputs of one turn from one side, at most: more would make the first of them wait.
-const TURN: usize = 1_024;
-/// Between two tries to commit what the disk did not take.
-const COMMIT_PAUSE: Duration = Duration::from_secs(1);
+pub(super) const TURN: usize = 1_024;
+/// Between two looks whether there is room again for the builds of the inbox.
+const HELD_PAUSE: Duration = Duration::from_secs(1);
 
 /// What the process wants of the loop.
 pub(super) enum Order {
@@ -48,9 +49,9 @@ pub(super) struct Inputs {
 
 /// What waits for one turn.
 #[derive(Default)]
-struct Waiting {
+pub(super) struct Waiting {
     events: Vec<Event>,
-    inbound: Vec<Inbound>,
+    pub inbound: Vec<Inbound>,
     calls: Vec<Call>,
     admissions: Vec<Admission>,
     orders: Vec<Order>,
@@ -67,6 +68,7 @@ pub(super) fn spawn(
     let (end, ended) = oneshot::channel();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
     let runtime = runtime.map_err(|e| Failure::new("cannot start the loop", &e))?;
+    let room = Room::new(&config.master.state_dir);
     let body = move || {
         let mut turner = Turner {
             core: None,
@@ -75,6 +77,8 @@ pub(super) fn spawn(
             config,
             batch: Batch::default(),
             commit_error: None,
+            room,
+            held: Vec::new(),
             ended: BTreeMap::new(),
             queries: Vec::new(),
         };
@@ -90,26 +94,29 @@ pub(super) fn spawn(
         .map_err(|e| Failure::new("cannot start the loop", &e))
 }
 
-struct Turner {
-    core: Option<Core>,
-    store: Store,
-    doer: Doer,
-    config: Config,
-    batch: Batch,
-    commit_error: Option<String>,
+pub(super) struct Turner {
+    pub core: Option<Core>,
+    pub store: Store,
+    pub doer: Doer,
+    pub config: Config,
+    pub batch: Batch,
+    pub commit_error: Option<String>,
+    room: Room,
+    /// Builds of the inbox for which there is no room: unacknowledged, so they are the broker's to keep.
+    held: Vec<Inbound>,
     /// Ended builds by state.
     ended: BTreeMap<BuildState, u64>,
     /// Questions of this turn, answered after its commit.
-    queries: Vec<Call>,
+    pub queries: Vec<Call>,
 }
 
 /// What a turn is to commit, and then to do.
 #[derive(Default)]
-struct Batch {
-    records: Vec<Record>,
+pub(super) struct Batch {
+    pub records: Vec<Record>,
     index: BTreeMap<Key, usize>,
     effects: Vec<Effect>,
-    receipts: Vec<Receipt>,
+    pub receipts: Vec<Receipt>,
     told: Vec<oneshot::Sender<()>>,
 }
 
@@ -162,7 +169,7 @@ impl Batch {
         }
     }
 
-    fn take(&mut self, effects: Vec<Effect>) {
+    pub(super) fn take(&mut self, effects: Vec<Effect>) {
         for effect in effects {
             match effect {
                 Effect::Save(record) => self.save(record),
@@ -178,12 +185,14 @@ impl Turner {
         self.core = Some(core);
         self.batch.take(effects);
         let mut waiting = Waiting::default();
-        self.finish(&mut inputs.calls, &mut waiting.calls).await;
+        self.finish(&mut inputs, &mut waiting).await;
         loop {
             let wake = self.core.as_ref().and_then(Core::next_wakeup);
             let pause = wake.map_or(Duration::from_secs(3_600), |at| at.since(clock::now()));
             // What was put aside while the ledger could not be written waits no longer.
-            let pause = if waiting.calls.is_empty() { pause } else { Duration::ZERO };
+            let pause = if waiting.inbound.is_empty() { pause } else { Duration::ZERO };
+            // Builds that are left in the inbox for want of room are looked at again.
+            let pause = if self.held.is_empty() { pause } else { pause.min(HELD_PAUSE) };
             tokio::select! {
                 n = inputs.events.recv_many(&mut waiting.events, TURN) => if n == 0 { return "its events ended".into() },
                 n = inputs.inbound.recv_many(&mut waiting.inbound, TURN), if !inputs.inbound.is_closed() => if n == 0 { continue },
@@ -194,7 +203,7 @@ impl Turner {
             }
             waiting.drain(&mut inputs);
             self.turn(&mut waiting);
-            self.finish(&mut inputs.calls, &mut waiting.calls).await;
+            self.finish(&mut inputs, &mut waiting).await;
         }
     }
 
@@ -222,6 +231,9 @@ impl Turner {
                 }
             }
         }
+        if !self.held.is_empty() && self.room.for_work().is_ok() {
+            waiting.inbound.append(&mut self.held);
+        }
         for message in waiting.inbound.drain(..) {
             self.inbound(message);
         }
@@ -229,17 +241,19 @@ impl Turner {
             self.call(call);
         }
         self.handle(Event::Tick);
-        for Admission { worker, password, reply } in waiting.admissions.drain(..) {
-            let admitted = self.core.as_ref().map(|core| core.admit(worker.as_str(), &password));
-            // The asker has its own deadline and may be gone.
-            drop(admitted.map(|answer| reply.send(answer)));
+        for admission in waiting.admissions.drain(..) {
+            self.admit(admission);
         }
     }
 
     fn inbound(&mut self, message: Inbound) {
         match message {
             Inbound::Up => self.handle(Event::BrokerUp),
-            Inbound::Down { .. } => self.handle(Event::BrokerDown),
+            Inbound::Down { .. } => {
+                // The broker delivers them again.
+                self.held.clear();
+                self.handle(Event::BrokerDown);
+            }
             Inbound::Agent { worker, message, receipt } => {
                 self.handle(Event::Agent { worker, message });
                 self.batch.receipts.push(receipt);
@@ -250,6 +264,12 @@ impl Turner {
                 }
             }
             Inbound::Closed { worker } => self.handle(Event::Detached { worker, queue: None }),
+            message @ Inbound::Submit { .. } if self.room.for_work().is_err() => {
+                if let (true, Err(why)) = (self.held.is_empty(), self.room.for_work()) {
+                    error!("builds stay in the inbox: {why}");
+                }
+                self.held.push(message);
+            }
             Inbound::Submit { body, content_type, message_id, reply_to, correlation_id, receipt } => {
                 let spec = match content_type.as_deref() {
                     Some("application/msgpack" | "application/x-msgpack" | "application/vnd.msgpack") => {
@@ -286,6 +306,9 @@ impl Turner {
     fn call(&mut self, call: Call) {
         match call {
             Call::Submit { spec, reply } => {
+                if let Err(why) = self.room.for_work() {
+                    return drop(reply.send(Answer::Unavailable(format!("no new build is taken: {why}"))));
+                }
                 let request = self.doer.askers.add(Asker::Web(reply));
                 self.handle(Event::Submit { request, spec, message_id: None });
             }
@@ -312,19 +335,12 @@ impl Turner {
     }
 
     /// Commits the batch, however long the disk takes, then performs, answers and acknowledges.
-    /// Meanwhile only the question after the master's health is answered; what else is asked then is put `aside`.
-    async fn finish(&mut self, calls: &mut mpsc::Receiver<Call>, aside: &mut Vec<Call>) {
+    async fn finish(&mut self, inputs: &mut Inputs, waiting: &mut Waiting) {
         loop {
-            let mut batch = std::mem::take(&mut self.batch);
-            if !batch.records.is_empty() {
-                while let Err(error) = self.store.commit(&batch.records) {
-                    error!("failed to {error}; nothing goes on until it can be written");
-                    self.commit_error = Some(error.to_string());
-                    aside.extend(std::mem::take(&mut self.queries));
-                    self.sit_out(calls, aside).await;
-                }
-                self.commit_error = None;
+            if !self.batch.records.is_empty() {
+                self.commit(inputs, waiting).await;
             }
+            let mut batch = std::mem::take(&mut self.batch);
             for effect in batch.effects.drain(..) {
                 if let Effect::Announce(change) = &effect
                     && let Some(state) = ended(change)
@@ -350,28 +366,8 @@ impl Turner {
         }
     }
 
-    /// Waits until the next try to commit, and tells everyone who asks that the ledger cannot be written.
-    async fn sit_out(&self, calls: &mut mpsc::Receiver<Call>, aside: &mut Vec<Call>) {
-        let is_health = |call: &Call| matches!(call, Call::Health { .. });
-        for question in aside.extract_if(.., |call| is_health(call)) {
-            self.answer(question);
-        }
-        let asked = async {
-            while aside.len() < TURN {
-                match calls.recv().await {
-                    Some(call) if is_health(&call) => self.answer(call),
-                    Some(call) => aside.push(call),
-                    None => break,
-                }
-            }
-            std::future::pending::<()>().await;
-        };
-        // Its end is the pause's end.
-        drop(tokio::time::timeout(COMMIT_PAUSE, asked).await);
-    }
-
     /// Answers from what is committed. An asker that is gone needs no answer.
-    fn answer(&self, question: Call) {
+    pub(super) fn answer(&self, question: Call) {
         let Some(core) = &self.core else { return };
         match question {
             Call::Build { id, reply } => drop(reply.send(self.build(id))),
@@ -388,7 +384,7 @@ impl Turner {
             Call::Workers { reply } => drop(reply.send(core.worker_views(clock::now()))),
             Call::Hosts { reply } => drop(reply.send(core.host_views())),
             Call::Health { reply } => {
-                let ledger = self.commit_error.clone().map_or(Ok(()), Err);
+                let ledger = self.commit_error.clone().map_or_else(|| self.room.for_work(), Err);
                 drop(reply.send(Health { broker: self.doer.link_is_up(), ledger }));
             }
             Call::Metrics { reply } => drop(reply.send(self.metrics(core))),

@@ -35,6 +35,11 @@ impl Failure {
         Self::not_found(format!("there is no build {id}"))
     }
 
+    /// The disk has no room for it, or cannot be written.
+    pub(super) fn no_room(reason: impl Into<String>) -> Self {
+        Self::new(StatusCode::INSUFFICIENT_STORAGE, reason)
+    }
+
     pub(super) fn ending() -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "the master is ending; try again when it is back")
     }

@@ -49,6 +49,7 @@ pub(super) async fn put_right(
 async fn run(app: &App, mode: AuditMode) -> Result<Json<Value>, Failure> {
     match app.ask_within(AUDIT_LIMIT + LATE, |reply| Call::Audit { mode, reply }).await? {
         Answer::Audit(report) => Ok(Json(json::audit(&report))),
+        Answer::Unavailable(reason) => Err(Failure::no_room(reason)),
         Answer::Refused { reason, .. } | Answer::NotFound(reason) => Err(Failure::new(StatusCode::CONFLICT, reason)),
         Answer::Done | Answer::Accepted(_) => {
             Err(Failure::new(StatusCode::INTERNAL_SERVER_ERROR, "the master gave no account of the audit"))

@@ -31,6 +31,7 @@ pub(super) async fn submit(
         .map_err(|submission::Invalid { field, reason }| Failure::invalid(Some(field), reason))?;
     match app.ask(|reply| Call::Submit { spec: Arc::new(spec), reply }).await? {
         Answer::Accepted(id) => Ok((StatusCode::CREATED, Json(json!({ "id": id.to_string() })))),
+        Answer::Unavailable(reason) => Err(Failure::no_room(reason)),
         Answer::Refused { field, reason } => Err(Failure::invalid(field, reason)),
         Answer::NotFound(reason) => Err(Failure::invalid(Some("worker".to_owned()), reason)),
         Answer::Done | Answer::Audit(_) => {
@@ -122,6 +123,7 @@ pub(super) fn done(answer: Answer) -> Result<(), Failure> {
     match answer {
         Answer::Done | Answer::Accepted(_) | Answer::Audit(_) => Ok(()),
         Answer::NotFound(reason) => Err(Failure::not_found(reason)),
+        Answer::Unavailable(reason) => Err(Failure::no_room(reason)),
         Answer::Refused { reason, .. } => Err(Failure::new(StatusCode::CONFLICT, reason)),
     }
 }

@@ -25,7 +25,7 @@ pub fn answer_body(answer: &Answer) -> Vec<u8> {
     let body = match answer {
         Answer::Accepted(id) => json!({ "id": id.to_string() }),
         Answer::Done | Answer::Audit(_) => json!({}),
-        Answer::NotFound(reason) => json!({ "error": reason }),
+        Answer::NotFound(reason) | Answer::Unavailable(reason) => json!({ "error": reason }),
         Answer::Refused { field, reason } => json!({ "error": reason, "field": field }),
     };
     body.to_string().into_bytes()

@@ -100,7 +100,9 @@ fn operation(summary: &str, mut responses: Value, errors: &[u16], parameters: Va
 }
 
 fn writes(summary: &str, responses: Value, errors: &[u16], body: Option<&str>) -> Value {
-    let mut whole = operation(summary, responses, errors, json!([]));
+    // A disk without room refuses every wish.
+    let errors: Vec<u16> = errors.iter().copied().chain([507]).collect();
+    let mut whole = operation(summary, responses, &errors, json!([]));
     whole["security"] = json!([{ "token": [] }]);
     if let Some(name) = body {
         whole["requestBody"] =

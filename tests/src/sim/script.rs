@@ -242,7 +242,7 @@ impl World {
                     self.summary.builds += 1;
                 }
             }
-            Answer::Done | Answer::Audit(_) | Answer::NotFound(_) | Answer::Refused { .. } => {
+            Answer::Done | Answer::Audit(_) | Answer::Unavailable(_) | Answer::NotFound(_) | Answer::Refused { .. } => {
                 self.script.submissions[index].answer = Accepted::Refused;
             }
         }

@@ -7,6 +7,7 @@
 mod audit;
 mod cancel;
 mod demo;
+mod disk;
 mod floods;
 mod inbox;
 mod latent;
