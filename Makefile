@@ -11,7 +11,7 @@ HOST_TRIPLE = $(shell rustc -vV | sed -n 's/^host: //p')
 BINDIR = $(DESTDIR)$(PREFIX)/bin
 UNITDIR = $(DESTDIR)$(PREFIX)/lib/systemd/system
 DOCDIR = $(DESTDIR)$(PREFIX)/share/doc/rouse
-SCRIPTS = .ci/run tests/setup images/disk contrib/nagios/check_rouse_audit
+SCRIPTS = .ci/run tests/setup tests/venv images/disk contrib/nagios/check_rouse_audit
 
 .PHONY: help demo test sim bench lint fmt clippy deny scripts build agent-static install
 

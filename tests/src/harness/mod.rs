@@ -1,10 +1,14 @@
 //! A real master with its private broker, real agents, and the commands, as a user has them.
 
+mod certificates;
 mod http;
 mod process;
+mod relay;
 
+pub use certificates::make_certificates;
 pub use http::{Answer, open, request};
 pub use process::{DEADLINE, Process, Said, holds_within, peak_memory, processes_with, runs};
+pub use relay::{Protection, Relay, TakenMail};
 
 use rouse_master::hosts::process::end_all;
 use serde_json::Value;

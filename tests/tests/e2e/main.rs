@@ -12,6 +12,7 @@ mod floods;
 mod inbox;
 mod latent;
 mod leases;
+mod mail;
 mod outages;
 mod refusals;
 mod reload;

@@ -1,22 +1,9 @@
 //! A RabbitMQ of the operator's, over TLS with an authority of its own.
 
 use rouse_master::broker::{MASTER_USER, Node, NodeSettings, VHOST};
-use rouse_tests::harness::{DEADLINE, Master, free_address, holds_within, latent, scratch, standing};
-use std::path::Path;
-use std::process::Command;
-
-/// A certificate of an authority of its own for localhost, as PEM files in `dir`.
-fn make_certificates(dir: &Path) {
-    std::fs::write(dir.join("server.ext"), "subjectAltName=DNS:localhost\n").unwrap();
-    for line in [
-        "req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=authority -keyout ca.key -out ca.pem",
-        "req -newkey rsa:2048 -nodes -subj /CN=localhost -keyout server.key -out server.csr",
-        "x509 -req -in server.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile server.ext -out server.pem",
-    ] {
-        let output = Command::new("openssl").args(line.split(' ')).current_dir(dir).output().unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    }
-}
+use rouse_tests::harness::{
+    DEADLINE, Master, free_address, holds_within, latent, make_certificates, scratch, standing,
+};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_build_runs_through_an_external_broker_over_tls() {
