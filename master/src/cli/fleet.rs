@@ -2,7 +2,7 @@
 
 use super::Failed;
 use super::client::Client;
-use super::output::{Table, ago, between, listing, say, text};
+use super::output::{Table, ago, between, listing, plain, say, text};
 use rouse_shared::{Timestamp, WorkerName};
 use serde_json::Value;
 
@@ -49,6 +49,17 @@ pub(super) async fn builds(
     Ok(listing(&rows, as_json, |rows| Table::new(head, rows.iter().map(row)), "there are no such builds")?)
 }
 
+/// Says where mail about them does not get away: who looks at the workers looks for what nobody was told.
+async fn say_what_waits(client: &Client, now: Timestamp) -> Result<(), Failed> {
+    let mails = array(client.get("/api/mails").await?)?;
+    let Some(oldest) = mails.first() else { return Ok(()) };
+    let many = if mails.len() == 1 { "1 mail waits".to_owned() } else { format!("{} mails wait", mails.len()) };
+    let since = between(&oldest["created"], &Value::Null, now);
+    let why = mails.iter().find_map(|mail| mail["error"].as_str());
+    say(&plain(&format!("{many} for the relay since {since}: {}", why.unwrap_or("it has not answered yet"))));
+    Ok(())
+}
+
 /// Lists workers.
 pub(super) async fn workers(client: &Client, as_json: bool, now: Timestamp) -> Result<(), Failed> {
     let rows = array(client.get("/api/workers").await?)?;
@@ -64,7 +75,8 @@ pub(super) async fn workers(client: &Client, as_json: bool, now: Timestamp) -> R
             text(&worker["agent_version"]),
         ]
     };
-    Ok(listing(&rows, as_json, |rows| Table::new(head, rows.iter().map(row)), "there are no workers")?)
+    listing(&rows, as_json, |rows| Table::new(head, rows.iter().map(row)), "there are no workers")?;
+    if as_json { Ok(()) } else { say_what_waits(client, now).await }
 }
 
 /// Lists hosts.

@@ -87,6 +87,17 @@ pub enum What {
     },
 }
 
+impl What {
+    /// In a few words.
+    pub fn summary(&self) -> String {
+        match self {
+            Self::Missing { worker, .. } => format!("worker {worker} is missing"),
+            Self::Back { worker, .. } => format!("worker {worker} is back"),
+            Self::Orphan { provider, handle, .. } => format!("{handle} of {} is an orphan", provider.as_str()),
+        }
+    }
+}
+
 /// A mail that the relay has not taken for all of its recipients yet.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Mail {
@@ -407,9 +418,10 @@ impl Core {
         }
     }
 
-    /// The mails that wait for the relay, oldest first.
+    /// The mails that wait for the relay, oldest first, as they stand: none is tried before the relay is.
     pub fn mails(&self) -> Vec<Mail> {
-        let mut mails: Vec<_> = self.mail.outbox.values().cloned().collect();
+        let stands = |mail: &Mail| Mail { not_before: mail.not_before.max(self.mail.pause), ..mail.clone() };
+        let mut mails: Vec<_> = self.mail.outbox.values().map(stands).collect();
         mails.sort_by(|a, b| (a.created, &a.id).cmp(&(b.created, &b.id)));
         mails
     }

@@ -329,6 +329,7 @@ impl Turner {
             | Call::Why { .. }
             | Call::Workers { .. }
             | Call::Hosts { .. }
+            | Call::Mails { .. }
             | Call::Health { .. }
             | Call::Metrics { .. }) => self.queries.push(question),
         }
@@ -383,6 +384,7 @@ impl Turner {
             }
             Call::Workers { reply } => drop(reply.send(core.worker_views(clock::now()))),
             Call::Hosts { reply } => drop(reply.send(core.host_views())),
+            Call::Mails { reply } => drop(reply.send(core.mails())),
             Call::Health { reply } => {
                 let ledger = self.commit_error.clone().map_or_else(|| self.room.for_work(), Err);
                 drop(reply.send(Health { broker: self.doer.link_is_up(), ledger }));

@@ -21,6 +21,11 @@ pub(super) async fn hosts(State(app): State<Arc<App>>, _: Params<NoParams>) -> R
     Ok(Json(hosts.iter().map(json::host).collect()))
 }
 
+pub(super) async fn mails(State(app): State<Arc<App>>, _: Params<NoParams>) -> Result<Json<Value>, Failure> {
+    let mails = app.ask(|reply| Call::Mails { reply }).await?;
+    Ok(Json(mails.iter().map(json::mail).collect()))
+}
+
 pub(super) async fn operate(
     State(app): State<Arc<App>>,
     Path((name, operation)): Path<(String, String)>,

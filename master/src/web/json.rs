@@ -5,6 +5,7 @@
 use crate::core::audit::AuditReport;
 use crate::core::build::{Attempt, Build, BuildEnd, FailedHost, Requirement};
 use crate::core::event::Change;
+use crate::core::mail::Mail;
 use crate::core::view::{BuildView, HostView, Why, WorkerView};
 use rouse_shared::message::{Outcome, Step, StepReport, StepState};
 use rouse_shared::{BuildId, Timestamp};
@@ -229,6 +230,19 @@ pub(super) fn host(host: &HostView) -> Value {
         "build": host.woken_for.map(|build| build.to_string()),
         "why": host.why,
         "cost": host.cost,
+    })
+}
+
+/// A mail that waits for the relay.
+pub(super) fn mail(mail: &Mail) -> Value {
+    json!({
+        "id": mail.id.0,
+        "waiting": mail.waiting,
+        "tells": mail.items.iter().map(|item| item.what.summary()).collect::<Vec<_>>(),
+        "created": time(mail.created),
+        "tries": mail.tries,
+        "next_try": time(mail.not_before),
+        "error": mail.error,
     })
 }
 

@@ -16,6 +16,7 @@ mod routes;
 use crate::core::audit::AuditMode;
 use crate::core::build::{BuildSpec, BuildState};
 use crate::core::event::{Answer, Change, Operation, WorkerState};
+use crate::core::mail::Mail;
 use crate::core::record::HostState;
 use crate::core::view::{BuildView, HostView, Why, WorkerView};
 use answer::Failure;
@@ -99,6 +100,11 @@ pub enum Call {
     Hosts {
         /// The hosts.
         reply: oneshot::Sender<Vec<HostView>>,
+    },
+    /// The mails that the relay has not taken yet.
+    Mails {
+        /// The mails, oldest first.
+        reply: oneshot::Sender<Vec<Mail>>,
     },
     /// How the master is.
     Health {

@@ -65,6 +65,7 @@ pub(super) fn document(version: &str) -> Value {
                 "post": writes("Ask something of a worker.", json!({ "200": answer("It is asked.", object()) }), &[404, 409], None),
             },
             "/api/hosts": { "get": operation("Every host that is not gone.", ok(array("Host")), &[], json!([])) },
+            "/api/mails": { "get": operation("The mails about missing workers that the relay has not taken yet, oldest first.", ok(array("Mail")), &[], json!([])) },
             "/api/audit": {
                 "get": operation("Hold the ledger against what the clouds list under our name, now. Takes a second where something differs.", ok(reference("Audit")), &[409, 503], json!([])),
                 "post": writes("The same, and put right what differs: within 45 s, then what still differs is told.", ok(reference("Audit")), &[400, 409, 503], Some("AuditOrder")),
@@ -209,6 +210,11 @@ fn schemas() -> Value {
             "state": state(&["ordered", "booting", "awake", "draining", "stopping"]), "created": text(),
             "booted": maybe("string"), "attached": maybe("string"), "uses": integer, "build": maybe("string"),
             "why": maybe("string"), "cost": maybe("number"),
+        } },
+        "Mail": { "type": "object", "properties": {
+            "id": text(), "created": text(), "tries": integer, "next_try": text(), "error": maybe("string"),
+            "waiting": { "type": "array", "items": text(), "description": "The recipients that still wait." },
+            "tells": { "type": "array", "items": text(), "description": "What it tells, a sentence each." },
         } },
         "AuditOrder": { "type": "object", "properties": {
             "fix": { "type": "boolean", "description": "Stop orphans, and take hosts for gone that no list has any more." },

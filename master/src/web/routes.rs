@@ -29,6 +29,7 @@ pub(super) fn all() -> Vec<Route> {
         route(Method::GET, "/api/workers", get(fleet::workers)),
         route(Method::POST, "/api/workers/{name}/{operation}", post(fleet::operate)),
         route(Method::GET, "/api/hosts", get(fleet::hosts)),
+        route(Method::GET, "/api/mails", get(fleet::mails)),
         route(Method::GET, "/api/audit", get(audit::look)),
         route(Method::POST, "/api/audit", post(audit::put_right)),
         route(Method::GET, "/api/events", get(events::stream)),

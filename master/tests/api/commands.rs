@@ -162,8 +162,17 @@ async fn listings_are_tables_or_json() {
             "created": "2026-11-23T12:00:00.000Z", "started": null, "finished": null, "reason": null,
         }])
     );
-    let (_, out, _) = run(&fake, &["workers"]).await;
+    let (_, out, err) = run(&fake, &["workers"]).await;
     assert!(out.starts_with("NAME  KIND    STATE  SINCE"), "{out}");
+    assert_eq!(err, "");
+    fake.add_mail();
+    let (_, out, err) = run(&fake, &["workers"]).await;
+    assert!(out.starts_with("NAME  KIND    STATE  SINCE"), "{out}");
+    assert!(
+        err.starts_with("rouse: 1 mail waits for the relay since ") && err.ends_with(": connection refused\n"),
+        "{err}"
+    );
+    assert_eq!(run(&fake, &["workers", "--json"]).await.2, "");
     let hosts: Value = serde_json::from_str(&run(&fake, &["hosts", "--json"]).await.1).unwrap();
     assert_eq!((&hosts[0]["id"], &hosts[0]["cost"]), (&json!("h0000000000000001"), &json!(0.096)));
     assert_eq!(run(&fake, &["drain", "w1"]).await.0, 0);

@@ -3,6 +3,7 @@
 use rouse_master::core::audit::{AuditMode, AuditReport, Difference};
 use rouse_master::core::build::{Attempt, Build, BuildEnd, BuildSpec, BuildState, BuildStatus, Requirement};
 use rouse_master::core::event::{Answer, Change, WorkerState};
+use rouse_master::core::mail::{Item, Mail, MailId, What};
 use rouse_master::core::plan::ProviderKind;
 use rouse_master::core::record::{Host, HostState, Wish};
 use rouse_master::core::view::{BuildView, Why, WorkerView};
@@ -44,6 +45,7 @@ pub struct World {
     pub builds: BTreeMap<BuildId, BuildView>,
     pub workers: Vec<WorkerView>,
     pub hosts: Vec<Host>,
+    pub mails: Vec<Mail>,
     pub why: String,
     pub broker_down: bool,
     pub operations: Vec<String>,
@@ -60,6 +62,22 @@ pub struct Fake {
 }
 
 impl Fake {
+    /// A mail that waits.
+    pub fn add_mail(&self) {
+        let what = What::Missing { worker: "w1".parse().unwrap(), why: "not attached for 300 s".to_owned() };
+        self.world.lock().unwrap().mails.push(Mail {
+            id: MailId("a1@example.org".to_owned()),
+            created: NOON,
+            to: vec!["ann@example.org".to_owned(), "bob@example.org".to_owned()],
+            waiting: ["bob@example.org".to_owned()].into(),
+            items: vec![Item { at: NOON, what }],
+            tries: 3,
+            not_before: NOON,
+            taken: true,
+            error: Some("localhost:25: connection\nrefused".to_owned()),
+        });
+    }
+
     pub async fn start() -> Self {
         Self::start_with(false).await
     }
@@ -325,6 +343,7 @@ async fn answer(mut asked: mpsc::Receiver<Call>, world: Arc<Mutex<World>>, chang
             }
             Call::Workers { reply } => drop(reply.send(world.workers.clone())),
             Call::Hosts { reply } => drop(reply.send(world.hosts.clone())),
+            Call::Mails { reply } => drop(reply.send(world.mails.clone())),
             Call::Health { reply } => drop(reply.send(Health { broker: !world.broker_down, ledger: Ok(()) })),
             Call::Metrics { reply } => {
                 let figure = Figure { name: "rouse_logs_total", help: "Bytes.", counter: true, value: 5.0 };

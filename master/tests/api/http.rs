@@ -141,6 +141,19 @@ async fn a_build_is_told_in_full() {
 }
 
 #[tokio::test]
+async fn mails_that_wait_are_told() {
+    let fake = Fake::start().await;
+    assert_eq!(get(&fake, "/api/mails").await, (StatusCode::OK, json!([])));
+    fake.add_mail();
+    let expected = json!([{
+        "id": "a1@example.org", "waiting": ["bob@example.org"], "tells": ["worker w1 is missing"], "tries": 3,
+        "created": "2026-11-23T12:00:00.000Z", "next_try": "2026-11-23T12:00:00.000Z",
+        "error": "localhost:25: connection\nrefused",
+    }]);
+    assert_eq!(get(&fake, "/api/mails").await.1, expected);
+}
+
+#[tokio::test]
 async fn workers_and_hosts_are_told_without_secrets() {
     let fake = Fake::start().await;
     fake.add_fleet();

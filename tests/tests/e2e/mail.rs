@@ -80,6 +80,8 @@ fn everyone_is_told_of_everything_once_whatever_relay_and_master_do() {
     for name in ["killed-a", "killed-b", "never"] {
         assert_eq!(master.worker(name)["state"], "missing", "{name}");
     }
+    let said = master.rouse(&["workers"]).ended(0).err;
+    assert!(said.contains("3 mails wait for the relay") && said.contains("refused"), "{said}");
     // Nobody waits for the mail.
     for worker in ["works", "sleeps"] {
         master.rouse(&["build", "--worker", worker, "--", "true"]).ended(0);
