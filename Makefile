@@ -11,7 +11,8 @@ HOST_TRIPLE = $(shell rustc -vV | sed -n 's/^host: //p')
 BINDIR = $(DESTDIR)$(PREFIX)/bin
 UNITDIR = $(DESTDIR)$(PREFIX)/lib/systemd/system
 DOCDIR = $(DESTDIR)$(PREFIX)/share/doc/rouse
-SCRIPTS = .ci/run tests/setup tests/venv images/disk contrib/nagios/check_rouse_audit
+SCRIPTS = .ci/run tests/setup tests/venv tests/openstack/prepare tests/openstack/guest images/disk \
+	contrib/nagios/check_rouse_audit
 
 .PHONY: help demo test sim bench lint fmt clippy deny scripts build agent-static install
 
@@ -27,7 +28,9 @@ demo: ## the whole thing on this machine: a private broker, one host that wakes,
 # The programs first: the end-to-end tests start them, and cargo does not build them for another package's tests.
 test: ## every test that needs nothing but this machine
 	tests/setup test
-	$(CARGO) build --locked --workspace --bins
+	@# Beside the compiler, since it mostly waits.
+	@tests/openstack/prepare >/dev/null & prepare=$$!; \
+		echo "$(CARGO) build --locked --workspace --bins" && $(CARGO) build --locked --workspace --bins && wait $$prepare
 	$(CARGO) test --locked --workspace
 
 sim: ## the simulation over many seeds, optimised (ROUSE_SIM_SEEDS, default 100000; ROUSE_SIM_FROM)

@@ -4,6 +4,8 @@ pub mod contract;
 #[cfg(feature = "ec2")]
 pub mod ec2;
 pub mod harness;
+#[cfg(feature = "openstack")]
+pub mod openstack;
 pub mod proxy;
 pub mod sim;
 pub mod virt;

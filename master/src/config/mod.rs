@@ -39,6 +39,8 @@ pub const AVAILABLE: &[ProviderKind] = &[
     ProviderKind::Ec2,
     #[cfg(feature = "libvirt")]
     ProviderKind::Libvirt,
+    #[cfg(feature = "openstack")]
+    ProviderKind::Openstack,
 ];
 
 /// A whole configuration, checked.

@@ -6,6 +6,8 @@ pub mod ec2;
 #[cfg(feature = "libvirt")]
 pub mod libvirt;
 pub mod libvirt_network;
+#[cfg(feature = "openstack")]
+pub mod openstack;
 pub mod process;
 pub mod user_data;
 
@@ -70,6 +72,8 @@ pub struct Hosts {
     ec2: ec2::Ec2,
     #[cfg(feature = "libvirt")]
     libvirt: libvirt::Libvirt,
+    #[cfg(feature = "openstack")]
+    openstack: openstack::Servers,
 }
 
 impl Hosts {
@@ -82,12 +86,16 @@ impl Hosts {
         let ec2 = ec2::Ec2::new(settings.dir.join("ec2"), settings.owner.clone(), config)?;
         #[cfg(feature = "libvirt")]
         let libvirt = libvirt::Libvirt::new(settings.dir.join("libvirt"), &settings.owner, config, deaths.clone())?;
+        #[cfg(feature = "openstack")]
+        let openstack = openstack::Servers::new(&settings.owner, config, deaths.clone());
         Ok(Self {
             process: process::Processes::new(settings.dir, settings.owner, config, deaths)?,
             #[cfg(feature = "ec2")]
             ec2,
             #[cfg(feature = "libvirt")]
             libvirt,
+            #[cfg(feature = "openstack")]
+            openstack,
         })
     }
 
@@ -103,6 +111,9 @@ impl Hosts {
             ProviderKind::Libvirt => Some(&self.libvirt),
             #[cfg(not(feature = "libvirt"))]
             ProviderKind::Libvirt => None,
+            #[cfg(feature = "openstack")]
+            ProviderKind::Openstack => Some(&self.openstack),
+            #[cfg(not(feature = "openstack"))]
             ProviderKind::Openstack => None,
         }
     }
@@ -114,5 +125,7 @@ impl Hosts {
         self.ec2.configure(config);
         #[cfg(feature = "libvirt")]
         self.libvirt.configure(config);
+        #[cfg(feature = "openstack")]
+        self.openstack.configure(config);
     }
 }

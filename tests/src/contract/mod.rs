@@ -1,12 +1,13 @@
 //! The contract of the providers: what the core takes for granted, shown on the real thing. A provider brings its ground:
 //! how it is made, how its machines are seen without it, and what else may be there.
 
+use rouse_master::clock;
 use rouse_master::core::event::{ListedHost, Owner, StartError, Started, Stopped};
 use rouse_master::core::plan::ProviderKind;
 use rouse_master::core::record::{Host, HostState};
 use rouse_master::hosts::{Death, Provider};
 use rouse_shared::boot::BootData;
-use rouse_shared::{HostId, Timestamp, WorkerName};
+use rouse_shared::{HostId, WorkerName};
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -43,12 +44,17 @@ pub trait Ground {
 
 /// A host, as the core orders it.
 pub fn host(ground: &dyn Ground, worker: &WorkerName) -> Host {
+    host_of(ground.kind(), worker)
+}
+
+/// A host of such a provider.
+pub fn host_of(provider: ProviderKind, worker: &WorkerName) -> Host {
     static NUMBER: AtomicU32 = AtomicU32::new(1);
     let number = NUMBER.fetch_add(1, Ordering::Relaxed);
     Host {
         id: HostId(format!("h{:08x}{number:08x}", std::process::id())),
         worker: worker.clone(),
-        provider: ground.kind(),
+        provider,
         order: None,
         image: String::new(),
         handle: None,
@@ -58,7 +64,7 @@ pub fn host(ground: &dyn Ground, worker: &WorkerName) -> Host {
         nonce: None,
         token_spent: false,
         fingerprint: 0,
-        created: Timestamp(0),
+        created: clock::now(),
         booted: None,
         attached: None,
         gone: None,

@@ -101,10 +101,18 @@ impl Process {
     ///
     /// # Panics
     /// Where it cannot be started.
-    pub fn start(mut command: Command, dir: &Path, name: &str) -> Self {
+    pub fn start(command: Command, dir: &Path, name: &str) -> Self {
+        Self::start_with_input(command, dir, name, Stdio::null())
+    }
+
+    /// As [`Self::start`], with this standard input; a pipe stays open as long as this is kept.
+    ///
+    /// # Panics
+    /// Where it cannot be started.
+    pub fn start_with_input(mut command: Command, dir: &Path, name: &str, input: Stdio) -> Self {
         let (out, err) = (dir.join(format!("{name}.out")), dir.join(format!("{name}.err")));
         let open = |path: &Path| File::options().create(true).append(true).open(path).expect("a file for its output");
-        command.stdin(Stdio::null()).stdout(open(&out)).stderr(open(&err));
+        command.stdin(input).stdout(open(&out)).stderr(open(&err));
         let child = spawn(command).unwrap_or_else(|error| panic!("{name} cannot be started: {error}"));
         Self { child, out, err }
     }

@@ -49,6 +49,8 @@ pub struct OpenstackConfig {
     pub boot_volume_gb: Option<u32>,
     /// Take a floating address from this pool.
     pub floating_ip_pool: Option<String>,
+    /// Give the server a config drive: for images and networks without a metadata service.
+    pub config_drive: bool,
     /// USD an hour.
     pub price_per_hour: Option<f64>,
 }
@@ -130,6 +132,7 @@ pub(super) fn read(table: &Table<'_>) -> Option<OpenstackConfig> {
         availability_zone: table.optional("availability_zone", |v| v.word_or_empty()),
         boot_volume_gb: table.optional("boot_volume_gb", |v| v.whole(0)).filter(|gb| *gb > 0),
         floating_ip_pool: table.optional("floating_ip_pool", |v| v.word_or_empty()),
+        config_drive: table.or("config_drive", false, |v| v.boolean()),
         price_per_hour: table.optional("price_per_hour", |v| v.number()),
         flavor: flavor?,
         image: image?,

@@ -1,0 +1,264 @@
+//! Whose cloud it is: the account that a worker's section names, completed from `clouds.yaml` or the `OS_*` environment.
+//!
+//! A key of the section always wins. What it leaves out comes from the entry of `clouds.yaml` that `cloud` (or
+//! `OS_CLOUD`) names, else from the environment; never from both, so that one account's user does not get another's
+//! password.
+
+use crate::config::{OpenstackConfig, Secret};
+use std::path::{Path, PathBuf};
+
+/// Reads a variable of the environment.
+pub type Environment<'a> = &'a dyn Fn(&str) -> Option<String>;
+
+/// Something that is known by id, or by name.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Named {
+    /// Its id.
+    Id(String),
+    /// Its name.
+    Name(String),
+}
+
+/// How Keystone is told who we are.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Login {
+    /// User and password, for a project.
+    Password {
+        /// The user.
+        user: Named,
+        /// The user's domain; of no use beside an id.
+        user_domain: Named,
+        /// The password.
+        password: Secret,
+        /// The project; absent: the user's default one.
+        project: Option<Named>,
+        /// The project's domain; of no use beside an id.
+        project_domain: Named,
+    },
+    /// An application credential, which knows its project.
+    Application {
+        /// Its id.
+        id: String,
+        /// Its secret.
+        secret: Secret,
+    },
+}
+
+/// Which of a service's endpoints are used.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Interface {
+    /// For everyone.
+    Public,
+    /// Within the cloud.
+    Internal,
+    /// For administrators.
+    Admin,
+}
+
+impl Interface {
+    /// As the catalogue has it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Public => "public",
+            Self::Internal => "internal",
+            Self::Admin => "admin",
+        }
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        // Older clients wrote publicURL.
+        match text.trim_end_matches("URL") {
+            "public" => Some(Self::Public),
+            "internal" => Some(Self::Internal),
+            "admin" => Some(Self::Admin),
+            _ => None,
+        }
+    }
+}
+
+/// One account of one cloud.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Account {
+    /// Keystone.
+    pub auth_url: String,
+    /// Who we are.
+    pub login: Login,
+    /// The region; absent: the only one that there is.
+    pub region: Option<String>,
+    /// Which endpoints.
+    pub interface: Interface,
+    /// PEM file of what the cloud's certificates are signed by.
+    pub ca: Option<PathBuf>,
+}
+
+impl Account {
+    /// The account of a section.
+    ///
+    /// # Errors
+    /// What is missing or cannot be read, in a sentence that fits after "failed to".
+    pub fn of(section: &OpenstackConfig, env: Environment<'_>) -> Result<Self, String> {
+        let source = match section.cloud.clone().or_else(|| env("OS_CLOUD").filter(|name| !name.is_empty())) {
+            Some(name) => Source::of_file(&name, env)?,
+            None => Source::Environment(env),
+        };
+        let get = |key: &str| source.get(key);
+        let own_user = section.os_username.is_some();
+        let login = match (&section.application_credential, get("application_credential_id").filter(|_| !own_user)) {
+            (Some((id, secret)), _) => Login::Application { id: id.clone(), secret: secret.clone() },
+            (None, Some(id)) => {
+                let secret = needed(get("application_credential_secret"), "os_application_credential_secret")?;
+                Login::Application { id, secret: Secret::new(secret) }
+            }
+            (None, None) => {
+                let user = named(section.os_username.clone())
+                    .or_else(|| get("user_id").map(Named::Id))
+                    .or_else(|| named(get("username")));
+                let password = section.os_password.clone().or_else(|| get("password").map(Secret::new));
+                let domain = |own: &Option<String>, kind: &str| {
+                    let own = own.clone().map(domain_name);
+                    own.or_else(|| source.id_or_name(&[kind])).unwrap_or_else(|| domain_name("default".to_owned()))
+                };
+                Login::Password {
+                    user: needed(user, "os_username")?,
+                    password: needed(password, "os_password")?,
+                    project: named(section.os_tenant_name.clone())
+                        .or_else(|| source.id_or_name(&["project", "tenant"])),
+                    user_domain: domain(&section.os_user_domain, "user_domain"),
+                    project_domain: domain(&section.os_project_domain, "project_domain"),
+                }
+            }
+        };
+        let interface = match get("interface").or_else(|| get("endpoint_type")) {
+            None => Interface::Public,
+            Some(text) => Interface::parse(&text)
+                .ok_or_else(|| format!("use the interface {text:?}: it is public, internal or admin"))?,
+        };
+        let auth_url = needed(section.os_auth_url.clone().or_else(|| get("auth_url")), "os_auth_url")?;
+        Ok(Self {
+            auth_url: auth_url.trim_end_matches('/').to_owned(),
+            login,
+            region: section.os_region_name.clone().or_else(|| get("region_name")),
+            interface,
+            ca: section.os_cacert.clone().or_else(|| get("cacert").map(PathBuf::from)),
+        })
+    }
+
+    /// What tells this cloud from another, without secrets: it goes into the ledger beside what was ordered there.
+    pub fn label(&self) -> String {
+        let project = match &self.login {
+            Login::Password { project: Some(Named::Id(text) | Named::Name(text)), .. } => text,
+            Login::Password { project: None, .. } | Login::Application { .. } => "",
+        };
+        format!("{} {project} {}", self.auth_url, self.region.as_deref().unwrap_or_default())
+    }
+}
+
+fn named(name: Option<String>) -> Option<Named> {
+    name.map(Named::Name)
+}
+
+fn domain_name(name: String) -> Named {
+    // The id of the domain that every Keystone begins with; its name is "Default".
+    if name == "default" { Named::Id(name) } else { Named::Name(name) }
+}
+
+fn needed<T>(value: Option<T>, key: &str) -> Result<T, String> {
+    let variable = key.to_uppercase();
+    value.ok_or_else(|| format!("find {key}: neither the worker's section, nor its cloud, nor {variable} has it"))
+}
+
+/// What a section is completed from. Both know the same keys: `username` is `OS_USERNAME` in the environment.
+enum Source<'a> {
+    Environment(Environment<'a>),
+    Entry(serde_norway::Value),
+}
+
+impl Source<'_> {
+    fn get(&self, key: &str) -> Option<String> {
+        let value = match self {
+            Self::Environment(env) => env(&format!("OS_{}", key.to_uppercase())),
+            Self::Entry(entry) => text(&entry["auth"][key]).or_else(|| text(&entry[key])),
+        };
+        value.filter(|value| !value.is_empty())
+    }
+
+    fn id_or_name(&self, kinds: &[&str]) -> Option<Named> {
+        let id = kinds.iter().find_map(|kind| self.get(&format!("{kind}_id"))).map(Named::Id);
+        id.or_else(|| kinds.iter().find_map(|kind| self.get(&format!("{kind}_name"))).map(Named::Name))
+    }
+
+    /// The entry of the first `clouds.yaml` that there is, with what the `secure.yaml` beside it adds.
+    fn of_file(name: &str, env: Environment<'_>) -> Result<Self, String> {
+        let mut places: Vec<PathBuf> = env("OS_CLIENT_CONFIG_FILE").map(PathBuf::from).into_iter().collect();
+        places.push(PathBuf::from("clouds.yaml"));
+        let own = env("XDG_CONFIG_HOME").map(PathBuf::from);
+        places.extend(own.or_else(|| env("HOME").map(|home| Path::new(&home).join(".config"))).map(below));
+        places.push(below(PathBuf::from("/etc")));
+        let Some(path) = places.iter().find(|path| path.is_file()) else {
+            let all: Vec<String> = places.iter().map(|p| p.display().to_string()).collect();
+            return Err(format!("find the cloud {name:?}: there is none of {}", all.join(", ")));
+        };
+        let mut entry = read(path)?["clouds"][name].clone();
+        if !entry.is_mapping() {
+            return Err(format!("find the cloud {name:?} in {}", path.display()));
+        }
+        let secure = path.with_file_name("secure.yaml");
+        if secure.is_file() {
+            merge(&mut entry, read(&secure)?["clouds"][name].clone());
+        }
+        let unusable = |why: &str| Err(format!("use the cloud {name:?} of {}: {why}", path.display()));
+        if entry["verify"].as_bool() == Some(false) {
+            return unusable("verify: false is not supported; name the authority instead: cacert");
+        }
+        if !entry["profile"].is_null() {
+            return unusable("the profile of a vendor is not supported; give auth_url itself");
+        }
+        Ok(Self::Entry(entry))
+    }
+}
+
+/// A word or a number, as it would be written.
+fn text(value: &serde_norway::Value) -> Option<String> {
+    match value {
+        serde_norway::Value::String(text) => Some(text.clone()),
+        serde_norway::Value::Number(number) => Some(number.to_string()),
+        serde_norway::Value::Null
+        | serde_norway::Value::Bool(_)
+        | serde_norway::Value::Sequence(_)
+        | serde_norway::Value::Mapping(_)
+        | serde_norway::Value::Tagged(_) => None,
+    }
+}
+
+fn below(directory: PathBuf) -> PathBuf {
+    directory.join("openstack/clouds.yaml")
+}
+
+/// A mapping; the places that it lacks can be looked at, and are null.
+fn read(path: &Path) -> Result<serde_norway::Value, String> {
+    let text = std::fs::read_to_string(path).map_err(|error| format!("read {}: {error}", path.display()))?;
+    let value: serde_norway::Value = serde_norway::from_str(&text).map_err(|error| {
+        let place = error.location().map_or_else(String::new, |at| format!(", line {}", at.line()));
+        format!("read {}: no YAML{place}", path.display())
+    })?;
+    if value.is_mapping() { Ok(value) } else { Err(format!("read {}: no mapping", path.display())) }
+}
+
+/// Puts `more` over `into`, key by key.
+fn merge(into: &mut serde_norway::Value, more: serde_norway::Value) {
+    match (into, more) {
+        (serde_norway::Value::Mapping(into), serde_norway::Value::Mapping(more)) => {
+            for (key, value) in more {
+                match into.get_mut(&key) {
+                    Some(known) => merge(known, value),
+                    None => drop(into.insert(key, value)),
+                }
+            }
+        }
+        (into, more) => *into = more,
+    }
+}
+
+#[cfg(test)]
+#[path = "account_tests.rs"]
+mod tests;

@@ -1,0 +1,331 @@
+//! A client of one cloud: a token that is renewed in time, the catalogue, and calls that keep to the cloud's rate limits.
+
+use super::account::Account;
+use super::keystone::{self, Session};
+use super::problem::Problem;
+use crate::clock;
+use reqwest::header::{DATE, HeaderMap, RETRY_AFTER};
+use reqwest::{Method, Response, StatusCode, Url};
+use serde_json::Value;
+use std::collections::BTreeSet;
+use std::error::Error as _;
+use std::time::Duration;
+use tokio::sync::Mutex;
+
+/// To connect: a cloud that does not even answer a SYN is away.
+const CONNECT: Duration = Duration::from_secs(5);
+/// For one answer, whole. A call to a provider may take [`crate::hosts::CALL_LIMIT`] and consists of several.
+const ANSWER: Duration = Duration::from_secs(25);
+/// Tries of one request, at most; only what proves that nothing was done, or changes nothing, is tried again.
+const TRIES: u32 = 4;
+/// The longest that one request waits because a cloud says so; past it the caller is told instead.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// Between tries where the cloud does not say how long; doubled with each.
+const PAUSE: Duration = Duration::from_millis(500);
+/// Pages of one list, at most: a list has at least a hundred items a page, so this is more than any project has.
+const PAGES: usize = 1_000;
+/// The version of Nova's API that everything here is written for (2017, Pike): networks are given or "auto" (2.37), and
+/// the events of an action are told to its owner (2.51).
+const COMPUTE_VERSION: &str = "2.53";
+
+/// Which of the cloud's services.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Service {
+    /// Nova.
+    Compute,
+    /// Glance.
+    Image,
+    /// Neutron.
+    Network,
+    /// Cinder.
+    Volume,
+}
+
+impl Service {
+    /// What the catalogue may call it.
+    pub(super) fn types(self) -> &'static [&'static str] {
+        match self {
+            Self::Compute => &["compute"],
+            Self::Image => &["image"],
+            Self::Network => &["network"],
+            Self::Volume => &["block-storage", "volumev3"],
+        }
+    }
+
+    /// What it is called.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Compute => "Nova",
+            Self::Image => "Glance",
+            Self::Network => "Neutron",
+            Self::Volume => "Cinder",
+        }
+    }
+
+    /// Where its API is, given the catalogue's word: some catalogues name the version, some do not.
+    pub(super) fn base(self, endpoint: &str) -> String {
+        let endpoint = endpoint.trim_end_matches('/');
+        let bare = |versions: &[&str]| versions.iter().find_map(|v| endpoint.strip_suffix(v)).unwrap_or(endpoint);
+        match self {
+            Self::Compute | Self::Volume => endpoint.to_owned(),
+            Self::Image => format!("{}/v2", bare(&["/v2", "/v1"])),
+            Self::Network => format!("{}/v2.0", bare(&["/v2.0"])),
+        }
+    }
+}
+
+/// One account of one cloud, with a token.
+pub struct Cloud {
+    /// Whose.
+    pub account: Account,
+    http: reqwest::Client,
+    session: Mutex<Option<Session>>,
+}
+
+impl Cloud {
+    /// A client; it asks for nothing yet.
+    ///
+    /// # Errors
+    /// Where the certificate file cannot be used.
+    pub fn new(account: Account) -> Result<Self, String> {
+        // Somebody may have chosen one before: that one serves as well.
+        if rustls::crypto::CryptoProvider::get_default().is_none()
+            && rustls::crypto::ring::default_provider().install_default().is_err()
+        {
+            tracing::debug!("another thread has installed a TLS provider");
+        }
+        let url = Url::parse(&account.auth_url).map_err(|e| format!("use os_auth_url {:?}: {e}", account.auth_url))?;
+        let mut http = reqwest::Client::builder().connect_timeout(CONNECT).timeout(ANSWER).tcp_nodelay(true);
+        // A token is for the host that it was asked of, not for where an answer points.
+        http = http.redirect(reqwest::redirect::Policy::none());
+        if let Some(path) = &account.ca {
+            let shown = path.display();
+            let pem = std::fs::read(path).map_err(|e| format!("read os_cacert {shown}: {e}"))?;
+            let all = reqwest::Certificate::from_pem_bundle(&pem).ok().filter(|all| !all.is_empty());
+            let all = all.ok_or_else(|| format!("use os_cacert {shown}: it has no certificate in PEM form"))?;
+            http = http.tls_certs_merge(all);
+        } else if url.scheme() == "http" {
+            // Nothing is encrypted, so a machine without certificate authorities must do.
+            http = http.tls_certs_only([]);
+        }
+        let http = http.build().map_err(|e| format!("set up HTTP: {}", chain(&e)))?;
+        Ok(Self { account, http, session: Mutex::new(None) })
+    }
+
+    /// What is at `path`, below the service's own address.
+    ///
+    /// # Errors
+    /// Where there is no good answer.
+    pub async fn get(&self, service: Service, path: &str) -> Result<Value, Problem> {
+        let response = self.send(Method::GET, service, path, None).await?;
+        body(response).await
+    }
+
+    /// Asks for something to be made or done.
+    ///
+    /// # Errors
+    /// Where there is no good answer; [`Problem::leaves_doubt`] says whether it may have been done all the same.
+    pub async fn post(&self, service: Service, path: &str, what: &Value) -> Result<Value, Problem> {
+        let response = self.send(Method::POST, service, path, Some(what)).await?;
+        body(response).await
+    }
+
+    /// Changes what is there.
+    ///
+    /// # Errors
+    /// As [`Self::post`].
+    pub async fn put(&self, service: Service, path: &str, what: &Value) -> Result<Value, Problem> {
+        let response = self.send(Method::PUT, service, path, Some(what)).await?;
+        body(response).await
+    }
+
+    /// Asks for the end of something. `false` where it does not exist.
+    ///
+    /// # Errors
+    /// Where there is no good answer.
+    pub async fn delete(&self, service: Service, path: &str) -> Result<bool, Problem> {
+        match self.send(Method::DELETE, service, path, None).await {
+            Ok(_) => Ok(true),
+            Err(problem) if problem.is_missing() => Ok(false),
+            Err(problem) => Err(problem),
+        }
+    }
+
+    /// All pages of a list: the items under `key`.
+    ///
+    /// # Errors
+    /// Where any page has no good answer: a list is whole, or none.
+    pub async fn list(&self, service: Service, path: &str, key: &str) -> Result<Vec<Value>, Problem> {
+        let (place, mut query) = match path.split_once('?') {
+            Some((place, query)) => (place, query.to_owned()),
+            None => (path, String::new()),
+        };
+        let unfit = |what: &str| Problem::Misfit(format!("list {key} of {}: {what}", service.name()));
+        let mut seen = BTreeSet::new();
+        let mut all = Vec::new();
+        for _ in 0..PAGES {
+            let path = if query.is_empty() { place.to_owned() } else { format!("{place}?{query}") };
+            let mut page = self.get(service, &path).await?;
+            match page[key].take() {
+                Value::Array(items) => all.extend(items),
+                Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Object(_) => {
+                    return Err(unfit("the answer has no list"));
+                }
+            }
+            let Some(next) = next_page(&page, key) else { return Ok(all) };
+            // Of the link only the query counts: proxies seldom get the rest of it right.
+            let Some((_, next)) = next.split_once('?') else { return Err(unfit("the next page has no place")) };
+            query = next.to_owned();
+            if !seen.insert(query.clone()) {
+                return Err(unfit("the pages go round in a circle"));
+            }
+        }
+        Err(unfit("there are too many pages"))
+    }
+
+    /// A session: the one that we have, unless it ends soon or is the one that was refused.
+    async fn session(&self, refused: Option<&str>) -> Result<Session, Problem> {
+        let mut slot = self.session.lock().await;
+        if let Some(session) = &*slot
+            && refused != Some(session.token.as_str())
+            && clock::now() < session.renew_at
+        {
+            return Ok(session.clone());
+        }
+        *slot = None;
+        let session = keystone::login(&self.http, &self.account).await?;
+        *slot = Some(session.clone());
+        Ok(session)
+    }
+
+    async fn send(
+        &self,
+        method: Method,
+        service: Service,
+        path: &str,
+        what: Option<&Value>,
+    ) -> Result<Response, Problem> {
+        let mut session = self.session(None).await?;
+        let changes_nothing = method == Method::GET;
+        let mut renewed = false;
+        let mut waited = Duration::ZERO;
+        let mut pause = PAUSE;
+        for tried in 1.. {
+            let base = session.endpoint(service, &self.account)?;
+            let mut request = self.http.request(method.clone(), format!("{base}{path}"));
+            request = request.header("X-Auth-Token", &session.token).header("Accept", "application/json");
+            if service == Service::Compute {
+                request = request.header("OpenStack-API-Version", format!("compute {COMPUTE_VERSION}"));
+            }
+            if let Some(what) = what {
+                request = request.json(what);
+            }
+            let last = tried >= TRIES;
+            let (problem, asked) = match request.send().await {
+                Ok(response) if response.status().is_success() => return Ok(response),
+                Ok(response) if response.status() == StatusCode::UNAUTHORIZED && !renewed => {
+                    // Refused means not done, whatever it was: the token was revoked, or ended early.
+                    renewed = true;
+                    session = self.session(Some(&session.token)).await?;
+                    continue;
+                }
+                Ok(response) => {
+                    let asked = retry_after(response.headers());
+                    (refusal(service, response).await, asked)
+                }
+                Err(error) => (silence(service.name(), &error), None),
+            };
+            let again = match &problem {
+                // The two that tell of a rate limit are given before anything is done.
+                Problem::Refused { status: 429, .. } => true,
+                Problem::Refused { status: 413, .. } => asked.is_some(),
+                Problem::Refused { status: 500 | 502..=504, .. } | Problem::Lost(_) => changes_nothing,
+                Problem::Unreachable(_) => changes_nothing && tried == 1,
+                Problem::Refused { .. } | Problem::Auth(_) | Problem::Misfit(_) => false,
+            };
+            let wait = asked.unwrap_or(pause);
+            if last || !again || waited + wait > PATIENCE {
+                return Err(problem);
+            }
+            tokio::time::sleep(wait).await;
+            waited += wait;
+            pause *= 2;
+        }
+        Err(Problem::Misfit("try more often than there are numbers".to_owned()))
+    }
+}
+
+/// Where the next page is. Nova, Neutron and Cinder have links beside the list, Glance one of its own.
+fn next_page(page: &Value, key: &str) -> Option<String> {
+    let links = page[format!("{key}_links")].as_array();
+    let link = links.and_then(|links| links.iter().find(|link| link["rel"] == "next"));
+    link.map(|link| &link["href"]).or_else(|| page.get("next")).and_then(Value::as_str).map(str::to_owned)
+}
+
+/// How long a cloud asks us to wait: a number of seconds, or a date, which is held against the cloud's own clock.
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let text = headers.get(RETRY_AFTER)?.to_str().ok()?;
+    if let Ok(seconds) = text.trim().parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let date = |text: &str| httpdate::parse_http_date(text).ok();
+    let now = headers.get(DATE).and_then(|value| value.to_str().ok()).and_then(date);
+    date(text)?.duration_since(now?).ok()
+}
+
+async fn body(response: Response) -> Result<Value, Problem> {
+    let place = response.url().path().to_owned();
+    let bytes = response.bytes().await.map_err(|error| Problem::Lost(format!("read {place}: {}", chain(&error))))?;
+    if bytes.is_empty() {
+        return Ok(Value::Null);
+    }
+    serde_json::from_slice(&bytes).map_err(|error| Problem::Lost(format!("read {place}: {error}")))
+}
+
+/// What an answer says is wrong.
+async fn refusal(service: Service, response: Response) -> Problem {
+    let status = response.status();
+    let place = response.url().path().to_owned();
+    let bytes = response.bytes().await.unwrap_or_default();
+    let told = words(&bytes).unwrap_or_else(|| place.clone());
+    let text = format!("{} answered {}: {told}", service.name(), status.as_u16());
+    match status {
+        StatusCode::UNAUTHORIZED => Problem::Auth(text),
+        StatusCode::NOT_ACCEPTABLE if service == Service::Compute => {
+            Problem::Misfit(format!("use Nova: it does not know version {COMPUTE_VERSION} of its API ({told})"))
+        }
+        status => Problem::Refused { status: status.as_u16(), text },
+    }
+}
+
+/// The message in an error's body: OpenStack wraps it in an object with one key, named after the kind of error.
+pub(super) fn words(bytes: &[u8]) -> Option<String> {
+    let body: Value = serde_json::from_slice(bytes).ok()?;
+    let message = |value: &Value| value["message"].as_str().filter(|text| !text.is_empty()).map(str::to_owned);
+    message(&body).or_else(|| body.as_object()?.values().find_map(message))
+}
+
+/// What to say where no answer came.
+pub(super) fn silence(name: &str, error: &reqwest::Error) -> Problem {
+    let place = error.url().map_or_else(String::new, |url| format!(" at {}", url.origin().ascii_serialization()));
+    let text = format!("reach {name}{place}: {}", error.source().map_or_else(|| error.to_string(), chain));
+    if error.is_connect() { Problem::Unreachable(text) } else { Problem::Lost(text) }
+}
+
+/// An error and its causes.
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.ends_with(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
+}
+
+#[cfg(test)]
+#[path = "cloud_tests.rs"]
+mod tests;

@@ -1,0 +1,57 @@
+//! What the client makes of answers.
+#![allow(clippy::unwrap_used)]
+
+use super::*;
+
+#[test]
+fn the_catalogue_may_name_a_version_or_not() {
+    for (service, endpoint, base) in [
+        (Service::Compute, "http://x/v2.1/", "http://x/v2.1"),
+        (Service::Image, "http://x/image", "http://x/image/v2"),
+        (Service::Image, "http://x:9292/v2/", "http://x:9292/v2"),
+        (Service::Network, "http://x:9696", "http://x:9696/v2.0"),
+        (Service::Network, "http://x:9696/v2.0/", "http://x:9696/v2.0"),
+    ] {
+        assert_eq!(service.base(endpoint), base);
+    }
+}
+
+#[test]
+fn the_time_to_wait_is_a_number_or_a_date() {
+    let headers = |pairs: &[(&'static str, &str)]| {
+        let mut headers = HeaderMap::new();
+        for (name, value) in pairs {
+            headers.insert(*name, value.parse().unwrap());
+        }
+        headers
+    };
+    assert_eq!(retry_after(&headers(&[("retry-after", "7")])), Some(Duration::from_secs(7)));
+    let date = "Tue, 15 Nov 1994 08:12:31 GMT";
+    let later = "Tue, 15 Nov 1994 08:12:41 GMT";
+    assert_eq!(retry_after(&headers(&[("retry-after", later), ("date", date)])), Some(Duration::from_secs(10)));
+    for none in [vec![], vec![("retry-after", "soon")], vec![("retry-after", later)]] {
+        assert_eq!(retry_after(&headers(&none)), None);
+    }
+}
+
+#[test]
+fn the_next_page_is_found_in_every_services_form() {
+    let page = serde_json::json!({
+        "servers": [], "servers_links": [{ "rel": "self", "href": "a" }, { "rel": "next", "href": "http://x/servers?marker=1" }],
+    });
+    assert_eq!(next_page(&page, "servers").as_deref(), Some("http://x/servers?marker=1"));
+    let page = serde_json::json!({ "images": [], "next": "/v2/images?marker=2" });
+    assert_eq!(next_page(&page, "images").as_deref(), Some("/v2/images?marker=2"));
+    assert_eq!(next_page(&serde_json::json!({ "images": [], "first": "/v2/images" }), "images"), None);
+}
+
+#[test]
+fn the_message_is_taken_out_of_its_wrapping() {
+    let told = |text: &str| words(text.as_bytes());
+    assert_eq!(told("{\"forbidden\": {\"code\": 403, \"message\": \"Quota\"}}").as_deref(), Some("Quota"));
+    assert_eq!(told("{\"error\": {\"message\": \"No\", \"title\": \"Unauthorized\"}}").as_deref(), Some("No"));
+    assert_eq!(told("{\"message\": \"plain\"}").as_deref(), Some("plain"));
+    for none in ["", "<html>", "[]", "{\"a\": 1}"] {
+        assert_eq!(told(none), None);
+    }
+}

@@ -1,0 +1,211 @@
+//! What a server has that can outlive it: ports, a floating address, a boot volume.
+//!
+//! Nova makes ports and volumes itself and lets nobody name them in the call. So they are labelled as soon as they are
+//! there, an address in the call that takes it; what bears our label while its host has no server is left over.
+
+use super::cloud::{Cloud, Service};
+use super::problem::Problem;
+use super::servers::{self, MASTER, MASTER_ID, Server, Stamp};
+use crate::core::event::{ListedHost, Stopped};
+use rouse_shared::HostId;
+use serde_json::{Value, json};
+use std::collections::BTreeSet;
+
+/// A kind of thing that can be left over.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Kind {
+    Port,
+    Address,
+    Volume,
+}
+
+const KINDS: [Kind; 3] = [Kind::Port, Kind::Address, Kind::Volume];
+
+impl Kind {
+    /// What a handle of it begins with.
+    fn prefix(self) -> &'static str {
+        match self {
+            Self::Port => "port:",
+            Self::Address => "address:",
+            Self::Volume => "volume:",
+        }
+    }
+
+    fn service(self) -> Service {
+        match self {
+            Self::Port | Self::Address => Service::Network,
+            Self::Volume => Service::Volume,
+        }
+    }
+
+    /// Its path, and the key of its list.
+    fn list(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Port => ("/ports", "ports"),
+            Self::Address => ("/floatingips", "floatingips"),
+            Self::Volume => ("/volumes/detail", "volumes"),
+        }
+    }
+
+    fn path(self, id: &str) -> String {
+        match self {
+            Self::Port => format!("/ports/{id}"),
+            Self::Address => format!("/floatingips/{id}"),
+            Self::Volume => format!("/volumes/{id}"),
+        }
+    }
+}
+
+/// The description of a port or an address of a host of ours.
+fn label(stamp: &Stamp, host: &HostId) -> String {
+    format!("rouse {}/{} {host}", stamp.name, stamp.id)
+}
+
+/// The master's id and the host of something that bears our name.
+fn labelled(kind: Kind, item: &Value, stamp: &Stamp) -> Option<(String, HostId)> {
+    match kind {
+        Kind::Port | Kind::Address => {
+            let rest = item["description"].as_str()?.strip_prefix("rouse ")?;
+            let (owner, host) = rest.split_once(' ')?;
+            let theirs = Stamp::of(owner);
+            (theirs.name == stamp.name).then(|| (theirs.id, HostId(host.to_owned())))
+        }
+        Kind::Volume => {
+            let of = |key: &str| item["metadata"][key].as_str();
+            let host = HostId(of(servers::HOST)?.to_owned());
+            (of(MASTER)? == stamp.name).then(|| (of(MASTER_ID).unwrap_or_default().to_owned(), host))
+        }
+    }
+}
+
+/// Labels what a server of ours has, and takes the address that it is to have. May be repeated.
+///
+/// # Errors
+/// Where a service does not do it; what was done stays.
+pub(super) async fn dress(cloud: &Cloud, stamp: &Stamp, server: &Server) -> Result<(), Problem> {
+    let label = label(stamp, &server.host);
+    let ports = cloud.list(Service::Network, &format!("/ports?device_id={}", server.id), "ports").await?;
+    for port in &ports {
+        if let Some(id) = port["id"].as_str().filter(|_| port["description"] != *label) {
+            let change = json!({ "port": { "description": label } });
+            cloud.put(Service::Network, &Kind::Port.path(id), &change).await?;
+        }
+    }
+    for volume in &server.volumes {
+        let mine = stamp.metadata("", &server.host);
+        let path = format!("{}/metadata", Kind::Volume.path(volume));
+        cloud.post(Service::Volume, &path, &json!({ "metadata": mine })).await?;
+    }
+    let Some(pool) = &server.pool else { return Ok(()) };
+    let Some(port) = ports.first().and_then(|port| port["id"].as_str()) else {
+        return Err(Problem::Misfit(format!("give server {} an address: it has no port", server.id)));
+    };
+    let have = addresses(cloud, stamp, &stamp.id, &server.host).await?;
+    match have.first() {
+        Some(address) if address["port_id"] == *port => {}
+        Some(address) => {
+            let change = json!({ "floatingip": { "port_id": port } });
+            let id = address["id"].as_str().unwrap_or_default();
+            cloud.put(Service::Network, &Kind::Address.path(id), &change).await?;
+        }
+        None => {
+            let wanted = json!({ "floating_network_id": pool, "port_id": port, "description": label });
+            cloud.post(Service::Network, "/floatingips", &json!({ "floatingip": wanted })).await?;
+        }
+    }
+    Ok(())
+}
+
+async fn addresses(cloud: &Cloud, stamp: &Stamp, master: &str, host: &HostId) -> Result<Vec<Value>, Problem> {
+    let (path, key) = Kind::Address.list();
+    let all = cloud.list(Service::Network, path, key).await?;
+    let theirs = |item: &Value| labelled(Kind::Address, item, stamp) == Some((master.to_owned(), host.clone()));
+    Ok(all.into_iter().filter(theirs).collect())
+}
+
+/// Gives back the addresses of a host of ours, or of the master of our name with this id.
+///
+/// # Errors
+/// Where Neutron does not take one back.
+pub(super) async fn release(cloud: &Cloud, stamp: &Stamp, master: &str, host: &HostId) -> Result<(), Problem> {
+    for address in addresses(cloud, stamp, master, host).await? {
+        let id = address["id"].as_str().unwrap_or_default();
+        cloud.delete(Service::Network, &Kind::Address.path(id)).await?;
+    }
+    Ok(())
+}
+
+/// What bears our name and belongs to a host without a server. A service that the cloud does not have leaves nothing; one
+/// that does not answer is told of, and asked again by the next audit.
+pub(super) async fn left_over(cloud: &Cloud, stamp: &Stamp, servers: &[Server]) -> Vec<ListedHost> {
+    let alive: BTreeSet<(&str, &str)> = servers.iter().map(|s| (s.master.as_str(), s.host.as_str())).collect();
+    let mut found = Vec::new();
+    for kind in KINDS {
+        let (path, key) = kind.list();
+        let items = match cloud.list(kind.service(), path, key).await {
+            Ok(items) => items,
+            Err(Problem::Misfit(why)) => {
+                tracing::debug!("{why}");
+                continue;
+            }
+            Err(problem) => {
+                tracing::warn!("failed to look for {key} that are left over: {problem}");
+                continue;
+            }
+        };
+        for item in &items {
+            let Some(id) = item["id"].as_str() else { continue };
+            let Some((master, host)) = labelled(kind, item, stamp) else { continue };
+            if !alive.contains(&(master.as_str(), host.as_str())) {
+                // Not the host itself: the ledger may know that one, and this is not it.
+                let host = HostId(format!("{host}.{key}"));
+                found.push(ListedHost { host, handle: format!("{}{id}", kind.prefix()), owner: stamp.owner(&master) });
+            }
+        }
+    }
+    found
+}
+
+/// Ends something that [`left_over`] has found, given its handle; none where it is no such handle.
+pub(super) async fn end(cloud: &Cloud, stamp: &Stamp, listed: &ListedHost) -> Option<Result<Stopped, Problem>> {
+    let (kind, id) = KINDS.into_iter().find_map(|kind| Some((kind, listed.handle.strip_prefix(kind.prefix())?)))?;
+    Some(end_one(cloud, stamp, listed, kind, id).await)
+}
+
+async fn end_one(cloud: &Cloud, stamp: &Stamp, listed: &ListedHost, kind: Kind, id: &str) -> Result<Stopped, Problem> {
+    let item = match cloud.get(kind.service(), &kind.path(id)).await {
+        Ok(item) => item,
+        Err(problem) if problem.is_missing() => return Ok(Stopped::Gone),
+        Err(problem) => return Err(problem),
+    };
+    let item = item.as_object().and_then(|all| all.values().next()).cloned().unwrap_or_default();
+    let owner = labelled(kind, &item, stamp).map(|(master, _)| stamp.owner(&master));
+    if owner.as_ref() != Some(&listed.owner) {
+        return Err(Problem::Misfit(format!("end {}: it no longer bears our label", listed.handle)));
+    }
+    let there = cloud.delete(kind.service(), &kind.path(id)).await?;
+    Ok(if there { Stopped::Requested } else { Stopped::Gone })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::event::Owner;
+
+    #[test]
+    fn labels_are_read_as_they_are_written() {
+        let stamp = Stamp::of("ci/m1");
+        let host = HostId("h1".to_owned());
+        let ours = Some(("m1".to_owned(), host.clone()));
+        let port = json!({ "description": label(&stamp, &host) });
+        assert_eq!(labelled(Kind::Port, &port, &stamp), ours);
+        assert_eq!(labelled(Kind::Port, &port, &Stamp::of("c/m1")), None);
+        let namesake = labelled(Kind::Port, &port, &Stamp::of("ci/m2")).map(|(id, _)| Stamp::of("ci/m2").owner(&id));
+        assert_eq!(namesake, Some(Owner::Namesake("m1".to_owned())));
+        let volume = json!({ "metadata": stamp.metadata("", &host) });
+        assert_eq!(labelled(Kind::Volume, &volume, &stamp), ours);
+        for other in [json!({}), json!({ "description": "rouse" }), json!({ "metadata": { "rouse-master": "ci" } })] {
+            assert!(KINDS.iter().all(|kind| labelled(*kind, &other, &stamp).is_none()), "{other}");
+        }
+    }
+}

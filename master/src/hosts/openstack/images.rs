@@ -1,0 +1,186 @@
+//! Which image a host boots: by id, by name, by an expression, or as a program of the operator's says.
+
+use super::cloud::{Cloud, Service};
+use super::problem::Problem;
+use crate::config::hosts::{ImagePick, OpenstackImage};
+use crate::core::event::StartError;
+use serde_json::{Map, Value, json};
+use std::process::Stdio;
+use std::time::Duration;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+/// How long an operator's program may take to choose. It is one part of a call that has
+/// [`crate::hosts::CALL_LIMIT`], and the cloud must answer within the same time.
+const COMMAND_LIMIT: Duration = Duration::from_secs(20);
+/// How much of what it prints is read, bytes: an id and a line end are 37.
+const OUTPUT: u64 = 64 << 10;
+/// What Glance says of every image. All else was set by its owner.
+const OWN: &[&str] = &[
+    "checksum",
+    "container_format",
+    "created_at",
+    "direct_url",
+    "disk_format",
+    "file",
+    "id",
+    "locations",
+    "min_disk",
+    "min_ram",
+    "name",
+    "os_hash_algo",
+    "os_hash_value",
+    "os_hidden",
+    "owner",
+    "protected",
+    "schema",
+    "self",
+    "size",
+    "status",
+    "stores",
+    "tags",
+    "updated_at",
+    "virtual_size",
+    "visibility",
+];
+
+/// The id of the image.
+///
+/// # Errors
+/// Where there is none like that, or more than one; where the cloud or the program does not answer.
+pub async fn resolve(cloud: &Cloud, image: &OpenstackImage) -> Result<String, StartError> {
+    match image {
+        OpenstackImage::Id(text) => named(cloud, text).await,
+        OpenstackImage::Name { regex, pick } => {
+            let all = available(cloud, "").await.map_err(Problem::before_start)?;
+            matching(&all, regex, *pick).map_err(StartError::Rejected)
+        }
+        OpenstackImage::Command(words) => {
+            let all = available(cloud, "").await.map_err(Problem::before_start)?;
+            let list = Value::Array(all.iter().map(described).collect()).to_string();
+            let answer = tokio::time::timeout(COMMAND_LIMIT, ask(words, list)).await;
+            let late = || Err(format!("it took longer than {} s", COMMAND_LIMIT.as_secs()));
+            let chosen = answer.unwrap_or_else(|_| late()).and_then(|id| {
+                let known = all.iter().any(|image| image["id"] == *id);
+                if known { Ok(id) } else { Err(format!("it printed {id:?}, which is no id of an available image")) }
+            });
+            let program = words.first().map(String::as_str).unwrap_or_default();
+            chosen.map_err(|why| StartError::Rejected(format!("choose an image with {program}: {why}")))
+        }
+    }
+}
+
+/// Whether it has the form of an id.
+pub fn is_uuid(text: &str) -> bool {
+    text.len() == 36
+        && text.bytes().enumerate().all(|(at, byte)| match at {
+            8 | 13 | 18 | 23 => byte == b'-',
+            _ => byte.is_ascii_hexdigit(),
+        })
+}
+
+/// Images that can be booted now.
+async fn available(cloud: &Cloud, more: &str) -> Result<Vec<Value>, Problem> {
+    let all = cloud.list(Service::Image, &format!("/images?status=active&limit=100{more}"), "images").await?;
+    Ok(all.into_iter().filter(|image| image["status"] == "active").collect())
+}
+
+async fn named(cloud: &Cloud, text: &str) -> Result<String, StartError> {
+    if is_uuid(text) {
+        return match cloud.get(Service::Image, &format!("/images/{text}")).await {
+            Ok(image) if image["status"] == "active" => Ok(text.to_owned()),
+            Ok(image) => Err(StartError::Rejected(format!("boot the image {text}: its status is {}", image["status"]))),
+            Err(problem) if problem.is_missing() => Err(StartError::Rejected(format!(
+                "find the image {text}: there is none, or this project may not use it"
+            ))),
+            Err(problem) => Err(problem.before_start()),
+        };
+    }
+    let query = reqwest::Url::parse_with_params("http://localhost", [("name", text)]);
+    let query = query.ok().and_then(|url| url.query().map(|q| format!("&{q}"))).unwrap_or_default();
+    let all = available(cloud, &query).await.map_err(Problem::before_start)?;
+    let ids: Vec<&str> = all.iter().filter(|image| image["name"] == *text).filter_map(|i| i["id"].as_str()).collect();
+    match ids.as_slice() {
+        [id] => Ok((*id).to_owned()),
+        [] => Err(StartError::Rejected(format!("find the image {text:?}: no image of that name is available"))),
+        several => Err(StartError::Rejected(format!(
+            "find the image {text:?}: {} have that name ({}); name one by its id, or say which with name_regex and pick",
+            several.len(),
+            several.join(", ")
+        ))),
+    }
+}
+
+/// Of the images whose name matches (the expression is anchored already), the one that was made first or last.
+fn matching(all: &[Value], regex: &str, pick: ImagePick) -> Result<String, String> {
+    let regex = regex::Regex::new(regex).map_err(|error| format!("use the image's name_regex: {error}"))?;
+    let matching = all.iter().filter(|image| image["name"].as_str().is_some_and(|name| regex.is_match(name)));
+    // Glance writes all times alike, in UTC, so their order as text is that of the times.
+    let mut found: Vec<(&str, &str)> =
+        matching.filter_map(|image| Some((image["created_at"].as_str()?, image["id"].as_str()?))).collect();
+    found.sort_unstable();
+    let chosen = match pick {
+        ImagePick::Newest => found.last(),
+        ImagePick::Oldest => found.first(),
+    };
+    chosen
+        .map(|(_, id)| (*id).to_owned())
+        .ok_or_else(|| format!("find an image: of the {} that are available none has a name like {regex}", all.len()))
+}
+
+/// An image as an operator's program is told of it.
+fn described(image: &Value) -> Value {
+    let parts = image.as_object().cloned().unwrap_or_default();
+    let (own, metadata): (Map<_, _>, Map<_, _>) = parts.into_iter().partition(|(key, _)| OWN.contains(&key.as_str()));
+    let told = ["id", "name", "status", "created_at", "size"];
+    let properties: Map<_, _> = own.into_iter().filter(|(key, _)| !told.contains(&key.as_str())).collect();
+    json!({
+        "id": image["id"],
+        "name": image["name"],
+        "status": image["status"],
+        "created": image["created_at"],
+        "size": image["size"],
+        "properties": properties,
+        "metadata": metadata,
+    })
+}
+
+/// What the program prints, given the list.
+async fn ask(words: &[String], list: String) -> Result<String, String> {
+    let (program, arguments) = words.split_first().ok_or("no program is given")?;
+    let mut command = tokio::process::Command::new(program);
+    // Killed when it is late: nobody waits for it any more.
+    command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+    let mut child = command.spawn().map_err(|error| format!("it cannot be run: {error}"))?;
+    let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+    let feed = async move {
+        if let Some(mut stdin) = stdin {
+            // It need not read all of it, or any.
+            stdin.write_all(list.as_bytes()).await.ok();
+        }
+    };
+    let ((), told, complaint) = tokio::join!(feed, first_of(stdout), first_of(stderr));
+    let status = child.wait().await.map_err(|error| format!("it cannot be waited for: {error}"))?;
+    if !status.success() {
+        let last = complaint.trim_end().lines().last().unwrap_or_default();
+        return Err(if last.is_empty() { format!("{status}") } else { format!("{status}: {last}") });
+    }
+    match told.split_whitespace().collect::<Vec<_>>().as_slice() {
+        [id] => Ok((*id).to_owned()),
+        [] => Err("it printed no id".to_owned()),
+        words => Err(format!("it printed {} words rather than one id", words.len())),
+    }
+}
+
+async fn first_of(stream: Option<impl tokio::io::AsyncRead + Unpin>) -> String {
+    let Some(mut stream) = stream else { return String::new() };
+    let mut bytes = Vec::new();
+    // What was read until then counts; a pipe fails only together with its other end.
+    (&mut stream).take(OUTPUT).read_to_end(&mut bytes).await.ok();
+    // The rest is let through, so that it does not wait for us.
+    tokio::io::copy(&mut stream, &mut tokio::io::sink()).await.ok();
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+#[cfg(test)]
+#[path = "image_tests.rs"]
+mod tests;

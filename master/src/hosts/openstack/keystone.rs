@@ -1,0 +1,169 @@
+//! Keystone: from an account to a token and the catalogue.
+
+use super::account::{Account, Login, Named};
+use super::cloud::{Service, silence, words};
+use super::problem::Problem;
+use crate::clock;
+use reqwest::{StatusCode, Url};
+use rouse_shared::Timestamp;
+use serde_json::{Value, json};
+use std::time::{Duration, SystemTime};
+
+/// How long before its end a token is renewed, at most: a call that was begun with it must still end in time.
+const BEFORE_END: Duration = Duration::from_secs(120);
+/// For how long a token is used that does not say when it ends.
+const UNTOLD: Duration = Duration::from_secs(900);
+
+/// A token and what came with it.
+#[derive(Clone)]
+pub(super) struct Session {
+    pub(super) token: String,
+    /// When to ask for another.
+    pub(super) renew_at: Timestamp,
+    catalogue: Value,
+}
+
+impl Session {
+    /// Where a service's API is.
+    pub(super) fn endpoint(&self, service: Service, account: &Account) -> Result<String, Problem> {
+        let interface = account.interface.as_str();
+        let unfit = |what: String| Problem::Misfit(format!("find {} in the cloud's catalogue: {what}", service.name()));
+        let of_type = |kind: &&str| {
+            let all = self.catalogue.as_array().map(Vec::as_slice).unwrap_or_default();
+            let services = all.iter().filter(move |s| s["type"] == **kind);
+            let endpoints = services.flat_map(|s| s["endpoints"].as_array().map(Vec::as_slice).unwrap_or_default());
+            let found: Vec<&Value> = endpoints.filter(|e| e["interface"] == interface).collect();
+            (!found.is_empty()).then_some(found)
+        };
+        let Some(offered) = service.types().iter().find_map(of_type) else {
+            return Err(unfit(format!("there is no {interface} endpoint of it")));
+        };
+        let region = |endpoint: &Value| {
+            let region = endpoint["region_id"].as_str().or_else(|| endpoint["region"].as_str());
+            region.unwrap_or_default().to_owned()
+        };
+        let mut regions: Vec<String> = offered.iter().map(|e| region(e)).collect();
+        regions.sort();
+        regions.dedup();
+        let wanted = match &account.region {
+            Some(wanted) => wanted.clone(),
+            None if regions.len() == 1 => regions.first().cloned().unwrap_or_default(),
+            None => return Err(unfit(format!("it is in the regions {}: set os_region_name", regions.join(", ")))),
+        };
+        let endpoint = offered.into_iter().find(|e| region(e) == wanted).and_then(|e| e["url"].as_str());
+        let url = endpoint.ok_or_else(|| {
+            unfit(format!("it is in no region {wanted:?} (os_region_name), but in {}", regions.join(", ")))
+        })?;
+        Ok(service.base(url))
+    }
+}
+
+/// Asks for a token.
+pub(super) async fn login(http: &reqwest::Client, account: &Account) -> Result<Session, Problem> {
+    let base = find_v3(http, &account.auth_url).await?;
+    let asked = clock::now();
+    let request = http.post(format!("{base}/auth/tokens")).json(&request(&account.login));
+    let response = request.send().await.map_err(|error| not_asked(&error))?;
+    let status = response.status();
+    let token = response.headers().get("X-Subject-Token").and_then(|value| value.to_str().ok()).map(str::to_owned);
+    let bytes = response.bytes().await.map_err(|error| not_asked(&error))?;
+    if status != StatusCode::CREATED {
+        let told = words(&bytes).unwrap_or_else(|| status.to_string());
+        let text = format!("log in to Keystone at {base}: it answered {}: {told}", status.as_u16());
+        return Err(match status {
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Problem::Auth(text),
+            // A login makes nothing that is left over, so what went wrong is as good as not asked.
+            status if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS => Problem::Unreachable(text),
+            _ => Problem::Misfit(text),
+        });
+    }
+    let unfit = |what: &str| Problem::Misfit(format!("log in to Keystone at {base}: the answer has no {what}"));
+    let mut body: Value = serde_json::from_slice(&bytes).map_err(|_| unfit("JSON"))?;
+    let mut told = body["token"].take();
+    let time = |key: &str| told[key].as_str().and_then(|text| humantime::parse_rfc3339_weak(text).ok());
+    let life = lifetime(time("issued_at"), time("expires_at"));
+    if !told["project"].is_object() {
+        let why = "log in to a project: the user has no default one, so os_tenant_name is needed";
+        return Err(Problem::Misfit(why.to_owned()));
+    }
+    Ok(Session {
+        token: token.ok_or_else(|| unfit("token"))?,
+        // Counted from our own clock: the cloud's may be another.
+        renew_at: asked + life.saturating_sub(BEFORE_END.min(life / 4)),
+        catalogue: told["catalog"].take(),
+    })
+}
+
+fn lifetime(issued: Option<SystemTime>, expires: Option<SystemTime>) -> Duration {
+    issued.zip(expires).and_then(|(from, to)| to.duration_since(from).ok()).unwrap_or(UNTOLD)
+}
+
+/// Nothing that a login does is left over, so it may be repeated whatever became of it.
+fn not_asked(error: &reqwest::Error) -> Problem {
+    Problem::Unreachable(silence("Keystone", error).to_string())
+}
+
+fn named(what: &Named, domain: Option<&Named>) -> Value {
+    match (what, domain) {
+        (Named::Id(id), _) => json!({ "id": id }),
+        (Named::Name(name), None) => json!({ "name": name }),
+        (Named::Name(name), Some(domain)) => json!({ "name": name, "domain": named(domain, None) }),
+    }
+}
+
+fn request(login: &Login) -> Value {
+    match login {
+        Login::Application { id, secret } => json!({ "auth": { "identity": {
+            "methods": ["application_credential"],
+            "application_credential": { "id": id, "secret": secret.expose() },
+        } } }),
+        Login::Password { user, user_domain, password, project, project_domain } => {
+            let mut user = named(user, Some(user_domain));
+            user["password"] = password.expose().into();
+            let mut auth = json!({ "identity": { "methods": ["password"], "password": { "user": user } } });
+            if let Some(project) = project {
+                auth["scope"] = json!({ "project": named(project, Some(project_domain)) });
+            }
+            json!({ "auth": auth })
+        }
+    }
+}
+
+/// Where version 3 of the API is, given the address of any version or of the list of versions.
+async fn find_v3(http: &reqwest::Client, auth_url: &str) -> Result<String, Problem> {
+    let unfit = |what: &str| Problem::Misfit(format!("use os_auth_url {auth_url}: {what}"));
+    let url = Url::parse(auth_url).map_err(|error| unfit(&error.to_string()))?;
+    let segments: Vec<&str> = url.path_segments().into_iter().flatten().filter(|part| !part.is_empty()).collect();
+    let above = match segments.last() {
+        Some(&"v3") => return Ok(auth_url.to_owned()),
+        Some(last) if last.starts_with("v2") => &segments[..segments.len() - 1],
+        Some(_) | None => &segments[..],
+    };
+    let root = format!("{}/{}", url.origin().ascii_serialization(), above.join("/"));
+    let root = root.trim_end_matches('/');
+    let response = http.get(format!("{root}/")).header("Accept", "application/json").send().await;
+    let bytes = response.map_err(|error| not_asked(&error))?.bytes().await.map_err(|error| not_asked(&error))?;
+    let told: Value = serde_json::from_slice(&bytes).unwrap_or_default();
+    let versions = versions(&told);
+    if versions.iter().any(|version| version.starts_with("v3")) {
+        // The links in such lists often name another host than the one that can be reached.
+        return Ok(format!("{root}/v3"));
+    }
+    if versions.is_empty() {
+        // No list: perhaps only the version itself is let through.
+        let direct = http.get(format!("{root}/v3")).header("Accept", "application/json").send().await;
+        if direct.map_err(|error| not_asked(&error))?.status().is_success() {
+            return Ok(format!("{root}/v3"));
+        }
+        return Err(unfit("there is no Keystone"));
+    }
+    Err(unfit(&format!("version 3 of the identity API is needed, and this Keystone offers {}", versions.join(", "))))
+}
+
+/// The versions that a list of versions, or the description of one, tells of.
+fn versions(told: &Value) -> Vec<String> {
+    let lists = [&told["versions"]["values"], &told["versions"]];
+    let many = lists.into_iter().filter_map(Value::as_array).flatten();
+    let ids = many.chain([&told["version"]]).filter_map(|version| version["id"].as_str());
+    ids.map(str::to_owned).collect()
+}

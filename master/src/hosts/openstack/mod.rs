@@ -1,0 +1,447 @@
+//! Hosts that are servers of OpenStack Nova.
+//!
+//! Nova has no client token, so a server is looked for by its name before it is made. After a call that may have been
+//! carried out unseen nothing is made for a while, and where two servers of one host turn up all the same, the older one
+//! counts and the other is ended.
+
+mod account;
+mod cloud;
+mod extras;
+mod images;
+mod keystone;
+mod order;
+mod problem;
+mod servers;
+
+use super::{Answer, CALL_LIMIT, Death, Provider};
+use crate::clock;
+use crate::config::{Config, HostConfig, OpenstackConfig};
+use crate::core::event::{ListedHost, StartError, Started, Stopped};
+use crate::core::record::{Host, Order};
+use account::Account;
+use cloud::{Cloud, Service};
+use order::Spec;
+use problem::Problem;
+use rouse_shared::boot::BootData;
+use rouse_shared::{HostId, Timestamp, WorkerName};
+use serde_json::json;
+use servers::{Server, Stamp, Status};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::sync::mpsc;
+
+/// After this a call that was given has either shown its server or never will: Nova writes a server down before it
+/// answers, and no gateway holds a call for so long.
+const SETTLED: Duration = Duration::from_secs(15);
+/// Between two looks at a server that is being made.
+const LOOK: Duration = Duration::from_millis(500);
+/// Looks until Nova has found a place for a server, before its start counts as taken all the same.
+const PLACING_LOOKS: u32 = 40;
+/// Looks at a server until it runs: half an hour, with pauses that grow to [`SLOW_LOOK`].
+const RUNNING_LOOKS: u32 = 180;
+/// The longest pause between them.
+const SLOW_LOOK: Duration = Duration::from_secs(10);
+/// How long to wait until a server in error has gone.
+const ENDING: Duration = Duration::from_secs(20);
+
+/// A worker's section, and the cloud that it is in.
+#[derive(Clone)]
+struct Section {
+    config: Arc<OpenstackConfig>,
+    cloud: Result<Arc<Cloud>, String>,
+}
+
+/// The provider.
+#[derive(Clone)]
+pub struct Servers {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    stamp: Stamp,
+    deaths: mpsc::Sender<Death>,
+    /// When this process began to start hosts: an order from before may have been given by another.
+    born: Timestamp,
+    /// [`SETTLED`], but for tests.
+    settled: Duration,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    sections: BTreeMap<WorkerName, Section>,
+    /// Clouds by label, those of former configurations too: their hosts have to be stopped.
+    clouds: BTreeMap<String, Arc<Cloud>>,
+    /// Hosts that a call was given for whose outcome is not known, and until when it may still show.
+    doubts: BTreeMap<HostId, Timestamp>,
+    /// Hosts whose server is looked at until it runs.
+    watched: BTreeSet<HostId>,
+    /// Servers that run and have all that they are to have.
+    dressed: BTreeSet<String>,
+}
+
+impl Servers {
+    /// The provider, with the sections of a configuration. `owner` is `name/id` of the master.
+    pub fn new(owner: &str, config: &Config, deaths: mpsc::Sender<Death>) -> Self {
+        Self::settling(owner, config, deaths, SETTLED)
+    }
+
+    /// As [`Self::new`], in a cloud where a call shows its server within `settled`, or never.
+    pub fn settling(owner: &str, config: &Config, deaths: mpsc::Sender<Death>, settled: Duration) -> Self {
+        let stamp = Stamp::of(owner);
+        let shared = Shared { stamp, deaths, born: clock::now(), settled, state: Mutex::default() };
+        let new = Self { shared: Arc::new(shared) };
+        new.configure(config);
+        new
+    }
+
+    /// Takes the sections of a new configuration.
+    pub fn configure(&self, config: &Config) {
+        let mut state = self.shared.state();
+        state.sections.clear();
+        for (worker, host) in &config.hosts {
+            let HostConfig::Openstack(section) = host else { continue };
+            let cloud = Account::of(section, &|name| std::env::var(name).ok()).and_then(|account| {
+                let label = account.label();
+                match state.clouds.get(&label) {
+                    Some(known) if known.account == account => Ok(known.clone()),
+                    // Other credentials for the same cloud: from now on they are used for what was made before, too.
+                    Some(_) | None => {
+                        let cloud = Arc::new(Cloud::new(account)?);
+                        state.clouds.insert(label, cloud.clone());
+                        Ok(cloud)
+                    }
+                }
+            });
+            state.sections.insert(worker.clone(), Section { config: Arc::new((**section).clone()), cloud });
+        }
+    }
+
+    async fn prepare_now(&self, host: &Host, boot: &BootData) -> Result<Order, StartError> {
+        let section = self.shared.state().sections.get(&host.worker).cloned();
+        let Some(Section { config, cloud }) = section else {
+            return Err(StartError::Rejected(format!("find the section of worker {}: it has none now", host.worker)));
+        };
+        let cloud = cloud.map_err(StartError::Auth)?;
+        order::prepare(&cloud, &config, &self.shared.stamp, host, boot).await
+    }
+
+    async fn start_now(&self, host: &Host) -> Result<String, StartError> {
+        let spec =
+            Spec::of(host).and_then(|spec| spec.ok_or_else(|| format!("start host {}: it has no order", host.id)));
+        let spec = spec.map_err(StartError::Rejected)?;
+        let cloud = self.shared.cloud(&spec.cloud).map_err(StartError::Rejected)?;
+        let found = loop {
+            let found = self.shared.look(&cloud, &spec, host).await.map_err(unseen)?;
+            // What an earlier call may still make is waited for, however often this is asked.
+            if found.is_some() || !self.shared.is_in_doubt(host) {
+                break found;
+            }
+            tokio::time::sleep(LOOK).await;
+        };
+        let server = match found {
+            Some(server) => server.id,
+            None => self.shared.make(&cloud, &spec, host).await?,
+        };
+        self.shared.see_placed(&cloud, &server).await?;
+        self.shared.watch(&cloud, &host.id, &server);
+        Ok(server)
+    }
+
+    async fn stop_now(&self, host: &Host) -> Result<Stopped, String> {
+        // What was never ordered was never made.
+        let Some(spec) = Spec::of(host)? else { return Ok(Stopped::Gone) };
+        let cloud = self.shared.cloud(&spec.cloud)?;
+        let shared = &self.shared;
+        let stop = async {
+            if let Some(id) = &host.handle
+                && let Some(server) = servers::one(&cloud, &shared.stamp, id).await?
+                && server.master == shared.stamp.id
+                && servers::delete(&cloud, &shared.stamp, id).await? == Stopped::Requested
+            {
+                return Ok(Stopped::Requested);
+            }
+            let others = servers::of_host(&cloud, &shared.stamp, &spec.name, &host.id).await?;
+            for server in &others {
+                servers::delete(&cloud, &shared.stamp, &server.id).await?;
+            }
+            if !others.is_empty() || (host.handle.is_none() && shared.is_in_doubt(host)) {
+                return Ok(Stopped::Requested);
+            }
+            if spec.pool().is_some() {
+                extras::release(&cloud, &shared.stamp, &shared.stamp.id, &host.id).await?;
+            }
+            shared.state().doubts.remove(&host.id);
+            Ok(Stopped::Gone)
+        };
+        stop.await.map_err(|problem: Problem| problem.to_string())
+    }
+
+    async fn list_now(&self) -> Result<Vec<ListedHost>, String> {
+        let clouds = {
+            let state = self.shared.state();
+            let mut clouds = BTreeMap::new();
+            for (worker, section) in &state.sections {
+                let cloud = section.cloud.clone().map_err(|why| format!("list the servers of {worker}: {why}"))?;
+                clouds.insert(cloud.account.label(), cloud);
+            }
+            clouds
+        };
+        let mut listed: Vec<ListedHost> = Vec::new();
+        for cloud in clouds.values() {
+            listed.extend(self.shared.list(cloud).await.map_err(|problem| problem.to_string())?);
+        }
+        let there: BTreeSet<&str> = listed.iter().map(|machine| machine.handle.as_str()).collect();
+        self.shared.state().dressed.retain(|id| there.contains(id.as_str()));
+        Ok(listed)
+    }
+
+    /// Which cloud it is in, its handle does not say: an id is in one cloud only.
+    async fn end_now(&self, listed: &ListedHost) -> Result<Stopped, String> {
+        let clouds: Vec<Arc<Cloud>> = self.shared.state().clouds.values().cloned().collect();
+        let stamp = &self.shared.stamp;
+        let mut result = Stopped::Gone;
+        for cloud in clouds {
+            let ended = match extras::end(&cloud, stamp, listed).await {
+                Some(ended) => ended,
+                None => self.shared.end(&cloud, listed).await,
+            };
+            if ended.map_err(|problem| problem.to_string())? == Stopped::Requested {
+                result = Stopped::Requested;
+            }
+        }
+        Ok(result)
+    }
+
+    async fn console_now(&self, host: &Host) -> Option<String> {
+        let spec = Spec::of(host).ok().flatten()?;
+        let cloud = self.shared.cloud(&spec.cloud).ok()?;
+        servers::console(&cloud, host.handle.as_deref()?).await
+    }
+}
+
+/// An error of looking for a server: whether there is one is not known.
+fn unseen(problem: Problem) -> StartError {
+    match problem {
+        Problem::Auth(text) => StartError::Auth(text),
+        other => StartError::Transient(other.to_string()),
+    }
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn cloud(&self, label: &str) -> Result<Arc<Cloud>, String> {
+        let known = self.state().clouds.get(label).cloned();
+        known.ok_or_else(|| format!("reach the cloud {label:?}: no worker's section has the account of it any more"))
+    }
+
+    /// Whether a server may still appear that an earlier call has asked for: one of ours, or of the master before.
+    fn is_in_doubt(&self, host: &Host) -> bool {
+        let now = clock::now();
+        let inherited = host.created < self.born && now.since(self.born) < self.settled;
+        inherited || self.state().doubts.get(&host.id).is_some_and(|until| now < *until)
+    }
+
+    /// The host's server, where there is one. Of two only the older one stays.
+    async fn look(&self, cloud: &Cloud, spec: &Spec, host: &Host) -> Result<Option<Server>, Problem> {
+        let mut found = servers::of_host(cloud, &self.stamp, &spec.name, &host.id).await?.into_iter();
+        let first = found.next();
+        for extra in found {
+            tracing::warn!("host {} has a second server, {}: ending it", host.id, extra.id);
+            servers::delete(cloud, &self.stamp, &extra.id).await?;
+        }
+        Ok(first)
+    }
+
+    /// Asks for the server. What becomes of the call when nobody waits for it any more is in doubt from its beginning.
+    async fn make(&self, cloud: &Cloud, spec: &Spec, host: &Host) -> Result<String, StartError> {
+        let doubted = self.state().doubts.insert(host.id.clone(), clock::now() + CALL_LIMIT + self.settled).is_some();
+        let problem = match cloud.post(Service::Compute, "/servers", &json!({ "server": spec.server })).await {
+            Ok(told) => match told["server"]["id"].as_str() {
+                Some(id) if !doubted => {
+                    self.state().doubts.remove(&host.id);
+                    return Ok(id.to_owned());
+                }
+                // An earlier call may have been carried out just now: of two servers the older one counts.
+                Some(id) => {
+                    let seen = self.look(cloud, spec, host).await.ok().flatten();
+                    return Ok(seen.map_or_else(|| id.to_owned(), |server| server.id));
+                }
+                None => Problem::Lost("make a server: Nova's answer has no id".to_owned()),
+            },
+            Err(problem) => problem,
+        };
+        if problem.leaves_doubt() {
+            self.state().doubts.insert(host.id.clone(), clock::now() + self.settled);
+            return Err(StartError::Unknown(problem.to_string()));
+        }
+        self.state().doubts.remove(&host.id);
+        let text = problem.to_string();
+        Err(match problem {
+            // Nova's word for a lack of quota, and for what a policy forbids.
+            Problem::Refused { status: 403, .. } => {
+                let flavor = spec.server["flavorRef"].as_str().unwrap_or_default();
+                match servers::lacks_quota(cloud, flavor).await {
+                    Ok(true) => StartError::Capacity(text),
+                    Ok(false) => StartError::Auth(text),
+                    Err(_) => StartError::Transient(text),
+                }
+            }
+            // Without a time to come back older clouds mean the quota by it.
+            Problem::Refused { status: 413, .. } => StartError::Capacity(text),
+            // More than one network to choose from, an address in use: it is not the time that makes it wrong.
+            Problem::Refused { status: 409, .. } => StartError::Rejected(text),
+            other => other.before_start(),
+        })
+    }
+
+    /// Waits until Nova has found a place for the server. One that has failed is ended, and its fault told.
+    async fn see_placed(&self, cloud: &Cloud, id: &str) -> Result<(), StartError> {
+        for _ in 0..PLACING_LOOKS {
+            match servers::one(cloud, &self.stamp, id).await {
+                Ok(Some(server)) if server.status == Status::Error && !server.launched => {
+                    let error = servers::failure(cloud, &server).await;
+                    return match servers::end(cloud, &self.stamp, id, ENDING).await {
+                        Ok(true) => Err(error),
+                        // As long as it is there the host is, too: the next try goes on here.
+                        Ok(false) => Err(StartError::Unknown(error.text().to_owned())),
+                        Err(problem) => Err(StartError::Unknown(format!("{}; {problem}", error.text()))),
+                    };
+                }
+                Ok(Some(server)) if server.is_placed() => return Ok(()),
+                Ok(Some(_)) => {}
+                Ok(None) => return Err(StartError::Transient(format!("server {id} was deleted while it was made"))),
+                // It was made: that it cannot be looked at now is no reason to make another.
+                Err(problem) => tracing::debug!("server {id} could not be looked at: {problem}"),
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+        Ok(())
+    }
+
+    /// Looks at a server until it runs, labels what it has, and tells where it fails.
+    fn watch(self: &Arc<Self>, cloud: &Arc<Cloud>, host: &HostId, id: &str) {
+        if !self.state().watched.insert(host.clone()) {
+            return;
+        }
+        let (shared, cloud, host, id) = (self.clone(), cloud.clone(), host.clone(), id.to_owned());
+        tokio::spawn(async move {
+            shared.watch_now(&cloud, &id).await;
+            shared.state().watched.remove(&host);
+        });
+    }
+
+    async fn watch_now(&self, cloud: &Cloud, id: &str) {
+        let mut pause = LOOK;
+        for _ in 0..RUNNING_LOOKS {
+            match servers::one(cloud, &self.stamp, id).await {
+                // It was deleted: by a stop, or by somebody else, which the audit finds.
+                Ok(None) => return,
+                Ok(Some(server)) => match server.status {
+                    Status::Building => {}
+                    Status::Error => return self.tell_of_failure(cloud, &server).await,
+                    Status::SoftDeleted => return,
+                    Status::There => match extras::dress(cloud, &self.stamp, &server).await {
+                        Ok(()) => {
+                            self.state().dressed.insert(server.id);
+                            return;
+                        }
+                        Err(problem) => tracing::warn!("server {id} lacks something: failed to {problem}"),
+                    },
+                },
+                Err(problem) => tracing::debug!("server {id} could not be looked at: {problem}"),
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause + LOOK).min(SLOW_LOOK);
+        }
+    }
+
+    /// A server in error runs nothing. One that never ran is left to be stopped, once its console was fetched; one that
+    /// did is ended here, since its death is proof that its builds have ended.
+    async fn tell_of_failure(&self, cloud: &Cloud, server: &Server) {
+        let error = servers::failure(cloud, server).await;
+        if server.launched {
+            match servers::end(cloud, &self.stamp, &server.id, ENDING).await {
+                Ok(true) => {}
+                Ok(false) => return tracing::warn!("server {} is in error and does not go", server.id),
+                Err(problem) => return tracing::warn!("server {} is in error: failed to {problem}", server.id),
+            }
+        }
+        // A master that ends takes no more news; the next one looks for itself.
+        if self.deaths.send(Death { host: server.host.clone(), why: error.text().to_owned() }).await.is_err() {
+            tracing::debug!("nobody was there to hear that host {} has failed", server.host);
+        }
+    }
+
+    async fn list(self: &Arc<Self>, cloud: &Arc<Cloud>) -> Result<Vec<ListedHost>, Problem> {
+        let mut servers = servers::all(cloud, &self.stamp).await?;
+        servers.sort();
+        let mut listed = Vec::new();
+        let mut hosts = BTreeSet::new();
+        let dressed = self.state().dressed.clone();
+        for server in &servers {
+            let owner = self.stamp.owner(&server.master);
+            let ours = server.master == self.stamp.id;
+            let host = if hosts.insert((&server.master, &server.host)) {
+                if ours && (server.status == Status::Error || !dressed.contains(&server.id)) {
+                    // What a master before this one has started, and what has failed since.
+                    self.watch(cloud, &server.host, &server.id);
+                }
+                server.host.clone()
+            } else {
+                // A second server of one host: nobody's.
+                HostId(format!("{}.{}", server.host, server.id))
+            };
+            listed.push(ListedHost { host, handle: server.id.clone(), owner });
+        }
+        listed.extend(extras::left_over(cloud, &self.stamp, &servers).await);
+        Ok(listed)
+    }
+
+    /// Ends a server of our name, whoever's it is said to be; `Gone` where this cloud does not have it.
+    async fn end(&self, cloud: &Cloud, listed: &ListedHost) -> Result<Stopped, Problem> {
+        let Some(server) = servers::one(cloud, &self.stamp, &listed.handle).await? else { return Ok(Stopped::Gone) };
+        if self.stamp.owner(&server.master) != listed.owner {
+            return Err(Problem::Misfit(format!("end server {}: it is another master's now", server.id)));
+        }
+        if server.pool.is_some() {
+            extras::release(cloud, &self.stamp, &server.master, &server.host).await?;
+        }
+        servers::delete(cloud, &self.stamp, &server.id).await
+    }
+}
+
+impl Provider for Servers {
+    fn prepare<'a>(&'a self, host: &'a Host, _number: u32, boot: BootData) -> Answer<'a, Result<Order, StartError>> {
+        Box::pin(async move { self.prepare_now(host, &boot).await })
+    }
+
+    fn start<'a>(&'a self, host: &'a Host) -> Answer<'a, Result<Started, StartError>> {
+        Box::pin(async move {
+            let handle = self.start_now(host).await?;
+            // The metadata service tells a server its id, as does the firmware of most hypervisors.
+            let identity = Some(format!("uuid:{}", handle.to_ascii_lowercase()));
+            Ok(Started { handle, identity })
+        })
+    }
+
+    fn stop<'a>(&'a self, host: &'a Host) -> Answer<'a, Result<Stopped, String>> {
+        Box::pin(async move { self.stop_now(host).await })
+    }
+
+    fn list(&self) -> Answer<'_, Result<Vec<ListedHost>, String>> {
+        Box::pin(async move { self.list_now().await })
+    }
+
+    fn end<'a>(&'a self, listed: &'a ListedHost) -> Answer<'a, Result<Stopped, String>> {
+        Box::pin(async move { self.end_now(listed).await })
+    }
+
+    fn console<'a>(&'a self, host: &'a Host) -> Answer<'a, Option<String>> {
+        Box::pin(async move { self.console_now(host).await })
+    }
+}

@@ -1,0 +1,183 @@
+//! The whole call that makes a server, worked out before anything is made.
+
+use super::cloud::{Cloud, Service};
+use super::images::{self, is_uuid};
+use super::problem::Problem;
+use super::servers::{POOL, Stamp};
+use crate::config::OpenstackConfig;
+use crate::core::event::StartError;
+use crate::core::record::{Host, Order};
+use crate::hosts::user_data;
+use base64::Engine as _;
+use rouse_shared::boot::BootData;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+/// What Nova takes as user data, bytes: 65,535 once they are in base64.
+const USER_DATA: usize = 65_535 / 4 * 3;
+/// The longest value in a server's metadata, characters.
+const METADATA_VALUE: usize = 255;
+
+/// An order's spec.
+#[derive(Serialize, Deserialize)]
+pub(super) struct Spec {
+    /// Which cloud: [`super::account::Account::label`].
+    pub(super) cloud: String,
+    /// The server's name: what it is looked for by before it is made.
+    pub(super) name: String,
+    /// The body of the call.
+    pub(super) server: Value,
+}
+
+impl Spec {
+    /// Of a host's order; none where nothing was ordered.
+    ///
+    /// # Errors
+    /// Where the ledger has something else there.
+    pub(super) fn of(host: &Host) -> Result<Option<Self>, String> {
+        let Some(order) = &host.order else { return Ok(None) };
+        serde_json::from_str(&order.spec).map(Some).map_err(|e| format!("read the order of host {}: {e}", host.id))
+    }
+
+    /// The network that the host is to have an address from.
+    pub(super) fn pool(&self) -> Option<&str> {
+        self.server["metadata"][POOL].as_str()
+    }
+}
+
+/// Works out the order of a host.
+///
+/// # Errors
+/// Where something that the section names is not there, or the cloud does not answer.
+pub(super) async fn prepare(
+    cloud: &Cloud,
+    section: &OpenstackConfig,
+    stamp: &Stamp,
+    host: &Host,
+    boot: &BootData,
+) -> Result<Order, StartError> {
+    let text = user_data::compose(boot, section.user_data.as_deref(), USER_DATA)
+        .map_err(|error| StartError::Rejected(error.to_string()))?;
+    let image = images::resolve(cloud, &section.image).await?;
+    let flavor = flavor(cloud, &section.flavor).await.map_err(Problem::before_start)?;
+    let mut metadata = section.meta.clone();
+    metadata.extend(stamp.metadata(host.worker.as_str(), &host.id));
+    if let Some(pool) = &section.floating_ip_pool {
+        metadata.insert(POOL.to_owned(), network(cloud, pool, true).await.map_err(Problem::before_start)?);
+    }
+    if let Some((key, _)) = metadata.iter().find(|(_, value)| value.chars().count() > METADATA_VALUE) {
+        let why =
+            format!("stamp the server: meta.{key} is longer than the {METADATA_VALUE} characters that Nova takes");
+        return Err(StartError::Rejected(why));
+    }
+    // Worker and host: people find it, and no other server has it.
+    let name = format!("{}-{}", host.worker, host.id);
+    let mut server = json!({
+        "name": name,
+        "flavorRef": flavor,
+        "metadata": metadata,
+        "user_data": base64::engine::general_purpose::STANDARD.encode(text),
+        "networks": networks(cloud, &section.networks).await.map_err(Problem::before_start)?,
+    });
+    match section.boot_volume_gb {
+        None => server["imageRef"] = image.as_str().into(),
+        Some(gigabytes) => {
+            server["block_device_mapping_v2"] = json!([{
+                "boot_index": 0,
+                "uuid": image,
+                "source_type": "image",
+                "destination_type": "volume",
+                "volume_size": gigabytes,
+                "delete_on_termination": true,
+            }]);
+        }
+    }
+    let mut set = |key: &str, value: Option<Value>| {
+        if let Some(value) = value {
+            server[key] = value;
+        }
+    };
+    set("key_name", section.key_name.clone().map(Value::from));
+    set("availability_zone", section.availability_zone.clone().map(Value::from));
+    set("config_drive", section.config_drive.then_some(Value::Bool(true)));
+    let groups: Vec<Value> = section.security_groups.iter().map(|name| json!({ "name": name })).collect();
+    set("security_groups", (!groups.is_empty()).then_some(Value::Array(groups)));
+    let spec = Spec { cloud: cloud.account.label(), name, server };
+    let spec = serde_json::to_string(&spec).map_err(|e| StartError::Rejected(format!("write down the order: {e}")))?;
+    // Which server it will be is Nova's choice.
+    Ok(Order { number: 0, image, spec, more: false, identity: None, price: section.price_per_hour })
+}
+
+/// The id of a flavor that is given by id or name.
+///
+/// # Errors
+/// Where there is none, or the cloud does not answer.
+pub(super) async fn flavor(cloud: &Cloud, given: &str) -> Result<String, Problem> {
+    match cloud.get(Service::Compute, &format!("/flavors/{}", segment(given))).await {
+        Ok(_) => return Ok(given.to_owned()),
+        Err(problem) if problem.is_missing() => {}
+        // Not every text can be an id.
+        Err(Problem::Refused { status: 400, .. }) => {}
+        Err(problem) => return Err(problem),
+    }
+    let all = cloud.list(Service::Compute, "/flavors", "flavors").await?;
+    let found = all.iter().find(|flavor| flavor["name"] == *given).and_then(|flavor| flavor["id"].as_str());
+    found.map(str::to_owned).ok_or_else(|| {
+        Problem::Misfit(format!(
+            "find the flavor {given:?}: none of the {} that there are has that id or name",
+            all.len()
+        ))
+    })
+}
+
+/// What Nova is told of networks.
+async fn networks(cloud: &Cloud, given: &[String]) -> Result<Value, Problem> {
+    match given {
+        [] => Ok("auto".into()),
+        [none] if none == "none" => Ok("none".into()),
+        given => {
+            let mut all = Vec::new();
+            for name in given {
+                all.push(json!({ "uuid": network(cloud, name, false).await? }));
+            }
+            Ok(Value::Array(all))
+        }
+    }
+}
+
+/// The id of a network that is given by id or name.
+///
+/// # Errors
+/// Where there is none, or more than one, or the cloud does not answer.
+pub(super) async fn network(cloud: &Cloud, given: &str, pool: bool) -> Result<String, Problem> {
+    let what = if pool { "pool of floating addresses" } else { "network" };
+    let (key, external) = (if is_uuid(given) { "id" } else { "name" }, if pool { "&router:external=true" } else { "" });
+    let path = format!("/networks?{key}={}{external}", segment(given));
+    let all = cloud.list(Service::Network, &path, "networks").await?;
+    let ids: Vec<&str> = all.iter().filter(|n| n[key] == *given).filter_map(|n| n["id"].as_str()).collect();
+    match ids.as_slice() {
+        [id] => Ok((*id).to_owned()),
+        [] => Err(Problem::Misfit(format!("find the {what} {given:?}: this project has none of that id or name"))),
+        several => {
+            let why = format!("{} have that name: {}; name it by its id", several.len(), several.join(", "));
+            Err(Problem::Misfit(format!("find the {what} {given:?}: {why}")))
+        }
+    }
+}
+
+/// A text as one segment of a path, or a value of a query.
+fn segment(text: &str) -> String {
+    let plain = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~');
+    text.bytes().map(|byte| if plain(&byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_may_have_any_characters() {
+        assert_eq!(segment("m1.small"), "m1.small");
+        assert_eq!(segment("größe 1/2?a=b&c"), "gr%C3%B6%C3%9Fe%201%2F2%3Fa%3Db%26c");
+    }
+}

@@ -1,0 +1,266 @@
+//! Servers as Nova tells of them: how ours are stamped, found, judged and ended.
+
+use super::cloud::{Cloud, Service};
+use super::problem::Problem;
+use crate::core::event::{Owner, StartError, Stopped};
+use rouse_shared::HostId;
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// Keys of a server's metadata. They are part of the call that makes it, so no server of ours is ever without them.
+pub const MASTER: &str = "rouse-master";
+/// The master's generated id.
+pub const MASTER_ID: &str = "rouse-master-id";
+/// The host's id.
+pub const HOST: &str = "rouse-host";
+/// The network that it is to have an address from, where it is to have one.
+pub const POOL: &str = "rouse-pool";
+/// The worker's name.
+pub const NAME: &str = "rouse-name";
+
+/// Lines of a console that are evidence.
+const CONSOLE_LINES: u32 = 200;
+/// How much of a console is evidence, bytes.
+const CONSOLE: usize = 8 << 10;
+
+/// A server that bears our name.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Server {
+    /// When it was made, as Nova writes it; the order of two is that of the text.
+    pub created: String,
+    /// Its UUID.
+    pub id: String,
+    /// The host that it is.
+    pub host: HostId,
+    /// The id of its master.
+    pub master: String,
+    /// How it stands.
+    pub status: Status,
+    /// What Nova does with it just now, such as `scheduling`.
+    pub task: String,
+    /// Nova's words, where it is in error.
+    pub fault: Option<String>,
+    /// Whether it has ever run.
+    pub launched: bool,
+    /// The network that it is to have an address from.
+    pub pool: Option<String>,
+    /// The volumes that are attached to it.
+    pub volumes: Vec<String>,
+}
+
+/// How a server stands, as far as it matters.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Status {
+    /// Being made.
+    Building,
+    /// It could not be made, or something else went wrong with it.
+    Error,
+    /// Deleted, and kept for a while in case somebody wants it back.
+    SoftDeleted,
+    /// Anything else: it is there.
+    There,
+}
+
+impl Server {
+    /// A server of Nova's list, where it is one of this master's name.
+    pub fn of(told: &Value, name: &str) -> Option<Self> {
+        let stamp = |key: &str| told["metadata"][key].as_str().map(str::to_owned);
+        if stamp(MASTER).as_deref() != Some(name) {
+            return None;
+        }
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        Some(Self {
+            id: told["id"].as_str()?.to_owned(),
+            created: text(&told["created"]),
+            host: HostId(stamp(HOST).unwrap_or_default()),
+            master: stamp(MASTER_ID).unwrap_or_default(),
+            status: match told["status"].as_str().unwrap_or_default() {
+                "BUILD" => Status::Building,
+                "ERROR" => Status::Error,
+                "SOFT_DELETED" => Status::SoftDeleted,
+                _ => Status::There,
+            },
+            task: text(&told["OS-EXT-STS:task_state"]),
+            fault: told["fault"]["message"].as_str().map(|text| text.trim().to_owned()),
+            launched: told["OS-SRV-USG:launched_at"].is_string(),
+            pool: stamp(POOL),
+            volumes: told["os-extended-volumes:volumes_attached"]
+                .as_array()
+                .map(|all| all.iter().map(|volume| text(&volume["id"])).collect())
+                .unwrap_or_default(),
+        })
+    }
+
+    /// Whether Nova has found a place for it: from then on what goes wrong is no lack of room.
+    pub fn is_placed(&self) -> bool {
+        self.status != Status::Building || !matches!(self.task.as_str(), "" | "scheduling")
+    }
+}
+
+/// Who we are.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Stamp {
+    /// The master's name.
+    pub name: String,
+    /// Its generated id.
+    pub id: String,
+}
+
+impl Stamp {
+    /// Of `name/id`.
+    pub fn of(owner: &str) -> Self {
+        let (name, id) = owner.rsplit_once('/').unwrap_or((owner, ""));
+        Self { name: name.to_owned(), id: id.to_owned() }
+    }
+
+    /// Whose a machine with our name is.
+    pub fn owner(&self, master: &str) -> Owner {
+        if master == self.id { Owner::Ours } else { Owner::Namesake(master.to_owned()) }
+    }
+
+    /// What is stamped on a server of a host.
+    pub fn metadata(&self, worker: &str, host: &HostId) -> BTreeMap<String, String> {
+        let ours = [(MASTER, self.name.as_str()), (MASTER_ID, &self.id), (HOST, host.as_str()), (NAME, worker)];
+        ours.into_iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect()
+    }
+}
+
+/// Every server of the project that bears our name.
+///
+/// The whole project is listed: Nova lets only administrators filter by metadata, and ignores the filter of others.
+///
+/// # Errors
+/// Where the list is not whole.
+pub async fn all(cloud: &Cloud, stamp: &Stamp) -> Result<Vec<Server>, Problem> {
+    let told = cloud.list(Service::Compute, "/servers/detail", "servers").await?;
+    Ok(told.iter().filter_map(|server| Server::of(server, &stamp.name)).collect())
+}
+
+/// The servers of one host, the one that counts first: normally one. There are two only where a call that was taken for
+/// lost was carried out late; then it is the older one.
+///
+/// # Errors
+/// Where the list is not whole.
+pub async fn of_host(cloud: &Cloud, stamp: &Stamp, name: &str, host: &HostId) -> Result<Vec<Server>, Problem> {
+    // A regular expression for Nova; our names are letters, digits and hyphens.
+    let told = cloud.list(Service::Compute, &format!("/servers/detail?name=%5E{name}%24"), "servers").await?;
+    let ours = told.iter().filter_map(|server| Server::of(server, &stamp.name));
+    let mut found: Vec<Server> = ours.filter(|s| s.master == stamp.id && s.host == *host).collect();
+    found.sort();
+    Ok(found)
+}
+
+/// One server; none where Nova says that there is none.
+///
+/// # Errors
+/// Where Nova does not say.
+pub async fn one(cloud: &Cloud, stamp: &Stamp, id: &str) -> Result<Option<Server>, Problem> {
+    match cloud.get(Service::Compute, &format!("/servers/{id}")).await {
+        Ok(mut told) => {
+            let server = Server::of(&told["server"].take(), &stamp.name);
+            // Somebody has taken our stamp off a server that we have made.
+            server.map(Some).ok_or_else(|| Problem::Misfit(format!("recognise server {id}: it is not stamped as ours")))
+        }
+        Err(problem) if problem.is_missing() => Ok(None),
+        Err(problem) => Err(problem),
+    }
+}
+
+/// Asks for a server's end. `Gone` where Nova says that there is none.
+///
+/// # Errors
+/// Where Nova does not take it.
+pub async fn delete(cloud: &Cloud, stamp: &Stamp, id: &str) -> Result<Stopped, Problem> {
+    if !cloud.delete(Service::Compute, &format!("/servers/{id}")).await? {
+        return Ok(Stopped::Gone);
+    }
+    let left = one(cloud, stamp, id).await?;
+    if left.is_some_and(|server| server.status == Status::SoftDeleted) {
+        // The cloud would keep it for days, and count it.
+        let action = json!({ "forceDelete": null });
+        match cloud.post(Service::Compute, &format!("/servers/{id}/action"), &action).await {
+            Ok(_) => {}
+            Err(problem) if problem.is_missing() => return Ok(Stopped::Gone),
+            Err(problem) => return Err(problem),
+        }
+    }
+    Ok(Stopped::Requested)
+}
+
+/// Ends a server and waits, as long as `patience`, until Nova says that there is none. Whether it did.
+///
+/// # Errors
+/// Where Nova does not answer.
+pub async fn end(cloud: &Cloud, stamp: &Stamp, id: &str, patience: Duration) -> Result<bool, Problem> {
+    const LOOK: Duration = Duration::from_millis(500);
+    let mut looks = patience.as_millis() / LOOK.as_millis();
+    while delete(cloud, stamp, id).await? != Stopped::Gone {
+        if looks == 0 {
+            return Ok(false);
+        }
+        looks -= 1;
+        tokio::time::sleep(LOOK).await;
+    }
+    Ok(true)
+}
+
+/// Why a server is in error, as an error of its start. That no host was ever asked to build it is a lack of room; that
+/// one was, and failed, is a fault of what was to be built.
+pub async fn failure(cloud: &Cloud, server: &Server) -> StartError {
+    let fault = server.fault.as_deref().unwrap_or("Nova gives no reason");
+    let text = format!("server {} is in error: {fault}", server.id);
+    match was_built(cloud, &server.id).await {
+        Ok(false) => StartError::Capacity(text),
+        Ok(true) | Err(_) => StartError::Rejected(text),
+    }
+}
+
+async fn was_built(cloud: &Cloud, id: &str) -> Result<bool, Problem> {
+    let path = format!("/servers/{id}/os-instance-actions");
+    let actions = cloud.list(Service::Compute, &path, "instanceActions").await?;
+    let creation = actions.iter().find(|action| action["action"] == "create");
+    let Some(request) = creation.and_then(|action| action["request_id"].as_str()) else { return Ok(true) };
+    let action = cloud.get(Service::Compute, &format!("{path}/{request}")).await?;
+    let events = action["instanceAction"]["events"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let scheduled = events.iter().any(|e| e["event"] == "conductor_schedule_and_build_instances");
+    // Only the compute service has events of this name.
+    let built = events.iter().any(|e| e["event"].as_str().is_some_and(|name| name.starts_with("compute_")));
+    Ok(built || !scheduled)
+}
+
+/// Whether a refusal of a new server (403) is for want of quota: the project's limits are held against what it uses.
+/// Nova has one answer for that and for a policy that forbids it, and only its words differ.
+///
+/// # Errors
+/// Where the limits or the flavor cannot be had.
+pub async fn lacks_quota(cloud: &Cloud, flavor: &str) -> Result<bool, Problem> {
+    let limits = cloud.get(Service::Compute, "/limits").await?;
+    let flavor = cloud.get(Service::Compute, &format!("/flavors/{flavor}")).await?;
+    let number = |value: &Value| value.as_i64();
+    let limits = &limits["limits"]["absolute"];
+    let room = |used: &str, most: &str, wanted: Option<i64>| {
+        // A limit below zero is none.
+        let most = number(&limits[most]).filter(|most| *most >= 0);
+        most.zip(number(&limits[used])).zip(wanted).is_none_or(|((most, used), wanted)| used + wanted <= most)
+    };
+    Ok(!(room("totalInstancesUsed", "maxTotalInstances", Some(1))
+        && room("totalCoresUsed", "maxTotalCores", number(&flavor["flavor"]["vcpus"]))
+        && room("totalRAMUsed", "maxTotalRAMSize", number(&flavor["flavor"]["ram"]))))
+}
+
+/// The last of what a server printed; none where Nova has nothing, or no longer.
+pub async fn console(cloud: &Cloud, id: &str) -> Option<String> {
+    let action = json!({ "os-getConsoleOutput": { "length": CONSOLE_LINES } });
+    let told = cloud.post(Service::Compute, &format!("/servers/{id}/action"), &action).await.ok()?;
+    let text = told["output"].as_str().filter(|text| !text.is_empty())?;
+    let mut from = text.len().saturating_sub(CONSOLE);
+    while !text.is_char_boundary(from) {
+        from += 1;
+    }
+    Some(text[from..].to_owned())
+}
+
+#[cfg(test)]
+#[path = "server_tests.rs"]
+mod tests;

@@ -1,0 +1,196 @@
+//! An OpenStack cloud on loopback: the real Keystone, Glance, Placement and Nova (tests/openstack), one a test program.
+
+use crate::harness::{Process, holds_within, program, scratch};
+use serde_json::{Value, json};
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::OnceLock;
+use std::time::Duration;
+
+/// How long a cloud may take to start: on a machine that compiles beside it, four times what it takes alone.
+const START: Duration = Duration::from_secs(120);
+/// How long its programs may take to be installed and its state to be made, where they are not there yet.
+const PREPARE: Duration = Duration::from_secs(900);
+/// The user of the tests, and its password.
+pub const USER: (&str, &str) = ("ci", "ci-secret");
+/// Its project, without limits.
+pub const PROJECT: &str = "rouse";
+/// Its project that has room for one server.
+pub const SMALL: &str = "small";
+
+/// A cloud that runs as long as this process.
+pub struct Cloud {
+    urls: Value,
+    /// Where its logs are.
+    pub dir: PathBuf,
+}
+
+impl Cloud {
+    /// The one of this process, started when it is first asked for. Its guests are run by `tests/openstack/guest`.
+    ///
+    /// # Panics
+    /// Where it cannot be started.
+    pub fn shared() -> &'static Self {
+        static CLOUD: OnceLock<Cloud> = OnceLock::new();
+        CLOUD.get_or_init(Self::start)
+    }
+
+    fn start() -> Self {
+        let here = Path::new(env!("CARGO_MANIFEST_DIR")).join("openstack");
+        let dir = scratch("openstack");
+        let prepared =
+            Process::start(Command::new(here.join("prepare")), &dir, "prepare").wait(PREPARE).ended(0).text();
+        let [python, state] = prepared.lines().collect::<Vec<_>>()[..] else { panic!("not two lines: {prepared}") };
+        let out = dir.join("cloud.out");
+        let mut command = Command::new(python);
+        command.arg(here.join("cloud.py")).arg("serve").arg(state).arg(dir.join("run"));
+        command.arg(here.join("guest")).env("ROUSE_TESTS_AGENT", program("rouse-agent"));
+        let mut process = Process::start_with_input(command, &dir, "cloud", Stdio::piped());
+        let mut ended = None;
+        holds_within(START, || {
+            ended = process.try_wait();
+            ended.is_some() || fs::read_to_string(&out).is_ok_and(|text| text.ends_with('\n'))
+        });
+        let told = fs::read_to_string(&out).unwrap_or_default();
+        let urls = serde_json::from_str(&told);
+        let urls = urls.unwrap_or_else(|_| panic!("no cloud ({ended:?}): {told}{}", process.err()));
+        // It ends with its standard input, which is ours to keep until this process ends.
+        std::mem::forget(process);
+        Self { urls, dir }
+    }
+
+    /// The address of a service: `identity`, `image`, `compute`, `network`, `volume`.
+    ///
+    /// # Panics
+    /// Where there is no such service.
+    pub fn url(&self, service: &str) -> &str {
+        self.urls[service].as_str().unwrap_or_else(|| panic!("no service {service}"))
+    }
+
+    /// Host and port of a service.
+    ///
+    /// # Panics
+    /// As [`Self::url`].
+    pub fn address(&self, service: &str) -> SocketAddr {
+        let authority = self.url(service).split('/').nth(2).expect("an authority");
+        authority.parse().expect("an address")
+    }
+
+    /// All services that rouse talks to.
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        ["identity", "image", "compute", "network", "volume"].map(|service| self.address(service)).to_vec()
+    }
+
+    /// The user in a project, past the provider.
+    pub async fn user(&'static self, project: &str) -> User {
+        self.login(USER, project).await
+    }
+
+    /// The administrator.
+    pub async fn admin(&'static self) -> User {
+        self.login(("admin", "secret"), "admin").await
+    }
+
+    async fn login(&'static self, (name, password): (&str, &str), project: &str) -> User {
+        let domain = json!({ "id": "default" });
+        let body = json!({ "auth": {
+            "identity": { "methods": ["password"], "password": {
+                "user": { "name": name, "password": password, "domain": domain },
+            } },
+            "scope": { "project": { "name": project, "domain": domain } },
+        } });
+        let http = client();
+        let answer = http.post(format!("{}/auth/tokens", self.url("identity"))).json(&body).send().await;
+        let answer = answer.expect("Keystone answers");
+        assert!(answer.status().is_success(), "{answer:?}");
+        let token = answer.headers()["X-Subject-Token"].to_str().expect("text").to_owned();
+        let told: Value = answer.json().await.expect("JSON");
+        let id = |value: &Value| value["id"].as_str().unwrap_or_default().to_owned();
+        User { cloud: self, http, token, id: id(&told["token"]["user"]), project: id(&told["token"]["project"]) }
+    }
+}
+
+fn client() -> reqwest::Client {
+    // Another test may have done so before.
+    rustls::crypto::ring::default_provider().install_default().ok();
+    reqwest::Client::builder().no_proxy().tls_certs_only([]).build().expect("an HTTP client")
+}
+
+/// Somebody who talks to the cloud without rouse.
+pub struct User {
+    cloud: &'static Cloud,
+    http: reqwest::Client,
+    /// The token.
+    pub token: String,
+    /// The user's id.
+    pub id: String,
+    /// The project's id.
+    pub project: String,
+}
+
+impl User {
+    /// Asks a service. The status and what it says.
+    ///
+    /// # Panics
+    /// Where it does not answer.
+    pub async fn ask(&self, method: &str, service: &str, path: &str, body: Option<Value>) -> (u16, Value) {
+        let method = method.parse().expect("a method");
+        let mut request = self.http.request(method, format!("{}{path}", self.cloud.url(service)));
+        request = request.header("X-Auth-Token", &self.token).header("OpenStack-API-Version", "compute 2.53");
+        if let Some(body) = body {
+            request = request.json(&body);
+        }
+        let answer = request.send().await.unwrap_or_else(|error| panic!("{service}{path}: {error:?}"));
+        let status = answer.status().as_u16();
+        (status, answer.json().await.unwrap_or_default())
+    }
+
+    /// The items of a list, of all its pages.
+    ///
+    /// # Panics
+    /// Where there is no such list.
+    pub async fn list(&self, service: &str, path: &str, key: &str) -> Vec<Value> {
+        let place = path.split('?').next().unwrap_or_default();
+        let (mut path, mut all) = (path.to_owned(), Vec::new());
+        loop {
+            let (status, told) = self.ask("GET", service, &path, None).await;
+            let items = told[key].as_array().unwrap_or_else(|| panic!("{service}{path} answered {status}: {told}"));
+            all.extend(items.iter().cloned());
+            let links = told[format!("{key}_links")].as_array().cloned().unwrap_or_default();
+            let next = links.iter().find(|link| link["rel"] == "next").map(|link| &link["href"]);
+            let Some(next) = next.or_else(|| told.get("next")).and_then(Value::as_str) else { return all };
+            path = format!("{place}?{}", next.split_once('?').map_or("", |(_, query)| query));
+        }
+    }
+
+    /// The servers of the project whose name begins like this.
+    pub async fn servers(&self, prefix: &str) -> Vec<Value> {
+        let all = self.list("compute", &format!("/servers/detail?name=%5E{prefix}"), "servers").await;
+        all.into_iter().filter(|s| s["name"].as_str().is_some_and(|name| name.starts_with(prefix))).collect()
+    }
+}
+
+/// The section of a worker whose hosts are servers of this cloud. Each key may be replaced by one of `more`, and an
+/// application credential there replaces the user.
+pub fn section(auth_url: &str, more: &str) -> String {
+    let given = |key: &str| more.lines().any(|line| line.starts_with(key));
+    let usual = [
+        ("flavor", "1"),
+        ("image", "rouse-base-1"),
+        ("os_username", USER.0),
+        ("os_password", USER.1),
+        ("os_tenant_name", PROJECT),
+        ("os_auth_url", auth_url),
+    ];
+    let mut text = String::from("[worker.openstack]\n");
+    for (key, value) in usual {
+        let of_user = matches!(key, "os_username" | "os_password" | "os_tenant_name");
+        let replaced = given(key) || (of_user && given("os_application_credential"));
+        if !replaced {
+            text.push_str(&format!("{key} = \"{value}\"\n"));
+        }
+    }
+    format!("{text}{more}\n")
+}

@@ -1,0 +1,90 @@
+//! The contract of the providers, kept by OpenStack's servers.
+
+use super::stand::{LIMIT, LOOK, config};
+use rouse_master::config::Config;
+use rouse_master::core::plan::ProviderKind;
+use rouse_master::core::record::Host;
+use rouse_master::hosts::openstack::Servers;
+use rouse_master::hosts::{Death, Provider};
+use rouse_shared::WorkerName;
+use rouse_tests::contract::{self, Ground};
+use rouse_tests::openstack::{Cloud, User};
+use serde_json::Value;
+use std::collections::BTreeSet;
+use tokio::runtime::Handle;
+use tokio::sync::mpsc;
+
+struct Ours {
+    user: User,
+    config: Config,
+}
+
+impl Ours {
+    /// Waits, on a thread that may.
+    fn wait<T>(&self, work: impl Future<Output = T>) -> T {
+        tokio::task::block_in_place(|| Handle::current().block_on(work))
+    }
+
+    async fn servers(&self) -> Vec<Value> {
+        let all = self.user.servers("w").await;
+        all.into_iter().filter(|server| server["metadata"]["rouse-master"] == "contract").collect()
+    }
+}
+
+impl Ground for Ours {
+    fn kind(&self) -> ProviderKind {
+        ProviderKind::Openstack
+    }
+
+    fn workers(&self) -> [WorkerName; 2] {
+        ["w1".parse().unwrap(), "w2".parse().unwrap()]
+    }
+
+    fn provider(&self, owner: &str, deaths: mpsc::Sender<Death>) -> Box<dyn Provider> {
+        Box::new(Servers::new(owner, &self.config, deaths))
+    }
+
+    fn machines(&self) -> BTreeSet<String> {
+        self.wait(self.servers()).iter().map(|server| server["id"].as_str().unwrap().to_owned()).collect()
+    }
+
+    fn kill(&self, host: &Host) {
+        let path = format!("/servers/{}", host.handle.as_ref().unwrap());
+        self.wait(async {
+            for _ in 0..LIMIT.as_millis() / LOOK.as_millis() {
+                if self.user.ask("DELETE", "compute", &path, None).await.0 == 404 {
+                    return;
+                }
+                tokio::time::sleep(LOOK).await;
+            }
+            panic!("{path} does not go");
+        });
+    }
+
+    fn keeps_console(&self) -> bool {
+        true
+    }
+
+    fn tells_of_deaths(&self) -> bool {
+        // Nova tells nobody; the audit and the agent's lease do.
+        false
+    }
+
+    fn leftovers(&self) -> BTreeSet<String> {
+        self.wait(async {
+            let mut all = self.user.list("network", "/v2.0/ports", "ports").await;
+            all.extend(self.user.list("network", "/v2.0/floatingips", "floatingips").await);
+            all.extend(self.user.list("volume", "/volumes/detail", "volumes").await);
+            all.retain(|item| item.to_string().contains("contract"));
+            all.iter().map(|item| item["id"].as_str().unwrap().to_owned()).collect()
+        })
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn openstack_keeps_the_contract() {
+    let cloud = Cloud::shared();
+    let more = "floating_ip_pool = \"public\"\nboot_volume_gb = 1";
+    let ground = Ours { user: cloud.user("rouse").await, config: config(cloud.url("identity"), more) };
+    contract::holds(&ground).await;
+}

@@ -1,0 +1,173 @@
+//! What goes wrong between us and the cloud: nothing is made twice, and nothing stays.
+
+use super::stand::Stand;
+use rouse_master::core::event::StartError;
+use rouse_master::hosts::Provider as _;
+use rouse_tests::proxy::Fault;
+use serde_json::Value;
+use std::time::Duration;
+
+fn refuse(status: u16) -> Fault {
+    Fault::Refuse { status, head: "X-Told: by the proxy", body: "{\"told\": {\"message\": \"no\"}}" }
+}
+
+/// Starts a host while the call that makes its server goes wrong once; one server is there in the end, and then none.
+async fn one_server_despite(fault: Fault) {
+    let stand = Stand::new("").await;
+    let mut host = stand.host();
+    stand.prepare(&mut host).await.unwrap();
+    let name = format!("{fault:?}");
+    stand.proxy.fail(0, 1, fault, |r| r.is("POST", "/servers"));
+    stand.start(&mut host).await.unwrap_or_else(|error| panic!("{name}: {error:?}"));
+    let servers = stand.servers(&host).await;
+    assert_eq!(servers.len(), 1, "{name}");
+    assert_eq!(servers[0]["id"].as_str(), host.handle.as_deref(), "{name}");
+    stand.stop(&host).await;
+    assert_eq!(stand.servers(&host).await, [] as [Value; 0], "{name}");
+}
+
+/// All at once: most of the time passes with waiting for what may still come.
+async fn all(faults: Vec<Fault>) {
+    let tasks: Vec<_> = faults.into_iter().map(|fault| tokio::spawn(one_server_despite(fault))).collect();
+    for task in tasks {
+        task.await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_reply_makes_no_second_server() {
+    all(vec![Fault::LoseReply, Fault::Garble(500), Fault::Garble(503), Fault::Garble(504)]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_request_is_made_good() {
+    all(vec![Fault::LoseRequest, refuse(500), refuse(503), refuse(401)]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_late_request_makes_no_second_server() {
+    // It is on its way when the master no longer waits for it.
+    let stand = Stand::new("").await;
+    let mut host = stand.host();
+    stand.prepare(&mut host).await.unwrap();
+    stand.proxy.fail(0, 1, Fault::Delay(Duration::from_secs(4)), |r| r.is("POST", "/servers"));
+    let lost = tokio::time::timeout(Duration::from_secs(2), stand.provider.start(&host)).await;
+    assert!(lost.is_err(), "the call takes longer: {lost:?}");
+    stand.start(&mut host).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert_eq!(stand.servers(&host).await.len(), 1);
+    stand.stop(&host).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_waits_for_what_may_still_come() {
+    let stand = Stand::new("").await;
+    let mut host = stand.host();
+    stand.prepare(&mut host).await.unwrap();
+    stand.proxy.fail(0, 1, Fault::Delay(Duration::from_secs(4)), |r| r.is("POST", "/servers"));
+    let lost = tokio::time::timeout(Duration::from_secs(2), stand.provider.start(&host)).await;
+    assert!(lost.is_err(), "the call takes longer: {lost:?}");
+    stand.stop(&host).await;
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert_eq!(stand.servers(&host).await, [] as [Value; 0], "gone was gone");
+}
+
+#[tokio::test]
+async fn the_cloud_says_how_long_to_wait() {
+    for status in [413, 429] {
+        let stand = Stand::new("").await;
+        let mut host = stand.host();
+        stand.prepare(&mut host).await.unwrap();
+        stand.proxy.take_seen();
+        let slow = Fault::Refuse { status, head: "Retry-After: 2", body: "{}" };
+        stand.proxy.fail(0, 1, slow.clone(), |r| r.is("POST", "/servers"));
+        let begin = rouse_master::clock::now();
+        stand.start(&mut host).await.unwrap();
+        assert!(rouse_master::clock::now().since(begin) >= Duration::from_secs(2));
+        let posts = stand.proxy.take_seen().into_iter().filter(|r| r.is("POST", "/servers")).count();
+        assert_eq!(posts, 2, "{status}");
+        stand.proxy.fail(0, 1, slow, |r| r.is("DELETE", "/servers"));
+        stand.stop(&host).await;
+        // Longer than a call has time for: it is told, and nothing was made.
+        let mut host = stand.host();
+        let slow = Fault::Refuse { status, head: "Retry-After: 300", body: "{}" };
+        stand.proxy.fail(0, 1, slow, |r| r.is("POST", "/servers"));
+        let result = stand.start(&mut host).await;
+        let as_told = match status {
+            413 => matches!(result, Err(StartError::Capacity(_))),
+            _ => matches!(result, Err(StartError::Transient(_))),
+        };
+        assert!(as_told, "{status}: {result:?}");
+        assert_eq!(stand.servers(&host).await, [] as [Value; 0]);
+    }
+}
+
+#[tokio::test]
+async fn refusals_are_told_apart() {
+    for (status, expected) in
+        [(403, "Auth"), (409, "Rejected"), (400, "Rejected"), (404, "Rejected"), (413, "Capacity")]
+    {
+        let stand = Stand::new("").await;
+        let mut host = stand.host();
+        stand.proxy.fail(0, 1, refuse(status), |r| r.is("POST", "/servers"));
+        let error = stand.start(&mut host).await.unwrap_err();
+        assert!(format!("{error:?}").starts_with(expected), "{status}: {error:?}");
+        assert_eq!(stand.servers(&host).await, [] as [Value; 0]);
+    }
+}
+
+#[tokio::test]
+async fn a_list_is_whole_or_an_error() {
+    let stand = Stand::new("").await;
+    let mut hosts = Vec::new();
+    for _ in 0..3 {
+        hosts.push(stand.started().await);
+    }
+    let mut listed: Vec<_> = stand.provider.list().await.unwrap().into_iter().map(|l| Some(l.handle)).collect();
+    let mut made: Vec<_> = hosts.iter().map(|host| host.handle.clone()).collect();
+    listed.sort();
+    made.sort();
+    assert_eq!(listed, made, "more than one page has");
+    // Something passing is got over, on any page.
+    for skip in 0..2 {
+        for fault in [refuse(503), Fault::LoseReply, Fault::Garble(500)] {
+            stand.proxy.fail(skip, 1, fault, |r| r.is("GET", "/servers/detail"));
+            assert_eq!(stand.provider.list().await.unwrap().len(), 3);
+            stand.proxy.heal();
+        }
+    }
+    for skip in 0..2 {
+        for fault in [refuse(503), refuse(403), refuse(404), Fault::LoseReply] {
+            stand.proxy.fail(skip, 100, fault, |r| r.is("GET", "/servers/detail"));
+            let told = stand.provider.list().await;
+            assert!(told.is_err(), "{told:?}");
+            stand.proxy.heal();
+        }
+    }
+    let empty = Fault::Refuse { status: 200, head: "X-Told: by the proxy", body: "{}" };
+    stand.proxy.fail(1, 1, empty, |r| r.is("GET", "/servers/detail"));
+    assert!(stand.provider.list().await.is_err(), "a page without a list");
+    for host in &hosts {
+        stand.stop(host).await;
+    }
+}
+
+#[tokio::test]
+async fn a_stop_is_done_when_nova_says_so() {
+    for fault in [Fault::LoseReply, Fault::LoseRequest, Fault::Garble(500), refuse(409), refuse(403), refuse(503)] {
+        let stand = Stand::new("").await;
+        let host = stand.started().await;
+        stand.until_status(&host, "ACTIVE").await;
+        stand.proxy.fail(0, 2, fault.clone(), |r| r.is("DELETE", "/servers"));
+        let first = stand.provider.stop(&host).await;
+        assert!(first.is_err(), "{fault:?}: {first:?}");
+        stand.stop(&host).await;
+        assert_eq!(stand.servers(&host).await, [] as [Value; 0], "{fault:?}");
+    }
+    // Nothing but a 404 of Nova's own is its word: another path's, or another service's, is none.
+    let stand = Stand::new("").await;
+    let host = stand.started().await;
+    stand.proxy.fail(0, 1, refuse(500), |r| r.is("GET", "/servers/"));
+    stand.stop(&host).await;
+    assert_eq!(stand.servers(&host).await, [] as [Value; 0]);
+}

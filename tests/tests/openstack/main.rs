@@ -1,0 +1,9 @@
+//! Hosts of OpenStack, on the real Keystone, Glance and Nova. All tests share one cloud.
+#![allow(clippy::unwrap_used)]
+
+mod account;
+mod contract;
+mod faults;
+mod lost;
+mod servers;
+mod stand;

@@ -1,0 +1,246 @@
+//! What a section asks for, and what Nova has of it.
+
+use super::stand::{LIMIT, LOOK, Stand};
+use rouse_master::core::event::StartError;
+use rouse_master::hosts::Provider as _;
+use rouse_tests::openstack::SMALL;
+use serde_json::{Value, json};
+use std::os::unix::fs::PermissionsExt as _;
+
+#[tokio::test]
+async fn a_server_is_stamped_in_the_call_that_makes_it() {
+    let stand = Stand::new("meta = { team = \"ci\", rouse-host = \"lie\" }\nprice_per_hour = 0.5").await;
+    let mut host = stand.host();
+    stand.prepare(&mut host).await.unwrap();
+    let order = host.order.clone().unwrap();
+    assert_eq!((order.number, order.more, order.price), (0, false, Some(0.5)));
+    stand.start(&mut host).await.unwrap();
+    let made = stand.proxy.take_seen().into_iter().find(|r| r.is("POST", "/servers")).unwrap();
+    assert_eq!(made.status, 202);
+    let server = stand.until_status(&host, "ACTIVE").await;
+    let metadata = json!({
+        "team": "ci", "rouse-master": stand.master, "rouse-master-id": "id1", "rouse-host": host.id, "rouse-name": "w1",
+    });
+    assert_eq!((&server["metadata"], server["image"]["id"].as_str()), (&metadata, Some(order.image.as_str())));
+    assert_eq!(host.identity, Some(format!("uuid:{}", server["id"].as_str().unwrap())));
+    assert_eq!(server["flavor"]["original_name"], "m1.small");
+    assert!(!format!("{server}").contains(&host.token), "the token is in no part of it that everyone may read");
+    stand.stop(&host).await;
+    assert_eq!(stand.servers(&host).await, [] as [Value; 0]);
+}
+
+/// The name of the image that a section chooses.
+async fn chosen(image: &str) -> Result<String, StartError> {
+    let stand = Stand::new(&format!("image = {image}")).await;
+    let mut host = stand.host();
+    stand.prepare(&mut host).await?;
+    let id = host.order.unwrap().image;
+    let (status, told) = stand.user.ask("GET", "image", &format!("/v2/images/{id}"), None).await;
+    assert_eq!(status, 200);
+    Ok(told["name"].as_str().unwrap().to_owned())
+}
+
+/// The words of a refusal.
+fn rejected(result: Result<String, StartError>) -> String {
+    match result {
+        Err(StartError::Rejected(why)) => why,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn an_image_is_chosen_by_id_name_or_expression() {
+    let stand = Stand::new("").await;
+    let images = stand.user.list("image", "/v2/images", "images").await;
+    let id = images.iter().find(|image| image["name"] == "rouse-base-2").unwrap()["id"].as_str().unwrap();
+    assert_eq!(chosen(&format!("\"{id}\"")).await.unwrap(), "rouse-base-2");
+    assert_eq!(chosen("\"something-else\"").await.unwrap(), "something-else");
+    assert_eq!(chosen("{ name_regex = \"rouse-base-.*\" }").await.unwrap(), "rouse-base-2");
+    assert_eq!(chosen("{ name_regex = \"rouse-base-.*\", pick = \"oldest\" }").await.unwrap(), "rouse-base-1");
+    for (image, expected) in [
+        ("\"00000000-0000-4000-8000-000000000000\"", "there is none"),
+        ("\"rouse-base\"", "no image of that name"),
+        ("{ name_regex = \"base\" }", "none has a name like"),
+    ] {
+        let why = rejected(chosen(image).await);
+        assert!(why.contains(expected), "{why}");
+    }
+}
+
+#[tokio::test]
+async fn a_program_chooses_an_image() {
+    let dir = tempfile::tempdir().unwrap();
+    let script = |name: &str, text: &str| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        format!("{{ command = [\"{}\", \"0.2.0\"] }}", path.display())
+    };
+    let find = "#!/usr/bin/env python3\nimport json, sys\nfor image in json.load(sys.stdin):\n    \
+                assert image['status'] == 'active' and image['size'] == 1024 and image['created'], image\n    \
+                if image['metadata'].get('rouse_agent') == sys.argv[1]: print(image['id'])\n";
+    assert_eq!(chosen(&script("find", find)).await.unwrap(), "rouse-base-2");
+    for (name, text, expected) in [
+        ("none", "#!/bin/sh\necho there is no image yet >&2; exit 3\n", "exit status: 3: there is no image yet"),
+        ("lie", "#!/bin/sh\necho 8ac9d4a4-5e03-48b0-acde-77a0345a9ab1\n", "no id of an available image"),
+    ] {
+        let why = rejected(chosen(&script(name, text)).await);
+        assert!(why.contains(expected) && why.contains(name), "{why}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_not_there_is_named() {
+    for (more, expected) in [
+        ("flavor = \"m1.tiny\"", "\"m1.tiny\""),
+        ("networks = [\"nowhere\"]", "\"nowhere\""),
+        ("floating_ip_pool = \"private\"", "pool of floating addresses \"private\""),
+        ("os_region_name = \"Elsewhere\"", "RegionOne"),
+        ("key_name = \"nobody\"", "key_name"),
+        ("security_groups = [\"nobody\"]", "nobody"),
+        ("availability_zone = \"moon\"", "availability zone"),
+    ] {
+        let stand = Stand::new(more).await;
+        let mut host = stand.host();
+        let why = match stand.start(&mut host).await {
+            Err(StartError::Rejected(why)) => why,
+            other => panic!("{more}: {other:?}"),
+        };
+        assert!(why.contains(expected), "{why}");
+        assert_eq!(stand.servers(&host).await, [] as [Value; 0]);
+    }
+}
+
+#[tokio::test]
+async fn everything_that_a_server_may_have() {
+    let stand = Stand::new("flavor = \"m1.medium\"\nnetworks = \"private\"\nsecurity_groups = [\"builders\"]\nkey_name = \"k1\"\nconfig_drive = true\navailability_zone = \"nova\"\nuser_data = \"#!/bin/sh\\necho hello\"").await;
+    let key = json!({ "keypair": { "name": "k1" } });
+    let (status, told) = stand.user.ask("POST", "compute", "/os-keypairs", Some(key)).await;
+    assert!(status == 200 || status == 201, "{told}");
+    let host = stand.started().await;
+    let server = stand.until_status(&host, "ACTIVE").await;
+    assert_eq!((&server["flavor"]["original_name"], &server["key_name"]), (&json!("m1.medium"), &json!("k1")));
+    assert_eq!((&server["config_drive"], &server["OS-EXT-AZ:availability_zone"]), (&json!("True"), &json!("nova")));
+    let path = format!("/v2.0/ports?device_id={}", server["id"].as_str().unwrap());
+    let ports = stand.user.list("network", &path, "ports").await;
+    assert_eq!(ports.len(), 1);
+    stand.stop(&host).await;
+    stand.user.ask("DELETE", "compute", "/os-keypairs/k1", None).await;
+}
+
+#[tokio::test]
+async fn a_lack_of_room_is_told_from_a_fault() {
+    // No hypervisor is so large: Nova takes the server, and finds no place for it.
+    let stand = Stand::new("flavor = \"m1.huge\"").await;
+    let mut host = stand.host();
+    match stand.start(&mut host).await {
+        Err(StartError::Capacity(why)) => assert!(why.contains("No valid host"), "{why}"),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(stand.servers(&host).await, [] as [Value; 0], "what is in error is deleted");
+    // The project is full: Nova takes nothing.
+    let stand = Stand::new(&format!("os_tenant_name = \"{SMALL}\"")).await;
+    let first = stand.started().await;
+    let mut second = stand.host();
+    match stand.start(&mut second).await {
+        Err(StartError::Capacity(why)) => assert!(why.contains("403"), "{why}"),
+        other => panic!("{other:?}"),
+    }
+    stand.stop(&first).await;
+    // The quota follows the database with a delay of Nova's own making: none here.
+    stand.start(&mut second).await.unwrap();
+    stand.stop(&second).await;
+}
+
+#[tokio::test]
+async fn a_server_that_fails_to_boot_tells_why() {
+    let mut stand = Stand::new("meta = { fake_spawn_error = \"the disk is on fire\", fake_spawn_delay = \"1\" }").await;
+    let mut host = stand.host();
+    let why = match stand.start(&mut host).await {
+        // It was placed, and failed later.
+        Ok(()) => {
+            let death = tokio::time::timeout(LIMIT, stand.deaths.recv()).await.unwrap().unwrap();
+            assert_eq!(death.host, host.id);
+            death.why
+        }
+        Err(StartError::Rejected(why)) => why,
+        Err(other) => panic!("{other:?}"),
+    };
+    assert!(why.contains("the disk is on fire"), "{why}");
+    stand.stop(&host).await;
+    assert_eq!(stand.servers(&host).await, [] as [Value; 0]);
+}
+
+#[tokio::test]
+async fn a_list_tells_of_failures_of_the_time_before() {
+    let mut stand = Stand::new("meta = { fake_spawn_error = \"late\", fake_spawn_delay = \"2\" }").await;
+    let mut host = stand.host();
+    stand.start(&mut host).await.unwrap();
+    stand.next();
+    stand.until_status(&host, "ERROR").await;
+    assert_eq!(stand.provider.list().await.unwrap().len(), 1, "it is there until it is stopped");
+    let death = tokio::time::timeout(LIMIT, stand.deaths.recv()).await.unwrap().unwrap();
+    assert!(death.host == host.id && death.why.contains("late"), "{death:?}");
+    stand.stop(&host).await;
+}
+
+/// What of a kind bears the label of a host, or belongs to its server.
+async fn things(stand: &Stand, path: &str, key: &str, host: &rouse_shared::HostId) -> Vec<Value> {
+    let service = if key == "volumes" { "volume" } else { "network" };
+    let all = stand.user.list(service, path, key).await;
+    all.into_iter().filter(|item| item.to_string().contains(host.as_str())).collect()
+}
+
+const KINDS: [(&str, &str); 3] =
+    [("/v2.0/ports", "ports"), ("/v2.0/floatingips", "floatingips"), ("/volumes/detail", "volumes")];
+
+#[tokio::test]
+async fn what_a_server_leaves_behind_is_found_and_ended() {
+    let stand = Stand::new("floating_ip_pool = \"public\"\nboot_volume_gb = 3").await;
+    let host = stand.started().await;
+    for (path, key) in KINDS {
+        let mut found = Vec::new();
+        for _ in 0..LIMIT.as_millis() / LOOK.as_millis() {
+            found = things(&stand, path, key, &host.id).await;
+            if !found.is_empty() {
+                break;
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+        assert_eq!(found.len(), 1, "one of {key}: {found:?}");
+    }
+    let port = &things(&stand, "/v2.0/ports", "ports", &host.id).await[0];
+    let address = &things(&stand, "/v2.0/floatingips", "floatingips", &host.id).await[0];
+    assert_eq!((&address["port_id"], &address["status"]), (&port["id"], &Value::from("ACTIVE")));
+    assert_eq!(stand.provider.list().await.unwrap().len(), 1, "as long as the server is there nothing is left over");
+    stand.stop(&host).await;
+    for (path, key) in KINDS {
+        assert_eq!(things(&stand, path, key, &host.id).await, [] as [Value; 0], "of {key} nothing stays");
+    }
+    // As it would be after a failure of the cloud's: each of them without its server.
+    let id = &host.id;
+    let label = format!("rouse {}/id1 {id}", stand.master);
+    let ask = |service: &'static str, path: &'static str, body: Value| {
+        let user = &stand.user;
+        async move {
+            let (status, told) = user.ask("POST", service, path, Some(body)).await;
+            assert!(status < 300, "{told}");
+        }
+    };
+    let networks = stand.user.list("network", "/v2.0/networks", "networks").await;
+    let network = |name: &str| networks.iter().find(|n| n["name"] == name).unwrap()["id"].clone();
+    let port = json!({ "port": { "network_id": network("private"), "description": label } });
+    ask("network", "/v2.0/ports", port).await;
+    let address = json!({ "floatingip": { "floating_network_id": network("public"), "description": label } });
+    ask("network", "/v2.0/floatingips", address).await;
+    let metadata = json!({ "rouse-master": stand.master, "rouse-master-id": "id1", "rouse-host": id });
+    ask("volume", "/volumes", json!({ "volume": { "size": 1, "metadata": metadata } })).await;
+    let left = stand.provider.list().await.unwrap();
+    let kinds: Vec<&str> = left.iter().map(|l| l.handle.split(':').next().unwrap()).collect();
+    assert_eq!(kinds, ["port", "address", "volume"]);
+    for machine in &left {
+        assert_ne!(machine.host, host.id, "the host itself is gone");
+        stand.provider.end(machine).await.unwrap();
+    }
+    assert_eq!(stand.provider.list().await.unwrap(), []);
+}

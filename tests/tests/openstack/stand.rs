@@ -1,0 +1,138 @@
+//! A provider on the cloud, with or without the proxy in between, and the hosts that it is asked for.
+
+use rouse_master::config::Config;
+use rouse_master::core::event::{StartError, Started, Stopped};
+use rouse_master::core::plan::ProviderKind;
+use rouse_master::core::record::Host;
+use rouse_master::hosts::openstack::Servers;
+use rouse_master::hosts::{Death, Provider};
+use rouse_shared::WorkerName;
+use rouse_tests::contract::{boot_data, host_of};
+use rouse_tests::openstack::{Cloud, PROJECT, User, section};
+use rouse_tests::proxy::Proxy;
+use serde_json::Value;
+use std::path::Path;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+use tokio::sync::mpsc;
+
+/// How long anything may take.
+pub const LIMIT: Duration = Duration::from_secs(60);
+/// How long a call may still be under way in this cloud when nobody waits for it any more.
+const SETTLED: Duration = Duration::from_secs(5);
+/// Between two looks.
+pub const LOOK: Duration = Duration::from_millis(100);
+
+/// A provider, and what is around it.
+pub struct Stand {
+    pub provider: Servers,
+    pub deaths: mpsc::Receiver<Death>,
+    pub proxy: Proxy,
+    pub user: User,
+    /// The master's name: of this stand alone, since all share one project.
+    pub master: String,
+    config: Config,
+}
+
+impl Stand {
+    /// With these further lines in the worker's section, behind a proxy.
+    pub async fn new(more: &str) -> Self {
+        static NUMBER: AtomicU32 = AtomicU32::new(1);
+        let cloud = Cloud::shared();
+        let proxy = Proxy::start(&cloud.addresses()).await;
+        let identity = cloud.address("identity");
+        let url = cloud.url("identity").replace(&identity.to_string(), &proxy.front(identity).to_string());
+        let project = more.lines().find_map(|line| line.strip_prefix("os_tenant_name = ")).unwrap_or(PROJECT);
+        let user = cloud.user(project.trim_matches('"')).await;
+        let master = format!("m{}", NUMBER.fetch_add(1, Ordering::Relaxed));
+        let config = config(&url, more);
+        let (deaths_in, deaths) = mpsc::channel(64);
+        let provider = Servers::settling(&format!("{master}/id1"), &config, deaths_in, SETTLED);
+        Self { provider, deaths, proxy, user, master, config }
+    }
+
+    /// The provider as the next master of the same name and id has it.
+    pub fn next(&mut self) {
+        let (deaths_in, deaths) = mpsc::channel(64);
+        self.provider = Servers::settling(&format!("{}/id1", self.master), &self.config, deaths_in, SETTLED);
+        self.deaths = deaths;
+    }
+
+    /// A host, as the core orders it.
+    pub fn host(&self) -> Host {
+        host_of(ProviderKind::Openstack, &worker())
+    }
+
+    pub async fn prepare(&self, host: &mut Host) -> Result<(), StartError> {
+        let boot = boot_data(host);
+        host.order = Some(self.provider.prepare(host, 0, boot).await?);
+        Ok(())
+    }
+
+    /// Orders and starts it, as the core does: an outcome that is not known is followed by the same call.
+    pub async fn start(&self, host: &mut Host) -> Result<(), StartError> {
+        if host.order.is_none() {
+            self.prepare(host).await?;
+        }
+        for _ in 0..5 {
+            match self.provider.start(host).await {
+                Ok(Started { handle, identity }) => {
+                    (host.handle, host.identity) = (Some(handle), identity);
+                    return Ok(());
+                }
+                Err(StartError::Unknown(_)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        panic!("host {} does not start", host.id);
+    }
+
+    /// A host that was started.
+    pub async fn started(&self) -> Host {
+        let mut host = self.host();
+        self.start(&mut host).await.unwrap_or_else(|error| panic!("{error:?}"));
+        host
+    }
+
+    /// Stops it until it is gone, whatever goes wrong on the way.
+    pub async fn stop(&self, host: &Host) {
+        for _ in 0..LIMIT.as_millis() / LOOK.as_millis() {
+            if self.provider.stop(host).await == Ok(Stopped::Gone) {
+                return;
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+        panic!("host {} does not go: {:?}", host.id, self.provider.stop(host).await);
+    }
+
+    /// The servers of a host, as Nova has them.
+    pub async fn servers(&self, host: &Host) -> Vec<Value> {
+        self.user.servers(&format!("{}-{}", host.worker, host.id)).await
+    }
+
+    /// Waits until a host's server has a status.
+    pub async fn until_status(&self, host: &Host, status: &str) -> Value {
+        for _ in 0..LIMIT.as_millis() / LOOK.as_millis() {
+            if let [server] = self.servers(host).await.as_slice()
+                && server["status"] == status
+            {
+                return server.clone();
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+        panic!("not {status} in time: {:?}", self.servers(host).await);
+    }
+}
+
+pub fn worker() -> WorkerName {
+    "w1".parse().unwrap()
+}
+
+/// A configuration with two workers of such a section.
+pub fn config(auth_url: &str, more: &str) -> Config {
+    let mut text = String::from("[master]\nname = \"m\"\n");
+    for name in ["w1", "w2"] {
+        text.push_str(&format!("[[worker]]\nname = \"{name}\"\npassword = \"p\"\n{}", section(auth_url, more)));
+    }
+    Config::parse(&text, Path::new("rouse.toml")).unwrap_or_else(|faults| panic!("{faults}"))
+}
