@@ -66,7 +66,7 @@ DEFAULTS = {
     "console": "",
     # PEM files that identity documents are signed with.
     "signer": None,
-    # What the metadata service of an instance says beside the usual: path to text, by instance id.
+    # What the metadata service of an instance says beside the usual: path to text, by instance id, or by * for all.
     "metadata": {},
 }
 settings = copy.deepcopy(DEFAULTS)
@@ -179,7 +179,7 @@ class Machine:
         return user_data_of(self.instance)
 
     def tell(self, path):
-        special = settings["metadata"].get(self.instance.id, {})
+        special = {**settings["metadata"].get("*", {}), **settings["metadata"].get(self.instance.id, {})}
         if path in special:
             return special[path]
         region = self.instance.region_name
@@ -265,7 +265,7 @@ def sign(document):
     if not signer:
         return None
     done = subprocess.run(
-        ["openssl", "cms", "-sign", "-binary", "-nodetach", "-nocerts", "-md", "sha256", "-outform", "DER", "-noout"][:-1]
+        ["openssl", "cms", "-sign", "-binary", "-nodetach", "-nocerts", "-md", "sha256", "-outform", "DER"]
         + ["-signer", signer["certificate"], "-inkey", signer["key"]],
         input=document.encode(),
         capture_output=True,

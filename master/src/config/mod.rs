@@ -54,8 +54,6 @@ pub struct Config {
     pub broker: BrokerConfig,
     /// `[mail]`
     pub mail: MailConfig,
-    /// USD a day, where the provider knows a price; absent: no cap. Above 0.
-    pub max_spend_per_day: Option<f64>,
     /// Workers and limits, as the core knows them.
     pub plan: Plan,
     /// How the hosts of each latent worker are made. Exactly the workers of the plan that are latent.
@@ -213,14 +211,15 @@ fn read_text(text: &str, path: &Path, env: document::Environment<'_>) -> Reading
         let plan = Plan {
             workers: workers.plans,
             max_hosts: limits.max_hosts,
+            max_spend_per_day: limits.max_spend_per_day,
             quarantine_after: limits.quarantine_after,
             audit_interval,
             stop_orphans,
             restart_lease: master.restart_lease,
             mail: mail.plan(),
         };
-        let (max_spend_per_day, hosts) = (limits.max_spend_per_day, workers.hosts);
-        Config { path: path.to_owned(), master, broker, mail, max_spend_per_day, plan, hosts, warnings: Vec::new() }
+        let hosts = workers.hosts;
+        Config { path: path.to_owned(), master, broker, mail, plan, hosts, warnings: Vec::new() }
     });
     let (faults, warnings) = notes.finish();
     let config = config.filter(|_| faults.is_empty()).map(|c| Config { warnings: warnings.clone(), ..c });
@@ -260,10 +259,10 @@ impl Config {
                 auth_listen: general::local(8091),
             },
             mail: general::default_mail(),
-            max_spend_per_day: None,
             plan: Plan {
                 workers: BTreeMap::new(),
                 max_hosts: None,
+                max_spend_per_day: None,
                 quarantine_after: general::DEFAULT_QUARANTINE,
                 audit_interval: general::DEFAULT_AUDIT,
                 stop_orphans: true,

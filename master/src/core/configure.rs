@@ -44,6 +44,7 @@ impl Core {
             namesakes: BTreeSet::new(),
             audits: BTreeMap::new(),
             timers: Timers::default(),
+            spent: start.ledger.spent,
             broker_up: false,
             broker_since: None,
             mail: super::mail::Desk::default(),

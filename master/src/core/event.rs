@@ -5,7 +5,7 @@ use super::build::{BuildSpec, BuildState};
 use super::mail::{Handed, Mail, MailId};
 use super::plan::{Plan, ProviderKind};
 use super::record::{Host, HostState, Order, Record};
-use rouse_shared::message::{ToAgent, ToMaster};
+use rouse_shared::message::{Hello, ToAgent, ToMaster};
 use rouse_shared::{AttemptId, BuildId, HostId, Timestamp, WorkerName};
 use std::sync::Arc;
 
@@ -23,6 +23,15 @@ pub enum Event {
         worker: WorkerName,
         /// What.
         message: ToMaster,
+    },
+    /// An agent said hello, and what it shows for the machine that it is on is worth nothing. Late and twice.
+    Unproven {
+        /// Who it says it is; the broker vouches for that.
+        worker: WorkerName,
+        /// What it said.
+        hello: Box<Hello>,
+        /// What is wrong with its papers, in a sentence.
+        why: String,
     },
     /// The broker has no such queue any more, or says that the connection is closed: the agent is not attached now. Its
     /// lease goes on. Caused by [`Effect::Send`] or by the agent's end. Late and twice.

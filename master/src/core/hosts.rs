@@ -429,6 +429,8 @@ impl Core {
         let expected = matches!(live.host.state, HostState::Stopping);
         live.host.state = HostState::Gone;
         live.host.gone = Some(now);
+        self.settle(now, id);
+        let Some(live) = self.hosts.get_mut(id) else { return };
         if !why.is_empty() {
             live.host.why.get_or_insert_with(|| why.to_owned());
         }
@@ -440,6 +442,7 @@ impl Core {
             Timer::StartRetry(id.clone()),
             Timer::StopRetry(id.clone()),
             Timer::Console(id.clone()),
+            Timer::Reclaim(id.clone()),
         ] {
             self.timers.clear(&timer);
         }

@@ -15,11 +15,13 @@ pub mod mail;
 mod missing;
 pub mod plan;
 mod queue;
+mod reclaim;
 pub mod record;
 #[cfg(test)]
 mod restart_tests;
 mod schedule;
 mod sessions;
+pub mod spend;
 mod timers;
 pub mod view;
 mod views;
@@ -69,6 +71,8 @@ pub struct Core {
     /// Audits that users have asked for and that are under way.
     audits: BTreeMap<event::RequestId, audit::Audit>,
     timers: Timers,
+    /// What was spent today on hosts that are gone.
+    spent: spend::Spent,
     broker_up: bool,
     /// Since when; absent while it is away.
     broker_since: Option<Timestamp>,
@@ -145,6 +149,7 @@ impl Core {
     pub fn handle(&mut self, now: Timestamp, event: Event) -> Vec<Effect> {
         match event {
             Event::Agent { worker, message } => self.on_agent(now, worker, message),
+            Event::Unproven { worker, hello, why } => self.on_unproven(&worker, *hello, why),
             Event::Detached { worker, queue } => self.on_detached(now, &worker, queue),
             Event::BrokerUp => self.on_broker(now, true),
             Event::BrokerDown => self.on_broker(now, false),
@@ -195,6 +200,8 @@ impl Core {
             Timer::Backoff(worker) => self.touch_worker(&worker),
             Timer::Image(key) => self.on_image(&key),
             Timer::Logs(attempt) => self.on_logs_overdue(now, attempt),
+            Timer::Day => self.pending.wake = true,
+            Timer::Reclaim(host) => self.on_reclaim(now, &host),
             Timer::Audit(provider) => self.start_audit(now, provider),
             Timer::AuditRound(request) => self.next_round(request),
             Timer::AuditOver(request) => self.on_audit_over(now, request),

@@ -30,6 +30,8 @@ pub struct Plan {
     pub workers: BTreeMap<WorkerName, Arc<WorkerPlan>>,
     /// Latent hosts that may be alive at once, unknown ones included.
     pub max_hosts: Option<u32>,
+    /// USD that may be spent on hosts in a day, as far as their prices are known.
+    pub max_spend_per_day: Option<f64>,
     /// Failed starts in a row before a worker is quarantined; at least 1.
     pub quarantine_after: u32,
     /// Between two audits of a provider.

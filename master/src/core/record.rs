@@ -4,6 +4,7 @@ use super::build::{BuildSpec, BuildStatus};
 use super::images::{ImageKey, ImageRecord};
 use super::mail::{Mail, MailId, News};
 use super::plan::{Digest, ProviderKind};
+use super::spend::Spent;
 use rouse_shared::message::Facts;
 use rouse_shared::{BuildId, HostId, Nonce, SessionId, Timestamp, WorkerName};
 use serde::{Deserialize, Serialize};
@@ -206,6 +207,8 @@ pub enum Record {
     Image(ImageKey, ImageRecord),
     /// Every lease may run until then, since the master said so when it was asked to end.
     LeasesUntil(Timestamp),
+    /// What was spent today on hosts that are gone.
+    Spent(Spent),
     /// Something that people are to be told.
     News(News),
     /// This piece of news is part of a mail now.
@@ -237,6 +240,8 @@ pub struct Ledger {
     pub images: Vec<(ImageKey, ImageRecord)>,
     /// The highest build number given out.
     pub last_build: u64,
+    /// See [`Record::Spent`].
+    pub spent: Spent,
     /// See [`Record::LeasesUntil`].
     pub leases_until: Option<Timestamp>,
     /// News that are not part of a mail yet.

@@ -48,6 +48,7 @@ fn plan(workers: Vec<WorkerPlan>) -> Arc<Plan> {
     Arc::new(Plan {
         workers: workers.into_iter().map(|w| (w.name.clone(), Arc::new(w))).collect(),
         max_hosts: None,
+        max_spend_per_day: None,
         quarantine_after: 3,
         audit_interval: 120 * SECOND,
         stop_orphans: true,
@@ -99,6 +100,7 @@ impl Master {
                 Record::Host(host) => drop(self.hosts.insert(host.id.clone(), host)),
                 Record::Session(session) => self.session = Some(session),
                 Record::SessionOver(_) => self.session = None,
+                Record::Spent(_) => {}
                 Record::LeasesUntil(until) => self.leases_until = Some(until),
                 Record::Worker(..) | Record::Image(..) | Record::News(_) | Record::NewsOver(_) | Record::Mail(_) => {}
                 Record::MailOver(_) | Record::MailPause(..) | Record::OrphanTold(..) | Record::OrphanOver(..) => {}

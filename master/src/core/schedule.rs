@@ -150,7 +150,7 @@ impl Core {
                         let Some(name) = self.wakeable.iter().filter(|n| may(n)).min_by_key(failures).cloned() else {
                             break;
                         };
-                        if !self.may_start_one() {
+                        if !self.may_start_one() || !self.may_spend_or_wait(now) {
                             break;
                         }
                         self.take_room(&name, &mut room);
@@ -209,7 +209,7 @@ impl Core {
             .collect();
         let mut room = Room::default();
         for (template, min_idle) in wanted {
-            while self.idle_of(&template) < min_idle && self.may_start_one() {
+            while self.idle_of(&template) < min_idle && self.may_start_one() && self.may_spend_or_wait(now) {
                 let of = |name: &&WorkerName| {
                     self.plan_of(name).and_then(|p| p.latent.as_ref()).is_some_and(|l| l.template == template)
                 };

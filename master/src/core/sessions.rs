@@ -7,7 +7,7 @@ use super::record::{HostState, Record, Session, Wish};
 use super::timers::Timer;
 use super::{Core, Live, Timestamp};
 use rouse_shared::limits::PROTOCOL;
-use rouse_shared::message::{CloudNotice, Heartbeat, Hello, ToAgent, ToMaster, Welcome};
+use rouse_shared::message::{Heartbeat, Hello, ToAgent, ToMaster, Welcome};
 use rouse_shared::{HostId, SessionId, WorkerName};
 use std::sync::Arc;
 use std::time::Duration;
@@ -97,24 +97,11 @@ impl Core {
                     self.on_goodbye(now, &worker);
                 }
             }
-            ToMaster::Notice { session, notice } => self.on_notice(&worker, &session, notice),
+            ToMaster::Notice { session, notice } => self.on_notice(now, &worker, &session, notice),
         }
     }
 
-    /// A cloud has told a host about its end. For now it is only noted.
-    fn on_notice(&mut self, worker: &WorkerName, session: &SessionId, notice: CloudNotice) {
-        let Some(live) = self.live_mut(worker, session).filter(|l| l.notice.as_ref() != Some(&notice)) else { return };
-        let text = match &notice {
-            CloudNotice::Rebalance { at } => format!("the cloud may take back the host of {worker} (said at {at:.40})"),
-            CloudNotice::Interruption { action, at } => {
-                format!("the cloud takes back the host of {worker}: {action:.20} at {at:.40}")
-            }
-        };
-        live.notice = Some(notice);
-        self.note(Level::Warn, text);
-    }
-
-    fn live_mut(&mut self, worker: &WorkerName, session: &SessionId) -> Option<&mut Live> {
+    pub(super) fn live_mut(&mut self, worker: &WorkerName, session: &SessionId) -> Option<&mut Live> {
         self.workers.get_mut(worker)?.session.as_mut().filter(|l| l.session.id == *session)
     }
 
@@ -123,15 +110,7 @@ impl Core {
         let (verdict, latent) = self.judge(name, &hello, credential.as_ref());
         let secret_used = credential == Some(Credential::Secret);
         match verdict {
-            Verdict::Refuse(reason) => {
-                self.note(
-                    Level::Warn,
-                    format!("an agent that says it is {name} ({}) was refused: {reason}", hello.identity),
-                );
-                // A session that was never made must not be found by a later message: answer the queue directly.
-                let message = ToAgent::Refused { reason, power_off: latent };
-                self.out.push(Effect::Send { queue: hello.queue, message });
-            }
+            Verdict::Refuse(reason) => self.refuse(name, hello, reason, latent),
             Verdict::Resume => self.resume(now, name, hello, secret_used),
             Verdict::Replace => {
                 self.end_session(now, name, "its agent was started again", true);
@@ -139,6 +118,19 @@ impl Core {
             }
             Verdict::Begin => self.begin(now, name, hello),
         }
+    }
+
+    /// What it shows for its machine is worth nothing.
+    pub(super) fn on_unproven(&mut self, name: &WorkerName, hello: Hello, why: String) {
+        let latent = self.workers.get(name).is_some_and(|worker| !worker.standing());
+        self.refuse(name, hello, why, latent);
+    }
+
+    fn refuse(&mut self, name: &WorkerName, hello: Hello, reason: String, power_off: bool) {
+        let text = format!("an agent that says it is {name} ({}) was refused: {reason}", hello.identity);
+        self.note(Level::Warn, text);
+        // A session that was never made must not be found by a later message: answer the queue directly.
+        self.out.push(Effect::Send { queue: hello.queue, message: ToAgent::Refused { reason, power_off } });
     }
 
     /// Decides on a hello. Also returns whether the worker is latent, so that a refused host powers itself off.

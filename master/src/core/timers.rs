@@ -35,6 +35,10 @@ pub enum Timer {
     AuditRound(RequestId),
     /// Answer whoever asked for the audit, whatever it has come to.
     AuditOver(RequestId),
+    /// A new day has begun, and more may be spent.
+    Day,
+    /// The cloud takes the host back now: what has not ended by itself goes elsewhere.
+    Reclaim(HostId),
     /// Put the news that wait into mails.
     News,
     /// Hand the relay a mail that waits.

@@ -42,8 +42,9 @@ impl Core {
     }
 
     /// Hosts that are not gone, oldest first.
-    pub fn host_views(&self) -> Vec<Host> {
-        let mut hosts: Vec<_> = self.hosts.values().map(|l| l.host.clone()).collect();
+    pub fn host_views(&self, now: Timestamp) -> Vec<Host> {
+        let so_far = |host: &Host| Host { cost: super::spend::cost(host, now), ..host.clone() };
+        let mut hosts: Vec<_> = self.hosts.values().map(|l| so_far(&l.host)).collect();
         hosts.sort_by(|a, b| (a.created, &a.id).cmp(&(b.created, &b.id)));
         hosts
     }

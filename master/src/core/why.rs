@@ -85,6 +85,10 @@ impl Core {
                 format!("it waits for {wanted}: limits.max_hosts allows {most} hosts and that many are alive");
             return Why { sentence, next_try: None };
         }
+        if asleep && let Err((limit, tomorrow)) = self.may_spend(now) {
+            let sentence = format!("it waits for {wanted}: {limit}");
+            return Why { sentence, next_try: Some(tomorrow) };
+        }
         let next_try = matching
             .iter()
             .filter(|w| w.record.quarantined.is_none())

@@ -17,6 +17,7 @@ use crate::store::{Query, Store, StoreError};
 use crate::submission::{self, Invalid};
 use crate::web::{BuildQuery, Call, Figure, Health, Metrics};
 use crate::{clock, core::build::BuildSpec};
+use rouse_shared::message::ToMaster;
 use rouse_shared::{BuildId, WorkerName};
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -129,6 +130,7 @@ enum Key {
     Worker(WorkerName),
     Image(ImageKey),
     Leases,
+    Spent,
     News(u64),
     Mail(MailId),
     MailPause,
@@ -145,6 +147,7 @@ impl Batch {
             Record::Worker(worker, _) => Key::Worker(worker.clone()),
             Record::Image(key, _) => Key::Image(key.clone()),
             Record::LeasesUntil(_) => Key::Leases,
+            Record::Spent(_) => Key::Spent,
             Record::News(news) => Key::News(news.id),
             Record::NewsOver(id) => Key::News(*id),
             Record::Mail(mail) => Key::Mail(mail.id.clone()),
@@ -246,6 +249,18 @@ impl Turner {
         }
     }
 
+    /// What an agent said; of a hello whose papers are worth nothing that it is so.
+    fn vouched(&self, worker: WorkerName, message: ToMaster) -> Event {
+        if let ToMaster::Hello(hello) = &message
+            && let Some(host) = self.config.hosts.get(&worker)
+            && let Some(provider) = self.doer.hosts.provider(host.provider())
+            && let Err(why) = provider.vouch(&worker, hello)
+        {
+            return Event::Unproven { worker, hello: hello.clone(), why };
+        }
+        Event::Agent { worker, message }
+    }
+
     fn inbound(&mut self, message: Inbound) {
         match message {
             Inbound::Up => self.handle(Event::BrokerUp),
@@ -255,7 +270,8 @@ impl Turner {
                 self.handle(Event::BrokerDown);
             }
             Inbound::Agent { worker, message, receipt } => {
-                self.handle(Event::Agent { worker, message });
+                let event = self.vouched(worker, message);
+                self.handle(event);
                 self.batch.receipts.push(receipt);
             }
             Inbound::Unroutable { queue } => {
@@ -383,7 +399,7 @@ impl Turner {
                 drop(reply.send(core.why(clock::now(), id).or_else(ended)));
             }
             Call::Workers { reply } => drop(reply.send(core.worker_views(clock::now()))),
-            Call::Hosts { reply } => drop(reply.send(core.host_views())),
+            Call::Hosts { reply } => drop(reply.send(core.host_views(clock::now()))),
             Call::Mails { reply } => drop(reply.send(core.mails())),
             Call::Health { reply } => {
                 let ledger = self.commit_error.clone().map_or_else(|| self.room.for_work(), Err);

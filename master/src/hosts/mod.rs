@@ -15,8 +15,9 @@ use crate::config::Config;
 use crate::core::event::{ListedHost, StartError, Started, Stopped};
 use crate::core::plan::ProviderKind;
 use crate::core::record::{Host, Order};
-use rouse_shared::HostId;
 use rouse_shared::boot::BootData;
+use rouse_shared::message::Hello;
+use rouse_shared::{HostId, WorkerName};
 use std::future::Future;
 use std::path::PathBuf;
 use std::pin::Pin;
@@ -43,6 +44,14 @@ pub trait Provider: Send + Sync {
     fn end<'a>(&'a self, listed: &'a ListedHost) -> Answer<'a, Result<Stopped, String>>;
     /// The last of what the machine printed, where that is kept.
     fn console<'a>(&'a self, host: &'a Host) -> Answer<'a, Option<String>>;
+    /// Whether what an agent shows for being on the machine that it names is worth something: looked at before its hello
+    /// is heard, at once and without asking anybody. Where a provider has no such papers, nothing is asked for.
+    ///
+    /// # Errors
+    /// A sentence, for our log and for the agent's.
+    fn vouch(&self, _worker: &WorkerName, _hello: &Hello) -> Result<(), String> {
+        Ok(())
+    }
 }
 
 /// Longest that a call to a provider may take before its result counts as unknown.
@@ -83,7 +92,7 @@ impl Hosts {
     /// Where the state directory cannot be used.
     pub fn new(settings: Settings, config: &Config, deaths: mpsc::Sender<Death>) -> std::io::Result<Self> {
         #[cfg(feature = "ec2")]
-        let ec2 = ec2::Ec2::new(settings.dir.join("ec2"), settings.owner.clone(), config)?;
+        let ec2 = ec2::Ec2::new(settings.dir.join("ec2"), settings.owner.clone(), config, deaths.clone())?;
         #[cfg(feature = "libvirt")]
         let libvirt = libvirt::Libvirt::new(settings.dir.join("libvirt"), &settings.owner, config, deaths.clone())?;
         #[cfg(feature = "openstack")]

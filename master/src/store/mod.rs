@@ -8,6 +8,7 @@ use crate::core::images::{ImageKey, ImageRecord};
 use crate::core::mail::{Mail, News};
 use crate::core::plan::ProviderKind;
 use crate::core::record::{Host, HostState, Ledger, Record, Session, WorkerRecord};
+use crate::core::spend::Spent;
 use rouse_shared::{BuildId, Timestamp, WorkerName};
 use rusqlite::{Connection, OptionalExtension as _, params};
 use std::collections::BTreeMap;
@@ -179,6 +180,9 @@ impl Store {
         let highest = "SELECT COALESCE(MAX(id), 0) FROM builds";
         ledger.last_build = self.connection.query_row(highest, [], |row| row.get::<_, i64>(0))?.unsigned_abs();
         ledger.leases_until = self.fact("leases_until")?.map(Timestamp);
+        if let (Some(day), Some(micros)) = (self.fact("spent_day")?, self.fact("spent_micros")?) {
+            ledger.spent = Spent { day, micros };
+        }
         if let (Some(failures), Some(until)) = (self.fact("mail_failures")?, self.fact("mail_pause_until")?) {
             ledger.mail_pause = Some((u32::try_from(failures).unwrap_or(u32::MAX), Timestamp(until)));
         }
@@ -311,6 +315,10 @@ fn write(to: &Connection, record: &Record) -> Result<(), StoreError> {
         }
         Record::LeasesUntil(until) => {
             write_fact(to, "leases_until", until.0)?;
+        }
+        Record::Spent(spent) => {
+            write_fact(to, "spent_day", spent.day)?;
+            write_fact(to, "spent_micros", spent.micros)?;
         }
         Record::News(news) => {
             let sql = "INSERT INTO news (id, row) VALUES (?1, ?2) ON CONFLICT (id) DO UPDATE SET row = excluded.row";

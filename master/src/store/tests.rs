@@ -5,6 +5,7 @@ use super::*;
 use crate::core::build::{BuildEnd, Requirement};
 use crate::core::mail::{Item, MailId, What};
 use crate::core::plan::ProviderKind;
+use crate::core::spend::Spent;
 use rouse_shared::message::Step;
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt as _;
@@ -50,6 +51,7 @@ fn a_new_start_finds_what_was_committed_and_nothing_that_has_ended() {
         Record::Build(BuildId(2), ended.clone()),
         Record::Worker(worker.clone(), record.clone()),
         Record::LeasesUntil(Timestamp(77)),
+        Record::Spent(Spent { day: 20_000, micros: 1_500_000 }),
     ];
     store.commit(&batch).unwrap();
     for file in ["ledger", "ledger-wal"] {

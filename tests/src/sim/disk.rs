@@ -5,6 +5,7 @@ use rouse_master::core::images::{ImageKey, ImageRecord};
 use rouse_master::core::mail::{Mail, MailId, News};
 use rouse_master::core::plan::ProviderKind;
 use rouse_master::core::record::{Host, HostState, Ledger, Record, Session, WorkerRecord};
+use rouse_master::core::spend::Spent;
 use rouse_shared::{AttemptId, BuildId, HostId, Timestamp, WorkerName};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -21,6 +22,7 @@ pub(super) struct Disk {
     pub workers: BTreeMap<WorkerName, WorkerRecord>,
     pub images: BTreeMap<ImageKey, ImageRecord>,
     pub leases_until: Option<Timestamp>,
+    pub spent: Spent,
     pub news: BTreeMap<u64, News>,
     pub mails: BTreeMap<MailId, Mail>,
     pub mail_pause: Option<(u32, Timestamp)>,
@@ -63,6 +65,7 @@ impl Disk {
             Record::Image(key, record) => {
                 self.images.insert(key, record);
             }
+            Record::Spent(spent) => self.spent = spent,
             Record::LeasesUntil(until) => self.leases_until = Some(until),
             Record::News(news) => {
                 self.news.insert(news.id, news);
@@ -95,6 +98,7 @@ impl Disk {
             images: self.images.iter().map(|(k, r)| (k.clone(), r.clone())).collect(),
             last_build: self.builds.keys().next_back().map_or(0, |b| b.0),
             leases_until: self.leases_until,
+            spent: self.spent,
             news: self.news.values().cloned().collect(),
             mails: self.mails.values().cloned().collect(),
             mail_pause: self.mail_pause,

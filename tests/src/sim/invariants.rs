@@ -50,6 +50,7 @@ impl World {
             | Record::SessionOver(_)
             | Record::Image(..)
             | Record::LeasesUntil(_)
+            | Record::Spent(_)
             | Record::News(_)
             | Record::NewsOver(_)
             | Record::Mail(_)

@@ -125,6 +125,7 @@ pub(super) fn make(chance: &mut Chance) -> (Plan, Faults) {
     let mut plan = Plan {
         workers: workers.into_iter().map(|w| (w.name.clone(), Arc::new(w))).collect(),
         max_hosts: chance.pick(&[None, None, Some(1), Some(2), Some(3)]),
+        max_spend_per_day: None,
         quarantine_after: u32::try_from(chance.range(1, 5)).unwrap_or(5),
         audit_interval: Duration::from_secs(chance.range(60, 300)),
         stop_orphans: !chance.permille(100),

@@ -28,8 +28,8 @@ impl Ground for Ec2Ground {
         ["w-1".parse().unwrap(), "w-2".parse().unwrap()]
     }
 
-    fn provider(&self, owner: &str, _deaths: mpsc::Sender<Death>) -> Box<dyn Provider> {
-        Box::new(provider_in(&self.dir, owner, &self.config))
+    fn provider(&self, owner: &str, deaths: mpsc::Sender<Death>) -> Box<dyn Provider> {
+        Box::new(provider_in(&self.dir, owner, &self.config, deaths))
     }
 
     fn machines(&self) -> BTreeSet<String> {
@@ -45,7 +45,7 @@ impl Ground for Ec2Ground {
     }
 
     fn tells_of_deaths(&self) -> bool {
-        false
+        true
     }
 
     fn leftovers(&self) -> BTreeSet<String> {

@@ -104,8 +104,13 @@ async fn what_is_listed_late_is_not_taken_for_gone() {
     let config = config(&cloud.endpoint(), "");
     let mut stand = Stand::with(cloud, config);
     stand.cloud.set(&json!({ "lag": 3.0 }));
-    stand.provider = crate::stand::provider_in(stand.dir.path(), rouse_tests::contract::OWNER, &stand.config)
-        .with_lag(Duration::from_secs(5));
+    stand.provider = crate::stand::provider_in(
+        stand.dir.path(),
+        rouse_tests::contract::OWNER,
+        &stand.config,
+        crate::stand::nobody(),
+    )
+    .with_lag(Duration::from_secs(5));
     let mut host = stand.host();
     stand.prepare(&mut host, 0).await.unwrap();
     stand.cloud.fail("RunInstances", 0, 99, Fault::LoseReply);

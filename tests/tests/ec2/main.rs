@@ -6,3 +6,4 @@ mod failures;
 mod options;
 mod spot;
 mod stand;
+mod whole;

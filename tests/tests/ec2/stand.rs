@@ -4,8 +4,8 @@ use rouse_master::config::Config;
 use rouse_master::core::event::{StartError, Started};
 use rouse_master::core::plan::ProviderKind;
 use rouse_master::core::record::Host;
-use rouse_master::hosts::Provider;
 use rouse_master::hosts::ec2::Ec2;
+use rouse_master::hosts::{Death, Provider};
 use rouse_shared::WorkerName;
 use rouse_tests::contract::{self, Ground, OWNER, boot_data};
 use rouse_tests::ec2::{Cloud, config};
@@ -14,10 +14,16 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
 use tempfile::TempDir;
+use tokio::sync::mpsc;
 
 /// A provider that takes the cloud's lists at their word.
-pub fn provider_in(dir: &Path, owner: &str, config: &Config) -> Ec2 {
-    Ec2::new(dir.join("ec2"), owner.to_owned(), config).unwrap().with_lag(Duration::ZERO)
+pub fn provider_in(dir: &Path, owner: &str, config: &Config, deaths: mpsc::Sender<Death>) -> Ec2 {
+    Ec2::new(dir.join("ec2"), owner.to_owned(), config, deaths).unwrap().with_lag(Duration::ZERO)
+}
+
+/// Deaths that nobody listens for.
+pub fn nobody() -> mpsc::Sender<Death> {
+    mpsc::channel(64).0
 }
 
 pub struct Stand {
@@ -39,7 +45,7 @@ impl Ground for NoGround {
         ["w-1".parse().unwrap(), "w-2".parse().unwrap()]
     }
 
-    fn provider(&self, _: &str, _: tokio::sync::mpsc::Sender<rouse_master::hosts::Death>) -> Box<dyn Provider> {
+    fn provider(&self, _: &str, _: mpsc::Sender<Death>) -> Box<dyn Provider> {
         unreachable!("nothing is started on it")
     }
 
@@ -72,13 +78,13 @@ impl Stand {
 
     pub fn with(cloud: Cloud, config: Config) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let provider = provider_in(dir.path(), OWNER, &config);
+        let provider = provider_in(dir.path(), OWNER, &config, nobody());
         Self { cloud, provider, config, dir }
     }
 
     /// The same provider after a restart of the master.
     pub fn restart(&mut self) {
-        self.provider = provider_in(self.dir.path(), OWNER, &self.config);
+        self.provider = provider_in(self.dir.path(), OWNER, &self.config, nobody());
     }
 
     pub fn host(&self) -> Host {

@@ -75,7 +75,7 @@ fn nothing_is_wrong_with_the_example() {
     assert_eq!(config.plan.workers.len(), 1 + 20 + 1 + 1 + 3 + 4);
     assert_eq!(config.hosts.len(), 29);
     assert_eq!(config.master.api_token.as_ref().unwrap().expose(), "api-token!");
-    assert_eq!(config.max_spend_per_day, Some(25.0));
+    assert_eq!(config.plan.max_spend_per_day, Some(25.0));
     assert_eq!(config.plan.max_hosts, Some(50));
 
     let solaris = worker(&config, "bot-solaris");

@@ -6,6 +6,7 @@
 
 mod audit;
 mod builds;
+mod clouds;
 mod hosts;
 mod images;
 mod mail;
@@ -72,6 +73,7 @@ fn plan(workers: Vec<WorkerPlan>) -> Plan {
     Plan {
         workers: workers.into_iter().map(|w| (w.name.clone(), Arc::new(w))).collect(),
         max_hosts: None,
+        max_spend_per_day: None,
         quarantine_after: 3,
         audit_interval: secs(3_600),
         stop_orphans: true,
@@ -95,6 +97,8 @@ struct Bench {
     alternatives: u32,
     /// What the provider resolves images to.
     image: &'static str,
+    /// USD an hour that its provider knows.
+    price: Option<f64>,
 }
 
 impl Bench {
@@ -113,6 +117,7 @@ impl Bench {
             secret: String::new(),
             alternatives: 1,
             image: "image",
+            price: None,
         };
         bench.note_effects("start", effects);
         bench.event("broker up", Event::BrokerUp);
@@ -166,7 +171,7 @@ impl Bench {
             spec: "{}".to_owned(),
             more: number + 1 < self.alternatives,
             identity: (provider == ProviderKind::Process).then(|| host.0.clone()),
-            price: None,
+            price: self.price,
         };
         self.event("prepared", Event::Prepared { host, number, result: Ok(order) });
     }
@@ -186,6 +191,7 @@ impl Bench {
             Record::SessionOver(worker) => (format!("session {worker}"), None),
             Record::Worker(worker, _) => (format!("worker {worker}"), None),
             Record::Image(key, _) => (format!("image {}", key.image), None),
+            Record::Spent(_) => ("spent".to_owned(), None),
             Record::LeasesUntil(_) => ("leases".to_owned(), None),
             Record::News(news) => (format!("news {}", news.id), None),
             Record::NewsOver(id) => (format!("news {id}"), None),
@@ -236,6 +242,7 @@ impl Bench {
                 Record::Session(session) => ledger.sessions.push(session),
                 Record::Worker(worker, record) => ledger.workers.push((worker, record)),
                 Record::Image(key, image) => ledger.images.push((key, image)),
+                Record::Spent(spent) => ledger.spent = spent,
                 Record::LeasesUntil(until) => ledger.leases_until = Some(until),
                 Record::News(news) => ledger.news.push(news),
                 Record::Mail(mail) => ledger.mails.push(mail),

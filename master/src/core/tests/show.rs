@@ -90,6 +90,7 @@ fn record(record: &Record, now: Timestamp) -> String {
             let proven = image.proven.as_deref().map(|p| format!(", {p} works")).unwrap_or_default();
             format!("{}: {} failures{until}{proven}", key.image, image.failures)
         }
+        Record::Spent(spent) => format!("spent {} USD today", spent.micros as f64 / 1e6),
         Record::LeasesUntil(until) => format!("leases for {} s", until.since(now).as_secs()),
         Record::News(news) => {
             let to: Vec<_> = news.to.iter().map(String::as_str).collect();

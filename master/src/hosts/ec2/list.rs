@@ -47,6 +47,9 @@ impl Ec2 {
             for machine in found.machines {
                 // Two keys of one account list the same.
                 if !all.iter().any(|known| known.handle == machine.handle) {
+                    if machine.owner == Owner::Ours && machine.handle.starts_with("i-") {
+                        self.watch.add(&machine.handle, &machine.host, &target.client);
+                    }
                     seen.push((machine.handle.clone(), target.client.place.clone()));
                     all.push(machine);
                 }

@@ -8,6 +8,7 @@ mod attach;
 mod client;
 mod console;
 mod error;
+mod identity;
 mod image;
 mod list;
 mod order;
@@ -15,18 +16,21 @@ mod places;
 mod setup;
 mod spot;
 mod stop;
+mod watch;
 
-use super::{Answer, Provider, user_data};
+use super::{Answer, Death, Provider, user_data};
 use crate::config::{Config, Ec2Config, HostConfig};
 use crate::core::event::{ListedHost, StartError, Started, Stopped};
 use crate::core::record::{Host, Order};
 use attach::Belongings;
 use client::{Client, Login, Place};
 use error::{CallError, Kind, told};
+use identity::Certificates;
 use image::ImageError;
 use order::{Found, Spec};
 use places::Places;
 use rouse_shared::boot::BootData;
+use rouse_shared::message::Hello;
 use rouse_shared::{HostId, Timestamp, WorkerName};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -34,6 +38,8 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+use tokio::sync::mpsc;
+use watch::Watch;
 
 /// How long AWS may take to list what it has made: until then an empty answer is no proof.
 const LAG: Duration = Duration::from_secs(60);
@@ -47,13 +53,32 @@ pub struct Ec2 {
     dir: PathBuf,
     lag: Duration,
     places: Places,
-    workers: Mutex<BTreeMap<WorkerName, Arc<Ec2Config>>>,
+    workers: Mutex<BTreeMap<WorkerName, Worker>>,
     /// Where each machine of the last lists is, by its handle.
     seen: Mutex<BTreeMap<String, Place>>,
     /// Hosts that are to be stopped and of which nothing was found, and since when.
     unseen: Mutex<BTreeMap<HostId, Timestamp>>,
+    watch: Arc<Watch>,
     /// Instances that are being given their address and volumes.
     tended: Arc<Mutex<BTreeSet<String>>>,
+}
+
+/// What hosts' identity documents are signed by, or why there is nothing; none where no document is asked for.
+type Signers = Option<Arc<Result<Certificates, String>>>;
+
+/// A worker of the configuration.
+struct Worker {
+    section: Arc<Ec2Config>,
+    certificates: Signers,
+}
+
+/// What signs the documents of a section's hosts. A cloud that is only compatible with EC2 has no key of AWS's.
+fn certificates_of(section: &Ec2Config) -> Option<Result<Certificates, String>> {
+    match &section.identity_certificates {
+        Some(path) => Some(Certificates::load(path)),
+        None if section.endpoint_url.is_some() => None,
+        None => Some(Ok(Certificates::of_aws())),
+    }
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -66,11 +91,11 @@ fn make_dir(dir: &Path) -> io::Result<()> {
 
 impl Ec2 {
     /// The provider. It keeps key pairs that it has made, and where it has made hosts, in `dir`; `owner` is stamped on
-    /// what it makes.
+    /// what it makes. Deaths that it learns of are told through `deaths`. Must be called within a runtime.
     ///
     /// # Errors
     /// Where what an earlier master has kept there cannot be read.
-    pub fn new(dir: PathBuf, owner: String, config: &Config) -> io::Result<Self> {
+    pub fn new(dir: PathBuf, owner: String, config: &Config, deaths: mpsc::Sender<Death>) -> io::Result<Self> {
         let new = Self {
             owner,
             lag: LAG,
@@ -79,6 +104,7 @@ impl Ec2 {
             workers: Mutex::default(),
             seen: Mutex::default(),
             unseen: Mutex::default(),
+            watch: Watch::start(deaths),
             tended: Arc::default(),
         };
         new.configure(config);
@@ -93,24 +119,48 @@ impl Ec2 {
 
     /// Takes the sections of a configuration.
     pub fn configure(&self, config: &Config) {
-        let section = |host: &HostConfig| match host {
-            HostConfig::Ec2(section) => Some(Arc::new((**section).clone())),
-            HostConfig::Process(_) | HostConfig::Libvirt(_) | HostConfig::Openstack(_) => None,
-        };
-        let workers: BTreeMap<WorkerName, Arc<Ec2Config>> =
-            config.hosts.iter().filter_map(|(name, host)| Some((name.clone(), section(host)?))).collect();
         let mut logins: Vec<Login> = Vec::new();
-        for login in workers.values().map(|section| Login::of(section)) {
+        let mut workers = BTreeMap::new();
+        // The workers of one template have the same certificates.
+        let mut known: Vec<(Option<PathBuf>, Signers)> = Vec::new();
+        for (name, host) in &config.hosts {
+            let section = match host {
+                HostConfig::Ec2(section) => section,
+                HostConfig::Process(_) | HostConfig::Libvirt(_) | HostConfig::Openstack(_) => continue,
+            };
+            let login = Login::of(section);
             if !logins.contains(&login) {
                 logins.push(login);
             }
+            let path = &section.identity_certificates;
+            let before = known.iter().find(|(of, _)| path.is_some() && of == path).map(|(_, found)| found.clone());
+            let certificates = before.unwrap_or_else(|| certificates_of(section).map(Arc::new));
+            if let Some(Err(why)) = certificates.as_deref() {
+                tracing::warn!("no agent of {name} will be let in: worker.ec2.identity_certificates: {why}");
+            }
+            known.push((path.clone(), certificates.clone()));
+            workers.insert(name.clone(), Worker { section: Arc::new((**section).clone()), certificates });
         }
         self.places.configure(logins);
         *locked(&self.workers) = workers;
     }
 
     fn section(&self, worker: &WorkerName) -> Option<Arc<Ec2Config>> {
-        locked(&self.workers).get(worker).cloned()
+        locked(&self.workers).get(worker).map(|worker| worker.section.clone())
+    }
+
+    fn vouch_now(&self, worker: &WorkerName, hello: &Hello) -> Result<(), String> {
+        let certificates = locked(&self.workers).get(worker).and_then(|worker| worker.certificates.clone());
+        let Some(certificates) = certificates else { return Ok(()) };
+        let certificates =
+            certificates.as_ref().as_ref().map_err(|why| format!("nothing can be trusted here: {why}"))?;
+        let named = hello.identity.strip_prefix("ec2:").ok_or("it is not on an instance of EC2's, by its own word")?;
+        let signed = hello.proof.rsa2048.as_deref().ok_or("it has shown no signed identity document")?;
+        let document = certificates.verify(signed, hello.proof.document.as_deref())?;
+        if document.instance_id != named {
+            return Err(format!("its identity document is of another instance, {}", document.instance_id));
+        }
+        Ok(())
     }
 
     async fn prepare_now(&self, host: &Host, number: u32, boot: &BootData) -> Result<Order, StartError> {
@@ -173,6 +223,7 @@ impl Ec2 {
             }
         };
         locked(&self.unseen).remove(&host.id);
+        self.watch.add(&instance, &host.id, &client);
         self.tend(&client, &instance, Belongings { elastic_ip: spec.elastic_ip, volumes: spec.volumes });
         Ok(instance)
     }
@@ -264,5 +315,9 @@ impl Provider for Ec2 {
 
     fn console<'a>(&'a self, host: &'a Host) -> Answer<'a, Option<String>> {
         Box::pin(self.console_now(host))
+    }
+
+    fn vouch(&self, worker: &WorkerName, hello: &Hello) -> Result<(), String> {
+        self.vouch_now(worker, hello)
     }
 }

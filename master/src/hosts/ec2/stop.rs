@@ -81,6 +81,7 @@ impl Ec2 {
     pub(super) async fn stop_now(&self, host: &Host) -> Result<Stopped, String> {
         // Without an order nothing was ever asked for.
         let Some(order) = &host.order else { return Ok(Stopped::Gone) };
+        self.watch.remove(&host.id);
         let spec = read(order)?;
         let client = self.places.at(&spec.place).await?;
         let (_, own) = self.owner.split_once('/').unwrap_or((&self.owner, ""));

@@ -1,0 +1,47 @@
+//! A cloud takes a host back: EC2's interruption of a spot instance, told two minutes ahead, and its hint that one may come.
+
+use super::event::Level;
+use super::record::HostState;
+use super::timers::Timer;
+use super::{Core, Timestamp};
+use rouse_shared::message::CloudNotice;
+use rouse_shared::{HostId, SessionId, WorkerName};
+use std::time::Duration;
+
+/// What a cloud gives from its notice to the end. The time in the notice is its own clock's, so we count ourselves; the
+/// agent looks every five seconds.
+const NOTICE: Duration = Duration::from_secs(115);
+/// How long before the end what still runs is given up, so that the host is known to be gone, and its builds go
+/// elsewhere, when the cloud would have ended it.
+const MARGIN: Duration = Duration::from_secs(30);
+
+impl Core {
+    /// A cloud has told a host about its end: it takes nothing new, from now on. After an interruption, what runs may end
+    /// while there is time.
+    pub(super) fn on_notice(&mut self, now: Timestamp, worker: &WorkerName, session: &SessionId, notice: CloudNotice) {
+        let Some(live) = self.live_mut(worker, session).filter(|l| l.notice.as_ref() != Some(&notice)) else { return };
+        let text = match &notice {
+            CloudNotice::Rebalance { at } => format!("the cloud may take back the host of {worker} (said at {at:.40})"),
+            CloudNotice::Interruption { action, at } => {
+                format!("the cloud takes back the host of {worker}: {action:.20} at {at:.40}")
+            }
+        };
+        live.notice = Some(notice.clone());
+        self.note(Level::Warn, text.clone());
+        // Of a standing worker's machine it is for others to decide.
+        let Some(host) = self.workers.get(worker).and_then(|w| w.host.clone()) else { return };
+        if let CloudNotice::Interruption { .. } = notice {
+            self.timers.set_once(Timer::Reclaim(host.clone()), now + (NOTICE - MARGIN));
+        }
+        self.drain_host(&host, &text);
+    }
+
+    /// The time is over: the host is stopped, and what ran on it goes elsewhere once it is gone.
+    pub(super) fn on_reclaim(&mut self, now: Timestamp, id: &HostId) {
+        let Some(live) = self.hosts.get(id) else { return };
+        match live.host.state {
+            HostState::Awake | HostState::Draining => self.stop_host(now, id, "its cloud takes it back"),
+            HostState::Ordered | HostState::Booting | HostState::Stopping | HostState::Gone => {}
+        }
+    }
+}

@@ -1,0 +1,177 @@
+//! The whole path: a master, an instance that boots by starting a real agent, the metadata service that the agent reads
+//! all it knows from, and a build.
+
+use rouse_tests::ec2::{Cloud, with_defaults};
+use rouse_tests::harness::{Master, program, scratch, text};
+use serde_json::json;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// An authority that signs identity documents.
+fn authority(dir: &Path, name: &str) -> (PathBuf, PathBuf) {
+    let (certificate, key) = (dir.join(format!("{name}.pem")), dir.join(format!("{name}.key")));
+    let made = Command::new("openssl")
+        .args(["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=test", "-days", "2", "-keyout"])
+        .args([&key, Path::new("-out"), &certificate])
+        .output()
+        .expect("openssl can be run");
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    (certificate, key)
+}
+
+fn signer(authority: &(PathBuf, PathBuf)) -> serde_json::Value {
+    json!({ "certificate": authority.0, "key": authority.1 })
+}
+
+/// What instances do when they boot.
+fn boot(dir: &Path) -> serde_json::Value {
+    json!({
+        "argv": [program("rouse-agent")],
+        "log": dir.join("{instance}.log"),
+        "env": {
+            "ROUSE_AGENT_IDENTITY": "ec2",
+            "ROUSE_AGENT_METADATA": "{imds}",
+            "ROUSE_AGENT_WORK_DIR": dir.join("{instance}"),
+            "ROUSE_AGENT_POWER_OFF": "latent",
+            "ROUSE_AGENT_POWER_OFF_COMMAND": "",
+        }
+    })
+}
+
+struct Whole {
+    cloud: Cloud,
+    master: Master,
+    dir: PathBuf,
+    authority: (PathBuf, PathBuf),
+}
+
+async fn whole(name: &str, more: &str, worker: &str) -> Whole {
+    let cloud = Cloud::start().await;
+    let dir = scratch(name);
+    let authority = authority(&dir, "authority");
+    cloud.set(&json!({ "boot": boot(&dir), "signer": signer(&authority), "spot_prices": { "m5.large": ["0.04"] } }));
+    let certificates = format!("identity_certificates = {:?}\n", authority.0);
+    let section = with_defaults(&cloud.endpoint(), &(certificates + more));
+    let workers = format!("[[worker]]\nname = \"w\"\npassword = \"x\"\n{worker}[worker.ec2]\n{section}");
+    let master = tokio::task::block_in_place(|| Master::start(&format!("{name}-master"), &workers));
+    Whole { cloud, master, dir, authority }
+}
+
+impl Whole {
+    fn agent_log(&self) -> String {
+        let logs = std::fs::read_dir(&self.dir)
+            .unwrap()
+            .flatten()
+            .filter(|e| e.path().extension().is_some_and(|x| x == "log"));
+        logs.map(|log| String::from_utf8_lossy(&std::fs::read(log.path()).unwrap()).into_owned()).collect()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_build_buys_an_instance_runs_on_it_and_it_is_gone() {
+    let more = "spot_instance = true\nmax_spot_price = 0.09\nprice_multiplier = 1.15\nuser_data = \"#!/bin/sh\\n\"\n";
+    let whole = whole("ec2-whole", more, "build_wait_timeout = 15\n").await;
+    tokio::task::block_in_place(|| {
+        let master = &whole.master;
+        let said = master.rouse(&["build", "--worker", "w", "--", "sh", "-c", "echo on $ROUSE_WORKER"]).ended(0);
+        assert_eq!(said.text(), "on w\n", "{}", whole.agent_log());
+        let hosts = master.hosts("w");
+        assert_eq!((text(&hosts[0]["provider"]), text(&hosts[0]["state"])), ("ec2".to_owned(), "awake".to_owned()));
+        assert_eq!(whole.cloud.alive(), [text(&hosts[0]["handle"])]);
+        assert!(hosts[0]["cost"].as_f64().is_some_and(|usd| usd > 0.0 && usd < 0.01), "{}", hosts[0]);
+        // A master that is killed forgets nothing: the next one finds host and agent.
+        master.kill();
+        master.begin();
+        master.rouse(&["build", "--worker", "w", "--", "true"]).ended(0);
+        assert_eq!(whole.cloud.instances().len(), 1, "one instance for all of it");
+        master.until_within(MINUTE, "it is terminated when idle", || whole.cloud.alive().is_empty());
+        master.until("the ledger knows", || master.hosts("w").is_empty());
+        master.rouse(&["audit"]).ended(0);
+        master.end();
+    });
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn papers_that_are_worth_nothing_let_nobody_in() {
+    let whole = whole("ec2-papers", "", "").await;
+    tokio::task::block_in_place(|| {
+        let master = &whole.master;
+        let stranger = authority(&whole.dir, "stranger");
+        let rsa2048 = "dynamic/instance-identity/rsa2048";
+        // A document that another authority signed; another instance's, rightly signed; none at all.
+        let other = {
+            let document = whole.dir.join("other.json");
+            std::fs::write(&document, r#"{"instanceId": "i-0another", "region": "us-west-2"}"#).unwrap();
+            let signed = Command::new("openssl")
+                .args(["cms", "-sign", "-binary", "-nodetach", "-nocerts", "-outform", "PEM", "-in"])
+                .args([&document, Path::new("-signer"), &whole.authority.0, Path::new("-inkey"), &whole.authority.1])
+                .output()
+                .unwrap();
+            String::from_utf8(signed.stdout)
+                .unwrap()
+                .lines()
+                .filter(|l| !l.starts_with('-'))
+                .collect::<Vec<_>>()
+                .join("\n")
+        };
+        let cases = [
+            (json!({ "signer": signer(&stranger) }), "not signed by a certificate that is trusted here"),
+            (
+                json!({ "signer": signer(&whole.authority), "metadata": { "*": { rsa2048: other } } }),
+                "of another instance, i-0another",
+            ),
+            (json!({ "metadata": { "*": { rsa2048: null } } }), "has shown no signed identity document"),
+        ];
+        let id = master.detach(&["--worker", "w", "--", "true"]);
+        for (settings, words) in cases {
+            whole.cloud.set(&settings);
+            master.rouse(&["resume", "w"]).ended(0);
+            master.until("it is refused, and told so", || {
+                master.log().contains(words) && whole.agent_log().contains(words)
+            });
+            master.until("and powered off", || whole.cloud.alive().is_empty());
+            master.until_within(MINUTE, "the ledger knows", || master.hosts("w").is_empty());
+            assert_ne!(master.state(&id), "success");
+        }
+        // Three hosts that never attached: lost, with the evidence.
+        master.until_state(&id, "lost");
+        assert!(master.rouse(&["show", &id]).ended(0).text().contains("Client.InstanceInitiatedShutdown"));
+        whole.cloud.set(&json!({ "metadata": { "*": {} } }));
+        master.rouse(&["resume", "w"]).ended(0);
+        master.rouse(&["build", "--worker", "w", "--", "true"]).ended(0);
+        master.rouse(&["stop", "w"]).ended(0);
+        master.until_within(MINUTE, "it is stopped", || whole.cloud.alive().is_empty());
+        master.end();
+    });
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_spot_instance_that_is_taken_back_takes_nothing_new() {
+    let more = "spot_instance = true\nmax_spot_price = 0.09\n";
+    let whole = whole("ec2-spot", more, "build_wait_timeout = 60\n").await;
+    tokio::task::block_in_place(|| {
+        let master = &whole.master;
+        let done = whole.dir.join("done");
+        let script = format!("until [ -e {} ]; do sleep 0.1; done", done.display());
+        let first = master.detach(&["--worker", "w", "--", "sh", "-c", &script]);
+        master.until_within(MINUTE, "it runs", || master.state(&first) == "running");
+        let instance = whole.cloud.alive().remove(0);
+        let notice = r#"{"action": "terminate", "time": "2026-01-01T00:02:00Z"}"#;
+        whole.cloud.set(&json!({ "metadata": { instance.clone(): { "meta-data/spot/instance-action": notice } } }));
+        master.until_worker("w", "draining");
+        let second = master.detach(&["--worker", "w", "--", "true"]);
+        std::fs::write(&done, "").unwrap();
+        // The first ends by itself, in time; the second gets another instance.
+        master.until_state(&first, "success");
+        master
+            .until_within(Duration::from_secs(90), "the second runs elsewhere", || master.state(&second) == "success");
+        assert!(!whole.cloud.alive().contains(&instance), "{:?}", whole.cloud.alive());
+        assert_eq!(master.show(&second)["tries"].as_array().unwrap().len(), 1);
+        master.rouse(&["stop", "w"]).ended(0);
+        master.until_within(MINUTE, "it is stopped", || whole.cloud.alive().is_empty());
+        master.end();
+    });
+}
