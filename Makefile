@@ -14,7 +14,7 @@ DOCDIR = $(DESTDIR)$(PREFIX)/share/doc/rouse
 SCRIPTS = .ci/run tests/setup tests/venv tests/openstack/prepare tests/openstack/guest images/disk \
 	contrib/nagios/check_rouse_audit
 
-.PHONY: help demo test sim bench lint fmt clippy deny scripts build agent-static install
+.PHONY: help demo test sim chaos bench lint fmt clippy deny scripts build agent-static install
 
 help: ## what can be made here
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 16
@@ -36,6 +36,12 @@ test: ## every test that needs nothing but this machine
 sim: ## the simulation over many seeds, optimised (ROUSE_SIM_SEEDS, default 100000; ROUSE_SIM_FROM)
 	ROUSE_SIM_SEEDS=$${ROUSE_SIM_SEEDS:-100000} \
 		$(CARGO) test --locked --profile sim -p rouse-tests --test sim -- --nocapture
+
+chaos: ## kill, freeze, cut off and fill up the whole system for minutes (ROUSE_CHAOS_BUILDS, _SECONDS, _SEED)
+	tests/setup test
+	$(CARGO) build --locked --workspace --bins
+	ROUSE_CHAOS_BUILDS=$${ROUSE_CHAOS_BUILDS:-2000} ROUSE_CHAOS_SECONDS=$${ROUSE_CHAOS_SECONDS:-300} \
+		$(CARGO) test --locked -p rouse-tests --test chaos -- --nocapture
 
 # With the programs as they are installed. Parts to measure, instead of all but the last: `make bench PARTS="latency many"`.
 bench: build ## how fast and how small it is, beside the broker and the machine in the same run; under four minutes

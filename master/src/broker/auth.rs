@@ -6,6 +6,7 @@
 mod form;
 pub mod rules;
 
+use super::conduct::Conduct;
 use super::limits::{ADMISSION_TIMEOUT, AUTH_BODY};
 use super::refusals::Refusals;
 use axum::Router;
@@ -69,6 +70,7 @@ struct Shared {
     vhost: String,
     admissions: mpsc::Sender<Admission>,
     refusals: Refusals,
+    conduct: Conduct,
 }
 
 type Answer = (StatusCode, &'static str);
@@ -88,6 +90,7 @@ impl AuthServer {
         vhost: impl Into<String>,
         admissions: mpsc::Sender<Admission>,
         refusals: Refusals,
+        conduct: Conduct,
     ) -> Result<Self, AuthError> {
         let failed = |source| AuthError { address: listen, source };
         let listener = tokio::net::TcpListener::bind(listen).await.map_err(failed)?;
@@ -98,7 +101,7 @@ impl AuthServer {
                 debug!(%error, "cannot set TCP_NODELAY");
             }
         });
-        let shared = Arc::new(Shared { vhost: vhost.into(), admissions, refusals: refusals.clone() });
+        let shared = Arc::new(Shared { vhost: vhost.into(), admissions, refusals: refusals.clone(), conduct });
         let router = Router::new()
             .route("/auth/user", post(user))
             .route("/auth/vhost", post(vhost_access))
@@ -129,6 +132,9 @@ async fn user(State(shared): State<Arc<Shared>>, body: Bytes) -> Answer {
         shared.refusals.refused(name, "not the name of a worker, or no password");
         return DENY;
     };
+    if shared.conduct.is_cut_off(name) {
+        return DENY;
+    }
     let (reply, answer) = oneshot::channel();
     let admission = Admission { worker, password: password.to_owned(), reply };
     let asked = async {
@@ -173,6 +179,8 @@ async fn topic(State(shared): State<Arc<Shared>>, body: Bytes) -> Answer {
 
 fn settle(shared: &Shared, form: &Form, address: Option<&str>, rule: Result<(), rules::Denied>) -> Answer {
     match rule {
+        // Once the broker has forgotten its earlier answers, after 30 s, nothing new is opened.
+        Ok(()) if shared.conduct.is_cut_off(form.text("username")) => DENY,
         Ok(()) => ALLOW,
         Err(denied) => {
             let reason = match address {

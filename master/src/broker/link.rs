@@ -18,6 +18,7 @@ pub use outbound::Outbound;
 pub use receipt::{Receipt, ack_all};
 pub use uri::{Endpoints, UrlError};
 
+use super::conduct::Conduct;
 use super::limits::RECONNECT;
 use super::refusals::Refusals;
 use outbound::Outbox;
@@ -38,6 +39,8 @@ pub struct LinkSettings {
     pub ca: Option<PathBuf>,
     /// Where addresses of refused connections are told; the one that the [`super::AuthServer`] has.
     pub refusals: Refusals,
+    /// What agents have done lately; the one that the [`super::AuthServer`] has.
+    pub conduct: Conduct,
 }
 
 /// What comes in.
@@ -120,7 +123,9 @@ impl Link {
         let outbox = Arc::new(outbox);
         let dropped = Arc::new(Dropped::default());
         let mut task = JoinSet::new();
-        task.spawn(run(settings, session::Ends { inbound, logs, dropped: dropped.clone() }, outbox.clone(), waiting));
+        let conduct = settings.conduct.clone();
+        let ends = session::Ends { inbound, logs, dropped: dropped.clone(), conduct };
+        task.spawn(run(settings, ends, outbox.clone(), waiting));
         LinkHandle { outbox, dropped, _task: task }
     }
 }

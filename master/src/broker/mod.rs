@@ -6,12 +6,14 @@
 //! **Invariant**: nothing of a private node outlives the master, and nothing here touches a broker of the system's.
 
 pub mod auth;
+pub mod conduct;
 pub mod limits;
 pub mod link;
 pub mod node;
 pub mod refusals;
 
 pub use auth::{Admission, AuthServer};
+pub use conduct::Conduct;
 pub use link::{Dropped, Endpoints, Inbound, Link, LinkHandle, LinkSettings, LogDelivery, Outbound, Receipt, ack_all};
 pub use node::{Node, NodeError, NodeSettings, NodeState};
 pub use refusals::Refusals;

@@ -13,7 +13,7 @@ mod turn;
 pub use state::{State, StateError};
 
 use crate::broker::{
-    self, AuthServer, Endpoints, Inbound, Link, LinkSettings, LogDelivery, Node, NodeSettings, Refusals,
+    self, AuthServer, Conduct, Endpoints, Inbound, Link, LinkSettings, LogDelivery, Node, NodeSettings, Refusals,
 };
 use crate::config::{self, Config};
 use crate::core::Start;
@@ -274,10 +274,11 @@ async fn connect(
     logs: mpsc::Sender<LogDelivery>,
 ) -> Result<(Option<Node>, broker::LinkHandle, AuthServer), Failure> {
     let refusals = Refusals::default();
+    let conduct = Conduct::new(refusals.clone());
     let endpoints = |url: &str| Endpoints::parse(url).map_err(|e| Failure::new("cannot use broker.url", &e));
     let external = config.broker.url.as_ref().map(|url| endpoints(url.expose())).transpose()?;
     let vhost = external.as_ref().map_or(broker::VHOST, |e| e.vhost()).to_owned();
-    let auth = AuthServer::start(config.broker.auth_listen, vhost, admissions, refusals.clone())
+    let auth = AuthServer::start(config.broker.auth_listen, vhost, admissions, refusals.clone(), conduct.clone())
         .await
         .map_err(|e| Failure::new("cannot", &e))?;
     let (node, endpoints) = match external {
@@ -295,7 +296,7 @@ async fn connect(
             (Some(node), endpoints)
         }
     };
-    let settings = LinkSettings { endpoints, ca: config.broker.ca.clone(), refusals };
+    let settings = LinkSettings { endpoints, ca: config.broker.ca.clone(), refusals, conduct };
     Ok((node, Link::start(settings, inbound, logs), auth))
 }
 

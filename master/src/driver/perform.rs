@@ -280,6 +280,11 @@ impl Doer {
                 "Messages that were dropped because they are malformed or of an unknown kind.",
                 dropped.malformed.load(Ordering::Relaxed),
             ),
+            figure(
+                "rouse_messages_cut_off_total",
+                "Messages that were dropped because their sender is cut off.",
+                dropped.cut_off.load(Ordering::Relaxed),
+            ),
             figure("rouse_messages_unsent_total", "Messages that the link did not take.", link.unsent()),
         ]
     }

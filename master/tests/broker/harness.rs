@@ -95,7 +95,12 @@ async fn start_shared() -> Shared {
     let (inbound, mut arrivals) = mpsc::channel(1_000);
     let (logs, mut chunks) = mpsc::channel::<LogDelivery>(64);
     let link = Link::start(
-        LinkSettings { endpoints: Endpoints::parse(node.url()).unwrap(), ca: None, refusals: refusals.clone() },
+        LinkSettings {
+            endpoints: Endpoints::parse(node.url()).unwrap(),
+            ca: None,
+            conduct: rouse_master::broker::Conduct::new(refusals.clone()),
+            refusals: refusals.clone(),
+        },
         inbound,
         logs,
     );
@@ -151,7 +156,15 @@ pub async fn auth_server() -> (AuthServer, Refusals) {
             reply.send(answer).ok();
         }
     });
-    let server = AuthServer::start("127.0.0.1:0".parse().unwrap(), VHOST, admissions, refusals.clone()).await.unwrap();
+    let server = AuthServer::start(
+        "127.0.0.1:0".parse().unwrap(),
+        VHOST,
+        admissions,
+        refusals.clone(),
+        rouse_master::broker::Conduct::new(refusals.clone()),
+    )
+    .await
+    .unwrap();
     (server, refusals)
 }
 

@@ -74,7 +74,12 @@ async fn a_node_serves_tls_comes_back_after_death_and_leaves_nothing_behind() {
     let password = password_of(node.url());
     let nobody = free_address().port();
     let url = format!("amqps://rouse_master:{password}@localhost:{nobody},localhost:{}/rouse", tls.port());
-    let mut link_settings = LinkSettings { endpoints: Endpoints::parse(&url).unwrap(), ca: None, refusals };
+    let mut link_settings = LinkSettings {
+        endpoints: Endpoints::parse(&url).unwrap(),
+        ca: None,
+        conduct: rouse_master::broker::Conduct::new(refusals.clone()),
+        refusals,
+    };
     let (inbound, mut arrivals) = mpsc::channel(100);
     let (logs, _logs) = mpsc::channel(8);
     let untrusting = Link::start(link_settings.clone(), inbound.clone(), logs.clone());

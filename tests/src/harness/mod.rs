@@ -1,11 +1,15 @@
 //! A real master with its private broker, real agents, and the commands, as a user has them.
 
 mod certificates;
+mod cuts;
+mod disk;
 mod http;
 mod process;
 mod relay;
 
 pub use certificates::make_certificates;
+pub use cuts::Cuts;
+pub use disk::Disk;
 pub use http::{Answer, open, request};
 pub use process::{DEADLINE, Process, Said, holds_within, peak_memory, processes_with, runs};
 pub use relay::{Protection, Relay, TakenMail};
@@ -328,6 +332,8 @@ impl Master {
         holds_within(DEADLINE, || processes_with(&state).is_empty());
         if std::env::var_os("ROUSE_E2E_KEEP").is_none()
             && let Err(error) = fs::remove_dir_all(&self.dir)
+            // A disk of its own is taken away by whoever mounted it.
+            && error.kind() != std::io::ErrorKind::ResourceBusy
         {
             eprintln!("{} stays: {error}", self.dir.display());
         }

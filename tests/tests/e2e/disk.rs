@@ -1,59 +1,10 @@
 //! A full disk, and one that cannot be written: new work is refused with the reason, nothing that was accepted is lost, and
 //! all goes on when there is room.
 
-use rouse_tests::harness::{DEADLINE, Master, Process, free_address, program, scratch, standing};
+use rouse_tests::harness::{DEADLINE, Disk, Master, Process, free_address, program, standing};
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
-
-/// A small file system of its own where a master keeps its state. Mounted before the master starts.
-struct Disk(PathBuf);
-
-impl Disk {
-    fn mount(name: &str) -> Self {
-        let state = scratch(name).join("state");
-        fs::create_dir_all(&state).unwrap();
-        run("mount", &["-t", "tmpfs", "-o", "size=256m,mode=0700", "rouse-test", &state.display().to_string()]);
-        Self(state)
-    }
-
-    fn filler(&self) -> PathBuf {
-        self.0.join("filler")
-    }
-
-    /// Leaves so many megabytes of room.
-    fn leave(&self, megabytes: u64) {
-        let left = rustix::fs::statvfs(&self.0).unwrap();
-        let left = (left.f_bavail * left.f_frsize) >> 20;
-        let block = vec![0; 1 << 20];
-        let mut filler = fs::File::options().create(true).append(true).open(self.filler()).unwrap();
-        for _ in megabytes..left {
-            // Somebody else may have taken the last of it.
-            if std::io::Write::write_all(&mut filler, &block).is_err() {
-                return;
-            }
-        }
-        if megabytes == 0 {
-            while std::io::Write::write_all(&mut filler, &block[..1]).is_ok() {}
-        }
-    }
-
-    fn make_room(&self) {
-        fs::remove_file(self.filler()).unwrap();
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        // Lazily: what a failed test leaves running may still have files there.
-        run("umount", &["--lazy", &self.0.display().to_string()]);
-    }
-}
-
-fn run(program: &str, arguments: &[&str]) {
-    let status = Command::new(program).args(arguments).status().unwrap();
-    assert!(status.success(), "{program} {arguments:?}: {status}; this test mounts a file system, so it needs root");
-}
 
 fn waits_for(file: &Path, words: &str) -> String {
     format!("while ! test -e {}; do sleep 0.05; done; {words}", file.display())
@@ -61,7 +12,7 @@ fn waits_for(file: &Path, words: &str) -> String {
 
 #[test]
 fn a_full_disk_refuses_new_work_and_loses_nothing() {
-    let disk = Disk::mount("full");
+    let disk = Disk::mount("full", 256);
     let workers = standing("w", "max_builds = 3\nkeepalive_interval = 1\nlease = 30\n");
     let master = Master::start("full", &workers);
     let _agent = master.agent("w");
@@ -111,18 +62,18 @@ fn a_full_disk_refuses_new_work_and_loses_nothing() {
 
 #[test]
 fn a_state_directory_that_cannot_be_written_is_told_at_the_start() {
-    let disk = Disk::mount("readonly");
-    run("mount", &["-o", "remount,ro", &disk.0.display().to_string()]);
-    let config = disk.0.with_file_name("rouse.toml");
+    let disk = Disk::mount("readonly", 64);
+    disk.make_read_only();
+    let config = disk.path().with_file_name("rouse.toml");
     let (listen, amqp, auth) = (free_address(), free_address(), free_address());
     let text = format!(
         "[master]\nstate_dir = \"{}\"\nlisten = \"{listen}\"\n[broker]\nlisten = [\"{amqp}\"]\nauth_listen = \"{auth}\"\n",
-        disk.0.display()
+        disk.path().display()
     );
     fs::write(&config, text).unwrap();
     let mut command = Command::new(program("rouse"));
     command.args(["master", "-c"]).arg(&config);
-    let said = Process::start(command, disk.0.parent().unwrap(), "master").wait(DEADLINE);
+    let said = Process::start(command, disk.path().parent().unwrap(), "master").wait(DEADLINE);
     let errors = said.err;
     assert!(errors.contains("ead-only file system") && errors.contains("state"), "{errors}");
     assert!(said.code.is_some_and(|code| code != 0));

@@ -9,6 +9,7 @@ mod cancel;
 mod demo;
 mod disk;
 mod floods;
+mod hostile;
 mod inbox;
 mod latent;
 mod leases;

@@ -27,6 +27,8 @@ pub enum Reason {
     Malformed,
     /// MessagePack, but no message that this version knows.
     Unknown,
+    /// From an agent that is cut off.
+    CutOff,
 }
 
 impl fmt::Display for Reason {
@@ -36,6 +38,7 @@ impl fmt::Display for Reason {
             Self::Misaddressed => "its key or queue is not its sender's",
             Self::Oversized => "it is too large",
             Self::Malformed => "it is malformed",
+            Self::CutOff => "its sender is cut off",
             Self::Unknown => "it is of an unknown kind, perhaps of a newer version",
         })
     }
@@ -54,6 +57,8 @@ pub struct Dropped {
     pub malformed: AtomicU64,
     /// MessagePack, but no message that this version knows.
     pub unknown: AtomicU64,
+    /// From an agent that is cut off.
+    pub cut_off: AtomicU64,
     /// Who was logged for what.
     logged: Mutex<HashSet<(Reason, String)>>,
 }
@@ -61,7 +66,7 @@ pub struct Dropped {
 impl Dropped {
     /// All of them together.
     pub fn total(&self) -> u64 {
-        [&self.no_user_id, &self.misaddressed, &self.oversized, &self.malformed, &self.unknown]
+        [&self.no_user_id, &self.misaddressed, &self.oversized, &self.malformed, &self.unknown, &self.cut_off]
             .iter()
             .map(|count| count.load(Ordering::Relaxed))
             .sum()
@@ -75,6 +80,7 @@ impl Dropped {
             Reason::Oversized => &self.oversized,
             Reason::Malformed => &self.malformed,
             Reason::Unknown => &self.unknown,
+            Reason::CutOff => &self.cut_off,
         };
         count.fetch_add(1, Ordering::Relaxed);
         let sender = shown(user.unwrap_or(key));

@@ -1,5 +1,6 @@
 //! One life of the connections: reads, acknowledges and publishes until the first of them fails.
 
+use super::super::conduct::Conduct;
 use super::super::limits::{CLOSED_PROBES, INBOX_RETRY, INBOX_TIMEOUT};
 use super::super::refusals::Refusals;
 use super::closings::{Connections, address};
@@ -24,6 +25,7 @@ pub(super) struct Ends {
     pub(super) inbound: mpsc::Sender<Inbound>,
     pub(super) logs: mpsc::Sender<LogDelivery>,
     pub(super) dropped: Arc<Dropped>,
+    pub(super) conduct: Conduct,
 }
 
 /// Connected, declared and consuming.
@@ -47,12 +49,22 @@ impl Session {
         // Dropped at the end of this function, and with it every task.
         let mut tasks = JoinSet::new();
         let (inbound, dropped) = (ends.inbound.clone(), ends.dropped.clone());
-        read(&mut tasks, control, dropped.clone(), inbound.clone(), |user, delivery, receipt| {
-            let (worker, message) = judge::control(user, delivery.routing_key.as_str(), &delivery.data)?;
+        let (of_control, of_logs) = (ends.conduct.clone(), ends.conduct.clone());
+        read(&mut tasks, control, dropped.clone(), inbound.clone(), move |user, delivery, receipt| {
+            if user.is_some_and(|user| of_control.is_cut_off(user)) {
+                return Err(Reason::CutOff);
+            }
+            let judged = judge::control(user, delivery.routing_key.as_str(), &delivery.data);
+            let (worker, message) = judged.inspect_err(|_| of_control.dropped(user))?;
+            of_control.sent(&worker, &message);
             Ok(Inbound::Agent { worker, message, receipt: receipt() })
         });
-        read(&mut tasks, logs, dropped.clone(), ends.logs.clone(), |user, delivery, receipt| {
-            let (worker, chunk) = judge::log(user, delivery.routing_key.as_str(), &delivery.data)?;
+        read(&mut tasks, logs, dropped.clone(), ends.logs.clone(), move |user, delivery, receipt| {
+            if user.is_some_and(|user| of_logs.is_cut_off(user)) {
+                return Err(Reason::CutOff);
+            }
+            let judged = judge::log(user, delivery.routing_key.as_str(), &delivery.data);
+            let (worker, chunk) = judged.inspect_err(|_| of_logs.dropped(user))?;
             Ok(LogDelivery { worker, chunk, receipt: receipt() })
         });
         tasks.spawn(take_builds(reading, dropped, inbound.clone()));

@@ -1,0 +1,292 @@
+//! The whole system while everything in it is killed, frozen, cut off and filled up: nothing is lost, nothing runs twice,
+//! nothing is left running.
+//!
+//! `make chaos` runs it for minutes; `make test` a shorter one. The seed that is printed chooses the mischief;
+//! ROUSE_CHAOS_SEED repeats the choice, though not the timing of the machine.
+#![allow(clippy::unwrap_used)]
+#![expect(clippy::disallowed_methods, reason = "mischief has its times, and nothing else here is told of them")]
+
+use rouse_tests::harness::{
+    Cuts, Disk, Master, Process, free_address, latent, processes_with, request, scratch, standing, text,
+};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::fs;
+use std::time::{Duration, Instant};
+
+const STANDING: usize = 10;
+const LATENT: usize = 20;
+/// Lines that each build prints.
+const LINES: usize = 500;
+/// Longest that all builds may take to end once nothing is done to them any more.
+const SETTLE: Duration = Duration::from_secs(300);
+
+/// The choice of mischief (SplitMix64: any seed will do).
+struct Chance(u64);
+
+impl Chance {
+    fn below(&mut self, end: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        (z ^ (z >> 31)) % end
+    }
+
+    fn millis(&mut self, from: u64, to: u64) -> Duration {
+        Duration::from_millis(from + self.below(to - from))
+    }
+}
+
+fn setting(name: &str, default: u64) -> u64 {
+    std::env::var(name).ok().map_or(default, |text| text.parse().unwrap())
+}
+
+/// What is to be taken back, and when.
+enum Relief {
+    Continue(i32),
+    Room,
+    Connect,
+}
+
+struct Stage {
+    master: Master,
+    disk: Disk,
+    cuts: Cuts,
+    agents: BTreeMap<String, Process>,
+    chance: Chance,
+    reliefs: Vec<(Instant, Relief)>,
+    full: bool,
+    counts: BTreeMap<&'static str, u32>,
+}
+
+fn workers() -> String {
+    let patient = "keepalive_interval = 1\nlease = 12\nmax_builds = 1\nmissing_timeout = 45\n";
+    let standing: String = (1..=STANDING).map(|n| standing(&format!("s{n}"), patient)).collect();
+    let latent: String =
+        (1..=LATENT).map(|n| latent(&format!("l{n}"), &format!("{patient}build_wait_timeout = 3\n"))).collect();
+    // Failures by the dozen are what is wanted here: no worker is to be given up for them.
+    format!("[limits]\nquarantine_after = 1000\n[audit]\ninterval = 5\n{standing}{latent}")
+}
+
+impl Stage {
+    fn new(seed: u64) -> Self {
+        let disk = Disk::mount("chaos", 1_024);
+        let (amqp, auth) = (free_address(), free_address());
+        let cuts = Cuts::to(amqp);
+        let url = format!("amqp://{}/rouse", cuts.address());
+        let broker = format!("listen = [\"{amqp}\"]\nagent_url = \"{url}\"\n");
+        let master = Master::start_with("chaos", &broker, &url, auth, &workers());
+        fs::create_dir_all(master.dir.join("traces")).unwrap();
+        let agents = (1..=STANDING)
+            .map(|n| format!("s{n}"))
+            .map(|name| (name.clone(), master.begin_agent(&name, &[])))
+            .collect();
+        let (chance, counts) = (Chance(seed), BTreeMap::new());
+        Self { master, disk, cuts, agents, chance, reliefs: Vec::new(), full: false, counts }
+    }
+
+    /// A build that shows on disk where it ran, and whether it ran twice at the same time: its shell and whatever that
+    /// starts hold a lock for as long as any of them lives.
+    fn submit(&mut self, number: usize) -> Option<String> {
+        let traces = self.master.dir.join("traces");
+        let traces = traces.display();
+        let naps = self.chance.below(10);
+        let script = format!(
+            "exec 9>>{traces}/$ROUSE_BUILD.lock; flock -n 9 || echo $ROUSE_BUILD $ROUSE_ATTEMPT >> {traces}/twice; \
+             echo begin $ROUSE_ATTEMPT >> {traces}/$ROUSE_BUILD; seq {LINES}; sleep 0.{naps}; \
+             echo end $ROUSE_ATTEMPT >> {traces}/$ROUSE_BUILD"
+        );
+        let body = json!({ "name": format!("chaos {number}"), "retries": 100, "step": [{ "run": script }] });
+        let token = self.master.token();
+        let answer = request(self.master.http, "POST", "/api/builds", Some(&token), &body.to_string())?;
+        (answer.status == 201).then(|| text(&answer.json()["id"]))
+    }
+
+    fn signal(pid: i32, signal: i32) {
+        // SAFETY: only numbers are passed. The process may have ended; nobody else here uses pids that fast.
+        unsafe { libc::kill(pid, signal) };
+    }
+
+    /// The process of some agent, of either kind.
+    fn some_agent(&mut self) -> Option<i32> {
+        let hosts = request(self.master.http, "GET", "/api/hosts", None, "").filter(|a| a.status == 200);
+        let hosts = hosts.map(|answer| answer.json()).unwrap_or_default();
+        let pid = |host: &Value| host["handle"].as_str()?.split(':').next()?.parse().ok();
+        let mut pids: Vec<i32> = hosts.as_array().into_iter().flatten().filter_map(pid).collect();
+        pids.extend(self.agents.values().map(Process::pid));
+        let index = self.chance.below(pids.len() as u64);
+        pids.get(usize::try_from(index).unwrap()).copied()
+    }
+
+    fn brokers(&self) -> Vec<i32> {
+        let all = processes_with(&self.master.dir.join("state/broker").display().to_string());
+        all.into_iter().filter(|(_, line)| line.contains("beam")).map(|(pid, _)| pid).collect()
+    }
+
+    fn later(&mut self, from: u64, to: u64, relief: Relief) {
+        let at = Instant::now() + self.chance.millis(from, to);
+        self.reliefs.push((at, relief));
+    }
+
+    /// Does one thing that should not happen.
+    fn mischief(&mut self) {
+        let what = match self.chance.below(100) {
+            0..=34 => {
+                if let Some(pid) = self.some_agent() {
+                    Self::signal(pid, libc::SIGKILL);
+                }
+                "agent killed"
+            }
+            35..=59 => {
+                if let Some(pid) = self.some_agent() {
+                    Self::signal(pid, libc::SIGSTOP);
+                    self.later(500, 20_000, Relief::Continue(pid));
+                }
+                "agent frozen"
+            }
+            60..=67 => {
+                self.cuts.cut();
+                "connections cut"
+            }
+            68..=75 => {
+                self.cuts.close(true);
+                self.cuts.cut();
+                self.later(500, 8_000, Relief::Connect);
+                "network away"
+            }
+            76..=81 if !self.full => {
+                self.disk.leave(if self.chance.below(2) == 0 { 0 } else { 20 });
+                self.full = true;
+                self.later(1_000, 6_000, Relief::Room);
+                "disk full"
+            }
+            76..=84 => {
+                let pid = self.master.pid();
+                Self::signal(pid, libc::SIGSTOP);
+                self.later(200, 6_000, Relief::Continue(pid));
+                "master frozen"
+            }
+            85..=92 => {
+                self.relieve_all();
+                self.master.kill();
+                std::thread::sleep(self.chance.millis(10, 3_000));
+                self.master.begin();
+                "master killed"
+            }
+            93..=95 => {
+                self.relieve_all();
+                self.master.terminate();
+                self.master.begin();
+                "master restarted"
+            }
+            _ => {
+                for pid in self.brokers() {
+                    Self::signal(pid, libc::SIGKILL);
+                }
+                "broker killed"
+            }
+        };
+        *self.counts.entry(what).or_default() += 1;
+    }
+
+    fn relieve(&mut self, due: impl Fn(Instant) -> bool) {
+        for (at, relief) in std::mem::take(&mut self.reliefs) {
+            match relief {
+                later if !due(at) => self.reliefs.push((at, later)),
+                Relief::Continue(pid) => Self::signal(pid, libc::SIGCONT),
+                Relief::Room => {
+                    self.full = false;
+                    self.disk.make_room();
+                }
+                Relief::Connect => self.cuts.close(false),
+            }
+        }
+        for (name, agent) in &mut self.agents {
+            if agent.try_wait().is_some() {
+                *agent = self.master.begin_agent(name, &[]);
+            }
+        }
+    }
+
+    fn relieve_all(&mut self) {
+        self.relieve(|_| true);
+    }
+
+    /// Every build has ended.
+    fn settled(&self) -> bool {
+        ["queued", "starting", "running"].iter().all(|state| {
+            let path = format!("/api/builds?state={state}&limit=1");
+            request(self.master.http, "GET", &path, None, "").is_some_and(|a| a.status == 200 && a.json() == json!([]))
+        })
+    }
+
+    /// What must hold when all is over.
+    fn check(&self, builds: &[String]) {
+        let traces = self.master.dir.join("traces");
+        assert_eq!(fs::read_to_string(traces.join("twice")).unwrap_or_default(), "", "ran twice at the same time");
+        let whole: String = (1..=LINES).map(|n| format!("{n}\n")).collect();
+        for id in builds {
+            let shown = self.master.get(&format!("/api/builds/{id}")).json();
+            assert_eq!(shown["state"], "success", "{shown}");
+            let last = text(&shown["attempts"]);
+            let trace = fs::read_to_string(traces.join(id)).unwrap();
+            assert!(trace.ends_with(&format!("begin {last}\nend {last}\n")), "build {id}: {trace}");
+            assert_eq!(trace.matches("end ").count(), 1, "build {id} came to its end more than once: {trace}");
+            let log = self.master.get(&format!("/api/builds/{id}/steps/1/log"));
+            let log = String::from_utf8_lossy(&log.body).into_owned();
+            assert!(log == whole, "the log of build {id} is not whole: {} of {} bytes", log.len(), whole.len());
+        }
+    }
+}
+
+#[test]
+fn nothing_is_lost_and_nothing_is_left_running() {
+    let count = usize::try_from(setting("ROUSE_CHAOS_BUILDS", 150)).unwrap();
+    let length = Duration::from_secs(setting("ROUSE_CHAOS_SECONDS", 25));
+    let seed = setting("ROUSE_CHAOS_SEED", u64::from(std::process::id()));
+    println!("chaos: seed {seed}, {count} builds, {} s of mischief", length.as_secs());
+    // Left by a run that was ended by force.
+    drop(scratch("chaos"));
+    let mut stage = Stage::new(seed);
+    let (began, mut next) = (Instant::now(), Instant::now());
+    let mut builds = Vec::new();
+    while began.elapsed() < length || builds.len() < count {
+        let due = began.elapsed().as_secs_f64() / length.as_secs_f64() * count as f64;
+        if builds.len() < count && builds.len() as f64 <= due {
+            builds.extend(stage.submit(builds.len()));
+        }
+        stage.relieve(|at| at <= Instant::now());
+        if next <= Instant::now() && began.elapsed() < length {
+            stage.mischief();
+            next = Instant::now() + stage.chance.millis(200, 2_000);
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    println!("chaos: {:?}", stage.counts);
+    stage.relieve_all();
+    let settling = Instant::now();
+    while !stage.settled() {
+        assert!(settling.elapsed() < SETTLE, "builds have not ended\n{}", stage.master.log());
+        stage.relieve_all();
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    println!("chaos: all {} ended {} s after", builds.len(), settling.elapsed().as_secs());
+    stage.check(&builds);
+
+    // The hosts go, the ledger and the provider agree, and with the agents ends whatever they ran.
+    stage.master.until_within(SETTLE, "no host is left", || {
+        request(stage.master.http, "GET", "/api/hosts", None, "").is_some_and(|a| a.json() == json!([]))
+    });
+    stage.master.rouse(&["audit"]).ended(0);
+    for agent in stage.agents.values() {
+        agent.signal(libc::SIGTERM);
+    }
+    for agent in std::mem::take(&mut stage.agents).into_values() {
+        agent.wait(Duration::from_secs(60)).ended(0);
+    }
+    stage.master.terminate();
+    let dir = stage.master.dir.display().to_string();
+    let left = processes_with(&dir);
+    assert!(left.is_empty(), "{left:?}");
+}
