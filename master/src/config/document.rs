@@ -63,12 +63,18 @@ impl<'d> Notes<'d> {
     }
 }
 
-/// Parses `text`; what is wrong with its syntax is noted, all of it.
+/// Lines whose syntax is wrong that are told, at most: a file of another kind is wrong from beginning to end.
+const MOST_LINES: usize = 20;
+
+/// Parses `text`; what is wrong with its syntax is noted, the first of each line.
 pub(super) fn parse<'d>(text: &'d str, notes: &Notes<'_>) -> Option<Spanned<DeTable<'d>>> {
     let (root, errors) = DeTable::parse_recoverable(text);
+    let mut lines = BTreeSet::new();
     for error in &errors {
         let at = error.span().map_or(0, |span| span.start);
-        notes.fault(at, "", format!("not TOML: {}", error.message()));
+        if lines.len() < MOST_LINES && lines.insert(notes.line(at)) {
+            notes.fault(at, "", format!("not TOML: {}", error.message()));
+        }
     }
     errors.is_empty().then_some(root)
 }

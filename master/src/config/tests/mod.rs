@@ -359,6 +359,12 @@ fn check_prints_faults_and_sums_up() {
 }
 
 #[test]
+fn a_file_of_another_kind_is_told_in_a_few_lines() {
+    assert_eq!(reading(&"name = \"ci\"\r".repeat(1_000)).faults.len(), 1);
+    assert_eq!(reading(&"\u{1}%PDF\n".repeat(1_000)).faults.len(), 20);
+}
+
+#[test]
 fn no_text_makes_it_panic() {
     let mut random = ChaCha8Rng::seed_from_u64(1);
     let scraps: Vec<&str> = EXAMPLE.split_inclusive(['\n', '=', ' ', '"', '{', '}', '[', ']', ',']).collect();
