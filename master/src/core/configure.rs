@@ -90,6 +90,7 @@ impl Core {
             record: WorkerRecord::default(),
             session: None,
             host: None,
+            away: None,
             attempts: BTreeSet::new(),
             state: super::event::WorkerState::Offline,
             since: now,
