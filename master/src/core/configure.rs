@@ -91,6 +91,7 @@ impl Core {
             record: WorkerRecord::default(),
             session: None,
             host: None,
+            away: None,
             attempts: BTreeSet::new(),
             state: super::event::WorkerState::Offline,
             since: now,

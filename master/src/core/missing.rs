@@ -10,18 +10,25 @@ use super::record::{Host, HostState, Wish};
 use super::timers::Timer;
 use super::{Core, Timestamp};
 use rouse_shared::WorkerName;
+use std::time::Duration;
+
+/// How long a host may still attach that has lived through outages for several times its `missing_timeout`.
+const LAST_CHANCE: Duration = Duration::from_secs(60);
 
 impl Core {
     /// Starts to count how long a standing worker is away.
     pub(super) fn arm_missing(&mut self, now: Timestamp, name: &WorkerName) {
-        let Some(worker) = self.workers.get(name).filter(|w| w.standing() && w.attached().is_none()) else { return };
+        let Some(worker) = self.workers.get_mut(name).filter(|w| w.standing() && w.attached().is_none()) else {
+            return;
+        };
         // Where an operator has stopped its agent there is nothing to miss.
         let off = worker.record.off || worker.record.wish == Wish::Stop;
         if worker.record.missing_since.is_none()
             && !off
             && let Some(plan) = &worker.plan
         {
-            self.timers.set_once(Timer::Missing(name.clone()), now + plan.missing_timeout);
+            let away = *worker.away.get_or_insert(now);
+            self.timers.set(Timer::Missing(name.clone()), away + plan.missing_timeout);
         }
     }
 
@@ -54,6 +61,7 @@ impl Core {
     pub(super) fn worker_here(&mut self, now: Timestamp, name: &WorkerName) {
         self.timers.clear(&Timer::Missing(name.clone()));
         let Some(worker) = self.workers.get_mut(name) else { return };
+        worker.away = None;
         let was_off = std::mem::take(&mut worker.record.off);
         let told = std::mem::take(&mut worker.record.told);
         if let Some(missing_since) = worker.record.missing_since.take() {
@@ -72,6 +80,9 @@ impl Core {
         let standing: Vec<_> = self.workers.iter().filter(|(_, w)| w.standing()).map(|(n, _)| n.clone()).collect();
         for name in standing {
             self.timers.clear(&Timer::Missing(name.clone()));
+            if let Some(worker) = self.workers.get_mut(&name) {
+                worker.away = None;
+            }
             if up {
                 self.arm_missing(now, &name);
             }
@@ -79,12 +90,13 @@ impl Core {
         if !up {
             return;
         }
-        // Only now can they attach.
+        // Only now can they attach. A link that comes and goes must not keep one for ever that never will.
         for (id, live) in &self.hosts {
             if matches!(live.host.state, HostState::Ordered | HostState::Booting)
                 && let Some(plan) = self.workers.get(&live.host.worker).and_then(|w| w.plan.as_ref())
             {
-                self.timers.set(Timer::Boot(id.clone()), now + plan.missing_timeout);
+                let last = (live.host.created + 4 * plan.missing_timeout).max(now + LAST_CHANCE);
+                self.timers.set(Timer::Boot(id.clone()), last.min(now + plan.missing_timeout));
             }
         }
     }

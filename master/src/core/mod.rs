@@ -107,6 +107,8 @@ struct Worker {
     record: WorkerRecord,
     session: Option<Live>,
     host: Option<HostId>,
+    /// Since when a standing one could be attached and is not.
+    away: Option<Timestamp>,
     /// Attempts that were given to it and may still run, also those of a session that is over.
     attempts: BTreeSet<AttemptId>,
     state: WorkerState,

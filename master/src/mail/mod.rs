@@ -40,7 +40,7 @@ impl Default for Patience {
 /// How long a relay's farewell is waited for: it has the mail by then.
 const FAREWELL: Duration = Duration::from_secs(5);
 
-/// Hands `mail` to the relay for those who still wait for it. Always comes to an end.
+/// Hands `mail` to the relay for those who still wait for it. Always comes to an end, within [`Patience`].
 ///
 /// # Errors
 /// Why nothing of it was taken.
@@ -199,10 +199,12 @@ fn kind(error: Error) -> MailError {
 
 /// An error for people: what the relay, or the system, said.
 fn said(error: Error) -> String {
-    match (error.status(), error.source()) {
+    let text = match (error.status(), error.source()) {
         (Some(code), Some(words)) => format!("it said {code} {words}"),
         (Some(code), None) => format!("it said {code}"),
         (None, Some(cause)) => cause.to_string(),
         (None, None) => error.to_string(),
-    }
+    };
+    // Some say it in several lines.
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }

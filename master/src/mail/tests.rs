@@ -101,6 +101,15 @@ fn a_mail_names_every_loss_and_its_subject_stays_short() {
 }
 
 #[test]
+fn what_a_cloud_calls_a_machine_adds_no_header() {
+    let handle = "i-1\r\nBcc: eve@example.org\r\n\r\nnews".to_owned();
+    let what = What::Orphan { provider: ProviderKind::Ec2, host: HostId("h1".to_owned()), handle, stopped: true };
+    let text = message(&settings(""), "ci", &mail(&["ann@example.org"], vec![item(0, what)])).unwrap();
+    let text = String::from_utf8(text).unwrap();
+    assert!(!text.contains("\nBcc") && text.split("\r\n\r\n").next().unwrap().contains("Message-ID"), "{text}");
+}
+
+#[test]
 fn a_mail_with_long_lines_and_letters_of_all_kinds_is_encoded() {
     let why = "é".repeat(3_000);
     let text = message(&settings(""), "ci", &mail(&["ann@example.org"], vec![missing("w1", &why)])).unwrap();

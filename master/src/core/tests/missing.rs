@@ -68,6 +68,33 @@ fn the_masters_absence_does_not_count() {
 }
 
 #[test]
+fn a_reload_changes_how_long_is_too_long() {
+    let mut bench = attached();
+    bench.pass(35 + 100);
+    bench.hush();
+    bench.configure("patient", plan(vec![WorkerPlan { missing_timeout: secs(600), ..watched(standing("s")) }]));
+    bench.pass(300);
+    bench.configure("impatient", plan(vec![WorkerPlan { missing_timeout: secs(450), ..watched(standing("s")) }]));
+    bench.pass(60);
+    bench.check("missing_reload");
+}
+
+#[test]
+fn a_link_that_comes_and_goes_keeps_no_host_for_ever() {
+    let mut bench = Bench::quietly(plan(vec![watched(latent("l"))]));
+    bench.submit_with(on("l"), 1);
+    bench.started("l");
+    bench.hush();
+    for _ in 0..6 {
+        bench.pass(200);
+        bench.event("broker down", Event::BrokerDown);
+        bench.event("broker up", Event::BrokerUp);
+    }
+    bench.pass(100);
+    bench.check("missing_flapping");
+}
+
+#[test]
 fn a_detached_agent_without_a_lease_that_is_heard_of_again_is_back() {
     let worker = WorkerPlan { lease: None, ..watched(standing("s")) };
     let mut bench = Bench::quietly(plan(vec![worker]));
