@@ -95,6 +95,8 @@ struct Bench {
     alternatives: u32,
     /// What the provider resolves images to.
     image: &'static str,
+    /// Whom the agents' disks were first used for; absent: nobody asks for fresh disks.
+    mark: Option<String>,
 }
 
 impl Bench {
@@ -113,6 +115,7 @@ impl Bench {
             secret: String::new(),
             alternatives: 1,
             image: "image",
+            mark: None,
         };
         bench.note_effects("start", effects);
         bench.event("broker up", Event::BrokerUp);
@@ -164,6 +167,7 @@ impl Bench {
             number,
             image: self.image.to_owned(),
             spec: "{}".to_owned(),
+            fresh: self.mark.is_some(),
             more: number + 1 < self.alternatives,
             identity: (provider == ProviderKind::Process).then(|| host.0.clone()),
             price: None,
@@ -336,7 +340,7 @@ impl Bench {
             attempts,
             facts: Facts::default(),
             leaving: false,
-            proof: Default::default(),
+            proof: rouse_shared::message::Proof { disk: self.mark.clone(), ..Default::default() },
         };
         let what = format!("hello of {worker}, life {life}, connection {connection}");
         self.agent(&what, worker, ToMaster::Hello(Box::new(hello)));
