@@ -11,8 +11,8 @@ HOST_TRIPLE = $(shell rustc -vV | sed -n 's/^host: //p')
 BINDIR = $(DESTDIR)$(PREFIX)/bin
 UNITDIR = $(DESTDIR)$(PREFIX)/lib/systemd/system
 DOCDIR = $(DESTDIR)$(PREFIX)/share/doc/rouse
-SCRIPTS = .ci/run tests/setup tests/venv tests/openstack/prepare tests/openstack/guest images/disk \
-	contrib/nagios/check_rouse_audit
+SCRIPTS = .ci/run tests/setup tests/venv tests/openstack/prepare tests/openstack/guest images/disk images/install \
+	images/check contrib/libvirt/vmbuilder contrib/nagios/check_rouse_audit
 
 .PHONY: help demo test sim chaos bench lint fmt clippy deny scripts build agent-static install
 

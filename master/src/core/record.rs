@@ -72,6 +72,9 @@ pub struct Order {
     pub spec: String,
     /// Whether there is another alternative after this one.
     pub more: bool,
+    /// Whether its disk is made for this host and for no other: an agent that finds another host's mark there is refused.
+    #[serde(default)]
+    pub fresh: bool,
     /// What its agent will give as its host identity, where that can be known before the machine is there.
     pub identity: Option<String>,
     /// USD an hour, where the provider knows a price.

@@ -63,7 +63,15 @@ fn prepared(effect: &Effect) -> Option<Event> {
     let Effect::PrepareHost { host, number } = effect else { return None };
     let (number, host) = (*number, host.id.clone());
     let identity = Some(host.0.clone());
-    let order = Order { number, image: "image".to_owned(), spec: String::new(), more: false, identity, price: None };
+    let order = Order {
+        number,
+        image: "image".to_owned(),
+        spec: String::new(),
+        more: false,
+        fresh: false,
+        identity,
+        price: None,
+    };
     Some(Event::Prepared { host, number, result: Ok(order) })
 }
 

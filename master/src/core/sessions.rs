@@ -3,7 +3,7 @@
 use super::event::{Effect, Level};
 use super::lease::millis;
 use super::plan::{Digest, WorkerPlan};
-use super::record::{HostState, Record, Session, Wish};
+use super::record::{Host, HostState, Record, Session, Wish};
 use super::timers::Timer;
 use super::{Core, Live, Timestamp};
 use rouse_shared::limits::PROTOCOL;
@@ -180,6 +180,12 @@ impl Core {
         let expected = host.identity.as_ref().is_none_or(|identity| *identity == hello.identity);
         if !expected {
             return refuse("it is not on the machine that was started for this worker");
+        }
+        if let Some(of) = hello.proof.disk.as_ref().filter(|of| !is_own_mark(host, of)) {
+            let text = "its disk is not fresh: it was first used for";
+            return Verdict::Refuse(format!(
+                "{text} {of:.80}, so it is no new one, or the base image itself was booted"
+            ));
         }
         let same_life = host.nonce.as_ref().is_none_or(|nonce| *nonce == hello.nonce);
         match credential {
@@ -455,4 +461,11 @@ impl Core {
     pub(super) fn plan_of(&self, name: &WorkerName) -> Option<&Arc<WorkerPlan>> {
         self.workers.get(name)?.plan.as_ref()
     }
+}
+
+/// Whether the mark on a host's disk is its own: of the boot data's host, or of the machine where there were none. A disk
+/// that is not made for one host may bear any.
+fn is_own_mark(host: &Host, mark: &str) -> bool {
+    let fresh = host.order.as_ref().is_some_and(|order| order.fresh);
+    !fresh || mark == host.id.as_str() || host.identity.as_deref() == Some(mark)
 }

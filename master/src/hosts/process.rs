@@ -126,7 +126,7 @@ impl Processes {
         let image = agent.display().to_string();
         let spec = serde_json::to_string(&Spec { agent, boot });
         let spec = spec.map_err(|e| StartError::Rejected(format!("write down the order: {e}")))?;
-        Ok(Order { number: 0, image, spec, more: false, identity, price: None })
+        Ok(Order { number: 0, image, spec, more: false, fresh: false, identity, price: None })
     }
 
     async fn start_now(&self, host: &Host) -> Result<String, StartError> {

@@ -56,6 +56,7 @@ impl World {
             number,
             image: "image".to_owned(),
             spec: self.chance.hex(8),
+            fresh: false,
             more: number < 2 && self.chance.permille(500),
             identity,
             price: None,

@@ -35,6 +35,8 @@ pub struct Image {
     pub kernel: &'static str,
     /// The format: `qcow2` or `raw`.
     pub format: &'static str,
+    /// Whom its disk was used for before, as an agent has marked it; empty: nobody.
+    pub used_for: &'static str,
 }
 
 impl Image {
@@ -42,7 +44,7 @@ impl Image {
     pub fn agent() -> Self {
         let agent = "power_off = \"latent\"\npower_off_after = \"5m\"\npower_off_command = [\"poweroff\", \"-f\"]\n\
                      work_dir = \"/var/lib/rouse/work\"\n";
-        Self { kind: "agent", agent: agent.to_owned(), kernel: "", format: "qcow2" }
+        Self { kind: "agent", agent: agent.to_owned(), kernel: "", format: "qcow2", used_for: "" }
     }
 
     /// One that does something else.
@@ -155,6 +157,10 @@ fn make(image: &Image, kernel: &Path, work: &Path) {
     write(root.join("etc/rouse/agent.toml"), &image.agent, 0o600);
     write(root.join("etc/passwd"), "root:x:0:0:root:/:/bin/sh\n", 0o644);
     write(root.join("etc/group"), "root:x:0:\n", 0o644);
+    if !image.used_for.is_empty() {
+        fs::create_dir(root.join("var/lib/rouse/work")).expect("a directory");
+        write(root.join("var/lib/rouse/work/disk"), image.used_for, 0o600);
+    }
     put_program(&program("rouse-agent"), &root);
     fs::copy(kernel.join("vmlinuz"), root.join("boot/vmlinuz")).expect("a kernel");
     let initrd = root.join("boot/initrd");

@@ -7,16 +7,37 @@ pub use image::{Image, cache, image, repository, run};
 
 use crate::harness::{DEADLINE, Process, holds_within, scratch};
 use std::fs;
+use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicI32, Ordering};
 
-/// Moves this process into a network of its own, with loopback up. To be called before there are other threads; the
-/// programs that it starts are in there too. Whether it could: only root may.
-pub fn own_network() -> bool {
+/// The network that this process began in.
+static OUTSIDE: AtomicI32 = AtomicI32::new(-1);
+
+/// Has a program run in the network that this process began in: where packages come from.
+pub fn outside(command: &mut Command) -> &mut Command {
+    // SAFETY: `setns` is async-signal-safe, and the descriptor stays open for as long as this process.
+    unsafe {
+        command.pre_exec(|| match libc::setns(OUTSIDE.load(Ordering::Relaxed), libc::CLONE_NEWNET) {
+            0 => Ok(()),
+            _ => Err(std::io::Error::last_os_error()),
+        })
+    }
+}
+
+/// Moves this process into a network of its own, with loopback up, and sees to it that what it mounts goes with it. To be
+/// called before there are other threads; the programs that it starts are in there too. Whether it could: only root may.
+pub fn own_world() -> bool {
     // SAFETY: plain calls with numbers, and with a structure that lives through them. The descriptor is ours.
     unsafe {
-        if libc::unshare(libc::CLONE_NEWNET) != 0 {
+        OUTSIDE.store(libc::open(c"/proc/self/ns/net".as_ptr(), libc::O_RDONLY | libc::O_CLOEXEC), Ordering::Relaxed);
+        if libc::unshare(libc::CLONE_NEWNET | libc::CLONE_NEWNS) != 0 {
+            return false;
+        }
+        let none = std::ptr::null();
+        if libc::mount(none, c"/".as_ptr(), none, libc::MS_REC | libc::MS_PRIVATE, std::ptr::null()) != 0 {
             return false;
         }
         let socket = libc::socket(libc::AF_INET, libc::SOCK_DGRAM, 0);
@@ -41,7 +62,7 @@ pub const BRIDGE: &str = "10.150.0.1";
 pub struct Lab {
     /// Where everything of it is, overlays included.
     pub dir: PathBuf,
-    /// What clients open.
+    /// What clients open. Below the directory, `small` is a file system with room for four megabytes.
     pub uri: String,
     process: Process,
 }
@@ -74,6 +95,9 @@ impl Lab {
             assert!(found, "{program} is missing: run `tests/setup test`");
         }
         let dir = scratch("libvirt");
+        let small = dir.join("small");
+        fs::create_dir(&small).expect("a directory");
+        run(Command::new("mount").args(["-t", "tmpfs", "-o", "size=4m", "tmpfs"]).arg(&small));
         fs::write(dir.join("lab"), include_str!("lab")).expect("the script");
         let mut command = Command::new("unshare");
         command.args(["--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "bash"]);
@@ -120,6 +144,13 @@ impl Lab {
         fs::write(&path, xml).expect("a file");
         self.virsh(&["net-define", &path.display().to_string()]);
         self.virsh(&["net-start", name]);
+    }
+
+    /// Has the network `rouse`, whoever is on it.
+    pub fn need_network(&self) {
+        if self.virsh_may_fail(&["net-uuid", "rouse"]).is_none() {
+            self.set_network("rouse", include_str!("../../../contrib/libvirt/network.xml"));
+        }
     }
 
     /// The names of the domains that run.
@@ -176,6 +207,7 @@ impl Lab {
         if !holds_within(DEADLINE, || self.pids("libvirtd", &dir).is_empty()) {
             eprintln!("libvirtd did not end");
         }
+        Command::new("umount").arg(self.dir.join("small")).status().ok();
         if std::env::var_os("ROUSE_E2E_KEEP").is_none()
             && let Err(error) = fs::remove_dir_all(&self.dir)
         {

@@ -3,21 +3,38 @@
 #![cfg(feature = "libvirt")]
 #![allow(clippy::unwrap_used)]
 
+mod alone;
+mod builds;
 mod contract;
+mod deaths;
+mod evidence;
+mod faults;
+mod ground;
+mod images;
+mod outages;
+mod site;
+mod steps;
 
-use rouse_tests::virt::own_network;
+use rouse_tests::virt::own_world;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 static IN_OUR_NETWORK: AtomicBool = AtomicBool::new(false);
 
 extern "C" fn enter() {
-    IN_OUR_NETWORK.store(own_network(), Ordering::Relaxed);
+    IN_OUR_NETWORK.store(own_world(), Ordering::Relaxed);
 }
 
 /// Before `main`, and so before the test runner has threads: those would stay in the network that they began in.
 #[used]
 #[unsafe(link_section = ".init_array")]
 static ENTER: extern "C" fn() = enter;
+
+/// One test at a time: guests are emulated, and two of them have the machine to do.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// Whether virtual machines can be had here: only root can have a network of its own. CI has to.
 fn may_run() -> bool {

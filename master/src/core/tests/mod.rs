@@ -99,6 +99,8 @@ struct Bench {
     image: &'static str,
     /// USD an hour that its provider knows.
     price: Option<f64>,
+    /// Whom the agents' disks were first used for; absent: nobody asks for fresh disks.
+    mark: Option<String>,
 }
 
 impl Bench {
@@ -118,6 +120,7 @@ impl Bench {
             alternatives: 1,
             image: "image",
             price: None,
+            mark: None,
         };
         bench.note_effects("start", effects);
         bench.event("broker up", Event::BrokerUp);
@@ -169,6 +172,7 @@ impl Bench {
             number,
             image: self.image.to_owned(),
             spec: "{}".to_owned(),
+            fresh: self.mark.is_some(),
             more: number + 1 < self.alternatives,
             identity: (provider == ProviderKind::Process).then(|| host.0.clone()),
             price: self.price,
@@ -343,7 +347,7 @@ impl Bench {
             attempts,
             facts: Facts::default(),
             leaving: false,
-            proof: Default::default(),
+            proof: rouse_shared::message::Proof { disk: self.mark.clone(), ..Default::default() },
         };
         let what = format!("hello of {worker}, life {life}, connection {connection}");
         self.agent(&what, worker, ToMaster::Hello(Box::new(hello)));

@@ -132,6 +132,19 @@ fn the_wrong_machine_is_refused() {
 }
 
 #[test]
+fn a_disk_that_was_used_before_is_refused() {
+    let mut bench = Bench::quietly(plan(vec![latent("l")]));
+    bench.mark = Some("hbefore".to_owned());
+    bench.submit(on("l"));
+    bench.started("l");
+    bench.hush();
+    bench.hello_with_token("l", "a", 1);
+    bench.mark = Some(bench.host("l").0);
+    bench.hello_with_token("l", "a", 1);
+    bench.check("used_disk");
+}
+
+#[test]
 fn who_may_connect() {
     let mut bench = Bench::quietly(plan(vec![standing("s"), latent("l")]));
     bench.submit(on("l"));

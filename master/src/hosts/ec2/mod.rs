@@ -194,7 +194,15 @@ impl Ec2 {
         let found = Found { image, market, groups: ready.groups, fresh: ready.fresh, user_data };
         let spec = Spec::new(&section, &client.place, &self.owner, host, number, alternative, found);
         let text = serde_json::to_string(&spec).map_err(|e| StartError::Rejected(format!("write the order: {e}")))?;
-        Ok(Order { number, image: image_id, spec: text, more: index + 1 < all.len(), identity: None, price })
+        Ok(Order {
+            number,
+            image: image_id,
+            spec: text,
+            more: index + 1 < all.len(),
+            fresh: false,
+            identity: None,
+            price,
+        })
     }
 
     async fn start_now(&self, host: &Host) -> Result<String, StartError> {

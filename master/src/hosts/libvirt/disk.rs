@@ -90,6 +90,43 @@ pub fn look_at(path: &Path) -> Result<Base, StartError> {
     Ok(Base { format, change: change_of(&about) })
 }
 
+/// Whether an image is whole: one that was cut short in copying still looks like an image, and boots into nothing.
+///
+/// # Errors
+/// Where it is not.
+pub fn check(path: &Path, format: &str) -> Result<(), StartError> {
+    if format != "qcow2" {
+        return Ok(());
+    }
+    // Only its tables are read. 3 stands for clusters that nothing uses, which harm nobody.
+    let output = qemu_img(&["check", "-q", "-U", "-f", format], &[path])?;
+    match output.status.code() {
+        Some(0 | 3) => Ok(()),
+        Some(_) | None => {
+            let shown = path.display();
+            let said = first_line(&output.stderr);
+            Err(StartError::Rejected(format!(
+                "the image {shown} is damaged (was it copied whole?): qemu-img check: {said}"
+            )))
+        }
+    }
+}
+
+/// Runs qemu-img to its end.
+fn qemu_img(options: &[&str], paths: &[&Path]) -> Result<std::process::Output, StartError> {
+    let mut command = Command::new("qemu-img");
+    command.args(options).args(paths).stdin(Stdio::null()).env("LC_ALL", "C");
+    command.output().map_err(|error| {
+        StartError::Rejected(format!("qemu-img cannot be run ({error}): install it where the master runs (qemu-utils)"))
+    })
+}
+
+/// What a program said first.
+fn first_line(said: &[u8]) -> String {
+    let said = String::from_utf8_lossy(said);
+    said.lines().next().unwrap_or_default().trim_start_matches("qemu-img: ").to_owned()
+}
+
 fn change_of(about: &fs::Metadata) -> String {
     format!("{}:{}:{}.{:09}", about.ino(), about.size(), about.mtime(), about.mtime_nsec())
 }
@@ -138,11 +175,12 @@ pub fn marks_in(dir: &Path) -> io::Result<Vec<(PathBuf, Owner)>> {
     Ok(found)
 }
 
-/// Makes the disk. `live` says whether a host still runs, by its id.
+/// Makes the disk. `live` says whether a host still runs, by its id; `marked` is called when the mark is there and the
+/// disk is not.
 ///
 /// # Errors
 /// Where it cannot be made, or where what is there is not ours to replace. Nothing is left then.
-pub fn make(fresh: &Fresh, owner: &Owner, live: &dyn Fn(&str) -> bool) -> Result<(), StartError> {
+pub fn make(fresh: &Fresh, owner: &Owner, live: &dyn Fn(&str) -> bool, marked: &dyn Fn()) -> Result<(), StartError> {
     let shown = fresh.path.display();
     let rejected = |text: String| Err(StartError::Rejected(text));
     let dir = fresh.path.parent().unwrap_or_else(|| Path::new("/"));
@@ -171,7 +209,7 @@ pub fn make(fresh: &Fresh, owner: &Owner, live: &dyn Fn(&str) -> bool) -> Result
     for other in &marks {
         remove(&fresh.path, other).map_err(|e| StartError::Transient(format!("remove an old {shown}: {e}")))?;
     }
-    let made = create(fresh, owner, dir);
+    let made = create(fresh, owner, dir, marked);
     if made.is_err()
         && let Err(error) = remove(&fresh.path, owner)
     {
@@ -180,7 +218,7 @@ pub fn make(fresh: &Fresh, owner: &Owner, live: &dyn Fn(&str) -> bool) -> Result
     made
 }
 
-fn create(fresh: &Fresh, owner: &Owner, dir: &Path) -> Result<(), StartError> {
+fn create(fresh: &Fresh, owner: &Owner, dir: &Path, marked: &dyn Fn()) -> Result<(), StartError> {
     let shown = fresh.path.display();
     let base_shown = fresh.base.display();
     let failed = |error: io::Error| match error.kind() {
@@ -195,6 +233,7 @@ fn create(fresh: &Fresh, owner: &Owner, dir: &Path) -> Result<(), StartError> {
     File::options().write(true).create_new(true).open(mark_of(&fresh.path, owner)).map_err(failed)?;
     // The mark must be there whenever the disk is, after a power failure too.
     File::open(dir).and_then(|dir| dir.sync_all()).map_err(failed)?;
+    marked();
     let now = look_at(&fresh.base)?;
     if now.change != fresh.change {
         return Err(StartError::Rejected(format!(
@@ -204,24 +243,18 @@ fn create(fresh: &Fresh, owner: &Owner, dir: &Path) -> Result<(), StartError> {
     if room(dir).is_some_and(|room| room < FULL) {
         return Err(StartError::Capacity(format!("no room for {shown}: the file system of {} is full", dir.display())));
     }
-    let mut command = Command::new("qemu-img");
-    match fresh.form {
+    let output = match fresh.form {
         Form::Overlay => {
-            command.args(["create", "-q", "-f", "qcow2", "-F", &fresh.base_format, "-b"]);
-            command.arg(&fresh.base).arg(&fresh.path)
+            let base = fresh.base.to_string_lossy();
+            qemu_img(&["create", "-q", "-f", "qcow2", "-F", &fresh.base_format, "-b", &base], &[&fresh.path])?
         }
         Form::Copy if cloned(&fresh.base, &fresh.path) => return Ok(()),
-        Form::Copy => command.args(["convert", "-q", "-f", "raw", "-O", "raw"]).arg(&fresh.base).arg(&fresh.path),
+        Form::Copy => qemu_img(&["convert", "-q", "-f", "raw", "-O", "raw"], &[&fresh.base, &fresh.path])?,
     };
-    let output = command.stdin(Stdio::null()).env("LC_ALL", "C").output();
-    let output = output.map_err(|error| {
-        StartError::Rejected(format!("qemu-img cannot be run ({error}): install it where the master runs (qemu-utils)"))
-    })?;
     if output.status.success() {
         return Ok(());
     }
-    let said = String::from_utf8_lossy(&output.stderr);
-    let said = said.lines().next().unwrap_or_default().trim_start_matches("qemu-img: ").to_owned();
+    let said = first_line(&output.stderr);
     if room(dir).is_some_and(|room| room < FULL) {
         return Err(StartError::Capacity(format!("no room for {shown}: {said}")));
     }

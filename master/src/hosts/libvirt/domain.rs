@@ -2,7 +2,7 @@
 //! domain is and what it was made with; it is in the very call that makes the domain.
 
 use super::disk::Form;
-use super::xml;
+use super::{kvm, xml};
 use std::path::{Path, PathBuf};
 use xmltree::{Element, Namespace};
 
@@ -92,7 +92,7 @@ pub struct Machine<'a> {
 pub fn builtin(machine: &Machine<'_>) -> Element {
     let kind = if machine.kvm { "kvm" } else { "qemu" };
     // Without hardware virtualisation libvirt's default processor is fine, and the fastest to emulate.
-    let cpu = if machine.kvm { "<cpu mode='host-passthrough'/>" } else { "" };
+    let cpu = if machine.kvm { kvm::CPU } else { "" };
     let Machine { memory_mb, cpus, network, .. } = machine;
     let network = network.replace('&', "&amp;").replace('\'', "&apos;").replace('<', "&lt;");
     let text = format!(

@@ -7,7 +7,7 @@ mod find;
 
 pub use find::Listing;
 
-use super::disk::{self, Fresh};
+use super::disk::{self, Base, Fresh};
 use super::domain::Stamp;
 use super::events::Life;
 use super::link::{Failed, Link};
@@ -56,6 +56,8 @@ pub struct Inner {
     evidence: Mutex<Evidence>,
     kvm: Mutex<BTreeMap<String, Arc<Mutex<Option<bool>>>>>,
     warned: Mutex<BTreeSet<PathBuf>>,
+    /// Images that were found whole, with their change stamps.
+    whole: Mutex<BTreeMap<PathBuf, String>>,
 }
 
 /// Takes a lock; what a thread that broke off has left is whole all the same.
@@ -84,6 +86,7 @@ impl Inner {
             evidence: Mutex::default(),
             kvm: Mutex::default(),
             warned: Mutex::default(),
+            whole: Mutex::default(),
         })
     }
 
@@ -138,6 +141,29 @@ impl Inner {
             Ok(works)
         };
         link.call(work).await
+    }
+
+    /// Looks at the image of a worker: its base, or its own disk. None where that is on another machine.
+    pub async fn look_at_image(self: &Arc<Self>, config: &LibvirtConfig) -> Result<Option<Base>, StartError> {
+        if !Link::is_local(&config.connection) {
+            let text =
+                "base_image needs a libvirt on the master's own machine: leave it out, and have hd_image made there";
+            let refused = config.base_image.as_ref().map(|_| Err(StartError::Rejected(text.to_owned())));
+            return refused.unwrap_or(Ok(None));
+        }
+        let Some(path) = config.base_image.clone().or_else(|| config.hd_image.clone()) else { return Ok(None) };
+        let (inner, is_base) = (self.clone(), config.base_image.is_some());
+        let look = move || {
+            let found = disk::look_at(&path)?;
+            // The user's own disk is written to, and is the user's to look after.
+            if is_base && hold(&inner.whole).get(&path) != Some(&found.change) {
+                disk::check(&path, found.format)?;
+                hold(&inner.whole).insert(path, found.change.clone());
+            }
+            Ok(Some(found))
+        };
+        let looked = tokio::task::spawn_blocking(look).await;
+        looked.unwrap_or_else(|error| Err(StartError::Transient(error.to_string())))
     }
 
     fn name(&self) -> &str {
@@ -238,7 +264,7 @@ impl Inner {
     fn make(&self, connect: &Connect, stamp: &Stamp, spec: &Spec) -> Result<(), StartError> {
         if let Some(fresh) = &spec.disk {
             self.check_base(fresh)?;
-            disk::make(fresh, &self.owner_of(stamp), &|host| self.is_live(host))?;
+            disk::make(fresh, &self.owner_of(stamp), &|host| self.is_live(host), &|| self.passed("disk marked"))?;
             self.passed("disk made");
         }
         if let Some(console) = &spec.console {

@@ -122,7 +122,9 @@ impl Libvirt {
             memory_mb = look::memory_of(&described);
         }
         let uuid_text = uuid.clone().or(base_uuid).ok_or_else(|| rejected("its domain has no UUID".to_owned()))?;
-        let (disk, base) = look_at_disks(&config)?;
+        let looked_at = self.inner.look_at_image(&config).await?;
+        let disk = disk_of(&config, &looked_at);
+        let base = config.base_image.as_ref().and(looked_at);
         let fresh = config.base_image.as_ref().and(config.hd_image.clone());
         let console = Link::is_local(&config.connection).then(|| self.inner.console_path(&host.id));
         let disk_spec = fresh.zip(config.base_image.clone()).zip(base).map(|((path, base), about)| Fresh {
@@ -160,7 +162,15 @@ impl Libvirt {
             (None, None) => format!("the disks of the domain {}", host.worker),
         };
         let identity = Some(format!("uuid:{}", spec.uuid));
-        Ok(Order { number, image, spec: spec.to_text(), more: false, identity, price: None })
+        Ok(Order {
+            number,
+            image,
+            spec: spec.to_text(),
+            more: false,
+            fresh: spec.disk.is_some(),
+            identity,
+            price: None,
+        })
     }
 
     /// All domains and disks that bear our master's name.
@@ -191,26 +201,17 @@ fn sections(config: &Config) -> Workers {
     config.hosts.iter().filter_map(|(name, host)| Some((name.clone(), section(host)?))).collect()
 }
 
-/// What the configuration says of the disk, and the base image as it is now.
-fn look_at_disks(config: &LibvirtConfig) -> Result<(Disk<'_>, Option<Base>), StartError> {
-    match (&config.hd_image, &config.base_image) {
-        (Some(path), Some(base)) => {
-            if !Link::is_local(&config.connection) {
-                let text = "base_image needs a libvirt on the master's own machine: leave it out, and have hd_image made \
-                            there";
-                return Err(StartError::Rejected(text.to_owned()));
-            }
-            let base = disk::look_at(base)?;
-            Ok((Disk::Fresh(path, base.format == "raw"), Some(base)))
+/// The disk that the configuration wants, and what its image turned out to be.
+fn disk_of<'a>(config: &'a LibvirtConfig, looked_at: &Option<Base>) -> Disk<'a> {
+    match (&config.hd_image, &config.base_image, looked_at) {
+        (Some(path), Some(_), base) => Disk::Fresh(path, base.as_ref().is_some_and(|base| base.format == "raw")),
+        (Some(path), None, Some(own)) => Disk::Own(path, own.format),
+        (Some(path), None, None) => {
+            // On another machine: there is only its name to go by.
+            let is_qcow2 = path.extension().is_some_and(|e| e == "qcow2");
+            Disk::Own(path, if is_qcow2 { "qcow2" } else { "raw" })
         }
-        (Some(path), None) if Link::is_local(&config.connection) => {
-            Ok((Disk::Own(path, disk::look_at(path)?.format), None))
-        }
-        (Some(path), None) => {
-            let format = if path.extension().is_some_and(|e| e == "qcow2") { "qcow2" } else { "raw" };
-            Ok((Disk::Own(path, format), None))
-        }
-        (None, _) => Ok((Disk::AsDescribed, None)),
+        (None, _, _) => Disk::AsDescribed,
     }
 }
 

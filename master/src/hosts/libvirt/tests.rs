@@ -170,15 +170,15 @@ fn a_disk_is_made_marked_and_thrown_away() {
     let place = Place::new();
     let fresh = place.fresh();
     let (first, second) = (owner("a", "h1"), owner("a", "h2"));
-    disk::make(&fresh, &first, &|_| false).unwrap();
+    disk::make(&fresh, &first, &|_| false, &|| ()).unwrap();
     assert_eq!(disk::marks_in(place.0.path()).unwrap(), [(fresh.path.clone(), first.clone())]);
     // What another host has left is replaced, what one in use has is not.
-    assert!(rejected(disk::make(&fresh, &second, &|host| host == "h1")).contains("in use by host h1"));
-    disk::make(&fresh, &second, &|_| false).unwrap();
+    assert!(rejected(disk::make(&fresh, &second, &|host| host == "h1", &|| ())).contains("in use by host h1"));
+    disk::make(&fresh, &second, &|_| false, &|| ()).unwrap();
     assert_eq!(disk::marks_in(place.0.path()).unwrap(), [(fresh.path.clone(), second.clone())]);
     disk::remove(&fresh.path, &first).unwrap();
     assert!(fresh.path.exists(), "it is not the first host's any more");
-    assert!(rejected(disk::make(&fresh, &owner("b", "h3"), &|_| false)).contains("another master"));
+    assert!(rejected(disk::make(&fresh, &owner("b", "h3"), &|_| false, &|| ())).contains("another master"));
     disk::remove(&fresh.path, &second).unwrap();
     assert_eq!(place.files(), 1, "only the base is left");
     assert_eq!(disk::marks_in(&place.at("none")).unwrap(), []);
@@ -189,7 +189,7 @@ fn what_rouse_has_not_made_is_never_replaced() {
     let place = Place::new();
     let fresh = place.fresh();
     std::fs::write(&fresh.path, "precious").unwrap();
-    assert!(rejected(disk::make(&fresh, &owner("a", "h1"), &|_| false)).contains("was not made by rouse"));
+    assert!(rejected(disk::make(&fresh, &owner("a", "h1"), &|_| false, &|| ())).contains("was not made by rouse"));
     disk::remove(&fresh.path, &owner("a", "h1")).unwrap();
     assert_eq!(std::fs::read(&fresh.path).unwrap(), b"precious");
     assert_eq!(place.files(), 2);
@@ -211,8 +211,10 @@ fn a_base_is_looked_at_closely() {
     // Cut short it still begins like one.
     std::fs::write(place.at("cut.qcow2"), b"QFI\xfb\0\0\0\x03").unwrap();
     let cut = disk::look_at(&place.at("cut.qcow2")).unwrap();
+    assert!(rejected(disk::check(&place.at("cut.qcow2"), "qcow2")).contains("is damaged"));
+    disk::check(&place.at("base.qcow2"), "qcow2").unwrap();
     let fresh = Fresh { base: place.at("cut.qcow2"), change: cut.change, ..place.fresh() };
-    assert!(rejected(disk::make(&fresh, &owner("a", "h1"), &|_| false)).contains("cannot be made from"));
+    assert!(rejected(disk::make(&fresh, &owner("a", "h1"), &|_| false, &|| ())).contains("cannot be made from"));
     assert!(!fresh.path.exists() && disk::marks_in(place.0.path()).unwrap().is_empty(), "nothing is left of it");
 }
 
@@ -225,7 +227,7 @@ fn a_base_that_changed_is_refused() {
     std::fs::copy(&fresh.base, place.at("new")).unwrap();
     std::fs::rename(place.at("new"), &fresh.base).unwrap();
     assert_eq!(disk::changed_in_place(&fresh.base, &fresh.change), None);
-    assert!(rejected(disk::make(&fresh, &owner("a", "h1"), &|_| false)).contains("after the host was ordered"));
+    assert!(rejected(disk::make(&fresh, &owner("a", "h1"), &|_| false, &|| ())).contains("after the host was ordered"));
     let fresh = place.fresh();
     let text = std::fs::read(&fresh.base).unwrap();
     std::fs::write(&fresh.base, [&text[..], b"more"].concat()).unwrap();
@@ -240,7 +242,7 @@ fn a_raw_base_is_copied_where_the_machine_wants_it_raw() {
     let change = disk::look_at(&base).unwrap().change;
     let path = place.at("w.img");
     let fresh = Fresh { path: path.clone(), base, base_format: "raw".to_owned(), change, form: Form::Copy };
-    disk::make(&fresh, &owner("a", "h1"), &|_| false).unwrap();
+    disk::make(&fresh, &owner("a", "h1"), &|_| false, &|| ()).unwrap();
     assert_eq!(std::fs::read(&path).unwrap(), [7; 4096]);
 }
 

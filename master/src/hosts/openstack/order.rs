@@ -105,7 +105,7 @@ pub(super) async fn prepare(
     let spec = Spec { cloud: cloud.account.label(), name, server };
     let spec = serde_json::to_string(&spec).map_err(|e| StartError::Rejected(format!("write down the order: {e}")))?;
     // Which server it will be is Nova's choice.
-    Ok(Order { number: 0, image, spec, more: false, identity: None, price: section.price_per_hour })
+    Ok(Order { number: 0, image, spec, more: false, fresh: false, identity: None, price: section.price_per_hour })
 }
 
 /// The id of a flavor that is given by id or name.

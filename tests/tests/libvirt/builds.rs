@@ -1,0 +1,134 @@
+//! Builds that run in guests: from a built-in machine, from a user's description, in a domain that the user has defined,
+//! on a disk of the user's own.
+
+use crate::site::{OWN_XML, Site, site};
+use rouse_tests::harness::text;
+use std::fs;
+
+/// What a guest says of itself.
+const SELF: &str = "echo \"I am $(hostname), $(cat /sys/class/dmi/id/product_uuid)\"";
+
+fn uuid_said(site: &Site, build: &str, name: &str) -> String {
+    let log = site.log(build);
+    let said = log.lines().find_map(|line| line.strip_prefix(&format!("I am {name}, ")));
+    said.unwrap_or_else(|| panic!("{log}")).to_owned()
+}
+
+#[test]
+fn two_workers_share_a_base_image() {
+    if !crate::may_run() {
+        return;
+    }
+    let _alone = crate::alone();
+    let site = site();
+    let base = rouse_tests::virt::image(&rouse_tests::virt::Image::agent());
+    let before = fs::read(&base).unwrap();
+    let script =
+        format!("{SELF}; test ! -e /root/spoiled && mkdir -p /root && date > /root/spoiled && sync; sleep 600");
+    let builds = [(); 2].map(|()| site.master.detach(&["--where", "pool=plain", "--", "sh", "-c", &script]));
+    for build in &builds {
+        site.until(build, "running");
+        site.master.until("it has said who it is", || site.log(build).contains("I am"));
+    }
+    assert_eq!(site.lab.running().len(), 2, "both at once: {}", site.master.log());
+    let mut known: Vec<(String, String)> = Vec::new();
+    for host in site.master.get("/api/hosts").json().as_array().unwrap() {
+        known.push((text(&host["worker"]), text(&host["handle"])));
+    }
+    known.sort();
+    // DHCP gave each its own name, and its firmware says that it is whom the master takes it for.
+    let mut said: Vec<(String, String)> = Vec::new();
+    for build in &builds {
+        let worker = text(&site.master.show(build)["worker"]);
+        said.push((worker.clone(), uuid_said(site, build, &worker)));
+        site.master.rouse(&["cancel", build]).ended(0);
+    }
+    said.sort();
+    assert_eq!(said, known);
+    site.until_clean();
+    // One build, one machine: the next one starts from the base again, and finds nothing of those before.
+    let build = site.master.detach(&["--where", "pool=plain", "--", "test", "!", "-e", "/root/spoiled"]);
+    site.until(&build, "success");
+    site.until_clean();
+    assert!(fs::read(&base).unwrap() == before, "the base image is never written to");
+}
+
+#[test]
+fn a_users_description_and_a_name_from_dhcp() {
+    if !crate::may_run() {
+        return;
+    }
+    let _alone = crate::alone();
+    let site = site();
+    let build = site.master.detach(&["--worker", "dhcp", "--", "sh", "-c", SELF]);
+    site.until(&build, "success");
+    uuid_said(site, &build, "dhcp");
+    site.until_clean();
+}
+
+#[test]
+fn a_domain_that_the_user_has_defined() {
+    if !crate::may_run() {
+        return;
+    }
+    let _alone = crate::alone();
+    let site = site();
+    let uuid = "5a1c6a2e-0b7e-4d0c-9a57-3b8f6f1e2d10";
+    let xml = OWN_XML.replace("<name>anything</name>", &format!("<name>defined</name><uuid>{uuid}</uuid>"));
+    let path = site.lab.dir.join("defined.xml");
+    fs::write(&path, xml).unwrap();
+    site.lab.virsh(&["define", &path.display().to_string()]);
+    let before = site.lab.virsh(&["dumpxml", "--inactive", "defined"]);
+    let build = site.master.detach(&["--worker", "defined", "--", "sh", "-c", "cat /sys/class/dmi/id/product_uuid"]);
+    site.until(&build, "success");
+    assert_eq!(site.log(&build).trim(), uuid);
+    site.until_clean();
+    assert_eq!(site.lab.virsh(&["dumpxml", "--inactive", "defined"]), before, "its definition is as it was");
+    // Run by its owner, it is not ours to start or to stop.
+    let own = site.lab.dir.join("own-disk.qcow2");
+    let running = before.replace("/nonexistent", &own.display().to_string());
+    fs::write(&path, running).unwrap();
+    site.lab.virsh(&["create", &path.display().to_string(), "--paused"]);
+    let build = site.master.detach(&["--worker", "defined", "--", "true"]);
+    site.master.until("it says why not", || why(site, &build).contains("runs already"));
+    site.master.rouse(&["cancel", &build]).ended(0);
+    assert_eq!(site.lab.virsh(&["domstate", "defined"]).trim(), "paused");
+    site.lab.virsh(&["destroy", "defined"]);
+    site.lab.virsh(&["undefine", "defined"]);
+    site.master.rouse(&["resume", "defined"]).ended(0);
+    site.until_clean();
+}
+
+/// Why a build has not started.
+pub fn why(site: &Site, build: &str) -> String {
+    site.master.rouse(&["why", build]).ended(0).text()
+}
+
+#[test]
+fn a_disk_of_the_users_own_survives_everything() {
+    if !crate::may_run() {
+        return;
+    }
+    let _alone = crate::alone();
+    let site = site();
+    let disk = site.lab.dir.join("own-disk.qcow2");
+    let count = "mkdir -p /root; echo x >> /root/builds; sync; wc -l < /root/builds";
+    let build = site.master.detach(&["--worker", "keeper", "--", "sh", "-c", count]);
+    site.until(&build, "success");
+    assert_eq!(site.log(&build).trim(), "1");
+    site.until_clean();
+    let inode = std::os::unix::fs::MetadataExt::ino(&fs::metadata(&disk).unwrap());
+    // Killed in mid-build, and given up; the next one finds what was there.
+    let build =
+        site.master.detach(&["--worker", "keeper", "--retries", "0", "--", "sh", "-c", &format!("{count}; sleep 600")]);
+    site.until(&build, "running");
+    site.master.until("it has counted", || site.log(&build).trim() == "2");
+    site.lab.signal_guest("keeper", libc::SIGKILL);
+    site.until(&build, "lost");
+    site.until_clean();
+    let build = site.master.detach(&["--worker", "keeper", "--", "sh", "-c", count]);
+    site.until(&build, "success");
+    assert_eq!(site.log(&build).trim(), "3");
+    site.until_clean();
+    assert_eq!(std::os::unix::fs::MetadataExt::ino(&fs::metadata(&disk).unwrap()), inode, "it is the same file");
+}

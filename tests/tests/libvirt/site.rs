@@ -1,0 +1,190 @@
+//! One master with its broker and its libvirt workers, as a user has them; all tests of this program share it.
+
+use crate::ground::names;
+use rouse_tests::harness::{Master, PASSWORD, free_address, latent, scratch};
+use rouse_tests::virt::{BRIDGE, Image, Lab, image};
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+use std::time::Duration;
+
+/// How long a guest may take to boot, run a build and go, on a busy machine that has to emulate it.
+pub const GUEST: Duration = Duration::from_secs(240);
+
+pub struct Site {
+    pub lab: &'static Lab,
+    pub master: Master,
+    /// Where disks are.
+    pub disks: PathBuf,
+    /// All workers of its configuration.
+    pub workers: String,
+}
+
+static SITE: OnceLock<Site> = OnceLock::new();
+
+extern "C" fn end_site() {
+    if let Some(site) = SITE.get() {
+        site.master.end();
+        // Nothing can be done about what cannot be removed; the next run tries again.
+        std::fs::remove_dir_all(scratch("none")).ok();
+    }
+}
+
+/// A worker's section.
+pub fn worker(name: &str, lines: &str, section: &str) -> String {
+    format!("[[worker]]\nname = \"{name}\"\npassword = \"{PASSWORD}\"\n{lines}\n[worker.libvirt]\n{section}\n")
+}
+
+/// The section of a built-in machine over a base image.
+pub fn builtin(lab: &Lab, disks: &Path, base: &Path) -> String {
+    let (uri, disks, base) = (&lab.uri, disks.display(), base.display());
+    format!(
+        "connection = \"{uri}\"\nhd_image = \"{disks}/{{name}}.qcow2\"\nbase_image = \"{base}\"\nxml = \"builtin\"\n\
+         memory_mb = 160\ncpus = 1\nnetwork = \"rouse\""
+    )
+}
+
+/// A user's own description, with an address that follows from nothing.
+pub const OWN_XML: &str = "<domain type='qemu'><name>anything</name><memory unit='MiB'>160</memory>\
+    <os><type arch='x86_64' machine='q35'>hvm</type></os><features><acpi/></features><devices>\
+    <disk type='file' device='disk'><driver name='qemu' type='qcow2' cache='unsafe'/><source file='/nonexistent'/>\
+    <target dev='vda' bus='virtio'/></disk>\
+    <interface type='network'><source network='rouse'/><model type='virtio'/><rom enabled='no'/></interface>\
+    <serial type='pty'/><memballoon model='none'/></devices></domain>";
+
+pub fn site() -> &'static Site {
+    SITE.get_or_init(|| {
+        // SAFETY: the function is registered once and does not unwind into C: what it calls reports instead.
+        assert_eq!(unsafe { libc::atexit(end_site) }, 0);
+        start()
+    })
+}
+
+fn start() -> Site {
+    let lab = Lab::get();
+    lab.need_network();
+    let disks = lab.dir.join("disks");
+    std::fs::create_dir_all(&disks).unwrap();
+    let port = free_address().port();
+    let broker = format!("amqp://{BRIDGE}:{port}/rouse");
+    let lines = format!("listen = [\"127.0.0.1:{port}\", \"{BRIDGE}:{port}\"]\nagent_url = \"{broker}\"\n");
+    let workers = workers(lab, &disks, &broker);
+    let master =
+        Master::start_with("virt", &lines, &format!("amqp://127.0.0.1:{port}/rouse"), free_address(), &workers);
+    // The network that it prints for these workers, in place of the one without names.
+    let network = master.rouse(&["libvirt-network", "-c", "rouse.toml", "--network", "rouse"]).ended(0).text();
+    lab.set_network("rouse", &network);
+    Site { lab, master, disks, workers }
+}
+
+fn workers(lab: &Lab, disks: &Path, broker: &str) -> String {
+    let write = |name: &str, text: &str| {
+        let path = lab.dir.join(name);
+        std::fs::write(&path, text).unwrap();
+        path
+    };
+    let base = image(&Image::agent());
+    let plain = builtin(lab, disks, &base);
+    let patient = "keepalive_interval = 2\nlease = 40\ngrace = 60";
+    let mut text =
+        worker("plain-{1..2}", &format!("{patient}\nmax_builds = 1\nproperties = {{ pool = \"plain\" }}"), &plain);
+    let lonely = "keepalive_interval = 1\nlease = 20\ngrace = 10";
+    text += &worker("lonely", &format!("{lonely}\nbuild_wait_timeout = 120"), &plain);
+    text += &worker("lasting", &format!("{patient}\nbuild_wait_timeout = 120"), &plain);
+    // An image with everything baked in, whose name comes from DHCP.
+    let baked = format!(
+        "identity = \"hostname\"\nbroker = \"{broker}\"\npassword = \"{PASSWORD}\"\npower_off = \"latent\"\n\
+         power_off_command = [\"poweroff\", \"-f\"]\nwork_dir = \"/var/lib/rouse/work\"\n"
+    );
+    let baked = image(&Image { agent: baked, ..Image::agent() });
+    let xml = write("own.xml", OWN_XML);
+    let own = builtin(lab, disks, &baked).replace("\"builtin\"", &format!("{{ file = \"{}\" }}", xml.display()));
+    text += &worker("dhcp", patient, &own);
+    let defined = builtin(lab, disks, &base).replace("xml = \"builtin\"\n", "");
+    text += &worker("defined", patient, &defined);
+    let disk = lab.dir.join("own-disk.qcow2");
+    std::fs::copy(&base, &disk).unwrap();
+    let (uri, disk) = (&lab.uri, disk.display());
+    let own_disk = format!(
+        "connection = \"{uri}\"\nhd_image = \"{disk}\"\nxml = \"builtin\"\nmemory_mb = 160\ncpus = 1\nnetwork = \"rouse\""
+    );
+    text += &worker("keeper", patient, &own_disk);
+    // Guests that never attach.
+    for (name, image_of) in [
+        ("mute", Image::of_kind("no-agent")),
+        ("deaf", Image::of_kind("no-network")),
+        ("used", Image { used_for: "hbefore", ..Image::agent() }),
+        ("panics", Image { kernel: "rdinit=/nonexistent root=/dev/nowhere", ..Image::agent() }),
+    ] {
+        let lines = format!("{patient}\nmissing_timeout = 45");
+        text += &worker(name, &lines, &builtin(lab, disks, &image(&image_of)));
+    }
+    let zeros = write("zeros.img", &"\0".repeat(4096));
+    text += &worker("blank", &format!("{patient}\nmissing_timeout = 45"), &builtin(lab, disks, &zeros));
+    text += &faulty(lab, disks, &base, &write);
+    text + &latent("local", "keepalive_interval = 2\nlease = 40\nbuild_wait_timeout = 0")
+}
+
+/// Workers whose machines cannot be made. Each has a name of its own for the good base image: what fails counts against
+/// the image.
+fn faulty(lab: &Lab, disks: &Path, base: &Path, write: &dyn Fn(&str, &str) -> PathBuf) -> String {
+    let plain = |name: &str| {
+        let path = lab.dir.join(format!("base-of-{name}.qcow2"));
+        std::fs::copy(base, &path).unwrap();
+        builtin(lab, disks, &path)
+    };
+    let mut text = worker("no-base", "", &builtin(lab, disks, Path::new("/nonexistent/base.qcow2")));
+    text += &worker("no-image", "", &builtin(lab, disks, &write("text.qcow2", "this is no image")));
+    let cut = write("cut.qcow2", "");
+    std::fs::write(&cut, &std::fs::read(base).unwrap()[..300]).unwrap();
+    text += &worker("cut-image", "", &builtin(lab, disks, &cut));
+    let broken = write("broken.xml", "<domain><devices></domain>");
+    let bad = write("bad.xml", &OWN_XML.replace(">hvm<", ">nonsense<"));
+    for (name, xml) in [("broken-xml", broken), ("bad-xml", bad)] {
+        text += &worker(name, "", &plain(name).replace("\"builtin\"", &format!("{{ file = \"{}\" }}", xml.display())));
+    }
+    text += &worker("no-network", "", &plain("no-network").replace("network = \"rouse\"", "network = \"nowhere\""));
+    text += &worker("no-domain", "", &plain("no-domain").replace("xml = \"builtin\"\n", ""));
+    let small = lab.dir.join("small").display().to_string();
+    text + &worker("full", "", &plain("full").replace(&disks.display().to_string(), &small))
+}
+
+impl Site {
+    /// Everything that hosts leave: domains that run, disks with their marks, consoles.
+    pub fn leftovers(&self) -> BTreeSet<String> {
+        let consoles = names(&self.master.dir.join("state/hosts/libvirt")).into_iter();
+        let all = self.lab.running().into_iter().chain(names(&self.disks)).chain(names(&self.lab.dir.join("small")));
+        all.chain(consoles.filter(|name| name != "connections")).collect()
+    }
+
+    /// Waits until no host is left, and nothing of any.
+    #[track_caller]
+    pub fn until_clean(&self) {
+        self.master.until_within(GUEST, "no host is left", || {
+            self.master.get("/api/hosts").json().as_array().is_some_and(Vec::is_empty)
+        });
+        assert_eq!(self.leftovers(), BTreeSet::new(), "nothing is left of any host\n{}", self.master.log());
+    }
+
+    /// Waits for a state of a build.
+    #[track_caller]
+    pub fn until(&self, build: &str, state: &str) {
+        self.master.until_within(GUEST, &format!("build {build} is {state}"), || {
+            let now = self.master.state(build);
+            let over = ["success", "failure", "cancelled", "lost"].contains(&now.as_str());
+            assert!(
+                !over || now == state,
+                "build {build} is {now}: {}\n{}",
+                self.master.show(build),
+                self.master.log()
+            );
+            now == state
+        });
+    }
+
+    /// A build's log.
+    #[track_caller]
+    pub fn log(&self, build: &str) -> String {
+        self.master.rouse(&["log", build]).ended(0).text()
+    }
+}
