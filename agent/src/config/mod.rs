@@ -15,6 +15,8 @@ use std::time::Duration;
 pub const DEFAULT_PATH: &str = "/etc/rouse/agent.toml";
 /// What the variables begin with that stand for keys.
 const ENV_PREFIX: &str = "ROUSE_AGENT_";
+/// How a machine is switched off where the configuration does not say; the driver knows what to do where that fails.
+pub(crate) const USUAL_POWER_OFF: [&str; 2] = ["systemctl", "poweroff"];
 /// Where EC2 and OpenStack have their metadata service.
 const METADATA: &str = "http://169.254.169.254";
 /// The keys, as [`File`] has them.
@@ -301,8 +303,7 @@ impl File {
         if !work_dir.is_absolute() {
             return Err(wrong("work_dir", format!("{} is not an absolute path", work_dir.display())));
         }
-        let power_off_command =
-            self.power_off_command.unwrap_or_else(|| vec!["systemctl".to_owned(), "poweroff".to_owned()]);
+        let power_off_command = self.power_off_command.unwrap_or_else(|| USUAL_POWER_OFF.map(str::to_owned).to_vec());
         let power_off_after = self.power_off_after.map_or(Duration::from_secs(1_200), |span| span.0);
         if latent && power_off_after.is_zero() {
             return Err(wrong("power_off_after", "0 would power the host off before it can attach".to_owned()));

@@ -103,6 +103,11 @@ impl Core {
         }
     }
 
+    /// Whether the worker is a standing one, by the session that there is.
+    pub fn standing(&self) -> Option<bool> {
+        self.session.as_ref().map(|session| session.standing)
+    }
+
     /// Whether the master is there: attached, with a session.
     pub fn attached(&self) -> bool {
         self.attached_session().is_some()

@@ -1,5 +1,6 @@
 //! The agent's one loop: events to the core, effects to the link, the runner, the logs and the disk.
 
+mod dead_man;
 mod disk_mark;
 mod perform;
 mod power;
@@ -13,6 +14,7 @@ use crate::link::{LinkEvent, Target};
 use crate::logs::{LogSent, Logs};
 use crate::runner::{Runner, StepEvent, Update, wait_for_leftovers};
 use crate::{clock, log, notices, vitals};
+use dead_man::DeadMan;
 use perform::Performer;
 use rouse_shared::message::CloudNotice;
 use rouse_shared::{Nonce, Timestamp};
@@ -51,11 +53,18 @@ enum Input {
 /// Where it cannot begin: no identity, no directory to work in, no runner.
 pub async fn run(config: AgentConfig, program: PathBuf, mut terminate: mpsc::Receiver<()>) -> Result<(), StartError> {
     let started = clock::now();
+    // Before anything else, so that nothing that hangs or fails can come before it.
+    let dead_man = config.latent.then(|| {
+        // That there is no directory for it is said by what needs it more.
+        drop(WorkDir::make_lock_file(&config.work_dir));
+        DeadMan::arm(&config.work_dir, started)
+    });
+    let began = dead_man.as_ref().map_or(Some(started), DeadMan::began);
     // A machine that is to be switched off when nobody wants it must not stay on because its agent cannot begin.
     let stays_on = config.latent && !config.power_off_command.is_empty();
     let beginning = async {
         loop {
-            match begin(&config, &program, started).await {
+            match begin(&config, &program, began.unwrap_or(started), began.is_some()).await {
                 Err(error) if stays_on => log::line(Level::Error, &format!("failed to {}; trying again", error.0)),
                 begun => return begun,
             }
@@ -63,7 +72,10 @@ pub async fn run(config: AgentConfig, program: PathBuf, mut terminate: mpsc::Rec
         }
     };
     // The timer of a host that nobody calls covers this as well: a host may never get a name.
-    let patience = if config.latent { config.power_off_after } else { Duration::MAX };
+    let patience = match began {
+        Some(began) if config.latent => (began + config.power_off_after).since(started),
+        Some(_) | None => Duration::MAX,
+    };
     let begun = tokio::select! {
         begun = tokio::time::timeout(patience, beginning) => begun,
         _ = terminate.recv() => return Ok(()),
@@ -73,7 +85,7 @@ pub async fn run(config: AgentConfig, program: PathBuf, mut terminate: mpsc::Rec
         power::off(&config.power_off_command, &mut terminate).await;
         return Ok(());
     };
-    begun?.live(&config, terminate).await;
+    begun?.live(&config, dead_man, terminate).await;
     Ok(())
 }
 
@@ -87,7 +99,7 @@ struct Agent {
     notices: mpsc::Receiver<CloudNotice>,
 }
 
-async fn begin(config: &AgentConfig, program: &Path, started: Timestamp) -> Result<Agent, StartError> {
+async fn begin(config: &AgentConfig, program: &Path, started: Timestamp, armed: bool) -> Result<Agent, StartError> {
     let lock_file = WorkDir::lock_file(&config.work_dir);
     WorkDir::make_lock_file(&config.work_dir).map_err(|e| StartError(format!("make {}: {e}", lock_file.display())))?;
     reap_leftovers(&lock_file).await?;
@@ -113,7 +125,7 @@ async fn begin(config: &AgentConfig, program: &Path, started: Timestamp) -> Resu
         secret: session_file.read(),
         latent: config.latent,
         started,
-        power_off_after: power_off_after.unwrap_or(config.power_off_after),
+        power_off_after: if armed { power_off_after.unwrap_or(config.power_off_after) } else { Duration::MAX },
         run_as: config.run_as.clone(),
     };
     let core = Core::new(settings, nonce()?);
@@ -167,13 +179,16 @@ fn nonce() -> Result<Nonce, StartError> {
 }
 
 impl Agent {
-    async fn live(mut self, config: &AgentConfig, mut terminate: mpsc::Receiver<()>) {
+    async fn live(mut self, config: &AgentConfig, mut dead_man: Option<DeadMan>, mut terminate: mpsc::Receiver<()>) {
         let mut more = Vec::new();
         let mut end = self.turn(Event::Start, &mut more);
         while end.is_none() {
             let input = self.next(&mut terminate).await;
             if let Some(event) = self.event(input) {
                 end = self.turn(event, &mut more);
+                if let (Some(dead_man), Some(standing)) = (&mut dead_man, self.core.standing()) {
+                    dead_man.attached(standing);
+                }
             }
         }
         self.performer.close().await;

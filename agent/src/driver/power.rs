@@ -1,27 +1,48 @@
 //! Switching the machine off.
 
+use crate::config::USUAL_POWER_OFF;
 use crate::core::Level;
 use crate::log;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 use tokio::sync::mpsc;
 
-/// After a command that failed, or that came back without the machine being off.
-const AGAIN: Duration = Duration::from_secs(30);
-/// Longest run of the command; what hangs is killed and run again.
-const LONGEST: Duration = Duration::from_secs(300);
+/// Pauses after tries that failed; the last one is repeated. What is busy at first may not be a little later.
+const AGAIN: [Duration; 4] =
+    [Duration::from_secs(2), Duration::from_secs(5), Duration::from_secs(10), Duration::from_secs(30)];
+/// After a command that came back well without the machine being off: going down in good order takes its time.
+const GOING_DOWN: Duration = Duration::from_secs(120);
+/// Longest run of the command; what hangs is killed and run again. It only asks for the end, which takes no time.
+const LONGEST: Duration = Duration::from_secs(60);
+/// Tries of the usual command before rougher ones have their turn.
+const PATIENT_TRIES: usize = 2;
+/// What follows the usual command where that does not bring the machine down: without waiting for services, then without
+/// asking systemd, then without systemd being there at all. A command of the configuration's own is never replaced.
+const ROUGHER: [&[&str]; 3] =
+    [&["systemctl", "poweroff", "--force"], &["systemctl", "poweroff", "--force", "--force"], &["poweroff", "-f"]];
 /// Between looks whether the command has ended.
 const LOOK: Duration = Duration::from_millis(100);
 
 /// Runs the command again and again until the machine is off. Comes back where there is no command, and at a SIGTERM:
 /// that is how a service manager ends us on the way down, and it would keep the machine on for as long as it waits.
 pub(super) async fn off(command: &[String], terminate: &mut mpsc::Receiver<()>) {
-    let Some((program, arguments)) = command.split_first() else { return };
+    if command.is_empty() {
+        return;
+    }
     let until_off = async {
-        loop {
-            log::line(Level::Warn, &run(program, arguments).await);
+        for number in 0.. {
+            let pause = match run(&try_of(command, number)).await {
+                Ok(()) => {
+                    log::line(Level::Warn, "the machine is told to power off");
+                    GOING_DOWN
+                }
+                Err(why) => {
+                    log::line(Level::Error, &format!("failed to power off: {why}"));
+                    AGAIN[number.min(AGAIN.len() - 1)]
+                }
+            };
             // The bill runs on until it works.
-            tokio::time::sleep(AGAIN).await;
+            tokio::time::sleep(pause).await;
         }
     };
     // In this order: the command is run at least once, whatever was asked before.
@@ -32,34 +53,79 @@ pub(super) async fn off(command: &[String], terminate: &mut mpsc::Receiver<()>) 
     }
 }
 
-/// Runs the command and says what came of it. It goes on where nobody waits for it any more.
-async fn run(program: &str, arguments: &[String]) -> String {
-    let mut child = match Command::new(program).args(arguments).spawn() {
-        Ok(child) => child,
-        Err(error) => return format!("{program:?} did not power off the machine: {error}"),
-    };
+/// The command of a try, from 0.
+fn try_of(command: &[String], number: usize) -> Vec<String> {
+    match number.checked_sub(PATIENT_TRIES) {
+        Some(rough) if command == USUAL_POWER_OFF => {
+            ROUGHER[rough % ROUGHER.len()].iter().map(|word| (*word).to_owned()).collect()
+        }
+        Some(_) | None => command.to_vec(),
+    }
+}
+
+/// Runs the command; why it has not done its work, in words. It goes on where nobody waits for it any more.
+async fn run(command: &[String]) -> Result<(), String> {
+    let Some((program, arguments)) = command.split_first() else { return Ok(()) };
+    let spawned = Command::new(program).args(arguments).stdin(Stdio::null()).spawn();
+    let mut child = spawned.map_err(|error| format!("run {program:?}: {error}"))?;
     let ended = async {
         loop {
             match child.try_wait() {
                 Ok(None) => tokio::time::sleep(LOOK).await,
-                Ok(Some(status)) if status.success() => return "the machine is told to power off".to_owned(),
-                Ok(Some(status)) => return format!("{program:?} did not power off the machine: {status}"),
-                Err(error) => return format!("{program:?} was not waited for: {error}"),
+                Ok(Some(status)) if status.success() => return Ok(()),
+                Ok(Some(status)) => return Err(format!("{command:?} ended with {status}")),
+                Err(error) => return Err(format!("wait for {program:?}: {error}")),
             }
         }
     };
     match tokio::time::timeout(LONGEST, ended).await {
-        Ok(text) => text,
-        Err(_) => match child.kill().and_then(|()| child.wait()) {
-            Ok(_) => format!("{program:?} has hung for {} s and was killed", LONGEST.as_secs()),
-            Err(error) => format!("{program:?} has hung for {} s and was not killed: {error}", LONGEST.as_secs()),
-        },
+        Ok(ended) => ended,
+        Err(_) => {
+            let killed = child.kill().and_then(|()| child.wait());
+            let killed = killed.map_or_else(|error| format!("was not killed: {error}"), |_| "was killed".to_owned());
+            Err(format!("{command:?} has hung for {} s and {killed}", LONGEST.as_secs()))
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn words(line: &str) -> Vec<String> {
+        line.split_whitespace().map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn only_the_usual_command_gives_way_to_rougher_ones() {
+        let usual = words("systemctl poweroff");
+        let tries: Vec<_> = (0..6).map(|n| try_of(&usual, n).join(" ")).collect();
+        assert_eq!(tries[..2], ["systemctl poweroff", "systemctl poweroff"]);
+        assert_eq!(tries[2], "systemctl poweroff --force");
+        assert_eq!(tries[3], "systemctl poweroff --force --force");
+        assert_eq!(tries[4..], ["poweroff -f", "systemctl poweroff --force"]);
+        let own = words("/opt/off now");
+        assert!((0..9).all(|n| try_of(&own, n) == own));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_fails_or_hangs_or_is_not_there_is_tried_again() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let ran = dir.path().join("ran");
+        // The third time it works; the second time it hangs.
+        let script = format!(
+            "echo x >> {0}; case $(wc -l < {0}) in 1) exit 1;; 2) exec sleep 1000;; 3) touch {0}.done;; esac",
+            ran.display()
+        );
+        let command = vec!["/bin/sh".to_owned(), "-c".to_owned(), script];
+        let (_asked, mut terminate) = mpsc::channel(1);
+        tokio::select! {
+            () = off(&command, &mut terminate) => panic!("it gave up"),
+            () = async { while !ran.with_extension("done").exists() { tokio::time::sleep(LOOK).await } } => {}
+        }
+        let error = run(&words("/nonexistent/off now")).await.expect_err("not there");
+        assert!(error.starts_with("run \"/nonexistent/off\": "), "{error}");
+    }
 
     #[tokio::test]
     async fn a_sigterm_ends_a_power_off_whose_command_hangs_or_has_done_its_work() {

@@ -1,5 +1,6 @@
 //! The host name as identity: waits until the machine has one that is its own.
 
+use super::leases;
 use crate::core::Level;
 use crate::log;
 use rouse_shared::WorkerName;
@@ -7,7 +8,7 @@ use std::path::Path;
 use std::time::Duration;
 
 /// Names that many images bear: two machines of them would attach as one worker.
-const WELL_KNOWN: [&str; 10] = [
+const WELL_KNOWN: [&str; 12] = [
     "localhost",
     "localhost.localdomain",
     "(none)",
@@ -18,29 +19,94 @@ const WELL_KNOWN: [&str; 10] = [
     "alpine",
     "arch",
     "nixos",
+    "buildroot",
+    "archlinux",
 ];
-/// Where systemd-networkd keeps what DHCP said; it often may not set the host name itself.
-const LEASES: &str = "/run/systemd/netif/leases";
-/// Between looks.
-const POLL: Duration = Duration::from_secs(1);
+/// What clouds put before an address or an instance's id where nobody gives a name.
+const OF_CLOUDS: [&str; 3] = ["ip-", "host-", "i-"];
+/// Between looks at first, and after a minute of them.
+const LOOK: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
+/// Looks of the first kind.
+const FIRST_LOOKS: u32 = 600;
+/// Looks for which a latent host that has only its image's own name waits for another: some ten seconds, which is longer
+/// than DHCP takes on a network that works.
+const WAIT_FOR_DHCP: u32 = 100;
 
-/// The first usable name; waits without limit and says once what it waits for.
-pub(super) async fn wait(refused: &[String]) -> WorkerName {
+/// What there is to see at one moment.
+#[derive(Clone, Default, Debug)]
+pub(super) struct Sight {
+    /// The kernel's host name.
+    pub(super) kernel: String,
+    /// What stands in /etc/hostname.
+    pub(super) written: String,
+    /// The names in current leases.
+    pub(super) leased: Vec<String>,
+}
+
+/// What was seen so far.
+#[derive(Debug)]
+pub(super) struct Watch<'a> {
+    refused: &'a [String],
+    latent: bool,
+    looks: u32,
+    before: Option<WorkerName>,
+}
+
+impl<'a> Watch<'a> {
+    pub(super) fn new(refused: &'a [String], latent: bool) -> Self {
+        Self { refused, latent, looks: 0, before: None }
+    }
+
+    /// The worker, once that is settled; else what is waited for, in words.
+    pub(super) fn look(&mut self, sight: &Sight) -> Result<WorkerName, String> {
+        self.looks = self.looks.saturating_add(1);
+        let kernel = accept(&sight.kernel, self.refused);
+        let leased = sight.leased.iter().find_map(|name| accept(name, self.refused).ok());
+        let before = std::mem::replace(&mut self.before, kernel.as_ref().ok().cloned());
+        let worker = match (kernel, leased) {
+            // A latent host's name is DHCP's business; a standing one's own name is what somebody has given it.
+            (Ok(_), Some(leased)) if self.latent => return Ok(leased),
+            (Err(_), Some(leased)) => return Ok(leased),
+            (Err(why), None) => return Err(why),
+            (Ok(worker), Some(_) | None) => worker,
+        };
+        let written = accept(&sight.written, self.refused).is_ok_and(|written| written == worker);
+        match (written, self.latent) {
+            (true, false) => Ok(worker),
+            // It may be the image's own, with DHCP's still to come.
+            (true, true) if self.looks < WAIT_FOR_DHCP => {
+                Err(format!("{worker} stands in /etc/hostname, and DHCP may still give another"))
+            }
+            (true, true) => Ok(worker),
+            // Set since the machine booted: it is settled when two looks find the same.
+            (false, _) if before.as_ref() == Some(&worker) => Ok(worker),
+            (false, _) => Err(format!("{worker} has just been set")),
+        }
+    }
+}
+
+/// The first name that is settled; waits without limit and says once what it waits for.
+pub(super) async fn wait(root: &Path, refused: &[String], latent: bool) -> WorkerName {
+    let mut watch = Watch::new(refused, latent);
     let mut told = None;
     loop {
-        let name = kernel_name();
-        let why = match accept(&name, refused) {
+        let read = |path: &str| std::fs::read_to_string(root.join(path)).unwrap_or_default();
+        let sight = Sight {
+            kernel: read("proc/sys/kernel/hostname"),
+            // The first line that is no comment.
+            written: read("etc/hostname").lines().find(|line| !line.starts_with('#')).unwrap_or_default().to_owned(),
+            leased: leases::names(root, &leases::addresses()),
+        };
+        let why = match watch.look(&sight) {
             Ok(worker) => return worker,
             Err(why) => why,
         };
-        if let Some(worker) = leased_name(Path::new(LEASES), refused) {
-            return worker;
-        }
-        if told.as_ref() != Some(&why) {
+        // What passes within a look is not worth a line.
+        if watch.looks > 1 && told.as_ref() != Some(&why) {
             log::line(Level::Info, &format!("waiting for a host name that is a worker's: {why}"));
             told = Some(why);
         }
-        tokio::time::sleep(POLL).await;
+        tokio::time::sleep(if watch.looks < FIRST_LOOKS { LOOK.0 } else { LOOK.1 }).await;
     }
 }
 
@@ -52,16 +118,18 @@ pub(super) fn accept(name: &str, refused: &[String]) -> Result<WorkerName, Strin
     if WELL_KNOWN.iter().any(|d| is_default(d)) || refused.iter().any(|d| is_default(d)) {
         return Err(format!("{name:?} is an image's default name"));
     }
+    if is_of_a_cloud(label) {
+        return Err(format!("{name:?} is a cloud's default name"));
+    }
     label.parse().map_err(|error: rouse_shared::ids::InvalidName| error.to_string())
 }
 
-/// The name in the first lease that has a usable one.
-pub(super) fn leased_name(leases: &Path, refused: &[String]) -> Option<WorkerName> {
-    let mut files: Vec<_> = std::fs::read_dir(leases).ok()?.filter_map(|e| e.ok().map(|e| e.path())).collect();
-    files.sort();
-    files.iter().find_map(|file| {
-        let text = std::fs::read_to_string(file).ok()?;
-        text.lines().filter_map(|line| line.strip_prefix("HOSTNAME=")).find_map(|name| accept(name, refused).ok())
+/// `ip-192-0-2-7`, `host-192-0-2-7`, `i-0123456789abcdef0`.
+fn is_of_a_cloud(label: &str) -> bool {
+    OF_CLOUDS.iter().filter_map(|prefix| label.strip_prefix(prefix)).any(|rest| {
+        let address = rest.split('-').count() == 4 && rest.split('-').all(|part| part.parse::<u8>().is_ok());
+        let id = (rest.len() == 8 || rest.len() == 17) && rest.bytes().all(|b| b.is_ascii_hexdigit());
+        address || id
     })
 }
 

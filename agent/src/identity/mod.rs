@@ -20,6 +20,7 @@ mod firmware;
 mod host;
 mod hostname;
 mod iso9660;
+mod leases;
 mod openstack;
 
 pub use hostname::kernel_name;
@@ -261,7 +262,7 @@ async fn by_host_name(config: &AgentConfig, root: &Path, machine: Machine) -> Re
             return Err(IdentityError::NoBootData(key));
         }
     }
-    let worker = hostname::wait(&config.default_hostnames).await;
+    let worker = hostname::wait(root, &config.default_hostnames, config.latent).await;
     standing(config, root, worker, machine)
 }
 

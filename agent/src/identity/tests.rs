@@ -227,24 +227,80 @@ async fn auto_takes_the_name_that_is_given() {
 #[test]
 fn a_host_name_is_its_own_machines() {
     let refused = ["golden".to_owned()];
-    for (name, worker) in [("minion1", "minion1"), ("Minion1.vm.example.org", "minion1"), ("w-1\n", "w-1")] {
+    for (name, worker) in [
+        ("minion1", "minion1"),
+        ("Minion1.vm.example.org", "minion1"),
+        ("w-1\n", "w-1"),
+        ("i-9", "i-9"),
+        ("ip-7", "ip-7"),
+    ] {
         assert_eq!(hostname::accept(name, &refused).unwrap().as_str(), worker);
     }
-    for bad in
-        ["", "localhost", "localhost.localdomain", "(none)", "DEBIAN", "ubuntu.example.org", "golden", "a_b", "-"]
-    {
+    for bad in [
+        "",
+        "localhost",
+        "localhost.localdomain",
+        "(none)",
+        "DEBIAN",
+        "ubuntu.example.org",
+        "golden",
+        "a_b",
+        "-",
+        "ip-10-0-0-1.us-west-2.compute.internal",
+        "host-192-168-0-5.openstacklocal",
+        "i-0123456789abcdef0",
+    ] {
         assert!(hostname::accept(bad, &refused).is_err(), "{bad:?} was taken");
     }
 }
 
 #[test]
-fn a_lease_may_have_the_name() {
-    let dir = tempfile::tempdir().unwrap();
-    assert_eq!(hostname::leased_name(dir.path(), &[]), None);
-    assert_eq!(hostname::leased_name(&dir.path().join("none"), &[]), None);
-    std::fs::write(dir.path().join("2"), "ADDRESS=192.0.2.1\nHOSTNAME=localhost\n").unwrap();
-    std::fs::write(dir.path().join("3"), "ADDRESS=192.0.2.2\nHOSTNAME=minion1\n").unwrap();
-    assert_eq!(hostname::leased_name(dir.path(), &[]).unwrap().as_str(), "minion1");
+fn a_name_is_taken_when_it_is_settled() {
+    use hostname::{Sight, Watch};
+    let sight = |kernel: &str, written: &str, leased: &[&str]| Sight {
+        kernel: kernel.to_owned(),
+        written: written.to_owned(),
+        leased: leased.iter().map(|name| (*name).to_owned()).collect(),
+    };
+    // Looks until a name is taken: its number, and the name.
+    let taken = |latent: bool, sights: &[Sight]| {
+        let mut watch = Watch::new(&[], latent);
+        let looks = sights.iter().chain(std::iter::repeat(sights.last().unwrap())).take(300);
+        looks.enumerate().find_map(|(n, sight)| watch.look(sight).ok().map(|w| (n + 1, w.as_str().to_owned())))
+    };
+    let at = |look: usize, name: &str| Some((look, name.to_owned()));
+    let booting = sight("(none)", "", &[]);
+    for (latent, sights, expected) in [
+        (false, vec![sight("w1", "w1\n", &[])], at(1, "w1")),
+        (false, vec![sight("w1", "w1", &["dhcp-7"])], at(1, "w1")),
+        (true, vec![sight("golden", "golden", &[]), sight("golden", "golden", &["w1"])], at(2, "w1")),
+        (true, vec![sight("golden", "golden", &[]), sight("w1", "golden", &[])], at(3, "w1")),
+        (true, vec![sight("w1", "w1", &[])], at(100, "w1")),
+        (true, vec![booting.clone(), sight("w1", "", &[])], at(3, "w1")),
+        (false, vec![booting.clone(), sight("w1", "debian", &[])], at(3, "w1")),
+        (true, vec![booting.clone(), sight("w9", "", &[]), sight("w1", "", &[])], at(4, "w1")),
+        (true, vec![booting.clone(), sight("localhost", "localhost", &["localhost", "w1"])], at(2, "w1")),
+        (true, vec![booting.clone(), sight("ip-10-0-0-1", "", &[])], None),
+        (true, vec![booting], None),
+    ] {
+        assert_eq!(taken(latent, &sights), expected, "{latent} {sights:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_lease_may_have_the_name() {
+    // For an address that every machine has.
+    let lease = b"ADDRESS=127.0.0.1\nHOSTNAME=minion1.example.org\n";
+    let files: [(&str, &[u8]); 3] = [
+        ("run/systemd/netif/leases/2", lease),
+        ("proc/sys/kernel/hostname", b"localhost\n"),
+        ("etc/hostname", b"# by hand\nlocalhost\n"),
+    ];
+    for kind in ["hostname", "auto"] {
+        let text = format!("identity = \"{kind}\"\nbroker = \"amqp://mq.example.org\"\npassword = \"hush\"");
+        let found = identity(&text, &files).await.unwrap();
+        assert_eq!((found.worker.as_str(), found.password.as_str()), ("minion1", "hush"));
+    }
 }
 
 #[test]

@@ -1,0 +1,223 @@
+//! The timer that powers a latent host off, with the real program, a command that leaves a trace in place of the machine's
+//! end, and everything that may keep an agent from its master.
+
+#[allow(dead_code)] // Other tests use the rest.
+#[path = "support/metadata.rs"]
+mod metadata;
+
+use metadata::Metadata;
+use rouse_shared::boot::comment_block;
+use std::fs;
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+
+/// Longest time for anything to come about.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// An agent whose machine's end is a line in a file.
+struct Host {
+    dir: TempDir,
+    agent: Child,
+}
+
+impl Host {
+    /// With these lines of configuration; `off` is what the command does after it has left its trace.
+    fn start(more: &str, off: &str) -> Self {
+        let dir = tempfile::tempdir().expect("a directory");
+        let config = format!(
+            "work_dir = {work:?}\npower_off = \"latent\"\n\
+             power_off_command = [\"/bin/sh\", \"-c\", \"echo off >> {trace}; {off}\"]\n{more}\n",
+            work = dir.path().join("work"),
+            trace = dir.path().join("trace").display(),
+        );
+        fs::write(dir.path().join("agent.toml"), config).expect("a configuration");
+        let agent = Self::spawn(&dir);
+        Self { dir, agent }
+    }
+
+    fn spawn(dir: &TempDir) -> Child {
+        let said = fs::File::options().create(true).append(true).open(dir.path().join("said")).expect("a log");
+        Command::new(env!("CARGO_BIN_EXE_rouse-agent"))
+            .arg("-c")
+            .arg(dir.path().join("agent.toml"))
+            .stdin(Stdio::null())
+            .stderr(said)
+            .spawn()
+            .expect("an agent")
+    }
+
+    fn trace(&self) -> PathBuf {
+        self.dir.path().join("trace")
+    }
+
+    fn said(&self) -> String {
+        fs::read_to_string(self.dir.path().join("said")).unwrap_or_default()
+    }
+
+    fn offs(&self) -> usize {
+        fs::read_to_string(self.trace()).map_or(0, |text| text.lines().count())
+    }
+
+    fn until(&self, what: &str, mut true_at_last: impl FnMut(&Self) -> bool) {
+        let begun = Instant::now();
+        while !true_at_last(self) {
+            assert!(begun.elapsed() < DEADLINE, "{what} did not come about; the agent said:\n{}", self.said());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Waits for the machine's end, which must not have come before that.
+    fn goes_off_after(&self, begun: Instant, at_least: Duration) {
+        self.until("the power-off", |host| host.offs() > 0);
+        // The clocks of the agent and of this test are read a moment apart.
+        assert!(begun.elapsed() > at_least - Duration::from_millis(100), "{:?}\n{}", begun.elapsed(), self.said());
+    }
+
+    fn signal(&self, signal: i32) {
+        let pid = i32::try_from(self.agent.id()).expect("a pid");
+        // SAFETY: kill touches no memory, and the child is not waited for yet.
+        assert_eq!(unsafe { libc::kill(pid, signal) }, 0);
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        self.agent.kill().expect("killed");
+        self.agent.wait().expect("waited for");
+    }
+}
+
+fn boot_data(broker: &str, power_off_after: u64) -> String {
+    format!(
+        "name = \"w7\"\nhost = \"h0123456789abcdef\"\nbroker = \"amqp://{broker}\"\ntoken = \"t0\"\n\
+         power_off_after = {power_off_after}\n"
+    )
+}
+
+/// A static worker with its broker there.
+fn worker(broker: &str) -> String {
+    format!("identity = \"static\"\nname = \"w7\"\npassword = \"hush\"\nbroker = \"amqp://{broker}\"")
+}
+
+/// An address where nobody listens.
+fn nobody() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    listener.local_addr().expect("its address").to_string()
+}
+
+const TWO: Duration = Duration::from_secs(2);
+
+#[test]
+fn a_broker_that_is_not_there_or_does_not_answer_ends_the_host() {
+    // The kernel takes connections for it, and nobody ever says a word.
+    let mute = TcpListener::bind("127.0.0.1:0").expect("a port");
+    for broker in [nobody(), mute.local_addr().expect("its address").to_string()] {
+        let begun = Instant::now();
+        let host = Host::start(&format!("power_off_after = 2\n{}", worker(&broker)), "true");
+        host.goes_off_after(begun, TWO);
+        assert!(host.said().contains("no master has let this host in"), "{}", host.said());
+    }
+}
+
+#[test]
+fn an_identity_that_never_comes_ends_the_host() {
+    let mute = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let mute = mute.local_addr().expect("its address");
+    // Told for each: what it waits for.
+    for (identity, said) in [
+        (
+            format!("identity = \"ec2\"\nmetadata = \"http://{}\"", nobody()),
+            "waiting for EC2's metadata service: failed to connect",
+        ),
+        (format!("identity = \"ec2\"\nmetadata = \"http://{mute}\""), ""),
+        (format!("identity = \"openstack\"\nmetadata = \"http://{}\"", nobody()), "waiting for OpenStack's metadata"),
+        ("identity = \"config-drive\"".to_owned(), "waiting for the config drive: there is no disk"),
+        ("identity = \"boot-data\"\nboot_data = \"/nonexistent/boot.toml\"".to_owned(), "failed to read /nonexistent"),
+        (
+            "identity = \"auto\"".to_owned(),
+            "there are no boot data, and the configuration has no password; trying again",
+        ),
+    ] {
+        let begun = Instant::now();
+        let host = Host::start(&format!("power_off_after = 2\n{identity}"), "true");
+        host.goes_off_after(begun, TWO);
+        assert!(host.said().contains(said), "{identity}: {}", host.said());
+    }
+}
+
+#[test]
+fn boot_data_change_the_time() {
+    let fake = Metadata::ec2("i-0123456789abcdef0");
+    for (own, given, expected) in [(60, 2, 2), (2, 5, 5)] {
+        fake.put("/latest/user-data", &comment_block(&boot_data(&nobody(), given)));
+        let begun = Instant::now();
+        let host =
+            Host::start(&format!("power_off_after = {own}\nidentity = \"ec2\"\nmetadata = {:?}", fake.url()), "true");
+        host.goes_off_after(begun, Duration::from_secs(expected));
+        assert!(host.said().contains("worker w7 on host ec2:i-0123456789abcdef0"), "{}", host.said());
+    }
+}
+
+#[test]
+fn a_command_that_fails_is_run_until_it_works() {
+    let host = Host::start(&format!("power_off_after = 1\n{}", worker(&nobody())), "exit 3");
+    host.until("a second try", |host| host.offs() >= 2);
+    assert!(host.said().contains("failed to power off: ") && host.said().contains("exit status: 3"), "{}", host.said());
+}
+
+#[test]
+fn a_frozen_agent_powers_off_when_it_thaws() {
+    let host = Host::start(&format!("power_off_after = 2\n{}", worker(&nobody())), "true");
+    host.until("it has begun", |host| host.said().contains("this is worker w7"));
+    host.signal(libc::SIGSTOP);
+    std::thread::sleep(TWO);
+    assert_eq!(host.offs(), 0);
+    host.signal(libc::SIGCONT);
+    let thawed = Instant::now();
+    host.until("the power-off", |host| host.offs() > 0);
+    assert!(thawed.elapsed() < TWO, "{:?}", thawed.elapsed());
+}
+
+#[test]
+fn an_agent_that_crashes_again_and_again_does_not_wind_it_up() {
+    let begun = Instant::now();
+    let mut host = Host::start(&format!("power_off_after = 4\n{}", worker(&nobody())), "true");
+    let mut lives = 1;
+    while host.offs() == 0 {
+        assert!(begun.elapsed() < DEADLINE, "it lives on: {}", host.said());
+        // As a service manager does: each life is far shorter than the timer.
+        std::thread::sleep(Duration::from_millis(900));
+        if host.offs() == 0 {
+            host.agent.kill().expect("killed");
+            host.agent.wait().expect("waited for");
+            host.agent = Host::spawn(&host.dir);
+            lives += 1;
+        }
+    }
+    assert!(lives > 2 && begun.elapsed() > Duration::from_secs(4), "{lives} lives in {:?}", begun.elapsed());
+}
+
+#[test]
+fn a_standing_machine_has_no_timer() {
+    let host = Host::start(&format!("power_off_after = 1\n{}", worker(&nobody())), "true");
+    // The last word counts, as with every variable of the environment.
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut standing = Command::new(env!("CARGO_BIN_EXE_rouse-agent"))
+        .arg("-c")
+        .arg(host.dir.path().join("agent.toml"))
+        .env("ROUSE_AGENT_POWER_OFF", "never")
+        .env("ROUSE_AGENT_WORK_DIR", dir.path())
+        .stdin(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("an agent");
+    host.until("the latent one's power-off", |host| host.offs() > 0);
+    std::thread::sleep(TWO);
+    assert_eq!(host.offs(), 1, "the standing one's");
+    assert!(standing.try_wait().expect("asked").is_none(), "it goes on trying");
+    standing.kill().expect("killed");
+    standing.wait().expect("waited for");
+}
