@@ -9,6 +9,7 @@ use rouse_shared::{BuildId, HostId, Nonce, SessionId, Timestamp, WorkerName};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// One machine, from the order to start it until its provider says that it is gone.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -204,8 +205,6 @@ pub enum Record {
     Worker(WorkerName, WorkerRecord),
     /// What has become of an image's hosts.
     Image(ImageKey, ImageRecord),
-    /// Every lease may run until then, since the master said so when it was asked to end.
-    LeasesUntil(Timestamp),
     /// Something that people are to be told.
     News(News),
     /// This piece of news is part of a mail now.
@@ -220,6 +219,9 @@ pub enum Record {
     OrphanTold(ProviderKind, String),
     /// This machine is not there any more.
     OrphanOver(ProviderKind, String),
+    /// Every agent may have been told that its lease is so long, since the master was asked to end; absent: not any more.
+    /// A length and not a moment, since the clock may be stepped before the next master reads it.
+    LeasesExtended(Option<Duration>),
 }
 
 /// All that a master finds in its ledger when it starts.
@@ -237,8 +239,6 @@ pub struct Ledger {
     pub images: Vec<(ImageKey, ImageRecord)>,
     /// The highest build number given out.
     pub last_build: u64,
-    /// See [`Record::LeasesUntil`].
-    pub leases_until: Option<Timestamp>,
     /// News that are not part of a mail yet.
     pub news: Vec<News>,
     /// Mails that wait.
@@ -247,4 +247,6 @@ pub struct Ledger {
     pub mail_pause: Option<(u32, Timestamp)>,
     /// See [`Record::OrphanTold`].
     pub told_orphans: Vec<(ProviderKind, String)>,
+    /// See [`Record::LeasesExtended`].
+    pub leases_extended: Option<Duration>,
 }

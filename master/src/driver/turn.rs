@@ -144,7 +144,6 @@ impl Batch {
             Record::SessionOver(worker) => Key::Session(worker.clone()),
             Record::Worker(worker, _) => Key::Worker(worker.clone()),
             Record::Image(key, _) => Key::Image(key.clone()),
-            Record::LeasesUntil(_) => Key::Leases,
             Record::News(news) => Key::News(news.id),
             Record::NewsOver(id) => Key::News(*id),
             Record::Mail(mail) => Key::Mail(mail.id.clone()),
@@ -153,6 +152,7 @@ impl Batch {
             Record::OrphanTold(provider, handle) | Record::OrphanOver(provider, handle) => {
                 Key::Orphan(*provider, handle.clone())
             }
+            Record::LeasesExtended(_) => Key::Leases,
         };
         match self.index.entry(key) {
             Entry::Vacant(entry) => {

@@ -14,6 +14,7 @@ use std::collections::BTreeMap;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 use std::{fmt, fs, io};
 
 #[cfg(test)]
@@ -178,10 +179,10 @@ impl Store {
         }
         let highest = "SELECT COALESCE(MAX(id), 0) FROM builds";
         ledger.last_build = self.connection.query_row(highest, [], |row| row.get::<_, i64>(0))?.unsigned_abs();
-        ledger.leases_until = self.fact("leases_until")?.map(Timestamp);
         if let (Some(failures), Some(until)) = (self.fact("mail_failures")?, self.fact("mail_pause_until")?) {
             ledger.mail_pause = Some((u32::try_from(failures).unwrap_or(u32::MAX), Timestamp(until)));
         }
+        ledger.leases_extended = self.fact("leases_extended")?.map(Duration::from_millis);
         Ok(ledger)
     }
 
@@ -309,9 +310,6 @@ fn write(to: &Connection, record: &Record) -> Result<(), StoreError> {
             let row = params![key.provider.as_str(), &*key.image, json::<ImageRecord>(record)];
             to.prepare_cached(sql)?.execute(row)?;
         }
-        Record::LeasesUntil(until) => {
-            write_fact(to, "leases_until", until.0)?;
-        }
         Record::News(news) => {
             let sql = "INSERT INTO news (id, row) VALUES (?1, ?2) ON CONFLICT (id) DO UPDATE SET row = excluded.row";
             to.prepare_cached(sql)?.execute(params![sql_number(news.id), json::<News>(news)])?;
@@ -337,6 +335,12 @@ fn write(to: &Connection, record: &Record) -> Result<(), StoreError> {
         Record::OrphanOver(provider, handle) => {
             let sql = "DELETE FROM told_orphans WHERE provider = ?1 AND handle = ?2";
             to.prepare_cached(sql)?.execute([provider.as_str(), handle.as_str()])?;
+        }
+        Record::LeasesExtended(Some(by)) => {
+            write_fact(to, "leases_extended", u64::try_from(by.as_millis()).unwrap_or(u64::MAX))?;
+        }
+        Record::LeasesExtended(None) => {
+            to.prepare_cached("DELETE FROM facts WHERE name = 'leases_extended'")?.execute([])?;
         }
     }
     Ok(())
