@@ -1,52 +1,112 @@
-//! Runs many seeds of the simulation. `ROUSE_SIM_SEED=n` plays one again and prints what happens; `ROUSE_SIM_SEEDS=n`
-//! plays that many, from `ROUSE_SIM_FROM`; `ROUSE_SIM_SURVEY=1` goes on after a failure and lists them all.
+//! Runs many seeds of the simulation, on every processor.
+//!
+//! `ROUSE_SIM_SEED=n` plays one again and prints what happens, broken by `ROUSE_SIM_BREAK=Name` where that is given;
+//! `ROUSE_SIM_SEEDS=n` plays that many, from `ROUSE_SIM_FROM`; `ROUSE_SIM_SURVEY=1` goes on after a failure and lists them
+//! all.
 
-use rouse_tests::sim::{self, Break, Summary};
+use rouse_tests::sim::{self, Break, Summary, Violation};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Seeds in which each deliberate fault has to be noticed at the latest.
+const NOTICED_WITHIN: u64 = 1_000;
 
 fn number(name: &str) -> Option<u64> {
     let text = std::env::var(name).ok()?;
     Some(text.parse().unwrap_or_else(|_| panic!("{name} must be a number and is {text:?}")))
 }
 
+fn broken() -> Option<Break> {
+    let name = std::env::var("ROUSE_SIM_BREAK").ok()?;
+    let known = Break::ALL.into_iter().find(|broken| format!("{broken:?}") == name);
+    Some(known.unwrap_or_else(|| panic!("ROUSE_SIM_BREAK must be one of {:?} and is {name:?}", Break::ALL)))
+}
+
+/// Does `work` with each number below `count`, in order, spread over the processors; stops where it returns false.
+fn each(count: u64, work: impl Fn(u64) -> bool + Sync) {
+    let next = AtomicU64::new(0);
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                loop {
+                    let index = next.fetch_add(1, Ordering::Relaxed);
+                    if index >= count {
+                        return;
+                    }
+                    if !work(index) {
+                        next.store(count, Ordering::Relaxed);
+                    }
+                }
+            });
+        }
+    });
+}
+
+fn replay(seed: u64) {
+    match sim::run(seed, broken(), true) {
+        Ok(summary) => println!("seed {seed} holds: {summary:?}"),
+        Err(violation) => {
+            if let Ok(path) = std::env::var("ROUSE_SIM_TRANSCRIPT") {
+                std::fs::write(&path, violation.transcript.join("\n")).expect("the transcript can be written");
+            }
+            panic!("{violation}");
+        }
+    }
+}
+
 #[test]
 fn everything_holds_whatever_goes_wrong() {
     if let Some(seed) = number("ROUSE_SIM_SEED") {
-        match sim::run(seed, None, true) {
-            Ok(summary) => println!("seed {seed} holds: {summary:?}"),
-            Err(violation) => {
-                if let Ok(path) = std::env::var("ROUSE_SIM_TRANSCRIPT") {
-                    std::fs::write(&path, violation.transcript.join("\n")).expect("the transcript can be written");
-                }
-                panic!("{violation}");
-            }
-        }
-        return;
+        return replay(seed);
     }
     let (from, seeds) = (number("ROUSE_SIM_FROM").unwrap_or(0), number("ROUSE_SIM_SEEDS").unwrap_or(500));
-    let mut sum = Summary::default();
-    let mut failed = 0;
-    for seed in from..from + seeds {
-        match sim::run(seed, None, false) {
-            Ok(summary) => sum.add(&summary),
-            Err(violation) if number("ROUSE_SIM_SURVEY").is_some() => {
-                failed += 1;
-                println!("{seed}: {}", violation.what);
-            }
-            Err(_) => {
-                let again = sim::run(seed, None, true).expect_err("a seed plays the same way twice");
-                panic!("{again}");
+    let survey = number("ROUSE_SIM_SURVEY").is_some();
+    let sum = Mutex::new((Summary::default(), Vec::<Box<Violation>>::new()));
+    each(seeds, |index| {
+        let played = sim::run(from + index, None, false);
+        let mut sum = sum.lock().expect("nobody panics with it");
+        match played {
+            Ok(summary) => sum.0.add(&summary),
+            Err(violation) => {
+                if survey {
+                    println!("{}: {}", violation.seed, violation.what);
+                }
+                sum.1.push(violation);
+                return survey;
             }
         }
+        true
+    });
+    let (sum, failed) = sum.into_inner().expect("nobody panics with it");
+    if let Some(first) = failed.iter().map(|violation| violation.seed).min().filter(|_| !survey) {
+        let again = sim::run(first, None, true).expect_err("a seed plays the same way twice");
+        panic!("{again}");
     }
-    assert_eq!(failed, 0, "seeds of {seeds} that do not hold");
+    assert!(failed.is_empty(), "{} of {seeds} seeds do not hold", failed.len());
     println!("{seeds} seeds hold: {sum:?}");
 }
 
 #[test]
 fn what_is_broken_on_purpose_is_noticed() {
-    for broken in Break::ALL {
-        let caught = (0..2_000).find_map(|seed| sim::run(seed, Some(broken), false).err());
-        let caught = caught.unwrap_or_else(|| panic!("nothing was noticed of {broken:?}"));
-        println!("{broken:?}: noticed at seed {}: {}", caught.seed, caught.what);
+    if number("ROUSE_SIM_SEED").is_some() {
+        return;
     }
+    let noticed = Mutex::new(Vec::new());
+    each(Break::ALL.len() as u64, |index| {
+        let broken = Break::ALL[index as usize];
+        let caught = (0..NOTICED_WITHIN).find_map(|seed| sim::run(seed, Some(broken), false).err());
+        noticed.lock().expect("nobody panics with it").push((index, broken, caught));
+        true
+    });
+    let mut noticed = noticed.into_inner().expect("nobody panics with it");
+    noticed.sort_by_key(|(index, ..)| *index);
+    for (_, broken, caught) in &noticed {
+        match caught {
+            Some(caught) => println!("{broken:?}: noticed after {} seeds: {}", caught.seed + 1, caught.what),
+            None => println!("{broken:?}: NOT NOTICED"),
+        }
+    }
+    let missed: Vec<_> = noticed.iter().filter(|(.., caught)| caught.is_none()).map(|(_, broken, _)| broken).collect();
+    assert!(missed.is_empty(), "nothing was noticed within {NOTICED_WITHIN} seeds of {missed:?}");
 }

@@ -40,7 +40,8 @@ pub(super) enum Link {
     Connecting { since: Timestamp },
     /// Up, and hello was sent then.
     Greeting { sent: Timestamp },
-    /// Welcome came; `answered` is when the master last said something that it says only to the living.
+    /// Welcome came; `answered` is when the master last said something that it says only to the living, or, without a
+    /// lease, was last asked after the session.
     Attached { answered: Timestamp },
 }
 
@@ -147,8 +148,7 @@ impl Core {
             Link::Greeting { sent } => Some(*sent + HELLO_PATIENCE),
             Link::Attached { answered } => {
                 let session = self.session.as_ref()?;
-                let half_open = session.lease.map(|_| *answered + half_open_after(session.keepalive));
-                half_open.into_iter().chain([session.next_heartbeat]).min()
+                Some(session.next_heartbeat.min(*answered + half_open_after(session.keepalive)))
             }
         }
     }
@@ -185,11 +185,15 @@ impl Core {
             return;
         }
         self.link = Link::Greeting { sent: now };
+        self.say_hello();
+    }
+
+    fn say_hello(&mut self) {
         let hello = Hello {
             protocol: PROTOCOL,
             version: self.settings.version.clone(),
-            connection,
-            queue: names::agent_queue(&self.settings.worker, &self.nonce, connection),
+            connection: self.connection,
+            queue: names::agent_queue(&self.settings.worker, &self.nonce, self.connection),
             identity: self.settings.identity.clone(),
             nonce: self.nonce.clone(),
             credential: self.credential(),
@@ -257,9 +261,10 @@ impl Core {
             }
             (Link::Connecting { since }, _) if *since + CONNECT_PATIENCE <= now => "connecting takes too long",
             (Link::Greeting { sent }, _) if *sent + HELLO_PATIENCE <= now => "no master has answered the hello",
-            (Link::Attached { answered }, Some(session))
-                if session.lease.is_some() && *answered + half_open_after(session.keepalive) <= now =>
-            {
+            (Link::Attached { answered }, Some(session)) if *answered + half_open_after(session.keepalive) <= now => {
+                if session.lease.is_none() {
+                    return self.ask_after_session(now);
+                }
                 "no heartbeat is answered"
             }
             (Link::Connecting { .. } | Link::Greeting { .. } | Link::Attached { .. }, _) => return,
@@ -269,16 +274,27 @@ impl Core {
         self.log(Level::Warn, format!("{why}; connecting anew in {} ms", pause.as_millis()));
     }
 
-    /// Ends the session when its lease, or the patience with a link that is down, is over.
-    pub(super) fn expire_session(&mut self, now: Timestamp) {
-        if self.deadline().is_none_or(|at| at > now) {
+    /// Without a lease the session and the link are kept, as long as the master may be away. But it may have ended the
+    /// session, and what it said then was lost: it is asked, and an answer tells.
+    fn ask_after_session(&mut self, now: Timestamp) {
+        self.link = Link::Attached { answered: now };
+        if !self.dying.is_empty() {
+            // A hello that does not list them says that nothing of them runs.
             return;
         }
+        // The best credential, so that the answer gives no new one, which would not be looked at.
+        self.credentials.used_secret = self.credentials.secret.is_some();
+        self.say_hello();
+    }
+
+    /// Ends the session when its lease, or the patience with a link that is down, is over.
+    pub(super) fn expire_session(&mut self, now: Timestamp) {
+        let Some(over) = self.deadline().filter(|at| *at <= now) else { return };
         self.kill_all();
         if let Some(session) = self.session.take() {
             self.log(Level::Error, format!("the lease of session {} is over: its builds are ended", session.id));
             if self.settings.latent && !session.standing {
-                self.dead_man = Some(now + session.grace);
+                self.dead_man = Some(over + session.grace);
             }
             self.credentials.last = Some((session.id, session.seq));
         }

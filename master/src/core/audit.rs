@@ -16,6 +16,8 @@ use std::time::Duration;
 
 /// Longer than any call of a provider can take: what is listed and unknown for so long is nobody's.
 const ORPHAN_AGE: Duration = Duration::from_secs(90);
+/// After a provider's first list since the master started has failed: hosts may have to wait for it.
+const FIRST_LIST_AGAIN: Duration = Duration::from_secs(10);
 /// Lists in a row that must lack a host before it counts as gone: providers list with delay.
 const ABSENT_LISTS: u32 = 2;
 /// When an audit that a user has asked for is answered at the latest. The API and the commands wait a little longer.
@@ -155,8 +157,11 @@ pub(super) struct Audit {
 impl Core {
     /// Providers that can have hosts of ours: those of the configuration, and those of hosts that are not gone.
     pub(super) fn providers(&self) -> BTreeSet<ProviderKind> {
-        let configured = self.plan.workers.values().filter_map(|w| w.latent.as_ref().map(|l| l.provider));
-        configured.chain(self.hosts.values().map(|l| l.host.provider)).collect()
+        self.configured_providers().chain(self.hosts.values().map(|l| l.host.provider)).collect()
+    }
+
+    pub(super) fn configured_providers(&self) -> impl Iterator<Item = ProviderKind> {
+        self.plan.workers.values().filter_map(|w| w.latent.as_ref().map(|l| l.provider))
     }
 
     pub(super) fn start_audit(&mut self, now: Timestamp, provider: ProviderKind) {
@@ -169,10 +174,15 @@ impl Core {
         let listed = match result {
             Ok(listed) => listed,
             Err(why) => {
+                if self.unlisted.contains(&provider) {
+                    self.timers.set(Timer::Audit(provider), now + FIRST_LIST_AGAIN);
+                }
                 return self
                     .note(Level::Warn, format!("the hosts of {} could not be listed: {why}", provider.as_str()));
             }
         };
+        self.listed.insert(provider);
+        self.pending.wake |= self.unlisted.remove(&provider);
         let (listed, namesakes): (Vec<_>, Vec<_>) = listed.into_iter().partition(|m| m.owner == Owner::Ours);
         self.note_namesakes(provider, &namesakes);
         for machine in &listed {

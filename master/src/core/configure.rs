@@ -1,6 +1,7 @@
 //! A core's beginning: from the configuration and what the ledger kept; and what a reload changes.
 
 use super::event::{Effect, Event, Level};
+use super::hosts::longest_pause;
 use super::plan::Plan;
 use super::queue::Queue;
 use super::record::{HostState, Ledger, WorkerRecord};
@@ -10,6 +11,7 @@ use rouse_shared::limits::KILL_MARGIN;
 use rouse_shared::{AttemptId, MasterId, WorkerName};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// What a core starts from.
 pub struct Start {
@@ -23,10 +25,32 @@ pub struct Start {
     pub seed: [u8; 32],
 }
 
+/// The wall clock may have been set back since the ledger was written. What lies ahead by more than it can is held to
+/// now, else it would be waited for.
+fn hold_to(now: Timestamp, ledger: &mut Ledger) {
+    let past = |at: &mut Timestamp| *at = now.min(*at);
+    let pause = |at: &mut Timestamp, failures| *at = (now + longest_pause(failures)).min(*at);
+    for host in &mut ledger.hosts {
+        past(&mut host.created);
+        host.booted.iter_mut().for_each(past);
+    }
+    for build in &mut ledger.builds {
+        build.status.attempts.iter_mut().for_each(|attempt| past(&mut attempt.ordered));
+    }
+    for (_, worker) in &mut ledger.workers {
+        worker.backoff_until.iter_mut().for_each(|at| pause(at, worker.failures));
+    }
+    for (_, image) in &mut ledger.images {
+        image.failed_at.iter_mut().for_each(past);
+        image.until.iter_mut().for_each(|at| pause(at, image.failures));
+    }
+}
+
 impl Core {
     /// A core that goes on where the ledger stopped. Every lease counts as renewed just now; every call to a provider
     /// that may have been under way is made again; every timer starts anew.
     pub fn new(now: Timestamp, mut start: Start) -> (Self, Vec<Effect>) {
+        hold_to(now, &mut start.ledger);
         let mut core = Self {
             master: start.master,
             plan: Arc::new(Plan { workers: BTreeMap::new(), ..(*start.plan).clone() }),
@@ -40,6 +64,8 @@ impl Core {
             workers: BTreeMap::new(),
             hosts: BTreeMap::new(),
             images: BTreeMap::new(),
+            listed: BTreeSet::new(),
+            unlisted: BTreeSet::new(),
             orphans: BTreeMap::new(),
             namesakes: BTreeSet::new(),
             audits: BTreeMap::new(),
@@ -49,6 +75,7 @@ impl Core {
             broker_since: None,
             mail: super::mail::Desk::default(),
             terminating: false,
+            extended: None,
             free: BTreeSet::new(),
             wakeable: BTreeSet::new(),
             pending: Pending::default(),
@@ -61,7 +88,7 @@ impl Core {
         core.restore_images(start.ledger.images);
         // Plans first, so that what is restored finds its worker's options.
         core.on_configure(now, start.plan);
-        core.restore_sessions(now, start.ledger.sessions, start.ledger.leases_until);
+        core.restore_sessions(now, start.ledger.sessions, start.ledger.leases_extended);
         core.restore_hosts(now, start.ledger.hosts);
         for build in start.ledger.builds {
             let (id, live) = (build.id, build.status.live_attempt().map(|a| (a.number, a.worker.clone())));
@@ -98,12 +125,11 @@ impl Core {
         })
     }
 
-    fn restore_sessions(
-        &mut self,
-        now: Timestamp,
-        sessions: Vec<super::record::Session>,
-        leases_until: Option<Timestamp>,
-    ) {
+    fn restore_sessions(&mut self, now: Timestamp, sessions: Vec<super::record::Session>, extended: Option<Duration>) {
+        self.extended = extended;
+        if let Some(by) = extended {
+            self.timers.set(Timer::Extension, now + by + KILL_MARGIN);
+        }
         for session in sessions {
             let name = session.worker.clone();
             let worker = self.worker_entry(now, &name);
@@ -120,8 +146,9 @@ impl Core {
             let lease = live.lease();
             worker.session = Some(live);
             if let Some(lease) = lease {
-                let until = (now + lease).max(leases_until.unwrap_or_default());
-                self.timers.set(Timer::Lease(name), until + KILL_MARGIN);
+                // However long the master was away: by the wall clock that cannot be told.
+                let lease = lease.max(extended.unwrap_or_default());
+                self.timers.set(Timer::Lease(name), now + lease + KILL_MARGIN);
             }
         }
     }
@@ -205,6 +232,7 @@ impl Core {
             self.remove_worker(now, &name);
         }
         self.plan = plan;
+        self.unlisted = self.configured_providers().filter(|p| !self.listed.contains(p)).collect();
         for provider in self.providers() {
             self.timers.set_once(Timer::Audit(provider), now);
         }

@@ -27,6 +27,11 @@ pub(super) fn doubled(first: Duration, most: Duration, times: u32) -> Duration {
     first.saturating_mul(1 << times.min(16)).min(most)
 }
 
+/// The longest pause that so many failures in a row lead to, jitter included.
+pub(super) fn longest_pause(failures: u32) -> Duration {
+    doubled(BACKOFF_FIRST, BACKOFF_MOST, failures.saturating_sub(1)).mul_f64(1.2)
+}
+
 /// Whose fault a failed start is.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Fault {

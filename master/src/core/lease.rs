@@ -31,7 +31,7 @@ impl Core {
     pub(super) fn on_terminate(&mut self, now: Timestamp) {
         self.terminating = true;
         // Also for an answer that an earlier master gave.
-        self.out.push(Effect::Save(Record::LeasesUntil(now + self.plan.restart_lease)));
+        self.keep_extension(self.plan.restart_lease);
         let sessions: Vec<_> = self
             .workers
             .iter()
@@ -51,9 +51,23 @@ impl Core {
         if !self.terminating || own >= lease {
             return None;
         }
-        self.out.push(Effect::Save(Record::LeasesUntil(now + lease)));
+        self.keep_extension(lease);
         self.timers.postpone(Timer::Lease(name.clone()), now + lease + KILL_MARGIN);
         Some(millis(lease))
+    }
+
+    fn keep_extension(&mut self, by: Duration) {
+        self.timers.clear(&Timer::Extension);
+        if self.extended.is_none_or(|kept| kept < by) {
+            self.extended = Some(by);
+            self.out.push(Effect::Save(Record::LeasesExtended(self.extended)));
+        }
+    }
+
+    /// The last master's promise has run out, and no agent goes by it any more.
+    pub(super) fn on_extension_over(&mut self) {
+        self.extended = None;
+        self.out.push(Effect::Save(Record::LeasesExtended(None)));
     }
 }
 

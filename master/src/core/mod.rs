@@ -22,6 +22,7 @@ mod restart_tests;
 mod schedule;
 mod sessions;
 pub mod spend;
+pub mod show;
 mod timers;
 pub mod view;
 mod views;
@@ -39,6 +40,7 @@ use rouse_shared::message::{CloudNotice, ToAgent, Vitals};
 use rouse_shared::{AttemptId, BuildId, HostId, MasterId, Timestamp, WorkerName};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 use timers::{Timer, Timers};
 
 pub use configure::Start;
@@ -64,6 +66,9 @@ pub struct Core {
     hosts: BTreeMap<HostId, LiveHost>,
     /// What has become of the hosts of each image.
     images: BTreeMap<images::ImageKey, images::ImageRecord>,
+    /// Providers that have listed their hosts since the master started; those of the configuration that have not.
+    listed: BTreeSet<plan::ProviderKind>,
+    unlisted: BTreeSet<plan::ProviderKind>,
     /// Machines that bear our name and that the ledger does not know: when they were first listed.
     orphans: BTreeMap<(plan::ProviderKind, String), Timestamp>,
     /// Machines that bear our name and another id, as they were last listed.
@@ -79,6 +84,8 @@ pub struct Core {
     mail: mail::Desk,
     /// Whether the process is about to end.
     terminating: bool,
+    /// What the ledger says that every lease was extended by.
+    extended: Option<Duration>,
     free: BTreeSet<WorkerName>,
     wakeable: BTreeSet<WorkerName>,
     pending: Pending,
@@ -201,6 +208,7 @@ impl Core {
             Timer::Missing(worker) => self.on_missing(now, &worker),
             Timer::Backoff(worker) => self.touch_worker(&worker),
             Timer::Image(key) => self.on_image(&key),
+            Timer::Extension => self.on_extension_over(),
             Timer::Logs(attempt) => self.on_logs_overdue(now, attempt),
             Timer::Day => self.pending.wake = true,
             Timer::Reclaim(host) => self.on_reclaim(now, &host),

@@ -10,6 +10,7 @@ use rouse_shared::{BuildId, HostId, Nonce, SessionId, Timestamp, WorkerName};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// One machine, from the order to start it until its provider says that it is gone.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -208,8 +209,6 @@ pub enum Record {
     Worker(WorkerName, WorkerRecord),
     /// What has become of an image's hosts.
     Image(ImageKey, ImageRecord),
-    /// Every lease may run until then, since the master said so when it was asked to end.
-    LeasesUntil(Timestamp),
     /// What was spent today on hosts that are gone.
     Spent(Spent),
     /// Something that people are to be told.
@@ -226,6 +225,9 @@ pub enum Record {
     OrphanTold(ProviderKind, String),
     /// This machine is not there any more.
     OrphanOver(ProviderKind, String),
+    /// Every agent may have been told that its lease is so long, since the master was asked to end; absent: not any more.
+    /// A length and not a moment, since the clock may be stepped before the next master reads it.
+    LeasesExtended(Option<Duration>),
 }
 
 /// All that a master finds in its ledger when it starts.
@@ -245,8 +247,6 @@ pub struct Ledger {
     pub last_build: u64,
     /// See [`Record::Spent`].
     pub spent: Spent,
-    /// See [`Record::LeasesUntil`].
-    pub leases_until: Option<Timestamp>,
     /// News that are not part of a mail yet.
     pub news: Vec<News>,
     /// Mails that wait.
@@ -255,4 +255,6 @@ pub struct Ledger {
     pub mail_pause: Option<(u32, Timestamp)>,
     /// See [`Record::OrphanTold`].
     pub told_orphans: Vec<(ProviderKind, String)>,
+    /// See [`Record::LeasesExtended`].
+    pub leases_extended: Option<Duration>,
 }

@@ -85,7 +85,7 @@ struct Master {
     builds: BTreeMap<BuildId, (Arc<BuildSpec>, super::build::BuildStatus)>,
     hosts: BTreeMap<HostId, Host>,
     session: Option<Session>,
-    leases_until: Option<Timestamp>,
+    leases_extended: Option<Duration>,
 }
 
 impl Master {
@@ -94,7 +94,7 @@ impl Master {
         let start = Start { master: MasterId("m".to_owned()), plan, ledger, seed: [7; 32] };
         let (core, _) = Core::new(now, start);
         let mut this =
-            Self { core, now, builds: BTreeMap::new(), hosts: BTreeMap::new(), session: None, leases_until: None };
+            Self { core, now, builds: BTreeMap::new(), hosts: BTreeMap::new(), session: None, leases_extended: None };
         this.handle(Event::BrokerUp);
         this
     }
@@ -109,9 +109,9 @@ impl Master {
                 Record::Session(session) => self.session = Some(session),
                 Record::SessionOver(_) => self.session = None,
                 Record::Spent(_) => {}
-                Record::LeasesUntil(until) => self.leases_until = Some(until),
                 Record::Worker(..) | Record::Image(..) | Record::News(_) | Record::NewsOver(_) | Record::Mail(_) => {}
                 Record::MailOver(_) | Record::MailPause(..) | Record::OrphanTold(..) | Record::OrphanOver(..) => {}
+                Record::LeasesExtended(by) => self.leases_extended = by,
             }
         }
     }
@@ -144,7 +144,7 @@ impl Master {
             workers: Vec::new(),
             images: Vec::new(),
             last_build: self.builds.len() as u64,
-            leases_until: self.leases_until,
+            leases_extended: self.leases_extended,
             ..Ledger::default()
         };
         let start = Start { master: MasterId("m".to_owned()), plan, ledger, seed: [8; 32] };

@@ -186,12 +186,13 @@ impl Core {
     }
 
     /// Whether `limits.max_hosts` leaves room for one more. Every host counts until its provider says that it is gone,
-    /// and so does every unknown one.
+    /// and so does every unknown one, so nothing is started until every provider has listed what there is.
     pub(super) fn may_start_one(&self) -> bool {
+        let Some(most) = self.plan.max_hosts else { return true };
         // Those that this very event found to be gone are still listed, until it has been followed up.
         let gone = |id: &&HostId| self.hosts.get(id).is_some_and(|l| l.host.state == HostState::Gone);
         let alive = self.hosts.len() - self.pending.hosts.iter().filter(gone).count() + self.orphans.len();
-        self.plan.max_hosts.is_none_or(|most| alive < most as usize)
+        self.unlisted.is_empty() && alive < most as usize
     }
 
     /// Starts hosts until each template has its `min_idle`.

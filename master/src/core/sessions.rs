@@ -157,6 +157,15 @@ impl Core {
         if latent {
             return (self.judge_latent(name, hello, credential), true);
         }
+        if worker.host.is_some() {
+            // A reload has made a latent worker a standing one: whoever comes with its password is not on that host.
+            return match credential {
+                Credential::Password => (refuse("the last host of this worker is not gone yet"), false),
+                Credential::Token(_) | Credential::SpentToken | Credential::Secret => {
+                    (self.judge_latent(name, hello, credential), true)
+                }
+            };
+        }
         match &worker.session {
             Some(live) => {
                 let reason = format!(

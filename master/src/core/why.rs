@@ -81,8 +81,11 @@ impl Core {
         let asleep = matching.iter().any(sleeps);
         if asleep && !self.may_start_one() {
             let most = self.plan.max_hosts.unwrap_or_default();
-            let sentence =
-                format!("it waits for {wanted}: limits.max_hosts allows {most} hosts and that many are alive");
+            let alive = match self.unlisted.first() {
+                Some(provider) => format!("{} has not yet listed those that are alive", provider.as_str()),
+                None => "that many are alive".to_owned(),
+            };
+            let sentence = format!("it waits for {wanted}: limits.max_hosts allows {most} hosts and {alive}");
             return Why { sentence, next_try: None };
         }
         if asleep && let Err((limit, tomorrow)) = self.may_spend(now) {

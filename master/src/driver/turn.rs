@@ -146,7 +146,6 @@ impl Batch {
             Record::SessionOver(worker) => Key::Session(worker.clone()),
             Record::Worker(worker, _) => Key::Worker(worker.clone()),
             Record::Image(key, _) => Key::Image(key.clone()),
-            Record::LeasesUntil(_) => Key::Leases,
             Record::Spent(_) => Key::Spent,
             Record::News(news) => Key::News(news.id),
             Record::NewsOver(id) => Key::News(*id),
@@ -156,6 +155,7 @@ impl Batch {
             Record::OrphanTold(provider, handle) | Record::OrphanOver(provider, handle) => {
                 Key::Orphan(*provider, handle.clone())
             }
+            Record::LeasesExtended(_) => Key::Leases,
         };
         match self.index.entry(key) {
             Entry::Vacant(entry) => {

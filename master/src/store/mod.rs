@@ -15,6 +15,7 @@ use std::collections::BTreeMap;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 use std::{fmt, fs, io};
 
 #[cfg(test)]
@@ -179,13 +180,13 @@ impl Store {
         }
         let highest = "SELECT COALESCE(MAX(id), 0) FROM builds";
         ledger.last_build = self.connection.query_row(highest, [], |row| row.get::<_, i64>(0))?.unsigned_abs();
-        ledger.leases_until = self.fact("leases_until")?.map(Timestamp);
         if let (Some(day), Some(micros)) = (self.fact("spent_day")?, self.fact("spent_micros")?) {
             ledger.spent = Spent { day, micros };
         }
         if let (Some(failures), Some(until)) = (self.fact("mail_failures")?, self.fact("mail_pause_until")?) {
             ledger.mail_pause = Some((u32::try_from(failures).unwrap_or(u32::MAX), Timestamp(until)));
         }
+        ledger.leases_extended = self.fact("leases_extended")?.map(Duration::from_millis);
         Ok(ledger)
     }
 
@@ -313,9 +314,6 @@ fn write(to: &Connection, record: &Record) -> Result<(), StoreError> {
             let row = params![key.provider.as_str(), &*key.image, json::<ImageRecord>(record)];
             to.prepare_cached(sql)?.execute(row)?;
         }
-        Record::LeasesUntil(until) => {
-            write_fact(to, "leases_until", until.0)?;
-        }
         Record::Spent(spent) => {
             write_fact(to, "spent_day", spent.day)?;
             write_fact(to, "spent_micros", spent.micros)?;
@@ -345,6 +343,12 @@ fn write(to: &Connection, record: &Record) -> Result<(), StoreError> {
         Record::OrphanOver(provider, handle) => {
             let sql = "DELETE FROM told_orphans WHERE provider = ?1 AND handle = ?2";
             to.prepare_cached(sql)?.execute([provider.as_str(), handle.as_str()])?;
+        }
+        Record::LeasesExtended(Some(by)) => {
+            write_fact(to, "leases_extended", u64::try_from(by.as_millis()).unwrap_or(u64::MAX))?;
+        }
+        Record::LeasesExtended(None) => {
+            to.prepare_cached("DELETE FROM facts WHERE name = 'leases_extended'")?.execute([])?;
         }
     }
     Ok(())

@@ -6,9 +6,11 @@ use crate::core::build::{BuildEnd, Requirement};
 use crate::core::mail::{Item, MailId, What};
 use crate::core::plan::ProviderKind;
 use crate::core::spend::Spent;
+use rouse_shared::Timestamp;
 use rouse_shared::message::Step;
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt as _;
+use std::time::Duration;
 
 fn spec() -> Arc<BuildSpec> {
     let step = Step {
@@ -50,8 +52,8 @@ fn a_new_start_finds_what_was_committed_and_nothing_that_has_ended() {
         new_build(2, None),
         Record::Build(BuildId(2), ended.clone()),
         Record::Worker(worker.clone(), record.clone()),
-        Record::LeasesUntil(Timestamp(77)),
         Record::Spent(Spent { day: 20_000, micros: 1_500_000 }),
+        Record::LeasesExtended(Some(Duration::from_secs(77))),
     ];
     store.commit(&batch).unwrap();
     for file in ["ledger", "ledger-wal"] {
@@ -66,7 +68,7 @@ fn a_new_start_finds_what_was_committed_and_nothing_that_has_ended() {
     assert_eq!(ledger.builds[0].spec, spec());
     assert_eq!(ledger.last_build, 2);
     assert_eq!(ledger.workers, [(worker, record)]);
-    assert_eq!(ledger.leases_until, Some(Timestamp(77)));
+    assert_eq!(ledger.leases_extended, Some(Duration::from_secs(77)));
     assert_eq!(store.by_message_id("m1").unwrap(), Some(BuildId(1)));
     assert_eq!(store.by_message_id("m2").unwrap(), None);
 

@@ -2,6 +2,7 @@
 
 use super::Break;
 use super::machine::{Pace, Run};
+use super::show;
 use super::world::World;
 use rouse_agent::core::{Effect, Event, RunStep};
 use rouse_shared::message::{LogChunk, StepState};
@@ -22,7 +23,7 @@ impl World {
             }
         }
         let clock = machine.clock(now);
-        let shown = (self.loud() && event != Event::Tick).then(|| format!("{event:?}"));
+        let shown = (self.loud() && event != Event::Tick).then(|| show::agent_event(&event));
         let Some(core) = self.machines.get_mut(&id).and_then(|m| m.agent.as_mut()) else { return };
         let effects = core.handle(clock, event);
         if let Some(shown) = shown {
@@ -35,7 +36,18 @@ impl World {
             }
             self.agent_effect(id, life, effect);
         }
+        self.note_attached(id, life);
         self.arm_tick(id, life);
+    }
+
+    fn note_attached(&mut self, id: usize, life: u64) {
+        let Some(machine) = self.machines.get_mut(&id).filter(|m| m.life == life) else { return };
+        let attached = machine.agent.as_ref().is_some_and(|agent| agent.attached());
+        if attached && !std::mem::replace(&mut machine.attached, attached) {
+            self.check_attached(id);
+        } else {
+            machine.attached = attached;
+        }
     }
 
     fn arm_tick(&mut self, id: usize, life: u64) {
@@ -60,7 +72,7 @@ impl World {
 
     fn agent_effect(&mut self, id: usize, life: u64, effect: Effect) {
         if !matches!(effect, Effect::Connect { .. }) {
-            self.say(|| format!("    machine {id} -> {effect:?}"));
+            self.say(|| format!("    machine {id} -> {}", show::agent_effect(&effect)));
         }
         match effect {
             Effect::Connect { connection, queue, credential } => self.connect(id, life, connection, queue, credential),
@@ -104,7 +116,8 @@ impl World {
                     && let Some((_, Some(conn))) = machine.link
                     && let Some(spool) = machine.spools.get_mut(&(attempt, step))
                 {
-                    spool.next = Some((offset, conn));
+                    let from = if self.broken == Some(Break::SendLogsOnce) { spool.sent } else { offset };
+                    spool.next = Some((from, conn));
                 }
                 self.pump(id, life, attempt, step);
             }
@@ -117,19 +130,21 @@ impl World {
     fn agent_ends(&mut self, id: usize, power_off: bool) {
         let Some(machine) = self.machines.get_mut(&id) else { return };
         machine.ended = true;
+        machine.left = !power_off;
         let host = machine.host.clone();
         match host {
-            Some(host) if power_off => self.vm_ends(&host, "powered itself off"),
-            Some(_) | None => {
-                // The last messages leave, then the socket is closed.
-                self.agent_dies(id, true);
+            Some(host) if power_off && self.broken != Some(Break::NoDeadMan) => {
+                self.vm_ends(&host, "powered itself off");
             }
+            None if power_off => self.machine_off(id),
+            // The last messages leave, then the socket is closed.
+            Some(_) | None => self.agent_dies(id, true),
         }
     }
 
     fn run_step(&mut self, id: usize, life: u64, step: RunStep) {
         let attempt = step.attempt;
-        self.check_run(id, attempt);
+        self.check_run(id, attempt, step.step);
         let number = self.chance.next();
         let now = self.now;
         let Some(machine) = self.machines.get_mut(&id) else { return };
@@ -139,6 +154,7 @@ impl World {
             });
             return;
         }
+        self.ran.insert((attempt, step.step), None);
         machine.runs.insert(attempt, Run { step: step.step, number, began: now, started: false });
         machine.spools.insert((attempt, step.step), Default::default());
         let long = !self.quiet && self.chance.permille(60);
@@ -199,6 +215,7 @@ impl World {
         let Some(run) = self.machines.get_mut(&id).and_then(|m| m.runs.remove(&attempt)) else { return };
         self.say(|| format!("  machine {id}: step {} of {attempt} is over: {state:?}", run.step));
         self.print(id, attempt, run.step, true);
+        self.ran.insert((attempt, run.step), Some(state.clone()));
         let log_length =
             self.machines.get(&id).and_then(|m| m.spools.get(&(attempt, run.step))).map_or(0, |s| s.length);
         let took = Duration::from_millis(now - run.began);
@@ -259,8 +276,9 @@ impl World {
         }
         let size = (spool.length - offset).min(64);
         spool.next = Some((offset + size, conn));
+        spool.sent = spool.sent.max(offset + size);
         spool.pumping = true;
-        let lost = self.bus.up && self.mishap(self.faults.loss);
+        let lost = self.bus.up && self.mishap(self.faults.log_loss);
         let bytes = vec![b'x'; size as usize];
         let sent = self.bus.up && !partitioned;
         if sent && !lost {

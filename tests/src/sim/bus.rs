@@ -50,8 +50,7 @@ impl World {
             let refused = if !w.bus.up || machine.partitioned {
                 Some(false)
             } else {
-                let admitted = w.master.core.as_ref().map(|core| core.admit(worker.as_str(), &credential));
-                (!matches!(admitted, Some(Ok(())))).then_some(true)
+                (!w.admits(&worker, &credential)).then_some(true)
             };
             if let Some(refused) = refused {
                 if let Some(machine) = w.machines.get_mut(&id) {
@@ -203,7 +202,7 @@ impl World {
     }
 
     pub(super) fn broker_up(&mut self) {
-        if self.bus.up {
+        if self.bus.up || self.abandoned {
             return;
         }
         self.bus.up = true;

@@ -7,10 +7,12 @@ use rouse_master::core::event::{Event, ListedHost, Owner, RequestId, StartError,
 use rouse_master::core::plan::ProviderKind;
 use rouse_master::core::record::{Host, Order};
 use rouse_shared::HostId;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Longest call, as the driver has it.
 const CALL_LIMIT: u64 = 60_000;
+/// A machine of another master with our name.
+const NAMESAKE: &str = "i-namesake";
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Power {
@@ -22,7 +24,11 @@ enum Power {
 /// One machine of the cloud.
 pub(super) struct Vm {
     provider: ProviderKind,
+    /// Of its order.
+    number: Option<u32>,
     handle: String,
+    /// What its agent gives.
+    identity: String,
     machine: usize,
     power: Power,
     /// Not listed before then.
@@ -31,9 +37,19 @@ pub(super) struct Vm {
     listed_until: u64,
 }
 
+impl Vm {
+    /// What its provider says of it once it is made. Some learn its identity only then, and some never.
+    fn started(&self) -> Started {
+        let identity = (self.provider == ProviderKind::Ec2).then(|| self.identity.clone());
+        Started { handle: self.handle.clone(), identity }
+    }
+}
+
 #[derive(Default)]
 pub(super) struct Cloud {
     vms: BTreeMap<HostId, Vec<Vm>>,
+    /// [`Break::StopOnce`]: those that were asked to stop.
+    asked: BTreeSet<HostId>,
 }
 
 impl World {
@@ -50,8 +66,12 @@ impl World {
         let epoch = self.master.epoch;
         let (there, back) = self.call_times();
         let fails = self.mishap(self.faults.call_fails);
-        // Told beforehand where the provider makes it up itself; elsewhere the machine has one of its own.
-        let identity = (host.provider == ProviderKind::Process).then(|| host.id.0.clone());
+        // Known beforehand where the provider makes it up itself; elsewhere the machine has one of its own.
+        let identity = match host.provider {
+            ProviderKind::Process => Some(host.id.0.clone()),
+            ProviderKind::Libvirt => Some(format!("uuid-of-{}", host.id)),
+            ProviderKind::Ec2 | ProviderKind::Openstack => None,
+        };
         let order = Order {
             number,
             image: "image".to_owned(),
@@ -83,8 +103,7 @@ impl World {
         let (there, back) = self.call_times();
         let fails = self.mishap(self.faults.call_fails);
         self.after(there, move |w| {
-            let result =
-                if fails { Err(w.start_error()) } else { Ok(Started { handle: w.make(&host), identity: None }) };
+            let result = if fails { Err(w.refuse(&host)) } else { Ok(w.make(&host)) };
             // An error of no known kind may hide that it was made.
             if matches!(result, Err(StartError::Unknown(_))) && w.chance.permille(500) {
                 w.make(&host);
@@ -102,6 +121,16 @@ impl World {
         });
     }
 
+    /// Why a start fails. A provider that has made the machine never says for certain that it will not.
+    fn refuse(&mut self, host: &Host) -> StartError {
+        let number = host.order.as_ref().map(|order| order.number);
+        let made = self.cloud.vms.get(&host.id).is_some_and(|vms| vms.iter().any(|vm| vm.number == number));
+        match self.start_error() {
+            StartError::Capacity(text) | StartError::Rejected(text) if made => StartError::Unknown(text),
+            error => error,
+        }
+    }
+
     fn start_error(&mut self) -> StartError {
         let text = "it is one of those days".to_owned();
         match self.chance.range(0, 4) {
@@ -113,31 +142,37 @@ impl World {
         }
     }
 
-    /// Makes the machine, where there is none of that host id yet.
-    fn make(&mut self, host: &Host) -> String {
+    /// Makes the machine, where there is none of that order yet.
+    fn make(&mut self, host: &Host) -> Started {
         let twice = self.broken == Some(Break::StartsTwice);
-        if let Some(vm) = self.cloud.vms.get(&host.id).and_then(|vms| vms.last()).filter(|_| !twice) {
-            return vm.handle.clone();
+        let number = host.order.as_ref().map(|order| order.number);
+        let made = self.cloud.vms.get(&host.id).and_then(|vms| vms.iter().find(|vm| vm.number == number));
+        if let Some(vm) = made.filter(|_| !twice) {
+            return vm.started();
         }
         let handle = format!("i-{}", self.chance.hex(8));
         // What the master knows the identity of is told it at boot; the others have one of their own.
         let identity = host.identity.clone().unwrap_or_else(|| format!("id-of-{handle}"));
         let mut machine =
-            Machine::new(host.worker.clone(), Some(host.id.clone()), host.token.clone(), identity, self.now);
+            Machine::new(host.worker.clone(), Some(host.id.clone()), host.token.clone(), identity.clone(), self.now);
         if let Some(plan) = self.script.plan.workers.get(&host.worker) {
             machine.power_off_after = plan.missing_timeout;
         }
         let id = self.add_machine(machine);
         self.summary.machines += 1;
         let lag = if self.quiet { 500 } else { self.delay(0, 30_000) };
-        self.cloud.vms.entry(host.id.clone()).or_default().push(Vm {
+        let vm = Vm {
             provider: host.provider,
+            number,
             handle: handle.clone(),
+            identity,
             machine: id,
             power: Power::On,
             listed_from: self.now + lag,
             listed_until: u64::MAX,
-        });
+        };
+        let started = vm.started();
+        self.cloud.vms.entry(host.id.clone()).or_default().push(vm);
         self.check_made(&host.id);
         let worker = host.worker.clone();
         self.say(|| format!("cloud: {} of {worker} is machine {id}, {handle}", host.id));
@@ -147,16 +182,47 @@ impl World {
             let boot = self.delay(2_000, 40_000);
             self.after(boot, move |w| w.start_agent(id));
         }
-        handle
+        started
+    }
+
+    /// A machine that is ours and that the ledger has never known, there from the beginning.
+    pub(super) fn orphan(&mut self, number: u64) {
+        let latent: Vec<_> = self
+            .script
+            .plan
+            .workers
+            .values()
+            .filter_map(|w| Some((w.name.clone(), w.latent.clone()?.provider)))
+            .collect();
+        let (worker, provider) = self.chance.pick(&latent);
+        let (host, handle) = (HostId(format!("hx{number}")), format!("i-orphan{number}"));
+        let token = self.chance.hex(48);
+        let identity = format!("id-of-{handle}");
+        let id = self.add_machine(Machine::new(worker, Some(host.clone()), token, identity.clone(), self.now));
+        self.say(|| format!("cloud: machine {id}, {handle}, is ours and nobody knows of it"));
+        let (power, listed_until) = (Power::On, u64::MAX);
+        let vm = Vm { provider, number: None, handle, identity, machine: id, power, listed_from: 0, listed_until };
+        self.cloud.vms.entry(host).or_default().push(vm);
+        // Most have something on them that switches them off by itself.
+        if self.chance.permille(500) {
+            self.after(1_000, move |w| w.start_agent(id));
+        }
     }
 
     pub(super) fn stop_host(&mut self, host: Host) {
         self.check_stop(&host);
+        if self.broken == Some(Break::StopOnce) && !self.cloud.asked.insert(host.id.clone()) {
+            return;
+        }
         let epoch = self.master.epoch;
         let (there, back) = self.call_times();
         let fails = self.mishap(self.faults.call_fails);
         self.after(there, move |w| {
-            let result = if fails { Err("it is one of those days".to_owned()) } else { Ok(w.stop_vms(&host.id)) };
+            let stopped = (!fails).then(|| w.stop_vms(&host.id)).map(|stopped| match stopped {
+                Stopped::Requested if w.broken == Some(Break::HeardIsGone) => Stopped::Gone,
+                stopped => stopped,
+            });
+            let result = stopped.ok_or_else(|| "it is one of those days".to_owned());
             let (delay, result) = match back {
                 Some(back) => (back, result),
                 None => (CALL_LIMIT - there, Err("no answer within 60 s".to_owned())),
@@ -167,11 +233,14 @@ impl World {
     }
 
     pub(super) fn stop_orphan(&mut self, listed: ListedHost) {
-        if listed.owner != Owner::Ours {
+        if listed.owner != Owner::Ours || listed.handle == NAMESAKE {
             self.violated(format!("{} is another master's and is stopped", listed.handle));
         }
         if self.disk.hosts.contains_key(&listed.host) {
             self.violated(format!("host {} is in the ledger and is stopped as an orphan", listed.host));
+        }
+        if self.broken == Some(Break::LeaveOrphans) {
+            return;
         }
         let (there, _) = self.call_times();
         if !self.mishap(self.faults.call_fails) {
@@ -240,8 +309,12 @@ impl World {
             // Another master of our name has a machine there, all the time.
             let mut listed = vec![ListedHost {
                 host: HostId("h0".to_owned()),
-                handle: "i-namesake".to_owned(),
-                owner: Owner::Namesake("other".to_owned()),
+                handle: NAMESAKE.to_owned(),
+                owner: if w.broken == Some(Break::OwnerByName) {
+                    Owner::Ours
+                } else {
+                    Owner::Namesake("other".to_owned())
+                },
             }];
             for (host, vms) in &w.cloud.vms {
                 for vm in vms.iter().filter(|vm| vm.provider == provider) {
@@ -255,9 +328,13 @@ impl World {
                 Some(back) => (back, Err("it is one of those days".to_owned())),
                 None => (CALL_LIMIT - there, Err("no answer within 60 s".to_owned())),
             };
-            let result = match result {
-                Err(_) if w.broken == Some(Break::FailedListIsEmpty) => Ok(Vec::new()),
-                result => result,
+            let result = match (w.broken, result) {
+                (Some(Break::FailedListIsEmpty), Err(_)) => Ok(Vec::new()),
+                (Some(Break::PartialListIsWhole), Ok(mut listed)) => {
+                    listed.truncate(listed.len().div_ceil(2));
+                    Ok(listed)
+                }
+                (_, result) => result,
             };
             let event = match audit {
                 Some((request, round)) => Event::ListedForAudit { request, round, provider, result },
@@ -265,6 +342,26 @@ impl World {
             };
             w.master_event_of(epoch, delay, event);
         });
+    }
+
+    /// Nothing runs for a host that the ledger takes to be gone.
+    pub(super) fn check_forgotten(&mut self) {
+        let forgotten =
+            |(host, _): &(HostId, usize)| self.disk.known_hosts.contains(host) && !self.disk.hosts.contains_key(host);
+        if let Some((host, machine)) = self.machines_on().into_iter().find(forgotten) {
+            self.violated(format!("machine {machine} runs and its host {host} is gone for the ledger"));
+        }
+    }
+
+    /// Machines of ours that the ledger does not know, of the providers that the master can ask.
+    pub(super) fn orphans(&self) -> Vec<(HostId, usize)> {
+        let latent = || self.master.plan.workers.values().filter_map(|w| w.latent.as_ref());
+        let unknown = |(host, _): &(&HostId, &Vec<Vm>)| !self.disk.hosts.contains_key(*host);
+        let of = |(host, vms): (&HostId, &Vec<Vm>)| {
+            let on = vms.iter().filter(|vm| vm.power != Power::Gone && latent().any(|l| l.provider == vm.provider));
+            on.map(|vm| (host.clone(), vm.machine)).collect::<Vec<_>>()
+        };
+        self.cloud.vms.iter().filter(unknown).flat_map(of).collect()
     }
 
     /// The hosts whose machines are on, and those machines.

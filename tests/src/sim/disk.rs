@@ -8,6 +8,7 @@ use rouse_master::core::record::{Host, HostState, Ledger, Record, Session, Worke
 use rouse_master::core::spend::Spent;
 use rouse_shared::{AttemptId, BuildId, HostId, Timestamp, WorkerName};
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 #[derive(Default)]
 pub(super) struct Disk {
@@ -21,12 +22,14 @@ pub(super) struct Disk {
     pub sessions: BTreeMap<WorkerName, Session>,
     pub workers: BTreeMap<WorkerName, WorkerRecord>,
     pub images: BTreeMap<ImageKey, ImageRecord>,
-    pub leases_until: Option<Timestamp>,
     pub spent: Spent,
     pub news: BTreeMap<u64, News>,
     pub mails: BTreeMap<MailId, Mail>,
     pub mail_pause: Option<(u32, Timestamp)>,
     pub told_orphans: BTreeSet<(ProviderKind, String)>,
+    pub leases_extended: Option<Duration>,
+    /// Whether nothing more can be written.
+    pub full: bool,
     /// Bytes of each step's log.
     pub logs: BTreeMap<(AttemptId, u32), u64>,
 }
@@ -66,7 +69,6 @@ impl Disk {
                 self.images.insert(key, record);
             }
             Record::Spent(spent) => self.spent = spent,
-            Record::LeasesUntil(until) => self.leases_until = Some(until),
             Record::News(news) => {
                 self.news.insert(news.id, news);
             }
@@ -86,6 +88,7 @@ impl Disk {
             Record::OrphanOver(provider, handle) => {
                 self.told_orphans.remove(&(provider, handle));
             }
+            Record::LeasesExtended(by) => self.leases_extended = by,
         }
     }
 
@@ -97,12 +100,12 @@ impl Disk {
             workers: self.workers.iter().map(|(n, r)| (n.clone(), r.clone())).collect(),
             images: self.images.iter().map(|(k, r)| (k.clone(), r.clone())).collect(),
             last_build: self.builds.keys().next_back().map_or(0, |b| b.0),
-            leases_until: self.leases_until,
             spent: self.spent,
             news: self.news.values().cloned().collect(),
             mails: self.mails.values().cloned().collect(),
             mail_pause: self.mail_pause,
             told_orphans: self.told_orphans.iter().cloned().collect(),
+            leases_extended: self.leases_extended,
         }
     }
 }

@@ -1,18 +1,24 @@
-//! What must hold, and where it is looked at.
+//! What must hold whenever something happens that could break it.
 
-use super::script::Accepted;
+use super::machine::Pace;
 use super::world::World;
-use rouse_master::core::build::{BuildEnd, BuildStatus, Requirement};
-use rouse_master::core::event::WorkerState;
-use rouse_master::core::plan::WorkerPlan;
-use rouse_master::core::record::{Host, HostState, Record};
-use rouse_shared::message::Outcome;
+use rouse_master::core::build::{Attempt, BuildEnd, BuildStatus};
+use rouse_master::core::record::{Host, Record};
+use rouse_shared::message::{Outcome, StepState};
 use rouse_shared::{AttemptId, BuildId, HostId};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
+
+/// Hosts that may fail for one build before it is lost.
+const FAILED_HOSTS: usize = 3;
+/// Times that a build may be declined before it is lost.
+const DECLINED: usize = 100;
 
 impl World {
-    /// A step is about to run: its build runs nowhere else, has not ended, and there is room for it.
-    pub(super) fn check_run(&mut self, id: usize, attempt: AttemptId) {
+    /// A step is about to run, for the first time: its build runs nowhere else, has not ended, and there is room for it.
+    pub(super) fn check_run(&mut self, id: usize, attempt: AttemptId, step: u32) {
+        if self.ran.contains_key(&(attempt, step)) {
+            self.violated(format!("step {step} of {attempt} is run again, on machine {id}"));
+        }
         let elsewhere = self.machines.iter().find_map(|(other, machine)| {
             let same = machine.runs.keys().find(|run| run.build == attempt.build)?;
             self.runs_there(*other).then_some((*other, *same))
@@ -45,12 +51,17 @@ impl World {
                 }
             }
             Record::Build(id, status) => self.check_status(*id, status),
-            Record::Host(_)
-            | Record::Session(_)
+            Record::Host(host) => {
+                // It has got something to do, perhaps for less time than there is between two looks.
+                if self.disk.hosts.get(&host.id).is_some_and(|before| before.uses != host.uses) {
+                    self.idle.remove(&host.id);
+                }
+            }
+            Record::Session(_)
             | Record::SessionOver(_)
             | Record::Image(..)
-            | Record::LeasesUntil(_)
             | Record::Spent(_)
+            | Record::LeasesExtended(_)
             | Record::News(_)
             | Record::NewsOver(_)
             | Record::Mail(_)
@@ -69,7 +80,10 @@ impl World {
         if before.end.is_some() && before.end != status.end {
             self.violated(format!("build {id} has ended twice: {:?} and {:?}", before.end, status.end));
         }
-        let over = |a: &&rouse_master::core::build::Attempt| a.ended.is_some();
+        if status.attempts.len() > before.attempts.len() && self.script.cancelled.contains(&id) {
+            self.violated(format!("build {id} is given out after its user was told that it is cancelled"));
+        }
+        let over = |a: &&Attempt| a.ended.is_some();
         for attempt in status.attempts.iter().filter(over).skip(before.attempts.iter().filter(over).count()) {
             let runs = AttemptId { build: id, number: attempt.number };
             let at = self.machines.iter().find(|(m, machine)| machine.runs.contains_key(&runs) && self.runs_there(**m));
@@ -95,43 +109,104 @@ impl World {
             BuildEnd::Cancelled => 2,
             BuildEnd::Lost(_) => 3,
         }] += 1;
-        if let BuildEnd::Lost(why) = end
-            && self.faults.agents_behave()
-        {
-            self.violated(format!("build {id} is lost although every agent behaves: {why}"));
+        match end {
+            BuildEnd::Success => self.check_success(id, status),
+            BuildEnd::Failure(_) => {
+                if !status.attempts.last().is_some_and(|a| matches!(a.outcome, Some(Outcome::Failure(_)))) {
+                    self.violated(format!("build {id} has failed without an attempt that has"));
+                }
+            }
+            BuildEnd::Cancelled if !status.cancelled => {
+                self.violated(format!("build {id} is cancelled and nobody has asked for it"));
+            }
+            BuildEnd::Cancelled => {}
+            BuildEnd::Lost(why) => self.check_lost(id, status, why),
         }
-        if *end != BuildEnd::Success {
-            return;
-        }
+        self.check_logs(id, status);
+    }
+
+    /// Every step of the last attempt has really been run, and has exited with 0.
+    fn check_success(&mut self, id: BuildId, status: &BuildStatus) {
         let Some(attempt) = status.attempts.last().filter(|a| a.outcome == Some(Outcome::Success)) else {
             return self.violated(format!("build {id} has ended in success without an attempt that has"));
         };
+        let attempt = AttemptId { build: id, number: attempt.number };
+        let Some(spec) = self.disk.builds.get(&id).map(|b| b.spec.clone()) else { return };
+        let good = |step: &u32| self.ran.get(&(attempt, *step)) == Some(&Some(StepState::Exited(0)));
+        if let Some(step) = (0..spec.steps.len() as u32).find(|step| !good(step)) {
+            let how = self.ran.get(&(attempt, step)).cloned();
+            self.violated(format!("{attempt} has succeeded and its step {step} has not: {how:?}"));
+        }
+    }
+
+    /// A build is lost after what was asked for, and never where every agent behaves.
+    fn check_lost(&mut self, id: BuildId, status: &BuildStatus, why: &str) {
+        if self.faults.agents_behave() {
+            self.violated(format!("build {id} is lost although every agent behaves: {why}"));
+        }
+        let Some(build) = self.disk.builds.get(&id) else { return };
+        let retries = self.asked_for(&build.spec.name).map_or(0, |spec| spec.retries as usize);
+        let lost = status.attempts.iter().filter(|a| matches!(a.outcome, Some(Outcome::Lost(_)))).count();
+        let declined = status.attempts.len() - lost;
+        if lost <= retries && declined <= retries + DECLINED && status.failed_hosts.len() < FAILED_HOSTS {
+            let hosts = status.failed_hosts.len();
+            self.violated(format!(
+                "build {id} is lost after {lost} attempts and {hosts} hosts, and its retries are {retries}: {why}"
+            ));
+        }
+    }
+
+    /// The logs of an attempt that an agent has told the end of are whole, or it is told where they are cut.
+    fn check_logs(&mut self, id: BuildId, status: &BuildStatus) {
+        let Some(attempt) = status.attempts.last() else { return };
+        if matches!(attempt.outcome, Some(Outcome::Lost(_) | Outcome::Declined(_)) | None) {
+            return;
+        }
         for (step, report) in (0..).zip(&attempt.steps) {
             let key = (AttemptId { build: id, number: attempt.number }, step);
             let there = self.disk.logs.get(&key).copied().unwrap_or(0);
+            let length = report.log_length;
+            if there >= length {
+                continue;
+            }
             let told = attempt.cut_logs.iter().any(|(cut, at)| *cut == step && *at <= there);
-            if there < report.log_length && !told {
-                let length = report.log_length;
+            if !told {
                 self.violated(format!("step {step} of {} has {there} of {length} bytes and it is not told", key.0));
-                return;
+            } else if self.faults.agents_behave() {
+                self.violated(format!("the log of step {step} of {} is cut although every agent behaves", key.0));
             }
         }
     }
 
-    /// After each commit: what was accepted is there, and there are no more hosts than there may be, but where a reload
-    /// has lowered their number.
+    /// After each commit: there are no more hosts than there may be, but where a reload has lowered their number.
     pub(super) fn check_ledger(&mut self, hosts_before: usize) {
-        let (hosts, most) = (self.disk.hosts.len(), self.script.plan.max_hosts);
-        if most.is_some_and(|most| hosts > hosts_before && hosts > most as usize) {
-            self.violated(format!("the ledger has {hosts} hosts and max_hosts is {most:?}"));
+        let hosts = self.disk.hosts.len();
+        if hosts <= hosts_before {
+            return;
+        }
+        let (unknown, most) = (self.orphans().len(), self.master.plan.max_hosts);
+        if most.is_some_and(|most| hosts + unknown > most as usize) {
+            self.violated(format!("there are {hosts} hosts and {unknown} unknown ones, and max_hosts is {most:?}"));
         }
         let workers: BTreeSet<_> = self.disk.hosts.values().map(|h| &h.worker).collect();
         if workers.len() != hosts {
             self.violated(format!("the ledger has {hosts} hosts of {} workers", workers.len()));
         }
-        let missing = self.script.accepted.iter().find(|(id, _)| !self.disk.builds.contains_key(id));
-        if let Some((id, _)) = missing {
-            self.violated(format!("build {id} was accepted and is not in the ledger"));
+    }
+
+    /// An agent has been welcomed: it is the only one of its name, and nobody that has stolen a token.
+    pub(super) fn check_attached(&mut self, id: usize) {
+        let Some(machine) = self.machines.get(&id) else { return };
+        let worker = machine.worker.clone();
+        if machine.stranger && machine.latent {
+            self.violated(format!("machine {id} is let in as {worker} with what it has stolen"));
+        }
+        let attached = |(other, m): &(&usize, &super::machine::Machine)| {
+            **other != id && m.worker == worker && m.on && m.attached && m.pace == Pace::Going
+        };
+        if let Some((other, _)) = self.machines.iter().find(attached) {
+            let other = *other;
+            self.violated(format!("machines {other} and {id} are both attached as {worker}"));
         }
     }
 
@@ -160,106 +235,6 @@ impl World {
         if let Some((id, run)) = busy {
             let why = host.why.clone().unwrap_or_default();
             self.violated(format!("host {} is stopped ({why}) while {run} runs there, on machine {id}", host.id));
-        }
-    }
-
-    fn can_run(&self, requirement: &Requirement) -> bool {
-        let fits = |plan: &WorkerPlan| match requirement {
-            Requirement::Worker(name) => *name == plan.name,
-            Requirement::Where(wanted) => wanted.iter().all(|(k, v)| plan.properties.get(k) == Some(v)),
-        };
-        self.script.plan.workers.values().any(|plan| fits(plan))
-    }
-
-    /// How many accepted builds have not ended and can.
-    pub(super) fn builds_to_end(&self) -> usize {
-        let waits = |b: &&rouse_master::core::build::Build| b.status.end.is_none() && self.can_run(&b.spec.requirement);
-        self.disk.builds.values().filter(waits).count()
-    }
-
-    /// After quiet.
-    pub(super) fn check_the_end(&mut self) {
-        let waiting = self.disk.builds.values().find(|b| b.status.end.is_none() && self.can_run(&b.spec.requirement));
-        if let Some(build) = waiting {
-            let why = self.master.core.as_ref().and_then(|c| c.why(self.time(), build.id));
-            let text = format!("build {} has not ended after quiet: {why:?}", build.id);
-            return self.violated(text);
-        }
-        let unanswered = self.script.submissions.iter().position(|s| s.answer == Accepted::Waits);
-        if let Some(index) = unanswered {
-            return self.violated(format!("submission {index} was never answered"));
-        }
-        self.check_hosts();
-        self.check_workers();
-        self.check_mail();
-    }
-
-    fn check_hosts(&mut self) {
-        let on = self.machines_on();
-        for (host, machine) in &on {
-            if !self.disk.hosts.contains_key(host) && self.script.plan.stop_orphans {
-                return self.violated(format!("machine {machine} of host {host} runs and the ledger does not know it"));
-            }
-        }
-        let unused = |host: &&Host| host.state != HostState::Awake || !on.iter().any(|(of, _)| *of == host.id);
-        if let Some(host) = self.disk.hosts.values().find(unused) {
-            let text = format!("host {} of {} is {:?} after quiet", host.id, host.worker, host.state);
-            return self.violated(text);
-        }
-        let mut templates: BTreeMap<String, (usize, usize)> = BTreeMap::new();
-        let plan = self.script.plan.clone();
-        for worker in plan.workers.values() {
-            let Some(latent) = &worker.latent else { continue };
-            let has = self.disk.hosts.values().any(|h| h.worker == worker.name);
-            let (hosts, workers) = templates.entry(latent.template.clone()).or_default();
-            *hosts += usize::from(has);
-            *workers += 1;
-        }
-        let room = plan.max_hosts.is_none_or(|most| self.disk.hosts.len() + self.orphans() < most as usize);
-        for worker in plan.workers.values() {
-            let Some(latent) = &worker.latent else { continue };
-            let (hosts, workers) = templates[&latent.template];
-            let least = workers.min(latent.min_idle as usize);
-            if hosts < least && room {
-                let text =
-                    format!("template {} has {hosts} hosts and min_idle is {}", latent.template, latent.min_idle);
-                return self.violated(text);
-            }
-            if latent.build_wait_timeout.is_some() && hosts > least {
-                let text = format!("template {} has {hosts} hosts and nobody needs more than {least}", latent.template);
-                return self.violated(text);
-            }
-        }
-        let stray = self.disk.hosts.values().find(|h| plan.workers.get(&h.worker).is_none_or(|w| w.latent.is_none()));
-        if let Some(host) = stray {
-            let text = format!("host {} of {} is left, and its worker is not latent", host.id, host.worker);
-            self.violated(text);
-        }
-    }
-
-    fn orphans(&self) -> usize {
-        self.machines_on().iter().filter(|(host, _)| !self.disk.hosts.contains_key(host)).count()
-    }
-
-    /// Every standing agent is attached and idle, and so is every host that is left.
-    fn check_workers(&mut self) {
-        let Some(core) = &self.master.core else { return self.violated("there is no master after quiet") };
-        let views = core.worker_views(self.time());
-        let off = views.iter().find(|view| {
-            let standing = view.provider.is_none() && self.script.plan.workers.contains_key(&view.name);
-            (standing || view.host.is_some()) && view.state != WorkerState::Idle
-        });
-        if let Some(view) = off {
-            let text = format!("worker {} is {:?} after quiet", view.name, view.state);
-            return self.violated(text);
-        }
-        let busy = self.machines.iter().find(|(_, m)| !m.runs.is_empty()).map(|(id, _)| *id);
-        if let Some(id) = busy {
-            return self.violated(format!("machine {id} still runs something after quiet"));
-        }
-        let kept = self.machines.iter().find_map(|(id, m)| Some((*id, m.agent.as_ref()?.attempts().next()?)));
-        if let Some((id, attempt)) = kept {
-            self.violated(format!("machine {id} has not heard that {attempt} is settled"));
         }
     }
 }

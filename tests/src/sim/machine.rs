@@ -34,6 +34,8 @@ pub(super) struct Spool {
     pub ended: bool,
     /// The next byte to send, and on which connection.
     pub next: Option<(u64, u64)>,
+    /// The bytes that were ever sent.
+    pub sent: u64,
     pub pumping: bool,
 }
 
@@ -41,6 +43,10 @@ pub(super) struct Machine {
     pub worker: WorkerName,
     /// The host, where the master made the machine.
     pub host: Option<HostId>,
+    /// Whether its agent switches the machine off when nobody wants it.
+    pub latent: bool,
+    /// Whether it has a credential that is another's.
+    pub stranger: bool,
     pub password: String,
     pub identity: String,
     pub on: bool,
@@ -62,6 +68,12 @@ pub(super) struct Machine {
     pub runs: BTreeMap<AttemptId, Run>,
     pub spools: BTreeMap<(AttemptId, u32), Spool>,
     pub deadline: Option<Timestamp>,
+    /// When this life of the agent began, by the machine's clock.
+    pub started: Timestamp,
+    /// Whether the agent believed itself attached after its last event.
+    pub attached: bool,
+    /// Whether somebody has sent its agent home.
+    pub left: bool,
     pub tick_at: Option<u64>,
     /// The connection that the agent has or makes now, by its own number, and the bus's where it is up.
     pub link: Option<(u64, Option<u64>)>,
@@ -73,7 +85,9 @@ impl Machine {
     pub(super) fn new(worker: WorkerName, host: Option<HostId>, password: String, identity: String, now: u64) -> Self {
         Self {
             worker,
+            latent: host.is_some(),
             host,
+            stranger: false,
             password,
             identity,
             on: true,
@@ -91,6 +105,9 @@ impl Machine {
             runs: BTreeMap::new(),
             spools: BTreeMap::new(),
             deadline: None,
+            started: Timestamp(0),
+            attached: false,
+            left: false,
             tick_at: None,
             link: None,
             ended: false,
@@ -126,6 +143,9 @@ impl World {
         }
         machine.life += 1;
         machine.ended = false;
+        machine.left = false;
+        machine.attached = false;
+        machine.started = machine.clock(self.now);
         machine.pace = Pace::Going;
         let settings = Settings {
             worker: machine.worker.clone(),
@@ -135,8 +155,8 @@ impl World {
             facts: Facts::default(),
             password: machine.password.clone(),
             secret: machine.secret.clone(),
-            latent: machine.host.is_some(),
-            started: machine.clock(self.now),
+            latent: machine.latent,
+            started: machine.started,
             power_off_after: machine.power_off_after,
             run_as: None,
         };
@@ -154,6 +174,7 @@ impl World {
             return;
         }
         machine.life += 1;
+        machine.attached = false;
         machine.runs.clear();
         machine.spools.clear();
         machine.backlog.clear();

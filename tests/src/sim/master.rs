@@ -2,13 +2,16 @@
 
 use super::Break;
 use super::chance::Chance;
+use super::show;
 use super::world::World;
-use rouse_master::core::event::{Effect, Event, RequestId};
+use rouse_master::core::event::{Answer, Effect, Event, RequestId};
+use rouse_master::core::plan::Plan;
 use rouse_master::core::record::Record;
-use rouse_master::core::{Core, Start};
-use rouse_shared::message::{LogChunk, ToAgent, ToMaster};
-use rouse_shared::{AttemptId, MasterId, WorkerName};
+use rouse_master::core::{Core, Start, show as core_show};
+use rouse_shared::message::{LogChunk, ToMaster};
+use rouse_shared::{AttemptId, BuildId, MasterId, WorkerName};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// A message that the broker keeps until it is acknowledged.
 #[derive(Clone, Debug)]
@@ -32,6 +35,37 @@ pub(super) enum Input {
     Event(Event),
 }
 
+/// Who waits for an answer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Asked {
+    /// A submission of the script.
+    Submission(usize),
+    /// Whoever has cancelled the build.
+    Cancel(BuildId),
+}
+
+/// Whether it matters much if the master dies before or after this.
+fn has_weight(effect: &Effect) -> bool {
+    match effect {
+        Effect::Save(record) => !matches!(record, Record::Session(_)),
+        Effect::SendMail(_)
+        | Effect::StartHost(_)
+        | Effect::StopHost(_)
+        | Effect::StopOrphan { .. }
+        | Effect::Reply { .. } => true,
+        Effect::Send { .. }
+        | Effect::PrepareHost { .. }
+        | Effect::FetchConsole(_)
+        | Effect::ListHosts(_)
+        | Effect::ListForAudit { .. }
+        | Effect::OpenLogs { .. }
+        | Effect::CheckLogs { .. }
+        | Effect::CloseLogs { .. }
+        | Effect::Announce(_)
+        | Effect::Note(..) => false,
+    }
+}
+
 /// Where the master dies.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Crash {
@@ -46,6 +80,10 @@ pub(super) enum Crash {
 pub(super) struct Master {
     pub core: Option<Core>,
     id: MasterId,
+    /// The configuration that it has taken.
+    pub plan: Arc<Plan>,
+    /// What its wall clock is ahead, milliseconds. Within a life its time never jumps.
+    pub clock: i64,
     /// Which life; what an earlier one asked for is answered to nobody.
     pub epoch: u64,
     /// Whether its link to the broker is up.
@@ -54,24 +92,29 @@ pub(super) struct Master {
     turn_due: bool,
     tick_at: Option<u64>,
     pub crash: Option<Crash>,
+    /// A batch that the disk does not take, and what has led to it.
+    stuck: Option<(Vec<Effect>, Vec<Delivery>)>,
     requests: u64,
-    pub asked: BTreeMap<RequestId, usize>,
-    open_logs: BTreeMap<AttemptId, WorkerName>,
-    expected: BTreeMap<AttemptId, Vec<u64>>,
-    told_gaps: BTreeMap<(AttemptId, u32), u64>,
+    pub asked: BTreeMap<RequestId, Asked>,
+    pub open_logs: BTreeMap<AttemptId, WorkerName>,
+    pub expected: BTreeMap<AttemptId, Vec<u64>>,
+    pub told_gaps: BTreeMap<(AttemptId, u32), u64>,
 }
 
 impl Master {
-    pub(super) fn new(chance: &mut Chance) -> Self {
+    pub(super) fn new(chance: &mut Chance, plan: Arc<Plan>) -> Self {
         Self {
             core: None,
             id: MasterId(chance.hex(32)),
+            plan,
+            clock: 0,
             epoch: 0,
             linked: false,
             inbox: Vec::new(),
             turn_due: false,
             tick_at: None,
             crash: None,
+            stuck: None,
             requests: 0,
             asked: BTreeMap::new(),
             open_logs: BTreeMap::new(),
@@ -88,20 +131,49 @@ impl Master {
 
 impl World {
     pub(super) fn start_master(&mut self) {
-        if self.master.core.is_some() {
+        if self.master.core.is_some() || self.abandoned {
             return;
+        }
+        if self.master.epoch > 0 && self.faults.clock && self.chance.permille(500) {
+            let step = self.chance.pick(&[3_600_000, -3_600_000, 40_000, -40_000]);
+            self.master.clock += step;
+            self.say(|| format!("master: its wall clock was stepped by {} s", step / 1000));
         }
         self.master.epoch += 1;
         let mut seed = [0; 32];
         seed[..8].copy_from_slice(&self.chance.next().to_le_bytes());
-        let start =
-            Start { master: self.master.id.clone(), plan: self.script.plan.clone(), ledger: self.disk.load(), seed };
+        self.take_plan();
+        let start = Start { master: self.master.id.clone(), plan: self.told_plan(), ledger: self.disk.load(), seed };
         self.say(|| "master: starts".to_owned());
         let (core, effects) = Core::new(self.time(), start);
         self.master.core = Some(core);
         self.finish(effects, Vec::new());
         let delay = self.delay(10, 2_000);
         self.after(delay, |w| w.master_linked());
+    }
+
+    /// The master takes the newest configuration; every timer that hangs on it starts anew.
+    fn take_plan(&mut self) {
+        self.master.plan = self.script.plan.clone();
+        self.idle.clear();
+    }
+
+    /// The configuration, or what a broken core sees of it.
+    fn told_plan(&self) -> Arc<Plan> {
+        let mut plan = (*self.master.plan).clone();
+        let change = |plan: &mut Plan, of: fn(&mut rouse_master::core::plan::WorkerPlan)| {
+            plan.workers.values_mut().for_each(|worker| of(Arc::make_mut(worker)));
+        };
+        match self.broken {
+            Some(Break::NoMaxHosts) => plan.max_hosts = None,
+            Some(Break::NoMaxBuilds) => change(&mut plan, |w| w.max_builds = None),
+            Some(Break::KeepIdle) => {
+                change(&mut plan, |w| w.latent.iter_mut().for_each(|l| l.build_wait_timeout = None));
+            }
+            Some(Break::NoMinIdle) => change(&mut plan, |w| w.latent.iter_mut().for_each(|l| l.min_idle = 0)),
+            Some(_) | None => return self.master.plan.clone(),
+        }
+        Arc::new(plan)
     }
 
     pub(super) fn master_linked(&mut self) {
@@ -140,7 +212,11 @@ impl World {
             return;
         }
         self.master.inbox.push(input);
-        if !std::mem::replace(&mut self.master.turn_due, true) {
+        self.turn_soon();
+    }
+
+    fn turn_soon(&mut self) {
+        if self.master.stuck.is_none() && !std::mem::replace(&mut self.master.turn_due, true) {
             let (delay, epoch) = (self.delay(0, 5), self.master.epoch);
             self.after(delay, move |w| {
                 if w.master.epoch == epoch {
@@ -163,8 +239,17 @@ impl World {
         self.master_event_of(self.master.epoch, delay, event);
     }
 
+    /// Whether the broker gets an answer when it asks who may connect.
+    pub(super) fn admits(&self, worker: &WorkerName, credential: &str) -> bool {
+        let answers = self.master.core.as_ref().filter(|_| self.master.stuck.is_none());
+        answers.is_some_and(|core| core.admit(worker.as_str(), credential).is_ok())
+    }
+
     fn turn(&mut self) {
         self.master.turn_due = false;
+        if self.master.stuck.is_some() {
+            return;
+        }
         let inputs = std::mem::take(&mut self.master.inbox);
         let mut effects = Vec::new();
         let mut deliveries = Vec::new();
@@ -181,7 +266,9 @@ impl World {
             }
         }
         effects.extend(self.handle(Event::Tick));
-        if self.mishap(self.faults.crash) && self.chance.permille(100) {
+        // Mostly where there is something to lose: a turn that only renews leases has little.
+        let often = if effects.iter().any(has_weight) { 500 } else { 30 };
+        if self.mishap(self.faults.crash) && self.chance.permille(often) {
             let crash = match self.chance.range(0, 2) {
                 0 => Crash::BeforeCommit,
                 1 => Crash::AfterCommit,
@@ -198,47 +285,23 @@ impl World {
             now = now + std::time::Duration::from_secs(45);
         }
         if event != Event::Tick {
-            self.say(|| format!("master <- {event:?}"));
+            self.say(|| format!("master <- {}", show::event(&event)));
         }
+        let event = match event {
+            Event::Configure(_) => {
+                self.take_plan();
+                Event::Configure(self.told_plan())
+            }
+            Event::CancelBuild { request, .. } if self.broken == Some(Break::ForgetCancel) => {
+                return vec![Effect::Reply { request, answer: Answer::Done }];
+            }
+            Event::Detached { worker, .. } if self.broken == Some(Break::BlipIsDeath) => {
+                let Some(session) = self.disk.sessions.get(&worker).map(|s| s.id.clone()) else { return Vec::new() };
+                Event::Agent { worker, message: ToMaster::Goodbye { session } }
+            }
+            event => event,
+        };
         self.master.core.as_mut().map(|core| core.handle(now, event)).unwrap_or_default()
-    }
-
-    /// What a delivery is for the core. Chunks are written before they are acknowledged.
-    fn delivered(&mut self, delivery: Delivery) -> Option<Event> {
-        match delivery {
-            Delivery::Agent { worker, message } => Some(Event::Agent { worker, message }),
-            Delivery::Submit(index) => Some(self.submission(index)),
-            Delivery::Log { worker, chunk } => self.write_log(&worker, &chunk),
-        }
-    }
-
-    fn write_log(&mut self, worker: &WorkerName, chunk: &LogChunk) -> Option<Event> {
-        let attempt = chunk.attempt;
-        if self.master.open_logs.get(&attempt) != Some(worker) {
-            return None;
-        }
-        let key = (attempt, chunk.step);
-        let there = self.disk.logs.entry(key).or_default();
-        if chunk.offset > *there {
-            let offset = *there;
-            let news = self.master.told_gaps.insert(key, offset) != Some(offset);
-            return news.then_some(Event::LogGap { attempt, step: chunk.step, offset });
-        }
-        *there = (*there).max(chunk.offset + chunk.bytes.len() as u64);
-        self.became_whole(attempt).then_some(Event::LogsWhole { attempt })
-    }
-
-    fn missing(&self, attempt: AttemptId, lengths: &[u64]) -> Option<(u32, u64)> {
-        lengths.iter().zip(0..).find_map(|(length, step)| {
-            let there = self.disk.logs.get(&(attempt, step)).copied().unwrap_or(0);
-            (there < *length).then_some((step, there))
-        })
-    }
-
-    fn became_whole(&mut self, attempt: AttemptId) -> bool {
-        let lie = self.broken == Some(Break::LogsLie);
-        let whole = self.master.expected.get(&attempt).is_some_and(|l| lie || self.missing(attempt, l).is_none());
-        whole && self.master.expected.remove(&attempt).is_some()
     }
 
     /// Commits, then performs, until nothing more follows; or dies on the way.
@@ -246,6 +309,11 @@ impl World {
         let mut effects = effects;
         while !effects.is_empty() {
             let crash = self.master.crash.take();
+            if self.disk.full && crash.is_none() && effects.iter().any(|e| matches!(e, Effect::Save(_))) {
+                self.say(|| "master: the disk is full, nothing goes on".to_owned());
+                self.master.stuck = Some((effects, deliveries));
+                return self.commit_again();
+            }
             let (records, others): (Vec<_>, Vec<_>) = effects.into_iter().partition(|e| matches!(e, Effect::Save(_)));
             if crash == Some(Crash::BeforeCommit) {
                 if self.broken == Some(Break::PerformBeforeCommit) {
@@ -253,25 +321,7 @@ impl World {
                 }
                 return self.master_dies(deliveries);
             }
-            let hosts_before = self.disk.hosts.len();
-            let forget = self.broken == Some(Break::DiskForgets) && crash.is_some();
-            for record in records {
-                let Effect::Save(record) = record else { continue };
-                self.say(|| format!("ledger: {record:?}"));
-                self.check_record(&record);
-                let again = self.broken == Some(Break::MailTwice) && matches!(record, Record::NewsOver(_));
-                if let Record::Mail(mail) = &record
-                    && self.broken == Some(Break::MailForgotten)
-                    && mail.tries > 0
-                {
-                    self.disk.mails.remove(&mail.id);
-                    continue;
-                }
-                if !forget && !again {
-                    self.disk.apply(record);
-                }
-            }
-            self.check_ledger(hosts_before);
+            self.commit(records, crash.is_some());
             effects = Vec::new();
             for (done, effect) in others.into_iter().enumerate() {
                 if crash == Some(Crash::AfterCommit) || crash.is_some_and(|c| c == Crash::Between(done)) {
@@ -286,6 +336,57 @@ impl World {
             }
         }
         self.arm_master_tick();
+        if !self.master.inbox.is_empty() {
+            self.turn_soon();
+        }
+    }
+
+    fn commit(&mut self, records: Vec<Effect>, crash: bool) {
+        if records.is_empty() {
+            return;
+        }
+        let hosts_before = self.disk.hosts.len();
+        let forget = self.broken == Some(Break::DiskForgets) && crash;
+        let now = self.time();
+        for record in records {
+            let Effect::Save(record) = record else { continue };
+            self.say(|| format!("ledger: {}", core_show::record(&record, now)));
+            self.check_record(&record);
+            if !forget && !self.forgets(&record) {
+                self.disk.apply(record);
+            }
+        }
+        self.check_ledger(hosts_before);
+    }
+
+    /// Whether a broken disk keeps this from being written.
+    fn forgets(&mut self, record: &Record) -> bool {
+        match (self.broken, record) {
+            (Some(Break::ForgetExtension), Record::LeasesExtended(_)) => true,
+            (Some(Break::MailTwice), Record::NewsOver(_)) => true,
+            (Some(Break::MailForgotten), Record::Mail(mail)) if mail.tries > 0 => {
+                self.disk.mails.remove(&mail.id);
+                true
+            }
+            (Some(_) | None, _) => false,
+        }
+    }
+
+    /// The disk is tried again each second.
+    fn commit_again(&mut self) {
+        let epoch = self.master.epoch;
+        self.after(1_000, move |w| {
+            if w.master.epoch != epoch || w.master.stuck.is_none() {
+                return;
+            }
+            if w.disk.full {
+                return w.commit_again();
+            }
+            if let Some((effects, deliveries)) = w.master.stuck.take() {
+                w.idle.clear();
+                w.finish(effects, deliveries);
+            }
+        });
     }
 
     fn arm_master_tick(&mut self) {
@@ -303,8 +404,19 @@ impl World {
         });
     }
 
+    /// Whether the master can act on its timers now.
+    pub(super) fn master_acts(&self) -> bool {
+        self.master.core.is_some() && self.master.stuck.is_none()
+    }
+
     /// The master's process is gone; it is started again after a while.
     pub(super) fn master_dies(&mut self, unacknowledged: Vec<Delivery>) {
+        let long = self.faults.long_outage && self.mishap(150);
+        let away = if long { self.delay(60_000, 600_000) } else { self.delay(500, 8_000) };
+        self.master_dies_for(away, unacknowledged);
+    }
+
+    pub(super) fn master_dies_for(&mut self, away: u64, unacknowledged: Vec<Delivery>) {
         if self.master.core.take().is_none() {
             return;
         }
@@ -319,7 +431,11 @@ impl World {
         self.master.told_gaps.clear();
         self.master.asked.clear();
         let waiting = std::mem::take(&mut self.master.inbox);
-        let mut again: Vec<Delivery> = unacknowledged;
+        let mut again: Vec<Delivery> = self.master.stuck.take().map(|(_, of)| of).unwrap_or_default();
+        again.extend(unacknowledged);
+        if self.broken == Some(Break::AckBeforeCommit) {
+            again.clear();
+        }
         again.extend(waiting.into_iter().filter_map(|input| match input {
             Input::Delivery(delivery) => Some(delivery),
             Input::Event(_) => None,
@@ -327,58 +443,7 @@ impl World {
         for delivery in again.into_iter().rev() {
             self.bus.held.push_front(delivery);
         }
-        let long = self.faults.long_outage && self.mishap(150);
-        let away = if long { self.delay(60_000, 600_000) } else { self.delay(500, 8_000) };
         self.say(|| format!("master: is dead for {away} ms"));
         self.after(away, |w| w.start_master());
-    }
-
-    /// Performs one effect; what follows from it at once is returned.
-    fn perform(&mut self, effect: Effect) -> Option<Event> {
-        if !matches!(effect, Effect::Send { message: ToAgent::Renewed { .. }, .. }) {
-            self.say(|| format!("  master -> {effect:?}"));
-        }
-        match effect {
-            Effect::Save(_) | Effect::Announce(_) | Effect::Note(..) => {}
-            Effect::Send { queue, message } => {
-                if self.broken == Some(Break::ForgetDrain) && matches!(message, ToAgent::Drain { .. }) {
-                    self.stop_drained(&queue);
-                }
-                self.send_to_agent(queue, message);
-            }
-            Effect::Reply { request, answer } => self.answered(request, answer),
-            Effect::PrepareHost { host, number } => self.prepare_host(&host, number),
-            Effect::StartHost(host) => self.start_host(*host),
-            Effect::StopHost(host) => self.stop_host(*host),
-            Effect::StopOrphan { listed, .. } => self.stop_orphan(listed),
-            Effect::FetchConsole(host) => self.fetch_console(&host),
-            Effect::ListHosts(provider) => self.list_hosts(provider, None),
-            Effect::ListForAudit { request, round, provider } => self.list_hosts(provider, Some((request, round))),
-            Effect::OpenLogs { attempt, worker } => {
-                self.master.open_logs.insert(attempt, worker);
-            }
-            Effect::CheckLogs { attempt, lengths, overdue } => {
-                self.master.expected.insert(attempt, lengths.clone());
-                if self.became_whole(attempt) {
-                    return Some(Event::LogsWhole { attempt });
-                }
-                let missing = self.missing(attempt, &lengths).filter(|_| overdue);
-                return missing.map(|(step, offset)| Event::LogGap { attempt, step, offset });
-            }
-            Effect::SendMail(mail) => self.send_mail(*mail),
-            Effect::CloseLogs { attempt } => {
-                self.master.open_logs.remove(&attempt);
-                self.master.expected.remove(&attempt);
-            }
-        }
-        None
-    }
-
-    /// [`Break::ForgetDrain`]: the host goes without being asked.
-    fn stop_drained(&mut self, queue: &str) {
-        let host = self.disk.hosts.values().find(|h| queue.starts_with(&format!("rouse.agent.{}.", h.worker)));
-        if let Some(host) = host.cloned() {
-            self.stop_host(host);
-        }
     }
 }

@@ -5,68 +5,37 @@
 //! way, so a failure is played again with its transcript.
 
 mod agent;
+mod breaks;
 mod bus;
 mod chance;
 mod cloud;
 mod disk;
+mod idle;
 mod invariants;
 mod machine;
 mod master;
+mod misfortunes;
+mod perform;
+mod quiet;
 mod relay;
 mod script;
 mod setup;
+mod show;
 mod world;
 
+pub use breaks::Break;
+
 use std::fmt;
-
-/// A way to break the system on purpose, to see that the simulation notices.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Break {
-    /// Effects are performed although their batch was never committed.
-    PerformBeforeCommit,
-    /// A host that is asked to drain is stopped without waiting for its answer.
-    ForgetDrain,
-    /// The master's lease timers come early.
-    EarlyRequeue,
-    /// The provider makes another machine each time that a start is repeated.
-    StartsTwice,
-    /// A list that failed is taken for an empty one.
-    FailedListIsEmpty,
-    /// The disk loses what it has said is committed.
-    DiskForgets,
-    /// Supervisors do not end steps when the lease is over.
-    NoDeadline,
-    /// Log chunks are confirmed to the agent and counted as whole by the master, but some are not written.
-    LogsLie,
-    /// The disk keeps news that were put into a mail.
-    MailTwice,
-    /// The disk keeps no mail beyond its first try.
-    MailForgotten,
-}
-
-impl Break {
-    /// All of them.
-    pub const ALL: [Break; 10] = [
-        Self::PerformBeforeCommit,
-        Self::ForgetDrain,
-        Self::EarlyRequeue,
-        Self::StartsTwice,
-        Self::FailedListIsEmpty,
-        Self::DiskForgets,
-        Self::NoDeadline,
-        Self::LogsLie,
-        Self::MailTwice,
-        Self::MailForgotten,
-    ];
-}
 
 /// What a seed that holds has seen.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Summary {
     /// Simulated milliseconds.
     pub simulated: u64,
-    /// Things that happened.
+    /// Things that happened; at least 500.
     pub events: u64,
+    /// Looks at everything that must hold at any time.
+    pub looks: u64,
     /// Builds that were accepted.
     pub builds: u64,
     /// Builds that ended in success, in failure, cancelled and lost.
@@ -75,6 +44,8 @@ pub struct Summary {
     pub machines: u64,
     /// Times that the master died.
     pub crashes: u64,
+    /// Agents that were turned away, since another of their name has the lease or their token was used before.
+    pub turned_away: u64,
 }
 
 impl Summary {
@@ -82,12 +53,14 @@ impl Summary {
     pub fn add(&mut self, other: &Summary) {
         self.simulated += other.simulated;
         self.events += other.events;
+        self.looks += other.looks;
         self.builds += other.builds;
         for (sum, one) in self.ends.iter_mut().zip(other.ends) {
             *sum += one;
         }
         self.machines += other.machines;
         self.crashes += other.crashes;
+        self.turned_away += other.turned_away;
     }
 }
 

@@ -15,6 +15,8 @@ pub(super) struct Faults {
     pub crash: u64,
     /// Messages to or from the master are lost.
     pub loss: u64,
+    /// Pieces of logs that the broker has confirmed are lost.
+    pub log_loss: u64,
     pub duplicate: u64,
     pub reorder: u64,
     /// Calls to a provider fail.
@@ -38,18 +40,34 @@ pub(super) struct Faults {
     pub death: bool,
     /// Whether the master stays away for longer than leases hold.
     pub long_outage: bool,
+    /// Whether the master is asked to end, and is then away for minutes.
+    pub upgrade: bool,
+    /// Whether the master's disk is full for a while.
+    pub disk_full: bool,
+    /// Whether the master's wall clock is stepped while it is away.
+    pub clock: bool,
     /// Whether operators work.
     pub operators: bool,
     /// Whether the configuration changes.
     pub reload: bool,
     /// Whether somebody ends agents by SIGTERM.
     pub terminate: bool,
+    /// Whether others have a worker's credential: a second machine of a name, a boot token that was stolen.
+    pub strangers: bool,
+    /// Machines that are ours and that the ledger has never known.
+    pub orphans: u64,
+    /// Whether the master, and perhaps the broker, is gone for so long that every host has to end by itself.
+    pub abandon: bool,
 }
 
 impl Faults {
     /// Whether nothing happens that a build may be lost under.
     pub(super) fn agents_behave(&self) -> bool {
-        !(self.kill || self.freeze || self.partition || self.death || self.long_outage || self.terminate || self.reload)
+        let misbehaves = self.kill || self.freeze || self.partition || self.death || self.terminate || self.abandon;
+        let away = self.long_outage || self.disk_full;
+        !misbehaves
+            && !away
+            && !self.reload
             && self.half_born == 0
             && self.loss == 0
             // A message may be late by more than a lease.
@@ -92,7 +110,12 @@ pub(super) fn standing(chance: &mut Chance, name: &str) -> WorkerPlan {
 pub(super) fn template(chance: &mut Chance, name: &str) -> LatentPlan {
     let timeout = chance.pick(&[Some(0), Some(20), Some(60), Some(180), None]);
     LatentPlan {
-        provider: chance.pick(&[ProviderKind::Ec2, ProviderKind::Ec2, ProviderKind::Process, ProviderKind::Libvirt]),
+        provider: chance.pick(&[
+            ProviderKind::Ec2,
+            ProviderKind::Openstack,
+            ProviderKind::Process,
+            ProviderKind::Libvirt,
+        ]),
         build_wait_timeout: timeout.map(Duration::from_secs),
         max_uses: chance.pick(&[0, 0, 0, 1, 2]),
         template: name.to_owned(),
@@ -122,6 +145,7 @@ pub(super) fn make(chance: &mut Chance) -> (Plan, Faults) {
             workers.push(latent(chance, &format!("t{t}-{i}"), &template));
         }
     }
+    let faults = faults(chance);
     let mut plan = Plan {
         workers: workers.into_iter().map(|w| (w.name.clone(), Arc::new(w))).collect(),
         max_hosts: chance.pick(&[None, None, Some(1), Some(2), Some(3)]),
@@ -139,18 +163,22 @@ pub(super) fn make(chance: &mut Chance) -> (Plan, Faults) {
             domain: "example.org".to_owned(),
         },
     };
-    leave_room(&mut plan);
-    (plan, faults(chance))
+    leave_room(&mut plan, faults.orphans);
+    (plan, faults)
 }
 
-/// Hosts that are kept for ever may leave a build of another worker no room, and that is then what was asked for: such a
-/// plan gets room for all.
-pub(super) fn leave_room(plan: &mut Plan) {
+/// Hosts that are kept for ever, and orphans that are left alone, may leave a build of another worker no room, and that
+/// is then what was asked for: such a plan gets room for all.
+pub(super) fn leave_room(plan: &mut Plan, orphans: u64) {
     let latent = || plan.workers.values().filter_map(|w| w.latent.as_ref());
+    let mut room = 0;
     if latent().any(|l| l.min_idle > 0 || l.build_wait_timeout.is_none()) {
-        let all = u32::try_from(latent().count()).unwrap_or(u32::MAX);
-        plan.max_hosts = plan.max_hosts.map(|most| most.max(all));
+        room = u32::try_from(latent().count()).unwrap_or(u32::MAX);
     }
+    if !plan.stop_orphans && orphans > 0 {
+        room = room.max(1) + u32::try_from(orphans).unwrap_or(u32::MAX);
+    }
+    plan.max_hosts = plan.max_hosts.map(|most| most.max(room));
 }
 
 fn faults(chance: &mut Chance) -> Faults {
@@ -160,6 +188,7 @@ fn faults(chance: &mut Chance) -> Faults {
     let mut faults = Faults {
         crash: sometimes(600, 40),
         loss: sometimes(300, 60),
+        log_loss: sometimes(300, 60),
         duplicate: sometimes(400, 80),
         reorder: sometimes(300, 80),
         call_fails: sometimes(400, 400),
@@ -167,21 +196,31 @@ fn faults(chance: &mut Chance) -> Faults {
         slow_cloud: sometimes(400, 300),
         half_born: sometimes(300, 300),
         relay: sometimes(500, 300),
+        orphans: sometimes(200, 3),
         ..Faults::default()
     };
     faults.broker = !calm && chance.permille(400);
     faults.operators = chance.permille(500);
+    faults.upgrade = !calm && chance.permille(300);
+    faults.clock = chance.permille(300);
+    faults.strangers = chance.permille(300);
     if tame {
         // Only what no build may be lost under.
         (faults.loss, faults.call_fails, faults.half_born) = (0, 0, 0);
+        if faults.upgrade {
+            // A master that is asked to end tells the agents that it has heard of.
+            (faults.crash, faults.broker) = (0, false);
+        }
     } else {
         faults.kill = chance.permille(400);
         faults.freeze = chance.permille(400);
         faults.partition = chance.permille(400);
         faults.death = chance.permille(400);
         faults.long_outage = chance.permille(300);
+        faults.disk_full = chance.permille(300);
         faults.reload = chance.permille(400);
         faults.terminate = chance.permille(300);
+        faults.abandon = chance.permille(150);
     }
     faults
 }

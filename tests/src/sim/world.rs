@@ -4,18 +4,24 @@ use super::bus::Bus;
 use super::chance::Chance;
 use super::cloud::Cloud;
 use super::disk::Disk;
+use super::idle::Idle;
 use super::machine::Machine;
 use super::master::Master;
 use super::relay::Relay;
 use super::script::Script;
 use super::setup::{self, Faults};
 use super::{Break, Summary, Violation};
-use rouse_shared::Timestamp;
+use rouse_shared::message::StepState;
+use rouse_shared::{AttemptId, HostId, Timestamp};
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BinaryHeap};
 
 /// The master's clock at the beginning.
 const EPOCH: u64 = 1_800_000_000_000;
+/// Things that happen in a seed at least: one that is short of them goes on for another while.
+const EVENTS: u64 = 500;
+/// Between two looks at everything that must hold at any time.
+const LOOK: u64 = 20_000;
 
 /// Something to come.
 pub(super) type Act = Box<dyn FnOnce(&mut World)>;
@@ -61,6 +67,12 @@ pub(super) struct World {
     pub relay: Relay,
     pub machines: BTreeMap<usize, Machine>,
     pub script: Script,
+    /// The steps that were ever begun, and how they really ended.
+    pub ran: BTreeMap<(AttemptId, u32), Option<StepState>>,
+    /// Since when hosts have been idle, as far as the looks at them show.
+    pub idle: BTreeMap<HostId, Idle>,
+    /// The master is gone and does not come back for now.
+    pub abandoned: bool,
     pub summary: Summary,
     violation: Option<String>,
     transcript: Option<Vec<String>>,
@@ -70,6 +82,7 @@ impl World {
     pub(super) fn new(seed: u64, broken: Option<Break>, transcript: bool) -> Self {
         let mut chance = Chance::new(seed);
         let (plan, faults) = setup::make(&mut chance);
+        let script = Script::new(plan);
         Self {
             seed,
             now: 0,
@@ -79,12 +92,15 @@ impl World {
             broken,
             quiet: false,
             disk: Disk::default(),
-            master: Master::new(&mut chance),
+            master: Master::new(&mut chance, script.plan.clone()),
             bus: Bus::default(),
             cloud: Cloud::default(),
             relay: Relay::default(),
             machines: BTreeMap::new(),
-            script: Script::new(plan),
+            script,
+            ran: BTreeMap::new(),
+            idle: BTreeMap::new(),
+            abandoned: false,
             summary: Summary::default(),
             violation: None,
             transcript: transcript.then(Vec::new),
@@ -113,12 +129,12 @@ impl World {
 
     /// The master's clock.
     pub(super) fn time(&self) -> Timestamp {
-        Timestamp(EPOCH + self.now)
+        Timestamp((EPOCH + self.now).saturating_add_signed(self.master.clock))
     }
 
     /// When the world's clock shows what the master's does then.
     pub(super) fn moment(&self, at: Timestamp) -> u64 {
-        at.0.saturating_sub(EPOCH).max(self.now)
+        at.0.saturating_add_signed(-self.master.clock).saturating_sub(EPOCH).max(self.now)
     }
 
     pub(super) fn after(&mut self, delay: u64, act: impl FnOnce(&mut World) + 'static) {
@@ -154,8 +170,18 @@ impl World {
 
     pub(super) fn play(mut self) -> Result<Summary, Box<Violation>> {
         self.begin();
+        self.after(LOOK, World::look);
         let faults_end = self.script.faults_end;
         self.run_until(faults_end);
+        while self.violation.is_none() && self.summary.events < EVENTS {
+            self.keep_busy();
+            let until = self.now + 10 * 60_000;
+            self.run_until(until);
+        }
+        if self.faults.abandon {
+            let until = self.abandon();
+            self.run_until(until);
+        }
         self.calm_down();
         // Until every build that can end has ended, and then until the last idle host is gone.
         let limit = self.now + 6 * 3_600_000;
@@ -175,5 +201,13 @@ impl World {
                 Err(Box::new(Violation { seed: self.seed, what, transcript: self.transcript.unwrap_or_default() }))
             }
         }
+    }
+
+    /// Looks at everything that must hold at any time; what an event touches is looked at when it comes.
+    fn look(&mut self) {
+        self.summary.looks += 1;
+        self.summary.events -= 1;
+        self.check_all();
+        self.after(LOOK, World::look);
     }
 }

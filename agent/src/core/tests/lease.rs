@@ -144,8 +144,11 @@ fn without_a_lease_the_patience_with_the_link_counts() {
     let patient = Welcome { lease_ms: None, link_patience_ms: Some(600_000), keepalive_ms: 0, ..welcome() };
     let mut agent = Agent::attached(settings(), patient.clone());
     agent.hears(2_000, order("1.1", vec![step("a")]));
-    // No answer is no reason to do anything.
-    assert_eq!(agent.until(200_000, false).len(), 3);
+    // No answer ends nothing; now and then the session is asked after.
+    let asked = agent.until(200_000, false);
+    assert_eq!(asked.len(), 4, "{asked:?}");
+    assert_eq!(asked[2], "181000 hello 1 with hush of m1 [1.1 r1: ]");
+    assert!(agent.hears(200_000, ToAgent::Welcome(Box::new(patient.clone()))).is_empty(), "it goes on");
     assert_eq!(agent.breaks(200_000), ["deadline 800000"]);
     agent.until(200_100, false);
     agent.at(300_000, Event::LinkUp { connection: 2 });
@@ -153,6 +156,23 @@ fn without_a_lease_the_patience_with_the_link_counts() {
     agent.breaks(400_000);
     let all = agent.until(1_000_000, false);
     assert!(all.contains(&"1000000 kill 1.1".to_owned()), "{all:?}");
+}
+
+#[test]
+fn without_a_lease_a_session_that_the_master_has_ended_is_given_up() {
+    let secret = Some("secret".to_owned());
+    let patient = Welcome { lease_ms: None, link_patience_ms: Some(600_000), secret, ..welcome() };
+    let mut agent = Agent::attached(settings(), patient.clone());
+    let asked = agent.until(31_000, false);
+    assert!(asked.contains(&"31000 hello 1 with secret of m1 []".to_owned()), "{asked:?}");
+    let refused = ToAgent::Refused { reason: "its password is not right".to_owned(), power_off: false };
+    assert_eq!(agent.hears(31_500, refused), ["disconnect 1", "deadline 631500"]);
+    let again = agent.until(40_000, false);
+    assert!(again[0].ends_with("connect 2 with hush"), "{again:?}");
+    agent.at(41_000, Event::LinkUp { connection: 2 });
+    let new = Welcome { session: SessionId("s2".to_owned()), ..patient };
+    assert_eq!(agent.hears(41_500, ToAgent::Welcome(Box::new(new))), ["no deadline"]);
+    assert!(agent.core.attached());
 }
 
 #[test]

@@ -99,6 +99,7 @@ fn max_hosts_makes_room_when_one_is_gone() {
     let mut limited = plan(vec![latent("l1"), latent("l2")]);
     limited.max_hosts = Some(1);
     let mut bench = Bench::quietly(limited);
+    bench.event("listed: nothing", Event::Listed { provider: ProviderKind::Ec2, result: Ok(Vec::new()) });
     bench.submit(on("l1"));
     bench.submit(on("l2"));
     bench.wake("l1");
@@ -111,6 +112,25 @@ fn max_hosts_makes_room_when_one_is_gone() {
     bench.drained("l1", 1);
     bench.gone("l1");
     bench.check("max_hosts");
+}
+
+#[test]
+fn max_hosts_counts_what_is_alive_before_anything_is_started() {
+    let mut limited = plan(vec![latent("l")]);
+    limited.max_hosts = Some(1);
+    let mut bench = Bench::quietly(limited);
+    let orphan = ListedHost { host: HostId("h0".to_owned()), handle: "i-0".to_owned(), owner: Owner::Ours };
+    let listed = |bench: &mut Bench, what: &str, result: Result<Vec<ListedHost>, String>| {
+        bench.event(&format!("listed: {what}"), Event::Listed { provider: ProviderKind::Ec2, result });
+        let why = bench.core.why(bench.now, BuildId(1)).map_or(String::new(), |why| why.sentence);
+        bench.text.push_str(&format!("        why: {why}\n"));
+    };
+    bench.submit(on("l"));
+    listed(&mut bench, "error", Err("no answer".to_owned()));
+    bench.pass(10);
+    listed(&mut bench, "an orphan", Ok(vec![orphan]));
+    listed(&mut bench, "nothing", Ok(Vec::new()));
+    bench.check("max_hosts_unknown");
 }
 
 #[test]

@@ -13,7 +13,6 @@ mod mail;
 mod missing;
 mod restarts;
 mod sessions;
-mod show;
 
 use super::Core;
 use super::build::{BuildSpec, Requirement};
@@ -22,6 +21,7 @@ use super::event::{Effect, Event, Operation, RequestId, Started};
 use super::mail::{Handed, MailCount, MailError, MailId, Taken};
 use super::plan::{Digest, LatentPlan, MailPlan, Plan, ProviderKind, WorkerPlan};
 use super::record::{HostState, Ledger, Order, Record};
+use super::show;
 use rouse_shared::message::{
     AttemptReport, Facts, Heartbeat, Hello, Outcome, Report, Step, StepReport, StepState, ToAgent, ToMaster, Vitals,
 };
@@ -196,13 +196,13 @@ impl Bench {
             Record::Worker(worker, _) => (format!("worker {worker}"), None),
             Record::Image(key, _) => (format!("image {}", key.image), None),
             Record::Spent(_) => ("spent".to_owned(), None),
-            Record::LeasesUntil(_) => ("leases".to_owned(), None),
             Record::News(news) => (format!("news {}", news.id), None),
             Record::NewsOver(id) => (format!("news {id}"), None),
             Record::Mail(mail) => (format!("mail {}", mail.id.0), Some((mail.id.0.clone(), "mail"))),
             Record::MailOver(id) => (format!("mail {}", id.0), None),
             Record::MailPause(..) => ("mail pause".to_owned(), None),
             Record::OrphanTold(_, handle) | Record::OrphanOver(_, handle) => (format!("orphan {handle}"), None),
+            Record::LeasesExtended(_) => ("leases".to_owned(), None),
         };
         self.disk.insert(key, record.clone());
         if let Some((long, kind)) = id
@@ -247,11 +247,11 @@ impl Bench {
                 Record::Worker(worker, record) => ledger.workers.push((worker, record)),
                 Record::Image(key, image) => ledger.images.push((key, image)),
                 Record::Spent(spent) => ledger.spent = spent,
-                Record::LeasesUntil(until) => ledger.leases_until = Some(until),
                 Record::News(news) => ledger.news.push(news),
                 Record::Mail(mail) => ledger.mails.push(mail),
                 Record::MailPause(failures, until) => ledger.mail_pause = Some((failures, until)),
                 Record::OrphanTold(provider, handle) => ledger.told_orphans.push((provider, handle)),
+                Record::LeasesExtended(by) => ledger.leases_extended = by,
                 Record::Build(..) | Record::Host(_) | Record::SessionOver(_) => {}
                 Record::NewsOver(_) | Record::MailOver(_) | Record::OrphanOver(..) => {}
             }

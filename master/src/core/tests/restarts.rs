@@ -1,5 +1,6 @@
 //! What a master makes of its ledger when it starts.
 
+use super::super::event::StartError;
 use super::*;
 
 fn waking() -> Bench {
@@ -74,6 +75,52 @@ fn an_upgrade_s_longer_lease_is_not_shortened_by_an_older_heartbeat() {
     bench.pass(304);
     bench.pass(2);
     bench.check("restart_upgrade");
+}
+
+#[test]
+fn an_upgrade_s_longer_lease_outlives_a_step_of_the_clock() {
+    for step in [3_600_000, -600_000] {
+        let mut bench = waking();
+        bench.hello("s", "a", 1, "password", Vec::new());
+        bench.submit(on("s"));
+        bench.report("s", picture(2, 1, 1, 0, None));
+        bench.event("terminate", Event::Terminate);
+        bench.now = Timestamp(bench.now.0.saturating_add_signed(step));
+        bench.restart();
+        bench.hush();
+        bench.pass(304);
+        assert!(!bench.text.contains("the lease of worker s is over"), "after {step} ms: {}", bench.text);
+        bench.pass(2);
+        assert!(bench.text.contains("the lease of worker s is over"), "after {step} ms: {}", bench.text);
+        // Told once; it holds for no later restart.
+        bench.restart();
+        bench.hello("s", "b", 1, "password", Vec::new());
+        bench.restart();
+        bench.hush();
+        bench.pass(36);
+        assert!(bench.text.contains("the lease of worker s is over"), "after {step} ms: {}", bench.text);
+    }
+}
+
+#[test]
+fn nothing_is_waited_for_that_a_clock_set_back_has_put_off() {
+    let mut bench = Bench::quietly(plan(vec![latent("l"), standing("s")]));
+    bench.pass(7_200);
+    bench.submit(on("l"));
+    let host = bench.host("l");
+    let result = Err(StartError::Capacity("full".to_owned()));
+    bench.event("start ended: capacity", Event::StartEnded { host, number: 0, result });
+    bench.hello("s", "a", 1, "password", Vec::new());
+    bench.submit(on("s"));
+    bench.now = Timestamp(START);
+    bench.hush();
+    bench.restart();
+    for seq in 1..=3 {
+        bench.pass(10);
+        bench.heartbeat("s", seq);
+    }
+    bench.pass(30);
+    bench.check("restart_set_back");
 }
 
 #[test]

@@ -51,6 +51,23 @@ fn the_lease_of_a_standing_worker_ends() {
 }
 
 #[test]
+fn a_standing_agent_does_not_take_the_place_of_the_host_before_it() {
+    let mut bench = Bench::quietly(plan(vec![latent("l")]));
+    bench.submit(on("l"));
+    bench.started("l");
+    let mut now_standing = standing("l");
+    now_standing.name = name("l");
+    bench.hush();
+    bench.configure("l is a standing worker", plan(vec![now_standing]));
+    bench.hello_from("l", "desk", "d", 1, "password", Vec::new());
+    bench.hello_with_token("l", "a", 1);
+    bench.drained("l", 1);
+    bench.gone("l");
+    bench.hello_from("l", "desk", "d", 2, "password", Vec::new());
+    bench.check("latent_to_standing");
+}
+
+#[test]
 fn the_lease_of_a_latent_host_ends() {
     let mut bench = running_latent();
     bench.pass(36);

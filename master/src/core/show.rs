@@ -1,12 +1,13 @@
-//! Effects in one line each.
+//! Effects, records and messages in one line each, for transcripts: the core's tests and the simulation read alike.
 
-use super::super::event::{Change, Effect};
-use super::super::mail::{Item, What};
-use super::super::record::Record;
+use super::event::{Change, Effect};
+use super::mail::{Item, What};
+use super::record::Record;
 use rouse_shared::Timestamp;
 use rouse_shared::message::ToAgent;
 
-pub(super) fn effect(effect: &Effect, now: Timestamp) -> String {
+/// An effect.
+pub fn effect(effect: &Effect, now: Timestamp) -> String {
     match effect {
         Effect::Save(record) => format!("save {}", self::record(record, now)),
         Effect::Send { queue, message } => format!("{queue} <- {}", self::message(message)),
@@ -39,7 +40,8 @@ pub(super) fn effect(effect: &Effect, now: Timestamp) -> String {
     }
 }
 
-fn record(record: &Record, now: Timestamp) -> String {
+/// A row of the ledger; times count from `now`.
+pub fn record(record: &Record, now: Timestamp) -> String {
     match record {
         Record::NewBuild { id, .. } => format!("new build {id}"),
         Record::Build(id, status) => {
@@ -91,7 +93,8 @@ fn record(record: &Record, now: Timestamp) -> String {
             format!("{}: {} failures{until}{proven}", key.image, image.failures)
         }
         Record::Spent(spent) => format!("spent {} USD today", spent.micros as f64 / 1e6),
-        Record::LeasesUntil(until) => format!("leases for {} s", until.since(now).as_secs()),
+        Record::LeasesExtended(Some(by)) => format!("leases for {} s", by.as_secs()),
+        Record::LeasesExtended(None) => "leases as they are".to_owned(),
         Record::News(news) => {
             let to: Vec<_> = news.to.iter().map(String::as_str).collect();
             format!("news {} for {}: {}", news.id, to.join(" "), item(&news.item))
@@ -125,7 +128,8 @@ fn item(item: &Item) -> String {
     }
 }
 
-fn message(message: &ToAgent) -> String {
+/// A message to an agent.
+pub fn message(message: &ToAgent) -> String {
     match message {
         ToAgent::Welcome(welcome) => {
             let secret = if welcome.secret.is_some() { " with a secret" } else { "" };

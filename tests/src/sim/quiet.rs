@@ -1,0 +1,113 @@
+//! What must hold after quiet, when everything that was broken has been mended for a while.
+
+use super::script::Accepted;
+use super::world::World;
+use rouse_master::core::build::Requirement;
+use rouse_master::core::event::WorkerState;
+use rouse_master::core::plan::WorkerPlan;
+use rouse_master::core::record::{Host, HostState};
+use std::collections::{BTreeMap, BTreeSet};
+
+impl World {
+    fn can_run(&self, requirement: &Requirement) -> bool {
+        let fits = |plan: &WorkerPlan| match requirement {
+            Requirement::Worker(name) => *name == plan.name,
+            Requirement::Where(wanted) => wanted.iter().all(|(k, v)| plan.properties.get(k) == Some(v)),
+        };
+        self.script.plan.workers.values().any(|plan| fits(plan))
+    }
+
+    /// How many accepted builds have not ended and can.
+    pub(super) fn builds_to_end(&self) -> usize {
+        let waits = |b: &&rouse_master::core::build::Build| b.status.end.is_none() && self.can_run(&b.spec.requirement);
+        self.disk.builds.values().filter(waits).count()
+    }
+
+    /// After quiet.
+    pub(super) fn check_the_end(&mut self) {
+        let waiting = self.disk.builds.values().find(|b| b.status.end.is_none() && self.can_run(&b.spec.requirement));
+        if let Some(build) = waiting {
+            let why = self.master.core.as_ref().and_then(|c| c.why(self.time(), build.id));
+            let text = format!("build {} has not ended after quiet: {why:?}", build.id);
+            return self.violated(text);
+        }
+        let unanswered = self.script.submissions.iter().position(|s| s.answer == Accepted::Waits);
+        if let Some(index) = unanswered {
+            return self.violated(format!("submission {index} was never answered"));
+        }
+        let builds: BTreeSet<&str> = self.disk.builds.values().map(|b| b.spec.name.as_str()).collect();
+        let kept = |(index, of): &(usize, &super::script::Submission)| {
+            of.answer == Accepted::Refused || builds.contains(format!("b{index}").as_str())
+        };
+        if let Some((index, _)) = self.script.submissions.iter().enumerate().find(|s| !kept(s)) {
+            return self.violated(format!("submission {index} was acknowledged and there is no build of it"));
+        }
+        self.check_all();
+        self.check_hosts();
+        self.check_workers();
+        self.check_mail();
+    }
+
+    fn check_hosts(&mut self) {
+        let on = self.machines_on();
+        if let Some((host, machine)) = self.orphans().first().filter(|_| self.script.plan.stop_orphans) {
+            return self.violated(format!("machine {machine} of host {host} runs and the ledger does not know it"));
+        }
+        let unused = |host: &&Host| host.state != HostState::Awake || !on.iter().any(|(of, _)| *of == host.id);
+        if let Some(host) = self.disk.hosts.values().find(unused) {
+            let text = format!("host {} of {} is {:?} after quiet", host.id, host.worker, host.state);
+            return self.violated(text);
+        }
+        let mut templates: BTreeMap<String, (usize, usize)> = BTreeMap::new();
+        let plan = self.script.plan.clone();
+        for worker in plan.workers.values() {
+            let Some(latent) = &worker.latent else { continue };
+            let has = self.disk.hosts.values().any(|h| h.worker == worker.name);
+            let (hosts, workers) = templates.entry(latent.template.clone()).or_default();
+            *hosts += usize::from(has);
+            *workers += 1;
+        }
+        let room = plan.max_hosts.is_none_or(|most| self.disk.hosts.len() + self.orphans().len() < most as usize);
+        for worker in plan.workers.values() {
+            let Some(latent) = &worker.latent else { continue };
+            let (hosts, workers) = templates[&latent.template];
+            let least = workers.min(latent.min_idle as usize);
+            if hosts < least && room {
+                let text =
+                    format!("template {} has {hosts} hosts and min_idle is {}", latent.template, latent.min_idle);
+                return self.violated(text);
+            }
+            if latent.build_wait_timeout.is_some() && hosts > least {
+                let text = format!("template {} has {hosts} hosts and nobody needs more than {least}", latent.template);
+                return self.violated(text);
+            }
+        }
+        let stray = self.disk.hosts.values().find(|h| plan.workers.get(&h.worker).is_none_or(|w| w.latent.is_none()));
+        if let Some(host) = stray {
+            let text = format!("host {} of {} is left, and its worker is not latent", host.id, host.worker);
+            self.violated(text);
+        }
+    }
+
+    /// Every standing agent is attached and idle, and so is every host that is left.
+    fn check_workers(&mut self) {
+        let Some(core) = &self.master.core else { return self.violated("there is no master after quiet") };
+        let views = core.worker_views(self.time());
+        let off = views.iter().find(|view| {
+            let standing = view.provider.is_none() && self.script.plan.workers.contains_key(&view.name);
+            (standing || view.host.is_some()) && view.state != WorkerState::Idle
+        });
+        if let Some(view) = off {
+            let text = format!("worker {} is {:?} after quiet", view.name, view.state);
+            return self.violated(text);
+        }
+        let busy = self.machines.iter().find(|(_, m)| !m.runs.is_empty()).map(|(id, _)| *id);
+        if let Some(id) = busy {
+            return self.violated(format!("machine {id} still runs something after quiet"));
+        }
+        let kept = self.machines.iter().find_map(|(id, m)| Some((*id, m.agent.as_ref()?.attempts().next()?)));
+        if let Some((id, attempt)) = kept {
+            self.violated(format!("machine {id} has not heard that {attempt} is settled"));
+        }
+    }
+}
