@@ -1,5 +1,6 @@
 //! The timer that powers a latent host off, with the real program, a command that leaves a trace in place of the machine's
 //! end, and everything that may keep an agent from its master.
+#![expect(clippy::disallowed_methods, reason = "what is measured here is how long the real timers take")]
 
 #[allow(dead_code)] // Other tests use the rest.
 #[path = "support/metadata.rs"]
