@@ -2,6 +2,8 @@
 
 #![cfg(feature = "libvirt")]
 #![allow(clippy::unwrap_used)]
+#![expect(clippy::disallowed_methods, reason = "a death is to be noticed within a second, of the wall's clock")]
+#![expect(clippy::await_holding_lock, reason = "one test has libvirtd at a time, on a thread of its own")]
 
 mod alone;
 mod builds;
