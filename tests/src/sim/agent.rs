@@ -236,10 +236,7 @@ impl World {
         let now = self.now;
         let Some(machine) = self.machines.get(&id).filter(|m| m.on && m.life == life) else { return };
         let past = |deadline: Timestamp| deadline <= machine.clock(now);
-        if machine.pace == Pace::Suspended
-            || !machine.deadline.is_some_and(past)
-            || self.broken == Some(Break::NoDeadline)
-        {
+        if machine.pace == Pace::Suspended || !machine.deadline.is_some_and(past) {
             return;
         }
         let running: Vec<AttemptId> = machine.runs.keys().copied().collect();

@@ -34,8 +34,6 @@ pub enum Break {
     LeaveOrphans,
     /// Machines with our name are ours, whatever id they bear.
     OwnerByName,
-    /// Supervisors do not end steps when the lease is over.
-    NoDeadline,
     /// A latent host's agent does not switch it off, whatever becomes of its master.
     NoDeadMan,
     /// Log chunks are confirmed to the agent and counted as whole by the master, but some are not written.
@@ -72,7 +70,7 @@ pub enum Break {
 
 impl Break {
     /// All of them.
-    pub const ALL: [Break; 31] = [
+    pub const ALL: [Break; 30] = [
         Self::PerformBeforeCommit,
         Self::AckBeforeCommit,
         Self::DiskForgets,
@@ -87,7 +85,6 @@ impl Break {
         Self::StopOnce,
         Self::LeaveOrphans,
         Self::OwnerByName,
-        Self::NoDeadline,
         Self::NoDeadMan,
         Self::LogsLie,
         Self::SendLogsOnce,
