@@ -35,7 +35,7 @@ test: ## every test that needs nothing but this machine
 
 sim: ## the simulation over many seeds, optimised (ROUSE_SIM_SEEDS, default 100000; ROUSE_SIM_FROM)
 	ROUSE_SIM_SEEDS=$${ROUSE_SIM_SEEDS:-100000} \
-		$(CARGO) test --locked --profile sim -p rouse-tests --test sim -- --nocapture
+		$(CARGO) test --locked --profile sim -p rouse-tests --no-default-features --test sim -- --nocapture
 
 chaos: ## kill, freeze, cut off and fill up the whole system for minutes (ROUSE_CHAOS_BUILDS, _SECONDS, _SEED)
 	tests/setup test

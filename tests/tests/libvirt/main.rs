@@ -9,11 +9,8 @@ mod alone;
 mod builds;
 mod contract;
 mod deaths;
-mod evidence;
 mod faults;
 mod ground;
-mod images;
-mod outages;
 mod site;
 mod steps;
 
