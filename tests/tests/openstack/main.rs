@@ -4,6 +4,5 @@
 mod account;
 mod contract;
 mod faults;
-mod lost;
 mod servers;
 mod stand;
