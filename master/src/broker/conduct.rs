@@ -33,10 +33,6 @@ struct Bucket {
 }
 
 impl Bucket {
-    fn full(of: &Allowance, now: Timestamp) -> Self {
-        Self { left: of.burst, at: now }
-    }
-
     fn take(&mut self, of: &Allowance, now: Timestamp) -> bool {
         self.left = (self.left + now.since(self.at).as_secs_f64() * of.rate).min(of.burst) - 1.0;
         self.at = now;
@@ -50,6 +46,13 @@ struct Record {
     dropped: Bucket,
     /// Until when it is cut off.
     until: Option<Timestamp>,
+}
+
+impl Record {
+    fn new(now: Timestamp, until: Option<Timestamp>) -> Self {
+        let full = |of: &Allowance| Bucket { left: of.burst, at: now };
+        Self { messages: full(&MESSAGES), hellos: full(&HELLOS), dropped: full(&DROPPED), until }
+    }
 }
 
 /// What agents have done lately, shared between who reads their messages and who lets them connect. Cheap to clone.
@@ -109,12 +112,10 @@ impl Conduct {
     fn count(&self, worker: &WorkerName, now: Timestamp, deed: &Deed) {
         let mut records = self.records.lock().unwrap_or_else(PoisonError::into_inner);
         // The broker vouches for the name, so there are no more of them than workers.
-        let record = records.entry(worker.to_string()).or_insert_with(|| Record {
-            messages: Bucket::full(&MESSAGES, now),
-            hellos: Bucket::full(&HELLOS, now),
-            dropped: Bucket::full(&DROPPED, now),
-            until: None,
-        });
+        if !records.contains_key(worker.as_str()) {
+            records.insert(worker.to_string(), Record::new(now, None));
+        }
+        let Some(record) = records.get_mut(worker.as_str()) else { return };
         if record.until.is_some_and(|until| until > now) {
             return;
         }
@@ -124,12 +125,7 @@ impl Conduct {
             Deed::Dropped => (record.dropped.take(&DROPPED, now), "messages that are none"),
         };
         if !within {
-            *record = Record {
-                messages: Bucket::full(&MESSAGES, now),
-                hellos: Bucket::full(&HELLOS, now),
-                dropped: Bucket::full(&DROPPED, now),
-                until: Some(now + CUT_OFF),
-            };
+            *record = Record::new(now, Some(now + CUT_OFF));
             drop(records);
             let minutes = CUT_OFF.as_secs() / 60;
             self.refusals.refused(worker.as_str(), &format!("too many {what}: cut off for {minutes} minutes"));

@@ -15,7 +15,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 /// Longer than any call of a provider can take: what is listed and unknown for so long is nobody's.
-const ORPHAN_AGE: Duration = Duration::from_secs(90);
+pub(super) const ORPHAN_AGE: Duration = Duration::from_secs(90);
 /// After a provider's first list since the master started has failed: hosts may have to wait for it.
 const FIRST_LIST_AGAIN: Duration = Duration::from_secs(10);
 /// Lists in a row that must lack a host before it counts as gone: providers list with delay.

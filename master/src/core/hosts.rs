@@ -1,6 +1,7 @@
 //! The life of a host: `Ordered -> Booting -> Awake -> Draining -> Stopping -> Gone`. Nothing is ever left running:
 //! stopping repeats until the provider says gone, and [`super::audit`] finds what the ledger does not know.
 
+use super::audit::ORPHAN_AGE;
 use super::build::FailedHost;
 use super::event::{Effect, Level, StartError, Started, Stopped};
 use super::plan::{LatentPlan, ProviderKind};
@@ -30,6 +31,12 @@ pub(super) fn doubled(first: Duration, most: Duration, times: u32) -> Duration {
 /// The longest pause that so many failures in a row lead to, jitter included.
 pub(super) fn longest_pause(failures: u32) -> Duration {
     doubled(BACKOFF_FIRST, BACKOFF_MOST, failures.saturating_sub(1)).mul_f64(1.2)
+}
+
+impl LiveHost {
+    fn in_doubt(&self, now: Timestamp) -> bool {
+        self.host.handle.is_none() && self.doubt.is_some_and(|until| until > now)
+    }
 }
 
 /// Whose fault a failed start is.
@@ -82,6 +89,7 @@ impl Core {
             preparing: Some(0),
             starting: false,
             start_tries: 0,
+            doubt: None,
             stop_tries: 0,
             given_up: false,
             absent: 0,
@@ -171,11 +179,15 @@ impl Core {
                 live.host.booted.get_or_insert(now);
             }
             (Ok(()), HostState::Stopping) => self.stop_again(now, id),
+            (Err(StartError::Unknown(why)), HostState::Ordered) => {
+                live.doubt = Some(now + ORPHAN_AGE);
+                self.ask_again(now, id, &worker, &why);
+            }
+            (Err(error), HostState::Ordered) if live.in_doubt(now) => self.ask_again(now, id, &worker, error.text()),
             // Of an earlier try it is not known whether it made the machine: that this one has not proves nothing.
             (Err(StartError::Transient(why) | StartError::Auth(why)), HostState::Ordered) if live.start_tries > 0 => {
                 self.ask_again(now, id, &worker, &why);
             }
-            (Err(StartError::Unknown(why)), HostState::Ordered) => self.ask_again(now, id, &worker, &why),
             (Err(StartError::Capacity(why)), HostState::Ordered) if another.is_some() => {
                 live.preparing = another;
                 let (host, number) = (Box::new(live.host.clone()), another.unwrap_or_default());
@@ -404,6 +416,8 @@ impl Core {
             return;
         }
         match result {
+            // Asked again until an earlier start can make nothing any more.
+            Ok(Stopped::Gone) if live.in_doubt(now) => {}
             Ok(Stopped::Gone) => self.host_is_gone(now, id, ""),
             Ok(Stopped::Requested) => {}
             Err(why) => self.note(Level::Warn, format!("host {id} could not be stopped: {why}; trying again")),

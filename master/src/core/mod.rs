@@ -145,6 +145,9 @@ struct LiveHost {
     starting: bool,
     /// Starts whose result is not known.
     start_tries: u32,
+    /// Until then an earlier start of it, of an unknown result or of a dead master, may still make the machine: that there
+    /// is none now proves nothing.
+    doubt: Option<Timestamp>,
     stop_tries: u32,
     /// It never attached, and what it printed is waited for before it is stopped.
     given_up: bool,

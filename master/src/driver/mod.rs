@@ -4,6 +4,7 @@
 //!
 //! **Invariant**: nothing is performed, answered or acknowledged before it is committed.
 
+mod batch;
 mod perform;
 mod room;
 mod state;

@@ -76,7 +76,8 @@ impl Turner {
                         other => self.batch.take(vec![other]),
                     }
                 }
-                self.batch.receipts.push(receipt);
+                // Else the broker would soon bring no more of them. One that is lost is followed by the next.
+                receipt.ack();
             }
             other => later.push(other),
         }

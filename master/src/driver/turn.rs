@@ -1,16 +1,13 @@
 //! The loop: each turn takes what waits on every side, and commits it at once. So throughput grows with load.
 
+use super::batch::Batch;
 use super::perform::{Asker, Doer};
 use super::room::Room;
 use super::{Failure, WAITING, ended};
-use crate::broker::{Admission, Inbound, Receipt, ack_all};
+use crate::broker::{Admission, Inbound, ack_all};
 use crate::config::Config;
 use crate::core::build::BuildState;
 use crate::core::event::{Answer, Effect, Event};
-use crate::core::images::ImageKey;
-use crate::core::mail::MailId;
-use crate::core::plan::ProviderKind;
-use crate::core::record::Record;
 use crate::core::view::{BuildView, Why};
 use crate::core::{Core, Start, of_status};
 use crate::store::{Query, Store, StoreError};
@@ -20,7 +17,6 @@ use crate::{clock, core::build::BuildSpec};
 use rouse_shared::message::ToMaster;
 use rouse_shared::{BuildId, WorkerName};
 use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
@@ -109,77 +105,6 @@ pub(super) struct Turner {
     ended: BTreeMap<BuildState, u64>,
     /// Questions of this turn, answered after its commit.
     pub queries: Vec<Call>,
-}
-
-/// What a turn is to commit, and then to do.
-#[derive(Default)]
-pub(super) struct Batch {
-    pub records: Vec<Record>,
-    index: BTreeMap<Key, usize>,
-    effects: Vec<Effect>,
-    pub receipts: Vec<Receipt>,
-    told: Vec<oneshot::Sender<()>>,
-}
-
-/// Rows that replace each other within a batch.
-#[derive(PartialEq, Eq, PartialOrd, Ord)]
-enum Key {
-    Build(BuildId),
-    Host(String),
-    Session(WorkerName),
-    Worker(WorkerName),
-    Image(ImageKey),
-    Leases,
-    Spent,
-    News(u64),
-    Mail(MailId),
-    MailPause,
-    Orphan(ProviderKind, String),
-}
-
-impl Batch {
-    fn save(&mut self, record: Record) {
-        let key = match &record {
-            Record::NewBuild { id, .. } | Record::Build(id, _) => Key::Build(*id),
-            Record::Host(host) => Key::Host(host.id.0.clone()),
-            Record::Session(session) => Key::Session(session.worker.clone()),
-            Record::SessionOver(worker) => Key::Session(worker.clone()),
-            Record::Worker(worker, _) => Key::Worker(worker.clone()),
-            Record::Image(key, _) => Key::Image(key.clone()),
-            Record::Spent(_) => Key::Spent,
-            Record::News(news) => Key::News(news.id),
-            Record::NewsOver(id) => Key::News(*id),
-            Record::Mail(mail) => Key::Mail(mail.id.clone()),
-            Record::MailOver(id) => Key::Mail(id.clone()),
-            Record::MailPause(..) => Key::MailPause,
-            Record::OrphanTold(provider, handle) | Record::OrphanOver(provider, handle) => {
-                Key::Orphan(*provider, handle.clone())
-            }
-            Record::LeasesExtended(_) => Key::Leases,
-        };
-        match self.index.entry(key) {
-            Entry::Vacant(entry) => {
-                entry.insert(self.records.len());
-                self.records.push(record);
-            }
-            Entry::Occupied(entry) => {
-                let kept = &mut self.records[*entry.get()];
-                match (kept, record) {
-                    (Record::NewBuild { status, .. }, Record::Build(_, newer)) => *status = newer,
-                    (kept, record) => *kept = record,
-                }
-            }
-        }
-    }
-
-    pub(super) fn take(&mut self, effects: Vec<Effect>) {
-        for effect in effects {
-            match effect {
-                Effect::Save(record) => self.save(record),
-                other => self.effects.push(other),
-            }
-        }
-    }
 }
 
 impl Turner {
