@@ -7,13 +7,22 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 use tokio::sync::mpsc;
 
-/// Pauses after tries that failed; the last one is repeated. What is busy at first may not be a little later.
-const AGAIN: [Duration; 4] =
-    [Duration::from_secs(2), Duration::from_secs(5), Duration::from_secs(10), Duration::from_secs(30)];
-/// After a command that came back well without the machine being off: going down in good order takes its time.
-const GOING_DOWN: Duration = Duration::from_secs(120);
-/// Longest run of the command; what hangs is killed and run again. It only asks for the end, which takes no time.
-const LONGEST: Duration = Duration::from_secs(60);
+/// How long the parts of a power-off may take.
+struct Pace {
+    /// Pauses after tries that failed; the last one is repeated. What is busy at first may not be a little later.
+    again: [Duration; 4],
+    /// After a command that came back well without the machine being off: going down in good order takes its time.
+    going_down: Duration,
+    /// Longest run of the command; what hangs is killed and run again. It only asks for the end, which takes no time.
+    longest: Duration,
+}
+
+/// The pace of a machine.
+const USUAL_PACE: Pace = Pace {
+    again: [Duration::from_secs(2), Duration::from_secs(5), Duration::from_secs(10), Duration::from_secs(30)],
+    going_down: Duration::from_secs(120),
+    longest: Duration::from_secs(60),
+};
 /// Tries of the usual command before rougher ones have their turn.
 const PATIENT_TRIES: usize = 2;
 /// What follows the usual command where that does not bring the machine down: without waiting for services, then without
@@ -26,19 +35,23 @@ const LOOK: Duration = Duration::from_millis(100);
 /// Runs the command again and again until the machine is off. Comes back where there is no command, and at a SIGTERM:
 /// that is how a service manager ends us on the way down, and it would keep the machine on for as long as it waits.
 pub(super) async fn off(command: &[String], terminate: &mut mpsc::Receiver<()>) {
+    off_at(&USUAL_PACE, command, terminate).await;
+}
+
+async fn off_at(pace: &Pace, command: &[String], terminate: &mut mpsc::Receiver<()>) {
     if command.is_empty() {
         return;
     }
     let until_off = async {
         for number in 0.. {
-            let pause = match run(&try_of(command, number)).await {
+            let pause = match run(&try_of(command, number), pace.longest).await {
                 Ok(()) => {
                     log::line(Level::Warn, "the machine is told to power off");
-                    GOING_DOWN
+                    pace.going_down
                 }
                 Err(why) => {
                     log::line(Level::Error, &format!("failed to power off: {why}"));
-                    AGAIN[number.min(AGAIN.len() - 1)]
+                    pace.again[number.min(pace.again.len() - 1)]
                 }
             };
             // The bill runs on until it works.
@@ -64,7 +77,7 @@ fn try_of(command: &[String], number: usize) -> Vec<String> {
 }
 
 /// Runs the command; why it has not done its work, in words. It goes on where nobody waits for it any more.
-async fn run(command: &[String]) -> Result<(), String> {
+async fn run(command: &[String], longest: Duration) -> Result<(), String> {
     let Some((program, arguments)) = command.split_first() else { return Ok(()) };
     let spawned = Command::new(program).args(arguments).stdin(Stdio::null()).spawn();
     let mut child = spawned.map_err(|error| format!("run {program:?}: {error}"))?;
@@ -78,12 +91,12 @@ async fn run(command: &[String]) -> Result<(), String> {
             }
         }
     };
-    match tokio::time::timeout(LONGEST, ended).await {
+    match tokio::time::timeout(longest, ended).await {
         Ok(ended) => ended,
         Err(_) => {
             let killed = child.kill().and_then(|()| child.wait());
             let killed = killed.map_or_else(|error| format!("was not killed: {error}"), |_| "was killed".to_owned());
-            Err(format!("{command:?} has hung for {} s and {killed}", LONGEST.as_secs()))
+            Err(format!("{command:?} has hung for {} s and {killed}", longest.as_secs()))
         }
     }
 }
@@ -108,7 +121,7 @@ mod tests {
         assert!((0..9).all(|n| try_of(&own, n) == own));
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn what_fails_or_hangs_or_is_not_there_is_tried_again() {
         let dir = tempfile::tempdir().expect("a directory");
         let ran = dir.path().join("ran");
@@ -118,12 +131,14 @@ mod tests {
             ran.display()
         );
         let command = vec!["/bin/sh".to_owned(), "-c".to_owned(), script];
+        // In real time, since the commands are: long enough for what works on a busy machine.
+        let pace = Pace { again: [LOOK; 4], going_down: Duration::from_secs(60), longest: Duration::from_secs(3) };
         let (_asked, mut terminate) = mpsc::channel(1);
         tokio::select! {
-            () = off(&command, &mut terminate) => panic!("it gave up"),
+            () = off_at(&pace, &command, &mut terminate) => panic!("it gave up"),
             () = async { while !ran.with_extension("done").exists() { tokio::time::sleep(LOOK).await } } => {}
         }
-        let error = run(&words("/nonexistent/off now")).await.expect_err("not there");
+        let error = run(&words("/nonexistent/off now"), pace.longest).await.expect_err("not there");
         assert!(error.starts_with("run \"/nonexistent/off\": "), "{error}");
     }
 
