@@ -4,7 +4,7 @@ use super::event::{Effect, Event, Level};
 use super::hosts::longest_pause;
 use super::plan::Plan;
 use super::queue::Queue;
-use super::record::{HostState, Ledger, WorkerRecord};
+use super::record::{HostState, Ledger, Record, WorkerRecord};
 use super::timers::{Timer, Timers};
 use super::{Core, Live, LiveHost, Pending, Timestamp, Worker, rng};
 use rouse_shared::limits::KILL_MARGIN;
@@ -268,7 +268,11 @@ impl Core {
 
     /// Forgets a worker of which nothing is left.
     pub(super) fn forget_worker(&mut self, name: &WorkerName) {
-        self.workers.remove(name);
+        let record = self.workers.remove(name).map(|w| w.record).unwrap_or_default();
+        if record != WorkerRecord::default() {
+            // Should it come back into the configuration, it is a new one, for the next master too.
+            self.out.push(Effect::Save(Record::Worker(name.clone(), WorkerRecord::default())));
+        }
         self.free.remove(name);
         self.wakeable.remove(name);
         for timer in [Timer::Missing(name.clone()), Timer::Lease(name.clone()), Timer::Backoff(name.clone())] {

@@ -34,7 +34,8 @@ impl World {
         if record.missing_since == before.missing_since {
             return;
         }
-        if let Some(since) = before.missing_since {
+        // One that a reload has taken out is forgotten, and comes back to nobody.
+        if let Some(since) = before.missing_since.filter(|_| self.script.plan.workers.contains_key(name)) {
             self.relay.due.extend(before.told.into_iter().map(|to| (to, name.clone(), since, true)));
         }
         let Some(since) = record.missing_since else { return };
