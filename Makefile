@@ -11,7 +11,7 @@ HOST_TRIPLE = $(shell rustc -vV | sed -n 's/^host: //p')
 BINDIR = $(DESTDIR)$(PREFIX)/bin
 UNITDIR = $(DESTDIR)$(PREFIX)/lib/systemd/system
 DOCDIR = $(DESTDIR)$(PREFIX)/share/doc/rouse
-SCRIPTS = .ci/run tests/setup tests/venv tests/openstack/prepare tests/openstack/guest images/disk images/install \
+SCRIPTS = .ci/run tests/setup tests/venv tests/openstack/prepare tests/openstack/guest images/disk images/ec2 images/install \
 	images/check contrib/libvirt/vmbuilder contrib/nagios/check_rouse_audit
 
 .PHONY: help demo test test-providers sim chaos bench lint fmt clippy deny scripts build agent-static install

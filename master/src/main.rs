@@ -2,7 +2,7 @@
 
 use clap::Parser as _;
 use rouse_master::driver::Failure;
-use rouse_master::{broker, cli, clock, config, demo, driver};
+use rouse_master::{broker, cli, clock, config, demo, driver, hosts};
 use rouse_shared::Timestamp;
 use std::io::IsTerminal as _;
 use std::path::Path;
@@ -31,7 +31,14 @@ impl cli::Local for Program {
     }
 
     fn check(&self, path: &Path, online: bool) -> ExitCode {
-        let code = config::check(path, online, &mut std::io::stdout());
+        let look = |config: &config::Config| {
+            let found = block_on(async { Ok(hosts::online::check(config).await) });
+            match found {
+                Ok(found) => found.into_iter().map(|(worker, f)| (f.good, format!("{worker}: {}", f.text))).collect(),
+                Err(failure) => vec![(false, failure.to_string())],
+            }
+        };
+        let code = config::check(path, online.then_some(&look), &mut std::io::stdout());
         ExitCode::from(u8::try_from(code).unwrap_or(WRONG))
     }
 

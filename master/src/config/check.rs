@@ -6,25 +6,36 @@ use std::io::{self, Write};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
+/// What looks at a configuration's clouds: sentences, and whether each is as it should be.
+pub type Look<'a> = &'a dyn Fn(&Config) -> Vec<(bool, String)>;
+
 /// Writes every fault and every warning of the file at `path` to `out`, a line each, and a line that sums them up. With
-/// `online` it also looks whether hosts could be started. Changes nothing.
+/// `online` it also looks whether hosts could be started, in the clouds too. Changes nothing.
 ///
 /// The exit code: 0 where nothing is wrong (warnings are not wrong), else 2; 2 as well where `out` cannot be written to.
-pub fn check(path: &Path, online: bool, out: &mut impl Write) -> i32 {
+pub fn check(path: &Path, online: Option<Look<'_>>, out: &mut impl Write) -> i32 {
     match write_findings(path, online, out) {
         Ok(true) => 0,
         Ok(false) | Err(_) => 2,
     }
 }
 
-fn write_findings(path: &Path, online: bool, out: &mut impl Write) -> io::Result<bool> {
+fn write_findings(path: &Path, online: Option<Look<'_>>, out: &mut impl Write) -> io::Result<bool> {
     let reading = read_file(path);
     let mut faults: Vec<String> = reading.faults.iter().map(ToString::to_string).collect();
-    if let (true, Some(config)) = (online, &reading.config) {
+    let mut seen = Vec::new();
+    if let (Some(look), Some(config)) = (online, &reading.config) {
         faults.extend(missing_agents(config).into_iter().map(|text| format!("{}: {text}", path.display())));
+        for (good, text) in look(config) {
+            let list = if good { &mut seen } else { &mut faults };
+            list.push(format!("{}: {text}", path.display()));
+        }
     }
     for fault in &faults {
         writeln!(out, "{fault}")?;
+    }
+    for line in &seen {
+        writeln!(out, "{line}")?;
     }
     for warning in &reading.warnings {
         writeln!(out, "{}: warning: {}", warning.place(), warning.text())?;

@@ -20,7 +20,7 @@ mod workers;
 #[cfg(test)]
 mod tests;
 
-pub use check::check;
+pub use check::{Look, check};
 pub use fault::{Fault, Faults};
 pub use hosts::{Ec2Config, HostConfig, LibvirtConfig, OpenstackConfig, ProcessConfig};
 pub use secret::Secret;

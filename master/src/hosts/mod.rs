@@ -6,6 +6,7 @@ pub mod ec2;
 #[cfg(feature = "libvirt")]
 pub mod libvirt;
 pub mod libvirt_network;
+pub mod online;
 #[cfg(feature = "openstack")]
 pub mod openstack;
 pub mod process;

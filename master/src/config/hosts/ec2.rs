@@ -157,6 +157,11 @@ pub(super) fn read(table: &Table<'_>) -> Option<Ec2Config> {
         )),
         Some(_) | None => Some(()),
     };
+    if let Some(value) = table.get("on_idle")
+        && value.text().is_some_and(|word| word != "terminate")
+    {
+        value.warn("is not done by this version: an idle host is ended");
+    }
     let endpoint_url = table.optional("endpoint_url", |v| {
         let text = v.word_or_empty()?;
         url::web(&text).map_or_else(|why| v.fault(why), |()| Some(text))

@@ -321,10 +321,11 @@ fn what_a_reload_cannot_change_is_named() {
 fn check_prints_faults_and_sums_up() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("rouse.toml");
-    let run = |text: &str, online| {
+    let run = |text: &str, online: bool| {
         std::fs::write(&path, text).unwrap();
         let mut out = Vec::new();
-        let code = check(&path, online, &mut out);
+        let look: Look<'_> = &|_| Vec::new();
+        let code = check(&path, online.then_some(look), &mut out);
         (code, String::from_utf8(out).unwrap().replace(dir.path().to_str().unwrap(), "D"))
     };
     assert_eq!(run(MASTER, false), (0, "D/rouse.toml: nothing is wrong: 0 workers, 0 of them latent\n".into()));
@@ -354,7 +355,7 @@ fn check_prints_faults_and_sums_up() {
     assert_eq!(run(&process("sh"), true).0, 0);
 
     let mut out = Vec::new();
-    assert_eq!(check(&dir.path().join("none.toml"), false, &mut out), 2);
+    assert_eq!(check(&dir.path().join("none.toml"), None, &mut out), 2);
     assert!(String::from_utf8(out).unwrap().contains("none.toml: cannot be read: "));
 }
 

@@ -1,0 +1,63 @@
+//! `rouse check --online` against a cloud, and the places that credentials come from. (An instance's role is not among
+//! them: with an endpoint of the test's own rouse never asks a metadata service.)
+
+use rouse_tests::ec2::{Cloud, KEY, config_of, with_defaults};
+use rouse_tests::harness::program;
+use serde_json::json;
+use std::path::Path;
+use std::process::Command;
+
+fn check(dir: &Path, section: &str, env: &[(&str, &str)]) -> (Option<i32>, String) {
+    // The same text as a configuration that can be read.
+    config_of("w", section);
+    let text = format!("[[worker]]\nname = \"w\"\npassword = \"x\"\nrun_as = \"build\"\n[worker.ec2]\n{section}\n");
+    let path = dir.join("rouse.toml");
+    std::fs::write(&path, text).unwrap();
+    let mut command = Command::new(program("rouse"));
+    command.args(["check", "--online", "-c"]).arg(&path).env_clear().env("HOME", dir).envs(env.iter().copied());
+    let output = command.output().unwrap();
+    (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_says_what_would_be_bought_and_makes_nothing() {
+    let cloud = Cloud::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    cloud.set(&json!({ "spot_prices": { "m5.large": ["0.04", "0.06"] }, "key": KEY }));
+    let spot = "valid_ami_location_regex = '.*/rouse-worker-(\\d+)/.*'\nspot_instance = true\nmax_spot_price = 0.09\n\
+                price_multiplier = 1.2\n";
+    let section = |more: &str| with_defaults(&cloud.endpoint(), more);
+    let (code, said) = check(dir.path(), &section(spot), &[]);
+    assert_eq!(code, Some(0), "{said}");
+    for part in ["boots ami-0b0b0010", "would bid 0.06 USD", "its price now is 0.06", "will be made"] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+    let calls = cloud.calls();
+    let looks = |call: &String| call.starts_with("Describe") || call == "RunInstances";
+    assert!(calls.iter().all(looks) && cloud.instances().is_empty(), "{calls:?}");
+    // What is wrong is a fault: no image, a key that AWS does not know.
+    let (code, said) = check(dir.path(), &section("ami = \"ami-0000dead\"\n"), &[]);
+    assert!(code == Some(2) && said.contains("the image is gone"), "{said}");
+    let wrong = "identifier = \"AKIAWRONG\"\nsecret_identifier = \"x\"\n";
+    let (code, said) = check(dir.path(), &section(wrong), &[]);
+    assert!(code == Some(2) && said.contains("does not know the credentials"), "{said}");
+    // Without keys in the section: from the environment, from the credentials file, from a profile of it.
+    let bare = section("").lines().filter(|l| !l.contains("identifier")).collect::<Vec<_>>().join("\n") + "\n";
+    let (code, said) = check(dir.path(), &bare, &[]);
+    assert!(code == Some(2) && said.contains("failed to look at the image"), "no credentials anywhere: {said}");
+    let env = [("AWS_ACCESS_KEY_ID", KEY), ("AWS_SECRET_ACCESS_KEY", "secret")];
+    assert_eq!(check(dir.path(), &bare, &env).0, Some(0));
+    std::fs::create_dir(dir.path().join(".aws")).unwrap();
+    let file = format!(
+        "[default]\naws_access_key_id = {KEY}\naws_secret_access_key = secret\n[ci]\naws_access_key_id = AKIACI\naws_secret_access_key = secret\n"
+    );
+    std::fs::write(dir.path().join(".aws/credentials"), file).unwrap();
+    assert_eq!(check(dir.path(), &bare, &[]).0, Some(0));
+    cloud.set(&json!({ "key": "AKIACI" }));
+    assert_eq!(
+        check(dir.path(), &(bare.clone() + "profile = \"ci\"\n"), &env).0,
+        Some(0),
+        "a profile that is named is taken"
+    );
+    assert_eq!(check(dir.path(), &bare, &[]).0, Some(2), "and no other");
+}
