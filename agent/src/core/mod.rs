@@ -5,6 +5,7 @@
 //! the agent itself.
 
 mod attempts;
+mod credentials;
 mod ending;
 pub mod event;
 mod session;
@@ -62,7 +63,7 @@ pub struct Core {
     failures: u32,
     /// Since when there is no welcome on a live link.
     detached_since: Timestamp,
-    credentials: session::Credentials,
+    credentials: credentials::Credentials,
 
     /// The master of the last welcome.
     master: Option<MasterId>,
@@ -92,7 +93,7 @@ impl Core {
             nonce.as_str().bytes().fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
         let dead_man = settings.latent.then(|| settings.started + settings.power_off_after);
         let detached_since = settings.started;
-        let credentials = session::Credentials::new(settings.secret.clone());
+        let credentials = credentials::Credentials::new(settings.secret.clone());
         Self {
             settings,
             nonce,

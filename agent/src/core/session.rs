@@ -1,5 +1,6 @@
 //! The link, the hello and the lease: who may go on, and until when.
 
+use super::credentials::Change;
 use super::{Core, Effect, Ending, Level};
 use rouse_shared::limits::PROTOCOL;
 use rouse_shared::message::{Heartbeat, Hello, ToAgent, ToMaster, Vitals, Welcome};
@@ -7,8 +8,8 @@ use rouse_shared::{MasterId, SessionId, Timestamp, names};
 use std::collections::VecDeque;
 use std::time::Duration;
 
-/// First and longest pause before the next connection: a broker that is back is found within seconds.
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(3));
+/// First and longest pause before the next connection: a broker that is back is found within two seconds.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_millis(1_500));
 /// The same where the broker says no to an agent without a session: either its password is wrong, or the master that
 /// the broker asks is away.
 const DENIED_BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
@@ -26,8 +27,6 @@ const KEEPALIVE: (Duration, Duration) = (Duration::from_millis(50), Duration::fr
 const NO_KEEPALIVE: Duration = Duration::from_secs(60);
 /// Unanswered heartbeats whose sending times are kept; an answer to an older one renews nothing.
 const MAX_UNANSWERED: usize = 64;
-/// The master's own refusals of a session secret before it is forgotten.
-const SECRET_REFUSALS: u32 = 2;
 
 /// The link to the broker.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -68,27 +67,6 @@ pub(super) struct Session {
     drain: Option<u64>,
     /// Whether it was answered since it was asked for.
     drained: bool,
-}
-
-/// Which password to connect with.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) struct Credentials {
-    secret: Option<String>,
-    /// Whether the next connection uses the secret, where there is one.
-    prefer_secret: bool,
-    /// Whether this connection uses it.
-    used_secret: bool,
-    refusals: u32,
-    /// Refusals of whatever credential by the master since the last welcome, for the backoff.
-    turned_away: u32,
-    /// The last session and its heartbeats, which go on counting if it is given again.
-    last: Option<(SessionId, u64)>,
-}
-
-impl Credentials {
-    pub(super) fn new(secret: Option<String>) -> Self {
-        Self { secret, prefer_secret: true, used_secret: false, refusals: 0, turned_away: 0, last: None }
-    }
 }
 
 impl Core {
@@ -163,15 +141,8 @@ impl Core {
         self.connection += 1;
         self.link = Link::Connecting { since: now };
         let queue = names::agent_queue(&self.settings.worker, &self.nonce, self.connection);
-        let secret = self.credentials.secret.as_ref().filter(|_| self.credentials.prefer_secret);
-        let credential = secret.unwrap_or(&self.settings.password).clone();
-        self.credentials.used_secret = secret.is_some();
+        let credential = self.credentials.for_connection(&self.settings.password);
         self.emit(Effect::Connect { connection: self.connection, queue, credential });
-    }
-
-    fn credential(&self) -> String {
-        let secret = self.credentials.secret.as_ref().filter(|_| self.credentials.used_secret);
-        secret.unwrap_or(&self.settings.password).clone()
     }
 
     pub(super) fn link_up(&mut self, now: Timestamp, connection: u64) {
@@ -196,7 +167,7 @@ impl Core {
             queue: names::agent_queue(&self.settings.worker, &self.nonce, self.connection),
             identity: self.settings.identity.clone(),
             nonce: self.nonce.clone(),
-            credential: self.credential(),
+            credential: self.credentials.shown(&self.settings.password),
             master: self.master.clone(),
             attempts: self.pictures(),
             facts: self.settings.facts.clone(),
@@ -211,12 +182,8 @@ impl Core {
             return;
         }
         // Within a session its own credential is right, and the broker may just be unable to ask.
-        let switched = refused && self.session.is_none() && self.credentials.secret.is_some();
-        if switched {
-            self.credentials.prefer_secret = !self.credentials.used_secret;
-        }
-        // The password after the kept secret is not the same try again.
-        let another = switched && !self.credentials.prefer_secret;
+        let another =
+            refused && self.session.is_none() && self.credentials.secret.is_some() && self.credentials.denied();
         let first = self.failures == 0;
         let denied = refused && !another && self.session.is_none();
         let mut pause = self.wait_to_reconnect(now, if denied { DENIED_BACKOFF } else { BACKOFF });
@@ -379,7 +346,8 @@ impl Core {
             self.remembered.clear();
             self.master = Some(welcome.master.clone());
         }
-        self.learn_secret(welcome.secret);
+        let change = self.credentials.welcomed(welcome.secret);
+        self.kept(change);
         let seq = match (&goes_on, &self.credentials.last) {
             (Some(session), _) => session.seq,
             (None, Some((id, seq))) if *id == welcome.session => *seq,
@@ -417,44 +385,20 @@ impl Core {
         self.catch_up();
     }
 
-    fn learn_secret(&mut self, secret: Option<String>) {
-        let credentials = &mut self.credentials;
-        credentials.refusals = 0;
-        credentials.prefer_secret = true;
-        match secret {
-            Some(secret) => {
-                if credentials.secret.as_ref() != Some(&secret) {
-                    credentials.secret = Some(secret.clone());
-                    self.emit(Effect::StoreSecret(secret));
-                }
-            }
-            // What was used goes on: the password, and then the secret is of no use.
-            None => {
-                if !credentials.used_secret && credentials.secret.take().is_some() {
-                    self.emit(Effect::ForgetSecret);
-                }
-            }
+    fn kept(&mut self, change: Change) {
+        match change {
+            Change::None => {}
+            Change::New(secret) => self.emit(Effect::StoreSecret(secret)),
+            Change::Forgotten => self.emit(Effect::ForgetSecret),
         }
     }
 
     fn refused(&mut self, now: Timestamp, reason: &str, power_off: bool) {
-        let credentials = &mut self.credentials;
-        // A spent boot token is refused while the secret would be let in: only the best credential's refusal counts.
-        let final_word = credentials.used_secret || credentials.secret.is_none();
-        let mut forget = false;
-        if credentials.used_secret {
-            credentials.refusals += 1;
-            credentials.prefer_secret = false;
-            forget = credentials.refusals >= SECRET_REFUSALS;
-        } else {
-            credentials.prefer_secret = true;
-        }
-        let turned_away = credentials.turned_away;
-        credentials.turned_away = turned_away.saturating_add(1);
-        if forget {
-            self.credentials.secret = None;
-            self.emit(Effect::ForgetSecret);
-        }
+        // Only the best credential's refusal counts.
+        let final_word = self.credentials.used_best();
+        let turned_away = self.credentials.turned_away;
+        let change = self.credentials.refused();
+        self.kept(change);
         self.drop_link();
         self.wait_to_reconnect(now, BACKOFF);
         let pause = self.jittered(grown(REFUSED_BACKOFF, turned_away));

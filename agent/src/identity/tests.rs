@@ -5,7 +5,8 @@ use super::firmware::tests::{machine, table};
 use super::*;
 use crate::fake_metadata::Metadata as Fake;
 
-const BOOT: &str = "name = \"w7\"\nhost = \"h0123456789abcdef\"\nbroker = \"amqp://127.0.0.1:5672\"\ntoken = \"t0\"\n";
+const BOOT: &str =
+    "name = \"w7\"\nhost = \"h0123456789abcdef\"\nbroker = \"amqp://127.0.0.1:5672\"\ntoken = \"hush\"\n";
 
 fn config(text: &str) -> AgentConfig {
     AgentConfig::parse(text, "x", &Vec::new()).unwrap()
@@ -41,7 +42,7 @@ const LATENT: &str = "power_off = \"latent\"\n";
 async fn boot_data_say_it_all() {
     let identity = boot(&format!("{BOOT}identity = \"process:7\"\npower_off_after = 90\nfuture = 1\n")).await.unwrap();
     assert_eq!(identity.worker.as_str(), "w7");
-    assert_eq!((identity.host.as_str(), identity.password.as_str()), ("process:7", "t0"));
+    assert_eq!((identity.host.as_str(), identity.password.as_str()), ("process:7", "hush"));
     assert_eq!(identity.broker, "amqp://127.0.0.1:5672");
     assert_eq!(identity.user, "h0123456789abcdef");
     assert_eq!(identity.power_off_after, Some(Duration::from_secs(90)));
@@ -50,9 +51,9 @@ async fn boot_data_say_it_all() {
 
 #[tokio::test]
 async fn wrong_boot_data_are_told_without_the_token() {
-    for bad in ["name = \"w7\"", "token = \"t0\" oops", &BOOT.replace("amqp:", "http:"), &BOOT.replace("w7", "W7")] {
+    for bad in ["name = \"w7\"", "token = \"hush\" oops", &BOOT.replace("amqp:", "http:"), &BOOT.replace("w7", "W7")] {
         let error = boot(bad).await.err().unwrap().to_string();
-        assert!(error.contains("boot.toml") && !error.contains("t0"), "{error}");
+        assert!(error.contains("boot.toml") && !error.contains("hush"), "{error}");
     }
     for missing in ["boot_data = \"/nonexistent/boot.toml\"", "boot_data = \"/dev/zero\""] {
         assert!(matches!(identify(&config(missing)).await.err().unwrap(), IdentityError::Unreadable(..)));
@@ -66,7 +67,7 @@ async fn the_firmwares_boot_data_need_no_configuration_and_no_network() {
     // On a cloud's machine and with a name in the image, too.
     for text in ["", "identity = \"boot-data\"", &format!("{BAKED}{LATENT}"), BAKED] {
         let found = identity(text, &[(TABLE, &table), EC2, UUID]).await.unwrap();
-        assert_eq!((found.worker.as_str(), found.password.as_str()), ("w7", "t0"));
+        assert_eq!((found.worker.as_str(), found.password.as_str()), ("w7", "hush"));
         // A copy of the definition on another machine must not pass for the original.
         assert_eq!(found.host, OWN);
     }
@@ -84,7 +85,7 @@ async fn on_ec2_the_user_data_say_who_it_is() {
     fake.put("/latest/dynamic/instance-identity/signature", "c2ln");
     let found = identity(&text, &[UUID]).await.unwrap();
     assert_eq!((found.worker.as_str(), found.host.as_str()), ("w7", "ec2:i-0123456789abcdef0"));
-    assert_eq!((found.password.as_str(), found.is_ec2), ("t0", true));
+    assert_eq!((found.password.as_str(), found.is_ec2), ("hush", true));
     let (document, signature) = (found.proof.document.unwrap(), found.proof.signature.unwrap());
     assert_eq!((document.as_str(), signature.as_str()), ("{\"instanceId\": \"i-0123456789abcdef0\"}", "c2ln"));
     assert_eq!(found.proof.rsa2048, None);

@@ -114,7 +114,7 @@ fn a_hello_that_nobody_answers_is_said_anew() {
 
 #[test]
 fn pauses_grow_and_end_with_a_welcome() {
-    pauses_grow(false, 100, 3_000);
+    pauses_grow(false, 100, 1_500);
     pauses_grow(true, 500, 30_000);
 }
 
