@@ -27,7 +27,7 @@ BIN = Path(sys.executable).parent
 # For everything that has to happen within one start, on a machine that does other things as well.
 PATIENCE = 240
 # Users, their passwords, and the projects that each belongs to.
-USERS = {"ci": ("ci-secret", ("rouse", "small"))}
+USERS = {"ci": ("ci-secret", ("rouse", "small", "other"))}
 FLAVORS = (("1", "m1.small", 512), ("2", "m1.medium", 2048), ("9", "m1.huge", 99_999_999))
 IMAGES = (
     ("rouse-base-1", {"rouse_agent": "0.1.0"}),
