@@ -19,10 +19,14 @@ pub const USER: (&str, &str) = ("ci", "ci-secret");
 pub const PROJECT: &str = "rouse";
 /// Its project that has room for one server.
 pub const SMALL: &str = "small";
+/// Another project of its.
+pub const OTHER: &str = "other";
 
 /// A cloud that runs as long as this process.
 pub struct Cloud {
     urls: Value,
+    /// A Python that has OpenStack's own packages.
+    pub python: PathBuf,
     /// Where its logs are.
     pub dir: PathBuf,
 }
@@ -45,6 +49,7 @@ impl Cloud {
         let [python, state] = prepared.lines().collect::<Vec<_>>()[..] else { panic!("not two lines: {prepared}") };
         let out = dir.join("cloud.out");
         let mut command = Command::new(python);
+        let python = PathBuf::from(python);
         command.arg(here.join("cloud.py")).arg("serve").arg(state).arg(dir.join("run"));
         command.arg(here.join("guest")).env("ROUSE_TESTS_AGENT", program("rouse-agent"));
         let mut process = Process::start_with_input(command, &dir, "cloud", Stdio::piped());
@@ -58,7 +63,7 @@ impl Cloud {
         let urls = urls.unwrap_or_else(|_| panic!("no cloud ({ended:?}): {told}{}", process.err()));
         // It ends with its standard input, which is ours to keep until this process ends.
         std::mem::forget(process);
-        Self { urls, dir }
+        Self { urls, python, dir }
     }
 
     /// The address of a service: `identity`, `image`, `compute`, `network`, `volume`.

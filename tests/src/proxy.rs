@@ -6,10 +6,15 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::rustls::pki_types::pem::PemObject as _;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 /// The largest head of a message, bytes.
 const HEAD: usize = 64 << 10;
@@ -87,6 +92,22 @@ impl Proxy {
     /// # Panics
     /// Where no port is free.
     pub async fn start(services: &[SocketAddr]) -> Self {
+        Self::start_with(services, None).await
+    }
+
+    /// The same, over TLS, for localhost, with `server.pem` and `server.key` of a directory.
+    ///
+    /// # Panics
+    /// Where they are no certificate and key.
+    pub async fn start_tls(services: &[SocketAddr], dir: &Path) -> Self {
+        rustls::crypto::ring::default_provider().install_default().ok();
+        let certificate = CertificateDer::from_pem_file(dir.join("server.pem")).expect("a certificate");
+        let key = PrivateKeyDer::from_pem_file(dir.join("server.key")).expect("a key");
+        let config = ServerConfig::builder().with_no_client_auth().with_single_cert(vec![certificate], key);
+        Self::start_with(services, Some(TlsAcceptor::from(Arc::new(config.expect("they belong together"))))).await
+    }
+
+    async fn start_with(services: &[SocketAddr], tls: Option<TlsAcceptor>) -> Self {
         let state = Arc::new(Mutex::new(State::default()));
         let mut fronts = BTreeMap::new();
         let mut listeners = Vec::new();
@@ -96,13 +117,22 @@ impl Proxy {
             listeners.push((listener, *service));
         }
         for (listener, service) in listeners {
-            let (state, fronts) = (state.clone(), fronts.clone());
+            let names: Vec<(String, String)> =
+                fronts.iter().map(|(from, to)| names(*from, *to, tls.is_some())).collect();
+            let (state, names, tls) = (state.clone(), Arc::new(names), tls.clone());
             tokio::spawn(async move {
                 while let Ok((client, _)) = listener.accept().await {
-                    let (state, fronts) = (state.clone(), fronts.clone());
+                    let (state, names, tls) = (state.clone(), names.clone(), tls.clone());
                     tokio::spawn(async move {
-                        // A client that goes away is no fault of the proxy's.
-                        serve(client, service, &state, &fronts).await.ok();
+                        // A client that goes away is no fault of the proxy's, nor is one that it does not trust.
+                        match tls {
+                            None => drop(serve(client, service, &state, &names).await),
+                            Some(tls) => {
+                                if let Ok(client) = tls.accept(client).await {
+                                    drop(serve(client, service, &state, &names).await);
+                                }
+                            }
+                        }
                     });
                 }
             });
@@ -133,9 +163,22 @@ impl Proxy {
         locked(&self.state).hanging
     }
 
+    /// Whether such a request has come since [`Self::take_seen`] was last asked.
+    pub fn has_seen(&self, matches: impl Fn(&Request) -> bool) -> bool {
+        locked(&self.state).seen.iter().any(matches)
+    }
+
     /// The requests that came since this was last asked, in order.
     pub fn take_seen(&self) -> Vec<Request> {
         std::mem::take(&mut locked(&self.state).seen)
+    }
+}
+
+/// What a service calls itself, and what it is called by whoever comes through the proxy.
+fn names(service: SocketAddr, front: SocketAddr, tls: bool) -> (String, String) {
+    match tls {
+        false => (service.to_string(), front.to_string()),
+        true => (format!("http://{service}"), format!("https://localhost:{}", front.port())),
     }
 }
 
@@ -144,10 +187,10 @@ fn locked(state: &Mutex<State>) -> MutexGuard<'_, State> {
 }
 
 async fn serve(
-    mut client: TcpStream,
+    mut client: impl AsyncRead + AsyncWrite + Unpin,
     service: SocketAddr,
     state: &Mutex<State>,
-    fronts: &BTreeMap<SocketAddr, SocketAddr>,
+    names: &[(String, String)],
 ) -> io::Result<()> {
     let (head, body) = read_message(&mut client, false).await?;
     let mut words = head.split(' ');
@@ -194,9 +237,9 @@ async fn serve(
         None | Some(Fault::Delay(_) | Fault::LoseRequest | Fault::Hang | Fault::Refuse { .. }) => {}
     }
     let (mut head, mut body) = (head, String::from_utf8(body).map_err(io::Error::other)?);
-    for (service, front) in fronts {
-        head = head.replace(&service.to_string(), &front.to_string());
-        body = body.replace(&service.to_string(), &front.to_string());
+    for (service, front) in names {
+        head = head.replace(service, front);
+        body = body.replace(service, front);
     }
     let lines = head.lines().filter(|line| !is_framing(line));
     let mut out: String = lines.map(|line| format!("{line}\r\n")).collect();
@@ -206,12 +249,12 @@ async fn serve(
 }
 
 /// Waits until the asker has gone.
-async fn hang(client: &mut TcpStream, state: &Mutex<State>) -> io::Result<()> {
+async fn hang(client: &mut (impl AsyncRead + Unpin), state: &Mutex<State>) -> io::Result<()> {
     locked(state).hanging += 1;
     client.read_u8().await.map(|_| ())
 }
 
-async fn answer(client: &mut TcpStream, status: u16, head: &str, body: &[u8]) -> io::Result<()> {
+async fn answer(client: &mut (impl AsyncWrite + Unpin), status: u16, head: &str, body: &[u8]) -> io::Result<()> {
     let head = if head.is_empty() { String::new() } else { format!("{head}\r\n") };
     let length = body.len();
     let text = format!(
@@ -245,7 +288,7 @@ fn is_framing(line: &str) -> bool {
 }
 
 /// The head, without its empty line, and the body of a message; an answer may end with the connection.
-async fn read_message(stream: &mut TcpStream, is_answer: bool) -> io::Result<(String, Vec<u8>)> {
+async fn read_message(stream: &mut (impl AsyncRead + Unpin), is_answer: bool) -> io::Result<(String, Vec<u8>)> {
     let mut bytes = Vec::new();
     let end = loop {
         if let Some(at) = bytes.windows(4).position(|window| window == b"\r\n\r\n") {

@@ -6,6 +6,8 @@ pub mod ec2;
 #[cfg(feature = "libvirt")]
 pub mod libvirt;
 pub mod libvirt_network;
+#[cfg(any(feature = "libvirt", feature = "openstack"))]
+mod noted;
 pub mod online;
 #[cfg(feature = "openstack")]
 pub mod openstack;
@@ -97,7 +99,8 @@ impl Hosts {
         #[cfg(feature = "libvirt")]
         let libvirt = libvirt::Libvirt::new(settings.dir.join("libvirt"), &settings.owner, config, deaths.clone())?;
         #[cfg(feature = "openstack")]
-        let openstack = openstack::Servers::new(&settings.owner, config, deaths.clone());
+        let openstack =
+            openstack::Servers::new(settings.dir.join("openstack"), &settings.owner, config, deaths.clone())?;
         Ok(Self {
             process: process::Processes::new(settings.dir, settings.owner, config, deaths)?,
             #[cfg(feature = "ec2")]

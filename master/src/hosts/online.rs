@@ -47,12 +47,16 @@ async fn check_one(config: &Config, host: &HostConfig) -> Vec<Finding> {
         HostConfig::Ec2(section) => super::ec2::check(section, &config.master.name).await,
         #[cfg(not(feature = "ec2"))]
         HostConfig::Ec2(_) => vec![absent(config)],
+        #[cfg(feature = "openstack")]
+        HostConfig::Openstack(section) => super::openstack::check(section).await,
+        #[cfg(not(feature = "openstack"))]
+        HostConfig::Openstack(_) => vec![absent(config)],
         // What there is to be seen of them without asking anybody is part of the check without --online.
-        HostConfig::Process(_) | HostConfig::Libvirt(_) | HostConfig::Openstack(_) => Vec::new(),
+        HostConfig::Process(_) | HostConfig::Libvirt(_) => Vec::new(),
     }
 }
 
-#[cfg(not(feature = "ec2"))]
+#[cfg(not(all(feature = "ec2", feature = "openstack")))]
 fn absent(_config: &Config) -> Finding {
     Finding::bad("this build of rouse has no such provider")
 }

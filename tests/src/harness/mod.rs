@@ -346,6 +346,20 @@ impl Drop for Master {
     }
 }
 
+/// Runs `rouse check --online` on this configuration, written into `dir`, which is also its home, with no environment but
+/// this one. Its exit code, and what it says.
+///
+/// # Panics
+/// Where it cannot be run.
+pub fn check_online(dir: &Path, text: &str, env: &[(&str, &str)]) -> (Option<i32>, String) {
+    let path = dir.join("rouse.toml");
+    fs::write(&path, text).expect("the configuration can be written");
+    let mut command = Command::new(program("rouse"));
+    command.args(["check", "--online", "-c"]).arg(&path).env_clear().env("HOME", dir).envs(env.iter().copied());
+    let output = command.output().expect("rouse can be run");
+    (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
 /// A file that builds append a line to when they begin and when they end.
 pub struct Trace(PathBuf);
 

@@ -2,21 +2,15 @@
 //! them: with an endpoint of the test's own rouse never asks a metadata service.)
 
 use rouse_tests::ec2::{Cloud, KEY, config_of, with_defaults};
-use rouse_tests::harness::program;
+use rouse_tests::harness::check_online;
 use serde_json::json;
 use std::path::Path;
-use std::process::Command;
 
 fn check(dir: &Path, section: &str, env: &[(&str, &str)]) -> (Option<i32>, String) {
     // The same text as a configuration that can be read.
     config_of("w", section);
     let text = format!("[[worker]]\nname = \"w\"\npassword = \"x\"\nrun_as = \"build\"\n[worker.ec2]\n{section}\n");
-    let path = dir.join("rouse.toml");
-    std::fs::write(&path, text).unwrap();
-    let mut command = Command::new(program("rouse"));
-    command.args(["check", "--online", "-c"]).arg(&path).env_clear().env("HOME", dir).envs(env.iter().copied());
-    let output = command.output().unwrap();
-    (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned())
+    check_online(dir, &text, env)
 }
 
 #[tokio::test(flavor = "multi_thread")]

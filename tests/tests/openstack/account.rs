@@ -1,11 +1,14 @@
 //! Who we are: what Keystone takes, and what is said where it does not.
 
-use super::stand::Stand;
+use super::stand::{Stand, parsed};
 use rouse_master::core::event::StartError;
+use rouse_master::core::record::Host;
 use rouse_master::hosts::Provider as _;
-use rouse_tests::openstack::Cloud;
-use rouse_tests::proxy::Fault;
-use serde_json::json;
+use rouse_tests::harness::{make_certificates, scratch};
+use rouse_tests::openstack::{Cloud, OTHER, PROJECT, section};
+use rouse_tests::proxy::{Fault, Proxy};
+use serde_json::{Value, json};
+use std::collections::BTreeSet;
 
 /// Whether a list can be had with this section; else why not.
 async fn list(more: &str) -> Result<(), String> {
@@ -64,21 +67,100 @@ async fn wrong_credentials_are_told_as_such() {
 
 #[tokio::test]
 async fn an_application_credential_does_as_well() {
-    let cloud = Cloud::shared();
-    let user = cloud.user("rouse").await;
-    let body = json!({ "application_credential": { "name": format!("tests-{}", std::process::id()) } });
+    let (id, secret) = application_credential(PROJECT, "one").await;
+    let stand = Stand::new(&lines_of(&id, &secret)).await;
+    let host = stand.started().await;
+    stand.stop(&host).await;
+    let why = list(&lines_of(&id, "wrong")).await.unwrap_err();
+    assert!(why.contains("401"), "{why}");
+}
+
+/// An application credential for a project: its id and secret.
+async fn application_credential(project: &str, name: &str) -> (String, String) {
+    let user = Cloud::shared().user(project).await;
+    let body = json!({ "application_credential": { "name": format!("{name}-{}", std::process::id()) } });
     let path = format!("/users/{}/application_credentials", user.id);
     let (status, told) = user.ask("POST", "identity", &path, Some(body)).await;
     assert_eq!(status, 201, "{told}");
     let text = |key: &str| told["application_credential"][key].as_str().unwrap().to_owned();
-    let section = |secret: &str| {
-        format!("os_application_credential_id = \"{}\"\nos_application_credential_secret = \"{secret}\"", text("id"))
+    (text("id"), text("secret"))
+}
+
+fn lines_of(id: &str, secret: &str) -> String {
+    format!("os_application_credential_id = \"{id}\"\nos_application_credential_secret = \"{secret}\"")
+}
+
+async fn listed(stand: &Stand) -> Result<BTreeSet<String>, String> {
+    let listed = stand.provider.list().await;
+    listed.map(|all| all.into_iter().map(|machine| machine.handle).collect())
+}
+
+#[tokio::test]
+async fn a_project_that_left_the_configuration_is_not_forgotten() {
+    // Nothing but the credentials tells their projects apart.
+    let (one, other) = (application_credential(PROJECT, "a").await, application_credential(OTHER, "b").await);
+    let of = |name: &str, (id, secret): &(String, String)| {
+        let section = section(Cloud::shared().url("identity"), &lines_of(id, secret));
+        format!("[[worker]]\nname = \"{name}\"\npassword = \"p\"\n{section}")
     };
-    let stand = Stand::new(&section(&text("secret"))).await;
+    let both = parsed(&(of("w1", &one) + &of("w2", &other)));
+    let alone = parsed(&of("w1", &one));
+    let mut stand = Stand::unhurried("").await;
+    stand.config = both.clone();
+    stand.next();
+    let mut hosts: Vec<Host> = vec![stand.host(), stand.host()];
+    hosts[1].worker = "w2".parse().unwrap();
+    for host in &mut hosts {
+        stand.start(host).await.unwrap();
+    }
+    let all: BTreeSet<_> = hosts.iter().map(|host| host.handle.clone().unwrap()).collect();
+    assert_eq!(listed(&stand).await.unwrap(), all);
+    let here = stand.servers(&hosts[0]).await;
+    assert_eq!((here.len(), stand.servers(&hosts[1]).await), (1, Vec::<Value>::new()), "each in its own project");
+    // A reload takes the second out: its server is still seen.
+    stand.provider.configure(&alone);
+    assert_eq!(listed(&stand).await.unwrap(), all);
+    // A restart too, and nobody has the account any more: no list is whole, and a stop is not done.
+    stand.config = alone;
+    stand.next();
+    let why = listed(&stand).await.unwrap_err();
+    assert!(why.contains("no worker's section leads there"), "{why}");
+    let why = stand.provider.stop(&hosts[1]).await.unwrap_err();
+    assert!(why.contains("no worker's section leads there"), "{why}");
+    // Back again, with the account: it is found, ended, and forgotten once nothing is left.
+    stand.config = both;
+    stand.next();
+    for host in &hosts {
+        stand.stop(host).await;
+    }
+    assert_eq!(listed(&stand).await.unwrap(), BTreeSet::new());
+    tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+    assert_eq!(listed(&stand).await.unwrap(), BTreeSet::new());
+    stand.config = parsed(&of("w1", &one));
+    stand.next();
+    assert_eq!(listed(&stand).await.unwrap(), BTreeSet::new());
+}
+
+#[tokio::test]
+async fn a_private_authority_is_trusted_where_it_is_named() {
+    let cloud = Cloud::shared();
+    let (dir, strange) = (scratch("openstack-ca"), scratch("openstack-ca-of-others"));
+    make_certificates(&dir);
+    make_certificates(&strange);
+    let proxy = Proxy::start_tls(&cloud.addresses(), &dir).await;
+    let url = format!("os_auth_url = \"https://localhost:{}/v3\"", proxy.front(cloud.address("identity")).port());
+    let with = |dir: &std::path::Path| format!("{url}\nos_cacert = {:?}", dir.join("ca.pem"));
+    let stand = Stand::new(&with(&dir)).await;
     let host = stand.started().await;
     stand.stop(&host).await;
-    let why = list(&section("wrong")).await.unwrap_err();
-    assert!(why.contains("401"), "{why}");
+    // All of it went this way: every service has a certificate of this authority.
+    let services = ["/auth/tokens", "/images", "/servers", "/ports"];
+    let seen = proxy.take_seen();
+    assert!(services.iter().all(|path| seen.iter().any(|request| request.path.contains(path))));
+    for wrong in [with(&strange), url.clone()] {
+        let why = list(&wrong).await.unwrap_err();
+        assert!(why.contains("certificate"), "{why}");
+    }
 }
 
 #[tokio::test]

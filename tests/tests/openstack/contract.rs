@@ -11,10 +11,12 @@ use rouse_tests::contract::{self, Ground};
 use rouse_tests::openstack::{Cloud, User};
 use serde_json::Value;
 use std::collections::BTreeSet;
+use tempfile::TempDir;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
 struct Ours {
+    dir: TempDir,
     user: User,
     config: Config,
 }
@@ -41,7 +43,7 @@ impl Ground for Ours {
     }
 
     fn provider(&self, owner: &str, deaths: mpsc::Sender<Death>) -> Box<dyn Provider> {
-        Box::new(Servers::new(owner, &self.config, deaths))
+        Box::new(Servers::new(self.dir.path().to_owned(), owner, &self.config, deaths).unwrap())
     }
 
     fn machines(&self) -> BTreeSet<String> {
@@ -85,6 +87,7 @@ impl Ground for Ours {
 async fn openstack_keeps_the_contract() {
     let cloud = Cloud::shared();
     let more = "floating_ip_pool = \"public\"\nboot_volume_gb = 1";
-    let ground = Ours { user: cloud.user("rouse").await, config: config(cloud.url("identity"), more) };
+    let dir = tempfile::tempdir().unwrap();
+    let ground = Ours { dir, user: cloud.user("rouse").await, config: config(cloud.url("identity"), more) };
     contract::holds(&ground).await;
 }

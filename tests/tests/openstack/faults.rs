@@ -2,6 +2,7 @@
 
 use super::stand::Stand;
 use rouse_master::core::event::StartError;
+use rouse_master::core::record::Host;
 use rouse_master::hosts::Provider as _;
 use rouse_tests::proxy::Fault;
 use serde_json::Value;
@@ -44,15 +45,20 @@ async fn a_lost_request_is_made_good() {
     all(vec![Fault::LoseRequest, refuse(500), refuse(503), refuse(401)]).await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_late_request_makes_no_second_server() {
-    // It is on its way when the master no longer waits for it.
+/// A host whose start nobody waits for any more, while the call that makes its server is still on its way.
+async fn with_a_late_request() -> (Stand, Host) {
     let stand = Stand::new("").await;
     let mut host = stand.host();
     stand.prepare(&mut host).await.unwrap();
     stand.proxy.fail(0, 1, Fault::Delay(Duration::from_secs(4)), |r| r.is("POST", "/servers"));
     let lost = tokio::time::timeout(Duration::from_secs(2), stand.provider.start(&host)).await;
     assert!(lost.is_err(), "the call takes longer: {lost:?}");
+    (stand, host)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_late_request_makes_no_second_server() {
+    let (stand, mut host) = with_a_late_request().await;
     stand.start(&mut host).await.unwrap();
     tokio::time::sleep(Duration::from_secs(5)).await;
     assert_eq!(stand.servers(&host).await.len(), 1);
@@ -61,12 +67,7 @@ async fn a_late_request_makes_no_second_server() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stop_waits_for_what_may_still_come() {
-    let stand = Stand::new("").await;
-    let mut host = stand.host();
-    stand.prepare(&mut host).await.unwrap();
-    stand.proxy.fail(0, 1, Fault::Delay(Duration::from_secs(4)), |r| r.is("POST", "/servers"));
-    let lost = tokio::time::timeout(Duration::from_secs(2), stand.provider.start(&host)).await;
-    assert!(lost.is_err(), "the call takes longer: {lost:?}");
+    let (stand, host) = with_a_late_request().await;
     stand.stop(&host).await;
     tokio::time::sleep(Duration::from_secs(5)).await;
     assert_eq!(stand.servers(&host).await, [] as [Value; 0], "gone was gone");
@@ -143,6 +144,13 @@ async fn a_list_is_whole_or_an_error() {
             assert!(told.is_err(), "{told:?}");
             stand.proxy.heal();
         }
+    }
+    // A server that moves in the list while it is read is on none of its pages; or what the next one begins behind is gone.
+    let moved = Fault::Refuse { status: 200, head: "X-Told: by the proxy", body: "{\"servers\": []}" };
+    for fault in [moved, refuse(400)] {
+        stand.proxy.fail(1, 1, fault, |r| r.is("GET", "/servers/detail"));
+        assert_eq!(stand.provider.list().await.unwrap().len(), 3);
+        stand.proxy.heal();
     }
     let empty = Fault::Refuse { status: 200, head: "X-Told: by the proxy", body: "{}" };
     stand.proxy.fail(1, 1, empty, |r| r.is("GET", "/servers/detail"));

@@ -2,7 +2,10 @@
 #![allow(clippy::unwrap_used)]
 
 mod account;
+mod check;
 mod contract;
 mod faults;
+mod lost;
 mod servers;
 mod stand;
+mod whole;

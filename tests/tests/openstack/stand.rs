@@ -14,6 +14,7 @@ use serde_json::Value;
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
+use tempfile::TempDir;
 use tokio::sync::mpsc;
 
 /// How long anything may take.
@@ -31,7 +32,11 @@ pub struct Stand {
     pub user: User,
     /// The master's name: of this stand alone, since all share one project.
     pub master: String,
-    config: Config,
+    /// What the next master is configured with.
+    pub config: Config,
+    /// How long a call may still be under way when nobody waits for it any more.
+    settled: Duration,
+    dir: TempDir,
 }
 
 impl Stand {
@@ -46,16 +51,19 @@ impl Stand {
         let user = cloud.user(project.trim_matches('"')).await;
         let master = format!("m{}", NUMBER.fetch_add(1, Ordering::Relaxed));
         let config = config(&url, more);
-        let (deaths_in, deaths) = mpsc::channel(64);
-        let provider = Servers::settling(&format!("{master}/id1"), &config, deaths_in, SETTLED);
-        Self { provider, deaths, proxy, user, master, config }
+        let dir = tempfile::tempdir().unwrap();
+        let (provider, deaths) = provider(dir.path(), &master, &config, SETTLED);
+        Self { provider, deaths, proxy, user, master, config, settled: SETTLED, dir }
+    }
+
+    /// In a cloud where nothing is under way any more when a master is lost.
+    pub async fn unhurried(more: &str) -> Self {
+        Self { settled: Duration::from_secs(1), ..Self::new(more).await }
     }
 
     /// The provider as the next master of the same name and id has it.
     pub fn next(&mut self) {
-        let (deaths_in, deaths) = mpsc::channel(64);
-        self.provider = Servers::settling(&format!("{}/id1", self.master), &self.config, deaths_in, SETTLED);
-        self.deaths = deaths;
+        (self.provider, self.deaths) = provider(self.dir.path(), &self.master, &self.config, self.settled);
     }
 
     /// A host, as the core orders it.
@@ -124,6 +132,11 @@ impl Stand {
     }
 }
 
+fn provider(dir: &Path, master: &str, config: &Config, settled: Duration) -> (Servers, mpsc::Receiver<Death>) {
+    let (deaths_in, deaths) = mpsc::channel(64);
+    (Servers::settling(dir.to_owned(), &format!("{master}/id1"), config, deaths_in, settled).unwrap(), deaths)
+}
+
 pub fn worker() -> WorkerName {
     "w1".parse().unwrap()
 }
@@ -134,5 +147,10 @@ pub fn config(auth_url: &str, more: &str) -> Config {
     for name in ["w1", "w2"] {
         text.push_str(&format!("[[worker]]\nname = \"{name}\"\npassword = \"p\"\n{}", section(auth_url, more)));
     }
-    Config::parse(&text, Path::new("rouse.toml")).unwrap_or_else(|faults| panic!("{faults}"))
+    parsed(&text)
+}
+
+/// A configuration that is right.
+pub fn parsed(text: &str) -> Config {
+    Config::parse(text, Path::new("rouse.toml")).unwrap_or_else(|faults| panic!("{faults}"))
 }

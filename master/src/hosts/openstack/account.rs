@@ -142,15 +142,6 @@ impl Account {
             ca: section.os_cacert.clone().or_else(|| get("cacert").map(PathBuf::from)),
         })
     }
-
-    /// What tells this cloud from another, without secrets: it goes into the ledger beside what was ordered there.
-    pub fn label(&self) -> String {
-        let project = match &self.login {
-            Login::Password { project: Some(Named::Id(text) | Named::Name(text)), .. } => text,
-            Login::Password { project: None, .. } | Login::Application { .. } => "",
-        };
-        format!("{} {project} {}", self.auth_url, self.region.as_deref().unwrap_or_default())
-    }
 }
 
 fn named(name: Option<String>) -> Option<Named> {

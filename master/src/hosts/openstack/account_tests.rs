@@ -25,7 +25,6 @@ fn nothing(_: &str) -> Option<String> {
 fn a_whole_section_needs_nothing_else() {
     let account = Account::of(&section(WHOLE), &nothing).unwrap();
     assert_eq!((account.auth_url.as_str(), account.interface), ("http://127.0.0.1:5000/v3", Interface::Public));
-    assert_eq!(account.label(), "http://127.0.0.1:5000/v3 tenant ");
     let default = || Named::Id("default".to_owned());
     let login = Login::Password {
         user: Named::Name("user".to_owned()),

@@ -9,6 +9,7 @@ use reqwest::{Method, Response, StatusCode, Url};
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::error::Error as _;
+use std::sync::OnceLock;
 use std::time::Duration;
 use tokio::sync::Mutex;
 
@@ -74,12 +75,21 @@ impl Service {
     }
 }
 
+/// What was read of a list.
+pub(super) struct Pages {
+    pub(super) items: Vec<Value>,
+    pub(super) count: usize,
+    /// Why it has no end.
+    pub(super) broken: Option<Problem>,
+}
+
 /// One account of one cloud, with a token.
 pub struct Cloud {
     /// Whose.
     pub account: Account,
     http: reqwest::Client,
     session: Mutex<Option<Session>>,
+    place: OnceLock<String>,
 }
 
 impl Cloud {
@@ -109,7 +119,24 @@ impl Cloud {
             http = http.tls_certs_only([]);
         }
         let http = http.build().map_err(|e| format!("set up HTTP: {}", chain(&e)))?;
-        Ok(Self { account, http, session: Mutex::new(None) })
+        Ok(Self { account, http, session: Mutex::new(None), place: OnceLock::new() })
+    }
+
+    /// Which project and region it leads to: what goes into the ledger beside what was ordered there. Asked for once.
+    ///
+    /// # Errors
+    /// Where nobody can log in.
+    pub async fn place(&self) -> Result<String, Problem> {
+        if let Some(known) = self.known_place() {
+            return Ok(known.to_owned());
+        }
+        let place = self.session(None).await?.place(&self.account)?;
+        Ok(self.place.get_or_init(|| place).clone())
+    }
+
+    /// The same, where anybody has logged in.
+    pub fn known_place(&self) -> Option<&str> {
+        self.place.get().map(String::as_str)
     }
 
     /// What is at `path`, below the service's own address.
@@ -156,28 +183,45 @@ impl Cloud {
     /// # Errors
     /// Where any page has no good answer: a list is whole, or none.
     pub async fn list(&self, service: Service, path: &str, key: &str) -> Result<Vec<Value>, Problem> {
+        match self.read(service, path, key).await? {
+            Pages { items, broken: None, .. } => Ok(items),
+            Pages { broken: Some(why), .. } => Err(why),
+        }
+    }
+
+    /// Reads a list once, page by page, each of which begins behind an item that may have moved or gone since.
+    ///
+    /// # Errors
+    /// Where a page has no good answer.
+    pub(super) async fn read(&self, service: Service, path: &str, key: &str) -> Result<Pages, Problem> {
         let (place, mut query) = match path.split_once('?') {
             Some((place, query)) => (place, query.to_owned()),
             None => (path, String::new()),
         };
         let unfit = |what: &str| Problem::Misfit(format!("list {key} of {}: {what}", service.name()));
         let mut seen = BTreeSet::new();
-        let mut all = Vec::new();
+        let mut pages = Pages { items: Vec::new(), count: 0, broken: None };
         for _ in 0..PAGES {
             let path = if query.is_empty() { place.to_owned() } else { format!("{place}?{query}") };
-            let mut page = self.get(service, &path).await?;
+            let mut page = match self.get(service, &path).await {
+                Err(gone @ Problem::Refused { status: 400 | 404, .. }) if pages.count > 0 => {
+                    return Ok(Pages { broken: Some(gone), ..pages });
+                }
+                other => other?,
+            };
+            pages.count += 1;
             match page[key].take() {
-                Value::Array(items) => all.extend(items),
+                Value::Array(items) => pages.items.extend(items),
                 Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Object(_) => {
                     return Err(unfit("the answer has no list"));
                 }
             }
-            let Some(next) = next_page(&page, key) else { return Ok(all) };
+            let Some(next) = next_page(&page, key) else { return Ok(pages) };
             // Of the link only the query counts: proxies seldom get the rest of it right.
             let Some((_, next)) = next.split_once('?') else { return Err(unfit("the next page has no place")) };
             query = next.to_owned();
             if !seen.insert(query.clone()) {
-                return Err(unfit("the pages go round in a circle"));
+                return Ok(Pages { broken: Some(unfit("the pages go round in a circle")), ..pages });
             }
         }
         Err(unfit("there are too many pages"))

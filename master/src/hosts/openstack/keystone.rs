@@ -20,12 +20,26 @@ pub(super) struct Session {
     pub(super) token: String,
     /// When to ask for another.
     pub(super) renew_at: Timestamp,
+    /// The id of the project that it is for.
+    project: String,
     catalogue: Value,
 }
 
 impl Session {
+    /// What tells the place of servers from any other, whoever has them made and however Keystone is addressed: project and
+    /// region.
+    pub(super) fn place(&self, account: &Account) -> Result<String, Problem> {
+        let (_, region) = self.located(Service::Compute, account)?;
+        Ok(format!("{} {region}", self.project))
+    }
+
     /// Where a service's API is.
     pub(super) fn endpoint(&self, service: Service, account: &Account) -> Result<String, Problem> {
+        Ok(service.base(&self.located(service, account)?.0))
+    }
+
+    /// The catalogue's address of a service, and the region that it is in.
+    fn located(&self, service: Service, account: &Account) -> Result<(String, String), Problem> {
         let interface = account.interface.as_str();
         let unfit = |what: String| Problem::Misfit(format!("find {} in the cloud's catalogue: {what}", service.name()));
         let of_type = |kind: &&str| {
@@ -54,7 +68,7 @@ impl Session {
         let url = endpoint.ok_or_else(|| {
             unfit(format!("it is in no region {wanted:?} (os_region_name), but in {}", regions.join(", ")))
         })?;
-        Ok(service.base(url))
+        Ok((url.to_owned(), wanted))
     }
 }
 
@@ -82,14 +96,15 @@ pub(super) async fn login(http: &reqwest::Client, account: &Account) -> Result<S
     let mut told = body["token"].take();
     let time = |key: &str| told[key].as_str().and_then(|text| humantime::parse_rfc3339_weak(text).ok());
     let life = lifetime(time("issued_at"), time("expires_at"));
-    if !told["project"].is_object() {
+    let Some(project) = told["project"]["id"].as_str().map(str::to_owned) else {
         let why = "log in to a project: the user has no default one, so os_tenant_name is needed";
         return Err(Problem::Misfit(why.to_owned()));
-    }
+    };
     Ok(Session {
         token: token.ok_or_else(|| unfit("token"))?,
         // Counted from our own clock: the cloud's may be another.
         renew_at: asked + life.saturating_sub(BEFORE_END.min(life / 4)),
+        project,
         catalogue: told["catalog"].take(),
     })
 }

@@ -6,9 +6,11 @@
 
 mod account;
 mod cloud;
+mod clouds;
 mod extras;
 mod images;
 mod keystone;
+mod online;
 mod order;
 mod problem;
 mod servers;
@@ -20,6 +22,8 @@ use crate::core::event::{ListedHost, StartError, Started, Stopped};
 use crate::core::record::{Host, Order};
 use account::Account;
 use cloud::{Cloud, Service};
+use clouds::Clouds;
+pub use online::check;
 use order::Spec;
 use problem::Problem;
 use rouse_shared::boot::BootData;
@@ -27,6 +31,8 @@ use rouse_shared::{HostId, Timestamp, WorkerName};
 use serde_json::json;
 use servers::{Server, Stamp, Status};
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -65,14 +71,13 @@ struct Shared {
     born: Timestamp,
     /// [`SETTLED`], but for tests.
     settled: Duration,
+    clouds: Clouds,
     state: Mutex<State>,
 }
 
 #[derive(Default)]
 struct State {
     sections: BTreeMap<WorkerName, Section>,
-    /// Clouds by label, those of former configurations too: their hosts have to be stopped.
-    clouds: BTreeMap<String, Arc<Cloud>>,
     /// Hosts that a call was given for whose outcome is not known, and until when it may still show.
     doubts: BTreeMap<HostId, Timestamp>,
     /// Hosts whose server is looked at until it runs.
@@ -82,40 +87,52 @@ struct State {
 }
 
 impl Servers {
-    /// The provider, with the sections of a configuration. `owner` is `name/id` of the master.
-    pub fn new(owner: &str, config: &Config, deaths: mpsc::Sender<Death>) -> Self {
-        Self::settling(owner, config, deaths, SETTLED)
+    /// The provider, with the sections of a configuration. `owner` is `name/id` of the master; in `dir` is noted where hosts
+    /// were made.
+    ///
+    /// # Errors
+    /// Where that cannot be read.
+    pub fn new(dir: PathBuf, owner: &str, config: &Config, deaths: mpsc::Sender<Death>) -> io::Result<Self> {
+        Self::settling(dir, owner, config, deaths, SETTLED)
     }
 
     /// As [`Self::new`], in a cloud where a call shows its server within `settled`, or never.
-    pub fn settling(owner: &str, config: &Config, deaths: mpsc::Sender<Death>, settled: Duration) -> Self {
-        let stamp = Stamp::of(owner);
-        let shared = Shared { stamp, deaths, born: clock::now(), settled, state: Mutex::default() };
+    ///
+    /// # Errors
+    /// As there.
+    pub fn settling(
+        dir: PathBuf,
+        owner: &str,
+        config: &Config,
+        deaths: mpsc::Sender<Death>,
+        settled: Duration,
+    ) -> io::Result<Self> {
+        let (stamp, clouds) = (Stamp::of(owner), Clouds::new(dir.join("places"))?);
+        let shared = Shared { stamp, deaths, born: clock::now(), settled, clouds, state: Mutex::default() };
         let new = Self { shared: Arc::new(shared) };
         new.configure(config);
-        new
+        Ok(new)
     }
 
     /// Takes the sections of a new configuration.
     pub fn configure(&self, config: &Config) {
-        let mut state = self.shared.state();
-        state.sections.clear();
+        let mut sections = BTreeMap::new();
+        let (mut whose, mut accounts) = (Vec::new(), Vec::new());
         for (worker, host) in &config.hosts {
             let HostConfig::Openstack(section) = host else { continue };
-            let cloud = Account::of(section, &|name| std::env::var(name).ok()).and_then(|account| {
-                let label = account.label();
-                match state.clouds.get(&label) {
-                    Some(known) if known.account == account => Ok(known.clone()),
-                    // Other credentials for the same cloud: from now on they are used for what was made before, too.
-                    Some(_) | None => {
-                        let cloud = Arc::new(Cloud::new(account)?);
-                        state.clouds.insert(label, cloud.clone());
-                        Ok(cloud)
-                    }
+            let section = Section { config: Arc::new((**section).clone()), cloud: Err(String::new()) };
+            match Account::of(&section.config, &|name| std::env::var(name).ok()) {
+                Ok(account) => {
+                    accounts.push(account);
+                    whose.push((worker.clone(), section));
                 }
-            });
-            state.sections.insert(worker.clone(), Section { config: Arc::new((**section).clone()), cloud });
+                Err(why) => drop(sections.insert(worker.clone(), Section { cloud: Err(why), ..section })),
+            }
         }
+        for ((worker, section), cloud) in whose.into_iter().zip(self.shared.clouds.configure(accounts)) {
+            sections.insert(worker, Section { cloud, ..section });
+        }
+        self.shared.state().sections = sections;
     }
 
     async fn prepare_now(&self, host: &Host, boot: &BootData) -> Result<Order, StartError> {
@@ -131,7 +148,7 @@ impl Servers {
         let spec =
             Spec::of(host).and_then(|spec| spec.ok_or_else(|| format!("start host {}: it has no order", host.id)));
         let spec = spec.map_err(StartError::Rejected)?;
-        let cloud = self.shared.cloud(&spec.cloud).map_err(StartError::Rejected)?;
+        let cloud = self.shared.clouds.at(&spec.cloud).await.map_err(Problem::before_start)?;
         let found = loop {
             let found = self.shared.look(&cloud, &spec, host).await.map_err(unseen)?;
             // What an earlier call may still make is waited for, however often this is asked.
@@ -152,7 +169,7 @@ impl Servers {
     async fn stop_now(&self, host: &Host) -> Result<Stopped, String> {
         // What was never ordered was never made.
         let Some(spec) = Spec::of(host)? else { return Ok(Stopped::Gone) };
-        let cloud = self.shared.cloud(&spec.cloud)?;
+        let cloud = self.shared.clouds.at(&spec.cloud).await.map_err(|problem| problem.to_string())?;
         let shared = &self.shared;
         let stop = async {
             if let Some(id) = &host.handle
@@ -179,18 +196,17 @@ impl Servers {
     }
 
     async fn list_now(&self) -> Result<Vec<ListedHost>, String> {
-        let clouds = {
-            let state = self.shared.state();
-            let mut clouds = BTreeMap::new();
-            for (worker, section) in &state.sections {
-                let cloud = section.cloud.clone().map_err(|why| format!("list the servers of {worker}: {why}"))?;
-                clouds.insert(cloud.account.label(), cloud);
-            }
-            clouds
-        };
+        for (worker, section) in &self.shared.state().sections {
+            section.cloud.as_ref().map_err(|why| format!("list the servers of {worker}: {why}"))?;
+        }
+        let told = |problem: Problem| problem.to_string();
         let mut listed: Vec<ListedHost> = Vec::new();
-        for cloud in clouds.values() {
-            listed.extend(self.shared.list(cloud).await.map_err(|problem| problem.to_string())?);
+        for target in self.shared.clouds.targets().await.map_err(told)? {
+            let found = self.shared.list(&target.cloud).await.map_err(told)?;
+            if found.is_empty() && self.shared.is_settled() {
+                self.shared.clouds.forget(&target);
+            }
+            listed.extend(found);
         }
         let there: BTreeSet<&str> = listed.iter().map(|machine| machine.handle.as_str()).collect();
         self.shared.state().dressed.retain(|id| there.contains(id.as_str()));
@@ -199,10 +215,10 @@ impl Servers {
 
     /// Which cloud it is in, its handle does not say: an id is in one cloud only.
     async fn end_now(&self, listed: &ListedHost) -> Result<Stopped, String> {
-        let clouds: Vec<Arc<Cloud>> = self.shared.state().clouds.values().cloned().collect();
         let stamp = &self.shared.stamp;
         let mut result = Stopped::Gone;
-        for cloud in clouds {
+        for target in self.shared.clouds.targets().await.map_err(|problem| problem.to_string())? {
+            let cloud = target.cloud;
             let ended = match extras::end(&cloud, stamp, listed).await {
                 Some(ended) => ended,
                 None => self.shared.end(&cloud, listed).await,
@@ -216,7 +232,7 @@ impl Servers {
 
     async fn console_now(&self, host: &Host) -> Option<String> {
         let spec = Spec::of(host).ok().flatten()?;
-        let cloud = self.shared.cloud(&spec.cloud).ok()?;
+        let cloud = self.shared.clouds.at(&spec.cloud).await.ok()?;
         servers::console(&cloud, host.handle.as_deref()?).await
     }
 }
@@ -234,16 +250,16 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn cloud(&self, label: &str) -> Result<Arc<Cloud>, String> {
-        let known = self.state().clouds.get(label).cloned();
-        known.ok_or_else(|| format!("reach the cloud {label:?}: no worker's section has the account of it any more"))
-    }
-
     /// Whether a server may still appear that an earlier call has asked for: one of ours, or of the master before.
     fn is_in_doubt(&self, host: &Host) -> bool {
         let now = clock::now();
         let inherited = host.created < self.born && now.since(self.born) < self.settled;
         inherited || self.state().doubts.get(&host.id).is_some_and(|until| now < *until)
+    }
+
+    /// Whether no server may still appear that was asked for.
+    fn is_settled(&self) -> bool {
+        clock::now().since(self.born) >= self.settled && self.state().doubts.is_empty()
     }
 
     /// The host's server, where there is one. Of two only the older one stays.
@@ -259,6 +275,8 @@ impl Shared {
 
     /// Asks for the server. What becomes of the call when nobody waits for it any more is in doubt from its beginning.
     async fn make(&self, cloud: &Cloud, spec: &Spec, host: &Host) -> Result<String, StartError> {
+        let noted = self.clouds.note(&spec.cloud);
+        noted.map_err(|error| StartError::Transient(format!("note where servers are made: {error}")))?;
         let doubted = self.state().doubts.insert(host.id.clone(), clock::now() + CALL_LIMIT + self.settled).is_some();
         let problem = match cloud.post(Service::Compute, "/servers", &json!({ "server": spec.server })).await {
             Ok(told) => match told["server"]["id"].as_str() {

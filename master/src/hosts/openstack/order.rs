@@ -21,7 +21,7 @@ const METADATA_VALUE: usize = 255;
 /// An order's spec.
 #[derive(Serialize, Deserialize)]
 pub(super) struct Spec {
-    /// Which cloud: [`super::account::Account::label`].
+    /// Which cloud: [`Cloud::place`].
     pub(super) cloud: String,
     /// The server's name: what it is looked for by before it is made.
     pub(super) name: String,
@@ -102,7 +102,7 @@ pub(super) async fn prepare(
     set("config_drive", section.config_drive.then_some(Value::Bool(true)));
     let groups: Vec<Value> = section.security_groups.iter().map(|name| json!({ "name": name })).collect();
     set("security_groups", (!groups.is_empty()).then_some(Value::Array(groups)));
-    let spec = Spec { cloud: cloud.account.label(), name, server };
+    let spec = Spec { cloud: cloud.place().await.map_err(Problem::before_start)?, name, server };
     let spec = serde_json::to_string(&spec).map_err(|e| StartError::Rejected(format!("write down the order: {e}")))?;
     // Which server it will be is Nova's choice.
     Ok(Order { number: 0, image, spec, more: false, fresh: false, identity: None, price: section.price_per_hour })
@@ -131,7 +131,7 @@ pub(super) async fn flavor(cloud: &Cloud, given: &str) -> Result<String, Problem
 }
 
 /// What Nova is told of networks.
-async fn networks(cloud: &Cloud, given: &[String]) -> Result<Value, Problem> {
+pub(super) async fn networks(cloud: &Cloud, given: &[String]) -> Result<Value, Problem> {
     match given {
         [] => Ok("auto".into()),
         [none] if none == "none" => Ok("none".into()),
@@ -166,7 +166,7 @@ pub(super) async fn network(cloud: &Cloud, given: &str, pool: bool) -> Result<St
 }
 
 /// A text as one segment of a path, or a value of a query.
-fn segment(text: &str) -> String {
+pub(super) fn segment(text: &str) -> String {
     let plain = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~');
     text.bytes().map(|byte| if plain(&byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") }).collect()
 }

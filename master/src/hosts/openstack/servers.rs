@@ -21,6 +21,8 @@ pub const NAME: &str = "rouse-name";
 
 /// Lines of a console that are evidence.
 const CONSOLE_LINES: u32 = 200;
+/// Readings of the list of servers, at most, until two are whole.
+const READINGS: u32 = 6;
 /// How much of a console is evidence, bytes.
 const CONSOLE: usize = 8 << 10;
 
@@ -130,11 +132,28 @@ impl Stamp {
 ///
 /// The whole project is listed: Nova lets only administrators filter by metadata, and ignores the filter of others.
 ///
+/// A server has another place in the list once Nova has found a host for it. Where it moves while pages are read, one page
+/// is too early for it and the next too late. That happens once in its life, so whatever two readings have is all.
+///
 /// # Errors
 /// Where the list is not whole.
 pub async fn all(cloud: &Cloud, stamp: &Stamp) -> Result<Vec<Server>, Problem> {
-    let told = cloud.list(Service::Compute, "/servers/detail", "servers").await?;
-    Ok(told.iter().filter_map(|server| Server::of(server, &stamp.name)).collect())
+    let mut found = BTreeMap::new();
+    let (mut whole, mut broken) = (0, None);
+    for _ in 0..READINGS {
+        let pages = cloud.read(Service::Compute, "/servers/detail", "servers").await?;
+        let ours = pages.items.iter().filter_map(|server| Server::of(server, &stamp.name));
+        found.extend(ours.map(|server| (server.id.clone(), server)));
+        match pages.broken {
+            None => whole += 1,
+            Some(why) => broken = Some(why),
+        }
+        if whole == 2 || (whole == 1 && pages.count == 1) {
+            return Ok(found.into_values().collect());
+        }
+    }
+    let unread = || Problem::Misfit("list the servers: they change faster than they can be read".to_owned());
+    Err(broken.unwrap_or_else(unread))
 }
 
 /// The servers of one host, the one that counts first: normally one. There are two only where a call that was taken for

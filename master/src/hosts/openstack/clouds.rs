@@ -1,0 +1,146 @@
+//! The clouds that hosts may be in: those of the configuration, and those of earlier ones until nothing of ours is there.
+
+use super::account::Account;
+use super::cloud::Cloud;
+use super::problem::Problem;
+use crate::hosts::noted::Noted;
+use std::collections::BTreeSet;
+use std::io;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// All of them.
+pub(super) struct Clouds(Mutex<State>);
+
+struct State {
+    /// Those of the configuration first.
+    known: Vec<Known>,
+    /// Where hosts were made, by [`Cloud::place`].
+    used: Noted,
+    /// How many servers this process has asked for.
+    asked: u64,
+}
+
+#[derive(Clone)]
+struct Known {
+    cloud: Arc<Cloud>,
+    /// Whether the configuration has it now.
+    current: bool,
+}
+
+/// A place to be listed.
+pub(super) struct Target {
+    pub(super) cloud: Arc<Cloud>,
+    place: String,
+    /// [`State::asked`] before it is listed.
+    asked: u64,
+}
+
+impl Clouds {
+    /// With the places that an earlier master has noted in `file`.
+    ///
+    /// # Errors
+    /// Where the file cannot be read.
+    pub(super) fn new(file: PathBuf) -> io::Result<Self> {
+        Ok(Self(Mutex::new(State { known: Vec::new(), used: Noted::read(file)?, asked: 0 })))
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes the accounts of a new configuration; the cloud of each. An account that it still has keeps its token.
+    pub(super) fn configure(&self, accounts: Vec<Account>) -> Vec<Result<Arc<Cloud>, String>> {
+        let mut state = self.state();
+        for known in &mut state.known {
+            known.current = accounts.contains(&known.cloud.account);
+        }
+        let mut all = Vec::new();
+        for account in accounts {
+            let known =
+                state.known.iter().find(|known| known.cloud.account == account).map(|known| known.cloud.clone());
+            all.push(known.map_or_else(|| Cloud::new(account).map(Arc::new), Ok));
+            if let Some(Ok(cloud)) = all.last()
+                && !state.known.iter().any(|known| known.cloud.account == cloud.account)
+            {
+                state.known.push(Known { cloud: cloud.clone(), current: true });
+            }
+        }
+        state.known.sort_by_key(|known| !known.current);
+        all
+    }
+
+    /// The cloud at a place, by whatever account of the configuration, or of an earlier one, leads there.
+    ///
+    /// # Errors
+    /// Where none does, or it cannot be found out which.
+    pub(super) async fn at(&self, place: &str) -> Result<Arc<Cloud>, Problem> {
+        let known = self.state().known.clone();
+        let mut unclear = None;
+        for Known { cloud, .. } in known {
+            match cloud.place().await {
+                Ok(there) if there == place => return Ok(cloud),
+                Ok(_) => {}
+                Err(problem) => unclear = Some(problem),
+            }
+        }
+        let none = || Problem::Misfit(format!("reach {}: no worker's section leads there any more", shown(place)));
+        Err(unclear.unwrap_or_else(none))
+    }
+
+    /// Every place where a host may be, each once.
+    ///
+    /// # Errors
+    /// Where one of them cannot be reached.
+    pub(super) async fn targets(&self) -> Result<Vec<Target>, Problem> {
+        let (known, asked) = {
+            let state = self.state();
+            (state.known.clone(), state.asked)
+        };
+        let mut targets: Vec<Target> = Vec::new();
+        for Known { cloud, current } in known {
+            let place = match cloud.known_place() {
+                Some(place) => place.to_owned(),
+                None if current => cloud.place().await?,
+                // Nobody has ever logged in, so nothing was made with it.
+                None => continue,
+            };
+            if !targets.iter().any(|target| target.place == place) {
+                targets.push(Target { cloud, place, asked });
+            }
+        }
+        let reached: BTreeSet<&str> = targets.iter().map(|target| target.place.as_str()).collect();
+        match self.state().used.all().iter().find(|place| !reached.contains(place.as_str())) {
+            None => Ok(targets),
+            Some(place) => Err(Problem::Misfit(format!(
+                "list the servers of {}: hosts were made there, and no worker's section leads there any more",
+                shown(place)
+            ))),
+        }
+    }
+
+    /// Notes, over restarts too, that hosts are made at a place; before one is.
+    ///
+    /// # Errors
+    /// Where it cannot be written down.
+    pub(super) fn note(&self, place: &str) -> io::Result<()> {
+        let mut state = self.state();
+        state.asked += 1;
+        state.used.add(place)
+    }
+
+    /// Nothing of ours was there when it was listed. A server that was asked for since then keeps it in mind.
+    pub(super) fn forget(&self, target: &Target) {
+        let mut state = self.state();
+        if state.asked == target.asked {
+            state.used.remove(&target.place);
+            state.known.retain(|known| known.current || known.cloud.known_place() != Some(target.place.as_str()));
+        }
+    }
+}
+
+/// As a person would say it.
+fn shown(place: &str) -> String {
+    let (project, region) = place.split_once(' ').unwrap_or((place, ""));
+    format!("the project {project} in the region {region}")
+}

@@ -1,0 +1,105 @@
+//! `rouse check --online`: whether a section's hosts could be started, and which image they would boot. Makes nothing, and
+//! asks nothing but the section's own cloud.
+
+use super::account::Account;
+use super::cloud::{Cloud, Service};
+use super::problem::Problem;
+use super::{images, order, servers};
+use crate::config::OpenstackConfig;
+use crate::hosts::online::Finding;
+use serde_json::Value;
+
+/// Looks at one section.
+pub async fn check(section: &OpenstackConfig) -> Vec<Finding> {
+    let account = Account::of(section, &|name| std::env::var(name).ok());
+    let cloud = match account.and_then(Cloud::new) {
+        Ok(cloud) => cloud,
+        Err(why) => return vec![Finding::bad(format!("failed to {why}"))],
+    };
+    // Without a login there is no use in asking on.
+    if let Err(problem) = cloud.place().await {
+        return vec![failed(&problem)];
+    }
+    let mut found = Vec::new();
+    let image = images::resolve(&cloud, &section.image).await;
+    let flavor = order::flavor(&cloud, &section.flavor).await;
+    match (&image, &flavor) {
+        (Ok(image), Ok(_)) => {
+            let told = cloud.get(Service::Image, &format!("/images/{image}")).await.unwrap_or_default();
+            let name = told["name"].as_str().unwrap_or("without a name");
+            found.push(Finding::good(format!("boots {image} ({name}) as {}", section.flavor)));
+        }
+        (_, Err(problem)) => found.push(failed(problem)),
+        (Err(_), Ok(_)) => {}
+    }
+    if let Err(error) = &image {
+        found.push(Finding::bad(format!("failed to {}", error.text())));
+    }
+    let asked = [
+        order::networks(&cloud, &section.networks).await.map(drop),
+        pool(&cloud, section.floating_ip_pool.as_deref()).await,
+        key(&cloud, section.key_name.as_deref()).await,
+        groups(&cloud, &section.security_groups).await,
+        zone(&cloud, section.availability_zone.as_deref()).await,
+        volumes(&cloud, section.boot_volume_gb.is_some()).await,
+    ];
+    found.extend(asked.iter().filter_map(|asked| asked.as_ref().err()).map(failed));
+    if let Ok(flavor) = flavor {
+        match servers::lacks_quota(&cloud, &flavor).await {
+            Ok(false) => {}
+            // It may be rouse's own hosts that use it.
+            Ok(true) => found.push(Finding::good("the project has no room for another server just now")),
+            Err(problem) => found.push(failed(&problem)),
+        }
+    }
+    found
+}
+
+fn failed(problem: &Problem) -> Finding {
+    Finding::bad(format!("failed to {problem}"))
+}
+
+async fn pool(cloud: &Cloud, given: Option<&str>) -> Result<(), Problem> {
+    match given {
+        Some(name) => order::network(cloud, name, true).await.map(drop),
+        None => Ok(()),
+    }
+}
+
+async fn key(cloud: &Cloud, given: Option<&str>) -> Result<(), Problem> {
+    let Some(name) = given else { return Ok(()) };
+    match cloud.get(Service::Compute, &format!("/os-keypairs/{}", order::segment(name))).await {
+        Err(problem) if problem.is_missing() => Err(none("key pair", name)),
+        other => other.map(drop),
+    }
+}
+
+async fn groups(cloud: &Cloud, given: &[String]) -> Result<(), Problem> {
+    if given.is_empty() {
+        return Ok(());
+    }
+    let all = cloud.list(Service::Network, "/security-groups", "security_groups").await?;
+    let is = |group: &Value, name: &str| group["name"] == *name || group["id"] == *name;
+    let missing = given.iter().find(|name| !all.iter().any(|group| is(group, name)));
+    missing.map_or(Ok(()), |name| Err(none("security group", name)))
+}
+
+async fn zone(cloud: &Cloud, given: Option<&str>) -> Result<(), Problem> {
+    let Some(name) = given else { return Ok(()) };
+    let all = cloud.list(Service::Compute, "/os-availability-zone", "availabilityZoneInfo").await?;
+    // What stands after a colon is for administrators.
+    let plain = name.split(':').next().unwrap_or(name);
+    let there = all.iter().any(|zone| zone["zoneName"] == *plain);
+    if there { Ok(()) } else { Err(none("availability zone", name)) }
+}
+
+async fn volumes(cloud: &Cloud, wanted: bool) -> Result<(), Problem> {
+    if !wanted {
+        return Ok(());
+    }
+    cloud.get(Service::Volume, "/volumes?limit=1").await.map(drop)
+}
+
+fn none(what: &str, name: &str) -> Problem {
+    Problem::Misfit(format!("find the {what} {name:?}: there is none"))
+}
