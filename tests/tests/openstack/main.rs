@@ -5,6 +5,7 @@ mod account;
 mod check;
 mod contract;
 mod faults;
+mod images;
 mod lost;
 mod servers;
 mod stand;
