@@ -5,7 +5,7 @@
 //! changed while a list was on its way is none. Where it is to put things right it goes on until nothing differs that it
 //! may touch, or its time is over.
 
-use super::event::{Answer, Effect, Level, ListedHost, Owner, RequestId};
+use super::event::{Answer, Effect, Level, ListedHost, Owner, RequestId, Unlisted};
 use super::plan::ProviderKind;
 use super::record::HostState;
 use super::timers::Timer;
@@ -47,7 +47,7 @@ pub struct AuditReport {
     pub differences: Vec<Difference>,
     /// Hosts in the ledger that are not gone.
     pub hosts: usize,
-    /// Machines that the providers list under our name, whatever their id.
+    /// Machines that the providers list under our name, whatever their id; without those of whoever could not be asked.
     pub listed: usize,
 }
 
@@ -67,7 +67,7 @@ pub enum DifferenceKind {
     Namesake,
     /// A host of the ledger that its provider does not list.
     Missing,
-    /// A provider could not be asked: nothing is known of it.
+    /// A provider could not be asked, or not all of it: nothing is known of what it has not listed.
     ListFailed,
 }
 
@@ -103,7 +103,7 @@ pub struct Difference {
 }
 
 type Key = (DifferenceKind, ProviderKind, String);
-type List = Result<Vec<ListedHost>, String>;
+type List = Result<Vec<ListedHost>, Unlisted>;
 
 impl Difference {
     fn of_machine(kind: DifferenceKind, provider: ProviderKind, machine: &ListedHost, why: &str) -> Self {
@@ -169,22 +169,24 @@ impl Core {
         self.timers.set(Timer::Audit(provider), now + self.plan.audit_interval);
     }
 
-    /// Holds what a provider lists against the ledger. A list that failed says nothing.
+    /// Holds what a provider lists against the ledger. One that is not whole says nothing of what is not on it.
     pub(super) fn on_listed(&mut self, now: Timestamp, provider: ProviderKind, result: List) {
-        let listed = match result {
-            Ok(listed) => listed,
-            Err(why) => {
+        let (listed, whole) = match result {
+            Ok(listed) => (listed, true),
+            Err(Unlisted { why, heard }) => {
                 if self.unlisted.contains(&provider) {
                     self.timers.set(Timer::Audit(provider), now + FIRST_LIST_AGAIN);
                 }
-                return self
-                    .note(Level::Warn, format!("the hosts of {} could not be listed: {why}", provider.as_str()));
+                self.note(Level::Warn, format!("the hosts of {} could not be listed: {why}", provider.as_str()));
+                (heard, false)
             }
         };
-        self.listed.insert(provider);
-        self.pending.wake |= self.unlisted.remove(&provider);
+        if whole {
+            self.listed.insert(provider);
+            self.pending.wake |= self.unlisted.remove(&provider);
+        }
         let (listed, namesakes): (Vec<_>, Vec<_>) = listed.into_iter().partition(|m| m.owner == Owner::Ours);
-        self.note_namesakes(provider, &namesakes);
+        self.note_namesakes(provider, &namesakes, whole);
         for machine in &listed {
             if let Some(live) = self.hosts.get_mut(&machine.host) {
                 live.absent = 0;
@@ -207,6 +209,9 @@ impl Core {
                 }
             }
         }
+        if !whole {
+            return;
+        }
         let orphans = self.orphans.len();
         self.orphans.retain(|(of, handle), _| *of != provider || listed.iter().any(|m| m.handle == *handle));
         self.forget_told_orphans(provider, |handle| listed.iter().any(|m| m.handle == *handle));
@@ -227,7 +232,7 @@ impl Core {
     }
 
     /// Says once of each machine that bears our name and another id that it is there. It is never touched.
-    fn note_namesakes(&mut self, provider: ProviderKind, machines: &[ListedHost]) {
+    fn note_namesakes(&mut self, provider: ProviderKind, machines: &[ListedHost], whole: bool) {
         for machine in machines {
             let Owner::Namesake(id) = &machine.owner else { continue };
             if self.namesakes.insert((provider, machine.handle.clone())) {
@@ -240,7 +245,9 @@ impl Core {
                 self.note(Level::Warn, text);
             }
         }
-        self.namesakes.retain(|(of, handle)| *of != provider || machines.iter().any(|m| m.handle == *handle));
+        if whole {
+            self.namesakes.retain(|(of, handle)| *of != provider || machines.iter().any(|m| m.handle == *handle));
+        }
     }
 
     pub(super) fn on_audit(&mut self, now: Timestamp, request: RequestId, mode: AuditMode) {
@@ -308,7 +315,8 @@ impl Core {
     pub(super) fn on_audit_over(&mut self, now: Timestamp, request: RequestId) {
         let Some(mut audit) = self.audits.remove(&request) else { return };
         for list in audit.lists.values_mut() {
-            list.get_or_insert_with(|| Err(format!("no answer within the {} s of an audit", AUDIT_LIMIT.as_secs())));
+            let silent = || format!("no answer within the {} s of an audit", AUDIT_LIMIT.as_secs());
+            list.get_or_insert_with(|| Err(silent().into()));
         }
         let found = self.compare(now, &audit.lists);
         self.answer_audit(request, &audit, found);
@@ -317,13 +325,13 @@ impl Core {
     fn compare(&self, now: Timestamp, lists: &BTreeMap<ProviderKind, Option<List>>) -> BTreeMap<Key, Difference> {
         let mut found = Vec::new();
         for (&provider, list) in lists {
-            let listed = match list {
-                Some(Ok(listed)) => listed,
-                Some(Err(why)) => {
+            let (listed, whole) = match list {
+                Some(Ok(listed)) => (listed, true),
+                Some(Err(Unlisted { why, heard })) => {
                     let kind = DifferenceKind::ListFailed;
                     let why = format!("its hosts could not be listed: {why}");
                     found.push(Difference { kind, provider, host: None, handle: None, owner: None, why, done: false });
-                    continue;
+                    (heard, false)
                 }
                 None => continue,
             };
@@ -341,7 +349,7 @@ impl Core {
             let ours = |id: &HostId| listed.iter().any(|m| m.owner == Owner::Ours && m.host == *id);
             // One that is being stopped is on its way out already.
             let lost = self.hosts.iter().filter(|(id, live)| {
-                live.should_be_listed(now, provider) && live.host.state != HostState::Stopping && !ours(id)
+                whole && live.should_be_listed(now, provider) && live.host.state != HostState::Stopping && !ours(id)
             });
             found.extend(lost.map(|(id, live)| Difference {
                 kind: DifferenceKind::Missing,
@@ -393,7 +401,8 @@ impl Core {
             difference
         }));
         differences.sort_by_key(Difference::key);
-        let listed = audit.lists.values().flatten().flatten().map(Vec::len).sum();
+        let machines = |list: &List| list.as_ref().unwrap_or_else(|unlisted| &unlisted.heard).len();
+        let listed = audit.lists.values().flatten().map(machines).sum();
         let report = AuditReport { differences, hosts: self.hosts.len(), listed };
         self.reply(request, Answer::Audit(Box::new(report)));
     }

@@ -116,7 +116,7 @@ pub enum Event {
         /// Whose list.
         provider: ProviderKind,
         /// What bears our name.
-        result: Result<Vec<ListedHost>, String>,
+        result: Result<Vec<ListedHost>, Unlisted>,
     },
     /// The log adapter holds every byte of these logs up to the lengths of [`Effect::CheckLogs`]. Late and twice.
     LogsWhole {
@@ -152,7 +152,7 @@ pub enum Event {
         /// Whose list.
         provider: ProviderKind,
         /// What bears our name; whole, or an error.
-        result: Result<Vec<ListedHost>, String>,
+        result: Result<Vec<ListedHost>, Unlisted>,
     },
     /// [`Effect::SendMail`] came to an end. Once; never for what an earlier master was sending, which is sent again.
     MailSent {
@@ -227,6 +227,21 @@ pub struct ListedHost {
     pub handle: String,
     /// Whose it is.
     pub owner: Owner,
+}
+
+/// Why a provider's list is not whole.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Unlisted {
+    /// Who could not be asked, in a sentence.
+    pub why: String,
+    /// What the others have: these are there, and of what is not among them nothing is known.
+    pub heard: Vec<ListedHost>,
+}
+
+impl From<String> for Unlisted {
+    fn from(why: String) -> Self {
+        Self { why, heard: Vec::new() }
+    }
 }
 
 /// Whose a machine with our name is.

@@ -3,7 +3,7 @@
 
 use crate::broker::{LinkHandle, Outbound};
 use crate::config::Config;
-use crate::core::event::{Answer, Change, Effect, Event, Level, ListedHost, RequestId, StartError, Stopped};
+use crate::core::event::{Answer, Change, Effect, Event, Level, ListedHost, RequestId, StartError, Stopped, Unlisted};
 use crate::core::plan::ProviderKind;
 use crate::core::record::Host;
 use crate::hosts::{CALL_LIMIT, Hosts};
@@ -298,10 +298,10 @@ fn absent(provider: ProviderKind) -> String {
     format!("this build of rouse has no provider {}", provider.as_str())
 }
 
-async fn list(hosts: &Hosts, provider: ProviderKind) -> Result<Vec<ListedHost>, String> {
+async fn list(hosts: &Hosts, provider: ProviderKind) -> Result<Vec<ListedHost>, Unlisted> {
     match hosts.provider(provider) {
-        Some(p) => tokio::time::timeout(CALL_LIMIT, p.list()).await.unwrap_or_else(|_| Err(silent())),
-        None => Err(absent(provider)),
+        Some(p) => tokio::time::timeout(CALL_LIMIT, p.list()).await.unwrap_or_else(|_| Err(silent().into())),
+        None => Err(absent(provider).into()),
     }
 }
 

@@ -15,7 +15,7 @@ pub mod process;
 pub mod user_data;
 
 use crate::config::Config;
-use crate::core::event::{ListedHost, StartError, Started, Stopped};
+use crate::core::event::{ListedHost, StartError, Started, Stopped, Unlisted};
 use crate::core::plan::ProviderKind;
 use crate::core::record::{Host, Order};
 use rouse_shared::boot::BootData;
@@ -40,8 +40,9 @@ pub trait Provider: Send + Sync {
     fn start<'a>(&'a self, host: &'a Host) -> Answer<'a, Result<Started, StartError>>;
     /// Ends the host's machine. `Gone` only when the provider itself says that there is none, or where none was ordered.
     fn stop<'a>(&'a self, host: &'a Host) -> Answer<'a, Result<Stopped, String>>;
-    /// All machines that bear our master's name, with its id or another; whole, or an error.
-    fn list(&self) -> Answer<'_, Result<Vec<ListedHost>, String>>;
+    /// All machines that bear our master's name, with its id or another; whole, or an error, which has what was heard
+    /// from those that could be asked.
+    fn list(&self) -> Answer<'_, Result<Vec<ListedHost>, Unlisted>>;
     /// Ends a machine that [`Self::list`] has told of and that the ledger does not know; where its owner is a namesake,
     /// that one's. Its handle says where it is.
     fn end<'a>(&'a self, listed: &'a ListedHost) -> Answer<'a, Result<Stopped, String>>;

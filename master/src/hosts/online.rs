@@ -2,6 +2,7 @@
 //! the clouds that the configuration names.
 
 use crate::config::{Config, HostConfig};
+use rouse_shared::WorkerName;
 
 /// What was found of a section.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -26,22 +27,27 @@ impl Finding {
 
 /// What there is to say of every section: the template's name and the finding. Workers of one template share theirs.
 pub async fn check(config: &Config) -> Vec<(String, Finding)> {
-    let mut seen: Vec<(&str, &HostConfig)> = Vec::new();
-    let mut all = Vec::new();
+    let mut templates: Vec<(&str, Vec<(&WorkerName, &HostConfig)>)> = Vec::new();
     for (name, host) in &config.hosts {
         let latent = config.plan.workers.get(name).and_then(|worker| worker.latent.as_ref());
         let template = latent.map_or(name.as_str(), |latent| latent.template.as_str());
-        if seen.iter().any(|(of, _)| *of == template) {
-            continue;
+        match templates.iter_mut().find(|(of, _)| *of == template) {
+            Some((_, workers)) => workers.push((name, host)),
+            None => templates.push((template, vec![(name, host)])),
         }
-        seen.push((template, host));
-        let found = check_one(config, host).await;
+    }
+    let mut all = Vec::new();
+    for (template, workers) in templates {
+        let found = check_one(config, &workers).await;
         all.extend(found.into_iter().map(|finding| (template.to_owned(), finding)));
     }
     all
 }
 
-async fn check_one(config: &Config, host: &HostConfig) -> Vec<Finding> {
+/// Looks at the section of these workers, of whom there is at least one. Their sections differ only in what has the
+/// worker's name in it.
+async fn check_one(config: &Config, workers: &[(&WorkerName, &HostConfig)]) -> Vec<Finding> {
+    let Some((_, host)) = workers.first() else { return Vec::new() };
     match host {
         #[cfg(feature = "ec2")]
         HostConfig::Ec2(section) => super::ec2::check(section, &config.master.name).await,
@@ -51,12 +57,16 @@ async fn check_one(config: &Config, host: &HostConfig) -> Vec<Finding> {
         HostConfig::Openstack(section) => super::openstack::check(section).await,
         #[cfg(not(feature = "openstack"))]
         HostConfig::Openstack(_) => vec![absent(config)],
+        #[cfg(feature = "libvirt")]
+        HostConfig::Libvirt(_) => super::libvirt::check(workers).await,
+        #[cfg(not(feature = "libvirt"))]
+        HostConfig::Libvirt(_) => vec![absent(config)],
         // What there is to be seen of them without asking anybody is part of the check without --online.
-        HostConfig::Process(_) | HostConfig::Libvirt(_) => Vec::new(),
+        HostConfig::Process(_) => Vec::new(),
     }
 }
 
-#[cfg(not(all(feature = "ec2", feature = "openstack")))]
+#[cfg(not(all(feature = "ec2", feature = "libvirt", feature = "openstack")))]
 fn absent(_config: &Config) -> Finding {
     Finding::bad("this build of rouse has no such provider")
 }

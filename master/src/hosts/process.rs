@@ -7,7 +7,7 @@
 use super::{Answer, Death, Provider};
 use crate::clock;
 use crate::config::{Config, HostConfig};
-use crate::core::event::{ListedHost, Owner, StartError, Started, Stopped};
+use crate::core::event::{ListedHost, Owner, StartError, Started, Stopped, Unlisted};
 use crate::core::record::{Host, Order};
 use rouse_shared::boot::BootData;
 use rouse_shared::names::ZYGOTE_ARGUMENT;
@@ -275,7 +275,7 @@ impl Provider for Processes {
         Box::pin(async move { self.stop_now(&self.owner, &host.id).await })
     }
 
-    fn list(&self) -> Answer<'_, Result<Vec<ListedHost>, String>> {
+    fn list(&self) -> Answer<'_, Result<Vec<ListedHost>, Unlisted>> {
         Box::pin(async move {
             let name = name_of(&self.owner).to_owned();
             let all = beside(move || stamped(|owner| name_of(owner) == name)).await;

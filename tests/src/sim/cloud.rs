@@ -3,7 +3,7 @@
 use super::Break;
 use super::machine::Machine;
 use super::world::World;
-use rouse_master::core::event::{Event, ListedHost, Owner, RequestId, StartError, Started, Stopped};
+use rouse_master::core::event::{Event, ListedHost, Owner, RequestId, StartError, Started, Stopped, Unlisted};
 use rouse_master::core::plan::ProviderKind;
 use rouse_master::core::record::{Host, Order};
 use rouse_shared::HostId;
@@ -325,8 +325,12 @@ impl World {
             }
             let (delay, result) = match back {
                 Some(back) if !fails => (back, Ok(listed)),
-                Some(back) => (back, Err("it is one of those days".to_owned())),
-                None => (CALL_LIMIT - there, Err("no answer within 60 s".to_owned())),
+                Some(back) => {
+                    // Half of it could be asked.
+                    listed.truncate(listed.len().div_ceil(2));
+                    (back, Err(Unlisted { why: "it is one of those days".to_owned(), heard: listed }))
+                }
+                None => (CALL_LIMIT - there, Err("no answer within 60 s".to_owned().into())),
             };
             let result = match (w.broken, result) {
                 (Some(Break::FailedListIsEmpty), Err(_)) => Ok(Vec::new()),

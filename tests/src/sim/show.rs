@@ -1,7 +1,7 @@
 //! What happens, in one line each, for a transcript that a person reads from top to bottom.
 
 use rouse_agent::core::{Effect as AgentEffect, Event as AgentEvent};
-use rouse_master::core::event::Event;
+use rouse_master::core::event::{Event, ListedHost, Unlisted};
 use rouse_master::core::plan::Plan;
 use rouse_master::core::show;
 use rouse_shared::message::{AttemptReport, ToMaster};
@@ -83,13 +83,11 @@ pub(super) fn event(event: &Event) -> String {
     }
 }
 
-fn listed(result: &Result<Vec<rouse_master::core::event::ListedHost>, String>) -> String {
+fn listed(result: &Result<Vec<ListedHost>, Unlisted>) -> String {
+    let ids = |hosts: &[ListedHost]| hosts.iter().map(|h| format!("{} {}", h.host, h.handle)).collect::<Vec<_>>();
     match result {
-        Ok(hosts) => {
-            let ids: Vec<_> = hosts.iter().map(|h| format!("{} {}", h.host, h.handle)).collect();
-            format!("[{}]", ids.join(", "))
-        }
-        Err(why) => format!("nothing: {why}"),
+        Ok(hosts) => format!("[{}]", ids(hosts).join(", ")),
+        Err(Unlisted { why, heard }) => format!("no more than [{}]: {why}", ids(heard).join(", ")),
     }
 }
 

@@ -58,7 +58,7 @@ async fn each_refusal_is_told_by_its_kind() {
     stand.cloud.set(&json!({ "key": "AKIAANOTHER" }));
     let error = stand.prepare(&mut host, 0).await.unwrap_err();
     assert!(matches!(&error, StartError::Auth(text) if text.contains("does not know the credentials")), "{error:?}");
-    assert!(stand.provider.list().await.unwrap_err().contains(KEY), "a list that fails is no empty list");
+    assert!(stand.provider.list().await.unwrap_err().why.contains(KEY), "a list that fails is no empty list");
 }
 
 #[tokio::test(flavor = "multi_thread")]

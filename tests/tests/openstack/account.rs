@@ -12,7 +12,13 @@ use std::collections::BTreeSet;
 
 /// Whether a list can be had with this section; else why not.
 async fn list(more: &str) -> Result<(), String> {
-    Stand::new(more).await.provider.list().await.map(|listed| assert!(listed.is_empty()))
+    Stand::new(more)
+        .await
+        .provider
+        .list()
+        .await
+        .map(|listed| assert!(listed.is_empty()))
+        .map_err(|unlisted| unlisted.why)
 }
 
 /// A line with Keystone's address in another form.
@@ -175,7 +181,7 @@ async fn a_token_that_is_refused_is_replaced_once() {
     assert_eq!(logins(stand.proxy.take_seen()), 1);
     // Nova no longer takes any: it is not asked for ever.
     stand.proxy.fail(0, 100, refusal, |r| r.is("GET", "/servers/detail"));
-    let why = stand.provider.list().await.unwrap_err();
+    let why = stand.provider.list().await.unwrap_err().why;
     assert!(why.contains("401"), "{why}");
     assert_eq!(logins(stand.proxy.take_seen()), 1);
     stand.proxy.heal();

@@ -1,7 +1,7 @@
 //! Transcripts of audits.
 
 use super::super::audit::{AUDIT_LIMIT, AuditMode};
-use super::super::event::{Event, ListedHost, Owner, RequestId};
+use super::super::event::{Event, ListedHost, Owner, RequestId, Unlisted};
 use super::super::plan::ProviderKind;
 use super::{Bench, latent, on, plan};
 use rouse_shared::HostId;
@@ -22,9 +22,13 @@ impl Bench {
         self.event(&format!("audit: {mode:?}"), Event::Audit { request: REQUEST, mode });
     }
 
-    fn listed(&mut self, round: u32, result: Result<Vec<ListedHost>, String>) {
-        let names: Vec<_> = result.iter().flatten().map(|m| m.handle.clone()).collect();
-        let what = if result.is_ok() { names.join(" ") } else { "error".to_owned() };
+    fn listed(&mut self, round: u32, result: Result<Vec<ListedHost>, Unlisted>) {
+        let names = |machines: &[ListedHost]| machines.iter().map(|m| m.handle.clone()).collect::<Vec<_>>().join(" ");
+        let what = match &result {
+            Ok(machines) => names(machines),
+            Err(unlisted) if unlisted.heard.is_empty() => "error".to_owned(),
+            Err(unlisted) => format!("error, and {}", names(&unlisted.heard)),
+        };
         let event = Event::ListedForAudit { request: REQUEST, round, provider: PROVIDER, result };
         self.event(&format!("listed for round {round}: {what}"), event);
     }
@@ -52,9 +56,9 @@ fn an_audit_that_only_looks_changes_nothing() {
     bench.listed(1, Ok(vec![]));
     bench.listed(2, Ok(vec![machine(1, Owner::Ours), namesake(3)]));
     bench.audit(AuditMode::Look);
-    bench.listed(1, Err("no such key".to_owned()));
+    bench.listed(1, Err("no such key".to_owned().into()));
     bench.pass(2);
-    bench.listed(2, Err("no such key".to_owned()));
+    bench.listed(2, Err("no such key".to_owned().into()));
     bench.check("audit_look");
 }
 
@@ -102,6 +106,39 @@ fn a_host_that_two_lists_lack_is_gone_where_it_is_to_be_fixed() {
     bench.pass(3);
     bench.listed(3, Ok(vec![]));
     bench.check("audit_missing");
+}
+
+#[test]
+fn a_list_that_is_not_whole_tells_what_is_there_and_not_what_is_gone() {
+    let mut bench = Bench::quietly(plan(vec![latent("l")]));
+    let partly = |heard: Vec<ListedHost>| Err(Unlisted { why: "one of two did not answer".to_owned(), heard });
+    let (stray, other) = (machine(1, Owner::Ours), machine(2, Owner::Ours));
+    let provider = PROVIDER;
+    bench.submit(on("l"));
+    bench.wake("l");
+    for beat in 1..=9 {
+        bench.pass(10);
+        bench.heartbeat("l", beat);
+    }
+    bench.hush();
+    bench.event("listed: i-1 i-2", Event::Listed { provider, result: Ok(vec![stray.clone(), other]) });
+    // Neither the host nor the second orphan is known to be gone; the first is there, and old enough.
+    for beat in 10..=18 {
+        bench.pass(10);
+        bench.heartbeat("l", beat);
+    }
+    bench.hush();
+    for _ in 0..3 {
+        bench.event("listed: error, and i-1", Event::Listed { provider, result: partly(vec![stray.clone()]) });
+    }
+    bench.text.push_str(&format!("        strangers: {:?}\n", bench.core.strangers()));
+    bench.audit(AuditMode::Fix);
+    bench.listed(1, partly(vec![stray.clone()]));
+    bench.pass(2);
+    bench.listed(2, partly(vec![stray]));
+    bench.pass(3);
+    bench.listed(3, partly(vec![]));
+    bench.check("audit_partly");
 }
 
 #[test]

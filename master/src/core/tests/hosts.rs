@@ -1,6 +1,6 @@
 //! Hosts: woken, idle, drained, stopped; failures; limits.
 
-use super::super::event::{ListedHost, Owner, StartError};
+use super::super::event::{ListedHost, Owner, StartError, Unlisted};
 use super::*;
 
 fn with(change: impl Fn(&mut LatentPlan), workers: &[&str]) -> Plan {
@@ -120,13 +120,13 @@ fn max_hosts_counts_what_is_alive_before_anything_is_started() {
     limited.max_hosts = Some(1);
     let mut bench = Bench::quietly(limited);
     let orphan = ListedHost { host: HostId("h0".to_owned()), handle: "i-0".to_owned(), owner: Owner::Ours };
-    let listed = |bench: &mut Bench, what: &str, result: Result<Vec<ListedHost>, String>| {
+    let listed = |bench: &mut Bench, what: &str, result: Result<Vec<ListedHost>, Unlisted>| {
         bench.event(&format!("listed: {what}"), Event::Listed { provider: ProviderKind::Ec2, result });
         let why = bench.core.why(bench.now, BuildId(1)).map_or(String::new(), |why| why.sentence);
         bench.text.push_str(&format!("        why: {why}\n"));
     };
     bench.submit(on("l"));
-    listed(&mut bench, "error", Err("no answer".to_owned()));
+    listed(&mut bench, "error", Err("no answer".to_owned().into()));
     bench.pass(10);
     listed(&mut bench, "an orphan", Ok(vec![orphan]));
     listed(&mut bench, "nothing", Ok(Vec::new()));
@@ -211,7 +211,7 @@ fn an_orphan_is_stopped_and_a_failed_list_says_nothing() {
     let stray = ListedHost { host: HostId("h0".to_owned()), handle: "i-0".to_owned(), owner: Owner::Ours };
     let provider = ProviderKind::Ec2;
     bench.event("listed: i-0", Event::Listed { provider, result: Ok(vec![stray.clone()]) });
-    bench.event("listed: error", Event::Listed { provider, result: Err("down".to_owned()) });
+    bench.event("listed: error", Event::Listed { provider, result: Err("down".to_owned().into()) });
     bench.pass(91);
     bench.event("listed: i-0", Event::Listed { provider, result: Ok(vec![stray]) });
     bench.check("orphan");

@@ -21,7 +21,7 @@ mod watch;
 
 use super::{Answer, Death, Provider, user_data};
 use crate::config::{Config, Ec2Config, HostConfig};
-use crate::core::event::{ListedHost, StartError, Started, Stopped};
+use crate::core::event::{ListedHost, StartError, Started, Stopped, Unlisted};
 use crate::core::record::{Host, Order};
 use attach::Belongings;
 use client::{Client, Login, Place};
@@ -315,8 +315,8 @@ impl Provider for Ec2 {
         Box::pin(self.stop_now(host))
     }
 
-    fn list(&self) -> Answer<'_, Result<Vec<ListedHost>, String>> {
-        Box::pin(self.list_now())
+    fn list(&self) -> Answer<'_, Result<Vec<ListedHost>, Unlisted>> {
+        Box::pin(async move { Ok(self.list_now().await?) })
     }
 
     fn end<'a>(&'a self, listed: &'a ListedHost) -> Answer<'a, Result<Stopped, String>> {

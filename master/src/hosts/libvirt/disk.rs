@@ -175,6 +175,29 @@ pub fn marks_in(dir: &Path) -> io::Result<Vec<(PathBuf, Owner)>> {
     Ok(found)
 }
 
+fn dir_of(path: &Path) -> &Path {
+    path.parent().unwrap_or_else(|| Path::new("/"))
+}
+
+/// Whose disk lies at a place where one is to be made.
+///
+/// # Errors
+/// Where there is no such place, or something that rouse has not made.
+pub fn owners_of(path: &Path) -> Result<Vec<Owner>, StartError> {
+    let (dir, shown) = (dir_of(path), path.display());
+    if !dir.is_dir() {
+        return Err(StartError::Rejected(format!("there is no directory {} for hd_image", dir.display())));
+    }
+    let marks = marks_in(dir).map_err(|e| StartError::Rejected(format!("{} cannot be read: {e}", dir.display())))?;
+    let owners: Vec<Owner> = marks.into_iter().filter(|(disk, _)| *disk == path).map(|(_, owner)| owner).collect();
+    if owners.is_empty() && path.symlink_metadata().is_ok() {
+        return Err(StartError::Rejected(format!(
+            "{shown} is there already and was not made by rouse: remove it, or leave out base_image to use it as it is"
+        )));
+    }
+    Ok(owners)
+}
+
 /// Makes the disk. `live` says whether a host still runs, by its id; `marked` is called when the mark is there and the
 /// disk is not.
 ///
@@ -183,12 +206,7 @@ pub fn marks_in(dir: &Path) -> io::Result<Vec<(PathBuf, Owner)>> {
 pub fn make(fresh: &Fresh, owner: &Owner, live: &dyn Fn(&str) -> bool, marked: &dyn Fn()) -> Result<(), StartError> {
     let shown = fresh.path.display();
     let rejected = |text: String| Err(StartError::Rejected(text));
-    let dir = fresh.path.parent().unwrap_or_else(|| Path::new("/"));
-    if !dir.is_dir() {
-        return rejected(format!("there is no directory {} for hd_image", dir.display()));
-    }
-    let marks = marks_in(dir).map_err(|e| StartError::Rejected(format!("{} cannot be read: {e}", dir.display())))?;
-    let marks: Vec<Owner> = marks.into_iter().filter(|(disk, _)| *disk == fresh.path).map(|(_, owner)| owner).collect();
+    let marks = owners_of(&fresh.path)?;
     for other in &marks {
         if (&other.master, &other.id) != (&owner.master, &owner.id) {
             let of = format!("host {} of another master ({}/{})", other.host, other.master, other.id);
@@ -201,15 +219,10 @@ pub fn make(fresh: &Fresh, owner: &Owner, live: &dyn Fn(&str) -> bool, marked: &
             ));
         }
     }
-    if marks.is_empty() && fresh.path.symlink_metadata().is_ok() {
-        return rejected(format!(
-            "{shown} is there already and was not made by rouse: remove it, or leave out base_image to use it as it is"
-        ));
-    }
     for other in &marks {
         remove(&fresh.path, other).map_err(|e| StartError::Transient(format!("remove an old {shown}: {e}")))?;
     }
-    let made = create(fresh, owner, dir, marked);
+    let made = create(fresh, owner, marked);
     if made.is_err()
         && let Err(error) = remove(&fresh.path, owner)
     {
@@ -218,8 +231,9 @@ pub fn make(fresh: &Fresh, owner: &Owner, live: &dyn Fn(&str) -> bool, marked: &
     made
 }
 
-fn create(fresh: &Fresh, owner: &Owner, dir: &Path, marked: &dyn Fn()) -> Result<(), StartError> {
+fn create(fresh: &Fresh, owner: &Owner, marked: &dyn Fn()) -> Result<(), StartError> {
     let shown = fresh.path.display();
+    let dir = dir_of(&fresh.path);
     let base_shown = fresh.base.display();
     let failed = |error: io::Error| match error.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {

@@ -145,13 +145,7 @@ impl Inner {
 
     /// Looks at the image of a worker: its base, or its own disk. None where that is on another machine.
     pub async fn look_at_image(self: &Arc<Self>, config: &LibvirtConfig) -> Result<Option<Base>, StartError> {
-        if !Link::is_local(&config.connection) {
-            let text =
-                "base_image needs a libvirt on the master's own machine: leave it out, and have hd_image made there";
-            let refused = config.base_image.as_ref().map(|_| Err(StartError::Rejected(text.to_owned())));
-            return refused.unwrap_or(Ok(None));
-        }
-        let Some(path) = config.base_image.clone().or_else(|| config.hd_image.clone()) else { return Ok(None) };
+        let Some(path) = local_image(config)? else { return Ok(None) };
         let (inner, is_base) = (self.clone(), config.base_image.is_some());
         let look = move || {
             let found = disk::look_at(&path)?;
@@ -355,6 +349,18 @@ impl Inner {
         let path = spec.console?;
         tokio::task::spawn_blocking(move || console::tail(&path)).await.ok()?
     }
+}
+
+/// The image of a worker: its base, or its own disk. None where that is on another machine.
+///
+/// # Errors
+/// Where its base would have to be there.
+pub fn local_image(config: &LibvirtConfig) -> Result<Option<PathBuf>, StartError> {
+    if Link::is_local(&config.connection) {
+        return Ok(config.base_image.clone().or_else(|| config.hd_image.clone()));
+    }
+    let why = "base_image needs a libvirt on the master's own machine: leave it out, and have hd_image made there";
+    if config.base_image.is_some() { Err(StartError::Rejected(why.to_owned())) } else { Ok(None) }
 }
 
 /// Removes what a console was written to, and what virtlogd has put aside of it.

@@ -16,6 +16,7 @@ mod kvm;
 mod link;
 mod look;
 mod machines;
+mod online;
 mod places;
 mod spec;
 mod xml;
@@ -25,7 +26,7 @@ mod tests;
 
 use super::{Answer, Death, Provider};
 use crate::config::{Config, HostConfig, LibvirtConfig};
-use crate::core::event::{ListedHost, Owner, StartError, Started, Stopped};
+use crate::core::event::{ListedHost, Owner, StartError, Started, Stopped, Unlisted};
 use crate::core::record::{Host, Order};
 use crate::hosts::libvirt_network::mac_of;
 use disk::{Base, Form, Fresh};
@@ -33,6 +34,7 @@ use domain::{Disk, Machine, Wanted};
 use events::Life;
 use link::Link;
 use machines::{Inner, Listing};
+pub use online::check;
 use rouse_shared::boot::{self, BootData};
 use rouse_shared::{HostId, WorkerName};
 use sha2::{Digest as _, Sha256};
@@ -174,11 +176,11 @@ impl Libvirt {
     }
 
     /// All domains and disks that bear our master's name.
-    async fn list_now(&self) -> Result<Vec<ListedHost>, String> {
+    async fn list_now(&self) -> Result<Vec<ListedHost>, Unlisted> {
         let listing = self.inner.list().await?;
         let our_id = self.inner.owner.rsplit_once('/').map_or("", |(_, id)| id);
         let owner = |id: &str| if id == our_id { Owner::Ours } else { Owner::Namesake(id.to_owned()) };
-        let Listing { domains, leftovers } = listing;
+        let Listing { domains, leftovers, unheard } = listing;
         let mut listed: Vec<ListedHost> = domains
             .into_iter()
             .map(|(uuid, stamp)| ListedHost { host: HostId(stamp.host), handle: uuid, owner: owner(&stamp.id) })
@@ -188,7 +190,7 @@ impl Libvirt {
             handle: path.display().to_string(),
             owner: owner(&of.id),
         }));
-        Ok(listed)
+        if unheard.is_empty() { Ok(listed) } else { Err(Unlisted { why: unheard.join("; "), heard: listed }) }
     }
 }
 
@@ -266,7 +268,7 @@ impl Provider for Libvirt {
         })
     }
 
-    fn list(&self) -> Answer<'_, Result<Vec<ListedHost>, String>> {
+    fn list(&self) -> Answer<'_, Result<Vec<ListedHost>, Unlisted>> {
         Box::pin(self.list_now())
     }
 

@@ -18,7 +18,7 @@ mod servers;
 use super::{Answer, CALL_LIMIT, Death, Provider};
 use crate::clock;
 use crate::config::{Config, HostConfig, OpenstackConfig};
-use crate::core::event::{ListedHost, StartError, Started, Stopped};
+use crate::core::event::{ListedHost, StartError, Started, Stopped, Unlisted};
 use crate::core::record::{Host, Order};
 use account::Account;
 use cloud::{Cloud, Service};
@@ -451,8 +451,8 @@ impl Provider for Servers {
         Box::pin(async move { self.stop_now(host).await })
     }
 
-    fn list(&self) -> Answer<'_, Result<Vec<ListedHost>, String>> {
-        Box::pin(async move { self.list_now().await })
+    fn list(&self) -> Answer<'_, Result<Vec<ListedHost>, Unlisted>> {
+        Box::pin(async move { Ok(self.list_now().await?) })
     }
 
     fn end<'a>(&'a self, listed: &'a ListedHost) -> Answer<'a, Result<Stopped, String>> {

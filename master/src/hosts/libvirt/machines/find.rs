@@ -26,6 +26,8 @@ pub struct Listing {
     pub domains: Vec<(String, Stamp)>,
     /// Disks of a namesake's hosts that have no domain any more.
     pub leftovers: Vec<(PathBuf, disk::Owner)>,
+    /// Who could not be asked. Of leftovers nothing is known then: what they belong to may run there.
+    pub unheard: Vec<String>,
 }
 
 impl Inner {
@@ -50,13 +52,20 @@ impl Inner {
         Ok(all)
     }
 
-    /// Everything that bears our master's name, on all connections or not at all.
+    /// Everything that bears our master's name, on all connections that answer.
     pub async fn list(self: &Arc<Self>) -> Result<Listing, String> {
         let uris = self.uris();
         let lists = join_all(uris.iter().map(|uri| self.domains(uri))).await;
         let mut domains: Vec<(String, Stamp)> = Vec::new();
+        let mut unheard = Vec::new();
         for (uri, list) in uris.iter().zip(lists) {
-            let list = list.map_err(|failed| failed.to_string())?;
+            let list = match list {
+                Ok(list) => list,
+                Err(failed) => {
+                    unheard.push(failed.to_string());
+                    continue;
+                }
+            };
             for uuid in self.missed(uri, &list.iter().map(|stamp| stamp.uuid.clone()).collect()) {
                 let life = Life::Stopped(uuid, "it ended and nobody told");
                 // Looked at once more there, under the host's lock.
@@ -68,10 +77,13 @@ impl Inner {
             domains.extend(list.into_iter().filter(|s| s.master == self.name()).map(|s| (s.uuid.clone(), s)));
         }
         self.warn_of_changed_bases();
+        if !unheard.is_empty() {
+            return Ok(Listing { domains, leftovers: Vec::new(), unheard });
+        }
         let live: BTreeSet<String> = domains.iter().map(|(_, stamp)| stamp.host.clone()).collect();
         let inner = self.clone();
         let leftovers = beside(move || inner.tidy(&live)).await?;
-        Ok(Listing { domains, leftovers })
+        Ok(Listing { domains, leftovers, unheard })
     }
 
     /// The hosts that we listen for on a connection and that are not among those that run there.
@@ -204,39 +216,44 @@ impl Inner {
 
     /// Ends what a listing has told of.
     pub async fn end(self: &Arc<Self>, id: &str, host: &HostId) -> Result<Stopped, String> {
-        let mut stands = Stopped::Gone;
         let wanted = disk::Owner { master: self.name().to_owned(), id: id.to_owned(), host: host.0.clone() };
-        for uri in self.uris() {
-            let link = self.link(&uri).map_err(|e| e.to_string())?;
-            let (inner, wanted) = (self.clone(), wanted.clone());
-            let work = move |connect: &Connect| -> Result<_, Failed> {
-                let mut stands = Stopped::Gone;
-                for stamp in stamps(connect)?.into_iter().filter(|stamp| inner.owner_of(stamp) == wanted) {
-                    match inner.stop_on(connect, &uri, &stamp) {
-                        Ok(Stopped::Gone) => {}
-                        Ok(Stopped::Requested) => stands = Stopped::Requested,
-                        Err(why) => return Ok(Err(why)),
-                    }
-                }
-                Ok(Ok(stands))
-            };
-            if link.call(work).await.map_err(|failed| failed.to_string())?? == Stopped::Requested {
-                stands = Stopped::Requested;
+        let uris = self.uris();
+        let ends = join_all(uris.iter().map(|uri| self.end_at(uri, &wanted))).await;
+        // It is on one of them, and the others need not be heard for that.
+        let mut failed = None;
+        for end in ends {
+            match end {
+                Ok(Some(stopped)) => return Ok(stopped),
+                Ok(None) => {}
+                Err(why) => failed = Some(why),
             }
         }
-        if stands == Stopped::Gone {
-            let inner = self.clone();
-            beside(move || {
-                let lock = inner.lock(&wanted.host);
-                let _held = hold(&lock);
-                for (path, _) in inner.marks()?.into_iter().filter(|(_, owner)| *owner == wanted) {
-                    disk::remove(&path, &wanted).map_err(|e| format!("remove {}: {e}", path.display()))?;
-                }
-                Ok(())
-            })
-            .await?;
+        // On one that did not answer it may run, with its disk.
+        if let Some(why) = failed {
+            return Err(why);
         }
-        Ok(stands)
+        let inner = self.clone();
+        beside(move || {
+            let lock = inner.lock(&wanted.host);
+            let _held = hold(&lock);
+            for (path, _) in inner.marks()?.into_iter().filter(|(_, owner)| *owner == wanted) {
+                disk::remove(&path, &wanted).map_err(|e| format!("remove {}: {e}", path.display()))?;
+            }
+            Ok(())
+        })
+        .await?;
+        Ok(Stopped::Gone)
+    }
+
+    /// Ends it where it runs on this connection; none where it does not.
+    async fn end_at(self: &Arc<Self>, uri: &str, wanted: &disk::Owner) -> Result<Option<Stopped>, String> {
+        let link = self.link(uri).map_err(|e| e.to_string())?;
+        let (inner, uri, wanted) = (self.clone(), uri.to_owned(), wanted.clone());
+        let work = move |connect: &Connect| -> Result<_, Failed> {
+            let stamp = stamps(connect)?.into_iter().find(|stamp| inner.owner_of(stamp) == wanted);
+            Ok(stamp.map(|stamp| inner.stop_on(connect, &uri, &stamp)).transpose())
+        };
+        link.call(work).await.map_err(|failed| failed.to_string())?
     }
 }
 

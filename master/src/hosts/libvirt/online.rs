@@ -1,0 +1,119 @@
+//! `rouse check --online`: whether a section's machines could be started: is libvirt there, are the networks, is the base
+//! image whole, and may its disks be made. Makes nothing, and asks nobody but the section's own libvirt.
+
+use super::link::{Failed, Link, code_of};
+use super::{disk, look, machines, xml};
+use crate::config::hosts::DomainXml;
+use crate::config::{HostConfig, LibvirtConfig};
+use crate::core::event::StartError;
+use crate::hosts::online::Finding;
+use rouse_shared::WorkerName;
+use std::collections::BTreeSet;
+use std::path::Path;
+use tokio::sync::mpsc;
+use virt::connect::Connect;
+use virt::error::ErrorNumber;
+use xmltree::Element;
+
+/// Looks at one section, as it is for each of its workers.
+pub async fn check(workers: &[(&WorkerName, &HostConfig)]) -> Vec<Finding> {
+    let section = |(name, host): &(&WorkerName, &HostConfig)| match host {
+        HostConfig::Libvirt(section) => Some(((*name).clone(), (**section).clone())),
+        HostConfig::Process(_) | HostConfig::Ec2(_) | HostConfig::Openstack(_) => None,
+    };
+    let workers: Vec<(WorkerName, LibvirtConfig)> = workers.iter().filter_map(section).collect();
+    let Some((_, section)) = workers.first() else { return Vec::new() };
+    let mut found = images(&workers).await;
+    // Nobody listens to what happens meanwhile.
+    let (lives, _) = mpsc::channel(1);
+    let link = match Link::open(&section.connection, lives) {
+        Ok(link) => link,
+        Err(error) => return with(found, format!("libvirt at {} cannot be used: {error}", section.connection)),
+    };
+    match link.call(|connect: &Connect| connect.lib_version().map_err(Failed::from)).await {
+        Ok(version) => found.insert(0, Finding::good(answers(section, version))),
+        // Without an answer there is no use in asking on.
+        Err(failed) => return with(found, failed.to_string()),
+    }
+    let mut networks = BTreeSet::new();
+    for (worker, section) in &workers {
+        match &section.xml {
+            DomainXml::Builtin => drop(networks.insert(section.network.clone())),
+            DomainXml::Text(text) => match xml::parse(text) {
+                Ok(domain) => networks.extend(networks_of(&domain)),
+                Err(why) => return with(found, format!("its XML is not well formed: {why}")),
+            },
+            DomainXml::Defined => match look::definition(&link, worker.as_str()).await {
+                Ok(text) => networks.extend(xml::parse(&text).iter().flat_map(networks_of)),
+                Err(error) => found.push(Finding::bad(error.text())),
+            },
+        }
+    }
+    let uri = section.connection.clone();
+    let looked = link.call(move |connect| Ok::<_, Failed>(look_at_networks(connect, &uri, &networks))).await;
+    found.extend(looked.unwrap_or_else(|failed| vec![Finding::bad(failed.to_string())]));
+    found
+}
+
+fn answers(section: &LibvirtConfig, version: u32) -> String {
+    // As libvirt counts: 9000000 is 9.0.0.
+    let (major, minor, micro) = (version / 1_000_000, version / 1_000 % 1_000, version % 1_000);
+    format!("libvirt {major}.{minor}.{micro} answers at {}", section.connection)
+}
+
+/// The networks of libvirt's that a described domain is on.
+fn networks_of(domain: &Element) -> Vec<String> {
+    let cards = domain.get_child("devices").into_iter().flat_map(xml::elements).filter(|e| e.name == "interface");
+    cards.filter_map(|card| xml::attribute(card, Some("source"), "network")).map(str::to_owned).collect()
+}
+
+fn look_at_networks(connect: &Connect, uri: &str, names: &BTreeSet<String>) -> Vec<Finding> {
+    let look = |name: &String| match connect.lookup_network_by_name(name).and_then(|network| network.is_active()) {
+        Ok(true) => None,
+        Ok(false) => Some(format!("the network {name} at {uri} is not active: virsh net-start {name}")),
+        Err(error) if code_of(&error) == ErrorNumber::NoNetwork => {
+            Some(format!("there is no network {name} at {uri} (rouse libvirt-network prints one)"))
+        }
+        Err(error) => Some(format!("the network {name} cannot be looked at: {}", error.message())),
+    };
+    names.iter().filter_map(look).map(Finding::bad).collect()
+}
+
+/// Looks at the images and at the places of the disks; what is on another machine cannot be seen from here.
+async fn images(workers: &[(WorkerName, LibvirtConfig)]) -> Vec<Finding> {
+    let sections: Vec<LibvirtConfig> = workers.iter().map(|(_, section)| section.clone()).collect();
+    let look = move || {
+        let mut found = Vec::new();
+        let mut seen = BTreeSet::new();
+        for section in &sections {
+            let image = match machines::local_image(section) {
+                Ok(image) => image,
+                Err(error) => return vec![Finding::bad(error.text())],
+            };
+            if let Some(path) = image.filter(|path| seen.insert(path.clone())) {
+                found.push(match whole(&path, section.base_image.is_some()) {
+                    Ok(format) => Finding::good(format!("boots {} ({format})", path.display())),
+                    Err(error) => Finding::bad(error.text()),
+                });
+            }
+            let disk = section.hd_image.as_ref().filter(|_| section.base_image.is_some());
+            found.extend(disk.and_then(|disk| disk::owners_of(disk).err()).map(|error| Finding::bad(error.text())));
+        }
+        found
+    };
+    tokio::task::spawn_blocking(look).await.unwrap_or_default()
+}
+
+/// The format of an image. A disk of the user's own is written to, and is the user's to look after.
+fn whole(path: &Path, is_base: bool) -> Result<&'static str, StartError> {
+    let format = disk::look_at(path)?.format;
+    if is_base {
+        disk::check(path, format)?;
+    }
+    Ok(format)
+}
+
+fn with(mut found: Vec<Finding>, why: String) -> Vec<Finding> {
+    found.push(Finding::bad(why));
+    found
+}
