@@ -184,6 +184,7 @@ impl Core {
                 starting,
                 // The master before this one may have given the order.
                 start_tries: u32::from(starting),
+                trouble: None,
                 doubt: (ordered || state == HostState::Stopping).then_some(now + super::audit::ORPHAN_AGE),
                 stop_tries: 0,
                 given_up: false,

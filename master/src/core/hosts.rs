@@ -89,6 +89,7 @@ impl Core {
             preparing: Some(0),
             starting: false,
             start_tries: 0,
+            trouble: None,
             doubt: None,
             stop_tries: 0,
             given_up: false,
@@ -124,6 +125,7 @@ impl Core {
                 live.host.identity.clone_from(&order.identity);
                 live.host.order = Some(order);
                 live.start_tries = 0;
+                live.trouble = None;
                 live.starting = true;
                 self.out.push(Effect::StartHost(Box::new(live.host.clone())));
             }
@@ -208,6 +210,7 @@ impl Core {
     fn ask_again(&mut self, now: Timestamp, id: &HostId, worker: &WorkerName, why: &str) {
         let Some(live) = self.hosts.get_mut(id) else { return };
         live.start_tries += 1;
+        live.trouble = Some(why.to_owned());
         let pause = doubled(REPEAT_FIRST, REPEAT_MOST, live.start_tries);
         self.timers.set(Timer::StartRetry(id.clone()), now + pause);
         let text = format!("whether host {id} of {worker} was started is not known: {why}; asking again");

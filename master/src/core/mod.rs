@@ -145,6 +145,8 @@ struct LiveHost {
     starting: bool,
     /// Starts whose result is not known.
     start_tries: u32,
+    /// Why that of the last one is not known.
+    trouble: Option<String>,
     /// Until then an earlier start of it, of an unknown result or of a dead master, may still make the machine: that there
     /// is none now proves nothing.
     doubt: Option<Timestamp>,

@@ -27,12 +27,15 @@ impl Core {
                 HostState::Awake | HostState::Draining | HostState::Stopping | HostState::Gone => "is about to take it",
             };
             let age = now.since(host.created).as_secs();
-            let sentence = format!(
+            let mut sentence = format!(
                 "host {} of worker {} {what} for it (ordered {age} s ago, {})",
                 host.id,
                 host.worker,
                 host.provider.as_str()
             );
+            if let Some(trouble) = live.trouble.as_ref().filter(|_| host.state == HostState::Ordered) {
+                sentence.push_str(&format!("; whether it was started is not known, and is asked again: {trouble}"));
+            }
             return Some(Why { sentence, next_try: None });
         }
         Some(self.of_waiting(now, build))

@@ -138,6 +138,8 @@ fn failed_starts_back_off_by_kind() {
     let mut bench = Bench::quietly(plan(vec![latent("l")]));
     bench.submit(on("l"));
     failed(&mut bench, "l", StartError::Unknown("no answer".to_owned()));
+    let why = bench.core.why(bench.now, BuildId(1)).map_or(String::new(), |why| why.sentence);
+    assert!(why.contains("whether it was started is not known, and is asked again: no answer"), "{why}");
     bench.pass(4);
     // The first call may still make the machine: that this one has not proves nothing yet.
     failed(&mut bench, "l", StartError::Capacity("full".to_owned()));

@@ -216,11 +216,15 @@ impl Inner {
 
     /// Carries out an order: finds what an earlier call has made, or makes it.
     pub async fn start(self: &Arc<Self>, host: &HostId, spec: Spec) -> Result<String, StartError> {
-        let used = hold(&self.connections).add(&spec.connection);
-        used.map_err(|e| StartError::Transient(format!("note the connection in {}: {e}", self.dir.display())))?;
         let link = self.link(&spec.connection).map_err(|e| StartError::Transient(e.to_string()))?;
         let (inner, host) = (self.clone(), host.clone());
-        link.call(move |connect| inner.start_on(connect, &host, &spec)).await
+        let work = move |connect: &Connect| {
+            // Not before it has answered: one that never does has nothing of ours.
+            let used = hold(&inner.connections).add(&spec.connection);
+            used.map_err(|e| StartError::Transient(format!("note the connection in {}: {e}", inner.dir.display())))?;
+            inner.start_on(connect, &host, &spec)
+        };
+        link.call(work).await
     }
 
     fn start_on(&self, connect: &Connect, host: &HostId, spec: &Spec) -> Result<String, StartError> {
