@@ -11,7 +11,7 @@ use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 
 /// What a small guest needs, in the order in which it is loaded.
-const MODULES: [&str; 10] = [
+const MODULES: [&str; 12] = [
     "virtio_ring",
     "virtio",
     "virtio_pci_legacy_dev",
@@ -22,6 +22,8 @@ const MODULES: [&str; 10] = [
     "virtio_net",
     "virtio_blk",
     "virtio_console",
+    "button",
+    "evdev",
 ];
 
 /// What is in an image.
@@ -128,7 +130,20 @@ fn forget_old(dir: &Path) {
 
 fn make(image: &Image, kernel: &Path, work: &Path) {
     let (root, early) = (work.join("root"), work.join("early"));
-    for dir in ["bin", "sbin", "boot", "dev", "etc/rouse", "proc", "run", "sys", "tmp", "usr/bin", "var/lib/rouse"] {
+    for dir in [
+        "bin",
+        "sbin",
+        "boot",
+        "dev",
+        "etc/acpi/PWRF",
+        "etc/rouse",
+        "proc",
+        "run",
+        "sys",
+        "tmp",
+        "usr/bin",
+        "var/lib/rouse",
+    ] {
         fs::create_dir_all(root.join(dir)).expect("a directory");
     }
     for dir in ["bin", "dev", "modules", "proc", "root", "sys"] {
@@ -153,6 +168,8 @@ fn make(image: &Image, kernel: &Path, work: &Path) {
     write(early.join("init"), include_str!("guest/init"), 0o755);
     write(root.join("sbin/rouse-guest"), include_str!("guest/run"), 0o755);
     write(root.join("etc/udhcpc.script"), include_str!("guest/udhcpc.script"), 0o755);
+    let off = "#!/bin/sh\nsync\npoweroff -f\n";
+    write(root.join("etc/acpi/PWRF/00000080"), off, 0o755);
     write(root.join("etc/guest-kind"), image.kind, 0o644);
     write(root.join("etc/rouse/agent.toml"), &image.agent, 0o600);
     write(root.join("etc/passwd"), "root:x:0:0:root:/:/bin/sh\n", 0o644);

@@ -10,8 +10,8 @@ use std::fs;
 use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::Command;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 /// The network that this process began in.
 static OUTSIDE: AtomicI32 = AtomicI32::new(-1);
@@ -55,14 +55,17 @@ pub fn own_world() -> bool {
 /// The programs that must be there.
 const PROGRAMS: [&str; 6] = ["libvirtd", "virsh", "qemu-system-x86_64", "qemu-img", "dnsmasq", "busybox"];
 
+/// File systems with little room: one for tests to fill up, one for a guest.
+pub const SMALL: [(&str, &str); 2] = [("small", "size=4m"), ("tight", "size=8m")];
+
 /// The bridge's address in the network `rouse`, where guests find the broker.
 pub const BRIDGE: &str = "10.150.0.1";
 
 /// The tests' libvirtd.
 pub struct Lab {
-    /// Where everything of it is, overlays included.
+    /// Where everything of it is, overlays included. In it are the file systems [`SMALL`].
     pub dir: PathBuf,
-    /// What clients open. Below the directory, `small` is a file system with room for four megabytes.
+    /// What clients open.
     pub uri: String,
     process: Process,
 }
@@ -95,9 +98,10 @@ impl Lab {
             assert!(found, "{program} is missing: run `tests/setup test`");
         }
         let dir = scratch("libvirt");
-        let small = dir.join("small");
-        fs::create_dir(&small).expect("a directory");
-        run(Command::new("mount").args(["-t", "tmpfs", "-o", "size=4m", "tmpfs"]).arg(&small));
+        for (name, size) in SMALL {
+            fs::create_dir(dir.join(name)).expect("a directory");
+            run(Command::new("mount").args(["-t", "tmpfs", "-o", size, "tmpfs"]).arg(dir.join(name)));
+        }
         fs::write(dir.join("lab"), include_str!("lab")).expect("the script");
         let mut command = Command::new("unshare");
         command.args(["--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "bash"]);
@@ -140,16 +144,20 @@ impl Lab {
             self.virsh_may_fail(&["net-destroy", name]);
             self.virsh(&["net-undefine", name]);
         }
-        let path = self.dir.join("network.xml");
+        let path = self.dir.join(format!("network-{name}.xml"));
         fs::write(&path, xml).expect("a file");
         self.virsh(&["net-define", &path.display().to_string()]);
         self.virsh(&["net-start", name]);
     }
 
-    /// Has the network `rouse`, whoever is on it.
-    pub fn need_network(&self) {
-        if self.virsh_may_fail(&["net-uuid", "rouse"]).is_none() {
-            self.set_network("rouse", include_str!("../../../contrib/libvirt/network.xml"));
+    /// Has a network, whoever is on it: `rouse`, or `bare`, where nobody finds a broker.
+    pub fn need_network(&self, name: &str) {
+        static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+        let _held = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.virsh_may_fail(&["net-uuid", name]).is_none() {
+            let xml = include_str!("../../../contrib/libvirt/network.xml");
+            let bare = |xml: &str| xml.replace("<name>rouse<", "<name>bare<").replace("10.150.", "10.151.");
+            self.set_network(name, &if name == "rouse" { xml.to_owned() } else { bare(xml) });
         }
     }
 
@@ -207,7 +215,9 @@ impl Lab {
         if !holds_within(DEADLINE, || self.pids("libvirtd", &dir).is_empty()) {
             eprintln!("libvirtd did not end");
         }
-        Command::new("umount").arg(self.dir.join("small")).status().ok();
+        for (name, _) in SMALL {
+            Command::new("umount").arg(self.dir.join(name)).status().ok();
+        }
         if std::env::var_os("ROUSE_E2E_KEEP").is_none()
             && let Err(error) = fs::remove_dir_all(&self.dir)
         {

@@ -3,7 +3,10 @@
 
 use crate::site::{OWN_XML, Site, site};
 use rouse_tests::harness::text;
+use rouse_tests::virt::run;
 use std::fs;
+use std::process::Command;
+use std::time::{Duration, Instant};
 
 /// What a guest says of itself.
 const SELF: &str = "echo \"I am $(hostname), $(cat /sys/class/dmi/id/product_uuid)\"";
@@ -19,7 +22,7 @@ fn two_workers_share_a_base_image() {
     if !crate::may_run() {
         return;
     }
-    let _alone = crate::alone();
+    let _turn = crate::together();
     let site = site();
     let base = rouse_tests::virt::image(&rouse_tests::virt::Image::agent());
     let before = fs::read(&base).unwrap();
@@ -27,15 +30,14 @@ fn two_workers_share_a_base_image() {
         format!("{SELF}; test ! -e /root/spoiled && mkdir -p /root && date > /root/spoiled && sync; sleep 600");
     let builds = [(); 2].map(|()| site.master.detach(&["--where", "pool=plain", "--", "sh", "-c", &script]));
     for build in &builds {
-        site.until(build, "running");
-        site.master.until("it has said who it is", || site.log(build).contains("I am"));
+        site.until_said(build, "I am");
     }
-    assert_eq!(site.lab.running().len(), 2, "both at once: {}", site.master.log());
+    let running = site.lab.running();
+    assert!(["plain-1", "plain-2"].iter().all(|name| running.iter().any(|n| n == name)), "both at once: {running:?}");
     let mut known: Vec<(String, String)> = Vec::new();
-    for host in site.master.get("/api/hosts").json().as_array().unwrap() {
-        known.push((text(&host["worker"]), text(&host["handle"])));
+    for worker in ["plain-1", "plain-2"] {
+        known.extend(site.master.hosts(worker).iter().map(|host| (worker.to_owned(), text(&host["handle"]))));
     }
-    known.sort();
     // DHCP gave each its own name, and its firmware says that it is whom the master takes it for.
     let mut said: Vec<(String, String)> = Vec::new();
     for build in &builds {
@@ -45,11 +47,11 @@ fn two_workers_share_a_base_image() {
     }
     said.sort();
     assert_eq!(said, known);
-    site.until_clean();
+    site.until_clean(&["plain-1", "plain-2"]);
     // One build, one machine: the next one starts from the base again, and finds nothing of those before.
     let build = site.master.detach(&["--where", "pool=plain", "--", "test", "!", "-e", "/root/spoiled"]);
     site.until(&build, "success");
-    site.until_clean();
+    site.until_clean(&["plain-1", "plain-2"]);
     assert!(fs::read(&base).unwrap() == before, "the base image is never written to");
 }
 
@@ -58,12 +60,12 @@ fn a_users_description_and_a_name_from_dhcp() {
     if !crate::may_run() {
         return;
     }
-    let _alone = crate::alone();
+    let _turn = crate::together();
     let site = site();
     let build = site.master.detach(&["--worker", "dhcp", "--", "sh", "-c", SELF]);
     site.until(&build, "success");
     uuid_said(site, &build, "dhcp");
-    site.until_clean();
+    site.until_clean(&["dhcp"]);
 }
 
 #[test]
@@ -71,7 +73,7 @@ fn a_domain_that_the_user_has_defined() {
     if !crate::may_run() {
         return;
     }
-    let _alone = crate::alone();
+    let _turn = crate::together();
     let site = site();
     let uuid = "5a1c6a2e-0b7e-4d0c-9a57-3b8f6f1e2d10";
     let xml = OWN_XML.replace("<name>anything</name>", &format!("<name>defined</name><uuid>{uuid}</uuid>"));
@@ -82,10 +84,11 @@ fn a_domain_that_the_user_has_defined() {
     let build = site.master.detach(&["--worker", "defined", "--", "sh", "-c", "cat /sys/class/dmi/id/product_uuid"]);
     site.until(&build, "success");
     assert_eq!(site.log(&build).trim(), uuid);
-    site.until_clean();
+    site.until_clean(&["defined"]);
     assert_eq!(site.lab.virsh(&["dumpxml", "--inactive", "defined"]), before, "its definition is as it was");
     // Run by its owner, it is not ours to start or to stop.
-    let own = site.lab.dir.join("own-disk.qcow2");
+    let own = site.lab.dir.join("defined.qcow2");
+    run(Command::new("qemu-img").args(["create", "-q", "-f", "qcow2"]).arg(&own).arg("1M"));
     let running = before.replace("/nonexistent", &own.display().to_string());
     fs::write(&path, running).unwrap();
     site.lab.virsh(&["create", &path.display().to_string(), "--paused"]);
@@ -96,7 +99,7 @@ fn a_domain_that_the_user_has_defined() {
     site.lab.virsh(&["destroy", "defined"]);
     site.lab.virsh(&["undefine", "defined"]);
     site.master.rouse(&["resume", "defined"]).ended(0);
-    site.until_clean();
+    site.until_clean(&["defined"]);
 }
 
 /// Why a build has not started.
@@ -109,26 +112,28 @@ fn a_disk_of_the_users_own_survives_everything() {
     if !crate::may_run() {
         return;
     }
-    let _alone = crate::alone();
+    let _turn = crate::together();
     let site = site();
     let disk = site.lab.dir.join("own-disk.qcow2");
     let count = "mkdir -p /root; echo x >> /root/builds; sync; wc -l < /root/builds";
     let build = site.master.detach(&["--worker", "keeper", "--", "sh", "-c", count]);
     site.until(&build, "success");
     assert_eq!(site.log(&build).trim(), "1");
-    site.until_clean();
+    // Asked to shut down, it does; its power would be cut after a minute.
+    let since = Instant::now();
+    site.until_clean(&["keeper"]);
+    assert!(since.elapsed() < Duration::from_secs(50), "it does not shut down: {:?}", since.elapsed());
     let inode = std::os::unix::fs::MetadataExt::ino(&fs::metadata(&disk).unwrap());
     // Killed in mid-build, and given up; the next one finds what was there.
     let build =
         site.master.detach(&["--worker", "keeper", "--retries", "0", "--", "sh", "-c", &format!("{count}; sleep 600")]);
-    site.until(&build, "running");
-    site.master.until("it has counted", || site.log(&build).trim() == "2");
+    site.until_said(&build, "2");
     site.lab.signal_guest("keeper", libc::SIGKILL);
     site.until(&build, "lost");
-    site.until_clean();
+    site.until_clean(&["keeper"]);
     let build = site.master.detach(&["--worker", "keeper", "--", "sh", "-c", count]);
     site.until(&build, "success");
     assert_eq!(site.log(&build).trim(), "3");
-    site.until_clean();
+    site.until_clean(&["keeper"]);
     assert_eq!(std::os::unix::fs::MetadataExt::ino(&fs::metadata(&disk).unwrap()), inode, "it is the same file");
 }

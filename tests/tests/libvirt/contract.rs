@@ -8,7 +8,7 @@ async fn libvirt_keeps_the_contract() {
     if !crate::may_run() {
         return;
     }
-    let _alone = crate::alone();
+    let _turn = crate::together();
     let machines = Machines::new("contract");
     let before = std::fs::read(&machines.base).unwrap();
     contract::holds(&machines).await;

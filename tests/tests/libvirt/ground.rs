@@ -13,9 +13,12 @@ use std::path::{Path, PathBuf};
 use tokio::sync::mpsc;
 
 pub struct Machines {
+    name: String,
     pub lab: &'static Lab,
     pub dir: PathBuf,
     pub base: PathBuf,
+    /// The section of its workers.
+    pub section: String,
     config: Config,
 }
 
@@ -28,19 +31,32 @@ pub fn config(name: &str, section: &str) -> Config {
 impl Machines {
     /// With built-in machines over a base image that runs without an agent.
     pub fn new(name: &str) -> Self {
+        Self::over(name, |_| image(&Image::of_kind("no-agent")))
+    }
+
+    /// The same, over a copy of that image.
+    pub fn with_own_base(name: &str) -> Self {
+        Self::over(name, |dir| {
+            let base = dir.join("base.qcow2");
+            std::fs::copy(image(&Image::of_kind("no-agent")), &base).unwrap();
+            base
+        })
+    }
+
+    fn over(name: &str, base: impl Fn(&Path) -> PathBuf) -> Self {
         let lab = Lab::get();
-        lab.need_network();
-        let base = image(&Image::of_kind("no-agent"));
+        lab.need_network("bare");
         let dir = lab.dir.join(name);
         std::fs::create_dir_all(dir.join("disks")).unwrap();
+        let base = base(&dir);
         let section = format!(
             "connection = \"{}\"\nhd_image = \"{}/disks/{{name}}.qcow2\"\nbase_image = \"{}\"\nxml = \"builtin\"\n\
-             memory_mb = 128\ncpus = 1\nnetwork = \"rouse\"",
+             memory_mb = 128\ncpus = 1\nnetwork = \"bare\"",
             lab.uri,
             dir.display(),
             base.display(),
         );
-        Self { lab, config: config(name, &section), dir, base }
+        Self { name: name.to_owned(), lab, config: config(name, &section), section, dir, base }
     }
 
     /// The provider, with somebody who is told of each step.
@@ -64,7 +80,8 @@ impl Ground for Machines {
     }
 
     fn machines(&self) -> BTreeSet<String> {
-        self.lab.running().into_iter().collect()
+        // Other tests have theirs.
+        self.lab.running().into_iter().filter(|domain| domain.starts_with(&self.name)).collect()
     }
 
     fn kill(&self, host: &Host) {

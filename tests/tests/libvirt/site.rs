@@ -1,9 +1,8 @@
 //! One master with its broker and its libvirt workers, as a user has them; all tests of this program share it.
 
 use crate::ground::names;
-use rouse_tests::harness::{Master, PASSWORD, free_address, latent, scratch};
-use rouse_tests::virt::{BRIDGE, Image, Lab, image};
-use std::collections::BTreeSet;
+use rouse_tests::harness::{Master, PASSWORD, free_address, latent, scratch, text};
+use rouse_tests::virt::{BRIDGE, Image, Lab, SMALL, image};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -62,7 +61,7 @@ pub fn site() -> &'static Site {
 
 fn start() -> Site {
     let lab = Lab::get();
-    lab.need_network();
+    lab.need_network("rouse");
     let disks = lab.dir.join("disks");
     std::fs::create_dir_all(&disks).unwrap();
     let port = free_address().port();
@@ -86,11 +85,17 @@ fn workers(lab: &Lab, disks: &Path, broker: &str) -> String {
     let base = image(&Image::agent());
     let plain = builtin(lab, disks, &base);
     let patient = "keepalive_interval = 2\nlease = 40\ngrace = 60";
-    let mut text =
-        worker("plain-{1..2}", &format!("{patient}\nmax_builds = 1\nproperties = {{ pool = \"plain\" }}"), &plain);
-    let lonely = "keepalive_interval = 1\nlease = 20\ngrace = 10";
+    let mut text = String::new();
+    for pool in ["plain", "mortal", "quits"] {
+        let lines = format!("{patient}\nmax_builds = 1\nproperties = {{ pool = \"{pool}\" }}");
+        text += &worker(&format!("{pool}-{{1..2}}"), &lines, &plain);
+    }
+    let tight = plain.replace(&disks.display().to_string(), &lab.dir.join("tight").display().to_string());
+    text += &worker("tight", &format!("{patient}\nmax_builds = 1"), &tight);
+    let lonely = "keepalive_interval = 1\nlease = 15\ngrace = 6";
     text += &worker("lonely", &format!("{lonely}\nbuild_wait_timeout = 120"), &plain);
-    text += &worker("lasting", &format!("{patient}\nbuild_wait_timeout = 120"), &plain);
+    text += &worker("lasting", &format!("keepalive_interval = 2\nlease = 60\ngrace = 120"), &plain);
+    text += &worker("cloned", &format!("{patient}\nbuild_wait_timeout = 120"), &plain);
     // An image with everything baked in, whose name comes from DHCP.
     let baked = format!(
         "identity = \"hostname\"\nbroker = \"{broker}\"\npassword = \"{PASSWORD}\"\npower_off = \"latent\"\n\
@@ -109,14 +114,14 @@ fn workers(lab: &Lab, disks: &Path, broker: &str) -> String {
         "connection = \"{uri}\"\nhd_image = \"{disk}\"\nxml = \"builtin\"\nmemory_mb = 160\ncpus = 1\nnetwork = \"rouse\""
     );
     text += &worker("keeper", patient, &own_disk);
-    // Guests that never attach.
-    for (name, image_of) in [
-        ("mute", Image::of_kind("no-agent")),
-        ("deaf", Image::of_kind("no-network")),
-        ("used", Image { used_for: "hbefore", ..Image::agent() }),
-        ("panics", Image { kernel: "rdinit=/nonexistent root=/dev/nowhere", ..Image::agent() }),
+    // Guests that never attach: two that have to be given up, and two that end by themselves.
+    for (name, timeout, image_of) in [
+        ("mute", 60, Image::of_kind("no-agent")),
+        ("deaf", 60, Image::of_kind("no-network")),
+        ("used", 180, Image { used_for: "hbefore", ..Image::agent() }),
+        ("panics", 180, Image { kernel: "rdinit=/nonexistent root=/dev/nowhere", ..Image::agent() }),
     ] {
-        let lines = format!("{patient}\nmissing_timeout = 45");
+        let lines = format!("{patient}\nmissing_timeout = {timeout}");
         text += &worker(name, &lines, &builtin(lab, disks, &image(&image_of)));
     }
     let zeros = write("zeros.img", &"\0".repeat(4096));
@@ -150,20 +155,27 @@ fn faulty(lab: &Lab, disks: &Path, base: &Path, write: &dyn Fn(&str, &str) -> Pa
 }
 
 impl Site {
-    /// Everything that hosts leave: domains that run, disks with their marks, consoles.
-    pub fn leftovers(&self) -> BTreeSet<String> {
-        let consoles = names(&self.master.dir.join("state/hosts/libvirt")).into_iter();
-        let all = self.lab.running().into_iter().chain(names(&self.disks)).chain(names(&self.lab.dir.join("small")));
-        all.chain(consoles.filter(|name| name != "connections")).collect()
-    }
-
-    /// Waits until no host is left, and nothing of any.
+    /// Waits until these workers have no host, and nothing of any is left: domains that run, disks with their marks,
+    /// consoles.
     #[track_caller]
-    pub fn until_clean(&self) {
-        self.master.until_within(GUEST, "no host is left", || {
-            self.master.get("/api/hosts").json().as_array().is_some_and(Vec::is_empty)
+    pub fn until_clean(&self, workers: &[&str]) {
+        let hosts = || self.master.get("/api/hosts").json().as_array().cloned().unwrap_or_default();
+        self.master.until_within(GUEST, &format!("no host of {workers:?} is left"), || {
+            hosts().iter().all(|host| !workers.contains(&text(&host["worker"]).as_str()))
         });
-        assert_eq!(self.leftovers(), BTreeSet::new(), "nothing is left of any host\n{}", self.master.log());
+        let files =
+            names(&self.disks).into_iter().chain(SMALL.iter().flat_map(|(name, _)| names(&self.lab.dir.join(name))));
+        let left: Vec<String> = self.lab.running().into_iter().chain(files).collect();
+        let of =
+            |name: &&String| workers.iter().any(|worker| *name == worker || name.starts_with(&format!("{worker}.")));
+        let left: Vec<&String> = left.iter().filter(of).collect();
+        assert!(left.is_empty(), "{left:?} is left\n{}", self.master.log());
+        // A console's name is its host's.
+        self.master.until("no console is left", || {
+            let consoles = names(&self.master.dir.join("state/hosts/libvirt"));
+            let of = |console: &str| hosts().iter().any(|h| console.starts_with(&format!("{}.", text(&h["id"]))));
+            consoles.iter().all(|console| console == "connections" || of(console))
+        });
     }
 
     /// Waits for a state of a build.
@@ -182,9 +194,17 @@ impl Site {
         });
     }
 
-    /// A build's log.
+    /// Waits until a build says something in its log.
+    #[track_caller]
+    pub fn until_said(&self, build: &str, said: &str) {
+        self.until(build, "running");
+        self.master.until_within(GUEST, &format!("build {build} says {said:?}"), || self.log(build).contains(said));
+    }
+
+    /// The log of a build's first step; empty where there is none yet.
     #[track_caller]
     pub fn log(&self, build: &str) -> String {
-        self.master.rouse(&["log", build]).ended(0).text()
+        let answer = self.master.get(&format!("/api/builds/{build}/steps/1/log"));
+        if answer.status == 200 { String::from_utf8_lossy(&answer.body).into_owned() } else { String::new() }
     }
 }

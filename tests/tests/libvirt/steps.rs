@@ -4,10 +4,14 @@
 use crate::ground::Machines;
 use rouse_master::core::event::Stopped;
 use rouse_master::hosts::Provider as _;
-use rouse_tests::contract::{self, Ground as _, OWNER};
+use rouse_tests::contract::{self, Ground as _};
 use std::sync::Arc;
 use tokio::sync::mpsc;
 
+/// Not that of other tests, which may run at the same time.
+const OWNER: &str = "steps/0123456789abcdef0123456789abcdef";
+/// A domain that is nobody's.
+const STRANGER: &str = "steps-stranger";
 const OF_A_START: [&str; 4] = ["disk marked", "disk made", "console made", "domain made"];
 const OF_A_STOP: [&str; 2] = ["domain ended", "disk removed"];
 
@@ -21,13 +25,14 @@ async fn a_master_may_be_lost_between_any_two_steps() {
     if !crate::may_run() {
         return;
     }
-    let _alone = crate::alone();
+    let _turn = crate::together();
     let machines = Machines::new("steps");
     let (deaths, _heard) = mpsc::channel(64);
     // Somebody else's, on the same libvirtd and in the same directory.
     std::fs::write(machines.dir.join("disks/other.qcow2"), "precious").unwrap();
-    let other =
-        "<domain type='qemu'><name>other</name><memory unit='MiB'>32</memory><os><type>hvm</type></os></domain>";
+    let other = format!(
+        "<domain type='qemu'><name>{STRANGER}</name><memory unit='MiB'>32</memory><os><type>hvm</type></os></domain>"
+    );
     std::fs::write(machines.dir.join("other.xml"), other).unwrap();
     machines.lab.virsh(&["create", &machines.dir.join("other.xml").display().to_string()]);
     let (running, files) = (machines.machines(), machines.leftovers());
@@ -71,6 +76,6 @@ async fn a_master_may_be_lost_between_any_two_steps() {
         contract::gone(&second, &host).await;
         assert_eq!((machines.machines(), machines.leftovers()), (running.clone(), files.clone()), "{step}");
     }
-    machines.lab.virsh(&["destroy", "other"]);
+    machines.lab.virsh(&["destroy", STRANGER]);
     assert_eq!(std::fs::read(machines.dir.join("disks/other.qcow2")).unwrap(), b"precious");
 }

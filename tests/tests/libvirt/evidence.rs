@@ -1,0 +1,34 @@
+//! Guests that never attach: what they printed is on `rouse show`, and why they failed on `rouse why`.
+
+use crate::builds::why;
+use crate::site::{GUEST, site};
+
+#[test]
+fn what_a_guest_that_never_attached_printed_is_kept() {
+    if !crate::may_run() {
+        return;
+    }
+    let _turn = crate::together();
+    let site = site();
+    let cases = [
+        ("panics", "Kernel panic", "ended before its agent attached"),
+        // An agent on a disk that is not fresh is refused, and says so.
+        ("used", "its disk is not fresh: it was first used for hbefore", "ended before its agent attached"),
+        ("blank", "No bootable device", "did not attach"),
+        ("mute", "there is no agent here", "did not attach"),
+        ("deaf", "guest: no-network", "did not attach"),
+    ];
+    // At once, since most of the time is spent in waiting for them.
+    let builds = cases.map(|(worker, ..)| site.master.detach(&["--worker", worker, "--", "true"]));
+    for ((worker, printed, reason), build) in cases.iter().zip(&builds) {
+        let has = || site.master.show(build).to_string().contains(printed);
+        site.master.until_within(GUEST, &format!("{worker} shows {printed:?}"), has);
+        let shown = site.master.rouse(&["show", build]).ended(0).text();
+        assert!(shown.contains(printed) && shown.contains(reason), "{shown}");
+        assert!(why(site, build).contains(reason), "{}", why(site, build));
+        if site.master.state(build) != "lost" {
+            site.master.rouse(&["cancel", build]).ended(0);
+        }
+    }
+    site.until_clean(&cases.map(|(worker, ..)| worker));
+}

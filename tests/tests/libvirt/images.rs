@@ -1,0 +1,103 @@
+//! The image that `vmbuilder` builds: the same twice, and fit.
+
+use rouse_tests::harness::program;
+use rouse_tests::virt::{cache, outside, repository, run};
+use sha2::{Digest as _, Sha256};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// Everything that goes into the image and is ours, but for the agent.
+const PARTS: [&str; 5] = [
+    "contrib/libvirt/vmbuilder",
+    "contrib/systemd/rouse-agent.service",
+    "images/agent.toml",
+    "images/disk",
+    "images/install",
+];
+/// Where the agent is in it.
+const AGENT: &str = "/usr/local/bin/rouse-agent";
+
+/// The agent as it was just built, without what only a debugger needs.
+fn agent(dir: &Path) -> PathBuf {
+    let agent = dir.join(format!("agent-{}", std::process::id()));
+    run(Command::new("strip").arg("-o").arg(&agent).arg(program("rouse-agent")));
+    agent
+}
+
+fn build(agent: &Path, out: &Path) {
+    let mut command = Command::new(repository().join("contrib/libvirt/vmbuilder"));
+    command.args(["--size", "2G", "--agent"]).arg(agent).arg(out);
+    run(outside(&mut command));
+}
+
+/// The image, built twice where it is not kept from before, with the agent as it is now.
+fn image(out: &Path) {
+    let mut hash = Sha256::new();
+    for part in PARTS {
+        hash.update(Sha256::digest(fs::read(repository().join(part)).unwrap()));
+    }
+    let hash: [u8; 32] = hash.finalize().into();
+    let name: String = hash[..8].iter().map(|byte| format!("{byte:02x}")).collect();
+    let dir = cache().join("images");
+    let kept = dir.join(format!("{name}.qcow2"));
+    if !kept.is_file() {
+        // Only the newest is kept: each has some hundred megabytes.
+        fs::remove_dir_all(&dir).ok();
+        fs::create_dir_all(&dir).unwrap();
+        let agent = agent(&dir);
+        let [first, second] = ["first", "second"].map(|name| dir.join(format!("{name}.qcow2")));
+        // At once: most of it is waiting for packages and for the disk.
+        std::thread::scope(|scope| {
+            for out in [&first, &second] {
+                let agent = &agent;
+                scope.spawn(move || build(agent, out));
+            }
+        });
+        let manifest = |of: &str| fs::read_to_string(dir.join(format!("{of}.qcow2.manifest"))).unwrap();
+        let (one, other) = (manifest("first"), manifest("second"));
+        let differs = one.lines().zip(other.lines()).find(|(a, b)| a != b);
+        assert!(one == other, "the same sources give the same files; the first that differs: {differs:?}");
+        assert!(one.contains(&format!(".{AGENT}")) && one.lines().count() > 1_000);
+        fs::remove_file(second).unwrap();
+        fs::remove_file(agent).unwrap();
+        fs::rename(first, &kept).unwrap();
+    }
+    // Kept is the image of an agent that may be older: it gets the one of now, so that not each change of the agent costs
+    // two builds. The file system begins a mebibyte into the disk.
+    run(Command::new("qemu-img").args(["convert", "-q", "-O", "raw"]).arg(&kept).arg(out));
+    let (agent, file_system) = (agent(&dir), format!("{}?offset={}", out.display(), 1 << 20));
+    for request in [format!("rm {AGENT}"), format!("write {} {AGENT}", agent.display())] {
+        run(Command::new("/sbin/debugfs").args(["-w", "-R", &request, &file_system]));
+    }
+    let stat = run(Command::new("/sbin/debugfs").args(["-R", &format!("stat {AGENT}"), &file_system]));
+    let size = fs::metadata(&agent).unwrap().len();
+    assert!(stat.contains(&format!("Size: {size}")) && stat.contains("Mode:  0755"), "the agent is in it: {stat}");
+    fs::remove_file(agent).unwrap();
+}
+
+#[test]
+fn the_built_image_is_fit() {
+    if !crate::may_run() {
+        return;
+    }
+    let _turn = crate::together();
+    let dir = tempfile::tempdir_in(cache()).unwrap();
+    let disk = dir.path().join("disk.raw");
+    image(&disk);
+    let said = run(Command::new(repository().join("images/check")).arg(&disk));
+    assert!(said.contains("switches itself off") && said.contains("is fit"), "{said}");
+}
+
+#[test]
+fn an_image_without_an_agent_is_not_fit() {
+    if !crate::may_run() {
+        return;
+    }
+    let _turn = crate::together();
+    let image = rouse_tests::virt::image(&rouse_tests::virt::Image::of_kind("true"));
+    let output = Command::new(repository().join("images/check")).arg(&image).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("not fit: the agent did not say who it is") && said.contains("guest: done"), "{said}");
+}
