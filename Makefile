@@ -14,7 +14,7 @@ DOCDIR = $(DESTDIR)$(PREFIX)/share/doc/rouse
 SCRIPTS = .ci/run tests/setup tests/venv tests/openstack/prepare tests/openstack/guest images/disk images/ec2 images/install \
 	images/check contrib/libvirt/vmbuilder contrib/nagios/check_rouse_audit
 
-.PHONY: help demo test test-providers sim chaos bench lint fmt clippy deny scripts build agent-static install
+.PHONY: help demo test test-providers sim chaos bench bench-libvirt lint fmt clippy deny scripts build agent-static install
 
 help: ## what can be made here
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 16
@@ -56,6 +56,12 @@ bench: build ## how fast and how small it is, beside the broker and the machine 
 	$(CARGO) build --locked --release -p rouse-tests --bins
 	@"$(TARGET_DIR)/release/bench" "$(TARGET_DIR)/release/rouse" "$(TARGET_DIR)/$(HOST_TRIPLE)/agent/rouse-agent" \
 		"$(TARGET_DIR)/release/load-agent" $(PARTS)
+
+# With real libvirtd and QEMU in namespaces of their own, everything emulated; as root.
+bench-libvirt: ## what a build in a libvirt guest costs beside bare QEMU, and whether ten in a row leave anything behind
+	tests/setup test
+	$(CARGO) build --locked --release -p rouse-agent -p rouse-master -p rouse-tests --bins
+	@"$(TARGET_DIR)/release/bench-libvirt"
 
 lint: fmt clippy deny scripts ## everything that can be said without running it
 

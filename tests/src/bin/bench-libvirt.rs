@@ -1,0 +1,162 @@
+//! What a build on a libvirt guest costs beside its virtual machine: `make bench-libvirt`.
+//!
+//! The reference is the same kernel and disk, started by bare QEMU until its init has run a `true`. Both are emulated, so
+//! that the figures are of one kind on every machine; what is between them is rouse's and libvirt's.
+#![allow(clippy::unwrap_used, clippy::disallowed_methods)]
+
+use rouse_tests::harness::{Master, PASSWORD, free_address, holds_within, text};
+use rouse_tests::virt::{BRIDGE, Image, Lab, image, own_world, run};
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// Guests in a row, and as many bare ones.
+const GUESTS: usize = 10;
+/// How long one may take on a busy machine.
+const LIMIT: Duration = Duration::from_secs(240);
+
+fn main() {
+    // Before there are threads: those would stay in the network that they began in.
+    assert!(own_world(), "only root can have a network of its own");
+    let lab = Lab::get();
+    lab.need_network("rouse");
+    let port = free_address().port();
+    let broker = format!("amqp://{BRIDGE}:{port}/rouse");
+    let lines = format!("listen = [\"127.0.0.1:{port}\", \"{BRIDGE}:{port}\"]\nagent_url = \"{broker}\"\n");
+    let disk = lab.dir.join("vm.qcow2");
+    let worker = format!(
+        "[[worker]]\nname = \"vm\"\npassword = \"{PASSWORD}\"\nlease = 120\n[worker.libvirt]\nconnection = \"{}\"\n\
+         hd_image = \"{}\"\nbase_image = \"{}\"\nxml = \"builtin\"\nmemory_mb = 160\ncpus = 1\nnetwork = \"rouse\"\n",
+        lab.uri,
+        disk.display(),
+        image(&Image::agent()).display(),
+    );
+    let url = format!("amqp://127.0.0.1:{port}/rouse");
+    let master = Master::start_with("bench-virt", &lines, &url, free_address(), &worker);
+    let bare_image = image(&Image::of_kind("true"));
+    // The first of each warms what is cached.
+    one(&master);
+    bare(lab, &bare_image);
+    let before = grown(&master, lab);
+    let (mut guests, mut bares, mut overlays) = (Vec::new(), Vec::new(), Vec::new());
+    for number in 1..=GUESTS {
+        bares.push(bare(lab, &bare_image));
+        overlays.push(overlay(lab, &bare_image));
+        guests.push(one(&master));
+        eprintln!("guest {number}: {:?}, bare {:?}", guests[number - 1], bares[number - 1]);
+    }
+    let after = grown(&master, lab);
+    let median = |mut all: Vec<Duration>| {
+        all.sort();
+        all[all.len() / 2].as_secs_f64()
+    };
+    let of = |part: fn(&Parts) -> Duration| median(guests.iter().map(part).collect());
+    let bare_run = median(bares);
+    println!("| what (median of {GUESTS}) | seconds |\n|---|---|");
+    println!("| bare QEMU, start until its init has run `true` | {bare_run:.2} |");
+    println!("| queued until first output in a guest | {:.2} |", of(|p| p.output));
+    println!("| on top of bare QEMU | {:.2} |", of(|p| p.output) - bare_run);
+    println!("| of it: overlay (qemu-img alone) | {:.2} |", median(overlays));
+    println!("| of it: overlay, define and start, until the provider has it | {:.2} |", of(|p| p.booted));
+    println!("| of it: boot, DHCP, attach | {:.2} |", of(|p| p.attached - p.booted));
+    println!("| of it: dispatch and first output | {:.2} |", of(|p| p.output.saturating_sub(p.attached)));
+    println!("| last output until nothing is left | {:.2} |", of(|p| p.gone));
+    println!("| grown over {GUESTS} guests: {} | |", differences(&before, &after));
+}
+
+/// When each was, from the submission on; `gone` from the output.
+#[derive(Debug)]
+struct Parts {
+    booted: Duration,
+    attached: Duration,
+    output: Duration,
+    gone: Duration,
+}
+
+/// One build on a fresh guest.
+fn one(master: &Master) -> Parts {
+    let since = Instant::now();
+    let body = r#"{"worker": "vm", "step": [{"run": ["echo", "first"]}]}"#;
+    let build = text(&master.post("/api/builds", body).json()["id"]);
+    let state = |wanted: &[&str]| {
+        let reached = || master.hosts("vm").iter().any(|host| wanted.contains(&text(&host["state"]).as_str()));
+        assert!(holds_within(LIMIT, reached), "{}", master.log());
+        since.elapsed()
+    };
+    let booted = state(&["booting", "awake", "draining", "stopping"]);
+    let attached = state(&["awake", "draining", "stopping"]);
+    let log = format!("/api/builds/{build}/steps/1/log");
+    let said = || master.get(&log).body.starts_with(b"first");
+    assert!(holds_within(LIMIT, said), "{}", master.log());
+    let output = since.elapsed();
+    assert!(holds_within(LIMIT, || master.hosts("vm").is_empty()), "{}", master.log());
+    Parts { booted, attached, output, gone: since.elapsed() - output }
+}
+
+/// The same kernel and disk under bare QEMU.
+fn bare(lab: &Lab, base: &Path) -> Duration {
+    let (disk, console) = (lab.dir.join("bare.qcow2"), lab.dir.join("bare.console"));
+    fs::remove_file(&console).ok();
+    let since = Instant::now();
+    lay_over(base, &disk);
+    let mut qemu = Command::new("qemu-system-x86_64");
+    qemu.args([
+        "-M",
+        "q35",
+        "-accel",
+        "tcg",
+        "-m",
+        "160",
+        "-display",
+        "none",
+        "-nodefaults",
+        "-no-reboot",
+        "-nic",
+        "none",
+    ]);
+    qemu.arg("-drive").arg(format!("file={},if=virtio,cache=unsafe", disk.display()));
+    qemu.arg("-serial").arg(format!("file:{}", console.display())).stdin(Stdio::null());
+    let mut machine = qemu.spawn().unwrap();
+    let done = || fs::read(&console).is_ok_and(|said| String::from_utf8_lossy(&said).contains("guest: true"));
+    let reached = holds_within(LIMIT, done);
+    let took = since.elapsed();
+    machine.kill().unwrap();
+    machine.wait().unwrap();
+    assert!(reached, "bare QEMU came to nothing");
+    took
+}
+
+fn lay_over(base: &Path, disk: &Path) {
+    let mut create = Command::new("qemu-img");
+    run(create.args(["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b"]).arg(base).arg(disk));
+}
+
+fn overlay(lab: &Lab, base: &Path) -> Duration {
+    let since = Instant::now();
+    lay_over(base, &lab.dir.join("bare.qcow2"));
+    since.elapsed()
+}
+
+/// What may grow: memory (kB), open files and threads of master and libvirtd, and files that hosts leave.
+fn grown(master: &Master, lab: &Lab) -> Vec<(String, u64)> {
+    let libvirtd = lab.pids("libvirtd", &lab.dir.display().to_string())[0];
+    let mut all = Vec::new();
+    for (name, pid) in [("master", master.pid()), ("libvirtd", libvirtd)] {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let field = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
+            line.trim().trim_end_matches(" kB").parse::<u64>().unwrap_or(0)
+        };
+        all.push((format!("{name} kB"), field("VmRSS:")));
+        all.push((format!("{name} threads"), field("Threads:")));
+        all.push((format!("{name} files"), fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count() as u64));
+    }
+    all.push(("files of hosts".to_owned(), fs::read_dir(master.dir.join("state/hosts")).unwrap().count() as u64));
+    all
+}
+
+fn differences(before: &[(String, u64)], after: &[(String, u64)]) -> String {
+    let shown = before.iter().zip(after).map(|((name, b), (_, a))| format!("{name} {b} → {a}"));
+    shown.collect::<Vec<_>>().join(", ")
+}
