@@ -2,9 +2,11 @@
 
 use rouse_agent::config::{AgentConfig, Environment};
 use rouse_agent::core::Level;
-use rouse_agent::{driver, log, runner};
+use rouse_agent::driver::{self, Ended};
+use rouse_agent::{log, runner};
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::process::ExitCode;
+use std::process::{self, ExitCode};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
@@ -19,6 +21,9 @@ usage: rouse-agent [-c FILE] [--check]
 Every key of the configuration can also be given as ROUSE_AGENT_KEY in the environment, which then counts.
 SIGTERM: take nothing new and end when the builds have ended; twice: end them now.
 Exit codes: 0 ended as asked, 2 bad usage or configuration, or the agent could not begin.";
+
+/// This program, rather than its path, where an upgrade may have put another one meanwhile.
+const PROGRAM: &str = "/proc/self/exe";
 
 /// Bad usage or configuration.
 const WRONG: u8 = 2;
@@ -62,7 +67,13 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     match start(config) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(Ended::ForGood) => ExitCode::SUCCESS,
+        Ok(Ended::ToRestart) => {
+            // The same process for whoever supervises it; nothing of this life but its arguments and environment stays.
+            let error = process::Command::new(PROGRAM).args(std::env::args_os().skip(1)).exec();
+            log::line(Level::Error, &format!("failed to begin anew: {error}"));
+            ExitCode::from(WRONG)
+        }
         Err(why) => {
             log::line(Level::Error, &format!("failed to {why}"));
             ExitCode::from(WRONG)
@@ -86,9 +97,7 @@ fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Command, String>
     Ok(Command::Run { config, check })
 }
 
-fn start(config: AgentConfig) -> Result<(), String> {
-    // Rather than its path, where an upgrade may have put another program meanwhile.
-    let program = PathBuf::from("/proc/self/exe");
+fn start(config: AgentConfig) -> Result<Ended, String> {
     // One thread: an agent is idle most of its life, and small is what it has to be.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -108,7 +117,7 @@ fn start(config: AgentConfig) -> Result<(), String> {
                 }
             });
         }
-        driver::run(config, program, terminate).await.map_err(|error| error.0)
+        driver::run(config, PathBuf::from(PROGRAM), terminate).await.map_err(|error| error.0)
     })
 }
 

@@ -48,6 +48,8 @@ impl Story {
                     HostState::Gone => "gone",
                     HostState::Draining => "draining",
                     HostState::Stopping => "stopping",
+                    // A process does not sleep.
+                    HostState::Suspending | HostState::Stopped | HostState::Waking => return,
                 };
                 (what, *at)
             }

@@ -303,6 +303,10 @@ pub enum ToAgent {
         session: SessionId,
         /// To be repeated in the answer.
         drain: u64,
+        /// Whether the machine may be put to sleep after that, and woken again: an agent that finds itself again when its
+        /// lease is over has slept, and begins anew as after a boot.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        sleep: bool,
     },
     /// A drain is taken back: take orders again.
     Undrain {

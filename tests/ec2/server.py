@@ -11,10 +11,12 @@ on it tests rouse against our reading of AWS's documentation:
   - credentials: one key works, every other is AuthFailure;
   - console output, images added while it runs, StateReason of an instance that was shut down from inside;
   - an instance "boots" by running a command of the test's; the instance ends with it, as with a shutdown from inside;
+    a stopped one is killed, a hibernated one gets SIGSTOP, and SIGCONT when it is started again;
+  - what may be stopped, started and given other user data in which state, and who may be hibernated;
   - identity documents are signed by an authority of the test's.
 
-PUT /_ctl takes settings as JSON (see DEFAULTS), DELETE /_ctl restores them, GET /_instances tells what was made, and
-POST /_images adds an image.
+PUT /_ctl takes settings as JSON (see DEFAULTS), DELETE /_ctl restores them, GET /_instances tells what was made,
+POST /_images adds an image, and POST /_imds starts a metadata service that says what it is given (path to text).
 """
 
 import base64
@@ -64,6 +66,8 @@ DEFAULTS = {
     # What an instance runs, and with which environment; {imds} and {instance} are filled in.
     "boot": None,
     "console": "",
+    # Whether AWS says that no instance is ready to be hibernated.
+    "hibernation_refused": False,
     # PEM files that identity documents are signed with.
     "signer": None,
     # What the metadata service of an instance says beside the usual: path to text, by instance id, or by * for all.
@@ -135,8 +139,12 @@ class Metadata(http.server.BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.send_header("Content-Type", "text/plain")
         self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
+        try:
+            self.end_headers()
+            self.wfile.write(body)
+        except BrokenPipeError:
+            # It was asked by an instance that was ended meanwhile.
+            pass
 
     def do_PUT(self):
         ttl = self.headers.get("X-aws-ec2-metadata-token-ttl-seconds")
@@ -160,16 +168,23 @@ class Metadata(http.server.BaseHTTPRequestHandler):
             self.answer(200, text)
 
 
+def serve_metadata(tell):
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Metadata)
+    server.daemon_threads = True
+    server.tokens, server.tell = set(), tell
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return server
+
+
 class Machine:
     """What an instance is beside its record in moto: its metadata service, and the process that it runs."""
 
     def __init__(self, instance):
         self.instance = instance
         self.process = None
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Metadata)
-        self.server.daemon_threads = True
-        self.server.tokens, self.server.tell = set(), self.tell
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        self.hibernates = self.frozen = False
+        self.boots = 0
+        self.server = serve_metadata(self.tell)
 
     @property
     def address(self):
@@ -210,6 +225,7 @@ class Machine:
         }.get(path)
 
     def boot(self):
+        self.boots += 1
         boot = settings["boot"]
         if not boot:
             return
@@ -235,6 +251,27 @@ class Machine:
             (self.instance.terminate if ends else self.instance.stop)()
             reason = "Client.InstanceInitiatedShutdown"
             self.instance.state_reason = instances.StateReason(f"{reason}: Instance initiated shutdown", reason)
+
+    def signal(self, number):
+        if self.process:
+            try:
+                os.killpg(self.process.pid, number)
+            except ProcessLookupError:
+                pass
+
+    def sleep(self):
+        self.frozen = self.hibernates
+        if self.frozen:
+            self.signal(signal.SIGSTOP)
+        else:
+            self.halt()
+
+    def wake(self):
+        if self.frozen:
+            self.frozen = False
+            self.signal(signal.SIGCONT)
+        else:
+            self.boot()
 
     def halt(self):
         process, self.process = self.process, None
@@ -287,23 +324,82 @@ def init(self, *args, **kwargs):
         machines[self.id] = Machine(self)
 
 
-def halting(plain):
-    def call(self, *args, **kwargs):
-        machines[self.id].halt()
-        return plain(self, *args, **kwargs)
-    return call
+def stop(self, *args, **kwargs):
+    machines[self.id].sleep()
+    return plain_stop(self, *args, **kwargs)
+
+
+def terminate(self, *args, **kwargs):
+    machines[self.id].halt()
+    return plain_terminate(self, *args, **kwargs)
 
 
 def start(self, *args, **kwargs):
-    result = plain_start(self, *args, **kwargs)
-    machines[self.id].boot()
+    # One that runs is left as it is.
+    sleeps = self._state.name == "stopped"
+    result = plain_start(self, *args, **kwargs) if sleeps else copy.copy(self._state)
+    if sleeps:
+        machines[self.id].wake()
     return result
 
 
 instances.Instance.__init__ = init
-instances.Instance.stop = halting(plain_stop)
-instances.Instance.terminate = halting(plain_terminate)
+instances.Instance.stop = stop
+instances.Instance.terminate = terminate
 instances.Instance.start = start
+
+
+# ------------------------------------------------------------------------------------------- what may be done in which state
+
+
+def named(self):
+    many = self._get_param("InstanceIds", [])
+    return [machines[i] for i in many or [self._get_param("InstanceId")] if i in machines]
+
+
+def only_in(self, states, what):
+    for machine in named(self):
+        state = machine.instance._state.name
+        if state not in states:
+            text = f"The instance '{machine.instance.id}' is not in a state from which it can be {what}: {state}."
+            raise EC2ClientError("IncorrectInstanceState", text)
+
+
+plain_stop_call = instances_api.InstanceResponse.stop_instances
+plain_start_call = instances_api.InstanceResponse.start_instances
+plain_modify_call = instances_api.InstanceResponse.modify_instance_attribute
+
+
+def stop_call(self):
+    only_in(self, ["running", "stopping", "stopped"], "stopped")
+    hibernate = str(self._get_param("Hibernate")).lower() == "true"
+    for machine in named(self):
+        if machine.instance.is_spot:
+            text = f"You can't stop the Spot Instance '{machine.instance.id}': its request is a one-time request."
+            raise EC2ClientError("UnsupportedOperation", text)
+        configured = str((machine.instance.hibernation_options or {}).get("Configured")).lower() == "true"
+        if hibernate and (settings["hibernation_refused"] or not configured):
+            text = "The instance is not ready to hibernate yet, or was not started so that it can."
+            raise EC2ClientError("UnsupportedOperation", text)
+        if machine.instance._state.name == "running":
+            machine.hibernates = hibernate
+    return plain_stop_call(self)
+
+
+def start_call(self):
+    only_in(self, ["stopped", "pending", "running"], "started")
+    return plain_start_call(self)
+
+
+def modify_call(self):
+    if self._get_param("Attribute") == "userData" or self._get_param("UserData.Value") is not None:
+        only_in(self, ["stopped"], "given other user data")
+    return plain_modify_call(self)
+
+
+instances_api.InstanceResponse.stop_instances = stop_call
+instances_api.InstanceResponse.start_instances = start_call
+instances_api.InstanceResponse.modify_instance_attribute = modify_call
 
 
 # ------------------------------------------------------------------------------------------------------ eventual listing
@@ -549,6 +645,8 @@ def tell(instance):
         "user_data": user_data_of(instance),
         "imds": machines[instance.id].address,
         "token": instance.client_token,
+        "boots": machines[instance.id].boots,
+        "hibernated": machines[instance.id].frozen,
     }
 
 
@@ -578,6 +676,10 @@ def app(environ, start_response):
     if path == "/_images":
         add_image(body())
         return answer(True)
+    if path == "/_imds":
+        told = body()
+        server = serve_metadata(told.get)
+        return answer(f"http://127.0.0.1:{server.server_address[1]}")
     if path == "/_instances":
         return answer([tell(machine.instance) for machine in list(machines.values())])
     if path == "/_kill":

@@ -7,7 +7,7 @@ use rouse_master::config::Config;
 use serde_json::{Value, json};
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -17,6 +17,49 @@ pub const REGION: &str = "us-west-2";
 pub const IMAGE: &str = "ami-0b0b0001";
 /// The access key of the tests, and its secret.
 pub const KEY: &str = "AKIAROUSETEST";
+
+/// An authority that signs identity documents.
+pub struct Authority {
+    /// Its certificate, a PEM file.
+    pub certificate: PathBuf,
+    key: PathBuf,
+}
+
+impl Authority {
+    /// A new one, in files of this name.
+    ///
+    /// # Panics
+    /// Where openssl does not make it.
+    pub fn new(dir: &Path, name: &str) -> Self {
+        let (certificate, key) = (dir.join(format!("{name}.pem")), dir.join(format!("{name}.key")));
+        let made = Command::new("openssl")
+            .args(["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=test", "-days", "2", "-keyout"])
+            .args([&key, Path::new("-out"), &certificate])
+            .output()
+            .expect("openssl can be run");
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        Self { certificate, key }
+    }
+
+    /// As the server of tests/ec2 takes it.
+    pub fn signer(&self) -> Value {
+        json!({ "certificate": self.certificate, "key": self.key })
+    }
+
+    /// What it makes of a file: PKCS #7 as the metadata service has it.
+    ///
+    /// # Panics
+    /// Where openssl does not sign it.
+    pub fn sign(&self, file: &Path) -> String {
+        let signed = Command::new("openssl")
+            .args(["cms", "-sign", "-binary", "-nodetach", "-nocerts", "-outform", "PEM", "-in"])
+            .args([file, Path::new("-signer"), &self.certificate, Path::new("-inkey"), &self.key])
+            .output()
+            .expect("openssl can be run");
+        let text = String::from_utf8(signed.stdout).expect("PEM is text");
+        text.lines().filter(|line| !line.starts_with('-')).collect::<Vec<_>>().join("\n")
+    }
+}
 
 /// The cloud; it ends with the test.
 pub struct Cloud {
@@ -85,6 +128,11 @@ impl Cloud {
     /// Adds an image.
     pub fn add_image(&self, id: &str, location: &str) {
         self.ask("POST", "/_images", &json!({ "ami_id": id, "image_location": location }));
+    }
+
+    /// A metadata service that says this (path to text); where it is.
+    pub fn metadata(&self, told: &Value) -> String {
+        self.ask("POST", "/_imds", told).as_str().expect("an address").to_owned()
     }
 
     /// Everything that was ever made.

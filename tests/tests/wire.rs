@@ -112,7 +112,7 @@ fn to_agent() -> Vec<(&'static str, ToAgent)> {
         ("to-agent/cancel", ToAgent::Cancel { session: session(), attempt: ATTEMPT }),
         ("to-agent/settled", ToAgent::Settled { session: session(), attempts: vec![ATTEMPT] }),
         ("to-agent/resend", ToAgent::Resend { session: session(), attempt: ATTEMPT, step: 1, offset: 99 }),
-        ("to-agent/drain", ToAgent::Drain { session: session(), drain: 2 }),
+        ("to-agent/drain", ToAgent::Drain { session: session(), drain: 2, sleep: false }),
         ("to-agent/undrain", ToAgent::Undrain { session: session() }),
         ("to-agent/exit", ToAgent::Exit { session: session() }),
     ]

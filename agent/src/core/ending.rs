@@ -16,9 +16,17 @@ pub(super) enum Ending {
     /// Nothing new is begun; it ends when its builds have ended and are settled.
     Leaving,
     /// Everything was killed; it ends when that has happened, or at `latest`.
-    Killing { latest: Timestamp, power_off: bool, why: String },
-    /// [`Effect::Exit`] or [`Effect::PowerOff`] was given.
+    Killing { latest: Timestamp, last: Last, why: String },
+    /// [`Effect::Exit`], [`Effect::PowerOff`] or [`Effect::Restart`] was given.
     Done,
+}
+
+/// What comes of the agent, or its machine, when it ends.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Last {
+    Exit,
+    PowerOff,
+    Restart,
 }
 
 impl Ending {
@@ -43,10 +51,10 @@ impl Core {
                 self.ending = Ending::Leaving;
                 self.send_leaving();
             }
-            Ending::Leaving => self.kill_and_end(now, false, "asked to end twice".to_owned()),
-            Ending::Killing { power_off, why, .. } => {
-                let (power_off, why) = (*power_off, why.clone());
-                self.ending = Ending::Killing { latest: now, power_off, why };
+            Ending::Leaving => self.kill_and_end(now, Last::Exit, "asked to end twice".to_owned()),
+            Ending::Killing { last, why, .. } => {
+                let (last, why) = (*last, why.clone());
+                self.ending = Ending::Killing { latest: now, last, why };
             }
             Ending::Done => {}
         }
@@ -89,12 +97,12 @@ impl Core {
     }
 
     /// Kills everything, then ends.
-    pub(super) fn kill_and_end(&mut self, now: Timestamp, power_off: bool, why: String) {
+    pub(super) fn kill_and_end(&mut self, now: Timestamp, last: Last, why: String) {
         if matches!(self.ending, Ending::Killing { .. } | Ending::Done) {
             return;
         }
         self.kill_all();
-        self.ending = Ending::Killing { latest: now + KILL_PATIENCE, power_off, why };
+        self.ending = Ending::Killing { latest: now + KILL_PATIENCE, last, why };
     }
 
     pub(super) fn expire_dead_man(&mut self, now: Timestamp) {
@@ -105,15 +113,15 @@ impl Core {
                 Some(_) => "this host's lease is over and no master has let it in again",
             };
             self.log(Level::Warn, format!("{why}: powering off"));
-            self.kill_and_end(now, true, why.to_owned());
+            self.kill_and_end(now, Last::PowerOff, why.to_owned());
         }
     }
 
     pub(super) fn end_if_nothing_left(&mut self, now: Timestamp) {
         let nothing_runs = self.attempts.is_empty() && self.dying.is_empty();
-        let (power_off, why) = match &self.ending {
-            Ending::Leaving if nothing_runs => (false, "asked to end, and nothing runs".to_owned()),
-            Ending::Killing { latest, power_off, why } if nothing_runs || *latest <= now => (*power_off, why.clone()),
+        let (last, why) = match &self.ending {
+            Ending::Leaving if nothing_runs => (Last::Exit, "asked to end, and nothing runs".to_owned()),
+            Ending::Killing { latest, last, why } if nothing_runs || *latest <= now => (*last, why.clone()),
             Ending::No | Ending::Leaving | Ending::Killing { .. } | Ending::Done => return,
         };
         if let Some(session) = self.attached_session() {
@@ -124,6 +132,10 @@ impl Core {
         }
         self.drop_link();
         self.ending = Ending::Done;
-        self.emit(if power_off { Effect::PowerOff { why } } else { Effect::Exit { why } });
+        self.emit(match last {
+            Last::Exit => Effect::Exit { why },
+            Last::PowerOff => Effect::PowerOff { why },
+            Last::Restart => Effect::Restart { why },
+        });
     }
 }

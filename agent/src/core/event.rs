@@ -133,6 +133,11 @@ pub enum Effect {
         /// Why, in words.
         why: String,
     },
+    /// Begin anew, as after a boot. No event follows.
+    Restart {
+        /// Why, in words.
+        why: String,
+    },
     /// Say something in the agent's own log.
     Log(Level, String),
 }

@@ -116,7 +116,7 @@ impl Core {
         }
     }
 
-    /// Whether [`Effect::Exit`] or [`Effect::PowerOff`] has been given: nothing more follows.
+    /// Whether [`Effect::Exit`], [`Effect::PowerOff`] or [`Effect::Restart`] has been given: nothing more follows.
     pub fn ended(&self) -> bool {
         matches!(self.ending, Ending::Done)
     }

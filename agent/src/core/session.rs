@@ -1,6 +1,7 @@
 //! The link, the hello and the lease: who may go on, and until when.
 
 use super::credentials::Change;
+use super::ending::Last;
 use super::{Core, Effect, Ending, Level};
 use rouse_shared::limits::PROTOCOL;
 use rouse_shared::message::{Heartbeat, Hello, ToAgent, ToMaster, Vitals, Welcome};
@@ -67,6 +68,8 @@ pub(super) struct Session {
     drain: Option<u64>,
     /// Whether it was answered since it was asked for.
     drained: bool,
+    /// Whether the machine may be put to sleep once it is drained.
+    sleeps: bool,
 }
 
 impl Core {
@@ -261,7 +264,12 @@ impl Core {
         if let Some(session) = self.session.take() {
             self.log(Level::Error, format!("the lease of session {} is over: its builds are ended", session.id));
             if self.settings.latent && !session.standing {
-                self.dead_man = Some(over + session.grace);
+                if session.sleeps && matches!(self.ending, Ending::No) {
+                    // The machine has slept, perhaps for days: who it is is told it anew, and so is its timer.
+                    self.kill_and_end(now, Last::Restart, "the machine may have slept since it was drained".to_owned());
+                } else {
+                    self.dead_man = Some(over + session.grace);
+                }
             }
             self.credentials.last = Some((session.id, session.seq));
         }
@@ -307,18 +315,22 @@ impl Core {
             ToAgent::Cancel { attempt, .. } => self.cancel(now, attempt),
             ToAgent::Settled { attempts, .. } => self.settled(&attempts),
             ToAgent::Resend { attempt, step, offset, .. } => self.resend(attempt, step, offset),
-            ToAgent::Drain { drain, .. } => {
+            ToAgent::Drain { drain, sleep, .. } => {
                 if let Some(session) = &mut self.session {
+                    session.sleeps = sleep;
                     session.drain = Some(drain);
                     session.drained = false;
                 }
             }
             ToAgent::Undrain { .. } => {
                 if let Some(session) = &mut self.session {
+                    session.sleeps = false;
                     session.drain = None;
                 }
             }
-            ToAgent::Exit { .. } => self.kill_and_end(now, false, "the master has ended this agent".to_owned()),
+            ToAgent::Exit { .. } => {
+                self.kill_and_end(now, Last::Exit, "the master has ended this agent".to_owned());
+            }
         }
     }
 
@@ -375,6 +387,7 @@ impl Core {
             next_heartbeat: (sent + keepalive).max(now),
             drain: None,
             drained: false,
+            sleeps: false,
         });
         self.link = Link::Attached { answered: now };
         self.failures = 0;
@@ -406,7 +419,7 @@ impl Core {
         let reason = super::words::cut(reason.to_owned());
         if power_off && self.settings.latent && final_word {
             self.log(Level::Error, format!("refused by the master: {reason}; powering off"));
-            self.kill_and_end(now, true, format!("refused by the master: {reason}"));
+            self.kill_and_end(now, Last::PowerOff, format!("refused by the master: {reason}"));
         } else {
             let text = format!("refused by the master: {reason}; trying again in {} s", pause.as_secs());
             self.log(Level::Error, text);

@@ -36,6 +36,15 @@ const BEGIN_AGAIN: Duration = Duration::from_secs(5);
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct StartError(pub String);
 
+/// How an agent has ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Ended {
+    /// It is not to be started again.
+    ForGood,
+    /// Its program is to begin anew, as after a boot of the machine.
+    ToRestart,
+}
+
 /// What the loop waits for.
 enum Input {
     Link(u64, LinkEvent),
@@ -51,7 +60,11 @@ enum Input {
 ///
 /// # Errors
 /// Where it cannot begin: no identity, no directory to work in, no runner.
-pub async fn run(config: AgentConfig, program: PathBuf, mut terminate: mpsc::Receiver<()>) -> Result<(), StartError> {
+pub async fn run(
+    config: AgentConfig,
+    program: PathBuf,
+    mut terminate: mpsc::Receiver<()>,
+) -> Result<Ended, StartError> {
     let started = clock::now();
     // Before anything else, so that nothing that hangs or fails can come before it.
     let dead_man = config.latent.then(|| {
@@ -78,15 +91,14 @@ pub async fn run(config: AgentConfig, program: PathBuf, mut terminate: mpsc::Rec
     };
     let begun = tokio::select! {
         begun = tokio::time::timeout(patience, beginning) => begun,
-        _ = terminate.recv() => return Ok(()),
+        _ = terminate.recv() => return Ok(Ended::ForGood),
     };
     let Ok(begun) = begun else {
         log::line(Level::Error, "this host's agent could not begin in time: powering off");
         power::off(&config.power_off_command, &mut terminate).await;
-        return Ok(());
+        return Ok(Ended::ForGood);
     };
-    begun?.live(&config, dead_man, terminate).await;
-    Ok(())
+    Ok(begun?.live(&config, dead_man, terminate).await)
 }
 
 /// An agent that knows who it is.
@@ -179,7 +191,12 @@ fn nonce() -> Result<Nonce, StartError> {
 }
 
 impl Agent {
-    async fn live(mut self, config: &AgentConfig, mut dead_man: Option<DeadMan>, mut terminate: mpsc::Receiver<()>) {
+    async fn live(
+        mut self,
+        config: &AgentConfig,
+        mut dead_man: Option<DeadMan>,
+        mut terminate: mpsc::Receiver<()>,
+    ) -> Ended {
         let mut more = Vec::new();
         let mut end = self.turn(Event::Start, &mut more);
         while end.is_none() {
@@ -194,8 +211,10 @@ impl Agent {
         self.performer.close().await;
         match end {
             Some(perform::End::PowerOff) => power::off(&config.power_off_command, &mut terminate).await,
+            Some(perform::End::Restart) => return Ended::ToRestart,
             Some(perform::End::Exit) | None => {}
         }
+        Ended::ForGood
     }
 
     /// One event, and those that its effects bring about at once.

@@ -28,6 +28,7 @@ const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 pub(super) enum End {
     Exit,
     PowerOff,
+    Restart,
 }
 
 /// What a performer acts upon.
@@ -99,6 +100,10 @@ impl Performer {
             Effect::Exit { why } => {
                 log::line(Level::Info, &format!("ending: {why}"));
                 return Some(End::Exit);
+            }
+            Effect::Restart { why } => {
+                log::line(Level::Info, &format!("beginning anew: {why}"));
+                return Some(End::Restart);
             }
             Effect::Log(level, text) => log::line(level, &text),
         }

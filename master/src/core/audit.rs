@@ -194,6 +194,7 @@ impl Core {
                     live.host.handle = Some(machine.handle.clone());
                     self.touch_host(&machine.host);
                 }
+                self.see_sleeper(now, machine);
                 continue;
             }
             let first = *self.orphans.entry((provider, machine.handle.clone())).or_insert(now);
@@ -372,7 +373,7 @@ impl Core {
             (DifferenceKind::Orphan | DifferenceKind::Namesake, Some(handle)) => {
                 self.note(Level::Warn, format!("audit: {named} of {}: {why}; stopping it", provider.as_str()));
                 let owner = owner.clone().map_or(Owner::Ours, Owner::Namesake);
-                let listed = ListedHost { host: host.clone(), handle: handle.clone(), owner };
+                let listed = ListedHost { host: host.clone(), handle: handle.clone(), owner, asleep: false };
                 if *kind == DifferenceKind::Orphan {
                     self.tell_orphan(now, *provider, &listed, true);
                 }

@@ -32,7 +32,7 @@ fn hold_to(now: Timestamp, ledger: &mut Ledger) {
     let pause = |at: &mut Timestamp, failures| *at = (now + longest_pause(failures)).min(*at);
     for host in &mut ledger.hosts {
         past(&mut host.created);
-        host.booted.iter_mut().for_each(past);
+        host.booted.iter_mut().chain(&mut host.woken).chain(&mut host.asleep).for_each(past);
     }
     for build in &mut ledger.builds {
         build.status.attempts.iter_mut().for_each(|attempt| past(&mut attempt.ordered));
@@ -171,17 +171,23 @@ impl Core {
                     });
                     self.timers.set(Timer::Boot(id.clone()), now + patience);
                 }
-                HostState::Booting => self.timers.set(Timer::Boot(id.clone()), now + patience),
+                HostState::Booting | HostState::Waking => self.timers.set(Timer::Boot(id.clone()), now + patience),
                 HostState::Awake | HostState::Draining if worker.session.is_none() => {
                     host.state = HostState::Stopping;
                 }
-                HostState::Awake | HostState::Draining | HostState::Stopping | HostState::Gone => {}
+                HostState::Awake
+                | HostState::Draining
+                | HostState::Suspending
+                | HostState::Stopped
+                | HostState::Stopping
+                | HostState::Gone => {}
             }
             let state = host.state;
             let live = LiveHost {
                 host,
                 preparing: preparing.then_some(0),
                 starting,
+                suspending: false,
                 // The master before this one may have given the order.
                 start_tries: u32::from(starting),
                 trouble: None,
@@ -195,6 +201,7 @@ impl Core {
             if state == HostState::Stopping {
                 self.stop_again(now, &id);
             }
+            self.restore_sleeper(now, &id);
             self.touch_host(&id);
         }
     }
@@ -234,6 +241,7 @@ impl Core {
             self.remove_worker(now, &name);
         }
         self.plan = plan;
+        self.review_sleepers(now);
         self.unlisted = self.configured_providers().filter(|p| !self.listed.contains(p)).collect();
         for provider in self.providers() {
             self.timers.set_once(Timer::Audit(provider), now);
@@ -255,7 +263,13 @@ impl Core {
         self.note(Level::Info, format!("worker {name} is no longer in the configuration"));
         if let Some(id) = host {
             match self.hosts.get(&id).map(|l| l.host.state) {
-                Some(HostState::Ordered | HostState::Booting) => {
+                Some(
+                    HostState::Ordered
+                    | HostState::Booting
+                    | HostState::Suspending
+                    | HostState::Stopped
+                    | HostState::Waking,
+                ) => {
                     self.stop_host(now, &id, "its worker is no longer in the configuration");
                 }
                 Some(HostState::Awake) => self.drain_host(&id, "its worker is no longer in the configuration"),

@@ -97,6 +97,20 @@ pub enum Event {
         /// How it stands, or why that is not known.
         result: Result<Stopped, String>,
     },
+    /// [`Effect::SleepHost`] came to an end. Late, and once: there is never more than one such call of a host.
+    SleepEnded {
+        /// Which host.
+        host: HostId,
+        /// How it stands, or why that is not known.
+        result: Result<Slept, String>,
+    },
+    /// [`Effect::WakeHost`] came to an end. Late, and once.
+    WakeEnded {
+        /// Which host.
+        host: HostId,
+        /// Whether it wakes, or why it does not.
+        result: Result<(), StartError>,
+    },
     /// The provider has proof that the machine is gone. Late and twice.
     HostGone {
         /// Which host.
@@ -218,6 +232,17 @@ pub enum Stopped {
     Gone,
 }
 
+/// How a host's falling asleep stands.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Slept {
+    /// The provider has heard; the machine may still run.
+    Requested,
+    /// It does not run, and can be woken.
+    Asleep,
+    /// It cannot be put to sleep, or is gone; why.
+    Unable(String),
+}
+
 /// A machine that bears our name, as its provider lists it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ListedHost {
@@ -227,6 +252,8 @@ pub struct ListedHost {
     pub handle: String,
     /// Whose it is.
     pub owner: Owner,
+    /// Whether it sleeps: it is there and does not run.
+    pub asleep: bool,
 }
 
 /// Why a provider's list is not whole.
@@ -285,6 +312,10 @@ pub enum Effect {
     StartHost(Box<Host>),
     /// End the machine; repeatable. Answered by [`Event::StopEnded`].
     StopHost(Box<Host>),
+    /// Put the machine to sleep; repeatable. Answered by [`Event::SleepEnded`].
+    SleepHost(Box<Host>),
+    /// Wake the machine, with boot data that bear the host's new token; repeatable. Answered by [`Event::WakeEnded`].
+    WakeHost(Box<Host>),
     /// End a machine that bears our name and that the ledger does not know; a namesake only where a user said to adopt.
     StopOrphan {
         /// Whose.

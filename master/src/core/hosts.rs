@@ -1,4 +1,4 @@
-//! The life of a host: `Ordered -> Booting -> Awake -> Draining -> Stopping -> Gone`. Nothing is ever left running:
+//! The life of a host: `Ordered -> Booting -> Awake -> Draining -> Stopping -> Gone`, and what sleeps ([`super::sleep`]). Nothing is ever left running:
 //! stopping repeats until the provider says gone, and [`super::audit`] finds what the ledger does not know.
 
 use super::audit::ORPHAN_AGE;
@@ -8,7 +8,6 @@ use super::plan::{LatentPlan, ProviderKind};
 use super::record::{Host, HostState, Order, Record, Wish};
 use super::timers::Timer;
 use super::{Core, LiveHost, Timestamp};
-use rouse_shared::message::ToAgent;
 use rouse_shared::{BuildId, HostId, WorkerName};
 use std::time::Duration;
 
@@ -26,6 +25,11 @@ const CONSOLE_PATIENCE: Duration = Duration::from_secs(20);
 /// `first`, doubled so many times, `most` at most.
 pub(super) fn doubled(first: Duration, most: Duration, times: u32) -> Duration {
     first.saturating_mul(1 << times.min(16)).min(most)
+}
+
+/// The pause before a call that was made so many times is repeated.
+pub(super) fn repeat_pause(tries: u32) -> Duration {
+    doubled(REPEAT_FIRST, REPEAT_MOST, tries.min(8))
 }
 
 /// The longest pause that so many failures in a row lead to, jitter included.
@@ -74,6 +78,9 @@ impl Core {
             created: now,
             booted: None,
             attached: None,
+            asleep: None,
+            woken: None,
+            paid: 0.0,
             gone: None,
             uses: 0,
             woken_for,
@@ -88,6 +95,7 @@ impl Core {
             host,
             preparing: Some(0),
             starting: false,
+            suspending: false,
             start_tries: 0,
             trouble: None,
             doubt: None,
@@ -170,6 +178,7 @@ impl Core {
         let another = live.host.order.as_ref().filter(|o| o.more).map(|o| o.number + 1);
         let result = result.map(|Started { handle, identity }| {
             live.host.handle = Some(handle);
+            live.doubt = None;
             live.host.identity = identity.or(live.host.identity.take());
         });
         match (result, state) {
@@ -180,6 +189,8 @@ impl Core {
             (Ok(()), HostState::Booting | HostState::Awake | HostState::Draining) => {
                 live.host.booted.get_or_insert(now);
             }
+            // The answer to a start that was repeated and has slept since.
+            (_, HostState::Suspending | HostState::Stopped | HostState::Waking) => {}
             (Ok(()), HostState::Stopping) => self.stop_again(now, id),
             (Err(StartError::Unknown(why)), HostState::Ordered) => {
                 live.doubt = Some(now + ORPHAN_AGE);
@@ -211,7 +222,7 @@ impl Core {
         let Some(live) = self.hosts.get_mut(id) else { return };
         live.start_tries += 1;
         live.trouble = Some(why.to_owned());
-        let pause = doubled(REPEAT_FIRST, REPEAT_MOST, live.start_tries);
+        let pause = repeat_pause(live.start_tries);
         self.timers.set(Timer::StartRetry(id.clone()), now + pause);
         let text = format!("whether host {id} of {worker} was started is not known: {why}; asking again");
         self.note(Level::Warn, text);
@@ -228,7 +239,7 @@ impl Core {
     /// The host has not attached within `missing_timeout`.
     pub(super) fn on_boot_overdue(&mut self, now: Timestamp, id: &HostId) {
         let Some(live) = self.hosts.get(id) else { return };
-        if !matches!(live.host.state, HostState::Ordered | HostState::Booting) {
+        if !live.host.state.is_starting() {
             return;
         }
         if !self.broker_up {
@@ -237,7 +248,7 @@ impl Core {
             return;
         }
         let worker = live.host.worker.clone();
-        let waited = now.since(live.host.created).as_secs();
+        let waited = now.since(live.host.begun()).as_secs();
         let why = format!("its agent did not attach within {waited} s");
         if !self.is_excused(now, &live.host.clone()) {
             self.worker_lost(now, &worker, &format!("host {id}: {why}"));
@@ -325,11 +336,11 @@ impl Core {
     /// Its host's agent has attached: the start has succeeded.
     pub(super) fn host_attached(&mut self, now: Timestamp, id: &HostId) {
         let Some(live) = self.hosts.get_mut(id) else { return };
-        if !matches!(live.host.state, HostState::Ordered | HostState::Booting) {
+        if !live.host.state.is_starting() {
             return;
         }
         live.host.state = HostState::Awake;
-        live.host.attached = Some(now);
+        live.host.attached.get_or_insert(now);
         let host = live.host.clone();
         let worker = host.worker.clone();
         self.timers.clear(&Timer::Boot(id.clone()));
@@ -378,7 +389,7 @@ impl Core {
         let drain = live.drain.unwrap_or(0) + 1;
         live.drain = Some(drain);
         let session = live.session.id.clone();
-        self.send(worker, ToAgent::Drain { session, drain });
+        self.send_drain(worker, session, drain);
         self.touch_worker(worker);
     }
 
@@ -391,7 +402,9 @@ impl Core {
         live.host.state = HostState::Stopping;
         live.host.why.get_or_insert_with(|| why.to_owned());
         let worker = live.host.worker.clone();
-        for timer in [Timer::Idle(id.clone()), Timer::Boot(id.clone()), Timer::StartRetry(id.clone())] {
+        for timer in
+            [Timer::Idle(id.clone()), Timer::Boot(id.clone()), Timer::StartRetry(id.clone()), Timer::Asleep(id.clone())]
+        {
             self.timers.clear(&timer);
         }
         self.queue.release(id);
@@ -408,7 +421,7 @@ impl Core {
             return;
         }
         live.stop_tries += 1;
-        let pause = doubled(REPEAT_FIRST, REPEAT_MOST, live.stop_tries.min(8));
+        let pause = repeat_pause(live.stop_tries);
         self.out.push(Effect::StopHost(Box::new(live.host.clone())));
         self.timers.set(Timer::StopRetry(id.clone()), now + pause);
     }
@@ -431,11 +444,15 @@ impl Core {
     pub(super) fn on_host_gone(&mut self, now: Timestamp, id: &HostId, why: &str) {
         let Some(live) = self.hosts.get(id) else { return };
         match live.host.state {
-            HostState::Ordered | HostState::Booting => {
+            HostState::Ordered | HostState::Booting | HostState::Waking => {
                 // It went before it attached: the console may still be had, the machine is gone either way.
                 self.give_up_host(now, id, &format!("it ended before its agent attached: {why}"));
             }
-            HostState::Awake | HostState::Draining | HostState::Stopping => self.host_is_gone(now, id, why),
+            HostState::Awake
+            | HostState::Draining
+            | HostState::Suspending
+            | HostState::Stopped
+            | HostState::Stopping => self.host_is_gone(now, id, why),
             HostState::Gone => {}
         }
     }
@@ -463,6 +480,7 @@ impl Core {
             Timer::Boot(id.clone()),
             Timer::StartRetry(id.clone()),
             Timer::StopRetry(id.clone()),
+            Timer::Asleep(id.clone()),
             Timer::Console(id.clone()),
             Timer::Reclaim(id.clone()),
         ] {
@@ -487,7 +505,7 @@ impl Core {
             let worker = self.workers.get(&live.host.worker);
             let of = worker.and_then(|w| w.plan.as_ref()).and_then(|p| p.latent.as_ref());
             of.is_some_and(|l| l.template == template)
-                && matches!(live.host.state, HostState::Ordered | HostState::Booting | HostState::Awake)
+                && (live.host.state.is_starting() || live.host.state == HostState::Awake)
                 && self.queue.reserved_on(&live.host.id) == 0
                 && worker.is_some_and(|w| w.attempts.is_empty() && w.record.wish == Wish::Work)
         });

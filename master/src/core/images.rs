@@ -120,7 +120,7 @@ impl Core {
         let key = Self::image_of_host(host);
         let record = self.images.entry(key.clone()).or_default();
         record.last_failure = Some(why.to_owned());
-        if record.failed_at.is_none_or(|at| host.created > at) {
+        if record.failed_at.is_none_or(|at| host.begun() > at) {
             let until = now + doubled(BACKOFF_FIRST, BACKOFF_MOST, record.failures).mul_f64(jitter);
             record.failures += 1;
             record.failed_at = Some(now);

@@ -6,7 +6,7 @@
 
 use super::event::Level;
 use super::mail::What;
-use super::record::{Host, HostState, Wish};
+use super::record::{Host, Wish};
 use super::timers::Timer;
 use super::{Core, Timestamp};
 use rouse_shared::WorkerName;
@@ -92,10 +92,10 @@ impl Core {
         }
         // Only now can they attach. A link that comes and goes must not keep one for ever that never will.
         for (id, live) in &self.hosts {
-            if matches!(live.host.state, HostState::Ordered | HostState::Booting)
+            if live.host.state.is_starting()
                 && let Some(plan) = self.workers.get(&live.host.worker).and_then(|w| w.plan.as_ref())
             {
-                let last = (live.host.created + 4 * plan.missing_timeout).max(now + LAST_CHANCE);
+                let last = (live.host.begun() + 4 * plan.missing_timeout).max(now + LAST_CHANCE);
                 self.timers.set(Timer::Boot(id.clone()), last.min(now + plan.missing_timeout));
             }
         }
@@ -106,6 +106,6 @@ impl Core {
     pub(super) fn is_excused(&self, now: Timestamp, host: &Host) -> bool {
         let Some(since) = self.broker_since else { return true };
         let patience = self.workers.get(&host.worker).and_then(|w| w.plan.as_ref()).map(|p| p.missing_timeout);
-        host.created < since && patience.is_none_or(|patience| now.since(host.created) >= patience)
+        host.begun() < since && patience.is_none_or(|patience| now.since(host.begun()) >= patience)
     }
 }

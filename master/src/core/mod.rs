@@ -1,7 +1,7 @@
 //! The core: decides everything, does nothing. `handle(now, Event) -> Vec<Effect>`, without clock, files or network.
 //!
 //! [`event`] holds the two closed lists that a newcomer reads first. Each lifecycle has its file: [`builds`] (and
-//! attempts), [`hosts`], [`sessions`], [`missing`], [`workers`], [`mail`]; [`schedule`] brings builds and workers together.
+//! attempts), [`hosts`] (and [`sleep`]), [`sessions`], [`missing`], [`workers`], [`mail`]; [`schedule`] brings builds and workers together.
 
 pub mod audit;
 pub mod build;
@@ -22,6 +22,7 @@ mod restart_tests;
 mod schedule;
 mod sessions;
 pub mod show;
+mod sleep;
 pub mod spend;
 mod timers;
 pub mod view;
@@ -141,14 +142,16 @@ struct LiveHost {
     host: Host,
     /// The alternative that its provider is working out.
     preparing: Option<u32>,
-    /// Whether a call that may make the machine is under way.
+    /// Whether a call that may make or wake the machine is under way.
     starting: bool,
+    /// Whether a call that puts it to sleep is under way.
+    suspending: bool,
     /// Starts whose result is not known.
     start_tries: u32,
     /// Why that of the last one is not known.
     trouble: Option<String>,
-    /// Until then an earlier start of it, of an unknown result or of a dead master, may still make the machine: that there
-    /// is none now proves nothing.
+    /// Until then an earlier call for it, of an unknown result or of a dead master, may still make the machine, wake it or
+    /// put it to sleep: how it is now proves nothing.
     doubt: Option<Timestamp>,
     stop_tries: u32,
     /// It never attached, and what it printed is waited for before it is stopped.
@@ -177,6 +180,8 @@ impl Core {
             Event::Prepared { host, number, result } => self.on_prepared(now, &host, number, result),
             Event::StartEnded { host, number, result } => self.on_start_ended(now, &host, number, result),
             Event::StopEnded { host, result } => self.on_stop_ended(now, &host, result),
+            Event::SleepEnded { host, result } => self.on_sleep_ended(now, &host, result),
+            Event::WakeEnded { host, result } => self.on_wake_ended(now, &host, result),
             Event::HostGone { host, why } => self.on_host_gone(now, &host, &why),
             Event::Console { host, text } => self.on_console(now, &host, text),
             Event::Listed { provider, result } => self.on_listed(now, provider, result),
@@ -207,8 +212,15 @@ impl Core {
             Timer::Lease(worker) => self.on_lease_over(now, &worker),
             Timer::Boot(host) => self.on_boot_overdue(now, &host),
             Timer::Idle(host) => self.on_idle(now, &host),
-            Timer::StartRetry(host) => self.start_again(&host),
-            Timer::StopRetry(host) => self.stop_again(now, &host),
+            Timer::StartRetry(host) => {
+                self.start_again(&host);
+                self.wake_again(&host);
+            }
+            Timer::StopRetry(host) => {
+                self.stop_again(now, &host);
+                self.suspend_again(&host);
+            }
+            Timer::Asleep(host) => self.on_asleep_over(now, &host),
             Timer::Console(host) => self.on_console(now, &host, None),
             Timer::Missing(worker) => self.on_missing(now, &worker),
             Timer::Backoff(worker) => self.touch_worker(&worker),

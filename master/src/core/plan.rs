@@ -91,12 +91,21 @@ pub struct LatentPlan {
     pub max_uses: u32,
     /// The template that it comes from: workers of one template share `min_idle`.
     pub template: String,
+    /// Whether an idle host sleeps rather than ends, and how long it is kept.
+    pub sleep: Option<Sleep>,
     /// Hosts of its template that are kept awake without work.
     pub min_idle: u32,
     /// What its hosts boot, as the configuration names it: workers with the same one share its failures.
     pub image: Arc<str>,
     /// Changes when anything changes that a new host would be started with: hosts of an older one are retired when idle.
     pub fingerprint: u64,
+}
+
+/// Hosts that sleep when they are idle.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Sleep {
+    /// A host that is older, counted from its order, is ended instead, and while it sleeps.
+    pub max_age: Duration,
 }
 
 /// The kinds of things that make hosts.

@@ -41,7 +41,13 @@ impl Core {
         let Some(live) = self.hosts.get(id) else { return };
         match live.host.state {
             HostState::Awake | HostState::Draining => self.stop_host(now, id, "its cloud takes it back"),
-            HostState::Ordered | HostState::Booting | HostState::Stopping | HostState::Gone => {}
+            HostState::Ordered
+            | HostState::Booting
+            | HostState::Suspending
+            | HostState::Stopped
+            | HostState::Waking
+            | HostState::Stopping
+            | HostState::Gone => {}
         }
     }
 }

@@ -47,6 +47,15 @@ pub struct Host {
     pub booted: Option<Timestamp>,
     /// When its agent first attached.
     pub attached: Option<Timestamp>,
+    /// Since when it sleeps, while it does: nothing is paid for it.
+    #[serde(default)]
+    pub asleep: Option<Timestamp>,
+    /// When it was last told to wake.
+    #[serde(default)]
+    pub woken: Option<Timestamp>,
+    /// What it had cost when it last fell asleep, USD.
+    #[serde(default)]
+    pub paid: f64,
     /// When its provider said that it is gone.
     pub gone: Option<Timestamp>,
     /// Attempts that were given to it.
@@ -59,6 +68,13 @@ pub struct Host {
     pub console: Option<String>,
     /// What it has cost, USD, where its provider knows a price.
     pub cost: Option<f64>,
+}
+
+impl Host {
+    /// When its newest start began: when it was ordered, or last told to wake.
+    pub fn begun(&self) -> Timestamp {
+        self.woken.unwrap_or(self.created)
+    }
 }
 
 /// One try to make a host, worked out by its provider. Committed before the provider is asked to make anything, and
@@ -94,6 +110,12 @@ pub enum HostState {
     Awake,
     /// Its agent was asked to take nothing new and to say when nothing runs.
     Draining,
+    /// Drained, and being put to sleep until its provider says that it sleeps.
+    Suspending,
+    /// Its machine is kept without running, to be woken instead of another being bought.
+    Stopped,
+    /// Told to wake; its provider may or may not have heard of it.
+    Waking,
     /// Being stopped, until its provider says that it is gone.
     Stopping,
     /// Its provider says that it is gone.
@@ -101,6 +123,14 @@ pub enum HostState {
 }
 
 impl HostState {
+    /// Whether its agent is waited for.
+    pub fn is_starting(self) -> bool {
+        match self {
+            Self::Ordered | Self::Waking | Self::Booting => true,
+            Self::Awake | Self::Draining | Self::Suspending | Self::Stopped | Self::Stopping | Self::Gone => false,
+        }
+    }
+
     /// As it is written in listings.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -108,6 +138,9 @@ impl HostState {
             Self::Booting => "booting",
             Self::Awake => "awake",
             Self::Draining => "draining",
+            Self::Suspending => "suspending",
+            Self::Stopped => "stopped",
+            Self::Waking => "waking",
             Self::Stopping => "stopping",
             Self::Gone => "gone",
         }

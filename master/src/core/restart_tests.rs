@@ -26,6 +26,7 @@ fn worker(latent: bool, lease: u64) -> WorkerPlan {
         max_uses: 0,
         template: "w1".to_owned(),
         min_idle: 0,
+        sleep: None,
         image: "image".into(),
         fingerprint: 1,
     });

@@ -6,8 +6,8 @@ use super::plan::WorkerPlan;
 use super::queue;
 use super::record::{HostState, Wish};
 use super::timers::Timer;
-use super::{Core, Timestamp, Worker};
-use rouse_shared::{HostId, WorkerName};
+use super::{Core, LiveHost, Timestamp, Worker};
+use rouse_shared::{BuildId, HostId, WorkerName};
 use std::collections::BTreeSet;
 
 impl Core {
@@ -27,7 +27,8 @@ impl Core {
             } else {
                 self.free.remove(name);
             }
-            if is_wakeable(worker, now) {
+            let free = worker.host.is_none() || self.sleeper_of(name).is_some();
+            if free && is_wakeable(worker, now) {
                 self.pending.wake |= self.wakeable.insert(name.clone());
             } else {
                 self.wakeable.remove(name);
@@ -146,16 +147,15 @@ impl Core {
                         let fits =
                             |name: &&WorkerName| self.plan_of(name).is_some_and(|p| queue::matches(&requirement, p));
                         let failures = |name: &&WorkerName| self.workers.get(*name).map_or(0, |w| w.record.failures);
-                        let mut may = |name: &&WorkerName| fits(name) && self.image_has_room(now, name, &mut room);
-                        let Some(name) = self.wakeable.iter().filter(|n| may(n)).min_by_key(failures).cloned() else {
+                        let mut may = |name: &&WorkerName| fits(name) && self.may_wake(now, name, &mut room);
+                        let rank = |name: &&WorkerName| (self.sleeper_of(name).is_none(), failures(name));
+                        let Some(name) = self.wakeable.iter().filter(|n| may(n)).min_by_key(rank).cloned() else {
                             break;
                         };
                         if !self.may_start_one() || !self.may_spend_or_wait(now) {
                             break;
                         }
-                        self.take_room(&name, &mut room);
-                        self.wakeable.remove(&name);
-                        self.order_host(now, &name, Some(place.1))
+                        self.wake_or_order(now, &name, Some(place.1), &mut room)
                     }
                 };
                 self.queue.reserve(&requirement, place, &host);
@@ -163,6 +163,27 @@ impl Core {
             }
         }
         self.keep_idle(now);
+    }
+
+    /// Whether a host of the worker can be had now: one that sleeps, or a new one of its image.
+    fn may_wake(&self, now: Timestamp, name: &WorkerName, room: &mut Room) -> bool {
+        self.sleeper_of(name).is_some() || self.image_has_room(now, name, room)
+    }
+
+    fn wake_or_order(
+        &mut self,
+        now: Timestamp,
+        name: &WorkerName,
+        woken_for: Option<BuildId>,
+        room: &mut Room,
+    ) -> HostId {
+        self.wakeable.remove(name);
+        if let Some(id) = self.sleeper_of(name) {
+            self.wake_host(now, &id, woken_for);
+            return id;
+        }
+        self.take_room(name, room);
+        self.order_host(now, name, woken_for)
     }
 
     fn starting_with_room(&self, requirement: &super::build::Requirement) -> Option<HostId> {
@@ -178,20 +199,20 @@ impl Core {
 
     fn starting(&self) -> impl Iterator<Item = (&HostId, &WorkerPlan)> {
         self.hosts.iter().filter_map(|(id, live)| {
-            let starts = matches!(live.host.state, HostState::Ordered | HostState::Booting);
+            let starts = live.host.state.is_starting();
             let worker = self.workers.get(&live.host.worker).filter(|w| w.record.wish == Wish::Work && !w.removed)?;
             let plan = worker.plan.as_deref()?;
             starts.then_some((id, plan))
         })
     }
 
-    /// Whether `limits.max_hosts` leaves room for one more. Every host counts until its provider says that it is gone,
-    /// and so does every unknown one, so nothing is started until every provider has listed what there is.
+    /// Whether `limits.max_hosts` leaves room for one more. Every host counts until its provider says that it is gone or
+    /// sleeps (else those that sleep would keep the builds of other workers waiting), and so does every unknown one, so nothing is started until every provider has listed what there is.
     pub(super) fn may_start_one(&self) -> bool {
         let Some(most) = self.plan.max_hosts else { return true };
         // Those that this very event found to be gone are still listed, until it has been followed up.
-        let gone = |id: &&HostId| self.hosts.get(id).is_some_and(|l| l.host.state == HostState::Gone);
-        let alive = self.hosts.len() - self.pending.hosts.iter().filter(gone).count() + self.orphans.len();
+        let rests = |l: &&LiveHost| l.host.state == HostState::Gone || l.host.asleep.is_some();
+        let alive = self.hosts.values().filter(|l| !rests(l)).count() + self.orphans.len();
         self.unlisted.is_empty() && alive < most as usize
     }
 
@@ -214,11 +235,10 @@ impl Core {
                 let of = |name: &&WorkerName| {
                     self.plan_of(name).and_then(|p| p.latent.as_ref()).is_some_and(|l| l.template == template)
                 };
-                let mut may = |name: &&WorkerName| of(name) && self.image_has_room(now, name, &mut room);
-                let Some(name) = self.wakeable.iter().find(|n| may(n)).cloned() else { break };
-                self.take_room(&name, &mut room);
-                self.wakeable.remove(&name);
-                self.order_host(now, &name, None);
+                let mut may = |name: &&WorkerName| of(name) && self.may_wake(now, name, &mut room);
+                let awake = |name: &&WorkerName| self.sleeper_of(name).is_none();
+                let Some(name) = self.wakeable.iter().filter(|n| may(n)).min_by_key(awake).cloned() else { break };
+                self.wake_or_order(now, &name, None, &mut room);
             }
         }
     }
@@ -271,27 +291,30 @@ impl Core {
             (Wish::Pause | Wish::Drain | Wish::Stop, false) => WorkerState::Paused,
         };
         match host {
-            Some(HostState::Ordered | HostState::Booting) => WorkerState::Starting,
-            Some(HostState::Draining | HostState::Stopping | HostState::Gone) => WorkerState::Draining,
+            Some(HostState::Ordered | HostState::Waking | HostState::Booting) => WorkerState::Starting,
+            Some(HostState::Draining | HostState::Suspending | HostState::Stopping | HostState::Gone) => {
+                WorkerState::Draining
+            }
             Some(HostState::Awake) if worker.attached().is_some() => attached(),
             Some(HostState::Awake) => WorkerState::Offline,
-            None if worker.attached().is_some() => attached(),
-            None if record.backoff_until.is_some_and(|until| until > now) => WorkerState::Backoff,
-            None if self.image_until(worker, now).is_some() => WorkerState::Backoff,
-            None if record.missing_since.is_some() => WorkerState::Missing,
-            None if record.wish != Wish::Work => WorkerState::Paused,
-            None if worker.standing() => WorkerState::Offline,
-            None => WorkerState::Asleep,
+            None | Some(HostState::Stopped) if worker.attached().is_some() => attached(),
+            None | Some(HostState::Stopped) if record.backoff_until.is_some_and(|until| until > now) => {
+                WorkerState::Backoff
+            }
+            None | Some(HostState::Stopped) if self.image_until(worker, now).is_some() => WorkerState::Backoff,
+            None | Some(HostState::Stopped) if record.missing_since.is_some() => WorkerState::Missing,
+            None | Some(HostState::Stopped) if record.wish != Wish::Work => WorkerState::Paused,
+            None | Some(HostState::Stopped) if worker.standing() => WorkerState::Offline,
+            None | Some(HostState::Stopped) => WorkerState::Asleep,
         }
     }
 }
 
-/// Whether a host may be started for the worker now.
+/// Whether a host may be started for the worker now, where it has none but one that sleeps.
 fn is_wakeable(worker: &Worker, now: Timestamp) -> bool {
     let latent = worker.plan.as_ref().is_some_and(|p| p.latent.is_some());
     latent
         && !worker.removed
-        && worker.host.is_none()
         && worker.session.is_none()
         && worker.attempts.is_empty()
         && worker.record.wish == Wish::Work

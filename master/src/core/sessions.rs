@@ -110,7 +110,7 @@ impl Core {
         let (verdict, latent) = self.judge(name, &hello, credential.as_ref());
         let secret_used = credential == Some(Credential::Secret);
         match verdict {
-            Verdict::Refuse(reason) => self.refuse(name, hello, reason, latent),
+            Verdict::Refuse(reason) => self.refuse(name, hello, reason, latent && !self.is_between_sleeps(name)),
             Verdict::Resume => self.resume(now, name, hello, secret_used),
             Verdict::Replace => {
                 self.end_session(now, name, "its agent was started again", true);
@@ -183,8 +183,10 @@ impl Core {
         let refuse = |text: &str| Verdict::Refuse(text.to_owned());
         let host = self.workers.get(name).and_then(|w| w.host.as_ref()).and_then(|id| self.hosts.get(id));
         let Some(host) = host.map(|l| &l.host) else { return refuse("no host of this worker is expected now") };
-        if matches!(host.state, HostState::Stopping | HostState::Gone) {
-            return refuse("its host is being stopped");
+        match host.state {
+            HostState::Stopping | HostState::Gone => return refuse("its host is being stopped"),
+            HostState::Suspending | HostState::Stopped => return refuse("its host is being put to sleep"),
+            HostState::Ordered | HostState::Waking | HostState::Booting | HostState::Awake | HostState::Draining => {}
         }
         let expected = host.identity.as_ref().is_none_or(|identity| *identity == hello.identity);
         if !expected {
@@ -315,7 +317,7 @@ impl Core {
             }
         }
         if let Some(drain) = drain {
-            self.send(name, ToAgent::Drain { session, drain });
+            self.send_drain(name, session, drain);
         }
     }
 
@@ -381,7 +383,7 @@ impl Core {
             if cancel { self.send_cancel(name, id) } else { self.send_order(id) }
         }
         if let Some(drain) = drain {
-            self.send(name, ToAgent::Drain { session, drain });
+            self.send_drain(name, session, drain);
         }
     }
 
@@ -396,7 +398,7 @@ impl Core {
             (Some(host), _) => {
                 let host = host.clone();
                 if self.hosts.get(&host).is_some_and(|l| l.host.state == HostState::Draining) {
-                    self.stop_host(now, &host, "it was drained");
+                    self.host_drained(now, &host);
                 }
             }
             (None, Wish::Stop) => self.send(name, ToAgent::Exit { session }),

@@ -15,6 +15,8 @@ pub fn effect(effect: &Effect, now: Timestamp) -> String {
         Effect::PrepareHost { host, number } => format!("prepare order {number} of {} for {}", host.id, host.worker),
         Effect::StartHost(host) => format!("START {} for {}", host.id, host.worker),
         Effect::StopHost(host) => format!("STOP {}", host.id),
+        Effect::SleepHost(host) => format!("SLEEP {}", host.id),
+        Effect::WakeHost(host) => format!("WAKE {} for {}", host.id, host.worker),
         Effect::StopOrphan { listed, .. } => format!("STOP ORPHAN {}", listed.handle),
         Effect::FetchConsole(host) => format!("fetch console of {}", host.id),
         Effect::ListHosts(provider) => format!("list {}", provider.as_str()),
@@ -147,7 +149,7 @@ pub fn message(message: &ToAgent) -> String {
             format!("settled {}", all.join(" "))
         }
         ToAgent::Resend { attempt, step, offset, .. } => format!("resend {attempt} step {step} from {offset}"),
-        ToAgent::Drain { drain, .. } => format!("drain {drain}"),
+        ToAgent::Drain { drain, sleep, .. } => format!("drain {drain}{}", if *sleep { ", to sleep" } else { "" }),
         ToAgent::Undrain { .. } => "undrain".to_owned(),
         ToAgent::Exit { .. } => "exit".to_owned(),
     }

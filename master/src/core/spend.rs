@@ -25,13 +25,16 @@ fn usd(per_hour: f64, time: Duration) -> f64 {
 
 /// What a host has cost until now, USD; none where its provider knows no price.
 pub(super) fn cost(host: &Host, now: Timestamp) -> Option<f64> {
-    cost_since(host, Timestamp(0), now)
+    cost_since(host, Timestamp(0), now).map(|usd| host.paid + usd)
 }
 
 fn cost_since(host: &Host, since: Timestamp, now: Timestamp) -> Option<f64> {
     let price = host.order.as_ref()?.price?;
-    // A host that its provider never took has cost nothing.
-    let begin = host.booted.unwrap_or(now).max(since);
+    if host.asleep.is_some() {
+        return Some(0.0);
+    }
+    // A host that its provider never took has cost nothing. What it cost before it slept is paid.
+    let begin = host.woken.or(host.booted).unwrap_or(now).max(since);
     Some(usd(price, host.gone.unwrap_or(now).since(begin)))
 }
 

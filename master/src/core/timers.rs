@@ -17,10 +17,12 @@ pub enum Timer {
     Boot(HostId),
     /// The host has been idle for its `build_wait_timeout`.
     Idle(HostId),
-    /// Start the host again, word for word.
+    /// Start the host again, word for word, or wake it again.
     StartRetry(HostId),
-    /// Stop the host again.
+    /// Stop the host again, or put it to sleep again.
     StopRetry(HostId),
+    /// The host should be asleep by now, or has slept for long enough.
+    Asleep(HostId),
     /// Wait no longer for what the host printed.
     Console(HostId),
     /// The worker is missing, unless it attaches.

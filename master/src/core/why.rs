@@ -23,12 +23,19 @@ impl Core {
             let host = &live.host;
             let what = match host.state {
                 HostState::Ordered => "is being started",
+                HostState::Waking => "is being woken",
                 HostState::Booting => "is booting",
-                HostState::Awake | HostState::Draining | HostState::Stopping | HostState::Gone => "is about to take it",
+                HostState::Awake
+                | HostState::Draining
+                | HostState::Suspending
+                | HostState::Stopped
+                | HostState::Stopping
+                | HostState::Gone => "is about to take it",
             };
-            let age = now.since(host.created).as_secs();
+            let age = now.since(host.begun()).as_secs();
+            let begun = if host.woken.is_some() { "woken" } else { "ordered" };
             let mut sentence = format!(
-                "host {} of worker {} {what} for it (ordered {age} s ago, {})",
+                "host {} of worker {} {what} for it ({begun} {age} s ago, {})",
                 host.id,
                 host.worker,
                 host.provider.as_str()
@@ -118,10 +125,28 @@ impl Core {
                 states.push(format!("{count} {}", state.as_str()));
             }
         }
+        let sleeper = matching.iter().filter_map(|w| w.host.as_ref()).find_map(|id| {
+            let host = self.hosts.get(id).map(|l| &l.host)?;
+            let words = match host.state {
+                HostState::Suspending => "is being put to sleep, and can be woken then",
+                HostState::Stopped => "is stopped, and will be woken",
+                HostState::Ordered
+                | HostState::Booting
+                | HostState::Awake
+                | HostState::Draining
+                | HostState::Waking
+                | HostState::Stopping
+                | HostState::Gone => return None,
+            };
+            Some(format!("host {id} of worker {} {words}", host.worker))
+        });
         let failure = matching.iter().find_map(|w| w.record.last_failure.as_ref());
         let mut sentence = format!("it waits for {wanted} ({})", states.join(", "));
         if let Some(failure) = failure.filter(|_| !matching.iter().any(|w| w.state == WorkerState::Busy)) {
             sentence.push_str(&format!("; the last host failed: {failure}"));
+        }
+        if let Some(text) = sleeper {
+            sentence.push_str(&format!("; {text}"));
         }
         let image_waits = matching.iter().filter(|w| sleeps(w));
         let image_waits = image_waits.filter_map(|w| w.plan.as_ref()).find_map(|p| self.image_waits(&p.name));

@@ -38,7 +38,13 @@ impl Core {
     fn wind_down(&mut self, now: Timestamp, id: &rouse_shared::HostId) {
         match self.hosts.get(id).map(|l| l.host.state) {
             Some(HostState::Awake) => self.drain_host(id, "an operator asked for it"),
-            Some(HostState::Ordered | HostState::Booting) => self.stop_host(now, id, "an operator asked for it"),
+            Some(
+                HostState::Ordered
+                | HostState::Booting
+                | HostState::Suspending
+                | HostState::Stopped
+                | HostState::Waking,
+            ) => self.stop_host(now, id, "an operator asked for it"),
             Some(HostState::Draining | HostState::Stopping | HostState::Gone) | None => {}
         }
     }

@@ -114,6 +114,34 @@ impl Doer {
                 });
                 None
             }
+            Effect::SleepHost(host) => {
+                let hosts = self.hosts.clone();
+                self.beside(async move {
+                    let result = match hosts.provider(host.provider) {
+                        Some(p) => {
+                            let answer = tokio::time::timeout(CALL_LIMIT, p.sleep(&host)).await;
+                            answer.unwrap_or_else(|_| Err(silent()))
+                        }
+                        None => Err(absent(host.provider)),
+                    };
+                    Event::SleepEnded { host: host.id, result }
+                });
+                None
+            }
+            Effect::WakeHost(host) => {
+                let (hosts, boot) = (self.hosts.clone(), self.boot_data(&host, config));
+                self.beside(async move {
+                    let result = match hosts.provider(host.provider) {
+                        Some(p) => {
+                            let answer = tokio::time::timeout(CALL_LIMIT, p.wake(&host, boot)).await;
+                            answer.unwrap_or_else(|_| Err(StartError::Unknown(silent())))
+                        }
+                        None => Err(StartError::Rejected(absent(host.provider))),
+                    };
+                    Event::WakeEnded { host: host.id, result }
+                });
+                None
+            }
             Effect::StopOrphan { provider, listed } => {
                 let hosts = self.hosts.clone();
                 self.runtime.spawn(async move {
@@ -204,9 +232,9 @@ impl Doer {
         });
     }
 
-    fn prepare_host(&self, host: Host, number: u32, config: &Config) {
+    fn boot_data(&self, host: &Host, config: &Config) -> BootData {
         let patience = config.plan.workers.get(&host.worker).map(|w| w.missing_timeout.as_secs());
-        let boot = BootData {
+        BootData {
             name: host.worker.clone(),
             host: host.id.clone(),
             broker: self.boot.broker.clone(),
@@ -214,8 +242,11 @@ impl Doer {
             token: host.token.clone(),
             identity: None,
             power_off_after: patience,
-        };
-        let hosts = self.hosts.clone();
+        }
+    }
+
+    fn prepare_host(&self, host: Host, number: u32, config: &Config) {
+        let (hosts, boot) = (self.hosts.clone(), self.boot_data(&host, config));
         self.beside(async move {
             let result = match hosts.provider(host.provider) {
                 Some(provider) => {

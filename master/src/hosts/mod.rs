@@ -15,7 +15,7 @@ pub mod process;
 pub mod user_data;
 
 use crate::config::Config;
-use crate::core::event::{ListedHost, StartError, Started, Stopped, Unlisted};
+use crate::core::event::{ListedHost, Slept, StartError, Started, Stopped, Unlisted};
 use crate::core::plan::ProviderKind;
 use crate::core::record::{Host, Order};
 use rouse_shared::boot::BootData;
@@ -40,6 +40,14 @@ pub trait Provider: Send + Sync {
     fn start<'a>(&'a self, host: &'a Host) -> Answer<'a, Result<Started, StartError>>;
     /// Ends the host's machine. `Gone` only when the provider itself says that there is none, or where none was ordered.
     fn stop<'a>(&'a self, host: &'a Host) -> Answer<'a, Result<Stopped, String>>;
+    /// Puts the host's machine to sleep: it runs no more and can be woken. `Asleep` only when the provider itself says so.
+    fn sleep<'a>(&'a self, _host: &'a Host) -> Answer<'a, Result<Slept, String>> {
+        Box::pin(async { Ok(Slept::Unable("this provider's machines do not sleep".to_owned())) })
+    }
+    /// Wakes the machine of a host that sleeps, and has it find these boot data; nothing where it runs already.
+    fn wake<'a>(&'a self, _host: &'a Host, _boot: BootData) -> Answer<'a, Result<(), StartError>> {
+        Box::pin(async { Err(StartError::Rejected("this provider's machines do not sleep".to_owned())) })
+    }
     /// All machines that bear our master's name, with its id or another; whole, or an error, which has what was heard
     /// from those that could be asked.
     fn list(&self) -> Answer<'_, Result<Vec<ListedHost>, Unlisted>>;

@@ -288,7 +288,7 @@ impl Provider for Processes {
                 } else {
                     Owner::Namesake(id_of(&agent.owner).to_owned())
                 };
-                listed.push(ListedHost { handle: agent.handle(), host: agent.host, owner });
+                listed.push(ListedHost { handle: agent.handle(), host: agent.host, owner, asleep: false });
             }
             Ok(listed)
         })

@@ -228,6 +228,7 @@ pub(super) fn host(host: &HostView) -> Value {
         "attached": host.attached.map(time),
         "uses": host.uses,
         "build": host.woken_for.map(|build| build.to_string()),
+        "stopped_since": host.asleep.map(time),
         "why": host.why,
         "cost": host.cost,
     })

@@ -26,8 +26,16 @@ const WORKER_STATES: [WorkerState; 10] = [
 ];
 
 /// Without `gone`: those are no hosts any more.
-const HOST_STATES: [HostState; 5] =
-    [HostState::Ordered, HostState::Booting, HostState::Awake, HostState::Draining, HostState::Stopping];
+const HOST_STATES: [HostState; 8] = [
+    HostState::Ordered,
+    HostState::Booting,
+    HostState::Awake,
+    HostState::Draining,
+    HostState::Suspending,
+    HostState::Stopped,
+    HostState::Waking,
+    HostState::Stopping,
+];
 
 pub(super) async fn text(State(app): State<Arc<App>>, _: Params<NoParams>) -> Result<impl IntoResponse, Failure> {
     let metrics = app.ask(|reply| Call::Metrics { reply }).await?;

@@ -207,7 +207,8 @@ fn schemas() -> Value {
         } },
         "Host": { "type": "object", "properties": {
             "id": text(), "worker": text(), "provider": text(), "handle": maybe("string"),
-            "state": state(&["ordered", "booting", "awake", "draining", "stopping"]), "created": text(),
+            "state": state(&["ordered", "booting", "awake", "draining", "suspending", "stopped", "waking", "stopping"]),
+            "created": text(), "stopped_since": maybe("string"),
             "booted": maybe("string"), "attached": maybe("string"), "uses": integer, "build": maybe("string"),
             "why": maybe("string"), "cost": maybe("number"),
         } },

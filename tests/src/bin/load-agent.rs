@@ -288,7 +288,7 @@ impl Worker {
             | Effect::ForgetSecret
             | Effect::RemoveAttempt(_)
             | Effect::SendLogFrom { .. } => {}
-            Effect::PowerOff { why } | Effect::Exit { why } => {
+            Effect::PowerOff { why } | Effect::Exit { why } | Effect::Restart { why } => {
                 if !self.asked {
                     eprintln!("load-agent: {} ends: {why}", self.name);
                 }

@@ -123,6 +123,11 @@ impl World {
             }
             Effect::PowerOff { .. } => self.agent_ends(id, true),
             Effect::Exit { .. } => self.agent_ends(id, false),
+            Effect::Restart { .. } => {
+                self.agent_dies(id, true);
+                let delay = self.delay(10, 500);
+                self.after(delay, move |w| w.start_agent(id));
+            }
             Effect::Log(..) => {}
         }
     }

@@ -30,6 +30,14 @@ pub enum Break {
     HeardIsGone,
     /// A stop is asked for once, whatever comes of it.
     StopOnce,
+    /// A machine that was told to sleep is taken for one that sleeps.
+    HeardIsAsleep,
+    /// `max_age` is not looked at: hosts sleep for ever.
+    NoMaxAge,
+    /// A master that starts knows nothing of the hosts that sleep.
+    ForgetSleepers,
+    /// A host is woken with the boot data that it was made with.
+    OldToken,
     /// Machines that the ledger does not know are left running.
     LeaveOrphans,
     /// Machines with our name are ours, whatever id they bear.
@@ -70,7 +78,7 @@ pub enum Break {
 
 impl Break {
     /// All of them.
-    pub const ALL: [Break; 30] = [
+    pub const ALL: [Break; 34] = [
         Self::PerformBeforeCommit,
         Self::AckBeforeCommit,
         Self::DiskForgets,
@@ -83,6 +91,10 @@ impl Break {
         Self::PartialListIsWhole,
         Self::HeardIsGone,
         Self::StopOnce,
+        Self::HeardIsAsleep,
+        Self::NoMaxAge,
+        Self::ForgetSleepers,
+        Self::OldToken,
         Self::LeaveOrphans,
         Self::OwnerByName,
         Self::NoDeadMan,

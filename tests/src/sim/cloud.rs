@@ -10,13 +10,16 @@ use rouse_shared::HostId;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Longest call, as the driver has it.
-const CALL_LIMIT: u64 = 60_000;
+pub(super) const CALL_LIMIT: u64 = 60_000;
 /// A machine of another master with our name.
 const NAMESAKE: &str = "i-namesake";
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Power {
+pub(super) enum Power {
     On,
+    /// Told to sleep.
+    Dozing,
+    Asleep,
     Ending,
     Gone,
 }
@@ -29,8 +32,8 @@ pub(super) struct Vm {
     handle: String,
     /// What its agent gives.
     identity: String,
-    machine: usize,
-    power: Power,
+    pub machine: usize,
+    pub power: Power,
     /// Not listed before then.
     listed_from: u64,
     /// Listed until then.
@@ -47,14 +50,14 @@ impl Vm {
 
 #[derive(Default)]
 pub(super) struct Cloud {
-    vms: BTreeMap<HostId, Vec<Vm>>,
+    pub vms: BTreeMap<HostId, Vec<Vm>>,
     /// [`Break::StopOnce`]: those that were asked to stop.
     asked: BTreeSet<HostId>,
 }
 
 impl World {
     /// How long a call takes to arrive, and its reply to come; a lost reply comes as late as the driver waits.
-    fn call_times(&mut self) -> (u64, Option<u64>) {
+    pub(super) fn call_times(&mut self) -> (u64, Option<u64>) {
         let slow = self.mishap(self.faults.slow_cloud);
         let there = if slow { self.delay(5_000, 40_000) } else { self.delay(50, 1_500) };
         let back = if slow { self.delay(1_000, 15_000) } else { self.delay(20, 500) };
@@ -131,7 +134,7 @@ impl World {
         }
     }
 
-    fn start_error(&mut self) -> StartError {
+    pub(super) fn start_error(&mut self) -> StartError {
         let text = "it is one of those days".to_owned();
         match self.chance.range(0, 4) {
             0 => StartError::Capacity(text),
@@ -254,7 +257,7 @@ impl World {
         let mut ending = Vec::new();
         let mut all_gone = true;
         for vm in self.cloud.vms.get_mut(host).into_iter().flatten() {
-            if vm.power == Power::On {
+            if matches!(vm.power, Power::On | Power::Dozing | Power::Asleep) {
                 vm.power = Power::Ending;
                 ending.push(vm.machine);
             }
@@ -315,11 +318,14 @@ impl World {
                 } else {
                     Owner::Namesake("other".to_owned())
                 },
+                asleep: false,
             }];
             for (host, vms) in &w.cloud.vms {
                 for vm in vms.iter().filter(|vm| vm.provider == provider) {
                     if vm.listed_from <= now && vm.listed_until > now {
-                        listed.push(ListedHost { host: host.clone(), handle: vm.handle.clone(), owner: Owner::Ours });
+                        let (host, handle) = (host.clone(), vm.handle.clone());
+                        let asleep = matches!(vm.power, Power::Dozing | Power::Asleep);
+                        listed.push(ListedHost { host, handle, owner: Owner::Ours, asleep });
                     }
                 }
             }

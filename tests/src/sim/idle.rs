@@ -10,6 +10,10 @@ use std::time::Duration;
 
 /// How long an agent takes to end what runs and to switch its machine off, at most, and one look.
 const ENDING: u64 = 35_000;
+/// How long the master waits for a host to fall asleep.
+const FALLING_ASLEEP: u64 = 900_000;
+/// Between two looks, and what a list takes that is slow.
+const LISTING: u64 = 160_000;
 /// The grace of a host whose worker the configuration has no more.
 const WINDING_UP_GRACE: Duration = Duration::from_secs(600);
 
@@ -33,6 +37,7 @@ impl World {
         self.check_master();
         self.check_forgotten();
         self.check_idle();
+        self.check_sleepers();
         let ids: Vec<usize> = self.machines.keys().copied().collect();
         ids.into_iter().for_each(|id| self.check_dead_man(id));
     }
@@ -79,6 +84,18 @@ impl World {
         }
     }
 
+    /// A machine that should sleep does, or is seen by two audits that do not fail.
+    fn check_sleepers(&mut self) {
+        let reliable = self.faults.call_fails == 0 && self.faults.reply_lost == 0;
+        let limit = 2 * ms(self.master.plan.audit_interval) + LISTING;
+        let stirs = |(host, idle): &(&HostId, &Idle)| {
+            idle.state == HostState::Stopped && self.now - idle.since > limit && self.runs_unasked(host)
+        };
+        if let Some(host) = self.idle.iter().find(stirs).map(|(host, _)| host.clone()).filter(|_| reliable) {
+            self.violated(format!("host {host} should be asleep and runs"));
+        }
+    }
+
     /// For how long the host may stay as it is with nothing to do; none where it has something, or may stay for ever.
     fn idle_limit(&self, host: &Host) -> Option<u64> {
         let live =
@@ -90,7 +107,12 @@ impl World {
         let lease = self.disk.sessions.get(&host.worker).and_then(|s| s.lease_ms);
         match host.state {
             // Not attached yet, or being stopped until its provider says so, however often that fails.
-            HostState::Ordered | HostState::Booting | HostState::Stopping | HostState::Gone => None,
+            HostState::Ordered | HostState::Booting | HostState::Waking | HostState::Stopping | HostState::Gone => None,
+            HostState::Suspending => Some(FALLING_ASLEEP),
+            HostState::Stopped => {
+                let sleep = plan.and_then(|p| p.latent.as_ref()).and_then(|l| l.sleep);
+                Some(sleep.map_or(0, |sleep| ms(sleep.max_age)))
+            }
             // Its agent answers, or its lease ends.
             HostState::Draining => Some(lease? + ms(self.master.plan.restart_lease) + ms(KILL_MARGIN)),
             HostState::Awake => {

@@ -3,7 +3,7 @@
 use super::machine::Pace;
 use super::world::World;
 use rouse_master::core::build::{Attempt, BuildEnd, BuildStatus};
-use rouse_master::core::record::{Host, Record};
+use rouse_master::core::record::{Host, HostState, Record};
 use rouse_shared::message::{Outcome, StepState};
 use rouse_shared::{AttemptId, BuildId, HostId};
 use std::collections::BTreeSet;
@@ -56,6 +56,8 @@ impl World {
                 if self.disk.hosts.get(&host.id).is_some_and(|before| before.uses != host.uses) {
                     self.idle.remove(&host.id);
                 }
+                self.check_asleep(host);
+                self.check_woken(host);
             }
             Record::Session(_)
             | Record::SessionOver(_)
@@ -180,7 +182,7 @@ impl World {
 
     /// After each commit: there are no more hosts than there may be, but where a reload has lowered their number.
     pub(super) fn check_ledger(&mut self, hosts_before: usize) {
-        let hosts = self.disk.hosts.len();
+        let hosts = self.hosts_alive();
         if hosts <= hosts_before {
             return;
         }
@@ -189,9 +191,16 @@ impl World {
             self.violated(format!("there are {hosts} hosts and {unknown} unknown ones, and max_hosts is {most:?}"));
         }
         let workers: BTreeSet<_> = self.disk.hosts.values().map(|h| &h.worker).collect();
+        let hosts = self.disk.hosts.len();
         if workers.len() != hosts {
             self.violated(format!("the ledger has {hosts} hosts of {} workers", workers.len()));
         }
+    }
+
+    /// Hosts of the ledger that count for `max_hosts`. One that falls asleep does, but it may also be one that should sleep.
+    pub(super) fn hosts_alive(&self) -> usize {
+        let rests = |h: &&Host| h.state == HostState::Suspending || h.asleep.is_some();
+        self.disk.hosts.values().filter(|h| !rests(h)).count()
     }
 
     /// An agent has been welcomed: it is the only one of its name, and nobody that has stolen a token.

@@ -57,6 +57,8 @@ pub(super) struct Machine {
     /// Milliseconds that its clock has stood still.
     pub lag: u64,
     pub suspended_at: u64,
+    /// Whether it was put to sleep with its memory kept: its clock goes on.
+    pub hibernated: bool,
     pub power_off_after: Duration,
     /// What a restart of the agent finds.
     pub secret: Option<String>,
@@ -96,6 +98,7 @@ impl Machine {
             booted: now,
             lag: 0,
             suspended_at: 0,
+            hibernated: false,
             power_off_after: Duration::from_secs(300),
             secret: None,
             agent: None,
@@ -122,7 +125,7 @@ impl Machine {
 
     /// Whether its clock stands still: a virtual machine that is paused from outside knows nothing of it.
     fn clock_stands(&self) -> bool {
-        self.pace == Pace::Suspended && self.host.is_some()
+        self.pace == Pace::Suspended && self.host.is_some() && !self.hibernated
     }
 }
 
@@ -219,7 +222,8 @@ impl World {
 
     pub(super) fn thaw(&mut self, id: usize, life: u64) {
         let now = self.now;
-        let Some(machine) = self.machines.get_mut(&id).filter(|m| m.on && m.life == life) else { return };
+        let thaws = |m: &&mut Machine| m.on && m.life == life && !m.hibernated;
+        let Some(machine) = self.machines.get_mut(&id).filter(thaws) else { return };
         let before = machine.pace;
         if before == Pace::Going {
             return;
@@ -248,6 +252,7 @@ impl World {
     pub(super) fn machine_off(&mut self, id: usize) {
         let Some(machine) = self.machines.get_mut(&id).filter(|m| m.on) else { return };
         machine.on = false;
+        machine.hibernated = false;
         machine.postponed.clear();
         self.say(|| format!("machine {id}: off"));
         let silent = self.chance.permille(500);

@@ -6,12 +6,13 @@ use super::show;
 use super::world::World;
 use rouse_master::core::event::{Answer, Effect, Event, RequestId};
 use rouse_master::core::plan::Plan;
-use rouse_master::core::record::Record;
+use rouse_master::core::record::{HostState, Record};
 use rouse_master::core::{Core, Start, show as core_show};
 use rouse_shared::message::{LogChunk, ToMaster};
 use rouse_shared::{AttemptId, BuildId, MasterId, WorkerName};
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// A message that the broker keeps until it is acknowledged.
 #[derive(Clone, Debug)]
@@ -51,6 +52,8 @@ fn has_weight(effect: &Effect) -> bool {
         Effect::SendMail(_)
         | Effect::StartHost(_)
         | Effect::StopHost(_)
+        | Effect::SleepHost(_)
+        | Effect::WakeHost(_)
         | Effect::StopOrphan { .. }
         | Effect::Reply { .. } => true,
         Effect::Send { .. }
@@ -143,7 +146,11 @@ impl World {
         let mut seed = [0; 32];
         seed[..8].copy_from_slice(&self.chance.next().to_le_bytes());
         self.take_plan();
-        let start = Start { master: self.master.id.clone(), plan: self.told_plan(), ledger: self.disk.load(), seed };
+        let mut ledger = self.disk.load();
+        if self.broken == Some(Break::ForgetSleepers) {
+            ledger.hosts.retain(|host| host.state != HostState::Stopped);
+        }
+        let start = Start { master: self.master.id.clone(), plan: self.told_plan(), ledger, seed };
         self.say(|| "master: starts".to_owned());
         let (core, effects) = Core::new(self.time(), start);
         self.master.core = Some(core);
@@ -170,6 +177,10 @@ impl World {
             Some(Break::KeepIdle) => {
                 change(&mut plan, |w| w.latent.iter_mut().for_each(|l| l.build_wait_timeout = None));
             }
+            Some(Break::NoMaxAge) => change(&mut plan, |w| {
+                let sleeps = w.latent.iter_mut().filter_map(|l| l.sleep.as_mut());
+                sleeps.for_each(|sleep| sleep.max_age = Duration::from_secs(1_000_000));
+            }),
             Some(Break::NoMinIdle) => change(&mut plan, |w| w.latent.iter_mut().for_each(|l| l.min_idle = 0)),
             Some(_) | None => return self.master.plan.clone(),
         }
@@ -345,7 +356,7 @@ impl World {
         if records.is_empty() {
             return;
         }
-        let hosts_before = self.disk.hosts.len();
+        let hosts_before = self.hosts_alive();
         let forget = self.broken == Some(Break::DiskForgets) && crash;
         let now = self.time();
         for record in records {

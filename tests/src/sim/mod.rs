@@ -21,6 +21,7 @@ mod relay;
 mod script;
 mod setup;
 mod show;
+mod sleep;
 mod world;
 
 pub use breaks::Break;
@@ -42,6 +43,8 @@ pub struct Summary {
     pub ends: [u64; 4],
     /// Machines that were made.
     pub machines: u64,
+    /// Machines that were woken.
+    pub woken: u64,
     /// Times that the master died.
     pub crashes: u64,
     /// Agents that were turned away, since another of their name has the lease or their token was used before.
@@ -59,6 +62,7 @@ impl Summary {
             *sum += one;
         }
         self.machines += other.machines;
+        self.woken += other.woken;
         self.crashes += other.crashes;
         self.turned_away += other.turned_away;
     }

@@ -94,6 +94,8 @@ impl World {
             Effect::PrepareHost { host, number } => self.prepare_host(&host, number),
             Effect::StartHost(host) => self.start_host(*host),
             Effect::StopHost(host) => self.stop_host(*host),
+            Effect::SleepHost(host) => self.sleep_host(&host),
+            Effect::WakeHost(host) => self.wake_host(&host),
             Effect::StopOrphan { listed, .. } => self.stop_orphan(listed),
             Effect::FetchConsole(host) => self.fetch_console(&host),
             Effect::ListHosts(provider) => self.list_hosts(provider, None),

@@ -6,6 +6,7 @@ use rouse_master::core::build::Requirement;
 use rouse_master::core::event::WorkerState;
 use rouse_master::core::plan::WorkerPlan;
 use rouse_master::core::record::{Host, HostState};
+use rouse_shared::HostId;
 use std::collections::{BTreeMap, BTreeSet};
 
 impl World {
@@ -53,21 +54,33 @@ impl World {
         if let Some((host, machine)) = self.orphans().first().filter(|_| self.script.plan.stop_orphans) {
             return self.violated(format!("machine {machine} of host {host} runs and the ledger does not know it"));
         }
-        let unused = |host: &&Host| host.state != HostState::Awake || !on.iter().any(|(of, _)| *of == host.id);
+        let plan = self.script.plan.clone();
+        let sleeps = |h: &Host| plan.workers.get(&h.worker).and_then(|w| w.latent.as_ref()?.sleep).is_some();
+        let unused = |host: &&Host| match host.state {
+            HostState::Awake => !on.iter().any(|(of, _)| *of == host.id),
+            HostState::Stopped => !sleeps(host) || !self.sleeps(&host.id),
+            // One that has just become too old.
+            HostState::Stopping => host.asleep.is_none(),
+            HostState::Ordered
+            | HostState::Booting
+            | HostState::Draining
+            | HostState::Suspending
+            | HostState::Waking
+            | HostState::Gone => true,
+        };
         if let Some(host) = self.disk.hosts.values().find(unused) {
             let text = format!("host {} of {} is {:?} after quiet", host.id, host.worker, host.state);
             return self.violated(text);
         }
         let mut templates: BTreeMap<String, (usize, usize)> = BTreeMap::new();
-        let plan = self.script.plan.clone();
         for worker in plan.workers.values() {
             let Some(latent) = &worker.latent else { continue };
-            let has = self.disk.hosts.values().any(|h| h.worker == worker.name);
+            let has = self.disk.hosts.values().any(|h| h.worker == worker.name && h.state == HostState::Awake);
             let (hosts, workers) = templates.entry(latent.template.clone()).or_default();
             *hosts += usize::from(has);
             *workers += 1;
         }
-        let room = plan.max_hosts.is_none_or(|most| self.disk.hosts.len() + self.orphans().len() < most as usize);
+        let room = plan.max_hosts.is_none_or(|most| self.hosts_alive() + self.orphans().len() < most as usize);
         for worker in plan.workers.values() {
             let Some(latent) = &worker.latent else { continue };
             let (hosts, workers) = templates[&latent.template];
@@ -95,7 +108,9 @@ impl World {
         let views = core.worker_views(self.time());
         let off = views.iter().find(|view| {
             let standing = view.provider.is_none() && self.script.plan.workers.contains_key(&view.name);
-            (standing || view.host.is_some()) && view.state != WorkerState::Idle
+            let asleep = |host: &HostId| self.disk.hosts.get(host).is_some_and(|h| h.asleep.is_some());
+            let sleeps = view.host.as_ref().is_some_and(asleep);
+            (standing || view.host.is_some()) && !sleeps && view.state != WorkerState::Idle
         });
         if let Some(view) = off {
             let text = format!("worker {} is {:?} after quiet", view.name, view.state);

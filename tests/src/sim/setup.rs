@@ -2,7 +2,7 @@
 
 use super::chance::Chance;
 use super::relay::NOBODY;
-use rouse_master::core::plan::{Digest, LatentPlan, MailPlan, Plan, ProviderKind, WorkerPlan};
+use rouse_master::core::plan::{Digest, LatentPlan, MailPlan, Plan, ProviderKind, Sleep, WorkerPlan};
 use rouse_shared::WorkerName;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -120,6 +120,7 @@ pub(super) fn template(chance: &mut Chance, name: &str) -> LatentPlan {
         max_uses: chance.pick(&[0, 0, 0, 1, 2]),
         template: name.to_owned(),
         min_idle: chance.pick(&[0, 0, 0, 1, 2]),
+        sleep: chance.pick(&[None, None, Some(900), Some(2_400)]).map(|s| Sleep { max_age: Duration::from_secs(s) }),
         image: "image".into(),
         fingerprint: chance.next(),
     }

@@ -27,12 +27,13 @@ pub(super) fn plan(plan: &Plan) -> Vec<String> {
         );
         if let Some(latent) = &worker.latent {
             line.push_str(&format!(
-                "; {} of {}: build_wait_timeout {:?} s, min_idle {}, max_uses {}, version {:04x}",
+                "; {} of {}: build_wait_timeout {:?} s, min_idle {}, max_uses {}, sleeps until {:?} s, version {:04x}",
                 latent.provider.as_str(),
                 latent.template,
                 latent.build_wait_timeout.map(|timeout| timeout.as_secs()),
                 latent.min_idle,
                 latent.max_uses,
+                latent.sleep.map(|sleep| sleep.max_age.as_secs()),
                 latent.fingerprint & 0xffff
             ));
         }
@@ -68,6 +69,8 @@ pub(super) fn event(event: &Event) -> String {
         }
         Event::StartEnded { host, number, result } => format!("start {number} of {host} ended: {result:?}"),
         Event::StopEnded { host, result } => format!("stop of {host} ended: {result:?}"),
+        Event::SleepEnded { host, result } => format!("sleep of {host} ended: {result:?}"),
+        Event::WakeEnded { host, result } => format!("waking of {host} ended: {result:?}"),
         Event::HostGone { host, why } => format!("{host} is gone: {why}"),
         Event::Console { host, text } => format!("console of {host}: {text:?}"),
         Event::Listed { provider, result } => format!("{} lists {}", provider.as_str(), listed(result)),
@@ -154,6 +157,7 @@ pub(super) fn agent_effect(effect: &AgentEffect) -> String {
         | AgentEffect::RemoveAttempt(_)
         | AgentEffect::SendLogFrom { .. }
         | AgentEffect::PowerOff { .. }
+        | AgentEffect::Restart { .. }
         | AgentEffect::Exit { .. } => format!("{effect:?}"),
     }
 }

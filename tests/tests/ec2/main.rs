@@ -5,6 +5,7 @@ mod check;
 mod contract;
 mod failures;
 mod options;
+mod sleep;
 mod spot;
 mod stand;
 mod whole;

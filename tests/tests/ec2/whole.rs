@@ -1,30 +1,13 @@
 //! The whole path: a master, an instance that boots by starting a real agent, the metadata service that the agent reads
 //! all it knows from, and a build.
 
-use rouse_tests::ec2::{Cloud, with_defaults};
+use rouse_tests::ec2::{Authority, Cloud, with_defaults};
 use rouse_tests::harness::{Master, program, scratch, text};
 use serde_json::json;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Duration;
 
-const MINUTE: Duration = Duration::from_secs(60);
-
-/// An authority that signs identity documents.
-fn authority(dir: &Path, name: &str) -> (PathBuf, PathBuf) {
-    let (certificate, key) = (dir.join(format!("{name}.pem")), dir.join(format!("{name}.key")));
-    let made = Command::new("openssl")
-        .args(["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=test", "-days", "2", "-keyout"])
-        .args([&key, Path::new("-out"), &certificate])
-        .output()
-        .expect("openssl can be run");
-    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-    (certificate, key)
-}
-
-fn signer(authority: &(PathBuf, PathBuf)) -> serde_json::Value {
-    json!({ "certificate": authority.0, "key": authority.1 })
-}
+pub const MINUTE: Duration = Duration::from_secs(60);
 
 /// What instances do when they boot.
 fn boot(dir: &Path) -> serde_json::Value {
@@ -41,19 +24,19 @@ fn boot(dir: &Path) -> serde_json::Value {
     })
 }
 
-struct Whole {
-    cloud: Cloud,
-    master: Master,
+pub struct Whole {
+    pub cloud: Cloud,
+    pub master: Master,
     dir: PathBuf,
-    authority: (PathBuf, PathBuf),
+    authority: Authority,
 }
 
-async fn whole(name: &str, more: &str, worker: &str) -> Whole {
+pub async fn whole(name: &str, more: &str, worker: &str) -> Whole {
     let cloud = Cloud::start().await;
     let dir = scratch(name);
-    let authority = authority(&dir, "authority");
-    cloud.set(&json!({ "boot": boot(&dir), "signer": signer(&authority), "spot_prices": { "m5.large": ["0.04"] } }));
-    let certificates = format!("identity_certificates = {:?}\n", authority.0);
+    let authority = Authority::new(&dir, "authority");
+    cloud.set(&json!({ "boot": boot(&dir), "signer": authority.signer(), "spot_prices": { "m5.large": ["0.04"] } }));
+    let certificates = format!("identity_certificates = {:?}\n", authority.certificate);
     let section = with_defaults(&cloud.endpoint(), &(certificates + more));
     let workers = format!("[[worker]]\nname = \"w\"\npassword = \"x\"\n{worker}[worker.ec2]\n{section}");
     let master = tokio::task::block_in_place(|| Master::start(&format!("{name}-master"), &workers));
@@ -61,7 +44,7 @@ async fn whole(name: &str, more: &str, worker: &str) -> Whole {
 }
 
 impl Whole {
-    fn agent_log(&self) -> String {
+    pub fn agent_log(&self) -> String {
         let logs = std::fs::read_dir(&self.dir)
             .unwrap()
             .flatten()
@@ -99,28 +82,18 @@ async fn papers_that_are_worth_nothing_let_nobody_in() {
     let whole = whole("ec2-papers", "", "").await;
     tokio::task::block_in_place(|| {
         let master = &whole.master;
-        let stranger = authority(&whole.dir, "stranger");
+        let stranger = Authority::new(&whole.dir, "stranger");
         let rsa2048 = "dynamic/instance-identity/rsa2048";
         // A document that another authority signed; another instance's, rightly signed; none at all.
         let other = {
             let document = whole.dir.join("other.json");
             std::fs::write(&document, r#"{"instanceId": "i-0another", "region": "us-west-2"}"#).unwrap();
-            let signed = Command::new("openssl")
-                .args(["cms", "-sign", "-binary", "-nodetach", "-nocerts", "-outform", "PEM", "-in"])
-                .args([&document, Path::new("-signer"), &whole.authority.0, Path::new("-inkey"), &whole.authority.1])
-                .output()
-                .unwrap();
-            String::from_utf8(signed.stdout)
-                .unwrap()
-                .lines()
-                .filter(|l| !l.starts_with('-'))
-                .collect::<Vec<_>>()
-                .join("\n")
+            whole.authority.sign(&document)
         };
         let cases = [
-            (json!({ "signer": signer(&stranger) }), "not signed by a certificate that is trusted here"),
+            (json!({ "signer": stranger.signer() }), "not signed by a certificate that is trusted here"),
             (
-                json!({ "signer": signer(&whole.authority), "metadata": { "*": { rsa2048: other } } }),
+                json!({ "signer": whole.authority.signer(), "metadata": { "*": { rsa2048: other } } }),
                 "of another instance, i-0another",
             ),
             (json!({ "metadata": { "*": { rsa2048: null } } }), "has shown no signed identity document"),

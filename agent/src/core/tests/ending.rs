@@ -15,7 +15,7 @@ fn a_drain_is_answered_when_nothing_runs_and_all_is_settled() {
     let mut agent = Agent::attached(settings(), welcome());
     agent.hears(2_000, order("1.1", vec![step("a")]));
     agent.at(2_001, started("1.1", 0));
-    assert!(agent.hears(3_000, ToAgent::Drain { session: s1(), drain: 7 }).is_empty());
+    assert!(agent.hears(3_000, ToAgent::Drain { session: s1(), drain: 7, sleep: false }).is_empty());
     assert_eq!(
         agent.hears(3_001, order("2.1", vec![step("a")])),
         ["report 2.1 r1:  => Declined(\"the host is being drained\")"]
@@ -25,7 +25,7 @@ fn a_drain_is_answered_when_nothing_runs_and_all_is_settled() {
     assert_eq!(agent.hears(3_003, settled("2.1")), ["remove 2.1"]);
     assert_eq!(agent.hears(3_004, settled("1.1")), ["remove 1.1", "drained 7"]);
     assert_eq!(agent.until(11_000, true), ["11000 heartbeat 1", "11000 deadline 71000", "11000 drained 7"]);
-    assert_eq!(agent.hears(11_001, ToAgent::Drain { session: s1(), drain: 8 }), ["drained 8"]);
+    assert_eq!(agent.hears(11_001, ToAgent::Drain { session: s1(), drain: 8, sleep: false }), ["drained 8"]);
     assert!(agent.hears(11_002, ToAgent::Undrain { session: s1() }).is_empty());
     assert_eq!(agent.hears(11_003, order("3.1", vec![step("a")])), ["run 3.1/0 a"]);
 }
@@ -34,7 +34,7 @@ fn a_drain_is_answered_when_nothing_runs_and_all_is_settled() {
 fn a_drain_waits_for_what_is_being_killed() {
     let mut agent = Agent::attached(settings(), welcome());
     agent.hears(2_000, order("1.1", vec![step("a")]));
-    agent.hears(2_001, ToAgent::Drain { session: s1(), drain: 1 });
+    agent.hears(2_001, ToAgent::Drain { session: s1(), drain: 1, sleep: false });
     let settled = ToAgent::Settled { session: s1(), attempts: vec![id("1.1")] };
     assert_eq!(agent.hears(2_002, settled), ["kill 1.1"]);
     assert_eq!(agent.at(2_003, ended("1.1", 0, StepState::Signalled(9))), ["remove 1.1", "drained 1"]);
@@ -198,4 +198,27 @@ fn the_clouds_notice_is_said_until_the_session_ends() {
     }
     assert_eq!(agent.at(2_002, end("t3")), ["terminate at t3"]);
     assert_eq!(agent.until(11_000, true), ["11000 heartbeat 1", "11000 deadline 71000", "11000 terminate at t3"]);
+}
+
+#[test]
+fn an_agent_whose_machine_has_slept_begins_anew() {
+    let drain = |sleep| ToAgent::Drain { session: s1(), drain: 1, sleep };
+    // Days later, as far as its clock tells.
+    let wakes = |agent: &mut Agent| agent.at(500_000_000, Event::Tick);
+    let mut agent = Agent::attached(latent(), as_latent());
+    assert_eq!(agent.hears(2_000, drain(true)), ["drained 1"]);
+    assert_eq!(wakes(&mut agent), ["disconnect 1", "restart"]);
+    // Where it was not to sleep, its lease and its grace are over; and so where that was taken back.
+    let mut agent = Agent::attached(latent(), as_latent());
+    agent.hears(2_000, drain(false));
+    assert_eq!(wakes(&mut agent), ["disconnect 1", "power off"]);
+    let mut agent = Agent::attached(latent(), as_latent());
+    agent.hears(2_000, drain(true));
+    agent.hears(2_001, ToAgent::Undrain { session: s1() });
+    assert_eq!(wakes(&mut agent), ["disconnect 1", "power off"]);
+    // A standing worker's machine is nobody's to put to sleep.
+    let mut agent = Agent::attached(settings(), welcome());
+    agent.hears(2_000, drain(true));
+    let all = wakes(&mut agent);
+    assert!(!all.contains(&"restart".to_owned()), "{all:?}");
 }

@@ -155,6 +155,7 @@ fn shown(effect: &Effect) -> Option<String> {
         Effect::SendLogFrom { attempt, step, offset } => format!("log {attempt}/{step} from {offset}"),
         Effect::PowerOff { .. } => "power off".to_owned(),
         Effect::Exit { .. } => "exit".to_owned(),
+        Effect::Restart { .. } => "restart".to_owned(),
         Effect::Log(..) => return None,
     })
 }

@@ -51,7 +51,7 @@ impl Random {
             10 => ToAgent::Cancel { session, attempt: self.attempt() },
             11 | 12 => ToAgent::Settled { session, attempts: vec![self.attempt(), self.attempt()] },
             13 => ToAgent::Resend { session, attempt: self.attempt(), step: 0, offset: self.below(9) },
-            14 => ToAgent::Drain { session, drain: self.below(3) },
+            14 => ToAgent::Drain { session, drain: self.below(3), sleep: self.below(2) == 0 },
             _ => ToAgent::Undrain { session },
         }
     }

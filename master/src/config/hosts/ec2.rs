@@ -48,8 +48,8 @@ pub struct Ec2Config {
     pub spot: Option<Spot>,
     /// What becomes of an idle host.
     pub on_idle: IdleHost,
-    /// A stopped host ends after this.
-    pub max_age: Option<Duration>,
+    /// A host that is older is ended instead of stopped, and while it is stopped.
+    pub max_age: Duration,
     /// USD an hour, where AWS's own price is not asked.
     pub price_per_hour: Option<f64>,
     /// PEM file of the certificates that identity documents are signed by; absent: AWS's published ones.
@@ -128,6 +128,9 @@ pub enum IdleHost {
     Hibernate,
 }
 
+/// How old a host that sleeps may be, where the configuration does not say.
+const MAX_AGE: Duration = Duration::from_secs(7 * 86_400);
+
 /// Keys that do not shape a new host.
 pub(super) const NOT_OF_THE_HOST: &[&str] = &[
     "identifier",
@@ -157,11 +160,7 @@ pub(super) fn read(table: &Table<'_>) -> Option<Ec2Config> {
         )),
         Some(_) | None => Some(()),
     };
-    if let Some(value) = table.get("on_idle")
-        && value.text().is_some_and(|word| word != "terminate")
-    {
-        value.warn("is not done by this version: an idle host is ended");
-    }
+    let on_idle = on_idle(table, spot.is_some());
     let endpoint_url = table.optional("endpoint_url", |v| {
         let text = v.word_or_empty()?;
         url::web(&text).map_or_else(|why| v.fault(why), |()| Some(text))
@@ -187,14 +186,8 @@ pub(super) fn read(table: &Table<'_>) -> Option<Ec2Config> {
             v.list(volume)
         }),
         block_devices: table.or("block_devices", Vec::new(), |v| v.list(block_device)),
-        on_idle: table.or("on_idle", IdleHost::Terminate, |v| {
-            v.choice(&[
-                ("terminate", IdleHost::Terminate),
-                ("stop", IdleHost::Stop),
-                ("hibernate", IdleHost::Hibernate),
-            ])
-        }),
-        max_age: table.optional("max_age", |v| v.duration(Duration::from_secs(1))),
+        on_idle,
+        max_age: table.or("max_age", MAX_AGE, |v| v.duration(Duration::from_secs(1))),
         price_per_hour: table.optional("price_per_hour", |v| v.number()),
         identity_certificates: table.optional("identity_certificates", |v| v.readable()),
         endpoint_url,
@@ -203,6 +196,22 @@ pub(super) fn read(table: &Table<'_>) -> Option<Ec2Config> {
         credentials,
         spot,
     })
+}
+
+fn on_idle(table: &Table<'_>, spot: bool) -> IdleHost {
+    let on_idle = table.or("on_idle", IdleHost::Terminate, |v| {
+        v.choice(&[("terminate", IdleHost::Terminate), ("stop", IdleHost::Stop), ("hibernate", IdleHost::Hibernate)])
+    });
+    if on_idle != IdleHost::Terminate
+        && spot
+        && let Some(value) = table.get("on_idle")
+    {
+        value.fault::<()>(
+            "not for spot instances: AWS stops only those of a persistent request, which would buy anew by itself; write \
+             on_idle = \"terminate\", or leave spot_instance out",
+        );
+    }
+    on_idle
 }
 
 fn image(table: &Table<'_>) -> Option<Ec2Image> {

@@ -11,7 +11,7 @@ pub use openstack::{ImagePick, OpenstackConfig, OpenstackImage};
 pub use process::ProcessConfig;
 
 use super::document::Table;
-use crate::core::plan::ProviderKind;
+use crate::core::plan::{ProviderKind, Sleep};
 use sha2::{Digest as _, Sha256};
 
 /// How the hosts of one latent worker are made.
@@ -40,6 +40,17 @@ impl HostConfig {
 }
 
 impl HostConfig {
+    /// Whether its hosts sleep when they are idle.
+    pub(super) fn sleep(&self) -> Option<Sleep> {
+        match self {
+            Self::Ec2(host) => match host.on_idle {
+                IdleHost::Terminate => None,
+                IdleHost::Stop | IdleHost::Hibernate => Some(Sleep { max_age: host.max_age }),
+            },
+            Self::Process(_) | Self::Libvirt(_) | Self::Openstack(_) => None,
+        }
+    }
+
     /// What its hosts boot, in the words of the configuration: hosts with the same one fail together.
     pub(super) fn image(&self) -> String {
         match self {

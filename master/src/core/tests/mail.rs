@@ -166,6 +166,7 @@ fn listed(bench: &mut Bench, handles: &[&str]) {
         host: HostId(format!("h-{handle}")),
         handle: (*handle).to_owned(),
         owner: Owner::Ours,
+        asleep: false,
     };
     let result = Ok(handles.iter().map(machine).collect());
     bench.event("listed", Event::Listed { provider: ProviderKind::Ec2, result });

@@ -13,6 +13,7 @@ mod mail;
 mod missing;
 mod restarts;
 mod sessions;
+mod sleep;
 
 use super::Core;
 use super::build::{BuildSpec, Requirement};
@@ -63,6 +64,7 @@ fn latent(worker: &str) -> WorkerPlan {
         max_uses: 0,
         template: "t".to_owned(),
         min_idle: 0,
+        sleep: None,
         image: "image".into(),
         fingerprint: 1,
     };

@@ -17,7 +17,7 @@ pub enum Kind {
     Rejected,
     /// There is no such instance, request, volume or address.
     NotFound,
-    /// Something that was made a moment ago may not be known everywhere yet.
+    /// Something that was made or changed a moment ago may not be known everywhere yet.
     NotYet,
     /// The client token was used with another call.
     Mismatch,
@@ -147,7 +147,11 @@ fn of_code(code: &str) -> Option<Kind> {
         | "InvalidAllocationID.NotFound"
         | "InvalidAssociationID.NotFound"
         | "InvalidAttachment.NotFound" => Kind::NotFound,
-        "InvalidGroup.NotFound" | "InvalidSecurityGroupID.NotFound" | "InvalidKeyPair.NotFound" => Kind::NotYet,
+        "InvalidGroup.NotFound"
+        | "InvalidSecurityGroupID.NotFound"
+        | "InvalidKeyPair.NotFound"
+        | "IncorrectInstanceState"
+        | "IncorrectState" => Kind::NotYet,
         "IdempotentParameterMismatch" | "IdempotentInstanceTerminated" => Kind::Mismatch,
         "InvalidKeyPair.Duplicate" | "InvalidGroup.Duplicate" | "Resource.AlreadyAssociated" | "VolumeInUse" => {
             Kind::Exists
@@ -195,6 +199,7 @@ fn said(code: &str) -> Option<&'static str> {
         "MaxSpotInstanceCountExceeded" => "the account's limit of spot instances is reached",
         "VolumeLimitExceeded" => "the account's limit of volumes is reached",
         "InsufficientFreeAddressesInSubnet" => "the subnet has no free address",
+        "IncorrectInstanceState" => "the instance is not in a state for it",
         "SpotMaxPriceTooLow" => "the bid is below the spot price",
         "Unsupported" => "it is not to be had like this in this zone",
         "InvalidAMIID.NotFound" | "InvalidAMIID.Unavailable" => "the image is gone",

@@ -47,7 +47,7 @@ impl Ec2 {
             for machine in found.machines {
                 // Two keys of one account list the same.
                 if !all.iter().any(|known| known.handle == machine.handle) {
-                    if machine.owner == Owner::Ours && machine.handle.starts_with("i-") {
+                    if machine.owner == Owner::Ours && machine.handle.starts_with("i-") && !machine.asleep {
                         self.watch.add(&machine.handle, &machine.host, &target.client);
                     }
                     seen.push((machine.handle.clone(), target.client.place.clone()));
@@ -81,7 +81,8 @@ impl Ec2 {
         while let Some(page) = pages.next().await {
             let page = page.map_err(|e| told("list the instances", &e))?;
             for instance in page.reservations().iter().flat_map(|r| r.instances()) {
-                if let Some(machine) = self.listed(instance.instance_id(), instance.tags()) {
+                if let Some(mut machine) = self.listed(instance.instance_id(), instance.tags()) {
+                    machine.asleep = is_asleep(instance);
                     if is_running(instance)
                         && machine.owner == Owner::Ours
                         && let Some(worker) = tag(instance.tags(), WORKER_TAG)
@@ -119,8 +120,15 @@ impl Ec2 {
         let id = tag(tags, ID_TAG).unwrap_or_default();
         let owner = if id == own { Owner::Ours } else { Owner::Namesake(id.to_owned()) };
         let host = HostId(tag(tags, HOST_TAG).unwrap_or_default().to_owned());
-        Some(ListedHost { host, handle: handle?.to_owned(), owner })
+        // What an instance leaves does not run.
+        Some(ListedHost { host, handle: handle?.to_owned(), owner, asleep: true })
     }
+}
+
+/// Whether it is stopped, or will be.
+fn is_asleep(instance: &Instance) -> bool {
+    let state = instance.state().and_then(|s| s.name());
+    matches!(state, Some(InstanceStateName::Stopping | InstanceStateName::Stopped))
 }
 
 fn is_running(instance: &Instance) -> bool {

@@ -15,13 +15,14 @@ mod online;
 mod order;
 mod places;
 mod setup;
+mod sleep;
 mod spot;
 mod stop;
 mod watch;
 
 use super::{Answer, Death, Provider, user_data};
 use crate::config::{Config, Ec2Config, HostConfig};
-use crate::core::event::{ListedHost, StartError, Started, Stopped, Unlisted};
+use crate::core::event::{ListedHost, Slept, StartError, Started, Stopped, Unlisted};
 use crate::core::record::{Host, Order};
 use attach::Belongings;
 use client::{Client, Login, Place};
@@ -313,6 +314,14 @@ impl Provider for Ec2 {
 
     fn stop<'a>(&'a self, host: &'a Host) -> Answer<'a, Result<Stopped, String>> {
         Box::pin(self.stop_now(host))
+    }
+
+    fn sleep<'a>(&'a self, host: &'a Host) -> Answer<'a, Result<Slept, String>> {
+        Box::pin(self.sleep_now(host))
+    }
+
+    fn wake<'a>(&'a self, host: &'a Host, boot: BootData) -> Answer<'a, Result<(), StartError>> {
+        Box::pin(async move { self.wake_now(host, &boot).await })
     }
 
     fn list(&self) -> Answer<'_, Result<Vec<ListedHost>, Unlisted>> {

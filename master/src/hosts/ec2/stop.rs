@@ -29,7 +29,12 @@ impl Known {
         Some(Self { id: instance.instance_id()?.to_owned(), state, owner })
     }
 
-    fn has_ended(&self) -> bool {
+    /// Whether it bears this master's id, or has lost it: one with another id never is ours.
+    pub(super) fn is_of(&self, own: &str) -> bool {
+        self.owner.as_deref().is_none_or(|owner| owner == own)
+    }
+
+    pub(super) fn has_ended(&self) -> bool {
         self.state == InstanceStateName::Terminated
     }
 }
@@ -41,6 +46,11 @@ pub(super) fn by(name: &str, value: &str) -> Filter {
 /// All instances that bear the host's id, ended ones included for as long as AWS tells of them; whoever's they are.
 pub async fn instances_of(client: &Client, host: &rouse_shared::HostId) -> Result<Vec<Known>, CallError> {
     describe(client, by(&format!("tag:{HOST_TAG}"), host.as_str())).await
+}
+
+/// One instance, as long as AWS tells of it.
+pub(super) async fn look(client: &Client, instance: &str) -> Result<Option<Known>, CallError> {
+    Ok(describe(client, by("instance-id", instance)).await?.pop())
 }
 
 async fn describe(client: &Client, filter: Filter) -> Result<Vec<Known>, CallError> {
@@ -92,8 +102,7 @@ impl Ec2 {
         {
             found.extend(describe(&client, by("instance-id", id)).await.map_err(|e| e.text)?);
         }
-        // One that the ledger has the handle of and that lost its tags is ours; one with another id never is.
-        found.retain(|instance| instance.owner.as_deref().is_none_or(|owner| owner == own));
+        found.retain(|instance| instance.is_of(own));
         if found.is_empty() {
             return self.stop_unseen(&client, host).await;
         }

@@ -183,12 +183,18 @@ impl Libvirt {
         let Listing { domains, leftovers, unheard } = listing;
         let mut listed: Vec<ListedHost> = domains
             .into_iter()
-            .map(|(uuid, stamp)| ListedHost { host: HostId(stamp.host), handle: uuid, owner: owner(&stamp.id) })
+            .map(|(uuid, stamp)| ListedHost {
+                host: HostId(stamp.host),
+                handle: uuid,
+                owner: owner(&stamp.id),
+                asleep: false,
+            })
             .collect();
         listed.extend(leftovers.into_iter().map(|(path, of)| ListedHost {
             host: HostId(of.host),
             handle: path.display().to_string(),
             owner: owner(&of.id),
+            asleep: false,
         }));
         if unheard.is_empty() { Ok(listed) } else { Err(Unlisted { why: unheard.join("; "), heard: listed }) }
     }

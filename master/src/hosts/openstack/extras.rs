@@ -159,7 +159,12 @@ pub(super) async fn left_over(cloud: &Cloud, stamp: &Stamp, servers: &[Server]) 
             if !alive.contains(&(master.as_str(), host.as_str())) {
                 // Not the host itself: the ledger may know that one, and this is not it.
                 let host = HostId(format!("{host}.{key}"));
-                found.push(ListedHost { host, handle: format!("{}{id}", kind.prefix()), owner: stamp.owner(&master) });
+                found.push(ListedHost {
+                    host,
+                    handle: format!("{}{id}", kind.prefix()),
+                    owner: stamp.owner(&master),
+                    asleep: false,
+                });
             }
         }
     }

@@ -414,7 +414,7 @@ impl Shared {
                 // A second server of one host: nobody's.
                 HostId(format!("{}.{}", server.host, server.id))
             };
-            listed.push(ListedHost { host, handle: server.id.clone(), owner });
+            listed.push(ListedHost { host, handle: server.id.clone(), owner, asleep: false });
         }
         listed.extend(extras::left_over(cloud, &self.stamp, &servers).await);
         Ok(listed)

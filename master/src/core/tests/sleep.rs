@@ -1,0 +1,303 @@
+//! Hosts that sleep: put to sleep when idle, woken instead of bought, ended by age.
+
+use super::super::event::{ListedHost, Owner, Slept, StartError, Stopped};
+use super::super::plan::Sleep;
+use super::*;
+
+/// Workers whose hosts sleep when they are idle at all, and are kept for an hour.
+fn sleepers(workers: &[&str]) -> Plan {
+    let one = |worker: &&str| {
+        let mut plan = latent(worker);
+        plan.latent.iter_mut().for_each(|l| {
+            l.build_wait_timeout = Some(secs(0));
+            l.sleep = Some(Sleep { max_age: secs(3_600) });
+        });
+        plan
+    };
+    plan(workers.iter().map(one).collect())
+}
+
+impl Bench {
+    fn slept(&mut self, worker: &str, result: Result<Slept, String>) {
+        let host = self.host(worker);
+        self.event(&format!("sleep ended: {result:?}"), Event::SleepEnded { host, result });
+    }
+
+    fn woken(&mut self, worker: &str, result: Result<(), StartError>) {
+        let host = self.host(worker);
+        self.event(&format!("wake ended: {result:?}"), Event::WakeEnded { host, result });
+    }
+
+    fn finish(&mut self, worker: &str, build: u64) {
+        self.report(worker, picture(build, 1, 9, 0, Some(Outcome::Success)));
+        self.pass(0);
+    }
+
+    fn state(&self, worker: &str) -> HostState {
+        self.core.hosts[&self.host(worker)].host.state
+    }
+
+    fn why(&self, build: u64) -> String {
+        self.core.why(self.now, BuildId(build)).unwrap().sentence
+    }
+}
+
+/// A core whose worker `l` has a host that sleeps, after build 1.
+fn asleep(plan: Plan) -> Bench {
+    let mut bench = Bench::quietly(plan);
+    bench.submit(on("l"));
+    bench.wake("l");
+    bench.finish("l", 1);
+    bench.drained("l", 1);
+    bench.slept("l", Ok(Slept::Asleep));
+    assert_eq!(bench.state("l"), HostState::Stopped);
+    bench.hush();
+    bench
+}
+
+#[test]
+fn from_idle_to_sleep_and_back_until_it_is_old() {
+    let mut bench = Bench::quietly(sleepers(&["l"]));
+    bench.submit(on("l"));
+    bench.wake("l");
+    bench.hush();
+    bench.finish("l", 1);
+    bench.drained("l", 1);
+    bench.slept("l", Ok(Slept::Requested));
+    bench.pass(5);
+    // An agent that has not heard its end yet, and one on a machine that somebody has started.
+    bench.hello_with_token("l", "b", 1);
+    bench.slept("l", Ok(Slept::Asleep));
+    bench.pass(600);
+    bench.submit(on("l"));
+    // It still tries the secret of its last session, which nobody knows any more.
+    bench.hello("l", "c", 1, "an old secret", Vec::new());
+    bench.woken("l", Ok(()));
+    bench.hello_with_token("l", "c", 2);
+    bench.finish("l", 2);
+    bench.drained("l", 1);
+    bench.slept("l", Ok(Slept::Asleep));
+    bench.pass(2_995);
+    bench.gone("l");
+    bench.check("life_of_a_sleeper");
+}
+
+#[test]
+fn a_master_that_starts_goes_on_where_it_was() {
+    let mut bench = Bench::quietly(sleepers(&["l"]));
+    bench.submit(on("l"));
+    bench.wake("l");
+    bench.finish("l", 1);
+    bench.drained("l", 1);
+    bench.hush();
+    bench.restart();
+    // A call of the last master may come late, and must not meet a host that was woken.
+    bench.slept("l", Ok(Slept::Asleep));
+    bench.submit(on("l"));
+    assert!(bench.why(2).contains("is being put to sleep, and can be woken then"), "{}", bench.why(2));
+    bench.pass(100);
+    bench.slept("l", Ok(Slept::Asleep));
+    let token = bench.core.hosts[&bench.host("l")].host.token.clone();
+    bench.restart();
+    bench.woken("l", Err(StartError::Unknown("no answer".to_owned())));
+    bench.pass(4);
+    bench.woken("l", Ok(()));
+    assert_eq!(bench.core.hosts[&bench.host("l")].host.token, token, "the token that was committed");
+    bench.hello_with_token("l", "b", 1);
+    bench.check("sleep_restarts");
+}
+
+#[test]
+fn a_restart_lets_it_sleep_and_ends_it_in_time() {
+    let mut bench = asleep(sleepers(&["l"]));
+    bench.restart();
+    bench.pass(3_500);
+    assert_eq!(bench.state("l"), HostState::Stopped);
+    bench.restart();
+    bench.pass(101);
+    assert_eq!(bench.state("l"), HostState::Stopping);
+}
+
+#[test]
+fn what_cannot_be_woken_is_ended_and_another_is_bought() {
+    for error in [StartError::Capacity("none left".to_owned()), StartError::Rejected("it is gone".to_owned())] {
+        let mut bench = asleep(sleepers(&["l"]));
+        let first = bench.host("l");
+        bench.submit(on("l"));
+        assert!(bench.why(2).contains("is being woken for it (woken 0 s ago"), "{}", bench.why(2));
+        bench.woken("l", Err(error));
+        assert_eq!(bench.state("l"), HostState::Stopping);
+        bench.gone("l");
+        assert_ne!(bench.host("l"), first);
+        assert!(bench.text.contains("prepare order 0"), "{}", bench.text);
+        let failures = bench.core.workers[&name("l")].record.failures;
+        assert_eq!(failures, 0, "it is no failed start");
+    }
+}
+
+#[test]
+fn one_that_does_not_attach_when_woken_is_given_up() {
+    let mut bench = asleep(sleepers(&["l"]));
+    bench.submit(on("l"));
+    bench.woken("l", Ok(()));
+    bench.pass(300);
+    assert_eq!(bench.state("l"), HostState::Stopping);
+    assert!(bench.text.contains("its agent did not attach within 300 s"), "{}", bench.text);
+}
+
+#[test]
+fn one_that_does_not_fall_asleep_is_ended() {
+    let drained = || {
+        let mut bench = Bench::quietly(sleepers(&["l"]));
+        bench.submit(on("l"));
+        bench.wake("l");
+        bench.finish("l", 1);
+        bench.drained("l", 1);
+        bench
+    };
+    let mut bench = drained();
+    bench.slept("l", Ok(Slept::Unable("it has no disk of its own".to_owned())));
+    assert_eq!(bench.state("l"), HostState::Stopping);
+    let mut bench = drained();
+    while bench.state("l") == HostState::Suspending {
+        bench.slept("l", Err("no answer".to_owned()));
+        bench.pass(60);
+    }
+    assert!(bench.text.contains("it did not fall asleep within 900 s"), "{}", bench.text);
+    let mut bench = drained();
+    let host = bench.host("l");
+    bench.event("gone", Event::HostGone { host, why: "terminated".to_owned() });
+    assert!(bench.core.hosts.is_empty());
+}
+
+#[test]
+fn it_does_not_sleep_where_it_would_not_be_used_again() {
+    let mut used_up = sleepers(&["l"]);
+    let worker = Arc::make_mut(used_up.workers.get_mut(&name("l")).unwrap());
+    worker.latent.as_mut().unwrap().max_uses = 1;
+    let mut bench = Bench::quietly(used_up);
+    bench.submit(on("l"));
+    bench.wake("l");
+    bench.finish("l", 1);
+    bench.drained("l", 1);
+    assert_eq!(bench.state("l"), HostState::Stopping);
+    // An operator wants it off; whether he says so before or after.
+    let mut bench = asleep(sleepers(&["l"]));
+    bench.operate("l", Operation::Pause);
+    assert_eq!(bench.state("l"), HostState::Stopped);
+    bench.operate("l", Operation::Stop);
+    assert_eq!(bench.state("l"), HostState::Stopping);
+}
+
+#[test]
+fn a_reload_ends_what_is_not_to_be_woken_any_more() {
+    let change = |of: fn(&mut LatentPlan)| {
+        let mut plan = sleepers(&["l"]);
+        let worker = Arc::make_mut(plan.workers.get_mut(&name("l")).unwrap());
+        of(worker.latent.as_mut().unwrap());
+        plan
+    };
+    let plans = [
+        ("on_idle = terminate", change(|l| l.sleep = None)),
+        ("another image", change(|l| l.fingerprint = 2)),
+        ("a shorter age", change(|l| l.sleep = Some(Sleep { max_age: secs(0) }))),
+        ("the worker is gone", plan(Vec::new())),
+        ("it is a standing one now", plan(vec![standing("l")])),
+    ];
+    for (what, plan) in plans {
+        let mut bench = asleep(sleepers(&["l"]));
+        bench.configure(what, plan);
+        assert_eq!(bench.state("l"), HostState::Stopping, "{what}");
+        bench.gone("l");
+        assert!(bench.core.hosts.is_empty(), "{what}");
+    }
+    let mut bench = asleep(sleepers(&["l"]));
+    bench.configure("a longer age", change(|l| l.sleep = Some(Sleep { max_age: secs(7_200) })));
+    bench.pass(3_700);
+    assert_eq!(bench.state("l"), HostState::Stopped);
+    bench.pass(3_600);
+    assert_eq!(bench.state("l"), HostState::Stopping);
+}
+
+#[test]
+fn it_takes_no_place_and_costs_nothing_while_it_sleeps() {
+    let mut limited = sleepers(&["l", "m"]);
+    limited.max_hosts = Some(1);
+    let mut bench = Bench::quietly(limited);
+    bench.price = Some(1.0);
+    bench.event("listed: nothing", Event::Listed { provider: ProviderKind::Ec2, result: Ok(Vec::new()) });
+    bench.submit(on("l"));
+    bench.wake("l");
+    for seq in 1..=18 {
+        bench.pass(10);
+        bench.heartbeat("l", seq);
+    }
+    bench.finish("l", 1);
+    bench.drained("l", 1);
+    bench.slept("l", Ok(Slept::Asleep));
+    let cost = |bench: &Bench| bench.core.host_views(bench.now)[0].cost.unwrap();
+    let after_three_minutes = 0.05;
+    assert!((cost(&bench) - after_three_minutes).abs() < 1e-9);
+    bench.pass(1_800);
+    assert!((cost(&bench) - after_three_minutes).abs() < 1e-9);
+    // Its place is another's now, and it waits for its own.
+    bench.submit(on("m"));
+    bench.submit(on("l"));
+    assert_eq!(bench.state("l"), HostState::Stopped);
+    assert!(bench.why(3).contains("limits.max_hosts allows 1 hosts"), "{}", bench.why(3));
+    bench.wake("m");
+    bench.finish("m", 2);
+    bench.drained("m", 1);
+    bench.slept("m", Ok(Slept::Asleep));
+    assert_eq!(bench.state("l"), HostState::Waking);
+    bench.woken("l", Ok(()));
+    bench.pass(180);
+    let host = bench.host("l");
+    let views = bench.core.host_views(bench.now);
+    let cost = views.iter().find(|h| h.id == host).unwrap().cost.unwrap();
+    assert!((cost - 2.0 * after_three_minutes).abs() < 1e-9, "{cost}");
+}
+
+#[test]
+fn one_that_sleeps_is_woken_before_another_is_bought() {
+    let mut bench = asleep(sleepers(&["a", "l", "z"]));
+    bench.submit(anywhere());
+    assert_eq!(bench.state("l"), HostState::Waking);
+    assert_eq!(bench.core.hosts.len(), 1);
+}
+
+#[test]
+fn one_that_runs_all_the_same_is_put_to_sleep_again() {
+    let mut bench = asleep(sleepers(&["l"]));
+    let listed = |bench: &mut Bench, asleep: bool| {
+        let host = bench.host("l");
+        let machine = ListedHost { host, handle: "i-1".to_owned(), owner: Owner::Ours, asleep };
+        let result = Ok(vec![machine]);
+        bench.event("listed", Event::Listed { provider: ProviderKind::Ec2, result });
+    };
+    listed(&mut bench, true);
+    assert_eq!(bench.state("l"), HostState::Stopped);
+    listed(&mut bench, false);
+    assert!(bench.text.contains("SLEEP"), "{}", bench.text);
+    bench.slept("l", Ok(Slept::Asleep));
+    assert_eq!(bench.state("l"), HostState::Stopped);
+    // Ended by somebody, it is missed.
+    for _ in 0..2 {
+        bench.pass(100);
+        bench.event("listed", Event::Listed { provider: ProviderKind::Ec2, result: Ok(Vec::new()) });
+    }
+    assert!(bench.core.hosts.is_empty());
+}
+
+#[test]
+fn what_is_stopped_while_it_is_being_woken_is_stopped_after() {
+    let mut bench = asleep(sleepers(&["l"]));
+    bench.submit(on("l"));
+    bench.operate("l", Operation::Stop);
+    assert!(!bench.text.contains("STOP"), "the call that wakes it is waited for: {}", bench.text);
+    bench.woken("l", Ok(()));
+    assert!(bench.text.contains("STOP"), "{}", bench.text);
+    let host = bench.host("l");
+    bench.event("stop ended", Event::StopEnded { host, result: Ok(Stopped::Gone) });
+    assert!(bench.core.hosts.is_empty());
+}

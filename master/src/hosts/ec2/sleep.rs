@@ -1,0 +1,111 @@
+//! Hosts that sleep: stopped, or hibernated where they were started so, and started again with other user data.
+
+use super::attach::{self, Belongings};
+use super::client::Client;
+use super::error::{CallError, Kind, told};
+use super::order::{self, Spec};
+use super::stop::{self, Known};
+use super::{Ec2, read};
+use crate::core::event::{Slept, StartError};
+use crate::core::record::Host;
+use crate::hosts::user_data;
+use aws_sdk_ec2::types::{InstanceAttributeName, InstanceStateName};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use rouse_shared::boot::BootData;
+
+impl Ec2 {
+    pub(super) async fn sleep_now(&self, host: &Host) -> Result<Slept, String> {
+        let Some((spec, client)) = self.order_of(host).await? else {
+            return Ok(Slept::Unable("it was never ordered".to_owned()));
+        };
+        self.watch.remove(&host.id);
+        let Some(instance) = self.instance(&client, host).await.map_err(|e| e.text)? else {
+            return Ok(Slept::Unable("AWS knows no such instance".to_owned()));
+        };
+        match instance.state {
+            InstanceStateName::Stopped => {
+                let belongings = Belongings { elastic_ip: spec.elastic_ip, volumes: spec.volumes };
+                let clean = attach::take_off(&client, &[instance.id], &belongings).await.map_err(|e| e.text)?;
+                Ok(if clean { Slept::Asleep } else { Slept::Requested })
+            }
+            // AWS stops none that is still starting.
+            InstanceStateName::Stopping | InstanceStateName::Pending => Ok(Slept::Requested),
+            InstanceStateName::Running => put_to_sleep(&client, &instance.id, spec.hibernate).await,
+            other => Ok(Slept::Unable(format!("the instance is {}", other.as_str()))),
+        }
+    }
+
+    pub(super) async fn wake_now(&self, host: &Host, boot: &BootData) -> Result<(), StartError> {
+        let section = self.section(&host.worker);
+        let section =
+            section.ok_or_else(|| StartError::Rejected("the configuration has no EC2 section for it".into()))?;
+        let found = self.order_of(host).await.map_err(StartError::Auth)?;
+        let (spec, client) = found.ok_or_else(|| StartError::Rejected("it was never ordered".into()))?;
+        let instance = self.instance(&client, host).await.map_err(CallError::before_start)?;
+        let instance = instance.ok_or_else(|| StartError::Rejected("AWS knows no such instance".into()))?;
+        match instance.state {
+            InstanceStateName::Stopped => {
+                let user_data = user_data::compose(boot, section.user_data.as_deref(), order::USER_DATA_LIMIT)
+                    .map_err(|error| StartError::Rejected(error.to_string()))?;
+                wake(&client, &instance.id, user_data).await?;
+            }
+            // An earlier call has done it: user data change only while it is stopped.
+            InstanceStateName::Pending | InstanceStateName::Running => {}
+            InstanceStateName::Stopping => {
+                return Err(StartError::Transient("the instance is still being stopped".to_owned()));
+            }
+            other => return Err(StartError::Rejected(format!("the instance is {}", other.as_str()))),
+        }
+        self.watch.add(&instance.id, &host.id, &client);
+        self.tend(&client, &instance.id, Belongings { elastic_ip: spec.elastic_ip, volumes: spec.volumes });
+        Ok(())
+    }
+
+    async fn order_of(&self, host: &Host) -> Result<Option<(Spec, Client)>, String> {
+        let Some(order) = &host.order else { return Ok(None) };
+        let spec = read(order)?;
+        let client = self.places.at(&spec.place).await?;
+        Ok(Some((spec, client)))
+    }
+
+    /// The instance of a host, where it has not ended.
+    async fn instance(&self, client: &Client, host: &Host) -> Result<Option<Known>, CallError> {
+        let Some(handle) = host.handle.as_deref() else { return Ok(None) };
+        let (_, own) = self.owner.split_once('/').unwrap_or((&self.owner, ""));
+        Ok(stop::look(client, handle).await?.filter(|i| i.is_of(own)))
+    }
+}
+
+async fn put_to_sleep(client: &Client, instance: &str, hibernate: bool) -> Result<Slept, String> {
+    let call = client.ec2.stop_instances().instance_ids(instance).set_hibernate(hibernate.then_some(true));
+    match call.send().await.map_err(|e| told("stop the instance", &e)) {
+        Ok(_) => Ok(Slept::Requested),
+        // Its system is not ready for it, or not able to.
+        Err(error) if hibernate && matches!(error.kind, Kind::NotHere | Kind::Rejected) => {
+            tracing::warn!("{instance} is stopped instead of hibernated: failed to {}", error.text);
+            let plain = client.ec2.stop_instances().instance_ids(instance).send().await;
+            plain.map(|_| Slept::Requested).map_err(|e| told("stop the instance", &e).text)
+        }
+        Err(error) => match error.kind {
+            Kind::Rejected | Kind::NotHere | Kind::NotFound => Ok(Slept::Unable(error.text)),
+            Kind::Capacity
+            | Kind::NotYet
+            | Kind::Mismatch
+            | Kind::Exists
+            | Kind::Auth
+            | Kind::Throttled
+            | Kind::Unknown
+            | Kind::WouldWork => Err(error.text),
+        },
+    }
+}
+
+async fn wake(client: &Client, instance: &str, user_data: String) -> Result<(), StartError> {
+    let call = client.ec2.modify_instance_attribute().instance_id(instance);
+    let call = call.attribute(InstanceAttributeName::UserData).value(STANDARD.encode(user_data));
+    call.send().await.map_err(|e| told("give the instance its new user data", &e).of_start(false))?;
+    let call = client.ec2.start_instances().instance_ids(instance);
+    call.send().await.map_err(|e| told("wake the instance", &e).of_start(false))?;
+    Ok(())
+}

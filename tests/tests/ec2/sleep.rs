@@ -1,0 +1,291 @@
+//! Hosts that sleep: stopped or hibernated when they are idle, woken with other user data, ended when they are old.
+
+use crate::stand::Stand;
+use crate::whole::{MINUTE, whole};
+use rouse_master::core::event::{Slept, StartError};
+use rouse_master::core::record::Host;
+use rouse_master::hosts::Provider as _;
+use rouse_shared::boot::{BootData, find_block};
+use rouse_tests::contract::boot_data;
+use rouse_tests::ec2::refusal;
+use rouse_tests::harness::text;
+use rouse_tests::proxy::Fault;
+use serde_json::{Value, json};
+use std::cell::RefCell;
+use std::time::Duration;
+
+const STOP: &str = "on_idle = \"stop\"\n";
+const HIBERNATE: &str = "on_idle = \"hibernate\"\n";
+const PAUSE: Duration = Duration::from_millis(50);
+
+impl Stand {
+    /// Until the provider says that it sleeps.
+    async fn asleep(&self, host: &Host) {
+        for _ in 0..600 {
+            match self.provider.sleep(host).await.unwrap() {
+                Slept::Asleep => return,
+                Slept::Requested => tokio::time::sleep(PAUSE).await,
+                Slept::Unable(why) => panic!("{why}"),
+            }
+        }
+        panic!("it does not fall asleep");
+    }
+
+    /// The core's way: another token, and again until it is heard.
+    async fn woken(&self, host: &mut Host, token: &str) {
+        host.token = token.to_owned();
+        for _ in 0..600 {
+            match self.provider.wake(host, boot_data(host)).await {
+                Ok(()) => return,
+                Err(StartError::Transient(_) | StartError::Unknown(_)) => tokio::time::sleep(PAUSE).await,
+                Err(error) => panic!("{error:?}"),
+            }
+        }
+        panic!("it does not wake");
+    }
+
+    fn token(&self, host: &Host) -> String {
+        let user_data = text(&self.made(host)["user_data"]);
+        let boot: BootData = toml::from_str(&find_block(&user_data).unwrap()).unwrap();
+        boot.token
+    }
+
+    async fn until(&self, host: &Host, state: &str) -> Value {
+        for _ in 0..600 {
+            let made = self.made(host);
+            if made["state"] == state {
+                return made;
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+        panic!("it is never {state}: {}", self.made(host));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_sleeps_and_wakes_as_often_as_it_is_asked() {
+    let stand = Stand::new(STOP).await;
+    let (mut host, _) = stand.started().await;
+    stand.until(&host, "running").await;
+    for round in 1..=2 {
+        stand.asleep(&host).await;
+        assert_eq!(stand.provider.sleep(&host).await, Ok(Slept::Asleep), "it may be asked again");
+        assert_eq!(stand.made(&host)["state"], "stopped");
+        let listed = stand.provider.list().await.unwrap();
+        assert!(listed.len() == 1 && listed[0].asleep && listed[0].host == host.id, "{listed:?}");
+        let token = format!("token of round {round}");
+        stand.woken(&mut host, &token).await;
+        stand.woken(&mut host, &token).await;
+        assert_eq!(stand.token(&host), token);
+        let made = stand.until(&host, "running").await;
+        assert_eq!(made["boots"], round + 1, "one boot each");
+        assert!(!stand.provider.list().await.unwrap()[0].asleep);
+    }
+    // While it is being stopped it cannot be woken yet.
+    stand.cloud.set(&json!({ "delay": { "stopping": 2.0 } }));
+    assert_eq!(stand.provider.sleep(&host).await, Ok(Slept::Requested));
+    let early = stand.provider.wake(&host, boot_data(&host)).await;
+    assert!(matches!(&early, Err(StartError::Transient(why)) if why.contains("still being stopped")), "{early:?}");
+    stand.asleep(&host).await;
+    // No capacity, and what is gone.
+    stand.cloud.fail("StartInstances", 0, 99, refusal(500, "InsufficientInstanceCapacity"));
+    let full = stand.provider.wake(&host, boot_data(&host)).await;
+    assert!(matches!(&full, Err(StartError::Capacity(why)) if why.contains("no capacity")), "{full:?}");
+    stand.cloud.proxy.heal();
+    stand.cloud.kill(host.handle.as_deref().unwrap());
+    assert!(matches!(stand.provider.wake(&host, boot_data(&host)).await, Err(StartError::Rejected(_))));
+    assert!(matches!(stand.provider.sleep(&host).await, Ok(Slept::Unable(_))));
+    stand.gone(&host).await;
+    // One that sleeps is ended like any other, by a master that was started meanwhile.
+    let mut stand = stand;
+    let (host, _) = stand.started().await;
+    stand.until(&host, "running").await;
+    stand.asleep(&host).await;
+    stand.restart();
+    stand.gone(&host).await;
+    assert!(stand.cloud.alive().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_is_hibernated_where_it_can_be_and_stopped_where_not() {
+    let stand = Stand::new(HIBERNATE).await;
+    let (mut host, _) = stand.started().await;
+    stand.until(&host, "running").await;
+    stand.asleep(&host).await;
+    assert_eq!(stand.made(&host)["hibernated"], true);
+    stand.woken(&mut host, "another").await;
+    let made = stand.until(&host, "running").await;
+    assert_eq!((&made["hibernated"], &made["boots"]), (&json!(false), &json!(1)), "it goes on without a boot");
+    assert_eq!(stand.token(&host), "another");
+    stand.cloud.set(&json!({ "hibernation_refused": true }));
+    stand.asleep(&host).await;
+    assert_eq!(stand.made(&host)["hibernated"], false);
+    stand.gone(&host).await;
+}
+
+/// Each call of falling asleep and of waking in turn: the master is lost before AWS hears of it, and after.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_master_lost_between_any_two_calls_of_it_leaves_one_that_runs() {
+    let mut stand = Stand::new(STOP).await;
+    let (mut host, _) = stand.started().await;
+    for lost in [Fault::Hang, Fault::HangAfter] {
+        let mut calls = 0;
+        for at in 0.. {
+            stand.until(&host, "running").await;
+            stand.cloud.proxy.heal();
+            stand.cloud.proxy.fail(at, 1, lost.clone(), |_| true);
+            let before = stand.cloud.proxy.hanging();
+            let token = format!("token {at}");
+            let life = async {
+                stand.asleep(&host).await;
+                stand.woken(&mut host, &token).await;
+            };
+            let cut = async {
+                while stand.cloud.proxy.hanging() == before {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+            };
+            let died = tokio::select! {
+                () = life => false,
+                () = cut => true,
+            };
+            if !died {
+                break;
+            }
+            calls = at + 1;
+            stand.cloud.proxy.heal();
+            stand.restart();
+            // What was committed before the call: that it falls asleep, or that it is woken with this token.
+            if host.token != token {
+                stand.asleep(&host).await;
+            }
+            stand.woken(&mut host, &token).await;
+            stand.until(&host, "running").await;
+            assert_eq!(stand.token(&host), token, "{lost:?} at call {at}");
+        }
+        assert!(calls >= 6, "only {calls} calls were lost at");
+    }
+    assert_eq!(stand.cloud.instances().len(), 1);
+    stand.gone(&host).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_stopped_host_is_woken_instead_of_another_being_bought() {
+    let more = format!("{STOP}price_per_hour = 36.0\n");
+    let whole = whole("ec2-stop", &more, "build_wait_timeout = 1\n").await;
+    tokio::task::block_in_place(|| {
+        let master = &whole.master;
+        let stopped = || master.hosts("w").first().is_some_and(|host| host["state"] == "stopped");
+        master.rouse(&["build", "--worker", "w", "--", "true"]).ended(0);
+        master.until_within(MINUTE, "it is stopped when idle", stopped);
+        assert_eq!(whole.cloud.instances()[0]["state"], "stopped");
+        assert!(master.rouse(&["hosts"]).ended(0).text().contains("stopped"));
+        assert_eq!(master.worker("w")["state"], "asleep");
+        let cost = || master.hosts("w")[0]["cost"].as_f64().unwrap();
+        let before = cost();
+        // A master that is killed knows it again, and nothing was paid meanwhile.
+        master.kill();
+        master.begin();
+        assert!(stopped() && (cost() - before).abs() < 1e-9, "{}", master.hosts("w")[0]);
+        master.rouse(&["audit"]).ended(0);
+        for build in 2..=3 {
+            let said = master.rouse(&["build", "--worker", "w", "--", "echo", "again"]).ended(0);
+            assert_eq!(said.text(), "again\n", "{}", whole.agent_log());
+            assert_eq!(whole.cloud.instances().len(), 1, "woken, not bought");
+            assert_eq!(whole.cloud.instances()[0]["boots"], build);
+            master.until_within(MINUTE, "it is stopped again", stopped);
+        }
+        assert!(cost() > before);
+        // Taken out of the configuration it is ended.
+        master.configure("[[worker]]\nname = \"other\"\npassword = \"x\"\n");
+        master.signal(libc::SIGHUP);
+        master.until_within(MINUTE, "it is terminated", || whole.cloud.alive().is_empty());
+        master.until("the ledger knows", || master.hosts("w").is_empty());
+        master.end();
+    });
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_stopped_host_ends_when_it_is_old() {
+    let whole = whole("ec2-old", &format!("{STOP}max_age = \"20s\"\n"), "build_wait_timeout = 0\n").await;
+    tokio::task::block_in_place(|| {
+        let master = &whole.master;
+        master.rouse(&["build", "--worker", "w", "--", "true"]).ended(0);
+        master.until_within(MINUTE, "it is stopped", || {
+            master.hosts("w").first().is_some_and(|host| host["state"] == "stopped")
+        });
+        master.until_within(MINUTE, "it is terminated", || whole.cloud.alive().is_empty());
+        master.until("the ledger knows", || master.hosts("w").is_empty());
+        master.end();
+    });
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_hibernated_agent_begins_anew_when_it_is_woken() {
+    let worker = "build_wait_timeout = 0\nkeepalive_interval = 1\nlease = 4\n";
+    let whole = whole("ec2-hibernate", HIBERNATE, worker).await;
+    tokio::task::block_in_place(|| {
+        let master = &whole.master;
+        master.rouse(&["build", "--worker", "w", "--", "true"]).ended(0);
+        master.until_within(MINUTE, "it is hibernated", || {
+            master.hosts("w").first().is_some_and(|host| host["state"] == "stopped")
+        });
+        assert_eq!(whole.cloud.instances()[0]["hibernated"], true);
+        let first = master.detach(&["--worker", "w", "--", "true"]);
+        master.until_within(MINUTE, "it runs there", || master.state(&first) == "success");
+        let log = whole.agent_log();
+        assert!(log.contains("beginning anew: the machine may have slept"), "{log}");
+        let instances = whole.cloud.instances();
+        assert_eq!((instances.len(), &instances[0]["boots"]), (1, &json!(1)));
+        master.rouse(&["stop", "w"]).ended(0);
+        master.until_within(MINUTE, "it is terminated", || whole.cloud.alive().is_empty());
+        master.end();
+    });
+}
+
+/// kill -9 of a real master while a call hangs, before AWS has heard of it or after: of a start, a stop, falling asleep and
+/// waking.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_killed_master_forgets_nothing() {
+    let whole = whole("ec2-killed", STOP, "build_wait_timeout = 1\n").await;
+    tokio::task::block_in_place(|| {
+        let (master, cloud) = (&whole.master, &whole.cloud);
+        let killed_at = |call: &'static str, fault: Fault, does: &dyn Fn()| {
+            let before = cloud.proxy.hanging();
+            cloud.fail(call, 0, 1, fault);
+            does();
+            master.until_within(MINUTE, call, || cloud.proxy.hanging() > before);
+            master.kill();
+            cloud.proxy.heal();
+            master.begin();
+        };
+        let stopped = || master.hosts("w").first().is_some_and(|host| host["state"] == "stopped");
+        let builds = RefCell::new(Vec::new());
+        let build = || builds.borrow_mut().push(master.detach(&["--worker", "w", "--", "true"]));
+        for (round, fault) in [Fault::Hang, Fault::HangAfter].into_iter().enumerate() {
+            killed_at("RunInstances", fault.clone(), &build);
+            master.until_within(MINUTE, "it is stopped after its build", stopped);
+            assert_eq!(cloud.alive().len(), 1, "{fault:?}: one try made one");
+            killed_at("StartInstances", fault.clone(), &build);
+            // In doubt whether a late call may wake it once more, it is ended instead of stopped.
+            master.until_within(MINUTE, "its build is done and it is gone", || cloud.alive().is_empty());
+            master.until_within(MINUTE, "the ledger knows", || master.hosts("w").is_empty());
+            build();
+            master.until_within(MINUTE, "it is awake", || cloud.alive().len() == 1);
+            if round == 0 {
+                killed_at("StopInstances", fault.clone(), &|| {});
+                // A call of the dead master may come late, and only after that it is said to sleep.
+                master.until_within(2 * MINUTE, "it is stopped all the same", stopped);
+            }
+            killed_at("TerminateInstances", fault.clone(), &|| drop(master.rouse(&["stop", "w"]).ended(0)));
+            master.until_within(MINUTE, "it is gone", || cloud.alive().is_empty());
+            master.until_within(MINUTE, "the ledger knows", || master.hosts("w").is_empty());
+            master.rouse(&["resume", "w"]).ended(0);
+        }
+        for build in builds.borrow().iter() {
+            assert_eq!(master.state(build), "success");
+        }
+        master.rouse(&["audit"]).ended(0);
+        master.end();
+    });
+}
