@@ -1,5 +1,4 @@
-//! `rouse check --online` against a cloud, and the places that credentials come from. (An instance's role is not among
-//! them: with an endpoint of the test's own rouse never asks a metadata service.)
+//! `rouse check --online` against a cloud, and the places that credentials come from.
 
 use rouse_tests::ec2::{Cloud, KEY, config_of, with_defaults};
 use rouse_tests::harness::check_online;
@@ -54,4 +53,38 @@ async fn it_says_what_would_be_bought_and_makes_nothing() {
         "a profile that is named is taken"
     );
     assert_eq!(check(dir.path(), &bare, &[]).0, Some(2), "and no other");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_instance_logs_in_with_its_role() {
+    let cloud = Cloud::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    cloud.set(&json!({ "key": "ASIAROLE" }));
+    let keys = json!({
+        "Code": "Success", "Type": "AWS-HMAC", "LastUpdated": "2026-01-01T00:00:00Z", "Expiration": "2099-01-01T00:00:00Z",
+        "AccessKeyId": "ASIAROLE", "SecretAccessKey": "secret", "Token": "of the session",
+    });
+    let imds = cloud.metadata(&json!({
+        "meta-data/iam/security-credentials": "rouse-master",
+        "meta-data/iam/security-credentials/rouse-master": keys.to_string(),
+        "meta-data/placement/region": "us-west-2",
+    }));
+    // Neither keys nor a region nor an endpoint of a user's own: all of it is AWS's to say.
+    let all = with_defaults(&cloud.endpoint(), "");
+    let ours = |line: &&str| {
+        !["identifier", "secret_identifier", "region", "endpoint_url"].iter().any(|key| line.starts_with(key))
+    };
+    let bare = all.lines().filter(ours).collect::<Vec<_>>().join("\n") + "\n";
+    let endpoint = cloud.endpoint();
+    let env = [("AWS_ENDPOINT_URL_EC2", endpoint.as_str()), ("AWS_EC2_METADATA_SERVICE_ENDPOINT", imds.as_str())];
+    let (code, said) = check(dir.path(), &bare, &env);
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("us-west-2"), "{said}");
+    // A role that AWS does not know any more; and with an endpoint in the section nobody asks the metadata service.
+    cloud.set(&json!({ "key": "ASIAANOTHER" }));
+    let (code, said) = check(dir.path(), &bare, &env);
+    assert!(code == Some(2) && said.contains("does not know the credentials"), "{said}");
+    cloud.set(&json!({ "key": "ASIAROLE" }));
+    let own = format!("{bare}endpoint_url = \"{endpoint}\"\n");
+    assert_eq!(check(dir.path(), &own, &env).0, Some(2));
 }

@@ -15,6 +15,8 @@ use aws_smithy_http_client::tls;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
+/// Where AWS's own tools look for another address of EC2's. Unlike `endpoint_url` it changes nothing else.
+const ENDPOINT: &str = "AWS_ENDPOINT_URL_EC2";
 /// Where nothing names a region.
 const FALLBACK_REGION: &str = "us-east-1";
 /// Longest that one exchange with AWS may take, and a call with all its repetitions. Below [`crate::hosts::CALL_LIMIT`],
@@ -151,7 +153,8 @@ impl Login {
             .credentials_provider(credentials)
             .retry_config(RetryConfig::standard())
             .timeout_config(timeouts);
-        config.set_endpoint_url(self.endpoint.clone());
+        let moved = || std::env::var(ENDPOINT).ok().filter(|url| !url.is_empty());
+        config.set_endpoint_url(self.endpoint.clone().or_else(moved));
         let place =
             Place { endpoint: self.endpoint.clone(), region: region.to_string(), account: self.account.clone() };
         Client { place, ec2: aws_sdk_ec2::Client::from_conf(config.build()) }
