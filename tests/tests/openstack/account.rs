@@ -98,7 +98,7 @@ fn lines_of(id: &str, secret: &str) -> String {
 
 async fn listed(stand: &Stand) -> Result<BTreeSet<String>, String> {
     let listed = stand.provider.list().await;
-    listed.map(|all| all.into_iter().map(|machine| machine.handle).collect())
+    listed.map(|all| all.into_iter().map(|machine| machine.handle).collect()).map_err(|why| format!("{why:?}"))
 }
 
 #[tokio::test]
