@@ -94,7 +94,7 @@ fn workers(lab: &Lab, disks: &Path, broker: &str) -> String {
     text += &worker("tight", &format!("{patient}\nmax_builds = 1"), &tight);
     let lonely = "keepalive_interval = 1\nlease = 15\ngrace = 6";
     text += &worker("lonely", &format!("{lonely}\nbuild_wait_timeout = 120"), &plain);
-    text += &worker("lasting", &format!("keepalive_interval = 2\nlease = 60\ngrace = 120"), &plain);
+    text += &worker("lasting", "keepalive_interval = 2\nlease = 60\ngrace = 120", &plain);
     text += &worker("cloned", &format!("{patient}\nbuild_wait_timeout = 120"), &plain);
     // An image with everything baked in, whose name comes from DHCP.
     let baked = format!(
