@@ -40,7 +40,7 @@ test-providers: ## the providers against a real libvirtd with QEMU guests, an EC
 	$(CARGO) build --locked --workspace --bins
 	$(CARGO) test --locked -p rouse-tests --test ec2 --test libvirt --test openstack
 
-sim: ## the simulation over many seeds, optimised (ROUSE_SIM_SEEDS, default 100000; ROUSE_SIM_FROM)
+sim: ## the simulation over many seeds, optimised (ROUSE_SIM_SEEDS, default 100000; ROUSE_SIM_FROM; ROUSE_SIM_SEED: one, told)
 	ROUSE_SIM_SEEDS=$${ROUSE_SIM_SEEDS:-100000} \
 		$(CARGO) test --locked --profile sim -p rouse-tests --no-default-features --test sim -- --nocapture
 

@@ -1,8 +1,7 @@
 //! Runs many seeds of the simulation, on every processor.
 //!
-//! `ROUSE_SIM_SEED=n` plays one again and prints what happens, broken by `ROUSE_SIM_BREAK=Name` where that is given;
-//! `ROUSE_SIM_SEEDS=n` plays that many, from `ROUSE_SIM_FROM`; `ROUSE_SIM_SURVEY=1` goes on after a failure and lists them
-//! all.
+//! `ROUSE_SIM_SEED=n` plays one again and prints what happens; `ROUSE_SIM_SEEDS=n` plays that many, from `ROUSE_SIM_FROM`;
+//! `ROUSE_SIM_SURVEY=1` goes on after a failure and lists them all. `ROUSE_SIM_BREAK=Name` breaks them all on purpose.
 
 use rouse_tests::sim::{self, Break, Summary, Violation};
 use std::sync::Mutex;
@@ -44,14 +43,14 @@ fn each(count: u64, work: impl Fn(u64) -> bool + Sync) {
 }
 
 fn replay(seed: u64) {
-    match sim::run(seed, broken(), true) {
+    let (played, transcript) = sim::tell(seed, broken());
+    match std::env::var("ROUSE_SIM_TRANSCRIPT") {
+        Ok(path) => std::fs::write(&path, transcript.join("\n")).expect("the transcript can be written"),
+        Err(_) => println!("{}", transcript.join("\n")),
+    }
+    match played {
         Ok(summary) => println!("seed {seed} holds: {summary:?}"),
-        Err(violation) => {
-            if let Ok(path) = std::env::var("ROUSE_SIM_TRANSCRIPT") {
-                std::fs::write(&path, violation.transcript.join("\n")).expect("the transcript can be written");
-            }
-            panic!("{violation}");
-        }
+        Err(violation) => panic!("{violation}"),
     }
 }
 
@@ -61,10 +60,10 @@ fn everything_holds_whatever_goes_wrong() {
         return replay(seed);
     }
     let (from, seeds) = (number("ROUSE_SIM_FROM").unwrap_or(0), number("ROUSE_SIM_SEEDS").unwrap_or(500));
-    let survey = number("ROUSE_SIM_SURVEY").is_some();
+    let (survey, broken) = (number("ROUSE_SIM_SURVEY").is_some(), broken());
     let sum = Mutex::new((Summary::default(), Vec::<Box<Violation>>::new()));
     each(seeds, |index| {
-        let played = sim::run(from + index, None, false);
+        let played = sim::run(from + index, broken);
         let mut sum = sum.lock().expect("nobody panics with it");
         match played {
             Ok(summary) => sum.0.add(&summary),
@@ -80,8 +79,9 @@ fn everything_holds_whatever_goes_wrong() {
     });
     let (sum, failed) = sum.into_inner().expect("nobody panics with it");
     if let Some(first) = failed.iter().map(|violation| violation.seed).min().filter(|_| !survey) {
-        let again = sim::run(first, None, true).expect_err("a seed plays the same way twice");
-        panic!("{again}");
+        let (again, transcript) = sim::tell(first, broken);
+        println!("{}", transcript[transcript.len().saturating_sub(200)..].join("\n"));
+        panic!("{}", again.expect_err("a seed plays the same way twice"));
     }
     assert!(failed.is_empty(), "{} of {seeds} seeds do not hold", failed.len());
     println!("{seeds} seeds hold: {sum:?}");
@@ -89,13 +89,13 @@ fn everything_holds_whatever_goes_wrong() {
 
 #[test]
 fn what_is_broken_on_purpose_is_noticed() {
-    if number("ROUSE_SIM_SEED").is_some() {
+    if number("ROUSE_SIM_SEED").is_some() || broken().is_some() {
         return;
     }
     let noticed = Mutex::new(Vec::new());
     each(Break::ALL.len() as u64, |index| {
         let broken = Break::ALL[index as usize];
-        let caught = (0..NOTICED_WITHIN).find_map(|seed| sim::run(seed, Some(broken), false).err());
+        let caught = (0..NOTICED_WITHIN).find_map(|seed| sim::run(seed, Some(broken)).err());
         noticed.lock().expect("nobody panics with it").push((index, broken, caught));
         true
     });

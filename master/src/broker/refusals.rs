@@ -6,6 +6,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tracing::warn;
 
+/// Characters of a reason by which it is told from others: they may quote the agent.
+const LONGEST_REASON: usize = 200;
+
 /// Refusals, shared between the server that refuses and the link that hears of addresses. Cheap to clone.
 #[derive(Clone, Default)]
 pub struct Refusals(Arc<Mutex<State>>);
@@ -36,6 +39,15 @@ impl Refusals {
         state.reasons.insert(name.clone(), reason.clone());
         if state.first(&name, &reason) {
             warn!(user = ?name, reason, "refused");
+        }
+    }
+
+    /// Logs that an agent that says it is `name`, on the machine `identity`, was refused at its hello; once a minute for
+    /// the same name and reason, since it asks again.
+    pub fn refused_hello(&self, name: &str, identity: &str, reason: &str) {
+        if self.lock().first(&shown(name), &reason.chars().take(LONGEST_REASON).collect::<String>()) {
+            let (name, identity) = (shown(name), shown(identity));
+            warn!("an agent that says it is {name} ({}) was refused: {reason}", identity.escape_debug());
         }
     }
 
@@ -114,6 +126,17 @@ mod tests {
         // It was repeated, so it stays quiet for another minute; what was not may be said again.
         assert!(!refusals.lock().first("w1", "wrong password"));
         assert!(refusals.lock().first("w2", "wrong password"));
+    }
+
+    #[test]
+    fn a_refused_hello_is_logged_once_a_minute_from_whatever_machine() {
+        let refusals = Refusals::default();
+        for n in 0..3 {
+            refusals.refused_hello("w1", &format!("machine {n}"), "another agent holds the lease");
+        }
+        refusals.refused_hello("w1", "machine 0", "its host is being stopped");
+        let counts: Vec<u64> = refusals.lock().logged.values().copied().collect();
+        assert_eq!((counts.len(), counts.iter().sum::<u64>()), (2, 2));
     }
 
     #[test]

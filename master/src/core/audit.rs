@@ -193,6 +193,7 @@ impl Core {
                 if live.host.handle.is_none() {
                     live.host.handle = Some(machine.handle.clone());
                     self.touch_host(&machine.host);
+                    self.learn_identity(now, &machine.host, machine.identity.clone());
                 }
                 self.see_sleeper(now, machine);
                 continue;
@@ -373,7 +374,8 @@ impl Core {
             (DifferenceKind::Orphan | DifferenceKind::Namesake, Some(handle)) => {
                 self.note(Level::Warn, format!("audit: {named} of {}: {why}; stopping it", provider.as_str()));
                 let owner = owner.clone().map_or(Owner::Ours, Owner::Namesake);
-                let listed = ListedHost { host: host.clone(), handle: handle.clone(), owner, asleep: false };
+                let (host, handle) = (host.clone(), handle.clone());
+                let listed = ListedHost { host, handle, identity: None, owner, asleep: false };
                 if *kind == DifferenceKind::Orphan {
                     self.tell_orphan(now, *provider, &listed, true);
                 }
@@ -417,7 +419,9 @@ impl Core {
 impl LiveHost {
     /// Whether every list of this provider has to have it by now.
     fn should_be_listed(&self, now: Timestamp, provider: ProviderKind) -> bool {
-        let old = self.host.booted.is_some_and(|booted| now.since(booted) >= ORPHAN_AGE);
+        // Of a host whose start was never answered it is known that somebody has attached as it.
+        let there = self.host.booted.or(self.host.attached);
+        let old = there.is_some_and(|since| now.since(since) >= ORPHAN_AGE);
         self.host.provider == provider && !self.starting && old
     }
 }

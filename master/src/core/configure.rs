@@ -5,11 +5,12 @@ use super::hosts::longest_pause;
 use super::plan::Plan;
 use super::queue::Queue;
 use super::record::{HostState, Ledger, Record, WorkerRecord};
+use super::sessions::LINK_PATIENCE;
 use super::timers::{Timer, Timers};
 use super::{Core, Live, LiveHost, Pending, Timestamp, Worker, rng};
 use rouse_shared::limits::KILL_MARGIN;
 use rouse_shared::{AttemptId, MasterId, WorkerName};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -58,6 +59,7 @@ impl Core {
             builds: BTreeMap::new(),
             last_build: start.ledger.last_build,
             message_ids: BTreeMap::new(),
+            ended_names: VecDeque::new(),
             named: BTreeMap::new(),
             log_looks: BTreeMap::new(),
             queue: Queue::default(),
@@ -143,7 +145,7 @@ impl Core {
                 hold: false,
                 notice: None,
             };
-            let lease = live.lease();
+            let lease = live.lease().or(live.session.stray.then_some(LINK_PATIENCE));
             worker.session = Some(live);
             if let Some(lease) = lease {
                 // However long the master was away: by the wall clock that cannot be told.
@@ -258,7 +260,7 @@ impl Core {
     fn remove_worker(&mut self, now: Timestamp, name: &WorkerName) {
         let Some(worker) = self.workers.get_mut(name) else { return };
         worker.removed = true;
-        let (host, busy) = (worker.host.clone(), !worker.attempts.is_empty());
+        let (host, busy) = (worker.host.clone(), !worker.attempts.is_empty() || worker.stray());
         self.timers.clear(&Timer::Missing(name.clone()));
         self.note(Level::Info, format!("worker {name} is no longer in the configuration"));
         if let Some(id) = host {

@@ -41,9 +41,10 @@ pub enum Event {
         /// The queue that is gone; absent where only the worker is known.
         queue: Option<String>,
     },
-    /// The master's own link to the broker came up. Twice.
+    /// The master's own link to the broker came up, or the ledger can be written again. Twice.
     BrokerUp,
-    /// The master's own link to the broker went down. Nobody counts as missing until it is back. Twice.
+    /// The master's own link to the broker went down, or the ledger cannot be written, so that nobody can attach. Nobody
+    /// counts as missing until it is back. Twice.
     BrokerDown,
     /// A user submits a build. Not late; twice only with the same `message_id`.
     Submit {
@@ -250,6 +251,8 @@ pub struct ListedHost {
     pub host: HostId,
     /// What the provider calls it.
     pub handle: String,
+    /// What its agent will give as its host identity, where that follows from the handle.
+    pub identity: Option<String>,
     /// Whose it is.
     pub owner: Owner,
     /// Whether it sleeps: it is there and does not run.
@@ -352,6 +355,16 @@ pub enum Effect {
     Announce(Change),
     /// Write to the master's own log.
     Note(Level, String),
+    /// Write to the master's own log that an agent was refused at its hello: once a minute for the same one and reason,
+    /// since it asks again.
+    NoteRefused {
+        /// Who it says it is.
+        worker: WorkerName,
+        /// The machine that it says it is on.
+        identity: String,
+        /// Why.
+        reason: String,
+    },
     /// List what bears our name, for an audit. Answered by [`Event::ListedForAudit`].
     ListForAudit {
         /// Whose audit.

@@ -176,10 +176,11 @@ impl Core {
         live.starting = false;
         let (worker, state) = (live.host.worker.clone(), live.host.state);
         let another = live.host.order.as_ref().filter(|o| o.more).map(|o| o.number + 1);
-        let result = result.map(|Started { handle, identity }| {
-            live.host.handle = Some(handle);
+        let mut identity = None;
+        let result = result.map(|started: Started| {
+            live.host.handle = Some(started.handle);
             live.doubt = None;
-            live.host.identity = identity.or(live.host.identity.take());
+            identity = started.identity;
         });
         match (result, state) {
             (Ok(()), HostState::Ordered) => {
@@ -213,6 +214,7 @@ impl Core {
             (Err(_), HostState::Stopping) => self.stop_again(now, id),
             (_, HostState::Gone) => {}
         }
+        self.learn_identity(now, id, identity);
         self.touch_host(id);
         self.touch_worker(&worker);
     }
@@ -494,7 +496,7 @@ impl Core {
         if let Some(w) = self.workers.get_mut(&worker).filter(|w| w.host.as_ref() == Some(id)) {
             w.host = None;
         }
-        self.end_session(now, &worker, &format!("its host {id} is gone ({reason})"), true);
+        self.end_with_host(now, id, &worker, &format!("its host {id} is gone ({reason})"));
         self.touch_host(id);
         self.touch_worker(&worker);
     }

@@ -3,11 +3,13 @@
 //! [`event`] holds the two closed lists that a newcomer reads first. Each lifecycle has its file: [`builds`] (and
 //! attempts), [`hosts`] (and [`sleep`]), [`sessions`], [`missing`], [`workers`], [`mail`]; [`schedule`] brings builds and workers together.
 
+mod admission;
 pub mod audit;
 pub mod build;
 mod builds;
 mod configure;
 pub mod event;
+mod fence;
 mod hosts;
 pub mod images;
 mod lease;
@@ -39,7 +41,7 @@ use rand_chacha::rand_core::{Rng, SeedableRng};
 use record::{Host, HostState, Record, Session, WorkerRecord};
 use rouse_shared::message::{CloudNotice, ToAgent, Vitals};
 use rouse_shared::{AttemptId, BuildId, HostId, MasterId, Timestamp, WorkerName};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 use timers::{Timer, Timers};
@@ -47,6 +49,9 @@ use timers::{Timer, Timers};
 pub use configure::Start;
 pub use views::Census;
 pub use why::of_status;
+
+/// Names of ended builds that are kept: more than one batch can have.
+const ENDED_NAMES: usize = 16_384;
 
 /// Everything that the master knows and decides with.
 pub struct Core {
@@ -56,8 +61,10 @@ pub struct Core {
     /// Builds that have not ended.
     builds: BTreeMap<BuildId, Build>,
     last_build: u64,
-    /// What submitters call the builds that have not ended.
+    /// What submitters call the builds that have not ended, and the last that have.
     message_ids: BTreeMap<String, BuildId>,
+    /// The latter, oldest first.
+    ended_names: VecDeque<String>,
     named: BTreeMap<BuildId, String>,
     /// Looks at the logs of attempts that have an outcome, without progress.
     log_looks: BTreeMap<AttemptId, u32>,
@@ -250,7 +257,7 @@ impl Core {
             if state.is_final() {
                 self.builds.remove(&id);
                 if let Some(name) = self.named.remove(&id) {
-                    self.message_ids.remove(&name);
+                    self.forget_name(name);
                 }
             }
             self.out.push(Effect::Save(Record::Build(id, status)));
@@ -271,6 +278,16 @@ impl Core {
                 self.hosts.remove(&id);
             }
             self.out.push(Effect::Save(Record::Host(host)));
+        }
+    }
+
+    /// The ledger knows an ended build's name once its batch is committed, and another of that name may be in the same.
+    fn forget_name(&mut self, name: String) {
+        self.ended_names.push_back(name);
+        if self.ended_names.len() > ENDED_NAMES
+            && let Some(oldest) = self.ended_names.pop_front()
+        {
+            self.message_ids.remove(&oldest);
         }
     }
 

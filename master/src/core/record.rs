@@ -174,6 +174,9 @@ pub struct Session {
     pub lease_ms: Option<u64>,
     /// When it began.
     pub since: Timestamp,
+    /// Its agent has turned out to be on another machine than the host: nothing is left of it but its lease.
+    #[serde(default)]
+    pub stray: bool,
 }
 
 /// What operators and failures have done to a worker.

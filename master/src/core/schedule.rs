@@ -42,7 +42,8 @@ impl Core {
     /// or until what runs on it has ended.
     fn end_idle_session(&mut self, now: Timestamp, name: &WorkerName) {
         let Some(worker) = self.workers.get(name) else { return };
-        if worker.session.is_none() || worker.host.is_some() || !worker.attempts.is_empty() {
+        // A stray's lasts as long as its lease.
+        if worker.session.is_none() || worker.host.is_some() || !worker.attempts.is_empty() || worker.stray() {
             return;
         }
         if worker.removed {

@@ -1,82 +1,33 @@
-//! Sessions: who is let in, how long a lease holds, and what ends it. One worker, one agent.
+//! Sessions: how they begin, go on and end. One worker, one agent. Who is let in is decided in [`super::admission`].
 
+use super::admission::{Credential, Verdict};
 use super::event::{Effect, Level};
 use super::lease::millis;
 use super::plan::{Digest, WorkerPlan};
-use super::record::{Host, HostState, Record, Session, Wish};
+use super::record::{HostState, Record, Session, Wish};
 use super::timers::Timer;
 use super::{Core, Live, Timestamp};
-use rouse_shared::limits::PROTOCOL;
 use rouse_shared::message::{Heartbeat, Hello, ToAgent, ToMaster, Welcome};
-use rouse_shared::{HostId, SessionId, WorkerName};
+use rouse_shared::{SessionId, WorkerName};
 use std::sync::Arc;
 use std::time::Duration;
 
 /// Without a lease, an agent ends its builds when its link has been down for so long.
-const LINK_PATIENCE: Duration = Duration::from_secs(600);
+pub(super) const LINK_PATIENCE: Duration = Duration::from_secs(600);
 
 /// For the agent of a worker that the configuration has no more: its grace and its keepalive interval, the defaults.
 const WINDING_UP_GRACE: Duration = Duration::from_secs(600);
 const WINDING_UP_KEEPALIVE: Duration = Duration::from_secs(10);
-
-/// What a credential turned out to be.
-#[derive(Clone, PartialEq, Eq, Debug)]
-enum Credential {
-    /// The worker's password.
-    Password,
-    /// The boot token of the worker's host, good for this life of the agent.
-    Token(HostId),
-    /// The boot token of a host, used before by another life of an agent, or superseded by a session secret.
-    SpentToken,
-    /// The secret of the worker's session.
-    Secret,
-}
-
-/// How a hello is answered.
-enum Verdict {
-    /// The session goes on.
-    Resume,
-    /// A new session begins.
-    Begin,
-    /// The old session's agent is proven dead; a new session begins.
-    Replace,
-    /// Not let in; why.
-    Refuse(String),
-}
 
 impl Core {
     pub(super) fn session_id(&self, worker: &WorkerName) -> Option<SessionId> {
         self.workers.get(worker)?.session.as_ref().map(|l| l.session.id.clone())
     }
 
-    /// Whether somebody may connect under this name with this password: the broker asks.
-    ///
-    /// # Errors
-    /// The reason for our log; the one who is refused is told nothing.
-    pub fn admit(&self, worker: &str, password: &str) -> Result<(), String> {
-        let name: WorkerName = worker.parse().map_err(|error| format!("{error}"))?;
-        match self.classify(&name, &Digest::of(password)) {
-            Some(_) => Ok(()),
-            None if self.workers.contains_key(&name) => Err(format!("wrong password for worker {name}")),
-            None => Err(format!("there is no worker {name}")),
-        }
-    }
-
-    fn classify(&self, name: &WorkerName, digest: &Digest) -> Option<Credential> {
-        let worker = self.workers.get(name)?;
-        if worker.session.as_ref().is_some_and(|l| l.session.secrets.contains(digest)) {
-            return Some(Credential::Secret);
-        }
-        if let Some(live) = worker.host.as_ref().and_then(|id| self.hosts.get(id))
-            && Digest::of(&live.host.token) == *digest
-        {
-            let spent = live.host.token_spent;
-            return Some(if spent { Credential::SpentToken } else { Credential::Token(live.host.id.clone()) });
-        }
-        worker.plan.as_ref().filter(|p| p.password == *digest).map(|_| Credential::Password)
-    }
-
     pub(super) fn on_agent(&mut self, now: Timestamp, worker: WorkerName, message: ToMaster) {
+        if self.is_stray(&worker) && !matches!(message, ToMaster::Hello(_)) {
+            return self.on_stray(&worker, &message);
+        }
         match message {
             ToMaster::Hello(hello) => self.on_hello(now, &worker, *hello),
             ToMaster::Heartbeat(heartbeat) => self.on_heartbeat(now, &worker, &heartbeat),
@@ -107,115 +58,25 @@ impl Core {
 
     fn on_hello(&mut self, now: Timestamp, name: &WorkerName, hello: Hello) {
         let credential = self.classify(name, &Digest::of(&hello.credential));
-        let (verdict, latent) = self.judge(name, &hello, credential.as_ref());
+        let verdict = self.judge(name, &hello, credential.as_ref());
         let secret_used = credential == Some(Credential::Secret);
         match verdict {
-            Verdict::Refuse(reason) => self.refuse(name, hello, reason, latent && !self.is_between_sleeps(name)),
+            Verdict::Refuse { reason, power_off } => {
+                let power_off = power_off && !self.is_between_sleeps(name);
+                self.refuse(name, hello, reason, power_off);
+            }
             Verdict::Resume => self.resume(now, name, hello, secret_used),
             Verdict::Replace => {
                 self.end_session(now, name, "its agent was started again", true);
-                self.begin(now, name, hello);
+                // Should the welcome be lost, and this life with it, the next one has no other secret.
+                let known = vec![Digest::of(&hello.credential)];
+                self.begin(now, name, hello, known);
             }
-            Verdict::Begin => self.begin(now, name, hello),
+            Verdict::Begin => self.begin(now, name, hello, Vec::new()),
         }
     }
 
-    /// What it shows for its machine is worth nothing.
-    pub(super) fn on_unproven(&mut self, name: &WorkerName, hello: Hello, why: String) {
-        let latent = self.workers.get(name).is_some_and(|worker| !worker.standing());
-        self.refuse(name, hello, why, latent);
-    }
-
-    fn refuse(&mut self, name: &WorkerName, hello: Hello, reason: String, power_off: bool) {
-        let text = format!("an agent that says it is {name} ({}) was refused: {reason}", hello.identity);
-        self.note(Level::Warn, text);
-        // A session that was never made must not be found by a later message: answer the queue directly.
-        self.out.push(Effect::Send { queue: hello.queue, message: ToAgent::Refused { reason, power_off } });
-    }
-
-    /// Decides on a hello. Also returns whether the worker is latent, so that a refused host powers itself off.
-    fn judge(&self, name: &WorkerName, hello: &Hello, credential: Option<&Credential>) -> (Verdict, bool) {
-        let refuse = |text: &str| Verdict::Refuse(text.to_owned());
-        let Some(worker) = self.workers.get(name) else { return (refuse("there is no such worker here"), false) };
-        let latent = !worker.standing();
-        if hello.protocol != PROTOCOL {
-            let reason =
-                format!("it speaks protocol {} and this master {PROTOCOL}; install a matching agent", hello.protocol);
-            return (Verdict::Refuse(reason), latent);
-        }
-        let Some(credential) = credential else {
-            return (refuse("its password is not, or no longer, right for this worker"), latent);
-        };
-        if let Some(live) = &worker.session {
-            if live.session.nonce == hello.nonce {
-                return (Verdict::Resume, latent);
-            }
-            if *credential == Credential::Secret {
-                return (Verdict::Replace, latent);
-            }
-        }
-        if latent {
-            return (self.judge_latent(name, hello, credential), true);
-        }
-        if worker.host.is_some() {
-            // A reload has made a latent worker a standing one: whoever comes with its password is not on that host.
-            return match credential {
-                Credential::Password => (refuse("the last host of this worker is not gone yet"), false),
-                Credential::Token(_) | Credential::SpentToken | Credential::Secret => {
-                    (self.judge_latent(name, hello, credential), true)
-                }
-            };
-        }
-        match &worker.session {
-            Some(live) => {
-                let reason = format!(
-                    "another agent ({}) holds the lease of this worker; stop it, or wait until its lease has ended",
-                    live.session.identity
-                );
-                (Verdict::Refuse(reason), false)
-            }
-            None => (Verdict::Begin, false),
-        }
-    }
-
-    /// A latent worker's agent is let in only on the host that the ledger expects.
-    fn judge_latent(&self, name: &WorkerName, hello: &Hello, credential: &Credential) -> Verdict {
-        let refuse = |text: &str| Verdict::Refuse(text.to_owned());
-        let host = self.workers.get(name).and_then(|w| w.host.as_ref()).and_then(|id| self.hosts.get(id));
-        let Some(host) = host.map(|l| &l.host) else { return refuse("no host of this worker is expected now") };
-        match host.state {
-            HostState::Stopping | HostState::Gone => return refuse("its host is being stopped"),
-            HostState::Suspending | HostState::Stopped => return refuse("its host is being put to sleep"),
-            HostState::Ordered | HostState::Waking | HostState::Booting | HostState::Awake | HostState::Draining => {}
-        }
-        let expected = host.identity.as_ref().is_none_or(|identity| *identity == hello.identity);
-        if !expected {
-            return refuse("it is not on the machine that was started for this worker");
-        }
-        if let Some(of) = hello.proof.disk.as_ref().filter(|of| !is_own_mark(host, of)) {
-            let text = "its disk is not fresh: it was first used for";
-            return Verdict::Refuse(format!(
-                "{text} {of:.80}, so it is no new one, or the base image itself was booted"
-            ));
-        }
-        let same_life = host.nonce.as_ref().is_none_or(|nonce| *nonce == hello.nonce);
-        match credential {
-            Credential::SpentToken => refuse("its boot token was used before"),
-            Credential::Token(_) if !same_life => refuse("its boot token was used by another agent"),
-            Credential::Password if host.identity.is_none() && !same_life => {
-                refuse("another agent has attached as this worker's host")
-            }
-            Credential::Token(_) | Credential::Password | Credential::Secret => {
-                if self.workers.get(name).is_some_and(|w| w.session.is_some()) {
-                    refuse("another agent holds the lease of this worker")
-                } else {
-                    Verdict::Begin
-                }
-            }
-        }
-    }
-
-    fn begin(&mut self, now: Timestamp, name: &WorkerName, hello: Hello) {
+    fn begin(&mut self, now: Timestamp, name: &WorkerName, hello: Hello, secrets: Vec<Digest>) {
         let id = SessionId(self.random_hex(16));
         let Some(worker) = self.workers.get_mut(name) else { return };
         let host = worker.host.clone();
@@ -229,9 +90,10 @@ impl Core {
             facts: hello.facts,
             connection: hello.connection,
             queue: hello.queue,
-            secrets: Vec::new(),
+            secrets,
             lease_ms: None,
             since: now,
+            stray: false,
         };
         worker.session = Some(Live {
             session,
@@ -253,6 +115,7 @@ impl Core {
         self.worker_here(now, name);
         self.welcome(name, true);
         self.renew(now, name);
+        self.extend_hello(now, name);
         self.drain_on(name);
         self.touch_worker(name);
     }
@@ -284,6 +147,8 @@ impl Core {
         live.attached = true;
         live.leaving |= hello.leaving;
         live.hold = false;
+        // What it counts its lease from now is this hello, number 0.
+        live.last_seq = 0;
         let (host, drain) = (live.session.host.clone(), live.drain);
         let session = live.session.id.clone();
         if secret_used && let Some(live) = host.as_ref().and_then(|id| self.hosts.get_mut(id)) {
@@ -294,6 +159,7 @@ impl Core {
         self.worker_here(now, name);
         self.welcome(name, !secret_used);
         self.renew(now, name);
+        self.extend_hello(now, name);
         self.touch_worker(name);
         if again {
             return;
@@ -349,6 +215,15 @@ impl Core {
         }));
         self.out.push(Effect::Save(Record::Session(live.session.clone())));
         self.send(name, message);
+    }
+
+    /// Who comes while the master is about to end is promised as much as the others were.
+    fn extend_hello(&mut self, now: Timestamp, name: &WorkerName) {
+        if let Some(lease_ms) = self.extend_again(now, name)
+            && let Some(session) = self.session_id(name)
+        {
+            self.send(name, ToAgent::Renewed { session, seq: 0, lease_ms: Some(lease_ms) });
+        }
     }
 
     fn on_heartbeat(&mut self, now: Timestamp, name: &WorkerName, heartbeat: &Heartbeat) {
@@ -426,6 +301,9 @@ impl Core {
     /// stopped, and its builds go elsewhere once it is gone, since the clocks of a paused machine prove nothing.
     pub(super) fn on_lease_over(&mut self, now: Timestamp, name: &WorkerName) {
         let Some(worker) = self.workers.get(name).filter(|w| w.session.is_some()) else { return };
+        if worker.stray() {
+            return self.on_stray_over(now, name);
+        }
         let host = worker.host.clone();
         self.note(Level::Warn, format!("the lease of worker {name} is over: nothing was heard of its agent"));
         self.end_session(now, name, "its agent was not heard of until its lease ended", host.is_none());
@@ -472,11 +350,4 @@ impl Core {
     pub(super) fn plan_of(&self, name: &WorkerName) -> Option<&Arc<WorkerPlan>> {
         self.workers.get(name)?.plan.as_ref()
     }
-}
-
-/// Whether the mark on a host's disk is its own: of the boot data's host, or of the machine where there were none. A disk
-/// that is not made for one host may bear any.
-fn is_own_mark(host: &Host, mark: &str) -> bool {
-    let fresh = host.order.as_ref().is_some_and(|order| order.fresh);
-    !fresh || mark == host.id.as_str() || host.identity.as_deref() == Some(mark)
 }

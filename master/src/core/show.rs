@@ -35,6 +35,9 @@ pub fn effect(effect: &Effect, now: Timestamp) -> String {
             Change::Host { id, state, .. } => format!("tell host {id} {}", state.as_str()),
         },
         Effect::Note(level, text) => format!("{level:?}: {text}"),
+        Effect::NoteRefused { worker, identity, reason } => {
+            format!("Refused: an agent that says it is {worker} ({identity}): {reason}")
+        }
         Effect::SendMail(mail) => {
             let waiting: Vec<_> = mail.waiting.iter().map(String::as_str).collect();
             format!("MAIL {} to {}", mail.id.0, waiting.join(" "))
@@ -70,7 +73,8 @@ pub fn record(record: &Record, now: Timestamp) -> String {
             format!("{} of {}: {}, uses {}{spent}{why}", host.id, host.worker, host.state.as_str(), host.uses)
         }
         Record::Session(session) => {
-            format!("{} of {}, {} secrets", session.id, session.worker, session.secrets.len())
+            let stray = if session.stray { ", a stray's" } else { "" };
+            format!("{} of {}, {} secrets{stray}", session.id, session.worker, session.secrets.len())
         }
         Record::SessionOver(worker) => format!("session of {worker} over"),
         Record::Worker(name, record) => {

@@ -195,6 +195,7 @@ impl Master {
         getrandom::fill(&mut seed).map_err(|e| Failure(vec!["cannot draw random numbers".into(), e.to_string()]))?;
         let start = Start { master: MasterId(state.id.clone()), plan: Arc::new(config.plan.clone()), ledger, seed };
         let boot = perform::Boot { broker: agent_url(&config), ca: read_ca(&config)? };
+        let refusals = Refusals::default();
         let doer = perform::Doer {
             runtime: tokio::runtime::Handle::current(),
             events: events.clone(),
@@ -202,6 +203,7 @@ impl Master {
             logs: logs.clone(),
             changes: changes.clone(),
             link: link_ready,
+            refusals: refusals.clone(),
             boot,
             askers: perform::Askers::default(),
         };
@@ -233,7 +235,7 @@ impl Master {
         });
         info!("listening on http://{address}; the ledger is {}", ledger_path.display());
 
-        let (node, link, auth) = connect(&config, &state, admissions, inbound, log_chunks).await?;
+        let (node, link, auth) = connect(&config, &state, refusals, admissions, inbound, log_chunks).await?;
         link_slot.send_replace(Some(Arc::new(link)));
         Ok(Self { control, node, link: link_slot, stop_web, web, _auth: auth, _state: state, ended })
     }
@@ -270,11 +272,11 @@ fn read_ca(config: &Config) -> Result<Option<String>, Failure> {
 async fn connect(
     config: &Config,
     state: &State,
+    refusals: Refusals,
     admissions: mpsc::Sender<broker::Admission>,
     inbound: mpsc::Sender<Inbound>,
     logs: mpsc::Sender<LogDelivery>,
 ) -> Result<(Option<Node>, broker::LinkHandle, AuthServer), Failure> {
-    let refusals = Refusals::default();
     let conduct = Conduct::new(refusals.clone());
     let endpoints = |url: &str| Endpoints::parse(url).map_err(|e| Failure::new("cannot use broker.url", &e));
     let external = config.broker.url.as_ref().map(|url| endpoints(url.expose())).transpose()?;

@@ -1,7 +1,7 @@
 //! What the core asks for is done here, after the commit. What takes time runs beside the loop and comes back as an
 //! event.
 
-use crate::broker::{LinkHandle, Outbound};
+use crate::broker::{LinkHandle, Outbound, Refusals};
 use crate::config::Config;
 use crate::core::event::{Answer, Change, Effect, Event, Level, ListedHost, RequestId, StartError, Stopped, Unlisted};
 use crate::core::plan::ProviderKind;
@@ -63,6 +63,7 @@ pub(super) struct Doer {
     pub changes: broadcast::Sender<Change>,
     /// The link, once there is one.
     pub link: watch::Receiver<Option<Arc<LinkHandle>>>,
+    pub refusals: Refusals,
     pub boot: Boot,
     pub askers: Askers,
 }
@@ -199,6 +200,10 @@ impl Doer {
             }
             Effect::Note(Level::Warn, text) => {
                 warn!("{text}");
+                None
+            }
+            Effect::NoteRefused { worker, identity, reason } => {
+                self.refusals.refused_hello(worker.as_str(), &identity, &reason);
                 None
             }
             Effect::ListForAudit { request, round, provider } => {

@@ -75,6 +75,8 @@ pub(super) fn spawn(
             batch: Batch::default(),
             commit_error: None,
             room,
+            linked: false,
+            shut: false,
             held: Vec::new(),
             ended: BTreeMap::new(),
             queries: Vec::new(),
@@ -98,6 +100,10 @@ pub(super) struct Turner {
     pub config: Config,
     pub batch: Batch,
     pub commit_error: Option<String>,
+    /// Whether the link to the broker is up, as far as the core has been told of it.
+    pub linked: bool,
+    /// The core was told that the broker is away, since nobody is let in while the ledger cannot be written.
+    pub shut: bool,
     room: Room,
     /// Builds of the inbox for which there is no room: unacknowledged, so they are the broker's to keep.
     held: Vec<Inbound>,
@@ -135,7 +141,7 @@ impl Turner {
         }
     }
 
-    fn handle(&mut self, event: Event) {
+    pub(super) fn handle(&mut self, event: Event) {
         if let Some(core) = &mut self.core {
             let effects = core.handle(clock::now(), event);
             self.batch.take(effects);
@@ -188,8 +194,12 @@ impl Turner {
 
     fn inbound(&mut self, message: Inbound) {
         match message {
-            Inbound::Up => self.handle(Event::BrokerUp),
+            Inbound::Up => {
+                self.linked = true;
+                self.handle(Event::BrokerUp);
+            }
             Inbound::Down { .. } => {
+                self.linked = false;
                 // The broker delivers them again.
                 self.held.clear();
                 self.handle(Event::BrokerDown);
@@ -298,6 +308,9 @@ impl Turner {
                 if told.send(()).is_err() {
                     debug!("whoever asked has stopped waiting");
                 }
+            }
+            if std::mem::take(&mut self.shut) && self.linked {
+                self.handle(Event::BrokerUp);
             }
             if self.batch.records.is_empty() && self.batch.effects.is_empty() {
                 break;

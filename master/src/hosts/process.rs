@@ -288,7 +288,8 @@ impl Provider for Processes {
                 } else {
                     Owner::Namesake(id_of(&agent.owner).to_owned())
                 };
-                listed.push(ListedHost { handle: agent.handle(), host: agent.host, owner, asleep: false });
+                let (handle, identity) = (agent.handle(), Some(agent.host.0.clone()));
+                listed.push(ListedHost { handle, host: agent.host, identity, owner, asleep: false });
             }
             Ok(listed)
         })

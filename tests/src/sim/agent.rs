@@ -133,6 +133,9 @@ impl World {
     }
 
     fn agent_ends(&mut self, id: usize, power_off: bool) {
+        if power_off {
+            self.check_sent_home(id);
+        }
         let Some(machine) = self.machines.get_mut(&id) else { return };
         machine.ended = true;
         machine.left = !power_off;
@@ -162,7 +165,7 @@ impl World {
         self.ran.insert((attempt, step.step), None);
         machine.runs.insert(attempt, Run { step: step.step, number, began: now, started: false });
         machine.spools.insert((attempt, step.step), Default::default());
-        let long = !self.quiet && self.chance.permille(60);
+        let long = !self.quiet && self.chance.permille(150);
         let mut lasts = if long { self.delay(60_000, 500_000) } else { self.delay(50, 20_000) };
         let mut state = StepState::Exited(if self.chance.permille(850) { 0 } else { 1 });
         if let Some(limit) = step.timeout.map(|t| t.as_millis() as u64).filter(|limit| *limit < lasts) {
@@ -238,6 +241,9 @@ impl World {
 
     /// The supervisors end what runs past the deadline, whatever the agent does.
     pub(super) fn enforce_deadline(&mut self, id: usize, life: u64, at_once: bool) {
+        if self.broken == Some(Break::NoDeadline) {
+            return;
+        }
         let now = self.now;
         let Some(machine) = self.machines.get(&id).filter(|m| m.on && m.life == life) else { return };
         let past = |deadline: Timestamp| deadline <= machine.clock(now);

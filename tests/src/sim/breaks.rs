@@ -18,6 +18,10 @@ pub enum Break {
     EarlyRequeue,
     /// An agent is told of a lease twice as long as the one that the master counts.
     LongLease,
+    /// A step's supervisor does not hold the lease's deadline: only the agent does.
+    NoDeadline,
+    /// What the provider says that a host's machine is is not held against who has attached as the host.
+    NoIdentity,
     /// The master forgets that it has extended every lease when it was asked to end.
     ForgetExtension,
     /// The provider makes another machine each time that a start is repeated.
@@ -78,13 +82,15 @@ pub enum Break {
 
 impl Break {
     /// All of them.
-    pub const ALL: [Break; 34] = [
+    pub const ALL: [Break; 36] = [
         Self::PerformBeforeCommit,
         Self::AckBeforeCommit,
         Self::DiskForgets,
         Self::ForgetDrain,
         Self::EarlyRequeue,
         Self::LongLease,
+        Self::NoDeadline,
+        Self::NoIdentity,
         Self::ForgetExtension,
         Self::StartsTwice,
         Self::FailedListIsEmpty,

@@ -2,6 +2,7 @@
 
 use super::Break;
 use super::machine::Machine;
+use super::setup::password;
 use super::world::World;
 use rouse_master::core::event::{Event, ListedHost, Owner, RequestId, StartError, Started, Stopped, Unlisted};
 use rouse_master::core::plan::ProviderKind;
@@ -41,9 +42,10 @@ pub(super) struct Vm {
 }
 
 impl Vm {
-    /// What its provider says of it once it is made. Some learn its identity only then, and some never.
+    /// What its provider says of it once it is made. Clouds learn its identity only then.
     fn started(&self) -> Started {
-        let identity = (self.provider == ProviderKind::Ec2).then(|| self.identity.clone());
+        let cloud = matches!(self.provider, ProviderKind::Ec2 | ProviderKind::Openstack);
+        let identity = cloud.then(|| self.identity.clone());
         Started { handle: self.handle.clone(), identity }
     }
 }
@@ -106,12 +108,15 @@ impl World {
         let (there, back) = self.call_times();
         let fails = self.mishap(self.faults.call_fails);
         self.after(there, move |w| {
+            let known = w.cloud.vms.contains_key(&host.id);
             let result = if fails { Err(w.refuse(&host)) } else { Ok(w.make(&host)) };
+            let copied = result.is_ok() && !known && w.copy_attaches(&host);
             // An error of no known kind may hide that it was made.
             if matches!(result, Err(StartError::Unknown(_))) && w.chance.permille(500) {
                 w.make(&host);
             }
             let (delay, result) = match back {
+                Some(back) if copied => (back + w.delay(2_000, 20_000), result),
                 Some(back) => (back, result),
                 None => (CALL_LIMIT - there, Err(StartError::Unknown("no answer within 60 s".to_owned()))),
             };
@@ -122,6 +127,21 @@ impl World {
             }
             w.master_event_of(epoch, delay, Event::StartEnded { host: host.id, number, result });
         });
+    }
+
+    /// A copy of the host's image is started by somebody, while the host itself still boots.
+    fn copy_attaches(&mut self, host: &Host) -> bool {
+        let unknown = host.identity.is_none() && host.handle.is_none();
+        if !unknown || self.quiet || !self.faults.copies || !self.chance.permille(400) {
+            return false;
+        }
+        let (worker, identity) = (host.worker.clone(), format!("copy-of-{}", host.id));
+        let mut machine = Machine::new(worker.clone(), None, password(&worker), identity, self.now);
+        (machine.latent, machine.stranger, machine.copy) = (true, true, true);
+        let id = self.add_machine(machine);
+        self.say(|| format!("machine {id}: a copy of the image of {worker}, not {}", host.id));
+        self.start_agent(id);
+        true
     }
 
     /// Why a start fails. A provider that has made the machine never says for certain that it will not.
@@ -313,6 +333,7 @@ impl World {
             let mut listed = vec![ListedHost {
                 host: HostId("h0".to_owned()),
                 handle: NAMESAKE.to_owned(),
+                identity: None,
                 owner: if w.broken == Some(Break::OwnerByName) {
                     Owner::Ours
                 } else {
@@ -323,9 +344,9 @@ impl World {
             for (host, vms) in &w.cloud.vms {
                 for vm in vms.iter().filter(|vm| vm.provider == provider) {
                     if vm.listed_from <= now && vm.listed_until > now {
-                        let (host, handle) = (host.clone(), vm.handle.clone());
+                        let Started { handle, identity } = vm.started();
                         let asleep = matches!(vm.power, Power::Dozing | Power::Asleep);
-                        listed.push(ListedHost { host, handle, owner: Owner::Ours, asleep });
+                        listed.push(ListedHost { host: host.clone(), handle, identity, owner: Owner::Ours, asleep });
                     }
                 }
             }

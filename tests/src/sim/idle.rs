@@ -38,6 +38,7 @@ impl World {
         self.check_forgotten();
         self.check_idle();
         self.check_sleepers();
+        self.check_strays();
         let ids: Vec<usize> = self.machines.keys().copied().collect();
         ids.into_iter().for_each(|id| self.check_dead_man(id));
     }

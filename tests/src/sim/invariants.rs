@@ -1,6 +1,7 @@
 //! What must hold whenever something happens that could break it.
 
 use super::machine::Pace;
+use super::setup::password;
 use super::world::World;
 use rouse_master::core::build::{Attempt, BuildEnd, BuildStatus};
 use rouse_master::core::record::{Host, HostState, Record};
@@ -59,6 +60,7 @@ impl World {
                 self.check_asleep(host);
                 self.check_woken(host);
             }
+            Record::Session(session) if session.stray => self.summary.strays += 1,
             Record::Session(_)
             | Record::SessionOver(_)
             | Record::Image(..)
@@ -81,6 +83,11 @@ impl World {
         };
         if before.end.is_some() && before.end != status.end {
             self.violated(format!("build {id} has ended twice: {:?} and {:?}", before.end, status.end));
+        }
+        if status.attempts.len() > before.attempts.len()
+            && let Some(worker) = status.attempts.last().map(|a| a.worker.clone())
+        {
+            self.check_given(&worker);
         }
         if status.attempts.len() > before.attempts.len() && self.script.cancelled.contains(&id) {
             self.violated(format!("build {id} is given out after its user was told that it is cancelled"));
@@ -207,7 +214,10 @@ impl World {
     pub(super) fn check_attached(&mut self, id: usize) {
         let Some(machine) = self.machines.get(&id) else { return };
         let worker = machine.worker.clone();
-        if machine.stranger && machine.latent {
+        // Where a reload has made its worker a standing one, whoever has the password may come.
+        let standing = self.script.plan.workers.get(&worker).is_some_and(|w| w.latent.is_none());
+        let stolen = machine.stranger && machine.latent && !machine.copy;
+        if stolen && !(standing && machine.password == password(&worker)) {
             self.violated(format!("machine {id} is let in as {worker} with what it has stolen"));
         }
         let attached = |(other, m): &(&usize, &super::machine::Machine)| {

@@ -47,6 +47,8 @@ pub(super) struct Machine {
     pub latent: bool,
     /// Whether it has a credential that is another's.
     pub stranger: bool,
+    /// Whether it is a copy of a host's image, with its worker's password.
+    pub copy: bool,
     pub password: String,
     pub identity: String,
     pub on: bool,
@@ -90,6 +92,7 @@ impl Machine {
             latent: host.is_some(),
             host,
             stranger: false,
+            copy: false,
             password,
             identity,
             on: true,

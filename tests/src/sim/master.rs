@@ -4,7 +4,7 @@ use super::Break;
 use super::chance::Chance;
 use super::show;
 use super::world::World;
-use rouse_master::core::event::{Answer, Effect, Event, RequestId};
+use rouse_master::core::event::{Answer, Effect, Event, ListedHost, RequestId, Started};
 use rouse_master::core::plan::Plan;
 use rouse_master::core::record::{HostState, Record};
 use rouse_master::core::{Core, Start, show as core_show};
@@ -65,7 +65,22 @@ fn has_weight(effect: &Effect) -> bool {
         | Effect::CheckLogs { .. }
         | Effect::CloseLogs { .. }
         | Effect::Announce(_)
-        | Effect::Note(..) => false,
+        | Effect::Note(..)
+        | Effect::NoteRefused { .. } => false,
+    }
+}
+
+/// [`Break::NoIdentity`]: what a provider says, without the machine's identity.
+fn without_identity(event: Event) -> Event {
+    match event {
+        Event::StartEnded { host, number, result } => {
+            Event::StartEnded { host, number, result: result.map(|started| Started { identity: None, ..started }) }
+        }
+        Event::Listed { provider, result } => {
+            let blind = |machine| ListedHost { identity: None, ..machine };
+            Event::Listed { provider, result: result.map(|listed| listed.into_iter().map(blind).collect()) }
+        }
+        event => event,
     }
 }
 
@@ -163,6 +178,7 @@ impl World {
     fn take_plan(&mut self) {
         self.master.plan = self.script.plan.clone();
         self.idle.clear();
+        self.strays.clear();
     }
 
     /// The configuration, or what a broken core sees of it.
@@ -303,6 +319,7 @@ impl World {
                 self.take_plan();
                 Event::Configure(self.told_plan())
             }
+            event if self.broken == Some(Break::NoIdentity) => without_identity(event),
             Event::CancelBuild { request, .. } if self.broken == Some(Break::ForgetCancel) => {
                 return vec![Effect::Reply { request, answer: Answer::Done }];
             }
@@ -322,6 +339,9 @@ impl World {
             let crash = self.master.crash.take();
             if self.disk.full && crash.is_none() && effects.iter().any(|e| matches!(e, Effect::Save(_))) {
                 self.say(|| "master: the disk is full, nothing goes on".to_owned());
+                if self.master.linked {
+                    effects.extend(self.handle(Event::BrokerDown));
+                }
                 self.master.stuck = Some((effects, deliveries));
                 return self.commit_again();
             }
@@ -395,7 +415,12 @@ impl World {
             }
             if let Some((effects, deliveries)) = w.master.stuck.take() {
                 w.idle.clear();
+                w.strays.clear();
                 w.finish(effects, deliveries);
+                if w.master.epoch == epoch && w.master.linked {
+                    w.relay.linked_at = w.now;
+                    w.master_hears(Input::Event(Event::BrokerUp));
+                }
             }
         });
     }

@@ -52,7 +52,7 @@ impl World {
         self.misfortunes(often(f.kill, 5), |w| w.with_machine(World::kill_agent));
         self.misfortunes(often(f.freeze, 5), |w| {
             let pace = w.chance.pick(&[Pace::Frozen, Pace::Suspended]);
-            let long = w.chance.permille(300);
+            let long = w.chance.permille(500);
             let length = if long { w.delay(60_000, 400_000) } else { w.delay(1_000, 60_000) };
             w.with_machine(|w, id| w.freeze(id, pace, length));
         });

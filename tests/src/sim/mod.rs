@@ -22,6 +22,7 @@ mod script;
 mod setup;
 mod show;
 mod sleep;
+mod strays;
 mod world;
 
 pub use breaks::Break;
@@ -49,6 +50,8 @@ pub struct Summary {
     pub crashes: u64,
     /// Agents that were turned away, since another of their name has the lease or their token was used before.
     pub turned_away: u64,
+    /// Sessions that turned out to be of a machine that is not the host.
+    pub strays: u64,
 }
 
 impl Summary {
@@ -65,6 +68,7 @@ impl Summary {
         self.woken += other.woken;
         self.crashes += other.crashes;
         self.turned_away += other.turned_away;
+        self.strays += other.strays;
     }
 }
 
@@ -73,27 +77,29 @@ impl Summary {
 pub struct Violation {
     /// The seed.
     pub seed: u64,
+    /// What was broken on purpose.
+    pub broken: Option<Break>,
     /// What must hold and did not.
     pub what: String,
-    /// What happened, where a transcript was asked for.
-    pub transcript: Vec<String>,
 }
 
 impl fmt::Display for Violation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let from = self.transcript.len().saturating_sub(200);
-        for line in &self.transcript[from..] {
-            writeln!(f, "{line}")?;
-        }
         writeln!(f, "seed {}: {}", self.seed, self.what)?;
-        write!(f, "replay it: ROUSE_SIM_SEED={} cargo test -p rouse-tests --test sim -- --nocapture", self.seed)
+        let broken = self.broken.map(|broken| format!(" ROUSE_SIM_BREAK={broken:?}")).unwrap_or_default();
+        write!(f, "replay it: ROUSE_SIM_SEED={}{broken} make sim", self.seed)
     }
 }
 
-/// Plays one seed, `broken` in some way or not; `transcript` says whether to write down what happens.
+/// Plays one seed, `broken` in some way or not.
 ///
 /// # Errors
 /// What did not hold.
-pub fn run(seed: u64, broken: Option<Break>, transcript: bool) -> Result<Summary, Box<Violation>> {
-    world::World::new(seed, broken, transcript).play()
+pub fn run(seed: u64, broken: Option<Break>) -> Result<Summary, Box<Violation>> {
+    world::World::new(seed, broken, false).play().0
+}
+
+/// The same, with the transcript: a line for each thing that happened.
+pub fn tell(seed: u64, broken: Option<Break>) -> (Result<Summary, Box<Violation>>, Vec<String>) {
+    world::World::new(seed, broken, true).play()
 }

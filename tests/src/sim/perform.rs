@@ -88,7 +88,7 @@ impl World {
             self.say(|| format!("  master -> {}", show::effect(&effect, now)));
         }
         match effect {
-            Effect::Save(_) | Effect::Announce(_) | Effect::Note(..) => {}
+            Effect::Save(_) | Effect::Announce(_) | Effect::Note(..) | Effect::NoteRefused { .. } => {}
             Effect::Send { queue, message } => self.send(queue, message),
             Effect::Reply { request, answer } => self.answered(request, answer),
             Effect::PrepareHost { host, number } => self.prepare_host(&host, number),

@@ -54,6 +54,8 @@ pub(super) struct Faults {
     pub terminate: bool,
     /// Whether others have a worker's credential: a second machine of a name, a boot token that was stolen.
     pub strangers: bool,
+    /// Whether copies of images, with the password in them, attach as a host before the cloud has said which machine it is.
+    pub copies: bool,
     /// Machines that are ours and that the ledger has never known.
     pub orphans: u64,
     /// Whether the master, and perhaps the broker, is gone for so long that every host has to end by itself.
@@ -68,6 +70,7 @@ impl Faults {
         !misbehaves
             && !away
             && !self.reload
+            && !self.copies
             && self.half_born == 0
             && self.loss == 0
             // A message may be late by more than a lease.
@@ -221,6 +224,7 @@ fn faults(chance: &mut Chance) -> Faults {
         faults.disk_full = chance.permille(300);
         faults.reload = chance.permille(400);
         faults.terminate = chance.permille(300);
+        faults.copies = chance.permille(300);
         faults.abandon = chance.permille(150);
     }
     faults

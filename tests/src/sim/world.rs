@@ -71,6 +71,8 @@ pub(super) struct World {
     pub ran: BTreeMap<(AttemptId, u32), Option<StepState>>,
     /// Since when hosts have been idle, as far as the looks at them show.
     pub idle: BTreeMap<HostId, Idle>,
+    /// Since when a copy of a host's image has had the host's session although its provider has said which machine it is.
+    pub strays: BTreeMap<HostId, u64>,
     /// The master is gone and does not come back for now.
     pub abandoned: bool,
     pub summary: Summary,
@@ -100,6 +102,7 @@ impl World {
             script,
             ran: BTreeMap::new(),
             idle: BTreeMap::new(),
+            strays: BTreeMap::new(),
             abandoned: false,
             summary: Summary::default(),
             violation: None,
@@ -168,7 +171,7 @@ impl World {
         self.now = self.now.max(until);
     }
 
-    pub(super) fn play(mut self) -> Result<Summary, Box<Violation>> {
+    pub(super) fn play(mut self) -> (Result<Summary, Box<Violation>>, Vec<String>) {
         self.begin();
         self.after(LOOK, World::look);
         let faults_end = self.script.faults_end;
@@ -195,12 +198,12 @@ impl World {
             self.check_the_end();
         }
         self.summary.simulated = self.now;
-        match self.violation {
+        let (seed, broken) = (self.seed, self.broken);
+        let played = match self.violation {
             None => Ok(self.summary),
-            Some(what) => {
-                Err(Box::new(Violation { seed: self.seed, what, transcript: self.transcript.unwrap_or_default() }))
-            }
-        }
+            Some(what) => Err(Box::new(Violation { seed, broken, what })),
+        };
+        (played, self.transcript.unwrap_or_default())
     }
 
     /// Looks at everything that must hold at any time; what an event touches is looked at when it comes.

@@ -42,10 +42,24 @@ async fn one_connection_that_does_not_answer_hides_no_other() {
     let Err(Unlisted { why, heard }) = second.list().await else { panic!("a list that is not whole") };
     assert!(why.contains("no-socket"), "{why}");
     let handle = host.handle.clone().unwrap();
-    assert_eq!(heard, [ListedHost { host: host.id.clone(), handle, owner: Owner::Ours, asleep: false }]);
+    assert_eq!(
+        heard,
+        [ListedHost {
+            host: host.id.clone(),
+            handle,
+            identity: heard[0].identity.clone(),
+            owner: Owner::Ours,
+            asleep: false
+        }]
+    );
     // Its disk is not taken for a leftover, nor is one whose machine may run where nobody answers.
-    let nowhere =
-        ListedHost { host: elsewhere.id.clone(), handle: "none".to_owned(), owner: Owner::Ours, asleep: false };
+    let nowhere = ListedHost {
+        host: elsewhere.id.clone(),
+        handle: "none".to_owned(),
+        identity: None,
+        owner: Owner::Ours,
+        asleep: false,
+    };
     assert!(second.end(&nowhere).await.unwrap_err().contains("no-socket"), "it may run there");
     assert_eq!(machines.machines().len(), 1);
     assert_eq!(second.end(&heard[0]).await, Ok(Stopped::Gone));

@@ -10,7 +10,8 @@ const PROVIDER: ProviderKind = ProviderKind::Ec2;
 const REQUEST: RequestId = RequestId(7);
 
 fn machine(number: u32, owner: Owner) -> ListedHost {
-    ListedHost { host: HostId(format!("h{number}")), handle: format!("i-{number}"), owner, asleep: false }
+    let (host, handle) = (HostId(format!("h{number}")), format!("i-{number}"));
+    ListedHost { host, handle, identity: None, owner, asleep: false }
 }
 
 fn namesake(number: u32) -> ListedHost {

@@ -1,6 +1,7 @@
 //! Builds: given out, reported, settled, cancelled, lost, tried again.
 
 use super::*;
+use crate::core::event::Answer;
 
 /// A standing worker that is attached.
 fn attached() -> Bench {
@@ -131,4 +132,26 @@ fn the_highest_priority_goes_first_then_the_oldest() {
     }
     bench.report("s", picture(1, 1, 1, 0, Some(Outcome::Success)));
     bench.check("order_of_age");
+}
+
+#[test]
+fn a_name_is_one_build_although_it_ended_in_the_batch_that_it_came_with() {
+    let mut bench = Bench::quietly(plan(vec![standing("s")]));
+    let mut accepted = Vec::new();
+    for _ in 0..2 {
+        bench.submit(on("s"));
+        let Record::NewBuild { spec, .. } = bench.disk.values().find(|r| matches!(r, Record::NewBuild { .. })).unwrap()
+        else {
+            panic!("a build was accepted")
+        };
+        // The ledger has not committed anything of it.
+        let message_id = Some(("nightly".to_owned(), None));
+        let event = Event::Submit { request: RequestId(1), spec: spec.clone(), message_id };
+        accepted.extend(bench.core.handle(bench.now, event).into_iter().find_map(|effect| match effect {
+            Effect::Reply { answer, .. } => Some(answer),
+            _ => None,
+        }));
+        bench.cancel(2);
+    }
+    assert_eq!(accepted, [Answer::Accepted(BuildId(2)), Answer::Accepted(BuildId(2))]);
 }

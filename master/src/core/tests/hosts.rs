@@ -119,8 +119,13 @@ fn max_hosts_counts_what_is_alive_before_anything_is_started() {
     let mut limited = plan(vec![latent("l")]);
     limited.max_hosts = Some(1);
     let mut bench = Bench::quietly(limited);
-    let orphan =
-        ListedHost { host: HostId("h0".to_owned()), handle: "i-0".to_owned(), owner: Owner::Ours, asleep: false };
+    let orphan = ListedHost {
+        host: HostId("h0".to_owned()),
+        handle: "i-0".to_owned(),
+        identity: None,
+        owner: Owner::Ours,
+        asleep: false,
+    };
     let listed = |bench: &mut Bench, what: &str, result: Result<Vec<ListedHost>, Unlisted>| {
         bench.event(&format!("listed: {what}"), Event::Listed { provider: ProviderKind::Ec2, result });
         let why = bench.core.why(bench.now, BuildId(1)).map_or(String::new(), |why| why.sentence);
@@ -211,8 +216,13 @@ fn a_standing_agent_is_stopped_and_paused_after() {
 #[test]
 fn an_orphan_is_stopped_and_a_failed_list_says_nothing() {
     let mut bench = Bench::quietly(plan(vec![latent("l")]));
-    let stray =
-        ListedHost { host: HostId("h0".to_owned()), handle: "i-0".to_owned(), owner: Owner::Ours, asleep: false };
+    let stray = ListedHost {
+        host: HostId("h0".to_owned()),
+        handle: "i-0".to_owned(),
+        identity: None,
+        owner: Owner::Ours,
+        asleep: false,
+    };
     let provider = ProviderKind::Ec2;
     bench.event("listed: i-0", Event::Listed { provider, result: Ok(vec![stray.clone()]) });
     bench.event("listed: error", Event::Listed { provider, result: Err("down".to_owned().into()) });

@@ -163,6 +163,7 @@ fn what_is_answered_twice_or_for_nobody_changes_nothing() {
 
 fn listed(bench: &mut Bench, handles: &[&str]) {
     let machine = |handle: &&str| ListedHost {
+        identity: None,
         host: HostId(format!("h-{handle}")),
         handle: (*handle).to_owned(),
         owner: Owner::Ours,

@@ -7,6 +7,7 @@
 mod audit;
 mod builds;
 mod clouds;
+mod fence;
 mod hosts;
 mod images;
 mod mail;
@@ -313,9 +314,16 @@ impl Bench {
     }
 
     fn started(&mut self, worker: &str) {
+        // As `hello` has it.
+        let told = self.core.hosts[&self.host(worker)].host.provider == ProviderKind::Ec2;
+        self.started_as(worker, told.then_some("machine"));
+    }
+
+    /// The provider has made the machine, and says what its agent will give for its identity.
+    fn started_as(&mut self, worker: &str, identity: Option<&str>) {
         let host = self.host(worker);
         let number = self.core.hosts[&host].host.order.as_ref().unwrap().number;
-        let result = Ok(Started { handle: "i-1".to_owned(), identity: None });
+        let result = Ok(Started { handle: "i-1".to_owned(), identity: identity.map(str::to_owned) });
         self.event("start ended: ok", Event::StartEnded { host, number, result });
     }
 

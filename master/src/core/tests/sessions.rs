@@ -93,6 +93,26 @@ fn a_new_life_with_the_secret_proves_the_old_one_dead() {
 }
 
 #[test]
+fn a_secret_is_good_for_the_next_life_too_where_its_welcome_was_lost() {
+    let mut bench = running_standing();
+    let secret = bench.secret.clone();
+    bench.hello("s", "b", 1, &secret, Vec::new());
+    bench.hello("s", "c", 1, &secret, Vec::new());
+    assert!(bench.text.contains("s/c/1 <- welcome"), "{}", bench.text);
+}
+
+#[test]
+fn who_comes_while_the_master_ends_is_promised_as_much_as_the_others() {
+    let mut bench = Bench::quietly(plan(vec![standing("s")]));
+    bench.event("terminate", Event::Terminate);
+    bench.hello("s", "a", 1, "password", Vec::new());
+    bench.hello("s", "a", 2, "password", Vec::new());
+    for connection in ["s/a/1", "s/a/2"] {
+        assert!(bench.text.contains(&format!("{connection} <- renewed 0 Some(300000)")), "{}", bench.text);
+    }
+}
+
+#[test]
 fn a_drain_goes_on_in_the_next_session() {
     let mut bench = running_latent();
     bench.operate("l", Operation::Drain);

@@ -271,7 +271,7 @@ fn one_that_runs_all_the_same_is_put_to_sleep_again() {
     let mut bench = asleep(sleepers(&["l"]));
     let listed = |bench: &mut Bench, asleep: bool| {
         let host = bench.host("l");
-        let machine = ListedHost { host, handle: "i-1".to_owned(), owner: Owner::Ours, asleep };
+        let machine = ListedHost { host, handle: "i-1".to_owned(), identity: None, owner: Owner::Ours, asleep };
         let result = Ok(vec![machine]);
         bench.event("listed", Event::Listed { provider: ProviderKind::Ec2, result });
     };

@@ -120,8 +120,11 @@ impl Ec2 {
         let id = tag(tags, ID_TAG).unwrap_or_default();
         let owner = if id == own { Owner::Ours } else { Owner::Namesake(id.to_owned()) };
         let host = HostId(tag(tags, HOST_TAG).unwrap_or_default().to_owned());
+        let handle = handle?;
+        // What is left of a host besides its instance has another kind of id, and no agent.
+        let identity = handle.starts_with("i-").then(|| format!("ec2:{handle}"));
         // What an instance leaves does not run.
-        Some(ListedHost { host, handle: handle?.to_owned(), owner, asleep: true })
+        Some(ListedHost { host, handle: handle.to_owned(), identity, owner, asleep: true })
     }
 }
 

@@ -185,6 +185,7 @@ impl Libvirt {
             .into_iter()
             .map(|(uuid, stamp)| ListedHost {
                 host: HostId(stamp.host),
+                identity: Some(format!("uuid:{uuid}")),
                 handle: uuid,
                 owner: owner(&stamp.id),
                 asleep: false,
@@ -193,6 +194,7 @@ impl Libvirt {
         listed.extend(leftovers.into_iter().map(|(path, of)| ListedHost {
             host: HostId(of.host),
             handle: path.display().to_string(),
+            identity: None,
             owner: owner(&of.id),
             asleep: false,
         }));

@@ -159,12 +159,8 @@ pub(super) async fn left_over(cloud: &Cloud, stamp: &Stamp, servers: &[Server]) 
             if !alive.contains(&(master.as_str(), host.as_str())) {
                 // Not the host itself: the ledger may know that one, and this is not it.
                 let host = HostId(format!("{host}.{key}"));
-                found.push(ListedHost {
-                    host,
-                    handle: format!("{}{id}", kind.prefix()),
-                    owner: stamp.owner(&master),
-                    asleep: false,
-                });
+                let (handle, owner) = (format!("{}{id}", kind.prefix()), stamp.owner(&master));
+                found.push(ListedHost { host, handle, identity: None, owner, asleep: false });
             }
         }
     }

@@ -414,7 +414,8 @@ impl Shared {
                 // A second server of one host: nobody's.
                 HostId(format!("{}.{}", server.host, server.id))
             };
-            listed.push(ListedHost { host, handle: server.id.clone(), owner, asleep: false });
+            let identity = Some(identity_of(&server.id));
+            listed.push(ListedHost { host, handle: server.id.clone(), identity, owner, asleep: false });
         }
         listed.extend(extras::left_over(cloud, &self.stamp, &servers).await);
         Ok(listed)
@@ -442,7 +443,7 @@ impl Provider for Servers {
         Box::pin(async move {
             let handle = self.start_now(host).await?;
             // The metadata service tells a server its id, as does the firmware of most hypervisors.
-            let identity = Some(format!("uuid:{}", handle.to_ascii_lowercase()));
+            let identity = Some(identity_of(&handle));
             Ok(Started { handle, identity })
         })
     }
@@ -462,4 +463,9 @@ impl Provider for Servers {
     fn console<'a>(&'a self, host: &'a Host) -> Answer<'a, Option<String>> {
         Box::pin(async move { self.console_now(host).await })
     }
+}
+
+/// What the agent on a server gives for its host identity.
+fn identity_of(handle: &str) -> String {
+    format!("uuid:{}", handle.to_ascii_lowercase())
 }

@@ -1,0 +1,183 @@
+//! Who is let in: at the connection by the credential alone, at hello by all that there is to know.
+
+use super::event::Effect;
+use super::plan::Digest;
+use super::record::{Host, HostState};
+use super::{Core, Worker};
+use rouse_shared::limits::PROTOCOL;
+use rouse_shared::message::{Hello, ToAgent};
+use rouse_shared::{HostId, WorkerName};
+
+/// Why whoever is on another machine than the host is refused.
+pub(super) const WRONG_MACHINE: &str = "it is not on the machine that was started for this worker";
+
+/// What a credential turned out to be.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) enum Credential {
+    /// The worker's password.
+    Password,
+    /// The boot token of the worker's host, good for this life of the agent.
+    Token(HostId),
+    /// The boot token of a host, used before by another life of an agent, or superseded by a session secret.
+    SpentToken,
+    /// The secret of the worker's session.
+    Secret,
+}
+
+/// How a hello is answered.
+pub(super) enum Verdict {
+    /// The session goes on.
+    Resume,
+    /// A new session begins.
+    Begin,
+    /// The old session's agent is proven dead; a new session begins.
+    Replace,
+    /// Not let in.
+    Refuse {
+        /// Why, in a sentence.
+        reason: String,
+        /// Whether a host that nobody wants is to switch itself off.
+        power_off: bool,
+    },
+}
+
+impl Core {
+    /// Whether somebody may connect under this name with this password: the broker asks.
+    ///
+    /// # Errors
+    /// The reason for our log; the one who is refused is told nothing.
+    pub fn admit(&self, worker: &str, password: &str) -> Result<(), String> {
+        let name: WorkerName = worker.parse().map_err(|error| format!("{error}"))?;
+        match self.classify(&name, &Digest::of(password)) {
+            Some(_) => Ok(()),
+            None if self.workers.contains_key(&name) => Err(format!("wrong password for worker {name}")),
+            None => Err(format!("there is no worker {name}")),
+        }
+    }
+
+    pub(super) fn classify(&self, name: &WorkerName, digest: &Digest) -> Option<Credential> {
+        let worker = self.workers.get(name)?;
+        if worker.session.as_ref().is_some_and(|l| l.session.secrets.contains(digest)) {
+            return Some(Credential::Secret);
+        }
+        if let Some(live) = worker.host.as_ref().and_then(|id| self.hosts.get(id))
+            && Digest::of(&live.host.token) == *digest
+        {
+            let spent = live.host.token_spent;
+            return Some(if spent { Credential::SpentToken } else { Credential::Token(live.host.id.clone()) });
+        }
+        worker.plan.as_ref().filter(|p| p.password == *digest).map(|_| Credential::Password)
+    }
+
+    /// What it shows for its machine is worth nothing.
+    pub(super) fn on_unproven(&mut self, name: &WorkerName, hello: Hello, why: String) {
+        let latent = self.workers.get(name).is_some_and(|worker| !worker.standing());
+        self.refuse(name, hello, why, latent);
+    }
+
+    pub(super) fn refuse(&mut self, name: &WorkerName, hello: Hello, reason: String, power_off: bool) {
+        let identity = hello.identity.chars().take(100).collect();
+        self.out.push(Effect::NoteRefused { worker: name.clone(), identity, reason: reason.clone() });
+        // A session that was never made must not be found by a later message: answer the queue directly.
+        self.out.push(Effect::Send { queue: hello.queue, message: ToAgent::Refused { reason, power_off } });
+    }
+
+    /// Decides on a hello.
+    pub(super) fn judge(&self, name: &WorkerName, hello: &Hello, credential: Option<&Credential>) -> Verdict {
+        let Some(worker) = self.workers.get(name) else { return refuse("there is no such worker here", false) };
+        let latent = !worker.standing();
+        if hello.protocol != PROTOCOL {
+            let reason =
+                format!("it speaks protocol {} and this master {PROTOCOL}; install a matching agent", hello.protocol);
+            return Verdict::Refuse { reason, power_off: latent };
+        }
+        let Some(credential) = credential else {
+            return refuse("its password is not, or no longer, right for this worker", latent);
+        };
+        if let Some(live) = &worker.session {
+            let same_life = live.session.nonce == hello.nonce;
+            if live.session.stray && (same_life || *credential == Credential::Secret) {
+                let gone = "the host of this worker is gone";
+                return refuse(if worker.host.is_some() { WRONG_MACHINE } else { gone }, true);
+            }
+            if same_life {
+                return Verdict::Resume;
+            }
+            // A copy of the machine's disk bears the secret as well, and proves nothing of the machine.
+            if *credential == Credential::Secret && live.session.identity == hello.identity {
+                return Verdict::Replace;
+            }
+        }
+        if latent {
+            return self.judge_latent(worker, hello, credential);
+        }
+        if worker.host.is_some() {
+            // A reload has made a latent worker a standing one: whoever comes with its password is not on that host.
+            return match credential {
+                Credential::Password => refuse("the last host of this worker is not gone yet", false),
+                Credential::Token(_) | Credential::SpentToken | Credential::Secret => {
+                    self.judge_latent(worker, hello, credential)
+                }
+            };
+        }
+        match &worker.session {
+            Some(live) => {
+                let reason = format!(
+                    "another agent ({}) holds the lease of this worker; stop it, or wait until its lease has ended",
+                    live.session.identity
+                );
+                Verdict::Refuse { reason, power_off: false }
+            }
+            None => Verdict::Begin,
+        }
+    }
+
+    /// A latent worker's agent is let in only on the host that the ledger expects.
+    fn judge_latent(&self, worker: &Worker, hello: &Hello, credential: &Credential) -> Verdict {
+        let host = worker.host.as_ref().and_then(|id| self.hosts.get(id));
+        let Some(host) = host.map(|l| &l.host) else { return refuse("no host of this worker is expected now", true) };
+        match host.state {
+            HostState::Stopping | HostState::Gone => return refuse("its host is being stopped", true),
+            HostState::Suspending | HostState::Stopped => return refuse("its host is being put to sleep", true),
+            HostState::Ordered | HostState::Waking | HostState::Booting | HostState::Awake | HostState::Draining => {}
+        }
+        if host.identity.as_ref().is_some_and(|identity| *identity != hello.identity) {
+            return refuse(WRONG_MACHINE, true);
+        }
+        if let Some(of) = hello.proof.disk.as_ref().filter(|of| !is_own_mark(host, of)) {
+            let text = "its disk is not fresh: it was first used for";
+            let reason = format!("{text} {of:.80}, so it is no new one, or the base image itself was booted");
+            return Verdict::Refuse { reason, power_off: true };
+        }
+        // Until its provider has said which machine is the host, and until a stray's lease is over, this may be the right
+        // one: it is to come again, and its own timer sees to it if nobody wants it.
+        let unsettled = host.identity.is_none() && host.handle.is_none();
+        let power_off = !unsettled && !worker.stray();
+        let same_life = host.nonce.as_ref().is_none_or(|nonce| *nonce == hello.nonce);
+        match credential {
+            Credential::SpentToken => refuse("its boot token was used before", power_off),
+            Credential::Token(_) if !same_life => refuse("its boot token was used by another agent", power_off),
+            Credential::Password if host.identity.is_none() && !same_life => {
+                refuse("another agent has attached as this worker's host", power_off)
+            }
+            Credential::Token(_) | Credential::Password | Credential::Secret if worker.stray() => {
+                refuse("an agent on another machine holds the lease of this worker until it ends", power_off)
+            }
+            Credential::Token(_) | Credential::Password | Credential::Secret if worker.session.is_some() => {
+                refuse("another agent holds the lease of this worker", power_off)
+            }
+            Credential::Token(_) | Credential::Password | Credential::Secret => Verdict::Begin,
+        }
+    }
+}
+
+fn refuse(reason: &str, power_off: bool) -> Verdict {
+    Verdict::Refuse { reason: reason.to_owned(), power_off }
+}
+
+/// Whether the mark on a host's disk is its own: of the boot data's host, or of the machine where there were none. A disk
+/// that is not made for one host may bear any.
+fn is_own_mark(host: &Host, mark: &str) -> bool {
+    let fresh = host.order.as_ref().is_some_and(|order| order.fresh);
+    !fresh || mark == host.id.as_str() || host.identity.as_deref() == Some(mark)
+}

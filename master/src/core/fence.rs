@@ -1,0 +1,133 @@
+//! Fencing by host identity. Some providers say only with the answer to a start on which machine the host is, and a hello
+//! may come before that. Whoever attached as the host and turns out to be on another machine is a **stray**: a copy of
+//! the image with the worker's password in it, say. Its steps may run until its lease is over, so its session is kept
+//! until then, and nothing else: no order, no answered heartbeat, no word of it is believed.
+
+use super::admission::WRONG_MACHINE;
+use super::event::{Effect, Level};
+use super::record::{HostState, Record};
+use super::sessions::LINK_PATIENCE;
+use super::timers::Timer;
+use super::{Core, Timestamp, Worker};
+use rouse_shared::limits::KILL_MARGIN;
+use rouse_shared::message::{ToAgent, ToMaster};
+use rouse_shared::{HostId, WorkerName};
+use std::time::Duration;
+
+/// How long the right machine has, once a stray's lease is over, to ask again: agents wait a minute at most.
+const ASKS_AGAIN: Duration = Duration::from_secs(90);
+
+impl Worker {
+    /// Whether its session is that of a stray.
+    pub(super) fn stray(&self) -> bool {
+        self.session.as_ref().is_some_and(|live| live.session.stray)
+    }
+}
+
+impl Core {
+    pub(super) fn is_stray(&self, worker: &WorkerName) -> bool {
+        self.workers.get(worker).is_some_and(Worker::stray)
+    }
+
+    /// Its provider has said on which machine the host is.
+    pub(super) fn learn_identity(&mut self, now: Timestamp, id: &HostId, identity: Option<String>) {
+        let (Some(live), Some(identity)) = (self.hosts.get_mut(id), identity) else { return };
+        live.host.identity = Some(identity.clone());
+        let name = live.host.worker.clone();
+        self.touch_host(id);
+        let session = self.workers.get(&name).and_then(|w| w.session.as_ref()).map(|live| &live.session);
+        if session.is_some_and(|s| s.host.as_ref() == Some(id) && s.identity != identity && !s.stray) {
+            self.disown(now, id, &name, &identity);
+        }
+    }
+
+    /// The session is not the host's: the host is still waited for.
+    fn disown(&mut self, now: Timestamp, id: &HostId, name: &WorkerName, identity: &str) {
+        let Some(worker) = self.workers.get(name) else { return };
+        let patience = worker.plan.as_ref().map_or(Duration::ZERO, |p| p.missing_timeout);
+        let of = worker.session.as_ref().map_or("", |live| live.session.identity.as_str());
+        let text = format!(
+            "an agent on {of:.100} has attached as host {id} of {name}, which its provider says is {identity}: it is \
+             given nothing more, and the host is waited for"
+        );
+        self.note(Level::Warn, text);
+        self.let_lapse(now, name);
+        self.tell_stray(name);
+        let Some(live) = self.hosts.get_mut(id) else { return };
+        match live.host.state {
+            HostState::Awake => {
+                live.host.state = HostState::Booting;
+                live.host.booted.get_or_insert(now);
+                live.host.attached = None;
+                live.host.nonce = None;
+                live.host.token_spent = false;
+                live.host.uses = 0;
+                self.timers.clear(&Timer::Idle(id.clone()));
+                self.timers.clear(&Timer::Reclaim(id.clone()));
+                self.timers.set(Timer::Boot(id.clone()), now + patience);
+            }
+            HostState::Draining => self.stop_host(now, id, "it was to be drained and has run nothing"),
+            HostState::Ordered | HostState::Booting | HostState::Stopping | HostState::Gone => {}
+            // It has been known which machine that is since before it was put to sleep.
+            HostState::Suspending | HostState::Stopped | HostState::Waking => {}
+        }
+        self.touch_host(id);
+        self.touch_worker(name);
+    }
+
+    /// Nothing is left of a session but its lease.
+    fn let_lapse(&mut self, now: Timestamp, name: &WorkerName) {
+        let Some(live) = self.workers.get_mut(name).and_then(|w| w.session.as_mut()) else { return };
+        live.session.stray = true;
+        live.attached = false;
+        let session = live.session.clone();
+        if session.lease_ms.is_none() {
+            self.timers.set(Timer::Lease(name.clone()), now + LINK_PATIENCE + KILL_MARGIN);
+        }
+        self.out.push(Effect::Save(Record::Session(session)));
+        self.touch_worker(name);
+    }
+
+    /// The host is gone, and its agent with it, where it is known to have been there. Of a machine that was never
+    /// confirmed to be the host it proves nothing: what runs there has until its lease is over.
+    pub(super) fn end_with_host(&mut self, now: Timestamp, id: &HostId, name: &WorkerName, why: &str) {
+        let known = self.hosts.get(id).is_some_and(|live| live.host.identity.is_some());
+        let session = self.workers.get(name).and_then(|w| w.session.as_ref());
+        match session.map(|live| live.session.stray) {
+            Some(true) => {}
+            Some(false) if !known => self.let_lapse(now, name),
+            Some(false) | None => self.end_session(now, name, why, true),
+        }
+    }
+
+    /// Something other than a hello has come from a stray: it may not have heard that it is one.
+    pub(super) fn on_stray(&mut self, name: &WorkerName, message: &ToMaster) {
+        if let ToMaster::Heartbeat(heartbeat) = message
+            && self.session_id(name).as_ref() == Some(&heartbeat.session)
+        {
+            self.tell_stray(name);
+        }
+    }
+
+    fn tell_stray(&mut self, name: &WorkerName) {
+        let Some(live) = self.workers.get(name).and_then(|w| w.session.as_ref()) else { return };
+        let reason = WRONG_MACHINE.to_owned();
+        let message = ToAgent::Refused { reason, power_off: true };
+        self.out.push(Effect::Send { queue: live.session.queue.clone(), message });
+    }
+
+    /// The lease of a stray is over: like a standing worker's, its builds were ended by its supervisors. The host, where it
+    /// is still there, has nothing to do with it, and may attach now.
+    pub(super) fn on_stray_over(&mut self, now: Timestamp, name: &WorkerName) {
+        let why = match self.workers.get(name).and_then(|w| w.host.as_ref()) {
+            Some(_) => "its agent was on another machine than its host",
+            None => "its host is gone, and so is the lease of its agent, which may have been elsewhere",
+        };
+        self.end_session(now, name, why, true);
+        let host = self.workers.get(name).and_then(|w| w.host.clone());
+        let Some(live) = host.and_then(|id| self.hosts.get(&id)) else { return };
+        if matches!(live.host.state, HostState::Ordered | HostState::Booting) {
+            self.timers.postpone(Timer::Boot(live.host.id.clone()), now + ASKS_AGAIN);
+        }
+    }
+}
