@@ -365,6 +365,10 @@ impl Core {
             (None, Some((id, seq))) if *id == welcome.session => *seq,
             (None, Some(_) | None) => 0,
         };
+        // The hello counts as number 0: a master that ends before the first heartbeat extends the lease by that.
+        let mut unanswered = goes_on.map(|s| s.unanswered).unwrap_or_default();
+        unanswered.retain(|(seq, _)| *seq != 0);
+        unanswered.push_front((0, sent));
         let keepalive = match welcome.keepalive_ms {
             0 => NO_KEEPALIVE,
             ms => Duration::from_millis(ms).clamp(KEEPALIVE.0, KEEPALIVE.1),
@@ -382,7 +386,7 @@ impl Core {
             lease_end: lease.map(|lease| sent + lease),
             renewed_from: sent,
             seq,
-            unanswered: goes_on.map(|s| s.unanswered).unwrap_or_default(),
+            unanswered,
             // The hello counts as one: where its answer came late, the lease is half over.
             next_heartbeat: (sent + keepalive).max(now),
             drain: None,
@@ -432,9 +436,11 @@ impl Core {
         // The one that is answered stays: a master that is about to be restarted answers it again, with a longer lease.
         session.unanswered.retain(|(s, _)| *s >= seq);
         if sent >= session.renewed_from {
-            session.renewed_from = sent;
             let lease = lease_ms.map(Duration::from_millis).or(session.lease);
-            session.lease_end = session.lease.and(lease).map(|lease| sent + lease);
+            let end = session.lease.and(lease).map(|lease| sent + lease);
+            // Answered twice, the longer lease holds: the shorter answer may just have been on its way for longer.
+            session.lease_end = if sent > session.renewed_from { end } else { end.max(session.lease_end) };
+            session.renewed_from = sent;
         }
         if let Link::Attached { answered } = &mut self.link {
             *answered = now;

@@ -34,6 +34,20 @@ fn the_lease_counts_from_the_sending_of_what_was_answered() {
 }
 
 #[test]
+fn a_master_that_ends_before_the_first_heartbeat_extends_the_lease_by_the_hello() {
+    let mut agent = running();
+    let renewed = |seq, lease_ms| ToAgent::Renewed { session: s1(), seq, lease_ms };
+    assert_eq!(agent.hears(3_000, renewed(0, Some(600_000))), ["deadline 601000"]);
+    // Asks only whether the queue is still there, and may have been overtaken.
+    assert!(agent.hears(3_001, renewed(0, None)).is_empty());
+    agent.breaks(5_000);
+    agent.until(5_100, false);
+    agent.at(6_000, Event::LinkUp { connection: 2 });
+    agent.hears(6_500, ToAgent::Welcome(Box::new(welcome())));
+    assert_eq!(agent.hears(7_000, renewed(0, Some(600_000))), ["deadline 606000"]);
+}
+
+#[test]
 fn a_blip_ends_nothing() {
     let mut agent = running();
     assert!(agent.breaks(5_000).is_empty());
