@@ -1,5 +1,6 @@
 //! While the ledger cannot be written: a batch waits, and nothing of it is performed. Questions are answered from what the
-//! core knows, which is ahead of the ledger by that batch; new wishes are refused; leases go on.
+//! core knows, which is ahead of the ledger by that batch; new wishes are refused; leases go on. Nobody new is let in, so for
+//! the core the broker is away: nobody goes missing for our disk.
 
 use super::turn::{Inputs, TURN, Turner, Waiting};
 use crate::broker::{Admission, Inbound};
@@ -22,6 +23,9 @@ impl Turner {
                 error!("failed to {text}; nothing new is taken until it can be written");
             }
             self.commit_error = Some(text);
+            if self.linked && !std::mem::replace(&mut self.shut, true) {
+                self.handle(Event::BrokerDown);
+            }
             for question in std::mem::take(&mut self.queries) {
                 self.answer(question);
             }

@@ -133,9 +133,18 @@ impl Master {
     /// Where it does not become ready.
     #[track_caller]
     pub fn begin(&self) {
+        self.begin_with(&[]);
+    }
+
+    /// The same with more in its environment.
+    ///
+    /// # Panics
+    /// Where it does not become ready.
+    #[track_caller]
+    pub fn begin_with(&self, more: &[(&str, &str)]) {
         let mut command = Command::new(program("rouse"));
         command.args(["master", "-c"]).arg(self.config()).current_dir(&self.dir);
-        command.env_remove("ROUSE_LOG");
+        command.env_remove("ROUSE_LOG").envs(more.iter().copied());
         *self.process() = Some(Process::start(command, &self.dir, "master"));
         self.until("the master is ready", || {
             let mut process = self.process();

@@ -6,6 +6,7 @@
 
 mod audit;
 mod cancel;
+mod clock;
 mod demo;
 mod disk;
 mod floods;
