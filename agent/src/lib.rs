@@ -18,5 +18,8 @@ pub mod spool;
 pub mod vitals;
 
 #[cfg(test)]
+mod meter;
+
+#[cfg(test)]
 #[path = "../tests/support/metadata.rs"]
 mod fake_metadata;

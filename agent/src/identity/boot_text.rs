@@ -8,6 +8,9 @@ use rouse_shared::limits::MAX_BOOT_DATA;
 use std::path::Path;
 use std::time::Duration;
 
+/// Longest word of what is wrong with boot data, characters: a line or two of a log.
+const MAX_WHY: usize = 300;
+
 /// Boot data that were found.
 #[derive(Clone, PartialEq, Eq)]
 pub(super) struct BootText {
@@ -54,7 +57,8 @@ impl BootText {
         root: &Path,
         machine: Machine,
     ) -> Result<Identity, IdentityError> {
-        let bad = |why: String| IdentityError::BadBootData(self.source.clone(), why);
+        // What is wrong may be quoted, and boot data may be long.
+        let bad = |why: String| IdentityError::BadBootData(self.source.clone(), why.chars().take(MAX_WHY).collect());
         let toml = self.toml.clone().map_err(bad)?;
         // Only the message: the whole error would quote the line, and that may hold the token.
         let boot: BootData = toml::from_str(&toml).map_err(|error| bad(error.message().to_owned()))?;

@@ -82,7 +82,7 @@ fn oem_strings(root: &Path) -> Vec<String> {
 }
 
 /// The owner's strings among the structures of a table. A table that is not what it should be ends where it is so.
-fn strings_in(mut table: &[u8]) -> Vec<String> {
+pub(super) fn strings_in(mut table: &[u8]) -> Vec<String> {
     let mut found = Vec::new();
     // Each has a type, a length of what comes before its strings, a handle; behind its strings stands an empty one.
     while let [kind, length, _, _, ..] = *table {

@@ -292,4 +292,6 @@ fn read_ca(config: &AgentConfig) -> Result<Option<String>, IdentityError> {
 }
 
 #[cfg(test)]
+mod random;
+#[cfg(test)]
 mod tests;

@@ -7,6 +7,7 @@
 mod audit;
 mod cancel;
 mod clock;
+mod dead_man;
 mod demo;
 mod disk;
 mod floods;
