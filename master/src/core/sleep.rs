@@ -163,7 +163,7 @@ impl Core {
         (host.woken_for, host.why, host.console) = (woken_for, None, None);
         let worker = host.worker.clone();
         live.starting = true;
-        (live.start_tries, live.stop_tries) = (0, 0);
+        (live.start_tries, live.stop_tries, live.trouble) = (0, 0, None);
         self.out.push(Effect::WakeHost(Box::new(live.host.clone())));
         self.timers.clear(&Timer::Asleep(id.clone()));
         let patience = self.plan_of(&worker).map_or(Duration::from_secs(1_200), |p| p.missing_timeout);
@@ -193,6 +193,7 @@ impl Core {
             }
             (Err(error), HostState::Waking) => {
                 live.start_tries += 1;
+                live.trouble = Some(error.text().to_owned());
                 let pause = repeat_pause(live.start_tries);
                 self.timers.set(Timer::StartRetry(id.clone()), now + pause);
                 let text = format!("host {id} of {worker} could not be woken: {}; trying again", error.text());

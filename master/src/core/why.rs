@@ -40,8 +40,11 @@ impl Core {
                 host.worker,
                 host.provider.as_str()
             );
-            if let Some(trouble) = live.trouble.as_ref().filter(|_| host.state == HostState::Ordered) {
+            let trouble = live.trouble.as_ref();
+            if let Some(trouble) = trouble.filter(|_| host.state == HostState::Ordered) {
                 sentence.push_str(&format!("; whether it was started is not known, and is asked again: {trouble}"));
+            } else if let Some(trouble) = trouble.filter(|_| host.state == HostState::Waking) {
+                sentence.push_str(&format!("; it could not be woken yet, and is tried again: {trouble}"));
             }
             return Some(Why { sentence, next_try: None });
         }

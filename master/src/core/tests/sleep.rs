@@ -100,6 +100,7 @@ fn a_master_that_starts_goes_on_where_it_was() {
     let token = bench.core.hosts[&bench.host("l")].host.token.clone();
     bench.restart();
     bench.woken("l", Err(StartError::Unknown("no answer".to_owned())));
+    assert!(bench.why(2).contains("it could not be woken yet, and is tried again: no answer"), "{}", bench.why(2));
     bench.pass(4);
     bench.woken("l", Ok(()));
     assert_eq!(bench.core.hosts[&bench.host("l")].host.token, token, "the token that was committed");
