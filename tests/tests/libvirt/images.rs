@@ -67,9 +67,11 @@ fn image(out: &Path) {
     // two builds. The file system begins a mebibyte into the disk.
     run(Command::new("qemu-img").args(["convert", "-q", "-O", "raw"]).arg(&kept).arg(out));
     let (agent, file_system) = (agent(&dir), format!("{}?offset={}", out.display(), 1 << 20));
-    for request in [format!("rm {AGENT}"), format!("write {} {AGENT}", agent.display())] {
-        run(Command::new("/sbin/debugfs").args(["-w", "-R", &request, &file_system]));
-    }
+    let (place, name) = AGENT.rsplit_once('/').unwrap();
+    let commands = dir.join(format!("commands-{}", std::process::id()));
+    fs::write(&commands, format!("cd {place}\nrm {name}\nwrite {} {name}\n", agent.display())).unwrap();
+    run(Command::new("/sbin/debugfs").arg("-w").arg("-f").arg(&commands).arg(&file_system));
+    fs::remove_file(commands).unwrap();
     let stat = run(Command::new("/sbin/debugfs").args(["-R", &format!("stat {AGENT}"), &file_system]));
     let size = fs::metadata(&agent).unwrap().len();
     assert!(stat.contains(&format!("Size: {size}")) && stat.contains("Mode:  0755"), "the agent is in it: {stat}");
