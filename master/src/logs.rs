@@ -73,6 +73,15 @@ impl Logs {
         Ok(Self { inner: Arc::new(inner) })
     }
 
+    /// The highest number of a build that has a log here; 0 where none has.
+    ///
+    /// # Errors
+    /// Where the directory cannot be read.
+    pub fn highest_build(&self) -> io::Result<u64> {
+        let Some(thousand) = highest_name(&self.inner.dir)? else { return Ok(0) };
+        Ok(highest_name(&self.inner.dir.join(thousand.to_string()))?.unwrap_or(thousand * 1000))
+    }
+
     /// Where a step's log is; there is no file while it has no bytes.
     pub fn path(&self, attempt: AttemptId, step: u32) -> PathBuf {
         self.dir(attempt).join(format!("{step}.log"))
@@ -183,6 +192,15 @@ impl Logs {
     }
 }
 
+/// The highest of the names in a directory that are numbers.
+fn highest_name(dir: &Path) -> io::Result<Option<u64>> {
+    let mut highest = None;
+    for entry in fs::read_dir(dir)? {
+        highest = highest.max(entry?.file_name().to_str().and_then(|name| name.parse().ok()));
+    }
+    Ok(highest)
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -222,6 +240,9 @@ mod tests {
         logs.open(ATTEMPT, worker.clone());
         assert_eq!(logs.write(&worker, &chunk(12, "!")).unwrap(), Written::Yes);
         logs.close(ATTEMPT);
+        assert_eq!(logs.highest_build().unwrap(), 7);
+        fs::create_dir_all(dir.path().join("2/2003")).unwrap();
+        assert_eq!(logs.highest_build().unwrap(), 2003);
         assert_eq!(*logs.watch(ATTEMPT, 0).borrow(), 13);
         assert_eq!(logs.strays(), 0);
     }

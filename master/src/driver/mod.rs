@@ -165,8 +165,12 @@ impl Master {
             .map_err(|e| Failure::new("cannot start", &e))?;
         let ledger_path = state.path("ledger.sqlite");
         let store = Store::open(&ledger_path).map_err(|e| Failure::new("cannot start", &e))?;
-        let ledger = store.load().map_err(|e| Failure::new("cannot start", &e))?;
-        let logs = Logs::new(&state.path("logs")).map_err(|e| Failure::new("cannot use the log directory", &e))?;
+        let mut ledger = store.load().map_err(|e| Failure::new("cannot start", &e))?;
+        let unusable = |e| Failure::new("cannot use the log directory", &e);
+        let logs = Logs::new(&state.path("logs")).map_err(unusable)?;
+        // A ledger that was lost, or brought back from a copy, knows fewer builds than there were: the logs of those must not
+        // become a new build's.
+        ledger.last_build = ledger.last_build.max(logs.highest_build().map_err(unusable)?);
         let listener = tokio::net::TcpListener::bind(config.master.listen)
             .await
             .map_err(|e| Failure::new(format!("cannot listen on {} (master.listen)", config.master.listen), &e))?;
@@ -283,7 +287,7 @@ async fn connect(
     let vhost = external.as_ref().map_or(broker::VHOST, |e| e.vhost()).to_owned();
     let auth = AuthServer::start(config.broker.auth_listen, vhost, admissions, refusals.clone(), conduct.clone())
         .await
-        .map_err(|e| Failure::new("cannot", &e))?;
+        .map_err(|e| Failure::new("cannot start", &e))?;
     let (node, endpoints) = match external {
         Some(endpoints) => (None, endpoints),
         None => {
