@@ -63,6 +63,11 @@ fn main() -> ExitCode {
         }
     };
     if check {
+        // Whether this user may change to it is asked at the start: it need not be this user who starts the agent.
+        if let Some(Err(why)) = config.run_as.as_deref().map(runner::users::lookup) {
+            eprintln!("rouse-agent: run_as: {why}");
+            return ExitCode::from(WRONG);
+        }
         print!("{}", config.describe());
         return ExitCode::SUCCESS;
     }

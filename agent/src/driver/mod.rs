@@ -12,7 +12,7 @@ use crate::core::{Core, Event, Level, Settings};
 use crate::identity::{self, Identity};
 use crate::link::{LinkEvent, Target};
 use crate::logs::{LogSent, Logs};
-use crate::runner::{Runner, StepEvent, Update, wait_for_leftovers};
+use crate::runner::{Runner, StepEvent, Update, users, wait_for_leftovers};
 use crate::{clock, log, notices, vitals};
 use dead_man::DeadMan;
 use perform::Performer;
@@ -114,6 +114,10 @@ struct Agent {
 async fn begin(config: &AgentConfig, program: &Path, started: Timestamp, armed: bool) -> Result<Agent, StartError> {
     let lock_file = WorkDir::lock_file(&config.work_dir);
     WorkDir::make_lock_file(&config.work_dir).map_err(|e| StartError(format!("make {}: {e}", lock_file.display())))?;
+    if let Some(user) = &config.run_as {
+        // Else every build that is given to this agent would be lost at once.
+        users::usable(user).map_err(|why| StartError(format!("use run_as: {why}")))?;
+    }
     reap_leftovers(&lock_file).await?;
     // Beside the loop: what an earlier life has left may take long to remove, and the timers run meanwhile.
     let root = config.work_dir.clone();

@@ -56,6 +56,17 @@ impl Drop for FileAccess {
     }
 }
 
+/// Whether this process could run steps as the user of that name.
+///
+/// # Errors
+/// Why not, in words.
+pub fn usable(name: &str) -> Result<(), String> {
+    let user = lookup(name).map_err(|error| error.to_string())?;
+    // SAFETY: it only asks.
+    let own = unsafe { libc::geteuid() };
+    if own == 0 || own == user.uid { Ok(()) } else { Err(format!("only root can run builds as {name:?}")) }
+}
+
 /// Why a user was not found.
 #[derive(Debug)]
 pub enum UserError {
