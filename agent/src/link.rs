@@ -266,7 +266,12 @@ async fn connect(
     let properties = ConnectionProperties::default().with_connection_name(name.into());
     let tls = lapin::tcp::OwnedTLSConfig { identity: None, cert_chain: ca };
     let runtime = lapin::runtime::default_runtime()?;
-    let connection = Connection::connect_uri_with_config(uri, properties, tls, runtime).await?;
+    let connection = Connection::connect_uri_with_config(uri, properties, tls, runtime).await.map_err(|error| {
+        let broken = Broken::from(error);
+        // The broker tells only the master why.
+        let why = "name and password were refused: they are not the master's, whose log says why, or it is away";
+        if broken.refused { Broken { why: why.to_owned(), ..broken } } else { broken }
+    })?;
     let consuming = connection.create_channel().await?;
     let declare = QueueDeclareOptions { exclusive: true, ..QueueDeclareOptions::default() };
     consuming.queue_declare(login.queue.as_str().into(), declare, FieldTable::default()).await?;

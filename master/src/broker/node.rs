@@ -94,11 +94,14 @@ impl fmt::Display for NodeError {
                  or set broker.url to a broker of yours"
             ),
             Self::NoAddress => f.write_str("start a private broker without an address: broker.listen is empty"),
-            Self::AddressTaken { address, .. } => write!(
-                f,
-                "listen on {address} for the private broker: another program (a system-wide RabbitMQ?) may have it; \
-                 choose another broker.listen"
-            ),
+            Self::AddressTaken { address, source } => {
+                let hint = if source.kind() == std::io::ErrorKind::AddrNotAvailable {
+                    "this machine does not have it, or not yet (a bridge that is down?); bring it up, or choose another"
+                } else {
+                    "another program (a system-wide RabbitMQ?) may have it; choose another"
+                };
+                write!(f, "listen on {address} for the private broker: {hint} broker.listen")
+            }
             Self::Directory { path, .. } => write!(f, "use {} for the private broker", path.display()),
             Self::PathTooLong(path) => {
                 write!(

@@ -1,5 +1,6 @@
 //! The commands and their options, as clap reads them.
 
+use crate::config::duration;
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 
@@ -180,8 +181,8 @@ pub(super) struct BuildArgs {
     #[arg(long, value_name = "K=V", value_parser = pair)]
     pub(super) env: Vec<(String, String)>,
     /// Limit of the whole build: seconds, or with a unit (20m, 1h30m).
-    #[arg(long, value_name = "DURATION")]
-    pub(super) timeout: Option<String>,
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub(super) timeout: Option<u64>,
     /// Do not follow: print the build's number and end.
     #[arg(long)]
     pub(super) detach: bool,
@@ -191,6 +192,11 @@ pub(super) struct BuildArgs {
     /// The command to run, as the build's only step.
     #[arg(last = true, value_name = "COMMAND")]
     pub(super) command: Vec<String>,
+}
+
+/// Whole seconds, or a text with units; in seconds.
+fn duration(text: &str) -> Result<u64, String> {
+    text.parse().or_else(|_| duration::parse(text).map(|parsed| parsed.as_secs()))
 }
 
 fn pair(text: &str) -> Result<(String, String), String> {

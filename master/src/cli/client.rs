@@ -17,7 +17,13 @@ const SILENCE: Duration = Duration::from_secs(60);
 pub(super) struct Client {
     http: reqwest::Client,
     server: String,
-    token: Option<String>,
+    token: Option<Token>,
+}
+
+/// What a master is shown, and where it is from.
+struct Token {
+    text: String,
+    source: String,
 }
 
 impl Client {
@@ -89,7 +95,7 @@ impl Client {
     fn request(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
         let request = self.http.request(method, format!("{}{path}", self.server));
         match &self.token {
-            Some(token) => request.bearer_auth(token),
+            Some(token) => request.bearer_auth(&token.text),
             None => request,
         }
     }
@@ -110,6 +116,9 @@ impl Client {
         }
         let body = response.bytes().await.unwrap_or_default();
         let told: Value = serde_json::from_slice(&body).unwrap_or_default();
+        if status == StatusCode::UNAUTHORIZED {
+            return Err(Failed::Refused(self.unauthorized()));
+        }
         let reason = match (told["error"].as_str(), told["field"].as_str()) {
             (Some(error), Some(field)) => format!("{field}: {error}"),
             (Some(error), None) => error.to_owned(),
@@ -119,6 +128,20 @@ impl Client {
             Err(Failed::Away(reason))
         } else {
             Err(Failed::Refused(reason))
+        }
+    }
+
+    /// What to say where the master wants another token, or one at all.
+    fn unauthorized(&self) -> String {
+        match &self.token {
+            Some(token) => format!("{} is not the token of the master at {}", token.source, self.server),
+            None => {
+                let why = std::fs::read_to_string(DEFAULT_TOKEN_FILE).err().map(|e| e.to_string()).unwrap_or_default();
+                format!(
+                    "this needs the master's token: set ROUSE_TOKEN, or ROUSE_TOKEN_FILE to the path of its api-token \
+                     ({DEFAULT_TOKEN_FILE}: {why})"
+                )
+            }
         }
     }
 
@@ -137,7 +160,7 @@ fn is_loopback(url: &reqwest::Url) -> bool {
 }
 
 /// `ROUSE_TOKEN`, else what is in the file `ROUSE_TOKEN_FILE`, else what is in the default file, where it can be read.
-fn token() -> Result<Option<String>, Failed> {
+fn token() -> Result<Option<Token>, Failed> {
     if let Ok(token) = std::env::var("ROUSE_TOKEN")
         && !token.trim().is_empty()
     {
@@ -148,20 +171,20 @@ fn token() -> Result<Option<String>, Failed> {
             let path = Path::new(&path);
             let token = std::fs::read_to_string(path)
                 .map_err(|error| Failed::Usage(format!("cannot read ROUSE_TOKEN_FILE {}: {error}", path.display())))?;
-            checked_token(&token, "ROUSE_TOKEN_FILE").map(Some)
+            checked_token(&token, &format!("what ROUSE_TOKEN_FILE {} holds", path.display())).map(Some)
         }
         // Reading needs no token on loopback, and whoever may not read this file is told by the master what is missing.
         None => match std::fs::read_to_string(DEFAULT_TOKEN_FILE) {
-            Ok(token) => checked_token(&token, DEFAULT_TOKEN_FILE).map(Some),
+            Ok(token) => checked_token(&token, &format!("what {DEFAULT_TOKEN_FILE} holds")).map(Some),
             Err(_) => Ok(None),
         },
     }
 }
 
-fn checked_token(token: &str, source: &str) -> Result<String, Failed> {
+fn checked_token(token: &str, source: &str) -> Result<Token, Failed> {
     let token = token.trim();
     if token.is_empty() || !token.bytes().all(|b| b.is_ascii_graphic()) {
-        return Err(Failed::Usage(format!("{source} has no token: one word of ASCII characters")));
+        return Err(Failed::Usage(format!("{source} is no token: one word of ASCII characters")));
     }
-    Ok(token.to_owned())
+    Ok(Token { text: token.to_owned(), source: source.to_owned() })
 }

@@ -65,8 +65,8 @@ fn put_together(args: &BuildArgs) -> Result<Value, Failed> {
     if let Some(retries) = args.retries {
         set("retries", json!(retries));
     }
-    if let Some(timeout) = &args.timeout {
-        set("timeout", timeout.parse::<u64>().map_or_else(|_| json!(timeout), |seconds| json!(seconds)));
+    if let Some(timeout) = args.timeout {
+        set("timeout", json!(timeout));
     }
     if !args.command.is_empty() {
         set("step", json!([{ "run": args.command }]));

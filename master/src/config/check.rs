@@ -1,10 +1,12 @@
 //! `rouse check`: says everything that is wrong with a configuration.
 
 use super::{Config, HostConfig, read_file};
+use crate::core::plan::WorkerPlan;
 use std::collections::BTreeSet;
 use std::io::{self, Write};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// What looks at a configuration's clouds: sentences, and whether each is as it should be.
 pub type Look<'a> = &'a dyn Fn(&Config) -> Vec<(bool, String)>;
@@ -23,12 +25,24 @@ pub fn check(path: &Path, online: Option<Look<'_>>, out: &mut impl Write) -> i32
 fn write_findings(path: &Path, online: Option<Look<'_>>, out: &mut impl Write) -> io::Result<bool> {
     let reading = read_file(path);
     let mut faults: Vec<String> = reading.faults.iter().map(ToString::to_string).collect();
+    let mut warnings: Vec<String> =
+        reading.warnings.iter().map(|warning| format!("{}: warning: {}", warning.place(), warning.text())).collect();
     let mut seen = Vec::new();
-    if let (Some(look), Some(config)) = (online, &reading.config) {
-        faults.extend(missing_agents(config).into_iter().map(|text| format!("{}: {text}", path.display())));
-        for (good, text) in look(config) {
-            let list = if good { &mut seen } else { &mut faults };
-            list.push(format!("{}: {text}", path.display()));
+    if let Some(config) = &reading.config {
+        let missing = missing_agents(config);
+        match online {
+            Some(look) => {
+                faults.extend(missing.into_iter().map(|text| format!("{}: {text}", path.display())));
+                for (good, text) in look(config) {
+                    let list = if good { &mut seen } else { &mut faults };
+                    list.push(format!("{}: {text}", path.display()));
+                }
+            }
+            // Whoever checks need not be who runs the master.
+            None => warnings.extend(missing.into_iter().map(|text| format!("{}: warning: {text}", path.display()))),
+        }
+        if !rustix::process::geteuid().is_root() {
+            warnings.extend(other_users(config).map(|text| format!("{}: warning: {text}", path.display())));
         }
     }
     for fault in &faults {
@@ -37,10 +51,10 @@ fn write_findings(path: &Path, online: Option<Look<'_>>, out: &mut impl Write) -
     for line in &seen {
         writeln!(out, "{line}")?;
     }
-    for warning in &reading.warnings {
-        writeln!(out, "{}: warning: {}", warning.place(), warning.text())?;
+    for warning in &warnings {
+        writeln!(out, "{warning}")?;
     }
-    let warnings = match reading.warnings.len() {
+    let warnings = match warnings.len() {
         0 => String::new(),
         n => format!(", {}", count(n, "warning")),
     };
@@ -69,12 +83,28 @@ fn missing_agents(config: &Config) -> BTreeSet<String> {
     agents.filter_map(|agent| find_program(agent).err()).map(|why| format!("worker.process.agent: {why}")).collect()
 }
 
+/// What is wrong where a master without privileges is to run builds as other users.
+fn other_users(config: &Config) -> impl Iterator<Item = String> {
+    let of_process = |worker: &&Arc<WorkerPlan>| matches!(config.hosts.get(&worker.name), Some(HostConfig::Process(_)));
+    let workers = config.plan.workers.values().filter(of_process);
+    let users: BTreeSet<_> = workers.filter_map(|worker| worker.run_as.as_deref()).collect();
+    let own = std::env::var("USER").unwrap_or_default();
+    users.into_iter().filter(move |user| *user != own).map(|user| {
+        format!("worker.run_as: builds of [worker.process] run as {user} only where the master is root, and are lost elsewhere")
+    })
+}
+
 /// The program that `agent` stands for: a bare name is looked for in `PATH`.
 fn find_program(agent: &Path) -> Result<PathBuf, String> {
     let bare = agent.components().count() == 1 && !agent.is_absolute();
     let path = if bare { std::env::var_os("PATH").unwrap_or_default() } else { Default::default() };
-    let places: Vec<PathBuf> =
-        if bare { std::env::split_paths(&path).map(|dir| dir.join(agent)).collect() } else { vec![agent.to_owned()] };
+    // As at the start of a host: beside this program before PATH.
+    let own = std::env::current_exe().ok().and_then(|exe| exe.parent().map(Path::to_owned));
+    let places: Vec<PathBuf> = if bare {
+        own.into_iter().chain(std::env::split_paths(&path)).map(|dir| dir.join(agent)).collect()
+    } else {
+        vec![agent.to_owned()]
+    };
     let is_program = |p: &PathBuf| p.metadata().is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0);
     places.into_iter().find(is_program).ok_or_else(|| {
         let place = if bare { "found in PATH" } else { "there, or not a program" };

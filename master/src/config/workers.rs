@@ -133,7 +133,12 @@ fn read_worker(
         if user.contains([' ', ':', '/']) { v.fault("must be the name of a user") } else { Some(user) }
     });
     if !table.map.contains_key("run_as") {
-        let who = "builds run as the agent's own user, which may be root: write run_as = \"…\"";
+        let who = if kind == Some(ProviderKind::Process) {
+            "builds run as the master's own user and can read its secrets; a master that is root can run them as another: \
+             write run_as = \"…\""
+        } else {
+            "builds run as the agent's own user, which may be root: write run_as = \"…\""
+        };
         table.notes.warn(table.at, "worker.run_as", who);
     }
     let image = host.as_ref().and_then(|(host, _, _)| host.as_ref()).map(HostConfig::image).unwrap_or_default();

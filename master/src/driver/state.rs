@@ -41,7 +41,11 @@ impl fmt::Display for StateError {
                     dir.display()
                 )
             }
-            Self::File { path, .. } => write!(f, "the state directory cannot be used: {}", path.display()),
+            Self::File { path, .. } => write!(
+                f,
+                "the state directory cannot be used; master.state_dir must be writable for the master's user: {}",
+                path.display()
+            ),
         }
     }
 }

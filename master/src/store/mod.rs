@@ -45,7 +45,17 @@ pub enum StoreError {
 impl fmt::Display for StoreError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Sqlite(error) => write!(f, "use the ledger: {error}"),
+            Self::Sqlite(error) => {
+                write!(f, "use the ledger: {error}")?;
+                let code = error.sqlite_error_code();
+                if matches!(code, Some(rusqlite::ErrorCode::NotADatabase | rusqlite::ErrorCode::DatabaseCorrupt)) {
+                    f.write_str(
+                        "; bring back a copy of ledger.sqlite, or move it away with its -wal and -shm: builds are then \
+                         forgotten, and hosts that run are orphans to the audit",
+                    )?;
+                }
+                Ok(())
+            }
             Self::File(error) => write!(f, "open the ledger: {error}"),
             Self::Row { row, source } => write!(f, "read the ledger's row {row}: {source}"),
             Self::Newer(version) => {
