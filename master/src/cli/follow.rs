@@ -237,11 +237,13 @@ impl<'a> Follower<'a> {
             let how = match (step["exit_code"].as_i64(), step["signal"].as_i64(), step["reason"].as_str()) {
                 (Some(code), _, _) if code != 0 => format!(", exit code {code}"),
                 (_, Some(signal), _) => format!(", signal {signal}"),
-                (_, _, Some(reason)) => format!(", {reason}"),
+                (_, _, Some(reason)) => format!(": {reason}"),
                 _ => String::new(),
             };
-            let took = step["duration"].as_f64().map_or_else(String::new, |seconds| format!(" after {seconds:.1} s"));
-            self.voice.say(&format!("{title}: {}{how}{took}", output::text(&step["state"])));
+            let took = step["duration"].as_f64().filter(|_| step["state"] != "not_started");
+            let took = took.map_or_else(String::new, |seconds| format!(" after {seconds:.1} s"));
+            let state = output::text(&step["state"]).replace('_', " ");
+            self.voice.say(&format!("{title}: {state}{took}{how}"));
         }
         self.tell_cut(build, attempt, number, bytes);
     }

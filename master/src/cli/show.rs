@@ -1,9 +1,11 @@
 //! One build for people: what it is, its attempts with their steps, and what failed hosts left behind.
 
 use super::output::{Table, ago, between, line, plain, text};
+use crate::config::duration;
 use rouse_shared::Timestamp;
 use serde_json::Value;
 use std::io;
+use std::time::Duration;
 
 /// Prints why a build has not started, or what has become of it.
 pub(super) fn why(why: &Value) -> io::Result<()> {
@@ -45,7 +47,8 @@ fn head(build: &Value, now: Timestamp) -> String {
     field("where", properties.unwrap_or_else(|| "-".to_owned()));
     field("priority", text(&build["priority"]));
     field("retries", text(&build["retries"]));
-    field("timeout", seconds(&build["timeout"]));
+    let limit = build["timeout"].as_f64().map(Duration::from_secs_f64);
+    field("timeout", limit.map_or_else(|| "-".to_owned(), duration::show));
     field("created", format!("{} ({})", text(&build["created"]), ago(&build["created"], now)));
     if !build["started"].is_null() {
         field("started", text(&build["started"]));

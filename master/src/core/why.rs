@@ -22,20 +22,17 @@ impl Core {
         if let Some(live) = self.queue.host_of(id).and_then(|host| self.hosts.get(host)) {
             let host = &live.host;
             let what = match host.state {
-                HostState::Ordered => "is being started",
-                HostState::Waking => "is being woken",
-                HostState::Booting => "is booting",
-                HostState::Awake
-                | HostState::Draining
-                | HostState::Suspending
-                | HostState::Stopped
-                | HostState::Stopping
-                | HostState::Gone => "is about to take it",
+                HostState::Ordered => "is being started for it",
+                HostState::Waking => "is being woken for it",
+                HostState::Booting => "is booting for it",
+                HostState::Awake => "is about to take it",
+                HostState::Suspending | HostState::Stopped => "is put to sleep and to be woken for it",
+                HostState::Draining | HostState::Stopping | HostState::Gone => "did not come up and is being ended",
             };
             let age = now.since(host.begun()).as_secs();
             let begun = if host.woken.is_some() { "woken" } else { "ordered" };
             let mut sentence = format!(
-                "host {} of worker {} {what} for it ({begun} {age} s ago, {})",
+                "host {} of worker {} {what} ({begun} {age} s ago, {})",
                 host.id,
                 host.worker,
                 host.provider.as_str()
