@@ -106,7 +106,7 @@ async fn show(dir: &Path, source: Option<&Path>) -> Result<bool, Failure> {
     let text = format!(
         "[master]\nname = \"demo\"\nstate_dir = {state:?}\nlisten = \"127.0.0.1:0\"\n\
          [broker]\nlisten = [\"127.0.0.1:{port}\"]\nauth_listen = \"127.0.0.1:0\"\n\
-         [[worker]]\nname = \"demo\"\npassword = {password:?}\nbuild_wait_timeout = {IDLE:?}\n[worker.process]\n",
+         [[worker]]\nname = \"demo\"\npassword = {password:?}\nbuild_wait_timeout = {IDLE:?}\ngrace = {IDLE:?}\n[worker.process]\n",
         state = dir.join("state"),
         password = dir.display().to_string(),
     );
@@ -116,7 +116,10 @@ async fn show(dir: &Path, source: Option<&Path>) -> Result<bool, Failure> {
     let mut interrupted = std::pin::pin!(interrupt());
     let master = tokio::select! {
         started = Master::start(config) => started?,
-        () = &mut interrupted => return Ok(false),
+        () = &mut interrupted => {
+            eprintln!("rouse: interrupted");
+            return Ok(false);
+        }
     };
     let changes = master.control.changes.subscribe();
     let good = tokio::select! {
@@ -161,6 +164,7 @@ async fn play(control: &Control, build: &Path, mut changes: broadcast::Receiver<
     let mut story = Story::default();
     let mut status: Option<std::process::ExitStatus> = None;
     let mut deadline = None;
+    let mut told = false;
     loop {
         let refused = status.is_some_and(|s| !s.success()) && story.0.is_empty();
         if refused || (status.is_some() && story.has("gone")) {
@@ -174,13 +178,7 @@ async fn play(control: &Control, build: &Path, mut changes: broadcast::Receiver<
         };
         tokio::select! {
             change = changes.recv() => match change {
-                Ok(change) => {
-                    let was_idle = story.has("idle");
-                    story.tell(&change);
-                    if story.has("idle") && !was_idle {
-                        eprintln!("rouse: the host is idle and is shut down in {IDLE}");
-                    }
-                }
+                Ok(change) => story.tell(&change),
                 Err(_) => break,
             },
             ended = child.wait(), if status.is_none() => {
@@ -192,9 +190,18 @@ async fn play(control: &Control, build: &Path, mut changes: broadcast::Receiver<
                 break;
             }
         }
+        // After the build's own last words, which another process says.
+        if !told && status.is_some() && story.has("idle") && !story.has("gone") {
+            eprintln!("rouse: the host is idle; after {IDLE} without work it is shut down");
+            told = true;
+        }
     }
     story.print();
-    Ok(status.is_some_and(|s| s.success()) && story.has("gone"))
+    let good = status.is_some_and(|s| s.success()) && story.has("gone");
+    if good {
+        eprintln!("rouse: all of it worked; the private broker ends now, and nothing stays behind");
+    }
+    Ok(good)
 }
 
 /// Ends what the demo's hosts still run, however it came to an end.

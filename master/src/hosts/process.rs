@@ -153,7 +153,10 @@ impl Processes {
             if fs::metadata(&log_path).is_ok_and(|m| m.len() > LOG_LIMIT) {
                 fs::rename(&log_path, log_path.with_extension("log.1"))?;
             }
-            Ok((boot_path, File::options().create(true).append(true).mode(0o600).open(log_path)?))
+            let mut log = File::options().create(true).append(true).mode(0o600).open(log_path)?;
+            // The log is all hosts' of the worker: what the last one printed begins here.
+            log.write_all(begin_mark(&host.id).as_bytes())?;
+            Ok((boot_path, log))
         };
         let (boot_path, log) = prepare().map_err(|e| transient(&format!("prepare {}", dir.display()), e))?;
         let errors = log.try_clone().map_err(|e| transient("duplicate the agent's log", e))?;
@@ -252,14 +255,23 @@ impl Processes {
         if now.since(since) < HEADLESS { Vec::new() } else { ours.iter().collect() }
     }
 
-    fn console_now(&self, worker: &WorkerName) -> Option<String> {
-        let mut file = File::open(self.log_path(worker)).ok()?;
+    fn console_now(&self, host: &Host) -> Option<String> {
+        let mut file = File::open(self.log_path(&host.worker)).ok()?;
         let length = file.metadata().ok()?.len();
         file.seek(io::SeekFrom::Start(length.saturating_sub(CONSOLE))).ok()?;
         let mut bytes = Vec::new();
         file.take(CONSOLE).read_to_end(&mut bytes).ok()?;
-        Some(String::from_utf8_lossy(&bytes).into_owned())
+        let text = String::from_utf8_lossy(&bytes).into_owned();
+        Some(match text.rsplit_once(&begin_mark(&host.id)) {
+            Some((_, own)) => own.to_owned(),
+            None => text,
+        })
     }
+}
+
+/// The line of a worker's log below which is what this host's agent prints.
+fn begin_mark(host: &HostId) -> String {
+    format!("---- host {host}\n")
 }
 
 impl Provider for Processes {
@@ -306,7 +318,7 @@ impl Provider for Processes {
     }
 
     fn console<'a>(&'a self, host: &'a Host) -> Answer<'a, Option<String>> {
-        Box::pin(async move { self.console_now(&host.worker) })
+        Box::pin(async move { self.console_now(host) })
     }
 }
 
