@@ -105,11 +105,12 @@ agent-static: ## the agent for machine images: small, and it needs no library of
 
 # Copies and never compiles, so that root needs no Rust: `make build && sudo make install`.
 install: ## into PREFIX (default /usr/local), below DESTDIR where that is set
-	install -d $(BINDIR) $(UNITDIR) $(DOCDIR)
+	install -d $(BINDIR) $(UNITDIR) $(DOCDIR)/docs
 	install -m 755 $(TARGET_DIR)/release/rouse $(BINDIR)/rouse
 	install -m 755 $(TARGET_DIR)/*/agent/rouse-agent $(BINDIR)/rouse-agent
 	for unit in rouse rouse-agent; do \
-		sed 's,/usr/local/bin/,$(PREFIX)/bin/,' contrib/systemd/$$unit.service >$(UNITDIR)/$$unit.service && \
+		sed 's,/usr/local/,$(PREFIX)/,' contrib/systemd/$$unit.service >$(UNITDIR)/$$unit.service && \
 		chmod 644 $(UNITDIR)/$$unit.service || exit 1; \
 	done
 	install -m 644 contrib/rouse.example.toml contrib/agent.example.toml README.md LICENSE-APACHE LICENSE-MIT $(DOCDIR)
+	install -m 644 docs/*.md $(DOCDIR)/docs
