@@ -52,7 +52,7 @@ fn an_agent_in_a_guest_asks_the_address_of_the_metadata() {
     }
     let _alone = alone();
     let lab = Lab::get();
-    lab.need_network();
+    lab.need_network("rouse");
     give_address(lab);
     // Its packages come from outside, where it was not made before.
     run(outside(Command::new(rouse_tests::virt::repository().join("tests/venv")).arg("ec2")));
