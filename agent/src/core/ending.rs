@@ -108,6 +108,11 @@ impl Core {
     pub(super) fn expire_dead_man(&mut self, now: Timestamp) {
         if self.dead_man.is_some_and(|at| at <= now) {
             self.dead_man = None;
+            if self.to_sleep {
+                // It has slept since, most likely. Should it not have, and nobody say so again, it goes the next time.
+                let why = "the machine was to be put to sleep and runs".to_owned();
+                return self.kill_and_end(now, Last::Restart, why);
+            }
             let why = match self.master {
                 None => "no master has let this host in since it started",
                 Some(_) => "this host's lease is over and no master has let it in again",

@@ -72,6 +72,8 @@ pub struct Core {
     told_deadline: Option<Timestamp>,
     /// When a latent host powers itself off; absent: not armed.
     dead_man: Option<Timestamp>,
+    /// Refused by a master that does not want the machine off: it is about to put it to sleep.
+    to_sleep: bool,
 
     /// Of the session: running, or ended and not settled.
     attempts: BTreeMap<AttemptId, Attempt>,
@@ -107,6 +109,7 @@ impl Core {
             session: None,
             told_deadline: None,
             dead_man,
+            to_sleep: false,
             attempts: BTreeMap::new(),
             dying: BTreeSet::new(),
             remembered: Remembered::default(),

@@ -397,6 +397,7 @@ impl Core {
         self.failures = 0;
         self.credentials.turned_away = 0;
         self.dead_man = None;
+        self.to_sleep = false;
         self.send_leaving();
         self.send_notice();
         self.catch_up();
@@ -411,6 +412,7 @@ impl Core {
     }
 
     fn refused(&mut self, now: Timestamp, reason: &str, power_off: bool) {
+        self.to_sleep |= !power_off && self.settings.latent;
         // Only the best credential's refusal counts.
         let final_word = self.credentials.used_best();
         let turned_away = self.credentials.turned_away;

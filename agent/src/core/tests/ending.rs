@@ -216,6 +216,18 @@ fn an_agent_whose_machine_has_slept_begins_anew() {
     agent.hears(2_000, drain(true));
     agent.hears(2_001, ToAgent::Undrain { session: s1() });
     assert_eq!(wakes(&mut agent), ["disconnect 1", "power off"]);
+    // One that was slow to fall asleep: its lease ended before, and it has begun anew already.
+    let refused = |power_off| ToAgent::Refused { reason: "its host is being put to sleep".to_owned(), power_off };
+    let waits = |power_off| {
+        let mut agent = Agent::new(latent());
+        agent.at(0, Event::Start);
+        agent.at(1_000, Event::LinkUp { connection: 1 });
+        agent.hears(1_001, refused(power_off));
+        agent
+    };
+    let all = wakes(&mut waits(false));
+    assert_eq!(all.last().map(String::as_str), Some("restart"), "{all:?}");
+    assert!(waits(true).core.ended(), "a machine that is not wanted is switched off at once");
     // A standing worker's machine is nobody's to put to sleep.
     let mut agent = Agent::attached(settings(), welcome());
     agent.hears(2_000, drain(true));
