@@ -215,6 +215,9 @@ impl Core {
         let Some(live) = self.hosts.get_mut(id).filter(stirs) else { return };
         live.host.state = HostState::Suspending;
         (live.host.woken, live.host.asleep) = (Some(now), None);
+        // It cannot be woken for a build now, and no other may be bought while it is there.
+        let worker = live.host.worker.clone();
+        self.touch_worker(&worker);
         self.note(Level::Warn, format!("host {id} should be stopped and runs: putting it to sleep again"));
         self.timers.set(Timer::Asleep(id.clone()), now + FALLING_ASLEEP);
         self.touch_host(id);

@@ -40,7 +40,9 @@ impl World {
         }
         let Some(since) = record.missing_since else { return };
         self.relay.due.extend(record.told.iter().map(|to| (to.clone(), name.clone(), since, false)));
-        let standing = self.script.plan.workers.get(name).filter(|w| w.latent.is_none());
+        // One that is quarantined had a host when a reload made it a standing one.
+        let standing =
+            self.script.plan.workers.get(name).filter(|w| w.latent.is_none() && record.quarantined.is_none());
         let linked = Duration::from_millis(self.now - self.relay.linked_at);
         if standing.is_some_and(|w| linked < w.missing_timeout) {
             self.violated(format!(
