@@ -2,7 +2,7 @@
 
 use super::script::Accepted;
 use super::world::World;
-use rouse_master::core::build::Requirement;
+use rouse_master::core::build::{Build, Requirement};
 use rouse_master::core::event::WorkerState;
 use rouse_master::core::plan::WorkerPlan;
 use rouse_master::core::record::{Host, HostState};
@@ -10,23 +10,35 @@ use rouse_shared::HostId;
 use std::collections::{BTreeMap, BTreeSet};
 
 impl World {
+    /// Whether a worker must be free when all is over. One without a lease is held for ever by an agent that has ended
+    /// before its welcome reached it, as nothing proves that it has: then it need not.
+    fn is_free(&self, plan: &WorkerPlan) -> bool {
+        plan.lease.is_some() || self.faults.agents_behave()
+    }
+
+    /// Whether a worker that must be able to run it is there.
     fn can_run(&self, requirement: &Requirement) -> bool {
         let fits = |plan: &WorkerPlan| match requirement {
             Requirement::Worker(name) => *name == plan.name,
             Requirement::Where(wanted) => wanted.iter().all(|(k, v)| plan.properties.get(k) == Some(v)),
         };
-        self.script.plan.workers.values().any(|plan| fits(plan))
+        self.script.plan.workers.values().any(|plan| fits(plan) && self.is_free(plan))
+    }
+
+    fn is_to_end(&self, build: &Build) -> bool {
+        let given = build.status.live_attempt().and_then(|attempt| self.script.plan.workers.get(&attempt.worker));
+        let held = given.is_some_and(|plan| !self.is_free(plan));
+        build.status.end.is_none() && !held && self.can_run(&build.spec.requirement)
     }
 
     /// How many accepted builds have not ended and can.
     pub(super) fn builds_to_end(&self) -> usize {
-        let waits = |b: &&rouse_master::core::build::Build| b.status.end.is_none() && self.can_run(&b.spec.requirement);
-        self.disk.builds.values().filter(waits).count()
+        self.disk.builds.values().filter(|build| self.is_to_end(build)).count()
     }
 
     /// After quiet.
     pub(super) fn check_the_end(&mut self) {
-        let waiting = self.disk.builds.values().find(|b| b.status.end.is_none() && self.can_run(&b.spec.requirement));
+        let waiting = self.disk.builds.values().find(|build| self.is_to_end(build));
         if let Some(build) = waiting {
             let why = self.master.core.as_ref().and_then(|c| c.why(self.time(), build.id));
             let text = format!("build {} has not ended after quiet: {why:?}", build.id);
@@ -107,7 +119,8 @@ impl World {
         let Some(core) = &self.master.core else { return self.violated("there is no master after quiet") };
         let views = core.worker_views(self.time());
         let off = views.iter().find(|view| {
-            let standing = view.provider.is_none() && self.script.plan.workers.contains_key(&view.name);
+            let plan = self.script.plan.workers.get(&view.name);
+            let standing = view.provider.is_none() && plan.is_some_and(|plan| self.is_free(plan));
             let asleep = |host: &HostId| self.disk.hosts.get(host).is_some_and(|h| h.asleep.is_some());
             let sleeps = view.host.as_ref().is_some_and(asleep);
             (standing || view.host.is_some()) && !sleeps && view.state != WorkerState::Idle
