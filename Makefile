@@ -14,7 +14,7 @@ DOCDIR = $(DESTDIR)$(PREFIX)/share/doc/rouse
 SCRIPTS = .ci/run tests/setup tests/venv tests/openstack/prepare tests/openstack/guest images/disk images/ec2 images/install \
 	images/check contrib/libvirt/vmbuilder contrib/nagios/check_rouse_audit
 
-.PHONY: help demo test test-providers sim chaos bench bench-libvirt lint fmt clippy deny scripts build agent-static install
+.PHONY: help demo test sim chaos bench bench-libvirt lint fmt clippy deny scripts build agent-static install
 
 help: ## what can be made here
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 16
@@ -32,13 +32,7 @@ test: ## every test that needs nothing but this machine
 	@tests/openstack/prepare >/dev/null & prepare=$$!; \
 		echo "$(CARGO) build --locked --workspace --bins" && $(CARGO) build --locked --workspace --bins && wait $$prepare
 	$(CARGO) test --locked --workspace --exclude rouse-tests
-	$(CARGO) test --locked -p rouse-tests --no-default-features
-
-# Not part of `test` yet: each of them has passed, not all of them in one run.
-test-providers: ## the providers against a real libvirtd with QEMU guests, an EC2 and an OpenStack for tests
-	tests/setup test
-	$(CARGO) build --locked --workspace --bins
-	$(CARGO) test --locked -p rouse-tests --test ec2 --test libvirt --test openstack
+	$(CARGO) test --locked -p rouse-tests
 
 sim: ## the simulation over many seeds, optimised (ROUSE_SIM_SEEDS, default 100000; ROUSE_SIM_FROM; ROUSE_SIM_SEED: one, told)
 	ROUSE_SIM_SEEDS=$${ROUSE_SIM_SEEDS:-100000} \

@@ -202,7 +202,12 @@ impl Core {
             build.status.started = Some(now);
         }
         if let Some(outcome) = report.outcome {
+            // Where an agent cannot run anything, it would use up all attempts of all builds in a moment.
+            let cannot = matches!(outcome, Outcome::Lost(_));
             attempt.outcome = Some(outcome);
+            if cannot && let Some(live) = self.workers.get_mut(worker).and_then(|w| w.session.as_mut()) {
+                live.hold = true;
+            }
             let lengths: Vec<u64> = attempt.steps.iter().map(|s| s.log_length).collect();
             if lengths.iter().all(|length| *length == 0) {
                 self.end_attempt(now, id);

@@ -139,7 +139,8 @@ struct Live {
     /// The drain that it was asked for.
     drain: Option<u64>,
     leaving: bool,
-    /// It has declined an order: nothing more until it is heard of again, so that the two never play ball.
+    /// It has declined an order, or could not run it: nothing more until it is heard of again, so that the two never play
+    /// ball.
     hold: bool,
     /// What its cloud said last about the machine's end.
     notice: Option<CloudNotice>,
