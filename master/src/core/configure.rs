@@ -139,6 +139,7 @@ impl Core {
                 session,
                 attached: false,
                 vitals: None,
+                heard: None,
                 last_seq: 0,
                 drain: None,
                 leaving: false,

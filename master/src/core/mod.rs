@@ -135,6 +135,8 @@ struct Live {
     session: Session,
     attached: bool,
     vitals: Option<Vitals>,
+    /// When a hello or a heartbeat came last.
+    heard: Option<Timestamp>,
     last_seq: u64,
     /// The drain that it was asked for.
     drain: Option<u64>,

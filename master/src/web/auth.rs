@@ -1,7 +1,8 @@
-//! Who may: changes need the token, and off loopback so does reading.
+//! Who may: changes need the token, and off loopback so does reading, but for the page, which holds no data.
 
 use super::App;
 use super::answer::Failure;
+use super::page;
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::middleware::Next;
@@ -11,7 +12,7 @@ use std::sync::Arc;
 /// Lets a request through, or answers 401.
 pub(super) async fn check(State(app): State<Arc<App>>, request: Request, next: Next) -> Result<Response, Failure> {
     let reads = matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS);
-    if reads && !app.settings.read_needs_token {
+    if reads && (!app.settings.read_needs_token || request.uri().path() == page::PATH) {
         return Ok(next.run(request).await);
     }
     match bearer(request.headers()) {

@@ -212,6 +212,7 @@ pub(super) fn worker(view: &WorkerView) -> Value {
         "next_try": view.next_try.map(time),
         "facts": facts,
         "vitals": vitals,
+        "last_heard": view.last_heard.map(time),
     })
 }
 

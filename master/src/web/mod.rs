@@ -1,4 +1,4 @@
-//! The HTTP server: the JSON API, logs, the event stream, metrics. What it asks of the master goes through [`Call`].
+//! The HTTP server: the JSON API, logs, the event stream, metrics, the page. What it asks of the master goes through [`Call`].
 
 mod answer;
 mod audit;
@@ -11,6 +11,8 @@ mod log;
 mod messages;
 mod metrics;
 mod openapi;
+mod page;
+mod rebinding;
 mod routes;
 
 use crate::core::audit::AuditMode;
@@ -203,6 +205,8 @@ impl Settings {
 /// What every handler has.
 struct App {
     settings: Settings,
+    /// Whether the server listens on loopback.
+    on_loopback: bool,
     calls: mpsc::Sender<Call>,
     changes: broadcast::Sender<Change>,
     logs: Arc<dyn LogSource>,
@@ -244,7 +248,9 @@ pub async fn serve(
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> std::io::Result<()> {
     let (close, closing) = watch::channel(false);
-    let router = routes::router(Arc::new(App { settings, calls, changes, logs, closing: closing.clone() }));
+    let on_loopback = listener.local_addr()?.ip().is_loopback();
+    let app = App { settings, on_loopback, calls, changes, logs, closing: closing.clone() };
+    let router = routes::router(Arc::new(app));
     // Small answers must not wait for the acknowledgement of the ones before them.
     let listener = listener.tap_io(|stream| {
         if let Err(error) = stream.set_nodelay(true) {

@@ -12,7 +12,7 @@ pub(super) fn document(version: &str) -> Value {
             "version": version,
             "description": "Builds, workers and hosts of a rouse master. Ids are text, times RFC 3339 in UTC, durations \
                 seconds. What changes something needs the master's token; off loopback reading needs it too. Errors are \
-                objects with `error`, and `field` where one field is at fault.",
+                objects with `error`, and `field` where one field is at fault. On loopback 421 answers a Host that is not.",
         },
         "components": {
             "securitySchemes": { "token": { "type": "http", "scheme": "bearer" } },
@@ -87,6 +87,13 @@ pub(super) fn document(version: &str) -> Value {
                 ),
             },
             "/healthz": { "get": operation("Whether the master can do its work.", ok(object()), &[503], json!([])) },
+            "/": {
+                "get": {
+                    "summary": "A page for people, made of the rest of this. Needs no token.",
+                    "responses": { "200": { "description": "The page.", "content": { "text/html": {} } } },
+                    "parameters": [],
+                },
+            },
             "/openapi.json": { "get": operation("This document.", ok(object()), &[], json!([])) },
         },
     })
@@ -204,6 +211,7 @@ fn schemas() -> Value {
             "state": state(&workers), "since": text(), "running": integer, "max_builds": maybe("integer"),
             "host": maybe("string"), "agent_version": maybe("string"), "properties": table,
             "last_failure": maybe("string"), "next_try": maybe("string"), "facts": maybe("object"), "vitals": maybe("object"),
+            "last_heard": maybe("string"),
         } },
         "Host": { "type": "object", "properties": {
             "id": text(), "worker": text(), "provider": text(), "handle": maybe("string"),

@@ -1,7 +1,7 @@
 //! The table of routes: what is served is what is here, and a test compares it with `/openapi.json`.
 
 use super::answer::{Failure, NoParams, Params};
-use super::{App, MAX_BODY, audit, auth, builds, events, fleet, log, metrics, openapi};
+use super::{App, MAX_BODY, audit, auth, builds, events, fleet, log, metrics, openapi, page, rebinding};
 use axum::extract::{DefaultBodyLimit, State};
 use axum::http::{Method, StatusCode, Uri};
 use axum::routing::{MethodRouter, get, post};
@@ -36,6 +36,7 @@ pub(super) fn all() -> Vec<Route> {
         route(Method::GET, "/metrics", get(metrics::text)),
         route(Method::GET, "/healthz", get(fleet::health)),
         route(Method::GET, "/openapi.json", get(document)),
+        route(Method::GET, page::PATH, get(page::page)),
     ]
 }
 
@@ -48,6 +49,7 @@ pub(super) fn router(app: Arc<App>) -> Router {
         .method_not_allowed_fallback(unknown_method)
         .layer(DefaultBodyLimit::max(MAX_BODY))
         .layer(middleware::from_fn_with_state(Arc::clone(&app), auth::check))
+        .layer(middleware::from_fn_with_state(Arc::clone(&app), rebinding::check))
         .with_state(app)
 }
 

@@ -250,6 +250,7 @@ impl Fake {
             agent_version: Some("0.1.0".to_owned()),
             facts: None,
             vitals: None,
+            last_heard: Some(NOON),
             wish: Wish::Work,
             properties: BTreeMap::from([("os".to_owned(), "linux".to_owned())]),
             last_failure: None,

@@ -1,0 +1,47 @@
+//! The page for people: one file without data of its own, that asks the API like any other client.
+
+use axum::http::{HeaderName, HeaderValue, header};
+use axum::response::{Html, IntoResponse};
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use sha2::{Digest as _, Sha256};
+use std::sync::LazyLock;
+
+/// Where it is.
+pub(super) const PATH: &str = "/";
+
+const TEXT: &str = include_str!("page.html");
+
+/// The page runs the script and the style that it was built with and nothing else, asks nobody but the master, and is in
+/// nobody's frame. No text can become markup or code by way of the DOM.
+static POLICY: LazyLock<HeaderValue> = LazyLock::new(|| {
+    let policy = format!(
+        "default-src 'none'; script-src {}; style-src {}; connect-src 'self'; img-src data:; base-uri 'none'; \
+         form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'",
+        hash("script"),
+        hash("style"),
+    );
+    // Of base64 and the text above: it is always a header's value. Without it the page may do nothing.
+    HeaderValue::try_from(policy).unwrap_or(HeaderValue::from_static("default-src 'none'"))
+});
+
+/// What the policy calls the content of the page's one element of this name.
+fn hash(element: &str) -> String {
+    let content = TEXT
+        .split_once(&format!("<{element}>"))
+        .and_then(|(_, rest)| rest.split_once(&format!("</{element}>")))
+        .map_or("", |(content, _)| content);
+    format!("'sha256-{}'", BASE64_STANDARD.encode(Sha256::digest(content)))
+}
+
+pub(super) async fn page() -> impl IntoResponse {
+    let fixed: [(HeaderName, HeaderValue); 5] = [
+        (header::CONTENT_SECURITY_POLICY, POLICY.clone()),
+        (header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
+        (header::REFERRER_POLICY, HeaderValue::from_static("no-referrer")),
+        // It is small, and belongs to the API of the master that it comes from.
+        (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
+        (HeaderName::from_static("cross-origin-opener-policy"), HeaderValue::from_static("same-origin")),
+    ];
+    (fixed, Html(TEXT))
+}

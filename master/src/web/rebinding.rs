@@ -1,0 +1,67 @@
+//! On loopback only requests for loopback are answered. Reading needs no token there, so any web page could read through
+//! a name of its own that it has let point to 127.0.0.1 (DNS rebinding).
+
+use super::App;
+use super::answer::Failure;
+use axum::extract::{Request, State};
+use axum::http::uri::Authority;
+use axum::http::{StatusCode, header};
+use axum::middleware::Next;
+use axum::response::Response;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+/// Lets a request through, or answers 421. One that names no host, as HTTP/1.0 allows, comes from no browser.
+pub(super) async fn check(State(app): State<Arc<App>>, request: Request, next: Next) -> Result<Response, Failure> {
+    if app.on_loopback {
+        let named = request.headers().get_all(header::HOST).iter().map(|value| value.as_bytes());
+        let asked = request.uri().authority().map(|authority| authority.as_str().as_bytes());
+        if let Some(other) = named.chain(asked).find(|name| !is_loopback(name)) {
+            return Err(Failure::new(
+                StatusCode::MISDIRECTED_REQUEST,
+                format!(
+                    "this master listens on loopback and answers requests for localhost or a loopback address, not for \
+                     {:?}; let a proxy set the Host header so",
+                    String::from_utf8_lossy(other)
+                ),
+            ));
+        }
+    }
+    Ok(next.run(request).await)
+}
+
+/// Whether `authority`, a host with or without a port, names this machine and nothing else can.
+fn is_loopback(authority: &[u8]) -> bool {
+    let Ok(authority) = Authority::try_from(authority) else { return false };
+    let host = authority.host();
+    host.eq_ignore_ascii_case("localhost")
+        || host.trim_start_matches('[').trim_end_matches(']').parse().is_ok_and(|address: IpAddr| address.is_loopback())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_loopback;
+
+    #[test]
+    fn only_loopback_itself_is() {
+        for name in ["localhost", "LocalHost:8090", "127.0.0.1", "127.0.0.1:1", "127.8.9.1:8090", "[::1]", "[::1]:8090"]
+        {
+            assert!(is_loopback(name.as_bytes()), "{name}");
+        }
+        for name in [
+            "",
+            "rebound.example.com",
+            "rebound.example.com:8090",
+            "localhost.example.com",
+            "127.0.0.1.example.com",
+            "127.0.0.1@example.com",
+            "192.0.2.1:8090",
+            "0.0.0.0",
+            "[::]",
+            "localhost localhost",
+            "\u{e9}",
+        ] {
+            assert!(!is_loopback(name.as_bytes()), "{name}");
+        }
+    }
+}
