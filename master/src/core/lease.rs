@@ -17,10 +17,12 @@ impl Live {
 }
 
 impl Core {
-    /// The master counts from receipt, plus the lease, plus the time that killing takes. The answer may be lost, so a
+    /// Something was heard of the agent. The master counts from receipt, plus the lease, plus the time that killing takes. The answer may be lost, so a
     /// longer lease that was given before holds as well.
     pub(super) fn renew(&mut self, now: Timestamp, name: &WorkerName) {
-        let Some(live) = self.workers.get(name).and_then(|w| w.session.as_ref()) else { return };
+        let Some(worker) = self.workers.get_mut(name) else { return };
+        worker.heard = Some(now);
+        let Some(live) = &worker.session else { return };
         match live.lease() {
             Some(lease) => self.timers.postpone(Timer::Lease(name.clone()), now + lease + KILL_MARGIN),
             None => self.timers.clear(&Timer::Lease(name.clone())),

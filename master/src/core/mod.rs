@@ -124,6 +124,8 @@ struct Worker {
     host: Option<HostId>,
     /// Since when a standing one could be attached and is not.
     away: Option<Timestamp>,
+    /// When its agent said hello or sent a heartbeat last. Not kept: people alone look at it.
+    heard: Option<Timestamp>,
     /// Attempts that were given to it and may still run, also those of a session that is over.
     attempts: BTreeSet<AttemptId>,
     state: WorkerState,
@@ -135,8 +137,6 @@ struct Live {
     session: Session,
     attached: bool,
     vitals: Option<Vitals>,
-    /// When a hello or a heartbeat came last.
-    heard: Option<Timestamp>,
     last_seq: u64,
     /// The drain that it was asked for.
     drain: Option<u64>,

@@ -99,7 +99,6 @@ impl Core {
             session,
             attached: true,
             vitals: None,
-            heard: Some(now),
             last_seq: 0,
             drain: None,
             leaving: hello.leaving,
@@ -146,7 +145,6 @@ impl Core {
         live.session.version = hello.version;
         live.session.facts = hello.facts;
         live.attached = true;
-        live.heard = Some(now);
         live.leaving |= hello.leaving;
         live.hold = false;
         // What it counts its lease from now is this hello, number 0.
@@ -232,7 +230,6 @@ impl Core {
         let Some(live) = self.live_mut(name, &heartbeat.session) else { return };
         let changed = !std::mem::replace(&mut live.attached, true) | std::mem::take(&mut live.hold);
         live.vitals = Some(heartbeat.vitals);
-        live.heard = Some(now);
         live.last_seq = live.last_seq.max(heartbeat.seq);
         let drain = live.drain;
         let session = heartbeat.session.clone();

@@ -40,7 +40,7 @@ pub struct WorkerView {
     pub facts: Option<Facts>,
     /// How its machine was at the last heartbeat.
     pub vitals: Option<Vitals>,
-    /// When a hello or a heartbeat came last, while there is a session; not known after a restart until the next one.
+    /// When its agent said hello or sent a heartbeat last; after a restart not known until the next one.
     pub last_heard: Option<Timestamp>,
     /// What an operator has asked for.
     pub wish: Wish,

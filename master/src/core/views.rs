@@ -33,7 +33,7 @@ impl Core {
                 agent_version: worker.attached().map(|l| l.session.version.clone()),
                 facts: worker.attached().map(|l| l.session.facts.clone()),
                 vitals: worker.attached().and_then(|l| l.vitals),
-                last_heard: worker.session.as_ref().and_then(|l| l.heard),
+                last_heard: worker.heard,
                 wish: worker.record.wish,
                 properties: worker.plan.as_ref().map(|p| p.properties.clone()).unwrap_or_default(),
                 last_failure: worker.record.last_failure.clone(),
