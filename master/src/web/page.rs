@@ -35,13 +35,12 @@ fn hash(element: &str) -> String {
 }
 
 pub(super) async fn page() -> impl IntoResponse {
-    let fixed: [(HeaderName, HeaderValue); 5] = [
+    let fixed: [(HeaderName, HeaderValue); 4] = [
         (header::CONTENT_SECURITY_POLICY, POLICY.clone()),
         (header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
         (header::REFERRER_POLICY, HeaderValue::from_static("no-referrer")),
         // It is small, and belongs to the API of the master that it comes from.
         (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
-        (HeaderName::from_static("cross-origin-opener-policy"), HeaderValue::from_static("same-origin")),
     ];
     (fixed, Html(TEXT))
 }
