@@ -87,7 +87,7 @@ async fn steps_are_told_one_by_one() {
         Outcome::Failure("test: exit code 4".to_owned()),
         Some(BuildEnd::Failure("test: exit code 4".to_owned())),
     );
-    words.until("step 2 of 3 (test): failure, exit code 4 after 1.5 s").await;
+    words.until("step 2 of 3 (test): failure after 1.5 s, exit code 4").await;
     words.until("build 1: failure: test: exit code 4").await;
     assert_eq!(told(end(child).await), (1, "4 of 5 failed\n".to_owned(), String::new()));
 }
