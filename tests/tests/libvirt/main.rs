@@ -13,8 +13,6 @@ mod evidence;
 mod faults;
 mod ground;
 mod images;
-#[cfg(feature = "ec2")]
-mod metadata;
 mod places;
 mod site;
 mod steps;
