@@ -139,7 +139,8 @@ impl Core {
         if hello.connection < live.session.connection {
             return;
         }
-        let again = hello.connection == live.session.connection && live.attached;
+        // Also where that connection is gone meanwhile: what it said of its builds is old.
+        let again = hello.connection == live.session.connection;
         live.session.connection = hello.connection;
         live.session.queue = hello.queue;
         live.session.version = hello.version;

@@ -34,6 +34,14 @@ fn a_blip_ends_nothing() {
 }
 
 #[test]
+fn a_hello_that_comes_twice_takes_no_build_away() {
+    let mut bench = running_standing();
+    bench.event("detached", Event::Detached { worker: name("s"), queue: Some("s/a/1".to_owned()) });
+    bench.hello("s", "a", 1, "password", Vec::new());
+    bench.check("hello_again");
+}
+
+#[test]
 fn an_agent_that_comes_back_without_its_attempt_has_lost_it() {
     let mut bench = running_standing();
     bench.hello("s", "a", 2, "password", Vec::new());
