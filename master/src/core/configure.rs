@@ -265,19 +265,7 @@ impl Core {
         self.timers.clear(&Timer::Missing(name.clone()));
         self.note(Level::Info, format!("worker {name} is no longer in the configuration"));
         if let Some(id) = host {
-            match self.hosts.get(&id).map(|l| l.host.state) {
-                Some(
-                    HostState::Ordered
-                    | HostState::Booting
-                    | HostState::Suspending
-                    | HostState::Stopped
-                    | HostState::Waking,
-                ) => {
-                    self.stop_host(now, &id, "its worker is no longer in the configuration");
-                }
-                Some(HostState::Awake) => self.drain_host(&id, "its worker is no longer in the configuration"),
-                Some(HostState::Draining | HostState::Stopping | HostState::Gone) | None => {}
-            }
+            self.wind_down(now, &id, "its worker is no longer in the configuration");
         } else if !busy {
             self.end_session(now, name, "its worker is no longer in the configuration", true);
         }

@@ -24,7 +24,7 @@ impl Core {
             Operation::Pause => {}
             Operation::Resume => self.lift(name),
             Operation::Drain | Operation::Stop => match &host {
-                Some(id) => self.wind_down(now, id),
+                Some(id) => self.wind_down(now, id, "an operator asked for it"),
                 None if operation == Operation::Stop => self.drain_agent(name),
                 // A standing worker's machine is not ours to stop: draining it is pausing it.
                 None => {}
@@ -35,16 +35,16 @@ impl Core {
     }
 
     /// Ends a host as soon as nothing runs on it.
-    fn wind_down(&mut self, now: Timestamp, id: &rouse_shared::HostId) {
+    pub(super) fn wind_down(&mut self, now: Timestamp, id: &rouse_shared::HostId, why: &str) {
         match self.hosts.get(id).map(|l| l.host.state) {
-            Some(HostState::Awake) => self.drain_host(id, "an operator asked for it"),
+            Some(HostState::Awake) => self.drain_host(id, why),
             Some(
                 HostState::Ordered
                 | HostState::Booting
                 | HostState::Suspending
                 | HostState::Stopped
                 | HostState::Waking,
-            ) => self.stop_host(now, id, "an operator asked for it"),
+            ) => self.stop_host(now, id, why),
             Some(HostState::Draining | HostState::Stopping | HostState::Gone) | None => {}
         }
     }
