@@ -105,6 +105,19 @@ impl Core {
         self.ending = Ending::Killing { latest: now + KILL_PATIENCE, last, why };
     }
 
+    /// The machine has slept: that is no time in which somebody could have called it.
+    pub(super) fn count_awake(&mut self, now: Timestamp, slept: Duration) {
+        self.awake_since = now;
+        self.dead_man = self.dead_man.map(|at| at + slept);
+    }
+
+    /// A latent host that sleeps is another one's when it wakes: who it is, and its token, are told it anew.
+    pub(super) fn waken(&mut self, now: Timestamp) {
+        if self.settings.latent && self.session.is_none() && (self.master.is_none() || self.to_sleep) {
+            self.kill_and_end(now, Last::Restart, "the machine has slept".to_owned());
+        }
+    }
+
     pub(super) fn expire_dead_man(&mut self, now: Timestamp) {
         if self.dead_man.is_some_and(|at| at <= now) {
             self.dead_man = None;

@@ -73,6 +73,9 @@ pub enum Event {
     },
     /// The cloud has told the machine about its end. May come again, and a rebalance after an interruption.
     Notice(CloudNotice),
+    /// The machine has slept for so long, its memory kept, since it was told so last: [`super::Core::handle`]'s clock went
+    /// on meanwhile. It comes before all that happened since.
+    Slept(Duration),
     /// The moment of [`super::Core::next_wakeup`] has come. Too early or too often does no harm.
     Tick,
     /// SIGTERM. The second one ends builds at once, the third the agent.

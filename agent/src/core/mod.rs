@@ -70,8 +70,10 @@ pub struct Core {
     session: Option<Session>,
     /// What the supervisors were told last.
     told_deadline: Option<Timestamp>,
-    /// When a latent host powers itself off; absent: not armed.
+    /// When a latent host powers itself off; absent: not armed. The time that it slept does not count.
     dead_man: Option<Timestamp>,
+    /// When the machine woke up last.
+    awake_since: Timestamp,
     /// Refused by a master that does not want the machine off: it is about to put it to sleep.
     to_sleep: bool,
 
@@ -109,6 +111,7 @@ impl Core {
             session: None,
             told_deadline: None,
             dead_man,
+            awake_since: Timestamp(0),
             to_sleep: false,
             attempts: BTreeMap::new(),
             dying: BTreeSet::new(),
@@ -134,6 +137,9 @@ impl Core {
         if self.ended() {
             return Vec::new();
         }
+        if let Event::Slept(slept) = event {
+            self.count_awake(now, slept);
+        }
         // Before the event: what comes after the end of the lease comes too late, whatever it says.
         self.expire_session(now);
         match event {
@@ -148,6 +154,7 @@ impl Core {
             }
             Event::LogSent { attempt, step, offset } => self.log_sent(attempt, step, offset),
             Event::Notice(notice) => self.noticed(notice),
+            Event::Slept(_) => self.waken(now),
             Event::Tick => {}
             Event::Terminate => self.terminate(now),
         }

@@ -268,7 +268,7 @@ impl Core {
                     // The machine has slept, perhaps for days: who it is is told it anew, and so is its timer.
                     self.kill_and_end(now, Last::Restart, "the machine may have slept since it was drained".to_owned());
                 } else {
-                    self.dead_man = Some(over + session.grace);
+                    self.dead_man = Some(over.max(self.awake_since) + session.grace);
                 }
             }
             self.credentials.last = Some((session.id, session.seq));

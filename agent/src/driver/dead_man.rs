@@ -1,5 +1,6 @@
 //! Since when the timer that powers a latent host off runs, kept across restarts of the agent: one that crashes again and
 //! again must not wind it up each time, and one that is upgraded must not forget that its machine is a standing worker's.
+//! It counts the time that the machine is awake: one that was hibernated has as long as any other to find its master.
 
 use crate::core::Level;
 use crate::log;
@@ -18,14 +19,15 @@ const STANDING: &str = "standing";
 pub(super) struct DeadMan {
     path: PathBuf,
     boot: String,
-    /// Since when the timer runs; absent: the machine is a standing worker's.
+    /// Since when the timer runs, by [`crate::clock::awake`]; absent: the machine is a standing worker's.
     began: Option<Timestamp>,
     /// What the last welcome made of it.
     attached: Option<bool>,
 }
 
 impl DeadMan {
-    /// The timer of this boot: it began at an earlier start of the agent, or begins now.
+    /// The timer of this boot: it began at an earlier start of the agent, or begins now. `now` is of the clock
+    /// [`crate::clock::awake`].
     pub(super) fn arm(work_dir: &Path, now: Timestamp) -> Self {
         let boot = fs::read_to_string(BOOT_ID).map(|id| id.trim().to_owned()).unwrap_or_default();
         let mut this = Self { path: work_dir.join("dead-man"), boot, began: Some(now), attached: None };
@@ -36,7 +38,7 @@ impl DeadMan {
         this
     }
 
-    /// Since when it runs; `None` where a welcome as a standing worker has disarmed it.
+    /// Since when it runs, by the clock that it was armed with; `None` where a welcome as a standing worker has disarmed it.
     pub(super) fn began(&self) -> Option<Timestamp> {
         self.began
     }

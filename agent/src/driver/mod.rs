@@ -31,6 +31,8 @@ const QUEUE: usize = 1_024;
 const LEFTOVERS: Duration = Duration::from_secs(5);
 /// Between tries to begin, where the agent may not simply give up.
 const BEGIN_AGAIN: Duration = Duration::from_secs(5);
+/// Shorter sleep is none: the two clocks are read one after the other.
+const WORTH_TELLING: Duration = Duration::from_secs(1);
 
 /// Why the agent could not begin, in words that fit after "failed to".
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -65,19 +67,22 @@ pub async fn run(
     program: PathBuf,
     mut terminate: mpsc::Receiver<()>,
 ) -> Result<Ended, StartError> {
-    let started = clock::now();
+    let (started, slept, awake) = (clock::now(), clock::slept(), clock::awake());
     // Before anything else, so that nothing that hangs or fails can come before it.
     let dead_man = config.latent.then(|| {
         // That there is no directory for it is said by what needs it more.
         drop(WorkDir::make_lock_file(&config.work_dir));
-        DeadMan::arm(&config.work_dir, started)
+        DeadMan::arm(&config.work_dir, awake)
     });
-    let began = dead_man.as_ref().map_or(Some(started), DeadMan::began);
+    let began = match &dead_man {
+        Some(dead_man) => dead_man.began().map(|began| started - awake.since(began)),
+        None => Some(started),
+    };
     // A machine that is to be switched off when nobody wants it must not stay on because its agent cannot begin.
     let stays_on = config.latent && !config.power_off_command.is_empty();
     let beginning = async {
         loop {
-            match begin(&config, &program, began.unwrap_or(started), began.is_some()).await {
+            match begin(&config, &program, began.unwrap_or(started), began.is_some(), slept).await {
                 Err(error) if stays_on => log::line(Level::Error, &format!("failed to {}; trying again", error.0)),
                 begun => return begun,
             }
@@ -109,9 +114,17 @@ struct Agent {
     logs: mpsc::Receiver<LogSent>,
     steps: mpsc::Receiver<Update>,
     notices: mpsc::Receiver<CloudNotice>,
+    /// What the core was told of the machine's sleep, since the boot.
+    slept: Duration,
 }
 
-async fn begin(config: &AgentConfig, program: &Path, started: Timestamp, armed: bool) -> Result<Agent, StartError> {
+async fn begin(
+    config: &AgentConfig,
+    program: &Path,
+    started: Timestamp,
+    armed: bool,
+    slept: Duration,
+) -> Result<Agent, StartError> {
     let lock_file = WorkDir::lock_file(&config.work_dir);
     WorkDir::make_lock_file(&config.work_dir).map_err(|e| StartError(format!("make {}: {e}", lock_file.display())))?;
     if let Some(user) = &config.run_as {
@@ -166,7 +179,7 @@ async fn begin(config: &AgentConfig, program: &Path, started: Timestamp, armed: 
             max_log: config.max_log_size,
         },
     );
-    Ok(Agent { core, performer, links, logs, steps, notices })
+    Ok(Agent { core, performer, links, logs, steps, notices, slept })
 }
 
 /// Waits until nothing of an earlier life of this agent runs: only then is a hello true that lists nothing.
@@ -223,8 +236,13 @@ impl Agent {
 
     /// One event, and those that its effects bring about at once.
     fn turn(&mut self, event: Event, more: &mut Vec<Event>) -> Option<perform::End> {
-        let mut next = Some(event);
         let mut end = None;
+        let slept = clock::slept();
+        let mut next = Some(event);
+        if let Some(more_sleep) = slept.checked_sub(self.slept).filter(|s| *s >= WORTH_TELLING) {
+            self.slept = slept;
+            more.extend(next.replace(Event::Slept(more_sleep)));
+        }
         while let Some(event) = next {
             for effect in self.core.handle(clock::now(), event) {
                 end = end.or(self.performer.perform(effect, more));

@@ -141,6 +141,9 @@ impl Core {
             HostState::Suspending | HostState::Stopped => return refuse("its host is being put to sleep", true),
             HostState::Ordered | HostState::Waking | HostState::Booting | HostState::Awake | HostState::Draining => {}
         }
+        if host.order.is_none() {
+            return refuse("the host of this worker has not been started yet", true);
+        }
         if host.identity.as_ref().is_some_and(|identity| *identity != hello.identity) {
             return refuse(WRONG_MACHINE, true);
         }

@@ -9,6 +9,7 @@ use super::sessions::LINK_PATIENCE;
 use super::timers::{Timer, Timers};
 use super::{Core, Live, LiveHost, Pending, Timestamp, Worker, rng};
 use rouse_shared::limits::KILL_MARGIN;
+use rouse_shared::message::ToAgent;
 use rouse_shared::{AttemptId, MasterId, WorkerName};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -267,6 +268,8 @@ impl Core {
         if let Some(id) = host {
             self.wind_down(now, &id, "its worker is no longer in the configuration");
         } else if !busy {
+            let reason = "this worker is no longer in the configuration".to_owned();
+            self.send(name, ToAgent::Refused { reason, power_off: false });
             self.end_session(now, name, "its worker is no longer in the configuration", true);
         }
         self.touch_worker(name);

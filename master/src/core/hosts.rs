@@ -19,6 +19,8 @@ pub(super) const BACKOFF_MOST: Duration = Duration::from_secs(1_800);
 const REPEAT_FIRST: Duration = Duration::from_secs(2);
 /// Longest pause before a call is repeated.
 const REPEAT_MOST: Duration = Duration::from_secs(60);
+/// How often an idle host that is kept for `min_idle` is looked at again: another may have become idle meanwhile.
+const SPARE_AGAIN: Duration = Duration::from_secs(10);
 /// How long what a host printed is waited for before the host is stopped without it.
 const CONSOLE_PATIENCE: Duration = Duration::from_secs(20);
 
@@ -364,8 +366,7 @@ impl Core {
         let Some(worker) = self.hosts.get(id).map(|l| l.host.worker.clone()) else { return };
         let Some(latent) = self.latent_of(&worker) else { return };
         if latent.min_idle > 0 && self.idle_of(&latent.template) <= latent.min_idle {
-            let again = latent.build_wait_timeout.unwrap_or_default().max(Duration::from_secs(10));
-            return self.timers.set(Timer::Idle(id.clone()), now + again);
+            return self.timers.set(Timer::Idle(id.clone()), now + SPARE_AGAIN);
         }
         self.drain_host(id, "it was idle");
     }

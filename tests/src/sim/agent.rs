@@ -43,7 +43,9 @@ impl World {
     fn note_attached(&mut self, id: usize, life: u64) {
         let Some(machine) = self.machines.get_mut(&id).filter(|m| m.life == life) else { return };
         let attached = machine.agent.as_ref().is_some_and(|agent| agent.attached());
+        machine.disarmed = machine.agent.as_ref().and_then(|agent| agent.standing()).unwrap_or(machine.disarmed);
         if attached && !std::mem::replace(&mut machine.attached, attached) {
+            self.welcomed.extend(machine.nonce.clone());
             self.check_attached(id);
         } else {
             machine.attached = attached;

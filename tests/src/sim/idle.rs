@@ -143,7 +143,7 @@ impl World {
         let planned = self.script.plan.workers.get(&machine.worker).filter(|_| self.script.reloads == 0);
         let grace = planned.map_or(WINDING_UP_GRACE, |p| p.grace);
         let attach_by = machine.started.0 + ms(machine.power_off_after);
-        let grace_over = machine.deadline.map_or(0, |lease_end| lease_end.0 + ms(grace));
+        let grace_over = machine.deadline.map_or(0, |end| end.max(machine.awake_since).0 + ms(grace));
         let limit = attach_by.max(grace_over) + ENDING;
         if clock > limit {
             let late = (clock - limit) / 1_000;
@@ -163,5 +163,6 @@ impl World {
 /// Whether a machine has to switch itself off when nobody wants it: its agent runs, or has tried to.
 fn has_dead_man(machine: &Machine) -> bool {
     let tried = machine.ended && !machine.left;
-    machine.on && machine.latent && machine.pace == Pace::Going && (machine.agent.is_some() || tried)
+    let armed = machine.latent && !machine.disarmed;
+    machine.on && armed && machine.pace == Pace::Going && (machine.agent.is_some() || tried)
 }

@@ -65,6 +65,8 @@ pub(super) struct Machine {
     /// What a restart of the agent finds.
     pub secret: Option<String>,
     pub agent: Option<Core>,
+    /// What its agent calls its life.
+    pub nonce: Option<Nonce>,
     /// Which life of the agent; events of an earlier one are dropped.
     pub life: u64,
     pub backlog: Vec<Event>,
@@ -72,8 +74,12 @@ pub(super) struct Machine {
     pub runs: BTreeMap<AttemptId, Run>,
     pub spools: BTreeMap<(AttemptId, u32), Spool>,
     pub deadline: Option<Timestamp>,
-    /// When this life of the agent began, by the machine's clock.
+    /// When this life of the agent began, by the machine's clock; the time that it has slept since does not count.
     pub started: Timestamp,
+    /// When the machine woke up last, by its clock.
+    pub awake_since: Timestamp,
+    /// Whether a master has let this life in as a standing worker: then it switches nothing off.
+    pub disarmed: bool,
     /// Whether the agent believed itself attached after its last event.
     pub attached: bool,
     /// Whether somebody has sent its agent home.
@@ -105,6 +111,7 @@ impl Machine {
             power_off_after: Duration::from_secs(300),
             secret: None,
             agent: None,
+            nonce: None,
             life: 0,
             backlog: Vec::new(),
             postponed: Vec::new(),
@@ -112,6 +119,8 @@ impl Machine {
             spools: BTreeMap::new(),
             deadline: None,
             started: Timestamp(0),
+            awake_since: Timestamp(0),
+            disarmed: false,
             attached: false,
             left: false,
             tick_at: None,
@@ -151,6 +160,7 @@ impl World {
         machine.ended = false;
         machine.left = false;
         machine.attached = false;
+        machine.disarmed = false;
         machine.started = machine.clock(self.now);
         machine.pace = Pace::Going;
         let settings = Settings {
@@ -166,6 +176,7 @@ impl World {
             power_off_after: machine.power_off_after,
             run_as: None,
         };
+        machine.nonce = Some(nonce.clone());
         machine.agent = Some(Core::new(settings, nonce));
         machine.deadline = None;
         let (life, worker) = (machine.life, machine.worker.clone());
@@ -224,23 +235,36 @@ impl World {
     }
 
     pub(super) fn thaw(&mut self, id: usize, life: u64) {
+        let thaws = |m: &&Machine| m.life == life && !m.hibernated;
+        if self.machines.get(&id).filter(thaws).is_some() {
+            self.go_on(id);
+        }
+    }
+
+    /// Whatever kept the machine from going on is over.
+    pub(super) fn go_on(&mut self, id: usize) {
         let now = self.now;
-        let thaws = |m: &&mut Machine| m.on && m.life == life && !m.hibernated;
-        let Some(machine) = self.machines.get_mut(&id).filter(thaws) else { return };
-        let before = machine.pace;
-        if before == Pace::Going {
-            return;
-        }
-        if before == Pace::Suspended && machine.host.is_some() {
-            machine.lag += now - machine.suspended_at;
-        }
+        let stands = |m: &&mut Machine| m.on && m.pace != Pace::Going;
+        let Some(machine) = self.machines.get_mut(&id).filter(stands) else { return };
+        let (before, life, stood) = (machine.pace, machine.life, machine.clock_stands());
+        machine.hibernated = false;
+        let slept = if before == Pace::Suspended { now - machine.suspended_at } else { 0 };
         machine.pace = Pace::Going;
+        if stood {
+            machine.lag += slept;
+        } else {
+            machine.started = machine.started + Duration::from_millis(slept);
+            machine.awake_since = machine.clock(now);
+        }
         machine.tick_at = None;
         let (postponed, backlog) = (std::mem::take(&mut machine.postponed), std::mem::take(&mut machine.backlog));
         self.say(|| format!("machine {id}: goes on"));
         // Supervisors look at the clock first; what is past its deadline does not go on.
         if before == Pace::Suspended {
             self.enforce_deadline(id, life, true);
+        }
+        if before == Pace::Suspended && !stood {
+            self.agent_event(id, life, Event::Slept(Duration::from_millis(slept)));
         }
         for act in postponed {
             act(self);

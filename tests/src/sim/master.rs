@@ -36,6 +36,9 @@ pub(super) enum Input {
     Event(Event),
 }
 
+/// The longest lease, and what a master that was started again needs to renew it.
+const LEASE_MOST: u64 = 60_000;
+
 /// Who waits for an answer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Asked {
@@ -110,6 +113,9 @@ pub(super) struct Master {
     turn_due: bool,
     tick_at: Option<u64>,
     pub crash: Option<Crash>,
+    died_at: Option<u64>,
+    /// When it has died twice within a lease.
+    died_again_at: Option<u64>,
     /// A batch that the disk does not take, and what has led to it.
     stuck: Option<(Vec<Effect>, Vec<Delivery>)>,
     requests: u64,
@@ -132,6 +138,8 @@ impl Master {
             turn_due: false,
             tick_at: None,
             crash: None,
+            died_at: None,
+            died_again_at: None,
             stuck: None,
             requests: 0,
             asked: BTreeMap::new(),
@@ -208,7 +216,10 @@ impl World {
             return;
         }
         self.master.linked = true;
-        self.relay.linked_at = self.now;
+        // What waits for the disk was decided before.
+        if self.master.stuck.is_none() {
+            self.relay.linked_at = self.now;
+        }
         self.master_hears(Input::Event(Event::BrokerUp));
         for delivery in std::mem::take(&mut self.bus.held) {
             self.master_hears(Input::Delivery(delivery));
@@ -440,6 +451,11 @@ impl World {
         });
     }
 
+    /// Whether leases may have ended since the master died once more before all of them were renewed.
+    pub(super) fn may_have_lapsed(&self) -> bool {
+        self.master.died_again_at.is_some_and(|at| self.now - at < 2 * LEASE_MOST)
+    }
+
     /// Whether the master can act on its timers now.
     pub(super) fn master_acts(&self) -> bool {
         self.master.core.is_some() && self.master.stuck.is_none()
@@ -457,6 +473,10 @@ impl World {
             return;
         }
         self.summary.crashes += 1;
+        if self.master.died_at.is_some_and(|at| self.now - at < LEASE_MOST) {
+            self.master.died_again_at = Some(self.now);
+        }
+        self.master.died_at = Some(self.now);
         self.master.epoch += 1;
         self.master.linked = false;
         self.master.turn_due = false;

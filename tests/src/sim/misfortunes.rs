@@ -196,6 +196,7 @@ impl World {
             1 if names.len() > 1 => {
                 let removed = plan.workers.remove(&chosen);
                 self.script.removed.extend(removed);
+                self.script.ever_removed.insert(chosen);
             }
             2 => self.change_template(&mut plan),
             3 => self.bring_back(&mut plan),
@@ -277,7 +278,7 @@ impl World {
             }
         }
         // And once more when the last host of the bad times has been given up.
-        for later in [30_000, 420_000] {
+        for later in [30_000, 420_000, 1_260_000] {
             self.after(later, |w| {
                 let names: Vec<WorkerName> = w.script.plan.workers.keys().cloned().collect();
                 for worker in names {

@@ -13,7 +13,8 @@ impl World {
     /// Whether a worker must be free when all is over. One without a lease is held for ever by an agent that has ended
     /// before its welcome reached it, as nothing proves that it has: then it need not.
     fn is_free(&self, plan: &WorkerPlan) -> bool {
-        plan.lease.is_some() || self.faults.agents_behave()
+        let session = self.disk.sessions.get(&plan.name);
+        plan.lease.is_some() || session.is_none_or(|session| self.welcomed.contains(&session.nonce))
     }
 
     /// Whether a worker that must be able to run it is there.

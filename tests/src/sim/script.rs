@@ -39,6 +39,8 @@ pub(super) struct Script {
     pub most: BTreeMap<WorkerName, u32>,
     /// Workers that a reload has taken out.
     pub removed: Vec<Arc<rouse_master::core::plan::WorkerPlan>>,
+    /// Workers that a reload has taken out at some time.
+    pub ever_removed: BTreeSet<WorkerName>,
     /// Reloads so far, for new names.
     pub reloads: u64,
 }
@@ -53,6 +55,7 @@ impl Script {
             cancelled: BTreeSet::new(),
             most: BTreeMap::new(),
             removed: Vec::new(),
+            ever_removed: BTreeSet::new(),
             reloads: 0,
         }
     }

@@ -131,11 +131,8 @@ impl World {
             machine.password = token.to_owned();
         }
         machine.partitioned = false;
-        if std::mem::take(&mut machine.hibernated) {
-            // Its clock went on.
-            machine.suspended_at = now;
-            let life = machine.life;
-            self.thaw(id, life);
+        if machine.hibernated {
+            self.go_on(id);
             return Ok(());
         }
         (machine.on, machine.pace, machine.booted, machine.lag) = (true, Pace::Going, now, 0);

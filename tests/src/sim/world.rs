@@ -12,9 +12,9 @@ use super::script::Script;
 use super::setup::{self, Faults};
 use super::{Break, Summary, Violation};
 use rouse_shared::message::StepState;
-use rouse_shared::{AttemptId, HostId, Timestamp};
+use rouse_shared::{AttemptId, HostId, Nonce, Timestamp};
 use std::cmp::Ordering;
-use std::collections::{BTreeMap, BinaryHeap};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 
 /// The master's clock at the beginning.
 const EPOCH: u64 = 1_800_000_000_000;
@@ -69,6 +69,8 @@ pub(super) struct World {
     pub script: Script,
     /// The steps that were ever begun, and how they really ended.
     pub ran: BTreeMap<(AttemptId, u32), Option<StepState>>,
+    /// Lives of agents that a welcome has reached.
+    pub welcomed: BTreeSet<Nonce>,
     /// Since when hosts have been idle, as far as the looks at them show.
     pub idle: BTreeMap<HostId, Idle>,
     /// Since when a copy of a host's image has had the host's session although its provider has said which machine it is.
@@ -101,6 +103,7 @@ impl World {
             machines: BTreeMap::new(),
             script,
             ran: BTreeMap::new(),
+            welcomed: BTreeSet::new(),
             idle: BTreeMap::new(),
             strays: BTreeMap::new(),
             abandoned: false,

@@ -151,6 +151,33 @@ fn a_latent_host_powers_off_when_its_lease_is_over_for_its_grace() {
 }
 
 #[test]
+fn the_time_that_a_host_slept_does_not_count_for_its_timer() {
+    let hour = Duration::from_secs(3_600);
+    // Let in by nobody so far: what it is told at its next start is all that counts.
+    let mut agent = Agent::new(latent());
+    agent.at(0, Event::Start);
+    assert_eq!(agent.at(3_601_000, Event::Slept(hour)), ["disconnect 1", "restart"]);
+    // It was at work: its lease is over, its grace begins when it wakes.
+    let mut agent = Agent::attached(latent(), as_latent());
+    agent.breaks(5_000);
+    let woken = agent.at(3_605_000, Event::Slept(hour));
+    assert!(!woken.concat().contains("power off"), "{woken:?}");
+    let all = agent.until(9_000_000, false);
+    assert_eq!(all.last().unwrap(), "4205000 power off");
+    // Its lease was over before it slept.
+    let mut agent = Agent::attached(latent(), as_latent());
+    agent.breaks(5_000);
+    agent.until(161_000, false);
+    agent.at(3_761_000, Event::Slept(hour));
+    let all = agent.until(9_000_000, false);
+    assert_eq!(all.last().unwrap(), "4261000 power off");
+    // A standing worker has no such timer.
+    let mut agent = Agent::new(settings());
+    agent.at(0, Event::Start);
+    assert!(!agent.at(3_601_000, Event::Slept(hour)).concat().contains("restart"));
+}
+
+#[test]
 fn a_refused_host_powers_off_where_it_may() {
     let refused = |power_off| ToAgent::Refused { reason: "another has the name".to_owned(), power_off };
     for (own, power_off, expected) in [

@@ -77,6 +77,7 @@ impl Random {
                 let (action, at) = ("terminate".to_owned(), format!("t{}", self.below(3)));
                 Event::Notice(CloudNotice::Interruption { action, at })
             }
+            184 => Event::Slept(Duration::from_secs(self.below(100))),
             _ => Event::Tick,
         }
     }

@@ -95,6 +95,44 @@ fn min_idle_keeps_one_awake() {
 }
 
 #[test]
+fn a_spare_host_goes_soon_when_another_has_become_idle() {
+    let mut bench = Bench::new(with(|l| l.min_idle = 1, &["l1", "l2"]));
+    bench.wake("l1");
+    bench.submit(anywhere());
+    bench.wake("l2");
+    let mut beats = 1..;
+    let mut beat = |bench: &mut Bench, times: usize| {
+        for seq in beats.by_ref().take(times) {
+            bench.pass(10);
+            bench.heartbeat("l1", seq);
+            bench.heartbeat("l2", seq);
+        }
+    };
+    // The other one is at work when it has been idle for long enough, and comes back a little later.
+    beat(&mut bench, 6);
+    bench.pass(5);
+    finish(&mut bench, "l1", 1);
+    assert!(!bench.text.contains("draining"), "{}", bench.text);
+    beat(&mut bench, 1);
+    assert!(bench.text.contains("l2: draining"), "{}", bench.text);
+    beat(&mut bench, 7);
+    assert!(!bench.text.contains("l1: draining"), "{}", bench.text);
+}
+
+#[test]
+fn nobody_is_let_in_before_the_host_was_started() {
+    let mut bench = Bench::quietly(plan(vec![latent("l")]));
+    bench.slow = true;
+    bench.submit(on("l"));
+    bench.hush().hello("l", "a", 1, "password", Vec::new());
+    assert!(bench.text.contains("refused and to power off: the host of this worker has not been"), "{}", bench.text);
+    let host = bench.host("l");
+    bench.prepared(host, 0);
+    bench.hush().hello("l", "b", 1, "password", Vec::new());
+    assert!(bench.text.contains("welcome"), "{}", bench.text);
+}
+
+#[test]
 fn max_hosts_makes_room_when_one_is_gone() {
     let mut limited = plan(vec![latent("l1"), latent("l2")]);
     limited.max_hosts = Some(1);

@@ -98,6 +98,8 @@ struct Bench {
     secret: String,
     /// Orders that the provider has for each host.
     alternatives: u32,
+    /// Whether it has not said yet what it would order.
+    slow: bool,
     /// What the provider resolves images to.
     image: &'static str,
     /// USD an hour that its provider knows.
@@ -121,6 +123,7 @@ impl Bench {
             names: Vec::new(),
             secret: String::new(),
             alternatives: 1,
+            slow: false,
             image: "image",
             price: None,
             mark: None,
@@ -159,7 +162,9 @@ impl Bench {
                 line = line.replace(long, short);
             }
             self.text.push_str(&format!("        {line}\n"));
-            if let Effect::PrepareHost { host, number } = effect {
+            if let Effect::PrepareHost { host, number } = effect
+                && !self.slow
+            {
                 asked.push((host.id, number));
             }
         }
