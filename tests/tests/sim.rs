@@ -59,7 +59,7 @@ fn everything_holds_whatever_goes_wrong() {
     if let Some(seed) = number("ROUSE_SIM_SEED") {
         return replay(seed);
     }
-    let (from, seeds) = (number("ROUSE_SIM_FROM").unwrap_or(0), number("ROUSE_SIM_SEEDS").unwrap_or(500));
+    let (from, seeds) = (number("ROUSE_SIM_FROM").unwrap_or(0), number("ROUSE_SIM_SEEDS").unwrap_or(2_000));
     let (survey, broken) = (number("ROUSE_SIM_SURVEY").is_some(), broken());
     let sum = Mutex::new((Summary::default(), Vec::<Box<Violation>>::new()));
     each(seeds, |index| {
