@@ -22,6 +22,8 @@ const CONNECT_PATIENCE: Duration = Duration::from_secs(90);
 const HELLO_PATIENCE: Duration = Duration::from_secs(15);
 /// A link on which no heartbeat is answered is half open after three of them, but not before this.
 const HALF_OPEN_AT_LEAST: Duration = Duration::from_secs(15);
+/// Failures in a row that are logged one by one: a broker that is restarted is away for no longer.
+const LOGGED_FAILURES: u32 = 10;
 /// Bounds of the heartbeat interval, whatever a master says.
 const KEEPALIVE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(3_600));
 /// The interval where the master gives none.
@@ -195,7 +197,17 @@ impl Core {
             pause = Duration::ZERO;
             self.link = Link::Waiting { until: now };
         }
-        self.log(Level::Warn, format!("no link to the broker: {why}; trying again in {} ms", pause.as_millis()));
+        self.log_failure(format!("no link to the broker: {why}; trying again in {} ms", pause.as_millis()));
+    }
+
+    /// Says why there is no link. A broker that is away all night would fill a disk: after some lines in a row, one each
+    /// time that their number has doubled.
+    fn log_failure(&mut self, text: String) {
+        if self.failures <= LOGGED_FAILURES || self.failures.is_power_of_two() {
+            let times =
+                if self.failures > LOGGED_FAILURES { format!(" (try {})", self.failures) } else { String::new() };
+            self.log(Level::Warn, format!("{text}{times}"));
+        }
     }
 
     /// The link is gone: the next try comes after a pause that grows with each failure.
@@ -241,7 +253,7 @@ impl Core {
         };
         self.drop_link();
         let pause = self.wait_to_reconnect(now, BACKOFF);
-        self.log(Level::Warn, format!("{why}; connecting anew in {} ms", pause.as_millis()));
+        self.log_failure(format!("{why}; connecting anew in {} ms", pause.as_millis()));
     }
 
     /// Without a lease the session and the link are kept, as long as the master may be away. But it may have ended the

@@ -249,3 +249,22 @@ fn a_secret_that_the_master_refuses_twice_is_forgotten() {
         ]
     );
 }
+
+#[test]
+fn a_broker_that_is_away_all_night_does_not_fill_the_log() {
+    let mut agent = Agent::new(settings());
+    agent.at(0, Event::Start);
+    let (mut lines, mut now) = (Vec::new(), 0);
+    while now < 8 * 3_600_000 {
+        let down = Event::LinkDown { connection: agent.core.connection, refused: false, why: "no route".to_owned() };
+        for effect in agent.core.handle(Timestamp(now), down) {
+            lines.extend(matches!(effect, Effect::Log(..)).then(|| format!("{effect:?}")));
+        }
+        now = agent.core.next_wakeup().unwrap().0;
+        agent.at(now, Event::Tick);
+    }
+    // The first ten, then at 16, 32, and so on, which is a line in some hours at last.
+    assert!((18..=24).contains(&lines.len()), "{lines:?}");
+    assert!(lines[0].contains("no link to the broker: no route; trying again"), "{lines:?}");
+    assert!(lines[10].contains("(try 16)"), "{lines:?}");
+}
