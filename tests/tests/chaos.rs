@@ -225,7 +225,7 @@ impl Stage {
     fn check(&self, builds: &[String]) {
         let traces = self.master.dir.join("traces");
         assert_eq!(fs::read_to_string(traces.join("twice")).unwrap_or_default(), "", "ran twice at the same time");
-        let mut cut = 0;
+        let (mut cut, mut full) = (0, 0);
         let whole: String = (1..=LINES).map(|n| format!("{n}\n")).collect();
         for id in builds {
             let shown = self.master.get(&format!("/api/builds/{id}")).json();
@@ -237,16 +237,22 @@ impl Stage {
             assert_eq!(trace.matches(&format!("end {last}\n")).count(), 1, "build {id} ended twice: {trace}");
             let log = self.master.get(&format!("/api/builds/{id}/steps/1/log"));
             let log = String::from_utf8_lossy(&log.body).into_owned();
-            if shown["steps"][0]["log_lacks_end"] == json!(true) {
-                assert!(whole.starts_with(&log), "the log of build {id} is another one");
+            assert!(whole.starts_with(&log), "the log of build {id} is another one: {shown}");
+            let step = &shown["steps"][0];
+            if step["log_lacks_end"] == json!(true) {
                 cut += 1;
                 continue;
             }
-            assert!(log == whole, "the log of build {id} is not whole: {} of {} bytes", log.len(), whole.len());
+            // An agent whose disk is full throws away what it cannot keep, and says how much.
+            let thrown_away = step["log_thrown_away"].as_u64().unwrap_or_default();
+            full += usize::from(thrown_away > 0);
+            let told = log.len() as u64 + thrown_away;
+            assert!(told == whole.len() as u64, "the log of build {id} is not whole: {} bytes, {shown}", log.len());
         }
         // An agent may die between the word that a build has ended and the last of its log, which is then told to be cut.
         let killed = self.counts.get("agent killed").copied().unwrap_or_default();
-        println!("chaos: {cut} logs are told to be cut, {killed} agents were killed");
+        println!("chaos: {cut} logs are told to be cut, {killed} agents were killed; {full} met a full disk");
+        assert!(full == 0 || self.counts.contains_key("disk full"), "{full} logs met a disk that was never full");
         assert!(cut <= killed, "{cut} logs lack their end, and {killed} agents were killed");
     }
 }
