@@ -33,6 +33,8 @@ pub enum Fault {
     },
     /// The service does it, and the answer is this instead.
     Garble(u16),
+    /// The service does it, and in what it says the first text is replaced by the second.
+    Replace(&'static str, &'static str),
     /// The service does it, and nobody hears of it: the connection ends.
     LoseReply,
     /// The connection ends before the service hears of it.
@@ -223,7 +225,7 @@ async fn serve(
         Some(Fault::Hang) => return hang(&mut client, state).await,
         Some(Fault::Refuse { status, head, body }) => return answer(&mut client, status, head, body.as_bytes()).await,
         Some(Fault::Delay(time)) => tokio::time::sleep(time).await,
-        None | Some(Fault::LoseReply | Fault::Garble(_) | Fault::HangAfter) => {}
+        None | Some(Fault::LoseReply | Fault::Garble(_) | Fault::Replace(..) | Fault::HangAfter) => {}
     }
     let (head, body) = ask(service, &head, &body).await?;
     request.status = head.split(' ').nth(1).and_then(|word| word.parse().ok()).unwrap_or_default();
@@ -234,9 +236,13 @@ async fn serve(
         Some(Fault::LoseReply) => return Ok(()),
         Some(Fault::HangAfter) => return hang(&mut client, state).await,
         Some(Fault::Garble(status)) => return answer(&mut client, status, "", b"").await,
-        None | Some(Fault::Delay(_) | Fault::LoseRequest | Fault::Hang | Fault::Refuse { .. }) => {}
+        None | Some(Fault::Delay(_) | Fault::LoseRequest | Fault::Hang | Fault::Replace(..) | Fault::Refuse { .. }) => {
+        }
     }
     let (mut head, mut body) = (head, String::from_utf8(body).map_err(io::Error::other)?);
+    if let Some(Fault::Replace(from, to)) = fault {
+        body = body.replace(from, to);
+    }
     for (service, front) in names {
         head = head.replace(service, front);
         body = body.replace(service, front);

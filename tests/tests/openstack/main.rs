@@ -4,6 +4,7 @@
 mod account;
 mod check;
 mod contract;
+mod extras;
 mod faults;
 mod images;
 mod lost;

@@ -1,6 +1,6 @@
 //! What a section asks for, and what Nova has of it.
 
-use super::stand::{LIMIT, LOOK, Stand};
+use super::stand::{LIMIT, Stand};
 use rouse_master::core::event::StartError;
 use rouse_master::hosts::Provider as _;
 use rouse_tests::openstack::SMALL;
@@ -182,65 +182,4 @@ async fn a_list_tells_of_failures_of_the_time_before() {
     let death = tokio::time::timeout(LIMIT, stand.deaths.recv()).await.unwrap().unwrap();
     assert!(death.host == host.id && death.why.contains("late"), "{death:?}");
     stand.stop(&host).await;
-}
-
-/// What of a kind bears the label of a host, or belongs to its server.
-async fn things(stand: &Stand, path: &str, key: &str, host: &rouse_shared::HostId) -> Vec<Value> {
-    let service = if key == "volumes" { "volume" } else { "network" };
-    let all = stand.user.list(service, path, key).await;
-    all.into_iter().filter(|item| item.to_string().contains(host.as_str())).collect()
-}
-
-const KINDS: [(&str, &str); 3] =
-    [("/v2.0/ports", "ports"), ("/v2.0/floatingips", "floatingips"), ("/volumes/detail", "volumes")];
-
-#[tokio::test]
-async fn what_a_server_leaves_behind_is_found_and_ended() {
-    let stand = Stand::new("floating_ip_pool = \"public\"\nboot_volume_gb = 3").await;
-    let host = stand.started().await;
-    for (path, key) in KINDS {
-        let mut found = Vec::new();
-        for _ in 0..LIMIT.as_millis() / LOOK.as_millis() {
-            found = things(&stand, path, key, &host.id).await;
-            if !found.is_empty() {
-                break;
-            }
-            tokio::time::sleep(LOOK).await;
-        }
-        assert_eq!(found.len(), 1, "one of {key}: {found:?}");
-    }
-    let port = &things(&stand, "/v2.0/ports", "ports", &host.id).await[0];
-    let address = &things(&stand, "/v2.0/floatingips", "floatingips", &host.id).await[0];
-    assert_eq!((&address["port_id"], &address["status"]), (&port["id"], &Value::from("ACTIVE")));
-    assert_eq!(stand.provider.list().await.unwrap().len(), 1, "as long as the server is there nothing is left over");
-    stand.stop(&host).await;
-    for (path, key) in KINDS {
-        assert_eq!(things(&stand, path, key, &host.id).await, [] as [Value; 0], "of {key} nothing stays");
-    }
-    // As it would be after a failure of the cloud's: each of them without its server.
-    let id = &host.id;
-    let label = format!("rouse {}/id1 {id}", stand.master);
-    let ask = |service: &'static str, path: &'static str, body: Value| {
-        let user = &stand.user;
-        async move {
-            let (status, told) = user.ask("POST", service, path, Some(body)).await;
-            assert!(status < 300, "{told}");
-        }
-    };
-    let networks = stand.user.list("network", "/v2.0/networks", "networks").await;
-    let network = |name: &str| networks.iter().find(|n| n["name"] == name).unwrap()["id"].clone();
-    let port = json!({ "port": { "network_id": network("private"), "description": label } });
-    ask("network", "/v2.0/ports", port).await;
-    let address = json!({ "floatingip": { "floating_network_id": network("public"), "description": label } });
-    ask("network", "/v2.0/floatingips", address).await;
-    let metadata = json!({ "rouse-master": stand.master, "rouse-master-id": "id1", "rouse-host": id });
-    ask("volume", "/volumes", json!({ "volume": { "size": 1, "metadata": metadata } })).await;
-    let left = stand.provider.list().await.unwrap();
-    let kinds: Vec<&str> = left.iter().map(|l| l.handle.split(':').next().unwrap()).collect();
-    assert_eq!(kinds, ["port", "address", "volume"]);
-    for machine in &left {
-        assert_ne!(machine.host, host.id, "the host itself is gone");
-        stand.provider.end(machine).await.unwrap();
-    }
-    assert_eq!(stand.provider.list().await.unwrap(), []);
 }

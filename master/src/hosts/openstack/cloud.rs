@@ -75,9 +75,21 @@ impl Service {
     }
 }
 
+/// How a list is known to be at its end.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum End {
+    /// A page has no link to another.
+    NoLink,
+    /// No page follows that has anything new, whatever the links say. Nova's list of servers is put together from two
+    /// places; a server that is in both just then takes the room of another, and on a page that is short by one there is no
+    /// link.
+    NothingNew,
+}
+
 /// What was read of a list.
 pub(super) struct Pages {
     pub(super) items: Vec<Value>,
+    /// Pages, without those that were only looked for and had nothing new.
     pub(super) count: usize,
     /// Why it has no end.
     pub(super) broken: Option<Problem>,
@@ -139,6 +151,14 @@ impl Cloud {
         self.place.get().map(String::as_str)
     }
 
+    /// Whether the catalogue has a service for this account.
+    ///
+    /// # Errors
+    /// Where nobody can log in.
+    pub async fn offers(&self, service: Service) -> Result<bool, Problem> {
+        Ok(self.session(None).await?.endpoint(service, &self.account).is_ok())
+    }
+
     /// What is at `path`, below the service's own address.
     ///
     /// # Errors
@@ -183,7 +203,7 @@ impl Cloud {
     /// # Errors
     /// Where any page has no good answer: a list is whole, or none.
     pub async fn list(&self, service: Service, path: &str, key: &str) -> Result<Vec<Value>, Problem> {
-        match self.read(service, path, key).await? {
+        match self.read(service, path, key, End::NoLink).await? {
             Pages { items, broken: None, .. } => Ok(items),
             Pages { broken: Some(why), .. } => Err(why),
         }
@@ -193,13 +213,12 @@ impl Cloud {
     ///
     /// # Errors
     /// Where a page has no good answer.
-    pub(super) async fn read(&self, service: Service, path: &str, key: &str) -> Result<Pages, Problem> {
-        let (place, mut query) = match path.split_once('?') {
-            Some((place, query)) => (place, query.to_owned()),
-            None => (path, String::new()),
-        };
+    pub(super) async fn read(&self, service: Service, path: &str, key: &str, end: End) -> Result<Pages, Problem> {
+        let (place, asked) = path.split_once('?').unwrap_or((path, ""));
+        let mut query = asked.to_owned();
         let unfit = |what: &str| Problem::Misfit(format!("list {key} of {}: {what}", service.name()));
-        let mut seen = BTreeSet::new();
+        let (mut seen, mut known) = (BTreeSet::new(), BTreeSet::new());
+        let mut promised = true;
         let mut pages = Pages { items: Vec::new(), count: 0, broken: None };
         for _ in 0..PAGES {
             let path = if query.is_empty() { place.to_owned() } else { format!("{place}?{query}") };
@@ -209,17 +228,33 @@ impl Cloud {
                 }
                 other => other?,
             };
-            pages.count += 1;
-            match page[key].take() {
-                Value::Array(items) => pages.items.extend(items),
+            let items = match page[key].take() {
+                Value::Array(items) => items,
                 Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Object(_) => {
                     return Err(unfit("the answer has no list"));
                 }
-            }
-            let Some(next) = next_page(&page, key) else { return Ok(pages) };
-            // Of the link only the query counts: proxies seldom get the rest of it right.
-            let Some((_, next)) = next.split_once('?') else { return Err(unfit("the next page has no place")) };
-            query = next.to_owned();
+            };
+            let ids: Vec<String> = items.iter().filter_map(|item| item["id"].as_str().map(str::to_owned)).collect();
+            let last = ids.last().cloned();
+            let before = known.len();
+            known.extend(ids);
+            let is_new = known.len() > before;
+            pages.count += usize::from(promised || is_new);
+            pages.items.extend(items);
+            let next = next_page(&page, key);
+            promised = next.is_some();
+            query = match (next, last) {
+                (Some(next), _) => {
+                    // Of the link only the query counts: proxies seldom get the rest of it right.
+                    let Some((_, next)) = next.split_once('?') else { return Err(unfit("the next page has no place")) };
+                    next.to_owned()
+                }
+                (None, Some(last)) if end == End::NothingNew && is_new => {
+                    let and = if asked.is_empty() { "" } else { "&" };
+                    format!("{asked}{and}marker={last}")
+                }
+                (None, _) => return Ok(pages),
+            };
             if !seen.insert(query.clone()) {
                 return Ok(Pages { broken: Some(unfit("the pages go round in a circle")), ..pages });
             }

@@ -4,10 +4,15 @@ use super::account::Account;
 use super::cloud::Cloud;
 use super::problem::Problem;
 use crate::hosts::noted::Noted;
+use futures_util::future::join_all;
 use std::collections::BTreeSet;
 use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// For the login to one of several clouds: the others are listed all the same, within [`crate::hosts::CALL_LIMIT`].
+const LOGIN: Duration = Duration::from_secs(20);
 
 /// All of them.
 pub(super) struct Clouds(Mutex<State>);
@@ -31,7 +36,8 @@ struct Known {
 /// A place to be listed.
 pub(super) struct Target {
     pub(super) cloud: Arc<Cloud>,
-    place: String,
+    /// [`Cloud::place`].
+    pub(super) place: String,
     /// [`State::asked`] before it is listed.
     asked: u64,
 }
@@ -88,35 +94,38 @@ impl Clouds {
         Err(unclear.unwrap_or_else(none))
     }
 
-    /// Every place where a host may be, each once.
-    ///
-    /// # Errors
-    /// Where one of them cannot be reached.
-    pub(super) async fn targets(&self) -> Result<Vec<Target>, Problem> {
+    /// Every place where a host may be, each once, as far as they can be reached; and why others cannot.
+    pub(super) async fn targets(&self) -> (Vec<Target>, Vec<String>) {
         let (known, asked) = {
             let state = self.state();
             (state.known.clone(), state.asked)
         };
-        let mut targets: Vec<Target> = Vec::new();
-        for Known { cloud, current } in known {
-            let place = match cloud.known_place() {
-                Some(place) => place.to_owned(),
-                None if current => cloud.place().await?,
-                // Nobody has ever logged in, so nothing was made with it.
-                None => continue,
-            };
-            if !targets.iter().any(|target| target.place == place) {
-                targets.push(Target { cloud, place, asked });
+        // Nobody has ever logged in with one of an earlier configuration: nothing was made with it.
+        let known = known.into_iter().filter(|known| known.current || known.cloud.known_place().is_some());
+        let (mut targets, mut unreached): (Vec<Target>, Vec<String>) = (Vec::new(), Vec::new());
+        let places = known.map(|Known { cloud, .. }| async move {
+            let place = tokio::time::timeout(LOGIN, cloud.place()).await;
+            (place.unwrap_or_else(|_| Err(late(&cloud, LOGIN))), cloud)
+        });
+        for (place, cloud) in join_all(places).await {
+            match place {
+                Ok(place) if targets.iter().any(|target| target.place == place) => {}
+                Ok(place) => targets.push(Target { cloud, place, asked }),
+                Err(problem) => unreached.push(problem.to_string()),
             }
         }
         let reached: BTreeSet<&str> = targets.iter().map(|target| target.place.as_str()).collect();
-        match self.state().used.all().iter().find(|place| !reached.contains(place.as_str())) {
-            None => Ok(targets),
-            Some(place) => Err(Problem::Misfit(format!(
-                "list the servers of {}: hosts were made there, and no worker's section leads there any more",
-                shown(place)
-            ))),
+        // Those may be where nobody could log in just now.
+        if unreached.is_empty() {
+            let used = self.state().used.all();
+            unreached.extend(used.iter().filter(|place| !reached.contains(place.as_str())).map(|place| {
+                let place = shown(place);
+                format!(
+                    "list the servers of {place}: hosts were made there, and no worker's section leads there any more"
+                )
+            }));
         }
+        (targets, unreached)
     }
 
     /// Notes, over restarts too, that hosts are made at a place; before one is.
@@ -137,6 +146,11 @@ impl Clouds {
             state.known.retain(|known| known.current || known.cloud.known_place() != Some(target.place.as_str()));
         }
     }
+}
+
+/// What to say of a cloud that does not answer within a time.
+pub(super) fn late(cloud: &Cloud, limit: Duration) -> Problem {
+    Problem::Lost(format!("hear of the cloud at {}: no answer within {} s", cloud.account.auth_url, limit.as_secs()))
 }
 
 /// As a person would say it.

@@ -135,28 +135,28 @@ pub(super) async fn release(cloud: &Cloud, stamp: &Stamp, master: &str, host: &H
     Ok(())
 }
 
-/// What bears our name and belongs to a host without a server. A service that the cloud does not have leaves nothing; one
-/// that does not answer is told of, and asked again by the next audit.
-pub(super) async fn left_over(cloud: &Cloud, stamp: &Stamp, servers: &[Server]) -> Vec<ListedHost> {
-    let alive: BTreeSet<(&str, &str)> = servers.iter().map(|s| (s.master.as_str(), s.host.as_str())).collect();
+/// Hosts that have a server, wherever: the id of the master, and their own.
+pub(super) type Alive = BTreeSet<(String, HostId)>;
+
+/// What of this project bears our name and belongs to a host without a server. A service that the cloud does not have
+/// leaves nothing.
+///
+/// # Errors
+/// Where one does not answer.
+pub(super) async fn left_over(cloud: &Cloud, stamp: &Stamp, alive: &Alive) -> Result<Vec<ListedHost>, Problem> {
+    let place = cloud.place().await?;
+    let project = place.split(' ').next().unwrap_or_default();
     let mut found = Vec::new();
     for kind in KINDS {
+        if !cloud.offers(kind.service()).await? {
+            continue;
+        }
         let (path, key) = kind.list();
-        let items = match cloud.list(kind.service(), path, key).await {
-            Ok(items) => items,
-            Err(Problem::Misfit(why)) => {
-                tracing::debug!("{why}");
-                continue;
-            }
-            Err(problem) => {
-                tracing::warn!("failed to look for {key} that are left over: {problem}");
-                continue;
-            }
-        };
-        for item in &items {
+        for item in &cloud.list(kind.service(), path, key).await? {
             let Some(id) = item["id"].as_str() else { continue };
             let Some((master, host)) = labelled(kind, item, stamp) else { continue };
-            if !alive.contains(&(master.as_str(), host.as_str())) {
+            let here = project_of(item).is_none_or(|theirs| theirs == project);
+            if here && !alive.contains(&(master.clone(), host.clone())) && !is_in_use(cloud, kind, item).await? {
                 // Not the host itself: the ledger may know that one, and this is not it.
                 let host = HostId(format!("{host}.{key}"));
                 let (handle, owner) = (format!("{}{id}", kind.prefix()), stamp.owner(&master));
@@ -164,25 +164,68 @@ pub(super) async fn left_over(cloud: &Cloud, stamp: &Stamp, servers: &[Server]) 
             }
         }
     }
-    found
+    Ok(found)
 }
 
-/// Ends something that [`left_over`] has found, given its handle; none where it is no such handle.
-pub(super) async fn end(cloud: &Cloud, stamp: &Stamp, listed: &ListedHost) -> Option<Result<Stopped, Problem>> {
-    let (kind, id) = KINDS.into_iter().find_map(|kind| Some((kind, listed.handle.strip_prefix(kind.prefix())?)))?;
-    Some(end_one(cloud, stamp, listed, kind, id).await)
+/// The project that something is in. An administrator sees that of all projects.
+fn project_of(item: &Value) -> Option<&str> {
+    let keys = ["project_id", "tenant_id", "os-vol-tenant-attr:tenant_id"];
+    keys.iter().find_map(|key| item[key].as_str()).filter(|project| !project.is_empty())
 }
 
-async fn end_one(cloud: &Cloud, stamp: &Stamp, listed: &ListedHost, kind: Kind, id: &str) -> Result<Stopped, Problem> {
+/// Whether it is part of a server that is there. A list of servers may lack one that was made since it was read.
+async fn is_in_use(cloud: &Cloud, kind: Kind, item: &Value) -> Result<bool, Problem> {
+    let of_port = |port: &Value| port["device_id"].as_str().map(str::to_owned).into_iter().collect::<Vec<_>>();
+    let servers = match kind {
+        Kind::Port => of_port(item),
+        Kind::Address => match item["port_id"].as_str() {
+            None => Vec::new(),
+            Some(port) => match cloud.get(Service::Network, &Kind::Port.path(port)).await {
+                Ok(told) => of_port(&told["port"]),
+                Err(problem) if problem.is_missing() => Vec::new(),
+                Err(problem) => return Err(problem),
+            },
+        },
+        Kind::Volume => {
+            let attached = item["attachments"].as_array().map(Vec::as_slice).unwrap_or_default();
+            attached.iter().filter_map(|one| one["server_id"].as_str().map(str::to_owned)).collect()
+        }
+    };
+    for id in servers.iter().filter(|id| !id.is_empty()) {
+        if servers::exists(cloud, id).await? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Whether a handle is one of [`left_over`].
+pub(super) fn is_extra(handle: &str) -> bool {
+    KINDS.iter().any(|kind| handle.starts_with(kind.prefix()))
+}
+
+/// Ends something that [`left_over`] has found, if it is still that; `Gone` where this cloud does not have it.
+///
+/// # Errors
+/// Where a service does not do it, or it is no longer left over.
+pub(super) async fn end(cloud: &Cloud, stamp: &Stamp, listed: &ListedHost, alive: &Alive) -> Result<Stopped, Problem> {
+    let found = KINDS.into_iter().find_map(|kind| Some((kind, listed.handle.strip_prefix(kind.prefix())?)));
+    let Some((kind, id)) = found else { return Ok(Stopped::Gone) };
+    if !cloud.offers(kind.service()).await? {
+        return Ok(Stopped::Gone);
+    }
     let item = match cloud.get(kind.service(), &kind.path(id)).await {
         Ok(item) => item,
         Err(problem) if problem.is_missing() => return Ok(Stopped::Gone),
         Err(problem) => return Err(problem),
     };
     let item = item.as_object().and_then(|all| all.values().next()).cloned().unwrap_or_default();
-    let owner = labelled(kind, &item, stamp).map(|(master, _)| stamp.owner(&master));
-    if owner.as_ref() != Some(&listed.owner) {
-        return Err(Problem::Misfit(format!("end {}: it no longer bears our label", listed.handle)));
+    let unfit = |why: &str| Err(Problem::Misfit(format!("end {}: {why}", listed.handle)));
+    let Some((master, host)) = labelled(kind, &item, stamp).filter(|(m, _)| stamp.owner(m) == listed.owner) else {
+        return unfit("it no longer bears our label");
+    };
+    if alive.contains(&(master, host)) || is_in_use(cloud, kind, &item).await? {
+        return unfit("its host has a server");
     }
     let there = cloud.delete(kind.service(), &kind.path(id)).await?;
     Ok(if there { Stopped::Requested } else { Stopped::Gone })

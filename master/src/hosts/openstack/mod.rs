@@ -10,6 +10,7 @@ mod clouds;
 mod extras;
 mod images;
 mod keystone;
+mod listing;
 mod online;
 mod order;
 mod problem;
@@ -80,8 +81,8 @@ struct State {
     sections: BTreeMap<WorkerName, Section>,
     /// Hosts that a call was given for whose outcome is not known, and until when it may still show.
     doubts: BTreeMap<HostId, Timestamp>,
-    /// Hosts whose server is looked at until it runs.
-    watched: BTreeSet<HostId>,
+    /// Servers that are looked at until they run.
+    watched: BTreeSet<String>,
     /// Servers that run and have all that they are to have.
     dressed: BTreeSet<String>,
 }
@@ -162,7 +163,7 @@ impl Servers {
             None => self.shared.make(&cloud, &spec, host).await?,
         };
         self.shared.see_placed(&cloud, &server).await?;
-        self.shared.watch(&cloud, &host.id, &server);
+        self.shared.watch(&cloud, &server);
         Ok(server)
     }
 
@@ -183,7 +184,7 @@ impl Servers {
             for server in &others {
                 servers::delete(&cloud, &shared.stamp, &server.id).await?;
             }
-            if !others.is_empty() || (host.handle.is_none() && shared.is_in_doubt(host)) {
+            if !others.is_empty() || shared.is_in_doubt(host) {
                 return Ok(Stopped::Requested);
             }
             if spec.pool().is_some() {
@@ -193,41 +194,6 @@ impl Servers {
             Ok(Stopped::Gone)
         };
         stop.await.map_err(|problem: Problem| problem.to_string())
-    }
-
-    async fn list_now(&self) -> Result<Vec<ListedHost>, String> {
-        for (worker, section) in &self.shared.state().sections {
-            section.cloud.as_ref().map_err(|why| format!("list the servers of {worker}: {why}"))?;
-        }
-        let told = |problem: Problem| problem.to_string();
-        let mut listed: Vec<ListedHost> = Vec::new();
-        for target in self.shared.clouds.targets().await.map_err(told)? {
-            let found = self.shared.list(&target.cloud).await.map_err(told)?;
-            if found.is_empty() && self.shared.is_settled() {
-                self.shared.clouds.forget(&target);
-            }
-            listed.extend(found);
-        }
-        let there: BTreeSet<&str> = listed.iter().map(|machine| machine.handle.as_str()).collect();
-        self.shared.state().dressed.retain(|id| there.contains(id.as_str()));
-        Ok(listed)
-    }
-
-    /// Which cloud it is in, its handle does not say: an id is in one cloud only.
-    async fn end_now(&self, listed: &ListedHost) -> Result<Stopped, String> {
-        let stamp = &self.shared.stamp;
-        let mut result = Stopped::Gone;
-        for target in self.shared.clouds.targets().await.map_err(|problem| problem.to_string())? {
-            let cloud = target.cloud;
-            let ended = match extras::end(&cloud, stamp, listed).await {
-                Some(ended) => ended,
-                None => self.shared.end(&cloud, listed).await,
-            };
-            if ended.map_err(|problem| problem.to_string())? == Stopped::Requested {
-                result = Stopped::Requested;
-            }
-        }
-        Ok(result)
     }
 
     async fn console_now(&self, host: &Host) -> Option<String> {
@@ -253,7 +219,8 @@ impl Shared {
     /// Whether a server may still appear that an earlier call has asked for: one of ours, or of the master before.
     fn is_in_doubt(&self, host: &Host) -> bool {
         let now = clock::now();
-        let inherited = host.created < self.born && now.since(self.born) < self.settled;
+        let unknown = host.handle.is_none() && host.created < self.born;
+        let inherited = unknown && now.since(self.born) < self.settled;
         inherited || self.state().doubts.get(&host.id).is_some_and(|until| now < *until)
     }
 
@@ -342,14 +309,14 @@ impl Shared {
     }
 
     /// Looks at a server until it runs, labels what it has, and tells where it fails.
-    fn watch(self: &Arc<Self>, cloud: &Arc<Cloud>, host: &HostId, id: &str) {
-        if !self.state().watched.insert(host.clone()) {
+    fn watch(self: &Arc<Self>, cloud: &Arc<Cloud>, id: &str) {
+        if !self.state().watched.insert(id.to_owned()) {
             return;
         }
-        let (shared, cloud, host, id) = (self.clone(), cloud.clone(), host.clone(), id.to_owned());
+        let (shared, cloud, id) = (self.clone(), cloud.clone(), id.to_owned());
         tokio::spawn(async move {
             shared.watch_now(&cloud, &id).await;
-            shared.state().watched.remove(&host);
+            shared.state().watched.remove(&id);
         });
     }
 
@@ -384,6 +351,12 @@ impl Shared {
         let error = servers::failure(cloud, server).await;
         if server.launched {
             match servers::end(cloud, &self.stamp, &server.id, ENDING).await {
+                // Nobody will stop it any more. An address that stays all the same the audit finds.
+                Ok(true) if server.pool.is_some() => {
+                    if let Err(problem) = extras::release(cloud, &self.stamp, &server.master, &server.host).await {
+                        tracing::warn!("server {} is gone and its address is not: failed to {problem}", server.id);
+                    }
+                }
                 Ok(true) => {}
                 Ok(false) => return tracing::warn!("server {} is in error and does not go", server.id),
                 Err(problem) => return tracing::warn!("server {} is in error: failed to {problem}", server.id),
@@ -393,44 +366,6 @@ impl Shared {
         if self.deaths.send(Death { host: server.host.clone(), why: error.text().to_owned() }).await.is_err() {
             tracing::debug!("nobody was there to hear that host {} has failed", server.host);
         }
-    }
-
-    async fn list(self: &Arc<Self>, cloud: &Arc<Cloud>) -> Result<Vec<ListedHost>, Problem> {
-        let mut servers = servers::all(cloud, &self.stamp).await?;
-        servers.sort();
-        let mut listed = Vec::new();
-        let mut hosts = BTreeSet::new();
-        let dressed = self.state().dressed.clone();
-        for server in &servers {
-            let owner = self.stamp.owner(&server.master);
-            let ours = server.master == self.stamp.id;
-            let host = if hosts.insert((&server.master, &server.host)) {
-                if ours && (server.status == Status::Error || !dressed.contains(&server.id)) {
-                    // What a master before this one has started, and what has failed since.
-                    self.watch(cloud, &server.host, &server.id);
-                }
-                server.host.clone()
-            } else {
-                // A second server of one host: nobody's.
-                HostId(format!("{}.{}", server.host, server.id))
-            };
-            let identity = Some(identity_of(&server.id));
-            listed.push(ListedHost { host, handle: server.id.clone(), identity, owner, asleep: false });
-        }
-        listed.extend(extras::left_over(cloud, &self.stamp, &servers).await);
-        Ok(listed)
-    }
-
-    /// Ends a server of our name, whoever's it is said to be; `Gone` where this cloud does not have it.
-    async fn end(&self, cloud: &Cloud, listed: &ListedHost) -> Result<Stopped, Problem> {
-        let Some(server) = servers::one(cloud, &self.stamp, &listed.handle).await? else { return Ok(Stopped::Gone) };
-        if self.stamp.owner(&server.master) != listed.owner {
-            return Err(Problem::Misfit(format!("end server {}: it is another master's now", server.id)));
-        }
-        if server.pool.is_some() {
-            extras::release(cloud, &self.stamp, &server.master, &server.host).await?;
-        }
-        servers::delete(cloud, &self.stamp, &server.id).await
     }
 }
 
@@ -453,7 +388,7 @@ impl Provider for Servers {
     }
 
     fn list(&self) -> Answer<'_, Result<Vec<ListedHost>, Unlisted>> {
-        Box::pin(async move { Ok(self.list_now().await?) })
+        Box::pin(async move { self.list_now().await })
     }
 
     fn end<'a>(&'a self, listed: &'a ListedHost) -> Answer<'a, Result<Stopped, String>> {

@@ -61,6 +61,8 @@ pub(super) async fn prepare(
     let image = images::resolve(cloud, &section.image).await?;
     let flavor = flavor(cloud, &section.flavor).await.map_err(Problem::before_start)?;
     let mut metadata = section.meta.clone();
+    // Ours to say, as are the others.
+    metadata.remove(POOL);
     metadata.extend(stamp.metadata(host.worker.as_str(), &host.id));
     if let Some(pool) = &section.floating_ip_pool {
         metadata.insert(POOL.to_owned(), network(cloud, pool, true).await.map_err(Problem::before_start)?);

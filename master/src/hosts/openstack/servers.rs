@@ -1,6 +1,7 @@
 //! Servers as Nova tells of them: how ours are stamped, found, judged and ended.
 
-use super::cloud::{Cloud, Service};
+use super::cloud::{Cloud, End, Service};
+use super::order::segment;
 use super::problem::Problem;
 use crate::core::event::{Owner, StartError, Stopped};
 use rouse_shared::HostId;
@@ -138,10 +139,15 @@ impl Stamp {
 /// # Errors
 /// Where the list is not whole.
 pub async fn all(cloud: &Cloud, stamp: &Stamp) -> Result<Vec<Server>, Problem> {
+    read(cloud, stamp, "").await
+}
+
+async fn read(cloud: &Cloud, stamp: &Stamp, query: &str) -> Result<Vec<Server>, Problem> {
+    let path = format!("/servers/detail{query}");
     let mut found = BTreeMap::new();
     let (mut whole, mut broken) = (0, None);
     for _ in 0..READINGS {
-        let pages = cloud.read(Service::Compute, "/servers/detail", "servers").await?;
+        let pages = cloud.read(Service::Compute, &path, "servers", End::NothingNew).await?;
         let ours = pages.items.iter().filter_map(|server| Server::of(server, &stamp.name));
         found.extend(ours.map(|server| (server.id.clone(), server)));
         match pages.broken {
@@ -163,9 +169,8 @@ pub async fn all(cloud: &Cloud, stamp: &Stamp) -> Result<Vec<Server>, Problem> {
 /// Where the list is not whole.
 pub async fn of_host(cloud: &Cloud, stamp: &Stamp, name: &str, host: &HostId) -> Result<Vec<Server>, Problem> {
     // A regular expression for Nova; our names are letters, digits and hyphens.
-    let told = cloud.list(Service::Compute, &format!("/servers/detail?name=%5E{name}%24"), "servers").await?;
-    let ours = told.iter().filter_map(|server| Server::of(server, &stamp.name));
-    let mut found: Vec<Server> = ours.filter(|s| s.master == stamp.id && s.host == *host).collect();
+    let mut found = read(cloud, stamp, &format!("?name=%5E{name}%24")).await?;
+    found.retain(|server| server.master == stamp.id && server.host == *host);
     found.sort();
     Ok(found)
 }
@@ -182,6 +187,18 @@ pub async fn one(cloud: &Cloud, stamp: &Stamp, id: &str) -> Result<Option<Server
             server.map(Some).ok_or_else(|| Problem::Misfit(format!("recognise server {id}: it is not stamped as ours")))
         }
         Err(problem) if problem.is_missing() => Ok(None),
+        Err(problem) => Err(problem),
+    }
+}
+
+/// Whether there is such a server, whoever's it is.
+///
+/// # Errors
+/// Where Nova does not say.
+pub async fn exists(cloud: &Cloud, id: &str) -> Result<bool, Problem> {
+    match cloud.get(Service::Compute, &format!("/servers/{}", segment(id))).await {
+        Ok(_) => Ok(true),
+        Err(problem) if problem.is_missing() => Ok(false),
         Err(problem) => Err(problem),
     }
 }
