@@ -341,8 +341,8 @@ impl Master {
         holds_within(DEADLINE, || processes_with(&state).is_empty());
         if std::env::var_os("ROUSE_E2E_KEEP").is_none()
             && let Err(error) = fs::remove_dir_all(&self.dir)
-            // A disk of its own is taken away by whoever mounted it.
-            && error.kind() != std::io::ErrorKind::ResourceBusy
+            // A disk of its own is taken away by whoever mounted it; and it may have been ended before.
+            && !matches!(error.kind(), std::io::ErrorKind::ResourceBusy | std::io::ErrorKind::NotFound)
         {
             eprintln!("{} stays: {error}", self.dir.display());
         }

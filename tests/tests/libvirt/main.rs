@@ -13,6 +13,8 @@ mod evidence;
 mod faults;
 mod ground;
 mod images;
+#[cfg(feature = "ec2")]
+mod metadata;
 mod places;
 mod site;
 mod steps;
