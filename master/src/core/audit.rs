@@ -34,7 +34,7 @@ const AUDITS: usize = 8;
 pub enum AuditMode {
     /// Nothing: it only tells.
     Look,
-    /// Stops orphans, and takes hosts for gone that no list has any more.
+    /// Stops orphans, puts to sleep what should sleep, and takes hosts for gone that no list has any more.
     Fix,
     /// And stops the machines of our name with another id: those of a state directory that was lost.
     Adopt,
@@ -67,6 +67,8 @@ pub enum DifferenceKind {
     Namesake,
     /// A host of the ledger that its provider does not list.
     Missing,
+    /// A host that sleeps by the ledger, and whose machine runs.
+    Awake,
     /// A provider could not be asked, or not all of it: nothing is known of what it has not listed.
     ListFailed,
 }
@@ -78,6 +80,7 @@ impl DifferenceKind {
             Self::Orphan => "orphan",
             Self::Namesake => "namesake",
             Self::Missing => "missing",
+            Self::Awake => "awake",
             Self::ListFailed => "list_failed",
         }
     }
@@ -125,7 +128,7 @@ impl Difference {
     fn key(&self) -> Key {
         let name = match self.kind {
             DifferenceKind::Orphan | DifferenceKind::Namesake => self.handle.clone(),
-            DifferenceKind::Missing => self.host.as_ref().map(|host| host.0.clone()),
+            DifferenceKind::Missing | DifferenceKind::Awake => self.host.as_ref().map(|host| host.0.clone()),
             DifferenceKind::ListFailed => None,
         };
         (self.kind, self.provider, name.unwrap_or_default())
@@ -135,8 +138,8 @@ impl Difference {
     fn is_ours_to_fix(&self, mode: AuditMode) -> bool {
         match (self.kind, mode) {
             (_, AuditMode::Look) | (DifferenceKind::ListFailed, _) => false,
-            (DifferenceKind::Orphan | DifferenceKind::Missing, AuditMode::Fix | AuditMode::Adopt) => true,
             (DifferenceKind::Namesake, mode) => mode == AuditMode::Adopt,
+            (DifferenceKind::Orphan | DifferenceKind::Missing | DifferenceKind::Awake, _) => true,
         }
     }
 }
@@ -195,7 +198,9 @@ impl Core {
                     self.touch_host(&machine.host);
                     self.learn_identity(now, &machine.host, machine.identity.clone());
                 }
-                self.see_sleeper(now, machine);
+                if self.stirs(machine) {
+                    self.put_to_sleep_again(now, &machine.host);
+                }
                 continue;
             }
             let first = *self.orphans.entry((provider, machine.handle.clone())).or_insert(now);
@@ -338,6 +343,10 @@ impl Core {
                 None => continue,
             };
             found.extend(listed.iter().filter_map(|machine| match &machine.owner {
+                Owner::Ours if self.stirs(machine) => {
+                    let why = "it should be stopped, and its machine runs";
+                    Some(Difference::of_machine(DifferenceKind::Awake, provider, machine, why))
+                }
                 Owner::Ours if self.hosts.contains_key(&machine.host) => None,
                 Owner::Ours => {
                     let why = "it bears our name and id and is not in the ledger";
@@ -385,6 +394,7 @@ impl Core {
                 self.note(Level::Warn, format!("audit: host {host} ({named} of {}): {why}", provider.as_str()));
                 self.on_host_gone(now, host, "its provider lists it no more");
             }
+            (DifferenceKind::Awake, _) => self.put_to_sleep_again(now, host),
             (DifferenceKind::Orphan | DifferenceKind::Namesake, None) | (DifferenceKind::ListFailed, _) => {}
         }
     }

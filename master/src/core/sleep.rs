@@ -208,11 +208,14 @@ impl Core {
         self.touch_worker(&worker);
     }
 
-    /// A machine that should sleep and runs is put to sleep again: somebody has started it, or a call came late.
-    pub(super) fn see_sleeper(&mut self, now: Timestamp, listed: &ListedHost) {
-        let id = &listed.host;
-        let stirs = |l: &&mut LiveHost| l.host.state == HostState::Stopped && !listed.asleep;
-        let Some(live) = self.hosts.get_mut(id).filter(stirs) else { return };
+    /// Whether a machine should sleep and runs: somebody has started it, or a call came late.
+    pub(super) fn stirs(&self, listed: &ListedHost) -> bool {
+        !listed.asleep && self.hosts.get(&listed.host).is_some_and(|live| live.host.state == HostState::Stopped)
+    }
+
+    pub(super) fn put_to_sleep_again(&mut self, now: Timestamp, id: &HostId) {
+        let sleeps = |live: &&mut LiveHost| live.host.state == HostState::Stopped;
+        let Some(live) = self.hosts.get_mut(id).filter(sleeps) else { return };
         live.host.state = HostState::Suspending;
         (live.host.woken, live.host.asleep) = (Some(now), None);
         // It cannot be woken for a build now, and no other may be bought while it is there.

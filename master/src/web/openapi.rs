@@ -233,7 +233,7 @@ fn schemas() -> Value {
             "clean": { "type": "boolean", "description": "Nothing differs, or nothing any more." },
             "hosts": integer, "listed": integer,
             "differences": { "type": "array", "items": { "type": "object", "properties": {
-                "kind": state(&["orphan", "namesake", "missing", "list_failed"]), "provider": text(),
+                "kind": state(&["orphan", "namesake", "missing", "awake", "list_failed"]), "provider": text(),
                 "handle": maybe("string"), "host": maybe("string"), "owner": maybe("string"), "why": text(),
                 "done": { "type": "boolean", "description": "This audit has put it right." },
             } } },

@@ -1,5 +1,6 @@
 //! Hosts that sleep: put to sleep when idle, woken instead of bought, ended by age.
 
+use super::super::audit::AuditMode;
 use super::super::event::{ListedHost, Owner, Slept, StartError, Stopped};
 use super::super::plan::Sleep;
 use super::*;
@@ -280,6 +281,26 @@ fn one_that_runs_all_the_same_is_put_to_sleep_again() {
     assert_eq!(bench.state("l"), HostState::Stopped);
     listed(&mut bench, false);
     assert!(bench.text.contains("SLEEP"), "{}", bench.text);
+    bench.slept("l", Ok(Slept::Asleep));
+    assert_eq!(bench.state("l"), HostState::Stopped);
+    // Who asks is told of it before the next look of the master itself; to be fixed, it is put to sleep.
+    let audit = |bench: &mut Bench, mode: AuditMode| {
+        let request = RequestId(7);
+        bench.hush();
+        bench.event(&format!("audit: {mode:?}"), Event::Audit { request, mode });
+        for round in 1..=3 {
+            let (host, asleep) = (bench.host("l"), bench.state("l") != HostState::Stopped);
+            let machine = ListedHost { host, handle: "i-1".to_owned(), identity: None, owner: Owner::Ours, asleep };
+            let (provider, result) = (ProviderKind::Ec2, Ok(vec![machine]));
+            bench.event("listed", Event::ListedForAudit { request, round, provider, result });
+            bench.pass(4);
+        }
+    };
+    audit(&mut bench, AuditMode::Look);
+    assert!(bench.text.contains("it should be stopped, and its machine runs"), "{}", bench.text);
+    assert!(!bench.text.contains("SLEEP"), "{}", bench.text);
+    audit(&mut bench, AuditMode::Fix);
+    assert!(bench.text.contains("SLEEP") && bench.text.contains("done: true"), "{}", bench.text);
     bench.slept("l", Ok(Slept::Asleep));
     assert_eq!(bench.state("l"), HostState::Stopped);
     // Ended by somebody, it is missed.
