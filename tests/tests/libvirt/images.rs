@@ -64,18 +64,25 @@ fn image(out: &Path) {
         fs::rename(first, &kept).unwrap();
     }
     // Kept is the image of an agent that may be older: it gets the one of now, so that not each change of the agent costs
-    // two builds. The file system begins a mebibyte into the disk.
+    // two builds.
     run(Command::new("qemu-img").args(["convert", "-q", "-O", "raw"]).arg(&kept).arg(out));
-    let (agent, file_system) = (agent(&dir), format!("{}?offset={}", out.display(), 1 << 20));
-    let (place, name) = AGENT.rsplit_once('/').unwrap();
-    let commands = dir.join(format!("commands-{}", std::process::id()));
-    fs::write(&commands, format!("cd {place}\nrm {name}\nwrite {} {name}\n", agent.display())).unwrap();
+    let agent = agent(&dir);
+    put(&agent, out, AGENT, 0o755);
+    fs::remove_file(agent).unwrap();
+}
+
+/// Puts a file into the file system of a raw disk, which begins a mebibyte into it.
+fn put(file: &Path, disk: &Path, to: &str, mode: u32) {
+    let file_system = format!("{}?offset={}", disk.display(), 1 << 20);
+    let (place, name) = to.rsplit_once('/').unwrap();
+    let commands = disk.with_extension("commands");
+    let text = format!("cd {place}\nrm {name}\nwrite {} {name}\nsif {name} mode 0100{mode:o}\n", file.display());
+    fs::write(&commands, text).unwrap();
     run(Command::new("/sbin/debugfs").arg("-w").arg("-f").arg(&commands).arg(&file_system));
     fs::remove_file(commands).unwrap();
-    let stat = run(Command::new("/sbin/debugfs").args(["-R", &format!("stat {AGENT}"), &file_system]));
-    let size = fs::metadata(&agent).unwrap().len();
-    assert!(stat.contains(&format!("Size: {size}")) && stat.contains("Mode:  0755"), "the agent is in it: {stat}");
-    fs::remove_file(agent).unwrap();
+    let stat = run(Command::new("/sbin/debugfs").args(["-R", &format!("stat {to}"), &file_system]));
+    let size = fs::metadata(file).unwrap().len();
+    assert!(stat.contains(&format!("Size: {size}")) && stat.contains(&format!("Mode:  {mode:04o}")), "{to}: {stat}");
 }
 
 #[test]
@@ -89,6 +96,15 @@ fn the_built_image_is_fit() {
     image(&disk);
     let said = run(Command::new(repository().join("images/check")).arg(&disk));
     assert!(said.contains("switches itself off") && said.contains("is fit"), "{said}");
+    // With broker and password in it, as `--broker` and `--password-file` put them there, it takes the name that
+    // systemd-networkd has from DHCP.
+    let baked = fs::read_to_string(repository().join("images/agent.toml")).unwrap()
+        + "broker = \"amqp://192.0.2.1/rouse\"\npassword = \"not-a-secret\"\n";
+    let config = dir.path().join("agent.toml");
+    fs::write(&config, baked).unwrap();
+    put(&config, &disk, "/etc/rouse/agent.toml", 0o600);
+    let said = run(Command::new(repository().join("images/check")).arg("--name-from-dhcp").arg(&disk));
+    assert!(said.contains("knows who it is") && said.contains("is fit"), "{said}");
 }
 
 #[test]

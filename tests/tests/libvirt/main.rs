@@ -15,6 +15,7 @@ mod ground;
 mod images;
 #[cfg(feature = "ec2")]
 mod metadata;
+mod names;
 mod places;
 mod site;
 mod steps;

@@ -1,7 +1,7 @@
 //! One master with its broker and its libvirt workers, as a user has them; all tests of this program share it.
 
 use crate::ground::names;
-use rouse_tests::harness::{Master, PASSWORD, free_address, latent, scratch, text};
+use rouse_tests::harness::{Master, PASSWORD, free_address, latent, scratch, standing, text};
 use rouse_tests::virt::{BRIDGE, Image, Lab, SMALL, image};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -13,6 +13,8 @@ pub const GUEST: Duration = Duration::from_secs(240);
 pub struct Site {
     pub lab: &'static Lab,
     pub master: Master,
+    /// Where guests find its broker.
+    pub broker: String,
     /// Where disks are.
     pub disks: PathBuf,
     /// All workers of its configuration.
@@ -73,7 +75,7 @@ fn start() -> Site {
     // The network that it prints for these workers, in place of the one without names.
     let network = master.rouse(&["libvirt-network", "-c", "rouse.toml", "--network", "rouse"]).ended(0).text();
     lab.set_network("rouse", &network);
-    Site { lab, master, disks, workers }
+    Site { lab, master, broker, disks, workers }
 }
 
 fn workers(lab: &Lab, disks: &Path, broker: &str) -> String {
@@ -126,6 +128,9 @@ fn workers(lab: &Lab, disks: &Path, broker: &str) -> String {
     }
     let zeros = write("zeros.img", &"\0".repeat(4096));
     text += &worker("blank", &format!("{patient}\nmissing_timeout = 45"), &builtin(lab, disks, &zeros));
+    for name in crate::names::WORKERS {
+        text += &standing(name, "");
+    }
     text += &faulty(lab, disks, &base, &write);
     text + &latent("local", "keepalive_interval = 2\nlease = 40\nbuild_wait_timeout = 0")
 }
