@@ -181,6 +181,7 @@ impl Master {
         let settings = hosts::Settings { dir: state.path("hosts"), owner: owner.clone() };
         let hosts =
             Hosts::new(settings, &config, deaths).map_err(|e| Failure::new("cannot use the hosts directory", &e))?;
+        hosts.expect(&ledger.hosts);
 
         let (events, events_in) = mpsc::channel(WAITING);
         let (inbound, inbound_in) = mpsc::channel::<Inbound>(WAITING);

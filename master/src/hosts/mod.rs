@@ -17,10 +17,11 @@ pub mod user_data;
 use crate::config::Config;
 use crate::core::event::{ListedHost, Slept, StartError, Started, Stopped, Unlisted};
 use crate::core::plan::ProviderKind;
-use crate::core::record::{Host, Order};
+use crate::core::record::{Host, HostState, Order};
 use rouse_shared::boot::BootData;
 use rouse_shared::message::Hello;
 use rouse_shared::{HostId, WorkerName};
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::path::PathBuf;
 use std::pin::Pin;
@@ -51,6 +52,9 @@ pub trait Provider: Send + Sync {
     /// All machines that bear our master's name, with its id or another; whole, or an error, which has what was heard
     /// from those that could be asked.
     fn list(&self) -> Answer<'_, Result<Vec<ListedHost>, Unlisted>>;
+    /// Hosts that a master which has just started finds in its ledger, and whose machines were made. Of those that have ended
+    /// while nobody was there to hear it a provider that tells of deaths tells now.
+    fn expect(&self, _hosts: &[&Host]) {}
     /// Ends a machine that [`Self::list`] has told of and that the ledger does not know; where its owner is a namesake,
     /// that one's. Its handle says where it is.
     fn end<'a>(&'a self, listed: &'a ListedHost) -> Answer<'a, Result<Stopped, String>>;
@@ -137,6 +141,20 @@ impl Hosts {
             ProviderKind::Openstack => Some(&self.openstack),
             #[cfg(not(feature = "openstack"))]
             ProviderKind::Openstack => None,
+        }
+    }
+
+    /// Tells the providers of the hosts that are in the ledger when the master starts.
+    pub fn expect(&self, hosts: &[Host]) {
+        let mut made: BTreeMap<ProviderKind, Vec<&Host>> = BTreeMap::new();
+        // One that is ordered may be made yet.
+        for host in hosts.iter().filter(|h| !matches!(h.state, HostState::Ordered | HostState::Gone)) {
+            made.entry(host.provider).or_default().push(host);
+        }
+        for (kind, hosts) in made {
+            if let Some(provider) = self.provider(kind) {
+                provider.expect(&hosts);
+            }
         }
     }
 

@@ -6,7 +6,7 @@ use super::setup::password;
 use super::world::World;
 use rouse_master::core::event::{Event, ListedHost, Owner, RequestId, StartError, Started, Stopped, Unlisted};
 use rouse_master::core::plan::ProviderKind;
-use rouse_master::core::record::{Host, Order};
+use rouse_master::core::record::{Host, HostState, Order};
 use rouse_shared::HostId;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -310,6 +310,19 @@ impl World {
         if self.chance.permille(400) {
             let delay = self.delay(10, 3_000);
             self.master_event_in(delay, Event::HostGone { host: host.clone(), why: why.to_owned() });
+        }
+    }
+
+    /// A master that starts hears from some providers what has ended while none was there, of hosts that were made.
+    pub(super) fn tell_of_missed_deaths(&mut self) {
+        let made = |host: &&Host| !matches!(host.state, HostState::Ordered | HostState::Gone);
+        let hosts: Vec<HostId> = self.disk.hosts.values().filter(made).map(|host| host.id.clone()).collect();
+        for host in hosts {
+            let ended = |vms: &Vec<Vm>| !vms.is_empty() && vms.iter().all(|vm| vm.power == Power::Gone);
+            if self.cloud.vms.get(&host).is_some_and(ended) && self.chance.permille(500) {
+                let delay = self.delay(10, 3_000);
+                self.master_event_in(delay, Event::HostGone { host, why: "it ended while nobody listened".to_owned() });
+            }
         }
     }
 

@@ -178,6 +178,7 @@ impl World {
         let (core, effects) = Core::new(self.time(), start);
         self.master.core = Some(core);
         self.finish(effects, Vec::new());
+        self.tell_of_missed_deaths();
         let delay = self.delay(10, 2_000);
         self.after(delay, |w| w.master_linked());
     }

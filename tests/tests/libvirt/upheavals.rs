@@ -4,6 +4,7 @@
 use crate::site::{GUEST, Site, builtin, site, worker};
 use rouse_tests::harness::text;
 use std::fs;
+use std::time::{Duration, Instant};
 
 fn begun(site: &Site, worker: &str, script: &str) -> String {
     site.master.detach(&["--worker", worker, "--retries", "0", "--", "sh", "-c", &format!("echo begun; {script}")])
@@ -56,6 +57,26 @@ fn guests_outlive_libvirtd_and_the_master_but_not_for_ever() {
     site.lab.until_up();
     site.until(&build, "lost");
     site.until_clean(&["lasting", "lonely"]);
+}
+
+#[test]
+fn a_guest_that_died_while_the_master_was_away_is_given_up_when_it_is_back() {
+    if !crate::may_run() {
+        return;
+    }
+    let _turn = crate::alone();
+    let site = site();
+    let build = begun(site, "lasting", "sleep 900");
+    site.until_said(&build, "begun");
+    site.master.kill();
+    site.lab.signal_guest("lasting", libc::SIGKILL);
+    site.master.begin();
+    let since = Instant::now();
+    site.until(&build, "lost");
+    // Its lease holds for a minute from the master's start.
+    assert!(since.elapsed() < Duration::from_secs(15), "only after {:?}\n{}", since.elapsed(), site.master.log());
+    assert!(site.master.log().contains("it ended while libvirt could not be heard"), "{}", site.master.log());
+    site.until_clean(&["lasting"]);
 }
 
 #[test]

@@ -42,6 +42,21 @@ fn a_running_build_goes_on() {
 }
 
 #[test]
+fn a_host_that_ended_while_no_master_was_there_is_gone_at_once() {
+    let mut bench = waking();
+    bench.wake("l");
+    bench.report("l", picture(1, 1, 1, 0, None));
+    bench.hush();
+    bench.restart();
+    let host = bench.host("l");
+    let death = Event::HostGone { host, why: "it ended while nobody listened".to_owned() };
+    bench.event("gone", death.clone());
+    // Twice is harmless, and the host that is ordered for the next try is another one.
+    bench.event("gone", death);
+    bench.check("restart_gone");
+}
+
+#[test]
 fn a_drain_goes_on() {
     let mut bench = waking();
     bench.wake("l");

@@ -183,6 +183,19 @@ impl Inner {
         hold(&self.known).entry(stamp.uuid).or_insert(known);
     }
 
+    /// Listens for the ends of hosts that an earlier master has made, and looks whether they have ended already.
+    pub fn expect<'a>(&self, hosts: impl Iterator<Item = (&'a HostId, Spec)>) {
+        let mut uris = BTreeSet::new();
+        for (host, spec) in hosts {
+            self.know(&spec.connection, self.stamp(host, &spec));
+            uris.insert(spec.connection);
+        }
+        for uri in uris {
+            // As if it had come up just now, which it may have done before. Where it is not up yet it will say so.
+            drop(self.lives.try_send((uri, Life::Connected)));
+        }
+    }
+
     fn forget(&self, uuid: &str, host: &str) {
         hold(&self.known).remove(uuid);
         hold(&self.locks).remove(host);

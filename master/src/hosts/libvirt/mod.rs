@@ -280,6 +280,11 @@ impl Provider for Libvirt {
         Box::pin(self.list_now())
     }
 
+    fn expect(&self, hosts: &[&Host]) {
+        let orders = hosts.iter().filter_map(|host| Some((&host.id, Spec::parse(&host.order.as_ref()?.spec).ok()?)));
+        self.inner.expect(orders);
+    }
+
     fn end<'a>(&'a self, listed: &'a ListedHost) -> Answer<'a, Result<Stopped, String>> {
         Box::pin(async move {
             let our_id = self.inner.owner.rsplit_once('/').map_or("", |(_, id)| id);

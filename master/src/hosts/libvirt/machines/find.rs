@@ -195,7 +195,7 @@ impl Inner {
             return Ok(None);
         }
         if let Some((domain, Some(found))) = look(connect, uuid)?
-            && found == stamp
+            && self.owner_of(&found) == self.owner_of(&stamp)
         {
             let (state, _) = domain.state()?;
             let stands = [sys::VIR_DOMAIN_PAUSED, sys::VIR_DOMAIN_CRASHED].contains(&state.to_raw());
