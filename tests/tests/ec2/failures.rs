@@ -130,31 +130,16 @@ async fn a_master_lost_between_any_two_calls_leaves_nothing() {
         let mut calls = 0;
         for at in 0.. {
             let mut host = stand.host();
-            stand.cloud.proxy.heal();
-            stand.cloud.proxy.fail(at, 1, lost.clone(), |_| true);
-            let before = stand.cloud.proxy.hanging();
             // The core's way: prepare, commit, start, commit, stop; what is committed outlives the master.
             let life = async {
                 stand.prepare(&mut host, 0).await.unwrap();
                 stand.start(&mut host).await.unwrap();
                 stand.gone(&host).await;
             };
-            let died = {
-                let cut = async {
-                    while stand.cloud.proxy.hanging() == before {
-                        tokio::time::sleep(Duration::from_millis(20)).await;
-                    }
-                };
-                tokio::select! {
-                    () = life => false,
-                    () = cut => true,
-                }
-            };
-            if !died {
+            if !stand.dies_at(at, &lost, life).await {
                 break;
             }
             calls = at + 1;
-            stand.cloud.proxy.heal();
             stand.restart();
             after_the_crash(&stand, &mut host).await;
             assert!(stand.cloud.alive().is_empty(), "{lost:?} at call {at}");

@@ -9,6 +9,7 @@ use rouse_master::hosts::{Death, Provider};
 use rouse_shared::WorkerName;
 use rouse_tests::contract::{self, Ground, OWNER, boot_data};
 use rouse_tests::ec2::{Cloud, config};
+use rouse_tests::proxy::Fault;
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -116,6 +117,25 @@ impl Stand {
     pub fn made(&self, host: &Host) -> Value {
         let handle = host.handle.as_deref().unwrap();
         self.cloud.instances().into_iter().find(|i| i["id"] == handle).unwrap()
+    }
+
+    /// Goes through a part of a host's life, in which the master is lost at this call: before AWS hears of it, or after it
+    /// has done it. Whether it was; there may be fewer calls.
+    pub async fn dies_at(&self, call: usize, fault: &Fault, life: impl Future<Output = ()>) -> bool {
+        self.cloud.proxy.heal();
+        self.cloud.proxy.fail(call, 1, fault.clone(), |_| true);
+        let before = self.cloud.proxy.hanging();
+        let cut = async {
+            while self.cloud.proxy.hanging() == before {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        let died = tokio::select! {
+            () = life => false,
+            () = cut => true,
+        };
+        self.cloud.proxy.heal();
+        died
     }
 
     pub async fn gone(&self, host: &Host) {

@@ -1,8 +1,8 @@
 //! The whole path: a master, an instance that boots by starting a real agent, the metadata service that the agent reads
 //! all it knows from, and a build.
 
-use rouse_tests::ec2::{Authority, Cloud, with_defaults};
-use rouse_tests::harness::{Master, program, scratch, text};
+use rouse_tests::ec2::{Authority, Cloud, IMAGE, with_defaults};
+use rouse_tests::harness::{Master, PASSWORD, program, scratch, standing, text};
 use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -73,6 +73,37 @@ async fn a_build_buys_an_instance_runs_on_it_and_it_is_gone() {
         master.until_within(MINUTE, "it is terminated when idle", || whole.cloud.alive().is_empty());
         master.until("the ledger knows", || master.hosts("w").is_empty());
         master.rouse(&["audit"]).ended(0);
+        master.end();
+    });
+}
+
+/// As the documentation advises: an image is started by hand, and its agent attaches as a standing worker.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn an_image_is_tried_as_a_standing_worker_and_nothing_is_powered_off() {
+    let cloud = Cloud::start().await;
+    let dir = scratch("ec2-tried");
+    tokio::task::block_in_place(|| {
+        let master = Master::start("ec2-tried-master", &standing("tried", ""));
+        let mut boot = boot(&dir);
+        for (name, value) in [
+            ("ROUSE_AGENT_NAME", "tried"),
+            ("ROUSE_AGENT_PASSWORD", PASSWORD),
+            ("ROUSE_AGENT_BROKER", &master.broker_url),
+            ("ROUSE_AGENT_POWER_OFF_AFTER", "5s"),
+        ] {
+            boot["env"][name] = json!(value);
+        }
+        cloud.set(&json!({ "boot": boot }));
+        let size = [("InstanceType", "m5.large"), ("MinCount", "1"), ("MaxCount", "1")];
+        cloud.call("RunInstances", &[&[("ImageId", IMAGE)][..], &size].concat());
+        let instance = cloud.alive();
+        // Longer than an agent that nobody calls waits before it switches its machine off.
+        master.rouse(&["build", "--worker", "tried", "--", "sleep", "8"]).ended(0);
+        master.rouse(&["build", "--worker", "tried", "--", "true"]).ended(0);
+        assert_eq!(cloud.alive(), instance, "it goes on");
+        // It bears no name of ours, so the audit does not miss it, and does not touch it.
+        master.rouse(&["audit"]).ended(0);
+        cloud.kill(&instance[0]);
         master.end();
     });
 }
