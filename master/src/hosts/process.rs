@@ -307,6 +307,17 @@ impl Provider for Processes {
         })
     }
 
+    fn expect(&self, hosts: &[&Host]) {
+        for host in hosts {
+            let Some(handle) = &host.handle else { continue };
+            // Also where this master may not read what its processes bear, as another user: one that runs is not dead.
+            if !runs(handle) {
+                let ending = self.ending(host.id.clone());
+                tokio::spawn(ending.tell("its agent ended while no master was there".to_owned()));
+            }
+        }
+    }
+
     fn end<'a>(&'a self, listed: &'a ListedHost) -> Answer<'a, Result<Stopped, String>> {
         Box::pin(async move {
             let owner = match &listed.owner {
@@ -320,6 +331,12 @@ impl Provider for Processes {
     fn console<'a>(&'a self, host: &'a Host) -> Answer<'a, Option<String>> {
         Box::pin(async move { self.console_now(host) })
     }
+}
+
+/// Whether the process of such a handle ([`Stamped::handle`]) is there.
+fn runs(handle: &str) -> bool {
+    let parts = handle.split_once(':').and_then(|(pid, started)| Some((pid.parse().ok()?, started.parse().ok()?)));
+    parts.is_some_and(|(pid, started): (i32, u64)| stat(pid).is_ok_and(|(_, since)| since == started))
 }
 
 /// The agent programs of the workers whose hosts are processes.

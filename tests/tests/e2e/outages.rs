@@ -59,6 +59,32 @@ fn a_killed_master_goes_on_where_it_was() {
     });
 }
 
+/// As when the machine of the master is started again.
+#[test]
+fn hosts_that_ended_with_the_master_are_given_up_at_once() {
+    // Neither a lease nor two audits would be over in time.
+    let sleeps = latent("sleeps", "keepalive_interval = 2\nlease = 600\nbuild_wait_timeout = 600");
+    let master = Master::start("rebooted", &sleeps);
+    let trace = master.trace("builds");
+    let (trace_path, gate) = (trace.path().to_owned(), master.dir.join("gate"));
+    let script = format!("echo begin >> {trace_path}; until [ -e {} ]; do sleep 0.05; done", gate.display());
+    let id = master.detach(&["--worker", "sleeps", "--retries", "1", "--", "sh", "-c", &script]);
+    master.until("it runs", || trace.lines().len() == 1 && master.state(&id) == "running");
+    let host = master.hosts("sleeps").remove(0);
+
+    master.kill();
+    let pid: i32 = text(&host["handle"]).split(':').next().unwrap().parse().unwrap();
+    // SAFETY: only numbers are passed; the process is the host's, which nothing else ends.
+    unsafe { libc::kill(pid, libc::SIGKILL) };
+    std::fs::write(&gate, "").unwrap();
+    master.begin();
+
+    master.until_state(&id, "success");
+    assert_eq!(trace.lines(), ["begin", "begin"]);
+    let tries = master.show(&id)["tries"].to_string();
+    assert!(tries.contains("its agent ended while no master was there"), "{tries}");
+}
+
 #[test]
 fn a_restarted_master_goes_on_where_it_was() {
     through("restarted", |master| {
