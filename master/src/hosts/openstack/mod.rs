@@ -159,7 +159,11 @@ impl Servers {
             tokio::time::sleep(LOOK).await;
         };
         let server = match found {
-            Some(server) => server.id,
+            Some(server) => {
+                // Whatever was asked for has come.
+                self.shared.state().doubts.remove(&host.id);
+                server.id
+            }
             None => self.shared.make(&cloud, &spec, host).await?,
         };
         self.shared.see_placed(&cloud, &server).await?;
@@ -184,7 +188,11 @@ impl Servers {
             for server in &others {
                 servers::delete(&cloud, &shared.stamp, &server.id).await?;
             }
-            if !others.is_empty() || shared.is_in_doubt(host) {
+            if !others.is_empty() {
+                shared.has_come(host);
+                return Ok(Stopped::Requested);
+            }
+            if host.handle.is_none() && shared.is_in_doubt(host) {
                 return Ok(Stopped::Requested);
             }
             if spec.pool().is_some() {
@@ -219,9 +227,15 @@ impl Shared {
     /// Whether a server may still appear that an earlier call has asked for: one of ours, or of the master before.
     fn is_in_doubt(&self, host: &Host) -> bool {
         let now = clock::now();
-        let unknown = host.handle.is_none() && host.created < self.born;
-        let inherited = unknown && now.since(self.born) < self.settled;
+        let inherited = host.created < self.born && now.since(self.born) < self.settled;
         inherited || self.state().doubts.get(&host.id).is_some_and(|until| now < *until)
+    }
+
+    /// A server has come that a call in doubt may have made: what else may still come does so soon.
+    fn has_come(&self, host: &Host) {
+        if let Some(until) = self.state().doubts.get_mut(&host.id) {
+            *until = (*until).min(clock::now() + self.settled);
+        }
     }
 
     /// Whether no server may still appear that was asked for.
@@ -247,12 +261,12 @@ impl Shared {
         let doubted = self.state().doubts.insert(host.id.clone(), clock::now() + CALL_LIMIT + self.settled).is_some();
         let problem = match cloud.post(Service::Compute, "/servers", &json!({ "server": spec.server })).await {
             Ok(told) => match told["server"]["id"].as_str() {
-                Some(id) if !doubted => {
-                    self.state().doubts.remove(&host.id);
-                    return Ok(id.to_owned());
-                }
-                // An earlier call may have been carried out just now: of two servers the older one counts.
                 Some(id) => {
+                    self.state().doubts.remove(&host.id);
+                    if !doubted {
+                        return Ok(id.to_owned());
+                    }
+                    // An earlier call may have been carried out just now: of two servers the older one counts.
                     let seen = self.look(cloud, spec, host).await.ok().flatten();
                     return Ok(seen.map_or_else(|| id.to_owned(), |server| server.id));
                 }
