@@ -9,6 +9,7 @@ use rouse_tests::openstack::{Cloud, OTHER, PROJECT, section};
 use rouse_tests::proxy::{Fault, Proxy};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 /// Whether a list can be had with this section; else why not.
 async fn list(more: &str) -> Result<(), String> {
@@ -140,7 +141,7 @@ async fn a_project_that_left_the_configuration_is_not_forgotten() {
         stand.stop(host).await;
     }
     assert_eq!(listed(&stand).await.unwrap(), BTreeSet::new());
-    tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(listed(&stand).await.unwrap(), BTreeSet::new());
     stand.config = parsed(&of("w1", &one));
     stand.next();
@@ -196,4 +197,21 @@ async fn a_token_serves_many_calls() {
     }
     let seen = stand.proxy.take_seen();
     assert_eq!(seen.iter().filter(|r| r.is("POST", "/auth/tokens")).count(), 1);
+}
+
+#[tokio::test]
+async fn a_token_is_renewed_before_it_ends() {
+    let stand = Stand::new("").await;
+    // As if it were good for four seconds, of which the last is kept for calls that are under way.
+    let short = "\"issued_at\": \"2026-01-01T00:00:00Z\", \"expires_at\": \"2026-01-01T00:00:04Z\", \"was_issued_at\":";
+    stand.proxy.fail(0, 1, Fault::Replace("\"issued_at\":", short), |r| r.is("POST", "/auth/tokens"));
+    let begin = rouse_master::clock::now();
+    stand.provider.list().await.unwrap();
+    tokio::time::sleep(Duration::from_millis(3100)).await;
+    stand.provider.list().await.unwrap();
+    stand.provider.list().await.unwrap();
+    let seen = stand.proxy.take_seen();
+    let logins = seen.iter().filter(|r| r.is("POST", "/auth/tokens")).count();
+    let refused = seen.iter().filter(|r| r.status == 401).count();
+    assert_eq!((logins, refused), (2, 0), "within {:?}", rouse_master::clock::now().since(begin));
 }

@@ -8,6 +8,7 @@ use rouse_tests::openstack::{Cloud, PROJECT, User, section};
 use rouse_tests::proxy::{Fault, Proxy};
 use rouse_tests::virt::{Image, image};
 use serde_json::{Value, json};
+use std::os::unix::fs::PermissionsExt as _;
 use std::time::Duration;
 use tokio::runtime::Handle;
 
@@ -137,14 +138,39 @@ async fn a_server_that_comes_to_nothing_leaves_evidence() {
     let worker = "missing_timeout = 4\n";
     let silent = Whole::new("os-silent", worker, "meta = { fake_guest = \"silent\" }", None).await;
     let burnt = Whole::new("os-burnt", worker, "meta = { fake_spawn_error = \"the disk is on fire\" }", None).await;
-    for (whole, words) in [(&silent, "boots"), (&burnt, "the disk is on fire")] {
-        let build = whole.begin_build(&["true"]);
+    // Both at once.
+    let builds = [&silent, &burnt].map(|whole| whole.begin_build(&["true"]));
+    let expected = [(&silent, "boots"), (&burnt, "the disk is on fire")];
+    for ((whole, words), build) in expected.into_iter().zip(builds) {
         let evidence = || whole.master.show(&build)["evidence"].as_array().cloned().unwrap_or_default();
         whole.until("there is evidence", || !evidence().is_empty());
         assert!(json!(evidence()).to_string().contains(words), "{words}: {:?}", evidence());
         tokio::task::block_in_place(|| whole.master.rouse(&["cancel", &build]).ended(0));
         whole.until_nothing_is_left();
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn why_a_program_chose_no_image_is_told_to_whoever_waits() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("find-image");
+    let program = |text: &str| {
+        let next = dir.path().join("next");
+        std::fs::write(&next, text).unwrap();
+        std::fs::set_permissions(&next, std::fs::Permissions::from_mode(0o755)).unwrap();
+        std::fs::rename(next, &path).unwrap();
+    };
+    program("#!/bin/sh\necho the registry has burnt down >&2; exit 3\n");
+    let more = format!("image = {{ command = [{path:?}] }}\nmeta = {{ fake_guest = \"agent\" }}");
+    let whole = Whole::new("os-image", "build_wait_timeout = 1\n", &more, None).await;
+    let build = whole.begin_build(&["true"]);
+    let why = || tokio::task::block_in_place(|| whole.master.rouse(&["why", &build]).ended(0)).text();
+    whole.until("it is told", || why().contains("the registry has burnt down"));
+    assert!(whole.servers().is_empty());
+    // It is asked again at each start.
+    program("#!/bin/sh\nexec sed 's/.*\"id\":\"\\([^\"]*\\)\".*/\\1/'\n");
+    whole.until_success(&build);
+    whole.until_nothing_is_left();
 }
 
 #[tokio::test]

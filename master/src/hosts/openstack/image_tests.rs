@@ -67,3 +67,24 @@ async fn what_is_wrong_with_a_program_is_told() {
     let told = ask(&["/nonexistent/find-image".to_owned()], String::new()).await.unwrap_err();
     assert!(told.contains("cannot be run"), "{told}");
 }
+
+#[tokio::test]
+async fn a_program_that_takes_too_long_is_ended() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("pid");
+    let script = format!("echo $$ >{}; exec sleep 600", file.display());
+    let words = ["/bin/sh", "-c", &script].map(str::to_owned);
+    let told = ask_within(Duration::from_secs(1), &words, String::new()).await.unwrap_err();
+    assert_eq!(told, "it took longer than 1 s");
+    let pid = std::fs::read_to_string(file).unwrap();
+    let stat = std::path::PathBuf::from(format!("/proc/{}/stat", pid.trim()));
+    // Gone, or about to be collected.
+    let runs = || std::fs::read_to_string(&stat).is_ok_and(|text| !text.contains(") Z "));
+    for _ in 0..100 {
+        if !runs() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    panic!("it still runs");
+}

@@ -57,9 +57,7 @@ pub async fn resolve(cloud: &Cloud, image: &OpenstackImage) -> Result<String, St
         OpenstackImage::Command(words) => {
             let all = available(cloud, "").await.map_err(Problem::before_start)?;
             let list = Value::Array(all.iter().map(described).collect()).to_string();
-            let answer = tokio::time::timeout(COMMAND_LIMIT, ask(words, list)).await;
-            let late = || Err(format!("it took longer than {} s", COMMAND_LIMIT.as_secs()));
-            let chosen = answer.unwrap_or_else(|_| late()).and_then(|id| {
+            let chosen = ask_within(COMMAND_LIMIT, words, list).await.and_then(|id| {
                 let known = all.iter().any(|image| image["id"] == *id);
                 if known { Ok(id) } else { Err(format!("it printed {id:?}, which is no id of an available image")) }
             });
@@ -169,6 +167,12 @@ async fn ask(words: &[String], list: String) -> Result<String, String> {
         [] => Err("it printed no id".to_owned()),
         words => Err(format!("it printed {} words rather than one id", words.len())),
     }
+}
+
+/// The same, within a time, after which the program is ended.
+async fn ask_within(limit: Duration, words: &[String], list: String) -> Result<String, String> {
+    let late = || Err(format!("it took longer than {} s", limit.as_secs()));
+    tokio::time::timeout(limit, ask(words, list)).await.unwrap_or_else(|_| late())
 }
 
 async fn first_of(stream: Option<impl tokio::io::AsyncRead + Unpin>) -> String {

@@ -182,3 +182,7 @@ fn versions(told: &Value) -> Vec<String> {
     let ids = many.chain([&told["version"]]).filter_map(|version| version["id"].as_str());
     ids.map(str::to_owned).collect()
 }
+
+#[cfg(test)]
+#[path = "keystone_tests.rs"]
+mod tests;
