@@ -14,7 +14,7 @@ DOCDIR = $(DESTDIR)$(PREFIX)/share/doc/rouse
 SCRIPTS = .ci/run tests/setup tests/venv tests/openstack/prepare tests/openstack/guest images/disk images/ec2 images/install \
 	images/check contrib/libvirt/vmbuilder contrib/nagios/check_rouse_audit
 
-.PHONY: help demo test test-openstack sim chaos bench bench-libvirt lint fmt clippy deny scripts build agent-static install
+.PHONY: help demo test sim chaos bench bench-libvirt lint fmt clippy deny scripts build agent-static install
 
 help: ## what can be made here
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 16
@@ -28,17 +28,11 @@ demo: ## the whole thing on this machine: a private broker, one host that wakes,
 # The programs first: the end-to-end tests start them, and cargo does not build them for another package's tests.
 test: ## every test that needs nothing but this machine
 	tests/setup test
-	$(CARGO) build --locked --workspace --bins
+	@# Beside the compiler, since it mostly waits.
+	@tests/openstack/prepare >/dev/null & prepare=$$!; \
+		echo "$(CARGO) build --locked --workspace --bins" && $(CARGO) build --locked --workspace --bins && wait $$prepare
 	$(CARGO) test --locked --workspace --exclude rouse-tests
-	$(CARGO) test --locked -p rouse-tests --lib --bins --test chaos --test decoders --test e2e --test ec2 --test libvirt \
-		--test mail --test sim --test tree --test wire
-
-# Not part of `test` yet: its tests meet each other's servers now and then.
-test-openstack: ## hosts in an OpenStack for tests, made of real Keystone and Nova code
-	tests/setup test
-	tests/openstack/prepare >/dev/null
-	$(CARGO) build --locked --workspace --bins
-	$(CARGO) test --locked -p rouse-tests --test openstack
+	$(CARGO) test --locked -p rouse-tests
 
 sim: ## the simulation over many seeds, optimised (ROUSE_SIM_SEEDS, default 100000; ROUSE_SIM_FROM; ROUSE_SIM_SEED: one, told)
 	ROUSE_SIM_SEEDS=$${ROUSE_SIM_SEEDS:-100000} \
