@@ -11,7 +11,7 @@ use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 
 /// What a small guest needs, in the order in which it is loaded.
-const MODULES: [&str; 12] = [
+const MODULES: [&str; 13] = [
     "virtio_ring",
     "virtio",
     "virtio_pci_legacy_dev",
@@ -21,6 +21,8 @@ const MODULES: [&str; 12] = [
     "net_failover",
     "virtio_net",
     "virtio_blk",
+    // Without it the kernel takes a second to have random numbers, which the agent waits for.
+    "virtio-rng",
     "virtio_console",
     "button",
     "evdev",
@@ -93,7 +95,7 @@ pub fn image(image: &Image) -> PathBuf {
     let agent = fs::read(program("rouse-agent")).expect("the agent");
     let mut hash = Sha256::new();
     for part in [
-        format!("{image:?}").as_bytes(),
+        format!("{image:?}, {MODULES:?}").as_bytes(),
         version.as_bytes(),
         &agent,
         include_bytes!("guest/init"),
