@@ -404,6 +404,8 @@ impl Core {
         }
         live.host.state = HostState::Stopping;
         live.host.why.get_or_insert_with(|| why.to_owned());
+        // Those before were to put it to sleep: its end must not be asked for as seldom.
+        live.stop_tries = 0;
         let worker = live.host.worker.clone();
         for timer in
             [Timer::Idle(id.clone()), Timer::Boot(id.clone()), Timer::StartRetry(id.clone()), Timer::Asleep(id.clone())]

@@ -218,6 +218,7 @@ impl Core {
         let Some(live) = self.hosts.get_mut(id).filter(sleeps) else { return };
         live.host.state = HostState::Suspending;
         (live.host.woken, live.host.asleep) = (Some(now), None);
+        live.stop_tries = 0;
         // It cannot be woken for a build now, and no other may be bought while it is there.
         let worker = live.host.worker.clone();
         self.touch_worker(&worker);
