@@ -463,7 +463,10 @@ fn stat(pid: i32) -> io::Result<(i32, u64)> {
     let rest = text.rsplit_once(')').map_or("", |(_, rest)| rest);
     let mut fields = rest.split_whitespace();
     // After the name: state is field 3, the parent 4, the start time 22.
-    let parent = fields.nth(1).and_then(|f| f.parse().ok());
+    if fields.next() == Some("Z") {
+        return Err(io::ErrorKind::NotFound.into());
+    }
+    let parent = fields.next().and_then(|f| f.parse().ok());
     let started = fields.nth(17).and_then(|f| f.parse().ok());
     parent.zip(started).ok_or_else(|| io::Error::other("unexpected form of /proc/PID/stat"))
 }
