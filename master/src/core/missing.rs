@@ -63,7 +63,11 @@ impl Core {
         let Some(worker) = self.workers.get_mut(name) else { return };
         worker.away = None;
         let was_off = std::mem::take(&mut worker.record.off);
-        let told = std::mem::take(&mut worker.record.told);
+        let mut told = std::mem::take(&mut worker.record.told);
+        if worker.removed {
+            // It winds up what it has, and is back for nobody.
+            told.clear();
+        }
         if let Some(missing_since) = worker.record.missing_since.take() {
             self.note(Level::Info, format!("worker {name} is back"));
             self.tell(now, told, What::Back { worker: name.clone(), missing_since });
