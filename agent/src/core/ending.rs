@@ -122,7 +122,8 @@ impl Core {
         if self.dead_man.is_some_and(|at| at <= now) {
             self.dead_man = None;
             if self.to_sleep {
-                // It has slept since, most likely. Should it not have, and nobody say so again, it goes the next time.
+                // Where its clocks show that it has slept, [`Core::waken`] was there before. It may have slept without
+                // that, or not at all: its next life asks once more, and goes when nobody says so again.
                 let why = "the machine was to be put to sleep and runs".to_owned();
                 return self.kill_and_end(now, Last::Restart, why);
             }

@@ -1,5 +1,6 @@
-//! The life of a host: `Ordered -> Booting -> Awake -> Draining -> Stopping -> Gone`, and what sleeps ([`super::sleep`]). Nothing is ever left running:
-//! stopping repeats until the provider says gone, and [`super::audit`] finds what the ledger does not know.
+//! The life of a host: `Ordered -> Booting -> Awake -> Draining -> Stopping -> Gone`, and what sleeps
+//! ([`super::sleep`]). Nothing is ever left running: stopping repeats until the provider says gone, and
+//! [`super::audit`] finds what the ledger does not know.
 
 use super::audit::ORPHAN_AGE;
 use super::build::FailedHost;

@@ -17,8 +17,8 @@ impl Live {
 }
 
 impl Core {
-    /// Something was heard of the agent. The master counts from receipt, plus the lease, plus the time that killing takes. The answer may be lost, so a
-    /// longer lease that was given before holds as well.
+    /// Something was heard of the agent. The master counts from receipt, plus the lease, plus the time that killing
+    /// takes. The answer may be lost, so a longer lease that was given before holds as well.
     pub(super) fn renew(&mut self, now: Timestamp, name: &WorkerName) {
         let Some(worker) = self.workers.get_mut(name) else { return };
         worker.heard = Some(now);

@@ -213,6 +213,7 @@ impl Core {
         !listed.asleep && self.hosts.get(&listed.host).is_some_and(|live| live.host.state == HostState::Stopped)
     }
 
+    /// Puts to sleep a host that should be asleep; does nothing to another.
     pub(super) fn put_to_sleep_again(&mut self, now: Timestamp, id: &HostId) {
         let sleeps = |live: &&mut LiveHost| live.host.state == HostState::Stopped;
         let Some(live) = self.hosts.get_mut(id).filter(sleeps) else { return };
