@@ -12,7 +12,7 @@ use rouse_tests::harness::{
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fs;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 const STANDING: usize = 10;
 const LATENT: usize = 20;
@@ -57,6 +57,8 @@ struct Stage {
     chance: Chance,
     reliefs: Vec<(Instant, Relief)>,
     full: bool,
+    /// The agents of which workers were killed, and when.
+    killed: Vec<(String, SystemTime)>,
     counts: BTreeMap<&'static str, u32>,
 }
 
@@ -83,7 +85,7 @@ impl Stage {
             .map(|name| (name.clone(), master.begin_agent(&name, &[])))
             .collect();
         let (chance, counts) = (Chance(seed), BTreeMap::new());
-        Self { master, disk, cuts, agents, chance, reliefs: Vec::new(), full: false, counts }
+        Self { master, disk, cuts, agents, chance, reliefs: Vec::new(), full: false, killed: Vec::new(), counts }
     }
 
     /// A build that shows on disk where it ran, and whether it ran twice at the same time: its shell and whatever that
@@ -108,15 +110,21 @@ impl Stage {
         unsafe { libc::kill(pid, signal) };
     }
 
-    /// The process of some agent, of either kind.
-    fn some_agent(&mut self) -> Option<i32> {
+    /// Sends a signal to some agent, of either kind.
+    fn harm(&mut self, signal: i32) -> i32 {
         let hosts = request(self.master.http, "GET", "/api/hosts", None, "").filter(|a| a.status == 200);
         let hosts = hosts.map(|answer| answer.json()).unwrap_or_default();
-        let pid = |host: &Value| host["handle"].as_str()?.split(':').next()?.parse().ok();
-        let mut pids: Vec<i32> = hosts.as_array().into_iter().flatten().filter_map(pid).collect();
-        pids.extend(self.agents.values().map(Process::pid));
-        let index = self.chance.below(pids.len() as u64);
-        pids.get(usize::try_from(index).unwrap()).copied()
+        let agent =
+            |host: &Value| Some((text(&host["worker"]), text(&host["handle"]).split(':').next()?.parse().ok()?));
+        let mut agents: Vec<(String, i32)> = hosts.as_array().into_iter().flatten().filter_map(agent).collect();
+        agents.extend(self.agents.iter().map(|(name, agent)| (name.clone(), agent.pid())));
+        let index = self.chance.below(agents.len() as u64);
+        let (worker, pid) = agents.swap_remove(usize::try_from(index).unwrap());
+        Self::signal(pid, signal);
+        if signal == libc::SIGKILL {
+            self.killed.push((worker, SystemTime::now()));
+        }
+        pid
     }
 
     fn brokers(&self) -> Vec<i32> {
@@ -133,16 +141,12 @@ impl Stage {
     fn mischief(&mut self) {
         let what = match self.chance.below(100) {
             0..=34 => {
-                if let Some(pid) = self.some_agent() {
-                    Self::signal(pid, libc::SIGKILL);
-                }
+                self.harm(libc::SIGKILL);
                 "agent killed"
             }
             35..=59 => {
-                if let Some(pid) = self.some_agent() {
-                    Self::signal(pid, libc::SIGSTOP);
-                    self.later(500, 20_000, Relief::Continue(pid));
-                }
+                let pid = self.harm(libc::SIGSTOP);
+                self.later(500, 20_000, Relief::Continue(pid));
                 "agent frozen"
             }
             60..=67 => {
@@ -239,9 +243,15 @@ impl Stage {
             let log = String::from_utf8_lossy(&log.body).into_owned();
             assert!(whole.starts_with(&log), "the log of build {id} is another one: {shown}");
             let tries = shown["tries"].as_array().unwrap();
-            let step = &tries[tries.len() - 1]["steps"][0];
+            let tried = &tries[tries.len() - 1];
+            let step = &tried["steps"][0];
             assert_eq!(step["exit_code"], 0, "{shown}");
             if step["log_lacks_end"] == json!(true) {
+                // A standing worker's agent brings it after whatever it lives through; a host whose lease is over is ended.
+                assert!(
+                    self.was_killed(tried) || tried["host"] != Value::Null,
+                    "the log of build {id} is cut: {shown}"
+                );
                 cut += 1;
                 continue;
             }
@@ -252,10 +262,17 @@ impl Stage {
             assert!(told == whole.len() as u64, "the log of build {id} is not whole: {} bytes, {shown}", log.len());
         }
         // An agent may die between the word that a build has ended and the last of its log, which is then told to be cut.
-        let killed = self.counts.get("agent killed").copied().unwrap_or_default();
-        println!("chaos: {cut} logs are told to be cut, {killed} agents were killed; {full} met a full disk");
+        let harmed: u32 = ["agent killed", "agent frozen"].iter().filter_map(|what| self.counts.get(what)).sum();
+        println!("chaos: {cut} logs are told to be cut, {harmed} agents were killed or frozen; {full} met a full disk");
         assert!(full == 0 || self.counts.contains_key("disk full"), "{full} logs met a disk that was never full");
-        assert!(cut <= killed, "{cut} logs lack their end, and {killed} agents were killed");
+        assert!(cut <= harmed, "{cut} logs lack their end, and {harmed} agents were killed or frozen");
+    }
+
+    /// Whether the agent of this try was killed before the try was over.
+    fn was_killed(&self, tried: &Value) -> bool {
+        let at = |key: &str| humantime::parse_rfc3339(tried[key].as_str().unwrap()).unwrap();
+        let (ordered, ended) = (at("ordered"), at("ended"));
+        self.killed.iter().any(|(worker, when)| *worker == text(&tried["worker"]) && (ordered..ended).contains(when))
     }
 }
 

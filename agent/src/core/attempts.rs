@@ -64,6 +64,11 @@ impl Attempt {
         }
     }
 
+    /// Whether it has no outcome yet.
+    pub(super) fn runs(&self) -> bool {
+        self.outcome.is_none()
+    }
+
     /// When the whole build has taken too long.
     pub(super) fn wakeup(&self) -> Option<Timestamp> {
         if self.running.is_none() || self.stop.is_some() {
@@ -397,11 +402,25 @@ impl Core {
         }
     }
 
+    /// Kills what runs. What has ended stays until it is settled: the master may lack the end of its log.
+    pub(super) fn kill_running(&mut self) {
+        self.forget_where(Attempt::runs);
+    }
+
+    /// Kills what runs and forgets the rest.
     pub(super) fn kill_all(&mut self) {
-        let (running, ended): (Vec<_>, Vec<_>) =
-            self.attempts.iter().map(|(id, a)| (*id, a.running.is_some())).partition(|(_, running)| *running);
-        // Killing comes first: removing files takes time.
-        for (attempt, _) in running.into_iter().chain(ended) {
+        self.kill_running();
+        self.forget_ended();
+    }
+
+    /// Forgets what has ended, logs included.
+    pub(super) fn forget_ended(&mut self) {
+        self.forget_where(|attempt| !attempt.runs());
+    }
+
+    fn forget_where(&mut self, which: impl Fn(&Attempt) -> bool) {
+        let these: Vec<_> = self.attempts.iter().filter(|(_, a)| which(a)).map(|(id, _)| *id).collect();
+        for attempt in these {
             self.forget(attempt);
         }
     }

@@ -49,6 +49,9 @@ impl Core {
             Ending::No => {
                 self.log(Level::Info, "asked to end: taking nothing new, ending when what runs has ended");
                 self.ending = Ending::Leaving;
+                if self.session.is_none() {
+                    self.forget_if_leaving();
+                }
                 self.send_leaving();
             }
             Ending::Leaving => self.kill_and_end(now, Last::Exit, "asked to end twice".to_owned()),
@@ -57,6 +60,13 @@ impl Core {
                 self.ending = Ending::Killing { latest: now, last, why };
             }
             Ending::Done => {}
+        }
+    }
+
+    /// Without a session: an agent that was asked to end waits for no other one, which may never be.
+    pub(super) fn forget_if_leaving(&mut self) {
+        if self.leaving() {
+            self.forget_ended();
         }
     }
 

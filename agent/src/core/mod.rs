@@ -77,7 +77,7 @@ pub struct Core {
     /// Refused by a master that does not want the machine off: it is about to put it to sleep.
     to_sleep: bool,
 
-    /// Of the session: running, or ended and not settled.
+    /// Running in the session, or ended in this one or an earlier one and not settled.
     attempts: BTreeMap<AttemptId, Attempt>,
     /// Killed and forgotten, but their step has not ended yet.
     dying: BTreeSet<AttemptId>,

@@ -1,5 +1,6 @@
 //! The link, the hello and the lease: who may go on, and until when.
 
+use super::attempts::Attempt;
 use super::credentials::Change;
 use super::ending::Last;
 use super::{Core, Effect, Ending, Level};
@@ -272,7 +273,8 @@ impl Core {
     /// Ends the session when its lease, or the patience with a link that is down, is over.
     pub(super) fn expire_session(&mut self, now: Timestamp) {
         let Some(over) = self.deadline().filter(|at| *at <= now) else { return };
-        self.kill_all();
+        self.kill_running();
+        self.forget_if_leaving();
         if let Some(session) = self.session.take() {
             self.log(Level::Error, format!("the lease of session {} is over: its builds are ended", session.id));
             if self.settings.latent && !session.standing {
@@ -360,13 +362,14 @@ impl Core {
         };
         let goes_on = self.session.take().filter(|s| s.id == welcome.session && s.master == welcome.master);
         if goes_on.is_none() {
-            if !self.attempts.is_empty() {
+            if self.attempts.values().any(Attempt::runs) {
                 self.log(Level::Error, "the master has begun a new session: the builds of the old one are ended");
             }
-            self.kill_all();
+            self.kill_running();
         }
         if self.master.as_ref() != Some(&welcome.master) {
             // Another master numbers its builds anew.
+            self.forget_ended();
             self.remembered.clear();
             self.master = Some(welcome.master.clone());
         }

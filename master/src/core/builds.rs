@@ -238,6 +238,13 @@ impl Core {
         self.look_at_rest(id);
     }
 
+    /// Asks the agent at once for what its logs lack, where it has told the attempt's end.
+    pub(super) fn ask_for_logs(&mut self, id: AttemptId) {
+        let Some(attempt) = self.attempt_with_outcome(id) else { return };
+        let lengths = attempt.steps.iter().map(|s| s.log_length).collect();
+        self.out.push(Effect::CheckLogs { attempt: id, lengths, overdue: true });
+    }
+
     /// Looks at the logs that are not yet known to be cut. Only the first gap is told.
     fn look_at_rest(&mut self, id: AttemptId) {
         let Some(attempt) = self.attempt_with_outcome(id) else { return };
@@ -247,7 +254,7 @@ impl Core {
     }
 
     /// The attempt, where the agent has reported its outcome and it has not ended for us.
-    fn attempt_with_outcome(&mut self, id: AttemptId) -> Option<&mut Attempt> {
+    pub(super) fn attempt_with_outcome(&mut self, id: AttemptId) -> Option<&mut Attempt> {
         let attempt = self.builds.get_mut(&id.build)?.status.attempts.last_mut()?;
         (attempt.number == id.number && attempt.is_live() && attempt.outcome.is_some()).then_some(attempt)
     }
@@ -299,9 +306,15 @@ impl Core {
     pub(super) fn lose_attempt(&mut self, now: Timestamp, id: AttemptId, why: &str) {
         let Some(build) = self.builds.get_mut(&id.build) else { return };
         let Some(attempt) = build.status.attempts.last_mut().filter(|a| a.number == id.number) else { return };
-        // An outcome that was reported stands, even where the end of its log went with the host.
+        // An outcome that was reported stands, even where the end of its log went with the host. Nobody sends more of that,
+        // but what was sent may still wait in the broker.
         if attempt.is_live() && attempt.outcome.is_some() {
-            return self.look_last(now, id);
+            let looks = self.log_looks.entry(id).or_default();
+            if *looks < LOG_LOOKS {
+                *looks = LOG_LOOKS;
+                self.timers.set(Timer::Logs(id), now + LOG_PATIENCE);
+            }
+            return;
         }
         attempt.outcome.get_or_insert_with(|| Outcome::Lost(why.to_owned()));
         self.end_attempt(now, id);

@@ -5,7 +5,7 @@ use super::hosts::longest_pause;
 use super::plan::Plan;
 use super::queue::Queue;
 use super::record::{HostState, Ledger, Record, WorkerRecord};
-use super::sessions::LINK_PATIENCE;
+use super::sessions::{Fate, LINK_PATIENCE};
 use super::timers::{Timer, Timers};
 use super::{Core, Live, LiveHost, Pending, Timestamp, Worker, rng};
 use rouse_shared::limits::KILL_MARGIN;
@@ -215,12 +215,11 @@ impl Core {
         let entry = self.worker_entry(now, worker);
         entry.attempts.insert(id);
         let over = entry.session.is_none() && entry.host.is_none();
-        if over {
+        if self.attempt_with_outcome(id).is_some() {
+            self.timers.set(Timer::Logs(id), now);
+        } else if over {
             // Its session ended in the same transaction that should have ended it; nothing can run it any more.
             self.lose_attempt(now, id, "its session was over when the master started");
-        } else if self.builds.get(&id.build).and_then(|b| b.status.live_attempt()).is_some_and(|a| a.outcome.is_some())
-        {
-            self.timers.set(Timer::Logs(id), now);
         }
     }
 
@@ -270,7 +269,7 @@ impl Core {
         } else if !busy {
             let reason = "this worker is no longer in the configuration".to_owned();
             self.send(name, ToAgent::Refused { reason, power_off: false });
-            self.end_session(now, name, "its worker is no longer in the configuration", true);
+            self.end_session(now, name, "its worker is no longer in the configuration", Fate::Gone);
         }
         self.touch_worker(name);
     }

@@ -6,7 +6,7 @@
 use super::admission::WRONG_MACHINE;
 use super::event::{Effect, Level};
 use super::record::{HostState, Record};
-use super::sessions::LINK_PATIENCE;
+use super::sessions::{Fate, LINK_PATIENCE};
 use super::timers::Timer;
 use super::{Core, Timestamp, Worker};
 use rouse_shared::limits::KILL_MARGIN;
@@ -96,7 +96,7 @@ impl Core {
         match session.map(|live| live.session.stray) {
             Some(true) => {}
             Some(false) if !known => self.let_lapse(now, name),
-            Some(false) | None => self.end_session(now, name, why, true),
+            Some(false) | None => self.end_session(now, name, why, Fate::Gone),
         }
     }
 
@@ -123,7 +123,7 @@ impl Core {
             Some(_) => "its agent was on another machine than its host",
             None => "its host is gone, and so is the lease of its agent, which may have been elsewhere",
         };
-        self.end_session(now, name, why, true);
+        self.end_session(now, name, why, Fate::Gone);
         let host = self.workers.get(name).and_then(|w| w.host.clone());
         let Some(live) = host.and_then(|id| self.hosts.get(&id)) else { return };
         if matches!(live.host.state, HostState::Ordered | HostState::Booting) {

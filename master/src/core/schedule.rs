@@ -5,6 +5,7 @@ use super::images::Room;
 use super::plan::WorkerPlan;
 use super::queue;
 use super::record::{HostState, Wish};
+use super::sessions::Fate;
 use super::timers::Timer;
 use super::{Core, LiveHost, Timestamp, Worker};
 use rouse_shared::{BuildId, HostId, WorkerName};
@@ -47,9 +48,9 @@ impl Core {
             return;
         }
         if worker.removed {
-            self.end_session(now, name, "its worker is no longer in the configuration", true);
+            self.end_session(now, name, "its worker is no longer in the configuration", Fate::Gone);
         } else if worker.plan.as_ref().is_some_and(|p| p.latent.is_some()) {
-            self.end_session(now, name, "its worker is latent now", true);
+            self.end_session(now, name, "its worker is latent now", Fate::Gone);
         }
     }
 

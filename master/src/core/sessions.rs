@@ -7,7 +7,7 @@ use super::plan::{Digest, WorkerPlan};
 use super::record::{HostState, Record, Session, Wish};
 use super::timers::Timer;
 use super::{Core, Live, Timestamp};
-use rouse_shared::message::{Heartbeat, Hello, ToAgent, ToMaster, Welcome};
+use rouse_shared::message::{AttemptReport, Heartbeat, Hello, ToAgent, ToMaster, Welcome};
 use rouse_shared::{SessionId, WorkerName};
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,6 +18,20 @@ pub(super) const LINK_PATIENCE: Duration = Duration::from_secs(600);
 /// For the agent of a worker that the configuration has no more: its grace and its keepalive interval, the defaults.
 const WINDING_UP_GRACE: Duration = Duration::from_secs(600);
 const WINDING_UP_KEEPALIVE: Duration = Duration::from_secs(10);
+/// Why an attempt is lost that an agent does not list.
+const CAME_WITHOUT: &str = "its agent came back without it";
+
+/// What is known of the attempts and the agent of a session that ends.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Fate {
+    /// Nothing: they may run on.
+    Unknown,
+    /// None of them runs, since their supervisors have held the lease's deadline. The agent may come back, with the logs of
+    /// those that had ended.
+    Stopped,
+    /// The agent is gone, with all that it kept.
+    Gone,
+}
 
 impl Core {
     pub(super) fn session_id(&self, worker: &WorkerName) -> Option<SessionId> {
@@ -67,7 +81,7 @@ impl Core {
             }
             Verdict::Resume => self.resume(now, name, hello, secret_used),
             Verdict::Replace => {
-                self.end_session(now, name, "its agent was started again", true);
+                self.end_session(now, name, "its agent was started again", Fate::Gone);
                 // Should the welcome be lost, and this life with it, the next one has no other secret.
                 let known = vec![Digest::of(&hello.credential)];
                 self.begin(now, name, hello, known);
@@ -77,6 +91,7 @@ impl Core {
     }
 
     fn begin(&mut self, now: Timestamp, name: &WorkerName, hello: Hello, secrets: Vec<Digest>) {
+        let claims = self.claims(&hello);
         let id = SessionId(self.random_hex(16));
         let Some(worker) = self.workers.get_mut(name) else { return };
         let host = worker.host.clone();
@@ -118,6 +133,30 @@ impl Core {
         self.extend_hello(now, name);
         self.drain_on(name);
         self.touch_worker(name);
+        // What had ended before its last session was over is kept there until it is settled.
+        let ended: Vec<_> = claims.into_iter().filter(|claim| claim.outcome.is_some()).collect();
+        let given: Vec<_> = self.workers.get(name).map(|w| w.attempts.iter().copied().collect()).unwrap_or_default();
+        for id in given.into_iter().filter(|id| ended.iter().all(|claim| claim.attempt != *id)) {
+            if self.attempt_with_outcome(id).is_some() {
+                self.lose_attempt(now, id, CAME_WITHOUT);
+            }
+        }
+        self.hear_ended(now, name, ended);
+    }
+
+    /// Takes up attempts that an agent has told the end of in its hello. What it had sent of their logs may be gone with the
+    /// broker, and it knows nothing of that: what is missing is asked for at once.
+    fn hear_ended(&mut self, now: Timestamp, name: &WorkerName, ended: Vec<AttemptReport>) {
+        for claim in ended {
+            let id = claim.attempt;
+            self.on_report(now, name, claim);
+            self.ask_for_logs(id);
+        }
+    }
+
+    /// What an agent says of its attempts, where it is of attempts of ours: another master's bear the same numbers.
+    fn claims(&self, hello: &Hello) -> Vec<AttemptReport> {
+        if hello.master.as_ref() == Some(&self.master) { hello.attempts.clone() } else { Vec::new() }
     }
 
     /// A drain outlives the session that it began in: the next one, and the next master, go on with it.
@@ -135,6 +174,7 @@ impl Core {
     /// The same life of the agent has a new connection: its builds go on; orders and cancels are worked out anew from
     /// the ledger and what the agent says.
     fn resume(&mut self, now: Timestamp, name: &WorkerName, hello: Hello, secret_used: bool) {
+        let claims = self.claims(&hello);
         let Some(live) = self.workers.get_mut(name).and_then(|w| w.session.as_mut()) else { return };
         if hello.connection < live.session.connection {
             return;
@@ -165,11 +205,12 @@ impl Core {
         if again {
             return;
         }
-        let claims = if hello.master.as_ref() == Some(&self.master) { hello.attempts } else { Vec::new() };
         let claimed: Vec<_> = claims.iter().map(|c| c.attempt).collect();
-        for claim in claims {
+        let (running, ended): (Vec<_>, Vec<_>) = claims.into_iter().partition(|claim| claim.outcome.is_none());
+        for claim in running {
             self.on_report(now, name, claim);
         }
+        self.hear_ended(now, name, ended);
         let given: Vec<_> = self.workers.get(name).map(|w| w.attempts.iter().copied().collect()).unwrap_or_default();
         for id in given {
             let Some(build) = self.builds.get(&id.build) else { continue };
@@ -178,7 +219,7 @@ impl Core {
             match (claimed.contains(&id), begun) {
                 (true, _) if cancelled => self.send_cancel(name, id),
                 (true, _) => {}
-                (false, true) => self.lose_attempt(now, id, "its agent came back without it"),
+                (false, true) => self.lose_attempt(now, id, CAME_WITHOUT),
                 (false, false) if cancelled => self.send_cancel(name, id),
                 (false, false) => self.send_order(id),
             }
@@ -284,7 +325,7 @@ impl Core {
 
     /// The agent ends by itself; nothing of its builds runs.
     fn on_goodbye(&mut self, now: Timestamp, name: &WorkerName) {
-        self.end_session(now, name, "its agent was stopped", true);
+        self.end_session(now, name, "its agent was stopped", Fate::Gone);
         let Some(worker) = self.workers.get_mut(name) else { return };
         match worker.host.clone() {
             Some(host) => self.stop_host(now, &host, "its agent ended"),
@@ -307,22 +348,28 @@ impl Core {
         }
         let host = worker.host.clone();
         self.note(Level::Warn, format!("the lease of worker {name} is over: nothing was heard of its agent"));
-        self.end_session(now, name, "its agent was not heard of until its lease ended", host.is_none());
+        let fate = if host.is_none() { Fate::Stopped } else { Fate::Unknown };
+        self.end_session(now, name, "its agent was not heard of until its lease ended", fate);
         if let Some(host) = host {
             self.stop_host(now, &host, "nothing was heard of its agent until its lease ended");
         }
     }
 
-    /// Ends a session. `proven` says that nothing of its attempts can still run.
-    pub(super) fn end_session(&mut self, now: Timestamp, name: &WorkerName, why: &str, proven: bool) {
+    /// Ends a session.
+    pub(super) fn end_session(&mut self, now: Timestamp, name: &WorkerName, why: &str, fate: Fate) {
         let Some(worker) = self.workers.get_mut(name) else { return };
         if worker.session.take().is_some() {
             self.out.push(Effect::Save(Record::SessionOver(name.clone())));
         }
         self.timers.clear(&Timer::Lease(name.clone()));
-        if proven {
-            let attempts: Vec<_> = worker.attempts.iter().copied().collect();
-            for id in attempts {
+        let attempts: Vec<_> = worker.attempts.iter().copied().collect();
+        for id in attempts {
+            let lost = match fate {
+                Fate::Unknown => false,
+                Fate::Stopped => self.attempt_with_outcome(id).is_none(),
+                Fate::Gone => true,
+            };
+            if lost {
                 self.lose_attempt(now, id, why);
             }
         }

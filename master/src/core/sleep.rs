@@ -7,6 +7,7 @@ use super::audit::ORPHAN_AGE;
 use super::event::{Effect, Level, ListedHost, Slept, StartError};
 use super::hosts::repeat_pause;
 use super::record::{HostState, Wish};
+use super::sessions::Fate;
 use super::timers::Timer;
 use super::{Core, LiveHost, Timestamp};
 use rouse_shared::message::ToAgent;
@@ -62,7 +63,7 @@ impl Core {
         let worker = live.host.worker.clone();
         self.timers.clear(&Timer::Reclaim(id.clone()));
         self.timers.set(Timer::Asleep(id.clone()), now + FALLING_ASLEEP);
-        self.end_session(now, &worker, "its host is put to sleep", true);
+        self.end_session(now, &worker, "its host is put to sleep", Fate::Gone);
         self.touch_host(id);
         self.suspend_again(id);
     }

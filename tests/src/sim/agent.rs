@@ -41,10 +41,12 @@ impl World {
     }
 
     fn note_attached(&mut self, id: usize, life: u64) {
+        let now = self.now;
         let Some(machine) = self.machines.get_mut(&id).filter(|m| m.life == life) else { return };
         let attached = machine.agent.as_ref().is_some_and(|agent| agent.attached());
         machine.disarmed = machine.agent.as_ref().and_then(|agent| agent.standing()).unwrap_or(machine.disarmed);
         if attached && !std::mem::replace(&mut machine.attached, attached) {
+            machine.attached_since = now;
             self.welcomed.extend(machine.nonce.clone());
             self.check_attached(id);
         } else {
@@ -226,6 +228,7 @@ impl World {
         self.say(|| format!("  machine {id}: step {} of {attempt} is over: {state:?}", run.step));
         self.print(id, attempt, run.step, true);
         self.ran.insert((attempt, run.step), Some(state.clone()));
+        self.ran_on.insert(attempt, (id, life));
         let log_length =
             self.machines.get(&id).and_then(|m| m.spools.get(&(attempt, run.step))).map_or(0, |s| s.length);
         let took = Duration::from_millis(now - run.began);
@@ -253,6 +256,11 @@ impl World {
             return;
         }
         let running: Vec<AttemptId> = machine.runs.keys().copied().collect();
+        if self.broken == Some(Break::ForgetLogs)
+            && let Some(machine) = self.machines.get_mut(&id)
+        {
+            machine.spools.retain(|(attempt, _), _| running.contains(attempt));
+        }
         for attempt in running {
             let state = StepState::Lost("the lease is over".to_owned());
             if at_once {

@@ -52,6 +52,8 @@ pub enum Break {
     LogsLie,
     /// A log that an agent has sent is not kept until it is settled.
     SendLogsOnce,
+    /// The logs that an agent has sent only a part of are lost when its lease is over.
+    ForgetLogs,
     /// A boot token is good for any agent, any number of times.
     ReuseToken,
     /// A second agent of a name is taken for the one that has the lease.
@@ -82,7 +84,7 @@ pub enum Break {
 
 impl Break {
     /// All of them.
-    pub const ALL: [Break; 36] = [
+    pub const ALL: [Break; 37] = [
         Self::PerformBeforeCommit,
         Self::AckBeforeCommit,
         Self::DiskForgets,
@@ -106,6 +108,7 @@ impl Break {
         Self::NoDeadMan,
         Self::LogsLie,
         Self::SendLogsOnce,
+        Self::ForgetLogs,
         Self::ReuseToken,
         Self::NoFence,
         Self::NoMaxHosts,

@@ -183,8 +183,19 @@ impl World {
                 self.violated(format!("step {step} of {} has {there} of {length} bytes and it is not told", key.0));
             } else if self.faults.agents_behave() {
                 self.violated(format!("the log of step {step} of {} is cut although every agent behaves", key.0));
+            } else if let Some(id) = self.who_has(key.0) {
+                self.violated(format!("the log of step {step} of {} is cut although machine {id} is there", key.0));
             }
         }
+    }
+
+    /// The machine that the attempt has run on, where the agent of that time has been attached for long enough to send what
+    /// is asked for.
+    fn who_has(&self, attempt: AttemptId) -> Option<usize> {
+        let (id, life) = self.ran_on.get(&attempt)?;
+        let machine = self.machines.get(id).filter(|m| m.on && m.life == *life && m.pace == Pace::Going)?;
+        let there = machine.attached && !machine.partitioned && self.now - machine.attached_since >= 60_000;
+        there.then_some(*id)
     }
 
     /// After each commit: there are no more hosts than there may be, but where a reload has lowered their number.

@@ -82,6 +82,8 @@ pub(super) struct Machine {
     pub disarmed: bool,
     /// Whether the agent believed itself attached after its last event.
     pub attached: bool,
+    /// Since when, in the world's time.
+    pub attached_since: u64,
     /// Whether somebody has sent its agent home.
     pub left: bool,
     pub tick_at: Option<u64>,
@@ -122,6 +124,7 @@ impl Machine {
             awake_since: Timestamp(0),
             disarmed: false,
             attached: false,
+            attached_since: 0,
             left: false,
             tick_at: None,
             link: None,

@@ -69,6 +69,8 @@ pub(super) struct World {
     pub script: Script,
     /// The steps that were ever begun, and how they really ended.
     pub ran: BTreeMap<(AttemptId, u32), Option<StepState>>,
+    /// On which machine attempts have run, and in which life of its agent.
+    pub ran_on: BTreeMap<AttemptId, (usize, u64)>,
     /// Lives of agents that a welcome has reached.
     pub welcomed: BTreeSet<Nonce>,
     /// Since when hosts have been idle, as far as the looks at them show.
@@ -103,6 +105,7 @@ impl World {
             machines: BTreeMap::new(),
             script,
             ran: BTreeMap::new(),
+            ran_on: BTreeMap::new(),
             welcomed: BTreeSet::new(),
             idle: BTreeMap::new(),
             strays: BTreeMap::new(),

@@ -104,10 +104,40 @@ fn where_a_log_is_cut_is_told_when_its_agent_is_lost() {
     let attempt = AttemptId { build: BuildId(1), number: 1 };
     bench.submit(on("s"));
     bench.report("s", picture(1, 1, 1, 40, Some(Outcome::Success)));
-    bench.pass(36);
+    let session = bench.session("s");
+    bench.agent("goodbye", "s", ToMaster::Goodbye { session });
+    // What it had sent may be on its way.
+    bench.pass(20);
     bench.event("log gap", Event::LogGap { attempt, step: 0, offset: 17 });
     bench.event("logs whole", Event::LogsWhole { attempt });
     bench.check("cut_log");
+}
+
+#[test]
+fn the_end_of_a_log_comes_with_the_next_session_of_its_agent() {
+    let mut bench = attached();
+    let attempt = AttemptId { build: BuildId(1), number: 1 };
+    bench.submit(on("s"));
+    bench.report("s", picture(1, 1, 1, 40, Some(Outcome::Success)));
+    bench.pass(36);
+    bench.hello("s", "a", 2, "password", vec![picture(1, 1, 1, 40, Some(Outcome::Success))]);
+    bench.event("log gap", Event::LogGap { attempt, step: 0, offset: 17 });
+    bench.event("logs whole", Event::LogsWhole { attempt });
+    bench.check("log_after_lease");
+}
+
+#[test]
+fn an_agent_that_comes_back_without_a_log_will_not_send_its_end() {
+    let mut bench = attached();
+    let attempt = AttemptId { build: BuildId(1), number: 1 };
+    bench.submit(on("s"));
+    bench.report("s", picture(1, 1, 1, 40, Some(Outcome::Success)));
+    bench.pass(36);
+    bench.hello("s", "b", 1, "password", Vec::new());
+    bench.pass(20);
+    bench.event("log gap", Event::LogGap { attempt, step: 0, offset: 17 });
+    bench.event("logs whole", Event::LogsWhole { attempt });
+    bench.check("log_without_agent");
 }
 
 #[test]
