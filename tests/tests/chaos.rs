@@ -166,9 +166,11 @@ impl Stage {
                 "disk full"
             }
             76..=84 => {
+                // Nobody could ask it anything meanwhile.
                 let pid = self.master.pid();
                 Self::signal(pid, libc::SIGSTOP);
-                self.later(200, 6_000, Relief::Continue(pid));
+                std::thread::sleep(self.chance.millis(200, 8_000));
+                Self::signal(pid, libc::SIGCONT);
                 "master frozen"
             }
             85..=92 => {
