@@ -17,6 +17,7 @@ mod images;
 mod metadata;
 mod names;
 mod places;
+mod session;
 mod site;
 mod steps;
 mod upheavals;
