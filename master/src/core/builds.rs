@@ -18,10 +18,19 @@ use std::time::Duration;
 const LOG_PATIENCE: Duration = Duration::from_secs(20);
 /// Looks in a row without progress before a log is told to be cut.
 const LOG_LOOKS: u32 = 6;
-/// Stands for a number of looks: this one is the last.
-const LAST_LOOK: u32 = u32::MAX;
 /// Hosts that may fail for one build before it is lost: a broken image must not spend for ever.
 pub(super) const FAILED_HOSTS: usize = 3;
+
+/// How looking for the rest of an attempt's logs goes.
+#[derive(Default, Debug)]
+pub(super) struct LogWatch {
+    /// Looks in a row without progress.
+    looks: u32,
+    /// The first missing byte of each step, as it was seen last. Not yet told: they are being asked for.
+    gaps: BTreeMap<u32, u64>,
+    /// Whether nobody sends more, and the one look goes on that tells where the logs are cut.
+    last: bool,
+}
 
 fn place(build: &Build) -> Place {
     (Reverse(build.spec.priority), build.id)
@@ -220,7 +229,7 @@ impl Core {
     }
 
     pub(super) fn on_logs_whole(&mut self, now: Timestamp, id: AttemptId) {
-        let last = self.log_looks.get(&id) == Some(&LAST_LOOK);
+        let last = self.log_watches.get(&id).is_some_and(|watch| watch.last);
         if let Some(attempt) = self.attempt_with_outcome(id) {
             if !last {
                 attempt.cut_logs.clear();
@@ -233,7 +242,7 @@ impl Core {
     fn look_last(&mut self, now: Timestamp, id: AttemptId) {
         let Some(attempt) = self.attempt_with_outcome(id) else { return };
         attempt.cut_logs.clear();
-        self.log_looks.insert(id, LAST_LOOK);
+        self.log_watches.entry(id).or_default().last = true;
         self.timers.set(Timer::Logs(id), now + LOG_PATIENCE);
         self.look_at_rest(id);
     }
@@ -262,20 +271,18 @@ impl Core {
     pub(super) fn on_log_gap(&mut self, id: AttemptId, step: u32, offset: u64) {
         let live = self.builds.get(&id.build).and_then(|b| b.status.live_attempt()).filter(|a| a.number == id.number);
         let Some(worker) = live.map(|a| a.worker.clone()) else { return };
-        if self.log_looks.get(&id) == Some(&LAST_LOOK) {
+        if self.log_watches.get(&id).is_some_and(|watch| watch.last) {
             if let Some(attempt) = self.attempt_with_outcome(id) {
                 attempt.cut_logs.retain(|(s, _)| *s != step);
                 attempt.cut_logs.push((step, offset));
             }
             return self.look_at_rest(id);
         }
-        if let Some(attempt) = self.attempt_with_outcome(id) {
+        if self.attempt_with_outcome(id).is_some() {
+            let watch = self.log_watches.entry(id).or_default();
             // Progress at any step starts the count anew.
-            let moved = attempt.cut_logs.iter().all(|known| *known != (step, offset));
-            attempt.cut_logs.retain(|(s, _)| *s != step);
-            attempt.cut_logs.push((step, offset));
-            if moved {
-                self.log_looks.insert(id, 0);
+            if watch.gaps.insert(step, offset) != Some(offset) {
+                watch.looks = 0;
             }
         }
         if let Some(session) = self.session_id(&worker) {
@@ -286,12 +293,12 @@ impl Core {
     pub(super) fn on_logs_overdue(&mut self, now: Timestamp, id: AttemptId) {
         let Some(attempt) = self.attempt_with_outcome(id) else { return };
         let lengths: Vec<u64> = attempt.steps.iter().map(|s| s.log_length).collect();
-        let looks = self.log_looks.entry(id).or_default();
-        if *looks == LAST_LOOK {
+        let watch = self.log_watches.entry(id).or_default();
+        if watch.last {
             return self.end_attempt(now, id);
         }
-        *looks += 1;
-        if *looks > LOG_LOOKS {
+        watch.looks += 1;
+        if watch.looks > LOG_LOOKS {
             self.note(
                 Level::Warn,
                 format!("the log of attempt {id} is not whole and its agent does not send the rest"),
@@ -309,9 +316,9 @@ impl Core {
         // An outcome that was reported stands, even where the end of its log went with the host. Nobody sends more of that,
         // but what was sent may still wait in the broker.
         if attempt.is_live() && attempt.outcome.is_some() {
-            let looks = self.log_looks.entry(id).or_default();
-            if *looks < LOG_LOOKS {
-                *looks = LOG_LOOKS;
+            let watch = self.log_watches.entry(id).or_default();
+            if watch.looks < LOG_LOOKS {
+                watch.looks = LOG_LOOKS;
                 self.timers.set(Timer::Logs(id), now + LOG_PATIENCE);
             }
             return;
@@ -323,7 +330,7 @@ impl Core {
     /// The attempt has its outcome and its logs: settle it, and end the build or try it again.
     fn end_attempt(&mut self, now: Timestamp, id: AttemptId) {
         self.timers.clear(&Timer::Logs(id));
-        self.log_looks.remove(&id);
+        self.log_watches.remove(&id);
         let Some(build) = self.builds.get_mut(&id.build) else { return };
         let Some(attempt) = build.status.attempts.last_mut().filter(|a| a.number == id.number) else { return };
         attempt.ended = Some(now);

@@ -62,7 +62,7 @@ impl Core {
             message_ids: BTreeMap::new(),
             ended_names: VecDeque::new(),
             named: BTreeMap::new(),
-            log_looks: BTreeMap::new(),
+            log_watches: BTreeMap::new(),
             queue: Queue::default(),
             workers: BTreeMap::new(),
             hosts: BTreeMap::new(),

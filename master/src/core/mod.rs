@@ -66,8 +66,8 @@ pub struct Core {
     /// The latter, oldest first.
     ended_names: VecDeque<String>,
     named: BTreeMap<BuildId, String>,
-    /// Looks at the logs of attempts that have an outcome, without progress.
-    log_looks: BTreeMap<AttemptId, u32>,
+    /// Of attempts that have an outcome, and logs that are not whole.
+    log_watches: BTreeMap<AttemptId, builds::LogWatch>,
     queue: Queue,
     workers: BTreeMap<WorkerName, Worker>,
     /// Hosts that are not gone.

@@ -122,6 +122,12 @@ fn the_end_of_a_log_comes_with_the_next_session_of_its_agent() {
     bench.pass(36);
     bench.hello("s", "a", 2, "password", vec![picture(1, 1, 1, 40, Some(Outcome::Success))]);
     bench.event("log gap", Event::LogGap { attempt, step: 0, offset: 17 });
+    // Who follows it would take that for its end.
+    assert_eq!(
+        bench.core.builds[&BuildId(1)].status.attempts[0].cut_logs,
+        [],
+        "what is asked for is not told to be cut"
+    );
     bench.event("logs whole", Event::LogsWhole { attempt });
     bench.check("log_after_lease");
 }
