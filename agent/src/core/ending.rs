@@ -128,6 +128,13 @@ impl Core {
         }
     }
 
+    /// Whether it should ask anew who it is and what its token is: it was turned away as one whose host falls asleep or
+    /// wakes, or is not known yet. No clock shows to everybody that the machine has slept, and no master counts on a life
+    /// that none has let in.
+    pub(super) fn is_told_too_little(&self) -> bool {
+        self.to_sleep && self.master.is_none() && self.session.is_none() && matches!(self.ending, Ending::No)
+    }
+
     pub(super) fn expire_dead_man(&mut self, now: Timestamp) {
         if self.dead_man.is_some_and(|at| at <= now) {
             self.dead_man = None;

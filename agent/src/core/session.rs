@@ -237,10 +237,14 @@ impl Core {
             (Link::Unstarted, _) => return,
             (Link::Waiting { until }, _) => {
                 let ends = matches!(self.ending, Ending::Killing { .. } | Ending::Done);
-                if *until <= now && self.dying.is_empty() && !ends {
-                    self.connect(now);
+                if *until > now || !self.dying.is_empty() || ends {
+                    return;
                 }
-                return;
+                if self.is_told_too_little() {
+                    let why = "refused with what it was told at its start, which may be told it anew";
+                    return self.kill_and_end(now, Last::Restart, why.to_owned());
+                }
+                return self.connect(now);
             }
             (Link::Connecting { since }, _) if *since + CONNECT_PATIENCE <= now => "connecting takes too long",
             (Link::Greeting { sent }, _) if *sent + HELLO_PATIENCE <= now => "no master has answered the hello",

@@ -103,6 +103,10 @@ impl Core {
             if same_life {
                 return Verdict::Resume;
             }
+            // It comes late, or from a copy of machine and disk: two would put each other out for ever.
+            if live.session.replaced.contains(&hello.nonce) {
+                return refuse("another agent was started on its machine after it", false);
+            }
             // A copy of the machine's disk bears the secret as well, and proves nothing of the machine.
             if *credential == Credential::Secret && live.session.identity == hello.identity {
                 return Verdict::Replace;

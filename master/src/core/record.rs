@@ -177,6 +177,9 @@ pub struct Session {
     /// Its agent has turned out to be on another machine than the host: nothing is left of it but its lease.
     #[serde(default)]
     pub stray: bool,
+    /// The lives of the agent before this one, newest first and few: what one of them said may come late.
+    #[serde(default)]
+    pub replaced: Vec<Nonce>,
 }
 
 /// What operators and failures have done to a worker.

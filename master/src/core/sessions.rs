@@ -8,7 +8,7 @@ use super::record::{HostState, Record, Session, Wish};
 use super::timers::Timer;
 use super::{Core, Live, Timestamp};
 use rouse_shared::message::{AttemptReport, Heartbeat, Hello, ToAgent, ToMaster, Welcome};
-use rouse_shared::{SessionId, WorkerName};
+use rouse_shared::{Nonce, SessionId, WorkerName};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,6 +18,8 @@ pub(super) const LINK_PATIENCE: Duration = Duration::from_secs(600);
 /// For the agent of a worker that the configuration has no more: its grace and its keepalive interval, the defaults.
 const WINDING_UP_GRACE: Duration = Duration::from_secs(600);
 const WINDING_UP_KEEPALIVE: Duration = Duration::from_secs(10);
+/// The lives of an agent that are remembered once others have replaced them.
+const REPLACED_LIVES: usize = 4;
 /// Why an attempt is lost that an agent does not list.
 const CAME_WITHOUT: &str = "its agent came back without it";
 
@@ -81,16 +83,18 @@ impl Core {
             }
             Verdict::Resume => self.resume(now, name, hello, secret_used),
             Verdict::Replace => {
+                let last = self.workers.get(name).and_then(|w| w.session.as_ref()).map(|live| live.session.clone());
+                let replaced = last.map(|last| std::iter::once(last.nonce).chain(last.replaced));
                 self.end_session(now, name, "its agent was started again", Fate::Gone);
                 // Should the welcome be lost, and this life with it, the next one has no other secret.
                 let known = vec![Digest::of(&hello.credential)];
-                self.begin(now, name, hello, known);
+                self.begin(now, name, hello, known, replaced.into_iter().flatten().take(REPLACED_LIVES).collect());
             }
-            Verdict::Begin => self.begin(now, name, hello, Vec::new()),
+            Verdict::Begin => self.begin(now, name, hello, Vec::new(), Vec::new()),
         }
     }
 
-    fn begin(&mut self, now: Timestamp, name: &WorkerName, hello: Hello, secrets: Vec<Digest>) {
+    fn begin(&mut self, now: Timestamp, name: &WorkerName, hello: Hello, secrets: Vec<Digest>, replaced: Vec<Nonce>) {
         let claims = self.claims(&hello);
         let id = SessionId(self.random_hex(16));
         let Some(worker) = self.workers.get_mut(name) else { return };
@@ -109,6 +113,7 @@ impl Core {
             lease_ms: None,
             since: now,
             stray: false,
+            replaced,
         };
         worker.session = Some(Live {
             session,

@@ -17,6 +17,8 @@ pub(super) struct Disk {
     pub message_ids: BTreeMap<String, BuildId>,
     /// Hosts that are not gone.
     pub hosts: BTreeMap<HostId, Host>,
+    /// Those of them that should be asleep and were found running: somebody else has started them.
+    pub stirred: BTreeSet<HostId>,
     /// Every host that there ever was.
     pub known_hosts: BTreeSet<HostId>,
     pub sessions: BTreeMap<WorkerName, Session>,
@@ -50,6 +52,11 @@ impl Disk {
             }
             Record::Host(host) => {
                 self.known_hosts.insert(host.id.clone());
+                match (self.hosts.get(&host.id).map(|before| before.state), host.state) {
+                    (Some(HostState::Stopped), HostState::Suspending) => drop(self.stirred.insert(host.id.clone())),
+                    (_, HostState::Waking | HostState::Gone) => drop(self.stirred.remove(&host.id)),
+                    _ => {}
+                }
                 if host.state == HostState::Gone {
                     self.hosts.remove(&host.id);
                 } else {

@@ -4,7 +4,7 @@ use super::machine::Pace;
 use super::setup::password;
 use super::world::World;
 use rouse_master::core::build::{Attempt, BuildEnd, BuildStatus};
-use rouse_master::core::record::{Host, HostState, Record};
+use rouse_master::core::record::{Host, Record};
 use rouse_shared::message::{Outcome, StepState};
 use rouse_shared::{AttemptId, BuildId, HostId};
 use std::collections::BTreeSet;
@@ -215,9 +215,9 @@ impl World {
         }
     }
 
-    /// Hosts of the ledger that count for `max_hosts`. One that falls asleep does, but it may also be one that should sleep.
+    /// Hosts of the ledger that count for `max_hosts`: not those that sleep, or that somebody else has started out of it.
     pub(super) fn hosts_alive(&self) -> usize {
-        let rests = |h: &&Host| h.state == HostState::Suspending || h.asleep.is_some();
+        let rests = |h: &&Host| h.asleep.is_some() || self.disk.stirred.contains(&h.id);
         self.disk.hosts.values().filter(|h| !rests(h)).count()
     }
 

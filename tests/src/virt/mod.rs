@@ -61,6 +61,9 @@ pub const SMALL: [(&str, &str); 2] = [("small", "size=4m"), ("tight", "size=8m")
 /// The bridge's address in the network `rouse`, where guests find the broker.
 pub const BRIDGE: &str = "10.150.0.1";
 
+/// The tests' libvirtd for clients that take it for one of another machine.
+pub const ELSEWHERE: &str = "qemu+tcp://127.0.0.1/system";
+
 /// The tests' libvirtd.
 pub struct Lab {
     /// Where everything of it is, overlays included. In it are the file systems [`SMALL`].

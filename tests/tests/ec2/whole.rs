@@ -53,6 +53,14 @@ impl Whole {
     }
 }
 
+impl Drop for Whole {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("its agents:\n{}", self.agent_log());
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_build_buys_an_instance_runs_on_it_and_it_is_gone() {
     let more = "spot_instance = true\nmax_spot_price = 0.09\nprice_multiplier = 1.15\nuser_data = \"#!/bin/sh\\n\"\n";

@@ -102,6 +102,28 @@ fn a_domain_that_the_user_has_defined() {
     site.until_clean(&["defined"]);
 }
 
+/// Of a libvirt on another machine there are neither files nor consoles; the rest is as it is here.
+#[test]
+fn a_machine_of_a_libvirt_elsewhere() {
+    if !crate::may_run() {
+        return;
+    }
+    let _turn = crate::together();
+    let site = site();
+    let build = site.master.detach(&["--worker", "far", "--", "sh", "-c", SELF]);
+    site.until(&build, "success");
+    uuid_said(site, &build, "far");
+    site.until_clean(&["far"]);
+    // Killed in mid-build: told of from there as from here.
+    let build = site.master.detach(&["--worker", "far", "--retries", "0", "--", "sh", "-c", "echo begun; sleep 600"]);
+    site.until_said(&build, "begun");
+    let since = Instant::now();
+    site.lab.signal_guest("far", libc::SIGKILL);
+    site.until(&build, "lost");
+    assert!(since.elapsed() < Duration::from_secs(20), "well before its lease ends: {:?}", since.elapsed());
+    site.until_clean(&["far"]);
+}
+
 /// Why a build has not started.
 pub fn why(site: &Site, build: &str) -> String {
     site.master.rouse(&["why", build]).ended(0).text()

@@ -2,7 +2,7 @@
 
 use crate::ground::names;
 use rouse_tests::harness::{Master, PASSWORD, free_address, latent, scratch, standing, text};
-use rouse_tests::virt::{BRIDGE, Image, Lab, SMALL, image};
+use rouse_tests::virt::{BRIDGE, ELSEWHERE, Image, Lab, SMALL, image};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -116,6 +116,10 @@ fn workers(lab: &Lab, disks: &Path, broker: &str) -> String {
         "connection = \"{uri}\"\nhd_image = \"{disk}\"\nxml = \"builtin\"\nmemory_mb = 160\ncpus = 1\nnetwork = \"rouse\""
     );
     text += &worker("keeper", patient, &own_disk);
+    let far = lab.dir.join("far-disk.qcow2");
+    std::fs::copy(&base, &far).unwrap();
+    let far = own_disk.replace(uri, ELSEWHERE).replace(&disk.to_string(), &far.display().to_string());
+    text += &worker("far", patient, &far);
     // Guests that never attach: two that have to be given up, and two that end by themselves.
     for (name, timeout, image_of) in [
         ("mute", 60, Image::of_kind("no-agent")),

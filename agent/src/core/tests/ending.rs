@@ -254,6 +254,18 @@ fn an_agent_whose_machine_has_slept_begins_anew() {
     };
     let all = wakes(&mut waits(false));
     assert_eq!(all.last().map(String::as_str), Some("restart"), "{all:?}");
+    // And so where no clock shows that it has slept: instead of asking again with what it was told before.
+    let all = waits(false).until(6_100, false);
+    assert!(all.last().is_some_and(|last| last.ends_with(" restart")), "{all:?}");
+    // One that was let in has shown its token, and goes on as whom it is known.
+    let mut agent = Agent::attached(latent(), as_latent());
+    agent.breaks(5_000);
+    agent.until(161_000, false);
+    let connection = agent.core.connection;
+    agent.at(161_000, Event::LinkUp { connection });
+    agent.hears(161_001, refused(false));
+    let all = agent.until(166_100, false);
+    assert!(all.last().is_some_and(|last| last.contains("connect")), "{all:?}");
     assert!(waits(true).core.ended(), "a machine that is not wanted is switched off at once");
     // A standing worker's machine is nobody's to put to sleep.
     let mut agent = Agent::attached(settings(), welcome());

@@ -34,6 +34,15 @@ pub enum DomainXml {
     Text(String),
 }
 
+/// Why there is no fresh disk where libvirt is elsewhere: the master makes it as a file.
+const NEEDS_LOCAL: &str = "needs a libvirt on the master's own machine, and this connection leads elsewhere: leave it \
+                           out, and have the disk that hd_image names made there";
+
+/// Whether files that this connection's machines name are files of this machine.
+pub fn connection_is_local(connection: &str) -> bool {
+    connection.split_once("://").is_none_or(|(_, rest)| rest.starts_with('/'))
+}
+
 /// Keys that do not shape a new host.
 pub(super) const NOT_OF_THE_HOST: &[&str] = &[];
 
@@ -51,13 +60,13 @@ pub(super) fn read(table: &Table<'_>) -> Option<LibvirtConfig> {
     if !table.map.contains_key("hd_image") && (base_image.is_some() || xml == DomainXml::Builtin) {
         table.missing("hd_image", "hd_image = \"/path/to/disk.qcow2\", the disk to boot from");
     }
-    // Elsewhere than on this machine there is nothing to be seen; here it may still be on its way.
-    if let (Some(base), Some(connection)) = (&base_image, &connection)
-        && connection.contains(":///")
-        && !base.exists()
-        && let Some(value) = table.get("base_image")
-    {
-        value.warn(format!("{} is not there", base.display()));
+    if let (Some(base), Some(connection), Some(value)) = (&base_image, &connection, table.get("base_image")) {
+        if !connection_is_local(connection) {
+            value.fault::<()>(NEEDS_LOCAL);
+        } else if !base.exists() {
+            // It may still be on its way.
+            value.warn(format!("{} is not there", base.display()));
+        }
     }
     Some(LibvirtConfig {
         memory_mb: table.or("memory_mb", 2048, |v| v.whole(1)),

@@ -6,7 +6,7 @@ mod openstack;
 mod process;
 
 pub use ec2::{BlockDevice, Ec2Config, Ec2Image, IdleHost, Spot, Volume};
-pub use libvirt::{DomainXml, LibvirtConfig};
+pub use libvirt::{DomainXml, LibvirtConfig, connection_is_local};
 pub use openstack::{ImagePick, OpenstackConfig, OpenstackImage};
 pub use process::ProcessConfig;
 

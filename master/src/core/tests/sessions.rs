@@ -97,6 +97,8 @@ fn a_new_life_with_the_secret_proves_the_old_one_dead() {
     let mut bench = running_standing();
     let secret = bench.secret.clone();
     bench.hello("s", "b", 1, &secret, Vec::new());
+    // What the old one had said on another connection, and that was on its way all the time.
+    bench.hello("s", "a", 2, &secret, Vec::new());
     bench.check("new_life");
 }
 

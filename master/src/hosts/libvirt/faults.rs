@@ -1,6 +1,7 @@
 //! libvirt's errors by their kind: whose fault it is, and whether something may have been made.
 
-use super::link::{Failed, Link, code_of};
+use super::link::{Failed, code_of};
+use crate::config::hosts::connection_is_local;
 use crate::core::event::StartError;
 use virt::connect::Connect;
 use virt::error::{Error, ErrorDomain, ErrorNumber};
@@ -72,7 +73,7 @@ fn kind(error: &Error) -> Kind {
 
 /// Whether a machine has this much memory to spare; none where that is not known.
 fn room_for(connect: &Connect, uri: &str, memory_mb: u64) -> Option<bool> {
-    let free_kb = if Link::is_local(uri) {
+    let free_kb = if connection_is_local(uri) {
         let text = std::fs::read_to_string("/proc/meminfo").ok()?;
         let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?.to_owned();
         line.trim().trim_end_matches(" kB").trim().parse::<u64>().ok()?

@@ -106,11 +106,6 @@ impl Link {
         Ok(Self { uri: uri.to_owned(), standing, words, calls: Arc::new(Semaphore::new(CALLS)) })
     }
 
-    /// Whether files that it names are files of this machine.
-    pub fn is_local(uri: &str) -> bool {
-        uri.split_once("://").is_none_or(|(_, rest)| rest.starts_with('/'))
-    }
-
     /// The connection, once it is up.
     async fn up(&self) -> Result<Arc<Connect>, Failed> {
         let mut standing = self.standing.clone();

@@ -17,6 +17,7 @@ use super::spec::Spec;
 use super::{Observer, Workers, console, faults, kvm};
 use crate::clock;
 use crate::config::LibvirtConfig;
+use crate::config::hosts::connection_is_local;
 use crate::core::event::{StartError, Stopped};
 use crate::core::record::Host;
 use rouse_shared::{HostId, Timestamp, WorkerName};
@@ -145,7 +146,7 @@ impl Inner {
 
     /// Looks at the image of a worker: its base, or its own disk. None where that is on another machine.
     pub async fn look_at_image(self: &Arc<Self>, config: &LibvirtConfig) -> Result<Option<Base>, StartError> {
-        let Some(path) = local_image(config)? else { return Ok(None) };
+        let Some(path) = local_image(config) else { return Ok(None) };
         let (inner, is_base) = (self.clone(), config.base_image.is_some());
         let look = move || {
             let found = disk::look_at(&path)?;
@@ -368,16 +369,10 @@ impl Inner {
     }
 }
 
-/// The image of a worker: its base, or its own disk. None where that is on another machine.
-///
-/// # Errors
-/// Where its base would have to be there.
-pub fn local_image(config: &LibvirtConfig) -> Result<Option<PathBuf>, StartError> {
-    if Link::is_local(&config.connection) {
-        return Ok(config.base_image.clone().or_else(|| config.hd_image.clone()));
-    }
-    let why = "base_image needs a libvirt on the master's own machine: leave it out, and have hd_image made there";
-    if config.base_image.is_some() { Err(StartError::Rejected(why.to_owned())) } else { Ok(None) }
+/// The image of a worker: its base, or its own disk. None where that is on another machine, or only the domain knows.
+pub fn local_image(config: &LibvirtConfig) -> Option<PathBuf> {
+    let image = config.base_image.as_ref().or(config.hd_image.as_ref());
+    image.filter(|_| connection_is_local(&config.connection)).cloned()
 }
 
 /// Removes what a console was written to, and what virtlogd has put aside of it.

@@ -32,7 +32,6 @@ use crate::hosts::libvirt_network::mac_of;
 use disk::{Base, Form, Fresh};
 use domain::{Disk, Machine, Wanted};
 use events::Life;
-use link::Link;
 use machines::{Inner, Listing};
 pub use online::check;
 use rouse_shared::boot::{self, BootData};
@@ -45,7 +44,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::sync::mpsc;
 
-use crate::config::hosts::DomainXml;
+use crate::config::hosts::{DomainXml, connection_is_local};
 
 /// The section of each worker.
 type Workers = BTreeMap<WorkerName, LibvirtConfig>;
@@ -128,7 +127,7 @@ impl Libvirt {
         let disk = disk_of(&config, &looked_at);
         let base = config.base_image.as_ref().and(looked_at);
         let fresh = config.base_image.as_ref().and(config.hd_image.clone());
-        let console = Link::is_local(&config.connection).then(|| self.inner.console_path(&host.id));
+        let console = connection_is_local(&config.connection).then(|| self.inner.console_path(&host.id));
         let disk_spec = fresh.zip(config.base_image.clone()).zip(base).map(|((path, base), about)| Fresh {
             path,
             base,

@@ -86,11 +86,7 @@ async fn images(workers: &[(WorkerName, LibvirtConfig)]) -> Vec<Finding> {
         let mut found = Vec::new();
         let mut seen = BTreeSet::new();
         for section in &sections {
-            let image = match machines::local_image(section) {
-                Ok(image) => image,
-                Err(error) => return vec![Finding::bad(error.text())],
-            };
-            if let Some(path) = image.filter(|path| seen.insert(path.clone())) {
+            if let Some(path) = machines::local_image(section).filter(|path| seen.insert(path.clone())) {
                 found.push(match whole(&path, section.base_image.is_some()) {
                     Ok(format) => Finding::good(format!("boots {} ({format})", path.display())),
                     Err(error) => Finding::bad(error.text()),

@@ -3,10 +3,11 @@
 use super::super::disk;
 use super::super::domain::Stamp;
 use super::super::events::Life;
-use super::super::link::{Failed, Link};
+use super::super::link::Failed;
 use super::super::look::{end_domain, look, stamps};
 use super::{Inner, hold};
 use crate::config::LibvirtConfig;
+use crate::config::hosts::connection_is_local;
 use crate::core::event::Stopped;
 use crate::hosts::Death;
 use crate::hosts::libvirt::console;
@@ -42,7 +43,7 @@ impl Inner {
         let parent = |w: &LibvirtConfig| w.hd_image.as_ref().and_then(|p| p.parent()).map(Path::to_owned);
         let dirs: BTreeSet<PathBuf> = hold(&self.workers)
             .values()
-            .filter(|w| w.base_image.is_some() && Link::is_local(&w.connection))
+            .filter(|w| w.base_image.is_some() && connection_is_local(&w.connection))
             .filter_map(parent)
             .collect();
         let mut all = Vec::new();
