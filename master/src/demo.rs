@@ -82,9 +82,16 @@ impl Story {
 ///
 /// # Errors
 /// Where the machine lacks something that it needs.
-pub async fn run(source: Option<&Path>) -> Result<bool, Failure> {
+pub fn run(source: Option<&Path>) -> Result<bool, Failure> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let runtime = runtime.map_err(|e| Failure::new("cannot start", &e))?;
     let dir = make_dir()?;
-    let shown = show(&dir, source).await;
+    let mut owner = None;
+    let shown = runtime.block_on(show(&dir, source, &mut owner));
+    // The master's loop gives a build whose host has ended to another one, which it starts on this runtime: only without
+    // it is what runs now all that there will be.
+    runtime.shutdown_timeout(GOING);
+    let shown = owner.map_or(Ok(()), |owner| end_hosts(&owner)).and(shown);
     if let Err(error) = fs::remove_dir_all(&dir) {
         eprintln!("rouse: {} could not be removed: {error}", dir.display());
     }
@@ -100,7 +107,8 @@ fn make_dir() -> Result<PathBuf, Failure> {
     Ok(dir)
 }
 
-async fn show(dir: &Path, source: Option<&Path>) -> Result<bool, Failure> {
+/// Tells by `owner` whose the hosts are that it may have started.
+async fn show(dir: &Path, source: Option<&Path>, owner: &mut Option<String>) -> Result<bool, Failure> {
     let build = write_build(dir, source)?;
     let port = free_port()?;
     let text = format!(
@@ -121,6 +129,7 @@ async fn show(dir: &Path, source: Option<&Path>) -> Result<bool, Failure> {
             return Ok(false);
         }
     };
+    *owner = Some(master.control.owner.clone());
     let changes = master.control.changes.subscribe();
     let good = tokio::select! {
         good = play(&master.control, &build, changes) => good,
@@ -129,9 +138,7 @@ async fn show(dir: &Path, source: Option<&Path>) -> Result<bool, Failure> {
             Ok(false)
         }
     };
-    let control = master.control.clone();
     master.stop().await;
-    end_hosts(&control.owner).await?;
     good
 }
 
@@ -205,7 +212,7 @@ async fn play(control: &Control, build: &Path, mut changes: broadcast::Receiver<
 }
 
 /// Ends what the demo's hosts still run, however it came to an end.
-async fn end_hosts(owner: &str) -> Result<(), Failure> {
+fn end_hosts(owner: &str) -> Result<(), Failure> {
     let began = clock::now();
     loop {
         let left = process::end_all(owner).map_err(|e| Failure::new("cannot end the demo's hosts", &e))?;
@@ -215,7 +222,7 @@ async fn end_hosts(owner: &str) -> Result<(), Failure> {
         if clock::now().since(began) > GOING {
             return Err(Failure::from(format!("processes {left:?} of the demo did not end; end them by hand")));
         }
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        std::thread::sleep(Duration::from_millis(20));
     }
 }
 

@@ -44,7 +44,7 @@ impl cli::Local for Program {
 
     fn demo(&self, source: Option<&Path>) -> ExitCode {
         start_log("warn");
-        end(block_on(demo::run(source)))
+        end(demo::run(source))
     }
 
     fn now(&self) -> Timestamp {
