@@ -7,6 +7,8 @@ use std::time::Duration;
 
 /// Killing takes milliseconds; past this the agent ends all the same, and its supervisors die with it.
 const KILL_PATIENCE: Duration = Duration::from_secs(10);
+/// Denials by the broker, some half a minute of them, before what the agent was told at its start may be out of date.
+const DENIALS: u32 = 6;
 
 /// How far the agent's end has come.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -129,10 +131,12 @@ impl Core {
     }
 
     /// Whether it should ask anew who it is and what its token is: it was turned away as one whose host falls asleep or
-    /// wakes, or is not known yet. No clock shows to everybody that the machine has slept, and no master counts on a life
-    /// that none has let in.
+    /// wakes, or is not known yet, or the broker goes on saying no. Not every machine can see that it has slept, and no
+    /// master counts on a life that none has let in.
     pub(super) fn is_told_too_little(&self) -> bool {
-        self.to_sleep && self.master.is_none() && self.session.is_none() && matches!(self.ending, Ending::No)
+        let denied = self.settings.latent && !self.greeted && self.denials >= DENIALS;
+        let unknown = self.master.is_none() && self.session.is_none() && matches!(self.ending, Ending::No);
+        unknown && (self.to_sleep || denied)
     }
 
     pub(super) fn expire_dead_man(&mut self, now: Timestamp) {

@@ -76,6 +76,10 @@ pub struct Core {
     awake_since: Timestamp,
     /// Refused by a master that does not want the machine off: it is about to put it to sleep.
     to_sleep: bool,
+    /// Whether this life has said hello, so that a master may count on it.
+    greeted: bool,
+    /// How often the broker has said no to all that this life has to show.
+    denials: u32,
 
     /// Running in the session, or ended in this one or an earlier one and not settled.
     attempts: BTreeMap<AttemptId, Attempt>,
@@ -113,6 +117,8 @@ impl Core {
             dead_man,
             awake_since: Timestamp(0),
             to_sleep: false,
+            greeted: false,
+            denials: 0,
             attempts: BTreeMap::new(),
             dying: BTreeSet::new(),
             remembered: Remembered::default(),

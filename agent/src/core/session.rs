@@ -166,6 +166,7 @@ impl Core {
     }
 
     fn say_hello(&mut self) {
+        self.greeted = true;
         let hello = Hello {
             protocol: PROTOCOL,
             version: self.settings.version.clone(),
@@ -192,6 +193,7 @@ impl Core {
             refused && self.session.is_none() && self.credentials.secret.is_some() && self.credentials.denied();
         let first = self.failures == 0;
         let denied = refused && !another && self.session.is_none();
+        self.denials += u32::from(denied);
         let mut pause = self.wait_to_reconnect(now, if denied { DENIED_BACKOFF } else { BACKOFF });
         // An agent that took leave in its last life begins with a secret that is spent: no reason to wait.
         if another && first {

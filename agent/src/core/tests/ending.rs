@@ -257,6 +257,20 @@ fn an_agent_whose_machine_has_slept_begins_anew() {
     // And so where no clock shows that it has slept: instead of asking again with what it was told before.
     let all = waits(false).until(6_100, false);
     assert!(all.last().is_some_and(|last| last.ends_with(" restart")), "{all:?}");
+    // It slept before it could say so much as hello: the broker says no until it asks anew. A standing one asks on.
+    for (settings, restarts) in [(latent(), true), (super::settings(), false)] {
+        let mut agent = Agent::new(settings);
+        agent.at(0, Event::Start);
+        let mut now = 0;
+        for denial in 1..=6 {
+            let connection = agent.core.connection;
+            agent.at(now, Event::LinkDown { connection, refused: true, why: String::new() });
+            now = agent.core.next_wakeup().map_or(u64::MAX, |at| at.0);
+            let next = agent.at(now, Event::Tick).concat();
+            assert_eq!(next.contains("restart"), restarts && denial == 6, "denial {denial}: {next}");
+        }
+        assert!(now <= 32_000, "after {now} ms");
+    }
     // One that was let in has shown its token, and goes on as whom it is known.
     let mut agent = Agent::attached(latent(), as_latent());
     agent.breaks(5_000);
