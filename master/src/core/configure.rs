@@ -159,6 +159,8 @@ impl Core {
 
     fn restore_hosts(&mut self, now: Timestamp, hosts: Vec<super::record::Host>) {
         for mut host in hosts {
+            // The clock may have been set back since: what counts from these must not wait until it has caught up.
+            (host.booted, host.attached) = (host.booted.map(|at| at.min(now)), host.attached.map(|at| at.min(now)));
             let id = host.id.clone();
             let worker = self.worker_entry(now, &host.worker);
             worker.host = Some(id.clone());

@@ -46,7 +46,7 @@ impl World {
         let attached = machine.agent.as_ref().is_some_and(|agent| agent.attached());
         machine.disarmed = machine.agent.as_ref().and_then(|agent| agent.standing()).unwrap_or(machine.disarmed);
         if attached && !std::mem::replace(&mut machine.attached, attached) {
-            machine.attached_since = now;
+            (machine.attached_since, machine.armed) = (now, false);
             self.welcomed.extend(machine.nonce.clone());
             self.check_attached(id);
         } else {

@@ -74,8 +74,11 @@ pub(super) struct Machine {
     pub runs: BTreeMap<AttemptId, Run>,
     pub spools: BTreeMap<(AttemptId, u32), Spool>,
     pub deadline: Option<Timestamp>,
-    /// When this life of the agent began, by the machine's clock; the time that it has slept since does not count.
+    /// When the agent began to wait for a master, by the machine's clock: at its first start since the machine has booted,
+    /// or since a master has let it in. The time that the machine has slept since does not count.
     pub started: Timestamp,
+    /// Whether that goes on: no master has let it in since.
+    pub armed: bool,
     /// When the machine woke up last, by its clock.
     pub awake_since: Timestamp,
     /// Whether a master has let this life in as a standing worker: then it switches nothing off.
@@ -121,6 +124,7 @@ impl Machine {
             spools: BTreeMap::new(),
             deadline: None,
             started: Timestamp(0),
+            armed: false,
             awake_since: Timestamp(0),
             disarmed: false,
             attached: false,
@@ -164,7 +168,9 @@ impl World {
         machine.left = false;
         machine.attached = false;
         machine.disarmed = false;
-        machine.started = machine.clock(self.now);
+        if !std::mem::replace(&mut machine.armed, true) {
+            machine.started = machine.clock(self.now);
+        }
         machine.pace = Pace::Going;
         let settings = Settings {
             worker: machine.worker.clone(),

@@ -136,7 +136,7 @@ impl World {
             return Ok(());
         }
         (machine.on, machine.pace, machine.booted, machine.lag) = (true, Pace::Going, now, 0);
-        machine.ended = false;
+        (machine.ended, machine.armed) = (false, false);
         self.say(|| format!("machine {id}: woken"));
         if !self.mishap(self.faults.half_born) {
             let boot = self.delay(2_000, 40_000);
@@ -145,10 +145,12 @@ impl World {
         Ok(())
     }
 
-    /// A call about a host is as its ledger has it.
+    /// A call about a host is as its ledger has it. One that was decided on in the same turn as the host's end, before it, goes
+    /// to nothing.
     fn check_told(&mut self, host: &Host, state: HostState) {
         let kept = self.disk.hosts.get(&host.id).map(|h| (h.state, h.token.clone()));
-        if kept != Some((state, host.token.clone())) {
+        let ended = kept.is_none() && self.disk.known_hosts.contains(&host.id);
+        if kept != Some((state, host.token.clone())) && !ended {
             let kept = kept.map(|(state, _)| state);
             self.violated(format!("host {} is told to be {state:?} and is {kept:?} for its ledger", host.id));
         }

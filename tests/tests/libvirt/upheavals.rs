@@ -70,6 +70,8 @@ fn a_guest_that_died_while_the_master_was_away_is_given_up_when_it_is_back() {
     site.until_said(&build, "begun");
     site.master.kill();
     site.lab.signal_guest("lasting", libc::SIGKILL);
+    // Else the master might be back before libvirt has noticed, and be told.
+    site.master.until("libvirt has noticed", || !site.lab.running().contains(&"lasting".to_owned()));
     site.master.begin();
     let since = Instant::now();
     site.until(&build, "lost");
