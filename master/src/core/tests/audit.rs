@@ -3,8 +3,8 @@
 use super::super::audit::{AUDIT_LIMIT, AuditMode};
 use super::super::event::{Event, ListedHost, Owner, RequestId, Unlisted};
 use super::super::plan::ProviderKind;
-use super::{Bench, latent, on, plan};
-use rouse_shared::HostId;
+use super::{Bench, latent, on, plan, secs};
+use rouse_shared::{HostId, Timestamp};
 
 const PROVIDER: ProviderKind = ProviderKind::Ec2;
 const REQUEST: RequestId = RequestId(7);
@@ -107,6 +107,25 @@ fn a_host_that_two_lists_lack_is_gone_where_it_is_to_be_fixed() {
     bench.pass(3);
     bench.listed(3, Ok(vec![]));
     bench.check("audit_missing");
+}
+
+#[test]
+fn a_host_is_missed_although_the_clock_was_set_back_by_an_hour() {
+    let mut bench = Bench::quietly(plan(vec![latent("l")]));
+    bench.now = bench.now + secs(7_200);
+    bench.submit(on("l"));
+    bench.wake("l");
+    bench.now = Timestamp(bench.now.0 - 3_600_000);
+    bench.restart();
+    for beat in 1..=10 {
+        bench.pass(10);
+        bench.heartbeat("l", beat);
+    }
+    bench.hush();
+    for _ in 0..3 {
+        bench.event("listed", Event::Listed { provider: PROVIDER, result: Ok(vec![]) });
+    }
+    bench.check("audit_missing_clock");
 }
 
 #[test]
