@@ -74,7 +74,7 @@ pub struct Core {
     dead_man: Option<Timestamp>,
     /// When the machine woke up last.
     awake_since: Timestamp,
-    /// Refused by a master that does not want the machine off: it is about to put it to sleep.
+    /// Refused by a master that does not want the machine off: it is about to put it to sleep, or may let it in soon.
     to_sleep: bool,
     /// Whether this life has said hello, so that a master may count on it.
     greeted: bool,

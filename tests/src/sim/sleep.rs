@@ -145,11 +145,12 @@ impl World {
         Ok(())
     }
 
-    /// A call about a host is as its ledger has it. One that was decided on in the same turn as the host's end, before it, goes
-    /// to nothing.
+    /// A call about a host is as its ledger has it. A sleep that was decided on in the same turn as the host's end, before it,
+    /// goes to nothing.
     fn check_told(&mut self, host: &Host, state: HostState) {
         let kept = self.disk.hosts.get(&host.id).map(|h| (h.state, h.token.clone()));
-        let ended = kept.is_none() && self.disk.known_hosts.contains(&host.id);
+        let gone = kept.is_none() && self.disk.known_hosts.contains(&host.id);
+        let ended = gone && state == HostState::Suspending;
         if kept != Some((state, host.token.clone())) && !ended {
             let kept = kept.map(|(state, _)| state);
             self.violated(format!("host {} is told to be {state:?} and is {kept:?} for its ledger", host.id));
