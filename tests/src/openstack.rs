@@ -13,6 +13,8 @@ use std::time::Duration;
 const START: Duration = Duration::from_secs(120);
 /// How long its programs may take to be installed and its state to be made, where they are not there yet.
 const PREPARE: Duration = Duration::from_secs(900);
+/// Pages that a list has at most, with those that are read again.
+const PAGES: usize = 200;
 /// The user of the tests, and its password.
 pub const USER: (&str, &str) = ("ci", "ci-secret");
 /// Its project, without limits.
@@ -152,25 +154,32 @@ impl User {
         (status, answer.json().await.unwrap_or_default())
     }
 
-    /// The items of a list, of all its pages.
+    /// The items of a list, of all its pages. Where others change it meanwhile, one may be passed over.
     ///
     /// # Panics
     /// Where there is no such list.
     pub async fn list(&self, service: &str, path: &str, key: &str) -> Vec<Value> {
         let place = path.split('?').next().unwrap_or_default();
-        let (mut path, mut all) = (path.to_owned(), Vec::new());
-        loop {
-            let (status, told) = self.ask("GET", service, &path, None).await;
-            let items = told[key].as_array().unwrap_or_else(|| panic!("{service}{path} answered {status}: {told}"));
+        let (mut next, mut all) = (path.to_owned(), Vec::new());
+        for _ in 0..PAGES {
+            let (status, told) = self.ask("GET", service, &next, None).await;
+            if !all.is_empty() && matches!(status, 400 | 404) {
+                // The last item of the page before has gone.
+                (next, all) = (path.to_owned(), Vec::new());
+                continue;
+            }
+            let items = told[key].as_array().unwrap_or_else(|| panic!("{service}{next} answered {status}: {told}"));
             all.extend(items.iter().cloned());
             let links = told[format!("{key}_links")].as_array().cloned().unwrap_or_default();
-            let next = links.iter().find(|link| link["rel"] == "next").map(|link| &link["href"]);
-            let Some(next) = next.or_else(|| told.get("next")).and_then(Value::as_str) else { return all };
-            path = format!("{place}?{}", next.split_once('?').map_or("", |(_, query)| query));
+            let link = links.iter().find(|link| link["rel"] == "next").map(|link| &link["href"]);
+            let Some(link) = link.or_else(|| told.get("next")).and_then(Value::as_str) else { return all };
+            next = format!("{place}?{}", link.split_once('?').map_or("", |(_, query)| query));
         }
+        panic!("{service}{path} has no end");
     }
 
-    /// The servers of the project whose name begins like this.
+    /// The servers of the project whose name begins like this. They are all told of as long as there are no more than go
+    /// on a page, which is two: between pages Nova's list moves.
     pub async fn servers(&self, prefix: &str) -> Vec<Value> {
         let all = self.list("compute", &format!("/servers/detail?name=%5E{prefix}"), "servers").await;
         all.into_iter().filter(|s| s["name"].as_str().is_some_and(|name| name.starts_with(prefix))).collect()

@@ -15,6 +15,9 @@ use tempfile::TempDir;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
+/// Names that no other test has for its own.
+const WORKERS: [&str; 2] = ["contract1", "contract2"];
+
 struct Ours {
     dir: TempDir,
     user: User,
@@ -28,8 +31,7 @@ impl Ours {
     }
 
     async fn servers(&self) -> Vec<Value> {
-        let all = self.user.servers("w").await;
-        all.into_iter().filter(|server| server["metadata"]["rouse-master"] == "contract").collect()
+        self.user.servers("contract").await
     }
 }
 
@@ -39,7 +41,7 @@ impl Ground for Ours {
     }
 
     fn workers(&self) -> [WorkerName; 2] {
-        ["w1".parse().unwrap(), "w2".parse().unwrap()]
+        WORKERS.map(|name| name.parse().unwrap())
     }
 
     fn provider(&self, owner: &str, deaths: mpsc::Sender<Death>) -> Box<dyn Provider> {
@@ -88,6 +90,6 @@ async fn openstack_keeps_the_contract() {
     let cloud = Cloud::shared();
     let more = "floating_ip_pool = \"public\"\nboot_volume_gb = 1";
     let dir = tempfile::tempdir().unwrap();
-    let ground = Ours { dir, user: cloud.user("rouse").await, config: config(cloud.url("identity"), more) };
+    let ground = Ours { dir, user: cloud.user("rouse").await, config: config(WORKERS, cloud.url("identity"), more) };
     contract::holds(&ground).await;
 }

@@ -50,7 +50,7 @@ impl Stand {
         let project = more.lines().find_map(|line| line.strip_prefix("os_tenant_name = ")).unwrap_or(PROJECT);
         let user = cloud.user(project.trim_matches('"')).await;
         let master = format!("m{}", NUMBER.fetch_add(1, Ordering::Relaxed));
-        let config = config(&url, more);
+        let config = config(["w1", "w2"], &url, more);
         let dir = tempfile::tempdir().unwrap();
         let (provider, deaths) = provider(dir.path(), &master, &config, SETTLED);
         Self { provider, deaths, proxy, user, master, config, settled: SETTLED, dir }
@@ -142,9 +142,9 @@ pub fn worker() -> WorkerName {
 }
 
 /// A configuration with two workers of such a section.
-pub fn config(auth_url: &str, more: &str) -> Config {
+pub fn config(workers: [&str; 2], auth_url: &str, more: &str) -> Config {
     let mut text = String::from("[master]\nname = \"m\"\n");
-    for name in ["w1", "w2"] {
+    for name in workers {
         text.push_str(&format!("[[worker]]\nname = \"{name}\"\npassword = \"p\"\n{}", section(auth_url, more)));
     }
     parsed(&text)
