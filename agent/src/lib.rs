@@ -12,6 +12,7 @@ pub mod identity;
 pub mod link;
 pub mod log;
 pub mod logs;
+pub mod network;
 pub mod notices;
 pub mod runner;
 pub mod spool;

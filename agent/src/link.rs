@@ -2,8 +2,8 @@
 //!
 //! A connection is never mended: when it breaks it is reported, and the core asks for the next.
 
-use futures_util::StreamExt;
 use futures_util::stream::FuturesOrdered;
+use futures_util::{StreamExt, future};
 use lapin::options::{BasicConsumeOptions, BasicPublishOptions, QueueDeclareOptions};
 use lapin::types::FieldTable;
 use lapin::uri::AMQPUri;
@@ -272,13 +272,13 @@ async fn connect(
         let why = "name and password were refused: they are not the master's, whose log says why, or it is away";
         if broken.refused { Broken { why: why.to_owned(), ..broken } } else { broken }
     })?;
-    let consuming = connection.create_channel().await?;
-    let declare = QueueDeclareOptions { exclusive: true, ..QueueDeclareOptions::default() };
+    let (consuming, control) = future::try_join(connection.create_channel(), connection.create_channel()).await?;
+    // Not waited for: were it refused, the answer to what follows would say so.
+    let declare = QueueDeclareOptions { exclusive: true, nowait: true, ..QueueDeclareOptions::default() };
     consuming.queue_declare(login.queue.as_str().into(), declare, FieldTable::default()).await?;
     let consume = BasicConsumeOptions { no_ack: true, exclusive: true, ..BasicConsumeOptions::default() };
     let consumer =
         consuming.basic_consume(login.queue.as_str().into(), "".into(), consume, FieldTable::default()).await?;
-    let control = connection.create_channel().await?;
     Ok((connection, control, consumer))
 }
 

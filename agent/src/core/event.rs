@@ -76,6 +76,8 @@ pub enum Event {
     /// The machine has slept for so long, its memory kept, since it was told so last: [`super::Core::handle`]'s clock went
     /// on meanwhile. It comes before all that happened since.
     Slept(Duration),
+    /// The machine has another address or route than before, or so it may be. Often; too often does no harm.
+    NetworkChanged,
     /// The moment of [`super::Core::next_wakeup`] has come. Too early or too often does no harm.
     Tick,
     /// SIGTERM. The second one ends builds at once, the third the agent.

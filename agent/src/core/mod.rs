@@ -59,8 +59,10 @@ pub struct Core {
     link: Link,
     /// Connections so far in this life.
     connection: u64,
-    /// Failures to attach since the last welcome, for the backoff.
+    /// Failures to attach since the last welcome.
     failures: u32,
+    /// Those of them since the network changed, for the backoff.
+    failures_here: u32,
     /// Since when there is no welcome on a live link.
     detached_since: Timestamp,
     credentials: credentials::Credentials,
@@ -109,6 +111,7 @@ impl Core {
             link: Link::Unstarted,
             connection: 0,
             failures: 0,
+            failures_here: 0,
             detached_since,
             credentials,
             master: None,
@@ -161,6 +164,7 @@ impl Core {
             Event::LogSent { attempt, step, offset } => self.log_sent(attempt, step, offset),
             Event::Notice(notice) => self.noticed(notice),
             Event::Slept(_) => self.waken(now),
+            Event::NetworkChanged => self.network_changed(now),
             Event::Tick => {}
             Event::Terminate => self.terminate(now),
         }

@@ -4,6 +4,7 @@ use super::attempts::Attempt;
 use super::credentials::Change;
 use super::ending::Last;
 use super::{Core, Effect, Ending, Level};
+use crate::network::SETTLES;
 use rouse_shared::limits::PROTOCOL;
 use rouse_shared::message::{Heartbeat, Hello, ToAgent, ToMaster, Vitals, Welcome};
 use rouse_shared::{MasterId, SessionId, Timestamp, names};
@@ -37,8 +38,8 @@ const MAX_UNANSWERED: usize = 64;
 pub(super) enum Link {
     /// Before [`super::Event::Start`].
     Unstarted,
-    /// No connection until then.
-    Waiting { until: Timestamp },
+    /// No connection until then; `refused` where somebody has said no, so that there was a network.
+    Waiting { until: Timestamp, refused: bool },
     /// [`Effect::Connect`] was given.
     Connecting { since: Timestamp },
     /// Up, and hello was sent then.
@@ -125,7 +126,7 @@ impl Core {
         match &self.link {
             Link::Unstarted => None,
             // While something dies its end is waited for, not a moment.
-            Link::Waiting { until } => {
+            Link::Waiting { until, .. } => {
                 Some(*until).filter(|_| self.dying.is_empty() && !matches!(self.ending, Ending::Killing { .. }))
             }
             Link::Connecting { since } => Some(*since + CONNECT_PATIENCE),
@@ -198,7 +199,7 @@ impl Core {
         // An agent that took leave in its last life begins with a secret that is spent: no reason to wait.
         if another && first {
             pause = Duration::ZERO;
-            self.link = Link::Waiting { until: now };
+            self.link = Link::Waiting { until: now, refused };
         }
         self.log_failure(format!("no link to the broker: {why}; trying again in {} ms", pause.as_millis()));
     }
@@ -218,10 +219,19 @@ impl Core {
         if self.attached() {
             self.detached_since = now;
         }
-        let pause = self.jittered(grown(backoff, self.failures));
+        let pause = self.jittered(grown(backoff, self.failures_here));
         self.failures = self.failures.saturating_add(1);
-        self.link = Link::Waiting { until: now + pause };
+        self.failures_here = self.failures_here.saturating_add(1);
+        self.link = Link::Waiting { until: now + pause, refused: backoff != BACKOFF };
         pause
+    }
+
+    /// What nobody has answered may have met no network: it is tried anew, and the pauses begin anew.
+    pub(super) fn network_changed(&mut self, now: Timestamp) {
+        if let Link::Waiting { until, refused: false } = &mut self.link {
+            *until = (*until).min(now + SETTLES);
+            self.failures_here = 0;
+        }
     }
 
     /// Closes the connection, if there is one or may yet be one.
@@ -237,7 +247,7 @@ impl Core {
     pub(super) fn expire_link(&mut self, now: Timestamp) {
         let why = match (&self.link, &self.session) {
             (Link::Unstarted, _) => return,
-            (Link::Waiting { until }, _) => {
+            (Link::Waiting { until, .. }, _) => {
                 let ends = matches!(self.ending, Ending::Killing { .. } | Ending::Done);
                 if *until > now || !self.dying.is_empty() || ends {
                     return;
@@ -416,6 +426,7 @@ impl Core {
         });
         self.link = Link::Attached { answered: now };
         self.failures = 0;
+        self.failures_here = 0;
         self.credentials.turned_away = 0;
         self.dead_man = None;
         self.to_sleep = false;
@@ -442,7 +453,7 @@ impl Core {
         self.drop_link();
         self.wait_to_reconnect(now, BACKOFF);
         let pause = self.jittered(grown(REFUSED_BACKOFF, turned_away));
-        self.link = Link::Waiting { until: now + pause };
+        self.link = Link::Waiting { until: now + pause, refused: true };
         let reason = super::words::cut(reason.to_owned());
         if power_off && self.settings.latent && final_word {
             self.log(Level::Error, format!("refused by the master: {reason}; powering off"));

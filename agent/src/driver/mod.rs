@@ -12,6 +12,7 @@ use crate::core::{Core, Event, Level, Settings};
 use crate::identity::{self, Identity};
 use crate::link::{LinkEvent, Target};
 use crate::logs::{LogSent, Logs};
+use crate::network::Changes;
 use crate::runner::{Runner, StepEvent, Update, users, wait_for_leftovers};
 use crate::{clock, log, notices, vitals};
 use dead_man::DeadMan;
@@ -53,6 +54,7 @@ enum Input {
     Log(LogSent),
     Step(Update),
     Notice(CloudNotice),
+    Network,
     Terminate,
     Timer,
 }
@@ -114,6 +116,7 @@ struct Agent {
     logs: mpsc::Receiver<LogSent>,
     steps: mpsc::Receiver<Update>,
     notices: mpsc::Receiver<CloudNotice>,
+    network: Changes,
     /// What the core was told of the machine's sleep, since the boot.
     slept: Duration,
 }
@@ -137,6 +140,8 @@ async fn begin(
     let work = tokio::task::spawn_blocking(move || WorkDir::open(&root)).await;
     let work = work.map_err(|e| StartError(format!("open the work directory: {e}")))?.map_err(StartError)?;
 
+    // From before anything is tried that needs one.
+    let network = Changes::listen();
     let identity = identity::identify(config).await.map_err(|e| StartError(e.to_string()))?;
     let Identity { worker, host, mut proof, user, password, broker, ca, power_off_after, is_ec2 } = identity;
     proof.disk = disk_mark::keep(work.root(), &user);
@@ -179,7 +184,7 @@ async fn begin(
             max_log: config.max_log_size,
         },
     );
-    Ok(Agent { core, performer, links, logs, steps, notices, slept })
+    Ok(Agent { core, performer, links, logs, steps, notices, network, slept })
 }
 
 /// Waits until nothing of an earlier life of this agent runs: only then is a hello true that lists nothing.
@@ -270,6 +275,7 @@ impl Agent {
             Some(notice) = self.notices.recv() => Input::Notice(notice),
             Some(update) = self.steps.recv() => Input::Step(update),
             () = timer => Input::Timer,
+            () = self.network.next() => Input::Network,
             Some(sent) = self.logs.recv() => Input::Log(sent),
         }
     }
@@ -280,6 +286,7 @@ impl Agent {
             Input::Terminate => Some(Event::Terminate),
             Input::Timer => Some(Event::Tick),
             Input::Notice(notice) => Some(Event::Notice(notice)),
+            Input::Network => Some(Event::NetworkChanged),
             Input::Log(LogSent { attempt, step, offset }) => Some(Event::LogSent { attempt, step, offset }),
             Input::Link(connection, event) => match event {
                 LinkEvent::Up { connection: amqp } => {

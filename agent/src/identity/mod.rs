@@ -29,6 +29,7 @@ use crate::config::{AgentConfig, IdentityKind};
 use crate::core::Level;
 use crate::http::HttpError;
 use crate::log;
+use crate::network::{Changes, SETTLES};
 use boot_text::BootText;
 use firmware::Cloud;
 use rouse_shared::WorkerName;
@@ -216,6 +217,7 @@ async fn openstack(config: &AgentConfig, root: &Path) -> Machine {
 
 /// Asks until there is an answer, and says what it waits for.
 async fn ask(what: &str, mut question: impl AsyncFnMut() -> Result<Machine, Trouble>) -> Machine {
+    let network = Changes::listen();
     let mut told = String::new();
     let mut pause = ASK_AGAIN.0;
     loop {
@@ -227,8 +229,13 @@ async fn ask(what: &str, mut question: impl AsyncFnMut() -> Result<Machine, Trou
             log::line(Level::Warn, &format!("waiting for {what}: {why}"));
             told = why;
         }
-        tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(ASK_AGAIN.1);
+        match tokio::time::timeout(pause, network.next()).await {
+            Err(_) => pause = (pause * 2).min(ASK_AGAIN.1),
+            Ok(()) => {
+                tokio::time::sleep(SETTLES).await;
+                pause = ASK_AGAIN.0;
+            }
+        }
     }
 }
 

@@ -18,7 +18,9 @@ use std::time::Duration;
 pub(super) const ORPHAN_AGE: Duration = Duration::from_secs(90);
 /// After a provider's first list since the master started has failed: hosts may have to wait for it.
 const FIRST_LIST_AGAIN: Duration = Duration::from_secs(10);
-/// Lists in a row that must lack a host before it counts as gone: providers list with delay.
+/// Lists in a row that must lack a host before it counts as gone: providers list with delay. A host whose agent is heard
+/// of meanwhile, from the machine that was started for it, is there, whatever they say: a cloud of which a part is down
+/// leaves out what is in that part.
 const ABSENT_LISTS: u32 = 2;
 /// When an audit that a user has asked for is answered at the latest. The API and the commands wait a little longer.
 pub const AUDIT_LIMIT: Duration = Duration::from_secs(45);
@@ -227,6 +229,10 @@ impl Core {
         let mut gone = Vec::new();
         for (id, live) in &mut self.hosts {
             if live.should_be_listed(now, provider) && !listed.iter().any(|m| m.host == *id) {
+                let heard = self.workers.get(&live.host.worker).and_then(|worker| worker.heard_on(&live.host));
+                if live.absent == 0 || heard.is_some_and(|heard| heard > live.absent_since) {
+                    (live.absent, live.absent_since) = (0, now);
+                }
                 live.absent += 1;
                 if live.absent >= ABSENT_LISTS {
                     gone.push(id.clone());

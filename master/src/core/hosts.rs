@@ -105,6 +105,7 @@ impl Core {
             stop_tries: 0,
             given_up: false,
             absent: 0,
+            absent_since: now,
             announced: None,
         };
         self.hosts.insert(id.clone(), live);

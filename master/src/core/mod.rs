@@ -124,7 +124,7 @@ struct Worker {
     host: Option<HostId>,
     /// Since when a standing one could be attached and is not.
     away: Option<Timestamp>,
-    /// When its agent said hello or sent a heartbeat last. Not kept: people alone look at it.
+    /// When its agent said hello or sent a heartbeat last. Not kept.
     heard: Option<Timestamp>,
     /// Attempts that were given to it and may still run, also those of a session that is over.
     attempts: BTreeSet<AttemptId>,
@@ -166,8 +166,10 @@ struct LiveHost {
     stop_tries: u32,
     /// It never attached, and what it printed is waited for before it is stopped.
     given_up: bool,
-    /// Lists in a row that lacked it.
+    /// Lists in a row that lacked it, nothing being heard of its agent between the first of them and the last.
     absent: u32,
+    /// When the first of them came.
+    absent_since: Timestamp,
     announced: Option<HostState>,
 }
 
@@ -345,6 +347,13 @@ impl Worker {
 
     fn attached(&self) -> Option<&Live> {
         self.session.as_ref().filter(|l| l.attached)
+    }
+
+    /// When the agent on a host was heard of last, where it is on the machine that the host's provider has named.
+    fn heard_on(&self, host: &Host) -> Option<Timestamp> {
+        let session = &self.session.as_ref()?.session;
+        let its_own = session.host.as_ref() == Some(&host.id) && host.identity.as_ref() == Some(&session.identity);
+        self.heard.filter(|_| its_own)
     }
 }
 

@@ -133,7 +133,7 @@ fn bare(lab: &Lab, base: &Path) -> Duration {
     qemu.arg("-drive").arg(format!("file={},if=virtio,cache=unsafe", disk.display()));
     qemu.arg("-serial").arg(format!("file:{}", console.display())).stdin(Stdio::null());
     let mut machine = qemu.spawn().unwrap();
-    let done = || fs::read(&console).is_ok_and(|said| String::from_utf8_lossy(&said).contains("guest: true"));
+    let done = || fs::read(&console).is_ok_and(|said| String::from_utf8_lossy(&said).contains("guest: true has run"));
     let reached = holds_within(LIMIT, done);
     let took = since.elapsed();
     machine.kill().unwrap();

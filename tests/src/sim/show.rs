@@ -137,6 +137,7 @@ pub(super) fn agent_event(event: &AgentEvent) -> String {
         | AgentEvent::LogSent { .. }
         | AgentEvent::Notice(_)
         | AgentEvent::Slept(_)
+        | AgentEvent::NetworkChanged
         | AgentEvent::Tick
         | AgentEvent::Terminate => format!("{event:?}"),
     }

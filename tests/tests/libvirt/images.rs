@@ -117,5 +117,8 @@ fn an_image_without_an_agent_is_not_fit() {
     let output = Command::new(repository().join("images/check")).arg(&image).output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{said}");
-    assert!(said.contains("not fit: the agent did not say who it is") && said.contains("guest: done"), "{said}");
+    assert!(
+        said.contains("not fit: the agent did not say who it is") && said.contains("guest: true has run"),
+        "{said}"
+    );
 }

@@ -197,6 +197,34 @@ fn pauses_grow(refused: bool, first: u64, most: u64) {
 }
 
 #[test]
+fn another_network_is_tried_at_once_unless_somebody_has_refused() {
+    for refused in [false, true] {
+        let mut agent = Agent::new(settings());
+        agent.at(0, Event::Start);
+        assert!(agent.at(0, Event::NetworkChanged).is_empty(), "it is connecting");
+        let mut now = 0;
+        for _ in 0..8 {
+            agent.at(now, Event::LinkDown { connection: agent.core.connection, refused, why: String::new() });
+            now = agent.core.next_wakeup().unwrap().0;
+            agent.at(now, Event::Tick);
+        }
+        agent.at(now, Event::LinkDown { connection: agent.core.connection, refused, why: String::new() });
+        let next = agent.core.next_wakeup().unwrap().0;
+        assert!(agent.at(now + 1, Event::NetworkChanged).is_empty());
+        if refused {
+            assert_eq!(agent.core.next_wakeup().unwrap().0, next);
+            continue;
+        }
+        assert_eq!(agent.core.next_wakeup().unwrap().0, now + 26);
+        assert!(agent.at(now + 20, Event::NetworkChanged).is_empty());
+        assert_eq!(agent.at(now + 26, Event::Tick), [format!("connect {} with hush", agent.core.connection)]);
+        // What else the network needs may come a little later than its addresses.
+        agent.at(now + 30, Event::LinkDown { connection: agent.core.connection, refused, why: String::new() });
+        assert!(agent.core.next_wakeup().unwrap().0 <= now + 130);
+    }
+}
+
+#[test]
 fn without_a_lease_the_patience_with_the_link_counts() {
     let patient = Welcome { lease_ms: None, link_patience_ms: Some(600_000), keepalive_ms: 0, ..welcome() };
     let mut agent = Agent::attached(settings(), patient.clone());

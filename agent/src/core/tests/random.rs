@@ -78,6 +78,7 @@ impl Random {
                 Event::Notice(CloudNotice::Interruption { action, at })
             }
             184 => Event::Slept(Duration::from_secs(self.below(100))),
+            185..=187 => Event::NetworkChanged,
             _ => Event::Tick,
         }
     }

@@ -133,6 +133,24 @@ fn nobody_is_let_in_before_the_host_was_started() {
 }
 
 #[test]
+fn lists_that_lack_a_host_count_only_while_nothing_is_heard_of_its_agent() {
+    let mut bench = Bench::quietly(plan(vec![latent("l")]));
+    bench.submit(on("l"));
+    bench.wake("l");
+    let listed = |bench: &mut Bench| {
+        bench.event("listed: nothing", Event::Listed { provider: ProviderKind::Ec2, result: Ok(Vec::new()) });
+        bench.text.contains("lists it no more")
+    };
+    for seq in 1..=20 {
+        bench.pass(10);
+        bench.heartbeat("l", seq);
+        assert!(!listed(&mut bench), "its agent has just been heard of");
+    }
+    bench.pass(1);
+    assert!(listed(&mut bench), "the second list in a row, and nothing was heard between them");
+}
+
+#[test]
 fn max_hosts_makes_room_when_one_is_gone() {
     let mut limited = plan(vec![latent("l1"), latent("l2")]);
     limited.max_hosts = Some(1);
