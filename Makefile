@@ -51,11 +51,11 @@ bench: build ## how fast and how small it is, beside the broker and the machine 
 	@"$(TARGET_DIR)/release/bench" "$(TARGET_DIR)/release/rouse" "$(TARGET_DIR)/$(HOST_TRIPLE)/agent/rouse-agent" \
 		"$(TARGET_DIR)/release/load-agent" $(PARTS)
 
-# With real libvirtd and QEMU in namespaces of their own, everything emulated; as root.
-bench-libvirt: ## what a build in a libvirt guest costs beside bare QEMU, and whether ten in a row leave anything behind
+# With real libvirtd and QEMU in namespaces of their own, everything emulated, and the agent as images have it; as root.
+bench-libvirt: agent-static ## what a build in a libvirt guest costs beside bare QEMU, and whether ten in a row leave anything behind
 	tests/setup test
-	$(CARGO) build --locked --release -p rouse-agent -p rouse-master -p rouse-tests --bins
-	@"$(TARGET_DIR)/release/bench-libvirt"
+	$(CARGO) build --locked --release -p rouse-master -p rouse-tests --bins
+	@"$(TARGET_DIR)/release/bench-libvirt" "$(TARGET_DIR)/$(HOST_TRIPLE)/agent/rouse-agent"
 
 lint: fmt clippy deny scripts ## everything that can be said without running it
 

@@ -24,8 +24,9 @@ impl Changes {
     /// # Panics
     /// Outside of a runtime.
     pub fn listen() -> Self {
-        let watched = socket().and_then(|socket| AsyncFd::with_interest(socket, Interest::READABLE));
-        Self(watched.ok())
+        // SAFETY: an owned descriptor stays the same and open for as long as it is owned.
+        let watch = |socket| unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) }.ok();
+        Self(socket().ok().and_then(watch))
     }
 
     /// Waits for a change; several may be told as one. What is dropped while it waits has taken none away.

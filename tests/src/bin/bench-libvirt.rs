@@ -1,13 +1,14 @@
-//! What a build on a libvirt guest costs beside its virtual machine: `make bench-libvirt`.
+//! What a build on a libvirt guest costs beside its virtual machine: `make bench-libvirt`. Its argument is the agent that
+//! is put into the guests.
 //!
 //! The reference is the same kernel and disk, started by bare QEMU until its init has run a `true`. Both are emulated, so
 //! that the figures are of one kind on every machine; what is between them is rouse's and libvirt's.
 #![allow(clippy::unwrap_used, clippy::disallowed_methods)]
 
 use rouse_tests::harness::{Master, PASSWORD, free_address, holds_within, text};
-use rouse_tests::virt::{BRIDGE, Image, Lab, image, own_world, run};
+use rouse_tests::virt::{BRIDGE, Image, Lab, image_with, own_world, run};
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -17,6 +18,7 @@ const GUESTS: usize = 10;
 const LIMIT: Duration = Duration::from_secs(240);
 
 fn main() {
+    let agent = std::env::args_os().nth(1).map(PathBuf::from).expect("the agent's program as the first argument");
     // Before there are threads: those would stay in the network that they began in.
     assert!(own_world(), "only root can have a network of its own");
     let lab = Lab::get();
@@ -30,11 +32,11 @@ fn main() {
          hd_image = \"{}\"\nbase_image = \"{}\"\nxml = \"builtin\"\nmemory_mb = 160\ncpus = 1\nnetwork = \"rouse\"\n",
         lab.uri,
         disk.display(),
-        image(&Image::agent()).display(),
+        image_with(&Image::agent(), &agent).display(),
     );
     let url = format!("amqp://127.0.0.1:{port}/rouse");
     let master = Master::start_with("bench-virt", &lines, &url, free_address(), &worker);
-    let bare_image = image(&Image::of_kind("true"));
+    let bare_image = image_with(&Image::of_kind("true"), &agent);
     // The first of each warms what is cached.
     one(&master);
     bare(lab, &bare_image);

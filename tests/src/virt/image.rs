@@ -88,11 +88,19 @@ pub fn run(command: &mut Command) -> String {
 /// # Panics
 /// Where it cannot be made.
 pub fn image(image: &Image) -> PathBuf {
+    image_with(image, &program("rouse-agent"))
+}
+
+/// The same, with this program for its agent.
+///
+/// # Panics
+/// Where it cannot be made.
+pub fn image_with(image: &Image, agent_program: &Path) -> PathBuf {
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     let _held = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let kernel = cache().join("kernel");
     let version = fs::read_to_string(kernel.join("version")).expect("a kernel: run `tests/setup test`");
-    let agent = fs::read(program("rouse-agent")).expect("the agent");
+    let agent = fs::read(agent_program).expect("the agent");
     let mut hash = Sha256::new();
     for part in [
         format!("{image:?}, {MODULES:?}").as_bytes(),
@@ -112,7 +120,7 @@ pub fn image(image: &Image) -> PathBuf {
         let work = cache().join("guests").join(format!("making-{}-{name}", std::process::id()));
         fs::create_dir_all(&work).expect("a directory to make it in");
         forget_old(&cache().join("guests"));
-        make(image, &kernel, &work);
+        make(image, agent_program, &kernel, &work);
         fs::rename(work.join("out"), &kept).expect("the image can be put into its place");
         fs::remove_dir_all(&work).expect("what it was made of can be removed");
     }
@@ -130,7 +138,7 @@ fn forget_old(dir: &Path) {
     }
 }
 
-fn make(image: &Image, kernel: &Path, work: &Path) {
+fn make(image: &Image, agent_program: &Path, kernel: &Path, work: &Path) {
     let (root, early) = (work.join("root"), work.join("early"));
     for dir in [
         "bin",
@@ -180,7 +188,7 @@ fn make(image: &Image, kernel: &Path, work: &Path) {
         fs::create_dir(root.join("var/lib/rouse/work")).expect("a directory");
         write(root.join("var/lib/rouse/work/disk"), image.used_for, 0o600);
     }
-    put_program(&program("rouse-agent"), &root);
+    put_program(agent_program, &root);
     fs::copy(kernel.join("vmlinuz"), root.join("boot/vmlinuz")).expect("a kernel");
     let initrd = root.join("boot/initrd");
     let pack = format!(

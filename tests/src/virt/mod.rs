@@ -3,7 +3,7 @@
 
 mod image;
 
-pub use image::{Image, cache, image, repository, run};
+pub use image::{Image, cache, image, image_with, repository, run};
 
 use crate::harness::{DEADLINE, Process, holds_within, scratch};
 use std::fs;

@@ -89,20 +89,26 @@ pub struct Machine<'a> {
 
 /// A virtio machine that boots from its disk. A guest that reboots or panics goes: it was made for one boot, and its
 /// build is tried again at once rather than after a timeout.
+///
+/// Its devices are on the root bus: firmware and kernel look at each port that libvirt would put before them, and
+/// nothing is ever plugged into this machine.
 pub fn builtin(machine: &Machine<'_>) -> Element {
     let kind = if machine.kvm { "kvm" } else { "qemu" };
     // Without hardware virtualisation libvirt's default processor is fine, and the fastest to emulate.
     let cpu = if machine.kvm { kvm::CPU } else { "" };
     let Machine { memory_mb, cpus, network, .. } = machine;
     let network = network.replace('&', "&amp;").replace('\'', "&apos;").replace('<', "&lt;");
+    let at = |slot: u32| format!("<address type='pci' domain='0' bus='0' slot='{slot}' function='0'/>");
+    let (card, disk, rng) = (at(2), at(3), at(4));
     let text = format!(
         "<domain type='{kind}'><memory unit='MiB'>{memory_mb}</memory><vcpu>{cpus}</vcpu>{cpu}\
          <os><type arch='x86_64' machine='q35'>hvm</type><bios useserial='yes'/></os><features><acpi/><apic/></features>\
          <clock offset='utc'/>\
          <on_poweroff>destroy</on_poweroff><on_reboot>destroy</on_reboot><on_crash>destroy</on_crash>\
          <devices><controller type='usb' model='none'/>\
-         <interface type='network'><source network='{network}'/><model type='virtio'/><rom enabled='no'/></interface>\
-         <serial type='pty'/><rng model='virtio'><backend model='random'>/dev/urandom</backend></rng>\
+         <interface type='network'><source network='{network}'/><model type='virtio'/><rom enabled='no'/>{card}</interface>\
+         <disk type='file' device='disk'><target dev='vda' bus='virtio'/>{disk}</disk>\
+         <serial type='pty'/><rng model='virtio'><backend model='random'>/dev/urandom</backend>{rng}</rng>\
          <panic model='isa'/><memballoon model='none'/></devices></domain>"
     );
     // A constant with numbers in it is well formed.
@@ -224,12 +230,6 @@ fn put_disk(devices: &mut Element, disk: Disk<'_>) -> Result<Form, String> {
         if all == 0 {
             let mut fresh = xml::element("disk", &[("device", "disk")]);
             xml::push(&mut fresh, xml::element("target", &[("dev", "vda"), ("bus", "virtio")]));
-            let mut driver = xml::element("driver", &[("name", "qemu"), ("type", described), ("discard", "unmap")]);
-            if matches!(disk, Disk::Fresh(..)) {
-                // It is thrown away: nothing of it has to reach the platter.
-                driver.attributes.insert("cache".to_owned(), "unsafe".to_owned());
-            }
-            xml::push(&mut fresh, driver);
             xml::push(devices, fresh);
         }
         xml::elements_mut(devices).find(|e| is_disk(e))
@@ -240,6 +240,14 @@ fn put_disk(devices: &mut Element, disk: Disk<'_>) -> Result<Form, String> {
         xml::remove(element, name);
     }
     xml::push(element, xml::element("source", &[("file", &shown)]));
+    if element.get_child("driver").is_none() {
+        let mut driver = xml::element("driver", &[("discard", "unmap")]);
+        if matches!(disk, Disk::Fresh(..)) {
+            // It is thrown away: nothing of it has to reach the platter.
+            driver.attributes.insert("cache".to_owned(), "unsafe".to_owned());
+        }
+        xml::push(element, driver);
+    }
     let driver = xml::child_or_new(element, "driver").ok_or("its disk has no driver")?;
     let is_raw = driver.attributes.get("type").is_some_and(|kind| kind == "raw");
     if matches!(disk, Disk::Fresh(_, true)) && is_raw {
