@@ -4,12 +4,9 @@
 use std::io;
 use std::mem;
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
-use std::time::Duration;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-/// Between a change and what is worth trying then: a client of DHCP adds the route after the address.
-pub const SETTLES: Duration = Duration::from_millis(25);
 /// Changes of addresses and of routes (rtnetlink(7)).
 const GROUPS: libc::c_int =
     libc::RTMGRP_IPV4_IFADDR | libc::RTMGRP_IPV4_ROUTE | libc::RTMGRP_IPV6_IFADDR | libc::RTMGRP_IPV6_ROUTE;

@@ -178,8 +178,8 @@ impl User {
         panic!("{service}{path} has no end");
     }
 
-    /// The servers of the project whose name begins like this. They are all told of as long as there are no more than go
-    /// on a page, which is two: between pages Nova's list moves.
+    /// The servers of the project whose name begins like this. Up to two, which fit on a page, are told for certain: between
+    /// pages Nova's list moves.
     pub async fn servers(&self, prefix: &str) -> Vec<Value> {
         let all = self.list("compute", &format!("/servers/detail?name=%5E{prefix}"), "servers").await;
         all.into_iter().filter(|s| s["name"].as_str().is_some_and(|name| name.starts_with(prefix))).collect()

@@ -12,6 +12,7 @@ mod session;
 pub mod words;
 
 pub use event::{Effect, Event, Level, RunStep};
+pub(crate) use session::SETTLES;
 
 use attempts::{Attempt, Remembered};
 use ending::Ending;

@@ -4,7 +4,6 @@ use super::attempts::Attempt;
 use super::credentials::Change;
 use super::ending::Last;
 use super::{Core, Effect, Ending, Level};
-use crate::network::SETTLES;
 use rouse_shared::limits::PROTOCOL;
 use rouse_shared::message::{Heartbeat, Hello, ToAgent, ToMaster, Vitals, Welcome};
 use rouse_shared::{MasterId, SessionId, Timestamp, names};
@@ -18,6 +17,8 @@ const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::fro
 const DENIED_BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
 /// The same after the master itself has refused.
 const REFUSED_BACKOFF: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(60));
+/// Between a change of the network and what is worth trying then: a client of DHCP adds the route after the address.
+pub(crate) const SETTLES: Duration = Duration::from_millis(25);
 /// Longest time for connecting; the adapter gives up earlier by itself.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(90);
 /// Longest time until a hello is answered. The master may be away, or the hello may have met no queue.
@@ -38,7 +39,7 @@ const MAX_UNANSWERED: usize = 64;
 pub(super) enum Link {
     /// Before [`super::Event::Start`].
     Unstarted,
-    /// No connection until then; `refused` where somebody has said no, so that there was a network.
+    /// No connection until then; `refused` where the pause is one of those after a refusal, which no network shortens.
     Waiting { until: Timestamp, refused: bool },
     /// [`Effect::Connect`] was given.
     Connecting { since: Timestamp },
@@ -228,10 +229,15 @@ impl Core {
 
     /// What nobody has answered may have met no network: it is tried anew, and the pauses begin anew.
     pub(super) fn network_changed(&mut self, now: Timestamp) {
-        if let Link::Waiting { until, refused: false } = &mut self.link {
-            *until = (*until).min(now + SETTLES);
-            self.failures_here = 0;
+        match &mut self.link {
+            Link::Waiting { until, refused: false } => *until = (*until).min(now + SETTLES),
+            // Perhaps in vain, since it has begun before.
+            Link::Connecting { .. } => {}
+            Link::Waiting { refused: true, .. } | Link::Unstarted | Link::Greeting { .. } | Link::Attached { .. } => {
+                return;
+            }
         }
+        self.failures_here = 0;
     }
 
     /// Closes the connection, if there is one or may yet be one.

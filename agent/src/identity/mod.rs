@@ -26,10 +26,10 @@ mod openstack;
 pub use hostname::kernel_name;
 
 use crate::config::{AgentConfig, IdentityKind};
-use crate::core::Level;
+use crate::core::{Level, SETTLES};
 use crate::http::HttpError;
 use crate::log;
-use crate::network::{Changes, SETTLES};
+use crate::network::Changes;
 use boot_text::BootText;
 use firmware::Cloud;
 use rouse_shared::WorkerName;

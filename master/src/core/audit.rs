@@ -7,7 +7,7 @@
 
 use super::event::{Answer, Effect, Level, ListedHost, Owner, RequestId, Unlisted};
 use super::plan::ProviderKind;
-use super::record::HostState;
+use super::record::{Host, HostState};
 use super::timers::Timer;
 use super::{Core, LiveHost, Timestamp};
 use rouse_shared::HostId;
@@ -19,8 +19,8 @@ pub(super) const ORPHAN_AGE: Duration = Duration::from_secs(90);
 /// After a provider's first list since the master started has failed: hosts may have to wait for it.
 const FIRST_LIST_AGAIN: Duration = Duration::from_secs(10);
 /// Lists in a row that must lack a host before it counts as gone: providers list with delay. A host whose agent is heard
-/// of meanwhile, from the machine that was started for it, is there, whatever they say: a cloud of which a part is down
-/// leaves out what is in that part.
+/// of, from the machine that was started for it, is there, whatever they say: a cloud of which a part is down leaves out what
+/// is in that part.
 const ABSENT_LISTS: u32 = 2;
 /// When an audit that a user has asked for is answered at the latest. The API and the commands wait a little longer.
 pub const AUDIT_LIMIT: Duration = Duration::from_secs(45);
@@ -229,9 +229,10 @@ impl Core {
         let mut gone = Vec::new();
         for (id, live) in &mut self.hosts {
             if live.should_be_listed(now, provider) && !listed.iter().any(|m| m.host == *id) {
-                let heard = self.workers.get(&live.host.worker).and_then(|worker| worker.heard_on(&live.host));
-                if live.absent == 0 || heard.is_some_and(|heard| heard > live.absent_since) {
-                    (live.absent, live.absent_since) = (0, now);
+                let worker = self.workers.get(&live.host.worker);
+                if worker.is_some_and(|worker| worker.is_heard_on(&live.host, now)) {
+                    live.absent = 0;
+                    continue;
                 }
                 live.absent += 1;
                 if live.absent >= ABSENT_LISTS {
@@ -365,8 +366,10 @@ impl Core {
             }));
             let ours = |id: &HostId| listed.iter().any(|m| m.owner == Owner::Ours && m.host == *id);
             // One that is being stopped is on its way out already.
+            let heard = |host: &Host| self.workers.get(&host.worker).is_some_and(|w| w.is_heard_on(host, now));
             let lost = self.hosts.iter().filter(|(id, live)| {
-                whole && live.should_be_listed(now, provider) && live.host.state != HostState::Stopping && !ours(id)
+                let should_be = whole && live.should_be_listed(now, provider) && !heard(&live.host);
+                should_be && live.host.state != HostState::Stopping && !ours(id)
             });
             found.extend(lost.map(|(id, live)| Difference {
                 kind: DifferenceKind::Missing,

@@ -201,7 +201,6 @@ impl Core {
                 stop_tries: 0,
                 given_up: false,
                 absent: 0,
-                absent_since: now,
                 announced: Some(state),
             };
             self.hosts.insert(id.clone(), live);

@@ -105,7 +105,6 @@ impl Core {
             stop_tries: 0,
             given_up: false,
             absent: 0,
-            absent_since: now,
             announced: None,
         };
         self.hosts.insert(id.clone(), live);

@@ -166,10 +166,8 @@ struct LiveHost {
     stop_tries: u32,
     /// It never attached, and what it printed is waited for before it is stopped.
     given_up: bool,
-    /// Lists in a row that lacked it, nothing being heard of its agent between the first of them and the last.
+    /// Lists in a row that lacked it, its agent being silent.
     absent: u32,
-    /// When the first of them came.
-    absent_since: Timestamp,
     announced: Option<HostState>,
 }
 
@@ -349,11 +347,19 @@ impl Worker {
         self.session.as_ref().filter(|l| l.attached)
     }
 
-    /// When the agent on a host was heard of last, where it is on the machine that the host's provider has named.
-    fn heard_on(&self, host: &Host) -> Option<Timestamp> {
-        let session = &self.session.as_ref()?.session;
-        let its_own = session.host.as_ref() == Some(&host.id) && host.identity.as_ref() == Some(&session.identity);
-        self.heard.filter(|_| its_own)
+    /// Whether the agent on a host is alive: heard of within two heartbeats, on the machine that the host's provider has
+    /// named.
+    fn is_heard_on(&self, host: &Host, now: Timestamp) -> bool {
+        let Some(Session { host: id, identity, .. }) = self.session.as_ref().map(|live| &live.session) else {
+            return false;
+        };
+        let its_own = id.as_ref() == Some(&host.id) && host.identity.as_ref() == Some(identity);
+        its_own && self.heard.is_some_and(|heard| now.since(heard) < self.keepalive().saturating_mul(2))
+    }
+
+    /// Between its agent's heartbeats.
+    fn keepalive(&self) -> Duration {
+        self.plan.as_ref().map_or(sessions::WINDING_UP_KEEPALIVE, |plan| plan.keepalive)
     }
 }
 

@@ -17,7 +17,7 @@ pub(super) const LINK_PATIENCE: Duration = Duration::from_secs(600);
 
 /// For the agent of a worker that the configuration has no more: its grace and its keepalive interval, the defaults.
 const WINDING_UP_GRACE: Duration = Duration::from_secs(600);
-const WINDING_UP_KEEPALIVE: Duration = Duration::from_secs(10);
+pub(super) const WINDING_UP_KEEPALIVE: Duration = Duration::from_secs(10);
 /// The lives of an agent that are remembered once others have replaced them.
 const REPLACED_LIVES: usize = 4;
 /// Why an attempt is lost that an agent does not list.
@@ -289,7 +289,7 @@ impl Core {
         }
         // Whatever was lost on its way is said again.
         let Some(worker) = self.workers.get(name) else { return };
-        let keepalive = worker.plan.as_ref().map_or(Duration::from_secs(10), |p| p.keepalive);
+        let keepalive = worker.keepalive();
         let due: Vec<_> = worker
             .attempts
             .iter()

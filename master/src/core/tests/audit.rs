@@ -99,7 +99,11 @@ fn a_host_that_two_lists_lack_is_gone_where_it_is_to_be_fixed() {
         bench.pass(10);
         bench.heartbeat("l", beat);
     }
+    // Its agent has just been heard of.
     bench.hush();
+    bench.audit(AuditMode::Fix);
+    bench.listed(1, Ok(vec![]));
+    bench.pass(20);
     bench.audit(AuditMode::Fix);
     bench.listed(1, Ok(vec![]));
     bench.pass(2);
@@ -121,6 +125,7 @@ fn a_host_is_missed_although_the_clock_was_set_back_by_an_hour() {
         bench.pass(10);
         bench.heartbeat("l", beat);
     }
+    bench.pass(20);
     bench.hush();
     for _ in 0..3 {
         bench.event("listed", Event::Listed { provider: PROVIDER, result: Ok(vec![]) });
