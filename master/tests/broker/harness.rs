@@ -12,6 +12,7 @@ use rouse_shared::message::{LogChunk, ToMaster};
 use std::io::Write;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 use tokio::runtime::Runtime;
@@ -178,9 +179,11 @@ pub fn settings(dir: &Path, address: SocketAddr, auth: &AuthServer) -> NodeSetti
     }
 }
 
-/// An address that was free a moment ago.
+/// An address that was free a moment ago, given out once, and with a port that no connection gets (`ip_local_port_range`).
 pub fn free_address() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+    static NEXT: AtomicU16 = AtomicU16::new(15_000);
+    let mut all = std::iter::repeat_with(|| SocketAddr::from(([127, 0, 0, 1], NEXT.fetch_add(1, Ordering::Relaxed))));
+    all.by_ref().take(4_000).find(|address| TcpListener::bind(address).is_ok()).unwrap()
 }
 
 /// A directory of this process's own. Those of processes that are no more are removed.

@@ -20,6 +20,7 @@ use std::fs;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -36,13 +37,22 @@ pub fn program(name: &str) -> PathBuf {
     found.unwrap_or_else(|| panic!("there is no {name} near {}: run `cargo build --workspace --bins`", test.display()))
 }
 
-/// A port of loopback that was free a moment ago.
+/// A port of loopback that was free a moment ago, and is given out once. It is below those that the kernel gives to
+/// connections (ip(7), `ip_local_port_range`), one of which could have it before whoever is to listen there.
 ///
 /// # Panics
 /// Where there is none.
 pub fn free_address() -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    listener.local_addr().expect("a bound socket has an address")
+    const FIRST: u16 = 20_000;
+    const COUNT: u32 = 12_000;
+    static GIVEN: AtomicU32 = AtomicU32::new(0);
+    // Processes begin in different places.
+    let mut ports = std::iter::repeat_with(|| {
+        let number = std::process::id().wrapping_mul(97).wrapping_add(GIVEN.fetch_add(1, Ordering::Relaxed)) % COUNT;
+        SocketAddr::from(([127, 0, 0, 1], FIRST + number as u16))
+    });
+    let mut free = ports.by_ref().take(COUNT as usize).filter(|address| TcpListener::bind(address).is_ok());
+    free.next().expect("a free port")
 }
 
 /// A directory of this process's own. Those that earlier runs have left are removed.
@@ -149,7 +159,7 @@ impl Master {
         self.until("the master is ready", || {
             let mut process = self.process();
             let ended = process.as_mut().and_then(Process::try_wait);
-            assert!(ended.is_none(), "the master ended: {ended:?}");
+            assert!(ended.is_none(), "the master ended: {ended:?}\n{}", self.log());
             request(self.http, "GET", "/healthz", None, "").is_some_and(|answer| answer.status == 200)
         });
     }

@@ -56,6 +56,7 @@ async fn supervise(
     first: oneshot::Sender<Result<(), NodeError>>,
 ) {
     let mut first = Some(first);
+    let mut first_failed = false;
     let mut pause = NODE_RESTART.0;
     loop {
         report.send_replace(NodeState::Starting);
@@ -82,6 +83,12 @@ async fn supervise(
                         return;
                     }
                 }
+            }
+            // A connection of somebody's may have got one of its ports before it did.
+            Err(error) if first.is_some() && !first_failed => {
+                first_failed = true;
+                warn!("failed to {error}; trying once more");
+                continue;
             }
             Err(error) => {
                 if let Some(first) = first.take() {
