@@ -1,6 +1,6 @@
 //! Who we are: what Keystone takes, and what is said where it does not.
 
-use super::stand::{Stand, parsed};
+use super::stand::{LIMIT, LOOK, Stand, parsed};
 use rouse_master::core::event::StartError;
 use rouse_master::core::record::Host;
 use rouse_master::hosts::Provider as _;
@@ -159,11 +159,20 @@ async fn a_private_authority_is_trusted_where_it_is_named() {
     let with = |dir: &std::path::Path| format!("{url}\nos_cacert = {:?}", dir.join("ca.pem"));
     let stand = Stand::new(&with(&dir)).await;
     let host = stand.started().await;
-    stand.stop(&host).await;
-    // All of it went this way: every service has a certificate of this authority.
+    // All of it goes this way, the labels of its ports as well: every service has a certificate of this authority.
     let services = ["/auth/tokens", "/images", "/servers", "/ports"];
-    let seen = proxy.take_seen();
-    assert!(services.iter().all(|path| seen.iter().any(|request| request.path.contains(path))));
+    let mut seen = Vec::new();
+    for _ in 0..LIMIT.as_millis() / LOOK.as_millis() {
+        seen.extend(proxy.take_seen().into_iter().map(|request| request.path));
+        if services.iter().all(|path| seen.iter().any(|one| one.contains(path))) {
+            break;
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+    for path in services {
+        assert!(seen.iter().any(|one| one.contains(path)), "{path}: {seen:?}");
+    }
+    stand.stop(&host).await;
     for wrong in [with(&strange), url.clone()] {
         let why = list(&wrong).await.unwrap_err();
         assert!(why.contains("certificate"), "{why}");
