@@ -188,7 +188,7 @@ fn make(image: &Image, agent_program: &Path, kernel: &Path, work: &Path) {
         fs::create_dir(root.join("var/lib/rouse/work")).expect("a directory");
         write(root.join("var/lib/rouse/work/disk"), image.used_for, 0o600);
     }
-    put_program(agent_program, &root);
+    put_agent(agent_program, &root);
     fs::copy(kernel.join("vmlinuz"), root.join("boot/vmlinuz")).expect("a kernel");
     let initrd = root.join("boot/initrd");
     let pack = format!(
@@ -206,12 +206,14 @@ fn make(image: &Image, agent_program: &Path, kernel: &Path, work: &Path) {
     fs::remove_file(out).expect("the first form can be removed");
 }
 
-/// A program and the libraries that it is linked to, where it looks for them.
-fn put_program(from: &Path, root: &Path) {
-    let to = root.join("usr/bin").join(from.file_name().expect("a program has a name"));
+/// The agent and the libraries that it is linked to, where it looks for them.
+fn put_agent(from: &Path, root: &Path) {
+    let to = root.join("usr/bin/rouse-agent");
     fs::copy(from, &to).expect("the program");
     run(Command::new("strip").arg(&to));
-    let libraries = run(Command::new("ldd").arg(from));
+    // It fails where there is nothing to list: a program that is linked statically.
+    let libraries = Command::new("ldd").arg(from).output().expect("ldd").stdout;
+    let libraries = String::from_utf8_lossy(&libraries);
     let paths: BTreeSet<&str> = libraries.split_whitespace().filter(|word| word.starts_with('/')).collect();
     for path in paths {
         let to = root.join(&path[1..]);
