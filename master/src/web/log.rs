@@ -9,7 +9,7 @@ use axum::extract::{Path, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use futures_util::stream;
-use rouse_shared::message::StepState;
+use rouse_shared::message::{Outcome, StepState};
 use rouse_shared::{AttemptId, BuildId};
 use serde::Deserialize;
 use std::fs::File;
@@ -63,6 +63,11 @@ pub(super) async fn read(
     let mut reader = Reader::new(app, view.build.id, index, params.attempt, changes);
     reader.look(&view);
     let there = reader.there();
+    if there == 0 && reader.left > 0 {
+        let (step, left) = (index + 1, reader.left);
+        let why = format!("the log of step {step} of build {id} had {left} bytes, and its file is not there any more");
+        return Err(Failure::not_found(why));
+    }
     let range = headers.get(header::RANGE).and_then(|value| Range::parse(value.to_str().ok()?));
     if follow { Ok(followed(reader, range, there)) } else { Ok(whole(reader, range, there)) }
 }
@@ -151,6 +156,8 @@ struct Reader {
     /// Where to stop even if there is more.
     until: u64,
     end: Option<End>,
+    /// Bytes of the log when its attempt had ended and reported, so that one that was deleted since is not told as empty.
+    left: u64,
     pause: Duration,
 }
 
@@ -178,6 +185,7 @@ impl Reader {
             offset: 0,
             until: u64::MAX,
             end: None,
+            left: 0,
             pause: FIRST_LOOK,
         }
     }
@@ -210,6 +218,11 @@ impl Reader {
         }
         let report = usize::try_from(self.step).ok().and_then(|index| attempt.steps.get(index));
         let kept = attempt.cut_logs.iter().find(|(step, _)| *step == self.step).map(|(_, bytes)| *bytes);
+        if attempt.ended.is_some()
+            && let Some(Outcome::Success | Outcome::Failure(_) | Outcome::Cancelled) = attempt.outcome
+        {
+            self.left = kept.or(report.map(|report| report.log_length)).unwrap_or(0);
+        }
         self.end = match report {
             _ if attempt.ended.is_some() => Some(End::AsItIs),
             Some(report) if report.state != StepState::Running => Some(End::Length(kept.unwrap_or(report.log_length))),

@@ -237,6 +237,24 @@ async fn a_followed_log_grows_until_its_step_has_ended() {
 }
 
 #[tokio::test]
+async fn a_log_that_was_deleted_is_not_told_as_empty() {
+    let fake = Fake::start().await;
+    fake.add(1, &["compile", "test"]);
+    fake.begin(1);
+    // Nothing was ever written of either: what the first printed has gone, the second printed nothing.
+    fake.end_step(1, StepState::Exited(0), 5, true);
+    fake.end_step(1, StepState::Exited(0), 0, false);
+    let status = async |step: u32| log(&fake, &format!("/api/builds/1/steps/{step}/log"), None).await.status();
+    assert_eq!(status(1).await, StatusCode::OK, "it may still be on its way");
+    fake.end_attempt(1, Outcome::Success, Some(BuildEnd::Success));
+    let gone = log(&fake, "/api/builds/1/steps/1/log?follow=1", None).await;
+    assert_eq!(gone.status(), StatusCode::NOT_FOUND);
+    let why = gone.text().await.unwrap();
+    assert!(why.contains("had 5 bytes, and its file is not there any more"), "{why}");
+    assert_eq!((status(1).await, status(2).await), (StatusCode::NOT_FOUND, StatusCode::OK));
+}
+
+#[tokio::test]
 async fn a_log_of_a_build_that_never_begins_ends_with_it() {
     let fake = Fake::start().await;
     fake.add(1, &["compile"]);
