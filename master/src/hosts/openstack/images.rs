@@ -146,9 +146,10 @@ fn described(image: &Value) -> Value {
 async fn ask(words: &[String], list: String) -> Result<String, String> {
     let (program, arguments) = words.split_first().ok_or("no program is given")?;
     let mut command = tokio::process::Command::new(program);
-    // Killed when it is late: nobody waits for it any more.
-    command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+    // A group of its own, so that what it has started ends with it.
+    command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
     let mut child = command.spawn().map_err(|error| format!("it cannot be run: {error}"))?;
+    let mut group = Group(child.id());
     let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
     let feed = async move {
         if let Some(mut stdin) = stdin {
@@ -158,6 +159,8 @@ async fn ask(words: &[String], list: String) -> Result<String, String> {
     };
     let ((), told, complaint) = tokio::join!(feed, first_of(stdout), first_of(stderr));
     let status = child.wait().await.map_err(|error| format!("it cannot be waited for: {error}"))?;
+    // From here on the number may be another's.
+    group.0 = None;
     if !status.success() {
         let last = complaint.trim_end().lines().last().unwrap_or_default();
         return Err(if last.is_empty() { format!("{status}") } else { format!("{status}: {last}") });
@@ -169,7 +172,19 @@ async fn ask(words: &[String], list: String) -> Result<String, String> {
     }
 }
 
-/// The same, within a time, after which the program is ended.
+/// A group of processes by its leader, which has not been waited for; killed when it is late and dropped.
+struct Group(Option<u32>);
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        if let Some(leader) = self.0.and_then(|leader| libc::pid_t::try_from(leader).ok()) {
+            // SAFETY: plain numbers. It is this group: its leader's number stays taken until it is waited for.
+            unsafe { libc::kill(-leader, libc::SIGKILL) };
+        }
+    }
+}
+
+/// The same, within a time, after which the program is ended with all that it has started.
 async fn ask_within(limit: Duration, words: &[String], list: String) -> Result<String, String> {
     let late = || Err(format!("it took longer than {} s", limit.as_secs()));
     tokio::time::timeout(limit, ask(words, list)).await.unwrap_or_else(|_| late())
