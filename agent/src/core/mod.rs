@@ -8,17 +8,19 @@ mod attempts;
 mod credentials;
 mod ending;
 pub mod event;
+mod link;
 mod session;
 pub mod words;
 
 pub use event::{Effect, Event, Level, RunStep};
-pub(crate) use session::SETTLES;
+pub(crate) use link::SETTLES;
 
 use attempts::{Attempt, Remembered};
 use ending::Ending;
+use link::Link;
 use rouse_shared::message::{CloudNotice, Facts, Proof};
 use rouse_shared::{AttemptId, MasterId, Nonce, Timestamp, WorkerName};
-use session::{Link, Session};
+use session::Session;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 

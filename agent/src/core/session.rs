@@ -1,8 +1,9 @@
-//! The link, the hello and the lease: who may go on, and until when.
+//! The hello and the lease: who may go on, and until when.
 
 use super::attempts::Attempt;
 use super::credentials::Change;
 use super::ending::Last;
+use super::link::Link;
 use super::{Core, Effect, Ending, Level};
 use rouse_shared::limits::PROTOCOL;
 use rouse_shared::message::{Heartbeat, Hello, ToAgent, ToMaster, Vitals, Welcome};
@@ -10,23 +11,6 @@ use rouse_shared::{MasterId, SessionId, Timestamp, names};
 use std::collections::VecDeque;
 use std::time::Duration;
 
-/// First and longest pause before the next connection: a broker that is back is found within two seconds.
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_millis(1_500));
-/// The same where the broker says no to an agent without a session: either its password is wrong, or the master that
-/// the broker asks is away.
-const DENIED_BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
-/// The same after the master itself has refused.
-const REFUSED_BACKOFF: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(60));
-/// Between a change of the network and what is worth trying then: a client of DHCP adds the route after the address.
-pub(crate) const SETTLES: Duration = Duration::from_millis(25);
-/// Longest time for connecting; the adapter gives up earlier by itself.
-const CONNECT_PATIENCE: Duration = Duration::from_secs(90);
-/// Longest time until a hello is answered. The master may be away, or the hello may have met no queue.
-const HELLO_PATIENCE: Duration = Duration::from_secs(15);
-/// A link on which no heartbeat is answered is half open after three of them, but not before this.
-const HALF_OPEN_AT_LEAST: Duration = Duration::from_secs(15);
-/// Failures in a row that are logged one by one: a broker that is restarted is away for no longer.
-const LOGGED_FAILURES: u32 = 10;
 /// Bounds of the heartbeat interval, whatever a master says.
 const KEEPALIVE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(3_600));
 /// The interval where the master gives none.
@@ -34,29 +18,13 @@ const NO_KEEPALIVE: Duration = Duration::from_secs(60);
 /// Unanswered heartbeats whose sending times are kept; an answer to an older one renews nothing.
 const MAX_UNANSWERED: usize = 64;
 
-/// The link to the broker.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) enum Link {
-    /// Before [`super::Event::Start`].
-    Unstarted,
-    /// No connection until then; `refused` where the pause is one of those after a refusal, which no network shortens.
-    Waiting { until: Timestamp, refused: bool },
-    /// [`Effect::Connect`] was given.
-    Connecting { since: Timestamp },
-    /// Up, and hello was sent then.
-    Greeting { sent: Timestamp },
-    /// Welcome came; `answered` is when the master last said something that it says only to the living, or, without a
-    /// lease, was last asked after the session.
-    Attached { answered: Timestamp },
-}
-
 /// What a welcome has given.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Session {
     id: SessionId,
     master: MasterId,
-    keepalive: Duration,
-    lease: Option<Duration>,
+    pub(super) keepalive: Duration,
+    pub(super) lease: Option<Duration>,
     patience: Option<Duration>,
     standing: bool,
     grace: Duration,
@@ -68,7 +36,7 @@ pub(super) struct Session {
     seq: u64,
     /// When the unanswered ones were sent, oldest first.
     unanswered: VecDeque<(u64, Timestamp)>,
-    next_heartbeat: Timestamp,
+    pub(super) next_heartbeat: Timestamp,
     /// The drain to answer.
     drain: Option<u64>,
     /// Whether it was answered since it was asked for.
@@ -123,51 +91,7 @@ impl Core {
         }
     }
 
-    pub(super) fn link_wakeup(&self) -> Option<Timestamp> {
-        match &self.link {
-            Link::Unstarted => None,
-            // While something dies its end is waited for, not a moment.
-            Link::Waiting { until, .. } => {
-                Some(*until).filter(|_| self.dying.is_empty() && !matches!(self.ending, Ending::Killing { .. }))
-            }
-            Link::Connecting { since } => Some(*since + CONNECT_PATIENCE),
-            Link::Greeting { sent } => Some(*sent + HELLO_PATIENCE),
-            Link::Attached { answered } => {
-                let session = self.session.as_ref()?;
-                Some(session.next_heartbeat.min(*answered + half_open_after(session.keepalive)))
-            }
-        }
-    }
-
-    pub(super) fn start(&mut self, now: Timestamp) {
-        if self.link == Link::Unstarted && self.ending == Ending::No {
-            self.connect(now);
-        }
-    }
-
-    fn connect(&mut self, now: Timestamp) {
-        self.connection += 1;
-        self.link = Link::Connecting { since: now };
-        let queue = names::agent_queue(&self.settings.worker, &self.nonce, self.connection);
-        let credential = self.credentials.for_connection(&self.settings.password);
-        self.emit(Effect::Connect { connection: self.connection, queue, credential });
-    }
-
-    pub(super) fn link_up(&mut self, now: Timestamp, connection: u64) {
-        if connection != self.connection || !matches!(self.link, Link::Connecting { .. }) {
-            return;
-        }
-        if !self.dying.is_empty() {
-            // The lease ended on the way: a hello that does not list them says that nothing of them runs.
-            self.drop_link();
-            self.wait_to_reconnect(now, BACKOFF);
-            return;
-        }
-        self.link = Link::Greeting { sent: now };
-        self.say_hello();
-    }
-
-    fn say_hello(&mut self) {
+    pub(super) fn say_hello(&mut self) {
         self.greeted = true;
         let hello = Hello {
             protocol: PROTOCOL,
@@ -186,102 +110,9 @@ impl Core {
         self.emit(Effect::Send(Box::new(ToMaster::Hello(Box::new(hello)))));
     }
 
-    pub(super) fn link_down(&mut self, now: Timestamp, connection: u64, refused: bool, why: &str) {
-        if connection != self.connection || matches!(self.link, Link::Unstarted | Link::Waiting { .. }) {
-            return;
-        }
-        // Within a session its own credential is right, and the broker may just be unable to ask.
-        let another =
-            refused && self.session.is_none() && self.credentials.secret.is_some() && self.credentials.denied();
-        let first = self.failures == 0;
-        let denied = refused && !another && self.session.is_none();
-        self.denials += u32::from(denied);
-        let mut pause = self.wait_to_reconnect(now, if denied { DENIED_BACKOFF } else { BACKOFF });
-        // An agent that took leave in its last life begins with a secret that is spent: no reason to wait.
-        if another && first {
-            pause = Duration::ZERO;
-            self.link = Link::Waiting { until: now, refused };
-        }
-        self.log_failure(format!("no link to the broker: {why}; trying again in {} ms", pause.as_millis()));
-    }
-
-    /// Says why there is no link. A broker that is away all night would fill a disk: after some lines in a row, one each
-    /// time that their number has doubled.
-    fn log_failure(&mut self, text: String) {
-        if self.failures <= LOGGED_FAILURES || self.failures.is_power_of_two() {
-            let times =
-                if self.failures > LOGGED_FAILURES { format!(" (try {})", self.failures) } else { String::new() };
-            self.log(Level::Warn, format!("{text}{times}"));
-        }
-    }
-
-    /// The link is gone: the next try comes after a pause that grows with each failure.
-    fn wait_to_reconnect(&mut self, now: Timestamp, backoff: (Duration, Duration)) -> Duration {
-        if self.attached() {
-            self.detached_since = now;
-        }
-        let pause = self.jittered(grown(backoff, self.failures_here));
-        self.failures = self.failures.saturating_add(1);
-        self.failures_here = self.failures_here.saturating_add(1);
-        self.link = Link::Waiting { until: now + pause, refused: backoff != BACKOFF };
-        pause
-    }
-
-    /// What nobody has answered may have met no network: it is tried anew, and the pauses begin anew.
-    pub(super) fn network_changed(&mut self, now: Timestamp) {
-        match &mut self.link {
-            Link::Waiting { until, refused: false } => *until = (*until).min(now + SETTLES),
-            // Perhaps in vain, since it has begun before.
-            Link::Connecting { .. } => {}
-            Link::Waiting { refused: true, .. } | Link::Unstarted | Link::Greeting { .. } | Link::Attached { .. } => {
-                return;
-            }
-        }
-        self.failures_here = 0;
-    }
-
-    /// Closes the connection, if there is one or may yet be one.
-    pub(super) fn drop_link(&mut self) {
-        match self.link {
-            Link::Unstarted | Link::Waiting { .. } => {}
-            Link::Connecting { .. } | Link::Greeting { .. } | Link::Attached { .. } => {
-                self.emit(Effect::Disconnect { connection: self.connection });
-            }
-        }
-    }
-
-    pub(super) fn expire_link(&mut self, now: Timestamp) {
-        let why = match (&self.link, &self.session) {
-            (Link::Unstarted, _) => return,
-            (Link::Waiting { until, .. }, _) => {
-                let ends = matches!(self.ending, Ending::Killing { .. } | Ending::Done);
-                if *until > now || !self.dying.is_empty() || ends {
-                    return;
-                }
-                if self.is_told_too_little() {
-                    let why = "refused with what it was told at its start, which may be told it anew";
-                    return self.kill_and_end(now, Last::Restart, why.to_owned());
-                }
-                return self.connect(now);
-            }
-            (Link::Connecting { since }, _) if *since + CONNECT_PATIENCE <= now => "connecting takes too long",
-            (Link::Greeting { sent }, _) if *sent + HELLO_PATIENCE <= now => "no master has answered the hello",
-            (Link::Attached { answered }, Some(session)) if *answered + half_open_after(session.keepalive) <= now => {
-                if session.lease.is_none() {
-                    return self.ask_after_session(now);
-                }
-                "no heartbeat is answered"
-            }
-            (Link::Connecting { .. } | Link::Greeting { .. } | Link::Attached { .. }, _) => return,
-        };
-        self.drop_link();
-        let pause = self.wait_to_reconnect(now, BACKOFF);
-        self.log_failure(format!("{why}; connecting anew in {} ms", pause.as_millis()));
-    }
-
     /// Without a lease the session and the link are kept, as long as the master may be away. But it may have ended the
     /// session, and what it said then was lost: it is asked, and an answer tells.
-    fn ask_after_session(&mut self, now: Timestamp) {
+    pub(super) fn ask_after_session(&mut self, now: Timestamp) {
         self.link = Link::Attached { answered: now };
         if !self.dying.is_empty() {
             // A hello that does not list them says that nothing of them runs.
@@ -314,7 +145,7 @@ impl Core {
         // still being made has said nothing.
         if matches!(self.link, Link::Greeting { .. } | Link::Attached { .. }) {
             self.drop_link();
-            self.wait_to_reconnect(now, BACKOFF);
+            self.wait_to_reconnect(now, false);
         }
     }
 
@@ -377,7 +208,7 @@ impl Core {
             (Link::Attached { .. }, Some(session)) if session.id == welcome.session => return,
             (Link::Attached { .. }, _) => {
                 self.drop_link();
-                self.wait_to_reconnect(now, BACKOFF);
+                self.wait_to_reconnect(now, false);
                 return self.log(Level::Warn, "the master has given two sessions to one connection: asking again");
             }
             (Link::Unstarted | Link::Waiting { .. } | Link::Connecting { .. }, _) => return,
@@ -457,9 +288,7 @@ impl Core {
         let change = self.credentials.refused();
         self.kept(change);
         self.drop_link();
-        self.wait_to_reconnect(now, BACKOFF);
-        let pause = self.jittered(grown(REFUSED_BACKOFF, turned_away));
-        self.link = Link::Waiting { until: now + pause, refused: true };
+        let pause = self.wait_after_refusal(now, turned_away);
         let reason = super::words::cut(reason.to_owned());
         if power_off && self.settings.latent && final_word {
             self.log(Level::Error, format!("refused by the master: {reason}; powering off"));
@@ -518,13 +347,4 @@ impl Core {
             self.emit(Effect::Send(Box::new(ToMaster::Drained { session: id, drain })));
         }
     }
-}
-
-fn half_open_after(keepalive: Duration) -> Duration {
-    (keepalive * 3).max(HALF_OPEN_AT_LEAST)
-}
-
-/// The first pause doubled for each failure, up to the longest.
-fn grown((first, longest): (Duration, Duration), failures: u32) -> Duration {
-    first.saturating_mul(1u32.checked_shl(failures).unwrap_or(u32::MAX)).min(longest)
 }

@@ -3,10 +3,12 @@
 use super::event::Effect;
 use super::plan::Digest;
 use super::record::{Host, HostState};
-use super::{Core, Worker};
+use super::view::Refusal;
+use super::{Core, Timestamp, Worker};
 use rouse_shared::limits::PROTOCOL;
 use rouse_shared::message::{Hello, ToAgent};
 use rouse_shared::{HostId, WorkerName};
+use std::time::Duration;
 
 /// Why whoever is on another machine than the host is refused.
 pub(super) const WRONG_MACHINE: &str = "it is not on the machine that was started for this worker";
@@ -22,6 +24,17 @@ pub(super) enum Credential {
     SpentToken,
     /// The secret of the worker's session.
     Secret,
+}
+
+/// How long an agent that was refused is shown: longer than its pauses, of a minute at most, so that one that goes on asking
+/// is always seen, and one that has stopped is forgotten.
+const REFUSAL_SHOWN: Duration = Duration::from_secs(600);
+
+impl Worker {
+    /// The agent of its name that was refused last, not long ago.
+    pub(super) fn refusal(&self, now: Timestamp) -> Option<&Refusal> {
+        self.refused.as_ref().filter(|refusal| now.since(refusal.at) < REFUSAL_SHOWN)
+    }
 }
 
 /// How a hello is answered.
@@ -70,16 +83,25 @@ impl Core {
     }
 
     /// What it shows for its machine is worth nothing.
-    pub(super) fn on_unproven(&mut self, name: &WorkerName, hello: Hello, why: String) {
+    pub(super) fn on_unproven(&mut self, now: Timestamp, name: &WorkerName, hello: Hello, why: String) {
         let latent = self.workers.get(name).is_some_and(|worker| !worker.standing());
-        self.refuse(name, hello, why, latent);
+        self.refuse(now, name, hello, why, latent);
     }
 
-    pub(super) fn refuse(&mut self, name: &WorkerName, hello: Hello, reason: String, power_off: bool) {
-        let identity = hello.identity.chars().take(100).collect();
+    pub(super) fn refuse(&mut self, now: Timestamp, name: &WorkerName, hello: Hello, reason: String, power_off: bool) {
+        let identity = self.keep_refusal(now, name, &hello.identity, &reason);
         self.out.push(Effect::NoteRefused { worker: name.clone(), identity, reason: reason.clone() });
         // A session that was never made must not be found by a later message: answer the queue directly.
         self.out.push(Effect::Send { queue: hello.queue, message: ToAgent::Refused { reason, power_off } });
+    }
+
+    /// Keeps for people that an agent was refused. What is shown of the machine that it says it is on.
+    pub(super) fn keep_refusal(&mut self, now: Timestamp, name: &WorkerName, identity: &str, reason: &str) -> String {
+        let identity: String = identity.chars().filter(|c| !c.is_control()).take(100).collect();
+        if let Some(worker) = self.workers.get_mut(name) {
+            worker.refused = Some(Refusal { at: now, identity: identity.clone(), reason: reason.to_owned() });
+        }
+        identity
     }
 
     /// Decides on a hello.

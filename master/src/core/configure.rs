@@ -123,6 +123,7 @@ impl Core {
             host: None,
             away: None,
             heard: None,
+            refused: None,
             attempts: BTreeSet::new(),
             state: super::event::WorkerState::Offline,
             since: now,

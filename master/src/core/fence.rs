@@ -52,7 +52,7 @@ impl Core {
         );
         self.note(Level::Warn, text);
         self.let_lapse(now, name);
-        self.tell_stray(name);
+        self.tell_stray(now, name);
         let Some(live) = self.hosts.get_mut(id) else { return };
         match live.host.state {
             HostState::Awake => {
@@ -101,19 +101,20 @@ impl Core {
     }
 
     /// Something other than a hello has come from a stray: it may not have heard that it is one.
-    pub(super) fn on_stray(&mut self, name: &WorkerName, message: &ToMaster) {
+    pub(super) fn on_stray(&mut self, now: Timestamp, name: &WorkerName, message: &ToMaster) {
         if let ToMaster::Heartbeat(heartbeat) = message
             && self.session_id(name).as_ref() == Some(&heartbeat.session)
         {
-            self.tell_stray(name);
+            self.tell_stray(now, name);
         }
     }
 
-    fn tell_stray(&mut self, name: &WorkerName) {
+    fn tell_stray(&mut self, now: Timestamp, name: &WorkerName) {
         let Some(live) = self.workers.get(name).and_then(|w| w.session.as_ref()) else { return };
-        let reason = WRONG_MACHINE.to_owned();
-        let message = ToAgent::Refused { reason, power_off: true };
-        self.out.push(Effect::Send { queue: live.session.queue.clone(), message });
+        let (identity, queue) = (live.session.identity.clone(), live.session.queue.clone());
+        self.keep_refusal(now, name, &identity, WRONG_MACHINE);
+        let message = ToAgent::Refused { reason: WRONG_MACHINE.to_owned(), power_off: true };
+        self.out.push(Effect::Send { queue, message });
     }
 
     /// The lease of a stray is over: like a standing worker's, its builds were ended by its supervisors. The host, where it

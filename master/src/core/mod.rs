@@ -26,6 +26,7 @@ mod sessions;
 pub mod show;
 mod sleep;
 pub mod spend;
+mod starts;
 mod timers;
 pub mod view;
 mod views;
@@ -126,6 +127,8 @@ struct Worker {
     away: Option<Timestamp>,
     /// When its agent said hello or sent a heartbeat last. Not kept.
     heard: Option<Timestamp>,
+    /// The agent of its name that was refused last. Not kept.
+    refused: Option<view::Refusal>,
     /// Attempts that were given to it and may still run, also those of a session that is over.
     attempts: BTreeSet<AttemptId>,
     state: WorkerState,
@@ -176,7 +179,7 @@ impl Core {
     pub fn handle(&mut self, now: Timestamp, event: Event) -> Vec<Effect> {
         match event {
             Event::Agent { worker, message } => self.on_agent(now, worker, message),
-            Event::Unproven { worker, hello, why } => self.on_unproven(&worker, *hello, why),
+            Event::Unproven { worker, hello, why } => self.on_unproven(now, &worker, *hello, why),
             Event::Detached { worker, queue } => self.on_detached(now, &worker, queue),
             Event::BrokerUp => self.on_broker(now, true),
             Event::BrokerDown => self.on_broker(now, false),

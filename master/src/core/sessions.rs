@@ -42,7 +42,7 @@ impl Core {
 
     pub(super) fn on_agent(&mut self, now: Timestamp, worker: WorkerName, message: ToMaster) {
         if self.is_stray(&worker) && !matches!(message, ToMaster::Hello(_)) {
-            return self.on_stray(&worker, &message);
+            return self.on_stray(now, &worker, &message);
         }
         match message {
             ToMaster::Hello(hello) => self.on_hello(now, &worker, *hello),
@@ -79,7 +79,7 @@ impl Core {
         match verdict {
             Verdict::Refuse { reason, power_off } => {
                 let power_off = power_off && !self.is_between_sleeps(name);
-                self.refuse(name, hello, reason, power_off);
+                self.refuse(now, name, hello, reason, power_off);
             }
             Verdict::Resume => self.resume(now, name, hello, secret_used),
             Verdict::Replace => {

@@ -42,6 +42,8 @@ pub struct WorkerView {
     pub vitals: Option<Vitals>,
     /// When its agent said hello or sent a heartbeat last; after a restart not known until the next one.
     pub last_heard: Option<Timestamp>,
+    /// The agent that was refused last under its name, within the last ten minutes; a master that starts knows of none.
+    pub refused: Option<Refusal>,
     /// What an operator has asked for.
     pub wish: Wish,
     /// What `where` matches.
@@ -50,6 +52,17 @@ pub struct WorkerView {
     pub last_failure: Option<String>,
     /// When the next start may be tried, after failures.
     pub next_try: Option<Timestamp>,
+}
+
+/// An agent with a worker's name and credentials that was not let in.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Refusal {
+    /// When it said hello.
+    pub at: Timestamp,
+    /// The machine that it says it is on, at most 100 characters.
+    pub identity: String,
+    /// Why, as it was told.
+    pub reason: String,
 }
 
 /// A host as people see it.

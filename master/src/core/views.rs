@@ -34,6 +34,7 @@ impl Core {
                 facts: worker.attached().map(|l| l.session.facts.clone()),
                 vitals: worker.attached().and_then(|l| l.vitals),
                 last_heard: worker.heard,
+                refused: worker.refusal(now).cloned(),
                 wish: worker.record.wish,
                 properties: worker.plan.as_ref().map(|p| p.properties.clone()).unwrap_or_default(),
                 last_failure: worker.record.last_failure.clone(),

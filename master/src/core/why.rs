@@ -148,6 +148,13 @@ impl Core {
         if let Some(text) = sleeper {
             sentence.push_str(&format!("; {text}"));
         }
+        let away =
+            |w: &&&Worker| matches!(w.state, WorkerState::Offline | WorkerState::Missing | WorkerState::Starting);
+        let refused = matching.iter().filter(away).find_map(|w| Some((w.plan.as_ref()?, w.refusal(now)?)));
+        if let Some((plan, refusal)) = refused {
+            let (name, machine, reason) = (&plan.name, &refusal.identity, &refusal.reason);
+            sentence.push_str(&format!("; an agent that says it is {name} on {machine} is refused: {reason}"));
+        }
         let image_waits = matching.iter().filter(|w| sleeps(w));
         let image_waits = image_waits.filter_map(|w| w.plan.as_ref()).find_map(|p| self.image_waits(&p.name));
         if let Some(text) = image_waits {

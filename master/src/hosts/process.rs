@@ -4,18 +4,19 @@
 //! host's id from the very call that makes it, so `/proc` is the provider's list. The agent's supervisors bear the same
 //! stamp: the host is gone when no process bears it, and then nothing of its builds runs either.
 
+mod stamped;
+
 use super::{Answer, Death, Provider};
 use crate::clock;
 use crate::config::{Config, HostConfig};
 use crate::core::event::{ListedHost, Owner, StartError, Started, Stopped, Unlisted};
 use crate::core::record::{Host, Order};
 use rouse_shared::boot::BootData;
-use rouse_shared::names::ZYGOTE_ARGUMENT;
 use rouse_shared::{HostId, Timestamp, WorkerName};
+use stamped::{HOST_STAMP, MASTER_STAMP, Stamped, agents_of, id_of, kill, name_of, pidfd, runs, scan, stamped};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{self, Read as _, Seek as _, Write as _};
-use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -24,10 +25,6 @@ use std::time::Duration;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
 
-/// Environment variable with the master's name and id.
-const MASTER_STAMP: &str = "ROUSE_OWNER";
-/// Environment variable with the host's id.
-const HOST_STAMP: &str = "ROUSE_HOST";
 /// An agent's log is put aside when it is larger than this at the next start, bytes.
 const LOG_LIMIT: u64 = 4 << 20;
 /// How long an agent's supervisors may take to end what they run once it is gone, before they are killed themselves.
@@ -57,26 +54,6 @@ pub struct Processes {
     watched: Mutex<BTreeSet<HostId>>,
     /// Hosts without an agent of which something is left, and since when.
     headless: Mutex<BTreeMap<HostId, Timestamp>>,
-}
-
-/// A process that bears our stamp, or one with our name.
-#[derive(Clone, PartialEq, Eq, Debug)]
-struct Stamped {
-    /// The name and id of its master.
-    owner: String,
-    host: HostId,
-    pid: i32,
-    parent: i32,
-    /// Whether it is an agent, and not one that looks after an agent's steps.
-    agent: bool,
-    /// Clock ticks from the machine's boot to the process's start: tells it from a later one with the same pid.
-    started: u64,
-}
-
-impl Stamped {
-    fn handle(&self) -> String {
-        format!("{}:{}", self.pid, self.started)
-    }
 }
 
 impl Processes {
@@ -185,7 +162,7 @@ impl Processes {
             if refused { StartError::Rejected(text) } else { StartError::Transient(text) }
         })?;
         let pid = child.id().and_then(|pid| i32::try_from(pid).ok());
-        let started = pid.and_then(|pid| stat(pid).ok()).map_or(0, |(_, started)| started);
+        let started = pid.and_then(|pid| stamped::started(pid).ok()).unwrap_or(0);
         self.watched.lock().unwrap_or_else(PoisonError::into_inner).insert(host.id.clone());
         let ending = self.ending(host.id.clone());
         tokio::spawn(async move {
@@ -333,12 +310,6 @@ impl Provider for Processes {
     }
 }
 
-/// Whether the process of such a handle ([`Stamped::handle`]) is there.
-fn runs(handle: &str) -> bool {
-    let parts = handle.split_once(':').and_then(|(pid, started)| Some((pid.parse().ok()?, started.parse().ok()?)));
-    parts.is_some_and(|(pid, started): (i32, u64)| stat(pid).is_ok_and(|(_, since)| since == started))
-}
-
 /// The agent programs of the workers whose hosts are processes.
 fn agents_in(config: &Config) -> Agents {
     let program = |host: &HostConfig| match host {
@@ -392,116 +363,10 @@ fn remove_dir(dir: &Path) -> io::Result<()> {
     }
 }
 
-/// One process for each host: its agent, or where that is gone the oldest of what it has left.
-fn agents_of(all: &[Stamped]) -> Vec<Stamped> {
-    let mut agents: BTreeMap<(&str, &HostId), &Stamped> = BTreeMap::new();
-    for process in all {
-        let known = agents.entry((&process.owner, &process.host)).or_insert(process);
-        if (!process.agent, process.started) < (!known.agent, known.started) {
-            *known = process;
-        }
-    }
-    agents.into_values().cloned().collect()
-}
-
 /// Does what blocks on a thread for such things: a build's directory takes seconds to remove, and the tasks that keep
 /// the master's link alive would wait for it.
 async fn beside<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
     tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
-}
-
-/// [`stamped`], beside.
-async fn scan(owner: &str) -> io::Result<Vec<Stamped>> {
-    let owner = owner.to_owned();
-    beside(move || stamped(|of| of == owner)).await
-}
-
-/// The name in a stamp.
-fn name_of(owner: &str) -> &str {
-    owner.rsplit_once('/').map_or(owner, |(name, _)| name)
-}
-
-/// The id in a stamp.
-fn id_of(owner: &str) -> &str {
-    owner.rsplit_once('/').map_or("", |(_, id)| id)
-}
-
-/// Whether it can be a host's id: directories are named after it, and anybody can write an environment.
-fn is_host_id(text: &str) -> bool {
-    !text.is_empty() && text.len() <= 64 && text.bytes().all(|b| b.is_ascii_alphanumeric())
-}
-
-/// Every process that bears the stamp of such an owner and is not a zombie.
-fn stamped(wanted: impl Fn(&str) -> bool) -> io::Result<Vec<Stamped>> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir("/proc")? {
-        let entry = entry?;
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
-        // Processes of other users, and those that end just now, are not ours to see.
-        let Ok(environ) = fs::read(format!("/proc/{pid}/environ")) else { continue };
-        let value = |name: &str| {
-            environ.split(|b| *b == 0).find_map(|line| {
-                let text = std::str::from_utf8(line).ok()?;
-                text.strip_prefix(name)?.strip_prefix('=').map(str::to_owned)
-            })
-        };
-        let Some(owner) = value(MASTER_STAMP).filter(|owner| wanted(owner)) else { continue };
-        let host = value(HOST_STAMP).filter(|host| is_host_id(host));
-        if let (Some(host), Ok((parent, started))) = (host, stat(pid)) {
-            let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-            let agent = command.split(|b| *b == 0).nth(1) != Some(ZYGOTE_ARGUMENT.as_bytes());
-            found.push(Stamped { owner, host: HostId(host), pid, parent, agent, started });
-        }
-    }
-    Ok(found)
-}
-
-/// The parent and start time of a process.
-fn stat(pid: i32) -> io::Result<(i32, u64)> {
-    let text = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    // The second field is the program's name in parentheses, and may itself hold spaces and parentheses.
-    let rest = text.rsplit_once(')').map_or("", |(_, rest)| rest);
-    let mut fields = rest.split_whitespace();
-    // After the name: state is field 3, the parent 4, the start time 22.
-    if fields.next() == Some("Z") {
-        return Err(io::ErrorKind::NotFound.into());
-    }
-    let parent = fields.next().and_then(|f| f.parse().ok());
-    let started = fields.nth(17).and_then(|f| f.parse().ok());
-    parent.zip(started).ok_or_else(|| io::Error::other("unexpected form of /proc/PID/stat"))
-}
-
-fn pidfd(pid: i32) -> io::Result<OwnedFd> {
-    // SAFETY: the call takes two numbers and returns a new descriptor or -1.
-    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, libc::PIDFD_NONBLOCK) };
-    let fd = i32::try_from(fd).unwrap_or(-1);
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the kernel has just given us this descriptor and nobody else has it.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
-}
-
-/// SIGKILL, to this very process and not to a later one with its pid.
-fn kill(process: &Stamped) -> io::Result<()> {
-    let fd = match pidfd(process.pid) {
-        Ok(fd) => fd,
-        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(()),
-        Err(error) => return Err(error),
-    };
-    if stat(process.pid).ok().map(|(_, started)| started) != Some(process.started) {
-        return Ok(());
-    }
-    // SAFETY: the descriptor is open; no signal information is passed.
-    let sent =
-        unsafe { libc::syscall(libc::SYS_pidfd_send_signal, fd.as_raw_fd(), libc::SIGKILL, std::ptr::null::<u8>(), 0) };
-    match sent {
-        0 => Ok(()),
-        _ => match io::Error::last_os_error() {
-            error if error.raw_os_error() == Some(libc::ESRCH) => Ok(()),
-            error => Err(error),
-        },
-    }
 }
 
 /// A program as given, in `PATH`, or beside our own.

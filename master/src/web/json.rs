@@ -213,6 +213,11 @@ pub(super) fn worker(view: &WorkerView) -> Value {
         "facts": facts,
         "vitals": vitals,
         "last_heard": view.last_heard.map(time),
+        "refused": view.refused.as_ref().map(|refusal| json!({
+            "at": time(refusal.at),
+            "identity": refusal.identity,
+            "reason": refusal.reason,
+        })),
     })
 }
 

@@ -211,7 +211,7 @@ fn schemas() -> Value {
             "state": state(&workers), "since": text(), "running": integer, "max_builds": maybe("integer"),
             "host": maybe("string"), "agent_version": maybe("string"), "properties": table,
             "last_failure": maybe("string"), "next_try": maybe("string"), "facts": maybe("object"), "vitals": maybe("object"),
-            "last_heard": maybe("string"),
+            "last_heard": maybe("string"), "refused": maybe("object"),
         } },
         "Host": { "type": "object", "properties": {
             "id": text(), "worker": text(), "provider": text(), "handle": maybe("string"),

@@ -6,7 +6,7 @@ use rouse_master::core::event::{Answer, Change, WorkerState};
 use rouse_master::core::mail::{Item, Mail, MailId, What};
 use rouse_master::core::plan::ProviderKind;
 use rouse_master::core::record::{Host, HostState, Wish};
-use rouse_master::core::view::{BuildView, Why, WorkerView};
+use rouse_master::core::view::{BuildView, Refusal, Why, WorkerView};
 use rouse_master::web::{self, Call, Figure, Health, LogSource, Metrics, Settings};
 use rouse_shared::message::{Outcome, Step, StepReport, StepState};
 use rouse_shared::{AttemptId, BuildId, HostId, SessionId, Timestamp};
@@ -251,6 +251,7 @@ impl Fake {
             facts: None,
             vitals: None,
             last_heard: Some(NOON),
+            refused: Some(Refusal { at: NOON, identity: "uuid:2".to_owned(), reason: "another".to_owned() }),
             wish: Wish::Work,
             properties: BTreeMap::from([("os".to_owned(), "linux".to_owned())]),
             last_failure: None,

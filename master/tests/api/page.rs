@@ -4,7 +4,7 @@ use crate::fake::{Fake, NOON, TOKEN};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use reqwest::{Method, StatusCode};
-use serde_json::Value;
+use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -76,12 +76,14 @@ async fn the_page_needs_no_token_and_tells_nothing() {
 }
 
 #[tokio::test]
-async fn workers_say_when_they_were_heard_last() {
+async fn workers_say_when_they_were_heard_last_and_who_was_refused() {
     let fake = Fake::start().await;
     fake.add_fleet();
     let workers: Value = client().get(fake.url("/api/workers")).send().await.unwrap().json().await.unwrap();
     assert_eq!(NOON.0, 1_795_435_200_000);
     assert_eq!(workers[0]["last_heard"], "2026-11-23T12:00:00.000Z");
+    let refused = json!({"at": "2026-11-23T12:00:00.000Z", "identity": "uuid:2", "reason": "another"});
+    assert_eq!(workers[0]["refused"], refused);
 }
 
 /// The status and the body of the answer to a request that is sent as it stands.

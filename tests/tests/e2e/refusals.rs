@@ -63,6 +63,8 @@ fn of_two_agents_with_one_name_the_second_is_refused_and_both_sides_say_so() {
         let log = master.log();
         log.lines().any(|line| line.contains("says it is twins") && line.contains("refused"))
     });
+    let refused = &master.worker("twins")["refused"];
+    assert!(refused["reason"].as_str().is_some_and(|why| why.contains("another agent")), "{refused}");
     let said = master.rouse(&["build", "--worker", "twins", "--", "pwd"]).ended(0);
     assert!(said.text().contains("work-twins/"), "the first has it: {}", said.text());
 }

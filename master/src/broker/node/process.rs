@@ -39,6 +39,12 @@ impl Programs {
         Ok(Self { server, epmd })
     }
 
+    /// Other programs, for tests.
+    #[cfg(test)]
+    pub fn at(server: PathBuf, epmd: PathBuf) -> Self {
+        Self { server, epmd }
+    }
+
     /// Starts epmd on a port of the loopback address.
     pub fn spawn_epmd(&self, node: &Prepared, port: u16) -> Result<Child, NodeError> {
         let mut command = self.command(&self.epmd, node);

@@ -201,3 +201,7 @@ fn how_it_ended(ended: std::io::Result<std::process::ExitStatus>) -> String {
         Err(error) => format!("cannot be waited for: {error}"),
     }
 }
+
+#[cfg(test)]
+#[path = "supervise_tests.rs"]
+mod tests;

@@ -200,3 +200,23 @@ fn who_may_connect() {
     assert!(admit("s", "password") && admit("l", "password") && admit("l", &token));
     assert!(!admit("s", &token) && !admit("s", "") && !admit("nobody", "password") && !admit("A.b", "password"));
 }
+
+#[test]
+fn who_was_refused_is_shown_for_a_while() {
+    let mut bench = running_standing();
+    let shown = |bench: &Bench| bench.core.worker_views(bench.now).remove(0).refused;
+    assert_eq!(shown(&bench), None);
+    bench.hello_from("s", "m2", "b", 1, "password", Vec::new());
+    let refused = shown(&bench).expect("it is shown");
+    assert_eq!((refused.at, refused.identity.as_str()), (bench.now, "m2"));
+    assert!(refused.reason.contains("another agent"), "{}", refused.reason);
+    bench.submit(on("s"));
+    let why = |bench: &Bench| bench.core.why(bench.now, BuildId(2)).expect("a build").sentence;
+    assert!(!why(&bench).contains("m2"), "its worker is there: {}", why(&bench));
+    bench.event("detached", Event::Detached { worker: name("s"), queue: Some("s/a/1".to_owned()) });
+    assert!(why(&bench).contains("says it is s on m2 is refused: another agent"), "{}", why(&bench));
+    bench.now = bench.now + secs(599);
+    assert_eq!(shown(&bench), Some(refused));
+    bench.now = bench.now + secs(1);
+    assert_eq!(shown(&bench), None);
+}
