@@ -98,6 +98,8 @@ impl Core {
         let claims = self.claims(&hello);
         let id = SessionId(self.random_hex(16));
         let Some(worker) = self.workers.get_mut(name) else { return };
+        // What it was refused for is over.
+        worker.refused.take_if(|refusal| refusal.identity == hello.identity);
         let host = worker.host.clone();
         let session = Session {
             id,

@@ -219,4 +219,10 @@ fn who_was_refused_is_shown_for_a_while() {
     assert_eq!(shown(&bench), Some(refused));
     bench.now = bench.now + secs(1);
     assert_eq!(shown(&bench), None);
+    // It is let in at last.
+    bench.hello_from("s", "m3", "c", 1, "password", Vec::new());
+    assert!(shown(&bench).is_some_and(|refused| refused.identity == "m3"));
+    bench.pass(60);
+    bench.hello_from("s", "m3", "c", 2, "password", Vec::new());
+    assert_eq!(shown(&bench), None);
 }
