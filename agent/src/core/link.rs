@@ -126,7 +126,7 @@ impl Core {
         pause
     }
 
-    /// The same after the master itself has refused, which it did so often before.
+    /// The same after the master itself has refused; `turned_away`: how often it had before.
     pub(super) fn wait_after_refusal(&mut self, now: Timestamp, turned_away: u32) -> Duration {
         self.wait_to_reconnect(now, false);
         let pause = self.jittered(grown(REFUSED_BACKOFF, turned_away));

@@ -36,21 +36,32 @@ pub(super) async fn log(
     };
     let count = build["steps"].as_array().map_or(0, Vec::len);
     let all = 1..=u32::try_from(count).unwrap_or(u32::MAX);
+    let mut gone = None;
     for number in step.map_or(all, |step| step..=step) {
-        if follow {
-            follower.step(attempt, number).await?;
+        let printed = if follow {
+            follower.step(attempt, number).await.map(|()| None)
         } else {
-            let bytes = follower.print_step(attempt, number).await?;
+            follower.print_step(attempt, number).await.map(Some)
+        };
+        match printed {
             // One that still runs lacks its end as a matter of course.
-            if follower.prints && step_over(&build, attempt, number) {
+            Ok(Some(bytes)) if follower.prints && step_over(&build, attempt, number) => {
                 follower.tell_cut(&build, attempt, number, bytes);
             }
+            Ok(_) => {}
+            // Those of other steps may be there.
+            Err(Failed::Refused(why)) if step.is_none() => {
+                if let Some(before) = gone.replace(why) {
+                    output::say(&before);
+                }
+            }
+            Err(failed) => return Err(failed),
         }
         if !follower.prints {
             return Err(Failed::Closed);
         }
     }
-    Ok(())
+    gone.map_or(Ok(()), |why| Err(Failed::Refused(why)))
 }
 
 /// Follows one build.

@@ -29,6 +29,15 @@ pub(super) enum Credential {
 /// How long an agent that was refused is shown: longer than its pauses, of a minute at most, so that one that goes on asking
 /// is always seen, and one that has stopped is forgotten.
 const REFUSAL_SHOWN: Duration = Duration::from_secs(600);
+/// How much is shown of what agents say of their machines, characters.
+const IDENTITY_SHOWN: usize = 100;
+/// The same of a reason, in which that may stand twice.
+const REASON_SHOWN: usize = 300;
+
+/// The beginning of what an agent says, as people may see it.
+fn legible(text: &str, most: usize) -> String {
+    text.chars().filter(|c| !c.is_control()).take(most).collect()
+}
 
 impl Worker {
     /// The agent of its name that was refused last, not long ago.
@@ -95,11 +104,20 @@ impl Core {
         self.out.push(Effect::Send { queue: hello.queue, message: ToAgent::Refused { reason, power_off } });
     }
 
+    /// The agent of this machine was let in: what it was refused for is over.
+    pub(super) fn forget_refusal(&mut self, name: &WorkerName, identity: &str) {
+        if let Some(worker) = self.workers.get_mut(name) {
+            let identity = legible(identity, IDENTITY_SHOWN);
+            worker.refused.take_if(|refusal| refusal.identity == identity);
+        }
+    }
+
     /// Keeps for people that an agent was refused. What is shown of the machine that it says it is on.
     pub(super) fn keep_refusal(&mut self, now: Timestamp, name: &WorkerName, identity: &str, reason: &str) -> String {
-        let identity: String = identity.chars().filter(|c| !c.is_control()).take(100).collect();
+        let identity = legible(identity, IDENTITY_SHOWN);
         if let Some(worker) = self.workers.get_mut(name) {
-            worker.refused = Some(Refusal { at: now, identity: identity.clone(), reason: reason.to_owned() });
+            let reason = legible(reason, REASON_SHOWN);
+            worker.refused = Some(Refusal { at: now, identity: identity.clone(), reason });
         }
         identity
     }
@@ -149,7 +167,7 @@ impl Core {
         match &worker.session {
             Some(live) => {
                 let reason = format!(
-                    "another agent ({}) holds the lease of this worker; stop it, or wait until its lease has ended",
+                    "another agent ({:.100}) holds the lease of this worker; stop it, or wait until its lease has ended",
                     live.session.identity
                 );
                 Verdict::Refuse { reason, power_off: false }

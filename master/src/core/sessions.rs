@@ -97,9 +97,8 @@ impl Core {
     fn begin(&mut self, now: Timestamp, name: &WorkerName, hello: Hello, secrets: Vec<Digest>, replaced: Vec<Nonce>) {
         let claims = self.claims(&hello);
         let id = SessionId(self.random_hex(16));
+        self.forget_refusal(name, &hello.identity);
         let Some(worker) = self.workers.get_mut(name) else { return };
-        // What it was refused for is over.
-        worker.refused.take_if(|refusal| refusal.identity == hello.identity);
         let host = worker.host.clone();
         let session = Session {
             id,
@@ -182,6 +181,7 @@ impl Core {
     /// the ledger and what the agent says.
     fn resume(&mut self, now: Timestamp, name: &WorkerName, hello: Hello, secret_used: bool) {
         let claims = self.claims(&hello);
+        self.forget_refusal(name, &hello.identity);
         let Some(live) = self.workers.get_mut(name).and_then(|w| w.session.as_mut()) else { return };
         if hello.connection < live.session.connection {
             return;

@@ -54,10 +54,10 @@ pub struct WorkerView {
     pub next_try: Option<Timestamp>,
 }
 
-/// An agent with a worker's name and credentials that was not let in.
+/// An agent under a worker's name that the master has refused.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Refusal {
-    /// When it said hello.
+    /// When it was told so last.
     pub at: Timestamp,
     /// The machine that it says it is on, at most 100 characters.
     pub identity: String,

@@ -7,7 +7,7 @@ use super::record::HostState;
 use super::view::Why;
 use super::views::describe;
 use super::{Core, Timestamp, Worker};
-use rouse_shared::BuildId;
+use rouse_shared::{BuildId, WorkerName};
 
 impl Core {
     /// Why a build that has not ended has not started, or what it is doing.
@@ -43,9 +43,19 @@ impl Core {
             } else if let Some(trouble) = trouble.filter(|_| host.state == HostState::Waking) {
                 sentence.push_str(&format!("; it could not be woken yet, and is tried again: {trouble}"));
             }
+            if matches!(host.state, HostState::Ordered | HostState::Waking | HostState::Booting) {
+                sentence.extend(self.refusal_of(now, &host.worker));
+            }
             return Some(Why { sentence, next_try: None });
         }
         Some(self.of_waiting(now, build))
+    }
+
+    /// What there is to add of an agent that was refused under a worker's name.
+    fn refusal_of(&self, now: Timestamp, name: &WorkerName) -> Option<String> {
+        let refusal = self.workers.get(name)?.refusal(now)?;
+        let (machine, reason) = (&refusal.identity, &refusal.reason);
+        Some(format!("; an agent that says it is {name} on {machine} is refused: {reason}"))
     }
 
     fn of_attempt(&self, build: &Build, attempt: &Attempt) -> String {
@@ -150,11 +160,8 @@ impl Core {
         }
         let away =
             |w: &&&Worker| matches!(w.state, WorkerState::Offline | WorkerState::Missing | WorkerState::Starting);
-        let refused = matching.iter().filter(away).find_map(|w| Some((w.plan.as_ref()?, w.refusal(now)?)));
-        if let Some((plan, refusal)) = refused {
-            let (name, machine, reason) = (&plan.name, &refusal.identity, &refusal.reason);
-            sentence.push_str(&format!("; an agent that says it is {name} on {machine} is refused: {reason}"));
-        }
+        let mut refused = matching.iter().filter(away).filter_map(|w| w.plan.as_ref());
+        sentence.extend(refused.find_map(|plan| self.refusal_of(now, &plan.name)));
         let image_waits = matching.iter().filter(|w| sleeps(w));
         let image_waits = image_waits.filter_map(|w| w.plan.as_ref()).find_map(|p| self.image_waits(&p.name));
         if let Some(text) = image_waits {

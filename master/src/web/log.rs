@@ -65,7 +65,7 @@ pub(super) async fn read(
     let there = reader.there();
     if there == 0 && reader.left > 0 {
         let (step, left) = (index + 1, reader.left);
-        let why = format!("the log of step {step} of build {id} had {left} bytes, and its file is not there any more");
+        let why = format!("the log of step {step} of build {id} had {left} bytes, and nothing of it is there any more");
         return Err(Failure::not_found(why));
     }
     let range = headers.get(header::RANGE).and_then(|value| Range::parse(value.to_str().ok()?));

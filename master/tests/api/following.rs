@@ -208,6 +208,23 @@ async fn a_log_is_all_steps_of_the_last_attempt() {
 }
 
 #[tokio::test]
+async fn the_log_of_a_step_that_was_deleted_hides_no_other() {
+    let fake = Fake::start().await;
+    fake.add(1, &["compile", "test", "publish"]);
+    fake.begin(1);
+    fake.end_step(1, StepState::Exited(0), 9, true);
+    fake.print(1, 1, 1, b"tested\n");
+    fake.end_step(1, StepState::Exited(0), 7, true);
+    fake.end_step(1, StepState::Exited(0), 9, false);
+    fake.end_attempt(1, Outcome::Success, Some(BuildEnd::Success));
+    for more in [&[][..], &["--follow"]] {
+        let (code, out, err) = told(end(rouse(&fake).args(["log", "1"]).args(more).spawn().unwrap()).await);
+        assert_eq!((code, out.as_str()), (4, "tested\n"), "{err}");
+        assert!(err.contains("the log of step 1 of build 1") && err.contains("the log of step 3 of build 1"), "{err}");
+    }
+}
+
+#[tokio::test]
 async fn a_reader_that_goes_away_is_no_failure() {
     let fake = Fake::start().await;
     fake.add(1, &["compile"]);

@@ -250,7 +250,7 @@ async fn a_log_that_was_deleted_is_not_told_as_empty() {
     let gone = log(&fake, "/api/builds/1/steps/1/log?follow=1", None).await;
     assert_eq!(gone.status(), StatusCode::NOT_FOUND);
     let why = gone.text().await.unwrap();
-    assert!(why.contains("had 5 bytes, and its file is not there any more"), "{why}");
+    assert!(why.contains("had 5 bytes, and nothing of it is there any more"), "{why}");
     assert_eq!((status(1).await, status(2).await), (StatusCode::NOT_FOUND, StatusCode::OK));
 }
 

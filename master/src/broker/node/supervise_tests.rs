@@ -1,6 +1,7 @@
+//! The first start of a private broker, with programs that only pretend.
+
 use super::*;
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixDatagram as Datagram;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,9 +11,13 @@ use std::thread;
 fn first_start(failures: u32) -> (Result<(), NodeError>, usize) {
     let dir = tempfile::tempdir().expect("a directory");
     let program = |name: &str, text: &str| {
-        let path = dir.path().join(name);
-        fs::write(&path, text).expect("a program");
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("its mode");
+        let (path, source) = (dir.path().join(name), dir.path().join(format!("{name}.sh")));
+        fs::write(&source, text).expect("a script");
+        // By another program: what this one has open for writing, a child of another test may hold open just then, and
+        // such a file cannot be run.
+        let mut install = std::process::Command::new("install");
+        let made = install.args(["-m", "755"]).arg(source).arg(&path).status().expect("install");
+        assert!(made.success(), "{made}");
         path
     };
     // They tell what they were started with in their own directory, and a thread of this test does the rest.
@@ -37,11 +42,12 @@ fn first_start(failures: u32) -> (Result<(), NodeError>, usize) {
         scope.spawn(|| stand_in(dir.path(), &over));
         let node = &node;
         let supervisor = scope.spawn(move || run(node, &programs, stopped, &report, first));
-        let result = came_out.blocking_recv().expect("it is told");
+        let result = came_out.blocking_recv();
         drop(stop);
-        supervisor.join().expect("it ends");
+        let ended = supervisor.join();
         over.store(true, Ordering::Relaxed);
-        result
+        ended.expect("it ends");
+        result.expect("it is told")
     });
     let starts = fs::read_to_string(dir.path().join("starts")).expect("it was started");
     (result, starts.lines().count())

@@ -219,10 +219,26 @@ fn who_was_refused_is_shown_for_a_while() {
     assert_eq!(shown(&bench), Some(refused));
     bench.now = bench.now + secs(1);
     assert_eq!(shown(&bench), None);
-    // It is let in at last.
+    // Another is let in at last, and its life goes on.
     bench.hello_from("s", "m3", "c", 1, "password", Vec::new());
     assert!(shown(&bench).is_some_and(|refused| refused.identity == "m3"));
     bench.pass(60);
     bench.hello_from("s", "m3", "c", 2, "password", Vec::new());
     assert_eq!(shown(&bench), None);
+    bench.hello_from("s", "m3", "c", 3, "wrong", Vec::new());
+    assert!(shown(&bench).is_some());
+    bench.hello_from("s", "m3", "c", 4, "password", Vec::new());
+    assert_eq!(shown(&bench), None);
+}
+
+#[test]
+fn why_a_host_does_not_come_up_is_told_with_the_build() {
+    let mut bench = Bench::quietly(plan(vec![latent("l")]));
+    bench.submit(on("l"));
+    bench.started_as("l", Some("m1"));
+    let long = format!("m2\u{1b}{}", "x".repeat(5_000));
+    bench.hello_from("l", &long, "b", 1, "password", Vec::new());
+    let why = bench.core.why(bench.now, BuildId(1)).expect("a build").sentence;
+    assert!(why.contains("is booting for it") && why.contains("says it is l on m2xx"), "{why}");
+    assert!(why.len() < 600 && !why.contains('\u{1b}'), "{why}");
 }

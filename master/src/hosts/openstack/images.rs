@@ -146,7 +146,7 @@ fn described(image: &Value) -> Value {
 async fn ask(words: &[String], list: String) -> Result<String, String> {
     let (program, arguments) = words.split_first().ok_or("no program is given")?;
     let mut command = tokio::process::Command::new(program);
-    // A group of its own, so that what it has started ends with it.
+    // A group of its own, so that what it has started and that stays in it ends with it.
     command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
     let mut child = command.spawn().map_err(|error| format!("it cannot be run: {error}"))?;
     let mut group = Group(child.id());
@@ -184,7 +184,7 @@ impl Drop for Group {
     }
 }
 
-/// The same, within a time, after which the program is ended with all that it has started.
+/// The same, within a time, after which the program is ended with its group of processes.
 async fn ask_within(limit: Duration, words: &[String], list: String) -> Result<String, String> {
     let late = || Err(format!("it took longer than {} s", limit.as_secs()));
     tokio::time::timeout(limit, ask(words, list)).await.unwrap_or_else(|_| late())
