@@ -61,7 +61,7 @@ pub struct Refusal {
     pub at: Timestamp,
     /// The machine that it says it is on, at most 100 characters.
     pub identity: String,
-    /// Why, as it was told.
+    /// Why, as it was told, at most 300 characters.
     pub reason: String,
 }
 

@@ -54,8 +54,8 @@ impl Core {
     /// What there is to add of an agent that was refused under a worker's name.
     fn refusal_of(&self, now: Timestamp, name: &WorkerName) -> Option<String> {
         let refusal = self.workers.get(name)?.refusal(now)?;
-        let (machine, reason) = (&refusal.identity, &refusal.reason);
-        Some(format!("; an agent that says it is {name} on {machine} is refused: {reason}"))
+        let (machine, reason, age) = (&refusal.identity, &refusal.reason, now.since(refusal.at).as_secs());
+        Some(format!("; an agent that says it is {name} on {machine} was refused {age} s ago: {reason}"))
     }
 
     fn of_attempt(&self, build: &Build, attempt: &Attempt) -> String {

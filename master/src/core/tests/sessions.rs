@@ -214,7 +214,7 @@ fn who_was_refused_is_shown_for_a_while() {
     let why = |bench: &Bench| bench.core.why(bench.now, BuildId(2)).expect("a build").sentence;
     assert!(!why(&bench).contains("m2"), "its worker is there: {}", why(&bench));
     bench.event("detached", Event::Detached { worker: name("s"), queue: Some("s/a/1".to_owned()) });
-    assert!(why(&bench).contains("says it is s on m2 is refused: another agent"), "{}", why(&bench));
+    assert!(why(&bench).contains("says it is s on m2 was refused 0 s ago: another agent"), "{}", why(&bench));
     bench.now = bench.now + secs(599);
     assert_eq!(shown(&bench), Some(refused));
     bench.now = bench.now + secs(1);
