@@ -2,20 +2,90 @@
 
 use crate::clock;
 use crate::core::Level;
-use std::io::Write;
-use std::time::UNIX_EPOCH;
+use std::io::{self, Write};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::thread;
+use std::time::{Duration, UNIX_EPOCH};
 
-/// Writes one line. A log that cannot be written stops nothing.
+/// Lines that wait for standard error, at most.
+const WAITING: usize = 1_000;
+/// How long the last lines may take at the end of the program.
+const LAST: Duration = Duration::from_secs(1);
+/// Of the thread that writes: it calls nothing that needs more.
+const STACK: usize = 128 << 10;
+
+/// What the thread that writes is given.
+enum Item {
+    Line(String),
+    /// Everything before is written.
+    Written(SyncSender<()>),
+}
+
+static WRITER: OnceLock<SyncSender<Item>> = OnceLock::new();
+/// Lines that found no room since the last that did.
+static LOST: AtomicU64 = AtomicU64::new(0);
+
+/// From now on a thread writes the lines: a pipe that nobody reads, or a log service that hangs with its disk, must not
+/// keep the agent from its timers. Without it they are written where they are said.
+///
+/// # Errors
+/// Where there can be no thread.
+pub fn start() -> io::Result<()> {
+    let (writer, items) = sync_channel(WAITING);
+    thread::Builder::new().name("log".to_owned()).stack_size(STACK).spawn(move || {
+        for item in items {
+            match item {
+                Item::Line(line) => write(&line),
+                // Nobody waits any more: it took too long.
+                Item::Written(told) => drop(told.try_send(())),
+            }
+        }
+    })?;
+    // Started twice, the first goes on, and the second ends with its channel.
+    drop(WRITER.set(writer));
+    Ok(())
+}
+
+/// Waits until all lines are written, for a second at most. To be called before the program ends or becomes another.
+pub fn finish() {
+    if let Some(writer) = WRITER.get() {
+        let (told, written) = sync_channel(1);
+        if writer.try_send(Item::Written(told)).is_ok() {
+            // In vain: what is not written by then is lost.
+            written.recv_timeout(LAST).ok();
+        }
+    }
+}
+
+/// Says one line. A log that cannot be written stops nothing: what finds no room is counted and left out.
 pub fn line(level: Level, text: &str) {
+    let line = told(level, text);
+    let Some(writer) = WRITER.get() else { return write(&line) };
+    let lost = LOST.swap(0, Ordering::Relaxed);
+    let line = match lost {
+        0 => line,
+        _ => told(Level::Error, &format!("{lost} lines could not be written and are lost")) + &line,
+    };
+    if writer.try_send(Item::Line(line)).is_err() {
+        LOST.fetch_add(lost + 1, Ordering::Relaxed);
+    }
+}
+
+fn told(level: Level, text: &str) -> String {
     let since = clock::time_of_day().duration_since(UNIX_EPOCH).unwrap_or_default();
     let level = match level {
         Level::Info => "info",
         Level::Warn => "warning",
         Level::Error => "error",
     };
-    let line = format!("{} {level}: {}\n", utc(since.as_secs(), since.subsec_millis()), text.replace('\n', "\\n"));
+    format!("{} {level}: {}\n", utc(since.as_secs(), since.subsec_millis()), text.replace('\n', "\\n"))
+}
+
+fn write(lines: &str) {
     // One write, so that lines of several agents with one standard error do not mix.
-    drop(std::io::stderr().write_all(line.as_bytes()));
+    drop(io::stderr().write_all(lines.as_bytes()));
 }
 
 /// RFC 3339, from seconds since 1970.

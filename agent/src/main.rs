@@ -71,9 +71,13 @@ fn main() -> ExitCode {
         print!("{}", config.describe());
         return ExitCode::SUCCESS;
     }
-    match start(config) {
+    if let Err(error) = log::start() {
+        log::line(Level::Error, &format!("failed to start a thread for the log, which may hold the agent up: {error}"));
+    }
+    let code = match start(config) {
         Ok(Ended::ForGood) => ExitCode::SUCCESS,
         Ok(Ended::ToRestart) => {
+            log::finish();
             // The same process for whoever supervises it; nothing of this life but its arguments and environment stays.
             let error = process::Command::new(PROGRAM).args(std::env::args_os().skip(1)).exec();
             log::line(Level::Error, &format!("failed to begin anew: {error}"));
@@ -83,7 +87,9 @@ fn main() -> ExitCode {
             log::line(Level::Error, &format!("failed to {why}"));
             ExitCode::from(WRONG)
         }
-    }
+    };
+    log::finish();
+    code
 }
 
 fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Command, String> {

@@ -9,7 +9,9 @@ mod metadata;
 use metadata::Metadata;
 use rouse_shared::boot::comment_block;
 use std::fs;
+use std::io::Write;
 use std::net::TcpListener;
+use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -41,6 +43,11 @@ impl Host {
 
     fn spawn(dir: &TempDir) -> Child {
         let said = fs::File::options().create(true).append(true).open(dir.path().join("said")).expect("a log");
+        Self::spawn_with(dir, said.into())
+    }
+
+    /// The same with another standard error.
+    fn spawn_with(dir: &TempDir, said: Stdio) -> Child {
         Command::new(env!("CARGO_BIN_EXE_rouse-agent"))
             .arg("-c")
             .arg(dir.path().join("agent.toml"))
@@ -167,6 +174,22 @@ fn a_command_that_fails_is_run_until_it_works() {
     let host = Host::start(&format!("power_off_after = 1\n{}", worker(&nobody())), "exit 3");
     host.until("a second try", |host| host.offs() >= 2);
     assert!(host.said().contains("failed to power off: ") && host.said().contains("exit status: 3"), "{}", host.said());
+}
+
+#[test]
+fn a_log_that_nobody_reads_keeps_no_host_on() {
+    let (reader, mut writer) = std::io::pipe().expect("a pipe");
+    // SAFETY: fcntl with this command takes and gives numbers only.
+    let room = unsafe { libc::fcntl(writer.as_raw_fd(), libc::F_GETPIPE_SZ) };
+    writer.write_all(&vec![b'x'; usize::try_from(room).expect("its size")]).expect("filled to the last byte");
+    let mut host = Host::start(&format!("power_off_after = 2\n{}", worker(&nobody())), "true");
+    host.agent.kill().expect("killed");
+    host.agent.wait().expect("waited for");
+    let begun = Instant::now();
+    host.agent = Host::spawn_with(&host.dir, writer.into());
+    host.until("the power-off", |host| host.offs() > 0);
+    assert!(begun.elapsed() < 5 * TWO, "{:?}", begun.elapsed());
+    drop(reader);
 }
 
 #[test]

@@ -7,6 +7,7 @@ use rouse_shared::Timestamp;
 use std::io::IsTerminal as _;
 use std::path::Path;
 use std::process::ExitCode;
+use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
 
 /// Bad usage or configuration, or the master cannot run.
 const WRONG: u8 = 2;
@@ -23,11 +24,14 @@ impl cli::Local for Program {
                 return ExitCode::from(WRONG);
             }
         };
-        start_log("info");
+        let log = start_log("info");
         for warning in &config.warnings {
             tracing::warn!("{warning}");
         }
-        end(block_on(driver::run(path, config)).map(|()| true))
+        let result = block_on(driver::run(path, config));
+        // Before the last word, which is not the log's.
+        drop(log);
+        end(result.map(|()| true))
     }
 
     fn check(&self, path: &Path, online: bool) -> ExitCode {
@@ -43,8 +47,10 @@ impl cli::Local for Program {
     }
 
     fn demo(&self, source: Option<&Path>) -> ExitCode {
-        start_log("warn");
-        end(demo::run(source))
+        let log = start_log("warn");
+        let result = demo::run(source);
+        drop(log);
+        end(result)
     }
 
     fn now(&self) -> Timestamp {
@@ -52,16 +58,24 @@ impl cli::Local for Program {
     }
 }
 
-fn start_log(level: &str) {
+/// Lines that wait for standard error, at most; what finds no room is left out.
+const LINES: usize = 10_000;
+
+/// A thread writes the lines: a pipe that nobody reads, or a log service that hangs with its disk, must not keep the
+/// master from its hosts. Dropped, what is given writes the last ones, for about a second at most.
+#[must_use]
+fn start_log(level: &str) -> WorkerGuard {
     let default = format!("{level},{}", broker::LOG_FILTER);
     let filter = tracing_subscriber::EnvFilter::try_from_env("ROUSE_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(default));
+    let (writer, guard) = NonBlockingBuilder::default().buffered_lines_limit(LINES).finish(std::io::stderr());
     tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr)
+        .with_writer(writer)
         .with_ansi(std::io::stderr().is_terminal())
         .with_target(false)
         .init();
+    guard
 }
 
 fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {

@@ -3,7 +3,8 @@
 use crate::config::USUAL_POWER_OFF;
 use crate::core::Level;
 use crate::log;
-use std::process::{Command, Stdio};
+use std::io;
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 use tokio::sync::mpsc;
 
@@ -26,9 +27,17 @@ const USUAL_PACE: Pace = Pace {
 /// Tries of the usual command before rougher ones have their turn.
 const PATIENT_TRIES: usize = 2;
 /// What follows the usual command where that does not bring the machine down: without waiting for services, then without
-/// asking systemd, then without systemd being there at all. A command of the configuration's own is never replaced.
-const ROUGHER: [&[&str]; 3] =
-    [&["systemctl", "poweroff", "--force"], &["systemctl", "poweroff", "--force", "--force"], &["poweroff", "-f"]];
+/// asking systemd, then without systemd being there at all; all of these write to the disks first, and where a disk does
+/// not answer any more they hang at that, so the last does not. A command of the configuration's own is never replaced.
+const ROUGHER: [&[&str]; 4] = [
+    &["systemctl", "poweroff", "--force"],
+    &["systemctl", "poweroff", "--force", "--force"],
+    &["poweroff", "-f"],
+    &["poweroff", "-f", "-n"],
+];
+/// How long a command that was killed may take to be gone. One that waits for a disk in the kernel never is, and must not
+/// keep the next from its turn.
+const DEATH: Duration = Duration::from_secs(2);
 /// Between looks whether the command has ended.
 const LOOK: Duration = Duration::from_millis(100);
 
@@ -81,23 +90,29 @@ async fn run(command: &[String], longest: Duration) -> Result<(), String> {
     let Some((program, arguments)) = command.split_first() else { return Ok(()) };
     let spawned = Command::new(program).args(arguments).stdin(Stdio::null()).spawn();
     let mut child = spawned.map_err(|error| format!("run {program:?}: {error}"))?;
-    let ended = async {
-        loop {
-            match child.try_wait() {
-                Ok(None) => tokio::time::sleep(LOOK).await,
-                Ok(Some(status)) if status.success() => return Ok(()),
-                Ok(Some(status)) => return Err(format!("{command:?} ended with {status}")),
-                Err(error) => return Err(format!("wait for {program:?}: {error}")),
-            }
-        }
-    };
-    match tokio::time::timeout(longest, ended).await {
-        Ok(ended) => ended,
+    match tokio::time::timeout(longest, end_of(&mut child)).await {
+        Ok(Ok(status)) if status.success() => Ok(()),
+        Ok(Ok(status)) => Err(format!("{command:?} ended with {status}")),
+        Ok(Err(error)) => Err(format!("wait for {program:?}: {error}")),
         Err(_) => {
-            let killed = child.kill().and_then(|()| child.wait());
-            let killed = killed.map_or_else(|error| format!("was not killed: {error}"), |_| "was killed".to_owned());
+            let killed = match child.kill() {
+                Ok(()) => {
+                    tokio::time::timeout(DEATH, end_of(&mut child)).await.map_or("does not even die", |_| "was killed")
+                }
+                Err(_) => "cannot be killed",
+            };
             Err(format!("{command:?} has hung for {} s and {killed}", longest.as_secs()))
         }
+    }
+}
+
+/// Looks until it has ended: it is waited for without holding up the loop, which may be asked to end meanwhile.
+async fn end_of(child: &mut Child) -> io::Result<ExitStatus> {
+    loop {
+        if let Some(status) = child.try_wait()? {
+            return Ok(status);
+        }
+        tokio::time::sleep(LOOK).await;
     }
 }
 
@@ -112,11 +127,11 @@ mod tests {
     #[test]
     fn only_the_usual_command_gives_way_to_rougher_ones() {
         let usual = words("systemctl poweroff");
-        let tries: Vec<_> = (0..6).map(|n| try_of(&usual, n).join(" ")).collect();
+        let tries: Vec<_> = (0..7).map(|n| try_of(&usual, n).join(" ")).collect();
         assert_eq!(tries[..2], ["systemctl poweroff", "systemctl poweroff"]);
         assert_eq!(tries[2], "systemctl poweroff --force");
         assert_eq!(tries[3], "systemctl poweroff --force --force");
-        assert_eq!(tries[4..], ["poweroff -f", "systemctl poweroff --force"]);
+        assert_eq!(tries[4..], ["poweroff -f", "poweroff -f -n", "systemctl poweroff --force"]);
         let own = words("/opt/off now");
         assert!((0..9).all(|n| try_of(&own, n) == own));
     }

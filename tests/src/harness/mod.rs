@@ -153,8 +153,17 @@ impl Master {
     #[track_caller]
     pub fn begin_with(&self, more: &[(&str, &str)]) {
         let mut command = Command::new(program("rouse"));
-        command.args(["master", "-c"]).arg(self.config()).current_dir(&self.dir);
-        command.env_remove("ROUSE_LOG").envs(more.iter().copied());
+        command.envs(more.iter().copied());
+        self.begin_by(command);
+    }
+
+    /// The same by `command`, which gets the arguments of `rouse` and is to become it.
+    ///
+    /// # Panics
+    /// Where it does not become ready.
+    #[track_caller]
+    pub fn begin_by(&self, mut command: Command) {
+        command.args(["master", "-c"]).arg(self.config()).current_dir(&self.dir).env_remove("ROUSE_LOG");
         *self.process() = Some(Process::start(command, &self.dir, "master"));
         self.until("the master is ready", || {
             let mut process = self.process();

@@ -1,6 +1,7 @@
 //! The master or its broker dies or is restarted in mid-build: the build goes on, once, and its log is whole.
 
-use rouse_tests::harness::{DEADLINE, Master, latent, processes_with, standing, text};
+use rouse_tests::harness::{DEADLINE, Master, latent, processes_with, program, standing, text};
+use std::process::Command;
 
 fn workers() -> String {
     // The lease is longer than a private broker takes to come back.
@@ -113,4 +114,20 @@ fn a_killed_broker_comes_back_and_nothing_is_lost() {
         master.until("the broker is back", || master.get("/healthz").status == 200);
         assert!(beams().iter().all(|pid| !first.contains(pid)));
     });
+}
+
+#[test]
+fn a_log_that_nobody_reads_holds_up_no_master() {
+    let master = Master::start("unread", &latent("sleeps", "build_wait_timeout = 1"));
+    master.terminate();
+    let mut shell = Command::new("bash");
+    // Its standard error is a pipe that is full to the last byte, whose other end is open and silent.
+    let full = "mkfifo unread; exec 2<>unread; head -c 65536 /dev/zero >&2; exec \"$@\"";
+    shell.args(["-c", full, "bash"]).arg(program("rouse"));
+    let silent = master.log();
+    master.begin_by(shell);
+    master.rouse(&["build", "--worker", "sleeps", "--", "true"]).ended(0);
+    master.until("its host is shut down", || master.hosts("sleeps").is_empty());
+    assert_eq!(master.log(), silent, "what it says goes into the pipe");
+    master.terminate();
 }

@@ -7,7 +7,7 @@ use rouse_tests::ec2::{Authority, Cloud, with_defaults};
 use rouse_tests::harness::{Master, free_address};
 use rouse_tests::virt::{BRIDGE, Image, Lab, image, outside, run};
 use serde_json::json;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use tokio::net::{TcpListener, TcpStream};
 
@@ -33,12 +33,20 @@ fn give_address(lab: &Lab) {
 }
 
 /// A guest that goes with the test, however that ends.
-struct Guest<'a>(&'a Lab);
+struct Guest<'a> {
+    lab: &'a Lab,
+    console: PathBuf,
+}
 
 impl Drop for Guest<'_> {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            // What the master says is not all: whether it has gone is up to the agent and its kernel.
+            eprintln!("the guest's console:\n{}", std::fs::read_to_string(&self.console).unwrap_or_default());
+            eprintln!("{:?}", self.lab.virsh_may_fail(&["domstate", "--reason", GUEST_NAME]));
+        }
         // It may have gone by itself.
-        self.0.virsh_may_fail(&["destroy", GUEST_NAME]);
+        self.lab.virsh_may_fail(&["destroy", GUEST_NAME]);
     }
 }
 
@@ -49,11 +57,17 @@ fn boot<'a>(lab: &'a Lab, dir: &Path) -> Guest<'a> {
     let disk = dir.join("instance.qcow2");
     let mut overlay = Command::new("qemu-img");
     run(overlay.args(["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b"]).arg(&base).arg(&disk));
-    let xml = OWN_XML.replace("anything", GUEST_NAME).replace("/nonexistent", &disk.display().to_string());
+    let console = dir.join("console");
+    let xml = OWN_XML
+        .replace("anything", GUEST_NAME)
+        .replace("/nonexistent", &disk.display().to_string())
+        .replace("<serial type='pty'/>", &format!("<serial type='pty'><log file='{}'/></serial>", console.display()));
+    // Where it is written to, it must be.
+    std::fs::write(&console, "").unwrap();
     let path = dir.join("instance.xml");
     std::fs::write(&path, xml).unwrap();
     lab.virsh(&["create", &path.display().to_string()]);
-    Guest(lab)
+    Guest { lab, console }
 }
 
 #[test]
