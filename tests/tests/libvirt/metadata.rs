@@ -43,7 +43,9 @@ impl Drop for Guest<'_> {
         if std::thread::panicking() {
             // What the master says is not all: whether it has gone is up to the agent and its kernel.
             eprintln!("the guest's console:\n{}", std::fs::read_to_string(&self.console).unwrap_or_default());
-            eprintln!("{:?}", self.lab.virsh_may_fail(&["domstate", "--reason", GUEST_NAME]));
+            let ask = |words: &[&str]| eprintln!("{}", self.lab.virsh_may_fail(words).unwrap_or_default());
+            ask(&["domstate", "--reason", GUEST_NAME]);
+            ask(&["qemu-monitor-command", "--hmp", GUEST_NAME, "info registers"]);
         }
         // It may have gone by itself.
         self.lab.virsh_may_fail(&["destroy", GUEST_NAME]);
