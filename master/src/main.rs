@@ -63,7 +63,6 @@ const LINES: usize = 10_000;
 
 /// A thread writes the lines: a pipe that nobody reads, or a log service that hangs with its disk, must not keep the
 /// master from its hosts. Dropped, what is given writes the last ones, for about a second at most.
-#[must_use]
 fn start_log(level: &str) -> WorkerGuard {
     let default = format!("{level},{}", broker::LOG_FILTER);
     let filter = tracing_subscriber::EnvFilter::try_from_env("ROUSE_LOG")
