@@ -38,7 +38,7 @@ pub fn start() -> io::Result<()> {
         for item in items {
             match item {
                 Item::Line(line) => write(&line),
-                // Nobody waits any more: it took too long.
+                // In vain where it took so long that nobody waits any more.
                 Item::Written(told) => drop(told.try_send(())),
             }
         }
@@ -53,7 +53,7 @@ pub fn finish() {
     if let Some(writer) = WRITER.get() {
         let (told, written) = sync_channel(1);
         if writer.try_send(Item::Written(told)).is_ok() {
-            // In vain: what is not written by then is lost.
+            // What is not written by then is lost.
             written.recv_timeout(LAST).ok();
         }
     }

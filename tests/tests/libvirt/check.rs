@@ -28,6 +28,13 @@ fn it_says_what_would_be_booted_and_what_is_missing() {
     assert_eq!(code, Some(0), "{said}");
     let answers = said.lines().filter(|line| line.contains(" answers at qemu+unix:")).count();
     assert!(answers == 1 && said.contains(&format!("boots {base} (qcow2)")), "once for all of them: {said}");
+    assert!(!said.contains("spanning tree"), "{said}");
+
+    // As libvirt makes one where nothing is said of it.
+    let network = "<network><name>slow</name><ip address='10.152.0.1' netmask='255.255.255.0'/></network>";
+    machines.lab.set_network("slow", network);
+    let (code, said) = check(&machines.dir, &[("slow", &good.replace("\"bare\"", "\"slow\""))]);
+    assert!(code == Some(0) && said.contains("the network slow at") && said.contains("first four seconds"), "{said}");
 
     let text = machines.dir.join("text.qcow2");
     std::fs::write(&text, "no image").unwrap();

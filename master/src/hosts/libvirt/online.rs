@@ -68,15 +68,45 @@ fn networks_of(domain: &Element) -> Vec<String> {
 }
 
 fn look_at_networks(connect: &Connect, uri: &str, names: &BTreeSet<String>) -> Vec<Finding> {
-    let look = |name: &String| match connect.lookup_network_by_name(name).and_then(|network| network.is_active()) {
-        Ok(true) => None,
-        Ok(false) => Some(format!("the network {name} at {uri} is not active: virsh net-start {name}")),
-        Err(error) if code_of(&error) == ErrorNumber::NoNetwork => {
-            Some(format!("there is no network {name} at {uri} (rouse libvirt-network prints one)"))
+    let look = |name: &String| {
+        let network = match connect.lookup_network_by_name(name) {
+            Ok(network) => network,
+            Err(error) if code_of(&error) == ErrorNumber::NoNetwork => {
+                let text = format!("there is no network {name} at {uri} (rouse libvirt-network prints one)");
+                return Some(Finding::bad(text));
+            }
+            Err(error) => return Some(cannot_be_looked_at(name, &error)),
+        };
+        match network.is_active() {
+            Ok(true) => {}
+            Ok(false) => {
+                return Some(Finding::bad(format!(
+                    "the network {name} at {uri} is not active: virsh net-start {name}"
+                )));
+            }
+            Err(error) => return Some(cannot_be_looked_at(name, &error)),
         }
-        Err(error) => Some(format!("the network {name} cannot be looked at: {}", error.message())),
+        match network.xml_desc(0) {
+            Ok(text) if has_spanning_tree(&text) => Some(Finding::good(format!(
+                "the network {name} at {uri} keeps each guest without a network for its first four seconds, by the \
+                 spanning tree protocol: where its bridge is in no loop, virsh net-edit {name}, and <bridge stp='off'>"
+            ))),
+            Ok(_) => None,
+            Err(error) => Some(cannot_be_looked_at(name, &error)),
+        }
     };
-    names.iter().filter_map(look).map(Finding::bad).collect()
+    names.iter().filter_map(look).collect()
+}
+
+fn cannot_be_looked_at(name: &str, error: &virt::error::Error) -> Finding {
+    Finding::bad(format!("the network {name} cannot be looked at: {}", error.message()))
+}
+
+/// Whether the bridge that libvirt has made for it speaks the spanning tree protocol: the kernel then listens and learns
+/// for two seconds each, its least (`BR_MIN_FORWARD_DELAY`), before anything passes through a new port.
+fn has_spanning_tree(network: &str) -> bool {
+    let network = xml::parse(network).ok();
+    network.is_some_and(|network| xml::attribute(&network, Some("bridge"), "stp") == Some("on"))
 }
 
 /// Looks at the images and at the places of the disks; what is on another machine cannot be seen from here.
