@@ -5,71 +5,114 @@ use crate::core::Level;
 use std::io::{self, Write};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
 use std::thread;
 use std::time::{Duration, UNIX_EPOCH};
 
 /// Lines that wait for standard error, at most.
 const WAITING: usize = 1_000;
-/// How long the last lines may take at the end of the program.
+/// How long the end of the program waits for room, and then for what is written.
 const LAST: Duration = Duration::from_secs(1);
+/// Between looks for room.
+const LOOK: Duration = Duration::from_millis(10);
 /// Of the thread that writes: it calls nothing that needs more.
 const STACK: usize = 128 << 10;
 
-/// What the thread that writes is given.
-enum Item {
-    Line(String),
-    /// Everything before is written.
-    Written(SyncSender<()>),
-}
+static LOG: OnceLock<Log> = OnceLock::new();
 
-static WRITER: OnceLock<SyncSender<Item>> = OnceLock::new();
-/// Lines that found no room since the last that did.
-static LOST: AtomicU64 = AtomicU64::new(0);
-
-/// From now on a thread writes the lines: a pipe that nobody reads, or a log service that hangs with its disk, must not
-/// keep the agent from its timers. Without it they are written where they are said.
+/// From now on a thread writes the lines: a pipe that nobody reads, or a log service that hangs, must not keep the agent
+/// from its timers. Without it they are written where they are said. A panic goes the same way.
 ///
 /// # Errors
 /// Where there can be no thread.
 pub fn start() -> io::Result<()> {
-    let (writer, items) = sync_channel(WAITING);
-    thread::Builder::new().name("log".to_owned()).stack_size(STACK).spawn(move || {
-        for item in items {
-            match item {
-                Item::Line(line) => write(&line),
-                // In vain where it took so long that nobody waits any more.
-                Item::Written(told) => drop(told.try_send(())),
-            }
-        }
-    })?;
     // Started twice, the first goes on, and the second ends with its channel.
-    drop(WRITER.set(writer));
+    drop(LOG.set(Log::start(write)?));
+    std::panic::set_hook(Box::new(|panic| {
+        line(Level::Error, &panic.to_string());
+        finish();
+    }));
     Ok(())
-}
-
-/// Waits until all lines are written, for a second at most. To be called before the program ends or becomes another.
-pub fn finish() {
-    if let Some(writer) = WRITER.get() {
-        let (told, written) = sync_channel(1);
-        if writer.try_send(Item::Written(told)).is_ok() {
-            // What is not written by then is lost.
-            written.recv_timeout(LAST).ok();
-        }
-    }
 }
 
 /// Says one line. A log that cannot be written stops nothing: what finds no room is counted and left out.
 pub fn line(level: Level, text: &str) {
     let line = told(level, text);
-    let Some(writer) = WRITER.get() else { return write(&line) };
-    let lost = LOST.swap(0, Ordering::Relaxed);
-    let line = match lost {
-        0 => line,
-        _ => told(Level::Error, &format!("{lost} lines could not be written and are lost")) + &line,
-    };
-    if writer.try_send(Item::Line(line)).is_err() {
-        LOST.fetch_add(lost + 1, Ordering::Relaxed);
+    match LOG.get() {
+        Some(log) => log.line(line),
+        None => write(&line),
+    }
+}
+
+/// Waits until all lines are written, for two seconds at most. To be called before the program ends or becomes another.
+pub fn finish() {
+    if let Some(log) = LOG.get() {
+        log.finish();
+    }
+}
+
+/// A thread that writes, and what is on its way to it.
+struct Log {
+    items: SyncSender<Item>,
+    /// Lines that found no room since the last that did.
+    lost: AtomicU64,
+}
+
+enum Item {
+    Lines(String),
+    /// Everything before is written.
+    Written(SyncSender<()>),
+}
+
+impl Log {
+    fn start(mut write: impl FnMut(&str) + Send + 'static) -> io::Result<Self> {
+        let (items, given) = sync_channel(WAITING);
+        thread::Builder::new().name("log".to_owned()).stack_size(STACK).spawn(move || {
+            for item in given {
+                match item {
+                    Item::Lines(lines) => write(&lines),
+                    // In vain where it took so long that nobody waits any more.
+                    Item::Written(told) => drop(told.try_send(())),
+                }
+            }
+        })?;
+        Ok(Self { items, lost: AtomicU64::new(0) })
+    }
+
+    fn line(&self, line: String) {
+        let lost = self.lost.swap(0, Ordering::Relaxed);
+        if self.items.try_send(Item::Lines(gap(lost) + &line)).is_err() {
+            self.lost.fetch_add(lost + 1, Ordering::Relaxed);
+        }
+    }
+
+    fn finish(&self) {
+        let (told, written) = sync_channel(1);
+        let lost = self.lost.swap(0, Ordering::Relaxed);
+        let mut looks = LAST.as_millis() / LOOK.as_millis();
+        for mut item in [Item::Lines(gap(lost)), Item::Written(told)] {
+            while let Err(TrySendError::Full(back) | TrySendError::Disconnected(back)) = self.items.try_send(item) {
+                if looks == 0 {
+                    if let Item::Lines(_) = back {
+                        self.lost.fetch_add(lost, Ordering::Relaxed);
+                    }
+                    return;
+                }
+                looks -= 1;
+                item = back;
+                thread::sleep(LOOK);
+            }
+        }
+        // What is not written by then is lost.
+        written.recv_timeout(LAST).ok();
+    }
+}
+
+/// Says that lines are missing, where there are any.
+fn gap(lost: u64) -> String {
+    match lost {
+        0 => String::new(),
+        _ => told(Level::Error, &format!("{lost} lines could not be written and are lost")),
     }
 }
 
@@ -106,7 +149,44 @@ fn utc(seconds: u64, milliseconds: u32) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::utc;
+    use super::*;
+    use std::sync::{Arc, Mutex};
+
+    #[test]
+    fn what_finds_no_room_is_counted_and_the_end_waits_for_what_does() {
+        let (gate, opened) = sync_channel::<()>(0);
+        let said = Arc::new(Mutex::new(String::new()));
+        let (begun, begins) = sync_channel(1);
+        let log = Log::start({
+            let said = Arc::clone(&said);
+            move |lines| {
+                begun.try_send(()).ok();
+                // Shut until the gate is gone.
+                opened.recv().ok();
+                said.lock().expect("nobody panics").push_str(lines);
+            }
+        })
+        .expect("a thread");
+        log.line("first\n".to_owned());
+        begins.recv().expect("it hangs at the first");
+        for number in 0..WAITING + 5 {
+            log.line(format!("{number}\n"));
+        }
+        // It comes back although nothing can be written.
+        log.finish();
+        drop(gate);
+        while !said.lock().expect("nobody panics").contains("999\n") {
+            thread::yield_now();
+        }
+        log.line("last\n".to_owned());
+        log.finish();
+        let said = said.lock().expect("nobody panics").clone();
+        let lines: Vec<&str> = said.lines().collect();
+        assert_eq!((lines[0], lines[1], lines[WAITING]), ("first", "0", "999"));
+        assert_eq!(lines.len(), WAITING + 3, "{:?}", &lines[WAITING..]);
+        assert!(lines[WAITING + 1].ends_with(" error: 5 lines could not be written and are lost"));
+        assert_eq!(lines[WAITING + 2], "last");
+    }
 
     #[test]
     fn days_are_counted_right() {

@@ -109,7 +109,7 @@ fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Command, String>
 }
 
 fn start(config: AgentConfig) -> Result<Ended, String> {
-    // One thread: an agent is idle most of its life, and small is what it has to be.
+    // One thread, beside the log's: an agent is idle most of its life, and small is what it has to be.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

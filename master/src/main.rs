@@ -4,10 +4,13 @@ use clap::Parser as _;
 use rouse_master::driver::Failure;
 use rouse_master::{broker, cli, clock, config, demo, driver, hosts};
 use rouse_shared::Timestamp;
+use std::backtrace::{Backtrace, BacktraceStatus};
 use std::io::IsTerminal as _;
 use std::path::Path;
 use std::process::ExitCode;
-use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
+use std::sync::mpsc::sync_channel;
+use std::time::Duration;
+use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 
 /// Bad usage or configuration, or the master cannot run.
 const WRONG: u8 = 2;
@@ -28,10 +31,12 @@ impl cli::Local for Program {
         for warning in &config.warnings {
             tracing::warn!("{warning}");
         }
-        let result = block_on(driver::run(path, config));
-        // Before the last word, which is not the log's.
-        drop(log);
-        end(result.map(|()| true))
+        let lost = log.lost.clone();
+        let result = block_on(async {
+            tokio::spawn(tell_of_lost(lost));
+            driver::run(path, config).await
+        });
+        end(log, result.map(|()| true))
     }
 
     fn check(&self, path: &Path, online: bool) -> ExitCode {
@@ -49,8 +54,7 @@ impl cli::Local for Program {
     fn demo(&self, source: Option<&Path>) -> ExitCode {
         let log = start_log("warn");
         let result = demo::run(source);
-        drop(log);
-        end(result)
+        end(log, result)
     }
 
     fn now(&self) -> Timestamp {
@@ -60,21 +64,53 @@ impl cli::Local for Program {
 
 /// Lines that wait for standard error, at most; what finds no room is left out.
 const LINES: usize = 10_000;
+/// Between looks whether lines were left out.
+const LOST: Duration = Duration::from_secs(60);
+/// How long the last lines and the last word may take.
+const LAST: Duration = Duration::from_secs(2);
 
-/// A thread writes the lines: a pipe that nobody reads, or a log service that hangs with its disk, must not keep the
-/// master from its hosts. Dropped, what is given writes the last ones, for about a second at most.
-fn start_log(level: &str) -> WorkerGuard {
+/// The log, which a thread writes: a pipe that nobody reads, or a log service that hangs, must not keep the master from
+/// its hosts.
+struct Log {
+    /// Dropped, it waits for the last lines.
+    writer: WorkerGuard,
+    lost: ErrorCounter,
+}
+
+fn start_log(level: &str) -> Log {
     let default = format!("{level},{}", broker::LOG_FILTER);
     let filter = tracing_subscriber::EnvFilter::try_from_env("ROUSE_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(default));
-    let (writer, guard) = NonBlockingBuilder::default().buffered_lines_limit(LINES).finish(std::io::stderr());
+    let (lines, writer) = NonBlockingBuilder::default().buffered_lines_limit(LINES).finish(std::io::stderr());
+    let lost = lines.error_counter();
     tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(writer)
+        .with_writer(lines)
         .with_ansi(std::io::stderr().is_terminal())
         .with_target(false)
         .init();
-    guard
+    // The usual hook writes to standard error itself, and would wait there.
+    std::panic::set_hook(Box::new(|panic| {
+        let backtrace = Backtrace::capture();
+        match backtrace.status() {
+            BacktraceStatus::Captured => tracing::error!("{panic}\n{backtrace}"),
+            _ => tracing::error!("{panic}"),
+        }
+    }));
+    Log { writer, lost }
+}
+
+/// Says how many lines found no room, each time that there are more.
+async fn tell_of_lost(lost: ErrorCounter) {
+    let mut told = 0;
+    loop {
+        tokio::time::sleep(LOST).await;
+        let now = lost.dropped_lines();
+        if now > told {
+            tracing::error!("{} lines of the log could not be written and are lost", now - told);
+            told = now;
+        }
+    }
 }
 
 fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
@@ -86,15 +122,23 @@ fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Fail
     result
 }
 
-fn end(result: Result<bool, Failure>) -> ExitCode {
-    match result {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(failure) => {
+/// The log's last lines, then the last word. Where nobody reads them the program ends all the same.
+fn end(log: Log, result: Result<bool, Failure>) -> ExitCode {
+    let (code, failure) = match result {
+        Ok(true) => (ExitCode::SUCCESS, None),
+        Ok(false) => (ExitCode::FAILURE, None),
+        Err(failure) => (ExitCode::from(WRONG), Some(failure)),
+    };
+    let (said, heard) = sync_channel(1);
+    std::thread::spawn(move || {
+        drop(log.writer);
+        if let Some(failure) = failure {
             eprintln!("rouse: {failure}");
-            ExitCode::from(WRONG)
         }
-    }
+        said.send(())
+    });
+    heard.recv_timeout(LAST).ok();
+    code
 }
 
 fn main() -> ExitCode {

@@ -6,7 +6,7 @@ use crate::log;
 use std::io;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 /// How long the parts of a power-off may take.
 struct Pace {
@@ -27,13 +27,14 @@ const USUAL_PACE: Pace = Pace {
 /// Tries of the usual command before rougher ones have their turn.
 const PATIENT_TRIES: usize = 2;
 /// What follows the usual command where that does not bring the machine down: without waiting for services, then without
-/// asking systemd, then without systemd being there at all; all of these write to the disks first, and where a disk does
-/// not answer any more they hang at that, so the last does not. A command of the configuration's own is never replaced.
-const ROUGHER: [&[&str]; 4] = [
-    &["systemctl", "poweroff", "--force"],
-    &["systemctl", "poweroff", "--force", "--force"],
-    &["poweroff", "-f"],
-    &["poweroff", "-f", "-n"],
+/// asking systemd, then without systemd being there at all. Where a disk does not answer any more, these cannot be read
+/// from it, or hang at writing to it: the kernel itself is asked last. A command of the configuration's own is never
+/// replaced.
+const ROUGHER: [Option<&[&str]>; 4] = [
+    Some(&["systemctl", "poweroff", "--force"]),
+    Some(&["systemctl", "poweroff", "--force", "--force"]),
+    Some(&["poweroff", "-f"]),
+    None,
 ];
 /// How long a command that was killed may take to be gone. One that waits for a disk in the kernel never is, and must not
 /// keep the next from its turn.
@@ -53,7 +54,13 @@ async fn off_at(pace: &Pace, command: &[String], terminate: &mut mpsc::Receiver<
     }
     let until_off = async {
         for number in 0.. {
-            let pause = match run(&try_of(command, number), pace.longest).await {
+            // What they say may be why they fail; but they may hang at saying it, where nobody reads that any more.
+            let silent = number >= PATIENT_TRIES;
+            let tried = match try_of(command, number) {
+                Some(command) => run(&command, silent, pace.longest).await,
+                None => ask_kernel(pace.longest).await,
+            };
+            let pause = match tried {
                 Ok(()) => {
                     log::line(Level::Warn, "the machine is told to power off");
                     pace.going_down
@@ -75,21 +82,34 @@ async fn off_at(pace: &Pace, command: &[String], terminate: &mut mpsc::Receiver<
     }
 }
 
-/// The command of a try, from 0.
-fn try_of(command: &[String], number: usize) -> Vec<String> {
+/// The command of a try, from 0; none: the kernel is asked.
+fn try_of(command: &[String], number: usize) -> Option<Vec<String>> {
     match number.checked_sub(PATIENT_TRIES) {
         Some(rough) if command == USUAL_POWER_OFF => {
-            ROUGHER[rough % ROUGHER.len()].iter().map(|word| (*word).to_owned()).collect()
+            ROUGHER[rough % ROUGHER.len()].map(|words| words.iter().map(|word| (*word).to_owned()).collect())
         }
-        Some(_) | None => command.to_vec(),
+        Some(_) | None => Some(command.to_vec()),
     }
 }
 
+/// Does it on a thread of its own: what waits for a disk in the kernel takes as long as it likes, and comes back to nobody.
+async fn beside<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+    let (done, result) = oneshot::channel();
+    std::thread::Builder::new().name("power".to_owned()).spawn(move || done.send(work()).ok())?;
+    result.await.unwrap_or_else(|_| Err(io::Error::other("its thread ended")))
+}
+
 /// Runs the command; why it has not done its work, in words. It goes on where nobody waits for it any more.
-async fn run(command: &[String], longest: Duration) -> Result<(), String> {
+async fn run(command: &[String], silent: bool, longest: Duration) -> Result<(), String> {
     let Some((program, arguments)) = command.split_first() else { return Ok(()) };
-    let spawned = Command::new(program).args(arguments).stdin(Stdio::null()).spawn();
-    let mut child = spawned.map_err(|error| format!("run {program:?}: {error}"))?;
+    let mut ready = Command::new(program);
+    ready.args(arguments).stdin(Stdio::null());
+    if silent {
+        ready.stdout(Stdio::null()).stderr(Stdio::null());
+    }
+    let hung = || format!("{command:?} has hung for {} s", longest.as_secs());
+    let spawned = tokio::time::timeout(longest, beside(move || ready.spawn())).await;
+    let mut child = spawned.map_err(|_| hung())?.map_err(|error| format!("run {program:?}: {error}"))?;
     match tokio::time::timeout(longest, end_of(&mut child)).await {
         Ok(Ok(status)) if status.success() => Ok(()),
         Ok(Ok(status)) => Err(format!("{command:?} ended with {status}")),
@@ -101,9 +121,22 @@ async fn run(command: &[String], longest: Duration) -> Result<(), String> {
                 }
                 Err(_) => "cannot be killed",
             };
-            Err(format!("{command:?} has hung for {} s and {killed}", longest.as_secs()))
+            Err(format!("{} and {killed}", hung()))
         }
     }
+}
+
+/// Has the kernel switch the machine off, without a look at what is not on its disks yet.
+async fn ask_kernel(longest: Duration) -> Result<(), String> {
+    // SAFETY: a call with a number; where it works it does not come back.
+    let ask = || match unsafe { libc::reboot(libc::RB_POWER_OFF) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    };
+    let asked = tokio::time::timeout(longest, beside(ask)).await;
+    asked
+        .map_err(|_| format!("the kernel has not switched the machine off within {} s", longest.as_secs()))?
+        .map_err(|error| format!("have the kernel switch the machine off: {error}"))
 }
 
 /// Looks until it has ended: it is waited for without holding up the loop, which may be asked to end meanwhile.
@@ -119,6 +152,7 @@ async fn end_of(child: &mut Child) -> io::Result<ExitStatus> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::process::ExitStatusExt;
 
     fn words(line: &str) -> Vec<String> {
         line.split_whitespace().map(str::to_owned).collect()
@@ -127,13 +161,14 @@ mod tests {
     #[test]
     fn only_the_usual_command_gives_way_to_rougher_ones() {
         let usual = words("systemctl poweroff");
-        let tries: Vec<_> = (0..7).map(|n| try_of(&usual, n).join(" ")).collect();
+        let tries: Vec<_> =
+            (0..7).map(|n| try_of(&usual, n).map_or("the kernel".to_owned(), |words| words.join(" "))).collect();
         assert_eq!(tries[..2], ["systemctl poweroff", "systemctl poweroff"]);
         assert_eq!(tries[2], "systemctl poweroff --force");
         assert_eq!(tries[3], "systemctl poweroff --force --force");
-        assert_eq!(tries[4..], ["poweroff -f", "poweroff -f -n", "systemctl poweroff --force"]);
+        assert_eq!(tries[4..], ["poweroff -f", "the kernel", "systemctl poweroff --force"]);
         let own = words("/opt/off now");
-        assert!((0..9).all(|n| try_of(&own, n) == own));
+        assert!((0..9).all(|n| try_of(&own, n).as_ref() == Some(&own)));
     }
 
     #[tokio::test]
@@ -142,7 +177,7 @@ mod tests {
         let ran = dir.path().join("ran");
         // The third time it works; the second time it hangs.
         let script = format!(
-            "echo x >> {0}; case $(wc -l < {0}) in 1) exit 1;; 2) exec sleep 1000;; 3) touch {0}.done;; esac",
+            "readlink /proc/$$/fd/2 >> {0}; case $(wc -l < {0}) in 1) exit 1;; 2) exec sleep 1000;; 3) touch {0}.done;; esac",
             ran.display()
         );
         let command = vec!["/bin/sh".to_owned(), "-c".to_owned(), script];
@@ -153,8 +188,34 @@ mod tests {
             () = off_at(&pace, &command, &mut terminate) => panic!("it gave up"),
             () = async { while !ran.with_extension("done").exists() { tokio::time::sleep(LOOK).await } } => {}
         }
-        let error = run(&words("/nonexistent/off now"), pace.longest).await.expect_err("not there");
+        let errors = std::fs::read_to_string(&ran).expect("where its standard error went");
+        let silent: Vec<bool> = errors.lines().map(|place| place == "/dev/null").collect();
+        assert_eq!(silent, [false, false, true], "{errors}");
+        let error = run(&words("/nonexistent/off now"), false, pace.longest).await.expect_err("not there");
         assert!(error.starts_with("run \"/nonexistent/off\": "), "{error}");
+    }
+
+    const FIRST_OF_NAMESPACE: &str = "ROUSE_TEST_ASK_KERNEL";
+
+    /// The kernel ends a namespace of processes in place of the machine: its first process by SIGINT (reboot(2)).
+    #[test]
+    fn the_kernel_is_asked() {
+        if std::env::var_os(FIRST_OF_NAMESPACE).is_some() {
+            assert_eq!(std::process::id(), 1, "else it would switch this machine off");
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+            return runtime.block_on(async { ask_kernel(USUAL_PACE.longest).await.expect("it may") });
+        }
+        // SAFETY: a call without arguments.
+        if unsafe { libc::geteuid() } != 0 {
+            assert!(std::env::var_os("CI").is_none(), "not root: CI must be");
+            return eprintln!("not tested: only root may have a namespace of processes");
+        }
+        let mut own = Command::new("unshare");
+        own.args(["--pid", "--fork", "--kill-child"]).arg(std::env::current_exe().expect("this program"));
+        own.args(["--exact", "driver::power::tests::the_kernel_is_asked"]).env(FIRST_OF_NAMESPACE, "1");
+        let status = own.stdout(Stdio::null()).stderr(Stdio::null()).status().expect("unshare runs");
+        // unshare ends as its child did.
+        assert!(status.signal() == Some(libc::SIGINT) || status.code() == Some(128 + libc::SIGINT), "{status}");
     }
 
     #[tokio::test]

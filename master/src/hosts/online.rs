@@ -14,7 +14,7 @@ pub struct Finding {
 }
 
 impl Finding {
-    /// As it should be.
+    /// Something that keeps no host from being started.
     pub fn good(text: impl Into<String>) -> Self {
         Self { good: true, text: text.into() }
     }

@@ -1,6 +1,6 @@
 //! The master or its broker dies or is restarted in mid-build: the build goes on, once, and its log is whole.
 
-use rouse_tests::harness::{DEADLINE, Master, latent, processes_with, program, standing, text};
+use rouse_tests::harness::{DEADLINE, Master, Process, latent, processes_with, program, standing, text};
 use std::process::Command;
 
 fn workers() -> String {
@@ -122,7 +122,7 @@ fn a_log_that_nobody_reads_holds_up_no_master() {
     master.terminate();
     let mut shell = Command::new("bash");
     // Its standard error is a pipe that is full to the last byte, whose other end is open and silent.
-    let full = "mkfifo unread; exec 2<>unread; head -c 65536 /dev/zero >&2; exec \"$@\"";
+    let full = "rm -f unread; mkfifo unread; exec 2<>unread; timeout 1 cat /dev/zero >&2; exec \"$@\"";
     shell.args(["-c", full, "bash"]).arg(program("rouse"));
     let silent = master.log();
     master.begin_by(shell);
@@ -130,4 +130,11 @@ fn a_log_that_nobody_reads_holds_up_no_master() {
     master.until("its host is shut down", || master.hosts("sleeps").is_empty());
     assert_eq!(master.log(), silent, "what it says goes into the pipe");
     master.terminate();
+
+    // One that cannot run has a last word, and does not wait for a reader of that either.
+    std::fs::write(master.dir.join("broken.toml"), "[master]\nstate_dir = \"/proc/nowhere\"\n").unwrap();
+    let mut shell = Command::new("bash");
+    shell.args(["-c", full, "bash"]).arg(program("rouse")).args(["master", "-c", "broken.toml"]);
+    shell.current_dir(&master.dir);
+    Process::start(shell, &master.dir, "broken").wait(DEADLINE).ended(2);
 }

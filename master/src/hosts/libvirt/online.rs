@@ -89,10 +89,11 @@ fn look_at_networks(connect: &Connect, uri: &str, names: &BTreeSet<String>) -> V
         match network.xml_desc(0) {
             Ok(text) if has_spanning_tree(&text) => Some(Finding::good(format!(
                 "the network {name} at {uri} keeps each guest without a network for its first four seconds, by the \
-                 spanning tree protocol: where its bridge is in no loop, virsh net-edit {name}, and <bridge stp='off'>"
+                 spanning tree protocol; where its bridge is in no loop: virsh net-edit {name}, <bridge stp='off' \
+                 delay='0'>, and start it anew when no guest runs"
             ))),
-            Ok(_) => None,
-            Err(error) => Some(cannot_be_looked_at(name, &error)),
+            // Hosts can be started without it being read.
+            Ok(_) | Err(_) => None,
         }
     };
     names.iter().filter_map(look).collect()
