@@ -52,15 +52,17 @@ async fn off_at(pace: &Pace, command: &[String], terminate: &mut mpsc::Receiver<
     if command.is_empty() {
         return;
     }
+    // Before anything else is heard: the command is run at least once, whatever was asked before. It begins on a thread
+    // that would go with this program.
+    let mut begun = begin(command, 0, pace.longest).await;
     let until_off = async {
         for number in 0.. {
-            // What they say may be why they fail; but they may hang at saying it, where nobody reads that any more.
-            let silent = number >= PATIENT_TRIES;
-            let tried = match try_of(command, number) {
-                Some(command) => run(&command, silent, pace.longest).await,
-                None => ask_kernel(pace.longest).await,
+            let done = match begun {
+                Ok(Some(child)) => end(child, pace.longest).await,
+                Ok(None) => Ok(()),
+                Err(why) => Err(why),
             };
-            let pause = match tried {
+            let pause = match done {
                 Ok(()) => {
                     log::line(Level::Warn, "the machine is told to power off");
                     pace.going_down
@@ -72,11 +74,10 @@ async fn off_at(pace: &Pace, command: &[String], terminate: &mut mpsc::Receiver<
             };
             // The bill runs on until it works.
             tokio::time::sleep(pause).await;
+            begun = begin(command, number + 1, pace.longest).await;
         }
     };
-    // In this order: the command is run at least once, whatever was asked before.
     tokio::select! {
-        biased;
         () = until_off => {}
         _ = terminate.recv() => log::line(Level::Info, "asked to end while powering off"),
     }
@@ -99,21 +100,35 @@ async fn beside<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send +
     result.await.unwrap_or_else(|_| Err(io::Error::other("its thread ended")))
 }
 
-/// Runs the command; why it has not done its work, in words. It goes on where nobody waits for it any more.
-async fn run(command: &[String], silent: bool, longest: Duration) -> Result<(), String> {
-    let Some((program, arguments)) = command.split_first() else { return Ok(()) };
+/// A command that runs, and how it is called.
+struct Running {
+    child: Child,
+    command: Vec<String>,
+}
+
+/// Begins a try, from 0: the command that then runs, or none where the kernel was asked; or why not, in words.
+async fn begin(command: &[String], number: usize, longest: Duration) -> Result<Option<Running>, String> {
+    let Some(command) = try_of(command, number) else { return ask_kernel(longest).await.map(|()| None) };
+    let (program, arguments) = command.split_first().ok_or("there is no command")?;
     let mut ready = Command::new(program);
     ready.args(arguments).stdin(Stdio::null());
-    if silent {
+    // What it says may be why it fails; but it may hang at saying it, where nobody reads that any more.
+    if number >= PATIENT_TRIES {
         ready.stdout(Stdio::null()).stderr(Stdio::null());
     }
-    let hung = || format!("{command:?} has hung for {} s", longest.as_secs());
     let spawned = tokio::time::timeout(longest, beside(move || ready.spawn())).await;
-    let mut child = spawned.map_err(|_| hung())?.map_err(|error| format!("run {program:?}: {error}"))?;
+    let child = spawned
+        .map_err(|_| format!("{command:?} has not begun within {} s", longest.as_secs()))?
+        .map_err(|error| format!("run {program:?}: {error}"))?;
+    Ok(Some(Running { child, command }))
+}
+
+/// Waits for its end; why it has not done its work, in words. It goes on where nobody waits for it any more.
+async fn end(Running { mut child, command }: Running, longest: Duration) -> Result<(), String> {
     match tokio::time::timeout(longest, end_of(&mut child)).await {
         Ok(Ok(status)) if status.success() => Ok(()),
         Ok(Ok(status)) => Err(format!("{command:?} ended with {status}")),
-        Ok(Err(error)) => Err(format!("wait for {program:?}: {error}")),
+        Ok(Err(error)) => Err(format!("wait for {command:?}: {error}")),
         Err(_) => {
             let killed = match child.kill() {
                 Ok(()) => {
@@ -121,7 +136,7 @@ async fn run(command: &[String], silent: bool, longest: Duration) -> Result<(), 
                 }
                 Err(_) => "cannot be killed",
             };
-            Err(format!("{} and {killed}", hung()))
+            Err(format!("{command:?} has hung for {} s and {killed}", longest.as_secs()))
         }
     }
 }
@@ -191,7 +206,8 @@ mod tests {
         let errors = std::fs::read_to_string(&ran).expect("where its standard error went");
         let silent: Vec<bool> = errors.lines().map(|place| place == "/dev/null").collect();
         assert_eq!(silent, [false, false, true], "{errors}");
-        let error = run(&words("/nonexistent/off now"), false, pace.longest).await.expect_err("not there");
+        let begun = begin(&words("/nonexistent/off now"), 0, pace.longest).await;
+        let error = begun.err().expect("not there");
         assert!(error.starts_with("run \"/nonexistent/off\": "), "{error}");
     }
 

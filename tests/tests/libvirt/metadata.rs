@@ -64,8 +64,6 @@ fn boot<'a>(lab: &'a Lab, dir: &Path) -> Guest<'a> {
         .replace("anything", GUEST_NAME)
         .replace("/nonexistent", &disk.display().to_string())
         .replace("<serial type='pty'/>", &format!("<serial type='pty'><log file='{}'/></serial>", console.display()));
-    // Where it is written to, it must be.
-    std::fs::write(&console, "").unwrap();
     let path = dir.join("instance.xml");
     std::fs::write(&path, xml).unwrap();
     lab.virsh(&["create", &path.display().to_string()]);
