@@ -44,12 +44,12 @@ impl Story {
                 let what = match state {
                     HostState::Ordered => "ordered",
                     HostState::Booting => "booted",
-                    HostState::Awake => "attached",
-                    HostState::Gone => "gone",
+                    HostState::Ready => "attached",
+                    HostState::Terminated => "gone",
                     HostState::Draining => "draining",
-                    HostState::Stopping => "stopping",
+                    HostState::Terminating => "stopping",
                     // A process does not sleep.
-                    HostState::Suspending | HostState::Stopped | HostState::Waking => return,
+                    HostState::Suspending | HostState::Suspended | HostState::Resuming => return,
                 };
                 (what, *at)
             }

@@ -22,7 +22,7 @@ pub enum Written {
     /// Bytes before it are missing; the first of them.
     Gap(u64),
     /// No such attempt runs, or it is another worker's, or there is no such step: dropped.
-    Stray,
+    Unexpected,
 }
 
 /// All logs of a state directory.
@@ -36,7 +36,7 @@ struct Inner {
     open: Mutex<HashMap<AttemptId, Arc<Attempt>>>,
     /// The lengths that logs should have, of attempts that have ended.
     expected: Mutex<HashMap<AttemptId, Vec<u64>>>,
-    strays: AtomicU64,
+    unexpected: AtomicU64,
 }
 
 struct Attempt {
@@ -68,7 +68,7 @@ impl Logs {
             dir: dir.to_owned(),
             open: Mutex::default(),
             expected: Mutex::default(),
-            strays: AtomicU64::new(0),
+            unexpected: AtomicU64::new(0),
         };
         Ok(Self { inner: Arc::new(inner) })
     }
@@ -118,8 +118,8 @@ impl Logs {
     }
 
     /// Chunks that were dropped since they belong to nothing that runs.
-    pub fn strays(&self) -> u64 {
-        self.inner.strays.load(Ordering::Relaxed)
+    pub fn unexpected(&self) -> u64 {
+        self.inner.unexpected.load(Ordering::Relaxed)
     }
 
     /// How many bytes of a step's log are there; changes as chunks are written. Once the attempt is closed it stays.
@@ -150,14 +150,14 @@ impl Logs {
     /// Where the disk does not take it: the chunk must not be acknowledged.
     pub fn write(&self, worker: &WorkerName, chunk: &LogChunk) -> io::Result<Written> {
         let known = locked(&self.inner.open).get(&chunk.attempt).cloned();
-        let stray = || {
-            self.inner.strays.fetch_add(1, Ordering::Relaxed);
-            Ok(Written::Stray)
+        let unexpected = || {
+            self.inner.unexpected.fetch_add(1, Ordering::Relaxed);
+            Ok(Written::Unexpected)
         };
-        let Some(known) = known else { return stray() };
+        let Some(known) = known else { return unexpected() };
         let most_steps = u32::try_from(rouse_shared::limits::MAX_STEPS).unwrap_or(u32::MAX);
         if known.worker != *worker || chunk.step >= most_steps {
-            return stray();
+            return unexpected();
         }
         let step = self.step(chunk.attempt, &known, chunk.step);
         // Held until the length says what was written: two writers at once would each think the other's bytes missing.
@@ -218,9 +218,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let worker: WorkerName = "w1".parse().unwrap();
         let logs = Logs::new(dir.path()).unwrap();
-        assert_eq!(logs.write(&worker, &chunk(0, "early")).unwrap(), Written::Stray);
+        assert_eq!(logs.write(&worker, &chunk(0, "early")).unwrap(), Written::Unexpected);
         logs.open(ATTEMPT, worker.clone());
-        assert_eq!(logs.write(&"w2".parse().unwrap(), &chunk(0, "a liar")).unwrap(), Written::Stray);
+        assert_eq!(logs.write(&"w2".parse().unwrap(), &chunk(0, "a liar")).unwrap(), Written::Unexpected);
         for (offset, bytes, expected) in [
             (0, "hello ", Written::Yes),
             (0, "hello ", Written::Yes),
@@ -244,6 +244,6 @@ mod tests {
         fs::create_dir_all(dir.path().join("2/2003")).unwrap();
         assert_eq!(logs.highest_build().unwrap(), 2003);
         assert_eq!(*logs.watch(ATTEMPT, 0).borrow(), 13);
-        assert_eq!(logs.strays(), 0);
+        assert_eq!(logs.unexpected(), 0);
     }
 }

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use rouse_master::config::{Config, MailConfig};
-use rouse_master::core::mail::{Handed, Item, Mail, MailError, MailId, Taken, What};
+use rouse_master::core::mail::{DeliveryResult, Item, Mail, MailError, MailId, Taken, What};
 use rouse_master::mail::{Patience, hand_over};
 use rouse_shared::Timestamp;
 use rouse_tests::harness::{Protection, Relay, TakenMail, holds_within, make_certificates, scratch};
@@ -44,7 +44,7 @@ fn mail(to: &[&str]) -> Mail {
     }
 }
 
-async fn hand(config: &MailConfig, to: &[&str]) -> Handed {
+async fn hand(config: &MailConfig, to: &[&str]) -> DeliveryResult {
     hand_over(config, "ci", &mail(to), PATIENCE).await
 }
 
@@ -54,13 +54,13 @@ fn began(name: &str, protection: Protection, login: Option<&str>) -> Relay {
     relay
 }
 
-fn yes(to: &[&str]) -> Handed {
+fn yes(to: &[&str]) -> DeliveryResult {
     Ok(to.iter().map(|to| (format!("{to}@example.org"), Taken::Yes)).collect())
 }
 
 /// Nothing was taken, since the relay does not serve us; what is said of it has all of `words`.
 #[track_caller]
-fn not_served(handed: &Handed, words: &[&str]) {
+fn not_served(handed: &DeliveryResult, words: &[&str]) {
     let Err(MailError::Relay(why)) = handed else { panic!("{handed:?}") };
     assert!(words.iter().all(|word| why.contains(word)), "{why}");
 }

@@ -6,8 +6,8 @@
 mod form;
 pub mod rules;
 
-use super::conduct::Conduct;
 use super::limits::{ADMISSION_TIMEOUT, AUTH_BODY};
+use super::rate_limiter::RateLimiter;
 use super::refusals::Refusals;
 use axum::Router;
 use axum::body::Bytes;
@@ -70,7 +70,7 @@ struct Shared {
     vhost: String,
     admissions: mpsc::Sender<Admission>,
     refusals: Refusals,
-    conduct: Conduct,
+    conduct: RateLimiter,
 }
 
 type Answer = (StatusCode, &'static str);
@@ -90,7 +90,7 @@ impl AuthServer {
         vhost: impl Into<String>,
         admissions: mpsc::Sender<Admission>,
         refusals: Refusals,
-        conduct: Conduct,
+        conduct: RateLimiter,
     ) -> Result<Self, AuthError> {
         let failed = |source| AuthError { address: listen, source };
         let listener = tokio::net::TcpListener::bind(listen).await.map_err(failed)?;

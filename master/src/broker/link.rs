@@ -18,8 +18,8 @@ pub use outbound::Outbound;
 pub use receipt::{Receipt, ack_all};
 pub use uri::{Endpoints, UrlError};
 
-use super::conduct::Conduct;
 use super::limits::RECONNECT;
+use super::rate_limiter::RateLimiter;
 use super::refusals::Refusals;
 use outbound::Outbox;
 use rouse_shared::WorkerName;
@@ -40,7 +40,7 @@ pub struct LinkSettings {
     /// Where addresses of refused connections are told; the one that the [`super::AuthServer`] has.
     pub refusals: Refusals,
     /// What agents have done lately; the one that the [`super::AuthServer`] has.
-    pub conduct: Conduct,
+    pub conduct: RateLimiter,
 }
 
 /// What comes in.

@@ -6,16 +6,16 @@
 //! **Invariant**: nothing of a private node outlives the master, and nothing here touches a broker of the system's.
 
 pub mod auth;
-pub mod conduct;
 pub mod limits;
 pub mod link;
 pub mod node;
+pub mod rate_limiter;
 pub mod refusals;
 
 pub use auth::{Admission, AuthServer};
-pub use conduct::Conduct;
 pub use link::{Dropped, Endpoints, Inbound, Link, LinkHandle, LinkSettings, LogDelivery, Outbound, Receipt, ack_all};
 pub use node::{Node, NodeError, NodeSettings, NodeState};
+pub use rate_limiter::RateLimiter;
 pub use refusals::Refusals;
 
 /// The virtual host of the private node.

@@ -134,7 +134,7 @@ mod tests {
         for n in 0..3 {
             refusals.refused_hello("w1", &format!("machine {n}"), "another agent holds the lease");
         }
-        refusals.refused_hello("w1", "machine 0", "its host is being stopped");
+        refusals.refused_hello("w1", "machine 0", "its host is being terminated");
         let counts: Vec<u64> = refusals.lock().logged.values().copied().collect();
         assert_eq!((counts.len(), counts.iter().sum::<u64>()), (2, 2));
     }

@@ -111,10 +111,10 @@ pub(super) enum Command {
     },
     /// Hold the ledger against what the clouds list, now; ends with 1 where something differs.
     Audit {
-        /// Stop orphans, and take hosts for gone that no list has any more.
+        /// Terminate orphans, and take hosts for gone that no list has any more.
         #[arg(long)]
         fix: bool,
-        /// Stop machines that bear the master's name and another id too: after a lost state directory.
+        /// Terminate machines that bear the master's name and another id too: after a lost state directory.
         #[arg(long, requires = "fix")]
         adopt: bool,
         /// Print one JSON object.
@@ -125,10 +125,8 @@ pub(super) enum Command {
     Pause(Worker),
     /// Let a worker work again; lifts backoff and quarantine too.
     Resume(Worker),
-    /// Give a worker no new builds, and stop its host when it is idle.
+    /// Give a worker no new builds, and terminate its host when it is idle.
     Drain(Worker),
-    /// Drain a worker, then switch it off.
-    Stop(Worker),
     /// Print completions for a shell.
     Completions {
         /// Which.

@@ -119,7 +119,6 @@ async fn remote(client: &Client, command: &Command, now: Timestamp) -> Result<u8
         Command::Pause(worker) => fleet::operate(client, &worker.worker, "pause").await?,
         Command::Resume(worker) => fleet::operate(client, &worker.worker, "resume").await?,
         Command::Drain(worker) => fleet::operate(client, &worker.worker, "drain").await?,
-        Command::Stop(worker) => fleet::operate(client, &worker.worker, "stop").await?,
         Command::Master { .. }
         | Command::Check { .. }
         | Command::LibvirtNetwork { .. }

@@ -132,13 +132,15 @@ pub(super) fn mail<'d>(root: &Table<'d>, empty: &'d DeTable<'d>) -> MailConfig {
     mail
 }
 
-/// `[audit]`: the interval, and whether an orphan is stopped.
+/// `[audit]`: the interval, and whether an orphan is terminated.
 pub(super) fn audit<'d>(root: &Table<'d>, empty: &'d DeTable<'d>) -> (Duration, bool) {
     let table = section(root, "audit", empty);
     let interval = table.or("interval", DEFAULT_AUDIT, |v| v.duration(Duration::from_secs(1)));
-    let stop = table.or("on_orphan", true, |v| v.choice(&[("stop", true), ("report", false)]));
+    let terminate = table.or("on_orphan", true, |v| {
+        v.choice_since_renamed(&[("terminate", true), ("report", false)], &[("stop", "terminate")])
+    });
     table.finish();
-    (interval, stop)
+    (interval, terminate)
 }
 
 /// `[limits]`.

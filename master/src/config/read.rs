@@ -259,6 +259,15 @@ impl Value<'_> {
         Some(wrap(&text))
     }
 
+    /// One of these words; an earlier name of one is refused with the name that it has now.
+    pub(super) fn choice_since_renamed<T: Copy>(&self, choices: &[(&str, T)], renamed: &[(&str, &str)]) -> Option<T> {
+        let text = self.text()?;
+        match renamed.iter().find(|(old, _)| *old == text) {
+            Some((old, new)) => self.fault(format!("\"{old}\" is called \"{new}\" now")),
+            None => self.choice(choices),
+        }
+    }
+
     /// One of these words.
     pub(super) fn choice<T: Copy>(&self, choices: &[(&str, T)]) -> Option<T> {
         let text = self.text()?;

@@ -47,7 +47,7 @@ impl Worker {
 }
 
 /// How a hello is answered.
-pub(super) enum Verdict {
+pub(super) enum AdmissionDecision {
     /// The session goes on.
     Resume,
     /// A new session begins.
@@ -99,7 +99,7 @@ impl Core {
 
     pub(super) fn refuse(&mut self, now: Timestamp, name: &WorkerName, hello: Hello, reason: String, power_off: bool) {
         let identity = self.keep_refusal(now, name, &hello.identity, &reason);
-        self.out.push(Effect::NoteRefused { worker: name.clone(), identity, reason: reason.clone() });
+        self.out.push(Effect::LogRefused { worker: name.clone(), identity, reason: reason.clone() });
         // A session that was never made must not be found by a later message: answer the queue directly.
         self.out.push(Effect::Send { queue: hello.queue, message: ToAgent::Refused { reason, power_off } });
     }
@@ -123,25 +123,25 @@ impl Core {
     }
 
     /// Decides on a hello.
-    pub(super) fn judge(&self, name: &WorkerName, hello: &Hello, credential: Option<&Credential>) -> Verdict {
+    pub(super) fn judge(&self, name: &WorkerName, hello: &Hello, credential: Option<&Credential>) -> AdmissionDecision {
         let Some(worker) = self.workers.get(name) else { return refuse("there is no such worker here", false) };
         let latent = !worker.standing();
         if hello.protocol != PROTOCOL {
             let reason =
                 format!("it speaks protocol {} and this master {PROTOCOL}; install a matching agent", hello.protocol);
-            return Verdict::Refuse { reason, power_off: latent };
+            return AdmissionDecision::Refuse { reason, power_off: latent };
         }
         let Some(credential) = credential else {
             return refuse("its password is not, or no longer, right for this worker", latent);
         };
         if let Some(live) = &worker.session {
             let same_life = live.session.nonce == hello.nonce;
-            if live.session.stray && (same_life || *credential == Credential::Secret) {
+            if live.session.impostor && (same_life || *credential == Credential::Secret) {
                 let gone = "the host of this worker is gone";
                 return refuse(if worker.host.is_some() { WRONG_MACHINE } else { gone }, true);
             }
             if same_life {
-                return Verdict::Resume;
+                return AdmissionDecision::Resume;
             }
             // It comes late, or from a copy of machine and disk: two would put each other out for ever.
             if live.session.replaced.contains(&hello.nonce) {
@@ -149,7 +149,7 @@ impl Core {
             }
             // A copy of the machine's disk bears the secret as well, and proves nothing of the machine.
             if *credential == Credential::Secret && live.session.identity == hello.identity {
-                return Verdict::Replace;
+                return AdmissionDecision::Replace;
             }
         }
         if latent {
@@ -170,22 +170,22 @@ impl Core {
                     "another agent ({:.100}) holds the lease of this worker; stop it, or wait until its lease has ended",
                     live.session.identity
                 );
-                Verdict::Refuse { reason, power_off: false }
+                AdmissionDecision::Refuse { reason, power_off: false }
             }
-            None => Verdict::Begin,
+            None => AdmissionDecision::Begin,
         }
     }
 
     /// A latent worker's agent is let in only on the host that the ledger expects.
-    fn judge_latent(&self, worker: &Worker, hello: &Hello, credential: &Credential) -> Verdict {
+    fn judge_latent(&self, worker: &Worker, hello: &Hello, credential: &Credential) -> AdmissionDecision {
         let host = worker.host.as_ref().and_then(|id| self.hosts.get(id));
         let Some(host) = host.map(|l| &l.host) else { return refuse("no host of this worker is expected now", true) };
         match host.state {
-            HostState::Stopping | HostState::Gone => return refuse("its host is being stopped", true),
-            HostState::Suspending | HostState::Stopped => return refuse("its host is being put to sleep", true),
-            HostState::Ordered | HostState::Waking | HostState::Booting | HostState::Awake | HostState::Draining => {}
+            HostState::Terminating | HostState::Terminated => return refuse("its host is being terminated", true),
+            HostState::Suspending | HostState::Suspended => return refuse("its host is being suspended", true),
+            HostState::Ordered | HostState::Resuming | HostState::Booting | HostState::Ready | HostState::Draining => {}
         }
-        if host.order.is_none() {
+        if host.launch.is_none() {
             return refuse("the host of this worker has not been started yet", true);
         }
         if host.identity.as_ref().is_some_and(|identity| *identity != hello.identity) {
@@ -194,12 +194,12 @@ impl Core {
         if let Some(of) = hello.proof.disk.as_ref().filter(|of| !is_own_mark(host, of)) {
             let text = "its disk is not fresh: it was first used for";
             let reason = format!("{text} {of:.80}, so it is no new one, or the base image itself was booted");
-            return Verdict::Refuse { reason, power_off: true };
+            return AdmissionDecision::Refuse { reason, power_off: true };
         }
-        // Until its provider has said which machine is the host, and until a stray's lease is over, this may be the right
+        // Until its provider has said which machine is the host, and until an impostor's lease is over, this may be the right
         // one: it is to come again, and its own timer sees to it if nobody wants it.
         let unsettled = host.identity.is_none() && host.handle.is_none();
-        let power_off = !unsettled && !worker.stray();
+        let power_off = !unsettled && !worker.is_impostor();
         let same_life = host.nonce.as_ref().is_none_or(|nonce| *nonce == hello.nonce);
         match credential {
             Credential::SpentToken => refuse("its boot token was used before", power_off),
@@ -207,24 +207,24 @@ impl Core {
             Credential::Password if host.identity.is_none() && !same_life => {
                 refuse("another agent has attached as this worker's host", power_off)
             }
-            Credential::Token(_) | Credential::Password | Credential::Secret if worker.stray() => {
+            Credential::Token(_) | Credential::Password | Credential::Secret if worker.is_impostor() => {
                 refuse("an agent on another machine holds the lease of this worker until it ends", power_off)
             }
             Credential::Token(_) | Credential::Password | Credential::Secret if worker.session.is_some() => {
                 refuse("another agent holds the lease of this worker", power_off)
             }
-            Credential::Token(_) | Credential::Password | Credential::Secret => Verdict::Begin,
+            Credential::Token(_) | Credential::Password | Credential::Secret => AdmissionDecision::Begin,
         }
     }
 }
 
-fn refuse(reason: &str, power_off: bool) -> Verdict {
-    Verdict::Refuse { reason: reason.to_owned(), power_off }
+fn refuse(reason: &str, power_off: bool) -> AdmissionDecision {
+    AdmissionDecision::Refuse { reason: reason.to_owned(), power_off }
 }
 
 /// Whether the mark on a host's disk is its own: of the boot data's host, or of the machine where there were none. A disk
 /// that is not made for one host may bear any.
 fn is_own_mark(host: &Host, mark: &str) -> bool {
-    let fresh = host.order.as_ref().is_some_and(|order| order.fresh);
+    let fresh = host.launch.as_ref().is_some_and(|order| order.fresh);
     !fresh || mark == host.id.as_str() || host.identity.as_deref() == Some(mark)
 }

@@ -1,11 +1,11 @@
 //! The audit: what the providers list under our name, held against the ledger.
 //!
-//! The periodic one (at start, and every `audit.interval`) stops what has been unknown for longer than any call takes.
+//! The periodic one (at start, and every `audit.interval`) terminates what has been unknown for longer than any call takes.
 //! The one that a user asks for lists anew in rounds: a difference counts when two lists in a row show it, so that what
 //! changed while a list was on its way is none. Where it is to put things right it goes on until nothing differs that it
 //! may touch, or its time is over.
 
-use super::event::{Answer, Effect, Level, ListedHost, Owner, RequestId, Unlisted};
+use super::event::{Effect, Level, ListedHost, Owner, PartialList, Reply, RequestId};
 use super::plan::ProviderKind;
 use super::record::{Host, HostState};
 use super::timers::Timer;
@@ -36,9 +36,9 @@ const AUDITS: usize = 8;
 pub enum AuditMode {
     /// Nothing: it only tells.
     Look,
-    /// Stops orphans, puts to sleep what should sleep, and takes hosts for gone that no list has any more.
+    /// terminates orphans, suspends what should be suspended, and takes hosts for gone that no list has any more.
     Fix,
-    /// And stops the machines of our name with another id: those of a state directory that was lost.
+    /// And terminates the machines of our name with another id: those of a state directory that was lost.
     Adopt,
 }
 
@@ -66,11 +66,11 @@ pub enum DifferenceKind {
     /// A machine with our name and id that the ledger does not know.
     Orphan,
     /// A machine with our name and another id.
-    Namesake,
+    Foreign,
     /// A host of the ledger that its provider does not list.
     Missing,
-    /// A host that sleeps by the ledger, and whose machine runs.
-    Awake,
+    /// A host that is suspended by the ledger, and whose machine runs.
+    Running,
     /// A provider could not be asked, or not all of it: nothing is known of what it has not listed.
     ListFailed,
 }
@@ -80,9 +80,9 @@ impl DifferenceKind {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Orphan => "orphan",
-            Self::Namesake => "namesake",
+            Self::Foreign => "foreign",
             Self::Missing => "missing",
-            Self::Awake => "awake",
+            Self::Running => "running",
             Self::ListFailed => "list_failed",
         }
     }
@@ -99,7 +99,7 @@ pub struct Difference {
     pub host: Option<HostId>,
     /// What the provider calls it.
     pub handle: Option<String>,
-    /// The other id of a namesake.
+    /// The other id of a foreign.
     pub owner: Option<String>,
     /// A sentence.
     pub why: String,
@@ -108,13 +108,13 @@ pub struct Difference {
 }
 
 type Key = (DifferenceKind, ProviderKind, String);
-type List = Result<Vec<ListedHost>, Unlisted>;
+type List = Result<Vec<ListedHost>, PartialList>;
 
 impl Difference {
     fn of_machine(kind: DifferenceKind, provider: ProviderKind, machine: &ListedHost, why: &str) -> Self {
         let owner = match &machine.owner {
             Owner::Ours => None,
-            Owner::Namesake(id) => Some(id.clone()),
+            Owner::Foreign(id) => Some(id.clone()),
         };
         Self {
             kind,
@@ -129,8 +129,8 @@ impl Difference {
 
     fn key(&self) -> Key {
         let name = match self.kind {
-            DifferenceKind::Orphan | DifferenceKind::Namesake => self.handle.clone(),
-            DifferenceKind::Missing | DifferenceKind::Awake => self.host.as_ref().map(|host| host.0.clone()),
+            DifferenceKind::Orphan | DifferenceKind::Foreign => self.handle.clone(),
+            DifferenceKind::Missing | DifferenceKind::Running => self.host.as_ref().map(|host| host.0.clone()),
             DifferenceKind::ListFailed => None,
         };
         (self.kind, self.provider, name.unwrap_or_default())
@@ -140,8 +140,8 @@ impl Difference {
     fn is_ours_to_fix(&self, mode: AuditMode) -> bool {
         match (self.kind, mode) {
             (_, AuditMode::Look) | (DifferenceKind::ListFailed, _) => false,
-            (DifferenceKind::Namesake, mode) => mode == AuditMode::Adopt,
-            (DifferenceKind::Orphan | DifferenceKind::Missing | DifferenceKind::Awake, _) => true,
+            (DifferenceKind::Foreign, mode) => mode == AuditMode::Adopt,
+            (DifferenceKind::Orphan | DifferenceKind::Missing | DifferenceKind::Running, _) => true,
         }
     }
 }
@@ -178,7 +178,7 @@ impl Core {
     pub(super) fn on_listed(&mut self, now: Timestamp, provider: ProviderKind, result: List) {
         let (listed, whole) = match result {
             Ok(listed) => (listed, true),
-            Err(Unlisted { why, heard }) => {
+            Err(PartialList { why, heard }) => {
                 if self.unlisted.contains(&provider) {
                     self.timers.set(Timer::Audit(provider), now + FIRST_LIST_AGAIN);
                 }
@@ -190,8 +190,8 @@ impl Core {
             self.listed.insert(provider);
             self.pending.wake |= self.unlisted.remove(&provider);
         }
-        let (listed, namesakes): (Vec<_>, Vec<_>) = listed.into_iter().partition(|m| m.owner == Owner::Ours);
-        self.note_namesakes(provider, &namesakes, whole);
+        let (listed, foreign_machines): (Vec<_>, Vec<_>) = listed.into_iter().partition(|m| m.owner == Owner::Ours);
+        self.note_foreign_machines(provider, &foreign_machines, whole);
         for machine in &listed {
             if let Some(live) = self.hosts.get_mut(&machine.host) {
                 live.absent = 0;
@@ -200,8 +200,8 @@ impl Core {
                     self.touch_host(&machine.host);
                     self.learn_identity(now, &machine.host, machine.identity.clone());
                 }
-                if self.stirs(machine) {
-                    self.put_to_sleep_again(now, &machine.host);
+                if self.is_running_unexpectedly(machine) {
+                    self.suspend_anew(now, &machine.host);
                 }
                 continue;
             }
@@ -211,8 +211,8 @@ impl Core {
                     format!("{} of {} bears our name and is not in the ledger", machine.handle, provider.as_str());
                 self.tell_orphan(now, provider, machine, self.plan.stop_orphans);
                 if self.plan.stop_orphans {
-                    self.note(Level::Warn, format!("orphan: {text}; stopping it"));
-                    self.out.push(Effect::StopOrphan { provider, listed: machine.clone() });
+                    self.note(Level::Warn, format!("orphan: {text}; terminating it"));
+                    self.out.push(Effect::TerminateOrphan { provider, listed: machine.clone() });
                 } else {
                     self.note(Level::Warn, format!("orphan: {text}; audit.on_orphan says to leave it"));
                 }
@@ -246,13 +246,13 @@ impl Core {
     }
 
     /// Says once of each machine that bears our name and another id that it is there. It is never touched.
-    fn note_namesakes(&mut self, provider: ProviderKind, machines: &[ListedHost], whole: bool) {
+    fn note_foreign_machines(&mut self, provider: ProviderKind, machines: &[ListedHost], whole: bool) {
         for machine in machines {
-            let Owner::Namesake(id) = &machine.owner else { continue };
-            if self.namesakes.insert((provider, machine.handle.clone())) {
+            let Owner::Foreign(id) = &machine.owner else { continue };
+            if self.foreign_machines.insert((provider, machine.handle.clone())) {
                 let text = format!(
                     "{} of {} bears our name and the id {id}, which is not ours: it is left alone. Two masters need two \
-                     names; of a state directory that was lost, `rouse audit --fix --adopt` stops what is left",
+                     names; of a state directory that was lost, `rouse audit --fix --adopt` terminates what is left",
                     machine.handle,
                     provider.as_str()
                 );
@@ -260,14 +260,15 @@ impl Core {
             }
         }
         if whole {
-            self.namesakes.retain(|(of, handle)| *of != provider || machines.iter().any(|m| m.handle == *handle));
+            self.foreign_machines
+                .retain(|(of, handle)| *of != provider || machines.iter().any(|m| m.handle == *handle));
         }
     }
 
     pub(super) fn on_audit(&mut self, now: Timestamp, request: RequestId, mode: AuditMode) {
         if self.audits.len() >= AUDITS {
             let reason = format!("{AUDITS} audits are under way; ask again when one has ended");
-            return self.reply(request, Answer::Refused { field: None, reason });
+            return self.reply(request, Reply::Refused { field: None, reason });
         }
         let lists = self.providers().into_iter().map(|provider| (provider, None)).collect();
         let audit = Audit { mode, round: 0, lists, before: BTreeSet::new(), acted: BTreeMap::new() };
@@ -341,7 +342,7 @@ impl Core {
         for (&provider, list) in lists {
             let (listed, whole) = match list {
                 Some(Ok(listed)) => (listed, true),
-                Some(Err(Unlisted { why, heard })) => {
+                Some(Err(PartialList { why, heard })) => {
                     let kind = DifferenceKind::ListFailed;
                     let why = format!("its hosts could not be listed: {why}");
                     found.push(Difference { kind, provider, host: None, handle: None, owner: None, why, done: false });
@@ -350,26 +351,26 @@ impl Core {
                 None => continue,
             };
             found.extend(listed.iter().filter_map(|machine| match &machine.owner {
-                Owner::Ours if self.stirs(machine) => {
-                    let why = "it should be stopped, and its machine runs";
-                    Some(Difference::of_machine(DifferenceKind::Awake, provider, machine, why))
+                Owner::Ours if self.is_running_unexpectedly(machine) => {
+                    let why = "it should be suspended, and its machine runs";
+                    Some(Difference::of_machine(DifferenceKind::Running, provider, machine, why))
                 }
                 Owner::Ours if self.hosts.contains_key(&machine.host) => None,
                 Owner::Ours => {
                     let why = "it bears our name and id and is not in the ledger";
                     Some(Difference::of_machine(DifferenceKind::Orphan, provider, machine, why))
                 }
-                Owner::Namesake(_) => {
+                Owner::Foreign(_) => {
                     let why = "it bears our name and an id that is not ours";
-                    Some(Difference::of_machine(DifferenceKind::Namesake, provider, machine, why))
+                    Some(Difference::of_machine(DifferenceKind::Foreign, provider, machine, why))
                 }
             }));
             let ours = |id: &HostId| listed.iter().any(|m| m.owner == Owner::Ours && m.host == *id);
-            // One that is being stopped is on its way out already.
+            // One that is being terminated is on its way out already.
             let heard = |host: &Host| self.workers.get(&host.worker).is_some_and(|w| w.is_heard_on(host, now));
             let lost = self.hosts.iter().filter(|(id, live)| {
                 let should_be = whole && live.should_be_listed(now, provider) && !heard(&live.host);
-                should_be && live.host.state != HostState::Stopping && !ours(id)
+                should_be && live.host.state != HostState::Terminating && !ours(id)
             });
             found.extend(lost.map(|(id, live)| Difference {
                 kind: DifferenceKind::Missing,
@@ -389,22 +390,22 @@ impl Core {
         let Some(host) = host else { return };
         let named = handle.as_deref().unwrap_or(host.as_str());
         match (kind, handle) {
-            (DifferenceKind::Orphan | DifferenceKind::Namesake, Some(handle)) => {
-                self.note(Level::Warn, format!("audit: {named} of {}: {why}; stopping it", provider.as_str()));
-                let owner = owner.clone().map_or(Owner::Ours, Owner::Namesake);
+            (DifferenceKind::Orphan | DifferenceKind::Foreign, Some(handle)) => {
+                self.note(Level::Warn, format!("audit: {named} of {}: {why}; terminating it", provider.as_str()));
+                let owner = owner.clone().map_or(Owner::Ours, Owner::Foreign);
                 let (host, handle) = (host.clone(), handle.clone());
-                let listed = ListedHost { host, handle, identity: None, owner, asleep: false };
+                let listed = ListedHost { host, handle, identity: None, owner, suspended: false };
                 if *kind == DifferenceKind::Orphan {
                     self.tell_orphan(now, *provider, &listed, true);
                 }
-                self.out.push(Effect::StopOrphan { provider: *provider, listed });
+                self.out.push(Effect::TerminateOrphan { provider: *provider, listed });
             }
             (DifferenceKind::Missing, _) => {
                 self.note(Level::Warn, format!("audit: host {host} ({named} of {}): {why}", provider.as_str()));
                 self.on_host_gone(now, host, "its provider lists it no more");
             }
-            (DifferenceKind::Awake, _) => self.put_to_sleep_again(now, host),
-            (DifferenceKind::Orphan | DifferenceKind::Namesake, None) | (DifferenceKind::ListFailed, _) => {}
+            (DifferenceKind::Running, _) => self.suspend_anew(now, host),
+            (DifferenceKind::Orphan | DifferenceKind::Foreign, None) | (DifferenceKind::ListFailed, _) => {}
         }
     }
 
@@ -418,7 +419,7 @@ impl Core {
             acted.map(|(_, d)| Difference { done: whole(&d.provider), ..d.clone() }).collect();
         differences.extend(found.into_iter().map(|(key, mut difference)| {
             if audit.acted.contains_key(&key) {
-                difference.why.push_str("; it is being stopped and is still there");
+                difference.why.push_str("; it is being terminated and is still there");
             }
             difference
         }));
@@ -426,12 +427,12 @@ impl Core {
         let machines = |list: &List| list.as_ref().unwrap_or_else(|unlisted| &unlisted.heard).len();
         let listed = audit.lists.values().flatten().map(machines).sum();
         let report = AuditReport { differences, hosts: self.hosts.len(), listed };
-        self.reply(request, Answer::Audit(Box::new(report)));
+        self.reply(request, Reply::Audit(Box::new(report)));
     }
 
     /// Machines with our name that are not in the ledger: ours, and those with another id. As they were last listed.
-    pub fn strangers(&self) -> (usize, usize) {
-        (self.orphans.len(), self.namesakes.len())
+    pub fn foreign_counts(&self) -> (usize, usize) {
+        (self.orphans.len(), self.foreign_machines.len())
     }
 }
 

@@ -103,6 +103,9 @@ pub struct Attempt {
     /// Steps whose log is known to lack its end, with the bytes that are there.
     #[serde(default)]
     pub cut_logs: Vec<(u32, u64)>,
+    /// Whether an operator terminated its host while it ran: if it is lost by that, it uses up no retry.
+    #[serde(default)]
+    pub excused: bool,
 }
 
 impl Attempt {

@@ -1,13 +1,13 @@
 //! The life of a build and its attempts: accepted, given out, reported, settled, tried again.
 
 use super::build::{Attempt, Build, BuildEnd, BuildSpec, BuildStatus, Requirement};
-use super::event::{Answer, Effect, Level, RequestId};
+use super::event::{Effect, Level, Reply, RequestId};
 use super::queue::{self, Place};
 use super::record::Record;
 use super::timers::Timer;
 use super::{Core, Timestamp};
 use rouse_shared::message::{AttemptReport, Order, Outcome, StepState, ToAgent};
-use rouse_shared::{AttemptId, BuildId, WorkerName};
+use rouse_shared::{AttemptId, BuildId, HostId, WorkerName};
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -46,13 +46,13 @@ impl Core {
     ) {
         let known = message_id.as_ref().and_then(|(id, kept)| kept.or_else(|| self.message_ids.get(id).copied()));
         if let Some(build) = known {
-            return self.reply(request, Answer::Accepted(build));
+            return self.reply(request, Reply::Accepted(build));
         }
         if let Requirement::Worker(name) = &spec.requirement
             && !self.plan.workers.contains_key(name)
         {
             let reason = format!("there is no worker {name}; `rouse workers` lists them");
-            return self.reply(request, Answer::Refused { field: Some("worker".to_owned()), reason });
+            return self.reply(request, Reply::Refused { field: Some("worker".to_owned()), reason });
         }
         self.last_build += 1;
         let id = BuildId(self.last_build);
@@ -66,16 +66,16 @@ impl Core {
         self.builds.insert(id, Build { id, spec, status });
         self.enqueue(id);
         self.touch_build(id);
-        self.reply(request, Answer::Accepted(id));
+        self.reply(request, Reply::Accepted(id));
     }
 
-    pub(super) fn reply(&mut self, request: RequestId, answer: Answer) {
-        self.out.push(Effect::Reply { request, answer });
+    pub(super) fn reply(&mut self, request: RequestId, reply: Reply) {
+        self.out.push(Effect::Reply { request, reply });
     }
 
     pub(super) fn on_cancel(&mut self, now: Timestamp, request: RequestId, id: BuildId) {
         let Some(build) = self.builds.get_mut(&id) else {
-            return self.reply(request, Answer::NotFound(format!("there is no build {id} that has not ended")));
+            return self.reply(request, Reply::NotFound(format!("there is no build {id} that has not ended")));
         };
         build.status.cancelled = true;
         let live = build.status.live_attempt().map(|a| (a.number, a.worker.clone()));
@@ -84,7 +84,7 @@ impl Core {
             Some((number, worker)) => self.send_cancel(&worker, AttemptId { build: id, number }),
             None => self.end_build(now, id, BuildEnd::Cancelled),
         }
-        self.reply(request, Answer::Done);
+        self.reply(request, Reply::Done);
     }
 
     pub(super) fn send_cancel(&mut self, worker: &WorkerName, attempt: AttemptId) {
@@ -140,6 +140,7 @@ impl Core {
             steps: Vec::new(),
             outcome: None,
             cut_logs: Vec::new(),
+            excused: false,
         });
         worker.attempts.insert(attempt);
         if let Some(host) = worker.host.clone()
@@ -239,12 +240,12 @@ impl Core {
     }
 
     /// Nobody sends the rest of the logs: one more look at each tells where it is cut, and then the attempt ends.
-    fn look_last(&mut self, now: Timestamp, id: AttemptId) {
+    fn check_logs(&mut self, now: Timestamp, id: AttemptId) {
         let Some(attempt) = self.attempt_with_outcome(id) else { return };
         attempt.cut_logs.clear();
         self.log_watches.entry(id).or_default().last = true;
         self.timers.set(Timer::Logs(id), now + LOG_PATIENCE);
-        self.look_at_rest(id);
+        self.settle_logs(id);
     }
 
     /// Asks the agent at once for what its logs lack, where it has told the attempt's end.
@@ -255,7 +256,7 @@ impl Core {
     }
 
     /// Looks at the logs that are not yet known to be cut. Only the first gap is told.
-    fn look_at_rest(&mut self, id: AttemptId) {
+    fn settle_logs(&mut self, id: AttemptId) {
         let Some(attempt) = self.attempt_with_outcome(id) else { return };
         let cut = |step| attempt.cut_logs.iter().any(|(of, _)| *of == step);
         let lengths = attempt.steps.iter().zip(0..).map(|(s, step)| if cut(step) { 0 } else { s.log_length }).collect();
@@ -276,7 +277,7 @@ impl Core {
                 attempt.cut_logs.retain(|(s, _)| *s != step);
                 attempt.cut_logs.push((step, offset));
             }
-            return self.look_at_rest(id);
+            return self.settle_logs(id);
         }
         if self.attempt_with_outcome(id).is_some() {
             let watch = self.log_watches.entry(id).or_default();
@@ -303,7 +304,7 @@ impl Core {
                 Level::Warn,
                 format!("the log of attempt {id} is not whole and its agent does not send the rest"),
             );
-            return self.look_last(now, id);
+            return self.check_logs(now, id);
         }
         self.out.push(Effect::CheckLogs { attempt: id, lengths, overdue: true });
         self.timers.set(Timer::Logs(id), now + LOG_PATIENCE);
@@ -327,6 +328,16 @@ impl Core {
         self.end_attempt(now, id);
     }
 
+    /// The attempt's host is terminated by an operator: if the attempt is lost by that, it uses up no retry.
+    pub(super) fn excuse_attempt(&mut self, id: AttemptId, host: &HostId) {
+        let Some(build) = self.builds.get_mut(&id.build) else { return };
+        let on_host = |a: &&mut Attempt| a.number == id.number && a.is_live() && a.host.as_ref() == Some(host);
+        if let Some(attempt) = build.status.attempts.last_mut().filter(on_host) {
+            attempt.excused = true;
+            self.touch_build(id.build);
+        }
+    }
+
     /// The attempt has its outcome and its logs: settle it, and end the build or try it again.
     fn end_attempt(&mut self, now: Timestamp, id: AttemptId) {
         self.timers.clear(&Timer::Logs(id));
@@ -336,9 +347,11 @@ impl Core {
         attempt.ended = Some(now);
         let worker = attempt.worker.clone();
         let outcome = attempt.outcome.clone();
-        let lost = build.status.attempts.iter().filter(|a| matches!(a.outcome, Some(Outcome::Lost(_)))).count();
+        let lost = |a: &&Attempt| matches!(a.outcome, Some(Outcome::Lost(_)));
+        let excused = build.status.attempts.iter().filter(lost).filter(|a| a.excused).count();
+        let lost = build.status.attempts.iter().filter(lost).count() - excused;
         // A build that nobody ever begins must come to an end as well.
-        let declined = build.status.attempts.len() - lost;
+        let declined = build.status.attempts.len() - lost - excused;
         let (retries, cancelled) = (build.spec.retries as usize, build.status.cancelled);
         if let Some(w) = self.workers.get_mut(&worker) {
             w.attempts.remove(&id);

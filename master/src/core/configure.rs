@@ -5,7 +5,7 @@ use super::hosts::longest_pause;
 use super::plan::Plan;
 use super::queue::Queue;
 use super::record::{HostState, Ledger, Record, WorkerRecord};
-use super::sessions::{Fate, LINK_PATIENCE};
+use super::sessions::{EndReason, LINK_PATIENCE};
 use super::timers::{Timer, Timers};
 use super::{Core, Live, LiveHost, Pending, Timestamp, Worker, rng};
 use rouse_shared::limits::KILL_MARGIN;
@@ -34,7 +34,7 @@ fn hold_to(now: Timestamp, ledger: &mut Ledger) {
     let pause = |at: &mut Timestamp, failures| *at = (now + longest_pause(failures)).min(*at);
     for host in &mut ledger.hosts {
         past(&mut host.created);
-        host.booted.iter_mut().chain(&mut host.woken).chain(&mut host.asleep).for_each(past);
+        host.booted.iter_mut().chain(&mut host.resumed).chain(&mut host.suspended).for_each(past);
     }
     for build in &mut ledger.builds {
         build.status.attempts.iter_mut().for_each(|attempt| past(&mut attempt.ordered));
@@ -70,13 +70,13 @@ impl Core {
             listed: BTreeSet::new(),
             unlisted: BTreeSet::new(),
             orphans: BTreeMap::new(),
-            namesakes: BTreeSet::new(),
+            foreign_machines: BTreeSet::new(),
             audits: BTreeMap::new(),
             timers: Timers::default(),
             spent: start.ledger.spent,
             broker_up: false,
             broker_since: None,
-            mail: super::mail::Desk::default(),
+            mail: super::mail::Outbox::default(),
             terminating: false,
             extended: None,
             free: BTreeSet::new(),
@@ -148,7 +148,7 @@ impl Core {
                 hold: false,
                 notice: None,
             };
-            let lease = live.lease().or(live.session.stray.then_some(LINK_PATIENCE));
+            let lease = live.lease().or(live.session.impostor.then_some(LINK_PATIENCE));
             worker.session = Some(live);
             if let Some(lease) = lease {
                 // However long the master was away: by the wall clock that cannot be told.
@@ -167,7 +167,7 @@ impl Core {
             worker.host = Some(id.clone());
             let patience = worker.plan.as_ref().map_or(std::time::Duration::ZERO, |p| p.missing_timeout);
             let ordered = host.state == HostState::Ordered;
-            let (preparing, starting) = (ordered && host.order.is_none(), ordered && host.order.is_some());
+            let (preparing, starting) = (ordered && host.launch.is_none(), ordered && host.launch.is_some());
             match host.state {
                 HostState::Ordered => {
                     let host = Box::new(host.clone());
@@ -178,16 +178,16 @@ impl Core {
                     });
                     self.timers.set(Timer::Boot(id.clone()), now + patience);
                 }
-                HostState::Booting | HostState::Waking => self.timers.set(Timer::Boot(id.clone()), now + patience),
-                HostState::Awake | HostState::Draining if worker.session.is_none() => {
-                    host.state = HostState::Stopping;
+                HostState::Booting | HostState::Resuming => self.timers.set(Timer::Boot(id.clone()), now + patience),
+                HostState::Ready | HostState::Draining if worker.session.is_none() => {
+                    host.state = HostState::Terminating;
                 }
-                HostState::Awake
+                HostState::Ready
                 | HostState::Draining
                 | HostState::Suspending
-                | HostState::Stopped
-                | HostState::Stopping
-                | HostState::Gone => {}
+                | HostState::Suspended
+                | HostState::Terminating
+                | HostState::Terminated => {}
             }
             let state = host.state;
             let live = LiveHost {
@@ -198,17 +198,17 @@ impl Core {
                 // The master before this one may have given the order.
                 start_tries: u32::from(starting),
                 trouble: None,
-                doubt: (ordered || state == HostState::Stopping).then_some(now + super::audit::ORPHAN_AGE),
-                stop_tries: 0,
+                doubt: (ordered || state == HostState::Terminating).then_some(now + super::audit::ORPHAN_AGE),
+                terminate_tries: 0,
                 given_up: false,
                 absent: 0,
                 announced: Some(state),
             };
             self.hosts.insert(id.clone(), live);
-            if state == HostState::Stopping {
-                self.stop_again(now, &id);
+            if state == HostState::Terminating {
+                self.terminate_again(now, &id);
             }
-            self.restore_sleeper(now, &id);
+            self.restore_suspended(now, &id);
             self.touch_host(&id);
         }
     }
@@ -247,7 +247,7 @@ impl Core {
             self.remove_worker(now, &name);
         }
         self.plan = plan;
-        self.review_sleepers(now);
+        self.review_all_suspended(now);
         self.unlisted = self.configured_providers().filter(|p| !self.listed.contains(p)).collect();
         for provider in self.providers() {
             self.timers.set_once(Timer::Audit(provider), now);
@@ -264,7 +264,7 @@ impl Core {
     fn remove_worker(&mut self, now: Timestamp, name: &WorkerName) {
         let Some(worker) = self.workers.get_mut(name) else { return };
         worker.removed = true;
-        let (host, busy) = (worker.host.clone(), !worker.attempts.is_empty() || worker.stray());
+        let (host, busy) = (worker.host.clone(), !worker.attempts.is_empty() || worker.is_impostor());
         self.timers.clear(&Timer::Missing(name.clone()));
         self.note(Level::Info, format!("worker {name} is no longer in the configuration"));
         if let Some(id) = host {
@@ -272,7 +272,7 @@ impl Core {
         } else if !busy {
             let reason = "this worker is no longer in the configuration".to_owned();
             self.send(name, ToAgent::Refused { reason, power_off: false });
-            self.end_session(now, name, "its worker is no longer in the configuration", Fate::Gone);
+            self.end_session(now, name, "its worker is no longer in the configuration", EndReason::Gone);
         }
         self.touch_worker(name);
     }

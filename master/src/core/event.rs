@@ -2,9 +2,9 @@
 
 use super::audit::{AuditMode, AuditReport};
 use super::build::{BuildSpec, BuildState};
-use super::mail::{Handed, Mail, MailId};
+use super::mail::{DeliveryResult, Mail, MailId};
 use super::plan::{Plan, ProviderKind};
-use super::record::{Host, HostState, Order, Record};
+use super::record::{Host, HostState, LaunchSpec, Record};
 use rouse_shared::message::{Hello, ToAgent, ToMaster};
 use rouse_shared::{AttemptId, BuildId, HostId, Timestamp, WorkerName};
 use std::sync::Arc;
@@ -25,7 +25,7 @@ pub enum Event {
         message: ToMaster,
     },
     /// An agent said hello, and what it shows for the machine that it is on is worth nothing. Late and twice.
-    Unproven {
+    AttestationFailed {
         /// Who it says it is; the broker vouches for that.
         worker: WorkerName,
         /// What it said.
@@ -71,6 +71,13 @@ pub enum Event {
         /// What.
         operation: Operation,
     },
+    /// An operator wants a host to end now.
+    OperateHost {
+        /// To be answered.
+        request: RequestId,
+        /// The host.
+        host: HostId,
+    },
     /// A new configuration.
     Configure(Arc<Plan>),
     /// [`Effect::PrepareHost`] came to an end; nothing has been made by it. Late and twice.
@@ -80,7 +87,7 @@ pub enum Event {
         /// The alternative that was asked for.
         number: u32,
         /// What is to be ordered, or why there is nothing.
-        result: Result<Order, StartError>,
+        result: Result<LaunchSpec, StartError>,
     },
     /// [`Effect::StartHost`] came to an end. Late and twice (a start is repeated until it is answered).
     StartEnded {
@@ -91,25 +98,25 @@ pub enum Event {
         /// The machine, or why there is none.
         result: Result<Started, StartError>,
     },
-    /// [`Effect::StopHost`] came to an end. Late and twice.
-    StopEnded {
+    /// [`Effect::TerminateHost`] came to an end. Late and twice.
+    TerminateEnded {
         /// Which host.
         host: HostId,
         /// How it stands, or why that is not known.
-        result: Result<Stopped, String>,
+        result: Result<Termination, String>,
     },
-    /// [`Effect::SleepHost`] came to an end. Late, and once: there is never more than one such call of a host.
-    SleepEnded {
+    /// [`Effect::SuspendHost`] came to an end. Late, and once: there is never more than one such call of a host.
+    SuspendEnded {
         /// Which host.
         host: HostId,
         /// How it stands, or why that is not known.
-        result: Result<Slept, String>,
+        result: Result<Suspension, String>,
     },
-    /// [`Effect::WakeHost`] came to an end. Late, and once.
-    WakeEnded {
+    /// [`Effect::ResumeHost`] came to an end. Late, and once.
+    ResumeEnded {
         /// Which host.
         host: HostId,
-        /// Whether it wakes, or why it does not.
+        /// whether it resumes, or why it does not.
         result: Result<(), StartError>,
     },
     /// The provider has proof that the machine is gone. Late and twice.
@@ -131,7 +138,7 @@ pub enum Event {
         /// Whose list.
         provider: ProviderKind,
         /// What bears our name.
-        result: Result<Vec<ListedHost>, Unlisted>,
+        result: Result<Vec<ListedHost>, PartialList>,
     },
     /// The log adapter holds every byte of these logs up to the lengths of [`Effect::CheckLogs`]. Late and twice.
     LogsWhole {
@@ -148,10 +155,10 @@ pub enum Event {
         offset: u64,
     },
     /// The operating system asks the master to end: extend every lease. Once.
-    Terminate,
+    Shutdown,
     /// [`super::Core::next_wakeup`] has come.
     Tick,
-    /// A user wants the ledger held against the clouds now. Answered by [`Answer::Audit`], after some seconds.
+    /// A user wants the ledger held against the clouds now. Answered by [`Reply::Audit`], after some seconds.
     Audit {
         /// To be answered.
         request: RequestId,
@@ -167,14 +174,14 @@ pub enum Event {
         /// Whose list.
         provider: ProviderKind,
         /// What bears our name; whole, or an error.
-        result: Result<Vec<ListedHost>, Unlisted>,
+        result: Result<Vec<ListedHost>, PartialList>,
     },
     /// [`Effect::SendMail`] came to an end. Once; never for what an earlier master was sending, which is sent again.
     MailSent {
         /// Which mail.
         mail: MailId,
         /// What the relay made of it.
-        handed: Handed,
+        handed: DeliveryResult,
     },
 }
 
@@ -185,10 +192,8 @@ pub enum Operation {
     Pause,
     /// Work again; lifts backoff and quarantine too.
     Resume,
-    /// Pause, then stop when idle.
+    /// Pause, then terminate its host when nothing runs on it.
     Drain,
-    /// Drain, then off.
-    Stop,
 }
 
 /// A machine that a provider has made.
@@ -224,23 +229,23 @@ impl StartError {
     }
 }
 
-/// How a stop stands.
+/// How the termination of a host stands.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Stopped {
+pub enum Termination {
     /// The provider has heard; the machine may still be there.
     Requested,
     /// The machine is gone, or there is none under this name.
     Gone,
 }
 
-/// How a host's falling asleep stands.
+/// How the suspension of a host stands.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Slept {
+pub enum Suspension {
     /// The provider has heard; the machine may still run.
     Requested,
-    /// It does not run, and can be woken.
-    Asleep,
-    /// It cannot be put to sleep, or is gone; why.
+    /// It does not run, and can be resumed.
+    Suspended,
+    /// It cannot be suspended, or is gone; why.
     Unable(String),
 }
 
@@ -255,20 +260,20 @@ pub struct ListedHost {
     pub identity: Option<String>,
     /// Whose it is.
     pub owner: Owner,
-    /// Whether it sleeps: it is there and does not run.
-    pub asleep: bool,
+    /// Whether it is suspended: it is there and does not run.
+    pub suspended: bool,
 }
 
 /// Why a provider's list is not whole.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Unlisted {
+pub struct PartialList {
     /// Who could not be asked, in a sentence.
     pub why: String,
     /// What the others have: these are there, and of what is not among them nothing is known.
     pub heard: Vec<ListedHost>,
 }
 
-impl From<String> for Unlisted {
+impl From<String> for PartialList {
     fn from(why: String) -> Self {
         Self { why, heard: Vec::new() }
     }
@@ -280,7 +285,7 @@ pub enum Owner {
     /// It bears our name and our id.
     Ours,
     /// It bears our name and this other id: another master's, or ours from before the state directory was lost.
-    Namesake(String),
+    Foreign(String),
 }
 
 /// Something to be done, after all records of the batch are committed. In the order of the list.
@@ -296,12 +301,12 @@ pub enum Effect {
         /// The message.
         message: ToAgent,
     },
-    /// Answer a request.
+    /// Reply a request.
     Reply {
         /// Which.
         request: RequestId,
         /// The answer.
-        answer: Answer,
+        reply: Reply,
     },
     /// Work out what to order: resolve the image, choose an alternative. Makes nothing. Answered by [`Event::Prepared`].
     PrepareHost {
@@ -313,20 +318,20 @@ pub enum Effect {
     /// Make the machine of the host's order, word for word; idempotent by the host's id. Answered by
     /// [`Event::StartEnded`].
     StartHost(Box<Host>),
-    /// End the machine; repeatable. Answered by [`Event::StopEnded`].
-    StopHost(Box<Host>),
-    /// Put the machine to sleep; repeatable. Answered by [`Event::SleepEnded`].
-    SleepHost(Box<Host>),
-    /// Wake the machine, with boot data that bear the host's new token; repeatable. Answered by [`Event::WakeEnded`].
-    WakeHost(Box<Host>),
-    /// End a machine that bears our name and that the ledger does not know; a namesake only where a user said to adopt.
-    StopOrphan {
+    /// End the machine; repeatable. Answered by [`Event::TerminateEnded`].
+    TerminateHost(Box<Host>),
+    /// Suspend the machine; repeatable. Answered by [`Event::SuspendEnded`].
+    SuspendHost(Box<Host>),
+    /// Resume the machine, with boot data that bear the host's new token; repeatable. Answered by [`Event::ResumeEnded`].
+    ResumeHost(Box<Host>),
+    /// End a machine that bears our name and that the ledger does not know; a foreign only where a user said to adopt.
+    TerminateOrphan {
         /// Whose.
         provider: ProviderKind,
         /// The machine.
         listed: ListedHost,
     },
-    /// Fetch what the machine printed, before it is stopped. Answered by [`Event::Console`].
+    /// Fetch what the machine printed, before it is terminated. Answered by [`Event::Console`].
     FetchConsole(Box<Host>),
     /// List what bears our name. Answered by [`Event::Listed`].
     ListHosts(ProviderKind),
@@ -352,12 +357,12 @@ pub enum Effect {
         attempt: AttemptId,
     },
     /// Tell everyone that listens.
-    Announce(Change),
+    Publish(Change),
     /// Write to the master's own log.
-    Note(Level, String),
+    Log(Level, String),
     /// Write to the master's own log that an agent was refused at its hello: once a minute for the same one and reason,
     /// since it asks again.
-    NoteRefused {
+    LogRefused {
         /// Who it says it is.
         worker: WorkerName,
         /// The machine that it says it is on.
@@ -390,7 +395,7 @@ pub enum Level {
 
 /// The answer to a request.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Answer {
+pub enum Reply {
     /// The build is accepted (committed), or was before under the same message id.
     Accepted(BuildId),
     /// It is done.
@@ -441,7 +446,7 @@ pub enum Change {
         worker: WorkerName,
         /// Its state now.
         state: HostState,
-        /// Why, where it is being stopped or has ended.
+        /// Why, where it is being terminated or has ended.
         why: Option<String>,
         /// When.
         at: Timestamp,
@@ -461,7 +466,7 @@ pub enum WorkerState {
     Idle,
     /// Attached, runs something.
     Busy,
-    /// Its host is being drained or stopped.
+    /// Its host is being drained or terminated.
     Draining,
     /// An operator wants no new builds on it.
     Paused,

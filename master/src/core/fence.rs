@@ -1,12 +1,12 @@
 //! Fencing by host identity. Some providers say only with the answer to a start on which machine the host is, and a hello
-//! may come before that. Whoever attached as the host and turns out to be on another machine is a **stray**: a copy of
+//! may come before that. Whoever attached as the host and turns out to be on another machine is an **impostor**: a copy of
 //! the image with the worker's password in it, say. Its steps may run until its lease is over, so its session is kept
 //! until then, and nothing else: no order, no answered heartbeat, no word of it is believed.
 
 use super::admission::WRONG_MACHINE;
 use super::event::{Effect, Level};
 use super::record::{HostState, Record};
-use super::sessions::{Fate, LINK_PATIENCE};
+use super::sessions::{EndReason, LINK_PATIENCE};
 use super::timers::Timer;
 use super::{Core, Timestamp, Worker};
 use rouse_shared::limits::KILL_MARGIN;
@@ -14,19 +14,19 @@ use rouse_shared::message::{ToAgent, ToMaster};
 use rouse_shared::{HostId, WorkerName};
 use std::time::Duration;
 
-/// How long the right machine has, once a stray's lease is over, to ask again: agents wait a minute at most.
+/// How long the right machine has, once an impostor's lease is over, to ask again: agents wait a minute at most.
 const ASKS_AGAIN: Duration = Duration::from_secs(90);
 
 impl Worker {
-    /// Whether its session is that of a stray.
-    pub(super) fn stray(&self) -> bool {
-        self.session.as_ref().is_some_and(|live| live.session.stray)
+    /// Whether its session is that of an impostor.
+    pub(super) fn is_impostor(&self) -> bool {
+        self.session.as_ref().is_some_and(|live| live.session.impostor)
     }
 }
 
 impl Core {
-    pub(super) fn is_stray(&self, worker: &WorkerName) -> bool {
-        self.workers.get(worker).is_some_and(Worker::stray)
+    pub(super) fn is_impostor(&self, worker: &WorkerName) -> bool {
+        self.workers.get(worker).is_some_and(Worker::is_impostor)
     }
 
     /// Its provider has said on which machine the host is.
@@ -36,7 +36,7 @@ impl Core {
         let name = live.host.worker.clone();
         self.touch_host(id);
         let session = self.workers.get(&name).and_then(|w| w.session.as_ref()).map(|live| &live.session);
-        if session.is_some_and(|s| s.host.as_ref() == Some(id) && s.identity != identity && !s.stray) {
+        if session.is_some_and(|s| s.host.as_ref() == Some(id) && s.identity != identity && !s.impostor) {
             self.disown(now, id, &name, &identity);
         }
     }
@@ -51,11 +51,11 @@ impl Core {
              given nothing more, and the host is waited for"
         );
         self.note(Level::Warn, text);
-        self.let_lapse(now, name);
-        self.tell_stray(now, name);
+        self.expire_lease(now, name);
+        self.tell_impostor(now, name);
         let Some(live) = self.hosts.get_mut(id) else { return };
         match live.host.state {
-            HostState::Awake => {
+            HostState::Ready => {
                 live.host.state = HostState::Booting;
                 live.host.booted.get_or_insert(now);
                 live.host.attached = None;
@@ -66,19 +66,19 @@ impl Core {
                 self.timers.clear(&Timer::Reclaim(id.clone()));
                 self.timers.set(Timer::Boot(id.clone()), now + patience);
             }
-            HostState::Draining => self.stop_host(now, id, "it was to be drained and has run nothing"),
-            HostState::Ordered | HostState::Booting | HostState::Stopping | HostState::Gone => {}
-            // It has been known which machine that is since before it was put to sleep.
-            HostState::Suspending | HostState::Stopped | HostState::Waking => {}
+            HostState::Draining => self.terminate_host(now, id, "it was to be drained and has run nothing"),
+            HostState::Ordered | HostState::Booting | HostState::Terminating | HostState::Terminated => {}
+            // It has been known which machine that is since before it was suspended.
+            HostState::Suspending | HostState::Suspended | HostState::Resuming => {}
         }
         self.touch_host(id);
         self.touch_worker(name);
     }
 
     /// Nothing is left of a session but its lease.
-    fn let_lapse(&mut self, now: Timestamp, name: &WorkerName) {
+    fn expire_lease(&mut self, now: Timestamp, name: &WorkerName) {
         let Some(live) = self.workers.get_mut(name).and_then(|w| w.session.as_mut()) else { return };
-        live.session.stray = true;
+        live.session.impostor = true;
         live.attached = false;
         let session = live.session.clone();
         if session.lease_ms.is_none() {
@@ -93,23 +93,23 @@ impl Core {
     pub(super) fn end_with_host(&mut self, now: Timestamp, id: &HostId, name: &WorkerName, why: &str) {
         let known = self.hosts.get(id).is_some_and(|live| live.host.identity.is_some());
         let session = self.workers.get(name).and_then(|w| w.session.as_ref());
-        match session.map(|live| live.session.stray) {
+        match session.map(|live| live.session.impostor) {
             Some(true) => {}
-            Some(false) if !known => self.let_lapse(now, name),
-            Some(false) | None => self.end_session(now, name, why, Fate::Gone),
+            Some(false) if !known => self.expire_lease(now, name),
+            Some(false) | None => self.end_session(now, name, why, EndReason::Gone),
         }
     }
 
-    /// Something other than a hello has come from a stray: it may not have heard that it is one.
-    pub(super) fn on_stray(&mut self, now: Timestamp, name: &WorkerName, message: &ToMaster) {
+    /// Something other than a hello has come from an impostor: it may not have heard that it is one.
+    pub(super) fn on_impostor(&mut self, now: Timestamp, name: &WorkerName, message: &ToMaster) {
         if let ToMaster::Heartbeat(heartbeat) = message
             && self.session_id(name).as_ref() == Some(&heartbeat.session)
         {
-            self.tell_stray(now, name);
+            self.tell_impostor(now, name);
         }
     }
 
-    fn tell_stray(&mut self, now: Timestamp, name: &WorkerName) {
+    fn tell_impostor(&mut self, now: Timestamp, name: &WorkerName) {
         let Some(live) = self.workers.get(name).and_then(|w| w.session.as_ref()) else { return };
         let (identity, queue) = (live.session.identity.clone(), live.session.queue.clone());
         self.keep_refusal(now, name, &identity, WRONG_MACHINE);
@@ -117,14 +117,14 @@ impl Core {
         self.out.push(Effect::Send { queue, message });
     }
 
-    /// The lease of a stray is over: like a standing worker's, its builds were ended by its supervisors. The host, where it
+    /// The lease of an impostor is over: like a standing worker's, its builds were ended by its supervisors. The host, where it
     /// is still there, has nothing to do with it, and may attach now.
-    pub(super) fn on_stray_over(&mut self, now: Timestamp, name: &WorkerName) {
+    pub(super) fn on_impostor_over(&mut self, now: Timestamp, name: &WorkerName) {
         let why = match self.workers.get(name).and_then(|w| w.host.as_ref()) {
             Some(_) => "its agent was on another machine than its host",
             None => "its host is gone, and so is the lease of its agent, which may have been elsewhere",
         };
-        self.end_session(now, name, why, Fate::Gone);
+        self.end_session(now, name, why, EndReason::Gone);
         let host = self.workers.get(name).and_then(|w| w.host.clone());
         let Some(live) = host.and_then(|id| self.hosts.get(&id)) else { return };
         if matches!(live.host.state, HostState::Ordered | HostState::Booting) {

@@ -1,11 +1,11 @@
-//! The life of a host: `Ordered -> Booting -> Awake -> Draining -> Stopping -> Gone`; its start is [`super::starts`], and
-//! what sleeps [`super::sleep`]. Nothing is ever left running: stopping repeats until the provider says gone, and
+//! The life of a host: `Ordered -> Booting -> Ready -> Draining -> Terminating -> Terminated`; its start is [`super::starts`], and
+//! what is suspended is in [`super::suspend`]. Nothing is ever left running: terminating repeats until the provider says gone, and
 //! [`super::audit`] finds what the ledger does not know.
 
 use super::build::FailedHost;
-use super::event::{Effect, Level, Stopped};
+use super::event::{Effect, Level, Termination};
 use super::plan::LatentPlan;
-use super::record::{HostState, Record, Wish};
+use super::record::{DesiredState, HostState, Record};
 use super::timers::Timer;
 use super::{Core, Timestamp};
 use rouse_shared::{BuildId, HostId, WorkerName};
@@ -15,13 +15,13 @@ use std::time::Duration;
 pub(super) const BACKOFF_FIRST: Duration = Duration::from_secs(15);
 /// Longest pause between failed starts.
 pub(super) const BACKOFF_MOST: Duration = Duration::from_secs(1_800);
-/// First pause before a start with an unknown result, or a stop that failed, is repeated; doubled up to a minute.
+/// First pause before a start with an unknown result, or a termination that failed, is repeated; doubled up to a minute.
 const REPEAT_FIRST: Duration = Duration::from_secs(2);
 /// Longest pause before a call is repeated.
 const REPEAT_MOST: Duration = Duration::from_secs(60);
 /// How often an idle host that is kept for `min_idle` is looked at again: another may have become idle meanwhile.
 const SPARE_AGAIN: Duration = Duration::from_secs(10);
-/// How long what a host printed is waited for before the host is stopped without it.
+/// How long what a host printed is waited for before the host is terminated without it.
 const CONSOLE_PATIENCE: Duration = Duration::from_secs(20);
 
 /// `first`, doubled so many times, `most` at most.
@@ -71,10 +71,10 @@ impl Core {
         self.give_up_host(now, id, &why);
     }
 
-    /// A host that never attached is given up: its evidence is fetched, then it is stopped.
+    /// A host that never attached is given up: its evidence is fetched, then it is terminated.
     fn give_up_host(&mut self, now: Timestamp, id: &HostId, why: &str) {
         let Some(live) = self.hosts.get_mut(id) else { return };
-        live.host.state = HostState::Stopping;
+        live.host.state = HostState::Terminating;
         live.host.why = Some(why.to_owned());
         live.given_up = true;
         let host = live.host.clone();
@@ -89,14 +89,14 @@ impl Core {
     /// What a host that is given up had printed has come, or is waited for no longer.
     pub(super) fn on_console(&mut self, now: Timestamp, id: &HostId, text: Option<String>) {
         let Some(live) = self.hosts.get_mut(id) else { return };
-        if !std::mem::take(&mut live.given_up) || live.host.state != HostState::Stopping {
+        if !std::mem::take(&mut live.given_up) || live.host.state != HostState::Terminating {
             return;
         }
         live.host.console.clone_from(&text);
         let why = live.host.why.clone().unwrap_or_default();
         self.timers.clear(&Timer::Console(id.clone()));
         self.host_failed(now, id, &why, self.fault_of_silence(now, id), text);
-        self.stop_again(now, id);
+        self.terminate_again(now, id);
         self.touch_host(id);
     }
 
@@ -111,7 +111,7 @@ impl Core {
     ) {
         let Some(host) = self.hosts.get(id).map(|l| l.host.clone()) else { return };
         let mut builds = self.queue.release(id);
-        builds.extend(host.woken_for.filter(|b| !builds.contains(b) && self.is_waiting(*b)));
+        builds.extend(host.started_for.filter(|b| !builds.contains(b) && self.is_waiting(*b)));
         self.pending.wake = true;
         match fault {
             // Nobody is to blame, and nothing is to be learned from it.
@@ -161,7 +161,7 @@ impl Core {
         if !live.host.state.is_starting() {
             return;
         }
-        live.host.state = HostState::Awake;
+        live.host.state = HostState::Ready;
         live.host.attached.get_or_insert(now);
         let host = live.host.clone();
         let worker = host.worker.clone();
@@ -193,9 +193,9 @@ impl Core {
         self.workers.get(worker)?.plan.as_ref()?.latent.clone()
     }
 
-    /// Asks the agent to take nothing new and to say when nothing runs; only its answer stops the host.
+    /// Asks the agent to take nothing new and to say when nothing runs; only its answer terminates the host.
     pub(super) fn drain_host(&mut self, id: &HostId, why: &str) {
-        let Some(live) = self.hosts.get_mut(id).filter(|l| l.host.state == HostState::Awake) else { return };
+        let Some(live) = self.hosts.get_mut(id).filter(|l| l.host.state == HostState::Ready) else { return };
         live.host.state = HostState::Draining;
         live.host.why = Some(why.to_owned());
         let worker = live.host.worker.clone();
@@ -214,52 +214,55 @@ impl Core {
         self.touch_worker(worker);
     }
 
-    /// Stops the host, now and again until it is gone.
-    pub(super) fn stop_host(&mut self, now: Timestamp, id: &HostId, why: &str) {
+    /// Terminates the host, now and again until it is gone.
+    pub(super) fn terminate_host(&mut self, now: Timestamp, id: &HostId, why: &str) {
         let Some(live) = self.hosts.get_mut(id) else { return };
-        if live.host.state == HostState::Stopping {
+        if live.host.state == HostState::Terminating {
             return;
         }
-        live.host.state = HostState::Stopping;
+        live.host.state = HostState::Terminating;
         live.host.why.get_or_insert_with(|| why.to_owned());
-        // Those before were to put it to sleep: its end must not be asked for as seldom.
-        live.stop_tries = 0;
+        // Those before were to suspend it: its end must not be asked for as seldom.
+        live.terminate_tries = 0;
         let worker = live.host.worker.clone();
-        for timer in
-            [Timer::Idle(id.clone()), Timer::Boot(id.clone()), Timer::StartRetry(id.clone()), Timer::Asleep(id.clone())]
-        {
+        for timer in [
+            Timer::Idle(id.clone()),
+            Timer::Boot(id.clone()),
+            Timer::StartRetry(id.clone()),
+            Timer::Suspension(id.clone()),
+        ] {
             self.timers.clear(&timer);
         }
         self.queue.release(id);
         self.pending.wake = true;
         self.touch_host(id);
         self.touch_worker(&worker);
-        self.stop_again(now, id);
+        self.terminate_again(now, id);
     }
 
-    pub(super) fn stop_again(&mut self, now: Timestamp, id: &HostId) {
-        let Some(live) = self.hosts.get_mut(id).filter(|l| l.host.state == HostState::Stopping) else { return };
+    pub(super) fn terminate_again(&mut self, now: Timestamp, id: &HostId) {
+        let Some(live) = self.hosts.get_mut(id).filter(|l| l.host.state == HostState::Terminating) else { return };
         // A start under way could make the machine after it was found to be gone; its end comes back here.
         if live.starting {
             return;
         }
-        live.stop_tries += 1;
-        let pause = repeat_pause(live.stop_tries);
-        self.out.push(Effect::StopHost(Box::new(live.host.clone())));
-        self.timers.set(Timer::StopRetry(id.clone()), now + pause);
+        live.terminate_tries += 1;
+        let pause = repeat_pause(live.terminate_tries);
+        self.out.push(Effect::TerminateHost(Box::new(live.host.clone())));
+        self.timers.set(Timer::TerminateRetry(id.clone()), now + pause);
     }
 
-    pub(super) fn on_stop_ended(&mut self, now: Timestamp, id: &HostId, result: Result<Stopped, String>) {
+    pub(super) fn on_terminate_ended(&mut self, now: Timestamp, id: &HostId, result: Result<Termination, String>) {
         let Some(live) = self.hosts.get(id) else { return };
-        if live.host.state != HostState::Stopping || live.starting {
+        if live.host.state != HostState::Terminating || live.starting {
             return;
         }
         match result {
             // Asked again until an earlier start can make nothing any more.
-            Ok(Stopped::Gone) if live.in_doubt(now) => {}
-            Ok(Stopped::Gone) => self.host_is_gone(now, id, ""),
-            Ok(Stopped::Requested) => {}
-            Err(why) => self.note(Level::Warn, format!("host {id} could not be stopped: {why}; trying again")),
+            Ok(Termination::Gone) if live.in_doubt(now) => {}
+            Ok(Termination::Gone) => self.host_is_gone(now, id, ""),
+            Ok(Termination::Requested) => {}
+            Err(why) => self.note(Level::Warn, format!("host {id} could not be terminated: {why}; trying again")),
         }
     }
 
@@ -267,16 +270,16 @@ impl Core {
     pub(super) fn on_host_gone(&mut self, now: Timestamp, id: &HostId, why: &str) {
         let Some(live) = self.hosts.get(id) else { return };
         match live.host.state {
-            HostState::Ordered | HostState::Booting | HostState::Waking => {
+            HostState::Ordered | HostState::Booting | HostState::Resuming => {
                 // It went before it attached: the console may still be had, the machine is gone either way.
                 self.give_up_host(now, id, &format!("it ended before its agent attached: {why}"));
             }
-            HostState::Awake
+            HostState::Ready
             | HostState::Draining
             | HostState::Suspending
-            | HostState::Stopped
-            | HostState::Stopping => self.host_is_gone(now, id, why),
-            HostState::Gone => {}
+            | HostState::Suspended
+            | HostState::Terminating => self.host_is_gone(now, id, why),
+            HostState::Terminated => {}
         }
     }
 
@@ -288,9 +291,9 @@ impl Core {
             self.host_failed(now, id, &given, self.fault_of_silence(now, id), None);
         }
         let Some(live) = self.hosts.get_mut(id) else { return };
-        let expected = matches!(live.host.state, HostState::Stopping);
-        live.host.state = HostState::Gone;
-        live.host.gone = Some(now);
+        let expected = matches!(live.host.state, HostState::Terminating);
+        live.host.state = HostState::Terminated;
+        live.host.terminated = Some(now);
         self.settle(now, id);
         let Some(live) = self.hosts.get_mut(id) else { return };
         if !why.is_empty() {
@@ -302,8 +305,8 @@ impl Core {
             Timer::Idle(id.clone()),
             Timer::Boot(id.clone()),
             Timer::StartRetry(id.clone()),
-            Timer::StopRetry(id.clone()),
-            Timer::Asleep(id.clone()),
+            Timer::TerminateRetry(id.clone()),
+            Timer::Suspension(id.clone()),
             Timer::Console(id.clone()),
             Timer::Reclaim(id.clone()),
         ] {
@@ -322,15 +325,15 @@ impl Core {
         self.touch_worker(&worker);
     }
 
-    /// Hosts of a template that are awake or being started, without work and without a build that waits for them.
+    /// Hosts of a template that are ready or being started, without work and without a build that waits for them.
     pub(super) fn idle_of(&self, template: &str) -> u32 {
         let idle = self.hosts.values().filter(|live| {
             let worker = self.workers.get(&live.host.worker);
             let of = worker.and_then(|w| w.plan.as_ref()).and_then(|p| p.latent.as_ref());
             of.is_some_and(|l| l.template == template)
-                && (live.host.state.is_starting() || live.host.state == HostState::Awake)
+                && (live.host.state.is_starting() || live.host.state == HostState::Ready)
                 && self.queue.reserved_on(&live.host.id) == 0
-                && worker.is_some_and(|w| w.attempts.is_empty() && w.record.wish == Wish::Work)
+                && worker.is_some_and(|w| w.attempts.is_empty() && w.record.desired == DesiredState::Work)
         });
         u32::try_from(idle.count()).unwrap_or(u32::MAX)
     }

@@ -55,7 +55,7 @@ impl ImageRecord {
 
 /// How many more hosts may be ordered of each image, within one event.
 #[derive(Default)]
-pub(super) struct Room(BTreeMap<ImageKey, usize>);
+pub(super) struct ImageBudget(BTreeMap<ImageKey, usize>);
 
 impl Core {
     pub(super) fn image_of(&self, worker: &WorkerName) -> Option<ImageKey> {
@@ -79,7 +79,7 @@ impl Core {
     }
 
     /// Whether the image of a worker lets one more host be ordered now; what is ordered is taken from the room.
-    pub(super) fn image_has_room(&self, now: Timestamp, worker: &WorkerName, room: &mut Room) -> bool {
+    pub(super) fn image_has_room(&self, now: Timestamp, worker: &WorkerName, room: &mut ImageBudget) -> bool {
         let Some(key) = self.image_of(worker) else { return true };
         let left = room.0.entry(key).or_insert_with_key(|key| match self.images.get(key) {
             Some(record) if record.until.is_some_and(|until| until > now) => 0,
@@ -91,7 +91,7 @@ impl Core {
         *left > 0
     }
 
-    pub(super) fn take_room(&self, worker: &WorkerName, room: &mut Room) {
+    pub(super) fn take_room(&self, worker: &WorkerName, room: &mut ImageBudget) {
         let left = self.image_of(worker).and_then(|key| room.0.get_mut(&key));
         if let Some(left) = left {
             *left = left.saturating_sub(1);
@@ -142,7 +142,7 @@ impl Core {
     /// A host has attached: its image works.
     pub(super) fn image_works(&mut self, host: &Host) {
         let key = Self::image_of_host(host);
-        let works = ImageRecord { proven: host.order.as_ref().map(|o| o.image.clone()), ..ImageRecord::default() };
+        let works = ImageRecord { proven: host.launch.as_ref().map(|o| o.image.clone()), ..ImageRecord::default() };
         if self.images.get(&key) != Some(&works) {
             self.images.insert(key.clone(), works);
             self.timers.clear(&Timer::Image(key.clone()));
@@ -166,7 +166,7 @@ impl Core {
         let ordered = |other: &&Host| {
             matches!(other.state, HostState::Ordered | HostState::Booting)
                 && other.id != host.id
-                && other.order.is_some()
+                && other.launch.is_some()
                 && Self::image_of_host(other) == key
         };
         self.hosts.values().map(|live| &live.host).filter(ordered).count() < most

@@ -30,7 +30,7 @@ impl Core {
     }
 
     /// The master is asked to end: an upgrade must end no build.
-    pub(super) fn on_terminate(&mut self, now: Timestamp) {
+    pub(super) fn on_shutdown(&mut self, now: Timestamp) {
         self.terminating = true;
         // Also for an answer that an earlier master gave.
         self.keep_extension(self.plan.restart_lease);

@@ -82,8 +82,8 @@ pub enum What {
         host: HostId,
         /// What its provider calls it.
         handle: String,
-        /// Whether it is being stopped; otherwise `audit.on_orphan` says to leave it.
-        stopped: bool,
+        /// Whether it is being terminated; otherwise `audit.on_orphan` says to leave it.
+        terminated: bool,
     },
 }
 
@@ -144,7 +144,7 @@ pub enum MailError {
 }
 
 /// What has come of handing a mail to the relay: an answer for each recipient that still waited, or none at all.
-pub type Handed = Result<Vec<(String, Taken)>, MailError>;
+pub type DeliveryResult = Result<Vec<(String, Taken)>, MailError>;
 
 /// Numbers for metrics, since the start of this master.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -159,7 +159,7 @@ pub struct MailCount {
 
 /// The news and mails that wait, and how the relay is.
 #[derive(Debug, Default)]
-pub(super) struct Desk {
+pub(super) struct Outbox {
     news: BTreeMap<u64, News>,
     last_news: u64,
     outbox: BTreeMap<MailId, Mail>,
@@ -214,7 +214,13 @@ impl Core {
 
     /// Says once of an orphan that it is there: to those who are told of everything, or else to those who look after the
     /// workers of its provider.
-    pub(super) fn tell_orphan(&mut self, now: Timestamp, provider: ProviderKind, machine: &ListedHost, stopped: bool) {
+    pub(super) fn tell_orphan(
+        &mut self,
+        now: Timestamp,
+        provider: ProviderKind,
+        machine: &ListedHost,
+        terminated: bool,
+    ) {
         let (host, handle) = (machine.host.clone(), machine.handle.clone());
         if self.mail.orphans.contains(&(provider, handle.clone())) {
             return;
@@ -229,7 +235,7 @@ impl Core {
         }
         self.out.push(Effect::Save(Record::OrphanTold(provider, handle.clone())));
         self.mail.orphans.insert((provider, handle.clone()));
-        self.tell(now, to, What::Orphan { provider, host, handle, stopped });
+        self.tell(now, to, What::Orphan { provider, host, handle, terminated });
     }
 
     /// Forgets the orphans of a provider that are not there any more.
@@ -312,7 +318,7 @@ impl Core {
         self.send_mails(now);
     }
 
-    pub(super) fn on_mail_sent(&mut self, now: Timestamp, id: &MailId, handed: Handed) {
+    pub(super) fn on_mail_sent(&mut self, now: Timestamp, id: &MailId, handed: DeliveryResult) {
         if !self.mail.under_way.remove(id) {
             return;
         }

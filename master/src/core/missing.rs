@@ -6,7 +6,7 @@
 
 use super::event::Level;
 use super::mail::What;
-use super::record::{Host, Wish};
+use super::record::Host;
 use super::timers::Timer;
 use super::{Core, Timestamp};
 use rouse_shared::WorkerName;
@@ -21,10 +21,7 @@ impl Core {
         let Some(worker) = self.workers.get_mut(name).filter(|w| w.standing() && w.attached().is_none()) else {
             return;
         };
-        // Where an operator has stopped its agent there is nothing to miss.
-        let off = worker.record.off || worker.record.wish == Wish::Stop;
         if worker.record.missing_since.is_none()
-            && !off
             && let Some(plan) = &worker.plan
         {
             let away = *worker.away.get_or_insert(now);
@@ -35,7 +32,7 @@ impl Core {
     pub(super) fn on_missing(&mut self, now: Timestamp, name: &WorkerName) {
         let Some(worker) = self.workers.get(name).filter(|w| w.standing() && w.attached().is_none()) else { return };
         // While the broker is away nobody can attach; it is counted anew when it is back.
-        if !self.broker_up || worker.record.off || worker.record.wish == Wish::Stop {
+        if !self.broker_up {
             return;
         }
         let timeout = worker.plan.as_ref().map_or(0, |p| p.missing_timeout.as_secs());
@@ -62,7 +59,6 @@ impl Core {
         self.timers.clear(&Timer::Missing(name.clone()));
         let Some(worker) = self.workers.get_mut(name) else { return };
         worker.away = None;
-        let was_off = std::mem::take(&mut worker.record.off);
         let mut told = std::mem::take(&mut worker.record.told);
         if worker.removed {
             // It winds up what it has, and is back for nobody.
@@ -71,10 +67,8 @@ impl Core {
         if let Some(missing_since) = worker.record.missing_since.take() {
             self.note(Level::Info, format!("worker {name} is back"));
             self.tell(now, told, What::Back { worker: name.clone(), missing_since });
-        } else if !was_off {
-            return;
+            self.save_worker(name);
         }
-        self.save_worker(name);
     }
 
     pub(super) fn on_broker(&mut self, now: Timestamp, up: bool) {

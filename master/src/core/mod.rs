@@ -1,7 +1,7 @@
 //! The core: decides everything, does nothing. `handle(now, Event) -> Vec<Effect>`, without clock, files or network.
 //!
 //! [`event`] holds the two closed lists that a newcomer reads first. Each lifecycle has its file: [`builds`] (and
-//! attempts), [`hosts`] (and [`sleep`]), [`sessions`], [`missing`], [`workers`], [`mail`]; [`schedule`] brings builds and workers together.
+//! attempts), [`hosts`] (and [`suspend`]), [`sessions`], [`missing`], [`workers`], [`mail`]; [`schedule`] brings builds and workers together.
 
 mod admission;
 pub mod audit;
@@ -24,9 +24,9 @@ mod restart_tests;
 mod schedule;
 mod sessions;
 pub mod show;
-mod sleep;
 pub mod spend;
 mod starts;
+mod suspend;
 mod timers;
 pub mod view;
 mod views;
@@ -48,7 +48,7 @@ use std::time::Duration;
 use timers::{Timer, Timers};
 
 pub use configure::Start;
-pub use views::Census;
+pub use views::Counts;
 pub use why::of_status;
 
 /// Names of ended builds that are kept: more than one batch can have.
@@ -81,7 +81,7 @@ pub struct Core {
     /// Machines that bear our name and that the ledger does not know: when they were first listed.
     orphans: BTreeMap<(plan::ProviderKind, String), Timestamp>,
     /// Machines that bear our name and another id, as they were last listed.
-    namesakes: BTreeSet<(plan::ProviderKind, String)>,
+    foreign_machines: BTreeSet<(plan::ProviderKind, String)>,
     /// Audits that users have asked for and that are under way.
     audits: BTreeMap<event::RequestId, audit::Audit>,
     timers: Timers,
@@ -90,7 +90,7 @@ pub struct Core {
     broker_up: bool,
     /// Since when; absent while it is away.
     broker_since: Option<Timestamp>,
-    mail: mail::Desk,
+    mail: mail::Outbox,
     /// Whether the process is about to end.
     terminating: bool,
     /// What the ledger says that every lease was extended by.
@@ -155,19 +155,19 @@ struct LiveHost {
     host: Host,
     /// The alternative that its provider is working out.
     preparing: Option<u32>,
-    /// Whether a call that may make or wake the machine is under way.
+    /// Whether a call that may make or resume the machine is under way.
     starting: bool,
-    /// Whether a call that puts it to sleep is under way.
+    /// Whether a call that suspends it is under way.
     suspending: bool,
     /// Starts whose result is not known.
     start_tries: u32,
     /// Why that of the last one is not known.
     trouble: Option<String>,
-    /// Until then an earlier call for it, of an unknown result or of a dead master, may still make the machine, wake it or
-    /// put it to sleep: how it is now proves nothing.
+    /// Until then an earlier call for it, of an unknown result or of a dead master, may still make the machine, resume it or
+    /// suspend it: how it is now proves nothing.
     doubt: Option<Timestamp>,
-    stop_tries: u32,
-    /// It never attached, and what it printed is waited for before it is stopped.
+    terminate_tries: u32,
+    /// It never attached, and what it printed is waited for before it is terminated.
     given_up: bool,
     /// Lists in a row that lacked it, its agent being silent.
     absent: u32,
@@ -179,28 +179,29 @@ impl Core {
     pub fn handle(&mut self, now: Timestamp, event: Event) -> Vec<Effect> {
         match event {
             Event::Agent { worker, message } => self.on_agent(now, worker, message),
-            Event::Unproven { worker, hello, why } => self.on_unproven(now, &worker, *hello, why),
+            Event::AttestationFailed { worker, hello, why } => self.on_unproven(now, &worker, *hello, why),
             Event::Detached { worker, queue } => self.on_detached(now, &worker, queue),
             Event::BrokerUp => self.on_broker(now, true),
             Event::BrokerDown => self.on_broker(now, false),
             Event::Submit { request, spec, message_id } => self.on_submit(now, request, spec, message_id),
             Event::CancelBuild { request, build } => self.on_cancel(now, request, build),
             Event::Operate { request, worker, operation } => self.on_operate(now, request, &worker, operation),
+            Event::OperateHost { request, host } => self.on_operate_host(now, request, &host),
             Event::Configure(plan) => {
                 self.on_configure(now, plan);
                 self.retry_mails(now);
             }
             Event::Prepared { host, number, result } => self.on_prepared(now, &host, number, result),
             Event::StartEnded { host, number, result } => self.on_start_ended(now, &host, number, result),
-            Event::StopEnded { host, result } => self.on_stop_ended(now, &host, result),
-            Event::SleepEnded { host, result } => self.on_sleep_ended(now, &host, result),
-            Event::WakeEnded { host, result } => self.on_wake_ended(now, &host, result),
+            Event::TerminateEnded { host, result } => self.on_terminate_ended(now, &host, result),
+            Event::SuspendEnded { host, result } => self.on_suspend_ended(now, &host, result),
+            Event::ResumeEnded { host, result } => self.on_resume_ended(now, &host, result),
             Event::HostGone { host, why } => self.on_host_gone(now, &host, &why),
             Event::Console { host, text } => self.on_console(now, &host, text),
             Event::Listed { provider, result } => self.on_listed(now, provider, result),
             Event::LogsWhole { attempt } => self.on_logs_whole(now, attempt),
             Event::LogGap { attempt, step, offset } => self.on_log_gap(attempt, step, offset),
-            Event::Terminate => self.on_terminate(now),
+            Event::Shutdown => self.on_shutdown(now),
             Event::Tick => {}
             Event::Audit { request, mode } => self.on_audit(now, request, mode),
             Event::ListedForAudit { request, round, provider, result } => {
@@ -227,13 +228,13 @@ impl Core {
             Timer::Idle(host) => self.on_idle(now, &host),
             Timer::StartRetry(host) => {
                 self.start_again(&host);
-                self.wake_again(&host);
+                self.resume_again(&host);
             }
-            Timer::StopRetry(host) => {
-                self.stop_again(now, &host);
+            Timer::TerminateRetry(host) => {
+                self.terminate_again(now, &host);
                 self.suspend_again(&host);
             }
-            Timer::Asleep(host) => self.on_asleep_over(now, &host),
+            Timer::Suspension(host) => self.on_suspension_over(now, &host),
             Timer::Console(host) => self.on_console(now, &host, None),
             Timer::Missing(worker) => self.on_missing(now, &worker),
             Timer::Backoff(worker) => self.touch_worker(&worker),
@@ -259,7 +260,7 @@ impl Core {
             let state = self.state_of(build);
             let status = build.status.clone();
             let worker = status.attempts.last().map(|a| a.worker.clone());
-            self.out.push(Effect::Announce(Change::Build { id, state, worker, at: now }));
+            self.out.push(Effect::Publish(Change::Build { id, state, worker, at: now }));
             if state.is_final() {
                 self.builds.remove(&id);
                 if let Some(name) = self.named.remove(&id) {
@@ -272,7 +273,7 @@ impl Core {
             let Some(live) = self.hosts.get_mut(&id) else { continue };
             let host = live.host.clone();
             if live.announced.replace(host.state) != Some(host.state) {
-                self.out.push(Effect::Announce(Change::Host {
+                self.out.push(Effect::Publish(Change::Host {
                     id: id.clone(),
                     worker: host.worker.clone(),
                     state: host.state,
@@ -280,7 +281,7 @@ impl Core {
                     at: now,
                 }));
             }
-            if host.state == HostState::Gone {
+            if host.state == HostState::Terminated {
                 self.hosts.remove(&id);
             }
             self.out.push(Effect::Save(Record::Host(host)));
@@ -317,7 +318,7 @@ impl Core {
     }
 
     fn note(&mut self, level: Level, text: impl Into<String>) {
-        self.out.push(Effect::Note(level, text.into()));
+        self.out.push(Effect::Log(level, text.into()));
     }
 
     /// To the agent that is attached as this worker; without one it is dropped, since hello says everything anew.

@@ -36,7 +36,7 @@ pub struct Plan {
     pub quarantine_after: u32,
     /// Between two audits of a provider.
     pub audit_interval: Duration,
-    /// Whether an orphan is stopped, or only told of.
+    /// Whether an orphan is terminated, or only told of.
     pub stop_orphans: bool,
     /// What every lease is extended by when the master is asked to end.
     pub restart_lease: Duration,
@@ -91,9 +91,9 @@ pub struct LatentPlan {
     pub max_uses: u32,
     /// The template that it comes from: workers of one template share `min_idle`.
     pub template: String,
-    /// Whether an idle host sleeps rather than ends, and how long it is kept.
-    pub sleep: Option<Sleep>,
-    /// Hosts of its template that are kept awake without work.
+    /// Whether an idle host is suspended rather than terminated, and how long it is kept.
+    pub suspend: Option<Suspend>,
+    /// Hosts of its template that are kept ready without work.
     pub min_idle: u32,
     /// What its hosts boot, as the configuration names it: workers with the same one share its failures.
     pub image: Arc<str>,
@@ -101,10 +101,10 @@ pub struct LatentPlan {
     pub fingerprint: u64,
 }
 
-/// Hosts that sleep when they are idle.
+/// Hosts that are suspended when they are idle.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Sleep {
-    /// A host that is older, counted from its order, is ended instead, and while it sleeps.
+pub struct Suspend {
+    /// A host that is older, counted from its order, is terminated instead, and while it is suspended.
     pub max_age: Duration,
 }
 

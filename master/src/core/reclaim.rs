@@ -40,14 +40,14 @@ impl Core {
     pub(super) fn on_reclaim(&mut self, now: Timestamp, id: &HostId) {
         let Some(live) = self.hosts.get(id) else { return };
         match live.host.state {
-            HostState::Awake | HostState::Draining => self.stop_host(now, id, "its cloud takes it back"),
+            HostState::Ready | HostState::Draining => self.terminate_host(now, id, "its cloud takes it back"),
             HostState::Ordered
             | HostState::Booting
             | HostState::Suspending
-            | HostState::Stopped
-            | HostState::Waking
-            | HostState::Stopping
-            | HostState::Gone => {}
+            | HostState::Suspended
+            | HostState::Resuming
+            | HostState::Terminating
+            | HostState::Terminated => {}
         }
     }
 }

@@ -29,7 +29,7 @@ pub struct Host {
     pub image: String,
     /// What was, or is being, ordered of the provider; absent while that is being worked out.
     #[serde(default)]
-    pub order: Option<Order>,
+    pub launch: Option<LaunchSpec>,
     /// The one-time password in its boot data. Kept in clear, since a try is repeated word for word after a crash;
     /// worthless once the session secret has been used.
     pub token: String,
@@ -47,22 +47,22 @@ pub struct Host {
     pub booted: Option<Timestamp>,
     /// When its agent first attached.
     pub attached: Option<Timestamp>,
-    /// Since when it sleeps, while it does: nothing is paid for it.
+    /// Since when it is suspended, while it is: nothing is paid for it.
     #[serde(default)]
-    pub asleep: Option<Timestamp>,
-    /// When it was last told to wake.
+    pub suspended: Option<Timestamp>,
+    /// When it was last told to resume.
     #[serde(default)]
-    pub woken: Option<Timestamp>,
-    /// What it had cost when it last fell asleep, USD.
+    pub resumed: Option<Timestamp>,
+    /// What it had cost when it was last suspended, USD.
     #[serde(default)]
     pub paid: f64,
     /// When its provider said that it is gone.
-    pub gone: Option<Timestamp>,
+    pub terminated: Option<Timestamp>,
     /// Attempts that were given to it.
     pub uses: u32,
     /// The build that it was started for; none for `min_idle`.
-    pub woken_for: Option<BuildId>,
-    /// Why it is being stopped or has ended, in a sentence.
+    pub started_for: Option<BuildId>,
+    /// Why it is being terminated or has ended, in a sentence.
     pub why: Option<String>,
     /// The last of what it printed, fetched where it never attached.
     pub console: Option<String>,
@@ -71,16 +71,16 @@ pub struct Host {
 }
 
 impl Host {
-    /// When its newest start began: when it was ordered, or last told to wake.
+    /// When its newest start began: when it was ordered, or last told to resume.
     pub fn begun(&self) -> Timestamp {
-        self.woken.unwrap_or(self.created)
+        self.resumed.unwrap_or(self.created)
     }
 }
 
 /// One try to make a host, worked out by its provider. Committed before the provider is asked to make anything, and
 /// repeated word for word after a crash or a lost reply. Another try follows only a definite lack of capacity.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
-pub struct Order {
+pub struct LaunchSpec {
     /// Which alternative of the configuration it is (type, zone, market), from 0.
     pub number: u32,
     /// What it boots, as the provider has resolved it: differs where another image stands behind the same configuration.
@@ -107,27 +107,32 @@ pub enum HostState {
     /// Its provider has made it; its agent has not attached yet.
     Booting,
     /// Its agent has attached.
-    Awake,
+    Ready,
     /// Its agent was asked to take nothing new and to say when nothing runs.
     Draining,
-    /// Drained, and being put to sleep until its provider says that it sleeps.
+    /// Drained, and being suspended until its provider says that it is suspended.
     Suspending,
-    /// Its machine is kept without running, to be woken instead of another being bought.
-    Stopped,
-    /// Told to wake; its provider may or may not have heard of it.
-    Waking,
-    /// Being stopped, until its provider says that it is gone.
-    Stopping,
+    /// Its machine is kept without running, to be resumed instead of another being bought.
+    Suspended,
+    /// told to resume; its provider may or may not have heard of it.
+    Resuming,
+    /// Being terminated, until its provider says that it is gone.
+    Terminating,
     /// Its provider says that it is gone.
-    Gone,
+    Terminated,
 }
 
 impl HostState {
     /// Whether its agent is waited for.
     pub fn is_starting(self) -> bool {
         match self {
-            Self::Ordered | Self::Waking | Self::Booting => true,
-            Self::Awake | Self::Draining | Self::Suspending | Self::Stopped | Self::Stopping | Self::Gone => false,
+            Self::Ordered | Self::Resuming | Self::Booting => true,
+            Self::Ready
+            | Self::Draining
+            | Self::Suspending
+            | Self::Suspended
+            | Self::Terminating
+            | Self::Terminated => false,
         }
     }
 
@@ -136,13 +141,13 @@ impl HostState {
         match self {
             Self::Ordered => "ordered",
             Self::Booting => "booting",
-            Self::Awake => "awake",
+            Self::Ready => "ready",
             Self::Draining => "draining",
             Self::Suspending => "suspending",
-            Self::Stopped => "stopped",
-            Self::Waking => "waking",
-            Self::Stopping => "stopping",
-            Self::Gone => "gone",
+            Self::Suspended => "suspended",
+            Self::Resuming => "resuming",
+            Self::Terminating => "terminating",
+            Self::Terminated => "terminated",
         }
     }
 }
@@ -176,7 +181,7 @@ pub struct Session {
     pub since: Timestamp,
     /// Its agent has turned out to be on another machine than the host: nothing is left of it but its lease.
     #[serde(default)]
-    pub stray: bool,
+    pub impostor: bool,
     /// The lives of the agent before this one, newest first and few: what one of them said may come late.
     #[serde(default)]
     pub replaced: Vec<Nonce>,
@@ -186,7 +191,7 @@ pub struct Session {
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 pub struct WorkerRecord {
     /// What an operator has asked for.
-    pub wish: Wish,
+    pub desired: DesiredState,
     /// Failed starts in a row, of every kind.
     pub failures: u32,
     /// Those of them that are the host's own fault, and count for quarantine.
@@ -203,23 +208,18 @@ pub struct WorkerRecord {
     /// Who was told so, and is to be told when it is back.
     #[serde(default)]
     pub told: BTreeSet<String>,
-    /// An operator has had its agent stopped: nobody misses it until it is started again.
-    #[serde(default)]
-    pub off: bool,
 }
 
 /// What an operator has asked of a worker.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-pub enum Wish {
+pub enum DesiredState {
     /// To work.
     #[default]
     Work,
     /// No new builds.
     Pause,
-    /// No new builds, and stop its host when nothing runs.
+    /// No new builds, and terminate its host when nothing runs.
     Drain,
-    /// The same, and end the agent of a standing worker.
-    Stop,
 }
 
 /// One row to be kept. The ledger writes all rows of a batch in one transaction, before any effect is performed.

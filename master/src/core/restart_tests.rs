@@ -4,7 +4,7 @@
 use super::build::{BuildSpec, Requirement};
 use super::event::{Effect, Event, RequestId, StartError, Started};
 use super::plan::{Digest, LatentPlan, Plan, ProviderKind, WorkerPlan};
-use super::record::{Host, HostState, Ledger, Order, Record, Session};
+use super::record::{Host, HostState, LaunchSpec, Ledger, Record, Session};
 use super::{Core, Start};
 use rouse_shared::limits::{KILL_MARGIN, PROTOCOL};
 use rouse_shared::message::{Facts, Heartbeat, Hello, Step, ToAgent, ToMaster, Vitals, Welcome};
@@ -26,7 +26,7 @@ fn worker(latent: bool, lease: u64) -> WorkerPlan {
         max_uses: 0,
         template: "w1".to_owned(),
         min_idle: 0,
-        sleep: None,
+        suspend: None,
         image: "image".into(),
         fingerprint: 1,
     });
@@ -64,7 +64,7 @@ fn prepared(effect: &Effect) -> Option<Event> {
     let Effect::PrepareHost { host, number } = effect else { return None };
     let (number, host) = (*number, host.id.clone());
     let identity = Some(host.0.clone());
-    let order = Order {
+    let order = LaunchSpec {
         number,
         image: "image".to_owned(),
         spec: String::new(),
@@ -140,7 +140,7 @@ impl Master {
             .collect();
         let ledger = Ledger {
             builds,
-            hosts: self.hosts.values().filter(|h| h.state != HostState::Gone).cloned().collect(),
+            hosts: self.hosts.values().filter(|h| h.state != HostState::Terminated).cloned().collect(),
             sessions: self.session.clone().into_iter().collect(),
             workers: Vec::new(),
             images: Vec::new(),
@@ -234,7 +234,7 @@ fn a_lease_that_was_promised_holds_through_a_reload_and_a_restart() {
 
     let mut master = Master::new(plan(vec![worker(false, 60)]));
     master.hello("password", "here", 1);
-    master.handle(Event::Terminate);
+    master.handle(Event::Shutdown);
     master.now = master.now + 3 * SECOND;
     let told = master.heartbeat(1);
     let extended = |m: &ToAgent| matches!(m, ToAgent::Renewed { lease_ms: Some(600_000), .. });
@@ -262,7 +262,7 @@ fn a_worker_that_was_removed_while_the_master_was_away_winds_up() {
     assert_eq!((welcome.lease_ms, welcome.grace_ms), (Some(60_000), 600_000));
     // Its agent is never heard of again.
     let effects = master.after(60 * SECOND + KILL_MARGIN);
-    assert!(effects.iter().any(|e| matches!(e, Effect::StopHost(_))), "{effects:?}");
+    assert!(effects.iter().any(|e| matches!(e, Effect::TerminateHost(_))), "{effects:?}");
 }
 
 #[test]
@@ -292,7 +292,7 @@ fn a_start_that_may_have_been_given_before_is_given_until_its_result_is_known() 
     master.submit();
     let id = master.host().id.clone();
     master.handle(Event::StartEnded { host: id, number: 0, result: failed });
-    assert_eq!(master.host().state, HostState::Gone);
+    assert_eq!(master.host().state, HostState::Terminated);
 }
 
 #[test]
@@ -302,7 +302,7 @@ fn a_host_that_goes_while_its_evidence_is_fetched_has_failed_once() {
     let id = master.host().id.clone();
     master.handle(Event::StartEnded { host: id.clone(), number: 0, result: started() });
     master.after(1_200 * SECOND);
-    assert_eq!(master.host().state, HostState::Stopping);
+    assert_eq!(master.host().state, HostState::Terminating);
     master.handle(Event::HostGone { host: id.clone(), why: "it ended".to_owned() });
     master.handle(Event::Console { host: id, text: Some("late".to_owned()) });
     assert_eq!(master.builds[&BuildId(1)].1.failed_hosts.len(), 1);

@@ -1,11 +1,11 @@
 //! Brings builds and workers together: gives waiting builds to free workers, and starts hosts for the rest.
 
 use super::event::{Change, Effect, WorkerState};
-use super::images::Room;
+use super::images::ImageBudget;
 use super::plan::WorkerPlan;
 use super::queue;
-use super::record::{HostState, Wish};
-use super::sessions::Fate;
+use super::record::{DesiredState, HostState};
+use super::sessions::EndReason;
 use super::timers::Timer;
 use super::{Core, LiveHost, Timestamp, Worker};
 use rouse_shared::{BuildId, HostId, WorkerName};
@@ -28,7 +28,7 @@ impl Core {
             } else {
                 self.free.remove(name);
             }
-            let free = worker.host.is_none() || self.sleeper_of(name).is_some();
+            let free = worker.host.is_none() || self.suspended_host_of(name).is_some();
             if free && is_wakeable(worker, now) {
                 self.pending.wake |= self.wakeable.insert(name.clone());
             } else {
@@ -43,14 +43,14 @@ impl Core {
     /// or until what runs on it has ended.
     fn end_idle_session(&mut self, now: Timestamp, name: &WorkerName) {
         let Some(worker) = self.workers.get(name) else { return };
-        // A stray's lasts as long as its lease.
-        if worker.session.is_none() || worker.host.is_some() || !worker.attempts.is_empty() || worker.stray() {
+        // An impostor's lasts as long as its lease.
+        if worker.session.is_none() || worker.host.is_some() || !worker.attempts.is_empty() || worker.is_impostor() {
             return;
         }
         if worker.removed {
-            self.end_session(now, name, "its worker is no longer in the configuration", Fate::Gone);
+            self.end_session(now, name, "its worker is no longer in the configuration", EndReason::Gone);
         } else if worker.plan.as_ref().is_some_and(|p| p.latent.is_some()) {
-            self.end_session(now, name, "its worker is latent now", Fate::Gone);
+            self.end_session(now, name, "its worker is latent now", EndReason::Gone);
         }
     }
 
@@ -64,21 +64,21 @@ impl Core {
             worker.state = state;
             worker.since = now;
         }
-        self.out.push(Effect::Announce(Change::Worker { name: name.clone(), state, at: now }));
+        self.out.push(Effect::Publish(Change::Worker { name: name.clone(), state, at: now }));
     }
 
     fn is_free(&self, worker: &Worker) -> bool {
         let (Some(plan), Some(live)) = (&worker.plan, worker.attached()) else { return false };
         let room = plan.max_builds.is_none_or(|most| worker.attempts.len() < most as usize);
         room && !worker.removed
-            && worker.record.wish == Wish::Work
+            && worker.record.desired == DesiredState::Work
             && live.drain.is_none()
             && !live.leaving
             && !live.hold
             && match (&worker.host, &plan.latent) {
                 (None, None) => true,
                 (Some(host), Some(latent)) => self.hosts.get(host).is_some_and(|l| {
-                    l.host.state == HostState::Awake
+                    l.host.state == HostState::Ready
                         && (latent.max_uses == 0 || l.host.uses < latent.max_uses)
                         && l.host.fingerprint == latent.fingerprint
                 }),
@@ -138,7 +138,7 @@ impl Core {
         if !self.broker_up {
             return;
         }
-        let mut room = Room::default();
+        let mut room = ImageBudget::default();
         let classes: Vec<_> = self.queue.classes.keys().cloned().collect();
         for requirement in classes {
             while let Some(place) = self.queue.classes.get(&requirement).and_then(|c| c.unreserved.first().copied()) {
@@ -150,7 +150,7 @@ impl Core {
                             |name: &&WorkerName| self.plan_of(name).is_some_and(|p| queue::matches(&requirement, p));
                         let failures = |name: &&WorkerName| self.workers.get(*name).map_or(0, |w| w.record.failures);
                         let mut may = |name: &&WorkerName| fits(name) && self.may_wake(now, name, &mut room);
-                        let rank = |name: &&WorkerName| (self.sleeper_of(name).is_none(), failures(name));
+                        let rank = |name: &&WorkerName| (self.suspended_host_of(name).is_none(), failures(name));
                         let Some(name) = self.wakeable.iter().filter(|n| may(n)).min_by_key(rank).cloned() else {
                             break;
                         };
@@ -167,25 +167,25 @@ impl Core {
         self.keep_idle(now);
     }
 
-    /// Whether a host of the worker can be had now: one that sleeps, or a new one of its image.
-    fn may_wake(&self, now: Timestamp, name: &WorkerName, room: &mut Room) -> bool {
-        self.sleeper_of(name).is_some() || self.image_has_room(now, name, room)
+    /// Whether a host of the worker can be had now: one that is suspended, or a new one of its image.
+    fn may_wake(&self, now: Timestamp, name: &WorkerName, room: &mut ImageBudget) -> bool {
+        self.suspended_host_of(name).is_some() || self.image_has_room(now, name, room)
     }
 
     fn wake_or_order(
         &mut self,
         now: Timestamp,
         name: &WorkerName,
-        woken_for: Option<BuildId>,
-        room: &mut Room,
+        started_for: Option<BuildId>,
+        room: &mut ImageBudget,
     ) -> HostId {
         self.wakeable.remove(name);
-        if let Some(id) = self.sleeper_of(name) {
-            self.wake_host(now, &id, woken_for);
+        if let Some(id) = self.suspended_host_of(name) {
+            self.resume_host(now, &id, started_for);
             return id;
         }
         self.take_room(name, room);
-        self.order_host(now, name, woken_for)
+        self.order_host(now, name, started_for)
     }
 
     fn starting_with_room(&self, requirement: &super::build::Requirement) -> Option<HostId> {
@@ -202,7 +202,8 @@ impl Core {
     fn starting(&self) -> impl Iterator<Item = (&HostId, &WorkerPlan)> {
         self.hosts.iter().filter_map(|(id, live)| {
             let starts = live.host.state.is_starting();
-            let worker = self.workers.get(&live.host.worker).filter(|w| w.record.wish == Wish::Work && !w.removed)?;
+            let worker =
+                self.workers.get(&live.host.worker).filter(|w| w.record.desired == DesiredState::Work && !w.removed)?;
             let plan = worker.plan.as_deref()?;
             starts.then_some((id, plan))
         })
@@ -213,7 +214,7 @@ impl Core {
     pub(super) fn may_start_one(&self) -> bool {
         let Some(most) = self.plan.max_hosts else { return true };
         // Those that this very event found to be gone are still listed, until it has been followed up.
-        let rests = |l: &&LiveHost| l.host.state == HostState::Gone || l.host.asleep.is_some();
+        let rests = |l: &&LiveHost| l.host.state == HostState::Terminated || l.host.suspended.is_some();
         let alive = self.hosts.values().filter(|l| !rests(l)).count() + self.orphans.len();
         self.unlisted.is_empty() && alive < most as usize
     }
@@ -231,14 +232,14 @@ impl Core {
             .filter(|l| l.min_idle > 0)
             .map(|l| (l.template.clone(), l.min_idle))
             .collect();
-        let mut room = Room::default();
+        let mut room = ImageBudget::default();
         for (template, min_idle) in wanted {
             while self.idle_of(&template) < min_idle && self.may_start_one() && self.may_spend_or_wait(now) {
                 let of = |name: &&WorkerName| {
                     self.plan_of(name).and_then(|p| p.latent.as_ref()).is_some_and(|l| l.template == template)
                 };
                 let mut may = |name: &&WorkerName| of(name) && self.may_wake(now, name, &mut room);
-                let awake = |name: &&WorkerName| self.sleeper_of(name).is_none();
+                let awake = |name: &&WorkerName| self.suspended_host_of(name).is_none();
                 let Some(name) = self.wakeable.iter().filter(|n| may(n)).min_by_key(awake).cloned() else { break };
                 self.wake_or_order(now, &name, None, &mut room);
             }
@@ -250,7 +251,7 @@ impl Core {
         let Some(worker) = self.workers.get(name) else { return };
         let Some(live) = worker.host.as_ref().and_then(|id| self.hosts.get(id)) else { return };
         let id = live.host.id.clone();
-        if live.host.state != HostState::Awake {
+        if live.host.state != HostState::Ready {
             return;
         }
         if !worker.attempts.is_empty() {
@@ -261,7 +262,7 @@ impl Core {
         };
         if worker.removed {
             self.drain_host(&id, "its worker is no longer in the configuration");
-        } else if matches!(worker.record.wish, Wish::Drain | Wish::Stop) {
+        } else if worker.record.desired == DesiredState::Drain {
             self.drain_host(&id, "an operator asked for it");
         } else if latent.max_uses > 0 && live.host.uses >= latent.max_uses {
             self.drain_host(&id, "it has had its max_uses builds");
@@ -286,40 +287,40 @@ impl Core {
             return WorkerState::Quarantined;
         }
         let host = worker.host.as_ref().and_then(|id| self.hosts.get(id)).map(|l| l.host.state);
-        let attached = || match (record.wish, busy) {
-            (Wish::Drain | Wish::Stop, true) => WorkerState::Draining,
-            (Wish::Work, true) | (Wish::Pause, true) => WorkerState::Busy,
-            (Wish::Work, false) => WorkerState::Idle,
-            (Wish::Pause | Wish::Drain | Wish::Stop, false) => WorkerState::Paused,
+        let attached = || match (record.desired, busy) {
+            (DesiredState::Drain, true) => WorkerState::Draining,
+            (DesiredState::Work, true) | (DesiredState::Pause, true) => WorkerState::Busy,
+            (DesiredState::Work, false) => WorkerState::Idle,
+            (DesiredState::Pause | DesiredState::Drain, false) => WorkerState::Paused,
         };
         match host {
-            Some(HostState::Ordered | HostState::Waking | HostState::Booting) => WorkerState::Starting,
-            Some(HostState::Draining | HostState::Suspending | HostState::Stopping | HostState::Gone) => {
+            Some(HostState::Ordered | HostState::Resuming | HostState::Booting) => WorkerState::Starting,
+            Some(HostState::Draining | HostState::Suspending | HostState::Terminating | HostState::Terminated) => {
                 WorkerState::Draining
             }
-            Some(HostState::Awake) if worker.attached().is_some() => attached(),
-            Some(HostState::Awake) => WorkerState::Offline,
-            None | Some(HostState::Stopped) if worker.attached().is_some() => attached(),
-            None | Some(HostState::Stopped) if record.backoff_until.is_some_and(|until| until > now) => {
+            Some(HostState::Ready) if worker.attached().is_some() => attached(),
+            Some(HostState::Ready) => WorkerState::Offline,
+            None | Some(HostState::Suspended) if worker.attached().is_some() => attached(),
+            None | Some(HostState::Suspended) if record.backoff_until.is_some_and(|until| until > now) => {
                 WorkerState::Backoff
             }
-            None | Some(HostState::Stopped) if self.image_until(worker, now).is_some() => WorkerState::Backoff,
-            None | Some(HostState::Stopped) if record.missing_since.is_some() => WorkerState::Missing,
-            None | Some(HostState::Stopped) if record.wish != Wish::Work => WorkerState::Paused,
-            None | Some(HostState::Stopped) if worker.standing() => WorkerState::Offline,
-            None | Some(HostState::Stopped) => WorkerState::Asleep,
+            None | Some(HostState::Suspended) if self.image_until(worker, now).is_some() => WorkerState::Backoff,
+            None | Some(HostState::Suspended) if record.missing_since.is_some() => WorkerState::Missing,
+            None | Some(HostState::Suspended) if record.desired != DesiredState::Work => WorkerState::Paused,
+            None | Some(HostState::Suspended) if worker.standing() => WorkerState::Offline,
+            None | Some(HostState::Suspended) => WorkerState::Asleep,
         }
     }
 }
 
-/// Whether a host may be started for the worker now, where it has none but one that sleeps.
+/// Whether a host may be started for the worker now, where it has none but one that is suspended.
 fn is_wakeable(worker: &Worker, now: Timestamp) -> bool {
     let latent = worker.plan.as_ref().is_some_and(|p| p.latent.is_some());
     latent
         && !worker.removed
         && worker.session.is_none()
         && worker.attempts.is_empty()
-        && worker.record.wish == Wish::Work
+        && worker.record.desired == DesiredState::Work
         && worker.record.quarantined.is_none()
         && worker.record.backoff_until.is_none_or(|until| until <= now)
 }

@@ -1,10 +1,10 @@
 //! Sessions: how they begin, go on and end. One worker, one agent. Who is let in is decided in [`super::admission`].
 
-use super::admission::{Credential, Verdict};
+use super::admission::{AdmissionDecision, Credential};
 use super::event::{Effect, Level};
 use super::lease::millis;
 use super::plan::{Digest, WorkerPlan};
-use super::record::{HostState, Record, Session, Wish};
+use super::record::{HostState, Record, Session};
 use super::timers::Timer;
 use super::{Core, Live, Timestamp};
 use rouse_shared::message::{AttemptReport, Heartbeat, Hello, ToAgent, ToMaster, Welcome};
@@ -25,7 +25,7 @@ const CAME_WITHOUT: &str = "its agent came back without it";
 
 /// What is known of the attempts and the agent of a session that ends.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Fate {
+pub(super) enum EndReason {
     /// Nothing: they may run on.
     Unknown,
     /// None of them runs, since their supervisors have held the lease's deadline. The agent may come back, with the logs of
@@ -41,8 +41,8 @@ impl Core {
     }
 
     pub(super) fn on_agent(&mut self, now: Timestamp, worker: WorkerName, message: ToMaster) {
-        if self.is_stray(&worker) && !matches!(message, ToMaster::Hello(_)) {
-            return self.on_stray(now, &worker, &message);
+        if self.is_impostor(&worker) && !matches!(message, ToMaster::Hello(_)) {
+            return self.on_impostor(now, &worker, &message);
         }
         match message {
             ToMaster::Hello(hello) => self.on_hello(now, &worker, *hello),
@@ -77,20 +77,20 @@ impl Core {
         let verdict = self.judge(name, &hello, credential.as_ref());
         let secret_used = credential == Some(Credential::Secret);
         match verdict {
-            Verdict::Refuse { reason, power_off } => {
-                let power_off = power_off && !self.is_between_sleeps(name);
+            AdmissionDecision::Refuse { reason, power_off } => {
+                let power_off = power_off && !self.is_suspending_or_resuming(name);
                 self.refuse(now, name, hello, reason, power_off);
             }
-            Verdict::Resume => self.resume(now, name, hello, secret_used),
-            Verdict::Replace => {
+            AdmissionDecision::Resume => self.resume(now, name, hello, secret_used),
+            AdmissionDecision::Replace => {
                 let last = self.workers.get(name).and_then(|w| w.session.as_ref()).map(|live| live.session.clone());
                 let replaced = last.map(|last| std::iter::once(last.nonce).chain(last.replaced));
-                self.end_session(now, name, "its agent was started again", Fate::Gone);
+                self.end_session(now, name, "its agent was started again", EndReason::Gone);
                 // Should the welcome be lost, and this life with it, the next one has no other secret.
                 let known = vec![Digest::of(&hello.credential)];
                 self.begin(now, name, hello, known, replaced.into_iter().flatten().take(REPLACED_LIVES).collect());
             }
-            Verdict::Begin => self.begin(now, name, hello, Vec::new(), Vec::new()),
+            AdmissionDecision::Begin => self.begin(now, name, hello, Vec::new(), Vec::new()),
         }
     }
 
@@ -113,7 +113,7 @@ impl Core {
             secrets,
             lease_ms: None,
             since: now,
-            stray: false,
+            impostor: false,
             replaced,
         };
         worker.session = Some(Live {
@@ -147,12 +147,12 @@ impl Core {
                 self.lose_attempt(now, id, CAME_WITHOUT);
             }
         }
-        self.hear_ended(now, name, ended);
+        self.apply_ended(now, name, ended);
     }
 
     /// Takes up attempts that an agent has told the end of in its hello. What it had sent of their logs may be gone with the
     /// broker, and it knows nothing of that: what is missing is asked for at once.
-    fn hear_ended(&mut self, now: Timestamp, name: &WorkerName, ended: Vec<AttemptReport>) {
+    fn apply_ended(&mut self, now: Timestamp, name: &WorkerName, ended: Vec<AttemptReport>) {
         for claim in ended {
             let id = claim.attempt;
             self.on_report(now, name, claim);
@@ -168,11 +168,8 @@ impl Core {
     /// A drain outlives the session that it began in: the next one, and the next master, go on with it.
     pub(super) fn drain_on(&mut self, name: &WorkerName) {
         let Some(worker) = self.workers.get(name) else { return };
-        let drains = match worker.host.as_ref().and_then(|id| self.hosts.get(id)) {
-            Some(live) => live.host.state == HostState::Draining,
-            None => worker.standing() && worker.record.wish == Wish::Stop,
-        };
-        if drains {
+        let host = worker.host.as_ref().and_then(|id| self.hosts.get(id));
+        if host.is_some_and(|live| live.host.state == HostState::Draining) {
             self.drain_agent(name);
         }
     }
@@ -217,7 +214,7 @@ impl Core {
         for claim in running {
             self.on_report(now, name, claim);
         }
-        self.hear_ended(now, name, ended);
+        self.apply_ended(now, name, ended);
         let given: Vec<_> = self.workers.get(name).map(|w| w.attempts.iter().copied().collect()).unwrap_or_default();
         for id in given {
             let Some(build) = self.builds.get(&id.build) else { continue };
@@ -316,33 +313,19 @@ impl Core {
         if live.drain != Some(drain) {
             return;
         }
-        let session = live.session.id.clone();
         let Some(worker) = self.workers.get(name).filter(|w| w.attempts.is_empty()) else { return };
-        match (&worker.host, worker.record.wish) {
-            (Some(host), _) => {
-                let host = host.clone();
-                if self.hosts.get(&host).is_some_and(|l| l.host.state == HostState::Draining) {
-                    self.host_drained(now, &host);
-                }
-            }
-            (None, Wish::Stop) => self.send(name, ToAgent::Exit { session }),
-            (None, Wish::Work | Wish::Pause | Wish::Drain) => {}
+        if let Some(host) = worker.host.clone()
+            && self.hosts.get(&host).is_some_and(|l| l.host.state == HostState::Draining)
+        {
+            self.host_drained(now, &host);
         }
     }
 
     /// The agent ends by itself; nothing of its builds runs.
     fn on_goodbye(&mut self, now: Timestamp, name: &WorkerName) {
-        self.end_session(now, name, "its agent was stopped", Fate::Gone);
-        let Some(worker) = self.workers.get_mut(name) else { return };
-        match worker.host.clone() {
-            Some(host) => self.stop_host(now, &host, "its agent ended"),
-            None if worker.record.wish == Wish::Stop => {
-                // Off, as was asked; when somebody starts it again it is paused until it is resumed.
-                worker.record.wish = Wish::Pause;
-                worker.record.off = true;
-                self.save_worker(name);
-            }
-            None => {}
+        self.end_session(now, name, "its agent was stopped", EndReason::Gone);
+        if let Some(host) = self.workers.get(name).and_then(|worker| worker.host.clone()) {
+            self.terminate_host(now, &host, "its agent ended");
         }
     }
 
@@ -350,20 +333,20 @@ impl Core {
     /// stopped, and its builds go elsewhere once it is gone, since the clocks of a paused machine prove nothing.
     pub(super) fn on_lease_over(&mut self, now: Timestamp, name: &WorkerName) {
         let Some(worker) = self.workers.get(name).filter(|w| w.session.is_some()) else { return };
-        if worker.stray() {
-            return self.on_stray_over(now, name);
+        if worker.is_impostor() {
+            return self.on_impostor_over(now, name);
         }
         let host = worker.host.clone();
         self.note(Level::Warn, format!("the lease of worker {name} is over: nothing was heard of its agent"));
-        let fate = if host.is_none() { Fate::Stopped } else { Fate::Unknown };
+        let fate = if host.is_none() { EndReason::Stopped } else { EndReason::Unknown };
         self.end_session(now, name, "its agent was not heard of until its lease ended", fate);
         if let Some(host) = host {
-            self.stop_host(now, &host, "nothing was heard of its agent until its lease ended");
+            self.terminate_host(now, &host, "nothing was heard of its agent until its lease ended");
         }
     }
 
     /// Ends a session.
-    pub(super) fn end_session(&mut self, now: Timestamp, name: &WorkerName, why: &str, fate: Fate) {
+    pub(super) fn end_session(&mut self, now: Timestamp, name: &WorkerName, why: &str, fate: EndReason) {
         let Some(worker) = self.workers.get_mut(name) else { return };
         if worker.session.take().is_some() {
             self.out.push(Effect::Save(Record::SessionOver(name.clone())));
@@ -372,9 +355,9 @@ impl Core {
         let attempts: Vec<_> = worker.attempts.iter().copied().collect();
         for id in attempts {
             let lost = match fate {
-                Fate::Unknown => false,
-                Fate::Stopped => self.attempt_with_outcome(id).is_none(),
-                Fate::Gone => true,
+                EndReason::Unknown => false,
+                EndReason::Stopped => self.attempt_with_outcome(id).is_none(),
+                EndReason::Gone => true,
             };
             if lost {
                 self.lose_attempt(now, id, why);

@@ -11,13 +11,13 @@ pub fn effect(effect: &Effect, now: Timestamp) -> String {
     match effect {
         Effect::Save(record) => format!("save {}", self::record(record, now)),
         Effect::Send { queue, message } => format!("{queue} <- {}", self::message(message)),
-        Effect::Reply { request, answer } => format!("reply {}: {answer:?}", request.0),
+        Effect::Reply { request, reply } => format!("reply {}: {reply:?}", request.0),
         Effect::PrepareHost { host, number } => format!("prepare order {number} of {} for {}", host.id, host.worker),
         Effect::StartHost(host) => format!("START {} for {}", host.id, host.worker),
-        Effect::StopHost(host) => format!("STOP {}", host.id),
-        Effect::SleepHost(host) => format!("SLEEP {}", host.id),
-        Effect::WakeHost(host) => format!("WAKE {} for {}", host.id, host.worker),
-        Effect::StopOrphan { listed, .. } => format!("STOP ORPHAN {}", listed.handle),
+        Effect::TerminateHost(host) => format!("TERMINATE {}", host.id),
+        Effect::SuspendHost(host) => format!("SUSPEND {}", host.id),
+        Effect::ResumeHost(host) => format!("RESUME {} for {}", host.id, host.worker),
+        Effect::TerminateOrphan { listed, .. } => format!("TERMINATE ORPHAN {}", listed.handle),
         Effect::FetchConsole(host) => format!("fetch console of {}", host.id),
         Effect::ListHosts(provider) => format!("list {}", provider.as_str()),
         Effect::ListForAudit { round, provider, .. } => format!("list {} for audit, round {round}", provider.as_str()),
@@ -26,7 +26,7 @@ pub fn effect(effect: &Effect, now: Timestamp) -> String {
             format!("check logs of {attempt} {lengths:?}{}", if *overdue { " overdue" } else { "" })
         }
         Effect::CloseLogs { attempt } => format!("close logs of {attempt}"),
-        Effect::Announce(change) => match change {
+        Effect::Publish(change) => match change {
             Change::Build { id, state, worker, .. } => {
                 let on = worker.as_ref().map(|w| format!(" on {w}")).unwrap_or_default();
                 format!("tell build {id} {}{on}", state.as_str())
@@ -34,8 +34,8 @@ pub fn effect(effect: &Effect, now: Timestamp) -> String {
             Change::Worker { name, state, .. } => format!("tell worker {name} {}", state.as_str()),
             Change::Host { id, state, .. } => format!("tell host {id} {}", state.as_str()),
         },
-        Effect::Note(level, text) => format!("{level:?}: {text}"),
-        Effect::NoteRefused { worker, identity, reason } => {
+        Effect::Log(level, text) => format!("{level:?}: {text}"),
+        Effect::LogRefused { worker, identity, reason } => {
             format!("Refused: an agent that says it is {worker} ({identity}): {reason}")
         }
         Effect::SendMail(mail) => {
@@ -73,12 +73,12 @@ pub fn record(record: &Record, now: Timestamp) -> String {
             format!("{} of {}: {}, uses {}{spent}{why}", host.id, host.worker, host.state.as_str(), host.uses)
         }
         Record::Session(session) => {
-            let stray = if session.stray { ", a stray's" } else { "" };
-            format!("{} of {}, {} secrets{stray}", session.id, session.worker, session.secrets.len())
+            let impostor = if session.impostor { ", an impostor's" } else { "" };
+            format!("{} of {}, {} secrets{impostor}", session.id, session.worker, session.secrets.len())
         }
         Record::SessionOver(worker) => format!("session of {worker} over"),
         Record::Worker(name, record) => {
-            let mut text = format!("worker {name}: {:?}, {} failures", record.wish, record.failures);
+            let mut text = format!("worker {name}: {:?}, {} failures", record.desired, record.failures);
             if let Some(until) = record.backoff_until {
                 text.push_str(&format!(", again in {} s", until.since(now).as_secs()));
             }
@@ -87,9 +87,6 @@ pub fn record(record: &Record, now: Timestamp) -> String {
             }
             if record.missing_since.is_some() {
                 text.push_str(", missing");
-            }
-            if record.off {
-                text.push_str(", off");
             }
             text
         }
@@ -130,7 +127,9 @@ fn item(item: &Item) -> String {
     match &item.what {
         What::Missing { worker, .. } => format!("{worker} missing"),
         What::Back { worker, .. } => format!("{worker} back"),
-        What::Orphan { handle, stopped, .. } => format!("{handle} orphan{}", if *stopped { "" } else { ", left" }),
+        What::Orphan { handle, terminated, .. } => {
+            format!("{handle} orphan{}", if *terminated { "" } else { ", left" })
+        }
     }
 }
 
@@ -153,7 +152,7 @@ pub fn message(message: &ToAgent) -> String {
             format!("settled {}", all.join(" "))
         }
         ToAgent::Resend { attempt, step, offset, .. } => format!("resend {attempt} step {step} from {offset}"),
-        ToAgent::Drain { drain, sleep, .. } => format!("drain {drain}{}", if *sleep { ", to sleep" } else { "" }),
+        ToAgent::Drain { drain, sleep, .. } => format!("drain {drain}{}", if *sleep { ", to suspend" } else { "" }),
         ToAgent::Undrain { .. } => "undrain".to_owned(),
         ToAgent::Exit { .. } => "exit".to_owned(),
     }

@@ -29,13 +29,13 @@ pub(super) fn cost(host: &Host, now: Timestamp) -> Option<f64> {
 }
 
 fn cost_since(host: &Host, since: Timestamp, now: Timestamp) -> Option<f64> {
-    let price = host.order.as_ref()?.price?;
-    if host.asleep.is_some() {
+    let price = host.launch.as_ref()?.price?;
+    if host.suspended.is_some() {
         return Some(0.0);
     }
-    // A host that its provider never took has cost nothing. What it cost before it slept is paid.
-    let begin = host.woken.or(host.booted).unwrap_or(now).max(since);
-    Some(usd(price, host.gone.unwrap_or(now).since(begin)))
+    // A host that its provider never took has cost nothing. What it cost before it was suspended is paid.
+    let begin = host.resumed.or(host.booted).unwrap_or(now).max(since);
+    Some(usd(price, host.terminated.unwrap_or(now).since(begin)))
 }
 
 impl Core {

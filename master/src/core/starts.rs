@@ -4,7 +4,7 @@ use super::audit::ORPHAN_AGE;
 use super::event::{Effect, Level, StartError, Started};
 use super::hosts::{Fault, repeat_pause};
 use super::plan::ProviderKind;
-use super::record::{Host, HostState, Order};
+use super::record::{Host, HostState, LaunchSpec};
 use super::timers::Timer;
 use super::{Core, LiveHost, Timestamp};
 use rouse_shared::{BuildId, HostId, WorkerName};
@@ -18,7 +18,7 @@ impl LiveHost {
 
 impl Core {
     /// Orders a host for a worker that has none. The intent is committed before the provider hears of it.
-    pub(super) fn order_host(&mut self, now: Timestamp, worker: &WorkerName, woken_for: Option<BuildId>) -> HostId {
+    pub(super) fn order_host(&mut self, now: Timestamp, worker: &WorkerName, started_for: Option<BuildId>) -> HostId {
         let id = HostId(format!("h{}", self.random_hex(8)));
         let token = self.random_hex(24);
         let plan = self.workers.get(worker).and_then(|w| w.plan.clone());
@@ -31,7 +31,7 @@ impl Core {
             handle: None,
             state: HostState::Ordered,
             image: latent.map_or_else(String::new, |l| l.image.to_string()),
-            order: None,
+            launch: None,
             token,
             identity: None,
             nonce: None,
@@ -40,12 +40,12 @@ impl Core {
             created: now,
             booted: None,
             attached: None,
-            asleep: None,
-            woken: None,
+            suspended: None,
+            resumed: None,
             paid: 0.0,
-            gone: None,
+            terminated: None,
             uses: 0,
-            woken_for,
+            started_for,
             why: None,
             console: None,
             cost: None,
@@ -61,7 +61,7 @@ impl Core {
             start_tries: 0,
             trouble: None,
             doubt: None,
-            stop_tries: 0,
+            terminate_tries: 0,
             given_up: false,
             absent: 0,
             announced: None,
@@ -76,7 +76,13 @@ impl Core {
     }
 
     /// What is to be ordered is known: it is committed, and then ordered.
-    pub(super) fn on_prepared(&mut self, now: Timestamp, id: &HostId, number: u32, result: Result<Order, StartError>) {
+    pub(super) fn on_prepared(
+        &mut self,
+        now: Timestamp,
+        id: &HostId,
+        number: u32,
+        result: Result<LaunchSpec, StartError>,
+    ) {
         let Some(live) = self.hosts.get_mut(id).filter(|l| l.preparing == Some(number)) else { return };
         live.preparing = None;
         if live.host.state != HostState::Ordered {
@@ -93,7 +99,7 @@ impl Core {
             Ok(order) => {
                 let Some(live) = self.hosts.get_mut(id) else { return };
                 live.host.identity.clone_from(&order.identity);
-                live.host.order = Some(order);
+                live.host.launch = Some(order);
                 live.start_tries = 0;
                 live.trouble = None;
                 live.starting = true;
@@ -132,12 +138,12 @@ impl Core {
             return;
         };
         // Told twice, of an order that had no capacity and that another has taken the place of.
-        if live.host.order.as_ref().map(|o| o.number) != Some(number) && result.is_err() {
+        if live.host.launch.as_ref().map(|o| o.number) != Some(number) && result.is_err() {
             return;
         }
         live.starting = false;
         let (worker, state) = (live.host.worker.clone(), live.host.state);
-        let another = live.host.order.as_ref().filter(|o| o.more).map(|o| o.number + 1);
+        let another = live.host.launch.as_ref().filter(|o| o.more).map(|o| o.number + 1);
         let mut identity = None;
         let result = result.map(|started: Started| {
             live.host.handle = Some(started.handle);
@@ -149,12 +155,12 @@ impl Core {
                 live.host.state = HostState::Booting;
                 live.host.booted = Some(now);
             }
-            (Ok(()), HostState::Booting | HostState::Awake | HostState::Draining) => {
+            (Ok(()), HostState::Booting | HostState::Ready | HostState::Draining) => {
                 live.host.booted.get_or_insert(now);
             }
-            // The answer to a start that was repeated and has slept since.
-            (_, HostState::Suspending | HostState::Stopped | HostState::Waking) => {}
-            (Ok(()), HostState::Stopping) => self.stop_again(now, id),
+            // The answer to a start that was repeated and has been suspended since.
+            (_, HostState::Suspending | HostState::Suspended | HostState::Resuming) => {}
+            (Ok(()), HostState::Terminating) => self.terminate_again(now, id),
             (Err(StartError::Unknown(why)), HostState::Ordered) => {
                 live.doubt = Some(now + ORPHAN_AGE);
                 self.ask_again(now, id, &worker, &why);
@@ -171,10 +177,10 @@ impl Core {
                 self.note(Level::Info, format!("no capacity for host {id} of {worker}: {why}; trying an alternative"));
             }
             (Err(error), HostState::Ordered) => self.start_failed(now, id, &error),
-            // A repeated start of a host that has attached meanwhile, or that is being stopped anyway.
-            (Err(_), HostState::Booting | HostState::Awake | HostState::Draining) => {}
-            (Err(_), HostState::Stopping) => self.stop_again(now, id),
-            (_, HostState::Gone) => {}
+            // A repeated start of a host that has attached meanwhile, or that is being terminated anyway.
+            (Err(_), HostState::Booting | HostState::Ready | HostState::Draining) => {}
+            (Err(_), HostState::Terminating) => self.terminate_again(now, id),
+            (_, HostState::Terminated) => {}
         }
         self.learn_identity(now, id, identity);
         self.touch_host(id);

@@ -17,12 +17,12 @@ pub enum Timer {
     Boot(HostId),
     /// The host has been idle for its `build_wait_timeout`.
     Idle(HostId),
-    /// Start the host again, word for word, or wake it again.
+    /// Start the host again, word for word, or resume it again.
     StartRetry(HostId),
-    /// Stop the host again, or put it to sleep again.
-    StopRetry(HostId),
-    /// The host should be asleep by now, or has slept for long enough.
-    Asleep(HostId),
+    /// Terminate the host again, or suspend it again.
+    TerminateRetry(HostId),
+    /// The host should be suspended by now, or has been for long enough.
+    Suspension(HostId),
     /// Wait no longer for what the host printed.
     Console(HostId),
     /// The worker is missing, unless it attaches.
@@ -37,7 +37,7 @@ pub enum Timer {
     Audit(ProviderKind),
     /// List again for an audit that a user has asked for.
     AuditRound(RequestId),
-    /// Answer whoever asked for the audit, whatever it has come to.
+    /// Reply whoever asked for the audit, whatever it has come to.
     AuditOver(RequestId),
     /// A new day has begun, and more may be spent.
     Day,

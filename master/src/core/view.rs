@@ -3,7 +3,7 @@
 use super::build::{Build, BuildState};
 use super::event::WorkerState;
 use super::plan::ProviderKind;
-use super::record::{Host, Wish};
+use super::record::{DesiredState, Host};
 use rouse_shared::message::{Facts, Vitals};
 use rouse_shared::{HostId, Timestamp, WorkerName};
 use std::collections::BTreeMap;
@@ -45,7 +45,7 @@ pub struct WorkerView {
     /// The agent that was refused last under its name, within the last ten minutes; a master that starts knows of none.
     pub refused: Option<Refusal>,
     /// What an operator has asked for.
-    pub wish: Wish,
+    pub wish: DesiredState,
     /// What `where` matches.
     pub properties: BTreeMap<String, String>,
     /// How its last host failed, until one succeeds.

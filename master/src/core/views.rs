@@ -35,7 +35,7 @@ impl Core {
                 vitals: worker.attached().and_then(|l| l.vitals),
                 last_heard: worker.heard,
                 refused: worker.refusal(now).cloned(),
-                wish: worker.record.wish,
+                wish: worker.record.desired,
                 properties: worker.plan.as_ref().map(|p| p.properties.clone()).unwrap_or_default(),
                 last_failure: worker.record.last_failure.clone(),
                 next_try: worker.record.backoff_until.max(self.image_until(worker, now)),
@@ -52,19 +52,19 @@ impl Core {
     }
 
     /// How many builds, workers and hosts there are in each state.
-    pub fn census(&self) -> Census {
-        let mut census = Census::default();
+    pub fn counts(&self) -> Counts {
+        let mut counts = Counts::default();
         for build in self.builds.values() {
-            *census.builds.entry(self.state_of(build)).or_default() += 1;
+            *counts.builds.entry(self.state_of(build)).or_default() += 1;
         }
         for worker in self.workers.values() {
-            *census.workers.entry(worker.state).or_default() += 1;
+            *counts.workers.entry(worker.state).or_default() += 1;
         }
         for live in self.hosts.values() {
-            *census.hosts.entry(live.host.state).or_default() += 1;
+            *counts.hosts.entry(live.host.state).or_default() += 1;
         }
-        census.broker_up = self.broker_up;
-        census
+        counts.broker_up = self.broker_up;
+        counts
     }
 
     /// Whether the configuration has this worker.
@@ -75,7 +75,7 @@ impl Core {
 
 /// Numbers for metrics.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct Census {
+pub struct Counts {
     /// Builds that have not ended.
     pub builds: BTreeMap<BuildState, u64>,
     /// Workers.

@@ -23,14 +23,16 @@ impl Core {
             let host = &live.host;
             let what = match host.state {
                 HostState::Ordered => "is being started for it",
-                HostState::Waking => "is being woken for it",
+                HostState::Resuming => "is being resumed for it",
                 HostState::Booting => "is booting for it",
-                HostState::Awake => "is about to take it",
-                HostState::Suspending | HostState::Stopped => "is put to sleep and to be woken for it",
-                HostState::Draining | HostState::Stopping | HostState::Gone => "did not come up and is being ended",
+                HostState::Ready => "is about to take it",
+                HostState::Suspending | HostState::Suspended => "is being suspended and will be resumed for it",
+                HostState::Draining | HostState::Terminating | HostState::Terminated => {
+                    "did not come up and is being ended"
+                }
             };
             let age = now.since(host.begun()).as_secs();
-            let begun = if host.woken.is_some() { "woken" } else { "ordered" };
+            let begun = if host.resumed.is_some() { "resumed" } else { "ordered" };
             let mut sentence = format!(
                 "host {} of worker {} {what} ({begun} {age} s ago, {})",
                 host.id,
@@ -40,10 +42,10 @@ impl Core {
             let trouble = live.trouble.as_ref();
             if let Some(trouble) = trouble.filter(|_| host.state == HostState::Ordered) {
                 sentence.push_str(&format!("; whether it was started is not known, and is asked again: {trouble}"));
-            } else if let Some(trouble) = trouble.filter(|_| host.state == HostState::Waking) {
-                sentence.push_str(&format!("; it could not be woken yet, and is tried again: {trouble}"));
+            } else if let Some(trouble) = trouble.filter(|_| host.state == HostState::Resuming) {
+                sentence.push_str(&format!("; it could not be resumed yet, and is tried again: {trouble}"));
             }
-            if matches!(host.state, HostState::Ordered | HostState::Waking | HostState::Booting) {
+            if matches!(host.state, HostState::Ordered | HostState::Resuming | HostState::Booting) {
                 sentence.extend(self.refusal_of(now, &host.worker));
             }
             return Some(Why { sentence, next_try: None });
@@ -138,15 +140,15 @@ impl Core {
         let sleeper = matching.iter().filter_map(|w| w.host.as_ref()).find_map(|id| {
             let host = self.hosts.get(id).map(|l| &l.host)?;
             let words = match host.state {
-                HostState::Suspending => "is being put to sleep, and can be woken then",
-                HostState::Stopped => "is stopped, and will be woken",
+                HostState::Suspending => "is being suspended, and can be resumed then",
+                HostState::Suspended => "is suspended, and will be resumed",
                 HostState::Ordered
                 | HostState::Booting
-                | HostState::Awake
+                | HostState::Ready
                 | HostState::Draining
-                | HostState::Waking
-                | HostState::Stopping
-                | HostState::Gone => return None,
+                | HostState::Resuming
+                | HostState::Terminating
+                | HostState::Terminated => return None,
             };
             Some(format!("host {id} of worker {} {words}", host.worker))
         });

@@ -1,51 +1,65 @@
-//! What operators do to workers.
+//! What operators do to workers and hosts.
 
 use super::Core;
-use super::event::{Answer, Operation, RequestId};
-use super::record::{HostState, Wish};
+use super::event::{Operation, Reply, RequestId};
+use super::record::{DesiredState, HostState};
 use super::timers::Timer;
 use rouse_shared::message::ToAgent;
-use rouse_shared::{Timestamp, WorkerName};
+use rouse_shared::{HostId, Timestamp, WorkerName};
 
 impl Core {
     pub(super) fn on_operate(&mut self, now: Timestamp, request: RequestId, name: &WorkerName, operation: Operation) {
         let Some(worker) = self.workers.get_mut(name).filter(|w| !w.removed) else {
             let reason = format!("there is no worker {name}; `rouse workers` lists them");
-            return self.reply(request, Answer::NotFound(reason));
+            return self.reply(request, Reply::NotFound(reason));
         };
-        worker.record.wish = match operation {
-            Operation::Pause => Wish::Pause,
-            Operation::Resume => Wish::Work,
-            Operation::Drain => Wish::Drain,
-            Operation::Stop => Wish::Stop,
+        worker.record.desired = match operation {
+            Operation::Pause => DesiredState::Pause,
+            Operation::Resume => DesiredState::Work,
+            Operation::Drain => DesiredState::Drain,
         };
         let host = worker.host.clone();
         match operation {
             Operation::Pause => {}
             Operation::Resume => self.lift(name),
-            Operation::Drain | Operation::Stop => match &host {
-                Some(id) => self.wind_down(now, id, "an operator asked for it"),
-                None if operation == Operation::Stop => self.drain_agent(name),
-                // A standing worker's machine is not ours to stop: draining it is pausing it.
-                None => {}
-            },
+            // A standing worker's machine is not ours to terminate: draining it is pausing it.
+            Operation::Drain => {
+                if let Some(id) = &host {
+                    self.wind_down(now, id, "an operator asked for it");
+                }
+            }
         }
         self.save_worker(name);
-        self.reply(request, Answer::Done);
+        self.reply(request, Reply::Done);
+    }
+
+    /// Terminates a host now. The attempts that run on it use up no retry, and its worker stays in use.
+    pub(super) fn on_operate_host(&mut self, now: Timestamp, request: RequestId, id: &HostId) {
+        let Some(live) = self.hosts.get(id).filter(|l| l.host.state != HostState::Terminated) else {
+            let reason = format!("there is no host {id}; `rouse hosts` lists them");
+            return self.reply(request, Reply::NotFound(reason));
+        };
+        let worker = live.host.worker.clone();
+        let attempts: Vec<_> = self.workers.get(&worker).into_iter().flat_map(|w| w.attempts.iter().copied()).collect();
+        for attempt in attempts {
+            self.excuse_attempt(attempt, id);
+        }
+        self.terminate_host(now, id, "an operator terminated it");
+        self.reply(request, Reply::Done);
     }
 
     /// Ends a host as soon as nothing runs on it.
-    pub(super) fn wind_down(&mut self, now: Timestamp, id: &rouse_shared::HostId, why: &str) {
+    pub(super) fn wind_down(&mut self, now: Timestamp, id: &HostId, why: &str) {
         match self.hosts.get(id).map(|l| l.host.state) {
-            Some(HostState::Awake) => self.drain_host(id, why),
+            Some(HostState::Ready) => self.drain_host(id, why),
             Some(
                 HostState::Ordered
                 | HostState::Booting
                 | HostState::Suspending
-                | HostState::Stopped
-                | HostState::Waking,
-            ) => self.stop_host(now, id, why),
-            Some(HostState::Draining | HostState::Stopping | HostState::Gone) | None => {}
+                | HostState::Suspended
+                | HostState::Resuming,
+            ) => self.terminate_host(now, id, why),
+            Some(HostState::Draining | HostState::Terminating | HostState::Terminated) | None => {}
         }
     }
 

@@ -5,16 +5,16 @@
 //! **Invariant**: nothing is performed, answered or acknowledged before it is committed.
 
 mod batch;
+mod disk_space;
+mod event_loop;
 mod perform;
-mod room;
 mod state;
 mod stuck;
-mod turn;
 
 pub use state::{State, StateError};
 
 use crate::broker::{
-    self, AuthServer, Conduct, Endpoints, Inbound, Link, LinkSettings, LogDelivery, Node, NodeSettings, Refusals,
+    self, AuthServer, Endpoints, Inbound, Link, LinkSettings, LogDelivery, Node, NodeSettings, RateLimiter, Refusals,
 };
 use crate::config::{self, Config};
 use crate::core::Start;
@@ -77,7 +77,7 @@ impl std::error::Error for Failure {}
 
 /// What a running master can be asked from outside: by signals, or by the demo.
 pub struct Control {
-    orders: mpsc::Sender<turn::Order>,
+    orders: mpsc::Sender<event_loop::Control>,
     /// Where the API is served.
     pub address: SocketAddr,
     /// The API's token.
@@ -91,7 +91,7 @@ pub struct Control {
 impl Control {
     /// Takes a new configuration; what it does not touch goes on.
     pub async fn configure(&self, config: Config) {
-        if self.orders.send(turn::Order::Configure(Box::new(config))).await.is_err() {
+        if self.orders.send(event_loop::Control::Configure(Box::new(config))).await.is_err() {
             warn!("the master is ending and takes no configuration");
         }
     }
@@ -100,7 +100,7 @@ impl Control {
     pub async fn extend_leases(&self) {
         let (told, done) = oneshot::channel();
         // Where the loop is gone there is nobody to extend a lease for.
-        if self.orders.send(turn::Order::Terminate(told)).await.is_ok() && done.await.is_err() {
+        if self.orders.send(event_loop::Control::Shutdown(told)).await.is_ok() && done.await.is_err() {
             warn!("the leases could not be extended");
         }
     }
@@ -193,7 +193,7 @@ impl Master {
         let (link_slot, link_ready) = watch::channel(None);
 
         tokio::spawn(forward_deaths(heard, events.clone()));
-        let room = room::Room::new(&config.master.state_dir);
+        let room = disk_space::DiskSpace::new(&config.master.state_dir);
         spawn_log_writer(logs.clone(), room, chunks_in, events.clone())?;
 
         let mut seed = [0_u8; 32];
@@ -201,7 +201,7 @@ impl Master {
         let start = Start { master: MasterId(state.id.clone()), plan: Arc::new(config.plan.clone()), ledger, seed };
         let boot = perform::Boot { broker: agent_url(&config), ca: read_ca(&config)? };
         let refusals = Refusals::default();
-        let doer = perform::Doer {
+        let doer = perform::Executor {
             runtime: tokio::runtime::Handle::current(),
             events: events.clone(),
             hosts: Arc::new(hosts),
@@ -210,16 +210,16 @@ impl Master {
             link: link_ready,
             refusals: refusals.clone(),
             boot,
-            askers: perform::Askers::default(),
+            askers: perform::PendingRequests::default(),
         };
-        let inputs = turn::Inputs {
+        let inputs = event_loop::Inputs {
             events: events_in,
             inbound: inbound_in,
             calls: calls_in,
             admissions: admissions_in,
             orders: orders_in,
         };
-        let ended = turn::spawn(store, start, doer, inputs, config.clone())?;
+        let ended = event_loop::spawn(store, start, doer, inputs, config.clone())?;
 
         let control =
             Arc::new(Control { orders, address, token: state.token.clone(), changes: changes.clone(), owner });
@@ -282,7 +282,7 @@ async fn connect(
     inbound: mpsc::Sender<Inbound>,
     logs: mpsc::Sender<LogDelivery>,
 ) -> Result<(Option<Node>, broker::LinkHandle, AuthServer), Failure> {
-    let conduct = Conduct::new(refusals.clone());
+    let conduct = RateLimiter::new(refusals.clone());
     let endpoints = |url: &str| Endpoints::parse(url).map_err(|e| Failure::new("cannot use broker.url", &e));
     let external = config.broker.url.as_ref().map(|url| endpoints(url.expose())).transpose()?;
     let vhost = external.as_ref().map_or(broker::VHOST, |e| e.vhost()).to_owned();
@@ -319,7 +319,7 @@ async fn forward_deaths(mut heard: mpsc::Receiver<Death>, events: mpsc::Sender<E
 /// Writes log chunks on a thread of its own: a slow disk must not delay a heartbeat.
 fn spawn_log_writer(
     logs: Logs,
-    room: room::Room,
+    room: disk_space::DiskSpace,
     mut chunks: mpsc::Receiver<LogDelivery>,
     events: mpsc::Sender<Event>,
 ) -> Result<(), Failure> {
@@ -352,7 +352,7 @@ fn spawn_log_writer(
                     step: chunk.step,
                     offset,
                 }),
-                Written::Stray => None,
+                Written::Unexpected => None,
             };
             if let Some(event) = event
                 && events.blocking_send(event).is_err()

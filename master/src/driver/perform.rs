@@ -3,7 +3,9 @@
 
 use crate::broker::{LinkHandle, Outbound, Refusals};
 use crate::config::Config;
-use crate::core::event::{Answer, Change, Effect, Event, Level, ListedHost, RequestId, StartError, Stopped, Unlisted};
+use crate::core::event::{
+    Change, Effect, Event, Level, ListedHost, PartialList, Reply, RequestId, StartError, Termination,
+};
 use crate::core::plan::ProviderKind;
 use crate::core::record::Host;
 use crate::hosts::{CALL_LIMIT, Hosts};
@@ -20,7 +22,7 @@ use tracing::{debug, info, warn};
 /// Who waits for the answer to a request.
 pub(super) enum Asker {
     /// The API.
-    Web(oneshot::Sender<Answer>),
+    Web(oneshot::Sender<Reply>),
     /// A message in the inbox.
     Inbox {
         /// The queue that wants an answer.
@@ -32,12 +34,12 @@ pub(super) enum Asker {
 
 /// Everyone who waits.
 #[derive(Default)]
-pub(super) struct Askers {
+pub(super) struct PendingRequests {
     last: u64,
     waiting: HashMap<RequestId, Asker>,
 }
 
-impl Askers {
+impl PendingRequests {
     pub(super) fn add(&mut self, asker: Asker) -> RequestId {
         self.last += 1;
         let id = RequestId(self.last);
@@ -55,7 +57,7 @@ pub(super) struct Boot {
 }
 
 /// Does what the core asks for.
-pub(super) struct Doer {
+pub(super) struct Executor {
     pub runtime: tokio::runtime::Handle,
     pub events: mpsc::Sender<Event>,
     pub hosts: Arc<Hosts>,
@@ -65,10 +67,10 @@ pub(super) struct Doer {
     pub link: watch::Receiver<Option<Arc<LinkHandle>>>,
     pub refusals: Refusals,
     pub boot: Boot,
-    pub askers: Askers,
+    pub askers: PendingRequests,
 }
 
-impl Doer {
+impl Executor {
     /// Performs one effect. Returns the event that is known at once to follow from it.
     pub(super) fn perform(&mut self, effect: Effect, config: &Config) -> Option<Event> {
         match effect {
@@ -78,8 +80,8 @@ impl Doer {
                 self.send(Outbound::Agent { queue, message });
                 None
             }
-            Effect::Reply { request, answer } => {
-                self.reply(request, answer);
+            Effect::Reply { request, reply } => {
+                self.reply(request, reply);
                 None
             }
             Effect::PrepareHost { host, number } => {
@@ -89,7 +91,7 @@ impl Doer {
             Effect::StartHost(host) => {
                 let hosts = self.hosts.clone();
                 self.beside(async move {
-                    let number = host.order.as_ref().map_or(0, |o| o.number);
+                    let number = host.launch.as_ref().map_or(0, |o| o.number);
                     let result = match hosts.provider(host.provider) {
                         Some(p) => {
                             let answer = tokio::time::timeout(CALL_LIMIT, p.start(&host)).await;
@@ -101,53 +103,53 @@ impl Doer {
                 });
                 None
             }
-            Effect::StopHost(host) => {
+            Effect::TerminateHost(host) => {
                 let hosts = self.hosts.clone();
                 self.beside(async move {
                     let result = match hosts.provider(host.provider) {
                         Some(p) => {
-                            let answer = tokio::time::timeout(CALL_LIMIT, p.stop(&host)).await;
+                            let answer = tokio::time::timeout(CALL_LIMIT, p.terminate(&host)).await;
                             answer.unwrap_or_else(|_| Err(silent()))
                         }
                         None => Err(absent(host.provider)),
                     };
-                    Event::StopEnded { host: host.id, result }
+                    Event::TerminateEnded { host: host.id, result }
                 });
                 None
             }
-            Effect::SleepHost(host) => {
+            Effect::SuspendHost(host) => {
                 let hosts = self.hosts.clone();
                 self.beside(async move {
                     let result = match hosts.provider(host.provider) {
                         Some(p) => {
-                            let answer = tokio::time::timeout(CALL_LIMIT, p.sleep(&host)).await;
+                            let answer = tokio::time::timeout(CALL_LIMIT, p.suspend(&host)).await;
                             answer.unwrap_or_else(|_| Err(silent()))
                         }
                         None => Err(absent(host.provider)),
                     };
-                    Event::SleepEnded { host: host.id, result }
+                    Event::SuspendEnded { host: host.id, result }
                 });
                 None
             }
-            Effect::WakeHost(host) => {
+            Effect::ResumeHost(host) => {
                 let (hosts, boot) = (self.hosts.clone(), self.boot_data(&host, config));
                 self.beside(async move {
                     let result = match hosts.provider(host.provider) {
                         Some(p) => {
-                            let answer = tokio::time::timeout(CALL_LIMIT, p.wake(&host, boot)).await;
+                            let answer = tokio::time::timeout(CALL_LIMIT, p.resume(&host, boot)).await;
                             answer.unwrap_or_else(|_| Err(StartError::Unknown(silent())))
                         }
                         None => Err(StartError::Rejected(absent(host.provider))),
                     };
-                    Event::WakeEnded { host: host.id, result }
+                    Event::ResumeEnded { host: host.id, result }
                 });
                 None
             }
-            Effect::StopOrphan { provider, listed } => {
+            Effect::TerminateOrphan { provider, listed } => {
                 let hosts = self.hosts.clone();
                 self.runtime.spawn(async move {
-                    if let Err(why) = end(&hosts, provider, &listed).await {
-                        warn!("orphan {} could not be stopped: {why}; the next audit tries again", listed.handle);
+                    if let Err(why) = terminate_listed(&hosts, provider, &listed).await {
+                        warn!("orphan {} could not be terminated: {why}; the next audit tries again", listed.handle);
                     }
                 });
                 None
@@ -190,19 +192,19 @@ impl Doer {
                 self.logs.close(attempt);
                 None
             }
-            Effect::Announce(change) => {
+            Effect::Publish(change) => {
                 self.announce(change);
                 None
             }
-            Effect::Note(Level::Info, text) => {
+            Effect::Log(Level::Info, text) => {
                 info!("{text}");
                 None
             }
-            Effect::Note(Level::Warn, text) => {
+            Effect::Log(Level::Warn, text) => {
                 warn!("{text}");
                 None
             }
-            Effect::NoteRefused { worker, identity, reason } => {
+            Effect::LogRefused { worker, identity, reason } => {
                 self.refusals.refused_hello(worker.as_str(), &identity, &reason);
                 None
             }
@@ -278,7 +280,7 @@ impl Doer {
         }
     }
 
-    fn reply(&mut self, request: RequestId, answer: Answer) {
+    fn reply(&mut self, request: RequestId, answer: Reply) {
         match self.askers.waiting.remove(&request) {
             // The asker may have gone away; what it asked for is done all the same.
             Some(Asker::Web(reply)) => drop(reply.send(answer)),
@@ -287,8 +289,7 @@ impl Doer {
                 self.send(Outbound::Reply { to, correlation_id, body });
             }
             Some(Asker::Inbox { reply_to: None, .. }) => {
-                if let Answer::Refused { reason, .. } | Answer::NotFound(reason) | Answer::Unavailable(reason) = answer
-                {
+                if let Reply::Refused { reason, .. } | Reply::NotFound(reason) | Reply::Unavailable(reason) = answer {
                     warn!("a build from the inbox was refused: {reason}");
                 }
             }
@@ -299,7 +300,7 @@ impl Doer {
     /// Refuses a submission that never came as far as the core.
     pub(super) fn refuse(&mut self, asker: Asker, field: &str, reason: &str) {
         let request = self.askers.add(asker);
-        self.reply(request, Answer::Refused { field: Some(field.to_owned()), reason: reason.to_owned() });
+        self.reply(request, Reply::Refused { field: Some(field.to_owned()), reason: reason.to_owned() });
     }
 
     pub(super) fn link_is_up(&self) -> bool {
@@ -334,16 +335,16 @@ fn absent(provider: ProviderKind) -> String {
     format!("this build of rouse has no provider {}", provider.as_str())
 }
 
-async fn list(hosts: &Hosts, provider: ProviderKind) -> Result<Vec<ListedHost>, Unlisted> {
+async fn list(hosts: &Hosts, provider: ProviderKind) -> Result<Vec<ListedHost>, PartialList> {
     match hosts.provider(provider) {
         Some(p) => tokio::time::timeout(CALL_LIMIT, p.list()).await.unwrap_or_else(|_| Err(silent().into())),
         None => Err(absent(provider).into()),
     }
 }
 
-async fn end(hosts: &Hosts, provider: ProviderKind, listed: &ListedHost) -> Result<Stopped, String> {
+async fn terminate_listed(hosts: &Hosts, provider: ProviderKind, listed: &ListedHost) -> Result<Termination, String> {
     match hosts.provider(provider) {
-        Some(p) => tokio::time::timeout(CALL_LIMIT, p.end(listed)).await.unwrap_or_else(|_| Err(silent())),
+        Some(p) => tokio::time::timeout(CALL_LIMIT, p.terminate_listed(listed)).await.unwrap_or_else(|_| Err(silent())),
         None => Err(absent(provider)),
     }
 }

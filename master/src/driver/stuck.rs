@@ -2,10 +2,10 @@
 //! core knows, which is ahead of the ledger by that batch; new wishes are refused; leases go on. Nobody new is let in, so for
 //! the core the broker is away: nobody goes missing for our disk.
 
-use super::turn::{Inputs, TURN, Turner, Waiting};
+use super::event_loop::{EventLoop, Inputs, TURN, Waiting};
 use crate::broker::{Admission, Inbound};
 use crate::clock;
-use crate::core::event::{Answer, Effect, Event};
+use crate::core::event::{Effect, Event, Reply};
 use crate::web::Call;
 use rouse_shared::message::{ToAgent, ToMaster};
 use std::time::Duration;
@@ -14,7 +14,7 @@ use tracing::error;
 /// Between two tries to commit what the disk did not take.
 const COMMIT_PAUSE: Duration = Duration::from_secs(1);
 
-impl Turner {
+impl EventLoop {
     /// Commits the records of a batch, however long the disk takes.
     pub(super) async fn commit(&mut self, inputs: &mut Inputs, waiting: &mut Waiting) {
         while let Err(error) = self.store.commit(&self.batch.records) {
@@ -30,14 +30,14 @@ impl Turner {
                 self.answer(question);
             }
             // Its end is the pause's end.
-            drop(tokio::time::timeout(COMMIT_PAUSE, self.sit_out(inputs, waiting)).await);
+            drop(tokio::time::timeout(COMMIT_PAUSE, self.serve_while_blocked(inputs, waiting)).await);
         }
         if self.commit_error.take().is_some() {
             tracing::info!("the ledger can be written again");
         }
     }
 
-    async fn sit_out(&mut self, inputs: &mut Inputs, waiting: &mut Waiting) {
+    async fn serve_while_blocked(&mut self, inputs: &mut Inputs, waiting: &mut Waiting) {
         loop {
             // What is kept for later is bounded; beyond it the broker, and its senders, wait.
             tokio::select! {
@@ -54,7 +54,7 @@ impl Turner {
     /// Answers what can be answered without the ledger, and refuses the rest.
     fn call_meanwhile(&mut self, call: Call) {
         let Some(why) = self.commit_error.clone() else { return };
-        let refusal = || Answer::Unavailable(format!("the master failed to {why}; try again when it can be written"));
+        let refusal = || Reply::Unavailable(format!("the master failed to {why}; try again when it can be written"));
         match call {
             Call::Submit { reply, .. }
             | Call::Cancel { reply, .. }

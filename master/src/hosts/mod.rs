@@ -6,18 +6,18 @@ pub mod ec2;
 #[cfg(feature = "libvirt")]
 pub mod libvirt;
 pub mod libvirt_network;
-#[cfg(any(feature = "libvirt", feature = "openstack"))]
-mod noted;
 pub mod online;
 #[cfg(feature = "openstack")]
 pub mod openstack;
+#[cfg(any(feature = "libvirt", feature = "openstack"))]
+mod persisted_set;
 pub mod process;
 pub mod user_data;
 
 use crate::config::Config;
-use crate::core::event::{ListedHost, Slept, StartError, Started, Stopped, Unlisted};
+use crate::core::event::{ListedHost, PartialList, StartError, Started, Suspension, Termination};
 use crate::core::plan::ProviderKind;
-use crate::core::record::{Host, HostState, Order};
+use crate::core::record::{Host, HostState, LaunchSpec};
 use rouse_shared::boot::BootData;
 use rouse_shared::message::Hello;
 use rouse_shared::{HostId, WorkerName};
@@ -29,43 +29,48 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 /// A provider's answer, some time later.
-pub type Answer<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// What every provider can do. Each call has a deadline of its own and may be repeated.
 pub trait Provider: Send + Sync {
     /// Works out what [`Self::start`] is to order for a host: resolves its image, takes the alternative of this `number`
     /// (from 0; it is asked for only where the order before it said that there are more). Makes nothing, so every error
     /// is certain.
-    fn prepare<'a>(&'a self, host: &'a Host, number: u32, boot: BootData) -> Answer<'a, Result<Order, StartError>>;
+    fn prepare<'a>(
+        &'a self,
+        host: &'a Host,
+        number: u32,
+        boot: BootData,
+    ) -> BoxFuture<'a, Result<LaunchSpec, StartError>>;
     /// Makes the machine of the host's order, word for word, or finds the one that an earlier call has made.
-    fn start<'a>(&'a self, host: &'a Host) -> Answer<'a, Result<Started, StartError>>;
+    fn start<'a>(&'a self, host: &'a Host) -> BoxFuture<'a, Result<Started, StartError>>;
     /// Ends the host's machine. `Gone` only when the provider itself says that there is none, or where none was ordered.
-    fn stop<'a>(&'a self, host: &'a Host) -> Answer<'a, Result<Stopped, String>>;
-    /// Puts the host's machine to sleep: it runs no more and can be woken. `Asleep` only when the provider itself says so.
-    fn sleep<'a>(&'a self, _host: &'a Host) -> Answer<'a, Result<Slept, String>> {
-        Box::pin(async { Ok(Slept::Unable("this provider's machines do not sleep".to_owned())) })
+    fn terminate<'a>(&'a self, host: &'a Host) -> BoxFuture<'a, Result<Termination, String>>;
+    /// Puts the host's machine to sleep: it runs no more and can be resumed. `Asleep` only when the provider itself says so.
+    fn suspend<'a>(&'a self, _host: &'a Host) -> BoxFuture<'a, Result<Suspension, String>> {
+        Box::pin(async { Ok(Suspension::Unable("this provider's machines cannot be suspended".to_owned())) })
     }
-    /// Wakes the machine of a host that sleeps, and has it find these boot data; nothing where it runs already.
-    fn wake<'a>(&'a self, _host: &'a Host, _boot: BootData) -> Answer<'a, Result<(), StartError>> {
-        Box::pin(async { Err(StartError::Rejected("this provider's machines do not sleep".to_owned())) })
+    /// Resumes the machine of a suspended host, and has it find these boot data; nothing where it runs already.
+    fn resume<'a>(&'a self, _host: &'a Host, _boot: BootData) -> BoxFuture<'a, Result<(), StartError>> {
+        Box::pin(async { Err(StartError::Rejected("this provider's machines cannot be suspended".to_owned())) })
     }
     /// All machines that bear our master's name, with its id or another; whole, or an error, which has what was heard
     /// from those that could be asked.
-    fn list(&self) -> Answer<'_, Result<Vec<ListedHost>, Unlisted>>;
+    fn list(&self) -> BoxFuture<'_, Result<Vec<ListedHost>, PartialList>>;
     /// Hosts that a master which has just started finds in its ledger, and whose machines were made. Of those that have ended
     /// while nobody was there to hear it a provider that tells of deaths tells now.
     fn expect(&self, _hosts: &[&Host]) {}
-    /// Ends a machine that [`Self::list`] has told of and that the ledger does not know; where its owner is a namesake,
+    /// Ends a machine that [`Self::list`] has told of and that the ledger does not know; where its owner is a foreign,
     /// that one's. Its handle says where it is.
-    fn end<'a>(&'a self, listed: &'a ListedHost) -> Answer<'a, Result<Stopped, String>>;
+    fn terminate_listed<'a>(&'a self, listed: &'a ListedHost) -> BoxFuture<'a, Result<Termination, String>>;
     /// The last of what the machine printed, where that is kept.
-    fn console<'a>(&'a self, host: &'a Host) -> Answer<'a, Option<String>>;
+    fn console<'a>(&'a self, host: &'a Host) -> BoxFuture<'a, Option<String>>;
     /// Whether what an agent shows for being on the machine that it names is worth something: looked at before its hello
     /// is heard, at once and without asking anybody. Where a provider has no such papers, nothing is asked for.
     ///
     /// # Errors
     /// A sentence, for our log and for the agent's.
-    fn vouch(&self, _worker: &WorkerName, _hello: &Hello) -> Result<(), String> {
+    fn attest(&self, _worker: &WorkerName, _hello: &Hello) -> Result<(), String> {
         Ok(())
     }
 }
@@ -148,7 +153,7 @@ impl Hosts {
     pub fn expect(&self, hosts: &[Host]) {
         let mut made: BTreeMap<ProviderKind, Vec<&Host>> = BTreeMap::new();
         // One that is ordered may be made yet.
-        for host in hosts.iter().filter(|h| !matches!(h.state, HostState::Ordered | HostState::Gone)) {
+        for host in hosts.iter().filter(|h| !matches!(h.state, HostState::Ordered | HostState::Terminated)) {
             made.entry(host.provider).or_default().push(host);
         }
         for (kind, hosts) in made {

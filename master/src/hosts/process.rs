@@ -6,11 +6,11 @@
 
 mod stamped;
 
-use super::{Answer, Death, Provider};
+use super::{BoxFuture, Death, Provider};
 use crate::clock;
 use crate::config::{Config, HostConfig};
-use crate::core::event::{ListedHost, Owner, StartError, Started, Stopped, Unlisted};
-use crate::core::record::{Host, Order};
+use crate::core::event::{ListedHost, Owner, PartialList, StartError, Started, Termination};
+use crate::core::record::{Host, LaunchSpec};
 use rouse_shared::boot::BootData;
 use rouse_shared::{HostId, Timestamp, WorkerName};
 use stamped::{HOST_STAMP, MASTER_STAMP, Stamped, agents_of, id_of, kill, name_of, pidfd, runs, scan, stamped};
@@ -92,7 +92,7 @@ impl Processes {
         Ok(agents_of(&scan(&self.owner).await?).into_iter().find(|p| p.host == *host))
     }
 
-    fn prepare_now(&self, host: &Host, mut boot: BootData) -> Result<Order, StartError> {
+    fn prepare_now(&self, host: &Host, mut boot: BootData) -> Result<LaunchSpec, StartError> {
         let agent = {
             let agents = self.agents.lock().unwrap_or_else(PoisonError::into_inner);
             agents.get(&host.worker).cloned().unwrap_or_else(|| PathBuf::from("rouse-agent"))
@@ -103,12 +103,12 @@ impl Processes {
         let image = agent.display().to_string();
         let spec = serde_json::to_string(&Spec { agent, boot });
         let spec = spec.map_err(|e| StartError::Rejected(format!("write down the order: {e}")))?;
-        Ok(Order { number: 0, image, spec, more: false, fresh: false, identity, price: None })
+        Ok(LaunchSpec { number: 0, image, spec, more: false, fresh: false, identity, price: None })
     }
 
     async fn start_now(&self, host: &Host) -> Result<String, StartError> {
         let transient = |what: &str, error: io::Error| StartError::Transient(format!("{what}: {error}"));
-        let spec = host.order.as_ref().map_or("", |o| &o.spec);
+        let spec = host.launch.as_ref().map_or("", |o| &o.spec);
         let Spec { agent, boot } = serde_json::from_str(spec)
             .map_err(|e| StartError::Rejected(format!("read the order of host {}: {e}", host.id)))?;
         if let Some(found) = self.find(&host.id).await.map_err(|e| transient("look for a running agent", e))? {
@@ -199,7 +199,7 @@ impl Processes {
         Ending { owner: self.owner.clone(), dir: self.host_dir(&host), host, deaths: self.deaths.clone() }
     }
 
-    async fn stop_now(&self, owner: &str, host: &HostId) -> Result<Stopped, String> {
+    async fn terminate_now(&self, owner: &str, host: &HostId) -> Result<Termination, String> {
         let all = scan(owner).await.map_err(|e| format!("list processes: {e}"))?;
         let ours: Vec<Stamped> = all.into_iter().filter(|p| p.host == *host).collect();
         if ours.is_empty() {
@@ -208,14 +208,14 @@ impl Processes {
             let dir = self.host_dir(host);
             let shown = dir.display().to_string();
             return match beside(move || remove_dir(&dir)).await {
-                Ok(()) => Ok(Stopped::Gone),
+                Ok(()) => Ok(Termination::Gone),
                 Err(error) => Err(format!("remove {shown}: {error}")),
             };
         }
         for process in self.to_kill(host, &ours) {
             kill(process).map_err(|e| format!("kill process {}: {e}", process.pid))?;
         }
-        Ok(Stopped::Requested)
+        Ok(Termination::Requested)
     }
 
     /// The agent first and alone: its supervisors see it go, end what they run, and end themselves. Killing them too
@@ -252,19 +252,24 @@ fn begin_mark(host: &HostId) -> String {
 }
 
 impl Provider for Processes {
-    fn prepare<'a>(&'a self, host: &'a Host, _number: u32, boot: BootData) -> Answer<'a, Result<Order, StartError>> {
+    fn prepare<'a>(
+        &'a self,
+        host: &'a Host,
+        _number: u32,
+        boot: BootData,
+    ) -> BoxFuture<'a, Result<LaunchSpec, StartError>> {
         Box::pin(async move { self.prepare_now(host, boot) })
     }
 
-    fn start<'a>(&'a self, host: &'a Host) -> Answer<'a, Result<Started, StartError>> {
+    fn start<'a>(&'a self, host: &'a Host) -> BoxFuture<'a, Result<Started, StartError>> {
         Box::pin(async move { self.start_now(host).await.map(|handle| Started { handle, identity: None }) })
     }
 
-    fn stop<'a>(&'a self, host: &'a Host) -> Answer<'a, Result<Stopped, String>> {
-        Box::pin(async move { self.stop_now(&self.owner, &host.id).await })
+    fn terminate<'a>(&'a self, host: &'a Host) -> BoxFuture<'a, Result<Termination, String>> {
+        Box::pin(async move { self.terminate_now(&self.owner, &host.id).await })
     }
 
-    fn list(&self) -> Answer<'_, Result<Vec<ListedHost>, Unlisted>> {
+    fn list(&self) -> BoxFuture<'_, Result<Vec<ListedHost>, PartialList>> {
         Box::pin(async move {
             let name = name_of(&self.owner).to_owned();
             let all = beside(move || stamped(|owner| name_of(owner) == name)).await;
@@ -275,10 +280,10 @@ impl Provider for Processes {
                     self.watch(agent.host.clone(), &agent);
                     Owner::Ours
                 } else {
-                    Owner::Namesake(id_of(&agent.owner).to_owned())
+                    Owner::Foreign(id_of(&agent.owner).to_owned())
                 };
                 let (handle, identity) = (agent.handle(), Some(agent.host.0.clone()));
-                listed.push(ListedHost { handle, host: agent.host, identity, owner, asleep: false });
+                listed.push(ListedHost { handle, host: agent.host, identity, owner, suspended: false });
             }
             Ok(listed)
         })
@@ -295,17 +300,17 @@ impl Provider for Processes {
         }
     }
 
-    fn end<'a>(&'a self, listed: &'a ListedHost) -> Answer<'a, Result<Stopped, String>> {
+    fn terminate_listed<'a>(&'a self, listed: &'a ListedHost) -> BoxFuture<'a, Result<Termination, String>> {
         Box::pin(async move {
             let owner = match &listed.owner {
                 Owner::Ours => self.owner.clone(),
-                Owner::Namesake(id) => format!("{}/{id}", name_of(&self.owner)),
+                Owner::Foreign(id) => format!("{}/{id}", name_of(&self.owner)),
             };
-            self.stop_now(&owner, &listed.host).await
+            self.terminate_now(&owner, &listed.host).await
         })
     }
 
-    fn console<'a>(&'a self, host: &'a Host) -> Answer<'a, Option<String>> {
+    fn console<'a>(&'a self, host: &'a Host) -> BoxFuture<'a, Option<String>> {
         Box::pin(async move { self.console_now(host) })
     }
 }

@@ -8,7 +8,7 @@ mod text;
 mod tests;
 
 use crate::config::{MailConfig, RelayTls};
-use crate::core::mail::{Handed, Mail, MailError, Taken};
+use crate::core::mail::{DeliveryResult, Mail, MailError, Taken};
 use lettre::address::Address;
 use lettre::message::header::{HeaderName, HeaderValue};
 use lettre::message::{Mailbox, Message, SinglePart};
@@ -44,7 +44,7 @@ const FAREWELL: Duration = Duration::from_secs(5);
 ///
 /// # Errors
 /// Why nothing of it was taken.
-pub async fn hand_over(config: &MailConfig, master: &str, mail: &Mail, patience: Patience) -> Handed {
+pub async fn hand_over(config: &MailConfig, master: &str, mail: &Mail, patience: Patience) -> DeliveryResult {
     let message = message(config, master, mail)?;
     let name = format!("{}:{}", config.relay.host, config.relay.port);
     let mut connection = match tokio::time::timeout(patience.command, connect(config)).await {
@@ -145,7 +145,7 @@ async fn transact(
     mail: &Mail,
     message: &[u8],
     patience: Patience,
-) -> Handed {
+) -> DeliveryResult {
     let from: Address = config.from.parse().map_err(|e| MailError::Refused(format!("mail.from is no address: {e}")))?;
     let recipients: Vec<(&String, Option<Address>)> = mail.waiting.iter().map(|to| (to, to.parse().ok())).collect();
     let wide = !mail.waiting.iter().chain([&config.from]).all(|address| address.is_ascii());

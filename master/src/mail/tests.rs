@@ -39,9 +39,9 @@ fn mail(to: &[&str], items: Vec<Item>) -> Mail {
 #[test]
 fn a_mail_tells_everything_in_plain_words() {
     let back = What::Back { worker: "linux-07".parse().unwrap(), missing_since: Timestamp(NOON) };
-    let orphan = |handle: &str, stopped| {
+    let orphan = |handle: &str, terminated| {
         let handle = handle.to_owned();
-        item(2, What::Orphan { provider: ProviderKind::Ec2, host: HostId("h12".to_owned()), handle, stopped })
+        item(2, What::Orphan { provider: ProviderKind::Ec2, host: HostId("h12".to_owned()), handle, terminated })
     };
     let items = vec![
         missing("bot1", "not attached for 300 s"),
@@ -78,7 +78,7 @@ Workers that are back:
 Machines of ours that the ledger does not know (orphans):
   i-1
       a machine of ec2, stamped h12, found at 2026-11-23T12:02:00Z; it is
-      being stopped
+      being terminated
   i-2
       a machine of ec2, stamped h12, found at 2026-11-23T12:02:00Z; it is
       left running, as audit.on_orphan says
@@ -103,7 +103,7 @@ fn a_mail_names_every_loss_and_its_subject_stays_short() {
 #[test]
 fn what_a_cloud_calls_a_machine_adds_no_header() {
     let handle = "i-1\r\nBcc: eve@example.org\r\n\r\nnews".to_owned();
-    let what = What::Orphan { provider: ProviderKind::Ec2, host: HostId("h1".to_owned()), handle, stopped: true };
+    let what = What::Orphan { provider: ProviderKind::Ec2, host: HostId("h1".to_owned()), handle, terminated: true };
     let text = message(&settings(""), "ci", &mail(&["ann@example.org"], vec![item(0, what)])).unwrap();
     let text = String::from_utf8(text).unwrap();
     assert!(!text.contains("\nBcc") && text.split("\r\n\r\n").next().unwrap().contains("Message-ID"), "{text}");

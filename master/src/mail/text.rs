@@ -100,8 +100,9 @@ fn details(item: &Item) -> String {
     match &item.what {
         What::Missing { why, .. } => format!("{why} (at {at})"),
         What::Back { missing_since, .. } => format!("since {at}; it was missing from {}", moment(*missing_since)),
-        What::Orphan { provider, host, stopped, .. } => {
-            let then = if *stopped { "it is being stopped" } else { "it is left running, as audit.on_orphan says" };
+        What::Orphan { provider, host, terminated, .. } => {
+            let then =
+                if *terminated { "it is being terminated" } else { "it is left running, as audit.on_orphan says" };
             format!("a machine of {}, stamped {host}, found at {at}; {then}", provider.as_str())
         }
     }

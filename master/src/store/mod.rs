@@ -18,11 +18,12 @@ use std::sync::Arc;
 use std::time::Duration;
 use std::{fmt, fs, io};
 
+mod migrate;
 #[cfg(test)]
 mod tests;
 
 /// Version of the tables, kept in `user_version`.
-const SCHEMA: i32 = 1;
+const SCHEMA: i32 = 2;
 
 /// What kept a batch from being committed, or the ledger from being read.
 #[derive(Debug)]
@@ -100,7 +101,7 @@ impl Store {
     pub fn open(path: &Path) -> Result<Self, StoreError> {
         // Tokens of hosts are in it. Its journals take its mode.
         fs::File::options().create(true).append(true).mode(0o600).open(path).map_err(StoreError::File)?;
-        let connection = Connection::open(path)?;
+        let mut connection = Connection::open(path)?;
         connection.pragma_update(None, "journal_mode", "WAL")?;
         // Accepted means committed, also when the power goes: WAL alone would sync at checkpoints only.
         connection.pragma_update(None, "synchronous", "FULL")?;
@@ -126,7 +127,11 @@ impl Store {
                  provider TEXT NOT NULL, handle TEXT NOT NULL, row TEXT NOT NULL, PRIMARY KEY (provider, handle));
              CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value INTEGER NOT NULL);",
         )?;
-        connection.pragma_update(None, "user_version", SCHEMA)?;
+        if version == 0 {
+            connection.pragma_update(None, "user_version", SCHEMA)?;
+        } else {
+            migrate::bring_up(&mut connection, version)?;
+        }
         connection.set_prepared_statement_cache_capacity(32);
         Ok(Self { connection })
     }
@@ -302,7 +307,7 @@ fn write(to: &Connection, record: &Record) -> Result<(), StoreError> {
         Record::Host(host) => {
             let sql = "INSERT INTO hosts (id, live, row) VALUES (?1, ?2, ?3)
                        ON CONFLICT (id) DO UPDATE SET live = excluded.live, row = excluded.row";
-            let live = host.state != HostState::Gone;
+            let live = host.state != HostState::Terminated;
             to.prepare_cached(sql)?.execute(params![host.id.as_str(), live, json::<Host>(host)])?;
         }
         Record::Session(session) => {

@@ -5,6 +5,7 @@ use super::*;
 use crate::core::build::{BuildEnd, Requirement};
 use crate::core::mail::{Item, MailId, What};
 use crate::core::plan::ProviderKind;
+use crate::core::record::DesiredState;
 use crate::core::spend::Spent;
 use rouse_shared::Timestamp;
 use rouse_shared::message::Step;
@@ -141,4 +142,52 @@ fn what_is_to_be_told_is_found_again_until_it_is_told() {
     assert_eq!(ledger.mails, [mail("a")]);
     assert_eq!(ledger.mail_pause, Some((2, Timestamp(70))));
     assert_eq!(ledger.told_orphans, [(ec2, handle("i-1")), (ProviderKind::Libvirt, handle("i-2"))]);
+}
+
+#[test]
+fn a_ledger_of_the_first_version_is_taken_over() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("ledger");
+    Connection::open(&path).unwrap().execute_batch(include_str!("fixtures/ledger_v1.sql")).unwrap();
+    let ledger = Store::open(&path).unwrap().load().unwrap();
+    let host = |id: &str| ledger.hosts.iter().find(|h| h.id.as_str() == id).unwrap();
+    for (id, state) in [
+        ("h-ordered", HostState::Ordered),
+        ("h-booting", HostState::Booting),
+        ("h-awake", HostState::Ready),
+        ("h-draining", HostState::Draining),
+        ("h-suspending", HostState::Suspending),
+        ("h-stopped", HostState::Suspended),
+        ("h-waking", HostState::Resuming),
+        ("h-stopping", HostState::Terminating),
+    ] {
+        let host = host(id);
+        assert_eq!(host.state, state, "{id}");
+        assert_eq!(host.launch.as_ref().unwrap().price, Some(0.1), "{id}");
+        assert_eq!(host.started_for, Some(BuildId(1)), "{id}");
+    }
+    assert_eq!(ledger.hosts.len(), 8, "the one that is gone is not loaded");
+    let stopped = host("h-stopped");
+    assert_eq!((stopped.suspended, stopped.paid), (Some(Timestamp(4_000)), 0.5));
+    assert!(stopped.launch.as_ref().unwrap().fresh && stopped.token_spent);
+    assert_eq!(host("h-waking").resumed, Some(Timestamp(5_000)));
+    assert!(ledger.sessions[0].impostor);
+    let desired: Vec<_> = ledger.workers.iter().map(|(name, w)| (name.as_str(), w.desired, w.failures)).collect();
+    assert_eq!(
+        desired,
+        [
+            ("w-drain", DesiredState::Drain, 2),
+            ("w-pause", DesiredState::Pause, 2),
+            ("w-stop", DesiredState::Drain, 2),
+            ("w-work", DesiredState::Work, 2),
+        ]
+    );
+    let orphan = |what: &What| matches!(what, What::Orphan { terminated: true, handle, .. } if handle == "i-9");
+    assert!(orphan(&ledger.news[0].item.what) && orphan(&ledger.mails[0].items[0].what));
+    assert_eq!(ledger.builds.len(), 2);
+    assert_eq!(ledger.builds[1].status.attempts[0].host.as_ref().unwrap().as_str(), "h-awake");
+    assert_eq!(ledger.spent, Spent { day: 20_000, micros: 1_500_000 });
+    // Read as it is from now on, not a second time.
+    let again = Store::open(&path).unwrap().load().unwrap();
+    assert_eq!(again, ledger);
 }

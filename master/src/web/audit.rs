@@ -3,7 +3,7 @@
 use super::answer::{Failure, NoParams, Params};
 use super::{App, Call, json};
 use crate::core::audit::{AUDIT_LIMIT, AuditMode};
-use crate::core::event::Answer;
+use crate::core::event::Reply;
 use axum::Json;
 use axum::body::Bytes;
 use axum::extract::State;
@@ -19,7 +19,7 @@ const LATE: Duration = Duration::from_secs(5);
 #[derive(serde::Deserialize)]
 #[serde(deny_unknown_fields, default)]
 #[derive(Default)]
-struct Order {
+struct AuditRequest {
     fix: bool,
     adopt: bool,
 }
@@ -33,13 +33,13 @@ pub(super) async fn put_right(
     _: Params<NoParams>,
     body: Bytes,
 ) -> Result<Json<Value>, Failure> {
-    let order: Order =
+    let order: AuditRequest =
         serde_json::from_slice(&body).map_err(|error| Failure::invalid(None, format!("the body is wrong: {error}")))?;
     let mode = match order {
-        Order { fix: false, adopt: false } => AuditMode::Look,
-        Order { fix: true, adopt: false } => AuditMode::Fix,
-        Order { fix: true, adopt: true } => AuditMode::Adopt,
-        Order { fix: false, adopt: true } => {
+        AuditRequest { fix: false, adopt: false } => AuditMode::Look,
+        AuditRequest { fix: true, adopt: false } => AuditMode::Fix,
+        AuditRequest { fix: true, adopt: true } => AuditMode::Adopt,
+        AuditRequest { fix: false, adopt: true } => {
             return Err(Failure::invalid(Some("adopt".to_owned()), "adopt goes with fix: it stops machines"));
         }
     };
@@ -48,10 +48,10 @@ pub(super) async fn put_right(
 
 async fn run(app: &App, mode: AuditMode) -> Result<Json<Value>, Failure> {
     match app.ask_within(AUDIT_LIMIT + LATE, |reply| Call::Audit { mode, reply }).await? {
-        Answer::Audit(report) => Ok(Json(json::audit(&report))),
-        Answer::Unavailable(reason) => Err(Failure::no_room(reason)),
-        Answer::Refused { reason, .. } | Answer::NotFound(reason) => Err(Failure::new(StatusCode::CONFLICT, reason)),
-        Answer::Done | Answer::Accepted(_) => {
+        Reply::Audit(report) => Ok(Json(json::audit(&report))),
+        Reply::Unavailable(reason) => Err(Failure::no_room(reason)),
+        Reply::Refused { reason, .. } | Reply::NotFound(reason) => Err(Failure::new(StatusCode::CONFLICT, reason)),
+        Reply::Done | Reply::Accepted(_) => {
             Err(Failure::new(StatusCode::INTERNAL_SERVER_ERROR, "the master gave no account of the audit"))
         }
     }

@@ -3,7 +3,7 @@
 use super::answer::{Failure, NoParams, Params};
 use super::{App, BuildQuery, Call, DEFAULT_LIST, MAX_BODY, MAX_LIST, json};
 use crate::core::build::BuildState;
-use crate::core::event::Answer;
+use crate::core::event::Reply;
 use crate::core::view::BuildView;
 use crate::submission;
 use axum::Json;
@@ -30,11 +30,11 @@ pub(super) async fn submit(
     let spec = submission::from_json(&body)
         .map_err(|submission::Invalid { field, reason }| Failure::invalid(Some(field), reason))?;
     match app.ask(|reply| Call::Submit { spec: Arc::new(spec), reply }).await? {
-        Answer::Accepted(id) => Ok((StatusCode::CREATED, Json(json!({ "id": id.to_string() })))),
-        Answer::Unavailable(reason) => Err(Failure::no_room(reason)),
-        Answer::Refused { field, reason } => Err(Failure::invalid(field, reason)),
-        Answer::NotFound(reason) => Err(Failure::invalid(Some("worker".to_owned()), reason)),
-        Answer::Done | Answer::Audit(_) => {
+        Reply::Accepted(id) => Ok((StatusCode::CREATED, Json(json!({ "id": id.to_string() })))),
+        Reply::Unavailable(reason) => Err(Failure::no_room(reason)),
+        Reply::Refused { field, reason } => Err(Failure::invalid(field, reason)),
+        Reply::NotFound(reason) => Err(Failure::invalid(Some("worker".to_owned()), reason)),
+        Reply::Done | Reply::Audit(_) => {
             Err(Failure::new(StatusCode::INTERNAL_SERVER_ERROR, "the master took the build without a number"))
         }
     }
@@ -119,11 +119,11 @@ pub(super) async fn cancel(
 }
 
 /// An answer that brings nothing but whether it was done.
-pub(super) fn done(answer: Answer) -> Result<(), Failure> {
+pub(super) fn done(answer: Reply) -> Result<(), Failure> {
     match answer {
-        Answer::Done | Answer::Accepted(_) | Answer::Audit(_) => Ok(()),
-        Answer::NotFound(reason) => Err(Failure::not_found(reason)),
-        Answer::Unavailable(reason) => Err(Failure::no_room(reason)),
-        Answer::Refused { reason, .. } => Err(Failure::new(StatusCode::CONFLICT, reason)),
+        Reply::Done | Reply::Accepted(_) | Reply::Audit(_) => Ok(()),
+        Reply::NotFound(reason) => Err(Failure::not_found(reason)),
+        Reply::Unavailable(reason) => Err(Failure::no_room(reason)),
+        Reply::Refused { reason, .. } => Err(Failure::new(StatusCode::CONFLICT, reason)),
     }
 }

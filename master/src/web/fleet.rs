@@ -35,8 +35,7 @@ pub(super) async fn operate(
         "pause" => Operation::Pause,
         "resume" => Operation::Resume,
         "drain" => Operation::Drain,
-        "stop" => Operation::Stop,
-        _ => return Err(Failure::not_found("a worker takes pause, resume, drain and stop")),
+        _ => return Err(Failure::not_found("a worker takes pause, resume and drain")),
     };
     let worker: WorkerName = name.parse().map_err(|_| Failure::not_found(format!("there is no worker {name:?}")))?;
     done(app.ask(|reply| Call::Operate { worker, operation: wanted, reply }).await?)?;

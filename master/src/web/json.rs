@@ -233,8 +233,8 @@ pub(super) fn host(host: &HostView) -> Value {
         "booted": host.booted.map(time),
         "attached": host.attached.map(time),
         "uses": host.uses,
-        "build": host.woken_for.map(|build| build.to_string()),
-        "stopped_since": host.asleep.map(time),
+        "build": host.started_for.map(|build| build.to_string()),
+        "suspended_since": host.suspended.map(time),
         "why": host.why,
         "cost": host.cost,
     })

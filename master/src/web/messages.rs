@@ -1,7 +1,7 @@
 //! The same JSON for those who listen on the broker: changes on `rouse.events`, answers to builds from the inbox.
 
 use super::json;
-use crate::core::event::{Answer, Change};
+use crate::core::event::{Change, Reply};
 use serde_json::json;
 
 /// The routing key and the body of a change on the exchange `rouse.events`: `build.12.running`, `worker.w1.idle`,
@@ -21,12 +21,12 @@ pub fn change_message(change: &Change) -> (String, Vec<u8>) {
 }
 
 /// The body of the answer to a build from the inbox: its id, or the error and the field at fault.
-pub fn answer_body(answer: &Answer) -> Vec<u8> {
+pub fn answer_body(answer: &Reply) -> Vec<u8> {
     let body = match answer {
-        Answer::Accepted(id) => json!({ "id": id.to_string() }),
-        Answer::Done | Answer::Audit(_) => json!({}),
-        Answer::NotFound(reason) | Answer::Unavailable(reason) => json!({ "error": reason }),
-        Answer::Refused { field, reason } => json!({ "error": reason, "field": field }),
+        Reply::Accepted(id) => json!({ "id": id.to_string() }),
+        Reply::Done | Reply::Audit(_) => json!({}),
+        Reply::NotFound(reason) | Reply::Unavailable(reason) => json!({ "error": reason }),
+        Reply::Refused { field, reason } => json!({ "error": reason, "field": field }),
     };
     body.to_string().into_bytes()
 }

@@ -29,12 +29,12 @@ const WORKER_STATES: [WorkerState; 10] = [
 const HOST_STATES: [HostState; 8] = [
     HostState::Ordered,
     HostState::Booting,
-    HostState::Awake,
+    HostState::Ready,
     HostState::Draining,
     HostState::Suspending,
-    HostState::Stopped,
-    HostState::Waking,
-    HostState::Stopping,
+    HostState::Suspended,
+    HostState::Resuming,
+    HostState::Terminating,
 ];
 
 pub(super) async fn text(State(app): State<Arc<App>>, _: Params<NoParams>) -> Result<impl IntoResponse, Failure> {
@@ -102,7 +102,7 @@ mod tests {
             "rouse_builds{state=\"queued\"} 7\n",
             "rouse_builds{state=\"lost\"} 0\n",
             "rouse_workers{state=\"quarantined\"} 0\n",
-            "rouse_hosts{state=\"stopping\"} 0\n",
+            "rouse_hosts{state=\"terminating\"} 0\n",
             "rouse_info{version=\"1.2.3\"} 1\n",
             "# HELP rouse_mails_total Mails.\n# TYPE rouse_mails_total counter\nrouse_mails_total 3\n",
         ] {

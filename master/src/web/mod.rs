@@ -17,7 +17,7 @@ mod routes;
 
 use crate::core::audit::AuditMode;
 use crate::core::build::{BuildSpec, BuildState};
-use crate::core::event::{Answer, Change, Operation, WorkerState};
+use crate::core::event::{Change, Operation, Reply, WorkerState};
 use crate::core::mail::Mail;
 use crate::core::record::HostState;
 use crate::core::view::{BuildView, HostView, Why, WorkerView};
@@ -53,15 +53,15 @@ pub enum Call {
     Submit {
         /// The build.
         spec: Arc<BuildSpec>,
-        /// [`Answer::Accepted`] once it is committed, or why not.
-        reply: oneshot::Sender<Answer>,
+        /// [`Reply::Accepted`] once it is committed, or why not.
+        reply: oneshot::Sender<Reply>,
     },
     /// Cancel a build.
     Cancel {
         /// Which.
         build: BuildId,
         /// How it went.
-        reply: oneshot::Sender<Answer>,
+        reply: oneshot::Sender<Reply>,
     },
     /// Do something to a worker.
     Operate {
@@ -70,7 +70,7 @@ pub enum Call {
         /// What.
         operation: Operation,
         /// How it went.
-        reply: oneshot::Sender<Answer>,
+        reply: oneshot::Sender<Reply>,
     },
     /// One build, ended ones too.
     Build {
@@ -122,8 +122,8 @@ pub enum Call {
     Audit {
         /// What is to be done about differences.
         mode: AuditMode,
-        /// [`Answer::Audit`] within [`AUDIT_LIMIT`](crate::core::audit::AUDIT_LIMIT).
-        reply: oneshot::Sender<Answer>,
+        /// [`Reply::Audit`] within [`AUDIT_LIMIT`](crate::core::audit::AUDIT_LIMIT).
+        reply: oneshot::Sender<Reply>,
     },
 }
 

@@ -60,7 +60,7 @@ pub(super) fn document(version: &str) -> Value {
             "/api/workers/{name}/{operation}": {
                 "parameters": [
                     path("name", text(), "The worker."),
-                    path("operation", json!({ "enum": ["pause", "resume", "drain", "stop"] }), "pause: no new builds; resume: work again; drain: pause, then stop when idle; stop: drain, then off."),
+                    path("operation", json!({ "enum": ["pause", "resume", "drain"] }), "pause: no new builds; resume: work again; drain: pause, then terminate its host when idle."),
                 ],
                 "post": writes("Ask something of a worker.", json!({ "200": answer("It is asked.", object()) }), &[404, 409], None),
             },
@@ -215,7 +215,7 @@ fn schemas() -> Value {
         } },
         "Host": { "type": "object", "properties": {
             "id": text(), "worker": text(), "provider": text(), "handle": maybe("string"),
-            "state": state(&["ordered", "booting", "awake", "draining", "suspending", "stopped", "waking", "stopping"]),
+            "state": state(&["ordered", "booting", "ready", "draining", "suspending", "suspended", "resuming", "terminating"]),
             "created": text(), "stopped_since": maybe("string"),
             "booted": maybe("string"), "attached": maybe("string"), "uses": integer, "build": maybe("string"),
             "why": maybe("string"), "cost": maybe("number"),
@@ -226,14 +226,14 @@ fn schemas() -> Value {
             "tells": { "type": "array", "items": text(), "description": "What it tells, a sentence each." },
         } },
         "AuditOrder": { "type": "object", "properties": {
-            "fix": { "type": "boolean", "description": "Stop orphans, and take hosts for gone that no list has any more." },
+            "fix": { "type": "boolean", "description": "Terminate orphans, and take hosts for gone that no list has any more." },
             "adopt": { "type": "boolean", "description": "With fix: stop machines of our name and another id too." },
         } },
         "Audit": { "type": "object", "properties": {
             "clean": { "type": "boolean", "description": "Nothing differs, or nothing any more." },
             "hosts": integer, "listed": integer,
             "differences": { "type": "array", "items": { "type": "object", "properties": {
-                "kind": state(&["orphan", "namesake", "missing", "awake", "list_failed"]), "provider": text(),
+                "kind": state(&["orphan", "foreign", "missing", "running", "list_failed"]), "provider": text(),
                 "handle": maybe("string"), "host": maybe("string"), "owner": maybe("string"), "why": text(),
                 "done": { "type": "boolean", "description": "This audit has put it right." },
             } } },

@@ -243,7 +243,7 @@ async fn an_audit_tells_what_differs_and_whether_anything_still_does() {
     let (code, out, err) = run(&fake, &["audit"]).await;
     assert_eq!((code, out.as_str(), err.as_str()), (0, "", "rouse: nothing differs: 1 in the ledger, 2 listed\n"));
     fake.world.lock().unwrap().differences.push(Difference {
-        kind: DifferenceKind::Namesake,
+        kind: DifferenceKind::Foreign,
         provider: ProviderKind::Ec2,
         host: Some(HostId("h1".to_owned())),
         handle: Some("i-1".to_owned()),
@@ -253,12 +253,12 @@ async fn an_audit_tells_what_differs_and_whether_anything_still_does() {
     });
     let (code, out, err) = run(&fake, &["audit", "--fix"]).await;
     let table =
-        "KIND      PROVIDER  HANDLE  HOST  OWNER  DONE  WHY\nnamesake  ec2       i-1     h1    other  no    because\n";
+        "KIND     PROVIDER  HANDLE  HOST  OWNER  DONE  WHY\nforeign  ec2       i-1     h1    other  no    because\n";
     assert_eq!((code, out.as_str()), (1, table), "{err}");
     assert_eq!(err, "rouse: ledger and clouds differ still: 1 in the ledger, 2 listed\n");
     let (code, out, _) = run(&fake, &["audit", "--fix", "--adopt", "--json"]).await;
     let expected = json!({"clean": true, "hosts": 1, "listed": 2, "differences": [{
-        "kind": "namesake", "provider": "ec2", "handle": "i-1", "host": "h1", "owner": "other", "why": "because",
+        "kind": "foreign", "provider": "ec2", "handle": "i-1", "host": "h1", "owner": "other", "why": "because",
         "done": true,
     }]});
     assert_eq!((code, serde_json::from_str::<Value>(&out).unwrap()), (0, expected));

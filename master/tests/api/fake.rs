@@ -2,10 +2,10 @@
 
 use rouse_master::core::audit::{AuditMode, AuditReport, Difference};
 use rouse_master::core::build::{Attempt, Build, BuildEnd, BuildSpec, BuildState, BuildStatus, Requirement};
-use rouse_master::core::event::{Answer, Change, WorkerState};
+use rouse_master::core::event::{Change, Reply, WorkerState};
 use rouse_master::core::mail::{Item, Mail, MailId, What};
 use rouse_master::core::plan::ProviderKind;
-use rouse_master::core::record::{Host, HostState, Wish};
+use rouse_master::core::record::{DesiredState, Host, HostState};
 use rouse_master::core::view::{BuildView, Refusal, Why, WorkerView};
 use rouse_master::web::{self, Call, Figure, Health, LogSource, Metrics, Settings};
 use rouse_shared::message::{Outcome, Step, StepReport, StepState};
@@ -174,6 +174,7 @@ impl Fake {
                 steps: vec![report(StepState::Running, 0)],
                 outcome: None,
                 cut_logs: Vec::new(),
+                excused: false,
             });
             status.started = Some(NOON);
         });
@@ -218,9 +219,9 @@ impl Fake {
             worker: "w1".parse().unwrap(),
             provider: ProviderKind::Ec2,
             handle: Some("i-0123".to_owned()),
-            state: HostState::Awake,
+            state: HostState::Ready,
             image: "ami-1".to_owned(),
-            order: None,
+            launch: None,
             token: "boot-token".to_owned(),
             identity: None,
             nonce: None,
@@ -229,12 +230,12 @@ impl Fake {
             created: NOON,
             booted: Some(NOON),
             attached: Some(NOON),
-            asleep: None,
-            woken: None,
+            suspended: None,
+            resumed: None,
             paid: 0.0,
-            gone: None,
+            terminated: None,
             uses: 1,
-            woken_for: Some(BuildId(1)),
+            started_for: Some(BuildId(1)),
             why: None,
             console: None,
             cost: Some(0.096),
@@ -252,7 +253,7 @@ impl Fake {
             vitals: None,
             last_heard: Some(NOON),
             refused: Some(Refusal { at: NOON, identity: "uuid:2".to_owned(), reason: "another".to_owned() }),
-            wish: Wish::Work,
+            wish: DesiredState::Work,
             properties: BTreeMap::from([("os".to_owned(), "linux".to_owned())]),
             last_failure: None,
             next_try: None,
@@ -297,24 +298,24 @@ async fn answer(mut asked: mpsc::Receiver<Call>, world: Arc<Mutex<World>>, chang
                 let answer = if known {
                     let id = world.builds.keys().last().map_or(1, |last| last.0 + 1);
                     world.builds.insert(BuildId(id), queued(id, spec));
-                    Answer::Accepted(BuildId(id))
+                    Reply::Accepted(BuildId(id))
                 } else {
-                    Answer::Refused { field: Some("worker".to_owned()), reason: "there is no such worker".to_owned() }
+                    Reply::Refused { field: Some("worker".to_owned()), reason: "there is no such worker".to_owned() }
                 };
                 reply.send(answer).ok();
             }
             Call::Cancel { build, reply } => {
                 let answer = match world.builds.get_mut(&build) {
-                    None => Answer::NotFound(format!("there is no build {build}")),
+                    None => Reply::NotFound(format!("there is no build {build}")),
                     Some(view) if view.state.is_final() => {
-                        Answer::Refused { field: None, reason: format!("build {build} has ended") }
+                        Reply::Refused { field: None, reason: format!("build {build} has ended") }
                     }
                     Some(view) => {
                         view.build.status.end = Some(BuildEnd::Cancelled);
                         view.state = BuildState::Cancelled;
                         let change = Change::Build { id: build, state: view.state, worker: None, at: NOON };
                         changes.send(change).ok();
-                        Answer::Done
+                        Reply::Done
                     }
                 };
                 reply.send(answer).ok();
@@ -322,8 +323,7 @@ async fn answer(mut asked: mpsc::Receiver<Call>, world: Arc<Mutex<World>>, chang
             Call::Operate { worker, operation, reply } => {
                 let known = world.workers.iter().any(|known| known.name == worker);
                 world.operations.push(format!("{operation:?} {worker}"));
-                let answer =
-                    if known { Answer::Done } else { Answer::NotFound(format!("there is no worker {worker}")) };
+                let answer = if known { Reply::Done } else { Reply::NotFound(format!("there is no worker {worker}")) };
                 reply.send(answer).ok();
             }
             Call::Audit { mode, reply } => {
@@ -331,7 +331,7 @@ async fn answer(mut asked: mpsc::Receiver<Call>, world: Arc<Mutex<World>>, chang
                 for difference in &mut report.differences {
                     difference.done = mode == AuditMode::Adopt;
                 }
-                reply.send(Answer::Audit(Box::new(report))).ok();
+                reply.send(Reply::Audit(Box::new(report))).ok();
             }
             Call::Build { id, reply } => drop(reply.send(world.builds.get(&id).cloned())),
             Call::Builds { query, reply } => {

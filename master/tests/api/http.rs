@@ -164,11 +164,11 @@ async fn workers_and_hosts_are_told_without_secrets() {
     let (_, hosts) = get(&fake, "/api/hosts").await;
     assert_eq!((&hosts[0]["handle"], &hosts[0]["cost"]), (&json!("i-0123"), &json!(0.096)));
     assert!(!hosts.to_string().contains("boot-token"));
-    for operation in ["pause", "resume", "drain", "stop"] {
+    for operation in ["pause", "resume", "drain"] {
         let path = format!("/api/workers/w1/{operation}");
         assert_eq!(send(&fake, Method::POST, &path, Some(TOKEN), "").await.0, StatusCode::OK);
     }
-    assert_eq!(fake.world.lock().unwrap().operations, ["Pause w1", "Resume w1", "Drain w1", "Stop w1"]);
+    assert_eq!(fake.world.lock().unwrap().operations, ["Pause w1", "Resume w1", "Drain w1"]);
 }
 
 #[tokio::test]

@@ -99,7 +99,7 @@ async fn start_shared() -> Shared {
         LinkSettings {
             endpoints: Endpoints::parse(node.url()).unwrap(),
             ca: None,
-            conduct: rouse_master::broker::Conduct::new(refusals.clone()),
+            conduct: rouse_master::broker::RateLimiter::new(refusals.clone()),
             refusals: refusals.clone(),
         },
         inbound,
@@ -162,7 +162,7 @@ pub async fn auth_server() -> (AuthServer, Refusals) {
         VHOST,
         admissions,
         refusals.clone(),
-        rouse_master::broker::Conduct::new(refusals.clone()),
+        rouse_master::broker::RateLimiter::new(refusals.clone()),
     )
     .await
     .unwrap();

@@ -77,7 +77,7 @@ async fn a_node_serves_tls_comes_back_after_death_and_leaves_nothing_behind() {
     let mut link_settings = LinkSettings {
         endpoints: Endpoints::parse(&url).unwrap(),
         ca: None,
-        conduct: rouse_master::broker::Conduct::new(refusals.clone()),
+        conduct: rouse_master::broker::RateLimiter::new(refusals.clone()),
         refusals,
     };
     let (inbound, mut arrivals) = mpsc::channel(100);

@@ -2,7 +2,7 @@
 //! how it is made, how its machines are seen without it, and what else may be there.
 
 use rouse_master::clock;
-use rouse_master::core::event::{ListedHost, Owner, StartError, Started, Stopped};
+use rouse_master::core::event::{ListedHost, Owner, StartError, Started, Termination};
 use rouse_master::core::plan::ProviderKind;
 use rouse_master::core::record::{Host, HostState};
 use rouse_master::hosts::{Death, Provider};
@@ -55,7 +55,7 @@ pub fn host_of(provider: ProviderKind, worker: &WorkerName) -> Host {
         id: HostId(format!("h{:08x}{number:08x}", std::process::id())),
         worker: worker.clone(),
         provider,
-        order: None,
+        launch: None,
         image: String::new(),
         handle: None,
         state: HostState::Ordered,
@@ -67,12 +67,12 @@ pub fn host_of(provider: ProviderKind, worker: &WorkerName) -> Host {
         created: clock::now(),
         booted: None,
         attached: None,
-        asleep: None,
-        woken: None,
+        suspended: None,
+        resumed: None,
         paid: 0.0,
-        gone: None,
+        terminated: None,
         uses: 0,
-        woken_for: None,
+        started_for: None,
         why: None,
         console: None,
         cost: None,
@@ -97,7 +97,7 @@ pub fn boot_data(host: &Host) -> BootData {
 /// # Errors
 /// As the provider says.
 pub async fn order(provider: &dyn Provider, host: &mut Host) -> Result<(), StartError> {
-    host.order = Some(provider.prepare(host, 0, boot_data(host)).await?);
+    host.launch = Some(provider.prepare(host, 0, boot_data(host)).await?);
     Ok(())
 }
 
@@ -117,7 +117,7 @@ pub async fn started(provider: &dyn Provider, host: &mut Host) {
 /// Where it does not go.
 pub async fn gone(provider: &dyn Provider, host: &Host) {
     for _ in 0..LIMIT.as_millis() / LOOK.as_millis() {
-        if provider.stop(host).await.expect("it can be stopped") == Stopped::Gone {
+        if provider.terminate(host).await.expect("it can be stopped") == Termination::Gone {
             return;
         }
         tokio::time::sleep(LOOK).await;
@@ -164,7 +164,7 @@ async fn one_try_makes_one_machine(ground: &dyn Ground, provider: &dyn Provider)
     assert_eq!(ground.machines(), before, "an order makes nothing");
     assert!(listed(provider, &host).await.is_none(), "an order is no host");
     let made = provider.start(&host).await.expect("it can be started");
-    let ordered = host.order.as_ref().and_then(|order| order.identity.clone());
+    let ordered = host.launch.as_ref().and_then(|order| order.identity.clone());
     assert!(ordered.is_none() || ordered == made.identity, "it is the one that was expected");
     let one_more = ground.machines();
     assert_eq!(one_more.len(), before.len() + 1, "one machine: {one_more:?}");
@@ -195,9 +195,9 @@ async fn one_try_makes_one_machine(ground: &dyn Ground, provider: &dyn Provider)
 async fn a_stop_repeats_and_ends_one_only(ground: &dyn Ground, provider: &dyn Provider) {
     let [first, second] = ground.workers();
     let (mut one, mut other) = (host(ground, &first), host(ground, &second));
-    assert_eq!(provider.stop(&one).await, Ok(Stopped::Gone), "what was never ordered is gone");
+    assert_eq!(provider.terminate(&one).await, Ok(Termination::Gone), "what was never ordered is gone");
     order(provider, &mut one).await.expect("it can be ordered");
-    assert_eq!(provider.stop(&one).await, Ok(Stopped::Gone), "what was never started is gone");
+    assert_eq!(provider.terminate(&one).await, Ok(Termination::Gone), "what was never started is gone");
     let before = ground.machines();
     started(provider, &mut one).await;
     started(provider, &mut other).await;
@@ -207,7 +207,7 @@ async fn a_stop_repeats_and_ends_one_only(ground: &dyn Ground, provider: &dyn Pr
     assert!(listed(provider, &other).await.is_some(), "the other one goes on");
     assert_eq!(ground.machines().len(), before.len() + 1);
     for _ in 0..2 {
-        assert_eq!(provider.stop(&one).await, Ok(Stopped::Gone), "a stop may be repeated");
+        assert_eq!(provider.terminate(&one).await, Ok(Termination::Gone), "a stop may be repeated");
     }
     gone(provider, &other).await;
 }
@@ -215,26 +215,26 @@ async fn a_stop_repeats_and_ends_one_only(ground: &dyn Ground, provider: &dyn Pr
 async fn what_is_ours_is_told_from_what_is_not(ground: &dyn Ground, provider: &dyn Provider) {
     let [worker, _] = ground.workers();
     let (deaths, _heard) = mpsc::channel(64);
-    let namesake = ground.provider(NAMESAKE, deaths);
+    let foreign = ground.provider(NAMESAKE, deaths);
     let mut theirs = host(ground, &worker);
-    started(namesake.as_ref(), &mut theirs).await;
+    started(foreign.as_ref(), &mut theirs).await;
     let with_theirs = ground.machines();
     let id = NAMESAKE.rsplit_once('/').expect("a name and an id").1;
-    let found = listed(provider, &theirs).await.expect("a namesake's is told of");
-    assert_eq!(found.owner, Owner::Namesake(id.to_owned()));
-    assert_eq!(provider.stop(&theirs).await, Ok(Stopped::Gone), "it is none of ours");
+    let found = listed(provider, &theirs).await.expect("a foreign's is told of");
+    assert_eq!(found.owner, Owner::Foreign(id.to_owned()));
+    assert_eq!(provider.terminate(&theirs).await, Ok(Termination::Gone), "it is none of ours");
     assert_eq!(ground.machines(), with_theirs, "and it is not touched");
     let (deaths, _heard) = mpsc::channel(64);
     let stranger = ground.provider("another/0123456789abcdef0123456789abcdef", deaths);
     assert!(listed(stranger.as_ref(), &theirs).await.is_none(), "a master of another name is not told of it");
     // Only where a user says so.
     for _ in 0..LIMIT.as_millis() / LOOK.as_millis() {
-        if provider.end(&found).await.expect("it can be ended") == Stopped::Gone {
+        if provider.terminate_listed(&found).await.expect("it can be ended") == Termination::Gone {
             break;
         }
         tokio::time::sleep(LOOK).await;
     }
-    assert!(listed(namesake.as_ref(), &theirs).await.is_none());
+    assert!(listed(foreign.as_ref(), &theirs).await.is_none());
 }
 
 async fn a_death_is_noticed(ground: &dyn Ground, provider: &dyn Provider, heard: &mut mpsc::Receiver<Death>) {

@@ -10,14 +10,14 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What was answered.
 #[derive(Debug)]
-pub struct Answer {
+pub struct Reply {
     /// The status code.
     pub status: u16,
     /// The body.
     pub body: Vec<u8>,
 }
 
-impl Answer {
+impl Reply {
     /// The body as JSON.
     ///
     /// # Panics
@@ -29,7 +29,7 @@ impl Answer {
 }
 
 /// One request; nothing where nobody answers.
-pub fn request(server: SocketAddr, method: &str, path: &str, token: Option<&str>, body: &str) -> Option<Answer> {
+pub fn request(server: SocketAddr, method: &str, path: &str, token: Option<&str>, body: &str) -> Option<Reply> {
     let mut stream = BufReader::new(open(server, method, path, token, body)?);
     let mut line = String::new();
     stream.read_line(&mut line).ok()?;
@@ -51,7 +51,7 @@ pub fn request(server: SocketAddr, method: &str, path: &str, token: Option<&str>
         Some(length) => stream.take(length).read_to_end(&mut body).ok()?,
         None => stream.read_to_end(&mut body).ok()?,
     };
-    Some(Answer { status, body })
+    Some(Reply { status, body })
 }
 
 /// Sends a request, and leaves the answer to the caller.

@@ -10,7 +10,7 @@ mod relay;
 pub use certificates::make_certificates;
 pub use cuts::Cuts;
 pub use disk::Disk;
-pub use http::{Answer, open, request};
+pub use http::{Reply, open, request};
 pub use process::{DEADLINE, Process, Said, holds_within, peak_memory, processes_with, runs};
 pub use relay::{Protection, Relay, TakenMail};
 
@@ -299,7 +299,7 @@ impl Master {
     /// # Panics
     /// Where nobody answers.
     #[track_caller]
-    pub fn get(&self, path: &str) -> Answer {
+    pub fn get(&self, path: &str) -> Reply {
         request(self.http, "GET", path, None, "").expect("the master answers")
     }
 
@@ -308,7 +308,7 @@ impl Master {
     /// # Panics
     /// Where nobody answers.
     #[track_caller]
-    pub fn post(&self, path: &str, body: &str) -> Answer {
+    pub fn post(&self, path: &str, body: &str) -> Reply {
         request(self.http, "POST", path, Some(&self.token()), body).expect("the master answers")
     }
 

@@ -4,16 +4,16 @@ use super::Break;
 use super::machine::Machine;
 use super::setup::password;
 use super::world::World;
-use rouse_master::core::event::{Event, ListedHost, Owner, RequestId, StartError, Started, Stopped, Unlisted};
+use rouse_master::core::event::{Event, ListedHost, Owner, PartialList, RequestId, StartError, Started, Termination};
 use rouse_master::core::plan::ProviderKind;
-use rouse_master::core::record::{Host, HostState, Order};
+use rouse_master::core::record::{Host, HostState, LaunchSpec};
 use rouse_shared::HostId;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Longest call, as the driver has it.
 pub(super) const CALL_LIMIT: u64 = 60_000;
 /// A machine of another master with our name.
-const NAMESAKE: &str = "i-namesake";
+const NAMESAKE: &str = "i-foreign";
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Power {
@@ -77,7 +77,7 @@ impl World {
             ProviderKind::Libvirt => Some(format!("uuid-of-{}", host.id)),
             ProviderKind::Ec2 | ProviderKind::Openstack => None,
         };
-        let order = Order {
+        let order = LaunchSpec {
             number,
             image: "image".to_owned(),
             spec: self.chance.hex(8),
@@ -95,10 +95,10 @@ impl World {
     }
 
     pub(super) fn start_host(&mut self, host: Host) {
-        let Some(number) = host.order.as_ref().map(|o| o.number) else {
+        let Some(number) = host.launch.as_ref().map(|o| o.number) else {
             return self.violated(format!("host {} is started without an order", host.id));
         };
-        if self.disk.hosts.get(&host.id).is_some_and(|kept| kept.order != host.order) {
+        if self.disk.hosts.get(&host.id).is_some_and(|kept| kept.launch != host.launch) {
             return self.violated(format!("host {} is started with an order that the ledger has not", host.id));
         }
         if !self.disk.known_hosts.contains(&host.id) {
@@ -146,7 +146,7 @@ impl World {
 
     /// Why a start fails. A provider that has made the machine never says for certain that it will not.
     fn refuse(&mut self, host: &Host) -> StartError {
-        let number = host.order.as_ref().map(|order| order.number);
+        let number = host.launch.as_ref().map(|order| order.number);
         let made = self.cloud.vms.get(&host.id).is_some_and(|vms| vms.iter().any(|vm| vm.number == number));
         match self.start_error() {
             StartError::Capacity(text) | StartError::Rejected(text) if made => StartError::Unknown(text),
@@ -168,7 +168,7 @@ impl World {
     /// Makes the machine, where there is none of that order yet.
     fn make(&mut self, host: &Host) -> Started {
         let twice = self.broken == Some(Break::StartsTwice);
-        let number = host.order.as_ref().map(|order| order.number);
+        let number = host.launch.as_ref().map(|order| order.number);
         let made = self.cloud.vms.get(&host.id).and_then(|vms| vms.iter().find(|vm| vm.number == number));
         if let Some(vm) = made.filter(|_| !twice) {
             return vm.started();
@@ -232,7 +232,7 @@ impl World {
         }
     }
 
-    pub(super) fn stop_host(&mut self, host: Host) {
+    pub(super) fn terminate_host(&mut self, host: Host) {
         self.check_stop(&host);
         if self.broken == Some(Break::StopOnce) && !self.cloud.asked.insert(host.id.clone()) {
             return;
@@ -242,7 +242,7 @@ impl World {
         let fails = self.mishap(self.faults.call_fails);
         self.after(there, move |w| {
             let stopped = (!fails).then(|| w.stop_vms(&host.id)).map(|stopped| match stopped {
-                Stopped::Requested if w.broken == Some(Break::HeardIsGone) => Stopped::Gone,
+                Termination::Requested if w.broken == Some(Break::HeardIsGone) => Termination::Gone,
                 stopped => stopped,
             });
             let result = stopped.ok_or_else(|| "it is one of those days".to_owned());
@@ -251,7 +251,7 @@ impl World {
                 None => (CALL_LIMIT - there, Err("no answer within 60 s".to_owned())),
             };
             w.say(|| format!("cloud: stop {} -> {result:?}", host.id));
-            w.master_event_of(epoch, delay, Event::StopEnded { host: host.id, result });
+            w.master_event_of(epoch, delay, Event::TerminateEnded { host: host.id, result });
         });
     }
 
@@ -288,7 +288,7 @@ impl World {
             let host = host.clone();
             self.after(delay, move |w| w.vm_gone(&host, machine));
         }
-        if all_gone { Stopped::Gone } else { Stopped::Requested }
+        if all_gone { Termination::Gone } else { Termination::Requested }
     }
 
     fn vm_gone(&mut self, host: &HostId, machine: usize) {
@@ -315,7 +315,7 @@ impl World {
 
     /// A master that starts hears from some providers what has ended while none was there, of hosts that were made.
     pub(super) fn tell_of_missed_deaths(&mut self) {
-        let made = |host: &&Host| !matches!(host.state, HostState::Ordered | HostState::Gone);
+        let made = |host: &&Host| !matches!(host.state, HostState::Ordered | HostState::Terminated);
         let hosts: Vec<HostId> = self.disk.hosts.values().filter(made).map(|host| host.id.clone()).collect();
         for host in hosts {
             let ended = |vms: &Vec<Vm>| !vms.is_empty() && vms.iter().all(|vm| vm.power == Power::Gone);
@@ -350,16 +350,16 @@ impl World {
                 owner: if w.broken == Some(Break::OwnerByName) {
                     Owner::Ours
                 } else {
-                    Owner::Namesake("other".to_owned())
+                    Owner::Foreign("other".to_owned())
                 },
-                asleep: false,
+                suspended: false,
             }];
             for (host, vms) in &w.cloud.vms {
                 for vm in vms.iter().filter(|vm| vm.provider == provider) {
                     if vm.listed_from <= now && vm.listed_until > now {
                         let Started { handle, identity } = vm.started();
                         let asleep = matches!(vm.power, Power::Dozing | Power::Asleep);
-                        listed.push(ListedHost { host: host.clone(), handle, identity, owner: Owner::Ours, asleep });
+                        listed.push(ListedHost { host: host.clone(), handle, identity, owner: Owner::Ours, suspended: asleep });
                     }
                 }
             }
@@ -368,7 +368,7 @@ impl World {
                 Some(back) => {
                     // Half of it could be asked.
                     listed.truncate(listed.len().div_ceil(2));
-                    (back, Err(Unlisted { why: "it is one of those days".to_owned(), heard: listed }))
+                    (back, Err(PartialList { why: "it is one of those days".to_owned(), heard: listed }))
                 }
                 None => (CALL_LIMIT - there, Err("no answer within 60 s".to_owned().into())),
             };

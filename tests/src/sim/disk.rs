@@ -53,11 +53,11 @@ impl Disk {
             Record::Host(host) => {
                 self.known_hosts.insert(host.id.clone());
                 match (self.hosts.get(&host.id).map(|before| before.state), host.state) {
-                    (Some(HostState::Stopped), HostState::Suspending) => drop(self.stirred.insert(host.id.clone())),
-                    (_, HostState::Waking | HostState::Gone) => drop(self.stirred.remove(&host.id)),
+                    (Some(HostState::Suspended), HostState::Suspending) => drop(self.stirred.insert(host.id.clone())),
+                    (_, HostState::Resuming | HostState::Terminated) => drop(self.stirred.remove(&host.id)),
                     _ => {}
                 }
-                if host.state == HostState::Gone {
+                if host.state == HostState::Terminated {
                     self.hosts.remove(&host.id);
                 } else {
                     self.hosts.insert(host.id.clone(), host);

@@ -2,7 +2,7 @@
 
 use super::machine::{Machine, Pace};
 use super::world::World;
-use rouse_master::core::record::{Host, HostState, Wish};
+use rouse_master::core::record::{DesiredState, Host, HostState};
 use rouse_shared::HostId;
 use rouse_shared::limits::KILL_MARGIN;
 use std::collections::BTreeSet;
@@ -11,7 +11,7 @@ use std::time::Duration;
 /// How long an agent takes to end what runs and to switch its machine off, at most, and one look.
 const ENDING: u64 = 35_000;
 /// How long the master waits for a host to fall asleep.
-const FALLING_ASLEEP: u64 = 900_000;
+const SUSPEND_LIMIT: u64 = 900_000;
 /// Between two looks, and what a list takes that is slow.
 const LISTING: u64 = 160_000;
 /// The grace of a host whose worker the configuration has no more.
@@ -89,10 +89,12 @@ impl World {
     fn check_sleepers(&mut self) {
         let reliable = self.faults.call_fails == 0 && self.faults.reply_lost == 0;
         let limit = 2 * ms(self.master.plan.audit_interval) + LISTING;
-        let stirs = |(host, idle): &(&HostId, &Idle)| {
-            idle.state == HostState::Stopped && self.now - idle.since > limit && self.runs_unasked(host)
+        let is_running_unexpectedly = |(host, idle): &(&HostId, &Idle)| {
+            idle.state == HostState::Suspended && self.now - idle.since > limit && self.runs_unasked(host)
         };
-        if let Some(host) = self.idle.iter().find(stirs).map(|(host, _)| host.clone()).filter(|_| reliable) {
+        if let Some(host) =
+            self.idle.iter().find(is_running_unexpectedly).map(|(host, _)| host.clone()).filter(|_| reliable)
+        {
             self.violated(format!("host {host} should be asleep and runs"));
         }
     }
@@ -108,15 +110,19 @@ impl World {
         let lease = self.disk.sessions.get(&host.worker).and_then(|s| s.lease_ms);
         match host.state {
             // Not attached yet, or being stopped until its provider says so, however often that fails.
-            HostState::Ordered | HostState::Booting | HostState::Waking | HostState::Stopping | HostState::Gone => None,
-            HostState::Suspending => Some(FALLING_ASLEEP),
-            HostState::Stopped => {
-                let sleep = plan.and_then(|p| p.latent.as_ref()).and_then(|l| l.sleep);
+            HostState::Ordered
+            | HostState::Booting
+            | HostState::Resuming
+            | HostState::Terminating
+            | HostState::Terminated => None,
+            HostState::Suspending => Some(SUSPEND_LIMIT),
+            HostState::Suspended => {
+                let sleep = plan.and_then(|p| p.latent.as_ref()).and_then(|l| l.suspend);
                 Some(sleep.map_or(0, |sleep| ms(sleep.max_age)))
             }
             // Its agent answers, or its lease ends.
             HostState::Draining => Some(lease? + ms(self.master.plan.restart_lease) + ms(KILL_MARGIN)),
-            HostState::Awake => {
+            HostState::Ready => {
                 let Some(latent) = plan.and_then(|p| p.latent.as_ref()) else { return Some(0) };
                 let timeout = ms(latent.build_wait_timeout?);
                 let idle = self.disk.hosts.values().filter(|h| self.idles(h, &latent.template)).count();
@@ -130,8 +136,8 @@ impl World {
         let plan = self.master.plan.workers.get(&host.worker).and_then(|p| p.latent.as_ref());
         let busy = self.disk.builds.values().any(|b| b.status.live_attempt().is_some_and(|a| a.worker == host.worker));
         plan.is_some_and(|l| l.template == template)
-            && host.state == HostState::Awake
-            && self.disk.workers.get(&host.worker).is_none_or(|w| w.wish == Wish::Work)
+            && host.state == HostState::Ready
+            && self.disk.workers.get(&host.worker).is_none_or(|w| w.wish == DesiredState::Work)
             && !busy
     }
 

@@ -60,7 +60,7 @@ impl World {
                 self.check_asleep(host);
                 self.check_woken(host);
             }
-            Record::Session(session) if session.stray => self.summary.strays += 1,
+            Record::Session(session) if session.impostor => self.summary.strays += 1,
             Record::Session(_)
             | Record::SessionOver(_)
             | Record::Image(..)
@@ -217,7 +217,7 @@ impl World {
 
     /// Hosts of the ledger that count for `max_hosts`: not those that sleep, or that somebody else has started out of it.
     pub(super) fn hosts_alive(&self) -> usize {
-        let rests = |h: &&Host| h.asleep.is_some() || self.disk.stirred.contains(&h.id);
+        let rests = |h: &&Host| h.suspended.is_some() || self.disk.stirred.contains(&h.id);
         self.disk.hosts.values().filter(|h| !rests(h)).count()
     }
 

@@ -59,7 +59,7 @@ pub(super) struct Machine {
     /// Milliseconds that its clock has stood still.
     pub lag: u64,
     pub suspended_at: u64,
-    /// Whether it was put to sleep with its memory kept: its clock goes on.
+    /// Whether it was suspended with its memory kept: its clock goes on.
     pub hibernated: bool,
     pub power_off_after: Duration,
     /// What a restart of the agent finds.
@@ -273,7 +273,7 @@ impl World {
             self.enforce_deadline(id, life, true);
         }
         if before == Pace::Suspended && !stood {
-            self.agent_event(id, life, Event::Slept(Duration::from_millis(slept)));
+            self.agent_event(id, life, Event::Suspension(Duration::from_millis(slept)));
         }
         for act in postponed {
             act(self);

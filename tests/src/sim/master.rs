@@ -4,7 +4,7 @@ use super::Break;
 use super::chance::Chance;
 use super::show;
 use super::world::World;
-use rouse_master::core::event::{Answer, Effect, Event, ListedHost, RequestId, Started};
+use rouse_master::core::event::{Effect, Event, ListedHost, Reply, RequestId, Started};
 use rouse_master::core::plan::Plan;
 use rouse_master::core::record::{HostState, Record};
 use rouse_master::core::{Core, Start, show as core_show};
@@ -54,10 +54,10 @@ fn has_weight(effect: &Effect) -> bool {
         Effect::Save(record) => !matches!(record, Record::Session(_)),
         Effect::SendMail(_)
         | Effect::StartHost(_)
-        | Effect::StopHost(_)
-        | Effect::SleepHost(_)
-        | Effect::WakeHost(_)
-        | Effect::StopOrphan { .. }
+        | Effect::TerminateHost(_)
+        | Effect::SuspendHost(_)
+        | Effect::ResumeHost(_)
+        | Effect::TerminateOrphan { .. }
         | Effect::Reply { .. } => true,
         Effect::Send { .. }
         | Effect::PrepareHost { .. }
@@ -67,9 +67,9 @@ fn has_weight(effect: &Effect) -> bool {
         | Effect::OpenLogs { .. }
         | Effect::CheckLogs { .. }
         | Effect::CloseLogs { .. }
-        | Effect::Announce(_)
-        | Effect::Note(..)
-        | Effect::NoteRefused { .. } => false,
+        | Effect::Publish(_)
+        | Effect::Log(..)
+        | Effect::LogRefused { .. } => false,
     }
 }
 
@@ -171,7 +171,7 @@ impl World {
         self.take_plan();
         let mut ledger = self.disk.load();
         if self.broken == Some(Break::ForgetSleepers) {
-            ledger.hosts.retain(|host| host.state != HostState::Stopped);
+            ledger.hosts.retain(|host| host.state != HostState::Suspended);
         }
         let start = Start { master: self.master.id.clone(), plan: self.told_plan(), ledger, seed };
         self.say(|| "master: starts".to_owned());
@@ -203,7 +203,7 @@ impl World {
                 change(&mut plan, |w| w.latent.iter_mut().for_each(|l| l.build_wait_timeout = None));
             }
             Some(Break::NoMaxAge) => change(&mut plan, |w| {
-                let sleeps = w.latent.iter_mut().filter_map(|l| l.sleep.as_mut());
+                let sleeps = w.latent.iter_mut().filter_map(|l| l.suspend.as_mut());
                 sleeps.for_each(|sleep| sleep.max_age = Duration::from_secs(1_000_000));
             }),
             Some(Break::NoMinIdle) => change(&mut plan, |w| w.latent.iter_mut().for_each(|l| l.min_idle = 0)),
@@ -333,7 +333,7 @@ impl World {
             }
             event if self.broken == Some(Break::NoIdentity) => without_identity(event),
             Event::CancelBuild { request, .. } if self.broken == Some(Break::ForgetCancel) => {
-                return vec![Effect::Reply { request, answer: Answer::Done }];
+                return vec![Effect::Reply { request, answer: Reply::Done }];
             }
             Event::Detached { worker, .. } if self.broken == Some(Break::BlipIsDeath) => {
                 let Some(session) = self.disk.sessions.get(&worker).map(|s| s.id.clone()) else { return Vec::new() };

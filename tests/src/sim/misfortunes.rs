@@ -70,7 +70,7 @@ impl World {
         self.misfortunes(often(f.terminate, 3), |w| {
             w.with_machine(|w, id| {
                 let life = w.machines.get(&id).map_or(0, |m| m.life);
-                w.agent_event(id, life, rouse_agent::core::Event::Terminate);
+                w.agent_event(id, life, rouse_agent::core::Event::Shutdown);
             });
         });
         self.misfortunes(often(f.crash > 0, 2), |w| {
@@ -86,7 +86,7 @@ impl World {
             let length = w.delay(1_000, 90_000);
             w.after(length, |w| w.disk.full = false);
         });
-        self.misfortunes(often(f.strangers, 4), World::stranger);
+        self.misfortunes(often(f.foreign_counts, 4), World::stranger);
         self.misfortunes(often(f.crash > 0, 2), |w| w.master_dies(Vec::new()));
     }
 
@@ -103,7 +103,7 @@ impl World {
         if !self.master_acts() {
             return;
         }
-        self.master_hears(Input::Event(Event::Terminate));
+        self.master_hears(Input::Event(Event::Shutdown));
         let (after, epoch) = (self.delay(100, 3_000), self.master.epoch);
         if self.faults.partition && self.chance.permille(500) {
             // Whoever has heard that its lease is longer goes on, and the next master does not hear of it.

@@ -21,8 +21,8 @@ mod relay;
 mod script;
 mod setup;
 mod show;
-mod sleep;
 mod strays;
+mod suspend;
 mod world;
 
 pub use breaks::Break;
@@ -65,7 +65,7 @@ impl Summary {
             *sum += one;
         }
         self.machines += other.machines;
-        self.woken += other.woken;
+        self.resumed += other.resumed;
         self.crashes += other.crashes;
         self.turned_away += other.turned_away;
         self.strays += other.strays;

@@ -88,15 +88,15 @@ impl World {
             self.say(|| format!("  master -> {}", show::effect(&effect, now)));
         }
         match effect {
-            Effect::Save(_) | Effect::Announce(_) | Effect::Note(..) | Effect::NoteRefused { .. } => {}
+            Effect::Save(_) | Effect::Publish(_) | Effect::Log(..) | Effect::LogRefused { .. } => {}
             Effect::Send { queue, message } => self.send(queue, message),
             Effect::Reply { request, answer } => self.answered(request, answer),
             Effect::PrepareHost { host, number } => self.prepare_host(&host, number),
             Effect::StartHost(host) => self.start_host(*host),
-            Effect::StopHost(host) => self.stop_host(*host),
-            Effect::SleepHost(host) => self.sleep_host(&host),
-            Effect::WakeHost(host) => self.wake_host(&host),
-            Effect::StopOrphan { listed, .. } => self.stop_orphan(listed),
+            Effect::TerminateHost(host) => self.terminate_host(*host),
+            Effect::SuspendHost(host) => self.sleep_host(&host),
+            Effect::ResumeHost(host) => self.resume_host(&host),
+            Effect::TerminateOrphan { listed, .. } => self.stop_orphan(listed),
             Effect::FetchConsole(host) => self.fetch_console(&host),
             Effect::ListHosts(provider) => self.list_hosts(provider, None),
             Effect::ListForAudit { request, round, provider } => self.list_hosts(provider, Some((request, round))),
@@ -138,7 +138,7 @@ impl World {
     fn stop_drained(&mut self, queue: &str) {
         let host = self.disk.hosts.values().find(|h| queue.starts_with(&format!("rouse.agent.{}.", h.worker)));
         if let Some(host) = host.cloned() {
-            self.stop_host(host);
+            self.terminate_host(host);
         }
     }
 }

@@ -70,16 +70,16 @@ impl World {
         let plan = self.script.plan.clone();
         let sleeps = |h: &Host| plan.workers.get(&h.worker).and_then(|w| w.latent.as_ref()?.sleep).is_some();
         let unused = |host: &&Host| match host.state {
-            HostState::Awake => !on.iter().any(|(of, _)| *of == host.id),
-            HostState::Stopped => !sleeps(host) || !self.sleeps(&host.id),
+            HostState::Ready => !on.iter().any(|(of, _)| *of == host.id),
+            HostState::Suspended => !sleeps(host) || !self.sleeps(&host.id),
             // One that has just become too old.
-            HostState::Stopping => host.asleep.is_none(),
+            HostState::Terminating => host.suspended.is_none(),
             HostState::Ordered
             | HostState::Booting
             | HostState::Draining
             | HostState::Suspending
-            | HostState::Waking
-            | HostState::Gone => true,
+            | HostState::Resuming
+            | HostState::Terminated => true,
         };
         if let Some(host) = self.disk.hosts.values().find(unused) {
             let text = format!("host {} of {} is {:?} after quiet", host.id, host.worker, host.state);
@@ -88,7 +88,7 @@ impl World {
         let mut templates: BTreeMap<String, (usize, usize)> = BTreeMap::new();
         for worker in plan.workers.values() {
             let Some(latent) = &worker.latent else { continue };
-            let has = self.disk.hosts.values().any(|h| h.worker == worker.name && h.state == HostState::Awake);
+            let has = self.disk.hosts.values().any(|h| h.worker == worker.name && h.state == HostState::Ready);
             let (hosts, workers) = templates.entry(latent.template.clone()).or_default();
             *hosts += usize::from(has);
             *workers += 1;
@@ -122,7 +122,7 @@ impl World {
         let off = views.iter().find(|view| {
             let plan = self.script.plan.workers.get(&view.name);
             let standing = view.provider.is_none() && plan.is_some_and(|plan| self.is_free(plan));
-            let asleep = |host: &HostId| self.disk.hosts.get(host).is_some_and(|h| h.asleep.is_some());
+            let asleep = |host: &HostId| self.disk.hosts.get(host).is_some_and(|h| h.suspended.is_some());
             let sleeps = view.host.as_ref().is_some_and(asleep);
             (standing || view.host.is_some()) && !sleeps && view.state != WorkerState::Idle
         });

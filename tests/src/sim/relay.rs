@@ -3,7 +3,7 @@
 
 use super::world::World;
 use rouse_master::core::event::Event;
-use rouse_master::core::mail::{Handed, Mail, MailError, MailId, Taken, What};
+use rouse_master::core::mail::{DeliveryResult, Mail, MailError, MailId, Taken, What};
 use rouse_master::core::record::WorkerRecord;
 use rouse_shared::{Timestamp, WorkerName};
 use std::collections::{BTreeMap, BTreeSet};
@@ -71,7 +71,7 @@ impl World {
         });
     }
 
-    fn take_mail(&mut self, mail: &Mail) -> Handed {
+    fn take_mail(&mut self, mail: &Mail) -> DeliveryResult {
         if self.mishap(self.faults.relay) {
             let why = "it is one of those days".to_owned();
             return Err(match self.chance.range(0, 2) {

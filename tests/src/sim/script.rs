@@ -4,7 +4,7 @@ use super::master::{Asked, Delivery, Input};
 use super::world::World;
 use rouse_master::core::audit::AuditMode;
 use rouse_master::core::build::{BuildSpec, Requirement};
-use rouse_master::core::event::{Answer, Event, Operation, RequestId};
+use rouse_master::core::event::{Event, Operation, Reply, RequestId};
 use rouse_master::core::plan::Plan;
 use rouse_shared::message::Step;
 use rouse_shared::{BuildId, WorkerName};
@@ -149,18 +149,18 @@ impl World {
         self.script.submissions.get(index).map(|submission| &*submission.spec)
     }
 
-    pub(super) fn answered(&mut self, request: RequestId, answer: Answer) {
+    pub(super) fn answered(&mut self, request: RequestId, answer: Reply) {
         match self.master.asked.remove(&request) {
             Some(Asked::Submission(index)) => self.submission_answered(index, answer),
-            Some(Asked::Cancel(build)) if answer == Answer::Done => {
+            Some(Asked::Cancel(build)) if answer == Reply::Done => {
                 self.script.cancelled.insert(build);
             }
             Some(Asked::Cancel(_)) | None => {}
         }
     }
 
-    fn submission_answered(&mut self, index: usize, answer: Answer) {
-        let Answer::Accepted(build) = answer else {
+    fn submission_answered(&mut self, index: usize, answer: Reply) {
+        let Reply::Accepted(build) = answer else {
             self.script.submissions[index].answer = Accepted::Refused;
             return;
         };
@@ -195,12 +195,16 @@ impl World {
             let request = self.master.request();
             self.master_hears(Input::Event(Event::Audit { request, mode }));
         }
+        let hosts: Vec<HostId> = self.disk.hosts.keys().cloned().collect();
+        if !hosts.is_empty() && self.chance.permille(200) {
+            let (request, host) = (self.master.request(), self.chance.pick(&hosts));
+            self.master_hears(Input::Event(Event::OperateHost { request, host }));
+        }
         let names: Vec<WorkerName> = self.script.plan.workers.keys().cloned().collect();
         let worker = self.chance.pick(&names);
         let operation = self.chance.pick(&[
             Operation::Pause,
             Operation::Drain,
-            Operation::Stop,
             Operation::Resume,
             Operation::Drain,
         ]);

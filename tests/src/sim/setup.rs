@@ -2,7 +2,7 @@
 
 use super::chance::Chance;
 use super::relay::NOBODY;
-use rouse_master::core::plan::{Digest, LatentPlan, MailPlan, Plan, ProviderKind, Sleep, WorkerPlan};
+use rouse_master::core::plan::{Digest, LatentPlan, MailPlan, Plan, ProviderKind, Suspend, WorkerPlan};
 use rouse_shared::WorkerName;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -53,7 +53,7 @@ pub(super) struct Faults {
     /// Whether somebody ends agents by SIGTERM.
     pub terminate: bool,
     /// Whether others have a worker's credential: a second machine of a name, a boot token that was stolen.
-    pub strangers: bool,
+    pub foreign_counts: bool,
     /// Whether copies of images, with the password in them, attach as a host before the cloud has said which machine it is.
     pub copies: bool,
     /// Machines that are ours and that the ledger has never known.
@@ -123,7 +123,7 @@ pub(super) fn template(chance: &mut Chance, name: &str) -> LatentPlan {
         max_uses: chance.pick(&[0, 0, 0, 1, 2]),
         template: name.to_owned(),
         min_idle: chance.pick(&[0, 0, 0, 1, 2]),
-        sleep: chance.pick(&[None, None, Some(900), Some(2_400)]).map(|s| Sleep { max_age: Duration::from_secs(s) }),
+        suspend: chance.pick(&[None, None, Some(900), Some(2_400)]).map(|s| Suspend { max_age: Duration::from_secs(s) }),
         image: "image".into(),
         fingerprint: chance.next(),
     }
@@ -207,7 +207,7 @@ fn faults(chance: &mut Chance) -> Faults {
     faults.operators = chance.permille(500);
     faults.upgrade = !calm && chance.permille(300);
     faults.clock = chance.permille(300);
-    faults.strangers = chance.permille(300);
+    faults.foreign_counts = chance.permille(300);
     if tame {
         // Only what no build may be lost under.
         (faults.loss, faults.call_fails, faults.half_born) = (0, 0, 0);

@@ -1,7 +1,7 @@
 //! What happens, in one line each, for a transcript that a person reads from top to bottom.
 
 use rouse_agent::core::{Effect as AgentEffect, Event as AgentEvent};
-use rouse_master::core::event::{Event, ListedHost, Unlisted};
+use rouse_master::core::event::{Event, ListedHost, PartialList};
 use rouse_master::core::plan::Plan;
 use rouse_master::core::show;
 use rouse_shared::message::{AttemptReport, ToMaster};
@@ -33,7 +33,7 @@ pub(super) fn plan(plan: &Plan) -> Vec<String> {
                 latent.build_wait_timeout.map(|timeout| timeout.as_secs()),
                 latent.min_idle,
                 latent.max_uses,
-                latent.sleep.map(|sleep| sleep.max_age.as_secs()),
+                latent.suspend.map(|sleep| sleep.max_age.as_secs()),
                 latent.fingerprint & 0xffff
             ));
         }
@@ -46,7 +46,7 @@ pub(super) fn plan(plan: &Plan) -> Vec<String> {
 pub(super) fn event(event: &Event) -> String {
     match event {
         Event::Agent { worker, message } => format!("{worker}: {}", to_master(message)),
-        Event::Unproven { worker, why, .. } => format!("{worker}: a hello with bad papers: {why}"),
+        Event::AttestationFailed { worker, why, .. } => format!("{worker}: a hello with bad papers: {why}"),
         Event::Detached { worker, queue } => {
             let what = queue.as_ref().map_or("a connection is closed".to_owned(), |q| format!("no queue {q}"));
             format!("{worker}: {what}")
@@ -68,16 +68,16 @@ pub(super) fn event(event: &Event) -> String {
             format!("order {number} for {host}: {result:?}")
         }
         Event::StartEnded { host, number, result } => format!("start {number} of {host} ended: {result:?}"),
-        Event::StopEnded { host, result } => format!("stop of {host} ended: {result:?}"),
-        Event::SleepEnded { host, result } => format!("sleep of {host} ended: {result:?}"),
-        Event::WakeEnded { host, result } => format!("waking of {host} ended: {result:?}"),
+        Event::TerminateEnded { host, result } => format!("stop of {host} ended: {result:?}"),
+        Event::SuspendEnded { host, result } => format!("sleep of {host} ended: {result:?}"),
+        Event::ResumeEnded { host, result } => format!("waking of {host} ended: {result:?}"),
         Event::HostGone { host, why } => format!("{host} is gone: {why}"),
         Event::Console { host, text } => format!("console of {host}: {text:?}"),
         Event::Listed { provider, result } => format!("{} lists {}", provider.as_str(), listed(result)),
         Event::LogsWhole { attempt } => format!("logs of {attempt} are whole"),
         Event::LogGap { attempt, step, offset } => format!("log {step} of {attempt} lacks its bytes from {offset}"),
         Event::MailSent { mail, handed } => format!("mail {} is handed over: {handed:?}", mail.0),
-        Event::Terminate => "is asked to end".to_owned(),
+        Event::Shutdown => "is asked to end".to_owned(),
         Event::Tick => "tick".to_owned(),
         Event::Audit { request, mode } => format!("audit {mode:?}, request {}", request.0),
         Event::ListedForAudit { request, round, provider, result } => {
@@ -86,11 +86,11 @@ pub(super) fn event(event: &Event) -> String {
     }
 }
 
-fn listed(result: &Result<Vec<ListedHost>, Unlisted>) -> String {
+fn listed(result: &Result<Vec<ListedHost>, PartialList>) -> String {
     let ids = |hosts: &[ListedHost]| hosts.iter().map(|h| format!("{} {}", h.host, h.handle)).collect::<Vec<_>>();
     match result {
         Ok(hosts) => format!("[{}]", ids(hosts).join(", ")),
-        Err(Unlisted { why, heard }) => format!("no more than [{}]: {why}", ids(heard).join(", ")),
+        Err(PartialList { why, heard }) => format!("no more than [{}]: {why}", ids(heard).join(", ")),
     }
 }
 
@@ -136,7 +136,7 @@ pub(super) fn agent_event(event: &AgentEvent) -> String {
         | AgentEvent::StepEnded { .. }
         | AgentEvent::LogSent { .. }
         | AgentEvent::Notice(_)
-        | AgentEvent::Slept(_)
+        | AgentEvent::Suspension(_)
         | AgentEvent::NetworkChanged
         | AgentEvent::Tick
         | AgentEvent::Terminate => format!("{event:?}"),

@@ -34,8 +34,11 @@ impl World {
         let Some(machine) = self.machines.get(&id).filter(|m| !m.stranger) else { return };
         let Some((host, _)) = self.copy_session(&machine.worker) else { return };
         let by_itself = machine.clock(self.now) >= machine.started + machine.power_off_after;
-        let wanted =
-            self.disk.hosts.get(&host).is_some_and(|h| !matches!(h.state, HostState::Stopping | HostState::Gone));
+        let wanted = self
+            .disk
+            .hosts
+            .get(&host)
+            .is_some_and(|h| !matches!(h.state, HostState::Terminating | HostState::Terminated));
         if machine.host == Some(host) && wanted && !by_itself {
             self.violated(format!("machine {id} is sent home while a copy has its session"));
         }

@@ -1,4 +1,4 @@
-//! The audit: strays with the master's stamp are found and stopped, those of a namesake only where a user says so.
+//! The audit: strays with the master's stamp are found and stopped, those of a foreign only where a user says so.
 
 use rouse_tests::harness::{Master, Process, latent, runs, text};
 use serde_json::Value;
@@ -37,7 +37,7 @@ fn strays_are_found_and_only_ours_are_stopped() {
     assert_eq!(code, 0, "{line}");
     assert!(line.starts_with("OK - 1 hosts in the ledger, 1 listed | orphans=0;"), "{line}");
 
-    let namesake = stray(&master, "audit/0123456789abcdef", "hdead02");
+    let foreign = stray(&master, "audit/0123456789abcdef", "hdead02");
     let (code, line) = check(&master);
     assert_eq!(code, 1, "{line}");
     let orphan = stray(&master, &format!("audit/{}", id.trim()), "hdead01");
@@ -58,16 +58,16 @@ fn strays_are_found_and_only_ours_are_stopped() {
     assert_eq!((text(&found["kind"]), &found["done"]), ("orphan".to_owned(), &Value::Bool(false)));
     assert!(text(&found["handle"]).starts_with(&format!("{}:", orphan.pid())), "{found}");
     let found = find(&report, "hdead02");
-    assert_eq!((text(&found["kind"]), text(&found["owner"])), ("namesake".to_owned(), "0123456789abcdef".to_owned()));
-    assert!(runs(orphan.pid()) && runs(namesake.pid()), "an audit without --fix touches nothing");
+    assert_eq!((text(&found["kind"]), text(&found["owner"])), ("foreign".to_owned(), "0123456789abcdef".to_owned()));
+    assert!(runs(orphan.pid()) && runs(foreign.pid()), "an audit without --fix touches nothing");
 
     let said = master.rouse(&["audit", "--fix"]).ended(1).text();
     assert!(said.contains("hdead01") && said.contains("hdead02"), "{said}");
-    assert!(!runs(orphan.pid()) && runs(namesake.pid()));
+    assert!(!runs(orphan.pid()) && runs(foreign.pid()));
     master.rouse(&["audit", "--adopt"]).ended(2);
     assert_eq!(master.post("/api/audit", r#"{"adopt": true}"#).status, 400);
     master.rouse(&["audit", "--fix", "--adopt"]).ended(0);
-    assert!(!runs(namesake.pid()));
+    assert!(!runs(foreign.pid()));
     assert!(runs(other.pid()) && runs(crooked.pid()));
     assert!(master.rouse(&["audit"]).ended(0).err.contains("1 in the ledger, 1 listed"), "the host itself stays");
 

@@ -1,7 +1,7 @@
 //! What goes wrong: each kind is told by its kind, and whatever is lost, one try makes one machine and a stop ends it.
 
 use crate::stand::Stand;
-use rouse_master::core::event::{Owner, StartError, Stopped};
+use rouse_master::core::event::{Owner, StartError, Termination};
 use rouse_master::core::record::Host;
 use rouse_master::hosts::Provider as _;
 use rouse_tests::ec2::{Cloud, KEY, config, refusal};
@@ -43,7 +43,7 @@ async fn each_refusal_is_told_by_its_kind() {
         assert_eq!(told, kind, "{code}: {error:?}");
         assert!(error.text().contains(words) && error.text().contains("m5.large in us-west-2"), "{code}: {error:?}");
         // Nothing was made: a stop finds nothing.
-        assert_eq!(stand.provider.stop(&host).await, Ok(Stopped::Gone), "{code}");
+        assert_eq!(stand.provider.terminate(&host).await, Ok(Termination::Gone), "{code}");
     }
     // Throttled now and then, the SDK tries again by itself.
     stand.cloud.fail("RunInstances", 0, 2, refusal(503, "RequestLimitExceeded"));
@@ -151,7 +151,7 @@ async fn a_master_lost_between_any_two_calls_leaves_nothing() {
 /// What the core does with a host that it finds in its ledger: where it was ordered it is started again, word for word,
 /// and then stopped; where not, there is nothing to be stopped.
 async fn after_the_crash(stand: &Stand, host: &mut Host) {
-    if host.order.is_some() {
+    if host.launch.is_some() {
         let handle = host.handle.clone();
         // A stop that was under way goes on; a start that was is repeated, and finds what was made.
         if handle.is_none() {
@@ -199,7 +199,7 @@ async fn every_region_that_may_have_hosts_is_audited() {
     assert_eq!(stand.provider.list().await.unwrap().len(), 1);
     // An orphan is ended where it is.
     let orphan = stand.provider.list().await.unwrap().remove(0);
-    while stand.provider.end(&orphan).await.unwrap() != Stopped::Gone {
+    while stand.provider.terminate_listed(&orphan).await.unwrap() != Termination::Gone {
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     assert!(stand.cloud.alive().is_empty());

@@ -6,7 +6,7 @@ mod check;
 mod contract;
 mod failures;
 mod options;
-mod sleep;
 mod spot;
 mod stand;
+mod suspend;
 mod whole;

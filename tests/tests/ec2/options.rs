@@ -28,7 +28,7 @@ async fn every_key_of_the_section_is_in_the_call_that_creates() {
     let config = config(&cloud.endpoint(), &more);
     let stand = Stand::with(cloud, config);
     let (host, made) = stand.started().await;
-    let order = host.order.as_ref().unwrap();
+    let order = host.launch.as_ref().unwrap();
     assert_eq!((order.image.as_str(), order.price, order.more), (IMAGE, Some(0.096), false));
     assert_eq!((made["type"].as_str(), made["image"].as_str()), (Some("m5.large"), Some(IMAGE)));
     assert_eq!(made["zone"], "us-west-2b");
@@ -69,11 +69,11 @@ async fn a_new_image_is_picked_up_without_a_restart() {
     let stand = Stand::new("valid_ami_location_regex = '123456789012/rouse-worker-(\\d+)/image.manifest.xml'").await;
     let mut host = stand.host();
     stand.prepare(&mut host, 0).await.unwrap();
-    assert_eq!(host.order.as_ref().unwrap().image, "ami-0b0b0010", "10 is more than 2");
+    assert_eq!(host.launch.as_ref().unwrap().image, "ami-0b0b0010", "10 is more than 2");
     stand.cloud.add_image("ami-0b0b0011", "123456789012/rouse-worker-11/image.manifest.xml");
     stand.cloud.add_image("ami-0b0b0099", "123456789012/other-worker-99/image.manifest.xml");
     stand.prepare(&mut host, 0).await.unwrap();
-    assert_eq!(host.order.as_ref().unwrap().image, "ami-0b0b0011");
+    assert_eq!(host.launch.as_ref().unwrap().image, "ami-0b0b0011");
     // Owners alone, and both; and nothing that passes.
     let endpoint = stand.cloud.endpoint();
     for (more, expected) in [
@@ -83,7 +83,7 @@ async fn a_new_image_is_picked_up_without_a_restart() {
     ] {
         stand.provider.configure(&config(&endpoint, more));
         match (stand.prepare(&mut host, 0).await, expected) {
-            (Ok(()), Some(image)) => assert_eq!(host.order.as_ref().unwrap().image, image, "{more}"),
+            (Ok(()), Some(image)) => assert_eq!(host.launch.as_ref().unwrap().image, image, "{more}"),
             (Err(StartError::Rejected(text)), None) => assert!(text.contains("111111111111"), "{text}"),
             (other, _) => panic!("{more}: {other:?}"),
         }

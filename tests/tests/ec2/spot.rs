@@ -18,7 +18,7 @@ async fn a_bid_is_the_days_average_times_the_factor() {
     let stand = Stand::new(MANUAL).await;
     stand.cloud.set(&json!({ "spot_prices": { "m5.large": ["0.04", "0.05", "0.06", "0.05"] } }));
     let (host, made) = stand.started().await;
-    let order = host.order.as_ref().unwrap();
+    let order = host.launch.as_ref().unwrap();
     assert_eq!(order.price, Some(0.05), "the market's price is paid, not the bid");
     assert!(order.spec.contains("\"most\":\"0.0575\""), "{}", order.spec);
     assert_eq!((made["spot"].as_bool(), made["zone"].as_str()), (Some(true), Some("us-west-2b")));
@@ -51,7 +51,7 @@ async fn without_spot_capacity_the_next_type_and_then_on_demand() {
     let mut tried = Vec::new();
     for number in 0.. {
         stand.prepare(&mut host, number).await.unwrap();
-        let order = host.order.clone().unwrap();
+        let order = host.launch.clone().unwrap();
         let spec: serde_json::Value = serde_json::from_str(&order.spec).unwrap();
         tokens.push(spec["token"].to_string());
         tried.push(format!(
@@ -80,7 +80,7 @@ async fn without_spot_capacity_the_next_type_and_then_on_demand() {
     tokens.sort();
     tokens.dedup();
     assert_eq!(tokens.len(), 5, "each its own token");
-    assert_eq!((stand.made(&host)["spot"].as_bool(), host.order.as_ref().unwrap().price), (Some(false), Some(0.1)));
+    assert_eq!((stand.made(&host)["spot"].as_bool(), host.launch.as_ref().unwrap().price), (Some(false), Some(0.1)));
     stand.gone(&host).await;
     assert!(matches!(stand.prepare(&mut host, 8).await, Err(StartError::Capacity(_))), "there is no ninth");
 }
@@ -96,6 +96,6 @@ async fn a_request_that_is_left_behind_is_found_by_the_audit() {
     let listed = stand.provider.list().await.unwrap();
     assert_eq!(listed.len(), 1);
     assert!(listed[0].handle.starts_with("sir-") && listed[0].host == host.id, "{listed:?}");
-    stand.provider.end(&listed[0]).await.unwrap();
+    stand.provider.terminate_listed(&listed[0]).await.unwrap();
     assert_eq!(stand.provider.list().await.unwrap(), []);
 }

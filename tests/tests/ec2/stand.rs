@@ -94,7 +94,7 @@ impl Stand {
 
     pub async fn prepare(&self, host: &mut Host, number: u32) -> Result<(), StartError> {
         let order = self.provider.prepare(host, number, boot_data(host)).await?;
-        host.order = Some(order);
+        host.launch = Some(order);
         Ok(())
     }
 

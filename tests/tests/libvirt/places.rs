@@ -2,7 +2,7 @@
 //! changed under a guest's disk.
 
 use crate::ground::{Machines, config};
-use rouse_master::core::event::{ListedHost, Owner, StartError, Stopped, Unlisted};
+use rouse_master::core::event::{ListedHost, Owner, PartialList, StartError, Termination};
 use rouse_master::hosts::Provider as _;
 use rouse_master::hosts::libvirt::Libvirt;
 use rouse_tests::contract::{self, Ground as _};
@@ -39,7 +39,7 @@ async fn one_connection_that_does_not_answer_hides_no_other() {
     let second = Libvirt::new(dir, OWNER, &both(&section), deaths.clone()).unwrap();
     let mut elsewhere = contract::host(&machines, &"lost-1".parse().unwrap());
     contract::order(&second, &mut elsewhere).await.unwrap_err();
-    let Err(Unlisted { why, heard }) = second.list().await else { panic!("a list that is not whole") };
+    let Err(PartialList { why, heard }) = second.list().await else { panic!("a list that is not whole") };
     assert!(why.contains("no-socket"), "{why}");
     let handle = host.handle.clone().unwrap();
     assert_eq!(
@@ -49,7 +49,7 @@ async fn one_connection_that_does_not_answer_hides_no_other() {
             handle,
             identity: heard[0].identity.clone(),
             owner: Owner::Ours,
-            asleep: false
+            suspended: false
         }]
     );
     // Its disk is not taken for a leftover, nor is one whose machine may run where nobody answers.
@@ -58,11 +58,11 @@ async fn one_connection_that_does_not_answer_hides_no_other() {
         handle: "none".to_owned(),
         identity: None,
         owner: Owner::Ours,
-        asleep: false,
+        suspended: false,
     };
-    assert!(second.end(&nowhere).await.unwrap_err().contains("no-socket"), "it may run there");
+    assert!(second.terminate_listed(&nowhere).await.unwrap_err().contains("no-socket"), "it may run there");
     assert_eq!(machines.machines().len(), 1);
-    assert_eq!(second.end(&heard[0]).await, Ok(Stopped::Gone));
+    assert_eq!(second.terminate_listed(&heard[0]).await, Ok(Termination::Gone));
     assert_eq!((machines.machines(), machines.leftovers()), (BTreeSet::new(), BTreeSet::new()));
 
     // Where nothing was ever made nobody has to be asked once the configuration names it no more.

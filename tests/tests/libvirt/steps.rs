@@ -2,7 +2,7 @@
 //! second machine, and after it nothing is left and nothing else was touched.
 
 use crate::ground::Machines;
-use rouse_master::core::event::Stopped;
+use rouse_master::core::event::Termination;
 use rouse_master::hosts::Provider as _;
 use rouse_tests::contract::{self, Ground as _};
 use std::sync::Arc;
@@ -56,7 +56,7 @@ async fn a_master_may_be_lost_between_any_two_steps() {
                 _ => {
                     for listed in second.list().await.unwrap() {
                         assert_eq!(listed.host, host.id, "{step}: nothing else bears our name");
-                        assert_eq!(second.end(&listed).await, Ok(Stopped::Gone));
+                        assert_eq!(second.terminate_listed(&listed).await, Ok(Termination::Gone));
                     }
                     // What has no domain is no host: it is tidied up by a list.
                     second.list().await.unwrap();
@@ -70,7 +70,7 @@ async fn a_master_may_be_lost_between_any_two_steps() {
         let mut host = contract::host(&machines, &worker);
         let first = machines.observed(OWNER, deaths.clone(), lost_at(step));
         contract::started(&first, &mut host).await;
-        assert!(first.stop(&host).await.is_err(), "lost after: {step}");
+        assert!(first.terminate(&host).await.is_err(), "lost after: {step}");
         drop(first);
         let second = machines.observed(OWNER, deaths.clone(), None);
         contract::gone(&second, &host).await;

@@ -102,7 +102,8 @@ fn a_master_killed_in_mid_start_and_in_mid_stop_leaves_nothing() {
     // Its machine cannot be stopped meanwhile.
     site.lab.signal(libc::SIGSTOP);
     site.until(&build, "success");
-    site.master.until("it is being stopped", || site.master.hosts("plain-2").iter().any(|h| h["state"] == "stopping"));
+    site.master
+        .until("it is being terminated", || site.master.hosts("plain-2").iter().any(|h| h["state"] == "stopping"));
     site.master.kill();
     site.lab.signal(libc::SIGCONT);
     site.master.begin();

@@ -77,7 +77,7 @@ async fn an_application_credential_does_as_well() {
     let (id, secret) = application_credential(PROJECT, "one").await;
     let stand = Stand::new(&lines_of(&id, &secret)).await;
     let host = stand.started().await;
-    stand.stop(&host).await;
+    stand.terminate(&host).await;
     let why = list(&lines_of(&id, "wrong")).await.unwrap_err();
     assert!(why.contains("401"), "{why}");
 }
@@ -132,13 +132,13 @@ async fn a_project_that_left_the_configuration_is_not_forgotten() {
     stand.next();
     let why = listed(&stand).await.unwrap_err();
     assert!(why.contains("no worker's section leads there"), "{why}");
-    let why = stand.provider.stop(&hosts[1]).await.unwrap_err();
+    let why = stand.provider.terminate(&hosts[1]).await.unwrap_err();
     assert!(why.contains("no worker's section leads there"), "{why}");
     // Back again, with the account: it is found, ended, and forgotten once nothing is left.
     stand.config = both;
     stand.next();
     for host in &hosts {
-        stand.stop(host).await;
+        stand.terminate(host).await;
     }
     assert_eq!(listed(&stand).await.unwrap(), BTreeSet::new());
     tokio::time::sleep(Duration::from_secs(1)).await;
@@ -172,7 +172,7 @@ async fn a_private_authority_is_trusted_where_it_is_named() {
     for path in services {
         assert!(seen.iter().any(|one| one.contains(path)), "{path}: {seen:?}");
     }
-    stand.stop(&host).await;
+    stand.terminate(&host).await;
     for wrong in [with(&strange), url.clone()] {
         let why = list(&wrong).await.unwrap_err();
         assert!(why.contains("certificate"), "{why}");
@@ -195,7 +195,7 @@ async fn a_token_that_is_refused_is_replaced_once() {
     assert!(why.contains("401"), "{why}");
     assert_eq!(logins(stand.proxy.take_seen()), 1);
     stand.proxy.heal();
-    stand.stop(&host).await;
+    stand.terminate(&host).await;
 }
 
 #[tokio::test]

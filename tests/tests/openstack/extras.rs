@@ -1,7 +1,7 @@
 //! What a server has beside itself, ports, a boot volume and an address, and when it is left over.
 
 use super::stand::{LIMIT, LOOK, Stand, parsed};
-use rouse_master::core::event::{ListedHost, Owner, Stopped};
+use rouse_master::core::event::{ListedHost, Owner, Termination};
 use rouse_master::core::record::Host;
 use rouse_master::hosts::Provider as _;
 use rouse_shared::HostId;
@@ -45,7 +45,7 @@ async fn what_a_server_leaves_behind_is_found_and_ended() {
     let address = &things(&stand, "/v2.0/floatingips", "floatingips", &host.id).await[0];
     assert_eq!((&address["port_id"], &address["status"]), (&port["id"], &Value::from("ACTIVE")));
     assert_eq!(stand.provider.list().await.unwrap().len(), 1, "as long as the server is there nothing is left over");
-    stand.stop(&host).await;
+    stand.terminate(&host).await;
     for (path, key) in KINDS {
         assert_eq!(things(&stand, path, key, &host.id).await, [] as [Value; 0], "of {key} nothing stays");
     }
@@ -72,7 +72,7 @@ async fn what_a_server_leaves_behind_is_found_and_ended() {
     assert_eq!(kinds, ["port", "address", "volume"]);
     for machine in &left {
         assert_ne!(machine.host, host.id, "the host itself is gone");
-        stand.provider.end(machine).await.unwrap();
+        stand.provider.terminate_listed(machine).await.unwrap();
     }
     assert_eq!(stand.provider.list().await.unwrap(), []);
 }
@@ -84,7 +84,7 @@ async fn as_left_over(stand: &Stand, host: &Host) -> Vec<ListedHost> {
         for item in things(stand, path, key, &host.id).await {
             let handle = format!("{prefix}{}", item["id"].as_str().unwrap());
             let host = HostId(format!("{}.{key}", host.id));
-            all.push(ListedHost { host, handle, identity: None, owner: Owner::Ours, asleep: false });
+            all.push(ListedHost { host, handle, identity: None, owner: Owner::Ours, suspended: false });
         }
     }
     all
@@ -108,13 +108,13 @@ async fn what_a_server_has_is_never_left_over() {
         let told = stand.provider.list().await.unwrap();
         assert!(told.iter().all(|one| Some(&one.handle) == host.handle.as_ref()), "{told:?}");
         for one in &all {
-            let why = stand.provider.end(one).await.unwrap_err();
+            let why = stand.provider.terminate_listed(one).await.unwrap_err();
             assert!(why.contains("has a server"), "{why}");
         }
     }
     stand.proxy.heal();
     assert_eq!(as_left_over(&stand, &host).await, all, "all is still there");
-    stand.stop(&host).await;
+    stand.terminate(&host).await;
 }
 
 #[tokio::test]
@@ -130,7 +130,7 @@ async fn what_an_administrator_sees_of_other_projects_is_not_left_over() {
     until_labelled(&stand, &host.id).await;
     let told = stand.provider.list().await.unwrap();
     assert_eq!(told.iter().map(|one| &one.handle).collect::<Vec<_>>(), [host.handle.as_ref().unwrap()]);
-    stand.stop(&host).await;
+    stand.terminate(&host).await;
 }
 
 #[tokio::test]
@@ -140,7 +140,7 @@ async fn the_end_of_a_second_server_leaves_the_address_to_the_first() {
     until_labelled(&stand, &host.id).await;
     // Which of two is older Nova tells in whole seconds.
     tokio::time::sleep(std::time::Duration::from_millis(1100)).await;
-    let order: Value = serde_json::from_str(&host.order.as_ref().unwrap().spec).unwrap();
+    let order: Value = serde_json::from_str(&host.launch.as_ref().unwrap().spec).unwrap();
     let body = json!({ "server": order["server"] });
     let (status, told) = stand.user.ask("POST", "compute", "/servers", Some(body)).await;
     assert_eq!(status, 202, "{told}");
@@ -149,12 +149,12 @@ async fn the_end_of_a_second_server_leaves_the_address_to_the_first() {
     assert_eq!((first.len(), second.len()), (1, 1), "{listed:?}");
     assert_eq!(second[0].handle, told["server"]["id"].as_str().unwrap());
     let mut left = LIMIT.as_millis() / LOOK.as_millis();
-    while stand.provider.end(second[0]).await != Ok(Stopped::Gone) {
+    while stand.provider.terminate_listed(second[0]).await != Ok(Termination::Gone) {
         left = left.checked_sub(1).expect("it goes in time");
         tokio::time::sleep(LOOK).await;
     }
     assert_eq!(things(&stand, "/v2.0/floatingips", "floatingips", &host.id).await.len(), 1);
-    stand.stop(&host).await;
+    stand.terminate(&host).await;
     assert_eq!(things(&stand, "/v2.0/floatingips", "floatingips", &host.id).await, [] as [Value; 0]);
 }
 
@@ -164,7 +164,7 @@ async fn what_could_be_heard_is_told_where_something_could_not() {
     let host = stand.started().await;
     let handle = host.handle.clone().unwrap();
     let heard = |listed: Result<Vec<ListedHost>, _>, words: &str| {
-        let rouse_master::core::event::Unlisted { why, heard } = listed.unwrap_err();
+        let rouse_master::core::event::PartialList { why, heard } = listed.unwrap_err();
         assert!(why.contains(words), "{why}");
         assert_eq!(heard.iter().map(|one| one.handle.as_str()).collect::<Vec<_>>(), [&handle], "{words}");
         heard
@@ -184,12 +184,12 @@ async fn what_could_be_heard_is_told_where_something_could_not() {
         told = heard(stand.provider.list().await, words);
     }
     // What is an orphan among them is ended; whether it is in the other cloud, too, nobody knows.
-    assert_eq!(stand.provider.end(&told[0]).await, Ok(Stopped::Requested));
+    assert_eq!(stand.provider.terminate_listed(&told[0]).await, Ok(Termination::Requested));
     let mut left = LIMIT.as_millis() / LOOK.as_millis();
     while !stand.servers(&host).await.is_empty() {
         left = left.checked_sub(1).expect("it goes in time");
         tokio::time::sleep(LOOK).await;
     }
-    let why = stand.provider.end(&told[0]).await.unwrap_err();
+    let why = stand.provider.terminate_listed(&told[0]).await.unwrap_err();
     assert!(why.contains("clouds.yaml"), "{why}");
 }

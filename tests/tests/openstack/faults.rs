@@ -24,7 +24,7 @@ async fn one_server_despite(fault: Fault) {
     let servers = stand.servers(&host).await;
     assert_eq!(servers.len(), 1, "{name}");
     assert_eq!(servers[0]["id"].as_str(), host.handle.as_deref(), "{name}");
-    stand.stop(&host).await;
+    stand.terminate(&host).await;
     assert_eq!(stand.servers(&host).await, [] as [Value; 0], "{name}");
 }
 
@@ -63,13 +63,13 @@ async fn a_late_request_makes_no_second_server() {
     stand.start(&mut host).await.unwrap();
     tokio::time::sleep(Duration::from_secs(5)).await;
     assert_eq!(stand.servers(&host).await.len(), 1);
-    stand.stop(&host).await;
+    stand.terminate(&host).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stop_waits_for_what_may_still_come() {
     let (stand, host) = with_a_late_request().await;
-    stand.stop(&host).await;
+    stand.terminate(&host).await;
     tokio::time::sleep(Duration::from_secs(5)).await;
     assert_eq!(stand.servers(&host).await, [] as [Value; 0], "gone was gone");
 }
@@ -89,7 +89,7 @@ async fn the_cloud_says_how_long_to_wait() {
         let posts = stand.proxy.take_seen().into_iter().filter(|r| r.is("POST", "/servers")).count();
         assert_eq!(posts, 2, "{status}");
         stand.proxy.fail(0, 1, slow, |r| r.is("DELETE", "/servers"));
-        stand.stop(&host).await;
+        stand.terminate(&host).await;
         // Longer than a call has time for: it is told, and nothing was made.
         let mut host = stand.host();
         let slow = Fault::Refuse { status, head: "Retry-After: 300", body: "{}" };
@@ -167,7 +167,7 @@ async fn a_list_is_whole_or_an_error() {
     stand.proxy.fail(0, 1, empty, |r| r.is("GET", "/servers/detail") && r.path.contains("marker="));
     assert!(stand.provider.list().await.is_err(), "a page without a list");
     for host in &hosts {
-        stand.stop(host).await;
+        stand.terminate(host).await;
     }
 }
 
@@ -179,9 +179,9 @@ async fn a_stop_is_done_when_nova_says_so() {
         let host = stand.started().await;
         stand.until_status(&host, "ACTIVE").await;
         stand.proxy.fail(0, 2, fault.clone(), |r| r.is("DELETE", "/servers"));
-        let first = stand.provider.stop(&host).await;
+        let first = stand.provider.terminate(&host).await;
         assert!(first.is_err(), "{fault:?}: {first:?}");
-        stand.stop(&host).await;
+        stand.terminate(&host).await;
         assert_eq!(stand.servers(&host).await, [] as [Value; 0], "{fault:?}");
     })
     .await;
@@ -189,6 +189,6 @@ async fn a_stop_is_done_when_nova_says_so() {
     let stand = Stand::new("").await;
     let host = stand.started().await;
     stand.proxy.fail(0, 1, refuse(500), |r| r.is("GET", "/servers/"));
-    stand.stop(&host).await;
+    stand.terminate(&host).await;
     assert_eq!(stand.servers(&host).await, [] as [Value; 0]);
 }

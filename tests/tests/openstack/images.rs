@@ -34,7 +34,7 @@ async fn a_disk_is_given_to_glance_and_booted() {
     let told = ["name", "status", "size", "disk_format", "rouse_agent", "visibility"].map(|key| image[key].clone());
     assert_eq!(json!(told), json!(["given-1", "active", 3 << 20, "raw", "0.3.0", "shared"]), "{image}");
     let host = stand.started().await;
-    assert_eq!(host.order.as_ref().unwrap().image, id);
-    stand.stop(&host).await;
+    assert_eq!(host.launch.as_ref().unwrap().image, id);
+    stand.terminate(&host).await;
     assert_eq!(stand.user.ask("DELETE", "image", &path, None).await.0, 204);
 }

@@ -54,7 +54,7 @@ async fn kinds() -> Vec<Kind> {
     for stop in [false, true] {
         match stop {
             false => wake(&stand, &mut host).await,
-            true => stand.stop(&host).await,
+            true => stand.terminate(&host).await,
         }
         let mut known = BTreeSet::new();
         all.extend(stand.proxy.take_seen().iter().map(|r| Kind::of(r, stop)).filter(|kind| known.insert(kind.clone())));
@@ -78,7 +78,7 @@ async fn lost_at(kind: Kind, fault: Fault) {
             let life = async {
                 wake(&stand, &mut host).await;
                 stopping.store(true, Ordering::Relaxed);
-                stand.stop(&host).await;
+                stand.terminate(&host).await;
             };
             tokio::select! {
                 () = life => panic!("it outlived {when}"),
@@ -96,7 +96,7 @@ async fn lost_at(kind: Kind, fault: Fault) {
         assert!(listed.iter().all(|machine| machine.host == host.id), "{when}: {listed:?}");
         assert_eq!(stand.servers(&host).await.len(), 1, "{when}");
     }
-    stand.stop(&host).await;
+    stand.terminate(&host).await;
     assert_eq!(stand.servers(&host).await, [] as [Value; 0], "{when}");
     for (path, key) in [("/v2.0/ports", "ports"), ("/v2.0/floatingips", "floatingips")] {
         let mut left = stand.user.list("network", path, key).await;

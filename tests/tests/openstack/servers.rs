@@ -12,7 +12,7 @@ async fn a_server_is_stamped_in_the_call_that_makes_it() {
     let stand = Stand::new("meta = { team = \"ci\", rouse-host = \"lie\" }\nprice_per_hour = 0.5").await;
     let mut host = stand.host();
     stand.prepare(&mut host).await.unwrap();
-    let order = host.order.clone().unwrap();
+    let order = host.launch.clone().unwrap();
     assert_eq!((order.number, order.more, order.price), (0, false, Some(0.5)));
     stand.start(&mut host).await.unwrap();
     let made = stand.proxy.take_seen().into_iter().find(|r| r.is("POST", "/servers")).unwrap();
@@ -25,7 +25,7 @@ async fn a_server_is_stamped_in_the_call_that_makes_it() {
     assert_eq!(host.identity, Some(format!("uuid:{}", server["id"].as_str().unwrap())));
     assert_eq!(server["flavor"]["original_name"], "m1.small");
     assert!(!format!("{server}").contains(&host.token), "the token is in no part of it that everyone may read");
-    stand.stop(&host).await;
+    stand.terminate(&host).await;
     assert_eq!(stand.servers(&host).await, [] as [Value; 0]);
 }
 
@@ -34,7 +34,7 @@ async fn chosen(image: &str) -> Result<String, StartError> {
     let stand = Stand::new(&format!("image = {image}")).await;
     let mut host = stand.host();
     stand.prepare(&mut host).await?;
-    let id = host.order.unwrap().image;
+    let id = host.launch.unwrap().image;
     let (status, told) = stand.user.ask("GET", "image", &format!("/v2/images/{id}"), None).await;
     assert_eq!(status, 200);
     Ok(told["name"].as_str().unwrap().to_owned())
@@ -124,7 +124,7 @@ async fn everything_that_a_server_may_have() {
     let path = format!("/v2.0/ports?device_id={}", server["id"].as_str().unwrap());
     let ports = stand.user.list("network", &path, "ports").await;
     assert_eq!(ports.len(), 1);
-    stand.stop(&host).await;
+    stand.terminate(&host).await;
     stand.user.ask("DELETE", "compute", "/os-keypairs/k1", None).await;
 }
 
@@ -146,10 +146,10 @@ async fn a_lack_of_room_is_told_from_a_fault() {
         Err(StartError::Capacity(why)) => assert!(why.contains("403"), "{why}"),
         other => panic!("{other:?}"),
     }
-    stand.stop(&first).await;
+    stand.terminate(&first).await;
     // The quota follows the database with a delay of Nova's own making: none here.
     stand.start(&mut second).await.unwrap();
-    stand.stop(&second).await;
+    stand.terminate(&second).await;
 }
 
 #[tokio::test]
@@ -167,7 +167,7 @@ async fn a_server_that_fails_to_boot_tells_why() {
         Err(other) => panic!("{other:?}"),
     };
     assert!(why.contains("the disk is on fire"), "{why}");
-    stand.stop(&host).await;
+    stand.terminate(&host).await;
     assert_eq!(stand.servers(&host).await, [] as [Value; 0]);
 }
 
@@ -181,5 +181,5 @@ async fn a_list_tells_of_failures_of_the_time_before() {
     assert_eq!(stand.provider.list().await.unwrap().len(), 1, "it is there until it is stopped");
     let death = tokio::time::timeout(LIMIT, stand.deaths.recv()).await.unwrap().unwrap();
     assert!(death.host == host.id && death.why.contains("late"), "{death:?}");
-    stand.stop(&host).await;
+    stand.terminate(&host).await;
 }

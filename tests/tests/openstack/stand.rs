@@ -1,7 +1,7 @@
 //! A provider on the cloud, with or without the proxy in between, and the hosts that it is asked for.
 
 use rouse_master::config::Config;
-use rouse_master::core::event::{StartError, Started, Stopped};
+use rouse_master::core::event::{StartError, Started, Termination};
 use rouse_master::core::plan::ProviderKind;
 use rouse_master::core::record::Host;
 use rouse_master::hosts::openstack::Servers;
@@ -73,13 +73,13 @@ impl Stand {
 
     pub async fn prepare(&self, host: &mut Host) -> Result<(), StartError> {
         let boot = boot_data(host);
-        host.order = Some(self.provider.prepare(host, 0, boot).await?);
+        host.launch = Some(self.provider.prepare(host, 0, boot).await?);
         Ok(())
     }
 
     /// Orders and starts it, as the core does: an outcome that is not known is followed by the same call.
     pub async fn start(&self, host: &mut Host) -> Result<(), StartError> {
-        if host.order.is_none() {
+        if host.launch.is_none() {
             self.prepare(host).await?;
         }
         for _ in 0..5 {
@@ -103,14 +103,14 @@ impl Stand {
     }
 
     /// Stops it until it is gone, whatever goes wrong on the way.
-    pub async fn stop(&self, host: &Host) {
+    pub async fn terminate(&self, host: &Host) {
         for _ in 0..LIMIT.as_millis() / LOOK.as_millis() {
-            if self.provider.stop(host).await == Ok(Stopped::Gone) {
+            if self.provider.terminate(host).await == Ok(Termination::Gone) {
                 return;
             }
             tokio::time::sleep(LOOK).await;
         }
-        panic!("host {} does not go: {:?}", host.id, self.provider.stop(host).await);
+        panic!("host {} does not go: {:?}", host.id, self.provider.terminate(host).await);
     }
 
     /// The servers of a host, as Nova has them.

@@ -197,5 +197,5 @@ async fn the_metadata_service_has_theirs_and_ours() {
     {
         assert_eq!(told["meta"][key], value, "{told}");
     }
-    stand.stop(&host).await;
+    stand.terminate(&host).await;
 }

@@ -1,7 +1,7 @@
 //! One life of the connections: reads, acknowledges and publishes until the first of them fails.
 
-use super::super::conduct::Conduct;
 use super::super::limits::{CLOSED_PROBES, INBOX_RETRY, INBOX_TIMEOUT};
+use super::super::rate_limiter::RateLimiter;
 use super::super::refusals::Refusals;
 use super::closings::{Connections, address};
 use super::connect::{self, Reader};
@@ -25,7 +25,7 @@ pub(super) struct Ends {
     pub(super) inbound: mpsc::Sender<Inbound>,
     pub(super) logs: mpsc::Sender<LogDelivery>,
     pub(super) dropped: Arc<Dropped>,
-    pub(super) conduct: Conduct,
+    pub(super) conduct: RateLimiter,
 }
 
 /// Connected, declared and consuming.

@@ -11,7 +11,7 @@ pub use openstack::{ImagePick, OpenstackConfig, OpenstackImage};
 pub use process::ProcessConfig;
 
 use super::document::Table;
-use crate::core::plan::{ProviderKind, Sleep};
+use crate::core::plan::{ProviderKind, Suspend};
 use sha2::{Digest as _, Sha256};
 
 /// How the hosts of one latent worker are made.
@@ -40,12 +40,12 @@ impl HostConfig {
 }
 
 impl HostConfig {
-    /// Whether its hosts sleep when they are idle.
-    pub(super) fn sleep(&self) -> Option<Sleep> {
+    /// Whether its hosts are suspended when they are idle.
+    pub(super) fn suspend(&self) -> Option<Suspend> {
         match self {
             Self::Ec2(host) => match host.on_idle {
                 IdleHost::Terminate => None,
-                IdleHost::Stop | IdleHost::Hibernate => Some(Sleep { max_age: host.max_age }),
+                IdleHost::Stop | IdleHost::Hibernate => Some(Suspend { max_age: host.max_age }),
             },
             Self::Process(_) | Self::Libvirt(_) | Self::Openstack(_) => None,
         }

@@ -396,12 +396,12 @@ fn no_text_makes_it_panic() {
 #[test]
 fn hosts_of_ec2_sleep_where_they_can() {
     let ec2 = |lines: &str| standing(&format!("[worker.ec2]\ninstance_type = \"m5.large\"\nami = \"ami-1\"\n{lines}"));
-    let sleep = |lines: &str| worker(&good(&ec2(lines)), "w").latent.as_ref().unwrap().sleep.map(|s| s.max_age);
+    let suspend = |lines: &str| worker(&good(&ec2(lines)), "w").latent.as_ref().unwrap().suspend.map(|s| s.max_age);
     let days = |days: u64| std::time::Duration::from_secs(days * 86_400);
-    assert_eq!(sleep(""), None);
-    assert_eq!(sleep("on_idle = \"terminate\"\nmax_age = \"1d\""), None);
-    assert_eq!(sleep("on_idle = \"stop\""), Some(days(7)));
-    assert_eq!(sleep("on_idle = \"hibernate\"\nmax_age = \"2d\""), Some(days(2)));
+    assert_eq!(suspend(""), None);
+    assert_eq!(suspend("on_idle = \"terminate\"\nmax_age = \"1d\""), None);
+    assert_eq!(suspend("on_idle = \"stop\""), Some(days(7)));
+    assert_eq!(suspend("on_idle = \"hibernate\"\nmax_age = \"2d\""), Some(days(2)));
     let refused = faults(&ec2("spot_instance = true\non_idle = \"stop\""));
     assert!(refused.len() == 1 && refused[0].contains("worker.ec2.on_idle: not for spot instances"), "{refused:?}");
     let other = faults(&standing("[worker.process]\nagent = \"rouse-agent\"\non_idle = \"stop\""));

@@ -1,7 +1,7 @@
 //! Transcripts of audits.
 
 use super::super::audit::{AUDIT_LIMIT, AuditMode};
-use super::super::event::{Event, ListedHost, Owner, RequestId, Unlisted};
+use super::super::event::{Event, ListedHost, Owner, PartialList, RequestId};
 use super::super::plan::ProviderKind;
 use super::{Bench, latent, on, plan, secs};
 use rouse_shared::{HostId, Timestamp};
@@ -11,11 +11,11 @@ const REQUEST: RequestId = RequestId(7);
 
 fn machine(number: u32, owner: Owner) -> ListedHost {
     let (host, handle) = (HostId(format!("h{number}")), format!("i-{number}"));
-    ListedHost { host, handle, identity: None, owner, asleep: false }
+    ListedHost { host, handle, identity: None, owner, suspended: false }
 }
 
-fn namesake(number: u32) -> ListedHost {
-    machine(number, Owner::Namesake("other".to_owned()))
+fn foreign(number: u32) -> ListedHost {
+    machine(number, Owner::Foreign("other".to_owned()))
 }
 
 impl Bench {
@@ -23,7 +23,7 @@ impl Bench {
         self.event(&format!("audit: {mode:?}"), Event::Audit { request: REQUEST, mode });
     }
 
-    fn listed(&mut self, round: u32, result: Result<Vec<ListedHost>, Unlisted>) {
+    fn listed(&mut self, round: u32, result: Result<Vec<ListedHost>, PartialList>) {
         let names = |machines: &[ListedHost]| machines.iter().map(|m| m.handle.clone()).collect::<Vec<_>>().join(" ");
         let what = match &result {
             Ok(machines) => names(machines),
@@ -36,13 +36,13 @@ impl Bench {
 }
 
 #[test]
-fn a_namesake_is_told_of_once_and_never_touched() {
+fn a_foreign_machine_is_told_of_once_and_never_touched() {
     let mut bench = Bench::quietly(plan(vec![latent("l")]));
     for _ in 0..3 {
-        bench.event("listed: i-1", Event::Listed { provider: PROVIDER, result: Ok(vec![namesake(1)]) });
+        bench.event("listed: i-1", Event::Listed { provider: PROVIDER, result: Ok(vec![foreign(1)]) });
         bench.pass(91);
     }
-    bench.check("namesake");
+    bench.check("foreign");
 }
 
 #[test]
@@ -51,11 +51,11 @@ fn an_audit_that_only_looks_changes_nothing() {
     bench.audit(AuditMode::Look);
     bench.listed(1, Ok(vec![]));
     bench.audit(AuditMode::Look);
-    bench.listed(1, Ok(vec![machine(1, Owner::Ours), machine(2, Owner::Ours), namesake(3)]));
+    bench.listed(1, Ok(vec![machine(1, Owner::Ours), machine(2, Owner::Ours), foreign(3)]));
     // The second is gone by now: it was on its way out.
     bench.pass(2);
     bench.listed(1, Ok(vec![]));
-    bench.listed(2, Ok(vec![machine(1, Owner::Ours), namesake(3)]));
+    bench.listed(2, Ok(vec![machine(1, Owner::Ours), foreign(3)]));
     bench.audit(AuditMode::Look);
     bench.listed(1, Err("no such key".to_owned().into()));
     bench.pass(2);
@@ -64,9 +64,9 @@ fn an_audit_that_only_looks_changes_nothing() {
 }
 
 #[test]
-fn an_audit_that_fixes_stops_orphans_and_one_that_adopts_namesakes() {
+fn an_audit_that_fixes_terminates_orphans_and_one_that_adopts_foreign_machines() {
     let mut bench = Bench::quietly(plan(vec![latent("l")]));
-    let both = || Ok(vec![machine(1, Owner::Ours), namesake(2)]);
+    let both = || Ok(vec![machine(1, Owner::Ours), foreign(2)]);
     bench.audit(AuditMode::Fix);
     bench.listed(1, both());
     bench.pass(2);
@@ -74,11 +74,11 @@ fn an_audit_that_fixes_stops_orphans_and_one_that_adopts_namesakes() {
     bench.pass(3);
     bench.listed(3, both());
     bench.pass(5);
-    bench.listed(4, Ok(vec![namesake(2)]));
+    bench.listed(4, Ok(vec![foreign(2)]));
     bench.audit(AuditMode::Adopt);
-    bench.listed(1, Ok(vec![namesake(2)]));
+    bench.listed(1, Ok(vec![foreign(2)]));
     bench.pass(2);
-    bench.listed(2, Ok(vec![namesake(2)]));
+    bench.listed(2, Ok(vec![foreign(2)]));
     bench.pass(3);
     bench.listed(3, Ok(vec![]));
     bench.check("audit_fix");
@@ -136,7 +136,7 @@ fn a_host_is_missed_although_the_clock_was_set_back_by_an_hour() {
 #[test]
 fn a_list_that_is_not_whole_tells_what_is_there_and_not_what_is_gone() {
     let mut bench = Bench::quietly(plan(vec![latent("l")]));
-    let partly = |heard: Vec<ListedHost>| Err(Unlisted { why: "one of two did not answer".to_owned(), heard });
+    let partly = |heard: Vec<ListedHost>| Err(PartialList { why: "one of two did not answer".to_owned(), heard });
     let (stray, other) = (machine(1, Owner::Ours), machine(2, Owner::Ours));
     let provider = PROVIDER;
     bench.submit(on("l"));
@@ -156,7 +156,7 @@ fn a_list_that_is_not_whole_tells_what_is_there_and_not_what_is_gone() {
     for _ in 0..3 {
         bench.event("listed: error, and i-1", Event::Listed { provider, result: partly(vec![stray.clone()]) });
     }
-    bench.text.push_str(&format!("        strangers: {:?}\n", bench.core.strangers()));
+    bench.text.push_str(&format!("        foreign_counts: {:?}\n", bench.core.foreign_counts()));
     bench.audit(AuditMode::Fix);
     bench.listed(1, partly(vec![stray.clone()]));
     bench.pass(2);

@@ -1,7 +1,7 @@
 //! Builds: given out, reported, settled, cancelled, lost, tried again.
 
 use super::*;
-use crate::core::event::Answer;
+use crate::core::event::Reply;
 
 /// A standing worker that is attached.
 fn attached() -> Bench {
@@ -187,10 +187,10 @@ fn a_name_is_one_build_although_it_ended_in_the_batch_that_it_came_with() {
         let message_id = Some(("nightly".to_owned(), None));
         let event = Event::Submit { request: RequestId(1), spec: spec.clone(), message_id };
         accepted.extend(bench.core.handle(bench.now, event).into_iter().find_map(|effect| match effect {
-            Effect::Reply { answer, .. } => Some(answer),
+            Effect::Reply { reply, .. } => Some(reply),
             _ => None,
         }));
         bench.cancel(2);
     }
-    assert_eq!(accepted, [Answer::Accepted(BuildId(2)), Answer::Accepted(BuildId(2))]);
+    assert_eq!(accepted, [Reply::Accepted(BuildId(2)), Reply::Accepted(BuildId(2))]);
 }

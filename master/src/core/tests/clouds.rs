@@ -65,7 +65,7 @@ fn a_hint_drains_and_waits() {
     // The certain one that follows is the graver.
     notice(&mut bench, "l", interruption());
     bench.pass(100);
-    assert_eq!(bench.core.hosts[&bench.host("l")].host.state, HostState::Stopping);
+    assert_eq!(bench.core.hosts[&bench.host("l")].host.state, HostState::Terminating);
 }
 
 #[test]
@@ -99,7 +99,7 @@ fn an_agent_whose_papers_are_worth_nothing_is_told_so() {
         proof: Default::default(),
     };
     let why = "it has shown no signed identity document".to_owned();
-    bench.event("unproven hello", Event::Unproven { worker: name("l"), hello: Box::new(hello), why });
+    bench.event("unproven hello", Event::AttestationFailed { worker: name("l"), hello: Box::new(hello), why });
     bench.check("unproven");
     assert!(bench.core.session_id(&name("l")).is_none());
 }
@@ -120,7 +120,7 @@ fn a_day_may_cost_so_much_and_no_more() {
     let seen = bench.core.host_views(bench.now);
     assert!(seen[0].cost.is_some_and(|usd| (usd - 1.5).abs() < 0.01), "{:?}", seen[0].cost);
     bench.report("l", picture(1, 1, 9, 0, Some(Outcome::Success)));
-    bench.operate("l", Operation::Stop);
+    bench.operate("l", Operation::Drain);
     bench.drained("l", 1);
     bench.gone("l");
     // Another may begin, and after half an hour a third may not.

@@ -38,7 +38,7 @@ fn the_right_machine_is_let_in_when_the_lease_of_the_wrong_one_is_over() {
     bench.hello_from("l", "copy", "e", 2, "password", Vec::new());
     bench.hello_from("l", "machine", "m", 3, &token, Vec::new());
     bench.heartbeat("l", 1);
-    bench.check("stray");
+    bench.check("impostor");
 }
 
 #[test]
@@ -48,7 +48,7 @@ fn a_lost_answer_is_made_good_by_the_list_of_a_new_master() {
     bench.restart();
     let owner = Owner::Ours;
     let machine =
-        ListedHost { host, handle: "i-1".to_owned(), identity: Some("machine".to_owned()), owner, asleep: false };
+        ListedHost { host, handle: "i-1".to_owned(), identity: Some("machine".to_owned()), owner, suspended: false };
     bench.event("listed", Event::Listed { provider: ProviderKind::Ec2, result: Ok(vec![machine]) });
     bench.pass(10);
     bench.restart();
@@ -56,7 +56,7 @@ fn a_lost_answer_is_made_good_by_the_list_of_a_new_master() {
     bench.hello_from("l", "machine", "m", 1, &token, Vec::new());
     bench.pass(36);
     bench.hello_from("l", "machine", "m", 2, &token, Vec::new());
-    bench.check("stray_after_restart");
+    bench.check("impostor_after_restart");
 }
 
 #[test]
@@ -67,7 +67,7 @@ fn that_the_host_is_gone_proves_nothing_of_a_stray() {
     bench.gone("l");
     bench.operate("l", Operation::Resume);
     bench.pass(36);
-    bench.check("stray_without_host");
+    bench.check("impostor_without_host");
 }
 
 #[test]
@@ -86,7 +86,7 @@ fn a_host_that_was_to_be_drained_is_stopped() {
     let mut bench = mistaken();
     bench.operate("l", Operation::Drain);
     bench.started_as("l", Some("machine"));
-    bench.check("stray_draining");
+    bench.check("impostor_draining");
 }
 
 #[test]
@@ -100,7 +100,7 @@ fn without_a_lease_a_stray_has_as_long_as_its_link_may_be_down() {
     bench.restart();
     bench.pass(599);
     bench.pass(10);
-    bench.check("stray_without_lease");
+    bench.check("impostor_without_lease");
 }
 
 #[test]
@@ -113,7 +113,7 @@ fn the_right_machine_that_was_first_goes_on() {
     bench.started_as("l", Some("machine"));
     bench.hello_from("l", "copy", "c", 2, "password", Vec::new());
     bench.heartbeat("l", 1);
-    bench.check("not_stray");
+    bench.check("not_impostor");
 }
 
 #[test]

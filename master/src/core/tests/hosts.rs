@@ -1,6 +1,6 @@
 //! Hosts: woken, idle, drained, stopped; failures; limits.
 
-use super::super::event::{ListedHost, Owner, StartError, Unlisted};
+use super::super::event::{ListedHost, Owner, PartialList, StartError};
 use super::*;
 
 fn with(change: impl Fn(&mut LatentPlan), workers: &[&str]) -> Plan {
@@ -19,7 +19,7 @@ fn finish(bench: &mut Bench, worker: &str, build: u64) {
 
 fn failed(bench: &mut Bench, worker: &str, error: StartError) {
     let host = bench.host(worker);
-    let number = bench.core.hosts[&host].host.order.as_ref().unwrap().number;
+    let number = bench.core.hosts[&host].host.launch.as_ref().unwrap().number;
     bench.event(&format!("start ended: {error:?}"), Event::StartEnded { host, number, result: Err(error) });
 }
 
@@ -181,9 +181,9 @@ fn max_hosts_counts_what_is_alive_before_anything_is_started() {
         handle: "i-0".to_owned(),
         identity: None,
         owner: Owner::Ours,
-        asleep: false,
+        suspended: false,
     };
-    let listed = |bench: &mut Bench, what: &str, result: Result<Vec<ListedHost>, Unlisted>| {
+    let listed = |bench: &mut Bench, what: &str, result: Result<Vec<ListedHost>, PartialList>| {
         bench.event(&format!("listed: {what}"), Event::Listed { provider: ProviderKind::Ec2, result });
         let why = bench.core.why(bench.now, BuildId(1)).map_or(String::new(), |why| why.sentence);
         bench.text.push_str(&format!("        why: {why}\n"));
@@ -253,21 +253,35 @@ fn operators_wind_hosts_down_and_up() {
     finish(&mut bench, "l", 2);
     bench.drained("l", 1);
     bench.gone("l");
-    bench.operate("nobody", Operation::Stop);
+    bench.operate("nobody", Operation::Drain);
     bench.check("operate_latent");
 }
 
 #[test]
-fn a_standing_agent_is_stopped_and_paused_after() {
-    let mut bench = Bench::quietly(plan(vec![standing("s")]));
-    bench.hello("s", "a", 1, "password", Vec::new());
-    bench.operate("s", Operation::Stop);
-    bench.drained("s", 1);
-    let session = bench.session("s");
-    bench.agent("goodbye", "s", ToMaster::Goodbye { session });
-    bench.hello("s", "b", 1, "password", Vec::new());
-    bench.operate("s", Operation::Resume);
-    bench.check("operate_standing");
+fn a_terminated_host_costs_a_build_no_retry_and_its_worker_stays_in_use() {
+    let mut bench = Bench::quietly(plan(vec![latent("l")]));
+    bench.submit_with(on("l"), 0);
+    bench.wake("l");
+    bench.hush();
+    bench.terminate("l");
+    bench.gone("l");
+    // The build waits again, and the same worker gets a host for it.
+    bench.pass(60);
+    bench.wake("l");
+    // One that is lost by itself is counted.
+    let host = bench.host("l");
+    bench.event("host gone", Event::HostGone { host, why: "terminated".to_owned() });
+    bench.check("terminate_host");
+}
+
+#[test]
+fn a_host_that_has_not_attached_is_terminated_too_and_a_stranger_is_refused() {
+    let mut bench = Bench::quietly(plan(vec![latent("l")]));
+    bench.submit(on("l"));
+    bench.terminate("l");
+    bench.terminate("l");
+    bench.event("terminate nobody", Event::OperateHost { request: RequestId(3), host: HostId("nobody".to_owned()) });
+    bench.check("terminate_host_early");
 }
 
 #[test]
@@ -278,7 +292,7 @@ fn an_orphan_is_stopped_and_a_failed_list_says_nothing() {
         handle: "i-0".to_owned(),
         identity: None,
         owner: Owner::Ours,
-        asleep: false,
+        suspended: false,
     };
     let provider = ProviderKind::Ec2;
     bench.event("listed: i-0", Event::Listed { provider, result: Ok(vec![stray.clone()]) });

@@ -15,7 +15,7 @@ fn crowd() -> Bench {
 
 /// Hosts that their provider has been asked to make, and that have not been heard of.
 fn ordered(bench: &Bench) -> Vec<String> {
-    let waits = |live: &&crate::core::LiveHost| live.host.state == HostState::Ordered && live.host.order.is_some();
+    let waits = |live: &&crate::core::LiveHost| live.host.state == HostState::Ordered && live.host.launch.is_some();
     bench.core.hosts.values().filter(waits).map(|live| live.host.worker.to_string()).collect()
 }
 

@@ -9,7 +9,7 @@ fn to(worker: WorkerPlan, recipients: &[&str]) -> WorkerPlan {
     WorkerPlan { notify_on_missing, ..worker }
 }
 
-fn relay_fails() -> Handed {
+fn relay_fails() -> DeliveryResult {
     Err(MailError::Relay("connection refused".to_owned()))
 }
 
@@ -167,7 +167,7 @@ fn listed(bench: &mut Bench, handles: &[&str]) {
         host: HostId(format!("h-{handle}")),
         handle: (*handle).to_owned(),
         owner: Owner::Ours,
-        asleep: false,
+        suspended: false,
     };
     let result = Ok(handles.iter().map(machine).collect());
     bench.event("listed", Event::Listed { provider: ProviderKind::Ec2, result });

@@ -108,20 +108,6 @@ fn a_detached_agent_without_a_lease_that_is_heard_of_again_is_back() {
 }
 
 #[test]
-fn a_worker_that_an_operator_stopped_is_not_missed_until_it_was_back() {
-    let mut bench = attached();
-    bench.operate("s", Operation::Stop);
-    let session = bench.session("s");
-    bench.agent("goodbye", "s", ToMaster::Goodbye { session });
-    bench.restart();
-    bench.pass(4_000);
-    bench.hello("s", "b", 1, "password", Vec::new());
-    bench.hush();
-    bench.pass(35 + 300);
-    bench.check("missing_stopped");
-}
-
-#[test]
 fn a_worker_without_recipients_goes_missing_without_a_mail() {
     let mut bench = Bench::quietly(plan(vec![standing("s")]));
     bench.pass(400);

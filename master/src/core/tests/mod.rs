@@ -14,15 +14,15 @@ mod mail;
 mod missing;
 mod restarts;
 mod sessions;
-mod sleep;
+mod suspend;
 
 use super::Core;
 use super::build::{BuildSpec, Requirement};
 use super::configure::Start;
 use super::event::{Effect, Event, Operation, RequestId, Started};
-use super::mail::{Handed, MailCount, MailError, MailId, Taken};
+use super::mail::{DeliveryResult, MailCount, MailError, MailId, Taken};
 use super::plan::{Digest, LatentPlan, MailPlan, Plan, ProviderKind, WorkerPlan};
-use super::record::{HostState, Ledger, Order, Record};
+use super::record::{HostState, LaunchSpec, Ledger, Record};
 use super::show;
 use rouse_shared::message::{
     AttemptReport, Facts, Heartbeat, Hello, Outcome, Report, Step, StepReport, StepState, ToAgent, ToMaster, Vitals,
@@ -65,7 +65,7 @@ fn latent(worker: &str) -> WorkerPlan {
         max_uses: 0,
         template: "t".to_owned(),
         min_idle: 0,
-        sleep: None,
+        suspend: None,
         image: "image".into(),
         fingerprint: 1,
     };
@@ -176,7 +176,7 @@ impl Bench {
     /// The provider answers at once what it is to be ordered.
     fn prepared(&mut self, host: HostId, number: u32) {
         let provider = self.core.hosts[&host].host.provider;
-        let order = Order {
+        let order = LaunchSpec {
             number,
             image: self.image.to_owned(),
             spec: "{}".to_owned(),
@@ -250,7 +250,7 @@ impl Bench {
                         ledger.builds.push(super::build::Build { id, spec, status });
                     }
                 }
-                Record::Host(host) if host.state != HostState::Gone => ledger.hosts.push(host),
+                Record::Host(host) if host.state != HostState::Terminated => ledger.hosts.push(host),
                 Record::Session(session) => ledger.sessions.push(session),
                 Record::Worker(worker, record) => ledger.workers.push((worker, record)),
                 Record::Image(key, image) => ledger.images.push((key, image)),
@@ -309,6 +309,12 @@ impl Bench {
         self.event(&format!("{operation:?} {worker}"), event);
     }
 
+    /// An operator terminates the host of a worker.
+    fn terminate(&mut self, worker: &str) {
+        let host = self.host(worker);
+        self.event(&format!("terminate the host of {worker}"), Event::OperateHost { request: RequestId(3), host });
+    }
+
     /// The host of a worker.
     fn host(&self, worker: &str) -> HostId {
         self.core.workers[&name(worker)].host.clone().unwrap()
@@ -327,14 +333,17 @@ impl Bench {
     /// The provider has made the machine, and says what its agent will give for its identity.
     fn started_as(&mut self, worker: &str, identity: Option<&str>) {
         let host = self.host(worker);
-        let number = self.core.hosts[&host].host.order.as_ref().unwrap().number;
+        let number = self.core.hosts[&host].host.launch.as_ref().unwrap().number;
         let result = Ok(Started { handle: "i-1".to_owned(), identity: identity.map(str::to_owned) });
         self.event("start ended: ok", Event::StartEnded { host, number, result });
     }
 
     fn gone(&mut self, worker: &str) {
         let host = self.host(worker);
-        self.event("stop ended: gone", Event::StopEnded { host, result: Ok(super::event::Stopped::Gone) });
+        self.event(
+            "terminate ended: gone",
+            Event::TerminateEnded { host, result: Ok(super::event::Termination::Gone) },
+        );
     }
 
     fn hello(&mut self, worker: &str, life: &str, connection: u64, credential: &str, attempts: Vec<AttemptReport>) {
@@ -402,7 +411,7 @@ impl Bench {
     }
 
     /// The relay has answered, for the oldest mail that waits.
-    fn handed(&mut self, handed: Handed) {
+    fn handed(&mut self, handed: DeliveryResult) {
         let mail = self.core.mails()[0].id.clone();
         let what = match &handed {
             Ok(answers) if answers.iter().all(|(_, taken)| *taken == Taken::Yes) => "mail sent".to_owned(),

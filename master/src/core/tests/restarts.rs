@@ -72,7 +72,7 @@ fn a_drain_goes_on() {
 #[test]
 fn a_stop_is_repeated() {
     let mut bench = waking();
-    bench.operate("l", Operation::Stop);
+    bench.operate("l", Operation::Drain);
     bench.hush();
     bench.restart();
     // A start of the dead master may still be on its way: gone is believed when it can make nothing any more.
@@ -87,7 +87,7 @@ fn an_upgrade_s_longer_lease_is_not_shortened_by_an_older_heartbeat() {
     let mut bench = waking();
     bench.hello("s", "a", 1, "password", Vec::new());
     bench.hush();
-    bench.event("terminate", Event::Terminate);
+    bench.event("terminate", Event::Shutdown);
     bench.restart();
     bench.heartbeat("s", 1);
     bench.pass(304);
@@ -102,7 +102,7 @@ fn an_upgrade_s_longer_lease_outlives_a_step_of_the_clock() {
         bench.hello("s", "a", 1, "password", Vec::new());
         bench.submit(on("s"));
         bench.report("s", picture(2, 1, 1, 0, None));
-        bench.event("terminate", Event::Terminate);
+        bench.event("terminate", Event::Shutdown);
         bench.now = Timestamp(bench.now.0.saturating_add_signed(step));
         bench.restart();
         bench.hush();

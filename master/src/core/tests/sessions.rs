@@ -114,7 +114,7 @@ fn a_secret_is_good_for_the_next_life_too_where_its_welcome_was_lost() {
 #[test]
 fn who_comes_while_the_master_ends_is_promised_as_much_as_the_others() {
     let mut bench = Bench::quietly(plan(vec![standing("s")]));
-    bench.event("terminate", Event::Terminate);
+    bench.event("terminate", Event::Shutdown);
     bench.hello("s", "a", 1, "password", Vec::new());
     bench.hello("s", "a", 2, "password", Vec::new());
     for connection in ["s/a/1", "s/a/2"] {

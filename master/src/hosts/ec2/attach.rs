@@ -14,14 +14,14 @@ const LOOKS: u32 = 200;
 
 /// What a host is to bear.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct Belongings {
+pub struct Attachments {
     /// An address of the account.
     pub elastic_ip: Option<String>,
     /// Volumes, and where they are attached.
     pub volumes: Vec<(String, String)>,
 }
 
-impl Belongings {
+impl Attachments {
     /// Whether there is nothing.
     pub fn is_empty(&self) -> bool {
         self.elastic_ip.is_none() && self.volumes.is_empty()
@@ -29,7 +29,7 @@ impl Belongings {
 }
 
 /// Waits until the instance runs, and puts everything on.
-pub async fn put_on(client: &Client, instance: &str, what: &Belongings) {
+pub async fn put_on(client: &Client, instance: &str, what: &Attachments) {
     let mut said = None;
     for _ in 0..LOOKS {
         let left = match state(client, instance).await {
@@ -59,7 +59,7 @@ async fn state(client: &Client, instance: &str) -> Result<Option<InstanceStateNa
     Ok(state)
 }
 
-async fn put_on_once(client: &Client, instance: &str, what: &Belongings) -> Result<(), CallError> {
+async fn put_on_once(client: &Client, instance: &str, what: &Attachments) -> Result<(), CallError> {
     for (volume, device) in &what.volumes {
         match holder(client, volume).await? {
             Holder::Instance(holder) if holder == instance => {}
@@ -92,7 +92,7 @@ async fn put_on_once(client: &Client, instance: &str, what: &Belongings) -> Resu
 
 /// Takes everything off one of `instances`, all of which have ended or are stopped. Comes back with whether nothing of it
 /// is on them any more.
-pub async fn take_off(client: &Client, instances: &[String], what: &Belongings) -> Result<bool, CallError> {
+pub async fn take_off(client: &Client, instances: &[String], what: &Attachments) -> Result<bool, CallError> {
     let mut clean = true;
     for (volume, _) in &what.volumes {
         match holder(client, volume).await {

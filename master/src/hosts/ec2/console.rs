@@ -2,7 +2,7 @@
 
 use super::client::Client;
 use super::error::told;
-use super::stop::by;
+use super::terminate::by;
 use super::{Ec2, read};
 use crate::core::record::Host;
 use base64::Engine as _;
@@ -13,7 +13,7 @@ const CONSOLE: usize = 8 << 10;
 
 impl Ec2 {
     pub(super) async fn console_now(&self, host: &Host) -> Option<String> {
-        let spec = read(host.order.as_ref()?).ok()?;
+        let spec = read(host.launch.as_ref()?).ok()?;
         let client = self.places.at(&spec.place).await.ok()?;
         let instance = host.handle.as_deref().filter(|handle| handle.starts_with("i-"))?;
         let mut text = state(&client, instance).await;

@@ -1,12 +1,12 @@
 //! Everything that bears our name, in all regions that the configuration names and in those where hosts were made before:
 //! instances, and what is left of them where they are gone: open spot requests, and volumes of theirs that cost on.
 
-use super::attach::Belongings;
+use super::attach::Attachments;
 use super::client::Client;
 use super::error::{CallError, told};
 use super::order::{HOST_TAG, ID_TAG, MASTER_TAG, WORKER_TAG};
 use super::places::Target;
-use super::stop::{by, is_open};
+use super::terminate::{by, is_open};
 use super::{Ec2, Kind, locked};
 use crate::core::event::{ListedHost, Owner};
 use aws_sdk_ec2::types::{Filter, Instance, InstanceStateName, Tag};
@@ -47,7 +47,7 @@ impl Ec2 {
             for machine in found.machines {
                 // Two keys of one account list the same.
                 if !all.iter().any(|known| known.handle == machine.handle) {
-                    if machine.owner == Owner::Ours && machine.handle.starts_with("i-") && !machine.asleep {
+                    if machine.owner == Owner::Ours && machine.handle.starts_with("i-") && !machine.suspended {
                         self.watch.add(&machine.handle, &machine.host, &target.client);
                     }
                     seen.push((machine.handle.clone(), target.client.place.clone()));
@@ -56,7 +56,7 @@ impl Ec2 {
             }
             for (instance, worker) in found.running {
                 let section = worker.parse().ok().and_then(|worker| self.section(&worker));
-                let belongings = section.map(|s| Belongings {
+                let belongings = section.map(|s| Attachments {
                     elastic_ip: s.elastic_ip.map(|address| address.to_string()),
                     volumes: s.volumes.iter().map(|v| (v.id.clone(), v.device.clone())).collect(),
                 });
@@ -82,7 +82,7 @@ impl Ec2 {
             let page = page.map_err(|e| told("list the instances", &e))?;
             for instance in page.reservations().iter().flat_map(|r| r.instances()) {
                 if let Some(mut machine) = self.listed(instance.instance_id(), instance.tags()) {
-                    machine.asleep = is_asleep(instance);
+                    machine.suspended = is_suspended(instance);
                     if is_running(instance)
                         && machine.owner == Owner::Ours
                         && let Some(worker) = tag(instance.tags(), WORKER_TAG)
@@ -118,18 +118,18 @@ impl Ec2 {
     fn listed(&self, handle: Option<&str>, tags: &[Tag]) -> Option<ListedHost> {
         let (_, own) = self.owner.split_once('/').unwrap_or((&self.owner, ""));
         let id = tag(tags, ID_TAG).unwrap_or_default();
-        let owner = if id == own { Owner::Ours } else { Owner::Namesake(id.to_owned()) };
+        let owner = if id == own { Owner::Ours } else { Owner::Foreign(id.to_owned()) };
         let host = HostId(tag(tags, HOST_TAG).unwrap_or_default().to_owned());
         let handle = handle?;
         // What is left of a host besides its instance has another kind of id, and no agent.
         let identity = handle.starts_with("i-").then(|| format!("ec2:{handle}"));
         // What an instance leaves does not run.
-        Some(ListedHost { host, handle: handle.to_owned(), identity, owner, asleep: true })
+        Some(ListedHost { host, handle: handle.to_owned(), identity, owner, suspended: true })
     }
 }
 
 /// Whether it is stopped, or will be.
-fn is_asleep(instance: &Instance) -> bool {
+fn is_suspended(instance: &Instance) -> bool {
     let state = instance.state().and_then(|s| s.name());
     matches!(state, Some(InstanceStateName::Stopping | InstanceStateName::Stopped))
 }

@@ -15,16 +15,16 @@ mod online;
 mod order;
 mod places;
 mod setup;
-mod sleep;
 mod spot;
-mod stop;
+mod suspend;
+mod terminate;
 mod watch;
 
-use super::{Answer, Death, Provider, user_data};
+use super::{BoxFuture, Death, Provider, user_data};
 use crate::config::{Config, Ec2Config, HostConfig};
-use crate::core::event::{ListedHost, Slept, StartError, Started, Stopped, Unlisted};
-use crate::core::record::{Host, Order};
-use attach::Belongings;
+use crate::core::event::{ListedHost, PartialList, StartError, Started, Suspension, Termination};
+use crate::core::record::{Host, LaunchSpec};
+use attach::Attachments;
 use client::{Client, Login, Place};
 use error::{CallError, Kind, told};
 use identity::Certificates;
@@ -166,7 +166,7 @@ impl Ec2 {
         Ok(())
     }
 
-    async fn prepare_now(&self, host: &Host, number: u32, boot: &BootData) -> Result<Order, StartError> {
+    async fn prepare_now(&self, host: &Host, number: u32, boot: &BootData) -> Result<LaunchSpec, StartError> {
         let section = self.section(&host.worker);
         let section =
             section.ok_or_else(|| StartError::Rejected("the configuration has no EC2 section for it".into()))?;
@@ -197,7 +197,7 @@ impl Ec2 {
         let found = Found { image, market, groups: ready.groups, fresh: ready.fresh, user_data };
         let spec = Spec::new(&section, &client.place, &self.owner, host, number, alternative, found);
         let text = serde_json::to_string(&spec).map_err(|e| StartError::Rejected(format!("write the order: {e}")))?;
-        Ok(Order {
+        Ok(LaunchSpec {
             number,
             image: image_id,
             spec: text,
@@ -209,7 +209,7 @@ impl Ec2 {
     }
 
     async fn start_now(&self, host: &Host) -> Result<String, StartError> {
-        let order = host.order.as_ref().ok_or_else(|| StartError::Rejected("it was never prepared".into()))?;
+        let order = host.launch.as_ref().ok_or_else(|| StartError::Rejected("it was never prepared".into()))?;
         let spec = read(order).map_err(StartError::Rejected)?;
         let client = self.places.at(&spec.place).await.map_err(StartError::Auth)?;
         self.places
@@ -235,7 +235,7 @@ impl Ec2 {
         };
         locked(&self.unseen).remove(&host.id);
         self.watch.add(&instance, &host.id, &client);
-        self.tend(&client, &instance, Belongings { elastic_ip: spec.elastic_ip, volumes: spec.volumes });
+        self.tend(&client, &instance, Attachments { elastic_ip: spec.elastic_ip, volumes: spec.volumes });
         Ok(instance)
     }
 
@@ -250,11 +250,11 @@ impl Ec2 {
     ) -> Result<String, StartError> {
         if error.kind == Kind::Mismatch {
             // Something was made with this token; a newer rouse may word the same call in another way.
-            let found = stop::instances_of(client, &host.id).await.map_err(|e| StartError::Unknown(e.text))?;
+            let found = terminate::instances_of(client, &host.id).await.map_err(|e| StartError::Unknown(e.text))?;
             return found.into_iter().next().map(|i| i.id).ok_or_else(|| error.of_start(more));
         }
         if spec.spot.is_some() && matches!(error.kind, Kind::Capacity | Kind::NotHere) {
-            match stop::give_up_requests(client, &host.id).await {
+            match terminate::give_up_requests(client, &host.id).await {
                 Ok(Some(status)) => error.text = format!("{}; the spot request: {status}", error.text),
                 Ok(None) => {}
                 // The audit finds what is left of it.
@@ -273,7 +273,7 @@ impl Ec2 {
     }
 
     /// Gives an instance its address and volumes, beside whatever else goes on.
-    fn tend(&self, client: &Client, instance: &str, belongings: Belongings) {
+    fn tend(&self, client: &Client, instance: &str, belongings: Attachments) {
         if belongings.is_empty() || !locked(&self.tended).insert(instance.to_owned()) {
             return;
         }
@@ -286,7 +286,7 @@ impl Ec2 {
 }
 
 /// The call that was kept.
-fn read(order: &Order) -> Result<Spec, String> {
+fn read(order: &LaunchSpec) -> Result<Spec, String> {
     serde_json::from_str(&order.spec).map_err(|error| format!("read the order that the ledger has: {error}"))
 }
 
@@ -300,11 +300,16 @@ impl ImageError {
 }
 
 impl Provider for Ec2 {
-    fn prepare<'a>(&'a self, host: &'a Host, number: u32, boot: BootData) -> Answer<'a, Result<Order, StartError>> {
+    fn prepare<'a>(
+        &'a self,
+        host: &'a Host,
+        number: u32,
+        boot: BootData,
+    ) -> BoxFuture<'a, Result<LaunchSpec, StartError>> {
         Box::pin(async move { self.prepare_now(host, number, &boot).await })
     }
 
-    fn start<'a>(&'a self, host: &'a Host) -> Answer<'a, Result<Started, StartError>> {
+    fn start<'a>(&'a self, host: &'a Host) -> BoxFuture<'a, Result<Started, StartError>> {
         Box::pin(async move {
             let handle = self.start_now(host).await?;
             let identity = Some(format!("ec2:{handle}"));
@@ -312,31 +317,31 @@ impl Provider for Ec2 {
         })
     }
 
-    fn stop<'a>(&'a self, host: &'a Host) -> Answer<'a, Result<Stopped, String>> {
-        Box::pin(self.stop_now(host))
+    fn terminate<'a>(&'a self, host: &'a Host) -> BoxFuture<'a, Result<Termination, String>> {
+        Box::pin(self.terminate_now(host))
     }
 
-    fn sleep<'a>(&'a self, host: &'a Host) -> Answer<'a, Result<Slept, String>> {
-        Box::pin(self.sleep_now(host))
+    fn suspend<'a>(&'a self, host: &'a Host) -> BoxFuture<'a, Result<Suspension, String>> {
+        Box::pin(self.suspend_now(host))
     }
 
-    fn wake<'a>(&'a self, host: &'a Host, boot: BootData) -> Answer<'a, Result<(), StartError>> {
-        Box::pin(async move { self.wake_now(host, &boot).await })
+    fn resume<'a>(&'a self, host: &'a Host, boot: BootData) -> BoxFuture<'a, Result<(), StartError>> {
+        Box::pin(async move { self.resume_now(host, &boot).await })
     }
 
-    fn list(&self) -> Answer<'_, Result<Vec<ListedHost>, Unlisted>> {
+    fn list(&self) -> BoxFuture<'_, Result<Vec<ListedHost>, PartialList>> {
         Box::pin(async move { Ok(self.list_now().await?) })
     }
 
-    fn end<'a>(&'a self, listed: &'a ListedHost) -> Answer<'a, Result<Stopped, String>> {
-        Box::pin(self.end_now(listed))
+    fn terminate_listed<'a>(&'a self, listed: &'a ListedHost) -> BoxFuture<'a, Result<Termination, String>> {
+        Box::pin(self.terminate_listed_now(listed))
     }
 
-    fn console<'a>(&'a self, host: &'a Host) -> Answer<'a, Option<String>> {
+    fn console<'a>(&'a self, host: &'a Host) -> BoxFuture<'a, Option<String>> {
         Box::pin(self.console_now(host))
     }
 
-    fn vouch(&self, worker: &WorkerName, hello: &Hello) -> Result<(), String> {
+    fn attest(&self, worker: &WorkerName, hello: &Hello) -> Result<(), String> {
         self.vouch_now(worker, hello)
     }
 }

@@ -13,7 +13,7 @@ const STAMP: &str = "host";
 
 /// What a domain of ours says about itself.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct Stamp {
+pub struct OwnerTag {
     /// The master's name.
     pub master: String,
     /// The master's id.
@@ -30,7 +30,7 @@ pub struct Stamp {
     pub console: Option<PathBuf>,
 }
 
-impl Stamp {
+impl OwnerTag {
     fn element(&self) -> Element {
         let mut stamp = Element::new(STAMP);
         let mut namespaces = Namespace::empty();
@@ -135,7 +135,7 @@ pub struct Wanted<'a> {
     /// Its hardware address, where the description has none.
     pub mac: &'a str,
     /// What it says about itself.
-    pub stamp: &'a Stamp,
+    pub stamp: &'a OwnerTag,
     /// Boot data, as strings of the firmware's table.
     pub oem_strings: &'a [String],
     /// Its disk.

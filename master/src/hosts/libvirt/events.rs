@@ -10,7 +10,7 @@ use virt::sys;
 
 /// Something that happened to a domain, by its UUID.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Life {
+pub enum LifecycleEvent {
     /// It runs no more; how that came.
     Stopped(String, &'static str),
     /// It stands still and will not go on by itself; why.
@@ -46,7 +46,7 @@ pub fn run() -> std::io::Result<()> {
 }
 
 type OnClose = Box<dyn Fn(&'static str) + Send>;
-type OnLife = Box<dyn Fn(Life) + Send>;
+type OnLifecycle = Box<dyn Fn(LifecycleEvent) + Send>;
 
 /// Listens to a connection for as long as it lives.
 pub struct Ear {
@@ -55,12 +55,12 @@ pub struct Ear {
 }
 
 impl Ear {
-    /// Listens: `closed` is called once when the connection is lost, `lived` for each end of a domain. Both are called
+    /// Listens: `closed` is called once when the connection is lost, `on_lifecycle` for each end of a domain. Both are called
     /// from the thread of the event loop, and must not block.
     ///
     /// # Errors
     /// Where libvirt will not tell.
-    pub fn new(connect: &Connect, closed: OnClose, lived: OnLife) -> Result<Self, Error> {
+    pub fn new(connect: &Connect, closed: OnClose, on_lifecycle: OnLifecycle) -> Result<Self, Error> {
         // SAFETY: the connection is alive, and libvirt calls `free` once when it will not use `opaque` any more: after
         // a call that succeeded. After one that failed the box is ours again.
         unsafe {
@@ -71,7 +71,7 @@ impl Ear {
                 drop(Box::from_raw(opaque.cast::<OnClose>()));
                 return Err(Error::last_error());
             }
-            let opaque = Box::into_raw(Box::new(lived)).cast::<c_void>();
+            let opaque = Box::into_raw(Box::new(on_lifecycle)).cast::<c_void>();
             let on_life: unsafe extern "C" fn(sys::virConnectPtr, sys::virDomainPtr, c_int, c_int, *mut c_void) =
                 on_life;
             // libvirt takes all kinds of callbacks by one type, and calls each with what its kind is called with.
@@ -85,10 +85,10 @@ impl Ear {
                 sys::VIR_DOMAIN_EVENT_ID_LIFECYCLE as c_int,
                 Some(callback),
                 opaque,
-                Some(free::<OnLife>),
+                Some(free::<OnLifecycle>),
             );
             if domains < 0 {
-                drop(Box::from_raw(opaque.cast::<OnLife>()));
+                drop(Box::from_raw(opaque.cast::<OnLifecycle>()));
                 let error = Error::last_error();
                 sys::virConnectUnregisterCloseCallback(connect.as_ptr(), Some(on_close));
                 return Err(error);
@@ -133,7 +133,7 @@ unsafe extern "C" fn on_life(
     opaque: *mut c_void,
 ) {
     // SAFETY: see `Ear::new`.
-    let lived = unsafe { &*opaque.cast::<OnLife>() };
+    let on_lifecycle = unsafe { &*opaque.cast::<OnLifecycle>() };
     let mut buffer: [c_char; sys::VIR_UUID_STRING_BUFLEN as usize] = [0; sys::VIR_UUID_STRING_BUFLEN as usize];
     // SAFETY: the domain is alive during the callback, and the buffer has the size that libvirt asks for; it ends with
     // a zero byte where the call succeeds.
@@ -145,7 +145,7 @@ unsafe extern "C" fn on_life(
     };
     let (Ok(event), Ok(detail)) = (u32::try_from(event), u32::try_from(detail)) else { return };
     match (event, detail) {
-        (sys::VIR_DOMAIN_EVENT_STOPPED, detail) => lived(Life::Stopped(
+        (sys::VIR_DOMAIN_EVENT_STOPPED, detail) => on_lifecycle(LifecycleEvent::Stopped(
             uuid,
             match detail {
                 sys::VIR_DOMAIN_EVENT_STOPPED_SHUTDOWN => "its guest powered off or rebooted",
@@ -157,9 +157,12 @@ unsafe extern "C" fn on_life(
                 _ => "it was stopped",
             },
         )),
-        (sys::VIR_DOMAIN_EVENT_CRASHED, _) => lived(Life::Stuck(uuid, "its guest crashed")),
+        (sys::VIR_DOMAIN_EVENT_CRASHED, _) => on_lifecycle(LifecycleEvent::Stuck(uuid, "its guest crashed")),
         (sys::VIR_DOMAIN_EVENT_SUSPENDED, sys::VIR_DOMAIN_EVENT_SUSPENDED_IOERROR) => {
-            lived(Life::Stuck(uuid, "its disk could not be written: the file system that it is on may be full"));
+            on_lifecycle(LifecycleEvent::Stuck(
+                uuid,
+                "its disk could not be written: the file system that it is on may be full",
+            ));
         }
         _ => {}
     }

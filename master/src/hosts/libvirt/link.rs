@@ -2,7 +2,7 @@
 //! nobody else's: opening waits on that thread alone, keepalive ends calls that are never answered, and who asks
 //! meanwhile is told after a few seconds.
 
-use super::events::{self, Life};
+use super::events::{self, LifecycleEvent};
 use crate::clock;
 use rouse_shared::Timestamp;
 use std::fmt;
@@ -97,7 +97,7 @@ impl Link {
     ///
     /// # Errors
     /// Where there can be no thread.
-    pub fn open(uri: &str, lives: mpsc::Sender<(String, Life)>) -> std::io::Result<Self> {
+    pub fn open(uri: &str, lives: mpsc::Sender<(String, LifecycleEvent)>) -> std::io::Result<Self> {
         events::run()?;
         let (told, standing) = watch::channel(Standing::Opening { since: clock::now(), last: None });
         let (words, heard) = sync_channel(WORDS);
@@ -159,7 +159,7 @@ struct Keeper {
     uri: String,
     told: watch::Sender<Standing>,
     words: SyncSender<Word>,
-    lives: mpsc::Sender<(String, Life)>,
+    lives: mpsc::Sender<(String, LifecycleEvent)>,
 }
 
 impl Keeper {
@@ -175,7 +175,7 @@ impl Keeper {
                     (pause, complained) = (PAUSE_FIRST, true);
                     self.told.send_replace(Standing::Up(connect.clone()));
                     // Nobody who listens, or too much to tell: the next audit looks as well.
-                    drop(self.lives.try_send((self.uri.clone(), Life::Connected)));
+                    drop(self.lives.try_send((self.uri.clone(), LifecycleEvent::Connected)));
                     let word = heard.recv().unwrap_or(Word::End);
                     drop(ear);
                     let why = match word {
@@ -214,8 +214,8 @@ impl Keeper {
         }
         let (words, lives, uri) = (self.words.clone(), self.lives.clone(), self.uri.clone());
         let closed = Box::new(move |why| drop(words.try_send(Word::Closed(why))));
-        let lived = Box::new(move |life| drop(lives.try_send((uri.clone(), life))));
-        let ear = events::Ear::new(&connect, closed, lived)?;
+        let on_lifecycle = Box::new(move |life| drop(lives.try_send((uri.clone(), life))));
+        let ear = events::Ear::new(&connect, closed, on_lifecycle)?;
         Ok((Arc::new(connect), ear))
     }
 }

@@ -1,6 +1,6 @@
 //! Looking at domains: which run, whose they are, how they were defined.
 
-use super::domain::{NAMESPACE, Stamp};
+use super::domain::{NAMESPACE, OwnerTag};
 use super::link::{Failed, Link, code_of};
 use super::xml;
 use crate::core::event::StartError;
@@ -11,7 +11,7 @@ use virt::sys;
 use xmltree::Element;
 
 /// The domain with this UUID where it runs, and its stamp where it is its own.
-pub fn look(connect: &Connect, uuid: &str) -> Result<Option<(Domain, Option<Stamp>)>, Failed> {
+pub fn look(connect: &Connect, uuid: &str) -> Result<Option<(Domain, Option<OwnerTag>)>, Failed> {
     let domain = match connect.lookup_domain_by_uuid_string(uuid).map_err(Failed::from) {
         Ok(domain) => domain,
         Err(failed) if failed.no_domain() => return Ok(None),
@@ -28,7 +28,7 @@ pub fn look(connect: &Connect, uuid: &str) -> Result<Option<(Domain, Option<Stam
 }
 
 /// The stamp of a domain; none where it has none, or one that was copied from another.
-fn stamp_of(domain: &Domain) -> Result<Option<Stamp>, Failed> {
+fn stamp_of(domain: &Domain) -> Result<Option<OwnerTag>, Failed> {
     let kind = sys::VIR_DOMAIN_METADATA_ELEMENT as i32;
     let text = match domain.metadata(kind, Some(NAMESPACE), sys::VIR_DOMAIN_AFFECT_LIVE) {
         Ok(text) => text,
@@ -41,11 +41,11 @@ fn stamp_of(domain: &Domain) -> Result<Option<Stamp>, Failed> {
         }
     };
     let uuid = domain.uuid_string()?;
-    Ok(Stamp::read(&text).filter(|stamp| stamp.uuid == uuid))
+    Ok(OwnerTag::read(&text).filter(|stamp| stamp.uuid == uuid))
 }
 
 /// All stamps on a connection.
-pub fn stamps(connect: &Connect) -> Result<Vec<Stamp>, Failed> {
+pub fn stamps(connect: &Connect) -> Result<Vec<OwnerTag>, Failed> {
     let mut found = Vec::new();
     for domain in connect.list_all_domains(sys::VIR_CONNECT_LIST_DOMAINS_ACTIVE)? {
         found.extend(stamp_of(&domain)?);

@@ -8,8 +8,8 @@ mod find;
 pub use find::Listing;
 
 use super::disk::{self, Base, Fresh};
-use super::domain::Stamp;
-use super::events::Life;
+use super::domain::OwnerTag;
+use super::events::LifecycleEvent;
 use super::link::{Failed, Link};
 use super::look::{end_domain, look};
 use super::places::{Connections, Evidence};
@@ -18,7 +18,7 @@ use super::{Observer, Workers, console, faults, kvm};
 use crate::clock;
 use crate::config::LibvirtConfig;
 use crate::config::hosts::connection_is_local;
-use crate::core::event::{StartError, Stopped};
+use crate::core::event::{StartError, Termination};
 use crate::core::record::Host;
 use rouse_shared::{HostId, Timestamp, WorkerName};
 use std::collections::{BTreeMap, BTreeSet};
@@ -37,7 +37,7 @@ const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(60);
 /// A host whose end we listen for.
 struct Known {
     uri: String,
-    stamp: Stamp,
+    stamp: OwnerTag,
     /// When it was asked to shut down.
     asked: Option<Timestamp>,
 }
@@ -51,7 +51,7 @@ pub struct Inner {
     workers: Mutex<Workers>,
     connections: Mutex<Connections>,
     links: Mutex<BTreeMap<String, Arc<Link>>>,
-    lives: mpsc::Sender<(String, Life)>,
+    lives: mpsc::Sender<(String, LifecycleEvent)>,
     known: Mutex<BTreeMap<String, Known>>,
     locks: Mutex<BTreeMap<String, Arc<Mutex<()>>>>,
     evidence: Mutex<Evidence>,
@@ -71,7 +71,7 @@ impl Inner {
         dir: PathBuf,
         owner: &str,
         observer: Option<Observer>,
-        lives: mpsc::Sender<(String, Life)>,
+        lives: mpsc::Sender<(String, LifecycleEvent)>,
     ) -> io::Result<Self> {
         fs::create_dir_all(&dir)?;
         Ok(Self {
@@ -179,7 +179,7 @@ impl Inner {
         hold(&self.locks).entry(host.to_owned()).or_default().clone()
     }
 
-    fn know(&self, uri: &str, stamp: Stamp) {
+    fn know(&self, uri: &str, stamp: OwnerTag) {
         let known = Known { uri: uri.to_owned(), stamp: stamp.clone(), asked: None };
         hold(&self.known).entry(stamp.uuid).or_insert(known);
     }
@@ -193,7 +193,7 @@ impl Inner {
         }
         for uri in uris {
             // As if it had come up just now, which it may have done before. Where it is not up yet it will say so.
-            drop(self.lives.try_send((uri, Life::Connected)));
+            drop(self.lives.try_send((uri, LifecycleEvent::Connected)));
         }
     }
 
@@ -202,20 +202,20 @@ impl Inner {
         hold(&self.locks).remove(host);
     }
 
-    fn owner_of(&self, stamp: &Stamp) -> disk::Owner {
+    fn owner_of(&self, stamp: &OwnerTag) -> disk::Owner {
         disk::Owner { master: stamp.master.clone(), id: stamp.id.clone(), host: stamp.host.clone() }
     }
 
-    fn is_ours(&self, stamp: &Stamp) -> bool {
+    fn is_ours(&self, stamp: &OwnerTag) -> bool {
         (stamp.master.as_str(), stamp.id.as_str()) == (self.name(), self.id())
     }
 
-    fn stamp(&self, host: &HostId, spec: &Spec) -> Stamp {
+    fn stamp(&self, host: &HostId, spec: &Spec) -> OwnerTag {
         spec.stamp(&self.owner, host)
     }
 
     /// Removes what was made for a host beside its domain.
-    fn clean(&self, stamp: &Stamp) -> Result<(), String> {
+    fn clean(&self, stamp: &OwnerTag) -> Result<(), String> {
         if let Some(path) = &stamp.disk {
             disk::remove(path, &self.owner_of(stamp)).map_err(|e| format!("remove {}: {e}", path.display()))?;
             self.passed("disk removed");
@@ -261,7 +261,7 @@ impl Inner {
     }
 
     /// Whether the host's domain runs.
-    fn runs(&self, connect: &Connect, stamp: &Stamp) -> Result<bool, StartError> {
+    fn runs(&self, connect: &Connect, stamp: &OwnerTag) -> Result<bool, StartError> {
         match look(connect, &stamp.uuid)? {
             None => Ok(false),
             Some((_, Some(found))) if self.is_ours(&found) && found.host == stamp.host => Ok(true),
@@ -273,7 +273,7 @@ impl Inner {
         }
     }
 
-    fn make(&self, connect: &Connect, stamp: &Stamp, spec: &Spec) -> Result<(), StartError> {
+    fn make(&self, connect: &Connect, stamp: &OwnerTag, spec: &Spec) -> Result<(), StartError> {
         if let Some(fresh) = &spec.disk {
             self.check_base(fresh)?;
             disk::make(fresh, &self.owner_of(stamp), &|host| self.is_live(host), &|| self.passed("disk marked"))?;
@@ -316,7 +316,7 @@ impl Inner {
     // ------------------------------------------------------------------------------------------------------- ending
 
     /// Ends a host's domain and removes its disk.
-    pub async fn stop(self: &Arc<Self>, host: &HostId, spec: Spec) -> Result<Stopped, String> {
+    pub async fn terminate(self: &Arc<Self>, host: &HostId, spec: Spec) -> Result<Termination, String> {
         let link = self.link(&spec.connection).map_err(|e| e.to_string())?;
         let (inner, host) = (self.clone(), host.clone());
         let work = move |connect: &Connect| -> Result<_, Failed> {
@@ -326,26 +326,27 @@ impl Inner {
         link.call(work).await.map_err(|failed| failed.to_string())?
     }
 
-    fn stop_on(&self, connect: &Connect, uri: &str, stamp: &Stamp) -> Result<Stopped, String> {
+    fn stop_on(&self, connect: &Connect, uri: &str, stamp: &OwnerTag) -> Result<Termination, String> {
         let lock = self.lock(&stamp.host);
         let _held = hold(&lock);
-        let same = |found: &Stamp| (&found.master, &found.id, &found.host) == (&stamp.master, &stamp.id, &stamp.host);
+        let same =
+            |found: &OwnerTag| (&found.master, &found.id, &found.host) == (&stamp.master, &stamp.id, &stamp.host);
         if let Some((domain, Some(found))) = look(connect, &stamp.uuid).map_err(|e| e.to_string())?
             && same(&found)
         {
             if stamp.disk.is_none() && self.may_shut_down(&domain, uri, stamp) {
-                return Ok(Stopped::Requested);
+                return Ok(Termination::Requested);
             }
             end_domain(&domain)?;
             self.passed("domain ended");
         }
         self.clean(stamp)?;
         self.forget(&stamp.uuid, &stamp.host);
-        Ok(Stopped::Gone)
+        Ok(Termination::Gone)
     }
 
     /// A guest on the user's own disk is asked to shut down, and has some time for it.
-    fn may_shut_down(&self, domain: &Domain, uri: &str, stamp: &Stamp) -> bool {
+    fn may_shut_down(&self, domain: &Domain, uri: &str, stamp: &OwnerTag) -> bool {
         self.know(uri, stamp.clone());
         let mut known = hold(&self.known);
         let Some(known) = known.get_mut(&stamp.uuid) else { return false };
@@ -363,7 +364,7 @@ impl Inner {
         if let Some(text) = hold(&self.evidence).of(&host.id) {
             return Some(text);
         }
-        let spec = Spec::parse(&host.order.as_ref()?.spec).ok()?;
+        let spec = Spec::parse(&host.launch.as_ref()?.spec).ok()?;
         let path = spec.console?;
         tokio::task::spawn_blocking(move || console::tail(&path)).await.ok()?
     }

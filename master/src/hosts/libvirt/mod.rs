@@ -24,14 +24,14 @@ mod xml;
 #[cfg(test)]
 mod tests;
 
-use super::{Answer, Death, Provider};
+use super::{BoxFuture, Death, Provider};
 use crate::config::{Config, HostConfig, LibvirtConfig};
-use crate::core::event::{ListedHost, Owner, StartError, Started, Stopped, Unlisted};
-use crate::core::record::{Host, Order};
+use crate::core::event::{ListedHost, Owner, PartialList, StartError, Started, Termination};
+use crate::core::record::{Host, LaunchSpec};
 use crate::hosts::libvirt_network::mac_of;
 use disk::{Base, Form, Fresh};
 use domain::{Disk, Machine, Wanted};
-use events::Life;
+use events::LifecycleEvent;
 use machines::{Inner, Listing};
 pub use online::check;
 use rouse_shared::boot::{self, BootData};
@@ -93,7 +93,7 @@ impl Libvirt {
         self.inner.configure(sections(config));
     }
 
-    async fn prepare_now(&self, host: &Host, number: u32, boot: BootData) -> Result<Order, StartError> {
+    async fn prepare_now(&self, host: &Host, number: u32, boot: BootData) -> Result<LaunchSpec, StartError> {
         let rejected = |text: String| StartError::Rejected(text);
         let config = self.inner.worker(&host.worker);
         let config =
@@ -163,7 +163,7 @@ impl Libvirt {
             (None, None) => format!("the disks of the domain {}", host.worker),
         };
         let identity = Some(format!("uuid:{}", spec.uuid));
-        Ok(Order {
+        Ok(LaunchSpec {
             number,
             image,
             spec: spec.to_text(),
@@ -175,10 +175,10 @@ impl Libvirt {
     }
 
     /// All domains and disks that bear our master's name.
-    async fn list_now(&self) -> Result<Vec<ListedHost>, Unlisted> {
+    async fn list_now(&self) -> Result<Vec<ListedHost>, PartialList> {
         let listing = self.inner.list().await?;
         let our_id = self.inner.owner.rsplit_once('/').map_or("", |(_, id)| id);
-        let owner = |id: &str| if id == our_id { Owner::Ours } else { Owner::Namesake(id.to_owned()) };
+        let owner = |id: &str| if id == our_id { Owner::Ours } else { Owner::Foreign(id.to_owned()) };
         let Listing { domains, leftovers, unheard } = listing;
         let mut listed: Vec<ListedHost> = domains
             .into_iter()
@@ -187,7 +187,7 @@ impl Libvirt {
                 identity: Some(format!("uuid:{uuid}")),
                 handle: uuid,
                 owner: owner(&stamp.id),
-                asleep: false,
+                suspended: false,
             })
             .collect();
         listed.extend(leftovers.into_iter().map(|(path, of)| ListedHost {
@@ -195,9 +195,9 @@ impl Libvirt {
             handle: path.display().to_string(),
             identity: None,
             owner: owner(&of.id),
-            asleep: false,
+            suspended: false,
         }));
-        if unheard.is_empty() { Ok(listed) } else { Err(Unlisted { why: unheard.join("; "), heard: listed }) }
+        if unheard.is_empty() { Ok(listed) } else { Err(PartialList { why: unheard.join("; "), heard: listed }) }
     }
 }
 
@@ -237,13 +237,17 @@ fn uuid_of(owner: &str, host: &HostId) -> String {
 }
 
 /// Makes deaths of what libvirt tells.
-async fn listen(inner: std::sync::Weak<Inner>, mut heard: mpsc::Receiver<(String, Life)>, deaths: mpsc::Sender<Death>) {
+async fn listen(
+    inner: std::sync::Weak<Inner>,
+    mut heard: mpsc::Receiver<(String, LifecycleEvent)>,
+    deaths: mpsc::Sender<Death>,
+) {
     while let Some((uri, life)) = heard.recv().await {
         let Some(inner) = inner.upgrade() else { return };
         let deaths = deaths.clone();
         // Beside: one that waits for its connection must not hold up the news of the others.
         tokio::spawn(async move {
-            for death in inner.lived(&uri, life).await {
+            for death in inner.on_lifecycle(&uri, life).await {
                 // A master that ends takes no more news; the next one looks for itself.
                 if deaths.send(death).await.is_err() {
                     return;
@@ -254,13 +258,18 @@ async fn listen(inner: std::sync::Weak<Inner>, mut heard: mpsc::Receiver<(String
 }
 
 impl Provider for Libvirt {
-    fn prepare<'a>(&'a self, host: &'a Host, number: u32, boot: BootData) -> Answer<'a, Result<Order, StartError>> {
+    fn prepare<'a>(
+        &'a self,
+        host: &'a Host,
+        number: u32,
+        boot: BootData,
+    ) -> BoxFuture<'a, Result<LaunchSpec, StartError>> {
         Box::pin(async move { self.prepare_now(host, number, boot).await })
     }
 
-    fn start<'a>(&'a self, host: &'a Host) -> Answer<'a, Result<Started, StartError>> {
+    fn start<'a>(&'a self, host: &'a Host) -> BoxFuture<'a, Result<Started, StartError>> {
         Box::pin(async move {
-            let order = host.order.as_ref();
+            let order = host.launch.as_ref();
             let order = order.ok_or_else(|| StartError::Rejected("it was never ordered".to_owned()))?;
             let spec = Spec::parse(&order.spec).map_err(StartError::Rejected)?;
             let handle = self.inner.start(&host.id, spec).await?;
@@ -268,34 +277,34 @@ impl Provider for Libvirt {
         })
     }
 
-    fn stop<'a>(&'a self, host: &'a Host) -> Answer<'a, Result<Stopped, String>> {
+    fn terminate<'a>(&'a self, host: &'a Host) -> BoxFuture<'a, Result<Termination, String>> {
         Box::pin(async move {
-            let Some(order) = &host.order else { return Ok(Stopped::Gone) };
-            self.inner.stop(&host.id, Spec::parse(&order.spec)?).await
+            let Some(order) = &host.launch else { return Ok(Termination::Gone) };
+            self.inner.terminate(&host.id, Spec::parse(&order.spec)?).await
         })
     }
 
-    fn list(&self) -> Answer<'_, Result<Vec<ListedHost>, Unlisted>> {
+    fn list(&self) -> BoxFuture<'_, Result<Vec<ListedHost>, PartialList>> {
         Box::pin(self.list_now())
     }
 
     fn expect(&self, hosts: &[&Host]) {
-        let orders = hosts.iter().filter_map(|host| Some((&host.id, Spec::parse(&host.order.as_ref()?.spec).ok()?)));
+        let orders = hosts.iter().filter_map(|host| Some((&host.id, Spec::parse(&host.launch.as_ref()?.spec).ok()?)));
         self.inner.expect(orders);
     }
 
-    fn end<'a>(&'a self, listed: &'a ListedHost) -> Answer<'a, Result<Stopped, String>> {
+    fn terminate_listed<'a>(&'a self, listed: &'a ListedHost) -> BoxFuture<'a, Result<Termination, String>> {
         Box::pin(async move {
             let our_id = self.inner.owner.rsplit_once('/').map_or("", |(_, id)| id);
             let id = match &listed.owner {
                 Owner::Ours => our_id,
-                Owner::Namesake(id) => id,
+                Owner::Foreign(id) => id,
             };
-            self.inner.end(id, &listed.host).await
+            self.inner.terminate_listed(id, &listed.host).await
         })
     }
 
-    fn console<'a>(&'a self, host: &'a Host) -> Answer<'a, Option<String>> {
+    fn console<'a>(&'a self, host: &'a Host) -> BoxFuture<'a, Option<String>> {
         Box::pin(async move { self.inner.console(host).await })
     }
 }

@@ -1,7 +1,7 @@
 //! What the provider keeps for itself: which connections it has used, and what dead hosts had printed.
 
 /// The connections that hosts were ordered on.
-pub use crate::hosts::noted::Noted as Connections;
+pub use crate::hosts::persisted_set::PersistedSet as Connections;
 use rouse_shared::HostId;
 use std::collections::VecDeque;
 

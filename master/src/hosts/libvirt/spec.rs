@@ -1,7 +1,7 @@
 //! What an order to make a host says, in full: it is kept in the ledger, and carried out word for word.
 
 use super::disk::Fresh;
-use super::domain::Stamp;
+use super::domain::OwnerTag;
 use rouse_shared::HostId;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -31,9 +31,9 @@ impl Spec {
     }
 
     /// The stamp on what is made by it.
-    pub fn stamp(&self, owner: &str, host: &HostId) -> Stamp {
+    pub fn stamp(&self, owner: &str, host: &HostId) -> OwnerTag {
         let (master, id) = owner.rsplit_once('/').unwrap_or((owner, ""));
-        Stamp {
+        OwnerTag {
             master: master.to_owned(),
             id: id.to_owned(),
             host: host.0.clone(),

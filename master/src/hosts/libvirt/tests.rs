@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use super::disk::{self, Form, Fresh};
-use super::domain::{self, Disk, Machine, NAMESPACE, Stamp, Wanted};
+use super::domain::{self, Disk, Machine, NAMESPACE, OwnerTag, Wanted};
 use super::{uuid_of, xml};
 use crate::core::event::StartError;
 use rouse_shared::HostId;
@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use xmltree::Element;
 
-fn stamp() -> Stamp {
-    Stamp {
+fn stamp() -> OwnerTag {
+    OwnerTag {
         master: "ci".to_owned(),
         id: "0123".to_owned(),
         host: "h1".to_owned(),
@@ -52,10 +52,10 @@ fn the_stamp_survives_being_written_and_read() {
     let (domain, form) = patched("<domain/>", fresh()).unwrap();
     let found = at(&domain, "metadata/host");
     assert_eq!(found.namespace.as_deref(), Some(NAMESPACE));
-    assert_eq!(Stamp::read(&xml::to_text(found)), Some(stamp()));
+    assert_eq!(OwnerTag::read(&xml::to_text(found)), Some(stamp()));
     assert_eq!(form, Form::Overlay);
-    assert_eq!(Stamp::read("<host master='ci'/>"), None);
-    assert_eq!(Stamp::read("no"), None);
+    assert_eq!(OwnerTag::read("<host master='ci'/>"), None);
+    assert_eq!(OwnerTag::read("no"), None);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use super::account::Account;
 use super::cloud::Cloud;
 use super::problem::Problem;
-use crate::hosts::noted::Noted;
+use crate::hosts::persisted_set::PersistedSet;
 use futures_util::future::join_all;
 use std::collections::BTreeSet;
 use std::io;
@@ -21,7 +21,7 @@ struct State {
     /// Those of the configuration first.
     known: Vec<Known>,
     /// Where hosts were made, by [`Cloud::place`].
-    used: Noted,
+    used: PersistedSet,
     /// How many servers this process has asked for.
     asked: u64,
 }
@@ -48,7 +48,7 @@ impl Clouds {
     /// # Errors
     /// Where the file cannot be read.
     pub(super) fn new(file: PathBuf) -> io::Result<Self> {
-        Ok(Self(Mutex::new(State { known: Vec::new(), used: Noted::read(file)?, asked: 0 })))
+        Ok(Self(Mutex::new(State { known: Vec::new(), used: PersistedSet::read(file)?, asked: 0 })))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

@@ -5,8 +5,8 @@
 
 use super::cloud::{Cloud, Service};
 use super::problem::Problem;
-use super::servers::{self, MASTER, MASTER_ID, Server, Stamp};
-use crate::core::event::{ListedHost, Stopped};
+use super::servers::{self, MASTER, MASTER_ID, OwnerTag, Server};
+use crate::core::event::{ListedHost, Termination};
 use rouse_shared::HostId;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -57,17 +57,17 @@ impl Kind {
 }
 
 /// The description of a port or an address of a host of ours.
-fn label(stamp: &Stamp, host: &HostId) -> String {
+fn label(stamp: &OwnerTag, host: &HostId) -> String {
     format!("rouse {}/{} {host}", stamp.name, stamp.id)
 }
 
 /// The master's id and the host of something that bears our name.
-fn labelled(kind: Kind, item: &Value, stamp: &Stamp) -> Option<(String, HostId)> {
+fn labelled(kind: Kind, item: &Value, stamp: &OwnerTag) -> Option<(String, HostId)> {
     match kind {
         Kind::Port | Kind::Address => {
             let rest = item["description"].as_str()?.strip_prefix("rouse ")?;
             let (owner, host) = rest.split_once(' ')?;
-            let theirs = Stamp::of(owner);
+            let theirs = OwnerTag::of(owner);
             (theirs.name == stamp.name).then(|| (theirs.id, HostId(host.to_owned())))
         }
         Kind::Volume => {
@@ -82,7 +82,7 @@ fn labelled(kind: Kind, item: &Value, stamp: &Stamp) -> Option<(String, HostId)>
 ///
 /// # Errors
 /// Where a service does not do it; what was done stays.
-pub(super) async fn dress(cloud: &Cloud, stamp: &Stamp, server: &Server) -> Result<(), Problem> {
+pub(super) async fn dress(cloud: &Cloud, stamp: &OwnerTag, server: &Server) -> Result<(), Problem> {
     let label = label(stamp, &server.host);
     let ports = cloud.list(Service::Network, &format!("/ports?device_id={}", server.id), "ports").await?;
     for port in &ports {
@@ -116,7 +116,7 @@ pub(super) async fn dress(cloud: &Cloud, stamp: &Stamp, server: &Server) -> Resu
     Ok(())
 }
 
-async fn addresses(cloud: &Cloud, stamp: &Stamp, master: &str, host: &HostId) -> Result<Vec<Value>, Problem> {
+async fn addresses(cloud: &Cloud, stamp: &OwnerTag, master: &str, host: &HostId) -> Result<Vec<Value>, Problem> {
     let (path, key) = Kind::Address.list();
     let all = cloud.list(Service::Network, path, key).await?;
     let theirs = |item: &Value| labelled(Kind::Address, item, stamp) == Some((master.to_owned(), host.clone()));
@@ -127,7 +127,7 @@ async fn addresses(cloud: &Cloud, stamp: &Stamp, master: &str, host: &HostId) ->
 ///
 /// # Errors
 /// Where Neutron does not take one back.
-pub(super) async fn release(cloud: &Cloud, stamp: &Stamp, master: &str, host: &HostId) -> Result<(), Problem> {
+pub(super) async fn release(cloud: &Cloud, stamp: &OwnerTag, master: &str, host: &HostId) -> Result<(), Problem> {
     for address in addresses(cloud, stamp, master, host).await? {
         let id = address["id"].as_str().unwrap_or_default();
         cloud.delete(Service::Network, &Kind::Address.path(id)).await?;
@@ -143,7 +143,7 @@ pub(super) type Alive = BTreeSet<(String, HostId)>;
 ///
 /// # Errors
 /// Where one does not answer.
-pub(super) async fn left_over(cloud: &Cloud, stamp: &Stamp, alive: &Alive) -> Result<Vec<ListedHost>, Problem> {
+pub(super) async fn left_over(cloud: &Cloud, stamp: &OwnerTag, alive: &Alive) -> Result<Vec<ListedHost>, Problem> {
     let place = cloud.place().await?;
     let project = place.split(' ').next().unwrap_or_default();
     let mut found = Vec::new();
@@ -160,7 +160,7 @@ pub(super) async fn left_over(cloud: &Cloud, stamp: &Stamp, alive: &Alive) -> Re
                 // Not the host itself: the ledger may know that one, and this is not it.
                 let host = HostId(format!("{host}.{key}"));
                 let (handle, owner) = (format!("{}{id}", kind.prefix()), stamp.owner(&master));
-                found.push(ListedHost { host, handle, identity: None, owner, asleep: false });
+                found.push(ListedHost { host, handle, identity: None, owner, suspended: false });
             }
         }
     }
@@ -208,15 +208,20 @@ pub(super) fn is_extra(handle: &str) -> bool {
 ///
 /// # Errors
 /// Where a service does not do it, or it is no longer left over.
-pub(super) async fn end(cloud: &Cloud, stamp: &Stamp, listed: &ListedHost, alive: &Alive) -> Result<Stopped, Problem> {
+pub(super) async fn end(
+    cloud: &Cloud,
+    stamp: &OwnerTag,
+    listed: &ListedHost,
+    alive: &Alive,
+) -> Result<Termination, Problem> {
     let found = KINDS.into_iter().find_map(|kind| Some((kind, listed.handle.strip_prefix(kind.prefix())?)));
-    let Some((kind, id)) = found else { return Ok(Stopped::Gone) };
+    let Some((kind, id)) = found else { return Ok(Termination::Gone) };
     if !cloud.offers(kind.service()).await? {
-        return Ok(Stopped::Gone);
+        return Ok(Termination::Gone);
     }
     let item = match cloud.get(kind.service(), &kind.path(id)).await {
         Ok(item) => item,
-        Err(problem) if problem.is_missing() => return Ok(Stopped::Gone),
+        Err(problem) if problem.is_missing() => return Ok(Termination::Gone),
         Err(problem) => return Err(problem),
     };
     let item = item.as_object().and_then(|all| all.values().next()).cloned().unwrap_or_default();
@@ -228,7 +233,7 @@ pub(super) async fn end(cloud: &Cloud, stamp: &Stamp, listed: &ListedHost, alive
         return unfit("its host has a server");
     }
     let there = cloud.delete(kind.service(), &kind.path(id)).await?;
-    Ok(if there { Stopped::Requested } else { Stopped::Gone })
+    Ok(if there { Termination::Requested } else { Termination::Gone })
 }
 
 #[cfg(test)]
@@ -238,14 +243,15 @@ mod tests {
 
     #[test]
     fn labels_are_read_as_they_are_written() {
-        let stamp = Stamp::of("ci/m1");
+        let stamp = OwnerTag::of("ci/m1");
         let host = HostId("h1".to_owned());
         let ours = Some(("m1".to_owned(), host.clone()));
         let port = json!({ "description": label(&stamp, &host) });
         assert_eq!(labelled(Kind::Port, &port, &stamp), ours);
-        assert_eq!(labelled(Kind::Port, &port, &Stamp::of("c/m1")), None);
-        let namesake = labelled(Kind::Port, &port, &Stamp::of("ci/m2")).map(|(id, _)| Stamp::of("ci/m2").owner(&id));
-        assert_eq!(namesake, Some(Owner::Namesake("m1".to_owned())));
+        assert_eq!(labelled(Kind::Port, &port, &OwnerTag::of("c/m1")), None);
+        let foreign =
+            labelled(Kind::Port, &port, &OwnerTag::of("ci/m2")).map(|(id, _)| OwnerTag::of("ci/m2").owner(&id));
+        assert_eq!(foreign, Some(Owner::Foreign("m1".to_owned())));
         let volume = json!({ "metadata": stamp.metadata("", &host) });
         assert_eq!(labelled(Kind::Volume, &volume, &stamp), ours);
         for other in [json!({}), json!({ "description": "rouse" }), json!({ "metadata": { "rouse-master": "ci" } })] {

@@ -6,7 +6,7 @@ use super::extras::{self, Alive};
 use super::problem::Problem;
 use super::servers::{self, Server, Status};
 use super::{Servers, Shared, identity_of};
-use crate::core::event::{ListedHost, Stopped, Unlisted};
+use crate::core::event::{ListedHost, PartialList, Termination};
 use futures_util::future::join_all;
 use rouse_shared::HostId;
 use std::collections::BTreeSet;
@@ -19,7 +19,7 @@ const SERVERS: Duration = Duration::from_secs(35);
 impl Servers {
     /// The servers of every cloud, and what is left over of others. One that does not answer hides only its own, and
     /// what is left over: that may be part of one of its servers.
-    pub(super) async fn list_now(&self) -> Result<Vec<ListedHost>, Unlisted> {
+    pub(super) async fn list_now(&self) -> Result<Vec<ListedHost>, PartialList> {
         let shared = &self.shared;
         let mut unheard = shared.unusable();
         let (targets, unreached) = shared.clouds.targets().await;
@@ -52,7 +52,7 @@ impl Servers {
             }
         }
         if !unheard.is_empty() {
-            return Err(Unlisted { why: unheard.join("; "), heard: listed });
+            return Err(PartialList { why: unheard.join("; "), heard: listed });
         }
         let there: BTreeSet<&str> = listed.iter().map(|machine| machine.handle.as_str()).collect();
         shared.state().dressed.retain(|id| there.contains(id.as_str()));
@@ -60,7 +60,7 @@ impl Servers {
     }
 
     /// Which cloud it is in, its handle does not say: an id is in one cloud only.
-    pub(super) async fn end_now(&self, listed: &ListedHost) -> Result<Stopped, String> {
+    pub(super) async fn terminate_listed_now(&self, listed: &ListedHost) -> Result<Termination, String> {
         let shared = &self.shared;
         let (targets, unreached) = shared.clouds.targets().await;
         let mut unheard = shared.unusable();
@@ -79,15 +79,15 @@ impl Servers {
         for target in &targets {
             let ended = match is_extra {
                 true => extras::end(&target.cloud, &shared.stamp, listed, &alive).await,
-                false => shared.end(&target.cloud, listed).await,
+                false => shared.terminate_listed(&target.cloud, listed).await,
             };
             match ended {
-                Ok(Stopped::Requested) => return Ok(Stopped::Requested),
-                Ok(Stopped::Gone) => {}
+                Ok(Termination::Requested) => return Ok(Termination::Requested),
+                Ok(Termination::Gone) => {}
                 Err(problem) => unheard.push(problem.to_string()),
             }
         }
-        if unheard.is_empty() { Ok(Stopped::Gone) } else { Err(unheard.join("; ")) }
+        if unheard.is_empty() { Ok(Termination::Gone) } else { Err(unheard.join("; ")) }
     }
 }
 
@@ -131,14 +131,16 @@ impl Shared {
                 HostId(format!("{}.{}", server.host, server.id))
             };
             let (owner, identity) = (self.stamp.owner(&server.master), Some(identity_of(&server.id)));
-            ListedHost { host, handle: server.id.clone(), identity, owner, asleep: false }
+            ListedHost { host, handle: server.id.clone(), identity, owner, suspended: false }
         };
         servers.into_iter().map(tell).collect()
     }
 
     /// Ends a server of our name, whoever's it is said to be; `Gone` where this cloud does not have it.
-    async fn end(&self, cloud: &Cloud, listed: &ListedHost) -> Result<Stopped, Problem> {
-        let Some(server) = servers::one(cloud, &self.stamp, &listed.handle).await? else { return Ok(Stopped::Gone) };
+    async fn terminate_listed(&self, cloud: &Cloud, listed: &ListedHost) -> Result<Termination, Problem> {
+        let Some(server) = servers::one(cloud, &self.stamp, &listed.handle).await? else {
+            return Ok(Termination::Gone);
+        };
         if self.stamp.owner(&server.master) != listed.owner {
             return Err(Problem::Misfit(format!("end server {}: it is another master's now", server.id)));
         }

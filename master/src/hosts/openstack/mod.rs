@@ -16,11 +16,11 @@ mod order;
 mod problem;
 mod servers;
 
-use super::{Answer, CALL_LIMIT, Death, Provider};
+use super::{BoxFuture, CALL_LIMIT, Death, Provider};
 use crate::clock;
 use crate::config::{Config, HostConfig, OpenstackConfig};
-use crate::core::event::{ListedHost, StartError, Started, Stopped, Unlisted};
-use crate::core::record::{Host, Order};
+use crate::core::event::{ListedHost, PartialList, StartError, Started, Termination};
+use crate::core::record::{Host, LaunchSpec};
 use account::Account;
 use cloud::{Cloud, Service};
 use clouds::Clouds;
@@ -30,7 +30,7 @@ use problem::Problem;
 use rouse_shared::boot::BootData;
 use rouse_shared::{HostId, Timestamp, WorkerName};
 use serde_json::json;
-use servers::{Server, Stamp, Status};
+use servers::{OwnerTag, Server, Status};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::PathBuf;
@@ -66,7 +66,7 @@ pub struct Servers {
 }
 
 struct Shared {
-    stamp: Stamp,
+    stamp: OwnerTag,
     deaths: mpsc::Sender<Death>,
     /// When this process began to start hosts: an order from before may have been given by another.
     born: Timestamp,
@@ -108,7 +108,7 @@ impl Servers {
         deaths: mpsc::Sender<Death>,
         settled: Duration,
     ) -> io::Result<Self> {
-        let (stamp, clouds) = (Stamp::of(owner), Clouds::new(dir.join("places"))?);
+        let (stamp, clouds) = (OwnerTag::of(owner), Clouds::new(dir.join("places"))?);
         let shared = Shared { stamp, deaths, born: clock::now(), settled, clouds, state: Mutex::default() };
         let new = Self { shared: Arc::new(shared) };
         new.configure(config);
@@ -136,7 +136,7 @@ impl Servers {
         self.shared.state().sections = sections;
     }
 
-    async fn prepare_now(&self, host: &Host, boot: &BootData) -> Result<Order, StartError> {
+    async fn prepare_now(&self, host: &Host, boot: &BootData) -> Result<LaunchSpec, StartError> {
         let section = self.shared.state().sections.get(&host.worker).cloned();
         let Some(Section { config, cloud }) = section else {
             return Err(StartError::Rejected(format!("find the section of worker {}: it has none now", host.worker)));
@@ -171,18 +171,18 @@ impl Servers {
         Ok(server)
     }
 
-    async fn stop_now(&self, host: &Host) -> Result<Stopped, String> {
+    async fn terminate_now(&self, host: &Host) -> Result<Termination, String> {
         // What was never ordered was never made.
-        let Some(spec) = Spec::of(host)? else { return Ok(Stopped::Gone) };
+        let Some(spec) = Spec::of(host)? else { return Ok(Termination::Gone) };
         let cloud = self.shared.clouds.at(&spec.cloud).await.map_err(|problem| problem.to_string())?;
         let shared = &self.shared;
         let stop = async {
             if let Some(id) = &host.handle
                 && let Some(server) = servers::one(&cloud, &shared.stamp, id).await?
                 && server.master == shared.stamp.id
-                && servers::delete(&cloud, &shared.stamp, id).await? == Stopped::Requested
+                && servers::delete(&cloud, &shared.stamp, id).await? == Termination::Requested
             {
-                return Ok(Stopped::Requested);
+                return Ok(Termination::Requested);
             }
             let others = servers::of_host(&cloud, &shared.stamp, &spec.name, &host.id).await?;
             for server in &others {
@@ -190,16 +190,16 @@ impl Servers {
             }
             if !others.is_empty() {
                 shared.has_come(host);
-                return Ok(Stopped::Requested);
+                return Ok(Termination::Requested);
             }
             if host.handle.is_none() && shared.is_in_doubt(host) {
-                return Ok(Stopped::Requested);
+                return Ok(Termination::Requested);
             }
             if spec.pool().is_some() {
                 extras::release(&cloud, &shared.stamp, &shared.stamp.id, &host.id).await?;
             }
             shared.state().doubts.remove(&host.id);
-            Ok(Stopped::Gone)
+            Ok(Termination::Gone)
         };
         stop.await.map_err(|problem: Problem| problem.to_string())
     }
@@ -384,11 +384,16 @@ impl Shared {
 }
 
 impl Provider for Servers {
-    fn prepare<'a>(&'a self, host: &'a Host, _number: u32, boot: BootData) -> Answer<'a, Result<Order, StartError>> {
+    fn prepare<'a>(
+        &'a self,
+        host: &'a Host,
+        _number: u32,
+        boot: BootData,
+    ) -> BoxFuture<'a, Result<LaunchSpec, StartError>> {
         Box::pin(async move { self.prepare_now(host, &boot).await })
     }
 
-    fn start<'a>(&'a self, host: &'a Host) -> Answer<'a, Result<Started, StartError>> {
+    fn start<'a>(&'a self, host: &'a Host) -> BoxFuture<'a, Result<Started, StartError>> {
         Box::pin(async move {
             let handle = self.start_now(host).await?;
             // The metadata service tells a server its id, as does the firmware of most hypervisors.
@@ -397,19 +402,19 @@ impl Provider for Servers {
         })
     }
 
-    fn stop<'a>(&'a self, host: &'a Host) -> Answer<'a, Result<Stopped, String>> {
-        Box::pin(async move { self.stop_now(host).await })
+    fn terminate<'a>(&'a self, host: &'a Host) -> BoxFuture<'a, Result<Termination, String>> {
+        Box::pin(async move { self.terminate_now(host).await })
     }
 
-    fn list(&self) -> Answer<'_, Result<Vec<ListedHost>, Unlisted>> {
+    fn list(&self) -> BoxFuture<'_, Result<Vec<ListedHost>, PartialList>> {
         Box::pin(async move { self.list_now().await })
     }
 
-    fn end<'a>(&'a self, listed: &'a ListedHost) -> Answer<'a, Result<Stopped, String>> {
-        Box::pin(async move { self.end_now(listed).await })
+    fn terminate_listed<'a>(&'a self, listed: &'a ListedHost) -> BoxFuture<'a, Result<Termination, String>> {
+        Box::pin(async move { self.terminate_listed_now(listed).await })
     }
 
-    fn console<'a>(&'a self, host: &'a Host) -> Answer<'a, Option<String>> {
+    fn console<'a>(&'a self, host: &'a Host) -> BoxFuture<'a, Option<String>> {
         Box::pin(async move { self.console_now(host).await })
     }
 }

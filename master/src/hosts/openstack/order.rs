@@ -3,10 +3,10 @@
 use super::cloud::{Cloud, Service};
 use super::images::{self, is_uuid};
 use super::problem::Problem;
-use super::servers::{POOL, Stamp};
+use super::servers::{OwnerTag, POOL};
 use crate::config::OpenstackConfig;
 use crate::core::event::StartError;
-use crate::core::record::{Host, Order};
+use crate::core::record::{Host, LaunchSpec};
 use crate::hosts::user_data;
 use base64::Engine as _;
 use rouse_shared::boot::BootData;
@@ -35,7 +35,7 @@ impl Spec {
     /// # Errors
     /// Where the ledger has something else there.
     pub(super) fn of(host: &Host) -> Result<Option<Self>, String> {
-        let Some(order) = &host.order else { return Ok(None) };
+        let Some(order) = &host.launch else { return Ok(None) };
         serde_json::from_str(&order.spec).map(Some).map_err(|e| format!("read the order of host {}: {e}", host.id))
     }
 
@@ -52,10 +52,10 @@ impl Spec {
 pub(super) async fn prepare(
     cloud: &Cloud,
     section: &OpenstackConfig,
-    stamp: &Stamp,
+    stamp: &OwnerTag,
     host: &Host,
     boot: &BootData,
-) -> Result<Order, StartError> {
+) -> Result<LaunchSpec, StartError> {
     let text = user_data::compose(boot, section.user_data.as_deref(), USER_DATA)
         .map_err(|error| StartError::Rejected(error.to_string()))?;
     let image = images::resolve(cloud, &section.image).await?;
@@ -107,7 +107,7 @@ pub(super) async fn prepare(
     let spec = Spec { cloud: cloud.place().await.map_err(Problem::before_start)?, name, server };
     let spec = serde_json::to_string(&spec).map_err(|e| StartError::Rejected(format!("write down the order: {e}")))?;
     // Which server it will be is Nova's choice.
-    Ok(Order { number: 0, image, spec, more: false, fresh: false, identity: None, price: section.price_per_hour })
+    Ok(LaunchSpec { number: 0, image, spec, more: false, fresh: false, identity: None, price: section.price_per_hour })
 }
 
 /// The id of a flavor that is given by id or name.

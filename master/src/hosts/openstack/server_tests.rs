@@ -18,9 +18,9 @@ fn only_servers_of_our_name_are_taken() {
     assert_eq!(server.fault.as_deref(), Some("No valid host was found."));
     assert_eq!(Server::of(&told("ERROR", ""), "c"), None);
     assert_eq!(Server::of(&json!({ "id": "s1", "metadata": {}, "name": "rouse-ci" }), "ci"), None);
-    let stamp = Stamp::of("ci/m1");
+    let stamp = OwnerTag::of("ci/m1");
     assert_eq!(stamp.owner(&server.master), Owner::Ours);
-    assert_eq!(stamp.owner("m2"), Owner::Namesake("m2".to_owned()));
+    assert_eq!(stamp.owner("m2"), Owner::Foreign("m2".to_owned()));
 }
 
 #[test]
@@ -34,7 +34,7 @@ fn a_place_is_found_once_nova_no_longer_looks_for_one() {
 
 #[test]
 fn what_is_stamped_is_what_is_looked_for() {
-    let metadata = Stamp::of("ci/m1").metadata("w1", &HostId("h1".to_owned()));
+    let metadata = OwnerTag::of("ci/m1").metadata("w1", &HostId("h1".to_owned()));
     assert_eq!(json!(metadata), told("", "")["metadata"]);
 }
 

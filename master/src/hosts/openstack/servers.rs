@@ -3,7 +3,7 @@
 use super::cloud::{Cloud, End, Service};
 use super::order::segment;
 use super::problem::Problem;
-use crate::core::event::{Owner, StartError, Stopped};
+use crate::core::event::{Owner, StartError, Termination};
 use rouse_shared::HostId;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -103,14 +103,14 @@ impl Server {
 
 /// Who we are.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Stamp {
+pub struct OwnerTag {
     /// The master's name.
     pub name: String,
     /// Its generated id.
     pub id: String,
 }
 
-impl Stamp {
+impl OwnerTag {
     /// Of `name/id`.
     pub fn of(owner: &str) -> Self {
         let (name, id) = owner.rsplit_once('/').unwrap_or((owner, ""));
@@ -119,7 +119,7 @@ impl Stamp {
 
     /// Whose a machine with our name is.
     pub fn owner(&self, master: &str) -> Owner {
-        if master == self.id { Owner::Ours } else { Owner::Namesake(master.to_owned()) }
+        if master == self.id { Owner::Ours } else { Owner::Foreign(master.to_owned()) }
     }
 
     /// What is stamped on a server of a host.
@@ -138,11 +138,11 @@ impl Stamp {
 ///
 /// # Errors
 /// Where the list is not whole.
-pub async fn all(cloud: &Cloud, stamp: &Stamp) -> Result<Vec<Server>, Problem> {
+pub async fn all(cloud: &Cloud, stamp: &OwnerTag) -> Result<Vec<Server>, Problem> {
     read(cloud, stamp, "").await
 }
 
-async fn read(cloud: &Cloud, stamp: &Stamp, query: &str) -> Result<Vec<Server>, Problem> {
+async fn read(cloud: &Cloud, stamp: &OwnerTag, query: &str) -> Result<Vec<Server>, Problem> {
     let path = format!("/servers/detail{query}");
     let mut found = BTreeMap::new();
     let (mut whole, mut broken) = (0, None);
@@ -167,7 +167,7 @@ async fn read(cloud: &Cloud, stamp: &Stamp, query: &str) -> Result<Vec<Server>, 
 ///
 /// # Errors
 /// Where the list is not whole.
-pub async fn of_host(cloud: &Cloud, stamp: &Stamp, name: &str, host: &HostId) -> Result<Vec<Server>, Problem> {
+pub async fn of_host(cloud: &Cloud, stamp: &OwnerTag, name: &str, host: &HostId) -> Result<Vec<Server>, Problem> {
     // A regular expression for Nova; our names are letters, digits and hyphens.
     let mut found = read(cloud, stamp, &format!("?name=%5E{name}%24")).await?;
     found.retain(|server| server.master == stamp.id && server.host == *host);
@@ -179,7 +179,7 @@ pub async fn of_host(cloud: &Cloud, stamp: &Stamp, name: &str, host: &HostId) ->
 ///
 /// # Errors
 /// Where Nova does not say.
-pub async fn one(cloud: &Cloud, stamp: &Stamp, id: &str) -> Result<Option<Server>, Problem> {
+pub async fn one(cloud: &Cloud, stamp: &OwnerTag, id: &str) -> Result<Option<Server>, Problem> {
     match cloud.get(Service::Compute, &format!("/servers/{id}")).await {
         Ok(mut told) => {
             let server = Server::of(&told["server"].take(), &stamp.name);
@@ -207,9 +207,9 @@ pub async fn exists(cloud: &Cloud, id: &str) -> Result<bool, Problem> {
 ///
 /// # Errors
 /// Where Nova does not take it.
-pub async fn delete(cloud: &Cloud, stamp: &Stamp, id: &str) -> Result<Stopped, Problem> {
+pub async fn delete(cloud: &Cloud, stamp: &OwnerTag, id: &str) -> Result<Termination, Problem> {
     if !cloud.delete(Service::Compute, &format!("/servers/{id}")).await? {
-        return Ok(Stopped::Gone);
+        return Ok(Termination::Gone);
     }
     let left = one(cloud, stamp, id).await?;
     if left.is_some_and(|server| server.status == Status::SoftDeleted) {
@@ -217,21 +217,21 @@ pub async fn delete(cloud: &Cloud, stamp: &Stamp, id: &str) -> Result<Stopped, P
         let action = json!({ "forceDelete": null });
         match cloud.post(Service::Compute, &format!("/servers/{id}/action"), &action).await {
             Ok(_) => {}
-            Err(problem) if problem.is_missing() => return Ok(Stopped::Gone),
+            Err(problem) if problem.is_missing() => return Ok(Termination::Gone),
             Err(problem) => return Err(problem),
         }
     }
-    Ok(Stopped::Requested)
+    Ok(Termination::Requested)
 }
 
 /// Ends a server and waits, as long as `patience`, until Nova says that there is none. Whether it did.
 ///
 /// # Errors
 /// Where Nova does not answer.
-pub async fn end(cloud: &Cloud, stamp: &Stamp, id: &str, patience: Duration) -> Result<bool, Problem> {
+pub async fn end(cloud: &Cloud, stamp: &OwnerTag, id: &str, patience: Duration) -> Result<bool, Problem> {
     const LOOK: Duration = Duration::from_millis(500);
     let mut looks = patience.as_millis() / LOOK.as_millis();
-    while delete(cloud, stamp, id).await? != Stopped::Gone {
+    while delete(cloud, stamp, id).await? != Termination::Gone {
         if looks == 0 {
             return Ok(false);
         }

@@ -1,14 +1,14 @@
 //! What of ours there is, and what has ended: the list, and the deaths that libvirt tells of.
 
 use super::super::disk;
-use super::super::domain::Stamp;
-use super::super::events::Life;
+use super::super::domain::OwnerTag;
+use super::super::events::LifecycleEvent;
 use super::super::link::Failed;
 use super::super::look::{end_domain, look, stamps};
 use super::{Inner, hold};
 use crate::config::LibvirtConfig;
 use crate::config::hosts::connection_is_local;
-use crate::core::event::Stopped;
+use crate::core::event::Termination;
 use crate::hosts::Death;
 use crate::hosts::libvirt::console;
 use futures_util::future::join_all;
@@ -24,8 +24,8 @@ use virt::sys;
 /// Everything that bears our master's name.
 pub struct Listing {
     /// Domains that run: UUID and stamp.
-    pub domains: Vec<(String, Stamp)>,
-    /// Disks of a namesake's hosts that have no domain any more.
+    pub domains: Vec<(String, OwnerTag)>,
+    /// Disks of a foreign's hosts that have no domain any more.
     pub leftovers: Vec<(PathBuf, disk::Owner)>,
     /// Who could not be asked. Of leftovers nothing is known then: what they belong to may run there.
     pub unheard: Vec<String>,
@@ -57,7 +57,7 @@ impl Inner {
     pub async fn list(self: &Arc<Self>) -> Result<Listing, String> {
         let uris = self.uris();
         let lists = join_all(uris.iter().map(|uri| self.domains(uri))).await;
-        let mut domains: Vec<(String, Stamp)> = Vec::new();
+        let mut domains: Vec<(String, OwnerTag)> = Vec::new();
         let mut unheard = Vec::new();
         for (uri, list) in uris.iter().zip(lists) {
             let list = match list {
@@ -68,7 +68,7 @@ impl Inner {
                 }
             };
             for uuid in self.missed(uri, &list.iter().map(|stamp| stamp.uuid.clone()).collect()) {
-                let life = Life::Stopped(uuid, "it ended and nobody told");
+                let life = LifecycleEvent::Stopped(uuid, "it ended and nobody told");
                 // Looked at once more there, under the host's lock.
                 drop(self.lives.try_send((uri.clone(), life)));
             }
@@ -110,7 +110,7 @@ impl Inner {
         }
     }
 
-    /// Removes what hosts of ours have left that have no domain and are not being started. A namesake's is told of.
+    /// Removes what hosts of ours have left that have no domain and are not being started. A foreign's is told of.
     fn tidy(&self, live: &BTreeSet<String>) -> Result<Vec<(PathBuf, disk::Owner)>, String> {
         let mut leftovers = Vec::new();
         let idle = |host: &str| !live.contains(host) && !self.is_live(host);
@@ -146,9 +146,9 @@ impl Inner {
     }
 
     /// All stamped domains that run on a connection. Ours are listened for from now on.
-    async fn domains(self: &Arc<Self>, uri: &str) -> Result<Vec<Stamp>, Failed> {
+    async fn domains(self: &Arc<Self>, uri: &str) -> Result<Vec<OwnerTag>, Failed> {
         let link = self.link(uri).map_err(|e| Failed::Unreachable(e.to_string()))?;
-        let list: Vec<Stamp> = link.call(stamps).await?;
+        let list: Vec<OwnerTag> = link.call(stamps).await?;
         for stamp in list.iter().filter(|stamp| self.is_ours(stamp)) {
             self.know(uri, stamp.clone());
         }
@@ -156,11 +156,11 @@ impl Inner {
     }
 
     /// The deaths that come of what libvirt has told.
-    pub async fn lived(self: &Arc<Self>, uri: &str, life: Life) -> Vec<Death> {
+    pub async fn on_lifecycle(self: &Arc<Self>, uri: &str, life: LifecycleEvent) -> Vec<Death> {
         match life {
-            Life::Stopped(uuid, why) => self.ended(uri, &uuid, why, false).await.into_iter().collect(),
-            Life::Stuck(uuid, why) => self.ended(uri, &uuid, why, true).await.into_iter().collect(),
-            Life::Connected => {
+            LifecycleEvent::Stopped(uuid, why) => self.ended(uri, &uuid, why, false).await.into_iter().collect(),
+            LifecycleEvent::Stuck(uuid, why) => self.ended(uri, &uuid, why, true).await.into_iter().collect(),
+            LifecycleEvent::Connected => {
                 let Ok(list) = self.domains(uri).await else { return Vec::new() };
                 let runs = list.into_iter().map(|stamp| stamp.uuid).collect();
                 let missed = self.missed(uri, &runs);
@@ -216,10 +216,10 @@ impl Inner {
     }
 
     /// Ends what a listing has told of.
-    pub async fn end(self: &Arc<Self>, id: &str, host: &HostId) -> Result<Stopped, String> {
+    pub async fn terminate_listed(self: &Arc<Self>, id: &str, host: &HostId) -> Result<Termination, String> {
         let wanted = disk::Owner { master: self.name().to_owned(), id: id.to_owned(), host: host.0.clone() };
         let uris = self.uris();
-        let ends = join_all(uris.iter().map(|uri| self.end_at(uri, &wanted))).await;
+        let ends = join_all(uris.iter().map(|uri| self.terminate_at(uri, &wanted))).await;
         // It is on one of them, and the others need not be heard for that.
         let mut failed = None;
         for end in ends {
@@ -243,11 +243,11 @@ impl Inner {
             Ok(())
         })
         .await?;
-        Ok(Stopped::Gone)
+        Ok(Termination::Gone)
     }
 
     /// Ends it where it runs on this connection; none where it does not.
-    async fn end_at(self: &Arc<Self>, uri: &str, wanted: &disk::Owner) -> Result<Option<Stopped>, String> {
+    async fn terminate_at(self: &Arc<Self>, uri: &str, wanted: &disk::Owner) -> Result<Option<Termination>, String> {
         let link = self.link(uri).map_err(|e| e.to_string())?;
         let (inner, uri, wanted) = (self.clone(), uri.to_owned(), wanted.clone());
         let work = move |connect: &Connect| -> Result<_, Failed> {

@@ -1,12 +1,12 @@
 //! Hosts that sleep: stopped, or hibernated where they were started so, and started again with other user data.
 
-use super::attach::{self, Belongings};
+use super::attach::{self, Attachments};
 use super::client::Client;
 use super::error::{CallError, Kind, told};
 use super::order::{self, Spec};
-use super::stop::{self, Known};
+use super::terminate::{self, Known};
 use super::{Ec2, read};
-use crate::core::event::{Slept, StartError};
+use crate::core::event::{StartError, Suspension};
 use crate::core::record::Host;
 use crate::hosts::user_data;
 use aws_sdk_ec2::types::{InstanceAttributeName, InstanceStateName};
@@ -15,28 +15,28 @@ use base64::engine::general_purpose::STANDARD;
 use rouse_shared::boot::BootData;
 
 impl Ec2 {
-    pub(super) async fn sleep_now(&self, host: &Host) -> Result<Slept, String> {
+    pub(super) async fn suspend_now(&self, host: &Host) -> Result<Suspension, String> {
         let Some((spec, client)) = self.order_of(host).await? else {
-            return Ok(Slept::Unable("it was never ordered".to_owned()));
+            return Ok(Suspension::Unable("it was never ordered".to_owned()));
         };
         self.watch.remove(&host.id);
         let Some(instance) = self.instance(&client, host).await.map_err(|e| e.text)? else {
-            return Ok(Slept::Unable("AWS knows no such instance".to_owned()));
+            return Ok(Suspension::Unable("AWS knows no such instance".to_owned()));
         };
         match instance.state {
             InstanceStateName::Stopped => {
-                let belongings = Belongings { elastic_ip: spec.elastic_ip, volumes: spec.volumes };
+                let belongings = Attachments { elastic_ip: spec.elastic_ip, volumes: spec.volumes };
                 let clean = attach::take_off(&client, &[instance.id], &belongings).await.map_err(|e| e.text)?;
-                Ok(if clean { Slept::Asleep } else { Slept::Requested })
+                Ok(if clean { Suspension::Suspended } else { Suspension::Requested })
             }
             // AWS stops none that is still starting.
-            InstanceStateName::Stopping | InstanceStateName::Pending => Ok(Slept::Requested),
+            InstanceStateName::Stopping | InstanceStateName::Pending => Ok(Suspension::Requested),
             InstanceStateName::Running => put_to_sleep(&client, &instance.id, spec.hibernate).await,
-            other => Ok(Slept::Unable(format!("the instance is {}", other.as_str()))),
+            other => Ok(Suspension::Unable(format!("the instance is {}", other.as_str()))),
         }
     }
 
-    pub(super) async fn wake_now(&self, host: &Host, boot: &BootData) -> Result<(), StartError> {
+    pub(super) async fn resume_now(&self, host: &Host, boot: &BootData) -> Result<(), StartError> {
         let section = self.section(&host.worker);
         let section =
             section.ok_or_else(|| StartError::Rejected("the configuration has no EC2 section for it".into()))?;
@@ -58,12 +58,12 @@ impl Ec2 {
             other => return Err(StartError::Rejected(format!("the instance is {}", other.as_str()))),
         }
         self.watch.add(&instance.id, &host.id, &client);
-        self.tend(&client, &instance.id, Belongings { elastic_ip: spec.elastic_ip, volumes: spec.volumes });
+        self.tend(&client, &instance.id, Attachments { elastic_ip: spec.elastic_ip, volumes: spec.volumes });
         Ok(())
     }
 
     async fn order_of(&self, host: &Host) -> Result<Option<(Spec, Client)>, String> {
-        let Some(order) = &host.order else { return Ok(None) };
+        let Some(order) = &host.launch else { return Ok(None) };
         let spec = read(order)?;
         let client = self.places.at(&spec.place).await?;
         Ok(Some((spec, client)))
@@ -73,22 +73,22 @@ impl Ec2 {
     async fn instance(&self, client: &Client, host: &Host) -> Result<Option<Known>, CallError> {
         let Some(handle) = host.handle.as_deref() else { return Ok(None) };
         let (_, own) = self.owner.split_once('/').unwrap_or((&self.owner, ""));
-        Ok(stop::look(client, handle).await?.filter(|i| i.is_of(own)))
+        Ok(terminate::look(client, handle).await?.filter(|i| i.is_of(own)))
     }
 }
 
-async fn put_to_sleep(client: &Client, instance: &str, hibernate: bool) -> Result<Slept, String> {
+async fn put_to_sleep(client: &Client, instance: &str, hibernate: bool) -> Result<Suspension, String> {
     let call = client.ec2.stop_instances().instance_ids(instance).set_hibernate(hibernate.then_some(true));
     match call.send().await.map_err(|e| told("stop the instance", &e)) {
-        Ok(_) => Ok(Slept::Requested),
+        Ok(_) => Ok(Suspension::Requested),
         // Its system is not ready for it, or not able to.
         Err(error) if hibernate && matches!(error.kind, Kind::NotHere | Kind::Rejected) => {
             tracing::warn!("{instance} is stopped instead of hibernated: failed to {}", error.text);
             let plain = client.ec2.stop_instances().instance_ids(instance).send().await;
-            plain.map(|_| Slept::Requested).map_err(|e| told("stop the instance", &e).text)
+            plain.map(|_| Suspension::Requested).map_err(|e| told("stop the instance", &e).text)
         }
         Err(error) => match error.kind {
-            Kind::Rejected | Kind::NotHere | Kind::NotFound => Ok(Slept::Unable(error.text)),
+            Kind::Rejected | Kind::NotHere | Kind::NotFound => Ok(Suspension::Unable(error.text)),
             Kind::Capacity
             | Kind::NotYet
             | Kind::Mismatch

@@ -57,19 +57,19 @@ impl Record {
 
 /// What agents have done lately, shared between who reads their messages and who lets them connect. Cheap to clone.
 #[derive(Clone)]
-pub struct Conduct {
+pub struct RateLimiter {
     records: Arc<Mutex<HashMap<String, Record>>>,
     refusals: Refusals,
 }
 
 /// Something that an agent did.
-enum Deed {
+enum Kind {
     Message,
     Hello,
     Dropped,
 }
 
-impl Conduct {
+impl RateLimiter {
     /// Nobody has done anything yet. Who is cut off is told to `refusals`.
     pub fn new(refusals: Refusals) -> Self {
         Self { records: Arc::default(), refusals }
@@ -91,13 +91,13 @@ impl Conduct {
     /// Counts a message of an agent's.
     pub(super) fn sent(&self, worker: &WorkerName, message: &ToMaster) {
         let deed = match message {
-            ToMaster::Hello(_) => Deed::Hello,
+            ToMaster::Hello(_) => Kind::Hello,
             ToMaster::Heartbeat(_)
             | ToMaster::Report(_)
             | ToMaster::Drained { .. }
             | ToMaster::Leaving { .. }
             | ToMaster::Notice { .. }
-            | ToMaster::Goodbye { .. } => Deed::Message,
+            | ToMaster::Goodbye { .. } => Kind::Message,
         };
         self.count(worker, clock::now(), &deed);
     }
@@ -105,11 +105,11 @@ impl Conduct {
     /// Counts something of an agent's that was thrown away.
     pub(super) fn dropped(&self, user: Option<&str>) {
         if let Some(worker) = user.and_then(|user| user.parse::<WorkerName>().ok()) {
-            self.count(&worker, clock::now(), &Deed::Dropped);
+            self.count(&worker, clock::now(), &Kind::Dropped);
         }
     }
 
-    fn count(&self, worker: &WorkerName, now: Timestamp, deed: &Deed) {
+    fn count(&self, worker: &WorkerName, now: Timestamp, deed: &Kind) {
         let mut records = self.records.lock().unwrap_or_else(PoisonError::into_inner);
         // The broker vouches for the name, so there are no more of them than workers.
         if !records.contains_key(worker.as_str()) {
@@ -120,9 +120,9 @@ impl Conduct {
             return;
         }
         let (within, what) = match deed {
-            Deed::Message => (record.messages.take(&MESSAGES, now), "messages"),
-            Deed::Hello => (record.hellos.take(&HELLOS, now), "hellos"),
-            Deed::Dropped => (record.dropped.take(&DROPPED, now), "messages that are none"),
+            Kind::Message => (record.messages.take(&MESSAGES, now), "messages"),
+            Kind::Hello => (record.hellos.take(&HELLOS, now), "hellos"),
+            Kind::Dropped => (record.dropped.take(&DROPPED, now), "messages that are none"),
         };
         if !within {
             *record = Record::new(now, Some(now + CUT_OFF));
@@ -138,7 +138,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
-    fn many(conduct: &Conduct, from: Timestamp, count: u64, every_ms: u64, deed: &Deed) {
+    fn many(conduct: &RateLimiter, from: Timestamp, count: u64, every_ms: u64, deed: &Kind) {
         let worker = "w1".parse().unwrap();
         for n in 0..count {
             conduct.count(&worker, Timestamp(from.0 + n * every_ms), deed);
@@ -148,10 +148,10 @@ mod tests {
     #[test]
     fn a_busy_agent_goes_on_and_a_flood_is_cut_off_for_a_while() {
         let now = clock::now();
-        let conduct = Conduct::new(Refusals::default());
-        many(&conduct, now, 100_000, 1, &Deed::Message);
+        let conduct = RateLimiter::new(Refusals::default());
+        many(&conduct, now, 100_000, 1, &Kind::Message);
         assert!(!conduct.is_cut_off("w1"));
-        many(&conduct, now + Duration::from_secs(100), 30_000, 0, &Deed::Message);
+        many(&conduct, now + Duration::from_secs(100), 30_000, 0, &Kind::Message);
         assert!(conduct.is_cut_off("w1") && !conduct.is_cut_off("w10"));
         assert_eq!(conduct.cut_off(), 1);
         assert!(conduct.refusals.reason("w1").unwrap().contains("cut off for 5 minutes"));
@@ -160,8 +160,8 @@ mod tests {
     #[test]
     fn hellos_and_rubbish_have_smaller_allowances() {
         let now = clock::now();
-        for (deed, fine, much) in [(Deed::Hello, 50, 60), (Deed::Dropped, 200, 210)] {
-            let conduct = Conduct::new(Refusals::default());
+        for (deed, fine, much) in [(Kind::Hello, 50, 60), (Kind::Dropped, 200, 210)] {
+            let conduct = RateLimiter::new(Refusals::default());
             many(&conduct, now, fine, 0, &deed);
             assert!(!conduct.is_cut_off("w1"));
             many(&conduct, now, much - fine, 0, &deed);

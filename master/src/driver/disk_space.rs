@@ -1,4 +1,4 @@
-//! Room on the disk of the state directory. New work is refused, and logs wait at their agents, before the ledger itself
+//! DiskSpace on the disk of the state directory. New work is refused, and logs wait at their agents, before the ledger itself
 //! cannot be written: what was accepted can then still be brought to its end.
 
 use rustix::fs::{StatVfsMountFlags, statvfs};
@@ -13,9 +13,9 @@ const FOR_LOGS: u64 = 32 << 20;
 
 /// The disk of the state directory.
 #[derive(Clone, Debug)]
-pub(super) struct Room(PathBuf);
+pub(super) struct DiskSpace(PathBuf);
 
-impl Room {
+impl DiskSpace {
     pub(super) fn new(state_dir: &Path) -> Self {
         Self(state_dir.to_owned())
     }

@@ -2,7 +2,7 @@
 
 use crate::stand::Stand;
 use crate::whole::{MINUTE, whole};
-use rouse_master::core::event::{Slept, StartError};
+use rouse_master::core::event::{StartError, Suspension};
 use rouse_master::core::record::Host;
 use rouse_master::hosts::Provider as _;
 use rouse_shared::boot::{BootData, find_block};
@@ -22,10 +22,10 @@ impl Stand {
     /// Until the provider says that it sleeps.
     async fn asleep(&self, host: &Host) {
         for _ in 0..600 {
-            match self.provider.sleep(host).await.unwrap() {
-                Slept::Asleep => return,
-                Slept::Requested => tokio::time::sleep(PAUSE).await,
-                Slept::Unable(why) => panic!("{why}"),
+            match self.provider.suspend(host).await.unwrap() {
+                Suspension::Suspended => return,
+                Suspension::Requested => tokio::time::sleep(PAUSE).await,
+                Suspension::Unable(why) => panic!("{why}"),
             }
         }
         panic!("it does not fall asleep");
@@ -35,7 +35,7 @@ impl Stand {
     async fn woken(&self, host: &mut Host, token: &str) {
         host.token = token.to_owned();
         for _ in 0..600 {
-            match self.provider.wake(host, boot_data(host)).await {
+            match self.provider.resume(host, boot_data(host)).await {
                 Ok(()) => return,
                 Err(StartError::Transient(_) | StartError::Unknown(_)) => tokio::time::sleep(PAUSE).await,
                 Err(error) => panic!("{error:?}"),
@@ -68,39 +68,39 @@ async fn it_sleeps_and_wakes_as_often_as_it_is_asked() {
     let (mut host, _) = stand.started().await;
     stand.until(&host, "running").await;
     for round in 1..=2 {
-        stand.asleep(&host).await;
-        assert_eq!(stand.provider.sleep(&host).await, Ok(Slept::Asleep), "it may be asked again");
+        stand.suspended(&host).await;
+        assert_eq!(stand.provider.suspend(&host).await, Ok(Suspension::Suspended), "it may be asked again");
         assert_eq!(stand.made(&host)["state"], "stopped");
         let listed = stand.provider.list().await.unwrap();
-        assert!(listed.len() == 1 && listed[0].asleep && listed[0].host == host.id, "{listed:?}");
+        assert!(listed.len() == 1 && listed[0].suspended && listed[0].host == host.id, "{listed:?}");
         let token = format!("token of round {round}");
-        stand.woken(&mut host, &token).await;
-        stand.woken(&mut host, &token).await;
+        stand.resumed(&mut host, &token).await;
+        stand.resumed(&mut host, &token).await;
         assert_eq!(stand.token(&host), token);
         let made = stand.until(&host, "running").await;
         assert_eq!(made["boots"], round + 1, "one boot each");
-        assert!(!stand.provider.list().await.unwrap()[0].asleep);
+        assert!(!stand.provider.list().await.unwrap()[0].suspended);
     }
-    // While it is being stopped it cannot be woken yet.
+    // While it is being terminated it cannot be resumed yet.
     stand.cloud.set(&json!({ "delay": { "stopping": 2.0 } }));
-    assert_eq!(stand.provider.sleep(&host).await, Ok(Slept::Requested));
-    let early = stand.provider.wake(&host, boot_data(&host)).await;
+    assert_eq!(stand.provider.suspend(&host).await, Ok(Suspension::Requested));
+    let early = stand.provider.resume(&host, boot_data(&host)).await;
     assert!(matches!(&early, Err(StartError::Transient(why)) if why.contains("still being stopped")), "{early:?}");
-    stand.asleep(&host).await;
+    stand.suspended(&host).await;
     // No capacity, and what is gone.
     stand.cloud.fail("StartInstances", 0, 99, refusal(500, "InsufficientInstanceCapacity"));
-    let full = stand.provider.wake(&host, boot_data(&host)).await;
+    let full = stand.provider.resume(&host, boot_data(&host)).await;
     assert!(matches!(&full, Err(StartError::Capacity(why)) if why.contains("no capacity")), "{full:?}");
     stand.cloud.proxy.heal();
     stand.cloud.kill(host.handle.as_deref().unwrap());
-    assert!(matches!(stand.provider.wake(&host, boot_data(&host)).await, Err(StartError::Rejected(_))));
-    assert!(matches!(stand.provider.sleep(&host).await, Ok(Slept::Unable(_))));
+    assert!(matches!(stand.provider.resume(&host, boot_data(&host)).await, Err(StartError::Rejected(_))));
+    assert!(matches!(stand.provider.suspend(&host).await, Ok(Suspension::Unable(_))));
     stand.gone(&host).await;
     // One that sleeps is ended like any other, by a master that was started meanwhile.
     let mut stand = stand;
     let (host, _) = stand.started().await;
     stand.until(&host, "running").await;
-    stand.asleep(&host).await;
+    stand.suspended(&host).await;
     stand.restart();
     stand.gone(&host).await;
     assert!(stand.cloud.alive().is_empty());
@@ -111,14 +111,14 @@ async fn it_is_hibernated_where_it_can_be_and_stopped_where_not() {
     let stand = Stand::new(HIBERNATE).await;
     let (mut host, _) = stand.started().await;
     stand.until(&host, "running").await;
-    stand.asleep(&host).await;
+    stand.suspended(&host).await;
     assert_eq!(stand.made(&host)["hibernated"], true);
-    stand.woken(&mut host, "another").await;
+    stand.resumed(&mut host, "another").await;
     let made = stand.until(&host, "running").await;
     assert_eq!((&made["hibernated"], &made["boots"]), (&json!(false), &json!(1)), "it goes on without a boot");
     assert_eq!(stand.token(&host), "another");
     stand.cloud.set(&json!({ "hibernation_refused": true }));
-    stand.asleep(&host).await;
+    stand.suspended(&host).await;
     assert_eq!(stand.made(&host)["hibernated"], false);
     stand.gone(&host).await;
 }
@@ -134,8 +134,8 @@ async fn a_master_lost_between_any_two_calls_of_it_leaves_one_that_runs() {
             stand.until(&host, "running").await;
             let token = format!("token {at}");
             let life = async {
-                stand.asleep(&host).await;
-                stand.woken(&mut host, &token).await;
+                stand.suspended(&host).await;
+                stand.resumed(&mut host, &token).await;
             };
             if !stand.dies_at(at, &lost, life).await {
                 break;
@@ -144,9 +144,9 @@ async fn a_master_lost_between_any_two_calls_of_it_leaves_one_that_runs() {
             stand.restart();
             // What was committed before the call: that it falls asleep, or that it is woken with this token.
             if host.token != token {
-                stand.asleep(&host).await;
+                stand.suspended(&host).await;
             }
-            stand.woken(&mut host, &token).await;
+            stand.resumed(&mut host, &token).await;
             stand.until(&host, "running").await;
             assert_eq!(stand.token(&host), token, "{lost:?} at call {at}");
         }

@@ -1,17 +1,17 @@
 //! Hosts that sleep: put to sleep when idle, woken instead of bought, ended by age.
 
 use super::super::audit::AuditMode;
-use super::super::event::{ListedHost, Owner, Slept, StartError, Stopped};
-use super::super::plan::Sleep;
+use super::super::event::{ListedHost, Owner, StartError, Suspension, Termination};
+use super::super::plan::Suspend;
 use super::*;
 
 /// Workers whose hosts sleep when they are idle at all, and are kept for an hour.
-fn sleepers(workers: &[&str]) -> Plan {
+fn suspending(workers: &[&str]) -> Plan {
     let one = |worker: &&str| {
         let mut plan = latent(worker);
         plan.latent.iter_mut().for_each(|l| {
             l.build_wait_timeout = Some(secs(0));
-            l.sleep = Some(Sleep { max_age: secs(3_600) });
+            l.suspend = Some(Suspend { max_age: secs(3_600) });
         });
         plan
     };
@@ -19,14 +19,14 @@ fn sleepers(workers: &[&str]) -> Plan {
 }
 
 impl Bench {
-    fn slept(&mut self, worker: &str, result: Result<Slept, String>) {
+    fn suspended(&mut self, worker: &str, result: Result<Suspension, String>) {
         let host = self.host(worker);
-        self.event(&format!("sleep ended: {result:?}"), Event::SleepEnded { host, result });
+        self.event(&format!("suspend ended: {result:?}"), Event::SuspendEnded { host, result });
     }
 
-    fn woken(&mut self, worker: &str, result: Result<(), StartError>) {
+    fn resumed(&mut self, worker: &str, result: Result<(), StartError>) {
         let host = self.host(worker);
-        self.event(&format!("wake ended: {result:?}"), Event::WakeEnded { host, result });
+        self.event(&format!("resume ended: {result:?}"), Event::ResumeEnded { host, result });
     }
 
     fn finish(&mut self, worker: &str, build: u64) {
@@ -44,40 +44,40 @@ impl Bench {
 }
 
 /// A core whose worker `l` has a host that sleeps, after build 1.
-fn asleep(plan: Plan) -> Bench {
+fn suspended(plan: Plan) -> Bench {
     let mut bench = Bench::quietly(plan);
     bench.submit(on("l"));
     bench.wake("l");
     bench.finish("l", 1);
     bench.drained("l", 1);
-    bench.slept("l", Ok(Slept::Asleep));
-    assert_eq!(bench.state("l"), HostState::Stopped);
+    bench.suspended("l", Ok(Suspension::Suspended));
+    assert_eq!(bench.state("l"), HostState::Suspended);
     bench.hush();
     bench
 }
 
 #[test]
 fn from_idle_to_sleep_and_back_until_it_is_old() {
-    let mut bench = Bench::quietly(sleepers(&["l"]));
+    let mut bench = Bench::quietly(suspending(&["l"]));
     bench.submit(on("l"));
     bench.wake("l");
     bench.hush();
     bench.finish("l", 1);
     bench.drained("l", 1);
-    bench.slept("l", Ok(Slept::Requested));
+    bench.suspended("l", Ok(Suspension::Requested));
     bench.pass(5);
     // An agent that has not heard its end yet, and one on a machine that somebody has started.
     bench.hello_with_token("l", "b", 1);
-    bench.slept("l", Ok(Slept::Asleep));
+    bench.suspended("l", Ok(Suspension::Suspended));
     bench.pass(600);
     bench.submit(on("l"));
     // It still tries the secret of its last session, which nobody knows any more.
     bench.hello("l", "c", 1, "an old secret", Vec::new());
-    bench.woken("l", Ok(()));
+    bench.resumed("l", Ok(()));
     bench.hello_with_token("l", "c", 2);
     bench.finish("l", 2);
     bench.drained("l", 1);
-    bench.slept("l", Ok(Slept::Asleep));
+    bench.suspended("l", Ok(Suspension::Suspended));
     bench.pass(2_995);
     bench.gone("l");
     bench.check("life_of_a_sleeper");
@@ -85,25 +85,25 @@ fn from_idle_to_sleep_and_back_until_it_is_old() {
 
 #[test]
 fn a_master_that_starts_goes_on_where_it_was() {
-    let mut bench = Bench::quietly(sleepers(&["l"]));
+    let mut bench = Bench::quietly(suspending(&["l"]));
     bench.submit(on("l"));
     bench.wake("l");
     bench.finish("l", 1);
     bench.drained("l", 1);
     bench.hush();
     bench.restart();
-    // A call of the last master may come late, and must not meet a host that was woken.
-    bench.slept("l", Ok(Slept::Asleep));
+    // A call of the last master may come late, and must not meet a host that was resumed.
+    bench.suspended("l", Ok(Suspension::Suspended));
     bench.submit(on("l"));
-    assert!(bench.why(2).contains("is being put to sleep, and can be woken then"), "{}", bench.why(2));
+    assert!(bench.why(2).contains("is being suspended, and can be resumed then"), "{}", bench.why(2));
     bench.pass(100);
-    bench.slept("l", Ok(Slept::Asleep));
+    bench.suspended("l", Ok(Suspension::Suspended));
     let token = bench.core.hosts[&bench.host("l")].host.token.clone();
     bench.restart();
-    bench.woken("l", Err(StartError::Unknown("no answer".to_owned())));
-    assert!(bench.why(2).contains("it could not be woken yet, and is tried again: no answer"), "{}", bench.why(2));
+    bench.resumed("l", Err(StartError::Unknown("no answer".to_owned())));
+    assert!(bench.why(2).contains("it could not be resumed yet, and is tried again: no answer"), "{}", bench.why(2));
     bench.pass(4);
-    bench.woken("l", Ok(()));
+    bench.resumed("l", Ok(()));
     assert_eq!(bench.core.hosts[&bench.host("l")].host.token, token, "the token that was committed");
     bench.hello_with_token("l", "b", 1);
     bench.check("sleep_restarts");
@@ -111,24 +111,24 @@ fn a_master_that_starts_goes_on_where_it_was() {
 
 #[test]
 fn a_restart_lets_it_sleep_and_ends_it_in_time() {
-    let mut bench = asleep(sleepers(&["l"]));
+    let mut bench = suspended(suspending(&["l"]));
     bench.restart();
     bench.pass(3_500);
-    assert_eq!(bench.state("l"), HostState::Stopped);
+    assert_eq!(bench.state("l"), HostState::Suspended);
     bench.restart();
     bench.pass(101);
-    assert_eq!(bench.state("l"), HostState::Stopping);
+    assert_eq!(bench.state("l"), HostState::Terminating);
 }
 
 #[test]
 fn what_cannot_be_woken_is_ended_and_another_is_bought() {
     for error in [StartError::Capacity("none left".to_owned()), StartError::Rejected("it is gone".to_owned())] {
-        let mut bench = asleep(sleepers(&["l"]));
+        let mut bench = suspended(suspending(&["l"]));
         let first = bench.host("l");
         bench.submit(on("l"));
-        assert!(bench.why(2).contains("is being woken for it (woken 0 s ago"), "{}", bench.why(2));
-        bench.woken("l", Err(error));
-        assert_eq!(bench.state("l"), HostState::Stopping);
+        assert!(bench.why(2).contains("is being resumed for it (resumed 0 s ago"), "{}", bench.why(2));
+        bench.resumed("l", Err(error));
+        assert_eq!(bench.state("l"), HostState::Terminating);
         bench.gone("l");
         assert_ne!(bench.host("l"), first);
         assert!(bench.text.contains("prepare order 0"), "{}", bench.text);
@@ -139,18 +139,18 @@ fn what_cannot_be_woken_is_ended_and_another_is_bought() {
 
 #[test]
 fn one_that_does_not_attach_when_woken_is_given_up() {
-    let mut bench = asleep(sleepers(&["l"]));
+    let mut bench = suspended(suspending(&["l"]));
     bench.submit(on("l"));
-    bench.woken("l", Ok(()));
+    bench.resumed("l", Ok(()));
     bench.pass(300);
-    assert_eq!(bench.state("l"), HostState::Stopping);
+    assert_eq!(bench.state("l"), HostState::Terminating);
     assert!(bench.text.contains("its agent did not attach within 300 s"), "{}", bench.text);
 }
 
 #[test]
 fn one_that_does_not_fall_asleep_is_ended() {
     let drained = || {
-        let mut bench = Bench::quietly(sleepers(&["l"]));
+        let mut bench = Bench::quietly(suspending(&["l"]));
         bench.submit(on("l"));
         bench.wake("l");
         bench.finish("l", 1);
@@ -158,14 +158,14 @@ fn one_that_does_not_fall_asleep_is_ended() {
         bench
     };
     let mut bench = drained();
-    bench.slept("l", Ok(Slept::Unable("it has no disk of its own".to_owned())));
-    assert_eq!(bench.state("l"), HostState::Stopping);
+    bench.suspended("l", Ok(Suspension::Unable("it has no disk of its own".to_owned())));
+    assert_eq!(bench.state("l"), HostState::Terminating);
     let mut bench = drained();
     while bench.state("l") == HostState::Suspending {
-        bench.slept("l", Err("no answer".to_owned()));
+        bench.suspended("l", Err("no answer".to_owned()));
         bench.pass(60);
     }
-    assert!(bench.text.contains("it did not fall asleep within 900 s"), "{}", bench.text);
+    assert!(bench.text.contains("it was not suspended within 900 s"), "{}", bench.text);
     let mut bench = drained();
     let host = bench.host("l");
     bench.event("gone", Event::HostGone { host, why: "terminated".to_owned() });
@@ -174,7 +174,7 @@ fn one_that_does_not_fall_asleep_is_ended() {
 
 #[test]
 fn it_does_not_sleep_where_it_would_not_be_used_again() {
-    let mut used_up = sleepers(&["l"]);
+    let mut used_up = suspending(&["l"]);
     let worker = Arc::make_mut(used_up.workers.get_mut(&name("l")).unwrap());
     worker.latent.as_mut().unwrap().max_uses = 1;
     let mut bench = Bench::quietly(used_up);
@@ -182,48 +182,48 @@ fn it_does_not_sleep_where_it_would_not_be_used_again() {
     bench.wake("l");
     bench.finish("l", 1);
     bench.drained("l", 1);
-    assert_eq!(bench.state("l"), HostState::Stopping);
+    assert_eq!(bench.state("l"), HostState::Terminating);
     // An operator wants it off; whether he says so before or after.
-    let mut bench = asleep(sleepers(&["l"]));
+    let mut bench = suspended(suspending(&["l"]));
     bench.operate("l", Operation::Pause);
-    assert_eq!(bench.state("l"), HostState::Stopped);
-    bench.operate("l", Operation::Stop);
-    assert_eq!(bench.state("l"), HostState::Stopping);
+    assert_eq!(bench.state("l"), HostState::Suspended);
+    bench.operate("l", Operation::Drain);
+    assert_eq!(bench.state("l"), HostState::Terminating);
 }
 
 #[test]
 fn a_reload_ends_what_is_not_to_be_woken_any_more() {
     let change = |of: fn(&mut LatentPlan)| {
-        let mut plan = sleepers(&["l"]);
+        let mut plan = suspending(&["l"]);
         let worker = Arc::make_mut(plan.workers.get_mut(&name("l")).unwrap());
         of(worker.latent.as_mut().unwrap());
         plan
     };
     let plans = [
-        ("on_idle = terminate", change(|l| l.sleep = None)),
+        ("on_idle = terminate", change(|l| l.suspend = None)),
         ("another image", change(|l| l.fingerprint = 2)),
-        ("a shorter age", change(|l| l.sleep = Some(Sleep { max_age: secs(0) }))),
+        ("a shorter age", change(|l| l.suspend = Some(Suspend { max_age: secs(0) }))),
         ("the worker is gone", plan(Vec::new())),
         ("it is a standing one now", plan(vec![standing("l")])),
     ];
     for (what, plan) in plans {
-        let mut bench = asleep(sleepers(&["l"]));
+        let mut bench = suspended(suspending(&["l"]));
         bench.configure(what, plan);
-        assert_eq!(bench.state("l"), HostState::Stopping, "{what}");
+        assert_eq!(bench.state("l"), HostState::Terminating, "{what}");
         bench.gone("l");
         assert!(bench.core.hosts.is_empty(), "{what}");
     }
-    let mut bench = asleep(sleepers(&["l"]));
-    bench.configure("a longer age", change(|l| l.sleep = Some(Sleep { max_age: secs(7_200) })));
+    let mut bench = suspended(suspending(&["l"]));
+    bench.configure("a longer age", change(|l| l.suspend = Some(Suspend { max_age: secs(7_200) })));
     bench.pass(3_700);
-    assert_eq!(bench.state("l"), HostState::Stopped);
+    assert_eq!(bench.state("l"), HostState::Suspended);
     bench.pass(3_600);
-    assert_eq!(bench.state("l"), HostState::Stopping);
+    assert_eq!(bench.state("l"), HostState::Terminating);
 }
 
 #[test]
 fn it_takes_no_place_and_costs_nothing_while_it_sleeps() {
-    let mut limited = sleepers(&["l", "m"]);
+    let mut limited = suspending(&["l", "m"]);
     limited.max_hosts = Some(1);
     let mut bench = Bench::quietly(limited);
     bench.price = Some(1.0);
@@ -236,7 +236,7 @@ fn it_takes_no_place_and_costs_nothing_while_it_sleeps() {
     }
     bench.finish("l", 1);
     bench.drained("l", 1);
-    bench.slept("l", Ok(Slept::Asleep));
+    bench.suspended("l", Ok(Suspension::Suspended));
     let cost = |bench: &Bench| bench.core.host_views(bench.now)[0].cost.unwrap();
     let after_three_minutes = 0.05;
     assert!((cost(&bench) - after_three_minutes).abs() < 1e-9);
@@ -245,14 +245,14 @@ fn it_takes_no_place_and_costs_nothing_while_it_sleeps() {
     // Its place is another's now, and it waits for its own.
     bench.submit(on("m"));
     bench.submit(on("l"));
-    assert_eq!(bench.state("l"), HostState::Stopped);
+    assert_eq!(bench.state("l"), HostState::Suspended);
     assert!(bench.why(3).contains("limits.max_hosts allows 1 hosts"), "{}", bench.why(3));
     bench.wake("m");
     bench.finish("m", 2);
     bench.drained("m", 1);
-    bench.slept("m", Ok(Slept::Asleep));
-    assert_eq!(bench.state("l"), HostState::Waking);
-    bench.woken("l", Ok(()));
+    bench.suspended("m", Ok(Suspension::Suspended));
+    assert_eq!(bench.state("l"), HostState::Resuming);
+    bench.resumed("l", Ok(()));
     bench.pass(180);
     let host = bench.host("l");
     let views = bench.core.host_views(bench.now);
@@ -262,47 +262,47 @@ fn it_takes_no_place_and_costs_nothing_while_it_sleeps() {
 
 #[test]
 fn one_that_sleeps_is_woken_before_another_is_bought() {
-    let mut bench = asleep(sleepers(&["a", "l", "z"]));
+    let mut bench = suspended(suspending(&["a", "l", "z"]));
     bench.submit(anywhere());
-    assert_eq!(bench.state("l"), HostState::Waking);
+    assert_eq!(bench.state("l"), HostState::Resuming);
     assert_eq!(bench.core.hosts.len(), 1);
 }
 
 #[test]
 fn one_that_runs_all_the_same_is_put_to_sleep_again() {
-    let mut bench = asleep(sleepers(&["l"]));
-    let listed = |bench: &mut Bench, asleep: bool| {
+    let mut bench = suspended(suspending(&["l"]));
+    let listed = |bench: &mut Bench, suspended: bool| {
         let host = bench.host("l");
-        let machine = ListedHost { host, handle: "i-1".to_owned(), identity: None, owner: Owner::Ours, asleep };
+        let machine = ListedHost { host, handle: "i-1".to_owned(), identity: None, owner: Owner::Ours, suspended };
         let result = Ok(vec![machine]);
         bench.event("listed", Event::Listed { provider: ProviderKind::Ec2, result });
     };
     listed(&mut bench, true);
-    assert_eq!(bench.state("l"), HostState::Stopped);
+    assert_eq!(bench.state("l"), HostState::Suspended);
     listed(&mut bench, false);
-    assert!(bench.text.contains("SLEEP"), "{}", bench.text);
-    bench.slept("l", Ok(Slept::Asleep));
-    assert_eq!(bench.state("l"), HostState::Stopped);
-    // Who asks is told of it before the next look of the master itself; to be fixed, it is put to sleep.
+    assert!(bench.text.contains("SUSPEND"), "{}", bench.text);
+    bench.suspended("l", Ok(Suspension::Suspended));
+    assert_eq!(bench.state("l"), HostState::Suspended);
+    // Who asks is told of it before the next look of the master itself; to be fixed, it is suspended.
     let audit = |bench: &mut Bench, mode: AuditMode| {
         let request = RequestId(7);
         bench.hush();
         bench.event(&format!("audit: {mode:?}"), Event::Audit { request, mode });
         for round in 1..=3 {
-            let (host, asleep) = (bench.host("l"), bench.state("l") != HostState::Stopped);
-            let machine = ListedHost { host, handle: "i-1".to_owned(), identity: None, owner: Owner::Ours, asleep };
+            let (host, suspended) = (bench.host("l"), bench.state("l") != HostState::Suspended);
+            let machine = ListedHost { host, handle: "i-1".to_owned(), identity: None, owner: Owner::Ours, suspended };
             let (provider, result) = (ProviderKind::Ec2, Ok(vec![machine]));
             bench.event("listed", Event::ListedForAudit { request, round, provider, result });
             bench.pass(4);
         }
     };
     audit(&mut bench, AuditMode::Look);
-    assert!(bench.text.contains("it should be stopped, and its machine runs"), "{}", bench.text);
-    assert!(!bench.text.contains("SLEEP"), "{}", bench.text);
+    assert!(bench.text.contains("it should be suspended, and its machine runs"), "{}", bench.text);
+    assert!(!bench.text.contains("SUSPEND"), "{}", bench.text);
     audit(&mut bench, AuditMode::Fix);
-    assert!(bench.text.contains("SLEEP") && bench.text.contains("done: true"), "{}", bench.text);
-    bench.slept("l", Ok(Slept::Asleep));
-    assert_eq!(bench.state("l"), HostState::Stopped);
+    assert!(bench.text.contains("SUSPEND") && bench.text.contains("done: true"), "{}", bench.text);
+    bench.suspended("l", Ok(Suspension::Suspended));
+    assert_eq!(bench.state("l"), HostState::Suspended);
     // Ended by somebody, it is missed.
     for _ in 0..2 {
         bench.pass(100);
@@ -313,13 +313,13 @@ fn one_that_runs_all_the_same_is_put_to_sleep_again() {
 
 #[test]
 fn what_is_stopped_while_it_is_being_woken_is_stopped_after() {
-    let mut bench = asleep(sleepers(&["l"]));
+    let mut bench = suspended(suspending(&["l"]));
     bench.submit(on("l"));
-    bench.operate("l", Operation::Stop);
-    assert!(!bench.text.contains("STOP"), "the call that wakes it is waited for: {}", bench.text);
-    bench.woken("l", Ok(()));
-    assert!(bench.text.contains("STOP"), "{}", bench.text);
+    bench.operate("l", Operation::Drain);
+    assert!(!bench.text.contains("TERMINATE"), "the call that resumes it is waited for: {}", bench.text);
+    bench.resumed("l", Ok(()));
+    assert!(bench.text.contains("TERMINATE"), "{}", bench.text);
     let host = bench.host("l");
-    bench.event("stop ended", Event::StopEnded { host, result: Ok(Stopped::Gone) });
+    bench.event("terminate ended", Event::TerminateEnded { host, result: Ok(Termination::Gone) });
     assert!(bench.core.hosts.is_empty());
 }

@@ -1,13 +1,13 @@
 //! The loop: each turn takes what waits on every side, and commits it at once. So throughput grows with load.
 
 use super::batch::Batch;
-use super::perform::{Asker, Doer};
-use super::room::Room;
+use super::disk_space::DiskSpace;
+use super::perform::{Asker, Executor};
 use super::{Failure, WAITING, ended};
 use crate::broker::{Admission, Inbound, ack_all};
 use crate::config::Config;
 use crate::core::build::BuildState;
-use crate::core::event::{Answer, Effect, Event};
+use crate::core::event::{Effect, Event, Reply};
 use crate::core::view::{BuildView, Why};
 use crate::core::{Core, Start, of_status};
 use crate::store::{Query, Store, StoreError};
@@ -28,11 +28,11 @@ pub(super) const TURN: usize = 1_024;
 const HELD_PAUSE: Duration = Duration::from_secs(1);
 
 /// What the process wants of the loop.
-pub(super) enum Order {
+pub(super) enum Control {
     /// Take a new configuration.
     Configure(Box<Config>),
     /// Extend every lease, and say when the messages are handed over.
-    Terminate(oneshot::Sender<()>),
+    Shutdown(oneshot::Sender<()>),
 }
 
 /// Everything that the loop takes from.
@@ -41,7 +41,7 @@ pub(super) struct Inputs {
     pub inbound: mpsc::Receiver<Inbound>,
     pub calls: mpsc::Receiver<Call>,
     pub admissions: mpsc::Receiver<Admission>,
-    pub orders: mpsc::Receiver<Order>,
+    pub orders: mpsc::Receiver<Control>,
 }
 
 /// What waits for one turn.
@@ -51,23 +51,23 @@ pub(super) struct Waiting {
     pub inbound: Vec<Inbound>,
     calls: Vec<Call>,
     admissions: Vec<Admission>,
-    orders: Vec<Order>,
+    orders: Vec<Control>,
 }
 
 /// Starts the loop on a thread of its own. The receiver hears why it ended, should it ever.
 pub(super) fn spawn(
     store: Store,
     start: Start,
-    doer: Doer,
+    doer: Executor,
     inputs: Inputs,
     config: Config,
 ) -> Result<oneshot::Receiver<String>, Failure> {
     let (end, ended) = oneshot::channel();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
     let runtime = runtime.map_err(|e| Failure::new("cannot start the loop", &e))?;
-    let room = Room::new(&config.master.state_dir);
+    let room = DiskSpace::new(&config.master.state_dir);
     let body = move || {
-        let mut turner = Turner {
+        let mut turner = EventLoop {
             core: None,
             store,
             doer,
@@ -93,10 +93,10 @@ pub(super) fn spawn(
         .map_err(|e| Failure::new("cannot start the loop", &e))
 }
 
-pub(super) struct Turner {
+pub(super) struct EventLoop {
     pub core: Option<Core>,
     pub store: Store,
-    pub doer: Doer,
+    pub doer: Executor,
     pub config: Config,
     pub batch: Batch,
     pub commit_error: Option<String>,
@@ -104,7 +104,7 @@ pub(super) struct Turner {
     pub linked: bool,
     /// The core was told that the broker is away, since nobody is let in while the ledger cannot be written.
     pub shut: bool,
-    room: Room,
+    room: DiskSpace,
     /// Builds of the inbox for which there is no room: unacknowledged, so they are the broker's to keep.
     held: Vec<Inbound>,
     /// Ended builds by state.
@@ -113,7 +113,7 @@ pub(super) struct Turner {
     pub queries: Vec<Call>,
 }
 
-impl Turner {
+impl EventLoop {
     async fn run(mut self, start: Start, mut inputs: Inputs) -> String {
         let (core, effects) = Core::new(clock::now(), start);
         self.core = Some(core);
@@ -154,13 +154,13 @@ impl Turner {
         }
         for order in waiting.orders.drain(..) {
             match order {
-                Order::Configure(config) => {
+                Control::Configure(config) => {
                     self.doer.hosts.configure(&config);
                     self.handle(Event::Configure(Arc::new(config.plan.clone())));
                     self.config = *config;
                 }
-                Order::Terminate(told) => {
-                    self.handle(Event::Terminate);
+                Control::Shutdown(told) => {
+                    self.handle(Event::Shutdown);
                     self.batch.told.push(told);
                 }
             }
@@ -185,9 +185,9 @@ impl Turner {
         if let ToMaster::Hello(hello) = &message
             && let Some(host) = self.config.hosts.get(&worker)
             && let Some(provider) = self.doer.hosts.provider(host.provider())
-            && let Err(why) = provider.vouch(&worker, hello)
+            && let Err(why) = provider.attest(&worker, hello)
         {
-            return Event::Unproven { worker, hello: hello.clone(), why };
+            return Event::AttestationFailed { worker, hello: hello.clone(), why };
         }
         Event::Agent { worker, message }
     }
@@ -258,7 +258,7 @@ impl Turner {
         match call {
             Call::Submit { spec, reply } => {
                 if let Err(why) = self.room.for_work() {
-                    return drop(reply.send(Answer::Unavailable(format!("no new build is taken: {why}"))));
+                    return drop(reply.send(Reply::Unavailable(format!("no new build is taken: {why}"))));
                 }
                 let request = self.doer.askers.add(Asker::Web(reply));
                 self.handle(Event::Submit { request, spec, message_id: None });
@@ -294,7 +294,7 @@ impl Turner {
             }
             let mut batch = std::mem::take(&mut self.batch);
             for effect in batch.effects.drain(..) {
-                if let Effect::Announce(change) = &effect
+                if let Effect::Publish(change) = &effect
                     && let Some(state) = ended(change)
                 {
                     *self.ended.entry(state).or_default() += 1;
@@ -384,25 +384,30 @@ impl Turner {
     }
 
     fn metrics(&self, core: &Core) -> Metrics {
-        let census = core.census();
-        let mut builds = census.builds;
+        let counts = core.counts();
+        let mut builds = counts.builds;
         builds.extend(self.ended.iter().map(|(state, count)| (*state, *count)));
         let figure = |name, help, counter, value: u64| Figure { name, help, counter, value: value as f64 };
         let up = u64::from(self.doer.link_is_up());
         let mut figures = vec![
             figure("rouse_broker_up", "Whether the master is connected to the broker.", false, up),
             figure(
-                "rouse_log_chunks_stray_total",
+                "rouse_log_chunks_unexpected_total",
                 "Log chunks that belong to nothing that runs.",
                 true,
-                self.doer.logs.strays(),
+                self.doer.logs.unexpected(),
             ),
         ];
-        let (orphans, namesakes) = core.strangers();
-        let (orphans, namesakes) = (orphans as u64, namesakes as u64);
+        let (orphans, foreign_machines) = core.foreign_counts();
+        let (orphans, foreign_machines) = (orphans as u64, foreign_machines as u64);
         figures.extend([
             figure("rouse_orphans", "Machines with our name and id that the ledger does not know.", false, orphans),
-            figure("rouse_namesakes", "Machines with our name and an id that is not ours.", false, namesakes),
+            figure(
+                "rouse_foreign_machines",
+                "Machines with our name and an id that is not ours.",
+                false,
+                foreign_machines,
+            ),
         ]);
         let (waiting, mails) = core.mail_count();
         figures.extend([
@@ -417,7 +422,7 @@ impl Turner {
             figure("rouse_mail_recipients_given_up_total", "Recipients that the relay refuses.", true, mails.given_up),
         ]);
         figures.extend(self.doer.link_figures());
-        Metrics { builds, workers: census.workers, hosts: census.hosts, figures }
+        Metrics { builds, workers: counts.workers, hosts: counts.hosts, figures }
     }
 }
 

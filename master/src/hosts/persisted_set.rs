@@ -7,12 +7,12 @@ use std::io::{self, Write as _};
 use std::path::PathBuf;
 
 /// Lines of a file that is there once the first of them is.
-pub struct Noted {
+pub struct PersistedSet {
     path: PathBuf,
     all: BTreeSet<String>,
 }
 
-impl Noted {
+impl PersistedSet {
     /// Those of the file, where there is one.
     ///
     /// # Errors

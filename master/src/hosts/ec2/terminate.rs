@@ -1,13 +1,13 @@
 //! Ending hosts: repeated until AWS says that they are terminated, and nothing of the user's is on them any more.
 
-use super::attach::{self, Belongings};
+use super::attach::{self, Attachments};
 use super::client::Client;
 use super::error::{CallError, Kind, told};
 use super::list::tag;
 use super::order::{HOST_TAG, ID_TAG};
 use super::{Ec2, locked, read};
 use crate::clock;
-use crate::core::event::{ListedHost, Stopped};
+use crate::core::event::{ListedHost, Termination};
 use crate::core::record::Host;
 use aws_sdk_ec2::types::{Filter, Instance, InstanceStateName, SpotInstanceRequest, SpotInstanceState};
 
@@ -88,9 +88,9 @@ async fn terminate(client: &Client, ids: Vec<String>) -> Result<(), CallError> {
 }
 
 impl Ec2 {
-    pub(super) async fn stop_now(&self, host: &Host) -> Result<Stopped, String> {
+    pub(super) async fn terminate_now(&self, host: &Host) -> Result<Termination, String> {
         // Without an order nothing was ever asked for.
-        let Some(order) = &host.order else { return Ok(Stopped::Gone) };
+        let Some(order) = &host.launch else { return Ok(Termination::Gone) };
         self.watch.remove(&host.id);
         let spec = read(order)?;
         let client = self.places.at(&spec.place).await?;
@@ -104,7 +104,7 @@ impl Ec2 {
         }
         found.retain(|instance| instance.is_of(own));
         if found.is_empty() {
-            return self.stop_unseen(&client, host).await;
+            return self.terminate_unseen(&client, host).await;
         }
         let alive: Vec<String> = found.iter().filter(|i| !i.has_ended()).map(|i| i.id.clone()).collect();
         if !alive.is_empty() {
@@ -112,34 +112,34 @@ impl Ec2 {
             if !found.iter().all(ending) {
                 terminate(&client, alive).await.map_err(|e| e.text)?;
             }
-            return Ok(Stopped::Requested);
+            return Ok(Termination::Requested);
         }
         if spec.spot.is_some() {
             give_up_requests(&client, &host.id).await.map_err(|e| e.text)?;
         }
         let ids: Vec<String> = found.into_iter().map(|i| i.id).collect();
-        let belongings = Belongings { elastic_ip: spec.elastic_ip, volumes: spec.volumes };
+        let belongings = Attachments { elastic_ip: spec.elastic_ip, volumes: spec.volumes };
         if attach::take_off(&client, &ids, &belongings).await.map_err(|e| e.text)? {
             locked(&self.unseen).remove(&host.id);
-            return Ok(Stopped::Gone);
+            return Ok(Termination::Gone);
         }
-        Ok(Stopped::Requested)
+        Ok(Termination::Requested)
     }
 
     /// AWS lists nothing of the host. It may have forgotten one that ended long ago, or not list one of a moment ago yet.
-    async fn stop_unseen(&self, client: &Client, host: &Host) -> Result<Stopped, String> {
+    async fn terminate_unseen(&self, client: &Client, host: &Host) -> Result<Termination, String> {
         let now = clock::now();
         let since = *locked(&self.unseen).entry(host.id.clone()).or_insert(now);
         if now.since(since) < self.lag {
-            return Ok(Stopped::Requested);
+            return Ok(Termination::Requested);
         }
         give_up_requests(client, &host.id).await.map_err(|e| e.text)?;
         locked(&self.unseen).remove(&host.id);
-        Ok(Stopped::Gone)
+        Ok(Termination::Gone)
     }
 
     /// Ends what a list has told of and the ledger does not know.
-    pub(super) async fn end_now(&self, listed: &ListedHost) -> Result<Stopped, String> {
+    pub(super) async fn terminate_listed_now(&self, listed: &ListedHost) -> Result<Termination, String> {
         let known = locked(&self.seen).get(&listed.handle).cloned();
         let place = match known {
             Some(place) => place,
@@ -147,7 +147,7 @@ impl Ec2 {
                 self.list_now().await?;
                 match locked(&self.seen).get(&listed.handle).cloned() {
                     Some(place) => place,
-                    None => return Ok(Stopped::Gone),
+                    None => return Ok(Termination::Gone),
                 }
             }
         };
@@ -164,14 +164,14 @@ impl Ec2 {
             _ => {
                 let found = describe(&client, by("instance-id", &listed.handle)).await.map_err(|e| e.text)?;
                 if found.iter().all(Known::has_ended) {
-                    return Ok(Stopped::Gone);
+                    return Ok(Termination::Gone);
                 }
                 terminate(&client, vec![listed.handle.clone()]).await
             }
         };
         match ended {
-            Ok(()) => Ok(Stopped::Requested),
-            Err(error) if error.kind == Kind::NotFound => Ok(Stopped::Gone),
+            Ok(()) => Ok(Termination::Requested),
+            Err(error) if error.kind == Kind::NotFound => Ok(Termination::Gone),
             Err(error) => Err(error.text),
         }
     }

@@ -4,7 +4,7 @@ use super::Break;
 use super::cloud::{CALL_LIMIT, Power};
 use super::machine::Pace;
 use super::world::World;
-use rouse_master::core::event::{Event, Slept, StartError};
+use rouse_master::core::event::{Event, StartError, Suspension};
 use rouse_master::core::record::{Host, HostState};
 use rouse_shared::HostId;
 
@@ -14,16 +14,16 @@ impl World {
         let (epoch, id) = (self.master.epoch, host.id.clone());
         let (there, back) = self.call_times();
         let fails = self.mishap(self.faults.call_fails);
-        // What cannot be put to sleep has to be ended.
+        // What cannot be suspended has to be ended.
         let unable = self.mishap(self.faults.call_fails / 8);
         self.after(there, move |w| {
             let result = match (fails, unable) {
                 (true, _) => Err("it is one of those days".to_owned()),
-                (false, true) => Ok(Slept::Unable("it has no disk of its own".to_owned())),
+                (false, true) => Ok(Suspension::Unable("it has no disk of its own".to_owned())),
                 (false, false) => Ok(w.put_to_sleep(&id)),
             };
             let result = match (w.broken, result) {
-                (Some(Break::HeardIsAsleep), Ok(Slept::Requested)) => Ok(Slept::Asleep),
+                (Some(Break::HeardIsAsleep), Ok(Suspension::Requested)) => Ok(Suspension::Suspended),
                 (_, result) => result,
             };
             let (delay, result) = match back {
@@ -31,11 +31,11 @@ impl World {
                 None => (CALL_LIMIT - there, Err("no answer within 60 s".to_owned())),
             };
             w.say(|| format!("cloud: sleep {id} -> {result:?}"));
-            w.master_event_of(epoch, delay, Event::SleepEnded { host: id, result });
+            w.master_event_of(epoch, delay, Event::SuspendEnded { host: id, result });
         });
     }
 
-    fn put_to_sleep(&mut self, host: &HostId) -> Slept {
+    fn put_to_sleep(&mut self, host: &HostId) -> Suspension {
         let mut dozing = Vec::new();
         let mut powers = Vec::new();
         for vm in self.cloud.vms.get_mut(host).into_iter().flatten() {
@@ -46,10 +46,10 @@ impl World {
             powers.push(vm.power);
         }
         let awake = self.disk.hosts.get(host).map(|h| h.state).filter(|state| {
-            matches!(state, HostState::Waking | HostState::Booting | HostState::Awake | HostState::Draining)
+            matches!(state, HostState::Resuming | HostState::Booting | HostState::Ready | HostState::Draining)
         });
         if let Some(state) = awake.filter(|_| !dozing.is_empty()) {
-            self.violated(format!("host {host} is put to sleep while it is {state:?}"));
+            self.violated(format!("host {host} is suspended while it is {state:?}"));
         }
         for machine in dozing {
             let delay = self.delay(100, 20_000);
@@ -57,11 +57,11 @@ impl World {
             self.after(delay, move |w| w.vm_asleep(&host, machine));
         }
         if powers.iter().any(|p| matches!(p, Power::On | Power::Dozing)) {
-            Slept::Requested
+            Suspension::Requested
         } else if powers.contains(&Power::Asleep) {
-            Slept::Asleep
+            Suspension::Suspended
         } else {
-            Slept::Unable("there is no such machine".to_owned())
+            Suspension::Unable("there is no such machine".to_owned())
         }
     }
 
@@ -90,15 +90,15 @@ impl World {
         }
     }
 
-    pub(super) fn wake_host(&mut self, host: &Host) {
-        self.check_told(host, HostState::Waking);
+    pub(super) fn resume_host(&mut self, host: &Host) {
+        self.check_told(host, HostState::Resuming);
         let (epoch, id) = (self.master.epoch, host.id.clone());
         let (there, back) = self.call_times();
         let fails = self.mishap(self.faults.call_fails);
         let token = host.token.clone();
         self.after(there, move |w| {
             let result = if fails { Err(w.start_error()) } else { w.wake_vm(&id, &token) };
-            // An error of no known kind may hide that it was woken.
+            // An error of no known kind may hide that it was resumed.
             if matches!(result, Err(StartError::Unknown(_))) && w.chance.permille(500) {
                 drop(w.wake_vm(&id, &token));
             }
@@ -107,7 +107,7 @@ impl World {
                 None => (CALL_LIMIT - there, Err(StartError::Unknown("no answer within 60 s".to_owned()))),
             };
             w.say(|| format!("cloud: wake {id} -> {result:?}"));
-            w.master_event_of(epoch, delay, Event::WakeEnded { host: id, result });
+            w.master_event_of(epoch, delay, Event::ResumeEnded { host: id, result });
         });
     }
 
@@ -126,7 +126,7 @@ impl World {
         let now = self.now;
         let old_token = self.broken == Some(Break::OldToken);
         let Some(machine) = self.machines.get_mut(&id) else { return Ok(()) };
-        self.summary.woken += 1;
+        self.summary.resumed += 1;
         if !old_token {
             machine.password = token.to_owned();
         }
@@ -160,7 +160,7 @@ impl World {
     /// A host is about to be written down as one that sleeps: it does.
     pub(super) fn check_asleep(&mut self, host: &Host) {
         let before = self.disk.hosts.get(&host.id).map(|h| h.state);
-        if host.state != HostState::Stopped || before == Some(HostState::Stopped) {
+        if host.state != HostState::Suspended || before == Some(HostState::Suspended) {
             return;
         }
         let mut vms = self.cloud.vms.get(&host.id).into_iter().flatten();
@@ -169,14 +169,15 @@ impl World {
         }
     }
 
-    /// A host that was woken is not given up where nothing keeps its agent from attaching.
+    /// A host that was resumed is not given up where nothing keeps its agent from attaching.
     pub(super) fn check_woken(&mut self, host: &Host) {
         let f = &self.faults;
         let disturbed = f.operators || f.broker || f.upgrade || f.clock || !f.agents_behave();
         let before = self.disk.hosts.get(&host.id).map(|h| h.state);
-        let waited = before == Some(HostState::Booting) && host.state == HostState::Stopping && host.woken.is_some();
+        let waited =
+            before == Some(HostState::Booting) && host.state == HostState::Terminating && host.resumed.is_some();
         if waited && !disturbed {
-            self.violated(format!("host {} was woken and its agent has not attached", host.id));
+            self.violated(format!("host {} was resumed and its agent has not attached", host.id));
         }
     }
 
