@@ -216,7 +216,7 @@ impl Worker {
                 }
                 true = async { ending.wait_for(|end| *end).await.is_ok() }, if !self.asked => {
                     self.asked = true;
-                    waiting.push_back(Event::Shutdown);
+                    waiting.push_back(Event::Terminate);
                 }
                 () = tokio::time::sleep(pause) => waiting.push_back(Event::Tick),
             }
