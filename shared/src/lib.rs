@@ -5,6 +5,8 @@
 
 pub mod boot;
 pub mod codec;
+pub mod duration;
+pub mod error;
 pub mod ids;
 pub mod limits;
 pub mod message;
