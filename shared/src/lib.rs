@@ -11,7 +11,9 @@ pub mod ids;
 pub mod limits;
 pub mod message;
 pub mod names;
+mod secret;
 pub mod time;
 
 pub use ids::{AttemptId, BuildId, HostId, MasterId, Nonce, SessionId, WorkerName};
+pub use secret::Secret;
 pub use time::Timestamp;

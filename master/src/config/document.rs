@@ -1,7 +1,7 @@
 //! The first pass: TOML with the place of every value, and a reader that notes each fault and goes on.
 
-use super::duration;
 use super::fault::Fault;
+use super::shorten;
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -175,7 +175,7 @@ impl<'d> Table<'d> {
                     format!("known here are {}", all.join(", "))
                 }
             };
-            let path = self.path_of(&duration::shorten(name));
+            let path = self.path_of(&shorten(name));
             self.notes.fault(key.span().start, &path, format!("unknown {kind}; {hint}"));
         }
     }

@@ -1,8 +1,8 @@
 //! The sections that are not workers: `[master]`, `[broker]`, `[mail]`, `[audit]`, `[limits]`.
 
 use super::document::Table;
-use super::secret::Secret;
-use super::{BrokerConfig, MailConfig, MasterConfig, Relay, RelayTls, duration, read, url};
+use super::{BrokerConfig, MailConfig, MasterConfig, Relay, RelayTls, read, shorten, url};
+use rouse_shared::Secret;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -185,7 +185,7 @@ pub(super) fn unreachable(broker: &BrokerConfig) -> Option<String> {
 /// The check of a property's name.
 pub(super) fn property_name(name: &str) -> Result<(), String> {
     if name.is_empty() || name.chars().any(|c| c.is_control() || c == '=') {
-        return Err(format!("{:?} cannot name a property: no '=' or control characters", duration::shorten(name)));
+        return Err(format!("{:?} cannot name a property: no '=' or control characters", shorten(name)));
     }
     Ok(())
 }

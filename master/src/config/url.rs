@@ -2,8 +2,8 @@
 //!
 //! What is said never repeats the address itself, since it may have a password in it.
 
-use super::secret::Secret;
 use super::{Relay, RelayTls};
+use rouse_shared::Secret;
 
 /// An address, taken apart.
 struct Url<'t> {
