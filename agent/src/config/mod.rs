@@ -301,7 +301,7 @@ impl File {
             }
         }
         let metadata = self.metadata.as_deref().unwrap_or(METADATA);
-        let metadata = Server::parse(metadata).map_err(|why| wrong("metadata", format!("failed to {why}")))?;
+        let metadata = Server::parse(metadata).map_err(|why| wrong("metadata", why.to_string()))?;
         let work_dir = self.work_dir.unwrap_or_else(|| "/var/lib/rouse/work".into());
         if !work_dir.is_absolute() {
             return Err(wrong("work_dir", format!("{} is not an absolute path", work_dir.display())));

@@ -79,8 +79,8 @@ pub enum NodeError {
         /// The end of what it printed.
         output: String,
     },
-    /// It came up for the first time and its queue of builds could not be made; what lapin says.
-    FirstBoot(lapin::Error),
+    /// It came up for the first time and its queue of builds could not be made; why.
+    FirstBoot(Box<dyn std::error::Error + Send + Sync>),
     /// The supervising thread ended, which it does only when asked.
     Stopped,
 }
@@ -135,7 +135,7 @@ impl std::error::Error for NodeError {
             Self::AddressTaken { source, .. } | Self::Directory { source, .. } | Self::Spawn { source, .. } => {
                 Some(source)
             }
-            Self::FirstBoot(source) => Some(source),
+            Self::FirstBoot(source) => Some(&**source),
             Self::NotInstalled { .. }
             | Self::NoAddress
             | Self::PathTooLong(_)

@@ -6,7 +6,7 @@ use super::super::limits::{
 };
 use super::LinkSettings;
 use super::session::Session;
-use super::uri::shown;
+use super::uri::{Endpoints, shown};
 use futures_util::future::maybe_done;
 use lapin::options::{
     BasicConsumeOptions, BasicQosOptions, ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions,
@@ -16,6 +16,7 @@ use lapin::types::{AMQPValue, FieldTable};
 use lapin::uri::AMQPUri;
 use lapin::{Channel, Connect, Connection, ConnectionProperties, Consumer, ExchangeKind};
 use rouse_shared::names::{AGENTS, BUILDS, CONTROL, CONTROL_BINDING, EVENTS, LOGS, LOGS_BINDING};
+use std::error::Error;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -97,11 +98,13 @@ async fn dial(uri: &AMQPUri, tls: &OwnedTLSConfig, name: &str) -> lapin::Result<
 }
 
 /// Declares the queue of builds alone, for the first boot of a private node.
-pub(in crate::broker) async fn make_inbox(url: &str) -> lapin::Result<()> {
-    let connection = Connection::connect(url, ConnectionProperties::default()).await?;
+pub(in crate::broker) async fn make_inbox(url: &str) -> Result<(), Box<dyn Error + Send + Sync>> {
+    let endpoints = Endpoints::parse(url)?;
+    let [uri, ..] = endpoints.uris() else { return Ok(()) };
+    let connection = dial(uri, &OwnedTLSConfig::default(), "rouse master: first boot").await?;
     let channel = connection.create_channel().await?;
     builds_queue(&channel).await?;
-    connection.close(200, "declared".into()).await
+    Ok(connection.close(200, "declared".into()).await?)
 }
 
 async fn declare(channel: &Channel) -> lapin::Result<()> {
