@@ -1,9 +1,10 @@
 //! The state directory: locked by one master, and the master's identity and token in it.
 
 use crate::config::Secret;
+use crate::files;
 use std::fmt;
 use std::fs::{self, File};
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Read as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
@@ -111,16 +112,9 @@ fn kept(path: &Path) -> io::Result<String> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let mut raw = [0_u8; 16];
             getrandom::fill(&mut raw).map_err(io::Error::other)?;
-            let text: String = raw.iter().map(|byte| format!("{byte:02x}")).collect();
-            // Whole or not at all: half an identity would disown every host.
-            let partial = path.with_extension("new");
-            let mut file = File::options().create(true).write(true).truncate(true).mode(0o600).open(&partial)?;
-            file.write_all(format!("{text}\n").as_bytes())?;
-            file.sync_all()?;
-            fs::rename(&partial, path)?;
-            if let Some(dir) = path.parent() {
-                File::open(dir)?.sync_all()?;
-            }
+            let text = hex::encode(raw);
+            // Half an identity would disown every host.
+            files::replace(path, format!("{text}\n").as_bytes())?;
             Ok(text)
         }
         Err(error) => Err(error),
