@@ -287,7 +287,7 @@ async fn connect(
                 node_name_suffix: state.id.chars().take(8).collect(),
                 extra_config: String::new(),
             };
-            let node = Node::start(settings).await.map_err(|e| Failure::new("cannot run a private broker", &e))?;
+            let node = Node::start(settings).await.map_err(|e| Failure::new("cannot start the private broker", &e))?;
             let endpoints = endpoints(node.url())?;
             (Some(node), endpoints)
         }

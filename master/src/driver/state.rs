@@ -2,7 +2,6 @@
 
 use crate::config::Secret;
 use crate::files;
-use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, Read as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
@@ -19,45 +18,19 @@ pub struct State {
 }
 
 /// Why a state directory cannot be used.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub enum StateError {
     /// Another master runs on it.
+    #[error("another master runs on the state directory {}; give this one its own master.state_dir", .0.display())]
     InUse(PathBuf),
     /// A file cannot be made, read or locked.
+    #[error("{} is not usable; fix its owner, or change master.state_dir", path.display())]
     File {
-        /// Which.
+        /// The file, or the directory itself.
         path: PathBuf,
-        /// Why.
+        /// What the kernel says.
         source: io::Error,
     },
-}
-
-impl fmt::Display for StateError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::InUse(dir) => {
-                write!(
-                    f,
-                    "another master runs on the state directory {}; give this one its own master.state_dir",
-                    dir.display()
-                )
-            }
-            Self::File { path, .. } => write!(
-                f,
-                "the state directory cannot be used; master.state_dir must be writable for the master's user: {}",
-                path.display()
-            ),
-        }
-    }
-}
-
-impl std::error::Error for StateError {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        match self {
-            Self::InUse(_) => None,
-            Self::File { source, .. } => Some(source),
-        }
-    }
 }
 
 impl State {

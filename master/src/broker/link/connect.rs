@@ -181,3 +181,32 @@ fn table(arguments: &[(&str, AMQPValue)]) -> FieldTable {
     }
     table
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use tokio::io::AsyncReadExt as _;
+
+    #[tokio::test]
+    async fn an_ipv6_broker_is_dialled() {
+        // A machine without IPv6 has no such address.
+        let Ok(listener) = tokio::net::TcpListener::bind("[::1]:0").await else { return };
+        let address = listener.local_addr().unwrap();
+        let endpoints = Endpoints::parse(&format!("amqp://u:p@{address}/v")).unwrap();
+        let [uri] = endpoints.uris() else { panic!("{endpoints:?}") };
+        assert_eq!((uri.authority.host.as_str(), uri.authority.port), ("::1", address.port()));
+        let accepted = async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut header = [0; 8];
+            stream.read_exact(&mut header).await.unwrap();
+            header
+        };
+        let tls = OwnedTLSConfig::default();
+        let header = tokio::select! {
+            header = accepted => header,
+            made = dial(uri, &tls, "test") => panic!("{:?}", made.err()),
+        };
+        assert_eq!(&header, b"AMQP\0\0\x09\x01");
+    }
+}

@@ -7,7 +7,7 @@ use crate::sync::lock;
 use aws_sdk_ec2::config::SharedHttpClient;
 use rouse_shared::Timestamp;
 use std::collections::BTreeMap;
-use std::io::{self, Write as _};
+use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
