@@ -1,9 +1,10 @@
 //! Tells when the machine's network changes. The agent is started before there is one
 //! (contrib/systemd/rouse-agent.service), and what it tries in vain until then need not wait for its next turn.
 
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, bind, netlink, recv, socket_with};
 use std::io;
-use std::mem;
-use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
+use std::os::fd::OwnedFd;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -42,18 +43,10 @@ impl Changes {
 }
 
 fn socket() -> io::Result<OwnedFd> {
-    let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
-    // SAFETY: plain numbers.
-    let socket = check(unsafe { libc::socket(libc::AF_NETLINK, kind, libc::NETLINK_ROUTE) })?;
-    // SAFETY: the descriptor is ours alone.
-    let socket = unsafe { OwnedFd::from_raw_fd(socket) };
-    // SAFETY: of this type all zeros are a value.
-    let mut address: libc::sockaddr_nl = unsafe { mem::zeroed() };
-    address.nl_family = libc::AF_NETLINK as _;
-    address.nl_groups = GROUPS as _;
-    let length = mem::size_of_val(&address) as libc::socklen_t;
-    // SAFETY: the address is of that length and outlives the call.
-    check(unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), length) })?;
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    // Protocol 0 of this family is NETLINK_ROUTE.
+    let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, None)?;
+    bind(&socket, &netlink::SocketAddrNetlink::new(0, GROUPS as u32))?;
     Ok(socket)
 }
 
@@ -62,22 +55,11 @@ fn drain(socket: &OwnedFd) -> io::Result<()> {
     let mut told = false;
     let mut message = [0u8; 4096];
     loop {
-        // SAFETY: the buffer is of that length.
-        let got = unsafe { libc::recv(socket.as_raw_fd(), message.as_mut_ptr().cast(), message.len(), 0) };
-        if got >= 0 {
-            told = true;
-            continue;
-        }
-        let error = io::Error::last_os_error();
-        match error.raw_os_error() {
-            Some(libc::EINTR) => {}
-            Some(libc::ENOBUFS) => told = true,
-            Some(libc::EAGAIN) if told => return Ok(()),
-            _ => return Err(error),
+        match recv(socket, &mut message, RecvFlags::empty()) {
+            Ok(_) | Err(Errno::NOBUFS) => told = true,
+            Err(Errno::INTR) => {}
+            Err(Errno::AGAIN) if told => return Ok(()),
+            Err(error) => return Err(error.into()),
         }
     }
-}
-
-fn check(result: libc::c_int) -> io::Result<libc::c_int> {
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }

@@ -2,8 +2,6 @@
 
 use crate::identity;
 use rouse_shared::message::{Facts, Vitals};
-use std::ffi::{CStr, CString};
-use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use sysinfo::{MemoryRefreshKind, System};
 
@@ -31,27 +29,13 @@ pub fn facts(system: &mut System) -> Facts {
 
 /// Name of the system and of its architecture.
 fn uname() -> (String, String) {
-    // SAFETY: all zeroes is a valid utsname: arrays of characters.
-    let mut names: libc::utsname = unsafe { std::mem::zeroed() };
-    // SAFETY: `names` is a valid utsname for the kernel to write to.
-    if unsafe { libc::uname(&raw mut names) } != 0 {
-        return Default::default();
-    }
-    let text = |field: &[libc::c_char]| {
-        // SAFETY: uname ends every field with a zero.
-        unsafe { CStr::from_ptr(field.as_ptr()) }.to_string_lossy().into_owned()
-    };
-    (text(&names.sysname), text(&names.machine))
+    let names = rustix::system::uname();
+    let text = |name: &std::ffi::CStr| name.to_string_lossy().into_owned();
+    (text(names.sysname()), text(names.machine()))
 }
 
 /// Free bytes for a user without privileges, and all bytes.
 fn disk(path: &Path) -> Option<(u64, u64)> {
-    let path = CString::new(path.as_os_str().as_bytes()).ok()?;
-    // SAFETY: all zeroes is a valid statvfs: numbers.
-    let mut stat: libc::statvfs = unsafe { std::mem::zeroed() };
-    // SAFETY: `path` ends with a zero and `stat` is valid for the kernel to write to.
-    if unsafe { libc::statvfs(path.as_ptr(), &raw mut stat) } != 0 {
-        return None;
-    }
+    let stat = rustix::fs::statvfs(path).ok()?;
     Some((stat.f_bavail.saturating_mul(stat.f_frsize), stat.f_blocks.saturating_mul(stat.f_frsize)))
 }

@@ -8,10 +8,10 @@ mod metadata;
 
 use metadata::Metadata;
 use rouse_shared::boot::comment_block;
+use rustix::process::{Pid, Signal, kill_process};
 use std::fs;
 use std::io::Write;
 use std::net::TcpListener;
-use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -84,10 +84,9 @@ impl Host {
         assert!(begun.elapsed() > at_least - Duration::from_millis(100), "{:?}\n{}", begun.elapsed(), self.said());
     }
 
-    fn signal(&self, signal: i32) {
-        let pid = i32::try_from(self.agent.id()).expect("a pid");
-        // SAFETY: kill touches no memory, and the child is not waited for yet.
-        assert_eq!(unsafe { libc::kill(pid, signal) }, 0);
+    fn signal(&self, signal: Signal) {
+        // The child is not waited for yet.
+        kill_process(Pid::from_child(&self.agent), signal).expect("signalled");
     }
 }
 
@@ -179,9 +178,8 @@ fn a_command_that_fails_is_run_until_it_works() {
 #[test]
 fn a_log_that_nobody_reads_keeps_no_host_on() {
     let (reader, mut writer) = std::io::pipe().expect("a pipe");
-    // SAFETY: fcntl with this command takes and gives numbers only.
-    let room = unsafe { libc::fcntl(writer.as_raw_fd(), libc::F_GETPIPE_SZ) };
-    writer.write_all(&vec![b'x'; usize::try_from(room).expect("its size")]).expect("filled to the last byte");
+    let room = rustix::pipe::fcntl_getpipe_size(&writer).expect("its size");
+    writer.write_all(&vec![b'x'; room]).expect("filled to the last byte");
     let mut host = Host::start(&format!("power_off_after = 2\n{}", worker(&nobody())), "true");
     host.agent.kill().expect("killed");
     host.agent.wait().expect("waited for");
@@ -196,10 +194,10 @@ fn a_log_that_nobody_reads_keeps_no_host_on() {
 fn a_frozen_agent_powers_off_when_it_thaws() {
     let host = Host::start(&format!("power_off_after = 2\n{}", worker(&nobody())), "true");
     host.until("it has begun", |host| host.said().contains("this is worker w7"));
-    host.signal(libc::SIGSTOP);
+    host.signal(Signal::STOP);
     std::thread::sleep(TWO);
     assert_eq!(host.offs(), 0);
-    host.signal(libc::SIGCONT);
+    host.signal(Signal::CONT);
     let thawed = Instant::now();
     host.until("the power-off", |host| host.offs() > 0);
     assert!(thawed.elapsed() < TWO, "{:?}", thawed.elapsed());

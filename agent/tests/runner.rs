@@ -5,6 +5,7 @@ mod support;
 use rouse_agent::clock;
 use rouse_agent::runner::StepEvent;
 use rouse_shared::message::StepState;
+use rustix::process::{Pid, Signal, kill_process};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
@@ -17,8 +18,7 @@ const TREE: &str = "setsid sh -c 'sleep 1000 & sleep 1000' & (setsid sleep 1000 
 const TREE_SIZE: usize = 6;
 
 fn root() -> bool {
-    // SAFETY: no memory is involved.
-    unsafe { libc::geteuid() == 0 }
+    rustix::process::geteuid().is_root()
 }
 
 #[tokio::test]
@@ -247,7 +247,7 @@ async fn a_step_whose_supervisor_was_killed_is_lost() {
     bench.runner.run(job.clone());
     let pids = bench.until_alive(TREE_SIZE).await;
     let supervisor = ancestor(pids[0], "rouse-step").expect("it has one");
-    signal(supervisor, libc::SIGKILL);
+    signal(supervisor, Signal::KILL);
     let end = bench.end(&job).await;
     assert_eq!(end.state, StepState::Lost("its supervisor was killed".into()));
     assert_eq!(bench.run(bench.shell("exit 0")).await.state, StepState::Exited(0));
@@ -259,7 +259,7 @@ async fn a_supervisor_that_is_frozen_at_the_leases_end_is_killed() {
     let job = bench.shell(&format!("{TREE} sleep 1000"));
     bench.runner.run(job.clone());
     let pids = bench.until_alive(TREE_SIZE).await;
-    signal(ancestor(pids[0], "rouse-step").expect("it has one"), libc::SIGSTOP);
+    signal(ancestor(pids[0], "rouse-step").expect("it has one"), Signal::STOP);
     bench.runner.set_deadline(Some(clock::now() + Duration::from_millis(100)));
     assert!(matches!(bench.end(&job).await.state, StepState::Lost(_)));
 }
@@ -272,10 +272,10 @@ async fn steps_of_a_killed_zygote_are_lost_and_another_takes_over() {
         bench.runner.run(job.clone());
         let pids = bench.until_alive(TREE_SIZE).await;
         let supervisor = ancestor(pids[0], "rouse-step").expect("it has one");
-        signal(ancestor(supervisor, "rouse-zygote").expect("it has one"), libc::SIGKILL);
+        signal(ancestor(supervisor, "rouse-zygote").expect("it has one"), Signal::KILL);
         if with_supervisor {
-            // SAFETY: no memory is involved. It may be gone already.
-            unsafe { libc::kill(supervisor, libc::SIGKILL) };
+            // It may be gone already.
+            let _ = kill_process(Pid::from_raw(supervisor).expect("a pid"), Signal::KILL);
         }
         let end = bench.end(&job).await;
         assert!(matches!(&end.state, StepState::Lost(why) if why.contains("the process that starts steps")), "{end:?}");

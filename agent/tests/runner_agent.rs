@@ -4,6 +4,7 @@ mod support;
 
 use rouse_agent::clock;
 use rouse_agent::runner::{Runner, StepEvent, wait_for_leftovers};
+use rustix::process::Signal;
 use std::fs;
 use std::io::{BufRead, BufReader, Lines};
 use std::path::Path;
@@ -112,7 +113,7 @@ async fn nothing_outlives_a_killed_agent() {
     let lock = agent.dir.path().join(LOCK);
     assert!(!wait_for_leftovers(&lock, Duration::ZERO).expect("looked"));
 
-    signal(agent.pid(), libc::SIGKILL);
+    signal(agent.pid(), Signal::KILL);
     // The next life of the agent waits for exactly this.
     assert!(wait_for_leftovers(&lock, Duration::from_secs(10)).expect("looked"));
     assert_eq!(alive(&agent.mark), [] as [i32; 0]);
@@ -126,8 +127,8 @@ async fn nothing_outlives_a_killed_agent() {
 async fn nothing_outlives_an_agent_and_a_supervisor_killed_together() {
     let agent = Agent::start(&format!("{TREE} sleep 1000"), &[]);
     let pids = agent.until_alive().await;
-    signal(ancestor(pids[0], "rouse-step").expect("it has one"), libc::SIGKILL);
-    signal(agent.pid(), libc::SIGKILL);
+    signal(ancestor(pids[0], "rouse-step").expect("it has one"), Signal::KILL);
+    signal(agent.pid(), Signal::KILL);
     agent.until_gone().await;
 }
 
@@ -137,7 +138,7 @@ async fn the_lease_of_a_frozen_agent_ends_its_steps() {
         Agent::start(&format!("{TREE} trap : TERM; while :; do sleep 1000; done"), &[("TEST_AGENT_LEASE", "2000")]);
     let started = clock::now();
     agent.until_alive().await;
-    signal(agent.pid(), libc::SIGSTOP);
+    signal(agent.pid(), Signal::STOP);
     agent.until_gone().await;
     let took = clock::now().since(started);
     assert!(took >= Duration::from_millis(1900) && took < Duration::from_secs(6), "{took:?}");
@@ -160,7 +161,7 @@ async fn signals_to_the_whole_group_end_no_step() {
     let supervisor = ancestor(pids[0], "rouse-step").expect("it has one");
     let zygote = ancestor(supervisor, "rouse-zygote").expect("it has one");
     for pid in [supervisor, zygote] {
-        for number in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP] {
+        for number in [Signal::TERM, Signal::INT, Signal::HUP] {
             signal(pid, number);
         }
     }

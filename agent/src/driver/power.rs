@@ -3,6 +3,7 @@
 use crate::config::USUAL_POWER_OFF;
 use crate::core::Level;
 use crate::log;
+use rustix::system::{RebootCommand, reboot};
 use std::io;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
@@ -143,11 +144,7 @@ async fn end(Running { mut child, command }: Running, longest: Duration) -> Resu
 
 /// Has the kernel switch the machine off, without a look at what is not on its disks yet.
 async fn ask_kernel(longest: Duration) -> Result<(), String> {
-    // SAFETY: a call with a number; where it works it does not come back.
-    let ask = || match unsafe { libc::reboot(libc::RB_POWER_OFF) } {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    };
+    let ask = || reboot(RebootCommand::PowerOff).map_err(io::Error::from);
     let asked = tokio::time::timeout(longest, beside(ask)).await;
     asked
         .map_err(|_| format!("the kernel has not switched the machine off within {} s", longest.as_secs()))?
@@ -221,8 +218,7 @@ mod tests {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
             return runtime.block_on(async { ask_kernel(USUAL_PACE.longest).await.expect("it may") });
         }
-        // SAFETY: a call without arguments.
-        if unsafe { libc::geteuid() } != 0 {
+        if !rustix::process::geteuid().is_root() {
             assert!(std::env::var_os("CI").is_none(), "not root: CI must be");
             return eprintln!("not tested: only root may have a namespace of processes");
         }

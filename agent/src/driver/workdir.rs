@@ -197,8 +197,7 @@ fn is_attempt(name: &str) -> bool {
 
 fn remove_tree(path: &Path) {
     let removed = match fs::remove_dir_all(path) {
-        // SAFETY: no memory is involved.
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied && unsafe { libc::geteuid() } != 0 => {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied && !rustix::process::geteuid().is_root() => {
             // Some tools make their caches read-only; without root that holds us up as well. Root is not held up by it,
             // and must change no modes in a tree that somebody else may be changing.
             open_up(path);
@@ -254,8 +253,7 @@ mod tests {
 
     #[test]
     fn the_directories_of_another_user_are_made_with_its_rights() {
-        // SAFETY: no memory is involved.
-        if unsafe { libc::geteuid() } != 0 {
+        if !rustix::process::geteuid().is_root() {
             eprintln!("not checked: only root can change users");
             return;
         }

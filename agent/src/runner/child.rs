@@ -3,9 +3,11 @@
 use super::sys::{self, Pid};
 use super::users::User;
 use super::wire::Order;
+use rustix::fs::Mode;
+use rustix::process::{Gid, Signal, Uid};
 use std::ffi::{CString, OsStr};
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::ptr;
@@ -91,11 +93,10 @@ impl Plan {
                 };
                 let mut message = vec![stage as u8];
                 message.extend(error.raw_os_error().unwrap_or(libc::EINVAL).to_le_bytes());
-                // SAFETY: the pointer and the length are of one vector. Nothing can be done where the pipe is gone.
-                unsafe {
-                    libc::write(failure_write.as_raw_fd(), message.as_ptr().cast(), message.len());
-                    libc::_exit(127)
-                }
+                // Nothing can be done if the pipe is gone.
+                let _ = rustix::io::write(&failure_write, &message);
+                // SAFETY: ends this process, which has one thread, without a look at what is the supervisor's.
+                unsafe { libc::_exit(127) }
             }
             pid => Ok((pid, failure_read)),
         }
@@ -103,33 +104,30 @@ impl Plan {
 
     /// In the child: becomes what the command expects to be.
     fn enter(&self, output: &OwnedFd, supervisor: Pid) -> Result<(), (Stage, io::Error)> {
-        let check = |stage, result: libc::c_int| match result {
-            0.. => Ok(()),
-            _ => Err((stage, io::Error::last_os_error())),
-        };
+        let at = |stage| move |error: rustix::io::Errno| (stage, io::Error::from(error));
         // Before the change of user, after which /proc/self is root's. Not permitted everywhere, and not needed.
         let _ = std::fs::write("/proc/self/oom_score_adj", OOM_SCORE);
-        // SAFETY: plain calls on values and on buffers that live in `self`.
-        unsafe {
-            check(Stage::Setup, libc::setsid())?;
-            // Standard input is /dev/null already, as the zygote's; the rest is closed on exec.
-            check(Stage::Setup, libc::dup2(output.as_raw_fd(), 1))?;
-            check(Stage::Setup, libc::dup2(output.as_raw_fd(), 2))?;
-            libc::umask(0o022);
-            if let Some(user) = &self.user {
-                check(Stage::User, libc::setgroups(user.groups.len(), user.groups.as_ptr()))?;
-                check(Stage::User, libc::setgid(user.gid))?;
-                check(Stage::User, libc::setuid(user.uid))?;
-            }
-            // As that user, so that a directory closed to it is noticed here.
-            check(Stage::Directory, libc::chdir(self.cwd.as_ptr()))?;
-            // After the change of user, which would forget it.
-            if !sys::signal_on_parent_death(libc::SIGKILL, supervisor) {
-                libc::_exit(127);
-            }
-            sys::default_signals();
-            sys::block_exactly(&sys::signal_set(&[]));
+        rustix::process::setsid().map_err(at(Stage::Setup))?;
+        // Standard input is /dev/null already, as the zygote's; the rest is closed on exec.
+        rustix::stdio::dup2_stdout(output).map_err(at(Stage::Setup))?;
+        rustix::stdio::dup2_stderr(output).map_err(at(Stage::Setup))?;
+        rustix::process::umask(Mode::WGRP | Mode::WOTH);
+        if let Some(user) = &self.user {
+            // Each is the calling thread's alone, and this process has no other.
+            let groups: Vec<Gid> = user.groups.iter().map(|&group| Gid::from_raw(group)).collect();
+            rustix::thread::set_thread_groups(&groups).map_err(at(Stage::User))?;
+            rustix::thread::set_thread_gid(Gid::from_raw(user.gid)).map_err(at(Stage::User))?;
+            rustix::thread::set_thread_uid(Uid::from_raw(user.uid)).map_err(at(Stage::User))?;
         }
+        // As that user, so that a directory closed to it is noticed here.
+        rustix::process::chdir(self.cwd.as_c_str()).map_err(at(Stage::Directory))?;
+        // After the change of user, which would forget it.
+        if !sys::signal_on_parent_death(Signal::KILL, supervisor) {
+            // SAFETY: as in `start`.
+            unsafe { libc::_exit(127) };
+        }
+        sys::default_signals();
+        sys::block_exactly(&sys::signal_set(&[]));
         Ok(())
     }
 

@@ -4,8 +4,10 @@
 
 use super::sys;
 use rouse_shared::Timestamp;
+use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::ptr;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Stands for "no lease".
@@ -26,11 +28,8 @@ impl Deadline {
     /// A new word without a deadline, and the file to share it by.
     pub fn create() -> io::Result<(Self, OwnedFd)> {
         let file = sys::memfd(c"rouse-deadline")?;
-        // SAFETY: plain parameter of a descriptor of ours.
-        if unsafe { libc::ftruncate(file.as_raw_fd(), SIZE as libc::off_t) } != 0 {
-            return Err(io::Error::last_os_error());
-        }
-        let deadline = Self::map(std::os::fd::AsFd::as_fd(&file))?;
+        rustix::fs::ftruncate(&file, SIZE as u64)?;
+        let deadline = Self::map(file.as_fd())?;
         deadline.set(None);
         Ok((deadline, file))
     }
@@ -38,13 +37,8 @@ impl Deadline {
     /// The word behind a file that [`Deadline::create`] made.
     pub fn map(file: BorrowedFd<'_>) -> io::Result<Self> {
         // SAFETY: a fresh mapping at a place of the kernel's choice.
-        let word = unsafe {
-            let access = libc::PROT_READ | libc::PROT_WRITE;
-            libc::mmap(std::ptr::null_mut(), SIZE, access, libc::MAP_SHARED, file.as_raw_fd(), 0)
-        };
-        if word == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
+        let word =
+            unsafe { mmap(ptr::null_mut(), SIZE, ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED, file, 0)? };
         Ok(Self { word: word.cast() })
     }
 
@@ -67,6 +61,7 @@ impl Deadline {
 impl Drop for Deadline {
     fn drop(&mut self) {
         // SAFETY: this mapping is ours, and `self` is its last user.
-        unsafe { libc::munmap(self.word.cast_mut().cast(), SIZE) };
+        let unmapped = unsafe { munmap(self.word.cast_mut().cast(), SIZE) };
+        debug_assert_eq!(unmapped, Ok(()), "a whole mapping can always be unmapped");
     }
 }

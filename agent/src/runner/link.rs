@@ -6,10 +6,11 @@ use crate::core::Level;
 use crate::{clock, log};
 use rouse_shared::message::StepState;
 use rouse_shared::{AttemptId, codec};
+use rustix::process::Signal;
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -133,8 +134,7 @@ fn bury(mut zygote: Child) {
 /// are of the dead zygote's session: they were told of its death, and are left to end by themselves unless `impatient`.
 fn sweep(dead: sys::Pid, impatient: bool) -> bool {
     let own = std::process::id() as sys::Pid;
-    // SAFETY: no memory is involved.
-    let own_session = unsafe { libc::getsid(0) };
+    let own_session = rustix::process::getsid(None).map_or(0, |session| session.as_raw_nonzero().get());
     let zygotes = ZYGOTES.lock().unwrap_or_else(PoisonError::into_inner);
     let mut left = false;
     for process in sys::processes() {
@@ -144,9 +144,9 @@ fn sweep(dead: sys::Pid, impatient: bool) -> bool {
         }
         let is_supervisor = process.session == dead;
         // Not permitted for another user's: those we cannot wait for.
-        let refused = (!is_supervisor || impatient) && sys::kill(process.pid, libc::SIGKILL).is_err();
+        let refused = (!is_supervisor || impatient) && sys::kill(process.pid, Signal::KILL).is_err();
         left |= !refused;
-        sys::reap(process.pid);
+        sys::reap(Some(process.pid));
     }
     left
 }
@@ -228,7 +228,7 @@ async fn hand_over(job: Job, link: &Link) -> io::Result<UnixStream> {
     let ours = UnixStream::from_std(ours)?;
     let mut order = File::from(sys::memfd(c"rouse-step")?);
     order.write_all(&codec::encode(&Order::new(job)))?;
-    let fds = [theirs.as_raw_fd(), order.as_raw_fd()];
+    let fds = [theirs.as_fd(), order.as_fd()];
     link.control.async_io(Interest::WRITABLE, || sys::send_fds(link.control.as_fd(), fds)).await?;
     Ok(ours)
 }

@@ -13,10 +13,11 @@ use crate::core::words;
 use rouse_shared::limits::TERM_TO_KILL;
 use rouse_shared::message::StepState;
 use rouse_shared::{Timestamp, codec};
+use rustix::process::{Signal, WaitStatus};
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
@@ -24,7 +25,7 @@ use std::path::Path;
 use std::time::Duration;
 
 /// Sent by the kernel when the zygote dies. Not SIGTERM: a service manager may send that to everything in our cgroup.
-pub const ZYGOTE_DIED: libc::c_int = libc::SIGUSR1;
+pub const ZYGOTE_DIED: Signal = Signal::USR1;
 
 /// How often the lease's end is read again, milliseconds: it may be moved closer, and `poll`'s clock stands still while
 /// the machine is suspended.
@@ -89,7 +90,7 @@ struct Supervisor<'a> {
     output: Output,
     main: Pid,
     /// How the command ended, once it has.
-    status: Option<libc::c_int>,
+    status: Option<WaitStatus>,
     /// Read to its end once the command was exec'd.
     failure: Option<OwnedFd>,
     started: Timestamp,
@@ -105,8 +106,9 @@ struct Supervisor<'a> {
 /// Runs one step, described by the file `order`, and talks to the agent over `agent`. Called in a fresh child of the
 /// zygote `zygote`; the process is to exit when this returns.
 pub fn run(agent: UnixStream, order: OwnedFd, deadline: &Deadline, zygote: Pid) {
-    sys::set_name(c"rouse-step");
-    let set = sys::signal_set(&[libc::SIGCHLD, ZYGOTE_DIED]);
+    // What `ps` shows; nothing depends on it.
+    let _ = rustix::thread::set_name(c"rouse-step");
+    let set = sys::signal_set(&[Signal::CHILD, ZYGOTE_DIED]);
     sys::block_exactly(&set);
     sys::become_subreaper();
     // An agent that died since it asked for this must not find the step started when it comes back.
@@ -145,11 +147,10 @@ fn begin(agent: io::Result<UnixStream>, order: OwnedFd, deadline: &Deadline) -> 
     order.rewind().and_then(|()| order.read_to_end(&mut bytes)).map_err(setup)?;
     let order: Order = codec::decode(&bytes).map_err(|e| format!("the step cannot be read: {e}"))?;
 
-    // SAFETY: no memory is involved.
-    let own = unsafe { libc::geteuid() };
+    let own = rustix::process::geteuid();
     let user = order.run_as.as_deref().map(users::lookup).transpose().map_err(|e| e.to_string())?;
     // A change to oneself needs no change, and an agent without privileges could not make it.
-    let user = user.filter(|user| own == 0 || user.uid != own);
+    let user = user.filter(|user| own.is_root() || user.uid != own.as_raw());
     let plan = Plan::new(&order, user)?;
 
     let spool = Path::new(OsStr::from_bytes(&order.spool));
@@ -162,7 +163,8 @@ fn begin(agent: io::Result<UnixStream>, order: OwnedFd, deadline: &Deadline) -> 
         .open(spool)
         .map_err(|e| format!("the log file {} cannot be made: {e}", spool.display()))?;
     let (read, write) = sys::pipe().map_err(setup)?;
-    sys::widen_pipe(&read, PIPE as libc::c_int);
+    // A refusal (the user's quota of pipe pages) only costs speed.
+    let _ = rustix::pipe::fcntl_setpipe_size(&read, PIPE);
     let (main, failure) = plan.start(write).map_err(|e| format!("no process could be made: {e}"))?;
     let now = clock::now();
     let max = order.max_log;
@@ -227,16 +229,15 @@ impl Supervisor<'_> {
         }
 
         // The output only once the command was exec'd, so that the agent hears of the start first.
-        let third = self.failure.as_ref().map_or(self.output.pipe.as_raw_fd(), AsRawFd::as_raw_fd);
-        let mut fds = [sys::input(self.agent.as_raw_fd()), sys::input(signals.fd()), sys::input(third)];
-        if self.output.closed && self.failure.is_none() {
-            // A step that closed its output; a negative number is passed over.
-            fds[2].fd = -1;
-        }
-        if sys::poll(&mut fds, self.patience(now)).is_err() {
+        let third = match &self.failure {
+            Some(failure) => Some(failure.as_fd()),
+            // A step may close its output and go on.
+            None => Some(self.output.pipe.as_fd()).filter(|_| !self.output.closed),
+        };
+        let ready = sys::wait_for_input([Some(self.agent.as_fd()), Some(signals.fd()), third], self.patience(now));
+        let Ok([agent, signal, third]) = ready else {
             return Some(Leave::With(StepState::Lost("its supervisor cannot wait for it".to_owned())));
-        }
-        let [agent, signal, third] = fds.map(|fd| fd.revents != 0);
+        };
         if agent && let Some(leave) = self.listen() {
             return Some(leave);
         }
@@ -332,7 +333,7 @@ impl Supervisor<'_> {
             self.ending = Some((state, now + TERM_TO_KILL));
             for pid in sys::descendants() {
                 // It may have ended meanwhile, or be another user's: KILL and what follows deal with that.
-                let _ = sys::kill(pid, libc::SIGTERM);
+                let _ = sys::kill(pid, Signal::TERM);
             }
         }
     }
@@ -341,7 +342,7 @@ impl Supervisor<'_> {
     /// which was asked as well, has ended too.
     fn reap(&mut self) -> Option<Leave> {
         loop {
-            match sys::reap(-1) {
+            match sys::reap(None) {
                 Reaped::Ended(pid, status) if pid == self.main => self.status = Some(status),
                 Reaped::Ended(..) => {}
                 Reaped::None | Reaped::Childless if self.ending.is_none() => return self.verdict().map(Leave::With),
@@ -360,9 +361,10 @@ impl Supervisor<'_> {
         {
             return Some(state);
         }
-        Some(match libc::WIFEXITED(status) {
-            true => StepState::Exited(libc::WEXITSTATUS(status)),
-            false => StepState::Signalled(libc::WTERMSIG(status)),
+        Some(match (status.exit_status(), status.terminating_signal()) {
+            (Some(code), _) => StepState::Exited(code),
+            // A wait without options reports no other ends.
+            (None, signal) => StepState::Signalled(signal.unwrap_or(0)),
         })
     }
 
@@ -370,16 +372,16 @@ impl Supervisor<'_> {
     /// or session, so killing our own children again and again is enough; and their numbers cannot be another's, since
     /// we have not reaped them. Returns a process that we may not kill.
     fn kill_all(&mut self) -> Option<Pid> {
-        let set = sys::signal_set(&[libc::SIGCHLD]);
+        let set = sys::signal_set(&[Signal::CHILD]);
         let give_up = clock::now() + PATIENCE;
         loop {
-            match sys::reap(-1) {
+            match sys::reap(None) {
                 Reaped::Ended(..) => continue,
                 Reaped::Childless => return None,
                 Reaped::None => {}
             }
             let children = sys::children();
-            let refused = children.iter().filter(|&&pid| sys::kill(pid, libc::SIGKILL).is_err()).count();
+            let refused = children.iter().filter(|&&pid| sys::kill(pid, Signal::KILL).is_err()).count();
             if refused > 0 && refused == children.len() && clock::now() >= give_up {
                 return children.first().copied();
             }

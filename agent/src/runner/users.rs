@@ -62,9 +62,12 @@ impl Drop for FileAccess {
 /// Why not, in words.
 pub fn usable(name: &str) -> Result<(), String> {
     let user = lookup(name).map_err(|error| error.to_string())?;
-    // SAFETY: it only asks.
-    let own = unsafe { libc::geteuid() };
-    if own == 0 || own == user.uid { Ok(()) } else { Err(format!("only root can run builds as {name:?}")) }
+    let own = rustix::process::geteuid();
+    if own.is_root() || own.as_raw() == user.uid {
+        Ok(())
+    } else {
+        Err(format!("only root can run builds as {name:?}"))
+    }
 }
 
 /// Why a user was not found.

@@ -9,11 +9,12 @@ use super::supervisor::{self, TICK, ZYGOTE_DIED};
 use super::sys::{self, Pid, Reaped, SignalFd};
 use super::wire::Frame;
 use crate::clock;
+use rustix::process::Signal;
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -76,16 +77,16 @@ impl Zygote {
         sys::close_inherited();
         // Its own session: a Ctrl-C in the agent's terminal is the agent's to deal with. This cannot fail in a process
         // that was just made and leads no group.
-        // SAFETY: no memory is involved.
-        unsafe { libc::setsid() };
-        sys::set_name(c"rouse-zygote");
+        let _ = rustix::process::setsid();
+        // What `ps` shows; nothing depends on it.
+        let _ = rustix::thread::set_name(c"rouse-zygote");
         sys::become_subreaper();
         // A service manager may send these to every process of the agent: its steps end when the agent says so.
         for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT] {
             // SAFETY: no handler is installed.
             unsafe { libc::signal(signal, libc::SIG_IGN) };
         }
-        let set = sys::signal_set(&[libc::SIGCHLD, ZYGOTE_DIED]);
+        let set = sys::signal_set(&[Signal::CHILD, ZYGOTE_DIED]);
         sys::block_exactly(&set);
         let signals = SignalFd::new(&set)?;
         let lock = lock::share(lock_file)?;
@@ -93,12 +94,8 @@ impl Zygote {
         let control = io::stdin().as_fd().try_clone_to_owned()?;
         let deadline = Deadline::map(io::stdout().as_fd())?;
         let null = File::options().read(true).write(true).open("/dev/null")?;
-        for fd in [0, 1] {
-            // SAFETY: the copies that are replaced were taken above, and nothing else here uses these two.
-            if unsafe { libc::dup2(null.as_raw_fd(), fd) } < 0 {
-                return Err(io::Error::last_os_error());
-            }
-        }
+        rustix::stdio::dup2_stdin(&null)?;
+        rustix::stdio::dup2_stdout(&null)?;
         // No file system is held busy.
         std::env::set_current_dir("/")?;
         Ok(Self {
@@ -114,17 +111,15 @@ impl Zygote {
 
     fn run(mut self) -> io::Result<()> {
         loop {
-            let control = self.control.as_ref().map_or(-1, AsRawFd::as_raw_fd);
-            let mut fds = [sys::input(control), sys::input(self.signals.fd())];
             let patience = match (self.sweeping, self.living.is_empty()) {
                 (true, _) => 5,
                 (false, false) => TICK,
                 (false, true) => u64::MAX,
             };
-            sys::poll(&mut fds, patience)?;
-            let [asked, signal] = fds.map(|fd| fd.revents != 0);
+            let control = self.control.as_ref().map(AsFd::as_fd);
+            let [asked, signal] = sys::wait_for_input([control, Some(self.signals.fd())], patience)?;
             if signal {
-                self.signals.drain(libc::SIGCHLD);
+                self.signals.drain(Signal::CHILD);
             }
             self.reap();
             if self.sweeping {
@@ -133,7 +128,7 @@ impl Zygote {
             if self.deadline.get().is_some_and(|end| clock::now() >= end + OVERDUE) {
                 for &pid in self.living.keys() {
                     // It may be over already: its number is its own until we reap it.
-                    let _ = sys::kill(pid, libc::SIGKILL);
+                    let _ = sys::kill(pid, Signal::KILL);
                 }
             }
             if asked && let Role::Supervisor = self.serve()? {
@@ -181,10 +176,10 @@ impl Zygote {
     }
 
     fn reap(&mut self) {
-        while let Reaped::Ended(pid, status) = sys::reap(-1) {
+        while let Reaped::Ended(pid, status) = sys::reap(None) {
             // A supervisor that exits with 0 has left nothing and has said how its step ended.
             if let Some(agent) = self.living.remove(&pid)
-                && status != 0
+                && status.as_raw() != 0
             {
                 self.fallen.push(agent);
                 self.sweeping = true;
@@ -199,7 +194,7 @@ impl Zygote {
         for process in sys::processes() {
             if process.parent == own && !self.living.contains_key(&process.pid) {
                 // What we may not kill, another user's, would keep us waiting for ever.
-                left += usize::from(sys::kill(process.pid, libc::SIGKILL).is_ok());
+                left += usize::from(sys::kill(process.pid, Signal::KILL).is_ok());
             }
         }
         if left == 0 {

@@ -5,6 +5,7 @@ use rouse_agent::clock;
 use rouse_agent::runner::{Job, Runner, StepEvent, Update};
 use rouse_shared::message::StepState;
 use rouse_shared::{AttemptId, BuildId};
+use rustix::process::{Pid, Signal, kill_process};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -161,7 +162,6 @@ pub fn kilobytes(pid: i32, field: &str) -> Option<u64> {
     status(pid, field)?.strip_suffix(" kB")?.parse().ok()
 }
 
-pub fn signal(pid: i32, signal: i32) {
-    // SAFETY: no memory is involved.
-    assert_eq!(unsafe { libc::kill(pid, signal) }, 0, "no signal to {pid}");
+pub fn signal(pid: i32, signal: Signal) {
+    kill_process(Pid::from_raw(pid).expect("a pid"), signal).expect("signalled");
 }
