@@ -11,15 +11,15 @@ pub fn now() -> Timestamp {
 }
 
 /// Milliseconds that the machine has been awake since it booted.
-pub fn awake() -> Timestamp {
+pub fn running() -> Timestamp {
     read(ClockId::Monotonic)
 }
 
 /// How long the machine has slept since it booted. Where the caller is stopped in the middle of it the answer is too
 /// short, and never too long.
-pub fn slept() -> Duration {
+pub fn suspended() -> Duration {
     let now = now();
-    now.since(awake())
+    now.since(running())
 }
 
 fn read(clock: ClockId) -> Timestamp {

@@ -69,7 +69,7 @@ impl std::error::Error for HttpError {
 
 /// What was answered.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Answer {
+pub struct Response {
     /// 200 to 299, or 400 and above.
     pub status: u16,
     /// What came with it.
@@ -123,7 +123,7 @@ impl Server {
     ///
     /// # Errors
     /// Where there is no answer, or none that is to be used. An answer that says no is not an error.
-    pub async fn get(&self, path: &str, fields: &[(&str, &str)], limit: usize) -> Result<Answer, HttpError> {
+    pub async fn get(&self, path: &str, fields: &[(&str, &str)], limit: usize) -> Result<Response, HttpError> {
         self.ask("GET", path, fields, limit).await
     }
 
@@ -131,11 +131,17 @@ impl Server {
     ///
     /// # Errors
     /// As for [`Self::get`].
-    pub async fn put(&self, path: &str, fields: &[(&str, &str)], limit: usize) -> Result<Answer, HttpError> {
+    pub async fn put(&self, path: &str, fields: &[(&str, &str)], limit: usize) -> Result<Response, HttpError> {
         self.ask("PUT", path, fields, limit).await
     }
 
-    async fn ask(&self, method: &str, path: &str, fields: &[(&str, &str)], limit: usize) -> Result<Answer, HttpError> {
+    async fn ask(
+        &self,
+        method: &str,
+        path: &str,
+        fields: &[(&str, &str)],
+        limit: usize,
+    ) -> Result<Response, HttpError> {
         let exchange = async {
             let address = (self.host.as_str(), self.port);
             let mut stream = TcpStream::connect(address).await.map_err(HttpError::Connect)?;
@@ -175,15 +181,15 @@ struct Reader {
 }
 
 impl Reader {
-    async fn answer(mut self, limit: usize) -> Result<Answer, HttpError> {
+    async fn answer(mut self, limit: usize) -> Result<Response, HttpError> {
         for _ in 0..MAX_INTERIM {
             let (status, length) = self.head().await?;
             match status {
                 // What comes before the answer itself.
                 100..=199 => {}
                 300..=399 => return Err(HttpError::Redirected(status)),
-                204 => return Ok(Answer { status, body: Vec::new() }),
-                _ => return Ok(Answer { status, body: self.body(length, limit).await? }),
+                204 => return Ok(Response { status, body: Vec::new() }),
+                _ => return Ok(Response { status, body: self.body(length, limit).await? }),
             }
         }
         Err(HttpError::Malformed("it never comes to the point"))

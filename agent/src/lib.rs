@@ -3,15 +3,15 @@
 //! `core` decides, `driver` acts: it feeds the core with what `link`, `logs` and `runner` report and performs what the
 //! core asks for.
 
+pub mod build_logs;
 pub mod clock;
 pub mod config;
 pub mod core;
+pub mod diagnostics;
 pub mod driver;
 pub mod http;
 pub mod identity;
 pub mod link;
-pub mod log;
-pub mod logs;
 pub mod network;
 pub mod notices;
 pub mod runner;

@@ -95,7 +95,7 @@ pub enum LinkEvent {
     /// A message of the master's.
     Message(Box<ToAgent>),
     /// A message that is none, dropped; why.
-    Garbage(String),
+    Malformed(String),
     /// It could not be made, or has ended. The last event.
     Down {
         /// Whether the broker refused name and password.
@@ -125,18 +125,18 @@ pub struct Login {
 }
 
 /// Why a link is down.
-struct Broken {
+struct LinkError {
     refused: bool,
     why: String,
 }
 
-impl Broken {
+impl LinkError {
     fn new(why: impl fmt::Display) -> Self {
         Self { refused: false, why: why.to_string() }
     }
 }
 
-impl From<lapin::Error> for Broken {
+impl From<lapin::Error> for LinkError {
     fn from(error: lapin::Error) -> Self {
         let refused = matches!(error.kind(), ErrorKind::ProtocolError(e) if e.get_id() == ACCESS_REFUSED);
         Self { refused, why: error.to_string() }
@@ -151,7 +151,7 @@ impl Link {
         tokio::spawn(async move {
             let _done = done;
             let number = login.connection;
-            let end = live(&target, login, inbox, &events).await;
+            let end = run(&target, login, inbox, &events).await;
             // Where nobody listens the agent is ending, and wants to know no more.
             drop(events.send((number, LinkEvent::Down { refused: end.refused, why: end.why })).await);
         });
@@ -164,12 +164,12 @@ impl Link {
     }
 }
 
-async fn live(
+async fn run(
     target: &Target,
     login: Login,
     mut inbox: mpsc::Receiver<Vec<u8>>,
     events: &mpsc::Sender<(u64, LinkEvent)>,
-) -> Broken {
+) -> LinkError {
     let number = login.connection;
     let connecting = connect_any(target, &login);
     let (connection, control, mut consumer) = tokio::select! {
@@ -178,11 +178,11 @@ async fn live(
             Err(broken) => return broken,
         },
         // Given up meanwhile. Messages before the link is up are not expected, and dropped with it.
-        _ = inbox.recv() => return Broken::new("given up while connecting"),
+        _ = inbox.recv() => return LinkError::new("given up while connecting"),
     };
     let connection = Arc::new(connection);
     if events.send((number, LinkEvent::Up { connection: connection.clone() })).await.is_err() {
-        return Broken::new("nobody listens");
+        return LinkError::new("nobody listens");
     }
     let key = names::control_key(&login.worker);
     let properties = BasicProperties::default().with_user_id(login.worker.as_str().into());
@@ -195,17 +195,17 @@ async fn live(
             },
             Some(written) = writing.next(), if !writing.is_empty() => {
                 if let Err(error) = written {
-                    break Some(Broken::from(error));
+                    break Some(LinkError::from(error));
                 }
             }
             delivery = consumer.next() => {
                 let event = match delivery {
                     Some(Ok(delivery)) => match codec::decode::<ToAgent>(&delivery.data) {
                         Ok(message) => LinkEvent::Message(Box::new(message)),
-                        Err(error) => LinkEvent::Garbage(error.to_string()),
+                        Err(error) => LinkEvent::Malformed(error.to_string()),
                     },
-                    Some(Err(error)) => break Some(Broken::from(error)),
-                    None => break Some(Broken::new("the broker has ended the queue")),
+                    Some(Err(error)) => break Some(LinkError::from(error)),
+                    None => break Some(LinkError::new("the broker has ended the queue")),
                 };
                 if events.send((number, event)).await.is_err() {
                     break None;
@@ -225,9 +225,9 @@ async fn live(
         connection.close(200, "OK".into()).await
     };
     match tokio::time::timeout(CLOSE_TIMEOUT, in_good_order).await {
-        Ok(Ok(())) => Broken::new("closed"),
+        Ok(Ok(())) => LinkError::new("closed"),
         Ok(Err(error)) => error.into(),
-        Err(_) => Broken::new("closed while the broker took nothing"),
+        Err(_) => LinkError::new("closed while the broker took nothing"),
     }
 }
 
@@ -238,27 +238,27 @@ async fn publish(channel: &Channel, key: &str, properties: BasicProperties, mess
 }
 
 /// The first host that lets us in. A refusal is the whole cluster's word, so no other is asked then.
-async fn connect_any(target: &Target, login: &Login) -> Result<(Connection, Channel, lapin::Consumer), Broken> {
+async fn connect_any(target: &Target, login: &Login) -> Result<(Connection, Channel, lapin::Consumer), LinkError> {
     let mut whys = Vec::new();
     for uri in &target.uris {
         let place = format!("{}:{}", uri.authority.host, uri.authority.port);
         match tokio::time::timeout(CONNECT_TIMEOUT, connect(uri, target.ca.clone(), login)).await {
             Ok(Ok(made)) => return Ok(made),
             Ok(Err(broken)) if broken.refused => {
-                return Err(Broken { refused: true, why: format!("{place}: {}", broken.why) });
+                return Err(LinkError { refused: true, why: format!("{place}: {}", broken.why) });
             }
             Ok(Err(broken)) => whys.push(format!("{place}: {}", broken.why)),
             Err(_) => whys.push(format!("{place}: no answer for {} s", CONNECT_TIMEOUT.as_secs())),
         }
     }
-    Err(Broken::new(whys.join("; ")))
+    Err(LinkError::new(whys.join("; ")))
 }
 
 async fn connect(
     uri: &AMQPUri,
     ca: Option<String>,
     login: &Login,
-) -> Result<(Connection, Channel, lapin::Consumer), Broken> {
+) -> Result<(Connection, Channel, lapin::Consumer), LinkError> {
     let mut uri = uri.clone();
     uri.authority.userinfo.username = login.worker.to_string();
     uri.authority.userinfo.password = login.credential.clone();
@@ -267,10 +267,10 @@ async fn connect(
     let tls = lapin::tcp::OwnedTLSConfig { identity: None, cert_chain: ca };
     let runtime = lapin::runtime::default_runtime()?;
     let connection = Connection::connect_uri_with_config(uri, properties, tls, runtime).await.map_err(|error| {
-        let broken = Broken::from(error);
+        let broken = LinkError::from(error);
         // The broker tells only the master why.
         let why = "name and password were refused: they are not the master's, whose log says why, or it is away";
-        if broken.refused { Broken { why: why.to_owned(), ..broken } } else { broken }
+        if broken.refused { LinkError { why: why.to_owned(), ..broken } } else { broken }
     })?;
     let (consuming, control) = future::try_join(connection.create_channel(), connection.create_channel()).await?;
     // Not waited for: were it refused, the answer to what follows would say so.

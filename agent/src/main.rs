@@ -2,8 +2,9 @@
 
 use rouse_agent::config::{AgentConfig, Environment};
 use rouse_agent::core::Level;
+use rouse_agent::diagnostics::{self, log};
 use rouse_agent::driver::{self, Ended};
-use rouse_agent::{log, runner};
+use rouse_agent::runner;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{self, ExitCode};
@@ -71,24 +72,24 @@ fn main() -> ExitCode {
         print!("{}", config.describe());
         return ExitCode::SUCCESS;
     }
-    if let Err(error) = log::start() {
-        log::line(Level::Error, &format!("failed to start a thread for the log, which may hold the agent up: {error}"));
+    if let Err(error) = diagnostics::start() {
+        log(Level::Error, &format!("failed to start a thread for the log, which may hold the agent up: {error}"));
     }
     let code = match start(config) {
         Ok(Ended::ForGood) => ExitCode::SUCCESS,
         Ok(Ended::ToRestart) => {
-            log::finish();
+            diagnostics::finish();
             // The same process for whoever supervises it; nothing of this life but its arguments and environment stays.
             let error = process::Command::new(PROGRAM).args(std::env::args_os().skip(1)).exec();
-            log::line(Level::Error, &format!("failed to begin anew: {error}"));
+            log(Level::Error, &format!("failed to begin anew: {error}"));
             ExitCode::from(WRONG)
         }
         Err(why) => {
-            log::line(Level::Error, &format!("failed to {why}"));
+            log(Level::Error, &format!("failed to {why}"));
             ExitCode::from(WRONG)
         }
     };
-    log::finish();
+    diagnostics::finish();
     code
 }
 

@@ -2,10 +2,10 @@
 //! recommendation to leave it earlier.
 
 use crate::core::Level;
+use crate::diagnostics::log;
 use crate::http::Server;
-use crate::identity::Trouble;
+use crate::identity::CloudError;
 use crate::identity::ec2::Metadata;
-use crate::log;
 use rouse_shared::message::CloudNotice;
 use serde::Deserialize;
 use std::time::Duration;
@@ -40,7 +40,7 @@ pub(crate) async fn watch(server: Server, listener: mpsc::Sender<CloudNotice>) {
         match look(&mut service).await {
             Ok(notice) => {
                 if told {
-                    log::line(Level::Info, "EC2's metadata service answers again");
+                    log(Level::Info, "EC2's metadata service answers again");
                 }
                 told = false;
                 if notice != last {
@@ -55,7 +55,7 @@ pub(crate) async fn watch(server: Server, listener: mpsc::Sender<CloudNotice>) {
             }
             Err(trouble) => {
                 if !told {
-                    log::line(Level::Warn, &format!("no notice of this instance's end can be had: {trouble}"));
+                    log(Level::Warn, &format!("no notice of this instance's end can be had: {trouble}"));
                 }
                 told = true;
             }
@@ -68,7 +68,7 @@ pub(crate) async fn watch(server: Server, listener: mpsc::Sender<CloudNotice>) {
 }
 
 /// The gravest notice that is there.
-async fn look(service: &mut Metadata) -> Result<Option<CloudNotice>, Trouble> {
+async fn look(service: &mut Metadata) -> Result<Option<CloudNotice>, CloudError> {
     if let Some(body) = service.get("/latest/meta-data/spot/instance-action", MAX_NOTICE).await? {
         let Action { action, time } = parse(&body)?;
         return Ok(Some(CloudNotice::Interruption { action: word(action)?, at: word(time)? }));
@@ -81,13 +81,13 @@ async fn look(service: &mut Metadata) -> Result<Option<CloudNotice>, Trouble> {
     })
 }
 
-fn parse<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Trouble> {
-    serde_json::from_slice(body).map_err(|_| Trouble::Odd("a notice is not what it should be"))
+fn parse<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, CloudError> {
+    serde_json::from_slice(body).map_err(|_| CloudError::Odd("a notice is not what it should be"))
 }
 
-fn word(text: String) -> Result<String, Trouble> {
+fn word(text: String) -> Result<String, CloudError> {
     let plain = text.len() <= MAX_WORD && text.bytes().all(|b| b.is_ascii_graphic());
-    if plain { Ok(text) } else { Err(Trouble::Odd("a notice has odd words in it")) }
+    if plain { Ok(text) } else { Err(CloudError::Odd("a notice has odd words in it")) }
 }
 
 #[cfg(test)]

@@ -95,7 +95,7 @@ const OEM_STRINGS: usize = 255;
 
 /// Why something that bears boot data does not hold them whole.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum FormError {
+pub enum BootDataError {
     /// A string of the firmware's is neither whole nor a numbered piece.
     BadString,
     /// Pieces are missing or do not agree: how many there are, and of how many.
@@ -106,7 +106,7 @@ pub enum FormError {
     TooLong,
 }
 
-impl fmt::Display for FormError {
+impl fmt::Display for BootDataError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::BadString => write!(f, "a string that begins with {OEM_PREFIX:?} is neither whole nor numbered"),
@@ -117,7 +117,7 @@ impl fmt::Display for FormError {
     }
 }
 
-impl std::error::Error for FormError {}
+impl std::error::Error for BootDataError {}
 
 /// The boot data `toml` as strings for the firmware's table (SMBIOS type 11), at most 255 where they are no longer than
 /// [`MAX_BOOT_DATA`]. A short text is one string; a longer one is numbered, so that the strings may stand in any order
@@ -136,26 +136,26 @@ pub fn oem_strings(toml: &str) -> Vec<String> {
 ///
 /// # Errors
 /// Where some are ours and do not make a whole.
-pub fn from_oem_strings<'a>(strings: impl IntoIterator<Item = &'a str>) -> Result<Option<String>, FormError> {
+pub fn from_oem_strings<'a>(strings: impl IntoIterator<Item = &'a str>) -> Result<Option<String>, BootDataError> {
     let mut pieces: Vec<Option<&str>> = Vec::new();
     for text in strings.into_iter().filter_map(|text| text.strip_prefix(OEM_PREFIX)) {
         let (number, of, piece) = match text.split_once(':') {
             None => (1, 1, text),
             Some((place, piece)) => {
-                let (number, of) = place.split_once('/').ok_or(FormError::BadString)?;
-                let count = |text: &str| text.parse::<usize>().map_err(|_| FormError::BadString);
+                let (number, of) = place.split_once('/').ok_or(BootDataError::BadString)?;
+                let count = |text: &str| text.parse::<usize>().map_err(|_| BootDataError::BadString);
                 (count(number)?, count(of)?, piece)
             }
         };
         if of == 0 || of > OEM_STRINGS || number == 0 || number > of {
-            return Err(FormError::BadString);
+            return Err(BootDataError::BadString);
         }
         if pieces.is_empty() {
             pieces.resize(of, None);
         }
         let found = pieces.iter().flatten().count();
         if pieces.len() != of || pieces[number - 1].is_some_and(|before| before != piece) {
-            return Err(FormError::Pieces(found, of));
+            return Err(BootDataError::Pieces(found, of));
         }
         pieces[number - 1] = Some(piece);
     }
@@ -164,14 +164,14 @@ pub fn from_oem_strings<'a>(strings: impl IntoIterator<Item = &'a str>) -> Resul
     }
     let found = pieces.iter().flatten().count();
     if found < pieces.len() {
-        return Err(FormError::Pieces(found, pieces.len()));
+        return Err(BootDataError::Pieces(found, pieces.len()));
     }
     let digits: String = pieces.into_iter().flatten().collect();
     if digits.len() / 4 * 3 > MAX_BOOT_DATA {
-        return Err(FormError::TooLong);
+        return Err(BootDataError::TooLong);
     }
-    let bytes = BASE64.decode(digits).map_err(|_| FormError::BadBase64)?;
-    String::from_utf8(bytes).map(Some).map_err(|_| FormError::BadBase64)
+    let bytes = BASE64.decode(digits).map_err(|_| BootDataError::BadBase64)?;
+    String::from_utf8(bytes).map(Some).map_err(|_| BootDataError::BadBase64)
 }
 
 #[cfg(test)]

@@ -12,9 +12,9 @@ pub struct WorkerName(String);
 
 /// Why a text is not the name of a worker.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct InvalidName(String);
+pub struct WorkerNameError(String);
 
-impl fmt::Display for InvalidName {
+impl fmt::Display for WorkerNameError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // Cut: what is refused may be as long as its sender liked.
         let shown: String = self.0.chars().take(80).collect();
@@ -25,7 +25,7 @@ impl fmt::Display for InvalidName {
     }
 }
 
-impl std::error::Error for InvalidName {}
+impl std::error::Error for WorkerNameError {}
 
 impl WorkerName {
     /// The name as text.
@@ -35,14 +35,14 @@ impl WorkerName {
 }
 
 impl FromStr for WorkerName {
-    type Err = InvalidName;
+    type Err = WorkerNameError;
 
-    fn from_str(text: &str) -> Result<Self, InvalidName> {
+    fn from_str(text: &str) -> Result<Self, WorkerNameError> {
         let fits = (1..=63).contains(&text.len())
             && text.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-'))
             && !text.starts_with('-')
             && !text.ends_with('-');
-        if fits { Ok(Self(text.to_owned())) } else { Err(InvalidName(text.to_owned())) }
+        if fits { Ok(Self(text.to_owned())) } else { Err(WorkerNameError(text.to_owned())) }
     }
 }
 

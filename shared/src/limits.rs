@@ -40,4 +40,4 @@ pub const MAX_TEXT: usize = 2_000;
 pub const MAX_BOOT_DATA: usize = 64 << 10;
 
 /// Largest of the papers in [`crate::message::Proof`], bytes: EC2's are below 3 KiB.
-pub const MAX_PAPER: usize = 16 << 10;
+pub const MAX_IDENTITY_DOCUMENT: usize = 16 << 10;

@@ -1,8 +1,21 @@
-//! What agents and master say to each other.
+//! The messages between agents and master.
 //!
-//! Everything is repeatable: a report is a whole picture of its attempt and the newest revision counts, an order for an
-//! attempt that is known changes nothing. So a message that is lost, late or doubled does no harm, and what was lost is
-//! said again at the next heartbeat or hello.
+//! Every message can be repeated: a report is a snapshot of its whole attempt, of which the newest revision counts, and a
+//! request to run an attempt that is already known changes nothing. A message that is lost, late or delivered twice does no
+//! harm, and what was lost is sent again with the next heartbeat or hello.
+//!
+//! # Changing the messages
+//! Agents live in machine images for years, so a master talks to agents of every earlier version. Therefore:
+//!
+//! * A new field has `#[serde(default)]`, and its default means what its absence has always meant. A receiver ignores
+//!   fields that it does not know.
+//! * A new variant of [`ToAgent`] or [`ToMaster`] is dropped by a receiver that does not know it: an older agent logs the
+//!   message and goes on. So its sender must not depend on an answer unless [`Hello::version`] says that there will be one.
+//! * A new variant of an enum within a message ([`StepState`], [`Outcome`], [`CloudNotice`]) makes an older receiver drop
+//!   the whole message. Agents may send it only once every supported master knows it.
+//! * A field or a variant is never renamed or removed, and never changes its type or meaning. Anything else needs a higher
+//!   [`crate::limits::PROTOCOL`]; a master refuses a hello whose version it does not speak, with a reason for people.
+//! * Add the message to `tests/tests/wire.rs` and record its bytes: `ROUSE_ACCEPT=1 cargo test -p rouse-tests --test wire`.
 
 use crate::ids::{AttemptId, MasterId, Nonce, SessionId};
 use serde::{Deserialize, Serialize};
@@ -271,7 +284,7 @@ pub enum ToAgent {
         lease_ms: Option<u64>,
     },
     /// Run this.
-    Order(Box<Order>),
+    RunAttempt(Box<RunAttempt>),
     /// End this attempt, or never begin it. Answered by a report with an outcome.
     Cancel {
         /// The session.
@@ -306,7 +319,7 @@ pub enum ToAgent {
         /// Whether the machine may be put to sleep after that, and woken again: an agent that finds itself again when its
         /// lease is over has slept, and begins anew as after a boot.
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-        sleep: bool,
+        suspend: bool,
     },
     /// A drain is taken back: take orders again.
     Undrain {
@@ -349,7 +362,7 @@ pub struct Welcome {
 
 /// One attempt to run.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct Order {
+pub struct RunAttempt {
     /// The session that it is for; of another session it counts for nothing.
     pub session: SessionId,
     /// The attempt.

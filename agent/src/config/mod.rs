@@ -236,7 +236,8 @@ impl File {
                 "broker" => self.broker = Some(value),
                 "identity" => self.identity = Some(value),
                 "name" => {
-                    self.name = Some(value.parse().map_err(|e: rouse_shared::ids::InvalidName| wrong(e.to_string()))?)
+                    self.name =
+                        Some(value.parse().map_err(|e: rouse_shared::ids::WorkerNameError| wrong(e.to_string()))?)
                 }
                 "password" => self.password = Some(SecretSource::Text(Secret::new(value))),
                 "work_dir" => self.work_dir = Some(value.into()),

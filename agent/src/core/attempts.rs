@@ -3,7 +3,7 @@
 use super::{Core, Effect, Level, RunStep, words};
 use rouse_shared::duration;
 use rouse_shared::limits::{MAX_STEPS, REMEMBERED_ATTEMPTS};
-use rouse_shared::message::{AttemptReport, Order, Outcome, Report, StepReport, StepState, ToMaster};
+use rouse_shared::message::{AttemptReport, Outcome, Report, RunAttempt, StepReport, StepState, ToMaster};
 use rouse_shared::{AttemptId, Timestamp};
 use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
@@ -16,11 +16,11 @@ const MAX_ATTEMPTS: usize = 1_000;
 #[derive(Clone, PartialEq, Debug)]
 pub(super) struct Attempt {
     /// What to run; absent once it has ended.
-    order: Option<Box<Order>>,
+    order: Option<Box<RunAttempt>>,
     begun: Timestamp,
     revision: u32,
     /// Whether the picture has changed since it was last sent.
-    unsaid: bool,
+    unreported: bool,
     /// The steps that have begun or were passed over; their place is their number.
     steps: Vec<StepReport>,
     /// For each of them the log's bytes that the broker has.
@@ -50,12 +50,12 @@ pub(super) struct Ended {
 }
 
 impl Attempt {
-    fn new(now: Timestamp, order: Option<Box<Order>>, outcome: Option<Outcome>) -> Self {
+    fn new(now: Timestamp, order: Option<Box<RunAttempt>>, outcome: Option<Outcome>) -> Self {
         Self {
             order,
             begun: now,
             revision: 0,
-            unsaid: true,
+            unreported: true,
             steps: Vec::new(),
             sent: Vec::new(),
             running: None,
@@ -81,23 +81,23 @@ impl Attempt {
 
     /// The picture to send now.
     fn say(&mut self, attempt: AttemptId) -> AttemptReport {
-        if self.unsaid {
+        if self.unreported {
             self.revision += 1;
-            self.unsaid = false;
+            self.unreported = false;
         }
         AttemptReport { attempt, revision: self.revision, steps: self.steps.clone(), outcome: self.outcome.clone() }
     }
 
     /// Lists the step as begun.
     fn begin(&mut self, now: Timestamp) {
-        self.unsaid = true;
+        self.unreported = true;
         let started_ms = u64::try_from(now.since(self.begun).as_millis()).unwrap_or(u64::MAX);
         self.steps.push(StepReport { state: StepState::Running, started_ms, took_ms: 0, log_length: 0, log_cut: 0 });
         self.sent.push(0);
     }
 
     fn end(&mut self, outcome: Outcome) {
-        self.unsaid = true;
+        self.unreported = true;
         self.running = None;
         self.order = None;
         self.outcome = Some(outcome);
@@ -162,7 +162,7 @@ impl Remembered {
 }
 
 impl Core {
-    pub(super) fn order(&mut self, now: Timestamp, order: Box<Order>) {
+    pub(super) fn order(&mut self, now: Timestamp, order: Box<RunAttempt>) {
         let attempt = order.attempt;
         if self.attempts.contains_key(&attempt) {
             self.report(attempt);
@@ -172,7 +172,7 @@ impl Core {
             return self.decline(now, attempt, "an attempt of this number is still being ended here");
         }
         if self.remembered.set.contains(&attempt) {
-            return self.say_it_is_over(attempt);
+            return self.report_over(attempt);
         }
         if self.leaving() {
             return self.decline(now, attempt, "the agent is about to end");
@@ -200,7 +200,7 @@ impl Core {
 
     /// Answers an order or a cancel for an attempt that was here and is over. After a copy that came late it means nothing
     /// to the master; but where the lease ended before it heard of the attempt it would say the same again and again.
-    fn say_it_is_over(&mut self, attempt: AttemptId) {
+    fn report_over(&mut self, attempt: AttemptId) {
         self.log(Level::Info, format!("asked for {attempt}, which is over here"));
         let Some(session) = self.attached_session() else { return };
         let outcome = Some(Outcome::Lost("its agent ended it when the lease was over".to_owned()));
@@ -242,14 +242,14 @@ impl Core {
     }
 
     /// All attempts, for hello.
-    pub(super) fn pictures(&mut self) -> Vec<AttemptReport> {
+    pub(super) fn snapshots(&mut self) -> Vec<AttemptReport> {
         self.attempts.iter_mut().map(|(id, attempt)| attempt.say(*id)).collect()
     }
 
     /// What the hello that was just answered could not say yet, and the logs from where the broker has them.
     pub(super) fn catch_up(&mut self) {
-        let unsaid: Vec<_> = self.attempts.iter().filter(|(_, a)| a.unsaid).map(|(id, _)| *id).collect();
-        for attempt in unsaid {
+        let unreported: Vec<_> = self.attempts.iter().filter(|(_, a)| a.unreported).map(|(id, _)| *id).collect();
+        for attempt in unreported {
             self.report(attempt);
         }
         let mut logs = Vec::new();
@@ -317,7 +317,7 @@ impl Core {
             this.begin(now);
         }
         this.running = None;
-        this.unsaid = true;
+        this.unreported = true;
         if let Some(report) = this.steps.last_mut() {
             report.state = words::cut_state(ended.state.clone());
             report.took_ms = u64::try_from(ended.took.as_millis()).unwrap_or(u64::MAX);
@@ -355,7 +355,7 @@ impl Core {
     pub(super) fn cancel(&mut self, now: Timestamp, attempt: AttemptId) {
         let Some(this) = self.attempts.get_mut(&attempt) else {
             if self.remembered.set.contains(&attempt) {
-                return self.say_it_is_over(attempt);
+                return self.report_over(attempt);
             }
             return self.decline(now, attempt, "cancelled before it arrived");
         };

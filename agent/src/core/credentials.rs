@@ -15,7 +15,7 @@ pub(super) struct Credentials {
     pub(super) used_secret: bool,
     refusals: u32,
     /// Refusals of whatever credential by the master since the last welcome, for the backoff.
-    pub(super) turned_away: u32,
+    pub(super) master_refusals: u32,
     /// The last session and its heartbeats, which go on counting if it is given again.
     pub(super) last: Option<(SessionId, u64)>,
 }
@@ -33,7 +33,7 @@ pub(super) enum Change {
 
 impl Credentials {
     pub(super) fn new(secret: Option<String>) -> Self {
-        Self { secret, prefer_secret: true, used_secret: false, refusals: 0, turned_away: 0, last: None }
+        Self { secret, prefer_secret: true, used_secret: false, refusals: 0, master_refusals: 0, last: None }
     }
 
     /// What a new connection is made with.
@@ -73,7 +73,7 @@ impl Credentials {
 
     /// The master has refused it.
     pub(super) fn refused(&mut self) -> Change {
-        self.turned_away = self.turned_away.saturating_add(1);
+        self.master_refusals = self.master_refusals.saturating_add(1);
         if !self.used_secret {
             self.prefer_secret = true;
             return Change::None;

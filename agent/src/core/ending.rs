@@ -18,14 +18,14 @@ pub(super) enum Ending {
     /// Nothing new is begun; it ends when its builds have ended and are settled.
     Leaving,
     /// Everything was killed; it ends when that has happened, or at `latest`.
-    Killing { latest: Timestamp, last: Last, why: String },
+    Killing { latest: Timestamp, action: FinalAction, why: String },
     /// [`Effect::Exit`], [`Effect::PowerOff`] or [`Effect::Restart`] was given.
     Done,
 }
 
 /// What comes of the agent, or its machine, when it ends.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Last {
+pub(super) enum FinalAction {
     Exit,
     PowerOff,
     Restart,
@@ -56,10 +56,10 @@ impl Core {
                 }
                 self.send_leaving();
             }
-            Ending::Leaving => self.kill_and_end(now, Last::Exit, "asked to end twice".to_owned()),
-            Ending::Killing { last, why, .. } => {
-                let (last, why) = (*last, why.clone());
-                self.ending = Ending::Killing { latest: now, last, why };
+            Ending::Leaving => self.kill_and_end(now, FinalAction::Exit, "asked to end twice".to_owned()),
+            Ending::Killing { action, why, .. } => {
+                let (action, why) = (*action, why.clone());
+                self.ending = Ending::Killing { latest: now, action, why };
             }
             Ending::Done => {}
         }
@@ -109,59 +109,59 @@ impl Core {
     }
 
     /// Kills everything, then ends.
-    pub(super) fn kill_and_end(&mut self, now: Timestamp, last: Last, why: String) {
+    pub(super) fn kill_and_end(&mut self, now: Timestamp, action: FinalAction, why: String) {
         if matches!(self.ending, Ending::Killing { .. } | Ending::Done) {
             return;
         }
         self.kill_all();
-        self.ending = Ending::Killing { latest: now + KILL_PATIENCE, last, why };
+        self.ending = Ending::Killing { latest: now + KILL_PATIENCE, action, why };
     }
 
     /// The machine has slept: that is no time in which somebody could have called it.
-    pub(super) fn count_awake(&mut self, now: Timestamp, slept: Duration) {
-        self.awake_since = now;
+    pub(super) fn discount_suspension(&mut self, now: Timestamp, slept: Duration) {
+        self.resumed_at = now;
         self.dead_man = self.dead_man.map(|at| at + slept);
     }
 
-    /// A latent host that sleeps is another one's when it wakes: who it is, and its token, are told it anew.
-    pub(super) fn waken(&mut self, now: Timestamp) {
-        if self.settings.latent && self.session.is_none() && (self.master.is_none() || self.to_sleep) {
-            self.kill_and_end(now, Last::Restart, "the machine has slept".to_owned());
+    /// A latent host that may_be_suspended is another one's when it wakes: who it is, and its token, are told it anew.
+    pub(super) fn resumed(&mut self, now: Timestamp) {
+        if self.settings.latent && self.session.is_none() && (self.master.is_none() || self.to_be_suspended) {
+            self.kill_and_end(now, FinalAction::Restart, "the machine has slept".to_owned());
         }
     }
 
     /// Whether it should ask anew who it is and what its token is: it was turned away as one whose host falls asleep or
     /// wakes, or is not known yet, or the broker goes on saying no. Not every machine can see that it has slept, and no
     /// master counts on a life that none has let in.
-    pub(super) fn is_told_too_little(&self) -> bool {
-        let denied = self.settings.latent && !self.greeted && self.denials >= DENIALS;
+    pub(super) fn may_have_stale_boot_data(&self) -> bool {
+        let denied = self.settings.latent && !self.said_hello && self.denials >= DENIALS;
         let unknown = self.master.is_none() && self.session.is_none() && matches!(self.ending, Ending::No);
-        unknown && (self.to_sleep || denied)
+        unknown && (self.to_be_suspended || denied)
     }
 
     pub(super) fn expire_dead_man(&mut self, now: Timestamp) {
         if self.dead_man.is_some_and(|at| at <= now) {
             self.dead_man = None;
-            if self.to_sleep {
-                // Where its clocks show that it has slept, [`Core::waken`] was there before. It may have slept without
+            if self.to_be_suspended {
+                // Where its clocks show that it has slept, [`Core::resumed`] was there before. It may have slept without
                 // that, or not at all: its next life asks once more, and goes when nobody says so again.
                 let why = "the machine was to be put to sleep and runs".to_owned();
-                return self.kill_and_end(now, Last::Restart, why);
+                return self.kill_and_end(now, FinalAction::Restart, why);
             }
             let why = match self.master {
                 None => "no master has let this host in since it started",
                 Some(_) => "this host's lease is over and no master has let it in again",
             };
             self.log(Level::Warn, format!("{why}: powering off"));
-            self.kill_and_end(now, Last::PowerOff, why.to_owned());
+            self.kill_and_end(now, FinalAction::PowerOff, why.to_owned());
         }
     }
 
     pub(super) fn end_if_nothing_left(&mut self, now: Timestamp) {
         let nothing_runs = self.attempts.is_empty() && self.dying.is_empty();
-        let (last, why) = match &self.ending {
-            Ending::Leaving if nothing_runs => (Last::Exit, "asked to end, and nothing runs".to_owned()),
-            Ending::Killing { latest, last, why } if nothing_runs || *latest <= now => (*last, why.clone()),
+        let (action, why) = match &self.ending {
+            Ending::Leaving if nothing_runs => (FinalAction::Exit, "asked to end, and nothing runs".to_owned()),
+            Ending::Killing { latest, action, why } if nothing_runs || *latest <= now => (*action, why.clone()),
             Ending::No | Ending::Leaving | Ending::Killing { .. } | Ending::Done => return,
         };
         if let Some(session) = self.attached_session() {
@@ -172,10 +172,10 @@ impl Core {
         }
         self.drop_link();
         self.ending = Ending::Done;
-        self.emit(match last {
-            Last::Exit => Effect::Exit { why },
-            Last::PowerOff => Effect::PowerOff { why },
-            Last::Restart => Effect::Restart { why },
+        self.emit(match action {
+            FinalAction::Exit => Effect::Exit { why },
+            FinalAction::PowerOff => Effect::PowerOff { why },
+            FinalAction::Restart => Effect::Restart { why },
         });
     }
 }

@@ -75,7 +75,7 @@ pub enum Event {
     Notice(CloudNotice),
     /// The machine has slept for so long, its memory kept, since it was told so last: [`super::Core::handle`]'s clock went
     /// on meanwhile. It comes before all that happened since.
-    Slept(Duration),
+    Resumed(Duration),
     /// The machine has another address or route than before, or so it may be. Often; too often does no harm.
     NetworkChanged,
     /// The moment of [`super::Core::next_wakeup`] has come. Too early or too often does no harm.

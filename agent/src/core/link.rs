@@ -1,6 +1,6 @@
 //! The link to the broker: when to connect, how long to wait for what, and when to try again.
 
-use super::ending::Last;
+use super::ending::FinalAction;
 use super::{Core, Effect, Ending, Level};
 use rouse_shared::{Timestamp, names};
 use std::time::Duration;
@@ -13,7 +13,7 @@ const DENIED_BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Durati
 /// The same after the master itself has refused.
 const REFUSED_BACKOFF: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(60));
 /// Between a change of the network and what is worth trying then: a client of DHCP adds the route after the address.
-pub(crate) const SETTLES: Duration = Duration::from_millis(25);
+pub(crate) const NETWORK_DEBOUNCE: Duration = Duration::from_millis(25);
 /// Longest time for connecting; the adapter gives up earlier by itself.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(90);
 /// Longest time until a hello is answered. The master may be away, or the hello may have met no queue.
@@ -126,10 +126,10 @@ impl Core {
         pause
     }
 
-    /// The same after the master itself has refused; `turned_away`: how often it had before.
-    pub(super) fn wait_after_refusal(&mut self, now: Timestamp, turned_away: u32) -> Duration {
+    /// The same after the master itself has refused; `master_refusals`: how often it had before.
+    pub(super) fn wait_after_refusal(&mut self, now: Timestamp, master_refusals: u32) -> Duration {
         self.wait_to_reconnect(now, false);
-        let pause = self.jittered(grown(REFUSED_BACKOFF, turned_away));
+        let pause = self.jittered(grown(REFUSED_BACKOFF, master_refusals));
         self.link = Link::Waiting { until: now + pause, refused: true };
         pause
     }
@@ -137,7 +137,7 @@ impl Core {
     /// What nobody has answered may have met no network: it is tried anew, and the pauses begin anew.
     pub(super) fn network_changed(&mut self, now: Timestamp) {
         match &mut self.link {
-            Link::Waiting { until, refused: false } => *until = (*until).min(now + SETTLES),
+            Link::Waiting { until, refused: false } => *until = (*until).min(now + NETWORK_DEBOUNCE),
             // Perhaps in vain, since it has begun before.
             Link::Connecting { .. } => {}
             Link::Waiting { refused: true, .. } | Link::Unstarted | Link::Greeting { .. } | Link::Attached { .. } => {
@@ -165,9 +165,9 @@ impl Core {
                 if *until > now || !self.dying.is_empty() || ends {
                     return;
                 }
-                if self.is_told_too_little() {
+                if self.may_have_stale_boot_data() {
                     let why = "refused with what it was told at its start, which may be told it anew";
-                    return self.kill_and_end(now, Last::Restart, why.to_owned());
+                    return self.kill_and_end(now, FinalAction::Restart, why.to_owned());
                 }
                 return self.connect(now);
             }
@@ -175,7 +175,7 @@ impl Core {
             (Link::Greeting { sent }, _) if *sent + HELLO_PATIENCE <= now => "no master has answered the hello",
             (Link::Attached { answered }, Some(session)) if *answered + half_open_after(session.keepalive) <= now => {
                 if session.lease.is_none() {
-                    return self.ask_after_session(now);
+                    return self.ask_for_session(now);
                 }
                 "no heartbeat is answered"
             }

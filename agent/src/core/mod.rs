@@ -13,7 +13,7 @@ mod session;
 pub mod words;
 
 pub use event::{Effect, Event, Level, RunStep};
-pub(crate) use link::SETTLES;
+pub(crate) use link::NETWORK_DEBOUNCE;
 
 use attempts::{Attempt, Remembered};
 use ending::Ending;
@@ -74,15 +74,15 @@ pub struct Core {
     master: Option<MasterId>,
     session: Option<Session>,
     /// What the supervisors were told last.
-    told_deadline: Option<Timestamp>,
+    reported_deadline: Option<Timestamp>,
     /// When a latent host powers itself off; absent: not armed. The time that it slept does not count.
     dead_man: Option<Timestamp>,
     /// When the machine woke up last.
-    awake_since: Timestamp,
+    resumed_at: Timestamp,
     /// Refused by a master that does not want the machine off: it is about to put it to sleep, or may let it in soon.
-    to_sleep: bool,
+    to_be_suspended: bool,
     /// Whether this life has said hello, so that a master may count on it.
-    greeted: bool,
+    said_hello: bool,
     /// How often the broker has said no to all that this life has to show.
     denials: u32,
 
@@ -119,11 +119,11 @@ impl Core {
             credentials,
             master: None,
             session: None,
-            told_deadline: None,
+            reported_deadline: None,
             dead_man,
-            awake_since: Timestamp(0),
-            to_sleep: false,
-            greeted: false,
+            resumed_at: Timestamp(0),
+            to_be_suspended: false,
+            said_hello: false,
             denials: 0,
             attempts: BTreeMap::new(),
             dying: BTreeSet::new(),
@@ -149,8 +149,8 @@ impl Core {
         if self.ended() {
             return Vec::new();
         }
-        if let Event::Slept(slept) = event {
-            self.count_awake(now, slept);
+        if let Event::Resumed(slept) = event {
+            self.discount_suspension(now, slept);
         }
         // Before the event: what comes after the end of the lease comes too late, whatever it says.
         self.expire_session(now);
@@ -166,7 +166,7 @@ impl Core {
             }
             Event::LogSent { attempt, step, offset } => self.log_sent(attempt, step, offset),
             Event::Notice(notice) => self.noticed(notice),
-            Event::Slept(_) => self.waken(now),
+            Event::Resumed(_) => self.resumed(now),
             Event::NetworkChanged => self.network_changed(now),
             Event::Tick => {}
             Event::Terminate => self.terminate(now),
@@ -178,7 +178,7 @@ impl Core {
         self.answer_drain();
         self.expire_dead_man(now);
         self.end_if_nothing_left(now);
-        self.tell_deadline();
+        self.report_deadline();
         std::mem::take(&mut self.effects)
     }
 

@@ -2,7 +2,7 @@
 
 use super::attempts::Attempt;
 use super::credentials::Change;
-use super::ending::Last;
+use super::ending::FinalAction;
 use super::link::Link;
 use super::{Core, Effect, Ending, Level};
 use rouse_shared::limits::PROTOCOL;
@@ -42,7 +42,7 @@ pub(super) struct Session {
     /// Whether it was answered since it was asked for.
     drained: bool,
     /// Whether the machine may be put to sleep once it is drained.
-    sleeps: bool,
+    may_be_suspended: bool,
 }
 
 impl Core {
@@ -83,16 +83,16 @@ impl Core {
     }
 
     /// Passes a moved deadline on. With the session over the last one stays: it kills what is left.
-    pub(super) fn tell_deadline(&mut self) {
+    pub(super) fn report_deadline(&mut self) {
         let deadline = self.deadline();
-        if self.session.is_some() && deadline != self.told_deadline {
-            self.told_deadline = deadline;
+        if self.session.is_some() && deadline != self.reported_deadline {
+            self.reported_deadline = deadline;
             self.emit(Effect::SetDeadline(deadline));
         }
     }
 
     pub(super) fn say_hello(&mut self) {
-        self.greeted = true;
+        self.said_hello = true;
         let hello = Hello {
             protocol: PROTOCOL,
             version: self.settings.version.clone(),
@@ -102,7 +102,7 @@ impl Core {
             nonce: self.nonce.clone(),
             credential: self.credentials.shown(&self.settings.password),
             master: self.master.clone(),
-            attempts: self.pictures(),
+            attempts: self.snapshots(),
             facts: self.settings.facts.clone(),
             leaving: self.leaving(),
             proof: self.settings.proof.clone(),
@@ -112,7 +112,7 @@ impl Core {
 
     /// Without a lease the session and the link are kept, as long as the master may be away. But it may have ended the
     /// session, and what it said then was lost: it is asked, and an answer tells.
-    pub(super) fn ask_after_session(&mut self, now: Timestamp) {
+    pub(super) fn ask_for_session(&mut self, now: Timestamp) {
         self.link = Link::Attached { answered: now };
         if !self.dying.is_empty() {
             // A hello that does not list them says that nothing of them runs.
@@ -131,11 +131,15 @@ impl Core {
         if let Some(session) = self.session.take() {
             self.log(Level::Error, format!("the lease of session {} is over: its builds are ended", session.id));
             if self.settings.latent && !session.standing {
-                if session.sleeps && matches!(self.ending, Ending::No) {
+                if session.may_be_suspended && matches!(self.ending, Ending::No) {
                     // The machine has slept, perhaps for days: who it is is told it anew, and so is its timer.
-                    self.kill_and_end(now, Last::Restart, "the machine may have slept since it was drained".to_owned());
+                    self.kill_and_end(
+                        now,
+                        FinalAction::Restart,
+                        "the machine may have slept since it was drained".to_owned(),
+                    );
                 } else {
-                    self.dead_man = Some(over.max(self.awake_since) + session.grace);
+                    self.dead_man = Some(over.max(self.resumed_at) + session.grace);
                 }
             }
             self.credentials.last = Some((session.id, session.seq));
@@ -166,7 +170,7 @@ impl Core {
             | ToAgent::Drain { session, .. }
             | ToAgent::Undrain { session }
             | ToAgent::Exit { session } => Some(session),
-            ToAgent::Order(order) => Some(&order.session),
+            ToAgent::RunAttempt(order) => Some(&order.session),
         };
         if let Some(session) = session
             && self.attached_session().as_ref() != Some(session)
@@ -178,25 +182,25 @@ impl Core {
             ToAgent::Welcome(welcome) => self.welcome(now, *welcome),
             ToAgent::Refused { reason, power_off } => self.refused(now, &reason, power_off),
             ToAgent::Renewed { seq, lease_ms, .. } => self.renewed(now, seq, lease_ms),
-            ToAgent::Order(order) => self.order(now, order),
+            ToAgent::RunAttempt(order) => self.order(now, order),
             ToAgent::Cancel { attempt, .. } => self.cancel(now, attempt),
             ToAgent::Settled { attempts, .. } => self.settled(&attempts),
             ToAgent::Resend { attempt, step, offset, .. } => self.resend(attempt, step, offset),
-            ToAgent::Drain { drain, sleep, .. } => {
+            ToAgent::Drain { drain, suspend, .. } => {
                 if let Some(session) = &mut self.session {
-                    session.sleeps = sleep;
+                    session.may_be_suspended = suspend;
                     session.drain = Some(drain);
                     session.drained = false;
                 }
             }
             ToAgent::Undrain { .. } => {
                 if let Some(session) = &mut self.session {
-                    session.sleeps = false;
+                    session.may_be_suspended = false;
                     session.drain = None;
                 }
             }
             ToAgent::Exit { .. } => {
-                self.kill_and_end(now, Last::Exit, "the master has ended this agent".to_owned());
+                self.kill_and_end(now, FinalAction::Exit, "the master has ended this agent".to_owned());
             }
         }
     }
@@ -213,8 +217,8 @@ impl Core {
             }
             (Link::Unstarted | Link::Waiting { .. } | Link::Connecting { .. }, _) => return,
         };
-        let goes_on = self.session.take().filter(|s| s.id == welcome.session && s.master == welcome.master);
-        if goes_on.is_none() {
+        let continued = self.session.take().filter(|s| s.id == welcome.session && s.master == welcome.master);
+        if continued.is_none() {
             if self.attempts.values().any(Attempt::runs) {
                 self.log(Level::Error, "the master has begun a new session: the builds of the old one are ended");
             }
@@ -228,13 +232,13 @@ impl Core {
         }
         let change = self.credentials.welcomed(welcome.secret);
         self.kept(change);
-        let seq = match (&goes_on, &self.credentials.last) {
+        let seq = match (&continued, &self.credentials.last) {
             (Some(session), _) => session.seq,
             (None, Some((id, seq))) if *id == welcome.session => *seq,
             (None, Some(_) | None) => 0,
         };
         // The hello counts as number 0: a master that ends before the first heartbeat extends the lease by that.
-        let mut unanswered = goes_on.map(|s| s.unanswered).unwrap_or_default();
+        let mut unanswered = continued.map(|s| s.unanswered).unwrap_or_default();
         unanswered.retain(|(seq, _)| *seq != 0);
         unanswered.push_front((0, sent));
         let keepalive = match welcome.keepalive_ms {
@@ -259,14 +263,14 @@ impl Core {
             next_heartbeat: (sent + keepalive).max(now),
             drain: None,
             drained: false,
-            sleeps: false,
+            may_be_suspended: false,
         });
         self.link = Link::Attached { answered: now };
         self.failures = 0;
         self.failures_here = 0;
-        self.credentials.turned_away = 0;
+        self.credentials.master_refusals = 0;
         self.dead_man = None;
-        self.to_sleep = false;
+        self.to_be_suspended = false;
         self.send_leaving();
         self.send_notice();
         self.catch_up();
@@ -281,18 +285,18 @@ impl Core {
     }
 
     fn refused(&mut self, now: Timestamp, reason: &str, power_off: bool) {
-        self.to_sleep |= !power_off && self.settings.latent;
+        self.to_be_suspended |= !power_off && self.settings.latent;
         // Only the best credential's refusal counts.
         let final_word = self.credentials.used_best();
-        let turned_away = self.credentials.turned_away;
+        let master_refusals = self.credentials.master_refusals;
         let change = self.credentials.refused();
         self.kept(change);
         self.drop_link();
-        let pause = self.wait_after_refusal(now, turned_away);
+        let pause = self.wait_after_refusal(now, master_refusals);
         let reason = super::words::cut(reason.to_owned());
         if power_off && self.settings.latent && final_word {
             self.log(Level::Error, format!("refused by the master: {reason}; powering off"));
-            self.kill_and_end(now, Last::PowerOff, format!("refused by the master: {reason}"));
+            self.kill_and_end(now, FinalAction::PowerOff, format!("refused by the master: {reason}"));
         } else {
             let text = format!("refused by the master: {reason}; trying again in {} s", pause.as_secs());
             self.log(Level::Error, text);

@@ -3,7 +3,7 @@
 //! It counts the time that the machine is awake: one that was hibernated has as long as any other to find its master.
 
 use crate::core::Level;
-use crate::log;
+use crate::diagnostics::log;
 use rouse_shared::Timestamp;
 use std::fs;
 use std::io;
@@ -19,7 +19,7 @@ const STANDING: &str = "standing";
 pub(super) struct DeadMan {
     path: PathBuf,
     boot: String,
-    /// Since when the timer runs, by [`crate::clock::awake`]; absent: the machine is a standing worker's.
+    /// Since when the timer runs, by [`crate::clock::running`]; absent: the machine is a standing worker's.
     began: Option<Timestamp>,
     /// What the last welcome made of it.
     attached: Option<bool>,
@@ -27,7 +27,7 @@ pub(super) struct DeadMan {
 
 impl DeadMan {
     /// The timer of this boot: it began at an earlier start of the agent, or begins now. `now` is of the clock
-    /// [`crate::clock::awake`].
+    /// [`crate::clock::running`].
     pub(super) fn arm(work_dir: &Path, now: Timestamp) -> Self {
         let boot = fs::read_to_string(BOOT_ID).map(|id| id.trim().to_owned()).unwrap_or_default();
         let mut this = Self { path: work_dir.join("dead-man"), boot, began: Some(now), attached: None };
@@ -82,7 +82,7 @@ impl DeadMan {
 
     fn complain(&self, error: &io::Error) {
         let path = self.path.display();
-        log::line(Level::Warn, &format!("{path} cannot be kept, so a restart winds up the power-off timer: {error}"));
+        log(Level::Warn, &format!("{path} cannot be kept, so a restart winds up the power-off timer: {error}"));
     }
 }
 

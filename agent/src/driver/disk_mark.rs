@@ -1,7 +1,7 @@
 //! The mark on the disk that tells whom it was first used for, so that a disk that should be fresh and is not shows.
 
 use crate::core::Level;
-use crate::log;
+use crate::diagnostics::log;
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -16,7 +16,7 @@ pub(super) fn keep(work_dir: &Path, user: &str) -> Option<String> {
     match read_or_make(&path, user) {
         Ok(mark) => Some(mark),
         Err(error) => {
-            log::line(Level::Error, &format!("the disk's mark {} cannot be kept: {error}", path.display()));
+            log(Level::Error, &format!("the disk's mark {} cannot be kept: {error}", path.display()));
             None
         }
     }

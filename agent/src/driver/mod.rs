@@ -7,14 +7,15 @@ mod power;
 mod session_file;
 mod workdir;
 
+use crate::build_logs::{BuildLogs, LogSent};
 use crate::config::AgentConfig;
 use crate::core::{Core, Event, Level, Settings};
+use crate::diagnostics::log;
 use crate::identity::{self, Identity};
 use crate::link::{LinkEvent, Target};
-use crate::logs::{LogSent, Logs};
 use crate::network::Changes;
 use crate::runner::{Runner, StepEvent, Update, users, wait_for_leftovers};
-use crate::{clock, log, notices, vitals};
+use crate::{clock, notices, vitals};
 use dead_man::DeadMan;
 use perform::Performer;
 use rouse_shared::message::CloudNotice;
@@ -69,7 +70,7 @@ pub async fn run(
     program: PathBuf,
     mut terminate: mpsc::Receiver<()>,
 ) -> Result<Ended, StartError> {
-    let (started, slept, awake) = (clock::now(), clock::slept(), clock::awake());
+    let (started, slept, awake) = (clock::now(), clock::suspended(), clock::running());
     // Before anything else, so that nothing that hangs or fails can come before it.
     let dead_man = config.latent.then(|| {
         // That there is no directory for it is said by what needs it more.
@@ -85,7 +86,7 @@ pub async fn run(
     let beginning = async {
         loop {
             match begin(&config, &program, began.unwrap_or(started), began.is_some(), slept).await {
-                Err(error) if stays_on => log::line(Level::Error, &format!("failed to {}; trying again", error.0)),
+                Err(error) if stays_on => log(Level::Error, &format!("failed to {}; trying again", error.0)),
                 begun => return begun,
             }
             tokio::time::sleep(BEGIN_AGAIN).await;
@@ -101,7 +102,7 @@ pub async fn run(
         _ = terminate.recv() => return Ok(Ended::ForGood),
     };
     let Ok(begun) = begun else {
-        log::line(Level::Error, "this host's agent could not begin in time: powering off");
+        log(Level::Error, "this host's agent could not begin in time: powering off");
         power::off(&config.power_off_command, &mut terminate).await;
         return Ok(Ended::ForGood);
     };
@@ -145,7 +146,7 @@ async fn begin(
     let identity = identity::identify(config).await.map_err(|e| StartError(e.to_string()))?;
     let Identity { worker, host, mut proof, user, password, broker, ca, power_off_after, is_ec2 } = identity;
     proof.disk = disk_mark::keep(work.root(), &user);
-    log::line(Level::Info, &format!("this is worker {worker} on host {host}"));
+    log(Level::Info, &format!("this is worker {worker} on host {host}"));
     let target = Target::parse(&broker, ca).map_err(|why| StartError(format!("use the broker's address: {why}")))?;
     let session_file = SessionFile::new(work.root(), worker.clone(), host.clone());
     let mut system = System::new().map_err(|e| StartError(format!("read the state of the machine: {e}")))?;
@@ -172,7 +173,7 @@ async fn begin(
         tokio::spawn(notices::watch(config.metadata.clone(), notices_in));
     }
     let performer = Performer::new(
-        Logs::start(&worker, log_events),
+        BuildLogs::start(&worker, log_events),
         perform::Parts {
             worker,
             target,
@@ -195,10 +196,7 @@ async fn reap_leftovers(lock_file: &Path) -> Result<(), StartError> {
         match gone {
             Ok(Ok(true)) => return Ok(()),
             Ok(Ok(false)) => {
-                log::line(
-                    Level::Warn,
-                    "waiting for an earlier agent, or steps of its, that still use the work directory",
-                );
+                log(Level::Warn, "waiting for an earlier agent, or steps of its, that still use the work directory");
             }
             Ok(Err(error)) => return Err(StartError(format!("lock {}: {error}", lock_file.display()))),
             Err(error) => return Err(StartError(format!("wait for an earlier agent: {error}"))),
@@ -242,11 +240,11 @@ impl Agent {
     /// One event, and those that its effects bring about at once.
     fn turn(&mut self, event: Event, more: &mut Vec<Event>) -> Option<perform::End> {
         let mut end = None;
-        let slept = clock::slept();
+        let slept = clock::suspended();
         let mut next = Some(event);
         if let Some(more_sleep) = slept.checked_sub(self.slept).filter(|s| *s >= WORTH_TELLING) {
             self.slept = slept;
-            more.extend(next.replace(Event::Slept(more_sleep)));
+            more.extend(next.replace(Event::Resumed(more_sleep)));
         }
         while let Some(event) = next {
             for effect in self.core.handle(clock::now(), event) {
@@ -294,8 +292,8 @@ impl Agent {
                     Some(Event::LinkUp { connection })
                 }
                 LinkEvent::Message(message) => Some(Event::FromMaster { connection, message }),
-                LinkEvent::Garbage(why) => {
-                    log::line(Level::Warn, &format!("dropping a message: {why}"));
+                LinkEvent::Malformed(why) => {
+                    log(Level::Warn, &format!("dropping a message: {why}"));
                     None
                 }
                 LinkEvent::Down { refused, why } => {

@@ -2,12 +2,13 @@
 
 use super::session_file::SessionFile;
 use super::workdir::{self, WorkDir};
+use crate::build_logs::BuildLogs;
 use crate::core::{Effect, Event, Level, RunStep};
+use crate::diagnostics::log;
 use crate::link::{Link, LinkEvent, Login, Target};
-use crate::logs::Logs;
 use crate::runner::users::User;
 use crate::runner::{Job, Runner};
-use crate::{log, vitals};
+use crate::vitals;
 use lapin::Connection;
 use rouse_shared::limits::MAX_MESSAGE;
 use rouse_shared::message::{StepState, ToMaster};
@@ -47,7 +48,7 @@ pub(super) struct Parts {
 /// Performs effects.
 pub(super) struct Performer {
     parts: Parts,
-    logs: Logs,
+    logs: BuildLogs,
     link: Option<(u64, Link)>,
     /// Attempts that have a directory.
     made: BTreeSet<AttemptId>,
@@ -56,7 +57,7 @@ pub(super) struct Performer {
 }
 
 impl Performer {
-    pub(super) fn new(logs: Logs, parts: Parts) -> Self {
+    pub(super) fn new(logs: BuildLogs, parts: Parts) -> Self {
         Self { parts, logs, link: None, made: BTreeSet::new(), closing: mpsc::channel(1) }
     }
 
@@ -79,12 +80,12 @@ impl Performer {
                 if let Err(error) = self.parts.session_file.store(&secret) {
                     let text =
                         format!("the session secret cannot be kept, so a restart of the agent loses builds: {error}");
-                    log::line(Level::Error, &text);
+                    log(Level::Error, &text);
                 }
             }
             Effect::ForgetSecret => {
                 if let Err(error) = self.parts.session_file.forget() {
-                    log::line(Level::Error, &format!("the session secret cannot be removed: {error}"));
+                    log(Level::Error, &format!("the session secret cannot be removed: {error}"));
                 }
             }
             Effect::RemoveAttempt(attempt) => {
@@ -94,18 +95,18 @@ impl Performer {
             }
             Effect::SendLogFrom { attempt, step, offset } => self.logs.send_from(attempt, step, offset),
             Effect::PowerOff { why } => {
-                log::line(Level::Warn, &format!("powering off: {why}"));
+                log(Level::Warn, &format!("powering off: {why}"));
                 return Some(End::PowerOff);
             }
             Effect::Exit { why } => {
-                log::line(Level::Info, &format!("ending: {why}"));
+                log(Level::Info, &format!("ending: {why}"));
                 return Some(End::Exit);
             }
             Effect::Restart { why } => {
-                log::line(Level::Info, &format!("beginning anew: {why}"));
+                log(Level::Info, &format!("beginning anew: {why}"));
                 return Some(End::Restart);
             }
-            Effect::Log(level, text) => log::line(level, &text),
+            Effect::Log(level, text) => log(level, &text),
         }
         None
     }
@@ -134,7 +135,7 @@ impl Performer {
         let (sender, mut receiver) = self.closing;
         drop(sender);
         if tokio::time::timeout(CLOSING, receiver.recv()).await.is_err() {
-            log::line(Level::Warn, "the broker did not take the last messages");
+            log(Level::Warn, "the broker did not take the last messages");
         }
     }
 
@@ -144,7 +145,7 @@ impl Performer {
         }
         let bytes = codec::encode(&message);
         if bytes.len() > MAX_MESSAGE {
-            return log::line(Level::Error, &format!("a message of {} bytes is too long to be sent", bytes.len()));
+            return log(Level::Error, &format!("a message of {} bytes is too long to be sent", bytes.len()));
         }
         let Some((connection, link)) = &self.link else { return };
         if !link.send(bytes) {

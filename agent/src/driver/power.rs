@@ -2,7 +2,7 @@
 
 use crate::config::USUAL_POWER_OFF;
 use crate::core::Level;
-use crate::log;
+use crate::diagnostics::log;
 use rustix::system::{RebootCommand, reboot};
 use std::io;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -65,11 +65,11 @@ async fn off_at(pace: &Pace, command: &[String], terminate: &mut mpsc::Receiver<
             };
             let pause = match done {
                 Ok(()) => {
-                    log::line(Level::Warn, "the machine is told to power off");
+                    log(Level::Warn, "the machine is told to power off");
                     pace.going_down
                 }
                 Err(why) => {
-                    log::line(Level::Error, &format!("failed to power off: {why}"));
+                    log(Level::Error, &format!("failed to power off: {why}"));
                     pace.again[number.min(pace.again.len() - 1)]
                 }
             };
@@ -80,7 +80,7 @@ async fn off_at(pace: &Pace, command: &[String], terminate: &mut mpsc::Receiver<
     };
     tokio::select! {
         () = until_off => {}
-        _ = terminate.recv() => log::line(Level::Info, "asked to end while powering off"),
+        _ = terminate.recv() => log(Level::Info, "asked to end while powering off"),
     }
 }
 

@@ -8,7 +8,7 @@
 //! ```
 
 use crate::core::Level;
-use crate::log;
+use crate::diagnostics::log;
 use crate::runner::users::{self, User};
 use crate::spool;
 use rouse_shared::AttemptId;
@@ -159,7 +159,7 @@ impl WorkDir {
     /// takes longer than a heartbeat may wait.
     pub(super) fn remove(&mut self, attempt: AttemptId) {
         if let Err(error) = spool::remove_attempt(&self.spool_dir(), attempt) {
-            log::line(Level::Warn, &format!("the logs of {attempt} could not be removed: {error}"));
+            log(Level::Warn, &format!("the logs of {attempt} could not be removed: {error}"));
         }
         if let Some(gone) = self.set_aside(&self.attempt(attempt)) {
             tokio::task::spawn_blocking(move || remove_tree(&gone));
@@ -174,7 +174,7 @@ impl WorkDir {
             Ok(()) => Some(gone),
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(error) => {
-                log::line(Level::Error, &format!("{} could not be moved away: {error}", path.display()));
+                log(Level::Error, &format!("{} could not be moved away: {error}", path.display()));
                 None
             }
         }
@@ -207,7 +207,7 @@ fn remove_tree(path: &Path) {
     };
     match removed {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            log::line(Level::Error, &format!("{} could not be removed: {error}", path.display()));
+            log(Level::Error, &format!("{} could not be removed: {error}", path.display()));
         }
         Ok(()) | Err(_) => {}
     }

@@ -61,7 +61,7 @@ async fn server(way: Way) -> (Server, JoinHandle<(String, usize)>) {
     (server, task)
 }
 
-async fn get(way: Way) -> Result<Answer, HttpError> {
+async fn get(way: Way) -> Result<Response, HttpError> {
     let (server, task) = server(way).await;
     let answer = server.get("/x", &[], 100).await;
     task.abort();
@@ -101,7 +101,7 @@ fn addresses_are_plain() {
 async fn a_request_is_what_it_should_be() {
     let (server, task) = server(say("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\ntoken")).await;
     let answer = server.put("/latest/api/token", &[("X-aws-ec2-metadata-token-ttl-seconds", "60")], 100).await.unwrap();
-    assert_eq!(answer, Answer { status: 200, body: b"token".to_vec() });
+    assert_eq!(answer, Response { status: 200, body: b"token".to_vec() });
     let (request, _) = task.await.unwrap();
     let lines: Vec<_> = request.lines().collect();
     assert_eq!(lines[0], "PUT /latest/api/token HTTP/1.1");
@@ -122,7 +122,7 @@ async fn bodies_come_in_every_form() {
     ] {
         for piece in [1, 7, usize::MAX] {
             let answer = get(Way::Say(text.as_bytes().to_vec(), piece)).await.unwrap();
-            assert_eq!(answer, Answer { status: 200, body: b"hello".to_vec() }, "{text:?} by {piece}");
+            assert_eq!(answer, Response { status: 200, body: b"hello".to_vec() }, "{text:?} by {piece}");
         }
     }
     let answer = get(say("HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")).await.unwrap();

@@ -1,7 +1,7 @@
 //! OpenStack's config drive: a small disk that bears the name `config-2` and the metadata as files.
 
 use super::iso9660::Iso;
-use super::{BootText, Machine, Trouble, openstack};
+use super::{BootText, CloudError, Machine, openstack};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::OpenOptionsExt;
@@ -20,16 +20,16 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const FAT_NAMES: [std::ops::Range<usize>; 2] = [43..54, 71..82];
 
 /// The machine as its config drive tells of it.
-pub(super) async fn look(root: &Path) -> Result<Machine, Trouble> {
+pub(super) async fn look(root: &Path) -> Result<Machine, CloudError> {
     let root = root.to_owned();
     // Beside the loop: a disk that hangs must not hold up the timer that ends the host.
     let search = tokio::task::spawn_blocking(move || {
         let disks = disks(&root);
-        disks.iter().find_map(|disk| from_disk(disk).transpose()).unwrap_or(Err(Trouble::NoDrive))
+        disks.iter().find_map(|disk| from_disk(disk).transpose()).unwrap_or(Err(CloudError::NoDrive))
     });
     match tokio::time::timeout(PATIENCE, search).await {
         Ok(Ok(found)) => found,
-        Ok(Err(_)) | Err(_) => Err(Trouble::Odd("its disks do not answer")),
+        Ok(Err(_)) | Err(_) => Err(CloudError::Odd("its disks do not answer")),
     }
 }
 
@@ -44,20 +44,20 @@ fn disks(root: &Path) -> Vec<PathBuf> {
 }
 
 /// The machine that this disk tells of; `None` where it is no config drive, or cannot be read, as a drive without a disk.
-fn from_disk(path: &Path) -> Result<Option<Machine>, Trouble> {
+fn from_disk(path: &Path) -> Result<Option<Machine>, CloudError> {
     let open = || OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path);
     let Ok(mut device) = open() else { return Ok(None) };
     if is_fat(&mut device).unwrap_or(false) {
-        return Err(Trouble::Odd("its config drive is a FAT file system, and only ISO 9660 is read"));
+        return Err(CloudError::Odd("its config drive is a FAT file system, and only ISO 9660 is read"));
     }
     let Ok(Some(mut iso)) = Iso::open(device) else { return Ok(None) };
     if !iso.name.eq_ignore_ascii_case(LABEL) {
         return Ok(None);
     }
-    let odd = |error: io::Error| Trouble::Disk(path.to_owned(), error);
+    let odd = |error: io::Error| CloudError::Disk(path.to_owned(), error);
     let meta_data =
         iso.read(&["openstack", "latest", "meta_data.json"], openstack::MAX_META_DATA as u32).map_err(odd)?;
-    let meta_data = meta_data.ok_or(Trouble::Odd("its config drive has no openstack/latest/meta_data.json"))?;
+    let meta_data = meta_data.ok_or(CloudError::Odd("its config drive has no openstack/latest/meta_data.json"))?;
     let user_data = iso.read(&["openstack", "latest", "user_data"], openstack::MAX_USER_DATA as u32).map_err(odd)?;
     let source = format!("user_data on the config drive {}", path.display());
     openstack::machine(&meta_data, BootText::in_user_data(&source, &user_data.unwrap_or_default())).map(Some)

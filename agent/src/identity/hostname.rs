@@ -2,7 +2,7 @@
 
 use super::leases;
 use crate::core::Level;
-use crate::log;
+use crate::diagnostics::log;
 use rouse_shared::WorkerName;
 use std::path::Path;
 use std::time::Duration;
@@ -34,7 +34,7 @@ const WAIT_FOR_DHCP: u32 = 100;
 
 /// What there is to see at one moment.
 #[derive(Clone, Default, Debug)]
-pub(super) struct Sight {
+pub(super) struct Observation {
     /// The kernel's host name.
     pub(super) kernel: String,
     /// What stands in /etc/hostname.
@@ -45,23 +45,23 @@ pub(super) struct Sight {
 
 /// What was seen so far.
 #[derive(Debug)]
-pub(super) struct Watch<'a> {
+pub(super) struct Debouncer<'a> {
     refused: &'a [String],
     latent: bool,
     looks: u32,
     before: Option<WorkerName>,
 }
 
-impl<'a> Watch<'a> {
+impl<'a> Debouncer<'a> {
     pub(super) fn new(refused: &'a [String], latent: bool) -> Self {
         Self { refused, latent, looks: 0, before: None }
     }
 
     /// The worker, once that is settled; else what is waited for, in words.
-    pub(super) fn look(&mut self, sight: &Sight) -> Result<WorkerName, String> {
+    pub(super) fn look(&mut self, observation: &Observation) -> Result<WorkerName, String> {
         self.looks = self.looks.saturating_add(1);
-        let kernel = accept(&sight.kernel, self.refused);
-        let leased = sight.leased.iter().find_map(|name| accept(name, self.refused).ok());
+        let kernel = accept(&observation.kernel, self.refused);
+        let leased = observation.leased.iter().find_map(|name| accept(name, self.refused).ok());
         let before = std::mem::replace(&mut self.before, kernel.as_ref().ok().cloned());
         let worker = match (kernel, leased) {
             // A latent host's name is DHCP's business; a standing one's own name is what somebody has given it.
@@ -70,7 +70,7 @@ impl<'a> Watch<'a> {
             (Err(why), None) => return Err(why),
             (Ok(worker), Some(_) | None) => worker,
         };
-        let written = accept(&sight.written, self.refused).is_ok_and(|written| written == worker);
+        let written = accept(&observation.written, self.refused).is_ok_and(|written| written == worker);
         match (written, self.latent) {
             (true, false) => Ok(worker),
             // It may be the image's own, with DHCP's still to come.
@@ -87,26 +87,26 @@ impl<'a> Watch<'a> {
 
 /// The first name that is settled; waits without limit and says once what it waits for.
 pub(super) async fn wait(root: &Path, refused: &[String], latent: bool) -> WorkerName {
-    let mut watch = Watch::new(refused, latent);
+    let mut debouncer = Debouncer::new(refused, latent);
     let mut told = None;
     loop {
         let read = |path: &str| std::fs::read_to_string(root.join(path)).unwrap_or_default();
-        let sight = Sight {
+        let observation = Observation {
             kernel: read("proc/sys/kernel/hostname"),
             // The first line that is no comment.
             written: read("etc/hostname").lines().find(|line| !line.starts_with('#')).unwrap_or_default().to_owned(),
             leased: leases::names(root, &leases::addresses()),
         };
-        let why = match watch.look(&sight) {
+        let why = match debouncer.look(&observation) {
             Ok(worker) => return worker,
             Err(why) => why,
         };
         // What passes within a look is not worth a line.
-        if watch.looks > 1 && told.as_ref() != Some(&why) {
-            log::line(Level::Info, &format!("waiting for a host name that is a worker's: {why}"));
+        if debouncer.looks > 1 && told.as_ref() != Some(&why) {
+            log(Level::Info, &format!("waiting for a host name that is a worker's: {why}"));
             told = Some(why);
         }
-        tokio::time::sleep(if watch.looks < FIRST_LOOKS { LOOK.0 } else { LOOK.1 }).await;
+        tokio::time::sleep(if debouncer.looks < FIRST_LOOKS { LOOK.0 } else { LOOK.1 }).await;
     }
 }
 
@@ -121,7 +121,7 @@ pub(super) fn accept(name: &str, refused: &[String]) -> Result<WorkerName, Strin
     if is_of_a_cloud(label) {
         return Err(format!("{name:?} is a cloud's default name"));
     }
-    label.parse().map_err(|error: rouse_shared::ids::InvalidName| error.to_string())
+    label.parse().map_err(|error: rouse_shared::ids::WorkerNameError| error.to_string())
 }
 
 /// `ip-192-0-2-7`, `host-192-0-2-7`, `i-0123456789abcdef0`.

@@ -26,9 +26,9 @@ mod openstack;
 pub use hostname::kernel_name;
 
 use crate::config::{AgentConfig, IdentityKind};
-use crate::core::{Level, SETTLES};
+use crate::core::{Level, NETWORK_DEBOUNCE};
+use crate::diagnostics::log;
 use crate::http::HttpError;
-use crate::log;
 use crate::network::Changes;
 use boot_text::BootText;
 use firmware::Cloud;
@@ -109,9 +109,9 @@ struct Machine {
     is_ec2: bool,
 }
 
-/// Why a cloud has not said which machine this is; all but [`Trouble::Off`] may pass.
+/// Why a cloud has not said which machine this is; all but [`CloudError::Off`] may pass.
 #[derive(Debug)]
-pub(crate) enum Trouble {
+pub(crate) enum CloudError {
     /// No answer.
     Http(HttpError),
     /// Not the answer that it should be; at which path, and its status.
@@ -126,13 +126,13 @@ pub(crate) enum Trouble {
     Disk(PathBuf, std::io::Error),
 }
 
-impl From<HttpError> for Trouble {
+impl From<HttpError> for CloudError {
     fn from(error: HttpError) -> Self {
         Self::Http(error)
     }
 }
 
-impl fmt::Display for Trouble {
+impl fmt::Display for CloudError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Http(error) => write!(f, "failed to {error}"),
@@ -186,8 +186,8 @@ async fn auto(config: &AgentConfig, root: &Path) -> Result<Identity, IdentityErr
         None => match config_drive::look(root).await {
             Ok(machine) => machine,
             Err(trouble) => {
-                if !matches!(trouble, Trouble::NoDrive) {
-                    log::line(Level::Warn, &format!("passing over the config drive: {trouble}"));
+                if !matches!(trouble, CloudError::NoDrive) {
+                    log(Level::Warn, &format!("passing over the config drive: {trouble}"));
                 }
                 Machine::default()
             }
@@ -202,8 +202,8 @@ async fn auto(config: &AgentConfig, root: &Path) -> Result<Identity, IdentityErr
 async fn ec2(config: &AgentConfig, may_be_off: bool) -> Machine {
     let mut service = ec2::Metadata::new(config.metadata.clone());
     ask("EC2's metadata service", async || match ec2::look(&mut service).await {
-        Err(Trouble::Off) if may_be_off => {
-            log::line(Level::Warn, "EC2's metadata service is switched off for this machine");
+        Err(CloudError::Off) if may_be_off => {
+            log(Level::Warn, "EC2's metadata service is switched off for this machine");
             Ok(Machine::default())
         }
         other => other,
@@ -216,7 +216,7 @@ async fn openstack(config: &AgentConfig, root: &Path) -> Machine {
 }
 
 /// Asks until there is an answer, and says what it waits for.
-async fn ask(what: &str, mut question: impl AsyncFnMut() -> Result<Machine, Trouble>) -> Machine {
+async fn ask(what: &str, mut question: impl AsyncFnMut() -> Result<Machine, CloudError>) -> Machine {
     let network = Changes::listen();
     let mut told = String::new();
     let mut pause = ASK_AGAIN.0;
@@ -226,13 +226,13 @@ async fn ask(what: &str, mut question: impl AsyncFnMut() -> Result<Machine, Trou
             Err(trouble) => trouble.to_string(),
         };
         if told != why {
-            log::line(Level::Warn, &format!("waiting for {what}: {why}"));
+            log(Level::Warn, &format!("waiting for {what}: {why}"));
             told = why;
         }
         match tokio::time::timeout(pause, network.next()).await {
             Err(_) => pause = (pause * 2).min(ASK_AGAIN.1),
             Ok(()) => {
-                tokio::time::sleep(SETTLES).await;
+                tokio::time::sleep(NETWORK_DEBOUNCE).await;
                 pause = ASK_AGAIN.0;
             }
         }
@@ -299,6 +299,6 @@ fn read_ca(config: &AgentConfig) -> Result<Option<String>, IdentityError> {
 }
 
 #[cfg(test)]
-mod random;
+mod fuzz_tests;
 #[cfg(test)]
 mod tests;

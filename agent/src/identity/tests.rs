@@ -215,7 +215,7 @@ async fn a_drive_that_makes_no_sense_is_not_taken() {
         let trouble = config_drive::look(dir.path()).await.unwrap_err().to_string();
         assert!(trouble.contains(part), "{trouble}");
     }
-    assert!(matches!(config_drive::look(machine(&[]).path()).await, Err(Trouble::NoDrive)));
+    assert!(matches!(config_drive::look(machine(&[]).path()).await, Err(CloudError::NoDrive)));
 }
 
 #[tokio::test]
@@ -257,31 +257,33 @@ fn a_host_name_is_its_own_machines() {
 
 #[test]
 fn a_name_is_taken_when_it_is_settled() {
-    use hostname::{Sight, Watch};
-    let sight = |kernel: &str, written: &str, leased: &[&str]| Sight {
+    use hostname::{Debouncer, Observation};
+    let observation = |kernel: &str, written: &str, leased: &[&str]| Observation {
         kernel: kernel.to_owned(),
         written: written.to_owned(),
         leased: leased.iter().map(|name| (*name).to_owned()).collect(),
     };
     // Looks until a name is taken: its number, and the name.
-    let taken = |latent: bool, sights: &[Sight]| {
-        let mut watch = Watch::new(&[], latent);
+    let taken = |latent: bool, sights: &[Observation]| {
+        let mut debouncer = Debouncer::new(&[], latent);
         let looks = sights.iter().chain(std::iter::repeat(sights.last().unwrap())).take(300);
-        looks.enumerate().find_map(|(n, sight)| watch.look(sight).ok().map(|w| (n + 1, w.as_str().to_owned())))
+        looks
+            .enumerate()
+            .find_map(|(n, observation)| debouncer.look(observation).ok().map(|w| (n + 1, w.as_str().to_owned())))
     };
     let at = |look: usize, name: &str| Some((look, name.to_owned()));
-    let booting = sight("(none)", "", &[]);
+    let booting = observation("(none)", "", &[]);
     for (latent, sights, expected) in [
-        (false, vec![sight("w1", "w1\n", &[])], at(1, "w1")),
-        (false, vec![sight("w1", "w1", &["dhcp-7"])], at(1, "w1")),
-        (true, vec![sight("golden", "golden", &[]), sight("golden", "golden", &["w1"])], at(2, "w1")),
-        (true, vec![sight("golden", "golden", &[]), sight("w1", "golden", &[])], at(3, "w1")),
-        (true, vec![sight("w1", "w1", &[])], at(100, "w1")),
-        (true, vec![booting.clone(), sight("w1", "", &[])], at(3, "w1")),
-        (false, vec![booting.clone(), sight("w1", "debian", &[])], at(3, "w1")),
-        (true, vec![booting.clone(), sight("w9", "", &[]), sight("w1", "", &[])], at(4, "w1")),
-        (true, vec![booting.clone(), sight("localhost", "localhost", &["localhost", "w1"])], at(2, "w1")),
-        (true, vec![booting.clone(), sight("ip-10-0-0-1", "", &[])], None),
+        (false, vec![observation("w1", "w1\n", &[])], at(1, "w1")),
+        (false, vec![observation("w1", "w1", &["dhcp-7"])], at(1, "w1")),
+        (true, vec![observation("golden", "golden", &[]), observation("golden", "golden", &["w1"])], at(2, "w1")),
+        (true, vec![observation("golden", "golden", &[]), observation("w1", "golden", &[])], at(3, "w1")),
+        (true, vec![observation("w1", "w1", &[])], at(100, "w1")),
+        (true, vec![booting.clone(), observation("w1", "", &[])], at(3, "w1")),
+        (false, vec![booting.clone(), observation("w1", "debian", &[])], at(3, "w1")),
+        (true, vec![booting.clone(), observation("w9", "", &[]), observation("w1", "", &[])], at(4, "w1")),
+        (true, vec![booting.clone(), observation("localhost", "localhost", &["localhost", "w1"])], at(2, "w1")),
+        (true, vec![booting.clone(), observation("ip-10-0-0-1", "", &[])], None),
         (true, vec![booting], None),
     ] {
         assert_eq!(taken(latent, &sights), expected, "{latent} {sights:?}");

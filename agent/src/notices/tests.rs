@@ -24,10 +24,10 @@ async fn the_gravest_notice_counts_and_odd_ones_do_not() {
     assert_eq!(look(&mut service).await.unwrap(), Some(end.clone()));
     for odd in ["", "terminate", "{\"action\": 5, \"time\": \"x\"}", "{\"time\": \"x\"}", &interruption("a b")] {
         fake.put(ACTION, odd);
-        assert!(matches!(look(&mut service).await, Err(Trouble::Odd(_))), "{odd:?}");
+        assert!(matches!(look(&mut service).await, Err(CloudError::Odd(_))), "{odd:?}");
     }
     fake.put(ACTION, &interruption(&"x".repeat(5_000)));
-    assert!(matches!(look(&mut service).await, Err(Trouble::Http(_))));
+    assert!(matches!(look(&mut service).await, Err(CloudError::Http(_))));
     // One token has served for all of it; when it has run out there is another.
     assert_eq!(fake.state().made, 1);
     fake.put(ACTION, &interruption("2026-01-02T03:06:05Z"));

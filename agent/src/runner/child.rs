@@ -2,7 +2,7 @@
 
 use super::sys::{self, Pid};
 use super::users::User;
-use super::wire::Order;
+use super::wire::StepJob;
 use rustix::fs::Mode;
 use rustix::process::{Gid, Signal, Uid};
 use std::ffi::{CString, OsStr};
@@ -31,7 +31,7 @@ enum Stage {
 pub struct Plan {
     args: Vec<CString>,
     env: Vec<CString>,
-    /// The paths to try, in this order.
+    /// The paths to try, in this job.
     programs: Vec<CString>,
     cwd: CString,
     user: Option<User>,
@@ -46,13 +46,13 @@ impl Plan {
     ///
     /// # Errors
     /// Where the step cannot be started, in words.
-    pub fn new(order: &Order, user: Option<User>) -> Result<Self, String> {
-        let program = order.run.first().ok_or("the step has no command")?;
+    pub fn new(job: &StepJob, user: Option<User>) -> Result<Self, String> {
+        let program = job.run.first().ok_or("the step has no command")?;
         let mut programs = Vec::new();
         if program.contains('/') {
             programs.push(c_string(program.as_bytes(), "the command")?);
         } else if !program.is_empty() {
-            let path = order.env.get("PATH").map_or(DEFAULT_PATH, String::as_str);
+            let path = job.env.get("PATH").map_or(DEFAULT_PATH, String::as_str);
             // An empty entry is the step's work directory, by the shell's old rule.
             for dir in path.split(':') {
                 let full = Path::new(if dir.is_empty() { "." } else { dir }).join(program);
@@ -60,17 +60,17 @@ impl Plan {
             }
         }
         let mut env = Vec::new();
-        for (key, value) in &order.env {
+        for (key, value) in &job.env {
             if key.is_empty() || key.contains('=') {
                 return Err(format!("{key:?} is no name of an environment variable"));
             }
             env.push(c_string(format!("{key}={value}").as_bytes(), "the environment")?);
         }
         Ok(Self {
-            args: order.run.iter().map(|arg| c_string(arg.as_bytes(), "the command")).collect::<Result<_, _>>()?,
+            args: job.run.iter().map(|arg| c_string(arg.as_bytes(), "the command")).collect::<Result<_, _>>()?,
             env,
             programs,
-            cwd: c_string(&order.cwd, "the work directory")?,
+            cwd: c_string(&job.cwd, "the work directory")?,
             user,
         })
     }

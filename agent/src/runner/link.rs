@@ -1,9 +1,10 @@
 //! The agent's side of zygote and supervisors.
 
-use super::wire::{Frame, KILL, Order, SEEN, STOP};
+use super::wire::{Frame, KILL, SEEN, STOP, StepJob};
 use super::{Job, StepEvent, Update, sys, zygote};
+use crate::clock;
 use crate::core::Level;
-use crate::{clock, log};
+use crate::diagnostics::log;
 use rouse_shared::message::StepState;
 use rouse_shared::{AttemptId, codec};
 use rustix::process::Signal;
@@ -27,7 +28,7 @@ const ORPHANS: Duration = Duration::from_secs(10);
 
 /// What is wanted of a step; grows only.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub(super) enum Wish {
+pub(super) enum Desired {
     Run,
     Stop,
     Kill,
@@ -53,7 +54,7 @@ fn start(program: &Path, lock_file: &Path, deadline: &OwnedFd) -> io::Result<Sta
     let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
     ours.set_nonblocking(true)?;
     let control = UnixStream::from_std(ours)?;
-    // Held over the start, so that no sweep meets a zygote that is not listed.
+    // Held over the start, so that no kill_leftovers meets a zygote that is not listed.
     let mut zygotes = ZYGOTES.lock().unwrap_or_else(PoisonError::into_inner);
     let child = zygote::spawn(program, lock_file, theirs.into(), deadline)?;
     zygotes.insert(child.id() as sys::Pid);
@@ -78,19 +79,16 @@ pub(super) fn keep(
                 () = sender.closed() => return,
             }
             sender.send_replace(None);
-            log::line(
-                Level::Error,
-                "the process that starts steps was killed; its steps are lost, and it is started anew",
-            );
+            log(Level::Error, "the process that starts steps was killed; its steps are lost, and it is started anew");
             // Fails only where the runtime is ending.
-            let _ = tokio::task::spawn_blocking(move || bury(child)).await;
+            let _ = tokio::task::spawn_blocking(move || reap_zygote(child)).await;
             gone.send_replace(true);
             started = loop {
                 match start(&program, &lock_file, &deadline) {
                     Ok(started) => break started,
                     Err(error) => {
                         let text = format!("failed to start the process that starts steps, trying again: {error}");
-                        log::line(Level::Error, &text);
+                        log(Level::Error, &text);
                         tokio::time::sleep(RETRY).await;
                     }
                 }
@@ -116,14 +114,14 @@ async fn closed(stream: &UnixStream) {
 }
 
 /// Waits for the end of a zygote and of all that it started, and helps it along.
-fn bury(mut zygote: Child) {
+fn reap_zygote(mut zygote: Child) {
     // It may have closed its stream without having ended.
     let _ = zygote.kill();
     let _ = zygote.wait();
     let session = zygote.id() as sys::Pid;
     ZYGOTES.lock().unwrap_or_else(PoisonError::into_inner).remove(&session);
     let end = clock::now() + ORPHANS;
-    while sweep(session, clock::now() >= end) {
+    while kill_leftovers(session, clock::now() >= end) {
         std::thread::sleep(Duration::from_millis(5));
     }
 }
@@ -132,7 +130,7 @@ fn bury(mut zygote: Child) {
 ///
 /// A step's process is never of our own session, and what we started ourselves is, unless it is a zygote. Supervisors
 /// are of the dead zygote's session: they were told of its death, and are left to end by themselves unless `impatient`.
-fn sweep(dead: sys::Pid, impatient: bool) -> bool {
+fn kill_leftovers(dead: sys::Pid, impatient: bool) -> bool {
     let own = std::process::id() as sys::Pid;
     let own_session = rustix::process::getsid(None).map_or(0, |session| session.as_raw_nonzero().get());
     let zygotes = ZYGOTES.lock().unwrap_or_else(PoisonError::into_inner);
@@ -155,13 +153,13 @@ fn sweep(dead: sys::Pid, impatient: bool) -> bool {
 pub(super) async fn run(
     job: Job,
     mut links: watch::Receiver<Option<Arc<Link>>>,
-    mut wishes: watch::Receiver<Wish>,
+    mut desired: watch::Receiver<Desired>,
     updates: &mpsc::Sender<Update>,
 ) -> StepEvent {
     let ended = |state, log_length, took| StepEvent::Ended { state, log_length, log_cut: 0, took };
     let link = tokio::select! {
         link = links.wait_for(Option::is_some) => link.ok().and_then(|link| link.clone()),
-        _ = wishes.wait_for(|&wish| wish > Wish::Run) => return ended(StepState::Stopped, 0, Duration::ZERO),
+        _ = desired.wait_for(|&wish| wish > Desired::Run) => return ended(StepState::Stopped, 0, Duration::ZERO),
     };
     // There is always a next one, while the runtime lives.
     let Some(link) = link else {
@@ -181,7 +179,7 @@ pub(super) async fn run(
     let reporter = Reporter { updates, attempt, step };
     let end = tokio::select! {
         end = listen(&stream, reporter) => end,
-        never = pass_on(&stream, wishes) => match never {},
+        never = forward(&stream, desired) => match never {},
         // Nobody wants to know any more. The stream's end tells the supervisor.
         () = updates.closed() => return ended(StepState::Stopped, 0, clock::now().since(began)),
     };
@@ -227,7 +225,7 @@ async fn hand_over(job: Job, link: &Link) -> io::Result<UnixStream> {
     ours.set_nonblocking(true)?;
     let ours = UnixStream::from_std(ours)?;
     let mut order = File::from(sys::memfd(c"rouse-step")?);
-    order.write_all(&codec::encode(&Order::new(job)))?;
+    order.write_all(&codec::encode(&StepJob::new(job)))?;
     let fds = [theirs.as_fd(), order.as_fd()];
     link.control.async_io(Interest::WRITABLE, || sys::send_fds(link.control.as_fd(), fds)).await?;
     Ok(ours)
@@ -242,7 +240,7 @@ async fn listen(stream: &UnixStream, reporter: Reporter<'_>) -> Option<Frame> {
                 Frame::Started => reporter.report(StepEvent::Started).await,
                 Frame::Output { length } => {
                     reporter.report(StepEvent::Output { length }).await;
-                    say(stream, SEEN).await;
+                    send_byte(stream, SEEN).await;
                 }
                 end @ (Frame::Ended { .. } | Frame::Lost(_)) => return Some(end),
             }
@@ -257,7 +255,7 @@ async fn listen(stream: &UnixStream, reporter: Reporter<'_>) -> Option<Frame> {
 }
 
 /// Says one byte to the supervisor. Where that has no reader any more, `listen` sees the stream's end.
-async fn say(stream: &UnixStream, byte: u8) {
+async fn send_byte(stream: &UnixStream, byte: u8) {
     while stream.writable().await.is_ok() {
         match stream.try_write(&[byte]) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
@@ -267,18 +265,18 @@ async fn say(stream: &UnixStream, byte: u8) {
 }
 
 /// Passes on what is wanted of the step.
-async fn pass_on(stream: &UnixStream, mut wishes: watch::Receiver<Wish>) -> std::convert::Infallible {
+async fn forward(stream: &UnixStream, mut desired: watch::Receiver<Desired>) -> std::convert::Infallible {
     loop {
-        let wish = *wishes.borrow_and_update();
+        let wish = *desired.borrow_and_update();
         let byte = match wish {
-            Wish::Run => None,
-            Wish::Stop => Some(STOP),
-            Wish::Kill => Some(KILL),
+            Desired::Run => None,
+            Desired::Stop => Some(STOP),
+            Desired::Kill => Some(KILL),
         };
         if let Some(byte) = byte {
-            say(stream, byte).await;
+            send_byte(stream, byte).await;
         }
-        if wishes.changed().await.is_err() {
+        if desired.changed().await.is_err() {
             // Nobody wants anything any more.
             std::future::pending::<()>().await;
         }

@@ -19,7 +19,7 @@ pub use lock::wait_for_leftovers;
 pub use zygote::zygote_main_if_asked;
 
 use deadline::Deadline;
-use link::{Link, Wish};
+use link::{Desired, Link};
 use rouse_shared::message::StepState;
 use rouse_shared::{AttemptId, Timestamp};
 use std::collections::BTreeMap;
@@ -91,7 +91,7 @@ pub struct Update {
     pub event: StepEvent,
 }
 
-type Steps = BTreeMap<(AttemptId, u32), watch::Sender<Wish>>;
+type Steps = BTreeMap<(AttemptId, u32), watch::Sender<Desired>>;
 
 struct Inner {
     deadline: Deadline,
@@ -137,7 +137,7 @@ impl Runner {
     pub fn run(&self, job: Job) {
         let inner = self.0.clone();
         let key = (job.attempt, job.step);
-        let (wish, wishes) = watch::channel(Wish::Run);
+        let (wish, desired) = watch::channel(Desired::Run);
         let known = {
             let mut steps = inner.steps();
             let known = steps.contains_key(&key);
@@ -150,7 +150,7 @@ impl Runner {
             let state = StepState::NotStarted("this step runs already".to_owned());
             let mut end = StepEvent::Ended { state, log_length: 0, log_cut: 0, took: Duration::ZERO };
             if !known {
-                end = link::run(job, inner.link.clone(), wishes, &inner.updates).await;
+                end = link::run(job, inner.link.clone(), desired, &inner.updates).await;
                 inner.steps().remove(&key);
             }
             // Where nobody takes updates any more, the agent is ending.
@@ -158,7 +158,7 @@ impl Runner {
         });
     }
 
-    fn wish(&self, attempt: AttemptId, wish: Wish) {
+    fn wish(&self, attempt: AttemptId, wish: Desired) {
         for sender in self.0.steps().range((attempt, 0)..=(attempt, u32::MAX)).map(|(_, sender)| sender) {
             sender.send_if_modified(|old| std::mem::replace(old, wish.max(*old)) < wish);
         }
@@ -167,12 +167,12 @@ impl Runner {
     /// Ends the attempt's steps: TERM, and KILL after [`rouse_shared::limits::TERM_TO_KILL`]. They come back as
     /// [`StepState::Stopped`]. Without effect where nothing of the attempt runs.
     pub fn stop(&self, attempt: AttemptId) {
-        self.wish(attempt, Wish::Stop);
+        self.wish(attempt, Desired::Stop);
     }
 
     /// Ends the attempt's steps by KILL, at once.
     pub fn kill(&self, attempt: AttemptId) {
-        self.wish(attempt, Wish::Kill);
+        self.wish(attempt, Desired::Kill);
     }
 
     /// Sets the end of the lease, in milliseconds of [`crate::clock`]; `None`: no lease. Past it, every step is killed

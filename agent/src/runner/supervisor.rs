@@ -7,7 +7,7 @@ use super::child::Plan;
 use super::deadline::Deadline;
 use super::sys::{self, Pid, Reaped, SignalFd};
 use super::users;
-use super::wire::{Frame, KILL, Order, SEEN, STOP};
+use super::wire::{Frame, KILL, SEEN, STOP, StepJob};
 use crate::clock;
 use crate::core::words;
 use rouse_shared::limits::TERM_TO_KILL;
@@ -86,7 +86,7 @@ struct Supervisor<'a> {
     agent: UnixStream,
     deadline: &'a Deadline,
     plan: Plan,
-    order: Order,
+    job: StepJob,
     output: Output,
     main: Pid,
     /// How the command ended, once it has.
@@ -95,17 +95,17 @@ struct Supervisor<'a> {
     failure: Option<OwnedFd>,
     started: Timestamp,
     last_output: Timestamp,
-    /// The agent was told of so many bytes of output.
-    told: u64,
+    /// The agent was reported_length of so many bytes of output.
+    reported_length: u64,
     /// The agent has not answered yet.
-    telling: bool,
+    unanswered: bool,
     /// How the step will have ended, and when KILL follows the TERM that was sent.
     ending: Option<(StepState, Timestamp)>,
 }
 
-/// Runs one step, described by the file `order`, and talks to the agent over `agent`. Called in a fresh child of the
+/// Runs one step, described by the file `job`, and talks to the agent over `agent`. Called in a fresh child of the
 /// zygote `zygote`; the process is to exit when this returns.
-pub fn run(agent: UnixStream, order: OwnedFd, deadline: &Deadline, zygote: Pid) {
+pub fn run(agent: UnixStream, job: OwnedFd, deadline: &Deadline, zygote: Pid) {
     // What `ps` shows; nothing depends on it.
     let _ = rustix::thread::set_name(c"rouse-step");
     let set = sys::signal_set(&[Signal::CHILD, ZYGOTE_DIED]);
@@ -123,9 +123,9 @@ pub fn run(agent: UnixStream, order: OwnedFd, deadline: &Deadline, zygote: Pid) 
         return;
     }
     let result = SignalFd::new(&set).map_err(|e| format!("the step's supervisor could not be set up: {e}"));
-    let result = result.and_then(|signals| begin(agent.try_clone(), order, deadline).map(|step| (signals, step)));
+    let result = result.and_then(|signals| begin(agent.try_clone(), job, deadline).map(|step| (signals, step)));
     match result {
-        Ok((signals, step)) => step.watch(&signals),
+        Ok((signals, step)) => step.supervise(&signals),
         Err(reason) => {
             let took_ms = clock::now().since(began).as_millis() as u64;
             let state = StepState::NotStarted(words::cut(reason));
@@ -137,23 +137,23 @@ pub fn run(agent: UnixStream, order: OwnedFd, deadline: &Deadline, zygote: Pid) 
 }
 
 /// Everything up to the fork of the command.
-fn begin(agent: io::Result<UnixStream>, order: OwnedFd, deadline: &Deadline) -> Result<Supervisor<'_>, String> {
+fn begin(agent: io::Result<UnixStream>, job: OwnedFd, deadline: &Deadline) -> Result<Supervisor<'_>, String> {
     let setup = |e: io::Error| format!("the step's supervisor could not be set up: {e}");
     let agent = agent.map_err(setup)?;
     agent.set_nonblocking(true).map_err(setup)?;
     let mut bytes = Vec::new();
-    let mut order = File::from(order);
+    let mut job = File::from(job);
     // The agent wrote it through the same open file.
-    order.rewind().and_then(|()| order.read_to_end(&mut bytes)).map_err(setup)?;
-    let order: Order = codec::decode(&bytes).map_err(|e| format!("the step cannot be read: {e}"))?;
+    job.rewind().and_then(|()| job.read_to_end(&mut bytes)).map_err(setup)?;
+    let job: StepJob = codec::decode(&bytes).map_err(|e| format!("the step cannot be read: {e}"))?;
 
     let own = rustix::process::geteuid();
-    let user = order.run_as.as_deref().map(users::lookup).transpose().map_err(|e| e.to_string())?;
+    let user = job.run_as.as_deref().map(users::lookup).transpose().map_err(|e| e.to_string())?;
     // A change to oneself needs no change, and an agent without privileges could not make it.
     let user = user.filter(|user| own.is_root() || user.uid != own.as_raw());
-    let plan = Plan::new(&order, user)?;
+    let plan = Plan::new(&job, user)?;
 
-    let spool = Path::new(OsStr::from_bytes(&order.spool));
+    let spool = Path::new(OsStr::from_bytes(&job.spool));
     let spool = File::options()
         .write(true)
         .create(true)
@@ -167,29 +167,29 @@ fn begin(agent: io::Result<UnixStream>, order: OwnedFd, deadline: &Deadline) -> 
     let _ = rustix::pipe::fcntl_setpipe_size(&read, PIPE);
     let (main, failure) = plan.start(write).map_err(|e| format!("no process could be made: {e}"))?;
     let now = clock::now();
-    let max = order.max_log;
+    let max = job.max_log;
     let buffer = vec![0; 64 << 10];
     Ok(Supervisor {
         agent,
         deadline,
         plan,
-        order,
+        job,
         output: Output { pipe: File::from(read), spool, buffer, length: 0, cut: 0, max, full: false, closed: false },
         main,
         status: None,
         failure: Some(failure),
         started: now,
         last_output: now,
-        told: 0,
-        telling: false,
+        reported_length: 0,
+        unanswered: false,
         ending: None,
     })
 }
 
 impl Supervisor<'_> {
-    fn watch(mut self, signals: &SignalFd) {
+    fn supervise(mut self, signals: &SignalFd) {
         let leave = loop {
-            if let Some(leave) = self.turn(signals) {
+            if let Some(leave) = self.step(signals) {
                 break leave;
             }
         };
@@ -211,7 +211,7 @@ impl Supervisor<'_> {
     }
 
     /// One wait and what follows from it.
-    fn turn(&mut self, signals: &SignalFd) -> Option<Leave> {
+    fn step(&mut self, signals: &SignalFd) -> Option<Leave> {
         let now = clock::now();
         if self.deadline.get().is_some_and(|end| now >= end) {
             return Some(Leave::With(StepState::Lost(LEASE_ENDED.to_owned())));
@@ -219,10 +219,10 @@ impl Supervisor<'_> {
         match &self.ending {
             Some((state, kill)) if now >= *kill => return Some(Leave::With(state.clone())),
             Some(_) => {}
-            None if self.order.timeout.is_some_and(|limit| now >= self.started + limit) => {
+            None if self.job.timeout.is_some_and(|limit| now >= self.started + limit) => {
                 self.terminate(StepState::TimedOut, now);
             }
-            None if self.order.silence.is_some_and(|limit| now >= self.last_output + limit) => {
+            None if self.job.silence.is_some_and(|limit| now >= self.last_output + limit) => {
                 self.terminate(StepState::Silent, now);
             }
             None => {}
@@ -234,11 +234,11 @@ impl Supervisor<'_> {
             // A step may close its output and go on.
             None => Some(self.output.pipe.as_fd()).filter(|_| !self.output.closed),
         };
-        let ready = sys::wait_for_input([Some(self.agent.as_fd()), Some(signals.fd()), third], self.patience(now));
+        let ready = sys::wait_for_input([Some(self.agent.as_fd()), Some(signals.fd()), third], self.until_due(now));
         let Ok([agent, signal, third]) = ready else {
             return Some(Leave::With(StepState::Lost("its supervisor cannot wait for it".to_owned())));
         };
-        if agent && let Some(leave) = self.listen() {
+        if agent && let Some(leave) = self.read_commands() {
             return Some(leave);
         }
         if third {
@@ -250,7 +250,7 @@ impl Supervisor<'_> {
                 }
                 None if self.output.pump() => {
                     self.last_output = clock::now();
-                    self.tell();
+                    self.report_output();
                 }
                 // Polled as ready and yet without bytes: its end.
                 None => self.output.closed = true,
@@ -266,17 +266,17 @@ impl Supervisor<'_> {
     }
 
     /// Milliseconds until something is due.
-    fn patience(&self, now: Timestamp) -> u64 {
+    fn until_due(&self, now: Timestamp) -> u64 {
         let limits = match &self.ending {
             Some((_, kill)) => [Some(*kill), None],
-            None => [self.order.timeout.map(|t| self.started + t), self.order.silence.map(|t| self.last_output + t)],
+            None => [self.job.timeout.map(|t| self.started + t), self.job.silence.map(|t| self.last_output + t)],
         };
         let due = limits.into_iter().flatten().chain(self.deadline.get()).min();
         due.map_or(TICK, |due| TICK.min(due.since(now).as_millis() as u64))
     }
 
     /// What the agent wants.
-    fn listen(&mut self) -> Option<Leave> {
+    fn read_commands(&mut self) -> Option<Leave> {
         let mut bytes = [0; 64];
         let count = match self.agent.read(&mut bytes) {
             Ok(0) => return Some(Leave::Silently),
@@ -289,8 +289,8 @@ impl Supervisor<'_> {
                 STOP => self.terminate(StepState::Stopped, clock::now()),
                 KILL => return Some(Leave::With(self.ending.take().map_or(StepState::Stopped, |(state, _)| state))),
                 SEEN => {
-                    self.telling = false;
-                    self.tell();
+                    self.unanswered = false;
+                    self.report_output();
                 }
                 // Ours are the only bytes that the agent of this very program sends.
                 _ => {}
@@ -314,11 +314,11 @@ impl Supervisor<'_> {
     }
 
     /// Tells the agent of new output, unless it has not answered yet.
-    fn tell(&mut self) {
-        if !self.telling && self.output.length > self.told {
-            self.told = self.output.length;
-            self.telling = true;
-            self.send(&Frame::Output { length: self.told });
+    fn report_output(&mut self) {
+        if !self.unanswered && self.output.length > self.reported_length {
+            self.reported_length = self.output.length;
+            self.unanswered = true;
+            self.send(&Frame::Output { length: self.reported_length });
         }
     }
 
@@ -345,7 +345,7 @@ impl Supervisor<'_> {
             match sys::reap(None) {
                 Reaped::Ended(pid, status) if pid == self.main => self.status = Some(status),
                 Reaped::Ended(..) => {}
-                Reaped::None | Reaped::Childless if self.ending.is_none() => return self.verdict().map(Leave::With),
+                Reaped::None | Reaped::Childless if self.ending.is_none() => return self.own_end().map(Leave::With),
                 Reaped::None => return None,
                 Reaped::Childless => return self.ending.take().map(|(state, _)| Leave::With(state)),
             }
@@ -353,7 +353,7 @@ impl Supervisor<'_> {
     }
 
     /// How the command ended by itself.
-    fn verdict(&mut self) -> Option<StepState> {
+    fn own_end(&mut self) -> Option<StepState> {
         let status = self.status?;
         // It may have failed to start since we looked.
         if let Some(failure) = self.failure.take()

@@ -17,7 +17,7 @@ pub const SEEN: u8 = b'S';
 
 /// A [`Job`] for its supervisor. Paths are bytes, since they need not be text.
 #[derive(Serialize, Deserialize)]
-pub struct Order {
+pub struct StepJob {
     pub run: Vec<String>,
     pub cwd: Vec<u8>,
     pub env: BTreeMap<String, String>,
@@ -28,7 +28,7 @@ pub struct Order {
     pub max_log: u64,
 }
 
-impl Order {
+impl StepJob {
     /// The part of `job` that its supervisor needs.
     pub fn new(job: Job) -> Self {
         Self {

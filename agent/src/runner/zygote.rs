@@ -59,11 +59,11 @@ struct Zygote {
     _lock: File,
     /// The supervisors that live, and their ends of the stream to the agent. Ours stays open until what the supervisor
     /// may have left behind is gone, so that the agent sees the stream's end no earlier.
-    living: BTreeMap<Pid, UnixStream>,
+    supervisors: BTreeMap<Pid, UnixStream>,
     /// Those of supervisors that were killed and whose leftovers are being killed.
-    fallen: Vec<UnixStream>,
+    orphaned: Vec<UnixStream>,
     /// Leftovers are being looked for.
-    sweeping: bool,
+    killing_leftovers: bool,
 }
 
 /// Whether the loop goes on as the zygote or the caller is a new supervisor that has done its work.
@@ -103,15 +103,15 @@ impl Zygote {
             deadline,
             signals,
             _lock: lock,
-            living: BTreeMap::new(),
-            fallen: Vec::new(),
-            sweeping: false,
+            supervisors: BTreeMap::new(),
+            orphaned: Vec::new(),
+            killing_leftovers: false,
         })
     }
 
     fn run(mut self) -> io::Result<()> {
         loop {
-            let patience = match (self.sweeping, self.living.is_empty()) {
+            let patience = match (self.killing_leftovers, self.supervisors.is_empty()) {
                 (true, _) => 5,
                 (false, false) => TICK,
                 (false, true) => u64::MAX,
@@ -122,11 +122,11 @@ impl Zygote {
                 self.signals.drain(Signal::CHILD);
             }
             self.reap();
-            if self.sweeping {
-                self.sweep();
+            if self.killing_leftovers {
+                self.kill_leftovers();
             }
             if self.deadline.get().is_some_and(|end| clock::now() >= end + OVERDUE) {
-                for &pid in self.living.keys() {
+                for &pid in self.supervisors.keys() {
                     // It may be over already: its number is its own until we reap it.
                     let _ = sys::kill(pid, Signal::KILL);
                 }
@@ -134,7 +134,7 @@ impl Zygote {
             if asked && let Role::Supervisor = self.serve()? {
                 return Ok(());
             }
-            if self.control.is_none() && self.living.is_empty() && !self.sweeping {
+            if self.control.is_none() && self.supervisors.is_empty() && !self.killing_leftovers {
                 return Ok(());
             }
         }
@@ -163,13 +163,13 @@ impl Zygote {
             0 => {
                 // The streams of the others are not ours to hold open.
                 self.control = None;
-                self.living.clear();
-                self.fallen.clear();
+                self.supervisors.clear();
+                self.orphaned.clear();
                 supervisor::run(agent, order, &self.deadline, zygote);
                 Ok(Role::Supervisor)
             }
             pid => {
-                self.living.insert(pid, agent);
+                self.supervisors.insert(pid, agent);
                 Ok(Role::Zygote)
             }
         }
@@ -178,28 +178,28 @@ impl Zygote {
     fn reap(&mut self) {
         while let Reaped::Ended(pid, status) = sys::reap(None) {
             // A supervisor that exits with 0 has left nothing and has said how its step ended.
-            if let Some(agent) = self.living.remove(&pid)
+            if let Some(agent) = self.supervisors.remove(&pid)
                 && status.as_raw() != 0
             {
-                self.fallen.push(agent);
-                self.sweeping = true;
+                self.orphaned.push(agent);
+                self.killing_leftovers = true;
             }
         }
     }
 
     /// Kills what came to us from supervisors that were killed; once nothing of that is left, tells the agent.
-    fn sweep(&mut self) {
+    fn kill_leftovers(&mut self) {
         let own = std::process::id() as Pid;
         let mut left = 0;
         for process in sys::processes() {
-            if process.parent == own && !self.living.contains_key(&process.pid) {
+            if process.parent == own && !self.supervisors.contains_key(&process.pid) {
                 // What we may not kill, another user's, would keep us waiting for ever.
                 left += usize::from(sys::kill(process.pid, Signal::KILL).is_ok());
             }
         }
         if left == 0 {
-            self.sweeping = false;
-            for mut agent in self.fallen.drain(..) {
+            self.killing_leftovers = false;
+            for mut agent in self.orphaned.drain(..) {
                 // Where the agent is gone there is nobody to tell.
                 let _ = agent.write_all(&Frame::Lost("its supervisor was killed".to_owned()).encode());
             }

@@ -21,7 +21,7 @@ impl Core {
     /// Tells an agent to take nothing new, and whether its machine may be put to sleep after that.
     pub(super) fn send_drain(&mut self, worker: &WorkerName, session: SessionId, drain: u64) {
         let sleep = self.latent_of(worker).is_some_and(|latent| latent.sleep.is_some());
-        self.send(worker, ToAgent::Drain { session, drain, sleep });
+        self.send(worker, ToAgent::Drain { session, drain, suspend: sleep });
     }
 
     /// Why the host is not to sleep, or not any longer; nothing where it may.

@@ -15,7 +15,7 @@ fn a_drain_is_answered_when_nothing_runs_and_all_is_settled() {
     let mut agent = Agent::attached(settings(), welcome());
     agent.hears(2_000, order("1.1", vec![step("a")]));
     agent.at(2_001, started("1.1", 0));
-    assert!(agent.hears(3_000, ToAgent::Drain { session: s1(), drain: 7, sleep: false }).is_empty());
+    assert!(agent.hears(3_000, ToAgent::Drain { session: s1(), drain: 7, suspend: false }).is_empty());
     assert_eq!(
         agent.hears(3_001, order("2.1", vec![step("a")])),
         ["report 2.1 r1:  => Declined(\"the host is being drained\")"]
@@ -25,7 +25,7 @@ fn a_drain_is_answered_when_nothing_runs_and_all_is_settled() {
     assert_eq!(agent.hears(3_003, settled("2.1")), ["remove 2.1"]);
     assert_eq!(agent.hears(3_004, settled("1.1")), ["remove 1.1", "drained 7"]);
     assert_eq!(agent.until(11_000, true), ["11000 heartbeat 1", "11000 deadline 71000", "11000 drained 7"]);
-    assert_eq!(agent.hears(11_001, ToAgent::Drain { session: s1(), drain: 8, sleep: false }), ["drained 8"]);
+    assert_eq!(agent.hears(11_001, ToAgent::Drain { session: s1(), drain: 8, suspend: false }), ["drained 8"]);
     assert!(agent.hears(11_002, ToAgent::Undrain { session: s1() }).is_empty());
     assert_eq!(agent.hears(11_003, order("3.1", vec![step("a")])), ["run 3.1/0 a"]);
 }
@@ -34,7 +34,7 @@ fn a_drain_is_answered_when_nothing_runs_and_all_is_settled() {
 fn a_drain_waits_for_what_is_being_killed() {
     let mut agent = Agent::attached(settings(), welcome());
     agent.hears(2_000, order("1.1", vec![step("a")]));
-    agent.hears(2_001, ToAgent::Drain { session: s1(), drain: 1, sleep: false });
+    agent.hears(2_001, ToAgent::Drain { session: s1(), drain: 1, suspend: false });
     let settled = ToAgent::Settled { session: s1(), attempts: vec![id("1.1")] };
     assert_eq!(agent.hears(2_002, settled), ["kill 1.1"]);
     assert_eq!(agent.at(2_003, ended("1.1", 0, StepState::Signalled(9))), ["remove 1.1", "drained 1"]);
@@ -156,11 +156,11 @@ fn the_time_that_a_host_slept_does_not_count_for_its_timer() {
     // Let in by nobody so far: what it is told at its next start is all that counts.
     let mut agent = Agent::new(latent());
     agent.at(0, Event::Start);
-    assert_eq!(agent.at(3_601_000, Event::Slept(hour)), ["disconnect 1", "restart"]);
+    assert_eq!(agent.at(3_601_000, Event::Resumed(hour)), ["disconnect 1", "restart"]);
     // It was at work: its lease is over, its grace begins when it wakes.
     let mut agent = Agent::attached(latent(), as_latent());
     agent.breaks(5_000);
-    let woken = agent.at(3_605_000, Event::Slept(hour));
+    let woken = agent.at(3_605_000, Event::Resumed(hour));
     assert!(!woken.concat().contains("power off"), "{woken:?}");
     let all = agent.until(9_000_000, false);
     assert_eq!(all.last().unwrap(), "4205000 power off");
@@ -168,13 +168,13 @@ fn the_time_that_a_host_slept_does_not_count_for_its_timer() {
     let mut agent = Agent::attached(latent(), as_latent());
     agent.breaks(5_000);
     agent.until(161_000, false);
-    agent.at(3_761_000, Event::Slept(hour));
+    agent.at(3_761_000, Event::Resumed(hour));
     let all = agent.until(9_000_000, false);
     assert_eq!(all.last().unwrap(), "4261000 power off");
     // A standing worker has no such timer.
     let mut agent = Agent::new(settings());
     agent.at(0, Event::Start);
-    assert!(!agent.at(3_601_000, Event::Slept(hour)).concat().contains("restart"));
+    assert!(!agent.at(3_601_000, Event::Resumed(hour)).concat().contains("restart"));
 }
 
 #[test]
@@ -229,7 +229,7 @@ fn the_clouds_notice_is_said_until_the_session_ends() {
 
 #[test]
 fn an_agent_whose_machine_has_slept_begins_anew() {
-    let drain = |sleep| ToAgent::Drain { session: s1(), drain: 1, sleep };
+    let drain = |suspend| ToAgent::Drain { session: s1(), drain: 1, suspend };
     // Days later, as far as its clock tells.
     let wakes = |agent: &mut Agent| agent.at(500_000_000, Event::Tick);
     let mut agent = Agent::attached(latent(), as_latent());

@@ -67,7 +67,7 @@ fn step(name: &str) -> Step {
 }
 
 fn order(attempt: &str, steps: Vec<Step>) -> ToAgent {
-    ToAgent::Order(Box::new(Order {
+    ToAgent::RunAttempt(Box::new(RunAttempt {
         session: s1(),
         attempt: id(attempt),
         env: BTreeMap::new(),

@@ -42,16 +42,16 @@ impl Random {
             5 => ToAgent::Renewed { session, seq: self.below(6), lease_ms: None },
             6..=9 => {
                 let steps = (0..self.below(4)).map(|_| step("a")).collect();
-                let ToAgent::Order(mut order) = order("1.1", steps) else { unreachable!() };
+                let ToAgent::RunAttempt(mut order) = order("1.1", steps) else { unreachable!() };
                 order.attempt = self.attempt();
                 order.timeout_ms = (self.below(3) == 0).then_some(20_000);
                 order.session = session;
-                ToAgent::Order(order)
+                ToAgent::RunAttempt(order)
             }
             10 => ToAgent::Cancel { session, attempt: self.attempt() },
             11 | 12 => ToAgent::Settled { session, attempts: vec![self.attempt(), self.attempt()] },
             13 => ToAgent::Resend { session, attempt: self.attempt(), step: 0, offset: self.below(9) },
-            14 => ToAgent::Drain { session, drain: self.below(3), sleep: self.below(2) == 0 },
+            14 => ToAgent::Drain { session, drain: self.below(3), suspend: self.below(2) == 0 },
             _ => ToAgent::Undrain { session },
         }
     }
@@ -77,7 +77,7 @@ impl Random {
                 let (action, at) = ("terminate".to_owned(), format!("t{}", self.below(3)));
                 Event::Notice(CloudNotice::Interruption { action, at })
             }
-            184 => Event::Slept(Duration::from_secs(self.below(100))),
+            184 => Event::Resumed(Duration::from_secs(self.below(100))),
             185..=187 => Event::NetworkChanged,
             _ => Event::Tick,
         }

@@ -4,7 +4,7 @@
 //! takes nothing never holds the owner up.
 
 use crate::core::Level;
-use crate::log;
+use crate::diagnostics::log;
 use crate::spool::SpoolReader;
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
@@ -41,7 +41,7 @@ pub struct LogSent {
 
 /// The sender of logs, as its owner holds it. The task ends when it is dropped.
 #[derive(Debug)]
-pub struct Logs {
+pub struct BuildLogs {
     shared: Arc<Shared>,
 }
 
@@ -78,7 +78,7 @@ impl Shared {
     }
 }
 
-impl Logs {
+impl BuildLogs {
     /// Starts the task. What the broker has taken comes into `sent`.
     pub fn start(worker: &WorkerName, sent: mpsc::Sender<LogSent>) -> Self {
         let shared = Arc::new(Shared::default());
@@ -139,7 +139,7 @@ impl Logs {
     }
 }
 
-impl Drop for Logs {
+impl Drop for BuildLogs {
     fn drop(&mut self) {
         self.shared.lock().closed = true;
         self.shared.changed.notify_one();
@@ -189,7 +189,7 @@ impl Sender {
             match self.pump().await {
                 Ok(()) => {}
                 Err(why) => {
-                    log::line(Level::Warn, &format!("logs wait: {why}"));
+                    log(Level::Warn, &format!("logs wait: {why}"));
                     self.rewind();
                     tokio::time::sleep(PAUSE).await;
                     continue;
@@ -199,7 +199,7 @@ impl Sender {
                 () = changed => {}
                 Some(published) = self.in_flight.next(), if !self.in_flight.is_empty() => {
                     if let Err(why) = self.confirmed(published).await {
-                        log::line(Level::Warn, &format!("logs wait: {why}"));
+                        log(Level::Warn, &format!("logs wait: {why}"));
                         self.rewind();
                         tokio::time::sleep(PAUSE).await;
                     }
@@ -252,7 +252,7 @@ impl Sender {
                     Ok(None) => continue,
                     Err(why) => {
                         // One step's file must not hold up the others; the master asks again for what it lacks.
-                        log::line(Level::Error, &format!("the log of {}, step {}, is not sent: {why}", key.0, key.1));
+                        log(Level::Error, &format!("the log of {}, step {}, is not sent: {why}", key.0, key.1));
                         if let Some(stream) = self.shared.lock().streams.get_mut(&key) {
                             stream.on = false;
                         }

@@ -29,17 +29,17 @@ pub fn start() -> io::Result<()> {
     // Started twice, the first goes on, and the second ends with its channel.
     drop(LOG.set(Log::start(write)?));
     std::panic::set_hook(Box::new(|panic| {
-        line(Level::Error, &panic.to_string());
+        log(Level::Error, &panic.to_string());
         finish();
     }));
     Ok(())
 }
 
 /// Says one line. A log that cannot be written stops nothing: what finds no room is counted and left out.
-pub fn line(level: Level, text: &str) {
+pub fn log(level: Level, text: &str) {
     let line = told(level, text);
     match LOG.get() {
-        Some(log) => log.line(line),
+        Some(writer) => writer.line(line),
         None => write(&line),
     }
 }
