@@ -4,19 +4,19 @@ use rouse_shared::Timestamp;
 use rustix::time::{ClockId, clock_gettime};
 use std::time::{Duration, SystemTime};
 
-/// Milliseconds since the machine booted, the time it was suspended included: a lease runs on while a machine sleeps.
-/// The same for every process of the machine, so that supervisors can compare deadlines with it.
+/// Time since the machine booted, including the time during which it was suspended: a lease runs on meanwhile. The same
+/// for every process of the machine, so that supervisors can compare deadlines with it.
 pub fn now() -> Timestamp {
     read(ClockId::Boottime)
 }
 
-/// Milliseconds that the machine has been awake since it booted.
+/// Time since the machine booted, without the time during which it was suspended.
 pub fn running() -> Timestamp {
     read(ClockId::Monotonic)
 }
 
-/// How long the machine has slept since it booted. Where the caller is stopped in the middle of it the answer is too
-/// short, and never too long.
+/// How long the machine has been suspended since it booted. Too short if the caller is interrupted in the middle of it,
+/// but never too long.
 pub fn suspended() -> Duration {
     let now = now();
     now.since(running())
@@ -29,7 +29,7 @@ fn read(clock: ClockId) -> Timestamp {
     Timestamp(seconds * 1000 + nanoseconds / 1_000_000)
 }
 
-/// The time of day, for the lines of the log alone.
+/// The time of day, for log lines only.
 #[expect(clippy::disallowed_methods, reason = "this is the file that reads the clock")]
 pub fn time_of_day() -> SystemTime {
     SystemTime::now()

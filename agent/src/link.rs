@@ -1,6 +1,6 @@
-//! One connection to the broker: a queue of its own to listen on, and a channel to speak on.
+//! One connection to the broker: an exclusive queue to receive from, and a channel to publish on.
 //!
-//! A connection is never mended: when it breaks it is reported, and the core asks for the next.
+//! A connection is never repaired: its end is reported, and the core requests the next one.
 
 use futures_util::stream::FuturesOrdered;
 use futures_util::{StreamExt, future};
@@ -8,6 +8,7 @@ use lapin::options::{BasicConsumeOptions, BasicPublishOptions, QueueDeclareOptio
 use lapin::types::FieldTable;
 use lapin::uri::AMQPUri;
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties, ErrorKind};
+use rouse_shared::error::Chain;
 use rouse_shared::message::ToAgent;
 use rouse_shared::{WorkerName, codec, names};
 use std::fmt;
@@ -15,19 +16,20 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
 
-/// Bytes of a frame: the smallest that RabbitMQ 4 takes, since lapin keeps 64 of them for each connection.
+/// Largest frame, bytes: the smallest limit that RabbitMQ 4 accepts, because lapin keeps 64 frames for each connection.
 const FRAME_MAX: u32 = 8_192;
-/// Seconds. The broker frees the queue of an agent that is gone after about three.
+/// Interval of AMQP heartbeats, seconds. The broker deletes the queue of a dead agent after about three of them.
 const HEARTBEAT: u16 = 10;
-/// Longest time for one host: name lookup, TCP, TLS, AMQP, the queue.
+/// Longest time to connect to one host: name lookup, TCP, TLS, AMQP, the queue.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
-/// Longest time to close in good order.
+/// Longest time for an orderly close.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
-/// Messages that wait to be written. A link that takes none is broken, and what they say is said again.
+/// Largest number of messages that wait to be written. A link that accepts no more is broken, and its messages are sent
+/// again on the next one.
 const OUTBOX: usize = 1_024;
-/// Messages that are being written at once.
+/// Largest number of messages that are being written at the same time.
 const IN_FLIGHT: usize = 64;
-/// What AMQP calls a refusal.
+/// AMQP's reply code for refused credentials.
 const ACCESS_REFUSED: u16 = 403;
 
 /// Where to connect.
@@ -84,43 +86,43 @@ impl Target {
     }
 }
 
-/// What a link tells.
+/// What a link reports.
 #[derive(Debug)]
 pub enum LinkEvent {
-    /// The queue is declared and consumed. Once.
+    /// The queue is declared and consumed. At most once.
     Up {
-        /// The connection, for channels beside the link's own.
+        /// The connection, for channels in addition to the link's own.
         connection: Arc<Connection>,
     },
-    /// A message of the master's.
+    /// A message from the master.
     Message(Box<ToAgent>),
-    /// A message that is none, dropped; why.
+    /// A message that cannot be decoded, for this reason, and is ignored.
     Malformed(String),
-    /// It could not be made, or has ended. The last event.
+    /// The link could not be established, or has ended. The last event.
     Down {
         /// Whether the broker refused name and password.
         refused: bool,
-        /// In words.
+        /// The reason, for people.
         why: String,
     },
 }
 
-/// A link as its owner holds it. When it is dropped the connection is closed after what was sent on it.
+/// The owner's handle of a link. When it is dropped, the connection is closed once everything has been sent.
 #[derive(Debug)]
 pub struct Link {
     outbox: mpsc::Sender<Vec<u8>>,
 }
 
-/// What a link needs to know.
+/// The credentials and the queue of a link.
 #[derive(Clone)]
 pub struct Login {
-    /// The worker: its name logs in, and is in every message.
+    /// The worker, whose name is the login name and the sender of every message.
     pub worker: WorkerName,
-    /// The password.
+    /// The worker's password, a boot token or a session secret.
     pub credential: String,
-    /// The number of the connection, handed back with each event.
+    /// Number of the connection, which is reported with each event.
     pub connection: u64,
-    /// The queue to declare.
+    /// Name of the queue to declare.
     pub queue: String,
 }
 
@@ -144,7 +146,7 @@ impl From<lapin::Error> for LinkError {
 }
 
 impl Link {
-    /// Begins to connect. Events come into `events` with the connection's number, the last is [`LinkEvent::Down`];
+    /// Starts to connect. Events go to `events` with the connection's number, and the last is [`LinkEvent::Down`].
     /// `done` is dropped when the connection is closed.
     pub fn open(target: Target, login: Login, events: mpsc::Sender<(u64, LinkEvent)>, done: mpsc::Sender<()>) -> Self {
         let (outbox, inbox) = mpsc::channel(OUTBOX);
@@ -152,13 +154,13 @@ impl Link {
             let _done = done;
             let number = login.connection;
             let end = run(&target, login, inbox, &events).await;
-            // Where nobody listens the agent is ending, and wants to know no more.
+            // If nobody receives it, the agent is about to exit.
             drop(events.send((number, LinkEvent::Down { refused: end.refused, why: end.why })).await);
         });
         Self { outbox }
     }
 
-    /// Queues a message to be published to the master; false where the link takes no more.
+    /// Queues a message for the master. False if the link accepts no more.
     pub fn send(&self, message: Vec<u8>) -> bool {
         self.outbox.try_send(message).is_ok()
     }
@@ -177,12 +179,12 @@ async fn run(
             Ok(made) => made,
             Err(broken) => return broken,
         },
-        // Given up meanwhile. Messages before the link is up are not expected, and dropped with it.
+        // The owner has given up meanwhile. It sends no messages before the link is up.
         _ = inbox.recv() => return LinkError::new("given up while connecting"),
     };
     let connection = Arc::new(connection);
     if events.send((number, LinkEvent::Up { connection: connection.clone() })).await.is_err() {
-        return LinkError::new("nobody listens");
+        return LinkError::new("its owner is gone");
     }
     let key = names::control_key(&login.worker);
     let properties = BasicProperties::default().with_user_id(login.worker.as_str().into());
@@ -202,10 +204,10 @@ async fn run(
                 let event = match delivery {
                     Some(Ok(delivery)) => match codec::decode::<ToAgent>(&delivery.data) {
                         Ok(message) => LinkEvent::Message(Box::new(message)),
-                        Err(error) => LinkEvent::Malformed(error.to_string()),
+                        Err(error) => LinkEvent::Malformed(Chain(&error).to_string()),
                     },
                     Some(Err(error)) => break Some(LinkError::from(error)),
-                    None => break Some(LinkError::new("the broker has ended the queue")),
+                    None => break Some(LinkError::new("the broker has deleted the queue")),
                 };
                 if events.send((number, event)).await.is_err() {
                     break None;
@@ -214,7 +216,7 @@ async fn run(
         }
     };
     if let Some(broken) = end {
-        // What is still open of it goes by itself; a broken connection is not worth waiting for.
+        // The rest of a broken connection ends by itself, and is not waited for.
         drop(tokio::time::timeout(CLOSE_TIMEOUT, connection.close(200, "OK".into())).await);
         return broken;
     }
@@ -227,7 +229,7 @@ async fn run(
     match tokio::time::timeout(CLOSE_TIMEOUT, in_good_order).await {
         Ok(Ok(())) => LinkError::new("closed"),
         Ok(Err(error)) => error.into(),
-        Err(_) => LinkError::new("closed while the broker took nothing"),
+        Err(_) => LinkError::new("closed while the broker accepted nothing"),
     }
 }
 
@@ -237,7 +239,7 @@ async fn publish(channel: &Channel, key: &str, properties: BasicProperties, mess
     Ok(())
 }
 
-/// The first host that lets us in. A refusal is the whole cluster's word, so no other is asked then.
+/// Connects to the first host that accepts. A refusal is valid for the whole cluster, so no other host is tried then.
 async fn connect_any(target: &Target, login: &Login) -> Result<(Connection, Channel, lapin::Consumer), LinkError> {
     let mut whys = Vec::new();
     for uri in &target.uris {
@@ -268,12 +270,12 @@ async fn connect(
     let runtime = lapin::runtime::default_runtime()?;
     let connection = Connection::connect_uri_with_config(uri, properties, tls, runtime).await.map_err(|error| {
         let broken = LinkError::from(error);
-        // The broker tells only the master why.
-        let why = "name and password were refused: they are not the master's, whose log says why, or it is away";
+        // Only the master knows the reason.
+        let why = "the broker refused name and password: they are wrong (see the master's log), or the master is down";
         if broken.refused { LinkError { why: why.to_owned(), ..broken } } else { broken }
     })?;
     let (consuming, control) = future::try_join(connection.create_channel(), connection.create_channel()).await?;
-    // Not waited for: were it refused, the answer to what follows would say so.
+    // Without an answer: if it were refused, the answer to the next request would say so.
     let declare = QueueDeclareOptions { exclusive: true, nowait: true, ..QueueDeclareOptions::default() };
     consuming.queue_declare(login.queue.as_str().into(), declare, FieldTable::default()).await?;
     let consume = BasicConsumeOptions { no_ack: true, exclusive: true, ..BasicConsumeOptions::default() };

@@ -1,4 +1,5 @@
-//! Steps when something befalls the agent itself, which here is a process of its own: this test program, started again.
+//! Steps when the agent itself dies, freezes or is signalled. The agent is this test program, started as another
+//! process.
 
 mod support;
 
@@ -18,7 +19,7 @@ const TREE: &str =
 const TREE_SIZE: usize = 5;
 const LOCK: &str = ".supervisors.lock";
 
-/// Not a test by itself: the agent of the other tests. Runs one step and says what becomes of it.
+/// Not a test by itself: the agent of the other tests. Runs one step and prints its events.
 #[test]
 fn agent() {
     let Ok(script) = std::env::var("TEST_AGENT_SCRIPT") else { return };
@@ -36,7 +37,7 @@ fn agent() {
         runner.run(job.clone());
         while let Some(update) = updates.recv().await {
             if let StepEvent::Ended { .. } = update.event {
-                // The stream of a step is closed before its end is told.
+                // The stream of a step is closed before its end is reported.
                 opened.push(descriptors());
                 times -= 1;
                 if times > 0 {
@@ -114,7 +115,7 @@ async fn nothing_outlives_a_killed_agent() {
     assert!(!wait_for_leftovers(&lock, Duration::ZERO).expect("looked"));
 
     signal(agent.pid(), Signal::KILL);
-    // The next life of the agent waits for exactly this.
+    // The next agent waits for exactly this.
     assert!(wait_for_leftovers(&lock, Duration::from_secs(10)).expect("looked"));
     assert_eq!(alive(&agent.mark), [] as [i32; 0]);
     for pid in [supervisor, zygote] {

@@ -1,7 +1,7 @@
-//! The wire between the master and its agents: ids, messages, codec, names on the broker, bounds.
+//! The protocol between the master and its agents: ids, messages, codec, names on the broker, limits.
 //!
-//! Pure: no I/O, no clock, no runtime. Agents live in old machine images, so everything here only ever grows: new
-//! fields have defaults, unknown fields are ignored, an unknown kind of message is dropped by its receiver.
+//! Pure: no I/O, no clock, no runtime. Agents live in old machine images, so the protocol only ever grows; [`message`]
+//! says how.
 
 pub mod boot;
 pub mod codec;

@@ -111,14 +111,15 @@ impl SecretSource {
         let (text, source) = match self {
             Self::Text(text) => (text.expose().to_owned(), "the password".to_owned()),
             Self::File(path) => {
-                let text = std::fs::read_to_string(path).map_err(|e| format!("read {}: {e}", path.display()))?;
+                let text =
+                    std::fs::read_to_string(path).map_err(|e| format!("{} cannot be read: {e}", path.display()))?;
                 (text.trim_end_matches(['\r', '\n']).to_owned(), path.display().to_string())
             }
             Self::Env(name) => {
-                let text = env(name).ok_or_else(|| format!("read ${name}: it is not set"))?;
+                let text = env(name).ok_or_else(|| format!("${name} is not set"))?;
                 (text, format!("${name}"))
             }
         };
-        if text.is_empty() { Err(format!("use {source}: it is empty")) } else { Ok(text) }
+        if text.is_empty() { Err(format!("{source} is empty")) } else { Ok(text) }
     }
 }

@@ -1,4 +1,4 @@
-//! The client against a server on a real socket that answers as it is told, well or badly.
+//! The client against a server on a real socket that answers in every valid and invalid way.
 #![allow(clippy::unwrap_used)]
 
 use super::*;
@@ -8,7 +8,7 @@ use tokio::task::JoinHandle;
 /// What the server does after it has read the head of a request.
 #[derive(Clone)]
 enum Way {
-    /// Sends this in pieces of so many bytes, then closes.
+    /// Sends this in pieces of this many bytes, then closes.
     Say(Vec<u8>, usize),
     /// Sends this again and again until nobody listens.
     Flood(&'static [u8]),
@@ -22,7 +22,7 @@ fn say(text: &str) -> Way {
     Way::Say(text.as_bytes().to_vec(), usize::MAX)
 }
 
-/// A server for one connection; its end gives the request, and how many bytes it could send.
+/// A server for one connection; returns the request, and how many bytes it could send.
 async fn server(way: Way) -> (Server, JoinHandle<(String, usize)>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let server = Server::parse(&format!("http://{}", listener.local_addr().unwrap())).unwrap();
@@ -172,7 +172,7 @@ async fn a_flood_is_cut_off_early() {
         let (server, task) = server(Way::Say(whole, 1 << 16)).await;
         let asked = server.get("/", &[], 100).await;
         assert!(asked.is_err(), "{head:?}");
-        // Past what the sockets themselves hold, it finds nobody.
+        // Nobody reads more than the sockets themselves hold.
         let (_, sent) = task.await.unwrap();
         assert!(sent < 12 << 20, "{head:?}: {sent} bytes were taken");
     }

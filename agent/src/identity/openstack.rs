@@ -1,4 +1,4 @@
-//! OpenStack's metadata: from the config drive where the machine has one, else from the metadata service.
+//! OpenStack's metadata: from the config drive if the machine has one, or else from the metadata service.
 
 use super::{BootText, CloudError, Machine, config_drive};
 use crate::http::Server;
@@ -7,9 +7,9 @@ use rouse_shared::message::Proof;
 use serde::Deserialize;
 use std::path::Path;
 
-/// Bytes of `meta_data.json`, at most: it holds keys, files and random numbers beside the little that is read here.
+/// Largest `meta_data.json`, bytes: it holds keys, files and random numbers besides the little that is read here.
 pub(super) const MAX_META_DATA: usize = 1 << 20;
-/// Nova takes 64 KiB of user data.
+/// Largest user data, bytes; Nova's limit is 64 KiB.
 pub(super) const MAX_USER_DATA: usize = 2 * MAX_BOOT_DATA;
 
 #[derive(Deserialize)]
@@ -17,7 +17,7 @@ struct MetaData {
     uuid: String,
 }
 
-/// Which server this is, and what its user data say: from whichever of the two is there.
+/// The UUID of this server and its user data.
 pub(super) async fn look(server: &Server, root: &Path) -> Result<Machine, CloudError> {
     match config_drive::look(root).await {
         Err(CloudError::NoDrive) => from_service(server).await,
@@ -41,13 +41,13 @@ async fn from_service(server: &Server) -> Result<Machine, CloudError> {
     machine(&meta_data.body, BootText::in_user_data("the server's user data", &user_data))
 }
 
-/// The machine that `meta_data.json` tells of.
+/// The machine that `meta_data.json` describes.
 pub(super) fn machine(meta_data: &[u8], boot: Option<BootText>) -> Result<Machine, CloudError> {
     let meta_data: MetaData =
-        serde_json::from_slice(meta_data).map_err(|_| CloudError::Odd("meta_data.json is not what it should be"))?;
+        serde_json::from_slice(meta_data).map_err(|_| CloudError::Odd("meta_data.json is malformed"))?;
     let uuid = meta_data.uuid.trim().to_ascii_lowercase();
     if uuid.is_empty() || uuid.len() > 64 || !uuid.bytes().all(|b| b.is_ascii_hexdigit() || b == b'-') {
-        return Err(CloudError::Odd("meta_data.json has a uuid that is none"));
+        return Err(CloudError::Odd("meta_data.json has an invalid uuid"));
     }
     Ok(Machine { host: Some(format!("uuid:{uuid}")), proof: Proof::default(), boot, is_ec2: false })
 }

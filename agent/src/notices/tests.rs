@@ -1,4 +1,4 @@
-//! Notices come through once each, whatever the service does in between.
+//! Each notice is passed on once, whatever the service does in between.
 #![allow(clippy::unwrap_used)]
 
 use super::*;
@@ -28,7 +28,7 @@ async fn the_gravest_notice_counts_and_odd_ones_do_not() {
     }
     fake.put(ACTION, &interruption(&"x".repeat(5_000)));
     assert!(matches!(look(&mut service).await, Err(CloudError::Http(_))));
-    // One token has served for all of it; when it has run out there is another.
+    // One token was used for all requests; when it expires, another one is.
     assert_eq!(fake.state().made, 1);
     fake.put(ACTION, &interruption("2026-01-02T03:06:05Z"));
     fake.state().tokens.clear();

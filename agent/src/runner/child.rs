@@ -12,13 +12,13 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::ptr;
 
-/// Where programs are looked for by a step without a `PATH`.
+/// Search path for the command of a step without a `PATH`.
 const DEFAULT_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
 
-/// Added to a step's badness, so that the kernel, short of memory, ends a build before the agent.
+/// OOM score adjustment of steps, so that a kernel that is short of memory kills a build before the agent.
 const OOM_SCORE: &[u8] = b"500";
 
-/// What can fail between fork and exec; sent to the supervisor as a number.
+/// What can fail between fork and exec; reported to the supervisor as a number.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Stage {
     User = 1,
@@ -27,7 +27,7 @@ enum Stage {
     Setup = 4,
 }
 
-/// Everything that the child needs, made before the fork.
+/// Everything that the child needs, prepared before the fork.
 pub struct Plan {
     args: Vec<CString>,
     env: Vec<CString>,
@@ -42,10 +42,10 @@ fn c_string(bytes: &[u8], what: &str) -> Result<CString, String> {
 }
 
 impl Plan {
-    /// Makes the plan of a step.
+    /// Prepares a step.
     ///
     /// # Errors
-    /// Where the step cannot be started, in words.
+    /// Why the step cannot be started, for people.
     pub fn new(job: &StepJob, user: Option<User>) -> Result<Self, String> {
         let program = job.run.first().ok_or("the step has no command")?;
         let mut programs = Vec::new();
@@ -53,7 +53,7 @@ impl Plan {
             programs.push(c_string(program.as_bytes(), "the command")?);
         } else if !program.is_empty() {
             let path = job.env.get("PATH").map_or(DEFAULT_PATH, String::as_str);
-            // An empty entry is the step's work directory, by the shell's old rule.
+            // An empty entry stands for the step's work directory, as in a shell.
             for dir in path.split(':') {
                 let full = Path::new(if dir.is_empty() { "." } else { dir }).join(program);
                 programs.push(c_string(full.as_os_str().as_bytes(), "the command")?);
@@ -62,7 +62,7 @@ impl Plan {
         let mut env = Vec::new();
         for (key, value) in &job.env {
             if key.is_empty() || key.contains('=') {
-                return Err(format!("{key:?} is no name of an environment variable"));
+                return Err(format!("{key:?} is not a valid name of an environment variable"));
             }
             env.push(c_string(format!("{key}={value}").as_bytes(), "the environment")?);
         }
@@ -75,15 +75,15 @@ impl Plan {
         })
     }
 
-    /// Starts the command with its output into `output`. The descriptor that comes back can be read to its end once the
-    /// command was exec'd, or to what [`Plan::explain`] understands where it was not.
+    /// Starts the command with its output going to `output`. The returned descriptor is at its end once the command has
+    /// been executed. If that fails, it holds a message for [`Plan::explain`].
     ///
     /// # Errors
-    /// Where the system has no process or descriptor to spare.
+    /// If the system has no process or descriptor left.
     pub fn start(&self, output: OwnedFd) -> io::Result<(Pid, OwnedFd)> {
         let (failure_read, failure_write) = sys::pipe()?;
         let supervisor = std::process::id() as Pid;
-        // SAFETY: this process has one thread, so the child may do whatever it could do itself.
+        // SAFETY: this process has one thread, so the child may do whatever its parent may do.
         match unsafe { libc::fork() } {
             -1 => Err(io::Error::last_os_error()),
             0 => {
@@ -95,33 +95,34 @@ impl Plan {
                 message.extend(error.raw_os_error().unwrap_or(libc::EINVAL).to_le_bytes());
                 // Nothing can be done if the pipe is gone.
                 let _ = rustix::io::write(&failure_write, &message);
-                // SAFETY: ends this process, which has one thread, without a look at what is the supervisor's.
+                // SAFETY: ends this process, which has one thread, without running exit handlers of the supervisor.
                 unsafe { libc::_exit(127) }
             }
             pid => Ok((pid, failure_read)),
         }
     }
 
-    /// In the child: becomes what the command expects to be.
+    /// In the child: sets up output, user, directory and signals of the command.
     fn enter(&self, output: &OwnedFd, supervisor: Pid) -> Result<(), (Stage, io::Error)> {
         let at = |stage| move |error: rustix::io::Errno| (stage, io::Error::from(error));
-        // Before the change of user, after which /proc/self is root's. Not permitted everywhere, and not needed.
+        // Before the change of user, after which /proc/self belongs to root. Not permitted everywhere, and not
+        // essential.
         let _ = std::fs::write("/proc/self/oom_score_adj", OOM_SCORE);
         rustix::process::setsid().map_err(at(Stage::Setup))?;
-        // Standard input is /dev/null already, as the zygote's; the rest is closed on exec.
+        // Standard input is /dev/null already, inherited from the zygote. Everything else is closed on exec.
         rustix::stdio::dup2_stdout(output).map_err(at(Stage::Setup))?;
         rustix::stdio::dup2_stderr(output).map_err(at(Stage::Setup))?;
         rustix::process::umask(Mode::WGRP | Mode::WOTH);
         if let Some(user) = &self.user {
-            // Each is the calling thread's alone, and this process has no other.
+            // These calls change the calling thread only, and this process has no other.
             let groups: Vec<Gid> = user.groups.iter().map(|&group| Gid::from_raw(group)).collect();
             rustix::thread::set_thread_groups(&groups).map_err(at(Stage::User))?;
             rustix::thread::set_thread_gid(Gid::from_raw(user.gid)).map_err(at(Stage::User))?;
             rustix::thread::set_thread_uid(Uid::from_raw(user.uid)).map_err(at(Stage::User))?;
         }
-        // As that user, so that a directory closed to it is noticed here.
+        // As that user, so that a directory that it may not enter is reported.
         rustix::process::chdir(self.cwd.as_c_str()).map_err(at(Stage::Directory))?;
-        // After the change of user, which would forget it.
+        // After the change of user, which resets it.
         if !sys::signal_on_parent_death(Signal::KILL, supervisor) {
             // SAFETY: as in `start`.
             unsafe { libc::_exit(127) };
@@ -131,7 +132,7 @@ impl Plan {
         Ok(())
     }
 
-    /// In the child: execs the command; comes back with why it could not.
+    /// In the child: executes the command. Returns only if that fails.
     fn exec(&self) -> io::Error {
         let pointers = |list: &[CString]| -> Vec<*const libc::c_char> {
             list.iter().map(|s| s.as_ptr()).chain([ptr::null()]).collect()
@@ -143,10 +144,10 @@ impl Plan {
             unsafe { libc::execve(program.as_ptr(), args.as_ptr(), env.as_ptr()) };
             let error = io::Error::last_os_error();
             match error.raw_os_error() {
-                // The next directory may have it.
+                // It may be in the next directory.
                 Some(libc::ENOENT | libc::ENOTDIR) => {}
                 Some(libc::EACCES) => found = error,
-                // A script without a first line that names its interpreter.
+                // A script whose first line does not name an interpreter.
                 Some(libc::ENOEXEC) => {
                     let mut script = vec![c"/bin/sh".as_ptr(), program.as_ptr()];
                     script.extend(args.iter().skip(1));
@@ -160,7 +161,7 @@ impl Plan {
         found
     }
 
-    /// Why the command was not exec'd, in words; nothing where `message` does not tell.
+    /// Why the command was not executed, for people; `None` if `message` is not a failure.
     pub fn explain(&self, message: &[u8]) -> Option<String> {
         let (&stage, code) = message.split_first()?;
         let error = io::Error::from_raw_os_error(i32::from_le_bytes(code.try_into().ok()?));

@@ -1,6 +1,5 @@
-//! The end of the lease as one word of memory that the agent writes and every supervisor reads.
-//!
-//! So a supervisor knows it without asking an agent that may be frozen.
+//! The end of the lease, in a word of shared memory that the agent writes and every supervisor reads. So a supervisor
+//! depends on no answer of an agent that may be frozen.
 
 use super::sys;
 use rouse_shared::Timestamp;
@@ -25,7 +24,7 @@ unsafe impl Send for Deadline {}
 unsafe impl Sync for Deadline {}
 
 impl Deadline {
-    /// A new word without a deadline, and the file to share it by.
+    /// A new word without a deadline, and the file to share it with.
     pub fn create() -> io::Result<(Self, OwnedFd)> {
         let file = sys::memfd(c"rouse-deadline")?;
         rustix::fs::ftruncate(&file, SIZE as u64)?;
@@ -34,25 +33,25 @@ impl Deadline {
         Ok((deadline, file))
     }
 
-    /// The word behind a file that [`Deadline::create`] made.
+    /// The word in a file from [`Deadline::create`].
     pub fn map(file: BorrowedFd<'_>) -> io::Result<Self> {
-        // SAFETY: a fresh mapping at a place of the kernel's choice.
+        // SAFETY: a new mapping at an address that the kernel chooses.
         let word =
             unsafe { mmap(ptr::null_mut(), SIZE, ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED, file, 0)? };
         Ok(Self { word: word.cast() })
     }
 
     fn word(&self) -> &AtomicU64 {
-        // SAFETY: mapped at least as long as `self`, and a mapping is aligned to pages.
+        // SAFETY: mapped at least as long as `self` lives, and mappings are aligned to pages.
         unsafe { &*self.word }
     }
 
-    /// Changes the deadline for everybody.
+    /// Changes the deadline for every process that shares the word.
     pub fn set(&self, deadline: Option<Timestamp>) {
         self.word().store(deadline.map_or(NONE, |d| d.0), Ordering::Release);
     }
 
-    /// The deadline as it is now.
+    /// The current deadline.
     pub fn get(&self) -> Option<Timestamp> {
         Some(self.word().load(Ordering::Acquire)).filter(|&word| word != NONE).map(Timestamp)
     }

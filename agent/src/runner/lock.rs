@@ -1,4 +1,4 @@
-//! The lock that tells whether a supervisor of an earlier life of the agent is still there.
+//! The file lock that shows whether a supervisor of an earlier agent is still alive.
 
 use crate::clock;
 use rustix::fs::{FlockOperation, flock};
@@ -9,22 +9,22 @@ use std::path::Path;
 use std::time::Duration;
 
 fn open(lock_file: &Path) -> io::Result<File> {
-    // Closed on exec, as all of std's: no step can hold the lock.
+    // Closed on exec, as every file of std, so no step can hold the lock.
     File::options().create(true).append(true).open(lock_file)
 }
 
-/// Takes the lock together with others; held by the file and by the copies of it that children inherit.
+/// Takes the lock, which others may share. It is held by the file, and by the copies of it that children inherit.
 pub(super) fn share(lock_file: &Path) -> io::Result<File> {
     let file = open(lock_file)?;
     flock(&file, FlockOperation::LockShared)?;
     Ok(file)
 }
 
-/// Waits until nothing of an earlier agent's steps runs: its supervisors kill their steps by themselves when it dies,
-/// and hold the lock until that is done. False where one is still there after `patience`. Blocks the thread.
+/// Waits until no step of an earlier agent runs: its supervisors kill their steps when it dies, and hold the lock until
+/// that is done. False if one is still alive after `patience`. Blocks the thread.
 ///
 /// # Errors
-/// Where the lock file cannot be made or locked.
+/// If the lock file cannot be created or locked.
 pub fn wait_for_leftovers(lock_file: &Path, patience: Duration) -> io::Result<bool> {
     let file = open(lock_file)?;
     let end = clock::now() + patience;

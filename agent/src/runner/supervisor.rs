@@ -1,7 +1,7 @@
-//! The supervisor: one process a step, that sees to it that nothing of the step is left when it is over.
+//! The supervisor: one process for each step, which makes sure that no process of the step is left when it is over.
 //!
-//! All that a step starts descends from it and, being a subreaper, whatever loses its parent comes to it. It ends the
-//! step at the lease's end by its own clock, and when the agent or the zygote is gone.
+//! Every process of a step descends from its supervisor, which, as a subreaper, inherits those that lose their parent.
+//! The supervisor kills the step when the lease ends by its own clock, and when the agent or the zygote is gone.
 
 use super::child::Plan;
 use super::deadline::Deadline;
@@ -10,6 +10,7 @@ use super::users;
 use super::wire::{Frame, KILL, SEEN, STOP, StepJob};
 use crate::clock;
 use crate::core::words;
+use rouse_shared::error::Chain;
 use rouse_shared::limits::TERM_TO_KILL;
 use rouse_shared::message::StepState;
 use rouse_shared::{Timestamp, codec};
@@ -24,22 +25,23 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
-/// Sent by the kernel when the zygote dies. Not SIGTERM: a service manager may send that to everything in our cgroup.
+/// Sent by the kernel when the zygote dies. Not SIGTERM, which a service manager may send to every process of the
+/// agent.
 pub const ZYGOTE_DIED: Signal = Signal::USR1;
 
-/// How often the lease's end is read again, milliseconds: it may be moved closer, and `poll`'s clock stands still while
-/// the machine is suspended.
+/// Longest wait before the end of the lease is read again, milliseconds: it may be moved closer, and the clock of
+/// `poll` stands still while the machine is suspended.
 pub const TICK: u64 = 250;
 
-/// Room of the output pipe, bytes: lets a step print on while we write.
+/// Size of the output pipe, bytes: lets a step go on printing while its output is written.
 const PIPE: usize = 256 << 10;
 
-/// How long processes that we may not signal (a setuid program's, where the agent is not root) are waited for.
+/// How long to wait for processes that may not be signalled (of a setuid program, if the agent is not root).
 const PATIENCE: Duration = Duration::from_secs(5);
 
 const LEASE_ENDED: &str = "the lease ended";
 
-/// The step's output: pipe, spool file, and how much went where.
+/// The step's output: its pipe, its spool file, and the lengths of what is kept and cut.
 struct Output {
     pipe: File,
     spool: File,
@@ -47,14 +49,14 @@ struct Output {
     length: u64,
     cut: u64,
     max: u64,
-    /// The disk refused: everything from there on is cut, so that the log has no hole.
+    /// The disk has refused output. Everything after it is cut, so that the log has no hole.
     full: bool,
-    /// Nobody holds the other end of the pipe any more.
+    /// No process holds the other end of the pipe any more.
     closed: bool,
 }
 
 impl Output {
-    /// Moves one buffer from pipe to file. False where nothing is there (any more).
+    /// Moves one buffer from the pipe to the file. False if there is no output, or its end is reached.
     fn pump(&mut self) -> bool {
         let Ok(count @ 1..) = self.pipe.read(&mut self.buffer) else { return false };
         let room = if self.full { 0 } else { self.max.saturating_sub(self.length) };
@@ -64,7 +66,7 @@ impl Output {
             self.cut += (count - keep) as u64;
         } else {
             self.full = true;
-            // What was written before it refused counts; the position tells.
+            // What was written before the failure counts; the position shows how much that is.
             let written =
                 self.spool.stream_position().unwrap_or(self.length).clamp(self.length, self.length + keep as u64);
             self.cut += count as u64 - (written - self.length);
@@ -74,11 +76,11 @@ impl Output {
     }
 }
 
-/// Why the loop is left.
+/// Why the loop ends.
 enum Leave {
-    /// The step is over; kill what is left and report.
+    /// The step is over: kill what is left, and report this state.
     With(StepState),
-    /// The agent is gone; kill what is left, there is nobody to report to.
+    /// The agent is gone: kill what is left.
     Silently,
 }
 
@@ -91,15 +93,15 @@ struct Supervisor<'a> {
     main: Pid,
     /// How the command ended, once it has.
     status: Option<WaitStatus>,
-    /// Read to its end once the command was exec'd.
+    /// The descriptor from [`Plan::start`], until it has been read.
     failure: Option<OwnedFd>,
     started: Timestamp,
     last_output: Timestamp,
-    /// The agent was reported_length of so many bytes of output.
+    /// Length of the output as last reported to the agent.
     reported_length: u64,
-    /// The agent has not answered yet.
+    /// The agent has not confirmed that report yet.
     unanswered: bool,
-    /// How the step will have ended, and when KILL follows the TERM that was sent.
+    /// Once the step is being stopped: its final state, and when SIGKILL follows SIGTERM.
     ending: Option<(StepState, Timestamp)>,
 }
 
@@ -111,18 +113,18 @@ pub fn run(agent: UnixStream, job: OwnedFd, deadline: &Deadline, zygote: Pid) {
     let set = sys::signal_set(&[Signal::CHILD, ZYGOTE_DIED]);
     sys::block_exactly(&set);
     sys::become_subreaper();
-    // An agent that died since it asked for this must not find the step started when it comes back.
+    // If the agent has died since it requested the step, the next agent must not find it running.
     if !sys::signal_on_parent_death(ZYGOTE_DIED, zygote) || sys::hung_up(&agent) {
         return;
     }
     let began = clock::now();
     if deadline.get().is_some_and(|end| began >= end) {
         let state = StepState::Lost(LEASE_ENDED.to_owned());
-        // Where the agent is gone there is nobody to tell.
+        // If the agent is gone, nobody needs to know.
         let _ = (&agent).write_all(&Frame::Ended { state, log_length: 0, log_cut: 0, took_ms: 0 }.encode());
         return;
     }
-    let result = SignalFd::new(&set).map_err(|e| format!("the step's supervisor could not be set up: {e}"));
+    let result = SignalFd::new(&set).map_err(|e| format!("the step's supervisor cannot be set up: {e}"));
     let result = result.and_then(|signals| begin(agent.try_clone(), job, deadline).map(|step| (signals, step)));
     match result {
         Ok((signals, step)) => step.supervise(&signals),
@@ -130,26 +132,26 @@ pub fn run(agent: UnixStream, job: OwnedFd, deadline: &Deadline, zygote: Pid) {
             let took_ms = clock::now().since(began).as_millis() as u64;
             let state = StepState::NotStarted(words::cut(reason));
             let frame = Frame::Ended { state, log_length: 0, log_cut: 0, took_ms };
-            // Where the agent is gone there is nobody to tell.
+            // If the agent is gone, nobody needs to know.
             let _ = (&agent).write_all(&frame.encode());
         }
     }
 }
 
-/// Everything up to the fork of the command.
+/// Everything up to the start of the command.
 fn begin(agent: io::Result<UnixStream>, job: OwnedFd, deadline: &Deadline) -> Result<Supervisor<'_>, String> {
-    let setup = |e: io::Error| format!("the step's supervisor could not be set up: {e}");
+    let setup = |e: io::Error| format!("the step's supervisor cannot be set up: {e}");
     let agent = agent.map_err(setup)?;
     agent.set_nonblocking(true).map_err(setup)?;
     let mut bytes = Vec::new();
     let mut job = File::from(job);
     // The agent wrote it through the same open file.
     job.rewind().and_then(|()| job.read_to_end(&mut bytes)).map_err(setup)?;
-    let job: StepJob = codec::decode(&bytes).map_err(|e| format!("the step cannot be read: {e}"))?;
+    let job: StepJob = codec::decode(&bytes).map_err(|e| format!("the step cannot be decoded: {}", Chain(&e)))?;
 
     let own = rustix::process::geteuid();
-    let user = job.run_as.as_deref().map(users::lookup).transpose().map_err(|e| e.to_string())?;
-    // A change to oneself needs no change, and an agent without privileges could not make it.
+    let user = job.run_as.as_deref().map(users::lookup).transpose().map_err(|e| Chain(&e).to_string())?;
+    // An agent without privileges can run steps as its own user, and needs no change of user for that.
     let user = user.filter(|user| own.is_root() || user.uid != own.as_raw());
     let plan = Plan::new(&job, user)?;
 
@@ -161,11 +163,11 @@ fn begin(agent: io::Result<UnixStream>, job: OwnedFd, deadline: &Deadline) -> Re
         .mode(0o600)
         .custom_flags(libc::O_NOFOLLOW)
         .open(spool)
-        .map_err(|e| format!("the log file {} cannot be made: {e}", spool.display()))?;
+        .map_err(|e| format!("the log file {} cannot be created: {e}", spool.display()))?;
     let (read, write) = sys::pipe().map_err(setup)?;
     // A refusal (the user's quota of pipe pages) only costs speed.
     let _ = rustix::pipe::fcntl_setpipe_size(&read, PIPE);
-    let (main, failure) = plan.start(write).map_err(|e| format!("no process could be made: {e}"))?;
+    let (main, failure) = plan.start(write).map_err(|e| format!("no process can be created: {e}"))?;
     let now = clock::now();
     let max = job.max_log;
     let buffer = vec![0; 64 << 10];
@@ -194,7 +196,7 @@ impl Supervisor<'_> {
             }
         };
         let refused = self.kill_all();
-        // Nobody is left to write, or nobody that we could wait for: what the pipe holds is all there is.
+        // No process is left that could write, or none that can be waited for: the rest of the output is in the pipe.
         let mut rest = 2 * PIPE / self.output.buffer.len();
         while rest > 0 && self.output.pump() {
             rest -= 1;
@@ -203,14 +205,14 @@ impl Supervisor<'_> {
         let state = match refused {
             None => state,
             Some(pid) => StepState::Lost(format!(
-                "process {pid} of the step still runs: it belongs to another user, and the agent may not end it"
+                "process {pid} of the step is still running: it belongs to another user, and the agent may not kill it"
             )),
         };
         let took_ms = clock::now().since(self.started).as_millis() as u64;
         self.send(&Frame::Ended { state, log_length: self.output.length, log_cut: self.output.cut, took_ms });
     }
 
-    /// One wait and what follows from it.
+    /// Waits once, and handles what has happened.
     fn step(&mut self, signals: &SignalFd) -> Option<Leave> {
         let now = clock::now();
         if self.deadline.get().is_some_and(|end| now >= end) {
@@ -228,7 +230,7 @@ impl Supervisor<'_> {
             None => {}
         }
 
-        // The output only once the command was exec'd, so that the agent hears of the start first.
+        // The output only after the command was executed, so that the start is reported first.
         let third = match &self.failure {
             Some(failure) => Some(failure.as_fd()),
             // A step may close its output and go on.
@@ -252,7 +254,7 @@ impl Supervisor<'_> {
                     self.last_output = clock::now();
                     self.report_output();
                 }
-                // Polled as ready and yet without bytes: its end.
+                // Ready, and yet without bytes: the end of the output.
                 None => self.output.closed = true,
             }
         }
@@ -275,7 +277,7 @@ impl Supervisor<'_> {
         due.map_or(TICK, |due| TICK.min(due.since(now).as_millis() as u64))
     }
 
-    /// What the agent wants.
+    /// Reads and performs commands of the agent.
     fn read_commands(&mut self) -> Option<Leave> {
         let mut bytes = [0; 64];
         let count = match self.agent.read(&mut bytes) {
@@ -292,20 +294,20 @@ impl Supervisor<'_> {
                     self.unanswered = false;
                     self.report_output();
                 }
-                // Ours are the only bytes that the agent of this very program sends.
+                // The agent is the same program, and sends no other bytes.
                 _ => {}
             }
         }
         None
     }
 
-    /// The command was exec'd, or was not.
+    /// The command was executed, or could not be.
     fn exec_ended(&mut self, failure: OwnedFd) -> Option<Leave> {
         let mut message = Vec::new();
-        // A pipe whose other end is closed, or holds a whole message: cannot block.
+        // Cannot block: the other end is closed, or a complete message is there.
         let _ = File::from(failure).read_to_end(&mut message);
         if let Some(reason) = self.plan.explain(&message) {
-            // It quotes what the user wrote, and has to fit.
+            // It quotes the user's own words, which may be long.
             return Some(Leave::With(StepState::NotStarted(words::cut(reason))));
         }
         self.last_output = clock::now();
@@ -313,7 +315,7 @@ impl Supervisor<'_> {
         None
     }
 
-    /// Tells the agent of new output, unless it has not answered yet.
+    /// Reports new output to the agent, unless the last report is unanswered.
     fn report_output(&mut self) {
         if !self.unanswered && self.output.length > self.reported_length {
             self.reported_length = self.output.length;
@@ -323,23 +325,24 @@ impl Supervisor<'_> {
     }
 
     fn send(&mut self, frame: &Frame) {
-        // It always fits (see Frame); where the agent is gone, the end of its stream is what we act on.
+        // It always fits (see `Frame`). If the agent is gone, the end of its stream is noticed.
         let _ = self.agent.write_all(&frame.encode());
     }
 
-    /// Asks everything of the step to end; what has not when its time is up is killed. The first reason counts.
+    /// Sends SIGTERM to every process of the step; what is left after [`TERM_TO_KILL`] is killed. The first reason
+    /// counts.
     fn terminate(&mut self, state: StepState, now: Timestamp) {
         if self.ending.is_none() {
             self.ending = Some((state, now + TERM_TO_KILL));
             for pid in sys::descendants() {
-                // It may have ended meanwhile, or be another user's: KILL and what follows deal with that.
+                // It may have ended meanwhile, or belong to another user. SIGKILL follows in any case.
                 let _ = sys::kill(pid, Signal::TERM);
             }
         }
     }
 
-    /// Takes the ends of children. Leaves when the command ended by itself; when it was asked to, only once the rest,
-    /// which was asked as well, has ended too.
+    /// Reaps children. The loop ends when the command has exited by itself. If the step is being stopped, it ends when
+    /// all its processes have.
     fn reap(&mut self) -> Option<Leave> {
         loop {
             match sys::reap(None) {
@@ -352,10 +355,10 @@ impl Supervisor<'_> {
         }
     }
 
-    /// How the command ended by itself.
+    /// How the command ended, if it ended by itself.
     fn own_end(&mut self) -> Option<StepState> {
         let status = self.status?;
-        // It may have failed to start since we looked.
+        // It may have failed to start since the last check.
         if let Some(failure) = self.failure.take()
             && let Some(Leave::With(state)) = self.exec_ended(failure)
         {
@@ -368,9 +371,9 @@ impl Supervisor<'_> {
         })
     }
 
-    /// Kills until there is no child. Killing a process brings its children to us, whether or not they left its group
-    /// or session, so killing our own children again and again is enough; and their numbers cannot be another's, since
-    /// we have not reaped them. Returns a process that we may not kill.
+    /// Kills until there is no child. This process inherits the children of each process that it kills, even if they
+    /// have left its group or session, so killing its own children again and again is enough. Their numbers cannot
+    /// belong to other processes, because they have not been reaped. Returns a process that may not be killed.
     fn kill_all(&mut self) -> Option<Pid> {
         let set = sys::signal_set(&[Signal::CHILD]);
         let give_up = clock::now() + PATIENCE;

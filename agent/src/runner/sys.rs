@@ -1,4 +1,4 @@
-//! The system calls of the runner: what rustix leaves open, and a few of its calls with the arguments that fit here.
+//! System calls of the runner that rustix lacks, and some of its calls with the arguments that the runner needs.
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
@@ -60,13 +60,13 @@ pub fn receive_fds(socket: BorrowedFd<'_>) -> io::Result<Option<[OwnedFd; 2]>> {
     fds.map(Some).map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "a message without its two descriptors"))
 }
 
-/// Closes every descriptor from 3 on: what whoever started us forgot to close.
+/// Closes every descriptor from 3 on, which whoever started this process may have left open.
 pub fn close_inherited() {
-    // SAFETY: called first thing in a process that has opened nothing yet.
+    // SAFETY: called at the start of a process that has opened nothing yet.
     if unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, 0) } == 0 {
         return;
     }
-    // A kernel before 5.9. The directory's own descriptor is in the list and already closed when its turn comes.
+    // A kernel before 5.9. The list includes the directory's own descriptor, which is closed by then.
     let listed: Vec<RawFd> = fs::read_dir("/proc/self/fd")
         .map(|entries| entries.flatten().filter_map(|e| e.file_name().to_str()?.parse().ok()).collect())
         .unwrap_or_default();
@@ -124,19 +124,19 @@ pub fn block_exactly(set: &libc::sigset_t) {
     unsafe { libc::sigprocmask(libc::SIG_SETMASK, set, std::ptr::null_mut()) };
 }
 
-/// Takes back what this process, or whoever started it, has said about signals.
+/// Resets the handling of all signals, which this process or whoever started it may have changed.
 pub fn default_signals() {
     // All zeros is SIG_DFL, without flags, in the kernel's own structure (four words at most) on every architecture.
     let default = [0u64; 8];
     for signal in 1..=64 {
-        // By the kernel's number: the C library refuses to touch the two signals that it keeps for itself, and these
-        // may be ignored like any other.
-        // SAFETY: the structure is as large as the kernel's, and a set of signals has 8 bytes. KILL and STOP are refused.
+        // By a system call: the C library refuses to change the two signals that it reserves, which may be ignored too.
+        // SAFETY: the structure is as large as the kernel's, and a set of signals has 8 bytes. KILL and STOP are
+        // refused.
         unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), std::ptr::null::<u8>(), 8usize) };
     }
 }
 
-/// Signals as something that [`poll`] can wait for. The signals must be blocked.
+/// Signals as a descriptor for [`wait_for_input`]. The signals must be blocked.
 pub struct SignalFd(OwnedFd);
 
 impl SignalFd {
@@ -155,7 +155,7 @@ impl SignalFd {
         self.0.as_fd()
     }
 
-    /// Takes what has arrived; whether `signal` was among it.
+    /// Takes the signals that have arrived. True if `signal` is one of them.
     pub fn drain(&self, signal: Signal) -> bool {
         let mut seen = false;
         let mut info = [0; mem::size_of::<libc::signalfd_siginfo>()];
@@ -170,11 +170,11 @@ impl SignalFd {
 /// Waits for one of the blocked signals of `set`, at most `milliseconds` (less than 1000), and takes it.
 pub fn wait_signal(set: &libc::sigset_t, milliseconds: i64) {
     let time = libc::timespec { tv_sec: 0, tv_nsec: (milliseconds * 1_000_000) as _ };
-    // SAFETY: valid pointers; an expired wait is no error to us.
+    // SAFETY: valid pointers. An expired wait needs no handling.
     unsafe { libc::sigtimedwait(set, std::ptr::null_mut(), &time) };
 }
 
-/// What became of a child.
+/// The result of [`reap`].
 pub enum Reaped {
     /// It ended.
     Ended(Pid, WaitStatus),
@@ -206,17 +206,17 @@ pub fn kill(pid: Pid, signal: Signal) -> io::Result<()> {
     Ok(rustix::process::kill_process(pid, signal)?)
 }
 
-/// One process, as `/proc` has it.
+/// One process in `/proc`.
 pub struct Process {
-    /// Its number.
+    /// Number of the process.
     pub pid: Pid,
-    /// Its parent's.
+    /// Number of its parent.
     pub parent: Pid,
-    /// Its session's.
+    /// Number of its session.
     pub session: Pid,
 }
 
-/// Every process that this one may see.
+/// Every process that is visible to this one.
 pub fn processes() -> Vec<Process> {
     let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
     entries
@@ -224,7 +224,7 @@ pub fn processes() -> Vec<Process> {
         .filter_map(|entry| {
             let pid = entry.file_name().to_str()?.parse().ok()?;
             let stat = fs::read(entry.path().join("stat")).ok()?;
-            // The name in parentheses may hold anything, so count from the last one: state, parent, group, session.
+            // The name in parentheses may contain anything. After the last one follow state, parent, group, session.
             let after = stat.iter().rposition(|&b| b == b')')? + 1;
             let fields = std::str::from_utf8(&stat[after..]).ok()?;
             let mut fields = fields.split_ascii_whitespace().skip(1);
@@ -235,7 +235,7 @@ pub fn processes() -> Vec<Process> {
         .collect()
 }
 
-/// The children of this process, which must have one thread. A child may be missing while its siblings come and go, so
+/// The children of this process, which must have a single thread. A child may be missing while others start and end, so
 /// only [`Reaped::Childless`] proves that there is none.
 pub fn children() -> Vec<Pid> {
     match fs::read_to_string("/proc/thread-self/children") {
@@ -248,7 +248,7 @@ pub fn children() -> Vec<Pid> {
     }
 }
 
-/// All that descends from this process.
+/// All descendants of this process.
 pub fn descendants() -> Vec<Pid> {
     let mut children: BTreeMap<Pid, Vec<Pid>> = BTreeMap::new();
     for process in processes() {
@@ -257,7 +257,7 @@ pub fn descendants() -> Vec<Pid> {
     let mut found = vec![std::process::id() as Pid];
     let mut next = 0;
     while let Some(parent) = found.get(next) {
-        // Taken out, so that numbers that changed hands while we read cannot lead in a circle.
+        // Removed, so that numbers that were reused meanwhile cannot form a circle.
         found.extend(children.remove(parent).unwrap_or_default());
         next += 1;
     }

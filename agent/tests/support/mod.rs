@@ -1,4 +1,4 @@
-//! What the tests of the runner share: a runner in a directory of its own, and a look at the processes of the machine.
+//! Shared by the tests of the runner: a runner in a directory of its own, and the processes of the machine.
 #![allow(dead_code)] // Each test program uses its own part.
 
 use rouse_agent::clock;
@@ -17,7 +17,7 @@ use tokio::sync::mpsc::Receiver;
 pub const AGENT: &str = env!("CARGO_BIN_EXE_rouse-agent");
 pub const PATH: &str = "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin";
 
-/// In the environment of a test's steps, with a value of its own, so that its processes can be found.
+/// A variable in the environment of a test's steps, whose unique value identifies their processes.
 pub const MARK: &str = "ROUSE_TEST_MARK";
 
 pub fn attempt(number: u32) -> AttemptId {
@@ -91,7 +91,7 @@ impl Bench {
         update.expect("an update in time").expect("the runner lives").event
     }
 
-    /// Waits for the end of a job, at which nothing of it may run any more.
+    /// Waits for the end of a job, after which none of its processes may run.
     pub async fn end(&mut self, job: &Job) -> End {
         let mut events = Vec::new();
         loop {
@@ -106,7 +106,7 @@ impl Bench {
         }
     }
 
-    /// Waits until so many processes of the step run.
+    /// Waits until this many processes of the step run.
     pub async fn until_alive(&self, count: usize) -> Vec<i32> {
         until("the step's processes run", || Some(alive(&self.mark)).filter(|pids| pids.len() >= count)).await
     }
@@ -128,7 +128,7 @@ fn pids() -> impl Iterator<Item = i32> {
     fs::read_dir("/proc").expect("/proc").flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok())
 }
 
-/// The processes that bear a mark.
+/// The processes with a mark.
 pub fn alive(mark: &str) -> Vec<i32> {
     let wanted = format!("{MARK}={mark}");
     pids()

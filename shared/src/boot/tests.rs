@@ -1,4 +1,4 @@
-//! Boot data get through whatever bears them, whole or not at all.
+//! Boot data survive every form in which they are handed over, completely or not at all.
 #![allow(clippy::unwrap_used)]
 
 use super::*;
@@ -44,7 +44,7 @@ fn strings_of_the_firmware_make_a_whole_in_any_order() {
 }
 
 #[test]
-fn strings_that_make_no_whole_are_told_of() {
+fn incomplete_strings_are_an_error() {
     let read = |strings: &[&str]| from_oem_strings(strings.iter().copied());
     for (strings, error) in [
         (&["rouse.boot:1/2:AAAA"][..], BootDataError::Pieces(1, 2)),

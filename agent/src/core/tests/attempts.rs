@@ -1,4 +1,4 @@
-//! Orders, steps, outcomes, cancels, logs.
+//! Attempts: steps, outcomes, cancellation, logs.
 
 use super::*;
 
@@ -20,7 +20,7 @@ fn a_build_of_one_step_is_two_reports() {
     assert_eq!(agent.hears(2_000, order("1.1", vec![step("make")])), ["run 1.1/0 make"]);
     assert_eq!(agent.at(2_001, started("1.1", 0)), ["report 1.1 r1: Running", "log 1.1/0 from 0"]);
     assert_eq!(agent.at(3_000, ended("1.1", 0, StepState::Exited(0))), ["report 1.1 r2: Exited(0) => Success"]);
-    // Said again with each heartbeat, the same picture, until it is settled.
+    // The same snapshot is repeated with each heartbeat until it is settled.
     assert_eq!(
         agent.until(11_000, true),
         ["11000 heartbeat 1", "11000 deadline 71000", "11000 report 1.1 r2: Exited(0) => Success",]
