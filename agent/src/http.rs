@@ -79,27 +79,22 @@ impl Server {
     /// The server at `http://host[:port]`.
     ///
     /// # Errors
-    /// Where that is no such address.
+    /// If this is not such an address.
     pub fn parse(address: &str) -> Result<Self, HttpError> {
         let wrong = |why| Err(HttpError::Address(why));
         let Some(rest) = address.strip_prefix("http://") else { return wrong("does not begin with http://") };
         let authority = rest.strip_suffix('/').unwrap_or(rest);
+        // Anything else that a URL may contain would be dropped or escaped silently.
         if !authority.bytes().all(|b| b.is_ascii_alphanumeric() || b".-_:[]".contains(&b)) {
             return wrong("has something else in it");
         }
-        let (host, port) = match authority.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
-            Some((host, "")) => (host, None),
-            Some((host, port)) => match port.strip_prefix(':') {
-                Some(port) => (host, Some(port)),
-                None => return wrong("has something behind its bracket"),
-            },
-            None => authority.rsplit_once(':').map_or((authority, None), |(host, port)| (host, Some(port))),
+        let url = rouse_shared::broker_url::parse(&format!("http://{authority}"));
+        let Ok(url) = url else { return wrong("has no host, a wrong port, or an IPv6 address without brackets") };
+        let (Some(host), Some(port)) = (url.host_str(), url.port_or_known_default()) else {
+            return wrong("has no host");
         };
-        if host.is_empty() || (host.contains(':') && !authority.starts_with('[')) {
-            return wrong("has no host, or an IPv6 address without brackets");
-        }
-        let Ok(port) = port.map_or(Ok(80), str::parse) else { return wrong("has no port behind its colon") };
-        Ok(Self { authority: authority.to_owned(), host: host.to_owned(), port })
+        let authority = url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"));
+        Ok(Self { authority, host: host.trim_matches(['[', ']']).to_owned(), port })
     }
 
     /// Sends GET with these header fields; the response may have at most `limit` bytes.

@@ -4,6 +4,7 @@
 //! says how.
 
 pub mod boot;
+pub mod broker_url;
 pub mod codec;
 pub mod duration;
 pub mod error;
@@ -14,6 +15,7 @@ pub mod names;
 mod secret;
 pub mod time;
 
+pub use broker_url::BrokerUrl;
 pub use ids::{AttemptId, BuildId, HostId, MasterId, Nonce, SessionId, WorkerName};
 pub use secret::Secret;
 pub use time::Timestamp;

@@ -122,7 +122,7 @@ fn errors_say_where_and_what() {
         ("identity = \"hostname\"", "agent.toml: broker: ", "missing"),
         ("name = \"w1\"\npassword = \"x\"", "agent.toml: broker: ", "missing"),
         ("name = \"w1\"\nbroker = \"amqp://mq.example.org\"", "agent.toml: password: ", "missing"),
-        ("broker = \"mq.example.org\"", "agent.toml: broker: ", "is not an address"),
+        ("broker = \"mq.example.org\"", "agent.toml: broker: ", "begins with amqp"),
         (
             "password = { file = \"/nonexistent/secret\" }",
             "agent.toml: password: ",

@@ -57,7 +57,7 @@ impl<'de> Deserialize<'de> for Size {
     }
 }
 
-/// Where a secret is to be found.
+/// The source of a secret.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum SecretSource {
     /// In the configuration itself.
@@ -106,7 +106,7 @@ impl SecretSource {
     /// The secret itself.
     ///
     /// # Errors
-    /// In words: where the file or the variable cannot be read, or is empty.
+    /// Why the file or the variable cannot be read, or that it is empty; for people.
     pub fn reveal(&self, env: &dyn Fn(&str) -> Option<String>) -> Result<String, String> {
         let (text, source) = match self {
             Self::Text(text) => (text.expose().to_owned(), "the password".to_owned()),

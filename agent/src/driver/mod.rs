@@ -248,7 +248,7 @@ async fn wait_until_leftovers_end(lock_file: &Path) -> Result<(), StartError> {
 fn nonce() -> Result<Nonce, StartError> {
     let mut bytes = [0; 16];
     getrandom::fill(&mut bytes).map_err(StartError::Random)?;
-    Ok(Nonce(bytes.iter().map(|b| format!("{b:02x}")).collect()))
+    Ok(Nonce(hex::encode(bytes)))
 }
 
 impl Agent {

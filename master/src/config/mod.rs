@@ -109,7 +109,7 @@ impl MailConfig {
         let relay = &self.relay;
         match relay.tls {
             RelayTls::Implicit | RelayTls::Required => true,
-            RelayTls::Opportunistic => relay.login.is_some() && !url::is_loopback(&relay.host),
+            RelayTls::Opportunistic => relay.login.is_some() && !rouse_shared::broker_url::is_loopback(&relay.host),
             RelayTls::Never => false,
         }
     }
@@ -117,7 +117,7 @@ impl MailConfig {
     /// Whether the relay's certificate has to be right. Where TLS is a matter of luck any is better than none, and a relay
     /// of this machine seldom has one that anybody has signed.
     pub fn verifies(&self) -> bool {
-        self.ca.is_some() || (self.needs_tls() && !url::is_loopback(&self.relay.host))
+        self.ca.is_some() || (self.needs_tls() && !rouse_shared::broker_url::is_loopback(&self.relay.host))
     }
 
     /// What the core has to know of it.
