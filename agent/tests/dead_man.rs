@@ -125,7 +125,7 @@ fn a_broker_that_is_not_there_or_does_not_answer_ends_the_host() {
         let begun = Instant::now();
         let host = Host::start(&format!("power_off_after = 2\n{}", worker(&broker)), "true");
         host.goes_off_after(begun, TWO);
-        assert!(host.said().contains("no master has let this host in"), "{}", host.said());
+        assert!(host.said().contains("no master has accepted this host"), "{}", host.said());
     }
 }
 

@@ -134,23 +134,23 @@ async fn bodies_come_in_every_form() {
 #[tokio::test]
 async fn what_is_not_an_answer_is_an_error_of_its_kind() {
     for (text, part) in [
-        ("", "cut"),
-        ("HTTP/1.1 200 OK\r\nContent-Le", "cut"),
-        ("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhello", "cut"),
-        ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n9\r\nhello", "cut"),
-        ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n", "cut"),
-        ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhello\r\n0\r\n\r\n", "longer than it says"),
-        ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nx\r\n", "no length"),
+        ("", "incomplete"),
+        ("HTTP/1.1 200 OK\r\nContent-Le", "incomplete"),
+        ("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhello", "incomplete"),
+        ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n9\r\nhello", "incomplete"),
+        ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n", "incomplete"),
+        ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhello\r\n0\r\n\r\n", "does not end where"),
+        ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nx\r\n", "without a length"),
         ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nffffffffffffffff\r\n", "longer than 100"),
         ("HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\n", "not chunked"),
-        ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n", "is chunked"),
-        ("HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello!", "two lengths"),
-        ("HTTP/1.1 200 OK\r\nContent-Length: -5\r\n\r\n", "no number"),
+        ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n", "both content-length"),
+        ("HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello!", "two different values"),
+        ("HTTP/1.1 200 OK\r\nContent-Length: -5\r\n\r\n", "not a number"),
         ("HTTP/1.1 200 OK\r\nContent-Length: 99999999999999999999999\r\n\r\n", "longer than 100"),
         ("HTTP/1.1 200 OK\r\nContent-Length: 101\r\n\r\n", "longer than 100"),
-        ("HTTP/1.1 999 Odd\r\n\r\n", "no status"),
+        ("HTTP/1.1 999 Odd\r\n\r\n", "no valid status"),
         ("SSH-2.0-OpenSSH_9.2\r\n", "not HTTP"),
-        ("HTTP/1.1 302 Found\r\nLocation: http://169.254.169.254/\r\n\r\n", "redirection (302)"),
+        ("HTTP/1.1 302 Found\r\nLocation: http://169.254.169.254/\r\n\r\n", "redirect (status 302)"),
     ] {
         let error = get(say(text)).await.unwrap_err().to_string();
         assert!(error.contains(part), "{text:?}: {error}");

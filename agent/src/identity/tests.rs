@@ -208,8 +208,8 @@ async fn a_drive_that_makes_no_sense_is_not_taken() {
     for (drive, part) in [
         (fat, "FAT"),
         (of(&[]), "has no openstack/latest/meta_data.json"),
-        (of(&[("meta_data.json", b"{}")]), "not what it should be"),
-        (of(&[("meta_data.json", b"{\"uuid\": \"../x\"}")]), "a uuid that is none"),
+        (of(&[("meta_data.json", b"{}")]), "malformed"),
+        (of(&[("meta_data.json", b"{\"uuid\": \"../x\"}")]), "an invalid uuid"),
     ] {
         let dir = machine(&[("dev/vdb", &drive), ("sys/class/block/vdb/size", b"1")]);
         let trouble = config_drive::look(dir.path()).await.unwrap_err().to_string();

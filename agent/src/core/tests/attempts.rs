@@ -34,7 +34,7 @@ fn a_build_of_one_step_is_two_reports() {
 }
 
 fn over(attempt: &str) -> String {
-    format!("report {attempt} r{}:  => Lost(\"its agent ended it when the lease was over\")", u32::MAX)
+    format!("report {attempt} r{}:  => Lost(\"its agent killed it when the lease ended\")", u32::MAX)
 }
 
 #[test]
@@ -82,7 +82,7 @@ fn each_way_to_end_has_its_words() {
             StepState::Lost("its supervisor was killed".to_owned()),
             Outcome::Lost("its supervisor was killed".to_owned()),
         ),
-        (StepState::Stopped, Outcome::Lost("its step was stopped from outside".to_owned())),
+        (StepState::Stopped, Outcome::Lost("its step was stopped, and not by the agent".to_owned())),
     ] {
         let mut agent = agent();
         agent.hears(2_000, order("1.1", vec![timed.clone(), step("y")]));

@@ -47,7 +47,7 @@ fn sigterm_lets_builds_end_and_says_so() {
     assert_eq!(agent.at(3_000, Event::Terminate), ["leaving"]);
     assert_eq!(
         agent.hears(3_001, order("2.1", vec![step("a")])),
-        ["report 2.1 r1:  => Declined(\"the agent is about to end\")"]
+        ["report 2.1 r1:  => Declined(\"the agent is about to exit\")"]
     );
     agent.at(3_002, ended("1.1", 0, StepState::Exited(0)));
     let settled = ToAgent::Settled { session: s1(), attempts: vec![id("1.1"), id("2.1")] };
