@@ -1,7 +1,7 @@
 //! Runs steps. When a step is over no process of it is left, whatever it did and whichever of our own processes died.
 //!
-//! The agent starts a zygote ([`zygote`]), the zygote forks a supervisor for each step ([`supervisor`]), and the
-//! supervisor runs the step's command ([`child`]). Each is a subreaper for the one below: the supervisor inherits
+//! The agent starts a zygote (`zygote`), the zygote forks a supervisor for each step (`supervisor`), and the
+//! supervisor runs the step's command (`child`). Each is a subreaper for the one below: the supervisor inherits
 //! processes that daemonise, and the zygote inherits what a killed supervisor leaves. The agent and each supervisor
 //! share a stream, whose end shows to either that the other is gone.
 
