@@ -1,4 +1,5 @@
-//! The protocol between the master and its agents: ids, messages, codec, names on the broker, limits.
+//! The protocol between the master and its agents: ids, messages, codec, names on the broker, limits. And what both
+//! parse and print alike: broker URLs, durations, secrets, chains of errors.
 //!
 //! Pure: no I/O, no clock, no runtime. Agents live in old machine images, so the protocol only ever grows; [`message`]
 //! says how.

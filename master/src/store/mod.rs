@@ -27,15 +27,15 @@ const SCHEMA: i32 = 1;
 /// What kept a batch from being committed, or the ledger from being read.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// SQLite's own error: a full disk, a read-only directory.
-    #[error("the ledger cannot be used")]
-    Sqlite(#[source] rusqlite::Error),
+    /// SQLite's own error: a full disk, a read-only directory. Not a source, since its own source repeats it.
+    #[error("the ledger cannot be used: {0}")]
+    Sqlite(rusqlite::Error),
     /// SQLite finds that the file is no database, or a broken one.
     #[error(
-        "the ledger is damaged; bring back a copy of ledger.sqlite, or move it away with its -wal and -shm: builds are \
+        "the ledger is damaged ({0}); bring back a copy of ledger.sqlite, or move it away with its -wal and -shm: builds are \
          then forgotten, and hosts that run are orphans to the audit"
     )]
-    Damaged(#[source] rusqlite::Error),
+    Damaged(rusqlite::Error),
     /// The file cannot be made or opened.
     #[error("the ledger cannot be opened")]
     File(#[source] io::Error),

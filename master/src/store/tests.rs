@@ -142,3 +142,11 @@ fn what_is_to_be_told_is_found_again_until_it_is_told() {
     assert_eq!(ledger.mail_pause, Some((2, Timestamp(70))));
     assert_eq!(ledger.told_orphans, [(ec2, handle("i-1")), (ProviderKind::Libvirt, handle("i-2"))]);
 }
+
+#[test]
+fn an_unreadable_row_is_named_with_its_cause() {
+    let source = serde_json::from_str::<u8>("x").unwrap_err();
+    let error = StoreError::Row { row: "build 7".to_owned(), source };
+    let text = "the ledger's row build 7 is not readable: expected value at line 1 column 1";
+    assert_eq!(rouse_shared::error::Chain(&error).to_string(), text);
+}
