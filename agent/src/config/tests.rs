@@ -1,4 +1,4 @@
-//! What a configuration comes to, and what is said where it is wrong.
+//! Valid configurations and their defaults, and the errors of invalid ones.
 #![allow(clippy::unwrap_used)]
 
 use super::*;
@@ -82,7 +82,7 @@ fn the_environment_wins() {
     assert_eq!(config.default_hostnames, ["a b", "c"]);
     assert_eq!(config.max_log_size, 5_000);
     for (variable, value, part) in [
-        ("ROUSE_AGENT_NMAE", "w2", "there is no key \"nmae\""),
+        ("ROUSE_AGENT_NMAE", "w2", "unknown key \"nmae\""),
         ("ROUSE_AGENT_NAME", "W_2", "is not a worker name"),
         ("ROUSE_AGENT_POWER_OFF_AFTER", "soon", "is not a duration"),
         ("ROUSE_AGENT_POWER_OFF_COMMAND", "[1]", "expected a string"),
@@ -98,7 +98,7 @@ fn boot_data_bring_the_rest() {
         let config = parse(&format!("identity = \"{identity}\"")).unwrap();
         assert_eq!((config.identity.as_str(), config.broker, config.password), (identity, None, None));
     }
-    // A name is for trying the image out.
+    // A name is for testing the image.
     assert!(parse("name = \"w1\"\npower_off = \"latent\"").is_ok());
     assert!(parse("name = \"w1\"\nboot_data = \"/run/rouse/boot.toml\"").is_ok());
 }
@@ -126,10 +126,10 @@ fn errors_say_where_and_what() {
         (
             "password = { file = \"/nonexistent/secret\" }",
             "agent.toml: password: ",
-            "failed to read /nonexistent/secret",
+            "/nonexistent/secret cannot be read",
         ),
-        ("password = { env = \"NO_SUCH\" }", "agent.toml: password: ", "it is not set"),
-        ("password = \"\"", "agent.toml: password: ", "it is empty"),
+        ("password = { env = \"NO_SUCH\" }", "agent.toml: password: ", "$NO_SUCH is not set"),
+        ("password = \"\"", "agent.toml: password: ", "the password is empty"),
     ] {
         let error = parse(text).unwrap_err();
         assert!(error.starts_with(place) && error.contains(part), "{text}: {error}");

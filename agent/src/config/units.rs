@@ -57,7 +57,7 @@ impl<'de> Deserialize<'de> for Size {
     }
 }
 
-/// Where a secret is to be found.
+/// The source of a secret.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum SecretSource {
     /// In the configuration itself.
@@ -106,19 +106,20 @@ impl SecretSource {
     /// The secret itself.
     ///
     /// # Errors
-    /// In words: where the file or the variable cannot be read, or is empty.
+    /// Why the file or the variable cannot be read, or that it is empty; for people.
     pub fn reveal(&self, env: &dyn Fn(&str) -> Option<String>) -> Result<String, String> {
         let (text, source) = match self {
             Self::Text(text) => (text.expose().to_owned(), "the password".to_owned()),
             Self::File(path) => {
-                let text = std::fs::read_to_string(path).map_err(|e| format!("read {}: {e}", path.display()))?;
+                let text =
+                    std::fs::read_to_string(path).map_err(|e| format!("{} cannot be read: {e}", path.display()))?;
                 (text.trim_end_matches(['\r', '\n']).to_owned(), path.display().to_string())
             }
             Self::Env(name) => {
-                let text = env(name).ok_or_else(|| format!("read ${name}: it is not set"))?;
+                let text = env(name).ok_or_else(|| format!("${name} is not set"))?;
                 (text, format!("${name}"))
             }
         };
-        if text.is_empty() { Err(format!("use {source}: it is empty")) } else { Ok(text) }
+        if text.is_empty() { Err(format!("{source} is empty")) } else { Ok(text) }
     }
 }

@@ -1,11 +1,11 @@
-//! The words that a build's end is told in.
+//! The texts that describe the end of a build.
 
 use rouse_shared::duration;
 use rouse_shared::limits::MAX_TEXT;
 use rouse_shared::message::{Step, StepState};
 use std::time::Duration;
 
-/// How a step failed, with its name; absent where it did not.
+/// How a step failed, with its name; `None` if it did not fail.
 pub fn failure(step: &Step, state: &StepState) -> Option<String> {
     let how = match state {
         StepState::Exited(0) | StepState::Running | StepState::Skipped => return None,

@@ -232,7 +232,7 @@ impl Worker {
                 }
                 Some(Event::FromMaster { connection, message })
             }
-            LinkEvent::Garbage(why) => {
+            LinkEvent::Malformed(why) => {
                 eprintln!("load-agent: {}: {why}", self.name);
                 None
             }

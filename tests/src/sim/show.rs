@@ -137,7 +137,7 @@ pub(super) fn agent_event(event: &AgentEvent) -> String {
         | AgentEvent::StepEnded { .. }
         | AgentEvent::LogSent { .. }
         | AgentEvent::Notice(_)
-        | AgentEvent::Slept(_)
+        | AgentEvent::Resumed(_)
         | AgentEvent::NetworkChanged
         | AgentEvent::Tick
         | AgentEvent::Terminate => format!("{event:?}"),
