@@ -57,13 +57,21 @@ bench-libvirt: agent-static ## what a build in a libvirt guest costs beside bare
 	$(CARGO) build --locked --release -p rouse-master -p rouse-tests --bins
 	@"$(TARGET_DIR)/release/bench-libvirt" "$(TARGET_DIR)/$(HOST_TRIPLE)/agent/rouse-agent"
 
-lint: fmt clippy deny scripts ## everything that can be said without running it
+.PHONY: unused
+lint: fmt clippy unused deny scripts ## everything that can be said without running it
 
 fmt:
 	$(CARGO) fmt --all --check
 
 clippy:
 	$(CARGO) clippy --locked --workspace --all-targets --all-features -- -D warnings
+
+unused:
+	@if ! command -v cargo-machete >/dev/null; then \
+		echo "not checked: unused dependencies (cargo install --locked cargo-machete)"; test -z "$$CI"; \
+	else \
+		echo "cargo-machete" && cargo-machete --skip-target-dir . ; \
+	fi
 
 # Where cargo-deny is not installed a person is told so, and CI fails. Known vulnerabilities are looked up in a database
 # that has to be fetched; without the network that part is left out, aloud, because no change of ours can bring it back.
