@@ -11,6 +11,10 @@ HOST_TRIPLE = $(shell rustc -vV | sed -n 's/^host: //p')
 BINDIR = $(DESTDIR)$(PREFIX)/bin
 UNITDIR = $(DESTDIR)$(PREFIX)/lib/systemd/system
 DOCDIR = $(DESTDIR)$(PREFIX)/share/doc/rouse
+MANDIR = $(DESTDIR)$(PREFIX)/share/man/man1
+BASHDIR = $(DESTDIR)$(PREFIX)/share/bash-completion/completions
+ZSHDIR = $(DESTDIR)$(PREFIX)/share/zsh/site-functions
+FISHDIR = $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d
 SCRIPTS = .ci/run tests/setup tests/venv tests/openstack/prepare tests/openstack/guest images/disk images/ec2 images/install \
 	images/check contrib/libvirt/vmbuilder contrib/nagios/check_rouse_audit
 
@@ -99,6 +103,12 @@ scripts:
 build: agent-static ## what `make install` copies: the master, and the agent as one static file
 	tests/setup build
 	$(CARGO) build --locked --release -p rouse-master
+	rm -rf $(TARGET_DIR)/release/share
+	$(TARGET_DIR)/release/rouse man $(TARGET_DIR)/release/share/man
+	mkdir $(TARGET_DIR)/release/share/completions
+	for shell in bash zsh fish; do \
+		$(TARGET_DIR)/release/rouse completions $$shell >$(TARGET_DIR)/release/share/completions/$$shell || exit 1; \
+	done
 
 # A target named outright keeps the flags away from build scripts and macros, which cannot be linked statically.
 agent-static: ## the agent for machine images: small, and it needs no library of the image
@@ -107,7 +117,7 @@ agent-static: ## the agent for machine images: small, and it needs no library of
 
 # Copies and never compiles, so that root needs no Rust: `make build && sudo make install`.
 install: ## into PREFIX (default /usr/local), below DESTDIR where that is set
-	install -d $(BINDIR) $(UNITDIR) $(DOCDIR)/docs
+	install -d $(BINDIR) $(UNITDIR) $(DOCDIR)/docs $(MANDIR) $(BASHDIR) $(ZSHDIR) $(FISHDIR)
 	install -m 755 $(TARGET_DIR)/release/rouse $(BINDIR)/rouse
 	install -m 755 $(TARGET_DIR)/*/agent/rouse-agent $(BINDIR)/rouse-agent
 	for unit in rouse rouse-agent; do \
@@ -116,3 +126,7 @@ install: ## into PREFIX (default /usr/local), below DESTDIR where that is set
 	done
 	install -m 644 contrib/rouse.example.toml contrib/agent.example.toml README.md LICENSE-APACHE LICENSE-MIT $(DOCDIR)
 	install -m 644 docs/*.md $(DOCDIR)/docs
+	install -m 644 contrib/man/rouse-agent.1 $(TARGET_DIR)/release/share/man/*.1 $(MANDIR)
+	install -m 644 $(TARGET_DIR)/release/share/completions/bash $(BASHDIR)/rouse
+	install -m 644 $(TARGET_DIR)/release/share/completions/zsh $(ZSHDIR)/_rouse
+	install -m 644 $(TARGET_DIR)/release/share/completions/fish $(FISHDIR)/rouse.fish
