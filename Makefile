@@ -117,7 +117,7 @@ agent-static: ## the agent for machine images: small, and it needs no library of
 
 # Copies and never compiles, so that root needs no Rust: `make build && sudo make install`.
 install: ## into PREFIX (default /usr/local), below DESTDIR where that is set
-	install -d $(BINDIR) $(UNITDIR) $(DOCDIR)/docs $(MANDIR) $(BASHDIR) $(ZSHDIR) $(FISHDIR)
+	install -d $(BINDIR) $(UNITDIR) $(DOCDIR)/docs $(DOCDIR)/schemas $(MANDIR) $(BASHDIR) $(ZSHDIR) $(FISHDIR)
 	install -m 755 $(TARGET_DIR)/release/rouse $(BINDIR)/rouse
 	install -m 755 $(TARGET_DIR)/*/agent/rouse-agent $(BINDIR)/rouse-agent
 	for unit in rouse rouse-agent; do \
@@ -126,6 +126,7 @@ install: ## into PREFIX (default /usr/local), below DESTDIR where that is set
 	done
 	install -m 644 contrib/rouse.example.toml contrib/agent.example.toml README.md LICENSE-APACHE LICENSE-MIT $(DOCDIR)
 	install -m 644 docs/*.md $(DOCDIR)/docs
+	install -m 644 contrib/schemas/*.json $(DOCDIR)/schemas
 	install -m 644 contrib/man/rouse-agent.1 $(TARGET_DIR)/release/share/man/*.1 $(MANDIR)
 	install -m 644 $(TARGET_DIR)/release/share/completions/bash $(BASHDIR)/rouse
 	install -m 644 $(TARGET_DIR)/release/share/completions/zsh $(ZSHDIR)/_rouse
