@@ -61,14 +61,25 @@ bench-libvirt: agent-static ## what a build in a libvirt guest costs beside bare
 	$(CARGO) build --locked --release -p rouse-master -p rouse-tests --bins
 	@"$(TARGET_DIR)/release/bench-libvirt" "$(TARGET_DIR)/$(HOST_TRIPLE)/agent/rouse-agent"
 
-.PHONY: unused
-lint: fmt clippy unused deny scripts ## everything that can be said without running it
+.PHONY: features docs unused
+lint: fmt clippy features docs unused deny scripts ## everything that can be said without running it
 
 fmt:
 	$(CARGO) fmt --all --check
 
 clippy:
 	$(CARGO) clippy --locked --workspace --all-targets --all-features -- -D warnings
+
+# All but the combination of all, which `clippy` checks. Of the whole workspace, as there: with another choice of packages
+# the features of dependencies would be others, and they would be compiled once more.
+features: ## each combination of providers compiles without a warning
+	@for set in "" ec2 libvirt openstack ec2,libvirt ec2,openstack libvirt,openstack; do \
+		echo "$(CARGO) clippy --no-default-features --features '$$set'" && \
+		$(CARGO) clippy --quiet --locked --workspace --no-default-features --features "$$set" -- -D warnings || exit 1; \
+	done
+
+docs: ## the documentation of the code, of private items too; a warning is an error
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --all-features --no-deps --document-private-items
 
 unused:
 	@if ! command -v cargo-machete >/dev/null; then \
