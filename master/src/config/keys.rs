@@ -1,7 +1,7 @@
 //! Every key of `rouse.toml`: its kind and its default. What it means, the comments of contrib/rouse.example.toml say.
 //!
 //! The reader asks for exactly the keys that a section has here; in debug builds [`super::document`] panics otherwise.
-//! [`super::schema`] makes the JSON Schema from these tables, and `tests/tests/schemas.rs` compares what the schema
+//! `config/schema.rs`, a test, makes the JSON Schema from these tables, and `tests/tests/schemas.rs` compares what the schema
 //! accepts with what the reader accepts.
 
 /// The keys of a table, and what they ask of each other.
