@@ -179,6 +179,9 @@ fn keys(schema: &Json, path: &str) -> BTreeMap<String, Json> {
     section["properties"].as_object().unwrap().clone().into_iter().collect()
 }
 
+/// Whether the reader accepts each sample, and whether the schema does.
+type Verdicts<'s> = BTreeMap<&'s str, (bool, bool)>;
+
 #[test]
 fn what_a_reader_accepts_fits_and_the_gaps_are_known() {
     let samples = samples();
@@ -203,8 +206,7 @@ fn what_a_reader_accepts_fits_and_the_gaps_are_known() {
         }
     }
     let documents: Vec<_> = cases.iter().map(|(schema, _, _, _, document)| (*schema, document)).collect();
-    // Whether a reader accepts the value beside anything, and whether the schema does.
-    let mut found: BTreeMap<(usize, &str), BTreeMap<&str, (bool, bool)>> = BTreeMap::new();
+    let mut found: BTreeMap<(usize, &str), Verdicts<'_>> = BTreeMap::new();
     for ((schema, path, sample, accepted, document), wrong) in cases.iter().zip(verdicts(&documents)) {
         let name = SCHEMAS[*schema];
         assert!(!*accepted || wrong.is_empty(), "{name}.toml: {path} = {sample} is accepted, and {wrong}: {document}");
