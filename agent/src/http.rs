@@ -21,50 +21,32 @@ const MAX_INTERIM: usize = 8;
 const READ: usize = 4 << 10;
 
 /// Why there is no answer.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub enum HttpError {
     /// The address is not `http://host[:port]`; what is wrong with it.
+    #[error("the address {0}; write http://host[:port]")]
     Address(&'static str),
     /// No connection.
-    Connect(io::Error),
+    #[error("no connection")]
+    Connect(#[source] io::Error),
     /// The connection broke.
-    Broken(io::Error),
+    #[error("the connection broke")]
+    Broken(#[source] io::Error),
     /// The exchange took longer than a few seconds.
+    #[error("no answer within {} s", PATIENCE.as_secs())]
     Slow,
     /// The answer ended too early.
+    #[error("the answer was cut")]
     Cut,
     /// The answer is not HTTP; what is wrong with it.
+    #[error("the answer is malformed: {0}")]
     Malformed(&'static str),
     /// The answer has more bytes than were wanted; how many were.
+    #[error("the answer is longer than {0} bytes")]
     TooLong(usize),
     /// The answer sends the asker elsewhere.
+    #[error("the answer is a redirection ({0})")]
     Redirected(u16),
-}
-
-impl fmt::Display for HttpError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Address(why) => write!(f, "use the address, which {why}; write http://host[:port]"),
-            Self::Connect(error) => write!(f, "connect: {error}"),
-            Self::Broken(error) => write!(f, "read the answer: {error}"),
-            Self::Slow => write!(f, "get an answer within {} s", PATIENCE.as_secs()),
-            Self::Cut => f.write_str("read the answer: it was cut"),
-            Self::Malformed(why) => write!(f, "read the answer: {why}"),
-            Self::TooLong(limit) => write!(f, "read the answer: it is longer than {limit} bytes"),
-            Self::Redirected(status) => write!(f, "read the answer: it is a redirection ({status})"),
-        }
-    }
-}
-
-impl std::error::Error for HttpError {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        match self {
-            Self::Connect(error) | Self::Broken(error) => Some(error),
-            Self::Address(_) | Self::Slow | Self::Cut | Self::Malformed(_) | Self::TooLong(_) | Self::Redirected(_) => {
-                None
-            }
-        }
-    }
 }
 
 /// What was answered.
@@ -101,22 +83,17 @@ impl Server {
         let wrong = |why| Err(HttpError::Address(why));
         let Some(rest) = address.strip_prefix("http://") else { return wrong("does not begin with http://") };
         let authority = rest.strip_suffix('/').unwrap_or(rest);
+        // What else a URL may have would be dropped or escaped in silence.
         if !authority.bytes().all(|b| b.is_ascii_alphanumeric() || b".-_:[]".contains(&b)) {
             return wrong("has something else in it");
         }
-        let (host, port) = match authority.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
-            Some((host, "")) => (host, None),
-            Some((host, port)) => match port.strip_prefix(':') {
-                Some(port) => (host, Some(port)),
-                None => return wrong("has something behind its bracket"),
-            },
-            None => authority.rsplit_once(':').map_or((authority, None), |(host, port)| (host, Some(port))),
+        let url = rouse_shared::broker_url::parse(&format!("http://{authority}"));
+        let Ok(url) = url else { return wrong("has no host, a wrong port, or an IPv6 address without brackets") };
+        let (Some(host), Some(port)) = (url.host_str(), url.port_or_known_default()) else {
+            return wrong("has no host");
         };
-        if host.is_empty() || (host.contains(':') && !authority.starts_with('[')) {
-            return wrong("has no host, or an IPv6 address without brackets");
-        }
-        let Ok(port) = port.map_or(Ok(80), str::parse) else { return wrong("has no port behind its colon") };
-        Ok(Self { authority: authority.to_owned(), host: host.to_owned(), port })
+        let authority = url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"));
+        Ok(Self { authority, host: host.trim_matches(['[', ']']).to_owned(), port })
     }
 
     /// GET, with these fields in the head, for at most `limit` bytes.

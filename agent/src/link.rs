@@ -6,8 +6,9 @@ use futures_util::stream::FuturesOrdered;
 use futures_util::{StreamExt, future};
 use lapin::options::{BasicConsumeOptions, BasicPublishOptions, QueueDeclareOptions};
 use lapin::types::FieldTable;
-use lapin::uri::AMQPUri;
+use lapin::uri::{AMQPScheme, AMQPUri};
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties, ErrorKind};
+use rouse_shared::broker_url::{BrokerUrl, UrlError};
 use rouse_shared::message::ToAgent;
 use rouse_shared::{WorkerName, codec, names};
 use std::fmt;
@@ -48,34 +49,31 @@ impl Target {
         let wrong = |why: &str| {
             // Not quoted where it may hold a password.
             let broker = if broker.contains('@') { "(an address with a user in it)" } else { broker };
-            format!("{broker:?} {why}; write amqp://host[:port][,host…]/vhost, or amqps:// for an encrypted connection")
+            format!(
+                "{broker:?}: {why}; write amqp://host[:port][,host…]/vhost, or amqps:// for an encrypted connection"
+            )
         };
-        let (scheme, rest) = broker.split_once("://").ok_or_else(|| wrong("is not an address"))?;
-        if scheme != "amqp" && scheme != "amqps" {
-            return Err(wrong("is neither amqp:// nor amqps://"));
-        }
-        let (hosts, path) = match rest.find(['/', '?']) {
-            Some(at) => rest.split_at(at),
-            None => (rest, ""),
-        };
-        if hosts.contains('@') {
-            // Not quoted: what stands there may be a password.
+        let url = BrokerUrl::parse(broker).map_err(|error| wrong(&error.to_string()))?;
+        if url.login.is_some() {
             return Err(
                 "the broker's address has a user in it; an agent logs in with its own name and password".to_owned()
             );
         }
-        let mut uris = Vec::new();
-        for host in hosts.split(',').map(str::trim) {
-            if host.is_empty() {
-                return Err(wrong("has an empty host"));
-            }
-            let mut uri: AMQPUri = format!("{scheme}://{host}{path}").parse().map_err(|why: String| wrong(&why))?;
-            uri.query.frame_max = Some(FRAME_MAX);
-            uri.query.heartbeat = Some(HEARTBEAT);
-            uri.query.connection_timeout = Some(u64::try_from(CONNECT_TIMEOUT.as_millis()).unwrap_or(u64::MAX));
-            uris.push(uri);
-        }
-        Ok(Self { uris, ca })
+        // The query alone is left to lapin: of an IPv6 address it would make localhost.
+        let query = format!("amqp://broker/?{}", url.query);
+        let mut uri: AMQPUri = query.parse().map_err(|_| wrong(&UrlError::Query.to_string()))?;
+        uri.scheme = if url.tls { AMQPScheme::AMQPS } else { AMQPScheme::AMQP };
+        uri.vhost = url.vhost;
+        uri.query.frame_max = Some(FRAME_MAX);
+        uri.query.heartbeat = Some(HEARTBEAT);
+        uri.query.connection_timeout = Some(u64::try_from(CONNECT_TIMEOUT.as_millis()).unwrap_or(u64::MAX));
+        let with_host = |(host, port)| {
+            let mut uri = uri.clone();
+            uri.authority.host = host;
+            uri.authority.port = port;
+            uri
+        };
+        Ok(Self { uris: url.hosts.into_iter().map(with_host).collect(), ca })
     }
 
     /// The hosts with their ports, in order.
@@ -284,7 +282,9 @@ async fn connect(
 
 #[cfg(test)]
 mod tests {
-    use super::Target;
+    use super::*;
+    use tokio::io::AsyncReadExt;
+    use tokio::net::TcpListener;
 
     fn hosts(broker: &str) -> Vec<(String, u16)> {
         let target = Target::parse(broker, None).expect("an address");
@@ -296,18 +296,49 @@ mod tests {
         let two = "amqps://mq1.example.org,mq2.example.org:5999/rouse";
         assert_eq!(hosts(two), [("mq1.example.org".to_owned(), 5671), ("mq2.example.org".to_owned(), 5999)]);
         assert_eq!(hosts("amqp://127.0.0.1"), [("127.0.0.1".to_owned(), 5672)]);
+        assert_eq!(hosts("amqps://[fd00::1],[::1]:5999/v"), [("fd00::1".to_owned(), 5671), ("::1".to_owned(), 5999)]);
         let target = Target::parse(two, None).expect("an address");
         assert!(target.uris.iter().all(|uri| uri.vhost == "rouse"));
     }
 
     #[test]
     fn what_is_no_broker_is_refused_without_showing_passwords() {
-        for bad in ["", "mq.example.org", "http://mq.example.org", "amqp://", "amqp://a,,b/v", "amqp://a:port/v"] {
+        for bad in [
+            "",
+            "mq.example.org",
+            "http://mq.example.org",
+            "amqp://",
+            "amqp://a,,b/v",
+            "amqp://a:port/v",
+            "amqp://a/v?channel_max=x",
+        ] {
             assert!(Target::parse(bad, None).is_err(), "{bad:?} was taken");
         }
         let error = Target::parse("amqp://me:hush@mq.example.org/", None).expect_err("refused");
         assert!(!error.contains("hush"), "{error}");
         let error = Target::parse("http://me:hush@mq.example.org/", None).expect_err("refused");
         assert!(!error.contains("hush"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn an_ipv6_broker_is_dialled() {
+        // A machine without IPv6 has no such address.
+        let Ok(listener) = TcpListener::bind("[::1]:0").await else { return };
+        let port = listener.local_addr().expect("an address").port();
+        let target = Target::parse(&format!("amqp://[::1]:{port}/rouse"), None).expect("an address");
+        assert_eq!(target.hosts().collect::<Vec<_>>(), [("::1", port)]);
+        let worker = "w1".parse().expect("a name");
+        let login = Login { worker, credential: "secret".to_owned(), connection: 1, queue: "q".to_owned() };
+        let (events, _heard) = mpsc::channel(1);
+        let (done, _ended) = mpsc::channel(1);
+        let _link = Link::open(target, login, events, done);
+        let accepted = async {
+            let (mut stream, _) = listener.accept().await.expect("a connection");
+            let mut header = [0; 8];
+            stream.read_exact(&mut header).await.expect("a header");
+            header
+        };
+        let header = tokio::time::timeout(CONNECT_TIMEOUT, accepted).await.expect("the agent dials");
+        assert_eq!(&header, b"AMQP\0\0\x09\x01");
     }
 }

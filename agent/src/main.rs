@@ -84,7 +84,7 @@ fn main() -> ExitCode {
             ExitCode::from(WRONG)
         }
         Err(why) => {
-            log::line(Level::Error, &format!("failed to {why}"));
+            log::line(Level::Error, &why);
             ExitCode::from(WRONG)
         }
     };
@@ -113,11 +113,11 @@ fn start(config: AgentConfig) -> Result<Ended, String> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .map_err(|e| format!("start its runtime: {e}"))?;
+        .map_err(|e| format!("failed to start its runtime: {e}"))?;
     runtime.block_on(async {
         let (asked, terminate) = mpsc::channel(4);
         for kind in [SignalKind::terminate(), SignalKind::interrupt()] {
-            let mut signals = signal(kind).map_err(|e| format!("listen for signals: {e}"))?;
+            let mut signals = signal(kind).map_err(|e| format!("failed to listen for signals: {e}"))?;
             let asked = asked.clone();
             tokio::spawn(async move {
                 while signals.recv().await.is_some() {

@@ -6,6 +6,7 @@ use crate::http::Server;
 use crate::identity::Trouble;
 use crate::identity::ec2::Metadata;
 use crate::log;
+use rouse_shared::error::Chain;
 use rouse_shared::message::CloudNotice;
 use serde::Deserialize;
 use std::time::Duration;
@@ -55,7 +56,10 @@ pub(crate) async fn watch(server: Server, listener: mpsc::Sender<CloudNotice>) {
             }
             Err(trouble) => {
                 if !told {
-                    log::line(Level::Warn, &format!("no notice of this instance's end can be had: {trouble}"));
+                    log::line(
+                        Level::Warn,
+                        &format!("no notice of this instance's end can be had: {}", Chain(&trouble)),
+                    );
                 }
                 told = true;
             }

@@ -138,12 +138,15 @@ fn an_identity_that_never_comes_ends_the_host() {
     for (identity, said) in [
         (
             format!("identity = \"ec2\"\nmetadata = \"http://{}\"", nobody()),
-            "waiting for EC2's metadata service: failed to connect",
+            "waiting for EC2's metadata service: no connection: ",
         ),
         (format!("identity = \"ec2\"\nmetadata = \"http://{mute}\""), ""),
         (format!("identity = \"openstack\"\nmetadata = \"http://{}\"", nobody()), "waiting for OpenStack's metadata"),
         ("identity = \"config-drive\"".to_owned(), "waiting for the config drive: there is no disk"),
-        ("identity = \"boot-data\"\nboot_data = \"/nonexistent/boot.toml\"".to_owned(), "failed to read /nonexistent"),
+        (
+            "identity = \"boot-data\"\nboot_data = \"/nonexistent/boot.toml\"".to_owned(),
+            "/nonexistent/boot.toml is not readable: ",
+        ),
         (
             "identity = \"auto\"".to_owned(),
             "there are no boot data, and the configuration has no password; trying again",

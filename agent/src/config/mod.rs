@@ -2,10 +2,11 @@
 
 mod units;
 
-pub use units::{Secret, Size, Span};
+pub use units::{SecretSource, Size};
 
 use crate::http::Server;
-use rouse_shared::WorkerName;
+use rouse_shared::duration::{self, HumanDuration};
+use rouse_shared::{Secret, WorkerName};
 use serde::Deserialize;
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -114,12 +115,12 @@ struct File {
     broker: Option<String>,
     identity: Option<String>,
     name: Option<WorkerName>,
-    password: Option<Secret>,
+    password: Option<SecretSource>,
     work_dir: Option<PathBuf>,
     run_as: Option<String>,
     max_log_size: Option<Size>,
     power_off: Option<String>,
-    power_off_after: Option<Span>,
+    power_off_after: Option<HumanDuration>,
     power_off_command: Option<Vec<String>>,
     ca: Option<PathBuf>,
     boot_data: Option<PathBuf>,
@@ -175,7 +176,7 @@ impl AgentConfig {
         }
         line("max_log_size", self.max_log_size.to_string());
         line("power_off", format!("{:?}", if self.latent { "latent" } else { "never" }));
-        line("power_off_after", self.power_off_after.as_secs().to_string());
+        line("power_off_after", format!("{:?}", duration::exact(self.power_off_after)));
         line("power_off_command", format!("{:?}", self.power_off_command));
         if let Some(ca) = &self.ca {
             line("ca", format!("{ca:?}"));
@@ -237,12 +238,14 @@ impl File {
                 "name" => {
                     self.name = Some(value.parse().map_err(|e: rouse_shared::ids::InvalidName| wrong(e.to_string()))?)
                 }
-                "password" => self.password = Some(Secret::Text(value)),
+                "password" => self.password = Some(SecretSource::Text(Secret::new(value))),
                 "work_dir" => self.work_dir = Some(value.into()),
                 "run_as" => self.run_as = Some(value),
                 "max_log_size" => self.max_log_size = Some(value.parse().map_err(wrong)?),
                 "power_off" => self.power_off = Some(value),
-                "power_off_after" => self.power_off_after = Some(value.parse().map_err(wrong)?),
+                "power_off_after" => {
+                    self.power_off_after = Some(duration::parse(&value).map(HumanDuration).map_err(wrong)?)
+                }
                 "power_off_command" => self.power_off_command = Some(list(&value).map_err(wrong)?),
                 "ca" => self.ca = Some(value.into()),
                 "boot_data" => self.boot_data = Some(value.into()),
@@ -298,13 +301,13 @@ impl File {
             }
         }
         let metadata = self.metadata.as_deref().unwrap_or(METADATA);
-        let metadata = Server::parse(metadata).map_err(|why| wrong("metadata", format!("failed to {why}")))?;
+        let metadata = Server::parse(metadata).map_err(|why| wrong("metadata", why.to_string()))?;
         let work_dir = self.work_dir.unwrap_or_else(|| "/var/lib/rouse/work".into());
         if !work_dir.is_absolute() {
             return Err(wrong("work_dir", format!("{} is not an absolute path", work_dir.display())));
         }
         let power_off_command = self.power_off_command.unwrap_or_else(|| USUAL_POWER_OFF.map(str::to_owned).to_vec());
-        let power_off_after = self.power_off_after.map_or(Duration::from_secs(1_200), |span| span.0);
+        let power_off_after = self.power_off_after.map_or(Duration::from_secs(1_200), |after| after.0);
         if latent && power_off_after.is_zero() {
             return Err(wrong("power_off_after", "0 would power the host off before it can attach".to_owned()));
         }

@@ -1,6 +1,7 @@
 //! Attempts: an order's steps, one after another, to exactly one outcome, which is said until it is settled.
 
 use super::{Core, Effect, Level, RunStep, words};
+use rouse_shared::duration;
 use rouse_shared::limits::{MAX_STEPS, REMEMBERED_ATTEMPTS};
 use rouse_shared::message::{AttemptReport, Order, Outcome, Report, StepReport, StepState, ToMaster};
 use rouse_shared::{AttemptId, Timestamp};
@@ -449,7 +450,7 @@ impl Stop {
         match self {
             Stop::Cancelled => Outcome::Cancelled,
             Stop::TookTooLong(limit) => {
-                Outcome::Failure(format!("the build took longer than {}", words::duration(limit)))
+                Outcome::Failure(format!("the build took longer than {}", duration::exact(limit)))
             }
         }
     }

@@ -17,6 +17,7 @@ use crate::runner::{Runner, StepEvent, Update, users, wait_for_leftovers};
 use crate::{clock, log, notices, vitals};
 use dead_man::DeadMan;
 use perform::Performer;
+use rouse_shared::error::Chain;
 use rouse_shared::message::CloudNotice;
 use rouse_shared::{Nonce, Timestamp};
 use session_file::SessionFile;
@@ -35,7 +36,7 @@ const BEGIN_AGAIN: Duration = Duration::from_secs(5);
 /// Shorter sleep is none: the two clocks are read one after the other.
 const WORTH_TELLING: Duration = Duration::from_secs(1);
 
-/// Why the agent could not begin, in words that fit after "failed to".
+/// Why the agent could not begin, in words that stand alone.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct StartError(pub String);
 
@@ -85,7 +86,7 @@ pub async fn run(
     let beginning = async {
         loop {
             match begin(&config, &program, began.unwrap_or(started), began.is_some(), slept).await {
-                Err(error) if stays_on => log::line(Level::Error, &format!("failed to {}; trying again", error.0)),
+                Err(error) if stays_on => log::line(Level::Error, &format!("{}; trying again", error.0)),
                 begun => return begun,
             }
             tokio::time::sleep(BEGIN_AGAIN).await;
@@ -129,26 +130,30 @@ async fn begin(
     slept: Duration,
 ) -> Result<Agent, StartError> {
     let lock_file = WorkDir::lock_file(&config.work_dir);
-    WorkDir::make_lock_file(&config.work_dir).map_err(|e| StartError(format!("make {}: {e}", lock_file.display())))?;
+    WorkDir::make_lock_file(&config.work_dir)
+        .map_err(|e| StartError(format!("failed to make {}: {e}", lock_file.display())))?;
     if let Some(user) = &config.run_as {
         // Else every build that is given to this agent would be lost at once.
-        users::usable(user).map_err(|why| StartError(format!("use run_as: {why}")))?;
+        users::usable(user).map_err(|why| StartError(format!("failed to use run_as: {why}")))?;
     }
     reap_leftovers(&lock_file).await?;
     // Beside the loop: what an earlier life has left may take long to remove, and the timers run meanwhile.
     let root = config.work_dir.clone();
     let work = tokio::task::spawn_blocking(move || WorkDir::open(&root)).await;
-    let work = work.map_err(|e| StartError(format!("open the work directory: {e}")))?.map_err(StartError)?;
+    let work = work
+        .map_err(|e| StartError(format!("failed to open the work directory: {e}")))?
+        .map_err(|why| StartError(format!("failed to {why}")))?;
 
     // From before anything is tried that needs one.
     let network = Changes::listen();
-    let identity = identity::identify(config).await.map_err(|e| StartError(e.to_string()))?;
+    let identity = identity::identify(config).await.map_err(|e| StartError(Chain(&e).to_string()))?;
     let Identity { worker, host, mut proof, user, password, broker, ca, power_off_after, is_ec2 } = identity;
     proof.disk = disk_mark::keep(work.root(), &user);
     log::line(Level::Info, &format!("this is worker {worker} on host {host}"));
-    let target = Target::parse(&broker, ca).map_err(|why| StartError(format!("use the broker's address: {why}")))?;
+    let target =
+        Target::parse(&broker, ca).map_err(|why| StartError(format!("the broker's address cannot be used: {why}")))?;
     let session_file = SessionFile::new(work.root(), worker.clone(), host.clone());
-    let mut system = System::new().map_err(|e| StartError(format!("read the state of the machine: {e}")))?;
+    let mut system = System::new().map_err(|e| StartError(format!("failed to read the state of the machine: {e}")))?;
     let settings = Settings {
         worker: worker.clone(),
         identity: host,
@@ -163,8 +168,8 @@ async fn begin(
         run_as: config.run_as.clone(),
     };
     let core = Core::new(settings, nonce()?);
-    let (runner, steps) =
-        Runner::start(program, &lock_file).map_err(|e| StartError(format!("start {}: {e}", program.display())))?;
+    let (runner, steps) = Runner::start(program, &lock_file)
+        .map_err(|e| StartError(format!("failed to start {}: {e}", program.display())))?;
     let (link_events, links) = mpsc::channel(QUEUE);
     let (log_events, logs) = mpsc::channel(QUEUE);
     let (notices_in, notices) = mpsc::channel(1);
@@ -200,16 +205,16 @@ async fn reap_leftovers(lock_file: &Path) -> Result<(), StartError> {
                     "waiting for an earlier agent, or steps of its, that still use the work directory",
                 );
             }
-            Ok(Err(error)) => return Err(StartError(format!("lock {}: {error}", lock_file.display()))),
-            Err(error) => return Err(StartError(format!("wait for an earlier agent: {error}"))),
+            Ok(Err(error)) => return Err(StartError(format!("failed to lock {}: {error}", lock_file.display()))),
+            Err(error) => return Err(StartError(format!("failed to wait for an earlier agent: {error}"))),
         }
     }
 }
 
 fn nonce() -> Result<Nonce, StartError> {
     let mut bytes = [0; 16];
-    getrandom::fill(&mut bytes).map_err(|e| StartError(format!("draw random numbers: {e}")))?;
-    Ok(Nonce(bytes.iter().map(|b| format!("{b:02x}")).collect()))
+    getrandom::fill(&mut bytes).map_err(|e| StartError(format!("failed to draw random numbers: {e}")))?;
+    Ok(Nonce(hex::encode(bytes)))
 }
 
 impl Agent {

@@ -33,8 +33,8 @@ use crate::network::Changes;
 use boot_text::BootText;
 use firmware::Cloud;
 use rouse_shared::WorkerName;
+use rouse_shared::error::Chain;
 use rouse_shared::message::Proof;
-use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -65,38 +65,20 @@ pub struct Identity {
 }
 
 /// Why there is no identity.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub enum IdentityError {
     /// A file cannot be read.
-    Unreadable(PathBuf, std::io::Error),
+    #[error("{} is not readable", .0.display())]
+    Unreadable(PathBuf, #[source] std::io::Error),
     /// The boot data are not what they should be: where they are, and why.
+    #[error("the boot data in {0} cannot be used: {1}")]
     BadBootData(String, String),
     /// A key of the configuration is needed and missing.
+    #[error("the agent has no identity: the configuration has no {0}")]
     Missing(&'static str),
     /// There are no boot data, and a key of the configuration that would do instead is missing.
+    #[error("the agent has no identity: there are no boot data, and the configuration has no {0}")]
     NoBootData(&'static str),
-}
-
-impl fmt::Display for IdentityError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Unreadable(path, error) => write!(f, "read {}: {error}", path.display()),
-            Self::BadBootData(source, why) => write!(f, "use the boot data in {source}: {why}"),
-            Self::Missing(key) => write!(f, "learn who this agent is: the configuration has no {key}"),
-            Self::NoBootData(key) => {
-                write!(f, "learn who this agent is: there are no boot data, and the configuration has no {key}")
-            }
-        }
-    }
-}
-
-impl std::error::Error for IdentityError {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        match self {
-            Self::Unreadable(_, error) => Some(error),
-            Self::BadBootData(..) | Self::Missing(_) | Self::NoBootData(_) => None,
-        }
-    }
 }
 
 /// A machine as its cloud tells of it.
@@ -110,39 +92,26 @@ struct Machine {
 }
 
 /// Why a cloud has not said which machine this is; all but [`Trouble::Off`] may pass.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub(crate) enum Trouble {
     /// No answer.
-    Http(HttpError),
+    #[error(transparent)]
+    Http(#[from] HttpError),
     /// Not the answer that it should be; at which path, and its status.
+    #[error("{0} is answered by {1}")]
     Status(String, u16),
     /// The service is switched off for this machine.
+    #[error("it is switched off for this machine")]
     Off,
     /// An answer that makes no sense; which.
+    #[error("{0}")]
     Odd(&'static str),
     /// There is no config drive.
+    #[error("there is no disk of the name config-2")]
     NoDrive,
     /// The config drive cannot be read.
-    Disk(PathBuf, std::io::Error),
-}
-
-impl From<HttpError> for Trouble {
-    fn from(error: HttpError) -> Self {
-        Self::Http(error)
-    }
-}
-
-impl fmt::Display for Trouble {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Http(error) => write!(f, "failed to {error}"),
-            Self::Status(path, status) => write!(f, "{path} is answered by {status}"),
-            Self::Off => f.write_str("it is switched off for this machine"),
-            Self::Odd(what) => f.write_str(what),
-            Self::NoDrive => f.write_str("there is no disk of the name config-2"),
-            Self::Disk(path, error) => write!(f, "failed to read {}: {error}", path.display()),
-        }
-    }
+    #[error("{} is not readable", .0.display())]
+    Disk(PathBuf, #[source] std::io::Error),
 }
 
 /// The identity that the configuration asks for. This waits, without limit, for what is still to come: a metadata service,
@@ -223,7 +192,7 @@ async fn ask(what: &str, mut question: impl AsyncFnMut() -> Result<Machine, Trou
     loop {
         let why = match question().await {
             Ok(machine) => return machine,
-            Err(trouble) => trouble.to_string(),
+            Err(trouble) => Chain(&trouble).to_string(),
         };
         if told != why {
             log::line(Level::Warn, &format!("waiting for {what}: {why}"));

@@ -100,7 +100,7 @@ async fn on_ec2_the_user_data_say_who_it_is() {
     let cut = block(BOOT);
     fake.put("/latest/user-data", &cut[..cut.len() - 9]);
     let error = identity(&text, &[]).await.err().unwrap().to_string();
-    assert!(error.contains("user data: they are cut"), "{error}");
+    assert!(error.contains("user data cannot be used: they are cut"), "{error}");
 }
 
 #[tokio::test]
