@@ -12,7 +12,7 @@ use base64::engine::general_purpose::STANDARD;
 const CONSOLE: usize = 8 << 10;
 
 impl Ec2 {
-    pub(super) async fn console_now(&self, host: &Host) -> Option<String> {
+    pub(super) async fn state_and_output(&self, host: &Host) -> Option<String> {
         let spec = read(host.launch.as_ref()?).ok()?;
         let client = self.places.at(&spec.place).await.ok()?;
         let instance = host.handle.as_deref().filter(|handle| handle.starts_with("i-"))?;

@@ -26,7 +26,7 @@ pub(super) fn tag<'a>(tags: &'a [Tag], key: &str) -> Option<&'a str> {
 }
 
 impl Ec2 {
-    pub(super) async fn list_now(&self) -> Result<Vec<ListedHost>, String> {
+    pub(super) async fn list_places(&self) -> Result<Vec<ListedHost>, String> {
         let targets = self.places.all().await?;
         let answers = join_all(targets.iter().map(|target| self.list_at(&target.client))).await;
         let mut all: Vec<ListedHost> = Vec::new();

@@ -20,11 +20,12 @@ mod suspend;
 mod terminate;
 mod watch;
 
-use super::{BoxFuture, Death, Provider, user_data};
+use super::{Death, Provider, user_data};
 use crate::config::{Config, Ec2Config, HostConfig};
 use crate::core::event::{ListedHost, PartialList, StartError, Started, Suspension, Termination};
 use crate::core::record::{Host, LaunchSpec};
 use crate::sync::lock;
+use async_trait::async_trait;
 use attach::Attachments;
 use client::{Client, Login, Place};
 use error::{CallError, Kind, told};
@@ -149,93 +150,6 @@ impl Ec2 {
         lock(&self.workers).get(worker).map(|worker| worker.section.clone())
     }
 
-    fn vouch_now(&self, worker: &WorkerName, hello: &Hello) -> Result<(), String> {
-        let certificates = lock(&self.workers).get(worker).and_then(|worker| worker.certificates.clone());
-        let Some(certificates) = certificates else { return Ok(()) };
-        let certificates =
-            certificates.as_ref().as_ref().map_err(|why| format!("nothing can be trusted here: {why}"))?;
-        let named = hello.identity.strip_prefix("ec2:").ok_or("it is not on an instance of EC2's, by its own word")?;
-        let signed = hello.proof.rsa2048.as_deref().ok_or("it has shown no signed identity document")?;
-        let document = certificates.verify(signed, hello.proof.document.as_deref())?;
-        if document.instance_id != named {
-            return Err(format!("its identity document is of another instance, {}", document.instance_id));
-        }
-        Ok(())
-    }
-
-    async fn prepare_now(&self, host: &Host, number: u32, boot: &BootData) -> Result<LaunchSpec, StartError> {
-        let section = self.section(&host.worker);
-        let section =
-            section.ok_or_else(|| StartError::Rejected("the configuration has no EC2 section for it".into()))?;
-        let all = order::alternatives(&section);
-        let index = usize::try_from(number).unwrap_or(usize::MAX);
-        let alternative =
-            all.get(index).ok_or_else(|| StartError::Capacity("there is no further type or zone to try".into()))?;
-        let user_data = user_data::compose(boot, section.user_data.as_deref(), order::USER_DATA_LIMIT)
-            .map_err(|error| StartError::Rejected(error.to_string()))?;
-        let client = self.places.client(&Login::of(&section)).await;
-        let image = image::resolve(&client, &section.image).await.map_err(ImageError::into_start)?;
-        let zone = alternative.zone.as_ref().map(|letter| format!("{}{letter}", client.place.region));
-        let market = match alternative.spot {
-            true => Some(
-                spot::look(&client, &alternative.kind, zone.as_deref(), &image.platform)
-                    .await
-                    .map_err(CallError::before_start)?,
-            ),
-            false => None,
-        };
-        let ready = setup::ensure(&client, &section, &self.dir, true).await.map_err(CallError::before_start)?;
-        let price = match market {
-            // What is paid is the market's price, not the bid.
-            Some(market) => market.newest.or(section.price_per_hour),
-            None => section.price_per_hour,
-        };
-        let image_id = image.id.clone();
-        let found = Found { image, market, groups: ready.groups, fresh: ready.fresh, user_data };
-        let spec = Spec::new(&section, &client.place, &self.owner, host, number, alternative, found);
-        let text = serde_json::to_string(&spec).map_err(|e| StartError::Rejected(format!("write the order: {e}")))?;
-        Ok(LaunchSpec {
-            number,
-            image: image_id,
-            spec: text,
-            more: index + 1 < all.len(),
-            fresh: false,
-            identity: None,
-            price,
-        })
-    }
-
-    async fn start_now(&self, host: &Host) -> Result<String, StartError> {
-        let order = host.launch.as_ref().ok_or_else(|| StartError::Rejected("it was never prepared".into()))?;
-        let spec = read(order).map_err(StartError::Rejected)?;
-        let client = self.places.at(&spec.place).await.map_err(StartError::Auth)?;
-        self.places
-            .remember(&client.place)
-            .map_err(|error| StartError::Transient(format!("write down where hosts are: {error}")))?;
-        let mut tries = 0;
-        let instance = loop {
-            tries += 1;
-            match spec.call(&client.ec2).send().await {
-                Ok(answer) => {
-                    let made = answer.instances().first().and_then(|i| i.instance_id()).map(str::to_owned);
-                    break made.ok_or_else(|| StartError::Unknown("AWS's answer names no instance".into()))?;
-                }
-                Err(error) => {
-                    let error = told("start the instance", &error);
-                    if error.kind == Kind::NotYet && spec.fresh && tries < FRESH_TRIES {
-                        tokio::time::sleep(FRESH_PAUSE).await;
-                        continue;
-                    }
-                    return self.refused(&client, host, &spec, order.more, error).await;
-                }
-            }
-        };
-        lock(&self.unseen).remove(&host.id);
-        self.watch.add(&instance, &host.id, &client);
-        self.tend(&client, &instance, Attachments { elastic_ip: spec.elastic_ip, volumes: spec.volumes });
-        Ok(instance)
-    }
-
     /// The end of a start that was not taken.
     async fn refused(
         &self,
@@ -282,6 +196,11 @@ impl Ec2 {
     }
 }
 
+fn started(instance: String) -> Started {
+    let identity = Some(format!("ec2:{instance}"));
+    Started { handle: instance, identity }
+}
+
 /// The call that was kept.
 fn read(order: &LaunchSpec) -> Result<Spec, String> {
     serde_json::from_str(&order.spec).map_err(|error| format!("read the order that the ledger has: {error}"))
@@ -296,49 +215,116 @@ impl ImageError {
     }
 }
 
+#[async_trait]
 impl Provider for Ec2 {
-    fn prepare<'a>(
-        &'a self,
-        host: &'a Host,
-        number: u32,
-        boot: BootData,
-    ) -> BoxFuture<'a, Result<LaunchSpec, StartError>> {
-        Box::pin(async move { self.prepare_now(host, number, &boot).await })
-    }
-
-    fn start<'a>(&'a self, host: &'a Host) -> BoxFuture<'a, Result<Started, StartError>> {
-        Box::pin(async move {
-            let handle = self.start_now(host).await?;
-            let identity = Some(format!("ec2:{handle}"));
-            Ok(Started { handle, identity })
+    async fn prepare(&self, host: &Host, number: u32, boot: BootData) -> Result<LaunchSpec, StartError> {
+        let section = self.section(&host.worker);
+        let section =
+            section.ok_or_else(|| StartError::Rejected("the configuration has no EC2 section for it".into()))?;
+        let all = order::alternatives(&section);
+        let index = usize::try_from(number).unwrap_or(usize::MAX);
+        let alternative =
+            all.get(index).ok_or_else(|| StartError::Capacity("there is no further type or zone to try".into()))?;
+        let user_data = user_data::compose(&boot, section.user_data.as_deref(), order::USER_DATA_LIMIT)
+            .map_err(|error| StartError::Rejected(error.to_string()))?;
+        let client = self.places.client(&Login::of(&section)).await;
+        let image = image::resolve(&client, &section.image).await.map_err(ImageError::into_start)?;
+        let zone = alternative.zone.as_ref().map(|letter| format!("{}{letter}", client.place.region));
+        let market = match alternative.spot {
+            true => Some(
+                spot::look(&client, &alternative.kind, zone.as_deref(), &image.platform)
+                    .await
+                    .map_err(CallError::before_start)?,
+            ),
+            false => None,
+        };
+        let ready = setup::ensure(&client, &section, &self.dir, true).await.map_err(CallError::before_start)?;
+        let price = match market {
+            // What is paid is the market's price, not the bid.
+            Some(market) => market.newest.or(section.price_per_hour),
+            None => section.price_per_hour,
+        };
+        let image_id = image.id.clone();
+        let found = Found { image, market, groups: ready.groups, fresh: ready.fresh, user_data };
+        let spec = Spec::new(&section, &client.place, &self.owner, host, number, alternative, found);
+        let text = serde_json::to_string(&spec).map_err(|e| StartError::Rejected(format!("write the order: {e}")))?;
+        Ok(LaunchSpec {
+            number,
+            image: image_id,
+            spec: text,
+            more: index + 1 < all.len(),
+            fresh: false,
+            identity: None,
+            price,
         })
     }
 
-    fn terminate<'a>(&'a self, host: &'a Host) -> BoxFuture<'a, Result<Termination, String>> {
-        Box::pin(self.terminate_now(host))
+    async fn start(&self, host: &Host) -> Result<Started, StartError> {
+        let order = host.launch.as_ref().ok_or_else(|| StartError::Rejected("it was never prepared".into()))?;
+        let spec = read(order).map_err(StartError::Rejected)?;
+        let client = self.places.at(&spec.place).await.map_err(StartError::Auth)?;
+        self.places
+            .remember(&client.place)
+            .map_err(|error| StartError::Transient(format!("write down where hosts are: {error}")))?;
+        let mut tries = 0;
+        let instance = loop {
+            tries += 1;
+            match spec.call(&client.ec2).send().await {
+                Ok(answer) => {
+                    let made = answer.instances().first().and_then(|i| i.instance_id()).map(str::to_owned);
+                    break made.ok_or_else(|| StartError::Unknown("AWS's answer names no instance".into()))?;
+                }
+                Err(error) => {
+                    let error = told("start the instance", &error);
+                    if error.kind == Kind::NotYet && spec.fresh && tries < FRESH_TRIES {
+                        tokio::time::sleep(FRESH_PAUSE).await;
+                        continue;
+                    }
+                    return self.refused(&client, host, &spec, order.more, error).await.map(started);
+                }
+            }
+        };
+        lock(&self.unseen).remove(&host.id);
+        self.watch.add(&instance, &host.id, &client);
+        self.tend(&client, &instance, Attachments { elastic_ip: spec.elastic_ip, volumes: spec.volumes });
+        Ok(started(instance))
     }
 
-    fn suspend<'a>(&'a self, host: &'a Host) -> BoxFuture<'a, Result<Suspension, String>> {
-        Box::pin(self.suspend_now(host))
+    async fn terminate(&self, host: &Host) -> Result<Termination, String> {
+        self.terminate_instances(host).await
     }
 
-    fn resume<'a>(&'a self, host: &'a Host, boot: BootData) -> BoxFuture<'a, Result<(), StartError>> {
-        Box::pin(async move { self.resume_now(host, &boot).await })
+    async fn suspend(&self, host: &Host) -> Result<Suspension, String> {
+        self.suspend_instance(host).await
     }
 
-    fn list(&self) -> BoxFuture<'_, Result<Vec<ListedHost>, PartialList>> {
-        Box::pin(async move { Ok(self.list_now().await?) })
+    async fn resume(&self, host: &Host, boot: BootData) -> Result<(), StartError> {
+        self.resume_instance(host, &boot).await
     }
 
-    fn terminate_listed<'a>(&'a self, listed: &'a ListedHost) -> BoxFuture<'a, Result<Termination, String>> {
-        Box::pin(self.terminate_listed_now(listed))
+    async fn list(&self) -> Result<Vec<ListedHost>, PartialList> {
+        Ok(self.list_places().await?)
     }
 
-    fn console<'a>(&'a self, host: &'a Host) -> BoxFuture<'a, Option<String>> {
-        Box::pin(self.console_now(host))
+    async fn terminate_listed(&self, listed: &ListedHost) -> Result<Termination, String> {
+        self.terminate_by_handle(listed).await
+    }
+
+    async fn console(&self, host: &Host) -> Option<String> {
+        self.state_and_output(host).await
     }
 
     fn attest(&self, worker: &WorkerName, hello: &Hello) -> Result<(), String> {
-        self.vouch_now(worker, hello)
+        let certificates = lock(&self.workers).get(worker).and_then(|worker| worker.certificates.clone());
+        let Some(certificates) = certificates else { return Ok(()) };
+        let certificates =
+            certificates.as_ref().as_ref().map_err(|why| format!("nothing can be trusted here: {why}"))?;
+        let named = hello.identity.strip_prefix("ec2:").ok_or("it is not on an instance of EC2's, by its own word")?;
+        let signed = hello.proof.rsa2048.as_deref().ok_or("it has shown no signed identity document")?;
+        let document = certificates.verify(signed, hello.proof.document.as_deref())?;
+        if document.instance_id != named {
+            return Err(format!("its identity document is of another instance, {}", document.instance_id));
+        }
+        Ok(())
     }
 }

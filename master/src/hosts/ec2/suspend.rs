@@ -15,7 +15,7 @@ use base64::engine::general_purpose::STANDARD;
 use rouse_shared::boot::BootData;
 
 impl Ec2 {
-    pub(super) async fn suspend_now(&self, host: &Host) -> Result<Suspension, String> {
+    pub(super) async fn suspend_instance(&self, host: &Host) -> Result<Suspension, String> {
         let Some((spec, client)) = self.order_of(host).await? else {
             return Ok(Suspension::Unable("it was never ordered".to_owned()));
         };
@@ -36,7 +36,7 @@ impl Ec2 {
         }
     }
 
-    pub(super) async fn resume_now(&self, host: &Host, boot: &BootData) -> Result<(), StartError> {
+    pub(super) async fn resume_instance(&self, host: &Host, boot: &BootData) -> Result<(), StartError> {
         let section = self.section(&host.worker);
         let section =
             section.ok_or_else(|| StartError::Rejected("the configuration has no EC2 section for it".into()))?;

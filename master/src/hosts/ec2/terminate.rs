@@ -89,7 +89,7 @@ async fn terminate(client: &Client, ids: Vec<String>) -> Result<(), CallError> {
 }
 
 impl Ec2 {
-    pub(super) async fn terminate_now(&self, host: &Host) -> Result<Termination, String> {
+    pub(super) async fn terminate_instances(&self, host: &Host) -> Result<Termination, String> {
         // Without an order nothing was ever asked for.
         let Some(order) = &host.launch else { return Ok(Termination::Gone) };
         self.watch.remove(&host.id);
@@ -140,12 +140,12 @@ impl Ec2 {
     }
 
     /// Ends what a list has told of and the ledger does not know.
-    pub(super) async fn terminate_listed_now(&self, listed: &ListedHost) -> Result<Termination, String> {
+    pub(super) async fn terminate_by_handle(&self, listed: &ListedHost) -> Result<Termination, String> {
         let known = lock(&self.seen).get(&listed.handle).cloned();
         let place = match known {
             Some(place) => place,
             None => {
-                self.list_now().await?;
+                self.list_places().await?;
                 match lock(&self.seen).get(&listed.handle).cloned() {
                     Some(place) => place,
                     None => return Ok(Termination::Gone),

@@ -24,11 +24,12 @@ mod xml;
 #[cfg(test)]
 mod tests;
 
-use super::{BoxFuture, Death, Provider};
+use super::{Death, Provider};
 use crate::config::{Config, HostConfig, LibvirtConfig};
 use crate::core::event::{ListedHost, Owner, PartialList, StartError, Started, Termination};
 use crate::core::record::{Host, LaunchSpec};
 use crate::hosts::libvirt_network::mac_of;
+use async_trait::async_trait;
 use disk::{Base, Form, Fresh};
 use domain::{Disk, Machine, Wanted};
 use events::LifecycleEvent;
@@ -92,8 +93,64 @@ impl Libvirt {
     pub fn configure(&self, config: &Config) {
         self.inner.configure(sections(config));
     }
+}
 
-    async fn prepare_now(&self, host: &Host, number: u32, boot: BootData) -> Result<LaunchSpec, StartError> {
+/// The sections of a configuration.
+fn sections(config: &Config) -> Workers {
+    let section = |host: &HostConfig| match host {
+        HostConfig::Libvirt(libvirt) => Some((**libvirt).clone()),
+        HostConfig::Process(_) | HostConfig::Ec2(_) | HostConfig::Openstack(_) => None,
+    };
+    config.hosts.iter().filter_map(|(name, host)| Some((name.clone(), section(host)?))).collect()
+}
+
+/// The disk that the configuration wants, and what its image turned out to be.
+fn disk_of<'a>(config: &'a LibvirtConfig, looked_at: &Option<Base>) -> Disk<'a> {
+    match (&config.hd_image, &config.base_image, looked_at) {
+        (Some(path), Some(_), base) => Disk::Fresh(path, base.as_ref().is_some_and(|base| base.format == "raw")),
+        (Some(path), None, Some(own)) => Disk::Own(path, own.format),
+        (Some(path), None, None) => {
+            // On another machine: there is only its name to go by.
+            let is_qcow2 = path.extension().is_some_and(|e| e == "qcow2");
+            Disk::Own(path, if is_qcow2 { "qcow2" } else { "raw" })
+        }
+        (None, _, _) => Disk::AsDescribed,
+    }
+}
+
+/// The UUID of a host's domain: always the same one.
+fn uuid_of(owner: &str, host: &HostId) -> String {
+    let hash: [u8; 32] = Sha256::digest(format!("rouse host {owner} {host}").as_bytes()).into();
+    let mut bytes = [0; 16];
+    bytes.copy_from_slice(&hash[..16]);
+    // Version 8 is for whoever makes them in a way of his own (RFC 9562).
+    uuid::Builder::from_custom_bytes(bytes).into_uuid().to_string()
+}
+
+/// Makes deaths of what libvirt tells.
+async fn listen(
+    inner: std::sync::Weak<Inner>,
+    mut heard: mpsc::Receiver<(String, LifecycleEvent)>,
+    deaths: mpsc::Sender<Death>,
+) {
+    while let Some((uri, life)) = heard.recv().await {
+        let Some(inner) = inner.upgrade() else { return };
+        let deaths = deaths.clone();
+        // Beside: one that waits for its connection must not hold up the news of the others.
+        tokio::spawn(async move {
+            for death in inner.on_lifecycle(&uri, life).await {
+                // A master that ends takes no more news; the next one looks for itself.
+                if deaths.send(death).await.is_err() {
+                    return;
+                }
+            }
+        });
+    }
+}
+
+#[async_trait]
+impl Provider for Libvirt {
+    async fn prepare(&self, host: &Host, number: u32, boot: BootData) -> Result<LaunchSpec, StartError> {
         let rejected = |text: String| StartError::Rejected(text);
         let config = self.inner.worker(&host.worker);
         let config =
@@ -174,8 +231,20 @@ impl Libvirt {
         })
     }
 
-    /// All domains and disks that bear our master's name.
-    async fn list_now(&self) -> Result<Vec<ListedHost>, PartialList> {
+    async fn start(&self, host: &Host) -> Result<Started, StartError> {
+        let order = host.launch.as_ref();
+        let order = order.ok_or_else(|| StartError::Rejected("it was never ordered".to_owned()))?;
+        let spec = Spec::parse(&order.spec).map_err(StartError::Rejected)?;
+        let handle = self.inner.start(&host.id, spec).await?;
+        Ok(Started { handle, identity: order.identity.clone() })
+    }
+
+    async fn terminate(&self, host: &Host) -> Result<Termination, String> {
+        let Some(order) = &host.launch else { return Ok(Termination::Gone) };
+        self.inner.terminate(&host.id, Spec::parse(&order.spec)?).await
+    }
+
+    async fn list(&self) -> Result<Vec<ListedHost>, PartialList> {
         let listing = self.inner.list().await?;
         let our_id = self.inner.owner.rsplit_once('/').map_or("", |(_, id)| id);
         let owner = |id: &str| if id == our_id { Owner::Ours } else { Owner::Foreign(id.to_owned()) };
@@ -199,109 +268,22 @@ impl Libvirt {
         }));
         if unheard.is_empty() { Ok(listed) } else { Err(PartialList { why: unheard.join("; "), heard: listed }) }
     }
-}
-
-/// The sections of a configuration.
-fn sections(config: &Config) -> Workers {
-    let section = |host: &HostConfig| match host {
-        HostConfig::Libvirt(libvirt) => Some((**libvirt).clone()),
-        HostConfig::Process(_) | HostConfig::Ec2(_) | HostConfig::Openstack(_) => None,
-    };
-    config.hosts.iter().filter_map(|(name, host)| Some((name.clone(), section(host)?))).collect()
-}
-
-/// The disk that the configuration wants, and what its image turned out to be.
-fn disk_of<'a>(config: &'a LibvirtConfig, looked_at: &Option<Base>) -> Disk<'a> {
-    match (&config.hd_image, &config.base_image, looked_at) {
-        (Some(path), Some(_), base) => Disk::Fresh(path, base.as_ref().is_some_and(|base| base.format == "raw")),
-        (Some(path), None, Some(own)) => Disk::Own(path, own.format),
-        (Some(path), None, None) => {
-            // On another machine: there is only its name to go by.
-            let is_qcow2 = path.extension().is_some_and(|e| e == "qcow2");
-            Disk::Own(path, if is_qcow2 { "qcow2" } else { "raw" })
-        }
-        (None, _, _) => Disk::AsDescribed,
-    }
-}
-
-/// The UUID of a host's domain: always the same one.
-fn uuid_of(owner: &str, host: &HostId) -> String {
-    let hash: [u8; 32] = Sha256::digest(format!("rouse host {owner} {host}").as_bytes()).into();
-    let mut bytes = [0; 16];
-    bytes.copy_from_slice(&hash[..16]);
-    // Version 8 is for whoever makes them in a way of his own (RFC 9562).
-    uuid::Builder::from_custom_bytes(bytes).into_uuid().to_string()
-}
-
-/// Makes deaths of what libvirt tells.
-async fn listen(
-    inner: std::sync::Weak<Inner>,
-    mut heard: mpsc::Receiver<(String, LifecycleEvent)>,
-    deaths: mpsc::Sender<Death>,
-) {
-    while let Some((uri, life)) = heard.recv().await {
-        let Some(inner) = inner.upgrade() else { return };
-        let deaths = deaths.clone();
-        // Beside: one that waits for its connection must not hold up the news of the others.
-        tokio::spawn(async move {
-            for death in inner.on_lifecycle(&uri, life).await {
-                // A master that ends takes no more news; the next one looks for itself.
-                if deaths.send(death).await.is_err() {
-                    return;
-                }
-            }
-        });
-    }
-}
-
-impl Provider for Libvirt {
-    fn prepare<'a>(
-        &'a self,
-        host: &'a Host,
-        number: u32,
-        boot: BootData,
-    ) -> BoxFuture<'a, Result<LaunchSpec, StartError>> {
-        Box::pin(async move { self.prepare_now(host, number, boot).await })
-    }
-
-    fn start<'a>(&'a self, host: &'a Host) -> BoxFuture<'a, Result<Started, StartError>> {
-        Box::pin(async move {
-            let order = host.launch.as_ref();
-            let order = order.ok_or_else(|| StartError::Rejected("it was never ordered".to_owned()))?;
-            let spec = Spec::parse(&order.spec).map_err(StartError::Rejected)?;
-            let handle = self.inner.start(&host.id, spec).await?;
-            Ok(Started { handle, identity: order.identity.clone() })
-        })
-    }
-
-    fn terminate<'a>(&'a self, host: &'a Host) -> BoxFuture<'a, Result<Termination, String>> {
-        Box::pin(async move {
-            let Some(order) = &host.launch else { return Ok(Termination::Gone) };
-            self.inner.terminate(&host.id, Spec::parse(&order.spec)?).await
-        })
-    }
-
-    fn list(&self) -> BoxFuture<'_, Result<Vec<ListedHost>, PartialList>> {
-        Box::pin(self.list_now())
-    }
 
     fn expect(&self, hosts: &[&Host]) {
         let orders = hosts.iter().filter_map(|host| Some((&host.id, Spec::parse(&host.launch.as_ref()?.spec).ok()?)));
         self.inner.expect(orders);
     }
 
-    fn terminate_listed<'a>(&'a self, listed: &'a ListedHost) -> BoxFuture<'a, Result<Termination, String>> {
-        Box::pin(async move {
-            let our_id = self.inner.owner.rsplit_once('/').map_or("", |(_, id)| id);
-            let id = match &listed.owner {
-                Owner::Ours => our_id,
-                Owner::Foreign(id) => id,
-            };
-            self.inner.terminate_listed(id, &listed.host).await
-        })
+    async fn terminate_listed(&self, listed: &ListedHost) -> Result<Termination, String> {
+        let our_id = self.inner.owner.rsplit_once('/').map_or("", |(_, id)| id);
+        let id = match &listed.owner {
+            Owner::Ours => our_id,
+            Owner::Foreign(id) => id,
+        };
+        self.inner.terminate_listed(id, &listed.host).await
     }
 
-    fn console<'a>(&'a self, host: &'a Host) -> BoxFuture<'a, Option<String>> {
-        Box::pin(async move { self.inner.console(host).await })
+    async fn console(&self, host: &Host) -> Option<String> {
+        self.inner.console(host).await
     }
 }

@@ -19,7 +19,7 @@ const SERVERS: Duration = Duration::from_secs(35);
 impl Servers {
     /// The servers of every cloud, and what is left over of others. One that does not answer hides only its own, and
     /// what is left over: that may be part of one of its servers.
-    pub(super) async fn list_now(&self) -> Result<Vec<ListedHost>, PartialList> {
+    pub(super) async fn list_clouds(&self) -> Result<Vec<ListedHost>, PartialList> {
         let shared = &self.shared;
         let mut unheard = shared.unusable();
         let (targets, unreached) = shared.clouds.targets().await;
@@ -60,7 +60,7 @@ impl Servers {
     }
 
     /// Which cloud it is in, its handle does not say: an id is in one cloud only.
-    pub(super) async fn terminate_listed_now(&self, listed: &ListedHost) -> Result<Termination, String> {
+    pub(super) async fn terminate_by_handle(&self, listed: &ListedHost) -> Result<Termination, String> {
         let shared = &self.shared;
         let (targets, unreached) = shared.clouds.targets().await;
         let mut unheard = shared.unusable();

@@ -16,13 +16,14 @@ mod order;
 mod problem;
 mod servers;
 
-use super::{BoxFuture, CALL_LIMIT, Death, Provider};
+use super::{CALL_LIMIT, Death, Provider};
 use crate::clock;
 use crate::config::{Config, HostConfig, OpenstackConfig};
 use crate::core::event::{ListedHost, PartialList, StartError, Started, Termination};
 use crate::core::record::{Host, LaunchSpec};
 use crate::sync::lock;
 use account::Account;
+use async_trait::async_trait;
 use cloud::{Cloud, Service};
 use clouds::Clouds;
 pub use online::check;
@@ -135,80 +136,6 @@ impl Servers {
             sections.insert(worker, Section { cloud, ..section });
         }
         self.shared.state().sections = sections;
-    }
-
-    async fn prepare_now(&self, host: &Host, boot: &BootData) -> Result<LaunchSpec, StartError> {
-        let section = self.shared.state().sections.get(&host.worker).cloned();
-        let Some(Section { config, cloud }) = section else {
-            return Err(StartError::Rejected(format!("find the section of worker {}: it has none now", host.worker)));
-        };
-        let cloud = cloud.map_err(StartError::Auth)?;
-        order::prepare(&cloud, &config, &self.shared.stamp, host, boot).await
-    }
-
-    async fn start_now(&self, host: &Host) -> Result<String, StartError> {
-        let spec =
-            Spec::of(host).and_then(|spec| spec.ok_or_else(|| format!("start host {}: it has no order", host.id)));
-        let spec = spec.map_err(StartError::Rejected)?;
-        let cloud = self.shared.clouds.at(&spec.cloud).await.map_err(Problem::before_start)?;
-        let found = loop {
-            let found = self.shared.look(&cloud, &spec, host).await.map_err(unseen)?;
-            // What an earlier call may still make is waited for, however often this is asked.
-            if found.is_some() || !self.shared.is_in_doubt(host) {
-                break found;
-            }
-            tokio::time::sleep(LOOK).await;
-        };
-        let server = match found {
-            Some(server) => {
-                // Whatever was asked for has come.
-                self.shared.state().doubts.remove(&host.id);
-                server.id
-            }
-            None => self.shared.make(&cloud, &spec, host).await?,
-        };
-        self.shared.see_placed(&cloud, &server).await?;
-        self.shared.watch(&cloud, &server);
-        Ok(server)
-    }
-
-    async fn terminate_now(&self, host: &Host) -> Result<Termination, String> {
-        // What was never ordered was never made.
-        let Some(spec) = Spec::of(host)? else { return Ok(Termination::Gone) };
-        let cloud = self.shared.clouds.at(&spec.cloud).await.map_err(|problem| problem.to_string())?;
-        let shared = &self.shared;
-        let stop = async {
-            if let Some(id) = &host.handle
-                && let Some(server) = servers::one(&cloud, &shared.stamp, id).await?
-                && server.master == shared.stamp.id
-                && servers::delete(&cloud, &shared.stamp, id).await? == Termination::Requested
-            {
-                return Ok(Termination::Requested);
-            }
-            let others = servers::of_host(&cloud, &shared.stamp, &spec.name, &host.id).await?;
-            for server in &others {
-                servers::delete(&cloud, &shared.stamp, &server.id).await?;
-            }
-            if !others.is_empty() {
-                shared.has_come(host);
-                return Ok(Termination::Requested);
-            }
-            if host.handle.is_none() && shared.is_in_doubt(host) {
-                return Ok(Termination::Requested);
-            }
-            if spec.pool().is_some() {
-                extras::release(&cloud, &shared.stamp, &shared.stamp.id, &host.id).await?;
-            }
-            shared.state().doubts.remove(&host.id);
-            Ok(Termination::Gone)
-        };
-        stop.await.map_err(|problem: Problem| problem.to_string())
-    }
-
-    async fn console_now(&self, host: &Host) -> Option<String> {
-        let spec = Spec::of(host).ok().flatten()?;
-        let cloud = self.shared.clouds.at(&spec.cloud).await.ok()?;
-        servers::console(&cloud, host.handle.as_deref()?).await
     }
 }
 
@@ -330,12 +257,12 @@ impl Shared {
         }
         let (shared, cloud, id) = (self.clone(), cloud.clone(), id.to_owned());
         tokio::spawn(async move {
-            shared.watch_now(&cloud, &id).await;
+            shared.watch_until_it_runs(&cloud, &id).await;
             shared.state().watched.remove(&id);
         });
     }
 
-    async fn watch_now(&self, cloud: &Cloud, id: &str) {
+    async fn watch_until_it_runs(&self, cloud: &Cloud, id: &str) {
         let mut pause = LOOK;
         for _ in 0..RUNNING_LOOKS {
             match servers::one(cloud, &self.stamp, id).await {
@@ -384,39 +311,90 @@ impl Shared {
     }
 }
 
+#[async_trait]
 impl Provider for Servers {
-    fn prepare<'a>(
-        &'a self,
-        host: &'a Host,
-        _number: u32,
-        boot: BootData,
-    ) -> BoxFuture<'a, Result<LaunchSpec, StartError>> {
-        Box::pin(async move { self.prepare_now(host, &boot).await })
+    async fn prepare(&self, host: &Host, _number: u32, boot: BootData) -> Result<LaunchSpec, StartError> {
+        let section = self.shared.state().sections.get(&host.worker).cloned();
+        let Some(Section { config, cloud }) = section else {
+            return Err(StartError::Rejected(format!("find the section of worker {}: it has none now", host.worker)));
+        };
+        let cloud = cloud.map_err(StartError::Auth)?;
+        order::prepare(&cloud, &config, &self.shared.stamp, host, &boot).await
     }
 
-    fn start<'a>(&'a self, host: &'a Host) -> BoxFuture<'a, Result<Started, StartError>> {
-        Box::pin(async move {
-            let handle = self.start_now(host).await?;
-            // The metadata service tells a server its id, as does the firmware of most hypervisors.
-            let identity = Some(identity_of(&handle));
-            Ok(Started { handle, identity })
-        })
+    async fn start(&self, host: &Host) -> Result<Started, StartError> {
+        let spec =
+            Spec::of(host).and_then(|spec| spec.ok_or_else(|| format!("start host {}: it has no order", host.id)));
+        let spec = spec.map_err(StartError::Rejected)?;
+        let cloud = self.shared.clouds.at(&spec.cloud).await.map_err(Problem::before_start)?;
+        let found = loop {
+            let found = self.shared.look(&cloud, &spec, host).await.map_err(unseen)?;
+            // What an earlier call may still make is waited for, however often this is asked.
+            if found.is_some() || !self.shared.is_in_doubt(host) {
+                break found;
+            }
+            tokio::time::sleep(LOOK).await;
+        };
+        let server = match found {
+            Some(server) => {
+                // Whatever was asked for has come.
+                self.shared.state().doubts.remove(&host.id);
+                server.id
+            }
+            None => self.shared.make(&cloud, &spec, host).await?,
+        };
+        self.shared.see_placed(&cloud, &server).await?;
+        self.shared.watch(&cloud, &server);
+        // The metadata service tells a server its id, as does the firmware of most hypervisors.
+        let identity = Some(identity_of(&server));
+        Ok(Started { handle: server, identity })
     }
 
-    fn terminate<'a>(&'a self, host: &'a Host) -> BoxFuture<'a, Result<Termination, String>> {
-        Box::pin(async move { self.terminate_now(host).await })
+    async fn terminate(&self, host: &Host) -> Result<Termination, String> {
+        // What was never ordered was never made.
+        let Some(spec) = Spec::of(host)? else { return Ok(Termination::Gone) };
+        let cloud = self.shared.clouds.at(&spec.cloud).await.map_err(|problem| problem.to_string())?;
+        let shared = &self.shared;
+        let stop = async {
+            if let Some(id) = &host.handle
+                && let Some(server) = servers::one(&cloud, &shared.stamp, id).await?
+                && server.master == shared.stamp.id
+                && servers::delete(&cloud, &shared.stamp, id).await? == Termination::Requested
+            {
+                return Ok(Termination::Requested);
+            }
+            let others = servers::of_host(&cloud, &shared.stamp, &spec.name, &host.id).await?;
+            for server in &others {
+                servers::delete(&cloud, &shared.stamp, &server.id).await?;
+            }
+            if !others.is_empty() {
+                shared.has_come(host);
+                return Ok(Termination::Requested);
+            }
+            if host.handle.is_none() && shared.is_in_doubt(host) {
+                return Ok(Termination::Requested);
+            }
+            if spec.pool().is_some() {
+                extras::release(&cloud, &shared.stamp, &shared.stamp.id, &host.id).await?;
+            }
+            shared.state().doubts.remove(&host.id);
+            Ok(Termination::Gone)
+        };
+        stop.await.map_err(|problem: Problem| problem.to_string())
     }
 
-    fn list(&self) -> BoxFuture<'_, Result<Vec<ListedHost>, PartialList>> {
-        Box::pin(async move { self.list_now().await })
+    async fn list(&self) -> Result<Vec<ListedHost>, PartialList> {
+        self.list_clouds().await
     }
 
-    fn terminate_listed<'a>(&'a self, listed: &'a ListedHost) -> BoxFuture<'a, Result<Termination, String>> {
-        Box::pin(async move { self.terminate_listed_now(listed).await })
+    async fn terminate_listed(&self, listed: &ListedHost) -> Result<Termination, String> {
+        self.terminate_by_handle(listed).await
     }
 
-    fn console<'a>(&'a self, host: &'a Host) -> BoxFuture<'a, Option<String>> {
-        Box::pin(async move { self.console_now(host).await })
+    async fn console(&self, host: &Host) -> Option<String> {
+        let spec = Spec::of(host).ok().flatten()?;
+        let cloud = self.shared.clouds.at(&spec.cloud).await.ok()?;
+        servers::console(&cloud, host.handle.as_deref()?).await
     }
 }
 
