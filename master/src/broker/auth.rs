@@ -49,10 +49,18 @@ pub struct AuthServer {
 
 /// Why the server cannot run.
 #[derive(Debug, thiserror::Error)]
-#[error("{address} cannot be listened on for the broker's questions; change broker.auth_listen")]
-pub struct AuthError {
-    address: SocketAddr,
-    source: std::io::Error,
+pub enum AuthError {
+    /// Another program has the address.
+    #[error("{0} is already in use; stop what uses it or change broker.auth_listen")]
+    AddressInUse(SocketAddr),
+    /// The address cannot be listened on for another reason.
+    #[error("cannot listen on {address}, which broker.auth_listen names")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// What the kernel says.
+        source: std::io::Error,
+    },
 }
 
 struct Shared {
@@ -81,7 +89,10 @@ impl AuthServer {
         refusals: Refusals,
         conduct: RateLimiter,
     ) -> Result<Self, AuthError> {
-        let failed = |source| AuthError { address: listen, source };
+        let failed = |source: std::io::Error| match source.kind() {
+            std::io::ErrorKind::AddrInUse => AuthError::AddressInUse(listen),
+            _ => AuthError::Listen { address: listen, source },
+        };
         let listener = tokio::net::TcpListener::bind(listen).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
         // Small answers: with Nagle's algorithm and a delayed acknowledgement each would wait 40 ms.
@@ -166,7 +177,7 @@ async fn topic(State(shared): State<Arc<Shared>>, body: Bytes) -> Answer {
     settle(&shared, &form, None, rule)
 }
 
-fn settle(shared: &Shared, form: &Form, address: Option<&str>, rule: Result<(), rules::Denied>) -> Answer {
+fn settle(shared: &Shared, form: &Form, address: Option<&str>, rule: Result<(), rules::DeniedError>) -> Answer {
     match rule {
         // Once the broker has forgotten its earlier answers, after 30 s, nothing new is opened.
         Ok(()) if shared.conduct.is_cut_off(form.text("username")) => DENY,

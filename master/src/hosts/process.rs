@@ -119,7 +119,7 @@ impl Processes {
     }
 
     async fn end(&self, owner: &str, host: &HostId) -> Result<Termination, String> {
-        let all = scan(owner).await.map_err(|e| format!("list processes: {e}"))?;
+        let all = scan(owner).await.map_err(|e| format!("cannot list processes: {e}"))?;
         let ours: Vec<Stamped> = all.into_iter().filter(|p| p.host == *host).collect();
         if ours.is_empty() {
             lock(&self.watched).remove(host);
@@ -128,11 +128,11 @@ impl Processes {
             let shown = dir.display().to_string();
             return match beside(move || remove_dir(&dir)).await {
                 Ok(()) => Ok(Termination::Gone),
-                Err(error) => Err(format!("remove {shown}: {error}")),
+                Err(error) => Err(format!("cannot remove {shown}: {error}")),
             };
         }
         for process in self.to_kill(host, &ours) {
-            kill(process).map_err(|e| format!("kill process {}: {e}", process.pid))?;
+            kill(process).map_err(|e| format!("cannot kill process {}: {e}", process.pid))?;
         }
         Ok(Termination::Requested)
     }
@@ -169,22 +169,22 @@ impl Provider for Processes {
         boot.identity.clone_from(&identity);
         let image = agent.display().to_string();
         let spec = serde_json::to_string(&Spec { agent, boot });
-        let spec = spec.map_err(|e| StartError::Rejected(format!("write down the order: {e}")))?;
+        let spec = spec.map_err(|e| StartError::Rejected(format!("cannot serialize the order: {e}")))?;
         Ok(LaunchSpec { number: 0, image, spec, more: false, fresh: false, identity, price: None })
     }
 
     async fn start(&self, host: &Host) -> Result<Started, StartError> {
-        let transient = |what: &str, error: io::Error| StartError::Transient(format!("{what}: {error}"));
+        let transient = |what: &str, error: io::Error| StartError::Transient(format!("cannot {what}: {error}"));
         let spec = host.launch.as_ref().map_or("", |o| &o.spec);
         let Spec { agent, boot } = serde_json::from_str(spec)
-            .map_err(|e| StartError::Rejected(format!("read the order of host {}: {e}", host.id)))?;
+            .map_err(|e| StartError::Rejected(format!("the order of host {} is not readable: {e}", host.id)))?;
         if let Some(found) = self.find(&host.id).await.map_err(|e| transient("look for a running agent", e))? {
             self.watch(host.id.clone(), &found);
             return Ok(Started { handle: found.handle(), identity: None });
         }
         let program = locate(&agent).ok_or_else(|| {
             let path = agent.display();
-            StartError::Rejected(format!("there is no agent program {path}: install it, or set worker.process.agent"))
+            StartError::Rejected(format!("agent program {path} not found; install it or set worker.process.agent"))
         })?;
         let dir = self.host_dir(&host.id);
         let prepare = || -> io::Result<(PathBuf, File)> {
@@ -224,7 +224,7 @@ impl Provider for Processes {
             command.pre_exec(|| if libc::setsid() == -1 { Err(io::Error::last_os_error()) } else { Ok(()) });
         }
         let mut child = command.spawn().map_err(|error| {
-            let text = format!("run {}: {error}", program.display());
+            let text = format!("cannot run {}: {error}", program.display());
             let refused = matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::NotFound);
             if refused { StartError::Rejected(text) } else { StartError::Transient(text) }
         })?;
@@ -249,7 +249,7 @@ impl Provider for Processes {
     async fn list(&self) -> Result<Vec<ListedHost>, PartialList> {
         let name = name_of(&self.owner).to_owned();
         let all = beside(move || stamped(|owner| name_of(owner) == name)).await;
-        let agents = agents_of(&all.map_err(|e| format!("list processes: {e}"))?);
+        let agents = agents_of(&all.map_err(|e| format!("cannot list processes: {e}"))?);
         let mut listed = Vec::new();
         for agent in agents {
             let owner = if agent.owner == self.owner {
@@ -333,7 +333,7 @@ impl Ending {
     async fn report(self, why: String) {
         let dir = self.dir.clone();
         if let Err(error) = beside(move || remove_dir(&dir)).await {
-            tracing::warn!("failed to remove {}: {error}", self.dir.display());
+            tracing::warn!("cannot remove {}: {error}", self.dir.display());
         }
         // A master that ends takes no more news; the next one looks for itself.
         if self.deaths.send(Death { host: self.host.clone(), why }).await.is_err() {

@@ -99,13 +99,13 @@ async fn take_builds(reading: Arc<Connection>, dropped: Arc<Dropped>, inbound: m
                 }
             }
             Ok(Err(error)) => error.to_string(),
-            Err(_elapsed) => "the queue does not answer; has it lost its quorum?".to_owned(),
+            Err(_elapsed) => "the queue does not answer; perhaps it has lost its quorum".to_owned(),
         };
         if !reading.status().connected() || inbound.is_closed() {
             return why;
         }
         if why != told {
-            warn!(why, queue = BUILDS, "cannot take builds from the queue; trying on");
+            warn!("cannot take builds from the queue {BUILDS}: {why}; retrying");
             told = why;
         }
         tokio::time::sleep(INBOX_RETRY).await;

@@ -179,7 +179,7 @@ impl Ec2 {
         }
         let zone = spec.zone.as_deref().unwrap_or(&spec.place.region);
         error.text = format!("{} ({} in {zone})", error.text, spec.kind);
-        tracing::warn!("host {} of {}: failed to {}", host.id, host.worker, error.text);
+        tracing::warn!("host {} of {}: {}", host.id, host.worker, error.text);
         Err(error.of_start(more))
     }
 
@@ -203,7 +203,8 @@ fn started(instance: String) -> Started {
 
 /// The call that was kept.
 fn read(order: &LaunchSpec) -> Result<Spec, String> {
-    serde_json::from_str(&order.spec).map_err(|error| format!("read the order that the ledger has: {error}"))
+    serde_json::from_str(&order.spec)
+        .map_err(|error| format!("the host's order in the ledger is not readable: {error}"))
 }
 
 impl ImageError {
@@ -219,12 +220,12 @@ impl ImageError {
 impl Provider for Ec2 {
     async fn prepare(&self, host: &Host, number: u32, boot: BootData) -> Result<LaunchSpec, StartError> {
         let section = self.section(&host.worker);
-        let section =
-            section.ok_or_else(|| StartError::Rejected("the configuration has no EC2 section for it".into()))?;
+        let section = section.ok_or_else(|| StartError::Rejected("the worker has no [worker.ec2] any more".into()))?;
         let all = order::alternatives(&section);
         let index = usize::try_from(number).unwrap_or(usize::MAX);
-        let alternative =
-            all.get(index).ok_or_else(|| StartError::Capacity("there is no further type or zone to try".into()))?;
+        let alternative = all
+            .get(index)
+            .ok_or_else(|| StartError::Capacity("every type and zone of the worker has been tried".into()))?;
         let user_data = user_data::compose(&boot, section.user_data.as_deref(), order::USER_DATA_LIMIT)
             .map_err(|error| StartError::Rejected(error.to_string()))?;
         let client = self.places.client(&Login::of(&section)).await;
@@ -247,7 +248,8 @@ impl Provider for Ec2 {
         let image_id = image.id.clone();
         let found = Found { image, market, groups: ready.groups, fresh: ready.fresh, user_data };
         let spec = Spec::new(&section, &client.place, &self.owner, host, number, alternative, found);
-        let text = serde_json::to_string(&spec).map_err(|e| StartError::Rejected(format!("write the order: {e}")))?;
+        let text = serde_json::to_string(&spec)
+            .map_err(|e| StartError::Rejected(format!("cannot serialize the order: {e}")))?;
         Ok(LaunchSpec {
             number,
             image: image_id,
@@ -260,12 +262,12 @@ impl Provider for Ec2 {
     }
 
     async fn start(&self, host: &Host) -> Result<Started, StartError> {
-        let order = host.launch.as_ref().ok_or_else(|| StartError::Rejected("it was never prepared".into()))?;
+        let order = host.launch.as_ref().ok_or_else(|| StartError::Rejected("the host was never prepared".into()))?;
         let spec = read(order).map_err(StartError::Rejected)?;
         let client = self.places.at(&spec.place).await.map_err(StartError::Auth)?;
         self.places
             .remember(&client.place)
-            .map_err(|error| StartError::Transient(format!("write down where hosts are: {error}")))?;
+            .map_err(|error| StartError::Transient(format!("cannot save where hosts are: {error}")))?;
         let mut tries = 0;
         let instance = loop {
             tries += 1;
@@ -318,12 +320,12 @@ impl Provider for Ec2 {
         let certificates = lock(&self.workers).get(worker).and_then(|worker| worker.certificates.clone());
         let Some(certificates) = certificates else { return Ok(()) };
         let certificates =
-            certificates.as_ref().as_ref().map_err(|why| format!("nothing can be trusted here: {why}"))?;
-        let named = hello.identity.strip_prefix("ec2:").ok_or("it is not on an instance of EC2's, by its own word")?;
+            certificates.as_ref().as_ref().map_err(|why| format!("no identity document can be verified: {why}"))?;
+        let named = hello.identity.strip_prefix("ec2:").ok_or("it does not name an EC2 instance as its host")?;
         let signed = hello.proof.rsa2048.as_deref().ok_or("it has shown no signed identity document")?;
         let document = certificates.verify(signed, hello.proof.document.as_deref())?;
         if document.instance_id != named {
-            return Err(format!("its identity document is of another instance, {}", document.instance_id));
+            return Err(format!("its identity document is that of another instance, {}", document.instance_id));
         }
         Ok(())
     }

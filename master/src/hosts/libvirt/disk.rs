@@ -74,7 +74,7 @@ pub fn look_at(path: &Path) -> Result<Base, StartError> {
     let mut file = File::open(path).map_err(failed)?;
     let about = file.metadata().map_err(failed)?;
     if !about.is_file() {
-        return Err(StartError::Rejected(format!("the image {shown} is no file")));
+        return Err(StartError::Rejected(format!("the image {shown} is not a file")));
     }
     let mut head = [0; 4];
     let read = file.read(&mut head).map_err(failed)?;
@@ -220,13 +220,13 @@ pub fn make(fresh: &Fresh, owner: &Owner, live: &dyn Fn(&str) -> bool, marked: &
         }
     }
     for other in &marks {
-        remove(&fresh.path, other).map_err(|e| StartError::Transient(format!("remove an old {shown}: {e}")))?;
+        remove(&fresh.path, other).map_err(|e| StartError::Transient(format!("cannot remove an old {shown}: {e}")))?;
     }
     let made = create(fresh, owner, marked);
     if made.is_err()
         && let Err(error) = remove(&fresh.path, owner)
     {
-        tracing::warn!("failed to remove {shown}: {error}");
+        tracing::warn!("cannot remove {shown}: {error}");
     }
     made
 }

@@ -233,7 +233,7 @@ impl Provider for Libvirt {
 
     async fn start(&self, host: &Host) -> Result<Started, StartError> {
         let order = host.launch.as_ref();
-        let order = order.ok_or_else(|| StartError::Rejected("it was never ordered".to_owned()))?;
+        let order = order.ok_or_else(|| StartError::Rejected("the host was never ordered".to_owned()))?;
         let spec = Spec::parse(&order.spec).map_err(StartError::Rejected)?;
         let handle = self.inner.start(&host.id, spec).await?;
         Ok(Started { handle, identity: order.identity.clone() })

@@ -1,7 +1,7 @@
 //! `rouse check --online`: whether a section's machines could be started: is libvirt there, are the networks, is the base
 //! image whole, and may its disks be made. Makes nothing, and asks nobody but the section's own libvirt.
 
-use super::link::{Failed, Link, code_of};
+use super::link::{Link, LinkError, code_of};
 use super::{disk, look, machines, xml};
 use crate::config::hosts::DomainXml;
 use crate::config::{HostConfig, LibvirtConfig};
@@ -30,7 +30,7 @@ pub async fn check(workers: &[(&WorkerName, &HostConfig)]) -> Vec<Finding> {
         Ok(link) => link,
         Err(error) => return with(found, format!("libvirt at {} cannot be used: {error}", section.connection)),
     };
-    match link.call(|connect: &Connect| connect.lib_version().map_err(Failed::from)).await {
+    match link.call(|connect: &Connect| connect.lib_version().map_err(LinkError::from)).await {
         Ok(version) => found.insert(0, Finding::good(answers(section, version))),
         // Without an answer there is no use in asking on.
         Err(failed) => return with(found, failed.to_string()),
@@ -50,7 +50,7 @@ pub async fn check(workers: &[(&WorkerName, &HostConfig)]) -> Vec<Finding> {
         }
     }
     let uri = section.connection.clone();
-    let looked = link.call(move |connect| Ok::<_, Failed>(look_at_networks(connect, &uri, &networks))).await;
+    let looked = link.call(move |connect| Ok::<_, LinkError>(look_at_networks(connect, &uri, &networks))).await;
     found.extend(looked.unwrap_or_else(|failed| vec![Finding::bad(failed.to_string())]));
     found
 }

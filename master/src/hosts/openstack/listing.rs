@@ -2,8 +2,8 @@
 
 use super::cloud::Cloud;
 use super::clouds::{Target, late};
+use super::error::CloudError;
 use super::extras::{self, Alive};
-use super::problem::Problem;
 use super::servers::{self, Server, Status};
 use super::{Servers, Shared, identity_of};
 use crate::core::event::{ListedHost, PartialList, Termination};
@@ -95,13 +95,13 @@ impl Shared {
     /// Sections whose account cannot be used, and why.
     fn unusable(&self) -> Vec<String> {
         let why = |(worker, section): (&_, &super::Section)| {
-            section.cloud.as_ref().err().map(|why| format!("list the servers of {worker}: {why}"))
+            section.cloud.as_ref().err().map(|why| format!("cannot list the servers of {worker}: {why}"))
         };
         self.state().sections.iter().filter_map(why).collect()
     }
 
     /// The servers of each, all asked at once.
-    async fn servers(&self, targets: &[Target]) -> Vec<Result<Vec<Server>, Problem>> {
+    async fn servers(&self, targets: &[Target]) -> Vec<Result<Vec<Server>, CloudError>> {
         let ask = |target: &Target| {
             let cloud = target.cloud.clone();
             async move {
@@ -137,12 +137,15 @@ impl Shared {
     }
 
     /// Ends a server of our name, whoever's it is said to be; `Gone` where this cloud does not have it.
-    async fn terminate_listed(&self, cloud: &Cloud, listed: &ListedHost) -> Result<Termination, Problem> {
+    async fn terminate_listed(&self, cloud: &Cloud, listed: &ListedHost) -> Result<Termination, CloudError> {
         let Some(server) = servers::one(cloud, &self.stamp, &listed.handle).await? else {
             return Ok(Termination::Gone);
         };
         if self.stamp.owner(&server.master) != listed.owner {
-            return Err(Problem::Misfit(format!("end server {}: it is another master's now", server.id)));
+            return Err(CloudError::Misconfigured(format!(
+                "cannot delete server {}: it belongs to another master now",
+                server.id
+            )));
         }
         if server.pool.is_some() {
             let all = servers::all(cloud, &self.stamp).await?;

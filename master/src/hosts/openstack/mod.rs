@@ -7,13 +7,13 @@
 mod account;
 mod cloud;
 mod clouds;
+mod error;
 mod extras;
 mod images;
 mod keystone;
 mod listing;
 mod online;
 mod order;
-mod problem;
 mod servers;
 
 use super::{CALL_LIMIT, Death, Provider};
@@ -26,9 +26,9 @@ use account::Account;
 use async_trait::async_trait;
 use cloud::{Cloud, Service};
 use clouds::Clouds;
+use error::CloudError;
 pub use online::check;
 use order::Spec;
-use problem::Problem;
 use rouse_shared::boot::BootData;
 use rouse_shared::{HostId, Timestamp, WorkerName};
 use serde_json::json;
@@ -140,9 +140,9 @@ impl Servers {
 }
 
 /// An error of looking for a server: whether there is one is not known.
-fn unseen(problem: Problem) -> StartError {
+fn unseen(problem: CloudError) -> StartError {
     match problem {
-        Problem::Auth(text) => StartError::Auth(text),
+        CloudError::Auth(text) => StartError::Auth(text),
         other => StartError::Transient(other.to_string()),
     }
 }
@@ -172,7 +172,7 @@ impl Shared {
     }
 
     /// The host's server, where there is one. Of two only the older one stays.
-    async fn look(&self, cloud: &Cloud, spec: &Spec, host: &Host) -> Result<Option<Server>, Problem> {
+    async fn look(&self, cloud: &Cloud, spec: &Spec, host: &Host) -> Result<Option<Server>, CloudError> {
         let mut found = servers::of_host(cloud, &self.stamp, &spec.name, &host.id).await?.into_iter();
         let first = found.next();
         for extra in found {
@@ -185,7 +185,7 @@ impl Shared {
     /// Asks for the server. What becomes of the call when nobody waits for it any more is in doubt from its beginning.
     async fn make(&self, cloud: &Cloud, spec: &Spec, host: &Host) -> Result<String, StartError> {
         let noted = self.clouds.note(&spec.cloud);
-        noted.map_err(|error| StartError::Transient(format!("note where servers are made: {error}")))?;
+        noted.map_err(|error| StartError::Transient(format!("cannot save where servers are made: {error}")))?;
         let doubted = self.state().doubts.insert(host.id.clone(), clock::now() + CALL_LIMIT + self.settled).is_some();
         let problem = match cloud.post(Service::Compute, "/servers", &json!({ "server": spec.server })).await {
             Ok(told) => match told["server"]["id"].as_str() {
@@ -198,7 +198,7 @@ impl Shared {
                     let seen = self.look(cloud, spec, host).await.ok().flatten();
                     return Ok(seen.map_or_else(|| id.to_owned(), |server| server.id));
                 }
-                None => Problem::Lost("make a server: Nova's answer has no id".to_owned()),
+                None => CloudError::Lost("Nova's answer to the order of a server has no id".to_owned()),
             },
             Err(problem) => problem,
         };
@@ -210,7 +210,7 @@ impl Shared {
         let text = problem.to_string();
         Err(match problem {
             // Nova's word for a lack of quota, and for what a policy forbids.
-            Problem::Refused { status: 403, .. } => {
+            CloudError::Refused { status: 403, .. } => {
                 let flavor = spec.server["flavorRef"].as_str().unwrap_or_default();
                 match servers::lacks_quota(cloud, flavor).await {
                     Ok(true) => StartError::Capacity(text),
@@ -219,9 +219,9 @@ impl Shared {
                 }
             }
             // Without a time to come back older clouds mean the quota by it.
-            Problem::Refused { status: 413, .. } => StartError::Capacity(text),
+            CloudError::Refused { status: 413, .. } => StartError::Capacity(text),
             // More than one network to choose from, an address in use: it is not the time that makes it wrong.
-            Problem::Refused { status: 409, .. } => StartError::Rejected(text),
+            CloudError::Refused { status: 409, .. } => StartError::Rejected(text),
             other => other.before_start(),
         })
     }
@@ -277,7 +277,7 @@ impl Shared {
                             self.state().dressed.insert(server.id);
                             return;
                         }
-                        Err(problem) => tracing::warn!("server {id} lacks something: failed to {problem}"),
+                        Err(problem) => tracing::warn!("server {id} does not have all that it needs yet: {problem}"),
                     },
                 },
                 Err(problem) => tracing::debug!("server {id} could not be looked at: {problem}"),
@@ -296,12 +296,12 @@ impl Shared {
                 // Nobody will stop it any more. An address that stays all the same the audit finds.
                 Ok(true) if server.pool.is_some() => {
                     if let Err(problem) = extras::release(cloud, &self.stamp, &server.master, &server.host).await {
-                        tracing::warn!("server {} is gone and its address is not: failed to {problem}", server.id);
+                        tracing::warn!("server {} is gone and its address is not: {problem}", server.id);
                     }
                 }
                 Ok(true) => {}
                 Ok(false) => return tracing::warn!("server {} is in error and does not go", server.id),
-                Err(problem) => return tracing::warn!("server {} is in error: failed to {problem}", server.id),
+                Err(problem) => return tracing::warn!("server {} is in error: {problem}", server.id),
             }
         }
         // A master that ends takes no more news; the next one looks for itself.
@@ -316,17 +316,16 @@ impl Provider for Servers {
     async fn prepare(&self, host: &Host, _number: u32, boot: BootData) -> Result<LaunchSpec, StartError> {
         let section = self.shared.state().sections.get(&host.worker).cloned();
         let Some(Section { config, cloud }) = section else {
-            return Err(StartError::Rejected(format!("find the section of worker {}: it has none now", host.worker)));
+            return Err(StartError::Rejected(format!("worker {} has no [worker.openstack] any more", host.worker)));
         };
         let cloud = cloud.map_err(StartError::Auth)?;
         order::prepare(&cloud, &config, &self.shared.stamp, host, &boot).await
     }
 
     async fn start(&self, host: &Host) -> Result<Started, StartError> {
-        let spec =
-            Spec::of(host).and_then(|spec| spec.ok_or_else(|| format!("start host {}: it has no order", host.id)));
+        let spec = Spec::of(host).and_then(|spec| spec.ok_or_else(|| format!("host {} was never ordered", host.id)));
         let spec = spec.map_err(StartError::Rejected)?;
-        let cloud = self.shared.clouds.at(&spec.cloud).await.map_err(Problem::before_start)?;
+        let cloud = self.shared.clouds.at(&spec.cloud).await.map_err(CloudError::before_start)?;
         let found = loop {
             let found = self.shared.look(&cloud, &spec, host).await.map_err(unseen)?;
             // What an earlier call may still make is waited for, however often this is asked.
@@ -380,7 +379,7 @@ impl Provider for Servers {
             shared.state().doubts.remove(&host.id);
             Ok(Termination::Gone)
         };
-        stop.await.map_err(|problem: Problem| problem.to_string())
+        stop.await.map_err(|problem: CloudError| problem.to_string())
     }
 
     async fn list(&self) -> Result<Vec<ListedHost>, PartialList> {
