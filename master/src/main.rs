@@ -1,7 +1,7 @@
 //! The program `rouse`: the master, and the commands that talk to one.
 
 use clap::Parser as _;
-use rouse_master::driver::Failure;
+use rouse_master::driver::MasterError;
 use rouse_master::{broker, cli, clock, config, demo, driver, hosts};
 use rouse_shared::Timestamp;
 use std::backtrace::{Backtrace, BacktraceStatus};
@@ -113,9 +113,9 @@ async fn tell_of_lost(lost: ErrorCounter) {
     }
 }
 
-fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+fn block_on<T>(work: impl Future<Output = Result<T, MasterError>>) -> Result<T, MasterError> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-    let runtime = runtime.map_err(|e| Failure::new("cannot start", &e))?;
+    let runtime = runtime.map_err(|e| MasterError::new("cannot start", &e))?;
     let result = runtime.block_on(work);
     // Calls that are still under way must not keep the program.
     runtime.shutdown_background();
@@ -123,7 +123,7 @@ fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Fail
 }
 
 /// The log's last lines, then the last word. Where nobody reads them the program ends all the same.
-fn end(log: Log, result: Result<bool, Failure>) -> ExitCode {
+fn end(log: Log, result: Result<bool, MasterError>) -> ExitCode {
     let (code, failure) = match result {
         Ok(true) => (ExitCode::SUCCESS, None),
         Ok(false) => (ExitCode::FAILURE, None),
