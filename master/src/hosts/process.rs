@@ -8,7 +8,7 @@ mod stamped;
 
 use super::{Death, Provider};
 use crate::clock;
-use crate::config::{Config, HostConfig};
+use crate::config::{Config, ProcessConfig};
 use crate::core::event::{ListedHost, Owner, PartialList, StartError, Started, Termination};
 use crate::core::record::{Host, LaunchSpec};
 use crate::sync::lock;
@@ -299,11 +299,7 @@ impl Provider for Processes {
 
 /// The agent programs of the workers whose hosts are processes.
 fn agents_in(config: &Config) -> Agents {
-    let program = |host: &HostConfig| match host {
-        HostConfig::Process(process) => Some(process.agent.clone()),
-        HostConfig::Ec2(_) | HostConfig::Libvirt(_) | HostConfig::Openstack(_) => None,
-    };
-    config.hosts.iter().filter_map(|(name, host)| Some((name.clone(), program(host)?))).collect()
+    config.sections::<ProcessConfig>().map(|(worker, section)| (worker.clone(), section.agent.clone())).collect()
 }
 
 /// An agent whose end is told once nothing of its host is left.

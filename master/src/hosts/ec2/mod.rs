@@ -21,7 +21,7 @@ mod terminate;
 mod watch;
 
 use super::{Death, Provider, user_data};
-use crate::config::{Config, Ec2Config, HostConfig};
+use crate::config::{Config, Ec2Config};
 use crate::core::event::{ListedHost, PartialList, StartError, Started, Suspension, Termination};
 use crate::core::record::{Host, LaunchSpec};
 use crate::sync::lock;
@@ -124,11 +124,7 @@ impl Ec2 {
         let mut workers = BTreeMap::new();
         // The workers of one template have the same certificates.
         let mut known: Vec<(Option<PathBuf>, Signers)> = Vec::new();
-        for (name, host) in &config.hosts {
-            let section = match host {
-                HostConfig::Ec2(section) => section,
-                HostConfig::Process(_) | HostConfig::Libvirt(_) | HostConfig::Openstack(_) => continue,
-            };
+        for (name, section) in config.sections::<Ec2Config>() {
             let login = Login::of(section);
             if !logins.contains(&login) {
                 logins.push(login);
@@ -140,7 +136,7 @@ impl Ec2 {
                 tracing::warn!("no agent of {name} will be let in: worker.ec2.identity_certificates: {why}");
             }
             known.push((path.clone(), certificates.clone()));
-            workers.insert(name.clone(), Worker { section: Arc::new((**section).clone()), certificates });
+            workers.insert(name.clone(), Worker { section: Arc::new(section.clone()), certificates });
         }
         self.places.configure(logins);
         *lock(&self.workers) = workers;

@@ -25,7 +25,7 @@ mod xml;
 mod tests;
 
 use super::{Death, Provider};
-use crate::config::{Config, HostConfig, LibvirtConfig};
+use crate::config::{Config, LibvirtConfig};
 use crate::core::event::{ListedHost, Owner, PartialList, StartError, Started, Termination};
 use crate::core::record::{Host, LaunchSpec};
 use crate::hosts::libvirt_network::mac_of;
@@ -97,11 +97,7 @@ impl Libvirt {
 
 /// The sections of a configuration.
 fn sections(config: &Config) -> Workers {
-    let section = |host: &HostConfig| match host {
-        HostConfig::Libvirt(libvirt) => Some((**libvirt).clone()),
-        HostConfig::Process(_) | HostConfig::Ec2(_) | HostConfig::Openstack(_) => None,
-    };
-    config.hosts.iter().filter_map(|(name, host)| Some((name.clone(), section(host)?))).collect()
+    config.sections().map(|(worker, section)| (worker.clone(), section.clone())).collect()
 }
 
 /// The disk that the configuration wants, and what its image turned out to be.

@@ -3,7 +3,7 @@
 
 use super::link::{Link, LinkError, code_of};
 use super::{disk, look, machines, xml};
-use crate::config::hosts::DomainXml;
+use crate::config::hosts::{DomainXml, Section as _};
 use crate::config::{HostConfig, LibvirtConfig};
 use crate::core::event::StartError;
 use crate::hosts::online::Finding;
@@ -17,10 +17,7 @@ use xmltree::Element;
 
 /// Looks at one section, as it is for each of its workers.
 pub async fn check(workers: &[(&WorkerName, &HostConfig)]) -> Vec<Finding> {
-    let section = |(name, host): &(&WorkerName, &HostConfig)| match host {
-        HostConfig::Libvirt(section) => Some(((*name).clone(), (**section).clone())),
-        HostConfig::Process(_) | HostConfig::Ec2(_) | HostConfig::Openstack(_) => None,
-    };
+    let section = |(name, host): &(&WorkerName, &HostConfig)| Some(((*name).clone(), LibvirtConfig::of(host)?.clone()));
     let workers: Vec<(WorkerName, LibvirtConfig)> = workers.iter().filter_map(section).collect();
     let Some((_, section)) = workers.first() else { return Vec::new() };
     let mut found = images(&workers).await;

@@ -18,7 +18,7 @@ mod servers;
 
 use super::{CALL_LIMIT, Death, Provider};
 use crate::clock;
-use crate::config::{Config, HostConfig, OpenstackConfig};
+use crate::config::{Config, OpenstackConfig};
 use crate::core::event::{ListedHost, PartialList, StartError, Started, Termination};
 use crate::core::record::{Host, LaunchSpec};
 use crate::sync::lock;
@@ -121,9 +121,8 @@ impl Servers {
     pub fn configure(&self, config: &Config) {
         let mut sections = BTreeMap::new();
         let (mut whose, mut accounts) = (Vec::new(), Vec::new());
-        for (worker, host) in &config.hosts {
-            let HostConfig::Openstack(section) = host else { continue };
-            let section = Section { config: Arc::new((**section).clone()), cloud: Err(String::new()) };
+        for (worker, section) in config.sections::<OpenstackConfig>() {
+            let section = Section { config: Arc::new(section.clone()), cloud: Err(String::new()) };
             match Account::of(&section.config, &|name| std::env::var(name).ok()) {
                 Ok(account) => {
                     accounts.push(account);
