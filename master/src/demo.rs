@@ -26,9 +26,9 @@ const IDLE: &str = "3s";
 
 /// When what happened for the first time.
 #[derive(Default)]
-struct Story(Vec<(&'static str, Timestamp)>);
+struct Timeline(Vec<(&'static str, Timestamp)>);
 
-impl Story {
+impl Timeline {
     fn tell(&mut self, change: &Change) {
         let (what, at) = match change {
             Change::Build { state, at, .. } => {
@@ -119,7 +119,7 @@ async fn show(dir: &Path, source: Option<&Path>, owner: &mut Option<String>) -> 
         password = dir.display().to_string(),
     );
     let config = Config::parse(&text, Path::new("demo.toml"))
-        .map_err(|faults| MasterError::from(format!("the demo's own configuration is wrong: {faults}")))?;
+        .map_err(|faults| MasterError::from(format!("the demo's configuration is invalid: {faults}")))?;
     eprintln!("rouse: starting a master with a private broker (a few seconds)");
     let mut interrupted = std::pin::pin!(interrupt());
     let master = tokio::select! {
@@ -168,13 +168,13 @@ async fn play(control: &Control, build: &Path, mut changes: broadcast::Receiver<
         .kill_on_drop(true)
         .spawn()
         .map_err(|e| MasterError::new("cannot run `rouse build`", &e))?;
-    let mut story = Story::default();
+    let mut timeline = Timeline::default();
     let mut status: Option<std::process::ExitStatus> = None;
     let mut deadline = None;
     let mut told = false;
     loop {
-        let refused = status.is_some_and(|s| !s.success()) && story.0.is_empty();
-        if refused || (status.is_some() && story.has("gone")) {
+        let refused = status.is_some_and(|s| !s.success()) && timeline.0.is_empty();
+        if refused || (status.is_some() && timeline.has("gone")) {
             break;
         }
         let late = async {
@@ -185,7 +185,7 @@ async fn play(control: &Control, build: &Path, mut changes: broadcast::Receiver<
         };
         tokio::select! {
             change = changes.recv() => match change {
-                Ok(change) => story.tell(&change),
+                Ok(change) => timeline.tell(&change),
                 Err(_) => break,
             },
             ended = child.wait(), if status.is_none() => {
@@ -193,20 +193,20 @@ async fn play(control: &Control, build: &Path, mut changes: broadcast::Receiver<
                 deadline = Some(GOING);
             }
             () = late => {
-                eprintln!("rouse: the host did not go within {} s", GOING.as_secs());
+                eprintln!("rouse: the host was not terminated within {} s", GOING.as_secs());
                 break;
             }
         }
         // After the build's own last words, which another process says.
-        if !told && status.is_some() && story.has("idle") && !story.has("gone") {
-            eprintln!("rouse: the host is idle; after {IDLE} without work it is shut down");
+        if !told && status.is_some() && timeline.has("idle") && !timeline.has("gone") {
+            eprintln!("rouse: the host is idle; after {IDLE} without work it is terminated");
             told = true;
         }
     }
-    story.print();
-    let good = status.is_some_and(|s| s.success()) && story.has("gone");
+    timeline.print();
+    let good = status.is_some_and(|s| s.success()) && timeline.has("gone");
     if good {
-        eprintln!("rouse: all of it worked; the private broker ends now, and nothing stays behind");
+        eprintln!("rouse: the demo succeeded; the private broker ends now and nothing is left running");
     }
     Ok(good)
 }

@@ -33,7 +33,7 @@ impl cli::Local for Program {
         }
         let lost = log.lost.clone();
         let result = block_on(async {
-            tokio::spawn(tell_of_lost(lost));
+            tokio::spawn(report_lost_lines(lost));
             driver::run(path, config).await
         });
         end(log, result.map(|()| true))
@@ -62,9 +62,9 @@ impl cli::Local for Program {
     }
 }
 
-/// Lines that wait for standard error, at most; what finds no room is left out.
+/// Lines that wait for standard error, at most; more are dropped.
 const LINES: usize = 10_000;
-/// Between looks whether lines were left out.
+/// Between two checks for dropped lines.
 const LOST: Duration = Duration::from_secs(60);
 /// How long the last lines and the last word may take.
 const LAST: Duration = Duration::from_secs(2);
@@ -100,15 +100,15 @@ fn start_log(level: &str) -> Log {
     Log { writer, lost }
 }
 
-/// Says how many lines found no room, each time that there are more.
-async fn tell_of_lost(lost: ErrorCounter) {
-    let mut told = 0;
+/// Reports how many lines were dropped, each time that there are more.
+async fn report_lost_lines(lost: ErrorCounter) {
+    let mut reported = 0;
     loop {
         tokio::time::sleep(LOST).await;
         let now = lost.dropped_lines();
-        if now > told {
-            tracing::error!("{} lines of the log could not be written and are lost", now - told);
-            told = now;
+        if now > reported {
+            tracing::error!("{} lines of the log could not be written and are lost", now - reported);
+            reported = now;
         }
     }
 }

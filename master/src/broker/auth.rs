@@ -30,7 +30,7 @@ pub struct Admission {
     pub worker: WorkerName,
     /// What it gave for a password: the worker's own, a boot token or a session's secret.
     pub password: String,
-    /// Yes, or why not, for our log alone. Dropped without an answer, the broker is told to ask again.
+    /// Yes, or why not, for our log alone. If it is dropped, the broker gets an error, which it does not cache.
     pub reply: oneshot::Sender<Result<(), String>>,
 }
 
@@ -149,7 +149,10 @@ async fn user(State(shared): State<Arc<Shared>>, body: Bytes) -> Answer {
         }
         Ok(None) => ASK_AGAIN,
         Err(_elapsed) => {
-            warn!(user = name, "no answer in time to whether it may connect; the agent will try again");
+            warn!(
+                user = name,
+                "the master did not decide in time whether this worker may connect; the agent will retry"
+            );
             ASK_AGAIN
         }
     }

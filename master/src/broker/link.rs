@@ -6,17 +6,17 @@
 
 mod closings;
 mod connect;
-mod judge;
 mod outbound;
 mod receipt;
 mod session;
 mod uri;
+mod validate;
 
 pub(super) use connect::make_inbox;
-pub use judge::Dropped;
 pub use outbound::Outbound;
 pub use receipt::{Receipt, ack_all};
 pub use uri::Endpoints;
+pub use validate::Dropped;
 
 use super::limits::RECONNECT;
 use super::rate_limiter::RateLimiter;
@@ -86,7 +86,7 @@ pub enum Inbound {
     },
     /// The last connection that is known of this worker closed. A hint: it may be late, missing, or beside the point.
     Closed {
-        /// Whose.
+        /// The worker whose connection it was.
         worker: WorkerName,
     },
 }

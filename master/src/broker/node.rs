@@ -82,7 +82,7 @@ pub enum NodeError {
     /// The processes cannot be started.
     #[error("cannot run {}", program.display())]
     Spawn {
-        /// Which.
+        /// Its path.
         program: PathBuf,
         /// What the kernel says.
         source: io::Error,

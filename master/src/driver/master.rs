@@ -11,7 +11,7 @@ use crate::broker::{
 use crate::config::Config;
 use crate::core::Start;
 use crate::core::event::Event;
-use crate::hosts::{self, Death, Hosts};
+use crate::hosts::{Death, Hosts};
 use crate::logs::Logs;
 use crate::store::Store;
 use crate::web;
@@ -92,8 +92,7 @@ impl Master {
         let owner = format!("{}/{}", config.master.name, state.id);
 
         let (deaths, heard) = mpsc::channel::<Death>(WAITING);
-        let settings = hosts::Settings { dir: state.path("hosts"), owner: owner.clone() };
-        let hosts = Hosts::new(settings, &config, deaths)
+        let hosts = Hosts::new(state.path("hosts"), owner.clone(), &config, deaths)
             .map_err(|e| MasterError::new("cannot use the hosts directory", &e))?;
         hosts.expect(&ledger.hosts);
 

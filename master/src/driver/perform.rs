@@ -241,10 +241,10 @@ impl Executor {
             }
             Some(Asker::Inbox { reply_to: None, .. }) => {
                 if let Reply::Refused { reason, .. } | Reply::NotFound(reason) | Reply::Unavailable(reason) = answer {
-                    warn!("a build from the inbox was refused: {reason}");
+                    warn!("a build from the submission queue was refused: {reason}");
                 }
             }
-            None => warn!("an answer without a question"),
+            None => warn!("a reply to an unknown request"),
         }
     }
 

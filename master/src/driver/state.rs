@@ -102,7 +102,7 @@ fn kept(path: &Path) -> io::Result<String> {
             let mut raw = [0_u8; 16];
             getrandom::fill(&mut raw).map_err(io::Error::other)?;
             let text = hex::encode(raw);
-            // Half an identity would disown every host.
+            // With half an identity the master would recognize none of its hosts.
             files::replace(path, format!("{text}\n").as_bytes())?;
             Ok(text)
         }

@@ -1,5 +1,6 @@
-//! Providers: the things that make hosts. A new one is one file here, one line in [`Hosts::provider`], and one line in
-//! the contract suite. Retries, caps, timeouts, mail and naming are the core's business.
+//! Providers: the things that make hosts. A new one is a module here, a section in `config/hosts/`, a field of [`Hosts`] with
+//! its line in [`Hosts::provider`], and one line in the contract suite. Retries, caps, timeouts, mail and naming are the
+//! core's business.
 
 #[cfg(feature = "ec2")]
 pub mod ec2;
@@ -115,14 +116,6 @@ pub struct Death {
     pub why: String,
 }
 
-/// What providers need to know besides the configuration.
-pub struct Settings {
-    /// Where they keep what they must keep: `hosts` in the state directory.
-    pub dir: PathBuf,
-    /// The master's name and generated id, as `name/id`: what is stamped on its hosts.
-    pub owner: String,
-}
-
 /// The providers of this build of rouse.
 pub struct Hosts {
     process: process::Processes,
@@ -135,20 +128,20 @@ pub struct Hosts {
 }
 
 impl Hosts {
-    /// All providers. Deaths that they learn of are told through `deaths`. Must be called within a runtime.
+    /// All providers. They keep their files in `dir` and tag their hosts with `owner`, the master's name and generated id as
+    /// `name/id`. They report deaths through `deaths`. Must be called within a runtime.
     ///
     /// # Errors
-    /// Where the state directory cannot be used.
-    pub fn new(settings: Settings, config: &Config, deaths: mpsc::Sender<Death>) -> std::io::Result<Self> {
+    /// If `dir` cannot be used.
+    pub fn new(dir: PathBuf, owner: String, config: &Config, deaths: mpsc::Sender<Death>) -> std::io::Result<Self> {
         #[cfg(feature = "ec2")]
-        let ec2 = ec2::Ec2::new(settings.dir.join("ec2"), settings.owner.clone(), config, deaths.clone())?;
+        let ec2 = ec2::Ec2::new(dir.join("ec2"), owner.clone(), config, deaths.clone())?;
         #[cfg(feature = "libvirt")]
-        let libvirt = libvirt::Libvirt::new(settings.dir.join("libvirt"), &settings.owner, config, deaths.clone())?;
+        let libvirt = libvirt::Libvirt::new(dir.join("libvirt"), &owner, config, deaths.clone())?;
         #[cfg(feature = "openstack")]
-        let openstack =
-            openstack::Servers::new(settings.dir.join("openstack"), &settings.owner, config, deaths.clone())?;
+        let openstack = openstack::Servers::new(dir.join("openstack"), &owner, config, deaths.clone())?;
         Ok(Self {
-            process: process::Processes::new(settings.dir, settings.owner, config, deaths)?,
+            process: process::Processes::new(dir, owner, config, deaths)?,
             #[cfg(feature = "ec2")]
             ec2,
             #[cfg(feature = "libvirt")]

@@ -30,7 +30,7 @@ use tokio::sync::mpsc;
 /// An agent's log is put aside when it is larger than this at the next start, bytes.
 const LOG_LIMIT: u64 = 4 << 20;
 /// How long an agent's supervisors may take to end what they run once it is gone, before they are killed themselves.
-const HEADLESS: Duration = Duration::from_secs(60);
+const LEFTOVER_PATIENCE: Duration = Duration::from_secs(60);
 /// How much of an agent's log is evidence, bytes.
 const CONSOLE: u64 = 8 << 10;
 
@@ -55,7 +55,7 @@ pub struct Processes {
     /// Hosts whose end is waited for already.
     watched: Mutex<BTreeSet<HostId>>,
     /// Hosts without an agent of which something is left, and since when.
-    headless: Mutex<BTreeMap<HostId, Timestamp>>,
+    leftovers: Mutex<BTreeMap<HostId, Timestamp>>,
 }
 
 impl Processes {
@@ -72,7 +72,7 @@ impl Processes {
             agents: Mutex::new(agents_in(config)),
             deaths,
             watched: Mutex::default(),
-            headless: Mutex::default(),
+            leftovers: Mutex::default(),
         })
     }
 
@@ -123,7 +123,7 @@ impl Processes {
         let ours: Vec<Stamped> = all.into_iter().filter(|p| p.host == *host).collect();
         if ours.is_empty() {
             lock(&self.watched).remove(host);
-            lock(&self.headless).remove(host);
+            lock(&self.leftovers).remove(host);
             let dir = self.host_dir(host);
             let shown = dir.display().to_string();
             return match beside(move || remove_dir(&dir)).await {
@@ -140,15 +140,15 @@ impl Processes {
     /// The agent first and alone: its supervisors see it go, end what they run, and end themselves. Killing them too
     /// would leave the processes of a step without anyone to end them, so they get their time.
     fn to_kill<'a>(&self, host: &HostId, ours: &'a [Stamped]) -> Vec<&'a Stamped> {
-        let mut headless = lock(&self.headless);
+        let mut leftovers = lock(&self.leftovers);
         let agents: Vec<&Stamped> = ours.iter().filter(|p| p.agent).collect();
         if !agents.is_empty() {
-            headless.remove(host);
+            leftovers.remove(host);
             return agents;
         }
         let now = clock::now();
-        let since = *headless.entry(host.clone()).or_insert(now);
-        if now.since(since) < HEADLESS { Vec::new() } else { ours.iter().collect() }
+        let since = *leftovers.entry(host.clone()).or_insert(now);
+        if now.since(since) < LEFTOVER_PATIENCE { Vec::new() } else { ours.iter().collect() }
     }
 }
 
@@ -323,7 +323,7 @@ impl Ending {
             }
             tokio::time::sleep(std::time::Duration::from_millis(pause)).await;
         }
-        tracing::warn!("the agent of host {} has ended and processes of it are left", self.host);
+        tracing::warn!("the agent of host {} has ended, but some of its processes still run", self.host);
     }
 
     async fn report(self, why: String) {

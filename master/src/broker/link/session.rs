@@ -5,9 +5,9 @@ use super::super::rate_limiter::RateLimiter;
 use super::super::refusals::Refusals;
 use super::closings::{Connections, address};
 use super::connect::{self, Reader};
-use super::judge::{self, Dropped, Reason};
 use super::outbound::{Waiting, publish};
 use super::receipt::{Acks, Receipt};
+use super::validate::{self, Dropped, Reason};
 use super::{Inbound, LogDelivery};
 use futures_util::StreamExt;
 use lapin::message::Delivery;
@@ -54,7 +54,7 @@ impl Session {
             if user.is_some_and(|user| of_control.is_cut_off(user)) {
                 return Err(Reason::CutOff);
             }
-            let judged = judge::control(user, delivery.routing_key.as_str(), &delivery.data);
+            let judged = validate::control(user, delivery.routing_key.as_str(), &delivery.data);
             let (worker, message) = judged.inspect_err(|_| of_control.dropped(user))?;
             of_control.sent(&worker, &message);
             Ok(Inbound::Agent { worker, message, receipt: receipt() })
@@ -63,7 +63,7 @@ impl Session {
             if user.is_some_and(|user| of_logs.is_cut_off(user)) {
                 return Err(Reason::CutOff);
             }
-            let judged = judge::log(user, delivery.routing_key.as_str(), &delivery.data);
+            let judged = validate::log(user, delivery.routing_key.as_str(), &delivery.data);
             let (worker, chunk) = judged.inspect_err(|_| of_logs.dropped(user))?;
             Ok(LogDelivery { worker, chunk, receipt: receipt() })
         });
@@ -113,7 +113,7 @@ async fn take_builds(reading: Arc<Connection>, dropped: Arc<Dropped>, inbound: m
 }
 
 fn submission(_user: Option<&str>, delivery: &mut Delivery, receipt: &dyn Fn() -> Receipt) -> Result<Inbound, Reason> {
-    judge::submission(&delivery.data)?;
+    validate::submission(&delivery.data)?;
     let text = |field: &Option<ShortString>| field.as_ref().map(ToString::to_string);
     Ok(Inbound::Submit {
         body: std::mem::take(&mut delivery.data),

@@ -36,7 +36,7 @@ impl Ec2 {
             let found = match answer {
                 Ok(found) => found,
                 Err(error) if has_successor(target, &targets) && error.kind == Kind::Auth => {
-                    tracing::warn!("{} is not looked at any more: {}", target.client.place, error.text);
+                    tracing::warn!("{} is no longer listed: {}", target.client.place, error.text);
                     self.places.forget(&target.client.place);
                     continue;
                 }
@@ -57,11 +57,11 @@ impl Ec2 {
             }
             for (instance, worker) in found.running {
                 let section = worker.parse().ok().and_then(|worker| self.section(&worker));
-                let belongings = section.map(|s| Attachments {
+                let attachments = section.map(|s| Attachments {
                     elastic_ip: s.elastic_ip.map(|address| address.to_string()),
                     volumes: s.volumes.iter().map(|v| (v.id.clone(), v.device.clone())).collect(),
                 });
-                self.tend(&target.client, &instance, belongings.unwrap_or_default());
+                self.attach_extras(&target.client, &instance, attachments.unwrap_or_default());
             }
         }
         for place in left {

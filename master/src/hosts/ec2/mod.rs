@@ -47,16 +47,29 @@ use tokio::sync::mpsc;
 use watch::Watch;
 
 /// How long AWS may take to list what it has made: until then an empty answer is no proof.
-const LAG: Duration = Duration::from_secs(60);
+const LIST_DELAY: Duration = Duration::from_secs(60);
 /// Pause before a start is repeated because a key pair or group of a moment ago is not known everywhere yet, and how often.
 const FRESH_PAUSE: Duration = Duration::from_secs(2);
 const FRESH_TRIES: u32 = 8;
+
+/// What tests set otherwise.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// How long the cloud may take to list what it has made.
+    pub list_delay: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { list_delay: LIST_DELAY }
+    }
+}
 
 /// The provider.
 pub struct Ec2 {
     owner: String,
     dir: PathBuf,
-    lag: Duration,
+    list_delay: Duration,
     places: Places,
     workers: Mutex<BTreeMap<WorkerName, Worker>>,
     /// Where each machine of the last lists is, by its handle.
@@ -65,7 +78,7 @@ pub struct Ec2 {
     unseen: Mutex<BTreeMap<HostId, Timestamp>>,
     watch: Arc<Watch>,
     /// Instances that are being given their address and volumes.
-    tended: Arc<Mutex<BTreeSet<String>>>,
+    attaching: Arc<Mutex<BTreeSet<String>>>,
 }
 
 /// What hosts' identity documents are signed by, or why there is nothing; none where no document is asked for.
@@ -99,23 +112,23 @@ impl Ec2 {
     pub fn new(dir: PathBuf, owner: String, config: &Config, deaths: mpsc::Sender<Death>) -> io::Result<Self> {
         let new = Self {
             owner,
-            lag: LAG,
+            list_delay: LIST_DELAY,
             places: Places::new(client::http(), dir.join("places.json"))?,
             dir,
             workers: Mutex::default(),
             seen: Mutex::default(),
             unseen: Mutex::default(),
             watch: Watch::start(deaths),
-            tended: Arc::default(),
+            attaching: Arc::default(),
         };
         new.configure(config);
         Ok(new)
     }
 
-    /// With another idea of how long the cloud may take to list what it has made.
+    /// The provider with options of tests.
     #[must_use]
-    pub fn with_lag(self, lag: Duration) -> Self {
-        Self { lag, ..self }
+    pub fn with_options(self, options: Options) -> Self {
+        Self { list_delay: options.list_delay, ..self }
     }
 
     /// Takes the sections of a configuration.
@@ -133,7 +146,7 @@ impl Ec2 {
             let before = known.iter().find(|(of, _)| path.is_some() && of == path).map(|(_, found)| found.clone());
             let certificates = before.unwrap_or_else(|| certificates_of(section).map(Arc::new));
             if let Some(Err(why)) = certificates.as_deref() {
-                tracing::warn!("no agent of {name} will be let in: worker.ec2.identity_certificates: {why}");
+                tracing::warn!("agents of {name} will be refused: worker.ec2.identity_certificates: {why}");
             }
             known.push((path.clone(), certificates.clone()));
             workers.insert(name.clone(), Worker { section: Arc::new(section.clone()), certificates });
@@ -165,7 +178,9 @@ impl Ec2 {
                 Ok(Some(status)) => error.text = format!("{}; the spot request: {status}", error.text),
                 Ok(None) => {}
                 // The audit finds what is left of it.
-                Err(other) => tracing::warn!("the spot request of host {} was not looked at: {}", host.id, other.text),
+                Err(other) => {
+                    tracing::warn!("the spot request of host {} could not be checked: {}", host.id, other.text)
+                }
             }
         }
         if let Some(bid) = spec.spot.as_ref().and_then(|bid| bid.most.as_ref())
@@ -179,15 +194,15 @@ impl Ec2 {
         Err(error.of_start(more))
     }
 
-    /// Gives an instance its address and volumes, beside whatever else goes on.
-    fn tend(&self, client: &Client, instance: &str, belongings: Attachments) {
-        if belongings.is_empty() || !lock(&self.tended).insert(instance.to_owned()) {
+    /// Gives an instance its address and volumes, in a task of its own.
+    fn attach_extras(&self, client: &Client, instance: &str, attachments: Attachments) {
+        if attachments.is_empty() || !lock(&self.attaching).insert(instance.to_owned()) {
             return;
         }
-        let (client, instance, tended) = (client.clone(), instance.to_owned(), self.tended.clone());
+        let (client, instance, attaching) = (client.clone(), instance.to_owned(), self.attaching.clone());
         tokio::spawn(async move {
-            attach::put_on(&client, &instance, &belongings).await;
-            lock(&tended).remove(&instance);
+            attach::put_on(&client, &instance, &attachments).await;
+            lock(&attaching).remove(&instance);
         });
     }
 }
@@ -284,7 +299,7 @@ impl Provider for Ec2 {
         };
         lock(&self.unseen).remove(&host.id);
         self.watch.add(&instance, &host.id, &client);
-        self.tend(&client, &instance, Attachments { elastic_ip: spec.elastic_ip, volumes: spec.volumes });
+        self.attach_extras(&client, &instance, Attachments { elastic_ip: spec.elastic_ip, volumes: spec.volumes });
         Ok(started(instance))
     }
 

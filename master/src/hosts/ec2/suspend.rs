@@ -25,8 +25,8 @@ impl Ec2 {
         };
         match instance.state {
             InstanceStateName::Stopped => {
-                let belongings = Attachments { elastic_ip: spec.elastic_ip, volumes: spec.volumes };
-                let clean = attach::take_off(&client, &[instance.id], &belongings).await.map_err(|e| e.text)?;
+                let attachments = Attachments { elastic_ip: spec.elastic_ip, volumes: spec.volumes };
+                let clean = attach::take_off(&client, &[instance.id], &attachments).await.map_err(|e| e.text)?;
                 Ok(if clean { Suspension::Suspended } else { Suspension::Requested })
             }
             // AWS stops none that is still starting.
@@ -57,7 +57,7 @@ impl Ec2 {
             other => return Err(StartError::Rejected(format!("the instance is {}", other.as_str()))),
         }
         self.watch.add(&instance.id, &host.id, &client);
-        self.tend(&client, &instance.id, Attachments { elastic_ip: spec.elastic_ip, volumes: spec.volumes });
+        self.attach_extras(&client, &instance.id, Attachments { elastic_ip: spec.elastic_ip, volumes: spec.volumes });
         Ok(())
     }
 

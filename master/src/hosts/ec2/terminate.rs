@@ -119,8 +119,8 @@ impl Ec2 {
             give_up_requests(&client, &host.id).await.map_err(|e| e.text)?;
         }
         let ids: Vec<String> = found.into_iter().map(|i| i.id).collect();
-        let belongings = Attachments { elastic_ip: spec.elastic_ip, volumes: spec.volumes };
-        if attach::take_off(&client, &ids, &belongings).await.map_err(|e| e.text)? {
+        let attachments = Attachments { elastic_ip: spec.elastic_ip, volumes: spec.volumes };
+        if attach::take_off(&client, &ids, &attachments).await.map_err(|e| e.text)? {
             lock(&self.unseen).remove(&host.id);
             return Ok(Termination::Gone);
         }
@@ -131,7 +131,7 @@ impl Ec2 {
     async fn terminate_unseen(&self, client: &Client, host: &Host) -> Result<Termination, String> {
         let now = clock::now();
         let since = *lock(&self.unseen).entry(host.id.clone()).or_insert(now);
-        if now.since(since) < self.lag {
+        if now.since(since) < self.list_delay {
             return Ok(Termination::Requested);
         }
         give_up_requests(client, &host.id).await.map_err(|e| e.text)?;

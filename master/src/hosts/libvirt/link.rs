@@ -183,7 +183,7 @@ impl Keeper {
                 Err(error) => {
                     let why = error.message().to_owned();
                     if !std::mem::replace(&mut complained, true) {
-                        warn!("libvirt at {} cannot be reached: {why}; trying again", self.uri);
+                        warn!("libvirt at {} cannot be reached: {why}; retrying", self.uri);
                     }
                     self.opening(Some(why));
                     match heard.recv_timeout(pause) {

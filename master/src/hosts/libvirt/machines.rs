@@ -7,7 +7,7 @@ mod find;
 
 pub use find::Listing;
 
-use super::disk::{self, Base, Fresh};
+use super::disk::{self, Base, NewDisk};
 use super::domain::OwnerTag;
 use super::events::LifecycleEvent;
 use super::link::{Link, LinkError};
@@ -300,7 +300,7 @@ impl Inner {
     }
 
     /// No new disk over a base that was changed under one in use: that one is broken, and so may this one be.
-    fn check_base(&self, fresh: &Fresh) -> Result<(), StartError> {
+    fn check_base(&self, fresh: &NewDisk) -> Result<(), StartError> {
         let bases: Vec<String> = lock(&self.known)
             .values()
             .filter_map(|known| known.stamp.base.clone())

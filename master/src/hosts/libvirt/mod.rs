@@ -30,7 +30,7 @@ use crate::core::event::{ListedHost, Owner, PartialList, StartError, Started, Te
 use crate::core::record::{Host, LaunchSpec};
 use crate::hosts::libvirt_network::mac_of;
 use async_trait::async_trait;
-use disk::{Base, Form, Fresh};
+use disk::{Base, Format, NewDisk};
 use domain::{Disk, Machine, Wanted};
 use events::LifecycleEvent;
 use machines::{Inner, Listing};
@@ -54,8 +54,15 @@ type Workers = BTreeMap<WorkerName, LibvirtConfig>;
 /// next audit finds.
 const LIVES: usize = 1_024;
 
-/// Told of each step of a start and of a stop that is done; tests stop the world there.
+/// Called after each step of a start and of a termination.
 pub type Observer = Arc<dyn Fn(&'static str) + Send + Sync>;
+
+/// What tests set otherwise.
+#[derive(Clone, Default)]
+pub struct Options {
+    /// Sees each step.
+    pub observer: Option<Observer>,
+}
 
 /// The provider.
 pub struct Libvirt {
@@ -68,22 +75,22 @@ impl Libvirt {
     /// # Errors
     /// Where that directory cannot be made.
     pub fn new(dir: PathBuf, owner: &str, config: &Config, deaths: mpsc::Sender<Death>) -> io::Result<Self> {
-        Self::observed(dir, owner, config, deaths, None)
+        Self::with_options(dir, owner, config, deaths, Options::default())
     }
 
-    /// The same, with somebody who is told of each step.
+    /// As [`Self::new`], with options of tests.
     ///
     /// # Errors
-    /// As for [`Self::new`].
-    pub fn observed(
+    /// As there.
+    pub fn with_options(
         dir: PathBuf,
         owner: &str,
         config: &Config,
         deaths: mpsc::Sender<Death>,
-        observer: Option<Observer>,
+        options: Options,
     ) -> io::Result<Self> {
         let (lives, heard) = mpsc::channel(LIVES);
-        let inner = Arc::new(Inner::new(dir, owner, observer, lives)?);
+        let inner = Arc::new(Inner::new(dir, owner, options.observer, lives)?);
         inner.configure(sections(config));
         tokio::spawn(listen(Arc::downgrade(&inner), heard, deaths));
         Ok(Self { inner })
@@ -97,7 +104,7 @@ impl Libvirt {
 
 /// The sections of a configuration.
 fn sections(config: &Config) -> Workers {
-    config.sections().map(|(worker, section)| (worker.clone(), section.clone())).collect()
+    config.sections::<LibvirtConfig>().map(|(worker, section)| (worker.clone(), section.clone())).collect()
 }
 
 /// The disk that the configuration wants, and what its image turned out to be.
@@ -181,12 +188,12 @@ impl Provider for Libvirt {
         let base = config.base_image.as_ref().and(looked_at);
         let fresh = config.base_image.as_ref().and(config.hd_image.clone());
         let console = connection_is_local(&config.connection).then(|| self.inner.console_path(&host.id));
-        let disk_spec = fresh.zip(config.base_image.clone()).zip(base).map(|((path, base), about)| Fresh {
+        let disk_spec = fresh.zip(config.base_image.clone()).zip(base).map(|((path, base), about)| NewDisk {
             path,
             base,
             base_format: about.format.to_owned(),
             change: about.change,
-            form: Form::Overlay,
+            form: Format::Overlay,
         });
         let mut spec = Spec {
             connection: config.connection.clone(),

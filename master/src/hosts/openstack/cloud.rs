@@ -97,7 +97,7 @@ pub(super) struct Pages {
 
 /// One account of one cloud, with a token.
 pub struct Cloud {
-    /// Whose.
+    /// The account that it logs in with.
     pub account: Account,
     http: reqwest::Client,
     session: Mutex<Option<Session>>,

@@ -55,7 +55,7 @@ impl Servers {
             return Err(PartialList { why: unheard.join("; "), heard: listed });
         }
         let there: BTreeSet<&str> = listed.iter().map(|machine| machine.handle.as_str()).collect();
-        shared.state().dressed.retain(|id| there.contains(id.as_str()));
+        shared.state().labelled.retain(|id| there.contains(id.as_str()));
         Ok(listed)
     }
 
@@ -117,11 +117,11 @@ impl Shared {
         let mut servers: Vec<&Server> = servers.iter().collect();
         servers.sort();
         let mut hosts = BTreeSet::new();
-        let dressed = self.state().dressed.clone();
+        let labelled = self.state().labelled.clone();
         let tell = |server: &Server| {
             let ours = server.master == self.stamp.id;
             let host = if hosts.insert((server.master.clone(), server.host.clone())) {
-                if ours && (server.status == Status::Error || !dressed.contains(&server.id)) {
+                if ours && (server.status == Status::Error || !labelled.contains(&server.id)) {
                     // What a master before this one has started, and what has failed since.
                     self.watch(cloud, &server.id);
                 }

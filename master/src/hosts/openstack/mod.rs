@@ -42,7 +42,7 @@ use tokio::sync::mpsc;
 
 /// After this a call that was given has either shown its server or never will: Nova writes a server down before it
 /// answers, and no gateway holds a call for so long.
-const SETTLED: Duration = Duration::from_secs(15);
+const PROPAGATION_DELAY: Duration = Duration::from_secs(15);
 /// Between two looks at a server that is being made.
 const LOOK: Duration = Duration::from_millis(500);
 /// Looks until Nova has found a place for a server, before its start counts as taken all the same.
@@ -61,6 +61,19 @@ struct Section {
     cloud: Result<Arc<Cloud>, String>,
 }
 
+/// What tests set otherwise.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// How long a call that was made may take to show its server.
+    pub propagation_delay: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { propagation_delay: PROPAGATION_DELAY }
+    }
+}
+
 /// The provider.
 #[derive(Clone)]
 pub struct Servers {
@@ -72,8 +85,7 @@ struct Shared {
     deaths: mpsc::Sender<Death>,
     /// When this process began to start hosts: an order from before may have been given by another.
     born: Timestamp,
-    /// [`SETTLED`], but for tests.
-    settled: Duration,
+    propagation_delay: Duration,
     clouds: Clouds,
     state: Mutex<State>,
 }
@@ -86,7 +98,7 @@ struct State {
     /// Servers that are looked at until they run.
     watched: BTreeSet<String>,
     /// Servers that run and have all that they are to have.
-    dressed: BTreeSet<String>,
+    labelled: BTreeSet<String>,
 }
 
 impl Servers {
@@ -96,22 +108,29 @@ impl Servers {
     /// # Errors
     /// Where that cannot be read.
     pub fn new(dir: PathBuf, owner: &str, config: &Config, deaths: mpsc::Sender<Death>) -> io::Result<Self> {
-        Self::settling(dir, owner, config, deaths, SETTLED)
+        Self::with_options(dir, owner, config, deaths, Options::default())
     }
 
-    /// As [`Self::new`], in a cloud where a call shows its server within `settled`, or never.
+    /// As [`Self::new`], with options of tests.
     ///
     /// # Errors
     /// As there.
-    pub fn settling(
+    pub fn with_options(
         dir: PathBuf,
         owner: &str,
         config: &Config,
         deaths: mpsc::Sender<Death>,
-        settled: Duration,
+        options: Options,
     ) -> io::Result<Self> {
         let (stamp, clouds) = (OwnerTag::of(owner), Clouds::new(dir.join("places"))?);
-        let shared = Shared { stamp, deaths, born: clock::now(), settled, clouds, state: Mutex::default() };
+        let shared = Shared {
+            stamp,
+            deaths,
+            born: clock::now(),
+            propagation_delay: options.propagation_delay,
+            clouds,
+            state: Mutex::default(),
+        };
         let new = Self { shared: Arc::new(shared) };
         new.configure(config);
         Ok(new)
@@ -154,20 +173,20 @@ impl Shared {
     /// Whether a server may still appear that an earlier call has asked for: one of ours, or of the master before.
     fn is_in_doubt(&self, host: &Host) -> bool {
         let now = clock::now();
-        let inherited = host.created < self.born && now.since(self.born) < self.settled;
+        let inherited = host.created < self.born && now.since(self.born) < self.propagation_delay;
         inherited || self.state().doubts.get(&host.id).is_some_and(|until| now < *until)
     }
 
     /// A server has come that a call in doubt may have made: what else may still come does so soon.
     fn has_come(&self, host: &Host) {
         if let Some(until) = self.state().doubts.get_mut(&host.id) {
-            *until = (*until).min(clock::now() + self.settled);
+            *until = (*until).min(clock::now() + self.propagation_delay);
         }
     }
 
     /// Whether no server may still appear that was asked for.
     fn is_settled(&self) -> bool {
-        clock::now().since(self.born) >= self.settled && self.state().doubts.is_empty()
+        clock::now().since(self.born) >= self.propagation_delay && self.state().doubts.is_empty()
     }
 
     /// The host's server, where there is one. Of two only the older one stays.
@@ -175,7 +194,7 @@ impl Shared {
         let mut found = servers::of_host(cloud, &self.stamp, &spec.name, &host.id).await?.into_iter();
         let first = found.next();
         for extra in found {
-            tracing::warn!("host {} has a second server, {}: ending it", host.id, extra.id);
+            tracing::warn!("host {} has a second server, {}; deleting it", host.id, extra.id);
             servers::delete(cloud, &self.stamp, &extra.id).await?;
         }
         Ok(first)
@@ -185,7 +204,8 @@ impl Shared {
     async fn make(&self, cloud: &Cloud, spec: &Spec, host: &Host) -> Result<String, StartError> {
         let noted = self.clouds.note(&spec.cloud);
         noted.map_err(|error| StartError::Transient(format!("cannot save where servers are made: {error}")))?;
-        let doubted = self.state().doubts.insert(host.id.clone(), clock::now() + CALL_LIMIT + self.settled).is_some();
+        let doubted =
+            self.state().doubts.insert(host.id.clone(), clock::now() + CALL_LIMIT + self.propagation_delay).is_some();
         let problem = match cloud.post(Service::Compute, "/servers", &json!({ "server": spec.server })).await {
             Ok(told) => match told["server"]["id"].as_str() {
                 Some(id) => {
@@ -202,7 +222,7 @@ impl Shared {
             Err(problem) => problem,
         };
         if problem.leaves_doubt() {
-            self.state().doubts.insert(host.id.clone(), clock::now() + self.settled);
+            self.state().doubts.insert(host.id.clone(), clock::now() + self.propagation_delay);
             return Err(StartError::Unknown(problem.to_string()));
         }
         self.state().doubts.remove(&host.id);
@@ -273,7 +293,7 @@ impl Shared {
                     Status::SoftDeleted => return,
                     Status::There => match extras::dress(cloud, &self.stamp, &server).await {
                         Ok(()) => {
-                            self.state().dressed.insert(server.id);
+                            self.state().labelled.insert(server.id);
                             return;
                         }
                         Err(problem) => tracing::warn!("server {id} does not have all that it needs yet: {problem}"),
@@ -299,7 +319,7 @@ impl Shared {
                     }
                 }
                 Ok(true) => {}
-                Ok(false) => return tracing::warn!("server {} is in error and does not go", server.id),
+                Ok(false) => return tracing::warn!("server {} is in error and Nova does not delete it", server.id),
                 Err(problem) => return tracing::warn!("server {} is in error: {problem}", server.id),
             }
         }
