@@ -40,6 +40,27 @@ impl HostConfig {
     }
 }
 
+/// A provider's section: what is in [`HostConfig`] for workers of one kind.
+pub trait Section: Sized {
+    /// The section, if it is of this kind.
+    fn of(host: &HostConfig) -> Option<&Self>;
+}
+
+macro_rules! section {
+    ($variant:ident, $section:ty) => {
+        impl Section for $section {
+            fn of(host: &HostConfig) -> Option<&Self> {
+                if let HostConfig::$variant(section) = host { Some(section) } else { None }
+            }
+        }
+    };
+}
+
+section!(Process, ProcessConfig);
+section!(Ec2, Ec2Config);
+section!(Libvirt, LibvirtConfig);
+section!(Openstack, OpenstackConfig);
+
 impl HostConfig {
     /// Whether its hosts are suspended when they are idle.
     pub(super) fn suspend(&self) -> Option<Suspend> {
