@@ -1,16 +1,20 @@
 //! A core's beginning: from the configuration and what the ledger kept; and what a reload changes.
 
+use super::audit::ORPHAN_AGE;
 use super::event::{Effect, Event, Level};
+use super::host::LiveHost;
+use super::host::phase::{HostEvent, Phase};
 use super::hosts::longest_pause;
 use super::plan::Plan;
 use super::queue::Queue;
-use super::record::{HostState, Ledger, Record, WorkerRecord};
+use super::record::{Ledger, Record, WorkerRecord};
 use super::sessions::{EndReason, LINK_PATIENCE};
+use super::suspend::SUSPEND_LIMIT;
 use super::timers::{Timer, Timers};
-use super::{Core, Live, LiveHost, Pending, Timestamp, Worker, rng};
+use super::{Core, Live, Pending, Timestamp, Worker, rng};
 use rouse_shared::limits::KILL_MARGIN;
 use rouse_shared::message::ToAgent;
-use rouse_shared::{AttemptId, MasterId, WorkerName};
+use rouse_shared::{AttemptId, HostId, MasterId, WorkerName};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
@@ -82,6 +86,7 @@ impl Core {
             free: BTreeSet::new(),
             wakeable: BTreeSet::new(),
             pending: Pending::default(),
+            illegal_events: 0,
             out: Vec::new(),
         };
         core.restore_mail(now, &mut start.ledger);
@@ -158,6 +163,8 @@ impl Core {
         }
     }
 
+    /// Each host goes on from the phase that its row tells: what may have been under way when the last master ended is done
+    /// again.
     fn restore_hosts(&mut self, now: Timestamp, hosts: Vec<super::record::Host>) {
         for mut host in hosts {
             // The clock may have been set back since: what counts from these must not wait until it has caught up.
@@ -165,51 +172,59 @@ impl Core {
             let id = host.id.clone();
             let worker = self.worker_entry(now, &host.worker);
             worker.host = Some(id.clone());
-            let patience = worker.plan.as_ref().map_or(std::time::Duration::ZERO, |p| p.missing_timeout);
-            let ordered = host.state == HostState::Ordered;
-            let (preparing, starting) = (ordered && host.launch.is_none(), ordered && host.launch.is_some());
-            match host.state {
-                HostState::Ordered => {
-                    let host = Box::new(host.clone());
-                    self.out.push(if starting {
-                        Effect::StartHost(host)
-                    } else {
-                        Effect::PrepareHost { host, number: 0 }
-                    });
-                    self.timers.set(Timer::Boot(id.clone()), now + patience);
-                }
-                HostState::Booting | HostState::Resuming => self.timers.set(Timer::Boot(id.clone()), now + patience),
-                HostState::Ready | HostState::Draining if worker.session.is_none() => {
-                    host.state = HostState::Terminating;
-                }
-                HostState::Ready
-                | HostState::Draining
-                | HostState::Suspending
-                | HostState::Suspended
-                | HostState::Terminating
-                | HostState::Terminated => {}
-            }
-            let state = host.state;
+            let (patience, lost) =
+                (worker.plan.as_ref().map_or(Duration::ZERO, |p| p.missing_timeout), worker.session.is_none());
+            let phase = Phase::restored(&host);
             let live = LiveHost {
+                published: Some(host.state),
                 host,
-                preparing: preparing.then_some(0),
-                starting,
-                suspending: false,
-                // The master before this one may have given the order.
-                start_tries: u32::from(starting),
-                trouble: None,
-                doubt: (ordered || state == HostState::Terminating).then_some(now + super::audit::ORPHAN_AGE),
-                terminate_tries: 0,
-                given_up: false,
-                absent: 0,
-                announced: Some(state),
+                phase: phase.clone(),
+                earlier_call_until: None,
+                missing_from_lists: 0,
             };
             self.hosts.insert(id.clone(), live);
-            if state == HostState::Terminating {
-                self.terminate_again(now, &id);
+            match phase {
+                Phase::Preparing { number } => {
+                    self.expect_earlier_call(now, &id);
+                    self.timers.set(Timer::Boot(id.clone()), now + patience);
+                    if let Some(live) = self.hosts.get(&id) {
+                        self.out.push(Effect::PrepareHost { host: Box::new(live.host.clone()), number });
+                    }
+                }
+                Phase::Launching { .. } | Phase::Resuming { .. } => {
+                    self.expect_earlier_call(now, &id);
+                    self.timers.set(Timer::Boot(id.clone()), now + patience);
+                    self.call(now, &id);
+                }
+                Phase::Booting { .. } => self.timers.set(Timer::Boot(id.clone()), now + patience),
+                Phase::Ready { .. } | Phase::Draining { .. } if lost => {
+                    self.advance(&id, &HostEvent::Terminate);
+                    if let Some(live) = self.hosts.get_mut(&id) {
+                        live.published = Some(live.host.state);
+                    }
+                    self.expect_earlier_call(now, &id);
+                    self.call(now, &id);
+                }
+                Phase::Ready { .. } | Phase::Draining { .. } | Phase::Terminated => {}
+                Phase::Suspending { .. } => {
+                    self.expect_earlier_call(now, &id);
+                    self.timers.set(Timer::Suspension(id.clone()), now + SUSPEND_LIMIT);
+                    self.call(now, &id);
+                }
+                Phase::Suspended => self.review_suspended(now, &id),
+                Phase::Terminating { .. } => {
+                    self.expect_earlier_call(now, &id);
+                    self.call(now, &id);
+                }
             }
-            self.restore_suspended(now, &id);
             self.touch_host(&id);
+        }
+    }
+
+    /// A call of the last master may still come.
+    fn expect_earlier_call(&mut self, now: Timestamp, id: &HostId) {
+        if let Some(live) = self.hosts.get_mut(id) {
+            live.earlier_call_until = Some(now + ORPHAN_AGE);
         }
     }
 
@@ -255,8 +270,8 @@ impl Core {
         self.pending.wake = true;
     }
 
-    fn host_of(&self, name: &WorkerName) -> rouse_shared::HostId {
-        let none = || rouse_shared::HostId(String::new());
+    fn host_of(&self, name: &WorkerName) -> HostId {
+        let none = || HostId(String::new());
         self.workers.get(name).and_then(|w| w.host.clone()).unwrap_or_else(none)
     }
 

@@ -5,6 +5,7 @@
 
 use super::admission::WRONG_MACHINE;
 use super::event::{Effect, Level};
+use super::host::phase::HostEvent;
 use super::record::{HostState, Record};
 use super::sessions::{EndReason, LINK_PATIENCE};
 use super::timers::Timer;
@@ -53,10 +54,10 @@ impl Core {
         self.note(Level::Warn, text);
         self.expire_lease(now, name);
         self.tell_impostor(now, name);
-        let Some(live) = self.hosts.get_mut(id) else { return };
-        match live.host.state {
-            HostState::Ready => {
-                live.host.state = HostState::Booting;
+        match self.hosts.get(id).map(|live| live.host.state) {
+            Some(HostState::Ready) => {
+                self.advance(id, &HostEvent::Disowned);
+                let Some(live) = self.hosts.get_mut(id) else { return };
                 live.host.booted.get_or_insert(now);
                 live.host.attached = None;
                 live.host.nonce = None;
@@ -66,10 +67,10 @@ impl Core {
                 self.timers.clear(&Timer::Reclaim(id.clone()));
                 self.timers.set(Timer::Boot(id.clone()), now + patience);
             }
-            HostState::Draining => self.terminate_host(now, id, "it was to be drained and has run nothing"),
-            HostState::Ordered | HostState::Booting | HostState::Terminating | HostState::Terminated => {}
+            Some(HostState::Draining) => self.terminate_host(now, id, "it was to be drained and has run nothing"),
+            Some(HostState::Ordered | HostState::Booting | HostState::Terminating | HostState::Terminated) | None => {}
             // It has been known which machine that is since before it was suspended.
-            HostState::Suspending | HostState::Suspended | HostState::Resuming => {}
+            Some(HostState::Suspending | HostState::Suspended | HostState::Resuming) => {}
         }
         self.touch_host(id);
         self.touch_worker(name);

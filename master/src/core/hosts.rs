@@ -4,6 +4,7 @@
 
 use super::build::FailedHost;
 use super::event::{Effect, Level, Termination};
+use super::host::phase::{HostEvent, Phase};
 use super::plan::LatentPlan;
 use super::record::{DesiredState, HostState, Record};
 use super::timers::Timer;
@@ -73,12 +74,17 @@ impl Core {
 
     /// A host that never attached is given up: its evidence is fetched, then it is terminated.
     fn give_up_host(&mut self, now: Timestamp, id: &HostId, why: &str) {
+        if self.advance(id, &HostEvent::GiveUp).is_some() {
+            self.host_given_up(now, id, why);
+        }
+    }
+
+    fn host_given_up(&mut self, now: Timestamp, id: &HostId, why: &str) {
         let Some(live) = self.hosts.get_mut(id) else { return };
-        live.host.state = HostState::Terminating;
         live.host.why = Some(why.to_owned());
-        live.given_up = true;
         let host = live.host.clone();
         self.timers.clear(&Timer::Boot(id.clone()));
+        self.timers.clear(&Timer::CallAgain(id.clone()));
         self.timers.set(Timer::Console(id.clone()), now + CONSOLE_PATIENCE);
         self.out.push(Effect::FetchConsole(Box::new(host.clone())));
         self.note(Level::Warn, format!("host {id} of {} is given up: {why}", host.worker));
@@ -88,15 +94,16 @@ impl Core {
 
     /// What a host that is given up had printed has come, or is waited for no longer.
     pub(super) fn on_console(&mut self, now: Timestamp, id: &HostId, text: Option<String>) {
-        let Some(live) = self.hosts.get_mut(id) else { return };
-        if !std::mem::take(&mut live.given_up) || live.host.state != HostState::Terminating {
+        let before = self.advance(id, &HostEvent::Console);
+        if !before.is_some_and(|phase| matches!(phase, Phase::Terminating { console: true, .. })) {
             return;
         }
+        let Some(live) = self.hosts.get_mut(id) else { return };
         live.host.console.clone_from(&text);
         let why = live.host.why.clone().unwrap_or_default();
         self.timers.clear(&Timer::Console(id.clone()));
         self.host_failed(now, id, &why, self.fault_of_silence(now, id), text);
-        self.terminate_again(now, id);
+        self.call_again(now, id);
         self.touch_host(id);
     }
 
@@ -157,16 +164,15 @@ impl Core {
 
     /// Its host's agent has attached: the start has succeeded.
     pub(super) fn host_attached(&mut self, now: Timestamp, id: &HostId) {
-        let Some(live) = self.hosts.get_mut(id) else { return };
-        if !live.host.state.is_starting() {
+        if !self.advance(id, &HostEvent::Attached).is_some_and(|before| before.state().is_starting()) {
             return;
         }
-        live.host.state = HostState::Ready;
+        let Some(live) = self.hosts.get_mut(id) else { return };
         live.host.attached.get_or_insert(now);
         let host = live.host.clone();
         let worker = host.worker.clone();
         self.timers.clear(&Timer::Boot(id.clone()));
-        self.timers.clear(&Timer::StartRetry(id.clone()));
+        self.timers.clear(&Timer::CallAgain(id.clone()));
         if let Some(w) = self.workers.get_mut(&worker) {
             w.record.failures = 0;
             w.record.faults = 0;
@@ -195,8 +201,10 @@ impl Core {
 
     /// Asks the agent to take nothing new and to say when nothing runs; only its answer terminates the host.
     pub(super) fn drain_host(&mut self, id: &HostId, why: &str) {
-        let Some(live) = self.hosts.get_mut(id).filter(|l| l.host.state == HostState::Ready) else { return };
-        live.host.state = HostState::Draining;
+        if !self.advance(id, &HostEvent::Drain).is_some_and(|before| before.state() == HostState::Ready) {
+            return;
+        }
+        let Some(live) = self.hosts.get_mut(id) else { return };
         live.host.why = Some(why.to_owned());
         let worker = live.host.worker.clone();
         self.timers.clear(&Timer::Idle(id.clone()));
@@ -216,19 +224,16 @@ impl Core {
 
     /// Terminates the host, now and again until it is gone.
     pub(super) fn terminate_host(&mut self, now: Timestamp, id: &HostId, why: &str) {
-        let Some(live) = self.hosts.get_mut(id) else { return };
-        if live.host.state == HostState::Terminating {
+        if !self.advance(id, &HostEvent::Terminate).is_some_and(|before| before.state() != HostState::Terminating) {
             return;
         }
-        live.host.state = HostState::Terminating;
+        let Some(live) = self.hosts.get_mut(id) else { return };
         live.host.why.get_or_insert_with(|| why.to_owned());
-        // Those before were to suspend it: its end must not be asked for as seldom.
-        live.terminate_tries = 0;
         let worker = live.host.worker.clone();
         for timer in [
             Timer::Idle(id.clone()),
             Timer::Boot(id.clone()),
-            Timer::StartRetry(id.clone()),
+            Timer::CallAgain(id.clone()),
             Timer::Suspension(id.clone()),
         ] {
             self.timers.clear(&timer);
@@ -237,63 +242,49 @@ impl Core {
         self.pending.wake = true;
         self.touch_host(id);
         self.touch_worker(&worker);
-        self.terminate_again(now, id);
-    }
-
-    pub(super) fn terminate_again(&mut self, now: Timestamp, id: &HostId) {
-        let Some(live) = self.hosts.get_mut(id).filter(|l| l.host.state == HostState::Terminating) else { return };
-        // A start under way could make the machine after it was found to be gone; its end comes back here.
-        if live.starting {
-            return;
-        }
-        live.terminate_tries += 1;
-        let pause = repeat_pause(live.terminate_tries);
-        self.out.push(Effect::TerminateHost(Box::new(live.host.clone())));
-        self.timers.set(Timer::TerminateRetry(id.clone()), now + pause);
+        // A start under way could make the machine after it was found to be gone; its answer comes back here.
+        self.call_again(now, id);
     }
 
     pub(super) fn on_terminate_ended(&mut self, now: Timestamp, id: &HostId, result: Result<Termination, String>) {
         let Some(live) = self.hosts.get(id) else { return };
-        if live.host.state != HostState::Terminating || live.starting {
-            return;
-        }
+        // Asked again until an earlier start can make nothing any more.
+        let gone = result == Ok(Termination::Gone) && !live.may_still_be_made(now);
+        let event = HostEvent::TerminateEnded { gone };
+        let Some(before) = self.advance(id, &event) else { return };
+        self.host_went(now, id, &before, "");
         match result {
-            // Asked again until an earlier start can make nothing any more.
-            Ok(Termination::Gone) if live.in_doubt(now) => {}
-            Ok(Termination::Gone) => self.host_is_gone(now, id, ""),
-            Ok(Termination::Requested) => {}
-            Err(why) => self.note(Level::Warn, format!("host {id} could not be terminated: {why}; trying again")),
+            Err(why) if matches!(before, Phase::Terminating { call: false, .. }) => {
+                self.note(Level::Warn, format!("host {id} could not be terminated: {why}; trying again"));
+            }
+            Ok(Termination::Gone | Termination::Requested) | Err(_) => {}
         }
     }
 
     /// The provider has proof that the machine is gone.
     pub(super) fn on_host_gone(&mut self, now: Timestamp, id: &HostId, why: &str) {
-        let Some(live) = self.hosts.get(id) else { return };
-        match live.host.state {
-            HostState::Ordered | HostState::Booting | HostState::Resuming => {
-                // It went before it attached: the console may still be had, the machine is gone either way.
-                self.give_up_host(now, id, &format!("it ended before its agent attached: {why}"));
-            }
-            HostState::Ready
-            | HostState::Draining
-            | HostState::Suspending
-            | HostState::Suspended
-            | HostState::Terminating => self.host_is_gone(now, id, why),
-            HostState::Terminated => {}
+        let Some(before) = self.advance(id, &HostEvent::Gone) else { return };
+        if before.state().is_starting() {
+            self.host_given_up(now, id, &format!("it ended before its agent attached: {why}"));
+        } else {
+            self.host_went(now, id, &before, why);
         }
     }
 
-    /// Proof that nothing of the host runs: its session is over, what ran on it may be tried elsewhere at once.
-    pub(super) fn host_is_gone(&mut self, now: Timestamp, id: &HostId, why: &str) {
-        if self.hosts.get_mut(id).is_some_and(|live| std::mem::take(&mut live.given_up)) {
+    /// Proof that nothing of the host runs, if its last step was to the end of its life: its session is over, and what ran on
+    /// it may be tried elsewhere at once.
+    pub(super) fn host_went(&mut self, now: Timestamp, id: &HostId, before: &Phase, why: &str) {
+        let Some(live) = self.hosts.get_mut(id) else { return };
+        if *before == Phase::Terminated || live.phase != Phase::Terminated {
+            return;
+        }
+        live.host.terminated = Some(now);
+        if matches!(before, Phase::Terminating { console: true, .. }) {
             // It went while what it printed was waited for: a failed start all the same.
-            let given = self.hosts.get(id).and_then(|live| live.host.why.clone()).unwrap_or_default();
+            let given = live.host.why.clone().unwrap_or_default();
             self.host_failed(now, id, &given, self.fault_of_silence(now, id), None);
         }
-        let Some(live) = self.hosts.get_mut(id) else { return };
-        let expected = matches!(live.host.state, HostState::Terminating);
-        live.host.state = HostState::Terminated;
-        live.host.terminated = Some(now);
+        let expected = before.state() == HostState::Terminating;
         self.settle(now, id);
         let Some(live) = self.hosts.get_mut(id) else { return };
         if !why.is_empty() {
@@ -304,8 +295,7 @@ impl Core {
         for timer in [
             Timer::Idle(id.clone()),
             Timer::Boot(id.clone()),
-            Timer::StartRetry(id.clone()),
-            Timer::TerminateRetry(id.clone()),
+            Timer::CallAgain(id.clone()),
             Timer::Suspension(id.clone()),
             Timer::Console(id.clone()),
             Timer::Reclaim(id.clone()),

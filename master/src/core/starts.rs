@@ -2,17 +2,33 @@
 
 use super::audit::ORPHAN_AGE;
 use super::event::{Effect, Level, StartError, Started};
+use super::host::LiveHost;
+use super::host::phase::{HostEvent, Phase, StartOutcome};
 use super::hosts::{Fault, repeat_pause};
 use super::plan::ProviderKind;
 use super::record::{Host, HostState, LaunchSpec};
 use super::timers::Timer;
-use super::{Core, LiveHost, Timestamp};
+use super::{Core, Timestamp};
 use rouse_shared::{BuildId, HostId, WorkerName};
 use std::time::Duration;
 
 impl LiveHost {
-    pub(super) fn in_doubt(&self, now: Timestamp) -> bool {
-        self.host.handle.is_none() && self.doubt.is_some_and(|until| until > now)
+    /// What a call to start it that failed proves of the machine.
+    fn outcome_of(&self, now: Timestamp, error: &StartError) -> StartOutcome {
+        let why = error.text().to_owned();
+        let another = self.host.launch.as_ref().filter(|o| o.more).map(|o| o.number + 1);
+        match error {
+            StartError::Unknown(_) => StartOutcome::Unclear { why },
+            _ if self.may_still_be_made(now) => StartOutcome::Unclear { why },
+            // Of an earlier call it is not known whether it made the machine: that this one has not proves nothing.
+            StartError::Transient(_) | StartError::Auth(_)
+                if matches!(self.phase, Phase::Launching { tries: 1.., .. }) =>
+            {
+                StartOutcome::Unclear { why }
+            }
+            StartError::Capacity(_) => another.map_or(StartOutcome::NotMade, |next| StartOutcome::NoCapacity { next }),
+            StartError::Rejected(_) | StartError::Transient(_) | StartError::Auth(_) => StartOutcome::NotMade,
+        }
     }
 }
 
@@ -55,16 +71,10 @@ impl Core {
         self.timers.set(Timer::Boot(id.clone()), now + patience);
         let live = LiveHost {
             host,
-            preparing: Some(0),
-            starting: false,
-            suspending: false,
-            start_tries: 0,
-            trouble: None,
-            doubt: None,
-            terminate_tries: 0,
-            given_up: false,
-            absent: 0,
-            announced: None,
+            phase: Phase::Preparing { number: 0 },
+            earlier_call_until: None,
+            missing_from_lists: 0,
+            published: None,
         };
         self.hosts.insert(id.clone(), live);
         if let Some(w) = self.workers.get_mut(worker) {
@@ -83,42 +93,46 @@ impl Core {
         number: u32,
         result: Result<LaunchSpec, StartError>,
     ) {
-        let Some(live) = self.hosts.get_mut(id).filter(|l| l.preparing == Some(number)) else { return };
-        live.preparing = None;
-        if live.host.state != HostState::Ordered {
-            return;
-        }
-        let host = live.host.clone();
+        let Some(live) = self.hosts.get(id) else { return };
+        let (awaited, host) = (live.phase == Phase::Preparing { number }, live.host.clone());
         match result {
-            Ok(order) if !self.image_admits(&host, &order.image) => {
+            Ok(order) if awaited && !self.image_admits(&host, &order.image) => {
                 let why = format!("image {} is new: it waits until one of its first hosts has attached", order.image);
                 let builds = self.queue.release(id);
                 builds.into_iter().for_each(|build| self.touch_build(build));
-                self.host_is_gone(now, id, &why);
+                if let Some(before) = self.advance(id, &HostEvent::NotPrepared) {
+                    self.host_went(now, id, &before, &why);
+                }
             }
             Ok(order) => {
+                if self.advance(id, &HostEvent::Prepared { number }).is_none() || !awaited {
+                    return;
+                }
                 let Some(live) = self.hosts.get_mut(id) else { return };
                 live.host.identity.clone_from(&order.identity);
                 live.host.launch = Some(order);
-                live.start_tries = 0;
-                live.trouble = None;
-                live.starting = true;
-                self.out.push(Effect::StartHost(Box::new(live.host.clone())));
+                self.call(now, id);
             }
-            Err(error) => self.start_failed(now, id, &error),
+            Err(error) if awaited => {
+                if let Some(before) = self.advance(id, &HostEvent::NotPrepared) {
+                    self.start_failed(now, id, &before, &error);
+                }
+            }
+            // Repeated, or late.
+            Err(_) => return,
         }
         self.touch_host(id);
     }
 
     /// The provider was not able to make the machine, and that is certain.
-    fn start_failed(&mut self, now: Timestamp, id: &HostId, error: &StartError) {
+    fn start_failed(&mut self, now: Timestamp, id: &HostId, before: &Phase, error: &StartError) {
         let why = format!("the host could not be started: {}", error.text());
         let fault = match error {
             StartError::Rejected(_) | StartError::Auth(_) => Fault::Host,
             StartError::Capacity(_) | StartError::Transient(_) | StartError::Unknown(_) => Fault::Passing,
         };
         self.host_failed(now, id, &why, fault, None);
-        self.host_is_gone(now, id, &why);
+        self.host_went(now, id, before, &why);
     }
 
     pub(super) fn on_start_ended(
@@ -141,68 +155,53 @@ impl Core {
         if live.host.launch.as_ref().map(|o| o.number) != Some(number) && result.is_err() {
             return;
         }
-        live.starting = false;
-        let (worker, state) = (live.host.worker.clone(), live.host.state);
-        let another = live.host.launch.as_ref().filter(|o| o.more).map(|o| o.number + 1);
-        let mut identity = None;
-        let result = result.map(|started: Started| {
-            live.host.handle = Some(started.handle);
-            live.doubt = None;
-            identity = started.identity;
-        });
-        match (result, state) {
-            (Ok(()), HostState::Ordered) => {
-                live.host.state = HostState::Booting;
-                live.host.booted = Some(now);
+        let (worker, mut identity) = (live.host.worker.clone(), None);
+        let (outcome, error) = match result {
+            Ok(started) => {
+                live.host.handle = Some(started.handle);
+                live.earlier_call_until = None;
+                identity = started.identity;
+                (StartOutcome::Made, None)
             }
-            (Ok(()), HostState::Booting | HostState::Ready | HostState::Draining) => {
-                live.host.booted.get_or_insert(now);
-            }
-            // The answer to a start that was repeated and has been suspended since.
-            (_, HostState::Suspending | HostState::Suspended | HostState::Resuming) => {}
-            (Ok(()), HostState::Terminating) => self.terminate_again(now, id),
-            (Err(StartError::Unknown(why)), HostState::Ordered) => {
-                live.doubt = Some(now + ORPHAN_AGE);
-                self.ask_again(now, id, &worker, &why);
-            }
-            (Err(error), HostState::Ordered) if live.in_doubt(now) => self.ask_again(now, id, &worker, error.text()),
-            // Of an earlier try it is not known whether it made the machine: that this one has not proves nothing.
-            (Err(StartError::Transient(why) | StartError::Auth(why)), HostState::Ordered) if live.start_tries > 0 => {
-                self.ask_again(now, id, &worker, &why);
-            }
-            (Err(StartError::Capacity(why)), HostState::Ordered) if another.is_some() => {
-                live.preparing = another;
-                let (host, number) = (Box::new(live.host.clone()), another.unwrap_or_default());
-                self.out.push(Effect::PrepareHost { host, number });
-                self.note(Level::Info, format!("no capacity for host {id} of {worker}: {why}; trying an alternative"));
-            }
-            (Err(error), HostState::Ordered) => self.start_failed(now, id, &error),
-            // A repeated start of a host that has attached meanwhile, or that is being terminated anyway.
-            (Err(_), HostState::Booting | HostState::Ready | HostState::Draining) => {}
-            (Err(_), HostState::Terminating) => self.terminate_again(now, id),
-            (_, HostState::Terminated) => {}
-        }
+            Err(error) => (live.outcome_of(now, &error), Some(error)),
+        };
+        let Some(before) = self.advance(id, &HostEvent::StartEnded(outcome)) else { return };
+        self.start_advanced(now, id, &before, error);
         self.learn_identity(now, id, identity);
         self.touch_host(id);
         self.touch_worker(&worker);
     }
 
-    /// Whether the machine was made is not known: the same start is given again, word for word.
-    fn ask_again(&mut self, now: Timestamp, id: &HostId, worker: &WorkerName, why: &str) {
+    /// A call to start the host was answered, by `error` or with the machine, and has led here.
+    fn start_advanced(&mut self, now: Timestamp, id: &HostId, before: &Phase, error: Option<StartError>) {
         let Some(live) = self.hosts.get_mut(id) else { return };
-        live.start_tries += 1;
-        live.trouble = Some(why.to_owned());
-        let pause = repeat_pause(live.start_tries);
-        self.timers.set(Timer::StartRetry(id.clone()), now + pause);
-        let text = format!("whether host {id} of {worker} was started is not known: {why}; asking again");
-        self.note(Level::Warn, text);
-    }
-
-    pub(super) fn start_again(&mut self, id: &HostId) {
-        let idle = |l: &&mut LiveHost| l.host.state == HostState::Ordered && !l.starting && l.preparing.is_none();
-        if let Some(live) = self.hosts.get_mut(id).filter(idle) {
-            live.starting = true;
-            self.out.push(Effect::StartHost(Box::new(live.host.clone())));
+        let worker = &live.host.worker;
+        match (&live.phase, error) {
+            (Phase::Booting { .. } | Phase::Ready { .. } | Phase::Draining { .. }, None) => {
+                live.host.booted.get_or_insert(now);
+            }
+            (Phase::Launching { call: false, tries, .. }, Some(error)) => {
+                let text =
+                    format!("whether host {id} of {worker} was started is not known: {}; asking again", error.text());
+                self.timers.set(Timer::CallAgain(id.clone()), now + repeat_pause(*tries));
+                if let StartError::Unknown(_) = error {
+                    live.earlier_call_until = Some(now + ORPHAN_AGE);
+                }
+                self.note(Level::Warn, text);
+            }
+            (Phase::Preparing { number }, Some(error)) if matches!(before, Phase::Launching { .. }) => {
+                let text = format!("no capacity for host {id} of {worker}: {}; trying an alternative", error.text());
+                self.out.push(Effect::PrepareHost { host: Box::new(live.host.clone()), number: *number });
+                self.note(Level::Info, text);
+            }
+            (Phase::Terminated, Some(error)) if *before != Phase::Terminated => {
+                self.start_failed(now, id, before, &error);
+            }
+            (Phase::Terminating { .. }, _) => self.call_again(now, id),
+            // A repeated answer, or one to a start of a host that has attached meanwhile.
+            (Phase::Preparing { .. } | Phase::Launching { .. } | Phase::Booting { .. }, _) => {}
+            (Phase::Ready { .. } | Phase::Draining { .. }, Some(_)) => {}
+            (Phase::Suspending { .. } | Phase::Suspended | Phase::Resuming { .. } | Phase::Terminated, _) => {}
         }
     }
 }
