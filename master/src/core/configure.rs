@@ -1,15 +1,11 @@
 //! A core's beginning: from the configuration and what the ledger kept; and what a reload changes.
 
-use super::audit::ORPHAN_AGE;
 use super::event::{Effect, Event, Level};
-use super::host::LiveHost;
-use super::host::phase::{HostEvent, Phase};
-use super::hosts::longest_pause;
+use super::host::longest_pause;
 use super::plan::Plan;
 use super::queue::Queue;
 use super::record::{Ledger, Record, WorkerRecord};
 use super::sessions::{EndReason, LINK_PATIENCE};
-use super::suspend::SUSPEND_LIMIT;
 use super::timers::{Timer, Timers};
 use super::{Core, Live, Pending, Timestamp, Worker, rng};
 use rouse_shared::limits::KILL_MARGIN;
@@ -119,7 +115,7 @@ impl Core {
         (core, effects)
     }
 
-    fn worker_entry(&mut self, now: Timestamp, name: &WorkerName) -> &mut Worker {
+    pub(super) fn worker_entry(&mut self, now: Timestamp, name: &WorkerName) -> &mut Worker {
         self.workers.entry(name.clone()).or_insert_with(|| Worker {
             plan: None,
             removed: true,
@@ -160,71 +156,6 @@ impl Core {
                 let lease = lease.max(extended.unwrap_or_default());
                 self.timers.set(Timer::Lease(name), now + lease + KILL_MARGIN);
             }
-        }
-    }
-
-    /// Each host goes on from the phase that its row tells: what may have been under way when the last master ended is done
-    /// again.
-    fn restore_hosts(&mut self, now: Timestamp, hosts: Vec<super::record::Host>) {
-        for mut host in hosts {
-            // The clock may have been set back since: what counts from these must not wait until it has caught up.
-            (host.booted, host.attached) = (host.booted.map(|at| at.min(now)), host.attached.map(|at| at.min(now)));
-            let id = host.id.clone();
-            let worker = self.worker_entry(now, &host.worker);
-            worker.host = Some(id.clone());
-            let (patience, lost) =
-                (worker.plan.as_ref().map_or(Duration::ZERO, |p| p.missing_timeout), worker.session.is_none());
-            let phase = Phase::restored(&host);
-            let live = LiveHost {
-                published: Some(host.state),
-                host,
-                phase: phase.clone(),
-                earlier_call_until: None,
-                missing_from_lists: 0,
-            };
-            self.hosts.insert(id.clone(), live);
-            match phase {
-                Phase::Preparing { number } => {
-                    self.expect_earlier_call(now, &id);
-                    self.timers.set(Timer::Boot(id.clone()), now + patience);
-                    if let Some(live) = self.hosts.get(&id) {
-                        self.out.push(Effect::PrepareHost { host: Box::new(live.host.clone()), number });
-                    }
-                }
-                Phase::Launching { .. } | Phase::Resuming { .. } => {
-                    self.expect_earlier_call(now, &id);
-                    self.timers.set(Timer::Boot(id.clone()), now + patience);
-                    self.call(now, &id);
-                }
-                Phase::Booting { .. } => self.timers.set(Timer::Boot(id.clone()), now + patience),
-                Phase::Ready { .. } | Phase::Draining { .. } if lost => {
-                    self.advance(&id, &HostEvent::Terminate);
-                    if let Some(live) = self.hosts.get_mut(&id) {
-                        live.published = Some(live.host.state);
-                    }
-                    self.expect_earlier_call(now, &id);
-                    self.call(now, &id);
-                }
-                Phase::Ready { .. } | Phase::Draining { .. } | Phase::Terminated => {}
-                Phase::Suspending { .. } => {
-                    self.expect_earlier_call(now, &id);
-                    self.timers.set(Timer::Suspension(id.clone()), now + SUSPEND_LIMIT);
-                    self.call(now, &id);
-                }
-                Phase::Suspended => self.review_suspended(now, &id),
-                Phase::Terminating { .. } => {
-                    self.expect_earlier_call(now, &id);
-                    self.call(now, &id);
-                }
-            }
-            self.touch_host(&id);
-        }
-    }
-
-    /// A call of the last master may still come.
-    fn expect_earlier_call(&mut self, now: Timestamp, id: &HostId) {
-        if let Some(live) = self.hosts.get_mut(id) {
-            live.earlier_call_until = Some(now + ORPHAN_AGE);
         }
     }
 

@@ -2,7 +2,18 @@
 //! Nothing is ever left running: terminating repeats until the provider reports that the machine is gone, and
 //! [`super::audit`] finds what the ledger does not know.
 
+mod attach;
+mod drain;
+mod failure;
+mod impostor;
+mod launch;
 pub(super) mod phase;
+#[cfg(test)]
+mod phase_tests;
+mod reclaim;
+mod recover;
+mod suspend;
+mod terminate;
 
 use super::event::{Effect, Level};
 use super::record::{Host, HostState};
@@ -10,6 +21,14 @@ use super::timers::Timer;
 use super::{Core, Timestamp};
 use phase::{HostEvent, Phase};
 use rouse_shared::HostId;
+use std::time::Duration;
+
+pub(super) use failure::{BACKOFF_FIRST, BACKOFF_MOST, doubled, longest_pause};
+
+/// First pause before a start with an unknown result, or a termination that failed, is repeated; doubled up to a minute.
+const REPEAT_FIRST: Duration = Duration::from_secs(2);
+/// Longest pause before a call is repeated.
+const REPEAT_MOST: Duration = Duration::from_secs(60);
 
 /// A host that is not gone, and what of it is not worth keeping across a restart.
 pub(super) struct LiveHost {
@@ -24,6 +43,11 @@ pub(super) struct LiveHost {
     pub missing_from_lists: u32,
     /// The state that was published last.
     pub published: Option<HostState>,
+}
+
+/// The pause before a call that was made so many times is repeated.
+pub(super) fn repeat_pause(tries: u32) -> Duration {
+    doubled(REPEAT_FIRST, REPEAT_MOST, tries.min(8))
 }
 
 impl LiveHost {
@@ -73,7 +97,7 @@ impl Core {
             Phase::Resuming { .. } => Effect::ResumeHost(host),
             Phase::Suspending { .. } => Effect::SuspendHost(host),
             Phase::Terminating { tries, .. } => {
-                self.timers.set(Timer::CallAgain(id.clone()), now + super::hosts::repeat_pause(tries));
+                self.timers.set(Timer::CallAgain(id.clone()), now + repeat_pause(tries));
                 Effect::TerminateHost(host)
             }
             Phase::Preparing { .. }

@@ -1,14 +1,15 @@
 //! Orders hosts and starts them: the intent is committed, then the order, and only then is the provider called.
 
-use super::audit::ORPHAN_AGE;
-use super::event::{Effect, Level, StartError, Started};
-use super::host::LiveHost;
-use super::host::phase::{HostEvent, Phase, StartOutcome};
-use super::hosts::{Fault, repeat_pause};
-use super::plan::ProviderKind;
-use super::record::{Host, HostState, LaunchSpec};
-use super::timers::Timer;
-use super::{Core, Timestamp};
+use super::LiveHost;
+use super::failure::Fault;
+use super::phase::{HostEvent, Phase, StartOutcome};
+use super::repeat_pause;
+use crate::core::audit::ORPHAN_AGE;
+use crate::core::event::{Effect, Level, StartError, Started};
+use crate::core::plan::ProviderKind;
+use crate::core::record::{Host, HostState, LaunchSpec};
+use crate::core::timers::Timer;
+use crate::core::{Core, Timestamp};
 use rouse_shared::{BuildId, HostId, WorkerName};
 use std::time::Duration;
 
@@ -34,7 +35,12 @@ impl LiveHost {
 
 impl Core {
     /// Orders a host for a worker that has none. The intent is committed before the provider hears of it.
-    pub(super) fn order_host(&mut self, now: Timestamp, worker: &WorkerName, started_for: Option<BuildId>) -> HostId {
+    pub(in crate::core) fn order_host(
+        &mut self,
+        now: Timestamp,
+        worker: &WorkerName,
+        started_for: Option<BuildId>,
+    ) -> HostId {
         let id = HostId(format!("h{}", self.random_hex(8)));
         let token = self.random_hex(24);
         let plan = self.workers.get(worker).and_then(|w| w.plan.clone());
@@ -86,7 +92,7 @@ impl Core {
     }
 
     /// What is to be ordered is known: it is committed, and then ordered.
-    pub(super) fn on_prepared(
+    pub(in crate::core) fn on_prepared(
         &mut self,
         now: Timestamp,
         id: &HostId,
@@ -135,7 +141,7 @@ impl Core {
         self.host_went(now, id, before, &why);
     }
 
-    pub(super) fn on_start_ended(
+    pub(in crate::core) fn on_start_ended(
         &mut self,
         now: Timestamp,
         id: &HostId,

@@ -3,29 +3,21 @@
 //!
 //! Whatever is not as it should be ends the host: nothing that is suspended is worth more than what is built on it.
 
-use super::event::{Level, ListedHost, StartError, Suspension};
-use super::host::phase::{HostEvent, Phase};
-use super::hosts::repeat_pause;
-use super::record::{DesiredState, HostState};
-use super::sessions::EndReason;
-use super::timers::Timer;
-use super::{Core, Timestamp};
-use rouse_shared::message::ToAgent;
-use rouse_shared::{BuildId, HostId, SessionId, WorkerName};
+use super::phase::{HostEvent, Phase};
+use super::repeat_pause;
+use crate::core::event::{Level, ListedHost, StartError, Suspension};
+use crate::core::record::{DesiredState, HostState};
+use crate::core::timers::Timer;
+use crate::core::{Core, Timestamp};
+use rouse_shared::{BuildId, HostId, WorkerName};
 use std::time::Duration;
 
 /// How long suspending may take: hibernation writes all memory to a disk.
 pub(super) const SUSPEND_LIMIT: Duration = Duration::from_secs(900);
 
 impl Core {
-    /// Tells an agent to take nothing new, and whether its machine may be suspended after that.
-    pub(super) fn send_drain(&mut self, worker: &WorkerName, session: SessionId, drain: u64) {
-        let sleep = self.latent_of(worker).is_some_and(|latent| latent.suspend.is_some());
-        self.send(worker, ToAgent::Drain { session, drain, sleep });
-    }
-
     /// Why the host is not to be suspended, or not any longer; nothing where it may.
-    fn why_not_suspend(&self, now: Timestamp, id: &HostId) -> Option<&'static str> {
+    pub(super) fn why_not_suspend(&self, now: Timestamp, id: &HostId) -> Option<&'static str> {
         let live = self.hosts.get(id)?;
         let worker = self.workers.get(&live.host.worker)?;
         let Some(latent) = worker.plan.as_ref().filter(|_| !worker.removed).and_then(|p| p.latent.as_ref()) else {
@@ -50,26 +42,12 @@ impl Core {
         }
     }
 
-    /// Nothing runs on the host, and nothing will: it is suspended or ended.
-    pub(super) fn host_drained(&mut self, now: Timestamp, id: &HostId) {
-        if self.why_not_suspend(now, id).is_some() {
-            return self.terminate_host(now, id, "it was drained");
-        }
-        if self.advance(id, &HostEvent::Suspend).is_none() {
-            return;
-        }
-        let Some(live) = self.hosts.get_mut(id) else { return };
-        // That it was idle is not why it will end.
-        live.host.why = None;
-        let worker = live.host.worker.clone();
-        self.timers.clear(&Timer::Reclaim(id.clone()));
-        self.timers.set(Timer::Suspension(id.clone()), now + SUSPEND_LIMIT);
-        self.end_session(now, &worker, "its host is suspended", EndReason::Gone);
-        self.touch_host(id);
-        self.call(now, id);
-    }
-
-    pub(super) fn on_suspend_ended(&mut self, now: Timestamp, id: &HostId, result: Result<Suspension, String>) {
+    pub(in crate::core) fn on_suspend_ended(
+        &mut self,
+        now: Timestamp,
+        id: &HostId,
+        result: Result<Suspension, String>,
+    ) {
         let Some(live) = self.hosts.get(id) else { return };
         let suspended = result == Ok(Suspension::Suspended) && !live.earlier_call_may_act(now);
         let before = self.advance(id, &HostEvent::SuspendEnded { suspended });
@@ -100,7 +78,7 @@ impl Core {
     }
 
     /// Whether the host may still be suspended, by the configuration of now; else it is ended.
-    pub(super) fn review_suspended(&mut self, now: Timestamp, id: &HostId) {
+    pub(in crate::core) fn review_suspended(&mut self, now: Timestamp, id: &HostId) {
         let Some(host) = self.hosts.get(id).map(|l| &l.host).filter(|h| h.state == HostState::Suspended) else {
             return;
         };
@@ -113,13 +91,13 @@ impl Core {
         }
     }
 
-    pub(super) fn review_all_suspended(&mut self, now: Timestamp) {
+    pub(in crate::core) fn review_all_suspended(&mut self, now: Timestamp) {
         let all: Vec<_> = self.hosts.keys().cloned().collect();
         all.iter().for_each(|id| self.review_suspended(now, id));
     }
 
     /// It should be suspended by now, or has been for long enough.
-    pub(super) fn on_suspension_over(&mut self, now: Timestamp, id: &HostId) {
+    pub(in crate::core) fn on_suspension_over(&mut self, now: Timestamp, id: &HostId) {
         match self.hosts.get(id).map(|l| l.host.state) {
             Some(HostState::Suspending) => {
                 self.terminate_host(now, id, &format!("it was not suspended within {} s", SUSPEND_LIMIT.as_secs()));
@@ -139,13 +117,13 @@ impl Core {
     }
 
     /// The suspended host of a worker.
-    pub(super) fn suspended_host_of(&self, worker: &WorkerName) -> Option<HostId> {
+    pub(in crate::core) fn suspended_host_of(&self, worker: &WorkerName) -> Option<HostId> {
         let id = self.workers.get(worker)?.host.as_ref()?;
         self.hosts.get(id).is_some_and(|l| l.host.state == HostState::Suspended).then(|| id.clone())
     }
 
     /// Resumes the host of a worker, with a new token: the one that it was started with is spent.
-    pub(super) fn resume_host(&mut self, now: Timestamp, id: &HostId, started_for: Option<BuildId>) {
+    pub(in crate::core) fn resume_host(&mut self, now: Timestamp, id: &HostId, started_for: Option<BuildId>) {
         let token = self.random_hex(24);
         if self.advance(id, &HostEvent::Resume).is_none() {
             return;
@@ -164,7 +142,7 @@ impl Core {
         self.touch_worker(&worker);
     }
 
-    pub(super) fn on_resume_ended(&mut self, now: Timestamp, id: &HostId, result: Result<(), StartError>) {
+    pub(in crate::core) fn on_resume_ended(&mut self, now: Timestamp, id: &HostId, result: Result<(), StartError>) {
         let Some(worker) = self.hosts.get(id).map(|live| live.host.worker.clone()) else { return };
         let event = match &result {
             Ok(()) => HostEvent::Resumed,
@@ -192,12 +170,12 @@ impl Core {
     }
 
     /// Whether a machine should be suspended and runs: somebody has started it, or a call came late.
-    pub(super) fn is_running_unexpectedly(&self, listed: &ListedHost) -> bool {
+    pub(in crate::core) fn is_running_unexpectedly(&self, listed: &ListedHost) -> bool {
         !listed.suspended && self.hosts.get(&listed.host).is_some_and(|live| live.host.state == HostState::Suspended)
     }
 
     /// Suspends a host that should be suspended; does nothing to another.
-    pub(super) fn suspend_anew(&mut self, now: Timestamp, id: &HostId) {
+    pub(in crate::core) fn suspend_anew(&mut self, now: Timestamp, id: &HostId) {
         if !self.hosts.get(id).is_some_and(|live| live.phase == Phase::Suspended)
             || self.advance(id, &HostEvent::Suspend).is_none()
         {
@@ -216,7 +194,7 @@ impl Core {
 
     /// Whether an agent that is refused now may be let in soon on the same machine: it was resumed and does not know yet what
     /// its token is, or it is about to be suspended. Its machine must not be switched off for that.
-    pub(super) fn is_suspending_or_resuming(&self, worker: &WorkerName) -> bool {
+    pub(in crate::core) fn is_suspending_or_resuming(&self, worker: &WorkerName) -> bool {
         let host = self.workers.get(worker).and_then(|w| w.host.as_ref()).and_then(|id| self.hosts.get(id));
         host.is_some_and(|live| match live.host.state {
             HostState::Suspending | HostState::Suspended | HostState::Resuming => true,
