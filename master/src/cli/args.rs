@@ -1,8 +1,9 @@
 //! The commands and their options, as clap reads them.
 
-use crate::config::duration;
 use clap::{Args, Parser, Subcommand};
+use rouse_shared::duration;
 use std::path::PathBuf;
+use std::time::Duration;
 
 const CODES: &str = "\
 Exit codes: 0 success, 1 the build failed or an audit found something, 2 bad usage or configuration, 3 the master cannot be reached, 4 no such thing \
@@ -179,8 +180,8 @@ pub(super) struct BuildArgs {
     #[arg(long, value_name = "K=V", value_parser = pair)]
     pub(super) env: Vec<(String, String)>,
     /// Limit of the whole build: seconds, or with a unit (20m, 1h30m).
-    #[arg(long, value_name = "DURATION", value_parser = duration)]
-    pub(super) timeout: Option<u64>,
+    #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
+    pub(super) timeout: Option<Duration>,
     /// Do not follow: print the build's number and end.
     #[arg(long)]
     pub(super) detach: bool,
@@ -190,11 +191,6 @@ pub(super) struct BuildArgs {
     /// The command to run, as the build's only step.
     #[arg(last = true, value_name = "COMMAND")]
     pub(super) command: Vec<String>,
-}
-
-/// Whole seconds, or a text with units; in seconds.
-fn duration(text: &str) -> Result<u64, String> {
-    text.parse().or_else(|_| duration::parse(text).map(|parsed| parsed.as_secs()))
 }
 
 fn pair(text: &str) -> Result<(String, String), String> {

@@ -1,7 +1,8 @@
 //! The commands' side of the HTTP API.
 
-use super::{Failed, chain};
+use super::Failed;
 use reqwest::{Method, Response, StatusCode};
+use rouse_shared::error::Chain;
 use serde_json::Value;
 use std::path::Path;
 use std::time::Duration;
@@ -51,7 +52,7 @@ impl Client {
             // Nothing is encrypted, so a machine without certificate authorities must do.
             http = http.tls_certs_only([]);
         }
-        let http = http.build().map_err(|error| Failed::Usage(format!("cannot set up HTTP: {}", chain(&error))))?;
+        let http = http.build().map_err(|error| Failed::Usage(format!("cannot set up HTTP: {}", Chain(&error))))?;
         Ok(Self { http, server: server.to_owned(), token: token()? })
     }
 
@@ -147,7 +148,8 @@ impl Client {
 
     /// What to say where no answer came.
     pub(super) fn away(&self, error: &reqwest::Error) -> Failed {
-        let cause = std::error::Error::source(error).map_or_else(|| error.to_string(), chain);
+        let cause =
+            std::error::Error::source(error).map_or_else(|| error.to_string(), |cause| Chain(cause).to_string());
         Failed::Away(format!("cannot reach the master at {}: {cause}", self.server))
     }
 }

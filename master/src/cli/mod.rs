@@ -152,17 +152,3 @@ fn libvirt_network(config: &Path, name: Option<&str>) -> ExitCode {
         Err(failed) => ExitCode::from(failed.tell()),
     }
 }
-
-/// An error and what caused it, in one line.
-fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let more = error.to_string();
-        if !text.contains(&more) {
-            text = format!("{text}: {more}");
-        }
-        cause = error.source();
-    }
-    text
-}

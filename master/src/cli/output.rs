@@ -1,9 +1,9 @@
 //! What the commands print: results on stdout, rouse's own words on stderr, never a panic where nobody reads any more.
 
-use rouse_shared::Timestamp;
+use rouse_shared::{Timestamp, duration};
 use serde_json::Value;
 use std::io::{self, Write as _};
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::UNIX_EPOCH;
 
 /// Says something on stderr.
 pub(super) fn say(text: &str) {
@@ -96,24 +96,14 @@ pub(super) fn moment(value: &Value) -> Option<Timestamp> {
     Some(Timestamp(u64::try_from(since.as_millis()).ok()?))
 }
 
-/// How long ago, in one unit.
+/// How long ago.
 pub(super) fn ago(value: &Value, now: Timestamp) -> String {
-    moment(value).map_or_else(|| "-".to_owned(), |at| format!("{} ago", short(now.since(at))))
+    moment(value).map_or_else(|| "-".to_owned(), |at| format!("{} ago", duration::rough(now.since(at))))
 }
 
 /// From one moment to another, or to now.
 pub(super) fn between(from: &Value, to: &Value, now: Timestamp) -> String {
-    moment(from).map_or_else(|| "-".to_owned(), |from| short(moment(to).unwrap_or(now).since(from)))
-}
-
-/// A duration for people, in its largest unit.
-pub(super) fn short(duration: Duration) -> String {
-    match duration.as_secs() {
-        seconds @ 0..60 => format!("{seconds}s"),
-        seconds @ 60..3_600 => format!("{}m", seconds / 60),
-        seconds @ 3_600..172_800 => format!("{}h", seconds / 3_600),
-        seconds => format!("{}d", seconds / 86_400),
-    }
+    moment(from).map_or_else(|| "-".to_owned(), |from| duration::rough(moment(to).unwrap_or(now).since(from)))
 }
 
 #[cfg(test)]
@@ -129,13 +119,13 @@ mod tests {
     }
 
     #[test]
-    fn ages_are_in_one_unit() {
+    fn ages_have_two_units() {
         let now = moment(&json!("2026-11-23T12:00:00.000Z")).expect("a time");
         for (at, expected) in [
             (json!("2026-11-23T11:59:59.500Z"), "0s ago"),
             (json!("2026-11-23T11:57:00.000Z"), "3m ago"),
-            (json!("2026-11-23T09:00:00.000Z"), "3h ago"),
-            (json!("2026-11-20T09:00:00.000Z"), "3d ago"),
+            (json!("2026-11-23T08:50:00.000Z"), "3h10m ago"),
+            (json!("2026-11-20T09:00:00.000Z"), "3d3h ago"),
             (json!("2026-11-23T12:00:05.000Z"), "0s ago"),
             (Value::Null, "-"),
         ] {

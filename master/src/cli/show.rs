@@ -1,8 +1,7 @@
 //! One build for people: what it is, its attempts with their steps, and what failed hosts left behind.
 
 use super::output::{Table, ago, between, line, plain, text};
-use crate::config::duration;
-use rouse_shared::Timestamp;
+use rouse_shared::{Timestamp, duration};
 use serde_json::Value;
 use std::io;
 use std::time::Duration;
@@ -48,7 +47,7 @@ fn head(build: &Value, now: Timestamp) -> String {
     field("priority", text(&build["priority"]));
     field("retries", text(&build["retries"]));
     let limit = build["timeout"].as_f64().map(Duration::from_secs_f64);
-    field("timeout", limit.map_or_else(|| "-".to_owned(), duration::show));
+    field("timeout", limit.map_or_else(|| "-".to_owned(), duration::exact));
     field("created", format!("{} ({})", text(&build["created"]), ago(&build["created"], now)));
     if !build["started"].is_null() {
         field("started", text(&build["started"]));

@@ -6,6 +6,7 @@ use super::follow::Follower;
 use super::watch::Voice;
 use super::{Failed, number, output};
 use crate::submission;
+use rouse_shared::duration;
 use serde_json::{Map, Value, json};
 use std::path::Path;
 
@@ -66,7 +67,7 @@ fn put_together(args: &BuildArgs) -> Result<Value, Failed> {
         set("retries", json!(retries));
     }
     if let Some(timeout) = args.timeout {
-        set("timeout", json!(timeout));
+        set("timeout", json!(duration::exact(timeout)));
     }
     if !args.command.is_empty() {
         set("step", json!([{ "run": args.command }]));

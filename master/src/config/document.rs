@@ -1,7 +1,7 @@
 //! The first pass: TOML with the place of every value, and a reader that notes each fault and goes on.
 
-use super::duration;
 use super::fault::Fault;
+use super::shorten;
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -175,7 +175,7 @@ impl<'d> Table<'d> {
                     format!("known here are {}", all.join(", "))
                 }
             };
-            let path = self.path_of(&duration::shorten(name));
+            let path = self.path_of(&shorten(name));
             self.notes.fault(key.span().start, &path, format!("unknown {kind}; {hint}"));
         }
     }
@@ -287,30 +287,6 @@ impl<'d> Value<'d> {
 /// The known word that `word` most likely stands for.
 fn nearest<'k>(word: &str, known: &[&'k str]) -> Option<&'k str> {
     let most = (word.chars().count() / 3).max(1);
-    let scored = known.iter().map(|k| (distance(word, k, most), *k)).filter(|(d, _)| *d <= most);
+    let scored = known.iter().map(|k| (strsim::osa_distance(word, k), *k)).filter(|(d, _)| *d <= most);
     scored.min().map(|(_, k)| k)
-}
-
-/// How many letters must be changed, added, removed or swapped with their neighbour; anything above `most` may be told
-/// as `most + 1`.
-fn distance(a: &str, b: &str, most: usize) -> usize {
-    let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
-    if a.len().abs_diff(b.len()) > most {
-        return most + 1;
-    }
-    let mut before: Vec<usize> = Vec::new();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for i in 1..=a.len() {
-        let mut next = vec![i];
-        for j in 1..=b.len() {
-            let change = row[j - 1] + usize::from(a[i - 1] != b[j - 1]);
-            let mut best = change.min(row[j] + 1).min(next[j - 1] + 1);
-            if i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] {
-                best = best.min(before[j - 2] + 1);
-            }
-            next.push(best);
-        }
-        before = std::mem::replace(&mut row, next);
-    }
-    row[b.len()]
 }

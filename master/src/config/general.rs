@@ -1,8 +1,8 @@
 //! The sections that are not workers: `[master]`, `[broker]`, `[mail]`, `[audit]`, `[limits]`.
 
 use super::document::Table;
-use super::secret::Secret;
-use super::{BrokerConfig, MailConfig, MasterConfig, Relay, RelayTls, duration, read, url};
+use super::{BrokerConfig, MailConfig, MasterConfig, Relay, RelayTls, read, shorten, url};
+use rouse_shared::Secret;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -80,7 +80,9 @@ pub(super) fn broker<'d>(root: &Table<'d>, master: &MasterConfig, empty: &'d DeT
         agent_url: table.optional("agent_url", |v| {
             let text = v.word()?;
             match url::broker(&text) {
-                Ok(url) if url.has_login => v.fault("must have no user and password in it: each agent has its own"),
+                Ok(url) if url.login.is_some() => {
+                    v.fault("must have no user and password in it: each agent has its own")
+                }
                 Ok(_) => Some(text),
                 Err(why) => v.fault(why),
             }
@@ -166,11 +168,11 @@ pub(super) fn limits<'d>(root: &Table<'d>, empty: &'d DeTable<'d>) -> Limits {
 /// Why a host elsewhere could not reach the broker; nothing where it could, as far as this file tells.
 pub(super) fn unreachable(broker: &BrokerConfig) -> Option<String> {
     if let Some(agent_url) = &broker.agent_url {
-        let loopback = url::broker(agent_url).is_ok_and(|url| url.loopback);
+        let loopback = url::broker(agent_url).is_ok_and(|url| url.is_loopback());
         return loopback.then(|| "broker.agent_url is an address of this machine alone".to_owned());
     }
     if let Some(own) = &broker.url {
-        let loopback = url::broker(own.expose()).is_ok_and(|url| url.loopback);
+        let loopback = url::broker(own.expose()).is_ok_and(|url| url.is_loopback());
         return loopback.then(|| "broker.url is an address of this machine alone: set broker.agent_url".to_owned());
     }
     let usable = |a: &SocketAddr| !a.ip().is_loopback() && !a.ip().is_unspecified();
@@ -187,7 +189,7 @@ pub(super) fn unreachable(broker: &BrokerConfig) -> Option<String> {
 /// The check of a property's name.
 pub(super) fn property_name(name: &str) -> Result<(), String> {
     if name.is_empty() || name.chars().any(|c| c.is_control() || c == '=') {
-        return Err(format!("{:?} cannot name a property: no '=' or control characters", duration::shorten(name)));
+        return Err(format!("{:?} cannot name a property: no '=' or control characters", shorten(name)));
     }
     Ok(())
 }

@@ -7,12 +7,10 @@
 
 mod check;
 mod document;
-pub mod duration;
 mod fault;
 mod general;
 pub mod hosts;
 mod read;
-mod secret;
 mod template;
 mod url;
 mod workers;
@@ -23,7 +21,7 @@ mod tests;
 pub use check::{Look, check};
 pub use fault::{Fault, Faults};
 pub use hosts::{Ec2Config, HostConfig, LibvirtConfig, OpenstackConfig, ProcessConfig};
-pub use secret::Secret;
+pub use rouse_shared::Secret;
 
 use crate::core::plan::{MailPlan, Plan, ProviderKind};
 use rouse_shared::WorkerName;
@@ -111,7 +109,7 @@ impl MailConfig {
         let relay = &self.relay;
         match relay.tls {
             RelayTls::Implicit | RelayTls::Required => true,
-            RelayTls::Opportunistic => relay.login.is_some() && !url::is_loopback(&relay.host),
+            RelayTls::Opportunistic => relay.login.is_some() && !rouse_shared::broker_url::is_loopback(&relay.host),
             RelayTls::Never => false,
         }
     }
@@ -119,7 +117,7 @@ impl MailConfig {
     /// Whether the relay's certificate has to be right. Where TLS is a matter of luck any is better than none, and a relay
     /// of this machine seldom has one that anybody has signed.
     pub fn verifies(&self) -> bool {
-        self.ca.is_some() || (self.needs_tls() && !url::is_loopback(&self.relay.host))
+        self.ca.is_some() || (self.needs_tls() && !rouse_shared::broker_url::is_loopback(&self.relay.host))
     }
 
     /// What the core has to know of it.
@@ -290,4 +288,10 @@ pub fn changes_needing_restart(old: &Config, new: &Config) -> Vec<String> {
         ("broker.auth_listen", a.1.auth_listen != b.1.auth_listen),
     ];
     keys.into_iter().filter(|(_, differs)| *differs).map(|(key, _)| key.to_owned()).collect()
+}
+
+/// The beginning of a text, for a message.
+pub(crate) fn shorten(text: &str) -> String {
+    const MOST: usize = 60;
+    if text.chars().count() <= MOST { text.to_owned() } else { text.chars().take(MOST).chain(['…']).collect() }
 }

@@ -1,8 +1,8 @@
 //! How each kind of value is read: its type, its range, and what is said where it is neither.
 
 use super::document::{Value, substitute};
-use super::duration;
-use super::secret::Secret;
+use super::shorten;
+use rouse_shared::{Secret, duration};
 use std::collections::BTreeMap;
 use std::io::Read as _;
 use std::net::SocketAddr;
@@ -104,7 +104,7 @@ impl Value<'_> {
         };
         match duration {
             Ok(duration) if duration < least => {
-                self.fault(format!("must be at least {}, not {}", duration::show(least), duration::show(duration)))
+                self.fault(format!("must be at least {}, not {}", duration::exact(least), duration::exact(duration)))
             }
             Ok(duration) => Some(duration),
             Err(message) => self.fault(message),
@@ -135,7 +135,7 @@ impl Value<'_> {
         let mut texts = BTreeMap::new();
         for (key, value) in table.map {
             let name = key.get_ref().to_string();
-            let path = table.path_of(&duration::shorten(&name));
+            let path = table.path_of(&shorten(&name));
             if let Err(message) = check_key(&name) {
                 self.notes.fault(key.span().start, &path, message);
             }
@@ -158,7 +158,7 @@ impl Value<'_> {
         text.parse().ok().or_else(|| {
             self.fault(format!(
                 "{:?} is not an address with a port: write \"127.0.0.1:8090\" or \"[::1]:8090\"",
-                duration::shorten(&text)
+                shorten(&text)
             ))
         })
     }
@@ -240,10 +240,7 @@ impl Value<'_> {
         if is_address(&text) {
             Some(text)
         } else {
-            self.fault(format!(
-                "{:?} is not an e-mail address: write \"user@host.example.org\"",
-                duration::shorten(&text)
-            ))
+            self.fault(format!("{:?} is not an e-mail address: write \"user@host.example.org\"", shorten(&text)))
         }
     }
 
@@ -275,7 +272,7 @@ impl Value<'_> {
             return Some(*choice);
         }
         let words: Vec<_> = choices.iter().map(|(word, _)| format!("\"{word}\"")).collect();
-        self.fault(format!("expected one of {}, not {:?}", words.join(", "), duration::shorten(&text)))
+        self.fault(format!("expected one of {}, not {:?}", words.join(", "), shorten(&text)))
     }
 }
 

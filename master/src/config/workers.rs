@@ -3,9 +3,9 @@
 use super::document::{Member, Table, Value};
 use super::general::{self, property_name};
 use super::hosts::{self, HostConfig};
-use super::{AVAILABLE, BrokerConfig, LibvirtConfig, duration, template};
+use super::{AVAILABLE, BrokerConfig, LibvirtConfig, template};
 use crate::core::plan::{Digest, LatentPlan, ProviderKind, WorkerPlan};
-use rouse_shared::WorkerName;
+use rouse_shared::{WorkerName, duration};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -192,7 +192,7 @@ fn keepalive(value: &Value<'_>) -> Option<Keepalive> {
         return Some(Keepalive::WithoutLease);
     }
     let interval = value.duration(Duration::ZERO)?;
-    if interval.is_zero() {
+    if interval < SECOND {
         return value.fault("must be at least 1s; to do without a lease write \"none\"");
     }
     Some(Keepalive::Every(interval))
@@ -204,7 +204,7 @@ fn lease(table: &Table<'_>, keepalive: Option<Keepalive>) -> Option<Duration> {
         (Some(Keepalive::Every(interval)), Some(value)) => {
             let lease = value.duration(SECOND)?;
             if lease < interval * 2 {
-                let least = duration::show(interval * 2);
+                let least = duration::exact(interval * 2);
                 return value.fault(format!(
                     "must be two keepalive intervals at least, {least}: one lost heartbeat is no death"
                 ));

@@ -14,6 +14,7 @@ use crate::store::{Query, Store, StoreError};
 use crate::submission::{self, Invalid};
 use crate::web::{BuildQuery, Call, Figure, Health, Metrics};
 use crate::{clock, core::build::BuildSpec};
+use rouse_shared::error::Chain;
 use rouse_shared::message::ToMaster;
 use rouse_shared::{BuildId, WorkerName};
 use std::collections::BTreeMap;
@@ -241,8 +242,8 @@ impl EventLoop {
             Ok(known) => known.map(|(build, id)| (id, build)),
             Err(error) => {
                 let error: StoreError = error;
-                error!("failed to {error}");
-                return self.doer.refuse(asker, "message_id", &format!("the master failed to {error}; try again"));
+                error!("{}", Chain(&error));
+                return self.doer.refuse(asker, "message_id", &format!("{}; try again", Chain(&error)));
             }
         };
         match spec {
@@ -326,9 +327,7 @@ impl EventLoop {
         let Some(core) = &self.core else { return };
         match question {
             Call::Build { id, reply } => drop(reply.send(self.build(id))),
-            Call::Builds { query, reply } => {
-                drop(reply.send(self.builds(&query).map_err(|e| format!("failed to {e}"))))
-            }
+            Call::Builds { query, reply } => drop(reply.send(self.builds(&query).map_err(|e| Chain(&e).to_string()))),
             Call::Why { id, reply } => {
                 let ended = || {
                     let sentence = of_status(&self.build(id)?.build.status)?;
@@ -353,7 +352,7 @@ impl EventLoop {
         live.or_else(|| match self.store.build(id) {
             Ok(build) => build.map(|build| BuildView { state: build.status.state(), build }),
             Err(error) => {
-                error!("failed to {error}");
+                error!("{}", Chain(&error));
                 None
             }
         })
@@ -379,7 +378,7 @@ impl EventLoop {
     fn count_ended(&mut self) {
         match self.store.count_ended() {
             Ok(counts) => self.ended = counts,
-            Err(error) => error!("failed to {error}"),
+            Err(error) => error!("{}", Chain(&error)),
         }
     }
 

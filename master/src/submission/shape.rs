@@ -1,11 +1,10 @@
 //! The shape of a submission, as serde reads it from any of its languages. What the values may be is checked later.
 
-use crate::config::duration;
+use rouse_shared::duration::HumanDuration;
 use serde::Deserialize;
 use serde::de::{self, Deserializer, SeqAccess, Visitor};
 use std::collections::BTreeMap;
 use std::fmt;
-use std::time::Duration;
 
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields, expecting = "a build, such as { step = [{ run = [\"make\"] }] }")]
@@ -15,7 +14,7 @@ pub(super) struct BuildShape {
     pub(super) worker: Option<String>,
     pub(super) priority: Option<i64>,
     pub(super) retries: Option<i64>,
-    pub(super) timeout: Option<Time>,
+    pub(super) timeout: Option<HumanDuration>,
     pub(super) env: Option<BTreeMap<String, String>>,
     #[serde(alias = "steps")]
     pub(super) step: Option<Vec<StepShape>>,
@@ -28,8 +27,8 @@ pub(super) struct StepShape {
     pub(super) run: Option<Run>,
     pub(super) workdir: Option<String>,
     pub(super) env: Option<BTreeMap<String, String>>,
-    pub(super) timeout: Option<Time>,
-    pub(super) silence: Option<Time>,
+    pub(super) timeout: Option<HumanDuration>,
+    pub(super) silence: Option<HumanDuration>,
     pub(super) always: Option<bool>,
 }
 
@@ -74,39 +73,5 @@ impl<'de> Deserialize<'de> for Run {
         }
 
         deserializer.deserialize_any(RunVisitor)
-    }
-}
-
-/// A duration: whole seconds, or a text with units.
-pub(super) struct Time(pub(super) Duration);
-
-impl<'de> Deserialize<'de> for Time {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct TimeVisitor;
-
-        impl Visitor<'_> for TimeVisitor {
-            type Value = Time;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("whole seconds, or a string such as \"5m\" or \"1h30m\"")
-            }
-
-            fn visit_u64<E: de::Error>(self, seconds: u64) -> Result<Time, E> {
-                duration::from_seconds(seconds).map(Time).map_err(E::custom)
-            }
-
-            fn visit_i64<E: de::Error>(self, seconds: i64) -> Result<Time, E> {
-                match u64::try_from(seconds) {
-                    Ok(seconds) => self.visit_u64(seconds),
-                    Err(_) => Err(E::custom("must not be negative")),
-                }
-            }
-
-            fn visit_str<E: de::Error>(self, text: &str) -> Result<Time, E> {
-                duration::parse(text).map(Time).map_err(E::custom)
-            }
-        }
-
-        deserializer.deserialize_any(TimeVisitor)
     }
 }

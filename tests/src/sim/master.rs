@@ -333,7 +333,7 @@ impl World {
             }
             event if self.broken == Some(Break::NoIdentity) => without_identity(event),
             Event::CancelBuild { request, .. } if self.broken == Some(Break::ForgetCancel) => {
-                return vec![Effect::Reply { request, answer: Reply::Done }];
+                return vec![Effect::Reply { request, reply: Reply::Done }];
             }
             Event::Detached { worker, .. } if self.broken == Some(Break::BlipIsDeath) => {
                 let Some(session) = self.disk.sessions.get(&worker).map(|s| s.id.clone()) else { return Vec::new() };

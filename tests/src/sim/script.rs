@@ -7,7 +7,7 @@ use rouse_master::core::build::{BuildSpec, Requirement};
 use rouse_master::core::event::{Event, Operation, Reply, RequestId};
 use rouse_master::core::plan::Plan;
 use rouse_shared::message::Step;
-use rouse_shared::{BuildId, WorkerName};
+use rouse_shared::{BuildId, HostId, WorkerName};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -204,6 +204,7 @@ impl World {
         let worker = self.chance.pick(&names);
         let operation = self.chance.pick(&[
             Operation::Pause,
+            Operation::Drain,
             Operation::Drain,
             Operation::Resume,
             Operation::Drain,

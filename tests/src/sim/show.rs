@@ -62,15 +62,16 @@ pub(super) fn event(event: &Event) -> String {
         }
         Event::CancelBuild { request, build } => format!("cancel build {build}, request {}", request.0),
         Event::Operate { request, worker, operation } => format!("{operation:?} {worker}, request {}", request.0),
+        Event::OperateHost { request, host } => format!("terminate {host}, request {}", request.0),
         Event::Configure(_) => "a new configuration".to_owned(),
         Event::Prepared { host, number, result } => {
             let result = result.as_ref().map(|order| &order.spec);
             format!("order {number} for {host}: {result:?}")
         }
         Event::StartEnded { host, number, result } => format!("start {number} of {host} ended: {result:?}"),
-        Event::TerminateEnded { host, result } => format!("stop of {host} ended: {result:?}"),
-        Event::SuspendEnded { host, result } => format!("sleep of {host} ended: {result:?}"),
-        Event::ResumeEnded { host, result } => format!("waking of {host} ended: {result:?}"),
+        Event::TerminateEnded { host, result } => format!("termination of {host} ended: {result:?}"),
+        Event::SuspendEnded { host, result } => format!("suspension of {host} ended: {result:?}"),
+        Event::ResumeEnded { host, result } => format!("resumption of {host} ended: {result:?}"),
         Event::HostGone { host, why } => format!("{host} is gone: {why}"),
         Event::Console { host, text } => format!("console of {host}: {text:?}"),
         Event::Listed { provider, result } => format!("{} lists {}", provider.as_str(), listed(result)),
@@ -136,7 +137,7 @@ pub(super) fn agent_event(event: &AgentEvent) -> String {
         | AgentEvent::StepEnded { .. }
         | AgentEvent::LogSent { .. }
         | AgentEvent::Notice(_)
-        | AgentEvent::Suspension(_)
+        | AgentEvent::Resumed(_)
         | AgentEvent::NetworkChanged
         | AgentEvent::Tick
         | AgentEvent::Terminate => format!("{event:?}"),

@@ -2,7 +2,7 @@
 
 use crate::config::Secret;
 use crate::config::document::{Table, Value};
-use crate::config::{duration, url};
+use crate::config::{shorten, url};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::Ipv4Addr;
@@ -285,7 +285,7 @@ fn zone(value: &Value<'_>) -> Option<String> {
     if zone.len() == 1 && zone.bytes().all(|b| b.is_ascii_lowercase()) {
         return Some(zone);
     }
-    value.fault(format!("{:?} is not the letter of an availability zone: write \"b\"", duration::shorten(&zone)))
+    value.fault(format!("{:?} is not the letter of an availability zone: write \"b\"", shorten(&zone)))
 }
 
 fn tag_name(name: &str) -> Result<(), String> {

@@ -77,8 +77,8 @@ impl Core {
 
     /// Tells an agent to take nothing new, and whether its machine may be suspended after that.
     pub(in crate::core) fn send_drain(&mut self, worker: &WorkerName, session: SessionId, drain: u64) {
-        let sleep = self.latent_of(worker).is_some_and(|latent| latent.suspend.is_some());
-        self.send(worker, ToAgent::Drain { session, drain, sleep });
+        let suspend = self.latent_of(worker).is_some_and(|latent| latent.suspend.is_some());
+        self.send(worker, ToAgent::Drain { session, drain, suspend });
     }
 
     /// Nothing runs on the host, and nothing will: it is suspended or ended.
