@@ -6,10 +6,11 @@
 //! may touch, or its time is over.
 
 use super::event::{Effect, Level, ListedHost, Owner, PartialList, Reply, RequestId};
+use super::host::LiveHost;
 use super::plan::ProviderKind;
 use super::record::{Host, HostState};
 use super::timers::Timer;
-use super::{Core, LiveHost, Timestamp};
+use super::{Core, Timestamp};
 use rouse_shared::HostId;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -194,7 +195,7 @@ impl Core {
         self.note_foreign_machines(provider, &foreign_machines, whole);
         for machine in &listed {
             if let Some(live) = self.hosts.get_mut(&machine.host) {
-                live.absent = 0;
+                live.missing_from_lists = 0;
                 if live.host.handle.is_none() {
                     live.host.handle = Some(machine.handle.clone());
                     self.touch_host(&machine.host);
@@ -231,11 +232,11 @@ impl Core {
             if live.should_be_listed(now, provider) && !listed.iter().any(|m| m.host == *id) {
                 let worker = self.workers.get(&live.host.worker);
                 if worker.is_some_and(|worker| worker.is_heard_on(&live.host, now)) {
-                    live.absent = 0;
+                    live.missing_from_lists = 0;
                     continue;
                 }
-                live.absent += 1;
-                if live.absent >= ABSENT_LISTS {
+                live.missing_from_lists += 1;
+                if live.missing_from_lists >= ABSENT_LISTS {
                     gone.push(id.clone());
                 }
             }
@@ -442,6 +443,6 @@ impl LiveHost {
         // Of a host whose start was never answered it is known that somebody has attached as it.
         let there = self.host.booted.or(self.host.attached);
         let old = there.is_some_and(|since| now.since(since) >= ORPHAN_AGE);
-        self.host.provider == provider && !self.starting && old
+        self.host.provider == provider && !self.phase.may_be_starting() && old
     }
 }

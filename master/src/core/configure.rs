@@ -1,16 +1,16 @@
 //! A core's beginning: from the configuration and what the ledger kept; and what a reload changes.
 
 use super::event::{Effect, Event, Level};
-use super::hosts::longest_pause;
+use super::host::longest_pause;
 use super::plan::Plan;
 use super::queue::Queue;
-use super::record::{HostState, Ledger, Record, WorkerRecord};
+use super::record::{Ledger, Record, WorkerRecord};
 use super::sessions::{EndReason, LINK_PATIENCE};
 use super::timers::{Timer, Timers};
-use super::{Core, Live, LiveHost, Pending, Timestamp, Worker, rng};
+use super::{Core, Live, Pending, Timestamp, Worker, rng};
 use rouse_shared::limits::KILL_MARGIN;
 use rouse_shared::message::ToAgent;
-use rouse_shared::{AttemptId, MasterId, WorkerName};
+use rouse_shared::{AttemptId, HostId, MasterId, WorkerName};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
@@ -82,6 +82,7 @@ impl Core {
             free: BTreeSet::new(),
             wakeable: BTreeSet::new(),
             pending: Pending::default(),
+            illegal_events: 0,
             out: Vec::new(),
         };
         core.restore_mail(now, &mut start.ledger);
@@ -114,7 +115,7 @@ impl Core {
         (core, effects)
     }
 
-    fn worker_entry(&mut self, now: Timestamp, name: &WorkerName) -> &mut Worker {
+    pub(super) fn worker_entry(&mut self, now: Timestamp, name: &WorkerName) -> &mut Worker {
         self.workers.entry(name.clone()).or_insert_with(|| Worker {
             plan: None,
             removed: true,
@@ -155,61 +156,6 @@ impl Core {
                 let lease = lease.max(extended.unwrap_or_default());
                 self.timers.set(Timer::Lease(name), now + lease + KILL_MARGIN);
             }
-        }
-    }
-
-    fn restore_hosts(&mut self, now: Timestamp, hosts: Vec<super::record::Host>) {
-        for mut host in hosts {
-            // The clock may have been set back since: what counts from these must not wait until it has caught up.
-            (host.booted, host.attached) = (host.booted.map(|at| at.min(now)), host.attached.map(|at| at.min(now)));
-            let id = host.id.clone();
-            let worker = self.worker_entry(now, &host.worker);
-            worker.host = Some(id.clone());
-            let patience = worker.plan.as_ref().map_or(std::time::Duration::ZERO, |p| p.missing_timeout);
-            let ordered = host.state == HostState::Ordered;
-            let (preparing, starting) = (ordered && host.launch.is_none(), ordered && host.launch.is_some());
-            match host.state {
-                HostState::Ordered => {
-                    let host = Box::new(host.clone());
-                    self.out.push(if starting {
-                        Effect::StartHost(host)
-                    } else {
-                        Effect::PrepareHost { host, number: 0 }
-                    });
-                    self.timers.set(Timer::Boot(id.clone()), now + patience);
-                }
-                HostState::Booting | HostState::Resuming => self.timers.set(Timer::Boot(id.clone()), now + patience),
-                HostState::Ready | HostState::Draining if worker.session.is_none() => {
-                    host.state = HostState::Terminating;
-                }
-                HostState::Ready
-                | HostState::Draining
-                | HostState::Suspending
-                | HostState::Suspended
-                | HostState::Terminating
-                | HostState::Terminated => {}
-            }
-            let state = host.state;
-            let live = LiveHost {
-                host,
-                preparing: preparing.then_some(0),
-                starting,
-                suspending: false,
-                // The master before this one may have given the order.
-                start_tries: u32::from(starting),
-                trouble: None,
-                doubt: (ordered || state == HostState::Terminating).then_some(now + super::audit::ORPHAN_AGE),
-                terminate_tries: 0,
-                given_up: false,
-                absent: 0,
-                announced: Some(state),
-            };
-            self.hosts.insert(id.clone(), live);
-            if state == HostState::Terminating {
-                self.terminate_again(now, &id);
-            }
-            self.restore_suspended(now, &id);
-            self.touch_host(&id);
         }
     }
 
@@ -255,8 +201,8 @@ impl Core {
         self.pending.wake = true;
     }
 
-    fn host_of(&self, name: &WorkerName) -> rouse_shared::HostId {
-        let none = || rouse_shared::HostId(String::new());
+    fn host_of(&self, name: &WorkerName) -> HostId {
+        let none = || HostId(String::new());
         self.workers.get(name).and_then(|w| w.host.clone()).unwrap_or_else(none)
     }
 

@@ -5,6 +5,7 @@ use super::build::{BuildSpec, BuildState};
 use super::mail::{DeliveryResult, Mail, MailId};
 use super::plan::{Plan, ProviderKind};
 use super::record::{Host, HostState, LaunchSpec, Record};
+pub use super::workers::WorkerState;
 use rouse_shared::message::{Hello, ToAgent, ToMaster};
 use rouse_shared::{AttemptId, BuildId, HostId, Timestamp, WorkerName};
 use std::sync::Arc;
@@ -451,47 +452,4 @@ pub enum Change {
         /// When.
         at: Timestamp,
     },
-}
-
-/// The states of a worker that scripts and people see.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub enum WorkerState {
-    /// Standing, and not attached.
-    Offline,
-    /// Latent, without a host.
-    Asleep,
-    /// Its host is being started.
-    Starting,
-    /// Attached, runs nothing.
-    Idle,
-    /// Attached, runs something.
-    Busy,
-    /// Its host is being drained or terminated.
-    Draining,
-    /// An operator wants no new builds on it.
-    Paused,
-    /// Detached for longer than its `missing_timeout`.
-    Missing,
-    /// Its last host failed; the next try is later.
-    Backoff,
-    /// Its hosts failed too often; an operator must look.
-    Quarantined,
-}
-
-impl WorkerState {
-    /// As it is written in listings.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Offline => "offline",
-            Self::Asleep => "asleep",
-            Self::Starting => "starting",
-            Self::Idle => "idle",
-            Self::Busy => "busy",
-            Self::Draining => "draining",
-            Self::Paused => "paused",
-            Self::Missing => "missing",
-            Self::Backoff => "backoff",
-            Self::Quarantined => "quarantined",
-        }
-    }
 }

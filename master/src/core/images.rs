@@ -2,7 +2,7 @@
 //! probe at a time after several failures in a row. Keyed by provider and image, as the configuration names it.
 
 use super::event::{Effect, Level};
-use super::hosts::{BACKOFF_FIRST, BACKOFF_MOST, doubled};
+use super::host::{BACKOFF_FIRST, BACKOFF_MOST, doubled};
 use super::plan::ProviderKind;
 use super::record::{Host, HostState, Record};
 use super::timers::Timer;

@@ -9,15 +9,13 @@ pub mod build;
 mod builds;
 mod configure;
 pub mod event;
-mod fence;
-mod hosts;
+mod host;
 pub mod images;
 mod lease;
 pub mod mail;
 mod missing;
 pub mod plan;
 mod queue;
-mod reclaim;
 pub mod record;
 #[cfg(test)]
 mod restart_tests;
@@ -25,8 +23,6 @@ mod schedule;
 mod sessions;
 pub mod show;
 pub mod spend;
-mod starts;
-mod suspend;
 mod timers;
 pub mod view;
 mod views;
@@ -35,6 +31,7 @@ mod workers;
 
 use build::{Build, BuildState};
 use event::{Change, Effect, Event, Level, WorkerState};
+use host::LiveHost;
 use plan::{Plan, WorkerPlan};
 use queue::Queue;
 use rand_chacha::ChaCha20Rng;
@@ -98,6 +95,8 @@ pub struct Core {
     free: BTreeSet<WorkerName>,
     wakeable: BTreeSet<WorkerName>,
     pending: Pending,
+    /// See [`Core::illegal_events`].
+    illegal_events: u64,
     out: Vec<Effect>,
 }
 
@@ -149,29 +148,6 @@ struct Live {
     hold: bool,
     /// What its cloud said last about the machine's end.
     notice: Option<CloudNotice>,
-}
-
-struct LiveHost {
-    host: Host,
-    /// The alternative that its provider is working out.
-    preparing: Option<u32>,
-    /// Whether a call that may make or resume the machine is under way.
-    starting: bool,
-    /// Whether a call that suspends it is under way.
-    suspending: bool,
-    /// Starts whose result is not known.
-    start_tries: u32,
-    /// Why that of the last one is not known.
-    trouble: Option<String>,
-    /// Until then an earlier call for it, of an unknown result or of a dead master, may still make the machine, resume it or
-    /// suspend it: how it is now proves nothing.
-    doubt: Option<Timestamp>,
-    terminate_tries: u32,
-    /// It never attached, and what it printed is waited for before it is terminated.
-    given_up: bool,
-    /// Lists in a row that lacked it, its agent being silent.
-    absent: u32,
-    announced: Option<HostState>,
 }
 
 impl Core {
@@ -226,14 +202,7 @@ impl Core {
             Timer::Lease(worker) => self.on_lease_over(now, &worker),
             Timer::Boot(host) => self.on_boot_overdue(now, &host),
             Timer::Idle(host) => self.on_idle(now, &host),
-            Timer::StartRetry(host) => {
-                self.start_again(&host);
-                self.resume_again(&host);
-            }
-            Timer::TerminateRetry(host) => {
-                self.terminate_again(now, &host);
-                self.suspend_again(&host);
-            }
+            Timer::CallAgain(host) => self.call_again(now, &host),
             Timer::Suspension(host) => self.on_suspension_over(now, &host),
             Timer::Console(host) => self.on_console(now, &host, None),
             Timer::Missing(worker) => self.on_missing(now, &worker),
@@ -272,7 +241,7 @@ impl Core {
         for id in std::mem::take(&mut self.pending.hosts) {
             let Some(live) = self.hosts.get_mut(&id) else { continue };
             let host = live.host.clone();
-            if live.announced.replace(host.state) != Some(host.state) {
+            if live.published.replace(host.state) != Some(host.state) {
                 self.out.push(Effect::Publish(Change::Host {
                     id: id.clone(),
                     worker: host.worker.clone(),

@@ -1,13 +1,14 @@
 //! Brings builds and workers together: gives waiting builds to free workers, and starts hosts for the rest.
 
 use super::event::{Change, Effect, WorkerState};
+use super::host::LiveHost;
 use super::images::ImageBudget;
 use super::plan::WorkerPlan;
 use super::queue;
 use super::record::{DesiredState, HostState};
 use super::sessions::EndReason;
 use super::timers::Timer;
-use super::{Core, LiveHost, Timestamp, Worker};
+use super::{Core, Timestamp, Worker};
 use rouse_shared::{BuildId, HostId, WorkerName};
 use std::collections::BTreeSet;
 

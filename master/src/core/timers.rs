@@ -17,10 +17,8 @@ pub enum Timer {
     Boot(HostId),
     /// The host has been idle for its `build_wait_timeout`.
     Idle(HostId),
-    /// Start the host again, word for word, or resume it again.
-    StartRetry(HostId),
-    /// Terminate the host again, or suspend it again.
-    TerminateRetry(HostId),
+    /// Make the call of the host's phase again: to start, resume, suspend or terminate its machine.
+    CallAgain(HostId),
     /// The host should be suspended by now, or has been for long enough.
     Suspension(HostId),
     /// Wait no longer for what the host printed.

@@ -39,7 +39,7 @@ impl Core {
                 host.worker,
                 host.provider.as_str()
             );
-            let trouble = live.trouble.as_ref();
+            let trouble = live.phase.trouble();
             if let Some(trouble) = trouble.filter(|_| host.state == HostState::Ordered) {
                 sentence.push_str(&format!("; whether it was started is not known, and is asked again: {trouble}"));
             } else if let Some(trouble) = trouble.filter(|_| host.state == HostState::Resuming) {

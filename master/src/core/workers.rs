@@ -1,11 +1,55 @@
-//! What operators do to workers and hosts.
+//! Workers: their states, and what operators do to them and their hosts.
 
 use super::Core;
-use super::event::{Operation, Reply, RequestId};
-use super::record::{DesiredState, HostState};
+use super::event::{Effect, Operation, Reply, RequestId};
+use super::plan::LatentPlan;
+use super::record::{DesiredState, HostState, Record};
 use super::timers::Timer;
 use rouse_shared::message::ToAgent;
 use rouse_shared::{HostId, Timestamp, WorkerName};
+
+/// The states of a worker that scripts and people see.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum WorkerState {
+    /// Standing, and not attached.
+    Offline,
+    /// Latent, without a host.
+    Asleep,
+    /// Its host is being started.
+    Starting,
+    /// Attached, runs nothing.
+    Idle,
+    /// Attached, runs something.
+    Busy,
+    /// Its host is being drained or terminated.
+    Draining,
+    /// An operator wants no new builds on it.
+    Paused,
+    /// Detached for longer than its `missing_timeout`.
+    Missing,
+    /// Its last host failed; the next try is later.
+    Backoff,
+    /// Its hosts failed too often; an operator must look.
+    Quarantined,
+}
+
+impl WorkerState {
+    /// As it is written in listings.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Offline => "offline",
+            Self::Asleep => "asleep",
+            Self::Starting => "starting",
+            Self::Idle => "idle",
+            Self::Busy => "busy",
+            Self::Draining => "draining",
+            Self::Paused => "paused",
+            Self::Missing => "missing",
+            Self::Backoff => "backoff",
+            Self::Quarantined => "quarantined",
+        }
+    }
+}
 
 impl Core {
     pub(super) fn on_operate(&mut self, now: Timestamp, request: RequestId, name: &WorkerName, operation: Operation) {
@@ -48,21 +92,6 @@ impl Core {
         self.reply(request, Reply::Done);
     }
 
-    /// Ends a host as soon as nothing runs on it.
-    pub(super) fn wind_down(&mut self, now: Timestamp, id: &HostId, why: &str) {
-        match self.hosts.get(id).map(|l| l.host.state) {
-            Some(HostState::Ready) => self.drain_host(id, why),
-            Some(
-                HostState::Ordered
-                | HostState::Booting
-                | HostState::Suspending
-                | HostState::Suspended
-                | HostState::Resuming,
-            ) => self.terminate_host(now, id, why),
-            Some(HostState::Draining | HostState::Terminating | HostState::Terminated) | None => {}
-        }
-    }
-
     /// Makes a worker work again: backoff, quarantine and a drain of a standing agent are over.
     fn lift(&mut self, name: &WorkerName) {
         self.pending.wake = true;
@@ -79,5 +108,16 @@ impl Core {
             let session = live.session.id.clone();
             self.send(name, ToAgent::Undrain { session });
         }
+    }
+
+    pub(super) fn latent_of(&self, worker: &WorkerName) -> Option<LatentPlan> {
+        self.workers.get(worker)?.plan.as_ref()?.latent.clone()
+    }
+
+    pub(super) fn save_worker(&mut self, name: &WorkerName) {
+        if let Some(w) = self.workers.get(name) {
+            self.out.push(Effect::Save(Record::Worker(name.clone(), w.record.clone())));
+        }
+        self.touch_worker(name);
     }
 }

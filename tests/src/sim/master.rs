@@ -341,7 +341,14 @@ impl World {
             }
             event => event,
         };
-        self.master.core.as_mut().map(|core| core.handle(now, event)).unwrap_or_default()
+        let Some(core) = self.master.core.as_mut() else { return Vec::new() };
+        let effects = core.handle(now, event);
+        // A broken world does what none does: that must be noticed by what comes of it.
+        if core.illegal_events() > 0 && self.broken.is_none() {
+            let text = effects.iter().find(|effect| matches!(effect, Effect::Log(_, text) if text.contains("illegal")));
+            self.violated(format!("an event is illegal in the phase of its host: {text:?}"));
+        }
+        effects
     }
 
     /// Commits, then performs, until nothing more follows; or dies on the way.

@@ -1,9 +1,9 @@
 //! A cloud takes a host back: EC2's interruption of a spot instance, told two minutes ahead, and its hint that one may come.
 
-use super::event::Level;
-use super::record::HostState;
-use super::timers::Timer;
-use super::{Core, Timestamp};
+use crate::core::event::Level;
+use crate::core::record::HostState;
+use crate::core::timers::Timer;
+use crate::core::{Core, Timestamp};
 use rouse_shared::message::CloudNotice;
 use rouse_shared::{HostId, SessionId, WorkerName};
 use std::time::Duration;
@@ -18,7 +18,13 @@ const MARGIN: Duration = Duration::from_secs(30);
 impl Core {
     /// A cloud has told a host about its end: it takes nothing new, from now on. After an interruption, what runs may end
     /// while there is time.
-    pub(super) fn on_notice(&mut self, now: Timestamp, worker: &WorkerName, session: &SessionId, notice: CloudNotice) {
+    pub(in crate::core) fn on_notice(
+        &mut self,
+        now: Timestamp,
+        worker: &WorkerName,
+        session: &SessionId,
+        notice: CloudNotice,
+    ) {
         let Some(live) = self.live_mut(worker, session).filter(|l| l.notice.as_ref() != Some(&notice)) else { return };
         let text = match &notice {
             CloudNotice::Rebalance { at } => format!("the cloud may take back the host of {worker} (said at {at:.40})"),
@@ -37,7 +43,7 @@ impl Core {
     }
 
     /// The time is over: the host is stopped, and what ran on it goes elsewhere once it is gone.
-    pub(super) fn on_reclaim(&mut self, now: Timestamp, id: &HostId) {
+    pub(in crate::core) fn on_reclaim(&mut self, now: Timestamp, id: &HostId) {
         let Some(live) = self.hosts.get(id) else { return };
         match live.host.state {
             HostState::Ready | HostState::Draining => self.terminate_host(now, id, "its cloud takes it back"),

@@ -3,12 +3,13 @@
 //! the image with the worker's password in it, say. Its steps may run until its lease is over, so its session is kept
 //! until then, and nothing else: no order, no answered heartbeat, no word of it is believed.
 
-use super::admission::WRONG_MACHINE;
-use super::event::{Effect, Level};
-use super::record::{HostState, Record};
-use super::sessions::{EndReason, LINK_PATIENCE};
-use super::timers::Timer;
-use super::{Core, Timestamp, Worker};
+use super::phase::HostEvent;
+use crate::core::admission::WRONG_MACHINE;
+use crate::core::event::{Effect, Level};
+use crate::core::record::{HostState, Record};
+use crate::core::sessions::{EndReason, LINK_PATIENCE};
+use crate::core::timers::Timer;
+use crate::core::{Core, Timestamp, Worker};
 use rouse_shared::limits::KILL_MARGIN;
 use rouse_shared::message::{ToAgent, ToMaster};
 use rouse_shared::{HostId, WorkerName};
@@ -19,18 +20,18 @@ const ASKS_AGAIN: Duration = Duration::from_secs(90);
 
 impl Worker {
     /// Whether its session is that of an impostor.
-    pub(super) fn is_impostor(&self) -> bool {
+    pub(in crate::core) fn is_impostor(&self) -> bool {
         self.session.as_ref().is_some_and(|live| live.session.impostor)
     }
 }
 
 impl Core {
-    pub(super) fn is_impostor(&self, worker: &WorkerName) -> bool {
+    pub(in crate::core) fn is_impostor(&self, worker: &WorkerName) -> bool {
         self.workers.get(worker).is_some_and(Worker::is_impostor)
     }
 
     /// Its provider has said on which machine the host is.
-    pub(super) fn learn_identity(&mut self, now: Timestamp, id: &HostId, identity: Option<String>) {
+    pub(in crate::core) fn learn_identity(&mut self, now: Timestamp, id: &HostId, identity: Option<String>) {
         let (Some(live), Some(identity)) = (self.hosts.get_mut(id), identity) else { return };
         live.host.identity = Some(identity.clone());
         let name = live.host.worker.clone();
@@ -53,10 +54,10 @@ impl Core {
         self.note(Level::Warn, text);
         self.expire_lease(now, name);
         self.tell_impostor(now, name);
-        let Some(live) = self.hosts.get_mut(id) else { return };
-        match live.host.state {
-            HostState::Ready => {
-                live.host.state = HostState::Booting;
+        match self.hosts.get(id).map(|live| live.host.state) {
+            Some(HostState::Ready) => {
+                self.advance(id, &HostEvent::Disowned);
+                let Some(live) = self.hosts.get_mut(id) else { return };
                 live.host.booted.get_or_insert(now);
                 live.host.attached = None;
                 live.host.nonce = None;
@@ -66,10 +67,10 @@ impl Core {
                 self.timers.clear(&Timer::Reclaim(id.clone()));
                 self.timers.set(Timer::Boot(id.clone()), now + patience);
             }
-            HostState::Draining => self.terminate_host(now, id, "it was to be drained and has run nothing"),
-            HostState::Ordered | HostState::Booting | HostState::Terminating | HostState::Terminated => {}
+            Some(HostState::Draining) => self.terminate_host(now, id, "it was to be drained and has run nothing"),
+            Some(HostState::Ordered | HostState::Booting | HostState::Terminating | HostState::Terminated) | None => {}
             // It has been known which machine that is since before it was suspended.
-            HostState::Suspending | HostState::Suspended | HostState::Resuming => {}
+            Some(HostState::Suspending | HostState::Suspended | HostState::Resuming) => {}
         }
         self.touch_host(id);
         self.touch_worker(name);
@@ -90,7 +91,7 @@ impl Core {
 
     /// The host is gone, and its agent with it, where it is known to have been there. Of a machine that was never
     /// confirmed to be the host it proves nothing: what runs there has until its lease is over.
-    pub(super) fn end_with_host(&mut self, now: Timestamp, id: &HostId, name: &WorkerName, why: &str) {
+    pub(in crate::core) fn end_with_host(&mut self, now: Timestamp, id: &HostId, name: &WorkerName, why: &str) {
         let known = self.hosts.get(id).is_some_and(|live| live.host.identity.is_some());
         let session = self.workers.get(name).and_then(|w| w.session.as_ref());
         match session.map(|live| live.session.impostor) {
@@ -101,7 +102,7 @@ impl Core {
     }
 
     /// Something other than a hello has come from an impostor: it may not have heard that it is one.
-    pub(super) fn on_impostor(&mut self, now: Timestamp, name: &WorkerName, message: &ToMaster) {
+    pub(in crate::core) fn on_impostor(&mut self, now: Timestamp, name: &WorkerName, message: &ToMaster) {
         if let ToMaster::Heartbeat(heartbeat) = message
             && self.session_id(name).as_ref() == Some(&heartbeat.session)
         {
@@ -119,7 +120,7 @@ impl Core {
 
     /// The lease of an impostor is over: like a standing worker's, its builds were ended by its supervisors. The host, where it
     /// is still there, has nothing to do with it, and may attach now.
-    pub(super) fn on_impostor_over(&mut self, now: Timestamp, name: &WorkerName) {
+    pub(in crate::core) fn on_impostor_over(&mut self, now: Timestamp, name: &WorkerName) {
         let why = match self.workers.get(name).and_then(|w| w.host.as_ref()) {
             Some(_) => "its agent was on another machine than its host",
             None => "its host is gone, and so is the lease of its agent, which may have been elsewhere",

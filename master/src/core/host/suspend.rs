@@ -3,29 +3,21 @@
 //!
 //! Whatever is not as it should be ends the host: nothing that is suspended is worth more than what is built on it.
 
-use super::audit::ORPHAN_AGE;
-use super::event::{Effect, Level, ListedHost, StartError, Suspension};
-use super::hosts::repeat_pause;
-use super::record::{DesiredState, HostState};
-use super::sessions::EndReason;
-use super::timers::Timer;
-use super::{Core, LiveHost, Timestamp};
-use rouse_shared::message::ToAgent;
-use rouse_shared::{BuildId, HostId, SessionId, WorkerName};
+use super::phase::{HostEvent, Phase};
+use super::repeat_pause;
+use crate::core::event::{Level, ListedHost, StartError, Suspension};
+use crate::core::record::{DesiredState, HostState};
+use crate::core::timers::Timer;
+use crate::core::{Core, Timestamp};
+use rouse_shared::{BuildId, HostId, WorkerName};
 use std::time::Duration;
 
 /// How long suspending may take: hibernation writes all memory to a disk.
-const SUSPEND_LIMIT: Duration = Duration::from_secs(900);
+pub(super) const SUSPEND_LIMIT: Duration = Duration::from_secs(900);
 
 impl Core {
-    /// Tells an agent to take nothing new, and whether its machine may be suspended after that.
-    pub(super) fn send_drain(&mut self, worker: &WorkerName, session: SessionId, drain: u64) {
-        let suspend = self.latent_of(worker).is_some_and(|latent| latent.suspend.is_some());
-        self.send(worker, ToAgent::Drain { session, drain, suspend });
-    }
-
     /// Why the host is not to be suspended, or not any longer; nothing where it may.
-    fn why_not_suspend(&self, now: Timestamp, id: &HostId) -> Option<&'static str> {
+    pub(super) fn why_not_suspend(&self, now: Timestamp, id: &HostId) -> Option<&'static str> {
         let live = self.hosts.get(id)?;
         let worker = self.workers.get(&live.host.worker)?;
         let Some(latent) = worker.plan.as_ref().filter(|_| !worker.removed).and_then(|p| p.latent.as_ref()) else {
@@ -43,49 +35,25 @@ impl Core {
             Some("it has reached its max_age")
         } else if taken_back {
             Some("its cloud takes it back")
-        } else if live.host.handle.is_none() || live.starting || live.doubt.is_some_and(|until| until > now) {
+        } else if live.host.handle.is_none() || live.phase.may_be_starting() || live.earlier_call_may_act(now) {
             Some("a start of it may still be under way")
         } else {
             None
         }
     }
 
-    /// Nothing runs on the host, and nothing will: it is suspended or ended.
-    pub(super) fn host_drained(&mut self, now: Timestamp, id: &HostId) {
-        if self.why_not_suspend(now, id).is_some() {
-            return self.terminate_host(now, id, "it was drained");
-        }
-        let Some(live) = self.hosts.get_mut(id) else { return };
-        live.host.state = HostState::Suspending;
-        // That it was idle is not why it will end.
-        live.host.why = None;
-        live.terminate_tries = 0;
-        let worker = live.host.worker.clone();
-        self.timers.clear(&Timer::Reclaim(id.clone()));
-        self.timers.set(Timer::Suspension(id.clone()), now + SUSPEND_LIMIT);
-        self.end_session(now, &worker, "its host is suspended", EndReason::Gone);
-        self.touch_host(id);
-        self.suspend_again(id);
-    }
-
-    pub(super) fn suspend_again(&mut self, id: &HostId) {
-        let idle = |l: &&mut LiveHost| l.host.state == HostState::Suspending && !l.suspending;
-        let Some(live) = self.hosts.get_mut(id).filter(idle) else { return };
-        // One at a time: a late one must not suspend it again once it is resumed.
-        live.suspending = true;
-        live.terminate_tries += 1;
-        self.out.push(Effect::SuspendHost(Box::new(live.host.clone())));
-    }
-
-    pub(super) fn on_suspend_ended(&mut self, now: Timestamp, id: &HostId, result: Result<Suspension, String>) {
-        let Some(live) = self.hosts.get_mut(id) else { return };
-        live.suspending = false;
-        if live.host.state != HostState::Suspending {
-            return;
-        }
-        let (tries, doubt) = (live.terminate_tries, live.doubt.is_some_and(|until| until > now));
+    pub(in crate::core) fn on_suspend_ended(
+        &mut self,
+        now: Timestamp,
+        id: &HostId,
+        result: Result<Suspension, String>,
+    ) {
+        let Some(live) = self.hosts.get(id) else { return };
+        let suspended = result == Ok(Suspension::Suspended) && !live.earlier_call_may_act(now);
+        let before = self.advance(id, &HostEvent::SuspendEnded { suspended });
+        let Some(Phase::Suspending { tries, .. }) = before else { return };
         match result {
-            Ok(Suspension::Suspended) if !doubt => return self.host_suspended(now, id),
+            Ok(Suspension::Suspended) if suspended => return self.host_suspended(now, id),
             Ok(Suspension::Suspended | Suspension::Requested) => {}
             Ok(Suspension::Unable(why)) => {
                 self.note(Level::Warn, format!("host {id} cannot be suspended, so it is ended: {why}"));
@@ -93,17 +61,16 @@ impl Core {
             }
             Err(why) => self.note(Level::Warn, format!("host {id} could not be suspended: {why}; trying again")),
         }
-        self.timers.set(Timer::TerminateRetry(id.clone()), now + repeat_pause(tries));
+        self.timers.set(Timer::CallAgain(id.clone()), now + repeat_pause(tries));
     }
 
     fn host_suspended(&mut self, now: Timestamp, id: &HostId) {
         self.settle(now, id);
         let Some(live) = self.hosts.get_mut(id) else { return };
-        live.host.state = HostState::Suspended;
         live.host.suspended = Some(now);
         live.host.paid = live.host.cost.unwrap_or_default();
         let worker = live.host.worker.clone();
-        self.timers.clear(&Timer::TerminateRetry(id.clone()));
+        self.timers.clear(&Timer::CallAgain(id.clone()));
         self.pending.wake = true;
         self.touch_host(id);
         self.touch_worker(&worker);
@@ -111,7 +78,7 @@ impl Core {
     }
 
     /// Whether the host may still be suspended, by the configuration of now; else it is ended.
-    pub(super) fn review_suspended(&mut self, now: Timestamp, id: &HostId) {
+    pub(in crate::core) fn review_suspended(&mut self, now: Timestamp, id: &HostId) {
         let Some(host) = self.hosts.get(id).map(|l| &l.host).filter(|h| h.state == HostState::Suspended) else {
             return;
         };
@@ -124,13 +91,13 @@ impl Core {
         }
     }
 
-    pub(super) fn review_all_suspended(&mut self, now: Timestamp) {
+    pub(in crate::core) fn review_all_suspended(&mut self, now: Timestamp) {
         let all: Vec<_> = self.hosts.keys().cloned().collect();
         all.iter().for_each(|id| self.review_suspended(now, id));
     }
 
     /// It should be suspended by now, or has been for long enough.
-    pub(super) fn on_suspension_over(&mut self, now: Timestamp, id: &HostId) {
+    pub(in crate::core) fn on_suspension_over(&mut self, now: Timestamp, id: &HostId) {
         match self.hosts.get(id).map(|l| l.host.state) {
             Some(HostState::Suspending) => {
                 self.terminate_host(now, id, &format!("it was not suspended within {} s", SUSPEND_LIMIT.as_secs()));
@@ -150,24 +117,24 @@ impl Core {
     }
 
     /// The suspended host of a worker.
-    pub(super) fn suspended_host_of(&self, worker: &WorkerName) -> Option<HostId> {
+    pub(in crate::core) fn suspended_host_of(&self, worker: &WorkerName) -> Option<HostId> {
         let id = self.workers.get(worker)?.host.as_ref()?;
         self.hosts.get(id).is_some_and(|l| l.host.state == HostState::Suspended).then(|| id.clone())
     }
 
     /// Resumes the host of a worker, with a new token: the one that it was started with is spent.
-    pub(super) fn resume_host(&mut self, now: Timestamp, id: &HostId, started_for: Option<BuildId>) {
+    pub(in crate::core) fn resume_host(&mut self, now: Timestamp, id: &HostId, started_for: Option<BuildId>) {
         let token = self.random_hex(24);
+        if self.advance(id, &HostEvent::Resume).is_none() {
+            return;
+        }
         let Some(live) = self.hosts.get_mut(id) else { return };
         let host = &mut live.host;
-        host.state = HostState::Resuming;
         (host.resumed, host.suspended) = (Some(now), None);
         (host.token, host.token_spent, host.nonce) = (token, false, None);
         (host.started_for, host.why, host.console) = (started_for, None, None);
         let worker = host.worker.clone();
-        live.starting = true;
-        (live.start_tries, live.terminate_tries, live.trouble) = (0, 0, None);
-        self.out.push(Effect::ResumeHost(Box::new(live.host.clone())));
+        self.call(now, id);
         self.timers.clear(&Timer::Suspension(id.clone()));
         let patience = self.plan_of(&worker).map_or(Duration::from_secs(1_200), |p| p.missing_timeout);
         self.timers.set(Timer::Boot(id.clone()), now + patience);
@@ -175,66 +142,59 @@ impl Core {
         self.touch_worker(&worker);
     }
 
-    pub(super) fn resume_again(&mut self, id: &HostId) {
-        let idle = |l: &&mut LiveHost| l.host.state == HostState::Resuming && !l.starting;
-        if let Some(live) = self.hosts.get_mut(id).filter(idle) {
-            live.starting = true;
-            self.out.push(Effect::ResumeHost(Box::new(live.host.clone())));
+    pub(in crate::core) fn on_resume_ended(&mut self, now: Timestamp, id: &HostId, result: Result<(), StartError>) {
+        let Some(worker) = self.hosts.get(id).map(|live| live.host.worker.clone()) else { return };
+        let event = match &result {
+            Ok(()) => HostEvent::Resumed,
+            Err(error) => HostEvent::ResumeFailed { why: error.text().to_owned() },
+        };
+        if self.advance(id, &event).is_none() {
+            return;
         }
-    }
-
-    pub(super) fn on_resume_ended(&mut self, now: Timestamp, id: &HostId, result: Result<(), StartError>) {
-        let Some(live) = self.hosts.get_mut(id) else { return };
-        live.starting = false;
-        let (worker, state) = (live.host.worker.clone(), live.host.state);
-        match (result, state) {
-            (Ok(()), HostState::Resuming) => live.host.state = HostState::Booting,
+        match (self.hosts.get(id).map(|live| &live.phase), result) {
             // Where there is no room for it, or it cannot be resumed, another may be bought.
-            (Err(StartError::Capacity(why) | StartError::Rejected(why)), HostState::Resuming) => {
+            (Some(Phase::Resuming { .. }), Err(StartError::Capacity(why) | StartError::Rejected(why))) => {
                 self.note(Level::Warn, format!("host {id} of {worker} cannot be resumed, so it is ended: {why}"));
                 self.terminate_host(now, id, &format!("it cannot be resumed: {why}"));
             }
-            (Err(error), HostState::Resuming) => {
-                live.start_tries += 1;
-                live.trouble = Some(error.text().to_owned());
-                let pause = repeat_pause(live.start_tries);
-                self.timers.set(Timer::StartRetry(id.clone()), now + pause);
+            (Some(Phase::Resuming { tries, .. }), Err(error)) => {
+                self.timers.set(Timer::CallAgain(id.clone()), now + repeat_pause(*tries));
                 let text = format!("host {id} of {worker} could not be resumed: {}; trying again", error.text());
                 self.note(Level::Warn, text);
             }
-            (_, HostState::Terminating) => self.terminate_again(now, id),
-            // Its agent was faster than its provider's answer.
-            (_, HostState::Booting | HostState::Ready | HostState::Draining) => {}
-            (_, HostState::Ordered | HostState::Suspending | HostState::Suspended | HostState::Terminated) => {}
+            (Some(Phase::Terminating { .. }), _) => self.call_again(now, id),
+            (Some(_) | None, _) => {}
         }
         self.touch_host(id);
         self.touch_worker(&worker);
     }
 
     /// Whether a machine should be suspended and runs: somebody has started it, or a call came late.
-    pub(super) fn is_running_unexpectedly(&self, listed: &ListedHost) -> bool {
+    pub(in crate::core) fn is_running_unexpectedly(&self, listed: &ListedHost) -> bool {
         !listed.suspended && self.hosts.get(&listed.host).is_some_and(|live| live.host.state == HostState::Suspended)
     }
 
     /// Suspends a host that should be suspended; does nothing to another.
-    pub(super) fn suspend_anew(&mut self, now: Timestamp, id: &HostId) {
-        let sleeps = |live: &&mut LiveHost| live.host.state == HostState::Suspended;
-        let Some(live) = self.hosts.get_mut(id).filter(sleeps) else { return };
-        live.host.state = HostState::Suspending;
+    pub(in crate::core) fn suspend_anew(&mut self, now: Timestamp, id: &HostId) {
+        if !self.hosts.get(id).is_some_and(|live| live.phase == Phase::Suspended)
+            || self.advance(id, &HostEvent::Suspend).is_none()
+        {
+            return;
+        }
+        let Some(live) = self.hosts.get_mut(id) else { return };
         (live.host.resumed, live.host.suspended) = (Some(now), None);
-        live.terminate_tries = 0;
         // It cannot be resumed for a build now, and no other may be bought while it is there.
         let worker = live.host.worker.clone();
         self.touch_worker(&worker);
         self.note(Level::Warn, format!("host {id} should be suspended and runs: suspending it again"));
         self.timers.set(Timer::Suspension(id.clone()), now + SUSPEND_LIMIT);
         self.touch_host(id);
-        self.suspend_again(id);
+        self.call(now, id);
     }
 
     /// Whether an agent that is refused now may be let in soon on the same machine: it was resumed and does not know yet what
     /// its token is, or it is about to be suspended. Its machine must not be switched off for that.
-    pub(super) fn is_suspending_or_resuming(&self, worker: &WorkerName) -> bool {
+    pub(in crate::core) fn is_suspending_or_resuming(&self, worker: &WorkerName) -> bool {
         let host = self.workers.get(worker).and_then(|w| w.host.as_ref()).and_then(|id| self.hosts.get(id));
         host.is_some_and(|live| match live.host.state {
             HostState::Suspending | HostState::Suspended | HostState::Resuming => true,
@@ -245,28 +205,5 @@ impl Core {
             | HostState::Terminating
             | HostState::Terminated => false,
         })
-    }
-
-    /// After a restart of the master: what a call of the last one may still do is waited for.
-    pub(super) fn restore_suspended(&mut self, now: Timestamp, id: &HostId) {
-        let Some(live) = self.hosts.get_mut(id) else { return };
-        match live.host.state {
-            HostState::Suspending => {
-                live.doubt = Some(now + ORPHAN_AGE);
-                self.timers.set(Timer::Suspension(id.clone()), now + SUSPEND_LIMIT);
-                self.suspend_again(id);
-            }
-            HostState::Suspended => self.review_suspended(now, id),
-            HostState::Resuming => {
-                live.doubt = Some(now + ORPHAN_AGE);
-                self.resume_again(id);
-            }
-            HostState::Ordered
-            | HostState::Booting
-            | HostState::Ready
-            | HostState::Draining
-            | HostState::Terminating
-            | HostState::Terminated => {}
-        }
     }
 }

@@ -1,0 +1,213 @@
+//! Orders hosts and starts them: the intent is committed, then the order, and only then is the provider called.
+
+use super::LiveHost;
+use super::failure::Fault;
+use super::phase::{HostEvent, Phase, StartOutcome};
+use super::repeat_pause;
+use crate::core::audit::ORPHAN_AGE;
+use crate::core::event::{Effect, Level, StartError, Started};
+use crate::core::plan::ProviderKind;
+use crate::core::record::{Host, HostState, LaunchSpec};
+use crate::core::timers::Timer;
+use crate::core::{Core, Timestamp};
+use rouse_shared::{BuildId, HostId, WorkerName};
+use std::time::Duration;
+
+impl LiveHost {
+    /// What a call to start it that failed proves of the machine.
+    fn outcome_of(&self, now: Timestamp, error: &StartError) -> StartOutcome {
+        let why = error.text().to_owned();
+        let another = self.host.launch.as_ref().filter(|o| o.more).map(|o| o.number + 1);
+        match error {
+            StartError::Unknown(_) => StartOutcome::Unclear { why },
+            _ if self.may_still_be_made(now) => StartOutcome::Unclear { why },
+            // Of an earlier call it is not known whether it made the machine: that this one has not proves nothing.
+            StartError::Transient(_) | StartError::Auth(_)
+                if matches!(self.phase, Phase::Launching { tries: 1.., .. }) =>
+            {
+                StartOutcome::Unclear { why }
+            }
+            StartError::Capacity(_) => another.map_or(StartOutcome::NotMade, |next| StartOutcome::NoCapacity { next }),
+            StartError::Rejected(_) | StartError::Transient(_) | StartError::Auth(_) => StartOutcome::NotMade,
+        }
+    }
+}
+
+impl Core {
+    /// Orders a host for a worker that has none. The intent is committed before the provider hears of it.
+    pub(in crate::core) fn order_host(
+        &mut self,
+        now: Timestamp,
+        worker: &WorkerName,
+        started_for: Option<BuildId>,
+    ) -> HostId {
+        let id = HostId(format!("h{}", self.random_hex(8)));
+        let token = self.random_hex(24);
+        let plan = self.workers.get(worker).and_then(|w| w.plan.clone());
+        let latent = plan.as_ref().and_then(|p| p.latent.as_ref());
+        let provider = latent.map_or(ProviderKind::Process, |l| l.provider);
+        let host = Host {
+            id: id.clone(),
+            worker: worker.clone(),
+            provider,
+            handle: None,
+            state: HostState::Ordered,
+            image: latent.map_or_else(String::new, |l| l.image.to_string()),
+            launch: None,
+            token,
+            identity: None,
+            nonce: None,
+            token_spent: false,
+            fingerprint: latent.map_or(0, |l| l.fingerprint),
+            created: now,
+            booted: None,
+            attached: None,
+            suspended: None,
+            resumed: None,
+            paid: 0.0,
+            terminated: None,
+            uses: 0,
+            started_for,
+            why: None,
+            console: None,
+            cost: None,
+        };
+        self.out.push(Effect::PrepareHost { host: Box::new(host.clone()), number: 0 });
+        let patience = plan.map_or(Duration::from_secs(1_200), |p| p.missing_timeout);
+        self.timers.set(Timer::Boot(id.clone()), now + patience);
+        let live = LiveHost {
+            host,
+            phase: Phase::Preparing { number: 0 },
+            earlier_call_until: None,
+            missing_from_lists: 0,
+            published: None,
+        };
+        self.hosts.insert(id.clone(), live);
+        if let Some(w) = self.workers.get_mut(worker) {
+            w.host = Some(id.clone());
+        }
+        self.touch_host(&id);
+        self.touch_worker(worker);
+        id
+    }
+
+    /// What is to be ordered is known: it is committed, and then ordered.
+    pub(in crate::core) fn on_prepared(
+        &mut self,
+        now: Timestamp,
+        id: &HostId,
+        number: u32,
+        result: Result<LaunchSpec, StartError>,
+    ) {
+        let Some(live) = self.hosts.get(id) else { return };
+        let (awaited, host) = (live.phase == Phase::Preparing { number }, live.host.clone());
+        match result {
+            Ok(order) if awaited && !self.image_admits(&host, &order.image) => {
+                let why = format!("image {} is new: it waits until one of its first hosts has attached", order.image);
+                let builds = self.queue.release(id);
+                builds.into_iter().for_each(|build| self.touch_build(build));
+                if let Some(before) = self.advance(id, &HostEvent::NotPrepared) {
+                    self.host_went(now, id, &before, &why);
+                }
+            }
+            Ok(order) => {
+                if self.advance(id, &HostEvent::Prepared { number }).is_none() || !awaited {
+                    return;
+                }
+                let Some(live) = self.hosts.get_mut(id) else { return };
+                live.host.identity.clone_from(&order.identity);
+                live.host.launch = Some(order);
+                self.call(now, id);
+            }
+            Err(error) if awaited => {
+                if let Some(before) = self.advance(id, &HostEvent::NotPrepared) {
+                    self.start_failed(now, id, &before, &error);
+                }
+            }
+            // Repeated, or late.
+            Err(_) => return,
+        }
+        self.touch_host(id);
+    }
+
+    /// The provider was not able to make the machine, and that is certain.
+    fn start_failed(&mut self, now: Timestamp, id: &HostId, before: &Phase, error: &StartError) {
+        let why = format!("the host could not be started: {}", error.text());
+        let fault = match error {
+            StartError::Rejected(_) | StartError::Auth(_) => Fault::Host,
+            StartError::Capacity(_) | StartError::Transient(_) | StartError::Unknown(_) => Fault::Passing,
+        };
+        self.host_failed(now, id, &why, fault, None);
+        self.host_went(now, id, before, &why);
+    }
+
+    pub(in crate::core) fn on_start_ended(
+        &mut self,
+        now: Timestamp,
+        id: &HostId,
+        number: u32,
+        result: Result<Started, StartError>,
+    ) {
+        let Some(live) = self.hosts.get_mut(id) else {
+            // We gave it up, and it came all the same.
+            if let Ok(started) = result {
+                let text =
+                    format!("host {id} was made after it was given up (as {}); the audit ends it", started.handle);
+                self.note(Level::Warn, text);
+            }
+            return;
+        };
+        // Told twice, of an order that had no capacity and that another has taken the place of.
+        if live.host.launch.as_ref().map(|o| o.number) != Some(number) && result.is_err() {
+            return;
+        }
+        let (worker, mut identity) = (live.host.worker.clone(), None);
+        let (outcome, error) = match result {
+            Ok(started) => {
+                live.host.handle = Some(started.handle);
+                live.earlier_call_until = None;
+                identity = started.identity;
+                (StartOutcome::Made, None)
+            }
+            Err(error) => (live.outcome_of(now, &error), Some(error)),
+        };
+        let Some(before) = self.advance(id, &HostEvent::StartEnded(outcome)) else { return };
+        self.start_advanced(now, id, &before, error);
+        self.learn_identity(now, id, identity);
+        self.touch_host(id);
+        self.touch_worker(&worker);
+    }
+
+    /// A call to start the host was answered, by `error` or with the machine, and has led here.
+    fn start_advanced(&mut self, now: Timestamp, id: &HostId, before: &Phase, error: Option<StartError>) {
+        let Some(live) = self.hosts.get_mut(id) else { return };
+        let worker = &live.host.worker;
+        match (&live.phase, error) {
+            (Phase::Booting { .. } | Phase::Ready { .. } | Phase::Draining { .. }, None) => {
+                live.host.booted.get_or_insert(now);
+            }
+            (Phase::Launching { call: false, tries, .. }, Some(error)) => {
+                let text =
+                    format!("whether host {id} of {worker} was started is not known: {}; asking again", error.text());
+                self.timers.set(Timer::CallAgain(id.clone()), now + repeat_pause(*tries));
+                if let StartError::Unknown(_) = error {
+                    live.earlier_call_until = Some(now + ORPHAN_AGE);
+                }
+                self.note(Level::Warn, text);
+            }
+            (Phase::Preparing { number }, Some(error)) if matches!(before, Phase::Launching { .. }) => {
+                let text = format!("no capacity for host {id} of {worker}: {}; trying an alternative", error.text());
+                self.out.push(Effect::PrepareHost { host: Box::new(live.host.clone()), number: *number });
+                self.note(Level::Info, text);
+            }
+            (Phase::Terminated, Some(error)) if *before != Phase::Terminated => {
+                self.start_failed(now, id, before, &error);
+            }
+            (Phase::Terminating { .. }, _) => self.call_again(now, id),
+            // A repeated answer, or one to a start of a host that has attached meanwhile.
+            (Phase::Preparing { .. } | Phase::Launching { .. } | Phase::Booting { .. }, _) => {}
+            (Phase::Ready { .. } | Phase::Draining { .. }, Some(_)) => {}
+            (Phase::Suspending { .. } | Phase::Suspended | Phase::Resuming { .. } | Phase::Terminated, _) => {}
+        }
+    }
+}

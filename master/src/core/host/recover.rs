@@ -1,0 +1,79 @@
+//! Hosts after a restart of the master: each goes on from the phase that its row tells.
+
+use super::LiveHost;
+use super::phase::{HostEvent, Phase};
+use super::suspend::SUSPEND_LIMIT;
+use crate::core::audit::ORPHAN_AGE;
+use crate::core::event::Effect;
+use crate::core::record::Host;
+use crate::core::timers::Timer;
+use crate::core::{Core, Timestamp};
+use rouse_shared::HostId;
+use std::time::Duration;
+
+impl Core {
+    /// Each host goes on from the phase that its row tells: what may have been under way when the last master ended is done
+    /// again.
+    pub(in crate::core) fn restore_hosts(&mut self, now: Timestamp, hosts: Vec<Host>) {
+        for mut host in hosts {
+            // The clock may have been set back since: what counts from these must not wait until it has caught up.
+            (host.booted, host.attached) = (host.booted.map(|at| at.min(now)), host.attached.map(|at| at.min(now)));
+            let id = host.id.clone();
+            let worker = self.worker_entry(now, &host.worker);
+            worker.host = Some(id.clone());
+            let (patience, lost) =
+                (worker.plan.as_ref().map_or(Duration::ZERO, |p| p.missing_timeout), worker.session.is_none());
+            let phase = Phase::restored(&host);
+            let live = LiveHost {
+                published: Some(host.state),
+                host,
+                phase: phase.clone(),
+                earlier_call_until: None,
+                missing_from_lists: 0,
+            };
+            self.hosts.insert(id.clone(), live);
+            match phase {
+                Phase::Preparing { number } => {
+                    self.expect_earlier_call(now, &id);
+                    self.timers.set(Timer::Boot(id.clone()), now + patience);
+                    if let Some(live) = self.hosts.get(&id) {
+                        self.out.push(Effect::PrepareHost { host: Box::new(live.host.clone()), number });
+                    }
+                }
+                Phase::Launching { .. } | Phase::Resuming { .. } => {
+                    self.timers.set(Timer::Boot(id.clone()), now + patience);
+                    self.repeat_call(now, &id);
+                }
+                Phase::Booting { .. } => self.timers.set(Timer::Boot(id.clone()), now + patience),
+                Phase::Ready { .. } | Phase::Draining { .. } if lost => {
+                    self.advance(&id, &HostEvent::Terminate);
+                    if let Some(live) = self.hosts.get_mut(&id) {
+                        live.published = Some(live.host.state);
+                    }
+                    self.repeat_call(now, &id);
+                }
+                Phase::Ready { .. } | Phase::Draining { .. } | Phase::Terminated => {}
+                Phase::Suspending { .. } => {
+                    self.timers.set(Timer::Suspension(id.clone()), now + SUSPEND_LIMIT);
+                    self.repeat_call(now, &id);
+                }
+                Phase::Suspended => self.review_suspended(now, &id),
+                Phase::Terminating { .. } => self.repeat_call(now, &id),
+            }
+            self.touch_host(&id);
+        }
+    }
+
+    /// Makes the call of the host's phase, which the last master may have made too.
+    fn repeat_call(&mut self, now: Timestamp, id: &HostId) {
+        self.expect_earlier_call(now, id);
+        self.call(now, id);
+    }
+
+    /// A call of the last master may still come.
+    fn expect_earlier_call(&mut self, now: Timestamp, id: &HostId) {
+        if let Some(live) = self.hosts.get_mut(id) {
+            live.earlier_call_until = Some(now + ORPHAN_AGE);
+        }
+    }
+}
