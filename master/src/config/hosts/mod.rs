@@ -11,7 +11,7 @@ pub use openstack::{ImagePick, OpenstackConfig, OpenstackImage};
 pub use process::ProcessConfig;
 
 use super::document::Table;
-use super::keys::{self, Section};
+use super::keys;
 use crate::core::plan::{ProviderKind, Suspend};
 use sha2::{Digest as _, Sha256};
 
@@ -88,7 +88,7 @@ impl HostConfig {
 }
 
 /// The keys of a provider's section.
-pub(super) fn keys_of(kind: ProviderKind) -> &'static Section {
+pub(super) fn keys_of(kind: ProviderKind) -> &'static keys::Section {
     match kind {
         ProviderKind::Process => &keys::PROCESS,
         ProviderKind::Ec2 => &keys::EC2,
