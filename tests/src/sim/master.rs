@@ -1,9 +1,9 @@
 //! The master around the real core: batches, commits, effects, and the ways to die in between.
 
 use super::Break;
-use super::chance::Chance;
 use super::show;
 use super::world::World;
+use crate::chance::Chance;
 use rouse_master::core::event::{Answer, Effect, Event, ListedHost, RequestId, Started};
 use rouse_master::core::plan::Plan;
 use rouse_master::core::record::{HostState, Record};

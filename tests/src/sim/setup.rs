@@ -1,7 +1,7 @@
 //! What a seed's system is like: its workers, its limits, and which faults it has.
 
-use super::chance::Chance;
 use super::relay::NOBODY;
+use crate::chance::Chance;
 use rouse_master::core::plan::{Digest, LatentPlan, MailPlan, Plan, ProviderKind, Sleep, WorkerPlan};
 use rouse_shared::WorkerName;
 use std::collections::BTreeMap;

@@ -1,13 +1,17 @@
 //! Seeded chance (splitmix64): the same seed, the same numbers.
 
-pub(super) struct Chance(u64);
+/// A row of numbers that looks like chance.
+pub struct Chance(u64);
 
 impl Chance {
-    pub(super) fn new(seed: u64) -> Self {
+    /// The row that begins with this seed.
+    pub fn new(seed: u64) -> Self {
         Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x5bd1_e995_1234_5678)
     }
 
-    pub(super) fn next(&mut self) -> u64 {
+    /// Any number.
+    #[expect(clippy::should_implement_trait, reason = "it has no end")]
+    pub fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -16,22 +20,28 @@ impl Chance {
     }
 
     /// From `low` to `high`, both included.
-    pub(super) fn range(&mut self, low: u64, high: u64) -> u64 {
+    pub fn range(&mut self, low: u64, high: u64) -> u64 {
         low + self.next() % (high - low + 1)
     }
 
+    /// Below `end`, which is not 0.
+    pub fn below(&mut self, end: usize) -> usize {
+        (self.next() % end as u64) as usize
+    }
+
     /// True so many times of a thousand.
-    pub(super) fn permille(&mut self, of: u64) -> bool {
+    pub fn permille(&mut self, of: u64) -> bool {
         self.next() % 1000 < of
     }
 
-    pub(super) fn pick<T: Clone>(&mut self, of: &[T]) -> T {
+    /// One of these.
+    pub fn pick<T: Clone>(&mut self, of: &[T]) -> T {
         let index = self.next() as usize % of.len();
         of[index].clone()
     }
 
     /// `digits` hexadecimal digits.
-    pub(super) fn hex(&mut self, digits: usize) -> String {
+    pub fn hex(&mut self, digits: usize) -> String {
         let mut text = String::new();
         while text.len() < digits {
             text.push_str(&format!("{:016x}", self.next()));
