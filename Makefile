@@ -8,15 +8,10 @@ PREFIX ?= /usr/local
 TARGET_DIR := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)
 # Asked for only where a recipe uses it, since most need no compiler's answer.
 HOST_TRIPLE = $(shell rustc -vV | sed -n 's/^host: //p')
-# One run of tests: with cargo-nextest, as .config/nextest.toml says, else with cargo's own runner, which is slower and
-# keeps no times. Most tests wait most of the time, so there are more of them at once than processors.
-AT_ONCE = $(shell expr 4 \* $$(nproc))
-RUN_TESTS = $(if $(shell $(CARGO) nextest --version 2>/dev/null),NEXTEST_TEST_THREADS=$(AT_ONCE) $(CARGO) nextest run \
-	--profile $(if $(CI),ci,default),$(CARGO) test) --locked
 BINDIR = $(DESTDIR)$(PREFIX)/bin
 UNITDIR = $(DESTDIR)$(PREFIX)/lib/systemd/system
 DOCDIR = $(DESTDIR)$(PREFIX)/share/doc/rouse
-SCRIPTS = .ci/run tests/setup tests/venv tests/openstack/prepare tests/openstack/guest images/disk images/ec2 images/install \
+SCRIPTS = .ci/run tests/run tests/setup tests/venv tests/openstack/prepare tests/openstack/guest images/disk images/ec2 images/install \
 	images/check contrib/libvirt/vmbuilder contrib/nagios/check_rouse_audit
 
 .PHONY: help demo test quick steady sim chaos bench bench-libvirt lint fmt clippy deny scripts build agent-static install
@@ -36,19 +31,19 @@ test: ## every test that needs nothing but this machine
 	@# Beside the compiler, since it mostly waits.
 	@tests/openstack/prepare >/dev/null & prepare=$$!; \
 		echo "$(CARGO) build --locked --workspace --bins" && $(CARGO) build --locked --workspace --bins && wait $$prepare
-	$(RUN_TESTS) --workspace
+	tests/run --workspace
 	$(CARGO) test --locked --workspace --doc
 
 # No broker, no root, no guests: what a change is tried with first.
 quick: ## the tests that need no server, and 200 seeds of the simulation; below 90 s once compiled
-	ROUSE_SIM_SEEDS=$${ROUSE_SIM_SEEDS:-200} $(RUN_TESTS) --workspace --lib --bins \
+	ROUSE_SIM_SEEDS=$${ROUSE_SIM_SEEDS:-200} tests/run --workspace --lib --bins \
 		--test tree --test wire --test decoders --test sim
 
 steady: ## each test with a real server 5 times beside busy processors, to find those that fail by themselves (ROUSE_STEADY_TESTS, _TIMES)
 	tests/setup test
 	tests/openstack/prepare >/dev/null
 	$(CARGO) build --locked --workspace --bins
-	NEXTEST_TEST_THREADS=$(AT_ONCE) tests/steady
+	tests/steady
 
 sim: ## the simulation over many seeds, optimised (ROUSE_SIM_SEEDS, default 100000; ROUSE_SIM_FROM; ROUSE_SIM_SEED: one, told)
 	ROUSE_SIM_SEEDS=$${ROUSE_SIM_SEEDS:-100000} \

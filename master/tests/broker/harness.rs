@@ -1,7 +1,6 @@
 //! The shared node, its auth server and its link; agents made of plain lapin.
 
 #[path = "../../../tests/src/harness/place.rs"]
-#[expect(dead_code, reason = "the end-to-end tests need all of it")]
 mod place;
 
 use lapin::options::{BasicConsumeOptions, BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions};
