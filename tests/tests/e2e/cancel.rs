@@ -19,6 +19,8 @@ fn a_cancelled_build_that_ignores_term_is_gone_with_its_whole_tree() {
     master.until("both are running", || trace.lines().len() == 2);
     let pids: Vec<i32> = trace.lines().iter().map(|line| line.parse().unwrap()).collect();
     assert!(pids.iter().all(|pid| runs(*pid)));
+    // Its steps may run before the command has said what it is called.
+    master.until("it is told its number", || following.err().contains("build "));
     let id =
         following.err().split("build ").nth(1).unwrap().chars().take_while(char::is_ascii_digit).collect::<String>();
     master.rouse(&["cancel", &id]).ended(0);
