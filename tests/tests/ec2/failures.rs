@@ -103,19 +103,22 @@ async fn what_is_listed_late_is_not_taken_for_gone() {
     let cloud = Cloud::start().await;
     let config = config(&cloud.endpoint(), "");
     let mut fixture = Ec2Fixture::with(cloud, config);
-    fixture.cloud.set(&json!({ "lag": 3.0 }));
+    fixture.cloud.set(&json!({ "lag": 3600 }));
     fixture.provider = crate::fixture::provider_in(
         fixture.dir.path(),
         rouse_tests::contract::OWNER,
         &fixture.config,
         crate::fixture::nobody(),
     )
-    .with_lag(Duration::from_secs(5));
+    .with_lag(rouse_tests::ec2::LIMIT);
     let mut host = fixture.host();
     fixture.prepare(&mut host, 0).await.unwrap();
     fixture.cloud.fail("RunInstances", 0, 99, Fault::LoseReply);
     assert!(matches!(fixture.start(&mut host).await, Err(StartError::Unknown(_))));
     assert_eq!(fixture.provider.list().await, Ok(Vec::new()), "AWS does not list it yet");
+    assert_eq!(fixture.provider.stop(&host).await, Ok(Stopped::Requested));
+    // Before the provider's patience is over AWS lists it.
+    fixture.cloud.set(&json!({ "lag": 0 }));
     fixture.gone(&host).await;
     assert!(fixture.cloud.alive().is_empty(), "and still it was ended");
 }

@@ -73,7 +73,7 @@ impl Drop for FullSystem {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_build_buys_an_instance_runs_on_it_and_it_is_gone() {
     let more = "spot_instance = true\nmax_spot_price = 0.09\nprice_multiplier = 1.15\nuser_data = \"#!/bin/sh\\n\"\n";
-    let system = full_system("ec2-whole", more, "build_wait_timeout = 15\n").await;
+    let system = killable_system("ec2-whole", more, "build_wait_timeout = 15\n").await;
     tokio::task::block_in_place(|| {
         let master = &system.master;
         let said = master.rouse(&["build", "--worker", "w", "--", "sh", "-c", "echo on $ROUSE_WORKER"]).ended(0);

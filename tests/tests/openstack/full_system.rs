@@ -90,7 +90,7 @@ impl FullSystem {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_build_wakes_a_server_which_learns_who_it_is() {
     let worker = "build_wait_timeout = 15\n";
-    let system = FullSystem::new("os-whole", worker, "meta = { fake_guest = \"agent\" }", None).await;
+    let system = FullSystem::killable("os-whole", worker, "meta = { fake_guest = \"agent\" }").await;
     let build = system.begin_build(&["sh", "-c", "echo on $ROUSE_WORKER"]);
     system.until_success(&build);
     let said = tokio::task::block_in_place(|| system.master.rouse(&["log", &build]).ended(0));
