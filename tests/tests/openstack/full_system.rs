@@ -146,7 +146,7 @@ async fn a_machine_without_a_metadata_service_learns_it_from_its_config_drive() 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_server_that_comes_to_nothing_leaves_evidence() {
     let silent =
-        FullSystem::new("os-silent", "missing_timeout = 4\n", "meta = { fake_guest = \"silent\" }", None).await;
+        FullSystem::new("os-silent", "missing_timeout = 20\n", "meta = { fake_guest = \"silent\" }", None).await;
     // Nobody has to wait for what Nova says by itself.
     let burnt = FullSystem::new("os-burnt", "", "meta = { fake_spawn_error = \"the disk is on fire\" }", None).await;
     // Both at once.
