@@ -10,8 +10,7 @@ impl Chance {
     }
 
     /// Any number.
-    #[expect(clippy::should_implement_trait, reason = "it has no end")]
-    pub fn next(&mut self) -> u64 {
+    pub fn draw(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -21,22 +20,22 @@ impl Chance {
 
     /// From `low` to `high`, both included.
     pub fn range(&mut self, low: u64, high: u64) -> u64 {
-        low + self.next() % (high - low + 1)
+        low + self.draw() % (high - low + 1)
     }
 
     /// Below `end`, which is not 0.
     pub fn below(&mut self, end: usize) -> usize {
-        (self.next() % end as u64) as usize
+        (self.draw() % end as u64) as usize
     }
 
     /// True so many times of a thousand.
     pub fn permille(&mut self, of: u64) -> bool {
-        self.next() % 1000 < of
+        self.draw() % 1000 < of
     }
 
     /// One of these.
     pub fn pick<T: Clone>(&mut self, of: &[T]) -> T {
-        let index = self.next() as usize % of.len();
+        let index = self.draw() as usize % of.len();
         of[index].clone()
     }
 
@@ -44,7 +43,7 @@ impl Chance {
     pub fn hex(&mut self, digits: usize) -> String {
         let mut text = String::new();
         while text.len() < digits {
-            text.push_str(&format!("{:016x}", self.next()));
+            text.push_str(&format!("{:016x}", self.draw()));
         }
         text.truncate(digits);
         text

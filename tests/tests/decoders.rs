@@ -120,7 +120,7 @@ fn mutate(random: &mut Chance, valid: &[u8]) -> Vec<u8> {
                 bytes.splice(at..at, deep);
             }
             _ => {
-                let byte = random.next() as u8;
+                let byte = random.draw() as u8;
                 bytes.splice(at..end, std::iter::repeat_n(byte, random.below(5_000)));
             }
         }

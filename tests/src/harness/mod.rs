@@ -88,11 +88,13 @@ impl Master {
             node_name_suffix: format!("{}of{}", amqp.port(), std::process::id()),
             extra_config: String::new(),
         };
+        let place = place_to_start();
         let node = std::thread::spawn(|| {
             let runtime = tokio::runtime::Runtime::new().expect("a runtime");
             runtime.block_on(Node::start(settings)).expect("a broker")
         });
         let node = node.join().expect("a broker");
+        drop(place);
         let lines = format!("url = \"{}\"\n", node.url());
         let mut master = Self::start_with(name, &lines, &format!("amqp://{amqp}/{VHOST}"), auth, workers);
         master.broker = Some(node);

@@ -167,7 +167,7 @@ impl World {
         }
         self.master.epoch += 1;
         let mut seed = [0; 32];
-        seed[..8].copy_from_slice(&self.chance.next().to_le_bytes());
+        seed[..8].copy_from_slice(&self.chance.draw().to_le_bytes());
         self.take_plan();
         let mut ledger = self.disk.load();
         if self.broken == Some(Break::ForgetSleepers) {

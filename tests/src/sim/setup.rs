@@ -125,7 +125,7 @@ pub(super) fn template(chance: &mut Chance, name: &str) -> LatentPlan {
         min_idle: chance.pick(&[0, 0, 0, 1, 2]),
         sleep: chance.pick(&[None, None, Some(900), Some(2_400)]).map(|s| Sleep { max_age: Duration::from_secs(s) }),
         image: "image".into(),
-        fingerprint: chance.next(),
+        fingerprint: chance.draw(),
     }
 }
 

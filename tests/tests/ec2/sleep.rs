@@ -203,7 +203,7 @@ async fn a_stopped_host_is_woken_instead_of_another_being_bought() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_stopped_host_ends_when_it_is_old() {
-    let system = full_system("ec2-old", &format!("{STOP}max_age = \"20s\"\n"), "build_wait_timeout = 0\n").await;
+    let system = full_system("ec2-old", &format!("{STOP}max_age = \"45s\"\n"), "build_wait_timeout = 0\n").await;
     tokio::task::block_in_place(|| {
         let master = &system.master;
         master.rouse(&["build", "--worker", "w", "--", "true"]).ended(0);
@@ -248,7 +248,7 @@ async fn forgets_nothing(name: &str, fault: Fault, and_while_it_falls_asleep: bo
             let before = cloud.proxy.hanging();
             cloud.fail(call, 0, 1, fault.clone());
             does();
-            master.until_within(MINUTE, call, || cloud.proxy.hanging() > before);
+            master.until_within(3 * MINUTE, call, || cloud.proxy.hanging() > before);
             master.kill();
             cloud.proxy.heal();
             master.begin();
@@ -257,25 +257,25 @@ async fn forgets_nothing(name: &str, fault: Fault, and_while_it_falls_asleep: bo
         let builds = RefCell::new(Vec::new());
         let build = || builds.borrow_mut().push(master.detach(&["--worker", "w", "--", "true"]));
         killed_at("RunInstances", &build);
-        master.until_within(MINUTE, "it is stopped after its build", stopped);
+        master.until_within(3 * MINUTE, "it is stopped after its build", stopped);
         assert_eq!(cloud.alive().len(), 1, "one try made one");
         killed_at("StartInstances", &build);
         // In doubt whether a late call may wake it once more, it is ended instead of stopped.
-        master.until_within(MINUTE, "its build is done and it is gone", || cloud.alive().is_empty());
-        master.until_within(MINUTE, "the ledger knows", || master.hosts("w").is_empty());
+        master.until_within(3 * MINUTE, "its build is done and it is gone", || cloud.alive().is_empty());
+        master.until_within(3 * MINUTE, "the ledger knows", || master.hosts("w").is_empty());
         build();
-        master.until_within(MINUTE, "it is awake", || cloud.alive().len() == 1);
+        master.until_within(3 * MINUTE, "it is awake", || cloud.alive().len() == 1);
         if and_while_it_falls_asleep {
             killed_at("StopInstances", &|| {});
             // A call of the dead master may come late, and only after that it is said to sleep.
-            master.until_within(2 * MINUTE, "it is stopped all the same", stopped);
+            master.until_within(3 * MINUTE, "it is stopped all the same", stopped);
         }
         killed_at("TerminateInstances", &|| drop(master.rouse(&["stop", "w"]).ended(0)));
-        master.until_within(MINUTE, "it is gone", || cloud.alive().is_empty());
-        master.until_within(MINUTE, "the ledger knows", || master.hosts("w").is_empty());
+        master.until_within(3 * MINUTE, "it is gone", || cloud.alive().is_empty());
+        master.until_within(3 * MINUTE, "the ledger knows", || master.hosts("w").is_empty());
         master.rouse(&["resume", "w"]).ended(0);
         for build in builds.borrow().iter() {
-            master.until_within(2 * MINUTE, "it has run after all", || master.state(build) == "success");
+            master.until_within(3 * MINUTE, "it has run after all", || master.state(build) == "success");
         }
         master.rouse(&["audit"]).ended(0);
         master.end();
