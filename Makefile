@@ -15,10 +15,10 @@ MANDIR = $(DESTDIR)$(PREFIX)/share/man/man1
 BASHDIR = $(DESTDIR)$(PREFIX)/share/bash-completion/completions
 ZSHDIR = $(DESTDIR)$(PREFIX)/share/zsh/site-functions
 FISHDIR = $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d
-SCRIPTS = .ci/run tests/setup tests/venv tests/openstack/prepare tests/openstack/guest images/disk images/ec2 images/install \
+SCRIPTS = .ci/run tests/run tests/setup tests/venv tests/openstack/prepare tests/openstack/guest images/disk images/ec2 images/install \
 	images/check contrib/libvirt/vmbuilder contrib/nagios/check_rouse_audit
 
-.PHONY: help demo test sim chaos bench bench-libvirt lint fmt clippy deny scripts build agent-static install
+.PHONY: help demo test quick steady sim chaos bench bench-libvirt lint fmt clippy deny scripts build agent-static install
 
 help: ## what can be made here
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 16
@@ -35,8 +35,19 @@ test: ## every test that needs nothing but this machine
 	@# Beside the compiler, since it mostly waits.
 	@tests/openstack/prepare >/dev/null & prepare=$$!; \
 		echo "$(CARGO) build --locked --workspace --bins" && $(CARGO) build --locked --workspace --bins && wait $$prepare
-	$(CARGO) test --locked --workspace --exclude rouse-tests
-	$(CARGO) test --locked -p rouse-tests
+	tests/run --workspace
+	$(CARGO) test --locked --workspace --doc
+
+# No broker, no root, no guests: what a change is tried with first.
+quick: ## the tests that need no server, and 200 seeds of the simulation; below 90 s once compiled
+	ROUSE_SIM_SEEDS=$${ROUSE_SIM_SEEDS:-200} tests/run --workspace --lib --bins \
+		--test tree --test wire --test decoders --test sim
+
+steady: ## each test with a real server 5 times beside busy processors, to find those that fail by themselves (ROUSE_STEADY_TESTS, _TIMES)
+	tests/setup test
+	tests/openstack/prepare >/dev/null
+	$(CARGO) build --locked --workspace --bins
+	tests/steady
 
 sim: ## the simulation over many seeds, optimised (ROUSE_SIM_SEEDS, default 100000; ROUSE_SIM_FROM; ROUSE_SIM_SEED: one, told)
 	ROUSE_SIM_SEEDS=$${ROUSE_SIM_SEEDS:-100000} \

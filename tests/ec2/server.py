@@ -1,6 +1,8 @@
 """EC2 for tests: moto's, with what it lacks beside it, and a metadata service (IMDSv2) for each instance.
 
     server.py        prints {"port": N} once it serves, and ends when its standard input does
+    server.py PATH   prints {} once it listens at this unix socket; whoever connects gets {"port": N} of a server of its
+                     own, which has its own state and ends with the connection. moto is loaded once for all of them.
 
 What is moto's is close to AWS where tests have compared it; what is patched here is OURS, not AWS's, and a test that rests
 on it tests rouse against our reading of AWS's documentation:
@@ -26,7 +28,9 @@ import http.server
 import json
 import logging
 import os
+import select
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -696,16 +700,41 @@ def app(environ, start_response):
     return moto_app(environ, start_response)
 
 
-def main():
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+def serve(until_the_end, say):
     server = make_server("127.0.0.1", 0, app, threaded=True)
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    print(json.dumps({"port": server.server_port}), flush=True)
+    say(json.dumps({"port": server.server_port}) + "\n")
     # Ends with whoever started it, and takes along what it started.
-    sys.stdin.buffer.read()
+    until_the_end()
     for machine in list(machines.values()):
         machine.halt()
+
+
+def serve_each(path):
+    """A process for each connection. Nothing here has threads before it forks."""
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(path)
+    listener.listen(64)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    print("{}", flush=True)
+    # It ends with its standard input, too.
+    while select.select([listener, sys.stdin], [], [])[0] == [listener]:
+        connection, _ = listener.accept()
+        if os.fork() == 0:
+            listener.close()
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            serve(lambda: connection.recv(1), lambda text: connection.sendall(text.encode()))
+            os._exit(0)
+        connection.close()
+
+
+def main():
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    if len(sys.argv) > 1:
+        serve_each(sys.argv[1])
+    else:
+        serve(sys.stdin.buffer.read, lambda text: print(text, end="", flush=True))
 
 
 main()

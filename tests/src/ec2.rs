@@ -1,12 +1,13 @@
 //! An EC2 for tests: moto's server with our patches (tests/ec2/server.py says which), behind a proxy that makes go wrong
 //! what a test says.
 
-use crate::harness::request;
+use crate::harness::{kept, request};
 use crate::proxy::{Fault, Proxy, Request};
 use rouse_master::config::Config;
 use serde_json::{Value, json};
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::io::{BufRead as _, BufReader, Read, Write as _};
 use std::net::{SocketAddr, TcpStream};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -61,9 +62,61 @@ impl Authority {
     }
 }
 
+/// What starts clouds: a Python that has moto loaded, which takes seconds, and forks one for each that connects.
+pub struct Clouds(Child);
+
+impl Clouds {
+    /// Starts it at this unix socket.
+    ///
+    /// # Panics
+    /// If it cannot be started.
+    pub fn start(socket: &Path) -> Self {
+        let (child, _) = server(&[socket]);
+        Self(child)
+    }
+}
+
+impl Drop for Clouds {
+    fn drop(&mut self) {
+        // Its standard input is closed with it; what it has forked ends with the connection.
+        drop(self.0.stdin.take());
+        self.0.wait().ok();
+    }
+}
+
+/// A server of tests/ec2, and the line that it has printed.
+fn server(arguments: &[&Path]) -> (Child, Value) {
+    let tests = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let python = Command::new(tests.join("venv")).arg("ec2").output().expect("tests/venv can be run");
+    assert!(python.status.success(), "tests/venv ec2: {}", String::from_utf8_lossy(&python.stderr));
+    let mut server = Command::new(String::from_utf8_lossy(&python.stdout).trim())
+        .arg(tests.join("ec2/server.py"))
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("the server can be started");
+    let told = line(server.stdout.take().expect("it was piped"));
+    (server, told)
+}
+
+fn line(from: impl Read) -> Value {
+    let mut line = String::new();
+    BufReader::new(from).read_line(&mut line).expect("it says where it is");
+    serde_json::from_str(&line).expect("it says where it is")
+}
+
+/// How long a cloud lasts.
+enum Life {
+    /// As the process, which ends with its standard input.
+    Process(Child),
+    /// As the connection to [`Clouds`].
+    Connection { _kept: UnixStream },
+}
+
 /// The cloud; it ends with the test.
 pub struct Cloud {
-    server: Child,
+    life: Life,
     address: SocketAddr,
     /// What stands between it and the provider.
     pub proxy: Proxy,
@@ -71,36 +124,41 @@ pub struct Cloud {
 
 impl Drop for Cloud {
     fn drop(&mut self) {
-        // Its standard input is closed with it; what it has started ends with it.
-        drop(self.server.stdin.take());
-        if self.server.wait().is_err() {
-            self.server.kill().ok();
+        if let Life::Process(server) = &mut self.life {
+            // Its standard input is closed with it; what it has started ends with it.
+            drop(server.stdin.take());
+            if server.wait().is_err() {
+                server.kill().ok();
+            }
         }
     }
 }
 
 impl Cloud {
-    /// A new one, with nothing in it but the images of tests/ec2/images.json.
+    /// A new one, with nothing in it but the images of tests/ec2/images.json, from the [`Clouds`] of this program's keeper.
     ///
     /// # Panics
-    /// Where it cannot be started.
+    /// If it cannot be started.
     pub async fn start() -> Self {
-        let tests = Path::new(env!("CARGO_MANIFEST_DIR"));
-        let python = Command::new(tests.join("venv")).arg("ec2").output().expect("tests/venv can be run");
-        assert!(python.status.success(), "tests/venv ec2: {}", String::from_utf8_lossy(&python.stderr));
-        let mut server = Command::new(String::from_utf8_lossy(&python.stdout).trim())
-            .arg(tests.join("ec2/server.py"))
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("the server can be started");
-        let mut line = String::new();
-        let out = server.stdout.take().expect("it was piped");
-        BufReader::new(out).read_line(&mut line).expect("it says where it is");
-        let said: Value = serde_json::from_str(&line).expect("it says where it is");
-        let port = said["port"].as_u64().and_then(|port| u16::try_from(port).ok()).expect("a port");
+        let socket = tokio::task::block_in_place(kept)["clouds"].as_str().expect("a socket");
+        let connection = UnixStream::connect(socket).expect("the keeper listens");
+        let told = line(&connection);
+        Self::at(&told, Life::Connection { _kept: connection }).await
+    }
+
+    /// The same in a process of its own, for a program whose network is not the keeper's.
+    ///
+    /// # Panics
+    /// If it cannot be started.
+    pub async fn alone() -> Self {
+        let (server, told) = server(&[]);
+        Self::at(&told, Life::Process(server)).await
+    }
+
+    async fn at(told: &Value, life: Life) -> Self {
+        let port = told["port"].as_u64().and_then(|port| u16::try_from(port).ok()).expect("a port");
         let address = SocketAddr::from(([127, 0, 0, 1], port));
-        Self { proxy: Proxy::start(&[address]).await, server, address }
+        Self { proxy: Proxy::start(&[address]).await, life, address }
     }
 
     /// What the provider dials.

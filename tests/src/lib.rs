@@ -1,5 +1,6 @@
 //! What needs more than one crate: the simulation of both cores, the contract of the providers, and the harness of the end-to-end tests.
 
+pub mod chance;
 pub mod contract;
 #[cfg(feature = "ec2")]
 pub mod ec2;

@@ -1,6 +1,6 @@
-//! An OpenStack cloud on loopback: the real Keystone, Glance, Placement and Nova (tests/openstack), one a test program.
+//! An OpenStack cloud on loopback: the real Keystone, Glance, Placement and Nova (tests/openstack), one a test run.
 
-use crate::harness::{Process, holds_within, program, scratch};
+use crate::harness::{Process, holds_within, kept, program, scratch, text};
 use serde_json::{Value, json};
 use std::fs;
 use std::net::SocketAddr;
@@ -24,7 +24,7 @@ pub const SMALL: &str = "small";
 /// Another project of its.
 pub const OTHER: &str = "other";
 
-/// A cloud that runs as long as this process.
+/// A cloud.
 pub struct Cloud {
     urls: Value,
     /// A Python that has OpenStack's own packages.
@@ -34,16 +34,28 @@ pub struct Cloud {
 }
 
 impl Cloud {
-    /// The one of this process, started when it is first asked for. Its guests are run by `tests/openstack/guest`.
+    /// The one that the tests of a run share; it is their keeper's.
     ///
     /// # Panics
-    /// Where it cannot be started.
+    /// If it cannot be started.
     pub fn shared() -> &'static Self {
         static CLOUD: OnceLock<Cloud> = OnceLock::new();
-        CLOUD.get_or_init(Self::start)
+        CLOUD.get_or_init(|| {
+            let told = &kept()["cloud"];
+            Self { urls: told["urls"].clone(), python: text(&told["python"]).into(), dir: text(&told["dir"]).into() }
+        })
     }
 
-    fn start() -> Self {
+    /// What other processes have to know of it.
+    pub fn told(&self) -> Value {
+        json!({ "urls": self.urls, "python": self.python, "dir": self.dir })
+    }
+
+    /// Starts one, whose guests are run by `tests/openstack/guest`. It ends with the process that is returned.
+    ///
+    /// # Panics
+    /// If it cannot be started.
+    pub fn start() -> (Self, Process) {
         let here = Path::new(env!("CARGO_MANIFEST_DIR")).join("openstack");
         let dir = scratch("openstack");
         let prepared =
@@ -63,9 +75,7 @@ impl Cloud {
         let told = fs::read_to_string(&out).unwrap_or_default();
         let urls = serde_json::from_str(&told);
         let urls = urls.unwrap_or_else(|_| panic!("no cloud ({ended:?}): {told}{}", process.err()));
-        // It ends with its standard input, which is ours to keep until this process ends.
-        std::mem::forget(process);
-        Self { urls, python, dir }
+        (Self { urls, python, dir }, process)
     }
 
     /// The address of a service: `identity`, `image`, `compute`, `network`, `volume`.

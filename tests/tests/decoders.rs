@@ -10,6 +10,7 @@ use rouse_shared::boot::{self, BootData};
 use rouse_shared::limits::MAX_MESSAGE;
 use rouse_shared::message::{LogChunk, ToAgent, ToMaster};
 use rouse_shared::{BuildId, HostId, WorkerName, codec};
+use rouse_tests::chance::Chance;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::path::Path;
@@ -56,22 +57,6 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// SplitMix64: the same seed, the same inputs.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, bound: usize) -> usize {
-        (self.next() % bound.max(1) as u64) as usize
-    }
-}
-
 /// MessagePack headers that promise four thousand million elements or bytes, bytes that are no UTF-8, numbers that
 /// overflow, and what the texts' grammars care for.
 const TOKENS: [&[u8]; 26] = [
@@ -107,7 +92,7 @@ const TOKENS: [&[u8]; 26] = [
 const OPENINGS: [&[u8]; 6] = [b"[", b"{\"a\":", b"\x91", b"\x81\xa1a", b"a.", b"a={"];
 
 /// One to four changes to a valid input.
-fn mutate(random: &mut Random, valid: &[u8]) -> Vec<u8> {
+fn mutate(random: &mut Chance, valid: &[u8]) -> Vec<u8> {
     let mut bytes = valid.to_vec();
     for _ in 0..=random.below(4) {
         let at = random.below(bytes.len() + 1);
@@ -135,7 +120,7 @@ fn mutate(random: &mut Random, valid: &[u8]) -> Vec<u8> {
                 bytes.splice(at..at, deep);
             }
             _ => {
-                let byte = random.next() as u8;
+                let byte = random.draw() as u8;
                 bytes.splice(at..end, std::iter::repeat_n(byte, random.below(5_000)));
             }
         }
@@ -160,7 +145,7 @@ fn feed(name: &str, valid: &[Vec<u8>], decode: fn(&[u8]) -> Said) {
         }
         let (mut taken, mut refused) = (0, 0);
         for seed in 0..ROUNDS * valid.len() as u64 {
-            let mut random = Random(seed);
+            let mut random = Chance::new(seed);
             let bytes = mutate(&mut random, &valid[seed as usize % valid.len()]);
             PEAK.set(HELD.get());
             let (before, began) = (HELD.get(), clock::now());

@@ -6,13 +6,13 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The most lines a file of a program may have; past it, ask what the second room would be called.
+/// The most lines a file of a program may have; past it, ask what a second module would be called.
 const MAX_LINES: usize = 700;
 
-/// The rooms of the master that talk to something outside. They know core's types, and never each other.
+/// The modules of the master that talk to something outside. They know core's types, and never each other.
 const ADAPTERS: [&str; 6] = ["broker", "hosts", "store", "logs", "mail", "web"];
 /// What lies above the adapters.
-const UPSTAIRS: [&str; 4] = ["driver", "cli", "demo", "main"];
+const UPPER_LAYERS: [&str; 4] = ["driver", "cli", "demo", "main"];
 
 /// One source file: its path below the repository with `/`, and its text.
 struct Source {
@@ -145,7 +145,7 @@ fn names_after(text: &str) -> Vec<&str> {
 }
 
 /// The top-level modules of its own crate that a file names, through `crate::` or through enough `super::`.
-fn rooms_used(source: &Source) -> BTreeSet<String> {
+fn modules_used(source: &Source) -> BTreeSet<String> {
     let text = without_comments(&source.text);
     let depth = source.modules().len();
     let mut used = BTreeSet::new();
@@ -248,20 +248,20 @@ fn shared_has_no_runtime_and_does_no_io() {
 }
 
 #[test]
-fn rooms_of_the_master_import_downwards_only() {
+fn modules_of_the_master_import_lower_layers_only() {
     let mut wrong = Vec::new();
     for source in sources() {
         if !source.path.starts_with("master/src/") {
             continue;
         }
         let modules = source.modules();
-        let Some(&room) = modules.first() else { continue };
-        let used = rooms_used(&source);
-        let forbidden: Vec<&str> = if room == "core" {
-            ADAPTERS.iter().chain(&UPSTAIRS).chain(&["config", "clock"]).copied().collect()
-        } else if ADAPTERS.contains(&room) {
-            ADAPTERS.iter().filter(|a| **a != room).chain(&UPSTAIRS).copied().collect()
-        } else if room == "driver" {
+        let Some(&module) = modules.first() else { continue };
+        let used = modules_used(&source);
+        let forbidden: Vec<&str> = if module == "core" {
+            ADAPTERS.iter().chain(&UPPER_LAYERS).chain(&["config", "clock"]).copied().collect()
+        } else if ADAPTERS.contains(&module) {
+            ADAPTERS.iter().filter(|a| **a != module).chain(&UPPER_LAYERS).copied().collect()
+        } else if module == "driver" {
             vec!["cli", "demo", "main"]
         } else {
             continue;
@@ -299,7 +299,7 @@ mod the_checks_themselves {
     use super::*;
 
     fn used(path: &str, text: &str) -> Vec<String> {
-        rooms_used(&Source { path: path.to_owned(), text: text.to_owned() }).into_iter().collect()
+        modules_used(&Source { path: path.to_owned(), text: text.to_owned() }).into_iter().collect()
     }
 
     #[test]

@@ -1,5 +1,8 @@
 //! The shared node, its auth server and its link; agents made of plain lapin.
 
+#[path = "../../../tests/src/harness/place.rs"]
+mod place;
+
 use lapin::options::{BasicConsumeOptions, BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions};
 use lapin::types::FieldTable;
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties, Consumer};
@@ -10,13 +13,14 @@ use rouse_master::broker::{
 use rouse_shared::WorkerName;
 use rouse_shared::message::{LogChunk, ToMaster};
 use std::io::Write;
-use std::net::{SocketAddr, TcpListener};
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
+
+pub use place::{free_address, scratch};
 
 pub const DEADLINE: Duration = Duration::from_secs(60);
 
@@ -177,29 +181,6 @@ pub fn settings(dir: &Path, address: SocketAddr, auth: &AuthServer) -> NodeSetti
         node_name_suffix: "test".to_owned(),
         extra_config: String::new(),
     }
-}
-
-/// An address that was free a moment ago, given out once, and with a port that no connection gets (`ip_local_port_range`).
-pub fn free_address() -> SocketAddr {
-    static NEXT: AtomicU16 = AtomicU16::new(15_000);
-    let mut all = std::iter::repeat_with(|| SocketAddr::from(([127, 0, 0, 1], NEXT.fetch_add(1, Ordering::Relaxed))));
-    all.by_ref().take(4_000).find(|address| TcpListener::bind(address).is_ok()).unwrap()
-}
-
-/// A directory of this process's own. Those of processes that are no more are removed.
-pub fn scratch(name: &str) -> PathBuf {
-    const PREFIX: &str = "rouse-broker-test-";
-    for entry in std::fs::read_dir(std::env::temp_dir()).unwrap().flatten() {
-        let name = entry.file_name().to_string_lossy().into_owned();
-        let pid = name.strip_prefix(PREFIX).and_then(|rest| rest.split('-').next()?.parse::<u32>().ok());
-        if pid.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
-            // Two test processes may both try.
-            std::fs::remove_dir_all(entry.path()).ok();
-        }
-    }
-    let dir = std::env::temp_dir().join(format!("{PREFIX}{}-{name}", std::process::id()));
-    std::fs::create_dir_all(&dir).unwrap();
-    dir
 }
 
 /// Polls until `what` holds.

@@ -6,7 +6,7 @@
 #![allow(clippy::unwrap_used, clippy::disallowed_methods)]
 
 use rouse_tests::harness::{Master, PASSWORD, free_address, holds_within, text};
-use rouse_tests::virt::{BRIDGE, Image, Lab, image_with, own_world, run};
+use rouse_tests::virt::{BRIDGE, Image, VirtHost, image_with, own_world, run};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -21,16 +21,16 @@ fn main() {
     let agent = std::env::args_os().nth(1).map(PathBuf::from).expect("the agent's program as the first argument");
     // Before there are threads: those would stay in the network that they began in.
     assert!(own_world(), "only root can have a network of its own");
-    let lab = Lab::get();
-    lab.need_network("rouse");
+    let virt_host = &VirtHost::start();
+    virt_host.need_network("rouse");
     let port = free_address().port();
     let broker = format!("amqp://{BRIDGE}:{port}/rouse");
     let lines = format!("listen = [\"127.0.0.1:{port}\", \"{BRIDGE}:{port}\"]\nagent_url = \"{broker}\"\n");
-    let disk = lab.dir.join("vm.qcow2");
+    let disk = virt_host.dir.join("vm.qcow2");
     let worker = format!(
         "[[worker]]\nname = \"vm\"\npassword = \"{PASSWORD}\"\nlease = 120\n[worker.libvirt]\nconnection = \"{}\"\n\
          hd_image = \"{}\"\nbase_image = \"{}\"\nxml = \"builtin\"\nmemory_mb = 160\ncpus = 1\nnetwork = \"rouse\"\n",
-        lab.uri,
+        virt_host.uri,
         disk.display(),
         image_with(&Image::agent(), &agent).display(),
     );
@@ -39,16 +39,16 @@ fn main() {
     let bare_image = image_with(&Image::of_kind("true"), &agent);
     // The first of each warms what is cached.
     one(&master);
-    bare(lab, &bare_image);
-    let before = grown(&master, lab);
+    bare(virt_host, &bare_image);
+    let before = grown(&master, virt_host);
     let (mut guests, mut bares, mut overlays) = (Vec::new(), Vec::new(), Vec::new());
     for number in 1..=GUESTS {
-        bares.push(bare(lab, &bare_image));
-        overlays.push(overlay(lab, &bare_image));
+        bares.push(bare(virt_host, &bare_image));
+        overlays.push(overlay(virt_host, &bare_image));
         guests.push(one(&master));
         eprintln!("guest {number}: {:?}, bare {:?}", guests[number - 1], bares[number - 1]);
     }
-    let after = grown(&master, lab);
+    let after = grown(&master, virt_host);
     let median = |mut all: Vec<Duration>| {
         all.sort();
         all[all.len() / 2].as_secs_f64()
@@ -112,8 +112,8 @@ fn one(master: &Master) -> Parts {
 }
 
 /// The same kernel and disk under bare QEMU.
-fn bare(lab: &Lab, base: &Path) -> Duration {
-    let (disk, console) = (lab.dir.join("bare.qcow2"), lab.dir.join("bare.console"));
+fn bare(virt_host: &VirtHost, base: &Path) -> Duration {
+    let (disk, console) = (virt_host.dir.join("bare.qcow2"), virt_host.dir.join("bare.console"));
     fs::remove_file(&console).ok();
     let since = Instant::now();
     lay_over(base, &disk);
@@ -149,15 +149,15 @@ fn lay_over(base: &Path, disk: &Path) {
     run(create.args(["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b"]).arg(base).arg(disk));
 }
 
-fn overlay(lab: &Lab, base: &Path) -> Duration {
+fn overlay(virt_host: &VirtHost, base: &Path) -> Duration {
     let since = Instant::now();
-    lay_over(base, &lab.dir.join("bare.qcow2"));
+    lay_over(base, &virt_host.dir.join("bare.qcow2"));
     since.elapsed()
 }
 
 /// What may grow: memory (kB), open files and threads of master and libvirtd, and files that hosts leave.
-fn grown(master: &Master, lab: &Lab) -> Vec<(String, u64)> {
-    let libvirtd = lab.pids("libvirtd", &lab.dir.display().to_string())[0];
+fn grown(master: &Master, virt_host: &VirtHost) -> Vec<(String, u64)> {
+    let libvirtd = virt_host.pids("libvirtd", &virt_host.dir.display().to_string())[0];
     let mut all = Vec::new();
     for (name, pid) in [("master", master.pid()), ("libvirtd", libvirtd)] {
         let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();

@@ -1,5 +1,5 @@
-//! The contract of the providers: what the core takes for granted, shown on the real thing. A provider brings its ground:
-//! how it is made, how its machines are seen without it, and what else may be there.
+//! The contract of the providers: what the core takes for granted, shown on the real thing. A provider brings its
+//! fixture: how it is made, how its machines are seen without it, and what else may be there.
 
 use rouse_master::clock;
 use rouse_master::core::event::{ListedHost, Owner, StartError, Started, Termination};
@@ -23,7 +23,7 @@ pub const OWNER: &str = "contract/0123456789abcdef0123456789abcdef";
 pub const NAMESAKE: &str = "contract/fedcba9876543210fedcba9876543210";
 
 /// What a provider is tried on.
-pub trait Ground {
+pub trait ProviderFixture {
     /// What its hosts are called in the ledger.
     fn kind(&self) -> ProviderKind;
     /// Two workers that it can make hosts for.
@@ -43,8 +43,8 @@ pub trait Ground {
 }
 
 /// A host, as the core orders it.
-pub fn host(ground: &dyn Ground, worker: &WorkerName) -> Host {
-    host_of(ground.kind(), worker)
+pub fn host(fixture: &dyn ProviderFixture, worker: &WorkerName) -> Host {
+    host_of(fixture.kind(), worker)
 }
 
 /// A host of such a provider.
@@ -144,40 +144,40 @@ async fn until(what: &str, mut holds: impl FnMut() -> bool) {
 ///
 /// # Panics
 /// Where the provider breaks the contract.
-pub async fn holds(ground: &dyn Ground) {
-    let (machines, leftovers) = (ground.machines(), ground.leftovers());
+pub async fn holds(fixture: &dyn ProviderFixture) {
+    let (machines, leftovers) = (fixture.machines(), fixture.leftovers());
     let (deaths, mut heard) = mpsc::channel(64);
-    let provider = ground.provider(OWNER, deaths);
-    one_try_makes_one_machine(ground, provider.as_ref()).await;
-    a_stop_repeats_and_ends_one_only(ground, provider.as_ref()).await;
-    what_is_ours_is_told_from_what_is_not(ground, provider.as_ref()).await;
-    a_death_is_noticed(ground, provider.as_ref(), &mut heard).await;
-    until("nothing of ours is left", || ground.machines() == machines).await;
-    assert_eq!(ground.leftovers(), leftovers, "nothing of ours is left beside machines");
+    let provider = fixture.provider(OWNER, deaths);
+    one_try_makes_one_machine(fixture, provider.as_ref()).await;
+    a_stop_repeats_and_ends_one_only(fixture, provider.as_ref()).await;
+    what_is_ours_is_told_from_what_is_not(fixture, provider.as_ref()).await;
+    a_death_is_noticed(fixture, provider.as_ref(), &mut heard).await;
+    until("nothing of ours is left", || fixture.machines() == machines).await;
+    assert_eq!(fixture.leftovers(), leftovers, "nothing of ours is left beside machines");
 }
 
-async fn one_try_makes_one_machine(ground: &dyn Ground, provider: &dyn Provider) {
-    let before = ground.machines();
-    let [worker, _] = ground.workers();
-    let mut host = host(ground, &worker);
+async fn one_try_makes_one_machine(fixture: &dyn ProviderFixture, provider: &dyn Provider) {
+    let before = fixture.machines();
+    let [worker, _] = fixture.workers();
+    let mut host = host(fixture, &worker);
     order(provider, &mut host).await.expect("it can be ordered");
-    assert_eq!(ground.machines(), before, "an order makes nothing");
+    assert_eq!(fixture.machines(), before, "an order makes nothing");
     assert!(listed(provider, &host).await.is_none(), "an order is no host");
     let made = provider.start(&host).await.expect("it can be started");
     let ordered = host.launch.as_ref().and_then(|order| order.identity.clone());
     assert!(ordered.is_none() || ordered == made.identity, "it is the one that was expected");
-    let one_more = ground.machines();
+    let one_more = fixture.machines();
     assert_eq!(one_more.len(), before.len() + 1, "one machine: {one_more:?}");
     assert_eq!(provider.start(&host).await.as_ref(), Ok(&made), "the same order finds the same machine");
     // A master that lost the reply and was started again.
     let (deaths, _heard) = mpsc::channel(64);
-    let next = ground.provider(OWNER, deaths);
+    let next = fixture.provider(OWNER, deaths);
     assert_eq!(next.start(&host).await.as_ref(), Ok(&made), "the next master finds it too");
-    assert_eq!(ground.machines(), one_more, "and none makes another");
+    assert_eq!(fixture.machines(), one_more, "and none makes another");
     let found = listed(next.as_ref(), &host).await.expect("it is listed");
     assert_eq!((&found.handle, &found.owner), (&made.handle, &Owner::Ours));
     host.handle = Some(made.handle);
-    if ground.keeps_console() {
+    if fixture.keeps_console() {
         let mut said = None;
         for _ in 0..LIMIT.as_millis() / LOOK.as_millis() {
             said = provider.console(&host).await;
@@ -189,43 +189,43 @@ async fn one_try_makes_one_machine(ground: &dyn Ground, provider: &dyn Provider)
         assert!(said.is_some_and(|said| !said.trim().is_empty()), "what it printed can be had while it runs");
     }
     gone(provider, &host).await;
-    assert_eq!(ground.machines(), before);
+    assert_eq!(fixture.machines(), before);
 }
 
-async fn a_stop_repeats_and_ends_one_only(ground: &dyn Ground, provider: &dyn Provider) {
-    let [first, second] = ground.workers();
-    let (mut one, mut other) = (host(ground, &first), host(ground, &second));
+async fn a_stop_repeats_and_ends_one_only(fixture: &dyn ProviderFixture, provider: &dyn Provider) {
+    let [first, second] = fixture.workers();
+    let (mut one, mut other) = (host(fixture, &first), host(fixture, &second));
     assert_eq!(provider.terminate(&one).await, Ok(Termination::Gone), "what was never ordered is gone");
     order(provider, &mut one).await.expect("it can be ordered");
     assert_eq!(provider.terminate(&one).await, Ok(Termination::Gone), "what was never started is gone");
-    let before = ground.machines();
+    let before = fixture.machines();
     started(provider, &mut one).await;
     started(provider, &mut other).await;
-    let both = ground.machines();
+    let both = fixture.machines();
     assert_eq!(both.len(), before.len() + 2);
     gone(provider, &one).await;
     assert!(listed(provider, &other).await.is_some(), "the other one goes on");
-    assert_eq!(ground.machines().len(), before.len() + 1);
+    assert_eq!(fixture.machines().len(), before.len() + 1);
     for _ in 0..2 {
         assert_eq!(provider.terminate(&one).await, Ok(Termination::Gone), "a stop may be repeated");
     }
     gone(provider, &other).await;
 }
 
-async fn what_is_ours_is_told_from_what_is_not(ground: &dyn Ground, provider: &dyn Provider) {
-    let [worker, _] = ground.workers();
+async fn what_is_ours_is_told_from_what_is_not(fixture: &dyn ProviderFixture, provider: &dyn Provider) {
+    let [worker, _] = fixture.workers();
     let (deaths, _heard) = mpsc::channel(64);
-    let foreign = ground.provider(NAMESAKE, deaths);
-    let mut theirs = host(ground, &worker);
+    let foreign = fixture.provider(NAMESAKE, deaths);
+    let mut theirs = host(fixture, &worker);
     started(foreign.as_ref(), &mut theirs).await;
-    let with_theirs = ground.machines();
+    let with_theirs = fixture.machines();
     let id = NAMESAKE.rsplit_once('/').expect("a name and an id").1;
     let found = listed(provider, &theirs).await.expect("a foreign's is told of");
     assert_eq!(found.owner, Owner::Foreign(id.to_owned()));
     assert_eq!(provider.terminate(&theirs).await, Ok(Termination::Gone), "it is none of ours");
-    assert_eq!(ground.machines(), with_theirs, "and it is not touched");
+    assert_eq!(fixture.machines(), with_theirs, "and it is not touched");
     let (deaths, _heard) = mpsc::channel(64);
-    let stranger = ground.provider("another/0123456789abcdef0123456789abcdef", deaths);
+    let stranger = fixture.provider("another/0123456789abcdef0123456789abcdef", deaths);
     assert!(listed(stranger.as_ref(), &theirs).await.is_none(), "a master of another name is not told of it");
     // Only where a user says so.
     for _ in 0..LIMIT.as_millis() / LOOK.as_millis() {
@@ -237,14 +237,14 @@ async fn what_is_ours_is_told_from_what_is_not(ground: &dyn Ground, provider: &d
     assert!(listed(foreign.as_ref(), &theirs).await.is_none());
 }
 
-async fn a_death_is_noticed(ground: &dyn Ground, provider: &dyn Provider, heard: &mut mpsc::Receiver<Death>) {
-    let [worker, _] = ground.workers();
-    let mut host = host(ground, &worker);
+async fn a_death_is_noticed(fixture: &dyn ProviderFixture, provider: &dyn Provider, heard: &mut mpsc::Receiver<Death>) {
+    let [worker, _] = fixture.workers();
+    let mut host = host(fixture, &worker);
     started(provider, &mut host).await;
     // What was told of hosts before.
     while heard.try_recv().is_ok() {}
-    ground.kill(&host);
-    if ground.tells_of_deaths() {
+    fixture.kill(&host);
+    if fixture.tells_of_deaths() {
         let told = tokio::time::timeout(LIMIT, heard.recv()).await.expect("its death is told").expect("a death");
         assert_eq!(told.host, host.id);
         assert!(!told.why.is_empty());

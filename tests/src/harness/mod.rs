@@ -4,6 +4,8 @@ mod certificates;
 mod cuts;
 mod disk;
 mod http;
+mod keeper;
+mod place;
 mod process;
 mod relay;
 
@@ -11,19 +13,26 @@ pub use certificates::make_certificates;
 pub use cuts::Cuts;
 pub use disk::Disk;
 pub use http::{Reply, open, request};
+pub use keeper::{Keeper, is_keeper, kept, turn};
+use keeper::{ask_keeper, place_to_start};
+pub use place::{free_address, scratch};
 pub use process::{DEADLINE, Process, Said, holds_within, peak_memory, processes_with, runs};
 pub use relay::{Protection, Relay, TakenMail};
 
+use rouse_master::broker::{Node, NodeSettings, VHOST};
 use rouse_master::hosts::process::end_all;
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::fs;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+/// What a keeper is asked to do: to start its master again.
+pub const BEGIN: &str = "begin";
+/// How long a master may take to start. RabbitMQ takes 5 s of a processor that nobody else uses.
+const READY: Duration = Duration::from_secs(180);
 /// The password of every worker.
 pub const PASSWORD: &str = "not-a-secret";
 
@@ -37,43 +46,6 @@ pub fn program(name: &str) -> PathBuf {
     found.unwrap_or_else(|| panic!("there is no {name} near {}: run `cargo build --workspace --bins`", test.display()))
 }
 
-/// A port of loopback that was free a moment ago, and is given out once. It is below those that the kernel gives to
-/// connections (ip(7), `ip_local_port_range`), one of which could have it before whoever is to listen there.
-///
-/// # Panics
-/// Where there is none.
-pub fn free_address() -> SocketAddr {
-    const FIRST: u16 = 20_000;
-    const COUNT: u32 = 12_000;
-    static GIVEN: AtomicU32 = AtomicU32::new(0);
-    // Processes begin in different places.
-    let mut ports = std::iter::repeat_with(|| {
-        let number = std::process::id().wrapping_mul(97).wrapping_add(GIVEN.fetch_add(1, Ordering::Relaxed)) % COUNT;
-        SocketAddr::from(([127, 0, 0, 1], FIRST + number as u16))
-    });
-    let mut free = ports.by_ref().take(COUNT as usize).filter(|address| TcpListener::bind(address).is_ok());
-    free.next().expect("a free port")
-}
-
-/// A directory of this process's own. Those that earlier runs have left are removed.
-///
-/// # Panics
-/// Where it cannot be made.
-pub fn scratch(name: &str) -> PathBuf {
-    const PREFIX: &str = "rouse-e2e-";
-    for entry in fs::read_dir(std::env::temp_dir()).expect("a directory for temporary files").flatten() {
-        let name = entry.file_name().to_string_lossy().into_owned();
-        let pid = name.strip_prefix(PREFIX).and_then(|rest| rest.split('-').next()?.parse::<u32>().ok());
-        if pid.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
-            // Two tests may both try.
-            fs::remove_dir_all(entry.path()).ok();
-        }
-    }
-    let dir = std::env::temp_dir().join(format!("{PREFIX}{}-{name}", std::process::id()));
-    fs::create_dir_all(&dir).expect("a directory of our own");
-    dir
-}
-
 /// A master, what it was started with, and everything that belongs to it.
 pub struct Master {
     /// Its own directory: configuration, state, output of everything, traces of builds.
@@ -83,6 +55,10 @@ pub struct Master {
     /// What agents dial.
     pub broker_url: String,
     head: String,
+    /// Of a master that a keeper runs: the keeper's directory.
+    keeper: Option<PathBuf>,
+    /// What [`Self::start_beside_broker`] has started.
+    broker: Option<Node>,
     process: Mutex<Option<Process>>,
     commands: Mutex<u32>,
 }
@@ -96,6 +72,33 @@ impl Master {
         let amqp = free_address();
         let broker = format!("listen = [\"{amqp}\"]\n");
         Self::start_with(name, &broker, &format!("amqp://{amqp}/rouse"), free_address(), workers)
+    }
+
+    /// Starts a master whose broker outlives it: for tests that kill it and are not about its broker, which takes seconds to
+    /// start.
+    ///
+    /// # Panics
+    /// Where either does not become ready.
+    pub fn start_beside_broker(name: &str, workers: &str) -> Self {
+        let (amqp, auth) = (free_address(), free_address());
+        let settings = NodeSettings {
+            dir: scratch(&format!("{name}-broker")),
+            listen: vec![amqp],
+            auth_listen: auth,
+            node_name_suffix: format!("{}of{}", amqp.port(), std::process::id()),
+            extra_config: String::new(),
+        };
+        let place = place_to_start();
+        let node = std::thread::spawn(|| {
+            let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+            runtime.block_on(Node::start(settings)).expect("a broker")
+        });
+        let node = node.join().expect("a broker");
+        drop(place);
+        let lines = format!("url = \"{}\"\n", node.url());
+        let mut master = Self::start_with(name, &lines, &format!("amqp://{amqp}/{VHOST}"), auth, workers);
+        master.broker = Some(node);
+        master
     }
 
     /// Starts a master with these lines of `[broker]`, besides `auth_listen`.
@@ -115,12 +118,38 @@ impl Master {
             http,
             broker_url: broker_url.to_owned(),
             head,
+            keeper: None,
+            broker: None,
             process: Mutex::new(None),
             commands: Mutex::new(0),
         };
         master.configure(workers);
+        let place = place_to_start();
         master.begin();
+        drop(place);
         master
+    }
+
+    /// The master that this program's keeper runs, from what [`Self::told`] has said of it in [`kept`].
+    ///
+    /// # Panics
+    /// If the keeper does not run.
+    pub fn of_keeper(told: &Value) -> Self {
+        Self {
+            dir: text(&told["dir"]).into(),
+            http: text(&told["http"]).parse().expect("an address"),
+            broker_url: text(&told["broker_url"]),
+            head: text(&told["head"]),
+            keeper: Some(text(&kept()["keeper"]).into()),
+            broker: None,
+            process: Mutex::new(None),
+            commands: Mutex::new(0),
+        }
+    }
+
+    /// What other processes have to know of it.
+    pub fn told(&self) -> Value {
+        json!({ "dir": self.dir, "http": self.http, "broker_url": self.broker_url, "head": self.head })
     }
 
     fn process(&self) -> MutexGuard<'_, Option<Process>> {
@@ -143,7 +172,10 @@ impl Master {
     /// Where it does not become ready.
     #[track_caller]
     pub fn begin(&self) {
-        self.begin_with(&[]);
+        match &self.keeper {
+            Some(keeper) => ask_keeper(keeper, BEGIN),
+            None => self.begin_with(&[]),
+        }
     }
 
     /// The same with more in its environment.
@@ -164,8 +196,10 @@ impl Master {
     #[track_caller]
     pub fn begin_by(&self, mut command: Command) {
         command.args(["master", "-c"]).arg(self.config()).current_dir(&self.dir).env_remove("ROUSE_LOG");
-        *self.process() = Some(Process::start(command, &self.dir, "master"));
-        self.until("the master is ready", || {
+        let process = Process::start(command, &self.dir, "master");
+        fs::write(self.dir.join("master.pid"), process.pid().to_string()).expect("its directory can be written");
+        *self.process() = Some(process);
+        self.until_within(READY, "the master is ready", || {
             let mut process = self.process();
             let ended = process.as_mut().and_then(Process::try_wait);
             assert!(ended.is_none(), "the master ended: {ended:?}\n{}", self.log());
@@ -175,12 +209,19 @@ impl Master {
 
     /// Sends it a signal.
     pub fn signal(&self, signal: i32) {
-        self.process().as_ref().expect("the master was started").signal(signal);
+        // SAFETY: only numbers are passed; whoever started it has not waited for it yet, so the pid is its own.
+        assert_eq!(unsafe { libc::kill(self.pid(), signal) }, 0, "a signal must reach the master");
     }
 
     /// SIGKILL.
     pub fn kill(&self) {
-        self.process().as_mut().expect("the master was started").kill();
+        if self.keeper.is_some() {
+            let pid = self.pid();
+            self.signal(libc::SIGKILL);
+            assert!(holds_within(DEADLINE, || !runs(pid)), "the master can be killed");
+        } else {
+            self.process().as_mut().expect("the master was started").kill();
+        }
     }
 
     /// SIGTERM, and waits for its end.
@@ -193,7 +234,8 @@ impl Master {
 
     /// Its process id.
     pub fn pid(&self) -> i32 {
-        self.process().as_ref().expect("the master was started").pid()
+        let pid = fs::read_to_string(self.dir.join("master.pid")).expect("the master was started");
+        pid.parse().expect("a pid")
     }
 
     /// What it has logged, through all of its lives.
@@ -235,7 +277,7 @@ impl Master {
         command.args(arguments).current_dir(&self.dir).env_remove("ROUSE_TOKEN");
         command.env("ROUSE_SERVER", format!("http://{}", self.http));
         command.env("ROUSE_TOKEN_FILE", self.dir.join("state/api-token"));
-        Process::start(command, &self.dir, &format!("command-{number}"))
+        Process::start(command, &self.dir, &format!("command-{}-{number}", std::process::id()))
     }
 
     /// Runs a `rouse` command to its end.
@@ -344,8 +386,11 @@ impl Master {
         Trace(self.dir.join(format!("trace-{name}")))
     }
 
-    /// Ends the master and what belongs to it.
+    /// Ends the master and what belongs to it. One that a keeper runs is the keeper's to end.
     pub fn end(&self) {
+        if self.keeper.is_some() {
+            return;
+        }
         if let Some(mut process) = self.process().take() {
             process.kill();
         }

@@ -11,7 +11,7 @@ use std::time::Duration;
 /// How long anything may take that has no deadline of its own.
 pub const DEADLINE: Duration = Duration::from_secs(60);
 /// Between two looks.
-const LOOK: Duration = Duration::from_millis(20);
+pub(super) const LOOK: Duration = Duration::from_millis(20);
 
 /// Polls until `holds`, and says whether it did within `limit`.
 pub fn holds_within(limit: Duration, mut holds: impl FnMut() -> bool) -> bool {

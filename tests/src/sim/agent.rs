@@ -157,7 +157,7 @@ impl World {
     fn run_step(&mut self, id: usize, life: u64, step: RunStep) {
         let attempt = step.attempt;
         self.check_run(id, attempt, step.step);
-        let number = self.chance.next();
+        let number = self.chance.draw();
         let now = self.now;
         let Some(machine) = self.machines.get_mut(&id) else { return };
         if self.chance.permille(5) && step.step == 0 && !self.quiet && self.faults.kill {

@@ -1,9 +1,9 @@
 //! The master around the real core: batches, commits, effects, and the ways to die in between.
 
 use super::Break;
-use super::chance::Chance;
 use super::show;
 use super::world::World;
+use crate::chance::Chance;
 use rouse_master::core::event::{Effect, Event, ListedHost, Reply, RequestId, Started};
 use rouse_master::core::plan::Plan;
 use rouse_master::core::record::{HostState, Record};
@@ -167,7 +167,7 @@ impl World {
         }
         self.master.epoch += 1;
         let mut seed = [0; 32];
-        seed[..8].copy_from_slice(&self.chance.next().to_le_bytes());
+        seed[..8].copy_from_slice(&self.chance.draw().to_le_bytes());
         self.take_plan();
         let mut ledger = self.disk.load();
         if self.broken == Some(Break::ForgetSleepers) {

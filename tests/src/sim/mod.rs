@@ -7,7 +7,6 @@
 mod agent;
 mod breaks;
 mod bus;
-mod chance;
 mod cloud;
 mod disk;
 mod idle;

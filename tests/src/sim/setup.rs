@@ -1,7 +1,7 @@
 //! What a seed's system is like: its workers, its limits, and which faults it has.
 
-use super::chance::Chance;
 use super::relay::NOBODY;
+use crate::chance::Chance;
 use rouse_master::core::plan::{Digest, LatentPlan, MailPlan, Plan, ProviderKind, Suspend, WorkerPlan};
 use rouse_shared::WorkerName;
 use std::collections::BTreeMap;
@@ -127,7 +127,7 @@ pub(super) fn template(chance: &mut Chance, name: &str) -> LatentPlan {
             .pick(&[None, None, Some(900), Some(2_400)])
             .map(|s| Suspend { max_age: Duration::from_secs(s) }),
         image: "image".into(),
-        fingerprint: chance.next(),
+        fingerprint: chance.draw(),
     }
 }
 

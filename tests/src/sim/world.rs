@@ -1,7 +1,6 @@
 //! The world: one clock, one heap of what is to come, and everything that there is.
 
 use super::bus::Bus;
-use super::chance::Chance;
 use super::cloud::Cloud;
 use super::disk::Disk;
 use super::idle::Idle;
@@ -11,6 +10,7 @@ use super::relay::Relay;
 use super::script::Script;
 use super::setup::{self, Faults};
 use super::{Break, Summary, Violation};
+use crate::chance::Chance;
 use rouse_shared::message::StepState;
 use rouse_shared::{AttemptId, HostId, Nonce, Timestamp};
 use std::cmp::Ordering;

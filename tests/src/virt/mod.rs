@@ -5,13 +5,15 @@ mod image;
 
 pub use image::{Image, cache, image, image_with, repository, run};
 
-use crate::harness::{DEADLINE, Process, holds_within, scratch};
+use crate::harness::{DEADLINE, Process, holds_within, is_keeper, kept, scratch, text};
+use serde_json::{Value, json};
 use std::fs;
+use std::os::fd::AsRawFd as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicI32, Ordering};
-use std::sync::{Mutex, OnceLock, PoisonError};
 
 /// The network that this process began in.
 static OUTSIDE: AtomicI32 = AtomicI32::new(-1);
@@ -52,6 +54,29 @@ pub fn own_world() -> bool {
     }
 }
 
+/// Moves this thread, and with it those that it starts later, into the network and the mounts of another process. Tokio's
+/// threads are to be started after that.
+///
+/// # Panics
+/// If it cannot: the process has ended, or this one is not root's.
+pub fn enter_world_of(pid: i64) {
+    let here = std::env::current_dir().expect("a current directory");
+    if OUTSIDE.load(Ordering::Relaxed) < 0 {
+        // SAFETY: the string ends with a zero; the descriptor is ours, and open as long as this process.
+        let outside = unsafe { libc::open(c"/proc/thread-self/ns/net".as_ptr(), libc::O_RDONLY | libc::O_CLOEXEC) };
+        OUTSIDE.store(outside, Ordering::Relaxed);
+    }
+    // SAFETY: only a number is passed. A thread that shares its directories with others may not change its mounts.
+    assert_eq!(unsafe { libc::unshare(libc::CLONE_FS) }, 0, "{}", std::io::Error::last_os_error());
+    for (name, kind) in [("net", libc::CLONE_NEWNET), ("mnt", libc::CLONE_NEWNS)] {
+        let space = fs::File::open(format!("/proc/{pid}/ns/{name}")).expect("the keeper runs");
+        // SAFETY: the descriptor is open.
+        let entered = unsafe { libc::setns(space.as_raw_fd(), kind) };
+        assert_eq!(entered, 0, "the keeper's {name}: {}", std::io::Error::last_os_error());
+    }
+    std::env::set_current_dir(here).expect("the directory is there as well");
+}
+
 /// The programs that must be there.
 const PROGRAMS: [&str; 6] = ["libvirtd", "virsh", "qemu-system-x86_64", "qemu-img", "dnsmasq", "busybox"];
 
@@ -65,36 +90,41 @@ pub const BRIDGE: &str = "10.150.0.1";
 pub const ELSEWHERE: &str = "qemu+tcp://127.0.0.1/system";
 
 /// The tests' libvirtd.
-pub struct Lab {
+pub struct VirtHost {
     /// Where everything of it is, overlays included. In it are the file systems [`SMALL`].
     pub dir: PathBuf,
     /// What clients open.
     pub uri: String,
-    process: Process,
+    /// Absent where it is the keeper's.
+    process: Option<Process>,
 }
 
-static LAB: OnceLock<Lab> = OnceLock::new();
-
-extern "C" fn end_lab() {
-    if let Some(lab) = LAB.get() {
-        lab.end();
-    }
-}
-
-impl Lab {
-    /// The one of this test run, with the network `rouse` for these workers.
+impl VirtHost {
+    /// The one of this test run, which the keeper starts.
     ///
     /// # Panics
-    /// Where it cannot be had.
+    /// If it cannot be had.
     pub fn get() -> &'static Self {
-        LAB.get_or_init(|| {
-            // SAFETY: the function is registered once and does not unwind into C: what it calls reports instead.
-            assert_eq!(unsafe { libc::atexit(end_lab) }, 0);
-            Self::start()
+        static VIRT_HOST: OnceLock<VirtHost> = OnceLock::new();
+        VIRT_HOST.get_or_init(|| match is_keeper() {
+            true => Self::start(),
+            false => {
+                let told = &kept()["virt_host"];
+                Self { dir: text(&told["dir"]).into(), uri: text(&told["uri"]), process: None }
+            }
         })
     }
 
-    fn start() -> Self {
+    /// What other processes have to know of it.
+    pub fn told(&self) -> Value {
+        json!({ "dir": self.dir, "uri": self.uri })
+    }
+
+    /// Starts one, in a network of this process's own.
+    ///
+    /// # Panics
+    /// If it does not come up.
+    pub fn start() -> Self {
         let path = "/usr/sbin:/sbin:/usr/bin:/bin";
         for program in PROGRAMS {
             let found = path.split(':').any(|dir| std::path::Path::new(dir).join(program).is_file());
@@ -105,15 +135,15 @@ impl Lab {
             fs::create_dir(dir.join(name)).expect("a directory");
             run(Command::new("mount").args(["-t", "tmpfs", "-o", size, "tmpfs"]).arg(dir.join(name)));
         }
-        fs::write(dir.join("lab"), include_str!("lab")).expect("the script");
+        fs::write(dir.join("run-libvirtd"), include_str!("libvirtd")).expect("the script");
         let mut command = Command::new("unshare");
         command.args(["--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "bash"]);
-        command.arg(dir.join("lab")).arg(&dir).env("PATH", path);
-        let process = Process::start(command, &dir, "lab");
+        command.arg(dir.join("run-libvirtd")).arg(&dir).env("PATH", path);
+        let process = Process::start(command, &dir, "run-libvirtd");
         let uri = format!("qemu+unix:///system?socket={}", dir.join("sock/libvirt-sock").display());
-        let lab = Self { dir, uri, process };
-        lab.until_up();
-        lab
+        let virt_host = Self { dir, uri, process: Some(process) };
+        virt_host.until_up();
+        virt_host
     }
 
     /// Waits until libvirtd answers.
@@ -122,7 +152,7 @@ impl Lab {
     /// Where it does not.
     pub fn until_up(&self) {
         let answers = || self.virsh_may_fail(&["version"]).is_some();
-        let log = || fs::read_to_string(self.dir.join("lab.err")).unwrap_or_default();
+        let log = || fs::read_to_string(self.dir.join("run-libvirtd.err")).unwrap_or_default();
         assert!(holds_within(DEADLINE, answers), "libvirtd does not answer: {}", log());
     }
 
@@ -155,8 +185,8 @@ impl Lab {
 
     /// Has a network, whoever is on it: `rouse`, or `bare`, where nobody finds a broker.
     pub fn need_network(&self, name: &str) {
-        static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-        let _held = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+        let one_at_a_time = fs::File::create(self.dir.join("networks")).expect("a lock");
+        one_at_a_time.lock().expect("the lock can be waited for");
         if self.virsh_may_fail(&["net-uuid", name]).is_none() {
             let xml = include_str!("../../../contrib/libvirt/network.xml");
             let bare = |xml: &str| xml.replace("<name>rouse<", "<name>bare<").replace("10.150.", "10.151.");
@@ -211,9 +241,10 @@ impl Lab {
         assert_eq!(unsafe { libc::kill(pids[0], signal) }, 0);
     }
 
-    /// Ends it with everything that it runs.
+    /// Ends it with everything that it runs, if this process has started it.
     pub fn end(&self) {
-        self.process.signal(libc::SIGKILL);
+        let Some(process) = &self.process else { return };
+        process.signal(libc::SIGKILL);
         let dir = self.dir.display().to_string();
         if !holds_within(DEADLINE, || self.pids("libvirtd", &dir).is_empty()) {
             eprintln!("libvirtd did not end");
@@ -226,5 +257,11 @@ impl Lab {
         {
             eprintln!("{} stays: {error}", self.dir.display());
         }
+    }
+}
+
+impl Drop for VirtHost {
+    fn drop(&mut self) {
+        self.end();
     }
 }

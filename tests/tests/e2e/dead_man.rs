@@ -47,7 +47,12 @@ fn a_latent_host_ends_by_itself_and_a_standing_one_stays() {
     // timer up anew.
     tried.kill();
     let mut tried = master.begin_agent("tried", &image);
-    std::thread::sleep(Duration::from_secs(4));
+    // One that begins later, and that no master has ever welcomed, does power off.
+    let other_trace = master.trace("other-off");
+    let other_off = off.replace(&trace.path(), &other_trace.path());
+    let other = master.begin_agent_in("tried", "other", &[image[0], image[1], (image[2].0, &other_off)]);
+    master.until("the other one powers off", || !other_trace.lines().is_empty());
+    drop(other);
     assert!(trace.lines().is_empty(), "it powered off: {}", tried.err());
     assert!(tried.try_wait().is_none());
     master.begin();

@@ -13,7 +13,7 @@ fn waits_for(file: &Path, words: &str) -> String {
 #[test]
 fn a_full_disk_refuses_new_work_and_loses_nothing() {
     let disk = Disk::mount("full", 256);
-    let workers = standing("w", "max_builds = 3\nkeepalive_interval = 1\nlease = 30\n");
+    let workers = standing("w", "max_builds = 3\nkeepalive_interval = 1\nlease = 240\n");
     let master = Master::start("full", &workers);
     let _agent = master.agent("w");
     let (talk, mute, stay) = (master.dir.join("talk"), master.dir.join("mute"), master.dir.join("stay"));
@@ -37,14 +37,19 @@ fn a_full_disk_refuses_new_work_and_loses_nothing() {
 
     // None at all: what ends cannot be written down.
     disk.leave(0);
+    // Until the room is used up that the ledger has in its own files.
+    master.until("the ledger cannot be written", || {
+        master.post("/api/workers/w/pause", "");
+        master.log().contains("nothing new is taken")
+    });
     fs::write(&mute, "").unwrap();
-    master.until("the ledger cannot be written", || master.log().contains("nothing new is taken"));
     assert_eq!(master.post("/api/workers/w/pause", "").status, 507);
     assert_eq!(master.get("/api/builds").status, 200);
     assert_eq!(master.get(&format!("/api/builds/{staying}/why")).status, 200);
 
     disk.make_room();
     master.until("the master can work again", || master.get("/healthz").status == 200);
+    master.rouse(&["resume", "w"]).ended(0);
     master.until_state(&talking, "success");
     master.until_state(&silent, "success");
     let log = master.rouse(&["log", &talking]).ended(0);

@@ -44,7 +44,9 @@ fn a_host_goes_at_once_or_never_as_its_timeout_says() {
     });
     master.until_worker("stays", "idle");
     let pid = host_pid(master, "stays");
-    std::thread::sleep(Duration::from_secs(3));
+    // One that is idle later than it, and for a second, goes before.
+    master.rouse(&["build", "--worker", "a-second", "--", "true"]).ended(0);
+    master.until("the other one goes", || master.hosts("a-second").is_empty());
     assert_eq!(host_pid(master, "stays"), pid);
     master.rouse(&["stop", "stays"]).ended(0);
     master.until("it is stopped", || master.hosts("stays").is_empty());

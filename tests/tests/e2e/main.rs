@@ -22,26 +22,26 @@ mod reload;
 mod standing;
 mod tls;
 
-use rouse_tests::harness::{Master, latent as a_latent, scratch, standing as a_standing};
+use rouse_tests::harness::{Keeper, Master, kept, latent as a_latent, scratch, standing as a_standing};
+use serde_json::json;
+use std::fs;
 use std::sync::OnceLock;
-
-static SHARED: OnceLock<Master> = OnceLock::new();
-
-extern "C" fn end_shared() {
-    if let Some(master) = SHARED.get() {
-        master.end();
-        // Nothing can be done about what cannot be removed; the next run tries again.
-        std::fs::remove_dir_all(scratch("mute")).ok();
-    }
-}
 
 /// The master that most tests share.
 fn shared() -> &'static Master {
-    SHARED.get_or_init(|| {
-        // SAFETY: the function is registered once and does not unwind into C: what it calls reports instead.
-        assert_eq!(unsafe { libc::atexit(end_shared) }, 0);
-        Master::start("shared", &shared_workers())
-    })
+    static SHARED: OnceLock<Master> = OnceLock::new();
+    SHARED.get_or_init(|| Master::of_keeper(&kept()["master"]))
+}
+
+#[test]
+#[ignore = "keeps the shared master for the other tests, which start it"]
+fn keeper() {
+    let Some(keeper) = Keeper::here() else { return };
+    let mute = scratch("mute");
+    let master = Master::start("shared", &shared_workers());
+    keeper.serve(&json!({ "master": master.told() }), |request| panic!("nobody may {request} it"));
+    master.end();
+    fs::remove_dir_all(mute).unwrap();
 }
 
 fn shared_workers() -> String {
@@ -67,6 +67,7 @@ fn shared_workers() -> String {
     text += &a_latent("dying", &format!("{patient}build_wait_timeout = 1"));
     text += &a_latent("at-once", "build_wait_timeout = 0");
     text += &a_latent("stays", "build_wait_timeout = -1");
+    text += &a_latent("a-second", "build_wait_timeout = 1");
     text += &a_latent("used-up", "build_wait_timeout = 60\nmax_uses = 2");
     text += &a_latent("many-{1..3}", "build_wait_timeout = 1\nmax_builds = 1\nproperties = { pool = \"many\" }");
     text += &a_latent("ready-{1..3}", "build_wait_timeout = 1\nmin_idle = 1");
@@ -80,7 +81,7 @@ fn shared_workers() -> String {
 fn mute_agent() -> String {
     use std::os::unix::fs::PermissionsExt as _;
     let path = scratch("mute").join("agent");
-    std::fs::write(&path, "#!/bin/sh\necho the network is unreachable\nexec sleep 1000\n").unwrap();
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    fs::write(&path, "#!/bin/sh\necho the network is unreachable\nexec sleep 1000\n").unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
     path.display().to_string()
 }

@@ -5,8 +5,8 @@ use std::process::Command;
 
 fn workers() -> String {
     // The lease is longer than a private broker takes to come back.
-    let standing = standing("stands", "keepalive_interval = 2\nlease = 60");
-    standing + &latent("sleeps", "keepalive_interval = 2\nlease = 60\nbuild_wait_timeout = 600")
+    let standing = standing("stands", "keepalive_interval = 2\nlease = 240");
+    standing + &latent("sleeps", "keepalive_interval = 2\nlease = 240\nbuild_wait_timeout = 600")
 }
 
 /// Builds on both kinds of workers, through what `outage` does in the middle.

@@ -1,25 +1,25 @@
 //! The contract of the providers, kept by EC2.
 
-use crate::stand::provider_in;
+use crate::fixture::provider_in;
 use rouse_master::config::Config;
 use rouse_master::core::plan::ProviderKind;
 use rouse_master::core::record::Host;
 use rouse_master::hosts::{Death, Provider};
 use rouse_shared::WorkerName;
-use rouse_tests::contract::{self, Ground};
+use rouse_tests::contract::{self, ProviderFixture};
 use rouse_tests::ec2::{Cloud, config};
 use serde_json::json;
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use tokio::sync::mpsc;
 
-struct Ec2Ground {
+struct Ec2Machines {
     cloud: Cloud,
     dir: PathBuf,
     config: Config,
 }
 
-impl Ground for Ec2Ground {
+impl ProviderFixture for Ec2Machines {
     fn kind(&self) -> ProviderKind {
         ProviderKind::Ec2
     }
@@ -60,5 +60,5 @@ async fn ec2_keeps_the_contract() {
     cloud.set(&json!({ "console": "Welcome to rouse\n" }));
     let dir = tempfile::tempdir().unwrap();
     let config = config(&cloud.endpoint(), "");
-    contract::holds(&Ec2Ground { cloud, dir: dir.path().to_owned(), config }).await;
+    contract::holds(&Ec2Machines { cloud, dir: dir.path().to_owned(), config }).await;
 }

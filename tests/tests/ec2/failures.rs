@@ -1,6 +1,6 @@
 //! What goes wrong: each kind is told by its kind, and whatever is lost, one try makes one machine and a stop ends it.
 
-use crate::stand::Stand;
+use crate::fixture::Ec2Fixture;
 use rouse_master::core::event::{Owner, StartError, Termination};
 use rouse_master::core::record::Host;
 use rouse_master::hosts::Provider as _;
@@ -12,7 +12,7 @@ use std::time::Duration;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn each_refusal_is_told_by_its_kind() {
-    let stand = Stand::new("").await;
+    let fixture = Ec2Fixture::new("").await;
     // Code, status, what it is, and words of ours for a person.
     let table = [
         ("InsufficientInstanceCapacity", 500, "capacity", "no capacity"),
@@ -29,11 +29,11 @@ async fn each_refusal_is_told_by_its_kind() {
         ("Unavailable", 503, "unknown", "Unavailable"),
     ];
     for (code, status, kind, words) in table {
-        let mut host = stand.host();
-        stand.prepare(&mut host, 0).await.unwrap();
-        stand.cloud.fail("RunInstances", 0, 99, refusal(status, code));
-        let error = stand.start(&mut host).await.unwrap_err();
-        stand.cloud.proxy.heal();
+        let mut host = fixture.host();
+        fixture.prepare(&mut host, 0).await.unwrap();
+        fixture.cloud.fail("RunInstances", 0, 99, refusal(status, code));
+        let error = fixture.start(&mut host).await.unwrap_err();
+        fixture.cloud.proxy.heal();
         let told = match &error {
             StartError::Capacity(_) => "capacity",
             StartError::Rejected(_) => "rejected",
@@ -44,27 +44,27 @@ async fn each_refusal_is_told_by_its_kind() {
         assert_eq!(told, kind, "{code}: {error:?}");
         assert!(error.text().contains(words) && error.text().contains("m5.large in us-west-2"), "{code}: {error:?}");
         // Nothing was made: a stop finds nothing.
-        assert_eq!(stand.provider.terminate(&host).await, Ok(Termination::Gone), "{code}");
+        assert_eq!(fixture.provider.terminate(&host).await, Ok(Termination::Gone), "{code}");
     }
     // Throttled now and then, the SDK tries again by itself.
-    stand.cloud.fail("RunInstances", 0, 2, refusal(503, "RequestLimitExceeded"));
-    let (host, _) = stand.started().await;
-    stand.gone(&host).await;
+    fixture.cloud.fail("RunInstances", 0, 2, refusal(503, "RequestLimitExceeded"));
+    let (host, _) = fixture.started().await;
+    fixture.gone(&host).await;
     // An image that is gone, and a key that is none, before anything is ordered.
-    stand.provider.configure(&config(&stand.cloud.endpoint(), "ami = \"ami-0000dead\""));
-    let mut host = stand.host();
-    let error = stand.prepare(&mut host, 0).await.unwrap_err();
+    fixture.provider.configure(&config(&fixture.cloud.endpoint(), "ami = \"ami-0000dead\""));
+    let mut host = fixture.host();
+    let error = fixture.prepare(&mut host, 0).await.unwrap_err();
     assert!(matches!(&error, StartError::Rejected(text) if text.contains("the image is gone")), "{error:?}");
-    stand.provider.configure(&stand.config);
-    stand.cloud.set(&json!({ "key": "AKIAANOTHER" }));
-    let error = stand.prepare(&mut host, 0).await.unwrap_err();
+    fixture.provider.configure(&fixture.config);
+    fixture.cloud.set(&json!({ "key": "AKIAANOTHER" }));
+    let error = fixture.prepare(&mut host, 0).await.unwrap_err();
     assert!(matches!(&error, StartError::Auth(text) if text.contains("does not know the credentials")), "{error:?}");
-    assert!(stand.provider.list().await.unwrap_err().why.contains(KEY), "a list that fails is no empty list");
+    assert!(fixture.provider.list().await.unwrap_err().why.contains(KEY), "a list that fails is no empty list");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lost_reply_buys_nothing_twice() {
-    let mut stand = Stand::new("").await;
+    let mut fixture = Ec2Fixture::new("").await;
     for (fault, times) in [
         (Fault::LoseReply, 1),
         (Fault::LoseReply, 99),
@@ -72,78 +72,81 @@ async fn a_lost_reply_buys_nothing_twice() {
         (Fault::Garble(500), 1),
         (Fault::Garble(200), 9),
     ] {
-        let mut host = stand.host();
-        stand.prepare(&mut host, 0).await.unwrap();
-        stand.cloud.fail("RunInstances", 0, times, fault.clone());
-        let first = stand.start(&mut host).await;
+        let mut host = fixture.host();
+        fixture.prepare(&mut host, 0).await.unwrap();
+        fixture.cloud.fail("RunInstances", 0, times, fault.clone());
+        let first = fixture.start(&mut host).await;
         assert!(matches!(first, Ok(_) | Err(StartError::Unknown(_))), "{fault:?}: {first:?}");
-        stand.cloud.proxy.heal();
+        fixture.cloud.proxy.heal();
         // The core asks again, perhaps after a restart, word for word.
-        stand.restart();
-        stand.start(&mut host).await.unwrap();
-        assert_eq!(stand.cloud.alive(), [host.handle.clone().unwrap()], "{fault:?}");
-        stand.gone(&host).await;
-        assert!(stand.cloud.alive().is_empty());
+        fixture.restart();
+        fixture.start(&mut host).await.unwrap();
+        assert_eq!(fixture.cloud.alive(), [host.handle.clone().unwrap()], "{fault:?}");
+        fixture.gone(&host).await;
+        assert!(fixture.cloud.alive().is_empty());
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_that_was_made_without_our_hearing_of_it_is_ended() {
-    let stand = Stand::new("").await;
-    let mut host = stand.host();
-    stand.prepare(&mut host, 0).await.unwrap();
-    stand.cloud.fail("RunInstances", 0, 99, Fault::LoseReply);
-    assert!(matches!(stand.start(&mut host).await, Err(StartError::Unknown(_))));
-    assert!(host.handle.is_none() && stand.cloud.alive().len() == 1);
-    stand.gone(&host).await;
-    assert!(stand.cloud.alive().is_empty());
+    let fixture = Ec2Fixture::new("").await;
+    let mut host = fixture.host();
+    fixture.prepare(&mut host, 0).await.unwrap();
+    fixture.cloud.fail("RunInstances", 0, 99, Fault::LoseReply);
+    assert!(matches!(fixture.start(&mut host).await, Err(StartError::Unknown(_))));
+    assert!(host.handle.is_none() && fixture.cloud.alive().len() == 1);
+    fixture.gone(&host).await;
+    assert!(fixture.cloud.alive().is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_listed_late_is_not_taken_for_gone() {
     let cloud = Cloud::start().await;
     let config = config(&cloud.endpoint(), "");
-    let mut stand = Stand::with(cloud, config);
-    stand.cloud.set(&json!({ "lag": 3.0 }));
-    stand.provider = crate::stand::provider_in(
-        stand.dir.path(),
+    let mut fixture = Ec2Fixture::with(cloud, config);
+    fixture.cloud.set(&json!({ "lag": 3600 }));
+    fixture.provider = crate::fixture::provider_in(
+        fixture.dir.path(),
         rouse_tests::contract::OWNER,
-        &stand.config,
-        crate::stand::nobody(),
+        &fixture.config,
+        crate::fixture::nobody(),
     )
-    .with_options(Options { list_delay: Duration::from_secs(5) });
-    let mut host = stand.host();
-    stand.prepare(&mut host, 0).await.unwrap();
-    stand.cloud.fail("RunInstances", 0, 99, Fault::LoseReply);
-    assert!(matches!(stand.start(&mut host).await, Err(StartError::Unknown(_))));
-    assert_eq!(stand.provider.list().await, Ok(Vec::new()), "AWS does not list it yet");
-    stand.gone(&host).await;
-    assert!(stand.cloud.alive().is_empty(), "and still it was ended");
+    .with_options(Options { list_delay: rouse_tests::ec2::LIMIT });
+    let mut host = fixture.host();
+    fixture.prepare(&mut host, 0).await.unwrap();
+    fixture.cloud.fail("RunInstances", 0, 99, Fault::LoseReply);
+    assert!(matches!(fixture.start(&mut host).await, Err(StartError::Unknown(_))));
+    assert_eq!(fixture.provider.list().await, Ok(Vec::new()), "AWS does not list it yet");
+    assert_eq!(fixture.provider.terminate(&host).await, Ok(Termination::Requested));
+    // Before the provider's patience is over AWS lists it.
+    fixture.cloud.set(&json!({ "lag": 0 }));
+    fixture.gone(&host).await;
+    assert!(fixture.cloud.alive().is_empty(), "and still it was ended");
 }
 
 /// Each call of a start and of a stop in turn: the master is lost before AWS hears of it, and after AWS has done it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_master_lost_between_any_two_calls_leaves_nothing() {
     let more = "spot_instance = true\nmax_spot_price = 0.09\n";
-    let mut stand = Stand::new(more).await;
+    let mut fixture = Ec2Fixture::new(more).await;
     // The first makes key pair and group, which the others find; each call of it is one to be lost at too.
     for lost in [Fault::Hang, Fault::HangAfter] {
         let mut calls = 0;
         for at in 0.. {
-            let mut host = stand.host();
+            let mut host = fixture.host();
             // The core's way: prepare, commit, start, commit, stop; what is committed outlives the master.
             let life = async {
-                stand.prepare(&mut host, 0).await.unwrap();
-                stand.start(&mut host).await.unwrap();
-                stand.gone(&host).await;
+                fixture.prepare(&mut host, 0).await.unwrap();
+                fixture.start(&mut host).await.unwrap();
+                fixture.gone(&host).await;
             };
-            if !stand.dies_at(at, &lost, life).await {
+            if !fixture.dies_at(at, &lost, life).await {
                 break;
             }
             calls = at + 1;
-            stand.restart();
-            after_the_crash(&stand, &mut host).await;
-            assert!(stand.cloud.alive().is_empty(), "{lost:?} at call {at}");
+            fixture.restart();
+            after_the_crash(&fixture, &mut host).await;
+            assert!(fixture.cloud.alive().is_empty(), "{lost:?} at call {at}");
         }
         assert!(calls >= 7, "only {calls} calls were lost at");
     }
@@ -151,17 +154,17 @@ async fn a_master_lost_between_any_two_calls_leaves_nothing() {
 
 /// What the core does with a host that it finds in its ledger: where it was ordered it is started again, word for word,
 /// and then stopped; where not, there is nothing to be stopped.
-async fn after_the_crash(stand: &Stand, host: &mut Host) {
+async fn after_the_crash(fixture: &Ec2Fixture, host: &mut Host) {
     if host.launch.is_some() {
         let handle = host.handle.clone();
         // A stop that was under way goes on; a start that was is repeated, and finds what was made.
         if handle.is_none() {
-            stand.start(host).await.unwrap();
-            let made = stand.cloud.alive();
+            fixture.start(host).await.unwrap();
+            let made = fixture.cloud.alive();
             assert!(made.len() <= 1, "one try bought {made:?}");
         }
     }
-    stand.gone(host).await;
+    fixture.gone(host).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -180,31 +183,31 @@ async fn every_region_that_may_have_hosts_is_audited() {
     let both = two("us-west-2", "eu-west-1");
     let one = two("us-west-2", "us-west-2");
     // moto has the images in every region.
-    let mut stand = Stand::with(cloud, both);
+    let mut fixture = Ec2Fixture::with(cloud, both);
     let mut hosts = Vec::new();
     for worker in ["a", "b"] {
-        let mut host = stand.host();
+        let mut host = fixture.host();
         host.worker = worker.parse().unwrap();
-        stand.prepare(&mut host, 0).await.unwrap();
-        stand.start(&mut host).await.unwrap();
+        fixture.prepare(&mut host, 0).await.unwrap();
+        fixture.start(&mut host).await.unwrap();
         hosts.push(host);
     }
-    let listed = stand.provider.list().await.unwrap();
+    let listed = fixture.provider.list().await.unwrap();
     assert_eq!(listed.len(), 2, "{listed:?}");
     assert!(listed.iter().all(|l| l.owner == Owner::Ours));
     // The region leaves the configuration, and the master is started again: its host is still seen, and ended.
-    stand.config = one;
-    stand.restart();
-    assert_eq!(stand.provider.list().await.unwrap().len(), 2);
-    stand.gone(&hosts[1]).await;
-    assert_eq!(stand.provider.list().await.unwrap().len(), 1);
+    fixture.config = one;
+    fixture.restart();
+    assert_eq!(fixture.provider.list().await.unwrap().len(), 2);
+    fixture.gone(&hosts[1]).await;
+    assert_eq!(fixture.provider.list().await.unwrap().len(), 1);
     // An orphan is ended where it is.
-    let orphan = stand.provider.list().await.unwrap().remove(0);
-    while stand.provider.terminate_listed(&orphan).await.unwrap() != Termination::Gone {
+    let orphan = fixture.provider.list().await.unwrap().remove(0);
+    while fixture.provider.terminate_listed(&orphan).await.unwrap() != Termination::Gone {
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
-    assert!(stand.cloud.alive().is_empty());
+    assert!(fixture.cloud.alive().is_empty());
     // One region that does not answer makes no list at all.
-    stand.cloud.proxy.fail(0, 99, Fault::LoseRequest, |_| true);
-    assert!(stand.provider.list().await.is_err());
+    fixture.cloud.proxy.fail(0, 99, Fault::LoseRequest, |_| true);
+    assert!(fixture.provider.list().await.is_err());
 }

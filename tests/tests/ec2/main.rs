@@ -5,8 +5,23 @@ mod ami;
 mod check;
 mod contract;
 mod failures;
+mod fixture;
+mod full_system;
 mod options;
 mod spot;
-mod stand;
-mod suspend;
-mod whole;
+
+use rouse_tests::ec2::Clouds;
+use rouse_tests::harness::{Keeper, scratch};
+use serde_json::json;
+
+#[test]
+#[ignore = "keeps what clouds are forked from for the other tests, which start it"]
+fn keeper() {
+    let Some(keeper) = Keeper::here() else { return };
+    let dir = scratch("clouds");
+    let socket = dir.join("socket");
+    let clouds = Clouds::start(&socket);
+    keeper.serve(&json!({ "clouds": socket }), |request| panic!("nobody may {request} it"));
+    drop(clouds);
+    std::fs::remove_dir_all(dir).unwrap();
+}

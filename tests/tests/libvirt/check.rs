@@ -1,6 +1,6 @@
 //! `rouse check --online` against a real libvirtd.
 
-use crate::ground::Machines;
+use crate::machines::Machines;
 use rouse_tests::harness::program;
 use std::path::Path;
 use std::process::Command;
@@ -32,7 +32,7 @@ fn it_says_what_would_be_booted_and_what_is_missing() {
 
     // As libvirt makes one where nothing is said of it.
     let network = "<network><name>slow</name><ip address='10.152.0.1' netmask='255.255.255.0'/></network>";
-    machines.lab.set_network("slow", network);
+    machines.virt_host.set_network("slow", network);
     let (code, said) = check(&machines.dir, &[("slow", &good.replace("\"bare\"", "\"slow\""))]);
     assert!(code == Some(0) && said.contains("the network slow at") && said.contains("first four seconds"), "{said}");
 
@@ -40,7 +40,7 @@ fn it_says_what_would_be_booted_and_what_is_missing() {
     std::fs::write(&text, "no image").unwrap();
     let precious = machines.dir.join("disks/precious.qcow2");
     std::fs::write(&precious, "precious").unwrap();
-    let uri = &machines.lab.uri;
+    let uri = &machines.virt_host.uri;
     let cases = [
         ("no-libvirt", good.replace(uri, "qemu+unix:///system?socket=/nonexistent/socket"), "cannot be reached"),
         ("no-network", good.replace("\"bare\"", "\"nowhere\""), "there is no network nowhere"),

@@ -1,6 +1,6 @@
 //! A guest that nobody wants: a clone that calls under another's name.
 
-use crate::site::{GUEST, site};
+use crate::system::{GUEST, system};
 use std::process::Command;
 
 #[test]
@@ -9,37 +9,37 @@ fn a_clone_is_refused_on_both_ends() {
         return;
     }
     let _turn = crate::together();
-    let site = site();
+    let system = system();
     let script = "echo begun; sleep 600";
-    let build = site.master.detach(&["--worker", "cloned", "--retries", "0", "--", "sh", "-c", script]);
-    site.until_said(&build, "begun");
+    let build = system.master.detach(&["--worker", "cloned", "--retries", "0", "--", "sh", "-c", script]);
+    system.until_said(&build, "begun");
     // As somebody makes one by hand: the description with all that we put there, another name, a disk of its own.
-    let xml = site.lab.virsh(&["dumpxml", "--security-info", "cloned"]);
-    let (disk, console) = (site.lab.dir.join("clone.qcow2"), site.lab.dir.join("clone.console"));
+    let xml = system.virt_host.virsh(&["dumpxml", "--security-info", "cloned"]);
+    let (disk, console) = (system.virt_host.dir.join("clone.qcow2"), system.virt_host.dir.join("clone.console"));
     let base = rouse_tests::virt::image(&rouse_tests::virt::Image::agent());
     let mut create = Command::new("qemu-img");
     create.args(["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b"]).arg(&base).arg(&disk);
     rouse_tests::virt::run(&mut create);
     let own_console = xml.split("<log file='").nth(1).unwrap().split('\'').next().unwrap().to_owned();
-    let own_disk = site.disks.join("cloned.qcow2").display().to_string();
+    let own_disk = system.disks.join("cloned.qcow2").display().to_string();
     let kept = xml.lines().filter(|line| !line.contains("<uuid>") && !line.contains("<mac "));
     let clone: String = kept.map(|line| format!("{line}\n")).collect();
     let clone = clone.replace("<name>cloned<", "<name>clone<").replace(&own_console, &console.display().to_string());
     // Our stamp names the disk too; only the device's is the clone's own.
     let clone = clone.replace(&format!("source file='{own_disk}'"), &format!("source file='{}'", disk.display()));
-    let path = site.lab.dir.join("clone.xml");
+    let path = system.virt_host.dir.join("clone.xml");
     std::fs::write(&path, clone).unwrap();
-    site.lab.virsh(&["create", &path.display().to_string()]);
-    site.master.rouse(&["audit"]).ended(0);
+    system.virt_host.virsh(&["create", &path.display().to_string()]);
+    system.master.rouse(&["audit"]).ended(0);
     let refused = "was refused: it is not on the machine that was started for this worker";
-    site.master.until_within(GUEST, "the master refuses it", || site.master.log().contains(refused));
-    let runs = |name: &str| site.lab.running().iter().any(|domain| domain == name);
-    site.master.until_within(GUEST, "it switches itself off", || !runs("clone"));
+    system.master.until_within(GUEST, "the master refuses it", || system.master.log().contains(refused));
+    let runs = |name: &str| system.virt_host.running().iter().any(|domain| domain == name);
+    system.master.until_within(GUEST, "it switches itself off", || !runs("clone"));
     let said = std::fs::read_to_string(&console).unwrap();
     assert!(said.contains("it is not on the machine that was started for this worker"), "{said}");
-    assert_eq!(site.master.state(&build), "running", "the real one goes on");
+    assert_eq!(system.master.state(&build), "running", "the real one goes on");
     assert!(runs("cloned"));
-    site.master.rouse(&["cancel", &build]).ended(0);
-    site.master.rouse(&["drain", "cloned"]).ended(0);
-    site.until_clean(&["cloned"]);
+    system.master.rouse(&["cancel", &build]).ended(0);
+    system.master.rouse(&["drain", "cloned"]).ended(0);
+    system.until_clean(&["cloned"]);
 }

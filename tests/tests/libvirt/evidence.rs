@@ -1,7 +1,7 @@
 //! Guests that never attach: what they printed is on `rouse show`, and why they failed on `rouse why`.
 
 use crate::builds::why;
-use crate::site::{GUEST, site};
+use crate::system::{GUEST, system};
 
 #[test]
 fn what_a_guest_that_never_attached_printed_is_kept() {
@@ -9,7 +9,7 @@ fn what_a_guest_that_never_attached_printed_is_kept() {
         return;
     }
     let _turn = crate::together();
-    let site = site();
+    let system = system();
     let cases = [
         ("panics", "Kernel panic", "ended before its agent attached"),
         // An agent on a disk that is not fresh is refused, and says so.
@@ -19,16 +19,16 @@ fn what_a_guest_that_never_attached_printed_is_kept() {
         ("deaf", "guest: no-network", "did not attach"),
     ];
     // At once, since most of the time is spent in waiting for them.
-    let builds = cases.map(|(worker, ..)| site.master.detach(&["--worker", worker, "--", "true"]));
+    let builds = cases.map(|(worker, ..)| system.master.detach(&["--worker", worker, "--", "true"]));
     for ((worker, printed, reason), build) in cases.iter().zip(&builds) {
-        let has = || site.master.show(build).to_string().contains(printed);
-        site.master.until_within(GUEST, &format!("{worker} shows {printed:?}"), has);
-        let shown = site.master.rouse(&["show", build]).ended(0).text();
+        let has = || system.master.show(build).to_string().contains(printed);
+        system.master.until_within(GUEST, &format!("{worker} shows {printed:?}"), has);
+        let shown = system.master.rouse(&["show", build]).ended(0).text();
         assert!(shown.contains(printed) && shown.contains(reason), "{shown}");
-        assert!(why(site, build).contains(reason), "{}", why(site, build));
-        if site.master.state(build) != "lost" {
-            site.master.rouse(&["cancel", build]).ended(0);
+        assert!(why(system, build).contains(reason), "{}", why(system, build));
+        if system.master.state(build) != "lost" {
+            system.master.rouse(&["cancel", build]).ended(0);
         }
     }
-    site.until_clean(&cases.map(|(worker, ..)| worker));
+    system.until_clean(&cases.map(|(worker, ..)| worker));
 }

@@ -1,7 +1,7 @@
 //! Machines that cannot be made: each with a clear message on `rouse why`, and nothing left over.
 
 use crate::builds::why;
-use crate::site::site;
+use crate::system::system;
 use std::fs;
 
 #[test]
@@ -10,8 +10,8 @@ fn what_cannot_be_made_is_said_clearly_and_leaves_nothing() {
         return;
     }
     let _turn = crate::together();
-    let site = site();
-    let filler = site.lab.dir.join("small/filler");
+    let system = system();
+    let filler = system.virt_host.dir.join("small/filler");
     // As full as it gets.
     fs::write(&filler, vec![0; 5 << 20]).unwrap_err();
     let cases = [
@@ -25,18 +25,19 @@ fn what_cannot_be_made_is_said_clearly_and_leaves_nothing() {
         ("full", "no room for"),
     ];
     let builds: Vec<String> =
-        cases.iter().map(|(worker, _)| site.master.detach(&["--worker", worker, "--", "true"])).collect();
+        cases.iter().map(|(worker, _)| system.master.detach(&["--worker", worker, "--", "true"])).collect();
     for ((worker, text), build) in cases.iter().zip(&builds) {
-        site.master
-            .until(&format!("{worker} says {text:?}, not {:?}", why(site, build)), || why(site, build).contains(text));
+        system.master.until(&format!("{worker} says {text:?}, not {:?}", why(system, build)), || {
+            why(system, build).contains(text)
+        });
     }
     for build in &builds {
-        let state = site.master.state(build);
+        let state = system.master.state(build);
         assert!(["queued", "starting", "lost"].contains(&state.as_str()), "{state}");
         if state != "lost" {
-            site.master.rouse(&["cancel", build]).ended(0);
+            system.master.rouse(&["cancel", build]).ended(0);
         }
     }
     fs::remove_file(filler).unwrap();
-    site.until_clean(&cases.map(|(worker, _)| worker));
+    system.until_clean(&cases.map(|(worker, _)| worker));
 }

@@ -2,7 +2,6 @@
 
 #![cfg(feature = "libvirt")]
 #![allow(clippy::unwrap_used)]
-#![expect(clippy::disallowed_methods, reason = "a death is to be noticed within a second, of the wall's clock")]
 
 mod builds;
 mod check;
@@ -11,72 +10,79 @@ mod contract;
 mod deaths;
 mod evidence;
 mod faults;
-mod ground;
 mod images;
+mod machines;
 #[cfg(feature = "ec2")]
 mod metadata;
 mod names;
 mod places;
 mod session;
-mod site;
 mod steps;
+mod system;
 mod upheavals;
 
-use rouse_tests::virt::own_world;
+use rouse_tests::harness::{BEGIN, Keeper, is_keeper, kept, turn};
+use rouse_tests::virt::{enter_world_of, own_world};
+use serde_json::{Value, json};
+use std::fs::File;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Condvar, Mutex, PoisonError};
 
 static IN_OUR_NETWORK: AtomicBool = AtomicBool::new(false);
 
 extern "C" fn enter() {
-    IN_OUR_NETWORK.store(own_world(), Ordering::Relaxed);
+    if is_keeper() {
+        IN_OUR_NETWORK.store(own_world(), Ordering::Relaxed);
+    }
 }
 
-/// Before `main`, and so before the test runner has threads: those would stay in the network that they began in.
+/// Before `main`, and so before the keeper has threads: those would stay in the network that they began in.
 #[used]
 #[unsafe(link_section = ".init_array")]
 static ENTER: extern "C" fn() = enter;
 
-/// Tests that run at a time, at most: guests are emulated, and the more there are the longer each takes.
-const TOGETHER: usize = 2;
-static FREE: Mutex<usize> = Mutex::new(TOGETHER);
-static FREED: Condvar = Condvar::new();
-
-/// A test's turn, until it is dropped.
-struct Turn(usize);
-
-impl Turn {
-    fn take(places: usize) -> Self {
-        let free = FREE.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut free = FREED.wait_while(free, |free| *free < places).unwrap_or_else(PoisonError::into_inner);
-        *free -= places;
-        Self(places)
+#[test]
+#[ignore = "keeps the shared libvirtd and its master for the other tests, which start them"]
+fn keeper() {
+    let Some(keeper) = Keeper::here() else { return };
+    if !IN_OUR_NETWORK.load(Ordering::Relaxed) {
+        return keeper.serve(&json!({ "world": Value::Null }), |_| {});
     }
+    let system = system::start();
+    keeper.serve(&system.told(), |request| {
+        assert_eq!(request, BEGIN);
+        system.master.begin();
+    });
+    system.end();
 }
 
-impl Drop for Turn {
-    fn drop(&mut self) {
-        *FREE.lock().unwrap_or_else(PoisonError::into_inner) += self.0;
-        FREED.notify_all();
-    }
-}
-
-/// For a test that has workers of its own, and leaves libvirtd and the master as they are.
-fn together() -> Turn {
-    Turn::take(1)
+/// A test's turn, until it is dropped, if it has workers of its own and leaves libvirtd and the master as they are.
+/// How many there are at a time .config/nextest.toml says: guests are emulated, and the more there are the longer each
+/// takes.
+fn together() -> File {
+    turn(false)
 }
 
 /// For a test that nobody else may run beside.
-fn alone() -> Turn {
-    Turn::take(TOGETHER)
+fn alone() -> File {
+    turn(true)
 }
 
-/// Whether virtual machines can be had here: only root can have a network of its own. CI has to.
+/// Whether virtual machines can be had here: only root can have a network of its own. CI has to. This thread is then in
+/// that network.
 fn may_run() -> bool {
-    let may = IN_OUR_NETWORK.load(Ordering::Relaxed);
-    assert!(may || std::env::var_os("CI").is_none(), "not root: these tests cannot run, and CI must run them");
-    if !may {
-        eprintln!("not tested: libvirt (only root can have a network of its own)");
+    let world = kept()["world"].as_i64();
+    assert!(
+        world.is_some() || std::env::var_os("CI").is_none(),
+        "not root: these tests cannot run, and CI must run them"
+    );
+    match world {
+        Some(pid) => enter_world_of(pid),
+        None => eprintln!("not tested: libvirt (only root can have a network of its own)"),
     }
-    may
+    world.is_some()
+}
+
+/// Runs a test with Tokio, whose threads are in the network of this one.
+fn block_on(test: impl Future<Output = ()>) {
+    tokio::runtime::Runtime::new().unwrap().block_on(test);
 }

@@ -1,11 +1,11 @@
 //! EC2's metadata where EC2 has them: an agent in a guest asks 169.254.169.254, which is an address of the bridge's, and
 //! learns there for which host of a master it is.
 
-use crate::site::{GUEST, OWN_XML};
+use crate::system::{GUEST, OWN_XML};
 use crate::{alone, may_run};
 use rouse_tests::ec2::{Authority, Cloud, with_defaults};
 use rouse_tests::harness::{Master, free_address};
-use rouse_tests::virt::{BRIDGE, Image, Lab, image, outside, run};
+use rouse_tests::virt::{BRIDGE, Image, VirtHost, image, outside, run};
 use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -26,15 +26,15 @@ async fn serve_metadata(of: String) {
 }
 
 /// The network's bridge has the address beside its own.
-fn give_address(lab: &Lab) {
-    let network = lab.virsh(&["net-dumpxml", "rouse"]);
+fn give_address(virt_host: &VirtHost) {
+    let network = virt_host.virsh(&["net-dumpxml", "rouse"]);
     let bridge = network.split_once("<bridge name='").unwrap().1.split('\'').next().unwrap();
     run(Command::new("ip").args(["address", "replace", &format!("{METADATA}/32"), "dev", bridge]));
 }
 
 /// A guest that goes with the test, however that ends.
 struct Guest<'a> {
-    lab: &'a Lab,
+    virt_host: &'a VirtHost,
     console: PathBuf,
 }
 
@@ -43,17 +43,17 @@ impl Drop for Guest<'_> {
         if std::thread::panicking() {
             // What the master says is not all: whether it has gone is up to the agent and its kernel.
             eprintln!("the guest's console:\n{}", std::fs::read_to_string(&self.console).unwrap_or_default());
-            let ask = |words: &[&str]| eprintln!("{}", self.lab.virsh_may_fail(words).unwrap_or_default());
+            let ask = |words: &[&str]| eprintln!("{}", self.virt_host.virsh_may_fail(words).unwrap_or_default());
             ask(&["domstate", "--reason", GUEST_NAME]);
             ask(&["qemu-monitor-command", "--hmp", GUEST_NAME, "info registers"]);
         }
         // It may have gone by itself.
-        self.lab.virsh_may_fail(&["destroy", GUEST_NAME]);
+        self.virt_host.virsh_may_fail(&["destroy", GUEST_NAME]);
     }
 }
 
 /// A guest over an image whose agent is on EC2, by its configuration.
-fn boot<'a>(lab: &'a Lab, dir: &Path) -> Guest<'a> {
+fn boot<'a>(virt_host: &'a VirtHost, dir: &Path) -> Guest<'a> {
     let agent = Image::agent().agent + "identity = \"ec2\"\n";
     let base = image(&Image { agent, ..Image::agent() });
     let disk = dir.join("instance.qcow2");
@@ -66,8 +66,8 @@ fn boot<'a>(lab: &'a Lab, dir: &Path) -> Guest<'a> {
         .replace("<serial type='pty'/>", &format!("<serial type='pty'><log file='{}'/></serial>", console.display()));
     let path = dir.join("instance.xml");
     std::fs::write(&path, xml).unwrap();
-    lab.virsh(&["create", &path.display().to_string()]);
-    Guest { lab, console }
+    virt_host.virsh(&["create", &path.display().to_string()]);
+    Guest { virt_host, console }
 }
 
 #[test]
@@ -76,13 +76,13 @@ fn an_agent_in_a_guest_asks_the_address_of_the_metadata() {
         return;
     }
     let _alone = alone();
-    let lab = Lab::get();
-    lab.need_network("rouse");
-    give_address(lab);
+    let virt_host = VirtHost::get();
+    virt_host.need_network("rouse");
+    give_address(virt_host);
     // Its packages come from outside, where it was not made before.
     run(outside(Command::new(rouse_tests::virt::repository().join("tests/venv")).arg("ec2")));
     let runtime = tokio::runtime::Runtime::new().unwrap();
-    let cloud = runtime.block_on(Cloud::start());
+    let cloud = runtime.block_on(Cloud::alone());
     let dir = tempfile::tempdir().unwrap();
     let authority = Authority::new(dir.path(), "authority");
     cloud.set(&json!({ "signer": authority.signer() }));
@@ -101,13 +101,13 @@ fn an_agent_in_a_guest_asks_the_address_of_the_metadata() {
     master.until("an instance is bought", || cloud.alive().len() == 1);
     let imds = cloud.instances()[0]["imds"].as_str().unwrap().trim_start_matches("http://").to_owned();
     runtime.block_on(serve_metadata(imds));
-    let _guest = boot(lab, dir.path());
+    let _guest = boot(virt_host, dir.path());
     master.until_within(GUEST, "it has run", || master.state(&build) == "success");
     assert_eq!(master.rouse(&["log", &build]).ended(0).text(), "agent", "in the guest\n{}", master.log());
     // It is not wanted any more: the instance is ended, and the guest that stands for it switches itself off.
     master.until("the instance is terminated", || cloud.alive().is_empty());
     // A QEMU that is on its way out still has its domain; what is asked is whether the guest runs.
-    let runs = || lab.virsh(&["list", "--state-running", "--name"]).lines().any(|name| name == GUEST_NAME);
+    let runs = || virt_host.virsh(&["list", "--state-running", "--name"]).lines().any(|name| name == GUEST_NAME);
     master.until_within(GUEST, "the guest is off", || !runs());
     master.end();
 }

@@ -1,14 +1,14 @@
 //! A name from DHCP as dhclient passes it on: the agent takes it, and runs a build under it. How busybox's client and
 //! systemd-networkd do it, guests and the built image show.
 
-use crate::site::site;
+use crate::system::system;
 use rouse_tests::harness::{DEADLINE, PASSWORD, Process, holds_within, program};
 use rouse_tests::virt::run;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-/// Standing workers of the site's.
+/// Standing workers of the system's.
 pub const WORKERS: [&str; 2] = ["leased-1", "leased-2"];
 const CARD: &str = "rouse-card";
 
@@ -46,34 +46,34 @@ fn dhclients_name_is_taken_from_the_machine_or_from_its_lease() {
         return;
     }
     let _turn = crate::alone();
-    let site = site();
-    let network = site.lab.virsh(&["net-dumpxml", "rouse"]);
+    let system = system();
+    let network = system.virt_host.virsh(&["net-dumpxml", "rouse"]);
     let bridge = network.split_once("<bridge name='").unwrap().1.split('\'').next().unwrap();
     let ip = |arguments: &[&str]| run(Command::new("ip").args(arguments));
     for (worker, who) in WORKERS.into_iter().zip(["dhclient", "nobody"]) {
         let number = worker.rsplit('-').next().unwrap();
         let (port, mac) = ("rouse-port", format!("52:54:00:1e:a5:0{number}"));
         let entry = format!("<host mac='{mac}' name='{worker}' ip='10.150.31.{number}'/>");
-        site.lab.virsh(&["net-update", "rouse", "add", "ip-dhcp-host", &entry, "--live"]);
+        system.virt_host.virsh(&["net-update", "rouse", "add", "ip-dhcp-host", &entry, "--live"]);
         ip(&["link", "add", port, "type", "veth", "peer", "name", CARD, "address", &mac]);
         ip(&["link", "set", port, "master", bridge, "up"]);
         let mut machine = Command::new("unshare");
         machine.args(["--net", "--uts", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]);
         machine.args(["sh", "-c", MACHINE, "sh", who]).arg(program("rouse-agent")).env_clear();
         machine.env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").env("ROUSE_AGENT_IDENTITY", "hostname");
-        machine.env("ROUSE_AGENT_PASSWORD", PASSWORD).env("ROUSE_AGENT_BROKER", &site.broker);
-        machine.env("ROUSE_AGENT_WORK_DIR", site.master.dir.join(format!("work-{worker}")));
-        let machine = Process::start(machine, &site.master.dir, worker);
+        machine.env("ROUSE_AGENT_PASSWORD", PASSWORD).env("ROUSE_AGENT_BROKER", &system.broker);
+        machine.env("ROUSE_AGENT_WORK_DIR", system.master.dir.join(format!("work-{worker}")));
+        let machine = Process::start(machine, &system.master.dir, worker);
         let network_of = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/net")).unwrap();
         let pid = machine.pid().to_string();
-        site.master.until("it has a network of its own", || network_of(&pid) != network_of("self"));
+        system.master.until("it has a network of its own", || network_of(&pid) != network_of("self"));
         ip(&["link", "set", CARD, "netns", &pid]);
-        let build = site.master.detach(&["--worker", worker, "--", "hostname"]);
+        let build = system.master.detach(&["--worker", worker, "--", "hostname"]);
         let said = || String::from_utf8_lossy(&machine.out()).into_owned() + &machine.err();
-        assert!(holds_within(DEADLINE, || site.master.state(&build) == "success"), "it is not called so: {}", said());
-        assert_eq!(site.log(&build).trim(), if who == "dhclient" { worker } else { "localhost" }, "{}", said());
+        assert!(holds_within(DEADLINE, || system.master.state(&build) == "success"), "it is not called so: {}", said());
+        assert_eq!(system.log(&build).trim(), if who == "dhclient" { worker } else { "localhost" }, "{}", said());
         drop(machine);
         // It goes with the machine's network, some time later.
-        site.master.until("its card is gone", || !Path::new("/sys/class/net").join(port).exists());
+        system.master.until("its card is gone", || !Path::new("/sys/class/net").join(port).exists());
     }
 }

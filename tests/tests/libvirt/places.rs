@@ -1,11 +1,11 @@
 //! A provider with more than one place: a connection that does not answer beside one that does, a base image that is
 //! changed under a guest's disk.
 
-use crate::ground::{Machines, config};
+use crate::machines::{Machines, config};
 use rouse_master::core::event::{ListedHost, Owner, PartialList, StartError, Termination};
 use rouse_master::hosts::Provider as _;
 use rouse_master::hosts::libvirt::Libvirt;
-use rouse_tests::contract::{self, Ground as _};
+use rouse_tests::contract::{self, ProviderFixture as _};
 use std::collections::BTreeSet;
 use std::io::Write as _;
 use tokio::sync::mpsc;
@@ -14,82 +14,86 @@ use tokio::sync::mpsc;
 const OWNER: &str = "parted/0123456789abcdef0123456789abcdef";
 const OTHER: &str = "changed/0123456789abcdef0123456789abcdef";
 
-#[tokio::test(flavor = "multi_thread")]
-async fn one_connection_that_does_not_answer_hides_no_other() {
+#[test]
+fn one_connection_that_does_not_answer_hides_no_other() {
     if !crate::may_run() {
         return;
     }
     let _turn = crate::together();
-    let machines = Machines::new("parted");
-    let (deaths, _heard) = mpsc::channel(64);
-    let [worker, _] = machines.workers();
-    let mut host = contract::host(&machines, &worker);
-    let first = machines.observed(OWNER, deaths.clone(), None);
-    contract::started(&first, &mut host).await;
-    drop(first);
+    crate::block_on(async {
+        let machines = Machines::new("parted");
+        let (deaths, _heard) = mpsc::channel(64);
+        let [worker, _] = machines.workers();
+        let mut host = contract::host(&machines, &worker);
+        let first = machines.observed(OWNER, deaths.clone(), None);
+        contract::started(&first, &mut host).await;
+        drop(first);
 
-    // The next master has one that is not there, and neither host in its ledger.
-    let uri = format!("qemu+unix:///system?socket={}", machines.dir.join("no-socket").display());
-    let both = |good: &str| {
-        let mut both = config("parted", good);
-        both.hosts.extend(config("lost", &good.replace(&machines.lab.uri, &uri)).hosts);
-        both
-    };
-    let (dir, section) = (machines.dir.join("consoles"), machines.section.clone());
-    let second = Libvirt::new(dir, OWNER, &both(&section), deaths.clone()).unwrap();
-    let mut elsewhere = contract::host(&machines, &"lost-1".parse().unwrap());
-    contract::order(&second, &mut elsewhere).await.unwrap_err();
-    let Err(PartialList { why, heard }) = second.list().await else { panic!("a list that is not whole") };
-    assert!(why.contains("no-socket"), "{why}");
-    let handle = host.handle.clone().unwrap();
-    assert_eq!(
-        heard,
-        [ListedHost {
-            host: host.id.clone(),
-            handle,
-            identity: heard[0].identity.clone(),
+        // The next master has one that is not there, and neither host in its ledger.
+        let uri = format!("qemu+unix:///system?socket={}", machines.dir.join("no-socket").display());
+        let both = |good: &str| {
+            let mut both = config("parted", good);
+            both.hosts.extend(config("lost", &good.replace(&machines.virt_host.uri, &uri)).hosts);
+            both
+        };
+        let (dir, section) = (machines.dir.join("consoles"), machines.section.clone());
+        let second = Libvirt::new(dir, OWNER, &both(&section), deaths.clone()).unwrap();
+        let mut elsewhere = contract::host(&machines, &"lost-1".parse().unwrap());
+        contract::order(&second, &mut elsewhere).await.unwrap_err();
+        let Err(PartialList { why, heard }) = second.list().await else { panic!("a list that is not whole") };
+        assert!(why.contains("no-socket"), "{why}");
+        let handle = host.handle.clone().unwrap();
+        assert_eq!(
+            heard,
+            [ListedHost {
+                host: host.id.clone(),
+                handle,
+                identity: heard[0].identity.clone(),
+                owner: Owner::Ours,
+                suspended: false
+            }]
+        );
+        // Its disk is not taken for a leftover, nor is one whose machine may run where nobody answers.
+        let nowhere = ListedHost {
+            host: elsewhere.id.clone(),
+            handle: "none".to_owned(),
+            identity: None,
             owner: Owner::Ours,
-            suspended: false
-        }]
-    );
-    // Its disk is not taken for a leftover, nor is one whose machine may run where nobody answers.
-    let nowhere = ListedHost {
-        host: elsewhere.id.clone(),
-        handle: "none".to_owned(),
-        identity: None,
-        owner: Owner::Ours,
-        suspended: false,
-    };
-    assert!(second.terminate_listed(&nowhere).await.unwrap_err().contains("no-socket"), "it may run there");
-    assert_eq!(machines.machines().len(), 1);
-    assert_eq!(second.terminate_listed(&heard[0]).await, Ok(Termination::Gone));
-    assert_eq!((machines.machines(), machines.leftovers()), (BTreeSet::new(), BTreeSet::new()));
+            suspended: false,
+        };
+        assert!(second.terminate_listed(&nowhere).await.unwrap_err().contains("no-socket"), "it may run there");
+        assert_eq!(machines.machines().len(), 1);
+        assert_eq!(second.terminate_listed(&heard[0]).await, Ok(Termination::Gone));
+        assert_eq!((machines.machines(), machines.leftovers()), (BTreeSet::new(), BTreeSet::new()));
 
-    // Where nothing was ever made nobody has to be asked once the configuration names it no more.
-    second.configure(&config("parted", &section));
-    assert_eq!(second.list().await, Ok(Vec::new()));
+        // Where nothing was ever made nobody has to be asked once the configuration names it no more.
+        second.configure(&config("parted", &section));
+        assert_eq!(second.list().await, Ok(Vec::new()));
+    });
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_base_that_changed_under_a_running_guest_is_refused() {
+#[test]
+fn a_base_that_changed_under_a_running_guest_is_refused() {
     if !crate::may_run() {
         return;
     }
     let _turn = crate::together();
-    let machines = Machines::with_own_base("changed");
-    let (deaths, _heard) = mpsc::channel(64);
-    let [one, other] = machines.workers().map(|worker| contract::host(&machines, &worker));
-    let (mut one, mut other) = (one, other);
-    let provider = machines.observed(OTHER, deaths, None);
-    contract::started(&provider, &mut one).await;
-    let left = machines.leftovers();
-    std::fs::File::options().append(true).open(&machines.base).unwrap().write_all(&[0; 512]).unwrap();
-    contract::order(&provider, &mut other).await.unwrap();
-    let Err(StartError::Rejected(why)) = provider.start(&other).await else { panic!("it is refused") };
-    assert!(why.contains("was changed in place while a disk that was made over it is in use"), "{why}");
-    assert_eq!((machines.machines().len(), machines.leftovers()), (1, left), "and nothing is left of it");
-    // Once that guest is gone nothing lies over what it was.
-    contract::gone(&provider, &one).await;
-    contract::started(&provider, &mut other).await;
-    contract::gone(&provider, &other).await;
+    crate::block_on(async {
+        let machines = Machines::with_own_base("changed");
+        let (deaths, _heard) = mpsc::channel(64);
+        let [one, other] = machines.workers().map(|worker| contract::host(&machines, &worker));
+        let (mut one, mut other) = (one, other);
+        let provider = machines.observed(OTHER, deaths, None);
+        contract::started(&provider, &mut one).await;
+        let left = machines.leftovers();
+        std::fs::File::options().append(true).open(&machines.base).unwrap().write_all(&[0; 512]).unwrap();
+        contract::order(&provider, &mut other).await.unwrap();
+        let Err(StartError::Rejected(why)) = provider.start(&other).await else { panic!("it is refused") };
+        assert!(why.contains("was changed in place while a disk that was made over it is in use"), "{why}");
+        assert_eq!((machines.machines().len(), machines.leftovers()), (1, left), "and nothing is left of it");
+        // Once that guest is gone nothing lies over what it was.
+        contract::gone(&provider, &one).await;
+        contract::started(&provider, &mut other).await;
+        contract::gone(&provider, &other).await;
+    });
 }

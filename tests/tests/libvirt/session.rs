@@ -1,7 +1,7 @@
 //! A master of an ordinary user, with that user's own libvirt: `qemu:///session`, which libvirt starts by itself and which
 //! has no networks, so guests reach the broker through QEMU's own.
 
-use crate::site::{GUEST, OWN_XML, worker};
+use crate::system::{GUEST, OWN_XML, worker};
 use rouse_tests::harness::{
     DEADLINE, Process, free_address, holds_within, processes_with, program, request, scratch, text,
 };

@@ -1,6 +1,6 @@
 //! Who we are: what Keystone takes, and what is said where it does not.
 
-use super::stand::{LIMIT, LOOK, Stand, parsed};
+use super::fixture::{LIMIT, LOOK, OpenstackFixture, parsed};
 use rouse_master::core::event::StartError;
 use rouse_master::core::record::Host;
 use rouse_master::hosts::Provider as _;
@@ -13,7 +13,7 @@ use std::time::Duration;
 
 /// Whether a list can be had with this section; else why not.
 async fn list(more: &str) -> Result<(), String> {
-    Stand::new(more)
+    OpenstackFixture::new(more)
         .await
         .provider
         .list()
@@ -39,13 +39,13 @@ async fn version_3_is_found_from_any_address_of_keystone() {
 #[tokio::test]
 async fn a_keystone_without_version_3_is_told_of() {
     let old = "{\"versions\": {\"values\": [{\"id\": \"v2.0\", \"status\": \"stable\"}]}}";
-    let stand = Stand::new("").await;
+    let fixture = OpenstackFixture::new("").await;
     let identity = Cloud::shared().address("identity");
-    let front = format!("os_auth_url = \"http://{}/v2.0\"", stand.proxy.front(identity));
-    stand.proxy.fail(0, 1, Fault::Refuse { status: 300, head: "X-Keystone: old", body: old }, |r| r.path == "/");
+    let front = format!("os_auth_url = \"http://{}/v2.0\"", fixture.proxy.front(identity));
+    fixture.proxy.fail(0, 1, Fault::Refuse { status: 300, head: "X-Keystone: old", body: old }, |r| r.path == "/");
     let why = list(&front).await.unwrap_err();
     assert!(why.contains("version 3") && why.contains("v2.0"), "{why}");
-    stand.proxy.heal();
+    fixture.proxy.heal();
     list(&front).await.unwrap();
 }
 
@@ -63,9 +63,9 @@ async fn region_and_domains_are_used() {
 #[tokio::test]
 async fn wrong_credentials_are_told_as_such() {
     for more in ["os_password = \"wrong\"", "os_username = \"nobody\"", "os_project_domain = \"nowhere\""] {
-        let stand = Stand::new(more).await;
-        let mut host = stand.host();
-        match stand.prepare(&mut host).await {
+        let fixture = OpenstackFixture::new(more).await;
+        let mut host = fixture.host();
+        match fixture.prepare(&mut host).await {
             Err(StartError::Auth(why)) => assert!(why.contains("401") && !why.contains("wrong"), "{why}"),
             other => panic!("{more}: {other:?}"),
         }
@@ -75,9 +75,9 @@ async fn wrong_credentials_are_told_as_such() {
 #[tokio::test]
 async fn an_application_credential_does_as_well() {
     let (id, secret) = application_credential(PROJECT, "one").await;
-    let stand = Stand::new(&lines_of(&id, &secret)).await;
-    let host = stand.started().await;
-    stand.terminate(&host).await;
+    let fixture = OpenstackFixture::new(&lines_of(&id, &secret)).await;
+    let host = fixture.started().await;
+    fixture.terminate(&host).await;
     let why = list(&lines_of(&id, "wrong")).await.unwrap_err();
     assert!(why.contains("401"), "{why}");
 }
@@ -97,8 +97,8 @@ fn lines_of(id: &str, secret: &str) -> String {
     format!("os_application_credential_id = \"{id}\"\nos_application_credential_secret = \"{secret}\"")
 }
 
-async fn listed(stand: &Stand) -> Result<BTreeSet<String>, String> {
-    let listed = stand.provider.list().await;
+async fn listed(fixture: &OpenstackFixture) -> Result<BTreeSet<String>, String> {
+    let listed = fixture.provider.list().await;
     listed.map(|all| all.into_iter().map(|machine| machine.handle).collect()).map_err(|why| format!("{why:?}"))
 }
 
@@ -112,40 +112,40 @@ async fn a_project_that_left_the_configuration_is_not_forgotten() {
     };
     let both = parsed(&(of("w1", &one) + &of("w2", &other)));
     let alone = parsed(&of("w1", &one));
-    let mut stand = Stand::unhurried("").await;
-    stand.config = both.clone();
-    stand.next();
-    let mut hosts: Vec<Host> = vec![stand.host(), stand.host()];
+    let mut fixture = OpenstackFixture::unhurried("").await;
+    fixture.config = both.clone();
+    fixture.next();
+    let mut hosts: Vec<Host> = vec![fixture.host(), fixture.host()];
     hosts[1].worker = "w2".parse().unwrap();
     for host in &mut hosts {
-        stand.start(host).await.unwrap();
+        fixture.start(host).await.unwrap();
     }
     let all: BTreeSet<_> = hosts.iter().map(|host| host.handle.clone().unwrap()).collect();
-    assert_eq!(listed(&stand).await.unwrap(), all);
-    let here = stand.servers(&hosts[0]).await;
-    assert_eq!((here.len(), stand.servers(&hosts[1]).await), (1, Vec::<Value>::new()), "each in its own project");
+    assert_eq!(listed(&fixture).await.unwrap(), all);
+    let here = fixture.servers(&hosts[0]).await;
+    assert_eq!((here.len(), fixture.servers(&hosts[1]).await), (1, Vec::<Value>::new()), "each in its own project");
     // A reload takes the second out: its server is still seen.
-    stand.provider.configure(&alone);
-    assert_eq!(listed(&stand).await.unwrap(), all);
-    // A restart too, and nobody has the account any more: no list is whole, and a stop is not done.
-    stand.config = alone;
-    stand.next();
-    let why = listed(&stand).await.unwrap_err();
+    fixture.provider.configure(&alone);
+    assert_eq!(listed(&fixture).await.unwrap(), all);
+    // A restart too, and nobody has the account any more: no list is system, and a stop is not done.
+    fixture.config = alone;
+    fixture.next();
+    let why = listed(&fixture).await.unwrap_err();
     assert!(why.contains("no worker's section leads there"), "{why}");
-    let why = stand.provider.terminate(&hosts[1]).await.unwrap_err();
+    let why = fixture.provider.terminate(&hosts[1]).await.unwrap_err();
     assert!(why.contains("no worker's section leads there"), "{why}");
     // Back again, with the account: it is found, ended, and forgotten once nothing is left.
-    stand.config = both;
-    stand.next();
+    fixture.config = both;
+    fixture.next();
     for host in &hosts {
-        stand.terminate(host).await;
+        fixture.terminate(host).await;
     }
-    assert_eq!(listed(&stand).await.unwrap(), BTreeSet::new());
+    assert_eq!(listed(&fixture).await.unwrap(), BTreeSet::new());
     tokio::time::sleep(Duration::from_secs(1)).await;
-    assert_eq!(listed(&stand).await.unwrap(), BTreeSet::new());
-    stand.config = parsed(&of("w1", &one));
-    stand.next();
-    assert_eq!(listed(&stand).await.unwrap(), BTreeSet::new());
+    assert_eq!(listed(&fixture).await.unwrap(), BTreeSet::new());
+    fixture.config = parsed(&of("w1", &one));
+    fixture.next();
+    assert_eq!(listed(&fixture).await.unwrap(), BTreeSet::new());
 }
 
 #[tokio::test]
@@ -157,8 +157,8 @@ async fn a_private_authority_is_trusted_where_it_is_named() {
     let proxy = Proxy::start_tls(&cloud.addresses(), &dir).await;
     let url = format!("os_auth_url = \"https://localhost:{}/v3\"", proxy.front(cloud.address("identity")).port());
     let with = |dir: &std::path::Path| format!("{url}\nos_cacert = {:?}", dir.join("ca.pem"));
-    let stand = Stand::new(&with(&dir)).await;
-    let host = stand.started().await;
+    let fixture = OpenstackFixture::new(&with(&dir)).await;
+    let host = fixture.started().await;
     // All of it goes this way, the labels of its ports as well: every service has a certificate of this authority.
     let services = ["/auth/tokens", "/images", "/servers", "/ports"];
     let mut seen = Vec::new();
@@ -172,7 +172,7 @@ async fn a_private_authority_is_trusted_where_it_is_named() {
     for path in services {
         assert!(seen.iter().any(|one| one.contains(path)), "{path}: {seen:?}");
     }
-    stand.terminate(&host).await;
+    fixture.terminate(&host).await;
     for wrong in [with(&strange), url.clone()] {
         let why = list(&wrong).await.unwrap_err();
         assert!(why.contains("certificate"), "{why}");
@@ -181,45 +181,45 @@ async fn a_private_authority_is_trusted_where_it_is_named() {
 
 #[tokio::test]
 async fn a_token_that_is_refused_is_replaced_once() {
-    let stand = Stand::new("").await;
-    let host = stand.started().await;
-    stand.proxy.take_seen();
+    let fixture = OpenstackFixture::new("").await;
+    let host = fixture.started().await;
+    fixture.proxy.take_seen();
     let refusal = Fault::Refuse { status: 401, head: "X-Token: old", body: "{}" };
-    stand.proxy.fail(0, 1, refusal.clone(), |r| r.is("GET", "/servers/detail"));
-    assert_eq!(stand.provider.list().await.unwrap().len(), 1);
+    fixture.proxy.fail(0, 1, refusal.clone(), |r| r.is("GET", "/servers/detail"));
+    assert_eq!(fixture.provider.list().await.unwrap().len(), 1);
     let logins = |seen: Vec<rouse_tests::proxy::Request>| seen.iter().filter(|r| r.is("POST", "/auth/tokens")).count();
-    assert_eq!(logins(stand.proxy.take_seen()), 1);
+    assert_eq!(logins(fixture.proxy.take_seen()), 1);
     // Nova no longer takes any: it is not asked for ever.
-    stand.proxy.fail(0, 100, refusal, |r| r.is("GET", "/servers/detail"));
-    let why = stand.provider.list().await.unwrap_err().why;
+    fixture.proxy.fail(0, 100, refusal, |r| r.is("GET", "/servers/detail"));
+    let why = fixture.provider.list().await.unwrap_err().why;
     assert!(why.contains("401"), "{why}");
-    assert_eq!(logins(stand.proxy.take_seen()), 1);
-    stand.proxy.heal();
-    stand.terminate(&host).await;
+    assert_eq!(logins(fixture.proxy.take_seen()), 1);
+    fixture.proxy.heal();
+    fixture.terminate(&host).await;
 }
 
 #[tokio::test]
 async fn a_token_serves_many_calls() {
-    let stand = Stand::new("").await;
+    let fixture = OpenstackFixture::new("").await;
     for _ in 0..3 {
-        stand.provider.list().await.unwrap();
+        fixture.provider.list().await.unwrap();
     }
-    let seen = stand.proxy.take_seen();
+    let seen = fixture.proxy.take_seen();
     assert_eq!(seen.iter().filter(|r| r.is("POST", "/auth/tokens")).count(), 1);
 }
 
 #[tokio::test]
 async fn a_token_is_renewed_before_it_ends() {
-    let stand = Stand::new("").await;
+    let fixture = OpenstackFixture::new("").await;
     // As if it were good for four seconds, of which the last is kept for calls that are under way.
     let short = "\"issued_at\": \"2026-01-01T00:00:00Z\", \"expires_at\": \"2026-01-01T00:00:04Z\", \"was_issued_at\":";
-    stand.proxy.fail(0, 1, Fault::Replace("\"issued_at\":", short), |r| r.is("POST", "/auth/tokens"));
+    fixture.proxy.fail(0, 1, Fault::Replace("\"issued_at\":", short), |r| r.is("POST", "/auth/tokens"));
     let begin = rouse_master::clock::now();
-    stand.provider.list().await.unwrap();
+    fixture.provider.list().await.unwrap();
     tokio::time::sleep(Duration::from_millis(3100)).await;
-    stand.provider.list().await.unwrap();
-    stand.provider.list().await.unwrap();
-    let seen = stand.proxy.take_seen();
+    fixture.provider.list().await.unwrap();
+    fixture.provider.list().await.unwrap();
+    let seen = fixture.proxy.take_seen();
     let logins = seen.iter().filter(|r| r.is("POST", "/auth/tokens")).count();
     let refused = seen.iter().filter(|r| r.status == 401).count();
     assert_eq!((logins, refused), (2, 0), "within {:?}", rouse_master::clock::now().since(begin));

@@ -1,13 +1,13 @@
 //! The contract of the providers, kept by OpenStack's servers.
 
-use super::stand::{LIMIT, LOOK, config};
+use super::fixture::{LIMIT, LOOK, config};
 use rouse_master::config::Config;
 use rouse_master::core::plan::ProviderKind;
 use rouse_master::core::record::Host;
 use rouse_master::hosts::openstack::Servers;
 use rouse_master::hosts::{Death, Provider};
 use rouse_shared::WorkerName;
-use rouse_tests::contract::{self, Ground};
+use rouse_tests::contract::{self, ProviderFixture};
 use rouse_tests::openstack::{Cloud, User};
 use serde_json::Value;
 use std::collections::BTreeSet;
@@ -18,13 +18,13 @@ use tokio::sync::mpsc;
 /// Names that no other test has for its own.
 const WORKERS: [&str; 2] = ["contract1", "contract2"];
 
-struct Ours {
+struct OpenstackMachines {
     dir: TempDir,
     user: User,
     config: Config,
 }
 
-impl Ours {
+impl OpenstackMachines {
     /// Waits, on a thread that may.
     fn wait<T>(&self, work: impl Future<Output = T>) -> T {
         tokio::task::block_in_place(|| Handle::current().block_on(work))
@@ -35,7 +35,7 @@ impl Ours {
     }
 }
 
-impl Ground for Ours {
+impl ProviderFixture for OpenstackMachines {
     fn kind(&self) -> ProviderKind {
         ProviderKind::Openstack
     }
@@ -90,6 +90,10 @@ async fn openstack_keeps_the_contract() {
     let cloud = Cloud::shared();
     let more = "floating_ip_pool = \"public\"\nboot_volume_gb = 1";
     let dir = tempfile::tempdir().unwrap();
-    let ground = Ours { dir, user: cloud.user("rouse").await, config: config(WORKERS, cloud.url("identity"), more) };
-    contract::holds(&ground).await;
+    let machines = OpenstackMachines {
+        dir,
+        user: cloud.user("rouse").await,
+        config: config(WORKERS, cloud.url("identity"), more),
+    };
+    contract::holds(&machines).await;
 }

@@ -1,6 +1,6 @@
 //! What a server has beside itself, ports, a boot volume and an address, and when it is left over.
 
-use super::stand::{LIMIT, LOOK, Stand, parsed};
+use super::fixture::{LIMIT, LOOK, OpenstackFixture, parsed};
 use rouse_master::core::event::{ListedHost, Owner, Termination};
 use rouse_master::core::record::Host;
 use rouse_master::hosts::Provider as _;
@@ -12,9 +12,9 @@ use serde_json::{Value, json};
 const SECTION: &str = "floating_ip_pool = \"public\"\nboot_volume_gb = 3";
 
 /// What of a kind bears the label of a host, or belongs to its server.
-async fn things(stand: &Stand, path: &str, key: &str, host: &HostId) -> Vec<Value> {
+async fn things(fixture: &OpenstackFixture, path: &str, key: &str, host: &HostId) -> Vec<Value> {
     let service = if key == "volumes" { "volume" } else { "network" };
-    let all = stand.user.list(service, path, key).await;
+    let all = fixture.user.list(service, path, key).await;
     all.into_iter().filter(|item| item.to_string().contains(host.as_str())).collect()
 }
 
@@ -22,11 +22,11 @@ const KINDS: [(&str, &str); 3] =
     [("/v2.0/ports", "ports"), ("/v2.0/floatingips", "floatingips"), ("/volumes/detail", "volumes")];
 
 /// Waits until a host has one of each, with our label.
-async fn until_labelled(stand: &Stand, host: &HostId) {
+async fn until_labelled(fixture: &OpenstackFixture, host: &HostId) {
     for (path, key) in KINDS {
         let mut found = Vec::new();
         for _ in 0..LIMIT.as_millis() / LOOK.as_millis() {
-            found = things(stand, path, key, host).await;
+            found = things(fixture, path, key, host).await;
             if !found.is_empty() {
                 break;
             }
@@ -38,50 +38,50 @@ async fn until_labelled(stand: &Stand, host: &HostId) {
 
 #[tokio::test]
 async fn what_a_server_leaves_behind_is_found_and_ended() {
-    let stand = Stand::new(SECTION).await;
-    let host = stand.started().await;
-    until_labelled(&stand, &host.id).await;
-    let port = &things(&stand, "/v2.0/ports", "ports", &host.id).await[0];
-    let address = &things(&stand, "/v2.0/floatingips", "floatingips", &host.id).await[0];
+    let fixture = OpenstackFixture::new(SECTION).await;
+    let host = fixture.started().await;
+    until_labelled(&fixture, &host.id).await;
+    let port = &things(&fixture, "/v2.0/ports", "ports", &host.id).await[0];
+    let address = &things(&fixture, "/v2.0/floatingips", "floatingips", &host.id).await[0];
     assert_eq!((&address["port_id"], &address["status"]), (&port["id"], &Value::from("ACTIVE")));
-    assert_eq!(stand.provider.list().await.unwrap().len(), 1, "as long as the server is there nothing is left over");
-    stand.terminate(&host).await;
+    assert_eq!(fixture.provider.list().await.unwrap().len(), 1, "as long as the server is there nothing is left over");
+    fixture.terminate(&host).await;
     for (path, key) in KINDS {
-        assert_eq!(things(&stand, path, key, &host.id).await, [] as [Value; 0], "of {key} nothing stays");
+        assert_eq!(things(&fixture, path, key, &host.id).await, [] as [Value; 0], "of {key} nothing stays");
     }
     // As it would be after a failure of the cloud's: each of them without its server.
     let id = &host.id;
-    let label = format!("rouse {}/id1 {id}", stand.master);
+    let label = format!("rouse {}/id1 {id}", fixture.master);
     let ask = |service: &'static str, path: &'static str, body: Value| {
-        let user = &stand.user;
+        let user = &fixture.user;
         async move {
             let (status, told) = user.ask("POST", service, path, Some(body)).await;
             assert!(status < 300, "{told}");
         }
     };
-    let networks = stand.user.list("network", "/v2.0/networks", "networks").await;
+    let networks = fixture.user.list("network", "/v2.0/networks", "networks").await;
     let network = |name: &str| networks.iter().find(|n| n["name"] == name).unwrap()["id"].clone();
     let port = json!({ "port": { "network_id": network("private"), "description": label } });
     ask("network", "/v2.0/ports", port).await;
     let address = json!({ "floatingip": { "floating_network_id": network("public"), "description": label } });
     ask("network", "/v2.0/floatingips", address).await;
-    let metadata = json!({ "rouse-master": stand.master, "rouse-master-id": "id1", "rouse-host": id });
+    let metadata = json!({ "rouse-master": fixture.master, "rouse-master-id": "id1", "rouse-host": id });
     ask("volume", "/volumes", json!({ "volume": { "size": 1, "metadata": metadata } })).await;
-    let left = stand.provider.list().await.unwrap();
+    let left = fixture.provider.list().await.unwrap();
     let kinds: Vec<&str> = left.iter().map(|l| l.handle.split(':').next().unwrap()).collect();
     assert_eq!(kinds, ["port", "address", "volume"]);
     for machine in &left {
         assert_ne!(machine.host, host.id, "the host itself is gone");
-        stand.provider.terminate_listed(machine).await.unwrap();
+        fixture.provider.terminate_listed(machine).await.unwrap();
     }
-    assert_eq!(stand.provider.list().await.unwrap(), []);
+    assert_eq!(fixture.provider.list().await.unwrap(), []);
 }
 
 /// The things of a host as a list would have them if they were left over.
-async fn as_left_over(stand: &Stand, host: &Host) -> Vec<ListedHost> {
+async fn as_left_over(fixture: &OpenstackFixture, host: &Host) -> Vec<ListedHost> {
     let mut all = Vec::new();
     for ((path, key), prefix) in KINDS.into_iter().zip(["port:", "address:", "volume:"]) {
-        for item in things(stand, path, key, &host.id).await {
+        for item in things(fixture, path, key, &host.id).await {
             let handle = format!("{prefix}{}", item["id"].as_str().unwrap());
             let host = HostId(format!("{}.{key}", host.id));
             all.push(ListedHost { host, handle, identity: None, owner: Owner::Ours, suspended: false });
@@ -95,73 +95,73 @@ const NONE: Fault = Fault::Refuse { status: 200, head: "X-Told: by the proxy", b
 
 #[tokio::test]
 async fn what_a_server_has_is_never_left_over() {
-    let stand = Stand::new(SECTION).await;
-    let host = stand.started().await;
-    until_labelled(&stand, &host.id).await;
-    let all = as_left_over(&stand, &host).await;
+    let fixture = OpenstackFixture::new(SECTION).await;
+    let host = fixture.started().await;
+    until_labelled(&fixture, &host.id).await;
+    let all = as_left_over(&fixture, &host).await;
     assert_eq!(all.len(), 3);
     // Whether Nova's list has the server, or lacks it, as it does where the server was made after the list was read.
     for lacks in [false, true] {
         if lacks {
-            stand.proxy.fail(0, 100, NONE, |r| r.is("GET", "/servers/detail"));
+            fixture.proxy.fail(0, 100, NONE, |r| r.is("GET", "/servers/detail"));
         }
-        let told = stand.provider.list().await.unwrap();
+        let told = fixture.provider.list().await.unwrap();
         assert!(told.iter().all(|one| Some(&one.handle) == host.handle.as_ref()), "{told:?}");
         for one in &all {
-            let why = stand.provider.terminate_listed(one).await.unwrap_err();
+            let why = fixture.provider.terminate_listed(one).await.unwrap_err();
             assert!(why.contains("has a server"), "{why}");
         }
     }
-    stand.proxy.heal();
-    assert_eq!(as_left_over(&stand, &host).await, all, "all is still there");
-    stand.terminate(&host).await;
+    fixture.proxy.heal();
+    assert_eq!(as_left_over(&fixture, &host).await, all, "all is still there");
+    fixture.terminate(&host).await;
 }
 
 #[tokio::test]
 async fn what_an_administrator_sees_of_other_projects_is_not_left_over() {
-    let mut stand = Stand::new("").await;
+    let mut fixture = OpenstackFixture::new("").await;
     let url = Cloud::shared().url("identity");
     let admin = "os_username = \"admin\"\nos_password = \"secret\"\nos_tenant_name = \"admin\"";
     let of =
         |name: &str, more: &str| format!("[[worker]]\nname = \"{name}\"\npassword = \"p\"\n{}", section(url, more));
-    stand.config = parsed(&(of("w2", admin) + &of("w1", SECTION)));
-    stand.next();
-    let host = stand.started().await;
-    until_labelled(&stand, &host.id).await;
-    let told = stand.provider.list().await.unwrap();
+    fixture.config = parsed(&(of("w2", admin) + &of("w1", SECTION)));
+    fixture.next();
+    let host = fixture.started().await;
+    until_labelled(&fixture, &host.id).await;
+    let told = fixture.provider.list().await.unwrap();
     assert_eq!(told.iter().map(|one| &one.handle).collect::<Vec<_>>(), [host.handle.as_ref().unwrap()]);
-    stand.terminate(&host).await;
+    fixture.terminate(&host).await;
 }
 
 #[tokio::test]
 async fn the_end_of_a_second_server_leaves_the_address_to_the_first() {
-    let stand = Stand::new(SECTION).await;
-    let host = stand.started().await;
-    until_labelled(&stand, &host.id).await;
-    // Which of two is older Nova tells in whole seconds.
+    let fixture = OpenstackFixture::new(SECTION).await;
+    let host = fixture.started().await;
+    until_labelled(&fixture, &host.id).await;
+    // Which of two is older Nova tells in system seconds.
     tokio::time::sleep(std::time::Duration::from_millis(1100)).await;
     let order: Value = serde_json::from_str(&host.launch.as_ref().unwrap().spec).unwrap();
     let body = json!({ "server": order["server"] });
-    let (status, told) = stand.user.ask("POST", "compute", "/servers", Some(body)).await;
+    let (status, told) = fixture.user.ask("POST", "compute", "/servers", Some(body)).await;
     assert_eq!(status, 202, "{told}");
-    let listed = stand.provider.list().await.unwrap();
+    let listed = fixture.provider.list().await.unwrap();
     let (first, second): (Vec<_>, Vec<_>) = listed.iter().partition(|one| one.host == host.id);
     assert_eq!((first.len(), second.len()), (1, 1), "{listed:?}");
     assert_eq!(second[0].handle, told["server"]["id"].as_str().unwrap());
     let mut left = LIMIT.as_millis() / LOOK.as_millis();
-    while stand.provider.terminate_listed(second[0]).await != Ok(Termination::Gone) {
+    while fixture.provider.terminate_listed(second[0]).await != Ok(Termination::Gone) {
         left = left.checked_sub(1).expect("it goes in time");
         tokio::time::sleep(LOOK).await;
     }
-    assert_eq!(things(&stand, "/v2.0/floatingips", "floatingips", &host.id).await.len(), 1);
-    stand.terminate(&host).await;
-    assert_eq!(things(&stand, "/v2.0/floatingips", "floatingips", &host.id).await, [] as [Value; 0]);
+    assert_eq!(things(&fixture, "/v2.0/floatingips", "floatingips", &host.id).await.len(), 1);
+    fixture.terminate(&host).await;
+    assert_eq!(things(&fixture, "/v2.0/floatingips", "floatingips", &host.id).await, [] as [Value; 0]);
 }
 
 #[tokio::test]
 async fn what_could_be_heard_is_told_where_something_could_not() {
-    let mut stand = Stand::new("").await;
-    let host = stand.started().await;
+    let mut fixture = OpenstackFixture::new("").await;
+    let host = fixture.started().await;
     let handle = host.handle.clone().unwrap();
     let heard = |listed: Result<Vec<ListedHost>, _>, words: &str| {
         let rouse_master::core::event::PartialList { why, heard } = listed.unwrap_err();
@@ -170,26 +170,28 @@ async fn what_could_be_heard_is_told_where_something_could_not() {
         heard
     };
     // A service that may have something left over.
-    stand.proxy.fail(0, 100, Fault::Refuse { status: 403, head: "X-Told: no", body: "{}" }, |r| r.is("GET", "/ports"));
-    heard(stand.provider.list().await, "403");
-    stand.proxy.heal();
+    fixture
+        .proxy
+        .fail(0, 100, Fault::Refuse { status: 403, head: "X-Told: no", body: "{}" }, |r| r.is("GET", "/ports"));
+    heard(fixture.provider.list().await, "403");
+    fixture.proxy.heal();
     // Another account, which is wrong, or cannot even be used.
     let url = Cloud::shared().url("identity");
     let of =
         |name: &str, more: &str| format!("[[worker]]\nname = \"{name}\"\npassword = \"p\"\n{}", section(url, more));
     let mut told = Vec::new();
     for (more, words) in [("os_password = \"wrong\"", "401"), ("cloud = \"nowhere\"", "clouds.yaml")] {
-        stand.config = parsed(&(of("w2", more) + &of("w1", "")));
-        stand.next();
-        told = heard(stand.provider.list().await, words);
+        fixture.config = parsed(&(of("w2", more) + &of("w1", "")));
+        fixture.next();
+        told = heard(fixture.provider.list().await, words);
     }
     // What is an orphan among them is ended; whether it is in the other cloud, too, nobody knows.
-    assert_eq!(stand.provider.terminate_listed(&told[0]).await, Ok(Termination::Requested));
+    assert_eq!(fixture.provider.terminate_listed(&told[0]).await, Ok(Termination::Requested));
     let mut left = LIMIT.as_millis() / LOOK.as_millis();
-    while !stand.servers(&host).await.is_empty() {
+    while !fixture.servers(&host).await.is_empty() {
         left = left.checked_sub(1).expect("it goes in time");
         tokio::time::sleep(LOOK).await;
     }
-    let why = stand.provider.terminate_listed(&told[0]).await.unwrap_err();
+    let why = fixture.provider.terminate_listed(&told[0]).await.unwrap_err();
     assert!(why.contains("clouds.yaml"), "{why}");
 }

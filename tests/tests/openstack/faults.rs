@@ -1,6 +1,6 @@
 //! What goes wrong between us and the cloud: nothing is made twice, and nothing stays.
 
-use super::stand::Stand;
+use super::fixture::{LIMIT, LOOK, OpenstackFixture};
 use rouse_master::core::event::StartError;
 use rouse_master::core::record::Host;
 use rouse_master::hosts::Provider as _;
@@ -15,17 +15,17 @@ fn refuse(status: u16) -> Fault {
 
 /// Starts a host while the call that makes its server goes wrong once; one server is there in the end, and then none.
 async fn one_server_despite(fault: Fault) {
-    let stand = Stand::new("").await;
-    let mut host = stand.host();
-    stand.prepare(&mut host).await.unwrap();
+    let fixture = OpenstackFixture::new("").await;
+    let mut host = fixture.host();
+    fixture.prepare(&mut host).await.unwrap();
     let name = format!("{fault:?}");
-    stand.proxy.fail(0, 1, fault, |r| r.is("POST", "/servers"));
-    stand.start(&mut host).await.unwrap_or_else(|error| panic!("{name}: {error:?}"));
-    let servers = stand.servers(&host).await;
+    fixture.proxy.fail(0, 1, fault, |r| r.is("POST", "/servers"));
+    fixture.start(&mut host).await.unwrap_or_else(|error| panic!("{name}: {error:?}"));
+    let servers = fixture.servers(&host).await;
     assert_eq!(servers.len(), 1, "{name}");
     assert_eq!(servers[0]["id"].as_str(), host.handle.as_deref(), "{name}");
-    stand.terminate(&host).await;
-    assert_eq!(stand.servers(&host).await, [] as [Value; 0], "{name}");
+    fixture.terminate(&host).await;
+    assert_eq!(fixture.servers(&host).await, [] as [Value; 0], "{name}");
 }
 
 /// All at once: most of the time passes with waiting.
@@ -47,60 +47,71 @@ async fn a_lost_request_is_made_good() {
 }
 
 /// A host whose start nobody waits for any more, while the call that makes its server is still on its way.
-async fn with_a_late_request() -> (Stand, Host) {
-    let stand = Stand::new("").await;
-    let mut host = stand.host();
-    stand.prepare(&mut host).await.unwrap();
-    stand.proxy.fail(0, 1, Fault::Delay(Duration::from_secs(4)), |r| r.is("POST", "/servers"));
-    let lost = tokio::time::timeout(Duration::from_secs(2), stand.provider.start(&host)).await;
+async fn with_a_late_request() -> (OpenstackFixture, Host) {
+    let fixture = OpenstackFixture::new("").await;
+    let mut host = fixture.host();
+    fixture.prepare(&mut host).await.unwrap();
+    fixture.proxy.fail(0, 1, Fault::Delay(Duration::from_secs(4)), |r| r.is("POST", "/servers"));
+    let lost = tokio::time::timeout(Duration::from_secs(2), fixture.provider.start(&host)).await;
     assert!(lost.is_err(), "the call takes longer: {lost:?}");
-    (stand, host)
+    (fixture, host)
+}
+
+/// Waits until Nova has answered the late request too, although nobody waits for the answer.
+async fn until_heard(fixture: &OpenstackFixture) {
+    for _ in 0..LIMIT.as_millis() / LOOK.as_millis() {
+        if !fixture.proxy.has_seen(|r| r.is("POST", "/servers") && r.status == 0) {
+            return;
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+    panic!("the late request is not answered");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_late_request_makes_no_second_server() {
-    let (stand, mut host) = with_a_late_request().await;
-    stand.start(&mut host).await.unwrap();
-    tokio::time::sleep(Duration::from_secs(5)).await;
-    assert_eq!(stand.servers(&host).await.len(), 1);
-    stand.terminate(&host).await;
+    let (fixture, mut host) = with_a_late_request().await;
+    fixture.start(&mut host).await.unwrap();
+    until_heard(&fixture).await;
+    assert_eq!(fixture.servers(&host).await.len(), 1);
+    fixture.terminate(&host).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stop_waits_for_what_may_still_come() {
-    let (stand, host) = with_a_late_request().await;
-    stand.terminate(&host).await;
-    tokio::time::sleep(Duration::from_secs(5)).await;
-    assert_eq!(stand.servers(&host).await, [] as [Value; 0], "gone was gone");
+    let (fixture, host) = with_a_late_request().await;
+    fixture.terminate(&host).await;
+    until_heard(&fixture).await;
+    assert_eq!(fixture.servers(&host).await, [] as [Value; 0], "gone was gone");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_cloud_says_how_long_to_wait() {
     all([413, 429], |status| async move {
-        let stand = Stand::new("").await;
-        let mut host = stand.host();
-        stand.prepare(&mut host).await.unwrap();
-        stand.proxy.take_seen();
+        let fixture = OpenstackFixture::new("").await;
+        let mut host = fixture.host();
+        fixture.prepare(&mut host).await.unwrap();
+        fixture.proxy.take_seen();
         let slow = Fault::Refuse { status, head: "Retry-After: 2", body: "{}" };
-        stand.proxy.fail(0, 1, slow.clone(), |r| r.is("POST", "/servers"));
+        fixture.proxy.fail(0, 1, slow.clone(), |r| r.is("POST", "/servers"));
         let begin = rouse_master::clock::now();
-        stand.start(&mut host).await.unwrap();
+        fixture.start(&mut host).await.unwrap();
         assert!(rouse_master::clock::now().since(begin) >= Duration::from_secs(2));
-        let posts = stand.proxy.take_seen().into_iter().filter(|r| r.is("POST", "/servers")).count();
+        let posts = fixture.proxy.take_seen().into_iter().filter(|r| r.is("POST", "/servers")).count();
         assert_eq!(posts, 2, "{status}");
-        stand.proxy.fail(0, 1, slow, |r| r.is("DELETE", "/servers"));
-        stand.terminate(&host).await;
+        fixture.proxy.fail(0, 1, slow, |r| r.is("DELETE", "/servers"));
+        fixture.terminate(&host).await;
         // Longer than a call has time for: it is told, and nothing was made.
-        let mut host = stand.host();
+        let mut host = fixture.host();
         let slow = Fault::Refuse { status, head: "Retry-After: 300", body: "{}" };
-        stand.proxy.fail(0, 1, slow, |r| r.is("POST", "/servers"));
-        let result = stand.start(&mut host).await;
+        fixture.proxy.fail(0, 1, slow, |r| r.is("POST", "/servers"));
+        let result = fixture.start(&mut host).await;
         let as_told = match status {
             413 => matches!(result, Err(StartError::Capacity(_))),
             _ => matches!(result, Err(StartError::Transient(_))),
         };
         assert!(as_told, "{status}: {result:?}");
-        assert_eq!(stand.servers(&host).await, [] as [Value; 0]);
+        assert_eq!(fixture.servers(&host).await, [] as [Value; 0]);
     })
     .await;
 }
@@ -110,25 +121,25 @@ async fn refusals_are_told_apart() {
     for (status, expected) in
         [(403, "Auth"), (409, "Rejected"), (400, "Rejected"), (404, "Rejected"), (413, "Capacity")]
     {
-        let stand = Stand::new("").await;
-        let mut host = stand.host();
-        stand.proxy.fail(0, 1, refuse(status), |r| r.is("POST", "/servers"));
-        let error = stand.start(&mut host).await.unwrap_err();
+        let fixture = OpenstackFixture::new("").await;
+        let mut host = fixture.host();
+        fixture.proxy.fail(0, 1, refuse(status), |r| r.is("POST", "/servers"));
+        let error = fixture.start(&mut host).await.unwrap_err();
         assert!(format!("{error:?}").starts_with(expected), "{status}: {error:?}");
-        assert_eq!(stand.servers(&host).await, [] as [Value; 0]);
+        assert_eq!(fixture.servers(&host).await, [] as [Value; 0]);
     }
 }
 
 #[tokio::test]
 async fn a_list_is_whole_or_an_error() {
-    let stand = Stand::new("").await;
+    let fixture = OpenstackFixture::new("").await;
     let mut hosts = Vec::new();
     for _ in 0..3 {
-        hosts.push(stand.started().await);
+        hosts.push(fixture.started().await);
     }
     let made: BTreeSet<_> = hosts.iter().map(|host| host.handle.clone().unwrap()).collect();
     let is_whole = async |when: &str| {
-        let listed = stand.provider.list().await.unwrap();
+        let listed = fixture.provider.list().await.unwrap();
         assert_eq!(listed.into_iter().map(|one| one.handle).collect::<BTreeSet<_>>(), made, "{when}");
     };
     is_whole("more than one page has").await;
@@ -136,38 +147,38 @@ async fn a_list_is_whole_or_an_error() {
     for skip in 0..2 {
         for fault in [refuse(503), Fault::LoseReply] {
             let name = format!("{fault:?}");
-            stand.proxy.fail(skip, 1, fault, |r| r.is("GET", "/servers/detail"));
+            fixture.proxy.fail(skip, 1, fault, |r| r.is("GET", "/servers/detail"));
             is_whole(&name).await;
-            stand.proxy.heal();
+            fixture.proxy.heal();
         }
     }
     for skip in 0..2 {
         for fault in [refuse(503), refuse(403), refuse(404), Fault::LoseReply] {
-            stand.proxy.fail(skip, 100, fault, |r| r.is("GET", "/servers/detail"));
-            let told = stand.provider.list().await;
+            fixture.proxy.fail(skip, 100, fault, |r| r.is("GET", "/servers/detail"));
+            let told = fixture.provider.list().await;
             assert!(told.is_err(), "{told:?}");
-            stand.proxy.heal();
+            fixture.proxy.heal();
         }
     }
     // A server that moves in the list while it is read is on none of its pages; or what the next one begins behind is gone.
     let moved = Fault::Refuse { status: 200, head: "X-Told: by the proxy", body: "{\"servers\": []}" };
     for fault in [moved, refuse(400)] {
         // By its marker and not by its number: a first page that is asked for again has none.
-        stand.proxy.fail(0, 1, fault, |r| r.is("GET", "/servers/detail") && r.path.contains("marker="));
+        fixture.proxy.fail(0, 1, fault, |r| r.is("GET", "/servers/detail") && r.path.contains("marker="));
         is_whole("a server moves").await;
-        stand.proxy.heal();
+        fixture.proxy.heal();
     }
     // A server that Nova has in two places just then takes the room of another, and the short page links to no other.
     for skip in 0..2 {
-        stand.proxy.fail(skip, 1, Fault::Replace("servers_links", "no_links"), |r| r.is("GET", "/servers/detail"));
+        fixture.proxy.fail(skip, 1, Fault::Replace("servers_links", "no_links"), |r| r.is("GET", "/servers/detail"));
         is_whole("a page is short").await;
-        stand.proxy.heal();
+        fixture.proxy.heal();
     }
     let empty = Fault::Refuse { status: 200, head: "X-Told: by the proxy", body: "{}" };
-    stand.proxy.fail(0, 1, empty, |r| r.is("GET", "/servers/detail") && r.path.contains("marker="));
-    assert!(stand.provider.list().await.is_err(), "a page without a list");
+    fixture.proxy.fail(0, 1, empty, |r| r.is("GET", "/servers/detail") && r.path.contains("marker="));
+    assert!(fixture.provider.list().await.is_err(), "a page without a list");
     for host in &hosts {
-        stand.terminate(host).await;
+        fixture.terminate(host).await;
     }
 }
 
@@ -175,20 +186,20 @@ async fn a_list_is_whole_or_an_error() {
 async fn a_stop_is_done_when_nova_says_so() {
     let faults = [Fault::LoseReply, Fault::LoseRequest, Fault::Garble(500), refuse(409), refuse(403), refuse(503)];
     all(faults, |fault| async move {
-        let stand = Stand::new("").await;
-        let host = stand.started().await;
-        stand.until_status(&host, "ACTIVE").await;
-        stand.proxy.fail(0, 2, fault.clone(), |r| r.is("DELETE", "/servers"));
-        let first = stand.provider.terminate(&host).await;
+        let fixture = OpenstackFixture::new("").await;
+        let host = fixture.started().await;
+        fixture.until_status(&host, "ACTIVE").await;
+        fixture.proxy.fail(0, 2, fault.clone(), |r| r.is("DELETE", "/servers"));
+        let first = fixture.provider.terminate(&host).await;
         assert!(first.is_err(), "{fault:?}: {first:?}");
-        stand.terminate(&host).await;
-        assert_eq!(stand.servers(&host).await, [] as [Value; 0], "{fault:?}");
+        fixture.terminate(&host).await;
+        assert_eq!(fixture.servers(&host).await, [] as [Value; 0], "{fault:?}");
     })
     .await;
     // Nothing but a 404 of Nova's own is its word: another path's, or another service's, is none.
-    let stand = Stand::new("").await;
-    let host = stand.started().await;
-    stand.proxy.fail(0, 1, refuse(500), |r| r.is("GET", "/servers/"));
-    stand.terminate(&host).await;
-    assert_eq!(stand.servers(&host).await, [] as [Value; 0]);
+    let fixture = OpenstackFixture::new("").await;
+    let host = fixture.started().await;
+    fixture.proxy.fail(0, 1, refuse(500), |r| r.is("GET", "/servers/"));
+    fixture.terminate(&host).await;
+    assert_eq!(fixture.servers(&host).await, [] as [Value; 0]);
 }

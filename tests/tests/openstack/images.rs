@@ -1,6 +1,6 @@
 //! images/openstack: a disk becomes an image of Glance.
 
-use super::stand::Stand;
+use super::fixture::OpenstackFixture;
 use rouse_tests::harness::{Process, Said, scratch};
 use rouse_tests::openstack::{Cloud, PROJECT, USER};
 use serde_json::json;
@@ -28,13 +28,13 @@ async fn a_disk_is_given_to_glance_and_booted() {
         give(cloud, &dir, USER.1, &["disk.raw", "--name", "given-1", "--property", "rouse_agent=0.3.0"]).ended(0)
     });
     let id = said.text().trim().to_owned();
-    let stand = Stand::new("image = { name_regex = \"given-.*\" }").await;
+    let fixture = OpenstackFixture::new("image = { name_regex = \"given-.*\" }").await;
     let path = format!("/v2/images/{id}");
-    let (_, image) = stand.user.ask("GET", "image", &path, None).await;
+    let (_, image) = fixture.user.ask("GET", "image", &path, None).await;
     let told = ["name", "status", "size", "disk_format", "rouse_agent", "visibility"].map(|key| image[key].clone());
     assert_eq!(json!(told), json!(["given-1", "active", 3 << 20, "raw", "0.3.0", "shared"]), "{image}");
-    let host = stand.started().await;
+    let host = fixture.started().await;
     assert_eq!(host.launch.as_ref().unwrap().image, id);
-    stand.terminate(&host).await;
-    assert_eq!(stand.user.ask("DELETE", "image", &path, None).await.0, 204);
+    fixture.terminate(&host).await;
+    assert_eq!(fixture.user.ask("DELETE", "image", &path, None).await.0, 204);
 }

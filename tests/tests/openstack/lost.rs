@@ -1,7 +1,7 @@
 //! The master is lost at each kind of call that a start and a stop consist of: before the cloud hears of it, and after it
 //! has done it. The next one has the same ledger, makes no second server, and leaves nothing.
 
-use super::stand::{LIMIT, LOOK, Stand};
+use super::fixture::{LIMIT, LOOK, OpenstackFixture};
 use rouse_master::core::record::Host;
 use rouse_master::hosts::Provider as _;
 use rouse_tests::proxy::{Fault, Request};
@@ -37,73 +37,75 @@ impl Kind {
 }
 
 /// Starts a host, until it has its address too.
-async fn wake(stand: &Stand, host: &mut Host) {
-    stand.start(host).await.unwrap();
-    while !stand.proxy.has_seen(|r| r.is("POST", "/floatingips") && r.status == 201) {
+async fn wake(fixture: &OpenstackFixture, host: &mut Host) {
+    fixture.start(host).await.unwrap();
+    while !fixture.proxy.has_seen(|r| r.is("POST", "/floatingips") && r.status == 201) {
         tokio::time::sleep(LOOK).await;
     }
 }
 
 /// The kinds of calls of a life in which nothing goes wrong, in the order in which they come first.
 async fn kinds() -> Vec<Kind> {
-    let stand = Stand::unhurried(SECTION).await;
-    let mut host = stand.host();
-    stand.prepare(&mut host).await.unwrap();
-    stand.proxy.take_seen();
+    let fixture = OpenstackFixture::unhurried(SECTION).await;
+    let mut host = fixture.host();
+    fixture.prepare(&mut host).await.unwrap();
+    fixture.proxy.take_seen();
     let mut all = Vec::new();
     for stop in [false, true] {
         match stop {
-            false => wake(&stand, &mut host).await,
-            true => stand.terminate(&host).await,
+            false => wake(&fixture, &mut host).await,
+            true => fixture.terminate(&host).await,
         }
         let mut known = BTreeSet::new();
-        all.extend(stand.proxy.take_seen().iter().map(|r| Kind::of(r, stop)).filter(|kind| known.insert(kind.clone())));
+        all.extend(
+            fixture.proxy.take_seen().iter().map(|r| Kind::of(r, stop)).filter(|kind| known.insert(kind.clone())),
+        );
     }
     all
 }
 
 async fn lost_at(kind: Kind, fault: Fault) {
     let when = format!("{fault:?} at {kind:?}");
-    let mut stand = Stand::unhurried(SECTION).await;
-    let mut host = stand.host();
-    stand.prepare(&mut host).await.unwrap();
-    stand.proxy.take_seen();
+    let mut fixture = OpenstackFixture::unhurried(SECTION).await;
+    let mut host = fixture.host();
+    fixture.prepare(&mut host).await.unwrap();
+    fixture.proxy.take_seen();
     let stopping = Arc::new(AtomicBool::new(false));
     let phase = stopping.clone();
-    stand.proxy.fail(0, 1, fault, move |r| Kind::of(r, phase.load(Ordering::Relaxed)) == kind);
+    fixture.proxy.fail(0, 1, fault, move |r| Kind::of(r, phase.load(Ordering::Relaxed)) == kind);
     // It has a runtime of its own, with which all ends that it does beside its calls.
     tokio::task::block_in_place(|| {
         let master = tokio::runtime::Runtime::new().unwrap();
         master.block_on(async {
             let life = async {
-                wake(&stand, &mut host).await;
+                wake(&fixture, &mut host).await;
                 stopping.store(true, Ordering::Relaxed);
-                stand.terminate(&host).await;
+                fixture.terminate(&host).await;
             };
             tokio::select! {
                 () = life => panic!("it outlived {when}"),
-                () = async { while stand.proxy.hanging() == 0 { tokio::time::sleep(LOOK).await } } => {}
+                () = async { while fixture.proxy.hanging() == 0 { tokio::time::sleep(LOOK).await } } => {}
                 () = tokio::time::sleep(LIMIT) => panic!("not in time: {when}"),
             }
         });
         master.shutdown_background();
     });
-    stand.proxy.heal();
-    stand.next();
+    fixture.proxy.heal();
+    fixture.next();
     if !stopping.load(Ordering::Relaxed) {
-        stand.start(&mut host).await.unwrap_or_else(|error| panic!("{when}: {error:?}"));
-        let listed = stand.provider.list().await.unwrap();
+        fixture.start(&mut host).await.unwrap_or_else(|error| panic!("{when}: {error:?}"));
+        let listed = fixture.provider.list().await.unwrap();
         assert!(listed.iter().all(|machine| machine.host == host.id), "{when}: {listed:?}");
-        assert_eq!(stand.servers(&host).await.len(), 1, "{when}");
+        assert_eq!(fixture.servers(&host).await.len(), 1, "{when}");
     }
-    stand.terminate(&host).await;
-    assert_eq!(stand.servers(&host).await, [] as [Value; 0], "{when}");
+    fixture.terminate(&host).await;
+    assert_eq!(fixture.servers(&host).await, [] as [Value; 0], "{when}");
     for (path, key) in [("/v2.0/ports", "ports"), ("/v2.0/floatingips", "floatingips")] {
-        let mut left = stand.user.list("network", path, key).await;
+        let mut left = fixture.user.list("network", path, key).await;
         left.retain(|item| item.to_string().contains(host.id.as_str()));
         assert_eq!(left, [] as [Value; 0], "{when}");
     }
-    assert_eq!(stand.provider.list().await.unwrap(), [], "{when}");
+    assert_eq!(fixture.provider.list().await.unwrap(), [], "{when}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 8)]

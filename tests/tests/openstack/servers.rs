@@ -1,6 +1,6 @@
 //! What a section asks for, and what Nova has of it.
 
-use super::stand::{LIMIT, Stand};
+use super::fixture::{LIMIT, OpenstackFixture};
 use rouse_master::core::event::StartError;
 use rouse_master::hosts::Provider as _;
 use rouse_tests::openstack::SMALL;
@@ -9,33 +9,33 @@ use std::os::unix::fs::PermissionsExt as _;
 
 #[tokio::test]
 async fn a_server_is_stamped_in_the_call_that_makes_it() {
-    let stand = Stand::new("meta = { team = \"ci\", rouse-host = \"lie\" }\nprice_per_hour = 0.5").await;
-    let mut host = stand.host();
-    stand.prepare(&mut host).await.unwrap();
+    let fixture = OpenstackFixture::new("meta = { team = \"ci\", rouse-host = \"lie\" }\nprice_per_hour = 0.5").await;
+    let mut host = fixture.host();
+    fixture.prepare(&mut host).await.unwrap();
     let order = host.launch.clone().unwrap();
     assert_eq!((order.number, order.more, order.price), (0, false, Some(0.5)));
-    stand.start(&mut host).await.unwrap();
-    let made = stand.proxy.take_seen().into_iter().find(|r| r.is("POST", "/servers")).unwrap();
+    fixture.start(&mut host).await.unwrap();
+    let made = fixture.proxy.take_seen().into_iter().find(|r| r.is("POST", "/servers")).unwrap();
     assert_eq!(made.status, 202);
-    let server = stand.until_status(&host, "ACTIVE").await;
+    let server = fixture.until_status(&host, "ACTIVE").await;
     let metadata = json!({
-        "team": "ci", "rouse-master": stand.master, "rouse-master-id": "id1", "rouse-host": host.id, "rouse-name": "w1",
+        "team": "ci", "rouse-master": fixture.master, "rouse-master-id": "id1", "rouse-host": host.id, "rouse-name": "w1",
     });
     assert_eq!((&server["metadata"], server["image"]["id"].as_str()), (&metadata, Some(order.image.as_str())));
     assert_eq!(host.identity, Some(format!("uuid:{}", server["id"].as_str().unwrap())));
     assert_eq!(server["flavor"]["original_name"], "m1.small");
     assert!(!format!("{server}").contains(&host.token), "the token is in no part of it that everyone may read");
-    stand.terminate(&host).await;
-    assert_eq!(stand.servers(&host).await, [] as [Value; 0]);
+    fixture.terminate(&host).await;
+    assert_eq!(fixture.servers(&host).await, [] as [Value; 0]);
 }
 
 /// The name of the image that a section chooses.
 async fn chosen(image: &str) -> Result<String, StartError> {
-    let stand = Stand::new(&format!("image = {image}")).await;
-    let mut host = stand.host();
-    stand.prepare(&mut host).await?;
+    let fixture = OpenstackFixture::new(&format!("image = {image}")).await;
+    let mut host = fixture.host();
+    fixture.prepare(&mut host).await?;
     let id = host.launch.unwrap().image;
-    let (status, told) = stand.user.ask("GET", "image", &format!("/v2/images/{id}"), None).await;
+    let (status, told) = fixture.user.ask("GET", "image", &format!("/v2/images/{id}"), None).await;
     assert_eq!(status, 200);
     Ok(told["name"].as_str().unwrap().to_owned())
 }
@@ -50,8 +50,8 @@ fn rejected(result: Result<String, StartError>) -> String {
 
 #[tokio::test]
 async fn an_image_is_chosen_by_id_name_or_expression() {
-    let stand = Stand::new("").await;
-    let images = stand.user.list("image", "/v2/images", "images").await;
+    let fixture = OpenstackFixture::new("").await;
+    let images = fixture.user.list("image", "/v2/images", "images").await;
     let id = images.iter().find(|image| image["name"] == "rouse-base-2").unwrap()["id"].as_str().unwrap();
     assert_eq!(chosen(&format!("\"{id}\"")).await.unwrap(), "rouse-base-2");
     assert_eq!(chosen("\"something-else\"").await.unwrap(), "something-else");
@@ -100,66 +100,67 @@ async fn what_is_not_there_is_named() {
         ("security_groups = [\"nobody\"]", "nobody"),
         ("availability_zone = \"moon\"", "availability zone"),
     ] {
-        let stand = Stand::new(more).await;
-        let mut host = stand.host();
-        let why = match stand.start(&mut host).await {
+        let fixture = OpenstackFixture::new(more).await;
+        let mut host = fixture.host();
+        let why = match fixture.start(&mut host).await {
             Err(StartError::Rejected(why)) => why,
             other => panic!("{more}: {other:?}"),
         };
         assert!(why.contains(expected), "{why}");
-        assert_eq!(stand.servers(&host).await, [] as [Value; 0]);
+        assert_eq!(fixture.servers(&host).await, [] as [Value; 0]);
     }
 }
 
 #[tokio::test]
 async fn everything_that_a_server_may_have() {
-    let stand = Stand::new("flavor = \"m1.medium\"\nnetworks = \"private\"\nsecurity_groups = [\"builders\"]\nkey_name = \"k1\"\nconfig_drive = true\navailability_zone = \"nova\"\nuser_data = \"#!/bin/sh\\necho hello\"").await;
+    let fixture = OpenstackFixture::new("flavor = \"m1.medium\"\nnetworks = \"private\"\nsecurity_groups = [\"builders\"]\nkey_name = \"k1\"\nconfig_drive = true\navailability_zone = \"nova\"\nuser_data = \"#!/bin/sh\\necho hello\"").await;
     let key = json!({ "keypair": { "name": "k1" } });
-    let (status, told) = stand.user.ask("POST", "compute", "/os-keypairs", Some(key)).await;
+    let (status, told) = fixture.user.ask("POST", "compute", "/os-keypairs", Some(key)).await;
     assert!(status == 200 || status == 201, "{told}");
-    let host = stand.started().await;
-    let server = stand.until_status(&host, "ACTIVE").await;
+    let host = fixture.started().await;
+    let server = fixture.until_status(&host, "ACTIVE").await;
     assert_eq!((&server["flavor"]["original_name"], &server["key_name"]), (&json!("m1.medium"), &json!("k1")));
     assert_eq!((&server["config_drive"], &server["OS-EXT-AZ:availability_zone"]), (&json!("True"), &json!("nova")));
     let path = format!("/v2.0/ports?device_id={}", server["id"].as_str().unwrap());
-    let ports = stand.user.list("network", &path, "ports").await;
+    let ports = fixture.user.list("network", &path, "ports").await;
     assert_eq!(ports.len(), 1);
-    stand.terminate(&host).await;
-    stand.user.ask("DELETE", "compute", "/os-keypairs/k1", None).await;
+    fixture.terminate(&host).await;
+    fixture.user.ask("DELETE", "compute", "/os-keypairs/k1", None).await;
 }
 
 #[tokio::test]
 async fn a_lack_of_room_is_told_from_a_fault() {
     // No hypervisor is so large: Nova takes the server, and finds no place for it.
-    let stand = Stand::new("flavor = \"m1.huge\"").await;
-    let mut host = stand.host();
-    match stand.start(&mut host).await {
+    let fixture = OpenstackFixture::new("flavor = \"m1.huge\"").await;
+    let mut host = fixture.host();
+    match fixture.start(&mut host).await {
         Err(StartError::Capacity(why)) => assert!(why.contains("No valid host"), "{why}"),
         other => panic!("{other:?}"),
     }
-    assert_eq!(stand.servers(&host).await, [] as [Value; 0], "what is in error is deleted");
+    assert_eq!(fixture.servers(&host).await, [] as [Value; 0], "what is in error is deleted");
     // The project is full: Nova takes nothing.
-    let stand = Stand::new(&format!("os_tenant_name = \"{SMALL}\"")).await;
-    let first = stand.started().await;
-    let mut second = stand.host();
-    match stand.start(&mut second).await {
+    let fixture = OpenstackFixture::new(&format!("os_tenant_name = \"{SMALL}\"")).await;
+    let first = fixture.started().await;
+    let mut second = fixture.host();
+    match fixture.start(&mut second).await {
         Err(StartError::Capacity(why)) => assert!(why.contains("403"), "{why}"),
         other => panic!("{other:?}"),
     }
-    stand.terminate(&first).await;
+    fixture.terminate(&first).await;
     // The quota follows the database with a delay of Nova's own making: none here.
-    stand.start(&mut second).await.unwrap();
-    stand.terminate(&second).await;
+    fixture.start(&mut second).await.unwrap();
+    fixture.terminate(&second).await;
 }
 
 #[tokio::test]
 async fn a_server_that_fails_to_boot_tells_why() {
-    let mut stand = Stand::new("meta = { fake_spawn_error = \"the disk is on fire\", fake_spawn_delay = \"1\" }").await;
-    let mut host = stand.host();
-    let why = match stand.start(&mut host).await {
+    let mut fixture =
+        OpenstackFixture::new("meta = { fake_spawn_error = \"the disk is on fire\", fake_spawn_delay = \"1\" }").await;
+    let mut host = fixture.host();
+    let why = match fixture.start(&mut host).await {
         // It was placed, and failed later.
         Ok(()) => {
-            let death = tokio::time::timeout(LIMIT, stand.deaths.recv()).await.unwrap().unwrap();
+            let death = tokio::time::timeout(LIMIT, fixture.deaths.recv()).await.unwrap().unwrap();
             assert_eq!(death.host, host.id);
             death.why
         }
@@ -167,19 +168,19 @@ async fn a_server_that_fails_to_boot_tells_why() {
         Err(other) => panic!("{other:?}"),
     };
     assert!(why.contains("the disk is on fire"), "{why}");
-    stand.terminate(&host).await;
-    assert_eq!(stand.servers(&host).await, [] as [Value; 0]);
+    fixture.terminate(&host).await;
+    assert_eq!(fixture.servers(&host).await, [] as [Value; 0]);
 }
 
 #[tokio::test]
 async fn a_list_tells_of_failures_of_the_time_before() {
-    let mut stand = Stand::new("meta = { fake_spawn_error = \"late\", fake_spawn_delay = \"2\" }").await;
-    let mut host = stand.host();
-    stand.start(&mut host).await.unwrap();
-    stand.next();
-    stand.until_status(&host, "ERROR").await;
-    assert_eq!(stand.provider.list().await.unwrap().len(), 1, "it is there until it is stopped");
-    let death = tokio::time::timeout(LIMIT, stand.deaths.recv()).await.unwrap().unwrap();
+    let mut fixture = OpenstackFixture::new("meta = { fake_spawn_error = \"late\", fake_spawn_delay = \"2\" }").await;
+    let mut host = fixture.host();
+    fixture.start(&mut host).await.unwrap();
+    fixture.next();
+    fixture.until_status(&host, "ERROR").await;
+    assert_eq!(fixture.provider.list().await.unwrap().len(), 1, "it is there until it is stopped");
+    let death = tokio::time::timeout(LIMIT, fixture.deaths.recv()).await.unwrap().unwrap();
     assert!(death.host == host.id && death.why.contains("late"), "{death:?}");
-    stand.terminate(&host).await;
+    fixture.terminate(&host).await;
 }

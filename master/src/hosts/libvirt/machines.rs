@@ -332,8 +332,12 @@ impl Inner {
         if let Some((domain, Some(found))) = look(connect, &stamp.uuid).map_err(|e| e.to_string())?
             && same(&found)
         {
-            if stamp.disk.is_none() && self.may_shut_down(&domain, uri, stamp) {
-                return Ok(Termination::Requested);
+            if stamp.disk.is_none() {
+                if self.may_shut_down(&domain, uri, stamp) {
+                    return Ok(Termination::Requested);
+                }
+                let patience = SHUTDOWN_PATIENCE.as_secs();
+                warn!("host {}: its power is cut, since it has not shut down within {patience} s", stamp.host);
             }
             end_domain(&domain)?;
             self.passed("domain ended");

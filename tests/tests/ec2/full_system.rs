@@ -1,4 +1,4 @@
-//! The whole path: a master, an instance that boots by starting a real agent, the metadata service that the agent reads
+//! The system path: a master, an instance that boots by starting a real agent, the metadata service that the agent reads
 //! all it knows from, and a build.
 
 use rouse_tests::ec2::{Authority, Cloud, IMAGE, with_defaults};
@@ -24,14 +24,23 @@ fn boot(dir: &Path) -> serde_json::Value {
     })
 }
 
-pub struct Whole {
+pub struct FullSystem {
     pub cloud: Cloud,
     pub master: Master,
     dir: PathBuf,
     authority: Authority,
 }
 
-pub async fn whole(name: &str, more: &str, worker: &str) -> Whole {
+pub async fn full_system(name: &str, more: &str, worker: &str) -> FullSystem {
+    with_master(name, more, worker, Master::start).await
+}
+
+/// The same for a test that kills the master: its broker stays.
+pub async fn killable_system(name: &str, more: &str, worker: &str) -> FullSystem {
+    with_master(name, more, worker, Master::start_beside_broker).await
+}
+
+async fn with_master(name: &str, more: &str, worker: &str, start: impl FnOnce(&str, &str) -> Master) -> FullSystem {
     let cloud = Cloud::start().await;
     let dir = scratch(name);
     let authority = Authority::new(&dir, "authority");
@@ -39,11 +48,11 @@ pub async fn whole(name: &str, more: &str, worker: &str) -> Whole {
     let certificates = format!("identity_certificates = {:?}\n", authority.certificate);
     let section = with_defaults(&cloud.endpoint(), &(certificates + more));
     let workers = format!("[[worker]]\nname = \"w\"\npassword = \"x\"\n{worker}[worker.ec2]\n{section}");
-    let master = tokio::task::block_in_place(|| Master::start(&format!("{name}-master"), &workers));
-    Whole { cloud, master, dir, authority }
+    let master = tokio::task::block_in_place(|| start(&format!("{name}-master"), &workers));
+    FullSystem { cloud, master, dir, authority }
 }
 
-impl Whole {
+impl FullSystem {
     pub fn agent_log(&self) -> String {
         let logs = std::fs::read_dir(&self.dir)
             .unwrap()
@@ -53,7 +62,7 @@ impl Whole {
     }
 }
 
-impl Drop for Whole {
+impl Drop for FullSystem {
     fn drop(&mut self) {
         if std::thread::panicking() {
             eprintln!("its agents:\n{}", self.agent_log());
@@ -64,21 +73,21 @@ impl Drop for Whole {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_build_buys_an_instance_runs_on_it_and_it_is_gone() {
     let more = "spot_instance = true\nmax_spot_price = 0.09\nprice_multiplier = 1.15\nuser_data = \"#!/bin/sh\\n\"\n";
-    let whole = whole("ec2-whole", more, "build_wait_timeout = 15\n").await;
+    let system = killable_system("ec2-whole", more, "build_wait_timeout = 15\n").await;
     tokio::task::block_in_place(|| {
-        let master = &whole.master;
+        let master = &system.master;
         let said = master.rouse(&["build", "--worker", "w", "--", "sh", "-c", "echo on $ROUSE_WORKER"]).ended(0);
-        assert_eq!(said.text(), "on w\n", "{}", whole.agent_log());
+        assert_eq!(said.text(), "on w\n", "{}", system.agent_log());
         let hosts = master.hosts("w");
         assert_eq!((text(&hosts[0]["provider"]), text(&hosts[0]["state"])), ("ec2".to_owned(), "awake".to_owned()));
-        assert_eq!(whole.cloud.alive(), [text(&hosts[0]["handle"])]);
+        assert_eq!(system.cloud.alive(), [text(&hosts[0]["handle"])]);
         assert!(hosts[0]["cost"].as_f64().is_some_and(|usd| usd > 0.0 && usd < 0.01), "{}", hosts[0]);
         // A master that is killed forgets nothing: the next one finds host and agent.
         master.kill();
         master.begin();
         master.rouse(&["build", "--worker", "w", "--", "true"]).ended(0);
-        assert_eq!(whole.cloud.instances().len(), 1, "one instance for all of it");
-        master.until_within(MINUTE, "it is terminated when idle", || whole.cloud.alive().is_empty());
+        assert_eq!(system.cloud.instances().len(), 1, "one instance for all of it");
+        master.until_within(MINUTE, "it is terminated when idle", || system.cloud.alive().is_empty());
         master.until("the ledger knows", || master.hosts("w").is_empty());
         master.rouse(&["audit"]).ended(0);
         master.end();
@@ -118,44 +127,44 @@ async fn an_image_is_tried_as_a_standing_worker_and_nothing_is_powered_off() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn papers_that_are_worth_nothing_let_nobody_in() {
-    let whole = whole("ec2-papers", "", "").await;
+    let system = full_system("ec2-papers", "", "").await;
     tokio::task::block_in_place(|| {
-        let master = &whole.master;
-        let stranger = Authority::new(&whole.dir, "stranger");
+        let master = &system.master;
+        let stranger = Authority::new(&system.dir, "stranger");
         let rsa2048 = "dynamic/instance-identity/rsa2048";
         // A document that another authority signed; another instance's, rightly signed; none at all.
         let other = {
-            let document = whole.dir.join("other.json");
+            let document = system.dir.join("other.json");
             std::fs::write(&document, r#"{"instanceId": "i-0another", "region": "us-west-2"}"#).unwrap();
-            whole.authority.sign(&document)
+            system.authority.sign(&document)
         };
         let cases = [
             (json!({ "signer": stranger.signer() }), "not signed by a certificate that is trusted here"),
             (
-                json!({ "signer": whole.authority.signer(), "metadata": { "*": { rsa2048: other } } }),
+                json!({ "signer": system.authority.signer(), "metadata": { "*": { rsa2048: other } } }),
                 "of another instance, i-0another",
             ),
             (json!({ "metadata": { "*": { rsa2048: null } } }), "has shown no signed identity document"),
         ];
         let id = master.detach(&["--worker", "w", "--", "true"]);
         for (settings, words) in cases {
-            whole.cloud.set(&settings);
+            system.cloud.set(&settings);
             master.rouse(&["resume", "w"]).ended(0);
             master.until("it is refused, and told so", || {
-                master.log().contains(words) && whole.agent_log().contains(words)
+                master.log().contains(words) && system.agent_log().contains(words)
             });
-            master.until("and powered off", || whole.cloud.alive().is_empty());
+            master.until("and powered off", || system.cloud.alive().is_empty());
             master.until_within(MINUTE, "the ledger knows", || master.hosts("w").is_empty());
             assert_ne!(master.state(&id), "success");
         }
         // Three hosts that never attached: lost, with the evidence.
         master.until_state(&id, "lost");
         assert!(master.rouse(&["show", &id]).ended(0).text().contains("Client.InstanceInitiatedShutdown"));
-        whole.cloud.set(&json!({ "metadata": { "*": {} } }));
+        system.cloud.set(&json!({ "metadata": { "*": {} } }));
         master.rouse(&["resume", "w"]).ended(0);
         master.rouse(&["build", "--worker", "w", "--", "true"]).ended(0);
         master.rouse(&["stop", "w"]).ended(0);
-        master.until_within(MINUTE, "it is stopped", || whole.cloud.alive().is_empty());
+        master.until_within(MINUTE, "it is stopped", || system.cloud.alive().is_empty());
         master.end();
     });
 }
@@ -163,16 +172,16 @@ async fn papers_that_are_worth_nothing_let_nobody_in() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_spot_instance_that_is_taken_back_takes_nothing_new() {
     let more = "spot_instance = true\nmax_spot_price = 0.09\n";
-    let whole = whole("ec2-spot", more, "build_wait_timeout = 60\n").await;
+    let system = full_system("ec2-spot", more, "build_wait_timeout = 60\n").await;
     tokio::task::block_in_place(|| {
-        let master = &whole.master;
-        let done = whole.dir.join("done");
+        let master = &system.master;
+        let done = system.dir.join("done");
         let script = format!("until [ -e {} ]; do sleep 0.1; done", done.display());
         let first = master.detach(&["--worker", "w", "--", "sh", "-c", &script]);
         master.until_within(MINUTE, "it runs", || master.state(&first) == "running");
-        let instance = whole.cloud.alive().remove(0);
+        let instance = system.cloud.alive().remove(0);
         let notice = r#"{"action": "terminate", "time": "2026-01-01T00:02:00Z"}"#;
-        whole.cloud.set(&json!({ "metadata": { instance.clone(): { "meta-data/spot/instance-action": notice } } }));
+        system.cloud.set(&json!({ "metadata": { instance.clone(): { "meta-data/spot/instance-action": notice } } }));
         master.until_worker("w", "draining");
         let second = master.detach(&["--worker", "w", "--", "true"]);
         std::fs::write(&done, "").unwrap();
@@ -180,10 +189,10 @@ async fn a_spot_instance_that_is_taken_back_takes_nothing_new() {
         master.until_state(&first, "success");
         master
             .until_within(Duration::from_secs(90), "the second runs elsewhere", || master.state(&second) == "success");
-        assert!(!whole.cloud.alive().contains(&instance), "{:?}", whole.cloud.alive());
+        assert!(!system.cloud.alive().contains(&instance), "{:?}", system.cloud.alive());
         assert_eq!(master.show(&second)["tries"].as_array().unwrap().len(), 1);
         master.rouse(&["stop", "w"]).ended(0);
-        master.until_within(MINUTE, "it is stopped", || whole.cloud.alive().is_empty());
+        master.until_within(MINUTE, "it is stopped", || system.cloud.alive().is_empty());
         master.end();
     });
 }

@@ -6,15 +6,15 @@ use rouse_master::core::record::Host;
 use rouse_master::hosts::libvirt::{Libvirt, Observer, Options};
 use rouse_master::hosts::{Death, Provider};
 use rouse_shared::WorkerName;
-use rouse_tests::contract::Ground;
-use rouse_tests::virt::{Image, Lab, image};
+use rouse_tests::contract::ProviderFixture;
+use rouse_tests::virt::{Image, VirtHost, image};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use tokio::sync::mpsc;
 
 pub struct Machines {
     name: String,
-    pub lab: &'static Lab,
+    pub virt_host: &'static VirtHost,
     pub dir: PathBuf,
     pub base: PathBuf,
     /// The section of its workers.
@@ -44,19 +44,19 @@ impl Machines {
     }
 
     fn over(name: &str, base: impl Fn(&Path) -> PathBuf) -> Self {
-        let lab = Lab::get();
-        lab.need_network("bare");
-        let dir = lab.dir.join(name);
+        let virt_host = VirtHost::get();
+        virt_host.need_network("bare");
+        let dir = virt_host.dir.join(name);
         std::fs::create_dir_all(dir.join("disks")).unwrap();
         let base = base(&dir);
         let section = format!(
             "connection = \"{}\"\nhd_image = \"{}/disks/{{name}}.qcow2\"\nbase_image = \"{}\"\nxml = \"builtin\"\n\
              memory_mb = 128\ncpus = 1\nnetwork = \"bare\"",
-            lab.uri,
+            virt_host.uri,
             dir.display(),
             base.display(),
         );
-        Self { name: name.to_owned(), lab, config: config(name, &section), section, dir, base }
+        Self { name: name.to_owned(), virt_host, config: config(name, &section), section, dir, base }
     }
 
     /// The provider, with somebody who is told of each step.
@@ -65,7 +65,7 @@ impl Machines {
     }
 }
 
-impl Ground for Machines {
+impl ProviderFixture for Machines {
     fn kind(&self) -> ProviderKind {
         ProviderKind::Libvirt
     }
@@ -81,11 +81,11 @@ impl Ground for Machines {
 
     fn machines(&self) -> BTreeSet<String> {
         // Other tests have theirs.
-        self.lab.running().into_iter().filter(|domain| domain.starts_with(&self.name)).collect()
+        self.virt_host.running().into_iter().filter(|domain| domain.starts_with(&self.name)).collect()
     }
 
     fn kill(&self, host: &Host) {
-        self.lab.signal_guest(host.worker.as_str(), libc::SIGKILL);
+        self.virt_host.signal_guest(host.worker.as_str(), libc::SIGKILL);
     }
 
     fn keeps_console(&self) -> bool {

@@ -25,12 +25,12 @@ const SETTLED: Duration = Duration::from_secs(5);
 pub const LOOK: Duration = Duration::from_millis(100);
 
 /// A provider, and what is around it.
-pub struct Stand {
+pub struct OpenstackFixture {
     pub provider: Servers,
     pub deaths: mpsc::Receiver<Death>,
     pub proxy: Proxy,
     pub user: User,
-    /// The master's name: of this stand alone, since all share one project.
+    /// The master's name: of this fixture alone, since all share one project.
     pub master: String,
     /// What the next master is configured with.
     pub config: Config,
@@ -39,7 +39,7 @@ pub struct Stand {
     dir: TempDir,
 }
 
-impl Stand {
+impl OpenstackFixture {
     /// With these further lines in the worker's section, behind a proxy.
     pub async fn new(more: &str) -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(1);
@@ -49,7 +49,7 @@ impl Stand {
         let url = cloud.url("identity").replace(&identity.to_string(), &proxy.front(identity).to_string());
         let project = more.lines().find_map(|line| line.strip_prefix("os_tenant_name = ")).unwrap_or(PROJECT);
         let user = cloud.user(project.trim_matches('"')).await;
-        let master = format!("m{}", NUMBER.fetch_add(1, Ordering::Relaxed));
+        let master = format!("m{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
         let config = config(["w1", "w2"], &url, more);
         let dir = tempfile::tempdir().unwrap();
         let (provider, deaths) = provider(dir.path(), &master, &config, SETTLED);

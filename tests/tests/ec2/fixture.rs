@@ -5,13 +5,11 @@ use rouse_master::core::event::{StartError, Started};
 use rouse_master::core::plan::ProviderKind;
 use rouse_master::core::record::Host;
 use rouse_master::hosts::ec2::{Ec2, Options};
-use rouse_master::hosts::{Death, Provider};
-use rouse_shared::WorkerName;
-use rouse_tests::contract::{self, Ground, OWNER, boot_data};
+use rouse_master::hosts::{Death, Provider as _};
+use rouse_tests::contract::{self, OWNER, boot_data};
 use rouse_tests::ec2::{Cloud, config};
 use rouse_tests::proxy::Fault;
 use serde_json::Value;
-use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
 use tempfile::TempDir;
@@ -29,49 +27,14 @@ pub fn nobody() -> mpsc::Sender<Death> {
     mpsc::channel(64).0
 }
 
-pub struct Stand {
+pub struct Ec2Fixture {
     pub cloud: Cloud,
     pub provider: Ec2,
     pub config: Config,
     pub dir: TempDir,
 }
 
-/// Only to make hosts by.
-struct NoGround;
-
-impl Ground for NoGround {
-    fn kind(&self) -> ProviderKind {
-        ProviderKind::Ec2
-    }
-
-    fn workers(&self) -> [WorkerName; 2] {
-        ["w-1".parse().unwrap(), "w-2".parse().unwrap()]
-    }
-
-    fn provider(&self, _: &str, _: mpsc::Sender<Death>) -> Box<dyn Provider> {
-        unreachable!("nothing is started on it")
-    }
-
-    fn machines(&self) -> BTreeSet<String> {
-        BTreeSet::new()
-    }
-
-    fn kill(&self, _: &Host) {}
-
-    fn keeps_console(&self) -> bool {
-        false
-    }
-
-    fn tells_of_deaths(&self) -> bool {
-        false
-    }
-
-    fn leftovers(&self) -> BTreeSet<String> {
-        BTreeSet::new()
-    }
-}
-
-impl Stand {
+impl Ec2Fixture {
     /// With this in the workers' section.
     pub async fn new(more: &str) -> Self {
         let cloud = Cloud::start().await;
@@ -91,7 +54,7 @@ impl Stand {
     }
 
     pub fn host(&self) -> Host {
-        contract::host(&NoGround, self.config.hosts.keys().next().unwrap())
+        contract::host_of(ProviderKind::Ec2, self.config.hosts.keys().next().unwrap())
     }
 
     pub async fn prepare(&self, host: &mut Host, number: u32) -> Result<(), StartError> {

@@ -1,8 +1,9 @@
-//! One master with its broker and its libvirt workers, as a user has them; all tests of this program share it.
+//! One master with its broker and its libvirt workers, as a user has them; the keeper runs it, and all tests of this program share it.
 
-use crate::ground::names;
-use rouse_tests::harness::{Master, PASSWORD, free_address, latent, scratch, standing, text};
-use rouse_tests::virt::{BRIDGE, ELSEWHERE, Image, Lab, SMALL, image};
+use crate::machines::names;
+use rouse_tests::harness::{Master, PASSWORD, free_address, kept, latent, standing, text};
+use rouse_tests::virt::{BRIDGE, ELSEWHERE, Image, SMALL, VirtHost, image};
+use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -10,8 +11,8 @@ use std::time::Duration;
 /// How long a guest may take to boot, run a build and go, on a busy machine that has to emulate it.
 pub const GUEST: Duration = Duration::from_secs(240);
 
-pub struct Site {
-    pub lab: &'static Lab,
+pub struct LibvirtSystem {
+    pub virt_host: &'static VirtHost,
     pub master: Master,
     /// Where guests find its broker.
     pub broker: String,
@@ -21,24 +22,14 @@ pub struct Site {
     pub workers: String,
 }
 
-static SITE: OnceLock<Site> = OnceLock::new();
-
-extern "C" fn end_site() {
-    if let Some(site) = SITE.get() {
-        site.master.end();
-        // Nothing can be done about what cannot be removed; the next run tries again.
-        std::fs::remove_dir_all(scratch("none")).ok();
-    }
-}
-
 /// A worker's section.
 pub fn worker(name: &str, lines: &str, section: &str) -> String {
     format!("[[worker]]\nname = \"{name}\"\npassword = \"{PASSWORD}\"\n{lines}\n[worker.libvirt]\n{section}\n")
 }
 
 /// The section of a built-in machine over a base image.
-pub fn builtin(lab: &Lab, disks: &Path, base: &Path) -> String {
-    let (uri, disks, base) = (&lab.uri, disks.display(), base.display());
+pub fn builtin(virt_host: &VirtHost, disks: &Path, base: &Path) -> String {
+    let (uri, disks, base) = (&virt_host.uri, disks.display(), base.display());
     format!(
         "connection = \"{uri}\"\nhd_image = \"{disks}/{{name}}.qcow2\"\nbase_image = \"{base}\"\nxml = \"builtin\"\n\
          memory_mb = 160\ncpus = 1\nnetwork = \"rouse\""
@@ -53,46 +44,54 @@ pub const OWN_XML: &str = "<domain type='qemu'><name>anything</name><memory unit
     <interface type='network'><source network='rouse'/><model type='virtio'/><rom enabled='no'/></interface>\
     <serial type='pty'/><memballoon model='none'/></devices></domain>";
 
-pub fn site() -> &'static Site {
-    SITE.get_or_init(|| {
-        // SAFETY: the function is registered once and does not unwind into C: what it calls reports instead.
-        assert_eq!(unsafe { libc::atexit(end_site) }, 0);
-        start()
+/// The one that the keeper runs.
+pub fn system() -> &'static LibvirtSystem {
+    static SYSTEM: OnceLock<LibvirtSystem> = OnceLock::new();
+    SYSTEM.get_or_init(|| {
+        let told = kept();
+        LibvirtSystem {
+            virt_host: VirtHost::get(),
+            master: Master::of_keeper(&told["master"]),
+            broker: text(&told["broker"]),
+            disks: text(&told["disks"]).into(),
+            workers: text(&told["workers"]),
+        }
     })
 }
 
-fn start() -> Site {
-    let lab = Lab::get();
-    lab.need_network("rouse");
-    let disks = lab.dir.join("disks");
+/// Starts it all.
+pub fn start() -> LibvirtSystem {
+    let virt_host = VirtHost::get();
+    virt_host.need_network("rouse");
+    let disks = virt_host.dir.join("disks");
     std::fs::create_dir_all(&disks).unwrap();
     let port = free_address().port();
     let broker = format!("amqp://{BRIDGE}:{port}/rouse");
     let lines = format!("listen = [\"127.0.0.1:{port}\", \"{BRIDGE}:{port}\"]\nagent_url = \"{broker}\"\n");
-    let workers = workers(lab, &disks, &broker);
+    let workers = workers(virt_host, &disks, &broker);
     let master =
         Master::start_with("virt", &lines, &format!("amqp://127.0.0.1:{port}/rouse"), free_address(), &workers);
     // The network that it prints for these workers, in place of the one without names.
     let network = master.rouse(&["libvirt-network", "-c", "rouse.toml", "--network", "rouse"]).ended(0).text();
-    lab.set_network("rouse", &network);
-    Site { lab, master, broker, disks, workers }
+    virt_host.set_network("rouse", &network);
+    LibvirtSystem { virt_host, master, broker, disks, workers }
 }
 
-fn workers(lab: &Lab, disks: &Path, broker: &str) -> String {
+fn workers(virt_host: &VirtHost, disks: &Path, broker: &str) -> String {
     let write = |name: &str, text: &str| {
-        let path = lab.dir.join(name);
+        let path = virt_host.dir.join(name);
         std::fs::write(&path, text).unwrap();
         path
     };
     let base = image(&Image::agent());
-    let plain = builtin(lab, disks, &base);
+    let plain = builtin(virt_host, disks, &base);
     let patient = "keepalive_interval = 2\nlease = 40\ngrace = 60";
     let mut text = String::new();
     for pool in ["plain", "mortal", "quits"] {
         let lines = format!("{patient}\nmax_builds = 1\nproperties = {{ pool = \"{pool}\" }}");
         text += &worker(&format!("{pool}-{{1..2}}"), &lines, &plain);
     }
-    let tight = plain.replace(&disks.display().to_string(), &lab.dir.join("tight").display().to_string());
+    let tight = plain.replace(&disks.display().to_string(), &virt_host.dir.join("tight").display().to_string());
     text += &worker("tight", &format!("{patient}\nmax_builds = 1"), &tight);
     let lonely = "keepalive_interval = 1\nlease = 15\ngrace = 6";
     text += &worker("lonely", &format!("{lonely}\nbuild_wait_timeout = 120"), &plain);
@@ -105,18 +104,18 @@ fn workers(lab: &Lab, disks: &Path, broker: &str) -> String {
     );
     let baked = image(&Image { agent: baked, ..Image::agent() });
     let xml = write("own.xml", OWN_XML);
-    let own = builtin(lab, disks, &baked).replace("\"builtin\"", &format!("{{ file = \"{}\" }}", xml.display()));
+    let own = builtin(virt_host, disks, &baked).replace("\"builtin\"", &format!("{{ file = \"{}\" }}", xml.display()));
     text += &worker("dhcp", patient, &own);
-    let defined = builtin(lab, disks, &base).replace("xml = \"builtin\"\n", "");
+    let defined = builtin(virt_host, disks, &base).replace("xml = \"builtin\"\n", "");
     text += &worker("defined", patient, &defined);
-    let disk = lab.dir.join("own-disk.qcow2");
+    let disk = virt_host.dir.join("own-disk.qcow2");
     std::fs::copy(&base, &disk).unwrap();
-    let (uri, disk) = (&lab.uri, disk.display());
+    let (uri, disk) = (&virt_host.uri, disk.display());
     let own_disk = format!(
         "connection = \"{uri}\"\nhd_image = \"{disk}\"\nxml = \"builtin\"\nmemory_mb = 160\ncpus = 1\nnetwork = \"rouse\""
     );
     text += &worker("keeper", patient, &own_disk);
-    let far = lab.dir.join("far-disk.qcow2");
+    let far = virt_host.dir.join("far-disk.qcow2");
     std::fs::copy(&base, &far).unwrap();
     let far = own_disk.replace(uri, ELSEWHERE).replace(&disk.to_string(), &far.display().to_string());
     text += &worker("far", patient, &far);
@@ -128,30 +127,30 @@ fn workers(lab: &Lab, disks: &Path, broker: &str) -> String {
         ("panics", 180, Image { kernel: "rdinit=/nonexistent root=/dev/nowhere", ..Image::agent() }),
     ] {
         let lines = format!("{patient}\nmissing_timeout = {timeout}");
-        text += &worker(name, &lines, &builtin(lab, disks, &image(&image_of)));
+        text += &worker(name, &lines, &builtin(virt_host, disks, &image(&image_of)));
     }
     let zeros = write("zeros.img", &"\0".repeat(4096));
-    text += &worker("blank", &format!("{patient}\nmissing_timeout = 45"), &builtin(lab, disks, &zeros));
+    text += &worker("blank", &format!("{patient}\nmissing_timeout = 45"), &builtin(virt_host, disks, &zeros));
     for name in crate::names::WORKERS {
         text += &standing(name, "");
     }
-    text += &faulty(lab, disks, &base, &write);
+    text += &faulty(virt_host, disks, &base, &write);
     text + &latent("local", "keepalive_interval = 2\nlease = 40\nbuild_wait_timeout = 0")
 }
 
 /// Workers whose machines cannot be made. Each has a name of its own for the good base image: what fails counts against
 /// the image.
-fn faulty(lab: &Lab, disks: &Path, base: &Path, write: &dyn Fn(&str, &str) -> PathBuf) -> String {
+fn faulty(virt_host: &VirtHost, disks: &Path, base: &Path, write: &dyn Fn(&str, &str) -> PathBuf) -> String {
     let plain = |name: &str| {
-        let path = lab.dir.join(format!("base-of-{name}.qcow2"));
+        let path = virt_host.dir.join(format!("base-of-{name}.qcow2"));
         std::fs::copy(base, &path).unwrap();
-        builtin(lab, disks, &path)
+        builtin(virt_host, disks, &path)
     };
-    let mut text = worker("no-base", "", &builtin(lab, disks, Path::new("/nonexistent/base.qcow2")));
-    text += &worker("no-image", "", &builtin(lab, disks, &write("text.qcow2", "this is no image")));
+    let mut text = worker("no-base", "", &builtin(virt_host, disks, Path::new("/nonexistent/base.qcow2")));
+    text += &worker("no-image", "", &builtin(virt_host, disks, &write("text.qcow2", "this is no image")));
     let cut = write("cut.qcow2", "");
     std::fs::write(&cut, &std::fs::read(base).unwrap()[..300]).unwrap();
-    text += &worker("cut-image", "", &builtin(lab, disks, &cut));
+    text += &worker("cut-image", "", &builtin(virt_host, disks, &cut));
     let broken = write("broken.xml", "<domain><devices></domain>");
     let bad = write("bad.xml", &OWN_XML.replace(">hvm<", ">nonsense<"));
     for (name, xml) in [("broken-xml", broken), ("bad-xml", bad)] {
@@ -159,11 +158,25 @@ fn faulty(lab: &Lab, disks: &Path, base: &Path, write: &dyn Fn(&str, &str) -> Pa
     }
     text += &worker("no-network", "", &plain("no-network").replace("network = \"rouse\"", "network = \"nowhere\""));
     text += &worker("no-domain", "", &plain("no-domain").replace("xml = \"builtin\"\n", ""));
-    let small = lab.dir.join("small").display().to_string();
+    let small = virt_host.dir.join("small").display().to_string();
     text + &worker("full", "", &plain("full").replace(&disks.display().to_string(), &small))
 }
 
-impl Site {
+impl LibvirtSystem {
+    /// What the tests have to know of it.
+    pub fn told(&self) -> Value {
+        json!({
+            "world": std::process::id(), "virt_host": self.virt_host.told(), "master": self.master.told(), "broker": self.broker,
+            "disks": self.disks, "workers": self.workers,
+        })
+    }
+
+    /// Ends it all.
+    pub fn end(&self) {
+        self.master.end();
+        self.virt_host.end();
+    }
+
     /// Waits until these workers have no host, and nothing of any is left: domains that run, disks with their marks,
     /// consoles.
     #[track_caller]
@@ -172,9 +185,10 @@ impl Site {
         self.master.until_within(GUEST, &format!("no host of {workers:?} is left"), || {
             hosts().iter().all(|host| !workers.contains(&text(&host["worker"]).as_str()))
         });
-        let files =
-            names(&self.disks).into_iter().chain(SMALL.iter().flat_map(|(name, _)| names(&self.lab.dir.join(name))));
-        let left: Vec<String> = self.lab.running().into_iter().chain(files).collect();
+        let files = names(&self.disks)
+            .into_iter()
+            .chain(SMALL.iter().flat_map(|(name, _)| names(&self.virt_host.dir.join(name))));
+        let left: Vec<String> = self.virt_host.running().into_iter().chain(files).collect();
         let of =
             |name: &&String| workers.iter().any(|worker| *name == worker || name.starts_with(&format!("{worker}.")));
         let left: Vec<&String> = left.iter().filter(of).collect();

@@ -1,0 +1,155 @@
+//! What the tests of a program share, although nextest runs each in a process of its own.
+//!
+//! The first test that needs it starts the program once more, as its keeper: that runs only the ignored test `keeper`,
+//! which starts what is shared, writes down where it is, and ends it when the run ends, however that ends. A test run by
+//! `cargo test` has a keeper of its own program in the same way.
+
+use super::place::dir_of;
+use super::process::{DEADLINE, LOOK, holds_within, runs};
+use serde_json::Value;
+use std::fs::{self, File};
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::OnceLock;
+use std::time::Duration;
+
+/// In the environment of a keeper: where it is to write what it has.
+const DIR: &str = "ROUSE_TESTS_KEEPER";
+/// In the environment of a keeper: the process whose end is the end of the run.
+const RUN: &str = "ROUSE_TESTS_RUN";
+/// How long a keeper may take to start what it keeps. The programs of an OpenStack cloud may have to be installed first.
+const START: Duration = Duration::from_secs(900);
+
+/// Whether this process is a keeper.
+pub fn is_keeper() -> bool {
+    std::env::var_os(DIR).is_some()
+}
+
+/// The process that runs the tests: nextest, or the test program itself.
+fn run() -> u32 {
+    match (std::env::var(RUN), std::env::var_os("NEXTEST")) {
+        (Ok(run), _) => run.parse().expect("the pid of the run"),
+        (Err(_), Some(_)) => std::os::unix::process::parent_id(),
+        (Err(_), None) => std::process::id(),
+    }
+}
+
+/// What the keeper of this program has written down. It is started if no test of this run has started it yet.
+///
+/// # Panics
+/// If the keeper cannot start what it keeps.
+pub fn kept() -> &'static Value {
+    static KEPT: OnceLock<Value> = OnceLock::new();
+    KEPT.get_or_init(|| {
+        let program = std::env::current_exe().expect("this program has a path");
+        let name = program.file_name().expect("a program has a name").to_string_lossy().into_owned();
+        let dir = dir_of(run(), &name);
+        let lock = File::create(dir.join("lock")).expect("a lock of the run");
+        lock.lock().expect("the lock can be waited for");
+        let log = dir.join("log");
+        if !dir.join("ready").exists() && !log.exists() {
+            start(&program, &dir, &log);
+        }
+        let ready = fs::read(dir.join("ready")).ok().and_then(|text| serde_json::from_slice(&text).ok());
+        let mut ready: Value = ready.unwrap_or_else(|| {
+            panic!("there is nothing to share; its keeper said: {}", fs::read_to_string(&log).unwrap_or_default())
+        });
+        ready["keeper"] = dir.display().to_string().into();
+        ready
+    })
+}
+
+fn start(program: &Path, dir: &Path, log: &Path) {
+    let out = File::create(log).expect("a file for its output");
+    let mut command = Command::new(program);
+    command.args(["keeper", "--exact", "--ignored", "--nocapture"]).env(DIR, dir).env(RUN, run().to_string());
+    command.stdin(Stdio::null()).stdout(out.try_clone().expect("a second handle")).stderr(out);
+    // Outside of the group that is ended with a test that takes too long.
+    command.process_group(0);
+    let mut keeper = command.spawn().expect("this program can be started");
+    holds_within(START, || {
+        let ended = keeper.try_wait().expect("our own child can be waited for").is_some();
+        ended || dir.join("ready").exists()
+    });
+}
+
+/// A keeper, from its own point of view.
+pub struct Keeper {
+    dir: PathBuf,
+}
+
+impl Keeper {
+    /// This process, if it is one.
+    pub fn here() -> Option<Self> {
+        let dir = PathBuf::from(std::env::var_os(DIR)?);
+        Some(Self { dir })
+    }
+
+    /// Says what it has, waits for the end of the run, and meanwhile does what tests ask for.
+    pub fn serve(&self, what: &Value, mut does: impl FnMut(&str)) {
+        write(&self.dir.join("ready"), &what.to_string());
+        let run = i32::try_from(run()).expect("a pid is small");
+        while runs(run) {
+            let request = self.dir.join("request");
+            if let Ok(words) = fs::read_to_string(&request) {
+                does(&words);
+                fs::remove_file(request).expect("a request can be removed");
+            }
+            std::thread::sleep(LOOK);
+        }
+        // A test of this run may still be on its way out.
+        fs::remove_dir_all(&self.dir).ok();
+    }
+}
+
+/// Asks the keeper in `dir` for something, and waits until it is done. One test at a time may do so.
+///
+/// # Panics
+/// If it is not done in time.
+#[track_caller]
+pub fn ask_keeper(dir: &Path, words: &str) {
+    let request = dir.join("request");
+    write(&request, words);
+    let log = || fs::read_to_string(dir.join("log")).unwrap_or_default();
+    assert!(holds_within(DEADLINE * 2, || !request.exists()), "the keeper does not {words}: {}", log());
+}
+
+/// A turn among the tests of this run that use what is kept: beside others, or alone. It ends with the file.
+///
+/// # Panics
+/// If the keeper cannot be had.
+pub fn turn(alone: bool) -> File {
+    let dir = kept()["keeper"].as_str().expect("a directory");
+    let file = File::create(Path::new(dir).join("turn")).expect("a lock of the run");
+    let taken = if alone { file.lock() } else { file.lock_shared() };
+    taken.expect("the lock can be waited for");
+    file
+}
+
+/// A place among the masters of this run that start for the first time, one for each processor: the broker's start needs
+/// one for seconds, and with all at once each would take longer than whoever waits for it allows. It is free again when
+/// the file is dropped.
+///
+/// # Panics
+/// If the lock cannot be had.
+pub(super) fn place_to_start() -> File {
+    let dir = dir_of(run(), "starting");
+    let places = std::thread::available_parallelism().map_or(1, usize::from);
+    let files = (0..places).map(|n| File::create(dir.join(n.to_string())).expect("a lock of the run"));
+    let mut files: Vec<File> = files.collect();
+    let mut free = None;
+    let found = holds_within(START, || {
+        free = files.iter().position(|file| file.try_lock().is_ok());
+        free.is_some()
+    });
+    assert!(found, "no place to start a master");
+    files.swap_remove(free.unwrap_or_default())
+}
+
+/// In one piece, since it is read at any time.
+fn write(path: &Path, text: &str) {
+    let new = path.with_extension("new");
+    fs::write(&new, text).expect("a file of the keeper's");
+    fs::rename(new, path).expect("a file of the keeper's");
+}
