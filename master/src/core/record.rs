@@ -50,7 +50,7 @@ pub struct Host {
     /// Since when it is suspended, while it is: nothing is paid for it.
     #[serde(default)]
     pub suspended: Option<Timestamp>,
-    /// When it was last told to resume.
+    /// When it was last resumed.
     #[serde(default)]
     pub resumed: Option<Timestamp>,
     /// What it had cost when it was last suspended, USD.
@@ -71,7 +71,7 @@ pub struct Host {
 }
 
 impl Host {
-    /// When its newest start began: when it was ordered, or last told to resume.
+    /// When its newest start began: when it was ordered, or last resumed.
     pub fn begun(&self) -> Timestamp {
         self.resumed.unwrap_or(self.created)
     }
@@ -114,7 +114,7 @@ pub enum HostState {
     Suspending,
     /// Its machine is kept without running, to be resumed instead of another being bought.
     Suspended,
-    /// told to resume; its provider may or may not have heard of it.
+    /// Being resumed; its provider may or may not have heard of it.
     Resuming,
     /// Being terminated, until its provider says that it is gone.
     Terminating,

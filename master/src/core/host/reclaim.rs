@@ -27,7 +27,9 @@ impl Core {
     ) {
         let Some(live) = self.live_mut(worker, session).filter(|l| l.notice.as_ref() != Some(&notice)) else { return };
         let text = match &notice {
-            CloudNotice::Rebalance { at } => format!("the cloud may take back the host of {worker} (said at {at:.40})"),
+            CloudNotice::Rebalance { at } => {
+                format!("the cloud may take back the host of {worker} (announced at {at:.40})")
+            }
             CloudNotice::Interruption { action, at } => {
                 format!("the cloud takes back the host of {worker}: {action:.20} at {at:.40}")
             }

@@ -46,7 +46,7 @@ impl Core {
         self.host_went(now, id, &before, "");
         match result {
             Err(why) if matches!(before, Phase::Terminating { call: false, .. }) => {
-                self.note(Level::Warn, format!("host {id} could not be terminated: {why}; trying again"));
+                self.note(Level::Warn, format!("host {id} could not be terminated: {why}; retrying"));
             }
             Ok(Termination::Gone | Termination::Requested) | Err(_) => {}
         }
