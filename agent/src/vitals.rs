@@ -11,7 +11,7 @@ pub fn vitals(system: &mut System, work_dir: &Path) -> Vitals {
     system.refresh_memory_specifics(MemoryRefreshKind::nothing().with_ram());
     let (disk_free, disk_total) = disk(work_dir).unwrap_or_default();
     Vitals {
-        load: System::load_average().map_or(0.0, |load| load.one as f32),
+        load: System::load_average().one as f32,
         memory_used: system.used_memory(),
         memory_total: system.total_memory(),
         disk_free,

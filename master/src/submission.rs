@@ -1,5 +1,7 @@
 //! Builds as people submit them: `build.toml`, JSON over HTTP, JSON or MessagePack in the inbox. One shape, one check.
 
+#[cfg(test)]
+mod schema_tests;
 mod shape;
 #[cfg(test)]
 mod tests;

@@ -104,21 +104,32 @@ impl fmt::Debug for AgentConfig {
 pub struct ConfigError(String);
 
 #[derive(Deserialize, Default)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 struct File {
+    #[cfg_attr(test, schemars(regex(pattern = r"^amqps?://[^@\s]+$")))]
     broker: Option<String>,
+    #[cfg_attr(test, schemars(extend("enum" = schema_tests::IDENTITIES.map(IdentityKind::as_str), "default" = "auto")))]
     identity: Option<String>,
+    #[cfg_attr(test, schemars(with = "Option<String>", regex(pattern = "^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")))]
     name: Option<WorkerName>,
     password: Option<SecretSource>,
+    #[cfg_attr(test, schemars(regex(pattern = "^/"), extend("default" = "/var/lib/rouse/work")))]
     work_dir: Option<PathBuf>,
     run_as: Option<String>,
+    #[cfg_attr(test, schemars(extend("default" = "64MB")))]
     max_log_size: Option<Size>,
+    #[cfg_attr(test, schemars(extend("enum" = ["never", "latent"], "default" = "never")))]
     power_off: Option<String>,
+    #[cfg_attr(test, schemars(with = "Option<schema_tests::Time>", extend("default" = "20m")))]
     power_off_after: Option<HumanDuration>,
+    #[cfg_attr(test, schemars(extend("default" = USUAL_POWER_OFF)))]
     power_off_command: Option<Vec<String>>,
     ca: Option<PathBuf>,
     boot_data: Option<PathBuf>,
+    #[cfg_attr(test, schemars(extend("default" = [])))]
     default_hostnames: Option<Vec<String>>,
+    #[cfg_attr(test, schemars(regex(pattern = "^http://"), extend("default" = METADATA)))]
     metadata: Option<String>,
 }
 
@@ -337,5 +348,7 @@ fn list(value: &str) -> Result<Vec<String>, String> {
     toml::from_str::<One>(&format!("list = {value}")).map(|one| one.list).map_err(|e| e.message().to_owned())
 }
 
+#[cfg(test)]
+mod schema_tests;
 #[cfg(test)]
 mod tests;

@@ -190,7 +190,7 @@ async fn begin(
     log(Level::Info, &format!("this is worker {worker} on host {host}"));
     let target = Target::parse(&broker, ca).map_err(|why| StartError::Broker(why.to_string()))?;
     let session_file = SessionFile::new(work.root(), worker.clone(), host.clone());
-    let mut system = System::new().map_err(|error| StartError::Vitals(error.to_string()))?;
+    let mut system = System::new();
     let settings = Settings {
         worker: worker.clone(),
         identity: host,

@@ -133,6 +133,12 @@ pub(super) enum Command {
         /// Which.
         shell: clap_complete::Shell,
     },
+    /// Write the manual pages of rouse and its commands, for `make build` and packagers.
+    #[command(hide = true)]
+    Man {
+        /// The directory, which is created if it is missing.
+        dir: PathBuf,
+    },
 }
 
 fn limit(text: &str) -> Result<usize, String> {

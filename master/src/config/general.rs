@@ -1,6 +1,7 @@
 //! The sections that are not workers: `[master]`, `[broker]`, `[mail]`, `[audit]`, `[limits]`.
 
 use super::document::Table;
+use super::keys::{self, Section};
 use super::{BrokerConfig, MailConfig, MasterConfig, Relay, RelayTls, read, shorten, url};
 use rouse_shared::Secret;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -25,12 +26,13 @@ pub(super) fn local(port: u16) -> SocketAddr {
 }
 
 /// A section, or nothing of it.
-fn section<'d>(root: &Table<'d>, key: &'static str, empty: &'d DeTable<'d>) -> Table<'d> {
-    root.optional(key, |v| v.table(&format!("a section: write [{key}]"))).unwrap_or_else(|| root.absent(key, empty))
+fn section<'d>(root: &Table<'d>, key: &'static str, keys: &'static Section, empty: &'d DeTable<'d>) -> Table<'d> {
+    let table = root.optional(key, |v| v.table(&format!("a section: write [{key}]"), keys));
+    table.unwrap_or_else(|| root.absent(key, keys, empty))
 }
 
 pub(super) fn master<'d>(root: &Table<'d>, empty: &'d DeTable<'d>) -> MasterConfig {
-    let table = section(root, "master", empty);
+    let table = section(root, "master", &keys::MASTER, empty);
     let name = table.or("name", DEFAULT_NAME.to_owned(), |v| {
         let name = v.word()?;
         let fits = name.len() <= 63 && name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'));
@@ -56,7 +58,7 @@ pub(super) fn master<'d>(root: &Table<'d>, empty: &'d DeTable<'d>) -> MasterConf
 }
 
 pub(super) fn broker<'d>(root: &Table<'d>, master: &MasterConfig, empty: &'d DeTable<'d>) -> BrokerConfig {
-    let table = section(root, "broker", empty);
+    let table = section(root, "broker", &keys::BROKER_KEYS, empty);
     let url = table.optional("url", |v| {
         let secret = v.secret()?;
         match url::broker(secret.expose()) {
@@ -119,7 +121,7 @@ pub(super) fn default_mail() -> MailConfig {
 }
 
 pub(super) fn mail<'d>(root: &Table<'d>, empty: &'d DeTable<'d>) -> MailConfig {
-    let table = section(root, "mail", empty);
+    let table = section(root, "mail", &keys::MAIL, empty);
     let default = default_mail();
     let mail = MailConfig {
         from: table.or("from", default.from, |v| v.email()),
@@ -136,7 +138,7 @@ pub(super) fn mail<'d>(root: &Table<'d>, empty: &'d DeTable<'d>) -> MailConfig {
 
 /// `[audit]`: the interval, and whether an orphan is terminated.
 pub(super) fn audit<'d>(root: &Table<'d>, empty: &'d DeTable<'d>) -> (Duration, bool) {
-    let table = section(root, "audit", empty);
+    let table = section(root, "audit", &keys::AUDIT, empty);
     let interval = table.or("interval", DEFAULT_AUDIT, |v| v.duration(Duration::from_secs(1)));
     let terminate = table.or("on_orphan", true, |v| {
         v.choice_since_renamed(&[("terminate", true), ("report", false)], &[("stop", "terminate")])
@@ -153,7 +155,7 @@ pub(super) struct Limits {
 }
 
 pub(super) fn limits<'d>(root: &Table<'d>, empty: &'d DeTable<'d>) -> Limits {
-    let table = section(root, "limits", empty);
+    let table = section(root, "limits", &keys::LIMITS, empty);
     let limits = Limits {
         max_hosts: table.optional("max_hosts", |v| {
             if v.whole(0)? == 0 { v.fault("must be at least 1; for no cap leave the key out") } else { v.whole(1) }

@@ -1,16 +1,20 @@
 //! The configuration: `rouse.toml` read into types that cannot be wrong, with everything that is wrong said at once.
 //!
 //! Three passes. `document` parses the text and keeps where each value stands; `general`, `workers` and `hosts` validate
-//! with the readers of `read`;
-//! what comes out is wired to the core as a [`Plan`]. A fault never ends a pass: it is noted, a stand-in value goes on,
-//! and a configuration with any fault is not handed out.
+//! with the readers of `read`; what comes out is wired to the core as a [`Plan`]. A fault never ends a pass: it is noted, a stand-in value goes on,
+//! and a configuration with any fault is not handed out. `keys` has every key and what it is for, `schema` makes of that
+//! what editors read.
 
 mod check;
 mod document;
 mod fault;
 mod general;
 pub mod hosts;
+#[cfg_attr(not(test), expect(dead_code, reason = "the schema, which a test makes, reads more of it than the reader"))]
+mod keys;
 mod read;
+#[cfg(test)]
+pub(crate) mod schema;
 mod template;
 mod url;
 mod workers;
@@ -192,7 +196,7 @@ fn read_text(text: &str, path: &Path, env: document::Environment<'_>) -> Reading
     let notes = document::Notes::new(path, text, base, env);
     let config = document::parse(text, &notes).map(|root| {
         let empty = toml::de::DeTable::new();
-        let root = document::Table::root(&notes, root.get_ref());
+        let root = document::Table::root(&notes, root.get_ref(), &keys::ROOT);
         let master = general::master(&root, &empty);
         let broker = general::broker(&root, &master, &empty);
         let mail = general::mail(&root, &empty);

@@ -1,7 +1,7 @@
 //! How each kind of value is read: its type, its range, and what is said where it is neither.
 
 use super::document::{Value, substitute};
-use super::shorten;
+use super::{keys, shorten};
 use rouse_shared::{Secret, duration};
 use std::collections::BTreeMap;
 use std::io::Read as _;
@@ -131,7 +131,7 @@ impl Value<'_> {
 
     /// A table of texts.
     pub(super) fn texts(&self, check_key: impl Fn(&str) -> Result<(), String>) -> Option<BTreeMap<String, String>> {
-        let table = self.table("a table of strings, such as { os = \"linux\" }")?;
+        let table = self.table("a table of strings, such as { os = \"linux\" }", &keys::FREE)?;
         let mut texts = BTreeMap::new();
         for (key, value) in table.map {
             let name = key.get_ref().to_string();
@@ -190,7 +190,7 @@ impl Value<'_> {
 
     /// The content of the file that `{ file = … }` names, where this is such a table.
     pub(super) fn file_content(&self, expected: &str) -> Option<String> {
-        let table = self.table(expected)?;
+        let table = self.table(expected, &keys::FILE)?;
         let content = table.required("file", "file = \"path\"", |file| file.content_of(&file.path()?));
         table.finish();
         content
@@ -202,7 +202,7 @@ impl Value<'_> {
             self.text()?
         } else {
             let expected = "a string, { file = \"path\" } or { env = \"NAME\" }";
-            let table = self.table(expected)?;
+            let table = self.table(expected, &keys::SECRET_SOURCE)?;
             let (file, env) = (table.get("file"), table.get("env"));
             table.finish();
             match (file, env) {

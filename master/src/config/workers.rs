@@ -3,6 +3,7 @@
 use super::document::{Member, Table, Value};
 use super::general::{self, property_name};
 use super::hosts::{self, HostConfig};
+use super::keys;
 use super::{AVAILABLE, BrokerConfig, LibvirtConfig, template};
 use crate::core::plan::{Digest, LatentPlan, ProviderKind, WorkerPlan};
 use rouse_shared::{WorkerName, duration};
@@ -40,7 +41,7 @@ pub(super) fn read(root: &Table<'_>, broker: &BrokerConfig) -> Workers {
     let sections = root.optional("worker", |v| v.items("a list of sections: write [[worker]], with two brackets"));
     let unreachable = general::unreachable(broker);
     for section in sections.unwrap_or_default() {
-        let Some(mut table) = section.table("a section: write [[worker]]") else { continue };
+        let Some(mut table) = section.table("a section: write [[worker]]", &keys::WORKER) else { continue };
         // Sections of an array have one path: the line tells them apart.
         table.path = "worker".to_owned();
         workers.section(&table, unreachable.as_deref());
@@ -259,7 +260,9 @@ fn provider(table: &Table<'_>) -> Option<(Option<HostConfig>, ProviderKind, u64)
     let mut chosen = None;
     for (value, kind) in sections {
         let name = kind.as_str();
-        let Some(section) = value.table(&format!("a section: write [worker.{name}]")) else { continue };
+        let Some(section) = value.table(&format!("a section: write [worker.{name}]"), hosts::keys_of(kind)) else {
+            continue;
+        };
         let (host, fingerprint) = hosts::read(kind, &section);
         match &chosen {
             None => chosen = Some((host, kind, fingerprint)),
