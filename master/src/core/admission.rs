@@ -26,8 +26,8 @@ pub(super) enum Credential {
     Secret,
 }
 
-/// How long an agent that was refused is shown: longer than its pauses, of a minute at most, so that one that goes on asking
-/// is always seen, and one that has stopped is forgotten.
+/// How long an agent that was refused is shown: longer than its pauses, of a minute at most, so that one that goes on
+/// asking is always seen, and one that has stopped is forgotten.
 const REFUSAL_SHOWN: Duration = Duration::from_secs(600);
 /// How much is shown of what agents say of their machines, characters.
 const IDENTITY_SHOWN: usize = 100;
@@ -204,8 +204,8 @@ impl Core {
             let reason = format!("{text} {of:.80}, so it is an old disk or the base image itself");
             return AdmissionDecision::Refuse { reason, power_off: true };
         }
-        // Until its provider has said which machine is the host, and until an impostor's lease is over, this may be the right
-        // one: it is to come again, and its own timer sees to it if nobody wants it.
+        // Until its provider has said which machine is the host, and until an impostor's lease is over, this may be the
+        // right one: it is to come again, and its own timer sees to it if nobody wants it.
         let unsettled = host.identity.is_none() && host.handle.is_none();
         let power_off = !unsettled && !worker.is_impostor();
         let same_life = host.nonce.as_ref().is_none_or(|nonce| *nonce == hello.nonce);
@@ -230,8 +230,8 @@ fn refuse(reason: &str, power_off: bool) -> AdmissionDecision {
     AdmissionDecision::Refuse { reason: reason.to_owned(), power_off }
 }
 
-/// Whether the mark on a host's disk is its own: of the boot data's host, or of the machine where there were none. A disk
-/// that is not made for one host may bear any.
+/// Whether the mark on a host's disk is its own: of the boot data's host, or of the machine where there were none. A
+/// disk that is not made for one host may bear any.
 fn is_own_mark(host: &Host, mark: &str) -> bool {
     let fresh = host.launch.as_ref().is_some_and(|order| order.fresh);
     !fresh || mark == host.id.as_str() || host.identity.as_deref() == Some(mark)

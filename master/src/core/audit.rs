@@ -1,9 +1,9 @@
 //! The audit: what the providers list under our name, compared with the ledger.
 //!
-//! The periodic one (at start, and every `audit.interval`) terminates what has been unknown for longer than any call takes.
-//! The one that a user asks for lists anew in rounds: a difference counts when two lists in a row show it, so that what
-//! changed while a list was on its way is none. If it is to put things right, it goes on until nothing differs that it
-//! may touch, or until its time is over.
+//! The periodic one (at start, and every `audit.interval`) terminates what has been unknown for longer than any call
+//! takes. The one that a user asks for lists anew in rounds: a difference counts when two lists in a row show it, so
+//! that what changed while a list was on its way is none. If it is to put things right, it goes on until nothing
+//! differs that it may touch, or until its time is over.
 
 use super::event::{Effect, Level, ListedHost, Owner, PartialList, Reply, RequestId};
 use super::host::LiveHost;
@@ -19,9 +19,9 @@ use std::time::Duration;
 pub(super) const ORPHAN_AGE: Duration = Duration::from_secs(90);
 /// After a provider's first list since the master started has failed: hosts may have to wait for it.
 const FIRST_LIST_AGAIN: Duration = Duration::from_secs(10);
-/// Lists in a row that must lack a host before it counts as gone: providers list with delay. A host whose agent is heard
-/// of, from the machine that was started for it, is there, whatever they say: a cloud of which a part is down leaves out what
-/// is in that part.
+/// Lists in a row that must lack a host before it counts as gone: providers list with delay. A host whose agent is
+/// heard of, from the machine that was started for it, is there, whatever they say: a cloud of which a part is down
+/// leaves out what is in that part.
 const ABSENT_LISTS: u32 = 2;
 /// When an audit that a user has asked for is answered at the latest. The API and the commands wait a little longer.
 pub const AUDIT_LIMIT: Duration = Duration::from_secs(45);

@@ -314,8 +314,8 @@ impl Core {
     pub(super) fn lose_attempt(&mut self, now: Timestamp, id: AttemptId, why: &str) {
         let Some(build) = self.builds.get_mut(&id.build) else { return };
         let Some(attempt) = build.status.attempts.last_mut().filter(|a| a.number == id.number) else { return };
-        // An outcome that was reported stands, even where the end of its log went with the host. Nobody sends more of that,
-        // but what was sent may still wait in the broker.
+        // An outcome that was reported stands, even where the end of its log went with the host. Nobody sends more of
+        // that, but what was sent may still wait in the broker.
         if attempt.is_live() && attempt.outcome.is_some() {
             let watch = self.log_watches.entry(id).or_default();
             if watch.looks < LOG_LOOKS {

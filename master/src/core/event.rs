@@ -44,8 +44,8 @@ pub enum Event {
     },
     /// The master's own link to the broker came up, or the ledger can be written again. Twice.
     BrokerUp,
-    /// The master's own link to the broker went down, or the ledger cannot be written, so that nobody can attach. Nobody
-    /// counts as missing until it is back. Twice.
+    /// The master's own link to the broker went down, or the ledger cannot be written, so that nobody can attach.
+    /// Nobody counts as missing until it is back. Twice.
     BrokerDown,
     /// A user submits a build. Not late; twice only with the same `message_id`.
     Submit {
@@ -146,7 +146,8 @@ pub enum Event {
         /// Whose logs.
         attempt: AttemptId,
     },
-    /// A chunk came that does not join on to what is there, or [`Effect::CheckLogs`] found bytes missing. Late and twice.
+    /// A chunk came that does not join on to what is there, or [`Effect::CheckLogs`] found bytes missing. Late and
+    /// twice.
     LogGap {
         /// Whose log.
         attempt: AttemptId,
@@ -309,7 +310,8 @@ pub enum Effect {
         /// The answer.
         reply: Reply,
     },
-    /// Work out what to order: resolve the image, choose an alternative. Makes nothing. Answered by [`Event::Prepared`].
+    /// Work out what to order: resolve the image, choose an alternative. Makes nothing. Answered by
+    /// [`Event::Prepared`].
     PrepareHost {
         /// The host.
         host: Box<Host>,
@@ -323,9 +325,11 @@ pub enum Effect {
     TerminateHost(Box<Host>),
     /// Suspend the machine; repeatable. Answered by [`Event::SuspendEnded`].
     SuspendHost(Box<Host>),
-    /// Resume the machine, with boot data that hold the host's new token; repeatable. Answered by [`Event::ResumeEnded`].
+    /// Resume the machine, with boot data that hold the host's new token; repeatable. Answered by
+    /// [`Event::ResumeEnded`].
     ResumeHost(Box<Host>),
-    /// Terminate a machine that has our name and that the ledger does not know; a foreign one only if a user said to adopt.
+    /// Terminate a machine that has our name and that the ledger does not know; a foreign one only if a user said to
+    /// adopt.
     TerminateOrphan {
         /// The provider that listed it.
         provider: ProviderKind,
@@ -343,7 +347,8 @@ pub enum Effect {
         /// Who may send them.
         worker: WorkerName,
     },
-    /// The attempt's logs should have these lengths, a step each. Answered by [`Event::LogsWhole`] or [`Event::LogGap`].
+    /// The attempt's logs should have these lengths, a step each. Answered by [`Event::LogsWhole`] or
+    /// [`Event::LogGap`].
     CheckLogs {
         /// The attempt.
         attempt: AttemptId,
@@ -380,8 +385,8 @@ pub enum Effect {
         /// Whose list.
         provider: ProviderKind,
     },
-    /// Hand a mail to the relay, for those who still wait for it; may be repeated, with the same message id. Answered by
-    /// [`Event::MailSent`].
+    /// Hand a mail to the relay, for those who still wait for it; may be repeated, with the same message id. Answered
+    /// by [`Event::MailSent`].
     SendMail(Box<Mail>),
 }
 

@@ -1,8 +1,8 @@
 //! The core: decides everything, does nothing. `handle(now, Event) -> Vec<Effect>`, without clock, files or network.
 //!
 //! [`event`] holds the two closed lists that a newcomer reads first. Each lifecycle has its place: [`builds`] (and
-//! attempts), [`host`] (a file a phase), [`sessions`], [`missing`], [`workers`], [`mail`]; [`schedule`] brings builds and
-//! workers together.
+//! attempts), [`host`] (a file a phase), [`sessions`], [`missing`], [`workers`], [`mail`]; [`schedule`] brings builds
+//! and workers together.
 
 mod admission;
 pub mod audit;
@@ -325,8 +325,8 @@ impl Worker {
         self.session.as_ref().filter(|l| l.attached)
     }
 
-    /// Whether the agent on a host is alive: heard from within two heartbeats, on the machine that the host's provider has
-    /// named.
+    /// Whether the agent on a host is alive: heard from within two heartbeats, on the machine that the host's provider
+    /// has named.
     fn is_heard_on(&self, host: &Host, now: Timestamp) -> bool {
         let Some(Session { host: id, identity, .. }) = self.session.as_ref().map(|live| &live.session) else {
             return false;

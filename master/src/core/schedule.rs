@@ -40,8 +40,8 @@ impl Core {
         touched
     }
 
-    /// The agent of a machine that we did not start goes on only while its worker is a standing one of the configuration,
-    /// or until what runs on it has ended.
+    /// The agent of a machine that we did not start goes on only while its worker is a standing one of the
+    /// configuration, or until what runs on it has ended.
     fn end_idle_session(&mut self, now: Timestamp, name: &WorkerName) {
         let Some(worker) = self.workers.get(name) else { return };
         // An impostor's lasts as long as its lease.
@@ -210,9 +210,9 @@ impl Core {
         })
     }
 
-    /// Whether `limits.max_hosts` leaves room for one more. Every host counts until its provider reports that it is gone or
-    /// suspended (suspended hosts must not keep the builds of other workers waiting). So does every orphan: nothing is
-    /// started until every provider has listed its hosts.
+    /// Whether `limits.max_hosts` leaves room for one more. Every host counts until its provider reports that it is
+    /// gone or suspended (suspended hosts must not keep the builds of other workers waiting). So does every orphan:
+    /// nothing is started until every provider has listed its hosts.
     pub(super) fn may_start_one(&self) -> bool {
         let Some(most) = self.plan.max_hosts else { return true };
         // Those that this very event found to be gone are still listed, until it has been followed up.

@@ -28,8 +28,8 @@ const CAME_WITHOUT: &str = "its agent came back without this attempt";
 pub(super) enum EndReason {
     /// Nothing: they may run on.
     Unknown,
-    /// None of them runs, since their supervisors have held the lease's deadline. The agent may come back, with the logs of
-    /// those that had ended.
+    /// None of them runs, since their supervisors have held the lease's deadline. The agent may come back, with the
+    /// logs of those that had ended.
     Stopped,
     /// The agent is gone, with all that it kept.
     Gone,
@@ -150,8 +150,8 @@ impl Core {
         self.apply_ended(now, name, ended);
     }
 
-    /// Takes up attempts that an agent has told the end of in its hello. What it had sent of their logs may be gone with the
-    /// broker, and it knows nothing of that: what is missing is asked for at once.
+    /// Takes up attempts that an agent has told the end of in its hello. What it had sent of their logs may be gone
+    /// with the broker, and it knows nothing of that: what is missing is asked for at once.
     fn apply_ended(&mut self, now: Timestamp, name: &WorkerName, ended: Vec<AttemptReport>) {
         for report in ended {
             let id = report.attempt;

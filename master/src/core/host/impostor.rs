@@ -1,7 +1,7 @@
-//! Fencing by host identity. Some providers say only with the answer to a start on which machine the host is, and a hello
-//! may come before that. Whoever attached as the host and turns out to be on another machine is an **impostor**: a copy of
-//! the image with the worker's password in it, say. Its steps may run until its lease is over, so its session is kept
-//! until then, and nothing else: no order, no answered heartbeat, no word of it is believed.
+//! Fencing by host identity. Some providers say only with the answer to a start on which machine the host is, and a
+//! hello may come before that. Whoever attached as the host and turns out to be on another machine is an **impostor**:
+//! a copy of the image with the worker's password in it, say. Its steps may run until its lease is over, so its session
+//! is kept until then, and nothing else: no order, no answered heartbeat, no word of it is believed.
 
 use super::phase::HostEvent;
 use crate::core::admission::WRONG_MACHINE;
@@ -117,8 +117,8 @@ impl Core {
         self.out.push(Effect::Send { queue, message });
     }
 
-    /// The lease of an impostor is over: like a standing worker's, its builds were ended by its supervisors. The host, where it
-    /// is still there, has nothing to do with it, and may attach now.
+    /// The lease of an impostor is over: like a standing worker's, its builds were ended by its supervisors. The host,
+    /// where it is still there, has nothing to do with it, and may attach now.
     pub(in crate::core) fn on_impostor_over(&mut self, now: Timestamp, name: &WorkerName) {
         let why = match self.workers.get(name).and_then(|w| w.host.as_ref()) {
             Some(_) => "its agent was on another machine than its host",

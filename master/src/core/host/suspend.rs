@@ -1,5 +1,6 @@
 //! Suspended hosts: one that is idle is suspended instead of terminated, and resumed instead of another being bought.
-//! `Draining -> Suspending -> Suspended -> Resuming -> Booting`; each step is committed before its provider hears of it.
+//! `Draining -> Suspending -> Suspended -> Resuming -> Booting`; each step is committed before its provider hears of
+//! it.
 //!
 //! Whatever is not as it should be ends the host: nothing that is suspended is worth more than what is built on it.
 
@@ -192,8 +193,8 @@ impl Core {
         self.call(now, id);
     }
 
-    /// Whether an agent that is refused now may be let in soon on the same machine: it was resumed and does not know yet what
-    /// its token is, or it is about to be suspended. Its machine must not be switched off for that.
+    /// Whether an agent that is refused now may be let in soon on the same machine: it was resumed and does not know
+    /// yet what its token is, or it is about to be suspended. Its machine must not be switched off for that.
     pub(in crate::core) fn is_suspending_or_resuming(&self, worker: &WorkerName) -> bool {
         let host = self.workers.get(worker).and_then(|worker| self.host_of(worker));
         host.is_some_and(|live| match live.host.state {

@@ -62,8 +62,8 @@ impl Core {
         }
     }
 
-    /// Proof that nothing of the host runs, if its last step was to the end of its life: its session is over, and what ran on
-    /// it may be tried elsewhere at once.
+    /// Proof that nothing of the host runs, if its last step was to the end of its life: its session is over, and what
+    /// ran on it may be tried elsewhere at once.
     pub(in crate::core) fn host_went(&mut self, now: Timestamp, id: &HostId, before: &Phase, why: &str) {
         let Some(live) = self.hosts.get_mut(id) else { return };
         if *before == Phase::Terminated || live.phase != Phase::Terminated {
