@@ -6,7 +6,7 @@ use crate::config::Config;
 use crate::core::build::BuildState;
 use crate::core::event::{Change, WorkerState};
 use crate::core::record::HostState;
-use crate::driver::{Control, Failure, Master};
+use crate::driver::{Control, Master, MasterError};
 use crate::hosts::process;
 use rouse_shared::Timestamp;
 use std::fs::{self, DirBuilder};
@@ -26,9 +26,9 @@ const IDLE: &str = "3s";
 
 /// When what happened for the first time.
 #[derive(Default)]
-struct Story(Vec<(&'static str, Timestamp)>);
+struct Timeline(Vec<(&'static str, Timestamp)>);
 
-impl Story {
+impl Timeline {
     fn tell(&mut self, change: &Change) {
         let (what, at) = match change {
             Change::Build { state, at, .. } => {
@@ -82,9 +82,9 @@ impl Story {
 ///
 /// # Errors
 /// Where the machine lacks something that it needs.
-pub fn run(source: Option<&Path>) -> Result<bool, Failure> {
+pub fn run(source: Option<&Path>) -> Result<bool, MasterError> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-    let runtime = runtime.map_err(|e| Failure::new("cannot start", &e))?;
+    let runtime = runtime.map_err(|e| MasterError::new("cannot start", &e))?;
     let dir = make_dir()?;
     let mut owner = None;
     let shown = runtime.block_on(show(&dir, source, &mut owner));
@@ -98,17 +98,17 @@ pub fn run(source: Option<&Path>) -> Result<bool, Failure> {
     shown
 }
 
-fn make_dir() -> Result<PathBuf, Failure> {
+fn make_dir() -> Result<PathBuf, MasterError> {
     let mut raw = [0_u8; 6];
-    getrandom::fill(&mut raw).map_err(|e| Failure::new("cannot draw random numbers", &e))?;
+    getrandom::fill(&mut raw).map_err(|e| MasterError::new("cannot draw random numbers", &e))?;
     let name = hex::encode(raw);
     let dir = std::env::temp_dir().join(format!("rouse-demo-{name}"));
-    DirBuilder::new().mode(0o711).create(&dir).map_err(|e| Failure::new(dir.display(), &e))?;
+    DirBuilder::new().mode(0o711).create(&dir).map_err(|e| MasterError::new(dir.display(), &e))?;
     Ok(dir)
 }
 
 /// Tells by `owner` whose the hosts are that it may have started.
-async fn show(dir: &Path, source: Option<&Path>, owner: &mut Option<String>) -> Result<bool, Failure> {
+async fn show(dir: &Path, source: Option<&Path>, owner: &mut Option<String>) -> Result<bool, MasterError> {
     let build = write_build(dir, source)?;
     let port = free_port()?;
     let text = format!(
@@ -119,7 +119,7 @@ async fn show(dir: &Path, source: Option<&Path>, owner: &mut Option<String>) -> 
         password = dir.display().to_string(),
     );
     let config = Config::parse(&text, Path::new("demo.toml"))
-        .map_err(|faults| Failure::from(format!("the demo's own configuration is wrong: {faults}")))?;
+        .map_err(|faults| MasterError::from(format!("the demo's configuration is invalid: {faults}")))?;
     eprintln!("rouse: starting a master with a private broker (a few seconds)");
     let mut interrupted = std::pin::pin!(interrupt());
     let master = tokio::select! {
@@ -156,8 +156,8 @@ async fn interrupt() {
 }
 
 /// Builds as a user would, and watches until the host is gone.
-async fn play(control: &Control, build: &Path, mut changes: broadcast::Receiver<Change>) -> Result<bool, Failure> {
-    let program = std::env::current_exe().map_err(|e| Failure::new("cannot find this program", &e))?;
+async fn play(control: &Control, build: &Path, mut changes: broadcast::Receiver<Change>) -> Result<bool, MasterError> {
+    let program = std::env::current_exe().map_err(|e| MasterError::new("cannot find this program", &e))?;
     let server = format!("http://{}", control.address);
     eprintln!("rouse: $ rouse build --server {server} --file {}", build.display());
     let mut child = tokio::process::Command::new(program)
@@ -167,14 +167,14 @@ async fn play(control: &Control, build: &Path, mut changes: broadcast::Receiver<
         .stdin(Stdio::null())
         .kill_on_drop(true)
         .spawn()
-        .map_err(|e| Failure::new("cannot run `rouse build`", &e))?;
-    let mut story = Story::default();
+        .map_err(|e| MasterError::new("cannot run `rouse build`", &e))?;
+    let mut timeline = Timeline::default();
     let mut status: Option<std::process::ExitStatus> = None;
     let mut deadline = None;
     let mut told = false;
     loop {
-        let refused = status.is_some_and(|s| !s.success()) && story.0.is_empty();
-        if refused || (status.is_some() && story.has("gone")) {
+        let refused = status.is_some_and(|s| !s.success()) && timeline.0.is_empty();
+        if refused || (status.is_some() && timeline.has("gone")) {
             break;
         }
         let late = async {
@@ -185,56 +185,56 @@ async fn play(control: &Control, build: &Path, mut changes: broadcast::Receiver<
         };
         tokio::select! {
             change = changes.recv() => match change {
-                Ok(change) => story.tell(&change),
+                Ok(change) => timeline.tell(&change),
                 Err(_) => break,
             },
             ended = child.wait(), if status.is_none() => {
-                status = Some(ended.map_err(|e| Failure::new("cannot wait for `rouse build`", &e))?);
+                status = Some(ended.map_err(|e| MasterError::new("cannot wait for `rouse build`", &e))?);
                 deadline = Some(GOING);
             }
             () = late => {
-                eprintln!("rouse: the host did not go within {} s", GOING.as_secs());
+                eprintln!("rouse: the host was not terminated within {} s", GOING.as_secs());
                 break;
             }
         }
         // After the build's own last words, which another process says.
-        if !told && status.is_some() && story.has("idle") && !story.has("gone") {
-            eprintln!("rouse: the host is idle; after {IDLE} without work it is shut down");
+        if !told && status.is_some() && timeline.has("idle") && !timeline.has("gone") {
+            eprintln!("rouse: the host is idle; after {IDLE} without work it is terminated");
             told = true;
         }
     }
-    story.print();
-    let good = status.is_some_and(|s| s.success()) && story.has("gone");
+    timeline.print();
+    let good = status.is_some_and(|s| s.success()) && timeline.has("gone");
     if good {
-        eprintln!("rouse: all of it worked; the private broker ends now, and nothing stays behind");
+        eprintln!("rouse: the demo succeeded; the private broker ends now and nothing is left running");
     }
     Ok(good)
 }
 
 /// Ends what the demo's hosts still run, however it came to an end.
-fn end_hosts(owner: &str) -> Result<(), Failure> {
+fn end_hosts(owner: &str) -> Result<(), MasterError> {
     let began = clock::now();
     loop {
-        let left = process::end_all(owner).map_err(|e| Failure::new("cannot end the demo's hosts", &e))?;
+        let left = process::end_all(owner).map_err(|e| MasterError::new("cannot end the demo's hosts", &e))?;
         if left.is_empty() {
             return Ok(());
         }
         if clock::now().since(began) > GOING {
-            return Err(Failure::from(format!("processes {left:?} of the demo did not end; end them by hand")));
+            return Err(MasterError::from(format!("processes {left:?} of the demo did not end; end them by hand")));
         }
         std::thread::sleep(Duration::from_millis(20));
     }
 }
 
-fn free_port() -> Result<u16, Failure> {
+fn free_port() -> Result<u16, MasterError> {
     let socket = TcpListener::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
-    let address = socket.and_then(|s| s.local_addr()).map_err(|e| Failure::new("cannot find a free port", &e))?;
+    let address = socket.and_then(|s| s.local_addr()).map_err(|e| MasterError::new("cannot find a free port", &e))?;
     Ok(address.port())
 }
 
 /// Writes the build that the demo runs: this repository's `shared` crate where it can be found, else a program that
 /// this one carries.
-fn write_build(dir: &Path, source: Option<&Path>) -> Result<PathBuf, Failure> {
+fn write_build(dir: &Path, source: Option<&Path>) -> Result<PathBuf, MasterError> {
     let repository = match source {
         Some(given) => Some(given.to_owned()),
         None => std::env::current_dir().ok().and_then(|here| find_repository(&here)),
@@ -254,7 +254,7 @@ fn write_build(dir: &Path, source: Option<&Path>) -> Result<PathBuf, Failure> {
                 path = variable("PATH").unwrap_or_default(),
             )
         }
-        Some(Err(why)) if source.is_some() => return Err(Failure::from(why)),
+        Some(Err(why)) if source.is_some() => return Err(MasterError::from(why)),
         Some(Err(_)) | None => format!(
             "name = \"primes\"\nworker = \"demo\"\n\
              [[step]]\nname = \"unpack\"\nrun = [\"sh\", \"-c\", '''cat > primes.sh <<\"END\"\n{CARRIED}END\n''']\n\
@@ -263,7 +263,7 @@ fn write_build(dir: &Path, source: Option<&Path>) -> Result<PathBuf, Failure> {
         ),
     };
     let path = dir.join("build.toml");
-    fs::write(&path, text).map_err(|e| Failure::new(path.display(), &e))?;
+    fs::write(&path, text).map_err(|e| MasterError::new(path.display(), &e))?;
     Ok(path)
 }
 

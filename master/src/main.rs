@@ -1,7 +1,7 @@
 //! The program `rouse`: the master, and the commands that talk to one.
 
 use clap::Parser as _;
-use rouse_master::driver::Failure;
+use rouse_master::driver::MasterError;
 use rouse_master::{broker, cli, clock, config, demo, driver, hosts};
 use rouse_shared::Timestamp;
 use std::backtrace::{Backtrace, BacktraceStatus};
@@ -33,7 +33,7 @@ impl cli::Local for Program {
         }
         let lost = log.lost.clone();
         let result = block_on(async {
-            tokio::spawn(tell_of_lost(lost));
+            tokio::spawn(report_lost_lines(lost));
             driver::run(path, config).await
         });
         end(log, result.map(|()| true))
@@ -62,9 +62,9 @@ impl cli::Local for Program {
     }
 }
 
-/// Lines that wait for standard error, at most; what finds no room is left out.
+/// Lines that wait for standard error, at most; more are dropped.
 const LINES: usize = 10_000;
-/// Between looks whether lines were left out.
+/// Between two checks for dropped lines.
 const LOST: Duration = Duration::from_secs(60);
 /// How long the last lines and the last word may take.
 const LAST: Duration = Duration::from_secs(2);
@@ -100,22 +100,22 @@ fn start_log(level: &str) -> Log {
     Log { writer, lost }
 }
 
-/// Says how many lines found no room, each time that there are more.
-async fn tell_of_lost(lost: ErrorCounter) {
-    let mut told = 0;
+/// Reports how many lines were dropped, each time that there are more.
+async fn report_lost_lines(lost: ErrorCounter) {
+    let mut reported = 0;
     loop {
         tokio::time::sleep(LOST).await;
         let now = lost.dropped_lines();
-        if now > told {
-            tracing::error!("{} lines of the log could not be written and are lost", now - told);
-            told = now;
+        if now > reported {
+            tracing::error!("{} lines of the log could not be written and are lost", now - reported);
+            reported = now;
         }
     }
 }
 
-fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+fn block_on<T>(work: impl Future<Output = Result<T, MasterError>>) -> Result<T, MasterError> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-    let runtime = runtime.map_err(|e| Failure::new("cannot start", &e))?;
+    let runtime = runtime.map_err(|e| MasterError::new("cannot start", &e))?;
     let result = runtime.block_on(work);
     // Calls that are still under way must not keep the program.
     runtime.shutdown_background();
@@ -123,7 +123,7 @@ fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Fail
 }
 
 /// The log's last lines, then the last word. Where nobody reads them the program ends all the same.
-fn end(log: Log, result: Result<bool, Failure>) -> ExitCode {
+fn end(log: Log, result: Result<bool, MasterError>) -> ExitCode {
     let (code, failure) = match result {
         Ok(true) => (ExitCode::SUCCESS, None),
         Ok(false) => (ExitCode::FAILURE, None),

@@ -36,8 +36,12 @@ inline_schema!(Size: { "anyOf": [
 pub(super) struct Time;
 
 inline_schema!(Time: { "anyOf": [
-    { "type": "integer", "minimum": 0 },
-    { "type": "string", "pattern": "^([0-9]+|([0-9]+d)?([0-9]+h)?([0-9]+m)?([0-9]+s)?([0-9]+ms)?)$", "minLength": 1 },
+    { "type": "integer", "minimum": 0, "maximum": LONGEST.as_secs() },
+    {
+        "type": "string",
+        "pattern": "^([0-9]+|([0-9]+w)?([0-9]+d)?([0-9]+h)?([0-9]+m)?([0-9]+s)?([0-9]+ms)?)$",
+        "minLength": 1,
+    },
 ] });
 
 inline_schema!(SecretSource: { "anyOf": [

@@ -30,7 +30,7 @@ pub struct Admission {
     pub worker: WorkerName,
     /// What it gave for a password: the worker's own, a boot token or a session's secret.
     pub password: String,
-    /// Yes, or why not, for our log alone. Dropped without an answer, the broker is told to ask again.
+    /// Yes, or why not, for our log alone. If it is dropped, the broker gets an error, which it does not cache.
     pub reply: oneshot::Sender<Result<(), String>>,
 }
 
@@ -49,10 +49,18 @@ pub struct AuthServer {
 
 /// Why the server cannot run.
 #[derive(Debug, thiserror::Error)]
-#[error("{address} cannot be listened on for the broker's questions; change broker.auth_listen")]
-pub struct AuthError {
-    address: SocketAddr,
-    source: std::io::Error,
+pub enum AuthError {
+    /// Another program has the address.
+    #[error("{0} is already in use; stop what uses it or change broker.auth_listen")]
+    AddressInUse(SocketAddr),
+    /// The address cannot be listened on for another reason.
+    #[error("cannot listen on {address}, which broker.auth_listen names")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// What the kernel says.
+        source: std::io::Error,
+    },
 }
 
 struct Shared {
@@ -81,7 +89,10 @@ impl AuthServer {
         refusals: Refusals,
         conduct: RateLimiter,
     ) -> Result<Self, AuthError> {
-        let failed = |source| AuthError { address: listen, source };
+        let failed = |source: std::io::Error| match source.kind() {
+            std::io::ErrorKind::AddrInUse => AuthError::AddressInUse(listen),
+            _ => AuthError::Listen { address: listen, source },
+        };
         let listener = tokio::net::TcpListener::bind(listen).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
         // Small answers: with Nagle's algorithm and a delayed acknowledgement each would wait 40 ms.
@@ -138,7 +149,10 @@ async fn user(State(shared): State<Arc<Shared>>, body: Bytes) -> Answer {
         }
         Ok(None) => ASK_AGAIN,
         Err(_elapsed) => {
-            warn!(user = name, "no answer in time to whether it may connect; the agent will try again");
+            warn!(
+                user = name,
+                "the master did not decide in time whether this worker may connect; the agent will retry"
+            );
             ASK_AGAIN
         }
     }
@@ -166,7 +180,7 @@ async fn topic(State(shared): State<Arc<Shared>>, body: Bytes) -> Answer {
     settle(&shared, &form, None, rule)
 }
 
-fn settle(shared: &Shared, form: &Form, address: Option<&str>, rule: Result<(), rules::Denied>) -> Answer {
+fn settle(shared: &Shared, form: &Form, address: Option<&str>, rule: Result<(), rules::DeniedError>) -> Answer {
     match rule {
         // Once the broker has forgotten its earlier answers, after 30 s, nothing new is opened.
         Ok(()) if shared.conduct.is_cut_off(form.text("username")) => DENY,

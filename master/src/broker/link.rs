@@ -6,17 +6,17 @@
 
 mod closings;
 mod connect;
-mod judge;
 mod outbound;
 mod receipt;
 mod session;
 mod uri;
+mod validate;
 
 pub(super) use connect::make_inbox;
-pub use judge::Dropped;
 pub use outbound::Outbound;
 pub use receipt::{Receipt, ack_all};
 pub use uri::Endpoints;
+pub use validate::Dropped;
 
 use super::limits::RECONNECT;
 use super::rate_limiter::RateLimiter;
@@ -86,7 +86,7 @@ pub enum Inbound {
     },
     /// The last connection that is known of this worker closed. A hint: it may be late, missing, or beside the point.
     Closed {
-        /// Whose.
+        /// The worker whose connection it was.
         worker: WorkerName,
     },
 }
@@ -166,28 +166,28 @@ impl LinkHandle {
 
 async fn run(settings: LinkSettings, ends: session::Ends, outbox: Arc<Outbox>, mut waiting: outbound::Waiting) {
     let mut pause = RECONNECT.0;
-    let mut told = String::new();
+    let mut reported = String::new();
     loop {
         match connect::connect(&settings).await {
             Ok(session) => {
                 info!(broker = session.endpoint, "connected to the broker");
-                (pause, told) = (RECONNECT.0, String::new());
+                (pause, reported) = (RECONNECT.0, String::new());
                 outbox.open(&mut waiting);
                 if ends.inbound.send(Inbound::Up).await.is_err() {
                     return;
                 }
                 let why = session.run(&ends, &settings.refusals, &mut waiting).await;
                 outbox.close();
-                warn!(why, "lost the broker");
+                warn!("lost the connection to the broker: {why}");
                 if ends.inbound.send(Inbound::Down { why }).await.is_err() {
                     return;
                 }
             }
             Err(why) => {
                 // Said once for each reason, not at each try.
-                if why != told {
-                    warn!(why, "cannot connect to the broker; trying on");
-                    told = why;
+                if why != reported {
+                    warn!("cannot connect to the broker: {why}; retrying");
+                    reported = why;
                 }
                 if ends.inbound.is_closed() {
                     return;

@@ -37,8 +37,8 @@ pub struct NodeSettings {
 pub enum NodeError {
     /// RabbitMQ is not installed where it is looked for.
     #[error(
-        "{program} was not found; install RabbitMQ (Debian: apt-get install --no-install-recommends rabbitmq-server), or \
-         set broker.url to a broker of yours"
+        "{program} was not found; install RabbitMQ (Debian: apt-get install --no-install-recommends rabbitmq-server) or set \
+         broker.url"
     )]
     NotInstalled {
         /// The program that is missing.
@@ -48,15 +48,21 @@ pub enum NodeError {
     #[error("broker.listen has no address")]
     NoAddress,
     /// Another program has the address.
-    #[error("{address} cannot be listened on: {}", hint(source))]
-    AddressTaken {
+    #[error("{0} is already in use, perhaps by the system's RabbitMQ; stop it or change broker.listen")]
+    AddressInUse(SocketAddr),
+    /// No interface has the address, or not yet.
+    #[error("this machine does not have the address {0}; bring up its interface or change broker.listen")]
+    AddressNotAvailable(SocketAddr),
+    /// The address cannot be listened on for another reason.
+    #[error("cannot listen on {address}")]
+    Listen {
         /// The address.
         address: SocketAddr,
         /// What the kernel says.
         source: io::Error,
     },
     /// The node's directory cannot be used.
-    #[error("{} is not usable", path.display())]
+    #[error("cannot use {}", path.display())]
     Directory {
         /// The file or directory.
         path: PathBuf,
@@ -68,15 +74,15 @@ pub enum NodeError {
     PathTooLong(PathBuf),
     /// There is data of a node but not the password that its account was made with.
     #[error(
-        "{} is gone, and the broker knows the master by it; bring it back, or remove the directory mnesia beside it, which \
-         forgets what waits in the broker's queues",
+        "{} is missing, and the broker's data are protected by it; restore it, or remove the directory mnesia beside it, \
+         which deletes what waits in the broker's queues",
         .0.display()
     )]
     PasswordLost(PathBuf),
     /// The processes cannot be started.
-    #[error("{} cannot be started", program.display())]
+    #[error("cannot run {}", program.display())]
     Spawn {
-        /// Which.
+        /// Its path.
         program: PathBuf,
         /// What the kernel says.
         source: io::Error,
@@ -101,15 +107,6 @@ pub enum NodeError {
     /// The supervising thread ended, which it does only when asked.
     #[error("the broker was stopped")]
     Stopped,
-}
-
-/// What to do about an address that cannot be listened on.
-fn hint(error: &io::Error) -> &'static str {
-    if error.kind() == io::ErrorKind::AddrNotAvailable {
-        "this machine does not have it, or not yet (a bridge that is down?); bring it up, or change broker.listen"
-    } else {
-        "another program (a system-wide RabbitMQ?) may use it; stop that, or change broker.listen"
-    }
 }
 
 /// How a private node does.
@@ -151,10 +148,10 @@ impl Node {
     /// Where RabbitMQ is not installed, an address is taken, the directory cannot be used, or the node does not come up.
     pub async fn start(settings: NodeSettings) -> Result<Self, NodeError> {
         let master_address = master_address(&settings.listen).ok_or(NodeError::NoAddress)?;
-        let programs = process::Programs::find()?;
         for address in &settings.listen {
             wait_for_address(*address).await?;
         }
+        let programs = process::Programs::find()?;
         let mut prepared = config::prepare(&settings, master_address.ip().is_loopback())?;
         let unsettled = prepared.unsettled.take();
         let url = format!("amqp://{MASTER_USER}:{}@{master_address}/{VHOST}", prepared.password);
@@ -221,7 +218,13 @@ async fn wait_for_address(address: SocketAddr) -> Result<(), NodeError> {
                 left = left.saturating_sub(pause);
                 tokio::time::sleep(pause).await;
             }
-            Err(source) => return Err(NodeError::AddressTaken { address, source }),
+            Err(source) => {
+                return Err(match source.kind() {
+                    io::ErrorKind::AddrInUse => NodeError::AddressInUse(address),
+                    io::ErrorKind::AddrNotAvailable => NodeError::AddressNotAvailable(address),
+                    _ => NodeError::Listen { address, source },
+                });
+            }
         }
     }
 }

@@ -123,13 +123,13 @@ impl RateLimiter {
         let (within, what) = match deed {
             Kind::Message => (record.messages.take(&MESSAGES, now), "messages"),
             Kind::Hello => (record.hellos.take(&HELLOS, now), "hellos"),
-            Kind::Dropped => (record.dropped.take(&DROPPED, now), "messages that are none"),
+            Kind::Dropped => (record.dropped.take(&DROPPED, now), "malformed messages"),
         };
         if !within {
             *record = Record::new(now, Some(now + CUT_OFF));
             drop(records);
             let minutes = CUT_OFF.as_secs() / 60;
-            self.refusals.refused(worker.as_str(), &format!("too many {what}: cut off for {minutes} minutes"));
+            self.refusals.refused(worker.as_str(), &format!("too many {what}: ignored for {minutes} minutes"));
         }
     }
 }
@@ -155,7 +155,7 @@ mod tests {
         many(&conduct, now + Duration::from_secs(100), 30_000, 0, &Kind::Message);
         assert!(conduct.is_cut_off("w1") && !conduct.is_cut_off("w10"));
         assert_eq!(conduct.cut_off(), 1);
-        assert!(conduct.refusals.reason("w1").unwrap().contains("cut off for 5 minutes"));
+        assert!(conduct.refusals.reason("w1").unwrap().contains("ignored for 5 minutes"));
     }
 
     #[test]

@@ -48,7 +48,7 @@ impl Refusals {
     pub fn refused_hello(&self, name: &str, identity: &str, reason: &str) {
         if self.lock().first(&shown(name), &reason.chars().take(LONGEST_REASON).collect::<String>()) {
             let (name, identity) = (shown(name), shown(identity));
-            warn!("an agent that says it is {name} ({}) was refused: {reason}", identity.escape_debug());
+            warn!("an agent that claims to be {name} ({}) was refused: {reason}", identity.escape_debug());
         }
     }
 
@@ -78,7 +78,7 @@ impl Refusals {
         });
         let others = std::mem::take(&mut state.others);
         if others > 0 {
-            warn!(times = others, "refused under still other names within a minute");
+            warn!(times = others, "more agents were refused in the last minute; their names are omitted");
         }
     }
 

@@ -242,6 +242,11 @@ impl Config {
         reading.config.ok_or(Faults(reading.faults))
     }
 
+    /// The workers whose hosts one kind of provider makes, and their sections.
+    pub fn sections<T: hosts::Section + 'static>(&self) -> impl Iterator<Item = (&WorkerName, &T)> {
+        self.hosts.iter().filter_map(|(worker, host)| Some((worker, T::of(host)?)))
+    }
+
     /// What an empty file gives, but for the state directory: every default, and no worker.
     pub fn without_file(state_dir: PathBuf) -> Config {
         Config {

@@ -1,4 +1,4 @@
-//! DiskSpace on the disk of the state directory. New work is refused, and logs wait at their agents, before the ledger itself
+//! The free space of the state directory. New work is refused, and logs wait at their agents, before the ledger itself
 //! cannot be written: what was accepted can then still be brought to its end.
 
 use rustix::fs::{StatVfsMountFlags, statvfs};
@@ -32,7 +32,7 @@ impl DiskSpace {
 
     fn at_least(&self, wanted: u64) -> Result<(), String> {
         let dir = self.0.display();
-        let disk = statvfs(&self.0).map_err(|error| format!("failed to look for room in {dir}: {error}"))?;
+        let disk = statvfs(&self.0).map_err(|error| format!("cannot read the free space of {dir}: {error}"))?;
         if disk.f_flag.contains(StatVfsMountFlags::RDONLY) {
             return Err(format!("the file system of {dir} is read-only"));
         }

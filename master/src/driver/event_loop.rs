@@ -3,7 +3,7 @@
 use super::batch::Batch;
 use super::disk_space::DiskSpace;
 use super::perform::{Asker, Executor};
-use super::{Failure, WAITING, ended};
+use super::{MasterError, WAITING, ended};
 use crate::broker::{Admission, Inbound, ack_all};
 use crate::config::Config;
 use crate::core::build::BuildState;
@@ -62,10 +62,10 @@ pub(super) fn spawn(
     doer: Executor,
     inputs: Inputs,
     config: Config,
-) -> Result<oneshot::Receiver<String>, Failure> {
+) -> Result<oneshot::Receiver<String>, MasterError> {
     let (end, ended) = oneshot::channel();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
-    let runtime = runtime.map_err(|e| Failure::new("cannot start the loop", &e))?;
+    let runtime = runtime.map_err(|e| MasterError::new("cannot start the loop", &e))?;
     let room = DiskSpace::new(&config.master.state_dir);
     let body = move || {
         let mut turner = EventLoop {
@@ -91,7 +91,7 @@ pub(super) fn spawn(
         .name("loop".to_owned())
         .spawn(body)
         .map(|_| ended)
-        .map_err(|e| Failure::new("cannot start the loop", &e))
+        .map_err(|e| MasterError::new("cannot start the loop", &e))
 }
 
 pub(super) struct EventLoop {

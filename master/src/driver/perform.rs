@@ -3,12 +3,10 @@
 
 use crate::broker::{LinkHandle, Outbound, Refusals};
 use crate::config::Config;
-use crate::core::event::{
-    Change, Effect, Event, Level, ListedHost, PartialList, Reply, RequestId, StartError, Termination,
-};
+use crate::core::event::{Change, Effect, Event, Level, ListedHost, PartialList, Reply, RequestId, StartError};
 use crate::core::plan::ProviderKind;
 use crate::core::record::Host;
-use crate::hosts::{CALL_LIMIT, Hosts};
+use crate::hosts::Hosts;
 use crate::logs::Logs;
 use crate::mail::{self, Patience};
 use crate::web::{self, Figure};
@@ -75,110 +73,73 @@ impl Executor {
     pub(super) fn perform(&mut self, effect: Effect, config: &Config) -> Option<Event> {
         match effect {
             // Committed by now.
-            Effect::Save(_) => None,
+            Effect::Save(_) => {}
             Effect::Send { queue, message } => {
                 self.send(Outbound::Agent { queue, message });
-                None
             }
             Effect::Reply { request, reply } => {
                 self.reply(request, reply);
-                None
             }
             Effect::PrepareHost { host, number } => {
                 self.prepare_host(*host, number, config);
-                None
             }
             Effect::StartHost(host) => {
                 let hosts = self.hosts.clone();
-                self.beside(async move {
+                self.spawn_call(async move {
                     let number = host.launch.as_ref().map_or(0, |o| o.number);
-                    let result = match hosts.provider(host.provider) {
-                        Some(p) => {
-                            let answer = tokio::time::timeout(CALL_LIMIT, p.start(&host)).await;
-                            answer.unwrap_or_else(|_| Err(StartError::Unknown(silent())))
-                        }
-                        None => Err(StartError::Rejected(absent(host.provider))),
-                    };
+                    let result = hosts.call(host.provider, |p| p.start(&host)).await;
+                    let result = result.unwrap_or_else(|e| Err(e.into_start(StartError::Unknown)));
                     Event::StartEnded { host: host.id, number, result }
                 });
-                None
             }
             Effect::TerminateHost(host) => {
                 let hosts = self.hosts.clone();
-                self.beside(async move {
-                    let result = match hosts.provider(host.provider) {
-                        Some(p) => {
-                            let answer = tokio::time::timeout(CALL_LIMIT, p.terminate(&host)).await;
-                            answer.unwrap_or_else(|_| Err(silent()))
-                        }
-                        None => Err(absent(host.provider)),
-                    };
-                    Event::TerminateEnded { host: host.id, result }
+                self.spawn_call(async move {
+                    let result = hosts.call(host.provider, |p| p.terminate(&host)).await;
+                    Event::TerminateEnded { host: host.id, result: result.unwrap_or_else(|e| Err(e.into())) }
                 });
-                None
             }
             Effect::SuspendHost(host) => {
                 let hosts = self.hosts.clone();
-                self.beside(async move {
-                    let result = match hosts.provider(host.provider) {
-                        Some(p) => {
-                            let answer = tokio::time::timeout(CALL_LIMIT, p.suspend(&host)).await;
-                            answer.unwrap_or_else(|_| Err(silent()))
-                        }
-                        None => Err(absent(host.provider)),
-                    };
-                    Event::SuspendEnded { host: host.id, result }
+                self.spawn_call(async move {
+                    let result = hosts.call(host.provider, |p| p.suspend(&host)).await;
+                    Event::SuspendEnded { host: host.id, result: result.unwrap_or_else(|e| Err(e.into())) }
                 });
-                None
             }
             Effect::ResumeHost(host) => {
                 let (hosts, boot) = (self.hosts.clone(), self.boot_data(&host, config));
-                self.beside(async move {
-                    let result = match hosts.provider(host.provider) {
-                        Some(p) => {
-                            let answer = tokio::time::timeout(CALL_LIMIT, p.resume(&host, boot)).await;
-                            answer.unwrap_or_else(|_| Err(StartError::Unknown(silent())))
-                        }
-                        None => Err(StartError::Rejected(absent(host.provider))),
-                    };
+                self.spawn_call(async move {
+                    let result = hosts.call(host.provider, |p| p.resume(&host, boot)).await;
+                    let result = result.unwrap_or_else(|e| Err(e.into_start(StartError::Unknown)));
                     Event::ResumeEnded { host: host.id, result }
                 });
-                None
             }
             Effect::TerminateOrphan { provider, listed } => {
                 let hosts = self.hosts.clone();
                 self.runtime.spawn(async move {
-                    if let Err(why) = terminate_listed(&hosts, provider, &listed).await {
+                    let result = hosts.call(provider, |p| p.terminate_listed(&listed)).await;
+                    if let Err(why) = result.unwrap_or_else(|e| Err(e.into())) {
                         warn!("orphan {} could not be terminated: {why}; the next audit tries again", listed.handle);
                     }
                 });
-                None
             }
             Effect::FetchConsole(host) => {
                 let hosts = self.hosts.clone();
-                self.beside(async move {
-                    let text = match hosts.provider(host.provider) {
-                        // Without an answer in time there is none: the core waits no longer than that either.
-                        Some(provider) => {
-                            tokio::time::timeout(CALL_LIMIT, provider.console(&host)).await.ok().flatten()
-                        }
-                        None => None,
-                    };
+                self.spawn_call(async move {
+                    // Without an answer in time there is none: the core waits no longer than that either.
+                    let text = hosts.call(host.provider, |p| p.console(&host)).await.ok().flatten();
                     Event::Console { host: host.id, text }
                 });
-                None
             }
             Effect::ListHosts(provider) => {
                 let hosts = self.hosts.clone();
-                // A provider that this build has not lists nothing, and nothing can have been made by it.
+                // A provider that this build does not have lists nothing, and nothing can have been made by it.
                 if hosts.provider(provider).is_some() {
-                    self.beside(async move { Event::Listed { provider, result: list(&hosts, provider).await } });
+                    self.spawn_call(async move { Event::Listed { provider, result: list(&hosts, provider).await } });
                 }
-                None
             }
             Effect::OpenLogs { attempt, worker } => {
                 self.logs.open(attempt, worker);
-                None
             }
             Effect::CheckLogs { attempt, lengths, overdue } => {
                 self.logs.expect(attempt, lengths.clone());
@@ -186,50 +147,44 @@ impl Executor {
                     return Some(Event::LogsWhole { attempt });
                 }
                 let missing = self.logs.missing(attempt, &lengths).filter(|_| overdue);
-                missing.map(|(step, offset)| Event::LogGap { attempt, step, offset })
+                return missing.map(|(step, offset)| Event::LogGap { attempt, step, offset });
             }
             Effect::CloseLogs { attempt } => {
                 self.logs.close(attempt);
-                None
             }
             Effect::Publish(change) => {
                 self.announce(change);
-                None
             }
             Effect::Log(Level::Info, text) => {
                 info!("{text}");
-                None
             }
             Effect::Log(Level::Warn, text) => {
                 warn!("{text}");
-                None
             }
             Effect::LogRefused { worker, identity, reason } => {
                 self.refusals.refused_hello(worker.as_str(), &identity, &reason);
-                None
             }
             Effect::ListForAudit { request, round, provider } => {
                 let hosts = self.hosts.clone();
-                self.beside(async move {
+                self.spawn_call(async move {
                     let result = list(&hosts, provider).await;
                     Event::ListedForAudit { request, round, provider, result }
                 });
-                None
             }
             Effect::SendMail(mail) => {
                 // As the configuration is now: what is wrong with it may have been mended since the last try.
                 let (settings, master) = (config.mail.clone(), config.master.name.clone());
-                self.beside(async move {
+                self.spawn_call(async move {
                     let handed = mail::hand_over(&settings, &master, &mail, Patience::default()).await;
                     Event::MailSent { mail: mail.id, handed }
                 });
-                None
             }
         }
+        None
     }
 
     /// Runs a call beside the loop; its end comes back as an event.
-    fn beside(&self, call: impl Future<Output = Event> + Send + 'static) {
+    fn spawn_call(&self, call: impl Future<Output = Event> + Send + 'static) {
         let events = self.events.clone();
         self.runtime.spawn(async move {
             let event = call.await;
@@ -254,14 +209,10 @@ impl Executor {
 
     fn prepare_host(&self, host: Host, number: u32, config: &Config) {
         let (hosts, boot) = (self.hosts.clone(), self.boot_data(&host, config));
-        self.beside(async move {
-            let result = match hosts.provider(host.provider) {
-                Some(provider) => {
-                    let answer = tokio::time::timeout(CALL_LIMIT, provider.prepare(&host, number, boot)).await;
-                    answer.unwrap_or_else(|_| Err(StartError::Transient(silent())))
-                }
-                None => Err(StartError::Rejected(absent(host.provider))),
-            };
+        self.spawn_call(async move {
+            let result = hosts.call(host.provider, |p| p.prepare(&host, number, boot)).await;
+            // It makes nothing, so it may be repeated.
+            let result = result.unwrap_or_else(|e| Err(e.into_start(StartError::Transient)));
             Event::Prepared { host: host.id, number, result }
         });
     }
@@ -290,10 +241,10 @@ impl Executor {
             }
             Some(Asker::Inbox { reply_to: None, .. }) => {
                 if let Reply::Refused { reason, .. } | Reply::NotFound(reason) | Reply::Unavailable(reason) = answer {
-                    warn!("a build from the inbox was refused: {reason}");
+                    warn!("a build from the submission queue was refused: {reason}");
                 }
             }
-            None => warn!("an answer without a question"),
+            None => warn!("a reply to an unknown request"),
         }
     }
 
@@ -327,24 +278,6 @@ impl Executor {
     }
 }
 
-fn silent() -> String {
-    format!("no answer within {} s", CALL_LIMIT.as_secs())
-}
-
-fn absent(provider: ProviderKind) -> String {
-    format!("this build of rouse has no provider {}", provider.as_str())
-}
-
 async fn list(hosts: &Hosts, provider: ProviderKind) -> Result<Vec<ListedHost>, PartialList> {
-    match hosts.provider(provider) {
-        Some(p) => tokio::time::timeout(CALL_LIMIT, p.list()).await.unwrap_or_else(|_| Err(silent().into())),
-        None => Err(absent(provider).into()),
-    }
-}
-
-async fn terminate_listed(hosts: &Hosts, provider: ProviderKind, listed: &ListedHost) -> Result<Termination, String> {
-    match hosts.provider(provider) {
-        Some(p) => tokio::time::timeout(CALL_LIMIT, p.terminate_listed(listed)).await.unwrap_or_else(|_| Err(silent())),
-        None => Err(absent(provider)),
-    }
+    hosts.call(provider, |p| p.list()).await.unwrap_or_else(|e| Err(e.into()))
 }

@@ -21,12 +21,20 @@ pub struct State {
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
     /// Another master runs on it.
-    #[error("another master runs on the state directory {}; give this one its own master.state_dir", .0.display())]
+    #[error("another master uses the state directory {}; stop it or change master.state_dir", .0.display())]
     InUse(PathBuf),
-    /// A file cannot be made, read or locked.
-    #[error("{} is not usable; fix its owner, or change master.state_dir", path.display())]
+    /// It cannot be made, or nothing can be written in it.
+    #[error("state directory {} is not writable ({reason}); fix its owner or change master.state_dir", dir.display())]
+    NotWritable {
+        /// The directory.
+        dir: PathBuf,
+        /// What the kernel says, without its number.
+        reason: String,
+    },
+    /// A file in it cannot be made, read or locked.
+    #[error("cannot use {}", path.display())]
     File {
-        /// The file, or the directory itself.
+        /// The file.
         path: PathBuf,
         /// What the kernel says.
         source: io::Error,
@@ -45,9 +53,10 @@ impl State {
             move |source| StateError::File { path, source }
         };
         // Passable, so that builds with `run_as` reach their own directories; what is in it is readable to us alone.
-        fs::DirBuilder::new().recursive(true).mode(0o711).create(dir).map_err(failed(dir))?;
+        fs::DirBuilder::new().recursive(true).mode(0o711).create(dir).map_err(|e| not_writable(dir, &e))?;
         let path = dir.join("lock");
-        let lock = File::options().create(true).append(true).mode(0o600).open(&path).map_err(failed(&path))?;
+        let lock =
+            File::options().create(true).append(true).mode(0o600).open(&path).map_err(|e| not_writable(dir, &e))?;
         match lock.try_lock() {
             Ok(()) => {}
             Err(fs::TryLockError::WouldBlock) => return Err(StateError::InUse(dir.to_owned())),
@@ -69,6 +78,13 @@ impl State {
     }
 }
 
+fn not_writable(dir: &Path, error: &io::Error) -> StateError {
+    let text = error.to_string();
+    // The number says nothing to a reader: "Permission denied (os error 13)".
+    let reason = text.split(" (os error").next().unwrap_or_default().to_lowercase();
+    StateError::NotWritable { dir: dir.to_owned(), reason }
+}
+
 /// The text in a file of ours, drawn and written at the first time: 32 hexadecimal digits.
 fn kept(path: &Path) -> io::Result<String> {
     match File::open(path) {
@@ -77,7 +93,7 @@ fn kept(path: &Path) -> io::Result<String> {
             file.read_to_string(&mut text)?;
             let text = text.trim().to_owned();
             if text.is_empty() {
-                Err(io::Error::other("it is empty; remove it to have a new one made"))
+                Err(io::Error::other("the file is empty; remove it to have a new one made"))
             } else {
                 Ok(text)
             }
@@ -86,7 +102,7 @@ fn kept(path: &Path) -> io::Result<String> {
             let mut raw = [0_u8; 16];
             getrandom::fill(&mut raw).map_err(io::Error::other)?;
             let text = hex::encode(raw);
-            // Half an identity would disown every host.
+            // With half an identity the master would recognize none of its hosts.
             files::replace(path, format!("{text}\n").as_bytes())?;
             Ok(text)
         }

@@ -1,6 +1,6 @@
 //! The libvirt network that gives each worker its name: `rouse libvirt-network`.
 
-use crate::config::{Config, HostConfig, LibvirtConfig, hosts::DomainXml};
+use crate::config::{Config, LibvirtConfig, hosts::DomainXml};
 use rouse_shared::WorkerName;
 use sha2::{Digest as _, Sha256};
 use std::collections::BTreeSet;
@@ -39,12 +39,7 @@ fn ip_of(worker: &WorkerName, taken: &mut BTreeSet<u16>) -> Option<Ipv4Addr> {
 /// # Errors
 /// Where there is no such worker, or no such one: a sentence.
 pub fn network(config: &Config, name: Option<&str>) -> Result<String, String> {
-    let libvirt = |host: &HostConfig| match host {
-        HostConfig::Libvirt(libvirt) => Some((**libvirt).clone()),
-        HostConfig::Process(_) | HostConfig::Ec2(_) | HostConfig::Openstack(_) => None,
-    };
-    let workers: Vec<(&WorkerName, LibvirtConfig)> =
-        config.hosts.iter().filter_map(|(worker, host)| Some((worker, libvirt(host)?))).collect();
+    let workers: Vec<(&WorkerName, &LibvirtConfig)> = config.sections().collect();
     let networks: BTreeSet<&str> = workers.iter().map(|(_, libvirt)| libvirt.network.as_str()).collect();
     let all = || networks.iter().copied().collect::<Vec<_>>().join(", ");
     let name = match (name, networks.len()) {

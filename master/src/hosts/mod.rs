@@ -1,5 +1,6 @@
-//! Providers: the things that make hosts. A new one is one file here, one line in [`Hosts::provider`], and one line in
-//! the contract suite. Retries, caps, timeouts, mail and naming are the core's business.
+//! Providers: the things that make hosts. A new one is a module here, a section in `config/hosts/`, a field of [`Hosts`] with
+//! its line in [`Hosts::provider`], and one line in the contract suite. Retries, caps, timeouts, mail and naming are the
+//! core's business.
 
 #[cfg(feature = "ec2")]
 pub mod ec2;
@@ -18,60 +19,88 @@ use crate::config::Config;
 use crate::core::event::{ListedHost, PartialList, StartError, Started, Suspension, Termination};
 use crate::core::plan::ProviderKind;
 use crate::core::record::{Host, HostState, LaunchSpec};
+use async_trait::async_trait;
+use futures_util::future::BoxFuture;
 use rouse_shared::boot::BootData;
 use rouse_shared::message::Hello;
 use rouse_shared::{HostId, WorkerName};
 use std::collections::BTreeMap;
-use std::future::Future;
 use std::path::PathBuf;
-use std::pin::Pin;
 use std::time::Duration;
 use tokio::sync::mpsc;
 
-/// A provider's answer, some time later.
-pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
-
 /// What every provider can do. Each call has a deadline of its own and may be repeated.
+#[async_trait]
 pub trait Provider: Send + Sync {
-    /// Works out what [`Self::start`] is to order for a host: resolves its image, takes the alternative of this `number`
-    /// (from 0; it is asked for only where the order before it said that there are more). Makes nothing, so every error
+    /// Works out what [`Self::start`] is to order for a host: resolves its image and takes the alternative of this `number`,
+    /// from 0; a later one is asked for only if the order before it said that there are more. Makes nothing, so every error
     /// is certain.
-    fn prepare<'a>(
-        &'a self,
-        host: &'a Host,
-        number: u32,
-        boot: BootData,
-    ) -> BoxFuture<'a, Result<LaunchSpec, StartError>>;
-    /// Makes the machine of the host's order, word for word, or finds the one that an earlier call has made.
-    fn start<'a>(&'a self, host: &'a Host) -> BoxFuture<'a, Result<Started, StartError>>;
-    /// Ends the host's machine. `Gone` only when the provider itself says that there is none, or where none was ordered.
-    fn terminate<'a>(&'a self, host: &'a Host) -> BoxFuture<'a, Result<Termination, String>>;
-    /// Puts the host's machine to sleep: it runs no more and can be resumed. `Asleep` only when the provider itself says so.
-    fn suspend<'a>(&'a self, _host: &'a Host) -> BoxFuture<'a, Result<Suspension, String>> {
-        Box::pin(async { Ok(Suspension::Unable("this provider's machines cannot be suspended".to_owned())) })
+    async fn prepare(&self, host: &Host, number: u32, boot: BootData) -> Result<LaunchSpec, StartError>;
+    /// Makes the machine exactly as the host's order says, or finds the one that an earlier call has made.
+    async fn start(&self, host: &Host) -> Result<Started, StartError>;
+    /// Terminates the host's machine. `Gone` only if the provider itself says that there is none, or if none was ordered.
+    async fn terminate(&self, host: &Host) -> Result<Termination, String>;
+    /// Suspends the host's machine, which stops running and can be resumed. `Suspended` only if the provider itself says so.
+    async fn suspend(&self, _host: &Host) -> Result<Suspension, String> {
+        Ok(Suspension::Unable("this provider's machines cannot be suspended".to_owned()))
     }
-    /// Resumes the machine of a suspended host, and has it find these boot data; nothing where it runs already.
-    fn resume<'a>(&'a self, _host: &'a Host, _boot: BootData) -> BoxFuture<'a, Result<(), StartError>> {
-        Box::pin(async { Err(StartError::Rejected("this provider's machines cannot be suspended".to_owned())) })
+    /// Resumes the machine of a suspended host with these boot data. Does nothing if it runs already.
+    async fn resume(&self, _host: &Host, _boot: BootData) -> Result<(), StartError> {
+        Err(StartError::Rejected("this provider's machines cannot be suspended".to_owned()))
     }
-    /// All machines that bear our master's name, with its id or another; whole, or an error, which has what was heard
-    /// from those that could be asked.
-    fn list(&self) -> BoxFuture<'_, Result<Vec<ListedHost>, PartialList>>;
-    /// Hosts that a master which has just started finds in its ledger, and whose machines were made. Of those that have ended
-    /// while nobody was there to hear it a provider that tells of deaths tells now.
-    fn expect(&self, _hosts: &[&Host]) {}
-    /// Ends a machine that [`Self::list`] has told of and that the ledger does not know; where its owner is a foreign,
-    /// that one's. Its handle says where it is.
-    fn terminate_listed<'a>(&'a self, listed: &'a ListedHost) -> BoxFuture<'a, Result<Termination, String>>;
-    /// The last of what the machine printed, where that is kept.
-    fn console<'a>(&'a self, host: &'a Host) -> BoxFuture<'a, Option<String>>;
-    /// Whether what an agent shows for being on the machine that it names is worth something: looked at before its hello
-    /// is heard, at once and without asking anybody. Where a provider has no such papers, nothing is asked for.
+    /// All machines whose owner tag has our master's name, with its id or another one.
     ///
     /// # Errors
-    /// A sentence, for our log and for the agent's.
+    /// If part of the provider cannot be asked; the error holds what the rest has listed.
+    async fn list(&self) -> Result<Vec<ListedHost>, PartialList>;
+    /// Takes the hosts that a master which has just started finds in its ledger, and whose machines were made. A provider
+    /// that reports deaths reports now which of them have ended in the meantime.
+    fn expect(&self, _hosts: &[&Host]) {}
+    /// Terminates a machine that [`Self::list`] has listed and that the ledger does not know, or one of another master of our
+    /// name. Its handle says where it is.
+    async fn terminate_listed(&self, listed: &ListedHost) -> Result<Termination, String>;
+    /// The end of what the machine printed, if the provider keeps it.
+    async fn console(&self, host: &Host) -> Option<String>;
+    /// Checks an agent's proof that it runs on the machine that it names, before its hello is handled: at once, without a
+    /// call. A provider that has no such proof accepts every agent.
+    ///
+    /// # Errors
+    /// What is wrong with it, for our log and the agent's.
     fn attest(&self, _worker: &WorkerName, _hello: &Hello) -> Result<(), String> {
         Ok(())
+    }
+}
+
+/// Why a provider has no result for a call.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum UnansweredError {
+    /// This program was built without it.
+    #[error("this build of rouse has no provider {}", .0.as_str())]
+    Absent(ProviderKind),
+    /// It did not answer within [`CALL_LIMIT`]; whether the call is carried out is unknown.
+    #[error("no answer within {} s", CALL_LIMIT.as_secs())]
+    Timeout,
+}
+
+impl UnansweredError {
+    /// As the error of a start; `timeout` says what a timeout means for it.
+    pub fn into_start(self, timeout: fn(String) -> StartError) -> StartError {
+        match self {
+            Self::Absent(_) => StartError::Rejected(self.to_string()),
+            Self::Timeout => timeout(self.to_string()),
+        }
+    }
+}
+
+impl From<UnansweredError> for String {
+    fn from(error: UnansweredError) -> Self {
+        error.to_string()
+    }
+}
+
+impl From<UnansweredError> for PartialList {
+    fn from(error: UnansweredError) -> Self {
+        error.to_string().into()
     }
 }
 
@@ -87,14 +116,6 @@ pub struct Death {
     pub why: String,
 }
 
-/// What providers need to know besides the configuration.
-pub struct Settings {
-    /// Where they keep what they must keep: `hosts` in the state directory.
-    pub dir: PathBuf,
-    /// The master's name and generated id, as `name/id`: what is stamped on its hosts.
-    pub owner: String,
-}
-
 /// The providers of this build of rouse.
 pub struct Hosts {
     process: process::Processes,
@@ -107,20 +128,20 @@ pub struct Hosts {
 }
 
 impl Hosts {
-    /// All providers. Deaths that they learn of are told through `deaths`. Must be called within a runtime.
+    /// All providers. They keep their files in `dir` and tag their hosts with `owner`, the master's name and generated id as
+    /// `name/id`. They report deaths through `deaths`. Must be called within a runtime.
     ///
     /// # Errors
-    /// Where the state directory cannot be used.
-    pub fn new(settings: Settings, config: &Config, deaths: mpsc::Sender<Death>) -> std::io::Result<Self> {
+    /// If `dir` cannot be used.
+    pub fn new(dir: PathBuf, owner: String, config: &Config, deaths: mpsc::Sender<Death>) -> std::io::Result<Self> {
         #[cfg(feature = "ec2")]
-        let ec2 = ec2::Ec2::new(settings.dir.join("ec2"), settings.owner.clone(), config, deaths.clone())?;
+        let ec2 = ec2::Ec2::new(dir.join("ec2"), owner.clone(), config, deaths.clone())?;
         #[cfg(feature = "libvirt")]
-        let libvirt = libvirt::Libvirt::new(settings.dir.join("libvirt"), &settings.owner, config, deaths.clone())?;
+        let libvirt = libvirt::Libvirt::new(dir.join("libvirt"), &owner, config, deaths.clone())?;
         #[cfg(feature = "openstack")]
-        let openstack =
-            openstack::Servers::new(settings.dir.join("openstack"), &settings.owner, config, deaths.clone())?;
+        let openstack = openstack::Servers::new(dir.join("openstack"), &owner, config, deaths.clone())?;
         Ok(Self {
-            process: process::Processes::new(settings.dir, settings.owner, config, deaths)?,
+            process: process::Processes::new(dir, owner, config, deaths)?,
             #[cfg(feature = "ec2")]
             ec2,
             #[cfg(feature = "libvirt")]
@@ -130,7 +151,7 @@ impl Hosts {
         })
     }
 
-    /// The provider of a kind; none where this build has it not.
+    /// The provider of a kind, if this build has it.
     pub fn provider(&self, kind: ProviderKind) -> Option<&dyn Provider> {
         match kind {
             ProviderKind::Process => Some(&self.process),
@@ -149,7 +170,20 @@ impl Hosts {
         }
     }
 
-    /// Tells the providers of the hosts that are in the ledger when the master starts.
+    /// Calls a provider, for [`CALL_LIMIT`] at most.
+    ///
+    /// # Errors
+    /// If this build does not have the provider, or it does not answer in time.
+    pub async fn call<'a, T>(
+        &'a self,
+        kind: ProviderKind,
+        call: impl FnOnce(&'a dyn Provider) -> BoxFuture<'a, T>,
+    ) -> Result<T, UnansweredError> {
+        let provider = self.provider(kind).ok_or(UnansweredError::Absent(kind))?;
+        tokio::time::timeout(CALL_LIMIT, call(provider)).await.map_err(|_| UnansweredError::Timeout)
+    }
+
+    /// Passes to the providers the hosts that are in the ledger when the master starts.
     pub fn expect(&self, hosts: &[Host]) {
         let mut made: BTreeMap<ProviderKind, Vec<&Host>> = BTreeMap::new();
         // One that is ordered may be made yet.

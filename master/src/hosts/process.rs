@@ -6,12 +6,13 @@
 
 mod stamped;
 
-use super::{BoxFuture, Death, Provider};
+use super::{Death, Provider};
 use crate::clock;
-use crate::config::{Config, HostConfig};
+use crate::config::{Config, ProcessConfig};
 use crate::core::event::{ListedHost, Owner, PartialList, StartError, Started, Termination};
 use crate::core::record::{Host, LaunchSpec};
 use crate::sync::lock;
+use async_trait::async_trait;
 use rouse_shared::boot::BootData;
 use rouse_shared::{HostId, Timestamp, WorkerName};
 use stamped::{HOST_STAMP, MASTER_STAMP, Stamped, agents_of, id_of, kill, name_of, pidfd, runs, scan, stamped};
@@ -29,7 +30,7 @@ use tokio::sync::mpsc;
 /// An agent's log is put aside when it is larger than this at the next start, bytes.
 const LOG_LIMIT: u64 = 4 << 20;
 /// How long an agent's supervisors may take to end what they run once it is gone, before they are killed themselves.
-const HEADLESS: Duration = Duration::from_secs(60);
+const LEFTOVER_PATIENCE: Duration = Duration::from_secs(60);
 /// How much of an agent's log is evidence, bytes.
 const CONSOLE: u64 = 8 << 10;
 
@@ -54,7 +55,7 @@ pub struct Processes {
     /// Hosts whose end is waited for already.
     watched: Mutex<BTreeSet<HostId>>,
     /// Hosts without an agent of which something is left, and since when.
-    headless: Mutex<BTreeMap<HostId, Timestamp>>,
+    leftovers: Mutex<BTreeMap<HostId, Timestamp>>,
 }
 
 impl Processes {
@@ -71,7 +72,7 @@ impl Processes {
             agents: Mutex::new(agents_in(config)),
             deaths,
             watched: Mutex::default(),
-            headless: Mutex::default(),
+            leftovers: Mutex::default(),
         })
     }
 
@@ -93,7 +94,72 @@ impl Processes {
         Ok(agents_of(&scan(&self.owner).await?).into_iter().find(|p| p.host == *host))
     }
 
-    fn prepare_now(&self, host: &Host, mut boot: BootData) -> Result<LaunchSpec, StartError> {
+    /// Tells of the death of an agent that is not our child: one that an earlier master has started.
+    fn watch(&self, host: HostId, agent: &Stamped) {
+        if !lock(&self.watched).insert(host.clone()) {
+            return;
+        }
+        // SAFETY: an `OwnedFd` stays open, and the same descriptor, for as long as the `AsyncFd` owns it.
+        let Ok(fd) = pidfd(agent.pid).and_then(|fd| unsafe { AsyncFd::register(fd) }.map_err(io::Error::from)) else {
+            // Gone already, or there is no descriptor to be had: the next list looks again.
+            lock(&self.watched).remove(&host);
+            return;
+        };
+        let ending = self.ending(host);
+        tokio::spawn(async move {
+            // A pidfd becomes readable when its process ends.
+            if fd.readable().await.is_ok() {
+                ending.tell("its agent ended".to_owned()).await;
+            }
+        });
+    }
+
+    fn ending(&self, host: HostId) -> Ending {
+        Ending { owner: self.owner.clone(), dir: self.host_dir(&host), host, deaths: self.deaths.clone() }
+    }
+
+    async fn end(&self, owner: &str, host: &HostId) -> Result<Termination, String> {
+        let all = scan(owner).await.map_err(|e| format!("cannot list processes: {e}"))?;
+        let ours: Vec<Stamped> = all.into_iter().filter(|p| p.host == *host).collect();
+        if ours.is_empty() {
+            lock(&self.watched).remove(host);
+            lock(&self.leftovers).remove(host);
+            let dir = self.host_dir(host);
+            let shown = dir.display().to_string();
+            return match beside(move || remove_dir(&dir)).await {
+                Ok(()) => Ok(Termination::Gone),
+                Err(error) => Err(format!("cannot remove {shown}: {error}")),
+            };
+        }
+        for process in self.to_kill(host, &ours) {
+            kill(process).map_err(|e| format!("cannot kill process {}: {e}", process.pid))?;
+        }
+        Ok(Termination::Requested)
+    }
+
+    /// The agent first and alone: its supervisors see it go, end what they run, and end themselves. Killing them too
+    /// would leave the processes of a step without anyone to end them, so they get their time.
+    fn to_kill<'a>(&self, host: &HostId, ours: &'a [Stamped]) -> Vec<&'a Stamped> {
+        let mut leftovers = lock(&self.leftovers);
+        let agents: Vec<&Stamped> = ours.iter().filter(|p| p.agent).collect();
+        if !agents.is_empty() {
+            leftovers.remove(host);
+            return agents;
+        }
+        let now = clock::now();
+        let since = *leftovers.entry(host.clone()).or_insert(now);
+        if now.since(since) < LEFTOVER_PATIENCE { Vec::new() } else { ours.iter().collect() }
+    }
+}
+
+/// The line of a worker's log below which is what this host's agent prints.
+fn begin_mark(host: &HostId) -> String {
+    format!("---- host {host}\n")
+}
+
+#[async_trait]
+impl Provider for Processes {
+    async fn prepare(&self, host: &Host, _number: u32, mut boot: BootData) -> Result<LaunchSpec, StartError> {
         let agent = {
             let agents = lock(&self.agents);
             agents.get(&host.worker).cloned().unwrap_or_else(|| PathBuf::from("rouse-agent"))
@@ -103,22 +169,22 @@ impl Processes {
         boot.identity.clone_from(&identity);
         let image = agent.display().to_string();
         let spec = serde_json::to_string(&Spec { agent, boot });
-        let spec = spec.map_err(|e| StartError::Rejected(format!("write down the order: {e}")))?;
+        let spec = spec.map_err(|e| StartError::Rejected(format!("cannot serialize the order: {e}")))?;
         Ok(LaunchSpec { number: 0, image, spec, more: false, fresh: false, identity, price: None })
     }
 
-    async fn start_now(&self, host: &Host) -> Result<String, StartError> {
-        let transient = |what: &str, error: io::Error| StartError::Transient(format!("{what}: {error}"));
+    async fn start(&self, host: &Host) -> Result<Started, StartError> {
+        let transient = |what: &str, error: io::Error| StartError::Transient(format!("cannot {what}: {error}"));
         let spec = host.launch.as_ref().map_or("", |o| &o.spec);
         let Spec { agent, boot } = serde_json::from_str(spec)
-            .map_err(|e| StartError::Rejected(format!("read the order of host {}: {e}", host.id)))?;
+            .map_err(|e| StartError::Rejected(format!("the order of host {} is not readable: {e}", host.id)))?;
         if let Some(found) = self.find(&host.id).await.map_err(|e| transient("look for a running agent", e))? {
             self.watch(host.id.clone(), &found);
-            return Ok(found.handle());
+            return Ok(Started { handle: found.handle(), identity: None });
         }
         let program = locate(&agent).ok_or_else(|| {
             let path = agent.display();
-            StartError::Rejected(format!("there is no agent program {path}: install it, or set worker.process.agent"))
+            StartError::Rejected(format!("agent program {path} not found; install it or set worker.process.agent"))
         })?;
         let dir = self.host_dir(&host.id);
         let prepare = || -> io::Result<(PathBuf, File)> {
@@ -158,7 +224,7 @@ impl Processes {
             command.pre_exec(|| if libc::setsid() == -1 { Err(io::Error::last_os_error()) } else { Ok(()) });
         }
         let mut child = command.spawn().map_err(|error| {
-            let text = format!("run {}: {error}", program.display());
+            let text = format!("cannot run {}: {error}", program.display());
             let refused = matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::NotFound);
             if refused { StartError::Rejected(text) } else { StartError::Transient(text) }
         })?;
@@ -173,121 +239,29 @@ impl Processes {
             };
             ending.tell(why).await;
         });
-        Ok(format!("{}:{started}", pid.unwrap_or(0)))
+        Ok(Started { handle: format!("{}:{started}", pid.unwrap_or(0)), identity: None })
     }
 
-    /// Tells of the death of an agent that is not our child: one that an earlier master has started.
-    fn watch(&self, host: HostId, agent: &Stamped) {
-        if !lock(&self.watched).insert(host.clone()) {
-            return;
-        }
-        // SAFETY: an `OwnedFd` stays open, and the same descriptor, for as long as the `AsyncFd` owns it.
-        let Ok(fd) = pidfd(agent.pid).and_then(|fd| unsafe { AsyncFd::register(fd) }.map_err(io::Error::from)) else {
-            // Gone already, or there is no descriptor to be had: the next list looks again.
-            lock(&self.watched).remove(&host);
-            return;
-        };
-        let ending = self.ending(host);
-        tokio::spawn(async move {
-            // A pidfd becomes readable when its process ends.
-            if fd.readable().await.is_ok() {
-                ending.tell("its agent ended".to_owned()).await;
-            }
-        });
+    async fn terminate(&self, host: &Host) -> Result<Termination, String> {
+        self.end(&self.owner, &host.id).await
     }
 
-    fn ending(&self, host: HostId) -> Ending {
-        Ending { owner: self.owner.clone(), dir: self.host_dir(&host), host, deaths: self.deaths.clone() }
-    }
-
-    async fn terminate_now(&self, owner: &str, host: &HostId) -> Result<Termination, String> {
-        let all = scan(owner).await.map_err(|e| format!("list processes: {e}"))?;
-        let ours: Vec<Stamped> = all.into_iter().filter(|p| p.host == *host).collect();
-        if ours.is_empty() {
-            lock(&self.watched).remove(host);
-            lock(&self.headless).remove(host);
-            let dir = self.host_dir(host);
-            let shown = dir.display().to_string();
-            return match beside(move || remove_dir(&dir)).await {
-                Ok(()) => Ok(Termination::Gone),
-                Err(error) => Err(format!("remove {shown}: {error}")),
+    async fn list(&self) -> Result<Vec<ListedHost>, PartialList> {
+        let name = name_of(&self.owner).to_owned();
+        let all = beside(move || stamped(|owner| name_of(owner) == name)).await;
+        let agents = agents_of(&all.map_err(|e| format!("cannot list processes: {e}"))?);
+        let mut listed = Vec::new();
+        for agent in agents {
+            let owner = if agent.owner == self.owner {
+                self.watch(agent.host.clone(), &agent);
+                Owner::Ours
+            } else {
+                Owner::Foreign(id_of(&agent.owner).to_owned())
             };
+            let (handle, identity) = (agent.handle(), Some(agent.host.0.clone()));
+            listed.push(ListedHost { handle, host: agent.host, identity, owner, suspended: false });
         }
-        for process in self.to_kill(host, &ours) {
-            kill(process).map_err(|e| format!("kill process {}: {e}", process.pid))?;
-        }
-        Ok(Termination::Requested)
-    }
-
-    /// The agent first and alone: its supervisors see it go, end what they run, and end themselves. Killing them too
-    /// would leave the processes of a step without anyone to end them, so they get their time.
-    fn to_kill<'a>(&self, host: &HostId, ours: &'a [Stamped]) -> Vec<&'a Stamped> {
-        let mut headless = lock(&self.headless);
-        let agents: Vec<&Stamped> = ours.iter().filter(|p| p.agent).collect();
-        if !agents.is_empty() {
-            headless.remove(host);
-            return agents;
-        }
-        let now = clock::now();
-        let since = *headless.entry(host.clone()).or_insert(now);
-        if now.since(since) < HEADLESS { Vec::new() } else { ours.iter().collect() }
-    }
-
-    fn console_now(&self, host: &Host) -> Option<String> {
-        let mut file = File::open(self.log_path(&host.worker)).ok()?;
-        let length = file.metadata().ok()?.len();
-        file.seek(io::SeekFrom::Start(length.saturating_sub(CONSOLE))).ok()?;
-        let mut bytes = Vec::new();
-        file.take(CONSOLE).read_to_end(&mut bytes).ok()?;
-        let text = String::from_utf8_lossy(&bytes).into_owned();
-        Some(match text.rsplit_once(&begin_mark(&host.id)) {
-            Some((_, own)) => own.to_owned(),
-            None => text,
-        })
-    }
-}
-
-/// The line of a worker's log below which is what this host's agent prints.
-fn begin_mark(host: &HostId) -> String {
-    format!("---- host {host}\n")
-}
-
-impl Provider for Processes {
-    fn prepare<'a>(
-        &'a self,
-        host: &'a Host,
-        _number: u32,
-        boot: BootData,
-    ) -> BoxFuture<'a, Result<LaunchSpec, StartError>> {
-        Box::pin(async move { self.prepare_now(host, boot) })
-    }
-
-    fn start<'a>(&'a self, host: &'a Host) -> BoxFuture<'a, Result<Started, StartError>> {
-        Box::pin(async move { self.start_now(host).await.map(|handle| Started { handle, identity: None }) })
-    }
-
-    fn terminate<'a>(&'a self, host: &'a Host) -> BoxFuture<'a, Result<Termination, String>> {
-        Box::pin(async move { self.terminate_now(&self.owner, &host.id).await })
-    }
-
-    fn list(&self) -> BoxFuture<'_, Result<Vec<ListedHost>, PartialList>> {
-        Box::pin(async move {
-            let name = name_of(&self.owner).to_owned();
-            let all = beside(move || stamped(|owner| name_of(owner) == name)).await;
-            let agents = agents_of(&all.map_err(|e| format!("list processes: {e}"))?);
-            let mut listed = Vec::new();
-            for agent in agents {
-                let owner = if agent.owner == self.owner {
-                    self.watch(agent.host.clone(), &agent);
-                    Owner::Ours
-                } else {
-                    Owner::Foreign(id_of(&agent.owner).to_owned())
-                };
-                let (handle, identity) = (agent.handle(), Some(agent.host.0.clone()));
-                listed.push(ListedHost { handle, host: agent.host, identity, owner, suspended: false });
-            }
-            Ok(listed)
-        })
+        Ok(listed)
     }
 
     fn expect(&self, hosts: &[&Host]) {
@@ -301,28 +275,31 @@ impl Provider for Processes {
         }
     }
 
-    fn terminate_listed<'a>(&'a self, listed: &'a ListedHost) -> BoxFuture<'a, Result<Termination, String>> {
-        Box::pin(async move {
-            let owner = match &listed.owner {
-                Owner::Ours => self.owner.clone(),
-                Owner::Foreign(id) => format!("{}/{id}", name_of(&self.owner)),
-            };
-            self.terminate_now(&owner, &listed.host).await
-        })
+    async fn terminate_listed(&self, listed: &ListedHost) -> Result<Termination, String> {
+        let owner = match &listed.owner {
+            Owner::Ours => self.owner.clone(),
+            Owner::Foreign(id) => format!("{}/{id}", name_of(&self.owner)),
+        };
+        self.end(&owner, &listed.host).await
     }
 
-    fn console<'a>(&'a self, host: &'a Host) -> BoxFuture<'a, Option<String>> {
-        Box::pin(async move { self.console_now(host) })
+    async fn console(&self, host: &Host) -> Option<String> {
+        let mut file = File::open(self.log_path(&host.worker)).ok()?;
+        let length = file.metadata().ok()?.len();
+        file.seek(io::SeekFrom::Start(length.saturating_sub(CONSOLE))).ok()?;
+        let mut bytes = Vec::new();
+        file.take(CONSOLE).read_to_end(&mut bytes).ok()?;
+        let text = String::from_utf8_lossy(&bytes).into_owned();
+        Some(match text.rsplit_once(&begin_mark(&host.id)) {
+            Some((_, own)) => own.to_owned(),
+            None => text,
+        })
     }
 }
 
 /// The agent programs of the workers whose hosts are processes.
 fn agents_in(config: &Config) -> Agents {
-    let program = |host: &HostConfig| match host {
-        HostConfig::Process(process) => Some(process.agent.clone()),
-        HostConfig::Ec2(_) | HostConfig::Libvirt(_) | HostConfig::Openstack(_) => None,
-    };
-    config.hosts.iter().filter_map(|(name, host)| Some((name.clone(), program(host)?))).collect()
+    config.sections::<ProcessConfig>().map(|(worker, section)| (worker.clone(), section.agent.clone())).collect()
 }
 
 /// An agent whose end is told once nothing of its host is left.
@@ -342,17 +319,17 @@ impl Ending {
         for pause in [1_u64, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000] {
             let gone = scan(&self.owner).await.is_ok_and(|all| all.iter().all(|p| p.host != self.host));
             if gone {
-                return self.tell_now(why).await;
+                return self.report(why).await;
             }
             tokio::time::sleep(std::time::Duration::from_millis(pause)).await;
         }
-        tracing::warn!("the agent of host {} has ended and processes of it are left", self.host);
+        tracing::warn!("the agent of host {} has ended, but some of its processes still run", self.host);
     }
 
-    async fn tell_now(self, why: String) {
+    async fn report(self, why: String) {
         let dir = self.dir.clone();
         if let Err(error) = beside(move || remove_dir(&dir)).await {
-            tracing::warn!("failed to remove {}: {error}", self.dir.display());
+            tracing::warn!("cannot remove {}: {error}", self.dir.display());
         }
         // A master that ends takes no more news; the next one looks for itself.
         if self.deaths.send(Death { host: self.host.clone(), why }).await.is_err() {

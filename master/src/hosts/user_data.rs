@@ -7,29 +7,22 @@
 
 use rouse_shared::boot::{BootData, comment_block};
 
-/// Why there are no user data.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct TooLong {
+/// The user data would be too long.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("user data is {bytes} bytes; the limit is {limit}")]
+pub struct UserDataError {
     /// Bytes that there would be.
     bytes: usize,
     /// Bytes that the cloud takes.
     limit: usize,
 }
 
-impl std::fmt::Display for TooLong {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "fit {} bytes of user data into the {} that the cloud takes", self.bytes, self.limit)
-    }
-}
-
-impl std::error::Error for TooLong {}
-
 /// The user data of a host: its boot data, and the operator's own where there are any. `limit` is what the cloud takes,
 /// bytes before any encoding.
 ///
 /// # Errors
 /// Where both together are longer.
-pub fn compose(boot: &BootData, own: Option<&str>, limit: usize) -> Result<String, TooLong> {
+pub fn compose(boot: &BootData, own: Option<&str>, limit: usize) -> Result<String, UserDataError> {
     // A list of texts and numbers: it cannot fail to be written.
     let toml = toml::to_string(boot).unwrap_or_default();
     let ours = format!("#cloud-config\n{}{{}}\n", comment_block(&toml));
@@ -37,7 +30,7 @@ pub fn compose(boot: &BootData, own: Option<&str>, limit: usize) -> Result<Strin
         None => ours,
         Some(own) => message(&format!("rouse-{}", boot.host), &ours, own),
     };
-    if text.len() > limit { Err(TooLong { bytes: text.len(), limit }) } else { Ok(text) }
+    if text.len() > limit { Err(UserDataError { bytes: text.len(), limit }) } else { Ok(text) }
 }
 
 fn message(boundary: &str, ours: &str, own: &str) -> String {

@@ -68,7 +68,7 @@ async fn a_node_serves_tls_comes_back_after_death_and_leaves_nothing_behind() {
     let node = Node::start(wanted.clone()).await.unwrap();
     let started = processes_of(&dir);
     assert!(started.iter().any(|(_, name)| name == "epmd") && started.len() >= 3, "{started:?}");
-    assert!(matches!(Node::start(wanted.clone()).await, Err(NodeError::AddressTaken { .. })));
+    assert!(matches!(Node::start(wanted.clone()).await, Err(NodeError::AddressInUse(_))));
 
     // TLS: not without the authority; with it, and past a broker that does not answer, yes.
     let password = password_of(node.url());

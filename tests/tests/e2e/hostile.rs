@@ -131,7 +131,7 @@ async fn a_hostile_agent_disturbs_nobody_and_is_cut_off() {
     tokio::task::block_in_place(|| {
         builds(&master, 3);
         master.until("it is cut off, with the reason", || {
-            master.log().lines().any(|line| line.contains("hostile") && line.contains("too many hellos: cut off"))
+            master.log().lines().any(|line| line.contains("hostile") && line.contains("too many hellos: ignored"))
         });
     });
     // What it says is thrown away, and when the broker has forgotten its earlier answers it may not come back.

@@ -37,7 +37,7 @@ async fn it_says_what_would_be_bought_and_makes_nothing() {
     // Without keys in the section: from the environment, from the credentials file, from a profile of it.
     let bare = section("").lines().filter(|l| !l.contains("identifier")).collect::<Vec<_>>().join("\n") + "\n";
     let (code, said) = check(dir.path(), &bare, &[]);
-    assert!(code == Some(2) && said.contains("failed to look at the image"), "no credentials anywhere: {said}");
+    assert!(code == Some(2) && said.contains("cannot look at the image"), "no credentials anywhere: {said}");
     let env = [("AWS_ACCESS_KEY_ID", KEY), ("AWS_SECRET_ACCESS_KEY", "secret")];
     assert_eq!(check(dir.path(), &bare, &env).0, Some(0));
     std::fs::create_dir(dir.path().join(".aws")).unwrap();

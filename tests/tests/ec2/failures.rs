@@ -4,6 +4,7 @@ use crate::stand::Stand;
 use rouse_master::core::event::{Owner, StartError, Termination};
 use rouse_master::core::record::Host;
 use rouse_master::hosts::Provider as _;
+use rouse_master::hosts::ec2::Options;
 use rouse_tests::ec2::{Cloud, KEY, config, refusal};
 use rouse_tests::proxy::Fault;
 use serde_json::json;
@@ -18,12 +19,12 @@ async fn each_refusal_is_told_by_its_kind() {
         ("InstanceLimitExceeded", 400, "capacity", "limit of instances"),
         ("VcpuLimitExceeded", 400, "capacity", "limit of instances"),
         ("MaxSpotInstanceCountExceeded", 400, "capacity", "limit of spot instances"),
-        ("Unsupported", 400, "rejected", "not to be had like this"),
+        ("Unsupported", 400, "rejected", "this zone does not offer it"),
         ("InvalidAMIID.NotFound", 400, "rejected", "the image is gone"),
         ("InvalidParameterValue", 400, "rejected", "InvalidParameterValue"),
         ("UnauthorizedOperation", 403, "auth", "do not allow"),
         ("AuthFailure", 401, "auth", "does not know the credentials"),
-        ("RequestLimitExceeded", 503, "transient", "fewer calls"),
+        ("RequestLimitExceeded", 503, "transient", "too many calls"),
         ("InternalError", 500, "unknown", "InternalError"),
         ("Unavailable", 503, "unknown", "Unavailable"),
     ];
@@ -110,7 +111,7 @@ async fn what_is_listed_late_is_not_taken_for_gone() {
         &stand.config,
         crate::stand::nobody(),
     )
-    .with_lag(Duration::from_secs(5));
+    .with_options(Options { list_delay: Duration::from_secs(5) });
     let mut host = stand.host();
     stand.prepare(&mut host, 0).await.unwrap();
     stand.cloud.fail("RunInstances", 0, 99, Fault::LoseReply);

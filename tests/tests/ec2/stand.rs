@@ -4,7 +4,7 @@ use rouse_master::config::Config;
 use rouse_master::core::event::{StartError, Started};
 use rouse_master::core::plan::ProviderKind;
 use rouse_master::core::record::Host;
-use rouse_master::hosts::ec2::Ec2;
+use rouse_master::hosts::ec2::{Ec2, Options};
 use rouse_master::hosts::{Death, Provider};
 use rouse_shared::WorkerName;
 use rouse_tests::contract::{self, Ground, OWNER, boot_data};
@@ -19,7 +19,9 @@ use tokio::sync::mpsc;
 
 /// A provider that takes the cloud's lists at their word.
 pub fn provider_in(dir: &Path, owner: &str, config: &Config, deaths: mpsc::Sender<Death>) -> Ec2 {
-    Ec2::new(dir.join("ec2"), owner.to_owned(), config, deaths).unwrap().with_lag(Duration::ZERO)
+    Ec2::new(dir.join("ec2"), owner.to_owned(), config, deaths)
+        .unwrap()
+        .with_options(Options { list_delay: Duration::ZERO })
 }
 
 /// Deaths that nobody listens for.

@@ -3,7 +3,7 @@
 use rouse_master::config::Config;
 use rouse_master::core::plan::ProviderKind;
 use rouse_master::core::record::Host;
-use rouse_master::hosts::libvirt::{Libvirt, Observer};
+use rouse_master::hosts::libvirt::{Libvirt, Observer, Options};
 use rouse_master::hosts::{Death, Provider};
 use rouse_shared::WorkerName;
 use rouse_tests::contract::Ground;
@@ -61,7 +61,7 @@ impl Machines {
 
     /// The provider, with somebody who is told of each step.
     pub fn observed(&self, owner: &str, deaths: mpsc::Sender<Death>, observer: Option<Observer>) -> Libvirt {
-        Libvirt::observed(self.dir.join("consoles"), owner, &self.config, deaths, observer).unwrap()
+        Libvirt::with_options(self.dir.join("consoles"), owner, &self.config, deaths, Options { observer }).unwrap()
     }
 }
 

@@ -4,7 +4,7 @@ use rouse_master::config::Config;
 use rouse_master::core::event::{StartError, Started, Termination};
 use rouse_master::core::plan::ProviderKind;
 use rouse_master::core::record::Host;
-use rouse_master::hosts::openstack::Servers;
+use rouse_master::hosts::openstack::{Options, Servers};
 use rouse_master::hosts::{Death, Provider};
 use rouse_shared::WorkerName;
 use rouse_tests::contract::{boot_data, host_of};
@@ -134,7 +134,17 @@ impl Stand {
 
 fn provider(dir: &Path, master: &str, config: &Config, settled: Duration) -> (Servers, mpsc::Receiver<Death>) {
     let (deaths_in, deaths) = mpsc::channel(64);
-    (Servers::settling(dir.to_owned(), &format!("{master}/id1"), config, deaths_in, settled).unwrap(), deaths)
+    (
+        Servers::with_options(
+            dir.to_owned(),
+            &format!("{master}/id1"),
+            config,
+            deaths_in,
+            Options { propagation_delay: settled },
+        )
+        .unwrap(),
+        deaths,
+    )
 }
 
 pub fn worker() -> WorkerName {

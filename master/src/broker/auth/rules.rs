@@ -2,56 +2,50 @@
 
 use rouse_shared::WorkerName;
 use rouse_shared::names::{AGENTS, agent_queue_prefix, control_key, log_key};
-use std::fmt;
 
 /// What was denied, for our log.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Denied(String);
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct DeniedError(String);
 
-impl fmt::Display for Denied {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-fn worker(user: &str) -> Result<WorkerName, Denied> {
-    user.parse().map_err(|_| Denied("not the name of a worker".to_owned()))
+fn worker(user: &str) -> Result<WorkerName, DeniedError> {
+    user.parse().map_err(|_| DeniedError("not the name of a worker".to_owned()))
 }
 
 /// Workers are let into our virtual host and no other.
 ///
 /// # Errors
 /// What is denied.
-pub fn vhost(user: &str, asked: &str, ours: &str) -> Result<(), Denied> {
+pub fn vhost(user: &str, asked: &str, ours: &str) -> Result<(), DeniedError> {
     worker(user)?;
-    if asked == ours { Ok(()) } else { Err(Denied(format!("may not enter the virtual host {asked:?}"))) }
+    if asked == ours { Ok(()) } else { Err(DeniedError(format!("may not enter the virtual host {asked:?}"))) }
 }
 
 /// A worker declares and reads its own queues, and writes to the agents' exchange.
 ///
 /// # Errors
 /// What is denied.
-pub fn resource(user: &str, kind: &str, name: &str, permission: &str) -> Result<(), Denied> {
+pub fn resource(user: &str, kind: &str, name: &str, permission: &str) -> Result<(), DeniedError> {
     let worker = worker(user)?;
     let allowed = match (kind, permission) {
         ("queue", "configure" | "read") => name.starts_with(&agent_queue_prefix(&worker)),
         ("exchange", "write") => name == AGENTS,
         _other => false,
     };
-    if allowed { Ok(()) } else { Err(Denied(format!("may not {permission:?} the {kind:?} {name:?}"))) }
+    if allowed { Ok(()) } else { Err(DeniedError(format!("may not {permission:?} the {kind:?} {name:?}"))) }
 }
 
 /// A worker publishes to the agents' exchange under its own two keys.
 ///
 /// # Errors
 /// What is denied.
-pub fn topic(user: &str, exchange: &str, permission: &str, key: &str) -> Result<(), Denied> {
+pub fn topic(user: &str, exchange: &str, permission: &str, key: &str) -> Result<(), DeniedError> {
     let worker = worker(user)?;
     let own = key == control_key(&worker) || key == log_key(&worker);
     if exchange == AGENTS && permission == "write" && own {
         Ok(())
     } else {
-        Err(Denied(format!("may not {permission:?} {exchange:?} under the key {key:?}")))
+        Err(DeniedError(format!("may not {permission:?} {exchange:?} under the key {key:?}")))
     }
 }
 

@@ -5,9 +5,9 @@ use super::super::rate_limiter::RateLimiter;
 use super::super::refusals::Refusals;
 use super::closings::{Connections, address};
 use super::connect::{self, Reader};
-use super::judge::{self, Dropped, Reason};
 use super::outbound::{Waiting, publish};
 use super::receipt::{Acks, Receipt};
+use super::validate::{self, Dropped, Reason};
 use super::{Inbound, LogDelivery};
 use futures_util::StreamExt;
 use lapin::message::Delivery;
@@ -54,7 +54,7 @@ impl Session {
             if user.is_some_and(|user| of_control.is_cut_off(user)) {
                 return Err(Reason::CutOff);
             }
-            let judged = judge::control(user, delivery.routing_key.as_str(), &delivery.data);
+            let judged = validate::control(user, delivery.routing_key.as_str(), &delivery.data);
             let (worker, message) = judged.inspect_err(|_| of_control.dropped(user))?;
             of_control.sent(&worker, &message);
             Ok(Inbound::Agent { worker, message, receipt: receipt() })
@@ -63,7 +63,7 @@ impl Session {
             if user.is_some_and(|user| of_logs.is_cut_off(user)) {
                 return Err(Reason::CutOff);
             }
-            let judged = judge::log(user, delivery.routing_key.as_str(), &delivery.data);
+            let judged = validate::log(user, delivery.routing_key.as_str(), &delivery.data);
             let (worker, chunk) = judged.inspect_err(|_| of_logs.dropped(user))?;
             Ok(LogDelivery { worker, chunk, receipt: receipt() })
         });
@@ -99,13 +99,13 @@ async fn take_builds(reading: Arc<Connection>, dropped: Arc<Dropped>, inbound: m
                 }
             }
             Ok(Err(error)) => error.to_string(),
-            Err(_elapsed) => "the queue does not answer; has it lost its quorum?".to_owned(),
+            Err(_elapsed) => "the queue does not answer; perhaps it has lost its quorum".to_owned(),
         };
         if !reading.status().connected() || inbound.is_closed() {
             return why;
         }
         if why != told {
-            warn!(why, queue = BUILDS, "cannot take builds from the queue; trying on");
+            warn!("cannot take builds from the queue {BUILDS}: {why}; retrying");
             told = why;
         }
         tokio::time::sleep(INBOX_RETRY).await;
@@ -113,7 +113,7 @@ async fn take_builds(reading: Arc<Connection>, dropped: Arc<Dropped>, inbound: m
 }
 
 fn submission(_user: Option<&str>, delivery: &mut Delivery, receipt: &dyn Fn() -> Receipt) -> Result<Inbound, Reason> {
-    judge::submission(&delivery.data)?;
+    validate::submission(&delivery.data)?;
     let text = |field: &Option<ShortString>| field.as_ref().map(ToString::to_string);
     Ok(Inbound::Submit {
         body: std::mem::take(&mut delivery.data),

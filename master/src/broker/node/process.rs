@@ -129,7 +129,7 @@ pub fn free_port() -> Result<u16, NodeError> {
     std::net::TcpListener::bind(any)
         .and_then(|listener| listener.local_addr())
         .map(|address| address.port())
-        .map_err(|source| NodeError::AddressTaken { address: any, source })
+        .map_err(|source| NodeError::Listen { address: any, source })
 }
 
 /// How many file descriptors the broker will have: the hard limit, to which it is raised. Warns where that is few.

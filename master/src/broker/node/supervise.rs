@@ -187,7 +187,7 @@ async fn end(mut running: Running) {
     }
     let ended = tokio::time::timeout(NODE_STOP, running.broker.wait()).await;
     if ended.is_err() {
-        warn!("the private broker did not end when told to; killing it");
+        warn!("the private broker did not end after SIGTERM; killing it");
     }
     for child in [&mut running.broker, &mut running.epmd] {
         if let Err(error) = child.kill().await {

@@ -11,7 +11,7 @@ pub use openstack::{ImagePick, OpenstackConfig, OpenstackImage};
 pub use process::ProcessConfig;
 
 use super::document::Table;
-use super::keys::{self, Section};
+use super::keys;
 use crate::core::plan::{ProviderKind, Suspend};
 use sha2::{Digest as _, Sha256};
 
@@ -40,6 +40,27 @@ impl HostConfig {
     }
 }
 
+/// A provider's section: what is in [`HostConfig`] for workers of one kind.
+pub trait Section: Sized {
+    /// The section, if it is of this kind.
+    fn of(host: &HostConfig) -> Option<&Self>;
+}
+
+macro_rules! section {
+    ($variant:ident, $section:ty) => {
+        impl Section for $section {
+            fn of(host: &HostConfig) -> Option<&Self> {
+                if let HostConfig::$variant(section) = host { Some(section) } else { None }
+            }
+        }
+    };
+}
+
+section!(Process, ProcessConfig);
+section!(Ec2, Ec2Config);
+section!(Libvirt, LibvirtConfig);
+section!(Openstack, OpenstackConfig);
+
 impl HostConfig {
     /// Whether its hosts are suspended when they are idle.
     pub(super) fn suspend(&self) -> Option<Suspend> {
@@ -67,7 +88,7 @@ impl HostConfig {
 }
 
 /// The keys of a provider's section.
-pub(super) fn keys_of(kind: ProviderKind) -> &'static Section {
+pub(super) fn keys_of(kind: ProviderKind) -> &'static keys::Section {
     match kind {
         ProviderKind::Process => &keys::PROCESS,
         ProviderKind::Ec2 => &keys::EC2,

@@ -63,7 +63,9 @@ async fn put_on_once(client: &Client, instance: &str, what: &Attachments) -> Res
     for (volume, device) in &what.volumes {
         match holder(client, volume).await? {
             Holder::Instance(holder) if holder == instance => {}
-            Holder::Instance(holder) => return Err(not_now(format!("attach {volume}: {holder} has it"))),
+            Holder::Instance(holder) => {
+                return Err(not_now(format!("cannot attach {volume}: it is attached to {holder}")));
+            }
             Holder::Nobody => {
                 let call = client.ec2.attach_volume().volume_id(volume).device(device).instance_id(instance);
                 call.send().await.map_err(|e| told("attach the volume", &e))?;
@@ -75,7 +77,7 @@ async fn put_on_once(client: &Client, instance: &str, what: &Attachments) -> Res
         let known = find_address(client, address).await?;
         match known.instance {
             Some(holder) if holder == instance => {}
-            Some(holder) => return Err(not_now(format!("associate {address}: {holder} has it"))),
+            Some(holder) => return Err(not_now(format!("cannot associate {address}: {holder} has it"))),
             None => {
                 let call = client.ec2.associate_address().instance_id(instance).allow_reassociation(false);
                 let call = match known.allocation {
@@ -148,7 +150,7 @@ async fn holder(client: &Client, volume: &str) -> Result<Holder, CallError> {
     let answer = client.ec2.describe_volumes().volume_ids(volume).send().await;
     let answer = answer.map_err(|e| told("look at the volume", &e))?;
     let Some(known) = answer.volumes().first() else {
-        return Err(CallError { kind: Kind::NotFound, text: format!("look at the volume: there is no {volume}") });
+        return Err(CallError { kind: Kind::NotFound, text: format!("volume {volume} not found") });
     };
     // A volume that is just being detached still has its instance.
     if let Some(holder) = known.attachments().iter().find_map(|a| a.instance_id()) {
@@ -156,7 +158,7 @@ async fn holder(client: &Client, volume: &str) -> Result<Holder, CallError> {
     }
     match known.state() {
         None | Some(VolumeState::Available) => Ok(Holder::Nobody),
-        Some(state) => Err(not_now(format!("attach {volume}: it is {}", state.as_str()))),
+        Some(state) => Err(not_now(format!("cannot attach {volume}: it is {}", state.as_str()))),
     }
 }
 
@@ -170,7 +172,7 @@ async fn find_address(client: &Client, address: &str) -> Result<Address, CallErr
     let answer = client.ec2.describe_addresses().public_ips(address).send().await;
     let answer = answer.map_err(|e| told("look at the address", &e))?;
     let Some(known) = answer.addresses().first() else {
-        let text = format!("look at the address: {address} is none of this account's");
+        let text = format!("address {address} does not belong to this account");
         return Err(CallError { kind: Kind::NotFound, text });
     };
     let some = |text: Option<&str>| text.filter(|t| !t.is_empty()).map(str::to_owned);

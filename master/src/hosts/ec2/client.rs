@@ -45,7 +45,7 @@ pub struct Place {
     pub endpoint: Option<String>,
     /// Such as `us-west-2`.
     pub region: String,
-    /// Whose.
+    /// The account and its credentials.
     pub account: Account,
 }
 
@@ -66,7 +66,7 @@ impl std::fmt::Display for Place {
 /// A client of one place.
 #[derive(Clone, Debug)]
 pub struct Client {
-    /// Where.
+    /// The region and endpoint that it talks to.
     pub place: Place,
     /// AWS's own client.
     pub ec2: aws_sdk_ec2::Client,

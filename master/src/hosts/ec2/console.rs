@@ -12,7 +12,7 @@ use base64::engine::general_purpose::STANDARD;
 const CONSOLE: usize = 8 << 10;
 
 impl Ec2 {
-    pub(super) async fn console_now(&self, host: &Host) -> Option<String> {
+    pub(super) async fn state_and_output(&self, host: &Host) -> Option<String> {
         let spec = read(host.launch.as_ref()?).ok()?;
         let client = self.places.at(&spec.place).await.ok()?;
         let instance = host.handle.as_deref().filter(|handle| handle.starts_with("i-"))?;
@@ -27,9 +27,7 @@ impl Ec2 {
                         break;
                     }
                 }
-                Err(error) if !latest => {
-                    text.push_str(&format!("(failed to {})\n", told("read the console", &error).text))
-                }
+                Err(error) if !latest => text.push_str(&format!("({})\n", told("read the console", &error).text)),
                 Err(_) => {}
             }
         }
@@ -40,7 +38,7 @@ impl Ec2 {
 async fn state(client: &Client, instance: &str) -> String {
     let answer = match client.ec2.describe_instances().filters(by("instance-id", instance)).send().await {
         Ok(answer) => answer,
-        Err(error) => return format!("(failed to {})\n", told("look at the instance", &error).text),
+        Err(error) => return format!("({})\n", told("look at the instance", &error).text),
     };
     let Some(found) = answer.reservations().iter().flat_map(|r| r.instances()).next() else {
         return format!("AWS knows no instance {instance}\n");

@@ -34,11 +34,12 @@ pub enum Kind {
 }
 
 /// A call that failed.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("{text}")]
 pub struct CallError {
     /// What it means.
     pub kind: Kind,
-    /// What was tried, and AWS's own words; fits after "failed to".
+    /// What could not be done, and AWS's own words.
     pub text: String,
 }
 
@@ -70,7 +71,7 @@ impl CallError {
     }
 }
 
-/// The error of the call that was to do `what`.
+/// The error of a call; `what` says, as "start the instance" does, what it was to do.
 pub fn told<E>(what: &str, error: &SdkError<E, HttpResponse>) -> CallError
 where
     E: ProvideErrorMetadata + Error + 'static,
@@ -81,7 +82,7 @@ where
         (Some(code), None) => said(code).unwrap_or(code).to_owned(),
         (None, _) => chain(error),
     };
-    CallError { kind, text: format!("{what}: {words}") }
+    CallError { kind, text: format!("cannot {what}: {words}") }
 }
 
 fn kind_of<E>(error: &SdkError<E, HttpResponse>) -> Kind
@@ -201,9 +202,9 @@ fn said(code: &str) -> Option<&'static str> {
         "InsufficientFreeAddressesInSubnet" => "the subnet has no free address",
         "IncorrectInstanceState" => "the instance is not in a state for it",
         "SpotMaxPriceTooLow" => "the bid is below the spot price",
-        "Unsupported" => "it is not to be had like this in this zone",
+        "Unsupported" => "this zone does not offer it in this way",
         "InvalidAMIID.NotFound" | "InvalidAMIID.Unavailable" => "the image is gone",
-        "InvalidAMIID.Malformed" => "that is no image's id",
+        "InvalidAMIID.Malformed" => "this is not the id of an image",
         "InvalidKeyPair.NotFound" => "there is no such key pair",
         "InvalidGroup.NotFound" | "InvalidSecurityGroupID.NotFound" => "there is no such security group",
         "InvalidSubnetID.NotFound" => "there is no such subnet",
@@ -214,9 +215,9 @@ fn said(code: &str) -> Option<&'static str> {
             "the credentials have expired, or this machine's clock is wrong"
         }
         "OptInRequired" => "the account is not signed up for this",
-        "PendingVerification" => "AWS is still looking at the account",
-        "RequestLimitExceeded" | "Throttling" | "ThrottlingException" => "AWS wants fewer calls",
-        "IdempotentParameterMismatch" => "the same try was made before with another call",
+        "PendingVerification" => "AWS has not verified the account yet",
+        "RequestLimitExceeded" | "Throttling" | "ThrottlingException" => "too many calls to AWS",
+        "IdempotentParameterMismatch" => "the client token was used before with other parameters",
         _ => return None,
     })
 }

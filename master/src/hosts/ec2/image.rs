@@ -38,11 +38,13 @@ pub async fn resolve(client: &Client, image: &Ec2Image) -> Result<Chosen, ImageE
             let call = client.ec2.describe_images().image_ids(id);
             let answer = call.send().await.map_err(|e| ImageError::Call(told("look at the image", &e)))?;
             let found = answer.images.unwrap_or_default().iter().find_map(chosen);
-            found.ok_or_else(|| ImageError::None(format!("the image {id} is not there, or not ready")))
+            found.ok_or_else(|| ImageError::None(format!("image {id} does not exist or is not available")))
         }
         Ec2Image::Last { owners, location } => {
             let regex = match location {
-                Some(text) => Some(Regex::new(text).map_err(|e| ImageError::None(format!("bad expression: {e}")))?),
+                Some(text) => Some(Regex::new(text).map_err(|e| {
+                    ImageError::None(format!("valid_ami_location_regex is not a regular expression: {e}"))
+                })?),
                 None => None,
             };
             let mut call = client.ec2.describe_images().filters(filter("state", "available"));
@@ -61,7 +63,7 @@ pub async fn resolve(client: &Client, image: &Ec2Image) -> Result<Chosen, ImageE
             pick(found, regex.as_ref()).ok_or_else(|| {
                 let owners = if owners.is_empty() { String::new() } else { format!(" of {}", owners.join(", ")) };
                 let location = location.as_ref().map_or(String::new(), |l| format!(" whose location matches {l}"));
-                ImageError::None(format!("there is no image{owners}{location}"))
+                ImageError::None(format!("no image{owners}{location} is available"))
             })
         }
     }

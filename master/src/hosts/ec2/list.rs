@@ -26,7 +26,7 @@ pub(super) fn tag<'a>(tags: &'a [Tag], key: &str) -> Option<&'a str> {
 }
 
 impl Ec2 {
-    pub(super) async fn list_now(&self) -> Result<Vec<ListedHost>, String> {
+    pub(super) async fn list_places(&self) -> Result<Vec<ListedHost>, String> {
         let targets = self.places.all().await?;
         let answers = join_all(targets.iter().map(|target| self.list_at(&target.client))).await;
         let mut all: Vec<ListedHost> = Vec::new();
@@ -36,7 +36,7 @@ impl Ec2 {
             let found = match answer {
                 Ok(found) => found,
                 Err(error) if has_successor(target, &targets) && error.kind == Kind::Auth => {
-                    tracing::warn!("{} is not looked at any more: {}", target.client.place, error.text);
+                    tracing::warn!("{} is no longer listed: {}", target.client.place, error.text);
                     self.places.forget(&target.client.place);
                     continue;
                 }
@@ -57,11 +57,11 @@ impl Ec2 {
             }
             for (instance, worker) in found.running {
                 let section = worker.parse().ok().and_then(|worker| self.section(&worker));
-                let belongings = section.map(|s| Attachments {
+                let attachments = section.map(|s| Attachments {
                     elastic_ip: s.elastic_ip.map(|address| address.to_string()),
                     volumes: s.volumes.iter().map(|v| (v.id.clone(), v.device.clone())).collect(),
                 });
-                self.tend(&target.client, &instance, belongings.unwrap_or_default());
+                self.attach_extras(&target.client, &instance, attachments.unwrap_or_default());
             }
         }
         for place in left {

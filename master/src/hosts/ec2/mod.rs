@@ -20,11 +20,12 @@ mod suspend;
 mod terminate;
 mod watch;
 
-use super::{BoxFuture, Death, Provider, user_data};
-use crate::config::{Config, Ec2Config, HostConfig};
+use super::{Death, Provider, user_data};
+use crate::config::{Config, Ec2Config};
 use crate::core::event::{ListedHost, PartialList, StartError, Started, Suspension, Termination};
 use crate::core::record::{Host, LaunchSpec};
 use crate::sync::lock;
+use async_trait::async_trait;
 use attach::Attachments;
 use client::{Client, Login, Place};
 use error::{CallError, Kind, told};
@@ -46,16 +47,29 @@ use tokio::sync::mpsc;
 use watch::Watch;
 
 /// How long AWS may take to list what it has made: until then an empty answer is no proof.
-const LAG: Duration = Duration::from_secs(60);
+const LIST_DELAY: Duration = Duration::from_secs(60);
 /// Pause before a start is repeated because a key pair or group of a moment ago is not known everywhere yet, and how often.
 const FRESH_PAUSE: Duration = Duration::from_secs(2);
 const FRESH_TRIES: u32 = 8;
+
+/// What tests set otherwise.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// How long the cloud may take to list what it has made.
+    pub list_delay: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { list_delay: LIST_DELAY }
+    }
+}
 
 /// The provider.
 pub struct Ec2 {
     owner: String,
     dir: PathBuf,
-    lag: Duration,
+    list_delay: Duration,
     places: Places,
     workers: Mutex<BTreeMap<WorkerName, Worker>>,
     /// Where each machine of the last lists is, by its handle.
@@ -64,7 +78,7 @@ pub struct Ec2 {
     unseen: Mutex<BTreeMap<HostId, Timestamp>>,
     watch: Arc<Watch>,
     /// Instances that are being given their address and volumes.
-    tended: Arc<Mutex<BTreeSet<String>>>,
+    attaching: Arc<Mutex<BTreeSet<String>>>,
 }
 
 /// What hosts' identity documents are signed by, or why there is nothing; none where no document is asked for.
@@ -98,23 +112,23 @@ impl Ec2 {
     pub fn new(dir: PathBuf, owner: String, config: &Config, deaths: mpsc::Sender<Death>) -> io::Result<Self> {
         let new = Self {
             owner,
-            lag: LAG,
+            list_delay: LIST_DELAY,
             places: Places::new(client::http(), dir.join("places.json"))?,
             dir,
             workers: Mutex::default(),
             seen: Mutex::default(),
             unseen: Mutex::default(),
             watch: Watch::start(deaths),
-            tended: Arc::default(),
+            attaching: Arc::default(),
         };
         new.configure(config);
         Ok(new)
     }
 
-    /// With another idea of how long the cloud may take to list what it has made.
+    /// The provider with options of tests.
     #[must_use]
-    pub fn with_lag(self, lag: Duration) -> Self {
-        Self { lag, ..self }
+    pub fn with_options(self, options: Options) -> Self {
+        Self { list_delay: options.list_delay, ..self }
     }
 
     /// Takes the sections of a configuration.
@@ -123,11 +137,7 @@ impl Ec2 {
         let mut workers = BTreeMap::new();
         // The workers of one template have the same certificates.
         let mut known: Vec<(Option<PathBuf>, Signers)> = Vec::new();
-        for (name, host) in &config.hosts {
-            let section = match host {
-                HostConfig::Ec2(section) => section,
-                HostConfig::Process(_) | HostConfig::Libvirt(_) | HostConfig::Openstack(_) => continue,
-            };
+        for (name, section) in config.sections::<Ec2Config>() {
             let login = Login::of(section);
             if !logins.contains(&login) {
                 logins.push(login);
@@ -136,10 +146,10 @@ impl Ec2 {
             let before = known.iter().find(|(of, _)| path.is_some() && of == path).map(|(_, found)| found.clone());
             let certificates = before.unwrap_or_else(|| certificates_of(section).map(Arc::new));
             if let Some(Err(why)) = certificates.as_deref() {
-                tracing::warn!("no agent of {name} will be let in: worker.ec2.identity_certificates: {why}");
+                tracing::warn!("agents of {name} will be refused: worker.ec2.identity_certificates: {why}");
             }
             known.push((path.clone(), certificates.clone()));
-            workers.insert(name.clone(), Worker { section: Arc::new((**section).clone()), certificates });
+            workers.insert(name.clone(), Worker { section: Arc::new(section.clone()), certificates });
         }
         self.places.configure(logins);
         *lock(&self.workers) = workers;
@@ -147,93 +157,6 @@ impl Ec2 {
 
     fn section(&self, worker: &WorkerName) -> Option<Arc<Ec2Config>> {
         lock(&self.workers).get(worker).map(|worker| worker.section.clone())
-    }
-
-    fn vouch_now(&self, worker: &WorkerName, hello: &Hello) -> Result<(), String> {
-        let certificates = lock(&self.workers).get(worker).and_then(|worker| worker.certificates.clone());
-        let Some(certificates) = certificates else { return Ok(()) };
-        let certificates =
-            certificates.as_ref().as_ref().map_err(|why| format!("nothing can be trusted here: {why}"))?;
-        let named = hello.identity.strip_prefix("ec2:").ok_or("it is not on an instance of EC2's, by its own word")?;
-        let signed = hello.proof.rsa2048.as_deref().ok_or("it has shown no signed identity document")?;
-        let document = certificates.verify(signed, hello.proof.document.as_deref())?;
-        if document.instance_id != named {
-            return Err(format!("its identity document is of another instance, {}", document.instance_id));
-        }
-        Ok(())
-    }
-
-    async fn prepare_now(&self, host: &Host, number: u32, boot: &BootData) -> Result<LaunchSpec, StartError> {
-        let section = self.section(&host.worker);
-        let section =
-            section.ok_or_else(|| StartError::Rejected("the configuration has no EC2 section for it".into()))?;
-        let all = order::alternatives(&section);
-        let index = usize::try_from(number).unwrap_or(usize::MAX);
-        let alternative =
-            all.get(index).ok_or_else(|| StartError::Capacity("there is no further type or zone to try".into()))?;
-        let user_data = user_data::compose(boot, section.user_data.as_deref(), order::USER_DATA_LIMIT)
-            .map_err(|error| StartError::Rejected(error.to_string()))?;
-        let client = self.places.client(&Login::of(&section)).await;
-        let image = image::resolve(&client, &section.image).await.map_err(ImageError::into_start)?;
-        let zone = alternative.zone.as_ref().map(|letter| format!("{}{letter}", client.place.region));
-        let market = match alternative.spot {
-            true => Some(
-                spot::look(&client, &alternative.kind, zone.as_deref(), &image.platform)
-                    .await
-                    .map_err(CallError::before_start)?,
-            ),
-            false => None,
-        };
-        let ready = setup::ensure(&client, &section, &self.dir, true).await.map_err(CallError::before_start)?;
-        let price = match market {
-            // What is paid is the market's price, not the bid.
-            Some(market) => market.newest.or(section.price_per_hour),
-            None => section.price_per_hour,
-        };
-        let image_id = image.id.clone();
-        let found = Found { image, market, groups: ready.groups, fresh: ready.fresh, user_data };
-        let spec = Spec::new(&section, &client.place, &self.owner, host, number, alternative, found);
-        let text = serde_json::to_string(&spec).map_err(|e| StartError::Rejected(format!("write the order: {e}")))?;
-        Ok(LaunchSpec {
-            number,
-            image: image_id,
-            spec: text,
-            more: index + 1 < all.len(),
-            fresh: false,
-            identity: None,
-            price,
-        })
-    }
-
-    async fn start_now(&self, host: &Host) -> Result<String, StartError> {
-        let order = host.launch.as_ref().ok_or_else(|| StartError::Rejected("it was never prepared".into()))?;
-        let spec = read(order).map_err(StartError::Rejected)?;
-        let client = self.places.at(&spec.place).await.map_err(StartError::Auth)?;
-        self.places
-            .remember(&client.place)
-            .map_err(|error| StartError::Transient(format!("write down where hosts are: {error}")))?;
-        let mut tries = 0;
-        let instance = loop {
-            tries += 1;
-            match spec.call(&client.ec2).send().await {
-                Ok(answer) => {
-                    let made = answer.instances().first().and_then(|i| i.instance_id()).map(str::to_owned);
-                    break made.ok_or_else(|| StartError::Unknown("AWS's answer names no instance".into()))?;
-                }
-                Err(error) => {
-                    let error = told("start the instance", &error);
-                    if error.kind == Kind::NotYet && spec.fresh && tries < FRESH_TRIES {
-                        tokio::time::sleep(FRESH_PAUSE).await;
-                        continue;
-                    }
-                    return self.refused(&client, host, &spec, order.more, error).await;
-                }
-            }
-        };
-        lock(&self.unseen).remove(&host.id);
-        self.watch.add(&instance, &host.id, &client);
-        self.tend(&client, &instance, Attachments { elastic_ip: spec.elastic_ip, volumes: spec.volumes });
-        Ok(instance)
     }
 
     /// The end of a start that was not taken.
@@ -255,7 +178,9 @@ impl Ec2 {
                 Ok(Some(status)) => error.text = format!("{}; the spot request: {status}", error.text),
                 Ok(None) => {}
                 // The audit finds what is left of it.
-                Err(other) => tracing::warn!("the spot request of host {} was not looked at: {}", host.id, other.text),
+                Err(other) => {
+                    tracing::warn!("the spot request of host {} could not be checked: {}", host.id, other.text)
+                }
             }
         }
         if let Some(bid) = spec.spot.as_ref().and_then(|bid| bid.most.as_ref())
@@ -265,26 +190,32 @@ impl Ec2 {
         }
         let zone = spec.zone.as_deref().unwrap_or(&spec.place.region);
         error.text = format!("{} ({} in {zone})", error.text, spec.kind);
-        tracing::warn!("host {} of {}: failed to {}", host.id, host.worker, error.text);
+        tracing::warn!("host {} of {}: {}", host.id, host.worker, error.text);
         Err(error.of_start(more))
     }
 
-    /// Gives an instance its address and volumes, beside whatever else goes on.
-    fn tend(&self, client: &Client, instance: &str, belongings: Attachments) {
-        if belongings.is_empty() || !lock(&self.tended).insert(instance.to_owned()) {
+    /// Gives an instance its address and volumes, in a task of its own.
+    fn attach_extras(&self, client: &Client, instance: &str, attachments: Attachments) {
+        if attachments.is_empty() || !lock(&self.attaching).insert(instance.to_owned()) {
             return;
         }
-        let (client, instance, tended) = (client.clone(), instance.to_owned(), self.tended.clone());
+        let (client, instance, attaching) = (client.clone(), instance.to_owned(), self.attaching.clone());
         tokio::spawn(async move {
-            attach::put_on(&client, &instance, &belongings).await;
-            lock(&tended).remove(&instance);
+            attach::put_on(&client, &instance, &attachments).await;
+            lock(&attaching).remove(&instance);
         });
     }
 }
 
+fn started(instance: String) -> Started {
+    let identity = Some(format!("ec2:{instance}"));
+    Started { handle: instance, identity }
+}
+
 /// The call that was kept.
 fn read(order: &LaunchSpec) -> Result<Spec, String> {
-    serde_json::from_str(&order.spec).map_err(|error| format!("read the order that the ledger has: {error}"))
+    serde_json::from_str(&order.spec)
+        .map_err(|error| format!("the host's order in the ledger is not readable: {error}"))
 }
 
 impl ImageError {
@@ -296,49 +227,117 @@ impl ImageError {
     }
 }
 
+#[async_trait]
 impl Provider for Ec2 {
-    fn prepare<'a>(
-        &'a self,
-        host: &'a Host,
-        number: u32,
-        boot: BootData,
-    ) -> BoxFuture<'a, Result<LaunchSpec, StartError>> {
-        Box::pin(async move { self.prepare_now(host, number, &boot).await })
-    }
-
-    fn start<'a>(&'a self, host: &'a Host) -> BoxFuture<'a, Result<Started, StartError>> {
-        Box::pin(async move {
-            let handle = self.start_now(host).await?;
-            let identity = Some(format!("ec2:{handle}"));
-            Ok(Started { handle, identity })
+    async fn prepare(&self, host: &Host, number: u32, boot: BootData) -> Result<LaunchSpec, StartError> {
+        let section = self.section(&host.worker);
+        let section = section.ok_or_else(|| StartError::Rejected("the worker has no [worker.ec2] any more".into()))?;
+        let all = order::alternatives(&section);
+        let index = usize::try_from(number).unwrap_or(usize::MAX);
+        let alternative = all
+            .get(index)
+            .ok_or_else(|| StartError::Capacity("every type and zone of the worker has been tried".into()))?;
+        let user_data = user_data::compose(&boot, section.user_data.as_deref(), order::USER_DATA_LIMIT)
+            .map_err(|error| StartError::Rejected(error.to_string()))?;
+        let client = self.places.client(&Login::of(&section)).await;
+        let image = image::resolve(&client, &section.image).await.map_err(ImageError::into_start)?;
+        let zone = alternative.zone.as_ref().map(|letter| format!("{}{letter}", client.place.region));
+        let market = match alternative.spot {
+            true => Some(
+                spot::look(&client, &alternative.kind, zone.as_deref(), &image.platform)
+                    .await
+                    .map_err(CallError::before_start)?,
+            ),
+            false => None,
+        };
+        let ready = setup::ensure(&client, &section, &self.dir, true).await.map_err(CallError::before_start)?;
+        let price = match market {
+            // What is paid is the market's price, not the bid.
+            Some(market) => market.newest.or(section.price_per_hour),
+            None => section.price_per_hour,
+        };
+        let image_id = image.id.clone();
+        let found = Found { image, market, groups: ready.groups, fresh: ready.fresh, user_data };
+        let spec = Spec::new(&section, &client.place, &self.owner, host, number, alternative, found);
+        let text = serde_json::to_string(&spec)
+            .map_err(|e| StartError::Rejected(format!("cannot serialize the order: {e}")))?;
+        Ok(LaunchSpec {
+            number,
+            image: image_id,
+            spec: text,
+            more: index + 1 < all.len(),
+            fresh: false,
+            identity: None,
+            price,
         })
     }
 
-    fn terminate<'a>(&'a self, host: &'a Host) -> BoxFuture<'a, Result<Termination, String>> {
-        Box::pin(self.terminate_now(host))
+    async fn start(&self, host: &Host) -> Result<Started, StartError> {
+        let order = host.launch.as_ref().ok_or_else(|| StartError::Rejected("the host was never prepared".into()))?;
+        let spec = read(order).map_err(StartError::Rejected)?;
+        let client = self.places.at(&spec.place).await.map_err(StartError::Auth)?;
+        self.places
+            .remember(&client.place)
+            .map_err(|error| StartError::Transient(format!("cannot save where hosts are: {error}")))?;
+        let mut tries = 0;
+        let instance = loop {
+            tries += 1;
+            match spec.call(&client.ec2).send().await {
+                Ok(answer) => {
+                    let made = answer.instances().first().and_then(|i| i.instance_id()).map(str::to_owned);
+                    break made.ok_or_else(|| StartError::Unknown("AWS's answer names no instance".into()))?;
+                }
+                Err(error) => {
+                    let error = told("start the instance", &error);
+                    if error.kind == Kind::NotYet && spec.fresh && tries < FRESH_TRIES {
+                        tokio::time::sleep(FRESH_PAUSE).await;
+                        continue;
+                    }
+                    return self.refused(&client, host, &spec, order.more, error).await.map(started);
+                }
+            }
+        };
+        lock(&self.unseen).remove(&host.id);
+        self.watch.add(&instance, &host.id, &client);
+        self.attach_extras(&client, &instance, Attachments { elastic_ip: spec.elastic_ip, volumes: spec.volumes });
+        Ok(started(instance))
     }
 
-    fn suspend<'a>(&'a self, host: &'a Host) -> BoxFuture<'a, Result<Suspension, String>> {
-        Box::pin(self.suspend_now(host))
+    async fn terminate(&self, host: &Host) -> Result<Termination, String> {
+        self.terminate_instances(host).await
     }
 
-    fn resume<'a>(&'a self, host: &'a Host, boot: BootData) -> BoxFuture<'a, Result<(), StartError>> {
-        Box::pin(async move { self.resume_now(host, &boot).await })
+    async fn suspend(&self, host: &Host) -> Result<Suspension, String> {
+        self.suspend_instance(host).await
     }
 
-    fn list(&self) -> BoxFuture<'_, Result<Vec<ListedHost>, PartialList>> {
-        Box::pin(async move { Ok(self.list_now().await?) })
+    async fn resume(&self, host: &Host, boot: BootData) -> Result<(), StartError> {
+        self.resume_instance(host, &boot).await
     }
 
-    fn terminate_listed<'a>(&'a self, listed: &'a ListedHost) -> BoxFuture<'a, Result<Termination, String>> {
-        Box::pin(self.terminate_listed_now(listed))
+    async fn list(&self) -> Result<Vec<ListedHost>, PartialList> {
+        Ok(self.list_places().await?)
     }
 
-    fn console<'a>(&'a self, host: &'a Host) -> BoxFuture<'a, Option<String>> {
-        Box::pin(self.console_now(host))
+    async fn terminate_listed(&self, listed: &ListedHost) -> Result<Termination, String> {
+        self.terminate_by_handle(listed).await
+    }
+
+    async fn console(&self, host: &Host) -> Option<String> {
+        self.state_and_output(host).await
     }
 
     fn attest(&self, worker: &WorkerName, hello: &Hello) -> Result<(), String> {
-        self.vouch_now(worker, hello)
+        let certificates = lock(&self.workers).get(worker).and_then(|worker| worker.certificates.clone());
+        let Some(certificates) = certificates else { return Ok(()) };
+        let certificates =
+            certificates.as_ref().as_ref().map_err(|why| format!("no identity document can be verified: {why}"))?;
+        let named = hello.identity.strip_prefix("ec2:").ok_or("it does not name an EC2 instance as its host")?;
+        let signed = hello.proof.rsa2048.as_deref().ok_or("it has shown no signed identity document")?;
+        let document = certificates.verify(signed, hello.proof.document.as_deref())?;
+        if document.instance_id != named {
+            return Err(format!("its identity document is that of another instance, {}", document.instance_id));
+        }
+        Ok(())
     }
 }

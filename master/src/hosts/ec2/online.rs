@@ -22,7 +22,7 @@ pub async fn check(section: &Ec2Config, master: &str) -> Vec<Finding> {
         Ok(image) => image,
         Err(ImageError::None(why)) => return with(found, Finding::bad(why)),
         // Without an answer there is no use in asking on.
-        Err(ImageError::Call(error)) => return with(found, Finding::bad(format!("failed to {}", error.text))),
+        Err(ImageError::Call(error)) => return with(found, Finding::bad(error.text)),
     };
     found.push(Finding::good(format!("boots {} ({}) in {}", image.id, image.location, client.place)));
     match setup::ensure(&client, section, Path::new(""), false).await {
@@ -31,7 +31,7 @@ pub async fn check(section: &Ec2Config, master: &str) -> Vec<Finding> {
             section.keypair_name, section.security_name
         ))),
         Ok(_) => {}
-        Err(error) => found.push(Finding::bad(format!("failed to {}", error.text))),
+        Err(error) => found.push(Finding::bad(error.text)),
     }
     let all = order::alternatives(section);
     let Some(first) = all.first() else { return found };
@@ -45,7 +45,7 @@ pub async fn check(section: &Ec2Config, master: &str) -> Vec<Finding> {
                 let newest = market.newest.map_or("not known".to_owned(), |usd| format!("{usd} USD an hour"));
                 found.push(Finding::good(format!("would bid {bid} for {}; its price now is {newest}", first.kind)));
             }
-            Err(error) => found.push(Finding::bad(format!("failed to {}", error.text))),
+            Err(error) => found.push(Finding::bad(error.text)),
         }
     }
     let tag = Tag::builder().key(MASTER_TAG).value(master).build();
@@ -64,7 +64,7 @@ pub async fn check(section: &Ec2Config, master: &str) -> Vec<Finding> {
     if let Err(error) = tried {
         let error = told(&format!("start a {}", first.kind), &error);
         if error.kind != Kind::WouldWork {
-            found.push(Finding::bad(format!("failed to {}", error.text)));
+            found.push(Finding::bad(error.text));
         }
     }
     found

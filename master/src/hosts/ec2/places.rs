@@ -115,7 +115,7 @@ impl Places {
                 });
                 Ok(client)
             }
-            None => Err(format!("reach the hosts in {place}: the configuration has its secret no more")),
+            None => Err(format!("cannot reach the hosts in {place}: the configuration no longer has its secret")),
         }
     }
 

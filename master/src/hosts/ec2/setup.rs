@@ -94,7 +94,7 @@ async fn vpc_of(client: &Client, subnet: &str) -> Result<String, CallError> {
     let answer = client.ec2.describe_subnets().subnet_ids(subnet).send().await;
     let subnets = answer.map_err(|e| told("look at the subnet", &e))?.subnets.unwrap_or_default();
     let vpc = subnets.first().and_then(|s| s.vpc_id()).map(str::to_owned);
-    vpc.ok_or_else(|| CallError { kind: Kind::Rejected, text: format!("look at the subnet: there is no {subnet}") })
+    vpc.ok_or_else(|| CallError { kind: Kind::Rejected, text: format!("subnet {subnet} not found") })
 }
 
 /// The group of that name in a network; in the account's default network where none is named.

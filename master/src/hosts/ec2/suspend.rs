@@ -15,18 +15,18 @@ use base64::engine::general_purpose::STANDARD;
 use rouse_shared::boot::BootData;
 
 impl Ec2 {
-    pub(super) async fn suspend_now(&self, host: &Host) -> Result<Suspension, String> {
+    pub(super) async fn suspend_instance(&self, host: &Host) -> Result<Suspension, String> {
         let Some((spec, client)) = self.order_of(host).await? else {
-            return Ok(Suspension::Unable("it was never ordered".to_owned()));
+            return Ok(Suspension::Unable("the host was never ordered".to_owned()));
         };
         self.watch.remove(&host.id);
         let Some(instance) = self.instance(&client, host).await.map_err(|e| e.text)? else {
-            return Ok(Suspension::Unable("AWS knows no such instance".to_owned()));
+            return Ok(Suspension::Unable("AWS has no such instance".to_owned()));
         };
         match instance.state {
             InstanceStateName::Stopped => {
-                let belongings = Attachments { elastic_ip: spec.elastic_ip, volumes: spec.volumes };
-                let clean = attach::take_off(&client, &[instance.id], &belongings).await.map_err(|e| e.text)?;
+                let attachments = Attachments { elastic_ip: spec.elastic_ip, volumes: spec.volumes };
+                let clean = attach::take_off(&client, &[instance.id], &attachments).await.map_err(|e| e.text)?;
                 Ok(if clean { Suspension::Suspended } else { Suspension::Requested })
             }
             // AWS stops none that is still starting.
@@ -36,14 +36,13 @@ impl Ec2 {
         }
     }
 
-    pub(super) async fn resume_now(&self, host: &Host, boot: &BootData) -> Result<(), StartError> {
+    pub(super) async fn resume_instance(&self, host: &Host, boot: &BootData) -> Result<(), StartError> {
         let section = self.section(&host.worker);
-        let section =
-            section.ok_or_else(|| StartError::Rejected("the configuration has no EC2 section for it".into()))?;
+        let section = section.ok_or_else(|| StartError::Rejected("the worker has no [worker.ec2] any more".into()))?;
         let found = self.order_of(host).await.map_err(StartError::Auth)?;
-        let (spec, client) = found.ok_or_else(|| StartError::Rejected("it was never ordered".into()))?;
+        let (spec, client) = found.ok_or_else(|| StartError::Rejected("the host was never ordered".into()))?;
         let instance = self.instance(&client, host).await.map_err(CallError::before_start)?;
-        let instance = instance.ok_or_else(|| StartError::Rejected("AWS knows no such instance".into()))?;
+        let instance = instance.ok_or_else(|| StartError::Rejected("AWS has no such instance".into()))?;
         match instance.state {
             InstanceStateName::Stopped => {
                 let user_data = user_data::compose(boot, section.user_data.as_deref(), order::USER_DATA_LIMIT)
@@ -58,7 +57,7 @@ impl Ec2 {
             other => return Err(StartError::Rejected(format!("the instance is {}", other.as_str()))),
         }
         self.watch.add(&instance.id, &host.id, &client);
-        self.tend(&client, &instance.id, Attachments { elastic_ip: spec.elastic_ip, volumes: spec.volumes });
+        self.attach_extras(&client, &instance.id, Attachments { elastic_ip: spec.elastic_ip, volumes: spec.volumes });
         Ok(())
     }
 
@@ -83,7 +82,7 @@ async fn put_to_sleep(client: &Client, instance: &str, hibernate: bool) -> Resul
         Ok(_) => Ok(Suspension::Requested),
         // Its system is not ready for it, or not able to.
         Err(error) if hibernate && matches!(error.kind, Kind::NotHere | Kind::Rejected) => {
-            tracing::warn!("{instance} is stopped instead of hibernated: failed to {}", error.text);
+            tracing::warn!("{instance} is stopped instead of hibernated: {}", error.text);
             let plain = client.ec2.stop_instances().instance_ids(instance).send().await;
             plain.map(|_| Suspension::Requested).map_err(|e| told("stop the instance", &e).text)
         }
@@ -106,6 +105,6 @@ async fn wake(client: &Client, instance: &str, user_data: String) -> Result<(), 
     let call = call.attribute(InstanceAttributeName::UserData).value(STANDARD.encode(user_data));
     call.send().await.map_err(|e| told("give the instance its new user data", &e).of_start(false))?;
     let call = client.ec2.start_instances().instance_ids(instance);
-    call.send().await.map_err(|e| told("wake the instance", &e).of_start(false))?;
+    call.send().await.map_err(|e| told("start the instance again", &e).of_start(false))?;
     Ok(())
 }

@@ -89,7 +89,7 @@ async fn terminate(client: &Client, ids: Vec<String>) -> Result<(), CallError> {
 }
 
 impl Ec2 {
-    pub(super) async fn terminate_now(&self, host: &Host) -> Result<Termination, String> {
+    pub(super) async fn terminate_instances(&self, host: &Host) -> Result<Termination, String> {
         // Without an order nothing was ever asked for.
         let Some(order) = &host.launch else { return Ok(Termination::Gone) };
         self.watch.remove(&host.id);
@@ -119,8 +119,8 @@ impl Ec2 {
             give_up_requests(&client, &host.id).await.map_err(|e| e.text)?;
         }
         let ids: Vec<String> = found.into_iter().map(|i| i.id).collect();
-        let belongings = Attachments { elastic_ip: spec.elastic_ip, volumes: spec.volumes };
-        if attach::take_off(&client, &ids, &belongings).await.map_err(|e| e.text)? {
+        let attachments = Attachments { elastic_ip: spec.elastic_ip, volumes: spec.volumes };
+        if attach::take_off(&client, &ids, &attachments).await.map_err(|e| e.text)? {
             lock(&self.unseen).remove(&host.id);
             return Ok(Termination::Gone);
         }
@@ -131,7 +131,7 @@ impl Ec2 {
     async fn terminate_unseen(&self, client: &Client, host: &Host) -> Result<Termination, String> {
         let now = clock::now();
         let since = *lock(&self.unseen).entry(host.id.clone()).or_insert(now);
-        if now.since(since) < self.lag {
+        if now.since(since) < self.list_delay {
             return Ok(Termination::Requested);
         }
         give_up_requests(client, &host.id).await.map_err(|e| e.text)?;
@@ -140,12 +140,12 @@ impl Ec2 {
     }
 
     /// Ends what a list has told of and the ledger does not know.
-    pub(super) async fn terminate_listed_now(&self, listed: &ListedHost) -> Result<Termination, String> {
+    pub(super) async fn terminate_by_handle(&self, listed: &ListedHost) -> Result<Termination, String> {
         let known = lock(&self.seen).get(&listed.handle).cloned();
         let place = match known {
             Some(place) => place,
             None => {
-                self.list_now().await?;
+                self.list_places().await?;
                 match lock(&self.seen).get(&listed.handle).cloned() {
                     Some(place) => place,
                     None => return Ok(Termination::Gone),

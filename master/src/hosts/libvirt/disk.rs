@@ -19,7 +19,7 @@ const FULL: u64 = 1 << 20;
 /// How a fresh disk comes from its base image.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Form {
+pub enum Format {
     /// A qcow2 file that holds the differences only.
     Overlay,
     /// A raw file: shares its blocks with the base where the file system can, else holds them all.
@@ -28,7 +28,7 @@ pub enum Form {
 
 /// A disk to be made for a boot.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct Fresh {
+pub struct NewDisk {
     /// Where it will be.
     pub path: PathBuf,
     /// What it is made from.
@@ -38,7 +38,7 @@ pub struct Fresh {
     /// [`Base::change`] when the order was made.
     pub change: String,
     /// How it comes from the base.
-    pub form: Form,
+    pub form: Format,
 }
 
 /// Whose a disk is.
@@ -74,7 +74,7 @@ pub fn look_at(path: &Path) -> Result<Base, StartError> {
     let mut file = File::open(path).map_err(failed)?;
     let about = file.metadata().map_err(failed)?;
     if !about.is_file() {
-        return Err(StartError::Rejected(format!("the image {shown} is no file")));
+        return Err(StartError::Rejected(format!("the image {shown} is not a file")));
     }
     let mut head = [0; 4];
     let read = file.read(&mut head).map_err(failed)?;
@@ -203,7 +203,7 @@ pub fn owners_of(path: &Path) -> Result<Vec<Owner>, StartError> {
 ///
 /// # Errors
 /// Where it cannot be made, or where what is there is not ours to replace. Nothing is left then.
-pub fn make(fresh: &Fresh, owner: &Owner, live: &dyn Fn(&str) -> bool, marked: &dyn Fn()) -> Result<(), StartError> {
+pub fn make(fresh: &NewDisk, owner: &Owner, live: &dyn Fn(&str) -> bool, marked: &dyn Fn()) -> Result<(), StartError> {
     let shown = fresh.path.display();
     let rejected = |text: String| Err(StartError::Rejected(text));
     let marks = owners_of(&fresh.path)?;
@@ -220,18 +220,18 @@ pub fn make(fresh: &Fresh, owner: &Owner, live: &dyn Fn(&str) -> bool, marked: &
         }
     }
     for other in &marks {
-        remove(&fresh.path, other).map_err(|e| StartError::Transient(format!("remove an old {shown}: {e}")))?;
+        remove(&fresh.path, other).map_err(|e| StartError::Transient(format!("cannot remove an old {shown}: {e}")))?;
     }
     let made = create(fresh, owner, marked);
     if made.is_err()
         && let Err(error) = remove(&fresh.path, owner)
     {
-        tracing::warn!("failed to remove {shown}: {error}");
+        tracing::warn!("cannot remove {shown}: {error}");
     }
     made
 }
 
-fn create(fresh: &Fresh, owner: &Owner, marked: &dyn Fn()) -> Result<(), StartError> {
+fn create(fresh: &NewDisk, owner: &Owner, marked: &dyn Fn()) -> Result<(), StartError> {
     let shown = fresh.path.display();
     let dir = dir_of(&fresh.path);
     let base_shown = fresh.base.display();
@@ -258,12 +258,12 @@ fn create(fresh: &Fresh, owner: &Owner, marked: &dyn Fn()) -> Result<(), StartEr
         return Err(StartError::Capacity(format!("no room for {shown}: the file system of {} is full", dir.display())));
     }
     let output = match fresh.form {
-        Form::Overlay => {
+        Format::Overlay => {
             let base = fresh.base.to_string_lossy();
             qemu_img(&["create", "-q", "-f", "qcow2", "-F", &fresh.base_format, "-b", &base], &[&fresh.path])?
         }
-        Form::Copy if cloned(&fresh.base, &fresh.path) => return Ok(()),
-        Form::Copy => qemu_img(&["convert", "-q", "-f", "raw", "-O", "raw"], &[&fresh.base, &fresh.path])?,
+        Format::Copy if cloned(&fresh.base, &fresh.path) => return Ok(()),
+        Format::Copy => qemu_img(&["convert", "-q", "-f", "raw", "-O", "raw"], &[&fresh.base, &fresh.path])?,
     };
     if output.status.success() {
         return Ok(());

@@ -1,7 +1,7 @@
 //! The domain: the built-in machine, and what is put into it and into a user's own description. The stamp says whose a
 //! domain is and what it was made with; it is in the very call that makes the domain.
 
-use super::disk::Form;
+use super::disk::Format;
 use super::{kvm, xml};
 use std::path::{Path, PathBuf};
 use xmltree::{Element, Namespace};
@@ -146,7 +146,7 @@ pub struct Wanted<'a> {
 ///
 /// # Errors
 /// Where the description is not such a thing: a sentence.
-pub fn patch(domain: &mut Element, wanted: &Wanted<'_>) -> Result<Form, String> {
+pub fn patch(domain: &mut Element, wanted: &Wanted<'_>) -> Result<Format, String> {
     if domain.name != "domain" {
         return Err(format!("its XML describes a {}, not a domain", domain.name));
     }
@@ -209,9 +209,9 @@ fn put_console(devices: &mut Element, path: &Path) {
     }
 }
 
-fn put_disk(devices: &mut Element, disk: Disk<'_>) -> Result<Form, String> {
+fn put_disk(devices: &mut Element, disk: Disk<'_>) -> Result<Format, String> {
     let (path, described) = match disk {
-        Disk::AsDescribed => return Ok(Form::Overlay),
+        Disk::AsDescribed => return Ok(Format::Overlay),
         Disk::Own(path, format) => (path, format),
         Disk::Fresh(path, _) => (path, "qcow2"),
     };
@@ -221,7 +221,7 @@ fn put_disk(devices: &mut Element, disk: Disk<'_>) -> Result<Form, String> {
     let all = xml::elements(devices).filter(|e| is_disk(e)).count();
     let found = if xml::elements(devices).any(is_this) {
         if matches!(disk, Disk::Own(..)) {
-            return Ok(Form::Overlay);
+            return Ok(Format::Overlay);
         }
         xml::elements_mut(devices).find(|e| is_this(e))
     } else if all > 1 {
@@ -252,9 +252,9 @@ fn put_disk(devices: &mut Element, disk: Disk<'_>) -> Result<Form, String> {
     let is_raw = driver.attributes.get("type").is_some_and(|kind| kind == "raw");
     if matches!(disk, Disk::Fresh(_, true)) && is_raw {
         // The user's machine wants it raw, which an overlay is not.
-        return Ok(Form::Copy);
+        return Ok(Format::Copy);
     }
     driver.attributes.entry("name".to_owned()).or_insert_with(|| "qemu".to_owned());
     driver.attributes.insert("type".to_owned(), described.to_owned());
-    Ok(Form::Overlay)
+    Ok(Format::Overlay)
 }

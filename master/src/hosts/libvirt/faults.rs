@@ -1,17 +1,17 @@
 //! libvirt's errors by their kind: whose fault it is, and whether something may have been made.
 
-use super::link::{Failed, code_of};
+use super::link::{LinkError, code_of};
 use crate::config::hosts::connection_is_local;
 use crate::core::event::StartError;
 use virt::connect::Connect;
 use virt::error::{Error, ErrorDomain, ErrorNumber};
 
 /// What a failed question means for a start that has made nothing yet.
-pub fn before(failed: Failed) -> StartError {
+pub fn before(failed: LinkError) -> StartError {
     match failed {
-        Failed::Unreachable(why) => StartError::Transient(why),
-        Failed::BrokeOff(why) => StartError::Unknown(why),
-        Failed::Libvirt(error) => match kind(&error) {
+        LinkError::Unreachable(why) => StartError::Transient(why),
+        LinkError::Interrupted(why) => StartError::Unknown(why),
+        LinkError::Libvirt(error) => match kind(&error) {
             Kind::Auth => StartError::Auth(error.message().to_owned()),
             Kind::Lost | Kind::Busy => StartError::Transient(error.message().to_owned()),
             Kind::Refused => StartError::Rejected(error.message().to_owned()),
@@ -37,8 +37,8 @@ pub fn create(connect: &Connect, uri: &str, memory_mb: u64, error: &Error) -> St
     }
 }
 
-impl From<Failed> for StartError {
-    fn from(failed: Failed) -> Self {
+impl From<LinkError> for StartError {
+    fn from(failed: LinkError) -> Self {
         before(failed)
     }
 }

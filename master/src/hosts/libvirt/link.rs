@@ -5,7 +5,6 @@
 use super::events::{self, LifecycleEvent};
 use crate::clock;
 use rouse_shared::Timestamp;
-use std::fmt;
 use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
 use std::time::Duration;
@@ -34,32 +33,26 @@ pub fn code_of(error: &Error) -> ErrorNumber {
 }
 
 /// Why a call has no answer.
-#[derive(Debug)]
-pub enum Failed {
+#[derive(Debug, thiserror::Error)]
+pub enum LinkError {
     /// There is no connection: nothing was asked.
+    #[error("{0}")]
     Unreachable(String),
-    /// It was broken off by a fault of our own: what became of it is not known.
-    BrokeOff(String),
-    /// libvirt's own word.
+    /// A fault of our own interrupted it: whether it was carried out is unknown.
+    #[error("{0}")]
+    Interrupted(String),
+    /// What libvirt says.
+    #[error("{}", .0.message())]
     Libvirt(Error),
 }
 
-impl fmt::Display for Failed {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Unreachable(why) | Self::BrokeOff(why) => f.write_str(why),
-            Self::Libvirt(error) => f.write_str(error.message()),
-        }
-    }
-}
-
-impl From<Error> for Failed {
+impl From<Error> for LinkError {
     fn from(error: Error) -> Self {
         Self::Libvirt(error)
     }
 }
 
-impl Failed {
+impl LinkError {
     /// Whether libvirt says that there is no such domain.
     pub fn no_domain(&self) -> bool {
         matches!(self, Self::Libvirt(error) if code_of(error) == ErrorNumber::NoDomain)
@@ -107,7 +100,7 @@ impl Link {
     }
 
     /// The connection, once it is up.
-    async fn up(&self) -> Result<Arc<Connect>, Failed> {
+    async fn up(&self) -> Result<Arc<Connect>, LinkError> {
         let mut standing = self.standing.clone();
         let up = standing.wait_for(|standing| matches!(standing, Standing::Up(_)));
         if let Ok(Ok(standing)) = tokio::time::timeout(PATIENCE, up).await.map(|up| up.map(|s| s.clone()))
@@ -122,7 +115,7 @@ impl Link {
             }
             Standing::Up(_) => "it came up just now".to_owned(),
         };
-        Err(Failed::Unreachable(format!("libvirt at {} cannot be reached: {why}", self.uri)))
+        Err(LinkError::Unreachable(format!("libvirt at {} cannot be reached: {why}", self.uri)))
     }
 
     /// Does something that calls libvirt, on a thread that may block. It is done to its end even if nobody waits for it
@@ -133,17 +126,19 @@ impl Link {
     pub async fn call<T, E>(&self, work: impl FnOnce(&Connect) -> Result<T, E> + Send + 'static) -> Result<T, E>
     where
         T: Send + 'static,
-        E: From<Failed> + Send + 'static,
+        E: From<LinkError> + Send + 'static,
     {
         let connect = self.up().await.map_err(E::from)?;
         let permit = self.calls.clone().acquire_owned().await;
-        let permit = permit.map_err(|_| Failed::Unreachable("the connection is closed".to_owned()))?;
+        let permit = permit.map_err(|_| LinkError::Unreachable("the connection is closed".to_owned()))?;
         let ended = tokio::task::spawn_blocking(move || {
             let result = work(&connect);
             drop(permit);
             result
         });
-        ended.await.unwrap_or_else(|error| Err(E::from(Failed::BrokeOff(format!("the call broke off: {error}")))))
+        ended
+            .await
+            .unwrap_or_else(|error| Err(E::from(LinkError::Interrupted(format!("the call was interrupted: {error}")))))
     }
 }
 
@@ -188,7 +183,7 @@ impl Keeper {
                 Err(error) => {
                     let why = error.message().to_owned();
                     if !std::mem::replace(&mut complained, true) {
-                        warn!("libvirt at {} cannot be reached: {why}; trying again", self.uri);
+                        warn!("libvirt at {} cannot be reached: {why}; retrying", self.uri);
                     }
                     self.opening(Some(why));
                     match heard.recv_timeout(pause) {

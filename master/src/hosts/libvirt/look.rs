@@ -1,7 +1,7 @@
 //! Looking at domains: which run, whose they are, how they were defined.
 
 use super::domain::{NAMESPACE, OwnerTag};
-use super::link::{Failed, Link, code_of};
+use super::link::{Link, LinkError, code_of};
 use super::xml;
 use crate::core::event::StartError;
 use virt::connect::Connect;
@@ -11,13 +11,13 @@ use virt::sys;
 use xmltree::Element;
 
 /// The domain with this UUID where it runs, and its stamp where it is its own.
-pub fn look(connect: &Connect, uuid: &str) -> Result<Option<(Domain, Option<OwnerTag>)>, Failed> {
-    let domain = match connect.lookup_domain_by_uuid_string(uuid).map_err(Failed::from) {
+pub fn look(connect: &Connect, uuid: &str) -> Result<Option<(Domain, Option<OwnerTag>)>, LinkError> {
+    let domain = match connect.lookup_domain_by_uuid_string(uuid).map_err(LinkError::from) {
         Ok(domain) => domain,
         Err(failed) if failed.no_domain() => return Ok(None),
         Err(failed) => return Err(failed),
     };
-    match domain.is_active().map_err(Failed::from) {
+    match domain.is_active().map_err(LinkError::from) {
         Ok(true) => {}
         Ok(false) => return Ok(None),
         Err(failed) if failed.no_domain() => return Ok(None),
@@ -28,7 +28,7 @@ pub fn look(connect: &Connect, uuid: &str) -> Result<Option<(Domain, Option<Owne
 }
 
 /// The stamp of a domain; none where it has none, or one that was copied from another.
-fn stamp_of(domain: &Domain) -> Result<Option<OwnerTag>, Failed> {
+fn stamp_of(domain: &Domain) -> Result<Option<OwnerTag>, LinkError> {
     let kind = sys::VIR_DOMAIN_METADATA_ELEMENT as i32;
     let text = match domain.metadata(kind, Some(NAMESPACE), sys::VIR_DOMAIN_AFFECT_LIVE) {
         Ok(text) => text,
@@ -45,7 +45,7 @@ fn stamp_of(domain: &Domain) -> Result<Option<OwnerTag>, Failed> {
 }
 
 /// All stamps on a connection.
-pub fn stamps(connect: &Connect) -> Result<Vec<OwnerTag>, Failed> {
+pub fn stamps(connect: &Connect) -> Result<Vec<OwnerTag>, LinkError> {
     let mut found = Vec::new();
     for domain in connect.list_all_domains(sys::VIR_CONNECT_LIST_DOMAINS_ACTIVE)? {
         found.extend(stamp_of(&domain)?);
@@ -69,7 +69,7 @@ pub fn end_domain(domain: &Domain) -> Result<(), String> {
 pub async fn definition(link: &Link, name: &str) -> Result<String, StartError> {
     let name = name.to_owned();
     link.call(move |connect| {
-        let domain = match connect.lookup_domain_by_name(&name).map_err(Failed::from) {
+        let domain = match connect.lookup_domain_by_name(&name).map_err(LinkError::from) {
             Ok(domain) => domain,
             Err(failed) if failed.no_domain() => {
                 let why = format!("there is no domain {name}: define it, or say in `xml` how it is made");
@@ -78,7 +78,7 @@ pub async fn definition(link: &Link, name: &str) -> Result<String, StartError> {
             Err(failed) => return Err(failed.into()),
         };
         let flags = sys::VIR_DOMAIN_XML_SECURE | sys::VIR_DOMAIN_XML_INACTIVE;
-        domain.xml_desc(flags).map_err(|error| Failed::from(error).into())
+        domain.xml_desc(flags).map_err(|error| LinkError::from(error).into())
     })
     .await
 }

@@ -7,10 +7,10 @@ mod find;
 
 pub use find::Listing;
 
-use super::disk::{self, Base, Fresh};
+use super::disk::{self, Base, NewDisk};
 use super::domain::OwnerTag;
 use super::events::LifecycleEvent;
-use super::link::{Failed, Link};
+use super::link::{Link, LinkError};
 use super::look::{end_domain, look};
 use super::places::{Connections, Evidence};
 use super::spec::Spec;
@@ -118,7 +118,7 @@ impl Inner {
     }
 
     /// Whether the processor's own virtualisation works there; tried once.
-    pub async fn kvm(self: &Arc<Self>, link: &Link, uri: &str) -> Result<bool, Failed> {
+    pub async fn kvm(self: &Arc<Self>, link: &Link, uri: &str) -> Result<bool, LinkError> {
         let cell = lock(&self.kvm).entry(uri.to_owned()).or_default().clone();
         let (uri, name) = (uri.to_owned(), format!("rouse-test-{}", self.id()));
         let work = move |connect: &Connect| {
@@ -213,11 +213,11 @@ impl Inner {
     /// Removes what was made for a host beside its domain.
     fn clean(&self, stamp: &OwnerTag) -> Result<(), String> {
         if let Some(path) = &stamp.disk {
-            disk::remove(path, &self.owner_of(stamp)).map_err(|e| format!("remove {}: {e}", path.display()))?;
+            disk::remove(path, &self.owner_of(stamp)).map_err(|e| format!("cannot remove {}: {e}", path.display()))?;
             self.passed("disk removed");
         }
         if let Some(console) = &stamp.console {
-            remove_console(console).map_err(|e| format!("remove {}: {e}", console.display()))?;
+            remove_console(console).map_err(|e| format!("cannot remove {}: {e}", console.display()))?;
         }
         Ok(())
     }
@@ -231,7 +231,9 @@ impl Inner {
         let work = move |connect: &Connect| {
             // Not before it has answered: one that never does has nothing of ours.
             let used = lock(&inner.connections).add(&spec.connection);
-            used.map_err(|e| StartError::Transient(format!("note the connection in {}: {e}", inner.dir.display())))?;
+            used.map_err(|e| {
+                StartError::Transient(format!("cannot save the connection in {}: {e}", inner.dir.display()))
+            })?;
             inner.start_on(connect, &host, &spec)
         };
         link.call(work).await
@@ -249,7 +251,7 @@ impl Inner {
         let Err(error) = made else { return Ok(spec.uuid.clone()) };
         if !matches!(error, StartError::Unknown(_)) {
             if let Err(why) = self.clean(&stamp) {
-                warn!("failed to {why}");
+                warn!("{why}");
             }
             self.forget(&spec.uuid, &host.0);
         }
@@ -298,7 +300,7 @@ impl Inner {
     }
 
     /// No new disk over a base that was changed under one in use: that one is broken, and so may this one be.
-    fn check_base(&self, fresh: &Fresh) -> Result<(), StartError> {
+    fn check_base(&self, fresh: &NewDisk) -> Result<(), StartError> {
         let bases: Vec<String> = lock(&self.known)
             .values()
             .filter_map(|known| known.stamp.base.clone())
@@ -315,7 +317,7 @@ impl Inner {
     pub async fn terminate(self: &Arc<Self>, host: &HostId, spec: Spec) -> Result<Termination, String> {
         let link = self.link(&spec.connection).map_err(|e| e.to_string())?;
         let (inner, host) = (self.clone(), host.clone());
-        let work = move |connect: &Connect| -> Result<_, Failed> {
+        let work = move |connect: &Connect| -> Result<_, LinkError> {
             let stamp = inner.stamp(&host, &spec);
             Ok(inner.stop_on(connect, &spec.connection, &stamp))
         };

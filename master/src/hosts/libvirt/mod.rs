@@ -24,12 +24,13 @@ mod xml;
 #[cfg(test)]
 mod tests;
 
-use super::{BoxFuture, Death, Provider};
-use crate::config::{Config, HostConfig, LibvirtConfig};
+use super::{Death, Provider};
+use crate::config::{Config, LibvirtConfig};
 use crate::core::event::{ListedHost, Owner, PartialList, StartError, Started, Termination};
 use crate::core::record::{Host, LaunchSpec};
 use crate::hosts::libvirt_network::mac_of;
-use disk::{Base, Form, Fresh};
+use async_trait::async_trait;
+use disk::{Base, Format, NewDisk};
 use domain::{Disk, Machine, Wanted};
 use events::LifecycleEvent;
 use machines::{Inner, Listing};
@@ -53,8 +54,15 @@ type Workers = BTreeMap<WorkerName, LibvirtConfig>;
 /// next audit finds.
 const LIVES: usize = 1_024;
 
-/// Told of each step of a start and of a stop that is done; tests stop the world there.
+/// Called after each step of a start and of a termination.
 pub type Observer = Arc<dyn Fn(&'static str) + Send + Sync>;
+
+/// What tests set otherwise.
+#[derive(Clone, Default)]
+pub struct Options {
+    /// Sees each step.
+    pub observer: Option<Observer>,
+}
 
 /// The provider.
 pub struct Libvirt {
@@ -67,22 +75,22 @@ impl Libvirt {
     /// # Errors
     /// Where that directory cannot be made.
     pub fn new(dir: PathBuf, owner: &str, config: &Config, deaths: mpsc::Sender<Death>) -> io::Result<Self> {
-        Self::observed(dir, owner, config, deaths, None)
+        Self::with_options(dir, owner, config, deaths, Options::default())
     }
 
-    /// The same, with somebody who is told of each step.
+    /// As [`Self::new`], with options of tests.
     ///
     /// # Errors
-    /// As for [`Self::new`].
-    pub fn observed(
+    /// As there.
+    pub fn with_options(
         dir: PathBuf,
         owner: &str,
         config: &Config,
         deaths: mpsc::Sender<Death>,
-        observer: Option<Observer>,
+        options: Options,
     ) -> io::Result<Self> {
         let (lives, heard) = mpsc::channel(LIVES);
-        let inner = Arc::new(Inner::new(dir, owner, observer, lives)?);
+        let inner = Arc::new(Inner::new(dir, owner, options.observer, lives)?);
         inner.configure(sections(config));
         tokio::spawn(listen(Arc::downgrade(&inner), heard, deaths));
         Ok(Self { inner })
@@ -92,122 +100,11 @@ impl Libvirt {
     pub fn configure(&self, config: &Config) {
         self.inner.configure(sections(config));
     }
-
-    async fn prepare_now(&self, host: &Host, number: u32, boot: BootData) -> Result<LaunchSpec, StartError> {
-        let rejected = |text: String| StartError::Rejected(text);
-        let config = self.inner.worker(&host.worker);
-        let config =
-            config.ok_or_else(|| rejected(format!("worker {} has no [worker.libvirt] any more", host.worker)))?;
-        let link = self.inner.link(&config.connection).map_err(|e| StartError::Transient(e.to_string()))?;
-        let (mut uuid, mut base_uuid) = (Some(uuid_of(&self.inner.owner, &host.id)), None);
-        let mut memory_mb = u64::from(config.memory_mb);
-        let mut described = match &config.xml {
-            DomainXml::Builtin => {
-                let kvm = self.inner.kvm(&link, &config.connection).await.map_err(faults::before)?;
-                let LibvirtConfig { memory_mb, cpus, network, .. } = &config;
-                domain::builtin(&Machine { kvm, memory_mb: *memory_mb, cpus: *cpus, network })
-            }
-            DomainXml::Text(text) => {
-                xml::parse(text).map_err(|e| rejected(format!("its XML is not well formed: {e}")))?
-            }
-            DomainXml::Defined => {
-                let text = look::definition(&link, host.worker.as_str()).await?;
-                let described = xml::parse(&text).map_err(|e| rejected(format!("its XML is not well formed: {e}")))?;
-                // The user's own domain keeps its UUID, and its definition stays as it is: this is for one run.
-                base_uuid = xml::text_of(&described, "uuid");
-                uuid = None;
-                described
-            }
-        };
-        if config.xml != DomainXml::Builtin {
-            memory_mb = look::memory_of(&described);
-        }
-        let uuid_text = uuid.clone().or(base_uuid).ok_or_else(|| rejected("its domain has no UUID".to_owned()))?;
-        let looked_at = self.inner.look_at_image(&config).await?;
-        let disk = disk_of(&config, &looked_at);
-        let base = config.base_image.as_ref().and(looked_at);
-        let fresh = config.base_image.as_ref().and(config.hd_image.clone());
-        let console = connection_is_local(&config.connection).then(|| self.inner.console_path(&host.id));
-        let disk_spec = fresh.zip(config.base_image.clone()).zip(base).map(|((path, base), about)| Fresh {
-            path,
-            base,
-            base_format: about.format.to_owned(),
-            change: about.change,
-            form: Form::Overlay,
-        });
-        let mut spec = Spec {
-            connection: config.connection.clone(),
-            uuid: uuid_text,
-            xml: String::new(),
-            memory_mb,
-            disk: disk_spec,
-            console,
-        };
-        let toml = toml::to_string(&boot).map_err(|e| rejected(format!("its boot data cannot be written: {e}")))?;
-        let wanted = Wanted {
-            name: host.worker.as_str(),
-            uuid: uuid.as_deref(),
-            mac: &mac_of(&host.worker),
-            stamp: &spec.stamp(&self.inner.owner, &host.id),
-            oem_strings: &boot::oem_strings(&toml),
-            disk,
-        };
-        let form = domain::patch(&mut described, &wanted).map_err(StartError::Rejected)?;
-        spec.xml = xml::to_text(&described);
-        if let Some(fresh) = &mut spec.disk {
-            fresh.form = form;
-        }
-        let image = match (&spec.disk, &config.hd_image) {
-            (Some(fresh), _) => format!("{} ({})", fresh.base.display(), fresh.change),
-            (None, Some(own)) => own.display().to_string(),
-            (None, None) => format!("the disks of the domain {}", host.worker),
-        };
-        let identity = Some(format!("uuid:{}", spec.uuid));
-        Ok(LaunchSpec {
-            number,
-            image,
-            spec: spec.to_text(),
-            more: false,
-            fresh: spec.disk.is_some(),
-            identity,
-            price: None,
-        })
-    }
-
-    /// All domains and disks that bear our master's name.
-    async fn list_now(&self) -> Result<Vec<ListedHost>, PartialList> {
-        let listing = self.inner.list().await?;
-        let our_id = self.inner.owner.rsplit_once('/').map_or("", |(_, id)| id);
-        let owner = |id: &str| if id == our_id { Owner::Ours } else { Owner::Foreign(id.to_owned()) };
-        let Listing { domains, leftovers, unheard } = listing;
-        let mut listed: Vec<ListedHost> = domains
-            .into_iter()
-            .map(|(uuid, stamp)| ListedHost {
-                host: HostId(stamp.host),
-                identity: Some(format!("uuid:{uuid}")),
-                handle: uuid,
-                owner: owner(&stamp.id),
-                suspended: false,
-            })
-            .collect();
-        listed.extend(leftovers.into_iter().map(|(path, of)| ListedHost {
-            host: HostId(of.host),
-            handle: path.display().to_string(),
-            identity: None,
-            owner: owner(&of.id),
-            suspended: false,
-        }));
-        if unheard.is_empty() { Ok(listed) } else { Err(PartialList { why: unheard.join("; "), heard: listed }) }
-    }
 }
 
 /// The sections of a configuration.
 fn sections(config: &Config) -> Workers {
-    let section = |host: &HostConfig| match host {
-        HostConfig::Libvirt(libvirt) => Some((**libvirt).clone()),
-        HostConfig::Process(_) | HostConfig::Ec2(_) | HostConfig::Openstack(_) => None,
-    };
-    config.hosts.iter().filter_map(|(name, host)| Some((name.clone(), section(host)?))).collect()
+    config.sections::<LibvirtConfig>().map(|(worker, section)| (worker.clone(), section.clone())).collect()
 }
 
 /// The disk that the configuration wants, and what its image turned out to be.
@@ -254,35 +151,125 @@ async fn listen(
     }
 }
 
+#[async_trait]
 impl Provider for Libvirt {
-    fn prepare<'a>(
-        &'a self,
-        host: &'a Host,
-        number: u32,
-        boot: BootData,
-    ) -> BoxFuture<'a, Result<LaunchSpec, StartError>> {
-        Box::pin(async move { self.prepare_now(host, number, boot).await })
-    }
-
-    fn start<'a>(&'a self, host: &'a Host) -> BoxFuture<'a, Result<Started, StartError>> {
-        Box::pin(async move {
-            let order = host.launch.as_ref();
-            let order = order.ok_or_else(|| StartError::Rejected("it was never ordered".to_owned()))?;
-            let spec = Spec::parse(&order.spec).map_err(StartError::Rejected)?;
-            let handle = self.inner.start(&host.id, spec).await?;
-            Ok(Started { handle, identity: order.identity.clone() })
+    async fn prepare(&self, host: &Host, number: u32, boot: BootData) -> Result<LaunchSpec, StartError> {
+        let rejected = |text: String| StartError::Rejected(text);
+        let config = self.inner.worker(&host.worker);
+        let config =
+            config.ok_or_else(|| rejected(format!("worker {} has no [worker.libvirt] any more", host.worker)))?;
+        let link = self.inner.link(&config.connection).map_err(|e| StartError::Transient(e.to_string()))?;
+        let (mut uuid, mut base_uuid) = (Some(uuid_of(&self.inner.owner, &host.id)), None);
+        let mut memory_mb = u64::from(config.memory_mb);
+        let mut described = match &config.xml {
+            DomainXml::Builtin => {
+                let kvm = self.inner.kvm(&link, &config.connection).await.map_err(faults::before)?;
+                let LibvirtConfig { memory_mb, cpus, network, .. } = &config;
+                domain::builtin(&Machine { kvm, memory_mb: *memory_mb, cpus: *cpus, network })
+            }
+            DomainXml::Text(text) => {
+                xml::parse(text).map_err(|e| rejected(format!("its XML is not well formed: {e}")))?
+            }
+            DomainXml::Defined => {
+                let text = look::definition(&link, host.worker.as_str()).await?;
+                let described = xml::parse(&text).map_err(|e| rejected(format!("its XML is not well formed: {e}")))?;
+                // The user's own domain keeps its UUID, and its definition stays as it is: this is for one run.
+                base_uuid = xml::text_of(&described, "uuid");
+                uuid = None;
+                described
+            }
+        };
+        if config.xml != DomainXml::Builtin {
+            memory_mb = look::memory_of(&described);
+        }
+        let uuid_text = uuid.clone().or(base_uuid).ok_or_else(|| rejected("its domain has no UUID".to_owned()))?;
+        let looked_at = self.inner.look_at_image(&config).await?;
+        let disk = disk_of(&config, &looked_at);
+        let base = config.base_image.as_ref().and(looked_at);
+        let fresh = config.base_image.as_ref().and(config.hd_image.clone());
+        let console = connection_is_local(&config.connection).then(|| self.inner.console_path(&host.id));
+        let disk_spec = fresh.zip(config.base_image.clone()).zip(base).map(|((path, base), about)| NewDisk {
+            path,
+            base,
+            base_format: about.format.to_owned(),
+            change: about.change,
+            form: Format::Overlay,
+        });
+        let mut spec = Spec {
+            connection: config.connection.clone(),
+            uuid: uuid_text,
+            xml: String::new(),
+            memory_mb,
+            disk: disk_spec,
+            console,
+        };
+        let toml = toml::to_string(&boot).map_err(|e| rejected(format!("its boot data cannot be written: {e}")))?;
+        let wanted = Wanted {
+            name: host.worker.as_str(),
+            uuid: uuid.as_deref(),
+            mac: &mac_of(&host.worker),
+            stamp: &spec.stamp(&self.inner.owner, &host.id),
+            oem_strings: &boot::oem_strings(&toml),
+            disk,
+        };
+        let form = domain::patch(&mut described, &wanted).map_err(StartError::Rejected)?;
+        spec.xml = xml::to_text(&described);
+        if let Some(fresh) = &mut spec.disk {
+            fresh.form = form;
+        }
+        let image = match (&spec.disk, &config.hd_image) {
+            (Some(fresh), _) => format!("{} ({})", fresh.base.display(), fresh.change),
+            (None, Some(own)) => own.display().to_string(),
+            (None, None) => format!("the disks of the domain {}", host.worker),
+        };
+        let identity = Some(format!("uuid:{}", spec.uuid));
+        Ok(LaunchSpec {
+            number,
+            image,
+            spec: spec.to_text(),
+            more: false,
+            fresh: spec.disk.is_some(),
+            identity,
+            price: None,
         })
     }
 
-    fn terminate<'a>(&'a self, host: &'a Host) -> BoxFuture<'a, Result<Termination, String>> {
-        Box::pin(async move {
-            let Some(order) = &host.launch else { return Ok(Termination::Gone) };
-            self.inner.terminate(&host.id, Spec::parse(&order.spec)?).await
-        })
+    async fn start(&self, host: &Host) -> Result<Started, StartError> {
+        let order = host.launch.as_ref();
+        let order = order.ok_or_else(|| StartError::Rejected("the host was never ordered".to_owned()))?;
+        let spec = Spec::parse(&order.spec).map_err(StartError::Rejected)?;
+        let handle = self.inner.start(&host.id, spec).await?;
+        Ok(Started { handle, identity: order.identity.clone() })
     }
 
-    fn list(&self) -> BoxFuture<'_, Result<Vec<ListedHost>, PartialList>> {
-        Box::pin(self.list_now())
+    async fn terminate(&self, host: &Host) -> Result<Termination, String> {
+        let Some(order) = &host.launch else { return Ok(Termination::Gone) };
+        self.inner.terminate(&host.id, Spec::parse(&order.spec)?).await
+    }
+
+    async fn list(&self) -> Result<Vec<ListedHost>, PartialList> {
+        let listing = self.inner.list().await?;
+        let our_id = self.inner.owner.rsplit_once('/').map_or("", |(_, id)| id);
+        let owner = |id: &str| if id == our_id { Owner::Ours } else { Owner::Foreign(id.to_owned()) };
+        let Listing { domains, leftovers, unheard } = listing;
+        let mut listed: Vec<ListedHost> = domains
+            .into_iter()
+            .map(|(uuid, stamp)| ListedHost {
+                host: HostId(stamp.host),
+                identity: Some(format!("uuid:{uuid}")),
+                handle: uuid,
+                owner: owner(&stamp.id),
+                suspended: false,
+            })
+            .collect();
+        listed.extend(leftovers.into_iter().map(|(path, of)| ListedHost {
+            host: HostId(of.host),
+            handle: path.display().to_string(),
+            identity: None,
+            owner: owner(&of.id),
+            suspended: false,
+        }));
+        if unheard.is_empty() { Ok(listed) } else { Err(PartialList { why: unheard.join("; "), heard: listed }) }
     }
 
     fn expect(&self, hosts: &[&Host]) {
@@ -290,18 +277,16 @@ impl Provider for Libvirt {
         self.inner.expect(orders);
     }
 
-    fn terminate_listed<'a>(&'a self, listed: &'a ListedHost) -> BoxFuture<'a, Result<Termination, String>> {
-        Box::pin(async move {
-            let our_id = self.inner.owner.rsplit_once('/').map_or("", |(_, id)| id);
-            let id = match &listed.owner {
-                Owner::Ours => our_id,
-                Owner::Foreign(id) => id,
-            };
-            self.inner.terminate_listed(id, &listed.host).await
-        })
+    async fn terminate_listed(&self, listed: &ListedHost) -> Result<Termination, String> {
+        let our_id = self.inner.owner.rsplit_once('/').map_or("", |(_, id)| id);
+        let id = match &listed.owner {
+            Owner::Ours => our_id,
+            Owner::Foreign(id) => id,
+        };
+        self.inner.terminate_listed(id, &listed.host).await
     }
 
-    fn console<'a>(&'a self, host: &'a Host) -> BoxFuture<'a, Option<String>> {
-        Box::pin(async move { self.inner.console(host).await })
+    async fn console(&self, host: &Host) -> Option<String> {
+        self.inner.console(host).await
     }
 }

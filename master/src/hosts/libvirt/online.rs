@@ -1,9 +1,9 @@
 //! `rouse check --online`: whether a section's machines could be started: is libvirt there, are the networks, is the base
 //! image whole, and may its disks be made. Makes nothing, and asks nobody but the section's own libvirt.
 
-use super::link::{Failed, Link, code_of};
+use super::link::{Link, LinkError, code_of};
 use super::{disk, look, machines, xml};
-use crate::config::hosts::DomainXml;
+use crate::config::hosts::{DomainXml, Section as _};
 use crate::config::{HostConfig, LibvirtConfig};
 use crate::core::event::StartError;
 use crate::hosts::online::Finding;
@@ -17,10 +17,7 @@ use xmltree::Element;
 
 /// Looks at one section, as it is for each of its workers.
 pub async fn check(workers: &[(&WorkerName, &HostConfig)]) -> Vec<Finding> {
-    let section = |(name, host): &(&WorkerName, &HostConfig)| match host {
-        HostConfig::Libvirt(section) => Some(((*name).clone(), (**section).clone())),
-        HostConfig::Process(_) | HostConfig::Ec2(_) | HostConfig::Openstack(_) => None,
-    };
+    let section = |(name, host): &(&WorkerName, &HostConfig)| Some(((*name).clone(), LibvirtConfig::of(host)?.clone()));
     let workers: Vec<(WorkerName, LibvirtConfig)> = workers.iter().filter_map(section).collect();
     let Some((_, section)) = workers.first() else { return Vec::new() };
     let mut found = images(&workers).await;
@@ -30,7 +27,7 @@ pub async fn check(workers: &[(&WorkerName, &HostConfig)]) -> Vec<Finding> {
         Ok(link) => link,
         Err(error) => return with(found, format!("libvirt at {} cannot be used: {error}", section.connection)),
     };
-    match link.call(|connect: &Connect| connect.lib_version().map_err(Failed::from)).await {
+    match link.call(|connect: &Connect| connect.lib_version().map_err(LinkError::from)).await {
         Ok(version) => found.insert(0, Finding::good(answers(section, version))),
         // Without an answer there is no use in asking on.
         Err(failed) => return with(found, failed.to_string()),
@@ -50,7 +47,7 @@ pub async fn check(workers: &[(&WorkerName, &HostConfig)]) -> Vec<Finding> {
         }
     }
     let uri = section.connection.clone();
-    let looked = link.call(move |connect| Ok::<_, Failed>(look_at_networks(connect, &uri, &networks))).await;
+    let looked = link.call(move |connect| Ok::<_, LinkError>(look_at_networks(connect, &uri, &networks))).await;
     found.extend(looked.unwrap_or_else(|failed| vec![Finding::bad(failed.to_string())]));
     found
 }

@@ -1,6 +1,6 @@
 //! What an order to make a host says, in full: it is kept in the ledger, and carried out word for word.
 
-use super::disk::Fresh;
+use super::disk::NewDisk;
 use super::domain::OwnerTag;
 use rouse_shared::HostId;
 use serde::{Deserialize, Serialize};
@@ -18,7 +18,7 @@ pub struct Spec {
     /// Its memory, megabytes; 0 where that is not known.
     pub memory_mb: u64,
     /// The disk that is made for it.
-    pub disk: Option<Fresh>,
+    pub disk: Option<NewDisk>,
     /// The file that keeps what it prints.
     pub console: Option<PathBuf>,
 }

@@ -1,7 +1,7 @@
 //! Descriptions and disks, without libvirt.
 #![allow(clippy::unwrap_used)]
 
-use super::disk::{self, Form, Fresh};
+use super::disk::{self, Format, NewDisk};
 use super::domain::{self, Disk, Machine, NAMESPACE, OwnerTag, Wanted};
 use super::{uuid_of, xml};
 use crate::core::event::StartError;
@@ -22,7 +22,7 @@ fn stamp() -> OwnerTag {
     }
 }
 
-fn patched(description: &str, disk: Disk<'_>) -> Result<(Element, Form), String> {
+fn patched(description: &str, disk: Disk<'_>) -> Result<(Element, Format), String> {
     let stamp = stamp();
     let strings = ["rouse.boot:YQ==".to_owned()];
     let wanted = Wanted {
@@ -53,7 +53,7 @@ fn the_stamp_survives_being_written_and_read() {
     let found = at(&domain, "metadata/host");
     assert_eq!(found.namespace.as_deref(), Some(NAMESPACE));
     assert_eq!(OwnerTag::read(&xml::to_text(found)), Some(stamp()));
-    assert_eq!(form, Form::Overlay);
+    assert_eq!(form, Format::Overlay);
     assert_eq!(OwnerTag::read("<host master='ci'/>"), None);
     assert_eq!(OwnerTag::read("no"), None);
 }
@@ -110,11 +110,11 @@ fn the_disk_is_found_or_the_user_is_asked() {
     let (domain, form) = patched(&one, fresh()).unwrap();
     let disk = at(&domain, "devices/disk");
     assert_eq!(xml::attribute(disk, Some("source"), "file"), Some("/srv/w.qcow2"));
-    assert_eq!((xml::attribute(disk, Some("driver"), "type"), form), (Some("qcow2"), Form::Overlay));
+    assert_eq!((xml::attribute(disk, Some("driver"), "type"), form), (Some("qcow2"), Format::Overlay));
     // A machine that wants its disk raw gets a copy of a raw base.
     let (domain, form) = patched(&one, Disk::Fresh(Path::new("/srv/w.img"), true)).unwrap();
     let disk = at(&domain, "devices/disk");
-    assert_eq!((xml::attribute(disk, Some("driver"), "type"), form), (Some("raw"), Form::Copy));
+    assert_eq!((xml::attribute(disk, Some("driver"), "type"), form), (Some("raw"), Format::Copy));
     let two = with("<disk><source file='/a'/></disk><disk><source file='/b'/></disk>");
     assert!(patched(&two, fresh()).unwrap_err().contains("2 disks"));
     let (domain, _) = patched(&two, Disk::AsDescribed).unwrap();
@@ -138,14 +138,14 @@ impl Place {
         self.0.path().join(name)
     }
 
-    fn fresh(&self) -> Fresh {
+    fn fresh(&self) -> NewDisk {
         let base = self.at("base.qcow2");
-        Fresh {
+        NewDisk {
             path: self.at("w.qcow2"),
             base_format: "qcow2".to_owned(),
             change: disk::look_at(&base).unwrap().change,
             base,
-            form: Form::Overlay,
+            form: Format::Overlay,
         }
     }
 
@@ -205,7 +205,7 @@ fn a_base_is_looked_at_closely() {
     assert!(why(&place.at("none.qcow2")).contains("there is no image"));
     std::fs::write(place.at("text.qcow2"), "no image at all").unwrap();
     assert!(why(&place.at("text.qcow2")).contains("not a qcow2 image"));
-    assert!(why(place.0.path()).contains("is no file"));
+    assert!(why(place.0.path()).contains("is not a file"));
     std::fs::write(place.at("raw.img"), [0; 512]).unwrap();
     assert_eq!(disk::look_at(&place.at("raw.img")).unwrap().format, "raw");
     // Cut short it still begins like one.
@@ -213,7 +213,7 @@ fn a_base_is_looked_at_closely() {
     let cut = disk::look_at(&place.at("cut.qcow2")).unwrap();
     assert!(rejected(disk::check(&place.at("cut.qcow2"), "qcow2")).contains("is damaged"));
     disk::check(&place.at("base.qcow2"), "qcow2").unwrap();
-    let fresh = Fresh { base: place.at("cut.qcow2"), change: cut.change, ..place.fresh() };
+    let fresh = NewDisk { base: place.at("cut.qcow2"), change: cut.change, ..place.fresh() };
     assert!(rejected(disk::make(&fresh, &owner("a", "h1"), &|_| false, &|| ())).contains("cannot be made from"));
     assert!(!fresh.path.exists() && disk::marks_in(place.0.path()).unwrap().is_empty(), "nothing is left of it");
 }
@@ -241,7 +241,7 @@ fn a_raw_base_is_copied_where_the_machine_wants_it_raw() {
     let base = place.at("base.img");
     let change = disk::look_at(&base).unwrap().change;
     let path = place.at("w.img");
-    let fresh = Fresh { path: path.clone(), base, base_format: "raw".to_owned(), change, form: Form::Copy };
+    let fresh = NewDisk { path: path.clone(), base, base_format: "raw".to_owned(), change, form: Format::Copy };
     disk::make(&fresh, &owner("a", "h1"), &|_| false, &|| ()).unwrap();
     assert_eq!(std::fs::read(&path).unwrap(), [7; 4096]);
 }

@@ -95,7 +95,7 @@ impl Account {
     /// The account of a section.
     ///
     /// # Errors
-    /// What is missing or cannot be read, in a sentence that fits after "failed to".
+    /// What is missing or cannot be read, in a sentence.
     pub fn of(section: &OpenstackConfig, env: Environment<'_>) -> Result<Self, String> {
         let source = match section.cloud.clone().or_else(|| env("OS_CLOUD").filter(|name| !name.is_empty())) {
             Some(name) => Source::of_file(&name, env)?,
@@ -131,7 +131,7 @@ impl Account {
         let interface = match get("interface").or_else(|| get("endpoint_type")) {
             None => Interface::Public,
             Some(text) => Interface::parse(&text)
-                .ok_or_else(|| format!("use the interface {text:?}: it is public, internal or admin"))?,
+                .ok_or_else(|| format!("os_interface is public, internal or admin, not {text:?}"))?,
         };
         let auth_url = needed(section.os_auth_url.clone().or_else(|| get("auth_url")), "os_auth_url")?;
         Ok(Self {
@@ -155,7 +155,9 @@ fn domain_name(name: String) -> Named {
 
 fn needed<T>(value: Option<T>, key: &str) -> Result<T, String> {
     let variable = key.to_uppercase();
-    value.ok_or_else(|| format!("find {key}: neither the worker's section, nor its cloud, nor {variable} has it"))
+    value.ok_or_else(|| {
+        format!("{key} is not set: neither in the worker's section, nor in its cloud, nor in {variable}")
+    })
 }
 
 /// What a section is completed from. Both know the same keys: `username` is `OS_USERNAME` in the environment.
@@ -187,17 +189,17 @@ impl Source<'_> {
         places.push(below(PathBuf::from("/etc")));
         let Some(path) = places.iter().find(|path| path.is_file()) else {
             let all: Vec<String> = places.iter().map(|p| p.display().to_string()).collect();
-            return Err(format!("find the cloud {name:?}: there is none of {}", all.join(", ")));
+            return Err(format!("cloud {name:?} not found: none of {} exists", all.join(", ")));
         };
         let mut entry = read(path)?["clouds"][name].clone();
         if !entry.is_mapping() {
-            return Err(format!("find the cloud {name:?} in {}", path.display()));
+            return Err(format!("cloud {name:?} not found in {}", path.display()));
         }
         let secure = path.with_file_name("secure.yaml");
         if secure.is_file() {
             merge(&mut entry, read(&secure)?["clouds"][name].clone());
         }
-        let unusable = |why: &str| Err(format!("use the cloud {name:?} of {}: {why}", path.display()));
+        let unusable = |why: &str| Err(format!("cloud {name:?} of {} is not usable: {why}", path.display()));
         if entry["verify"].as_bool() == Some(false) {
             return unusable("verify: false is not supported; name the authority instead: cacert");
         }
@@ -227,12 +229,12 @@ fn below(directory: PathBuf) -> PathBuf {
 
 /// A mapping; the places that it lacks can be looked at, and are null.
 fn read(path: &Path) -> Result<serde_norway::Value, String> {
-    let text = std::fs::read_to_string(path).map_err(|error| format!("read {}: {error}", path.display()))?;
+    let text = std::fs::read_to_string(path).map_err(|error| format!("cannot read {}: {error}", path.display()))?;
     let value: serde_norway::Value = serde_norway::from_str(&text).map_err(|error| {
         let place = error.location().map_or_else(String::new, |at| format!(", line {}", at.line()));
-        format!("read {}: no YAML{place}", path.display())
+        format!("{} is not YAML{place}", path.display())
     })?;
-    if value.is_mapping() { Ok(value) } else { Err(format!("read {}: no mapping", path.display())) }
+    if value.is_mapping() { Ok(value) } else { Err(format!("{} is not a YAML mapping", path.display())) }
 }
 
 /// Puts `more` over `into`, key by key.

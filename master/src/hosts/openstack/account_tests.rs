@@ -114,8 +114,8 @@ fn an_application_credential_is_taken() {
 fn files_that_do_not_do_are_told_without_their_values() {
     for (clouds, expected) in [
         ("clouds: {}\n", "\"here\""),
-        ("clouds:\n  here: [hush\n", "no YAML, line"),
-        ("hush", "no mapping"),
+        ("clouds:\n  here: [hush\n", "not YAML, line"),
+        ("hush", "not a YAML mapping"),
         ("clouds:\n  here:\n    verify: false\n", "verify"),
         ("clouds:\n  here:\n    profile: vendor\n", "profile"),
     ] {

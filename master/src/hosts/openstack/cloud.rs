@@ -1,8 +1,8 @@
 //! A client of one cloud: a token that is renewed in time, the catalogue, and calls that keep to the cloud's rate limits.
 
 use super::account::Account;
+use super::error::CloudError;
 use super::keystone::{self, Session};
-use super::problem::Problem;
 use crate::clock;
 use reqwest::header::{DATE, HeaderMap, RETRY_AFTER};
 use reqwest::{Method, Response, StatusCode, Url};
@@ -92,12 +92,12 @@ pub(super) struct Pages {
     /// Pages, without those that were only looked for and had nothing new.
     pub(super) count: usize,
     /// Why it has no end.
-    pub(super) broken: Option<Problem>,
+    pub(super) broken: Option<CloudError>,
 }
 
 /// One account of one cloud, with a token.
 pub struct Cloud {
-    /// Whose.
+    /// The account that it logs in with.
     pub account: Account,
     http: reqwest::Client,
     session: Mutex<Option<Session>>,
@@ -116,21 +116,22 @@ impl Cloud {
         {
             tracing::debug!("another thread has installed a TLS provider");
         }
-        let url = Url::parse(&account.auth_url).map_err(|e| format!("use os_auth_url {:?}: {e}", account.auth_url))?;
+        let url = Url::parse(&account.auth_url)
+            .map_err(|e| format!("os_auth_url {:?} is not usable: {e}", account.auth_url))?;
         let mut http = reqwest::Client::builder().connect_timeout(CONNECT).timeout(ANSWER).tcp_nodelay(true);
         // A token is for the host that it was asked of, not for where an answer points.
         http = http.redirect(reqwest::redirect::Policy::none());
         if let Some(path) = &account.ca {
             let shown = path.display();
-            let pem = std::fs::read(path).map_err(|e| format!("read os_cacert {shown}: {e}"))?;
+            let pem = std::fs::read(path).map_err(|e| format!("cannot read os_cacert {shown}: {e}"))?;
             let all = reqwest::Certificate::from_pem_bundle(&pem).ok().filter(|all| !all.is_empty());
-            let all = all.ok_or_else(|| format!("use os_cacert {shown}: it has no certificate in PEM form"))?;
+            let all = all.ok_or_else(|| format!("os_cacert {shown} has no certificate in PEM form"))?;
             http = http.tls_certs_merge(all);
         } else if url.scheme() == "http" {
             // Nothing is encrypted, so a machine without certificate authorities must do.
             http = http.tls_certs_only([]);
         }
-        let http = http.build().map_err(|e| format!("set up HTTP: {}", chain(&e)))?;
+        let http = http.build().map_err(|e| format!("cannot set up HTTP: {}", chain(&e)))?;
         Ok(Self { account, http, session: Mutex::new(None), place: OnceLock::new() })
     }
 
@@ -138,7 +139,7 @@ impl Cloud {
     ///
     /// # Errors
     /// Where nobody can log in.
-    pub async fn place(&self) -> Result<String, Problem> {
+    pub async fn place(&self) -> Result<String, CloudError> {
         if let Some(known) = self.known_place() {
             return Ok(known.to_owned());
         }
@@ -155,7 +156,7 @@ impl Cloud {
     ///
     /// # Errors
     /// Where nobody can log in.
-    pub async fn offers(&self, service: Service) -> Result<bool, Problem> {
+    pub async fn offers(&self, service: Service) -> Result<bool, CloudError> {
         Ok(self.session(None).await?.endpoint(service, &self.account).is_ok())
     }
 
@@ -163,7 +164,7 @@ impl Cloud {
     ///
     /// # Errors
     /// Where there is no good answer.
-    pub async fn get(&self, service: Service, path: &str) -> Result<Value, Problem> {
+    pub async fn get(&self, service: Service, path: &str) -> Result<Value, CloudError> {
         let response = self.send(Method::GET, service, path, None).await?;
         body(response).await
     }
@@ -171,8 +172,8 @@ impl Cloud {
     /// Asks for something to be made or done.
     ///
     /// # Errors
-    /// Where there is no good answer; [`Problem::leaves_doubt`] says whether it may have been done all the same.
-    pub async fn post(&self, service: Service, path: &str, what: &Value) -> Result<Value, Problem> {
+    /// Where there is no good answer; [`CloudError::leaves_doubt`] says whether it may have been done all the same.
+    pub async fn post(&self, service: Service, path: &str, what: &Value) -> Result<Value, CloudError> {
         let response = self.send(Method::POST, service, path, Some(what)).await?;
         body(response).await
     }
@@ -181,7 +182,7 @@ impl Cloud {
     ///
     /// # Errors
     /// As [`Self::post`].
-    pub async fn put(&self, service: Service, path: &str, what: &Value) -> Result<Value, Problem> {
+    pub async fn put(&self, service: Service, path: &str, what: &Value) -> Result<Value, CloudError> {
         let response = self.send(Method::PUT, service, path, Some(what)).await?;
         body(response).await
     }
@@ -190,7 +191,7 @@ impl Cloud {
     ///
     /// # Errors
     /// Where there is no good answer.
-    pub async fn delete(&self, service: Service, path: &str) -> Result<bool, Problem> {
+    pub async fn delete(&self, service: Service, path: &str) -> Result<bool, CloudError> {
         match self.send(Method::DELETE, service, path, None).await {
             Ok(_) => Ok(true),
             Err(problem) if problem.is_missing() => Ok(false),
@@ -202,7 +203,7 @@ impl Cloud {
     ///
     /// # Errors
     /// Where any page has no good answer: a list is whole, or none.
-    pub async fn list(&self, service: Service, path: &str, key: &str) -> Result<Vec<Value>, Problem> {
+    pub async fn list(&self, service: Service, path: &str, key: &str) -> Result<Vec<Value>, CloudError> {
         match self.read(service, path, key, End::NoLink).await? {
             Pages { items, broken: None, .. } => Ok(items),
             Pages { broken: Some(why), .. } => Err(why),
@@ -213,17 +214,17 @@ impl Cloud {
     ///
     /// # Errors
     /// Where a page has no good answer.
-    pub(super) async fn read(&self, service: Service, path: &str, key: &str, end: End) -> Result<Pages, Problem> {
+    pub(super) async fn read(&self, service: Service, path: &str, key: &str, end: End) -> Result<Pages, CloudError> {
         let (place, asked) = path.split_once('?').unwrap_or((path, ""));
         let mut query = asked.to_owned();
-        let unfit = |what: &str| Problem::Misfit(format!("list {key} of {}: {what}", service.name()));
+        let unfit = |what: &str| CloudError::Misconfigured(format!("cannot list {key} of {}: {what}", service.name()));
         let (mut seen, mut known) = (BTreeSet::new(), BTreeSet::new());
         let mut promised = true;
         let mut pages = Pages { items: Vec::new(), count: 0, broken: None };
         for _ in 0..PAGES {
             let path = if query.is_empty() { place.to_owned() } else { format!("{place}?{query}") };
             let mut page = match self.get(service, &path).await {
-                Err(gone @ Problem::Refused { status: 400 | 404, .. }) if pages.count > 0 => {
+                Err(gone @ CloudError::Refused { status: 400 | 404, .. }) if pages.count > 0 => {
                     return Ok(Pages { broken: Some(gone), ..pages });
                 }
                 other => other?,
@@ -263,7 +264,7 @@ impl Cloud {
     }
 
     /// A session: the one that we have, unless it ends soon or is the one that was refused.
-    async fn session(&self, refused: Option<&str>) -> Result<Session, Problem> {
+    async fn session(&self, refused: Option<&str>) -> Result<Session, CloudError> {
         let mut slot = self.session.lock().await;
         if let Some(session) = &*slot
             && refused != Some(session.token.as_str())
@@ -283,7 +284,7 @@ impl Cloud {
         service: Service,
         path: &str,
         what: Option<&Value>,
-    ) -> Result<Response, Problem> {
+    ) -> Result<Response, CloudError> {
         let mut session = self.session(None).await?;
         let changes_nothing = method == Method::GET;
         let mut renewed = false;
@@ -316,11 +317,11 @@ impl Cloud {
             };
             let again = match &problem {
                 // The two that tell of a rate limit are given before anything is done.
-                Problem::Refused { status: 429, .. } => true,
-                Problem::Refused { status: 413, .. } => asked.is_some(),
-                Problem::Refused { status: 500 | 502..=504, .. } | Problem::Lost(_) => changes_nothing,
-                Problem::Unreachable(_) => changes_nothing && tried == 1,
-                Problem::Refused { .. } | Problem::Auth(_) | Problem::Misfit(_) => false,
+                CloudError::Refused { status: 429, .. } => true,
+                CloudError::Refused { status: 413, .. } => asked.is_some(),
+                CloudError::Refused { status: 500 | 502..=504, .. } | CloudError::Lost(_) => changes_nothing,
+                CloudError::Unreachable(_) => changes_nothing && tried == 1,
+                CloudError::Refused { .. } | CloudError::Auth(_) | CloudError::Misconfigured(_) => false,
             };
             let wait = asked.unwrap_or(pause);
             if last || !again || waited + wait > PATIENCE {
@@ -330,7 +331,7 @@ impl Cloud {
             waited += wait;
             pause *= 2;
         }
-        Err(Problem::Misfit("try more often than there are numbers".to_owned()))
+        Err(CloudError::Misconfigured("too many tries".to_owned()))
     }
 }
 
@@ -352,28 +353,29 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     date(text)?.duration_since(now?).ok()
 }
 
-async fn body(response: Response) -> Result<Value, Problem> {
+async fn body(response: Response) -> Result<Value, CloudError> {
     let place = response.url().path().to_owned();
-    let bytes = response.bytes().await.map_err(|error| Problem::Lost(format!("read {place}: {}", chain(&error))))?;
+    let bytes =
+        response.bytes().await.map_err(|error| CloudError::Lost(format!("cannot read {place}: {}", chain(&error))))?;
     if bytes.is_empty() {
         return Ok(Value::Null);
     }
-    serde_json::from_slice(&bytes).map_err(|error| Problem::Lost(format!("read {place}: {error}")))
+    serde_json::from_slice(&bytes).map_err(|error| CloudError::Lost(format!("cannot read {place}: {error}")))
 }
 
 /// What an answer says is wrong.
-async fn refusal(service: Service, response: Response) -> Problem {
+async fn refusal(service: Service, response: Response) -> CloudError {
     let status = response.status();
     let place = response.url().path().to_owned();
     let bytes = response.bytes().await.unwrap_or_default();
     let told = words(&bytes).unwrap_or_else(|| place.clone());
     let text = format!("{} answered {}: {told}", service.name(), status.as_u16());
     match status {
-        StatusCode::UNAUTHORIZED => Problem::Auth(text),
+        StatusCode::UNAUTHORIZED => CloudError::Auth(text),
         StatusCode::NOT_ACCEPTABLE if service == Service::Compute => {
-            Problem::Misfit(format!("use Nova: it does not know version {COMPUTE_VERSION} of its API ({told})"))
+            CloudError::Misconfigured(format!("Nova does not support version {COMPUTE_VERSION} of its API ({told})"))
         }
-        status => Problem::Refused { status: status.as_u16(), text },
+        status => CloudError::Refused { status: status.as_u16(), text },
     }
 }
 
@@ -385,10 +387,10 @@ pub(super) fn words(bytes: &[u8]) -> Option<String> {
 }
 
 /// What to say where no answer came.
-pub(super) fn silence(name: &str, error: &reqwest::Error) -> Problem {
+pub(super) fn silence(name: &str, error: &reqwest::Error) -> CloudError {
     let place = error.url().map_or_else(String::new, |url| format!(" at {}", url.origin().ascii_serialization()));
-    let text = format!("reach {name}{place}: {}", error.source().map_or_else(|| error.to_string(), chain));
-    if error.is_connect() { Problem::Unreachable(text) } else { Problem::Lost(text) }
+    let text = format!("cannot reach {name}{place}: {}", error.source().map_or_else(|| error.to_string(), chain));
+    if error.is_connect() { CloudError::Unreachable(text) } else { CloudError::Lost(text) }
 }
 
 /// An error and its causes.

@@ -2,7 +2,7 @@
 
 use super::account::Account;
 use super::cloud::Cloud;
-use super::problem::Problem;
+use super::error::CloudError;
 use crate::hosts::persisted_set::PersistedSet;
 use crate::sync::lock;
 use futures_util::future::join_all;
@@ -81,7 +81,7 @@ impl Clouds {
     ///
     /// # Errors
     /// Where none does, or it cannot be found out which.
-    pub(super) async fn at(&self, place: &str) -> Result<Arc<Cloud>, Problem> {
+    pub(super) async fn at(&self, place: &str) -> Result<Arc<Cloud>, CloudError> {
         let known = self.state().known.clone();
         let mut unclear = None;
         for Known { cloud, .. } in known {
@@ -91,7 +91,12 @@ impl Clouds {
                 Err(problem) => unclear = Some(problem),
             }
         }
-        let none = || Problem::Misfit(format!("reach {}: no worker's section leads there any more", shown(place)));
+        let none = || {
+            CloudError::Misconfigured(format!(
+                "cannot reach {}: no worker's section leads there any more",
+                shown(place)
+            ))
+        };
         Err(unclear.unwrap_or_else(none))
     }
 
@@ -150,8 +155,8 @@ impl Clouds {
 }
 
 /// What to say of a cloud that does not answer within a time.
-pub(super) fn late(cloud: &Cloud, limit: Duration) -> Problem {
-    Problem::Lost(format!("hear of the cloud at {}: no answer within {} s", cloud.account.auth_url, limit.as_secs()))
+pub(super) fn late(cloud: &Cloud, limit: Duration) -> CloudError {
+    CloudError::Lost(format!("the cloud at {} did not answer within {} s", cloud.account.auth_url, limit.as_secs()))
 }
 
 /// As a person would say it.

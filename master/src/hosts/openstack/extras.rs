@@ -4,7 +4,7 @@
 //! there, an address in the call that takes it; what bears our label while its host has no server is left over.
 
 use super::cloud::{Cloud, Service};
-use super::problem::Problem;
+use super::error::CloudError;
 use super::servers::{self, MASTER, MASTER_ID, OwnerTag, Server};
 use crate::core::event::{ListedHost, Termination};
 use rouse_shared::HostId;
@@ -82,7 +82,7 @@ fn labelled(kind: Kind, item: &Value, stamp: &OwnerTag) -> Option<(String, HostI
 ///
 /// # Errors
 /// Where a service does not do it; what was done stays.
-pub(super) async fn dress(cloud: &Cloud, stamp: &OwnerTag, server: &Server) -> Result<(), Problem> {
+pub(super) async fn dress(cloud: &Cloud, stamp: &OwnerTag, server: &Server) -> Result<(), CloudError> {
     let label = label(stamp, &server.host);
     let ports = cloud.list(Service::Network, &format!("/ports?device_id={}", server.id), "ports").await?;
     for port in &ports {
@@ -98,7 +98,7 @@ pub(super) async fn dress(cloud: &Cloud, stamp: &OwnerTag, server: &Server) -> R
     }
     let Some(pool) = &server.pool else { return Ok(()) };
     let Some(port) = ports.first().and_then(|port| port["id"].as_str()) else {
-        return Err(Problem::Misfit(format!("give server {} an address: it has no port", server.id)));
+        return Err(CloudError::Misconfigured(format!("cannot give server {} an address: it has no port", server.id)));
     };
     let have = addresses(cloud, stamp, &stamp.id, &server.host).await?;
     match have.first() {
@@ -116,7 +116,7 @@ pub(super) async fn dress(cloud: &Cloud, stamp: &OwnerTag, server: &Server) -> R
     Ok(())
 }
 
-async fn addresses(cloud: &Cloud, stamp: &OwnerTag, master: &str, host: &HostId) -> Result<Vec<Value>, Problem> {
+async fn addresses(cloud: &Cloud, stamp: &OwnerTag, master: &str, host: &HostId) -> Result<Vec<Value>, CloudError> {
     let (path, key) = Kind::Address.list();
     let all = cloud.list(Service::Network, path, key).await?;
     let theirs = |item: &Value| labelled(Kind::Address, item, stamp) == Some((master.to_owned(), host.clone()));
@@ -127,7 +127,7 @@ async fn addresses(cloud: &Cloud, stamp: &OwnerTag, master: &str, host: &HostId)
 ///
 /// # Errors
 /// Where Neutron does not take one back.
-pub(super) async fn release(cloud: &Cloud, stamp: &OwnerTag, master: &str, host: &HostId) -> Result<(), Problem> {
+pub(super) async fn release(cloud: &Cloud, stamp: &OwnerTag, master: &str, host: &HostId) -> Result<(), CloudError> {
     for address in addresses(cloud, stamp, master, host).await? {
         let id = address["id"].as_str().unwrap_or_default();
         cloud.delete(Service::Network, &Kind::Address.path(id)).await?;
@@ -143,7 +143,7 @@ pub(super) type Alive = BTreeSet<(String, HostId)>;
 ///
 /// # Errors
 /// Where one does not answer.
-pub(super) async fn left_over(cloud: &Cloud, stamp: &OwnerTag, alive: &Alive) -> Result<Vec<ListedHost>, Problem> {
+pub(super) async fn left_over(cloud: &Cloud, stamp: &OwnerTag, alive: &Alive) -> Result<Vec<ListedHost>, CloudError> {
     let place = cloud.place().await?;
     let project = place.split(' ').next().unwrap_or_default();
     let mut found = Vec::new();
@@ -174,7 +174,7 @@ fn project_of(item: &Value) -> Option<&str> {
 }
 
 /// Whether it is part of a server that is there. A list of servers may lack one that was made since it was read.
-async fn is_in_use(cloud: &Cloud, kind: Kind, item: &Value) -> Result<bool, Problem> {
+async fn is_in_use(cloud: &Cloud, kind: Kind, item: &Value) -> Result<bool, CloudError> {
     let of_port = |port: &Value| port["device_id"].as_str().map(str::to_owned).into_iter().collect::<Vec<_>>();
     let servers = match kind {
         Kind::Port => of_port(item),
@@ -213,7 +213,7 @@ pub(super) async fn end(
     stamp: &OwnerTag,
     listed: &ListedHost,
     alive: &Alive,
-) -> Result<Termination, Problem> {
+) -> Result<Termination, CloudError> {
     let found = KINDS.into_iter().find_map(|kind| Some((kind, listed.handle.strip_prefix(kind.prefix())?)));
     let Some((kind, id)) = found else { return Ok(Termination::Gone) };
     if !cloud.offers(kind.service()).await? {
@@ -225,7 +225,7 @@ pub(super) async fn end(
         Err(problem) => return Err(problem),
     };
     let item = item.as_object().and_then(|all| all.values().next()).cloned().unwrap_or_default();
-    let unfit = |why: &str| Err(Problem::Misfit(format!("end {}: {why}", listed.handle)));
+    let unfit = |why: &str| Err(CloudError::Misconfigured(format!("cannot delete {}: {why}", listed.handle)));
     let Some((master, host)) = labelled(kind, &item, stamp).filter(|(m, _)| stamp.owner(m) == listed.owner) else {
         return unfit("it no longer bears our label");
     };

@@ -1,7 +1,7 @@
 //! Which image a host boots: by id, by name, by an expression, or as a program of the operator's says.
 
 use super::cloud::{Cloud, Service};
-use super::problem::Problem;
+use super::error::CloudError;
 use crate::config::hosts::{ImagePick, OpenstackImage};
 use crate::core::event::StartError;
 use serde_json::{Map, Value, json};
@@ -51,18 +51,18 @@ pub async fn resolve(cloud: &Cloud, image: &OpenstackImage) -> Result<String, St
     match image {
         OpenstackImage::Id(text) => named(cloud, text).await,
         OpenstackImage::Name { regex, pick } => {
-            let all = available(cloud, "").await.map_err(Problem::before_start)?;
+            let all = available(cloud, "").await.map_err(CloudError::before_start)?;
             matching(&all, regex, *pick).map_err(StartError::Rejected)
         }
         OpenstackImage::Command(words) => {
-            let all = available(cloud, "").await.map_err(Problem::before_start)?;
+            let all = available(cloud, "").await.map_err(CloudError::before_start)?;
             let list = Value::Array(all.iter().map(described).collect()).to_string();
             let chosen = ask_within(COMMAND_LIMIT, words, list).await.and_then(|id| {
                 let known = all.iter().any(|image| image["id"] == *id);
                 if known { Ok(id) } else { Err(format!("it printed {id:?}, which is no id of an available image")) }
             });
             let program = words.first().map(String::as_str).unwrap_or_default();
-            chosen.map_err(|why| StartError::Rejected(format!("choose an image with {program}: {why}")))
+            chosen.map_err(|why| StartError::Rejected(format!("{program} has chosen no image: {why}")))
         }
     }
 }
@@ -77,7 +77,7 @@ pub fn is_uuid(text: &str) -> bool {
 }
 
 /// Images that can be booted now.
-async fn available(cloud: &Cloud, more: &str) -> Result<Vec<Value>, Problem> {
+async fn available(cloud: &Cloud, more: &str) -> Result<Vec<Value>, CloudError> {
     let all = cloud.list(Service::Image, &format!("/images?status=active&limit=100{more}"), "images").await?;
     Ok(all.into_iter().filter(|image| image["status"] == "active").collect())
 }
@@ -86,7 +86,9 @@ async fn named(cloud: &Cloud, text: &str) -> Result<String, StartError> {
     if is_uuid(text) {
         return match cloud.get(Service::Image, &format!("/images/{text}")).await {
             Ok(image) if image["status"] == "active" => Ok(text.to_owned()),
-            Ok(image) => Err(StartError::Rejected(format!("boot the image {text}: its status is {}", image["status"]))),
+            Ok(image) => {
+                Err(StartError::Rejected(format!("image {text} is not available: its status is {}", image["status"])))
+            }
             Err(problem) if problem.is_missing() => Err(StartError::Rejected(format!(
                 "find the image {text}: there is none, or this project may not use it"
             ))),
@@ -95,11 +97,11 @@ async fn named(cloud: &Cloud, text: &str) -> Result<String, StartError> {
     }
     let query = reqwest::Url::parse_with_params("http://localhost", [("name", text)]);
     let query = query.ok().and_then(|url| url.query().map(|q| format!("&{q}"))).unwrap_or_default();
-    let all = available(cloud, &query).await.map_err(Problem::before_start)?;
+    let all = available(cloud, &query).await.map_err(CloudError::before_start)?;
     let ids: Vec<&str> = all.iter().filter(|image| image["name"] == *text).filter_map(|i| i["id"].as_str()).collect();
     match ids.as_slice() {
         [id] => Ok((*id).to_owned()),
-        [] => Err(StartError::Rejected(format!("find the image {text:?}: no image of that name is available"))),
+        [] => Err(StartError::Rejected(format!("image {text:?} not found: no image of that name is available"))),
         several => Err(StartError::Rejected(format!(
             "find the image {text:?}: {} have that name ({}); name one by its id, or say which with name_regex and pick",
             several.len(),
@@ -110,7 +112,8 @@ async fn named(cloud: &Cloud, text: &str) -> Result<String, StartError> {
 
 /// Of the images whose name matches (the expression is anchored already), the one that was made first or last.
 fn matching(all: &[Value], regex: &str, pick: ImagePick) -> Result<String, String> {
-    let regex = regex::Regex::new(regex).map_err(|error| format!("use the image's name_regex: {error}"))?;
+    let regex = regex::Regex::new(regex)
+        .map_err(|error| format!("the image's name_regex is not a regular expression: {error}"))?;
     let matching = all.iter().filter(|image| image["name"].as_str().is_some_and(|name| regex.is_match(name)));
     // Glance writes all times alike, in UTC, so their order as text is that of the times.
     let mut found: Vec<(&str, &str)> =
@@ -122,7 +125,7 @@ fn matching(all: &[Value], regex: &str, pick: ImagePick) -> Result<String, Strin
     };
     chosen
         .map(|(_, id)| (*id).to_owned())
-        .ok_or_else(|| format!("find an image: of the {} that are available none has a name like {regex}", all.len()))
+        .ok_or_else(|| format!("no image found: of the {} that are available none has a name like {regex}", all.len()))
 }
 
 /// An image as an operator's program is told of it.

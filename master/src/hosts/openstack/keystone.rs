@@ -2,7 +2,7 @@
 
 use super::account::{Account, Login, Named};
 use super::cloud::{Service, silence, words};
-use super::problem::Problem;
+use super::error::CloudError;
 use crate::clock;
 use reqwest::{StatusCode, Url};
 use rouse_shared::Timestamp;
@@ -28,20 +28,22 @@ pub(super) struct Session {
 impl Session {
     /// What tells the place of servers from any other, whoever has them made and however Keystone is addressed: project and
     /// region.
-    pub(super) fn place(&self, account: &Account) -> Result<String, Problem> {
+    pub(super) fn place(&self, account: &Account) -> Result<String, CloudError> {
         let (_, region) = self.located(Service::Compute, account)?;
         Ok(format!("{} {region}", self.project))
     }
 
     /// Where a service's API is.
-    pub(super) fn endpoint(&self, service: Service, account: &Account) -> Result<String, Problem> {
+    pub(super) fn endpoint(&self, service: Service, account: &Account) -> Result<String, CloudError> {
         Ok(service.base(&self.located(service, account)?.0))
     }
 
     /// The catalogue's address of a service, and the region that it is in.
-    fn located(&self, service: Service, account: &Account) -> Result<(String, String), Problem> {
+    fn located(&self, service: Service, account: &Account) -> Result<(String, String), CloudError> {
         let interface = account.interface.as_str();
-        let unfit = |what: String| Problem::Misfit(format!("find {} in the cloud's catalogue: {what}", service.name()));
+        let unfit = |what: String| {
+            CloudError::Misconfigured(format!("cannot use {} of the cloud's catalogue: {what}", service.name()))
+        };
         let of_type = |kind: &&str| {
             let all = self.catalogue.as_array().map(Vec::as_slice).unwrap_or_default();
             let services = all.iter().filter(move |s| s["type"] == **kind);
@@ -50,7 +52,7 @@ impl Session {
             (!found.is_empty()).then_some(found)
         };
         let Some(offered) = service.types().iter().find_map(of_type) else {
-            return Err(unfit(format!("there is no {interface} endpoint of it")));
+            return Err(unfit(format!("it has no {interface} endpoint")));
         };
         let region = |endpoint: &Value| {
             let region = endpoint["region_id"].as_str().or_else(|| endpoint["region"].as_str());
@@ -73,7 +75,7 @@ impl Session {
 }
 
 /// Asks for a token.
-pub(super) async fn login(http: &reqwest::Client, account: &Account) -> Result<Session, Problem> {
+pub(super) async fn login(http: &reqwest::Client, account: &Account) -> Result<Session, CloudError> {
     let base = find_v3(http, &account.auth_url).await?;
     let asked = clock::now();
     let request = http.post(format!("{base}/auth/tokens")).json(&request(&account.login));
@@ -83,22 +85,26 @@ pub(super) async fn login(http: &reqwest::Client, account: &Account) -> Result<S
     let bytes = response.bytes().await.map_err(|error| not_asked(&error))?;
     if status != StatusCode::CREATED {
         let told = words(&bytes).unwrap_or_else(|| status.to_string());
-        let text = format!("log in to Keystone at {base}: it answered {}: {told}", status.as_u16());
+        let text = format!("cannot log in to Keystone at {base}: it answered {}: {told}", status.as_u16());
         return Err(match status {
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Problem::Auth(text),
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => CloudError::Auth(text),
             // A login makes nothing that is left over, so what went wrong is as good as not asked.
-            status if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS => Problem::Unreachable(text),
-            _ => Problem::Misfit(text),
+            status if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS => {
+                CloudError::Unreachable(text)
+            }
+            _ => CloudError::Misconfigured(text),
         });
     }
-    let unfit = |what: &str| Problem::Misfit(format!("log in to Keystone at {base}: the answer has no {what}"));
+    let unfit = |what: &str| {
+        CloudError::Misconfigured(format!("cannot log in to Keystone at {base}: the answer has no {what}"))
+    };
     let mut body: Value = serde_json::from_slice(&bytes).map_err(|_| unfit("JSON"))?;
     let mut told = body["token"].take();
     let time = |key: &str| told[key].as_str().and_then(|text| humantime::parse_rfc3339_weak(text).ok());
     let life = lifetime(time("issued_at"), time("expires_at"));
     let Some(project) = told["project"]["id"].as_str().map(str::to_owned) else {
-        let why = "log in to a project: the user has no default one, so os_tenant_name is needed";
-        return Err(Problem::Misfit(why.to_owned()));
+        let why = "the user has no default project; set os_tenant_name";
+        return Err(CloudError::Misconfigured(why.to_owned()));
     };
     Ok(Session {
         token: token.ok_or_else(|| unfit("token"))?,
@@ -114,8 +120,8 @@ fn lifetime(issued: Option<SystemTime>, expires: Option<SystemTime>) -> Duration
 }
 
 /// Nothing that a login does is left over, so it may be repeated whatever became of it.
-fn not_asked(error: &reqwest::Error) -> Problem {
-    Problem::Unreachable(silence("Keystone", error).to_string())
+fn not_asked(error: &reqwest::Error) -> CloudError {
+    CloudError::Unreachable(silence("Keystone", error).to_string())
 }
 
 fn named(what: &Named, domain: Option<&Named>) -> Value {
@@ -145,8 +151,8 @@ fn request(login: &Login) -> Value {
 }
 
 /// Where version 3 of the API is, given the address of any version or of the list of versions.
-async fn find_v3(http: &reqwest::Client, auth_url: &str) -> Result<String, Problem> {
-    let unfit = |what: &str| Problem::Misfit(format!("use os_auth_url {auth_url}: {what}"));
+async fn find_v3(http: &reqwest::Client, auth_url: &str) -> Result<String, CloudError> {
+    let unfit = |what: &str| CloudError::Misconfigured(format!("os_auth_url {auth_url} is not usable: {what}"));
     let url = Url::parse(auth_url).map_err(|error| unfit(&error.to_string()))?;
     let segments: Vec<&str> = url.path_segments().into_iter().flatten().filter(|part| !part.is_empty()).collect();
     let above = match segments.last() {

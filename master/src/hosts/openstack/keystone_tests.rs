@@ -38,7 +38,9 @@ fn the_endpoint_is_that_of_interface_and_region() {
 #[test]
 fn what_the_catalogue_lacks_is_told() {
     let told = |service, interface, region| {
-        let Err(Problem::Misfit(why)) = session().endpoint(service, &account(interface, region)) else { panic!() };
+        let Err(CloudError::Misconfigured(why)) = session().endpoint(service, &account(interface, region)) else {
+            panic!()
+        };
         why
     };
     let why = told(Service::Compute, Interface::Public, None);

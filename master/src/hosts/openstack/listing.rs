@@ -2,8 +2,8 @@
 
 use super::cloud::Cloud;
 use super::clouds::{Target, late};
+use super::error::CloudError;
 use super::extras::{self, Alive};
-use super::problem::Problem;
 use super::servers::{self, Server, Status};
 use super::{Servers, Shared, identity_of};
 use crate::core::event::{ListedHost, PartialList, Termination};
@@ -19,7 +19,7 @@ const SERVERS: Duration = Duration::from_secs(35);
 impl Servers {
     /// The servers of every cloud, and what is left over of others. One that does not answer hides only its own, and
     /// what is left over: that may be part of one of its servers.
-    pub(super) async fn list_now(&self) -> Result<Vec<ListedHost>, PartialList> {
+    pub(super) async fn list_clouds(&self) -> Result<Vec<ListedHost>, PartialList> {
         let shared = &self.shared;
         let mut unheard = shared.unusable();
         let (targets, unreached) = shared.clouds.targets().await;
@@ -55,12 +55,12 @@ impl Servers {
             return Err(PartialList { why: unheard.join("; "), heard: listed });
         }
         let there: BTreeSet<&str> = listed.iter().map(|machine| machine.handle.as_str()).collect();
-        shared.state().dressed.retain(|id| there.contains(id.as_str()));
+        shared.state().labelled.retain(|id| there.contains(id.as_str()));
         Ok(listed)
     }
 
     /// Which cloud it is in, its handle does not say: an id is in one cloud only.
-    pub(super) async fn terminate_listed_now(&self, listed: &ListedHost) -> Result<Termination, String> {
+    pub(super) async fn terminate_by_handle(&self, listed: &ListedHost) -> Result<Termination, String> {
         let shared = &self.shared;
         let (targets, unreached) = shared.clouds.targets().await;
         let mut unheard = shared.unusable();
@@ -95,13 +95,13 @@ impl Shared {
     /// Sections whose account cannot be used, and why.
     fn unusable(&self) -> Vec<String> {
         let why = |(worker, section): (&_, &super::Section)| {
-            section.cloud.as_ref().err().map(|why| format!("list the servers of {worker}: {why}"))
+            section.cloud.as_ref().err().map(|why| format!("cannot list the servers of {worker}: {why}"))
         };
         self.state().sections.iter().filter_map(why).collect()
     }
 
     /// The servers of each, all asked at once.
-    async fn servers(&self, targets: &[Target]) -> Vec<Result<Vec<Server>, Problem>> {
+    async fn servers(&self, targets: &[Target]) -> Vec<Result<Vec<Server>, CloudError>> {
         let ask = |target: &Target| {
             let cloud = target.cloud.clone();
             async move {
@@ -117,11 +117,11 @@ impl Shared {
         let mut servers: Vec<&Server> = servers.iter().collect();
         servers.sort();
         let mut hosts = BTreeSet::new();
-        let dressed = self.state().dressed.clone();
+        let labelled = self.state().labelled.clone();
         let tell = |server: &Server| {
             let ours = server.master == self.stamp.id;
             let host = if hosts.insert((server.master.clone(), server.host.clone())) {
-                if ours && (server.status == Status::Error || !dressed.contains(&server.id)) {
+                if ours && (server.status == Status::Error || !labelled.contains(&server.id)) {
                     // What a master before this one has started, and what has failed since.
                     self.watch(cloud, &server.id);
                 }
@@ -137,12 +137,15 @@ impl Shared {
     }
 
     /// Ends a server of our name, whoever's it is said to be; `Gone` where this cloud does not have it.
-    async fn terminate_listed(&self, cloud: &Cloud, listed: &ListedHost) -> Result<Termination, Problem> {
+    async fn terminate_listed(&self, cloud: &Cloud, listed: &ListedHost) -> Result<Termination, CloudError> {
         let Some(server) = servers::one(cloud, &self.stamp, &listed.handle).await? else {
             return Ok(Termination::Gone);
         };
         if self.stamp.owner(&server.master) != listed.owner {
-            return Err(Problem::Misfit(format!("end server {}: it is another master's now", server.id)));
+            return Err(CloudError::Misconfigured(format!(
+                "cannot delete server {}: it belongs to another master now",
+                server.id
+            )));
         }
         if server.pool.is_some() {
             let all = servers::all(cloud, &self.stamp).await?;

@@ -7,27 +7,28 @@
 mod account;
 mod cloud;
 mod clouds;
+mod error;
 mod extras;
 mod images;
 mod keystone;
 mod listing;
 mod online;
 mod order;
-mod problem;
 mod servers;
 
-use super::{BoxFuture, CALL_LIMIT, Death, Provider};
+use super::{CALL_LIMIT, Death, Provider};
 use crate::clock;
-use crate::config::{Config, HostConfig, OpenstackConfig};
+use crate::config::{Config, OpenstackConfig};
 use crate::core::event::{ListedHost, PartialList, StartError, Started, Termination};
 use crate::core::record::{Host, LaunchSpec};
 use crate::sync::lock;
 use account::Account;
+use async_trait::async_trait;
 use cloud::{Cloud, Service};
 use clouds::Clouds;
+use error::CloudError;
 pub use online::check;
 use order::Spec;
-use problem::Problem;
 use rouse_shared::boot::BootData;
 use rouse_shared::{HostId, Timestamp, WorkerName};
 use serde_json::json;
@@ -41,7 +42,7 @@ use tokio::sync::mpsc;
 
 /// After this a call that was given has either shown its server or never will: Nova writes a server down before it
 /// answers, and no gateway holds a call for so long.
-const SETTLED: Duration = Duration::from_secs(15);
+const PROPAGATION_DELAY: Duration = Duration::from_secs(15);
 /// Between two looks at a server that is being made.
 const LOOK: Duration = Duration::from_millis(500);
 /// Looks until Nova has found a place for a server, before its start counts as taken all the same.
@@ -60,6 +61,19 @@ struct Section {
     cloud: Result<Arc<Cloud>, String>,
 }
 
+/// What tests set otherwise.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// How long a call that was made may take to show its server.
+    pub propagation_delay: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { propagation_delay: PROPAGATION_DELAY }
+    }
+}
+
 /// The provider.
 #[derive(Clone)]
 pub struct Servers {
@@ -71,8 +85,7 @@ struct Shared {
     deaths: mpsc::Sender<Death>,
     /// When this process began to start hosts: an order from before may have been given by another.
     born: Timestamp,
-    /// [`SETTLED`], but for tests.
-    settled: Duration,
+    propagation_delay: Duration,
     clouds: Clouds,
     state: Mutex<State>,
 }
@@ -85,7 +98,7 @@ struct State {
     /// Servers that are looked at until they run.
     watched: BTreeSet<String>,
     /// Servers that run and have all that they are to have.
-    dressed: BTreeSet<String>,
+    labelled: BTreeSet<String>,
 }
 
 impl Servers {
@@ -95,22 +108,29 @@ impl Servers {
     /// # Errors
     /// Where that cannot be read.
     pub fn new(dir: PathBuf, owner: &str, config: &Config, deaths: mpsc::Sender<Death>) -> io::Result<Self> {
-        Self::settling(dir, owner, config, deaths, SETTLED)
+        Self::with_options(dir, owner, config, deaths, Options::default())
     }
 
-    /// As [`Self::new`], in a cloud where a call shows its server within `settled`, or never.
+    /// As [`Self::new`], with options of tests.
     ///
     /// # Errors
     /// As there.
-    pub fn settling(
+    pub fn with_options(
         dir: PathBuf,
         owner: &str,
         config: &Config,
         deaths: mpsc::Sender<Death>,
-        settled: Duration,
+        options: Options,
     ) -> io::Result<Self> {
         let (stamp, clouds) = (OwnerTag::of(owner), Clouds::new(dir.join("places"))?);
-        let shared = Shared { stamp, deaths, born: clock::now(), settled, clouds, state: Mutex::default() };
+        let shared = Shared {
+            stamp,
+            deaths,
+            born: clock::now(),
+            propagation_delay: options.propagation_delay,
+            clouds,
+            state: Mutex::default(),
+        };
         let new = Self { shared: Arc::new(shared) };
         new.configure(config);
         Ok(new)
@@ -120,9 +140,8 @@ impl Servers {
     pub fn configure(&self, config: &Config) {
         let mut sections = BTreeMap::new();
         let (mut whose, mut accounts) = (Vec::new(), Vec::new());
-        for (worker, host) in &config.hosts {
-            let HostConfig::Openstack(section) = host else { continue };
-            let section = Section { config: Arc::new((**section).clone()), cloud: Err(String::new()) };
+        for (worker, section) in config.sections::<OpenstackConfig>() {
+            let section = Section { config: Arc::new(section.clone()), cloud: Err(String::new()) };
             match Account::of(&section.config, &|name| std::env::var(name).ok()) {
                 Ok(account) => {
                     accounts.push(account);
@@ -136,86 +155,12 @@ impl Servers {
         }
         self.shared.state().sections = sections;
     }
-
-    async fn prepare_now(&self, host: &Host, boot: &BootData) -> Result<LaunchSpec, StartError> {
-        let section = self.shared.state().sections.get(&host.worker).cloned();
-        let Some(Section { config, cloud }) = section else {
-            return Err(StartError::Rejected(format!("find the section of worker {}: it has none now", host.worker)));
-        };
-        let cloud = cloud.map_err(StartError::Auth)?;
-        order::prepare(&cloud, &config, &self.shared.stamp, host, boot).await
-    }
-
-    async fn start_now(&self, host: &Host) -> Result<String, StartError> {
-        let spec =
-            Spec::of(host).and_then(|spec| spec.ok_or_else(|| format!("start host {}: it has no order", host.id)));
-        let spec = spec.map_err(StartError::Rejected)?;
-        let cloud = self.shared.clouds.at(&spec.cloud).await.map_err(Problem::before_start)?;
-        let found = loop {
-            let found = self.shared.look(&cloud, &spec, host).await.map_err(unseen)?;
-            // What an earlier call may still make is waited for, however often this is asked.
-            if found.is_some() || !self.shared.is_in_doubt(host) {
-                break found;
-            }
-            tokio::time::sleep(LOOK).await;
-        };
-        let server = match found {
-            Some(server) => {
-                // Whatever was asked for has come.
-                self.shared.state().doubts.remove(&host.id);
-                server.id
-            }
-            None => self.shared.make(&cloud, &spec, host).await?,
-        };
-        self.shared.see_placed(&cloud, &server).await?;
-        self.shared.watch(&cloud, &server);
-        Ok(server)
-    }
-
-    async fn terminate_now(&self, host: &Host) -> Result<Termination, String> {
-        // What was never ordered was never made.
-        let Some(spec) = Spec::of(host)? else { return Ok(Termination::Gone) };
-        let cloud = self.shared.clouds.at(&spec.cloud).await.map_err(|problem| problem.to_string())?;
-        let shared = &self.shared;
-        let stop = async {
-            if let Some(id) = &host.handle
-                && let Some(server) = servers::one(&cloud, &shared.stamp, id).await?
-                && server.master == shared.stamp.id
-                && servers::delete(&cloud, &shared.stamp, id).await? == Termination::Requested
-            {
-                return Ok(Termination::Requested);
-            }
-            let others = servers::of_host(&cloud, &shared.stamp, &spec.name, &host.id).await?;
-            for server in &others {
-                servers::delete(&cloud, &shared.stamp, &server.id).await?;
-            }
-            if !others.is_empty() {
-                shared.has_come(host);
-                return Ok(Termination::Requested);
-            }
-            if host.handle.is_none() && shared.is_in_doubt(host) {
-                return Ok(Termination::Requested);
-            }
-            if spec.pool().is_some() {
-                extras::release(&cloud, &shared.stamp, &shared.stamp.id, &host.id).await?;
-            }
-            shared.state().doubts.remove(&host.id);
-            Ok(Termination::Gone)
-        };
-        stop.await.map_err(|problem: Problem| problem.to_string())
-    }
-
-    async fn console_now(&self, host: &Host) -> Option<String> {
-        let spec = Spec::of(host).ok().flatten()?;
-        let cloud = self.shared.clouds.at(&spec.cloud).await.ok()?;
-        servers::console(&cloud, host.handle.as_deref()?).await
-    }
 }
 
 /// An error of looking for a server: whether there is one is not known.
-fn unseen(problem: Problem) -> StartError {
+fn unseen(problem: CloudError) -> StartError {
     match problem {
-        Problem::Auth(text) => StartError::Auth(text),
+        CloudError::Auth(text) => StartError::Auth(text),
         other => StartError::Transient(other.to_string()),
     }
 }
@@ -228,28 +173,28 @@ impl Shared {
     /// Whether a server may still appear that an earlier call has asked for: one of ours, or of the master before.
     fn is_in_doubt(&self, host: &Host) -> bool {
         let now = clock::now();
-        let inherited = host.created < self.born && now.since(self.born) < self.settled;
+        let inherited = host.created < self.born && now.since(self.born) < self.propagation_delay;
         inherited || self.state().doubts.get(&host.id).is_some_and(|until| now < *until)
     }
 
     /// A server has come that a call in doubt may have made: what else may still come does so soon.
     fn has_come(&self, host: &Host) {
         if let Some(until) = self.state().doubts.get_mut(&host.id) {
-            *until = (*until).min(clock::now() + self.settled);
+            *until = (*until).min(clock::now() + self.propagation_delay);
         }
     }
 
     /// Whether no server may still appear that was asked for.
     fn is_settled(&self) -> bool {
-        clock::now().since(self.born) >= self.settled && self.state().doubts.is_empty()
+        clock::now().since(self.born) >= self.propagation_delay && self.state().doubts.is_empty()
     }
 
     /// The host's server, where there is one. Of two only the older one stays.
-    async fn look(&self, cloud: &Cloud, spec: &Spec, host: &Host) -> Result<Option<Server>, Problem> {
+    async fn look(&self, cloud: &Cloud, spec: &Spec, host: &Host) -> Result<Option<Server>, CloudError> {
         let mut found = servers::of_host(cloud, &self.stamp, &spec.name, &host.id).await?.into_iter();
         let first = found.next();
         for extra in found {
-            tracing::warn!("host {} has a second server, {}: ending it", host.id, extra.id);
+            tracing::warn!("host {} has a second server, {}; deleting it", host.id, extra.id);
             servers::delete(cloud, &self.stamp, &extra.id).await?;
         }
         Ok(first)
@@ -258,8 +203,9 @@ impl Shared {
     /// Asks for the server. What becomes of the call when nobody waits for it any more is in doubt from its beginning.
     async fn make(&self, cloud: &Cloud, spec: &Spec, host: &Host) -> Result<String, StartError> {
         let noted = self.clouds.note(&spec.cloud);
-        noted.map_err(|error| StartError::Transient(format!("note where servers are made: {error}")))?;
-        let doubted = self.state().doubts.insert(host.id.clone(), clock::now() + CALL_LIMIT + self.settled).is_some();
+        noted.map_err(|error| StartError::Transient(format!("cannot save where servers are made: {error}")))?;
+        let doubted =
+            self.state().doubts.insert(host.id.clone(), clock::now() + CALL_LIMIT + self.propagation_delay).is_some();
         let problem = match cloud.post(Service::Compute, "/servers", &json!({ "server": spec.server })).await {
             Ok(told) => match told["server"]["id"].as_str() {
                 Some(id) => {
@@ -271,19 +217,19 @@ impl Shared {
                     let seen = self.look(cloud, spec, host).await.ok().flatten();
                     return Ok(seen.map_or_else(|| id.to_owned(), |server| server.id));
                 }
-                None => Problem::Lost("make a server: Nova's answer has no id".to_owned()),
+                None => CloudError::Lost("Nova's answer to the order of a server has no id".to_owned()),
             },
             Err(problem) => problem,
         };
         if problem.leaves_doubt() {
-            self.state().doubts.insert(host.id.clone(), clock::now() + self.settled);
+            self.state().doubts.insert(host.id.clone(), clock::now() + self.propagation_delay);
             return Err(StartError::Unknown(problem.to_string()));
         }
         self.state().doubts.remove(&host.id);
         let text = problem.to_string();
         Err(match problem {
             // Nova's word for a lack of quota, and for what a policy forbids.
-            Problem::Refused { status: 403, .. } => {
+            CloudError::Refused { status: 403, .. } => {
                 let flavor = spec.server["flavorRef"].as_str().unwrap_or_default();
                 match servers::lacks_quota(cloud, flavor).await {
                     Ok(true) => StartError::Capacity(text),
@@ -292,9 +238,9 @@ impl Shared {
                 }
             }
             // Without a time to come back older clouds mean the quota by it.
-            Problem::Refused { status: 413, .. } => StartError::Capacity(text),
+            CloudError::Refused { status: 413, .. } => StartError::Capacity(text),
             // More than one network to choose from, an address in use: it is not the time that makes it wrong.
-            Problem::Refused { status: 409, .. } => StartError::Rejected(text),
+            CloudError::Refused { status: 409, .. } => StartError::Rejected(text),
             other => other.before_start(),
         })
     }
@@ -330,12 +276,12 @@ impl Shared {
         }
         let (shared, cloud, id) = (self.clone(), cloud.clone(), id.to_owned());
         tokio::spawn(async move {
-            shared.watch_now(&cloud, &id).await;
+            shared.watch_until_it_runs(&cloud, &id).await;
             shared.state().watched.remove(&id);
         });
     }
 
-    async fn watch_now(&self, cloud: &Cloud, id: &str) {
+    async fn watch_until_it_runs(&self, cloud: &Cloud, id: &str) {
         let mut pause = LOOK;
         for _ in 0..RUNNING_LOOKS {
             match servers::one(cloud, &self.stamp, id).await {
@@ -347,10 +293,10 @@ impl Shared {
                     Status::SoftDeleted => return,
                     Status::There => match extras::dress(cloud, &self.stamp, &server).await {
                         Ok(()) => {
-                            self.state().dressed.insert(server.id);
+                            self.state().labelled.insert(server.id);
                             return;
                         }
-                        Err(problem) => tracing::warn!("server {id} lacks something: failed to {problem}"),
+                        Err(problem) => tracing::warn!("server {id} does not have all that it needs yet: {problem}"),
                     },
                 },
                 Err(problem) => tracing::debug!("server {id} could not be looked at: {problem}"),
@@ -369,12 +315,12 @@ impl Shared {
                 // Nobody will stop it any more. An address that stays all the same the audit finds.
                 Ok(true) if server.pool.is_some() => {
                     if let Err(problem) = extras::release(cloud, &self.stamp, &server.master, &server.host).await {
-                        tracing::warn!("server {} is gone and its address is not: failed to {problem}", server.id);
+                        tracing::warn!("server {} is gone and its address is not: {problem}", server.id);
                     }
                 }
                 Ok(true) => {}
-                Ok(false) => return tracing::warn!("server {} is in error and does not go", server.id),
-                Err(problem) => return tracing::warn!("server {} is in error: failed to {problem}", server.id),
+                Ok(false) => return tracing::warn!("server {} is in error and Nova does not delete it", server.id),
+                Err(problem) => return tracing::warn!("server {} is in error: {problem}", server.id),
             }
         }
         // A master that ends takes no more news; the next one looks for itself.
@@ -384,39 +330,89 @@ impl Shared {
     }
 }
 
+#[async_trait]
 impl Provider for Servers {
-    fn prepare<'a>(
-        &'a self,
-        host: &'a Host,
-        _number: u32,
-        boot: BootData,
-    ) -> BoxFuture<'a, Result<LaunchSpec, StartError>> {
-        Box::pin(async move { self.prepare_now(host, &boot).await })
+    async fn prepare(&self, host: &Host, _number: u32, boot: BootData) -> Result<LaunchSpec, StartError> {
+        let section = self.shared.state().sections.get(&host.worker).cloned();
+        let Some(Section { config, cloud }) = section else {
+            return Err(StartError::Rejected(format!("worker {} has no [worker.openstack] any more", host.worker)));
+        };
+        let cloud = cloud.map_err(StartError::Auth)?;
+        order::prepare(&cloud, &config, &self.shared.stamp, host, &boot).await
     }
 
-    fn start<'a>(&'a self, host: &'a Host) -> BoxFuture<'a, Result<Started, StartError>> {
-        Box::pin(async move {
-            let handle = self.start_now(host).await?;
-            // The metadata service tells a server its id, as does the firmware of most hypervisors.
-            let identity = Some(identity_of(&handle));
-            Ok(Started { handle, identity })
-        })
+    async fn start(&self, host: &Host) -> Result<Started, StartError> {
+        let spec = Spec::of(host).and_then(|spec| spec.ok_or_else(|| format!("host {} was never ordered", host.id)));
+        let spec = spec.map_err(StartError::Rejected)?;
+        let cloud = self.shared.clouds.at(&spec.cloud).await.map_err(CloudError::before_start)?;
+        let found = loop {
+            let found = self.shared.look(&cloud, &spec, host).await.map_err(unseen)?;
+            // What an earlier call may still make is waited for, however often this is asked.
+            if found.is_some() || !self.shared.is_in_doubt(host) {
+                break found;
+            }
+            tokio::time::sleep(LOOK).await;
+        };
+        let server = match found {
+            Some(server) => {
+                // Whatever was asked for has come.
+                self.shared.state().doubts.remove(&host.id);
+                server.id
+            }
+            None => self.shared.make(&cloud, &spec, host).await?,
+        };
+        self.shared.see_placed(&cloud, &server).await?;
+        self.shared.watch(&cloud, &server);
+        // The metadata service tells a server its id, as does the firmware of most hypervisors.
+        let identity = Some(identity_of(&server));
+        Ok(Started { handle: server, identity })
     }
 
-    fn terminate<'a>(&'a self, host: &'a Host) -> BoxFuture<'a, Result<Termination, String>> {
-        Box::pin(async move { self.terminate_now(host).await })
+    async fn terminate(&self, host: &Host) -> Result<Termination, String> {
+        // What was never ordered was never made.
+        let Some(spec) = Spec::of(host)? else { return Ok(Termination::Gone) };
+        let cloud = self.shared.clouds.at(&spec.cloud).await.map_err(|problem| problem.to_string())?;
+        let shared = &self.shared;
+        let stop = async {
+            if let Some(id) = &host.handle
+                && let Some(server) = servers::one(&cloud, &shared.stamp, id).await?
+                && server.master == shared.stamp.id
+                && servers::delete(&cloud, &shared.stamp, id).await? == Termination::Requested
+            {
+                return Ok(Termination::Requested);
+            }
+            let others = servers::of_host(&cloud, &shared.stamp, &spec.name, &host.id).await?;
+            for server in &others {
+                servers::delete(&cloud, &shared.stamp, &server.id).await?;
+            }
+            if !others.is_empty() {
+                shared.has_come(host);
+                return Ok(Termination::Requested);
+            }
+            if host.handle.is_none() && shared.is_in_doubt(host) {
+                return Ok(Termination::Requested);
+            }
+            if spec.pool().is_some() {
+                extras::release(&cloud, &shared.stamp, &shared.stamp.id, &host.id).await?;
+            }
+            shared.state().doubts.remove(&host.id);
+            Ok(Termination::Gone)
+        };
+        stop.await.map_err(|problem: CloudError| problem.to_string())
     }
 
-    fn list(&self) -> BoxFuture<'_, Result<Vec<ListedHost>, PartialList>> {
-        Box::pin(async move { self.list_now().await })
+    async fn list(&self) -> Result<Vec<ListedHost>, PartialList> {
+        self.list_clouds().await
     }
 
-    fn terminate_listed<'a>(&'a self, listed: &'a ListedHost) -> BoxFuture<'a, Result<Termination, String>> {
-        Box::pin(async move { self.terminate_listed_now(listed).await })
+    async fn terminate_listed(&self, listed: &ListedHost) -> Result<Termination, String> {
+        self.terminate_by_handle(listed).await
     }
 
-    fn console<'a>(&'a self, host: &'a Host) -> BoxFuture<'a, Option<String>> {
-        Box::pin(async move { self.console_now(host).await })
+    async fn console(&self, host: &Host) -> Option<String> {
+        let spec = Spec::of(host).ok().flatten()?;
+        let cloud = self.shared.clouds.at(&spec.cloud).await.ok()?;
+        servers::console(&cloud, host.handle.as_deref()?).await
     }
 }
 

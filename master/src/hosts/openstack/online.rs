@@ -3,7 +3,7 @@
 
 use super::account::Account;
 use super::cloud::{Cloud, Service};
-use super::problem::Problem;
+use super::error::CloudError;
 use super::{images, order, servers};
 use crate::config::OpenstackConfig;
 use crate::hosts::online::Finding;
@@ -14,7 +14,7 @@ pub async fn check(section: &OpenstackConfig) -> Vec<Finding> {
     let account = Account::of(section, &|name| std::env::var(name).ok());
     let cloud = match account.and_then(Cloud::new) {
         Ok(cloud) => cloud,
-        Err(why) => return vec![Finding::bad(format!("failed to {why}"))],
+        Err(why) => return vec![Finding::bad(why)],
     };
     // Without a login there is no use in asking on.
     if let Err(problem) = cloud.place().await {
@@ -33,7 +33,7 @@ pub async fn check(section: &OpenstackConfig) -> Vec<Finding> {
         (Err(_), Ok(_)) => {}
     }
     if let Err(error) = &image {
-        found.push(Finding::bad(format!("failed to {}", error.text())));
+        found.push(Finding::bad(error.text()));
     }
     let asked = [
         order::networks(&cloud, &section.networks).await.map(drop),
@@ -55,18 +55,18 @@ pub async fn check(section: &OpenstackConfig) -> Vec<Finding> {
     found
 }
 
-fn failed(problem: &Problem) -> Finding {
-    Finding::bad(format!("failed to {problem}"))
+fn failed(problem: &CloudError) -> Finding {
+    Finding::bad(problem.to_string())
 }
 
-async fn pool(cloud: &Cloud, given: Option<&str>) -> Result<(), Problem> {
+async fn pool(cloud: &Cloud, given: Option<&str>) -> Result<(), CloudError> {
     match given {
         Some(name) => order::network(cloud, name, true).await.map(drop),
         None => Ok(()),
     }
 }
 
-async fn key(cloud: &Cloud, given: Option<&str>) -> Result<(), Problem> {
+async fn key(cloud: &Cloud, given: Option<&str>) -> Result<(), CloudError> {
     let Some(name) = given else { return Ok(()) };
     match cloud.get(Service::Compute, &format!("/os-keypairs/{}", order::segment(name))).await {
         Err(problem) if problem.is_missing() => Err(none("key pair", name)),
@@ -74,7 +74,7 @@ async fn key(cloud: &Cloud, given: Option<&str>) -> Result<(), Problem> {
     }
 }
 
-async fn groups(cloud: &Cloud, given: &[String]) -> Result<(), Problem> {
+async fn groups(cloud: &Cloud, given: &[String]) -> Result<(), CloudError> {
     if given.is_empty() {
         return Ok(());
     }
@@ -84,7 +84,7 @@ async fn groups(cloud: &Cloud, given: &[String]) -> Result<(), Problem> {
     missing.map_or(Ok(()), |name| Err(none("security group", name)))
 }
 
-async fn zone(cloud: &Cloud, given: Option<&str>) -> Result<(), Problem> {
+async fn zone(cloud: &Cloud, given: Option<&str>) -> Result<(), CloudError> {
     let Some(name) = given else { return Ok(()) };
     let all = cloud.list(Service::Compute, "/os-availability-zone", "availabilityZoneInfo").await?;
     // What stands after a colon is for administrators.
@@ -93,13 +93,13 @@ async fn zone(cloud: &Cloud, given: Option<&str>) -> Result<(), Problem> {
     if there { Ok(()) } else { Err(none("availability zone", name)) }
 }
 
-async fn volumes(cloud: &Cloud, wanted: bool) -> Result<(), Problem> {
+async fn volumes(cloud: &Cloud, wanted: bool) -> Result<(), CloudError> {
     if !wanted {
         return Ok(());
     }
     cloud.get(Service::Volume, "/volumes?limit=1").await.map(drop)
 }
 
-fn none(what: &str, name: &str) -> Problem {
-    Problem::Misfit(format!("find the {what} {name:?}: there is none"))
+fn none(what: &str, name: &str) -> CloudError {
+    CloudError::Misconfigured(format!("{what} {name:?} not found"))
 }

@@ -1,8 +1,8 @@
 //! The whole call that makes a server, worked out before anything is made.
 
 use super::cloud::{Cloud, Service};
+use super::error::CloudError;
 use super::images::{self, is_uuid};
-use super::problem::Problem;
 use super::servers::{OwnerTag, POOL};
 use crate::config::OpenstackConfig;
 use crate::core::event::StartError;
@@ -37,7 +37,9 @@ impl Spec {
     /// Where the ledger has something else there.
     pub(super) fn of(host: &Host) -> Result<Option<Self>, String> {
         let Some(order) = &host.launch else { return Ok(None) };
-        serde_json::from_str(&order.spec).map(Some).map_err(|e| format!("read the order of host {}: {e}", host.id))
+        serde_json::from_str(&order.spec)
+            .map(Some)
+            .map_err(|e| format!("the order of host {} is not readable: {e}", host.id))
     }
 
     /// The network that the host is to have an address from.
@@ -60,17 +62,16 @@ pub(super) async fn prepare(
     let text = user_data::compose(boot, section.user_data.as_deref(), USER_DATA)
         .map_err(|error| StartError::Rejected(error.to_string()))?;
     let image = images::resolve(cloud, &section.image).await?;
-    let flavor = flavor(cloud, &section.flavor).await.map_err(Problem::before_start)?;
+    let flavor = flavor(cloud, &section.flavor).await.map_err(CloudError::before_start)?;
     let mut metadata = section.meta.clone();
     // Ours to say, as are the others.
     metadata.remove(POOL);
     metadata.extend(stamp.metadata(host.worker.as_str(), &host.id));
     if let Some(pool) = &section.floating_ip_pool {
-        metadata.insert(POOL.to_owned(), network(cloud, pool, true).await.map_err(Problem::before_start)?);
+        metadata.insert(POOL.to_owned(), network(cloud, pool, true).await.map_err(CloudError::before_start)?);
     }
     if let Some((key, _)) = metadata.iter().find(|(_, value)| value.chars().count() > METADATA_VALUE) {
-        let why =
-            format!("stamp the server: meta.{key} is longer than the {METADATA_VALUE} characters that Nova takes");
+        let why = format!("meta.{key} is longer than the {METADATA_VALUE} characters that Nova takes");
         return Err(StartError::Rejected(why));
     }
     // Worker and host: people find it, and no other server has it.
@@ -80,7 +81,7 @@ pub(super) async fn prepare(
         "flavorRef": flavor,
         "metadata": metadata,
         "user_data": base64::engine::general_purpose::STANDARD.encode(text),
-        "networks": networks(cloud, &section.networks).await.map_err(Problem::before_start)?,
+        "networks": networks(cloud, &section.networks).await.map_err(CloudError::before_start)?,
     });
     match section.boot_volume_gb {
         None => server["imageRef"] = image.as_str().into(),
@@ -105,8 +106,9 @@ pub(super) async fn prepare(
     set("config_drive", section.config_drive.then_some(Value::Bool(true)));
     let groups: Vec<Value> = section.security_groups.iter().map(|name| json!({ "name": name })).collect();
     set("security_groups", (!groups.is_empty()).then_some(Value::Array(groups)));
-    let spec = Spec { cloud: cloud.place().await.map_err(Problem::before_start)?, name, server };
-    let spec = serde_json::to_string(&spec).map_err(|e| StartError::Rejected(format!("write down the order: {e}")))?;
+    let spec = Spec { cloud: cloud.place().await.map_err(CloudError::before_start)?, name, server };
+    let spec =
+        serde_json::to_string(&spec).map_err(|e| StartError::Rejected(format!("cannot serialize the order: {e}")))?;
     // Which server it will be is Nova's choice.
     Ok(LaunchSpec { number: 0, image, spec, more: false, fresh: false, identity: None, price: section.price_per_hour })
 }
@@ -115,26 +117,26 @@ pub(super) async fn prepare(
 ///
 /// # Errors
 /// Where there is none, or the cloud does not answer.
-pub(super) async fn flavor(cloud: &Cloud, given: &str) -> Result<String, Problem> {
+pub(super) async fn flavor(cloud: &Cloud, given: &str) -> Result<String, CloudError> {
     match cloud.get(Service::Compute, &format!("/flavors/{}", segment(given))).await {
         Ok(_) => return Ok(given.to_owned()),
         Err(problem) if problem.is_missing() => {}
         // Not every text can be an id.
-        Err(Problem::Refused { status: 400, .. }) => {}
+        Err(CloudError::Refused { status: 400, .. }) => {}
         Err(problem) => return Err(problem),
     }
     let all = cloud.list(Service::Compute, "/flavors", "flavors").await?;
     let found = all.iter().find(|flavor| flavor["name"] == *given).and_then(|flavor| flavor["id"].as_str());
     found.map(str::to_owned).ok_or_else(|| {
-        Problem::Misfit(format!(
-            "find the flavor {given:?}: none of the {} that there are has that id or name",
+        CloudError::Misconfigured(format!(
+            "flavor {given:?} not found: none of the project's {} flavors has that id or name",
             all.len()
         ))
     })
 }
 
 /// What Nova is told of networks.
-pub(super) async fn networks(cloud: &Cloud, given: &[String]) -> Result<Value, Problem> {
+pub(super) async fn networks(cloud: &Cloud, given: &[String]) -> Result<Value, CloudError> {
     match given {
         [] => Ok("auto".into()),
         [none] if none == "none" => Ok("none".into()),
@@ -152,7 +154,7 @@ pub(super) async fn networks(cloud: &Cloud, given: &[String]) -> Result<Value, P
 ///
 /// # Errors
 /// Where there is none, or more than one, or the cloud does not answer.
-pub(super) async fn network(cloud: &Cloud, given: &str, pool: bool) -> Result<String, Problem> {
+pub(super) async fn network(cloud: &Cloud, given: &str, pool: bool) -> Result<String, CloudError> {
     let what = if pool { "pool of floating addresses" } else { "network" };
     let (key, external) = (if is_uuid(given) { "id" } else { "name" }, if pool { "&router:external=true" } else { "" });
     let path = format!("/networks?{key}={}{external}", segment(given));
@@ -160,10 +162,12 @@ pub(super) async fn network(cloud: &Cloud, given: &str, pool: bool) -> Result<St
     let ids: Vec<&str> = all.iter().filter(|n| n[key] == *given).filter_map(|n| n["id"].as_str()).collect();
     match ids.as_slice() {
         [id] => Ok((*id).to_owned()),
-        [] => Err(Problem::Misfit(format!("find the {what} {given:?}: this project has none of that id or name"))),
+        [] => Err(CloudError::Misconfigured(format!(
+            "{what} {given:?} not found: this project has none with that id or name"
+        ))),
         several => {
-            let why = format!("{} have that name: {}; name it by its id", several.len(), several.join(", "));
-            Err(Problem::Misfit(format!("find the {what} {given:?}: {why}")))
+            let why = format!("{} have that name: {}; use its id", several.len(), several.join(", "));
+            Err(CloudError::Misconfigured(format!("{what} {given:?} is ambiguous: {why}")))
         }
     }
 }

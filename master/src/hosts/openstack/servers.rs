@@ -1,8 +1,8 @@
 //! Servers as Nova tells of them: how ours are stamped, found, judged and ended.
 
 use super::cloud::{Cloud, End, Service};
+use super::error::CloudError;
 use super::order::segment;
-use super::problem::Problem;
 use crate::core::event::{Owner, StartError, Termination};
 use rouse_shared::HostId;
 use serde_json::{Value, json};
@@ -138,11 +138,11 @@ impl OwnerTag {
 ///
 /// # Errors
 /// Where the list is not whole.
-pub async fn all(cloud: &Cloud, stamp: &OwnerTag) -> Result<Vec<Server>, Problem> {
+pub async fn all(cloud: &Cloud, stamp: &OwnerTag) -> Result<Vec<Server>, CloudError> {
     read(cloud, stamp, "").await
 }
 
-async fn read(cloud: &Cloud, stamp: &OwnerTag, query: &str) -> Result<Vec<Server>, Problem> {
+async fn read(cloud: &Cloud, stamp: &OwnerTag, query: &str) -> Result<Vec<Server>, CloudError> {
     let path = format!("/servers/detail{query}");
     let mut found = BTreeMap::new();
     let (mut whole, mut broken) = (0, None);
@@ -158,7 +158,8 @@ async fn read(cloud: &Cloud, stamp: &OwnerTag, query: &str) -> Result<Vec<Server
             return Ok(found.into_values().collect());
         }
     }
-    let unread = || Problem::Misfit("list the servers: they change faster than they can be read".to_owned());
+    let unread =
+        || CloudError::Misconfigured("cannot list the servers: they change faster than they can be read".to_owned());
     Err(broken.unwrap_or_else(unread))
 }
 
@@ -167,7 +168,7 @@ async fn read(cloud: &Cloud, stamp: &OwnerTag, query: &str) -> Result<Vec<Server
 ///
 /// # Errors
 /// Where the list is not whole.
-pub async fn of_host(cloud: &Cloud, stamp: &OwnerTag, name: &str, host: &HostId) -> Result<Vec<Server>, Problem> {
+pub async fn of_host(cloud: &Cloud, stamp: &OwnerTag, name: &str, host: &HostId) -> Result<Vec<Server>, CloudError> {
     // A regular expression for Nova; our names are letters, digits and hyphens.
     let mut found = read(cloud, stamp, &format!("?name=%5E{name}%24")).await?;
     found.retain(|server| server.master == stamp.id && server.host == *host);
@@ -179,12 +180,14 @@ pub async fn of_host(cloud: &Cloud, stamp: &OwnerTag, name: &str, host: &HostId)
 ///
 /// # Errors
 /// Where Nova does not say.
-pub async fn one(cloud: &Cloud, stamp: &OwnerTag, id: &str) -> Result<Option<Server>, Problem> {
+pub async fn one(cloud: &Cloud, stamp: &OwnerTag, id: &str) -> Result<Option<Server>, CloudError> {
     match cloud.get(Service::Compute, &format!("/servers/{id}")).await {
         Ok(mut told) => {
             let server = Server::of(&told["server"].take(), &stamp.name);
             // Somebody has taken our stamp off a server that we have made.
-            server.map(Some).ok_or_else(|| Problem::Misfit(format!("recognise server {id}: it is not stamped as ours")))
+            server
+                .map(Some)
+                .ok_or_else(|| CloudError::Misconfigured(format!("server {id} does not have our owner tag")))
         }
         Err(problem) if problem.is_missing() => Ok(None),
         Err(problem) => Err(problem),
@@ -195,7 +198,7 @@ pub async fn one(cloud: &Cloud, stamp: &OwnerTag, id: &str) -> Result<Option<Ser
 ///
 /// # Errors
 /// Where Nova does not say.
-pub async fn exists(cloud: &Cloud, id: &str) -> Result<bool, Problem> {
+pub async fn exists(cloud: &Cloud, id: &str) -> Result<bool, CloudError> {
     match cloud.get(Service::Compute, &format!("/servers/{}", segment(id))).await {
         Ok(_) => Ok(true),
         Err(problem) if problem.is_missing() => Ok(false),
@@ -207,7 +210,7 @@ pub async fn exists(cloud: &Cloud, id: &str) -> Result<bool, Problem> {
 ///
 /// # Errors
 /// Where Nova does not take it.
-pub async fn delete(cloud: &Cloud, stamp: &OwnerTag, id: &str) -> Result<Termination, Problem> {
+pub async fn delete(cloud: &Cloud, stamp: &OwnerTag, id: &str) -> Result<Termination, CloudError> {
     if !cloud.delete(Service::Compute, &format!("/servers/{id}")).await? {
         return Ok(Termination::Gone);
     }
@@ -228,7 +231,7 @@ pub async fn delete(cloud: &Cloud, stamp: &OwnerTag, id: &str) -> Result<Termina
 ///
 /// # Errors
 /// Where Nova does not answer.
-pub async fn end(cloud: &Cloud, stamp: &OwnerTag, id: &str, patience: Duration) -> Result<bool, Problem> {
+pub async fn end(cloud: &Cloud, stamp: &OwnerTag, id: &str, patience: Duration) -> Result<bool, CloudError> {
     const LOOK: Duration = Duration::from_millis(500);
     let mut looks = patience.as_millis() / LOOK.as_millis();
     while delete(cloud, stamp, id).await? != Termination::Gone {
@@ -252,7 +255,7 @@ pub async fn failure(cloud: &Cloud, server: &Server) -> StartError {
     }
 }
 
-async fn was_built(cloud: &Cloud, id: &str) -> Result<bool, Problem> {
+async fn was_built(cloud: &Cloud, id: &str) -> Result<bool, CloudError> {
     let path = format!("/servers/{id}/os-instance-actions");
     let actions = cloud.list(Service::Compute, &path, "instanceActions").await?;
     let creation = actions.iter().find(|action| action["action"] == "create");
@@ -270,7 +273,7 @@ async fn was_built(cloud: &Cloud, id: &str) -> Result<bool, Problem> {
 ///
 /// # Errors
 /// Where the limits or the flavor cannot be had.
-pub async fn lacks_quota(cloud: &Cloud, flavor: &str) -> Result<bool, Problem> {
+pub async fn lacks_quota(cloud: &Cloud, flavor: &str) -> Result<bool, CloudError> {
     let limits = cloud.get(Service::Compute, "/limits").await?;
     let flavor = cloud.get(Service::Compute, &format!("/flavors/{flavor}")).await?;
     let number = |value: &Value| value.as_i64();

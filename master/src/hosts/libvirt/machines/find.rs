@@ -3,7 +3,7 @@
 use super::super::disk;
 use super::super::domain::OwnerTag;
 use super::super::events::LifecycleEvent;
-use super::super::link::Failed;
+use super::super::link::LinkError;
 use super::super::look::{end_domain, look, stamps};
 use super::Inner;
 use crate::config::LibvirtConfig;
@@ -49,7 +49,7 @@ impl Inner {
             .collect();
         let mut all = Vec::new();
         for dir in dirs {
-            all.extend(disk::marks_in(&dir).map_err(|e| format!("read {}: {e}", dir.display()))?);
+            all.extend(disk::marks_in(&dir).map_err(|e| format!("cannot read {}: {e}", dir.display()))?);
         }
         Ok(all)
     }
@@ -127,19 +127,19 @@ impl Inner {
             // One that is held belongs to a host that is being started or stopped.
             let Ok(_held) = host_lock.try_lock() else { continue };
             if idle(&owner.host) {
-                disk::remove(&path, &owner).map_err(|e| format!("remove {}: {e}", path.display()))?;
+                disk::remove(&path, &owner).map_err(|e| format!("cannot remove {}: {e}", path.display()))?;
                 info!("{} was left by host {}, which has no domain any more: removed", path.display(), owner.host);
                 lock(&self.locks).remove(&owner.host);
             }
         }
-        let entries = fs::read_dir(&self.dir).map_err(|e| format!("read {}: {e}", self.dir.display()))?;
+        let entries = fs::read_dir(&self.dir).map_err(|e| format!("cannot read {}: {e}", self.dir.display()))?;
         for path in entries.flatten().map(|entry| entry.path()) {
             let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
             let Some((host, _)) = name.split_once(".console") else { continue };
             let host_lock = self.host_lock(host);
             let Ok(_held) = host_lock.try_lock() else { continue };
             if idle(host) {
-                disk::unlink(&path).map_err(|e| format!("remove {}: {e}", path.display()))?;
+                disk::unlink(&path).map_err(|e| format!("cannot remove {}: {e}", path.display()))?;
                 lock(&self.locks).remove(host);
             }
         }
@@ -147,8 +147,8 @@ impl Inner {
     }
 
     /// All stamped domains that run on a connection. Ours are listened for from now on.
-    async fn domains(self: &Arc<Self>, uri: &str) -> Result<Vec<OwnerTag>, Failed> {
-        let link = self.link(uri).map_err(|e| Failed::Unreachable(e.to_string()))?;
+    async fn domains(self: &Arc<Self>, uri: &str) -> Result<Vec<OwnerTag>, LinkError> {
+        let link = self.link(uri).map_err(|e| LinkError::Unreachable(e.to_string()))?;
         let list: Vec<OwnerTag> = link.call(stamps).await?;
         for stamp in list.iter().filter(|stamp| self.is_ours(stamp)) {
             self.know(uri, stamp.clone());
@@ -182,12 +182,12 @@ impl Inner {
         }
         let link = self.link(uri).ok()?;
         let (inner, uuid) = (self.clone(), uuid.to_owned());
-        let work = move |connect: &Connect| -> Result<_, Failed> { inner.ended_on(connect, &uuid, why, stuck) };
+        let work = move |connect: &Connect| -> Result<_, LinkError> { inner.ended_on(connect, &uuid, why, stuck) };
         // Without an answer it is looked at again when the connection is back, or by the next audit.
         link.call(work).await.ok().flatten()
     }
 
-    fn ended_on(&self, connect: &Connect, uuid: &str, why: &str, stuck: bool) -> Result<Option<Death>, Failed> {
+    fn ended_on(&self, connect: &Connect, uuid: &str, why: &str, stuck: bool) -> Result<Option<Death>, LinkError> {
         let stamp_of = || lock(&self.known).get(uuid).map(|known| known.stamp.clone());
         let Some(stamp) = stamp_of() else { return Ok(None) };
         let host_lock = self.host_lock(&stamp.host);
@@ -210,7 +210,7 @@ impl Inner {
             lock(&self.evidence).keep(host.clone(), text);
         }
         if let Err(why) = self.clean(&stamp) {
-            warn!("failed to {why}");
+            warn!("{why}");
         }
         self.forget(uuid, &stamp.host);
         Ok(Some(Death { host, why: why.to_owned() }))
@@ -239,7 +239,7 @@ impl Inner {
             let host_lock = inner.host_lock(&wanted.host);
             let _held = lock(&host_lock);
             for (path, _) in inner.marks()?.into_iter().filter(|(_, owner)| *owner == wanted) {
-                disk::remove(&path, &wanted).map_err(|e| format!("remove {}: {e}", path.display()))?;
+                disk::remove(&path, &wanted).map_err(|e| format!("cannot remove {}: {e}", path.display()))?;
             }
             Ok(())
         })
@@ -251,7 +251,7 @@ impl Inner {
     async fn terminate_at(self: &Arc<Self>, uri: &str, wanted: &disk::Owner) -> Result<Option<Termination>, String> {
         let link = self.link(uri).map_err(|e| e.to_string())?;
         let (inner, uri, wanted) = (self.clone(), uri.to_owned(), wanted.clone());
-        let work = move |connect: &Connect| -> Result<_, Failed> {
+        let work = move |connect: &Connect| -> Result<_, LinkError> {
             let stamp = stamps(connect)?.into_iter().find(|stamp| inner.owner_of(stamp) == wanted);
             Ok(stamp.map(|stamp| inner.stop_on(connect, &uri, &stamp)).transpose())
         };

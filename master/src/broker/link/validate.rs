@@ -35,11 +35,11 @@ pub enum Reason {
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::NoUserId => "it has no user_id",
-            Self::Misaddressed => "its key or queue is not its sender's",
+            Self::NoUserId => "the message has no user_id",
+            Self::Misaddressed => "its routing key or queue is not its sender's",
             Self::Oversized => "it is too large",
             Self::Malformed => "it is malformed",
-            Self::CutOff => "its sender is cut off",
+            Self::CutOff => "its sender is being ignored",
             Self::Unknown => "it is of an unknown kind, perhaps of a newer version",
         })
     }

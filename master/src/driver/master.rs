@@ -1,0 +1,241 @@
+//! Puts the master together: state, ledger, hosts, event loop, API and broker, in this order.
+
+use super::control::Control;
+use super::disk_space::DiskSpace;
+use super::error::MasterError;
+use super::state::State;
+use super::{WAITING, event_loop, log_writer, perform};
+use crate::broker::{
+    self, AuthServer, Endpoints, Inbound, Link, LinkSettings, LogDelivery, Node, NodeSettings, RateLimiter, Refusals,
+};
+use crate::config::Config;
+use crate::core::Start;
+use crate::core::event::Event;
+use crate::hosts::{Death, Hosts};
+use crate::logs::Logs;
+use crate::store::Store;
+use crate::web;
+use rouse_shared::broker_url::{BrokerUrl, UrlError};
+use rouse_shared::{AttemptId, MasterId};
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use tokio::net::TcpListener;
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
+use tracing::{error, info, warn};
+
+/// Log chunks that wait for the disk, at most: 64 KiB each, so 4 MiB.
+const LOGS_WAITING: usize = 64;
+/// Changes that a slow listener may be behind, at most.
+const CHANGES: usize = 4_096;
+
+/// A master that runs.
+pub struct Master {
+    /// What it can be asked.
+    pub control: Arc<Control>,
+    node: Option<Node>,
+    link: watch::Sender<Option<Arc<broker::LinkHandle>>>,
+    stop_web: oneshot::Sender<()>,
+    web: tokio::task::JoinHandle<()>,
+    _auth: AuthServer,
+    _state: State,
+    ended: oneshot::Receiver<String>,
+}
+
+/// Where a step's log is, for the API.
+struct LogFiles(Logs);
+
+impl web::LogSource for LogFiles {
+    fn path(&self, attempt: AttemptId, step: u32) -> PathBuf {
+        self.0.path(attempt, step)
+    }
+
+    fn watch(&self, attempt: AttemptId, step: u32) -> watch::Receiver<u64> {
+        self.0.watch(attempt, step)
+    }
+}
+
+/// What agents are told to dial.
+fn agent_url(config: &Config) -> Result<String, UrlError> {
+    if let Some(url) = &config.broker.agent_url {
+        return Ok(url.clone());
+    }
+    Ok(match &config.broker.url {
+        Some(url) => BrokerUrl::parse(url.expose())?.to_string(),
+        None => {
+            let address = config.broker.listen.first().copied();
+            let address = address.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 5672)));
+            BrokerUrl::of_address(address, broker::VHOST).to_string()
+        }
+    })
+}
+
+impl Master {
+    /// Starts a master: its state first, so that a second one on the same directory touches nothing.
+    ///
+    /// # Errors
+    /// Where the state directory is in use or unusable, an address is taken, or the broker cannot be run.
+    pub async fn start(config: Config) -> Result<Self, MasterError> {
+        let state = State::open(&config.master.state_dir, config.master.api_token.as_ref())
+            .map_err(|e| MasterError::new("cannot start", &e))?;
+        let ledger_path = state.path("ledger.sqlite");
+        let store = Store::open(&ledger_path).map_err(|e| MasterError::new("cannot start", &e))?;
+        let mut ledger = store.load().map_err(|e| MasterError::new("cannot start", &e))?;
+        let unusable = |e| MasterError::new("cannot use the log directory", &e);
+        let logs = Logs::new(&state.path("logs")).map_err(unusable)?;
+        // A ledger that was lost, or brought back from a copy, knows fewer builds than there were: the logs of those must not
+        // become a new build's.
+        ledger.last_build = ledger.last_build.max(logs.highest_build().map_err(unusable)?);
+        let listener = listen(config.master.listen).await?;
+        let address = listener.local_addr().map_err(|e| MasterError::new("cannot listen", &e))?;
+        let owner = format!("{}/{}", config.master.name, state.id);
+
+        let (deaths, heard) = mpsc::channel::<Death>(WAITING);
+        let hosts = Hosts::new(state.path("hosts"), owner.clone(), &config, deaths)
+            .map_err(|e| MasterError::new("cannot use the hosts directory", &e))?;
+        hosts.expect(&ledger.hosts);
+
+        let (events, events_in) = mpsc::channel(WAITING);
+        let (inbound, inbound_in) = mpsc::channel::<Inbound>(WAITING);
+        let (calls, calls_in) = mpsc::channel(WAITING);
+        let (admissions, admissions_in) = mpsc::channel(WAITING);
+        let (orders, orders_in) = mpsc::channel(16);
+        let (log_chunks, chunks_in) = mpsc::channel::<LogDelivery>(LOGS_WAITING);
+        let (changes, _) = broadcast::channel(CHANGES);
+        let (link_slot, link_ready) = watch::channel(None);
+
+        tokio::spawn(forward_deaths(heard, events.clone()));
+        let space = DiskSpace::new(&config.master.state_dir);
+        log_writer::spawn(logs.clone(), space, chunks_in, events.clone())?;
+
+        let mut seed = [0_u8; 32];
+        getrandom::fill(&mut seed).map_err(|e| MasterError::new("cannot draw random numbers", &e))?;
+        let start = Start { master: MasterId(state.id.clone()), plan: Arc::new(config.plan.clone()), ledger, seed };
+        let agent_url = agent_url(&config).map_err(|e| MasterError::new("cannot use broker.url", &e))?;
+        let boot = perform::Boot { broker: agent_url, ca: read_ca(&config)? };
+        let refusals = Refusals::default();
+        let doer = perform::Executor {
+            runtime: tokio::runtime::Handle::current(),
+            events: events.clone(),
+            hosts: Arc::new(hosts),
+            logs: logs.clone(),
+            changes: changes.clone(),
+            link: link_ready,
+            refusals: refusals.clone(),
+            boot,
+            askers: perform::PendingRequests::default(),
+        };
+        let inputs = event_loop::Inputs {
+            events: events_in,
+            inbound: inbound_in,
+            calls: calls_in,
+            admissions: admissions_in,
+            orders: orders_in,
+        };
+        let ended = event_loop::spawn(store, start, doer, inputs, config.clone())?;
+
+        let control =
+            Arc::new(Control { orders, address, token: state.token.clone(), changes: changes.clone(), owner });
+        let (stop_web, stopped) = oneshot::channel::<()>();
+        let settings = web::Settings {
+            token: state.token.clone(),
+            read_needs_token: web::Settings::read_needs_token(address),
+            version: env!("CARGO_PKG_VERSION"),
+            master_name: config.master.name.clone(),
+        };
+        let source = Arc::new(LogFiles(logs));
+        let web = tokio::spawn(async move {
+            // Whether it was asked to stop or its owner is gone: it ends.
+            let shutdown = async move { drop(stopped.await) };
+            if let Err(error) = web::serve(listener, settings, calls, changes, source, shutdown).await {
+                error!("the HTTP server ended: {error}");
+            }
+        });
+        info!("listening on http://{address}; the ledger is {}", ledger_path.display());
+
+        let (node, link, auth) = connect(&config, &state, refusals, admissions, inbound, log_chunks).await?;
+        link_slot.send_replace(Some(Arc::new(link)));
+        Ok(Self { control, node, link: link_slot, stop_web, web, _auth: auth, _state: state, ended })
+    }
+
+    /// Waits until the loop ends by itself, which it does only when it cannot go on.
+    pub async fn failed(&mut self) -> String {
+        (&mut self.ended).await.unwrap_or_else(|_| "the loop ended".to_owned())
+    }
+
+    /// Ends the master: hosts stay as they are, a private broker ends too.
+    pub async fn stop(self) {
+        self.control.extend_leases().await;
+        if self.stop_web.send(()).is_err() {
+            warn!("the HTTP server had ended before");
+        }
+        if let Err(error) = self.web.await {
+            warn!("the HTTP server did not end well: {error}");
+        }
+        if let Some(link) = self.link.send_replace(None) {
+            link.flush().await;
+        }
+        if let Some(node) = self.node {
+            node.stop().await;
+        }
+    }
+}
+
+async fn listen(address: SocketAddr) -> Result<TcpListener, MasterError> {
+    TcpListener::bind(address).await.map_err(|error| match error.kind() {
+        io::ErrorKind::AddrInUse => MasterError::from(format!(
+            "cannot start: {address} is already in use, perhaps by another master; stop it or change master.listen"
+        )),
+        _ => MasterError::new(format!("cannot listen on {address}, which master.listen names"), &error),
+    })
+}
+
+fn read_ca(config: &Config) -> Result<Option<String>, MasterError> {
+    let Some(path) = &config.broker.ca else { return Ok(None) };
+    let text = std::fs::read_to_string(path);
+    text.map(Some).map_err(|e| MasterError::new(format!("cannot read {} (broker.ca)", path.display()), &e))
+}
+
+async fn connect(
+    config: &Config,
+    state: &State,
+    refusals: Refusals,
+    admissions: mpsc::Sender<broker::Admission>,
+    inbound: mpsc::Sender<Inbound>,
+    logs: mpsc::Sender<LogDelivery>,
+) -> Result<(Option<Node>, broker::LinkHandle, AuthServer), MasterError> {
+    let conduct = RateLimiter::new(refusals.clone());
+    let endpoints = |url: &str| Endpoints::parse(url).map_err(|e| MasterError::new("cannot use broker.url", &e));
+    let external = config.broker.url.as_ref().map(|url| endpoints(url.expose())).transpose()?;
+    let vhost = external.as_ref().map_or(broker::VHOST, |e| e.vhost()).to_owned();
+    let auth = AuthServer::start(config.broker.auth_listen, vhost, admissions, refusals.clone(), conduct.clone())
+        .await
+        .map_err(|e| MasterError::new("cannot start", &e))?;
+    let (node, endpoints) = match external {
+        Some(endpoints) => (None, endpoints),
+        None => {
+            let settings = NodeSettings {
+                dir: state.path("broker"),
+                listen: config.broker.listen.clone(),
+                auth_listen: auth.address(),
+                node_name_suffix: state.id.chars().take(8).collect(),
+                extra_config: String::new(),
+            };
+            let node =
+                Node::start(settings).await.map_err(|e| MasterError::new("cannot start the private broker", &e))?;
+            let endpoints = endpoints(node.url())?;
+            (Some(node), endpoints)
+        }
+    };
+    let settings = LinkSettings { endpoints, ca: config.broker.ca.clone(), refusals, conduct };
+    Ok((node, Link::start(settings, inbound, logs), auth))
+}
+
+async fn forward_deaths(mut heard: mpsc::Receiver<Death>, events: mpsc::Sender<Event>) {
+    while let Some(Death { host, why }) = heard.recv().await {
+        if events.send(Event::HostGone { host, why }).await.is_err() {
+            return;
+        }
+    }
+}

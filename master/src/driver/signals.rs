@@ -1,0 +1,59 @@
+//! Runs the master until a signal ends it.
+
+use super::control::Control;
+use super::error::MasterError;
+use super::master::Master;
+use crate::config::{self, Config};
+use std::path::Path;
+use tracing::{error, info, warn};
+
+/// Runs a master until a signal ends it: SIGHUP reloads, SIGTERM and Ctrl-C end it.
+///
+/// # Errors
+/// Where it cannot start, or cannot go on.
+pub async fn run(path: &Path, config: Config) -> Result<(), MasterError> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let listen = |kind| signal(kind).map_err(|e| MasterError::new("cannot listen for signals", &e));
+    let mut hangup = listen(SignalKind::hangup())?;
+    let mut terminate = listen(SignalKind::terminate())?;
+    let mut interrupt = listen(SignalKind::interrupt())?;
+    let mut running = config.clone();
+    let mut master = tokio::select! {
+        started = Master::start(config) => started?,
+        _ = terminate.recv() => return Ok(()),
+        _ = interrupt.recv() => return Ok(()),
+    };
+    loop {
+        tokio::select! {
+            _ = hangup.recv() => reload(path, &mut running, &master.control).await,
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            why = master.failed() => return Err(MasterError::from(format!("the master cannot go on: {why}"))),
+        }
+    }
+    info!("ending; hosts stay as they are");
+    tokio::select! {
+        () = master.stop() => {}
+        // Asked a second time, it ends at once.
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
+}
+
+async fn reload(path: &Path, running: &mut Config, control: &Control) {
+    match config::load(path) {
+        Err(faults) => error!("{} is not used, the old configuration goes on:\n{faults}", path.display()),
+        Ok(new) => {
+            for warning in &new.warnings {
+                warn!("{warning}");
+            }
+            for key in config::changes_needing_restart(running, &new) {
+                warn!("{key} has changed and takes effect when the master is started again");
+            }
+            control.configure(new.clone()).await;
+            *running = new;
+            info!("{} is in effect", path.display());
+        }
+    }
+}
