@@ -26,8 +26,8 @@ pub(super) enum Credential {
     Secret,
 }
 
-/// How long an agent that was refused is shown: longer than its pauses, of a minute at most, so that one that goes on asking
-/// is always seen, and one that has stopped is forgotten.
+/// How long an agent that was refused is shown: longer than its pauses, of a minute at most, so that one that goes on
+/// asking is always seen, and one that has stopped is forgotten.
 const REFUSAL_SHOWN: Duration = Duration::from_secs(600);
 /// How much is shown of what agents say of their machines, characters.
 const IDENTITY_SHOWN: usize = 100;
@@ -82,7 +82,7 @@ impl Core {
         if worker.session.as_ref().is_some_and(|l| l.session.secrets.contains(digest)) {
             return Some(Credential::Secret);
         }
-        if let Some(live) = worker.host.as_ref().and_then(|id| self.hosts.get(id))
+        if let Some(live) = self.host_of(worker)
             && Digest::of(&live.host.token) == *digest
         {
             let spent = live.host.token_spent;
@@ -91,7 +91,7 @@ impl Core {
         worker.plan.as_ref().filter(|p| p.password == *digest).map(|_| Credential::Password)
     }
 
-    /// What it shows for its machine is worth nothing.
+    /// What it presents to prove its machine is invalid.
     pub(super) fn on_unproven(&mut self, now: Timestamp, name: &WorkerName, hello: Hello, why: String) {
         let latent = self.workers.get(name).is_some_and(|worker| !worker.standing());
         self.refuse(now, name, hello, why, latent);
@@ -123,16 +123,23 @@ impl Core {
     }
 
     /// Decides on a hello.
-    pub(super) fn judge(&self, name: &WorkerName, hello: &Hello, credential: Option<&Credential>) -> AdmissionDecision {
-        let Some(worker) = self.workers.get(name) else { return refuse("there is no such worker here", false) };
+    pub(super) fn admit_hello(
+        &self,
+        name: &WorkerName,
+        hello: &Hello,
+        credential: Option<&Credential>,
+    ) -> AdmissionDecision {
+        let Some(worker) = self.workers.get(name) else { return refuse("there is no such worker", false) };
         let latent = !worker.standing();
         if hello.protocol != PROTOCOL {
-            let reason =
-                format!("it speaks protocol {} and this master {PROTOCOL}; install a matching agent", hello.protocol);
+            let reason = format!(
+                "it speaks protocol {}, and this master speaks {PROTOCOL}; install a matching agent",
+                hello.protocol
+            );
             return AdmissionDecision::Refuse { reason, power_off: latent };
         }
         let Some(credential) = credential else {
-            return refuse("its password is not, or no longer, right for this worker", latent);
+            return refuse("wrong or outdated password for this worker", latent);
         };
         if let Some(live) = &worker.session {
             let same_life = live.session.nonce == hello.nonce;
@@ -145,7 +152,7 @@ impl Core {
             }
             // It comes late, or from a copy of machine and disk: two would put each other out for ever.
             if live.session.replaced.contains(&hello.nonce) {
-                return refuse("another agent was started on its machine after it", false);
+                return refuse("a newer agent was started on its machine", false);
             }
             // A copy of the machine's disk bears the secret as well, and proves nothing of the machine.
             if *credential == Credential::Secret && live.session.identity == hello.identity {
@@ -153,21 +160,21 @@ impl Core {
             }
         }
         if latent {
-            return self.judge_latent(worker, hello, credential);
+            return self.admit_latent(worker, hello, credential);
         }
         if worker.host.is_some() {
             // A reload has made a latent worker a standing one: whoever comes with its password is not on that host.
             return match credential {
-                Credential::Password => refuse("the last host of this worker is not gone yet", false),
+                Credential::Password => refuse("the previous host of this worker still exists", false),
                 Credential::Token(_) | Credential::SpentToken | Credential::Secret => {
-                    self.judge_latent(worker, hello, credential)
+                    self.admit_latent(worker, hello, credential)
                 }
             };
         }
         match &worker.session {
             Some(live) => {
                 let reason = format!(
-                    "another agent ({:.100}) holds the lease of this worker; stop it, or wait until its lease has ended",
+                    "another agent ({:.100}) holds the lease of this worker; stop it, or wait until its lease has expired",
                     live.session.identity
                 );
                 AdmissionDecision::Refuse { reason, power_off: false }
@@ -177,9 +184,10 @@ impl Core {
     }
 
     /// A latent worker's agent is let in only on the host that the ledger expects.
-    fn judge_latent(&self, worker: &Worker, hello: &Hello, credential: &Credential) -> AdmissionDecision {
-        let host = worker.host.as_ref().and_then(|id| self.hosts.get(id));
-        let Some(host) = host.map(|l| &l.host) else { return refuse("no host of this worker is expected now", true) };
+    fn admit_latent(&self, worker: &Worker, hello: &Hello, credential: &Credential) -> AdmissionDecision {
+        let Some(host) = self.host_of(worker).map(|l| &l.host) else {
+            return refuse("no host of this worker is expected now", true);
+        };
         match host.state {
             HostState::Terminating | HostState::Terminated => return refuse("its host is being terminated", true),
             HostState::Suspending | HostState::Suspended => return refuse("its host is being suspended", true),
@@ -193,11 +201,11 @@ impl Core {
         }
         if let Some(of) = hello.proof.disk.as_ref().filter(|of| !is_own_mark(host, of)) {
             let text = "its disk is not fresh: it was first used for";
-            let reason = format!("{text} {of:.80}, so it is no new one, or the base image itself was booted");
+            let reason = format!("{text} {of:.80}, so it is an old disk or the base image itself");
             return AdmissionDecision::Refuse { reason, power_off: true };
         }
-        // Until its provider has said which machine is the host, and until an impostor's lease is over, this may be the right
-        // one: it is to come again, and its own timer sees to it if nobody wants it.
+        // Until its provider has said which machine is the host, and until an impostor's lease is over, this may be the
+        // right one: it is to come again, and its own timer sees to it if nobody wants it.
         let unsettled = host.identity.is_none() && host.handle.is_none();
         let power_off = !unsettled && !worker.is_impostor();
         let same_life = host.nonce.as_ref().is_none_or(|nonce| *nonce == hello.nonce);
@@ -222,8 +230,8 @@ fn refuse(reason: &str, power_off: bool) -> AdmissionDecision {
     AdmissionDecision::Refuse { reason: reason.to_owned(), power_off }
 }
 
-/// Whether the mark on a host's disk is its own: of the boot data's host, or of the machine where there were none. A disk
-/// that is not made for one host may bear any.
+/// Whether the mark on a host's disk is its own: of the boot data's host, or of the machine where there were none. A
+/// disk that is not made for one host may bear any.
 fn is_own_mark(host: &Host, mark: &str) -> bool {
     let fresh = host.launch.as_ref().is_some_and(|order| order.fresh);
     !fresh || mark == host.id.as_str() || host.identity.as_deref() == Some(mark)

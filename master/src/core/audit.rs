@@ -1,9 +1,9 @@
-//! The audit: what the providers list under our name, held against the ledger.
+//! The audit: what the providers list under our name, compared with the ledger.
 //!
-//! The periodic one (at start, and every `audit.interval`) terminates what has been unknown for longer than any call takes.
-//! The one that a user asks for lists anew in rounds: a difference counts when two lists in a row show it, so that what
-//! changed while a list was on its way is none. Where it is to put things right it goes on until nothing differs that it
-//! may touch, or its time is over.
+//! The periodic one (at start, and every `audit.interval`) terminates what has been unknown for longer than any call
+//! takes. The one that a user asks for lists anew in rounds: a difference counts when two lists in a row show it, so
+//! that what changed while a list was on its way is none. If it is to put things right, it goes on until nothing
+//! differs that it may touch, or until its time is over.
 
 use super::event::{Effect, Level, ListedHost, Owner, PartialList, Reply, RequestId};
 use super::host::LiveHost;
@@ -19,9 +19,9 @@ use std::time::Duration;
 pub(super) const ORPHAN_AGE: Duration = Duration::from_secs(90);
 /// After a provider's first list since the master started has failed: hosts may have to wait for it.
 const FIRST_LIST_AGAIN: Duration = Duration::from_secs(10);
-/// Lists in a row that must lack a host before it counts as gone: providers list with delay. A host whose agent is heard
-/// of, from the machine that was started for it, is there, whatever they say: a cloud of which a part is down leaves out what
-/// is in that part.
+/// Lists in a row that must lack a host before it counts as gone: providers list with delay. A host whose agent is
+/// heard of, from the machine that was started for it, is there, whatever they say: a cloud of which a part is down
+/// leaves out what is in that part.
 const ABSENT_LISTS: u32 = 2;
 /// When an audit that a user has asked for is answered at the latest. The API and the commands wait a little longer.
 pub const AUDIT_LIMIT: Duration = Duration::from_secs(45);
@@ -35,9 +35,9 @@ const AUDITS: usize = 8;
 /// What an audit does about differences.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum AuditMode {
-    /// Nothing: it only tells.
+    /// Nothing: it only reports.
     Look,
-    /// terminates orphans, suspends what should be suspended, and takes hosts for gone that no list has any more.
+    /// Terminates orphans, suspends what should be suspended, and takes hosts for gone that no list has any more.
     Fix,
     /// And terminates the machines of our name with another id: those of a state directory that was lost.
     Adopt,
@@ -92,7 +92,7 @@ impl DifferenceKind {
 /// One thing that differs.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Difference {
-    /// How.
+    /// In which way.
     pub kind: DifferenceKind,
     /// Where.
     pub provider: ProviderKind,
@@ -175,7 +175,7 @@ impl Core {
         self.timers.set(Timer::Audit(provider), now + self.plan.audit_interval);
     }
 
-    /// Holds what a provider lists against the ledger. One that is not whole says nothing of what is not on it.
+    /// Compares what a provider lists with the ledger. A partial list says nothing about what is missing from it.
     pub(super) fn on_listed(&mut self, now: Timestamp, provider: ProviderKind, result: List) {
         let (listed, whole) = match result {
             Ok(listed) => (listed, true),
@@ -208,14 +208,13 @@ impl Core {
             }
             let first = *self.orphans.entry((provider, machine.handle.clone())).or_insert(now);
             if now.since(first) >= ORPHAN_AGE {
-                let text =
-                    format!("{} of {} bears our name and is not in the ledger", machine.handle, provider.as_str());
+                let text = format!("{} of {} has our name and is not in the ledger", machine.handle, provider.as_str());
                 self.tell_orphan(now, provider, machine, self.plan.stop_orphans);
                 if self.plan.stop_orphans {
                     self.note(Level::Warn, format!("orphan: {text}; terminating it"));
                     self.out.push(Effect::TerminateOrphan { provider, listed: machine.clone() });
                 } else {
-                    self.note(Level::Warn, format!("orphan: {text}; audit.on_orphan says to leave it"));
+                    self.note(Level::Warn, format!("orphan: {text}; audit.on_orphan says to leave it running"));
                 }
             }
         }
@@ -242,18 +241,18 @@ impl Core {
             }
         }
         for id in gone {
-            self.on_host_gone(now, &id, "its provider lists it no more");
+            self.on_host_gone(now, &id, "its provider no longer lists it");
         }
     }
 
-    /// Says once of each machine that bears our name and another id that it is there. It is never touched.
+    /// Says once of each machine that has our name and another id that it is there. It is never touched.
     fn note_foreign_machines(&mut self, provider: ProviderKind, machines: &[ListedHost], whole: bool) {
         for machine in machines {
             let Owner::Foreign(id) = &machine.owner else { continue };
             if self.foreign_machines.insert((provider, machine.handle.clone())) {
                 let text = format!(
-                    "{} of {} bears our name and the id {id}, which is not ours: it is left alone. Two masters need two \
-                     names; of a state directory that was lost, `rouse audit --fix --adopt` terminates what is left",
+                    "{} of {} has our name and the id {id}, which is not ours: it is left alone. Two masters need different \
+                     names; after the loss of a state directory, `rouse audit --fix --adopt` terminates what it left",
                     machine.handle,
                     provider.as_str()
                 );
@@ -268,7 +267,7 @@ impl Core {
 
     pub(super) fn on_audit(&mut self, now: Timestamp, request: RequestId, mode: AuditMode) {
         if self.audits.len() >= AUDITS {
-            let reason = format!("{AUDITS} audits are under way; ask again when one has ended");
+            let reason = format!("{AUDITS} audits are already running; try again when one has finished");
             return self.reply(request, Reply::Refused { field: None, reason });
         }
         let lists = self.providers().into_iter().map(|provider| (provider, None)).collect();
@@ -353,16 +352,16 @@ impl Core {
             };
             found.extend(listed.iter().filter_map(|machine| match &machine.owner {
                 Owner::Ours if self.is_running_unexpectedly(machine) => {
-                    let why = "it should be suspended, and its machine runs";
+                    let why = "it should be suspended, but its machine is running";
                     Some(Difference::of_machine(DifferenceKind::Running, provider, machine, why))
                 }
                 Owner::Ours if self.hosts.contains_key(&machine.host) => None,
                 Owner::Ours => {
-                    let why = "it bears our name and id and is not in the ledger";
+                    let why = "it has our name and id and is not in the ledger";
                     Some(Difference::of_machine(DifferenceKind::Orphan, provider, machine, why))
                 }
                 Owner::Foreign(_) => {
-                    let why = "it bears our name and an id that is not ours";
+                    let why = "it has our name and an id that is not ours";
                     Some(Difference::of_machine(DifferenceKind::Foreign, provider, machine, why))
                 }
             }));
@@ -403,7 +402,7 @@ impl Core {
             }
             (DifferenceKind::Missing, _) => {
                 self.note(Level::Warn, format!("audit: host {host} ({named} of {}): {why}", provider.as_str()));
-                self.on_host_gone(now, host, "its provider lists it no more");
+                self.on_host_gone(now, host, "its provider no longer lists it");
             }
             (DifferenceKind::Running, _) => self.suspend_anew(now, host),
             (DifferenceKind::Orphan | DifferenceKind::Foreign, None) | (DifferenceKind::ListFailed, _) => {}

@@ -196,7 +196,8 @@ impl BuildStatus {
         self.attempts.last().filter(|a| a.is_live())
     }
 
-    /// The state as far as this record tells it. (That a host is being started for a queued build is the core's to know.)
+    /// The state as far as this record tells it. (That a host is being started for a queued build is the core's to
+    /// know.)
     pub fn state(&self) -> BuildState {
         match (&self.end, self.live_attempt()) {
             (Some(BuildEnd::Success), _) => BuildState::Success,

@@ -75,7 +75,7 @@ impl Core {
 
     pub(super) fn on_cancel(&mut self, now: Timestamp, request: RequestId, id: BuildId) {
         let Some(build) = self.builds.get_mut(&id) else {
-            return self.reply(request, Reply::NotFound(format!("there is no build {id} that has not ended")));
+            return self.reply(request, Reply::NotFound(format!("build {id} does not exist or has ended")));
         };
         build.status.cancelled = true;
         let live = build.status.live_attempt().map(|a| (a.number, a.worker.clone()));
@@ -216,7 +216,7 @@ impl Core {
             let cannot = matches!(outcome, Outcome::Lost(_));
             attempt.outcome = Some(outcome);
             if cannot && let Some(live) = self.workers.get_mut(worker).and_then(|w| w.session.as_mut()) {
-                live.hold = true;
+                live.held_until_heard = true;
             }
             let lengths: Vec<u64> = attempt.steps.iter().map(|s| s.log_length).collect();
             if lengths.iter().all(|length| *length == 0) {
@@ -302,7 +302,7 @@ impl Core {
         if watch.looks > LOG_LOOKS {
             self.note(
                 Level::Warn,
-                format!("the log of attempt {id} is not whole and its agent does not send the rest"),
+                format!("the log of attempt {id} is incomplete, and its agent does not send the rest"),
             );
             return self.check_logs(now, id);
         }
@@ -314,8 +314,8 @@ impl Core {
     pub(super) fn lose_attempt(&mut self, now: Timestamp, id: AttemptId, why: &str) {
         let Some(build) = self.builds.get_mut(&id.build) else { return };
         let Some(attempt) = build.status.attempts.last_mut().filter(|a| a.number == id.number) else { return };
-        // An outcome that was reported stands, even where the end of its log went with the host. Nobody sends more of that,
-        // but what was sent may still wait in the broker.
+        // An outcome that was reported stands, even where the end of its log went with the host. Nobody sends more of
+        // that, but what was sent may still wait in the broker.
         if attempt.is_live() && attempt.outcome.is_some() {
             let watch = self.log_watches.entry(id).or_default();
             if watch.looks < LOG_LOOKS {
@@ -373,8 +373,8 @@ impl Core {
                 let why = match again {
                     Outcome::Declined(why) => {
                         if let Some(live) = self.workers.get_mut(&worker).and_then(|w| w.session.as_mut()) {
-                            live.hold = true;
-                            // Perhaps it never heard that it is drained no more.
+                            live.held_until_heard = true;
+                            // It may not have received the end of its drain.
                             let session = live.session.id.clone();
                             if live.drain.is_none() {
                                 self.send(&worker, ToAgent::Undrain { session });
@@ -385,10 +385,7 @@ impl Core {
                     Outcome::Lost(why) => why,
                     Outcome::Success | Outcome::Failure(_) | Outcome::Cancelled => String::new(),
                 };
-                self.note(
-                    Level::Warn,
-                    format!("attempt {id} on {worker} did not end: {why}; the build is tried again"),
-                );
+                self.note(Level::Warn, format!("attempt {id} on {worker} did not finish: {why}; the build is retried"));
                 return self.enqueue(id.build);
             }
             None => return,
@@ -409,7 +406,10 @@ impl Core {
             let count = build.status.failed_hosts.len();
             self.touch_build(id);
             if count >= FAILED_HOSTS {
-                let why = format!("{count} hosts that were started for it never attached; the last: {}", failed.why);
+                let why = format!(
+                    "none of the {count} hosts that were started for it attached; the last one: {}",
+                    failed.why
+                );
                 self.end_build(now, id, BuildEnd::Lost(why));
             }
         }

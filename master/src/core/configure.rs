@@ -10,7 +10,7 @@ use super::timers::{Timer, Timers};
 use super::{Core, Live, Pending, Timestamp, Worker, rng};
 use rouse_shared::limits::KILL_MARGIN;
 use rouse_shared::message::ToAgent;
-use rouse_shared::{AttemptId, HostId, MasterId, WorkerName};
+use rouse_shared::{AttemptId, MasterId, WorkerName};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
@@ -146,7 +146,7 @@ impl Core {
                 last_seq: 0,
                 drain: None,
                 leaving: false,
-                hold: false,
+                held_until_heard: false,
                 notice: None,
             };
             let lease = live.lease().or(live.session.impostor.then_some(LINK_PATIENCE));
@@ -178,9 +178,12 @@ impl Core {
             let worker = self.worker_entry(now, name);
             worker.plan = Some(worker_plan.clone());
             worker.removed = false;
+            let host = worker.host.clone();
             self.arm_missing(now, name);
-            // Its length may be another now.
-            self.timers.clear(&Timer::Idle(self.host_of(name)));
+            if let Some(host) = host {
+                // Its length may be another now.
+                self.timers.clear(&Timer::Idle(host));
+            }
             self.touch_worker(name);
         }
         let removed: Vec<_> = self
@@ -199,11 +202,6 @@ impl Core {
             self.timers.set_once(Timer::Audit(provider), now);
         }
         self.pending.wake = true;
-    }
-
-    fn host_of(&self, name: &WorkerName) -> HostId {
-        let none = || HostId(String::new());
-        self.workers.get(name).and_then(|w| w.host.clone()).unwrap_or_else(none)
     }
 
     /// A reload took the worker out: it is given nothing more, and its host goes when nothing runs on it.

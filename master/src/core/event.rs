@@ -10,7 +10,7 @@ use rouse_shared::message::{Hello, ToAgent, ToMaster};
 use rouse_shared::{AttemptId, BuildId, HostId, Timestamp, WorkerName};
 use std::sync::Arc;
 
-/// Tells the answer to a request from the others; drawn by the driver.
+/// Identifies a request, so that its answer finds whoever made it; drawn by the driver.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct RequestId(pub u64);
 
@@ -20,32 +20,32 @@ pub struct RequestId(pub u64);
 pub enum Event {
     /// An agent said something; the broker vouches for the worker. Late, twice and out of order.
     Agent {
-        /// Who.
+        /// The worker whose agent it is.
         worker: WorkerName,
-        /// What.
+        /// What it said.
         message: ToMaster,
     },
-    /// An agent said hello, and what it shows for the machine that it is on is worth nothing. Late and twice.
+    /// An agent said hello, and its proof of the machine that it is on is invalid. Late and twice.
     AttestationFailed {
         /// Who it says it is; the broker vouches for that.
         worker: WorkerName,
         /// What it said.
         hello: Box<Hello>,
-        /// What is wrong with its papers, in a sentence.
+        /// What is wrong with the proof, in a sentence.
         why: String,
     },
     /// The broker has no such queue any more, or says that the connection is closed: the agent is not attached now. Its
     /// lease goes on. Caused by [`Effect::Send`] or by the agent's end. Late and twice.
     Detached {
-        /// Who.
+        /// The worker whose agent it was.
         worker: WorkerName,
         /// The queue that is gone; absent where only the worker is known.
         queue: Option<String>,
     },
     /// The master's own link to the broker came up, or the ledger can be written again. Twice.
     BrokerUp,
-    /// The master's own link to the broker went down, or the ledger cannot be written, so that nobody can attach. Nobody
-    /// counts as missing until it is back. Twice.
+    /// The master's own link to the broker went down, or the ledger cannot be written, so that nobody can attach.
+    /// Nobody counts as missing until it is back. Twice.
     BrokerDown,
     /// A user submits a build. Not late; twice only with the same `message_id`.
     Submit {
@@ -117,7 +117,7 @@ pub enum Event {
     ResumeEnded {
         /// Which host.
         host: HostId,
-        /// whether it resumes, or why it does not.
+        /// Success, or why the machine was not resumed.
         result: Result<(), StartError>,
     },
     /// The provider has proof that the machine is gone. Late and twice.
@@ -138,7 +138,7 @@ pub enum Event {
     Listed {
         /// Whose list.
         provider: ProviderKind,
-        /// What bears our name.
+        /// The machines that have our name.
         result: Result<Vec<ListedHost>, PartialList>,
     },
     /// The log adapter holds every byte of these logs up to the lengths of [`Effect::CheckLogs`]. Late and twice.
@@ -146,7 +146,8 @@ pub enum Event {
         /// Whose logs.
         attempt: AttemptId,
     },
-    /// A chunk came that does not join on to what is there, or [`Effect::CheckLogs`] found bytes missing. Late and twice.
+    /// A chunk came that does not join on to what is there, or [`Effect::CheckLogs`] found bytes missing. Late and
+    /// twice.
     LogGap {
         /// Whose log.
         attempt: AttemptId,
@@ -159,7 +160,7 @@ pub enum Event {
     Shutdown,
     /// [`super::Core::next_wakeup`] has come.
     Tick,
-    /// A user wants the ledger held against the clouds now. Answered by [`Reply::Audit`], after some seconds.
+    /// A user wants the ledger compared with the clouds now. Answered by [`Reply::Audit`], after some seconds.
     Audit {
         /// To be answered.
         request: RequestId,
@@ -174,7 +175,7 @@ pub enum Event {
         round: u32,
         /// Whose list.
         provider: ProviderKind,
-        /// What bears our name; whole, or an error.
+        /// The machines that have our name: all of them, or an error.
         result: Result<Vec<ListedHost>, PartialList>,
     },
     /// [`Effect::SendMail`] came to an end. Once; never for what an earlier master was sending, which is sent again.
@@ -202,20 +203,20 @@ pub enum Operation {
 pub struct Started {
     /// What the provider calls it.
     pub handle: String,
-    /// What its agent will give as its host identity, where the provider knows that now.
+    /// What its agent will give as its host identity, if the provider knows it already.
     pub identity: Option<String>,
 }
 
 /// Why a provider did not start a host. Told apart by kind, never by text.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum StartError {
-    /// There is no room for it now: not the image's fault.
+    /// The provider has no capacity now: not the image's fault.
     Capacity(String),
     /// It will not be made like this: wrong image, wrong type, no such thing.
     Rejected(String),
-    /// Our credentials do not do.
+    /// Our credentials are rejected.
     Auth(String),
-    /// Nothing was made; trying the same again may do.
+    /// Nothing was made; the same call may succeed later.
     Transient(String),
     /// It may or may not have been made: the same start is repeated, word for word.
     Unknown(String),
@@ -250,18 +251,18 @@ pub enum Suspension {
     Unable(String),
 }
 
-/// A machine that bears our name, as its provider lists it.
+/// A machine that has our name, as its provider lists it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ListedHost {
     /// The host id that it is stamped with.
     pub host: HostId,
     /// What the provider calls it.
     pub handle: String,
-    /// What its agent will give as its host identity, where that follows from the handle.
+    /// What its agent will give as its host identity, if that follows from the handle.
     pub identity: Option<String>,
     /// Whose it is.
     pub owner: Owner,
-    /// Whether it is suspended: it is there and does not run.
+    /// Whether it is suspended: it exists and does not run.
     pub suspended: bool,
 }
 
@@ -283,9 +284,9 @@ impl From<String> for PartialList {
 /// Whose a machine with our name is.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Owner {
-    /// It bears our name and our id.
+    /// It has our name and our id.
     Ours,
-    /// It bears our name and this other id: another master's, or ours from before the state directory was lost.
+    /// It has our name and this other id: another master's, or ours from before the state directory was lost.
     Foreign(String),
 }
 
@@ -302,14 +303,15 @@ pub enum Effect {
         /// The message.
         message: ToAgent,
     },
-    /// Reply a request.
+    /// Answer a request.
     Reply {
-        /// Which.
+        /// The request.
         request: RequestId,
         /// The answer.
         reply: Reply,
     },
-    /// Work out what to order: resolve the image, choose an alternative. Makes nothing. Answered by [`Event::Prepared`].
+    /// Work out what to order: resolve the image, choose an alternative. Makes nothing. Answered by
+    /// [`Event::Prepared`].
     PrepareHost {
         /// The host.
         host: Box<Host>,
@@ -319,22 +321,24 @@ pub enum Effect {
     /// Make the machine of the host's order, word for word; idempotent by the host's id. Answered by
     /// [`Event::StartEnded`].
     StartHost(Box<Host>),
-    /// End the machine; repeatable. Answered by [`Event::TerminateEnded`].
+    /// Terminate the machine; repeatable. Answered by [`Event::TerminateEnded`].
     TerminateHost(Box<Host>),
     /// Suspend the machine; repeatable. Answered by [`Event::SuspendEnded`].
     SuspendHost(Box<Host>),
-    /// Resume the machine, with boot data that bear the host's new token; repeatable. Answered by [`Event::ResumeEnded`].
+    /// Resume the machine, with boot data that hold the host's new token; repeatable. Answered by
+    /// [`Event::ResumeEnded`].
     ResumeHost(Box<Host>),
-    /// End a machine that bears our name and that the ledger does not know; a foreign only where a user said to adopt.
+    /// Terminate a machine that has our name and that the ledger does not know; a foreign one only if a user said to
+    /// adopt.
     TerminateOrphan {
-        /// Whose.
+        /// The provider that listed it.
         provider: ProviderKind,
         /// The machine.
         listed: ListedHost,
     },
     /// Fetch what the machine printed, before it is terminated. Answered by [`Event::Console`].
     FetchConsole(Box<Host>),
-    /// List what bears our name. Answered by [`Event::Listed`].
+    /// List the machines that have our name. Answered by [`Event::Listed`].
     ListHosts(ProviderKind),
     /// Take log chunks of this attempt from this worker.
     OpenLogs {
@@ -343,13 +347,14 @@ pub enum Effect {
         /// Who may send them.
         worker: WorkerName,
     },
-    /// The attempt's logs should have these lengths, a step each. Answered by [`Event::LogsWhole`] or [`Event::LogGap`].
+    /// The attempt's logs should have these lengths, a step each. Answered by [`Event::LogsWhole`] or
+    /// [`Event::LogGap`].
     CheckLogs {
         /// The attempt.
         attempt: AttemptId,
         /// Bytes of each step's log.
         lengths: Vec<u64>,
-        /// Whether to tell at once what is missing. At first it is only on its way.
+        /// Whether to report at once what is missing. At first it may only be on its way.
         overdue: bool,
     },
     /// Take no more chunks of this attempt; its logs stay.
@@ -357,7 +362,7 @@ pub enum Effect {
         /// The attempt.
         attempt: AttemptId,
     },
-    /// Tell everyone that listens.
+    /// Publish to everyone that listens.
     Publish(Change),
     /// Write to the master's own log.
     Log(Level, String),
@@ -368,10 +373,10 @@ pub enum Effect {
         worker: WorkerName,
         /// The machine that it says it is on.
         identity: String,
-        /// Why.
+        /// Why it was refused, in a sentence.
         reason: String,
     },
-    /// List what bears our name, for an audit. Answered by [`Event::ListedForAudit`].
+    /// List the machines that have our name, for an audit. Answered by [`Event::ListedForAudit`].
     ListForAudit {
         /// Whose audit.
         request: RequestId,
@@ -380,8 +385,8 @@ pub enum Effect {
         /// Whose list.
         provider: ProviderKind,
     },
-    /// Hand a mail to the relay, for those who still wait for it; may be repeated, with the same message id. Answered by
-    /// [`Event::MailSent`].
+    /// Hand a mail to the relay, for those who still wait for it; may be repeated, with the same message id. Answered
+    /// by [`Event::MailSent`].
     SendMail(Box<Mail>),
 }
 
@@ -403,7 +408,7 @@ pub enum Reply {
     Done,
     /// There is no such build or worker.
     NotFound(String),
-    /// It cannot be done, and why; the field that is at fault, where there is one.
+    /// It cannot be done, and why; with the field that is wrong, if there is one.
     Refused {
         /// Such as `worker`.
         field: Option<String>,
@@ -421,35 +426,35 @@ pub enum Reply {
 pub enum Change {
     /// A build's state.
     Build {
-        /// Which.
+        /// The build.
         id: BuildId,
         /// Its state now.
         state: BuildState,
         /// Who runs it.
         worker: Option<WorkerName>,
-        /// When.
+        /// When it changed.
         at: Timestamp,
     },
     /// A worker's state.
     Worker {
-        /// Which.
+        /// The worker.
         name: WorkerName,
         /// Its state now.
         state: WorkerState,
-        /// When.
+        /// When it changed.
         at: Timestamp,
     },
     /// A host's state.
     Host {
-        /// Which.
+        /// The host.
         id: HostId,
-        /// Its worker.
+        /// The worker that it is for.
         worker: WorkerName,
         /// Its state now.
         state: HostState,
-        /// Why, where it is being terminated or has ended.
+        /// Why, if it is being terminated or has ended.
         why: Option<String>,
-        /// When.
+        /// When it changed.
         at: Timestamp,
     },
 }

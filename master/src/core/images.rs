@@ -111,7 +111,10 @@ impl Core {
         let most = self.images.get(&key).map_or(Some(UNPROVEN), ImageRecord::at_once)?;
         let starting = self.starting_of(&key, None);
         (starting >= most).then(|| {
-            format!("{starting} hosts of image {} are being started, and no more until one has attached", key.image)
+            format!(
+                "{starting} hosts of image {} are starting, and no more are started until one of them attaches",
+                key.image
+            )
         })
     }
 
@@ -127,7 +130,7 @@ impl Core {
             record.until = Some(until);
             if record.failures == PROBE_AFTER {
                 let text = format!(
-                    "{PROBE_AFTER} rounds of hosts of image {} ({}) have failed: one at a time is tried from now on",
+                    "{PROBE_AFTER} rounds of hosts of image {} ({}) have failed: from now on one host is started at a time",
                     key.image,
                     key.provider.as_str()
                 );

@@ -2,8 +2,8 @@
 //! has taken them.
 //!
 //! A piece of news is committed with what caused it, and goes over into a mail in one transaction: so each is named to
-//! each of its recipients in exactly one mail. Recipients with the same news share the mail. A mail keeps its message id
-//! for ever: one that is sent again after a crash, because the relay's answer was lost, is the same mail.
+//! each of its recipients in exactly one mail. Recipients with the same news share the mail. A mail keeps its message
+//! id for ever: one that is sent again after a crash, because the relay's answer was lost, is the same mail.
 //!
 //! A relay that does not answer, or does not let us in, is asked again with growing pauses for as long as it takes, by
 //! one mail at a time. Where it takes the mail for some recipients and refuses others for good, those are given up: the
@@ -212,8 +212,8 @@ impl Core {
         self.timers.set_once(Timer::News, now + GATHER);
     }
 
-    /// Says once of an orphan that it is there: to those who are told of everything, or else to those who look after the
-    /// workers of its provider.
+    /// Says once of an orphan that it is there: to those who are told of everything, or else to those who look after
+    /// the workers of its provider.
     pub(super) fn tell_orphan(
         &mut self,
         now: Timestamp,
@@ -250,8 +250,8 @@ impl Core {
         });
     }
 
-    /// The first of the news has waited for [`GATHER`]: all that wait go into mails, a mail for each group of recipients
-    /// that have the same news.
+    /// The first of the news has waited for [`GATHER`]: all that wait go into mails, a mail for each group of
+    /// recipients that have the same news.
     pub(super) fn write_mails(&mut self, now: Timestamp) {
         let news = std::mem::take(&mut self.mail.news);
         let mut by_recipient: BTreeMap<&str, Vec<u64>> = BTreeMap::new();
@@ -398,7 +398,8 @@ impl Core {
         mail.error = Some(why);
     }
 
-    /// The relay refuses these recipients for good: at once where only their addresses can be at fault, else after a day.
+    /// The relay refuses these recipients for good: at once where only their addresses can be at fault, else after a
+    /// day.
     fn put_off_or_give_up(
         &mut self,
         now: Timestamp,

@@ -1,7 +1,8 @@
 //! The core: decides everything, does nothing. `handle(now, Event) -> Vec<Effect>`, without clock, files or network.
 //!
-//! [`event`] holds the two closed lists that a newcomer reads first. Each lifecycle has its file: [`builds`] (and
-//! attempts), [`hosts`] (and [`suspend`]), [`sessions`], [`missing`], [`workers`], [`mail`]; [`schedule`] brings builds and workers together.
+//! [`event`] holds the two closed lists that a newcomer reads first. Each lifecycle has its place: [`builds`] (and
+//! attempts), [`host`] (a file a phase), [`sessions`], [`missing`], [`workers`], [`mail`]; [`schedule`] brings builds
+//! and workers together.
 
 mod admission;
 pub mod audit;
@@ -75,9 +76,9 @@ pub struct Core {
     /// Providers that have listed their hosts since the master started; those of the configuration that have not.
     listed: BTreeSet<plan::ProviderKind>,
     unlisted: BTreeSet<plan::ProviderKind>,
-    /// Machines that bear our name and that the ledger does not know: when they were first listed.
+    /// Machines that have our name and that the ledger does not know: when they were first listed.
     orphans: BTreeMap<(plan::ProviderKind, String), Timestamp>,
-    /// Machines that bear our name and another id, as they were last listed.
+    /// Machines that have our name and another id, as they were last listed.
     foreign_machines: BTreeSet<(plan::ProviderKind, String)>,
     /// Audits that users have asked for and that are under way.
     audits: BTreeMap<event::RequestId, audit::Audit>,
@@ -115,7 +116,7 @@ struct Pending {
 }
 
 struct Worker {
-    /// Its newest configuration; absent where the ledger knows it and the configuration does not.
+    /// Its newest configuration; absent if the ledger knows it and the configuration does not.
     plan: Option<Arc<WorkerPlan>>,
     /// Not in the configuration any more: it only winds up.
     removed: bool,
@@ -143,9 +144,9 @@ struct Live {
     /// The drain that it was asked for.
     drain: Option<u64>,
     leaving: bool,
-    /// It has declined an order, or could not run it: nothing more until it is heard of again, so that the two never play
-    /// ball.
-    hold: bool,
+    /// It has declined an attempt, or could not run it: it gets nothing more until it is heard from again, so that the
+    /// same attempt is not sent back and forth.
+    held_until_heard: bool,
     /// What its cloud said last about the machine's end.
     notice: Option<CloudNotice>,
 }
@@ -274,6 +275,16 @@ impl Core {
         }
     }
 
+    /// The session of a worker's agent, attached or not.
+    fn session_of(&self, worker: &WorkerName) -> Option<&Live> {
+        self.workers.get(worker)?.session.as_ref()
+    }
+
+    /// The host of a worker.
+    fn host_of(&self, worker: &Worker) -> Option<&LiveHost> {
+        self.hosts.get(worker.host.as_ref()?)
+    }
+
     fn touch_build(&mut self, id: BuildId) {
         self.pending.builds.insert(id);
     }
@@ -292,8 +303,7 @@ impl Core {
 
     /// To the agent that is attached as this worker; without one it is dropped, since hello says everything anew.
     fn send(&mut self, worker: &WorkerName, message: ToAgent) {
-        let live = self.workers.get(worker).and_then(|w| w.session.as_ref());
-        if let Some(live) = live.filter(|l| l.attached) {
+        if let Some(live) = self.session_of(worker).filter(|l| l.attached) {
             self.out.push(Effect::Send { queue: live.session.queue.clone(), message });
         }
     }
@@ -315,8 +325,8 @@ impl Worker {
         self.session.as_ref().filter(|l| l.attached)
     }
 
-    /// Whether the agent on a host is alive: heard of within two heartbeats, on the machine that the host's provider has
-    /// named.
+    /// Whether the agent on a host is alive: heard from within two heartbeats, on the machine that the host's provider
+    /// has named.
     fn is_heard_on(&self, host: &Host, now: Timestamp) -> bool {
         let Some(Session { host: id, identity, .. }) = self.session.as_ref().map(|live| &live.session) else {
             return false;

@@ -97,7 +97,8 @@ pub struct LatentPlan {
     pub min_idle: u32,
     /// What its hosts boot, as the configuration names it: workers with the same one share its failures.
     pub image: Arc<str>,
-    /// Changes when anything changes that a new host would be started with: hosts of an older one are retired when idle.
+    /// Changes when anything changes that a new host would be started with: hosts of an older one are retired when
+    /// idle.
     pub fingerprint: u64,
 }
 

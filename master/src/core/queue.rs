@@ -1,4 +1,5 @@
-//! Builds that wait, by what they require: a worker that becomes free looks at one head a requirement, not at every build.
+//! Builds that wait, by what they require: a worker that becomes free looks at one head a requirement, not at every
+//! build.
 
 use super::build::Requirement;
 use super::plan::WorkerPlan;

@@ -50,7 +50,7 @@ pub struct Host {
     /// Since when it is suspended, while it is: nothing is paid for it.
     #[serde(default)]
     pub suspended: Option<Timestamp>,
-    /// When it was last told to resume.
+    /// When it was last resumed.
     #[serde(default)]
     pub resumed: Option<Timestamp>,
     /// What it had cost when it was last suspended, USD.
@@ -71,7 +71,7 @@ pub struct Host {
 }
 
 impl Host {
-    /// When its newest start began: when it was ordered, or last told to resume.
+    /// When its newest start began: when it was ordered, or last resumed.
     pub fn begun(&self) -> Timestamp {
         self.resumed.unwrap_or(self.created)
     }
@@ -83,13 +83,15 @@ impl Host {
 pub struct LaunchSpec {
     /// Which alternative of the configuration it is (type, zone, market), from 0.
     pub number: u32,
-    /// What it boots, as the provider has resolved it: differs where another image stands behind the same configuration.
+    /// What it boots, as the provider has resolved it: differs where another image stands behind the same
+    /// configuration.
     pub image: String,
     /// The whole call, in the provider's own JSON; with the boot data, so it is as secret as the token.
     pub spec: String,
     /// Whether there is another alternative after this one.
     pub more: bool,
-    /// Whether its disk is made for this host and for no other: an agent that finds another host's mark there is refused.
+    /// Whether its disk is made for this host and for no other: an agent that finds another host's mark there is
+    /// refused.
     #[serde(default)]
     pub fresh: bool,
     /// What its agent will give as its host identity, where that can be known before the machine is there.
@@ -114,7 +116,7 @@ pub enum HostState {
     Suspending,
     /// Its machine is kept without running, to be resumed instead of another being bought.
     Suspended,
-    /// told to resume; its provider may or may not have heard of it.
+    /// Being resumed; its provider may or may not have heard of it.
     Resuming,
     /// Being terminated, until its provider says that it is gone.
     Terminating,
@@ -264,8 +266,8 @@ pub enum Record {
     OrphanTold(ProviderKind, String),
     /// This machine is not there any more.
     OrphanOver(ProviderKind, String),
-    /// Every agent may have been told that its lease is so long, since the master was asked to end; absent: not any more.
-    /// A length and not a moment, since the clock may be stepped before the next master reads it.
+    /// Every agent may have been told that its lease is so long, since the master was asked to end; absent: not any
+    /// more. A length and not a moment, since the clock may be stepped before the next master reads it.
     LeasesExtended(Option<Duration>),
 }
 

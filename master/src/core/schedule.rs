@@ -40,8 +40,8 @@ impl Core {
         touched
     }
 
-    /// The agent of a machine that we did not start goes on only while its worker is a standing one of the configuration,
-    /// or until what runs on it has ended.
+    /// The agent of a machine that we did not start goes on only while its worker is a standing one of the
+    /// configuration, or until what runs on it has ended.
     fn end_idle_session(&mut self, now: Timestamp, name: &WorkerName) {
         let Some(worker) = self.workers.get(name) else { return };
         // An impostor's lasts as long as its lease.
@@ -75,7 +75,7 @@ impl Core {
             && worker.record.desired == DesiredState::Work
             && live.drain.is_none()
             && !live.leaving
-            && !live.hold
+            && !live.held_until_heard
             && match (&worker.host, &plan.latent) {
                 (None, None) => true,
                 (Some(host), Some(latent)) => self.hosts.get(host).is_some_and(|l| {
@@ -210,8 +210,9 @@ impl Core {
         })
     }
 
-    /// Whether `limits.max_hosts` leaves room for one more. Every host counts until its provider says that it is gone or
-    /// sleeps (else those that sleep would keep the builds of other workers waiting), and so does every unknown one, so nothing is started until every provider has listed what there is.
+    /// Whether `limits.max_hosts` leaves room for one more. Every host counts until its provider reports that it is
+    /// gone or suspended (suspended hosts must not keep the builds of other workers waiting). So does every orphan:
+    /// nothing is started until every provider has listed its hosts.
     pub(super) fn may_start_one(&self) -> bool {
         let Some(most) = self.plan.max_hosts else { return true };
         // Those that this very event found to be gone are still listed, until it has been followed up.
@@ -250,7 +251,7 @@ impl Core {
     /// Starts, or stops, to count how long the worker's host is idle; retires a host that is not to be used again.
     fn watch_idle(&mut self, now: Timestamp, name: &WorkerName) {
         let Some(worker) = self.workers.get(name) else { return };
-        let Some(live) = worker.host.as_ref().and_then(|id| self.hosts.get(id)) else { return };
+        let Some(live) = self.host_of(worker) else { return };
         let id = live.host.id.clone();
         if live.host.state != HostState::Ready {
             return;
@@ -287,7 +288,7 @@ impl Core {
         if record.quarantined.is_some() {
             return WorkerState::Quarantined;
         }
-        let host = worker.host.as_ref().and_then(|id| self.hosts.get(id)).map(|l| l.host.state);
+        let host = self.host_of(worker).map(|l| l.host.state);
         let attached = || match (record.desired, busy) {
             (DesiredState::Drain, true) => WorkerState::Draining,
             (DesiredState::Work, true) | (DesiredState::Pause, true) => WorkerState::Busy,

@@ -21,15 +21,15 @@ pub(super) const WINDING_UP_KEEPALIVE: Duration = Duration::from_secs(10);
 /// The lives of an agent that are remembered once others have replaced them.
 const REPLACED_LIVES: usize = 4;
 /// Why an attempt is lost that an agent does not list.
-const CAME_WITHOUT: &str = "its agent came back without it";
+const CAME_WITHOUT: &str = "its agent came back without this attempt";
 
 /// What is known of the attempts and the agent of a session that ends.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum EndReason {
     /// Nothing: they may run on.
     Unknown,
-    /// None of them runs, since their supervisors have held the lease's deadline. The agent may come back, with the logs of
-    /// those that had ended.
+    /// None of them runs, since their supervisors have held the lease's deadline. The agent may come back, with the
+    /// logs of those that had ended.
     Stopped,
     /// The agent is gone, with all that it kept.
     Gone,
@@ -37,7 +37,7 @@ pub(super) enum EndReason {
 
 impl Core {
     pub(super) fn session_id(&self, worker: &WorkerName) -> Option<SessionId> {
-        self.workers.get(worker)?.session.as_ref().map(|l| l.session.id.clone())
+        self.session_of(worker).map(|l| l.session.id.clone())
     }
 
     pub(super) fn on_agent(&mut self, now: Timestamp, worker: WorkerName, message: ToMaster) {
@@ -74,16 +74,16 @@ impl Core {
 
     fn on_hello(&mut self, now: Timestamp, name: &WorkerName, hello: Hello) {
         let credential = self.classify(name, &Digest::of(&hello.credential));
-        let verdict = self.judge(name, &hello, credential.as_ref());
+        let decision = self.admit_hello(name, &hello, credential.as_ref());
         let secret_used = credential == Some(Credential::Secret);
-        match verdict {
+        match decision {
             AdmissionDecision::Refuse { reason, power_off } => {
                 let power_off = power_off && !self.is_suspending_or_resuming(name);
                 self.refuse(now, name, hello, reason, power_off);
             }
             AdmissionDecision::Resume => self.resume(now, name, hello, secret_used),
             AdmissionDecision::Replace => {
-                let last = self.workers.get(name).and_then(|w| w.session.as_ref()).map(|live| live.session.clone());
+                let last = self.session_of(name).map(|live| live.session.clone());
                 let replaced = last.map(|last| std::iter::once(last.nonce).chain(last.replaced));
                 self.end_session(now, name, "its agent was started again", EndReason::Gone);
                 // Should the welcome be lost, and this life with it, the next one has no other secret.
@@ -95,7 +95,7 @@ impl Core {
     }
 
     fn begin(&mut self, now: Timestamp, name: &WorkerName, hello: Hello, secrets: Vec<Digest>, replaced: Vec<Nonce>) {
-        let claims = self.claims(&hello);
+        let reported = self.reported_attempts(&hello);
         let id = SessionId(self.random_hex(16));
         self.forget_refusal(name, &hello.identity);
         let Some(worker) = self.workers.get_mut(name) else { return };
@@ -123,7 +123,7 @@ impl Core {
             last_seq: 0,
             drain: None,
             leaving: hello.leaving,
-            hold: false,
+            held_until_heard: false,
             notice: None,
         });
         if let Some(host) = &host {
@@ -140,9 +140,9 @@ impl Core {
         self.drain_on(name);
         self.touch_worker(name);
         // What had ended before its last session was over is kept there until it is settled.
-        let ended: Vec<_> = claims.into_iter().filter(|claim| claim.outcome.is_some()).collect();
+        let ended: Vec<_> = reported.into_iter().filter(|report| report.outcome.is_some()).collect();
         let given: Vec<_> = self.workers.get(name).map(|w| w.attempts.iter().copied().collect()).unwrap_or_default();
-        for id in given.into_iter().filter(|id| ended.iter().all(|claim| claim.attempt != *id)) {
+        for id in given.into_iter().filter(|id| ended.iter().all(|report| report.attempt != *id)) {
             if self.attempt_with_outcome(id).is_some() {
                 self.lose_attempt(now, id, CAME_WITHOUT);
             }
@@ -150,26 +150,25 @@ impl Core {
         self.apply_ended(now, name, ended);
     }
 
-    /// Takes up attempts that an agent has told the end of in its hello. What it had sent of their logs may be gone with the
-    /// broker, and it knows nothing of that: what is missing is asked for at once.
+    /// Takes up attempts that an agent has told the end of in its hello. What it had sent of their logs may be gone
+    /// with the broker, and it knows nothing of that: what is missing is asked for at once.
     fn apply_ended(&mut self, now: Timestamp, name: &WorkerName, ended: Vec<AttemptReport>) {
-        for claim in ended {
-            let id = claim.attempt;
-            self.on_report(now, name, claim);
+        for report in ended {
+            let id = report.attempt;
+            self.on_report(now, name, report);
             self.ask_for_logs(id);
         }
     }
 
     /// What an agent says of its attempts, where it is of attempts of ours: another master's bear the same numbers.
-    fn claims(&self, hello: &Hello) -> Vec<AttemptReport> {
+    fn reported_attempts(&self, hello: &Hello) -> Vec<AttemptReport> {
         if hello.master.as_ref() == Some(&self.master) { hello.attempts.clone() } else { Vec::new() }
     }
 
     /// A drain outlives the session that it began in: the next one, and the next master, go on with it.
     pub(super) fn drain_on(&mut self, name: &WorkerName) {
         let Some(worker) = self.workers.get(name) else { return };
-        let host = worker.host.as_ref().and_then(|id| self.hosts.get(id));
-        if host.is_some_and(|live| live.host.state == HostState::Draining) {
+        if self.host_of(worker).is_some_and(|live| live.host.state == HostState::Draining) {
             self.drain_agent(name);
         }
     }
@@ -177,7 +176,7 @@ impl Core {
     /// The same life of the agent has a new connection: its builds go on; orders and cancels are worked out anew from
     /// the ledger and what the agent says.
     fn resume(&mut self, now: Timestamp, name: &WorkerName, hello: Hello, secret_used: bool) {
-        let claims = self.claims(&hello);
+        let reported = self.reported_attempts(&hello);
         self.forget_refusal(name, &hello.identity);
         let Some(live) = self.workers.get_mut(name).and_then(|w| w.session.as_mut()) else { return };
         if hello.connection < live.session.connection {
@@ -191,7 +190,7 @@ impl Core {
         live.session.facts = hello.facts;
         live.attached = true;
         live.leaving |= hello.leaving;
-        live.hold = false;
+        live.held_until_heard = false;
         // What it counts its lease from now is this hello, number 0.
         live.last_seq = 0;
         let (host, drain) = (live.session.host.clone(), live.drain);
@@ -209,10 +208,10 @@ impl Core {
         if again {
             return;
         }
-        let claimed: Vec<_> = claims.iter().map(|c| c.attempt).collect();
-        let (running, ended): (Vec<_>, Vec<_>) = claims.into_iter().partition(|claim| claim.outcome.is_none());
-        for claim in running {
-            self.on_report(now, name, claim);
+        let listed: Vec<_> = reported.iter().map(|c| c.attempt).collect();
+        let (running, ended): (Vec<_>, Vec<_>) = reported.into_iter().partition(|report| report.outcome.is_none());
+        for report in running {
+            self.on_report(now, name, report);
         }
         self.apply_ended(now, name, ended);
         let given: Vec<_> = self.workers.get(name).map(|w| w.attempts.iter().copied().collect()).unwrap_or_default();
@@ -220,7 +219,7 @@ impl Core {
             let Some(build) = self.builds.get(&id.build) else { continue };
             let Some(attempt) = build.status.live_attempt().filter(|a| a.session == session) else { continue };
             let (begun, cancelled) = (attempt.started.is_some(), build.status.cancelled);
-            match (claimed.contains(&id), begun) {
+            match (listed.contains(&id), begun) {
                 (true, _) if cancelled => self.send_cancel(name, id),
                 (true, _) => {}
                 (false, true) => self.lose_attempt(now, id, CAME_WITHOUT),
@@ -274,7 +273,7 @@ impl Core {
 
     fn on_heartbeat(&mut self, now: Timestamp, name: &WorkerName, heartbeat: &Heartbeat) {
         let Some(live) = self.live_mut(name, &heartbeat.session) else { return };
-        let changed = !std::mem::replace(&mut live.attached, true) | std::mem::take(&mut live.hold);
+        let changed = !std::mem::replace(&mut live.attached, true) | std::mem::take(&mut live.held_until_heard);
         live.vitals = Some(heartbeat.vitals);
         live.last_seq = live.last_seq.max(heartbeat.seq);
         let drain = live.drain;
@@ -337,16 +336,16 @@ impl Core {
             return self.on_impostor_over(now, name);
         }
         let host = worker.host.clone();
-        self.note(Level::Warn, format!("the lease of worker {name} is over: nothing was heard of its agent"));
-        let fate = if host.is_none() { EndReason::Stopped } else { EndReason::Unknown };
-        self.end_session(now, name, "its agent was not heard of until its lease ended", fate);
+        self.note(Level::Warn, format!("the lease of worker {name} has expired: nothing was heard from its agent"));
+        let reason = if host.is_none() { EndReason::Stopped } else { EndReason::Unknown };
+        self.end_session(now, name, "nothing was heard from its agent before its lease expired", reason);
         if let Some(host) = host {
-            self.terminate_host(now, &host, "nothing was heard of its agent until its lease ended");
+            self.terminate_host(now, &host, "nothing was heard from its agent before its lease expired");
         }
     }
 
     /// Ends a session.
-    pub(super) fn end_session(&mut self, now: Timestamp, name: &WorkerName, why: &str, fate: EndReason) {
+    pub(super) fn end_session(&mut self, now: Timestamp, name: &WorkerName, why: &str, reason: EndReason) {
         let Some(worker) = self.workers.get_mut(name) else { return };
         if worker.session.take().is_some() {
             self.out.push(Effect::Save(Record::SessionOver(name.clone())));
@@ -354,7 +353,7 @@ impl Core {
         self.timers.clear(&Timer::Lease(name.clone()));
         let attempts: Vec<_> = worker.attempts.iter().copied().collect();
         for id in attempts {
-            let lost = match fate {
+            let lost = match reason {
                 EndReason::Unknown => false,
                 EndReason::Stopped => self.attempt_with_outcome(id).is_none(),
                 EndReason::Gone => true,

@@ -75,7 +75,9 @@ impl Core {
         }
         let tomorrow = Timestamp((now.0 / DAY + 1) * DAY);
         Err((
-            format!("limits.max_spend_per_day allows {most} USD, and {spent:.2} were spent since midnight UTC"),
+            format!(
+                "limits.max_spend_per_day allows {most} USD, and {spent:.2} USD have been spent since midnight UTC"
+            ),
             tomorrow,
         ))
     }

@@ -35,7 +35,7 @@ pub enum Timer {
     Audit(ProviderKind),
     /// List again for an audit that a user has asked for.
     AuditRound(RequestId),
-    /// Reply whoever asked for the audit, whatever it has come to.
+    /// Answer whoever asked for the audit, with what it has found so far.
     AuditOver(RequestId),
     /// A new day has begun, and more may be spent.
     Day,

@@ -22,13 +22,13 @@ impl Core {
         if let Some(live) = self.queue.host_of(id).and_then(|host| self.hosts.get(host)) {
             let host = &live.host;
             let what = match host.state {
-                HostState::Ordered => "is being started for it",
-                HostState::Resuming => "is being resumed for it",
-                HostState::Booting => "is booting for it",
-                HostState::Ready => "is about to take it",
-                HostState::Suspending | HostState::Suspended => "is being suspended and will be resumed for it",
+                HostState::Ordered => "is being started for this build",
+                HostState::Resuming => "is being resumed for this build",
+                HostState::Booting => "is booting for this build",
+                HostState::Ready => "is about to run this build",
+                HostState::Suspending | HostState::Suspended => "is being suspended and will be resumed for this build",
                 HostState::Draining | HostState::Terminating | HostState::Terminated => {
-                    "did not come up and is being ended"
+                    "did not start and is being terminated"
                 }
             };
             let age = now.since(host.begun()).as_secs();
@@ -41,9 +41,11 @@ impl Core {
             );
             let trouble = live.phase.trouble();
             if let Some(trouble) = trouble.filter(|_| host.state == HostState::Ordered) {
-                sentence.push_str(&format!("; whether it was started is not known, and is asked again: {trouble}"));
+                sentence.push_str(&format!(
+                    "; it is not known whether it was started, and the start is retried: {trouble}"
+                ));
             } else if let Some(trouble) = trouble.filter(|_| host.state == HostState::Resuming) {
-                sentence.push_str(&format!("; it could not be resumed yet, and is tried again: {trouble}"));
+                sentence.push_str(&format!("; resuming it failed and is retried: {trouble}"));
             }
             if matches!(host.state, HostState::Ordered | HostState::Resuming | HostState::Booting) {
                 sentence.extend(self.refusal_of(now, &host.worker));
@@ -53,7 +55,7 @@ impl Core {
         Some(self.of_waiting(now, build))
     }
 
-    /// What there is to add of an agent that was refused under a worker's name.
+    /// What to add if an agent was refused under a worker's name.
     fn refusal_of(&self, now: Timestamp, name: &WorkerName) -> Option<String> {
         let refusal = self.workers.get(name)?.refusal(now)?;
         let (machine, reason, age) = (&refusal.identity, &refusal.reason, now.since(refusal.at).as_secs());
@@ -63,15 +65,19 @@ impl Core {
     fn of_attempt(&self, build: &Build, attempt: &Attempt) -> String {
         let worker = &attempt.worker;
         let attached = self.workers.get(worker).is_some_and(|w| w.attached().is_some());
-        let place = if attached { "" } else { ", whose agent is out of touch; its lease decides" };
+        let place = if attached {
+            ""
+        } else {
+            ", whose agent has stopped responding; the build is retried once its lease expires"
+        };
         match (attempt.started, &attempt.outcome) {
-            (_, Some(_)) => format!("it has ended on worker {worker}; the rest of its log is on the way"),
-            (None, None) => format!("it was given to worker {worker}, which has not begun it yet{place}"),
+            (_, Some(_)) => format!("it has ended on worker {worker}; the rest of its log is being fetched"),
+            (None, None) => format!("it was given to worker {worker}, which has not started it yet{place}"),
             (Some(_), None) => {
                 let step = attempt.steps.len().max(1);
                 let name = build.spec.steps.get(step - 1).map_or("", |s| s.name.as_str());
                 let total = build.spec.steps.len();
-                format!("it runs on worker {worker}, step {step} of {total} ({name}){place}")
+                format!("it is running on worker {worker}, step {step} of {total} ({name}){place}")
             }
         }
     }
@@ -82,11 +88,11 @@ impl Core {
         if let Requirement::Worker(name) = requirement
             && !self.plan.workers.contains_key(name)
         {
-            let sentence = format!("it waits for worker {name}, which is no longer in the configuration");
+            let sentence = format!("it is waiting for worker {name}, which is no longer in the configuration");
             return Why { sentence, next_try: None };
         }
         if !self.someone_matches(requirement) {
-            let sentence = format!("it waits for {wanted}, and the configuration has none");
+            let sentence = format!("it is waiting for {wanted}, but none is configured");
             return Why { sentence, next_try: None };
         }
         let matching: Vec<&Worker> = self
@@ -95,23 +101,26 @@ impl Core {
             .filter(|w| !w.removed && w.plan.as_ref().is_some_and(|p| queue::matches(requirement, p)))
             .collect();
         if !self.broker_up {
-            let sentence = format!("it waits for {wanted}: the master is not connected to the broker");
+            let sentence = format!("it is waiting for {wanted}: the master is not connected to the broker");
             return Why { sentence, next_try: None };
         }
-        // A latent one that is missing is woken as one that is asleep.
+        // A latent worker that is missing is woken like one that is asleep.
         let sleeps = |w: &&Worker| !w.standing() && matches!(w.state, WorkerState::Asleep | WorkerState::Missing);
         let asleep = matching.iter().any(sleeps);
         if asleep && !self.may_start_one() {
             let most = self.plan.max_hosts.unwrap_or_default();
-            let alive = match self.unlisted.first() {
-                Some(provider) => format!("{} has not yet listed those that are alive", provider.as_str()),
-                None => "that many are alive".to_owned(),
+            let reason = match (self.unlisted.first(), most) {
+                (Some(provider), _) => {
+                    format!("{} has not yet listed its hosts, which count for limits.max_hosts", provider.as_str())
+                }
+                (None, 1) => "the one host that limits.max_hosts allows is in use".to_owned(),
+                (None, _) => format!("all {most} hosts that limits.max_hosts allows are in use"),
             };
-            let sentence = format!("it waits for {wanted}: limits.max_hosts allows {most} hosts and {alive}");
+            let sentence = format!("it is waiting for {wanted}: {reason}");
             return Why { sentence, next_try: None };
         }
         if asleep && let Err((limit, tomorrow)) = self.may_spend(now) {
-            let sentence = format!("it waits for {wanted}: {limit}");
+            let sentence = format!("it is waiting for {wanted}: {limit}");
             return Why { sentence, next_try: Some(tomorrow) };
         }
         let next_try = matching
@@ -140,8 +149,8 @@ impl Core {
         let sleeper = matching.iter().filter_map(|w| w.host.as_ref()).find_map(|id| {
             let host = self.hosts.get(id).map(|l| &l.host)?;
             let words = match host.state {
-                HostState::Suspending => "is being suspended, and can be resumed then",
-                HostState::Suspended => "is suspended, and will be resumed",
+                HostState::Suspending => "is being suspended and can be resumed after that",
+                HostState::Suspended => "is suspended and will be resumed",
                 HostState::Ordered
                 | HostState::Booting
                 | HostState::Ready
@@ -153,7 +162,7 @@ impl Core {
             Some(format!("host {id} of worker {} {words}", host.worker))
         });
         let failure = matching.iter().find_map(|w| w.record.last_failure.as_ref());
-        let mut sentence = format!("it waits for {wanted} ({})", states.join(", "));
+        let mut sentence = format!("it is waiting for {wanted} ({})", states.join(", "));
         if let Some(failure) = failure.filter(|_| !matching.iter().any(|w| w.state == WorkerState::Busy)) {
             sentence.push_str(&format!("; the last host failed: {failure}"));
         }
@@ -171,20 +180,20 @@ impl Core {
         }
         let named = |state: WorkerState| matching.iter().find(|w| w.state == state).and_then(|w| w.plan.as_ref());
         if let Some(plan) = named(WorkerState::Quarantined).or_else(|| named(WorkerState::Paused)) {
-            sentence.push_str(&format!("; `rouse resume {}` makes that worker work again", plan.name));
+            sentence.push_str(&format!("; `rouse resume {}` puts that worker back in use", plan.name));
         }
         if let Some(at) = next_try {
-            sentence.push_str(&format!("; the next try is in {} s", at.since(now).as_secs()));
+            sentence.push_str(&format!("; the next start is in {} s", at.since(now).as_secs()));
         }
         Why { sentence, next_try }
     }
 }
 
-/// What the record alone tells of a build that has ended.
+/// What the record alone says about a build that has ended.
 pub fn of_status(status: &BuildStatus) -> Option<String> {
     let worker = status.attempts.last().map(|a| format!(" on worker {}", a.worker)).unwrap_or_default();
     Some(match status.end.as_ref()? {
-        BuildEnd::Success => format!("it ended in success{worker}"),
+        BuildEnd::Success => format!("it succeeded{worker}"),
         BuildEnd::Failure(why) => format!("it failed{worker}: {why}"),
         BuildEnd::Cancelled => "it was cancelled".to_owned(),
         BuildEnd::Lost(why) => format!("it was lost after {} attempts: {why}", status.attempts.len()),

@@ -257,10 +257,11 @@ impl World {
         }
     }
 
-    /// A host is stopped: nothing runs on it, unless its agent was not heard of until its lease had ended.
+    /// A host is stopped: nothing runs on it, unless its agent was not heard of until its lease had ended, or an operator
+    /// wants it terminated.
     pub(super) fn check_stop(&mut self, host: &Host) {
         let session = self.disk.sessions.get(&host.worker).filter(|s| s.host.as_ref() == Some(&host.id));
-        if session.is_none() {
+        if session.is_none() || self.script.terminated.contains(&host.id) {
             return;
         }
         let on = self.machines_on();

@@ -35,6 +35,8 @@ pub(super) struct Script {
     pub accepted: BTreeMap<BuildId, usize>,
     /// Builds whose cancelling was told to be done.
     pub cancelled: BTreeSet<BuildId>,
+    /// Hosts that an operator wants terminated, whatever runs there.
+    pub terminated: BTreeSet<HostId>,
     /// The most builds at once that a worker was ever allowed: a reload stops nothing that runs.
     pub most: BTreeMap<WorkerName, u32>,
     /// Workers that a reload has taken out.
@@ -53,6 +55,7 @@ impl Script {
             submissions: Vec::new(),
             accepted: BTreeMap::new(),
             cancelled: BTreeSet::new(),
+            terminated: BTreeSet::new(),
             most: BTreeMap::new(),
             removed: Vec::new(),
             ever_removed: BTreeSet::new(),
@@ -198,6 +201,7 @@ impl World {
         let hosts: Vec<HostId> = self.disk.hosts.keys().cloned().collect();
         if !hosts.is_empty() && self.chance.permille(200) {
             let (request, host) = (self.master.request(), self.chance.pick(&hosts));
+            self.script.terminated.insert(host.clone());
             self.master_hears(Input::Event(Event::OperateHost { request, host }));
         }
         let names: Vec<WorkerName> = self.script.plan.workers.keys().cloned().collect();

@@ -1,7 +1,7 @@
-//! Fencing by host identity. Some providers say only with the answer to a start on which machine the host is, and a hello
-//! may come before that. Whoever attached as the host and turns out to be on another machine is an **impostor**: a copy of
-//! the image with the worker's password in it, say. Its steps may run until its lease is over, so its session is kept
-//! until then, and nothing else: no order, no answered heartbeat, no word of it is believed.
+//! Fencing by host identity. Some providers say only with the answer to a start on which machine the host is, and a
+//! hello may come before that. Whoever attached as the host and turns out to be on another machine is an **impostor**:
+//! a copy of the image with the worker's password in it, say. Its steps may run until its lease is over, so its session
+//! is kept until then, and nothing else: no order, no answered heartbeat, no word of it is believed.
 
 use super::phase::HostEvent;
 use crate::core::admission::WRONG_MACHINE;
@@ -36,7 +36,7 @@ impl Core {
         live.host.identity = Some(identity.clone());
         let name = live.host.worker.clone();
         self.touch_host(id);
-        let session = self.workers.get(&name).and_then(|w| w.session.as_ref()).map(|live| &live.session);
+        let session = self.session_of(&name).map(|live| &live.session);
         if session.is_some_and(|s| s.host.as_ref() == Some(id) && s.identity != identity && !s.impostor) {
             self.disown(now, id, &name, &identity);
         }
@@ -48,8 +48,8 @@ impl Core {
         let patience = worker.plan.as_ref().map_or(Duration::ZERO, |p| p.missing_timeout);
         let of = worker.session.as_ref().map_or("", |live| live.session.identity.as_str());
         let text = format!(
-            "an agent on {of:.100} has attached as host {id} of {name}, which its provider says is {identity}: it is \
-             given nothing more, and the host is waited for"
+            "an agent on {of:.100} attached as host {id} of {name}, but its provider reports that the host is {identity}: \
+             this agent gets nothing more, and the master waits for the right one"
         );
         self.note(Level::Warn, text);
         self.expire_lease(now, name);
@@ -93,8 +93,7 @@ impl Core {
     /// confirmed to be the host it proves nothing: what runs there has until its lease is over.
     pub(in crate::core) fn end_with_host(&mut self, now: Timestamp, id: &HostId, name: &WorkerName, why: &str) {
         let known = self.hosts.get(id).is_some_and(|live| live.host.identity.is_some());
-        let session = self.workers.get(name).and_then(|w| w.session.as_ref());
-        match session.map(|live| live.session.impostor) {
+        match self.session_of(name).map(|live| live.session.impostor) {
             Some(true) => {}
             Some(false) if !known => self.expire_lease(now, name),
             Some(false) | None => self.end_session(now, name, why, EndReason::Gone),
@@ -111,19 +110,19 @@ impl Core {
     }
 
     fn tell_impostor(&mut self, now: Timestamp, name: &WorkerName) {
-        let Some(live) = self.workers.get(name).and_then(|w| w.session.as_ref()) else { return };
+        let Some(live) = self.session_of(name) else { return };
         let (identity, queue) = (live.session.identity.clone(), live.session.queue.clone());
         self.keep_refusal(now, name, &identity, WRONG_MACHINE);
         let message = ToAgent::Refused { reason: WRONG_MACHINE.to_owned(), power_off: true };
         self.out.push(Effect::Send { queue, message });
     }
 
-    /// The lease of an impostor is over: like a standing worker's, its builds were ended by its supervisors. The host, where it
-    /// is still there, has nothing to do with it, and may attach now.
+    /// The lease of an impostor is over: like a standing worker's, its builds were ended by its supervisors. The host,
+    /// where it is still there, has nothing to do with it, and may attach now.
     pub(in crate::core) fn on_impostor_over(&mut self, now: Timestamp, name: &WorkerName) {
         let why = match self.workers.get(name).and_then(|w| w.host.as_ref()) {
             Some(_) => "its agent was on another machine than its host",
-            None => "its host is gone, and so is the lease of its agent, which may have been elsewhere",
+            None => "its host is gone, and the lease of its agent, which may have been on another machine, has expired",
         };
         self.end_session(now, name, why, EndReason::Gone);
         let host = self.workers.get(name).and_then(|w| w.host.clone());

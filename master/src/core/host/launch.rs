@@ -103,7 +103,10 @@ impl Core {
         let (awaited, host) = (live.phase == Phase::Preparing { number }, live.host.clone());
         match result {
             Ok(order) if awaited && !self.image_admits(&host, &order.image) => {
-                let why = format!("image {} is new: it waits until one of its first hosts has attached", order.image);
+                let why = format!(
+                    "image {} is new: the start waits until one of the image's first hosts has attached",
+                    order.image
+                );
                 let builds = self.queue.release(id);
                 builds.into_iter().for_each(|build| self.touch_build(build));
                 if let Some(before) = self.advance(id, &HostEvent::NotPrepared) {
@@ -151,8 +154,10 @@ impl Core {
         let Some(live) = self.hosts.get_mut(id) else {
             // We gave it up, and it came all the same.
             if let Ok(started) = result {
-                let text =
-                    format!("host {id} was made after it was given up (as {}); the audit ends it", started.handle);
+                let text = format!(
+                    "host {id} was started after it was given up (as {}); the audit terminates it",
+                    started.handle
+                );
                 self.note(Level::Warn, text);
             }
             return;
@@ -188,7 +193,7 @@ impl Core {
             }
             (Phase::Launching { call: false, tries, .. }, Some(error)) => {
                 let text =
-                    format!("whether host {id} of {worker} was started is not known: {}; asking again", error.text());
+                    format!("it is not known whether host {id} of {worker} was started: {}; retrying", error.text());
                 self.timers.set(Timer::CallAgain(id.clone()), now + repeat_pause(*tries));
                 if let StartError::Unknown(_) = error {
                     live.earlier_call_until = Some(now + ORPHAN_AGE);

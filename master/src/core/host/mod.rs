@@ -1,5 +1,5 @@
-//! One life of a host, a file a phase or two: [`phase`] holds all phases and the function that leads from one to the next.
-//! Nothing is ever left running: terminating repeats until the provider reports that the machine is gone, and
+//! One life of a host, a file a phase or two: [`phase`] holds all phases and the function that leads from one to the
+//! next. Nothing is ever left running: terminating repeats until the provider reports that the machine is gone, and
 //! [`super::audit`] finds what the ledger does not know.
 
 mod attach;
@@ -25,7 +25,8 @@ use std::time::Duration;
 
 pub(super) use failure::{BACKOFF_FIRST, BACKOFF_MOST, doubled, longest_pause};
 
-/// First pause before a start with an unknown result, or a termination that failed, is repeated; doubled up to a minute.
+/// First pause before a start with an unknown result, or a termination that failed, is repeated; doubled up to a
+/// minute.
 const REPEAT_FIRST: Duration = Duration::from_secs(2);
 /// Longest pause before a call is repeated.
 const REPEAT_MOST: Duration = Duration::from_secs(60);
@@ -36,8 +37,8 @@ pub(super) struct LiveHost {
     pub host: Host,
     /// Where it is in its life.
     pub phase: Phase,
-    /// Until then an earlier call for it, of an unknown result or of a dead master, may still make the machine, resume it or
-    /// suspend it, whatever its phase is: how the machine is now proves nothing.
+    /// Until then an earlier call for it, of an unknown result or of a dead master, may still make the machine, resume
+    /// it or suspend it, whatever its phase is: how the machine is now proves nothing.
     pub earlier_call_until: Option<Timestamp>,
     /// Lists in a row that lacked it while its agent was silent.
     pub missing_from_lists: u32,
@@ -63,8 +64,8 @@ impl LiveHost {
 }
 
 impl Core {
-    /// Leads a host to its next phase. Returns the phase before; none if there is no such host, or if the event is illegal,
-    /// which is logged and counted, and changes nothing.
+    /// Leads a host to its next phase. Returns the phase before; none if there is no such host, or if the event is
+    /// illegal, which is logged and counted, and changes nothing.
     pub(super) fn advance(&mut self, id: &HostId, event: &HostEvent) -> Option<Phase> {
         let live = self.hosts.get_mut(id)?;
         match phase::next(&live.phase, event) {

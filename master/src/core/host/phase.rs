@@ -1,12 +1,13 @@
-//! The life of a host: its phases, and the one function that leads from each to the next. What providers and agents report,
-//! what the core decides, recovery after a restart and the audit all go through it.
+//! The life of a host: its phases, and the one function that leads from each to the next. What providers and agents
+//! report, what the core decides, recovery after a restart and the audit all go through it.
 
 use crate::core::record::{Host, HostState};
 
-/// Where a host is in its life, with what is worth knowing only there. Not kept: [`HostState`] is, which follows from it.
+/// Where a host is in its life, with what is worth knowing only there. Not kept: [`HostState`] is, which follows from
+/// it.
 ///
-/// `call` says whether the call that starts or resumes the machine has not been answered yet. An agent may be faster than
-/// the answer, and a machine is terminated only after it.
+/// `call` says whether the call that starts or resumes the machine has not been answered yet. An agent may be faster
+/// than the answer, and a machine is terminated only after it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(in crate::core) enum Phase {
     /// Its provider works out the alternative of this number, from 0. Nothing is made.
@@ -27,8 +28,8 @@ pub(in crate::core) enum Phase {
     Draining { call: bool },
     /// The machine is being suspended.
     Suspending {
-        /// Whether the call that suspends it has not been answered yet. There is one at a time: a late one must not suspend
-        /// the machine again after it was resumed.
+        /// Whether the call that suspends it has not been answered yet. There is one at a time: a late one must not
+        /// suspend the machine again after it was resumed.
         call: bool,
         /// Calls that were made.
         tries: u32,

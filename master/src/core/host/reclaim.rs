@@ -1,4 +1,5 @@
-//! A cloud takes a host back: EC2's interruption of a spot instance, told two minutes ahead, and its hint that one may come.
+//! A cloud takes a host back: EC2's interruption of a spot instance, told two minutes ahead, and its hint that one may
+//! come.
 
 use crate::core::event::Level;
 use crate::core::record::HostState;
@@ -16,8 +17,8 @@ const NOTICE: Duration = Duration::from_secs(115);
 const MARGIN: Duration = Duration::from_secs(30);
 
 impl Core {
-    /// A cloud has told a host about its end: it takes nothing new, from now on. After an interruption, what runs may end
-    /// while there is time.
+    /// A cloud has told a host about its end: it takes nothing new, from now on. After an interruption, what runs may
+    /// end while there is time.
     pub(in crate::core) fn on_notice(
         &mut self,
         now: Timestamp,
@@ -27,7 +28,9 @@ impl Core {
     ) {
         let Some(live) = self.live_mut(worker, session).filter(|l| l.notice.as_ref() != Some(&notice)) else { return };
         let text = match &notice {
-            CloudNotice::Rebalance { at } => format!("the cloud may take back the host of {worker} (said at {at:.40})"),
+            CloudNotice::Rebalance { at } => {
+                format!("the cloud may take back the host of {worker} (announced at {at:.40})")
+            }
             CloudNotice::Interruption { action, at } => {
                 format!("the cloud takes back the host of {worker}: {action:.20} at {at:.40}")
             }

@@ -12,8 +12,8 @@ use rouse_shared::HostId;
 use std::time::Duration;
 
 impl Core {
-    /// Each host goes on from the phase that its row tells: what may have been under way when the last master ended is done
-    /// again.
+    /// Each host goes on from the phase that its row tells: what may have been under way when the last master ended is
+    /// done again.
     pub(in crate::core) fn restore_hosts(&mut self, now: Timestamp, hosts: Vec<Host>) {
         for mut host in hosts {
             // The clock may have been set back since: what counts from these must not wait until it has caught up.

@@ -1,5 +1,6 @@
 //! Suspended hosts: one that is idle is suspended instead of terminated, and resumed instead of another being bought.
-//! `Draining -> Suspending -> Suspended -> Resuming -> Booting`; each step is committed before its provider hears of it.
+//! `Draining -> Suspending -> Suspended -> Resuming -> Booting`; each step is committed before its provider hears of
+//! it.
 //!
 //! Whatever is not as it should be ends the host: nothing that is suspended is worth more than what is built on it.
 
@@ -56,10 +57,10 @@ impl Core {
             Ok(Suspension::Suspended) if suspended => return self.host_suspended(now, id),
             Ok(Suspension::Suspended | Suspension::Requested) => {}
             Ok(Suspension::Unable(why)) => {
-                self.note(Level::Warn, format!("host {id} cannot be suspended, so it is ended: {why}"));
+                self.note(Level::Warn, format!("host {id} cannot be suspended, so it is terminated: {why}"));
                 return self.terminate_host(now, id, &format!("it cannot be suspended: {why}"));
             }
-            Err(why) => self.note(Level::Warn, format!("host {id} could not be suspended: {why}; trying again")),
+            Err(why) => self.note(Level::Warn, format!("host {id} could not be suspended: {why}; retrying")),
         }
         self.timers.set(Timer::CallAgain(id.clone()), now + repeat_pause(tries));
     }
@@ -154,12 +155,12 @@ impl Core {
         match (self.hosts.get(id).map(|live| &live.phase), result) {
             // Where there is no room for it, or it cannot be resumed, another may be bought.
             (Some(Phase::Resuming { .. }), Err(StartError::Capacity(why) | StartError::Rejected(why))) => {
-                self.note(Level::Warn, format!("host {id} of {worker} cannot be resumed, so it is ended: {why}"));
+                self.note(Level::Warn, format!("host {id} of {worker} cannot be resumed, so it is terminated: {why}"));
                 self.terminate_host(now, id, &format!("it cannot be resumed: {why}"));
             }
             (Some(Phase::Resuming { tries, .. }), Err(error)) => {
                 self.timers.set(Timer::CallAgain(id.clone()), now + repeat_pause(*tries));
-                let text = format!("host {id} of {worker} could not be resumed: {}; trying again", error.text());
+                let text = format!("host {id} of {worker} could not be resumed: {}; retrying", error.text());
                 self.note(Level::Warn, text);
             }
             (Some(Phase::Terminating { .. }), _) => self.call_again(now, id),
@@ -186,16 +187,16 @@ impl Core {
         // It cannot be resumed for a build now, and no other may be bought while it is there.
         let worker = live.host.worker.clone();
         self.touch_worker(&worker);
-        self.note(Level::Warn, format!("host {id} should be suspended and runs: suspending it again"));
+        self.note(Level::Warn, format!("host {id} should be suspended but is running: suspending it again"));
         self.timers.set(Timer::Suspension(id.clone()), now + SUSPEND_LIMIT);
         self.touch_host(id);
         self.call(now, id);
     }
 
-    /// Whether an agent that is refused now may be let in soon on the same machine: it was resumed and does not know yet what
-    /// its token is, or it is about to be suspended. Its machine must not be switched off for that.
+    /// Whether an agent that is refused now may be let in soon on the same machine: it was resumed and does not know
+    /// yet what its token is, or it is about to be suspended. Its machine must not be switched off for that.
     pub(in crate::core) fn is_suspending_or_resuming(&self, worker: &WorkerName) -> bool {
-        let host = self.workers.get(worker).and_then(|w| w.host.as_ref()).and_then(|id| self.hosts.get(id));
+        let host = self.workers.get(worker).and_then(|worker| self.host_of(worker));
         host.is_some_and(|live| match live.host.state {
             HostState::Suspending | HostState::Suspended | HostState::Resuming => true,
             HostState::Booting => live.host.resumed.is_some(),

@@ -46,7 +46,7 @@ impl Core {
         self.host_went(now, id, &before, "");
         match result {
             Err(why) if matches!(before, Phase::Terminating { call: false, .. }) => {
-                self.note(Level::Warn, format!("host {id} could not be terminated: {why}; trying again"));
+                self.note(Level::Warn, format!("host {id} could not be terminated: {why}; retrying"));
             }
             Ok(Termination::Gone | Termination::Requested) | Err(_) => {}
         }
@@ -62,8 +62,8 @@ impl Core {
         }
     }
 
-    /// Proof that nothing of the host runs, if its last step was to the end of its life: its session is over, and what ran on
-    /// it may be tried elsewhere at once.
+    /// Proof that nothing of the host runs, if its last step was to the end of its life: its session is over, and what
+    /// ran on it may be tried elsewhere at once.
     pub(in crate::core) fn host_went(&mut self, now: Timestamp, id: &HostId, before: &Phase, why: &str) {
         let Some(live) = self.hosts.get_mut(id) else { return };
         if *before == Phase::Terminated || live.phase != Phase::Terminated {

@@ -139,7 +139,7 @@ fn lists_that_lack_a_host_count_only_while_its_agent_is_silent() {
     bench.wake("l");
     let listed = |bench: &mut Bench| {
         bench.event("listed: nothing", Event::Listed { provider: ProviderKind::Ec2, result: Ok(Vec::new()) });
-        bench.text.contains("lists it no more")
+        bench.text.contains("no longer lists it")
     };
     for seq in 1..=20 {
         bench.pass(10);
@@ -202,7 +202,7 @@ fn failed_starts_back_off_by_kind() {
     bench.submit(on("l"));
     failed(&mut bench, "l", StartError::Unknown("no answer".to_owned()));
     let why = bench.core.why(bench.now, BuildId(1)).map_or(String::new(), |why| why.sentence);
-    assert!(why.contains("whether it was started is not known, and is asked again: no answer"), "{why}");
+    assert!(why.contains("it is not known whether it was started, and the start is retried: no answer"), "{why}");
     bench.pass(4);
     // The first call may still make the machine: that this one has not proves nothing yet.
     failed(&mut bench, "l", StartError::Capacity("full".to_owned()));

@@ -83,7 +83,7 @@ fn another_image_behind_the_same_name_has_to_prove_itself() {
     assert_eq!(ordered(&bench).len(), 3);
     let waiting = bench.core.why(bench.now, BuildId(6)).unwrap().sentence;
     assert!(
-        waiting.contains("3 hosts of image image are being started, and no more until one has attached"),
+        waiting.contains("3 hosts of image image are starting, and no more are started until one of them attaches"),
         "{waiting}"
     );
     all_attach(&mut bench);

@@ -239,6 +239,6 @@ fn why_a_host_does_not_come_up_is_told_with_the_build() {
     let long = format!("m2\u{1b}{}", "x".repeat(5_000));
     bench.hello_from("l", &long, "b", 1, "password", Vec::new());
     let why = bench.core.why(bench.now, BuildId(1)).expect("a build").sentence;
-    assert!(why.contains("is booting for it") && why.contains("says it is l on m2xx"), "{why}");
+    assert!(why.contains("is booting for this build") && why.contains("says it is l on m2xx"), "{why}");
     assert!(why.len() < 600 && !why.contains('\u{1b}'), "{why}");
 }

@@ -95,13 +95,13 @@ fn a_master_that_starts_goes_on_where_it_was() {
     // A call of the last master may come late, and must not meet a host that was resumed.
     bench.suspended("l", Ok(Suspension::Suspended));
     bench.submit(on("l"));
-    assert!(bench.why(2).contains("is being suspended, and can be resumed then"), "{}", bench.why(2));
+    assert!(bench.why(2).contains("is being suspended and can be resumed after that"), "{}", bench.why(2));
     bench.pass(100);
     bench.suspended("l", Ok(Suspension::Suspended));
     let token = bench.core.hosts[&bench.host("l")].host.token.clone();
     bench.restart();
     bench.resumed("l", Err(StartError::Unknown("no answer".to_owned())));
-    assert!(bench.why(2).contains("it could not be resumed yet, and is tried again: no answer"), "{}", bench.why(2));
+    assert!(bench.why(2).contains("resuming it failed and is retried: no answer"), "{}", bench.why(2));
     bench.pass(4);
     bench.resumed("l", Ok(()));
     assert_eq!(bench.core.hosts[&bench.host("l")].host.token, token, "the token that was committed");
@@ -126,7 +126,7 @@ fn what_cannot_be_woken_is_ended_and_another_is_bought() {
         let mut bench = suspended(suspending(&["l"]));
         let first = bench.host("l");
         bench.submit(on("l"));
-        assert!(bench.why(2).contains("is being resumed for it (resumed 0 s ago"), "{}", bench.why(2));
+        assert!(bench.why(2).contains("is being resumed for this build (resumed 0 s ago"), "{}", bench.why(2));
         bench.resumed("l", Err(error));
         assert_eq!(bench.state("l"), HostState::Terminating);
         bench.gone("l");
@@ -246,7 +246,7 @@ fn it_takes_no_place_and_costs_nothing_while_it_sleeps() {
     bench.submit(on("m"));
     bench.submit(on("l"));
     assert_eq!(bench.state("l"), HostState::Suspended);
-    assert!(bench.why(3).contains("limits.max_hosts allows 1 hosts"), "{}", bench.why(3));
+    assert!(bench.why(3).contains("the one host that limits.max_hosts allows is in use"), "{}", bench.why(3));
     bench.wake("m");
     bench.finish("m", 2);
     bench.drained("m", 1);
@@ -297,7 +297,7 @@ fn one_that_runs_all_the_same_is_put_to_sleep_again() {
         }
     };
     audit(&mut bench, AuditMode::Look);
-    assert!(bench.text.contains("it should be suspended, and its machine runs"), "{}", bench.text);
+    assert!(bench.text.contains("it should be suspended, but its machine is running"), "{}", bench.text);
     assert!(!bench.text.contains("SUSPEND"), "{}", bench.text);
     audit(&mut bench, AuditMode::Fix);
     assert!(bench.text.contains("SUSPEND") && bench.text.contains("done: true"), "{}", bench.text);
