@@ -235,7 +235,9 @@ fn rooms_of_the_master_import_downwards_only() {
         let Some(&room) = modules.first() else { continue };
         let used = rooms_used(&source);
         let forbidden: Vec<&str> = if room == "core" {
-            ADAPTERS.iter().chain(&UPSTAIRS).chain(&["config", "clock"]).copied().collect()
+            ADAPTERS.iter().chain(&UPSTAIRS).chain(&["api", "config", "clock"]).copied().collect()
+        } else if room == "api" {
+            ADAPTERS.iter().chain(&UPSTAIRS).copied().collect()
         } else if ADAPTERS.contains(&room) {
             ADAPTERS.iter().filter(|a| **a != room).chain(&UPSTAIRS).copied().collect()
         } else if room == "driver" {

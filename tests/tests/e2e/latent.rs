@@ -46,7 +46,7 @@ fn a_host_goes_at_once_or_never_as_its_timeout_says() {
     let pid = host_pid(master, "stays");
     std::thread::sleep(Duration::from_secs(3));
     assert_eq!(host_pid(master, "stays"), pid);
-    master.rouse(&["stop", "stays"]).ended(0);
+    master.rouse(&["drain", "stays"]).ended(0);
     master.until("it is stopped", || master.hosts("stays").is_empty());
     assert!(!runs(pid));
     let id = master.detach(&["--worker", "stays", "--", "true"]);
