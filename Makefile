@@ -11,10 +11,10 @@ HOST_TRIPLE = $(shell rustc -vV | sed -n 's/^host: //p')
 BINDIR = $(DESTDIR)$(PREFIX)/bin
 UNITDIR = $(DESTDIR)$(PREFIX)/lib/systemd/system
 DOCDIR = $(DESTDIR)$(PREFIX)/share/doc/rouse
-SCRIPTS = .ci/run tests/setup tests/venv tests/openstack/prepare tests/openstack/guest images/disk images/ec2 images/install \
-	images/check contrib/libvirt/vmbuilder contrib/nagios/check_rouse_audit
+SCRIPTS = .ci/run tests/biome tests/setup tests/venv tests/openstack/prepare tests/openstack/guest images/disk images/ec2 \
+	images/install images/check contrib/libvirt/vmbuilder contrib/nagios/check_rouse_audit
 
-.PHONY: help demo test sim chaos bench bench-libvirt lint fmt clippy deny scripts build agent-static install
+.PHONY: help demo test sim chaos bench bench-libvirt lint fmt clippy deny scripts page build agent-static install
 
 help: ## what can be made here
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 16
@@ -57,7 +57,7 @@ bench-libvirt: agent-static ## what a build in a libvirt guest costs beside bare
 	$(CARGO) build --locked --release -p rouse-master -p rouse-tests --bins
 	@"$(TARGET_DIR)/release/bench-libvirt" "$(TARGET_DIR)/$(HOST_TRIPLE)/agent/rouse-agent"
 
-lint: fmt clippy deny scripts ## everything that can be said without running it
+lint: fmt clippy deny scripts page ## everything that can be said without running it
 
 fmt:
 	$(CARGO) fmt --all --check
@@ -86,6 +86,14 @@ scripts:
 		echo "not checked: shell scripts (tests/setup lint installs shellcheck)"; test -z "$$CI"; \
 	else \
 		echo "shellcheck $(SCRIPTS)" && shellcheck $(SCRIPTS); \
+	fi
+
+# The page's JavaScript and CSS.
+page:
+	@if ! biome=$$(tests/biome); then \
+		echo "not checked: the page (tests/setup lint installs what checks it)"; test -z "$$CI"; \
+	else \
+		cd master/src/web && echo "biome lint page.js page.css" && "$$biome" lint --error-on-warnings page.js page.css; \
 	fi
 
 build: agent-static ## what `make install` copies: the master, and the agent as one static file
