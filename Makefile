@@ -11,6 +11,10 @@ HOST_TRIPLE = $(shell rustc -vV | sed -n 's/^host: //p')
 BINDIR = $(DESTDIR)$(PREFIX)/bin
 UNITDIR = $(DESTDIR)$(PREFIX)/lib/systemd/system
 DOCDIR = $(DESTDIR)$(PREFIX)/share/doc/rouse
+MANDIR = $(DESTDIR)$(PREFIX)/share/man/man1
+BASHDIR = $(DESTDIR)$(PREFIX)/share/bash-completion/completions
+ZSHDIR = $(DESTDIR)$(PREFIX)/share/zsh/site-functions
+FISHDIR = $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d
 SCRIPTS = .ci/run tests/biome tests/setup tests/venv tests/openstack/prepare tests/openstack/guest images/disk images/ec2 \
 	images/install images/check contrib/libvirt/vmbuilder contrib/nagios/check_rouse_audit
 
@@ -57,13 +61,32 @@ bench-libvirt: agent-static ## what a build in a libvirt guest costs beside bare
 	$(CARGO) build --locked --release -p rouse-master -p rouse-tests --bins
 	@"$(TARGET_DIR)/release/bench-libvirt" "$(TARGET_DIR)/$(HOST_TRIPLE)/agent/rouse-agent"
 
-lint: fmt clippy deny scripts page ## everything that can be said without running it
+.PHONY: features docs unused
+lint: fmt clippy features docs unused deny scripts page ## everything that can be said without running it
 
 fmt:
 	$(CARGO) fmt --all --check
 
 clippy:
 	$(CARGO) clippy --locked --workspace --all-targets --all-features -- -D warnings
+
+# All but the combination of all, which `clippy` checks. Of the whole workspace, as there: with another choice of packages
+# the features of dependencies would be others, and they would be compiled once more.
+features: ## each combination of providers compiles without a warning
+	@for set in "" ec2 libvirt openstack ec2,libvirt ec2,openstack libvirt,openstack; do \
+		echo "$(CARGO) clippy --no-default-features --features '$$set'" && \
+		$(CARGO) clippy --quiet --locked --workspace --no-default-features --features "$$set" -- -D warnings || exit 1; \
+	done
+
+docs: ## the documentation of the code, of private items too; a warning is an error
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --all-features --no-deps --document-private-items
+
+unused:
+	@if ! command -v cargo-machete >/dev/null; then \
+		echo "not checked: unused dependencies (cargo install --locked cargo-machete)"; test -z "$$CI"; \
+	else \
+		echo "cargo-machete" && cargo-machete --skip-target-dir . ; \
+	fi
 
 # Where cargo-deny is not installed a person is told so, and CI fails. Known vulnerabilities are looked up in a database
 # that has to be fetched; without the network that part is left out, aloud, because no change of ours can bring it back.
@@ -99,6 +122,12 @@ page:
 build: agent-static ## what `make install` copies: the master, and the agent as one static file
 	tests/setup build
 	$(CARGO) build --locked --release -p rouse-master
+	rm -rf $(TARGET_DIR)/release/share
+	$(TARGET_DIR)/release/rouse man $(TARGET_DIR)/release/share/man
+	mkdir $(TARGET_DIR)/release/share/completions
+	for shell in bash zsh fish; do \
+		$(TARGET_DIR)/release/rouse completions $$shell >$(TARGET_DIR)/release/share/completions/$$shell || exit 1; \
+	done
 
 # A target named outright keeps the flags away from build scripts and macros, which cannot be linked statically.
 agent-static: ## the agent for machine images: small, and it needs no library of the image
@@ -107,7 +136,7 @@ agent-static: ## the agent for machine images: small, and it needs no library of
 
 # Copies and never compiles, so that root needs no Rust: `make build && sudo make install`.
 install: ## into PREFIX (default /usr/local), below DESTDIR where that is set
-	install -d $(BINDIR) $(UNITDIR) $(DOCDIR)/docs
+	install -d $(BINDIR) $(UNITDIR) $(DOCDIR)/docs $(DOCDIR)/schemas $(MANDIR) $(BASHDIR) $(ZSHDIR) $(FISHDIR)
 	install -m 755 $(TARGET_DIR)/release/rouse $(BINDIR)/rouse
 	install -m 755 $(TARGET_DIR)/*/agent/rouse-agent $(BINDIR)/rouse-agent
 	for unit in rouse rouse-agent; do \
@@ -116,3 +145,8 @@ install: ## into PREFIX (default /usr/local), below DESTDIR where that is set
 	done
 	install -m 644 contrib/rouse.example.toml contrib/agent.example.toml README.md LICENSE-APACHE LICENSE-MIT $(DOCDIR)
 	install -m 644 docs/*.md $(DOCDIR)/docs
+	install -m 644 contrib/schemas/*.json $(DOCDIR)/schemas
+	install -m 644 contrib/man/rouse-agent.1 $(TARGET_DIR)/release/share/man/*.1 $(MANDIR)
+	install -m 644 $(TARGET_DIR)/release/share/completions/bash $(BASHDIR)/rouse
+	install -m 644 $(TARGET_DIR)/release/share/completions/zsh $(ZSHDIR)/_rouse
+	install -m 644 $(TARGET_DIR)/release/share/completions/fish $(FISHDIR)/rouse.fish

@@ -1,37 +1,35 @@
 //! The only place where the agent reads a clock.
 
 use rouse_shared::Timestamp;
+use rustix::time::{ClockId, clock_gettime};
 use std::time::{Duration, SystemTime};
 
-/// Milliseconds since the machine booted, the time it was suspended included: a lease runs on while a machine sleeps.
-/// The same for every process of the machine, so that supervisors can compare deadlines with it.
+/// Time since the machine booted, including the time during which it was suspended: a lease runs on meanwhile. The same
+/// for every process of the machine, so that supervisors can compare deadlines with it.
 pub fn now() -> Timestamp {
-    read(libc::CLOCK_BOOTTIME)
+    read(ClockId::Boottime)
 }
 
-/// Milliseconds that the machine has been awake since it booted.
-pub fn awake() -> Timestamp {
-    read(libc::CLOCK_MONOTONIC)
+/// Time since the machine booted, without the time during which it was suspended.
+pub fn running() -> Timestamp {
+    read(ClockId::Monotonic)
 }
 
-/// How long the machine has slept since it booted. Where the caller is stopped in the middle of it the answer is too
-/// short, and never too long.
-pub fn slept() -> Duration {
+/// How long the machine has been suspended since it booted. Too short if the caller is interrupted in the middle of it,
+/// but never too long.
+pub fn suspended() -> Duration {
     let now = now();
-    now.since(awake())
+    now.since(running())
 }
 
-fn read(clock: libc::clockid_t) -> Timestamp {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: `time` is a valid timespec for the kernel to write to.
-    let result = unsafe { libc::clock_gettime(clock, &raw mut time) };
-    assert_eq!(result, 0, "every Linux since 2.6.39 has both clocks");
+fn read(clock: ClockId) -> Timestamp {
+    let time = clock_gettime(clock);
     let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
     let nanoseconds = u64::try_from(time.tv_nsec).unwrap_or(0);
     Timestamp(seconds * 1000 + nanoseconds / 1_000_000)
 }
 
-/// The time of day, for the lines of the log alone.
+/// The time of day, for log lines only.
 #[expect(clippy::disallowed_methods, reason = "this is the file that reads the clock")]
 pub fn time_of_day() -> SystemTime {
     SystemTime::now()

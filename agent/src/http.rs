@@ -1,78 +1,61 @@
-//! A small client of plain HTTP, for metadata services alone: one request a connection, no TLS, no proxy (the environment
-//! is not looked at), no redirect followed, and bounds on time and size. Whoever answers may be anybody.
+//! A small client of plain HTTP for metadata services: one request per connection, no TLS, no proxy (the environment is
+//! ignored), no redirects, and limits on time and size. Whoever answers is not trusted.
 
 use httparse::{EMPTY_HEADER, Status};
 use std::fmt;
 use std::io;
 use std::time::Duration;
+use thiserror::Error;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-/// Longest time for a whole exchange. A metadata service is on the same machine or next to it and answers within
-/// milliseconds; one that is busy booting a hundred machines is given more.
+/// Longest time for a whole exchange. A metadata service is on the same machine or close to it and answers within
+/// milliseconds, or a little later if it is busy booting a hundred machines.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Longest head of an answer, bytes.
+/// Longest head of a response, bytes.
 const MAX_HEAD: usize = 16 << 10;
-/// Most fields in a head.
+/// Largest number of header fields in a response.
 const MAX_FIELDS: usize = 64;
-/// Most heads that come before the one that counts.
+/// Largest number of interim responses (status 1xx) before the final one.
 const MAX_INTERIM: usize = 8;
-/// Bytes asked of the socket at a time.
+/// Bytes read from the socket at a time.
 const READ: usize = 4 << 10;
 
-/// Why there is no answer.
-#[derive(Debug)]
+/// Why there is no usable response.
+#[derive(Debug, Error)]
 pub enum HttpError {
     /// The address is not `http://host[:port]`; what is wrong with it.
+    #[error("the address {0}; write http://host[:port]")]
     Address(&'static str),
     /// No connection.
-    Connect(io::Error),
+    #[error("cannot connect")]
+    Connect(#[source] io::Error),
     /// The connection broke.
-    Broken(io::Error),
+    #[error("the connection failed")]
+    Broken(#[source] io::Error),
     /// The exchange took longer than a few seconds.
+    #[error("no response within {} s", PATIENCE.as_secs())]
     Slow,
-    /// The answer ended too early.
+    /// The response ended too early.
+    #[error("the response is incomplete")]
     Cut,
-    /// The answer is not HTTP; what is wrong with it.
+    /// The response is not HTTP; what is wrong with it.
+    #[error("the response is not HTTP: {0}")]
     Malformed(&'static str),
-    /// The answer has more bytes than were wanted; how many were.
+    /// The response is longer than this limit, bytes.
+    #[error("the response is longer than {0} bytes")]
     TooLong(usize),
-    /// The answer sends the asker elsewhere.
+    /// The response is a redirect, with this status.
+    #[error("the response is a redirect (status {0})")]
     Redirected(u16),
 }
 
-impl fmt::Display for HttpError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Address(why) => write!(f, "use the address, which {why}; write http://host[:port]"),
-            Self::Connect(error) => write!(f, "connect: {error}"),
-            Self::Broken(error) => write!(f, "read the answer: {error}"),
-            Self::Slow => write!(f, "get an answer within {} s", PATIENCE.as_secs()),
-            Self::Cut => f.write_str("read the answer: it was cut"),
-            Self::Malformed(why) => write!(f, "read the answer: {why}"),
-            Self::TooLong(limit) => write!(f, "read the answer: it is longer than {limit} bytes"),
-            Self::Redirected(status) => write!(f, "read the answer: it is a redirection ({status})"),
-        }
-    }
-}
-
-impl std::error::Error for HttpError {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        match self {
-            Self::Connect(error) | Self::Broken(error) => Some(error),
-            Self::Address(_) | Self::Slow | Self::Cut | Self::Malformed(_) | Self::TooLong(_) | Self::Redirected(_) => {
-                None
-            }
-        }
-    }
-}
-
-/// What was answered.
+/// A response.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Answer {
-    /// 200 to 299, or 400 and above.
+pub struct Response {
+    /// 200 to 299, or 400 to 599.
     pub status: u16,
-    /// What came with it.
+    /// At most as many bytes as were asked for.
     pub body: Vec<u8>,
 }
 
@@ -96,46 +79,47 @@ impl Server {
     /// The server at `http://host[:port]`.
     ///
     /// # Errors
-    /// Where that is no such address.
+    /// If this is not such an address.
     pub fn parse(address: &str) -> Result<Self, HttpError> {
         let wrong = |why| Err(HttpError::Address(why));
         let Some(rest) = address.strip_prefix("http://") else { return wrong("does not begin with http://") };
         let authority = rest.strip_suffix('/').unwrap_or(rest);
+        // Anything else that a URL may contain would be dropped or escaped silently.
         if !authority.bytes().all(|b| b.is_ascii_alphanumeric() || b".-_:[]".contains(&b)) {
             return wrong("has something else in it");
         }
-        let (host, port) = match authority.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
-            Some((host, "")) => (host, None),
-            Some((host, port)) => match port.strip_prefix(':') {
-                Some(port) => (host, Some(port)),
-                None => return wrong("has something behind its bracket"),
-            },
-            None => authority.rsplit_once(':').map_or((authority, None), |(host, port)| (host, Some(port))),
+        let url = rouse_shared::broker_url::parse(&format!("http://{authority}"));
+        let Ok(url) = url else { return wrong("has no host, a wrong port, or an IPv6 address without brackets") };
+        let (Some(host), Some(port)) = (url.host_str(), url.port_or_known_default()) else {
+            return wrong("has no host");
         };
-        if host.is_empty() || (host.contains(':') && !authority.starts_with('[')) {
-            return wrong("has no host, or an IPv6 address without brackets");
-        }
-        let Ok(port) = port.map_or(Ok(80), str::parse) else { return wrong("has no port behind its colon") };
-        Ok(Self { authority: authority.to_owned(), host: host.to_owned(), port })
+        let authority = url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"));
+        Ok(Self { authority, host: host.trim_matches(['[', ']']).to_owned(), port })
     }
 
-    /// GET, with these fields in the head, for at most `limit` bytes.
+    /// Sends GET with these header fields; the response may have at most `limit` bytes.
     ///
     /// # Errors
-    /// Where there is no answer, or none that is to be used. An answer that says no is not an error.
-    pub async fn get(&self, path: &str, fields: &[(&str, &str)], limit: usize) -> Result<Answer, HttpError> {
+    /// If there is no response, or none that can be used. A response with an error status is not an error.
+    pub async fn get(&self, path: &str, fields: &[(&str, &str)], limit: usize) -> Result<Response, HttpError> {
         self.ask("GET", path, fields, limit).await
     }
 
-    /// PUT without a body, with these fields in the head, for at most `limit` bytes.
+    /// Sends PUT without a body, with these header fields; the response may have at most `limit` bytes.
     ///
     /// # Errors
-    /// As for [`Self::get`].
-    pub async fn put(&self, path: &str, fields: &[(&str, &str)], limit: usize) -> Result<Answer, HttpError> {
+    /// As [`Self::get`].
+    pub async fn put(&self, path: &str, fields: &[(&str, &str)], limit: usize) -> Result<Response, HttpError> {
         self.ask("PUT", path, fields, limit).await
     }
 
-    async fn ask(&self, method: &str, path: &str, fields: &[(&str, &str)], limit: usize) -> Result<Answer, HttpError> {
+    async fn ask(
+        &self,
+        method: &str,
+        path: &str,
+        fields: &[(&str, &str)],
+        limit: usize,
+    ) -> Result<Response, HttpError> {
         let exchange = async {
             let address = (self.host.as_str(), self.port);
             let mut stream = TcpStream::connect(address).await.map_err(HttpError::Connect)?;
@@ -158,38 +142,38 @@ impl Server {
 
 /// How long a body is.
 enum Length {
-    /// So many bytes.
+    /// This many bytes.
     Known(usize),
-    /// Chunks that say how long they are.
+    /// Chunks, each preceded by its length.
     Chunked,
-    /// Up to the end of the connection.
+    /// Until the end of the connection.
     Open,
 }
 
-/// Reads one answer.
+/// Reads one response.
 struct Reader {
     stream: TcpStream,
     bytes: Vec<u8>,
-    /// What was read before it is used up.
+    /// Everything before this position is used up.
     at: usize,
 }
 
 impl Reader {
-    async fn answer(mut self, limit: usize) -> Result<Answer, HttpError> {
+    async fn answer(mut self, limit: usize) -> Result<Response, HttpError> {
         for _ in 0..MAX_INTERIM {
             let (status, length) = self.head().await?;
             match status {
-                // What comes before the answer itself.
+                // Interim: the final response follows.
                 100..=199 => {}
                 300..=399 => return Err(HttpError::Redirected(status)),
-                204 => return Ok(Answer { status, body: Vec::new() }),
-                _ => return Ok(Answer { status, body: self.body(length, limit).await? }),
+                204 => return Ok(Response { status, body: Vec::new() }),
+                _ => return Ok(Response { status, body: self.body(length, limit).await? }),
             }
         }
-        Err(HttpError::Malformed("it never comes to the point"))
+        Err(HttpError::Malformed("too many interim responses"))
     }
 
-    /// More bytes; whether there were any.
+    /// Reads more bytes. False at the end of the connection.
     async fn more(&mut self) -> Result<bool, HttpError> {
         self.bytes.drain(..self.at);
         self.at = 0;
@@ -207,19 +191,19 @@ impl Reader {
             match head.parse(&self.bytes[self.at..]) {
                 Ok(Status::Complete(length)) => {
                     let status = head.code.filter(|code| (100..600).contains(code));
-                    let found = (status.ok_or(HttpError::Malformed("it has no status"))?, length_of(head.headers)?);
+                    let found = (status.ok_or(HttpError::Malformed("no valid status"))?, length_of(head.headers)?);
                     self.at += length;
                     return Ok(found);
                 }
                 Ok(Status::Partial) if self.bytes.len() - self.at > MAX_HEAD => {
-                    return Err(HttpError::Malformed("its head has no end"));
+                    return Err(HttpError::Malformed("its head is too long"));
                 }
                 Ok(Status::Partial) => {
                     if !self.more().await? {
                         return Err(HttpError::Cut);
                     }
                 }
-                Err(_) => return Err(HttpError::Malformed("its head is not HTTP")),
+                Err(_) => return Err(HttpError::Malformed("invalid head")),
             }
         }
     }
@@ -243,7 +227,7 @@ impl Reader {
                 loop {
                     let chunk = self.chunk_size().await?;
                     if chunk == 0 {
-                        // The fields that may follow say nothing of interest.
+                        // The header fields that may follow are of no interest.
                         break;
                     }
                     if chunk > limit - body.len() {
@@ -253,7 +237,7 @@ impl Reader {
                     let mut end = Vec::new();
                     self.take(2, &mut end).await?;
                     if end != b"\r\n" {
-                        return Err(HttpError::Malformed("a chunk is longer than it says"));
+                        return Err(HttpError::Malformed("a chunk does not end where its length says"));
                     }
                 }
             }
@@ -280,23 +264,23 @@ impl Reader {
             match httparse::parse_chunk_size(&self.bytes[self.at..]) {
                 Ok(Status::Complete((length, size))) => {
                     self.at += length;
-                    return usize::try_from(size).map_err(|_| HttpError::Malformed("a chunk is too long"));
+                    return usize::try_from(size).map_err(|_| HttpError::Malformed("a chunk that is too long"));
                 }
                 Ok(Status::Partial) if self.bytes.len() - self.at > READ => {
-                    return Err(HttpError::Malformed("the length of a chunk has no end"));
+                    return Err(HttpError::Malformed("a chunk's length is too long"));
                 }
                 Ok(Status::Partial) => {
                     if !self.more().await? {
                         return Err(HttpError::Cut);
                     }
                 }
-                Err(_) => return Err(HttpError::Malformed("a chunk has no length")),
+                Err(_) => return Err(HttpError::Malformed("a chunk without a length")),
             }
         }
     }
 }
 
-/// What the head says of the body's length; where it says two things, neither is believed.
+/// The length of the body by the header fields; an error if they contradict each other.
 fn length_of(fields: &[httparse::Header<'_>]) -> Result<Length, HttpError> {
     let mut known = None;
     let mut chunked = false;
@@ -305,21 +289,21 @@ fn length_of(fields: &[httparse::Header<'_>]) -> Result<Length, HttpError> {
         if field.name.eq_ignore_ascii_case("content-length") {
             let digits = !value.is_empty() && value.bytes().all(|b| b.is_ascii_digit());
             let length = digits.then(|| value.parse::<usize>().unwrap_or(usize::MAX));
-            let length = length.ok_or(HttpError::Malformed("its content-length is no number"))?;
+            let length = length.ok_or(HttpError::Malformed("content-length is not a number"))?;
             if known.is_some_and(|before| before != length) {
-                return Err(HttpError::Malformed("it has two lengths"));
+                return Err(HttpError::Malformed("two different values of content-length"));
             }
             known = Some(length);
         }
         if field.name.eq_ignore_ascii_case("transfer-encoding") {
             if !value.eq_ignore_ascii_case("chunked") || chunked {
-                return Err(HttpError::Malformed("its transfer-encoding is not chunked"));
+                return Err(HttpError::Malformed("transfer-encoding is not chunked"));
             }
             chunked = true;
         }
     }
     match (known, chunked) {
-        (Some(_), true) => Err(HttpError::Malformed("it has a length and is chunked")),
+        (Some(_), true) => Err(HttpError::Malformed("both content-length and transfer-encoding")),
         (None, true) => Ok(Length::Chunked),
         (Some(length), false) => Ok(Length::Known(length)),
         (None, false) => Ok(Length::Open),

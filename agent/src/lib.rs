@@ -1,17 +1,19 @@
 //! The agent that runs builds on a host.
 //!
-//! `core` decides, `driver` acts: it feeds the core with what `link`, `logs` and `runner` report and performs what the
-//! core asks for.
+//! `core` decides and `driver` acts: it passes to the core what `link`, `build_logs` and `runner` report, and performs
+//! the effects that the core returns.
 
+pub mod build_logs;
 pub mod clock;
 pub mod config;
 pub mod core;
+pub mod diagnostics;
 pub mod driver;
+mod files;
 pub mod http;
 pub mod identity;
 pub mod link;
-pub mod log;
-pub mod logs;
+mod mutex;
 pub mod network;
 pub mod notices;
 pub mod runner;

@@ -1,13 +1,15 @@
-//! One connection to the broker: a queue of its own to listen on, and a channel to speak on.
+//! One connection to the broker: an exclusive queue to receive from, and a channel to publish on.
 //!
-//! A connection is never mended: when it breaks it is reported, and the core asks for the next.
+//! A connection is never repaired: its end is reported, and the core requests the next one.
 
 use futures_util::stream::FuturesOrdered;
 use futures_util::{StreamExt, future};
 use lapin::options::{BasicConsumeOptions, BasicPublishOptions, QueueDeclareOptions};
 use lapin::types::FieldTable;
-use lapin::uri::AMQPUri;
+use lapin::uri::{AMQPScheme, AMQPUri};
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties, ErrorKind};
+use rouse_shared::broker_url::{BrokerUrl, UrlError};
+use rouse_shared::error::Chain;
 use rouse_shared::message::ToAgent;
 use rouse_shared::{WorkerName, codec, names};
 use std::fmt;
@@ -15,19 +17,20 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
 
-/// Bytes of a frame: the smallest that RabbitMQ 4 takes, since lapin keeps 64 of them for each connection.
+/// Largest frame, bytes: the smallest limit that RabbitMQ 4 accepts, because lapin keeps 64 frames for each connection.
 const FRAME_MAX: u32 = 8_192;
-/// Seconds. The broker frees the queue of an agent that is gone after about three.
+/// Interval of AMQP heartbeats, seconds. The broker deletes the queue of a dead agent after about three of them.
 const HEARTBEAT: u16 = 10;
-/// Longest time for one host: name lookup, TCP, TLS, AMQP, the queue.
+/// Longest time to connect to one host: name lookup, TCP, TLS, AMQP, the queue.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
-/// Longest time to close in good order.
+/// Longest time for an orderly close.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
-/// Messages that wait to be written. A link that takes none is broken, and what they say is said again.
+/// Largest number of messages that wait to be written. A link that accepts no more is broken, and its messages are sent
+/// again on the next one.
 const OUTBOX: usize = 1_024;
-/// Messages that are being written at once.
+/// Largest number of messages that are being written at the same time.
 const IN_FLIGHT: usize = 64;
-/// What AMQP calls a refusal.
+/// AMQP's reply code for refused credentials.
 const ACCESS_REFUSED: u16 = 403;
 
 /// Where to connect.
@@ -43,39 +46,36 @@ impl Target {
     /// The brokers in `amqps://host[:port],host[:port]/vhost`.
     ///
     /// # Errors
-    /// In words: where that is no such address, or has a user in it.
+    /// Why this is not such an address, or that it contains a user; for people.
     pub fn parse(broker: &str, ca: Option<String>) -> Result<Self, String> {
         let wrong = |why: &str| {
-            // Not quoted where it may hold a password.
+            // Not quoted if it may hold a password.
             let broker = if broker.contains('@') { "(an address with a user in it)" } else { broker };
-            format!("{broker:?} {why}; write amqp://host[:port][,host…]/vhost, or amqps:// for an encrypted connection")
+            format!(
+                "{broker:?}: {why}; write amqp://host[:port][,host…]/vhost, or amqps:// for an encrypted connection"
+            )
         };
-        let (scheme, rest) = broker.split_once("://").ok_or_else(|| wrong("is not an address"))?;
-        if scheme != "amqp" && scheme != "amqps" {
-            return Err(wrong("is neither amqp:// nor amqps://"));
-        }
-        let (hosts, path) = match rest.find(['/', '?']) {
-            Some(at) => rest.split_at(at),
-            None => (rest, ""),
-        };
-        if hosts.contains('@') {
-            // Not quoted: what stands there may be a password.
+        let url = BrokerUrl::parse(broker).map_err(|error| wrong(&error.to_string()))?;
+        if url.login.is_some() {
             return Err(
                 "the broker's address has a user in it; an agent logs in with its own name and password".to_owned()
             );
         }
-        let mut uris = Vec::new();
-        for host in hosts.split(',').map(str::trim) {
-            if host.is_empty() {
-                return Err(wrong("has an empty host"));
-            }
-            let mut uri: AMQPUri = format!("{scheme}://{host}{path}").parse().map_err(|why: String| wrong(&why))?;
-            uri.query.frame_max = Some(FRAME_MAX);
-            uri.query.heartbeat = Some(HEARTBEAT);
-            uri.query.connection_timeout = Some(u64::try_from(CONNECT_TIMEOUT.as_millis()).unwrap_or(u64::MAX));
-            uris.push(uri);
-        }
-        Ok(Self { uris, ca })
+        // lapin parses only the query: it would turn an IPv6 address into localhost.
+        let query = format!("amqp://broker/?{}", url.query);
+        let mut uri: AMQPUri = query.parse().map_err(|_| wrong(&UrlError::Query.to_string()))?;
+        uri.scheme = if url.tls { AMQPScheme::AMQPS } else { AMQPScheme::AMQP };
+        uri.vhost = url.vhost;
+        uri.query.frame_max = Some(FRAME_MAX);
+        uri.query.heartbeat = Some(HEARTBEAT);
+        uri.query.connection_timeout = Some(u64::try_from(CONNECT_TIMEOUT.as_millis()).unwrap_or(u64::MAX));
+        let with_host = |(host, port)| {
+            let mut uri = uri.clone();
+            uri.authority.host = host;
+            uri.authority.port = port;
+            uri
+        };
+        Ok(Self { uris: url.hosts.into_iter().map(with_host).collect(), ca })
     }
 
     /// The hosts with their ports, in order.
@@ -84,59 +84,59 @@ impl Target {
     }
 }
 
-/// What a link tells.
+/// What a link reports.
 #[derive(Debug)]
 pub enum LinkEvent {
-    /// The queue is declared and consumed. Once.
+    /// The queue is declared and consumed. At most once.
     Up {
-        /// The connection, for channels beside the link's own.
+        /// The connection, for channels in addition to the link's own.
         connection: Arc<Connection>,
     },
-    /// A message of the master's.
+    /// A message from the master.
     Message(Box<ToAgent>),
-    /// A message that is none, dropped; why.
-    Garbage(String),
-    /// It could not be made, or has ended. The last event.
+    /// A message that cannot be decoded, for this reason, and is ignored.
+    Malformed(String),
+    /// The link could not be established, or has ended. The last event.
     Down {
         /// Whether the broker refused name and password.
         refused: bool,
-        /// In words.
+        /// The reason, for people.
         why: String,
     },
 }
 
-/// A link as its owner holds it. When it is dropped the connection is closed after what was sent on it.
+/// The owner's handle of a link. When it is dropped, the connection is closed once everything has been sent.
 #[derive(Debug)]
 pub struct Link {
     outbox: mpsc::Sender<Vec<u8>>,
 }
 
-/// What a link needs to know.
+/// The credentials and the queue of a link.
 #[derive(Clone)]
 pub struct Login {
-    /// The worker: its name logs in, and is in every message.
+    /// The worker, whose name is the login name and the sender of every message.
     pub worker: WorkerName,
-    /// The password.
+    /// The worker's password, a boot token or a session secret.
     pub credential: String,
-    /// The number of the connection, handed back with each event.
+    /// Number of the connection, which is reported with each event.
     pub connection: u64,
-    /// The queue to declare.
+    /// Name of the queue to declare.
     pub queue: String,
 }
 
 /// Why a link is down.
-struct Broken {
+struct LinkError {
     refused: bool,
     why: String,
 }
 
-impl Broken {
+impl LinkError {
     fn new(why: impl fmt::Display) -> Self {
         Self { refused: false, why: why.to_string() }
     }
 }
 
-impl From<lapin::Error> for Broken {
+impl From<lapin::Error> for LinkError {
     fn from(error: lapin::Error) -> Self {
         let refused = matches!(error.kind(), ErrorKind::ProtocolError(e) if e.get_id() == ACCESS_REFUSED);
         Self { refused, why: error.to_string() }
@@ -144,32 +144,32 @@ impl From<lapin::Error> for Broken {
 }
 
 impl Link {
-    /// Begins to connect. Events come into `events` with the connection's number, the last is [`LinkEvent::Down`];
+    /// Starts to connect. Events go to `events` with the connection's number, and the last is [`LinkEvent::Down`].
     /// `done` is dropped when the connection is closed.
     pub fn open(target: Target, login: Login, events: mpsc::Sender<(u64, LinkEvent)>, done: mpsc::Sender<()>) -> Self {
         let (outbox, inbox) = mpsc::channel(OUTBOX);
         tokio::spawn(async move {
             let _done = done;
             let number = login.connection;
-            let end = live(&target, login, inbox, &events).await;
-            // Where nobody listens the agent is ending, and wants to know no more.
+            let end = run(&target, login, inbox, &events).await;
+            // If nobody receives it, the agent is about to exit.
             drop(events.send((number, LinkEvent::Down { refused: end.refused, why: end.why })).await);
         });
         Self { outbox }
     }
 
-    /// Queues a message to be published to the master; false where the link takes no more.
+    /// Queues a message for the master. False if the link accepts no more.
     pub fn send(&self, message: Vec<u8>) -> bool {
         self.outbox.try_send(message).is_ok()
     }
 }
 
-async fn live(
+async fn run(
     target: &Target,
     login: Login,
     mut inbox: mpsc::Receiver<Vec<u8>>,
     events: &mpsc::Sender<(u64, LinkEvent)>,
-) -> Broken {
+) -> LinkError {
     let number = login.connection;
     let connecting = connect_any(target, &login);
     let (connection, control, mut consumer) = tokio::select! {
@@ -177,12 +177,12 @@ async fn live(
             Ok(made) => made,
             Err(broken) => return broken,
         },
-        // Given up meanwhile. Messages before the link is up are not expected, and dropped with it.
-        _ = inbox.recv() => return Broken::new("given up while connecting"),
+        // The owner has given up meanwhile. It sends no messages before the link is up.
+        _ = inbox.recv() => return LinkError::new("given up while connecting"),
     };
     let connection = Arc::new(connection);
     if events.send((number, LinkEvent::Up { connection: connection.clone() })).await.is_err() {
-        return Broken::new("nobody listens");
+        return LinkError::new("its owner is gone");
     }
     let key = names::control_key(&login.worker);
     let properties = BasicProperties::default().with_user_id(login.worker.as_str().into());
@@ -195,17 +195,17 @@ async fn live(
             },
             Some(written) = writing.next(), if !writing.is_empty() => {
                 if let Err(error) = written {
-                    break Some(Broken::from(error));
+                    break Some(LinkError::from(error));
                 }
             }
             delivery = consumer.next() => {
                 let event = match delivery {
                     Some(Ok(delivery)) => match codec::decode::<ToAgent>(&delivery.data) {
                         Ok(message) => LinkEvent::Message(Box::new(message)),
-                        Err(error) => LinkEvent::Garbage(error.to_string()),
+                        Err(error) => LinkEvent::Malformed(Chain(&error).to_string()),
                     },
-                    Some(Err(error)) => break Some(Broken::from(error)),
-                    None => break Some(Broken::new("the broker has ended the queue")),
+                    Some(Err(error)) => break Some(LinkError::from(error)),
+                    None => break Some(LinkError::new("the broker has deleted the queue")),
                 };
                 if events.send((number, event)).await.is_err() {
                     break None;
@@ -214,7 +214,7 @@ async fn live(
         }
     };
     if let Some(broken) = end {
-        // What is still open of it goes by itself; a broken connection is not worth waiting for.
+        // The rest of a broken connection ends by itself, and is not waited for.
         drop(tokio::time::timeout(CLOSE_TIMEOUT, connection.close(200, "OK".into())).await);
         return broken;
     }
@@ -225,9 +225,9 @@ async fn live(
         connection.close(200, "OK".into()).await
     };
     match tokio::time::timeout(CLOSE_TIMEOUT, in_good_order).await {
-        Ok(Ok(())) => Broken::new("closed"),
+        Ok(Ok(())) => LinkError::new("closed"),
         Ok(Err(error)) => error.into(),
-        Err(_) => Broken::new("closed while the broker took nothing"),
+        Err(_) => LinkError::new("closed while the broker accepted nothing"),
     }
 }
 
@@ -237,28 +237,28 @@ async fn publish(channel: &Channel, key: &str, properties: BasicProperties, mess
     Ok(())
 }
 
-/// The first host that lets us in. A refusal is the whole cluster's word, so no other is asked then.
-async fn connect_any(target: &Target, login: &Login) -> Result<(Connection, Channel, lapin::Consumer), Broken> {
+/// Connects to the first host that accepts. A refusal is valid for the whole cluster, so no other host is tried then.
+async fn connect_any(target: &Target, login: &Login) -> Result<(Connection, Channel, lapin::Consumer), LinkError> {
     let mut whys = Vec::new();
     for uri in &target.uris {
         let place = format!("{}:{}", uri.authority.host, uri.authority.port);
         match tokio::time::timeout(CONNECT_TIMEOUT, connect(uri, target.ca.clone(), login)).await {
             Ok(Ok(made)) => return Ok(made),
             Ok(Err(broken)) if broken.refused => {
-                return Err(Broken { refused: true, why: format!("{place}: {}", broken.why) });
+                return Err(LinkError { refused: true, why: format!("{place}: {}", broken.why) });
             }
             Ok(Err(broken)) => whys.push(format!("{place}: {}", broken.why)),
             Err(_) => whys.push(format!("{place}: no answer for {} s", CONNECT_TIMEOUT.as_secs())),
         }
     }
-    Err(Broken::new(whys.join("; ")))
+    Err(LinkError::new(whys.join("; ")))
 }
 
 async fn connect(
     uri: &AMQPUri,
     ca: Option<String>,
     login: &Login,
-) -> Result<(Connection, Channel, lapin::Consumer), Broken> {
+) -> Result<(Connection, Channel, lapin::Consumer), LinkError> {
     let mut uri = uri.clone();
     uri.authority.userinfo.username = login.worker.to_string();
     uri.authority.userinfo.password = login.credential.clone();
@@ -267,13 +267,13 @@ async fn connect(
     let tls = lapin::tcp::OwnedTLSConfig { identity: None, cert_chain: ca };
     let runtime = lapin::runtime::default_runtime()?;
     let connection = Connection::connect_uri_with_config(uri, properties, tls, runtime).await.map_err(|error| {
-        let broken = Broken::from(error);
-        // The broker tells only the master why.
-        let why = "name and password were refused: they are not the master's, whose log says why, or it is away";
-        if broken.refused { Broken { why: why.to_owned(), ..broken } } else { broken }
+        let broken = LinkError::from(error);
+        // Only the master knows the reason.
+        let why = "the broker refused name and password: they are wrong (see the master's log), or the master is down";
+        if broken.refused { LinkError { why: why.to_owned(), ..broken } } else { broken }
     })?;
     let (consuming, control) = future::try_join(connection.create_channel(), connection.create_channel()).await?;
-    // Not waited for: were it refused, the answer to what follows would say so.
+    // Without an answer: if it were refused, the answer to the next request would say so.
     let declare = QueueDeclareOptions { exclusive: true, nowait: true, ..QueueDeclareOptions::default() };
     consuming.queue_declare(login.queue.as_str().into(), declare, FieldTable::default()).await?;
     let consume = BasicConsumeOptions { no_ack: true, exclusive: true, ..BasicConsumeOptions::default() };
@@ -284,7 +284,9 @@ async fn connect(
 
 #[cfg(test)]
 mod tests {
-    use super::Target;
+    use super::*;
+    use tokio::io::AsyncReadExt;
+    use tokio::net::TcpListener;
 
     fn hosts(broker: &str) -> Vec<(String, u16)> {
         let target = Target::parse(broker, None).expect("an address");
@@ -296,18 +298,49 @@ mod tests {
         let two = "amqps://mq1.example.org,mq2.example.org:5999/rouse";
         assert_eq!(hosts(two), [("mq1.example.org".to_owned(), 5671), ("mq2.example.org".to_owned(), 5999)]);
         assert_eq!(hosts("amqp://127.0.0.1"), [("127.0.0.1".to_owned(), 5672)]);
+        assert_eq!(hosts("amqps://[fd00::1],[::1]:5999/v"), [("fd00::1".to_owned(), 5671), ("::1".to_owned(), 5999)]);
         let target = Target::parse(two, None).expect("an address");
         assert!(target.uris.iter().all(|uri| uri.vhost == "rouse"));
     }
 
     #[test]
     fn what_is_no_broker_is_refused_without_showing_passwords() {
-        for bad in ["", "mq.example.org", "http://mq.example.org", "amqp://", "amqp://a,,b/v", "amqp://a:port/v"] {
+        for bad in [
+            "",
+            "mq.example.org",
+            "http://mq.example.org",
+            "amqp://",
+            "amqp://a,,b/v",
+            "amqp://a:port/v",
+            "amqp://a/v?channel_max=x",
+        ] {
             assert!(Target::parse(bad, None).is_err(), "{bad:?} was taken");
         }
         let error = Target::parse("amqp://me:hush@mq.example.org/", None).expect_err("refused");
         assert!(!error.contains("hush"), "{error}");
         let error = Target::parse("http://me:hush@mq.example.org/", None).expect_err("refused");
         assert!(!error.contains("hush"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn an_ipv6_broker_is_dialled() {
+        // A machine without IPv6 has no such address.
+        let Ok(listener) = TcpListener::bind("[::1]:0").await else { return };
+        let port = listener.local_addr().expect("an address").port();
+        let target = Target::parse(&format!("amqp://[::1]:{port}/rouse"), None).expect("an address");
+        assert_eq!(target.hosts().collect::<Vec<_>>(), [("::1", port)]);
+        let worker = "w1".parse().expect("a name");
+        let login = Login { worker, credential: "secret".to_owned(), connection: 1, queue: "q".to_owned() };
+        let (events, _heard) = mpsc::channel(1);
+        let (done, _ended) = mpsc::channel(1);
+        let _link = Link::open(target, login, events, done);
+        let accepted = async {
+            let (mut stream, _) = listener.accept().await.expect("a connection");
+            let mut header = [0; 8];
+            stream.read_exact(&mut header).await.expect("a header");
+            header
+        };
+        let header = tokio::time::timeout(CONNECT_TIMEOUT, accepted).await.expect("the agent dials");
+        assert_eq!(&header, b"AMQP\0\0\x09\x01");
     }
 }

@@ -2,8 +2,10 @@
 
 use rouse_agent::config::{AgentConfig, Environment};
 use rouse_agent::core::Level;
-use rouse_agent::driver::{self, Ended};
-use rouse_agent::{log, runner};
+use rouse_agent::diagnostics::{self, log};
+use rouse_agent::driver::{self, Ended, StartError};
+use rouse_agent::runner;
+use rouse_shared::error::Chain;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{self, ExitCode};
@@ -13,19 +15,19 @@ use tokio::sync::mpsc;
 const USAGE: &str = "\
 usage: rouse-agent [-c FILE] [--check]
 
-  -c, --config FILE  the configuration; without it /etc/rouse/agent.toml, if there is one
-      --check        say what is wrong with the configuration, or what it comes to, and end
-      --version      print the version
-      --help         print this
+  -c, --config FILE  configuration file (default: /etc/rouse/agent.toml, if it exists)
+      --check        check the configuration, print it with its defaults, and exit
+      --version      print the version and exit
+      --help         print this help and exit
 
-Every key of the configuration can also be given as ROUSE_AGENT_KEY in the environment, which then counts.
-SIGTERM: take nothing new and end when the builds have ended; twice: end them now.
-Exit codes: 0 ended as asked, 2 bad usage or configuration, or the agent could not begin.";
+The environment variable ROUSE_AGENT_KEY overrides the KEY of the configuration file.
+SIGTERM: take no new builds and exit when the running ones have ended. A second SIGTERM kills them.
+Exit codes: 0 ended as requested, 2 bad usage or configuration, or the agent could not start.";
 
-/// This program, rather than its path, where an upgrade may have put another one meanwhile.
+/// This very program. An upgrade may have put another one at its path.
 const PROGRAM: &str = "/proc/self/exe";
 
-/// Bad usage or configuration.
+/// Exit code for bad usage or configuration, or an agent that could not start.
 const WRONG: u8 = 2;
 
 /// What the command line asks for.
@@ -63,32 +65,32 @@ fn main() -> ExitCode {
         }
     };
     if check {
-        // Whether this user may change to it is asked at the start: it need not be this user who starts the agent.
-        if let Some(Err(why)) = config.run_as.as_deref().map(runner::users::lookup) {
-            eprintln!("rouse-agent: run_as: {why}");
+        // Only whether the user exists: the agent may be started by another user than runs this check.
+        if let Some(Err(error)) = config.run_as.as_deref().map(runner::users::lookup) {
+            eprintln!("rouse-agent: run_as: {}", Chain(&error));
             return ExitCode::from(WRONG);
         }
         print!("{}", config.describe());
         return ExitCode::SUCCESS;
     }
-    if let Err(error) = log::start() {
-        log::line(Level::Error, &format!("failed to start a thread for the log, which may hold the agent up: {error}"));
+    if let Err(error) = diagnostics::start() {
+        log(Level::Error, &format!("no thread can be started for the log, so a slow log may delay the agent: {error}"));
     }
     let code = match start(config) {
         Ok(Ended::ForGood) => ExitCode::SUCCESS,
         Ok(Ended::ToRestart) => {
-            log::finish();
-            // The same process for whoever supervises it; nothing of this life but its arguments and environment stays.
+            diagnostics::finish();
+            // For its supervisor it stays the same process; only its arguments and environment are kept.
             let error = process::Command::new(PROGRAM).args(std::env::args_os().skip(1)).exec();
-            log::line(Level::Error, &format!("failed to begin anew: {error}"));
+            log(Level::Error, &format!("cannot restart: {error}"));
             ExitCode::from(WRONG)
         }
-        Err(why) => {
-            log::line(Level::Error, &format!("failed to {why}"));
+        Err(error) => {
+            log(Level::Error, &format!("cannot start: {}", Chain(&error)));
             ExitCode::from(WRONG)
         }
     };
-    log::finish();
+    diagnostics::finish();
     code
 }
 
@@ -102,33 +104,30 @@ fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Command, String>
             "--check" => check = true,
             "--version" | "-V" => return Ok(Command::Version),
             "--help" | "-h" => return Ok(Command::Help),
-            other => return Err(format!("there is no argument {other:?}")),
+            other => return Err(format!("unknown argument {other:?}")),
         }
     }
     Ok(Command::Run { config, check })
 }
 
-fn start(config: AgentConfig) -> Result<Ended, String> {
-    // One thread, beside the log's: an agent is idle most of its life, and small is what it has to be.
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|e| format!("start its runtime: {e}"))?;
+fn start(config: AgentConfig) -> Result<Ended, StartError> {
+    // A single thread, besides that of the log: an agent is idle most of the time, and has to be small.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(StartError::Runtime)?;
     runtime.block_on(async {
         let (asked, terminate) = mpsc::channel(4);
         for kind in [SignalKind::terminate(), SignalKind::interrupt()] {
-            let mut signals = signal(kind).map_err(|e| format!("listen for signals: {e}"))?;
+            let mut signals = signal(kind).map_err(StartError::Signals)?;
             let asked = asked.clone();
             tokio::spawn(async move {
                 while signals.recv().await.is_some() {
-                    // Full: it has been asked often enough.
+                    // If the channel is full, enough requests wait already.
                     if let Err(mpsc::error::TrySendError::Closed(())) = asked.try_send(()) {
                         return;
                     }
                 }
             });
         }
-        driver::run(config, PathBuf::from(PROGRAM), terminate).await.map_err(|error| error.0)
+        driver::run(config, PathBuf::from(PROGRAM), terminate).await
     })
 }
 

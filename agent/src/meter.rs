@@ -1,4 +1,4 @@
-//! For tests alone: how much memory a thread has asked for, so that a decoder that trusts a length is found out.
+//! For tests only: measures how much memory a thread has allocated, to find decoders that trust a length.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -14,7 +14,7 @@ thread_local! {
 static METER: Meter = Meter;
 
 fn count(more: usize, less: usize) {
-    // While a thread ends there is nothing left to count with.
+    // The counters of a thread that is ending may be gone.
     let counted = NOW.try_with(|now| {
         now.set((now.get() + more).saturating_sub(less));
         now.get()
@@ -24,7 +24,7 @@ fn count(more: usize, less: usize) {
     }
 }
 
-// SAFETY: everything is the system's allocator's own; counting allocates nothing.
+// SAFETY: passes everything on to the system's allocator; counting allocates nothing.
 unsafe impl GlobalAlloc for Meter {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         count(layout.size(), 0);
@@ -39,7 +39,7 @@ unsafe impl GlobalAlloc for Meter {
     }
 
     unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        // Both live for a moment.
+        // Both exist for a moment.
         count(size, 0);
         count(0, layout.size());
         // SAFETY: as the caller promises.
@@ -53,7 +53,7 @@ unsafe impl GlobalAlloc for Meter {
     }
 }
 
-/// The most bytes that the work had at once, beside what there was before.
+/// The most bytes that the work had allocated at once, in addition to what there was before.
 pub(crate) fn peak(work: impl FnOnce()) -> usize {
     let before = NOW.get();
     PEAK.set(before);

@@ -1,21 +1,22 @@
-//! Listens for what EC2 tells an instance about its end: the interruption of a spot instance, two minutes ahead, and the
-//! recommendation to leave it earlier.
+//! Polls EC2's notices of an instance's end: the interruption of a spot instance, two minutes ahead, and the earlier
+//! recommendation to replace it.
 
 use crate::core::Level;
+use crate::diagnostics::log;
 use crate::http::Server;
-use crate::identity::Trouble;
+use crate::identity::CloudError;
 use crate::identity::ec2::Metadata;
-use crate::log;
+use rouse_shared::error::Chain;
 use rouse_shared::message::CloudNotice;
 use serde::Deserialize;
 use std::time::Duration;
 use tokio::sync::mpsc;
 
-/// As often as AWS says that one should look.
+/// The polling interval that AWS recommends.
 const EVERY: Duration = Duration::from_secs(5);
-/// Bytes of a notice, at most; they have about 70.
+/// Largest notice, bytes; EC2's have about 70.
 const MAX_NOTICE: usize = 4 << 10;
-/// Longest word or time in one that is passed on, bytes.
+/// Longest word or time within a notice, bytes.
 const MAX_WORD: usize = 64;
 
 /// `spot/instance-action`.
@@ -32,19 +33,19 @@ struct Rebalance {
     notice_time: String,
 }
 
-/// Looks every five seconds until nobody listens, and passes on what is there each time it changes.
+/// Polls every five seconds until nobody listens, and passes each new notice on.
 pub(crate) async fn watch(server: Server, listener: mpsc::Sender<CloudNotice>) {
     let mut service = Metadata::new(server);
-    let (mut last, mut told) = (None, false);
+    let (mut last, mut failing) = (None, false);
     loop {
         match look(&mut service).await {
             Ok(notice) => {
-                if told {
-                    log::line(Level::Info, "EC2's metadata service answers again");
+                if failing {
+                    log(Level::Info, "EC2's metadata service answers again");
                 }
-                told = false;
+                failing = false;
                 if notice != last {
-                    // One that was taken back is not: what it has set off goes its way.
+                    // That a notice was withdrawn is not passed on: its consequences are not undone.
                     if let Some(notice) = &notice
                         && listener.send(notice.clone()).await.is_err()
                     {
@@ -53,11 +54,12 @@ pub(crate) async fn watch(server: Server, listener: mpsc::Sender<CloudNotice>) {
                     last = notice;
                 }
             }
-            Err(trouble) => {
-                if !told {
-                    log::line(Level::Warn, &format!("no notice of this instance's end can be had: {trouble}"));
+            Err(error) => {
+                if !failing {
+                    let text = format!("notices of this instance's end cannot be read: {}", Chain(&error));
+                    log(Level::Warn, &text);
                 }
-                told = true;
+                failing = true;
             }
         }
         tokio::select! {
@@ -67,8 +69,8 @@ pub(crate) async fn watch(server: Server, listener: mpsc::Sender<CloudNotice>) {
     }
 }
 
-/// The gravest notice that is there.
-async fn look(service: &mut Metadata) -> Result<Option<CloudNotice>, Trouble> {
+/// The gravest current notice.
+async fn look(service: &mut Metadata) -> Result<Option<CloudNotice>, CloudError> {
     if let Some(body) = service.get("/latest/meta-data/spot/instance-action", MAX_NOTICE).await? {
         let Action { action, time } = parse(&body)?;
         return Ok(Some(CloudNotice::Interruption { action: word(action)?, at: word(time)? }));
@@ -81,13 +83,13 @@ async fn look(service: &mut Metadata) -> Result<Option<CloudNotice>, Trouble> {
     })
 }
 
-fn parse<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Trouble> {
-    serde_json::from_slice(body).map_err(|_| Trouble::Odd("a notice is not what it should be"))
+fn parse<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, CloudError> {
+    serde_json::from_slice(body).map_err(|_| CloudError::Odd("a notice is malformed"))
 }
 
-fn word(text: String) -> Result<String, Trouble> {
+fn word(text: String) -> Result<String, CloudError> {
     let plain = text.len() <= MAX_WORD && text.bytes().all(|b| b.is_ascii_graphic());
-    if plain { Ok(text) } else { Err(Trouble::Odd("a notice has odd words in it")) }
+    if plain { Ok(text) } else { Err(CloudError::Odd("a notice has invalid characters or is too long")) }
 }
 
 #[cfg(test)]

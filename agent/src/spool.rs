@@ -1,4 +1,4 @@
-//! Spool files: where a step's output waits for its journey to the master.
+//! Spool files, which hold the output of steps until the master has it.
 //!
 //! Each attempt has a directory named after it; step N's output is the file `N.log` in it.
 
@@ -19,10 +19,10 @@ pub fn step_file(spool_dir: &Path, attempt: AttemptId, step: u32) -> PathBuf {
     attempt_dir(spool_dir, attempt).join(format!("{step}.log"))
 }
 
-/// Removes an attempt's spool files. That there are none is no error.
+/// Removes an attempt's spool files, if there are any.
 ///
 /// # Errors
-/// Where something there cannot be removed.
+/// If one of them cannot be removed.
 pub fn remove_attempt(spool_dir: &Path, attempt: AttemptId) -> io::Result<()> {
     match fs::remove_dir_all(attempt_dir(spool_dir, attempt)) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -30,7 +30,7 @@ pub fn remove_attempt(spool_dir: &Path, attempt: AttemptId) -> io::Result<()> {
     }
 }
 
-/// Reads a spool file while its step writes it.
+/// Reads a spool file while its step may still write it.
 #[derive(Debug)]
 pub struct SpoolReader {
     file: File,
@@ -40,15 +40,15 @@ impl SpoolReader {
     /// Opens a spool file.
     ///
     /// # Errors
-    /// Where it cannot be opened; it is there once the step has started.
+    /// If it cannot be opened. It exists once the step has started.
     pub fn open(path: &Path) -> io::Result<Self> {
         File::open(path).map(|file| Self { file })
     }
 
-    /// At most `max` bytes from `offset` on, and at most [`LOG_CHUNK`]; none at the end of what has been written.
+    /// Reads at most `max` bytes from `offset` on, and at most [`LOG_CHUNK`]; none at the end of the file.
     ///
     /// # Errors
-    /// Where the file cannot be read.
+    /// If the file cannot be read.
     pub fn read_at(&self, offset: u64, max: usize) -> io::Result<Vec<u8>> {
         let mut bytes = vec![0; max.min(LOG_CHUNK)];
         let mut filled = 0;

@@ -1,19 +1,17 @@
-//! How the machine is and what it is, for heartbeats and hello.
+//! Properties of the machine for hello, and its load, memory and disk for heartbeats.
 
 use crate::identity;
 use rouse_shared::message::{Facts, Vitals};
-use std::ffi::{CStr, CString};
-use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use sysinfo::{MemoryRefreshKind, System};
 
-/// The machine's memory, load, and the disk where builds run. Memory and load come from sysinfo; its list of disks looks
-/// at every mount, and a dead network mount would hold heartbeats up, so the one disk is asked directly.
+/// The machine's memory and load, and the disk where builds run. Memory and load are from sysinfo. The disk is not,
+/// because sysinfo asks every mounted file system, and a dead network mount would delay heartbeats.
 pub fn vitals(system: &mut System, work_dir: &Path) -> Vitals {
     system.refresh_memory_specifics(MemoryRefreshKind::nothing().with_ram());
     let (disk_free, disk_total) = disk(work_dir).unwrap_or_default();
     Vitals {
-        load: System::load_average().map_or(0.0, |load| load.one as f32),
+        load: System::load_average().one as f32,
         memory_used: system.used_memory(),
         memory_total: system.total_memory(),
         disk_free,
@@ -21,7 +19,7 @@ pub fn vitals(system: &mut System, work_dir: &Path) -> Vitals {
     }
 }
 
-/// What the machine is.
+/// The machine's properties.
 pub fn facts(system: &mut System) -> Facts {
     system.refresh_memory_specifics(MemoryRefreshKind::nothing().with_ram());
     let (os, arch) = uname();
@@ -29,29 +27,15 @@ pub fn facts(system: &mut System) -> Facts {
     Facts { os, arch, hostname: identity::kernel_name(), cpus, memory: system.total_memory() }
 }
 
-/// Name of the system and of its architecture.
+/// Names of the system and of its architecture.
 fn uname() -> (String, String) {
-    // SAFETY: all zeroes is a valid utsname: arrays of characters.
-    let mut names: libc::utsname = unsafe { std::mem::zeroed() };
-    // SAFETY: `names` is a valid utsname for the kernel to write to.
-    if unsafe { libc::uname(&raw mut names) } != 0 {
-        return Default::default();
-    }
-    let text = |field: &[libc::c_char]| {
-        // SAFETY: uname ends every field with a zero.
-        unsafe { CStr::from_ptr(field.as_ptr()) }.to_string_lossy().into_owned()
-    };
-    (text(&names.sysname), text(&names.machine))
+    let names = rustix::system::uname();
+    let text = |name: &std::ffi::CStr| name.to_string_lossy().into_owned();
+    (text(names.sysname()), text(names.machine()))
 }
 
-/// Free bytes for a user without privileges, and all bytes.
+/// Free bytes for a user without privileges, and total bytes.
 fn disk(path: &Path) -> Option<(u64, u64)> {
-    let path = CString::new(path.as_os_str().as_bytes()).ok()?;
-    // SAFETY: all zeroes is a valid statvfs: numbers.
-    let mut stat: libc::statvfs = unsafe { std::mem::zeroed() };
-    // SAFETY: `path` ends with a zero and `stat` is valid for the kernel to write to.
-    if unsafe { libc::statvfs(path.as_ptr(), &raw mut stat) } != 0 {
-        return None;
-    }
+    let stat = rustix::fs::statvfs(path).ok()?;
     Some((stat.f_bavail.saturating_mul(stat.f_frsize), stat.f_blocks.saturating_mul(stat.f_frsize)))
 }

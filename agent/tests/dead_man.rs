@@ -1,5 +1,5 @@
-//! The timer that powers a latent host off, with the real program, a command that leaves a trace in place of the machine's
-//! end, and everything that may keep an agent from its master.
+//! The dead-man timer of a latent host, with the real program, a command that leaves a trace instead of powering off,
+//! and everything that may keep an agent from its master.
 #![expect(clippy::disallowed_methods, reason = "what is measured here is how long the real timers take")]
 
 #[allow(dead_code)] // Other tests use the rest.
@@ -8,19 +8,19 @@ mod metadata;
 
 use metadata::Metadata;
 use rouse_shared::boot::comment_block;
+use rustix::process::{Pid, Signal, kill_process};
 use std::fs;
 use std::io::Write;
 use std::net::TcpListener;
-use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
-/// Longest time for anything to come about.
+/// Longest wait for anything.
 const DEADLINE: Duration = Duration::from_secs(60);
 
-/// An agent whose machine's end is a line in a file.
+/// An agent whose power-off command writes a line to a file.
 struct Host {
     dir: TempDir,
     agent: Child,
@@ -77,17 +77,16 @@ impl Host {
         }
     }
 
-    /// Waits for the machine's end, which must not have come before that.
+    /// Waits for the power-off, which must not happen before `at_least` has passed.
     fn goes_off_after(&self, begun: Instant, at_least: Duration) {
         self.until("the power-off", |host| host.offs() > 0);
         // The clocks of the agent and of this test are read a moment apart.
         assert!(begun.elapsed() > at_least - Duration::from_millis(100), "{:?}\n{}", begun.elapsed(), self.said());
     }
 
-    fn signal(&self, signal: i32) {
-        let pid = i32::try_from(self.agent.id()).expect("a pid");
-        // SAFETY: kill touches no memory, and the child is not waited for yet.
-        assert_eq!(unsafe { libc::kill(pid, signal) }, 0);
+    fn signal(&self, signal: Signal) {
+        // The child is not waited for yet.
+        kill_process(Pid::from_child(&self.agent), signal).expect("signalled");
     }
 }
 
@@ -105,7 +104,7 @@ fn boot_data(broker: &str, power_off_after: u64) -> String {
     )
 }
 
-/// A static worker with its broker there.
+/// A worker with a static identity and this broker.
 fn worker(broker: &str) -> String {
     format!("identity = \"static\"\nname = \"w7\"\npassword = \"hush\"\nbroker = \"amqp://{broker}\"")
 }
@@ -120,13 +119,13 @@ const TWO: Duration = Duration::from_secs(2);
 
 #[test]
 fn a_broker_that_is_not_there_or_does_not_answer_ends_the_host() {
-    // The kernel takes connections for it, and nobody ever says a word.
+    // The kernel accepts connections for it, and nobody ever answers.
     let mute = TcpListener::bind("127.0.0.1:0").expect("a port");
     for broker in [nobody(), mute.local_addr().expect("its address").to_string()] {
         let begun = Instant::now();
         let host = Host::start(&format!("power_off_after = 2\n{}", worker(&broker)), "true");
         host.goes_off_after(begun, TWO);
-        assert!(host.said().contains("no master has let this host in"), "{}", host.said());
+        assert!(host.said().contains("no master has accepted this host"), "{}", host.said());
     }
 }
 
@@ -134,20 +133,17 @@ fn a_broker_that_is_not_there_or_does_not_answer_ends_the_host() {
 fn an_identity_that_never_comes_ends_the_host() {
     let mute = TcpListener::bind("127.0.0.1:0").expect("a port");
     let mute = mute.local_addr().expect("its address");
-    // Told for each: what it waits for.
+    // With the log line that says what each waits for.
     for (identity, said) in [
         (
             format!("identity = \"ec2\"\nmetadata = \"http://{}\"", nobody()),
-            "waiting for EC2's metadata service: failed to connect",
+            "waiting for EC2's metadata service: cannot connect: ",
         ),
         (format!("identity = \"ec2\"\nmetadata = \"http://{mute}\""), ""),
         (format!("identity = \"openstack\"\nmetadata = \"http://{}\"", nobody()), "waiting for OpenStack's metadata"),
-        ("identity = \"config-drive\"".to_owned(), "waiting for the config drive: there is no disk"),
-        ("identity = \"boot-data\"\nboot_data = \"/nonexistent/boot.toml\"".to_owned(), "failed to read /nonexistent"),
-        (
-            "identity = \"auto\"".to_owned(),
-            "there are no boot data, and the configuration has no password; trying again",
-        ),
+        ("identity = \"config-drive\"".to_owned(), "waiting for the config drive: no disk is labelled config-2"),
+        ("identity = \"boot-data\"\nboot_data = \"/nonexistent/boot.toml\"".to_owned(), "cannot start: /nonexistent"),
+        ("identity = \"auto\"".to_owned(), "there are no boot data, and the configuration has no password; retrying"),
     ] {
         let begun = Instant::now();
         let host = Host::start(&format!("power_off_after = 2\n{identity}"), "true");
@@ -173,15 +169,14 @@ fn boot_data_change_the_time() {
 fn a_command_that_fails_is_run_until_it_works() {
     let host = Host::start(&format!("power_off_after = 1\n{}", worker(&nobody())), "exit 3");
     host.until("a second try", |host| host.offs() >= 2);
-    assert!(host.said().contains("failed to power off: ") && host.said().contains("exit status: 3"), "{}", host.said());
+    assert!(host.said().contains("cannot power off: ") && host.said().contains("exit status: 3"), "{}", host.said());
 }
 
 #[test]
 fn a_log_that_nobody_reads_keeps_no_host_on() {
     let (reader, mut writer) = std::io::pipe().expect("a pipe");
-    // SAFETY: fcntl with this command takes and gives numbers only.
-    let room = unsafe { libc::fcntl(writer.as_raw_fd(), libc::F_GETPIPE_SZ) };
-    writer.write_all(&vec![b'x'; usize::try_from(room).expect("its size")]).expect("filled to the last byte");
+    let room = rustix::pipe::fcntl_getpipe_size(&writer).expect("its size");
+    writer.write_all(&vec![b'x'; room]).expect("filled to the last byte");
     let mut host = Host::start(&format!("power_off_after = 2\n{}", worker(&nobody())), "true");
     host.agent.kill().expect("killed");
     host.agent.wait().expect("waited for");
@@ -196,10 +191,10 @@ fn a_log_that_nobody_reads_keeps_no_host_on() {
 fn a_frozen_agent_powers_off_when_it_thaws() {
     let host = Host::start(&format!("power_off_after = 2\n{}", worker(&nobody())), "true");
     host.until("it has begun", |host| host.said().contains("this is worker w7"));
-    host.signal(libc::SIGSTOP);
+    host.signal(Signal::STOP);
     std::thread::sleep(TWO);
     assert_eq!(host.offs(), 0);
-    host.signal(libc::SIGCONT);
+    host.signal(Signal::CONT);
     let thawed = Instant::now();
     host.until("the power-off", |host| host.offs() > 0);
     assert!(thawed.elapsed() < TWO, "{:?}", thawed.elapsed());
@@ -212,7 +207,7 @@ fn an_agent_that_crashes_again_and_again_does_not_wind_it_up() {
     let mut lives = 1;
     while host.offs() == 0 {
         assert!(begun.elapsed() < DEADLINE, "it lives on: {}", host.said());
-        // As a service manager does: each life is far shorter than the timer.
+        // As a service manager does: each run is far shorter than the timer.
         std::thread::sleep(Duration::from_millis(900));
         if host.offs() == 0 {
             host.agent.kill().expect("killed");
@@ -227,7 +222,7 @@ fn an_agent_that_crashes_again_and_again_does_not_wind_it_up() {
 #[test]
 fn a_standing_machine_has_no_timer() {
     let host = Host::start(&format!("power_off_after = 1\n{}", worker(&nobody())), "true");
-    // The last word counts, as with every variable of the environment.
+    // The last value counts, as for every environment variable.
     let dir = tempfile::tempdir().expect("a directory");
     let mut standing = Command::new(env!("CARGO_BIN_EXE_rouse-agent"))
         .arg("-c")

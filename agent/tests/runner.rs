@@ -5,6 +5,7 @@ mod support;
 use rouse_agent::clock;
 use rouse_agent::runner::StepEvent;
 use rouse_shared::message::StepState;
+use rustix::process::{Pid, Signal, kill_process};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
@@ -17,8 +18,7 @@ const TREE: &str = "setsid sh -c 'sleep 1000 & sleep 1000' & (setsid sleep 1000 
 const TREE_SIZE: usize = 6;
 
 fn root() -> bool {
-    // SAFETY: no memory is involved.
-    unsafe { libc::geteuid() == 0 }
+    rustix::process::geteuid().is_root()
 }
 
 #[tokio::test]
@@ -129,7 +129,7 @@ async fn a_step_that_cannot_start_says_why() {
         (
             no_spool,
             format!(
-                "the log file {} cannot be made: No such file or directory (os error 2)",
+                "the log file {} cannot be created: No such file or directory (os error 2)",
                 bench.path("none/spool").display()
             ),
         ),
@@ -154,7 +154,7 @@ async fn limits_of_time_and_silence_end_a_step() {
     job.silence = Some(Duration::from_millis(600));
     let end = bench.run(job).await;
     assert_eq!(end.state, StepState::TimedOut);
-    // One process of the tree takes no notice of TERM.
+    // One process of the tree ignores SIGTERM.
     assert!(end.took >= Duration::from_millis(5700) && end.took < Duration::from_secs(9), "{:?}", end.took);
 
     let mut job = bench.shell("echo; sleep 0.2; echo; exec sleep 1000");
@@ -168,7 +168,7 @@ async fn limits_of_time_and_silence_end_a_step() {
 #[tokio::test]
 async fn a_stopped_step_may_clean_up_and_is_killed_if_it_does_not_end() {
     let mut bench = Bench::new();
-    // The shell ends at once, and what it started in another session still has its time.
+    // The shell ends at once; what it started in another session still gets its time.
     let job = bench
         .shell("setsid sh -c 'trap \"sleep 0.3; echo clean; exit\" TERM; echo; while :; do sleep 0.1; done' & wait");
     bench.runner.run(job.clone());
@@ -200,7 +200,7 @@ async fn a_stopped_step_may_clean_up_and_is_killed_if_it_does_not_end() {
 #[tokio::test]
 async fn what_a_step_leaves_behind_ends_with_it() {
     let mut bench = Bench::new();
-    // They hold the output's pipe, and nobody waits for them to close it.
+    // They hold the pipe of the output, and nobody waits for them to close it.
     let end = bench.run(bench.shell(&format!("{TREE} sleep 0.2; echo done; exit 4"))).await;
     assert_eq!((end.state, end.log.as_slice()), (StepState::Exited(4), b"done\n".as_slice()));
     assert!(end.took < Duration::from_secs(5), "{:?}", end.took);
@@ -225,7 +225,7 @@ async fn the_end_of_the_lease_kills_at_once() {
     let job = bench.shell(&format!("{TREE} sleep 1000"));
     bench.runner.run(job.clone());
     bench.until_alive(TREE_SIZE).await;
-    // Put off, a step goes on.
+    // If the deadline is moved, a step goes on.
     bench.runner.set_deadline(Some(clock::now() + Duration::from_millis(400)));
     bench.runner.set_deadline(Some(clock::now() + Duration::from_millis(900)));
     let began = clock::now();
@@ -247,7 +247,7 @@ async fn a_step_whose_supervisor_was_killed_is_lost() {
     bench.runner.run(job.clone());
     let pids = bench.until_alive(TREE_SIZE).await;
     let supervisor = ancestor(pids[0], "rouse-step").expect("it has one");
-    signal(supervisor, libc::SIGKILL);
+    signal(supervisor, Signal::KILL);
     let end = bench.end(&job).await;
     assert_eq!(end.state, StepState::Lost("its supervisor was killed".into()));
     assert_eq!(bench.run(bench.shell("exit 0")).await.state, StepState::Exited(0));
@@ -259,7 +259,7 @@ async fn a_supervisor_that_is_frozen_at_the_leases_end_is_killed() {
     let job = bench.shell(&format!("{TREE} sleep 1000"));
     bench.runner.run(job.clone());
     let pids = bench.until_alive(TREE_SIZE).await;
-    signal(ancestor(pids[0], "rouse-step").expect("it has one"), libc::SIGSTOP);
+    signal(ancestor(pids[0], "rouse-step").expect("it has one"), Signal::STOP);
     bench.runner.set_deadline(Some(clock::now() + Duration::from_millis(100)));
     assert!(matches!(bench.end(&job).await.state, StepState::Lost(_)));
 }
@@ -272,10 +272,10 @@ async fn steps_of_a_killed_zygote_are_lost_and_another_takes_over() {
         bench.runner.run(job.clone());
         let pids = bench.until_alive(TREE_SIZE).await;
         let supervisor = ancestor(pids[0], "rouse-step").expect("it has one");
-        signal(ancestor(supervisor, "rouse-zygote").expect("it has one"), libc::SIGKILL);
+        signal(ancestor(supervisor, "rouse-zygote").expect("it has one"), Signal::KILL);
         if with_supervisor {
-            // SAFETY: no memory is involved. It may be gone already.
-            unsafe { libc::kill(supervisor, libc::SIGKILL) };
+            // It may be gone already.
+            let _ = kill_process(Pid::from_raw(supervisor).expect("a pid"), Signal::KILL);
         }
         let end = bench.end(&job).await;
         assert!(matches!(&end.state, StepState::Lost(why) if why.contains("the process that starts steps")), "{end:?}");
@@ -300,7 +300,7 @@ async fn steps_run_as_another_user() {
     assert!(log.starts_with("nobody\nnogroup\n") || log.starts_with("nobody\nnobody\n"), "{log}");
     assert!(log.ends_with("kept\n"), "{log}");
 
-    // Its processes are ended like others.
+    // Its processes are killed like any others.
     let mut job = bench.shell(&format!("{TREE} sleep 0.2"));
     job.run_as = Some("nobody".into());
     assert_eq!(bench.run(job).await.state, StepState::Exited(0));

@@ -1,9 +1,11 @@
-//! Steps when something befalls the agent itself, which here is a process of its own: this test program, started again.
+//! Steps when the agent itself dies, freezes or is signalled. The agent is this test program, started as another
+//! process.
 
 mod support;
 
 use rouse_agent::clock;
 use rouse_agent::runner::{Runner, StepEvent, wait_for_leftovers};
+use rustix::process::Signal;
 use std::fs;
 use std::io::{BufRead, BufReader, Lines};
 use std::path::Path;
@@ -17,7 +19,7 @@ const TREE: &str =
 const TREE_SIZE: usize = 5;
 const LOCK: &str = ".supervisors.lock";
 
-/// Not a test by itself: the agent of the other tests. Runs one step and says what becomes of it.
+/// Not a test by itself: the agent of the other tests. Runs one step and prints its events.
 #[test]
 fn agent() {
     let Ok(script) = std::env::var("TEST_AGENT_SCRIPT") else { return };
@@ -35,7 +37,7 @@ fn agent() {
         runner.run(job.clone());
         while let Some(update) = updates.recv().await {
             if let StepEvent::Ended { .. } = update.event {
-                // The stream of a step is closed before its end is told.
+                // The stream of a step is closed before its end is reported.
                 opened.push(descriptors());
                 times -= 1;
                 if times > 0 {
@@ -112,8 +114,8 @@ async fn nothing_outlives_a_killed_agent() {
     let lock = agent.dir.path().join(LOCK);
     assert!(!wait_for_leftovers(&lock, Duration::ZERO).expect("looked"));
 
-    signal(agent.pid(), libc::SIGKILL);
-    // The next life of the agent waits for exactly this.
+    signal(agent.pid(), Signal::KILL);
+    // The next agent waits for exactly this.
     assert!(wait_for_leftovers(&lock, Duration::from_secs(10)).expect("looked"));
     assert_eq!(alive(&agent.mark), [] as [i32; 0]);
     for pid in [supervisor, zygote] {
@@ -126,8 +128,8 @@ async fn nothing_outlives_a_killed_agent() {
 async fn nothing_outlives_an_agent_and_a_supervisor_killed_together() {
     let agent = Agent::start(&format!("{TREE} sleep 1000"), &[]);
     let pids = agent.until_alive().await;
-    signal(ancestor(pids[0], "rouse-step").expect("it has one"), libc::SIGKILL);
-    signal(agent.pid(), libc::SIGKILL);
+    signal(ancestor(pids[0], "rouse-step").expect("it has one"), Signal::KILL);
+    signal(agent.pid(), Signal::KILL);
     agent.until_gone().await;
 }
 
@@ -137,7 +139,7 @@ async fn the_lease_of_a_frozen_agent_ends_its_steps() {
         Agent::start(&format!("{TREE} trap : TERM; while :; do sleep 1000; done"), &[("TEST_AGENT_LEASE", "2000")]);
     let started = clock::now();
     agent.until_alive().await;
-    signal(agent.pid(), libc::SIGSTOP);
+    signal(agent.pid(), Signal::STOP);
     agent.until_gone().await;
     let took = clock::now().since(started);
     assert!(took >= Duration::from_millis(1900) && took < Duration::from_secs(6), "{took:?}");
@@ -160,7 +162,7 @@ async fn signals_to_the_whole_group_end_no_step() {
     let supervisor = ancestor(pids[0], "rouse-step").expect("it has one");
     let zygote = ancestor(supervisor, "rouse-zygote").expect("it has one");
     for pid in [supervisor, zygote] {
-        for number in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP] {
+        for number in [Signal::TERM, Signal::INT, Signal::HUP] {
             signal(pid, number);
         }
     }

@@ -101,7 +101,7 @@ pub fn run(source: Option<&Path>) -> Result<bool, Failure> {
 fn make_dir() -> Result<PathBuf, Failure> {
     let mut raw = [0_u8; 6];
     getrandom::fill(&mut raw).map_err(|e| Failure::new("cannot draw random numbers", &e))?;
-    let name: String = raw.iter().map(|byte| format!("{byte:02x}")).collect();
+    let name = hex::encode(raw);
     let dir = std::env::temp_dir().join(format!("rouse-demo-{name}"));
     DirBuilder::new().mode(0o711).create(&dir).map_err(|e| Failure::new(dir.display(), &e))?;
     Ok(dir)

@@ -3,6 +3,7 @@
 //! A chunk that comes twice changes nothing; one that does not join on to what is there is dropped and the missing
 //! bytes are asked for again. File names are made of numbers of ours alone, never of what a peer sent.
 
+use crate::sync::lock;
 use rouse_shared::message::LogChunk;
 use rouse_shared::{AttemptId, WorkerName};
 use std::collections::HashMap;
@@ -11,7 +12,7 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, FileExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use tokio::sync::watch;
 
 /// What became of a chunk.
@@ -49,11 +50,6 @@ struct Step {
     /// Open once there is something to write.
     file: Mutex<Option<File>>,
     length: watch::Sender<u64>,
-}
-
-fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    // What is guarded is valid after every statement.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Logs {
@@ -96,23 +92,23 @@ impl Logs {
     /// Takes chunks of this attempt from this worker from now on.
     pub fn open(&self, attempt: AttemptId, worker: WorkerName) {
         let fresh = || Arc::new(Attempt { worker, steps: Mutex::default() });
-        locked(&self.inner.open).entry(attempt).or_insert_with(fresh);
+        lock(&self.inner.open).entry(attempt).or_insert_with(fresh);
     }
 
     /// Takes no more chunks of this attempt.
     pub fn close(&self, attempt: AttemptId) {
-        locked(&self.inner.open).remove(&attempt);
-        locked(&self.inner.expected).remove(&attempt);
+        lock(&self.inner.open).remove(&attempt);
+        lock(&self.inner.expected).remove(&attempt);
     }
 
     /// The attempt has ended and its logs should have these lengths, a step each: [`Logs::became_whole`] tells when.
     pub fn expect(&self, attempt: AttemptId, lengths: Vec<u64>) {
-        locked(&self.inner.expected).insert(attempt, lengths);
+        lock(&self.inner.expected).insert(attempt, lengths);
     }
 
     /// Whether an attempt's logs have the lengths that are expected of them; true once.
     pub fn became_whole(&self, attempt: AttemptId) -> bool {
-        let mut expected = locked(&self.inner.expected);
+        let mut expected = lock(&self.inner.expected);
         let whole = expected.get(&attempt).is_some_and(|lengths| self.missing(attempt, lengths).is_none());
         whole && expected.remove(&attempt).is_some()
     }
@@ -124,7 +120,7 @@ impl Logs {
 
     /// How many bytes of a step's log are there; changes as chunks are written. Once the attempt is closed it stays.
     pub fn watch(&self, attempt: AttemptId, step: u32) -> watch::Receiver<u64> {
-        let known = locked(&self.inner.open).get(&attempt).cloned();
+        let known = lock(&self.inner.open).get(&attempt).cloned();
         match known {
             Some(known) => self.step(attempt, &known, step).length.subscribe(),
             None => watch::channel(self.length_on_disk(attempt, step)).1,
@@ -141,7 +137,7 @@ impl Logs {
             let (length, _) = watch::channel(self.length_on_disk(id, number));
             Arc::new(Step { file: Mutex::default(), length })
         };
-        locked(&attempt.steps).entry(number).or_insert_with(fresh).clone()
+        lock(&attempt.steps).entry(number).or_insert_with(fresh).clone()
     }
 
     /// Writes one chunk that this worker sent. Blocks for as long as the disk takes.
@@ -149,7 +145,7 @@ impl Logs {
     /// # Errors
     /// Where the disk does not take it: the chunk must not be acknowledged.
     pub fn write(&self, worker: &WorkerName, chunk: &LogChunk) -> io::Result<Written> {
-        let known = locked(&self.inner.open).get(&chunk.attempt).cloned();
+        let known = lock(&self.inner.open).get(&chunk.attempt).cloned();
         let unexpected = || {
             self.inner.unexpected.fetch_add(1, Ordering::Relaxed);
             Ok(Written::Unexpected)
@@ -161,7 +157,7 @@ impl Logs {
         }
         let step = self.step(chunk.attempt, &known, chunk.step);
         // Held until the length says what was written: two writers at once would each think the other's bytes missing.
-        let mut file = locked(&step.file);
+        let mut file = lock(&step.file);
         let there = *step.length.borrow();
         if chunk.offset > there {
             return Ok(Written::Gap(there));

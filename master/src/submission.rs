@@ -1,12 +1,15 @@
 //! Builds as people submit them: `build.toml`, JSON over HTTP, JSON or MessagePack in the inbox. One shape, one check.
 
 #[cfg(test)]
+pub(crate) mod schema_tests;
+#[cfg(test)]
 mod tests;
 
 use crate::api::{MAX_NAME, MAX_RETRIES, Submission, SubmittedStep};
-use crate::config::duration::{self, LONGEST};
+use crate::config::shorten;
 use crate::core::build::{BuildSpec, Requirement};
 use rouse_shared::WorkerName;
+use rouse_shared::duration::{self, LONGEST};
 use rouse_shared::limits::{MAX_MESSAGE, MAX_STEPS};
 use rouse_shared::message::Step;
 use serde::de::Deserializer;
@@ -111,8 +114,7 @@ pub fn from_msgpack(bytes: &[u8]) -> Result<BuildSpec, Invalid> {
 
 /// The JSON object that [`from_json`] reads as this build: what a command sends.
 pub fn to_json(spec: &BuildSpec) -> serde_json::Value {
-    // Times of builds are whole seconds, since nothing else can be written.
-    let seconds = |ms: Option<u64>| ms.map(|ms| ms.div_ceil(1000));
+    let limit = |ms: Option<u64>| ms.map(|ms| duration::exact(Duration::from_millis(ms)));
     let (worker, r#where) = match &spec.requirement {
         Requirement::Worker(name) => (Some(name), None),
         Requirement::Where(properties) => (None, Some(properties)),
@@ -120,12 +122,12 @@ pub fn to_json(spec: &BuildSpec) -> serde_json::Value {
     let step = |step: &Step| {
         serde_json::json!({
             "name": step.name, "run": step.run, "workdir": step.workdir, "env": step.env, "always": step.always,
-            "timeout": seconds(step.timeout_ms), "silence": seconds(step.silence_ms),
+            "timeout": limit(step.timeout_ms), "silence": limit(step.silence_ms),
         })
     };
     serde_json::json!({
         "name": spec.name, "worker": worker, "where": r#where, "priority": spec.priority, "retries": spec.retries,
-        "timeout": seconds(spec.timeout_ms), "env": spec.env, "step": spec.steps.iter().map(step).collect::<Vec<_>>(),
+        "timeout": limit(spec.timeout_ms), "env": spec.env, "step": spec.steps.iter().map(step).collect::<Vec<_>>(),
     })
 }
 
@@ -143,7 +145,7 @@ fn read<'de, D: Deserializer<'de>>(document: D) -> (Submission, Option<(String, 
         Err(error) => {
             let path = error.path().to_string();
             // A path that got lost, or that goes to the whole, is written with a dot or a question mark.
-            let path = duration::shorten(&one_line(&path));
+            let path = shorten(&one_line(&path));
             let field = if path.is_empty() || path.starts_with(['.', '?']) { "build".to_owned() } else { path };
             (Submission::default(), Some((field, error.into_inner())))
         }
@@ -266,11 +268,11 @@ fn check_workdir(field: &str, workdir: &str) -> Result<(), Invalid> {
 fn check_env(field: &str, env: &BTreeMap<String, String>) -> Result<(), Invalid> {
     for (name, value) in env {
         if name.is_empty() || name.contains(['=', '\0']) {
-            let shown = duration::shorten(name);
+            let shown = shorten(name);
             return invalid(field, format!("{shown:?} cannot name a variable: not empty, no '=', no NUL character"));
         }
         if value.contains('\0') {
-            return invalid(format!("{field}.{}", duration::shorten(name)), "must not contain a NUL character");
+            return invalid(format!("{field}.{}", shorten(name)), "must not contain a NUL character");
         }
     }
     Ok(())
@@ -279,7 +281,9 @@ fn check_env(field: &str, env: &BTreeMap<String, String>) -> Result<(), Invalid>
 /// Milliseconds of a limit.
 fn check_time(field: &str, time: Option<Duration>) -> Result<Option<u64>, Invalid> {
     match time {
-        Some(Duration::ZERO) => invalid(field, "must be at least 1 s; for no limit leave it out"),
+        Some(time) if time < Duration::from_secs(1) => {
+            invalid(field, "must be at least 1 s; for no limit leave it out")
+        }
         Some(time) if time > LONGEST => invalid(field, "is longer than ten years, the most that is taken"),
         Some(time) => Ok(u64::try_from(time.as_millis()).ok()),
         None => Ok(None),

@@ -1,32 +1,32 @@
-//! Boot data: what a host is told at its birth, beside what its image knows; and the forms in which it gets there.
+//! Boot data: what a host is given at its start in addition to its image, and the forms in which it is handed over.
 //!
-//! They are TOML. A file or qemu's fw_cfg holds them as they are. In user data they stand in a block of comment
-//! lines ([`comment_block`]). In the firmware's tables they are strings of base64 ([`oem_strings`]).
+//! Boot data are TOML. A file or QEMU's fw_cfg device holds them as they are. In user data they are a block of comment
+//! lines ([`comment_block`]). In the tables of the firmware they are base64 strings ([`oem_strings`]).
 
 use crate::ids::{HostId, WorkerName};
 use crate::limits::MAX_BOOT_DATA;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use serde::{Deserialize, Serialize};
-use std::fmt;
+use thiserror::Error;
 
-/// What the master gives to a latent host: who it is, whom to call, and the token that lets it in once.
+/// What the master gives a latent host: its identity, the broker's address, and a token that is valid for one login.
 ///
-/// Written as TOML. Unknown keys are ignored, since an old image may meet a newer master.
+/// Written as TOML. Unknown keys are ignored, because an old image may meet a newer master.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BootData {
     /// The worker that the host is for.
     pub name: WorkerName,
-    /// The host, as its master calls it.
+    /// The id that the master has given the host.
     pub host: HostId,
     /// Where the agent reaches the broker: `amqp://` or `amqps://`, without user and password.
     pub broker: String,
-    /// PEM certificates that the broker's is signed by, where it is not a public authority.
+    /// PEM certificates of the authority that signed the broker's certificate, unless it is a public one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca: Option<String>,
     /// The one-time password of this host.
     pub token: String,
-    /// What the agent gives as its host identity, where the machine has none of its own (a local process).
+    /// What the agent reports as its host identity if the machine has none of its own (a local process).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub identity: Option<String>,
     /// Seconds after which a host that never attached powers itself off.
@@ -34,7 +34,7 @@ pub struct BootData {
     pub power_off_after: Option<u64>,
 }
 
-/// Without the token: boot data end up in logs.
+/// Leaves out the token, because boot data end up in logs.
 impl std::fmt::Debug for BootData {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("BootData")
@@ -50,7 +50,7 @@ const BEGIN: &str = "# -----BEGIN ROUSE BOOT DATA-----";
 /// The last line of it.
 const END: &str = "# -----END ROUSE BOOT DATA-----";
 
-/// Boot data (their TOML) as a block of comment lines, so that nothing else that reads the user data takes it for its own.
+/// The boot data `toml` as a block of comment lines, which every other reader of user data ignores.
 pub fn comment_block(toml: &str) -> String {
     let mut block = format!("{BEGIN}\n");
     for line in toml.lines() {
@@ -63,12 +63,12 @@ pub fn comment_block(toml: &str) -> String {
     block
 }
 
-/// Whether a [`comment_block`] begins in the text, whole or not.
+/// Whether a [`comment_block`] begins in the text, complete or not.
 pub fn block_begins(text: &str) -> bool {
     text.lines().any(|line| line.trim_end_matches('\r') == BEGIN)
 }
 
-/// The TOML in the first whole [`comment_block`] of a text, whatever stands around it.
+/// The TOML in the first complete [`comment_block`] of a text; everything around it is ignored.
 pub fn find_block(text: &str) -> Option<String> {
     let mut lines = text.lines().map(|line| line.trim_end_matches('\r'));
     lines.find(|line| *line == BEGIN)?;
@@ -83,45 +83,36 @@ pub fn find_block(text: &str) -> Option<String> {
     None
 }
 
-/// Name of the entry of qemu's fw_cfg device that holds boot data.
+/// Name of the entry of QEMU's fw_cfg device that holds boot data.
 pub const FW_CFG: &str = "opt/rouse/boot";
 
-/// What the firmware's strings begin with.
+/// Prefix of the firmware strings that hold boot data.
 const OEM_PREFIX: &str = "rouse.boot:";
-/// Base64 digits in one string: some firmware copies strings through buffers, and none of those is smaller.
+/// Base64 digits in one string: some firmware copies strings through buffers, none of which is smaller.
 const OEM_DIGITS: usize = 1_000;
-/// Strings that one structure of the firmware's table can number.
+/// Number of strings that one structure of a firmware table can hold.
 const OEM_STRINGS: usize = 255;
 
-/// Why something that bears boot data does not hold them whole.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum FormError {
-    /// A string of the firmware's is neither whole nor a numbered piece.
+/// Why firmware strings do not hold complete boot data.
+#[derive(Clone, PartialEq, Eq, Debug, Error)]
+pub enum BootDataError {
+    /// A firmware string is neither complete nor a numbered piece.
+    #[error("a firmware string that begins with {prefix:?} is neither complete nor numbered", prefix = OEM_PREFIX)]
     BadString,
-    /// Pieces are missing or do not agree: how many there are, and of how many.
+    /// Pieces are missing or contradict each other: how many were found, of how many.
+    #[error("boot data are in {1} pieces, of which {0} were found to fit together")]
     Pieces(usize, usize),
     /// Not base64, or not text.
+    #[error("boot data are not base64 text")]
     BadBase64,
     /// Longer than [`MAX_BOOT_DATA`].
+    #[error("boot data are longer than {limit} bytes", limit = MAX_BOOT_DATA)]
     TooLong,
 }
 
-impl fmt::Display for FormError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::BadString => write!(f, "a string that begins with {OEM_PREFIX:?} is neither whole nor numbered"),
-            Self::Pieces(found, of) => write!(f, "the boot data are in {of} pieces and {found} of them fit together"),
-            Self::BadBase64 => f.write_str("the boot data are not text in base64"),
-            Self::TooLong => write!(f, "the boot data are longer than {MAX_BOOT_DATA} bytes"),
-        }
-    }
-}
-
-impl std::error::Error for FormError {}
-
-/// The boot data `toml` as strings for the firmware's table (SMBIOS type 11), at most 255 where they are no longer than
-/// [`MAX_BOOT_DATA`]. A short text is one string; a longer one is numbered, so that the strings may stand in any order
-/// and among others.
+/// The boot data `toml` as strings for a firmware table (SMBIOS type 11): at most 255 if they are no longer than
+/// [`MAX_BOOT_DATA`]. A short text is one string. The pieces of a longer one are numbered, so that they may appear in
+/// any order and among other strings.
 pub fn oem_strings(toml: &str) -> Vec<String> {
     let digits = BASE64.encode(toml);
     if digits.len() <= OEM_DIGITS {
@@ -132,30 +123,31 @@ pub fn oem_strings(toml: &str) -> Vec<String> {
     pieces.enumerate().map(|(n, piece)| format!("{OEM_PREFIX}{}/{of}:{piece}", n + 1)).collect()
 }
 
-/// The boot data's TOML in the firmware's strings; others among them are passed over. `None` where none is ours.
+/// The TOML of the boot data in firmware strings. Strings without the prefix are ignored; `None` if there are no
+/// others.
 ///
 /// # Errors
-/// Where some are ours and do not make a whole.
-pub fn from_oem_strings<'a>(strings: impl IntoIterator<Item = &'a str>) -> Result<Option<String>, FormError> {
+/// If the strings with the prefix are not complete boot data.
+pub fn from_oem_strings<'a>(strings: impl IntoIterator<Item = &'a str>) -> Result<Option<String>, BootDataError> {
     let mut pieces: Vec<Option<&str>> = Vec::new();
     for text in strings.into_iter().filter_map(|text| text.strip_prefix(OEM_PREFIX)) {
         let (number, of, piece) = match text.split_once(':') {
             None => (1, 1, text),
             Some((place, piece)) => {
-                let (number, of) = place.split_once('/').ok_or(FormError::BadString)?;
-                let count = |text: &str| text.parse::<usize>().map_err(|_| FormError::BadString);
+                let (number, of) = place.split_once('/').ok_or(BootDataError::BadString)?;
+                let count = |text: &str| text.parse::<usize>().map_err(|_| BootDataError::BadString);
                 (count(number)?, count(of)?, piece)
             }
         };
         if of == 0 || of > OEM_STRINGS || number == 0 || number > of {
-            return Err(FormError::BadString);
+            return Err(BootDataError::BadString);
         }
         if pieces.is_empty() {
             pieces.resize(of, None);
         }
         let found = pieces.iter().flatten().count();
         if pieces.len() != of || pieces[number - 1].is_some_and(|before| before != piece) {
-            return Err(FormError::Pieces(found, of));
+            return Err(BootDataError::Pieces(found, of));
         }
         pieces[number - 1] = Some(piece);
     }
@@ -164,14 +156,14 @@ pub fn from_oem_strings<'a>(strings: impl IntoIterator<Item = &'a str>) -> Resul
     }
     let found = pieces.iter().flatten().count();
     if found < pieces.len() {
-        return Err(FormError::Pieces(found, pieces.len()));
+        return Err(BootDataError::Pieces(found, pieces.len()));
     }
     let digits: String = pieces.into_iter().flatten().collect();
     if digits.len() / 4 * 3 > MAX_BOOT_DATA {
-        return Err(FormError::TooLong);
+        return Err(BootDataError::TooLong);
     }
-    let bytes = BASE64.decode(digits).map_err(|_| FormError::BadBase64)?;
-    String::from_utf8(bytes).map(Some).map_err(|_| FormError::BadBase64)
+    let bytes = BASE64.decode(digits).map_err(|_| BootDataError::BadBase64)?;
+    String::from_utf8(bytes).map(Some).map_err(|_| BootDataError::BadBase64)
 }
 
 #[cfg(test)]

@@ -3,33 +3,17 @@
 use crate::limits::{MAX_DEPTH, MAX_MESSAGE};
 use serde::Serialize;
 use serde::de::{DeserializeOwned, IgnoredAny};
-use std::fmt;
+use thiserror::Error;
 
 /// Why bytes are not a message.
-#[derive(Debug)]
+#[derive(Debug, Error)]
 pub enum DecodeError {
-    /// More bytes than [`MAX_MESSAGE`]; how many.
+    /// More bytes than [`MAX_MESSAGE`]: this many.
+    #[error("the message has {0} bytes, more than the limit of {limit}", limit = MAX_MESSAGE)]
     TooLarge(usize),
-    /// Not MessagePack, not of a known kind, or a field is missing or of another type.
-    Malformed(rmp_serde::decode::Error),
-}
-
-impl fmt::Display for DecodeError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::TooLarge(size) => write!(f, "the message has {size} bytes, more than {MAX_MESSAGE}"),
-            Self::Malformed(_) => f.write_str("the message is malformed or of an unknown kind"),
-        }
-    }
-}
-
-impl std::error::Error for DecodeError {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        match self {
-            Self::TooLarge(_) => None,
-            Self::Malformed(error) => Some(error),
-        }
-    }
+    /// Not MessagePack, a kind of message that is not known, or a field that is missing or of another type.
+    #[error("the message is malformed or of an unknown kind")]
+    Malformed(#[source] rmp_serde::decode::Error),
 }
 
 /// The bytes of a message.
@@ -43,7 +27,7 @@ pub fn encode<T: Serialize>(message: &T) -> Vec<u8> {
 /// The message in `bytes`.
 ///
 /// # Errors
-/// Where there are too many bytes, or they are no message of a known kind.
+/// If there are too many bytes, or they are not a message of a known kind.
 pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, DecodeError> {
     if bytes.len() > MAX_MESSAGE {
         return Err(DecodeError::TooLarge(bytes.len()));
@@ -51,7 +35,7 @@ pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, DecodeError> {
     nested(bytes).map_err(DecodeError::Malformed)
 }
 
-/// Whether `bytes` begin with a MessagePack value: tells garbage from a message of a kind that is not known.
+/// Whether `bytes` begin with a MessagePack value: a message of an unknown kind does, garbage does not.
 pub fn is_messagepack(bytes: &[u8]) -> bool {
     nested::<IgnoredAny>(bytes).is_ok()
 }
@@ -72,7 +56,7 @@ mod tests {
     fn deep_nesting_is_an_error_and_not_a_crash() {
         let deep = vec![0x91; MAX_MESSAGE];
         assert!(decode::<ToMaster>(&deep).is_err() && !is_messagepack(&deep));
-        // Also where it hides in a field that nobody knows.
+        // Also if it hides in an unknown field.
         let mut hidden = vec![0x81, 0xa9];
         hidden.extend(b"Heartbeat");
         hidden.extend([0x81, 0xa1, b'x']);

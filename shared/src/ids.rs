@@ -1,31 +1,24 @@
-//! Identifiers. Each is its own type, so that one cannot be taken for another.
+//! Identifiers. Each has its own type, so that they cannot be confused.
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
 use std::str::FromStr;
+use thiserror::Error;
 
-/// The name of a worker: a host name label (RFC 1123), since DHCP hands it out and routing keys are built from it.
+/// The name of a worker: a host name label (RFC 1123), because DHCP hands it out and routing keys are built from it.
 ///
 /// 1 to 63 characters of `a-z`, `0-9` and `-`, neither beginning nor ending with `-`.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct WorkerName(String);
 
-/// Why a text is not the name of a worker.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct InvalidName(String);
-
-impl fmt::Display for InvalidName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Cut: what is refused may be as long as its sender liked.
-        let shown: String = self.0.chars().take(80).collect();
-        write!(
-            f,
-            "{shown:?} is not a worker name: 1 to 63 characters of a-z, 0-9 and '-', not beginning or ending with '-'"
-        )
-    }
-}
-
-impl std::error::Error for InvalidName {}
+/// A text that is not the name of a worker.
+#[derive(Clone, PartialEq, Eq, Debug, Error)]
+#[error(
+    "{start:?} is not a worker name: 1 to 63 characters of a-z, 0-9 and '-', not beginning or ending with '-'",
+    // The text may be as long as its sender liked.
+    start = .0.chars().take(80).collect::<String>()
+)]
+pub struct WorkerNameError(String);
 
 impl WorkerName {
     /// The name as text.
@@ -35,14 +28,14 @@ impl WorkerName {
 }
 
 impl FromStr for WorkerName {
-    type Err = InvalidName;
+    type Err = WorkerNameError;
 
-    fn from_str(text: &str) -> Result<Self, InvalidName> {
+    fn from_str(text: &str) -> Result<Self, WorkerNameError> {
         let fits = (1..=63).contains(&text.len())
             && text.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-'))
             && !text.starts_with('-')
             && !text.ends_with('-');
-        if fits { Ok(Self(text.to_owned())) } else { Err(InvalidName(text.to_owned())) }
+        if fits { Ok(Self(text.to_owned())) } else { Err(WorkerNameError(text.to_owned())) }
     }
 }
 
@@ -64,7 +57,7 @@ impl<'de> Deserialize<'de> for WorkerName {
     }
 }
 
-/// A build, numbered by its master from 1 in the order of acceptance.
+/// A build. Its master numbers builds from 1, in the order in which it accepts them.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 pub struct BuildId(pub u64);
 
@@ -82,12 +75,12 @@ impl FromStr for BuildId {
     }
 }
 
-/// One try to run a build: the build and the number of the try, from 1. Written `12.1`.
+/// One attempt to run a build. Written `12.1`: the build and the number of the attempt.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 pub struct AttemptId {
-    /// The build.
+    /// The build that is run.
     pub build: BuildId,
-    /// Which try, from 1.
+    /// Counts the build's attempts from 1.
     pub number: u32,
 }
 
@@ -119,7 +112,8 @@ macro_rules! opaque_id {
 }
 
 opaque_id! {
-    /// One host, from the order to start it until its provider says that it is gone: `h` and 16 hexadecimal digits.
+    /// One host, from the request to start it until its provider reports that it is gone: `h` and 16 hexadecimal
+    /// digits.
     HostId
 }
 opaque_id! {
@@ -127,11 +121,11 @@ opaque_id! {
     SessionId
 }
 opaque_id! {
-    /// The generated half of a master's ownership, beside its name: 32 hexadecimal digits, made once for a state directory.
+    /// Identifies a master together with its name: 32 hexadecimal digits, generated once for each state directory.
     MasterId
 }
 opaque_id! {
-    /// Drawn by an agent at its start: tells one life of an agent from the next. 32 hexadecimal digits.
+    /// Identifies one run of the agent program, which draws it at its start: 32 hexadecimal digits.
     Nonce
 }
 

@@ -1,15 +1,22 @@
-//! The wire between the master and its agents: ids, messages, codec, names on the broker, bounds.
+//! The protocol between the master and its agents: ids, messages, codec, names on the broker, limits. And what both
+//! parse and print alike: broker URLs, durations, secrets, chains of errors.
 //!
-//! Pure: no I/O, no clock, no runtime. Agents live in old machine images, so everything here only ever grows: new
-//! fields have defaults, unknown fields are ignored, an unknown kind of message is dropped by its receiver.
+//! Pure: no I/O, no clock, no runtime. Agents live in old machine images, so the protocol only ever grows; [`message`]
+//! says how.
 
 pub mod boot;
+pub mod broker_url;
 pub mod codec;
+pub mod duration;
+pub mod error;
 pub mod ids;
 pub mod limits;
 pub mod message;
 pub mod names;
+mod secret;
 pub mod time;
 
+pub use broker_url::BrokerUrl;
 pub use ids::{AttemptId, BuildId, HostId, MasterId, Nonce, SessionId, WorkerName};
+pub use secret::Secret;
 pub use time::Timestamp;

@@ -1,61 +1,78 @@
-//! What agents and master say to each other.
+//! The messages between agents and master.
 //!
-//! Everything is repeatable: a report is a whole picture of its attempt and the newest revision counts, an order for an
-//! attempt that is known changes nothing. So a message that is lost, late or doubled does no harm, and what was lost is
-//! said again at the next heartbeat or hello.
+//! Every message can be repeated: a report is a snapshot of its whole attempt, of which the newest revision counts, and
+//! a request to run an attempt that is already known changes nothing. A message that is lost, late or delivered twice
+//! does no harm, and what was lost is sent again with the next heartbeat or hello.
+//!
+//! # Changing the messages
+//! Agents live in machine images for years, so a master talks to agents of every earlier version. Therefore:
+//!
+//! * A new field has `#[serde(default)]`, and its default means what its absence has always meant. A receiver ignores
+//!   fields that it does not know.
+//! * A new variant of [`ToAgent`] or [`ToMaster`] is dropped by a receiver that does not know it: an older agent logs
+//!   the message and goes on. So its sender must not depend on an answer unless [`Hello::version`] says that there will
+//!   be one.
+//! * A new variant of an enum within a message ([`StepState`], [`Outcome`], [`CloudNotice`]) makes an older receiver
+//!   drop the whole message. Agents may send it only once every supported master knows it.
+//! * A field or a variant is never renamed or removed, and never changes its type or meaning. Anything else needs a
+//!   higher [`crate::limits::PROTOCOL`]; a master refuses a hello whose version it does not speak, with a reason for
+//!   people.
+//! * Add the message to `tests/tests/wire.rs` and record its bytes: `ROUSE_ACCEPT=1 cargo test -p rouse-tests --test
+//!   wire`.
 
 use crate::ids::{AttemptId, MasterId, Nonce, SessionId};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-/// From an agent to the master, under `<worker>.control`. The broker vouches for the worker's name (`user_id`).
+/// From an agent to the master, with the routing key `<worker>.control`. The broker has checked the worker's name
+/// (`user_id`).
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub enum ToMaster {
     /// The first message of each connection.
     Hello(Box<Hello>),
-    /// At each keepalive interval.
+    /// Sent at each keepalive interval.
     Heartbeat(Heartbeat),
-    /// Whenever an attempt moves on, and again with each heartbeat until its end is settled.
+    /// Sent whenever the state of an attempt changes, and again with each heartbeat from its end until it is settled.
     Report(Box<Report>),
-    /// Nothing runs here and nothing will: the answer to [`ToAgent::Drain`].
+    /// The answer to [`ToAgent::Drain`]: nothing runs here, and nothing will.
     Drained {
         /// The session that is drained.
         session: SessionId,
-        /// Which drain is answered.
+        /// The number from [`ToAgent::Drain`].
         drain: u64,
     },
-    /// The agent ends when its builds have ended (SIGTERM); nothing new may be sent.
+    /// The agent exits once its builds have ended (SIGTERM); it takes no new ones.
     Leaving {
-        /// The session that ends.
+        /// The session that is about to end.
         session: SessionId,
     },
-    /// The agent ends now; nothing of its builds runs.
+    /// The agent exits now, and none of its builds runs.
     Goodbye {
         /// The session that ends.
         session: SessionId,
     },
-    /// The cloud has told the machine about its end. Said at once, at each welcome and with each heartbeat.
+    /// The cloud has announced the end of the machine. Sent at once, after each welcome and with each heartbeat.
     Notice {
-        /// The session that will end.
+        /// The session that will end with the machine.
         session: SessionId,
-        /// What the cloud said, the newest and gravest.
+        /// The gravest notice so far; of equally grave ones the newest.
         notice: CloudNotice,
     },
 }
 
-/// What a cloud tells a machine about its end.
+/// A cloud's announcement that a machine will end.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum CloudNotice {
-    /// The cloud may take the machine back soon: EC2's rebalance recommendation. Nothing is certain.
+    /// The cloud may take the machine back soon: EC2's rebalance recommendation.
     Rebalance {
-        /// When the cloud said so, RFC 3339 in UTC as the cloud writes it.
+        /// Time of the notice, RFC 3339 in UTC as the cloud writes it.
         at: String,
     },
-    /// The cloud takes the machine back: EC2's spot interruption notice.
+    /// The cloud will take the machine back: EC2's spot interruption notice.
     Interruption {
-        /// What becomes of the machine, in the cloud's word: `terminate`, `stop` or `hibernate`.
+        /// What the cloud will do with the machine, in its own word: `terminate`, `stop` or `hibernate`.
         action: String,
-        /// When, RFC 3339 in UTC as the cloud writes it. For a machine that hibernates it may be now.
+        /// Time of the action, RFC 3339 in UTC as the cloud writes it. It may be now for a machine that hibernates.
         at: String,
     },
 }
@@ -65,88 +82,88 @@ pub enum CloudNotice {
 pub struct Hello {
     /// [`crate::limits::PROTOCOL`] of the agent.
     pub protocol: u16,
-    /// Version of the agent, as its package has it.
+    /// Version of the agent's package.
     pub version: String,
-    /// Which connection of this life of the agent, from 1: a late hello of an earlier one counts for nothing.
+    /// Counts the connections of this run of the agent from 1. The master ignores a late hello of an earlier one.
     pub connection: u64,
-    /// The agent's own queue for this connection.
+    /// Name of the agent's own queue for this connection.
     pub queue: String,
-    /// Host identity: `ec2:` and the instance id, `uuid:` and the UUID of the firmware or of OpenStack's metadata in lower
-    /// case, `machine:` and the machine id, or what the boot data say (a process host's id).
+    /// Host identity: `ec2:` and the instance id, `uuid:` and the UUID of the firmware or of OpenStack's metadata in
+    /// lower case, `machine:` and the machine id, or the identity from the boot data (a process host's id).
     pub identity: String,
-    /// This life of the agent.
+    /// This run of the agent.
     pub nonce: Nonce,
     /// The password that the agent connected with: the worker's, a boot token or a session secret. The broker has
-    /// checked it, perhaps from a cache; what must hold at once is checked here again.
+    /// checked it, but perhaps against a cached answer; the master checks again what must take effect at once.
     pub credential: String,
-    /// The master that the attempts below came from; of another master they count for nothing.
+    /// The master that requested the attempts below; any other master ignores them.
     #[serde(default)]
     pub master: Option<MasterId>,
     /// Attempts that run here, or have ended without being settled.
     #[serde(default)]
     pub attempts: Vec<AttemptReport>,
-    /// The machine.
+    /// Properties of the machine.
     #[serde(default)]
     pub facts: Facts,
-    /// Whether the agent ends when its builds have ended: nothing new may be sent.
+    /// Whether the agent exits once its builds have ended, and takes no new ones.
     #[serde(default)]
     pub leaving: bool,
-    /// What speaks for the machine being the one that it says it is.
+    /// Evidence of the machine's identity.
     #[serde(default)]
     pub proof: Proof,
 }
 
-/// What speaks for a machine being the one that it says it is. Whatever is not there is absent.
+/// Evidence that a machine is the one that it claims to be. What the machine does not have is absent.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Proof {
-    /// Whom the disk below the agent's work directory was first used for: the host of the boot data at the agent's first
-    /// start there, else that machine's host identity. Another host's: the disk is not fresh.
+    /// The first user of the disk that holds the agent's work directory: the host id of the boot data when an agent
+    /// first started there, or else the host identity of the machine. If it is another host's, the disk is not fresh.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disk: Option<String>,
-    /// EC2's instance identity document, as it is served (JSON).
+    /// EC2's instance identity document as EC2 serves it (JSON).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub document: Option<String>,
-    /// Its signature, as it is served at `/latest/dynamic/instance-identity/signature`: PKCS #1 v1.5 with SHA-256, base64.
+    /// Its signature as served at `/latest/dynamic/instance-identity/signature`: PKCS #1 v1.5 with SHA-256, base64.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signature: Option<String>,
-    /// The document with its signature, as served at `/latest/dynamic/instance-identity/rsa2048`: PKCS #7, base64.
+    /// The document with its signature as served at `/latest/dynamic/instance-identity/rsa2048`: PKCS #7, base64.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rsa2048: Option<String>,
 }
 
-/// What an agent's machine is.
+/// Properties of an agent's machine that do not change while it runs.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Facts {
-    /// Name of the operating system, as `uname` has it.
+    /// Name of the operating system, as `uname` prints it.
     #[serde(default)]
     pub os: String,
-    /// Architecture, as `uname -m` has it.
+    /// Architecture, as `uname -m` prints it.
     #[serde(default)]
     pub arch: String,
-    /// Host name.
+    /// The kernel's host name.
     #[serde(default)]
     pub hostname: String,
-    /// Processors.
+    /// Number of processors that the agent may use; 0 if unknown.
     #[serde(default)]
     pub cpus: u32,
-    /// Memory, bytes.
+    /// Main memory, bytes.
     #[serde(default)]
     pub memory: u64,
 }
 
-/// A sign of life, which asks for the lease to be renewed.
+/// Shows that the agent is alive, and asks for the lease to be renewed.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Heartbeat {
-    /// The session that lives.
+    /// The session whose lease is to be renewed.
     pub session: SessionId,
-    /// Counts from 1 in each session.
+    /// Counts the session's heartbeats from 1.
     pub seq: u64,
-    /// How the machine is.
+    /// Load, memory and disk of the machine at this moment.
     #[serde(default)]
     pub vitals: Vitals,
 }
 
-/// How a machine is, from sysinfo.
+/// Load, memory and disk of a machine.
 #[derive(Clone, Copy, PartialEq, Debug, Default, Serialize, Deserialize)]
 pub struct Vitals {
     /// Load average of one minute.
@@ -155,10 +172,10 @@ pub struct Vitals {
     /// Memory in use, bytes.
     #[serde(default)]
     pub memory_used: u64,
-    /// Memory, bytes.
+    /// Main memory, bytes.
     #[serde(default)]
     pub memory_total: u64,
-    /// Free space where builds run, bytes.
+    /// Free bytes, for a user without privileges, in the file system where builds run.
     #[serde(default)]
     pub disk_free: u64,
     /// Size of the file system where builds run, bytes.
@@ -166,45 +183,45 @@ pub struct Vitals {
     pub disk_total: u64,
 }
 
-/// The whole picture of one attempt, and the session that it runs in.
+/// A snapshot of one attempt, and the session that it runs in.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Report {
     /// The session that the attempt belongs to.
     pub session: SessionId,
-    /// The picture.
+    /// The snapshot.
     pub attempt: AttemptReport,
 }
 
-/// The whole picture of one attempt.
+/// A snapshot of one attempt.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct AttemptReport {
-    /// The attempt.
+    /// The attempt that is reported.
     pub attempt: AttemptId,
-    /// Grows with each change; an older picture counts for nothing.
+    /// Grows with each change. The master ignores a snapshot that is older than one that it has.
     pub revision: u32,
-    /// The steps that have begun, in their order. Steps that are passed over are listed as [`StepState::Skipped`].
+    /// The steps that have begun, in their order; a step that was not run is listed as [`StepState::Skipped`].
     #[serde(default)]
     pub steps: Vec<StepReport>,
-    /// How it ended; absent while it runs.
+    /// How the attempt ended; absent while it runs.
     #[serde(default)]
     pub outcome: Option<Outcome>,
 }
 
-/// How one step does.
+/// The progress of one step.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct StepReport {
     /// Running, or how it ended.
     pub state: StepState,
-    /// Milliseconds from the attempt's beginning on the host to the step's.
+    /// Milliseconds from the start of the attempt on the host to the start of the step.
     #[serde(default)]
     pub started_ms: u64,
-    /// Milliseconds that it ran, once it has ended.
+    /// How long the step ran, milliseconds; 0 until it has ended.
     #[serde(default)]
     pub took_ms: u64,
-    /// Bytes of its log that the agent sends, once it has ended. What was cut is not counted.
+    /// Bytes of the step's log that the agent sends, without what was cut; 0 until the step has ended.
     #[serde(default)]
     pub log_length: u64,
-    /// Bytes that the step printed past the limit of log size, and that were thrown away.
+    /// Bytes that the step printed beyond the maximum log size, and that were discarded.
     #[serde(default)]
     pub log_cut: u64,
 }
@@ -212,23 +229,23 @@ pub struct StepReport {
 /// Running, or how a step ended.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum StepState {
-    /// Its command runs.
+    /// The command is running.
     Running,
-    /// It ended by itself, with this exit code.
+    /// The command exited with this code.
     Exited(i32),
-    /// A signal ended it.
+    /// The command was terminated by this signal.
     Signalled(i32),
-    /// It ran longer than its `timeout`.
+    /// The step ran longer than its `timeout`.
     TimedOut,
-    /// It printed nothing for longer than its `silence`.
+    /// The step printed nothing for longer than its `silence`.
     Silent,
-    /// It was ended because the build was cancelled, or past the build's timeout.
+    /// The step was stopped because the build was cancelled or exceeded its timeout.
     Stopped,
-    /// It could not be started; why.
+    /// The step could not be started, for this reason.
     NotStarted(String),
-    /// Not run, since an earlier step failed.
+    /// The step was not run because an earlier one had failed.
     Skipped,
-    /// Its supervisor was killed, or the machine failed under it; why. The attempt is lost.
+    /// The agent lost the step for this reason: its supervisor was killed, or the machine failed. The attempt is lost.
     Lost(String),
 }
 
@@ -237,170 +254,171 @@ pub enum StepState {
 pub enum Outcome {
     /// Every step exited with 0.
     Success,
-    /// A step failed, or the build took too long; which and how, in words.
+    /// A step failed or the build took too long, as this text for people says.
     Failure(String),
-    /// The master asked for it.
+    /// The attempt was stopped at the master's request.
     Cancelled,
-    /// Neither: the agent could not run it or lost it; why. The build may be tried again.
+    /// The agent could not run the attempt, or lost it, for this reason. The build may be retried.
     Lost(String),
-    /// It was never begun here and never will be (taken back before it arrived, or refused while draining); why.
+    /// The attempt was never started here and never will be, for this reason (cancelled before it arrived, or the host
+    /// is being drained).
     Declined(String),
 }
 
 /// From the master to one agent, into its own queue.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub enum ToAgent {
-    /// The answer to a hello that is let in.
+    /// Accepts a hello.
     Welcome(Box<Welcome>),
-    /// The answer to a hello that is not.
+    /// Refuses a hello.
     Refused {
-        /// Why, and what to do.
+        /// Why, and what to do about it; for people.
         reason: String,
-        /// Whether the host is to be powered off (a latent one that nobody expects).
+        /// Whether the host is to power itself off (a latent host that the master does not expect).
         power_off: bool,
     },
-    /// The answer to a heartbeat: the lease runs from the moment that heartbeat was sent.
+    /// The answer to a heartbeat: the lease runs from the moment at which that heartbeat was sent.
     Renewed {
-        /// The session.
+        /// The session whose lease is renewed.
         session: SessionId,
-        /// The heartbeat that is answered.
+        /// Number of the heartbeat that is answered.
         seq: u64,
-        /// Length of the lease from that moment, milliseconds, where it is not that of the welcome (a master that is
-        /// about to be restarted gives more).
+        /// Length of the lease from that moment, milliseconds, if it differs from that of the welcome (a master that is
+        /// about to be restarted gives a longer one).
         #[serde(default)]
         lease_ms: Option<u64>,
     },
-    /// Run this.
-    Order(Box<Order>),
-    /// End this attempt, or never begin it. Answered by a report with an outcome.
+    /// Run an attempt.
+    RunAttempt(Box<RunAttempt>),
+    /// Stop an attempt, or do not start it. Answered by a report with an outcome.
     Cancel {
-        /// The session.
+        /// The session that the attempt belongs to.
         session: SessionId,
-        /// The attempt.
+        /// The attempt to stop.
         attempt: AttemptId,
     },
-    /// The master has the ends of these attempts, logs included: forget them.
+    /// The master has the outcomes of these attempts, with their complete logs: forget them.
     Settled {
-        /// The session.
+        /// The session that the message is for.
         session: SessionId,
-        /// The attempts.
+        /// The attempts to forget.
         attempts: Vec<AttemptId>,
     },
-    /// The log of a step has a gap: send again from there.
+    /// The log of a step has a gap: send it again from there on.
     Resend {
-        /// The session.
+        /// The session that the message is for.
         session: SessionId,
-        /// The attempt.
+        /// The attempt that the step belongs to.
         attempt: AttemptId,
-        /// The step, from 0.
+        /// Number of the step, from 0.
         step: u32,
         /// First byte that is missing.
         offset: u64,
     },
-    /// Take nothing new, and say when nothing runs.
+    /// Take no new attempts, and report when none runs.
     Drain {
-        /// The session.
+        /// The session to drain.
         session: SessionId,
-        /// To be repeated in the answer.
+        /// Number of the drain, which the answer repeats.
         drain: u64,
-        /// Whether the machine may be put to sleep after that, and woken again: an agent that finds itself again when its
-        /// lease is over has slept, and begins anew as after a boot.
+        /// Whether the machine may be suspended once it is drained. Then an agent whose lease has ended when it runs
+        /// again assumes that it was suspended, and starts afresh as after a boot.
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-        sleep: bool,
+        suspend: bool,
     },
-    /// A drain is taken back: take orders again.
+    /// The drain is cancelled: take attempts again.
     Undrain {
-        /// The session.
+        /// The session that was being drained.
         session: SessionId,
     },
-    /// End the agent's process (a standing worker that was stopped).
+    /// Exit (the agent of a standing worker whose host is terminated).
     Exit {
-        /// The session.
+        /// The session that ends.
         session: SessionId,
     },
 }
 
-/// What a session is given at its beginning, and again after each reconnection. It ends any drain: the master asks anew
-/// where it still wants one.
+/// The terms of a session, sent at its start and after each reconnection. A welcome ends any drain: the master requests
+/// it again if it still wants it.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Welcome {
-    /// The session.
+    /// The session that begins or goes on.
     pub session: SessionId,
     /// The master, for [`Hello::master`].
     pub master: MasterId,
-    /// The password from now on, in place of the one that was used; absent: the one that was used goes on.
+    /// The password to use from now on; if absent, the one that the agent has just used stays valid.
     #[serde(default)]
     pub secret: Option<String>,
     /// Milliseconds between heartbeats.
     pub keepalive_ms: u64,
-    /// Length of the lease, milliseconds; absent: no lease, the agent ends its builds when its link has been down for
-    /// [`Welcome::link_patience_ms`].
+    /// Length of the lease, milliseconds. If absent there is no lease, and the agent kills its builds when its link has
+    /// been down for [`Welcome::link_patience_ms`].
     #[serde(default)]
     pub lease_ms: Option<u64>,
-    /// Without a lease: how long the link may be down before builds are ended, milliseconds.
+    /// Without a lease: how long the link may be down before the agent kills its builds, milliseconds.
     #[serde(default)]
     pub link_patience_ms: Option<u64>,
-    /// Whether somebody else starts this machine: the dead-man timer is disarmed.
+    /// Whether the worker is a standing one, whose machine the master did not start: disarms the dead-man timer.
     pub standing: bool,
-    /// A latent host powers itself off when its lease has been over for so long, milliseconds.
+    /// How long after the end of its lease a latent host powers itself off, milliseconds.
     #[serde(default)]
     pub grace_ms: u64,
 }
 
-/// One attempt to run.
+/// Everything that an agent needs to run one attempt.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct Order {
-    /// The session that it is for; of another session it counts for nothing.
+pub struct RunAttempt {
+    /// The session that is to run it; an agent ignores the request in any other.
     pub session: SessionId,
-    /// The attempt.
+    /// The attempt to run.
     pub attempt: AttemptId,
-    /// The environment of every step, complete but for `PATH`, `HOME` and their like.
+    /// The environment of every step, to which the agent adds `PATH`, `HOME` and the like.
     #[serde(default)]
     pub env: BTreeMap<String, String>,
-    /// The user to run steps as, where the agent's own configuration names none.
+    /// The user to run steps as, unless the agent's own configuration names one.
     #[serde(default)]
     pub run_as: Option<String>,
-    /// Limit of the whole build, milliseconds.
+    /// Longest run of the whole build, milliseconds.
     #[serde(default)]
     pub timeout_ms: Option<u64>,
-    /// The steps, at least one, at most [`crate::limits::MAX_STEPS`].
+    /// 1 to [`crate::limits::MAX_STEPS`] steps.
     pub steps: Vec<Step>,
 }
 
 /// One command of a build.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Step {
-    /// What people call it.
+    /// Name for people.
     pub name: String,
-    /// The program and its arguments, at least one.
+    /// The program and its arguments; not empty.
     pub run: Vec<String>,
-    /// Where it runs: below the build's own directory; empty: that directory itself.
+    /// Work directory, relative to the build's own directory; empty for that directory itself.
     #[serde(default)]
     pub workdir: String,
-    /// Added to the order's environment.
+    /// Variables in addition to [`RunAttempt::env`].
     #[serde(default)]
     pub env: BTreeMap<String, String>,
-    /// Limit of its run, milliseconds.
+    /// Longest run, milliseconds.
     #[serde(default)]
     pub timeout_ms: Option<u64>,
-    /// How long it may print nothing, milliseconds.
+    /// Longest time without output, milliseconds.
     #[serde(default)]
     pub silence_ms: Option<u64>,
-    /// Also run after a step has failed.
+    /// Whether the step runs even if an earlier one has failed.
     #[serde(default)]
     pub always: bool,
 }
 
-/// A piece of a step's output, under `<worker>.log`.
+/// A piece of a step's output, with the routing key `<worker>.log`.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct LogChunk {
-    /// The attempt.
+    /// The attempt that the step belongs to.
     pub attempt: AttemptId,
-    /// The step, from 0.
+    /// Number of the step, from 0.
     pub step: u32,
-    /// Where in the step's log the bytes belong.
+    /// Position of the first of the bytes in the step's log.
     pub offset: u64,
-    /// At most [`crate::limits::LOG_CHUNK`] bytes of output, as the step wrote them (standard output and error together).
+    /// At most [`crate::limits::LOG_CHUNK`] bytes of standard output and error together, as the step wrote them.
     #[serde(with = "serde_bytes")]
     pub bytes: Vec<u8>,
 }

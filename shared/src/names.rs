@@ -8,21 +8,22 @@ use crate::ids::{Nonce, WorkerName};
 
 /// Topic exchange that agents publish to; durable.
 pub const AGENTS: &str = "rouse.agents";
-/// Topic exchange where the master publishes every change of a build, worker or host; durable.
+/// Topic exchange to which the master publishes every change of a build, worker or host; durable.
 pub const EVENTS: &str = "rouse.events";
-/// Durable quorum queue from which the master takes builds.
+/// The submission queue, from which the master takes builds; a durable quorum queue.
 pub const BUILDS: &str = "rouse.builds";
-/// Queue of hellos, heartbeats and reports; bound to `*.control`; durable classic.
+/// Queue of hellos, heartbeats and reports, bound to `*.control`; durable, classic.
 pub const CONTROL: &str = "rouse.control";
-/// Queue of log chunks, apart so that a flood of output cannot delay a heartbeat; bound to `*.log`; durable classic.
+/// Queue of log chunks, bound to `*.log`; durable, classic. Separate, so that a flood of output cannot delay
+/// heartbeats.
 pub const LOGS: &str = "rouse.logs";
 /// Binding key of [`CONTROL`].
 pub const CONTROL_BINDING: &str = "*.control";
 /// Binding key of [`LOGS`].
 pub const LOGS_BINDING: &str = "*.log";
 
-/// First argument of the agent's program where it runs as the parent of steps' supervisors, which look the same: tells
-/// them from the agent itself.
+/// First argument of the agent program when it runs as the zygote. The supervisors that the zygote forks share its
+/// command line, so this tells both from the agent itself.
 pub const ZYGOTE_ARGUMENT: &str = "__zygote";
 
 /// Routing key of a worker's hellos, heartbeats and reports.
@@ -35,12 +36,12 @@ pub fn log_key(worker: &WorkerName) -> String {
     format!("{worker}.log")
 }
 
-/// What the names of a worker's own queues begin with.
+/// Prefix of the names of a worker's own queues.
 pub fn agent_queue_prefix(worker: &WorkerName) -> String {
     format!("rouse.agent.{worker}.")
 }
 
-/// The exclusive queue of one connection of an agent: its life and how many connections it has had in that life.
+/// The exclusive queue of one connection of an agent; `connection` counts the connections of this run of the program.
 pub fn agent_queue(worker: &WorkerName, nonce: &Nonce, connection: u64) -> String {
     format!("{}{}.{connection}", agent_queue_prefix(worker), nonce)
 }
@@ -50,7 +51,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_that_is_a_prefix_of_another_opens_nothing() {
+    fn a_name_that_is_a_prefix_of_another_gives_no_access() {
         let names = ["w1", "w10", "w1-x", "w"].map(|n| n.parse::<WorkerName>().expect("a name"));
         for a in &names {
             for b in &names {

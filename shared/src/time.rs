@@ -1,18 +1,18 @@
-//! Time as an argument: nothing in the cores reads a clock.
+//! Time is an argument: nothing in the cores reads a clock.
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::ops::{Add, Sub};
 use std::time::Duration;
 
-/// A moment, in milliseconds. What it counts from is its clock's business; a clock never goes back.
+/// A point in time, in milliseconds since an epoch that depends on the clock. A clock never goes back.
 ///
 /// The master's counts from the Unix epoch, the agent's from the boot of its machine.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]
 pub struct Timestamp(pub u64);
 
 impl Timestamp {
-    /// From `earlier` to this moment; nothing where `earlier` is later.
+    /// The time from `earlier` to this point; zero if `earlier` is later.
     pub fn since(self, earlier: Timestamp) -> Duration {
         Duration::from_millis(self.0.saturating_sub(earlier.0))
     }

@@ -225,6 +225,29 @@ fn crates_import_downwards_only() {
 }
 
 #[test]
+fn shared_has_no_runtime_and_does_no_io() {
+    // What its manifest may name, in this order.
+    const CRATES: [&str; 6] = ["base64", "rmp-serde", "serde", "serde_bytes", "thiserror", "url"];
+    const IO: [&str; 7] =
+        ["std::fs", "std::env", "std::process", "std::thread", "TcpStream", "TcpListener", "UdpSocket"];
+    let manifest = fs::read_to_string(root().join("shared/Cargo.toml")).unwrap();
+    let sections = manifest.split("\n[").filter(|section| section.split(']').next().unwrap().ends_with("dependencies"));
+    let named = |section: &str| -> Vec<String> {
+        let lines = section.lines().skip(1).filter(|line| !line.is_empty() && !line.starts_with('#'));
+        lines.map(|line| line[..line.find(['.', ' ', '=']).unwrap_or(line.len())].to_owned()).collect()
+    };
+    let mut crates: Vec<String> = sections.flat_map(named).collect();
+    crates.sort();
+    assert_eq!(crates, CRATES, "the dependencies of shared");
+    let mut wrong = Vec::new();
+    for source in sources().iter().filter(|source| source.path.starts_with("shared/src/")) {
+        let text = without_comments(without_inline_tests(&source.text));
+        wrong.extend(IO.iter().filter(|io| text.contains(**io)).map(|io| format!("{}: {io}", source.path)));
+    }
+    complain("shared is plain data: no files, no sockets, no threads", &wrong);
+}
+
+#[test]
 fn rooms_of_the_master_import_downwards_only() {
     let mut wrong = Vec::new();
     for source in sources() {

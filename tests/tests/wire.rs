@@ -96,7 +96,7 @@ fn to_agent() -> Vec<(&'static str, ToAgent)> {
         silence_ms: Some(2),
         always: true,
     };
-    let order = Order {
+    let order = RunAttempt {
         session: session(),
         attempt: ATTEMPT,
         env,
@@ -108,11 +108,11 @@ fn to_agent() -> Vec<(&'static str, ToAgent)> {
         ("to-agent/welcome", ToAgent::Welcome(Box::new(welcome))),
         ("to-agent/refused", ToAgent::Refused { reason: "no".to_owned(), power_off: true }),
         ("to-agent/renewed", ToAgent::Renewed { session: session(), seq: 4, lease_ms: Some(5) }),
-        ("to-agent/order", ToAgent::Order(Box::new(order))),
+        ("to-agent/run-attempt", ToAgent::RunAttempt(Box::new(order))),
         ("to-agent/cancel", ToAgent::Cancel { session: session(), attempt: ATTEMPT }),
         ("to-agent/settled", ToAgent::Settled { session: session(), attempts: vec![ATTEMPT] }),
         ("to-agent/resend", ToAgent::Resend { session: session(), attempt: ATTEMPT, step: 1, offset: 99 }),
-        ("to-agent/drain", ToAgent::Drain { session: session(), drain: 2, sleep: false }),
+        ("to-agent/drain", ToAgent::Drain { session: session(), drain: 2, suspend: false }),
         ("to-agent/undrain", ToAgent::Undrain { session: session() }),
         ("to-agent/exit", ToAgent::Exit { session: session() }),
     ]

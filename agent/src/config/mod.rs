@@ -2,22 +2,24 @@
 
 mod units;
 
-pub use units::{Secret, Size, Span};
+pub use units::{SecretSource, Size};
 
 use crate::http::Server;
-use rouse_shared::WorkerName;
+use rouse_shared::duration::{self, HumanDuration};
+use rouse_shared::{Secret, WorkerName};
 use serde::Deserialize;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use thiserror::Error;
 
-/// Read where no other file is named; it may be absent.
+/// The configuration file that is read if no other is given; it may be absent.
 pub const DEFAULT_PATH: &str = "/etc/rouse/agent.toml";
-/// What the variables begin with that stand for keys.
+/// Prefix of the environment variables that override keys.
 const ENV_PREFIX: &str = "ROUSE_AGENT_";
-/// How a machine is switched off where the configuration does not say; the driver knows what to do where that fails.
+/// Default command to power a machine off; the driver tries others if it fails.
 pub(crate) const USUAL_POWER_OFF: [&str; 2] = ["systemctl", "poweroff"];
-/// Where EC2 and OpenStack have their metadata service.
+/// Address of the metadata service of EC2 and OpenStack.
 const METADATA: &str = "http://169.254.169.254";
 /// The keys, as [`File`] has them.
 const KEYS: [&str; 14] = [
@@ -37,10 +39,10 @@ const KEYS: [&str; 14] = [
     "metadata",
 ];
 
-/// Where the agent learns who it is.
+/// The source of the agent's identity.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum IdentityKind {
-    /// What the machine offers; [`crate::identity`] has the order.
+    /// Whatever the machine offers, in the order of [`crate::identity`].
     Auto,
     /// `name` and `password` of the configuration.
     Static,
@@ -48,114 +50,118 @@ pub enum IdentityKind {
     Hostname,
     /// EC2's metadata service.
     Ec2,
-    /// OpenStack's config drive or metadata service, whichever is there.
+    /// OpenStack's config drive or metadata service, whichever exists.
     OpenStack,
     /// OpenStack's config drive.
     ConfigDrive,
-    /// The file `boot_data`, else what the firmware holds.
+    /// Boot data in the file `boot_data`, or else in the firmware.
     BootData,
 }
 
-/// A configuration without contradictions.
+/// A valid configuration.
 #[derive(Clone, PartialEq, Eq)]
 pub struct AgentConfig {
     /// `amqp://` or `amqps://`, one or more hosts, without user and password; absent: from boot data.
     pub broker: Option<String>,
-    /// Where the agent learns who it is.
+    /// Source of the agent's identity.
     pub identity: IdentityKind,
     /// The worker's name, for a static identity.
     pub name: Option<WorkerName>,
     /// The worker's password.
     pub password: Option<String>,
-    /// Where builds run, and where the session secret is kept. Absolute.
+    /// Directory for builds and for the session secret. Absolute.
     pub work_dir: PathBuf,
-    /// The user that steps run as; absent: what the order says, else the agent's own.
+    /// The user that steps run as; if absent, the one that the build names, or else the agent's own.
     pub run_as: Option<String>,
-    /// Bytes of one step's log, at most.
+    /// Largest log of a step, bytes.
     pub max_log_size: u64,
-    /// Whether a host that nobody wants powers itself off.
+    /// Whether the host powers itself off if no master wants it.
     pub latent: bool,
-    /// When, if it never attached.
+    /// How long a latent host that has never attached stays on.
     pub power_off_after: Duration,
-    /// How; empty: the agent ends instead.
+    /// Command that powers the machine off; if empty, the agent exits instead.
     pub power_off_command: Vec<String>,
-    /// PEM file with what signs the broker's certificate, beside the system's authorities.
+    /// PEM file with the authority that signed the broker's certificate, in addition to the system's authorities.
     pub ca: Option<PathBuf>,
     /// TOML file with [`rouse_shared::boot::BootData`].
     pub boot_data: Option<PathBuf>,
-    /// Host names that are an image's own rather than a worker's, beside the well-known ones.
+    /// Host names that belong to an image instead of a worker, in addition to the well-known ones.
     pub default_hostnames: Vec<String>,
-    /// Where the cloud's metadata service is.
+    /// The cloud's metadata service.
     pub metadata: Server,
 }
 
-/// Without the password.
+/// Leaves out the password.
 impl fmt::Debug for AgentConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.describe())
     }
 }
 
-/// What is wrong with a configuration, in words, with the place where it has one.
-#[derive(Clone, PartialEq, Eq, Debug)]
+/// What is wrong with a configuration, preceded by its place: `agent.toml:3:8: name: …` or `$ROUSE_AGENT_NAME: …`.
+#[derive(Clone, PartialEq, Eq, Debug, Error)]
+#[error("{0}")]
 pub struct ConfigError(String);
 
-impl fmt::Display for ConfigError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for ConfigError {}
-
 #[derive(Deserialize, Default)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 struct File {
+    #[cfg_attr(test, schemars(regex(pattern = r"^amqps?://[^@\s]+$")))]
     broker: Option<String>,
+    #[cfg_attr(test, schemars(extend("enum" = schema_tests::IDENTITIES.map(IdentityKind::as_str), "default" = "auto")))]
     identity: Option<String>,
+    #[cfg_attr(test, schemars(with = "Option<String>", regex(pattern = "^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")))]
     name: Option<WorkerName>,
-    password: Option<Secret>,
+    password: Option<SecretSource>,
+    #[cfg_attr(test, schemars(regex(pattern = "^/"), extend("default" = "/var/lib/rouse/work")))]
     work_dir: Option<PathBuf>,
     run_as: Option<String>,
+    #[cfg_attr(test, schemars(extend("default" = "64MB")))]
     max_log_size: Option<Size>,
+    #[cfg_attr(test, schemars(extend("enum" = ["never", "latent"], "default" = "never")))]
     power_off: Option<String>,
-    power_off_after: Option<Span>,
+    #[cfg_attr(test, schemars(with = "Option<schema_tests::Time>", extend("default" = "20m")))]
+    power_off_after: Option<HumanDuration>,
+    #[cfg_attr(test, schemars(extend("default" = USUAL_POWER_OFF)))]
     power_off_command: Option<Vec<String>>,
     ca: Option<PathBuf>,
     boot_data: Option<PathBuf>,
+    #[cfg_attr(test, schemars(extend("default" = [])))]
     default_hostnames: Option<Vec<String>>,
+    #[cfg_attr(test, schemars(regex(pattern = "^http://"), extend("default" = METADATA)))]
     metadata: Option<String>,
 }
 
-/// The environment as pairs; tests bring their own.
+/// Environment variables and their values.
 pub type Environment = Vec<(String, String)>;
 
 impl AgentConfig {
-    /// The configuration in the file `path` with `env` over it. Without a path, [`DEFAULT_PATH`] if it exists.
+    /// The configuration in the file `path`, overridden by `env`. Without a path, [`DEFAULT_PATH`] if it exists.
     ///
     /// # Errors
-    /// Where the file cannot be read, or anything in it or in the environment is wrong.
+    /// If the file cannot be read, or anything in it or in the environment is invalid.
     pub fn load(path: Option<&Path>, env: &Environment) -> Result<Self, ConfigError> {
         let chosen = path.unwrap_or(Path::new(DEFAULT_PATH));
         let text = match std::fs::read_to_string(chosen) {
             Ok(text) => text,
             Err(error) if path.is_none() && error.kind() == std::io::ErrorKind::NotFound => String::new(),
-            Err(error) => return Err(ConfigError(format!("{}: cannot be read: {error}", chosen.display()))),
+            Err(error) => return Err(ConfigError(format!("{} cannot be read: {error}", chosen.display()))),
         };
         Self::parse(&text, &chosen.display().to_string(), env)
     }
 
-    /// The configuration in `text`, which came from `source`, with `env` over it.
+    /// The configuration in `text`, which is from `source`, overridden by `env`.
     ///
     /// # Errors
-    /// As for [`Self::load`].
+    /// As [`Self::load`].
     pub fn parse(text: &str, source: &str, env: &Environment) -> Result<Self, ConfigError> {
         let mut file: File = toml::from_str(text).map_err(|error| at(source, text, &error))?;
         file.override_by(env)?;
         file.validate(source, env)
     }
 
-    /// The configuration as TOML with the defaults filled in, secrets hidden.
+    /// The configuration as TOML, with the defaults filled in and secrets hidden.
     pub fn describe(&self) -> String {
         let mut text = String::new();
         let mut line = |key: &str, value: String| text.push_str(&format!("{key} = {value}\n"));
@@ -175,7 +181,7 @@ impl AgentConfig {
         }
         line("max_log_size", self.max_log_size.to_string());
         line("power_off", format!("{:?}", if self.latent { "latent" } else { "never" }));
-        line("power_off_after", self.power_off_after.as_secs().to_string());
+        line("power_off_after", format!("{:?}", duration::exact(self.power_off_after)));
         line("power_off_command", format!("{:?}", self.power_off_command));
         if let Some(ca) = &self.ca {
             line("ca", format!("{ca:?}"));
@@ -190,7 +196,7 @@ impl AgentConfig {
 }
 
 impl IdentityKind {
-    /// As the configuration writes it.
+    /// The value of the key `identity`.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Auto => "auto",
@@ -212,13 +218,13 @@ fn at(source: &str, text: &str, error: &toml::de::Error) -> ConfigError {
         let column = before.rsplit('\n').next().map_or(0, |l| l.chars().count()) + 1;
         format!(":{line}:{column}")
     });
-    // The key is worth more than its place: the span of a wrong value begins after it.
+    // The span of an invalid value begins after its key, which people look for.
     let key = error.span().and_then(|span| key_before(text, span.start));
     let key = key.map(|key| format!("{key}: ")).unwrap_or_default();
     ConfigError(format!("{source}{}: {key}{}", place.unwrap_or_default(), error.message()))
 }
 
-/// The key of the line that holds the byte at `start`, where that byte belongs to the value.
+/// The key of the value that holds the byte at `start`.
 fn key_before(text: &str, start: usize) -> Option<String> {
     let line = text.get(..start)?.rsplit('\n').next()?;
     let key = line.split_once('=')?.0.trim();
@@ -235,20 +241,23 @@ impl File {
                 "broker" => self.broker = Some(value),
                 "identity" => self.identity = Some(value),
                 "name" => {
-                    self.name = Some(value.parse().map_err(|e: rouse_shared::ids::InvalidName| wrong(e.to_string()))?)
+                    self.name =
+                        Some(value.parse().map_err(|e: rouse_shared::ids::WorkerNameError| wrong(e.to_string()))?)
                 }
-                "password" => self.password = Some(Secret::Text(value)),
+                "password" => self.password = Some(SecretSource::Text(Secret::new(value))),
                 "work_dir" => self.work_dir = Some(value.into()),
                 "run_as" => self.run_as = Some(value),
                 "max_log_size" => self.max_log_size = Some(value.parse().map_err(wrong)?),
                 "power_off" => self.power_off = Some(value),
-                "power_off_after" => self.power_off_after = Some(value.parse().map_err(wrong)?),
+                "power_off_after" => {
+                    self.power_off_after = Some(duration::parse(&value).map(HumanDuration).map_err(wrong)?)
+                }
                 "power_off_command" => self.power_off_command = Some(list(&value).map_err(wrong)?),
                 "ca" => self.ca = Some(value.into()),
                 "boot_data" => self.boot_data = Some(value.into()),
                 "metadata" => self.metadata = Some(value),
                 "default_hostnames" => self.default_hostnames = Some(list(&value).map_err(wrong)?),
-                other => return Err(wrong(format!("there is no key {other:?}; the keys are {}", KEYS.join(", ")))),
+                other => return Err(wrong(format!("unknown key {other:?}; the keys are {}", KEYS.join(", ")))),
             }
         }
         Ok(())
@@ -277,11 +286,11 @@ impl File {
         };
         let lookup = |name: &str| env.iter().find(|(n, _)| n == name).map(|(_, v)| v.clone());
         let password = self.password.map(|secret| secret.reveal(&lookup)).transpose();
-        let password = password.map_err(|why| wrong("password", format!("failed to {why}")))?;
+        let password = password.map_err(|why| wrong("password", why))?;
         if let Some(broker) = &self.broker {
             crate::link::Target::parse(broker, None).map_err(|why| wrong("broker", why))?;
         }
-        // A latent host with a name is given boot data all the same, and then needs nothing else.
+        // A latent host is given boot data even if its image has a name, and then needs nothing else.
         let from_here = match identity {
             IdentityKind::Static | IdentityKind::Hostname => true,
             IdentityKind::Auto => self.name.is_some() && !latent && self.boot_data.is_none(),
@@ -293,20 +302,20 @@ impl File {
             }
             for (key, missing) in [("broker", self.broker.is_none()), ("password", password.is_none())] {
                 if missing {
-                    return Err(wrong(key, "missing: without boot data it has to be given".to_owned()));
+                    return Err(wrong(key, "missing: it is required without boot data".to_owned()));
                 }
             }
         }
         let metadata = self.metadata.as_deref().unwrap_or(METADATA);
-        let metadata = Server::parse(metadata).map_err(|why| wrong("metadata", format!("failed to {why}")))?;
+        let metadata = Server::parse(metadata).map_err(|error| wrong("metadata", error.to_string()))?;
         let work_dir = self.work_dir.unwrap_or_else(|| "/var/lib/rouse/work".into());
         if !work_dir.is_absolute() {
             return Err(wrong("work_dir", format!("{} is not an absolute path", work_dir.display())));
         }
         let power_off_command = self.power_off_command.unwrap_or_else(|| USUAL_POWER_OFF.map(str::to_owned).to_vec());
-        let power_off_after = self.power_off_after.map_or(Duration::from_secs(1_200), |span| span.0);
+        let power_off_after = self.power_off_after.map_or(Duration::from_secs(1_200), |after| after.0);
         if latent && power_off_after.is_zero() {
-            return Err(wrong("power_off_after", "0 would power the host off before it can attach".to_owned()));
+            return Err(wrong("power_off_after", "0 would power the host off before it could attach".to_owned()));
         }
         Ok(AgentConfig {
             broker: self.broker,
@@ -327,7 +336,7 @@ impl File {
     }
 }
 
-/// A list in a variable: a TOML array, or words.
+/// A list in an environment variable: a TOML array, or words.
 fn list(value: &str) -> Result<Vec<String>, String> {
     #[derive(Deserialize)]
     struct One {
@@ -339,5 +348,7 @@ fn list(value: &str) -> Result<Vec<String>, String> {
     toml::from_str::<One>(&format!("list = {value}")).map(|one| one.list).map_err(|e| e.message().to_owned())
 }
 
+#[cfg(test)]
+mod schema_tests;
 #[cfg(test)]
 mod tests;

@@ -1,4 +1,4 @@
-//! What a configuration comes to, and what is said where it is wrong.
+//! Valid configurations and their defaults, and the errors of invalid ones.
 #![allow(clippy::unwrap_used)]
 
 use super::*;
@@ -82,7 +82,7 @@ fn the_environment_wins() {
     assert_eq!(config.default_hostnames, ["a b", "c"]);
     assert_eq!(config.max_log_size, 5_000);
     for (variable, value, part) in [
-        ("ROUSE_AGENT_NMAE", "w2", "there is no key \"nmae\""),
+        ("ROUSE_AGENT_NMAE", "w2", "unknown key \"nmae\""),
         ("ROUSE_AGENT_NAME", "W_2", "is not a worker name"),
         ("ROUSE_AGENT_POWER_OFF_AFTER", "soon", "is not a duration"),
         ("ROUSE_AGENT_POWER_OFF_COMMAND", "[1]", "expected a string"),
@@ -98,7 +98,7 @@ fn boot_data_bring_the_rest() {
         let config = parse(&format!("identity = \"{identity}\"")).unwrap();
         assert_eq!((config.identity.as_str(), config.broker, config.password), (identity, None, None));
     }
-    // A name is for trying the image out.
+    // A name is for testing the image.
     assert!(parse("name = \"w1\"\npower_off = \"latent\"").is_ok());
     assert!(parse("name = \"w1\"\nboot_data = \"/run/rouse/boot.toml\"").is_ok());
 }
@@ -122,14 +122,14 @@ fn errors_say_where_and_what() {
         ("identity = \"hostname\"", "agent.toml: broker: ", "missing"),
         ("name = \"w1\"\npassword = \"x\"", "agent.toml: broker: ", "missing"),
         ("name = \"w1\"\nbroker = \"amqp://mq.example.org\"", "agent.toml: password: ", "missing"),
-        ("broker = \"mq.example.org\"", "agent.toml: broker: ", "is not an address"),
+        ("broker = \"mq.example.org\"", "agent.toml: broker: ", "begins with amqp"),
         (
             "password = { file = \"/nonexistent/secret\" }",
             "agent.toml: password: ",
-            "failed to read /nonexistent/secret",
+            "/nonexistent/secret cannot be read",
         ),
-        ("password = { env = \"NO_SUCH\" }", "agent.toml: password: ", "it is not set"),
-        ("password = \"\"", "agent.toml: password: ", "it is empty"),
+        ("password = { env = \"NO_SUCH\" }", "agent.toml: password: ", "$NO_SUCH is not set"),
+        ("password = \"\"", "agent.toml: password: ", "the password is empty"),
     ] {
         let error = parse(text).unwrap_err();
         assert!(error.starts_with(place) && error.contains(part), "{text}: {error}");
@@ -141,7 +141,7 @@ fn errors_say_where_and_what() {
 }
 
 #[test]
-fn sizes_and_durations() {
+fn sizes() {
     for (text, bytes) in
         [("7", 7), ("7B", 7), ("64MB", 64_000_000), ("64 MiB", 64 << 20), ("2kB", 2_000), ("1GB", 1_000_000_000)]
     {
@@ -150,14 +150,6 @@ fn sizes_and_durations() {
     for bad in ["", "MB", "1.5MB", "-1", "99999999999GB", "1 M B"] {
         assert!(bad.parse::<Size>().is_err(), "{bad:?} was taken");
     }
-    for (text, ms) in
-        [("90", 90_000), ("20m", 1_200_000), ("1h30m", 5_400_000), ("1d", 86_400_000), ("250ms", 250), ("0", 0)]
-    {
-        assert_eq!(text.parse::<Span>(), Ok(Span(Duration::from_millis(ms))), "{text}");
-    }
-    for bad in ["", "m", "1m1m", "30m1h", "1x", "-5", "1.5h", "99999999999999999d"] {
-        assert!(bad.parse::<Span>().is_err(), "{bad:?} was taken");
-    }
 }
 
 #[test]
@@ -165,7 +157,7 @@ fn a_secret_in_a_file_ends_at_the_line() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("secret");
     std::fs::write(&path, "hush hush\r\n").unwrap();
-    let secret = Secret::File(path);
+    let secret = SecretSource::File(path);
     assert_eq!(secret.reveal(&|_| None).unwrap(), "hush hush");
-    assert!(!format!("{:?}", Secret::Text("hush".to_owned())).contains("hush"));
+    assert!(!format!("{:?}", SecretSource::Text(Secret::new("hush"))).contains("hush"));
 }

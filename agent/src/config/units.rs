@@ -1,10 +1,10 @@
-//! Sizes, durations and secrets as configurations write them.
+//! Sizes and secrets as configurations write them.
 
+use rouse_shared::Secret;
 use serde::de::{self, Deserialize, Deserializer, MapAccess, Visitor};
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
-use std::time::Duration;
 
 /// A number of bytes: a plain number, or with `kB`, `MB`, `GB` (powers of 1000) or `KiB`, `MiB`, `GiB` (of 1024).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -33,118 +33,62 @@ impl FromStr for Size {
     }
 }
 
-/// A length of time: whole seconds, or numbers with `d`, `h`, `m`, `s`, `ms`, the largest first, like `1h30m`.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Span(pub Duration);
-
-impl FromStr for Span {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!("{text:?} is not a duration: write whole seconds, or units, like \"20m\" or \"1h30m\"");
-        if let Ok(seconds) = text.parse() {
-            return Ok(Span(Duration::from_secs(seconds)));
-        }
-        let mut rest = text;
-        let mut total = 0u64;
-        let mut smaller_than = u64::MAX;
-        while !rest.is_empty() {
-            let digits = rest.len() - rest.trim_start_matches(|c: char| c.is_ascii_digit()).len();
-            let number: u64 = rest[..digits].parse().map_err(|_| wrong())?;
-            rest = &rest[digits..];
-            let letters = rest.len() - rest.trim_start_matches(|c: char| c.is_ascii_lowercase()).len();
-            let unit = match &rest[..letters] {
-                "d" => 86_400_000,
-                "h" => 3_600_000,
-                "m" => 60_000,
-                "s" => 1_000,
-                "ms" => 1,
-                _ => return Err(wrong()),
-            };
-            if unit >= smaller_than {
-                return Err(wrong());
-            }
-            smaller_than = unit;
-            rest = &rest[letters..];
-            total = number.checked_mul(unit).and_then(|ms| total.checked_add(ms)).ok_or_else(wrong)?;
-        }
-        if text.is_empty() { Err(wrong()) } else { Ok(Span(Duration::from_millis(total))) }
-    }
-}
-
-/// A number or a text, parsed.
-struct NumberOrText<T>(&'static str, fn(u64) -> T);
-
-impl<T: FromStr<Err = String>> Visitor<'_> for NumberOrText<T> {
-    type Value = T;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.0)
-    }
-
-    fn visit_i64<E: de::Error>(self, number: i64) -> Result<T, E> {
-        u64::try_from(number).map(self.1).map_err(|_| E::custom("it must not be below 0"))
-    }
-
-    fn visit_str<E: de::Error>(self, text: &str) -> Result<T, E> {
-        text.parse().map_err(E::custom)
-    }
-}
-
 impl<'de> Deserialize<'de> for Size {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(NumberOrText("a size, like \"64MB\"", Size))
+        struct SizeVisitor;
+
+        impl Visitor<'_> for SizeVisitor {
+            type Value = Size;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a size, like \"64MB\"")
+            }
+
+            fn visit_i64<E: de::Error>(self, number: i64) -> Result<Size, E> {
+                u64::try_from(number).map(Size).map_err(|_| E::custom("it must not be below 0"))
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Size, E> {
+                text.parse().map_err(E::custom)
+            }
+        }
+
+        deserializer.deserialize_any(SizeVisitor)
     }
 }
 
-impl<'de> Deserialize<'de> for Span {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(NumberOrText("a duration, like \"20m\" or 1200", |s| Span(Duration::from_secs(s))))
-    }
-}
-
-/// Where a secret is to be had.
-#[derive(Clone, PartialEq, Eq)]
-pub enum Secret {
-    /// It is written there.
-    Text(String),
+/// The source of a secret.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum SecretSource {
+    /// In the configuration itself.
+    Text(Secret),
     /// The content of a file, without the line's end.
     File(PathBuf),
     /// The content of a variable of the environment.
     Env(String),
 }
 
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Secret::Text(_) => f.write_str("(hidden)"),
-            Secret::File(path) => write!(f, "{{ file = {path:?} }}"),
-            Secret::Env(name) => write!(f, "{{ env = {name:?} }}"),
-        }
-    }
-}
-
-impl<'de> Deserialize<'de> for Secret {
+impl<'de> Deserialize<'de> for SecretSource {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct SecretVisitor;
         impl<'de> Visitor<'de> for SecretVisitor {
-            type Value = Secret;
+            type Value = SecretSource;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("a string, { file = \"path\" } or { env = \"NAME\" }")
             }
 
-            fn visit_str<E: de::Error>(self, text: &str) -> Result<Secret, E> {
-                Ok(Secret::Text(text.to_owned()))
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<SecretSource, E> {
+                Ok(SecretSource::Text(Secret::new(text)))
             }
 
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Secret, A::Error> {
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<SecretSource, A::Error> {
                 let mut found = None;
                 while let Some(key) = map.next_key::<String>()? {
                     let value: String = map.next_value()?;
                     let secret = match key.as_str() {
-                        "file" => Secret::File(value.into()),
-                        "env" => Secret::Env(value),
+                        "file" => SecretSource::File(value.into()),
+                        "env" => SecretSource::Env(value),
                         other => return Err(de::Error::unknown_field(other, &["file", "env"])),
                     };
                     if found.replace(secret).is_some() {
@@ -158,23 +102,24 @@ impl<'de> Deserialize<'de> for Secret {
     }
 }
 
-impl Secret {
+impl SecretSource {
     /// The secret itself.
     ///
     /// # Errors
-    /// In words: where the file or the variable cannot be read, or is empty.
+    /// Why the file or the variable cannot be read, or that it is empty; for people.
     pub fn reveal(&self, env: &dyn Fn(&str) -> Option<String>) -> Result<String, String> {
         let (text, source) = match self {
-            Secret::Text(text) => (text.clone(), "the password".to_owned()),
-            Secret::File(path) => {
-                let text = std::fs::read_to_string(path).map_err(|e| format!("read {}: {e}", path.display()))?;
+            Self::Text(text) => (text.expose().to_owned(), "the password".to_owned()),
+            Self::File(path) => {
+                let text =
+                    std::fs::read_to_string(path).map_err(|e| format!("{} cannot be read: {e}", path.display()))?;
                 (text.trim_end_matches(['\r', '\n']).to_owned(), path.display().to_string())
             }
-            Secret::Env(name) => {
-                let text = env(name).ok_or_else(|| format!("read ${name}: it is not set"))?;
+            Self::Env(name) => {
+                let text = env(name).ok_or_else(|| format!("${name} is not set"))?;
                 (text, format!("${name}"))
             }
         };
-        if text.is_empty() { Err(format!("use {source}: it is empty")) } else { Ok(text) }
+        if text.is_empty() { Err(format!("{source} is empty")) } else { Ok(text) }
     }
 }

@@ -1,46 +1,47 @@
-//! Attempts: an order's steps, one after another, to exactly one outcome, which is said until it is settled.
+//! Attempts: their steps, run one after another, lead to exactly one outcome, which is reported until it is settled.
 
 use super::{Core, Effect, Level, RunStep, words};
+use rouse_shared::duration;
 use rouse_shared::limits::{MAX_STEPS, REMEMBERED_ATTEMPTS};
-use rouse_shared::message::{AttemptReport, Order, Outcome, Report, StepReport, StepState, ToMaster};
+use rouse_shared::message::{AttemptReport, Outcome, Report, RunAttempt, StepReport, StepState, ToMaster};
 use rouse_shared::{AttemptId, Timestamp};
 use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
-/// Attempts that an agent has at once, at most: far above what one machine can run, and it bounds what a master can make
-/// it remember. The link's outbox holds a report of each.
+/// Largest number of attempts that an agent has at once: far more than a machine can run, but it limits what a master
+/// can make it remember. The link's outbox has room for a report of each.
 const MAX_ATTEMPTS: usize = 1_000;
 
 /// One attempt of the session.
 #[derive(Clone, PartialEq, Debug)]
 pub(super) struct Attempt {
-    /// What to run; absent once it has ended.
-    order: Option<Box<Order>>,
+    /// What to run; absent once the attempt has ended.
+    request: Option<Box<RunAttempt>>,
     begun: Timestamp,
     revision: u32,
-    /// Whether the picture has changed since it was last sent.
-    unsaid: bool,
-    /// The steps that have begun or were passed over; their place is their number.
+    /// Whether the attempt has changed since it was last reported.
+    unreported: bool,
+    /// The steps that were started or skipped, by their number.
     steps: Vec<StepReport>,
-    /// For each of them the log's bytes that the broker has.
+    /// For each of them, how many bytes of its log the broker has.
     sent: Vec<u64>,
-    /// The step that was asked for and has not ended.
+    /// The step that was requested and has not ended.
     running: Option<u32>,
-    /// The first failure.
+    /// The first failure, for people.
     failed: Option<String>,
-    /// Why its step is being stopped.
+    /// Why the attempt is being stopped.
     stop: Option<Stop>,
     outcome: Option<Outcome>,
 }
 
-/// Why a step is stopped; the first reason counts.
+/// Why an attempt is stopped; the first reason counts.
 #[derive(Clone, PartialEq, Eq, Debug)]
 enum Stop {
     Cancelled,
     TookTooLong(Duration),
 }
 
-/// How a step ended, as [`super::Event::StepEnded`] tells it.
+/// How a step ended, from [`super::Event::StepEnded`].
 pub(super) struct Ended {
     pub state: StepState,
     pub log_length: u64,
@@ -49,12 +50,12 @@ pub(super) struct Ended {
 }
 
 impl Attempt {
-    fn new(now: Timestamp, order: Option<Box<Order>>, outcome: Option<Outcome>) -> Self {
+    fn new(now: Timestamp, request: Option<Box<RunAttempt>>, outcome: Option<Outcome>) -> Self {
         Self {
-            order,
+            request,
             begun: now,
             revision: 0,
-            unsaid: true,
+            unreported: true,
             steps: Vec::new(),
             sent: Vec::new(),
             running: None,
@@ -69,43 +70,43 @@ impl Attempt {
         self.outcome.is_none()
     }
 
-    /// When the whole build has taken too long.
+    /// When the build will have exceeded its timeout.
     pub(super) fn wakeup(&self) -> Option<Timestamp> {
         if self.running.is_none() || self.stop.is_some() {
             return None;
         }
-        let limit = self.order.as_ref()?.timeout_ms?;
+        let limit = self.request.as_ref()?.timeout_ms?;
         Some(self.begun + Duration::from_millis(limit))
     }
 
-    /// The picture to send now.
+    /// The snapshot to send now.
     fn say(&mut self, attempt: AttemptId) -> AttemptReport {
-        if self.unsaid {
+        if self.unreported {
             self.revision += 1;
-            self.unsaid = false;
+            self.unreported = false;
         }
         AttemptReport { attempt, revision: self.revision, steps: self.steps.clone(), outcome: self.outcome.clone() }
     }
 
-    /// Lists the step as begun.
+    /// Adds the next step as running.
     fn begin(&mut self, now: Timestamp) {
-        self.unsaid = true;
+        self.unreported = true;
         let started_ms = u64::try_from(now.since(self.begun).as_millis()).unwrap_or(u64::MAX);
         self.steps.push(StepReport { state: StepState::Running, started_ms, took_ms: 0, log_length: 0, log_cut: 0 });
         self.sent.push(0);
     }
 
     fn end(&mut self, outcome: Outcome) {
-        self.unsaid = true;
+        self.unreported = true;
         self.running = None;
-        self.order = None;
+        self.request = None;
         self.outcome = Some(outcome);
     }
 
-    /// What to do when no step runs: the next step, or the outcome where there is none.
+    /// Called when no step runs: returns the next step, or sets the outcome if there is none.
     fn advance(&mut self, now: Timestamp, attempt: AttemptId, run_as: Option<&String>) -> Option<RunStep> {
-        let order = self.order.take()?;
-        while let Some(step) = order.steps.get(self.steps.len()) {
+        let request = self.request.take()?;
+        while let Some(step) = request.steps.get(self.steps.len()) {
             if self.failed.is_some() && !step.always {
                 self.begin(now);
                 if let Some(report) = self.steps.last_mut() {
@@ -114,7 +115,7 @@ impl Attempt {
                 continue;
             }
             let number = u32::try_from(self.steps.len()).unwrap_or(u32::MAX);
-            let mut env = order.env.clone();
+            let mut env = request.env.clone();
             env.extend(step.env.iter().map(|(k, v)| (k.clone(), v.clone())));
             let run = RunStep {
                 attempt,
@@ -122,12 +123,12 @@ impl Attempt {
                 run: step.run.clone(),
                 workdir: step.workdir.clone(),
                 env,
-                run_as: run_as.or(order.run_as.as_ref()).cloned(),
+                run_as: run_as.or(request.run_as.as_ref()).cloned(),
                 timeout: step.timeout_ms.map(Duration::from_millis),
                 silence: step.silence_ms.map(Duration::from_millis),
             };
             self.running = Some(number);
-            self.order = Some(order);
+            self.request = Some(request);
             return Some(run);
         }
         let outcome = self.failed.take().map_or(Outcome::Success, Outcome::Failure);
@@ -136,7 +137,7 @@ impl Attempt {
     }
 }
 
-/// Attempts that were here once, so that a late copy of an order starts nothing; the oldest are forgotten first.
+/// Attempts that were here once, so that a late copy of a request starts nothing. The oldest are forgotten first.
 #[derive(Clone, Default, Debug)]
 pub(super) struct Remembered {
     order: VecDeque<AttemptId>,
@@ -161,31 +162,31 @@ impl Remembered {
 }
 
 impl Core {
-    pub(super) fn order(&mut self, now: Timestamp, order: Box<Order>) {
-        let attempt = order.attempt;
+    pub(super) fn run_attempt(&mut self, now: Timestamp, request: Box<RunAttempt>) {
+        let attempt = request.attempt;
         if self.attempts.contains_key(&attempt) {
             self.report(attempt);
             return;
         }
         if self.dying.contains(&attempt) {
-            return self.decline(now, attempt, "an attempt of this number is still being ended here");
+            return self.decline(now, attempt, "an attempt with this number is still being killed here");
         }
         if self.remembered.set.contains(&attempt) {
-            return self.say_it_is_over(attempt);
+            return self.report_over(attempt);
         }
         if self.leaving() {
-            return self.decline(now, attempt, "the agent is about to end");
+            return self.decline(now, attempt, "the agent is about to exit");
         }
         if self.draining() {
             return self.decline(now, attempt, "the host is being drained");
         }
         if self.attempts.len() >= MAX_ATTEMPTS {
-            return self.decline(now, attempt, "the agent has as many builds as it can keep track of");
+            return self.decline(now, attempt, "the agent has too many unfinished or unsettled builds");
         }
-        let refusal = if order.steps.is_empty() {
+        let refusal = if request.steps.is_empty() {
             Some("the build has no steps".to_owned())
-        } else if order.steps.len() > MAX_STEPS {
-            Some(format!("the build has {} steps, more than {MAX_STEPS}", order.steps.len()))
+        } else if request.steps.len() > MAX_STEPS {
+            Some(format!("the build has {} steps, more than {MAX_STEPS}", request.steps.len()))
         } else {
             None
         };
@@ -193,26 +194,26 @@ impl Core {
             self.attempts.insert(attempt, Attempt::new(now, None, Some(Outcome::Failure(why))));
             return self.report(attempt);
         }
-        self.attempts.insert(attempt, Attempt::new(now, Some(order), None));
+        self.attempts.insert(attempt, Attempt::new(now, Some(request), None));
         self.advance(now, attempt);
     }
 
-    /// Answers an order or a cancel for an attempt that was here and is over. After a copy that came late it means nothing
-    /// to the master; but where the lease ended before it heard of the attempt it would say the same again and again.
-    fn say_it_is_over(&mut self, attempt: AttemptId) {
-        self.log(Level::Info, format!("asked for {attempt}, which is over here"));
+    /// Answers a request for an attempt that was here and is over. The master ignores the answer to a late copy. But if
+    /// the lease ended before the master heard of the attempt, it would repeat its request for ever.
+    fn report_over(&mut self, attempt: AttemptId) {
+        self.log(Level::Info, format!("the master requests {attempt}, which is already over here"));
         let Some(session) = self.attached_session() else { return };
-        let outcome = Some(Outcome::Lost("its agent ended it when the lease was over".to_owned()));
-        // Newer than whatever was said of it: there will be nothing more.
+        let outcome = Some(Outcome::Lost("its agent killed it when the lease ended".to_owned()));
+        // Newer than every other report of it; nothing more will follow.
         let report = AttemptReport { attempt, revision: u32::MAX, steps: Vec::new(), outcome };
         self.emit(Effect::Send(Box::new(ToMaster::Report(Box::new(Report { session, attempt: report })))));
     }
 
-    /// Says that the attempt was never begun here and never will be.
+    /// Reports that the attempt was never started here and never will be.
     fn decline(&mut self, now: Timestamp, attempt: AttemptId, why: &str) {
         let mut declined = Attempt::new(now, None, Some(Outcome::Declined(why.to_owned())));
         self.log(Level::Info, format!("declining {attempt}: {why}"));
-        // Said until it is settled, but only while there is room: an order that is not heard of is sent again.
+        // Repeated until it is settled, but only while there is room: the master repeats a request without an answer.
         if self.attempts.len() < MAX_ATTEMPTS && !self.dying.contains(&attempt) {
             self.attempts.insert(attempt, declined);
             self.report(attempt);
@@ -223,7 +224,7 @@ impl Core {
         }
     }
 
-    /// Runs the next step, or says how it ended.
+    /// Runs the next step, or reports the outcome.
     fn advance(&mut self, now: Timestamp, attempt: AttemptId) {
         let Some(this) = self.attempts.get_mut(&attempt) else { return };
         match this.advance(now, attempt, self.settings.run_as.as_ref()) {
@@ -232,7 +233,7 @@ impl Core {
         }
     }
 
-    /// Sends the attempt's picture, where there is somebody to send it to; else it is in the next hello.
+    /// Sends a snapshot of the attempt. Without a session the next hello includes it.
     fn report(&mut self, attempt: AttemptId) {
         let Some(session) = self.attached_session() else { return };
         let Some(this) = self.attempts.get_mut(&attempt) else { return };
@@ -240,15 +241,15 @@ impl Core {
         self.emit(Effect::Send(Box::new(ToMaster::Report(Box::new(report)))));
     }
 
-    /// All attempts, for hello.
-    pub(super) fn pictures(&mut self) -> Vec<AttemptReport> {
+    /// Snapshots of all attempts, for hello.
+    pub(super) fn snapshots(&mut self) -> Vec<AttemptReport> {
         self.attempts.iter_mut().map(|(id, attempt)| attempt.say(*id)).collect()
     }
 
-    /// What the hello that was just answered could not say yet, and the logs from where the broker has them.
+    /// Reports what has changed since the hello that was just answered, and resumes the logs where the broker has them.
     pub(super) fn catch_up(&mut self) {
-        let unsaid: Vec<_> = self.attempts.iter().filter(|(_, a)| a.unsaid).map(|(id, _)| *id).collect();
-        for attempt in unsaid {
+        let unreported: Vec<_> = self.attempts.iter().filter(|(_, a)| a.unreported).map(|(id, _)| *id).collect();
+        for attempt in unreported {
             self.report(attempt);
         }
         let mut logs = Vec::new();
@@ -262,7 +263,7 @@ impl Core {
         self.effects.extend(logs);
     }
 
-    /// The ends that are not settled, said again.
+    /// Reports again the outcomes that are not settled.
     pub(super) fn repeat_ends(&mut self) {
         let ended: Vec<_> = self.attempts.iter().filter(|(_, a)| a.outcome.is_some()).map(|(id, _)| *id).collect();
         for attempt in ended {
@@ -283,7 +284,7 @@ impl Core {
             Some(stop) => stop.outcome(),
         };
         this.end(outcome);
-        self.log(Level::Error, format!("{attempt} could not be run: {why}"));
+        self.log(Level::Error, format!("{attempt} cannot be run: {why}"));
         self.advance(now, attempt);
     }
 
@@ -316,7 +317,7 @@ impl Core {
             this.begin(now);
         }
         this.running = None;
-        this.unsaid = true;
+        this.unreported = true;
         if let Some(report) = this.steps.last_mut() {
             report.state = words::cut_state(ended.state.clone());
             report.took_ms = u64::try_from(ended.took.as_millis()).unwrap_or(u64::MAX);
@@ -328,10 +329,10 @@ impl Core {
         } else {
             match ended.state {
                 StepState::Lost(why) => this.end(Outcome::Lost(words::cut(why))),
-                // Nobody here asked for it.
-                StepState::Stopped => this.end(Outcome::Lost("its step was stopped from outside".to_owned())),
+                // Not at this agent's request.
+                StepState::Stopped => this.end(Outcome::Lost("its step was stopped, and not by the agent".to_owned())),
                 StepState::Running | StepState::Skipped => {
-                    this.end(Outcome::Lost("its step ended in a way that nobody knows".to_owned()));
+                    this.end(Outcome::Lost("its step ended in an unknown way".to_owned()));
                 }
                 StepState::Exited(_)
                 | StepState::Signalled(_)
@@ -339,7 +340,7 @@ impl Core {
                 | StepState::Silent
                 | StepState::NotStarted(_) => {
                     if this.failed.is_none() {
-                        let step = this.order.as_ref().and_then(|o| o.steps.get(step as usize));
+                        let step = this.request.as_ref().and_then(|o| o.steps.get(step as usize));
                         this.failed = step.and_then(|step| words::failure(step, &ended.state));
                     }
                 }
@@ -354,7 +355,7 @@ impl Core {
     pub(super) fn cancel(&mut self, now: Timestamp, attempt: AttemptId) {
         let Some(this) = self.attempts.get_mut(&attempt) else {
             if self.remembered.set.contains(&attempt) {
-                return self.say_it_is_over(attempt);
+                return self.report_over(attempt);
             }
             return self.decline(now, attempt, "cancelled before it arrived");
         };
@@ -371,7 +372,7 @@ impl Core {
         let mut late = Vec::new();
         for (id, attempt) in &mut self.attempts {
             if attempt.wakeup().is_some_and(|at| at <= now) {
-                let limit = attempt.order.as_ref().and_then(|o| o.timeout_ms).unwrap_or(0);
+                let limit = attempt.request.as_ref().and_then(|o| o.timeout_ms).unwrap_or(0);
                 attempt.stop = Some(Stop::TookTooLong(Duration::from_millis(limit)));
                 late.push(Effect::StopAttempt(*id));
             }
@@ -383,14 +384,17 @@ impl Core {
         for attempt in attempts {
             if let Some(this) = self.attempts.get(attempt) {
                 if this.running.is_some() {
-                    self.log(Level::Warn, format!("the master has settled {attempt}, which still runs: ending it"));
+                    self.log(
+                        Level::Warn,
+                        format!("the master has settled {attempt}, which is still running: killing it"),
+                    );
                 }
                 self.forget(*attempt);
             }
         }
     }
 
-    /// Nothing more is said of the attempt; what runs of it is killed, what is left of it removed.
+    /// Forgets the attempt: kills what runs of it, removes its files, and reports nothing more.
     fn forget(&mut self, attempt: AttemptId) {
         let Some(this) = self.attempts.remove(&attempt) else { return };
         self.remembered.add(attempt);
@@ -402,18 +406,19 @@ impl Core {
         }
     }
 
-    /// Kills what runs. What has ended stays until it is settled: the master may lack the end of its log.
+    /// Kills the running attempts. Those that have ended stay until they are settled: the master may lack parts of
+    /// their logs.
     pub(super) fn kill_running(&mut self) {
         self.forget_where(Attempt::runs);
     }
 
-    /// Kills what runs and forgets the rest.
+    /// Kills the running attempts and forgets the others.
     pub(super) fn kill_all(&mut self) {
         self.kill_running();
         self.forget_ended();
     }
 
-    /// Forgets what has ended, logs included.
+    /// Forgets the attempts that have ended, including their logs.
     pub(super) fn forget_ended(&mut self) {
         self.forget_where(|attempt| !attempt.runs());
     }
@@ -439,7 +444,8 @@ impl Core {
                 *sent = offset;
                 self.send_log(attempt, step, offset);
             }
-            None => self.log(Level::Warn, format!("asked for the log of {attempt}, step {step}, which is not here")),
+            None => self
+                .log(Level::Warn, format!("the master requests the log of {attempt}, step {step}, which is not here")),
         }
     }
 }
@@ -449,7 +455,7 @@ impl Stop {
         match self {
             Stop::Cancelled => Outcome::Cancelled,
             Stop::TookTooLong(limit) => {
-                Outcome::Failure(format!("the build took longer than {}", words::duration(limit)))
+                Outcome::Failure(format!("the build took longer than {}", duration::exact(limit)))
             }
         }
     }

@@ -1,54 +1,54 @@
-//! Which password the agent shows: the one that it was given at its start, or its session's secret.
+//! Which credential the agent uses: the password from its start, or the session secret.
 
 use rouse_shared::SessionId;
 
-/// The master's own refusals of a session secret before it is forgotten.
+/// Number of refusals by the master after which a session secret is forgotten.
 const SECRET_REFUSALS: u32 = 2;
 
-/// The secret, and how showing it has gone so far.
+/// The secret, and the results of using it so far.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Credentials {
     pub(super) secret: Option<String>,
-    /// Whether the next connection uses the secret, where there is one.
+    /// Whether the next connection uses the secret, if there is one.
     pub(super) prefer_secret: bool,
     /// Whether this connection uses it.
     pub(super) used_secret: bool,
     refusals: u32,
-    /// Refusals of whatever credential by the master since the last welcome, for the backoff.
-    pub(super) turned_away: u32,
-    /// The last session and its heartbeats, which go on counting if it is given again.
+    /// Refusals by the master of any credential since the last welcome, for the backoff.
+    pub(super) master_refusals: u32,
+    /// The last session and the number of its last heartbeat, from which it goes on if a welcome continues it.
     pub(super) last: Option<(SessionId, u64)>,
 }
 
-/// What has become of the secret.
+/// A change of the secret.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) enum Change {
-    /// It is as it was.
+    /// It has not changed.
     None,
-    /// It is another, which has to be kept.
+    /// There is a new one, which has to be kept.
     New(String),
-    /// It is of no more use.
+    /// It is no longer valid.
     Forgotten,
 }
 
 impl Credentials {
     pub(super) fn new(secret: Option<String>) -> Self {
-        Self { secret, prefer_secret: true, used_secret: false, refusals: 0, turned_away: 0, last: None }
+        Self { secret, prefer_secret: true, used_secret: false, refusals: 0, master_refusals: 0, last: None }
     }
 
-    /// What a new connection is made with.
+    /// The credential of a new connection.
     pub(super) fn for_connection(&mut self, password: &str) -> String {
         self.used_secret = self.prefer_secret && self.secret.is_some();
         self.shown(password)
     }
 
-    /// What this connection was made with.
+    /// The credential of the current connection.
     pub(super) fn shown(&self, password: &str) -> String {
         let secret = self.secret.as_deref().filter(|_| self.used_secret);
         secret.unwrap_or(password).to_owned()
     }
 
-    /// A welcome with what the master wants to be shown the next time.
+    /// Handles a welcome, with the credential that the master expects from now on.
     pub(super) fn welcomed(&mut self, secret: Option<String>) -> Change {
         self.refusals = 0;
         self.prefer_secret = true;
@@ -58,22 +58,22 @@ impl Credentials {
                 self.secret = Some(secret.clone());
                 Change::New(secret)
             }
-            // What was used goes on: the password, and then the secret is of no use.
+            // The credential that was used stays valid. If it is the password, the secret is not.
             None if !self.used_secret && self.secret.take().is_some() => Change::Forgotten,
             None => Change::None,
         }
     }
 
-    /// The broker has refused it, outside a session. Whether the other one was not tried yet, and comes next.
+    /// Handles a refusal by the broker without a session. True if the other credential is to be tried next.
     pub(super) fn denied(&mut self) -> bool {
         self.prefer_secret = !self.used_secret;
-        // The password after the kept secret is not the same try again.
+        // The password after the secret has not been tried yet.
         !self.prefer_secret
     }
 
-    /// The master has refused it.
+    /// Handles a refusal by the master.
     pub(super) fn refused(&mut self) -> Change {
-        self.turned_away = self.turned_away.saturating_add(1);
+        self.master_refusals = self.master_refusals.saturating_add(1);
         if !self.used_secret {
             self.prefer_secret = true;
             return Change::None;
@@ -87,7 +87,7 @@ impl Credentials {
         Change::Forgotten
     }
 
-    /// Whether it is the best that there is: a spent boot token is refused while the secret would be let in.
+    /// Whether the best credential was used: a spent boot token is refused even if the secret would be accepted.
     pub(super) fn used_best(&self) -> bool {
         self.used_secret || self.secret.is_none()
     }

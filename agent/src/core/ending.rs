@@ -1,31 +1,32 @@
-//! The agent's own end: SIGTERM, a master that sends it home, a host that nobody wants.
+//! The end of the agent: SIGTERM, a request of the master, or a host that no master wants.
 
 use super::{Core, Effect, Level};
 use rouse_shared::Timestamp;
 use rouse_shared::message::{CloudNotice, ToMaster};
 use std::time::Duration;
 
-/// Killing takes milliseconds; past this the agent ends all the same, and its supervisors die with it.
+/// Longest wait for killed steps, which normally takes milliseconds. After that the agent exits anyway, and its
+/// supervisors end with it.
 const KILL_PATIENCE: Duration = Duration::from_secs(10);
-/// Denials by the broker, some half a minute of them, before what the agent was told at its start may be out of date.
+/// Number of refusals by the broker (about half a minute) after which the agent's boot data may be out of date.
 const DENIALS: u32 = 6;
 
-/// How far the agent's end has come.
+/// Progress of the agent's end.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) enum Ending {
-    /// It goes on.
+    /// The agent is not ending.
     No,
-    /// Nothing new is begun; it ends when its builds have ended and are settled.
+    /// It starts nothing new, and ends when its builds have ended and are settled.
     Leaving,
-    /// Everything was killed; it ends when that has happened, or at `latest`.
-    Killing { latest: Timestamp, last: Last, why: String },
-    /// [`Effect::Exit`], [`Effect::PowerOff`] or [`Effect::Restart`] was given.
+    /// It has killed everything, and ends when all steps have ended, or at `latest`.
+    Killing { latest: Timestamp, action: FinalAction, why: String },
+    /// [`Effect::Exit`], [`Effect::PowerOff`] or [`Effect::Restart`] has been returned.
     Done,
 }
 
-/// What comes of the agent, or its machine, when it ends.
+/// What the agent does last.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Last {
+pub(super) enum FinalAction {
     Exit,
     PowerOff,
     Restart,
@@ -41,7 +42,7 @@ impl Ending {
 }
 
 impl Core {
-    /// Whether new orders are turned away since the agent ends.
+    /// Whether new attempts are declined because the agent is ending.
     pub(super) fn leaving(&self) -> bool {
         !matches!(self.ending, Ending::No)
     }
@@ -49,30 +50,30 @@ impl Core {
     pub(super) fn terminate(&mut self, now: Timestamp) {
         match &self.ending {
             Ending::No => {
-                self.log(Level::Info, "asked to end: taking nothing new, ending when what runs has ended");
+                self.log(Level::Info, "SIGTERM: taking no new builds, exiting when the running ones have ended");
                 self.ending = Ending::Leaving;
                 if self.session.is_none() {
                     self.forget_if_leaving();
                 }
                 self.send_leaving();
             }
-            Ending::Leaving => self.kill_and_end(now, Last::Exit, "asked to end twice".to_owned()),
-            Ending::Killing { last, why, .. } => {
-                let (last, why) = (*last, why.clone());
-                self.ending = Ending::Killing { latest: now, last, why };
+            Ending::Leaving => self.kill_and_end(now, FinalAction::Exit, "a second SIGTERM".to_owned()),
+            Ending::Killing { action, why, .. } => {
+                let (action, why) = (*action, why.clone());
+                self.ending = Ending::Killing { latest: now, action, why };
             }
             Ending::Done => {}
         }
     }
 
-    /// Without a session: an agent that was asked to end waits for no other one, which may never be.
+    /// Called when there is no session: an agent that is to exit does not wait for another one, which may never come.
     pub(super) fn forget_if_leaving(&mut self) {
         if self.leaving() {
             self.forget_ended();
         }
     }
 
-    /// Tells the master, where it can be told; said again at each welcome.
+    /// Reports to the master that the agent is leaving; repeated after each welcome.
     pub(super) fn send_leaving(&mut self) {
         if !matches!(self.ending, Ending::Leaving) || self.attempts.is_empty() {
             return;
@@ -82,7 +83,7 @@ impl Core {
         }
     }
 
-    /// The cloud has spoken: an interruption is certain, and no rebalance after it takes it back.
+    /// Handles a notice of the cloud. An interruption is certain, and a later rebalance does not replace it.
     pub(super) fn noticed(&mut self, notice: CloudNotice) {
         let graver = match (&self.notice, &notice) {
             (Some(CloudNotice::Interruption { .. }), CloudNotice::Rebalance { .. }) => false,
@@ -92,15 +93,17 @@ impl Core {
             return;
         }
         let text = match &notice {
-            CloudNotice::Rebalance { at } => format!("the cloud may take this machine back soon (said at {at})"),
-            CloudNotice::Interruption { action, at } => format!("the cloud takes this machine back: {action} at {at}"),
+            CloudNotice::Rebalance { at } => format!("the cloud may take this machine back soon (notice of {at})"),
+            CloudNotice::Interruption { action, at } => {
+                format!("the cloud will take this machine back: {action} at {at}")
+            }
         };
         self.log(Level::Warn, super::words::cut(text));
         self.notice = Some(notice);
         self.send_notice();
     }
 
-    /// Tells the master, where it can be told; said again at each welcome and with each heartbeat.
+    /// Reports the cloud's notice to the master; repeated after each welcome and with each heartbeat.
     pub(super) fn send_notice(&mut self) {
         if let (Some(session), Some(notice)) = (self.attached_session(), &self.notice) {
             let notice = notice.clone();
@@ -109,73 +112,75 @@ impl Core {
     }
 
     /// Kills everything, then ends.
-    pub(super) fn kill_and_end(&mut self, now: Timestamp, last: Last, why: String) {
+    pub(super) fn kill_and_end(&mut self, now: Timestamp, action: FinalAction, why: String) {
         if matches!(self.ending, Ending::Killing { .. } | Ending::Done) {
             return;
         }
         self.kill_all();
-        self.ending = Ending::Killing { latest: now + KILL_PATIENCE, last, why };
+        self.ending = Ending::Killing { latest: now + KILL_PATIENCE, action, why };
     }
 
-    /// The machine has slept: that is no time in which somebody could have called it.
-    pub(super) fn count_awake(&mut self, now: Timestamp, slept: Duration) {
-        self.awake_since = now;
+    /// Postpones the dead-man timer by a suspension, during which no master could reach the machine.
+    pub(super) fn discount_suspension(&mut self, now: Timestamp, slept: Duration) {
+        self.resumed_at = now;
         self.dead_man = self.dead_man.map(|at| at + slept);
     }
 
-    /// A latent host that sleeps is another one's when it wakes: who it is, and its token, are told it anew.
-    pub(super) fn waken(&mut self, now: Timestamp) {
-        if self.settings.latent && self.session.is_none() && (self.master.is_none() || self.to_sleep) {
-            self.kill_and_end(now, Last::Restart, "the machine has slept".to_owned());
+    /// A latent host that was suspended may be resumed as another one, with new boot data. Without a session the agent
+    /// restarts to read them.
+    pub(super) fn resumed(&mut self, now: Timestamp) {
+        if self.settings.latent && self.session.is_none() && (self.master.is_none() || self.to_be_suspended) {
+            self.kill_and_end(now, FinalAction::Restart, "the machine was suspended".to_owned());
         }
     }
 
-    /// Whether it should ask anew who it is and what its token is: it was turned away as one whose host falls asleep or
-    /// wakes, or is not known yet, or the broker goes on saying no. Not every machine can see that it has slept, and no
-    /// master counts on a life that none has let in.
-    pub(super) fn is_told_too_little(&self) -> bool {
-        let denied = self.settings.latent && !self.greeted && self.denials >= DENIALS;
+    /// Whether the agent should restart to read its boot data again: the master has refused it without powering it off
+    /// (its host is being suspended or resumed, or is not known yet), or the broker keeps refusing it. Not every
+    /// machine notices that it was suspended, and no master relies on an agent that none has accepted.
+    pub(super) fn may_have_stale_boot_data(&self) -> bool {
+        let denied = self.settings.latent && !self.said_hello && self.denials >= DENIALS;
         let unknown = self.master.is_none() && self.session.is_none() && matches!(self.ending, Ending::No);
-        unknown && (self.to_sleep || denied)
+        unknown && (self.to_be_suspended || denied)
     }
 
     pub(super) fn expire_dead_man(&mut self, now: Timestamp) {
         if self.dead_man.is_some_and(|at| at <= now) {
             self.dead_man = None;
-            if self.to_sleep {
-                // Where its clocks show that it has slept, [`Core::waken`] was there before. It may have slept without
-                // that, or not at all: its next life asks once more, and goes when nobody says so again.
-                let why = "the machine was to be put to sleep and runs".to_owned();
-                return self.kill_and_end(now, Last::Restart, why);
+            if self.to_be_suspended {
+                // If the clocks had shown a suspension, [`Core::resumed`] would have restarted the agent. There may
+                // have been one all the same: the next run asks once more, and powers off if it gets no such answer
+                // again.
+                let why = "the machine was to be suspended and is running".to_owned();
+                return self.kill_and_end(now, FinalAction::Restart, why);
             }
             let why = match self.master {
-                None => "no master has let this host in since it started",
-                Some(_) => "this host's lease is over and no master has let it in again",
+                None => "no master has accepted this host since it started",
+                Some(_) => "this host's lease has ended and no master has accepted it since",
             };
             self.log(Level::Warn, format!("{why}: powering off"));
-            self.kill_and_end(now, Last::PowerOff, why.to_owned());
+            self.kill_and_end(now, FinalAction::PowerOff, why.to_owned());
         }
     }
 
     pub(super) fn end_if_nothing_left(&mut self, now: Timestamp) {
         let nothing_runs = self.attempts.is_empty() && self.dying.is_empty();
-        let (last, why) = match &self.ending {
-            Ending::Leaving if nothing_runs => (Last::Exit, "asked to end, and nothing runs".to_owned()),
-            Ending::Killing { latest, last, why } if nothing_runs || *latest <= now => (*last, why.clone()),
+        let (action, why) = match &self.ending {
+            Ending::Leaving if nothing_runs => (FinalAction::Exit, "SIGTERM, and no build runs".to_owned()),
+            Ending::Killing { latest, action, why } if nothing_runs || *latest <= now => (*action, why.clone()),
             Ending::No | Ending::Leaving | Ending::Killing { .. } | Ending::Done => return,
         };
         if let Some(session) = self.attached_session() {
-            // Only what is true: a goodbye says that nothing of the builds runs.
+            // A goodbye says that no build runs, so it must be true.
             if nothing_runs {
                 self.emit(Effect::Send(Box::new(ToMaster::Goodbye { session })));
             }
         }
         self.drop_link();
         self.ending = Ending::Done;
-        self.emit(match last {
-            Last::Exit => Effect::Exit { why },
-            Last::PowerOff => Effect::PowerOff { why },
-            Last::Restart => Effect::Restart { why },
+        self.emit(match action {
+            FinalAction::Exit => Effect::Exit { why },
+            FinalAction::PowerOff => Effect::PowerOff { why },
+            FinalAction::Restart => Effect::Restart { why },
         });
     }
 }

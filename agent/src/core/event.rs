@@ -1,4 +1,4 @@
-//! What the agent's core is told, and what it asks for: two closed enums, each variant documented by its cause.
+//! The input and output of the agent's core: two closed enums, each variant documented by its cause.
 
 use rouse_shared::message::{CloudNotice, StepState, ToAgent, ToMaster};
 use rouse_shared::{AttemptId, Timestamp};
@@ -8,159 +8,161 @@ use std::time::Duration;
 /// Something that happened.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Event {
-    /// The agent knows who it is and nothing of an earlier life runs. The first event, once.
+    /// The agent has its identity, and nothing of an earlier agent runs. The first event; exactly once.
     Start,
-    /// [`Effect::Connect`] came through: the queue is declared and consumed. At most once a connection; late if the
-    /// core has given that connection up meanwhile, and then ignored.
+    /// [`Effect::Connect`] succeeded: the queue is declared and consumed. At most once for each connection; ignored if
+    /// the core has given up that connection meanwhile.
     LinkUp {
-        /// The connection.
+        /// Number from [`Effect::Connect`].
         connection: u64,
     },
-    /// [`Effect::Connect`] failed, or the link broke later. Late or twice: ignored, by its number.
+    /// [`Effect::Connect`] failed, or the link has ended. May be late or repeated, which its number shows.
     LinkDown {
-        /// The connection.
+        /// Number from [`Effect::Connect`].
         connection: u64,
-        /// Whether the broker refused the credential (or could not ask the master about it: the two look alike).
+        /// Whether the broker refused the credential (or could not ask the master about it, which looks the same).
         refused: bool,
-        /// What happened, in words.
+        /// The reason, for people.
         why: String,
     },
-    /// A message of the master's, from the queue of this connection. May come late, twice or out of order.
+    /// A message from the master, from the queue of this connection. May be late, repeated or out of order.
     FromMaster {
-        /// The connection.
+        /// Number from [`Effect::Connect`].
         connection: u64,
-        /// What it says.
+        /// The message.
         message: Box<ToAgent>,
     },
-    /// [`Effect::RunStep`]: the directory for the attempt could not be made. Instead of any other event of that step.
+    /// [`Effect::RunStep`] failed: the attempt's directory cannot be created, or its user does not exist. Replaces
+    /// every other event of that step.
     PrepareFailed {
-        /// The attempt.
+        /// The attempt that cannot run.
         attempt: AttemptId,
-        /// What happened, in words.
+        /// The reason, for people.
         why: String,
     },
-    /// [`Effect::RunStep`]: the command was executed. At most once a step.
+    /// [`Effect::RunStep`]: the command was executed. At most once for each step.
     StepStarted {
-        /// The attempt.
+        /// The attempt that the step belongs to.
         attempt: AttemptId,
-        /// The step, from 0.
+        /// Number of the step, from 0.
         step: u32,
     },
-    /// [`Effect::RunStep`] has come to its end: by itself, or by [`Effect::StopAttempt`], [`Effect::KillAttempt`] or the
-    /// deadline. Exactly once a step that was asked for, unless [`Event::PrepareFailed`] came; nothing of it runs then.
+    /// The step of [`Effect::RunStep`] has ended by itself, or because of [`Effect::StopAttempt`],
+    /// [`Effect::KillAttempt`] or the deadline, and no process of it runs. Exactly once for each [`Effect::RunStep`],
+    /// unless [`Event::PrepareFailed`] replaces it.
     StepEnded {
-        /// The attempt.
+        /// The attempt that the step belongs to.
         attempt: AttemptId,
-        /// The step, from 0.
+        /// Number of the step, from 0.
         step: u32,
-        /// How it ended.
+        /// How the step ended.
         state: StepState,
         /// Bytes of its log in the spool.
         log_length: u64,
-        /// Bytes that were thrown away past the limit.
+        /// Bytes that were discarded beyond the maximum log size.
         log_cut: u64,
-        /// How long it ran.
+        /// How long the step ran.
         took: Duration,
     },
-    /// [`Effect::SendLogFrom`]: the broker has every byte of the step's log before `offset`. Often; may come late.
+    /// [`Effect::SendLogFrom`]: the broker has every byte of the step's log before `offset`. Frequent; may be late.
     LogSent {
-        /// The attempt.
+        /// The attempt that the step belongs to.
         attempt: AttemptId,
-        /// The step, from 0.
+        /// Number of the step, from 0.
         step: u32,
-        /// Bytes from the beginning.
+        /// Bytes from the start of the log.
         offset: u64,
     },
-    /// The cloud has told the machine about its end. May come again, and a rebalance after an interruption.
+    /// The cloud has announced the end of the machine. May be repeated, and a rebalance may follow an interruption.
     Notice(CloudNotice),
-    /// The machine has slept for so long, its memory kept, since it was told so last: [`super::Core::handle`]'s clock went
-    /// on meanwhile. It comes before all that happened since.
-    Slept(Duration),
-    /// The machine has another address or route than before, or so it may be. Often; too often does no harm.
+    /// The machine was suspended with its memory kept, for this long since the last such event. `now` includes that
+    /// time. Comes before everything that happened after the machine was resumed.
+    Resumed(Duration),
+    /// An address or a route of the machine may have changed. Frequent; superfluous ones do no harm.
     NetworkChanged,
-    /// The moment of [`super::Core::next_wakeup`] has come. Too early or too often does no harm.
+    /// The time of [`super::Core::next_wakeup`] has come. Early or superfluous ones do no harm.
     Tick,
-    /// SIGTERM. The second one ends builds at once, the third the agent.
+    /// SIGTERM. The second kills all builds, and the third ends the agent at once.
     Terminate,
 }
 
-/// Something to be done, in the order given.
+/// Something to do, in the order of the list.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Effect {
     /// Connect, declare the exclusive queue and consume from it. Answered by [`Event::LinkUp`] or [`Event::LinkDown`].
     Connect {
-        /// Which connection of this life, from 1.
+        /// Counts the connections of this run of the agent from 1.
         connection: u64,
-        /// The queue's name.
+        /// Name of the queue.
         queue: String,
-        /// The password.
+        /// The worker's password, the boot token or the session secret.
         credential: String,
     },
-    /// Close that connection, after what was sent on it. Its later events are ignored.
+    /// Close the connection once everything has been sent. Its later events are ignored.
     Disconnect {
-        /// The connection.
+        /// Number from [`Effect::Connect`].
         connection: u64,
     },
-    /// Publish to the master on the connection that is up. The driver fills in a heartbeat's vitals. May be lost: what
-    /// matters is said again.
+    /// Publish to the master on the connection that is up. The driver fills in a heartbeat's vitals. May be lost; what
+    /// matters is sent again.
     Send(Box<ToMaster>),
-    /// Run one step, making the attempt's fresh directory first where this is the attempt's first.
+    /// Run a step. The attempt's fresh directory is created before its first step.
     RunStep(Box<RunStep>),
-    /// End what the attempt runs: TERM, then KILL. [`Event::StepEnded`] follows, unless it is under way already.
+    /// Stop the attempt's step: SIGTERM, then SIGKILL. [`Event::StepEnded`] follows, unless it is already under way.
     StopAttempt(AttemptId),
-    /// Kill what the attempt runs, now. [`Event::StepEnded`] follows, unless it is under way already.
+    /// Kill the attempt's step now. [`Event::StepEnded`] follows, unless it is already under way.
     KillAttempt(AttemptId),
-    /// Until when steps may run without a word from the core: their supervisors kill them then, by themselves.
+    /// Set the time at which supervisors kill their steps by themselves, unless it is moved before that.
     SetDeadline(Option<Timestamp>),
-    /// Keep the session secret for a restart of the agent, for root only.
+    /// Keep the session secret for a restart of the agent, readable for root only.
     StoreSecret(String),
-    /// The kept session secret is of no use any more.
+    /// Remove the kept session secret, which is no longer valid.
     ForgetSecret,
-    /// Remove the attempt's directory and spool, and send nothing more of its logs. Nothing of it runs.
+    /// Remove the attempt's directory and spool, and send no more of its logs. No process of it runs.
     RemoveAttempt(AttemptId),
-    /// Send the step's log from there on, what is still to be printed included. Replaces an earlier one for the step.
-    /// Stops by itself when the connection ends. [`Event::LogSent`] follows.
+    /// Send the step's log from `offset` on, including what it has yet to print. Replaces an earlier request for the
+    /// step. Ends with the connection. [`Event::LogSent`] follows.
     SendLogFrom {
-        /// The attempt.
+        /// The attempt that the step belongs to.
         attempt: AttemptId,
-        /// The step, from 0.
+        /// Number of the step, from 0.
         step: u32,
         /// First byte to send.
         offset: u64,
     },
-    /// Switch the machine off, or end the agent where there is nothing to switch off. No event follows.
+    /// Power the machine off, or exit if no command is configured for that. No event follows.
     PowerOff {
-        /// Why, in words.
+        /// The reason, for people.
         why: String,
     },
-    /// End the agent's process with success. No event follows.
+    /// Exit with success. No event follows.
     Exit {
-        /// Why, in words.
+        /// The reason, for people.
         why: String,
     },
-    /// Begin anew, as after a boot. No event follows.
+    /// Execute the program again, which starts afresh as after a boot. No event follows.
     Restart {
-        /// Why, in words.
+        /// The reason, for people.
         why: String,
     },
-    /// Say something in the agent's own log.
+    /// Write a line to the agent's own log.
     Log(Level, String),
 }
 
 /// One step to run.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct RunStep {
-    /// The attempt.
+    /// The attempt that the step belongs to.
     pub attempt: AttemptId,
-    /// The step, from 0.
+    /// Number of the step, from 0.
     pub step: u32,
-    /// The program and its arguments, at least one.
+    /// The program and its arguments; not empty.
     pub run: Vec<String>,
-    /// Where, below the attempt's directory. Not yet checked: it comes from the user.
+    /// Work directory, relative to the build's own; as the user wrote it, not yet checked.
     pub workdir: String,
-    /// The build's and the step's environment.
+    /// Variables of the build and of the step.
     pub env: BTreeMap<String, String>,
-    /// The user to run as, where it is not the agent's own.
+    /// The user to run as; if absent, the agent's own.
     pub run_as: Option<String>,
     /// Longest run.
     pub timeout: Option<Duration>,
@@ -168,13 +170,13 @@ pub struct RunStep {
     pub silence: Option<Duration>,
 }
 
-/// How much a line of the agent's log matters.
+/// Level of a line of the agent's log.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Level {
-    /// The normal course.
+    /// Normal operation.
     Info,
-    /// Something is not as it should be; the agent goes on.
+    /// Something is wrong, and the agent handles it.
     Warn,
-    /// Something is lost or needs a person.
+    /// Something is lost, or needs a person.
     Error,
 }

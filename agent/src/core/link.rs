@@ -1,26 +1,26 @@
-//! The link to the broker: when to connect, how long to wait for what, and when to try again.
+//! The link to the broker: when to connect, how long to wait, and when to retry.
 
-use super::ending::Last;
+use super::ending::FinalAction;
 use super::{Core, Effect, Ending, Level};
 use rouse_shared::{Timestamp, names};
 use std::time::Duration;
 
-/// First and longest pause before the next connection: a broker that is back is found within two seconds.
+/// First and longest pause before the next connection: a broker that is up again is found within two seconds.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_millis(1_500));
-/// The same where the broker says no to an agent without a session: either its password is wrong, or the master that
-/// the broker asks is away.
+/// The same after the broker has refused an agent without a session: either its password is wrong, or the master, which
+/// the broker asks, is down.
 const DENIED_BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
 /// The same after the master itself has refused.
 const REFUSED_BACKOFF: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(60));
-/// Between a change of the network and what is worth trying then: a client of DHCP adds the route after the address.
-pub(crate) const SETTLES: Duration = Duration::from_millis(25);
-/// Longest time for connecting; the adapter gives up earlier by itself.
+/// Delay from a change of the network to a retry: a DHCP client adds the route after the address.
+pub(crate) const NETWORK_DEBOUNCE: Duration = Duration::from_millis(25);
+/// Longest time for [`Effect::Connect`]; the driver normally gives up earlier.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(90);
-/// Longest time until a hello is answered. The master may be away, or the hello may have met no queue.
+/// Longest wait for the answer to a hello. The master may be down, or the hello may have reached no queue.
 const HELLO_PATIENCE: Duration = Duration::from_secs(15);
-/// A link on which no heartbeat is answered is half open after three of them, but not before this.
+/// A link is taken to be half open after three unanswered heartbeats, but not before this time.
 const HALF_OPEN_AT_LEAST: Duration = Duration::from_secs(15);
-/// Failures in a row that are logged one by one: a broker that is restarted is away for no longer.
+/// Number of consecutive failures that are logged one by one: more than a restart of the broker causes.
 const LOGGED_FAILURES: u32 = 10;
 
 /// The link to the broker.
@@ -28,14 +28,14 @@ const LOGGED_FAILURES: u32 = 10;
 pub(super) enum Link {
     /// Before [`super::Event::Start`].
     Unstarted,
-    /// No connection until then; `refused` where the pause is one of those after a refusal, which no network shortens.
+    /// No connection until then. After a refusal (`refused`) a change of the network does not shorten the pause.
     Waiting { until: Timestamp, refused: bool },
-    /// [`Effect::Connect`] was given.
+    /// [`Effect::Connect`] was returned.
     Connecting { since: Timestamp },
-    /// Up, and hello was sent then.
+    /// The link is up, and a hello was sent at this time.
     Greeting { sent: Timestamp },
-    /// Welcome came; `answered` is when the master last said something that it says only to the living, or, without a
-    /// lease, was last asked after the session.
+    /// A welcome was received. `answered` is when the master last answered a heartbeat or a hello or, without a lease,
+    /// was last asked whether the session still exists.
     Attached { answered: Timestamp },
 }
 
@@ -43,7 +43,7 @@ impl Core {
     pub(super) fn link_wakeup(&self) -> Option<Timestamp> {
         match &self.link {
             Link::Unstarted => None,
-            // While something dies its end is waited for, not a moment.
+            // Killed steps must have ended before the next connection, whatever the time.
             Link::Waiting { until, .. } => {
                 Some(*until).filter(|_| self.dying.is_empty() && !matches!(self.ending, Ending::Killing { .. }))
             }
@@ -75,7 +75,7 @@ impl Core {
             return;
         }
         if !self.dying.is_empty() {
-            // The lease ended on the way: a hello that does not list them says that nothing of them runs.
+            // The lease has ended meanwhile. A hello that does not list these attempts would say that they do not run.
             self.drop_link();
             self.wait_to_reconnect(now, false);
             return;
@@ -88,23 +88,23 @@ impl Core {
         if connection != self.connection || matches!(self.link, Link::Unstarted | Link::Waiting { .. }) {
             return;
         }
-        // Within a session its own credential is right, and the broker may just be unable to ask.
+        // During a session its credential is right, and the broker may only be unable to ask the master.
         let another =
             refused && self.session.is_none() && self.credentials.secret.is_some() && self.credentials.denied();
         let first = self.failures == 0;
         let denied = refused && !another && self.session.is_none();
         self.denials += u32::from(denied);
         let mut pause = self.wait_to_reconnect(now, denied);
-        // An agent that took leave in its last life begins with a secret that is spent: no reason to wait.
+        // An agent that said goodbye before its restart starts with a spent secret, so the password is tried at once.
         if another && first {
             pause = Duration::ZERO;
             self.link = Link::Waiting { until: now, refused };
         }
-        self.log_failure(format!("no link to the broker: {why}; trying again in {} ms", pause.as_millis()));
+        self.log_failure(format!("no link to the broker: {why}; retrying in {} ms", pause.as_millis()));
     }
 
-    /// Says why there is no link. A broker that is away all night would fill a disk: after some lines in a row, one each
-    /// time that their number has doubled.
+    /// Logs why there is no link. So that a broker that is down all night does not fill a disk, after some lines only
+    /// those are logged at which the number of failures has doubled.
     fn log_failure(&mut self, text: String) {
         if self.failures <= LOGGED_FAILURES || self.failures.is_power_of_two() {
             let times =
@@ -113,7 +113,8 @@ impl Core {
         }
     }
 
-    /// The link is gone: the next try comes after a pause that grows with each failure; `denied`: the broker said no.
+    /// The link is down: the next attempt follows after a pause that grows with each failure. `denied` if the broker
+    /// has refused the credential.
     pub(super) fn wait_to_reconnect(&mut self, now: Timestamp, denied: bool) -> Duration {
         if self.attached() {
             self.detached_since = now;
@@ -126,19 +127,19 @@ impl Core {
         pause
     }
 
-    /// The same after the master itself has refused; `turned_away`: how often it had before.
-    pub(super) fn wait_after_refusal(&mut self, now: Timestamp, turned_away: u32) -> Duration {
+    /// The same after a refusal by the master; `master_refusals` counts the earlier ones.
+    pub(super) fn wait_after_refusal(&mut self, now: Timestamp, master_refusals: u32) -> Duration {
         self.wait_to_reconnect(now, false);
-        let pause = self.jittered(grown(REFUSED_BACKOFF, turned_away));
+        let pause = self.jittered(grown(REFUSED_BACKOFF, master_refusals));
         self.link = Link::Waiting { until: now + pause, refused: true };
         pause
     }
 
-    /// What nobody has answered may have met no network: it is tried anew, and the pauses begin anew.
+    /// Whatever failed without an answer may have failed for lack of a network: retry, with the shortest pauses again.
     pub(super) fn network_changed(&mut self, now: Timestamp) {
         match &mut self.link {
-            Link::Waiting { until, refused: false } => *until = (*until).min(now + SETTLES),
-            // Perhaps in vain, since it has begun before.
+            Link::Waiting { until, refused: false } => *until = (*until).min(now + NETWORK_DEBOUNCE),
+            // It may fail, because it was started before.
             Link::Connecting { .. } => {}
             Link::Waiting { refused: true, .. } | Link::Unstarted | Link::Greeting { .. } | Link::Attached { .. } => {
                 return;
@@ -147,7 +148,7 @@ impl Core {
         self.failures_here = 0;
     }
 
-    /// Closes the connection, if there is one or may yet be one.
+    /// Closes the connection, if there is one or one is being made.
     pub(super) fn drop_link(&mut self) {
         match self.link {
             Link::Unstarted | Link::Waiting { .. } => {}
@@ -165,9 +166,9 @@ impl Core {
                 if *until > now || !self.dying.is_empty() || ends {
                     return;
                 }
-                if self.is_told_too_little() {
-                    let why = "refused with what it was told at its start, which may be told it anew";
-                    return self.kill_and_end(now, Last::Restart, why.to_owned());
+                if self.may_have_stale_boot_data() {
+                    let why = "refused, and its boot data may have changed since its start";
+                    return self.kill_and_end(now, FinalAction::Restart, why.to_owned());
                 }
                 return self.connect(now);
             }
@@ -175,15 +176,15 @@ impl Core {
             (Link::Greeting { sent }, _) if *sent + HELLO_PATIENCE <= now => "no master has answered the hello",
             (Link::Attached { answered }, Some(session)) if *answered + half_open_after(session.keepalive) <= now => {
                 if session.lease.is_none() {
-                    return self.ask_after_session(now);
+                    return self.ask_for_session(now);
                 }
-                "no heartbeat is answered"
+                "heartbeats are not answered"
             }
             (Link::Connecting { .. } | Link::Greeting { .. } | Link::Attached { .. }, _) => return,
         };
         self.drop_link();
         let pause = self.wait_to_reconnect(now, false);
-        self.log_failure(format!("{why}; connecting anew in {} ms", pause.as_millis()));
+        self.log_failure(format!("{why}; reconnecting in {} ms", pause.as_millis()));
     }
 }
 

@@ -1,108 +1,111 @@
-//! The agent's protocol: what to do at each event. Pure: no clock, no files, no I/O.
+//! The agent's side of the protocol. Pure: no clock, no files, no I/O.
 //!
-//! [`Core::handle`] takes an event and gives effects; [`Core::next_wakeup`] says when to come back. Four lifecycles live
-//! here: the link (connecting, hello, attached), the session (a lease that outlives links), attempts, and the ending of
-//! the agent itself.
+//! [`Core::handle`] takes an event and returns effects; [`Core::next_wakeup`] says when to call it next. There are four
+//! lifecycles: the link (connecting, hello, attached), the session (a lease that outlives links), the attempts, and the
+//! end of the agent itself.
 
 mod attempts;
 mod credentials;
 mod ending;
 pub mod event;
 mod link;
+pub(crate) mod random;
 mod session;
 pub mod words;
 
 pub use event::{Effect, Event, Level, RunStep};
-pub(crate) use link::SETTLES;
+pub(crate) use link::NETWORK_DEBOUNCE;
 
 use attempts::{Attempt, Remembered};
 use ending::Ending;
 use link::Link;
+use random::SplitMix64;
 use rouse_shared::message::{CloudNotice, Facts, Proof};
 use rouse_shared::{AttemptId, MasterId, Nonce, Timestamp, WorkerName};
 use session::Session;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-/// What the core is told about its agent.
+/// Properties of the agent that do not change while it runs.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Settings {
-    /// The worker that it is.
+    /// The worker that the agent runs builds for.
     pub worker: WorkerName,
     /// Host identity, for hello.
     pub identity: String,
-    /// What speaks for it, for hello.
+    /// Evidence of the host identity, for hello.
     pub proof: Proof,
     /// Version of the agent, for hello.
     pub version: String,
-    /// The machine, for hello.
+    /// Properties of the machine, for hello.
     pub facts: Facts,
     /// The worker's password, or the boot token.
     pub password: String,
-    /// A session secret that an earlier life of this agent has kept.
+    /// The session secret that an earlier agent of this worker has kept.
     pub secret: Option<String>,
-    /// Whether the host powers itself off when nobody wants it (`power_off = "latent"`).
+    /// Whether the host powers itself off if no master wants it (`power_off = "latent"`).
     pub latent: bool,
-    /// When the agent's process started: the dead-man timer counts from there.
+    /// Start of the dead-man timer.
     pub started: Timestamp,
-    /// A latent host that has not attached within this of `started` powers itself off.
+    /// How long after `started` a latent host that has never attached powers itself off.
     pub power_off_after: Duration,
-    /// The user to run steps as, whatever an order says.
+    /// The user to run steps as, whatever the build says.
     pub run_as: Option<String>,
 }
 
-/// The agent's protocol as a plain value.
+/// The state of the agent's side of the protocol.
 #[derive(Clone, Debug)]
 pub struct Core {
     settings: Settings,
     nonce: Nonce,
-    /// State of the generator of jitter, seeded from the nonce.
-    random: u64,
+    /// For jitter; seeded from the nonce.
+    random: SplitMix64,
 
     link: Link,
-    /// Connections so far in this life.
+    /// Number of connections since the start.
     connection: u64,
     /// Failures to attach since the last welcome.
     failures: u32,
-    /// Those of them since the network changed, for the backoff.
+    /// Failures to attach since the last welcome or change of the network, for the backoff.
     failures_here: u32,
-    /// Since when there is no welcome on a live link.
+    /// When the agent was last attached.
     detached_since: Timestamp,
     credentials: credentials::Credentials,
 
     /// The master of the last welcome.
     master: Option<MasterId>,
     session: Option<Session>,
-    /// What the supervisors were told last.
-    told_deadline: Option<Timestamp>,
-    /// When a latent host powers itself off; absent: not armed. The time that it slept does not count.
+    /// The deadline that the supervisors have.
+    reported_deadline: Option<Timestamp>,
+    /// The dead-man timer: when a latent host powers itself off; absent if it is disarmed. Time during which the
+    /// machine was suspended does not count.
     dead_man: Option<Timestamp>,
-    /// When the machine woke up last.
-    awake_since: Timestamp,
-    /// Refused by a master that does not want the machine off: it is about to put it to sleep, or may let it in soon.
-    to_sleep: bool,
-    /// Whether this life has said hello, so that a master may count on it.
-    greeted: bool,
-    /// How often the broker has said no to all that this life has to show.
+    /// When the machine was last resumed.
+    resumed_at: Timestamp,
+    /// Refused by a master that wants the machine to stay on: it is about to suspend it, or may accept it soon.
+    to_be_suspended: bool,
+    /// Whether a hello was sent since the start, so that a master may rely on this run of the agent.
+    said_hello: bool,
+    /// How often the broker has refused every credential of this run.
     denials: u32,
 
-    /// Running in the session, or ended in this one or an earlier one and not settled.
+    /// Attempts that run in the session, or have ended in this or an earlier session and are not settled.
     attempts: BTreeMap<AttemptId, Attempt>,
-    /// Killed and forgotten, but their step has not ended yet.
+    /// Attempts that were killed and forgotten, but whose step has not ended yet.
     dying: BTreeSet<AttemptId>,
     remembered: Remembered,
 
-    /// What the cloud said last about the machine's end.
+    /// The gravest notice of the machine's end so far.
     notice: Option<CloudNotice>,
     ending: Ending,
     effects: Vec<Effect>,
 }
 
 impl Core {
-    /// A core that has not begun; `nonce` is this life's, and the seed of its jitter.
+    /// A core before [`Event::Start`]. The nonce also seeds its jitter.
     pub fn new(settings: Settings, nonce: Nonce) -> Self {
-        // FNV-1a: any spread of the nonce's digits will do.
-        let random =
+        // FNV-1a: any function that spreads the nonce's digits will do.
+        let seed =
             nonce.as_str().bytes().fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
         let dead_man = settings.latent.then(|| settings.started + settings.power_off_after);
         let detached_since = settings.started;
@@ -110,7 +113,7 @@ impl Core {
         Self {
             settings,
             nonce,
-            random,
+            random: SplitMix64(seed),
             link: Link::Unstarted,
             connection: 0,
             failures: 0,
@@ -119,11 +122,11 @@ impl Core {
             credentials,
             master: None,
             session: None,
-            told_deadline: None,
+            reported_deadline: None,
             dead_man,
-            awake_since: Timestamp(0),
-            to_sleep: false,
-            greeted: false,
+            resumed_at: Timestamp(0),
+            to_be_suspended: false,
+            said_hello: false,
             denials: 0,
             attempts: BTreeMap::new(),
             dying: BTreeSet::new(),
@@ -134,7 +137,7 @@ impl Core {
         }
     }
 
-    /// Whether [`Effect::Exit`], [`Effect::PowerOff`] or [`Effect::Restart`] has been given: nothing more follows.
+    /// Whether [`Effect::Exit`], [`Effect::PowerOff`] or [`Effect::Restart`] has been returned. No effect follows.
     pub fn ended(&self) -> bool {
         matches!(self.ending, Ending::Done)
     }
@@ -144,15 +147,15 @@ impl Core {
         self.attempts.keys().copied()
     }
 
-    /// Takes one event. `now` never goes back.
+    /// Handles one event. `now` must never go back.
     pub fn handle(&mut self, now: Timestamp, event: Event) -> Vec<Effect> {
         if self.ended() {
             return Vec::new();
         }
-        if let Event::Slept(slept) = event {
-            self.count_awake(now, slept);
+        if let Event::Resumed(slept) = event {
+            self.discount_suspension(now, slept);
         }
-        // Before the event: what comes after the end of the lease comes too late, whatever it says.
+        // Before the event, which is too late if the lease has ended, whatever it is.
         self.expire_session(now);
         match event {
             Event::Start => self.start(now),
@@ -166,7 +169,7 @@ impl Core {
             }
             Event::LogSent { attempt, step, offset } => self.log_sent(attempt, step, offset),
             Event::Notice(notice) => self.noticed(notice),
-            Event::Slept(_) => self.waken(now),
+            Event::Resumed(_) => self.resumed(now),
             Event::NetworkChanged => self.network_changed(now),
             Event::Tick => {}
             Event::Terminate => self.terminate(now),
@@ -178,11 +181,11 @@ impl Core {
         self.answer_drain();
         self.expire_dead_man(now);
         self.end_if_nothing_left(now);
-        self.tell_deadline();
+        self.report_deadline();
         std::mem::take(&mut self.effects)
     }
 
-    /// When to send [`Event::Tick`], unless another event comes first. Absent: nothing is waited for.
+    /// When to send [`Event::Tick`], unless another event comes first. `None` if the core waits for nothing.
     pub fn next_wakeup(&self) -> Option<Timestamp> {
         if self.ended() {
             return None;
@@ -199,19 +202,10 @@ impl Core {
         self.effects.push(Effect::Log(level, text.into()));
     }
 
-    /// A number below `bound`, which is at least 1 (splitmix64).
-    fn random_below(&mut self, bound: u64) -> u64 {
-        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.random;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % bound.max(1)
-    }
-
-    /// Between half of `whole` and `whole`, so that agents that lost one broker do not come back as one.
+    /// A duration from half of `whole` to `whole`, so that agents that lost the same broker do not all return at once.
     fn jittered(&mut self, whole: Duration) -> Duration {
         let ms = u64::try_from(whole.as_millis()).unwrap_or(u64::MAX);
-        Duration::from_millis(ms / 2 + self.random_below(ms / 2 + 1))
+        Duration::from_millis(ms / 2 + self.random.below(ms / 2 + 1))
     }
 }
 

@@ -1,8 +1,8 @@
-//! The hello and the lease: who may go on, and until when.
+//! Hello, welcome and the lease: whether builds may run, and until when.
 
 use super::attempts::Attempt;
 use super::credentials::Change;
-use super::ending::Last;
+use super::ending::FinalAction;
 use super::link::Link;
 use super::{Core, Effect, Ending, Level};
 use rouse_shared::limits::PROTOCOL;
@@ -11,14 +11,14 @@ use rouse_shared::{MasterId, SessionId, Timestamp, names};
 use std::collections::VecDeque;
 use std::time::Duration;
 
-/// Bounds of the heartbeat interval, whatever a master says.
+/// Shortest and longest heartbeat interval that the agent accepts from a master.
 const KEEPALIVE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(3_600));
-/// The interval where the master gives none.
+/// The interval if the master gives 0.
 const NO_KEEPALIVE: Duration = Duration::from_secs(60);
-/// Unanswered heartbeats whose sending times are kept; an answer to an older one renews nothing.
+/// Number of unanswered heartbeats whose times are kept; an answer to an older one renews nothing.
 const MAX_UNANSWERED: usize = 64;
 
-/// What a welcome has given.
+/// The terms of the last welcome, and the state of the lease.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Session {
     id: SessionId,
@@ -28,25 +28,25 @@ pub(super) struct Session {
     patience: Option<Duration>,
     standing: bool,
     grace: Duration,
-    /// The end of the lease that the newest answered message has brought.
+    /// End of the lease, by the newest message that was answered.
     lease_end: Option<Timestamp>,
     /// When that message was sent.
     renewed_from: Timestamp,
-    /// Heartbeats so far.
+    /// Number of the last heartbeat.
     seq: u64,
-    /// When the unanswered ones were sent, oldest first.
+    /// Numbers and times of unanswered heartbeats, oldest first.
     unanswered: VecDeque<(u64, Timestamp)>,
     pub(super) next_heartbeat: Timestamp,
-    /// The drain to answer.
+    /// Number of the requested drain.
     drain: Option<u64>,
-    /// Whether it was answered since it was asked for.
+    /// Whether the drain was answered since the last heartbeat.
     drained: bool,
-    /// Whether the machine may be put to sleep once it is drained.
-    sleeps: bool,
+    /// Whether the machine may be suspended once it is drained.
+    may_be_suspended: bool,
 }
 
 impl Core {
-    /// The session, where its master can be talked to.
+    /// The session, if its master can be reached.
     pub(super) fn attached_session(&self) -> Option<SessionId> {
         match (&self.link, &self.session) {
             (Link::Attached { .. }, Some(session)) => Some(session.id.clone()),
@@ -58,12 +58,12 @@ impl Core {
         }
     }
 
-    /// Whether the worker is a standing one, by the session that there is.
+    /// Whether the worker is a standing one; `None` without a session.
     pub fn standing(&self) -> Option<bool> {
         self.session.as_ref().map(|session| session.standing)
     }
 
-    /// Whether the master is there: attached, with a session.
+    /// Whether there is a session and its master can be reached.
     pub fn attached(&self) -> bool {
         self.attached_session().is_some()
     }
@@ -72,7 +72,7 @@ impl Core {
         self.session.as_ref().is_some_and(|s| s.drain.is_some())
     }
 
-    /// Until when steps may run: the end of the lease, or of the patience with a link that is down.
+    /// Until when steps may run: the end of the lease or, without one, of the time that the link may be down.
     pub(super) fn deadline(&self) -> Option<Timestamp> {
         let session = self.session.as_ref()?;
         match session.lease {
@@ -82,17 +82,17 @@ impl Core {
         }
     }
 
-    /// Passes a moved deadline on. With the session over the last one stays: it kills what is left.
-    pub(super) fn tell_deadline(&mut self) {
+    /// Reports a changed deadline. After the end of the session the last one stays, which kills what is left.
+    pub(super) fn report_deadline(&mut self) {
         let deadline = self.deadline();
-        if self.session.is_some() && deadline != self.told_deadline {
-            self.told_deadline = deadline;
+        if self.session.is_some() && deadline != self.reported_deadline {
+            self.reported_deadline = deadline;
             self.emit(Effect::SetDeadline(deadline));
         }
     }
 
     pub(super) fn say_hello(&mut self) {
-        self.greeted = true;
+        self.said_hello = true;
         let hello = Hello {
             protocol: PROTOCOL,
             version: self.settings.version.clone(),
@@ -102,7 +102,7 @@ impl Core {
             nonce: self.nonce.clone(),
             credential: self.credentials.shown(&self.settings.password),
             master: self.master.clone(),
-            attempts: self.pictures(),
+            attempts: self.snapshots(),
             facts: self.settings.facts.clone(),
             leaving: self.leaving(),
             proof: self.settings.proof.clone(),
@@ -110,39 +110,43 @@ impl Core {
         self.emit(Effect::Send(Box::new(ToMaster::Hello(Box::new(hello)))));
     }
 
-    /// Without a lease the session and the link are kept, as long as the master may be away. But it may have ended the
-    /// session, and what it said then was lost: it is asked, and an answer tells.
-    pub(super) fn ask_after_session(&mut self, now: Timestamp) {
+    /// Without a lease the session and the link are kept for as long as the master may be down. But the master may have
+    /// ended the session in a message that was lost, so it is asked with another hello.
+    pub(super) fn ask_for_session(&mut self, now: Timestamp) {
         self.link = Link::Attached { answered: now };
         if !self.dying.is_empty() {
-            // A hello that does not list them says that nothing of them runs.
+            // A hello that does not list these attempts would say that they do not run.
             return;
         }
-        // The best credential, so that the answer gives no new one, which would not be looked at.
+        // With the best credential, so that the answer contains no new one, which would be ignored.
         self.credentials.used_secret = self.credentials.secret.is_some();
         self.say_hello();
     }
 
-    /// Ends the session when its lease, or the patience with a link that is down, is over.
+    /// Ends the session when its lease ends or, without one, when the link has been down for too long.
     pub(super) fn expire_session(&mut self, now: Timestamp) {
         let Some(over) = self.deadline().filter(|at| *at <= now) else { return };
         self.kill_running();
         self.forget_if_leaving();
         if let Some(session) = self.session.take() {
-            self.log(Level::Error, format!("the lease of session {} is over: its builds are ended", session.id));
+            self.log(Level::Error, format!("the lease of session {} has ended: its builds are killed", session.id));
             if self.settings.latent && !session.standing {
-                if session.sleeps && matches!(self.ending, Ending::No) {
-                    // The machine has slept, perhaps for days: who it is is told it anew, and so is its timer.
-                    self.kill_and_end(now, Last::Restart, "the machine may have slept since it was drained".to_owned());
+                if session.may_be_suspended && matches!(self.ending, Ending::No) {
+                    // The machine was probably suspended, perhaps for days: a restart reads new boot data.
+                    self.kill_and_end(
+                        now,
+                        FinalAction::Restart,
+                        "the machine may have been suspended since it was drained".to_owned(),
+                    );
                 } else {
-                    self.dead_man = Some(over.max(self.awake_since) + session.grace);
+                    self.dead_man = Some(over.max(self.resumed_at) + session.grace);
                 }
             }
             self.credentials.last = Some((session.id, session.seq));
         }
         self.credentials.prefer_secret = true;
-        // What this connection has said of running attempts is no longer true, so a new one says hello. One that is
-        // still being made has said nothing.
+        // The reports of running attempts on this connection are no longer true, so a new one sends hello. One that is
+        // still being made has reported nothing.
         if matches!(self.link, Link::Greeting { .. } | Link::Attached { .. }) {
             self.drop_link();
             self.wait_to_reconnect(now, false);
@@ -166,37 +170,37 @@ impl Core {
             | ToAgent::Drain { session, .. }
             | ToAgent::Undrain { session }
             | ToAgent::Exit { session } => Some(session),
-            ToAgent::Order(order) => Some(&order.session),
+            ToAgent::RunAttempt(request) => Some(&request.session),
         };
         if let Some(session) = session
             && self.attached_session().as_ref() != Some(session)
         {
-            let text = format!("ignoring a message for session {session}, which is not this agent's");
+            let text = format!("ignoring a message for session {session}, which is not the current one");
             return self.log(Level::Warn, super::words::cut(text));
         }
         match message {
             ToAgent::Welcome(welcome) => self.welcome(now, *welcome),
             ToAgent::Refused { reason, power_off } => self.refused(now, &reason, power_off),
             ToAgent::Renewed { seq, lease_ms, .. } => self.renewed(now, seq, lease_ms),
-            ToAgent::Order(order) => self.order(now, order),
+            ToAgent::RunAttempt(request) => self.run_attempt(now, request),
             ToAgent::Cancel { attempt, .. } => self.cancel(now, attempt),
             ToAgent::Settled { attempts, .. } => self.settled(&attempts),
             ToAgent::Resend { attempt, step, offset, .. } => self.resend(attempt, step, offset),
-            ToAgent::Drain { drain, sleep, .. } => {
+            ToAgent::Drain { drain, suspend, .. } => {
                 if let Some(session) = &mut self.session {
-                    session.sleeps = sleep;
+                    session.may_be_suspended = suspend;
                     session.drain = Some(drain);
                     session.drained = false;
                 }
             }
             ToAgent::Undrain { .. } => {
                 if let Some(session) = &mut self.session {
-                    session.sleeps = false;
+                    session.may_be_suspended = false;
                     session.drain = None;
                 }
             }
             ToAgent::Exit { .. } => {
-                self.kill_and_end(now, Last::Exit, "the master has ended this agent".to_owned());
+                self.kill_and_end(now, FinalAction::Exit, "the master has requested it".to_owned());
             }
         }
     }
@@ -204,37 +208,38 @@ impl Core {
     fn welcome(&mut self, now: Timestamp, welcome: Welcome) {
         let sent = match (&self.link, &self.session) {
             (Link::Greeting { sent }, _) => *sent,
-            // Twice: it answers the same hello, from which more has been renewed since.
+            // A repeated answer to the same hello, since which the lease has been renewed.
             (Link::Attached { .. }, Some(session)) if session.id == welcome.session => return,
             (Link::Attached { .. }, _) => {
                 self.drop_link();
                 self.wait_to_reconnect(now, false);
-                return self.log(Level::Warn, "the master has given two sessions to one connection: asking again");
+                return self.log(Level::Warn, "the master has sent two sessions on one connection: reconnecting");
             }
             (Link::Unstarted | Link::Waiting { .. } | Link::Connecting { .. }, _) => return,
         };
-        let goes_on = self.session.take().filter(|s| s.id == welcome.session && s.master == welcome.master);
-        if goes_on.is_none() {
+        let continued = self.session.take().filter(|s| s.id == welcome.session && s.master == welcome.master);
+        if continued.is_none() {
             if self.attempts.values().any(Attempt::runs) {
-                self.log(Level::Error, "the master has begun a new session: the builds of the old one are ended");
+                self.log(Level::Error, "the master has started a new session: the builds of the old one are killed");
             }
             self.kill_running();
         }
         if self.master.as_ref() != Some(&welcome.master) {
-            // Another master numbers its builds anew.
+            // Another master has its own numbers of builds.
             self.forget_ended();
             self.remembered.clear();
             self.master = Some(welcome.master.clone());
         }
         let change = self.credentials.welcomed(welcome.secret);
         self.kept(change);
-        let seq = match (&goes_on, &self.credentials.last) {
+        let seq = match (&continued, &self.credentials.last) {
             (Some(session), _) => session.seq,
             (None, Some((id, seq))) if *id == welcome.session => *seq,
             (None, Some(_) | None) => 0,
         };
-        // The hello counts as number 0: a master that ends before the first heartbeat extends the lease by that.
-        let mut unanswered = goes_on.map(|s| s.unanswered).unwrap_or_default();
+        // The hello counts as heartbeat 0, by which a master that restarts before the first heartbeat extends the
+        // lease.
+        let mut unanswered = continued.map(|s| s.unanswered).unwrap_or_default();
         unanswered.retain(|(seq, _)| *seq != 0);
         unanswered.push_front((0, sent));
         let keepalive = match welcome.keepalive_ms {
@@ -255,18 +260,18 @@ impl Core {
             renewed_from: sent,
             seq,
             unanswered,
-            // The hello counts as one: where its answer came late, the lease is half over.
+            // Counted from the hello: if its answer was late, a part of the lease is already over.
             next_heartbeat: (sent + keepalive).max(now),
             drain: None,
             drained: false,
-            sleeps: false,
+            may_be_suspended: false,
         });
         self.link = Link::Attached { answered: now };
         self.failures = 0;
         self.failures_here = 0;
-        self.credentials.turned_away = 0;
+        self.credentials.master_refusals = 0;
         self.dead_man = None;
-        self.to_sleep = false;
+        self.to_be_suspended = false;
         self.send_leaving();
         self.send_notice();
         self.catch_up();
@@ -281,20 +286,20 @@ impl Core {
     }
 
     fn refused(&mut self, now: Timestamp, reason: &str, power_off: bool) {
-        self.to_sleep |= !power_off && self.settings.latent;
-        // Only the best credential's refusal counts.
+        self.to_be_suspended |= !power_off && self.settings.latent;
+        // Only a refusal of the best credential is final.
         let final_word = self.credentials.used_best();
-        let turned_away = self.credentials.turned_away;
+        let master_refusals = self.credentials.master_refusals;
         let change = self.credentials.refused();
         self.kept(change);
         self.drop_link();
-        let pause = self.wait_after_refusal(now, turned_away);
+        let pause = self.wait_after_refusal(now, master_refusals);
         let reason = super::words::cut(reason.to_owned());
         if power_off && self.settings.latent && final_word {
             self.log(Level::Error, format!("refused by the master: {reason}; powering off"));
-            self.kill_and_end(now, Last::PowerOff, format!("refused by the master: {reason}"));
+            self.kill_and_end(now, FinalAction::PowerOff, format!("refused by the master: {reason}"));
         } else {
-            let text = format!("refused by the master: {reason}; trying again in {} s", pause.as_secs());
+            let text = format!("refused by the master: {reason}; retrying in {} s", pause.as_secs());
             self.log(Level::Error, text);
         }
     }
@@ -302,12 +307,12 @@ impl Core {
     fn renewed(&mut self, now: Timestamp, seq: u64, lease_ms: Option<u64>) {
         let Some(session) = &mut self.session else { return };
         let Some(&(_, sent)) = session.unanswered.iter().find(|(s, _)| *s == seq) else { return };
-        // The one that is answered stays: a master that is about to be restarted answers it again, with a longer lease.
+        // The answered one stays: a master that is about to be restarted answers it again with a longer lease.
         session.unanswered.retain(|(s, _)| *s >= seq);
         if sent >= session.renewed_from {
             let lease = lease_ms.map(Duration::from_millis).or(session.lease);
             let end = session.lease.and(lease).map(|lease| sent + lease);
-            // Answered twice, the longer lease holds: the shorter answer may just have been on its way for longer.
+            // Of two answers the longer lease counts: the shorter one may only have been delivered later.
             session.lease_end = if sent > session.renewed_from { end } else { end.max(session.lease_end) };
             session.renewed_from = sent;
         }
@@ -337,7 +342,7 @@ impl Core {
         self.repeat_ends();
     }
 
-    /// Says that nothing runs, where that was asked and is so: once when it becomes so, then with each heartbeat.
+    /// Answers a drain when nothing runs: once at that moment, and then with each heartbeat.
     pub(super) fn answer_drain(&mut self) {
         let Some(id) = self.attached_session() else { return };
         let Some(session) = &mut self.session else { return };

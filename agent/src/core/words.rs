@@ -1,35 +1,11 @@
-//! The words that a build's end is told in.
+//! The texts that describe the end of a build.
 
+use rouse_shared::duration;
 use rouse_shared::limits::MAX_TEXT;
 use rouse_shared::message::{Step, StepState};
 use std::time::Duration;
 
-/// `1h30m`, `20m`, `90s` as `1m30s`, `250ms`: the form that configurations use.
-pub fn duration(duration: Duration) -> String {
-    let ms = duration.as_millis();
-    if ms == 0 || !ms.is_multiple_of(1000) {
-        return format!("{ms}ms");
-    }
-    let seconds = duration.as_secs();
-    let mut text = String::new();
-    for (size, unit) in [(86_400, 'd'), (3_600, 'h'), (60, 'm'), (1, 's')] {
-        let count = if unit == 'd' { seconds / size } else { seconds % next_larger(size) / size };
-        if count > 0 {
-            text.push_str(&format!("{count}{unit}"));
-        }
-    }
-    text
-}
-
-fn next_larger(size: u64) -> u64 {
-    match size {
-        1 => 60,
-        60 => 3_600,
-        _ => 86_400,
-    }
-}
-
-/// How a step failed, with its name; absent where it did not.
+/// How a step failed, with its name; `None` if it did not fail.
 pub fn failure(step: &Step, state: &StepState) -> Option<String> {
     let how = match state {
         StepState::Exited(0) | StepState::Running | StepState::Skipped => return None,
@@ -45,7 +21,7 @@ pub fn failure(step: &Step, state: &StepState) -> Option<String> {
 }
 
 fn limit(ms: Option<u64>) -> String {
-    ms.map_or_else(|| "its limit".to_owned(), |ms| duration(Duration::from_millis(ms)))
+    ms.map_or_else(|| "its limit".to_owned(), |ms| duration::exact(Duration::from_millis(ms)))
 }
 
 /// The text, cut to what the wire carries.

@@ -1,9 +1,11 @@
-//! Since when the timer that powers a latent host off runs, kept across restarts of the agent: one that crashes again and
-//! again must not wind it up each time, and one that is upgraded must not forget that its machine is a standing worker's.
-//! It counts the time that the machine is awake: one that was hibernated has as long as any other to find its master.
+//! The start of the dead-man timer, which powers a latent host off, kept across restarts of the agent: an agent that
+//! crashes again and again must not restart the timer each time, and one that is upgraded must not forget that its
+//! machine belongs to a standing worker. Only time during which the machine runs counts, so a machine that was
+//! hibernated has as long as any other to find its master.
 
 use crate::core::Level;
-use crate::log;
+use crate::diagnostics::log;
+use crate::files::{self, Durability};
 use rouse_shared::Timestamp;
 use std::fs;
 use std::io;
@@ -14,23 +16,23 @@ const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 const ARMED: &str = "armed";
 const STANDING: &str = "standing";
 
-/// The file that remembers it. What is in it counts until the machine is booted again, so it need not reach the disk.
+/// The file that keeps it. Its content is valid until the next boot, so it need not reach the disk.
 #[derive(Debug)]
 pub(super) struct DeadMan {
     path: PathBuf,
     boot: String,
-    /// Since when the timer runs, by [`crate::clock::awake`]; absent: the machine is a standing worker's.
+    /// The start of the timer by [`crate::clock::running`]; absent if the machine belongs to a standing worker.
     began: Option<Timestamp>,
-    /// What the last welcome made of it.
-    attached: Option<bool>,
+    /// Whether the last welcome was for a standing worker.
+    standing: Option<bool>,
 }
 
 impl DeadMan {
-    /// The timer of this boot: it began at an earlier start of the agent, or begins now. `now` is of the clock
-    /// [`crate::clock::awake`].
+    /// The timer of this boot, which started with an earlier run of the agent or starts now. `now` is from
+    /// [`crate::clock::running`].
     pub(super) fn arm(work_dir: &Path, now: Timestamp) -> Self {
         let boot = fs::read_to_string(BOOT_ID).map(|id| id.trim().to_owned()).unwrap_or_default();
-        let mut this = Self { path: work_dir.join("dead-man"), boot, began: Some(now), attached: None };
+        let mut this = Self { path: work_dir.join("dead-man"), boot, began: Some(now), standing: None };
         match this.read() {
             Some(began) => this.began = began.map(|at| at.min(now)),
             None => this.keep(format!("{} {ARMED} {}\n", this.boot, now.0)),
@@ -38,27 +40,26 @@ impl DeadMan {
         this
     }
 
-    /// Since when it runs, by the clock that it was armed with; `None` where a welcome as a standing worker has disarmed it.
+    /// When it started, by the clock that it was armed with; `None` if a welcome as a standing worker has disarmed it.
     pub(super) fn began(&self) -> Option<Timestamp> {
         self.began
     }
 
-    /// A master has let this host in; whether as a standing worker. After that it runs anew, or not at all.
+    /// A master has accepted this host. The next run of the agent finds the timer disarmed for a standing worker, and
+    /// otherwise starts it afresh.
     pub(super) fn attached(&mut self, standing: bool) {
-        if self.attached == Some(standing) {
+        if self.standing == Some(standing) {
             return;
         }
-        self.attached = Some(standing);
+        self.standing = Some(standing);
         if standing {
             self.keep(format!("{} {STANDING}\n", self.boot));
-        } else if let Err(error) = fs::remove_file(&self.path)
-            && error.kind() != io::ErrorKind::NotFound
-        {
-            self.complain(&error);
+        } else if let Err(error) = files::remove(&self.path) {
+            self.warn(&error);
         }
     }
 
-    /// What an earlier start in this boot has kept.
+    /// What an earlier run of the agent since this boot has kept.
     fn read(&self) -> Option<Option<Timestamp>> {
         let text = fs::read_to_string(&self.path).ok()?;
         let mut words = text.split_whitespace();
@@ -73,16 +74,16 @@ impl DeadMan {
     }
 
     fn keep(&self, text: String) {
-        // By a rename, so that a crash leaves the old or the new.
-        let new = self.path.with_extension("new");
-        if let Err(error) = fs::write(&new, text).and_then(|()| fs::rename(&new, &self.path)) {
-            self.complain(&error);
+        // Waiting for the disk could delay the timer itself.
+        if let Err(error) = files::replace(&self.path, &text, Durability::Memory) {
+            self.warn(&error);
         }
     }
 
-    fn complain(&self, error: &io::Error) {
+    fn warn(&self, error: &io::Error) {
         let path = self.path.display();
-        log::line(Level::Warn, &format!("{path} cannot be kept, so a restart winds up the power-off timer: {error}"));
+        let text = format!("{path} cannot be written, so the power-off timer starts afresh with the agent: {error}");
+        log(Level::Warn, &text);
     }
 }
 
@@ -91,15 +92,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_restart_does_not_wind_it_up() {
+    fn a_restart_of_the_agent_does_not_restart_it() {
         let dir = tempfile::tempdir().expect("a directory");
         let began = |now| DeadMan::arm(dir.path(), Timestamp(now)).began();
         assert_eq!(began(1_000), Some(Timestamp(1_000)));
         assert_eq!(began(5_000), Some(Timestamp(1_000)));
-        // A welcome as a latent host: the next start begins anew.
+        // After a welcome as a latent host the next start begins afresh.
         DeadMan::arm(dir.path(), Timestamp(6_000)).attached(false);
         assert_eq!(began(7_000), Some(Timestamp(7_000)));
-        // As a standing worker: it stays disarmed, until a welcome says otherwise.
+        // After one as a standing worker it stays disarmed, until another welcome.
         let mut timer = DeadMan::arm(dir.path(), Timestamp(8_000));
         timer.attached(true);
         timer.attached(true);
@@ -109,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn what_another_boot_or_nobody_wrote_does_not_count() {
+    fn content_of_another_boot_or_none_is_ignored() {
         let dir = tempfile::tempdir().expect("a directory");
         for text in ["", "x", "other-boot armed 1", "other-boot standing", "\u{0}"] {
             fs::write(dir.path().join("dead-man"), text).expect("written");
@@ -120,7 +121,7 @@ mod tests {
             fs::write(dir.path().join("dead-man"), format!("{} {text}", id.trim())).expect("written");
             assert_eq!(DeadMan::arm(dir.path(), Timestamp(5)).began(), Some(Timestamp(began)), "{text:?}");
         }
-        // Without a place to keep it, it runs all the same.
+        // It runs even if it cannot be kept.
         assert_eq!(DeadMan::arm(&dir.path().join("none"), Timestamp(5)).began(), Some(Timestamp(5)));
     }
 }

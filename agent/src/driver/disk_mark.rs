@@ -1,22 +1,22 @@
-//! The mark on the disk that tells whom it was first used for, so that a disk that should be fresh and is not shows.
+//! The mark on the disk that names its first user, so that the master notices a disk that should be fresh and is not.
 
 use crate::core::Level;
-use crate::log;
-use std::fs::{self, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use crate::diagnostics::log;
+use crate::files::{self, Durability};
+use std::fs;
+use std::io;
 use std::path::Path;
 
-/// Longest mark, bytes: host identities are far shorter, and whatever wrote more is not ours.
+/// Longest mark, bytes. Host identities are far shorter, so a longer one is not ours.
 const MAX_MARK: u64 = 256;
 
-/// The mark; a disk without one is marked for `user` now. `None` where it cannot be read or made, which is said.
+/// The mark; a disk without one is marked for `user` now. `None` if it cannot be read or written, which is logged.
 pub(super) fn keep(work_dir: &Path, user: &str) -> Option<String> {
     let path = work_dir.join("disk");
     match read_or_make(&path, user) {
         Ok(mark) => Some(mark),
         Err(error) => {
-            log::line(Level::Error, &format!("the disk's mark {} cannot be kept: {error}", path.display()));
+            log(Level::Error, &format!("the disk's mark {} cannot be read or written: {error}", path.display()));
             None
         }
     }
@@ -27,21 +27,13 @@ fn read_or_make(path: &Path, user: &str) -> io::Result<String> {
         Ok(file) if file.len() > MAX_MARK => return Err(io::ErrorKind::FileTooLarge.into()),
         Ok(_) => {
             let mark = fs::read_to_string(path)?.trim().to_owned();
-            // An empty one was cut by a crash between its making and its writing: it says that there was an earlier life.
+            // An empty mark still shows that the disk has been used.
             return Ok(if mark.is_empty() { "unknown".to_owned() } else { mark });
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(error),
     }
-    let new = path.with_extension("mark");
-    match fs::remove_file(&new) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        Ok(()) | Err(_) => {}
-    }
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
-    writeln!(file, "{user}")?;
-    file.sync_all()?;
-    fs::rename(&new, path)?;
+    files::replace(path, &format!("{user}\n"), Durability::Disk)?;
     Ok(user.to_owned())
 }
 

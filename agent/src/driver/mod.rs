@@ -1,4 +1,4 @@
-//! The agent's one loop: events to the core, effects to the link, the runner, the logs and the disk.
+//! The agent's event loop: it passes events to the core, and effects to the link, the runner, the logs and the disk.
 
 mod dead_man;
 mod disk_mark;
@@ -7,44 +7,85 @@ mod power;
 mod session_file;
 mod workdir;
 
+use crate::build_logs::{BuildLogs, LogSent};
 use crate::config::AgentConfig;
 use crate::core::{Core, Event, Level, Settings};
-use crate::identity::{self, Identity};
+use crate::diagnostics::log;
+use crate::identity::{self, Identity, IdentityError};
 use crate::link::{LinkEvent, Target};
-use crate::logs::{LogSent, Logs};
 use crate::network::Changes;
+use crate::runner::users::UserError;
 use crate::runner::{Runner, StepEvent, Update, users, wait_for_leftovers};
-use crate::{clock, log, notices, vitals};
+use crate::{clock, notices, vitals};
 use dead_man::DeadMan;
 use perform::Performer;
+use rouse_shared::error::Chain;
 use rouse_shared::message::CloudNotice;
 use rouse_shared::{Nonce, Timestamp};
 use session_file::SessionFile;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use sysinfo::System;
+use thiserror::Error;
 use tokio::sync::mpsc;
+use tokio::task::JoinError;
 use workdir::WorkDir;
+pub use workdir::WorkDirError;
 
-/// Events of links and of the log sender that wait for the loop.
+/// Capacity of the channels from the links and from the log sender.
 const QUEUE: usize = 1_024;
-/// Between looks whether an earlier life's processes are gone.
+/// Time between reports that processes of an earlier agent are still running.
 const LEFTOVERS: Duration = Duration::from_secs(5);
-/// Between tries to begin, where the agent may not simply give up.
-const BEGIN_AGAIN: Duration = Duration::from_secs(5);
-/// Shorter sleep is none: the two clocks are read one after the other.
-const WORTH_TELLING: Duration = Duration::from_secs(1);
+/// Pause between attempts to start, if the agent may not give up.
+const START_RETRY: Duration = Duration::from_secs(5);
+/// Shortest suspension that is noticed: the two clocks are read one after the other.
+const SHORTEST_SUSPENSION: Duration = Duration::from_secs(1);
 
-/// Why the agent could not begin, in words that fit after "failed to".
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct StartError(pub String);
+/// Why the agent could not start.
+#[derive(Debug, Error)]
+pub enum StartError {
+    /// The async runtime cannot be created.
+    #[error("the async runtime cannot be created")]
+    Runtime(#[source] io::Error),
+    /// SIGTERM and SIGINT cannot be handled.
+    #[error("signals cannot be handled")]
+    Signals(#[source] io::Error),
+    /// The work directory cannot be used.
+    #[error(transparent)]
+    WorkDir(#[from] WorkDirError),
+    /// Steps cannot run as the configured user.
+    #[error("run_as cannot be used")]
+    RunAs(#[source] UserError),
+    /// The lock file cannot be locked.
+    #[error("{} cannot be locked", .0.display())]
+    Lock(PathBuf, #[source] io::Error),
+    /// A blocking part of the start was aborted.
+    #[error("a part of the start was aborted")]
+    Aborted(#[from] JoinError),
+    /// The agent has no identity.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// The broker's address is invalid; why.
+    #[error("the broker's address cannot be used: {0}")]
+    Broker(String),
+    /// The machine's memory and load cannot be read; why.
+    #[error("the memory and load of this machine cannot be read: {0}")]
+    Vitals(String),
+    /// The kernel gives no random numbers; why.
+    #[error("the kernel gives no random numbers: {0}")]
+    Random(getrandom::Error),
+    /// The zygote cannot be started from this program.
+    #[error("{} cannot be started as the parent of steps", .0.display())]
+    Runner(PathBuf, #[source] io::Error),
+}
 
 /// How an agent has ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Ended {
     /// It is not to be started again.
     ForGood,
-    /// Its program is to begin anew, as after a boot of the machine.
+    /// Its program is to be executed again, as after a boot of the machine.
     ToRestart,
 }
 
@@ -59,39 +100,41 @@ enum Input {
     Timer,
 }
 
-/// Runs an agent until it ends; each message of `terminate` is one SIGTERM. `program` is this crate's own program, which
-/// the runner starts anew as the parent of steps.
+/// Runs an agent until it ends; each message of `terminate` is one SIGTERM. `program` is this crate's own program,
+/// which the runner starts again as the parent of steps.
 ///
 /// # Errors
-/// Where it cannot begin: no identity, no directory to work in, no runner.
+/// If it cannot start, unless it must keep trying to power an unwanted host off in the end.
 pub async fn run(
     config: AgentConfig,
     program: PathBuf,
     mut terminate: mpsc::Receiver<()>,
 ) -> Result<Ended, StartError> {
-    let (started, slept, awake) = (clock::now(), clock::slept(), clock::awake());
-    // Before anything else, so that nothing that hangs or fails can come before it.
+    let (started, suspended, running) = (clock::now(), clock::suspended(), clock::running());
+    // Before anything else, because everything else may hang or fail.
     let dead_man = config.latent.then(|| {
-        // That there is no directory for it is said by what needs it more.
+        // If the directory cannot be created, `begin` reports it.
         drop(WorkDir::make_lock_file(&config.work_dir));
-        DeadMan::arm(&config.work_dir, awake)
+        DeadMan::arm(&config.work_dir, running)
     });
     let began = match &dead_man {
-        Some(dead_man) => dead_man.began().map(|began| started - awake.since(began)),
+        Some(dead_man) => dead_man.began().map(|began| started - running.since(began)),
         None => Some(started),
     };
-    // A machine that is to be switched off when nobody wants it must not stay on because its agent cannot begin.
+    // A machine that is to power itself off when nobody wants it must not stay on because its agent cannot start.
     let stays_on = config.latent && !config.power_off_command.is_empty();
     let beginning = async {
         loop {
-            match begin(&config, &program, began.unwrap_or(started), began.is_some(), slept).await {
-                Err(error) if stays_on => log::line(Level::Error, &format!("failed to {}; trying again", error.0)),
+            match begin(&config, &program, began.unwrap_or(started), began.is_some(), suspended).await {
+                Err(error) if stays_on => {
+                    log(Level::Error, &format!("cannot start: {}; retrying", Chain(&error)));
+                }
                 begun => return begun,
             }
-            tokio::time::sleep(BEGIN_AGAIN).await;
+            tokio::time::sleep(START_RETRY).await;
         }
     };
-    // The timer of a host that nobody calls covers this as well: a host may never get a name.
+    // The timer of a host that no master accepts covers the start too: a host may never get a name.
     let patience = match began {
         Some(began) if config.latent => (began + config.power_off_after).since(started),
         Some(_) | None => Duration::MAX,
@@ -101,14 +144,14 @@ pub async fn run(
         _ = terminate.recv() => return Ok(Ended::ForGood),
     };
     let Ok(begun) = begun else {
-        log::line(Level::Error, "this host's agent could not begin in time: powering off");
+        log(Level::Error, "the agent could not start in time: powering off");
         power::off(&config.power_off_command, &mut terminate).await;
         return Ok(Ended::ForGood);
     };
     Ok(begun?.live(&config, dead_man, terminate).await)
 }
 
-/// An agent that knows who it is.
+/// An agent that has an identity.
 struct Agent {
     core: Core,
     performer: Performer,
@@ -117,8 +160,8 @@ struct Agent {
     steps: mpsc::Receiver<Update>,
     notices: mpsc::Receiver<CloudNotice>,
     network: Changes,
-    /// What the core was told of the machine's sleep, since the boot.
-    slept: Duration,
+    /// How long the machine has been suspended since it booted, as far as the core knows.
+    suspended: Duration,
 }
 
 async fn begin(
@@ -126,29 +169,28 @@ async fn begin(
     program: &Path,
     started: Timestamp,
     armed: bool,
-    slept: Duration,
+    suspended: Duration,
 ) -> Result<Agent, StartError> {
     let lock_file = WorkDir::lock_file(&config.work_dir);
-    WorkDir::make_lock_file(&config.work_dir).map_err(|e| StartError(format!("make {}: {e}", lock_file.display())))?;
+    WorkDir::make_lock_file(&config.work_dir)?;
     if let Some(user) = &config.run_as {
-        // Else every build that is given to this agent would be lost at once.
-        users::usable(user).map_err(|why| StartError(format!("use run_as: {why}")))?;
+        // Otherwise every build that is given to this agent would be lost at once.
+        users::usable(user).map_err(StartError::RunAs)?;
     }
-    reap_leftovers(&lock_file).await?;
-    // Beside the loop: what an earlier life has left may take long to remove, and the timers run meanwhile.
+    wait_until_leftovers_end(&lock_file).await?;
+    // On another thread: the files of an earlier agent may take long to remove, and the timers run meanwhile.
     let root = config.work_dir.clone();
-    let work = tokio::task::spawn_blocking(move || WorkDir::open(&root)).await;
-    let work = work.map_err(|e| StartError(format!("open the work directory: {e}")))?.map_err(StartError)?;
+    let work = tokio::task::spawn_blocking(move || WorkDir::open(&root)).await??;
 
-    // From before anything is tried that needs one.
+    // Before anything needs a network, so that no change is missed.
     let network = Changes::listen();
-    let identity = identity::identify(config).await.map_err(|e| StartError(e.to_string()))?;
+    let identity = identity::identify(config).await?;
     let Identity { worker, host, mut proof, user, password, broker, ca, power_off_after, is_ec2 } = identity;
     proof.disk = disk_mark::keep(work.root(), &user);
-    log::line(Level::Info, &format!("this is worker {worker} on host {host}"));
-    let target = Target::parse(&broker, ca).map_err(|why| StartError(format!("use the broker's address: {why}")))?;
+    log(Level::Info, &format!("this is worker {worker} on host {host}"));
+    let target = Target::parse(&broker, ca).map_err(|why| StartError::Broker(why.to_string()))?;
     let session_file = SessionFile::new(work.root(), worker.clone(), host.clone());
-    let mut system = System::new().map_err(|e| StartError(format!("read the state of the machine: {e}")))?;
+    let mut system = System::new();
     let settings = Settings {
         worker: worker.clone(),
         identity: host,
@@ -164,7 +206,7 @@ async fn begin(
     };
     let core = Core::new(settings, nonce()?);
     let (runner, steps) =
-        Runner::start(program, &lock_file).map_err(|e| StartError(format!("start {}: {e}", program.display())))?;
+        Runner::start(program, &lock_file).map_err(|error| StartError::Runner(program.to_owned(), error))?;
     let (link_events, links) = mpsc::channel(QUEUE);
     let (log_events, logs) = mpsc::channel(QUEUE);
     let (notices_in, notices) = mpsc::channel(1);
@@ -172,7 +214,7 @@ async fn begin(
         tokio::spawn(notices::watch(config.metadata.clone(), notices_in));
     }
     let performer = Performer::new(
-        Logs::start(&worker, log_events),
+        BuildLogs::start(&worker, log_events),
         perform::Parts {
             worker,
             target,
@@ -184,32 +226,29 @@ async fn begin(
             max_log: config.max_log_size,
         },
     );
-    Ok(Agent { core, performer, links, logs, steps, notices, network, slept })
+    Ok(Agent { core, performer, links, logs, steps, notices, network, suspended })
 }
 
-/// Waits until nothing of an earlier life of this agent runs: only then is a hello true that lists nothing.
-async fn reap_leftovers(lock_file: &Path) -> Result<(), StartError> {
+/// Waits until nothing that an earlier agent has started runs: only then may a hello list no attempts.
+async fn wait_until_leftovers_end(lock_file: &Path) -> Result<(), StartError> {
     loop {
         let file = lock_file.to_owned();
         let gone = tokio::task::spawn_blocking(move || wait_for_leftovers(&file, LEFTOVERS)).await;
         match gone {
             Ok(Ok(true)) => return Ok(()),
             Ok(Ok(false)) => {
-                log::line(
-                    Level::Warn,
-                    "waiting for an earlier agent, or steps of its, that still use the work directory",
-                );
+                log(Level::Warn, "waiting for an earlier agent or its steps, which still use the work directory");
             }
-            Ok(Err(error)) => return Err(StartError(format!("lock {}: {error}", lock_file.display()))),
-            Err(error) => return Err(StartError(format!("wait for an earlier agent: {error}"))),
+            Ok(Err(error)) => return Err(StartError::Lock(lock_file.to_owned(), error)),
+            Err(error) => return Err(error.into()),
         }
     }
 }
 
 fn nonce() -> Result<Nonce, StartError> {
     let mut bytes = [0; 16];
-    getrandom::fill(&mut bytes).map_err(|e| StartError(format!("draw random numbers: {e}")))?;
-    Ok(Nonce(bytes.iter().map(|b| format!("{b:02x}")).collect()))
+    getrandom::fill(&mut bytes).map_err(StartError::Random)?;
+    Ok(Nonce(hex::encode(bytes)))
 }
 
 impl Agent {
@@ -239,14 +278,14 @@ impl Agent {
         Ended::ForGood
     }
 
-    /// One event, and those that its effects bring about at once.
+    /// Handles one event, and those that its effects cause at once.
     fn turn(&mut self, event: Event, more: &mut Vec<Event>) -> Option<perform::End> {
         let mut end = None;
-        let slept = clock::slept();
+        let suspended = clock::suspended();
         let mut next = Some(event);
-        if let Some(more_sleep) = slept.checked_sub(self.slept).filter(|s| *s >= WORTH_TELLING) {
-            self.slept = slept;
-            more.extend(next.replace(Event::Slept(more_sleep)));
+        if let Some(suspension) = suspended.checked_sub(self.suspended).filter(|s| *s >= SHORTEST_SUSPENSION) {
+            self.suspended = suspended;
+            more.extend(next.replace(Event::Resumed(suspension)));
         }
         while let Some(event) = next {
             for effect in self.core.handle(clock::now(), event) {
@@ -261,13 +300,13 @@ impl Agent {
         let wakeup = self.core.next_wakeup().map(|at| at.since(clock::now()));
         let timer = async {
             match wakeup {
-                // Timers of the runtime stand still while the machine sleeps, the core's clock does not: look again
-                // now and then.
+                // The runtime's timers stand still while the machine is suspended, and the core's clock does not. So
+                // they are set again every few seconds.
                 Some(pause) => tokio::time::sleep(pause.min(Duration::from_secs(10))).await,
                 None => std::future::pending().await,
             }
         };
-        // In this order: what ends things before what goes on, and logs last, since they are the most.
+        // In this order: what ends the agent or a link first, and the many confirmations of logs last.
         tokio::select! {
             biased;
             Some(()) = terminate.recv() => Input::Terminate,
@@ -280,7 +319,7 @@ impl Agent {
         }
     }
 
-    /// What an input is for the core, after the parts beside it have taken note.
+    /// Updates the log sender and the performer, and returns the event for the core if there is one.
     fn event(&mut self, input: Input) -> Option<Event> {
         match input {
             Input::Terminate => Some(Event::Terminate),
@@ -294,8 +333,8 @@ impl Agent {
                     Some(Event::LinkUp { connection })
                 }
                 LinkEvent::Message(message) => Some(Event::FromMaster { connection, message }),
-                LinkEvent::Garbage(why) => {
-                    log::line(Level::Warn, &format!("dropping a message: {why}"));
+                LinkEvent::Malformed(why) => {
+                    log(Level::Warn, &format!("ignoring a message: {why}"));
                     None
                 }
                 LinkEvent::Down { refused, why } => {

@@ -1,14 +1,16 @@
-//! What effects do.
+//! Performs the core's effects.
 
 use super::session_file::SessionFile;
-use super::workdir::{self, WorkDir};
+use super::workdir::WorkDir;
+use crate::build_logs::BuildLogs;
 use crate::core::{Effect, Event, Level, RunStep};
+use crate::diagnostics::log;
 use crate::link::{Link, LinkEvent, Login, Target};
-use crate::logs::Logs;
-use crate::runner::users::User;
+use crate::runner::users::{self, User};
 use crate::runner::{Job, Runner};
-use crate::{log, vitals};
+use crate::vitals;
 use lapin::Connection;
+use rouse_shared::error::Chain;
 use rouse_shared::limits::MAX_MESSAGE;
 use rouse_shared::message::{StepState, ToMaster};
 use rouse_shared::{AttemptId, WorkerName, codec};
@@ -19,8 +21,9 @@ use std::time::Duration;
 use sysinfo::System;
 use tokio::sync::mpsc;
 
-/// Longest time for the last messages to leave.
+/// Longest time for the last messages to be sent.
 const CLOSING: Duration = Duration::from_secs(4);
+/// `PATH` of a build that does not set its own.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// How the agent ends.
@@ -31,7 +34,7 @@ pub(super) enum End {
     Restart,
 }
 
-/// What a performer acts upon.
+/// What a performer acts on.
 pub(super) struct Parts {
     pub worker: WorkerName,
     pub target: Target,
@@ -40,27 +43,27 @@ pub(super) struct Parts {
     pub session_file: SessionFile,
     pub system: System,
     pub link_events: mpsc::Sender<(u64, LinkEvent)>,
-    /// Bytes of one step's log.
+    /// Largest log of a step, bytes.
     pub max_log: u64,
 }
 
 /// Performs effects.
 pub(super) struct Performer {
     parts: Parts,
-    logs: Logs,
+    logs: BuildLogs,
     link: Option<(u64, Link)>,
     /// Attempts that have a directory.
     made: BTreeSet<AttemptId>,
-    /// Each link holds a sender; the receiver ends with the last of them.
+    /// Each link holds a sender, so the receiver ends when all links are closed.
     closing: (mpsc::Sender<()>, mpsc::Receiver<()>),
 }
 
 impl Performer {
-    pub(super) fn new(logs: Logs, parts: Parts) -> Self {
+    pub(super) fn new(logs: BuildLogs, parts: Parts) -> Self {
         Self { parts, logs, link: None, made: BTreeSet::new(), closing: mpsc::channel(1) }
     }
 
-    /// Performs one effect. What it brings about at once goes into `more`.
+    /// Performs one effect, and adds to `more` the events that it causes at once.
     pub(super) fn perform(&mut self, effect: Effect, more: &mut Vec<Event>) -> Option<End> {
         match effect {
             Effect::Connect { connection, queue, credential } => {
@@ -77,14 +80,15 @@ impl Performer {
             Effect::SetDeadline(deadline) => self.parts.runner.set_deadline(deadline),
             Effect::StoreSecret(secret) => {
                 if let Err(error) = self.parts.session_file.store(&secret) {
-                    let text =
-                        format!("the session secret cannot be kept, so a restart of the agent loses builds: {error}");
-                    log::line(Level::Error, &text);
+                    let text = format!(
+                        "the session secret cannot be kept, so a restart of the agent will lose builds: {error}"
+                    );
+                    log(Level::Error, &text);
                 }
             }
             Effect::ForgetSecret => {
                 if let Err(error) = self.parts.session_file.forget() {
-                    log::line(Level::Error, &format!("the session secret cannot be removed: {error}"));
+                    log(Level::Error, &format!("the session secret cannot be removed: {error}"));
                 }
             }
             Effect::RemoveAttempt(attempt) => {
@@ -94,18 +98,18 @@ impl Performer {
             }
             Effect::SendLogFrom { attempt, step, offset } => self.logs.send_from(attempt, step, offset),
             Effect::PowerOff { why } => {
-                log::line(Level::Warn, &format!("powering off: {why}"));
+                log(Level::Warn, &format!("powering off: {why}"));
                 return Some(End::PowerOff);
             }
             Effect::Exit { why } => {
-                log::line(Level::Info, &format!("ending: {why}"));
+                log(Level::Info, &format!("exiting: {why}"));
                 return Some(End::Exit);
             }
             Effect::Restart { why } => {
-                log::line(Level::Info, &format!("beginning anew: {why}"));
+                log(Level::Info, &format!("restarting: {why}"));
                 return Some(End::Restart);
             }
-            Effect::Log(level, text) => log::line(level, &text),
+            Effect::Log(level, text) => log(level, &text),
         }
         None
     }
@@ -127,14 +131,14 @@ impl Performer {
         self.logs.set_length(attempt, step, length);
     }
 
-    /// Lets the last messages leave.
+    /// Waits until the last messages are sent.
     pub(super) async fn close(mut self) {
         self.logs.set_link(None);
         self.link = None;
         let (sender, mut receiver) = self.closing;
         drop(sender);
         if tokio::time::timeout(CLOSING, receiver.recv()).await.is_err() {
-            log::line(Level::Warn, "the broker did not take the last messages");
+            log(Level::Warn, "the broker did not accept the last messages");
         }
     }
 
@@ -144,11 +148,11 @@ impl Performer {
         }
         let bytes = codec::encode(&message);
         if bytes.len() > MAX_MESSAGE {
-            return log::line(Level::Error, &format!("a message of {} bytes is too long to be sent", bytes.len()));
+            return log(Level::Error, &format!("a message of {} bytes is too long and was not sent", bytes.len()));
         }
         let Some((connection, link)) = &self.link else { return };
         if !link.send(bytes) {
-            let (connection, why) = (*connection, "it takes no more messages".to_owned());
+            let (connection, why) = (*connection, "it accepts no more messages".to_owned());
             more.push(Event::LinkDown { connection, refused: false, why });
             self.link_is_down(connection);
         }
@@ -156,13 +160,13 @@ impl Performer {
 
     fn run_step(&mut self, step: RunStep, more: &mut Vec<Event>) {
         let (attempt, number) = (step.attempt, step.step);
-        let user = match workdir::user(step.run_as.as_deref()) {
+        let user = match step.run_as.as_deref().map(users::lookup).transpose() {
             Ok(user) => user,
-            Err(why) => return more.push(Event::PrepareFailed { attempt, why }),
+            Err(error) => return more.push(Event::PrepareFailed { attempt, why: Chain(&error).to_string() }),
         };
         if !self.made.contains(&attempt) {
-            if let Err(why) = self.parts.work.make(attempt, user.as_ref()) {
-                return more.push(Event::PrepareFailed { attempt, why });
+            if let Err(error) = self.parts.work.make(attempt, user.as_ref()) {
+                return more.push(Event::PrepareFailed { attempt, why: Chain(&error).to_string() });
             }
             self.made.insert(attempt);
         }
@@ -184,10 +188,10 @@ impl Performer {
 
     fn job(&self, step: RunStep, user: Option<&User>) -> Result<Job, String> {
         if step.run.is_empty() {
-            return Err("it has no command".to_owned());
+            return Err("the step has no command".to_owned());
         }
         let work = &self.parts.work;
-        let cwd = work.step_dir(step.attempt, &step.workdir, user)?;
+        let cwd = work.step_dir(step.attempt, &step.workdir, user).map_err(|error| Chain(&error).to_string())?;
         let (build, tmp) = (work.build(step.attempt), work.tmp(step.attempt));
         Ok(Job {
             attempt: step.attempt,
@@ -204,7 +208,7 @@ impl Performer {
     }
 }
 
-/// The build's own variables, and the usual ones that it leaves open; nothing of the agent's.
+/// The build's own variables, and the usual ones that it does not set. The agent's environment is not passed on.
 fn environment(
     mut env: BTreeMap<String, String>,
     user: Option<&User>,
@@ -232,7 +236,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_build_sets_what_it_likes_and_the_rest_is_usual() {
+    fn the_builds_own_variables_override_the_usual_ones() {
         let own = BTreeMap::from([("PATH".to_owned(), "/opt/bin".to_owned()), ("CI".to_owned(), "true".to_owned())]);
         let env = environment(own, None, "/w/1.1/build".into(), "/w/1.1/tmp".into());
         let pairs: Vec<_> = env.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();

@@ -1,34 +1,37 @@
-//! Switching the machine off.
+//! Powers the machine off.
 
 use crate::config::USUAL_POWER_OFF;
 use crate::core::Level;
-use crate::log;
+use crate::diagnostics::log;
+use rouse_shared::error::Chain;
+use rustix::system::{RebootCommand, reboot};
 use std::io;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
+use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
 
 /// How long the parts of a power-off may take.
 struct Pace {
-    /// Pauses after tries that failed; the last one is repeated. What is busy at first may not be a little later.
+    /// Pauses after failed tries; the last one is repeated.
     again: [Duration; 4],
-    /// After a command that came back well without the machine being off: going down in good order takes its time.
+    /// Pause after a command that succeeded: an orderly shutdown takes its time.
     going_down: Duration,
-    /// Longest run of the command; what hangs is killed and run again. It only asks for the end, which takes no time.
+    /// Longest run of the command, which only requests the shutdown; if it hangs it is killed.
     longest: Duration,
 }
 
-/// The pace of a machine.
+/// The pace of a real machine.
 const USUAL_PACE: Pace = Pace {
     again: [Duration::from_secs(2), Duration::from_secs(5), Duration::from_secs(10), Duration::from_secs(30)],
     going_down: Duration::from_secs(120),
     longest: Duration::from_secs(60),
 };
-/// Tries of the usual command before rougher ones have their turn.
+/// Tries of the usual command before rougher ones are tried.
 const PATIENT_TRIES: usize = 2;
-/// What follows the usual command where that does not bring the machine down: without waiting for services, then without
-/// asking systemd, then without systemd being there at all. Where a disk does not answer any more, these cannot be read
-/// from it, or hang at writing to it: the kernel itself is asked last. A command of the configuration's own is never
+/// Commands to try in turn if the usual one does not power the machine off: without waiting for services, without
+/// asking systemd, without systemd running at all. If a disk no longer answers, they cannot be loaded from it, or hang
+/// when they write to it; so the last resort (`None`) is the kernel itself. A command from the configuration is never
 /// replaced.
 const ROUGHER: [Option<&[&str]>; 4] = [
     Some(&["systemctl", "poweroff", "--force"]),
@@ -36,14 +39,33 @@ const ROUGHER: [Option<&[&str]>; 4] = [
     Some(&["poweroff", "-f"]),
     None,
 ];
-/// How long a command that was killed may take to be gone. One that waits for a disk in the kernel never is, and must not
-/// keep the next from its turn.
+/// How long to wait for the end of a command that was killed. One that waits for a disk in the kernel never ends, and
+/// must not delay the next.
 const DEATH: Duration = Duration::from_secs(2);
-/// Between looks whether the command has ended.
+/// Time between checks whether the command has ended.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// Runs the command again and again until the machine is off. Comes back where there is no command, and at a SIGTERM:
-/// that is how a service manager ends us on the way down, and it would keep the machine on for as long as it waits.
+/// Why a try to power the machine off has failed.
+#[derive(Debug, Error)]
+enum PowerOffError {
+    #[error("{0:?} cannot be run")]
+    Run(Vec<String>, #[source] io::Error),
+    #[error("{0:?} has not started within {1} s")]
+    NotStarted(Vec<String>, u64),
+    #[error("{0:?} ended with {1}")]
+    Ended(Vec<String>, ExitStatus),
+    #[error("{0:?} cannot be waited for")]
+    Wait(Vec<String>, #[source] io::Error),
+    #[error("{0:?} has hung for {1} s and {2}")]
+    Hung(Vec<String>, u64, &'static str),
+    #[error("the kernel refuses to power the machine off")]
+    Kernel(#[source] io::Error),
+    #[error("the kernel has not powered the machine off within {0} s")]
+    KernelHung(u64),
+}
+
+/// Runs the command again and again until the machine is off. Returns if there is no command, and on SIGTERM: a service
+/// manager sends it during the shutdown, and would keep the machine on for as long as it waits for the agent.
 pub(super) async fn off(command: &[String], terminate: &mut mpsc::Receiver<()>) {
     off_at(&USUAL_PACE, command, terminate).await;
 }
@@ -52,38 +74,38 @@ async fn off_at(pace: &Pace, command: &[String], terminate: &mut mpsc::Receiver<
     if command.is_empty() {
         return;
     }
-    // Before anything else is heard: the command is run at least once, whatever was asked before. It begins on a thread
-    // that would go with this program.
+    // Before SIGTERM is handled, so that the command is started at least once. It is started on a thread, which would
+    // end with this program.
     let mut begun = begin(command, 0, pace.longest).await;
     let until_off = async {
         for number in 0.. {
             let done = match begun {
                 Ok(Some(child)) => end(child, pace.longest).await,
                 Ok(None) => Ok(()),
-                Err(why) => Err(why),
+                Err(error) => Err(error),
             };
             let pause = match done {
                 Ok(()) => {
-                    log::line(Level::Warn, "the machine is told to power off");
+                    log(Level::Warn, "the power-off is under way");
                     pace.going_down
                 }
-                Err(why) => {
-                    log::line(Level::Error, &format!("failed to power off: {why}"));
+                Err(error) => {
+                    log(Level::Error, &format!("cannot power off: {}", Chain(&error)));
                     pace.again[number.min(pace.again.len() - 1)]
                 }
             };
-            // The bill runs on until it works.
+            // The machine costs money until it is off.
             tokio::time::sleep(pause).await;
             begun = begin(command, number + 1, pace.longest).await;
         }
     };
     tokio::select! {
         () = until_off => {}
-        _ = terminate.recv() => log::line(Level::Info, "asked to end while powering off"),
+        _ = terminate.recv() => log(Level::Info, "SIGTERM while powering off: exiting"),
     }
 }
 
-/// The command of a try, from 0; none: the kernel is asked.
+/// The command of a try, counted from 0; `None` stands for the kernel itself.
 fn try_of(command: &[String], number: usize) -> Option<Vec<String>> {
     match number.checked_sub(PATIENT_TRIES) {
         Some(rough) if command == USUAL_POWER_OFF => {
@@ -93,68 +115,62 @@ fn try_of(command: &[String], number: usize) -> Option<Vec<String>> {
     }
 }
 
-/// Does it on a thread of its own: what waits for a disk in the kernel takes as long as it likes, and comes back to nobody.
-async fn beside<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+/// Does the work on a thread of its own, which may hang forever if the kernel waits for a disk.
+async fn on_thread<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
     let (done, result) = oneshot::channel();
     std::thread::Builder::new().name("power".to_owned()).spawn(move || done.send(work()).ok())?;
     result.await.unwrap_or_else(|_| Err(io::Error::other("its thread ended")))
 }
 
-/// A command that runs, and how it is called.
+/// A running command.
 struct Running {
     child: Child,
     command: Vec<String>,
 }
 
-/// Begins a try, from 0: the command that then runs, or none where the kernel was asked; or why not, in words.
-async fn begin(command: &[String], number: usize, longest: Duration) -> Result<Option<Running>, String> {
+/// Starts a try, counted from 0. Returns the command that now runs, or `None` if the kernel was asked.
+async fn begin(command: &[String], number: usize, longest: Duration) -> Result<Option<Running>, PowerOffError> {
     let Some(command) = try_of(command, number) else { return ask_kernel(longest).await.map(|()| None) };
-    let (program, arguments) = command.split_first().ok_or("there is no command")?;
-    let mut ready = Command::new(program);
-    ready.args(arguments).stdin(Stdio::null());
-    // What it says may be why it fails; but it may hang at saying it, where nobody reads that any more.
+    let mut words = command.iter();
+    let mut ready = Command::new(words.next().map_or("", String::as_str));
+    ready.args(words).stdin(Stdio::null());
+    // Its output may explain a failure, but a command hangs if nobody reads its output any more.
     if number >= PATIENT_TRIES {
         ready.stdout(Stdio::null()).stderr(Stdio::null());
     }
-    let spawned = tokio::time::timeout(longest, beside(move || ready.spawn())).await;
-    let child = spawned
-        .map_err(|_| format!("{command:?} has not begun within {} s", longest.as_secs()))?
-        .map_err(|error| format!("run {program:?}: {error}"))?;
-    Ok(Some(Running { child, command }))
+    match tokio::time::timeout(longest, on_thread(move || ready.spawn())).await {
+        Ok(Ok(child)) => Ok(Some(Running { child, command })),
+        Ok(Err(error)) => Err(PowerOffError::Run(command, error)),
+        Err(_) => Err(PowerOffError::NotStarted(command, longest.as_secs())),
+    }
 }
 
-/// Waits for its end; why it has not done its work, in words. It goes on where nobody waits for it any more.
-async fn end(Running { mut child, command }: Running, longest: Duration) -> Result<(), String> {
+/// Waits for the end of the command, and kills it if it takes longer than `longest`.
+async fn end(Running { mut child, command }: Running, longest: Duration) -> Result<(), PowerOffError> {
     match tokio::time::timeout(longest, end_of(&mut child)).await {
         Ok(Ok(status)) if status.success() => Ok(()),
-        Ok(Ok(status)) => Err(format!("{command:?} ended with {status}")),
-        Ok(Err(error)) => Err(format!("wait for {command:?}: {error}")),
+        Ok(Ok(status)) => Err(PowerOffError::Ended(command, status)),
+        Ok(Err(error)) => Err(PowerOffError::Wait(command, error)),
         Err(_) => {
             let killed = match child.kill() {
                 Ok(()) => {
-                    tokio::time::timeout(DEATH, end_of(&mut child)).await.map_or("does not even die", |_| "was killed")
+                    tokio::time::timeout(DEATH, end_of(&mut child)).await.map_or("survives SIGKILL", |_| "was killed")
                 }
                 Err(_) => "cannot be killed",
             };
-            Err(format!("{command:?} has hung for {} s and {killed}", longest.as_secs()))
+            Err(PowerOffError::Hung(command, longest.as_secs(), killed))
         }
     }
 }
 
-/// Has the kernel switch the machine off, without a look at what is not on its disks yet.
-async fn ask_kernel(longest: Duration) -> Result<(), String> {
-    // SAFETY: a call with a number; where it works it does not come back.
-    let ask = || match unsafe { libc::reboot(libc::RB_POWER_OFF) } {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    };
-    let asked = tokio::time::timeout(longest, beside(ask)).await;
-    asked
-        .map_err(|_| format!("the kernel has not switched the machine off within {} s", longest.as_secs()))?
-        .map_err(|error| format!("have the kernel switch the machine off: {error}"))
+/// Has the kernel power the machine off, whatever has not been written to its disks yet.
+async fn ask_kernel(longest: Duration) -> Result<(), PowerOffError> {
+    let ask = || reboot(RebootCommand::PowerOff).map_err(io::Error::from);
+    let asked = tokio::time::timeout(longest, on_thread(ask)).await;
+    asked.map_err(|_| PowerOffError::KernelHung(longest.as_secs()))?.map_err(PowerOffError::Kernel)
 }
 
-/// Looks until it has ended: it is waited for without holding up the loop, which may be asked to end meanwhile.
+/// Waits for the end of a command without blocking the loop, which SIGTERM may end meanwhile.
 async fn end_of(child: &mut Child) -> io::Result<ExitStatus> {
     loop {
         if let Some(status) = child.try_wait()? {
@@ -208,7 +224,7 @@ mod tests {
         assert_eq!(silent, [false, false, true], "{errors}");
         let begun = begin(&words("/nonexistent/off now"), 0, pace.longest).await;
         let error = begun.err().expect("not there");
-        assert!(error.starts_with("run \"/nonexistent/off\": "), "{error}");
+        assert!(Chain(&error).to_string().starts_with("[\"/nonexistent/off\", \"now\"] cannot be run: "), "{error}");
     }
 
     const FIRST_OF_NAMESPACE: &str = "ROUSE_TEST_ASK_KERNEL";
@@ -221,8 +237,7 @@ mod tests {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
             return runtime.block_on(async { ask_kernel(USUAL_PACE.longest).await.expect("it may") });
         }
-        // SAFETY: a call without arguments.
-        if unsafe { libc::geteuid() } != 0 {
+        if !rustix::process::geteuid().is_root() {
             assert!(std::env::var_os("CI").is_none(), "not root: CI must be");
             return eprintln!("not tested: only root may have a namespace of processes");
         }

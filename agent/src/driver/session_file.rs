@@ -1,10 +1,11 @@
-//! The session secret on disk, so that an agent that is restarted proves whose successor it is. For root only.
+//! The session secret on disk, with which a restarted agent proves that it succeeds the earlier one. Readable for root
+//! only.
 
+use crate::files::{self, Durability};
 use rouse_shared::WorkerName;
 use serde::{Deserialize, Serialize};
-use std::fs::{self, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 #[derive(Serialize, Deserialize)]
@@ -27,43 +28,31 @@ impl SessionFile {
         Self { path: work_dir.join("session"), worker, host }
     }
 
-    /// The secret that an earlier life of this very worker on this very machine has kept; one that came with a copied
-    /// image is another machine's.
+    /// The secret that an earlier agent of this worker has kept on this machine. A secret that came with a copied image
+    /// belongs to another machine and is ignored.
     pub(super) fn read(&self) -> Option<String> {
         let text = fs::read_to_string(&self.path).ok()?;
         let content: Content = toml::from_str(&text).ok()?;
         (content.worker == self.worker && content.host == self.host).then_some(content.secret)
     }
 
-    /// Keeps the secret: wholly or not at all.
+    /// Keeps the secret, completely or not at all.
     ///
     /// # Errors
-    /// Where the file cannot be written.
+    /// If the file cannot be written.
     pub(super) fn store(&self, secret: &str) -> io::Result<()> {
         // Debug's quoting is TOML's for what these three hold: names and hexadecimal digits, and a host identity
         // without control characters.
         let text = format!("worker = {:?}\nhost = {:?}\nsecret = {secret:?}\n", self.worker.as_str(), self.host);
-        let new = self.path.with_extension("new");
-        // Made anew, so that the mode holds from the first byte.
-        match fs::remove_file(&new) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            Ok(()) | Err(_) => {}
-        }
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
-        file.write_all(text.as_bytes())?;
-        file.sync_all()?;
-        fs::rename(&new, &self.path)
+        files::replace(&self.path, &text, Durability::Disk)
     }
 
-    /// Removes it; that there is none is no error.
+    /// Removes the secret, if there is one.
     ///
     /// # Errors
-    /// Where it cannot be removed.
+    /// If it cannot be removed.
     pub(super) fn forget(&self) -> io::Result<()> {
-        match fs::remove_file(&self.path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            other => other,
-        }
+        files::remove(&self.path)
     }
 }
 

@@ -1,47 +1,78 @@
-//! The directories of attempts: made fresh, kept below `work_dir`, removed without a trace.
+//! The directories of attempts: created fresh below `work_dir` and removed completely.
 //!
 //! ```text
-//! work_dir/12.1/build    where steps run
+//! work_dir/12.1/build    work directory of the steps
 //! work_dir/12.1/tmp      TMPDIR
-//! work_dir/.spool/12.1   logs, for the agent's own user only
+//! work_dir/.spool/12.1   logs, readable for the agent's own user only
 //! work_dir/.gone/        what is being removed
 //! ```
 
 use crate::core::Level;
-use crate::log;
-use crate::runner::users::{self, User};
+use crate::diagnostics::log;
+use crate::runner::users::User;
 use crate::spool;
 use rouse_shared::AttemptId;
 use std::fs::{self, DirBuilder, OpenOptions, Permissions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, chown};
 use std::path::{Component, Path, PathBuf};
+use thiserror::Error;
 
-/// Where attempts live.
+/// Why a directory cannot be used for attempts.
+#[derive(Debug, Error)]
+pub enum WorkDirError {
+    /// A directory or file cannot be created.
+    #[error("{} cannot be created", .0.display())]
+    Create(PathBuf, #[source] io::Error),
+    /// A directory cannot be given to the user of steps.
+    #[error("{} cannot be given to the user of the build", .0.display())]
+    Owner(PathBuf, #[source] io::Error),
+    /// A directory cannot be opened or listed, or its mode cannot be set.
+    #[error("{} cannot be used", .0.display())]
+    Use(PathBuf, #[source] io::Error),
+    /// A step's `workdir` leads out of the build's directory.
+    #[error("workdir {0:?} is not below the build's own directory")]
+    Outside(String),
+    /// A step's `workdir` cannot be created.
+    #[error("workdir {0:?} cannot be created")]
+    Step(String, #[source] io::Error),
+    /// A step's `workdir` is a file.
+    #[error("workdir {0:?} is not a directory")]
+    NotADirectory(String),
+}
+
+/// The directory below which attempts run.
 #[derive(Clone, Debug)]
 pub(super) struct WorkDir {
     root: PathBuf,
-    /// Numbers what is being removed.
+    /// Counts what was moved to `.gone`, for its names there.
     removed: u64,
 }
 
 impl WorkDir {
-    /// Makes what is missing and removes what an earlier life has left. Nothing of that life may run any more.
+    /// Creates what is missing and removes the files of an earlier agent, none of whose processes may run any more.
     ///
     /// # Errors
-    /// In words: where the directory cannot be made or is not the agent's to use.
-    pub(super) fn open(root: &Path) -> Result<Self, String> {
-        let failed = |path: &Path, e: io::Error| format!("make {}: {e}", path.display());
-        // Others may pass through to their own build, and see nothing.
-        DirBuilder::new().recursive(true).mode(0o711).create(root).map_err(|e| failed(root, e))?;
-        let root = root.canonicalize().map_err(|e| failed(root, e))?;
-        fs::set_permissions(&root, Permissions::from_mode(0o711)).map_err(|e| failed(&root, e))?;
+    /// If the directory cannot be created, or does not belong to the agent's user.
+    pub(super) fn open(root: &Path) -> Result<Self, WorkDirError> {
+        let create = |path: &Path| {
+            let path = path.to_owned();
+            move |error| WorkDirError::Create(path, error)
+        };
+        let open = |path: &Path| {
+            let path = path.to_owned();
+            move |error| WorkDirError::Use(path, error)
+        };
+        // Users of steps may pass through to their own build, and list nothing.
+        DirBuilder::new().recursive(true).mode(0o711).create(root).map_err(create(root))?;
+        let root = root.canonicalize().map_err(open(root))?;
+        fs::set_permissions(&root, Permissions::from_mode(0o711)).map_err(open(&root))?;
         let mut this = Self { root, removed: 0 };
         for dir in [this.spool_dir(), this.gone()] {
             remove_tree(&dir);
-            DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(|e| failed(&dir, e))?;
+            DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(create(&dir))?;
         }
-        let entries = fs::read_dir(&this.root).map_err(|e| format!("list {}: {e}", this.root.display()))?;
+        let entries = fs::read_dir(&this.root).map_err(open(&this.root))?;
         let left: Vec<_> = entries.filter_map(|e| e.ok()?.file_name().into_string().ok()).collect();
         for name in left.iter().filter(|name| is_attempt(name)) {
             if let Some(gone) = this.set_aside(&this.root.join(name)) {
@@ -51,20 +82,22 @@ impl WorkDir {
         Ok(this)
     }
 
-    /// Held by everything that runs here, so that the next life can tell whether it is gone.
+    /// The file that everything that runs here holds locked, so that the next agent notices whether it has ended.
     pub(super) fn lock_file(root: &Path) -> PathBuf {
         root.join("lock")
     }
 
-    /// Makes the work directory and the lock file, which no user of builds may open: who can open it can hold it.
+    /// Creates the work directory and the lock file. No user of steps may open the file, because it could hold the
+    /// lock.
     ///
     /// # Errors
-    /// Where one of them cannot be made.
-    pub(super) fn make_lock_file(root: &Path) -> io::Result<()> {
-        DirBuilder::new().recursive(true).mode(0o711).create(root)?;
+    /// If one of them cannot be created.
+    pub(super) fn make_lock_file(root: &Path) -> Result<(), WorkDirError> {
+        let create = |path: &Path, error| WorkDirError::Create(path.to_owned(), error);
+        DirBuilder::new().recursive(true).mode(0o711).create(root).map_err(|e| create(root, e))?;
         let path = Self::lock_file(root);
-        OpenOptions::new().append(true).create(true).mode(0o600).open(&path)?;
-        fs::set_permissions(&path, Permissions::from_mode(0o600))
+        OpenOptions::new().append(true).create(true).mode(0o600).open(&path).map_err(|e| create(&path, e))?;
+        fs::set_permissions(&path, Permissions::from_mode(0o600)).map_err(|e| create(&path, e))
     }
 
     pub(super) fn root(&self) -> &Path {
@@ -83,53 +116,58 @@ impl WorkDir {
         self.root.join(attempt.to_string())
     }
 
-    /// Where the step's output goes.
+    /// The file for the step's output.
     pub(super) fn spool_file(&self, attempt: AttemptId, step: u32) -> PathBuf {
         spool::step_file(&self.spool_dir(), attempt, step)
     }
 
-    /// Where the attempt's temporary files go.
+    /// The directory for the attempt's temporary files.
     pub(super) fn tmp(&self, attempt: AttemptId) -> PathBuf {
         self.attempt(attempt).join("tmp")
     }
 
-    /// Where the attempt's steps run.
+    /// The work directory of the attempt's steps.
     pub(super) fn build(&self, attempt: AttemptId) -> PathBuf {
         self.attempt(attempt).join("build")
     }
 
-    /// Makes the attempt's directories, which must not be there yet, for `user`.
+    /// Creates the attempt's directories for `user`.
     ///
     /// # Errors
-    /// In words: where that is not possible.
-    pub(super) fn make(&self, attempt: AttemptId, user: Option<&User>) -> Result<(), String> {
+    /// If one of them exists or cannot be created.
+    pub(super) fn make(&self, attempt: AttemptId, user: Option<&User>) -> Result<(), WorkDirError> {
         let spool = spool::attempt_dir(&self.spool_dir(), attempt);
-        let failed = |path: &Path, e: io::Error| format!("{} could not be made: {e}", path.display());
-        DirBuilder::new().mode(0o700).create(&spool).map_err(|e| failed(&spool, e))?;
         let mut made = Vec::new();
-        for path in [self.attempt(attempt), self.build(attempt), self.tmp(attempt)] {
-            DirBuilder::new().mode(0o700).create(&path).map_err(|e| failed(&path, e))?;
+        for path in [spool, self.attempt(attempt), self.build(attempt), self.tmp(attempt)] {
+            if let Err(error) = DirBuilder::new().mode(0o700).create(&path) {
+                return Err(WorkDirError::Create(path, error));
+            }
             made.push(path);
         }
-        // The outermost last: whoever has it may put links in the place of the others.
+        // The outermost last: its owner may replace the others by links. The spool stays the agent's own.
         if let Some(user) = user {
-            for path in made.iter().rev() {
-                chown(path, Some(user.uid), Some(user.gid)).map_err(|e| failed(path, e))?;
+            for path in made.iter().skip(1).rev() {
+                chown(path, Some(user.uid), Some(user.gid)).map_err(|e| WorkDirError::Owner(path.clone(), e))?;
             }
         }
         Ok(())
     }
 
-    /// The directory for a step, below the attempt's own; made where it is missing.
+    /// The directory of a step, below the attempt's own; created if it does not exist.
     ///
     /// # Errors
-    /// In words: where `workdir` leads out of the build's directory, or cannot be made.
-    pub(super) fn step_dir(&self, attempt: AttemptId, workdir: &str, user: Option<&User>) -> Result<PathBuf, String> {
+    /// If `workdir` leads out of the build's directory, or cannot be created.
+    pub(super) fn step_dir(
+        &self,
+        attempt: AttemptId,
+        workdir: &str,
+        user: Option<&User>,
+    ) -> Result<PathBuf, WorkDirError> {
         let base = self.build(attempt);
-        let outside = || format!("its workdir {workdir:?} is not below the build's own directory");
+        let outside = || WorkDirError::Outside(workdir.to_owned());
         let mut path = base.clone();
-        // Other processes of that user may swap a directory for a link at any moment: let it lead no further than they
-        // may go themselves.
+        // Other processes of that user may replace a directory by a link at any moment. With the user's own permissions
+        // the link leads nowhere that they could not go themselves.
         let _as_user = user.map(User::access_files);
         for component in Path::new(workdir).components() {
             match component {
@@ -137,8 +175,8 @@ impl WorkDir {
                 Component::Normal(name) => path.push(name),
                 Component::ParentDir | Component::RootDir | Component::Prefix(_) => return Err(outside()),
             }
-            // Looked at level by level, since earlier steps may have put links anywhere.
-            let failed = |e: io::Error| format!("its workdir {workdir:?} could not be made: {e}");
+            // Level by level, because earlier steps may have put links anywhere.
+            let failed = |error| WorkDirError::Step(workdir.to_owned(), error);
             match DirBuilder::new().create(&path) {
                 Ok(()) => {}
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
@@ -149,24 +187,24 @@ impl WorkDir {
                 return Err(outside());
             }
             if !path.is_dir() {
-                return Err(format!("its workdir {workdir:?} is not a directory"));
+                return Err(WorkDirError::NotADirectory(workdir.to_owned()));
             }
         }
         Ok(path)
     }
 
-    /// Removes everything of the attempt. At once out of the way; the files go in the background, since a large tree
-    /// takes longer than a heartbeat may wait.
+    /// Removes everything of the attempt. Its names are free at once; the files are removed in the background, because
+    /// that may take longer than a heartbeat may wait.
     pub(super) fn remove(&mut self, attempt: AttemptId) {
         if let Err(error) = spool::remove_attempt(&self.spool_dir(), attempt) {
-            log::line(Level::Warn, &format!("the logs of {attempt} could not be removed: {error}"));
+            log(Level::Warn, &format!("the logs of {attempt} cannot be removed: {error}"));
         }
         if let Some(gone) = self.set_aside(&self.attempt(attempt)) {
             tokio::task::spawn_blocking(move || remove_tree(&gone));
         }
     }
 
-    /// Moves a directory to where nothing of its name is in the way; absent where there is none.
+    /// Moves a directory to `.gone`. `None` if there is no such directory.
     fn set_aside(&mut self, path: &Path) -> Option<PathBuf> {
         self.removed += 1;
         let gone = self.gone().join(self.removed.to_string());
@@ -174,22 +212,14 @@ impl WorkDir {
             Ok(()) => Some(gone),
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(error) => {
-                log::line(Level::Error, &format!("{} could not be moved away: {error}", path.display()));
+                log(Level::Error, &format!("{} cannot be moved away: {error}", path.display()));
                 None
             }
         }
     }
 }
 
-/// The user of that name; nothing where steps run as the agent's own user.
-///
-/// # Errors
-/// In words: where there is no such user.
-pub(super) fn user(name: Option<&str>) -> Result<Option<User>, String> {
-    name.map(users::lookup).transpose().map_err(|error| error.to_string())
-}
-
-/// Whether a name is one that [`AttemptId`] writes: nothing else in the directory is ours to remove.
+/// Whether a name has the form of an [`AttemptId`]: the agent removes nothing else in the directory.
 fn is_attempt(name: &str) -> bool {
     let number = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
     name.split_once('.').is_some_and(|(build, attempt)| number(build) && number(attempt))
@@ -197,10 +227,9 @@ fn is_attempt(name: &str) -> bool {
 
 fn remove_tree(path: &Path) {
     let removed = match fs::remove_dir_all(path) {
-        // SAFETY: no memory is involved.
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied && unsafe { libc::geteuid() } != 0 => {
-            // Some tools make their caches read-only; without root that holds us up as well. Root is not held up by it,
-            // and must change no modes in a tree that somebody else may be changing.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied && !rustix::process::geteuid().is_root() => {
+            // Some tools make their caches read-only, which stops anyone but root. Root does not need to change modes,
+            // and must not do so in a tree that somebody else may be changing.
             open_up(path);
             fs::remove_dir_all(path)
         }
@@ -208,13 +237,13 @@ fn remove_tree(path: &Path) {
     };
     match removed {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            log::line(Level::Error, &format!("{} could not be removed: {error}", path.display()));
+            log(Level::Error, &format!("{} cannot be removed: {error}", path.display()));
         }
         Ok(()) | Err(_) => {}
     }
 }
 
-/// Makes each directory of a tree changeable; follows no links.
+/// Makes each directory of a tree writable; follows no links.
 fn open_up(path: &Path) {
     let Ok(meta) = fs::symlink_metadata(path) else { return };
     if !meta.is_dir() || fs::set_permissions(path, Permissions::from_mode(0o700)).is_err() {
@@ -239,13 +268,14 @@ mod tests {
         work.make(id, None).expect("made");
         assert!(work.make(id, None).is_err(), "made twice, so it is not fresh");
         let build = work.build(id);
-        assert_eq!(work.step_dir(id, "", None), Ok(build.clone()));
-        assert_eq!(work.step_dir(id, "./a/b/", None), Ok(build.join("a/b")));
-        assert_eq!(work.step_dir(id, "a", None), Ok(build.join("a")));
+        let step_dir = |workdir| work.step_dir(id, workdir, None).expect("below the build");
+        assert_eq!(step_dir(""), build);
+        assert_eq!(step_dir("./a/b/"), build.join("a/b"));
+        assert_eq!(step_dir("a"), build.join("a"));
         std::os::unix::fs::symlink("/", build.join("out")).expect("linked");
         std::os::unix::fs::symlink("a", build.join("in")).expect("linked");
         fs::write(build.join("file"), "").expect("written");
-        assert_eq!(work.step_dir(id, "in/b", None), Ok(build.join("a/b")));
+        assert_eq!(step_dir("in/b"), build.join("a/b"));
         for bad in ["..", "a/../..", "/etc", "out", "out/tmp", "file", "a\0b"] {
             assert!(work.step_dir(id, bad, None).is_err(), "{bad:?} was taken");
         }
@@ -254,8 +284,7 @@ mod tests {
 
     #[test]
     fn the_directories_of_another_user_are_made_with_its_rights() {
-        // SAFETY: no memory is involved.
-        if unsafe { libc::geteuid() } != 0 {
+        if !rustix::process::geteuid().is_root() {
             eprintln!("not checked: only root can change users");
             return;
         }
@@ -270,7 +299,7 @@ mod tests {
             let meta = fs::metadata(&path).expect("there");
             assert_eq!((meta.uid(), meta.gid()), (54_321, 54_322), "{}", path.display());
         }
-        // Root's again: a directory that is not the user's stays as it is, even where its link is followed.
+        // The thread is root again afterwards. A directory that is not the user's stays as it is.
         fs::create_dir(work.build(id).join("roots")).expect("made");
         assert_eq!(fs::metadata(work.build(id).join("roots")).expect("there").uid(), 0);
         assert!(work.step_dir(id, "roots/new", Some(&user)).is_err());
@@ -278,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn an_earlier_life_leaves_nothing_and_other_files_stay() {
+    fn an_earlier_agent_leaves_nothing_and_other_files_stay() {
         let dir = tempfile::tempdir().expect("a directory");
         let id = AttemptId { build: BuildId(3), number: 2 };
         let work = WorkDir::open(dir.path()).expect("opened");

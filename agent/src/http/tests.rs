@@ -1,4 +1,4 @@
-//! The client against a server on a real socket that answers as it is told, well or badly.
+//! The client against a server on a real socket that answers in every valid and invalid way.
 #![allow(clippy::unwrap_used)]
 
 use super::*;
@@ -8,7 +8,7 @@ use tokio::task::JoinHandle;
 /// What the server does after it has read the head of a request.
 #[derive(Clone)]
 enum Way {
-    /// Sends this in pieces of so many bytes, then closes.
+    /// Sends this in pieces of this many bytes, then closes.
     Say(Vec<u8>, usize),
     /// Sends this again and again until nobody listens.
     Flood(&'static [u8]),
@@ -22,7 +22,7 @@ fn say(text: &str) -> Way {
     Way::Say(text.as_bytes().to_vec(), usize::MAX)
 }
 
-/// A server for one connection; its end gives the request, and how many bytes it could send.
+/// A server for one connection; returns the request, and how many bytes it could send.
 async fn server(way: Way) -> (Server, JoinHandle<(String, usize)>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let server = Server::parse(&format!("http://{}", listener.local_addr().unwrap())).unwrap();
@@ -61,7 +61,7 @@ async fn server(way: Way) -> (Server, JoinHandle<(String, usize)>) {
     (server, task)
 }
 
-async fn get(way: Way) -> Result<Answer, HttpError> {
+async fn get(way: Way) -> Result<Response, HttpError> {
     let (server, task) = server(way).await;
     let answer = server.get("/x", &[], 100).await;
     task.abort();
@@ -101,7 +101,7 @@ fn addresses_are_plain() {
 async fn a_request_is_what_it_should_be() {
     let (server, task) = server(say("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\ntoken")).await;
     let answer = server.put("/latest/api/token", &[("X-aws-ec2-metadata-token-ttl-seconds", "60")], 100).await.unwrap();
-    assert_eq!(answer, Answer { status: 200, body: b"token".to_vec() });
+    assert_eq!(answer, Response { status: 200, body: b"token".to_vec() });
     let (request, _) = task.await.unwrap();
     let lines: Vec<_> = request.lines().collect();
     assert_eq!(lines[0], "PUT /latest/api/token HTTP/1.1");
@@ -122,7 +122,7 @@ async fn bodies_come_in_every_form() {
     ] {
         for piece in [1, 7, usize::MAX] {
             let answer = get(Way::Say(text.as_bytes().to_vec(), piece)).await.unwrap();
-            assert_eq!(answer, Answer { status: 200, body: b"hello".to_vec() }, "{text:?} by {piece}");
+            assert_eq!(answer, Response { status: 200, body: b"hello".to_vec() }, "{text:?} by {piece}");
         }
     }
     let answer = get(say("HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")).await.unwrap();
@@ -134,23 +134,23 @@ async fn bodies_come_in_every_form() {
 #[tokio::test]
 async fn what_is_not_an_answer_is_an_error_of_its_kind() {
     for (text, part) in [
-        ("", "cut"),
-        ("HTTP/1.1 200 OK\r\nContent-Le", "cut"),
-        ("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhello", "cut"),
-        ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n9\r\nhello", "cut"),
-        ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n", "cut"),
-        ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhello\r\n0\r\n\r\n", "longer than it says"),
-        ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nx\r\n", "no length"),
+        ("", "incomplete"),
+        ("HTTP/1.1 200 OK\r\nContent-Le", "incomplete"),
+        ("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhello", "incomplete"),
+        ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n9\r\nhello", "incomplete"),
+        ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n", "incomplete"),
+        ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhello\r\n0\r\n\r\n", "does not end where"),
+        ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nx\r\n", "without a length"),
         ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nffffffffffffffff\r\n", "longer than 100"),
         ("HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\n", "not chunked"),
-        ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n", "is chunked"),
-        ("HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello!", "two lengths"),
-        ("HTTP/1.1 200 OK\r\nContent-Length: -5\r\n\r\n", "no number"),
+        ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n", "both content-length"),
+        ("HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello!", "two different values"),
+        ("HTTP/1.1 200 OK\r\nContent-Length: -5\r\n\r\n", "not a number"),
         ("HTTP/1.1 200 OK\r\nContent-Length: 99999999999999999999999\r\n\r\n", "longer than 100"),
         ("HTTP/1.1 200 OK\r\nContent-Length: 101\r\n\r\n", "longer than 100"),
-        ("HTTP/1.1 999 Odd\r\n\r\n", "no status"),
+        ("HTTP/1.1 999 Odd\r\n\r\n", "no valid status"),
         ("SSH-2.0-OpenSSH_9.2\r\n", "not HTTP"),
-        ("HTTP/1.1 302 Found\r\nLocation: http://169.254.169.254/\r\n\r\n", "redirection (302)"),
+        ("HTTP/1.1 302 Found\r\nLocation: http://169.254.169.254/\r\n\r\n", "redirect (status 302)"),
     ] {
         let error = get(say(text)).await.unwrap_err().to_string();
         assert!(error.contains(part), "{text:?}: {error}");
@@ -172,7 +172,7 @@ async fn a_flood_is_cut_off_early() {
         let (server, task) = server(Way::Say(whole, 1 << 16)).await;
         let asked = server.get("/", &[], 100).await;
         assert!(asked.is_err(), "{head:?}");
-        // Past what the sockets themselves hold, it finds nobody.
+        // Nobody reads more than the sockets themselves hold.
         let (_, sent) = task.await.unwrap();
         assert!(sent < 12 << 20, "{head:?}: {sent} bytes were taken");
     }

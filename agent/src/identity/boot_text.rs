@@ -1,4 +1,4 @@
-//! Boot data as they were found somewhere, and the identity that they are.
+//! Boot data as text from some source, and the identity that they give.
 
 use super::{Identity, IdentityError, Machine, firmware, host, read_ca};
 use crate::config::AgentConfig;
@@ -8,22 +8,22 @@ use rouse_shared::limits::MAX_BOOT_DATA;
 use std::path::Path;
 use std::time::Duration;
 
-/// Longest word of what is wrong with boot data, characters: a line or two of a log.
+/// Longest description of what is wrong with boot data, characters: a line or two of a log.
 const MAX_WHY: usize = 300;
 
-/// Boot data that were found.
+/// Boot data and their source.
 #[derive(Clone, PartialEq, Eq)]
 pub(super) struct BootText {
-    /// Where, in words.
+    /// Where they were found, for people.
     pub(super) source: String,
-    /// Their TOML, or why they are not whole.
+    /// The TOML, or why it is not complete.
     pub(super) toml: Result<String, String>,
-    /// Whether they are for one process of a machine, which then is who they say it is; else the machine knows better, so
-    /// that a copy of them on another one is seen to be a copy.
+    /// Whether they are for a single process, whose host identity they give. For a whole machine its own identity is
+    /// preferred, so that a copy of the boot data on another machine shows.
     pub(super) of_a_process: bool,
 }
 
-/// Without the token.
+/// Leaves out the TOML, which holds the token.
 impl std::fmt::Debug for BootText {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("BootText").field("source", &self.source).finish_non_exhaustive()
@@ -31,36 +31,36 @@ impl std::fmt::Debug for BootText {
 }
 
 impl BootText {
-    /// Those in a file of their own.
+    /// The boot data in a file of their own.
     pub(super) fn in_file(path: &Path) -> Result<Self, IdentityError> {
         let bytes = firmware::read_at_most(path, MAX_BOOT_DATA as u64)
             .map_err(|error| IdentityError::Unreadable(path.to_owned(), error))?;
-        let toml = String::from_utf8(bytes).map_err(|_| "they are not text".to_owned());
+        let toml = String::from_utf8(bytes).map_err(|_| "not valid UTF-8".to_owned());
         Ok(Self { source: path.display().to_string(), toml, of_a_process: true })
     }
 
-    /// Those in user data, whatever stands beside them.
+    /// The boot data within user data; everything around them is ignored.
     pub(super) fn in_user_data(source: &str, user_data: &[u8]) -> Option<Self> {
         let text = String::from_utf8_lossy(user_data);
         let toml = match boot::find_block(&text) {
             Some(toml) => Ok(toml),
-            None if boot::block_begins(&text) => Err("they are cut, or a line of them is no comment".to_owned()),
+            None if boot::block_begins(&text) => Err("incomplete, or with a line that is not a comment".to_owned()),
             None => return None,
         };
         Some(Self { source: source.to_owned(), toml, of_a_process: false })
     }
 
-    /// Who the agent is by them, on that machine.
+    /// The identity that they give to an agent on `machine`.
     pub(super) fn identity(
         self,
         config: &AgentConfig,
         root: &Path,
         machine: Machine,
     ) -> Result<Identity, IdentityError> {
-        // What is wrong may be quoted, and boot data may be long.
+        // The description may quote boot data, which may be long.
         let bad = |why: String| IdentityError::BadBootData(self.source.clone(), why.chars().take(MAX_WHY).collect());
         let toml = self.toml.clone().map_err(bad)?;
-        // Only the message: the whole error would quote the line, and that may hold the token.
+        // Only the message: the whole error would quote the line, which may hold the token.
         let boot: BootData = toml::from_str(&toml).map_err(|error| bad(error.message().to_owned()))?;
         Target::parse(&boot.broker, None).map_err(bad)?;
         let ca = match boot.ca {

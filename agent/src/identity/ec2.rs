@@ -1,22 +1,22 @@
-//! EC2's metadata service, version 2 alone: a token first, which only a PUT from the machine itself gets.
+//! EC2's metadata service, version 2 only: it requires a token, which only a PUT from the machine itself gets.
 
-use super::{BootText, Machine, Trouble};
+use super::{BootText, CloudError, Machine};
 use crate::clock;
 use crate::http::{HttpError, Server};
 use rouse_shared::Timestamp;
-use rouse_shared::limits::{MAX_BOOT_DATA, MAX_PAPER};
+use rouse_shared::limits::{MAX_BOOT_DATA, MAX_IDENTITY_DOCUMENT};
 use rouse_shared::message::Proof;
 use std::time::Duration;
 
-/// The longest that EC2 gives.
+/// Lifetime of a token: the longest that EC2 allows.
 const TOKEN_TTL: Duration = Duration::from_secs(21_600);
-/// A token is renewed well before its end.
+/// Age at which a token is renewed, well before its end.
 const RENEW_AFTER: Duration = Duration::from_secs(10_800);
-/// Bytes of a token, at most; EC2's have 56.
+/// Largest token, bytes; EC2's have 56.
 const MAX_TOKEN: usize = 1_024;
-/// Bytes of an instance id, at most; EC2's have 19.
+/// Largest instance id, bytes; EC2's have 19.
 const MAX_ID: usize = 64;
-/// User data are at most 16 KiB on EC2 itself; what is compatible with it may take more.
+/// Largest user data, bytes: 16 KiB on EC2 itself, but compatible clouds may allow more.
 const MAX_USER_DATA: usize = 2 * MAX_BOOT_DATA;
 
 /// The service, and a token for it.
@@ -31,8 +31,8 @@ impl Metadata {
         Self { server, token: None }
     }
 
-    /// What stands at that path; `None` where nothing does. A token that has run out is replaced.
-    pub(crate) async fn get(&mut self, path: &str, limit: usize) -> Result<Option<Vec<u8>>, Trouble> {
+    /// The content of a path; `None` if there is none. Replaces an expired token.
+    pub(crate) async fn get(&mut self, path: &str, limit: usize) -> Result<Option<Vec<u8>>, CloudError> {
         let mut fresh = false;
         loop {
             let token = match &self.token {
@@ -48,51 +48,51 @@ impl Metadata {
                 200 => return Ok(Some(answer.body)),
                 404 => return Ok(None),
                 401 if !fresh => self.token = None,
-                status => return Err(Trouble::Status(path.to_owned(), status)),
+                status => return Err(CloudError::Status(path.to_owned(), status)),
             }
         }
     }
 
-    async fn new_token(&mut self) -> Result<String, Trouble> {
+    async fn new_token(&mut self) -> Result<String, CloudError> {
         const PATH: &str = "/latest/api/token";
         let ttl = TOKEN_TTL.as_secs().to_string();
         let fields = [("X-aws-ec2-metadata-token-ttl-seconds", ttl.as_str())];
         let answer = self.server.put(PATH, &fields, MAX_TOKEN).await?;
         match answer.status {
             200 => {}
-            403 => return Err(Trouble::Off),
-            status => return Err(Trouble::Status(PATH.to_owned(), status)),
+            403 => return Err(CloudError::Off),
+            status => return Err(CloudError::Status(PATH.to_owned(), status)),
         }
         let token = String::from_utf8(answer.body).ok().filter(|t| t.bytes().all(|b| b.is_ascii_graphic()));
-        let token = token.filter(|t| !t.is_empty()).ok_or(Trouble::Odd("its token is no token"))?;
+        let token = token.filter(|t| !t.is_empty()).ok_or(CloudError::Odd("the service's token is invalid"))?;
         self.token = Some((token.clone(), clock::now()));
         Ok(token)
     }
 
-    /// A text that may be missing.
-    async fn text(&mut self, path: &str, limit: usize) -> Result<Option<String>, Trouble> {
+    /// The text at a path; `None` if there is none.
+    async fn text(&mut self, path: &str, limit: usize) -> Result<Option<String>, CloudError> {
         let body = match self.get(path, limit).await {
-            // A paper that is too long is none; the others may do.
-            Err(Trouble::Http(HttpError::TooLong(_))) => None,
+            // A document that is too long counts as missing: the others may be sufficient.
+            Err(CloudError::Http(HttpError::TooLong(_))) => None,
             other => other?,
         };
         Ok(body.and_then(|bytes| String::from_utf8(bytes).ok()))
     }
 }
 
-/// Which instance this is, what speaks for it, and what its user data say.
-pub(super) async fn look(service: &mut Metadata) -> Result<Machine, Trouble> {
+/// The id of this instance, the evidence of it, and its user data.
+pub(super) async fn look(service: &mut Metadata) -> Result<Machine, CloudError> {
     let id = service.get("/latest/meta-data/instance-id", MAX_ID).await?;
     let id = id.and_then(|id| String::from_utf8(id).ok()).map(|id| id.trim().to_owned());
     let plain = |id: &String| !id.is_empty() && id.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
-    let id = id.filter(plain).ok_or(Trouble::Odd("it gives no instance id"))?;
+    let id = id.filter(plain).ok_or(CloudError::Odd("the service gives no valid instance id"))?;
     let user_data = service.get("/latest/user-data", MAX_USER_DATA).await?.unwrap_or_default();
-    let paper = |name: &str| format!("/latest/dynamic/instance-identity/{name}");
+    let path = |name: &str| format!("/latest/dynamic/instance-identity/{name}");
     let proof = Proof {
         disk: None,
-        document: service.text(&paper("document"), MAX_PAPER).await?,
-        signature: service.text(&paper("signature"), MAX_PAPER).await?,
-        rsa2048: service.text(&paper("rsa2048"), MAX_PAPER).await?,
+        document: service.text(&path("document"), MAX_IDENTITY_DOCUMENT).await?,
+        signature: service.text(&path("signature"), MAX_IDENTITY_DOCUMENT).await?,
+        rsa2048: service.text(&path("rsa2048"), MAX_IDENTITY_DOCUMENT).await?,
     };
     Ok(Machine {
         host: Some(format!("ec2:{id}")),

@@ -1,4 +1,4 @@
-//! What the firmware tells a virtual machine: on which cloud it runs, and the boot data that its maker has put there.
+//! What the firmware of a virtual machine says: the cloud that it runs on, and boot data.
 
 use super::{BootText, IdentityError};
 use rouse_shared::boot::{self, FW_CFG};
@@ -6,30 +6,30 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
-/// Bytes of the firmware's table that are read, at most. Tables of virtual machines have some KiB.
+/// Largest SMBIOS table, bytes. Those of virtual machines have a few KiB.
 const MAX_TABLE: u64 = 1 << 20;
-/// The table, for root only. Unlike the single entries it needs no module of the kernel's.
+/// The SMBIOS table, readable for root only. Unlike its single entries it needs no kernel module.
 const TABLE: &str = "sys/firmware/dmi/tables/DMI";
-/// Single entries of it, where the table itself is not shown.
+/// Single entries of the table, for machines whose kernel does not show the whole.
 const ENTRIES: &str = "sys/firmware/dmi/entries";
-/// Strings for the machine's owner.
+/// SMBIOS type of the OEM strings.
 const OEM_STRINGS: u8 = 11;
 
-/// A cloud that can be told by the firmware, before there is a network.
+/// A cloud that the firmware identifies, before there is a network.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Cloud {
     Ec2,
     OpenStack,
 }
 
-/// The cloud that the firmware names; `root` is `/` but for tests.
+/// The cloud that the firmware names; `root` is `/` except in tests.
 pub(super) fn cloud(root: &Path) -> Option<Cloud> {
     let read = |name: &str| {
         let text = std::fs::read_to_string(root.join(name)).unwrap_or_default();
         text.trim().to_ascii_lowercase()
     };
     let dmi = |name: &str| read(&format!("sys/class/dmi/id/{name}"));
-    // On Xen EC2 shows in the UUID alone, in one byte order or the other.
+    // On Xen only the UUID identifies EC2, in either byte order.
     let of_ec2 = |uuid: &str| {
         uuid.starts_with("ec2") || uuid.get(4..8).is_some_and(|s| s.starts_with("2a") && uuid[6..].starts_with("ec"))
     };
@@ -38,7 +38,7 @@ pub(super) fn cloud(root: &Path) -> Option<Cloud> {
     if dmi("sys_vendor") == "amazon ec2" || dmi("chassis_asset_tag") == "amazon ec2" || xen {
         return Some(Cloud::Ec2);
     }
-    // As cloud-init has them: what Nova writes, and what some clouds that are made of it write.
+    // As in cloud-init: the names of Nova, and of some clouds that are built with it.
     let products = ["openstack nova", "openstack compute"];
     let tags = ["huaweicloud", "opentelekomcloud", "sap ccloud vm", "samsung cloud platform"];
     let (product, tag) = (dmi("product_name"), dmi("chassis_asset_tag"));
@@ -49,13 +49,13 @@ pub(super) fn cloud(root: &Path) -> Option<Cloud> {
     openstack.then_some(Cloud::OpenStack)
 }
 
-/// The boot data that the firmware holds: in its owner's strings, or as a file of qemu's. What may not be read counts as
-/// absent: an agent that is not root runs on a machine of somebody else's.
+/// The boot data in the firmware: in its OEM strings, or in QEMU's fw_cfg device. What may not be read counts as
+/// absent: an agent that is not root runs on a machine that belongs to somebody else.
 ///
 /// # Errors
-/// Where there are some and they are not whole.
+/// If there are boot data, and they are incomplete.
 pub(super) fn boot_data(root: &Path) -> Result<Option<BootText>, IdentityError> {
-    let source = "the firmware's strings";
+    let source = "the firmware strings";
     let strings = oem_strings(root);
     let toml = boot::from_oem_strings(strings.iter().map(String::as_str))
         .map_err(|why| IdentityError::BadBootData(source.to_owned(), why.to_string()))?;
@@ -68,7 +68,7 @@ pub(super) fn boot_data(root: &Path) -> Result<Option<BootText>, IdentityError> 
     Ok(Some(BootText { source: path.display().to_string(), toml, of_a_process: false }))
 }
 
-/// The owner's strings in the firmware's table.
+/// The OEM strings of the firmware.
 fn oem_strings(root: &Path) -> Vec<String> {
     if let Ok(table) = read_at_most(&root.join(TABLE), MAX_TABLE) {
         return strings_in(&table);
@@ -81,10 +81,11 @@ fn oem_strings(root: &Path) -> Vec<String> {
     tables.flat_map(|table| strings_in(&table)).collect()
 }
 
-/// The owner's strings among the structures of a table. A table that is not what it should be ends where it is so.
+/// The OEM strings in an SMBIOS table. A malformed table ends at the first error.
 pub(super) fn strings_in(mut table: &[u8]) -> Vec<String> {
     let mut found = Vec::new();
-    // Each has a type, a length of what comes before its strings, a handle; behind its strings stands an empty one.
+    // Each structure has a type, the length of the part before its strings, and a handle. An empty string ends its
+    // strings.
     while let [kind, length, _, _, ..] = *table {
         let Some(mut rest) = (length >= 4).then(|| table.get(usize::from(length)..)).flatten() else { break };
         // A structure without any string ends in two zeros as well.
@@ -108,12 +109,15 @@ pub(super) fn strings_in(mut table: &[u8]) -> Vec<String> {
     found
 }
 
-/// The file's bytes; an error where there are more.
+/// The content of a file.
+///
+/// # Errors
+/// If it cannot be read, or has more than `limit` bytes.
 pub(super) fn read_at_most(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     File::open(path)?.take(limit + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > limit {
-        return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("it is longer than {limit} bytes")));
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("the file is longer than {limit} bytes")));
     }
     Ok(bytes)
 }

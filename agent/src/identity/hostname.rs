@@ -1,13 +1,13 @@
-//! The host name as identity: waits until the machine has one that is its own.
+//! The host name as identity: waits until the machine has a name of its own.
 
 use super::leases;
 use crate::core::Level;
-use crate::log;
+use crate::diagnostics::log;
 use rouse_shared::WorkerName;
 use std::path::Path;
 use std::time::Duration;
 
-/// Names that many images bear: two machines of them would attach as one worker.
+/// Default names of many images: two machines of one image would attach as the same worker.
 const WELL_KNOWN: [&str; 12] = [
     "localhost",
     "localhost.localdomain",
@@ -22,95 +22,95 @@ const WELL_KNOWN: [&str; 12] = [
     "buildroot",
     "archlinux",
 ];
-/// What clouds put before an address or an instance's id where nobody gives a name.
+/// Prefixes of an address or an instance id in the default names of clouds.
 const OF_CLOUDS: [&str; 3] = ["ip-", "host-", "i-"];
-/// Between looks at first, and after a minute of them.
+/// Time between observations at first, and later.
 const LOOK: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
-/// Looks of the first kind.
+/// Number of observations with the shorter interval: a minute.
 const FIRST_LOOKS: u32 = 600;
-/// Looks for which a latent host that has only its image's own name waits for another: some ten seconds, which is longer
-/// than DHCP takes on a network that works.
+/// Number of observations for which a latent host that has only the name from its image waits for another: about ten
+/// seconds, longer than DHCP takes on a working network.
 const WAIT_FOR_DHCP: u32 = 100;
 
-/// What there is to see at one moment.
+/// The names at one moment.
 #[derive(Clone, Default, Debug)]
-pub(super) struct Sight {
+pub(super) struct Observation {
     /// The kernel's host name.
     pub(super) kernel: String,
-    /// What stands in /etc/hostname.
+    /// The content of /etc/hostname.
     pub(super) written: String,
-    /// The names in current leases.
+    /// The names in current DHCP leases.
     pub(super) leased: Vec<String>,
 }
 
-/// What was seen so far.
+/// Decides from successive observations when the name is final.
 #[derive(Debug)]
-pub(super) struct Watch<'a> {
+pub(super) struct Debouncer<'a> {
     refused: &'a [String],
     latent: bool,
     looks: u32,
     before: Option<WorkerName>,
 }
 
-impl<'a> Watch<'a> {
+impl<'a> Debouncer<'a> {
     pub(super) fn new(refused: &'a [String], latent: bool) -> Self {
         Self { refused, latent, looks: 0, before: None }
     }
 
-    /// The worker, once that is settled; else what is waited for, in words.
-    pub(super) fn look(&mut self, sight: &Sight) -> Result<WorkerName, String> {
+    /// The worker, once its name is final; until then the reason to wait, for people.
+    pub(super) fn look(&mut self, observation: &Observation) -> Result<WorkerName, String> {
         self.looks = self.looks.saturating_add(1);
-        let kernel = accept(&sight.kernel, self.refused);
-        let leased = sight.leased.iter().find_map(|name| accept(name, self.refused).ok());
+        let kernel = accept(&observation.kernel, self.refused);
+        let leased = observation.leased.iter().find_map(|name| accept(name, self.refused).ok());
         let before = std::mem::replace(&mut self.before, kernel.as_ref().ok().cloned());
         let worker = match (kernel, leased) {
-            // A latent host's name is DHCP's business; a standing one's own name is what somebody has given it.
+            // DHCP names latent hosts. A standing host has the name that a person has given it.
             (Ok(_), Some(leased)) if self.latent => return Ok(leased),
             (Err(_), Some(leased)) => return Ok(leased),
             (Err(why), None) => return Err(why),
             (Ok(worker), Some(_) | None) => worker,
         };
-        let written = accept(&sight.written, self.refused).is_ok_and(|written| written == worker);
+        let written = accept(&observation.written, self.refused).is_ok_and(|written| written == worker);
         match (written, self.latent) {
             (true, false) => Ok(worker),
-            // It may be the image's own, with DHCP's still to come.
+            // It may be the name from the image, before the one from DHCP.
             (true, true) if self.looks < WAIT_FOR_DHCP => {
-                Err(format!("{worker} stands in /etc/hostname, and DHCP may still give another"))
+                Err(format!("{worker} is the name in /etc/hostname, and DHCP may still give another"))
             }
             (true, true) => Ok(worker),
-            // Set since the machine booted: it is settled when two looks find the same.
+            // Set since the machine booted: final if two observations agree.
             (false, _) if before.as_ref() == Some(&worker) => Ok(worker),
             (false, _) => Err(format!("{worker} has just been set")),
         }
     }
 }
 
-/// The first name that is settled; waits without limit and says once what it waits for.
+/// Waits without limit for the final name, and logs each reason to wait once.
 pub(super) async fn wait(root: &Path, refused: &[String], latent: bool) -> WorkerName {
-    let mut watch = Watch::new(refused, latent);
-    let mut told = None;
+    let mut debouncer = Debouncer::new(refused, latent);
+    let mut logged = None;
     loop {
         let read = |path: &str| std::fs::read_to_string(root.join(path)).unwrap_or_default();
-        let sight = Sight {
+        let observation = Observation {
             kernel: read("proc/sys/kernel/hostname"),
-            // The first line that is no comment.
+            // The first line that is not a comment.
             written: read("etc/hostname").lines().find(|line| !line.starts_with('#')).unwrap_or_default().to_owned(),
             leased: leases::names(root, &leases::addresses()),
         };
-        let why = match watch.look(&sight) {
+        let why = match debouncer.look(&observation) {
             Ok(worker) => return worker,
             Err(why) => why,
         };
-        // What passes within a look is not worth a line.
-        if watch.looks > 1 && told.as_ref() != Some(&why) {
-            log::line(Level::Info, &format!("waiting for a host name that is a worker's: {why}"));
-            told = Some(why);
+        // A reason that is gone at the second observation is not worth a line.
+        if debouncer.looks > 1 && logged.as_ref() != Some(&why) {
+            log(Level::Info, &format!("waiting for a host name that can be a worker's: {why}"));
+            logged = Some(why);
         }
-        tokio::time::sleep(if watch.looks < FIRST_LOOKS { LOOK.0 } else { LOOK.1 }).await;
+        tokio::time::sleep(if debouncer.looks < FIRST_LOOKS { LOOK.0 } else { LOOK.1 }).await;
     }
 }
 
-/// The worker of a host name: its first label, unless it is one that images bear.
+/// The worker of a host name: its first label, unless that is a default name.
 pub(super) fn accept(name: &str, refused: &[String]) -> Result<WorkerName, String> {
     let name = name.trim().to_ascii_lowercase();
     let label = name.split('.').next().unwrap_or_default();
@@ -121,7 +121,7 @@ pub(super) fn accept(name: &str, refused: &[String]) -> Result<WorkerName, Strin
     if is_of_a_cloud(label) {
         return Err(format!("{name:?} is a cloud's default name"));
     }
-    label.parse().map_err(|error: rouse_shared::ids::InvalidName| error.to_string())
+    label.parse().map_err(|error: rouse_shared::ids::WorkerNameError| error.to_string())
 }
 
 /// `ip-192-0-2-7`, `host-192-0-2-7`, `i-0123456789abcdef0`.
@@ -133,7 +133,7 @@ fn is_of_a_cloud(label: &str) -> bool {
     })
 }
 
-/// The kernel's idea of the host name; empty where it has none.
+/// The kernel's host name; empty if it cannot be read.
 pub fn kernel_name() -> String {
     std::fs::read_to_string("/proc/sys/kernel/hostname").map(|name| name.trim().to_owned()).unwrap_or_default()
 }

@@ -1,28 +1,28 @@
-//! Files of an ISO 9660 file system, read straight from its device: that needs neither a mount nor the kernel's module.
-//! Only what a config drive needs: names by Joliet where it is there, else the plain ones; files in one piece.
+//! Files of an ISO 9660 file system, read directly from its device, without a mount and without the kernel's module.
+//! Only what config drives need: names from Joliet if it exists, or else plain ones, and files in one piece.
 
 use std::io::{self, Read, Seek, SeekFrom};
 
 const SECTOR: u64 = 2_048;
-/// Where the descriptors begin.
+/// Sector of the first descriptor.
 const DESCRIPTORS: u64 = 16;
-/// Most descriptors that are looked at; there are three or four.
+/// Largest number of descriptors; usually there are three or four.
 const MAX_DESCRIPTORS: u64 = 32;
-/// Largest directory that is read, bytes: some tens of entries.
+/// Largest directory, bytes; those of a config drive have some tens of entries.
 const MAX_DIRECTORY: u32 = 1 << 20;
 const PRIMARY: u8 = 1;
 const SUPPLEMENTARY: u8 = 2;
 const TERMINATOR: u8 = 255;
-/// Where a descriptor has the volume's name, the escape sequences and the record of the root directory.
+/// Positions in a descriptor of the volume's name, the escape sequences and the record of the root directory.
 const VOLUME_NAME: std::ops::Range<usize> = 40..72;
 const ESCAPES: std::ops::Range<usize> = 88..120;
 const ROOT: std::ops::Range<usize> = 156..190;
-/// What says that names are in UCS-2: the three levels of Joliet.
+/// Escape sequences of the three levels of Joliet, whose names are in UCS-2.
 const JOLIET: [&[u8]; 3] = [b"%/@", b"%/C", b"%/E"];
-/// The flag of a directory's record.
+/// The flag of a record of a directory.
 const DIRECTORY: u8 = 2;
 
-/// A directory or file: its first sector and its bytes.
+/// A directory or file: its first sector and its length in bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Extent {
     sector: u32,
@@ -35,19 +35,19 @@ pub(super) struct Iso<D> {
     device: D,
     root: Extent,
     joliet: bool,
-    /// The volume's name, without the blanks behind it.
+    /// The volume's name, without trailing blanks.
     pub(super) name: String,
 }
 
-fn wrong(what: &str) -> io::Error {
+fn invalid(what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, what.to_owned())
 }
 
 impl<D: Read + Seek> Iso<D> {
-    /// The file system on a device; `None` where there is another, or none.
+    /// The file system on a device; `None` if the device has another one, or none.
     ///
     /// # Errors
-    /// Where the device cannot be read.
+    /// If the device cannot be read.
     pub(super) fn open(mut device: D) -> io::Result<Option<Self>> {
         let mut found: Option<(Extent, String)> = None;
         let mut joliet = None;
@@ -76,10 +76,10 @@ impl<D: Read + Seek> Iso<D> {
         Ok(Some(Self { device, root: joliet.unwrap_or(plain), joliet: joliet.is_some(), name }))
     }
 
-    /// The bytes of the file at a path, at most `limit`; `None` where there is none.
+    /// The bytes of the file at a path; `None` if there is none.
     ///
     /// # Errors
-    /// Where the device cannot be read, or what is there makes no sense or is too long.
+    /// If the device cannot be read, the file system is malformed, or the file has more than `limit` bytes.
     pub(super) fn read(&mut self, path: &[&str], limit: u32) -> io::Result<Option<Vec<u8>>> {
         let mut at = self.root;
         for name in path {
@@ -99,12 +99,12 @@ impl<D: Read + Seek> Iso<D> {
 
     fn find(&mut self, directory: Extent, name: &str) -> io::Result<Option<Extent>> {
         let bytes = self.bytes(directory, MAX_DIRECTORY)?;
-        // Records do not cross the ends of sectors; what is left there is zero.
+        // Records do not cross the ends of sectors; the rest of a sector is zero.
         for sector in bytes.chunks(SECTOR as usize) {
             let mut rest = sector;
             while let Some(length) = rest.first().map(|l| usize::from(*l)).filter(|l| *l > 0) {
                 let record = rest.get(..length).and_then(Record::parse);
-                let record = record.ok_or_else(|| wrong("a directory of the disk makes no sense"))?;
+                let record = record.ok_or_else(|| invalid("a directory of the file system is malformed"))?;
                 if record.is(name, self.joliet) {
                     return Ok(Some(record.extent));
                 }
@@ -116,7 +116,7 @@ impl<D: Read + Seek> Iso<D> {
 
     fn bytes(&mut self, extent: Extent, limit: u32) -> io::Result<Vec<u8>> {
         if extent.length > limit {
-            return Err(wrong("something on the disk is too long"));
+            return Err(invalid("a file or directory of the file system is too long"));
         }
         let mut bytes = vec![0; extent.length as usize];
         self.device.seek(SeekFrom::Start(u64::from(extent.sector) * SECTOR))?;
@@ -139,7 +139,7 @@ impl<'a> Record<'a> {
         Some(Self { extent, name: bytes.get(33..33 + name_length)? })
     }
 
-    /// Whether it has this name, whatever its case: plain names are often in capitals.
+    /// Whether the entry has this name, ignoring case: plain names are often in capitals.
     fn is(&self, name: &str, joliet: bool) -> bool {
         let own = if joliet {
             let units = self.name.chunks_exact(2).map(|pair| u16::from_be_bytes([pair[0], pair[1]]));

@@ -1,27 +1,28 @@
-//! The host names that DHCP gave, where a DHCP client has written them down: clients often may not set the host name.
+//! The host names in DHCP leases, as DHCP clients write them to files: clients often may not set the host name.
 
 use super::firmware::read_at_most;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
-/// Largest file of leases that is read, bytes: dhclient appends to its own until it is started again.
+/// Largest file of leases, bytes: dhclient appends to its own until it is restarted.
 const MAX_LEASES: u64 = 1 << 20;
-/// Files in one directory, at most.
+/// Largest number of files in one directory.
 const MAX_FILES: usize = 64;
-/// Where files have a lease each, as `KEY=VALUE` lines: systemd-networkd's, and ours, which a script of udhcpc's may write.
+/// Directories of files with one lease each, as `KEY=VALUE` lines: of systemd-networkd, and our own, for scripts of
+/// udhcpc.
 const BY_LINES: [&str; 2] = ["run/systemd/netif/leases", "run/rouse/leases"];
-/// Where dhclient's files are, Debian's and Red Hat's.
+/// Directories of dhclient's files, on Debian and Red Hat.
 const OF_DHCLIENT: [&str; 3] = ["var/lib/dhcp", "var/lib/dhclient", "var/lib/NetworkManager"];
 
-/// What a lease says.
+/// A lease.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 struct Lease {
     address: Option<IpAddr>,
     name: Option<String>,
 }
 
-/// The names in leases for addresses that this machine has: a lease that came with a copied image, or of an earlier
-/// network, is for another address.
+/// The names in leases of addresses that this machine has: a lease from a copied image or from an earlier network is
+/// for another address.
 pub(super) fn names(root: &Path, addresses: &[IpAddr]) -> Vec<String> {
     let by_lines = BY_LINES.iter().flat_map(|dir| files(&root.join(dir), |_| true)).map(|text| lease_in_lines(&text));
     let of_dhclient = OF_DHCLIENT.iter().flat_map(|dir| {
@@ -37,7 +38,7 @@ pub(super) fn names(root: &Path, addresses: &[IpAddr]) -> Vec<String> {
     current.filter_map(|lease| lease.name).collect()
 }
 
-/// The texts of a directory's files, in order of their names.
+/// The contents of a directory's files, in order of their names.
 fn files(dir: &Path, wanted: impl Fn(&str) -> bool) -> Vec<String> {
     let Ok(entries) = std::fs::read_dir(dir) else { return Vec::new() };
     let mut paths: Vec<PathBuf> = entries.filter_map(|entry| entry.ok().map(|e| e.path())).collect();
@@ -56,7 +57,7 @@ fn lease_in_lines(text: &str) -> Lease {
     Lease { address: value("ADDRESS").and_then(|a| a.parse().ok()), name: value("HOSTNAME") }
 }
 
-/// The leases in dhclient's form: `lease { fixed-address 192.0.2.7; option host-name "minion1"; … }`.
+/// The leases in dhclient's format: `lease { fixed-address 192.0.2.7; option host-name "minion1"; … }`.
 fn leases_in_blocks(text: &str) -> Vec<Lease> {
     let mut leases = Vec::new();
     let mut open: Option<Lease> = None;
@@ -81,18 +82,18 @@ fn leases_in_blocks(text: &str) -> Vec<Lease> {
 pub(super) fn addresses() -> Vec<IpAddr> {
     let mut found = Vec::new();
     let mut list: *mut libc::ifaddrs = std::ptr::null_mut();
-    // SAFETY: `list` is a valid place for the list's head.
+    // SAFETY: `list` is a valid place for the head of the list.
     if unsafe { libc::getifaddrs(&raw mut list) } != 0 {
         return found;
     }
     let mut entry = list;
-    // SAFETY: the list is valid until it is freed; each entry is either null or a whole one.
+    // SAFETY: the list is valid until it is freed, and each entry is null or valid.
     while let Some(interface) = unsafe { entry.as_ref() } {
         entry = interface.ifa_next;
         if interface.ifa_addr.is_null() {
             continue;
         }
-        // SAFETY: not null, and every socket address begins with its family; what follows is as the family says.
+        // SAFETY: not null, and every socket address begins with its family, which determines the type.
         unsafe {
             match i32::from((*interface.ifa_addr).sa_family) {
                 libc::AF_INET => {
@@ -107,7 +108,7 @@ pub(super) fn addresses() -> Vec<IpAddr> {
             }
         }
     }
-    // SAFETY: the list came from getifaddrs, and nothing points into it any more.
+    // SAFETY: the list is from getifaddrs, and nothing refers to it any more.
     unsafe { libc::freeifaddrs(list) };
     found
 }

@@ -1,17 +1,18 @@
-//! Who this agent is: its worker's name, its password, its broker, and which machine it runs on.
+//! Who this agent is: its worker's name, its password, its broker, and the machine that it runs on.
 //!
-//! With `identity = "auto"` the first of these that is there counts:
+//! With `identity = "auto"` the first of these that exists is used:
 //!
 //! 1. the file `boot_data`;
-//! 2. boot data in the firmware's strings, or in a file of qemu's;
+//! 2. boot data in the firmware strings, or in QEMU's fw_cfg device;
 //! 3. `name` in the configuration, unless the host is latent;
-//! 4. boot data in the user data of EC2 or OpenStack, where the firmware says that the machine is one of theirs;
+//! 4. boot data in the user data of EC2 or OpenStack, if the firmware says that the machine is one of theirs;
 //! 5. boot data on a config drive;
 //! 6. `name` in the configuration;
 //! 7. the host name.
 //!
-//! A machine of a cloud's waits for the cloud's answer, since nothing else tells a worker from the next; only its word
-//! that there are no boot data leads on. No other machine is ever kept waiting for a metadata service.
+//! A machine of a cloud waits for the cloud's answer, because nothing else tells one worker from another. It goes on to
+//! the next source only if the cloud answers that there are no boot data. No other machine waits for a metadata
+//! service.
 
 mod boot_text;
 mod config_drive;
@@ -26,130 +27,103 @@ mod openstack;
 pub use hostname::kernel_name;
 
 use crate::config::{AgentConfig, IdentityKind};
-use crate::core::{Level, SETTLES};
+use crate::core::{Level, NETWORK_DEBOUNCE};
+use crate::diagnostics::log;
 use crate::http::HttpError;
-use crate::log;
 use crate::network::Changes;
 use boot_text::BootText;
 use firmware::Cloud;
 use rouse_shared::WorkerName;
+use rouse_shared::error::Chain;
 use rouse_shared::message::Proof;
-use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use thiserror::Error;
 
-/// First and longest pause between questions to a cloud that does not answer.
+/// First and longest pause between requests to a cloud that does not answer.
 const ASK_AGAIN: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
 
-/// What a source of identity has found.
+/// Everything that an agent needs to know about itself.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Identity {
-    /// The worker.
+    /// The worker that the agent runs builds for.
     pub worker: WorkerName,
-    /// Which machine: what hello gives as the host identity.
+    /// Host identity, as [`rouse_shared::message::Hello::identity`] describes it.
     pub host: String,
-    /// What speaks for it.
+    /// Evidence of the host identity.
     pub proof: Proof,
-    /// Whom the machine's disk is used for: the host of the boot data, else the machine.
+    /// The user of the machine's disk: the host id of the boot data, or else the host identity.
     pub user: String,
     /// The worker's password, or the boot token.
     pub password: String,
-    /// Where the broker is.
+    /// Address of the broker: `amqp://` or `amqps://`, one or more hosts.
     pub broker: String,
-    /// PEM certificates that the broker's is signed by, beside the system's.
+    /// PEM certificates of the authority that signed the broker's certificate, in addition to the system's.
     pub ca: Option<String>,
     /// Replaces the configuration's `power_off_after`.
     pub power_off_after: Option<Duration>,
-    /// Whether EC2's metadata service told who it is, and will tell of its end.
+    /// Whether the identity is from EC2's metadata service, which will then announce the end of the instance.
     pub is_ec2: bool,
 }
 
 /// Why there is no identity.
-#[derive(Debug)]
+#[derive(Debug, Error)]
 pub enum IdentityError {
     /// A file cannot be read.
-    Unreadable(PathBuf, std::io::Error),
-    /// The boot data are not what they should be: where they are, and why.
+    #[error("{} cannot be read", .0.display())]
+    Unreadable(PathBuf, #[source] std::io::Error),
+    /// The boot data are invalid: where they are, and why.
+    #[error("the boot data in {0} cannot be used: {1}")]
     BadBootData(String, String),
-    /// A key of the configuration is needed and missing.
+    /// The configuration lacks a key that is always needed.
+    #[error("this agent has no identity: the configuration has no {0}")]
     Missing(&'static str),
-    /// There are no boot data, and a key of the configuration that would do instead is missing.
+    /// There are no boot data, and the configuration lacks a key that would replace them.
+    #[error("this agent has no identity: there are no boot data, and the configuration has no {0}")]
     NoBootData(&'static str),
+    /// There are boot data neither in a file nor in the firmware, and nothing else may be used.
+    #[error("this agent has no identity: boot_data is not set, and the firmware has no boot data that it may read")]
+    NoLocalBootData,
 }
 
-impl fmt::Display for IdentityError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Unreadable(path, error) => write!(f, "read {}: {error}", path.display()),
-            Self::BadBootData(source, why) => write!(f, "use the boot data in {source}: {why}"),
-            Self::Missing(key) => write!(f, "learn who this agent is: the configuration has no {key}"),
-            Self::NoBootData(key) => {
-                write!(f, "learn who this agent is: there are no boot data, and the configuration has no {key}")
-            }
-        }
-    }
-}
-
-impl std::error::Error for IdentityError {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        match self {
-            Self::Unreadable(_, error) => Some(error),
-            Self::BadBootData(..) | Self::Missing(_) | Self::NoBootData(_) => None,
-        }
-    }
-}
-
-/// A machine as its cloud tells of it.
+/// A machine as its cloud describes it.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 struct Machine {
-    /// Its host identity; absent: the firmware's.
+    /// Host identity; if absent, the firmware's is used.
     host: Option<String>,
     proof: Proof,
     boot: Option<BootText>,
     is_ec2: bool,
 }
 
-/// Why a cloud has not said which machine this is; all but [`Trouble::Off`] may pass.
-#[derive(Debug)]
-pub(crate) enum Trouble {
-    /// No answer.
-    Http(HttpError),
-    /// Not the answer that it should be; at which path, and its status.
+/// Why a cloud has not identified this machine. All but [`CloudError::Off`] may be temporary.
+#[derive(Debug, Error)]
+pub(crate) enum CloudError {
+    /// No usable response.
+    #[error(transparent)]
+    Http(#[from] HttpError),
+    /// A path is answered with an unexpected status.
+    #[error("{0} is answered with status {1}")]
     Status(String, u16),
-    /// The service is switched off for this machine.
+    /// The service is disabled for this machine.
+    #[error("the service is disabled for this machine")]
     Off,
-    /// An answer that makes no sense; which.
+    /// The cloud's data are invalid; how.
+    #[error("{0}")]
     Odd(&'static str),
     /// There is no config drive.
+    #[error("no disk is labelled config-2")]
     NoDrive,
     /// The config drive cannot be read.
-    Disk(PathBuf, std::io::Error),
+    #[error("{} cannot be read", .0.display())]
+    Disk(PathBuf, #[source] std::io::Error),
 }
 
-impl From<HttpError> for Trouble {
-    fn from(error: HttpError) -> Self {
-        Self::Http(error)
-    }
-}
-
-impl fmt::Display for Trouble {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Http(error) => write!(f, "failed to {error}"),
-            Self::Status(path, status) => write!(f, "{path} is answered by {status}"),
-            Self::Off => f.write_str("it is switched off for this machine"),
-            Self::Odd(what) => f.write_str(what),
-            Self::NoDrive => f.write_str("there is no disk of the name config-2"),
-            Self::Disk(path, error) => write!(f, "failed to read {}: {error}", path.display()),
-        }
-    }
-}
-
-/// The identity that the configuration asks for. This waits, without limit, for what is still to come: a metadata service,
-/// a config drive, a host name.
+/// The identity that the configuration asks for. Waits without limit for what a machine may get only after its start: a
+/// metadata service, a config drive, a host name.
 ///
 /// # Errors
-/// Where something is unreadable or wrong; never for a machine that has no name yet.
+/// If something is unreadable or invalid; never because a machine has no name yet.
 pub async fn identify(config: &AgentConfig) -> Result<Identity, IdentityError> {
     identify_below(config, Path::new("/")).await
 }
@@ -161,7 +135,7 @@ async fn identify_below(config: &AgentConfig, root: &Path) -> Result<Identity, I
         IdentityKind::Hostname => by_host_name(config, root, Machine::default()).await,
         IdentityKind::BootData => match local_boot_data(config, root)? {
             Some(boot) => boot.identity(config, root, Machine::default()),
-            None => Err(IdentityError::Missing("boot_data, the firmware has none that this agent may read, and it")),
+            None => Err(IdentityError::NoLocalBootData),
         },
         IdentityKind::Ec2 => by_machine(config, root, ec2(config, false).await),
         IdentityKind::OpenStack => by_machine(config, root, openstack(config, root).await),
@@ -185,9 +159,9 @@ async fn auto(config: &AgentConfig, root: &Path) -> Result<Identity, IdentityErr
         Some(Cloud::OpenStack) => openstack(config, root).await,
         None => match config_drive::look(root).await {
             Ok(machine) => machine,
-            Err(trouble) => {
-                if !matches!(trouble, Trouble::NoDrive) {
-                    log::line(Level::Warn, &format!("passing over the config drive: {trouble}"));
+            Err(error) => {
+                if !matches!(error, CloudError::NoDrive) {
+                    log(Level::Warn, &format!("ignoring the config drive: {}", Chain(&error)));
                 }
                 Machine::default()
             }
@@ -202,8 +176,8 @@ async fn auto(config: &AgentConfig, root: &Path) -> Result<Identity, IdentityErr
 async fn ec2(config: &AgentConfig, may_be_off: bool) -> Machine {
     let mut service = ec2::Metadata::new(config.metadata.clone());
     ask("EC2's metadata service", async || match ec2::look(&mut service).await {
-        Err(Trouble::Off) if may_be_off => {
-            log::line(Level::Warn, "EC2's metadata service is switched off for this machine");
+        Err(CloudError::Off) if may_be_off => {
+            log(Level::Warn, "EC2's metadata service is disabled for this machine");
             Ok(Machine::default())
         }
         other => other,
@@ -215,31 +189,31 @@ async fn openstack(config: &AgentConfig, root: &Path) -> Machine {
     ask("OpenStack's metadata", async || openstack::look(&config.metadata, root).await).await
 }
 
-/// Asks until there is an answer, and says what it waits for.
-async fn ask(what: &str, mut question: impl AsyncFnMut() -> Result<Machine, Trouble>) -> Machine {
+/// Asks until there is an answer, and logs what it waits for.
+async fn ask(what: &str, mut question: impl AsyncFnMut() -> Result<Machine, CloudError>) -> Machine {
     let network = Changes::listen();
-    let mut told = String::new();
+    let mut logged = String::new();
     let mut pause = ASK_AGAIN.0;
     loop {
         let why = match question().await {
             Ok(machine) => return machine,
-            Err(trouble) => trouble.to_string(),
+            Err(error) => Chain(&error).to_string(),
         };
-        if told != why {
-            log::line(Level::Warn, &format!("waiting for {what}: {why}"));
-            told = why;
+        if logged != why {
+            log(Level::Warn, &format!("waiting for {what}: {why}"));
+            logged = why;
         }
         match tokio::time::timeout(pause, network.next()).await {
             Err(_) => pause = (pause * 2).min(ASK_AGAIN.1),
             Ok(()) => {
-                tokio::time::sleep(SETTLES).await;
+                tokio::time::sleep(NETWORK_DEBOUNCE).await;
                 pause = ASK_AGAIN.0;
             }
         }
     }
 }
 
-/// Boot data that need no network: the file that the configuration names, else the firmware's.
+/// Boot data that need no network: from the file that the configuration names, or else from the firmware.
 fn local_boot_data(config: &AgentConfig, root: &Path) -> Result<Option<BootText>, IdentityError> {
     match &config.boot_data {
         Some(path) => BootText::in_file(path).map(Some),
@@ -247,8 +221,8 @@ fn local_boot_data(config: &AgentConfig, root: &Path) -> Result<Option<BootText>
     }
 }
 
-/// By the machine's boot data, else as the worker that the configuration names: an image is tried as a standing worker
-/// before its hosts are latent.
+/// By the machine's boot data, or else as the worker that the configuration names: an image can be tested as a standing
+/// worker before latent hosts are started from it.
 fn by_machine(config: &AgentConfig, root: &Path, mut machine: Machine) -> Result<Identity, IdentityError> {
     match machine.boot.take() {
         Some(boot) => boot.identity(config, root, machine),
@@ -263,7 +237,7 @@ fn by_name(config: &AgentConfig, root: &Path, machine: Machine) -> Result<Identi
 }
 
 async fn by_host_name(config: &AgentConfig, root: &Path, machine: Machine) -> Result<Identity, IdentityError> {
-    // Before the wait: what is missing then is missing now.
+    // Before the wait, which would not change what the configuration lacks.
     for (key, missing) in [("password", config.password.is_none()), ("broker", config.broker.is_none())] {
         if missing {
             return Err(IdentityError::NoBootData(key));
@@ -299,6 +273,6 @@ fn read_ca(config: &AgentConfig) -> Result<Option<String>, IdentityError> {
 }
 
 #[cfg(test)]
-mod random;
+mod fuzz_tests;
 #[cfg(test)]
 mod tests;

@@ -1,4 +1,4 @@
-//! Who an agent takes itself for.
+//! The identity of an agent, from every source.
 #![allow(clippy::unwrap_used)]
 
 use super::firmware::tests::{machine, table};
@@ -94,13 +94,13 @@ async fn on_ec2_the_user_data_say_who_it_is() {
     assert_eq!(asked[0], "PUT /latest/api/token");
     assert_eq!(asked.iter().filter(|a| a.starts_with("PUT")).count(), 1);
 
-    // A paper that is far too long is left out; half a block is told of.
+    // A document that is far too long is left out; half a block is an error.
     fake.put("/latest/dynamic/instance-identity/rsa2048", &"x".repeat(100_000));
     assert_eq!(identity(&text, &[]).await.unwrap().proof.rsa2048, None);
     let cut = block(BOOT);
     fake.put("/latest/user-data", &cut[..cut.len() - 9]);
     let error = identity(&text, &[]).await.err().unwrap().to_string();
-    assert!(error.contains("user data: they are cut"), "{error}");
+    assert!(error.contains("user data cannot be used: incomplete"), "{error}");
 }
 
 #[tokio::test]
@@ -119,7 +119,7 @@ async fn an_image_is_tried_as_a_standing_worker_on_ec2_first() {
 
 #[tokio::test]
 async fn auto_waits_for_the_cloud_rather_than_guess() {
-    // A latent machine of EC2's whose service is not up yet, and then is, and then has a hiccup.
+    // A latent EC2 instance whose metadata service is not up at first, and later fails once.
     let address = Fake::ec2("gone").address;
     let text = format!("{BAKED}{LATENT}metadata = \"http://{address}\"\n");
     let waiting = identity(&text, &[EC2]);
@@ -147,7 +147,7 @@ async fn auto_asks_nobody_where_nothing_says_that_there_is_a_cloud() {
     for (text, files) in [
         (format!("{BAKED}{metadata}"), &[UUID][..]),
         (format!("{BAKED}{metadata}{LATENT}"), &[UUID]),
-        // A standing worker that happens to run on a cloud is who it is.
+        // A standing worker that happens to run on a cloud keeps its identity.
         (format!("{BAKED}{metadata}"), &[EC2, UUID]),
         (format!("{BAKED}{metadata}"), &[NOVA, UUID]),
     ] {
@@ -157,7 +157,7 @@ async fn auto_asks_nobody_where_nothing_says_that_there_is_a_cloud() {
     let nothing = identity(&metadata, &[UUID]).await.err().unwrap();
     assert!(matches!(nothing, IdentityError::NoBootData("password")), "{nothing}");
     assert!(fake.state().asked.is_empty());
-    // Switched off is an answer.
+    // A disabled service is an answer.
     fake.state().statuses.insert("/latest/api/token".to_owned(), 403);
     let found = identity(&format!("{BAKED}{metadata}{LATENT}"), &[EC2, UUID]).await.unwrap();
     assert_eq!((found.worker.as_str(), found.host.as_str(), found.is_ec2), ("w1", OWN, false));
@@ -187,7 +187,7 @@ async fn on_openstack_the_drive_counts_before_the_service() {
     let named = ["sda", "sr0", "vda", "loop0"].map(|name| format!("sys/class/block/{name}/size"));
     let mut files: Vec<(&str, &[u8])> = disks.to_vec();
     files.extend(named.iter().map(|path| (path.as_str(), &b"1"[..])));
-    // On any machine with such a drive, and without asking anybody.
+    // On any machine with a config drive, without a request to a service.
     fake.state().asked.clear();
     for text in ["identity = \"openstack\"", "identity = \"config-drive\"", "", LATENT] {
         let found = identity(&format!("{metadata}{text}"), &files).await.unwrap();
@@ -208,14 +208,14 @@ async fn a_drive_that_makes_no_sense_is_not_taken() {
     for (drive, part) in [
         (fat, "FAT"),
         (of(&[]), "has no openstack/latest/meta_data.json"),
-        (of(&[("meta_data.json", b"{}")]), "not what it should be"),
-        (of(&[("meta_data.json", b"{\"uuid\": \"../x\"}")]), "a uuid that is none"),
+        (of(&[("meta_data.json", b"{}")]), "malformed"),
+        (of(&[("meta_data.json", b"{\"uuid\": \"../x\"}")]), "an invalid uuid"),
     ] {
         let dir = machine(&[("dev/vdb", &drive), ("sys/class/block/vdb/size", b"1")]);
         let trouble = config_drive::look(dir.path()).await.unwrap_err().to_string();
         assert!(trouble.contains(part), "{trouble}");
     }
-    assert!(matches!(config_drive::look(machine(&[]).path()).await, Err(Trouble::NoDrive)));
+    assert!(matches!(config_drive::look(machine(&[]).path()).await, Err(CloudError::NoDrive)));
 }
 
 #[tokio::test]
@@ -257,31 +257,33 @@ fn a_host_name_is_its_own_machines() {
 
 #[test]
 fn a_name_is_taken_when_it_is_settled() {
-    use hostname::{Sight, Watch};
-    let sight = |kernel: &str, written: &str, leased: &[&str]| Sight {
+    use hostname::{Debouncer, Observation};
+    let observation = |kernel: &str, written: &str, leased: &[&str]| Observation {
         kernel: kernel.to_owned(),
         written: written.to_owned(),
         leased: leased.iter().map(|name| (*name).to_owned()).collect(),
     };
-    // Looks until a name is taken: its number, and the name.
-    let taken = |latent: bool, sights: &[Sight]| {
-        let mut watch = Watch::new(&[], latent);
+    // The number of observations until a name is accepted, and the name.
+    let taken = |latent: bool, sights: &[Observation]| {
+        let mut debouncer = Debouncer::new(&[], latent);
         let looks = sights.iter().chain(std::iter::repeat(sights.last().unwrap())).take(300);
-        looks.enumerate().find_map(|(n, sight)| watch.look(sight).ok().map(|w| (n + 1, w.as_str().to_owned())))
+        looks
+            .enumerate()
+            .find_map(|(n, observation)| debouncer.look(observation).ok().map(|w| (n + 1, w.as_str().to_owned())))
     };
     let at = |look: usize, name: &str| Some((look, name.to_owned()));
-    let booting = sight("(none)", "", &[]);
+    let booting = observation("(none)", "", &[]);
     for (latent, sights, expected) in [
-        (false, vec![sight("w1", "w1\n", &[])], at(1, "w1")),
-        (false, vec![sight("w1", "w1", &["dhcp-7"])], at(1, "w1")),
-        (true, vec![sight("golden", "golden", &[]), sight("golden", "golden", &["w1"])], at(2, "w1")),
-        (true, vec![sight("golden", "golden", &[]), sight("w1", "golden", &[])], at(3, "w1")),
-        (true, vec![sight("w1", "w1", &[])], at(100, "w1")),
-        (true, vec![booting.clone(), sight("w1", "", &[])], at(3, "w1")),
-        (false, vec![booting.clone(), sight("w1", "debian", &[])], at(3, "w1")),
-        (true, vec![booting.clone(), sight("w9", "", &[]), sight("w1", "", &[])], at(4, "w1")),
-        (true, vec![booting.clone(), sight("localhost", "localhost", &["localhost", "w1"])], at(2, "w1")),
-        (true, vec![booting.clone(), sight("ip-10-0-0-1", "", &[])], None),
+        (false, vec![observation("w1", "w1\n", &[])], at(1, "w1")),
+        (false, vec![observation("w1", "w1", &["dhcp-7"])], at(1, "w1")),
+        (true, vec![observation("golden", "golden", &[]), observation("golden", "golden", &["w1"])], at(2, "w1")),
+        (true, vec![observation("golden", "golden", &[]), observation("w1", "golden", &[])], at(3, "w1")),
+        (true, vec![observation("w1", "w1", &[])], at(100, "w1")),
+        (true, vec![booting.clone(), observation("w1", "", &[])], at(3, "w1")),
+        (false, vec![booting.clone(), observation("w1", "debian", &[])], at(3, "w1")),
+        (true, vec![booting.clone(), observation("w9", "", &[]), observation("w1", "", &[])], at(4, "w1")),
+        (true, vec![booting.clone(), observation("localhost", "localhost", &["localhost", "w1"])], at(2, "w1")),
+        (true, vec![booting.clone(), observation("ip-10-0-0-1", "", &[])], None),
         (true, vec![booting], None),
     ] {
         assert_eq!(taken(latent, &sights), expected, "{latent} {sights:?}");

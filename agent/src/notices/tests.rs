@@ -1,4 +1,4 @@
-//! Notices come through once each, whatever the service does in between.
+//! Each notice is passed on once, whatever the service does in between.
 #![allow(clippy::unwrap_used)]
 
 use super::*;
@@ -24,11 +24,11 @@ async fn the_gravest_notice_counts_and_odd_ones_do_not() {
     assert_eq!(look(&mut service).await.unwrap(), Some(end.clone()));
     for odd in ["", "terminate", "{\"action\": 5, \"time\": \"x\"}", "{\"time\": \"x\"}", &interruption("a b")] {
         fake.put(ACTION, odd);
-        assert!(matches!(look(&mut service).await, Err(Trouble::Odd(_))), "{odd:?}");
+        assert!(matches!(look(&mut service).await, Err(CloudError::Odd(_))), "{odd:?}");
     }
     fake.put(ACTION, &interruption(&"x".repeat(5_000)));
-    assert!(matches!(look(&mut service).await, Err(Trouble::Http(_))));
-    // One token has served for all of it; when it has run out there is another.
+    assert!(matches!(look(&mut service).await, Err(CloudError::Http(_))));
+    // One token was used for all requests; when it expires, another one is.
     assert_eq!(fake.state().made, 1);
     fake.put(ACTION, &interruption("2026-01-02T03:06:05Z"));
     fake.state().tokens.clear();

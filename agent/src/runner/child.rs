@@ -2,21 +2,23 @@
 
 use super::sys::{self, Pid};
 use super::users::User;
-use super::wire::Order;
+use super::wire::StepJob;
+use rustix::fs::Mode;
+use rustix::process::{Gid, Signal, Uid};
 use std::ffi::{CString, OsStr};
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::ptr;
 
-/// Where programs are looked for by a step without a `PATH`.
+/// Search path for the command of a step without a `PATH`.
 const DEFAULT_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
 
-/// Added to a step's badness, so that the kernel, short of memory, ends a build before the agent.
+/// OOM score adjustment of steps, so that a kernel that is short of memory kills a build before the agent.
 const OOM_SCORE: &[u8] = b"500";
 
-/// What can fail between fork and exec; sent to the supervisor as a number.
+/// What can fail between fork and exec; reported to the supervisor as a number.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Stage {
     User = 1,
@@ -25,11 +27,11 @@ enum Stage {
     Setup = 4,
 }
 
-/// Everything that the child needs, made before the fork.
+/// Everything that the child needs, prepared before the fork.
 pub struct Plan {
     args: Vec<CString>,
     env: Vec<CString>,
-    /// The paths to try, in this order.
+    /// The paths to try, in this job.
     programs: Vec<CString>,
     cwd: CString,
     user: Option<User>,
@@ -40,48 +42,48 @@ fn c_string(bytes: &[u8], what: &str) -> Result<CString, String> {
 }
 
 impl Plan {
-    /// Makes the plan of a step.
+    /// Prepares a step.
     ///
     /// # Errors
-    /// Where the step cannot be started, in words.
-    pub fn new(order: &Order, user: Option<User>) -> Result<Self, String> {
-        let program = order.run.first().ok_or("the step has no command")?;
+    /// Why the step cannot be started, for people.
+    pub fn new(job: &StepJob, user: Option<User>) -> Result<Self, String> {
+        let program = job.run.first().ok_or("the step has no command")?;
         let mut programs = Vec::new();
         if program.contains('/') {
             programs.push(c_string(program.as_bytes(), "the command")?);
         } else if !program.is_empty() {
-            let path = order.env.get("PATH").map_or(DEFAULT_PATH, String::as_str);
-            // An empty entry is the step's work directory, by the shell's old rule.
+            let path = job.env.get("PATH").map_or(DEFAULT_PATH, String::as_str);
+            // An empty entry stands for the step's work directory, as in a shell.
             for dir in path.split(':') {
                 let full = Path::new(if dir.is_empty() { "." } else { dir }).join(program);
                 programs.push(c_string(full.as_os_str().as_bytes(), "the command")?);
             }
         }
         let mut env = Vec::new();
-        for (key, value) in &order.env {
+        for (key, value) in &job.env {
             if key.is_empty() || key.contains('=') {
-                return Err(format!("{key:?} is no name of an environment variable"));
+                return Err(format!("{key:?} is not a valid name of an environment variable"));
             }
             env.push(c_string(format!("{key}={value}").as_bytes(), "the environment")?);
         }
         Ok(Self {
-            args: order.run.iter().map(|arg| c_string(arg.as_bytes(), "the command")).collect::<Result<_, _>>()?,
+            args: job.run.iter().map(|arg| c_string(arg.as_bytes(), "the command")).collect::<Result<_, _>>()?,
             env,
             programs,
-            cwd: c_string(&order.cwd, "the work directory")?,
+            cwd: c_string(&job.cwd, "the work directory")?,
             user,
         })
     }
 
-    /// Starts the command with its output into `output`. The descriptor that comes back can be read to its end once the
-    /// command was exec'd, or to what [`Plan::explain`] understands where it was not.
+    /// Starts the command with its output going to `output`. The returned descriptor is at its end once the command has
+    /// been executed. If that fails, it holds a message for [`Plan::explain`].
     ///
     /// # Errors
-    /// Where the system has no process or descriptor to spare.
+    /// If the system has no process or descriptor left.
     pub fn start(&self, output: OwnedFd) -> io::Result<(Pid, OwnedFd)> {
         let (failure_read, failure_write) = sys::pipe()?;
         let supervisor = std::process::id() as Pid;
-        // SAFETY: this process has one thread, so the child may do whatever it could do itself.
+        // SAFETY: this process has one thread, so the child may do whatever its parent may do.
         match unsafe { libc::fork() } {
             -1 => Err(io::Error::last_os_error()),
             0 => {
@@ -91,49 +93,46 @@ impl Plan {
                 };
                 let mut message = vec![stage as u8];
                 message.extend(error.raw_os_error().unwrap_or(libc::EINVAL).to_le_bytes());
-                // SAFETY: the pointer and the length are of one vector. Nothing can be done where the pipe is gone.
-                unsafe {
-                    libc::write(failure_write.as_raw_fd(), message.as_ptr().cast(), message.len());
-                    libc::_exit(127)
-                }
+                // Nothing can be done if the pipe is gone.
+                let _ = rustix::io::write(&failure_write, &message);
+                // SAFETY: ends this process, which has one thread, without running exit handlers of the supervisor.
+                unsafe { libc::_exit(127) }
             }
             pid => Ok((pid, failure_read)),
         }
     }
 
-    /// In the child: becomes what the command expects to be.
+    /// In the child: sets up output, user, directory and signals of the command.
     fn enter(&self, output: &OwnedFd, supervisor: Pid) -> Result<(), (Stage, io::Error)> {
-        let check = |stage, result: libc::c_int| match result {
-            0.. => Ok(()),
-            _ => Err((stage, io::Error::last_os_error())),
-        };
-        // Before the change of user, after which /proc/self is root's. Not permitted everywhere, and not needed.
+        let at = |stage| move |error: rustix::io::Errno| (stage, io::Error::from(error));
+        // Before the change of user, after which /proc/self belongs to root. Not permitted everywhere, and not
+        // essential.
         let _ = std::fs::write("/proc/self/oom_score_adj", OOM_SCORE);
-        // SAFETY: plain calls on values and on buffers that live in `self`.
-        unsafe {
-            check(Stage::Setup, libc::setsid())?;
-            // Standard input is /dev/null already, as the zygote's; the rest is closed on exec.
-            check(Stage::Setup, libc::dup2(output.as_raw_fd(), 1))?;
-            check(Stage::Setup, libc::dup2(output.as_raw_fd(), 2))?;
-            libc::umask(0o022);
-            if let Some(user) = &self.user {
-                check(Stage::User, libc::setgroups(user.groups.len(), user.groups.as_ptr()))?;
-                check(Stage::User, libc::setgid(user.gid))?;
-                check(Stage::User, libc::setuid(user.uid))?;
-            }
-            // As that user, so that a directory closed to it is noticed here.
-            check(Stage::Directory, libc::chdir(self.cwd.as_ptr()))?;
-            // After the change of user, which would forget it.
-            if !sys::signal_on_parent_death(libc::SIGKILL, supervisor) {
-                libc::_exit(127);
-            }
-            sys::default_signals();
-            sys::block_exactly(&sys::signal_set(&[]));
+        rustix::process::setsid().map_err(at(Stage::Setup))?;
+        // Standard input is /dev/null already, inherited from the zygote. Everything else is closed on exec.
+        rustix::stdio::dup2_stdout(output).map_err(at(Stage::Setup))?;
+        rustix::stdio::dup2_stderr(output).map_err(at(Stage::Setup))?;
+        rustix::process::umask(Mode::WGRP | Mode::WOTH);
+        if let Some(user) = &self.user {
+            // These calls change the calling thread only, and this process has no other.
+            let groups: Vec<Gid> = user.groups.iter().map(|&group| Gid::from_raw(group)).collect();
+            rustix::thread::set_thread_groups(&groups).map_err(at(Stage::User))?;
+            rustix::thread::set_thread_gid(Gid::from_raw(user.gid)).map_err(at(Stage::User))?;
+            rustix::thread::set_thread_uid(Uid::from_raw(user.uid)).map_err(at(Stage::User))?;
         }
+        // As that user, so that a directory that it may not enter is reported.
+        rustix::process::chdir(self.cwd.as_c_str()).map_err(at(Stage::Directory))?;
+        // After the change of user, which resets it.
+        if !sys::signal_on_parent_death(Signal::KILL, supervisor) {
+            // SAFETY: as in `start`.
+            unsafe { libc::_exit(127) };
+        }
+        sys::default_signals();
+        sys::block_exactly(&sys::signal_set(&[]));
         Ok(())
     }
 
-    /// In the child: execs the command; comes back with why it could not.
+    /// In the child: executes the command. Returns only if that fails.
     fn exec(&self) -> io::Error {
         let pointers = |list: &[CString]| -> Vec<*const libc::c_char> {
             list.iter().map(|s| s.as_ptr()).chain([ptr::null()]).collect()
@@ -145,10 +144,10 @@ impl Plan {
             unsafe { libc::execve(program.as_ptr(), args.as_ptr(), env.as_ptr()) };
             let error = io::Error::last_os_error();
             match error.raw_os_error() {
-                // The next directory may have it.
+                // It may be in the next directory.
                 Some(libc::ENOENT | libc::ENOTDIR) => {}
                 Some(libc::EACCES) => found = error,
-                // A script without a first line that names its interpreter.
+                // A script whose first line does not name an interpreter.
                 Some(libc::ENOEXEC) => {
                     let mut script = vec![c"/bin/sh".as_ptr(), program.as_ptr()];
                     script.extend(args.iter().skip(1));
@@ -162,7 +161,7 @@ impl Plan {
         found
     }
 
-    /// Why the command was not exec'd, in words; nothing where `message` does not tell.
+    /// Why the command was not executed, for people; `None` if `message` is not a failure.
     pub fn explain(&self, message: &[u8]) -> Option<String> {
         let (&stage, code) = message.split_first()?;
         let error = io::Error::from_raw_os_error(i32::from_le_bytes(code.try_into().ok()?));

@@ -1,11 +1,12 @@
-//! The end of the lease as one word of memory that the agent writes and every supervisor reads.
-//!
-//! So a supervisor knows it without asking an agent that may be frozen.
+//! The end of the lease, in a word of shared memory that the agent writes and every supervisor reads. So a supervisor
+//! depends on no answer of an agent that may be frozen.
 
 use super::sys;
 use rouse_shared::Timestamp;
+use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::ptr;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Stands for "no lease".
@@ -23,42 +24,34 @@ unsafe impl Send for Deadline {}
 unsafe impl Sync for Deadline {}
 
 impl Deadline {
-    /// A new word without a deadline, and the file to share it by.
+    /// A new word without a deadline, and the file to share it with.
     pub fn create() -> io::Result<(Self, OwnedFd)> {
         let file = sys::memfd(c"rouse-deadline")?;
-        // SAFETY: plain parameter of a descriptor of ours.
-        if unsafe { libc::ftruncate(file.as_raw_fd(), SIZE as libc::off_t) } != 0 {
-            return Err(io::Error::last_os_error());
-        }
-        let deadline = Self::map(std::os::fd::AsFd::as_fd(&file))?;
+        rustix::fs::ftruncate(&file, SIZE as u64)?;
+        let deadline = Self::map(file.as_fd())?;
         deadline.set(None);
         Ok((deadline, file))
     }
 
-    /// The word behind a file that [`Deadline::create`] made.
+    /// The word in a file from [`Deadline::create`].
     pub fn map(file: BorrowedFd<'_>) -> io::Result<Self> {
-        // SAFETY: a fresh mapping at a place of the kernel's choice.
-        let word = unsafe {
-            let access = libc::PROT_READ | libc::PROT_WRITE;
-            libc::mmap(std::ptr::null_mut(), SIZE, access, libc::MAP_SHARED, file.as_raw_fd(), 0)
-        };
-        if word == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
+        // SAFETY: a new mapping at an address that the kernel chooses.
+        let word =
+            unsafe { mmap(ptr::null_mut(), SIZE, ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED, file, 0)? };
         Ok(Self { word: word.cast() })
     }
 
     fn word(&self) -> &AtomicU64 {
-        // SAFETY: mapped at least as long as `self`, and a mapping is aligned to pages.
+        // SAFETY: mapped at least as long as `self` lives, and mappings are aligned to pages.
         unsafe { &*self.word }
     }
 
-    /// Changes the deadline for everybody.
+    /// Changes the deadline for every process that shares the word.
     pub fn set(&self, deadline: Option<Timestamp>) {
         self.word().store(deadline.map_or(NONE, |d| d.0), Ordering::Release);
     }
 
-    /// The deadline as it is now.
+    /// The current deadline.
     pub fn get(&self) -> Option<Timestamp> {
         Some(self.word().load(Ordering::Acquire)).filter(|&word| word != NONE).map(Timestamp)
     }
@@ -67,6 +60,7 @@ impl Deadline {
 impl Drop for Deadline {
     fn drop(&mut self) {
         // SAFETY: this mapping is ours, and `self` is its last user.
-        unsafe { libc::munmap(self.word.cast_mut().cast(), SIZE) };
+        let unmapped = unsafe { munmap(self.word.cast_mut().cast(), SIZE) };
+        debug_assert_eq!(unmapped, Ok(()), "a whole mapping can always be unmapped");
     }
 }

@@ -1,45 +1,48 @@
-//! The agent's side of zygote and supervisors.
+//! The agent's side of the zygote and the supervisors.
 
-use super::wire::{Frame, KILL, Order, SEEN, STOP};
+use super::wire::{Frame, KILL, SEEN, STOP, StepJob};
 use super::{Job, StepEvent, Update, sys, zygote};
+use crate::clock;
 use crate::core::Level;
-use crate::{clock, log};
+use crate::diagnostics::log;
+use crate::mutex;
 use rouse_shared::message::StepState;
 use rouse_shared::{AttemptId, codec};
+use rustix::process::Signal;
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::Child;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::io::Interest;
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, watch};
 
-/// Between two tries to start a zygote, when the system has nothing to spare.
+/// Pause between attempts to start a zygote while the system lacks the resources.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// How long orphaned supervisors are given to kill their steps when their zygote died.
+/// How long orphaned supervisors may take to kill their steps after their zygote has died.
 const ORPHANS: Duration = Duration::from_secs(10);
 
-/// What is wanted of a step; grows only.
+/// What is to become of a step. It only ever grows.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub(super) enum Wish {
+pub(super) enum Desired {
     Run,
     Stop,
     Kill,
 }
 
-/// A zygote that lives, or has just died.
+/// A zygote that is alive, or has just died.
 pub(super) struct Link {
     control: UnixStream,
-    /// True once it is dead and nothing that it had started is left.
+    /// True once it has died and nothing that it had started is left.
     gone: watch::Receiver<bool>,
 }
 
-/// The zygotes of this process that live: each leads a session, to which its supervisors belong.
+/// The living zygotes of this process. Each leads a session, to which its supervisors belong.
 static ZYGOTES: Mutex<BTreeSet<sys::Pid>> = Mutex::new(BTreeSet::new());
 
 struct Started {
@@ -52,15 +55,16 @@ fn start(program: &Path, lock_file: &Path, deadline: &OwnedFd) -> io::Result<Sta
     let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
     ours.set_nonblocking(true)?;
     let control = UnixStream::from_std(ours)?;
-    // Held over the start, so that no sweep meets a zygote that is not listed.
-    let mut zygotes = ZYGOTES.lock().unwrap_or_else(PoisonError::into_inner);
+    // Held during the start, so that `kill_leftovers` meets no zygote that is not listed.
+    let mut zygotes = mutex::lock(&ZYGOTES);
     let child = zygote::spawn(program, lock_file, theirs.into(), deadline)?;
     zygotes.insert(child.id() as sys::Pid);
     let (gone, receiver) = watch::channel(false);
     Ok(Started { child, link: Arc::new(Link { control, gone: receiver }), gone })
 }
 
-/// Starts a zygote now, and another one whenever it dies. Holds nothing in between, while leftovers are being killed.
+/// Starts a zygote, and another one whenever it dies. The watch holds `None` while the leftovers of a dead one are
+/// killed.
 pub(super) fn keep(
     program: PathBuf,
     lock_file: PathBuf,
@@ -73,23 +77,20 @@ pub(super) fn keep(
             let Started { child, link, gone } = started;
             tokio::select! {
                 () = closed(&link.control) => {}
-                // The runner and its steps are gone; the zygote ends when its stream does.
+                // The runner and its steps are gone. The zygote ends when its stream does.
                 () = sender.closed() => return,
             }
             sender.send_replace(None);
-            log::line(
-                Level::Error,
-                "the process that starts steps was killed; its steps are lost, and it is started anew",
-            );
-            // Fails only where the runtime is ending.
-            let _ = tokio::task::spawn_blocking(move || bury(child)).await;
+            log(Level::Error, "the process that starts steps was killed: its steps are lost, and it is started again");
+            // Fails only if the runtime is shutting down.
+            let _ = tokio::task::spawn_blocking(move || reap_zygote(child)).await;
             gone.send_replace(true);
             started = loop {
                 match start(&program, &lock_file, &deadline) {
                     Ok(started) => break started,
                     Err(error) => {
-                        let text = format!("failed to start the process that starts steps, trying again: {error}");
-                        log::line(Level::Error, &text);
+                        let text = format!("the process that starts steps cannot be started: {error}; retrying");
+                        log(Level::Error, &text);
                         tokio::time::sleep(RETRY).await;
                     }
                 }
@@ -114,28 +115,28 @@ async fn closed(stream: &UnixStream) {
     }
 }
 
-/// Waits for the end of a zygote and of all that it started, and helps it along.
-fn bury(mut zygote: Child) {
-    // It may have closed its stream without having ended.
+/// Kills a zygote and everything that it has started, and waits for the end of all of it.
+fn reap_zygote(mut zygote: Child) {
+    // It may have closed its stream without having exited.
     let _ = zygote.kill();
     let _ = zygote.wait();
     let session = zygote.id() as sys::Pid;
-    ZYGOTES.lock().unwrap_or_else(PoisonError::into_inner).remove(&session);
+    mutex::lock(&ZYGOTES).remove(&session);
     let end = clock::now() + ORPHANS;
-    while sweep(session, clock::now() >= end) {
+    while kill_leftovers(session, clock::now() >= end) {
         std::thread::sleep(Duration::from_millis(5));
     }
 }
 
-/// Kills what a dead zygote and dead supervisors left to this process. True where something is left.
+/// Kills the processes that this one has inherited from a dead zygote and dead supervisors. True if some are left.
 ///
-/// A step's process is never of our own session, and what we started ourselves is, unless it is a zygote. Supervisors
-/// are of the dead zygote's session: they were told of its death, and are left to end by themselves unless `impatient`.
-fn sweep(dead: sys::Pid, impatient: bool) -> bool {
+/// A process of a step is never in this process's session. What this process has started itself is in it, except for
+/// zygotes. Supervisors are in the session of the dead zygote. They notice its death, and may end by themselves unless
+/// `impatient`.
+fn kill_leftovers(dead: sys::Pid, impatient: bool) -> bool {
     let own = std::process::id() as sys::Pid;
-    // SAFETY: no memory is involved.
-    let own_session = unsafe { libc::getsid(0) };
-    let zygotes = ZYGOTES.lock().unwrap_or_else(PoisonError::into_inner);
+    let own_session = rustix::process::getsid(None).map_or(0, |session| session.as_raw_nonzero().get());
+    let zygotes = mutex::lock(&ZYGOTES);
     let mut left = false;
     for process in sys::processes() {
         let foreign = process.parent == own && process.session != own_session && !zygotes.contains(&process.session);
@@ -143,10 +144,10 @@ fn sweep(dead: sys::Pid, impatient: bool) -> bool {
             continue;
         }
         let is_supervisor = process.session == dead;
-        // Not permitted for another user's: those we cannot wait for.
-        let refused = (!is_supervisor || impatient) && sys::kill(process.pid, libc::SIGKILL).is_err();
+        // Another user's processes may not be killed, and are not waited for.
+        let refused = (!is_supervisor || impatient) && sys::kill(process.pid, Signal::KILL).is_err();
         left |= !refused;
-        sys::reap(process.pid);
+        sys::reap(Some(process.pid));
     }
     left
 }
@@ -155,17 +156,17 @@ fn sweep(dead: sys::Pid, impatient: bool) -> bool {
 pub(super) async fn run(
     job: Job,
     mut links: watch::Receiver<Option<Arc<Link>>>,
-    mut wishes: watch::Receiver<Wish>,
+    mut desired: watch::Receiver<Desired>,
     updates: &mpsc::Sender<Update>,
 ) -> StepEvent {
     let ended = |state, log_length, took| StepEvent::Ended { state, log_length, log_cut: 0, took };
     let link = tokio::select! {
         link = links.wait_for(Option::is_some) => link.ok().and_then(|link| link.clone()),
-        _ = wishes.wait_for(|&wish| wish > Wish::Run) => return ended(StepState::Stopped, 0, Duration::ZERO),
+        _ = desired.wait_for(|&wish| wish > Desired::Run) => return ended(StepState::Stopped, 0, Duration::ZERO),
     };
-    // There is always a next one, while the runtime lives.
+    // There is always another zygote until the runtime shuts down.
     let Some(link) = link else {
-        return ended(StepState::NotStarted("the agent is ending".to_owned()), 0, Duration::ZERO);
+        return ended(StepState::NotStarted("the agent is exiting".to_owned()), 0, Duration::ZERO);
     };
 
     let began = clock::now();
@@ -174,19 +175,19 @@ pub(super) async fn run(
     let stream = match hand_over(job, &link).await {
         Ok(stream) => stream,
         Err(error) => {
-            let reason = format!("its supervisor could not be started: {error}");
+            let reason = format!("the step's supervisor cannot be started: {error}");
             return ended(StepState::NotStarted(reason), 0, Duration::ZERO);
         }
     };
     let reporter = Reporter { updates, attempt, step };
     let end = tokio::select! {
         end = listen(&stream, reporter) => end,
-        never = pass_on(&stream, wishes) => match never {},
-        // Nobody wants to know any more. The stream's end tells the supervisor.
+        never = forward(&stream, desired) => match never {},
+        // Nobody receives updates any more. The supervisor notices the end of its stream.
         () = updates.closed() => return ended(StepState::Stopped, 0, clock::now().since(began)),
     };
     let lost = |reason: String| {
-        // The supervisor's own count died with it; what is in the file is what there is.
+        // The supervisor's own count is lost with it, so the length of the file counts.
         let length = std::fs::metadata(&spool).map_or(0, |data| data.len());
         ended(StepState::Lost(reason), length, clock::now().since(began))
     };
@@ -195,19 +196,19 @@ pub(super) async fn run(
             StepEvent::Ended { state, log_length, log_cut, took: Duration::from_millis(took_ms) }
         }
         Some(Frame::Lost(reason)) => lost(reason),
-        // Neither supervisor nor zygote could say how it ended: both were killed.
+        // Neither supervisor nor zygote has reported the end: both were killed.
         Some(Frame::Started | Frame::Output { .. }) | None => {
-            // Our end closes first: it tells a supervisor that still lives to end.
+            // Closed first, so that a supervisor that is still alive ends.
             drop(stream);
             let mut gone = link.gone.clone();
-            // Comes early only where the runtime is ending; late never, unless a supervisor talked nonsense.
+            // The timeout is reached only if a supervisor has sent nonsense.
             let _ = tokio::time::timeout(ORPHANS + RETRY, gone.wait_for(|&gone| gone)).await;
             lost("its supervisor and the process that starts steps were killed".to_owned())
         }
     }
 }
 
-/// Where the news of one step goes.
+/// Sends the updates of one step.
 struct Reporter<'a> {
     updates: &'a mpsc::Sender<Update>,
     attempt: AttemptId,
@@ -216,7 +217,7 @@ struct Reporter<'a> {
 
 impl Reporter<'_> {
     async fn report(&self, event: StepEvent) {
-        // Where nobody takes updates any more, `run` ends by itself.
+        // If nobody receives updates any more, `run` ends by itself.
         let _ = self.updates.send(Update { attempt: self.attempt, step: self.step, event }).await;
     }
 }
@@ -226,14 +227,14 @@ async fn hand_over(job: Job, link: &Link) -> io::Result<UnixStream> {
     let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
     ours.set_nonblocking(true)?;
     let ours = UnixStream::from_std(ours)?;
-    let mut order = File::from(sys::memfd(c"rouse-step")?);
-    order.write_all(&codec::encode(&Order::new(job)))?;
-    let fds = [theirs.as_raw_fd(), order.as_raw_fd()];
+    let mut description = File::from(sys::memfd(c"rouse-step")?);
+    description.write_all(&codec::encode(&StepJob::new(job)))?;
+    let fds = [theirs.as_fd(), description.as_fd()];
     link.control.async_io(Interest::WRITABLE, || sys::send_fds(link.control.as_fd(), fds)).await?;
     Ok(ours)
 }
 
-/// Passes on what the supervisor says, up to the frame that is the last one; nothing where the stream ends before it.
+/// Reports what the supervisor sends, and returns its last frame; `None` if the stream ends before that.
 async fn listen(stream: &UnixStream, reporter: Reporter<'_>) -> Option<Frame> {
     let mut bytes = Vec::new();
     loop {
@@ -242,7 +243,7 @@ async fn listen(stream: &UnixStream, reporter: Reporter<'_>) -> Option<Frame> {
                 Frame::Started => reporter.report(StepEvent::Started).await,
                 Frame::Output { length } => {
                     reporter.report(StepEvent::Output { length }).await;
-                    say(stream, SEEN).await;
+                    send_byte(stream, SEEN).await;
                 }
                 end @ (Frame::Ended { .. } | Frame::Lost(_)) => return Some(end),
             }
@@ -256,8 +257,8 @@ async fn listen(stream: &UnixStream, reporter: Reporter<'_>) -> Option<Frame> {
     }
 }
 
-/// Says one byte to the supervisor. Where that has no reader any more, `listen` sees the stream's end.
-async fn say(stream: &UnixStream, byte: u8) {
+/// Sends one byte to the supervisor. If nobody reads it any more, `listen` notices the end of the stream.
+async fn send_byte(stream: &UnixStream, byte: u8) {
     while stream.writable().await.is_ok() {
         match stream.try_write(&[byte]) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
@@ -266,20 +267,20 @@ async fn say(stream: &UnixStream, byte: u8) {
     }
 }
 
-/// Passes on what is wanted of the step.
-async fn pass_on(stream: &UnixStream, mut wishes: watch::Receiver<Wish>) -> std::convert::Infallible {
+/// Sends the supervisor what is to become of the step.
+async fn forward(stream: &UnixStream, mut desired: watch::Receiver<Desired>) -> std::convert::Infallible {
     loop {
-        let wish = *wishes.borrow_and_update();
+        let wish = *desired.borrow_and_update();
         let byte = match wish {
-            Wish::Run => None,
-            Wish::Stop => Some(STOP),
-            Wish::Kill => Some(KILL),
+            Desired::Run => None,
+            Desired::Stop => Some(STOP),
+            Desired::Kill => Some(KILL),
         };
         if let Some(byte) = byte {
-            say(stream, byte).await;
+            send_byte(stream, byte).await;
         }
-        if wishes.changed().await.is_err() {
-            // Nobody wants anything any more.
+        if desired.changed().await.is_err() {
+            // Nobody can change it any more.
             std::future::pending::<()>().await;
         }
     }

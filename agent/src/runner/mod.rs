@@ -1,9 +1,9 @@
-//! Runs steps, so that nothing of a step is left when it is over, whatever it did and whoever dies.
+//! Runs steps. When a step is over no process of it is left, whatever it did and whichever of our own processes died.
 //!
-//! The agent starts a zygote ([`zygote`]), the zygote forks a supervisor for each step ([`supervisor`]), and the
-//! supervisor runs the step's command ([`child`]). Each is a subreaper for the one below, so that a process that
-//! daemonised falls to the supervisor, and what a killed supervisor leaves falls to the zygote. The agent and a
-//! supervisor talk over a stream of their own whose end tells each that the other is gone.
+//! The agent starts a zygote (`zygote`), the zygote forks a supervisor for each step (`supervisor`), and the
+//! supervisor runs the step's command (`child`). Each is a subreaper for the one below: the supervisor inherits
+//! processes that daemonise, and the zygote inherits what a killed supervisor leaves. The agent and each supervisor
+//! share a stream, whose end shows to either that the other is gone.
 
 mod child;
 mod deadline;
@@ -18,84 +18,85 @@ mod zygote;
 pub use lock::wait_for_leftovers;
 pub use zygote::zygote_main_if_asked;
 
+use crate::mutex;
 use deadline::Deadline;
-use link::{Link, Wish};
+use link::{Desired, Link};
 use rouse_shared::message::StepState;
 use rouse_shared::{AttemptId, Timestamp};
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 
-/// Updates that wait for the agent, at most. A step whose update finds no room waits, and with it only its own updates.
+/// Capacity of the channel of updates. A step whose update finds no room waits, and delays no other step.
 const UPDATES: usize = 256;
 
 /// One command to run.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Job {
-    /// The attempt that it belongs to.
+    /// The attempt that the step belongs to.
     pub attempt: AttemptId,
-    /// Which of the attempt's steps, from 0. Each step of an attempt is run at most once at a time.
+    /// Number of the step, from 0. A step must not be run while it is running already.
     pub step: u32,
-    /// The program, by path or to be found in `PATH` of `env`, and its arguments.
+    /// The program, as a path or a name to look up in `PATH` of `env`, and its arguments.
     pub run: Vec<String>,
-    /// The work directory, absolute.
+    /// Work directory; absolute.
     pub cwd: PathBuf,
-    /// The whole environment.
+    /// The complete environment.
     pub env: BTreeMap<String, String>,
-    /// The user to run as, from `/etc/passwd`; absent: the agent's own.
+    /// A user in `/etc/passwd` to run as; if absent, the agent's own.
     pub run_as: Option<String>,
-    /// How long it may run.
+    /// Longest run.
     pub timeout: Option<Duration>,
-    /// How long it may print nothing.
+    /// Longest time without output.
     pub silence: Option<Duration>,
-    /// The file to create for the output, absolute; its directory exists.
+    /// The file to create for the output, absolute; its directory must exist.
     pub spool: PathBuf,
-    /// How much of the output is kept, bytes.
+    /// Largest part of the output that is kept, bytes.
     pub max_log: u64,
 }
 
-/// What a step has come to. `Started` comes at most once, `Ended` exactly once and last.
+/// An event of a step. `Started` is reported at most once, `Ended` exactly once and last.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum StepEvent {
-    /// The command was exec'd.
+    /// The command was executed.
     Started,
-    /// More output is in the spool file. Several pieces may come as one, and the last ones with `Ended` alone.
+    /// More output is in the spool file. Several pieces may be reported as one, and the last ones by `Ended` only.
     Output {
-        /// Bytes that it holds by now, at least.
+        /// Bytes in the spool file so far.
         length: u64,
     },
-    /// Nothing of the step runs any more.
+    /// No process of the step runs any more.
     Ended {
-        /// How it ended; never `Running` nor `Skipped`.
+        /// How the step ended; neither `Running` nor `Skipped`.
         state: StepState,
         /// Bytes in the spool file.
         log_length: u64,
-        /// Bytes that the step printed past `max_log`, or that the disk did not take, and that were thrown away.
+        /// Bytes that were discarded because they exceeded `max_log` or could not be written.
         log_cut: u64,
-        /// How long it ran, in whole milliseconds.
+        /// How long the step ran; whole milliseconds.
         took: Duration,
     },
 }
 
-/// What happened to which step.
+/// An event and the step that it is about.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Update {
-    /// The attempt.
+    /// The attempt that the step belongs to.
     pub attempt: AttemptId,
-    /// The step.
+    /// Number of the step, from 0.
     pub step: u32,
-    /// What happened.
+    /// The event.
     pub event: StepEvent,
 }
 
-type Steps = BTreeMap<(AttemptId, u32), watch::Sender<Wish>>;
+type Steps = BTreeMap<(AttemptId, u32), watch::Sender<Desired>>;
 
 struct Inner {
     deadline: Deadline,
-    /// What is wanted of each step that is not over.
+    /// What is to become of each step that is not over.
     steps: Mutex<Steps>,
     link: watch::Receiver<Option<Arc<Link>>>,
     updates: mpsc::Sender<Update>,
@@ -103,27 +104,27 @@ struct Inner {
 
 impl Inner {
     fn steps(&self) -> MutexGuard<'_, Steps> {
-        // The map is whole between any two statements that hold the lock.
-        self.steps.lock().unwrap_or_else(PoisonError::into_inner)
+        mutex::lock(&self.steps)
     }
 }
 
-/// The handle for running steps. Copies are the same runner.
+/// The handle for running steps. Clones share one runner.
 #[derive(Clone)]
 pub struct Runner(Arc<Inner>);
 
 impl Runner {
-    /// Starts the zygote from `program`, which must call [`zygote_main_if_asked`] first thing (normally
-    /// `/proc/self/exe`), and returns the handle and the stream of updates. Dropping the stream kills all steps.
+    /// Starts the zygote from `program` (normally `/proc/self/exe`), which must call [`zygote_main_if_asked`] first,
+    /// and returns the handle and the stream of updates. Dropping the stream kills all steps.
     ///
-    /// The zygote and the supervisors hold `lock_file` (made where it is missing) for [`wait_for_leftovers`]. This
-    /// process becomes a subreaper, and when a zygote dies it kills its own children of foreign sessions.
+    /// The zygote and the supervisors hold a lock on `lock_file`, which is created if necessary, for
+    /// [`wait_for_leftovers`]. This process becomes a subreaper, and kills its own children of other sessions when a
+    /// zygote dies.
     ///
     /// # Errors
-    /// Where the zygote cannot be started.
+    /// If the zygote cannot be started.
     ///
     /// # Panics
-    /// Outside of a tokio runtime.
+    /// If called outside of a tokio runtime.
     pub fn start(program: &Path, lock_file: &Path) -> io::Result<(Self, mpsc::Receiver<Update>)> {
         sys::become_subreaper();
         let (deadline, shared) = Deadline::create()?;
@@ -133,50 +134,50 @@ impl Runner {
         Ok((Self(Arc::new(Inner { deadline, steps, link, updates })), receiver))
     }
 
-    /// Starts a step. Failures come back as [`StepState::NotStarted`].
+    /// Starts a step. Failures are reported as [`StepState::NotStarted`].
     pub fn run(&self, job: Job) {
         let inner = self.0.clone();
         let key = (job.attempt, job.step);
-        let (wish, wishes) = watch::channel(Wish::Run);
+        let (sender, desired) = watch::channel(Desired::Run);
         let known = {
             let mut steps = inner.steps();
             let known = steps.contains_key(&key);
             if !known {
-                steps.insert(key, wish);
+                steps.insert(key, sender);
             }
             known
         };
         tokio::spawn(async move {
-            let state = StepState::NotStarted("this step runs already".to_owned());
+            let state = StepState::NotStarted("the step is already running".to_owned());
             let mut end = StepEvent::Ended { state, log_length: 0, log_cut: 0, took: Duration::ZERO };
             if !known {
-                end = link::run(job, inner.link.clone(), wishes, &inner.updates).await;
+                end = link::run(job, inner.link.clone(), desired, &inner.updates).await;
                 inner.steps().remove(&key);
             }
-            // Where nobody takes updates any more, the agent is ending.
+            // If nobody receives updates any more, the agent is exiting.
             let _ = inner.updates.send(Update { attempt: key.0, step: key.1, event: end }).await;
         });
     }
 
-    fn wish(&self, attempt: AttemptId, wish: Wish) {
+    fn set_desired(&self, attempt: AttemptId, desired: Desired) {
         for sender in self.0.steps().range((attempt, 0)..=(attempt, u32::MAX)).map(|(_, sender)| sender) {
-            sender.send_if_modified(|old| std::mem::replace(old, wish.max(*old)) < wish);
+            sender.send_if_modified(|old| std::mem::replace(old, desired.max(*old)) < desired);
         }
     }
 
-    /// Ends the attempt's steps: TERM, and KILL after [`rouse_shared::limits::TERM_TO_KILL`]. They come back as
-    /// [`StepState::Stopped`]. Without effect where nothing of the attempt runs.
+    /// Stops the attempt's steps: SIGTERM, and SIGKILL after [`rouse_shared::limits::TERM_TO_KILL`]. They are reported
+    /// as [`StepState::Stopped`]. Without effect if no step of the attempt runs.
     pub fn stop(&self, attempt: AttemptId) {
-        self.wish(attempt, Wish::Stop);
+        self.set_desired(attempt, Desired::Stop);
     }
 
-    /// Ends the attempt's steps by KILL, at once.
+    /// Kills the attempt's steps at once.
     pub fn kill(&self, attempt: AttemptId) {
-        self.wish(attempt, Wish::Kill);
+        self.set_desired(attempt, Desired::Kill);
     }
 
-    /// Sets the end of the lease, in milliseconds of [`crate::clock`]; `None`: no lease. Past it, every step is killed
-    /// at once and comes back as [`StepState::Lost`], and no step starts.
+    /// Sets the end of the lease by [`crate::clock::now`]; `None` for no lease. After it every step is killed at once
+    /// and reported as [`StepState::Lost`], and no step starts.
     pub fn set_deadline(&self, deadline: Option<Timestamp>) {
         self.0.deadline.set(deadline);
     }

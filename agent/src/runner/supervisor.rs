@@ -1,44 +1,47 @@
-//! The supervisor: one process a step, that sees to it that nothing of the step is left when it is over.
+//! The supervisor: one process for each step, which makes sure that no process of the step is left when it is over.
 //!
-//! All that a step starts descends from it and, being a subreaper, whatever loses its parent comes to it. It ends the
-//! step at the lease's end by its own clock, and when the agent or the zygote is gone.
+//! Every process of a step descends from its supervisor, which, as a subreaper, inherits those that lose their parent.
+//! The supervisor kills the step when the lease ends by its own clock, and when the agent or the zygote is gone.
 
 use super::child::Plan;
 use super::deadline::Deadline;
 use super::sys::{self, Pid, Reaped, SignalFd};
 use super::users;
-use super::wire::{Frame, KILL, Order, SEEN, STOP};
+use super::wire::{Frame, KILL, SEEN, STOP, StepJob};
 use crate::clock;
 use crate::core::words;
+use rouse_shared::error::Chain;
 use rouse_shared::limits::TERM_TO_KILL;
 use rouse_shared::message::StepState;
 use rouse_shared::{Timestamp, codec};
+use rustix::process::{Signal, WaitStatus};
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
-/// Sent by the kernel when the zygote dies. Not SIGTERM: a service manager may send that to everything in our cgroup.
-pub const ZYGOTE_DIED: libc::c_int = libc::SIGUSR1;
+/// Sent by the kernel when the zygote dies. Not SIGTERM, which a service manager may send to every process of the
+/// agent.
+pub const ZYGOTE_DIED: Signal = Signal::USR1;
 
-/// How often the lease's end is read again, milliseconds: it may be moved closer, and `poll`'s clock stands still while
-/// the machine is suspended.
+/// Longest wait before the end of the lease is read again, milliseconds: it may be moved closer, and the clock of
+/// `poll` stands still while the machine is suspended.
 pub const TICK: u64 = 250;
 
-/// Room of the output pipe, bytes: lets a step print on while we write.
+/// Size of the output pipe, bytes: lets a step go on printing while its output is written.
 const PIPE: usize = 256 << 10;
 
-/// How long processes that we may not signal (a setuid program's, where the agent is not root) are waited for.
+/// How long to wait for processes that may not be signalled (of a setuid program, if the agent is not root).
 const PATIENCE: Duration = Duration::from_secs(5);
 
 const LEASE_ENDED: &str = "the lease ended";
 
-/// The step's output: pipe, spool file, and how much went where.
+/// The step's output: its pipe, its spool file, and the lengths of what is kept and cut.
 struct Output {
     pipe: File,
     spool: File,
@@ -46,14 +49,14 @@ struct Output {
     length: u64,
     cut: u64,
     max: u64,
-    /// The disk refused: everything from there on is cut, so that the log has no hole.
+    /// The disk has refused output. Everything after it is cut, so that the log has no hole.
     full: bool,
-    /// Nobody holds the other end of the pipe any more.
+    /// No process holds the other end of the pipe any more.
     closed: bool,
 }
 
 impl Output {
-    /// Moves one buffer from pipe to file. False where nothing is there (any more).
+    /// Moves one buffer from the pipe to the file. False if there is no output, or its end is reached.
     fn pump(&mut self) -> bool {
         let Ok(count @ 1..) = self.pipe.read(&mut self.buffer) else { return false };
         let room = if self.full { 0 } else { self.max.saturating_sub(self.length) };
@@ -63,7 +66,7 @@ impl Output {
             self.cut += (count - keep) as u64;
         } else {
             self.full = true;
-            // What was written before it refused counts; the position tells.
+            // What was written before the failure counts; the position shows how much that is.
             let written =
                 self.spool.stream_position().unwrap_or(self.length).clamp(self.length, self.length + keep as u64);
             self.cut += count as u64 - (written - self.length);
@@ -73,11 +76,11 @@ impl Output {
     }
 }
 
-/// Why the loop is left.
+/// Why the loop ends.
 enum Leave {
-    /// The step is over; kill what is left and report.
+    /// The step is over: kill what is left, and report this state.
     With(StepState),
-    /// The agent is gone; kill what is left, there is nobody to report to.
+    /// The agent is gone: kill what is left.
     Silently,
 }
 
@@ -85,74 +88,74 @@ struct Supervisor<'a> {
     agent: UnixStream,
     deadline: &'a Deadline,
     plan: Plan,
-    order: Order,
+    job: StepJob,
     output: Output,
     main: Pid,
     /// How the command ended, once it has.
-    status: Option<libc::c_int>,
-    /// Read to its end once the command was exec'd.
+    status: Option<WaitStatus>,
+    /// The descriptor from [`Plan::start`], until it has been read.
     failure: Option<OwnedFd>,
     started: Timestamp,
     last_output: Timestamp,
-    /// The agent was told of so many bytes of output.
-    told: u64,
-    /// The agent has not answered yet.
-    telling: bool,
-    /// How the step will have ended, and when KILL follows the TERM that was sent.
+    /// Length of the output as last reported to the agent.
+    reported_length: u64,
+    /// The agent has not confirmed that report yet.
+    unanswered: bool,
+    /// Once the step is being stopped: its final state, and when SIGKILL follows SIGTERM.
     ending: Option<(StepState, Timestamp)>,
 }
 
-/// Runs one step, described by the file `order`, and talks to the agent over `agent`. Called in a fresh child of the
+/// Runs one step, described by the file `job`, and talks to the agent over `agent`. Called in a fresh child of the
 /// zygote `zygote`; the process is to exit when this returns.
-pub fn run(agent: UnixStream, order: OwnedFd, deadline: &Deadline, zygote: Pid) {
-    sys::set_name(c"rouse-step");
-    let set = sys::signal_set(&[libc::SIGCHLD, ZYGOTE_DIED]);
+pub fn run(agent: UnixStream, job: OwnedFd, deadline: &Deadline, zygote: Pid) {
+    // What `ps` shows; nothing depends on it.
+    let _ = rustix::thread::set_name(c"rouse-step");
+    let set = sys::signal_set(&[Signal::CHILD, ZYGOTE_DIED]);
     sys::block_exactly(&set);
     sys::become_subreaper();
-    // An agent that died since it asked for this must not find the step started when it comes back.
+    // If the agent has died since it requested the step, the next agent must not find it running.
     if !sys::signal_on_parent_death(ZYGOTE_DIED, zygote) || sys::hung_up(&agent) {
         return;
     }
     let began = clock::now();
     if deadline.get().is_some_and(|end| began >= end) {
         let state = StepState::Lost(LEASE_ENDED.to_owned());
-        // Where the agent is gone there is nobody to tell.
+        // If the agent is gone, nobody needs to know.
         let _ = (&agent).write_all(&Frame::Ended { state, log_length: 0, log_cut: 0, took_ms: 0 }.encode());
         return;
     }
-    let result = SignalFd::new(&set).map_err(|e| format!("the step's supervisor could not be set up: {e}"));
-    let result = result.and_then(|signals| begin(agent.try_clone(), order, deadline).map(|step| (signals, step)));
+    let result = SignalFd::new(&set).map_err(|e| format!("the step's supervisor cannot be set up: {e}"));
+    let result = result.and_then(|signals| begin(agent.try_clone(), job, deadline).map(|step| (signals, step)));
     match result {
-        Ok((signals, step)) => step.watch(&signals),
+        Ok((signals, step)) => step.supervise(&signals),
         Err(reason) => {
             let took_ms = clock::now().since(began).as_millis() as u64;
             let state = StepState::NotStarted(words::cut(reason));
             let frame = Frame::Ended { state, log_length: 0, log_cut: 0, took_ms };
-            // Where the agent is gone there is nobody to tell.
+            // If the agent is gone, nobody needs to know.
             let _ = (&agent).write_all(&frame.encode());
         }
     }
 }
 
-/// Everything up to the fork of the command.
-fn begin(agent: io::Result<UnixStream>, order: OwnedFd, deadline: &Deadline) -> Result<Supervisor<'_>, String> {
-    let setup = |e: io::Error| format!("the step's supervisor could not be set up: {e}");
+/// Everything up to the start of the command.
+fn begin(agent: io::Result<UnixStream>, job: OwnedFd, deadline: &Deadline) -> Result<Supervisor<'_>, String> {
+    let setup = |e: io::Error| format!("the step's supervisor cannot be set up: {e}");
     let agent = agent.map_err(setup)?;
     agent.set_nonblocking(true).map_err(setup)?;
     let mut bytes = Vec::new();
-    let mut order = File::from(order);
+    let mut job = File::from(job);
     // The agent wrote it through the same open file.
-    order.rewind().and_then(|()| order.read_to_end(&mut bytes)).map_err(setup)?;
-    let order: Order = codec::decode(&bytes).map_err(|e| format!("the step cannot be read: {e}"))?;
+    job.rewind().and_then(|()| job.read_to_end(&mut bytes)).map_err(setup)?;
+    let job: StepJob = codec::decode(&bytes).map_err(|e| format!("the step cannot be decoded: {}", Chain(&e)))?;
 
-    // SAFETY: no memory is involved.
-    let own = unsafe { libc::geteuid() };
-    let user = order.run_as.as_deref().map(users::lookup).transpose().map_err(|e| e.to_string())?;
-    // A change to oneself needs no change, and an agent without privileges could not make it.
-    let user = user.filter(|user| own == 0 || user.uid != own);
-    let plan = Plan::new(&order, user)?;
+    let own = rustix::process::geteuid();
+    let user = job.run_as.as_deref().map(users::lookup).transpose().map_err(|e| Chain(&e).to_string())?;
+    // An agent without privileges can run steps as its own user, and needs no change of user for that.
+    let user = user.filter(|user| own.is_root() || user.uid != own.as_raw());
+    let plan = Plan::new(&job, user)?;
 
-    let spool = Path::new(OsStr::from_bytes(&order.spool));
+    let spool = Path::new(OsStr::from_bytes(&job.spool));
     let spool = File::options()
         .write(true)
         .create(true)
@@ -160,39 +163,40 @@ fn begin(agent: io::Result<UnixStream>, order: OwnedFd, deadline: &Deadline) -> 
         .mode(0o600)
         .custom_flags(libc::O_NOFOLLOW)
         .open(spool)
-        .map_err(|e| format!("the log file {} cannot be made: {e}", spool.display()))?;
+        .map_err(|e| format!("the log file {} cannot be created: {e}", spool.display()))?;
     let (read, write) = sys::pipe().map_err(setup)?;
-    sys::widen_pipe(&read, PIPE as libc::c_int);
-    let (main, failure) = plan.start(write).map_err(|e| format!("no process could be made: {e}"))?;
+    // A refusal (the user's quota of pipe pages) only costs speed.
+    let _ = rustix::pipe::fcntl_setpipe_size(&read, PIPE);
+    let (main, failure) = plan.start(write).map_err(|e| format!("no process can be created: {e}"))?;
     let now = clock::now();
-    let max = order.max_log;
+    let max = job.max_log;
     let buffer = vec![0; 64 << 10];
     Ok(Supervisor {
         agent,
         deadline,
         plan,
-        order,
+        job,
         output: Output { pipe: File::from(read), spool, buffer, length: 0, cut: 0, max, full: false, closed: false },
         main,
         status: None,
         failure: Some(failure),
         started: now,
         last_output: now,
-        told: 0,
-        telling: false,
+        reported_length: 0,
+        unanswered: false,
         ending: None,
     })
 }
 
 impl Supervisor<'_> {
-    fn watch(mut self, signals: &SignalFd) {
+    fn supervise(mut self, signals: &SignalFd) {
         let leave = loop {
-            if let Some(leave) = self.turn(signals) {
+            if let Some(leave) = self.step(signals) {
                 break leave;
             }
         };
         let refused = self.kill_all();
-        // Nobody is left to write, or nobody that we could wait for: what the pipe holds is all there is.
+        // No process is left that could write, or none that can be waited for: the rest of the output is in the pipe.
         let mut rest = 2 * PIPE / self.output.buffer.len();
         while rest > 0 && self.output.pump() {
             rest -= 1;
@@ -201,15 +205,15 @@ impl Supervisor<'_> {
         let state = match refused {
             None => state,
             Some(pid) => StepState::Lost(format!(
-                "process {pid} of the step still runs: it belongs to another user, and the agent may not end it"
+                "process {pid} of the step is still running: it belongs to another user, and the agent may not kill it"
             )),
         };
         let took_ms = clock::now().since(self.started).as_millis() as u64;
         self.send(&Frame::Ended { state, log_length: self.output.length, log_cut: self.output.cut, took_ms });
     }
 
-    /// One wait and what follows from it.
-    fn turn(&mut self, signals: &SignalFd) -> Option<Leave> {
+    /// Waits once, and handles what has happened.
+    fn step(&mut self, signals: &SignalFd) -> Option<Leave> {
         let now = clock::now();
         if self.deadline.get().is_some_and(|end| now >= end) {
             return Some(Leave::With(StepState::Lost(LEASE_ENDED.to_owned())));
@@ -217,27 +221,26 @@ impl Supervisor<'_> {
         match &self.ending {
             Some((state, kill)) if now >= *kill => return Some(Leave::With(state.clone())),
             Some(_) => {}
-            None if self.order.timeout.is_some_and(|limit| now >= self.started + limit) => {
+            None if self.job.timeout.is_some_and(|limit| now >= self.started + limit) => {
                 self.terminate(StepState::TimedOut, now);
             }
-            None if self.order.silence.is_some_and(|limit| now >= self.last_output + limit) => {
+            None if self.job.silence.is_some_and(|limit| now >= self.last_output + limit) => {
                 self.terminate(StepState::Silent, now);
             }
             None => {}
         }
 
-        // The output only once the command was exec'd, so that the agent hears of the start first.
-        let third = self.failure.as_ref().map_or(self.output.pipe.as_raw_fd(), AsRawFd::as_raw_fd);
-        let mut fds = [sys::input(self.agent.as_raw_fd()), sys::input(signals.fd()), sys::input(third)];
-        if self.output.closed && self.failure.is_none() {
-            // A step that closed its output; a negative number is passed over.
-            fds[2].fd = -1;
-        }
-        if sys::poll(&mut fds, self.patience(now)).is_err() {
+        // The output only after the command was executed, so that the start is reported first.
+        let third = match &self.failure {
+            Some(failure) => Some(failure.as_fd()),
+            // A step may close its output and go on.
+            None => Some(self.output.pipe.as_fd()).filter(|_| !self.output.closed),
+        };
+        let ready = sys::wait_for_input([Some(self.agent.as_fd()), Some(signals.fd()), third], self.until_due(now));
+        let Ok([agent, signal, third]) = ready else {
             return Some(Leave::With(StepState::Lost("its supervisor cannot wait for it".to_owned())));
-        }
-        let [agent, signal, third] = fds.map(|fd| fd.revents != 0);
-        if agent && let Some(leave) = self.listen() {
+        };
+        if agent && let Some(leave) = self.read_commands() {
             return Some(leave);
         }
         if third {
@@ -249,9 +252,9 @@ impl Supervisor<'_> {
                 }
                 None if self.output.pump() => {
                     self.last_output = clock::now();
-                    self.tell();
+                    self.report_output();
                 }
-                // Polled as ready and yet without bytes: its end.
+                // Ready, and yet without bytes: the end of the output.
                 None => self.output.closed = true,
             }
         }
@@ -265,17 +268,17 @@ impl Supervisor<'_> {
     }
 
     /// Milliseconds until something is due.
-    fn patience(&self, now: Timestamp) -> u64 {
+    fn until_due(&self, now: Timestamp) -> u64 {
         let limits = match &self.ending {
             Some((_, kill)) => [Some(*kill), None],
-            None => [self.order.timeout.map(|t| self.started + t), self.order.silence.map(|t| self.last_output + t)],
+            None => [self.job.timeout.map(|t| self.started + t), self.job.silence.map(|t| self.last_output + t)],
         };
         let due = limits.into_iter().flatten().chain(self.deadline.get()).min();
         due.map_or(TICK, |due| TICK.min(due.since(now).as_millis() as u64))
     }
 
-    /// What the agent wants.
-    fn listen(&mut self) -> Option<Leave> {
+    /// Reads and performs commands of the agent.
+    fn read_commands(&mut self) -> Option<Leave> {
         let mut bytes = [0; 64];
         let count = match self.agent.read(&mut bytes) {
             Ok(0) => return Some(Leave::Silently),
@@ -288,23 +291,23 @@ impl Supervisor<'_> {
                 STOP => self.terminate(StepState::Stopped, clock::now()),
                 KILL => return Some(Leave::With(self.ending.take().map_or(StepState::Stopped, |(state, _)| state))),
                 SEEN => {
-                    self.telling = false;
-                    self.tell();
+                    self.unanswered = false;
+                    self.report_output();
                 }
-                // Ours are the only bytes that the agent of this very program sends.
+                // The agent is the same program, and sends no other bytes.
                 _ => {}
             }
         }
         None
     }
 
-    /// The command was exec'd, or was not.
+    /// The command was executed, or could not be.
     fn exec_ended(&mut self, failure: OwnedFd) -> Option<Leave> {
         let mut message = Vec::new();
-        // A pipe whose other end is closed, or holds a whole message: cannot block.
+        // Cannot block: the other end is closed, or a complete message is there.
         let _ = File::from(failure).read_to_end(&mut message);
         if let Some(reason) = self.plan.explain(&message) {
-            // It quotes what the user wrote, and has to fit.
+            // It quotes the user's own words, which may be long.
             return Some(Leave::With(StepState::NotStarted(words::cut(reason))));
         }
         self.last_output = clock::now();
@@ -312,74 +315,76 @@ impl Supervisor<'_> {
         None
     }
 
-    /// Tells the agent of new output, unless it has not answered yet.
-    fn tell(&mut self) {
-        if !self.telling && self.output.length > self.told {
-            self.told = self.output.length;
-            self.telling = true;
-            self.send(&Frame::Output { length: self.told });
+    /// Reports new output to the agent, unless the last report is unanswered.
+    fn report_output(&mut self) {
+        if !self.unanswered && self.output.length > self.reported_length {
+            self.reported_length = self.output.length;
+            self.unanswered = true;
+            self.send(&Frame::Output { length: self.reported_length });
         }
     }
 
     fn send(&mut self, frame: &Frame) {
-        // It always fits (see Frame); where the agent is gone, the end of its stream is what we act on.
+        // It always fits (see `Frame`). If the agent is gone, the end of its stream is noticed.
         let _ = self.agent.write_all(&frame.encode());
     }
 
-    /// Asks everything of the step to end; what has not when its time is up is killed. The first reason counts.
+    /// Sends SIGTERM to every process of the step; what is left after [`TERM_TO_KILL`] is killed. The first reason
+    /// counts.
     fn terminate(&mut self, state: StepState, now: Timestamp) {
         if self.ending.is_none() {
             self.ending = Some((state, now + TERM_TO_KILL));
             for pid in sys::descendants() {
-                // It may have ended meanwhile, or be another user's: KILL and what follows deal with that.
-                let _ = sys::kill(pid, libc::SIGTERM);
+                // It may have ended meanwhile, or belong to another user. SIGKILL follows in any case.
+                let _ = sys::kill(pid, Signal::TERM);
             }
         }
     }
 
-    /// Takes the ends of children. Leaves when the command ended by itself; when it was asked to, only once the rest,
-    /// which was asked as well, has ended too.
+    /// Reaps children. The loop ends when the command has exited by itself. If the step is being stopped, it ends when
+    /// all its processes have.
     fn reap(&mut self) -> Option<Leave> {
         loop {
-            match sys::reap(-1) {
+            match sys::reap(None) {
                 Reaped::Ended(pid, status) if pid == self.main => self.status = Some(status),
                 Reaped::Ended(..) => {}
-                Reaped::None | Reaped::Childless if self.ending.is_none() => return self.verdict().map(Leave::With),
+                Reaped::None | Reaped::Childless if self.ending.is_none() => return self.own_end().map(Leave::With),
                 Reaped::None => return None,
                 Reaped::Childless => return self.ending.take().map(|(state, _)| Leave::With(state)),
             }
         }
     }
 
-    /// How the command ended by itself.
-    fn verdict(&mut self) -> Option<StepState> {
+    /// How the command ended, if it ended by itself.
+    fn own_end(&mut self) -> Option<StepState> {
         let status = self.status?;
-        // It may have failed to start since we looked.
+        // It may have failed to start since the last check.
         if let Some(failure) = self.failure.take()
             && let Some(Leave::With(state)) = self.exec_ended(failure)
         {
             return Some(state);
         }
-        Some(match libc::WIFEXITED(status) {
-            true => StepState::Exited(libc::WEXITSTATUS(status)),
-            false => StepState::Signalled(libc::WTERMSIG(status)),
+        Some(match (status.exit_status(), status.terminating_signal()) {
+            (Some(code), _) => StepState::Exited(code),
+            // A wait without options reports no other ends.
+            (None, signal) => StepState::Signalled(signal.unwrap_or(0)),
         })
     }
 
-    /// Kills until there is no child. Killing a process brings its children to us, whether or not they left its group
-    /// or session, so killing our own children again and again is enough; and their numbers cannot be another's, since
-    /// we have not reaped them. Returns a process that we may not kill.
+    /// Kills until there is no child. This process inherits the children of each process that it kills, even if they
+    /// have left its group or session, so killing its own children again and again is enough. Their numbers cannot
+    /// belong to other processes, because they have not been reaped. Returns a process that may not be killed.
     fn kill_all(&mut self) -> Option<Pid> {
-        let set = sys::signal_set(&[libc::SIGCHLD]);
+        let set = sys::signal_set(&[Signal::CHILD]);
         let give_up = clock::now() + PATIENCE;
         loop {
-            match sys::reap(-1) {
+            match sys::reap(None) {
                 Reaped::Ended(..) => continue,
                 Reaped::Childless => return None,
                 Reaped::None => {}
             }
             let children = sys::children();
-            let refused = children.iter().filter(|&&pid| sys::kill(pid, libc::SIGKILL).is_err()).count();
+            let refused = children.iter().filter(|&&pid| sys::kill(pid, Signal::KILL).is_err()).count();
             if refused > 0 && refused == children.len() && clock::now() >= give_up {
                 return children.first().copied();
             }

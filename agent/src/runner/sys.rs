@@ -1,111 +1,72 @@
-//! The system calls of the runner, each behind a safe function.
+//! System calls of the runner that rustix lacks, and some of its calls with the arguments that the runner needs.
 
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::io::Errno;
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
+    recvmsg, sendmsg,
+};
+use rustix::process::{Signal, WaitOptions, WaitStatus};
 use std::collections::BTreeMap;
 use std::ffi::CStr;
 use std::fs;
-use std::io;
-use std::mem;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::{self, MaybeUninit};
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 
 /// The number of a process.
 pub type Pid = libc::pid_t;
 
-fn check(result: libc::c_int) -> io::Result<libc::c_int> {
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
-}
-
 /// A nameless file in memory, closed on exec.
 pub fn memfd(name: &CStr) -> io::Result<OwnedFd> {
-    // SAFETY: `name` ends with a NUL; the descriptor that comes back is ours alone.
-    unsafe { check(libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC)).map(|fd| OwnedFd::from_raw_fd(fd)) }
+    Ok(rustix::fs::memfd_create(name, rustix::fs::MemfdFlags::CLOEXEC)?)
 }
 
 /// A pipe, (read end, write end), both closed on exec. The read end does not block.
 pub fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
-    let mut fds = [0; 2];
-    // SAFETY: `fds` has room for the two; both are ours alone.
-    let (read, write) = unsafe {
-        check(libc::pipe2(fds.as_mut_ptr(), libc::O_CLOEXEC))?;
-        (OwnedFd::from_raw_fd(fds[0]), OwnedFd::from_raw_fd(fds[1]))
-    };
-    // SAFETY: plain flag of a descriptor of ours.
-    unsafe { check(libc::fcntl(read.as_raw_fd(), libc::F_SETFL, libc::O_NONBLOCK))? };
+    let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+    rustix::fs::fcntl_setfl(&read, rustix::fs::OFlags::NONBLOCK)?;
     Ok((read, write))
 }
 
-/// Makes a pipe hold `size` bytes where the system allows it.
-pub fn widen_pipe(fd: &OwnedFd, size: libc::c_int) {
-    // A refusal (the user's quota of pipe pages) only costs speed.
-    // SAFETY: plain parameter of a descriptor of ours.
-    unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETPIPE_SZ, size) };
-}
-
-/// Room for the control message that carries two descriptors.
-#[repr(align(8))]
-struct Control([u8; 64]);
-
-const FDS: usize = 2 * mem::size_of::<RawFd>();
-
-/// Sends one byte and two descriptors over a unix socket. `WouldBlock` where it is full.
-pub fn send_fds(socket: BorrowedFd<'_>, fds: [RawFd; 2]) -> io::Result<()> {
-    let mut byte = 0u8;
-    let mut part = libc::iovec { iov_base: (&raw mut byte).cast(), iov_len: 1 };
-    let mut control = Control([0; 64]);
-    // SAFETY: the message's pointers are to the locals above, which outlive the call; CMSG_SPACE of two descriptors is
-    // less than the room that there is.
-    unsafe {
-        let mut message: libc::msghdr = mem::zeroed();
-        message.msg_iov = &mut part;
-        message.msg_iovlen = 1;
-        message.msg_control = control.0.as_mut_ptr().cast();
-        message.msg_controllen = libc::CMSG_SPACE(FDS as u32) as _;
-        let header = libc::CMSG_FIRSTHDR(&message);
-        (*header).cmsg_level = libc::SOL_SOCKET;
-        (*header).cmsg_type = libc::SCM_RIGHTS;
-        (*header).cmsg_len = libc::CMSG_LEN(FDS as u32) as _;
-        std::ptr::copy_nonoverlapping(fds.as_ptr().cast::<u8>(), libc::CMSG_DATA(header), FDS);
-        match libc::sendmsg(socket.as_raw_fd(), &message, libc::MSG_NOSIGNAL) {
-            -1 => Err(io::Error::last_os_error()),
-            _ => Ok(()),
-        }
+/// Sends one byte and two descriptors over a unix socket. `WouldBlock` if it is full.
+pub fn send_fds(socket: BorrowedFd<'_>, fds: [BorrowedFd<'_>; 2]) -> io::Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if !control.push(SendAncillaryMessage::ScmRights(&fds)) {
+        return Err(io::Error::other("no room for two descriptors in a message"));
     }
+    sendmsg(socket, &[IoSlice::new(&[0])], &mut control, SendFlags::NOSIGNAL)?;
+    Ok(())
 }
 
-/// What [`send_fds`] sent; nothing once the other end is closed.
+/// Receives what [`send_fds`] sent; `None` once the other end is closed.
 pub fn receive_fds(socket: BorrowedFd<'_>) -> io::Result<Option<[OwnedFd; 2]>> {
-    let mut byte = 0u8;
-    let mut part = libc::iovec { iov_base: (&raw mut byte).cast(), iov_len: 1 };
-    let mut control = Control([0; 64]);
-    // SAFETY: as in `send_fds`; the descriptors that arrive are ours alone.
-    unsafe {
-        let mut message: libc::msghdr = mem::zeroed();
-        message.msg_iov = &mut part;
-        message.msg_iovlen = 1;
-        message.msg_control = control.0.as_mut_ptr().cast();
-        message.msg_controllen = libc::CMSG_SPACE(FDS as u32) as _;
-        match libc::recvmsg(socket.as_raw_fd(), &mut message, libc::MSG_CMSG_CLOEXEC) {
-            -1 => return Err(io::Error::last_os_error()),
-            0 => return Ok(None),
-            _ => {}
-        }
-        let header = libc::CMSG_FIRSTHDR(&message);
-        if header.is_null() || (*header).cmsg_len as usize != libc::CMSG_LEN(FDS as u32) as usize {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "a message without its descriptors"));
-        }
-        let mut fds = [0 as RawFd; 2];
-        std::ptr::copy_nonoverlapping(libc::CMSG_DATA(header), fds.as_mut_ptr().cast::<u8>(), FDS);
-        Ok(Some(fds.map(|fd| OwnedFd::from_raw_fd(fd))))
+    let mut byte = [0];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let received = recvmsg(socket, &mut [IoSliceMut::new(&mut byte)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
+    if received.bytes == 0 {
+        return Ok(None);
     }
+    let mut fds = Vec::new();
+    for message in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(these) = message {
+            fds.extend(these);
+        }
+    }
+    let fds = fds.try_into();
+    fds.map(Some).map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "a message without its two descriptors"))
 }
 
-/// Closes every descriptor from 3 on: what whoever started us forgot to close.
+/// Closes every descriptor from 3 on, which whoever started this process may have left open.
 pub fn close_inherited() {
-    // SAFETY: called first thing in a process that has opened nothing yet.
+    // SAFETY: called at the start of a process that has opened nothing yet.
     if unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, 0) } == 0 {
         return;
     }
-    // A kernel before 5.9. The directory's own descriptor is in the list and closed already when its turn comes.
+    // A kernel before 5.9. The list includes the directory's own descriptor, which is closed by then.
     let listed: Vec<RawFd> = fs::read_dir("/proc/self/fd")
         .map(|entries| entries.flatten().filter_map(|e| e.file_name().to_str()?.parse().ok()).collect())
         .unwrap_or_default();
@@ -115,38 +76,43 @@ pub fn close_inherited() {
     }
 }
 
-/// Waits until one of `fds` is ready, at most `timeout` milliseconds. A signal counts as a wake-up with nothing ready.
-pub fn poll(fds: &mut [libc::pollfd], timeout: u64) -> io::Result<()> {
-    let timeout = libc::c_int::try_from(timeout).unwrap_or(libc::c_int::MAX);
-    // SAFETY: the pointer and the length are of one slice.
-    match check(unsafe { libc::poll(fds.as_mut_ptr(), fds.len() as libc::nfds_t, timeout) }) {
-        Err(error) if error.kind() == io::ErrorKind::Interrupted => {
-            fds.iter_mut().for_each(|fd| fd.revents = 0);
-            Ok(())
-        }
-        other => other.map(|_| ()),
+/// Waits until one of `fds` can be read (its end counts), for at most `timeout` milliseconds, and returns which can.
+/// `None` never can. A signal ends the wait with none that can.
+pub fn wait_for_input<const N: usize>(fds: [Option<BorrowedFd<'_>>; N], timeout: u64) -> io::Result<[bool; N]> {
+    let mut polled: Vec<_> = fds.iter().flatten().map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)).collect();
+    if !poll(&mut polled, timeout)? {
+        return Ok([false; N]);
     }
+    let mut ready = polled.iter().map(|fd| !fd.revents().is_empty());
+    Ok(fds.map(|fd| fd.is_some() && ready.next().unwrap_or(false)))
 }
 
-/// An entry for [`poll`] that waits for input.
-pub fn input(fd: RawFd) -> libc::pollfd {
-    libc::pollfd { fd, events: libc::POLLIN, revents: 0 }
+/// Waits for at most `timeout` milliseconds. False if nothing is ready, be it because of a signal.
+fn poll(fds: &mut [PollFd<'_>], timeout: u64) -> io::Result<bool> {
+    // 24 days are as good as for ever.
+    let milliseconds = i32::try_from(timeout).unwrap_or(i32::MAX);
+    let timeout =
+        Timespec { tv_sec: (milliseconds / 1_000).into(), tv_nsec: (milliseconds % 1_000 * 1_000_000).into() };
+    match rustix::event::poll(fds, Some(&timeout)) {
+        Ok(ready) => Ok(ready > 0),
+        Err(Errno::INTR) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Whether the other end of a stream is closed.
 pub fn hung_up(stream: &UnixStream) -> bool {
-    let mut fds = [libc::pollfd { fd: stream.as_raw_fd(), events: libc::POLLRDHUP, revents: 0 }];
-    poll(&mut fds, 0).is_ok() && fds[0].revents != 0
+    poll(&mut [PollFd::new(stream, PollFlags::RDHUP)], 0).unwrap_or(false)
 }
 
 /// A set of signals.
-pub fn signal_set(signals: &[libc::c_int]) -> libc::sigset_t {
+pub fn signal_set(signals: &[Signal]) -> libc::sigset_t {
     // SAFETY: an all-zero sigset_t is a valid value, which sigemptyset then fills.
     unsafe {
         let mut set = mem::zeroed();
         libc::sigemptyset(&mut set);
         signals.iter().for_each(|&signal| {
-            libc::sigaddset(&mut set, signal);
+            libc::sigaddset(&mut set, signal.as_raw());
         });
         set
     }
@@ -158,102 +124,99 @@ pub fn block_exactly(set: &libc::sigset_t) {
     unsafe { libc::sigprocmask(libc::SIG_SETMASK, set, std::ptr::null_mut()) };
 }
 
-/// Takes back what this process, or whoever started it, has said about signals.
+/// Resets the handling of all signals, which this process or whoever started it may have changed.
 pub fn default_signals() {
     // All zeros is SIG_DFL, without flags, in the kernel's own structure (four words at most) on every architecture.
     let default = [0u64; 8];
     for signal in 1..=64 {
-        // By the kernel's number: the C library refuses to touch the two signals that it keeps for itself, and these
-        // may be ignored like any other.
-        // SAFETY: the structure is as large as the kernel's, and a set of signals has 8 bytes. KILL and STOP are refused.
+        // By a system call: the C library refuses to change the two signals that it reserves, which may be ignored too.
+        // SAFETY: the structure is as large as the kernel's, and a set of signals has 8 bytes. KILL and STOP are
+        // refused.
         unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), std::ptr::null::<u8>(), 8usize) };
     }
 }
 
-/// Signals as something that [`poll`] can wait for. The signals must be blocked.
+/// Signals as a descriptor for [`wait_for_input`]. The signals must be blocked.
 pub struct SignalFd(OwnedFd);
 
 impl SignalFd {
     /// Opens it for the signals of `set`.
     pub fn new(set: &libc::sigset_t) -> io::Result<Self> {
         // SAFETY: `set` is a valid set; the descriptor is ours alone.
-        unsafe {
-            check(libc::signalfd(-1, set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK))
-                .map(|fd| Self(OwnedFd::from_raw_fd(fd)))
+        match unsafe { libc::signalfd(-1, set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) } {
+            -1 => Err(io::Error::last_os_error()),
+            // SAFETY: as above.
+            fd => Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) })),
         }
     }
 
-    /// The descriptor to poll.
-    pub fn fd(&self) -> RawFd {
-        self.0.as_raw_fd()
+    /// The descriptor to wait for.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 
-    /// Takes what has arrived; whether `signal` was among it.
-    pub fn drain(&self, signal: libc::c_int) -> bool {
+    /// Takes the signals that have arrived. True if `signal` is one of them.
+    pub fn drain(&self, signal: Signal) -> bool {
         let mut seen = false;
-        loop {
-            // SAFETY: signalfd_siginfo is plain data, and the length is its own.
-            let (read, info) = unsafe {
-                let mut info: libc::signalfd_siginfo = mem::zeroed();
-                let size = mem::size_of_val(&info);
-                (libc::read(self.0.as_raw_fd(), (&raw mut info).cast(), size), info)
-            };
-            if read <= 0 {
-                return seen;
-            }
-            seen |= info.ssi_signo == signal as u32;
+        let mut info = [0; mem::size_of::<libc::signalfd_siginfo>()];
+        while let Ok(1..) = rustix::io::read(&self.0, &mut info) {
+            // Its first field is the signal's number.
+            seen |= info.first_chunk().is_some_and(|number| u32::from_ne_bytes(*number) == signal.as_raw() as u32);
         }
+        seen
     }
 }
 
 /// Waits for one of the blocked signals of `set`, at most `milliseconds` (less than 1000), and takes it.
 pub fn wait_signal(set: &libc::sigset_t, milliseconds: i64) {
     let time = libc::timespec { tv_sec: 0, tv_nsec: (milliseconds * 1_000_000) as _ };
-    // SAFETY: valid pointers; an expired wait is no error to us.
+    // SAFETY: valid pointers. An expired wait needs no handling.
     unsafe { libc::sigtimedwait(set, std::ptr::null_mut(), &time) };
 }
 
-/// What became of a child.
+/// The result of [`reap`].
 pub enum Reaped {
-    /// It ended, with this status of `waitpid`.
-    Ended(Pid, libc::c_int),
+    /// It ended.
+    Ended(Pid, WaitStatus),
     /// There are children and none has ended.
     None,
     /// There are no children.
     Childless,
 }
 
-/// Takes the end of one child, or of the child `pid` where it is positive, without waiting. -1: of any child.
-pub fn reap(pid: Pid) -> Reaped {
-    let mut status = 0;
+/// Takes the end of one child without waiting: of `child`, or of any if there is none given.
+pub fn reap(child: Option<Pid>) -> Reaped {
     loop {
-        // SAFETY: the pointer is to a local.
-        match unsafe { libc::waitpid(pid, &mut status, libc::WNOHANG) } {
-            0 => return Reaped::None,
-            -1 if io::Error::last_os_error().kind() == io::ErrorKind::Interrupted => {}
-            -1 => return Reaped::Childless,
-            pid => return Reaped::Ended(pid, status),
+        let ended = match child.and_then(rustix::process::Pid::from_raw) {
+            Some(child) => rustix::process::waitpid(Some(child), WaitOptions::NOHANG),
+            None => rustix::process::wait(WaitOptions::NOHANG),
+        };
+        match ended {
+            Ok(Some((pid, status))) => return Reaped::Ended(pid.as_raw_nonzero().get(), status),
+            Ok(None) => return Reaped::None,
+            Err(Errno::INTR) => {}
+            Err(_) => return Reaped::Childless,
         }
     }
 }
 
 /// Sends a signal.
-pub fn kill(pid: Pid, signal: libc::c_int) -> io::Result<()> {
-    // SAFETY: no memory is involved.
-    check(unsafe { libc::kill(pid, signal) }).map(|_| ())
+pub fn kill(pid: Pid, signal: Signal) -> io::Result<()> {
+    let pid = rustix::process::Pid::from_raw(pid).ok_or(Errno::SRCH)?;
+    Ok(rustix::process::kill_process(pid, signal)?)
 }
 
-/// One process, as `/proc` has it.
+/// One process in `/proc`.
 pub struct Process {
-    /// Its number.
+    /// Number of the process.
     pub pid: Pid,
-    /// Its parent's.
+    /// Number of its parent.
     pub parent: Pid,
-    /// Its session's.
+    /// Number of its session.
     pub session: Pid,
 }
 
-/// Every process that this one may see.
+/// Every process that is visible to this one.
 pub fn processes() -> Vec<Process> {
     let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
     entries
@@ -261,7 +224,7 @@ pub fn processes() -> Vec<Process> {
         .filter_map(|entry| {
             let pid = entry.file_name().to_str()?.parse().ok()?;
             let stat = fs::read(entry.path().join("stat")).ok()?;
-            // The name in parentheses may hold anything, so count from the last one: state, parent, group, session.
+            // The name in parentheses may contain anything. After the last one follow state, parent, group, session.
             let after = stat.iter().rposition(|&b| b == b')')? + 1;
             let fields = std::str::from_utf8(&stat[after..]).ok()?;
             let mut fields = fields.split_ascii_whitespace().skip(1);
@@ -272,7 +235,7 @@ pub fn processes() -> Vec<Process> {
         .collect()
 }
 
-/// The children of this process, which must have one thread. A child may be missing while its siblings come and go, so
+/// The children of this process, which must have a single thread. A child may be missing while others start and end, so
 /// only [`Reaped::Childless`] proves that there is none.
 pub fn children() -> Vec<Pid> {
     match fs::read_to_string("/proc/thread-self/children") {
@@ -285,7 +248,7 @@ pub fn children() -> Vec<Pid> {
     }
 }
 
-/// All that descends from this process.
+/// All descendants of this process.
 pub fn descendants() -> Vec<Pid> {
     let mut children: BTreeMap<Pid, Vec<Pid>> = BTreeMap::new();
     for process in processes() {
@@ -294,30 +257,21 @@ pub fn descendants() -> Vec<Pid> {
     let mut found = vec![std::process::id() as Pid];
     let mut next = 0;
     while let Some(parent) = found.get(next) {
-        // Taken out, so that numbers that changed hands while we read cannot lead in a circle.
+        // Removed, so that numbers that were reused meanwhile cannot form a circle.
         found.extend(children.remove(parent).unwrap_or_default());
         next += 1;
     }
     found.split_off(1)
 }
 
-/// Makes this process the one that orphans among its descendants come to.
+/// Makes this process the parent of what among its descendants loses its own.
 pub fn become_subreaper() {
-    // SAFETY: no memory is involved. Linux has had it since 3.4.
-    unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) };
+    let set = rustix::process::set_child_subreaper(Some(rustix::process::getpid()));
+    debug_assert_eq!(set, Ok(()), "Linux has had it since 3.4");
 }
 
-/// What `ps` shows this process as; at most 15 bytes.
-pub fn set_name(name: &CStr) {
-    // SAFETY: `name` ends with a NUL.
-    unsafe { libc::prctl(libc::PR_SET_NAME, name.as_ptr(), 0, 0, 0) };
-}
-
-/// Has this process sent `signal` when its parent dies. False where the parent is not `parent` any more.
-pub fn signal_on_parent_death(signal: libc::c_int, parent: Pid) -> bool {
-    // SAFETY: no memory is involved.
-    unsafe {
-        libc::prctl(libc::PR_SET_PDEATHSIG, signal, 0, 0, 0);
-        libc::getppid() == parent
-    }
+/// Has the kernel send `signal` to this process when its parent dies. False if the parent is no longer `parent`.
+pub fn signal_on_parent_death(signal: Signal, parent: Pid) -> bool {
+    let set = rustix::process::set_parent_process_death_signal(Some(signal));
+    set.is_ok() && rustix::process::getppid() == rustix::process::Pid::from_raw(parent)
 }

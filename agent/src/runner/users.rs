@@ -1,18 +1,18 @@
 //! Users by name, from `/etc/passwd` and `/etc/group`.
 //!
-//! Read by hand: the C library's lookup loads plugins, which a static program cannot. Users that only a directory
-//! service knows are therefore unknown here.
+//! The agent parses the files itself: the lookup of the C library loads plugins, which a static program cannot. So
+//! users that only a directory service knows are unknown here.
 
-use std::fmt;
 use std::fs;
 use std::io;
 use std::marker::PhantomData;
 use std::path::PathBuf;
+use thiserror::Error;
 
 /// A user that steps can run as.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct User {
-    /// The login name.
+    /// Login name.
     pub name: String,
     /// User id.
     pub uid: u32,
@@ -25,8 +25,8 @@ pub struct User {
 }
 
 impl User {
-    /// Until the value is dropped, this thread looks files up and makes them as the user, with its rights and no more.
-    /// Without effect where the thread may not.
+    /// Until the value is dropped, this thread opens and creates files as the user, with the user's permissions.
+    /// Without effect if the thread may not change its user.
     pub fn access_files(&self) -> FileAccess {
         // SAFETY: no memory is involved. Both are of the calling thread alone, and give the id there was.
         unsafe {
@@ -56,46 +56,39 @@ impl Drop for FileAccess {
     }
 }
 
-/// Whether this process could run steps as the user of that name.
+/// Checks whether this process may run steps as the user of that name.
 ///
 /// # Errors
-/// Why not, in words.
-pub fn usable(name: &str) -> Result<(), String> {
-    let user = lookup(name).map_err(|error| error.to_string())?;
-    // SAFETY: it only asks.
-    let own = unsafe { libc::geteuid() };
-    if own == 0 || own == user.uid { Ok(()) } else { Err(format!("only root can run builds as {name:?}")) }
+/// If it may not, or there is no such user.
+pub fn usable(name: &str) -> Result<(), UserError> {
+    let user = lookup(name)?;
+    let own = rustix::process::geteuid();
+    if own.is_root() || own.as_raw() == user.uid { Ok(()) } else { Err(UserError::NotPermitted(user.name)) }
 }
 
-/// Why a user was not found.
-#[derive(Debug)]
+/// Why steps cannot run as a user.
+#[derive(Debug, Error)]
 pub enum UserError {
     /// `/etc/passwd` does not list this name.
+    #[error("there is no user {0:?} in /etc/passwd")]
     Unknown(String),
-    /// A file could not be read.
-    Unreadable(&'static str, io::Error),
+    /// A file cannot be read.
+    #[error("{0} cannot be read")]
+    Unreadable(&'static str, #[source] io::Error),
+    /// This process may not become the user of this name.
+    #[error("only root can run steps as user {0:?}")]
+    NotPermitted(String),
 }
-
-impl fmt::Display for UserError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Unknown(name) => write!(f, "there is no user {name:?} in /etc/passwd"),
-            Self::Unreadable(file, error) => write!(f, "{file} cannot be read: {error}"),
-        }
-    }
-}
-
-impl std::error::Error for UserError {}
 
 fn read(file: &'static str) -> Result<String, UserError> {
     let bytes = fs::read(file).map_err(|error| UserError::Unreadable(file, error))?;
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// The user called `name`.
+/// The user with the login name `name`.
 ///
 /// # Errors
-/// Where there is none, or the two files cannot be read.
+/// If there is none, or one of the two files cannot be read.
 pub fn lookup(name: &str) -> Result<User, UserError> {
     find(name, &read("/etc/passwd")?, &read("/etc/group")?)
 }

@@ -1,4 +1,4 @@
-//! What the agent, the zygote and the supervisors say to each other.
+//! The messages between the agent, the zygote and the supervisors.
 
 use super::Job;
 use rouse_shared::codec;
@@ -8,16 +8,16 @@ use std::collections::BTreeMap;
 use std::os::unix::ffi::OsStrExt;
 use std::time::Duration;
 
-/// From agent to supervisor: send TERM, and KILL after a while.
+/// From agent to supervisor: send SIGTERM, and later SIGKILL.
 pub const STOP: u8 = b'T';
-/// From agent to supervisor: send KILL.
+/// From agent to supervisor: send SIGKILL.
 pub const KILL: u8 = b'K';
-/// From agent to supervisor: the last [`Frame::Output`] was dealt with, another one may come.
+/// From agent to supervisor: the last [`Frame::Output`] is handled, and another one may follow.
 pub const SEEN: u8 = b'S';
 
-/// A [`Job`] for its supervisor. Paths are bytes, since they need not be text.
+/// A [`Job`] as its supervisor receives it. Paths are bytes, because they need not be UTF-8.
 #[derive(Serialize, Deserialize)]
-pub struct Order {
+pub struct StepJob {
     pub run: Vec<String>,
     pub cwd: Vec<u8>,
     pub env: BTreeMap<String, String>,
@@ -28,7 +28,7 @@ pub struct Order {
     pub max_log: u64,
 }
 
-impl Order {
+impl StepJob {
     /// The part of `job` that its supervisor needs.
     pub fn new(job: Job) -> Self {
         Self {
@@ -44,18 +44,18 @@ impl Order {
     }
 }
 
-/// From supervisor to agent: a length (4 bytes, little endian), then so many bytes of MessagePack.
+/// From supervisor to agent: a length (4 bytes, little endian), and then that many bytes of MessagePack.
 ///
-/// At most one `Output` is unanswered, and the others come once each, so the socket never fills.
+/// At most one `Output` is unanswered, and the others are sent once each, so the socket never fills.
 #[derive(Serialize, Deserialize)]
 pub enum Frame {
-    /// The command was exec'd.
+    /// The command was executed.
     Started,
-    /// The spool holds so many bytes.
+    /// The spool file has this many bytes.
     Output { length: u64 },
-    /// Nothing of the step is left.
+    /// No process of the step is left.
     Ended { state: StepState, log_length: u64, log_cut: u64, took_ms: u64 },
-    /// From the zygote in the name of a supervisor that was killed; why. Nothing of the step is left.
+    /// From the zygote on behalf of a supervisor that was killed, with the reason. No process of the step is left.
     Lost(String),
 }
 
@@ -68,10 +68,10 @@ impl Frame {
         bytes
     }
 
-    /// Takes the first whole frame out of `bytes`.
+    /// Removes the first complete frame from `bytes`.
     ///
     /// # Errors
-    /// Where what is there is no frame.
+    /// If `bytes` do not begin with a frame.
     pub fn take(bytes: &mut Vec<u8>) -> Result<Option<Self>, codec::DecodeError> {
         let Some(head) = bytes.first_chunk::<4>() else { return Ok(None) };
         let end = (u32::from_le_bytes(*head) as usize).saturating_add(4);

@@ -1,22 +1,22 @@
-//! A metadata service on loopback, as EC2 (version 2 alone) and OpenStack have it, for the agent's own tests.
+//! A metadata service on loopback like those of EC2 (version 2 only) and OpenStack, for the agent's own tests.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-/// What the service holds and how it behaves.
+/// Content and behaviour of the service.
 #[derive(Default)]
 pub struct State {
     /// Bodies by path.
     pub pages: BTreeMap<String, Vec<u8>>,
-    /// Answered in place of what is there, by path.
+    /// Statuses to answer with instead of the content, by path.
     pub statuses: BTreeMap<String, u16>,
-    /// Whether a token is wanted, as EC2 does.
+    /// Whether a token is required, as on EC2.
     pub tokens_wanted: bool,
-    /// The tokens that count.
+    /// The valid tokens.
     pub tokens: Vec<String>,
-    /// Tokens so far.
+    /// Number of tokens so far.
     pub made: usize,
     /// Requests so far: method and path.
     pub asked: Vec<String>,
@@ -29,7 +29,7 @@ pub struct Metadata {
 }
 
 impl Metadata {
-    /// One that wants tokens and holds an instance id.
+    /// A service that requires tokens and has an instance id.
     pub fn ec2(instance: &str) -> Self {
         let this = Self::at("127.0.0.1:0".parse().expect("an address"));
         this.state().tokens_wanted = true;
@@ -37,7 +37,7 @@ impl Metadata {
         this
     }
 
-    /// One that holds OpenStack's meta_data.json.
+    /// A service with OpenStack's meta_data.json.
     pub fn openstack(uuid: &str) -> Self {
         let this = Self::at("127.0.0.1:0".parse().expect("an address"));
         let meta_data =
@@ -81,7 +81,7 @@ impl Metadata {
 impl Drop for Metadata {
     fn drop(&mut self) {
         self.state = Arc::default();
-        // Wakes the thread, so that it sees that it is alone.
+        // Connects once more, so that the thread notices that it is the last owner.
         drop(TcpStream::connect(self.address));
     }
 }

@@ -1,10 +1,11 @@
-//! What the tests of the runner share: a runner in a directory of its own, and a look at the processes of the machine.
+//! Shared by the tests of the runner: a runner in a directory of its own, and the processes of the machine.
 #![allow(dead_code)] // Each test program uses its own part.
 
 use rouse_agent::clock;
 use rouse_agent::runner::{Job, Runner, StepEvent, Update};
 use rouse_shared::message::StepState;
 use rouse_shared::{AttemptId, BuildId};
+use rustix::process::{Pid, Signal, kill_process};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -16,7 +17,7 @@ use tokio::sync::mpsc::Receiver;
 pub const AGENT: &str = env!("CARGO_BIN_EXE_rouse-agent");
 pub const PATH: &str = "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin";
 
-/// In the environment of a test's steps, with a value of its own, so that its processes can be found.
+/// A variable in the environment of a test's steps, whose unique value identifies their processes.
 pub const MARK: &str = "ROUSE_TEST_MARK";
 
 pub fn attempt(number: u32) -> AttemptId {
@@ -90,7 +91,7 @@ impl Bench {
         update.expect("an update in time").expect("the runner lives").event
     }
 
-    /// Waits for the end of a job, at which nothing of it may run any more.
+    /// Waits for the end of a job, after which none of its processes may run.
     pub async fn end(&mut self, job: &Job) -> End {
         let mut events = Vec::new();
         loop {
@@ -105,7 +106,7 @@ impl Bench {
         }
     }
 
-    /// Waits until so many processes of the step run.
+    /// Waits until this many processes of the step run.
     pub async fn until_alive(&self, count: usize) -> Vec<i32> {
         until("the step's processes run", || Some(alive(&self.mark)).filter(|pids| pids.len() >= count)).await
     }
@@ -127,7 +128,7 @@ fn pids() -> impl Iterator<Item = i32> {
     fs::read_dir("/proc").expect("/proc").flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok())
 }
 
-/// The processes that bear a mark.
+/// The processes with a mark.
 pub fn alive(mark: &str) -> Vec<i32> {
     let wanted = format!("{MARK}={mark}");
     pids()
@@ -161,7 +162,6 @@ pub fn kilobytes(pid: i32, field: &str) -> Option<u64> {
     status(pid, field)?.strip_suffix(" kB")?.parse().ok()
 }
 
-pub fn signal(pid: i32, signal: i32) {
-    // SAFETY: no memory is involved.
-    assert_eq!(unsafe { libc::kill(pid, signal) }, 0, "no signal to {pid}");
+pub fn signal(pid: i32, signal: Signal) {
+    kill_process(Pid::from_raw(pid).expect("a pid"), signal).expect("signalled");
 }

@@ -1,7 +1,7 @@
 //! A build as people submit it: over HTTP, through the broker, or in a `build.toml`. [`crate::submission`] checks what the
 //! values may be.
 
-use crate::config::duration::{self, LONGEST};
+use rouse_shared::duration::{self, HumanDuration, LONGEST};
 use rouse_shared::limits::MAX_STEPS;
 use serde::de::{self, Deserializer, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize, Serializer};
@@ -25,71 +25,84 @@ const ONE_LINE: &str = r"^[^\u0000-\u001f\u007f-\u009f]*$";
 /// Text without a NUL character.
 const NO_NUL: &str = r"^[^\u0000]*$";
 
-/// A build to run.
+/// A build: what runs, and where.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(extend("not" = { "required": ["where", "worker"] })))]
 #[serde(deny_unknown_fields, expecting = "a build, such as { step = [{ run = [\"make\"] }] }")]
 pub struct Submission {
     /// What people call it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(schema_with = name)]
+    #[cfg_attr(test, schemars(length(max = MAX_NAME)))]
     pub name: Option<String>,
-    /// The worker's properties must contain these. Not together with `worker`; without either any worker may run it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// Any worker that has all of these properties; without `where` and `worker`, any worker.
+    #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(schema_with = properties)]
     pub r#where: Option<BTreeMap<String, String>>,
-    /// The worker that must run it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// This worker.
+    #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable, pattern = "^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
+    #[cfg_attr(test, schemars(regex(pattern = "^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")))]
     pub worker: Option<String>,
-    /// Higher runs first. Default 0.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// Among waiting builds the higher number goes first, then the older build.
+    #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<i32>)]
+    #[cfg_attr(test, schemars(range(min = i32::MIN, max = i32::MAX), extend("default" = 0)))]
     pub priority: Option<i64>,
-    /// How many attempts may be lost beyond the first. Default 2.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// How many attempts may be lost with their hosts before the build is lost too.
+    #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(schema_with = retries)]
+    #[cfg_attr(test, schemars(range(min = 0, max = MAX_RETRIES), extend("default" = crate::submission::DEFAULT_RETRIES)))]
     pub retries: Option<i64>,
-    /// Limit of one attempt.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// The longest that the whole build may run. After that it fails.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(test, schemars(with = "Option<crate::submission::schema_tests::Time>"))]
     pub timeout: Option<Seconds>,
-    /// Environment of every step.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// Added to the environment of every step.
+    #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(schema_with = environment)]
     pub env: Option<BTreeMap<String, String>>,
-    /// The steps, in their order.
-    #[serde(default, alias = "steps", skip_serializing_if = "Option::is_none")]
+    /// The steps, which run one after another.
+    #[serde(alias = "steps", skip_serializing_if = "Option::is_none")]
     #[schema(required, schema_with = steps)]
+    #[cfg_attr(test, schemars(required, length(min = 1, max = MAX_STEPS)))]
     pub step: Option<Vec<SubmittedStep>>,
 }
 
-/// A step to run.
+/// A step of a build.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(inline))]
 #[serde(deny_unknown_fields, expecting = "a step, such as { run = [\"make\"] }")]
 pub struct SubmittedStep {
-    /// What people call it. Default: the first word of the command.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// What people call it. Default: the command's first word.
+    #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(schema_with = name)]
+    #[cfg_attr(test, schemars(length(max = MAX_NAME)))]
     pub name: Option<String>,
-    /// What to run.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// The program and its arguments, or one string for `sh -c`.
+    #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(required, value_type = Run)]
+    #[cfg_attr(test, schemars(required))]
     pub run: Option<Run>,
-    /// Directory below the build's own.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// A directory below the build's own, which is new and empty for each attempt.
+    #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(schema_with = workdir)]
     pub workdir: Option<String>,
-    /// Environment of this step, over that of the build.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// Added to the environment, on top of the build's `env`.
+    #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(schema_with = environment)]
     pub env: Option<BTreeMap<String, String>>,
-    /// Limit of the step.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// The longest that the step may run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(test, schemars(with = "Option<crate::submission::schema_tests::Time>"))]
     pub timeout: Option<Seconds>,
-    /// How long the step may print nothing.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// The longest that the step may print nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(test, schemars(with = "Option<crate::submission::schema_tests::Time>"))]
     pub silence: Option<Seconds>,
-    /// Also run it after a failed step. Default false.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// Whether the step runs even after one that failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(test, schemars(extend("default" = false)))]
     pub always: Option<bool>,
 }
 
@@ -147,38 +160,13 @@ pub struct Seconds(pub Duration);
 
 impl Serialize for Seconds {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_u64(self.0.as_secs())
+        serializer.serialize_str(&duration::exact(self.0))
     }
 }
 
 impl<'de> Deserialize<'de> for Seconds {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct SecondsVisitor;
-
-        impl Visitor<'_> for SecondsVisitor {
-            type Value = Seconds;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("whole seconds, or a string such as \"5m\" or \"1h30m\"")
-            }
-
-            fn visit_u64<E: de::Error>(self, seconds: u64) -> Result<Seconds, E> {
-                duration::from_seconds(seconds).map(Seconds).map_err(E::custom)
-            }
-
-            fn visit_i64<E: de::Error>(self, seconds: i64) -> Result<Seconds, E> {
-                match u64::try_from(seconds) {
-                    Ok(seconds) => self.visit_u64(seconds),
-                    Err(_) => Err(E::custom("must not be negative")),
-                }
-            }
-
-            fn visit_str<E: de::Error>(self, text: &str) -> Result<Seconds, E> {
-                duration::parse(text).map(Seconds).map_err(E::custom)
-            }
-        }
-
-        deserializer.deserialize_any(SecondsVisitor)
+        HumanDuration::deserialize(deserializer).map(|HumanDuration(duration)| Self(duration))
     }
 }
 

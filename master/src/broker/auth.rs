@@ -48,22 +48,11 @@ pub struct AuthServer {
 }
 
 /// Why the server cannot run.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
+#[error("{address} cannot be listened on for the broker's questions; change broker.auth_listen")]
 pub struct AuthError {
     address: SocketAddr,
     source: std::io::Error,
-}
-
-impl fmt::Display for AuthError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "listen on {} for the broker's questions; choose another broker.auth_listen", self.address)
-    }
-}
-
-impl std::error::Error for AuthError {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        Some(&self.source)
-    }
 }
 
 struct Shared {

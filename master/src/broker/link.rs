@@ -16,7 +16,7 @@ pub(super) use connect::make_inbox;
 pub use judge::Dropped;
 pub use outbound::Outbound;
 pub use receipt::{Receipt, ack_all};
-pub use uri::{Endpoints, UrlError};
+pub use uri::Endpoints;
 
 use super::limits::RECONNECT;
 use super::rate_limiter::RateLimiter;

@@ -33,16 +33,22 @@ pub struct NodeSettings {
 }
 
 /// Why a private node cannot be had.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub enum NodeError {
     /// RabbitMQ is not installed where it is looked for.
+    #[error(
+        "{program} was not found; install RabbitMQ (Debian: apt-get install --no-install-recommends rabbitmq-server), or \
+         set broker.url to a broker of yours"
+    )]
     NotInstalled {
         /// The program that is missing.
         program: &'static str,
     },
     /// No address to listen on was given.
+    #[error("broker.listen has no address")]
     NoAddress,
     /// Another program has the address.
+    #[error("{address} cannot be listened on: {}", hint(source))]
     AddressTaken {
         /// The address.
         address: SocketAddr,
@@ -50,6 +56,7 @@ pub enum NodeError {
         source: io::Error,
     },
     /// The node's directory cannot be used.
+    #[error("{} is not usable", path.display())]
     Directory {
         /// The file or directory.
         path: PathBuf,
@@ -57,10 +64,17 @@ pub enum NodeError {
         source: io::Error,
     },
     /// The path of the node's directory is too long for a unix socket in it.
+    #[error("the path {} is too long for a socket; choose a shorter master.state_dir", .0.display())]
     PathTooLong(PathBuf),
     /// There is data of a node but not the password that its account was made with.
+    #[error(
+        "{} is gone, and the broker knows the master by it; bring it back, or remove the directory mnesia beside it, which \
+         forgets what waits in the broker's queues",
+        .0.display()
+    )]
     PasswordLost(PathBuf),
     /// The processes cannot be started.
+    #[error("{} cannot be started", program.display())]
     Spawn {
         /// Which.
         program: PathBuf,
@@ -68,6 +82,7 @@ pub enum NodeError {
         source: io::Error,
     },
     /// It ended before it was ready.
+    #[error("the broker ended ({how}) and said: {output}")]
     Ended {
         /// How it ended.
         how: String,
@@ -75,75 +90,25 @@ pub enum NodeError {
         output: String,
     },
     /// It was not ready in time.
+    #[error("the broker was not ready within {} s and said: {output}", NODE_READY.as_secs())]
     NotReady {
         /// The end of what it printed.
         output: String,
     },
-    /// It came up for the first time and its queue of builds could not be made; what lapin says.
-    FirstBoot(lapin::Error),
+    /// It came up for the first time and its queue of builds could not be made; why.
+    #[error("the queue of builds cannot be declared on the broker's first boot")]
+    FirstBoot(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The supervising thread ended, which it does only when asked.
+    #[error("the broker was stopped")]
     Stopped,
 }
 
-impl fmt::Display for NodeError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::NotInstalled { program } => write!(
-                f,
-                "find {program}: install RabbitMQ (Debian: apt-get install --no-install-recommends rabbitmq-server), \
-                 or set broker.url to a broker of yours"
-            ),
-            Self::NoAddress => f.write_str("start a private broker without an address: broker.listen is empty"),
-            Self::AddressTaken { address, source } => {
-                let hint = if source.kind() == std::io::ErrorKind::AddrNotAvailable {
-                    "this machine does not have it, or not yet (a bridge that is down?); bring it up, or choose another"
-                } else {
-                    "another program (a system-wide RabbitMQ?) may have it; choose another"
-                };
-                write!(f, "listen on {address} for the private broker: {hint} broker.listen")
-            }
-            Self::Directory { path, .. } => write!(f, "use {} for the private broker", path.display()),
-            Self::PathTooLong(path) => {
-                write!(
-                    f,
-                    "make a socket in {}: the path is too long; choose a shorter master.state_dir",
-                    path.display()
-                )
-            }
-            Self::PasswordLost(path) => write!(
-                f,
-                "log in to the private broker: {} is gone; bring it back, or remove the directory mnesia beside it, \
-                 which forgets what waits in its queues",
-                path.display()
-            ),
-            Self::Spawn { program, .. } => write!(f, "start {}", program.display()),
-            Self::Ended { how, output } => write!(f, "start the private broker: it ended ({how}) and said: {output}"),
-            Self::NotReady { output } => write!(
-                f,
-                "start the private broker: it was not ready within {} s and said: {output}",
-                NODE_READY.as_secs()
-            ),
-            Self::FirstBoot(_) => f.write_str("make the queue of builds on the private broker's first boot"),
-            Self::Stopped => f.write_str("start the private broker: it was stopped"),
-        }
-    }
-}
-
-impl std::error::Error for NodeError {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        match self {
-            Self::AddressTaken { source, .. } | Self::Directory { source, .. } | Self::Spawn { source, .. } => {
-                Some(source)
-            }
-            Self::FirstBoot(source) => Some(source),
-            Self::NotInstalled { .. }
-            | Self::NoAddress
-            | Self::PathTooLong(_)
-            | Self::PasswordLost(_)
-            | Self::Ended { .. }
-            | Self::NotReady { .. }
-            | Self::Stopped => None,
-        }
+/// What to do about an address that cannot be listened on.
+fn hint(error: &io::Error) -> &'static str {
+    if error.kind() == io::ErrorKind::AddrNotAvailable {
+        "this machine does not have it, or not yet (a bridge that is down?); bring it up, or change broker.listen"
+    } else {
+        "another program (a system-wide RabbitMQ?) may use it; stop that, or change broker.listen"
     }
 }
 

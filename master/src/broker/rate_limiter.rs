@@ -3,10 +3,11 @@
 
 use super::refusals::Refusals;
 use crate::clock;
+use crate::sync::lock;
 use rouse_shared::message::ToMaster;
 use rouse_shared::{Timestamp, WorkerName};
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 /// Messages of one agent in a row, and a second in the long run. The fastest that one worker was ever seen to run builds
@@ -77,14 +78,14 @@ impl RateLimiter {
 
     /// Whether an agent is cut off now.
     pub fn is_cut_off(&self, worker: &str) -> bool {
-        let records = self.records.lock().unwrap_or_else(PoisonError::into_inner);
+        let records = lock(&self.records);
         records.get(worker).and_then(|record| record.until).is_some_and(|until| until > clock::now())
     }
 
     /// How many are cut off now.
     pub fn cut_off(&self) -> u64 {
         let now = clock::now();
-        let records = self.records.lock().unwrap_or_else(PoisonError::into_inner);
+        let records = lock(&self.records);
         records.values().filter(|record| record.until.is_some_and(|until| until > now)).count() as u64
     }
 
@@ -110,7 +111,7 @@ impl RateLimiter {
     }
 
     fn count(&self, worker: &WorkerName, now: Timestamp, deed: &Kind) {
-        let mut records = self.records.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut records = lock(&self.records);
         // The broker vouches for the name, so there are no more of them than workers.
         if !records.contains_key(worker.as_str()) {
             records.insert(worker.to_string(), Record::new(now, None));

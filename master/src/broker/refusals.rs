@@ -1,8 +1,9 @@
 //! Who was refused and why: remembered for the broker's event that brings the address, and logged without flooding.
 
 use super::limits::REMEMBERED_LOG_LINES;
+use crate::sync::lock;
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 use tracing::warn;
 
@@ -90,7 +91,7 @@ impl Refusals {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 }
 

@@ -1,11 +1,12 @@
 //! The commands and their options, as clap reads them.
 
 use super::exit::Exit;
-use crate::config::duration;
 use crate::core::build::BuildState;
 use clap::builder::{PossibleValuesParser, TypedValueParser as _};
 use clap::{Args, Parser, Subcommand};
+use rouse_shared::duration;
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// Starts build hosts when builds are waiting, runs the builds on them, and stops paying for the hosts afterwards.
 #[derive(Parser, Debug)]
@@ -142,6 +143,12 @@ pub(super) enum Command {
         /// The shell.
         shell: clap_complete::Shell,
     },
+    /// Write the manual pages of rouse and its commands, for `make build` and packagers.
+    #[command(hide = true)]
+    Man {
+        /// The directory, which is created if it is missing.
+        dir: PathBuf,
+    },
 }
 
 /// One of the states that clap has let through.
@@ -194,8 +201,8 @@ pub(super) struct BuildArgs {
     #[arg(long, value_name = "K=V", value_parser = pair)]
     pub(super) env: Vec<(String, String)>,
     /// Time limit of the whole build: seconds, or with a unit (20m, 1h30m).
-    #[arg(long, value_name = "DURATION", value_parser = duration)]
-    pub(super) timeout: Option<u64>,
+    #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
+    pub(super) timeout: Option<Duration>,
     /// Do not follow: print the build's number and exit.
     #[arg(long)]
     pub(super) detach: bool,
@@ -205,11 +212,6 @@ pub(super) struct BuildArgs {
     /// The command to run, as the build's only step.
     #[arg(last = true, value_name = "COMMAND")]
     pub(super) command: Vec<String>,
-}
-
-/// Whole seconds, or a text with units; in seconds.
-fn duration(text: &str) -> Result<u64, String> {
-    text.parse().or_else(|_| duration::parse(text).map(|parsed| parsed.as_secs()))
 }
 
 fn pair(text: &str) -> Result<(String, String), String> {

@@ -1,9 +1,9 @@
 //! The commands' side of the HTTP API.
 
-use super::chain;
 use super::error::CliError;
 use crate::api;
 use reqwest::{Method, Response, StatusCode};
+use rouse_shared::error::Chain;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::path::Path;
@@ -54,7 +54,7 @@ impl Client {
             // Nothing is encrypted, so a machine without certificate authorities must do.
             http = http.tls_certs_only([]);
         }
-        let http = http.build().map_err(|error| CliError::Usage(format!("cannot set up HTTP: {}", chain(&error))))?;
+        let http = http.build().map_err(|error| CliError::Usage(format!("cannot set up HTTP: {}", Chain(&error))))?;
         Ok(Self { http, server: server.to_owned(), token: token()? })
     }
 
@@ -159,7 +159,8 @@ impl Client {
 
     /// No answer came.
     pub(super) fn unreachable_error(&self, error: &reqwest::Error) -> CliError {
-        let cause = std::error::Error::source(error).map_or_else(|| error.to_string(), chain);
+        let cause =
+            std::error::Error::source(error).map_or_else(|| error.to_string(), |cause| Chain(cause).to_string());
         CliError::Unreachable(format!("cannot reach the master at {}: {cause}", self.server))
     }
 }

@@ -58,7 +58,7 @@ impl Exit {
             Self::Refused => "no such thing, or refused",
             Self::Lost => "the build was lost",
             Self::Cancelled => "the build was cancelled",
-            Self::Interrupted => "interrupted while following; the build goes on",
+            Self::Interrupted => "interrupted while following; the build continues",
         }
     }
 

@@ -2,11 +2,11 @@
 
 use super::client::Client;
 use super::error::CliError;
-use super::output::{Table, ago, between, in_words, listing, or_dash, plain, say};
+use super::output::{Table, ago, between, listing, or_dash, plain, say};
 use crate::api;
 use crate::core::build::BuildState;
 use crate::core::event::Operation;
-use rouse_shared::{Timestamp, WorkerName};
+use rouse_shared::{Timestamp, WorkerName, duration};
 
 /// Builds that are asked for at once.
 const PAGE: usize = 1_000;
@@ -59,7 +59,7 @@ async fn say_what_waits(client: &Client, now: Timestamp) -> Result<(), CliError>
         1 => "1 mail has".to_owned(),
         count => format!("{count} mails have"),
     };
-    let waited = in_words(now.since(oldest.created.0));
+    let waited = duration::rough(now.since(oldest.created.0));
     let why = mails.iter().find_map(|mail| mail.error.as_deref()).unwrap_or("it has not answered yet");
     say(&plain(&format!("{many} been waiting for the relay for {waited}: {why}")));
     Ok(())

@@ -49,6 +49,7 @@ pub fn run(cli: &Cli, local: &dyn Local) -> ExitCode {
         Command::Demo { source } => local.demo(source.as_deref()),
         Command::LibvirtNetwork { config, network } => libvirt_network(config, network.as_deref()),
         Command::Completions { shell } => completions(*shell),
+        Command::Man { dir } => manual(dir),
         remote => match client_command(&cli.server, remote, local) {
             Ok(exit) => exit.into(),
             Err(error) => error.report().into(),
@@ -104,7 +105,8 @@ async fn remote(client: &Client, command: &Command, now: Timestamp) -> Result<Ex
         | Command::Check { .. }
         | Command::LibvirtNetwork { .. }
         | Command::Demo { .. }
-        | Command::Completions { .. } => {
+        | Command::Completions { .. }
+        | Command::Man { .. } => {
             return Err(CliError::Usage("this command needs no master".to_owned()));
         }
     }
@@ -125,6 +127,16 @@ fn completions(shell: clap_complete::Shell) -> ExitCode {
     }
 }
 
+fn manual(dir: &Path) -> ExitCode {
+    let written = std::fs::create_dir_all(dir).and_then(|()| clap_mangen::generate_to(Cli::command(), dir));
+    match written {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            CliError::Usage(format!("manual pages cannot be written to {}: {error}", dir.display())).report().into()
+        }
+    }
+}
+
 fn libvirt_network(config: &Path, name: Option<&str>) -> ExitCode {
     let loaded = crate::config::load(config).map_err(|faults| faults.to_string());
     let text = loaded.and_then(|config| crate::hosts::libvirt_network::network(&config, name));
@@ -134,16 +146,34 @@ fn libvirt_network(config: &Path, name: Option<&str>) -> ExitCode {
     }
 }
 
-/// An error and what caused it, in one line.
-fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let more = error.to_string();
-        if !text.contains(&more) {
-            text = format!("{text}: {more}");
-        }
-        cause = error.source();
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    /// What a page shows, without the marks of its typesetting.
+    fn plain(page: &str) -> String {
+        ["\\fB", "\\fI", "\\fR"].iter().fold(page.to_owned(), |text, mark| text.replace(mark, "")).replace("\\-", "-")
     }
-    text
+
+    #[test]
+    fn every_command_has_a_manual_page_with_its_options() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(manual(dir.path()), ExitCode::SUCCESS);
+        let mut expected = vec!["rouse.1".to_owned()];
+        for command in Cli::command().get_subcommands().filter(|command| !command.is_hide_set()) {
+            let name = format!("rouse-{}.1", command.get_name());
+            let page = plain(&std::fs::read_to_string(dir.path().join(&name)).unwrap());
+            for option in command.get_arguments().filter_map(|option| option.get_long()) {
+                assert!(page.contains(&format!("--{option}")), "{name} does not mention --{option}");
+            }
+            expected.push(name);
+        }
+        let mut found: Vec<_> =
+            std::fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        found.sort();
+        expected.sort();
+        assert_eq!(found, expected);
+        assert_eq!(manual(&dir.path().join("rouse.1")), ExitCode::from(2), "a file is no directory");
+    }
 }

@@ -1,10 +1,9 @@
 //! What the commands print: results on stdout, rouse's own words on stderr, never a panic where nobody reads any more.
 
 use crate::api::Time;
-use rouse_shared::Timestamp;
+use rouse_shared::{Timestamp, duration};
 use serde::Serialize;
 use std::io::{self, Write as _};
-use std::time::Duration;
 
 /// Prints a message on stderr.
 pub(super) fn say(text: &str) {
@@ -85,41 +84,14 @@ pub(super) fn or_dash<T: ToString>(value: Option<&T>) -> String {
     value.map(T::to_string).filter(|text| !text.is_empty()).unwrap_or_else(|| "-".to_owned())
 }
 
-/// How long ago, in one unit.
+/// How long ago.
 pub(super) fn ago(at: Option<Time>, now: Timestamp) -> String {
-    at.map_or_else(|| "-".to_owned(), |at| format!("{} ago", short(now.since(at.0))))
+    at.map_or_else(|| "-".to_owned(), |at| format!("{} ago", duration::rough(now.since(at.0))))
 }
 
 /// From one moment to another, or to now.
 pub(super) fn between(from: Option<Time>, to: Option<Time>, now: Timestamp) -> String {
-    from.map_or_else(|| "-".to_owned(), |from| short(to.map_or(now, |to| to.0).since(from.0)))
-}
-
-/// A duration in a sentence, in its largest unit.
-pub(super) fn in_words(duration: Duration) -> String {
-    let (count, unit) = largest_unit(duration);
-    let unit = match unit {
-        's' => "second",
-        'm' => "minute",
-        'h' => "hour",
-        _ => "day",
-    };
-    format!("{count} {unit}{}", if count == 1 { "" } else { "s" })
-}
-
-/// A duration for people, in its largest unit.
-pub(super) fn short(duration: Duration) -> String {
-    let (count, unit) = largest_unit(duration);
-    format!("{count}{unit}")
-}
-
-fn largest_unit(duration: Duration) -> (u64, char) {
-    match duration.as_secs() {
-        seconds @ 0..60 => (seconds, 's'),
-        seconds @ 60..3_600 => (seconds / 60, 'm'),
-        seconds @ 3_600..172_800 => (seconds / 3_600, 'h'),
-        seconds => (seconds / 86_400, 'd'),
-    }
+    from.map_or_else(|| "-".to_owned(), |from| duration::rough(to.map_or(now, |to| to.0).since(from.0)))
 }
 
 #[cfg(test)]
@@ -134,17 +106,12 @@ mod tests {
     }
 
     #[test]
-    fn ages_are_in_one_unit() {
+    fn ages_have_two_units() {
         let now = Timestamp(1_795_435_200_000);
-        for (before, short, words) in [
-            (500, "0s ago", "0 seconds"),
-            (60_000, "1m ago", "1 minute"),
-            (180_000, "3m ago", "3 minutes"),
-            (3 * 3_600_000, "3h ago", "3 hours"),
-            (72 * 3_600_000, "3d ago", "3 days"),
-        ] {
-            assert_eq!(ago(Some(Time(Timestamp(now.0 - before))), now), short);
-            assert_eq!(in_words(Duration::from_millis(before)), words);
+        for (before, expected) in
+            [(500, "0s ago"), (180_000, "3m ago"), (190 * 60_000, "3h10m ago"), (75 * 3_600_000, "3d3h ago")]
+        {
+            assert_eq!(ago(Some(Time(Timestamp(now.0 - before))), now), expected);
         }
         assert_eq!(ago(Some(Time(Timestamp(now.0 + 5_000))), now), "0s ago");
         assert_eq!(ago(None, now), "-");

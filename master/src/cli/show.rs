@@ -2,8 +2,7 @@
 
 use super::output::{Table, ago, between, line, or_dash, plain};
 use crate::api;
-use crate::config::duration;
-use rouse_shared::Timestamp;
+use rouse_shared::{Timestamp, duration};
 use std::io;
 use std::time::Duration;
 
@@ -44,7 +43,7 @@ fn head(whole: &api::BuildInFull, now: Timestamp) -> String {
     field("where", or_dash(properties.as_ref()));
     field("priority", build.priority.to_string());
     field("retries", whole.retries.to_string());
-    let limit = whole.timeout.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()).map(duration::show);
+    let limit = whole.timeout.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()).map(duration::exact);
     field("timeout", or_dash(limit.as_ref()));
     field("created", format!("{} ({})", build.created, ago(Some(build.created), now)));
     if build.started.is_some() {

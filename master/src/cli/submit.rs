@@ -9,7 +9,6 @@ use super::output;
 use super::watch::ProgressReporter;
 use crate::api::{self, Run, Seconds, Submission, SubmittedStep};
 use crate::submission;
-use std::time::Duration;
 
 /// Submits, and unless detached follows. How the build ended, or the submission.
 pub(super) async fn build(client: &Client, args: &BuildArgs) -> Result<Exit, CliError> {
@@ -64,7 +63,7 @@ fn put_together(args: &BuildArgs) -> Result<Submission, CliError> {
     build.name = args.name.clone().or(build.name);
     build.priority = args.priority.map(i64::from).or(build.priority);
     build.retries = args.retries.map(i64::from).or(build.retries);
-    build.timeout = args.timeout.map(|timeout| Seconds(Duration::from_secs(timeout))).or(build.timeout);
+    build.timeout = args.timeout.map(Seconds).or(build.timeout);
     if !args.command.is_empty() {
         build.step =
             Some(vec![SubmittedStep { run: Some(Run::Words(args.command.clone())), ..SubmittedStep::default() }]);

@@ -1,7 +1,8 @@
 //! The first pass: TOML with the place of every value, and a reader that notes each fault and goes on.
 
-use super::duration;
 use super::fault::Fault;
+use super::keys::Section;
+use super::shorten;
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -95,24 +96,26 @@ pub(super) struct Table<'d> {
     pub(super) at: usize,
     pub(super) member: Option<Member<'d>>,
     pub(super) map: &'d DeTable<'d>,
+    /// The keys that may be asked for, and that all have to be.
+    keys: &'static Section,
     asked: RefCell<Vec<&'static str>>,
 }
 
 impl<'d> Table<'d> {
-    pub(super) fn root(notes: &'d Notes<'d>, map: &'d DeTable<'d>) -> Self {
-        Self { notes, path: String::new(), at: 0, member: None, map, asked: RefCell::default() }
+    pub(super) fn root(notes: &'d Notes<'d>, map: &'d DeTable<'d>, keys: &'static Section) -> Self {
+        Self { notes, path: String::new(), at: 0, member: None, map, keys, asked: RefCell::default() }
     }
 
     /// A table that has nothing in it, for a section that is absent.
-    pub(super) fn absent(&self, key: &str, empty: &'d DeTable<'d>) -> Table<'d> {
+    pub(super) fn absent(&self, key: &str, keys: &'static Section, empty: &'d DeTable<'d>) -> Table<'d> {
         let (path, at) = (self.path_of(key), self.at);
-        Table { notes: self.notes, path, at, member: self.member, map: empty, asked: RefCell::default() }
+        Table { notes: self.notes, path, at, member: self.member, map: empty, keys, asked: RefCell::default() }
     }
 
     /// The same table, read for this worker.
     pub(super) fn member(from: &Table<'d>, member: Option<Member<'d>>) -> Self {
         let (path, at) = (from.path.clone(), from.at);
-        Table { notes: from.notes, path, at, member, map: from.map, asked: RefCell::default() }
+        Table { notes: from.notes, path, at, member, map: from.map, keys: from.keys, asked: RefCell::default() }
     }
 
     pub(super) fn path_of(&self, key: &str) -> String {
@@ -121,6 +124,7 @@ impl<'d> Table<'d> {
 
     /// The value of a key, which is a known one from now on.
     pub(super) fn get(&self, key: &'static str) -> Option<Value<'d>> {
+        debug_assert!(self.keys.keys.iter().any(|k| k.name == key), "{} is not in config/keys.rs", self.path_of(key));
         self.asked.borrow_mut().push(key);
         let (found, value) = self.map.get_key_value(key)?;
         // A table's own span is its header, of which the key is the better place.
@@ -160,6 +164,9 @@ impl<'d> Table<'d> {
     /// Notes every key that nobody asked for.
     pub(super) fn finish(&self) {
         let known = self.asked.borrow();
+        for key in self.keys.keys {
+            debug_assert!(known.contains(&key.name), "{} of config/keys.rs is never read", self.path_of(key.name));
+        }
         for (key, value) in self.map {
             let name = key.get_ref().as_ref();
             if known.contains(&name) {
@@ -175,7 +182,7 @@ impl<'d> Table<'d> {
                     format!("known here are {}", all.join(", "))
                 }
             };
-            let path = self.path_of(&duration::shorten(name));
+            let path = self.path_of(&shorten(name));
             self.notes.fault(key.span().start, &path, format!("unknown {kind}; {hint}"));
         }
     }
@@ -263,11 +270,11 @@ impl<'d> Value<'d> {
         self.value.is_str()
     }
 
-    /// The table that this is.
-    pub(super) fn table(&self, expected: &str) -> Option<Table<'d>> {
+    /// The table that this is, of which `keys` are read.
+    pub(super) fn table(&self, expected: &str, keys: &'static Section) -> Option<Table<'d>> {
         let DeValue::Table(map) = self.value else { return self.wrong(expected) };
         let (path, at) = (self.path.clone(), self.at);
-        Some(Table { notes: self.notes, path, at, member: self.member, map, asked: RefCell::default() })
+        Some(Table { notes: self.notes, path, at, member: self.member, map, keys, asked: RefCell::default() })
     }
 
     /// The items of the list that this is, with their places.
@@ -287,30 +294,6 @@ impl<'d> Value<'d> {
 /// The known word that `word` most likely stands for.
 fn nearest<'k>(word: &str, known: &[&'k str]) -> Option<&'k str> {
     let most = (word.chars().count() / 3).max(1);
-    let scored = known.iter().map(|k| (distance(word, k, most), *k)).filter(|(d, _)| *d <= most);
+    let scored = known.iter().map(|k| (strsim::osa_distance(word, k), *k)).filter(|(d, _)| *d <= most);
     scored.min().map(|(_, k)| k)
-}
-
-/// How many letters must be changed, added, removed or swapped with their neighbour; anything above `most` may be told
-/// as `most + 1`.
-fn distance(a: &str, b: &str, most: usize) -> usize {
-    let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
-    if a.len().abs_diff(b.len()) > most {
-        return most + 1;
-    }
-    let mut before: Vec<usize> = Vec::new();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for i in 1..=a.len() {
-        let mut next = vec![i];
-        for j in 1..=b.len() {
-            let change = row[j - 1] + usize::from(a[i - 1] != b[j - 1]);
-            let mut best = change.min(row[j] + 1).min(next[j - 1] + 1);
-            if i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] {
-                best = best.min(before[j - 2] + 1);
-            }
-            next.push(best);
-        }
-        before = std::mem::replace(&mut row, next);
-    }
-    row[b.len()]
 }

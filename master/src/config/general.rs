@@ -1,8 +1,9 @@
 //! The sections that are not workers: `[master]`, `[broker]`, `[mail]`, `[audit]`, `[limits]`.
 
 use super::document::Table;
-use super::secret::Secret;
-use super::{BrokerConfig, MailConfig, MasterConfig, Relay, RelayTls, duration, read, url};
+use super::keys::{self, Section};
+use super::{BrokerConfig, MailConfig, MasterConfig, Relay, RelayTls, read, shorten, url};
+use rouse_shared::Secret;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -25,12 +26,13 @@ pub(super) fn local(port: u16) -> SocketAddr {
 }
 
 /// A section, or nothing of it.
-fn section<'d>(root: &Table<'d>, key: &'static str, empty: &'d DeTable<'d>) -> Table<'d> {
-    root.optional(key, |v| v.table(&format!("a section: write [{key}]"))).unwrap_or_else(|| root.absent(key, empty))
+fn section<'d>(root: &Table<'d>, key: &'static str, keys: &'static Section, empty: &'d DeTable<'d>) -> Table<'d> {
+    let table = root.optional(key, |v| v.table(&format!("a section: write [{key}]"), keys));
+    table.unwrap_or_else(|| root.absent(key, keys, empty))
 }
 
 pub(super) fn master<'d>(root: &Table<'d>, empty: &'d DeTable<'d>) -> MasterConfig {
-    let table = section(root, "master", empty);
+    let table = section(root, "master", &keys::MASTER, empty);
     let name = table.or("name", DEFAULT_NAME.to_owned(), |v| {
         let name = v.word()?;
         let fits = name.len() <= 63 && name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'));
@@ -56,7 +58,7 @@ pub(super) fn master<'d>(root: &Table<'d>, empty: &'d DeTable<'d>) -> MasterConf
 }
 
 pub(super) fn broker<'d>(root: &Table<'d>, master: &MasterConfig, empty: &'d DeTable<'d>) -> BrokerConfig {
-    let table = section(root, "broker", empty);
+    let table = section(root, "broker", &keys::BROKER_KEYS, empty);
     let url = table.optional("url", |v| {
         let secret = v.secret()?;
         match url::broker(secret.expose()) {
@@ -80,7 +82,9 @@ pub(super) fn broker<'d>(root: &Table<'d>, master: &MasterConfig, empty: &'d DeT
         agent_url: table.optional("agent_url", |v| {
             let text = v.word()?;
             match url::broker(&text) {
-                Ok(url) if url.has_login => v.fault("must have no user and password in it: each agent has its own"),
+                Ok(url) if url.login.is_some() => {
+                    v.fault("must have no user and password in it: each agent has its own")
+                }
                 Ok(_) => Some(text),
                 Err(why) => v.fault(why),
             }
@@ -117,7 +121,7 @@ pub(super) fn default_mail() -> MailConfig {
 }
 
 pub(super) fn mail<'d>(root: &Table<'d>, empty: &'d DeTable<'d>) -> MailConfig {
-    let table = section(root, "mail", empty);
+    let table = section(root, "mail", &keys::MAIL, empty);
     let default = default_mail();
     let mail = MailConfig {
         from: table.or("from", default.from, |v| v.email()),
@@ -134,7 +138,7 @@ pub(super) fn mail<'d>(root: &Table<'d>, empty: &'d DeTable<'d>) -> MailConfig {
 
 /// `[audit]`: the interval, and whether an orphan is terminated.
 pub(super) fn audit<'d>(root: &Table<'d>, empty: &'d DeTable<'d>) -> (Duration, bool) {
-    let table = section(root, "audit", empty);
+    let table = section(root, "audit", &keys::AUDIT, empty);
     let interval = table.or("interval", DEFAULT_AUDIT, |v| v.duration(Duration::from_secs(1)));
     let terminate = table.or("on_orphan", true, |v| {
         v.choice_since_renamed(&[("terminate", true), ("report", false)], &[("stop", "terminate")])
@@ -151,7 +155,7 @@ pub(super) struct Limits {
 }
 
 pub(super) fn limits<'d>(root: &Table<'d>, empty: &'d DeTable<'d>) -> Limits {
-    let table = section(root, "limits", empty);
+    let table = section(root, "limits", &keys::LIMITS, empty);
     let limits = Limits {
         max_hosts: table.optional("max_hosts", |v| {
             if v.whole(0)? == 0 { v.fault("must be at least 1; for no cap leave the key out") } else { v.whole(1) }
@@ -166,11 +170,11 @@ pub(super) fn limits<'d>(root: &Table<'d>, empty: &'d DeTable<'d>) -> Limits {
 /// Why a host elsewhere could not reach the broker; nothing where it could, as far as this file tells.
 pub(super) fn unreachable(broker: &BrokerConfig) -> Option<String> {
     if let Some(agent_url) = &broker.agent_url {
-        let loopback = url::broker(agent_url).is_ok_and(|url| url.loopback);
+        let loopback = url::broker(agent_url).is_ok_and(|url| url.is_loopback());
         return loopback.then(|| "broker.agent_url is an address of this machine alone".to_owned());
     }
     if let Some(own) = &broker.url {
-        let loopback = url::broker(own.expose()).is_ok_and(|url| url.loopback);
+        let loopback = url::broker(own.expose()).is_ok_and(|url| url.is_loopback());
         return loopback.then(|| "broker.url is an address of this machine alone: set broker.agent_url".to_owned());
     }
     let usable = |a: &SocketAddr| !a.ip().is_loopback() && !a.ip().is_unspecified();
@@ -187,7 +191,7 @@ pub(super) fn unreachable(broker: &BrokerConfig) -> Option<String> {
 /// The check of a property's name.
 pub(super) fn property_name(name: &str) -> Result<(), String> {
     if name.is_empty() || name.chars().any(|c| c.is_control() || c == '=') {
-        return Err(format!("{:?} cannot name a property: no '=' or control characters", duration::shorten(name)));
+        return Err(format!("{:?} cannot name a property: no '=' or control characters", shorten(name)));
     }
     Ok(())
 }

@@ -1,18 +1,20 @@
 //! The configuration: `rouse.toml` read into types that cannot be wrong, with everything that is wrong said at once.
 //!
 //! Three passes. `document` parses the text and keeps where each value stands; `general`, `workers` and `hosts` validate
-//! with the readers of `read`;
-//! what comes out is wired to the core as a [`Plan`]. A fault never ends a pass: it is noted, a stand-in value goes on,
-//! and a configuration with any fault is not handed out.
+//! with the readers of `read`; what comes out is wired to the core as a [`Plan`]. A fault never ends a pass: it is noted, a stand-in value goes on,
+//! and a configuration with any fault is not handed out. `keys` has every key and what it is for, `schema` makes of that
+//! what editors read.
 
 mod check;
 mod document;
-pub mod duration;
 mod fault;
 mod general;
 pub mod hosts;
+#[cfg_attr(not(test), expect(dead_code, reason = "the schema, which a test makes, reads more of it than the reader"))]
+mod keys;
 mod read;
-mod secret;
+#[cfg(test)]
+pub(crate) mod schema;
 mod template;
 mod url;
 mod workers;
@@ -23,7 +25,7 @@ mod tests;
 pub use check::{Look, check};
 pub use fault::{Fault, Faults};
 pub use hosts::{Ec2Config, HostConfig, LibvirtConfig, OpenstackConfig, ProcessConfig};
-pub use secret::Secret;
+pub use rouse_shared::Secret;
 
 use crate::core::plan::{MailPlan, Plan, ProviderKind};
 use rouse_shared::WorkerName;
@@ -111,7 +113,7 @@ impl MailConfig {
         let relay = &self.relay;
         match relay.tls {
             RelayTls::Implicit | RelayTls::Required => true,
-            RelayTls::Opportunistic => relay.login.is_some() && !url::is_loopback(&relay.host),
+            RelayTls::Opportunistic => relay.login.is_some() && !rouse_shared::broker_url::is_loopback(&relay.host),
             RelayTls::Never => false,
         }
     }
@@ -119,7 +121,7 @@ impl MailConfig {
     /// Whether the relay's certificate has to be right. Where TLS is a matter of luck any is better than none, and a relay
     /// of this machine seldom has one that anybody has signed.
     pub fn verifies(&self) -> bool {
-        self.ca.is_some() || (self.needs_tls() && !url::is_loopback(&self.relay.host))
+        self.ca.is_some() || (self.needs_tls() && !rouse_shared::broker_url::is_loopback(&self.relay.host))
     }
 
     /// What the core has to know of it.
@@ -194,7 +196,7 @@ fn read_text(text: &str, path: &Path, env: document::Environment<'_>) -> Reading
     let notes = document::Notes::new(path, text, base, env);
     let config = document::parse(text, &notes).map(|root| {
         let empty = toml::de::DeTable::new();
-        let root = document::Table::root(&notes, root.get_ref());
+        let root = document::Table::root(&notes, root.get_ref(), &keys::ROOT);
         let master = general::master(&root, &empty);
         let broker = general::broker(&root, &master, &empty);
         let mail = general::mail(&root, &empty);
@@ -290,4 +292,10 @@ pub fn changes_needing_restart(old: &Config, new: &Config) -> Vec<String> {
         ("broker.auth_listen", a.1.auth_listen != b.1.auth_listen),
     ];
     keys.into_iter().filter(|(_, differs)| *differs).map(|(key, _)| key.to_owned()).collect()
+}
+
+/// The beginning of a text, for a message.
+pub(crate) fn shorten(text: &str) -> String {
+    const MOST: usize = 60;
+    if text.chars().count() <= MOST { text.to_owned() } else { text.chars().take(MOST).chain(['…']).collect() }
 }

@@ -1,8 +1,8 @@
 //! How each kind of value is read: its type, its range, and what is said where it is neither.
 
 use super::document::{Value, substitute};
-use super::duration;
-use super::secret::Secret;
+use super::{keys, shorten};
+use rouse_shared::{Secret, duration};
 use std::collections::BTreeMap;
 use std::io::Read as _;
 use std::net::SocketAddr;
@@ -104,7 +104,7 @@ impl Value<'_> {
         };
         match duration {
             Ok(duration) if duration < least => {
-                self.fault(format!("must be at least {}, not {}", duration::show(least), duration::show(duration)))
+                self.fault(format!("must be at least {}, not {}", duration::exact(least), duration::exact(duration)))
             }
             Ok(duration) => Some(duration),
             Err(message) => self.fault(message),
@@ -131,11 +131,11 @@ impl Value<'_> {
 
     /// A table of texts.
     pub(super) fn texts(&self, check_key: impl Fn(&str) -> Result<(), String>) -> Option<BTreeMap<String, String>> {
-        let table = self.table("a table of strings, such as { os = \"linux\" }")?;
+        let table = self.table("a table of strings, such as { os = \"linux\" }", &keys::FREE)?;
         let mut texts = BTreeMap::new();
         for (key, value) in table.map {
             let name = key.get_ref().to_string();
-            let path = table.path_of(&duration::shorten(&name));
+            let path = table.path_of(&shorten(&name));
             if let Err(message) = check_key(&name) {
                 self.notes.fault(key.span().start, &path, message);
             }
@@ -158,7 +158,7 @@ impl Value<'_> {
         text.parse().ok().or_else(|| {
             self.fault(format!(
                 "{:?} is not an address with a port: write \"127.0.0.1:8090\" or \"[::1]:8090\"",
-                duration::shorten(&text)
+                shorten(&text)
             ))
         })
     }
@@ -190,7 +190,7 @@ impl Value<'_> {
 
     /// The content of the file that `{ file = … }` names, where this is such a table.
     pub(super) fn file_content(&self, expected: &str) -> Option<String> {
-        let table = self.table(expected)?;
+        let table = self.table(expected, &keys::FILE)?;
         let content = table.required("file", "file = \"path\"", |file| file.content_of(&file.path()?));
         table.finish();
         content
@@ -202,7 +202,7 @@ impl Value<'_> {
             self.text()?
         } else {
             let expected = "a string, { file = \"path\" } or { env = \"NAME\" }";
-            let table = self.table(expected)?;
+            let table = self.table(expected, &keys::SECRET_SOURCE)?;
             let (file, env) = (table.get("file"), table.get("env"));
             table.finish();
             match (file, env) {
@@ -240,10 +240,7 @@ impl Value<'_> {
         if is_address(&text) {
             Some(text)
         } else {
-            self.fault(format!(
-                "{:?} is not an e-mail address: write \"user@host.example.org\"",
-                duration::shorten(&text)
-            ))
+            self.fault(format!("{:?} is not an e-mail address: write \"user@host.example.org\"", shorten(&text)))
         }
     }
 
@@ -275,7 +272,7 @@ impl Value<'_> {
             return Some(*choice);
         }
         let words: Vec<_> = choices.iter().map(|(word, _)| format!("\"{word}\"")).collect();
-        self.fault(format!("expected one of {}, not {:?}", words.join(", "), duration::shorten(&text)))
+        self.fault(format!("expected one of {}, not {:?}", words.join(", "), shorten(&text)))
     }
 }
 

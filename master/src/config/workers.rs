@@ -3,9 +3,10 @@
 use super::document::{Member, Table, Value};
 use super::general::{self, property_name};
 use super::hosts::{self, HostConfig};
-use super::{AVAILABLE, BrokerConfig, LibvirtConfig, duration, template};
+use super::keys;
+use super::{AVAILABLE, BrokerConfig, LibvirtConfig, template};
 use crate::core::plan::{Digest, LatentPlan, ProviderKind, WorkerPlan};
-use rouse_shared::WorkerName;
+use rouse_shared::{WorkerName, duration};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -40,7 +41,7 @@ pub(super) fn read(root: &Table<'_>, broker: &BrokerConfig) -> Workers {
     let sections = root.optional("worker", |v| v.items("a list of sections: write [[worker]], with two brackets"));
     let unreachable = general::unreachable(broker);
     for section in sections.unwrap_or_default() {
-        let Some(mut table) = section.table("a section: write [[worker]]") else { continue };
+        let Some(mut table) = section.table("a section: write [[worker]]", &keys::WORKER) else { continue };
         // Sections of an array have one path: the line tells them apart.
         table.path = "worker".to_owned();
         workers.section(&table, unreachable.as_deref());
@@ -192,7 +193,7 @@ fn keepalive(value: &Value<'_>) -> Option<Keepalive> {
         return Some(Keepalive::WithoutLease);
     }
     let interval = value.duration(Duration::ZERO)?;
-    if interval.is_zero() {
+    if interval < SECOND {
         return value.fault("must be at least 1s; to do without a lease write \"none\"");
     }
     Some(Keepalive::Every(interval))
@@ -204,7 +205,7 @@ fn lease(table: &Table<'_>, keepalive: Option<Keepalive>) -> Option<Duration> {
         (Some(Keepalive::Every(interval)), Some(value)) => {
             let lease = value.duration(SECOND)?;
             if lease < interval * 2 {
-                let least = duration::show(interval * 2);
+                let least = duration::exact(interval * 2);
                 return value.fault(format!(
                     "must be two keepalive intervals at least, {least}: one lost heartbeat is no death"
                 ));
@@ -259,7 +260,9 @@ fn provider(table: &Table<'_>) -> Option<(Option<HostConfig>, ProviderKind, u64)
     let mut chosen = None;
     for (value, kind) in sections {
         let name = kind.as_str();
-        let Some(section) = value.table(&format!("a section: write [worker.{name}]")) else { continue };
+        let Some(section) = value.table(&format!("a section: write [worker.{name}]"), hosts::keys_of(kind)) else {
+            continue;
+        };
         let (host, fingerprint) = hosts::read(kind, &section);
         match &chosen {
             None => chosen = Some((host, kind, fingerprint)),

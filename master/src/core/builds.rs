@@ -6,7 +6,7 @@ use super::queue::{self, Place};
 use super::record::Record;
 use super::timers::Timer;
 use super::{Core, Timestamp};
-use rouse_shared::message::{AttemptReport, Order, Outcome, StepState, ToAgent};
+use rouse_shared::message::{AttemptReport, Outcome, RunAttempt, StepState, ToAgent};
 use rouse_shared::{AttemptId, BuildId, HostId, WorkerName};
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -173,7 +173,7 @@ impl Core {
         env.insert("ROUSE_BUILD".to_owned(), id.build.to_string());
         env.insert("ROUSE_ATTEMPT".to_owned(), id.number.to_string());
         env.insert("ROUSE_WORKER".to_owned(), worker_name.to_string());
-        let order = Order {
+        let order = RunAttempt {
             session: attempt.session.clone(),
             attempt: id,
             env,
@@ -181,7 +181,7 @@ impl Core {
             timeout_ms: build.spec.timeout_ms,
             steps: build.spec.steps.clone(),
         };
-        self.send(&worker_name, ToAgent::Order(Box::new(order)));
+        self.send(&worker_name, ToAgent::RunAttempt(Box::new(order)));
     }
 
     /// An agent's picture of an attempt that was given to it.

@@ -337,14 +337,9 @@ impl Core {
 
     /// Random hexadecimal digits: two for each byte.
     fn random_hex(&mut self, bytes: usize) -> String {
-        use std::fmt::Write as _;
         let mut raw = vec![0_u8; bytes];
         self.rng.fill_bytes(&mut raw);
-        raw.iter().fold(String::with_capacity(bytes * 2), |mut text, byte| {
-            // Writing to a string cannot fail.
-            write!(text, "{byte:02x}").unwrap_or_default();
-            text
-        })
+        hex::encode(raw)
     }
 }
 

@@ -145,14 +145,14 @@ pub fn message(message: &ToAgent) -> String {
             format!("refused{}: {reason}", if *power_off { " and to power off" } else { "" })
         }
         ToAgent::Renewed { seq, lease_ms, .. } => format!("renewed {seq} {lease_ms:?}"),
-        ToAgent::Order(order) => format!("order {}", order.attempt),
+        ToAgent::RunAttempt(order) => format!("order {}", order.attempt),
         ToAgent::Cancel { attempt, .. } => format!("cancel {attempt}"),
         ToAgent::Settled { attempts, .. } => {
             let all: Vec<_> = attempts.iter().map(ToString::to_string).collect();
             format!("settled {}", all.join(" "))
         }
         ToAgent::Resend { attempt, step, offset, .. } => format!("resend {attempt} step {step} from {offset}"),
-        ToAgent::Drain { drain, sleep, .. } => format!("drain {drain}{}", if *sleep { ", to suspend" } else { "" }),
+        ToAgent::Drain { drain, suspend, .. } => format!("drain {drain}{}", if *suspend { ", to suspend" } else { "" }),
         ToAgent::Undrain { .. } => "undrain".to_owned(),
         ToAgent::Exit { .. } => "exit".to_owned(),
     }

@@ -20,8 +20,8 @@ const SUSPEND_LIMIT: Duration = Duration::from_secs(900);
 impl Core {
     /// Tells an agent to take nothing new, and whether its machine may be suspended after that.
     pub(super) fn send_drain(&mut self, worker: &WorkerName, session: SessionId, drain: u64) {
-        let sleep = self.latent_of(worker).is_some_and(|latent| latent.suspend.is_some());
-        self.send(worker, ToAgent::Drain { session, drain, sleep });
+        let suspend = self.latent_of(worker).is_some_and(|latent| latent.suspend.is_some());
+        self.send(worker, ToAgent::Drain { session, drain, suspend });
     }
 
     /// Why the host is not to be suspended, or not any longer; nothing where it may.

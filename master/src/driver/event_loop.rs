@@ -14,6 +14,7 @@ use crate::store::{self, Store, StoreError};
 use crate::submission::{self, Invalid};
 use crate::web::{BuildFilter, Figure, Health, Metrics, Query, Request};
 use crate::{clock, core::build::BuildSpec};
+use rouse_shared::error::Chain;
 use rouse_shared::message::ToMaster;
 use rouse_shared::{BuildId, WorkerName};
 use std::collections::BTreeMap;
@@ -237,8 +238,8 @@ impl EventLoop {
             Ok(known) => known.map(|(build, id)| (id, build)),
             Err(error) => {
                 let error: StoreError = error;
-                error!("failed to {error}");
-                return self.doer.refuse(asker, "message_id", &format!("the master failed to {error}; try again"));
+                error!("{}", Chain(&error));
+                return self.doer.refuse(asker, "message_id", &format!("{}; try again", Chain(&error)));
             }
         };
         match spec {
@@ -358,7 +359,7 @@ impl EventLoop {
     fn count_ended(&mut self) {
         match self.store.count_ended() {
             Ok(counts) => self.ended = counts,
-            Err(error) => error!("failed to {error}"),
+            Err(error) => error!("{}", Chain(&error)),
         }
     }
 
@@ -427,8 +428,9 @@ impl Waiting {
 
 /// What to answer if the ledger cannot be read; logged here, since the asker may be anybody.
 fn unreadable(error: StoreError) -> String {
-    error!("failed to {error}");
-    format!("the master failed to {error}")
+    let text = Chain(&error).to_string();
+    error!("{text}");
+    text
 }
 
 /// Whose queue this is.

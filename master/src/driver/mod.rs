@@ -24,6 +24,8 @@ use crate::hosts::{self, Death, Hosts};
 use crate::logs::{Logs, Written};
 use crate::store::Store;
 use crate::web;
+use rouse_shared::broker_url::{BrokerUrl, UrlError};
+use rouse_shared::error::Chain;
 use rouse_shared::{AttemptId, MasterId};
 use std::collections::HashMap;
 use std::fmt;
@@ -45,31 +47,24 @@ const DISK_PAUSE: Duration = Duration::from_secs(1);
 
 /// Why the master cannot run.
 #[derive(Debug)]
-pub struct Failure(Vec<String>);
+pub struct Failure(String);
 
 impl Failure {
     /// What could not be done, and the error with its causes.
     pub fn new(what: impl fmt::Display, error: &dyn std::error::Error) -> Self {
-        let mut chain = vec![what.to_string(), error.to_string()];
-        let mut source = error.source();
-        while let Some(cause) = source {
-            chain.push(cause.to_string());
-            source = cause.source();
-        }
-        chain.retain(|text| !text.is_empty());
-        Self(chain)
+        Self(format!("{what}: {}", Chain(error)))
     }
 }
 
 impl From<String> for Failure {
     fn from(text: String) -> Self {
-        Self(vec![text])
+        Self(text)
     }
 }
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0.join(": "))
+        f.write_str(&self.0)
     }
 }
 
@@ -133,26 +128,18 @@ impl web::LogSource for LogFiles {
 }
 
 /// What agents are told to dial.
-fn agent_url(config: &Config) -> String {
+fn agent_url(config: &Config) -> Result<String, UrlError> {
     if let Some(url) = &config.broker.agent_url {
-        return url.clone();
+        return Ok(url.clone());
     }
-    match &config.broker.url {
-        Some(url) => without_login(url.expose()),
+    Ok(match &config.broker.url {
+        Some(url) => BrokerUrl::parse(url.expose())?.to_string(),
         None => {
             let address = config.broker.listen.first().copied();
             let address = address.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 5672)));
-            format!("amqp://{address}/{}", broker::VHOST)
+            BrokerUrl::of_address(address, broker::VHOST).to_string()
         }
-    }
-}
-
-/// A URL without its user and password.
-fn without_login(url: &str) -> String {
-    let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
-    let authority = rest.find('/').unwrap_or(rest.len());
-    let start = rest[..authority].rfind('@').map_or(0, |at| at + 1);
-    format!("{scheme}://{}", &rest[start..])
+    })
 }
 
 impl Master {
@@ -197,9 +184,10 @@ impl Master {
         spawn_log_writer(logs.clone(), room, chunks_in, events.clone())?;
 
         let mut seed = [0_u8; 32];
-        getrandom::fill(&mut seed).map_err(|e| Failure(vec!["cannot draw random numbers".into(), e.to_string()]))?;
+        getrandom::fill(&mut seed).map_err(|e| Failure::new("cannot draw random numbers", &e))?;
         let start = Start { master: MasterId(state.id.clone()), plan: Arc::new(config.plan.clone()), ledger, seed };
-        let boot = perform::Boot { broker: agent_url(&config), ca: read_ca(&config)? };
+        let agent_url = agent_url(&config).map_err(|e| Failure::new("cannot use broker.url", &e))?;
+        let boot = perform::Boot { broker: agent_url, ca: read_ca(&config)? };
         let refusals = Refusals::default();
         let doer = perform::Executor {
             runtime: tokio::runtime::Handle::current(),
@@ -299,7 +287,7 @@ async fn connect(
                 node_name_suffix: state.id.chars().take(8).collect(),
                 extra_config: String::new(),
             };
-            let node = Node::start(settings).await.map_err(|e| Failure::new("cannot run a private broker", &e))?;
+            let node = Node::start(settings).await.map_err(|e| Failure::new("cannot start the private broker", &e))?;
             let endpoints = endpoints(node.url())?;
             (Some(node), endpoints)
         }
@@ -389,7 +377,7 @@ pub async fn run(path: &Path, config: Config) -> Result<(), Failure> {
             _ = hangup.recv() => reload(path, &mut running, &master.control).await,
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
-            why = master.failed() => return Err(Failure(vec!["the master cannot go on".to_owned(), why])),
+            why = master.failed() => return Err(Failure(format!("the master cannot go on: {why}"))),
         }
     }
     info!("ending; hosts stay as they are");

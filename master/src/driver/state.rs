@@ -1,9 +1,9 @@
 //! The state directory: locked by one master, and the master's identity and token in it.
 
 use crate::config::Secret;
-use std::fmt;
+use crate::files;
 use std::fs::{self, File};
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Read as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
@@ -18,45 +18,19 @@ pub struct State {
 }
 
 /// Why a state directory cannot be used.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub enum StateError {
     /// Another master runs on it.
+    #[error("another master runs on the state directory {}; give this one its own master.state_dir", .0.display())]
     InUse(PathBuf),
     /// A file cannot be made, read or locked.
+    #[error("{} is not usable; fix its owner, or change master.state_dir", path.display())]
     File {
-        /// Which.
+        /// The file, or the directory itself.
         path: PathBuf,
-        /// Why.
+        /// What the kernel says.
         source: io::Error,
     },
-}
-
-impl fmt::Display for StateError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::InUse(dir) => {
-                write!(
-                    f,
-                    "another master runs on the state directory {}; give this one its own master.state_dir",
-                    dir.display()
-                )
-            }
-            Self::File { path, .. } => write!(
-                f,
-                "the state directory cannot be used; master.state_dir must be writable for the master's user: {}",
-                path.display()
-            ),
-        }
-    }
-}
-
-impl std::error::Error for StateError {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        match self {
-            Self::InUse(_) => None,
-            Self::File { source, .. } => Some(source),
-        }
-    }
 }
 
 impl State {
@@ -111,16 +85,9 @@ fn kept(path: &Path) -> io::Result<String> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let mut raw = [0_u8; 16];
             getrandom::fill(&mut raw).map_err(io::Error::other)?;
-            let text: String = raw.iter().map(|byte| format!("{byte:02x}")).collect();
-            // Whole or not at all: half an identity would disown every host.
-            let partial = path.with_extension("new");
-            let mut file = File::options().create(true).write(true).truncate(true).mode(0o600).open(&partial)?;
-            file.write_all(format!("{text}\n").as_bytes())?;
-            file.sync_all()?;
-            fs::rename(&partial, path)?;
-            if let Some(dir) = path.parent() {
-                File::open(dir)?.sync_all()?;
-            }
+            let text = hex::encode(raw);
+            // Half an identity would disown every host.
+            files::replace(path, format!("{text}\n").as_bytes())?;
             Ok(text)
         }
         Err(error) => Err(error),

@@ -7,6 +7,7 @@ use crate::broker::{Admission, Inbound};
 use crate::clock;
 use crate::core::event::{Effect, Event, Reply};
 use crate::web::Request;
+use rouse_shared::error::Chain;
 use rouse_shared::message::{ToAgent, ToMaster};
 use std::time::Duration;
 use tracing::error;
@@ -18,9 +19,9 @@ impl EventLoop {
     /// Commits the records of a batch, however long the disk takes.
     pub(super) async fn commit(&mut self, inputs: &mut Inputs, waiting: &mut Waiting) {
         while let Err(error) = self.store.commit(&self.batch.records) {
-            let text = error.to_string();
+            let text = Chain(&error).to_string();
             if self.commit_error.as_ref() != Some(&text) {
-                error!("failed to {text}; nothing new is taken until it can be written");
+                error!("{text}; nothing new is taken until it can be written");
             }
             self.commit_error = Some(text);
             if self.linked && !std::mem::replace(&mut self.shut, true) {
@@ -56,8 +57,8 @@ impl EventLoop {
         match request {
             Request::Query(query) => self.answer(query),
             Request::Command { reply, .. } => {
-                let why = self.commit_error.as_deref().unwrap_or("write the ledger");
-                let reason = format!("the master failed to {why}; try again when it can be written");
+                let why = self.commit_error.as_deref().unwrap_or("the ledger cannot be written");
+                let reason = format!("{why}; try again when it can be written");
                 drop(reply.send(Reply::Unavailable(reason)));
             }
         }

@@ -1,9 +1,10 @@
 //! What a provider must not forget over a restart, as lines of a file: where it has made hosts. A list is whole only when
 //! it covers those places too that have gone from the configuration since.
 
+use crate::files;
 use std::collections::BTreeSet;
-use std::fs::{self, File};
-use std::io::{self, Write as _};
+use std::fs;
+use std::io;
 use std::path::PathBuf;
 
 /// Lines of a file that is there once the first of them is.
@@ -57,12 +58,7 @@ impl PersistedSet {
         if let Some(dir) = self.path.parent() {
             fs::create_dir_all(dir)?;
         }
-        let partial = self.path.with_extension("new");
-        let mut file = File::create(&partial)?;
-        for line in all {
-            writeln!(file, "{line}")?;
-        }
-        file.sync_all()?;
-        fs::rename(&partial, &self.path)
+        let text: String = all.iter().map(|line| format!("{line}\n")).collect();
+        files::replace(&self.path, text.as_bytes())
     }
 }

@@ -11,6 +11,7 @@ use crate::clock;
 use crate::config::{Config, HostConfig};
 use crate::core::event::{ListedHost, Owner, PartialList, StartError, Started, Termination};
 use crate::core::record::{Host, LaunchSpec};
+use crate::sync::lock;
 use rouse_shared::boot::BootData;
 use rouse_shared::{HostId, Timestamp, WorkerName};
 use stamped::{HOST_STAMP, MASTER_STAMP, Stamped, agents_of, id_of, kill, name_of, pidfd, runs, scan, stamped};
@@ -20,7 +21,7 @@ use std::io::{self, Read as _, Seek as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::Duration;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
@@ -76,7 +77,7 @@ impl Processes {
 
     /// Takes the agents of a new configuration.
     pub fn configure(&self, config: &Config) {
-        *self.agents.lock().unwrap_or_else(PoisonError::into_inner) = agents_in(config);
+        *lock(&self.agents) = agents_in(config);
     }
 
     fn log_path(&self, worker: &WorkerName) -> PathBuf {
@@ -94,7 +95,7 @@ impl Processes {
 
     fn prepare_now(&self, host: &Host, mut boot: BootData) -> Result<LaunchSpec, StartError> {
         let agent = {
-            let agents = self.agents.lock().unwrap_or_else(PoisonError::into_inner);
+            let agents = lock(&self.agents);
             agents.get(&host.worker).cloned().unwrap_or_else(|| PathBuf::from("rouse-agent"))
         };
         // A process has no identity of its own: it is told its host's id.
@@ -163,7 +164,7 @@ impl Processes {
         })?;
         let pid = child.id().and_then(|pid| i32::try_from(pid).ok());
         let started = pid.and_then(|pid| stamped::started(pid).ok()).unwrap_or(0);
-        self.watched.lock().unwrap_or_else(PoisonError::into_inner).insert(host.id.clone());
+        lock(&self.watched).insert(host.id.clone());
         let ending = self.ending(host.id.clone());
         tokio::spawn(async move {
             let why = match child.wait().await {
@@ -177,13 +178,13 @@ impl Processes {
 
     /// Tells of the death of an agent that is not our child: one that an earlier master has started.
     fn watch(&self, host: HostId, agent: &Stamped) {
-        if !self.watched.lock().unwrap_or_else(PoisonError::into_inner).insert(host.clone()) {
+        if !lock(&self.watched).insert(host.clone()) {
             return;
         }
         // SAFETY: an `OwnedFd` stays open, and the same descriptor, for as long as the `AsyncFd` owns it.
         let Ok(fd) = pidfd(agent.pid).and_then(|fd| unsafe { AsyncFd::register(fd) }.map_err(io::Error::from)) else {
             // Gone already, or there is no descriptor to be had: the next list looks again.
-            self.watched.lock().unwrap_or_else(PoisonError::into_inner).remove(&host);
+            lock(&self.watched).remove(&host);
             return;
         };
         let ending = self.ending(host);
@@ -203,8 +204,8 @@ impl Processes {
         let all = scan(owner).await.map_err(|e| format!("list processes: {e}"))?;
         let ours: Vec<Stamped> = all.into_iter().filter(|p| p.host == *host).collect();
         if ours.is_empty() {
-            self.watched.lock().unwrap_or_else(PoisonError::into_inner).remove(host);
-            self.headless.lock().unwrap_or_else(PoisonError::into_inner).remove(host);
+            lock(&self.watched).remove(host);
+            lock(&self.headless).remove(host);
             let dir = self.host_dir(host);
             let shown = dir.display().to_string();
             return match beside(move || remove_dir(&dir)).await {
@@ -221,7 +222,7 @@ impl Processes {
     /// The agent first and alone: its supervisors see it go, end what they run, and end themselves. Killing them too
     /// would leave the processes of a step without anyone to end them, so they get their time.
     fn to_kill<'a>(&self, host: &HostId, ours: &'a [Stamped]) -> Vec<&'a Stamped> {
-        let mut headless = self.headless.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut headless = lock(&self.headless);
         let agents: Vec<&Stamped> = ours.iter().filter(|p| p.agent).collect();
         if !agents.is_empty() {
             headless.remove(host);

@@ -16,7 +16,7 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
-use std::{fmt, fs, io};
+use std::{fs, io};
 
 mod migrate;
 #[cfg(test)]
@@ -26,13 +26,22 @@ mod tests;
 const SCHEMA: i32 = 2;
 
 /// What kept a batch from being committed, or the ledger from being read.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// SQLite's own error: a full disk, a read-only directory, a damaged file.
+    /// SQLite's own error: a full disk, a read-only directory. Not a source, since its own source repeats it.
+    #[error("the ledger cannot be used: {0}")]
     Sqlite(rusqlite::Error),
+    /// SQLite finds that the file is no database, or a broken one.
+    #[error(
+        "the ledger is damaged ({0}); bring back a copy of ledger.sqlite, or move it away with its -wal and -shm: builds are \
+         then forgotten, and hosts that run are orphans to the audit"
+    )]
+    Damaged(rusqlite::Error),
     /// The file cannot be made or opened.
-    File(io::Error),
+    #[error("the ledger cannot be opened")]
+    File(#[source] io::Error),
     /// A row's JSON is not what this version writes.
+    #[error("the ledger's row {row} is not readable")]
     Row {
         /// The table and key.
         row: String,
@@ -40,40 +49,16 @@ pub enum StoreError {
         source: serde_json::Error,
     },
     /// The file was written by a newer version of rouse.
+    #[error("the ledger's tables are of version {0}, and this rouse knows {SCHEMA}; install a newer rouse")]
     Newer(i32),
 }
 
-impl fmt::Display for StoreError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Sqlite(error) => {
-                write!(f, "use the ledger: {error}")?;
-                let code = error.sqlite_error_code();
-                if matches!(code, Some(rusqlite::ErrorCode::NotADatabase | rusqlite::ErrorCode::DatabaseCorrupt)) {
-                    f.write_str(
-                        "; bring back a copy of ledger.sqlite, or move it away with its -wal and -shm: builds are then \
-                         forgotten, and hosts that run are orphans to the audit",
-                    )?;
-                }
-                Ok(())
-            }
-            Self::File(error) => write!(f, "open the ledger: {error}"),
-            Self::Row { row, source } => write!(f, "read the ledger's row {row}: {source}"),
-            Self::Newer(version) => {
-                write!(
-                    f,
-                    "use the ledger: its tables are of version {version}, this rouse knows {SCHEMA}; install a newer rouse"
-                )
-            }
-        }
-    }
-}
-
-impl std::error::Error for StoreError {}
-
 impl From<rusqlite::Error> for StoreError {
     fn from(error: rusqlite::Error) -> Self {
-        Self::Sqlite(error)
+        match error.sqlite_error_code() {
+            Some(rusqlite::ErrorCode::NotADatabase | rusqlite::ErrorCode::DatabaseCorrupt) => Self::Damaged(error),
+            Some(_) | None => Self::Sqlite(error),
+        }
     }
 }
 

@@ -191,3 +191,11 @@ fn a_ledger_of_the_first_version_is_taken_over() {
     let again = Store::open(&path).unwrap().load().unwrap();
     assert_eq!(again, ledger);
 }
+
+#[test]
+fn an_unreadable_row_is_named_with_its_cause() {
+    let source = serde_json::from_str::<u8>("x").unwrap_err();
+    let error = StoreError::Row { row: "build 7".to_owned(), source };
+    let text = "the ledger's row build 7 is not readable: expected value at line 1 column 1";
+    assert_eq!(rouse_shared::error::Chain(&error).to_string(), text);
+}

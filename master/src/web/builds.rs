@@ -139,8 +139,7 @@ pub(super) async fn explain_build(
     post, path = "/api/builds/{id}/cancel", params(("id" = api::Id, Path, description = "The build's number.")),
     responses(
         (status = 200, description = "The build is being cancelled.", body = api::AcceptedBuild),
-        (status = 404, description = "There is no such build.", body = api::Error),
-        (status = 409, description = "The build has ended.", body = api::Error),
+        (status = 404, description = "There is no such build that has not ended.", body = api::Error),
     ),
 )]
 pub(super) async fn cancel_build(

@@ -62,7 +62,6 @@ pub(super) async fn list_mails(
     responses(
         (status = 200, description = "It is done.", body = api::WorkerOperation),
         (status = 404, description = "There is no such worker or operation.", body = api::Error),
-        (status = 409, description = "The worker cannot do this.", body = api::Error),
     ),
 )]
 pub(super) async fn operate_worker(
@@ -86,7 +85,6 @@ pub(super) async fn operate_worker(
     responses(
         (status = 200, description = "The host is being terminated.", body = api::TerminatedHost),
         (status = 404, description = "There is no such host.", body = api::Error),
-        (status = 409, description = "The host cannot be terminated.", body = api::Error),
     ),
 )]
 pub(super) async fn terminate_host(

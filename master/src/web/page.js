@@ -102,12 +102,18 @@ async function post(path, done) {
 
 // ---- times and sizes
 
+// As rouse_shared::duration::rough prints it: 42s, 1h30m, 3d4h.
 function formatDuration(seconds) {
-  const s = Math.max(0, Math.round(seconds));
-  if (s < 60) return `${s} s`;
-  if (s < 3600) return `${Math.floor(s / 60)} min${s < 600 && s % 60 ? ` ${s % 60} s` : ""}`;
-  if (s < 86400) return `${Math.floor(s / 3600)} h ${Math.floor(s % 3600 / 60)} min`;
-  return `${Math.floor(s / 86400)} d ${Math.floor(s % 86400 / 3600)} h`;
+  const units = [["d", 86400], ["h", 3600], ["m", 60], ["s", 1]];
+  let rest = Math.max(0, Math.floor(seconds));
+  const first = units.findIndex(([, size]) => rest >= size);
+  if (first < 0) return "0s";
+  let text = "";
+  for (const [name, size] of units.slice(first, first + 2)) {
+    if (rest >= size) text += `${Math.floor(rest / size)}${name}`;
+    rest %= size;
+  }
+  return text;
 }
 
 function relativeText(time) {
@@ -569,7 +575,7 @@ async function loadBuild(id) {
       [`${s.number}. ${s.name}`, s.name === command ? null : el("div", { class: "small" }, el("code", { class: "command", title: command }, command))],
       [stateBadge(s.state), describeOutcome(s)],
       timeElement(s.started, "ago"),
-      s.duration === null || s.duration === undefined ? (s.state === "running" ? timeElement(s.started, "for") : null) : el("span", { class: "nowrap num" }, s.duration < 10 ? `${s.duration.toFixed(1)} s` : formatDuration(s.duration)),
+      s.duration === null || s.duration === undefined ? (s.state === "running" ? timeElement(s.started, "for") : null) : el("span", { class: "nowrap num" }, s.duration < 10 ? `${s.duration.toFixed(1)}s` : formatDuration(s.duration)),
       begun ? [el("a", { href: at(attempt.number, s.number), "aria-current": s === step ? "true" : null }, s.log_length === null ? "follow" : formatBytes(s.log_length)),
         s.log_thrown_away ? secondary(`${formatBytes(s.log_thrown_away)} more were dropped: over the limit of log size`) : null, s.log_lacks_end ? secondary("its end is lost") : null] : null,
     ];

@@ -317,7 +317,7 @@ fn obey(world: &mut World, command: Command, changes: &broadcast::Sender<Change>
         Command::CancelBuild(build) => match world.builds.get_mut(&build) {
             None => Reply::NotFound(format!("there is no build {build}")),
             Some(view) if view.state.is_final() => {
-                Reply::Refused { field: None, reason: format!("build {build} has ended") }
+                Reply::NotFound(format!("there is no build {build} that has not ended"))
             }
             Some(view) => {
                 view.build.status.end = Some(BuildEnd::Cancelled);

@@ -139,7 +139,7 @@ async fn a_build_is_told_in_full() {
     assert_eq!(get(&fake, "/api/builds?state=queued").await.1, json!([]));
     assert_eq!(get(&fake, "/api/builds?before=12").await.1, json!([]));
     let (status, _) = send(&fake, Method::POST, "/api/builds/12/cancel", Some(TOKEN), "").await;
-    assert_eq!(status, StatusCode::CONFLICT);
+    assert_eq!(status, StatusCode::NOT_FOUND);
 }
 
 #[tokio::test]

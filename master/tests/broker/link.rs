@@ -53,7 +53,7 @@ async fn an_agent_says_hello_and_is_answered_in_its_own_queue() {
     until("the hello comes in", || shared.saw(|seen| *seen == Seen::Agent(name.clone(), hello.clone()))).await;
     until("the log comes in", || shared.saw(|seen| *seen == Seen::Log(name.clone(), chunk(LOG_CHUNK)))).await;
 
-    let answer = |drain| ToAgent::Drain { session: SessionId("s".to_owned()), drain, sleep: false };
+    let answer = |drain| ToAgent::Drain { session: SessionId("s".to_owned()), drain, suspend: false };
     for drain in 0..500 {
         assert!(shared.link.try_send(Outbound::Agent { queue: queue.clone(), message: answer(drain) }));
     }

@@ -61,7 +61,7 @@ async fn smoke() {
     let mut answers = own_queue(&channel, queue).await.unwrap();
     let stop = stopwatch();
     for drain in 0..ANSWERS {
-        let message = || ToAgent::Drain { session: SessionId("s".to_owned()), drain, sleep: false };
+        let message = || ToAgent::Drain { session: SessionId("s".to_owned()), drain, suspend: false };
         while !shared.link.try_send(Outbound::Agent { queue: queue.to_owned(), message: message() }) {
             tokio::task::yield_now().await;
         }

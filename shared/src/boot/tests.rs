@@ -1,4 +1,4 @@
-//! Boot data get through whatever bears them, whole or not at all.
+//! Boot data survive every form in which they are handed over, completely or not at all.
 #![allow(clippy::unwrap_used)]
 
 use super::*;
@@ -44,19 +44,19 @@ fn strings_of_the_firmware_make_a_whole_in_any_order() {
 }
 
 #[test]
-fn strings_that_make_no_whole_are_told_of() {
+fn incomplete_strings_are_an_error() {
     let read = |strings: &[&str]| from_oem_strings(strings.iter().copied());
     for (strings, error) in [
-        (&["rouse.boot:1/2:AAAA"][..], FormError::Pieces(1, 2)),
-        (&["rouse.boot:1/2:AAAA", "rouse.boot:2/3:AAAA"], FormError::Pieces(1, 3)),
-        (&["rouse.boot:1/2:AAAA", "rouse.boot:1/2:BBBB"], FormError::Pieces(1, 2)),
-        (&["rouse.boot:0/2:AAAA"], FormError::BadString),
-        (&["rouse.boot:3/2:AAAA"], FormError::BadString),
-        (&["rouse.boot:1/0:AAAA"], FormError::BadString),
-        (&["rouse.boot:1/999999999999:AAAA"], FormError::BadString),
-        (&["rouse.boot:one:AAAA"], FormError::BadString),
-        (&["rouse.boot:!"], FormError::BadBase64),
-        (&["rouse.boot:/w=="], FormError::BadBase64),
+        (&["rouse.boot:1/2:AAAA"][..], BootDataError::Pieces(1, 2)),
+        (&["rouse.boot:1/2:AAAA", "rouse.boot:2/3:AAAA"], BootDataError::Pieces(1, 3)),
+        (&["rouse.boot:1/2:AAAA", "rouse.boot:1/2:BBBB"], BootDataError::Pieces(1, 2)),
+        (&["rouse.boot:0/2:AAAA"], BootDataError::BadString),
+        (&["rouse.boot:3/2:AAAA"], BootDataError::BadString),
+        (&["rouse.boot:1/0:AAAA"], BootDataError::BadString),
+        (&["rouse.boot:1/999999999999:AAAA"], BootDataError::BadString),
+        (&["rouse.boot:one:AAAA"], BootDataError::BadString),
+        (&["rouse.boot:!"], BootDataError::BadBase64),
+        (&["rouse.boot:/w=="], BootDataError::BadBase64),
     ] {
         assert_eq!(read(strings), Err(error), "{strings:?}");
     }

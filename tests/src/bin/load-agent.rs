@@ -216,7 +216,7 @@ impl Worker {
                 }
                 true = async { ending.wait_for(|end| *end).await.is_ok() }, if !self.asked => {
                     self.asked = true;
-                    waiting.push_back(Event::Shutdown);
+                    waiting.push_back(Event::Terminate);
                 }
                 () = tokio::time::sleep(pause) => waiting.push_back(Event::Tick),
             }
@@ -232,7 +232,7 @@ impl Worker {
                 }
                 Some(Event::FromMaster { connection, message })
             }
-            LinkEvent::Garbage(why) => {
+            LinkEvent::Malformed(why) => {
                 eprintln!("load-agent: {}: {why}", self.name);
                 None
             }

@@ -40,7 +40,7 @@ pub enum Break {
     NoMaxAge,
     /// A master that starts knows nothing of the hosts that sleep.
     ForgetSleepers,
-    /// A host is woken with the boot data that it was made with.
+    /// A host is resumed with the boot data that it was made with.
     OldToken,
     /// Machines that the ledger does not know are left running.
     LeaveOrphans,

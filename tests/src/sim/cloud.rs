@@ -273,7 +273,7 @@ impl World {
         }
     }
 
-    fn stop_vms(&mut self, host: &HostId) -> Stopped {
+    fn stop_vms(&mut self, host: &HostId) -> Termination {
         let mut ending = Vec::new();
         let mut all_gone = true;
         for vm in self.cloud.vms.get_mut(host).into_iter().flatten() {
@@ -359,7 +359,13 @@ impl World {
                     if vm.listed_from <= now && vm.listed_until > now {
                         let Started { handle, identity } = vm.started();
                         let asleep = matches!(vm.power, Power::Dozing | Power::Asleep);
-                        listed.push(ListedHost { host: host.clone(), handle, identity, owner: Owner::Ours, suspended: asleep });
+                        listed.push(ListedHost {
+                            host: host.clone(),
+                            handle,
+                            identity,
+                            owner: Owner::Ours,
+                            suspended: asleep,
+                        });
                     }
                 }
             }

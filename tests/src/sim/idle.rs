@@ -137,7 +137,7 @@ impl World {
         let busy = self.disk.builds.values().any(|b| b.status.live_attempt().is_some_and(|a| a.worker == host.worker));
         plan.is_some_and(|l| l.template == template)
             && host.state == HostState::Ready
-            && self.disk.workers.get(&host.worker).is_none_or(|w| w.wish == DesiredState::Work)
+            && self.disk.workers.get(&host.worker).is_none_or(|w| w.desired == DesiredState::Work)
             && !busy
     }
 

@@ -58,7 +58,7 @@ impl World {
                     self.idle.remove(&host.id);
                 }
                 self.check_asleep(host);
-                self.check_woken(host);
+                self.check_resumed(host);
             }
             Record::Session(session) if session.impostor => self.summary.strays += 1,
             Record::Session(_)
@@ -155,8 +155,11 @@ impl World {
         }
         let Some(build) = self.disk.builds.get(&id) else { return };
         let retries = self.asked_for(&build.spec.name).map_or(0, |spec| spec.retries as usize);
-        let lost = status.attempts.iter().filter(|a| matches!(a.outcome, Some(Outcome::Lost(_)))).count();
-        let declined = status.attempts.len() - lost;
+        let lost = |a: &&Attempt| matches!(a.outcome, Some(Outcome::Lost(_)));
+        // Those whose host an operator has terminated use up no retry.
+        let excused = status.attempts.iter().filter(lost).filter(|a| a.excused).count();
+        let lost = status.attempts.iter().filter(lost).count() - excused;
+        let declined = status.attempts.len() - lost - excused;
         if lost <= retries && declined <= retries + DECLINED && status.failed_hosts.len() < FAILED_HOSTS {
             let hosts = status.failed_hosts.len();
             self.violated(format!(

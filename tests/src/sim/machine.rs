@@ -273,7 +273,7 @@ impl World {
             self.enforce_deadline(id, life, true);
         }
         if before == Pace::Suspended && !stood {
-            self.agent_event(id, life, Event::Suspension(Duration::from_millis(slept)));
+            self.agent_event(id, life, Event::Resumed(Duration::from_millis(slept)));
         }
         for act in postponed {
             act(self);

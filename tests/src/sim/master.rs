@@ -335,7 +335,7 @@ impl World {
             Event::Command { request, command: Command::CancelBuild(_) }
                 if self.broken == Some(Break::ForgetCancel) =>
             {
-                return vec![Effect::Reply { request, answer: Reply::Done }];
+                return vec![Effect::Reply { request, reply: Reply::Done }];
             }
             Event::Detached { worker, .. } if self.broken == Some(Break::BlipIsDeath) => {
                 let Some(session) = self.disk.sessions.get(&worker).map(|s| s.id.clone()) else { return Vec::new() };

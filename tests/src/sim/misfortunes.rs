@@ -70,7 +70,7 @@ impl World {
         self.misfortunes(often(f.terminate, 3), |w| {
             w.with_machine(|w, id| {
                 let life = w.machines.get(&id).map_or(0, |m| m.life);
-                w.agent_event(id, life, rouse_agent::core::Event::Shutdown);
+                w.agent_event(id, life, rouse_agent::core::Event::Terminate);
             });
         });
         self.misfortunes(often(f.crash > 0, 2), |w| {

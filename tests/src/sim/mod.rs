@@ -44,8 +44,8 @@ pub struct Summary {
     pub ends: [u64; 4],
     /// Machines that were made.
     pub machines: u64,
-    /// Machines that were woken.
-    pub woken: u64,
+    /// Machines that were resumed.
+    pub resumed: u64,
     /// Times that the master died.
     pub crashes: u64,
     /// Agents that were turned away, since another of their name has the lease or their token was used before.

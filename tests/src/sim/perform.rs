@@ -90,7 +90,7 @@ impl World {
         match effect {
             Effect::Save(_) | Effect::Publish(_) | Effect::Log(..) | Effect::LogRefused { .. } => {}
             Effect::Send { queue, message } => self.send(queue, message),
-            Effect::Reply { request, answer } => self.answered(request, answer),
+            Effect::Reply { request, reply } => self.answered(request, reply),
             Effect::PrepareHost { host, number } => self.prepare_host(&host, number),
             Effect::StartHost(host) => self.start_host(*host),
             Effect::TerminateHost(host) => self.terminate_host(*host),

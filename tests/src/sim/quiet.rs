@@ -68,7 +68,7 @@ impl World {
             return self.violated(format!("machine {machine} of host {host} runs and the ledger does not know it"));
         }
         let plan = self.script.plan.clone();
-        let sleeps = |h: &Host| plan.workers.get(&h.worker).and_then(|w| w.latent.as_ref()?.sleep).is_some();
+        let sleeps = |h: &Host| plan.workers.get(&h.worker).and_then(|w| w.latent.as_ref()?.suspend).is_some();
         let unused = |host: &&Host| match host.state {
             HostState::Ready => !on.iter().any(|(of, _)| *of == host.id),
             HostState::Suspended => !sleeps(host) || !self.sleeps(&host.id),

@@ -7,7 +7,7 @@ use rouse_master::core::build::{BuildSpec, Requirement};
 use rouse_master::core::event::{Command, Event, Operation, Reply, RequestId};
 use rouse_master::core::plan::Plan;
 use rouse_shared::message::Step;
-use rouse_shared::{BuildId, WorkerName};
+use rouse_shared::{BuildId, HostId, WorkerName};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -202,7 +202,13 @@ impl World {
         }
         let names: Vec<WorkerName> = self.script.plan.workers.keys().cloned().collect();
         let worker = self.chance.pick(&names);
-        let operation = self.chance.pick(&[Operation::Pause, Operation::Drain, Operation::Resume, Operation::Drain]);
+        let operation = self.chance.pick(&[
+            Operation::Pause,
+            Operation::Drain,
+            Operation::Drain,
+            Operation::Resume,
+            Operation::Drain,
+        ]);
         let request = self.master.request();
         self.master_hears(Input::Event(Event::Command {
             request,

@@ -123,7 +123,9 @@ pub(super) fn template(chance: &mut Chance, name: &str) -> LatentPlan {
         max_uses: chance.pick(&[0, 0, 0, 1, 2]),
         template: name.to_owned(),
         min_idle: chance.pick(&[0, 0, 0, 1, 2]),
-        suspend: chance.pick(&[None, None, Some(900), Some(2_400)]).map(|s| Suspend { max_age: Duration::from_secs(s) }),
+        suspend: chance
+            .pick(&[None, None, Some(900), Some(2_400)])
+            .map(|s| Suspend { max_age: Duration::from_secs(s) }),
         image: "image".into(),
         fingerprint: chance.next(),
     }

@@ -76,9 +76,9 @@ pub(super) fn event(event: &Event) -> String {
             format!("order {number} for {host}: {result:?}")
         }
         Event::StartEnded { host, number, result } => format!("start {number} of {host} ended: {result:?}"),
-        Event::TerminateEnded { host, result } => format!("stop of {host} ended: {result:?}"),
-        Event::SuspendEnded { host, result } => format!("sleep of {host} ended: {result:?}"),
-        Event::ResumeEnded { host, result } => format!("waking of {host} ended: {result:?}"),
+        Event::TerminateEnded { host, result } => format!("termination of {host} ended: {result:?}"),
+        Event::SuspendEnded { host, result } => format!("suspension of {host} ended: {result:?}"),
+        Event::ResumeEnded { host, result } => format!("resumption of {host} ended: {result:?}"),
         Event::HostGone { host, why } => format!("{host} is gone: {why}"),
         Event::Console { host, text } => format!("console of {host}: {text:?}"),
         Event::Listed { provider, result } => format!("{} lists {}", provider.as_str(), listed(result)),
@@ -143,7 +143,7 @@ pub(super) fn agent_event(event: &AgentEvent) -> String {
         | AgentEvent::StepEnded { .. }
         | AgentEvent::LogSent { .. }
         | AgentEvent::Notice(_)
-        | AgentEvent::Suspension(_)
+        | AgentEvent::Resumed(_)
         | AgentEvent::NetworkChanged
         | AgentEvent::Tick
         | AgentEvent::Terminate => format!("{event:?}"),

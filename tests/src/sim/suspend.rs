@@ -137,7 +137,7 @@ impl World {
         }
         (machine.on, machine.pace, machine.booted, machine.lag) = (true, Pace::Going, now, 0);
         (machine.ended, machine.armed) = (false, false);
-        self.say(|| format!("machine {id}: woken"));
+        self.say(|| format!("machine {id}: resumed"));
         if !self.mishap(self.faults.half_born) {
             let boot = self.delay(2_000, 40_000);
             self.after(boot, move |w| w.start_agent(id));
@@ -170,7 +170,7 @@ impl World {
     }
 
     /// A host that was resumed is not given up where nothing keeps its agent from attaching.
-    pub(super) fn check_woken(&mut self, host: &Host) {
+    pub(super) fn check_resumed(&mut self, host: &Host) {
         let f = &self.faults;
         let disturbed = f.operators || f.broker || f.upgrade || f.clock || !f.agents_behave();
         let before = self.disk.hosts.get(&host.id).map(|h| h.state);

@@ -50,7 +50,7 @@ fn strays_are_found_and_only_ours_are_stopped() {
     };
     let (code, line) = check(&master);
     assert_eq!(code, 2, "{line}");
-    assert!(line.contains("CRITICAL - 1 orphans, 1 of another id") && line.contains("orphans=1;"), "{line}");
+    assert!(line.contains("CRITICAL - 1 orphans, 1 foreign") && line.contains("orphans=1;"), "{line}");
 
     let report = master.rouse(&["audit", "--json"]).ended(1).json();
     assert_eq!((&report["clean"], report["differences"].as_array().unwrap().len()), (&Value::Bool(false), 2));

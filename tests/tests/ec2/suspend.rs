@@ -230,7 +230,7 @@ async fn a_hibernated_agent_begins_anew_when_it_is_woken() {
         let first = master.detach(&["--worker", "w", "--", "true"]);
         master.until_within(MINUTE, "it runs there", || master.state(&first) == "success");
         let log = whole.agent_log();
-        assert!(log.contains("beginning anew: the machine may have slept"), "{log}");
+        assert!(log.contains("restarting: the machine may have been suspended"), "{log}");
         let instances = whole.cloud.instances();
         assert_eq!((instances.len(), &instances[0]["boots"]), (1, &json!(1)));
         master.rouse(&["drain", "w"]).ended(0);

@@ -95,7 +95,7 @@ fn the_built_image_is_fit() {
     let disk = dir.path().join("disk.raw");
     image(&disk);
     let said = run(Command::new(repository().join("images/check")).arg(&disk));
-    assert!(said.contains("switches itself off") && said.contains("is fit"), "{said}");
+    assert!(said.contains("powers the machine off") && said.contains("works"), "{said}");
     // With broker and password in it, as `--broker` and `--password-file` put them there, it takes the name that
     // systemd-networkd has from DHCP.
     let baked = fs::read_to_string(repository().join("images/agent.toml")).unwrap()
@@ -104,7 +104,7 @@ fn the_built_image_is_fit() {
     fs::write(&config, baked).unwrap();
     put(&config, &disk, "/etc/rouse/agent.toml", 0o600);
     let said = run(Command::new(repository().join("images/check")).arg("--name-from-dhcp").arg(&disk));
-    assert!(said.contains("knows who it is") && said.contains("is fit"), "{said}");
+    assert!(said.contains("knows its identity") && said.contains("works"), "{said}");
 }
 
 #[test]
@@ -118,7 +118,7 @@ fn an_image_without_an_agent_is_not_fit() {
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{said}");
     assert!(
-        said.contains("not fit: the agent did not say who it is") && said.contains("guest: true has run"),
+        said.contains("does not work: the agent did not report its identity") && said.contains("guest: true has run"),
         "{said}"
     );
 }

@@ -24,7 +24,7 @@ async fn a_disk_is_given_to_glance_and_booted() {
     std::fs::write(dir.join("disk.raw"), vec![7; 3 << 20]).unwrap();
     let said = tokio::task::block_in_place(|| {
         assert!(give(cloud, &dir, "wrong", &["disk.raw"]).ended(1).err.contains("401"));
-        assert!(give(cloud, &dir, USER.1, &["none.raw"]).ended(1).err.contains("no file none.raw"));
+        assert!(give(cloud, &dir, USER.1, &["none.raw"]).ended(1).err.contains("none.raw is not a file"));
         give(cloud, &dir, USER.1, &["disk.raw", "--name", "given-1", "--property", "rouse_agent=0.3.0"]).ended(0)
     });
     let id = said.text().trim().to_owned();

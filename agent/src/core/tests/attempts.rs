@@ -1,4 +1,4 @@
-//! Orders, steps, outcomes, cancels, logs.
+//! Attempts: steps, outcomes, cancellation, logs.
 
 use super::*;
 
@@ -20,7 +20,7 @@ fn a_build_of_one_step_is_two_reports() {
     assert_eq!(agent.hears(2_000, order("1.1", vec![step("make")])), ["run 1.1/0 make"]);
     assert_eq!(agent.at(2_001, started("1.1", 0)), ["report 1.1 r1: Running", "log 1.1/0 from 0"]);
     assert_eq!(agent.at(3_000, ended("1.1", 0, StepState::Exited(0))), ["report 1.1 r2: Exited(0) => Success"]);
-    // Said again with each heartbeat, the same picture, until it is settled.
+    // The same snapshot is repeated with each heartbeat until it is settled.
     assert_eq!(
         agent.until(11_000, true),
         ["11000 heartbeat 1", "11000 deadline 71000", "11000 report 1.1 r2: Exited(0) => Success",]
@@ -34,7 +34,7 @@ fn a_build_of_one_step_is_two_reports() {
 }
 
 fn over(attempt: &str) -> String {
-    format!("report {attempt} r{}:  => Lost(\"its agent ended it when the lease was over\")", u32::MAX)
+    format!("report {attempt} r{}:  => Lost(\"its agent killed it when the lease ended\")", u32::MAX)
 }
 
 #[test]
@@ -82,7 +82,7 @@ fn each_way_to_end_has_its_words() {
             StepState::Lost("its supervisor was killed".to_owned()),
             Outcome::Lost("its supervisor was killed".to_owned()),
         ),
-        (StepState::Stopped, Outcome::Lost("its step was stopped from outside".to_owned())),
+        (StepState::Stopped, Outcome::Lost("its step was stopped, and not by the agent".to_owned())),
     ] {
         let mut agent = agent();
         agent.hears(2_000, order("1.1", vec![timed.clone(), step("y")]));
@@ -103,12 +103,12 @@ fn a_directory_that_cannot_be_made_loses_the_attempt() {
 #[test]
 fn a_build_that_takes_too_long_is_stopped() {
     let mut agent = agent();
-    let ToAgent::Order(mut long) = order("1.1", vec![step("a"), step("b")]) else { unreachable!() };
+    let ToAgent::RunAttempt(mut long) = order("1.1", vec![step("a"), step("b")]) else { unreachable!() };
     long.timeout_ms = Some(3_600_000);
     let mut w = welcome();
     w.lease_ms = Some(100_000_000);
     agent = Agent::attached(agent.core.settings, w);
-    agent.hears(2_000, ToAgent::Order(long));
+    agent.hears(2_000, ToAgent::RunAttempt(long));
     agent.at(2_001, started("1.1", 0));
     let all = agent.until(3_602_000, true);
     assert_eq!(all.last().unwrap(), "3602000 stop 1.1");
@@ -149,9 +149,9 @@ fn a_known_order_is_reported_again_and_a_foreign_one_ignored() {
     agent.hears(2_000, order("1.1", vec![step("a")]));
     agent.at(2_001, started("1.1", 0));
     assert_eq!(agent.hears(2_002, order("1.1", vec![step("a")])), ["report 1.1 r1: Running"]);
-    let ToAgent::Order(mut foreign) = order("2.1", vec![step("a")]) else { unreachable!() };
+    let ToAgent::RunAttempt(mut foreign) = order("2.1", vec![step("a")]) else { unreachable!() };
     foreign.session = SessionId("s0".to_owned());
-    assert!(agent.hears(2_003, ToAgent::Order(foreign)).is_empty());
+    assert!(agent.hears(2_003, ToAgent::RunAttempt(foreign)).is_empty());
     let late = ToAgent::Cancel { session: SessionId("s0".to_owned()), attempt: id("1.1") };
     assert!(agent.hears(2_004, late).is_empty());
 }
@@ -212,11 +212,11 @@ fn what_happened_while_the_link_was_down_is_said_once() {
 fn the_configured_user_wins_over_the_orders() {
     for (own, expected) in [(None, "theirs"), (Some("ours"), "ours")] {
         let mut agent = Agent::attached(Settings { run_as: own.map(str::to_owned), ..settings() }, welcome());
-        let ToAgent::Order(mut o) = order("1.1", vec![step("a")]) else { unreachable!() };
+        let ToAgent::RunAttempt(mut o) = order("1.1", vec![step("a")]) else { unreachable!() };
         o.run_as = Some("theirs".to_owned());
         o.env = BTreeMap::from([("A".to_owned(), "1".to_owned()), ("B".to_owned(), "1".to_owned())]);
         o.steps[0].env = BTreeMap::from([("B".to_owned(), "2".to_owned())]);
-        let message = Box::new(ToAgent::Order(o));
+        let message = Box::new(ToAgent::RunAttempt(o));
         let effects = agent.core.handle(Timestamp(2_000), Event::FromMaster { connection: 1, message });
         let [Effect::RunStep(run)] = effects.as_slice() else { panic!("{effects:?}") };
         assert_eq!(run.run_as.as_deref(), Some(expected));

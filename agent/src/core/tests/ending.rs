@@ -15,7 +15,7 @@ fn a_drain_is_answered_when_nothing_runs_and_all_is_settled() {
     let mut agent = Agent::attached(settings(), welcome());
     agent.hears(2_000, order("1.1", vec![step("a")]));
     agent.at(2_001, started("1.1", 0));
-    assert!(agent.hears(3_000, ToAgent::Drain { session: s1(), drain: 7, sleep: false }).is_empty());
+    assert!(agent.hears(3_000, ToAgent::Drain { session: s1(), drain: 7, suspend: false }).is_empty());
     assert_eq!(
         agent.hears(3_001, order("2.1", vec![step("a")])),
         ["report 2.1 r1:  => Declined(\"the host is being drained\")"]
@@ -25,7 +25,7 @@ fn a_drain_is_answered_when_nothing_runs_and_all_is_settled() {
     assert_eq!(agent.hears(3_003, settled("2.1")), ["remove 2.1"]);
     assert_eq!(agent.hears(3_004, settled("1.1")), ["remove 1.1", "drained 7"]);
     assert_eq!(agent.until(11_000, true), ["11000 heartbeat 1", "11000 deadline 71000", "11000 drained 7"]);
-    assert_eq!(agent.hears(11_001, ToAgent::Drain { session: s1(), drain: 8, sleep: false }), ["drained 8"]);
+    assert_eq!(agent.hears(11_001, ToAgent::Drain { session: s1(), drain: 8, suspend: false }), ["drained 8"]);
     assert!(agent.hears(11_002, ToAgent::Undrain { session: s1() }).is_empty());
     assert_eq!(agent.hears(11_003, order("3.1", vec![step("a")])), ["run 3.1/0 a"]);
 }
@@ -34,7 +34,7 @@ fn a_drain_is_answered_when_nothing_runs_and_all_is_settled() {
 fn a_drain_waits_for_what_is_being_killed() {
     let mut agent = Agent::attached(settings(), welcome());
     agent.hears(2_000, order("1.1", vec![step("a")]));
-    agent.hears(2_001, ToAgent::Drain { session: s1(), drain: 1, sleep: false });
+    agent.hears(2_001, ToAgent::Drain { session: s1(), drain: 1, suspend: false });
     let settled = ToAgent::Settled { session: s1(), attempts: vec![id("1.1")] };
     assert_eq!(agent.hears(2_002, settled), ["kill 1.1"]);
     assert_eq!(agent.at(2_003, ended("1.1", 0, StepState::Signalled(9))), ["remove 1.1", "drained 1"]);
@@ -47,7 +47,7 @@ fn sigterm_lets_builds_end_and_says_so() {
     assert_eq!(agent.at(3_000, Event::Terminate), ["leaving"]);
     assert_eq!(
         agent.hears(3_001, order("2.1", vec![step("a")])),
-        ["report 2.1 r1:  => Declined(\"the agent is about to end\")"]
+        ["report 2.1 r1:  => Declined(\"the agent is about to exit\")"]
     );
     agent.at(3_002, ended("1.1", 0, StepState::Exited(0)));
     let settled = ToAgent::Settled { session: s1(), attempts: vec![id("1.1"), id("2.1")] };
@@ -140,7 +140,7 @@ fn a_latent_host_powers_off_when_its_lease_is_over_for_its_grace() {
     assert!(all.contains(&"61000 kill 1.1".to_owned()), "{all:?}");
     // It waits for the killed step, but not for ever.
     assert_eq!(all.last().unwrap(), "671000 power off");
-    // Back within the grace: all is well.
+    // Attached again within the grace time.
     let mut agent = Agent::attached(latent(), as_latent());
     agent.breaks(5_000);
     agent.until(300_000, false);
@@ -153,28 +153,28 @@ fn a_latent_host_powers_off_when_its_lease_is_over_for_its_grace() {
 #[test]
 fn the_time_that_a_host_slept_does_not_count_for_its_timer() {
     let hour = Duration::from_secs(3_600);
-    // Let in by nobody so far: what it is told at its next start is all that counts.
+    // Accepted by no master so far: the next start decides.
     let mut agent = Agent::new(latent());
     agent.at(0, Event::Start);
-    assert_eq!(agent.at(3_601_000, Event::Slept(hour)), ["disconnect 1", "restart"]);
-    // It was at work: its lease is over, its grace begins when it wakes.
+    assert_eq!(agent.at(3_601_000, Event::Resumed(hour)), ["disconnect 1", "restart"]);
+    // It was attached: its lease has ended, and its grace time starts when it is resumed.
     let mut agent = Agent::attached(latent(), as_latent());
     agent.breaks(5_000);
-    let woken = agent.at(3_605_000, Event::Slept(hour));
+    let woken = agent.at(3_605_000, Event::Resumed(hour));
     assert!(!woken.concat().contains("power off"), "{woken:?}");
     let all = agent.until(9_000_000, false);
     assert_eq!(all.last().unwrap(), "4205000 power off");
-    // Its lease was over before it slept.
+    // Its lease had ended before it was suspended.
     let mut agent = Agent::attached(latent(), as_latent());
     agent.breaks(5_000);
     agent.until(161_000, false);
-    agent.at(3_761_000, Event::Slept(hour));
+    agent.at(3_761_000, Event::Resumed(hour));
     let all = agent.until(9_000_000, false);
     assert_eq!(all.last().unwrap(), "4261000 power off");
     // A standing worker has no such timer.
     let mut agent = Agent::new(settings());
     agent.at(0, Event::Start);
-    assert!(!agent.at(3_601_000, Event::Slept(hour)).concat().contains("restart"));
+    assert!(!agent.at(3_601_000, Event::Resumed(hour)).concat().contains("restart"));
 }
 
 #[test]
@@ -215,7 +215,7 @@ fn the_clouds_notice_is_said_until_the_session_ends() {
     let end = |at: &str| Event::Notice(CloudNotice::Interruption { action: "terminate".to_owned(), at: at.to_owned() });
     let mut agent = Agent::new(settings());
     agent.at(0, Event::Start);
-    assert!(agent.at(500, rebalance()).is_empty(), "nobody is there to be told");
+    assert!(agent.at(500, rebalance()).is_empty(), "there is no session");
     agent.at(1_000, Event::LinkUp { connection: 1 });
     let said = agent.hears(1_000, ToAgent::Welcome(Box::new(welcome())));
     assert_eq!(said, ["rebalance t1", "deadline 61000"]);
@@ -229,13 +229,13 @@ fn the_clouds_notice_is_said_until_the_session_ends() {
 
 #[test]
 fn an_agent_whose_machine_has_slept_begins_anew() {
-    let drain = |sleep| ToAgent::Drain { session: s1(), drain: 1, sleep };
-    // Days later, as far as its clock tells.
+    let drain = |suspend| ToAgent::Drain { session: s1(), drain: 1, suspend };
+    // Days later by its clock.
     let wakes = |agent: &mut Agent| agent.at(500_000_000, Event::Tick);
     let mut agent = Agent::attached(latent(), as_latent());
     assert_eq!(agent.hears(2_000, drain(true)), ["drained 1"]);
     assert_eq!(wakes(&mut agent), ["disconnect 1", "restart"]);
-    // Where it was not to sleep, its lease and its grace are over; and so where that was taken back.
+    // If it was not to be suspended, or that was cancelled, its lease and its grace time have ended.
     let mut agent = Agent::attached(latent(), as_latent());
     agent.hears(2_000, drain(false));
     assert_eq!(wakes(&mut agent), ["disconnect 1", "power off"]);
@@ -243,7 +243,7 @@ fn an_agent_whose_machine_has_slept_begins_anew() {
     agent.hears(2_000, drain(true));
     agent.hears(2_001, ToAgent::Undrain { session: s1() });
     assert_eq!(wakes(&mut agent), ["disconnect 1", "power off"]);
-    // One that was slow to fall asleep: its lease ended before, and it has begun anew already.
+    // If the suspension is slow, the lease ends before it, and the agent has restarted already.
     let refused = |power_off| ToAgent::Refused { reason: "its host is being put to sleep".to_owned(), power_off };
     let waits = |power_off| {
         let mut agent = Agent::new(latent());
@@ -254,10 +254,10 @@ fn an_agent_whose_machine_has_slept_begins_anew() {
     };
     let all = wakes(&mut waits(false));
     assert_eq!(all.last().map(String::as_str), Some("restart"), "{all:?}");
-    // And so where no clock shows that it has slept: instead of asking again with what it was told before.
+    // The same if no clock shows the suspension: it restarts instead of asking again with its old boot data.
     let all = waits(false).until(6_100, false);
     assert!(all.last().is_some_and(|last| last.ends_with(" restart")), "{all:?}");
-    // It slept before it could say so much as hello: the broker says no until it asks anew. A standing one asks on.
+    // Suspended before it could send a hello: the broker refuses it until it restarts. A standing one keeps asking.
     for (settings, restarts) in [(latent(), true), (super::settings(), false)] {
         let mut agent = Agent::new(settings);
         agent.at(0, Event::Start);
@@ -271,7 +271,7 @@ fn an_agent_whose_machine_has_slept_begins_anew() {
         }
         assert!(now <= 32_000, "after {now} ms");
     }
-    // One that was let in has shown its token, and goes on as whom it is known.
+    // An agent that was accepted has spent its token, and keeps its identity.
     let mut agent = Agent::attached(latent(), as_latent());
     agent.breaks(5_000);
     agent.until(161_000, false);
@@ -281,7 +281,7 @@ fn an_agent_whose_machine_has_slept_begins_anew() {
     let all = agent.until(166_100, false);
     assert!(all.last().is_some_and(|last| last.contains("connect")), "{all:?}");
     assert!(waits(true).core.ended(), "a machine that is not wanted is switched off at once");
-    // A standing worker's machine is nobody's to put to sleep.
+    // No master suspends the machine of a standing worker.
     let mut agent = Agent::attached(settings(), welcome());
     agent.hears(2_000, drain(true));
     let all = wakes(&mut agent);

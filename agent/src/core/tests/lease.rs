@@ -29,7 +29,7 @@ fn the_lease_counts_from_the_sending_of_what_was_answered() {
     assert!(agent.hears(25_001, renewed(1, None)).is_empty(), "older");
     assert!(agent.hears(25_001, renewed(7, None)).is_empty(), "never sent");
     agent.until(31_000, false);
-    // A master that is about to be restarted gives more.
+    // A master that is about to be restarted gives a longer lease.
     assert_eq!(agent.hears(31_500, renewed(3, Some(600_000))), ["deadline 631000"]);
 }
 
@@ -54,12 +54,12 @@ fn a_blip_ends_nothing() {
     let connect = agent.until(5_100, true);
     assert!(connect[0].ends_with("connect 2 with hush"), "{connect:?}");
     assert_eq!(agent.at(6_000, Event::LinkUp { connection: 2 }), ["hello 2 with hush of m1 [1.1 r1: Running]"]);
-    // What the old connection still says is too late.
+    // Messages on the old connection are too late.
     let late = Event::FromMaster { connection: 1, message: Box::new(ToAgent::Exit { session: s1() }) };
     assert!(agent.at(6_001, late).is_empty());
     assert!(agent.at(6_002, Event::LinkDown { connection: 1, refused: false, why: String::new() }).is_empty());
     assert_eq!(agent.hears(6_500, ToAgent::Welcome(Box::new(welcome()))), ["log 1.1/0 from 0", "deadline 66000"]);
-    // Heartbeats go on counting in the same session; the hello counts as one.
+    // The numbers of heartbeats continue in the same session; the hello counts as one.
     assert_eq!(agent.until(16_000, false), ["16000 heartbeat 1"]);
 }
 
@@ -73,12 +73,13 @@ fn the_end_of_the_lease_kills_what_runs() {
     assert!(agent.core.session.is_none());
     assert_eq!(agent.at(61_010, ended("1.1", 0, StepState::Signalled(9))), ["remove 1.1"]);
     assert_eq!(agent.at(61_500, Event::LinkUp { connection: 2 }), ["hello 2 with hush of m1 []"]);
-    // The same session again, should the master see it so: its heartbeats go on counting, its builds do not.
+    // If the master continues the session, the numbers of its heartbeats continue, but not its builds.
     agent.hears(61_600, ToAgent::Welcome(Box::new(welcome())));
     assert!(agent.core.attached() && agent.core.attempts().next().is_none());
 }
 
-/// One whose lease is over since 61,000, with 1.1 ended before and not settled; 2 of 3 bytes of its log were sent.
+/// An agent whose lease ended at 61,000; 1.1 ended before that and is not settled, and 2 of 3 bytes of its log were
+/// sent.
 fn lapsed() -> Agent {
     let mut agent = running();
     agent.at(2_003, ended("1.1", 0, StepState::Exited(0)));
@@ -229,7 +230,7 @@ fn without_a_lease_the_patience_with_the_link_counts() {
     let patient = Welcome { lease_ms: None, link_patience_ms: Some(600_000), keepalive_ms: 0, ..welcome() };
     let mut agent = Agent::attached(settings(), patient.clone());
     agent.hears(2_000, order("1.1", vec![step("a")]));
-    // No answer ends nothing; now and then the session is asked after.
+    // Missing answers end nothing; from time to time the agent asks whether the session still exists.
     let asked = agent.until(200_000, false);
     assert_eq!(asked.len(), 4, "{asked:?}");
     assert_eq!(asked[2], "181000 hello 1 with hush of m1 [1.1 r1: ]");
@@ -271,12 +272,13 @@ fn the_secret_is_used_first_and_the_password_when_it_is_of_no_use() {
         all.extend(agent.until(ms + 1_000, false));
         all.concat()
     };
-    // The broker's refusal proves nothing: the two take turns, the first time at once, and the secret is kept.
+    // A refusal by the broker proves nothing: the two credentials alternate, the first time at once, and the secret is
+    // kept.
     assert!(refuse(&mut agent, 0).ends_with("with hush"));
     assert!(refuse(&mut agent, 1_000).ends_with("with kept"));
     assert!(refuse(&mut agent, 2_000).ends_with("with hush"));
     agent.at(4_000, Event::LinkUp { connection: agent.core.connection });
-    // Let in with the password, and no new secret: the old one is of no use.
+    // Accepted with the password and without a new secret: the old one is no longer valid.
     let said = agent.hears(4_000, ToAgent::Welcome(Box::new(welcome())));
     assert_eq!(said, ["forget secret", "deadline 64000"]);
 }
@@ -334,8 +336,8 @@ fn a_broker_that_is_away_all_night_does_not_fill_the_log() {
         now = agent.core.next_wakeup().unwrap().0;
         agent.at(now, Event::Tick);
     }
-    // The first ten, then at 16, 32, and so on, which is a line in some hours at last.
+    // The first ten are logged, and then the 16th, the 32nd and so on, which in the end is a line in some hours.
     assert!((18..=24).contains(&lines.len()), "{lines:?}");
-    assert!(lines[0].contains("no link to the broker: no route; trying again"), "{lines:?}");
+    assert!(lines[0].contains("no link to the broker: no route; retrying"), "{lines:?}");
     assert!(lines[10].contains("(try 16)"), "{lines:?}");
 }

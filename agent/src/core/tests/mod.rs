@@ -1,4 +1,4 @@
-//! Transcripts of the core: an event, and the exact effects behind it. Lines of the log are left out.
+//! Transcripts of the core: each event with its exact effects. Log lines are left out.
 #![allow(clippy::unwrap_used)]
 
 mod attempts;
@@ -67,7 +67,7 @@ fn step(name: &str) -> Step {
 }
 
 fn order(attempt: &str, steps: Vec<Step>) -> ToAgent {
-    ToAgent::Order(Box::new(Order {
+    ToAgent::RunAttempt(Box::new(RunAttempt {
         session: s1(),
         attempt: id(attempt),
         env: BTreeMap::new(),
@@ -91,7 +91,7 @@ impl Agent {
         Self { core: Core::new(settings, Nonce("n".to_owned())) }
     }
 
-    /// One that is attached since 1,000 ms, its hello sent then.
+    /// An agent that has been attached since 1,000 ms, when it sent its hello.
     fn attached(settings: Settings, welcome: Welcome) -> Self {
         let mut agent = Self::new(settings);
         agent.at(0, Event::Start);
@@ -105,7 +105,7 @@ impl Agent {
         self.core.handle(Timestamp(ms), event).iter().filter_map(shown).collect()
     }
 
-    /// The master's message on the newest connection.
+    /// Delivers a message of the master on the newest connection.
     fn hears(&mut self, ms: u64, message: ToAgent) -> Vec<String> {
         let connection = self.core.connection;
         self.at(ms, Event::FromMaster { connection, message: Box::new(message) })
@@ -116,7 +116,8 @@ impl Agent {
         self.at(ms, Event::LinkDown { connection, refused: false, why: "cut".to_owned() })
     }
 
-    /// Ticks whenever the core asks for it, up to and including that moment, with each heartbeat answered or not.
+    /// Ticks whenever the core asks for it, until and including that time; `answered` says whether heartbeats are
+    /// answered.
     fn until(&mut self, ms: u64, answered: bool) -> Vec<String> {
         let mut all = Vec::new();
         for _ in 0..10_000 {
@@ -135,7 +136,7 @@ impl Agent {
     }
 }
 
-/// An effect in short; nothing for lines of the log.
+/// An effect in short; empty for log lines.
 fn shown(effect: &Effect) -> Option<String> {
     Some(match effect {
         Effect::Connect { connection, queue, credential } => {
@@ -177,7 +178,7 @@ fn said(message: &ToMaster) -> String {
     }
 }
 
-/// `12.1 r2: Exited(0), Running` and the outcome, where there is one.
+/// `12.1 r2: Exited(0), Running` and the outcome, if there is one.
 fn picture(report: &AttemptReport) -> String {
     let steps: Vec<_> = report.steps.iter().map(|s| format!("{:?}", s.state)).collect();
     let mut text = format!("{} r{}: {}", report.attempt, report.revision, steps.join(", "));

@@ -1,13 +1,13 @@
-//! Random events, in any order: no panic, and what must hold does after each.
+//! Random events in any order: no panic, and the invariants hold after each.
 
 use super::*;
+use crate::core::random::SplitMix64;
 
-struct Random(u64);
+struct Random(SplitMix64);
 
 impl Random {
     fn below(&mut self, bound: u64) -> u64 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) % bound
+        self.0.below(bound)
     }
 
     fn attempt(&mut self) -> AttemptId {
@@ -42,16 +42,16 @@ impl Random {
             5 => ToAgent::Renewed { session, seq: self.below(6), lease_ms: None },
             6..=9 => {
                 let steps = (0..self.below(4)).map(|_| step("a")).collect();
-                let ToAgent::Order(mut order) = order("1.1", steps) else { unreachable!() };
+                let ToAgent::RunAttempt(mut order) = order("1.1", steps) else { unreachable!() };
                 order.attempt = self.attempt();
                 order.timeout_ms = (self.below(3) == 0).then_some(20_000);
                 order.session = session;
-                ToAgent::Order(order)
+                ToAgent::RunAttempt(order)
             }
             10 => ToAgent::Cancel { session, attempt: self.attempt() },
             11 | 12 => ToAgent::Settled { session, attempts: vec![self.attempt(), self.attempt()] },
             13 => ToAgent::Resend { session, attempt: self.attempt(), step: 0, offset: self.below(9) },
-            14 => ToAgent::Drain { session, drain: self.below(3), sleep: self.below(2) == 0 },
+            14 => ToAgent::Drain { session, drain: self.below(3), suspend: self.below(2) == 0 },
             _ => ToAgent::Undrain { session },
         }
     }
@@ -77,21 +77,21 @@ impl Random {
                 let (action, at) = ("terminate".to_owned(), format!("t{}", self.below(3)));
                 Event::Notice(CloudNotice::Interruption { action, at })
             }
-            184 => Event::Slept(Duration::from_secs(self.below(100))),
+            184 => Event::Resumed(Duration::from_secs(self.below(100))),
             185..=187 => Event::NetworkChanged,
             _ => Event::Tick,
         }
     }
 }
 
-/// What runs, as the effects and events tell it.
+/// The running steps, by the effects and events so far.
 #[derive(Default)]
 struct Runs(BTreeMap<AttemptId, u32>);
 
 #[test]
 fn random_events_break_nothing() {
     for seed in 0..3_000 {
-        let mut random = Random(seed);
+        let mut random = Random(SplitMix64(seed));
         let mut core = Core::new(Settings { latent: seed % 2 == 0, ..settings() }, Nonce(format!("{seed}")));
         let (mut now, mut runs, mut log) = (0, Runs::default(), Vec::new());
         core.handle(Timestamp(0), Event::Start);
@@ -100,7 +100,7 @@ fn random_events_break_nothing() {
             let event = random.event(core.connection);
             let mut just_ended = None;
             match &event {
-                // A step ends only where one runs.
+                // Only a running step can end.
                 Event::StepEnded { attempt, step, .. } if runs.0.get(attempt) != Some(step) => continue,
                 Event::StepStarted { attempt, step } if runs.0.get(attempt) != Some(step) => continue,
                 Event::PrepareFailed { attempt, .. } if !runs.0.contains_key(attempt) => continue,
@@ -126,7 +126,7 @@ fn random_events_break_nothing() {
                         | ToMaster::Heartbeat(_)
                         | ToMaster::Leaving { .. }
                         | ToMaster::Notice { .. } => {
-                            // Before the ending's own disconnect, the agent is attached when it speaks.
+                            // Until it disconnects at its end, the agent is attached when it sends.
                             core.attached() || core.ended() || core.session.is_none() || effects.len() > 1
                         }
                         ToMaster::Hello(_) => true,
@@ -151,7 +151,7 @@ fn random_events_break_nothing() {
 #[test]
 fn the_core_is_never_woken_for_nothing() {
     for seed in 0..300 {
-        let mut random = Random(seed);
+        let mut random = Random(SplitMix64(seed));
         let mut agent = Agent::new(Settings { latent: seed % 2 == 0, ..settings() });
         agent.at(0, Event::Start);
         let mut now = 0;

@@ -1,4 +1,4 @@
-//! What is read of the firmware, in a directory that looks like the kernel's.
+//! Reading the firmware, in a directory that looks like the kernel's.
 #![allow(clippy::unwrap_used)]
 
 use super::*;
@@ -14,7 +14,7 @@ pub(in super::super) fn machine(files: &[(&str, &[u8])]) -> tempfile::TempDir {
     dir
 }
 
-/// A structure of the firmware's table.
+/// A structure of an SMBIOS table.
 fn structure(kind: u8, formatted: &[u8], strings: &[&str]) -> Vec<u8> {
     let mut bytes = vec![kind, u8::try_from(4 + formatted.len()).unwrap(), 7, 0];
     bytes.extend(formatted);
@@ -62,7 +62,7 @@ fn boot_data_are_found_in_the_table_and_in_its_entries_and_in_qemus_files() {
     assert!(found(&[(TABLE, &table(&["another's"]))]).is_none());
     let cut = machine(&[(TABLE, &table(&["rouse.boot:1/2:AAAA"]))]);
     let error = boot_data(cut.path()).unwrap_err().to_string();
-    assert!(error.contains("firmware's strings") && error.contains("in 2 pieces"), "{error}");
+    assert!(error.contains("firmware strings") && error.contains("in 2 pieces"), "{error}");
     let fw_cfg = "sys/firmware/qemu_fw_cfg/by_name/opt/rouse/boot/raw";
     assert!(found(&[(fw_cfg, b"\xff\xfe")]).unwrap().toml.is_err());
 }
@@ -71,7 +71,7 @@ fn boot_data_are_found_in_the_table_and_in_its_entries_and_in_qemus_files() {
 fn a_broken_table_ends_where_it_breaks() {
     let whole = table(&["a", "bc"]);
     assert_eq!(strings_in(&whole), ["somebody's", "a", "bc"]);
-    // No cut and no wrong byte makes it panic or run on.
+    // No truncation and no wrong byte makes it panic or loop.
     for cut in 0..whole.len() {
         let found = strings_in(&whole[..cut]);
         assert!(found.len() <= 3);

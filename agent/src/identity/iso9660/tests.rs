@@ -1,4 +1,4 @@
-//! File systems that are made here, whole and broken; tests of OpenStack hosts have those that mkisofs makes.
+//! Valid and corrupted file systems that are made here; the tests of OpenStack hosts use those that mkisofs makes.
 #![allow(clippy::unwrap_used)]
 
 use super::*;
@@ -24,7 +24,7 @@ pub(in super::super) fn image(name: &str, files: &[(&str, &[u8])], joliet: bool)
         if joliet {
             name.encode_utf16().flat_map(u16::to_be_bytes).collect()
         } else {
-            // As mkisofs writes plain names, with a version behind.
+            // As mkisofs writes plain names, with a version at the end.
             format!("{};1", name.to_uppercase()).into_bytes()
         }
     };
@@ -96,7 +96,7 @@ fn what_is_no_such_file_system_is_none_and_what_is_broken_an_error() {
     let whole = image("config-2", &[("meta_data.json", b"{}")], true);
     let mut cut = Iso::open(Cursor::new(&whole[..22 * 2_048])).unwrap().unwrap();
     assert!(cut.read(&PATH, 10).is_err());
-    // No wrong byte in descriptors and directories makes it panic, or take more memory than the bound.
+    // No wrong byte in descriptors and directories makes it panic, or allocate more memory than the limit.
     for at in (16 * 2_048..23 * 2_048).filter(|at| at % 2_048 < 300) {
         for byte in [0, 1, 2, 0x22, 0x7f, 0xff] {
             let mut wrong = whole.clone();

@@ -6,7 +6,7 @@ use super::super::limits::{
 };
 use super::LinkSettings;
 use super::session::Session;
-use super::uri::shown;
+use super::uri::{Endpoints, shown};
 use futures_util::future::maybe_done;
 use lapin::options::{
     BasicConsumeOptions, BasicQosOptions, ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions,
@@ -16,6 +16,7 @@ use lapin::types::{AMQPValue, FieldTable};
 use lapin::uri::AMQPUri;
 use lapin::{Channel, Connect, Connection, ConnectionProperties, Consumer, ExchangeKind};
 use rouse_shared::names::{AGENTS, BUILDS, CONTROL, CONTROL_BINDING, EVENTS, LOGS, LOGS_BINDING};
+use std::error::Error;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -97,11 +98,13 @@ async fn dial(uri: &AMQPUri, tls: &OwnedTLSConfig, name: &str) -> lapin::Result<
 }
 
 /// Declares the queue of builds alone, for the first boot of a private node.
-pub(in crate::broker) async fn make_inbox(url: &str) -> lapin::Result<()> {
-    let connection = Connection::connect(url, ConnectionProperties::default()).await?;
+pub(in crate::broker) async fn make_inbox(url: &str) -> Result<(), Box<dyn Error + Send + Sync>> {
+    let endpoints = Endpoints::parse(url)?;
+    let [uri, ..] = endpoints.uris() else { return Ok(()) };
+    let connection = dial(uri, &OwnedTLSConfig::default(), "rouse master: first boot").await?;
     let channel = connection.create_channel().await?;
     builds_queue(&channel).await?;
-    connection.close(200, "declared".into()).await
+    Ok(connection.close(200, "declared".into()).await?)
 }
 
 async fn declare(channel: &Channel) -> lapin::Result<()> {
@@ -177,4 +180,33 @@ fn table(arguments: &[(&str, AMQPValue)]) -> FieldTable {
         table.insert((*key).into(), value.clone());
     }
     table
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use tokio::io::AsyncReadExt as _;
+
+    #[tokio::test]
+    async fn an_ipv6_broker_is_dialled() {
+        // A machine without IPv6 has no such address.
+        let Ok(listener) = tokio::net::TcpListener::bind("[::1]:0").await else { return };
+        let address = listener.local_addr().unwrap();
+        let endpoints = Endpoints::parse(&format!("amqp://u:p@{address}/v")).unwrap();
+        let [uri] = endpoints.uris() else { panic!("{endpoints:?}") };
+        assert_eq!((uri.authority.host.as_str(), uri.authority.port), ("::1", address.port()));
+        let accepted = async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut header = [0; 8];
+            stream.read_exact(&mut header).await.unwrap();
+            header
+        };
+        let tls = OwnedTLSConfig::default();
+        let header = tokio::select! {
+            header = accepted => header,
+            made = dial(uri, &tls, "test") => panic!("{:?}", made.err()),
+        };
+        assert_eq!(&header, b"AMQP\0\0\x09\x01");
+    }
 }

@@ -2,6 +2,7 @@
 
 use super::super::limits::REMEMBERED_LOG_LINES;
 use super::super::refusals::shown;
+use crate::sync::lock;
 use rouse_shared::WorkerName;
 use rouse_shared::codec::{self, DecodeError};
 use rouse_shared::limits::{LOG_CHUNK, MAX_MESSAGE};
@@ -10,8 +11,8 @@ use rouse_shared::names::{agent_queue_prefix, control_key, log_key};
 use serde::de::DeserializeOwned;
 use std::collections::HashSet;
 use std::fmt;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
 use tracing::warn;
 
 /// Why a delivery was thrown away.
@@ -84,7 +85,7 @@ impl Dropped {
         };
         count.fetch_add(1, Ordering::Relaxed);
         let sender = shown(user.unwrap_or(key));
-        let mut logged = self.logged.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut logged = lock(&self.logged);
         if logged.len() < REMEMBERED_LOG_LINES && logged.insert((reason, sender.clone())) {
             warn!(user = ?sender, key = ?shown(key), "a message is dropped, and more like it will be: {reason}");
         }

@@ -1,11 +1,12 @@
 //! Acknowledgements: collected for each channel, and sent many at once.
 
 use super::connect::in_order;
+use crate::sync::lock;
 use lapin::Channel;
 use lapin::options::BasicAckOptions;
 use std::collections::BTreeSet;
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use tokio::sync::Notify;
 
 /// For one delivery. Dropped instead of acknowledged, the broker delivers again after the next reconnection, and not
@@ -76,7 +77,7 @@ impl Acks {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     /// Sends what is acknowledged, until the channel fails; then why.

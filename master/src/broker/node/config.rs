@@ -3,10 +3,10 @@
 use super::super::limits::{AMQP_HEARTBEAT, BROKER_MAX_MESSAGE};
 use super::super::{MASTER_USER, VHOST};
 use super::{NodeError, NodeSettings, unusable};
-use std::fmt::Write as _;
+use crate::files;
 use std::fs;
-use std::io::{ErrorKind, Write as _};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::io::ErrorKind;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 /// A unix socket's path must fit `sockaddr_un`.
@@ -85,25 +85,14 @@ fn password(dir: &Path) -> Result<String, NodeError> {
     }
     let mut random = [0u8; 24];
     getrandom::fill(&mut random).map_err(|error| unusable(&path)(std::io::Error::other(error)))?;
-    let password = random.iter().fold(String::new(), |mut text, byte| {
-        // Writing to a string cannot fail.
-        write!(text, "{byte:02x}").ok();
-        text
-    });
+    let password = hex::encode(random);
     write(&path, &password)?;
     Ok(password)
 }
 
 /// Writes a file that only its owner may read, whole or not at all.
 fn write(path: &Path, text: &str) -> Result<(), NodeError> {
-    let new = path.with_extension("new");
-    let written = || {
-        let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
-        file.write_all(text.as_bytes())?;
-        file.sync_all()?;
-        fs::rename(&new, path)
-    };
-    written().map_err(unusable(path))
+    files::replace(path, text.as_bytes()).map_err(unusable(path))
 }
 
 fn configuration(settings: &NodeSettings, dir: &Path, password: &str, master_on_loopback: bool) -> String {

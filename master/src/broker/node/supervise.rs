@@ -4,6 +4,7 @@ use super::super::limits::{NODE_READY, NODE_RESTART, NODE_SETTLED, NODE_STOP};
 use super::config::Prepared;
 use super::process::{self, Programs};
 use super::{NodeError, NodeState, unusable};
+use rouse_shared::error::Chain;
 use std::time::Duration;
 use tokio::net::UnixDatagram;
 use tokio::process::Child;
@@ -87,7 +88,7 @@ async fn supervise(
             // A connection of somebody's may have got one of its ports before it did.
             Err(error) if first.is_some() && !first_failed => {
                 first_failed = true;
-                warn!("failed to {error}; trying once more");
+                warn!("{}; retrying once", Chain(&error));
                 continue;
             }
             Err(error) => {
@@ -95,7 +96,7 @@ async fn supervise(
                     tell(first, Err(error));
                     return;
                 }
-                format!("failed to {error}")
+                Chain(&error).to_string()
             }
         };
         error!(why, pause_ms = pause.as_millis() as u64, "the private broker is down and will be started again");
@@ -120,7 +121,7 @@ async fn watch_over(running: &mut Running, node: &Prepared, programs: &Programs,
                 warn!("the private broker's epmd ended; starting another");
                 match programs.spawn_epmd(node, running.epmd_port) {
                     Ok(epmd) => running.epmd = epmd,
-                    Err(error) => return format!("failed to {error}"),
+                    Err(error) => return Chain(&error).to_string(),
                 }
                 // An epmd that dies at once must not make this loop spin.
                 tokio::time::sleep(NODE_RESTART.0).await;

@@ -2,7 +2,7 @@
 
 use crate::config::Secret;
 use crate::config::document::{Table, Value};
-use crate::config::{duration, url};
+use crate::config::{keys, shorten, url};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::Ipv4Addr;
@@ -285,7 +285,7 @@ fn zone(value: &Value<'_>) -> Option<String> {
     if zone.len() == 1 && zone.bytes().all(|b| b.is_ascii_lowercase()) {
         return Some(zone);
     }
-    value.fault(format!("{:?} is not the letter of an availability zone: write \"b\"", duration::shorten(&zone)))
+    value.fault(format!("{:?} is not the letter of an availability zone: write \"b\"", shorten(&zone)))
 }
 
 fn tag_name(name: &str) -> Result<(), String> {
@@ -307,7 +307,8 @@ fn volume(value: &Value<'_>) -> Option<Volume> {
 }
 
 fn block_device(value: &Value<'_>) -> Option<BlockDevice> {
-    let table = value.table("a table such as { device = \"/dev/xvda\", size_gb = 40, type = \"gp3\" }")?;
+    const SHAPE: &str = "a table such as { device = \"/dev/xvda\", size_gb = 40, type = \"gp3\" }";
+    let table = value.table(SHAPE, &keys::BLOCK_DEVICE)?;
     let device = table.required("device", "device = \"/dev/xvda\"", |v| v.word());
     let size_gb = table.optional("size_gb", |v| v.whole(1));
     let kind = table.optional("type", |v| v.word());

@@ -11,6 +11,7 @@ pub use openstack::{ImagePick, OpenstackConfig, OpenstackImage};
 pub use process::ProcessConfig;
 
 use super::document::Table;
+use super::keys::{self, Section};
 use crate::core::plan::{ProviderKind, Suspend};
 use sha2::{Digest as _, Sha256};
 
@@ -62,6 +63,16 @@ impl HostConfig {
             }
             Self::Openstack(host) => host.image.to_string(),
         }
+    }
+}
+
+/// The keys of a provider's section.
+pub(super) fn keys_of(kind: ProviderKind) -> &'static Section {
+    match kind {
+        ProviderKind::Process => &keys::PROCESS,
+        ProviderKind::Ec2 => &keys::EC2,
+        ProviderKind::Libvirt => &keys::LIBVIRT,
+        ProviderKind::Openstack => &keys::OPENSTACK,
     }
 }
 

@@ -1,7 +1,7 @@
 //! `[worker.openstack]`: a server of OpenStack Nova.
 
 use crate::config::document::{Table, Value};
-use crate::config::{Secret, url};
+use crate::config::{Secret, keys, url};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
@@ -165,7 +165,7 @@ fn image(value: &Value<'_>) -> Option<OpenstackImage> {
         return value.word().map(OpenstackImage::Id);
     }
     const SHAPE: &str = "an id or a name, { name_regex = \"…\", pick = \"newest\" } or { command = [\"…\"] }";
-    let table = value.table(SHAPE)?;
+    let table = value.table(SHAPE, &keys::IMAGE)?;
     let (regex, command, pick) = (table.get("name_regex"), table.get("command"), table.get("pick"));
     table.finish();
     match (regex, command) {

@@ -7,8 +7,9 @@ use super::error::{CallError, told};
 use super::order::{HOST_TAG, ID_TAG, MASTER_TAG, WORKER_TAG};
 use super::places::Target;
 use super::terminate::{by, is_open};
-use super::{Ec2, Kind, locked};
+use super::{Ec2, Kind};
 use crate::core::event::{ListedHost, Owner};
+use crate::sync::lock;
 use aws_sdk_ec2::types::{Filter, Instance, InstanceStateName, Tag};
 use futures_util::future::join_all;
 use rouse_shared::HostId;
@@ -66,7 +67,7 @@ impl Ec2 {
         for place in left {
             self.places.forget(&place);
         }
-        *locked(&self.seen) = seen.into_iter().collect();
+        *lock(&self.seen) = seen.into_iter().collect();
         Ok(all)
     }
 

@@ -24,6 +24,7 @@ use super::{BoxFuture, Death, Provider, user_data};
 use crate::config::{Config, Ec2Config, HostConfig};
 use crate::core::event::{ListedHost, PartialList, StartError, Started, Suspension, Termination};
 use crate::core::record::{Host, LaunchSpec};
+use crate::sync::lock;
 use attach::Attachments;
 use client::{Client, Login, Place};
 use error::{CallError, Kind, told};
@@ -39,7 +40,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::mpsc;
 use watch::Watch;
@@ -82,10 +83,6 @@ fn certificates_of(section: &Ec2Config) -> Option<Result<Certificates, String>> 
         None if section.endpoint_url.is_some() => None,
         None => Some(Ok(Certificates::of_aws())),
     }
-}
-
-fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn make_dir(dir: &Path) -> io::Result<()> {
@@ -145,15 +142,15 @@ impl Ec2 {
             workers.insert(name.clone(), Worker { section: Arc::new((**section).clone()), certificates });
         }
         self.places.configure(logins);
-        *locked(&self.workers) = workers;
+        *lock(&self.workers) = workers;
     }
 
     fn section(&self, worker: &WorkerName) -> Option<Arc<Ec2Config>> {
-        locked(&self.workers).get(worker).map(|worker| worker.section.clone())
+        lock(&self.workers).get(worker).map(|worker| worker.section.clone())
     }
 
     fn vouch_now(&self, worker: &WorkerName, hello: &Hello) -> Result<(), String> {
-        let certificates = locked(&self.workers).get(worker).and_then(|worker| worker.certificates.clone());
+        let certificates = lock(&self.workers).get(worker).and_then(|worker| worker.certificates.clone());
         let Some(certificates) = certificates else { return Ok(()) };
         let certificates =
             certificates.as_ref().as_ref().map_err(|why| format!("nothing can be trusted here: {why}"))?;
@@ -233,7 +230,7 @@ impl Ec2 {
                 }
             }
         };
-        locked(&self.unseen).remove(&host.id);
+        lock(&self.unseen).remove(&host.id);
         self.watch.add(&instance, &host.id, &client);
         self.tend(&client, &instance, Attachments { elastic_ip: spec.elastic_ip, volumes: spec.volumes });
         Ok(instance)
@@ -274,13 +271,13 @@ impl Ec2 {
 
     /// Gives an instance its address and volumes, beside whatever else goes on.
     fn tend(&self, client: &Client, instance: &str, belongings: Attachments) {
-        if belongings.is_empty() || !locked(&self.tended).insert(instance.to_owned()) {
+        if belongings.is_empty() || !lock(&self.tended).insert(instance.to_owned()) {
             return;
         }
         let (client, instance, tended) = (client.clone(), instance.to_owned(), self.tended.clone());
         tokio::spawn(async move {
             attach::put_on(&client, &instance, &belongings).await;
-            locked(&tended).remove(&instance);
+            lock(&tended).remove(&instance);
         });
     }
 }

@@ -3,12 +3,13 @@
 
 use super::client::{Client, Login, Place};
 use crate::clock;
+use crate::sync::lock;
 use aws_sdk_ec2::config::SharedHttpClient;
 use rouse_shared::Timestamp;
 use std::collections::BTreeMap;
-use std::io::{self, Write as _};
+use std::io;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::OnceCell;
 
@@ -63,7 +64,7 @@ impl Places {
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     /// Takes the logins of a new configuration. Clients that it still has are kept, with their connections.
@@ -188,10 +189,6 @@ impl Places {
         if let Some(dir) = self.file.parent() {
             super::make_dir(dir)?;
         }
-        let new = self.file.with_extension("new");
-        let mut file = std::fs::File::create(&new)?;
-        file.write_all(&serde_json::to_vec(&places).map_err(io::Error::other)?)?;
-        file.sync_all()?;
-        std::fs::rename(&new, &self.file)
+        crate::files::replace(&self.file, &serde_json::to_vec(&places).map_err(io::Error::other)?)
     }
 }

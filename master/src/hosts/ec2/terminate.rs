@@ -5,10 +5,11 @@ use super::client::Client;
 use super::error::{CallError, Kind, told};
 use super::list::tag;
 use super::order::{HOST_TAG, ID_TAG};
-use super::{Ec2, locked, read};
+use super::{Ec2, read};
 use crate::clock;
 use crate::core::event::{ListedHost, Termination};
 use crate::core::record::Host;
+use crate::sync::lock;
 use aws_sdk_ec2::types::{Filter, Instance, InstanceStateName, SpotInstanceRequest, SpotInstanceState};
 
 /// An instance, as far as stopping it goes.
@@ -120,7 +121,7 @@ impl Ec2 {
         let ids: Vec<String> = found.into_iter().map(|i| i.id).collect();
         let belongings = Attachments { elastic_ip: spec.elastic_ip, volumes: spec.volumes };
         if attach::take_off(&client, &ids, &belongings).await.map_err(|e| e.text)? {
-            locked(&self.unseen).remove(&host.id);
+            lock(&self.unseen).remove(&host.id);
             return Ok(Termination::Gone);
         }
         Ok(Termination::Requested)
@@ -129,23 +130,23 @@ impl Ec2 {
     /// AWS lists nothing of the host. It may have forgotten one that ended long ago, or not list one of a moment ago yet.
     async fn terminate_unseen(&self, client: &Client, host: &Host) -> Result<Termination, String> {
         let now = clock::now();
-        let since = *locked(&self.unseen).entry(host.id.clone()).or_insert(now);
+        let since = *lock(&self.unseen).entry(host.id.clone()).or_insert(now);
         if now.since(since) < self.lag {
             return Ok(Termination::Requested);
         }
         give_up_requests(client, &host.id).await.map_err(|e| e.text)?;
-        locked(&self.unseen).remove(&host.id);
+        lock(&self.unseen).remove(&host.id);
         Ok(Termination::Gone)
     }
 
     /// Ends what a list has told of and the ledger does not know.
     pub(super) async fn terminate_listed_now(&self, listed: &ListedHost) -> Result<Termination, String> {
-        let known = locked(&self.seen).get(&listed.handle).cloned();
+        let known = lock(&self.seen).get(&listed.handle).cloned();
         let place = match known {
             Some(place) => place,
             None => {
                 self.list_now().await?;
-                match locked(&self.seen).get(&listed.handle).cloned() {
+                match lock(&self.seen).get(&listed.handle).cloned() {
                     Some(place) => place,
                     None => return Ok(Termination::Gone),
                 }

@@ -3,8 +3,8 @@
 
 use super::client::Client;
 use super::error::told;
-use super::locked;
 use crate::hosts::Death;
+use crate::sync::lock;
 use aws_sdk_ec2::types::{Filter, Instance, InstanceStateName};
 use rouse_shared::HostId;
 use std::collections::{BTreeMap, BTreeSet};
@@ -44,16 +44,16 @@ impl Watch {
 
     /// From now on this one too.
     pub fn add(&self, instance: &str, host: &HostId, client: &Client) {
-        locked(&self.instances).entry(instance.to_owned()).or_insert_with(|| (host.clone(), client.clone()));
+        lock(&self.instances).entry(instance.to_owned()).or_insert_with(|| (host.clone(), client.clone()));
     }
 
     /// Not this one any more: its end is asked for anyway.
     pub fn remove(&self, host: &HostId) {
-        locked(&self.instances).retain(|_, (of, _)| of != host);
+        lock(&self.instances).retain(|_, (of, _)| of != host);
     }
 
     async fn look(&self) -> Vec<Death> {
-        let watched = locked(&self.instances).clone();
+        let watched = lock(&self.instances).clone();
         let places: BTreeSet<_> = watched.values().map(|(_, client)| &client.place).collect();
         let mut deaths = Vec::new();
         for place in places {
@@ -81,7 +81,7 @@ impl Watch {
         if instance.state()?.name()? != &InstanceStateName::Terminated {
             return None;
         }
-        let (host, _) = locked(&self.instances).remove(instance.instance_id()?)?;
+        let (host, _) = lock(&self.instances).remove(instance.instance_id()?)?;
         let reason = instance.state_reason().and_then(|reason| reason.message()).unwrap_or("AWS does not say why");
         Some(Death { host, why: format!("the instance has ended: {reason}") })
     }

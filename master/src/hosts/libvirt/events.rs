@@ -1,8 +1,9 @@
 //! What libvirt tells without being asked: the ends of domains, and of the connection. The crate `virt` has no safe
 //! wrapper for these, so the few calls are made here.
 
+use crate::sync::lock;
 use std::ffi::{CStr, c_char, c_int, c_void};
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::Duration;
 use virt::connect::Connect;
 use virt::error::Error;
@@ -25,7 +26,7 @@ pub enum LifecycleEvent {
 /// Where there can be no thread, or no loop.
 pub fn run() -> std::io::Result<()> {
     static RUNS: Mutex<bool> = Mutex::new(false);
-    let mut runs = RUNS.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut runs = lock(&RUNS);
     if *runs {
         return Ok(());
     }

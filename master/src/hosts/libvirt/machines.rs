@@ -20,10 +20,11 @@ use crate::config::LibvirtConfig;
 use crate::config::hosts::connection_is_local;
 use crate::core::event::{StartError, Termination};
 use crate::core::record::Host;
+use crate::sync::lock;
 use rouse_shared::{HostId, Timestamp, WorkerName};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use std::{fs, io};
 use tokio::sync::mpsc;
@@ -61,11 +62,6 @@ pub struct Inner {
     whole: Mutex<BTreeMap<PathBuf, String>>,
 }
 
-/// Takes a lock; what a thread that broke off has left is whole all the same.
-fn hold<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl Inner {
     pub fn new(
         dir: PathBuf,
@@ -94,7 +90,7 @@ impl Inner {
     /// Takes the workers of a configuration, and opens their connections.
     pub fn configure(&self, workers: Workers) {
         let uris: BTreeSet<String> = workers.values().map(|w| w.connection.clone()).collect();
-        *hold(&self.workers) = workers;
+        *lock(&self.workers) = workers;
         for uri in uris {
             if let Err(error) = self.link(&uri) {
                 warn!("libvirt at {uri} cannot be used: {error}");
@@ -103,7 +99,7 @@ impl Inner {
     }
 
     pub fn worker(&self, name: &WorkerName) -> Option<LibvirtConfig> {
-        hold(&self.workers).get(name).cloned()
+        lock(&self.workers).get(name).cloned()
     }
 
     pub fn console_path(&self, host: &HostId) -> PathBuf {
@@ -112,7 +108,7 @@ impl Inner {
 
     /// The connection to an address, shared by all who use it.
     pub fn link(&self, uri: &str) -> io::Result<Arc<Link>> {
-        let mut links = hold(&self.links);
+        let mut links = lock(&self.links);
         if let Some(link) = links.get(uri) {
             return Ok(link.clone());
         }
@@ -123,10 +119,10 @@ impl Inner {
 
     /// Whether the processor's own virtualisation works there; tried once.
     pub async fn kvm(self: &Arc<Self>, link: &Link, uri: &str) -> Result<bool, Failed> {
-        let cell = hold(&self.kvm).entry(uri.to_owned()).or_default().clone();
+        let cell = lock(&self.kvm).entry(uri.to_owned()).or_default().clone();
         let (uri, name) = (uri.to_owned(), format!("rouse-test-{}", self.id()));
         let work = move |connect: &Connect| {
-            let mut cell = hold(&cell);
+            let mut cell = lock(&cell);
             if let Some(known) = *cell {
                 return Ok(known);
             }
@@ -151,9 +147,9 @@ impl Inner {
         let look = move || {
             let found = disk::look_at(&path)?;
             // The user's own disk is written to, and is the user's to look after.
-            if is_base && hold(&inner.whole).get(&path) != Some(&found.change) {
+            if is_base && lock(&inner.whole).get(&path) != Some(&found.change) {
                 disk::check(&path, found.format)?;
-                hold(&inner.whole).insert(path, found.change.clone());
+                lock(&inner.whole).insert(path, found.change.clone());
             }
             Ok(Some(found))
         };
@@ -175,13 +171,13 @@ impl Inner {
         }
     }
 
-    fn lock(&self, host: &str) -> Arc<Mutex<()>> {
-        hold(&self.locks).entry(host.to_owned()).or_default().clone()
+    fn host_lock(&self, host: &str) -> Arc<Mutex<()>> {
+        lock(&self.locks).entry(host.to_owned()).or_default().clone()
     }
 
     fn know(&self, uri: &str, stamp: OwnerTag) {
         let known = Known { uri: uri.to_owned(), stamp: stamp.clone(), asked: None };
-        hold(&self.known).entry(stamp.uuid).or_insert(known);
+        lock(&self.known).entry(stamp.uuid).or_insert(known);
     }
 
     /// Listens for the ends of hosts that an earlier master has made, and looks whether they have ended already.
@@ -198,8 +194,8 @@ impl Inner {
     }
 
     fn forget(&self, uuid: &str, host: &str) {
-        hold(&self.known).remove(uuid);
-        hold(&self.locks).remove(host);
+        lock(&self.known).remove(uuid);
+        lock(&self.locks).remove(host);
     }
 
     fn owner_of(&self, stamp: &OwnerTag) -> disk::Owner {
@@ -234,7 +230,7 @@ impl Inner {
         let (inner, host) = (self.clone(), host.clone());
         let work = move |connect: &Connect| {
             // Not before it has answered: one that never does has nothing of ours.
-            let used = hold(&inner.connections).add(&spec.connection);
+            let used = lock(&inner.connections).add(&spec.connection);
             used.map_err(|e| StartError::Transient(format!("note the connection in {}: {e}", inner.dir.display())))?;
             inner.start_on(connect, &host, &spec)
         };
@@ -242,8 +238,8 @@ impl Inner {
     }
 
     fn start_on(&self, connect: &Connect, host: &HostId, spec: &Spec) -> Result<String, StartError> {
-        let lock = self.lock(&host.0);
-        let _held = hold(&lock);
+        let host_lock = self.host_lock(&host.0);
+        let _held = lock(&host_lock);
         let stamp = self.stamp(host, spec);
         if self.runs(connect, &stamp)? {
             self.know(&spec.connection, stamp);
@@ -298,12 +294,12 @@ impl Inner {
     }
 
     fn is_live(&self, host: &str) -> bool {
-        hold(&self.known).values().any(|known| known.stamp.host == host)
+        lock(&self.known).values().any(|known| known.stamp.host == host)
     }
 
     /// No new disk over a base that was changed under one in use: that one is broken, and so may this one be.
     fn check_base(&self, fresh: &Fresh) -> Result<(), StartError> {
-        let bases: Vec<String> = hold(&self.known)
+        let bases: Vec<String> = lock(&self.known)
             .values()
             .filter_map(|known| known.stamp.base.clone())
             .filter(|(base, _)| *base == fresh.base)
@@ -327,8 +323,8 @@ impl Inner {
     }
 
     fn stop_on(&self, connect: &Connect, uri: &str, stamp: &OwnerTag) -> Result<Termination, String> {
-        let lock = self.lock(&stamp.host);
-        let _held = hold(&lock);
+        let host_lock = self.host_lock(&stamp.host);
+        let _held = lock(&host_lock);
         let same =
             |found: &OwnerTag| (&found.master, &found.id, &found.host) == (&stamp.master, &stamp.id, &stamp.host);
         if let Some((domain, Some(found))) = look(connect, &stamp.uuid).map_err(|e| e.to_string())?
@@ -348,7 +344,7 @@ impl Inner {
     /// A guest on the user's own disk is asked to shut down, and has some time for it.
     fn may_shut_down(&self, domain: &Domain, uri: &str, stamp: &OwnerTag) -> bool {
         self.know(uri, stamp.clone());
-        let mut known = hold(&self.known);
+        let mut known = lock(&self.known);
         let Some(known) = known.get_mut(&stamp.uuid) else { return false };
         match known.asked {
             Some(asked) => clock::now().since(asked) < SHUTDOWN_PATIENCE,
@@ -361,7 +357,7 @@ impl Inner {
 
     /// The last of what a host printed.
     pub async fn console(&self, host: &Host) -> Option<String> {
-        if let Some(text) = hold(&self.evidence).of(&host.id) {
+        if let Some(text) = lock(&self.evidence).of(&host.id) {
             return Some(text);
         }
         let spec = Spec::parse(&host.launch.as_ref()?.spec).ok()?;

@@ -230,10 +230,7 @@ fn uuid_of(owner: &str, host: &HostId) -> String {
     let mut bytes = [0; 16];
     bytes.copy_from_slice(&hash[..16]);
     // Version 8 is for whoever makes them in a way of his own (RFC 9562).
-    bytes[6] = 0x80 | (bytes[6] & 0x0f);
-    bytes[8] = 0x80 | (bytes[8] & 0x3f);
-    let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-    format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])
+    uuid::Builder::from_custom_bytes(bytes).into_uuid().to_string()
 }
 
 /// Makes deaths of what libvirt tells.

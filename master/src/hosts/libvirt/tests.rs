@@ -251,6 +251,9 @@ fn a_host_has_one_uuid_for_ever() {
     let (one, other) = (HostId("h1".to_owned()), HostId("h2".to_owned()));
     let uuid = uuid_of("ci/0123", &one);
     assert_eq!(uuid, uuid_of("ci/0123", &one));
+    // Hosts that an earlier version has made are found by it.
+    let host = HostId("linux-01-7".to_owned());
+    assert_eq!(uuid_of("master/0123abcd", &host), "516c6e22-5d9a-8164-9a66-5b9fccaa8c40");
     assert_eq!((uuid.len(), &uuid[14..15]), (36, "8"));
     assert!(uuid != uuid_of("ci/0123", &other) && uuid != uuid_of("ci/4567", &one));
 }

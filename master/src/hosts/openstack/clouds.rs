@@ -4,11 +4,12 @@ use super::account::Account;
 use super::cloud::Cloud;
 use super::problem::Problem;
 use crate::hosts::persisted_set::PersistedSet;
+use crate::sync::lock;
 use futures_util::future::join_all;
 use std::collections::BTreeSet;
 use std::io;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 /// For the login to one of several clouds: the others are listed all the same, within [`crate::hosts::CALL_LIMIT`].
@@ -52,7 +53,7 @@ impl Clouds {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 
     /// Takes the accounts of a new configuration; the cloud of each. An account that it still has keeps its token.

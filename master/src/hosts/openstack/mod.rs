@@ -21,6 +21,7 @@ use crate::clock;
 use crate::config::{Config, HostConfig, OpenstackConfig};
 use crate::core::event::{ListedHost, PartialList, StartError, Started, Termination};
 use crate::core::record::{Host, LaunchSpec};
+use crate::sync::lock;
 use account::Account;
 use cloud::{Cloud, Service};
 use clouds::Clouds;
@@ -34,7 +35,7 @@ use servers::{OwnerTag, Server, Status};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 use tokio::sync::mpsc;
 
@@ -221,7 +222,7 @@ fn unseen(problem: Problem) -> StartError {
 
 impl Shared {
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     /// Whether a server may still appear that an earlier call has asked for: one of ours, or of the master before.

@@ -9,6 +9,7 @@ use crate::core::event::StartError;
 use crate::core::record::{Host, LaunchSpec};
 use crate::hosts::user_data;
 use base64::Engine as _;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use rouse_shared::boot::BootData;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -169,8 +170,8 @@ pub(super) async fn network(cloud: &Cloud, given: &str, pool: bool) -> Result<St
 
 /// A text as one segment of a path, or a value of a query.
 pub(super) fn segment(text: &str) -> String {
-    let plain = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~');
-    text.bytes().map(|byte| if plain(&byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") }).collect()
+    const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+    utf8_percent_encode(text, ESCAPED).to_string()
 }
 
 #[cfg(test)]

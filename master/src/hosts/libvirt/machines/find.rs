@@ -5,12 +5,13 @@ use super::super::domain::OwnerTag;
 use super::super::events::LifecycleEvent;
 use super::super::link::Failed;
 use super::super::look::{end_domain, look, stamps};
-use super::{Inner, hold};
+use super::Inner;
 use crate::config::LibvirtConfig;
 use crate::config::hosts::connection_is_local;
 use crate::core::event::Termination;
 use crate::hosts::Death;
 use crate::hosts::libvirt::console;
+use crate::sync::lock;
 use futures_util::future::join_all;
 use rouse_shared::HostId;
 use std::collections::BTreeSet;
@@ -34,14 +35,14 @@ pub struct Listing {
 impl Inner {
     /// Every connection that may have hosts of ours.
     fn uris(&self) -> BTreeSet<String> {
-        let configured: BTreeSet<String> = hold(&self.workers).values().map(|w| w.connection.clone()).collect();
-        configured.into_iter().chain(hold(&self.connections).all()).collect()
+        let configured: BTreeSet<String> = lock(&self.workers).values().map(|w| w.connection.clone()).collect();
+        configured.into_iter().chain(lock(&self.connections).all()).collect()
     }
 
     /// All marks beside the disks of the configuration.
     fn marks(&self) -> Result<Vec<(PathBuf, disk::Owner)>, String> {
         let parent = |w: &LibvirtConfig| w.hd_image.as_ref().and_then(|p| p.parent()).map(Path::to_owned);
-        let dirs: BTreeSet<PathBuf> = hold(&self.workers)
+        let dirs: BTreeSet<PathBuf> = lock(&self.workers)
             .values()
             .filter(|w| w.base_image.is_some() && connection_is_local(&w.connection))
             .filter_map(parent)
@@ -73,7 +74,7 @@ impl Inner {
                 drop(self.lives.try_send((uri.clone(), life)));
             }
             if list.iter().all(|stamp| !self.is_ours(stamp)) && !self.is_configured(uri) {
-                hold(&self.connections).remove(uri);
+                lock(&self.connections).remove(uri);
             }
             domains.extend(list.into_iter().filter(|s| s.master == self.name()).map(|s| (s.uuid.clone(), s)));
         }
@@ -89,18 +90,18 @@ impl Inner {
 
     /// The hosts that we listen for on a connection and that are not among those that run there.
     fn missed(&self, uri: &str, runs: &BTreeSet<String>) -> Vec<String> {
-        let known = hold(&self.known);
+        let known = lock(&self.known);
         let missed = known.iter().filter(|(uuid, known)| known.uri == uri && !runs.contains(*uuid));
         missed.map(|(uuid, _)| uuid.clone()).collect()
     }
 
     fn is_configured(&self, uri: &str) -> bool {
-        hold(&self.workers).values().any(|w| w.connection == uri)
+        lock(&self.workers).values().any(|w| w.connection == uri)
     }
 
     fn warn_of_changed_bases(&self) {
-        let bases: BTreeSet<_> = hold(&self.known).values().filter_map(|known| known.stamp.base.clone()).collect();
-        let mut warned = hold(&self.warned);
+        let bases: BTreeSet<_> = lock(&self.known).values().filter_map(|known| known.stamp.base.clone()).collect();
+        let mut warned = lock(&self.warned);
         for (base, change) in bases {
             match disk::changed_in_place(&base, &change) {
                 Some(why) if warned.insert(base.clone()) => warn!("{why}"),
@@ -122,24 +123,24 @@ impl Inner {
                 leftovers.push((path, owner));
                 continue;
             }
-            let lock = self.lock(&owner.host);
+            let host_lock = self.host_lock(&owner.host);
             // One that is held belongs to a host that is being started or stopped.
-            let Ok(_held) = lock.try_lock() else { continue };
+            let Ok(_held) = host_lock.try_lock() else { continue };
             if idle(&owner.host) {
                 disk::remove(&path, &owner).map_err(|e| format!("remove {}: {e}", path.display()))?;
                 info!("{} was left by host {}, which has no domain any more: removed", path.display(), owner.host);
-                hold(&self.locks).remove(&owner.host);
+                lock(&self.locks).remove(&owner.host);
             }
         }
         let entries = fs::read_dir(&self.dir).map_err(|e| format!("read {}: {e}", self.dir.display()))?;
         for path in entries.flatten().map(|entry| entry.path()) {
             let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
             let Some((host, _)) = name.split_once(".console") else { continue };
-            let lock = self.lock(host);
-            let Ok(_held) = lock.try_lock() else { continue };
+            let host_lock = self.host_lock(host);
+            let Ok(_held) = host_lock.try_lock() else { continue };
             if idle(host) {
                 disk::unlink(&path).map_err(|e| format!("remove {}: {e}", path.display()))?;
-                hold(&self.locks).remove(host);
+                lock(&self.locks).remove(host);
             }
         }
         Ok(leftovers)
@@ -176,7 +177,7 @@ impl Inner {
 
     /// Looks whether a host has ended, or ends it where it is stuck. Nothing where it runs, or is being seen to anyway.
     async fn ended(self: &Arc<Self>, uri: &str, uuid: &str, why: &'static str, stuck: bool) -> Option<Death> {
-        if !hold(&self.known).contains_key(uuid) {
+        if !lock(&self.known).contains_key(uuid) {
             return None;
         }
         let link = self.link(uri).ok()?;
@@ -187,10 +188,10 @@ impl Inner {
     }
 
     fn ended_on(&self, connect: &Connect, uuid: &str, why: &str, stuck: bool) -> Result<Option<Death>, Failed> {
-        let stamp_of = || hold(&self.known).get(uuid).map(|known| known.stamp.clone());
+        let stamp_of = || lock(&self.known).get(uuid).map(|known| known.stamp.clone());
         let Some(stamp) = stamp_of() else { return Ok(None) };
-        let lock = self.lock(&stamp.host);
-        let _held = hold(&lock);
+        let host_lock = self.host_lock(&stamp.host);
+        let _held = lock(&host_lock);
         // While the lock was waited for it may have been stopped.
         if stamp_of().as_ref() != Some(&stamp) {
             return Ok(None);
@@ -206,7 +207,7 @@ impl Inner {
         }
         let host = HostId(stamp.host.clone());
         if let Some(text) = stamp.console.as_deref().and_then(console::tail) {
-            hold(&self.evidence).keep(host.clone(), text);
+            lock(&self.evidence).keep(host.clone(), text);
         }
         if let Err(why) = self.clean(&stamp) {
             warn!("failed to {why}");
@@ -235,8 +236,8 @@ impl Inner {
         }
         let inner = self.clone();
         beside(move || {
-            let lock = inner.lock(&wanted.host);
-            let _held = hold(&lock);
+            let host_lock = inner.host_lock(&wanted.host);
+            let _held = lock(&host_lock);
             for (path, _) in inner.marks()?.into_iter().filter(|(_, owner)| *owner == wanted) {
                 disk::remove(&path, &wanted).map_err(|e| format!("remove {}: {e}", path.display()))?;
             }

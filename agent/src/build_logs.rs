@@ -1,10 +1,11 @@
-//! Sends steps' logs from their spool files, with confirms and a bounded window a step.
+//! Sends the logs of steps from their spool files, with publisher confirms and a bounded window for each step.
 //!
-//! One task with one channel for all of them. Its owner says what to send through shared state, so that a broker that
-//! takes nothing never holds the owner up.
+//! One task with one channel sends all of them. Its owner requests what to send through shared state, so that a broker
+//! that accepts nothing never delays the owner.
 
 use crate::core::Level;
-use crate::log;
+use crate::diagnostics::log;
+use crate::mutex;
 use crate::spool::SpoolReader;
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
@@ -16,13 +17,13 @@ use rouse_shared::message::LogChunk;
 use rouse_shared::{AttemptId, WorkerName, codec, names};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 use tokio::sync::{Notify, mpsc};
 
-/// After a chunk that the broker did not take: its queue is full, or the channel was closed.
+/// Pause after a chunk that the broker did not accept because its queue is full or the channel was closed.
 const PAUSE: Duration = Duration::from_millis(500);
-/// Chunks on their way, of all steps together: bounds memory when many steps print at once.
+/// Largest number of unconfirmed chunks of all steps together: bounds memory when many steps print at once.
 const MAX_IN_FLIGHT: usize = 4 * LOG_WINDOW / LOG_CHUNK;
 
 /// One step of one attempt.
@@ -31,17 +32,17 @@ type Key = (AttemptId, u32);
 /// The broker has the step's log before `offset`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct LogSent {
-    /// The attempt.
+    /// The attempt that the step belongs to.
     pub attempt: AttemptId,
-    /// The step, from 0.
+    /// Number of the step, from 0.
     pub step: u32,
-    /// Bytes from the beginning.
+    /// Bytes from the start of the log.
     pub offset: u64,
 }
 
-/// The sender of logs, as its owner holds it. The task ends when it is dropped.
+/// The owner's handle of the task, which ends when the handle is dropped.
 #[derive(Debug)]
-pub struct Logs {
+pub struct BuildLogs {
     shared: Arc<Shared>,
 }
 
@@ -53,7 +54,7 @@ struct Shared {
 
 #[derive(Default, Debug)]
 struct Wanted {
-    /// Counts up with each link, so that the task knows a new one.
+    /// Counts the links, so that the task notices a new one.
     generation: u64,
     link: Option<Arc<Connection>>,
     streams: BTreeMap<Key, Stream>,
@@ -63,23 +64,23 @@ struct Wanted {
 #[derive(Debug)]
 struct Stream {
     path: PathBuf,
-    /// Counts up with each change of `from`.
+    /// Counts the changes of `from`.
     epoch: u64,
     from: u64,
     /// Bytes known to be in the spool.
     length: u64,
-    /// Whether to send at all: the core has asked for it on this link.
+    /// Whether the core has requested the log on this link.
     on: bool,
 }
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, Wanted> {
-        self.wanted.lock().unwrap_or_else(PoisonError::into_inner)
+        mutex::lock(&self.wanted)
     }
 }
 
-impl Logs {
-    /// Starts the task. What the broker has taken comes into `sent`.
+impl BuildLogs {
+    /// Starts the task. It reports what the broker has confirmed to `sent`.
     pub fn start(worker: &WorkerName, sent: mpsc::Sender<LogSent>) -> Self {
         let shared = Arc::new(Shared::default());
         let sender = Sender {
@@ -96,7 +97,7 @@ impl Logs {
         Self { shared }
     }
 
-    /// The connection to send on from now on; nothing is sent on it until [`Self::send_from`] asks.
+    /// Sets the connection to use from now on. Nothing is sent on it until [`Self::send_from`] is called.
     pub fn set_link(&self, link: Option<Arc<Connection>>) {
         let mut wanted = self.shared.lock();
         wanted.generation += 1;
@@ -108,13 +109,13 @@ impl Logs {
         self.shared.changed.notify_one();
     }
 
-    /// The step's output is, or will be, in this file.
+    /// Adds a step, whose output is or will be in the file `path`.
     pub fn add(&self, attempt: AttemptId, step: u32, path: PathBuf) {
         let stream = Stream { path, epoch: 0, from: 0, length: 0, on: false };
         self.shared.lock().streams.insert((attempt, step), stream);
     }
 
-    /// So many bytes of the step's output are in its file.
+    /// Reports that the step's file has at least `length` bytes.
     pub fn set_length(&self, attempt: AttemptId, step: u32, length: u64) {
         if let Some(stream) = self.shared.lock().streams.get_mut(&(attempt, step)) {
             stream.length = length.max(stream.length);
@@ -122,7 +123,7 @@ impl Logs {
         self.shared.changed.notify_one();
     }
 
-    /// Send from there on.
+    /// Sends the step's log from `offset` on.
     pub fn send_from(&self, attempt: AttemptId, step: u32, offset: u64) {
         if let Some(stream) = self.shared.lock().streams.get_mut(&(attempt, step)) {
             stream.epoch += 1;
@@ -132,32 +133,32 @@ impl Logs {
         self.shared.changed.notify_one();
     }
 
-    /// Send nothing more of this attempt.
+    /// Sends nothing more of this attempt.
     pub fn forget(&self, attempt: AttemptId) {
         self.shared.lock().streams.retain(|(a, _), _| *a != attempt);
         self.shared.changed.notify_one();
     }
 }
 
-impl Drop for Logs {
+impl Drop for BuildLogs {
     fn drop(&mut self) {
         self.shared.lock().closed = true;
         self.shared.changed.notify_one();
     }
 }
 
-/// How far the task has come with a step.
+/// The task's progress with a step.
 struct Cursor {
     epoch: u64,
     reader: Option<SpoolReader>,
     /// Next byte to read.
     next: u64,
-    /// Everything before is with the broker.
+    /// The broker has confirmed everything before this byte.
     confirmed: u64,
     in_flight: usize,
 }
 
-/// A chunk that was published.
+/// A published chunk and whether the broker has confirmed it.
 struct Published {
     key: Key,
     epoch: u64,
@@ -189,7 +190,7 @@ impl Sender {
             match self.pump().await {
                 Ok(()) => {}
                 Err(why) => {
-                    log::line(Level::Warn, &format!("logs wait: {why}"));
+                    log(Level::Warn, &format!("sending logs is paused: {why}"));
                     self.rewind();
                     tokio::time::sleep(PAUSE).await;
                     continue;
@@ -199,7 +200,7 @@ impl Sender {
                 () = changed => {}
                 Some(published) = self.in_flight.next(), if !self.in_flight.is_empty() => {
                     if let Err(why) = self.confirmed(published).await {
-                        log::line(Level::Warn, &format!("logs wait: {why}"));
+                        log(Level::Warn, &format!("sending logs is paused: {why}"));
                         self.rewind();
                         tokio::time::sleep(PAUSE).await;
                     }
@@ -208,7 +209,7 @@ impl Sender {
         }
     }
 
-    /// Back to what is confirmed, on a new channel.
+    /// Returns to what is confirmed, on a new channel.
     fn rewind(&mut self) {
         self.channel = None;
         self.in_flight = FuturesOrdered::new();
@@ -229,14 +230,14 @@ impl Sender {
         cursor.in_flight = cursor.in_flight.saturating_sub(size);
         cursor.confirmed = end;
         if cursor.in_flight == 0 {
-            // A build may have many steps, and each would keep a file open.
+            // A build may have many steps, each of which would keep a file open.
             cursor.reader = None;
         }
         let sent = LogSent { attempt: key.0, step: key.1, offset: end };
         self.sent.send(sent).await.map_err(|_| "the agent is ending".to_owned())
     }
 
-    /// Publishes what the windows allow, a chunk of each step in turn.
+    /// Publishes what the windows allow: one chunk of each step in turn.
     async fn pump(&mut self) -> Result<(), String> {
         let link = self.adopt();
         let Some(link) = link else { return Ok(()) };
@@ -251,8 +252,8 @@ impl Sender {
                     Ok(Some(chunk)) => chunk,
                     Ok(None) => continue,
                     Err(why) => {
-                        // One step's file must not hold up the others; the master asks again for what it lacks.
-                        log::line(Level::Error, &format!("the log of {}, step {}, is not sent: {why}", key.0, key.1));
+                        // One unreadable file must not delay the others; the master requests again what it lacks.
+                        log(Level::Error, &format!("the log of {}, step {}, cannot be sent: {why}", key.0, key.1));
                         if let Some(stream) = self.shared.lock().streams.get_mut(&key) {
                             stream.on = false;
                         }
@@ -272,7 +273,7 @@ impl Sender {
         }
     }
 
-    /// Takes over what is wanted; gives the link, where there is one.
+    /// Adopts the owner's requests, and returns the link if there is one.
     fn adopt(&mut self) -> Option<Arc<Connection>> {
         let shared = self.shared.clone();
         let wanted = shared.lock();

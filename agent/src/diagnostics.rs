@@ -9,59 +9,59 @@ use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
 use std::thread;
 use std::time::{Duration, UNIX_EPOCH};
 
-/// Lines that wait for standard error, at most.
+/// Largest number of lines that wait for standard error.
 const WAITING: usize = 1_000;
-/// How long the end of the program waits for room, and then for what is written.
+/// How long the end of the program waits for room in the queue, and then again for the lines to be written.
 const LAST: Duration = Duration::from_secs(1);
-/// Between looks for room.
+/// Time between checks for room.
 const LOOK: Duration = Duration::from_millis(10);
-/// Of the thread that writes: it calls nothing that needs more.
+/// Stack of the thread that writes, bytes: it calls nothing that needs more.
 const STACK: usize = 128 << 10;
 
 static LOG: OnceLock<Log> = OnceLock::new();
 
-/// From now on a thread writes the lines: a pipe that nobody reads, or a log service that hangs, must not keep the agent
-/// from its timers. Without it they are written where they are said. A panic goes the same way.
+/// Starts the thread that writes the lines, so that a pipe that nobody reads, or a log service that hangs, cannot delay
+/// the agent's timers. Until then the caller of [`log`] writes them. Panics are logged in the same way.
 ///
 /// # Errors
-/// Where there can be no thread.
+/// If no thread can be started.
 pub fn start() -> io::Result<()> {
-    // Started twice, the first goes on, and the second ends with its channel.
+    // On a second call the first thread goes on, and the second ends with its channel.
     drop(LOG.set(Log::start(write)?));
     std::panic::set_hook(Box::new(|panic| {
-        line(Level::Error, &panic.to_string());
+        log(Level::Error, &panic.to_string());
         finish();
     }));
     Ok(())
 }
 
-/// Says one line. A log that cannot be written stops nothing: what finds no room is counted and left out.
-pub fn line(level: Level, text: &str) {
-    let line = told(level, text);
+/// Logs one line. Never waits: a line for which there is no room is counted and left out.
+pub fn log(level: Level, text: &str) {
+    let line = format_line(level, text);
     match LOG.get() {
-        Some(log) => log.line(line),
+        Some(writer) => writer.line(line),
         None => write(&line),
     }
 }
 
-/// Waits until all lines are written, for two seconds at most. To be called before the program ends or becomes another.
+/// Waits until all lines are written, for at most two seconds. Call it before the program ends or executes another.
 pub fn finish() {
     if let Some(log) = LOG.get() {
         log.finish();
     }
 }
 
-/// A thread that writes, and what is on its way to it.
+/// The thread that writes, and the queue to it.
 struct Log {
     items: SyncSender<Item>,
-    /// Lines that found no room since the last that did.
+    /// Lines that found no room since the last one that did.
     lost: AtomicU64,
 }
 
 enum Item {
     Lines(String),
-    /// Everything before is written.
-    Written(SyncSender<()>),
+    /// Asks to be told when everything before it is written.
+    Flush(SyncSender<()>),
 }
 
 impl Log {
@@ -71,8 +71,8 @@ impl Log {
             for item in given {
                 match item {
                     Item::Lines(lines) => write(&lines),
-                    // In vain where it took so long that nobody waits any more.
-                    Item::Written(told) => drop(told.try_send(())),
+                    // Fails if it took so long that nobody waits any more.
+                    Item::Flush(done) => drop(done.try_send(())),
                 }
             }
         })?;
@@ -87,10 +87,10 @@ impl Log {
     }
 
     fn finish(&self) {
-        let (told, written) = sync_channel(1);
+        let (done, written) = sync_channel(1);
         let lost = self.lost.swap(0, Ordering::Relaxed);
         let mut looks = LAST.as_millis() / LOOK.as_millis();
-        for mut item in [Item::Lines(gap(lost)), Item::Written(told)] {
+        for mut item in [Item::Lines(gap(lost)), Item::Flush(done)] {
             while let Err(TrySendError::Full(back) | TrySendError::Disconnected(back)) = self.items.try_send(item) {
                 if looks == 0 {
                     if let Item::Lines(_) = back {
@@ -103,20 +103,20 @@ impl Log {
                 thread::sleep(LOOK);
             }
         }
-        // What is not written by then is lost.
+        // Lines that are not written by then are lost.
         written.recv_timeout(LAST).ok();
     }
 }
 
-/// Says that lines are missing, where there are any.
+/// A line that says how many lines are missing; empty if none is.
 fn gap(lost: u64) -> String {
     match lost {
         0 => String::new(),
-        _ => told(Level::Error, &format!("{lost} lines could not be written and are lost")),
+        _ => format_line(Level::Error, &format!("{lost} lines could not be written and are lost")),
     }
 }
 
-fn told(level: Level, text: &str) -> String {
+fn format_line(level: Level, text: &str) -> String {
     let since = clock::time_of_day().duration_since(UNIX_EPOCH).unwrap_or_default();
     let level = match level {
         Level::Info => "info",
@@ -127,14 +127,14 @@ fn told(level: Level, text: &str) -> String {
 }
 
 fn write(lines: &str) {
-    // One write, so that lines of several agents with one standard error do not mix.
+    // A single write, so that the lines of several agents that share standard error do not mix.
     drop(io::stderr().write_all(lines.as_bytes()));
 }
 
-/// RFC 3339, from seconds since 1970.
+/// A time in UTC by RFC 3339, from seconds since 1970.
 fn utc(seconds: u64, milliseconds: u32) -> String {
     let (days, rest) = (seconds / 86_400, seconds % 86_400);
-    // Days from 1 March of year 0, in eras of 400 years: leap days come last, so months are regular.
+    // Days since 1 March of year 0, in eras of 400 years: leap days come last, so months are regular.
     let shifted = days + 719_468;
     let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
     let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;

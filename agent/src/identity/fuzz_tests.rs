@@ -1,34 +1,26 @@
-//! Everything that the agent reads before it knows its master, broken at random: no panic, and no memory beyond a bound.
-//! What such a reader is given comes from whoever owns the network, the firmware or a disk.
+//! Everything that the agent reads before it knows its master, corrupted at random: no panic, and no more memory than a
+//! limit. This input comes from whoever controls the network, the firmware or a disk.
 
 use super::firmware::tests::{machine, table};
 use super::*;
+use crate::core::random::SplitMix64;
 use crate::fake_metadata::Metadata as Fake;
 use crate::meter;
 use rouse_shared::boot::{comment_block, from_oem_strings, oem_strings};
 use std::io::Cursor;
 use std::net::IpAddr;
 
-/// Broken copies of each text.
+/// Number of corrupted copies of each input.
 const COPIES: u64 = 1_000;
 
-/// SplitMix64.
-struct Random(u64);
+struct Random(SplitMix64);
 
 impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
     fn below(&mut self, bound: usize) -> usize {
-        usize::try_from(self.next() % bound.max(1) as u64).unwrap_or(0)
+        usize::try_from(self.0.below(bound as u64)).unwrap_or(0)
     }
 
-    /// A copy that is broken in one to four places.
+    /// A copy that is corrupted in one to four places.
     fn broken(&mut self, whole: &[u8]) -> Vec<u8> {
         const PIECES: [&[u8]; 12] = [
             b"\0",
@@ -64,11 +56,11 @@ impl Random {
     }
 }
 
-/// Reads broken copies of `whole`, none of which may take more than `limit` bytes beside itself.
+/// Reads corrupted copies of `whole`, none of which may allocate more than `limit` bytes in addition to itself.
 fn break_it(what: &str, whole: &[u8], limit: usize, mut read: impl FnMut(&[u8])) {
     read(whole);
     for seed in 0..COPIES {
-        let bytes = Random(seed).broken(whole);
+        let bytes = Random(SplitMix64(seed)).broken(whole);
         let peak = meter::peak(|| read(&bytes));
         assert!(
             peak <= limit,
@@ -95,7 +87,7 @@ fn boot_data_in_every_form() {
         let Some(found) = boot.map(|boot| boot.identity(&config, nowhere, Machine::default())) else { return };
         match found {
             Ok(_) => taken += 1,
-            // Whatever is said of it fits into a line or two of a log.
+            // The error fits into a line or two of a log.
             Err(error) => assert!(error.to_string().len() < 1_000, "{error}"),
         }
     };
@@ -130,7 +122,7 @@ fn tables_of_the_firmware() {
 fn config_drives() {
     let whole =
         iso9660::tests::image("config-2", &[("meta_data.json", b"{\"uuid\": \"a0\"}"), ("user_data", b"x")], true);
-    // Only where it says something: most of it is zero.
+    // Only the part that is not zero.
     let (head, said) = whole.split_at(16 * 2_048);
     break_it("a config drive", &said[..7 * 2_048], 3 << 20, |bytes| {
         let device = [head, bytes, &said[7 * 2_048..]].concat();
@@ -177,7 +169,7 @@ fn configurations() {
     });
 }
 
-/// A service that answers with anything at all, over a real socket: the agent waits, and takes nothing that is broken.
+/// A service that answers with arbitrary data over a real socket: the agent waits, and accepts nothing invalid.
 #[tokio::test]
 async fn a_metadata_service_gone_mad() {
     let pages = ["/latest/meta-data/instance-id", "/latest/user-data", "/latest/dynamic/instance-identity/document"];
@@ -187,7 +179,7 @@ async fn a_metadata_service_gone_mad() {
     let mut service = ec2::Metadata::new(crate::http::Server::parse(&fake.url()).expect("its address"));
     let (mut whole, mut broken) = (0, 0);
     for seed in 0..300 {
-        let mut random = Random(seed);
+        let mut random = Random(SplitMix64(seed));
         for (path, body) in pages.iter().zip(&bodies) {
             let bytes = if random.below(3) == 0 { body.as_bytes().to_vec() } else { random.broken(body.as_bytes()) };
             fake.state().pages.insert((*path).to_owned(), bytes);
