@@ -15,10 +15,11 @@ MANDIR = $(DESTDIR)$(PREFIX)/share/man/man1
 BASHDIR = $(DESTDIR)$(PREFIX)/share/bash-completion/completions
 ZSHDIR = $(DESTDIR)$(PREFIX)/share/zsh/site-functions
 FISHDIR = $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d
-SCRIPTS = .ci/run tests/run tests/setup tests/venv tests/openstack/prepare tests/openstack/guest images/disk images/ec2 images/install \
-	images/check contrib/libvirt/vmbuilder contrib/nagios/check_rouse_audit
+SCRIPTS = .ci/run tests/biome tests/run tests/setup tests/steady tests/venv tests/openstack/prepare tests/openstack/guest \
+	images/disk images/ec2 images/install images/check contrib/libvirt/vmbuilder contrib/nagios/check_rouse_audit
 
-.PHONY: help demo test quick steady sim chaos bench bench-libvirt lint fmt clippy deny scripts build agent-static install
+.PHONY: help demo test quick steady sim chaos bench bench-libvirt lint fmt clippy deny scripts page build agent-static \
+	install
 
 help: ## what can be made here
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 16
@@ -73,7 +74,7 @@ bench-libvirt: agent-static ## what a build in a libvirt guest costs beside bare
 	@"$(TARGET_DIR)/release/bench-libvirt" "$(TARGET_DIR)/$(HOST_TRIPLE)/agent/rouse-agent"
 
 .PHONY: features docs unused
-lint: fmt clippy features docs unused deny scripts ## everything that can be said without running it
+lint: fmt clippy features docs unused deny scripts page ## everything that can be said without running it
 
 fmt:
 	$(CARGO) fmt --all --check
@@ -120,6 +121,14 @@ scripts:
 		echo "not checked: shell scripts (tests/setup lint installs shellcheck)"; test -z "$$CI"; \
 	else \
 		echo "shellcheck $(SCRIPTS)" && shellcheck $(SCRIPTS); \
+	fi
+
+# The page's JavaScript and CSS.
+page:
+	@if ! biome=$$(tests/biome); then \
+		echo "not checked: the page (tests/setup lint installs what checks it)"; test -z "$$CI"; \
+	else \
+		cd master/src/web && echo "biome lint page.js page.css" && "$$biome" lint --error-on-warnings page.js page.css; \
 	fi
 
 build: agent-static ## what `make install` copies: the master, and the agent as one static file

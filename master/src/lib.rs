@@ -1,5 +1,6 @@
 //! The master: starts hosts when builds wait, hands builds out, and lets hosts go.
 
+pub mod api;
 pub mod broker;
 pub mod cli;
 pub mod clock;

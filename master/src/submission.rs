@@ -1,11 +1,11 @@
 //! Builds as people submit them: `build.toml`, JSON over HTTP, JSON or MessagePack in the inbox. One shape, one check.
 
 #[cfg(test)]
-mod schema_tests;
-mod shape;
+pub(crate) mod schema_tests;
 #[cfg(test)]
 mod tests;
 
+use crate::api::{MAX_NAME, MAX_RETRIES, Submission, SubmittedStep};
 use crate::config::shorten;
 use crate::core::build::{BuildSpec, Requirement};
 use rouse_shared::WorkerName;
@@ -13,7 +13,6 @@ use rouse_shared::duration::{self, LONGEST};
 use rouse_shared::limits::{MAX_MESSAGE, MAX_STEPS};
 use rouse_shared::message::Step;
 use serde::de::Deserializer;
-use shape::{BuildShape, StepShape};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Component, Path};
@@ -23,14 +22,8 @@ use std::time::Duration;
 /// properties to it, and the ids.
 pub const MAX_BUILD: usize = MAX_MESSAGE / 2;
 
-/// Longest name of a build or a step, characters.
-pub const MAX_NAME: usize = 200;
-
 /// Attempts that may be lost under a build beyond the first, where it does not say.
 pub const DEFAULT_RETRIES: u32 = 2;
-
-/// Most retries that a build may ask for: more would keep a build that kills its hosts going for days.
-pub const MAX_RETRIES: u32 = 100;
 
 /// Why a submission is not taken.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -56,8 +49,16 @@ fn invalid<T>(field: impl Into<String>, reason: impl Into<String>) -> Result<T, 
 /// The build in the text of a `build.toml`.
 ///
 /// # Errors
-/// The first thing that is wrong with it; where its place in the text is known, the reason ends with it.
+/// The first thing that is wrong with it; if its place in the text is known, the reason ends with it.
 pub fn from_toml(text: &str) -> Result<BuildSpec, Invalid> {
+    check(read_toml(text)?)
+}
+
+/// What a `build.toml` says; it need not be a whole build.
+///
+/// # Errors
+/// As [`from_toml`]'s, but the values are not checked.
+pub fn read_toml(text: &str) -> Result<Submission, Invalid> {
     refuse_large(text.len())?;
     let place = |span: Option<std::ops::Range<usize>>| {
         let before = span.and_then(|span| text.get(..span.start))?;
@@ -71,7 +72,7 @@ pub fn from_toml(text: &str) -> Result<BuildSpec, Invalid> {
     })?;
     let (shape, error) = read(document);
     match error {
-        None => check(shape),
+        None => Ok(shape),
         Some((field, error)) => {
             let place = place(error.span()).unwrap_or_default();
             invalid(field, format!("{}{place}", one_line(error.message())))
@@ -138,15 +139,15 @@ fn refuse_large(size: usize) -> Result<(), Invalid> {
 }
 
 /// The shape in a document, or an empty one with the path of the field at fault and the reader's error.
-fn read<'de, D: Deserializer<'de>>(document: D) -> (BuildShape, Option<(String, D::Error)>) {
-    match serde_path_to_error::deserialize::<_, BuildShape>(document) {
+fn read<'de, D: Deserializer<'de>>(document: D) -> (Submission, Option<(String, D::Error)>) {
+    match serde_path_to_error::deserialize::<_, Submission>(document) {
         Ok(shape) => (shape, None),
         Err(error) => {
             let path = error.path().to_string();
             // A path that got lost, or that goes to the whole, is written with a dot or a question mark.
             let path = shorten(&one_line(&path));
             let field = if path.is_empty() || path.starts_with(['.', '?']) { "build".to_owned() } else { path };
-            (BuildShape::default(), Some((field, error.into_inner())))
+            (Submission::default(), Some((field, error.into_inner())))
         }
     }
 }
@@ -158,7 +159,11 @@ fn one_line(text: &str) -> String {
     if text.chars().count() <= 400 { text } else { text.chars().take(400).chain(['…']).collect() }
 }
 
-fn check(shape: BuildShape) -> Result<BuildSpec, Invalid> {
+/// The build that a submission asks for.
+///
+/// # Errors
+/// The first value that cannot be.
+pub fn check(shape: Submission) -> Result<BuildSpec, Invalid> {
     let name = shape.name.unwrap_or_default();
     check_name("name", &name)?;
     let requirement = match (shape.worker, shape.r#where) {
@@ -200,7 +205,7 @@ fn check(shape: BuildShape) -> Result<BuildSpec, Invalid> {
     Ok(spec)
 }
 
-fn check_step(i: usize, step: StepShape) -> Result<Step, Invalid> {
+fn check_step(i: usize, step: SubmittedStep) -> Result<Step, Invalid> {
     let field = |name: &str| format!("step[{i}].{name}");
     let Some(run) = step.run else {
         return invalid(field("run"), "missing: write run = [\"make\", \"-j4\"], or one string for sh -c");

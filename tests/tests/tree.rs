@@ -258,7 +258,9 @@ fn modules_of_the_master_import_lower_layers_only() {
         let Some(&module) = modules.first() else { continue };
         let used = modules_used(&source);
         let forbidden: Vec<&str> = if module == "core" {
-            ADAPTERS.iter().chain(&UPPER_LAYERS).chain(&["config", "clock"]).copied().collect()
+            ADAPTERS.iter().chain(&UPPER_LAYERS).chain(&["api", "config", "clock"]).copied().collect()
+        } else if module == "api" {
+            ADAPTERS.iter().chain(&UPPER_LAYERS).copied().collect()
         } else if ADAPTERS.contains(&module) {
             ADAPTERS.iter().filter(|a| **a != module).chain(&UPPER_LAYERS).copied().collect()
         } else if module == "driver" {

@@ -1,20 +1,16 @@
 //! The commands and their options, as clap reads them.
 
+use super::exit::Exit;
+use crate::core::build::BuildState;
+use clap::builder::{PossibleValuesParser, TypedValueParser as _};
 use clap::{Args, Parser, Subcommand};
 use rouse_shared::duration;
 use std::path::PathBuf;
 use std::time::Duration;
 
-const CODES: &str = "\
-Exit codes: 0 success, 1 the build failed or an audit found something, 2 bad usage or configuration, 3 the master cannot be reached, 4 no such thing \
-or refused, 5 the build was lost, 6 cancelled, 130 interrupted while following (the build goes on).
-
-The token for changes is ROUSE_TOKEN, else the content of the file ROUSE_TOKEN_FILE, else that of \
-/var/lib/rouse/api-token.";
-
-/// Starts hosts when builds wait, hands the builds out, and lets the hosts go.
+/// Starts build hosts when builds are waiting, runs the builds on them, and stops paying for the hosts afterwards.
 #[derive(Parser, Debug)]
-#[command(name = "rouse", version, after_help = CODES, max_term_width = 100)]
+#[command(name = "rouse", version, after_help = Exit::help(), max_term_width = 100)]
 pub struct Cli {
     /// The master to talk to.
     #[arg(long, global = true, env = "ROUSE_SERVER", value_name = "URL", default_value = "http://127.0.0.1:8090")]
@@ -25,49 +21,49 @@ pub struct Cli {
 
 #[derive(Subcommand, Debug)]
 pub(super) enum Command {
-    /// Run the master. SIGHUP reloads its configuration, SIGTERM ends it cleanly; hosts stay as they are.
+    /// Run the master. SIGHUP reloads the configuration, SIGTERM ends the master cleanly; hosts keep running.
     Master {
-        /// The configuration.
+        /// The configuration file.
         #[arg(short, long, value_name = "FILE")]
         config: PathBuf,
     },
-    /// Say everything that is wrong with a configuration; ends with 0 or 2.
+    /// Check a configuration and report every error. Exits with 0 or 2.
     Check {
-        /// The configuration.
+        /// The configuration file.
         #[arg(short, long, value_name = "FILE")]
         config: PathBuf,
-        /// Ask the clouds too: credentials, images, networks. Changes nothing.
+        /// Ask the providers too: credentials, images, networks. Changes nothing.
         #[arg(long)]
         online: bool,
     },
     /// Print the libvirt network that gives each libvirt worker of a configuration its name, as XML.
     LibvirtNetwork {
-        /// The configuration.
+        /// The configuration file.
         #[arg(short, long, value_name = "FILE")]
         config: PathBuf,
-        /// Which network; needed only where the workers are on several.
+        /// Which network; needed only if the workers are on several.
         #[arg(long, value_name = "NAME")]
         network: Option<String>,
     },
-    /// The whole thing on this machine, without configuration: runs a real build on a host that wakes for it.
+    /// Try rouse on this machine without a configuration: starts a host for a real build and runs it.
     Demo {
-        /// The program to build; absent: this repository, or a small program that the binary carries.
+        /// The program to build. Default: this repository if there is one, else a small program inside the binary.
         #[arg(long, value_name = "DIR")]
         source: Option<PathBuf>,
     },
-    /// Submit a build and follow it; ends with the build's exit code.
+    /// Submit a build and follow it. Exits with the build's exit code.
     Build(BuildArgs),
-    /// Print a build's log, to the byte.
+    /// Print a build's log exactly.
     Log {
         /// The build's number.
         build: String,
-        /// Only this step, from 1; absent: all of them.
+        /// Only this step, from 1. Default: all of them.
         #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
         step: Option<u32>,
-        /// Of this attempt, from 1; absent: the last one.
+        /// Of this attempt, from 1. Default: the last one.
         #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
         attempt: Option<u32>,
-        /// Go on until the steps have ended; waits for them to begin.
+        /// Wait for the steps to begin, and print until they have ended.
         #[arg(long, short)]
         follow: bool,
     },
@@ -76,17 +72,17 @@ pub(super) enum Command {
         /// The build's number.
         build: String,
     },
-    /// Say in one sentence why a build has not started, and when the next try is.
+    /// Explain in one sentence why a build has not started, or what it is doing.
     Why {
         /// The build's number.
         build: String,
     },
     /// List builds, newest first.
     Builds {
-        /// Only those in this state.
-        #[arg(long, value_name = "STATE", value_parser = ["queued", "starting", "running", "success", "failure", "cancelled", "lost"])]
-        state: Option<String>,
-        /// So many at most.
+        /// Only builds in this state.
+        #[arg(long, value_name = "STATE", value_parser = PossibleValuesParser::new(BuildState::ALL.map(BuildState::as_str)).map(state))]
+        state: Option<BuildState>,
+        /// Maximum number of results.
         #[arg(long, default_value_t = 50, value_name = "N", value_parser = limit)]
         limit: usize,
         #[command(flatten)]
@@ -105,17 +101,17 @@ pub(super) enum Command {
         #[command(flatten)]
         output: Output,
     },
-    /// List the hosts that are not gone.
+    /// List the hosts that are not terminated.
     Hosts {
         #[command(flatten)]
         output: Output,
     },
-    /// Hold the ledger against what the clouds list, now; ends with 1 where something differs.
+    /// Compare the ledger with what each provider lists. Exits with 1 if they differ.
     Audit {
-        /// Terminate orphans, and take hosts for gone that no list has any more.
+        /// Terminate orphans, and take hosts that no provider lists any more for terminated.
         #[arg(long)]
         fix: bool,
-        /// Terminate machines that bear the master's name and another id too: after a lost state directory.
+        /// Terminate machines that carry the master's name and another id too; for use after a lost state directory.
         #[arg(long, requires = "fix")]
         adopt: bool,
         /// Print one JSON object.
@@ -124,13 +120,27 @@ pub(super) enum Command {
     },
     /// Give a worker no new builds.
     Pause(Worker),
-    /// Let a worker work again; lifts backoff and quarantine too.
+    /// Let a worker work again; lifts pause, drain, backoff and quarantine.
     Resume(Worker),
     /// Give a worker no new builds, and terminate its host when it is idle.
     Drain(Worker),
+    /// Terminate a host now. What runs on it is retried elsewhere without using up a retry; its worker stays in use.
+    Terminate {
+        /// The host's id.
+        host: String,
+        /// Do not ask.
+        #[arg(long, short)]
+        yes: bool,
+    },
+    /// Not a command: says which ones to use instead.
+    #[command(hide = true)]
+    Stop {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        rest: Vec<String>,
+    },
     /// Print completions for a shell.
     Completions {
-        /// Which.
+        /// The shell.
         shell: clap_complete::Shell,
     },
     /// Write the manual pages of rouse and its commands, for `make build` and packagers.
@@ -141,10 +151,15 @@ pub(super) enum Command {
     },
 }
 
+/// One of the states that clap has let through.
+fn state(text: String) -> BuildState {
+    BuildState::ALL.into_iter().find(|state| state.as_str() == text).unwrap_or(BuildState::Queued)
+}
+
 fn limit(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(limit) if limit >= 1 => Ok(limit),
-        Ok(_) | Err(_) => Err("a whole number from 1 on".to_owned()),
+        Ok(_) | Err(_) => Err("expected an integer of at least 1".to_owned()),
     }
 }
 
@@ -161,37 +176,37 @@ pub(super) struct Worker {
     pub(super) worker: String,
 }
 
-/// What to build. Options go before what the file says.
+/// What to build. Options override the file.
 #[derive(Args, Debug)]
 pub(super) struct BuildArgs {
     /// Run it on this worker.
     #[arg(long, value_name = "NAME", conflicts_with = "properties")]
     pub(super) worker: Option<String>,
-    /// Run it on a worker with this property; may be given several times.
+    /// Run it on a worker with this property; can be given several times.
     #[arg(long = "where", value_name = "KEY=VALUE", value_parser = pair)]
     pub(super) properties: Vec<(String, String)>,
     /// Read the build from this file.
     #[arg(long, value_name = "FILE", required_unless_present = "command")]
     pub(super) file: Option<PathBuf>,
-    /// What people call it.
+    /// Name of the build.
     #[arg(long, value_name = "TEXT")]
     pub(super) name: Option<String>,
-    /// Higher first.
+    /// Builds with a higher priority run first.
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub(super) priority: Option<i32>,
-    /// Attempts that may be lost under it before it is lost itself.
+    /// How many times to retry after a lost host.
     #[arg(long, value_name = "N")]
     pub(super) retries: Option<u32>,
-    /// Add to every step's environment; may be given several times.
+    /// Add to every step's environment; can be given several times.
     #[arg(long, value_name = "K=V", value_parser = pair)]
     pub(super) env: Vec<(String, String)>,
-    /// Limit of the whole build: seconds, or with a unit (20m, 1h30m).
+    /// Time limit of the whole build: seconds, or with a unit (20m, 1h30m).
     #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
     pub(super) timeout: Option<Duration>,
-    /// Do not follow: print the build's number and end.
+    /// Do not follow: print the build's number and exit.
     #[arg(long)]
     pub(super) detach: bool,
-    /// Print the build as one JSON object, at its end or with --detach at once, and no log.
+    /// Print the build as one JSON object instead of its log: when it has ended, or at once with --detach.
     #[arg(long)]
     pub(super) json: bool,
     /// The command to run, as the build's only step.
@@ -202,6 +217,6 @@ pub(super) struct BuildArgs {
 fn pair(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
-        Some(_) | None => Err("it is written KEY=VALUE".to_owned()),
+        Some(_) | None => Err("expected KEY=VALUE".to_owned()),
     }
 }

@@ -1,23 +1,19 @@
-//! `rouse audit`: what differs between the ledger and the clouds.
+//! `rouse audit`: what differs between the ledger and what the providers list.
 
-use super::Failed;
 use super::client::Client;
-use super::output::{self, Table, say, text};
-use serde_json::{Value, json};
-
-/// Something differs.
-const DIFFERS: u8 = 1;
+use super::error::CliError;
+use super::exit::Exit;
+use super::output::{self, Table, or_dash, say};
+use crate::api;
 
 /// Runs an audit, and prints what it has found. Returns the exit code.
-pub(super) async fn run(client: &Client, fix: bool, adopt: bool, as_json: bool) -> Result<u8, Failed> {
-    let report = if fix {
-        client.post("/api/audit", Some(&json!({ "fix": fix, "adopt": adopt }))).await?
+pub(super) async fn run(client: &Client, fix: bool, adopt: bool, as_json: bool) -> Result<Exit, CliError> {
+    let report: api::Audit = if fix {
+        client.post_json("/api/audit", &api::AuditRequest { fix, adopt }).await?
     } else {
         client.get("/api/audit").await?
     };
-    let (Some(clean), Some(differences)) = (report["clean"].as_bool(), report["differences"].as_array()) else {
-        return Err(Failed::Refused("the server did not answer with an audit: is it a rouse master?".to_owned()));
-    };
+    let (clean, differences) = (report.clean, &report.differences);
     if as_json {
         output::json(&report)?;
     } else {
@@ -25,16 +21,22 @@ pub(super) async fn run(client: &Client, fix: bool, adopt: bool, as_json: bool) 
             let head = ["KIND", "PROVIDER", "HANDLE", "HOST", "OWNER", "DONE", "WHY"];
             output::bytes(Table::new(head, differences.iter().map(row)).to_string().as_bytes())?;
         }
-        let verdict = if clean { "nothing differs" } else { "ledger and clouds differ" };
+        let verdict = if clean { "nothing differs" } else { "the ledger and the providers differ" };
         let still = if fix && !differences.is_empty() { if clean { " any more" } else { " still" } } else { "" };
-        let counts = format!("{} in the ledger, {} listed", text(&report["hosts"]), text(&report["listed"]));
+        let counts = format!("{} in the ledger, {} listed", report.hosts, report.listed);
         say(&format!("{verdict}{still}: {counts}"));
     }
-    Ok(if clean { 0 } else { DIFFERS })
+    Ok(if clean { Exit::Success } else { Exit::Failure })
 }
 
-fn row(difference: &Value) -> [String; 7] {
-    let done = if difference["done"] == true { "yes" } else { "no" };
-    let cell = |key: &str| text(&difference[key]);
-    [cell("kind"), cell("provider"), cell("handle"), cell("host"), cell("owner"), done.to_owned(), cell("why")]
+fn row(difference: &api::Difference) -> [String; 7] {
+    [
+        difference.kind.as_str().to_owned(),
+        difference.provider.as_str().to_owned(),
+        or_dash(difference.handle.as_ref()),
+        or_dash(difference.host.as_ref()),
+        or_dash(difference.owner.as_ref()),
+        if difference.done { "yes" } else { "no" }.to_owned(),
+        difference.why.clone(),
+    ]
 }

@@ -1,13 +1,15 @@
 //! The commands' side of the HTTP API.
 
-use super::Failed;
+use super::error::CliError;
+use crate::api;
 use reqwest::{Method, Response, StatusCode};
 use rouse_shared::error::Chain;
-use serde_json::Value;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use std::path::Path;
 use std::time::Duration;
 
-/// Where the token is if nothing else is said: the default state directory's.
+/// Where the token is by default: in the default state directory.
 const DEFAULT_TOKEN_FILE: &str = "/var/lib/rouse/api-token";
 /// A master that does not take the connection in this time is away.
 const CONNECT: Duration = Duration::from_secs(10);
@@ -29,13 +31,13 @@ struct Token {
 
 impl Client {
     /// # Errors
-    /// Where the address or the token cannot be used.
-    pub(super) fn new(server: &str) -> Result<Self, Failed> {
+    /// If the address or the token is invalid.
+    pub(super) fn new(server: &str) -> Result<Self, CliError> {
         let server = server.trim_end_matches('/');
         let url = reqwest::Url::parse(server)
-            .map_err(|error| Failed::Usage(format!("the server {server:?} is no address: {error}")))?;
+            .map_err(|error| CliError::Usage(format!("the server {server:?} is not a valid URL: {error}")))?;
         if !matches!(url.scheme(), "http" | "https") || !url.has_host() {
-            return Err(Failed::Usage(format!("the server is an http:// or https:// address, not {server:?}")));
+            return Err(CliError::Usage(format!("the server must be an http:// or https:// URL, not {server:?}")));
         }
         // Somebody may have chosen one before: that one serves as well.
         if rustls::crypto::CryptoProvider::get_default().is_none()
@@ -52,34 +54,39 @@ impl Client {
             // Nothing is encrypted, so a machine without certificate authorities must do.
             http = http.tls_certs_only([]);
         }
-        let http = http.build().map_err(|error| Failed::Usage(format!("cannot set up HTTP: {}", Chain(&error))))?;
+        let http = http.build().map_err(|error| CliError::Usage(format!("cannot set up HTTP: {}", Chain(&error))))?;
         Ok(Self { http, server: server.to_owned(), token: token()? })
     }
 
     /// Asks for something as JSON.
-    pub(super) async fn get(&self, path: &str) -> Result<Value, Failed> {
+    pub(super) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, CliError> {
         self.json(self.request(Method::GET, path)).await
     }
 
     /// Changes something.
-    pub(super) async fn post(&self, path: &str, body: Option<&Value>) -> Result<Value, Failed> {
-        let mut request = self.request(Method::POST, path);
-        if let Some(body) = body {
-            request = request.json(body);
-        }
-        self.json(request).await
+    pub(super) async fn post<T: DeserializeOwned>(&self, path: &str) -> Result<T, CliError> {
+        self.json(self.request(Method::POST, path)).await
+    }
+
+    /// Changes something as `body` says.
+    pub(super) async fn post_json<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<T, CliError> {
+        self.json(self.request(Method::POST, path).json(body)).await
     }
 
     /// Asks for a log from `offset` on: none where there is nothing at `offset` yet.
-    pub(super) async fn log(&self, path: &str, offset: u64) -> Result<Option<Response>, Failed> {
+    pub(super) async fn log(&self, path: &str, offset: u64) -> Result<Option<Response>, CliError> {
         let mut request = self.request(Method::GET, path);
         if offset > 0 {
             request = request.header("range", format!("bytes={offset}-"));
         }
-        let response = request.send().await.map_err(|error| self.away(&error))?;
+        let response = request.send().await.map_err(|error| self.unreachable_error(&error))?;
         match response.status() {
             StatusCode::RANGE_NOT_SATISFIABLE => Ok(None),
-            StatusCode::OK if offset > 0 => Err(Failed::Refused(format!(
+            StatusCode::OK if offset > 0 => Err(CliError::Refused(format!(
                 "{} does not send a log from the middle: is it a rouse master?",
                 self.server
             ))),
@@ -88,8 +95,9 @@ impl Client {
     }
 
     /// The stream of changes.
-    pub(super) async fn events(&self) -> Result<Response, Failed> {
-        let response = self.request(Method::GET, "/api/events").send().await.map_err(|error| self.away(&error))?;
+    pub(super) async fn events(&self) -> Result<Response, CliError> {
+        let response =
+            self.request(Method::GET, "/api/events").send().await.map_err(|error| self.unreachable_error(&error))?;
         self.checked(response).await
     }
 
@@ -101,38 +109,41 @@ impl Client {
         }
     }
 
-    async fn json(&self, request: reqwest::RequestBuilder) -> Result<Value, Failed> {
-        let response = request.send().await.map_err(|error| self.away(&error))?;
-        let body = self.checked(response).await?.bytes().await.map_err(|error| self.away(&error))?;
+    async fn json<T: DeserializeOwned>(&self, request: reqwest::RequestBuilder) -> Result<T, CliError> {
+        let response = request.send().await.map_err(|error| self.unreachable_error(&error))?;
+        let body = self.checked(response).await?.bytes().await.map_err(|error| self.unreachable_error(&error))?;
         serde_json::from_slice(&body).map_err(|error| {
-            Failed::Refused(format!("{} did not answer with JSON ({error}): is it a rouse master?", self.server))
+            CliError::Refused(format!(
+                "{} did not answer as a master of version {} does ({error}): is it a rouse master?",
+                self.server,
+                env!("CARGO_PKG_VERSION")
+            ))
         })
     }
 
     /// The answer, or what it says is wrong.
-    async fn checked(&self, response: Response) -> Result<Response, Failed> {
+    async fn checked(&self, response: Response) -> Result<Response, CliError> {
         let status = response.status();
         if status.is_success() {
             return Ok(response);
         }
         let body = response.bytes().await.unwrap_or_default();
-        let told: Value = serde_json::from_slice(&body).unwrap_or_default();
         if status == StatusCode::UNAUTHORIZED {
-            return Err(Failed::Refused(self.unauthorized()));
+            return Err(CliError::Refused(self.unauthorized()));
         }
-        let reason = match (told["error"].as_str(), told["field"].as_str()) {
-            (Some(error), Some(field)) => format!("{field}: {error}"),
-            (Some(error), None) => error.to_owned(),
-            (None, _) => format!("{} answered {status}", self.server),
+        let reason = match serde_json::from_slice(&body) {
+            Ok(api::Error { error, field: Some(field) }) => format!("{field}: {error}"),
+            Ok(api::Error { error, field: None }) => error,
+            Err(_) => format!("{} answered {status}", self.server),
         };
         if status.is_server_error() && status != StatusCode::INSUFFICIENT_STORAGE {
-            Err(Failed::Away(reason))
+            Err(CliError::Unreachable(reason))
         } else {
-            Err(Failed::Refused(reason))
+            Err(CliError::Refused(reason))
         }
     }
 
-    /// What to say where the master wants another token, or one at all.
+    /// What to say if the master wants another token, or one at all.
     fn unauthorized(&self) -> String {
         match &self.token {
             Some(token) => format!("{} is not the token of the master at {}", token.source, self.server),
@@ -146,11 +157,11 @@ impl Client {
         }
     }
 
-    /// What to say where no answer came.
-    pub(super) fn away(&self, error: &reqwest::Error) -> Failed {
+    /// No answer came.
+    pub(super) fn unreachable_error(&self, error: &reqwest::Error) -> CliError {
         let cause =
             std::error::Error::source(error).map_or_else(|| error.to_string(), |cause| Chain(cause).to_string());
-        Failed::Away(format!("cannot reach the master at {}: {cause}", self.server))
+        CliError::Unreachable(format!("cannot reach the master at {}: {cause}", self.server))
     }
 }
 
@@ -162,7 +173,7 @@ fn is_loopback(url: &reqwest::Url) -> bool {
 }
 
 /// `ROUSE_TOKEN`, else what is in the file `ROUSE_TOKEN_FILE`, else what is in the default file, where it can be read.
-fn token() -> Result<Option<Token>, Failed> {
+fn token() -> Result<Option<Token>, CliError> {
     if let Ok(token) = std::env::var("ROUSE_TOKEN")
         && !token.trim().is_empty()
     {
@@ -171,8 +182,9 @@ fn token() -> Result<Option<Token>, Failed> {
     match std::env::var_os("ROUSE_TOKEN_FILE").filter(|path| !path.is_empty()) {
         Some(path) => {
             let path = Path::new(&path);
-            let token = std::fs::read_to_string(path)
-                .map_err(|error| Failed::Usage(format!("cannot read ROUSE_TOKEN_FILE {}: {error}", path.display())))?;
+            let token = std::fs::read_to_string(path).map_err(|error| {
+                CliError::Usage(format!("cannot read ROUSE_TOKEN_FILE {}: {error}", path.display()))
+            })?;
             checked_token(&token, &format!("what ROUSE_TOKEN_FILE {} holds", path.display())).map(Some)
         }
         // Reading needs no token on loopback, and whoever may not read this file is told by the master what is missing.
@@ -183,10 +195,10 @@ fn token() -> Result<Option<Token>, Failed> {
     }
 }
 
-fn checked_token(token: &str, source: &str) -> Result<Token, Failed> {
+fn checked_token(token: &str, source: &str) -> Result<Token, CliError> {
     let token = token.trim();
     if token.is_empty() || !token.bytes().all(|b| b.is_ascii_graphic()) {
-        return Err(Failed::Usage(format!("{source} is no token: one word of ASCII characters")));
+        return Err(CliError::Usage(format!("{source} is not a token: expected one word of ASCII characters")));
     }
     Ok(Token { text: token.to_owned(), source: source.to_owned() })
 }

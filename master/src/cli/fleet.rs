@@ -1,10 +1,12 @@
 //! Listings of builds, workers and hosts, and what is asked of workers.
 
-use super::Failed;
 use super::client::Client;
-use super::output::{Table, ago, between, listing, plain, say, text};
-use rouse_shared::{Timestamp, WorkerName};
-use serde_json::Value;
+use super::error::CliError;
+use super::output::{Table, ago, between, listing, or_dash, plain, say};
+use crate::api;
+use crate::core::build::BuildState;
+use crate::core::event::Operation;
+use rouse_shared::{Timestamp, WorkerName, duration};
 
 /// Builds that are asked for at once.
 const PAGE: usize = 1_000;
@@ -12,22 +14,22 @@ const PAGE: usize = 1_000;
 /// Lists builds, newest first; as many pages as it takes.
 pub(super) async fn builds(
     client: &Client,
-    state: Option<&str>,
+    state: Option<BuildState>,
     limit: usize,
     as_json: bool,
     now: Timestamp,
-) -> Result<(), Failed> {
-    let mut rows: Vec<Value> = Vec::new();
+) -> Result<(), CliError> {
+    let mut rows: Vec<api::Build> = Vec::new();
     while rows.len() < limit {
         let wanted = (limit - rows.len()).min(PAGE);
         let mut path = format!("/api/builds?limit={wanted}");
         if let Some(state) = state {
-            path.push_str(&format!("&state={state}"));
+            path.push_str(&format!("&state={}", state.as_str()));
         }
-        if let Some(last) = rows.last().and_then(|row| row["id"].as_str()) {
-            path.push_str(&format!("&before={last}"));
+        if let Some(last) = rows.last() {
+            path.push_str(&format!("&before={}", last.id));
         }
-        let page = array(client.get(&path).await?)?;
+        let page: Vec<api::Build> = client.get(&path).await?;
         let whole = page.len() >= wanted;
         rows.extend(page);
         if !whole {
@@ -35,44 +37,47 @@ pub(super) async fn builds(
         }
     }
     let head = ["ID", "NAME", "STATE", "WORKER", "ATTEMPTS", "CREATED", "TOOK"];
-    let row = |build: &Value| {
+    let row = |build: &api::Build| {
         [
-            text(&build["id"]),
-            text(&build["name"]),
-            text(&build["state"]),
-            text(&build["worker"]),
-            text(&build["attempts"]),
-            ago(&build["created"], now),
-            between(&build["started"], &build["finished"], now),
+            build.id.to_string(),
+            or_dash(Some(&build.name)),
+            build.state.as_str().to_owned(),
+            or_dash(build.worker.as_ref()),
+            build.attempts.to_string(),
+            ago(Some(build.created), now),
+            between(build.started, build.finished, now),
         ]
     };
     Ok(listing(&rows, as_json, |rows| Table::new(head, rows.iter().map(row)), "there are no such builds")?)
 }
 
-/// Says where mail about them does not get away: who looks at the workers looks for what nobody was told.
-async fn say_what_waits(client: &Client, now: Timestamp) -> Result<(), Failed> {
-    let mails = array(client.get("/api/mails").await?)?;
+/// Says if mail about them is stuck: whoever looks at the workers would else miss it.
+async fn say_what_waits(client: &Client, now: Timestamp) -> Result<(), CliError> {
+    let mails: Vec<api::Mail> = client.get("/api/mails").await?;
     let Some(oldest) = mails.first() else { return Ok(()) };
-    let many = if mails.len() == 1 { "1 mail waits".to_owned() } else { format!("{} mails wait", mails.len()) };
-    let since = between(&oldest["created"], &Value::Null, now);
-    let why = mails.iter().find_map(|mail| mail["error"].as_str());
-    say(&plain(&format!("{many} for the relay since {since}: {}", why.unwrap_or("it has not answered yet"))));
+    let many = match mails.len() {
+        1 => "1 mail has".to_owned(),
+        count => format!("{count} mails have"),
+    };
+    let waited = duration::rough(now.since(oldest.created.0));
+    let why = mails.iter().find_map(|mail| mail.error.as_deref()).unwrap_or("it has not answered yet");
+    say(&plain(&format!("{many} been waiting for the relay for {waited}: {why}")));
     Ok(())
 }
 
 /// Lists workers.
-pub(super) async fn workers(client: &Client, as_json: bool, now: Timestamp) -> Result<(), Failed> {
-    let rows = array(client.get("/api/workers").await?)?;
+pub(super) async fn workers(client: &Client, as_json: bool, now: Timestamp) -> Result<(), CliError> {
+    let rows: Vec<api::Worker> = client.get("/api/workers").await?;
     let head = ["NAME", "KIND", "STATE", "SINCE", "RUNNING/MAX", "HOST", "AGENT"];
-    let row = |worker: &Value| {
+    let row = |worker: &api::Worker| {
         [
-            text(&worker["name"]),
-            text(&worker["kind"]),
-            text(&worker["state"]),
-            ago(&worker["since"], now),
-            format!("{}/{}", text(&worker["running"]), text(&worker["max_builds"])),
-            text(&worker["host"]),
-            text(&worker["agent_version"]),
+            worker.name.to_string(),
+            worker.kind.as_str().to_owned(),
+            worker.state.as_str().to_owned(),
+            ago(Some(worker.since), now),
+            format!("{}/{}", worker.running, or_dash(worker.max_builds.as_ref())),
+            or_dash(worker.host.as_ref()),
+            or_dash(worker.agent_version.as_ref()),
         ]
     };
     listing(&rows, as_json, |rows| Table::new(head, rows.iter().map(row)), "there are no workers")?;
@@ -80,37 +85,29 @@ pub(super) async fn workers(client: &Client, as_json: bool, now: Timestamp) -> R
 }
 
 /// Lists hosts.
-pub(super) async fn hosts(client: &Client, as_json: bool, now: Timestamp) -> Result<(), Failed> {
-    let rows = array(client.get("/api/hosts").await?)?;
+pub(super) async fn hosts(client: &Client, as_json: bool, now: Timestamp) -> Result<(), CliError> {
+    let rows: Vec<api::Host> = client.get("/api/hosts").await?;
     let head = ["ID", "WORKER", "PROVIDER", "HANDLE", "STATE", "AGE", "COST"];
-    let row = |host: &Value| {
+    let row = |host: &api::Host| {
         [
-            text(&host["id"]),
-            text(&host["worker"]),
-            text(&host["provider"]),
-            text(&host["handle"]),
-            text(&host["state"]),
-            between(&host["created"], &Value::Null, now),
-            host["cost"].as_f64().map_or_else(|| "-".to_owned(), |cost| format!("{cost:.4}")),
+            host.id.to_string(),
+            host.worker.to_string(),
+            host.provider.as_str().to_owned(),
+            or_dash(host.handle.as_ref()),
+            host.state.as_str().to_owned(),
+            between(Some(host.created), None, now),
+            or_dash(host.cost.map(|cost| format!("{cost:.4}")).as_ref()),
         ]
     };
     Ok(listing(&rows, as_json, |rows| Table::new(head, rows.iter().map(row)), "there are no hosts")?)
 }
 
-/// Asks something of a worker.
-pub(super) async fn operate(client: &Client, worker: &str, operation: &str) -> Result<(), Failed> {
+/// Pauses, resumes or drains a worker.
+pub(super) async fn operate(client: &Client, worker: &str, operation: Operation) -> Result<(), CliError> {
     let name: WorkerName =
-        worker.parse().map_err(|error| Failed::Refused(format!("there is no such worker: {error}")))?;
-    client.post(&format!("/api/workers/{name}/{operation}"), None).await?;
-    say(&format!("{name}: {operation} is asked for"));
+        worker.parse().map_err(|error| CliError::Refused(format!("there is no such worker: {error}")))?;
+    let verb = operation.as_str();
+    let done: api::WorkerOperation = client.post(&format!("/api/workers/{name}/{verb}")).await?;
+    say(&format!("worker {}: {verb} requested", done.name));
     Ok(())
-}
-
-fn array(answer: Value) -> Result<Vec<Value>, Failed> {
-    match answer {
-        Value::Array(rows) => Ok(rows),
-        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Object(_) => {
-            Err(Failed::Refused("the server did not answer with a list: is it a rouse master?".to_owned()))
-        }
-    }
 }

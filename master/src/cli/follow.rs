@@ -1,9 +1,12 @@
 //! Following builds and their logs: bytes to stdout, words to stderr, through restarts of the master.
 
 use super::client::Client;
-use super::watch::{Changes, Voice, patiently};
-use super::{Failed, output};
-use serde_json::Value;
+use super::error::CliError;
+use super::exit::Exit;
+use super::output;
+use super::watch::{Changes, ProgressReporter, patiently};
+use crate::api::{self, AttemptState, BuildInFull, StepState};
+use crate::core::build::BuildState;
 use std::io::ErrorKind;
 use std::time::Duration;
 
@@ -22,20 +25,19 @@ pub(super) async fn log(
     step: Option<u32>,
     attempt: Option<u32>,
     follow: bool,
-) -> Result<(), Failed> {
-    let mut voice = Voice::new();
-    let mut follower = Follower::new(client, id, &mut voice, true);
+) -> Result<(), CliError> {
+    let mut progress = ProgressReporter::new();
+    let mut follower = Follower::new(client, id, &mut progress, true);
     follower.announces = false;
-    let mut build = client.get(&path(id)).await?;
-    if follow && attempt.is_none() && tries(&build) == 0 {
+    let mut build: BuildInFull = client.get(&path(id)).await?;
+    if follow && attempt.is_none() && build.tries.is_empty() {
         build = follower.until_attempt(1).await?;
     }
-    let Some(attempt) = attempt.or_else(|| u32::try_from(tries(&build)).ok().filter(|number| *number > 0)) else {
+    let Some(attempt) = attempt.or_else(|| build.tries.last().map(|tried| tried.number)) else {
         output::say(&format!("build {id} has no log: it has not been given to a worker"));
         return Ok(());
     };
-    let count = build["steps"].as_array().map_or(0, Vec::len);
-    let all = 1..=u32::try_from(count).unwrap_or(u32::MAX);
+    let all = 1..=step_count(&build);
     let mut gone = None;
     for number in step.map_or(all, |step| step..=step) {
         let printed = if follow {
@@ -50,7 +52,7 @@ pub(super) async fn log(
             }
             Ok(_) => {}
             // Those of other steps may be there.
-            Err(Failed::Refused(why)) if step.is_none() => {
+            Err(CliError::Refused(why)) if step.is_none() => {
                 if let Some(before) = gone.replace(why) {
                     output::say(&before);
                 }
@@ -58,17 +60,17 @@ pub(super) async fn log(
             Err(failed) => return Err(failed),
         }
         if !follower.prints {
-            return Err(Failed::Closed);
+            return Err(CliError::Closed);
         }
     }
-    gone.map_or(Ok(()), |why| Err(Failed::Refused(why)))
+    gone.map_or(Ok(()), |why| Err(CliError::Refused(why)))
 }
 
 /// Follows one build.
 pub(super) struct Follower<'a> {
     client: &'a Client,
     id: u64,
-    voice: &'a mut Voice,
+    progress: &'a mut ProgressReporter,
     changes: Changes,
     /// Whether logs go to stdout; no more once nobody reads it.
     prints: bool,
@@ -77,35 +79,32 @@ pub(super) struct Follower<'a> {
 }
 
 impl<'a> Follower<'a> {
-    pub(super) fn new(client: &'a Client, id: u64, voice: &'a mut Voice, prints: bool) -> Self {
-        Self { client, id, voice, changes: Changes::of(id), prints, announces: true }
+    pub(super) fn new(client: &'a Client, id: u64, progress: &'a mut ProgressReporter, prints: bool) -> Self {
+        Self { client, id, progress, changes: Changes::of(id), prints, announces: true }
     }
 
-    /// Follows the build through all of its attempts. Its exit code, and how it ended.
-    pub(super) async fn build(&mut self) -> Result<(u8, Value), Failed> {
+    /// Follows the build through all of its attempts. What the command ends with, and the build at its end.
+    pub(super) async fn build(&mut self) -> Result<(Exit, BuildInFull), CliError> {
         let mut attempt = 1;
         loop {
             let build = self.until_attempt(attempt).await?;
-            if tries(&build) < attempt as usize {
-                return Ok(self.outcome(build));
-            }
-            let tried = nth(&build["tries"], attempt);
-            let host = tried["host"].as_str().map_or_else(String::new, |host| format!(", host {host}"));
-            self.voice.say(&format!("attempt {attempt} is given to {}{host}", output::text(&tried["worker"])));
+            let Some(tried) = tried(&build, attempt) else { return Ok(self.outcome(build)) };
+            let host = tried.host.as_ref().map_or_else(String::new, |host| format!(", host {host}"));
+            self.progress.say(&format!("attempt {attempt} is assigned to {}{host}", tried.worker));
             self.steps(attempt, &build).await?;
             let build = self.until(|build| ended(build, attempt)).await?;
-            if tries(&build) == attempt as usize && is_final(&build) {
+            if tried_by_now(&build) == attempt && build.build.state.is_final() {
                 return Ok(self.outcome(build));
             }
-            let reason = nth(&build["tries"], attempt)["reason"].as_str().unwrap_or("its worker is gone").to_owned();
-            self.voice.say(&format!("attempt {attempt} is lost: {reason}; the build is to be tried again"));
+            let reason = self::tried(&build, attempt).and_then(|tried| tried.reason.as_deref());
+            let reason = reason.unwrap_or("its worker is gone");
+            self.progress.say(&format!("attempt {attempt} is lost: {reason}; the build will be retried"));
             attempt += 1;
         }
     }
 
-    async fn steps(&mut self, attempt: u32, build: &Value) -> Result<(), Failed> {
-        let count = build["steps"].as_array().map_or(0, Vec::len);
-        for number in 1..=u32::try_from(count).unwrap_or(u32::MAX) {
+    async fn steps(&mut self, attempt: u32, build: &BuildInFull) -> Result<(), CliError> {
+        for number in 1..=step_count(build) {
             if !self.prints {
                 // Nothing to show, and the end comes with the build's own.
                 return Ok(());
@@ -116,51 +115,50 @@ impl<'a> Follower<'a> {
     }
 
     /// Waits until there is an attempt of this number, or the build has ended without; says meanwhile why it waits.
-    async fn until_attempt(&mut self, attempt: u32) -> Result<Value, Failed> {
+    async fn until_attempt(&mut self, attempt: u32) -> Result<BuildInFull, CliError> {
         let mut pause = FIRST_LOOK;
         loop {
             let build = self.look().await?;
-            if tries(&build) >= attempt as usize || is_final(&build) {
-                self.voice.quiet();
+            if tried_by_now(&build) >= attempt || build.build.state.is_final() {
+                self.progress.quiet();
                 return Ok(build);
             }
-            let why = patiently(self.voice, async || self.client.get(&format!("{}/why", path(self.id))).await).await?;
-            if let Some(sentence) = why["sentence"].as_str() {
-                self.voice.waiting(sentence);
-            }
+            let why: api::Why =
+                patiently(self.progress, async || self.client.get(&format!("{}/why", path(self.id))).await).await?;
+            self.progress.waiting(&why.sentence);
             self.changes.next(self.client, pause).await;
             pause = (pause * 2).min(LAST_LOOK);
         }
     }
 
-    async fn until(&mut self, done: impl Fn(&Value) -> bool) -> Result<Value, Failed> {
+    async fn until(&mut self, done: impl Fn(&BuildInFull) -> bool) -> Result<BuildInFull, CliError> {
         loop {
             let build = self.look().await?;
             if done(&build) {
-                self.voice.quiet();
+                self.progress.quiet();
                 return Ok(build);
             }
             let waiting = if self.prints { "is ending" } else { "is running" };
             if self.announces {
-                self.voice.waiting(&format!("build {} {waiting}", self.id));
+                self.progress.waiting(&format!("build {} {waiting}", self.id));
             }
             self.changes.next(self.client, FIRST_LOOK).await;
         }
     }
 
-    async fn look(&self) -> Result<Value, Failed> {
-        patiently(self.voice, async || self.client.get(&path(self.id)).await).await
+    async fn look(&self) -> Result<BuildInFull, CliError> {
+        patiently(self.progress, async || self.client.get(&path(self.id)).await).await
     }
 
     /// Follows one step of an attempt until its log is whole, wherever it is cut meanwhile.
-    async fn step(&mut self, attempt: u32, number: u32) -> Result<(), Failed> {
+    async fn step(&mut self, attempt: u32, number: u32) -> Result<(), CliError> {
         let path = format!("{}/steps/{number}/log?follow=1&attempt={attempt}", path(self.id));
         let mut offset = 0;
         let mut told = !self.announces;
         // A spinner would wipe out a line that the step has not ended.
         let mut line_ended = true;
         while self.prints {
-            let response = patiently(self.voice, async || self.client.log(&path, offset).await).await?;
+            let response = patiently(self.progress, async || self.client.log(&path, offset).await).await?;
             let Some(mut response) = response else { return Ok(()) };
             let whole = loop {
                 let piece = tokio::select! {
@@ -169,7 +167,7 @@ impl<'a> Follower<'a> {
                         if !told {
                             told = self.tell_begin(attempt, number, false).await?;
                         } else if line_ended {
-                            self.voice.spinning(&format!("step {number} runs"));
+                            self.progress.spinning(&format!("step {number} runs"));
                         }
                         continue;
                     }
@@ -181,7 +179,7 @@ impl<'a> Follower<'a> {
                             told = self.tell_begin(attempt, number, true).await?;
                         }
                         line_ended = bytes.ends_with(b"\n");
-                        self.voice.quiet();
+                        self.progress.quiet();
                         self.print(&bytes)?;
                     }
                     Ok(None) => break true,
@@ -201,11 +199,11 @@ impl<'a> Follower<'a> {
     }
 
     /// Prints what there is of a step's log. How many bytes that was.
-    async fn print_step(&mut self, attempt: u32, number: u32) -> Result<u64, Failed> {
+    async fn print_step(&mut self, attempt: u32, number: u32) -> Result<u64, CliError> {
         let path = format!("{}/steps/{number}/log?attempt={attempt}", path(self.id));
         let mut printed = 0;
         let Some(mut response) = self.client.log(&path, 0).await? else { return Ok(printed) };
-        while let Some(bytes) = response.chunk().await.map_err(|error| self.client.away(&error))? {
+        while let Some(bytes) = response.chunk().await.map_err(|error| self.client.unreachable_error(&error))? {
             printed += bytes.len() as u64;
             self.print(&bytes)?;
             if !self.prints {
@@ -215,7 +213,7 @@ impl<'a> Follower<'a> {
         Ok(printed)
     }
 
-    fn print(&mut self, bytes: &[u8]) -> Result<(), Failed> {
+    fn print(&mut self, bytes: &[u8]) -> Result<(), CliError> {
         match output::bytes(bytes) {
             Err(error) if error.kind() == ErrorKind::BrokenPipe => {
                 self.prints = false;
@@ -225,65 +223,61 @@ impl<'a> Follower<'a> {
         }
     }
 
-    /// Says that a step has begun, once it has; `surely` where its output shows that.
-    async fn tell_begin(&mut self, attempt: u32, number: u32, surely: bool) -> Result<bool, Failed> {
+    /// Says that a step has begun, once it has; `surely` if its output shows that.
+    async fn tell_begin(&mut self, attempt: u32, number: u32, surely: bool) -> Result<bool, CliError> {
         let build = self.look().await?;
-        let tried = nth(&build["tries"], attempt);
-        let step = nth(&tried["steps"], number);
-        let begun = surely || step["state"] == "running";
+        let Some(tried) = tried(&build, attempt) else { return Ok(surely) };
+        let begun = surely || step(&build, attempt, number).is_some_and(|step| step.state == StepState::Running);
         if begun {
-            self.voice.quiet();
-            self.voice.say(&format!("{} begins", title(&build, number)));
-        } else if tried["started"].is_null() && tried["ended"].is_null() {
-            self.voice.waiting(&format!("waiting for {} to begin", output::text(&tried["worker"])));
+            self.progress.quiet();
+            self.progress.say(&format!("{} begins", title(&build, number)));
+        } else if tried.state == AttemptState::Starting {
+            self.progress.waiting(&format!("waiting for {} to begin", tried.worker));
         }
         Ok(begun)
     }
 
-    fn tell_end(&mut self, build: &Value, attempt: u32, number: u32, told: bool, bytes: u64) {
-        let step = nth(&nth(&build["tries"], attempt)["steps"], number);
-        let title = title(build, number);
-        self.voice.quiet();
-        if self.announces && (told || step["state"] != "skipped") {
-            let how = match (step["exit_code"].as_i64(), step["signal"].as_i64(), step["reason"].as_str()) {
+    fn tell_end(&mut self, build: &BuildInFull, attempt: u32, number: u32, told: bool, bytes: u64) {
+        let Some(step) = step(build, attempt, number) else { return };
+        self.progress.quiet();
+        if self.announces && (told || step.state != StepState::Skipped) {
+            let how = match (step.exit_code, step.signal, &step.reason) {
                 (Some(code), _, _) if code != 0 => format!(", exit code {code}"),
                 (_, Some(signal), _) => format!(", signal {signal}"),
                 (_, _, Some(reason)) => format!(": {reason}"),
                 _ => String::new(),
             };
-            let took = step["duration"].as_f64().filter(|_| step["state"] != "not_started");
+            let took = step.duration.filter(|_| step.state != StepState::NotStarted);
             let took = took.map_or_else(String::new, |seconds| format!(" after {seconds:.1} s"));
-            let state = output::text(&step["state"]).replace('_', " ");
-            self.voice.say(&format!("{title}: {state}{took}{how}"));
+            self.progress.say(&format!("{}: {}{took}{how}", title(build, number), step.state.words()));
         }
         self.tell_cut(build, attempt, number, bytes);
     }
 
     /// Says what is missing of a step's log, of which so many bytes came.
-    fn tell_cut(&mut self, build: &Value, attempt: u32, number: u32, bytes: u64) {
-        let step = nth(&nth(&build["tries"], attempt)["steps"], number);
+    fn tell_cut(&mut self, build: &BuildInFull, attempt: u32, number: u32, bytes: u64) {
+        let Some(step) = step(build, attempt, number) else { return };
         let title = title(build, number);
-        if let Some(cut) = step["log_thrown_away"].as_u64().filter(|cut| *cut > 0) {
-            self.voice
-                .say(&format!("{title} printed {cut} bytes more, past the limit of log size; they are thrown away"));
+        if let Some(cut) = step.log_thrown_away.filter(|cut| *cut > 0) {
+            self.progress.say(&format!("{title} printed {cut} bytes past the limit of log size; they were dropped"));
         }
-        if step["log_lacks_end"] == true || step["log_length"].as_u64().is_some_and(|length| length > bytes) {
-            self.voice.say(&format!("the log of {title} lacks its end: it was lost with its worker"));
+        if step.log_lacks_end || step.log_length.is_some_and(|length| length > bytes) {
+            self.progress.say(&format!("the end of the log of {title} was lost with its worker"));
         }
     }
 
-    fn outcome(&mut self, build: Value) -> (u8, Value) {
-        self.voice.quiet();
-        let state = output::text(&build["state"]);
-        let reason = build["reason"].as_str().map_or_else(String::new, |reason| format!(": {reason}"));
-        self.voice.say(&format!("build {}: {state}{reason}", self.id));
-        let code = match state.as_str() {
-            "success" => 0,
-            "lost" => 5,
-            "cancelled" => 6,
-            _ => 1,
+    fn outcome(&mut self, build: BuildInFull) -> (Exit, BuildInFull) {
+        self.progress.quiet();
+        let state = build.build.state;
+        let reason = build.build.reason.as_ref().map_or_else(String::new, |reason| format!(": {reason}"));
+        self.progress.say(&format!("build {}: {}{reason}", self.id, state.as_str()));
+        let exit = match state {
+            BuildState::Success => Exit::Success,
+            BuildState::Lost => Exit::Lost,
+            BuildState::Cancelled => Exit::Cancelled,
+            BuildState::Queued | BuildState::Starting | BuildState::Running | BuildState::Failure => Exit::Failure,
         };
-        (code, build)
+        (exit, build)
     }
 }
 
@@ -291,31 +285,35 @@ fn path(id: u64) -> String {
     format!("/api/builds/{id}")
 }
 
-/// The `number`th of a list, from 1; null where there is none.
-fn nth(list: &Value, number: u32) -> &Value {
-    &list[(number as usize).saturating_sub(1)]
+fn step_count(build: &BuildInFull) -> u32 {
+    u32::try_from(build.steps.len()).unwrap_or(u32::MAX)
 }
 
-fn tries(build: &Value) -> usize {
-    build["tries"].as_array().map_or(0, Vec::len)
+fn tried_by_now(build: &BuildInFull) -> u32 {
+    build.tries.last().map_or(0, |tried| tried.number)
 }
 
-fn is_final(build: &Value) -> bool {
-    ["success", "failure", "cancelled", "lost"].iter().any(|state| build["state"] == *state)
+fn tried(build: &BuildInFull, attempt: u32) -> Option<&api::Attempt> {
+    build.tries.iter().find(|tried| tried.number == attempt)
 }
 
-fn ended(build: &Value, attempt: u32) -> bool {
-    is_final(build) || tries(build) > attempt as usize || !nth(&build["tries"], attempt)["ended"].is_null()
+fn step(build: &BuildInFull, attempt: u32, number: u32) -> Option<&api::Step> {
+    tried(build, attempt)?.steps.iter().find(|step| step.number == number)
 }
 
-fn step_over(build: &Value, attempt: u32, number: u32) -> bool {
-    let step = nth(&nth(&build["tries"], attempt)["steps"], number);
-    ended(build, attempt) || !(step["state"] == "running" || step["state"] == "pending")
+fn ended(build: &BuildInFull, attempt: u32) -> bool {
+    build.build.state.is_final()
+        || tried_by_now(build) > attempt
+        || tried(build, attempt).is_some_and(|tried| tried.ended.is_some())
 }
 
-fn title(build: &Value, number: u32) -> String {
-    let steps = &build["steps"];
-    let name = nth(steps, number)["name"].as_str().filter(|name| !name.is_empty());
-    let name = name.map_or_else(String::new, |name| format!(" ({name})"));
-    format!("step {number} of {}{name}", steps.as_array().map_or(0, Vec::len))
+fn step_over(build: &BuildInFull, attempt: u32, number: u32) -> bool {
+    let runs = |step: &api::Step| matches!(step.state, StepState::Running | StepState::Pending);
+    ended(build, attempt) || !step(build, attempt, number).is_some_and(runs)
+}
+
+fn title(build: &BuildInFull, number: u32) -> String {
+    let named = build.steps.iter().find(|step| step.number == number).filter(|step| !step.name.is_empty());
+    let name = named.map_or_else(String::new, |step| format!(" ({})", step.name));
+    format!("step {number} of {}{name}", step_count(build))
 }

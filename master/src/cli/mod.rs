@@ -3,20 +3,31 @@
 mod args;
 mod audit;
 mod client;
+mod error;
+mod exit;
 mod fleet;
 mod follow;
 mod output;
 mod show;
 mod submit;
+mod terminate;
 mod watch;
 
+use crate::api;
+use crate::core::event::Operation;
 pub use args::Cli;
 use args::Command;
 use clap::CommandFactory as _;
 use client::Client;
+use error::CliError;
+use exit::Exit;
 use rouse_shared::Timestamp;
 use std::path::Path;
 use std::process::ExitCode;
+
+/// What to say to who knows `rouse stop` from elsewhere.
+const STOP: &str = "there is no command 'stop': `rouse terminate HOST` ends a host now, `rouse drain WORKER` gives a worker \
+    no new builds and lets its host go when it is idle";
 
 /// What the program does without asking a master.
 pub trait Local {
@@ -30,41 +41,6 @@ pub trait Local {
     fn now(&self) -> Timestamp;
 }
 
-/// Why a command did not do what it was asked.
-#[derive(Debug)]
-enum Failed {
-    /// Bad usage, or a bad file: 2.
-    Usage(String),
-    /// The master cannot be reached: 3.
-    Away(String),
-    /// There is no such thing, or the master refuses: 4.
-    Refused(String),
-    /// Whoever read our output has closed it: nothing more to do, and nothing to say.
-    Closed,
-    /// Our output cannot be written.
-    Output(std::io::Error),
-}
-
-impl From<std::io::Error> for Failed {
-    fn from(error: std::io::Error) -> Self {
-        if error.kind() == std::io::ErrorKind::BrokenPipe { Self::Closed } else { Self::Output(error) }
-    }
-}
-
-impl Failed {
-    fn tell(self) -> u8 {
-        let (code, text) = match self {
-            Self::Closed => return 0,
-            Self::Usage(text) => (2, text),
-            Self::Away(text) => (3, text),
-            Self::Refused(text) => (4, text),
-            Self::Output(error) => (1, format!("cannot write the output: {error}")),
-        };
-        output::say(&text);
-        code
-    }
-}
-
 /// Does what the command line asks. Bad usage has ended the program before, with code 2 (clap's own).
 pub fn run(cli: &Cli, local: &dyn Local) -> ExitCode {
     match &cli.command {
@@ -75,17 +51,17 @@ pub fn run(cli: &Cli, local: &dyn Local) -> ExitCode {
         Command::Completions { shell } => completions(*shell),
         Command::Man { dir } => manual(dir),
         remote => match client_command(&cli.server, remote, local) {
-            Ok(code) => ExitCode::from(code),
-            Err(failed) => ExitCode::from(failed.tell()),
+            Ok(exit) => exit.into(),
+            Err(error) => error.report().into(),
         },
     }
 }
 
-fn client_command(server: &str, command: &Command, local: &dyn Local) -> Result<u8, Failed> {
+fn client_command(server: &str, command: &Command, local: &dyn Local) -> Result<Exit, CliError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .map_err(|error| Failed::Usage(format!("cannot start: {error}")))?;
+        .map_err(|error| CliError::Usage(format!("cannot start: {error}")))?;
     let ended = runtime.block_on(async {
         let client = Client::new(server)?;
         remote(&client, command, local.now()).await
@@ -95,7 +71,7 @@ fn client_command(server: &str, command: &Command, local: &dyn Local) -> Result<
     ended
 }
 
-async fn remote(client: &Client, command: &Command, now: Timestamp) -> Result<u8, Failed> {
+async fn remote(client: &Client, command: &Command, now: Timestamp) -> Result<Exit, CliError> {
     match command {
         Command::Build(args) => return submit::build(client, args).await,
         Command::Log { build, step, attempt, follow } => {
@@ -103,38 +79,43 @@ async fn remote(client: &Client, command: &Command, now: Timestamp) -> Result<u8
         }
         Command::Cancel { build } => {
             let id = number(build)?;
-            client.post(&format!("/api/builds/{id}/cancel"), None).await?;
-            output::say(&format!("build {id} is being cancelled"));
+            let cancelled: api::AcceptedBuild = client.post(&format!("/api/builds/{id}/cancel")).await?;
+            output::say(&format!("build {} is being cancelled", cancelled.id));
         }
-        Command::Why { build } => show::why(&client.get(&format!("/api/builds/{}/why", number(build)?)).await?)?,
+        Command::Why { build } => {
+            let why: api::Why = client.get(&format!("/api/builds/{}/why", number(build)?)).await?;
+            show::why(&why)?;
+        }
         Command::Builds { state, limit, output } => {
-            fleet::builds(client, state.as_deref(), *limit, output.json, now).await?;
+            fleet::builds(client, *state, *limit, output.json, now).await?;
         }
         Command::Show { build, json } => {
-            let build = client.get(&format!("/api/builds/{}", number(build)?)).await?;
+            let build: api::BuildInFull = client.get(&format!("/api/builds/{}", number(build)?)).await?;
             if *json { output::json(&build)? } else { show::build(&build, now)? }
         }
         Command::Workers { output } => fleet::workers(client, output.json, now).await?,
         Command::Hosts { output } => fleet::hosts(client, output.json, now).await?,
         Command::Audit { fix, adopt, json } => return audit::run(client, *fix, *adopt, *json).await,
-        Command::Pause(worker) => fleet::operate(client, &worker.worker, "pause").await?,
-        Command::Resume(worker) => fleet::operate(client, &worker.worker, "resume").await?,
-        Command::Drain(worker) => fleet::operate(client, &worker.worker, "drain").await?,
+        Command::Pause(worker) => fleet::operate(client, &worker.worker, Operation::Pause).await?,
+        Command::Resume(worker) => fleet::operate(client, &worker.worker, Operation::Resume).await?,
+        Command::Drain(worker) => fleet::operate(client, &worker.worker, Operation::Drain).await?,
+        Command::Terminate { host, yes } => terminate::host(client, host, *yes).await?,
+        Command::Stop { .. } => return Err(CliError::Usage(STOP.to_owned())),
         Command::Master { .. }
         | Command::Check { .. }
         | Command::LibvirtNetwork { .. }
         | Command::Demo { .. }
         | Command::Completions { .. }
         | Command::Man { .. } => {
-            return Err(Failed::Usage("this command needs no master".to_owned()));
+            return Err(CliError::Usage("this command needs no master".to_owned()));
         }
     }
-    Ok(0)
+    Ok(Exit::Success)
 }
 
 /// The number of a build as it is written; nothing else gets into a path.
-fn number(text: &str) -> Result<u64, Failed> {
-    text.parse().map_err(|_| Failed::Refused(format!("there is no build {text:?}: builds have numbers")))
+fn number(text: &str) -> Result<u64, CliError> {
+    text.parse().map_err(|_| CliError::Refused(format!("there is no build {text:?}: builds have numbers")))
 }
 
 fn completions(shell: clap_complete::Shell) -> ExitCode {
@@ -142,7 +123,7 @@ fn completions(shell: clap_complete::Shell) -> ExitCode {
     clap_complete::generate(shell, &mut Cli::command(), "rouse", &mut script);
     match output::bytes(&script) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => ExitCode::from(Failed::from(error).tell()),
+        Err(error) => CliError::from(error).report().into(),
     }
 }
 
@@ -150,18 +131,18 @@ fn manual(dir: &Path) -> ExitCode {
     let written = std::fs::create_dir_all(dir).and_then(|()| clap_mangen::generate_to(Cli::command(), dir));
     match written {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => ExitCode::from(
-            Failed::Usage(format!("manual pages cannot be written to {}: {error}", dir.display())).tell(),
-        ),
+        Err(error) => {
+            CliError::Usage(format!("manual pages cannot be written to {}: {error}", dir.display())).report().into()
+        }
     }
 }
 
 fn libvirt_network(config: &Path, name: Option<&str>) -> ExitCode {
     let loaded = crate::config::load(config).map_err(|faults| faults.to_string());
     let text = loaded.and_then(|config| crate::hosts::libvirt_network::network(&config, name));
-    match text.map_err(Failed::Usage).and_then(|text| Ok(output::bytes(text.as_bytes())?)) {
+    match text.map_err(CliError::Usage).and_then(|text| Ok(output::bytes(text.as_bytes())?)) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(failed) => ExitCode::from(failed.tell()),
+        Err(error) => error.report().into(),
     }
 }
 

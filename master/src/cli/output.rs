@@ -1,13 +1,13 @@
 //! What the commands print: results on stdout, rouse's own words on stderr, never a panic where nobody reads any more.
 
+use crate::api::Time;
 use rouse_shared::{Timestamp, duration};
-use serde_json::Value;
+use serde::Serialize;
 use std::io::{self, Write as _};
-use std::time::UNIX_EPOCH;
 
-/// Says something on stderr.
+/// Prints a message on stderr.
 pub(super) fn say(text: &str) {
-    // Where stderr is closed there is nobody left to tell.
+    // If stderr is closed, nobody reads it.
     writeln!(io::stderr(), "rouse: {text}").ok();
 }
 
@@ -24,19 +24,19 @@ pub(super) fn line(text: &str) -> io::Result<()> {
 }
 
 /// Puts JSON on stdout, for people to read as well.
-pub(super) fn json(value: &Value) -> io::Result<()> {
-    line(&format!("{value:#}"))
+pub(super) fn json<T: Serialize + ?Sized>(value: &T) -> io::Result<()> {
+    line(&serde_json::to_string_pretty(value)?)
 }
 
 /// Puts a listing on stdout: as JSON, or as a table; of an empty table, a word on stderr.
-pub(super) fn listing(
-    rows: &[Value],
+pub(super) fn listing<T: Serialize>(
+    rows: &[T],
     as_json: bool,
-    table: impl FnOnce(&[Value]) -> Table,
+    table: impl FnOnce(&[T]) -> Table,
     none: &str,
 ) -> io::Result<()> {
     if as_json {
-        return json(&Value::Array(rows.to_vec()));
+        return json(rows);
     }
     if rows.is_empty() {
         say(none);
@@ -79,37 +79,24 @@ pub(super) fn plain(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
-/// The text of a field; a dash where there is none.
-pub(super) fn text(value: &Value) -> String {
-    match value {
-        Value::Null => "-".to_owned(),
-        Value::String(text) if text.is_empty() => "-".to_owned(),
-        Value::String(text) => text.clone(),
-        Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_) => value.to_string(),
-    }
-}
-
-/// A time as the API writes it.
-pub(super) fn moment(value: &Value) -> Option<Timestamp> {
-    let time = humantime::parse_rfc3339(value.as_str()?).ok()?;
-    let since = time.duration_since(UNIX_EPOCH).ok()?;
-    Some(Timestamp(u64::try_from(since.as_millis()).ok()?))
+/// A text for people; a dash if there is none.
+pub(super) fn or_dash<T: ToString>(value: Option<&T>) -> String {
+    value.map(T::to_string).filter(|text| !text.is_empty()).unwrap_or_else(|| "-".to_owned())
 }
 
 /// How long ago.
-pub(super) fn ago(value: &Value, now: Timestamp) -> String {
-    moment(value).map_or_else(|| "-".to_owned(), |at| format!("{} ago", duration::rough(now.since(at))))
+pub(super) fn ago(at: Option<Time>, now: Timestamp) -> String {
+    at.map_or_else(|| "-".to_owned(), |at| format!("{} ago", duration::rough(now.since(at.0))))
 }
 
 /// From one moment to another, or to now.
-pub(super) fn between(from: &Value, to: &Value, now: Timestamp) -> String {
-    moment(from).map_or_else(|| "-".to_owned(), |from| duration::rough(moment(to).unwrap_or(now).since(from)))
+pub(super) fn between(from: Option<Time>, to: Option<Time>, now: Timestamp) -> String {
+    from.map_or_else(|| "-".to_owned(), |from| duration::rough(to.map_or(now, |to| to.0).since(from.0)))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
 
     #[test]
     fn columns_are_as_wide_as_their_widest_cell() {
@@ -120,16 +107,13 @@ mod tests {
 
     #[test]
     fn ages_have_two_units() {
-        let now = moment(&json!("2026-11-23T12:00:00.000Z")).expect("a time");
-        for (at, expected) in [
-            (json!("2026-11-23T11:59:59.500Z"), "0s ago"),
-            (json!("2026-11-23T11:57:00.000Z"), "3m ago"),
-            (json!("2026-11-23T08:50:00.000Z"), "3h10m ago"),
-            (json!("2026-11-20T09:00:00.000Z"), "3d3h ago"),
-            (json!("2026-11-23T12:00:05.000Z"), "0s ago"),
-            (Value::Null, "-"),
-        ] {
-            assert_eq!(ago(&at, now), expected, "{at}");
+        let now = Timestamp(1_795_435_200_000);
+        for (before, expected) in
+            [(500, "0s ago"), (180_000, "3m ago"), (190 * 60_000, "3h10m ago"), (75 * 3_600_000, "3d3h ago")]
+        {
+            assert_eq!(ago(Some(Time(Timestamp(now.0 - before))), now), expected);
         }
+        assert_eq!(ago(Some(Time(Timestamp(now.0 + 5_000))), now), "0s ago");
+        assert_eq!(ago(None, now), "-");
     }
 }

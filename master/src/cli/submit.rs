@@ -2,102 +2,81 @@
 
 use super::args::BuildArgs;
 use super::client::Client;
+use super::error::CliError;
+use super::exit::Exit;
 use super::follow::Follower;
-use super::watch::Voice;
-use super::{Failed, number, output};
+use super::output;
+use super::watch::ProgressReporter;
+use crate::api::{self, Run, Seconds, Submission, SubmittedStep};
 use crate::submission;
-use rouse_shared::duration;
-use serde_json::{Map, Value, json};
-use std::path::Path;
 
-/// What shells show for a program that Ctrl-C has ended.
-const INTERRUPTED: u8 = 130;
-
-/// Submits, and unless detached follows. The exit code of the build, or of the submission.
-pub(super) async fn build(client: &Client, args: &BuildArgs) -> Result<u8, Failed> {
+/// Submits, and unless detached follows. How the build ended, or the submission.
+pub(super) async fn build(client: &Client, args: &BuildArgs) -> Result<Exit, CliError> {
     let build = put_together(args)?;
-    let accepted = client.post("/api/builds", Some(&build)).await?;
-    let id =
-        accepted["id"].as_str().ok_or_else(|| Failed::Refused("the master gave the build no number".to_owned()))?;
-    let id = number(id)?;
+    let api::AcceptedBuild { id } = client.post_json("/api/builds", &build).await?;
     if args.detach {
         if args.json {
-            output::json(&client.get(&format!("/api/builds/{id}")).await?)?;
+            output::json(&client.get::<api::BuildInFull>(&format!("/api/builds/{id}")).await?)?;
         } else {
             output::line(&id.to_string())?;
         }
-        return Ok(0);
+        return Ok(Exit::Success);
     }
-    let mut voice = Voice::new();
-    voice.say(&format!("build {id} is accepted"));
+    let mut progress = ProgressReporter::new();
+    progress.say(&format!("build {id} is accepted"));
     let followed = {
-        let mut follower = Follower::new(client, id, &mut voice, !args.json);
+        let mut follower = Follower::new(client, id.0.0, &mut progress, !args.json);
         tokio::select! {
             followed = follower.build() => Some(followed),
             _ = tokio::signal::ctrl_c() => None,
         }
     };
-    voice.quiet();
+    progress.quiet();
     let Some(followed) = followed else {
-        voice
-            .say(&format!("build {id} goes on; `rouse cancel {id}` ends it, `rouse log {id} --follow` shows it again"));
-        return Ok(INTERRUPTED);
+        progress.say(&format!(
+            "build {id} continues; `rouse cancel {id}` cancels it, `rouse log {id} --follow` follows it again"
+        ));
+        return Ok(Exit::Interrupted);
     };
-    let (code, build) = followed?;
+    let (exit, build) = followed?;
     if args.json {
         output::json(&build)?;
     }
-    Ok(code)
+    Ok(exit)
 }
 
 /// The build as the master takes it: what the file says, and over it what the options say.
-fn put_together(args: &BuildArgs) -> Result<Value, Failed> {
+fn put_together(args: &BuildArgs) -> Result<Submission, CliError> {
     let mut build = match &args.file {
-        Some(path) => read(path, args.command.is_empty())?,
-        None => Map::new(),
+        Some(path) => {
+            let in_file = |wrong: &dyn std::fmt::Display| CliError::Usage(format!("{}: {wrong}", path.display()));
+            let text = std::fs::read_to_string(path).map_err(|error| in_file(&error))?;
+            let build = submission::read_toml(&text).map_err(|invalid| in_file(&invalid))?;
+            if args.command.is_empty() {
+                // It must be a build by itself, so what is wrong with it is wrong in the file.
+                submission::check(build.clone()).map_err(|invalid| in_file(&invalid))?;
+            }
+            build
+        }
+        None => Submission::default(),
     };
-    let mut set = |key: &str, value: Value| build.insert(key.to_owned(), value);
-    if let Some(name) = &args.name {
-        set("name", json!(name));
-    }
-    if let Some(priority) = args.priority {
-        set("priority", json!(priority));
-    }
-    if let Some(retries) = args.retries {
-        set("retries", json!(retries));
-    }
-    if let Some(timeout) = args.timeout {
-        set("timeout", json!(duration::exact(timeout)));
-    }
+    build.name = args.name.clone().or(build.name);
+    build.priority = args.priority.map(i64::from).or(build.priority);
+    build.retries = args.retries.map(i64::from).or(build.retries);
+    build.timeout = args.timeout.map(Seconds).or(build.timeout);
     if !args.command.is_empty() {
-        set("step", json!([{ "run": args.command }]));
+        build.step =
+            Some(vec![SubmittedStep { run: Some(Run::Words(args.command.clone())), ..SubmittedStep::default() }]);
     }
     // One says the opposite of the other: whichever the options have replaces both of the file's.
-    if let Some(worker) = &args.worker {
-        set("worker", json!(worker));
-        build.remove("where");
+    if args.worker.is_some() {
+        (build.worker, build.r#where) = (args.worker.clone(), None);
     } else if !args.properties.is_empty() {
-        set("where", args.properties.iter().map(|(key, value)| (key.clone(), json!(value))).collect());
-        build.remove("worker");
+        (build.worker, build.r#where) = (None, Some(args.properties.iter().cloned().collect()));
     }
     if !args.env.is_empty() {
-        let env = build.entry("env").or_insert_with(|| json!({}));
-        // What is no table is told by the check below.
-        if let Value::Object(env) = env {
-            env.extend(args.env.iter().map(|(key, value)| (key.clone(), json!(value))));
-        }
+        build.env.get_or_insert_default().extend(args.env.iter().cloned());
     }
-    let build = Value::Object(build);
-    submission::from_json(build.to_string().as_bytes()).map_err(|invalid| Failed::Usage(invalid.to_string()))?;
+    submission::check(build.clone()).map_err(|invalid| CliError::Usage(invalid.to_string()))?;
     Ok(build)
-}
-
-/// What a file says. `whole`: it must be a build by itself, and its faults are told with their lines.
-fn read(path: &Path, whole: bool) -> Result<Map<String, Value>, Failed> {
-    let wrong = |what: &dyn std::fmt::Display| Failed::Usage(format!("{}: {what}", path.display()));
-    let text = std::fs::read_to_string(path).map_err(|error| wrong(&error))?;
-    if whole {
-        submission::from_toml(&text).map_err(|invalid| wrong(&invalid))?;
-    }
-    toml::from_str(&text).map_err(|error| wrong(&error))
 }

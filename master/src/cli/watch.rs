@@ -1,10 +1,11 @@
 //! Waiting for a build: what is said meanwhile, changes as they come, and patience with a master that is away.
 
 use super::client::Client;
-use super::{Failed, output};
+use super::error::CliError;
+use super::output;
+use crate::api;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use reqwest::Response;
-use serde_json::Value;
 use std::io::{IsTerminal as _, stderr};
 use std::time::Duration;
 
@@ -17,13 +18,13 @@ const LAST_TRY: Duration = Duration::from_secs(2);
 const FRAME: Duration = Duration::from_millis(120);
 
 /// Speaks on stderr: lines that stay, and what is being waited for.
-pub(super) struct Voice {
+pub(super) struct ProgressReporter {
     terminal: bool,
     spinner: Option<ProgressBar>,
     waiting: String,
 }
 
-impl Voice {
+impl ProgressReporter {
     pub(super) fn new() -> Self {
         Self { terminal: stderr().is_terminal(), spinner: None, waiting: String::new() }
     }
@@ -73,43 +74,49 @@ impl Voice {
     }
 }
 
-/// Asks, and where the master is away asks again until it is back; a minute at most.
-pub(super) async fn patiently<T>(voice: &Voice, ask: impl AsyncFn() -> Result<T, Failed>) -> Result<T, Failed> {
-    let mut away = match ask().await {
-        Err(Failed::Away(text)) => text,
+/// Asks, and if the master cannot be reached asks again until it is back; a minute at most.
+pub(super) async fn patiently<T>(
+    progress: &ProgressReporter,
+    ask: impl AsyncFn() -> Result<T, CliError>,
+) -> Result<T, CliError> {
+    let mut unreachable = match ask().await {
+        Err(CliError::Unreachable(text)) => text,
         answered => return answered,
     };
-    voice.say(&format!("{away}; trying again for {} s", PATIENCE.as_secs()));
+    progress.say(&format!("{unreachable}; retrying for {} s", PATIENCE.as_secs()));
     let again = async {
         let mut pause = FIRST_TRY;
         loop {
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(LAST_TRY);
             match ask().await {
-                Err(Failed::Away(text)) => away = text,
+                Err(CliError::Unreachable(text)) => unreachable = text,
                 answered => return answered,
             }
         }
     };
     match tokio::time::timeout(PATIENCE, again).await {
         Ok(answered) => {
-            voice.say("the master is back");
+            progress.say("the master is back");
             answered
         }
-        Err(_) => Err(Failed::Away(format!("{away}; gave up after {} s, the build goes on", PATIENCE.as_secs()))),
+        Err(_) => Err(CliError::Unreachable(format!(
+            "{unreachable}; gave up after {} s, the build goes on",
+            PATIENCE.as_secs()
+        ))),
     }
 }
 
 /// The changes of one build as they come.
 pub(super) struct Changes {
-    build: String,
+    build: u64,
     stream: Option<Response>,
     text: Vec<u8>,
 }
 
 impl Changes {
     pub(super) fn of(build: u64) -> Self {
-        Self { build: build.to_string(), stream: None, text: Vec::new() }
+        Self { build, stream: None, text: Vec::new() }
     }
 
     /// Waits until the build has changed, or may have without our seeing it; `at_most` so long.
@@ -132,7 +139,7 @@ impl Changes {
             let mut ours = false;
             while let Some(end) = self.text.windows(2).position(|pair| pair == b"\n\n") {
                 let event: Vec<u8> = self.text.drain(..end + 2).collect();
-                ours |= concerns(&String::from_utf8_lossy(&event), &self.build);
+                ours |= concerns(&String::from_utf8_lossy(&event), self.build);
             }
             if ours {
                 return;
@@ -144,12 +151,16 @@ impl Changes {
     }
 }
 
-fn concerns(event: &str, build: &str) -> bool {
+fn is_of(change: &api::Change, build: u64) -> bool {
+    matches!(change, api::Change::Build(change) if change.id.0.0 == build)
+}
+
+fn concerns(event: &str, build: u64) -> bool {
     event.lines().any(|line| line == "event: build")
         && event
             .lines()
             .filter_map(|line| line.strip_prefix("data: "))
-            .any(|data| serde_json::from_str::<Value>(data).is_ok_and(|data| data["id"].as_str() == Some(build)))
+            .any(|data| serde_json::from_str::<api::Change>(data).is_ok_and(|change| is_of(&change, build)))
 }
 
 #[cfg(test)]
@@ -158,14 +169,17 @@ mod tests {
 
     #[test]
     fn only_the_own_build_wakes() {
-        assert!(concerns("event: build\ndata: {\"id\":\"12\",\"state\":\"running\"}\n\n", "12"));
+        assert!(concerns(
+            "event: build\ndata: {\"kind\":\"build\",\"id\":\"12\",\"state\":\"running\",\"worker\":null,\"at\":\"2026-11-23T12:00:00Z\"}\n\n",
+            12
+        ));
         for other in [
-            "event: build\ndata: {\"id\":\"1\"}\n\n",
+            "event: build\ndata: {\"kind\":\"build\",\"id\":\"1\",\"state\":\"running\",\"worker\":null,\"at\":\"2026-11-23T12:00:00Z\"}\n\n",
             "event: host\ndata: {\"id\":\"12\"}\n\n",
             ":\n\n",
             "event: build\ndata: {\n\n",
         ] {
-            assert!(!concerns(other, "12"), "{other:?}");
+            assert!(!concerns(other, 12), "{other:?}");
         }
     }
 }

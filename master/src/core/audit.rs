@@ -12,8 +12,10 @@ use super::record::{Host, HostState};
 use super::timers::Timer;
 use super::{Core, Timestamp};
 use rouse_shared::HostId;
+use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
+use utoipa::ToSchema;
 
 /// Longer than any call of a provider can take: what is listed and unknown for so long is nobody's.
 pub(super) const ORPHAN_AGE: Duration = Duration::from_secs(90);
@@ -62,7 +64,8 @@ impl AuditReport {
 }
 
 /// How ledger and clouds differ.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
 pub enum DifferenceKind {
     /// A machine with our name and id that the ledger does not know.
     Orphan,

@@ -8,7 +8,9 @@ use super::record::{Host, HostState, LaunchSpec, Record};
 pub use super::workers::WorkerState;
 use rouse_shared::message::{Hello, ToAgent, ToMaster};
 use rouse_shared::{AttemptId, BuildId, HostId, Timestamp, WorkerName};
+use serde::{Deserialize, Serialize};
 use std::sync::Arc;
+use utoipa::ToSchema;
 
 /// Identifies a request, so that its answer finds whoever made it; drawn by the driver.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -47,37 +49,13 @@ pub enum Event {
     /// The master's own link to the broker went down, or the ledger cannot be written, so that nobody can attach.
     /// Nobody counts as missing until it is back. Twice.
     BrokerDown,
-    /// A user submits a build. Not late; twice only with the same `message_id`.
-    Submit {
+    /// A user or an operator wants something done. Not late; a submission twice only with the same `message_id`. Answered
+    /// by [`Effect::Reply`]; an audit after some seconds.
+    Command {
         /// To be answered.
         request: RequestId,
-        /// The build.
-        spec: Arc<BuildSpec>,
-        /// What the submitter calls it, and the build that the ledger already has under that name.
-        message_id: Option<(String, Option<BuildId>)>,
-    },
-    /// A user cancels a build.
-    CancelBuild {
-        /// To be answered.
-        request: RequestId,
-        /// Which.
-        build: BuildId,
-    },
-    /// An operator wants something of a worker.
-    Operate {
-        /// To be answered.
-        request: RequestId,
-        /// Whom.
-        worker: WorkerName,
-        /// What.
-        operation: Operation,
-    },
-    /// An operator wants a host to end now.
-    OperateHost {
-        /// To be answered.
-        request: RequestId,
-        /// The host.
-        host: HostId,
+        /// What is to be done.
+        command: Command,
     },
     /// A new configuration.
     Configure(Arc<Plan>),
@@ -160,13 +138,6 @@ pub enum Event {
     Shutdown,
     /// [`super::Core::next_wakeup`] has come.
     Tick,
-    /// A user wants the ledger compared with the clouds now. Answered by [`Reply::Audit`], after some seconds.
-    Audit {
-        /// To be answered.
-        request: RequestId,
-        /// What is to be done about differences.
-        mode: AuditMode,
-    },
     /// [`Effect::ListForAudit`] came to an end. Late.
     ListedForAudit {
         /// Whose audit.
@@ -187,8 +158,34 @@ pub enum Event {
     },
 }
 
+/// What users and operators can ask for. What only asks a question never reaches the core: the driver answers it.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Command {
+    /// Accept a build. Answered by [`Reply::Accepted`] once it is committed.
+    Submit {
+        /// The build.
+        spec: Arc<BuildSpec>,
+        /// What the submitter calls it, and the build that the ledger already has under that name.
+        message_id: Option<(String, Option<BuildId>)>,
+    },
+    /// Cancel a build.
+    CancelBuild(BuildId),
+    /// Do something to a worker.
+    Operate {
+        /// Its name.
+        worker: WorkerName,
+        /// What to do.
+        operation: Operation,
+    },
+    /// Terminate a host now. What runs on it is tried again elsewhere without using up a retry; its worker stays in use.
+    TerminateHost(HostId),
+    /// Compare the ledger with what each provider lists. Answered by [`Reply::Audit`].
+    Audit(AuditMode),
+}
+
 /// What an operator may want of a worker.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
 pub enum Operation {
     /// No new builds.
     Pause,
@@ -196,6 +193,17 @@ pub enum Operation {
     Resume,
     /// Pause, then terminate its host when nothing runs on it.
     Drain,
+}
+
+impl Operation {
+    /// As it is written in paths and commands.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Pause => "pause",
+            Self::Resume => "resume",
+            Self::Drain => "drain",
+        }
+    }
 }
 
 /// A machine that a provider has made.

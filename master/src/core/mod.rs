@@ -31,7 +31,7 @@ mod why;
 mod workers;
 
 use build::{Build, BuildState};
-use event::{Change, Effect, Event, Level, WorkerState};
+use event::{Change, Command, Effect, Event, Level, RequestId, WorkerState};
 use host::LiveHost;
 use plan::{Plan, WorkerPlan};
 use queue::Queue;
@@ -81,7 +81,7 @@ pub struct Core {
     /// Machines that have our name and another id, as they were last listed.
     foreign_machines: BTreeSet<(plan::ProviderKind, String)>,
     /// Audits that users have asked for and that are under way.
-    audits: BTreeMap<event::RequestId, audit::Audit>,
+    audits: BTreeMap<RequestId, audit::Audit>,
     timers: Timers,
     /// What was spent today on hosts that are gone.
     spent: spend::Spent,
@@ -160,10 +160,7 @@ impl Core {
             Event::Detached { worker, queue } => self.on_detached(now, &worker, queue),
             Event::BrokerUp => self.on_broker(now, true),
             Event::BrokerDown => self.on_broker(now, false),
-            Event::Submit { request, spec, message_id } => self.on_submit(now, request, spec, message_id),
-            Event::CancelBuild { request, build } => self.on_cancel(now, request, build),
-            Event::Operate { request, worker, operation } => self.on_operate(now, request, &worker, operation),
-            Event::OperateHost { request, host } => self.on_operate_host(now, request, &host),
+            Event::Command { request, command } => self.on_command(now, request, command),
             Event::Configure(plan) => {
                 self.on_configure(now, plan);
                 self.retry_mails(now);
@@ -180,7 +177,6 @@ impl Core {
             Event::LogGap { attempt, step, offset } => self.on_log_gap(attempt, step, offset),
             Event::Shutdown => self.on_shutdown(now),
             Event::Tick => {}
-            Event::Audit { request, mode } => self.on_audit(now, request, mode),
             Event::ListedForAudit { request, round, provider, result } => {
                 self.on_listed_for_audit(now, request, round, provider, result);
             }
@@ -191,6 +187,16 @@ impl Core {
         }
         self.follow_up(now);
         std::mem::take(&mut self.out)
+    }
+
+    fn on_command(&mut self, now: Timestamp, request: RequestId, command: Command) {
+        match command {
+            Command::Submit { spec, message_id } => self.on_submit(now, request, spec, message_id),
+            Command::CancelBuild(build) => self.on_cancel(now, request, build),
+            Command::Operate { worker, operation } => self.on_operate(now, request, &worker, operation),
+            Command::TerminateHost(host) => self.on_operate_host(now, request, &host),
+            Command::Audit(mode) => self.on_audit(now, request, mode),
+        }
     }
 
     /// When [`Event::Tick`] is due, unless something else comes before.

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use super::build::{BuildSpec, Requirement};
-use super::event::{Effect, Event, RequestId, StartError, Started};
+use super::event::{Command, Effect, Event, RequestId, StartError, Started};
 use super::plan::{Digest, LatentPlan, Plan, ProviderKind, WorkerPlan};
 use super::record::{Host, HostState, LaunchSpec, Ledger, Record, Session};
 use super::{Core, Start};
@@ -205,7 +205,10 @@ impl Master {
             env: BTreeMap::new(),
             steps: vec![step],
         };
-        self.handle(Event::Submit { request: RequestId(1), spec: Arc::new(spec), message_id: None })
+        self.handle(Event::Command {
+            request: RequestId(1),
+            command: Command::Submit { spec: Arc::new(spec), message_id: None },
+        })
     }
 
     fn host(&self) -> &Host {

@@ -5,7 +5,7 @@ use super::event::WorkerState;
 use super::plan::ProviderKind;
 use super::record::{DesiredState, Host};
 use rouse_shared::message::{Facts, Vitals};
-use rouse_shared::{HostId, Timestamp, WorkerName};
+use rouse_shared::{BuildId, HostId, Timestamp, WorkerName};
 use std::collections::BTreeMap;
 
 /// A build as people see it.
@@ -66,7 +66,13 @@ pub struct Refusal {
 }
 
 /// A host as people see it.
-pub type HostView = Host;
+#[derive(Clone, PartialEq, Debug)]
+pub struct HostView {
+    /// The host.
+    pub host: Host,
+    /// The builds that run on it now.
+    pub builds: Vec<BuildId>,
+}
 
 /// Why a build has not started, or what it is doing.
 #[derive(Clone, PartialEq, Eq, Debug)]

@@ -3,7 +3,7 @@
 use super::Core;
 use super::build::{BuildState, Requirement};
 use super::record::Host;
-use super::view::{BuildView, WorkerView};
+use super::view::{BuildView, HostView, WorkerView};
 use rouse_shared::{BuildId, Timestamp, WorkerName};
 use std::collections::BTreeMap;
 
@@ -44,11 +44,22 @@ impl Core {
     }
 
     /// Hosts that are not gone, oldest first.
-    pub fn host_views(&self, now: Timestamp) -> Vec<Host> {
+    pub fn host_views(&self, now: Timestamp) -> Vec<HostView> {
         let so_far = |host: &Host| Host { cost: super::spend::cost(host, now), ..host.clone() };
-        let mut hosts: Vec<_> = self.hosts.values().map(|l| so_far(&l.host)).collect();
-        hosts.sort_by(|a, b| (a.created, &a.id).cmp(&(b.created, &b.id)));
+        let view = |host: &Host| HostView { host: so_far(host), builds: self.builds_on(host) };
+        let mut hosts: Vec<_> = self.hosts.values().map(|l| view(&l.host)).collect();
+        hosts.sort_by(|a, b| (a.host.created, &a.host.id).cmp(&(b.host.created, &b.host.id)));
         hosts
+    }
+
+    /// The builds that run on a host now.
+    fn builds_on(&self, host: &Host) -> Vec<BuildId> {
+        let attempts = self.workers.get(&host.worker).into_iter().flat_map(|worker| &worker.attempts);
+        let runs_here = |id: &BuildId| {
+            let live = self.builds.get(id).and_then(|build| build.status.live_attempt());
+            live.is_some_and(|attempt| attempt.host.as_ref() == Some(&host.id))
+        };
+        attempts.map(|attempt| attempt.build).filter(runs_here).collect()
     }
 
     /// How many builds, workers and hosts there are in each state.

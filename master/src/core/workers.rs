@@ -7,9 +7,12 @@ use super::record::{DesiredState, HostState, Record};
 use super::timers::Timer;
 use rouse_shared::message::ToAgent;
 use rouse_shared::{HostId, Timestamp, WorkerName};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 /// The states of a worker that scripts and people see.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
 pub enum WorkerState {
     /// Standing, and not attached.
     Offline,

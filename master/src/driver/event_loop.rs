@@ -7,12 +7,12 @@ use super::{MasterError, WAITING, ended};
 use crate::broker::{Admission, Inbound, ack_all};
 use crate::config::Config;
 use crate::core::build::BuildState;
-use crate::core::event::{Effect, Event, Reply};
+use crate::core::event::{Command, Effect, Event, Reply};
 use crate::core::view::{BuildView, Why};
 use crate::core::{Core, Start, of_status};
-use crate::store::{Query, Store, StoreError};
+use crate::store::{self, Store, StoreError};
 use crate::submission::{self, Invalid};
-use crate::web::{BuildQuery, Call, Figure, Health, Metrics};
+use crate::web::{BuildFilter, Figure, Health, Metrics, Query, Request};
 use crate::{clock, core::build::BuildSpec};
 use rouse_shared::error::Chain;
 use rouse_shared::message::ToMaster;
@@ -40,7 +40,7 @@ pub(super) enum Control {
 pub(super) struct Inputs {
     pub events: mpsc::Receiver<Event>,
     pub inbound: mpsc::Receiver<Inbound>,
-    pub calls: mpsc::Receiver<Call>,
+    pub requests: mpsc::Receiver<Request>,
     pub admissions: mpsc::Receiver<Admission>,
     pub orders: mpsc::Receiver<Control>,
 }
@@ -50,7 +50,7 @@ pub(super) struct Inputs {
 pub(super) struct Waiting {
     events: Vec<Event>,
     pub inbound: Vec<Inbound>,
-    calls: Vec<Call>,
+    requests: Vec<Request>,
     admissions: Vec<Admission>,
     orders: Vec<Control>,
 }
@@ -68,8 +68,9 @@ pub(super) fn spawn(
     let runtime = runtime.map_err(|e| MasterError::new("cannot start the loop", &e))?;
     let room = DiskSpace::new(&config.master.state_dir);
     let body = move || {
+        let (core, effects) = Core::new(clock::now(), start);
         let mut turner = EventLoop {
-            core: None,
+            core,
             store,
             doer,
             config,
@@ -83,7 +84,8 @@ pub(super) fn spawn(
             queries: Vec::new(),
         };
         turner.count_ended();
-        let why = runtime.block_on(turner.run(start, inputs));
+        turner.batch.take(effects);
+        let why = runtime.block_on(turner.run(inputs));
         // Nobody listens any more where the whole process ends.
         drop(end.send(why));
     };
@@ -95,7 +97,7 @@ pub(super) fn spawn(
 }
 
 pub(super) struct EventLoop {
-    pub core: Option<Core>,
+    pub core: Core,
     pub store: Store,
     pub doer: Executor,
     pub config: Config,
@@ -111,19 +113,15 @@ pub(super) struct EventLoop {
     /// Ended builds by state.
     ended: BTreeMap<BuildState, u64>,
     /// Questions of this turn, answered after its commit.
-    pub queries: Vec<Call>,
+    pub queries: Vec<Query>,
 }
 
 impl EventLoop {
-    async fn run(mut self, start: Start, mut inputs: Inputs) -> String {
-        let (core, effects) = Core::new(clock::now(), start);
-        self.core = Some(core);
-        self.batch.take(effects);
+    async fn run(mut self, mut inputs: Inputs) -> String {
         let mut waiting = Waiting::default();
         self.finish(&mut inputs, &mut waiting).await;
         loop {
-            let wake = self.core.as_ref().and_then(Core::next_wakeup);
-            let pause = wake.map_or(Duration::from_secs(3_600), |at| at.since(clock::now()));
+            let pause = self.core.next_wakeup().map_or(Duration::from_secs(3_600), |at| at.since(clock::now()));
             // What was put aside while the ledger could not be written waits no longer.
             let pause = if waiting.inbound.is_empty() { pause } else { Duration::ZERO };
             // Builds that are left in the inbox for want of room are looked at again.
@@ -131,7 +129,7 @@ impl EventLoop {
             tokio::select! {
                 n = inputs.events.recv_many(&mut waiting.events, TURN) => if n == 0 { return "its events ended".into() },
                 n = inputs.inbound.recv_many(&mut waiting.inbound, TURN), if !inputs.inbound.is_closed() => if n == 0 { continue },
-                n = inputs.calls.recv_many(&mut waiting.calls, TURN), if !inputs.calls.is_closed() => if n == 0 { continue },
+                n = inputs.requests.recv_many(&mut waiting.requests, TURN), if !inputs.requests.is_closed() => if n == 0 { continue },
                 n = inputs.admissions.recv_many(&mut waiting.admissions, TURN), if !inputs.admissions.is_closed() => if n == 0 { continue },
                 n = inputs.orders.recv_many(&mut waiting.orders, 16) => if n == 0 { return "nobody needs it".into() },
                 () = tokio::time::sleep(pause) => {}
@@ -143,10 +141,8 @@ impl EventLoop {
     }
 
     pub(super) fn handle(&mut self, event: Event) {
-        if let Some(core) = &mut self.core {
-            let effects = core.handle(clock::now(), event);
-            self.batch.take(effects);
-        }
+        let effects = self.core.handle(clock::now(), event);
+        self.batch.take(effects);
     }
 
     fn turn(&mut self, waiting: &mut Waiting) {
@@ -172,8 +168,8 @@ impl EventLoop {
         for message in waiting.inbound.drain(..) {
             self.inbound(message);
         }
-        for call in waiting.calls.drain(..) {
-            self.call(call);
+        for request in waiting.requests.drain(..) {
+            self.request(request);
         }
         self.handle(Event::Tick);
         for admission in waiting.admissions.drain(..) {
@@ -249,42 +245,25 @@ impl EventLoop {
         match spec {
             Ok(spec) => {
                 let request = self.doer.askers.add(asker);
-                self.handle(Event::Submit { request, spec: Arc::new(spec), message_id: known });
+                let command = Command::Submit { spec: Arc::new(spec), message_id: known };
+                self.handle(Event::Command { request, command });
             }
             Err(Invalid { field, reason }) => self.doer.refuse(asker, &field, &reason),
         }
     }
 
-    fn call(&mut self, call: Call) {
-        match call {
-            Call::Submit { spec, reply } => {
-                if let Err(why) = self.room.for_work() {
-                    return drop(reply.send(Reply::Unavailable(format!("no new build is taken: {why}"))));
-                }
-                let request = self.doer.askers.add(Asker::Web(reply));
-                self.handle(Event::Submit { request, spec, message_id: None });
-            }
-            Call::Cancel { build, reply } => {
-                let request = self.doer.askers.add(Asker::Web(reply));
-                self.handle(Event::CancelBuild { request, build });
-            }
-            Call::Operate { worker, operation, reply } => {
-                let request = self.doer.askers.add(Asker::Web(reply));
-                self.handle(Event::Operate { request, worker, operation });
-            }
-            Call::Audit { mode, reply } => {
-                let request = self.doer.askers.add(Asker::Web(reply));
-                self.handle(Event::Audit { request, mode });
-            }
-            question @ (Call::Build { .. }
-            | Call::Builds { .. }
-            | Call::Why { .. }
-            | Call::Workers { .. }
-            | Call::Hosts { .. }
-            | Call::Mails { .. }
-            | Call::Health { .. }
-            | Call::Metrics { .. }) => self.queries.push(question),
+    fn request(&mut self, request: Request) {
+        let (command, reply) = match request {
+            Request::Query(query) => return self.queries.push(query),
+            Request::Command { command, reply } => (command, reply),
+        };
+        if matches!(command, Command::Submit { .. })
+            && let Err(why) = self.room.for_work()
+        {
+            return drop(reply.send(Reply::Unavailable(format!("no new build is accepted: {why}"))));
         }
+        let request = self.doer.askers.add(Asker::Web(reply));
+        self.handle(Event::Command { request, command });
     }
 
     /// Commits the batch, however long the disk takes, then performs, answers and acknowledges.
@@ -317,60 +296,62 @@ impl EventLoop {
                 break;
             }
         }
-        for question in std::mem::take(&mut self.queries) {
-            self.answer(question);
+        for query in std::mem::take(&mut self.queries) {
+            self.answer(query);
         }
     }
 
     /// Answers from what is committed. An asker that is gone needs no answer.
-    pub(super) fn answer(&self, question: Call) {
-        let Some(core) = &self.core else { return };
-        match question {
-            Call::Build { id, reply } => drop(reply.send(self.build(id))),
-            Call::Builds { query, reply } => drop(reply.send(self.builds(&query).map_err(|e| Chain(&e).to_string()))),
-            Call::Why { id, reply } => {
-                let ended = || {
-                    let sentence = of_status(&self.build(id)?.build.status)?;
-                    Some(Why { sentence, next_try: None })
-                };
-                drop(reply.send(core.why(clock::now(), id).or_else(ended)));
-            }
-            Call::Workers { reply } => drop(reply.send(core.worker_views(clock::now()))),
-            Call::Hosts { reply } => drop(reply.send(core.host_views(clock::now()))),
-            Call::Mails { reply } => drop(reply.send(core.mails())),
-            Call::Health { reply } => {
+    pub(super) fn answer(&self, query: Query) {
+        let core = &self.core;
+        match query {
+            Query::Build { id, reply } => drop(reply.send(self.build(id).map_err(unreadable))),
+            Query::Builds { filter, reply } => drop(reply.send(self.builds(&filter).map_err(unreadable))),
+            Query::Why { id, reply } => drop(reply.send(self.why(id).map_err(unreadable))),
+            Query::Workers { reply } => drop(reply.send(core.worker_views(clock::now()))),
+            Query::Hosts { reply } => drop(reply.send(core.host_views(clock::now()))),
+            Query::Mails { reply } => drop(reply.send(core.mails())),
+            Query::Health { reply } => {
                 let ledger = self.commit_error.clone().map_or_else(|| self.room.for_work(), Err);
                 drop(reply.send(Health { broker: self.doer.link_is_up(), ledger }));
             }
-            Call::Metrics { reply } => drop(reply.send(self.metrics(core))),
-            Call::Submit { .. } | Call::Cancel { .. } | Call::Operate { .. } | Call::Audit { .. } => {}
+            Query::Metrics { reply } => drop(reply.send(self.metrics())),
         }
     }
 
-    fn build(&self, id: BuildId) -> Option<BuildView> {
-        let live = self.core.as_ref().and_then(|core| core.build(id));
-        live.or_else(|| match self.store.build(id) {
-            Ok(build) => build.map(|build| BuildView { state: build.status.state(), build }),
-            Err(error) => {
-                error!("{}", Chain(&error));
-                None
-            }
-        })
+    fn build(&self, id: BuildId) -> Result<Option<BuildView>, StoreError> {
+        if let Some(live) = self.core.build(id) {
+            return Ok(Some(live));
+        }
+        let ended = self.store.build(id)?;
+        Ok(ended.map(|build| BuildView { state: build.status.state(), build }))
     }
 
-    fn builds(&self, query: &BuildQuery) -> Result<Vec<BuildView>, StoreError> {
+    fn why(&self, id: BuildId) -> Result<Option<Why>, StoreError> {
+        if let Some(why) = self.core.why(clock::now(), id) {
+            return Ok(Some(why));
+        }
+        let ended = self.build(id)?;
+        let sentence = ended.and_then(|view| of_status(&view.build.status));
+        Ok(sentence.map(|sentence| Why { sentence, next_try: None }))
+    }
+
+    fn builds(&self, filter: &BuildFilter) -> Result<Vec<BuildView>, StoreError> {
         let fits = |view: &BuildView| {
-            query.state.is_none_or(|state| view.state == state)
-                && query.before.is_none_or(|before| view.build.id < before)
+            filter.state.is_none_or(|state| view.state == state)
+                && filter.before.is_none_or(|before| view.build.id < before)
         };
-        let live = self.core.iter().flat_map(Core::live_builds);
-        let mut views: Vec<_> = live.filter(fits).take(query.limit).collect();
-        if query.state.is_none_or(BuildState::is_final) {
-            let ended =
-                self.store.ended_builds(Query { state: query.state, limit: query.limit, before: query.before })?;
+        let live = self.core.live_builds();
+        let mut views: Vec<_> = live.filter(fits).take(filter.limit).collect();
+        if filter.state.is_none_or(BuildState::is_final) {
+            let ended = self.store.ended_builds(store::Query {
+                state: filter.state,
+                limit: filter.limit,
+                before: filter.before,
+            })?;
             views.extend(ended.into_iter().map(|build| BuildView { state: build.status.state(), build }));
             views.sort_by_key(|view| std::cmp::Reverse(view.build.id));
-            views.truncate(query.limit);
+            views.truncate(filter.limit);
         }
         Ok(views)
     }
@@ -382,7 +363,8 @@ impl EventLoop {
         }
     }
 
-    fn metrics(&self, core: &Core) -> Metrics {
+    fn metrics(&self) -> Metrics {
+        let core = &self.core;
         let counts = core.counts();
         let mut builds = counts.builds;
         builds.extend(self.ended.iter().map(|(state, count)| (*state, *count)));
@@ -438,10 +420,17 @@ impl Waiting {
         }
         take(&mut inputs.events, &mut self.events);
         take(&mut inputs.inbound, &mut self.inbound);
-        take(&mut inputs.calls, &mut self.calls);
+        take(&mut inputs.requests, &mut self.requests);
         take(&mut inputs.admissions, &mut self.admissions);
         take(&mut inputs.orders, &mut self.orders);
     }
+}
+
+/// What to answer if the ledger cannot be read; logged here, since the asker may be anybody.
+fn unreadable(error: StoreError) -> String {
+    let text = Chain(&error).to_string();
+    error!("{text}");
+    text
 }
 
 /// Whose queue this is.

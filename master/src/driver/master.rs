@@ -98,7 +98,7 @@ impl Master {
 
         let (events, events_in) = mpsc::channel(WAITING);
         let (inbound, inbound_in) = mpsc::channel::<Inbound>(WAITING);
-        let (calls, calls_in) = mpsc::channel(WAITING);
+        let (requests, requests_in) = mpsc::channel(WAITING);
         let (admissions, admissions_in) = mpsc::channel(WAITING);
         let (orders, orders_in) = mpsc::channel(16);
         let (log_chunks, chunks_in) = mpsc::channel::<LogDelivery>(LOGS_WAITING);
@@ -129,7 +129,7 @@ impl Master {
         let inputs = event_loop::Inputs {
             events: events_in,
             inbound: inbound_in,
-            calls: calls_in,
+            requests: requests_in,
             admissions: admissions_in,
             orders: orders_in,
         };
@@ -148,7 +148,7 @@ impl Master {
         let web = tokio::spawn(async move {
             // Whether it was asked to stop or its owner is gone: it ends.
             let shutdown = async move { drop(stopped.await) };
-            if let Err(error) = web::serve(listener, settings, calls, changes, source, shutdown).await {
+            if let Err(error) = web::serve(listener, settings, requests, changes, source, shutdown).await {
                 error!("the HTTP server ended: {error}");
             }
         });

@@ -6,7 +6,7 @@ use super::event_loop::{EventLoop, Inputs, TURN, Waiting};
 use crate::broker::{Admission, Inbound};
 use crate::clock;
 use crate::core::event::{Effect, Event, Reply};
-use crate::web::Call;
+use crate::web::Request;
 use rouse_shared::error::Chain;
 use rouse_shared::message::{ToAgent, ToMaster};
 use std::time::Duration;
@@ -27,8 +27,8 @@ impl EventLoop {
             if self.linked && !std::mem::replace(&mut self.shut, true) {
                 self.handle(Event::BrokerDown);
             }
-            for question in std::mem::take(&mut self.queries) {
-                self.answer(question);
+            for query in std::mem::take(&mut self.queries) {
+                self.answer(query);
             }
             // Its end is the pause's end.
             drop(tokio::time::timeout(COMMIT_PAUSE, self.serve_while_blocked(inputs, waiting)).await);
@@ -42,7 +42,7 @@ impl EventLoop {
         loop {
             // What is kept for later is bounded; beyond it the broker, and its senders, wait.
             tokio::select! {
-                Some(call) = inputs.calls.recv() => self.call_meanwhile(call),
+                Some(request) = inputs.requests.recv() => self.request_meanwhile(request),
                 Some(admission) = inputs.admissions.recv() => self.admit(admission),
                 Some(message) = inputs.inbound.recv(), if waiting.inbound.len() < TURN => {
                     self.inbound_meanwhile(message, &mut waiting.inbound);
@@ -53,15 +53,14 @@ impl EventLoop {
     }
 
     /// Answers what can be answered without the ledger, and refuses the rest.
-    fn call_meanwhile(&mut self, call: Call) {
-        let Some(why) = self.commit_error.clone() else { return };
-        let refusal = || Reply::Unavailable(format!("the master failed to {why}; try again when it can be written"));
-        match call {
-            Call::Submit { reply, .. }
-            | Call::Cancel { reply, .. }
-            | Call::Operate { reply, .. }
-            | Call::Audit { reply, .. } => drop(reply.send(refusal())),
-            question => self.answer(question),
+    fn request_meanwhile(&mut self, request: Request) {
+        match request {
+            Request::Query(query) => self.answer(query),
+            Request::Command { reply, .. } => {
+                let why = self.commit_error.as_deref().unwrap_or("the ledger cannot be written");
+                let reason = format!("{why}; try again when it can be written");
+                drop(reply.send(Reply::Unavailable(reason)));
+            }
         }
     }
 
@@ -70,9 +69,8 @@ impl EventLoop {
     fn inbound_meanwhile(&mut self, message: Inbound, later: &mut Vec<Inbound>) {
         match message {
             Inbound::Agent { worker, message: ToMaster::Heartbeat(heartbeat), receipt } => {
-                let Some(core) = &mut self.core else { return };
                 let message = ToMaster::Heartbeat(heartbeat);
-                for effect in core.handle(clock::now(), Event::Agent { worker, message }) {
+                for effect in self.core.handle(clock::now(), Event::Agent { worker, message }) {
                     match effect {
                         renewal @ Effect::Send { message: ToAgent::Renewed { .. }, .. } => {
                             // Nothing follows from a message at once.
@@ -89,8 +87,7 @@ impl EventLoop {
     }
 
     pub(super) fn admit(&self, Admission { worker, password, reply }: Admission) {
-        let admitted = self.core.as_ref().map(|core| core.admit(worker.as_str(), &password));
         // The asker has its own deadline and may be gone.
-        drop(admitted.map(|answer| reply.send(answer)));
+        drop(reply.send(self.core.admit(worker.as_str(), &password)));
     }
 }

@@ -1,7 +1,7 @@
 //! The JSON Schema of `build.toml`, made from the types that read it and compared with the one that is checked in.
 #![allow(clippy::unwrap_used)]
 
-use super::shape::{BuildShape, Run};
+use crate::api::{Run, Submission};
 use crate::config::schema::{DURATION, assert_checked_in};
 use rouse_shared::duration::LONGEST;
 use schemars::generate::SchemaSettings;
@@ -26,7 +26,7 @@ impl JsonSchema for Run {
 }
 
 /// What `HumanDuration` of shared reads: that crate knows nothing of schemas.
-pub(super) struct Time;
+pub(crate) struct Time;
 
 impl JsonSchema for Time {
     fn schema_name() -> Cow<'static, str> {
@@ -47,7 +47,7 @@ impl JsonSchema for Time {
 
 #[test]
 fn the_schema_of_builds_is_the_one_that_is_checked_in() {
-    let schema = SchemaSettings::draft07().into_generator().into_root_schema_for::<BuildShape>();
+    let schema = SchemaSettings::draft07().into_generator().into_root_schema_for::<Submission>();
     let mut schema = schema.to_value();
     without_null(&mut schema);
     without_null(&mut schema["properties"]["step"]["items"]);

@@ -1,58 +1,67 @@
 //! The audit over HTTP: GET only looks, POST may put right.
 
-use super::answer::{Failure, NoParams, Params};
-use super::{App, Call, json};
+use super::error::{ApiError, Body, NoParams, Params};
+use super::{App, views};
+use crate::api;
 use crate::core::audit::{AUDIT_LIMIT, AuditMode};
-use crate::core::event::Reply;
+use crate::core::event::{Command, Reply};
 use axum::Json;
-use axum::body::Bytes;
 use axum::extract::State;
-use axum::http::StatusCode;
-use serde_json::Value;
 use std::sync::Arc;
 use std::time::Duration;
 
 /// What the master's loop may take on top of the audit itself.
 const LATE: Duration = Duration::from_secs(5);
 
-/// What is to be done about differences.
-#[derive(serde::Deserialize)]
-#[serde(deny_unknown_fields, default)]
-#[derive(Default)]
-struct AuditRequest {
-    fix: bool,
-    adopt: bool,
-}
-
-pub(super) async fn look(State(app): State<Arc<App>>, _: Params<NoParams>) -> Result<Json<Value>, Failure> {
+/// Compare the ledger with what each provider lists.
+///
+/// Takes a second if something differs.
+#[utoipa::path(
+    get, path = "/api/audit",
+    responses(
+        (status = 200, description = "What differs.", body = api::Audit),
+        (status = 409, description = "Too many audits are under way.", body = api::Error),
+        (status = 507, description = "The ledger cannot be written.", body = api::Error),
+    ),
+)]
+pub(super) async fn audit(State(app): State<Arc<App>>, _: Params<NoParams>) -> Result<Json<api::Audit>, ApiError> {
     run(&app, AuditMode::Look).await
 }
 
-pub(super) async fn put_right(
+/// Compare the ledger with what each provider lists, and put right what differs.
+///
+/// Takes up to 45 seconds; what still differs then is reported.
+#[utoipa::path(
+    post, path = "/api/audit", request_body = api::AuditRequest,
+    responses(
+        (status = 200, description = "What differed, and what still does.", body = api::Audit),
+        (status = 409, description = "Too many audits are under way.", body = api::Error),
+        (status = 413, description = "The body is too large.", body = api::Error),
+    ),
+)]
+pub(super) async fn fix_audit(
     State(app): State<Arc<App>>,
     _: Params<NoParams>,
-    body: Bytes,
-) -> Result<Json<Value>, Failure> {
-    let order: AuditRequest =
-        serde_json::from_slice(&body).map_err(|error| Failure::invalid(None, format!("the body is wrong: {error}")))?;
-    let mode = match order {
-        AuditRequest { fix: false, adopt: false } => AuditMode::Look,
-        AuditRequest { fix: true, adopt: false } => AuditMode::Fix,
-        AuditRequest { fix: true, adopt: true } => AuditMode::Adopt,
-        AuditRequest { fix: false, adopt: true } => {
-            return Err(Failure::invalid(Some("adopt".to_owned()), "adopt goes with fix: it stops machines"));
+    Body(body): Body,
+) -> Result<Json<api::Audit>, ApiError> {
+    let request: api::AuditRequest = serde_json::from_slice(&body)
+        .map_err(|error| ApiError::Invalid { field: None, reason: format!("the body is invalid: {error}") })?;
+    let mode = match request {
+        api::AuditRequest { fix: false, adopt: false } => AuditMode::Look,
+        api::AuditRequest { fix: true, adopt: false } => AuditMode::Fix,
+        api::AuditRequest { fix: true, adopt: true } => AuditMode::Adopt,
+        api::AuditRequest { fix: false, adopt: true } => {
+            return Err(ApiError::field("adopt", "needs fix, since it terminates machines"));
         }
     };
     run(&app, mode).await
 }
 
-async fn run(app: &App, mode: AuditMode) -> Result<Json<Value>, Failure> {
-    match app.ask_within(AUDIT_LIMIT + LATE, |reply| Call::Audit { mode, reply }).await? {
-        Reply::Audit(report) => Ok(Json(json::audit(&report))),
-        Reply::Unavailable(reason) => Err(Failure::no_room(reason)),
-        Reply::Refused { reason, .. } | Reply::NotFound(reason) => Err(Failure::new(StatusCode::CONFLICT, reason)),
-        Reply::Done | Reply::Accepted(_) => {
-            Err(Failure::new(StatusCode::INTERNAL_SERVER_ERROR, "the master gave no account of the audit"))
-        }
+async fn run(app: &App, mode: AuditMode) -> Result<Json<api::Audit>, ApiError> {
+    match app.command_within(AUDIT_LIMIT + LATE, Command::Audit(mode)).await? {
+        Reply::Audit(report) => Ok(Json(views::audit(*report))),
+        Reply::Unavailable(reason) => Err(ApiError::NoSpace(reason)),
+        Reply::Refused { reason, .. } | Reply::NotFound(reason) => Err(ApiError::Conflict(reason)),
+        Reply::Done | Reply::Accepted(_) => Err(ApiError::mismatch()),
     }
 }

@@ -1,25 +1,24 @@
 //! Who may: changes need the token, and off loopback so does reading, but for the page, which holds no data.
 
 use super::App;
-use super::answer::Failure;
+use super::error::ApiError;
 use super::page;
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, Method, StatusCode, header};
+use axum::http::{HeaderMap, Method, header};
 use axum::middleware::Next;
 use axum::response::Response;
 use std::sync::Arc;
 
 /// Lets a request through, or answers 401.
-pub(super) async fn check(State(app): State<Arc<App>>, request: Request, next: Next) -> Result<Response, Failure> {
+pub(super) async fn check(State(app): State<Arc<App>>, request: Request, next: Next) -> Result<Response, ApiError> {
     let reads = matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS);
     if reads && (!app.settings.read_needs_token || request.uri().path() == page::PATH) {
         return Ok(next.run(request).await);
     }
     match bearer(request.headers()) {
         Some(token) if same(token.as_bytes(), app.settings.token.as_bytes()) => Ok(next.run(request).await),
-        Some(_) => Err(Failure::new(StatusCode::UNAUTHORIZED, "the token is wrong; it is in the master's api_token")),
-        None => Err(Failure::new(
-            StatusCode::UNAUTHORIZED,
+        Some(_) => Err(ApiError::Unauthorized("the token is wrong; it is in the master's api_token")),
+        None => Err(ApiError::Unauthorized(
             "this needs the master's token: send 'Authorization: Bearer TOKEN', with the content of the master's api_token",
         )),
     }

@@ -1,129 +1,164 @@
 //! Builds over HTTP: submit, list, show, why, cancel.
 
-use super::answer::{Failure, NoParams, Params};
-use super::{App, BuildQuery, Call, DEFAULT_LIST, MAX_BODY, MAX_LIST, json};
+use super::error::{ApiError, Body, NoParams, Params, Segments};
+use super::{App, BuildFilter, DEFAULT_LIST, MAX_LIST, Query, views};
+use crate::api;
 use crate::core::build::BuildState;
-use crate::core::event::Reply;
+use crate::core::event::{Command, Reply};
 use crate::core::view::BuildView;
 use crate::submission;
 use axum::Json;
-use axum::body::Bytes;
-use axum::extract::rejection::BytesRejection;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use rouse_shared::BuildId;
 use serde::Deserialize;
-use serde_json::{Value, json};
 use std::sync::Arc;
+use utoipa::IntoParams;
 
-pub(super) async fn submit(
+/// Submit a build.
+#[utoipa::path(
+    post, path = "/api/builds", request_body = api::Submission,
+    responses(
+        (status = 201, description = "The build is accepted and saved.", body = api::AcceptedBuild),
+        (status = 413, description = "The build is too large.", body = api::Error),
+    ),
+)]
+pub(super) async fn submit_build(
     State(app): State<Arc<App>>,
     _: Params<NoParams>,
-    body: Result<Bytes, BytesRejection>,
-) -> Result<(StatusCode, Json<Value>), Failure> {
-    let body = body.map_err(|rejection| match rejection.status() {
-        StatusCode::PAYLOAD_TOO_LARGE => {
-            Failure::new(StatusCode::PAYLOAD_TOO_LARGE, format!("the build has more than {MAX_BODY} bytes"))
-        }
-        status => Failure::new(status, rejection.body_text()),
-    })?;
+    Body(body): Body,
+) -> Result<(StatusCode, Json<api::AcceptedBuild>), ApiError> {
     let spec = submission::from_json(&body)
-        .map_err(|submission::Invalid { field, reason }| Failure::invalid(Some(field), reason))?;
-    match app.ask(|reply| Call::Submit { spec: Arc::new(spec), reply }).await? {
-        Reply::Accepted(id) => Ok((StatusCode::CREATED, Json(json!({ "id": id.to_string() })))),
-        Reply::Unavailable(reason) => Err(Failure::no_room(reason)),
-        Reply::Refused { field, reason } => Err(Failure::invalid(field, reason)),
-        Reply::NotFound(reason) => Err(Failure::invalid(Some("worker".to_owned()), reason)),
-        Reply::Done | Reply::Audit(_) => {
-            Err(Failure::new(StatusCode::INTERNAL_SERVER_ERROR, "the master took the build without a number"))
-        }
+        .map_err(|submission::Invalid { field, reason }| ApiError::Invalid { field: Some(field), reason })?;
+    match app.command(Command::Submit { spec: Arc::new(spec), message_id: None }).await? {
+        Reply::Accepted(id) => Ok((StatusCode::CREATED, Json(api::AcceptedBuild { id: api::Id(id) }))),
+        Reply::Unavailable(reason) => Err(ApiError::NoSpace(reason)),
+        Reply::Refused { field, reason } => Err(ApiError::Invalid { field, reason }),
+        Reply::NotFound(reason) => Err(ApiError::field("worker", reason)),
+        Reply::Done | Reply::Audit(_) => Err(ApiError::mismatch()),
     }
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
 pub(super) struct ListParams {
+    /// Only builds in this state.
+    #[param(value_type = Option<BuildState>, required = false)]
     state: Option<String>,
+    /// Maximum number of results.
+    #[param(minimum = 1, maximum = 1000, default = 100)]
     limit: Option<usize>,
+    /// Only builds that are older than this one.
+    #[param(pattern = "^[0-9]{1,18}$")]
     before: Option<String>,
 }
 
-pub(super) async fn list(
+/// List builds, newest first.
+#[utoipa::path(
+    get, path = "/api/builds", params(ListParams),
+    responses((status = 200, description = "The builds.", body = Vec<api::Build>)),
+)]
+pub(super) async fn list_builds(
     State(app): State<Arc<App>>,
     Params(params): Params<ListParams>,
-) -> Result<Json<Value>, Failure> {
-    let query = params.query()?;
-    let builds = app
-        .ask(|reply| Call::Builds { query, reply })
-        .await?
-        .map_err(|error| Failure::new(StatusCode::INTERNAL_SERVER_ERROR, error))?;
-    Ok(Json(builds.iter().map(json::build).collect()))
+) -> Result<Json<Vec<api::Build>>, ApiError> {
+    let filter = params.filter()?;
+    let builds = app.query(|reply| Query::Builds { filter, reply }).await?.map_err(ApiError::Internal)?;
+    Ok(Json(builds.iter().map(views::build).collect()))
 }
 
 impl ListParams {
-    fn query(self) -> Result<BuildQuery, Failure> {
-        let invalid = |field: &str, reason: String| Failure::invalid(Some(field.to_owned()), reason);
+    fn filter(self) -> Result<BuildFilter, ApiError> {
         let state = self.state.map(|text| {
             BuildState::ALL.into_iter().find(|state| state.as_str() == text).ok_or_else(|| {
                 let known = BuildState::ALL.map(BuildState::as_str).join(", ");
-                invalid("state", format!("{text:?} is not a state of a build: {known}"))
+                ApiError::field("state", format!("{text:?} is not a state of a build: {known}"))
             })
         });
         let before = self.before.map(|text| {
-            text.parse::<BuildId>().map_err(|_| invalid("before", format!("{text:?} is not the number of a build")))
+            text.parse::<BuildId>()
+                .map_err(|_| ApiError::field("before", format!("{text:?} is not the number of a build")))
         });
         let limit = self.limit.unwrap_or(DEFAULT_LIST);
         if !(1..=MAX_LIST).contains(&limit) {
-            return Err(invalid("limit", format!("a limit is 1 to {MAX_LIST}, not {limit}")));
+            return Err(ApiError::field("limit", format!("must be 1 to {MAX_LIST}, not {limit}")));
         }
-        Ok(BuildQuery { state: state.transpose()?, limit, before: before.transpose()? })
+        Ok(BuildFilter { state: state.transpose()?, limit, before: before.transpose()? })
     }
 }
 
 /// The build that a path names.
-pub(super) async fn find(app: &App, id: &str) -> Result<BuildView, Failure> {
+pub(super) async fn find(app: &App, id: &str) -> Result<BuildView, ApiError> {
     let number = number(id)?;
-    app.ask(|reply| Call::Build { id: number, reply }).await?.ok_or_else(|| Failure::no_build(id))
+    let found = app.query(|reply| Query::Build { id: number, reply }).await?.map_err(ApiError::Internal)?;
+    found.ok_or_else(|| ApiError::no_build(id))
 }
 
-fn number(id: &str) -> Result<BuildId, Failure> {
-    id.parse().map_err(|_| Failure::no_build(id))
+fn number(id: &str) -> Result<BuildId, ApiError> {
+    id.parse().map_err(|_| ApiError::no_build(id))
 }
 
-pub(super) async fn show(
+/// Show one build: steps, attempts, hosts, times, evidence.
+#[utoipa::path(
+    get, path = "/api/builds/{id}", params(("id" = api::Id, Path, description = "The build's number.")),
+    responses(
+        (status = 200, description = "The build.", body = api::BuildInFull),
+        (status = 404, description = "There is no such build.", body = api::Error),
+    ),
+)]
+pub(super) async fn show_build(
     State(app): State<Arc<App>>,
-    Path(id): Path<String>,
+    Segments(id): Segments<String>,
     _: Params<NoParams>,
-) -> Result<Json<Value>, Failure> {
-    Ok(Json(json::build_in_full(&find(&app, &id).await?)))
+) -> Result<Json<api::BuildInFull>, ApiError> {
+    Ok(Json(views::build_in_full(&find(&app, &id).await?)))
 }
 
-pub(super) async fn why(
+/// Say why a build has not started, or what it is doing.
+#[utoipa::path(
+    get, path = "/api/builds/{id}/why", params(("id" = api::Id, Path, description = "The build's number.")),
+    responses(
+        (status = 200, description = "Why, in one sentence.", body = api::Why),
+        (status = 404, description = "There is no such build.", body = api::Error),
+    ),
+)]
+pub(super) async fn explain_build(
     State(app): State<Arc<App>>,
-    Path(id): Path<String>,
+    Segments(id): Segments<String>,
     _: Params<NoParams>,
-) -> Result<Json<Value>, Failure> {
+) -> Result<Json<api::Why>, ApiError> {
     let number = number(&id)?;
-    let why = app.ask(|reply| Call::Why { id: number, reply }).await?.ok_or_else(|| Failure::no_build(&id))?;
-    Ok(Json(json::why(number, &why)))
+    let found = app.query(|reply| Query::Why { id: number, reply }).await?.map_err(ApiError::Internal)?;
+    let why = found.ok_or_else(|| ApiError::no_build(&id))?;
+    Ok(Json(views::why(number, why)))
 }
 
-pub(super) async fn cancel(
+/// Cancel a build.
+#[utoipa::path(
+    post, path = "/api/builds/{id}/cancel", params(("id" = api::Id, Path, description = "The build's number.")),
+    responses(
+        (status = 200, description = "The build is being cancelled.", body = api::AcceptedBuild),
+        (status = 404, description = "There is no such build that has not ended.", body = api::Error),
+    ),
+)]
+pub(super) async fn cancel_build(
     State(app): State<Arc<App>>,
-    Path(id): Path<String>,
+    Segments(id): Segments<String>,
     _: Params<NoParams>,
-) -> Result<Json<Value>, Failure> {
+) -> Result<Json<api::AcceptedBuild>, ApiError> {
     let build = number(&id)?;
-    done(app.ask(|reply| Call::Cancel { build, reply }).await?)?;
-    Ok(Json(json!({ "id": build.to_string() })))
+    done(app.command(Command::CancelBuild(build)).await?)?;
+    Ok(Json(api::AcceptedBuild { id: api::Id(build) }))
 }
 
-/// An answer that brings nothing but whether it was done.
-pub(super) fn done(answer: Reply) -> Result<(), Failure> {
-    match answer {
-        Reply::Done | Reply::Accepted(_) | Reply::Audit(_) => Ok(()),
-        Reply::NotFound(reason) => Err(Failure::not_found(reason)),
-        Reply::Unavailable(reason) => Err(Failure::no_room(reason)),
-        Reply::Refused { reason, .. } => Err(Failure::new(StatusCode::CONFLICT, reason)),
+/// The reply to a command that brings nothing but whether it was done.
+pub(super) fn done(reply: Reply) -> Result<(), ApiError> {
+    match reply {
+        Reply::Done => Ok(()),
+        Reply::NotFound(reason) => Err(ApiError::NotFound(reason)),
+        Reply::Unavailable(reason) => Err(ApiError::NoSpace(reason)),
+        Reply::Refused { reason, .. } => Err(ApiError::Conflict(reason)),
+        Reply::Accepted(_) | Reply::Audit(_) => Err(ApiError::mismatch()),
     }
 }

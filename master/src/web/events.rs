@@ -1,7 +1,8 @@
 //! Every change as a server-sent event.
 
-use super::answer::{NoParams, Params};
-use super::{App, json};
+use super::error::{NoParams, Params};
+use super::{App, views};
+use crate::api;
 use crate::core::event::Change;
 use axum::extract::State;
 use axum::response::sse::{Event, KeepAlive, Sse};
@@ -15,7 +16,15 @@ use tokio::sync::broadcast::error::RecvError;
 /// Between comments on a quiet stream: below the minute after which many proxies give up.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
-pub(super) async fn stream(
+/// Stream every change from now on, as server-sent events.
+///
+/// Events are named `build`, `worker` and `host`; their data are the JSON of `Change`. A client that is too slow gets the
+/// event `lagged` with the JSON of `Lagged`, and then the stream ends.
+#[utoipa::path(
+    get, path = "/api/events",
+    responses((status = 200, description = "The stream.", body = String, content_type = "text/event-stream")),
+)]
+pub(super) async fn stream_events(
     State(app): State<Arc<App>>,
     _: Params<NoParams>,
 ) -> Sse<impl Stream<Item = Result<Event, Infallible>>> {
@@ -37,13 +46,19 @@ pub(super) async fn stream(
 fn next(received: Result<Change, RecvError>, changes: Receiver<Change>) -> Option<(Event, Option<Receiver<Change>>)> {
     match received {
         Ok(change) => {
-            let (kind, data) = json::change(&change);
-            Some((Event::default().event(kind).data(data.to_string()), Some(changes)))
+            let kind = match &change {
+                Change::Build { .. } => "build",
+                Change::Worker { .. } => "worker",
+                Change::Host { .. } => "host",
+            };
+            Some((event(kind, &views::change(&change)), Some(changes)))
         }
-        Err(RecvError::Lagged(missed)) => {
-            let data = serde_json::json!({ "missed": missed }).to_string();
-            Some((Event::default().event("lagged").data(data), None))
-        }
+        Err(RecvError::Lagged(missed)) => Some((event("lagged", &api::Lagged { missed }), None)),
         Err(RecvError::Closed) => None,
     }
+}
+
+fn event(kind: &str, data: &impl serde::Serialize) -> Event {
+    // Structures of texts and numbers: they cannot fail to be written.
+    Event::default().event(kind).data(serde_json::to_string(data).unwrap_or_default())
 }

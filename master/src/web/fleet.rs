@@ -1,50 +1,108 @@
-//! Workers, hosts and the master's health over HTTP.
+//! Workers, hosts, mails and the master's health over HTTP.
 
-use super::answer::{Failure, NoParams, Params};
 use super::builds::done;
-use super::{App, Call, json};
-use crate::core::event::Operation;
+use super::error::{ApiError, NoParams, Params, Segments};
+use super::{App, Query, views};
+use crate::api;
+use crate::core::event::{Command, Operation};
 use axum::Json;
-use axum::extract::{Path, State};
-use axum::http::StatusCode;
-use rouse_shared::WorkerName;
-use serde_json::{Value, json};
+use axum::extract::State;
+use rouse_shared::{HostId, WorkerName};
+use serde::Deserialize;
+use serde::de::IntoDeserializer as _;
+use serde::de::value::Error as ValueError;
 use std::sync::Arc;
 
-pub(super) async fn workers(State(app): State<Arc<App>>, _: Params<NoParams>) -> Result<Json<Value>, Failure> {
-    let workers = app.ask(|reply| Call::Workers { reply }).await?;
-    Ok(Json(workers.iter().map(json::worker).collect()))
-}
-
-pub(super) async fn hosts(State(app): State<Arc<App>>, _: Params<NoParams>) -> Result<Json<Value>, Failure> {
-    let hosts = app.ask(|reply| Call::Hosts { reply }).await?;
-    Ok(Json(hosts.iter().map(json::host).collect()))
-}
-
-pub(super) async fn mails(State(app): State<Arc<App>>, _: Params<NoParams>) -> Result<Json<Value>, Failure> {
-    let mails = app.ask(|reply| Call::Mails { reply }).await?;
-    Ok(Json(mails.iter().map(json::mail).collect()))
-}
-
-pub(super) async fn operate(
+/// List every worker, by name.
+#[utoipa::path(
+    get, path = "/api/workers", responses((status = 200, description = "The workers.", body = Vec<api::Worker>)),
+)]
+pub(super) async fn list_workers(
     State(app): State<Arc<App>>,
-    Path((name, operation)): Path<(String, String)>,
     _: Params<NoParams>,
-) -> Result<Json<Value>, Failure> {
-    let wanted = match operation.as_str() {
-        "pause" => Operation::Pause,
-        "resume" => Operation::Resume,
-        "drain" => Operation::Drain,
-        _ => return Err(Failure::not_found("a worker takes pause, resume and drain")),
-    };
-    let worker: WorkerName = name.parse().map_err(|_| Failure::not_found(format!("there is no worker {name:?}")))?;
-    done(app.ask(|reply| Call::Operate { worker, operation: wanted, reply }).await?)?;
-    Ok(Json(json!({ "name": name, "operation": operation })))
+) -> Result<Json<Vec<api::Worker>>, ApiError> {
+    let workers = app.query(|reply| Query::Workers { reply }).await?;
+    Ok(Json(workers.into_iter().map(views::worker).collect()))
 }
 
-/// 200 while the master can do its work, else 503 and why it cannot.
-pub(super) async fn health(State(app): State<Arc<App>>, _: Params<NoParams>) -> Result<Json<Value>, Failure> {
-    let health = app.ask(|reply| Call::Health { reply }).await?;
+/// List every host that is not terminated.
+#[utoipa::path(
+    get, path = "/api/hosts", responses((status = 200, description = "The hosts.", body = Vec<api::Host>)),
+)]
+pub(super) async fn list_hosts(
+    State(app): State<Arc<App>>,
+    _: Params<NoParams>,
+) -> Result<Json<Vec<api::Host>>, ApiError> {
+    let hosts = app.query(|reply| Query::Hosts { reply }).await?;
+    Ok(Json(hosts.into_iter().map(views::host).collect()))
+}
+
+/// List the mails that the relay has not accepted yet, oldest first.
+#[utoipa::path(
+    get, path = "/api/mails", responses((status = 200, description = "The mails.", body = Vec<api::Mail>)),
+)]
+pub(super) async fn list_mails(
+    State(app): State<Arc<App>>,
+    _: Params<NoParams>,
+) -> Result<Json<Vec<api::Mail>>, ApiError> {
+    let mails = app.query(|reply| Query::Mails { reply }).await?;
+    Ok(Json(mails.into_iter().map(views::mail).collect()))
+}
+
+/// Pause, resume or drain a worker.
+///
+/// Pause: it gets no new builds. Resume: it works again, whatever failed before. Drain: as pause, and its host is terminated
+/// when it is idle.
+#[utoipa::path(
+    post, path = "/api/workers/{name}/{operation}",
+    params(
+        ("name" = String, Path, description = "The worker's name.", pattern = "^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"),
+        ("operation" = Operation, Path, description = "What to do."),
+    ),
+    responses(
+        (status = 200, description = "It is done.", body = api::WorkerOperation),
+        (status = 404, description = "There is no such worker or operation.", body = api::Error),
+    ),
+)]
+pub(super) async fn operate_worker(
+    State(app): State<Arc<App>>,
+    Segments((name, operation)): Segments<(String, String)>,
+    _: Params<NoParams>,
+) -> Result<Json<api::WorkerOperation>, ApiError> {
+    let operation = Operation::deserialize(operation.as_str().into_deserializer()).map_err(|_: ValueError| {
+        ApiError::NotFound("the operations of a worker are pause, resume and drain".to_owned())
+    })?;
+    let worker: WorkerName = name.parse().map_err(|_| ApiError::NotFound(format!("there is no worker {name:?}")))?;
+    done(app.command(Command::Operate { worker: worker.clone(), operation }).await?)?;
+    Ok(Json(api::WorkerOperation { name: worker, operation }))
+}
+
+/// Terminate a host now.
+///
+/// What runs on it is tried again elsewhere without using up a retry. Its worker stays in use.
+#[utoipa::path(
+    post, path = "/api/hosts/{id}/terminate", params(("id" = String, Path, description = "The host's id.")),
+    responses(
+        (status = 200, description = "The host is being terminated.", body = api::TerminatedHost),
+        (status = 404, description = "There is no such host.", body = api::Error),
+    ),
+)]
+pub(super) async fn terminate_host(
+    State(app): State<Arc<App>>,
+    Segments(id): Segments<String>,
+    _: Params<NoParams>,
+) -> Result<Json<api::TerminatedHost>, ApiError> {
+    let id = HostId(id);
+    done(app.command(Command::TerminateHost(id.clone())).await?)?;
+    Ok(Json(api::TerminatedHost { id }))
+}
+
+/// Report whether the master can do its work.
+#[utoipa::path(
+    get, path = "/healthz", responses((status = 200, description = "It can. 503 says why it cannot.", body = api::Health)),
+)]
+pub(super) async fn health(State(app): State<Arc<App>>, _: Params<NoParams>) -> Result<Json<api::Health>, ApiError> {
+    let health = app.query(|reply| Query::Health { reply }).await?;
     let mut faults = Vec::new();
     if !health.broker {
         faults.push("the link to the broker is down".to_owned());
@@ -54,8 +112,12 @@ pub(super) async fn health(State(app): State<Arc<App>>, _: Params<NoParams>) -> 
     }
     if faults.is_empty() {
         let settings = &app.settings;
-        Ok(Json(json!({ "status": "ok", "master": settings.master_name, "version": settings.version })))
+        Ok(Json(api::Health {
+            status: api::HealthStatus::Ok,
+            master: settings.master_name.clone(),
+            version: settings.version.to_owned(),
+        }))
     } else {
-        Err(Failure::new(StatusCode::SERVICE_UNAVAILABLE, faults.join("; ")))
+        Err(ApiError::Unhealthy(faults.join("; ")))
     }
 }

@@ -1,11 +1,11 @@
 //! A step's log as bytes: whole, a range of it, or followed until nothing more can come.
 
-use super::answer::{Failure, Params};
-use super::{App, Call, builds};
+use super::error::{ApiError, Params, Segments};
+use super::{App, Query, builds};
 use crate::core::event::Change;
 use crate::core::view::BuildView;
 use axum::body::{Body, Bytes};
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use futures_util::stream;
@@ -20,6 +20,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::broadcast::{self, error::RecvError};
 use tokio::sync::watch;
+use utoipa::IntoParams;
 
 /// Bytes of one read and one piece of the answer: large beside the cost of a read, small beside a thousand readers.
 const PIECE: usize = 64 << 10;
@@ -30,24 +31,46 @@ const LAST_LOOK: Duration = Duration::from_millis(500);
 /// Stands for "as far as it will grow" in the answer to a range that is followed, as RFC 8673 has it.
 const VERY_LARGE: u64 = i64::MAX as u64;
 
-#[derive(Deserialize)]
+#[derive(Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
 pub(super) struct LogParams {
+    /// 1: stream until the step's log is complete, from its start on. If the stream is cut, ask again from there.
+    #[param(pattern = "^(0|1|false|true)$")]
     follow: Option<String>,
+    /// Which attempt, from 1. Default: the last one.
+    #[param(minimum = 1)]
     attempt: Option<u32>,
 }
 
-pub(super) async fn read(
+/// Read a step's log.
+///
+/// The bytes exactly. Honours Range; a range of a log that is followed is answered as RFC 8673 says.
+#[utoipa::path(
+    get, path = "/api/builds/{id}/steps/{step}/log",
+    params(
+        ("id" = crate::api::Id, Path, description = "The build's number."),
+        ("step" = u32, Path, description = "The step, from 1.", minimum = 1),
+        LogParams,
+    ),
+    responses(
+        (status = 200, description = "The log.", body = String, content_type = "text/plain"),
+        (status = 206, description = "A range of the log.", body = String, content_type = "text/plain"),
+        (status = 404, description = "There is no such build, attempt, step or log.", body = crate::api::Error),
+        (status = 416, description = "The range is past the end of the log."),
+    ),
+)]
+pub(super) async fn read_log(
     State(app): State<Arc<App>>,
-    Path((id, step)): Path<(String, String)>,
+    Segments((id, step)): Segments<(String, String)>,
     Params(params): Params<LogParams>,
     headers: HeaderMap,
-) -> Result<Response, Failure> {
+) -> Result<Response, ApiError> {
     let follow = match params.follow.as_deref() {
         None | Some("0" | "false") => false,
         Some("1" | "true") => true,
         Some(other) => {
-            return Err(Failure::invalid(Some("follow".to_owned()), format!("follow is 1 or 0, not {other:?}")));
+            return Err(ApiError::field("follow", format!("must be 1 or 0, not {other:?}")));
         }
     };
     // Before the build is looked at: what changes after that is seen.
@@ -58,7 +81,7 @@ pub(super) async fn read(
         && (!follow || view.state.is_final())
         && !view.build.status.attempts.iter().any(|attempt| attempt.number == number)
     {
-        return Err(Failure::not_found(format!("build {id} has no attempt {number}")));
+        return Err(ApiError::NotFound(format!("build {id} has no attempt {number}")));
     }
     let mut reader = Reader::new(app, view.build.id, index, params.attempt, changes);
     reader.look(&view);
@@ -66,19 +89,19 @@ pub(super) async fn read(
     if there == 0 && reader.left > 0 {
         let (step, left) = (index + 1, reader.left);
         let why = format!("the log of step {step} of build {id} had {left} bytes, and nothing of it is there any more");
-        return Err(Failure::not_found(why));
+        return Err(ApiError::NotFound(why));
     }
     let range = headers.get(header::RANGE).and_then(|value| Range::parse(value.to_str().ok()?));
     if follow { Ok(followed(reader, range, there)) } else { Ok(whole(reader, range, there)) }
 }
 
 /// The step of a path, from 1 as people count, as an index.
-fn index(view: &BuildView, step: &str) -> Result<u32, Failure> {
+fn index(view: &BuildView, step: &str) -> Result<u32, ApiError> {
     let count = view.build.spec.steps.len();
     let number = step.parse::<u32>().ok().filter(|number| usize::try_from(*number).is_ok_and(|n| n >= 1 && n <= count));
     number
         .map(|number| number - 1)
-        .ok_or_else(|| Failure::not_found(format!("build {} has the steps 1 to {count}, and no {step}", view.build.id)))
+        .ok_or_else(|| ApiError::NotFound(format!("build {} has the steps 1 to {count}, and no {step}", view.build.id)))
 }
 
 fn whole(mut reader: Reader, range: Option<Range>, there: u64) -> Response {
@@ -300,8 +323,9 @@ impl Reader {
             }
         }
         let id = self.build;
-        let view = self.app.ask(|reply| Call::Build { id, reply }).await;
-        match view.map_err(|_| io::Error::other("the master does not answer"))? {
+        let view = self.app.query(|reply| Query::Build { id, reply }).await;
+        let view = view.map_err(io::Error::other)?.map_err(io::Error::other)?;
+        match view {
             Some(view) => self.look(&view),
             None => self.end = Some(End::AsItIs),
         }

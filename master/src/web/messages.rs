@@ -1,8 +1,9 @@
-//! The same JSON for those who listen on the broker: changes on `rouse.events`, answers to builds from the inbox.
+//! The same JSON for those who listen on the broker: changes on `rouse.events`, replies to submissions.
 
-use super::json;
+use super::views;
+use crate::api;
 use crate::core::event::{Change, Reply};
-use serde_json::json;
+use serde::Serialize;
 
 /// The routing key and the body of a change on the exchange `rouse.events`: `build.12.running`, `worker.w1.idle`,
 /// `host.h0123456789abcdef.booting`.
@@ -12,21 +13,22 @@ pub fn change_message(change: &Change) -> (String, Vec<u8>) {
         Change::Worker { name, state, .. } => format!("worker.{name}.{}", state.as_str()),
         Change::Host { id, state, .. } => format!("host.{id}.{}", state.as_str()),
     };
-    let (kind, mut body) = json::change(change);
-    if let Some(object) = body.as_object_mut() {
-        object.insert("kind".to_owned(), kind.into());
-    }
-    // A tree of texts cannot fail to be written down.
-    (key, serde_json::to_vec(&body).unwrap_or_default())
+    (key, json(&views::change(change)))
 }
 
-/// The body of the answer to a build from the inbox: its id, or the error and the field at fault.
-pub fn answer_body(answer: &Reply) -> Vec<u8> {
-    let body = match answer {
-        Reply::Accepted(id) => json!({ "id": id.to_string() }),
-        Reply::Done | Reply::Audit(_) => json!({}),
-        Reply::NotFound(reason) | Reply::Unavailable(reason) => json!({ "error": reason }),
-        Reply::Refused { field, reason } => json!({ "error": reason, "field": field }),
-    };
-    body.to_string().into_bytes()
+/// The body of the reply to a submission through the broker: the build's id, or the error and the field at fault.
+pub fn answer_body(reply: &Reply) -> Vec<u8> {
+    match reply {
+        Reply::Accepted(id) => json(&api::AcceptedBuild { id: api::Id(*id) }),
+        Reply::Done | Reply::Audit(_) => json(&serde_json::Map::new()),
+        Reply::NotFound(reason) | Reply::Unavailable(reason) => {
+            json(&api::Error { error: reason.clone(), field: None })
+        }
+        Reply::Refused { field, reason } => json(&api::Error { error: reason.clone(), field: field.clone() }),
+    }
+}
+
+fn json(value: &impl Serialize) -> Vec<u8> {
+    // Structures of texts and numbers: they cannot fail to be written.
+    serde_json::to_vec(value).unwrap_or_default()
 }

@@ -1,7 +1,7 @@
 //! The master's figures as Prometheus reads them.
 
-use super::answer::{Failure, NoParams, Params};
-use super::{App, Call, Metrics};
+use super::error::{ApiError, NoParams, Params};
+use super::{App, Metrics, Query};
 use crate::core::build::BuildState;
 use crate::core::event::WorkerState;
 use crate::core::record::HostState;
@@ -37,8 +37,13 @@ const HOST_STATES: [HostState; 8] = [
     HostState::Terminating,
 ];
 
-pub(super) async fn text(State(app): State<Arc<App>>, _: Params<NoParams>) -> Result<impl IntoResponse, Failure> {
-    let metrics = app.ask(|reply| Call::Metrics { reply }).await?;
+/// Report the master's figures, for Prometheus.
+#[utoipa::path(
+    get, path = "/metrics",
+    responses((status = 200, description = "The figures.", body = String, content_type = "text/plain")),
+)]
+pub(super) async fn metrics(State(app): State<Arc<App>>, _: Params<NoParams>) -> Result<impl IntoResponse, ApiError> {
+    let metrics = app.query(|reply| Query::Metrics { reply }).await?;
     let text = render(&metrics, app.settings.version);
     Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text))
 }

@@ -1,12 +1,11 @@
-//! The HTTP server: the JSON API, logs, the event stream, metrics, the page. What it asks of the master goes through [`Call`].
+//! The HTTP server: the JSON API, logs, the event stream, metrics, the page. It asks the master [`Request`]s.
 
-mod answer;
 mod audit;
 mod auth;
 mod builds;
+mod error;
 mod events;
 mod fleet;
-mod json;
 mod log;
 mod messages;
 mod metrics;
@@ -14,17 +13,17 @@ mod openapi;
 mod page;
 mod rebinding;
 mod routes;
+mod views;
 
-use crate::core::audit::AuditMode;
-use crate::core::build::{BuildSpec, BuildState};
-use crate::core::event::{Change, Operation, Reply, WorkerState};
+use crate::core::build::BuildState;
+use crate::core::event::{Change, Command, Reply, WorkerState};
 use crate::core::mail::Mail;
 use crate::core::record::HostState;
 use crate::core::view::{BuildView, HostView, Why, WorkerView};
-use answer::Failure;
 use axum::serve::ListenerExt as _;
+use error::ApiError;
 pub use messages::{answer_body, change_message};
-use rouse_shared::{AttemptId, BuildId, WorkerName};
+use rouse_shared::{AttemptId, BuildId};
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::net::SocketAddr;
@@ -36,74 +35,65 @@ use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
 /// Largest body of a request, bytes: an order made of it must fit the wire's largest message.
 const MAX_BODY: usize = rouse_shared::limits::MAX_MESSAGE;
-/// How long the master may take to answer a call. Its loop commits to disk, so a slow disk is waited for; a hung one is told.
+/// How long the master may take to answer. Its loop commits to disk, so a slow disk is waited for; a hung one is reported.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// How long requests that run at the end may go on. Streams are cut at once: their clients come back by byte offset.
 const LAST_REQUESTS: Duration = Duration::from_secs(5);
 
 /// Builds in one answer, at most: some 300 bytes each, so that an answer stays below a megabyte.
 pub const MAX_LIST: usize = 1_000;
-/// Builds in one answer where the request names no limit.
+/// Builds in one answer if the request names no limit.
 pub const DEFAULT_LIST: usize = 100;
 
-/// What the API asks of the master. Each carries the sender of its answer.
+/// What the API asks of the master.
 #[derive(Debug)]
-pub enum Call {
-    /// Accept a build.
-    Submit {
-        /// The build.
-        spec: Arc<BuildSpec>,
-        /// [`Reply::Accepted`] once it is committed, or why not.
-        reply: oneshot::Sender<Reply>,
-    },
-    /// Cancel a build.
-    Cancel {
-        /// Which.
-        build: BuildId,
-        /// How it went.
-        reply: oneshot::Sender<Reply>,
-    },
-    /// Do something to a worker.
-    Operate {
-        /// Whom.
-        worker: WorkerName,
+pub enum Request {
+    /// Something to be done: the core decides.
+    Command {
         /// What.
-        operation: Operation,
-        /// How it went.
+        command: Command,
+        /// How it went, once that is committed.
         reply: oneshot::Sender<Reply>,
     },
+    /// A question.
+    Query(Query),
+}
+
+/// A question that is answered from what is committed. Each carries the sender of its answer.
+#[derive(Debug)]
+pub enum Query {
     /// One build, ended ones too.
     Build {
-        /// Which.
+        /// Its number.
         id: BuildId,
-        /// The build, where there is one.
-        reply: oneshot::Sender<Option<BuildView>>,
+        /// The build, if there is one, or why the ledger cannot be read.
+        reply: oneshot::Sender<Result<Option<BuildView>, String>>,
     },
     /// Builds, newest first.
     Builds {
-        /// Which.
-        query: BuildQuery,
-        /// The builds, or why they cannot be read.
+        /// Which of them.
+        filter: BuildFilter,
+        /// The builds, or why the ledger cannot be read.
         reply: oneshot::Sender<Result<Vec<BuildView>, String>>,
     },
     /// Why a build has not started, or what has become of it.
     Why {
-        /// Which.
+        /// Its number.
         id: BuildId,
-        /// The sentence, where there is such a build.
-        reply: oneshot::Sender<Option<Why>>,
+        /// The sentence, if there is such a build, or why the ledger cannot be read.
+        reply: oneshot::Sender<Result<Option<Why>, String>>,
     },
     /// Every worker, by name.
     Workers {
         /// The workers.
         reply: oneshot::Sender<Vec<WorkerView>>,
     },
-    /// Every host that is not gone.
+    /// Every host that is not terminated.
     Hosts {
         /// The hosts.
         reply: oneshot::Sender<Vec<HostView>>,
     },
-    /// The mails that the relay has not taken yet.
+    /// The mails that the relay has not accepted yet.
     Mails {
         /// The mails, oldest first.
         reply: oneshot::Sender<Vec<Mail>>,
@@ -118,21 +108,14 @@ pub enum Call {
         /// The figures.
         reply: oneshot::Sender<Metrics>,
     },
-    /// Hold the ledger against the clouds, now.
-    Audit {
-        /// What is to be done about differences.
-        mode: AuditMode,
-        /// [`Reply::Audit`] within [`AUDIT_LIMIT`](crate::core::audit::AUDIT_LIMIT).
-        reply: oneshot::Sender<Reply>,
-    },
 }
 
 /// Which builds are listed.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct BuildQuery {
+pub struct BuildFilter {
     /// Only those in this state.
     pub state: Option<BuildState>,
-    /// So many at most; 1 to [`MAX_LIST`].
+    /// Maximum number; 1 to [`MAX_LIST`].
     pub limit: usize,
     /// Only those that are older than this one.
     pub before: Option<BuildId>,
@@ -207,7 +190,7 @@ struct App {
     settings: Settings,
     /// Whether the server listens on loopback.
     on_loopback: bool,
-    calls: mpsc::Sender<Call>,
+    requests: mpsc::Sender<Request>,
     changes: broadcast::Sender<Change>,
     logs: Arc<dyn LogSource>,
     /// True once the server is to end: streams end.
@@ -215,23 +198,32 @@ struct App {
 }
 
 impl App {
-    /// Asks the master and waits for its answer.
-    async fn ask<T>(&self, call: impl FnOnce(oneshot::Sender<T>) -> Call) -> Result<T, Failure> {
-        self.ask_within(PATIENCE, call).await
+    /// Asks the master a question and waits for its answer.
+    async fn query<T>(&self, query: impl FnOnce(oneshot::Sender<T>) -> Query) -> Result<T, ApiError> {
+        self.ask(PATIENCE, |reply| Request::Query(query(reply))).await
+    }
+
+    /// Gives the master a command and waits until it is committed, or refused.
+    async fn command(&self, command: Command) -> Result<Reply, ApiError> {
+        self.command_within(PATIENCE, command).await
     }
 
     /// The same, for what takes the master longer.
-    async fn ask_within<T>(
+    async fn command_within(&self, patience: Duration, command: Command) -> Result<Reply, ApiError> {
+        self.ask(patience, |reply| Request::Command { command, reply }).await
+    }
+
+    async fn ask<T>(
         &self,
         patience: Duration,
-        call: impl FnOnce(oneshot::Sender<T>) -> Call,
-    ) -> Result<T, Failure> {
+        request: impl FnOnce(oneshot::Sender<T>) -> Request,
+    ) -> Result<T, ApiError> {
         let (reply, answer) = oneshot::channel();
         let asked = async {
-            self.calls.send(call(reply)).await.map_err(|_| Failure::ending())?;
-            answer.await.map_err(|_| Failure::ending())
+            self.requests.send(request(reply)).await.map_err(|_| ApiError::Ending)?;
+            answer.await.map_err(|_| ApiError::Ending)
         };
-        tokio::time::timeout(patience, asked).await.map_err(|_| Failure::busy())?
+        tokio::time::timeout(patience, asked).await.map_err(|_| ApiError::Busy)?
     }
 }
 
@@ -242,14 +234,14 @@ impl App {
 pub async fn serve(
     listener: TcpListener,
     settings: Settings,
-    calls: mpsc::Sender<Call>,
+    requests: mpsc::Sender<Request>,
     changes: broadcast::Sender<Change>,
     logs: Arc<dyn LogSource>,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> std::io::Result<()> {
     let (close, closing) = watch::channel(false);
     let on_loopback = listener.local_addr()?.ip().is_loopback();
-    let app = App { settings, on_loopback, calls, changes, logs, closing: closing.clone() };
+    let app = App { settings, on_loopback, requests, changes, logs, closing: closing.clone() };
     let router = routes::router(Arc::new(app));
     // Small answers must not wait for the acknowledgement of the ones before them.
     let listener = listener.tap_io(|stream| {

@@ -1,4 +1,5 @@
-//! The page for people: one file without data of its own, that asks the API like any other client.
+//! The page for people: one document without data of its own, that asks the API like any other client. It is put together
+//! from three files, so that each can be checked by its own tools.
 
 use axum::http::{HeaderName, HeaderValue, header};
 use axum::response::{Html, IntoResponse};
@@ -10,7 +11,13 @@ use std::sync::LazyLock;
 /// Where it is.
 pub(super) const PATH: &str = "/";
 
-const TEXT: &str = include_str!("page.html");
+const STYLE: &str = include_str!("page.css");
+const SCRIPT: &str = include_str!("page.js");
+
+/// The whole page: the style and the script stand where `page.html` names their files.
+static PAGE: LazyLock<String> = LazyLock::new(|| {
+    include_str!("page.html").replacen("/* page.css */", STYLE, 1).replacen("/* page.js */", SCRIPT, 1)
+});
 
 /// The page runs the script and the style that it was built with and nothing else, asks nobody but the master, and is in
 /// nobody's frame. No text can become markup or code by way of the DOM.
@@ -18,22 +25,22 @@ static POLICY: LazyLock<HeaderValue> = LazyLock::new(|| {
     let policy = format!(
         "default-src 'none'; script-src {}; style-src {}; connect-src 'self'; img-src data:; base-uri 'none'; \
          form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'",
-        hash("script"),
-        hash("style"),
+        hash(SCRIPT),
+        hash(STYLE),
     );
     // Of base64 and the text above: it is always a header's value. Without it the page may do nothing.
     HeaderValue::try_from(policy).unwrap_or(HeaderValue::from_static("default-src 'none'"))
 });
 
-/// What the policy calls the content of the page's one element of this name.
-fn hash(element: &str) -> String {
-    let content = TEXT
-        .split_once(&format!("<{element}>"))
-        .and_then(|(_, rest)| rest.split_once(&format!("</{element}>")))
-        .map_or("", |(content, _)| content);
+/// How the policy names this content of an element.
+fn hash(content: &str) -> String {
     format!("'sha256-{}'", BASE64_STANDARD.encode(Sha256::digest(content)))
 }
 
+/// Show a page for people, made from the rest of this API. Needs no token.
+#[utoipa::path(
+    get, path = "/", responses((status = 200, description = "The page.", body = String, content_type = "text/html")),
+)]
 pub(super) async fn page() -> impl IntoResponse {
     let fixed: [(HeaderName, HeaderValue); 4] = [
         (header::CONTENT_SECURITY_POLICY, POLICY.clone()),
@@ -42,5 +49,5 @@ pub(super) async fn page() -> impl IntoResponse {
         // It is small, and belongs to the API of the master that it comes from.
         (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
     ];
-    (fixed, Html(TEXT))
+    (fixed, Html(PAGE.as_str()))
 }

@@ -2,29 +2,26 @@
 //! a name of its own that it has let point to 127.0.0.1 (DNS rebinding).
 
 use super::App;
-use super::answer::Failure;
+use super::error::ApiError;
 use axum::extract::{Request, State};
+use axum::http::header;
 use axum::http::uri::Authority;
-use axum::http::{StatusCode, header};
 use axum::middleware::Next;
 use axum::response::Response;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 /// Lets a request through, or answers 421. One that names no host, as HTTP/1.0 allows, comes from no browser.
-pub(super) async fn check(State(app): State<Arc<App>>, request: Request, next: Next) -> Result<Response, Failure> {
+pub(super) async fn check(State(app): State<Arc<App>>, request: Request, next: Next) -> Result<Response, ApiError> {
     if app.on_loopback {
         let named = request.headers().get_all(header::HOST).iter().map(|value| value.as_bytes());
         let asked = request.uri().authority().map(|authority| authority.as_str().as_bytes());
         if let Some(other) = named.chain(asked).find(|name| !is_loopback(name)) {
-            return Err(Failure::new(
-                StatusCode::MISDIRECTED_REQUEST,
-                format!(
-                    "this master listens on loopback and answers requests for localhost or a loopback address, not for \
-                     {:?}; let a proxy set the Host header so",
-                    String::from_utf8_lossy(other)
-                ),
-            ));
+            return Err(ApiError::Misdirected(format!(
+                "this master listens on loopback and answers requests for localhost or a loopback address, not for \
+                 {:?}; if a proxy is in between, let it set the Host header accordingly",
+                String::from_utf8_lossy(other)
+            )));
         }
     }
     Ok(next.run(request).await)

@@ -98,6 +98,9 @@ async fn every_way_to_fail_has_its_code() {
         (&["why", "9"], 4, "no build 9"),
         (&["cancel", "9"], 4, "no build 9"),
         (&["pause", "w9"], 4, "w9"),
+        (&["terminate", "h9", "--yes"], 4, "no host h9"),
+        (&["stop"], 2, "rouse terminate HOST"),
+        (&["stop", "w1", "--now"], 2, "rouse drain WORKER"),
         (&["--server", "nonsense", "workers"], 2, "nonsense"),
     ] {
         let (code, out, err) = run(&fake, args).await;
@@ -169,7 +172,7 @@ async fn listings_are_tables_or_json() {
     let (_, out, err) = run(&fake, &["workers"]).await;
     assert!(out.starts_with("NAME  KIND    STATE  SINCE"), "{out}");
     assert!(
-        err.starts_with("rouse: 1 mail waits for the relay since ") && err.ends_with(": connection refused\n"),
+        err.starts_with("rouse: 1 mail has been waiting for the relay for ") && err.ends_with(": connection refused\n"),
         "{err}"
     );
     assert_eq!(run(&fake, &["workers", "--json"]).await.2, "");
@@ -255,7 +258,7 @@ async fn an_audit_tells_what_differs_and_whether_anything_still_does() {
     let table =
         "KIND     PROVIDER  HANDLE  HOST  OWNER  DONE  WHY\nforeign  ec2       i-1     h1    other  no    because\n";
     assert_eq!((code, out.as_str()), (1, table), "{err}");
-    assert_eq!(err, "rouse: ledger and clouds differ still: 1 in the ledger, 2 listed\n");
+    assert_eq!(err, "rouse: the ledger and the providers differ still: 1 in the ledger, 2 listed\n");
     let (code, out, _) = run(&fake, &["audit", "--fix", "--adopt", "--json"]).await;
     let expected = json!({"clean": true, "hosts": 1, "listed": 2, "differences": [{
         "kind": "foreign", "provider": "ec2", "handle": "i-1", "host": "h1", "owner": "other", "why": "because",
@@ -263,4 +266,21 @@ async fn an_audit_tells_what_differs_and_whether_anything_still_does() {
     }]});
     assert_eq!((code, serde_json::from_str::<Value>(&out).unwrap()), (0, expected));
     assert_eq!(run(&fake, &["audit", "--adopt"]).await.0, 2);
+}
+
+#[tokio::test]
+async fn a_host_is_terminated_only_after_it_is_said_what_that_does() {
+    let fake = Fake::start().await;
+    fake.add_fleet();
+    let id = "h0000000000000001";
+    let plan = "rouse: terminating host h0000000000000001 of worker w1 (ec2 i-0123, ready): build 1 runs on it and is \
+                tried again elsewhere, without using up a retry; the worker stays in use\n";
+    let (code, out, err) = run(&fake, &["terminate", id]).await;
+    assert_eq!((code, out.as_str()), (2, ""), "{err}");
+    assert!(err.starts_with(plan) && err.contains("--yes"), "{err}");
+    assert!(fake.world.lock().unwrap().operations.is_empty());
+    let (code, out, err) = run(&fake, &["terminate", id, "--yes"]).await;
+    assert_eq!((code, out.as_str()), (0, ""), "{err}");
+    assert_eq!(err, format!("{plan}rouse: host {id} is being terminated\n"));
+    assert_eq!(fake.world.lock().unwrap().operations, [format!("Terminate {id}")]);
 }

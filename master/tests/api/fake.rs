@@ -2,12 +2,12 @@
 
 use rouse_master::core::audit::{AuditMode, AuditReport, Difference};
 use rouse_master::core::build::{Attempt, Build, BuildEnd, BuildSpec, BuildState, BuildStatus, Requirement};
-use rouse_master::core::event::{Change, Reply, WorkerState};
+use rouse_master::core::event::{Change, Command, Reply, WorkerState};
 use rouse_master::core::mail::{Item, Mail, MailId, What};
 use rouse_master::core::plan::ProviderKind;
 use rouse_master::core::record::{DesiredState, Host, HostState};
-use rouse_master::core::view::{BuildView, Refusal, Why, WorkerView};
-use rouse_master::web::{self, Call, Figure, Health, LogSource, Metrics, Settings};
+use rouse_master::core::view::{BuildView, HostView, Refusal, Why, WorkerView};
+use rouse_master::web::{self, Figure, Health, LogSource, Metrics, Query, Request, Settings};
 use rouse_shared::message::{Outcome, Step, StepReport, StepState};
 use rouse_shared::{AttemptId, BuildId, HostId, SessionId, Timestamp};
 use std::collections::{BTreeMap, HashMap};
@@ -44,10 +44,11 @@ impl LogSource for Logs {
 pub struct World {
     pub builds: BTreeMap<BuildId, BuildView>,
     pub workers: Vec<WorkerView>,
-    pub hosts: Vec<Host>,
+    pub hosts: Vec<HostView>,
     pub mails: Vec<Mail>,
     pub why: String,
     pub broker_down: bool,
+    pub ledger_broken: bool,
     pub operations: Vec<String>,
     pub differences: Vec<Difference>,
 }
@@ -259,7 +260,7 @@ impl Fake {
             next_try: None,
         };
         let mut world = self.world.lock().unwrap();
-        world.hosts.push(host);
+        world.hosts.push(HostView { host, builds: vec![BuildId(1)] });
         world.workers.push(worker);
     }
 }
@@ -286,75 +287,90 @@ fn queued(id: u64, spec: Arc<BuildSpec>) -> BuildView {
     BuildView { build: Build { id: BuildId(id), spec, status: BuildStatus::new(NOON) }, state: BuildState::Queued }
 }
 
-async fn answer(mut asked: mpsc::Receiver<Call>, world: Arc<Mutex<World>>, changes: broadcast::Sender<Change>) {
-    while let Some(call) = asked.recv().await {
+async fn answer(mut asked: mpsc::Receiver<Request>, world: Arc<Mutex<World>>, changes: broadcast::Sender<Change>) {
+    while let Some(request) = asked.recv().await {
         let mut world = world.lock().unwrap();
-        match call {
-            Call::Submit { spec, reply } => {
-                let known = match &spec.requirement {
-                    Requirement::Worker(name) => world.workers.iter().any(|worker| worker.name == *name),
-                    Requirement::Where(_) => true,
-                };
-                let answer = if known {
-                    let id = world.builds.keys().last().map_or(1, |last| last.0 + 1);
-                    world.builds.insert(BuildId(id), queued(id, spec));
-                    Reply::Accepted(BuildId(id))
-                } else {
-                    Reply::Refused { field: Some("worker".to_owned()), reason: "there is no such worker".to_owned() }
-                };
-                reply.send(answer).ok();
+        match request {
+            Request::Command { command, reply } => {
+                reply.send(obey(&mut world, command, &changes)).ok();
             }
-            Call::Cancel { build, reply } => {
-                let answer = match world.builds.get_mut(&build) {
-                    None => Reply::NotFound(format!("there is no build {build}")),
-                    Some(view) if view.state.is_final() => {
-                        Reply::Refused { field: None, reason: format!("build {build} has ended") }
-                    }
-                    Some(view) => {
-                        view.build.status.end = Some(BuildEnd::Cancelled);
-                        view.state = BuildState::Cancelled;
-                        let change = Change::Build { id: build, state: view.state, worker: None, at: NOON };
-                        changes.send(change).ok();
-                        Reply::Done
-                    }
-                };
-                reply.send(answer).ok();
+            Request::Query(query) => tell(&world, query),
+        }
+    }
+}
+
+fn obey(world: &mut World, command: Command, changes: &broadcast::Sender<Change>) -> Reply {
+    match command {
+        Command::Submit { spec, .. } => {
+            let known = match &spec.requirement {
+                Requirement::Worker(name) => world.workers.iter().any(|worker| worker.name == *name),
+                Requirement::Where(_) => true,
+            };
+            if !known {
+                let reason = "there is no such worker".to_owned();
+                return Reply::Refused { field: Some("worker".to_owned()), reason };
             }
-            Call::Operate { worker, operation, reply } => {
-                let known = world.workers.iter().any(|known| known.name == worker);
-                world.operations.push(format!("{operation:?} {worker}"));
-                let answer = if known { Reply::Done } else { Reply::NotFound(format!("there is no worker {worker}")) };
-                reply.send(answer).ok();
+            let id = world.builds.keys().last().map_or(1, |last| last.0 + 1);
+            world.builds.insert(BuildId(id), queued(id, spec));
+            Reply::Accepted(BuildId(id))
+        }
+        Command::CancelBuild(build) => match world.builds.get_mut(&build) {
+            None => Reply::NotFound(format!("there is no build {build}")),
+            Some(view) if view.state.is_final() => {
+                Reply::NotFound(format!("there is no build {build} that has not ended"))
             }
-            Call::Audit { mode, reply } => {
-                let mut report = AuditReport { differences: world.differences.clone(), hosts: 1, listed: 2 };
-                for difference in &mut report.differences {
-                    difference.done = mode == AuditMode::Adopt;
-                }
-                reply.send(Reply::Audit(Box::new(report))).ok();
+            Some(view) => {
+                view.build.status.end = Some(BuildEnd::Cancelled);
+                view.state = BuildState::Cancelled;
+                let change = Change::Build { id: build, state: view.state, worker: None, at: NOON };
+                changes.send(change).ok();
+                Reply::Done
             }
-            Call::Build { id, reply } => drop(reply.send(world.builds.get(&id).cloned())),
-            Call::Builds { query, reply } => {
-                let fits = |view: &&BuildView| {
-                    query.state.is_none_or(|state| view.state == state)
-                        && query.before.is_none_or(|before| view.build.id < before)
-                };
-                let found = world.builds.values().rev().filter(fits).take(query.limit).cloned().collect();
-                reply.send(Ok(found)).ok();
+        },
+        Command::Operate { worker, operation } => {
+            let known = world.workers.iter().any(|known| known.name == worker);
+            world.operations.push(format!("{operation:?} {worker}"));
+            if known { Reply::Done } else { Reply::NotFound(format!("there is no worker {worker}")) }
+        }
+        Command::TerminateHost(host) => {
+            let known = world.hosts.iter().any(|known| known.host.id == host);
+            world.operations.push(format!("Terminate {host}"));
+            if known { Reply::Done } else { Reply::NotFound(format!("there is no host {host}")) }
+        }
+        Command::Audit(mode) => {
+            let mut report = AuditReport { differences: world.differences.clone(), hosts: 1, listed: 2 };
+            for difference in &mut report.differences {
+                difference.done = mode == AuditMode::Adopt;
             }
-            Call::Why { id, reply } => {
-                let why = Why { sentence: world.why.clone(), next_try: Some(NOON) };
-                reply.send(world.builds.get(&id).map(|_| why)).ok();
-            }
-            Call::Workers { reply } => drop(reply.send(world.workers.clone())),
-            Call::Hosts { reply } => drop(reply.send(world.hosts.clone())),
-            Call::Mails { reply } => drop(reply.send(world.mails.clone())),
-            Call::Health { reply } => drop(reply.send(Health { broker: !world.broker_down, ledger: Ok(()) })),
-            Call::Metrics { reply } => {
-                let figure = Figure { name: "rouse_logs_total", help: "Bytes.", counter: true, value: 5.0 };
-                let builds = BTreeMap::from([(BuildState::Queued, world.builds.len() as u64)]);
-                reply.send(Metrics { builds, figures: vec![figure], ..Metrics::default() }).ok();
-            }
+            Reply::Audit(Box::new(report))
+        }
+    }
+}
+
+fn tell(world: &World, query: Query) {
+    let ledger = || if world.ledger_broken { Err("the master failed to read the ledger".to_owned()) } else { Ok(()) };
+    match query {
+        Query::Build { id, reply } => drop(reply.send(ledger().map(|()| world.builds.get(&id).cloned()))),
+        Query::Builds { filter, reply } => {
+            let fits = |view: &&BuildView| {
+                filter.state.is_none_or(|state| view.state == state)
+                    && filter.before.is_none_or(|before| view.build.id < before)
+            };
+            let found = world.builds.values().rev().filter(fits).take(filter.limit).cloned().collect();
+            reply.send(ledger().map(|()| found)).ok();
+        }
+        Query::Why { id, reply } => {
+            let why = Why { sentence: world.why.clone(), next_try: Some(NOON) };
+            reply.send(ledger().map(|()| world.builds.get(&id).map(|_| why))).ok();
+        }
+        Query::Workers { reply } => drop(reply.send(world.workers.clone())),
+        Query::Hosts { reply } => drop(reply.send(world.hosts.clone())),
+        Query::Mails { reply } => drop(reply.send(world.mails.clone())),
+        Query::Health { reply } => drop(reply.send(Health { broker: !world.broker_down, ledger: Ok(()) })),
+        Query::Metrics { reply } => {
+            let figure = Figure { name: "rouse_logs_total", help: "Bytes.", counter: true, value: 5.0 };
+            let builds = BTreeMap::from([(BuildState::Queued, world.builds.len() as u64)]);
+            reply.send(Metrics { builds, figures: vec![figure], ..Metrics::default() }).ok();
         }
     }
 }

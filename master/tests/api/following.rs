@@ -51,7 +51,7 @@ async fn a_build_is_followed_to_its_end() {
     });
     words.until("it waits for w1 to wake").await;
     fake.begin(1);
-    words.until("attempt 1 is given to w1, host h0000000000000001").await;
+    words.until("attempt 1 is assigned to w1, host h0000000000000001").await;
     words.until("step 1 of 1 (make) begins").await;
     let bytes: Vec<u8> = (0..=255).cycle().take(300_000).collect();
     fake.print(1, 1, 0, &bytes);
@@ -120,7 +120,7 @@ async fn a_lost_attempt_is_told_and_the_next_one_followed() {
     fake.end_attempt(1, Outcome::Lost("its host is gone".to_owned()), None);
     words.until("attempt 1 is lost: its host is gone").await;
     fake.begin(1);
-    words.until("attempt 2 is given to w1").await;
+    words.until("attempt 2 is assigned to w1").await;
     fake.print(1, 2, 0, b"second");
     fake.end_step(1, StepState::Exited(0), 6, false);
     fake.end_attempt(1, Outcome::Success, Some(BuildEnd::Success));
@@ -139,7 +139,7 @@ async fn a_restart_of_the_master_loses_no_byte() {
     timeout(IN_TIME, stdout.read_exact(&mut before)).await.expect("in time").unwrap();
     assert_eq!(&before, b"before ");
     fake.end().await;
-    words.until("trying again").await;
+    words.until("retrying").await;
     fake.print(1, 1, 0, b"meanwhile ");
     fake.serve().await;
     words.until("the master is back").await;
@@ -158,7 +158,7 @@ async fn json_comes_at_the_end_in_place_of_the_log() {
     let fake = Fake::start().await;
     let (child, mut words) = follow(&fake, &["--json"]).await;
     fake.begin(1);
-    words.until("given to w1").await;
+    words.until("assigned to w1").await;
     fake.print(1, 1, 0, b"not to be seen");
     fake.end_step(1, StepState::Exited(3), 14, false);
     fake.end_attempt(1, Outcome::Failure("x".to_owned()), Some(BuildEnd::Failure("x".to_owned())));
@@ -177,7 +177,7 @@ async fn ctrl_c_leaves_the_build_alone() {
     let pid = i32::try_from(child.id().unwrap()).unwrap();
     // SAFETY: sends a signal to a child that has not been waited for.
     assert_eq!(unsafe { libc::kill(pid, libc::SIGINT) }, 0);
-    words.until("build 1 goes on; `rouse cancel 1` ends it").await;
+    words.until("build 1 continues; `rouse cancel 1` cancels it").await;
     assert_eq!(end(child).await.status.code(), Some(130));
 }
 

@@ -96,6 +96,8 @@ async fn what_is_wrong_is_told_as_json() {
         (Method::POST, "/api/builds/2/cancel", "", 404, None),
         (Method::POST, "/api/workers/w1/pause", "", 404, None),
         (Method::POST, "/api/workers/w1/reboot", "", 404, None),
+        (Method::POST, "/api/hosts/h9/terminate", "", 404, None),
+        (Method::POST, "/api/hosts/%ff/terminate", "", 404, None),
         (Method::POST, "/api/audit", "", 400, None),
         (Method::POST, "/api/audit", r#"{"fixed": true}"#, 400, None),
         (Method::POST, "/api/audit", r#"{"adopt": true}"#, 400, Some("adopt")),
@@ -137,7 +139,7 @@ async fn a_build_is_told_in_full() {
     assert_eq!(get(&fake, "/api/builds?state=queued").await.1, json!([]));
     assert_eq!(get(&fake, "/api/builds?before=12").await.1, json!([]));
     let (status, _) = send(&fake, Method::POST, "/api/builds/12/cancel", Some(TOKEN), "").await;
-    assert_eq!(status, StatusCode::CONFLICT);
+    assert_eq!(status, StatusCode::NOT_FOUND);
 }
 
 #[tokio::test]
@@ -287,7 +289,7 @@ async fn changes_are_streamed_and_a_slow_reader_is_told() {
         at: NOON,
     };
     fake.changes.send(host.clone()).unwrap();
-    let data = r#"{"at":"2026-11-23T12:00:00.000Z","id":"7","state":"running","worker":"w1"}"#;
+    let data = r#"{"kind":"build","id":"7","state":"running","worker":"w1","at":"2026-11-23T12:00:00.000Z"}"#;
     let expected = format!("event: build\ndata: {data}\n\n");
     assert_eq!(String::from_utf8(pieces(&mut events, expected.len()).await).unwrap(), expected);
     // More at once than the channel holds, in one go: this runtime has one thread, so the stream sees none before the last.
@@ -297,4 +299,46 @@ async fn changes_are_streamed_and_a_slow_reader_is_told() {
     let told = String::from_utf8(pieces(&mut events, 1).await).unwrap();
     assert!(told.starts_with("event: lagged\ndata: {\"missed\":"), "{told}");
     assert_eq!(piece(&mut events).await, None);
+}
+
+#[tokio::test]
+async fn an_unreadable_ledger_is_no_missing_build() {
+    let fake = Fake::start().await;
+    fake.add(1, &["compile"]);
+    fake.world.lock().unwrap().ledger_broken = true;
+    for path in ["/api/builds", "/api/builds/1", "/api/builds/1/why", "/api/builds/1/steps/1/log", "/api/builds/2"] {
+        let (status, answer) = get(&fake, path).await;
+        assert_eq!(status, StatusCode::INTERNAL_SERVER_ERROR, "{path}: {answer}");
+        assert!(answer["error"].as_str().unwrap().contains("ledger"), "{path}: {answer}");
+    }
+}
+
+/// `docs/openapi.json` is what people read and generate clients from; `ROUSE_BLESS=1` writes it anew.
+#[tokio::test]
+async fn the_copy_in_the_documentation_is_the_document() {
+    let fake = Fake::start().await;
+    let (status, mut document) = get(&fake, "/openapi.json").await;
+    assert_eq!((status, &document["info"]["version"]), (StatusCode::OK, &json!("0.0.1")));
+    document["info"]["version"] = json!(env!("CARGO_PKG_VERSION"));
+    let document = format!("{document:#}\n");
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/openapi.json");
+    if std::env::var_os("ROUSE_BLESS").is_some() {
+        std::fs::write(path, &document).unwrap();
+    }
+    let copy = std::fs::read_to_string(path).unwrap_or_default();
+    assert!(copy == document, "docs/openapi.json is out of date: run this test with ROUSE_BLESS=1");
+}
+
+/// The API says what it has: each state that the core knows is in the document, and no other.
+#[tokio::test]
+async fn the_document_has_the_states_of_the_core() {
+    let fake = Fake::start().await;
+    let (_, document) = get(&fake, "/openapi.json").await;
+    let states = |name: &str| document["components"]["schemas"][name]["enum"].clone();
+    let builds = rouse_master::core::build::BuildState::ALL.map(|state| state.as_str());
+    assert_eq!(states("BuildState"), json!(builds));
+    let providers = rouse_master::core::plan::ProviderKind::ALL.map(|provider| provider.as_str());
+    assert_eq!(states("ProviderKind"), json!(providers));
+    let hosts = states("HostState");
+    assert!(hosts.as_array().unwrap().contains(&json!("suspended")), "{hosts}");
 }

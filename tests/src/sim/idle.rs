@@ -46,7 +46,7 @@ impl World {
     /// The master knows the hosts and builds that its ledger has, and no others.
     fn check_master(&mut self) {
         let Some(core) = self.master.core.as_ref().filter(|_| self.master_acts()) else { return };
-        let known: BTreeSet<HostId> = core.host_views(self.time()).into_iter().map(|host| host.id).collect();
+        let known: BTreeSet<HostId> = core.host_views(self.time()).into_iter().map(|view| view.host.id).collect();
         if !known.iter().eq(self.disk.hosts.keys()) {
             let kept: Vec<_> = self.disk.hosts.keys().cloned().collect();
             self.violated(format!("the master knows the hosts {known:?} and its ledger {kept:?}"));

@@ -4,7 +4,7 @@ use super::Break;
 use super::show;
 use super::world::World;
 use crate::chance::Chance;
-use rouse_master::core::event::{Effect, Event, ListedHost, Reply, RequestId, Started};
+use rouse_master::core::event::{Command, Effect, Event, ListedHost, Reply, RequestId, Started};
 use rouse_master::core::plan::Plan;
 use rouse_master::core::record::{HostState, Record};
 use rouse_master::core::{Core, Start, show as core_show};
@@ -332,7 +332,9 @@ impl World {
                 Event::Configure(self.told_plan())
             }
             event if self.broken == Some(Break::NoIdentity) => without_identity(event),
-            Event::CancelBuild { request, .. } if self.broken == Some(Break::ForgetCancel) => {
+            Event::Command { request, command: Command::CancelBuild(_) }
+                if self.broken == Some(Break::ForgetCancel) =>
+            {
                 return vec![Effect::Reply { request, reply: Reply::Done }];
             }
             Event::Detached { worker, .. } if self.broken == Some(Break::BlipIsDeath) => {

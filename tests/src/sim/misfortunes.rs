@@ -5,7 +5,7 @@ use super::master::Input;
 use super::setup::{self, password, worker_name};
 use super::show;
 use super::world::World;
-use rouse_master::core::event::{Event, Operation};
+use rouse_master::core::event::{Command, Event, Operation};
 use rouse_master::core::plan::{Plan, ProviderKind, WorkerPlan};
 use rouse_shared::WorkerName;
 use std::sync::Arc;
@@ -283,7 +283,10 @@ impl World {
                 let names: Vec<WorkerName> = w.script.plan.workers.keys().cloned().collect();
                 for worker in names {
                     let request = w.master.request();
-                    w.master_hears(Input::Event(Event::Operate { request, worker, operation: Operation::Resume }));
+                    w.master_hears(Input::Event(Event::Command {
+                        request,
+                        command: Command::Operate { worker, operation: Operation::Resume },
+                    }));
                 }
             });
         }

@@ -4,7 +4,7 @@ use super::master::{Asked, Delivery, Input};
 use super::world::World;
 use rouse_master::core::audit::AuditMode;
 use rouse_master::core::build::{BuildSpec, Requirement};
-use rouse_master::core::event::{Event, Operation, Reply, RequestId};
+use rouse_master::core::event::{Command, Event, Operation, Reply, RequestId};
 use rouse_master::core::plan::Plan;
 use rouse_shared::message::Step;
 use rouse_shared::{BuildId, HostId, WorkerName};
@@ -143,7 +143,7 @@ impl World {
             Some(Break::ForgetMessageIds) => message_id = None,
             Some(_) | None => {}
         }
-        Event::Submit { request, spec, message_id }
+        Event::Command { request, command: Command::Submit { spec, message_id } }
     }
 
     /// What the submitter has asked for.
@@ -188,7 +188,7 @@ impl World {
         if let Accepted::Build(build) = self.script.submissions[index].answer {
             let request = self.master.request();
             self.master.asked.insert(request, Asked::Cancel(build));
-            self.master_hears(Input::Event(Event::CancelBuild { request, build }));
+            self.master_hears(Input::Event(Event::Command { request, command: Command::CancelBuild(build) }));
         }
     }
 
@@ -196,13 +196,13 @@ impl World {
         if self.chance.permille(300) {
             let mode = self.chance.pick(&[AuditMode::Look, AuditMode::Fix]);
             let request = self.master.request();
-            self.master_hears(Input::Event(Event::Audit { request, mode }));
+            self.master_hears(Input::Event(Event::Command { request, command: Command::Audit(mode) }));
         }
         let hosts: Vec<HostId> = self.disk.hosts.keys().cloned().collect();
         if !hosts.is_empty() && self.chance.permille(200) {
             let (request, host) = (self.master.request(), self.chance.pick(&hosts));
             self.script.terminated.insert(host.clone());
-            self.master_hears(Input::Event(Event::OperateHost { request, host }));
+            self.master_hears(Input::Event(Event::Command { request, command: Command::TerminateHost(host) }));
         }
         let names: Vec<WorkerName> = self.script.plan.workers.keys().cloned().collect();
         let worker = self.chance.pick(&names);
@@ -214,13 +214,19 @@ impl World {
             Operation::Drain,
         ]);
         let request = self.master.request();
-        self.master_hears(Input::Event(Event::Operate { request, worker: worker.clone(), operation }));
+        self.master_hears(Input::Event(Event::Command {
+            request,
+            command: Command::Operate { worker: worker.clone(), operation },
+        }));
         // Mostly they change their mind.
         if self.chance.permille(800) {
             let delay = self.delay(1_000, 300_000);
             self.after(delay, move |w| {
                 let request = w.master.request();
-                w.master_hears(Input::Event(Event::Operate { request, worker, operation: Operation::Resume }));
+                w.master_hears(Input::Event(Event::Command {
+                    request,
+                    command: Command::Operate { worker, operation: Operation::Resume },
+                }));
             });
         }
     }

@@ -1,7 +1,7 @@
 //! What happens, in one line each, for a transcript that a person reads from top to bottom.
 
 use rouse_agent::core::{Effect as AgentEffect, Event as AgentEvent};
-use rouse_master::core::event::{Event, ListedHost, PartialList};
+use rouse_master::core::event::{Command, Event, ListedHost, PartialList};
 use rouse_master::core::plan::Plan;
 use rouse_master::core::show;
 use rouse_shared::message::{AttemptReport, ToMaster};
@@ -53,16 +53,23 @@ pub(super) fn event(event: &Event) -> String {
         }
         Event::BrokerUp => "the broker is up".to_owned(),
         Event::BrokerDown => "the broker is down".to_owned(),
-        Event::Submit { request, spec, message_id } => {
+        Event::Command { request, command: Command::Submit { spec, message_id } } => {
             let known = message_id.as_ref().map(|(id, known)| format!(" as {id}, known {known:?}")).unwrap_or_default();
             format!(
                 "submit {} ({:?}, retries {}){known}, request {}",
                 spec.name, spec.requirement, spec.retries, request.0
             )
         }
-        Event::CancelBuild { request, build } => format!("cancel build {build}, request {}", request.0),
-        Event::Operate { request, worker, operation } => format!("{operation:?} {worker}, request {}", request.0),
-        Event::OperateHost { request, host } => format!("terminate {host}, request {}", request.0),
+        Event::Command { request, command: Command::CancelBuild(build) } => {
+            format!("cancel build {build}, request {}", request.0)
+        }
+        Event::Command { request, command: Command::Operate { worker, operation } } => {
+            format!("{operation:?} {worker}, request {}", request.0)
+        }
+        Event::Command { request, command: Command::TerminateHost(host) } => {
+            format!("terminate {host}, request {}", request.0)
+        }
+        Event::Command { request, command: Command::Audit(mode) } => format!("audit {mode:?}, request {}", request.0),
         Event::Configure(_) => "a new configuration".to_owned(),
         Event::Prepared { host, number, result } => {
             let result = result.as_ref().map(|order| &order.spec);
@@ -80,7 +87,6 @@ pub(super) fn event(event: &Event) -> String {
         Event::MailSent { mail, handed } => format!("mail {} is handed over: {handed:?}", mail.0),
         Event::Shutdown => "is asked to end".to_owned(),
         Event::Tick => "tick".to_owned(),
-        Event::Audit { request, mode } => format!("audit {mode:?}, request {}", request.0),
         Event::ListedForAudit { request, round, provider, result } => {
             format!("{} lists {} for audit {}, round {round}", provider.as_str(), listed(result), request.0)
         }

@@ -48,7 +48,7 @@ fn a_host_goes_at_once_or_never_as_its_timeout_says() {
     master.rouse(&["build", "--worker", "a-second", "--", "true"]).ended(0);
     master.until("the other one goes", || master.hosts("a-second").is_empty());
     assert_eq!(host_pid(master, "stays"), pid);
-    master.rouse(&["stop", "stays"]).ended(0);
+    master.rouse(&["drain", "stays"]).ended(0);
     master.until("it is stopped", || master.hosts("stays").is_empty());
     assert!(!runs(pid));
     let id = master.detach(&["--worker", "stays", "--", "true"]);

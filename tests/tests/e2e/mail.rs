@@ -78,7 +78,7 @@ fn everyone_is_told_of_everything_once_whatever_relay_and_master_do() {
         assert_eq!(master.worker(name)["state"], "missing", "{name}");
     }
     let said = master.rouse(&["workers"]).ended(0).err;
-    assert!(said.contains("3 mails wait for the relay") && said.contains("refused"), "{said}");
+    assert!(said.contains("3 mails have been waiting for the relay") && said.contains("refused"), "{said}");
     // Nobody waits for the mail.
     for worker in ["works", "sleeps"] {
         master.rouse(&["build", "--worker", worker, "--", "true"]).ended(0);

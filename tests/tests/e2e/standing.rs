@@ -187,7 +187,7 @@ fn a_paused_worker_takes_nothing_and_a_stopped_ones_agent_ends() {
     let wait = format!("until [ -e {} ]; do sleep 0.05; done", gate.display());
     let id = master.detach(&["--worker", "stopped", "--", "sh", "-c", &wait]);
     master.until_state(&id, "running");
-    master.rouse(&["stop", "stopped"]).ended(0);
+    master.rouse(&["drain", "stopped"]).ended(0);
     master.until_worker("stopped", "draining");
     assert!(stopped.try_wait().is_none(), "its build goes on");
     fs::write(gate, "").unwrap();

@@ -163,7 +163,7 @@ async fn papers_that_are_worth_nothing_let_nobody_in() {
         system.cloud.set(&json!({ "metadata": { "*": {} } }));
         master.rouse(&["resume", "w"]).ended(0);
         master.rouse(&["build", "--worker", "w", "--", "true"]).ended(0);
-        master.rouse(&["stop", "w"]).ended(0);
+        master.rouse(&["drain", "w"]).ended(0);
         master.until_within(MINUTE, "it is stopped", || system.cloud.alive().is_empty());
         master.end();
     });
@@ -191,7 +191,7 @@ async fn a_spot_instance_that_is_taken_back_takes_nothing_new() {
             .until_within(Duration::from_secs(90), "the second runs elsewhere", || master.state(&second) == "success");
         assert!(!system.cloud.alive().contains(&instance), "{:?}", system.cloud.alive());
         assert_eq!(master.show(&second)["tries"].as_array().unwrap().len(), 1);
-        master.rouse(&["stop", "w"]).ended(0);
+        master.rouse(&["drain", "w"]).ended(0);
         master.until_within(MINUTE, "it is stopped", || system.cloud.alive().is_empty());
         master.end();
     });

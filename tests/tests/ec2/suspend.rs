@@ -233,7 +233,7 @@ async fn a_hibernated_agent_begins_anew_when_it_is_woken() {
         assert!(log.contains("beginning anew: the machine may have slept"), "{log}");
         let instances = system.cloud.instances();
         assert_eq!((instances.len(), &instances[0]["boots"]), (1, &json!(1)));
-        master.rouse(&["stop", "w"]).ended(0);
+        master.rouse(&["drain", "w"]).ended(0);
         master.until_within(MINUTE, "it is terminated", || system.cloud.alive().is_empty());
         master.end();
     });
@@ -270,7 +270,7 @@ async fn forgets_nothing(name: &str, fault: Fault, and_while_it_falls_asleep: bo
             // A call of the dead master may come late, and only after that it is said to sleep.
             master.until_within(3 * MINUTE, "it is stopped all the same", stopped);
         }
-        killed_at("TerminateInstances", &|| drop(master.rouse(&["stop", "w"]).ended(0)));
+        killed_at("TerminateInstances", &|| drop(master.rouse(&["drain", "w"]).ended(0)));
         master.until_within(3 * MINUTE, "it is gone", || cloud.alive().is_empty());
         master.until_within(3 * MINUTE, "the ledger knows", || master.hosts("w").is_empty());
         master.rouse(&["resume", "w"]).ended(0);

@@ -1,7 +1,7 @@
 //! Transcripts of audits.
 
 use super::super::audit::{AUDIT_LIMIT, AuditMode};
-use super::super::event::{Event, ListedHost, Owner, PartialList, RequestId};
+use super::super::event::{Command, Event, ListedHost, Owner, PartialList, RequestId};
 use super::super::plan::ProviderKind;
 use super::{Bench, latent, on, plan, secs};
 use rouse_shared::{HostId, Timestamp};
@@ -20,7 +20,7 @@ fn foreign(number: u32) -> ListedHost {
 
 impl Bench {
     fn audit(&mut self, mode: AuditMode) {
-        self.event(&format!("audit: {mode:?}"), Event::Audit { request: REQUEST, mode });
+        self.event(&format!("audit: {mode:?}"), Event::Command { request: REQUEST, command: Command::Audit(mode) });
     }
 
     fn listed(&mut self, round: u32, result: Result<Vec<ListedHost>, PartialList>) {
@@ -177,7 +177,7 @@ fn an_audit_is_answered_in_time_and_so_many_at_once_are_refused() {
     bench.pass(AUDIT_LIMIT.as_secs());
     bench.listed(3, Ok(vec![]));
     for number in 10..=18 {
-        bench.event("audit", Event::Audit { request: RequestId(number), mode: AuditMode::Look });
+        bench.event("audit", Event::Command { request: RequestId(number), command: Command::Audit(AuditMode::Look) });
     }
     bench.check("audit_limits");
 }

@@ -118,7 +118,7 @@ fn a_day_may_cost_so_much_and_no_more() {
         bench.heartbeat("l", seq);
     }
     let seen = bench.core.host_views(bench.now);
-    assert!(seen[0].cost.is_some_and(|usd| (usd - 1.5).abs() < 0.01), "{:?}", seen[0].cost);
+    assert!(seen[0].host.cost.is_some_and(|usd| (usd - 1.5).abs() < 0.01), "{:?}", seen[0].host.cost);
     bench.report("l", picture(1, 1, 9, 0, Some(Outcome::Success)));
     bench.operate("l", Operation::Drain);
     bench.drained("l", 1);

@@ -280,7 +280,10 @@ fn a_host_that_has_not_attached_is_terminated_too_and_a_stranger_is_refused() {
     bench.submit(on("l"));
     bench.terminate("l");
     bench.terminate("l");
-    bench.event("terminate nobody", Event::OperateHost { request: RequestId(3), host: HostId("nobody".to_owned()) });
+    bench.event(
+        "terminate nobody",
+        Event::Command { request: RequestId(3), command: Command::TerminateHost(HostId("nobody".to_owned())) },
+    );
     bench.check("terminate_host_early");
 }
 

@@ -19,7 +19,7 @@ mod suspend;
 use super::Core;
 use super::build::{BuildSpec, Requirement};
 use super::configure::Start;
-use super::event::{Effect, Event, Operation, RequestId, Started};
+use super::event::{Command, Effect, Event, Operation, RequestId, Started};
 use super::mail::{DeliveryResult, MailCount, MailError, MailId, Taken};
 use super::plan::{Digest, LatentPlan, MailPlan, Plan, ProviderKind, WorkerPlan};
 use super::record::{HostState, LaunchSpec, Ledger, Record};
@@ -297,22 +297,32 @@ impl Bench {
                 always: false,
             }],
         };
-        self.event("submit", Event::Submit { request: RequestId(1), spec: Arc::new(spec), message_id: None });
+        self.event(
+            "submit",
+            Event::Command {
+                request: RequestId(1),
+                command: Command::Submit { spec: Arc::new(spec), message_id: None },
+            },
+        );
     }
 
     fn cancel(&mut self, build: u64) {
-        self.event("cancel", Event::CancelBuild { request: RequestId(2), build: BuildId(build) });
+        self.event("cancel", Event::Command { request: RequestId(2), command: Command::CancelBuild(BuildId(build)) });
     }
 
     fn operate(&mut self, worker: &str, operation: Operation) {
-        let event = Event::Operate { request: RequestId(3), worker: name(worker), operation };
+        let event =
+            Event::Command { request: RequestId(3), command: Command::Operate { worker: name(worker), operation } };
         self.event(&format!("{operation:?} {worker}"), event);
     }
 
     /// An operator terminates the host of a worker.
     fn terminate(&mut self, worker: &str) {
         let host = self.host(worker);
-        self.event(&format!("terminate the host of {worker}"), Event::OperateHost { request: RequestId(3), host });
+        self.event(
+            &format!("terminate the host of {worker}"),
+            Event::Command { request: RequestId(3), command: Command::TerminateHost(host) },
+        );
     }
 
     /// The host of a worker.

@@ -237,7 +237,7 @@ fn it_takes_no_place_and_costs_nothing_while_it_sleeps() {
     bench.finish("l", 1);
     bench.drained("l", 1);
     bench.suspended("l", Ok(Suspension::Suspended));
-    let cost = |bench: &Bench| bench.core.host_views(bench.now)[0].cost.unwrap();
+    let cost = |bench: &Bench| bench.core.host_views(bench.now)[0].host.cost.unwrap();
     let after_three_minutes = 0.05;
     assert!((cost(&bench) - after_three_minutes).abs() < 1e-9);
     bench.pass(1_800);
@@ -256,7 +256,7 @@ fn it_takes_no_place_and_costs_nothing_while_it_sleeps() {
     bench.pass(180);
     let host = bench.host("l");
     let views = bench.core.host_views(bench.now);
-    let cost = views.iter().find(|h| h.id == host).unwrap().cost.unwrap();
+    let cost = views.iter().find(|v| v.host.id == host).unwrap().host.cost.unwrap();
     assert!((cost - 2.0 * after_three_minutes).abs() < 1e-9, "{cost}");
 }
 
@@ -287,7 +287,7 @@ fn one_that_runs_all_the_same_is_put_to_sleep_again() {
     let audit = |bench: &mut Bench, mode: AuditMode| {
         let request = RequestId(7);
         bench.hush();
-        bench.event(&format!("audit: {mode:?}"), Event::Audit { request, mode });
+        bench.event(&format!("audit: {mode:?}"), Event::Command { request, command: Command::Audit(mode) });
         for round in 1..=3 {
             let (host, suspended) = (bench.host("l"), bench.state("l") != HostState::Suspended);
             let machine = ListedHost { host, handle: "i-1".to_owned(), identity: None, owner: Owner::Ours, suspended };

@@ -1,0 +1,201 @@
+//! Workers, hosts, mails and the master's health as the API shows them.
+
+use super::{Id, Time};
+use crate::core::event::WorkerState;
+use crate::core::plan::ProviderKind;
+use crate::core::record::HostState;
+use rouse_shared::{HostId, WorkerName};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+use utoipa::ToSchema;
+
+/// A worker.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Worker {
+    /// Its name.
+    #[schema(value_type = String)]
+    pub name: WorkerName,
+    /// Whether the master starts its machine.
+    pub kind: WorkerKind,
+    /// What starts its hosts, for a latent worker.
+    pub provider: Option<ProviderKind>,
+    /// Its state.
+    pub state: WorkerState,
+    /// Since when it has been in that state.
+    pub since: Time,
+    /// How many attempts it runs.
+    pub running: u32,
+    /// How many it runs at once at most.
+    pub max_builds: Option<u32>,
+    /// Its host, while there is one.
+    #[schema(value_type = Option<String>)]
+    pub host: Option<HostId>,
+    /// Version of its agent, while one is attached.
+    pub agent_version: Option<String>,
+    /// What `where` matches.
+    pub properties: BTreeMap<String, String>,
+    /// How its last host failed, until one succeeds.
+    pub last_failure: Option<String>,
+    /// When a host may be started for it again, after failures.
+    pub next_try: Option<Time>,
+    /// The machine that its agent is on, while one is attached.
+    pub facts: Option<Facts>,
+    /// How that machine was at the last heartbeat.
+    pub vitals: Option<Vitals>,
+    /// When its agent was last heard.
+    pub last_heard: Option<Time>,
+    /// The last agent that was refused under its name, within the last ten minutes.
+    pub refused: Option<Refusal>,
+}
+
+/// The kinds of workers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum WorkerKind {
+    /// Its machine is always there.
+    Standing,
+    /// The master starts its machine when a build waits.
+    Latent,
+}
+
+impl WorkerKind {
+    /// As it is written in listings.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Standing => "standing",
+            Self::Latent => "latent",
+        }
+    }
+}
+
+/// What an operator can ask of a worker, and did.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, ToSchema)]
+pub struct WorkerOperation {
+    /// The worker's name.
+    #[schema(value_type = String)]
+    pub name: WorkerName,
+    /// What was asked for.
+    pub operation: crate::core::event::Operation,
+}
+
+/// The machine that an agent is on.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Facts {
+    /// Operating system, as `uname` prints it.
+    pub os: String,
+    /// Architecture, as `uname -m` prints it.
+    pub arch: String,
+    /// Host name.
+    pub hostname: String,
+    /// Number of processors.
+    pub cpus: u32,
+    /// Memory, bytes.
+    pub memory: u64,
+}
+
+/// How a machine was at its agent's last heartbeat.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Vitals {
+    /// Load average of one minute.
+    pub load: f32,
+    /// Memory in use, bytes.
+    pub memory_used: u64,
+    /// Memory, bytes.
+    pub memory_total: u64,
+    /// Free space where builds run, bytes.
+    pub disk_free: u64,
+    /// Size of the file system where builds run, bytes.
+    pub disk_total: u64,
+}
+
+/// An agent that was refused.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Refusal {
+    /// When.
+    pub at: Time,
+    /// The machine that it says it is on.
+    pub identity: String,
+    /// Why.
+    pub reason: String,
+}
+
+/// A host. Its token and its console output are left out.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Host {
+    /// Its id.
+    #[schema(value_type = String)]
+    pub id: HostId,
+    /// Its worker.
+    #[schema(value_type = String)]
+    pub worker: WorkerName,
+    /// What started it.
+    pub provider: ProviderKind,
+    /// What its provider calls it.
+    pub handle: Option<String>,
+    /// Its state.
+    pub state: HostState,
+    /// When the master ordered it.
+    pub created: Time,
+    /// When its provider had made it.
+    pub booted: Option<Time>,
+    /// When its agent attached.
+    pub attached: Option<Time>,
+    /// How many builds it has run.
+    pub uses: u32,
+    /// The build that it was started for.
+    pub build: Option<Id>,
+    /// The builds that run on it now.
+    pub builds: Vec<Id>,
+    /// Since when it has been suspended.
+    pub suspended_since: Option<Time>,
+    /// Why it is being terminated.
+    pub why: Option<String>,
+    /// What it has cost, USD.
+    pub cost: Option<f64>,
+}
+
+/// A host that is being terminated because an operator asked for it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
+pub struct TerminatedHost {
+    /// Its id.
+    #[schema(value_type = String)]
+    pub id: HostId,
+}
+
+/// A mail that the relay has not accepted yet.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Mail {
+    /// Its message id.
+    pub id: String,
+    /// The recipients that still wait.
+    pub waiting: BTreeSet<String>,
+    /// What it says, a sentence each.
+    pub tells: Vec<String>,
+    /// When it was written.
+    pub created: Time,
+    /// How often the master has tried to send it.
+    pub tries: u32,
+    /// When it tries again.
+    pub next_try: Time,
+    /// Why the last try failed.
+    pub error: Option<String>,
+}
+
+/// The master can do its work.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Health {
+    /// Always `ok`; a master that cannot do its work answers 503.
+    pub status: HealthStatus,
+    /// The master's name.
+    pub master: String,
+    /// The master's version.
+    pub version: String,
+}
+
+/// How the master is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum HealthStatus {
+    /// It can do its work.
+    Ok,
+}

@@ -1,0 +1,243 @@
+//! A build as people submit it: over HTTP, through the broker, or in a `build.toml`. [`crate::submission`] checks what the
+//! values may be.
+
+use rouse_shared::duration::{self, HumanDuration, LONGEST};
+use rouse_shared::limits::MAX_STEPS;
+use serde::de::{self, Deserializer, SeqAccess, Visitor};
+use serde::{Deserialize, Serialize, Serializer};
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::Duration;
+use utoipa::openapi::RefOr;
+use utoipa::openapi::schema::{
+    AdditionalProperties, Array, ArrayBuilder, Object, ObjectBuilder, OneOfBuilder, Schema, SchemaType, Type,
+};
+use utoipa::{PartialSchema, ToSchema};
+
+/// Longest name of a build or a step, characters.
+pub const MAX_NAME: usize = 200;
+
+/// Most retries that a build may ask for: more would keep a build that kills its hosts going for days.
+pub const MAX_RETRIES: u32 = 100;
+
+/// Text without control characters.
+const ONE_LINE: &str = r"^[^\u0000-\u001f\u007f-\u009f]*$";
+/// Text without a NUL character.
+const NO_NUL: &str = r"^[^\u0000]*$";
+
+/// A build: what runs, and where.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(extend("not" = { "required": ["where", "worker"] })))]
+#[serde(deny_unknown_fields, expecting = "a build, such as { step = [{ run = [\"make\"] }] }")]
+pub struct Submission {
+    /// What people call it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(schema_with = name)]
+    #[cfg_attr(test, schemars(length(max = MAX_NAME)))]
+    pub name: Option<String>,
+    /// Any worker that has all of these properties; without `where` and `worker`, any worker.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(schema_with = properties)]
+    pub r#where: Option<BTreeMap<String, String>>,
+    /// This worker.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable, pattern = "^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
+    #[cfg_attr(test, schemars(regex(pattern = "^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")))]
+    pub worker: Option<String>,
+    /// Among waiting builds the higher number goes first, then the older build.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<i32>)]
+    #[cfg_attr(test, schemars(range(min = i32::MIN, max = i32::MAX), extend("default" = 0)))]
+    pub priority: Option<i64>,
+    /// How many attempts may be lost with their hosts before the build is lost too.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(schema_with = retries)]
+    #[cfg_attr(test, schemars(range(min = 0, max = MAX_RETRIES), extend("default" = crate::submission::DEFAULT_RETRIES)))]
+    pub retries: Option<i64>,
+    /// The longest that the whole build may run. After that it fails.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(test, schemars(with = "Option<crate::submission::schema_tests::Time>"))]
+    pub timeout: Option<Seconds>,
+    /// Added to the environment of every step.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(schema_with = environment)]
+    pub env: Option<BTreeMap<String, String>>,
+    /// The steps, which run one after another.
+    #[serde(alias = "steps", skip_serializing_if = "Option::is_none")]
+    #[schema(required, schema_with = steps)]
+    #[cfg_attr(test, schemars(required, length(min = 1, max = MAX_STEPS)))]
+    pub step: Option<Vec<SubmittedStep>>,
+}
+
+/// A step of a build.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(inline))]
+#[serde(deny_unknown_fields, expecting = "a step, such as { run = [\"make\"] }")]
+pub struct SubmittedStep {
+    /// What people call it. Default: the command's first word.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(schema_with = name)]
+    #[cfg_attr(test, schemars(length(max = MAX_NAME)))]
+    pub name: Option<String>,
+    /// The program and its arguments, or one string for `sh -c`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(required, value_type = Run)]
+    #[cfg_attr(test, schemars(required))]
+    pub run: Option<Run>,
+    /// A directory below the build's own, which is new and empty for each attempt.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(schema_with = workdir)]
+    pub workdir: Option<String>,
+    /// Added to the environment, on top of the build's `env`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(schema_with = environment)]
+    pub env: Option<BTreeMap<String, String>>,
+    /// The longest that the step may run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(test, schemars(with = "Option<crate::submission::schema_tests::Time>"))]
+    pub timeout: Option<Seconds>,
+    /// The longest that the step may print nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(test, schemars(with = "Option<crate::submission::schema_tests::Time>"))]
+    pub silence: Option<Seconds>,
+    /// Whether the step runs even after one that failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(test, schemars(extend("default" = false)))]
+    pub always: Option<bool>,
+}
+
+/// A command: a list of words, or one text for the shell.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[serde(untagged)]
+pub enum Run {
+    /// A program and its arguments.
+    Words(Vec<String>),
+    /// For `sh -c`.
+    Shell(String),
+}
+
+impl Run {
+    /// The program and its arguments, and whether they came as a text for the shell.
+    pub fn into_words(self) -> (Vec<String>, bool) {
+        match self {
+            Self::Words(words) => (words, false),
+            Self::Shell(text) => (vec!["sh".to_owned(), "-c".to_owned(), text], true),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Run {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct RunVisitor;
+
+        impl<'de> Visitor<'de> for RunVisitor {
+            type Value = Run;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a list of strings, or one string for sh -c")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Run, E> {
+                Ok(Run::Shell(text.to_owned()))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Run, A::Error> {
+                let mut words = Vec::new();
+                while let Some(word) = items.next_element::<String>()? {
+                    words.push(word);
+                }
+                Ok(Run::Words(words))
+            }
+        }
+
+        deserializer.deserialize_any(RunVisitor)
+    }
+}
+
+/// A duration: whole seconds, or a text with units.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Seconds(pub Duration);
+
+impl Serialize for Seconds {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&duration::exact(self.0))
+    }
+}
+
+impl<'de> Deserialize<'de> for Seconds {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        HumanDuration::deserialize(deserializer).map(|HumanDuration(duration)| Self(duration))
+    }
+}
+
+fn text() -> ObjectBuilder {
+    ObjectBuilder::new().schema_type(Type::String)
+}
+
+fn or_null(kind: Type) -> SchemaType {
+    SchemaType::Array(vec![kind, Type::Null])
+}
+
+fn name() -> Object {
+    text().schema_type(or_null(Type::String)).max_length(Some(MAX_NAME)).pattern(Some(ONE_LINE)).build()
+}
+
+fn workdir() -> Object {
+    // Relative, and without `..` as a part of it.
+    let below = r"^(?!/)(?!(.*/)?\.\.(/|$))[^\u0000]*$";
+    text().schema_type(or_null(Type::String)).pattern(Some(below)).build()
+}
+
+fn retries() -> Object {
+    let kind = or_null(Type::Integer);
+    ObjectBuilder::new().schema_type(kind).minimum(Some(0)).maximum(Some(MAX_RETRIES)).build()
+}
+
+fn table(keys: &str, values: ObjectBuilder) -> Object {
+    ObjectBuilder::new()
+        .schema_type(or_null(Type::Object))
+        .property_names(Some(text().pattern(Some(keys)).build()))
+        .additional_properties(Some(AdditionalProperties::RefOr(RefOr::T(values.build().into()))))
+        .build()
+}
+
+fn properties() -> Object {
+    table(r"^[\s\S]+$", text())
+}
+
+fn environment() -> Object {
+    table(r"^[^=\u0000]+$", text().pattern(Some(NO_NUL)))
+}
+
+fn steps() -> Array {
+    let step = utoipa::openapi::Ref::from_schema_name(SubmittedStep::name());
+    ArrayBuilder::new().items(step).min_items(Some(1)).max_items(Some(MAX_STEPS)).build()
+}
+
+impl PartialSchema for Run {
+    fn schema() -> RefOr<Schema> {
+        // A program has a name; text for the shell is not only white space.
+        let shell = text().pattern(Some(r"^[^\u0000]*[^\u0000\s][^\u0000]*$")).description(Some("For `sh -c`."));
+        let words = ArrayBuilder::new()
+            .items(text().pattern(Some(NO_NUL)))
+            .min_items(Some(1))
+            .description(Some("A program and its arguments."));
+        OneOfBuilder::new().item(words).item(shell).into()
+    }
+}
+
+impl ToSchema for Run {}
+
+impl PartialSchema for Seconds {
+    fn schema() -> RefOr<Schema> {
+        let whole = ObjectBuilder::new()
+            .schema_type(Type::Integer)
+            .minimum(Some(1))
+            .maximum(Some(LONGEST.as_secs() as f64))
+            .description(Some("Seconds."));
+        let units = text().pattern(Some("^[1-9][0-9]{0,3}(s|m|h)$")).description(Some("With a unit, such as 5m."));
+        OneOfBuilder::new().item(whole).item(units).into()
+    }
+}
+
+impl ToSchema for Seconds {}

@@ -1,0 +1,88 @@
+//! `rouse terminate`: ends a host now, after saying what that does.
+
+use super::client::Client;
+use super::error::CliError;
+use super::output::{plain, say};
+use crate::api;
+use std::io::{IsTerminal as _, Write as _, stderr, stdin};
+
+/// Terminates a host, if whoever asks for it agrees.
+pub(super) async fn host(client: &Client, id: &str, yes: bool) -> Result<(), CliError> {
+    let hosts: Vec<api::Host> = client.get("/api/hosts").await?;
+    let host = hosts.iter().find(|host| host.id.0 == id);
+    let host = host.ok_or_else(|| CliError::Refused(format!("there is no host {id}; `rouse hosts` lists them")))?;
+    say(&plain(&consequences(host)));
+    if !yes && !confirmed()? {
+        say("nothing was done");
+        return Ok(());
+    }
+    let terminated: api::TerminatedHost = client.post(&format!("/api/hosts/{}/terminate", host.id)).await?;
+    say(&format!("host {} is being terminated", terminated.id));
+    Ok(())
+}
+
+fn consequences(host: &api::Host) -> String {
+    let machine = host.handle.as_ref().map_or_else(String::new, |handle| format!(" {handle}"));
+    let builds = match host.builds.as_slice() {
+        [] => "no build runs on it".to_owned(),
+        [build] => format!("build {build} runs on it and is tried again elsewhere, without using up a retry"),
+        builds => {
+            let numbers: Vec<_> = builds.iter().map(ToString::to_string).collect();
+            format!("builds {} run on it and are tried again elsewhere, without using up a retry", numbers.join(", "))
+        }
+    };
+    format!(
+        "terminating host {} of worker {} ({}{machine}, {}): {builds}; the worker stays in use",
+        host.id,
+        host.worker,
+        host.provider.as_str(),
+        host.state.as_str(),
+    )
+}
+
+/// Whether the person at the terminal agrees.
+fn confirmed() -> Result<bool, CliError> {
+    if !stdin().is_terminal() {
+        return Err(CliError::Usage(
+            "there is no terminal to confirm this on; nothing was done, --yes does it".to_owned(),
+        ));
+    }
+    write!(stderr(), "rouse: terminate it? [y/N] ")?;
+    let mut answer = String::new();
+    stdin().read_line(&mut answer)?;
+    Ok(matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::plan::ProviderKind;
+    use crate::core::record::HostState;
+    use rouse_shared::{BuildId, HostId, Timestamp};
+
+    #[test]
+    fn what_it_does_is_said_in_full() {
+        let mut host = api::Host {
+            id: HostId("h1".to_owned()),
+            worker: "w1".parse().expect("a name"),
+            provider: ProviderKind::Ec2,
+            handle: Some("i-0123".to_owned()),
+            state: HostState::Ready,
+            created: api::Time(Timestamp(0)),
+            booted: None,
+            attached: None,
+            uses: 1,
+            build: None,
+            builds: Vec::new(),
+            suspended_since: None,
+            why: None,
+            cost: None,
+        };
+        let head = "terminating host h1 of worker w1 (ec2 i-0123, ready)";
+        let tail = "the worker stays in use";
+        assert_eq!(consequences(&host), format!("{head}: no build runs on it; {tail}"));
+        host.builds = [7, 9].map(|id| api::Id(BuildId(id))).to_vec();
+        let builds = "builds 7, 9 run on it and are tried again elsewhere, without using up a retry";
+        assert_eq!(consequences(&host), format!("{head}: {builds}; {tail}"));
+    }
+}

@@ -1,0 +1,731 @@
+"use strict";
+// Everything here comes from the API that the commands use, and gets into the page as text, never as markup.
+
+const LOG_TAIL = 256 * 1024;       // bytes of a log that are shown of what was there before
+const MAX_LOG = 2 * 1024 * 1024;  // characters of a log that are kept in the page
+const PAGE_SIZE = 50;               // builds at a time
+const FINAL_STATES = ["success", "failure", "cancelled", "lost"];
+
+const $ = (id) => document.getElementById(id);
+const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
+
+function el(tag, attributes, ...children) {
+  const made = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes ?? {})) {
+    if (value !== null && value !== undefined && value !== false) made.setAttribute(name, value);
+  }
+  made.append(...children.flat().filter((child) => child !== null && child !== undefined && child !== ""));
+  return made;
+}
+
+// ---- requests
+
+class ApiError extends Error {
+  constructor(message, status) { super(message); this.status = status; }
+}
+
+let token = null;
+try { token = sessionStorage.getItem("rouse-token"); } catch { /* no storage: kept in memory */ }
+let tokenDialog = null;      // the dialog, while it is open
+let tokenDeclined = false;   // the user has closed the dialog: only a button opens it again
+let clockSkew = 0;           // the master's clock less this one's, ms
+
+function askToken(why) {
+  tokenDialog ??= new Promise((resolve) => {
+    $("ask-why").textContent = why;
+    $("ask-token").value = "";
+    const close = (given) => {
+      $("ask-form").onsubmit = $("ask-no").onclick = $("ask").oncancel = null;
+      $("ask").close();
+      tokenDialog = null;
+      tokenDeclined = !given;
+      $("enter-token").hidden = given;
+      resolve(given);
+    };
+    $("ask-no").onclick = () => close(false);
+    $("ask").oncancel = (event) => { event.preventDefault(); close(false); };
+    $("ask-form").onsubmit = (event) => {
+      event.preventDefault();
+      const text = $("ask-token").value.trim();
+      if (!/^[\x21-\x7e]+$/.test(text)) { $("ask-why").textContent = "This is not a token: expected one word of ASCII characters."; return; }
+      token = text;
+      try { sessionStorage.setItem("rouse-token", text); } catch { /* in memory only */ }
+      close(true);
+    };
+    $("ask").showModal();
+  });
+  return tokenDialog;
+}
+
+async function request(path, options = {}) {
+  const acts = options.method === "POST";
+  let why = acts && !token ? "Changing something requires the token." : null;
+  for (;;) {
+    if (why !== null) {
+      if ((tokenDeclined && !acts) || !await askToken(why)) throw new ApiError("this needs the master's token", 401);
+    }
+    const used = token;
+    const headers = { ...options.headers };
+    if (used) headers.Authorization = `Bearer ${used}`;
+    const response = await fetch(path, { cache: "no-store", ...options, headers });
+    const date = Date.parse(response.headers.get("date") ?? "");
+    // The header has whole seconds, and was under way for a while.
+    if (!Number.isNaN(date)) clockSkew = Math.abs(date - Date.now()) > 3000 ? date - Date.now() : 0;
+    if (response.ok) return response;
+    if (response.status === 401) {
+      why = token !== used ? null : used ? "The master did not accept this token." : "This master is reachable from the network, so viewing requires the token too.";
+      continue;
+    }
+    let message = `${path}: the master answered ${response.status}`;
+    try { message = (await response.json()).error ?? message; } catch { /* not ours: from a proxy */ }
+    throw new ApiError(message, response.status);
+  }
+}
+
+const get = async (path) => (await request(path)).json();
+
+let messageTimer;
+function showMessage(text) {
+  $("message").textContent = text;
+  clearTimeout(messageTimer);
+  messageTimer = setTimeout(() => { $("message").textContent = ""; }, 6000);
+}
+
+async function post(path, done) {
+  try {
+    await request(path, { method: "POST" });
+    showMessage(done);
+  } catch (error) {
+    showMessage(error instanceof ApiError ? error.message : "The master cannot be reached.");
+  }
+}
+
+// ---- times and sizes
+
+// As rouse_shared::duration::rough prints it: 42s, 1h30m, 3d4h.
+function formatDuration(seconds) {
+  const units = [["d", 86400], ["h", 3600], ["m", 60], ["s", 1]];
+  let rest = Math.max(0, Math.floor(seconds));
+  const first = units.findIndex(([, size]) => rest >= size);
+  if (first < 0) return "0s";
+  let text = "";
+  for (const [name, size] of units.slice(first, first + 2)) {
+    if (rest >= size) text += `${Math.floor(rest / size)}${name}`;
+    rest %= size;
+  }
+  return text;
+}
+
+function relativeText(time) {
+  const past = (Date.now() + clockSkew - Date.parse(time.dateTime)) / 1000;
+  switch (time.dataset.as) {
+    case "ago": return past < 3 ? "now" : `${formatDuration(past)} ago`;
+    case "in": return past > 0 ? "now" : `in ${formatDuration(-past)}`;
+    default: return formatDuration(past);
+  }
+}
+
+// A moment as "5 s ago", as "in 5 s", or as the time since then ("for"); kept up to date.
+function timeElement(moment, as) {
+  if (!moment) return null;
+  const time = el("time", { datetime: moment, "data-as": as, title: new Date(moment).toLocaleString() });
+  time.textContent = relativeText(time);
+  return time;
+}
+
+const durationBetween = (from, to) => from && (to ? el("span", { class: "nowrap num" }, formatDuration((Date.parse(to) - Date.parse(from)) / 1000)) : timeElement(from, "for"));
+
+function formatBytes(bytes) {
+  if (bytes < 1024) return `${bytes} B`;
+  const power = Math.min(4, Math.floor(Math.log2(bytes) / 10));
+  return `${(bytes / 1024 ** power).toFixed(bytes / 1024 ** power < 10 ? 1 : 0)} ${["", "KiB", "MiB", "GiB", "TiB"][power]}`;
+}
+
+const humanize = (name) => name.replaceAll("_", " ");
+const stateBadge = (name) => el("span", { class: `state ${name}` }, humanize(name));
+const buildPath = (id) => `/api/builds/${encodeURIComponent(id)}`;
+const buildLink = (id, ...children) => el("a", { href: `#build/${encodeURIComponent(id)}` }, ...children);
+const secondary = (...children) => el("div", { class: "soft small" }, ...children);
+
+// ---- tables
+
+// Makes a table's rows those of `items`. What has not changed stays, and with it the focus and a selection.
+function renderTable(id, heads, items, key, cells, nothing) {
+  const table = $(id);
+  if (!table.tHead) {
+    table.append(el("thead", { role: "rowgroup" }, el("tr", { role: "row" }, heads.map((head) => el("th", { scope: "col", role: "columnheader" }, head)))));
+    table.append(el("tbody", { role: "rowgroup" }));
+    table.after(el("p", { class: "soft" }, nothing));
+  }
+  table.hidden = items.length === 0;
+  table.nextElementSibling.hidden = items.length > 0;
+  const body = table.tBodies[0];
+  const old = new Map([...body.rows].map((row) => [row.dataset.key, row]));
+  items.forEach((item, index) => {
+    const name = key(item);
+    const row = old.get(name) ?? el("tr", { role: "row", "data-key": name });
+    old.delete(name);
+    cells(item, row).forEach((content, at) => {
+      const cell = at === 0
+        ? el("th", { scope: "row", role: "rowheader" }, content)
+        : el("td", { role: "cell", "data-label": heads[at] }, el("div", { class: heads[at] === "Actions" || heads[at] === "Log" ? "tight" : null }, content));
+      if (at > 0 && !cell.firstChild.hasChildNodes()) cell.className = "none";
+      if (!row.cells[at]) row.append(cell);
+      else if (!row.cells[at].isEqualNode(cell)) row.cells[at].replaceWith(cell);
+    });
+    if (body.rows[index] !== row) body.insertBefore(row, body.rows[index] ?? null);
+  });
+  for (const row of old.values()) row.remove();
+}
+
+const WORKER_COLUMNS = ["Worker", "State", "Builds", "Host", "Load", "Last heard", "Problem", "Actions"];
+const BUILD_COLUMNS = ["Build", "State", "Worker", "Age", "Took", "Reason"];
+const HOST_COLUMNS = ["Host", "State", "Worker", "Provider", "Age", "Cost", "Reason", "Actions"];
+const AUDIT_COLUMNS = ["Difference", "Provider", "Machine", "Host", "Reason"];
+const ATTEMPT_COLUMNS = ["Attempt", "State", "Worker", "Host", "Assigned", "Took", "Reason"];
+const STEP_COLUMNS = ["Step", "State", "Started", "Took", "Log"];
+
+const model = { workers: [], builds: [], hosts: [], audit: null, health: null, mails: [] };
+
+function describeLoad(worker) {
+  const { vitals, facts } = worker;
+  if (!vitals) return null;
+  const usage = [];
+  if (vitals.memory_total) usage.push(`${Math.round(100 * vitals.memory_used / vitals.memory_total)} % of memory`);
+  if (vitals.disk_total) usage.push(`${formatBytes(vitals.disk_free)} of disk free`);
+  const text = Number(vitals.load).toFixed(2) + (facts?.cpus ? ` on ${facts.cpus} CPU${facts.cpus > 1 ? "s" : ""}` : "");
+  return [el("span", { class: "num" }, text), usage.length ? secondary(usage.join(", ")) : null];
+}
+
+function describeProblems(worker) {
+  const parts = [];
+  if (worker.state === "missing") parts.push(el("div", { class: "bad" }, "its agent has stopped responding"));
+  if (worker.state === "quarantined") parts.push(el("div", { class: "bad" }, "quarantined after failed starts; resume it to try again"));
+  if (worker.last_failure) parts.push(el("div", {}, worker.last_failure));
+  if (worker.refused) parts.push(el("div", { class: "bad" }, `an agent on ${worker.refused.identity || "an unknown machine"} was refused `, timeElement(worker.refused.at, "ago"), `: ${worker.refused.reason}`));
+  if (worker.next_try && Date.parse(worker.next_try) > Date.now() + clockSkew) parts.push(secondary("next try ", timeElement(worker.next_try, "in")));
+  return parts;
+}
+
+function actionButtons(worker) {
+  const canResume = ["paused", "draining", "quarantined", "backoff"].includes(worker.state);
+  const wanted = canResume ? ["resume"] : ["pause", "drain"];
+  return wanted.map((name) => el("button", { type: "button", "data-do": name, "data-worker": worker.name, "aria-label": `${name} ${worker.name}` }, name));
+}
+
+function countByState(items) {
+  const by = new Map();
+  for (const { state } of items) by.set(state, (by.get(state) ?? 0) + 1);
+  return [...by].map(([name, n]) => `${n} ${humanize(name)}`).join(", ");
+}
+
+function renderWorkers() {
+  $("workers-count").textContent = countByState(model.workers);
+  renderTable("workers", WORKER_COLUMNS, model.workers, (w) => w.name, (w) => [
+    [w.name, secondary([w.provider ?? w.kind, ...Object.entries(w.properties).map(([k, v]) => `${k}=${v}`)].join(" · "))],
+    [stateBadge(w.state), secondary("for ", timeElement(w.since, "for"))],
+    el("span", { class: "nowrap num" }, `${w.running}${w.max_builds === null ? "" : ` of ${w.max_builds}`}`),
+    [w.host ? el("code", {}, w.host) : w.facts?.hostname, w.agent_version ? secondary(`agent ${w.agent_version}`) : null],
+    describeLoad(w),
+    timeElement(w.last_heard, "ago"),
+    describeProblems(w),
+    actionButtons(w),
+  ], "The configuration has no workers.");
+}
+
+function renderBuilds() {
+  renderTable("builds", BUILD_COLUMNS, model.builds, (b) => b.id, (b) => [
+    buildLink(b.id, `${b.id} ${b.name}`),
+    stateBadge(b.state),
+    [b.worker, b.attempts > 1 ? secondary(`attempt ${b.attempts}`) : null],
+    timeElement(b.created, "ago"),
+    durationBetween(b.started, b.finished),
+    b.reason,
+  ], "No builds match.");
+  document.title = `rouse ${model.health?.master ?? ""}`.trim();
+  $("more").hidden = model.builds.length < wantedBuilds;
+}
+
+function renderHosts() {
+  const costs = model.hosts.filter((h) => h.cost !== null).reduce((sum, h) => sum + h.cost, 0);
+  $("hosts-count").textContent = countByState(model.hosts) + (costs > 0 ? `; $ ${costs.toFixed(2)} so far` : "");
+  renderTable("hosts", HOST_COLUMNS, model.hosts, (h) => h.id, (h) => [
+    [el("code", {}, h.id), h.handle && h.handle !== h.id ? secondary(h.handle) : null],
+    [stateBadge(h.state), h.suspended_since ? secondary("for ", timeElement(h.suspended_since, "for")) : null],
+    h.worker,
+    h.provider,
+    timeElement(h.created, "for"),
+    h.cost === null ? null : el("span", { class: "num" }, `$ ${h.cost.toFixed(3)}`),
+    [h.why, h.build ? secondary("started for build ", buildLink(h.build, h.build)) : null],
+    el("button", { type: "button", "data-host": h.id, "aria-label": `terminate ${h.id}` }, "terminate"),
+  ], "No hosts.");
+}
+
+function terminationText(host) {
+  const [first, ...others] = host.builds;
+  let builds = "No build runs on it.";
+  if (first) {
+    const who = others.length ? `Builds ${host.builds.join(", ")} run on it and are` : `Build ${first} runs on it and is`;
+    builds = `${who} tried again elsewhere, without using up a retry.`;
+  }
+  return `Terminate host ${host.id} of worker ${host.worker} now?\n\n${builds} The worker stays in use.`;
+}
+
+function renderAudit() {
+  const { audit } = model;
+  renderTable("audit", AUDIT_COLUMNS, audit?.differences ?? [], (d) => [d.kind, d.provider, d.handle, d.host].join(" "), (d) => [
+    stateBadge(d.kind), d.provider, d.handle, d.host ? el("code", {}, d.host) : null, [d.why, d.owner ? secondary(`belongs to ${d.owner}`) : null],
+  ], "");
+  if (!audit) return;
+  const differ = audit.differences.length;
+  const verdict = differ
+    ? `${differ} ${differ > 1 ? "differences" : "difference"} between the ledger and the providers. Run “rouse audit --fix” to correct them. Checked `
+    : `The ledger (${audit.hosts} hosts) and the providers' lists (${audit.listed} machines) agree. Checked `;
+  $("audit-summary").replaceChildren(verdict, timeElement(audit.at, "ago"));
+}
+
+function renderAttention() {
+  const items = [];
+  if (model.health?.error) items.push([model.health.error]);
+  for (const w of model.workers) {
+    if (["missing", "quarantined", "backoff"].includes(w.state)) {
+      items.push([el("strong", {}, w.name), " ", stateBadge(w.state), " for ", timeElement(w.since, "for"), w.last_failure ? `: ${w.last_failure}` : ""]);
+    }
+  }
+  for (const d of model.audit?.differences ?? []) items.push([stateBadge(d.kind), ` ${d.provider} ${d.handle ?? d.host ?? ""}: ${d.why}`]);
+  if (model.mails.length) {
+    const error = model.mails.find((m) => m.error)?.error;
+    items.push([`${model.mails.length} mail${model.mails.length > 1 ? "s are" : " is"} waiting for the relay${error ? `: ${error}` : ""}`]);
+  }
+  $("attention").hidden = items.length === 0;
+  $("attention-list").replaceChildren(...items.map((item) => el("li", {}, item)));
+}
+
+// ---- polling
+
+let wantedBuilds = PAGE_SIZE;
+
+// No two at a time, and none sooner than 400 ms after the last, however many changes come.
+function throttled(work) {
+  let busy = false;
+  let again = false;
+  return async function run() {
+    if (busy) { again = true; return; }
+    busy = true;
+    try {
+      await work();
+      onPollOk();
+    } catch (error) {
+      onPollError(error);
+    }
+    await sleep(400);
+    busy = false;
+    if (again) { again = false; run(); }
+  };
+}
+
+const pollers = {
+  workers: throttled(async () => { model.workers = await get("/api/workers"); renderWorkers(); renderAttention(); }),
+  hosts: throttled(async () => { model.hosts = await get("/api/hosts"); renderHosts(); }),
+  builds: throttled(async () => {
+    const filter = $("filter").value;
+    model.builds = await get(`/api/builds?limit=${wantedBuilds}${filter ? `&state=${filter}` : ""}`);
+    renderBuilds();
+  }),
+  health: throttled(async () => {
+    try {
+      model.health = await get("/healthz");
+      $("master").textContent = `· ${model.health.master}`;
+      $("master").title = `version ${model.health.version}`;
+    } catch (error) {
+      if (error.status !== 503) throw error;
+      model.health = { ...model.health, error: error.message };
+    }
+    model.mails = await get("/api/mails");
+    renderAttention();
+  }),
+  build: throttled(async () => { if (route.id) await loadBuild(route.id); }),
+};
+
+async function audit() {
+  $("check").disabled = true;
+  $("audit-summary").textContent = "Asking the providers …";
+  try {
+    model.audit = await get("/api/audit");
+    model.audit.at = new Date(Date.now() + clockSkew).toISOString();
+    renderAudit();
+    renderAttention();
+  } catch (error) {
+    $("audit-summary").textContent = error instanceof ApiError ? error.message : "The master cannot be reached.";
+  }
+  $("check").disabled = false;
+}
+
+function refresh() {
+  pollers.health();
+  if (route.id) { pollers.build(); return; }
+  pollers.workers();
+  pollers.hosts();
+  pollers.builds();
+}
+
+// ---- the event stream, and polling without it
+
+let streaming = false;
+let unreachable = false;
+
+function renderConnection() {
+  $("connection").textContent = unreachable ? "the master does not answer; retrying" : streaming ? "live" : "every 5 s";
+  $("connection").className = unreachable ? "bad" : "";
+}
+
+function onPollOk() { unreachable = false; renderConnection(); }
+
+function onPollError(error) {
+  if (error.name === "AbortError") return;
+  if (error instanceof ApiError) {
+    if (error.status === 401) $("enter-token").hidden = false;
+    $("connection").textContent = error.message;
+    $("connection").className = "bad";
+    return;
+  }
+  unreachable = true;
+  renderConnection();
+}
+
+// A browser opens six connections to a master in all its tabs: one that nobody looks at gives its streams back.
+const streams = new Set();
+let hiding;
+document.addEventListener("visibilitychange", () => {
+  clearTimeout(hiding);
+  if (document.hidden) hiding = setTimeout(() => { for (const stream of streams) stream.abort(); }, 20_000);
+  else refresh();
+});
+const whenVisible = () => new Promise((resolve) => {
+  if (!document.hidden) { resolve(); return; }
+  const look = () => { if (!document.hidden) { document.removeEventListener("visibilitychange", look); resolve(); } };
+  document.addEventListener("visibilitychange", look);
+});
+
+// Reads the body of a response piece by piece. Aborts if the master is silent for longer than `patience`, if given.
+async function readStream(path, headers, abort, patience, onResponse, onBytes) {
+  streams.add(abort);
+  let timer;
+  const resetTimer = () => {
+    clearTimeout(timer);
+    if (patience) timer = setTimeout(() => abort.abort(), patience);
+  };
+  try {
+    const response = await request(path, { headers, signal: abort.signal });
+    onResponse(response);
+    const reader = response.body.getReader();
+    for (resetTimer(); ; resetTimer()) {
+      const { done, value } = await reader.read();
+      if (done) return;
+      onBytes(value);
+    }
+  } finally {
+    clearTimeout(timer);
+    streams.delete(abort);
+  }
+}
+
+function onChange(kind, data) {
+  if (kind === "build") {
+    if (route.id) { if (data.id === route.id) pollers.build(); return; }
+    pollers.builds();
+    pollers.workers();
+  } else if (kind === "worker" || kind === "host") {
+    if (route.id) { pollers.build(); return; }
+    pollers.workers();
+    if (kind === "host") pollers.hosts();
+  } else {
+    refresh();
+  }
+}
+
+async function followEvents() {
+  let pause = 1000;
+  for (;;) {
+    await whenVisible();
+    const decoder = new TextDecoder();
+    let rest = "";
+    try {
+      // The master says something every 15 s at least.
+      await readStream("/api/events", {}, new AbortController(), 40_000, () => {
+        streaming = true;
+        pause = 1000;
+        onPollOk();
+        refresh();
+      }, (bytes) => {
+        rest += decoder.decode(bytes, { stream: true });
+        const whole = rest.split("\n\n");
+        rest = whole.pop();
+        for (const event of whole) {
+          const kind = /^event: ?(.*)$/m.exec(event)?.[1];
+          const data = /^data: ?(.*)$/m.exec(event)?.[1];
+          if (kind && data) onChange(kind, JSON.parse(data));
+        }
+      });
+    } catch (error) {
+      if (!document.hidden) onPollError(error);
+    }
+    streaming = false;
+    await sleep(pause);
+    pause = Math.min(pause * 2, 15_000);
+  }
+}
+
+// Loads and heartbeats are announced by no event, and neither is the end of a step.
+let ticks = 0;
+setInterval(() => {
+  ticks += 1;
+  if (document.hidden || tokenDialog || (tokenDeclined && !token)) return;
+  for (const time of document.querySelectorAll("time[data-as]")) {
+    const text = relativeText(time);
+    if (time.textContent !== text) time.textContent = text;
+  }
+  if (route.id && ticks % 2 === 0 && currentBuild && !FINAL_STATES.includes(currentBuild.state)) pollers.build();
+  if (ticks % (streaming ? 15 : 5) === 0) refresh();
+}, 1000);
+
+// ---- one build
+
+let route = {};       // what the address asks for: id, attempt, step
+let currentBuild = null; // the build on display
+let currentLog = null;       // its log
+
+function shellQuote(argument) {
+  return /^[\w@%+=:,./-]+$/.test(argument) ? argument : `'${argument.replaceAll("'", "'\\''")}'`;
+}
+
+function describeOutcome(step) {
+  const parts = [];
+  if (step.exit_code) parts.push(`exit code ${step.exit_code}`);
+  if (step.signal !== null && step.signal !== undefined) parts.push(`signal ${step.signal}`);
+  if (step.reason) parts.push(step.reason);
+  return parts.length ? secondary(parts.join(", ")) : null;
+}
+
+// The step whose log is of interest: the one that runs, else the one that went wrong, else the last that ran.
+function stepToShow(steps) {
+  const by = (...states) => steps.find((step) => states.includes(step.state));
+  const ran = steps.filter((step) => step.log_length !== null && step.state !== "skipped");
+  return by("running") ?? by("failure", "timed_out", "silent", "stopped", "not_started", "lost") ?? ran.at(-1) ?? steps[0];
+}
+
+async function loadBuild(id) {
+  let build;
+  let why = null;
+  try {
+    build = await get(buildPath(id));
+    if (!FINAL_STATES.includes(build.state)) why = await get(`${buildPath(id)}/why`);
+  } catch (error) {
+    if (error.status !== 404 || route.id !== id) throw error;
+    $("build-title").textContent = error.message;
+    return;
+  }
+  if (route.id !== id) return;
+  currentBuild = build;
+  const ended = FINAL_STATES.includes(build.state);
+  $("build-title").textContent = `Build ${build.id}: ${build.name}`;
+  document.title = `${build.state}: build ${build.id}, rouse`;
+  $("build-state").replaceChildren(stateBadge(build.state));
+  $("cancel").hidden = ended || build.cancel_requested;
+  $("build-why").hidden = !why;
+  if (why) $("build-why").replaceChildren(why.sentence, ...(why.next_try ? [" Next try ", timeElement(why.next_try, "in"), "."] : []));
+  $("build-reason").hidden = !build.reason;
+  $("build-reason").textContent = build.reason ?? "";
+  const wanted = build.wanted_worker ?? Object.entries(build.where ?? {}).map(([k, v]) => `${k}=${v}`).join(", ");
+  const facts = [
+    ["Worker", build.worker], ["Requires", wanted || "any worker"], ["Submitted", timeElement(build.created, "ago")],
+    ["Waited", durationBetween(build.created, build.started ?? build.finished)], ["Took", durationBetween(build.started, build.finished)],
+    ["Priority", String(build.priority)], ["Attempts", `${build.attempts} (up to ${build.retries} retries)`],
+    ["Timeout", build.timeout === null ? null : formatDuration(build.timeout)],
+    ["Cancellation", build.cancel_requested && !ended ? "requested" : null],
+  ];
+  $("build-facts").replaceChildren(...facts.filter(([, value]) => value).map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value))));
+
+  $("build-evidence").hidden = build.evidence.length === 0;
+  if ($("evidence").childElementCount !== build.evidence.length) {
+    $("evidence").replaceChildren(...build.evidence.map((e) => el("details", {},
+      el("summary", {}, el("code", {}, e.host), ` of ${e.worker}, `, timeElement(e.at, "ago"), `: ${e.why}`),
+      e.console ? el("pre", { tabindex: "0" }, e.console) : el("p", { class: "soft" }, "No console output was kept."))));
+  }
+
+  const attempt = build.tries.find((t) => t.number === route.attempt) ?? build.tries.at(-1);
+  const at = (t, step) => `#build/${encodeURIComponent(id)}/${t}${step ? `/${step}` : ""}`;
+  $("build-tries").hidden = build.tries.length === 0;
+  renderTable("tries", ATTEMPT_COLUMNS, build.tries, (t) => String(t.number), (t, row) => {
+    row.className = build.tries.length > 1 && t === attempt ? "chosen" : "";
+    return [
+      el("a", { href: at(t.number), "aria-current": t === attempt ? "true" : null }, `Attempt ${t.number}`), stateBadge(t.state), t.worker,
+      t.host ? el("code", {}, t.host) : null, timeElement(t.ordered, "ago"), durationBetween(t.started, t.ended), t.reason,
+    ];
+  }, "");
+  const steps = attempt?.steps ?? build.steps.map((s) => ({ number: s.number, name: s.name, state: ended ? "skipped" : "pending", log_length: null }));
+  const step = attempt && (steps.find((s) => s.number === route.step) ?? stepToShow(steps));
+  $("steps-title").textContent = build.tries.length > 1 ? `Steps of attempt ${attempt.number}` : "Steps";
+  renderTable("steps", STEP_COLUMNS, steps, (s) => String(s.number), (s, row) => {
+    row.className = s === step ? "chosen" : "";
+    const run = build.steps[s.number - 1]?.run ?? [];
+    const command = run.map(shellQuote).join(" ");
+    const begun = attempt && !["pending", "skipped"].includes(s.state);
+    return [
+      [`${s.number}. ${s.name}`, s.name === command ? null : el("div", { class: "small" }, el("code", { class: "command", title: command }, command))],
+      [stateBadge(s.state), describeOutcome(s)],
+      timeElement(s.started, "ago"),
+      s.duration === null || s.duration === undefined ? (s.state === "running" ? timeElement(s.started, "for") : null) : el("span", { class: "nowrap num" }, s.duration < 10 ? `${s.duration.toFixed(1)}s` : formatDuration(s.duration)),
+      begun ? [el("a", { href: at(attempt.number, s.number), "aria-current": s === step ? "true" : null }, s.log_length === null ? "follow" : formatBytes(s.log_length)),
+        s.log_thrown_away ? secondary(`${formatBytes(s.log_thrown_away)} more were dropped: over the limit of log size`) : null, s.log_lacks_end ? secondary("its end is lost") : null] : null,
+    ];
+  }, "");
+  $("log").hidden = !step;
+  if (step) showLog(id, attempt.number, step);
+}
+
+// ---- its log
+
+function stopLog() {
+  if (currentLog) { currentLog.over = true; currentLog.abort.abort(); }
+  currentLog = null;
+}
+
+function showLog(id, attempt, step) {
+  const key = `${id}/${attempt}/${step.number}`;
+  if (currentLog?.key === key) return;
+  stopLog();
+  $("log-title").textContent = `Log of step ${step.number}: ${step.name}`;
+  $("output").replaceChildren();
+  $("log-cut").hidden = true;
+  currentLog = {
+    key, path: `${buildPath(id)}/steps/${step.number}/log`, attempt, file: `build-${id}-${attempt}-${step.number}.log`,
+    offset: null, length: 0, pending: "", skipsPartialLine: false, over: false, abort: null, decoder: new TextDecoder(),
+  };
+  followLog(currentLog);
+}
+
+async function followLog(log) {
+  let pause = 1000;
+  while (!log.over) {
+    log.abort = new AbortController();
+    await whenVisible();
+    if (log.over) return;
+    $("log-state").textContent = "following";
+    const from = log.offset === null ? `bytes=-${LOG_TAIL}` : `bytes=${log.offset}-`;
+    try {
+      await readStream(`${log.path}?follow=1&attempt=${log.attempt}`, { Range: from }, log.abort, 0, (response) => {
+        if (log.offset !== null) return;
+        log.offset = Number(/^bytes (\d+)-/.exec(response.headers.get("content-range") ?? "")?.[1] ?? 0);
+        log.skipsPartialLine = log.offset > 0;
+      }, (bytes) => {
+        if (log.over) return;
+        pause = 1000;
+        log.offset += bytes.length;
+        appendToLog(log, log.decoder.decode(bytes, { stream: true }));
+      });
+      if (log.over) return;
+      appendToLog(log, log.decoder.decode(), true);
+      $("log-state").textContent = log.length ? "complete" : "empty";
+      pollers.build();
+      return;
+    } catch (error) {
+      if (log.over) return;
+      if (error instanceof ApiError) { $("log-state").textContent = error.message; if (error.status !== 503) return; }
+      else $("log-state").textContent = "interrupted; retrying";
+    }
+    await sleep(pause);
+    pause = Math.min(pause * 2, 15_000);
+  }
+}
+
+// Appends to the log: plain text, without what would colour or move about on a terminal.
+function appendToLog(log, text, last = false) {
+  let all = log.pending + text;
+  log.pending = "";
+  const open = last ? null : /(?:\r|\x1b(?:\[[0-9;:?]*|\][^\x07\x1b]{0,200})?)$/.exec(all);
+  if (open) {
+    log.pending = open[0];
+    all = all.slice(0, open.index);
+  }
+  all = all.replace(/\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[()][0-9A-B]|[=>])/g, "").replace(/\r+\n?/g, "\n");
+  if (log.skipsPartialLine) {
+    // It begins within a line.
+    all = all.slice(all.indexOf("\n") + 1);
+    log.skipsPartialLine = false;
+    $("log-cut").hidden = false;
+  }
+  if (!all) return;
+  const pre = $("output");
+  const atEnd = pre.scrollHeight - pre.scrollTop - pre.clientHeight < 40;
+  pre.append(document.createTextNode(all));
+  log.length += all.length;
+  while (log.length > MAX_LOG && pre.childNodes.length > 1) {
+    log.length -= pre.firstChild.data.length;
+    pre.firstChild.remove();
+    $("log-cut").hidden = false;
+  }
+  if (atEnd) pre.scrollTop = pre.scrollHeight;
+}
+
+async function downloadLog() {
+  if (!currentLog) return;
+  const { path, attempt, file } = currentLog;
+  try {
+    const blob = await (await request(`${path}?attempt=${attempt}`)).blob();
+    const address = URL.createObjectURL(blob);
+    el("a", { href: address, download: file }).click();
+    setTimeout(() => URL.revokeObjectURL(address), 60_000);
+  } catch (error) {
+    showMessage(error instanceof ApiError ? error.message : "The master cannot be reached.");
+  }
+}
+
+// ---- navigation and buttons
+
+function navigate() {
+  const [, id, attempt, step] = /^#build\/([^/]+)(?:\/(\d+))?(?:\/(\d+))?$/.exec(location.hash) ?? [];
+  const before = route.id;
+  route = id ? { id: decodeURIComponent(id), attempt: attempt && Number(attempt), step: step && Number(step) } : {};
+  $("overview").hidden = !!route.id;
+  $("build").hidden = !route.id;
+  if (route.id !== before) {
+    stopLog();
+    currentBuild = null;
+    $("log").hidden = true;
+    for (const part of ["build-why", "build-reason", "build-tries", "build-evidence", "cancel"]) $(part).hidden = true;
+    for (const part of ["build-state", "build-facts", "evidence", "steps", "tries"]) $(part).replaceChildren();
+    for (const rest of document.querySelectorAll("#steps + p, #tries + p")) rest.remove();
+    $("build-title").textContent = route.id ? `Build ${route.id}` : "";
+    scrollTo(0, 0);
+  }
+  document.title = "rouse";
+  if (!route.id && !model.audit) audit();
+  refresh();
+}
+
+$("filter").onchange = () => { wantedBuilds = PAGE_SIZE; pollers.builds(); };
+$("more").onclick = () => { wantedBuilds = Math.min(1000, wantedBuilds + 4 * PAGE_SIZE); pollers.builds(); };
+$("check").onclick = audit;
+$("save").onclick = downloadLog;
+$("enter-token").onclick = async () => { tokenDeclined = false; if (await askToken("")) { refresh(); if (!model.audit) audit(); } };
+$("cancel").onclick = async () => {
+  const id = route.id;
+  if (confirm(`Cancel build ${id}?`)) { await post(`${buildPath(id)}/cancel`, `Build ${id} is being cancelled.`); pollers.build(); }
+};
+$("workers").onclick = async (event) => {
+  const { do: operation, worker } = event.target.dataset;
+  if (!operation) return;
+  await post(`/api/workers/${encodeURIComponent(worker)}/${operation}`, `${worker}: ${operation} requested.`);
+  pollers.workers();
+};
+$("hosts").onclick = async (event) => {
+  const host = model.hosts.find((h) => h.id === event.target.dataset.host);
+  if (!host || !confirm(terminationText(host))) return;
+  await post(`/api/hosts/${encodeURIComponent(host.id)}/terminate`, `Host ${host.id} is being terminated.`);
+  pollers.hosts();
+};
+addEventListener("hashchange", navigate);
+
+navigate();
+followEvents();
