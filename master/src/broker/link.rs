@@ -186,7 +186,9 @@ async fn run(settings: LinkSettings, ends: session::Ends, outbox: Arc<Outbox>, m
             Err(why) => {
                 // Said once for each reason, not at each try.
                 if why != reported {
-                    warn!("cannot connect to the broker: {why}; retrying");
+                    warn!(
+                        "cannot connect to the broker: {why}; retrying; check that it runs and that broker.url is right"
+                    );
                     reported = why;
                 }
                 if ends.inbound.is_closed() {
