@@ -146,11 +146,15 @@ impl World {
     }
 
     /// A call about a host is as its ledger has it. A sleep that was decided on in the same turn as the host's end, before it,
-    /// goes to nothing.
+    /// goes to nothing; a resumption that was decided on before it is waited for, and has its token in the ledger.
     fn check_told(&mut self, host: &Host, state: HostState) {
         let kept = self.disk.hosts.get(&host.id).map(|h| (h.state, h.token.clone()));
         let gone = kept.is_none() && self.disk.known_hosts.contains(&host.id);
-        let ended = gone && state == HostState::Suspending;
+        let ended = match state {
+            HostState::Suspending => gone,
+            HostState::Resuming => kept == Some((HostState::Terminating, host.token.clone())),
+            _ => false,
+        };
         if kept != Some((state, host.token.clone())) && !ended {
             let kept = kept.map(|(state, _)| state);
             self.violated(format!("host {} is told to be {state:?} and is {kept:?} for its ledger", host.id));

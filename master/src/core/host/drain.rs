@@ -54,7 +54,7 @@ impl Core {
 
     /// Asks the agent to take nothing new and to say when nothing runs; only its answer terminates the host.
     pub(in crate::core) fn drain_host(&mut self, id: &HostId, why: &str) {
-        if !self.advance(id, &HostEvent::Drain).is_some_and(|before| before.state() == HostState::Ready) {
+        if self.advance(id, &HostEvent::Drain).is_none_or(|before| before.state() != HostState::Ready) {
             return;
         }
         let Some(live) = self.hosts.get_mut(id) else { return };

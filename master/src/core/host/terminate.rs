@@ -10,7 +10,7 @@ use rouse_shared::HostId;
 impl Core {
     /// Terminates the host, now and again until it is gone.
     pub(in crate::core) fn terminate_host(&mut self, now: Timestamp, id: &HostId, why: &str) {
-        if !self.advance(id, &HostEvent::Terminate).is_some_and(|before| before.state() != HostState::Terminating) {
+        if self.advance(id, &HostEvent::Terminate).is_none_or(|before| before.state() == HostState::Terminating) {
             return;
         }
         let Some(live) = self.hosts.get_mut(id) else { return };
