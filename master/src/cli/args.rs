@@ -47,7 +47,7 @@ pub(super) enum Command {
     },
     /// Try rouse on this machine without a configuration: starts a host for a real build and runs it.
     Demo {
-        /// The program to build. Default: this repository if there is one, else a small program inside the binary.
+        /// A clone of rouse to build. Default: the one around the current directory, or else a small built-in program.
         #[arg(long, value_name = "DIR")]
         source: Option<PathBuf>,
     },
@@ -88,7 +88,7 @@ pub(super) enum Command {
         #[command(flatten)]
         output: Output,
     },
-    /// Show one build: steps, attempts, hosts, times, and the console output of hosts that never attached.
+    /// Show one build: steps, attempts, hosts, times, evidence.
     Show {
         /// The build's number.
         build: String,
