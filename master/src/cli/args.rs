@@ -8,11 +8,11 @@ use rouse_shared::duration;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// Starts build hosts when builds are waiting, runs the builds on them, and stops paying for the hosts afterwards.
+/// Starts hosts when builds are waiting, runs the builds on them, and terminates the hosts afterwards.
 #[derive(Parser, Debug)]
 #[command(name = "rouse", version, after_help = Exit::help(), max_term_width = 100)]
 pub struct Cli {
-    /// The master to talk to.
+    /// The URL of the master.
     #[arg(long, global = true, env = "ROUSE_SERVER", value_name = "URL", default_value = "http://127.0.0.1:8090")]
     pub(super) server: String,
     #[command(subcommand)]
@@ -32,7 +32,7 @@ pub(super) enum Command {
         /// The configuration file.
         #[arg(short, long, value_name = "FILE")]
         config: PathBuf,
-        /// Ask the providers too: credentials, images, networks. Changes nothing.
+        /// Also query the providers about credentials, images and networks. Changes nothing.
         #[arg(long)]
         online: bool,
     },
@@ -41,29 +41,29 @@ pub(super) enum Command {
         /// The configuration file.
         #[arg(short, long, value_name = "FILE")]
         config: PathBuf,
-        /// Which network; needed only if the workers are on several.
+        /// The network to print; needed only if the workers are on several networks.
         #[arg(long, value_name = "NAME")]
         network: Option<String>,
     },
     /// Try rouse on this machine without a configuration: starts a host for a real build and runs it.
     Demo {
-        /// The program to build. Default: this repository if there is one, else a small program inside the binary.
+        /// A clone of rouse to build. Default: the one around the current directory, or else a small built-in program.
         #[arg(long, value_name = "DIR")]
         source: Option<PathBuf>,
     },
     /// Submit a build and follow it. Exits with the build's exit code.
     Build(BuildArgs),
-    /// Print a build's log exactly.
+    /// Print the log of a build, byte for byte.
     Log {
         /// The build's number.
         build: String,
-        /// Only this step, from 1. Default: all of them.
+        /// Print only this step, counted from 1. Default: all steps.
         #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
         step: Option<u32>,
-        /// Of this attempt, from 1. Default: the last one.
+        /// Print this attempt, counted from 1. Default: the last attempt.
         #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
         attempt: Option<u32>,
-        /// Wait for the steps to begin, and print until they have ended.
+        /// Wait for the steps to start, and print their output until they have ended.
         #[arg(long, short)]
         follow: bool,
     },
@@ -72,7 +72,7 @@ pub(super) enum Command {
         /// The build's number.
         build: String,
     },
-    /// Explain in one sentence why a build has not started, or what it is doing.
+    /// Explain in one sentence why a build has not started, what it is doing, or how it ended.
     Why {
         /// The build's number.
         build: String,
@@ -120,7 +120,7 @@ pub(super) enum Command {
     },
     /// Give a worker no new builds.
     Pause(Worker),
-    /// Let a worker work again; lifts pause, drain, backoff and quarantine.
+    /// Take a worker back into use: ends pause, drain, backoff and quarantine.
     Resume(Worker),
     /// Give a worker no new builds, and terminate its host when it is idle.
     Drain(Worker),
@@ -128,7 +128,7 @@ pub(super) enum Command {
     Terminate {
         /// The host's id.
         host: String,
-        /// Do not ask.
+        /// Do not ask for confirmation.
         #[arg(long, short)]
         yes: bool,
     },
@@ -179,10 +179,10 @@ pub(super) struct Worker {
 /// What to build. Options override the file.
 #[derive(Args, Debug)]
 pub(super) struct BuildArgs {
-    /// Run it on this worker.
+    /// Run the build on this worker.
     #[arg(long, value_name = "NAME", conflicts_with = "properties")]
     pub(super) worker: Option<String>,
-    /// Run it on a worker with this property; can be given several times.
+    /// Run the build on a worker with this property; can be given several times.
     #[arg(long = "where", value_name = "KEY=VALUE", value_parser = pair)]
     pub(super) properties: Vec<(String, String)>,
     /// Read the build from this file.
@@ -194,13 +194,13 @@ pub(super) struct BuildArgs {
     /// Builds with a higher priority run first.
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub(super) priority: Option<i32>,
-    /// How many times to retry after a lost host.
+    /// How many lost attempts are retried.
     #[arg(long, value_name = "N")]
     pub(super) retries: Option<u32>,
-    /// Add to every step's environment; can be given several times.
+    /// Add a variable to the environment of every step; can be given several times.
     #[arg(long, value_name = "K=V", value_parser = pair)]
     pub(super) env: Vec<(String, String)>,
-    /// Time limit of the whole build: seconds, or with a unit (20m, 1h30m).
+    /// Time limit of the whole build: seconds, or numbers with units (20m, 1h30m).
     #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
     pub(super) timeout: Option<Duration>,
     /// Do not follow: print the build's number and exit.

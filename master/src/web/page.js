@@ -73,7 +73,7 @@ async function request(path, options = {}) {
     if (!Number.isNaN(date)) clockSkew = Math.abs(date - Date.now()) > 3000 ? date - Date.now() : 0;
     if (response.ok) return response;
     if (response.status === 401) {
-      why = token !== used ? null : used ? "The master did not accept this token." : "This master is reachable from the network, so viewing requires the token too.";
+      why = token !== used ? null : used ? "The master did not accept this token." : "The master does not listen on a loopback address, so viewing requires the token too.";
       continue;
     }
     let message = `${path}: the master answered ${response.status}`;
@@ -199,8 +199,8 @@ function describeLoad(worker) {
 
 function describeProblems(worker) {
   const parts = [];
-  if (worker.state === "missing") parts.push(el("div", { class: "bad" }, "its agent has stopped responding"));
-  if (worker.state === "quarantined") parts.push(el("div", { class: "bad" }, "quarantined after failed starts; resume it to try again"));
+  if (worker.state === "missing") parts.push(el("div", { class: "bad" }, "no agent has been attached for missing_timeout"));
+  if (worker.state === "quarantined") parts.push(el("div", { class: "bad" }, "too many hosts failed in a row; resume the worker to retry"));
   if (worker.last_failure) parts.push(el("div", {}, worker.last_failure));
   if (worker.refused) parts.push(el("div", { class: "bad" }, `an agent on ${worker.refused.identity || "an unknown machine"} was refused `, timeElement(worker.refused.at, "ago"), `: ${worker.refused.reason}`));
   if (worker.next_try && Date.parse(worker.next_try) > Date.now() + clockSkew) parts.push(secondary("next try ", timeElement(worker.next_try, "in")));
@@ -241,7 +241,7 @@ function renderBuilds() {
     timeElement(b.created, "ago"),
     durationBetween(b.started, b.finished),
     b.reason,
-  ], "No builds match.");
+  ], "No builds in this state.");
   document.title = `rouse ${model.health?.master ?? ""}`.trim();
   $("more").hidden = model.builds.length < wantedBuilds;
 }
@@ -349,7 +349,7 @@ const pollers = {
 
 async function audit() {
   $("check").disabled = true;
-  $("audit-summary").textContent = "Asking the providers …";
+  $("audit-summary").textContent = "Querying the providers …";
   try {
     model.audit = await get("/api/audit");
     model.audit.at = new Date(Date.now() + clockSkew).toISOString();
@@ -375,7 +375,7 @@ let streaming = false;
 let unreachable = false;
 
 function renderConnection() {
-  $("connection").textContent = unreachable ? "the master does not answer; retrying" : streaming ? "live" : "every 5 s";
+  $("connection").textContent = unreachable ? "the master does not answer; retrying" : streaming ? "live" : "updated every 5 s";
   $("connection").className = unreachable ? "bad" : "";
 }
 
@@ -577,7 +577,7 @@ async function loadBuild(id) {
       timeElement(s.started, "ago"),
       s.duration === null || s.duration === undefined ? (s.state === "running" ? timeElement(s.started, "for") : null) : el("span", { class: "nowrap num" }, s.duration < 10 ? `${s.duration.toFixed(1)}s` : formatDuration(s.duration)),
       begun ? [el("a", { href: at(attempt.number, s.number), "aria-current": s === step ? "true" : null }, s.log_length === null ? "follow" : formatBytes(s.log_length)),
-        s.log_thrown_away ? secondary(`${formatBytes(s.log_thrown_away)} more were dropped: over the limit of log size`) : null, s.log_lacks_end ? secondary("its end is lost") : null] : null,
+        s.log_thrown_away ? secondary(`${formatBytes(s.log_thrown_away)} more were dropped, because the log exceeded max_log_size`) : null, s.log_lacks_end ? secondary("the end of the log is lost") : null] : null,
     ];
   }, "");
   $("log").hidden = !step;
