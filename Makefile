@@ -15,7 +15,7 @@ MANDIR = $(DESTDIR)$(PREFIX)/share/man/man1
 BASHDIR = $(DESTDIR)$(PREFIX)/share/bash-completion/completions
 ZSHDIR = $(DESTDIR)$(PREFIX)/share/zsh/site-functions
 FISHDIR = $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d
-SCRIPTS = .ci/run tests/biome tests/run tests/setup tests/steady tests/venv tests/openstack/prepare tests/openstack/guest \
+SCRIPTS = .ci/run tests/biome tests/run tests/setup tests/venv tests/openstack/prepare tests/openstack/guest \
 	images/disk images/ec2 images/install images/check contrib/libvirt/vmbuilder contrib/nagios/check_rouse_audit
 
 .PHONY: help demo test quick steady sim chaos bench bench-libvirt lint fmt clippy deny scripts page build agent-static \

@@ -14,9 +14,9 @@
 //!   be one.
 //! * A new variant of an enum within a message ([`StepState`], [`Outcome`], [`CloudNotice`]) makes an older receiver
 //!   drop the whole message. Agents may send it only once every supported master knows it.
-//! * A field or a variant is never renamed or removed, and never changes its type or meaning. Anything else needs a
-//!   higher [`crate::limits::PROTOCOL`]; a master refuses a hello whose version it does not speak, with a reason for
-//!   people.
+//! * A field or a variant is never renamed on the wire (`serde(rename)` keeps its name there) nor removed, and never
+//!   changes its type or meaning. Anything else needs a higher [`crate::limits::PROTOCOL`]; a master refuses a hello
+//!   whose version it does not speak, with a reason for people.
 //! * Add the message to `tests/tests/wire.rs` and record its bytes: `ROUSE_ACCEPT=1 cargo test -p rouse-tests --test
 //!   wire`.
 
@@ -288,7 +288,8 @@ pub enum ToAgent {
         #[serde(default)]
         lease_ms: Option<u64>,
     },
-    /// Run an attempt.
+    /// Run an attempt. Agents in old images know it by its first name.
+    #[serde(rename = "Order")]
     RunAttempt(Box<RunAttempt>),
     /// Stop an attempt, or do not start it. Answered by a report with an outcome.
     Cancel {
@@ -322,8 +323,8 @@ pub enum ToAgent {
         /// Number of the drain, which the answer repeats.
         drain: u64,
         /// Whether the machine may be suspended once it is drained. Then an agent whose lease has ended when it runs
-        /// again assumes that it was suspended, and starts afresh as after a boot.
-        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        /// again assumes that it was suspended, and starts afresh as after a boot. Named `sleep` on the wire.
+        #[serde(rename = "sleep", default, skip_serializing_if = "std::ops::Not::not")]
         suspend: bool,
     },
     /// The drain is cancelled: take attempts again.

@@ -2,9 +2,10 @@
 //! checks every answer. The master's workers have no agents, so that what it is told to build runs nowhere.
 #![allow(clippy::unwrap_used)]
 
+use rouse_tests::harness::free_address;
 use std::fs;
 use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -21,10 +22,6 @@ impl Drop for Master {
         rustix::process::kill_process(pid, rustix::process::Signal::TERM).ok();
         self.0.wait().ok();
     }
-}
-
-fn free_address() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }
 
 fn program(name: &str) -> PathBuf {
@@ -92,6 +89,7 @@ fn every_answer_fits_the_document() {
         .arg(format!("http://{http}/openapi.json"))
         .current_dir(dir.path())
         .env("NO_PROXY", "127.0.0.1")
+        .env("no_proxy", "127.0.0.1")
         .output()
         .unwrap();
     drop(master);

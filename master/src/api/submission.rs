@@ -160,7 +160,10 @@ pub struct Seconds(pub Duration);
 
 impl Serialize for Seconds {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&duration::exact(self.0))
+        match self.0.subsec_nanos() {
+            0 => serializer.serialize_u64(self.0.as_secs()),
+            _ => serializer.serialize_str(&duration::exact(self.0)),
+        }
     }
 }
 
@@ -235,7 +238,9 @@ impl PartialSchema for Seconds {
             .minimum(Some(1))
             .maximum(Some(LONGEST.as_secs() as f64))
             .description(Some("Seconds."));
-        let units = text().pattern(Some("^[1-9][0-9]{0,3}(s|m|h)$")).description(Some("With a unit, such as 5m."));
+        const UNITS: &str = "^([0-9]{1,6}w)?([0-9]{1,6}d)?([0-9]{1,6}h)?([0-9]{1,6}m)?([0-9]{1,6}s)?([0-9]{1,6}ms)?$";
+        let units =
+            text().min_length(Some(2)).pattern(Some(UNITS)).description(Some("With units, such as 5m or 1h30m."));
         OneOfBuilder::new().item(whole).item(units).into()
     }
 }

@@ -93,7 +93,14 @@ impl Value<'_> {
     /// A duration of at least `least`.
     pub(super) fn duration(&self, least: Duration) -> Option<Duration> {
         let duration = match self.value {
-            DeValue::String(_) => duration::parse(&self.text()?),
+            DeValue::String(_) => {
+                let text = self.text()?;
+                // A number in quotes is more likely a mistake than whole seconds.
+                if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
+                    return self.fault(format!("{:?} has no unit: write {text} or \"{text}s\"", shorten(&text)));
+                }
+                duration::parse(&text)
+            }
             DeValue::Integer(_) => match u64::try_from(self.integer("")?) {
                 Ok(seconds) => duration::from_seconds(seconds),
                 Err(_) => Err("must not be negative: write 300, \"5m\" or \"1h30m\"".to_owned()),

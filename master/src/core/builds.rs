@@ -331,7 +331,9 @@ impl Core {
     /// The attempt's host is terminated by an operator: if the attempt is lost by that, it uses up no retry.
     pub(super) fn excuse_attempt(&mut self, id: AttemptId, host: &HostId) {
         let Some(build) = self.builds.get_mut(&id.build) else { return };
-        let on_host = |a: &&mut Attempt| a.number == id.number && a.is_live() && a.host.as_ref() == Some(host);
+        let on_host = |a: &&mut Attempt| {
+            a.number == id.number && a.is_live() && a.outcome.is_none() && a.host.as_ref() == Some(host)
+        };
         if let Some(attempt) = build.status.attempts.last_mut().filter(on_host) {
             attempt.excused = true;
             self.touch_build(id.build);

@@ -86,10 +86,13 @@ impl Core {
             let reason = format!("there is no host {id}; `rouse hosts` lists them");
             return self.reply(request, Reply::NotFound(reason));
         };
-        let worker = live.host.worker.clone();
-        let attempts: Vec<_> = self.workers.get(&worker).into_iter().flat_map(|w| w.attempts.iter().copied()).collect();
-        for attempt in attempts {
-            self.excuse_attempt(attempt, id);
+        // What a host takes with it that was terminating already is not lost by this.
+        if live.host.state != HostState::Terminating {
+            let worker = self.workers.get(&live.host.worker);
+            let attempts: Vec<_> = worker.into_iter().flat_map(|w| w.attempts.iter().copied()).collect();
+            for attempt in attempts {
+                self.excuse_attempt(attempt, id);
+            }
         }
         self.terminate_host(now, id, "an operator terminated it");
         self.reply(request, Reply::Done);

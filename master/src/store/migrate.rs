@@ -7,7 +7,7 @@ use rusqlite::{Connection, Transaction};
 /// Brings a ledger of the tables' version `from` up to this version.
 ///
 /// # Errors
-/// If SQLite cannot commit, or a row is not the JSON that `from` wrote.
+/// If SQLite cannot commit. A row that is not JSON is left as it is: reading it names it, if it is ever read.
 pub(super) fn bring_up(connection: &mut Connection, from: i32) -> Result<(), StoreError> {
     if from == SCHEMA {
         return Ok(());
@@ -32,7 +32,7 @@ fn to_2(ledger: &Transaction<'_>) -> Result<(), StoreError> {
         ("gone", "terminated"),
     ];
     for (old, new) in states {
-        let sql = "UPDATE hosts SET row = json_replace(row, '$.state', ?2) WHERE json_extract(row, '$.state') = ?1";
+        let sql = "UPDATE hosts SET row = json_replace(row, '$.state', ?2) WHERE json_valid(row) AND json_extract(row, '$.state') = ?1";
         ledger.execute(sql, [old, new])?;
     }
     for (old, new) in [
@@ -46,14 +46,17 @@ fn to_2(ledger: &Transaction<'_>) -> Result<(), StoreError> {
     }
     rename(ledger, "sessions", "$", "stray", "impostor")?;
     rename(ledger, "workers", "$", "wish", "desired")?;
-    ledger.execute("UPDATE workers SET row = json_remove(row, '$.off')", [])?;
+    ledger.execute("UPDATE workers SET row = json_remove(row, '$.off') WHERE json_valid(row)", [])?;
     // A worker that was to be drained and switched off: it stays drained until somebody resumes it.
     let stopped = "UPDATE workers SET row = json_replace(row, '$.desired', 'Drain')
-                   WHERE json_extract(row, '$.desired') = 'Stop'";
+                   WHERE json_valid(row) AND json_extract(row, '$.desired') = 'Stop'";
     ledger.execute(stopped, [])?;
     rename(ledger, "news", "$.item.what.orphan", "stopped", "terminated")?;
-    let most: i64 =
-        ledger.query_row("SELECT COALESCE(MAX(json_array_length(row, '$.items')), 0) FROM mails", [], |r| r.get(0))?;
+    let most: i64 = ledger.query_row(
+        "SELECT COALESCE(MAX(json_array_length(row, '$.items')), 0) FROM mails WHERE json_valid(row)",
+        [],
+        |r| r.get(0),
+    )?;
     for item in 0..most {
         rename(ledger, "mails", &format!("$.items[{item}].what.orphan"), "stopped", "terminated")?;
     }
@@ -64,7 +67,7 @@ fn to_2(ledger: &Transaction<'_>) -> Result<(), StoreError> {
 fn rename(ledger: &Transaction<'_>, table: &str, object: &str, old: &str, new: &str) -> Result<(), StoreError> {
     let sql = format!(
         "UPDATE {table} SET row = json_remove(json_set(row, ?2, json(row -> ?1)), ?1)
-         WHERE json_type(row, ?1) IS NOT NULL"
+         WHERE json_valid(row) AND json_type(row, ?1) IS NOT NULL"
     );
     ledger.execute(&sql, [format!("{object}.{old}"), format!("{object}.{new}")])?;
     Ok(())

@@ -92,7 +92,7 @@ fn one(master: &Master) -> Parts {
         assert!(holds_within(LIMIT, reached), "{}", master.log());
         since.elapsed()
     };
-    let booted = state(&["booting", "awake", "draining", "stopping"]);
+    let booted = state(&["booting", "ready", "draining", "terminating"]);
     // As far as they can be seen from outside: in what the guest prints.
     let host = text(&master.hosts("vm")[0]["id"]);
     let console = master.dir.join(format!("state/hosts/libvirt/{host}.console"));
@@ -102,7 +102,7 @@ fn one(master: &Master) -> Parts {
         since.elapsed()
     };
     let (init, named) = (said("guest: agent"), said("this is worker"));
-    let attached = state(&["awake", "draining", "stopping"]);
+    let attached = state(&["ready", "draining", "terminating"]);
     let log = format!("/api/builds/{build}/steps/1/log");
     let printed = || master.get(&log).body.starts_with(b"first");
     assert!(holds_within(LIMIT, printed), "{}", master.log());

@@ -112,7 +112,7 @@ pub fn ask_keeper(dir: &Path, words: &str) {
     let request = dir.join("request");
     write(&request, words);
     let log = || fs::read_to_string(dir.join("log")).unwrap_or_default();
-    assert!(holds_within(DEADLINE * 2, || !request.exists()), "the keeper does not {words}: {}", log());
+    assert!(holds_within(super::READY + DEADLINE, || !request.exists()), "the keeper does not {words}: {}", log());
 }
 
 /// A turn among the tests of this run that use what is kept: beside others, or alone. It ends with the file.

@@ -32,7 +32,7 @@ use std::time::Duration;
 /// What a keeper is asked to do: to start its master again.
 pub const BEGIN: &str = "begin";
 /// How long a master may take to start. RabbitMQ takes 5 s of a processor that nobody else uses.
-const READY: Duration = Duration::from_secs(180);
+pub(crate) const READY: Duration = Duration::from_secs(180);
 /// The password of every worker.
 pub const PASSWORD: &str = "not-a-secret";
 

@@ -39,11 +39,11 @@ fn a_gigabyte_of_output_is_cut_as_told_and_memory_stays_small() {
     let step = &shown["tries"][0]["steps"][0];
     let (kept, cut) = (step["log_length"].as_u64().unwrap(), step["log_thrown_away"].as_u64().unwrap());
     assert!(kept <= 20 * MB + 1_000 && cut >= 980 * MB && kept + cut >= 1_000 * MB, "{step}");
-    assert!(master.rouse(&["show", &id]).ended(0).text().contains("thrown away"));
+    assert!(master.rouse(&["show", &id]).ended(0).text().contains("dropped"));
     // The bytes are the step's alone; that there were more is told beside them.
     let log = master.rouse(&["log", &id]).ended(0);
     assert!(log.out.len() as u64 == kept && log.out.iter().all(|byte| *byte == b'x'));
-    assert!(log.err.contains("thrown away") && log.err.contains(&cut.to_string()), "{}", log.err);
+    assert!(log.err.contains("dropped") && log.err.contains(&cut.to_string()), "{}", log.err);
     drop(agent);
 }
 

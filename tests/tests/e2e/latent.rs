@@ -17,7 +17,7 @@ fn a_host_wakes_works_idles_and_goes() {
     assert_eq!(said.text(), "awake\n");
     let hosts = master.rouse(&["hosts", "--json"]).ended(0).json();
     let host = hosts.as_array().unwrap().iter().find(|host| host["worker"] == "idle").unwrap();
-    assert_eq!((text(&host["provider"]), text(&host["state"])), ("process".to_owned(), "awake".to_owned()));
+    assert_eq!((text(&host["provider"]), text(&host["state"])), ("process".to_owned(), "ready".to_owned()));
     assert!(host["id"].is_string() && host["created"].is_string() && host["cost"].is_null(), "{host}");
     let pid = host_pid(master, "idle");
     // The next build finds it awake.
@@ -104,7 +104,7 @@ fn a_host_that_cannot_start_is_tried_three_times_and_the_build_is_lost_with_evid
             .unwrap()["id"],
     );
     let why = master.rouse(&["why", &id]).ended(0).text();
-    assert!(why.contains("/nowhere/rouse-agent") && why.contains("next try"), "{why}");
+    assert!(why.contains("/nowhere/rouse-agent") && why.contains("next start"), "{why}");
     // An operator need not wait.
     for _ in 0..2 {
         master.until("it backs off or is quarantined", || {

@@ -46,7 +46,7 @@ fn through(name: &str, outage: impl FnOnce(&Master)) {
     assert_eq!(lines, ["begin sleeps", "begin stands", "end sleeps", "end stands"], "each ran once");
     let now = master.hosts("sleeps").remove(0);
     assert_eq!((text(&now["id"]), text(&now["handle"])), (text(&host["id"]), text(&host["handle"])), "adopted");
-    assert_eq!(now["state"], "awake");
+    assert_eq!(now["state"], "ready");
 }
 
 #[test]

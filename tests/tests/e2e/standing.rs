@@ -96,7 +96,7 @@ fn listings_have_the_fields_that_scripts_rely_on() {
     // What people read, and one object for scripts.
     let shown = master.rouse(&["show", &id]).ended(0).text();
     assert!(shown.contains("my name") && shown.contains("success"), "{shown}");
-    assert!(master.rouse(&["why", &id]).ended(0).text().contains("success"));
+    assert!(master.rouse(&["why", &id]).ended(0).text().contains("succeeded"));
     let followed = master.rouse(&["build", "--worker", "lists", "--json", "--", "sh", "-c", "exit 3"]).ended(1).json();
     assert_eq!(followed["tries"][0]["steps"][0]["exit_code"], 3, "{followed}");
 }

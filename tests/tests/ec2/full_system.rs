@@ -79,7 +79,7 @@ async fn a_build_buys_an_instance_runs_on_it_and_it_is_gone() {
         let said = master.rouse(&["build", "--worker", "w", "--", "sh", "-c", "echo on $ROUSE_WORKER"]).ended(0);
         assert_eq!(said.text(), "on w\n", "{}", system.agent_log());
         let hosts = master.hosts("w");
-        assert_eq!((text(&hosts[0]["provider"]), text(&hosts[0]["state"])), ("ec2".to_owned(), "awake".to_owned()));
+        assert_eq!((text(&hosts[0]["provider"]), text(&hosts[0]["state"])), ("ec2".to_owned(), "ready".to_owned()));
         assert_eq!(system.cloud.alive(), [text(&hosts[0]["handle"])]);
         assert!(hosts[0]["cost"].as_f64().is_some_and(|usd| usd > 0.0 && usd < 0.01), "{}", hosts[0]);
         // A master that is killed forgets nothing: the next one finds host and agent.

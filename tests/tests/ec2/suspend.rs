@@ -162,11 +162,11 @@ async fn a_stopped_host_is_woken_instead_of_another_being_bought() {
     let system = killable_system("ec2-stop", &more, "build_wait_timeout = 1\n").await;
     tokio::task::block_in_place(|| {
         let master = &system.master;
-        let stopped = || master.hosts("w").first().is_some_and(|host| host["state"] == "stopped");
+        let stopped = || master.hosts("w").first().is_some_and(|host| host["state"] == "suspended");
         master.rouse(&["build", "--worker", "w", "--", "true"]).ended(0);
         master.until_within(MINUTE, "it is stopped when idle", stopped);
         assert_eq!(system.cloud.instances()[0]["state"], "stopped");
-        assert!(master.rouse(&["hosts"]).ended(0).text().contains("stopped"));
+        assert!(master.rouse(&["hosts"]).ended(0).text().contains("suspended"));
         assert_eq!(master.worker("w")["state"], "asleep");
         let cost = || master.hosts("w")[0]["cost"].as_f64().unwrap();
         let before = cost();
@@ -188,7 +188,7 @@ async fn a_stopped_host_is_woken_instead_of_another_being_bought() {
         let runs = || system.cloud.instances()[0]["state"] != "stopped";
         system.cloud.call("StartInstances", &[("InstanceId.1", &instance)]);
         let audit = master.rouse(&["audit"]).ended(1).text();
-        assert!(audit.contains("awake") && audit.contains(&instance), "{audit}");
+        assert!(audit.contains("running") && audit.contains(&instance), "{audit}");
         assert!(runs(), "an audit without --fix touches nothing");
         master.rouse(&["audit", "--fix"]).ended(0);
         master.until_within(MINUTE, "it is stopped once more", || !runs() && stopped());
@@ -208,7 +208,7 @@ async fn a_stopped_host_ends_when_it_is_old() {
         let master = &system.master;
         master.rouse(&["build", "--worker", "w", "--", "true"]).ended(0);
         master.until_within(MINUTE, "it is stopped", || {
-            master.hosts("w").first().is_some_and(|host| host["state"] == "stopped")
+            master.hosts("w").first().is_some_and(|host| host["state"] == "suspended")
         });
         master.until_within(MINUTE, "it is terminated", || system.cloud.alive().is_empty());
         master.until("the ledger knows", || master.hosts("w").is_empty());
@@ -224,13 +224,13 @@ async fn a_hibernated_agent_begins_anew_when_it_is_woken() {
         let master = &system.master;
         master.rouse(&["build", "--worker", "w", "--", "true"]).ended(0);
         master.until_within(MINUTE, "it is hibernated", || {
-            master.hosts("w").first().is_some_and(|host| host["state"] == "stopped")
+            master.hosts("w").first().is_some_and(|host| host["state"] == "suspended")
         });
         assert_eq!(system.cloud.instances()[0]["hibernated"], true);
         let first = master.detach(&["--worker", "w", "--", "true"]);
         master.until_within(MINUTE, "it runs there", || master.state(&first) == "success");
         let log = system.agent_log();
-        assert!(log.contains("beginning anew: the machine may have slept"), "{log}");
+        assert!(log.contains("restarting: the machine may have been suspended"), "{log}");
         let instances = system.cloud.instances();
         assert_eq!((instances.len(), &instances[0]["boots"]), (1, &json!(1)));
         master.rouse(&["drain", "w"]).ended(0);
@@ -253,7 +253,7 @@ async fn forgets_nothing(name: &str, fault: Fault, and_while_it_falls_asleep: bo
             cloud.proxy.heal();
             master.begin();
         };
-        let stopped = || master.hosts("w").first().is_some_and(|host| host["state"] == "stopped");
+        let stopped = || master.hosts("w").first().is_some_and(|host| host["state"] == "suspended");
         let builds = RefCell::new(Vec::new());
         let build = || builds.borrow_mut().push(master.detach(&["--worker", "w", "--", "true"]));
         killed_at("RunInstances", &build);
