@@ -61,7 +61,7 @@ fn of_two_agents_with_one_name_the_second_is_refused_and_both_sides_say_so() {
     assert!(holds_within(DEADLINE, || second.err().contains("another agent")), "{}", second.err());
     master.until("the master logs it", || {
         let log = master.log();
-        log.lines().any(|line| line.contains("says it is twins") && line.contains("refused"))
+        log.lines().any(|line| line.contains("claims to be twins") && line.contains("refused"))
     });
     let refused = &master.worker("twins")["refused"];
     assert!(refused["reason"].as_str().is_some_and(|why| why.contains("another agent")), "{refused}");

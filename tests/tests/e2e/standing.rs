@@ -168,9 +168,9 @@ fn steps_stop_at_failure_but_those_that_always_run_and_at_their_limits() {
 }
 
 #[test]
-fn a_paused_worker_takes_nothing_and_a_stopped_ones_agent_ends() {
+fn a_paused_worker_takes_nothing_and_a_drained_one_ends_its_builds_first() {
     let master = shared();
-    let (_held, mut stopped) = (master.agent("held"), master.agent("stopped"));
+    let (_held, mut drained) = (master.agent("held"), master.agent("stopped"));
     for order in ["pause", "drain"] {
         master.rouse(&[order, "held"]).ended(0);
         master.until_worker("held", "paused");
@@ -189,8 +189,9 @@ fn a_paused_worker_takes_nothing_and_a_stopped_ones_agent_ends() {
     master.until_state(&id, "running");
     master.rouse(&["drain", "stopped"]).ended(0);
     master.until_worker("stopped", "draining");
-    assert!(stopped.try_wait().is_none(), "its build goes on");
+    assert!(drained.try_wait().is_none(), "its build goes on");
     fs::write(gate, "").unwrap();
     master.until_state(&id, "success");
-    stopped.wait(DEADLINE).ended(0);
+    master.until_worker("stopped", "paused");
+    assert!(drained.try_wait().is_none(), "its machine is not the master's to end");
 }
