@@ -36,10 +36,10 @@ test: ## every test that needs nothing but this machine
 	@# Beside the compiler, since it mostly waits.
 	@tests/openstack/prepare >/dev/null & prepare=$$!; \
 		echo "$(CARGO) build --locked --workspace --bins" && $(CARGO) build --locked --workspace --bins && wait $$prepare
+	$(CARGO) test --locked --workspace --doc
 	tests/run --workspace -E 'not binary(openstack)'
 	@# By itself: Nova is one Python process that keeps a processor busy, and its callers give up after 35 s.
 	tests/run -p rouse-tests --test openstack
-	$(CARGO) test --locked --workspace --doc
 
 # No broker, no root, no guests: what a change is tried with first.
 quick: ## the tests that need no server, and 200 seeds of the simulation; below 90 s once compiled
