@@ -69,7 +69,7 @@ pub fn exact(duration: Duration) -> String {
 }
 
 /// The duration for people, in whole seconds and at most two units that follow one another, rounded down: `42s`,
-/// `1h30m`, `3d4h`. The page's `span()` prints the same.
+/// `1h30m`, `3d4h`. The page's `formatDuration()` prints the same.
 pub fn rough(duration: Duration) -> String {
     join(duration.as_secs().saturating_mul(1_000), 2)
 }

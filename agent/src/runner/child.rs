@@ -31,7 +31,7 @@ enum Stage {
 pub struct Plan {
     args: Vec<CString>,
     env: Vec<CString>,
-    /// The paths to try, in this job.
+    /// The paths to try, in this order.
     programs: Vec<CString>,
     cwd: CString,
     user: Option<User>,
