@@ -284,6 +284,25 @@ async fn steps_of_a_killed_zygote_are_lost_and_another_takes_over() {
     }
 }
 
+/// There the session of every process is 0, since its leader is not one of the container's.
+#[test]
+fn a_zygote_is_replaced_in_a_container_that_was_entered_from_outside() {
+    let mut unshare = std::process::Command::new("unshare");
+    unshare.args(["--user", "--map-root-user", "--pid", "--fork", "--mount-proc", "--kill-child"]);
+    if !unshare.arg("true").status().is_ok_and(|status| status.success()) {
+        assert!(std::env::var_os("CI").is_none(), "no namespaces can be had here, and CI must run this");
+        eprintln!("passed over: no namespaces can be had here");
+        return;
+    }
+    let mut unshare = std::process::Command::new("unshare");
+    unshare.args(["--user", "--map-root-user", "--pid", "--fork", "--mount-proc", "--kill-child"]);
+    unshare.arg(std::env::current_exe().expect("it has a path"));
+    unshare.args(["steps_of_a_killed_zygote_are_lost_and_another_takes_over", "--exact"]);
+    let ran = unshare.output().expect("it can be run");
+    let said = String::from_utf8_lossy(&ran.stdout);
+    assert!(ran.status.success() && said.contains("1 passed"), "{said}{}", String::from_utf8_lossy(&ran.stderr));
+}
+
 #[tokio::test]
 async fn steps_run_as_another_user() {
     if !root() {

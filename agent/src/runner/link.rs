@@ -135,10 +135,15 @@ fn reap_zygote(mut zygote: Child) {
 /// `impatient`.
 fn kill_leftovers(dead: sys::Pid, impatient: bool) -> bool {
     let own = std::process::id() as sys::Pid;
-    let own_session = rustix::process::getsid(None).map_or(0, |session| session.as_raw_nonzero().get());
+    let processes = sys::processes();
+    // Not from getsid(2): in a container that was entered from outside it returns 0, which rustix takes for impossible.
+    let Some(own_session) = processes.iter().find(|process| process.pid == own).map(|process| process.session) else {
+        // Without this, nothing tells whose the others are.
+        return false;
+    };
     let zygotes = mutex::lock(&ZYGOTES);
     let mut left = false;
-    for process in sys::processes() {
+    for process in processes {
         let foreign = process.parent == own && process.session != own_session && !zygotes.contains(&process.session);
         if !foreign {
             continue;
