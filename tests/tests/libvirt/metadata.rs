@@ -2,7 +2,7 @@
 //! learns there for which host of a master it is.
 
 use crate::system::{GUEST, OWN_XML};
-use crate::{alone, may_run};
+use crate::{may_run, together};
 use rouse_tests::ec2::{Authority, Cloud, with_defaults};
 use rouse_tests::harness::{Master, free_address};
 use rouse_tests::virt::{BRIDGE, Image, VirtHost, image, outside, run};
@@ -75,7 +75,7 @@ fn an_agent_in_a_guest_asks_the_address_of_the_metadata() {
     if !may_run() {
         return;
     }
-    let _alone = alone();
+    let _turn = together();
     let virt_host = VirtHost::get();
     virt_host.need_network("rouse");
     give_address(virt_host);

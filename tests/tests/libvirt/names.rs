@@ -45,7 +45,7 @@ fn dhclients_name_is_taken_from_the_machine_or_from_its_lease() {
     if !crate::may_run() {
         return;
     }
-    let _turn = crate::alone();
+    let _turn = crate::together();
     let system = system();
     let network = system.virt_host.virsh(&["net-dumpxml", "rouse"]);
     let bridge = network.split_once("<bridge name='").unwrap().1.split('\'').next().unwrap();
@@ -64,9 +64,10 @@ fn dhclients_name_is_taken_from_the_machine_or_from_its_lease() {
         machine.env("ROUSE_AGENT_PASSWORD", PASSWORD).env("ROUSE_AGENT_BROKER", &system.broker);
         machine.env("ROUSE_AGENT_WORK_DIR", system.master.dir.join(format!("work-{worker}")));
         let machine = Process::start(machine, &system.master.dir, worker);
-        let network_of = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/net")).unwrap();
+        // Of this thread, since the process's first one is outside of the tests' network.
+        let network_of = |who: &str| fs::read_link(format!("/proc/{who}/ns/net")).unwrap();
         let pid = machine.pid().to_string();
-        system.master.until("it has a network of its own", || network_of(&pid) != network_of("self"));
+        system.master.until("it has a network of its own", || network_of(&pid) != network_of("thread-self"));
         ip(&["link", "set", CARD, "netns", &pid]);
         let build = system.master.detach(&["--worker", worker, "--", "hostname"]);
         let said = || String::from_utf8_lossy(&machine.out()).into_owned() + &machine.err();
