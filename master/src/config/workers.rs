@@ -145,7 +145,9 @@ fn read_worker(
     let image = host.as_ref().and_then(|(host, _, _)| host.as_ref()).map(HostConfig::image).unwrap_or_default();
     let fingerprint = host.as_ref().map_or(0, |(_, _, fingerprint)| *fingerprint);
     let suspend = host.as_ref().and_then(|(host, _, _)| host.as_ref()).and_then(HostConfig::suspend);
-    let latent = latent(&table, kind, template, fingerprint, &image).map(|latent| LatentPlan { suspend, ..latent });
+    let place: Arc<str> = host.as_ref().and_then(|(host, _, _)| host.as_ref()).map(HostConfig::place).unwrap_or_default().into();
+    let latent = latent(&table, kind, template, fingerprint, &image);
+    let latent = latent.map(|latent| LatentPlan { suspend, place, ..latent });
     if let Some(kind) = kind {
         warn_of_provider(&table, kind, unreachable);
     }
@@ -249,8 +251,8 @@ fn latent(
         value.warn(format!("more than there are: this section gives {of} of them"));
     }
     let (template, image) = (template.to_owned(), image.into());
-    let suspend = None;
-    Some(LatentPlan { provider, build_wait_timeout, max_uses, template, min_idle, suspend, image, fingerprint })
+    let (suspend, place) = (None, Arc::default());
+    Some(LatentPlan { provider, place, build_wait_timeout, max_uses, template, min_idle, suspend, image, fingerprint })
 }
 
 /// The one provider section: what it makes (nothing where it is faulty), whose it is, and its fingerprint.

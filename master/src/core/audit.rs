@@ -5,7 +5,7 @@
 //! that what changed while a list was on its way is none. If it is to put things right, it goes on until nothing
 //! differs that it may touch, or until its time is over.
 
-use super::event::{Effect, Level, ListedHost, Owner, PartialList, Reply, RequestId};
+use super::event::{Effect, Level, ListedHost, Listing, Owner, Reply, RequestId, UnlistedPlace};
 use super::host::LiveHost;
 use super::plan::ProviderKind;
 use super::record::{Host, HostState};
@@ -112,7 +112,7 @@ pub struct Difference {
 }
 
 type Key = (DifferenceKind, ProviderKind, String);
-type List = Result<Vec<ListedHost>, PartialList>;
+type List = Result<Listing, String>;
 
 impl Difference {
     fn of_machine(kind: DifferenceKind, provider: ProviderKind, machine: &ListedHost, why: &str) -> Self {
@@ -135,7 +135,7 @@ impl Difference {
         let name = match self.kind {
             DifferenceKind::Orphan | DifferenceKind::Foreign => self.handle.clone(),
             DifferenceKind::Missing | DifferenceKind::Running => self.host.as_ref().map(|host| host.0.clone()),
-            DifferenceKind::ListFailed => None,
+            DifferenceKind::ListFailed => Some(self.why.clone()),
         };
         (self.kind, self.provider, name.unwrap_or_default())
     }
@@ -180,21 +180,19 @@ impl Core {
 
     /// Compares what a provider lists with the ledger. A partial list says nothing about what is missing from it.
     pub(super) fn on_listed(&mut self, now: Timestamp, provider: ProviderKind, result: List) {
-        let (listed, whole) = match result {
-            Ok(listed) => (listed, true),
-            Err(PartialList { why, heard }) => {
-                if self.unlisted.contains(&provider) {
-                    self.timers.set(Timer::Audit(provider), now + FIRST_LIST_AGAIN);
-                }
-                self.note(Level::Warn, format!("the hosts of {} could not be listed: {why}", provider.as_str()));
-                (heard, false)
-            }
-        };
+        let Listing { machines, unlisted } = result.unwrap_or_else(Listing::of_nobody);
+        let whole = unlisted.is_empty();
         if whole {
             self.listed.insert(provider);
             self.pending.wake |= self.unlisted.remove(&provider);
+        } else if self.unlisted.contains(&provider) {
+            self.timers.set(Timer::Audit(provider), now + FIRST_LIST_AGAIN);
         }
-        let (listed, foreign_machines): (Vec<_>, Vec<_>) = listed.into_iter().partition(|m| m.owner == Owner::Ours);
+        for UnlistedPlace { place, why } in &unlisted {
+            let place = place.as_ref().map_or_else(String::new, |place| format!(" in {place}"));
+            self.note(Level::Warn, format!("the hosts of {}{place} could not be listed: {why}", provider.as_str()));
+        }
+        let (listed, foreign_machines): (Vec<_>, Vec<_>) = machines.into_iter().partition(|m| m.owner == Owner::Ours);
         self.note_foreign_machines(provider, &foreign_machines, whole);
         for machine in &listed {
             if let Some(live) = self.hosts.get_mut(&machine.host) {
@@ -221,17 +219,17 @@ impl Core {
                 }
             }
         }
-        if !whole {
-            return;
+        if whole {
+            let orphans = self.orphans.len();
+            self.orphans.retain(|(of, handle), _| *of != provider || listed.iter().any(|m| m.handle == *handle));
+            self.forget_told_orphans(provider, |handle| listed.iter().any(|m| m.handle == *handle));
+            // Each one that is gone leaves room for a host.
+            self.pending.wake |= self.orphans.len() < orphans;
         }
-        let orphans = self.orphans.len();
-        self.orphans.retain(|(of, handle), _| *of != provider || listed.iter().any(|m| m.handle == *handle));
-        self.forget_told_orphans(provider, |handle| listed.iter().any(|m| m.handle == *handle));
-        // Each one that is gone leaves room for a host.
-        self.pending.wake |= self.orphans.len() < orphans;
         let mut gone = Vec::new();
         for (id, live) in &mut self.hosts {
-            if live.should_be_listed(now, provider) && !listed.iter().any(|m| m.host == *id) {
+            let hidden = hides(&unlisted, &live.host.place);
+            if live.should_be_listed(now, provider) && !hidden && !listed.iter().any(|m| m.host == *id) {
                 let worker = self.workers.get(&live.host.worker);
                 if worker.is_some_and(|worker| worker.is_heard_on(&live.host, now)) {
                     live.missing_from_lists = 0;
@@ -334,7 +332,7 @@ impl Core {
         let Some(mut audit) = self.audits.remove(&request) else { return };
         for list in audit.lists.values_mut() {
             let silent = || format!("no answer within the {} s of an audit", AUDIT_LIMIT.as_secs());
-            list.get_or_insert_with(|| Err(silent().into()));
+            list.get_or_insert_with(|| Err(silent()));
         }
         let found = self.compare(now, &audit.lists);
         self.answer_audit(request, &audit, found);
@@ -343,17 +341,22 @@ impl Core {
     fn compare(&self, now: Timestamp, lists: &BTreeMap<ProviderKind, Option<List>>) -> BTreeMap<Key, Difference> {
         let mut found = Vec::new();
         for (&provider, list) in lists {
-            let (listed, whole) = match list {
-                Some(Ok(listed)) => (listed, true),
-                Some(Err(PartialList { why, heard })) => {
-                    let kind = DifferenceKind::ListFailed;
-                    let why = format!("its hosts could not be listed: {why}");
-                    found.push(Difference { kind, provider, host: None, handle: None, owner: None, why, done: false });
-                    (heard, false)
-                }
-                None => continue,
-            };
-            found.extend(listed.iter().filter_map(|machine| match &machine.owner {
+            let Some(list) = list else { continue };
+            let nobody = list.as_ref().err().map(|why| Listing::of_nobody(why.clone()));
+            let Some(Listing { machines, unlisted }) = nobody.as_ref().or(list.as_ref().ok()) else { continue };
+            found.extend(unlisted.iter().map(|UnlistedPlace { place, why }| Difference {
+                kind: DifferenceKind::ListFailed,
+                provider,
+                host: None,
+                handle: None,
+                owner: None,
+                why: match place {
+                    Some(place) => format!("its hosts in {place} could not be listed: {why}"),
+                    None => format!("its hosts could not be listed: {why}"),
+                },
+                done: false,
+            }));
+            found.extend(machines.iter().filter_map(|machine| match &machine.owner {
                 Owner::Ours if self.is_running_unexpectedly(machine) => {
                     let why = "it should be suspended, but its machine is running";
                     Some(Difference::of_machine(DifferenceKind::Running, provider, machine, why))
@@ -368,12 +371,12 @@ impl Core {
                     Some(Difference::of_machine(DifferenceKind::Foreign, provider, machine, why))
                 }
             }));
-            let ours = |id: &HostId| listed.iter().any(|m| m.owner == Owner::Ours && m.host == *id);
+            let ours = |id: &HostId| machines.iter().any(|m| m.owner == Owner::Ours && m.host == *id);
             // One that is being terminated is on its way out already.
             let heard = |host: &Host| self.workers.get(&host.worker).is_some_and(|w| w.is_heard_on(host, now));
             let lost = self.hosts.iter().filter(|(id, live)| {
-                let should_be = whole && live.should_be_listed(now, provider) && !heard(&live.host);
-                should_be && live.host.state != HostState::Terminating && !ours(id)
+                let should_be = live.should_be_listed(now, provider) && !heard(&live.host);
+                should_be && !hides(unlisted, &live.host.place) && live.host.state != HostState::Terminating && !ours(id)
             });
             found.extend(lost.map(|(id, live)| Difference {
                 kind: DifferenceKind::Missing,
@@ -415,7 +418,9 @@ impl Core {
     fn answer_audit(&mut self, request: RequestId, audit: &Audit, found: BTreeMap<Key, Difference>) {
         self.timers.clear(&Timer::AuditRound(request));
         self.timers.clear(&Timer::AuditOver(request));
-        let whole = |provider: &ProviderKind| matches!(audit.lists.get(provider), Some(Some(Ok(_))));
+        let whole = |provider: &ProviderKind| {
+            matches!(audit.lists.get(provider), Some(Some(Ok(listing))) if listing.unlisted.is_empty())
+        };
         let acted = audit.acted.iter().filter(|(key, _)| !found.contains_key(key));
         // Where the last list failed, nobody knows what has become of it.
         let mut differences: Vec<_> =
@@ -427,7 +432,7 @@ impl Core {
             difference
         }));
         differences.sort_by_key(Difference::key);
-        let machines = |list: &List| list.as_ref().unwrap_or_else(|unlisted| &unlisted.heard).len();
+        let machines = |list: &List| list.as_ref().map_or(0, |listing| listing.machines.len());
         let listed = audit.lists.values().flatten().map(machines).sum();
         let report = AuditReport { differences, hosts: self.hosts.len(), listed };
         self.reply(request, Reply::Audit(Box::new(report)));
@@ -437,6 +442,11 @@ impl Core {
     pub fn foreign_counts(&self) -> (usize, usize) {
         (self.orphans.len(), self.foreign_machines.len())
     }
+}
+
+/// Whether nothing is known of what is in this place.
+fn hides(unlisted: &[UnlistedPlace], place: &str) -> bool {
+    unlisted.iter().any(|other| other.place.as_deref().is_none_or(|name| name == place))
 }
 
 impl LiveHost {

@@ -9,6 +9,7 @@ pub use super::workers::WorkerState;
 use rouse_shared::message::{Hello, ToAgent, ToMaster};
 use rouse_shared::{AttemptId, BuildId, HostId, Timestamp, WorkerName};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use utoipa::ToSchema;
 
@@ -104,6 +105,8 @@ pub enum Event {
         host: HostId,
         /// How it ended, in a sentence.
         why: String,
+        /// Whether the cloud took it back for want of room: neither the image's fault nor the worker's.
+        reclaimed: bool,
     },
     /// [`Effect::FetchConsole`] came to an end. Late.
     Console {
@@ -112,12 +115,12 @@ pub enum Event {
         /// The last of what it printed.
         text: Option<String>,
     },
-    /// [`Effect::ListHosts`] came to an end. A list is whole, or an error.
+    /// [`Effect::ListHosts`] came to an end.
     Listed {
         /// Whose list.
         provider: ProviderKind,
-        /// The machines that have our name.
-        result: Result<Vec<ListedHost>, PartialList>,
+        /// The machines that have our name, or why none of the provider's places was listed.
+        result: Result<Listing, String>,
     },
     /// The log adapter holds every byte of these logs up to the lengths of [`Effect::CheckLogs`]. Late and twice.
     LogsWhole {
@@ -146,8 +149,8 @@ pub enum Event {
         round: u32,
         /// Whose list.
         provider: ProviderKind,
-        /// The machines that have our name: all of them, or an error.
-        result: Result<Vec<ListedHost>, PartialList>,
+        /// The machines that have our name, or why none of the provider's places was listed.
+        result: Result<Listing, String>,
     },
     /// [`Effect::SendMail`] came to an end. Once; never for what an earlier master was sending, which is sent again.
     MailSent {
@@ -215,18 +218,22 @@ pub struct Started {
     pub identity: Option<String>,
 }
 
-/// Why a provider did not start a host. Told apart by kind, never by text.
+/// Why a provider did not start a host. Told apart by kind, never by text. Each kind has an owner, who waits for it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum StartError {
-    /// The provider has no capacity now: not the image's fault.
+    /// There is no room for this alternative (type, zone, market, size) now. The alternative rests.
     Capacity(String),
-    /// It will not be made like this: wrong image, wrong type, no such thing.
+    /// A quota or limit of the account leaves no room for this alternative. It rests, and the place pauses if the quota
+    /// leaves room for none.
+    Quota(String),
+    /// It will not be made like this: wrong image, wrong type, no such thing. The worker pauses, and its image.
     Rejected(String),
-    /// Our credentials are rejected.
-    Auth(String),
-    /// Nothing was made; the same call may succeed later.
+    /// The place refuses everybody or cannot be asked: unreachable, credentials refused or expired, wrong clock,
+    /// throttled, an internal error, a network or pool that is not active. Nothing was made. The place pauses.
+    Place(String),
+    /// Nothing was made, and the same call may succeed soon. The worker pauses.
     Transient(String),
-    /// It may or may not have been made: the same start is repeated, word for word.
+    /// It may or may not have been made: the same start is repeated, word for word. The place pauses.
     Unknown(String),
 }
 
@@ -234,7 +241,12 @@ impl StartError {
     /// The words.
     pub fn text(&self) -> &str {
         match self {
-            Self::Capacity(t) | Self::Rejected(t) | Self::Auth(t) | Self::Transient(t) | Self::Unknown(t) => t,
+            Self::Capacity(t)
+            | Self::Quota(t)
+            | Self::Rejected(t)
+            | Self::Place(t)
+            | Self::Transient(t)
+            | Self::Unknown(t) => t,
         }
     }
 }
@@ -274,18 +286,33 @@ pub struct ListedHost {
     pub suspended: bool,
 }
 
-/// Why a provider's list is not whole.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct PartialList {
-    /// Who could not be asked, in a sentence.
-    pub why: String,
-    /// What the others have: these are there, and of what is not among them nothing is known.
-    pub heard: Vec<ListedHost>,
+/// What a provider has listed.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Listing {
+    /// The machines that have our name, of every place that was listed.
+    pub machines: Vec<ListedHost>,
+    /// The places that were not: of what is there nothing is known.
+    pub unlisted: Vec<UnlistedPlace>,
 }
 
-impl From<String> for PartialList {
-    fn from(why: String) -> Self {
-        Self { why, heard: Vec::new() }
+/// A place that a provider could not list.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct UnlistedPlace {
+    /// Its name, as [`super::plan::LatentPlan::place`] has it; absent if it may be any of the provider's.
+    pub place: Option<String>,
+    /// Why not, in a sentence.
+    pub why: String,
+}
+
+impl Listing {
+    /// All machines of all places.
+    pub fn whole(machines: Vec<ListedHost>) -> Self {
+        Self { machines, unlisted: Vec::new() }
+    }
+
+    /// None of the places could be asked.
+    pub fn of_nobody(why: String) -> Self {
+        Self { machines: Vec::new(), unlisted: vec![UnlistedPlace { place: None, why }] }
     }
 }
 
@@ -323,8 +350,10 @@ pub enum Effect {
     PrepareHost {
         /// The host.
         host: Box<Host>,
-        /// Which alternative, from 0.
+        /// The first alternative that may be taken, from 0.
         number: u32,
+        /// Alternatives of its place that rest for want of room ([`LaunchSpec::alternative`]): they are passed over.
+        resting: BTreeSet<String>,
     },
     /// Make the machine of the host's order, word for word; idempotent by the host's id. Answered by
     /// [`Event::StartEnded`].

@@ -170,7 +170,7 @@ impl Core {
             Event::TerminateEnded { host, result } => self.on_terminate_ended(now, &host, result),
             Event::SuspendEnded { host, result } => self.on_suspend_ended(now, &host, result),
             Event::ResumeEnded { host, result } => self.on_resume_ended(now, &host, result),
-            Event::HostGone { host, why } => self.on_host_gone(now, &host, &why),
+            Event::HostGone { host, why, reclaimed: _ } => self.on_host_gone(now, &host, &why),
             Event::Console { host, text } => self.on_console(now, &host, text),
             Event::Listed { provider, result } => self.on_listed(now, provider, result),
             Event::LogsWhole { attempt } => self.on_logs_whole(now, attempt),

@@ -85,6 +85,8 @@ pub struct WorkerPlan {
 pub struct LatentPlan {
     /// What makes its hosts.
     pub provider: ProviderKind,
+    /// Where they are made: what fails together there, such as one region with one account, or one hypervisor.
+    pub place: Arc<str>,
     /// Idle time before the host is shut down; absent: never.
     pub build_wait_timeout: Option<Duration>,
     /// Builds before the host is retired; 0: no limit.

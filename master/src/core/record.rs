@@ -21,6 +21,9 @@ pub struct Host {
     pub worker: WorkerName,
     /// What makes it.
     pub provider: ProviderKind,
+    /// [`super::plan::LatentPlan::place`] when it was ordered.
+    #[serde(default)]
+    pub place: String,
     /// What its provider calls it, once that is known.
     pub handle: Option<String>,
     /// Where it is in its life.
@@ -83,6 +86,10 @@ impl Host {
 pub struct LaunchSpec {
     /// Which alternative of the configuration it is (type, zone, market), from 0.
     pub number: u32,
+    /// What that alternative is, for people and to let it rest: the same for all workers of a place that would be made
+    /// like this. Empty if there are no alternatives.
+    #[serde(default)]
+    pub alternative: String,
     /// What it boots, as the provider has resolved it: differs where another image stands behind the same
     /// configuration.
     pub image: String,

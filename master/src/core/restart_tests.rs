@@ -22,6 +22,7 @@ fn name() -> WorkerName {
 fn worker(latent: bool, lease: u64) -> WorkerPlan {
     let latent = latent.then(|| LatentPlan {
         provider: ProviderKind::Process,
+        place: "here".into(),
         build_wait_timeout: Some(600 * SECOND),
         max_uses: 0,
         template: "w1".to_owned(),
@@ -61,11 +62,12 @@ fn plan(workers: Vec<WorkerPlan>) -> Arc<Plan> {
 /// A core, and what it has committed.
 /// The provider's answer to what it is asked to work out.
 fn prepared(effect: &Effect) -> Option<Event> {
-    let Effect::PrepareHost { host, number } = effect else { return None };
+    let Effect::PrepareHost { host, number, .. } = effect else { return None };
     let (number, host) = (*number, host.id.clone());
     let identity = Some(host.0.clone());
     let order = LaunchSpec {
         number,
+        alternative: String::new(),
         image: "image".to_owned(),
         spec: String::new(),
         more: false,
@@ -285,7 +287,7 @@ fn a_start_that_may_have_been_given_before_is_given_until_its_result_is_known() 
     let id = master.host().id.clone();
     let effects = master.restart(plan(vec![worker(true, 60)]));
     assert!(effects.iter().any(|e| matches!(e, Effect::StartHost(_))));
-    let failed = Err(StartError::Transient("no route".to_owned()));
+    let failed = Err(StartError::Place("no route".to_owned()));
     master.handle(Event::StartEnded { host: id.clone(), number: 0, result: failed.clone() });
     assert_eq!(master.host().state, HostState::Ordered);
     assert!(master.after(60 * SECOND).iter().any(|e| matches!(e, Effect::StartHost(_))));
@@ -306,7 +308,7 @@ fn a_host_that_goes_while_its_evidence_is_fetched_has_failed_once() {
     master.handle(Event::StartEnded { host: id.clone(), number: 0, result: started() });
     master.after(1_200 * SECOND);
     assert_eq!(master.host().state, HostState::Terminating);
-    master.handle(Event::HostGone { host: id.clone(), why: "it ended".to_owned() });
+    master.handle(Event::HostGone { host: id.clone(), why: "it ended".to_owned(), reclaimed: false });
     master.handle(Event::Console { host: id, text: Some("late".to_owned()) });
     assert_eq!(master.builds[&BuildId(1)].1.failed_hosts.len(), 1);
     assert_eq!(master.hosts.len(), 1, "the next try comes after a pause");

@@ -12,7 +12,7 @@ pub fn effect(effect: &Effect, now: Timestamp) -> String {
         Effect::Save(record) => format!("save {}", self::record(record, now)),
         Effect::Send { queue, message } => format!("{queue} <- {}", self::message(message)),
         Effect::Reply { request, reply } => format!("reply {}: {reply:?}", request.0),
-        Effect::PrepareHost { host, number } => format!("prepare order {number} of {} for {}", host.id, host.worker),
+        Effect::PrepareHost { host, number, .. } => format!("prepare order {number} of {} for {}", host.id, host.worker),
         Effect::StartHost(host) => format!("START {} for {}", host.id, host.worker),
         Effect::TerminateHost(host) => format!("TERMINATE {}", host.id),
         Effect::SuspendHost(host) => format!("SUSPEND {}", host.id),

@@ -233,8 +233,8 @@ async fn connect(
 }
 
 async fn forward_deaths(mut heard: mpsc::Receiver<Death>, events: mpsc::Sender<Event>) {
-    while let Some(Death { host, why }) = heard.recv().await {
-        if events.send(Event::HostGone { host, why }).await.is_err() {
+    while let Some(Death { host, why, reclaimed }) = heard.recv().await {
+        if events.send(Event::HostGone { host, why, reclaimed }).await.is_err() {
             return;
         }
     }

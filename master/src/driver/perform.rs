@@ -3,7 +3,7 @@
 
 use crate::broker::{LinkHandle, Outbound, Refusals};
 use crate::config::Config;
-use crate::core::event::{Change, Effect, Event, Level, ListedHost, PartialList, Reply, RequestId, StartError};
+use crate::core::event::{Change, Effect, Event, Level, Listing, Reply, RequestId, StartError};
 use crate::core::plan::ProviderKind;
 use crate::core::record::Host;
 use crate::hosts::Hosts;
@@ -11,7 +11,7 @@ use crate::logs::Logs;
 use crate::mail::{self, Patience};
 use crate::web::{self, Figure};
 use rouse_shared::boot::BootData;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
@@ -80,8 +80,8 @@ impl Executor {
             Effect::Reply { request, reply } => {
                 self.reply(request, reply);
             }
-            Effect::PrepareHost { host, number } => {
-                self.prepare_host(*host, number, config);
+            Effect::PrepareHost { host, number, resting } => {
+                self.prepare_host(*host, number, resting, config);
             }
             Effect::StartHost(host) => {
                 let hosts = self.hosts.clone();
@@ -207,12 +207,12 @@ impl Executor {
         }
     }
 
-    fn prepare_host(&self, host: Host, number: u32, config: &Config) {
+    fn prepare_host(&self, host: Host, number: u32, resting: BTreeSet<String>, config: &Config) {
         let (hosts, boot) = (self.hosts.clone(), self.boot_data(&host, config));
         self.spawn_call(async move {
-            let result = hosts.call(host.provider, |p| p.prepare(&host, number, boot)).await;
+            let result = hosts.call(host.provider, |p| p.prepare(&host, number, &resting, boot)).await;
             // It makes nothing, so it may be repeated.
-            let result = result.unwrap_or_else(|e| Err(e.into_start(StartError::Transient)));
+            let result = result.unwrap_or_else(|e| Err(e.into_start(StartError::Place)));
             Event::Prepared { host: host.id, number, result }
         });
     }
@@ -278,6 +278,6 @@ impl Executor {
     }
 }
 
-async fn list(hosts: &Hosts, provider: ProviderKind) -> Result<Vec<ListedHost>, PartialList> {
+async fn list(hosts: &Hosts, provider: ProviderKind) -> Result<Listing, String> {
     hosts.call(provider, |p| p.list()).await.unwrap_or_else(|e| Err(e.into()))
 }

@@ -16,7 +16,7 @@ pub mod process;
 pub mod user_data;
 
 use crate::config::Config;
-use crate::core::event::{ListedHost, PartialList, StartError, Started, Suspension, Termination};
+use crate::core::event::{ListedHost, Listing, StartError, Started, Suspension, Termination};
 use crate::core::plan::ProviderKind;
 use crate::core::record::{Host, HostState, LaunchSpec};
 use async_trait::async_trait;
@@ -24,7 +24,7 @@ use futures_util::future::BoxFuture;
 use rouse_shared::boot::BootData;
 use rouse_shared::message::Hello;
 use rouse_shared::{HostId, WorkerName};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -32,10 +32,16 @@ use tokio::sync::mpsc;
 /// What every provider can do. Each call has a deadline of its own and may be repeated.
 #[async_trait]
 pub trait Provider: Send + Sync {
-    /// Works out what [`Self::start`] is to order for a host: resolves its image and takes the alternative of this `number`,
-    /// from 0; a later one is asked for only if the order before it said that there are more. Makes nothing, so every error
-    /// is certain.
-    async fn prepare(&self, host: &Host, number: u32, boot: BootData) -> Result<LaunchSpec, StartError>;
+    /// Works out what [`Self::start`] is to order for a host: resolves its image and takes the first alternative from
+    /// `number` on, counted from 0, that is not `resting`. A later one is asked for only if the order before it said that
+    /// there are more. [`StartError::Capacity`] if all that are left rest. Makes nothing, so every error is certain.
+    async fn prepare(
+        &self,
+        host: &Host,
+        number: u32,
+        resting: &BTreeSet<String>,
+        boot: BootData,
+    ) -> Result<LaunchSpec, StartError>;
     /// Makes the machine exactly as the host's order says, or finds the one that an earlier call has made.
     async fn start(&self, host: &Host) -> Result<Started, StartError>;
     /// Terminates the host's machine. `Gone` only if the provider itself says that there is none, or if none was ordered.
@@ -48,11 +54,12 @@ pub trait Provider: Send + Sync {
     async fn resume(&self, _host: &Host, _boot: BootData) -> Result<(), StartError> {
         Err(StartError::Rejected("this provider's machines cannot be suspended".to_owned()))
     }
-    /// All machines whose owner tag has our master's name, with its id or another one.
+    /// All machines whose owner tag has our master's name, with its id or another one, of every place that the
+    /// configuration names and of those where hosts were made before.
     ///
     /// # Errors
-    /// If part of the provider cannot be asked; the error holds what the rest has listed.
-    async fn list(&self) -> Result<Vec<ListedHost>, PartialList>;
+    /// If none of the places can be asked. A single place that cannot be is part of the listing.
+    async fn list(&self) -> Result<Listing, String>;
     /// Takes the hosts that a master which has just started finds in its ledger, and whose machines were made. A provider
     /// that reports deaths reports now which of them have ended in the meantime.
     fn expect(&self, _hosts: &[&Host]) {}
@@ -98,12 +105,6 @@ impl From<UnansweredError> for String {
     }
 }
 
-impl From<UnansweredError> for PartialList {
-    fn from(error: UnansweredError) -> Self {
-        error.to_string().into()
-    }
-}
-
 /// Longest that a call to a provider may take before its result counts as unknown.
 pub const CALL_LIMIT: Duration = Duration::from_secs(60);
 
@@ -114,6 +115,8 @@ pub struct Death {
     pub host: HostId,
     /// How it ended, in a sentence.
     pub why: String,
+    /// Whether the cloud took it back for want of room.
+    pub reclaimed: bool,
 }
 
 /// The providers of this build of rouse.

@@ -9,7 +9,7 @@ mod stamped;
 use super::{Death, Provider};
 use crate::clock;
 use crate::config::{Config, ProcessConfig};
-use crate::core::event::{ListedHost, Owner, PartialList, StartError, Started, Termination};
+use crate::core::event::{ListedHost, Listing, Owner, StartError, Started, Termination};
 use crate::core::record::{Host, LaunchSpec};
 use crate::sync::lock;
 use async_trait::async_trait;
@@ -159,7 +159,13 @@ fn begin_mark(host: &HostId) -> String {
 
 #[async_trait]
 impl Provider for Processes {
-    async fn prepare(&self, host: &Host, _number: u32, mut boot: BootData) -> Result<LaunchSpec, StartError> {
+    async fn prepare(
+        &self,
+        host: &Host,
+        _number: u32,
+        _resting: &BTreeSet<String>,
+        mut boot: BootData,
+    ) -> Result<LaunchSpec, StartError> {
         let agent = {
             let agents = lock(&self.agents);
             agents.get(&host.worker).cloned().unwrap_or_else(|| PathBuf::from("rouse-agent"))
@@ -170,7 +176,8 @@ impl Provider for Processes {
         let image = agent.display().to_string();
         let spec = serde_json::to_string(&Spec { agent, boot });
         let spec = spec.map_err(|e| StartError::Rejected(format!("cannot serialize the order: {e}")))?;
-        Ok(LaunchSpec { number: 0, image, spec, more: false, fresh: false, identity, price: None })
+        let alternative = String::new();
+        Ok(LaunchSpec { number: 0, alternative, image, spec, more: false, fresh: false, identity, price: None })
     }
 
     async fn start(&self, host: &Host) -> Result<Started, StartError> {
@@ -246,7 +253,7 @@ impl Provider for Processes {
         self.end(&self.owner, &host.id).await
     }
 
-    async fn list(&self) -> Result<Vec<ListedHost>, PartialList> {
+    async fn list(&self) -> Result<Listing, String> {
         let name = name_of(&self.owner).to_owned();
         let all = beside(move || stamped(|owner| name_of(owner) == name)).await;
         let agents = agents_of(&all.map_err(|e| format!("cannot list processes: {e}"))?);
@@ -261,7 +268,7 @@ impl Provider for Processes {
             let (handle, identity) = (agent.handle(), Some(agent.host.0.clone()));
             listed.push(ListedHost { handle, host: agent.host, identity, owner, suspended: false });
         }
-        Ok(listed)
+        Ok(Listing::whole(listed))
     }
 
     fn expect(&self, hosts: &[&Host]) {
@@ -332,7 +339,7 @@ impl Ending {
             tracing::warn!("cannot remove {}: {error}", self.dir.display());
         }
         // A master that ends takes no more news; the next one looks for itself.
-        if self.deaths.send(Death { host: self.host.clone(), why }).await.is_err() {
+        if self.deaths.send(Death { host: self.host.clone(), why, reclaimed: false }).await.is_err() {
             tracing::debug!("nobody was there to hear that host {} is gone", self.host);
         }
     }

@@ -4,7 +4,7 @@ use super::Break;
 use super::machine::Machine;
 use super::setup::password;
 use super::world::World;
-use rouse_master::core::event::{Event, ListedHost, Owner, PartialList, RequestId, StartError, Started, Termination};
+use rouse_master::core::event::{Event, ListedHost, Listing, Owner, RequestId, StartError, Started, Termination, UnlistedPlace};
 use rouse_master::core::plan::ProviderKind;
 use rouse_master::core::record::{Host, HostState, LaunchSpec};
 use rouse_shared::HostId;
@@ -67,7 +67,7 @@ impl World {
     }
 
     /// Works out what is to be ordered: it differs at each asking, as images and prices do.
-    pub(super) fn prepare_host(&mut self, host: &Host, number: u32) {
+    pub(super) fn prepare_host(&mut self, host: &Host, number: u32, _resting: &BTreeSet<String>) {
         let epoch = self.master.epoch;
         let (there, back) = self.call_times();
         let fails = self.mishap(self.faults.call_fails);
@@ -79,6 +79,7 @@ impl World {
         };
         let order = LaunchSpec {
             number,
+            alternative: format!("type {number}"),
             image: "image".to_owned(),
             spec: self.chance.hex(8),
             fresh: false,
@@ -89,7 +90,7 @@ impl World {
         let result = if fails { Err(self.start_error()) } else { Ok(order) };
         let (delay, result) = match back {
             Some(back) => (there + back, result),
-            None => (CALL_LIMIT, Err(StartError::Transient("no answer within 60 s".to_owned()))),
+            None => (CALL_LIMIT, Err(StartError::Place("no answer within 60 s".to_owned()))),
         };
         self.master_event_of(epoch, delay, Event::Prepared { host: host.id.clone(), number, result });
     }
@@ -149,18 +150,19 @@ impl World {
         let number = host.launch.as_ref().map(|order| order.number);
         let made = self.cloud.vms.get(&host.id).is_some_and(|vms| vms.iter().any(|vm| vm.number == number));
         match self.start_error() {
-            StartError::Capacity(text) | StartError::Rejected(text) if made => StartError::Unknown(text),
+            StartError::Capacity(text) | StartError::Quota(text) | StartError::Rejected(text) if made => StartError::Unknown(text),
             error => error,
         }
     }
 
     pub(super) fn start_error(&mut self) -> StartError {
         let text = "it is one of those days".to_owned();
-        match self.chance.range(0, 4) {
+        match self.chance.range(0, 5) {
             0 => StartError::Capacity(text),
             1 => StartError::Rejected(text),
-            2 => StartError::Auth(text),
+            2 => StartError::Place(text),
             3 => StartError::Transient(text),
+            4 => StartError::Quota(text),
             _ => StartError::Unknown(text),
         }
     }
@@ -309,7 +311,7 @@ impl World {
         }
         if self.chance.permille(400) {
             let delay = self.delay(10, 3_000);
-            self.master_event_in(delay, Event::HostGone { host: host.clone(), why: why.to_owned() });
+            self.master_event_in(delay, Event::HostGone { host: host.clone(), why: why.to_owned(), reclaimed: false });
         }
     }
 
@@ -321,7 +323,8 @@ impl World {
             let ended = |vms: &Vec<Vm>| !vms.is_empty() && vms.iter().all(|vm| vm.power == Power::Gone);
             if self.cloud.vms.get(&host).is_some_and(ended) && self.chance.permille(500) {
                 let delay = self.delay(10, 3_000);
-                self.master_event_in(delay, Event::HostGone { host, why: "it ended while nobody listened".to_owned() });
+                let why = "it ended while nobody listened".to_owned();
+                self.master_event_in(delay, Event::HostGone { host, why, reclaimed: false });
             }
         }
     }
@@ -370,19 +373,20 @@ impl World {
                 }
             }
             let (delay, result) = match back {
-                Some(back) if !fails => (back, Ok(listed)),
+                Some(back) if !fails => (back, Ok(Listing::whole(listed))),
                 Some(back) => {
                     // Half of it could be asked.
                     listed.truncate(listed.len().div_ceil(2));
-                    (back, Err(PartialList { why: "it is one of those days".to_owned(), heard: listed }))
+                    let unlisted = UnlistedPlace { place: None, why: "it is one of those days".to_owned() };
+                    (back, Ok(Listing { machines: listed, unlisted: vec![unlisted] }))
                 }
-                None => (CALL_LIMIT - there, Err("no answer within 60 s".to_owned().into())),
+                None => (CALL_LIMIT - there, Err("no answer within 60 s".to_owned())),
             };
             let result = match (w.broken, result) {
-                (Some(Break::FailedListIsEmpty), Err(_)) => Ok(Vec::new()),
-                (Some(Break::PartialListIsWhole), Ok(mut listed)) => {
-                    listed.truncate(listed.len().div_ceil(2));
-                    Ok(listed)
+                (Some(Break::FailedListIsEmpty), Err(_)) => Ok(Listing::default()),
+                (Some(Break::PartialListIsWhole), Ok(mut listing)) if listing.unlisted.is_empty() => {
+                    listing.machines.truncate(listing.machines.len().div_ceil(2));
+                    Ok(listing)
                 }
                 (_, result) => result,
             };

@@ -91,7 +91,7 @@ impl World {
             Effect::Save(_) | Effect::Publish(_) | Effect::Log(..) | Effect::LogRefused { .. } => {}
             Effect::Send { queue, message } => self.send(queue, message),
             Effect::Reply { request, reply } => self.answered(request, reply),
-            Effect::PrepareHost { host, number } => self.prepare_host(&host, number),
+            Effect::PrepareHost { host, number, resting } => self.prepare_host(&host, number, &resting),
             Effect::StartHost(host) => self.start_host(*host),
             Effect::TerminateHost(host) => self.terminate_host(*host),
             Effect::SuspendHost(host) => self.sleep_host(&host),

@@ -119,6 +119,7 @@ pub(super) fn template(chance: &mut Chance, name: &str) -> LatentPlan {
             ProviderKind::Process,
             ProviderKind::Libvirt,
         ]),
+        place: "region".into(),
         build_wait_timeout: timeout.map(Duration::from_secs),
         max_uses: chance.pick(&[0, 0, 0, 1, 2]),
         template: name.to_owned(),

@@ -1,7 +1,7 @@
 //! What happens, in one line each, for a transcript that a person reads from top to bottom.
 
 use rouse_agent::core::{Effect as AgentEffect, Event as AgentEvent};
-use rouse_master::core::event::{Command, Event, ListedHost, PartialList};
+use rouse_master::core::event::{Command, Event, ListedHost, Listing, UnlistedPlace};
 use rouse_master::core::plan::Plan;
 use rouse_master::core::show;
 use rouse_shared::message::{AttemptReport, ToMaster};
@@ -79,7 +79,7 @@ pub(super) fn event(event: &Event) -> String {
         Event::TerminateEnded { host, result } => format!("termination of {host} ended: {result:?}"),
         Event::SuspendEnded { host, result } => format!("suspension of {host} ended: {result:?}"),
         Event::ResumeEnded { host, result } => format!("resumption of {host} ended: {result:?}"),
-        Event::HostGone { host, why } => format!("{host} is gone: {why}"),
+        Event::HostGone { host, why, .. } => format!("{host} is gone: {why}"),
         Event::Console { host, text } => format!("console of {host}: {text:?}"),
         Event::Listed { provider, result } => format!("{} lists {}", provider.as_str(), listed(result)),
         Event::LogsWhole { attempt } => format!("logs of {attempt} are whole"),
@@ -93,11 +93,15 @@ pub(super) fn event(event: &Event) -> String {
     }
 }
 
-fn listed(result: &Result<Vec<ListedHost>, PartialList>) -> String {
+fn listed(result: &Result<Listing, String>) -> String {
     let ids = |hosts: &[ListedHost]| hosts.iter().map(|h| format!("{} {}", h.host, h.handle)).collect::<Vec<_>>();
+    let not = |place: &UnlistedPlace| format!("{}: {}", place.place.as_deref().unwrap_or("any place"), place.why);
     match result {
-        Ok(hosts) => format!("[{}]", ids(hosts).join(", ")),
-        Err(PartialList { why, heard }) => format!("no more than [{}]: {why}", ids(heard).join(", ")),
+        Ok(Listing { machines, unlisted }) => {
+            let unlisted: Vec<_> = unlisted.iter().map(not).collect();
+            format!("[{}], unlisted [{}]", ids(machines).join(", "), unlisted.join("; "))
+        }
+        Err(why) => format!("nothing: {why}"),
     }
 }
 

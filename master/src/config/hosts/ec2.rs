@@ -58,6 +58,22 @@ pub struct Ec2Config {
     pub endpoint_url: Option<String>,
 }
 
+impl Ec2Config {
+    /// Where its hosts are made: endpoint, region and account.
+    pub fn place(&self) -> String {
+        let region = self.region.as_deref().unwrap_or("the default region");
+        let of = match &self.endpoint_url {
+            Some(endpoint) => format!("{endpoint}, {region}"),
+            None => region.to_owned(),
+        };
+        match (&self.credentials, &self.profile) {
+            (Some((id, _)), _) => format!("{of} with key {id}"),
+            (None, Some(profile)) => format!("{of} with profile {profile}"),
+            (None, None) => of,
+        }
+    }
+}
+
 /// Which image an EC2 host boots.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Ec2Image {

@@ -73,6 +73,16 @@ impl HostConfig {
         }
     }
 
+    /// Where its hosts are made, in the words of the configuration: what fails together there.
+    pub(super) fn place(&self) -> String {
+        match self {
+            Self::Process(_) => "this machine".to_owned(),
+            Self::Ec2(host) => host.place(),
+            Self::Libvirt(host) => host.connection.clone(),
+            Self::Openstack(host) => host.place(),
+        }
+    }
+
     /// What its hosts boot, in the words of the configuration: hosts with the same one fail together.
     pub(super) fn image(&self) -> String {
         match self {

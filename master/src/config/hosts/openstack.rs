@@ -55,6 +55,22 @@ pub struct OpenstackConfig {
     pub price_per_hour: Option<f64>,
 }
 
+impl OpenstackConfig {
+    /// Where its hosts are made: cloud, project and region, as far as the section names them.
+    pub fn place(&self) -> String {
+        let cloud = self.cloud.as_ref().or(self.os_auth_url.as_ref());
+        let mut place = cloud.map_or("the cloud of the environment", String::as_str).to_owned();
+        let project = self.os_tenant_name.as_ref().map(|name| format!("project {name}"));
+        let credential = self.application_credential.as_ref().map(|(id, _)| format!("application credential {id}"));
+        let region = self.os_region_name.as_ref().map(|name| format!("region {name}"));
+        for part in [project, credential, region].into_iter().flatten() {
+            place.push_str(", ");
+            place.push_str(&part);
+        }
+        place
+    }
+}
+
 /// Which image an OpenStack host boots.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum OpenstackImage {

@@ -11,6 +11,7 @@ use crate::core::record::{Host, HostState, LaunchSpec};
 use crate::core::timers::Timer;
 use crate::core::{Core, Timestamp};
 use rouse_shared::{BuildId, HostId, WorkerName};
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 impl LiveHost {
@@ -22,13 +23,15 @@ impl LiveHost {
             StartError::Unknown(_) => StartOutcome::Unclear { why },
             _ if self.may_still_be_made(now) => StartOutcome::Unclear { why },
             // Of an earlier call it is not known whether it made the machine: that this one has not proves nothing.
-            StartError::Transient(_) | StartError::Auth(_)
+            StartError::Transient(_) | StartError::Place(_)
                 if matches!(self.phase, Phase::Launching { tries: 1.., .. }) =>
             {
                 StartOutcome::Unclear { why }
             }
-            StartError::Capacity(_) => another.map_or(StartOutcome::NotMade, |next| StartOutcome::NoCapacity { next }),
-            StartError::Rejected(_) | StartError::Transient(_) | StartError::Auth(_) => StartOutcome::NotMade,
+            StartError::Capacity(_) | StartError::Quota(_) => {
+                another.map_or(StartOutcome::NotMade, |next| StartOutcome::NoCapacity { next })
+            }
+            StartError::Rejected(_) | StartError::Transient(_) | StartError::Place(_) => StartOutcome::NotMade,
         }
     }
 }
@@ -50,6 +53,7 @@ impl Core {
             id: id.clone(),
             worker: worker.clone(),
             provider,
+            place: latent.map_or_else(String::new, |l| l.place.to_string()),
             handle: None,
             state: HostState::Ordered,
             image: latent.map_or_else(String::new, |l| l.image.to_string()),
@@ -72,7 +76,7 @@ impl Core {
             console: None,
             cost: None,
         };
-        self.out.push(Effect::PrepareHost { host: Box::new(host.clone()), number: 0 });
+        self.out.push(Effect::PrepareHost { host: Box::new(host.clone()), number: 0, resting: BTreeSet::new() });
         let patience = plan.map_or(Duration::from_secs(1_200), |p| p.missing_timeout);
         self.timers.set(Timer::Boot(id.clone()), now + patience);
         let live = LiveHost {
@@ -137,8 +141,12 @@ impl Core {
     fn start_failed(&mut self, now: Timestamp, id: &HostId, before: &Phase, error: &StartError) {
         let why = format!("the host could not be started: {}", error.text());
         let fault = match error {
-            StartError::Rejected(_) | StartError::Auth(_) => Fault::Host,
-            StartError::Capacity(_) | StartError::Transient(_) | StartError::Unknown(_) => Fault::Passing,
+            StartError::Rejected(_) => Fault::Host,
+            StartError::Capacity(_)
+            | StartError::Quota(_)
+            | StartError::Place(_)
+            | StartError::Transient(_)
+            | StartError::Unknown(_) => Fault::Passing,
         };
         self.host_failed(now, id, &why, fault, None);
         self.host_went(now, id, before, &why);
@@ -202,7 +210,7 @@ impl Core {
             }
             (Phase::Preparing { number }, Some(error)) if matches!(before, Phase::Launching { .. }) => {
                 let text = format!("no capacity for host {id} of {worker}: {}; trying an alternative", error.text());
-                self.out.push(Effect::PrepareHost { host: Box::new(live.host.clone()), number: *number });
+                self.out.push(Effect::PrepareHost { host: Box::new(live.host.clone()), number: *number, resting: BTreeSet::new() });
                 self.note(Level::Info, text);
             }
             (Phase::Terminated, Some(error)) if *before != Phase::Terminated => {

@@ -9,6 +9,7 @@ use crate::core::record::Host;
 use crate::core::timers::Timer;
 use crate::core::{Core, Timestamp};
 use rouse_shared::HostId;
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 impl Core {
@@ -37,7 +38,7 @@ impl Core {
                     self.expect_earlier_call(now, &id);
                     self.timers.set(Timer::Boot(id.clone()), now + patience);
                     if let Some(live) = self.hosts.get(&id) {
-                        self.out.push(Effect::PrepareHost { host: Box::new(live.host.clone()), number });
+                        self.out.push(Effect::PrepareHost { host: Box::new(live.host.clone()), number, resting: BTreeSet::new() });
                     }
                 }
                 Phase::Launching { .. } | Phase::Resuming { .. } => {

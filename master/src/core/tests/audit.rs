@@ -1,7 +1,7 @@
 //! Transcripts of audits.
 
 use super::super::audit::{AUDIT_LIMIT, AuditMode};
-use super::super::event::{Command, Event, ListedHost, Owner, PartialList, RequestId};
+use super::super::event::{Command, Event, ListedHost, Listing, Owner, RequestId, UnlistedPlace};
 use super::super::plan::ProviderKind;
 use super::{Bench, latent, on, plan, secs};
 use rouse_shared::{HostId, Timestamp};
@@ -23,7 +23,7 @@ impl Bench {
         self.event(&format!("audit: {mode:?}"), Event::Command { request: REQUEST, command: Command::Audit(mode) });
     }
 
-    fn listed(&mut self, round: u32, result: Result<Vec<ListedHost>, PartialList>) {
+    fn listed(&mut self, round: u32, result: Result<Listing, String>) {
         let names = |machines: &[ListedHost]| machines.iter().map(|m| m.handle.clone()).collect::<Vec<_>>().join(" ");
         let what = match &result {
             Ok(machines) => names(machines),
@@ -136,7 +136,10 @@ fn a_host_is_missed_although_the_clock_was_set_back_by_an_hour() {
 #[test]
 fn a_list_that_is_not_whole_tells_what_is_there_and_not_what_is_gone() {
     let mut bench = Bench::quietly(plan(vec![latent("l")]));
-    let partly = |heard: Vec<ListedHost>| Err(PartialList { why: "one of two did not answer".to_owned(), heard });
+    let partly = |machines: Vec<ListedHost>| {
+        let unlisted = vec![UnlistedPlace { place: None, why: "one of two did not answer".to_owned() }];
+        Ok(Listing { machines, unlisted })
+    };
     let (stray, other) = (machine(1, Owner::Ours), machine(2, Owner::Ours));
     let provider = PROVIDER;
     bench.submit(on("l"));

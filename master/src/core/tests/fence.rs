@@ -74,7 +74,7 @@ fn that_the_host_is_gone_proves_nothing_of_a_stray() {
 fn that_a_host_is_gone_whose_machine_was_never_known_proves_nothing() {
     let mut bench = mistaken();
     let host = bench.host("l");
-    bench.event("host gone", Event::HostGone { host, why: "terminated".to_owned() });
+    bench.event("host gone", Event::HostGone { host, why: "terminated".to_owned(), reclaimed: false });
     bench.heartbeat("l", 1);
     bench.hello_from("l", "copy", "c", 2, "password", vec![picture(1, 1, 1, 0, None)]);
     bench.pass(36);

@@ -1,6 +1,6 @@
 //! Hosts: woken, idle, drained, stopped; failures; limits.
 
-use super::super::event::{ListedHost, Owner, PartialList, StartError};
+use super::super::event::{ListedHost, Listing, Owner, StartError};
 use super::*;
 
 fn with(change: impl Fn(&mut LatentPlan), workers: &[&str]) -> Plan {
@@ -183,13 +183,14 @@ fn max_hosts_counts_what_is_alive_before_anything_is_started() {
         owner: Owner::Ours,
         suspended: false,
     };
-    let listed = |bench: &mut Bench, what: &str, result: Result<Vec<ListedHost>, PartialList>| {
+    let listed = |bench: &mut Bench, what: &str, result: Result<Vec<ListedHost>, String>| {
+        let result = result.map(Listing::whole);
         bench.event(&format!("listed: {what}"), Event::Listed { provider: ProviderKind::Ec2, result });
         let why = bench.core.why(bench.now, BuildId(1)).map_or(String::new(), |why| why.sentence);
         bench.text.push_str(&format!("        why: {why}\n"));
     };
     bench.submit(on("l"));
-    listed(&mut bench, "error", Err("no answer".to_owned().into()));
+    listed(&mut bench, "error", Err("no answer".to_owned()));
     bench.pass(10);
     listed(&mut bench, "an orphan", Ok(vec![orphan]));
     listed(&mut bench, "nothing", Ok(Vec::new()));
@@ -220,7 +221,7 @@ fn three_failed_hosts_lose_the_build_and_quarantine_the_worker() {
     bench.submit(on("l"));
     failed(&mut bench, "l", StartError::Rejected("no such image".to_owned()));
     bench.pass(20);
-    failed(&mut bench, "l", StartError::Auth("no".to_owned()));
+    failed(&mut bench, "l", StartError::Place("no".to_owned()));
     bench.pass(40);
     failed(&mut bench, "l", StartError::Rejected("no such image".to_owned()));
     bench.operate("l", Operation::Resume);
@@ -270,7 +271,7 @@ fn a_terminated_host_costs_a_build_no_retry_and_its_worker_stays_in_use() {
     bench.wake("l");
     // One that is lost by itself is counted.
     let host = bench.host("l");
-    bench.event("host gone", Event::HostGone { host, why: "terminated".to_owned() });
+    bench.event("host gone", Event::HostGone { host, why: "terminated".to_owned(), reclaimed: false });
     bench.check("terminate_host");
 }
 

@@ -167,7 +167,7 @@ fn a_host_that_powered_itself_off_for_our_outage_is_blamed_by_nobody() {
         }
         bench.pass(20);
         let host = bench.host("l");
-        bench.event("gone", Event::HostGone { host: host.clone(), why: "it was powered off".to_owned() });
+        bench.event("gone", Event::HostGone { host: host.clone(), why: "it was powered off".to_owned(), reclaimed: false });
         bench.event("console", Event::Console { host, text: None });
         bench.gone("l");
         bench.check(golden);
@@ -184,7 +184,7 @@ fn a_host_that_dies_early_is_blamed_whatever_the_broker_does() {
     bench.event("broker up", Event::BrokerUp);
     bench.pass(20);
     let host = bench.host("l");
-    bench.event("gone", Event::HostGone { host: host.clone(), why: "kernel panic".to_owned() });
+    bench.event("gone", Event::HostGone { host: host.clone(), why: "kernel panic".to_owned(), reclaimed: false });
     bench.event("console", Event::Console { host, text: None });
     bench.check("missing_not_excused");
 }

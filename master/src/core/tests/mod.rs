@@ -61,6 +61,7 @@ fn standing(worker: &str) -> WorkerPlan {
 fn latent(worker: &str) -> WorkerPlan {
     let latent = LatentPlan {
         provider: ProviderKind::Ec2,
+        place: "region".into(),
         build_wait_timeout: Some(secs(60)),
         max_uses: 0,
         template: "t".to_owned(),
@@ -162,7 +163,7 @@ impl Bench {
                 line = line.replace(long, short);
             }
             self.text.push_str(&format!("        {line}\n"));
-            if let Effect::PrepareHost { host, number } = effect
+            if let Effect::PrepareHost { host, number, .. } = effect
                 && !self.slow
             {
                 asked.push((host.id, number));
@@ -178,6 +179,7 @@ impl Bench {
         let provider = self.core.hosts[&host].host.provider;
         let order = LaunchSpec {
             number,
+            alternative: format!("type {number}"),
             image: self.image.to_owned(),
             spec: "{}".to_owned(),
             fresh: self.mark.is_some(),

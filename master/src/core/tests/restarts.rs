@@ -49,7 +49,7 @@ fn a_host_that_ended_while_no_master_was_there_is_gone_at_once() {
     bench.hush();
     bench.restart();
     let host = bench.host("l");
-    let death = Event::HostGone { host, why: "it ended while nobody listened".to_owned() };
+    let death = Event::HostGone { host, why: "it ended while nobody listened".to_owned(), reclaimed: false };
     bench.event("gone", death.clone());
     // Twice is harmless, and the host that is ordered for the next try is another one.
     bench.event("gone", death);

@@ -88,7 +88,7 @@ fn the_lease_of_a_latent_host_ends() {
 fn a_provider_s_proof_frees_the_build_at_once() {
     let mut bench = running_latent();
     let host = bench.host("l");
-    bench.event("host gone", Event::HostGone { host, why: "terminated".to_owned() });
+    bench.event("host gone", Event::HostGone { host, why: "terminated".to_owned(), reclaimed: false });
     bench.check("proof");
 }
 

@@ -168,7 +168,7 @@ fn one_that_does_not_fall_asleep_is_ended() {
     assert!(bench.text.contains("it was not suspended within 900 s"), "{}", bench.text);
     let mut bench = drained();
     let host = bench.host("l");
-    bench.event("gone", Event::HostGone { host, why: "terminated".to_owned() });
+    bench.event("gone", Event::HostGone { host, why: "terminated".to_owned(), reclaimed: false });
     assert!(bench.core.hosts.is_empty());
 }
 

@@ -47,9 +47,9 @@ impl CallError {
     /// For a call that makes nothing.
     pub fn before_start(self) -> StartError {
         match self.kind {
-            Kind::Auth => StartError::Auth(self.text),
+            Kind::Auth | Kind::Throttled | Kind::Unknown => StartError::Place(self.text),
             Kind::Capacity | Kind::NotHere => StartError::Capacity(self.text),
-            Kind::Throttled | Kind::Unknown | Kind::NotYet => StartError::Transient(self.text),
+            Kind::NotYet => StartError::Transient(self.text),
             Kind::Rejected | Kind::NotFound | Kind::Mismatch | Kind::Exists | Kind::WouldWork => {
                 StartError::Rejected(self.text)
             }
@@ -59,10 +59,10 @@ impl CallError {
     /// For the call that makes an instance; `more` is whether another type or zone can be tried.
     pub fn of_start(self, more: bool) -> StartError {
         match self.kind {
-            Kind::Auth => StartError::Auth(self.text),
+            Kind::Auth | Kind::Throttled => StartError::Place(self.text),
             Kind::Capacity => StartError::Capacity(self.text),
             Kind::NotHere if more => StartError::Capacity(self.text),
-            Kind::Throttled | Kind::NotYet => StartError::Transient(self.text),
+            Kind::NotYet => StartError::Transient(self.text),
             Kind::Unknown | Kind::Mismatch => StartError::Unknown(self.text),
             Kind::NotHere | Kind::Rejected | Kind::NotFound | Kind::Exists | Kind::WouldWork => {
                 StartError::Rejected(self.text)
@@ -250,8 +250,8 @@ mod tests {
         // A type that this zone has not is worth another; the last one is a mistake.
         assert_eq!(of("Unsupported", true), capacity("Unsupported"));
         assert!(matches!(of("Unsupported", false), StartError::Rejected(_)));
-        assert!(matches!(of("AuthFailure", true), StartError::Auth(_)));
-        assert!(matches!(of("RequestLimitExceeded", true), StartError::Transient(_)));
+        assert!(matches!(of("AuthFailure", true), StartError::Place(_)));
+        assert!(matches!(of("RequestLimitExceeded", true), StartError::Place(_)));
         // What may have made something is repeated as it is, never bought anew.
         for code in ["InternalError", "Unavailable", "IdempotentParameterMismatch"] {
             assert!(matches!(of(code, true), StartError::Unknown(_)), "{code}");

@@ -22,7 +22,7 @@ mod watch;
 
 use super::{Death, Provider, user_data};
 use crate::config::{Config, Ec2Config};
-use crate::core::event::{ListedHost, PartialList, StartError, Started, Suspension, Termination};
+use crate::core::event::{ListedHost, Listing, StartError, Started, Suspension, Termination};
 use crate::core::record::{Host, LaunchSpec};
 use crate::sync::lock;
 use async_trait::async_trait;
@@ -229,7 +229,13 @@ impl ImageError {
 
 #[async_trait]
 impl Provider for Ec2 {
-    async fn prepare(&self, host: &Host, number: u32, boot: BootData) -> Result<LaunchSpec, StartError> {
+    async fn prepare(
+        &self,
+        host: &Host,
+        number: u32,
+        _resting: &BTreeSet<String>,
+        boot: BootData,
+    ) -> Result<LaunchSpec, StartError> {
         let section = self.section(&host.worker);
         let section = section.ok_or_else(|| StartError::Rejected("the worker has no [worker.ec2] any more".into()))?;
         let all = order::alternatives(&section);
@@ -263,6 +269,7 @@ impl Provider for Ec2 {
             .map_err(|e| StartError::Rejected(format!("cannot serialize the order: {e}")))?;
         Ok(LaunchSpec {
             number,
+            alternative: String::new(),
             image: image_id,
             spec: text,
             more: index + 1 < all.len(),
@@ -275,7 +282,7 @@ impl Provider for Ec2 {
     async fn start(&self, host: &Host) -> Result<Started, StartError> {
         let order = host.launch.as_ref().ok_or_else(|| StartError::Rejected("the host was never prepared".into()))?;
         let spec = read(order).map_err(StartError::Rejected)?;
-        let client = self.places.at(&spec.place).await.map_err(StartError::Auth)?;
+        let client = self.places.at(&spec.place).await.map_err(StartError::Place)?;
         self.places
             .remember(&client.place)
             .map_err(|error| StartError::Transient(format!("cannot save where hosts are: {error}")))?;
@@ -315,8 +322,8 @@ impl Provider for Ec2 {
         self.resume_instance(host, &boot).await
     }
 
-    async fn list(&self) -> Result<Vec<ListedHost>, PartialList> {
-        Ok(self.list_places().await?)
+    async fn list(&self) -> Result<Listing, String> {
+        self.list_places().await.map(Listing::whole)
     }
 
     async fn terminate_listed(&self, listed: &ListedHost) -> Result<Termination, String> {

@@ -39,7 +39,7 @@ impl Ec2 {
     pub(super) async fn resume_instance(&self, host: &Host, boot: &BootData) -> Result<(), StartError> {
         let section = self.section(&host.worker);
         let section = section.ok_or_else(|| StartError::Rejected("the worker has no [worker.ec2] any more".into()))?;
-        let found = self.order_of(host).await.map_err(StartError::Auth)?;
+        let found = self.order_of(host).await.map_err(StartError::Place)?;
         let (spec, client) = found.ok_or_else(|| StartError::Rejected("the host was never ordered".into()))?;
         let instance = self.instance(&client, host).await.map_err(CallError::before_start)?;
         let instance = instance.ok_or_else(|| StartError::Rejected("AWS has no such instance".into()))?;

@@ -83,6 +83,6 @@ impl Watch {
         }
         let (host, _) = lock(&self.instances).remove(instance.instance_id()?)?;
         let reason = instance.state_reason().and_then(|reason| reason.message()).unwrap_or("AWS does not say why");
-        Some(Death { host, why: format!("the instance has ended: {reason}") })
+        Some(Death { host, why: format!("the instance has ended: {reason}"), reclaimed: false })
     }
 }

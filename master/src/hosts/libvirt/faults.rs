@@ -9,11 +9,11 @@ use virt::error::{Error, ErrorDomain, ErrorNumber};
 /// What a failed question means for a start that has made nothing yet.
 pub fn before(failed: LinkError) -> StartError {
     match failed {
-        LinkError::Unreachable(why) => StartError::Transient(why),
+        LinkError::Unreachable(why) => StartError::Place(why),
         LinkError::Interrupted(why) => StartError::Unknown(why),
         LinkError::Libvirt(error) => match kind(&error) {
-            Kind::Auth => StartError::Auth(error.message().to_owned()),
-            Kind::Lost | Kind::Busy => StartError::Transient(error.message().to_owned()),
+            Kind::Auth | Kind::Lost => StartError::Place(error.message().to_owned()),
+            Kind::Busy => StartError::Transient(error.message().to_owned()),
             Kind::Refused => StartError::Rejected(error.message().to_owned()),
         },
     }
@@ -26,7 +26,7 @@ pub fn create(connect: &Connect, uri: &str, memory_mb: u64, error: &Error) -> St
         return StartError::Unknown(text);
     }
     match kind(error) {
-        Kind::Auth => StartError::Auth(text),
+        Kind::Auth => StartError::Place(text),
         Kind::Lost => StartError::Unknown(text),
         Kind::Busy => StartError::Transient(text),
         // QEMU's own failures have one kind, whatever they are. Whether memory was short can be looked up.

@@ -26,20 +26,20 @@ mod tests;
 
 use super::{Death, Provider};
 use crate::config::{Config, LibvirtConfig};
-use crate::core::event::{ListedHost, Owner, PartialList, StartError, Started, Termination};
+use crate::core::event::{ListedHost, Listing, Owner, StartError, Started, Termination};
 use crate::core::record::{Host, LaunchSpec};
 use crate::hosts::libvirt_network::mac_of;
 use async_trait::async_trait;
 use disk::{Base, Format, NewDisk};
 use domain::{Disk, Machine, Wanted};
 use events::LifecycleEvent;
-use machines::{Inner, Listing};
+use machines::Inner;
 pub use online::check;
 use rouse_shared::boot::{self, BootData};
 use rouse_shared::{HostId, WorkerName};
 use sha2::{Digest as _, Sha256};
 use spec::Spec;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -153,7 +153,13 @@ async fn listen(
 
 #[async_trait]
 impl Provider for Libvirt {
-    async fn prepare(&self, host: &Host, number: u32, boot: BootData) -> Result<LaunchSpec, StartError> {
+    async fn prepare(
+        &self,
+        host: &Host,
+        number: u32,
+        _resting: &BTreeSet<String>,
+        boot: BootData,
+    ) -> Result<LaunchSpec, StartError> {
         let rejected = |text: String| StartError::Rejected(text);
         let config = self.inner.worker(&host.worker);
         let config =
@@ -225,6 +231,7 @@ impl Provider for Libvirt {
         let identity = Some(format!("uuid:{}", spec.uuid));
         Ok(LaunchSpec {
             number,
+            alternative: String::new(),
             image,
             spec: spec.to_text(),
             more: false,
@@ -247,11 +254,11 @@ impl Provider for Libvirt {
         self.inner.terminate(&host.id, Spec::parse(&order.spec)?).await
     }
 
-    async fn list(&self) -> Result<Vec<ListedHost>, PartialList> {
+    async fn list(&self) -> Result<Listing, String> {
         let listing = self.inner.list().await?;
         let our_id = self.inner.owner.rsplit_once('/').map_or("", |(_, id)| id);
         let owner = |id: &str| if id == our_id { Owner::Ours } else { Owner::Foreign(id.to_owned()) };
-        let Listing { domains, leftovers, unheard } = listing;
+        let machines::Listing { domains, leftovers, unlisted } = listing;
         let mut listed: Vec<ListedHost> = domains
             .into_iter()
             .map(|(uuid, stamp)| ListedHost {
@@ -269,7 +276,7 @@ impl Provider for Libvirt {
             owner: owner(&of.id),
             suspended: false,
         }));
-        if unheard.is_empty() { Ok(listed) } else { Err(PartialList { why: unheard.join("; "), heard: listed }) }
+        Ok(Listing { machines: listed, unlisted })
     }
 
     fn expect(&self, hosts: &[&Host]) {

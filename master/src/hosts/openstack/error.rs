@@ -46,11 +46,10 @@ impl CloudError {
     pub fn before_start(self) -> StartError {
         let text = self.to_string();
         match self {
-            Self::Unreachable(_) | Self::Lost(_) => StartError::Transient(text),
-            Self::Auth(_) => StartError::Auth(text),
+            Self::Unreachable(_) | Self::Lost(_) | Self::Auth(_) => StartError::Place(text),
             Self::Misconfigured(_) => StartError::Rejected(text),
-            Self::Refused { status: 403, .. } => StartError::Auth(text),
-            Self::Refused { status: 408 | 409 | 413 | 429 | 500.., .. } => StartError::Transient(text),
+            Self::Refused { status: 403 | 408 | 413 | 429 | 500.., .. } => StartError::Place(text),
+            Self::Refused { status: 409, .. } => StartError::Transient(text),
             Self::Refused { .. } => StartError::Rejected(text),
         }
     }

@@ -6,7 +6,7 @@ use super::error::CloudError;
 use super::extras::{self, Alive};
 use super::servers::{self, Server, Status};
 use super::{Servers, Shared, identity_of};
-use crate::core::event::{ListedHost, PartialList, Termination};
+use crate::core::event::{Listing, Termination, UnlistedPlace};
 use futures_util::future::join_all;
 use rouse_shared::HostId;
 use std::collections::BTreeSet;
@@ -19,7 +19,7 @@ const SERVERS: Duration = Duration::from_secs(35);
 impl Servers {
     /// The servers of every cloud, and what is left over of others. One that does not answer hides only its own, and
     /// what is left over: that may be part of one of its servers.
-    pub(super) async fn list_clouds(&self) -> Result<Vec<ListedHost>, PartialList> {
+    pub(super) async fn list_clouds(&self) -> Result<Listing, String> {
         let shared = &self.shared;
         let mut unheard = shared.unusable();
         let (targets, unreached) = shared.clouds.targets().await;
@@ -52,11 +52,13 @@ impl Servers {
             }
         }
         if !unheard.is_empty() {
-            return Err(PartialList { why: unheard.join("; "), heard: listed });
+            // TODO(places): by place
+            let unlisted = unheard.into_iter().map(|why| UnlistedPlace { place: None, why }).collect();
+            return Ok(Listing { machines: listed, unlisted });
         }
         let there: BTreeSet<&str> = listed.iter().map(|machine| machine.handle.as_str()).collect();
         shared.state().labelled.retain(|id| there.contains(id.as_str()));
-        Ok(listed)
+        Ok(Listing::whole(listed))
     }
 
     /// Which cloud it is in, its handle does not say: an id is in one cloud only.

@@ -19,7 +19,7 @@ mod servers;
 use super::{CALL_LIMIT, Death, Provider};
 use crate::clock;
 use crate::config::{Config, OpenstackConfig};
-use crate::core::event::{ListedHost, PartialList, StartError, Started, Termination};
+use crate::core::event::{ListedHost, Listing, StartError, Started, Termination};
 use crate::core::record::{Host, LaunchSpec};
 use crate::sync::lock;
 use account::Account;
@@ -160,7 +160,7 @@ impl Servers {
 /// An error of looking for a server: whether there is one is not known.
 fn unseen(problem: CloudError) -> StartError {
     match problem {
-        CloudError::Auth(text) => StartError::Auth(text),
+        CloudError::Auth(text) => StartError::Place(text),
         other => StartError::Transient(other.to_string()),
     }
 }
@@ -232,13 +232,13 @@ impl Shared {
             CloudError::Refused { status: 403, .. } => {
                 let flavor = spec.server["flavorRef"].as_str().unwrap_or_default();
                 match servers::lacks_quota(cloud, flavor).await {
-                    Ok(true) => StartError::Capacity(text),
-                    Ok(false) => StartError::Auth(text),
+                    Ok(true) => StartError::Quota(text),
+                    Ok(false) => StartError::Place(text),
                     Err(_) => StartError::Transient(text),
                 }
             }
             // Without a time to come back older clouds mean the quota by it.
-            CloudError::Refused { status: 413, .. } => StartError::Capacity(text),
+            CloudError::Refused { status: 413, .. } => StartError::Quota(text),
             // More than one network to choose from, an address in use: it is not the time that makes it wrong.
             CloudError::Refused { status: 409, .. } => StartError::Rejected(text),
             other => other.before_start(),
@@ -324,7 +324,7 @@ impl Shared {
             }
         }
         // A master that ends takes no more news; the next one looks for itself.
-        if self.deaths.send(Death { host: server.host.clone(), why: error.text().to_owned() }).await.is_err() {
+        if self.deaths.send(Death { host: server.host.clone(), why: error.text().to_owned(), reclaimed: false }).await.is_err() {
             tracing::debug!("nobody was there to hear that host {} has failed", server.host);
         }
     }
@@ -332,12 +332,18 @@ impl Shared {
 
 #[async_trait]
 impl Provider for Servers {
-    async fn prepare(&self, host: &Host, _number: u32, boot: BootData) -> Result<LaunchSpec, StartError> {
+    async fn prepare(
+        &self,
+        host: &Host,
+        _number: u32,
+        _resting: &BTreeSet<String>,
+        boot: BootData,
+    ) -> Result<LaunchSpec, StartError> {
         let section = self.shared.state().sections.get(&host.worker).cloned();
         let Some(Section { config, cloud }) = section else {
             return Err(StartError::Rejected(format!("worker {} has no [worker.openstack] any more", host.worker)));
         };
-        let cloud = cloud.map_err(StartError::Auth)?;
+        let cloud = cloud.map_err(StartError::Place)?;
         order::prepare(&cloud, &config, &self.shared.stamp, host, &boot).await
     }
 
@@ -401,7 +407,7 @@ impl Provider for Servers {
         stop.await.map_err(|problem: CloudError| problem.to_string())
     }
 
-    async fn list(&self) -> Result<Vec<ListedHost>, PartialList> {
+    async fn list(&self) -> Result<Listing, String> {
         self.list_clouds().await
     }
 

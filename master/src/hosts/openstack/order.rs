@@ -110,7 +110,16 @@ pub(super) async fn prepare(
     let spec =
         serde_json::to_string(&spec).map_err(|e| StartError::Rejected(format!("cannot serialize the order: {e}")))?;
     // Which server it will be is Nova's choice.
-    Ok(LaunchSpec { number: 0, image, spec, more: false, fresh: false, identity: None, price: section.price_per_hour })
+    Ok(LaunchSpec {
+        number: 0,
+        alternative: String::new(),
+        image,
+        spec,
+        more: false,
+        fresh: false,
+        identity: None,
+        price: section.price_per_hour,
+    })
 }
 
 /// The id of a flavor that is given by id or name.

@@ -8,7 +8,7 @@ use super::super::look::{end_domain, look, stamps};
 use super::Inner;
 use crate::config::LibvirtConfig;
 use crate::config::hosts::connection_is_local;
-use crate::core::event::Termination;
+use crate::core::event::{Termination, UnlistedPlace};
 use crate::hosts::Death;
 use crate::hosts::libvirt::console;
 use crate::sync::lock;
@@ -28,8 +28,8 @@ pub struct Listing {
     pub domains: Vec<(String, OwnerTag)>,
     /// Disks of a foreign's hosts that have no domain any more.
     pub leftovers: Vec<(PathBuf, disk::Owner)>,
-    /// Who could not be asked. Of leftovers nothing is known then: what they belong to may run there.
-    pub unheard: Vec<String>,
+    /// The connections that could not be listed. Of leftovers nothing is known then: what they belong to may run there.
+    pub unlisted: Vec<UnlistedPlace>,
 }
 
 impl Inner {
@@ -59,12 +59,12 @@ impl Inner {
         let uris = self.uris();
         let lists = join_all(uris.iter().map(|uri| self.domains(uri))).await;
         let mut domains: Vec<(String, OwnerTag)> = Vec::new();
-        let mut unheard = Vec::new();
+        let mut unlisted = Vec::new();
         for (uri, list) in uris.iter().zip(lists) {
             let list = match list {
                 Ok(list) => list,
                 Err(failed) => {
-                    unheard.push(failed.to_string());
+                    unlisted.push(UnlistedPlace { place: Some(uri.clone()), why: failed.to_string() });
                     continue;
                 }
             };
@@ -79,13 +79,13 @@ impl Inner {
             domains.extend(list.into_iter().filter(|s| s.master == self.name()).map(|s| (s.uuid.clone(), s)));
         }
         self.warn_of_changed_bases();
-        if !unheard.is_empty() {
-            return Ok(Listing { domains, leftovers: Vec::new(), unheard });
+        if !unlisted.is_empty() {
+            return Ok(Listing { domains, leftovers: Vec::new(), unlisted });
         }
         let live: BTreeSet<String> = domains.iter().map(|(_, stamp)| stamp.host.clone()).collect();
         let inner = self.clone();
         let leftovers = beside(move || inner.tidy(&live)).await?;
-        Ok(Listing { domains, leftovers, unheard })
+        Ok(Listing { domains, leftovers, unlisted })
     }
 
     /// The hosts that we listen for on a connection and that are not among those that run there.
@@ -213,7 +213,7 @@ impl Inner {
             warn!("{why}");
         }
         self.forget(uuid, &stamp.host);
-        Ok(Some(Death { host, why: why.to_owned() }))
+        Ok(Some(Death { host, why: why.to_owned(), reclaimed: false }))
     }
 
     /// Ends what a listing has told of.
