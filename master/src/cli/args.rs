@@ -120,7 +120,7 @@ pub(super) enum Command {
     },
     /// Give a worker no new builds.
     Pause(Worker),
-    /// Take a worker back into use: ends pause, drain, backoff and quarantine.
+    /// Take a worker back into use: ends pause, drain and backoff, and probes its place at once.
     Resume(Worker),
     /// Give a worker no new builds, and terminate its host when it is idle.
     Drain(Worker),

@@ -64,6 +64,9 @@ impl<'d> Notes<'d> {
     }
 }
 
+/// Keys of earlier versions, and what each is called now.
+const RENAMED: [(&str, &str); 1] = [("limits.quarantine_after", "mail_after_failed_starts")];
+
 /// Lines whose syntax is wrong that are told, at most: a file of another kind is wrong from beginning to end.
 const MOST_LINES: usize = 20;
 
@@ -173,6 +176,12 @@ impl<'d> Table<'d> {
                 continue;
             }
             let kind = if value.get_ref().is_table() { "section" } else { "key" };
+            let renamed = RENAMED.iter().find(|(old, _)| *old == self.path_of(name)).map(|(_, new)| *new);
+            if let Some(new) = renamed {
+                let path = self.path_of(name);
+                self.notes.fault(key.span().start, &path, format!("is called `{new}` now"));
+                continue;
+            }
             let hint = match nearest(name, &known) {
                 Some(near) => format!("did you mean `{near}`?"),
                 None => {

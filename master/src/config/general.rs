@@ -1,8 +1,10 @@
-//! The sections that are not workers: `[master]`, `[broker]`, `[mail]`, `[audit]`, `[limits]`.
+//! The sections that are not workers: `[master]`, `[broker]`, `[mail]`, `[audit]`, `[scheduling]`,
+//! `[limits]`.
 
 use super::document::Table;
 use super::keys::{self, Section};
 use super::{BrokerConfig, MailConfig, MasterConfig, Relay, RelayTls, read, shorten, url};
+use crate::core::plan::AmongEquals;
 use rouse_shared::Secret;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -17,8 +19,8 @@ pub(super) const DEFAULT_STATE_DIR: &str = "/var/lib/rouse";
 pub(super) const DEFAULT_RESTART_LEASE: Duration = Duration::from_secs(600);
 /// Between audits where the file does not say.
 pub(super) const DEFAULT_AUDIT: Duration = Duration::from_secs(120);
-/// Failed starts before quarantine where the file does not say.
-pub(super) const DEFAULT_QUARANTINE: u32 = 3;
+/// Failed starts in a row that are worth a mail, if the file does not say.
+pub(super) const DEFAULT_MAIL_AFTER: u32 = 3;
 
 /// Ports that are ours where the file does not say.
 pub(super) fn local(port: u16) -> SocketAddr {
@@ -147,10 +149,20 @@ pub(super) fn audit<'d>(root: &Table<'d>, empty: &'d DeTable<'d>) -> (Duration, 
     (interval, terminate)
 }
 
+/// `[scheduling]`: which of several templates is woken first.
+pub(super) fn scheduling<'d>(root: &Table<'d>, empty: &'d DeTable<'d>) -> AmongEquals {
+    let table = section(root, "scheduling", &keys::SCHEDULING, empty);
+    let choices = [("pack", AmongEquals::Pack), ("spread", AmongEquals::Spread), ("cheapest", AmongEquals::Cheapest)];
+    let among = table.or("among_equals", AmongEquals::default(), |v| v.choice(&choices));
+    table.finish();
+    among
+}
+
 /// `[limits]`.
 pub(super) struct Limits {
     pub(super) max_hosts: Option<u32>,
-    pub(super) quarantine_after: u32,
+    pub(super) mail_after_failed_starts: u32,
+    pub(super) queue_timeout: Option<Duration>,
     pub(super) max_spend_per_day: Option<f64>,
 }
 
@@ -160,7 +172,8 @@ pub(super) fn limits<'d>(root: &Table<'d>, empty: &'d DeTable<'d>) -> Limits {
         max_hosts: table.optional("max_hosts", |v| {
             if v.whole(0)? == 0 { v.fault("must be at least 1; for no cap leave the key out") } else { v.whole(1) }
         }),
-        quarantine_after: table.or("quarantine_after", DEFAULT_QUARANTINE, |v| v.whole(1)),
+        mail_after_failed_starts: table.or("mail_after_failed_starts", DEFAULT_MAIL_AFTER, |v| v.whole(1)),
+        queue_timeout: table.optional("queue_timeout", |v| v.duration(Duration::from_secs(1))),
         max_spend_per_day: table.optional("max_spend_per_day", |v| v.number()).filter(|most| *most > 0.0),
     };
     table.finish();

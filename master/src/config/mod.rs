@@ -27,7 +27,7 @@ pub use fault::{Fault, Faults};
 pub use hosts::{Ec2Config, HostConfig, LibvirtConfig, OpenstackConfig, ProcessConfig};
 pub use rouse_shared::Secret;
 
-use crate::core::plan::{MailPlan, Plan, ProviderKind};
+use crate::core::plan::{AmongEquals, MailPlan, Plan, ProviderKind};
 use rouse_shared::WorkerName;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -202,6 +202,7 @@ fn read_text(text: &str, path: &Path, env: document::Environment<'_>) -> Reading
         let mail = general::mail(&root, &empty);
         let (audit_interval, stop_orphans) = general::audit(&root, &empty);
         let limits = general::limits(&root, &empty);
+        let among_equals = general::scheduling(&root, &empty);
         let workers = workers::read(&root, &broker);
         let in_clouds = workers.hosts.values().any(|host| host.provider() != ProviderKind::Process);
         if in_clouds && !names_master(&root) {
@@ -214,7 +215,9 @@ fn read_text(text: &str, path: &Path, env: document::Environment<'_>) -> Reading
             workers: workers.plans,
             max_hosts: limits.max_hosts,
             max_spend_per_day: limits.max_spend_per_day,
-            quarantine_after: limits.quarantine_after,
+            mail_after_failed_starts: limits.mail_after_failed_starts,
+            queue_timeout: limits.queue_timeout,
+            among_equals,
             audit_interval,
             stop_orphans,
             restart_lease: master.restart_lease,
@@ -270,7 +273,9 @@ impl Config {
                 workers: BTreeMap::new(),
                 max_hosts: None,
                 max_spend_per_day: None,
-                quarantine_after: general::DEFAULT_QUARANTINE,
+                mail_after_failed_starts: general::DEFAULT_MAIL_AFTER,
+                queue_timeout: None,
+                among_equals: AmongEquals::default(),
                 audit_interval: general::DEFAULT_AUDIT,
                 stop_orphans: true,
                 restart_lease: general::DEFAULT_RESTART_LEASE,

@@ -69,6 +69,13 @@ impl Value<'_> {
         }
     }
 
+    /// A whole number, which may be negative.
+    pub(super) fn signed(&self) -> Option<i32> {
+        let number = self.integer("a whole number")?;
+        let fits = i32::try_from(number).ok();
+        fits.or_else(|| self.fault(format!("must be {} to {}, not {number}", i32::MIN, i32::MAX)))
+    }
+
     /// A whole number that fits 64 bits, not negative.
     pub(super) fn large(&self) -> Option<u64> {
         let number = self.integer("a whole number")?;

@@ -145,9 +145,11 @@ fn read_worker(
     let image = host.as_ref().and_then(|(host, _, _)| host.as_ref()).map(HostConfig::image).unwrap_or_default();
     let fingerprint = host.as_ref().map_or(0, |(_, _, fingerprint)| *fingerprint);
     let suspend = host.as_ref().and_then(|(host, _, _)| host.as_ref()).and_then(HostConfig::suspend);
-    let place: Arc<str> = host.as_ref().and_then(|(host, _, _)| host.as_ref()).map(HostConfig::place).unwrap_or_default().into();
+    let price = host.as_ref().and_then(|(host, _, _)| host.as_ref()).and_then(HostConfig::price);
+    let place: Arc<str> =
+        host.as_ref().and_then(|(host, _, _)| host.as_ref()).map(HostConfig::place).unwrap_or_default().into();
     let latent = latent(&table, kind, template, fingerprint, &image);
-    let latent = latent.map(|latent| LatentPlan { suspend, place, ..latent });
+    let latent = latent.map(|latent| LatentPlan { suspend, place, price, ..latent });
     if let Some(kind) = kind {
         warn_of_provider(&table, kind, unreachable);
     }
@@ -235,8 +237,9 @@ fn latent(
     let build_wait_timeout = table.or("build_wait_timeout", Some(default_wait), |v| v.duration_or_never());
     let max_uses = table.or("max_uses", 0, |v| v.whole(0));
     let min_idle = table.or("min_idle", 0, |v| v.whole(0));
+    let prefer = table.or("prefer", 0, |v| v.signed());
     let Some(provider) = kind else {
-        for key in ["build_wait_timeout", "max_uses", "min_idle"] {
+        for key in ["build_wait_timeout", "max_uses", "min_idle", "prefer"] {
             if let Some(value) = table.get(key) {
                 value.fault::<()>(
                     "only for latent workers: add a section such as [worker.ec2], or leave the key out, \
@@ -251,8 +254,19 @@ fn latent(
         value.warn(format!("more than there are: this section gives {of} of them"));
     }
     let (template, image) = (template.to_owned(), image.into());
-    let (suspend, place) = (None, Arc::default());
-    Some(LatentPlan { provider, place, build_wait_timeout, max_uses, template, min_idle, suspend, image, fingerprint })
+    Some(LatentPlan {
+        provider,
+        place: Arc::default(),
+        build_wait_timeout,
+        max_uses,
+        prefer,
+        price: None,
+        template,
+        min_idle,
+        suspend: None,
+        image,
+        fingerprint,
+    })
 }
 
 /// The one provider section: what it makes (nothing where it is faulty), whose it is, and its fingerprint.

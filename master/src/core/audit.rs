@@ -19,8 +19,6 @@ use utoipa::ToSchema;
 
 /// Longer than any call of a provider can take: what is listed and unknown for so long is nobody's.
 pub(super) const ORPHAN_AGE: Duration = Duration::from_secs(90);
-/// After a provider's first list since the master started has failed: hosts may have to wait for it.
-const FIRST_LIST_AGAIN: Duration = Duration::from_secs(10);
 /// Lists in a row that must lack a host before it counts as gone: providers list with delay. A host whose agent is
 /// heard of, from the machine that was started for it, is there, whatever they say: a cloud of which a part is down
 /// leaves out what is in that part.
@@ -174,24 +172,21 @@ impl Core {
     }
 
     pub(super) fn start_audit(&mut self, now: Timestamp, provider: ProviderKind) {
-        self.out.push(Effect::ListHosts(provider));
+        self.list_hosts(provider);
         self.timers.set(Timer::Audit(provider), now + self.plan.audit_interval);
+    }
+
+    pub(super) fn list_hosts(&mut self, provider: ProviderKind) {
+        self.listing.insert(provider);
+        self.out.push(Effect::ListHosts(provider));
     }
 
     /// Compares what a provider lists with the ledger. A partial list says nothing about what is missing from it.
     pub(super) fn on_listed(&mut self, now: Timestamp, provider: ProviderKind, result: List) {
         let Listing { machines, unlisted } = result.unwrap_or_else(Listing::of_nobody);
         let whole = unlisted.is_empty();
-        if whole {
-            self.listed.insert(provider);
-            self.pending.wake |= self.unlisted.remove(&provider);
-        } else if self.unlisted.contains(&provider) {
-            self.timers.set(Timer::Audit(provider), now + FIRST_LIST_AGAIN);
-        }
-        for UnlistedPlace { place, why } in &unlisted {
-            let place = place.as_ref().map_or_else(String::new, |place| format!(" in {place}"));
-            self.note(Level::Warn, format!("the hosts of {}{place} could not be listed: {why}", provider.as_str()));
-        }
+        self.listing.remove(&provider);
+        self.hear_places(now, provider, &unlisted);
         let (listed, foreign_machines): (Vec<_>, Vec<_>) = machines.into_iter().partition(|m| m.owner == Owner::Ours);
         self.note_foreign_machines(provider, &foreign_machines, whole);
         for machine in &listed {
@@ -220,11 +215,8 @@ impl Core {
             }
         }
         if whole {
-            let orphans = self.orphans.len();
             self.orphans.retain(|(of, handle), _| *of != provider || listed.iter().any(|m| m.handle == *handle));
             self.forget_told_orphans(provider, |handle| listed.iter().any(|m| m.handle == *handle));
-            // Each one that is gone leaves room for a host.
-            self.pending.wake |= self.orphans.len() < orphans;
         }
         let mut gone = Vec::new();
         for (id, live) in &mut self.hosts {
@@ -242,7 +234,7 @@ impl Core {
             }
         }
         for id in gone {
-            self.on_host_gone(now, &id, "its provider no longer lists it");
+            self.on_host_gone(now, &id, "its provider no longer lists it", false);
         }
     }
 
@@ -376,7 +368,10 @@ impl Core {
             let heard = |host: &Host| self.workers.get(&host.worker).is_some_and(|w| w.is_heard_on(host, now));
             let lost = self.hosts.iter().filter(|(id, live)| {
                 let should_be = live.should_be_listed(now, provider) && !heard(&live.host);
-                should_be && !hides(unlisted, &live.host.place) && live.host.state != HostState::Terminating && !ours(id)
+                should_be
+                    && !hides(unlisted, &live.host.place)
+                    && live.host.state != HostState::Terminating
+                    && !ours(id)
             });
             found.extend(lost.map(|(id, live)| Difference {
                 kind: DifferenceKind::Missing,
@@ -408,7 +403,7 @@ impl Core {
             }
             (DifferenceKind::Missing, _) => {
                 self.note(Level::Warn, format!("audit: host {host} ({named} of {}): {why}", provider.as_str()));
-                self.on_host_gone(now, host, "its provider no longer lists it");
+                self.on_host_gone(now, host, "its provider no longer lists it", false);
             }
             (DifferenceKind::Running, _) => self.suspend_anew(now, host),
             (DifferenceKind::Orphan | DifferenceKind::Foreign, None) | (DifferenceKind::ListFailed, _) => {}
@@ -418,9 +413,7 @@ impl Core {
     fn answer_audit(&mut self, request: RequestId, audit: &Audit, found: BTreeMap<Key, Difference>) {
         self.timers.clear(&Timer::AuditRound(request));
         self.timers.clear(&Timer::AuditOver(request));
-        let whole = |provider: &ProviderKind| {
-            matches!(audit.lists.get(provider), Some(Some(Ok(listing))) if listing.unlisted.is_empty())
-        };
+        let whole = |provider: &ProviderKind| matches!(audit.lists.get(provider), Some(Some(Ok(listing))) if listing.unlisted.is_empty());
         let acted = audit.acted.iter().filter(|(key, _)| !found.contains_key(key));
         // Where the last list failed, nobody knows what has become of it.
         let mut differences: Vec<_> =

@@ -19,6 +19,10 @@ pub struct BuildSpec {
     pub retries: u32,
     /// Limit of one attempt, milliseconds.
     pub timeout_ms: Option<u64>,
+    /// How long it may wait for something that can run it, counted anew each time that it is queued, milliseconds;
+    /// absent: as the configuration says.
+    #[serde(default)]
+    pub queue_timeout_ms: Option<u64>,
     /// Added to every step's environment.
     pub env: BTreeMap<String, String>,
     /// At least one.
@@ -50,6 +54,9 @@ pub struct Build {
 pub struct BuildStatus {
     /// When it was accepted.
     pub created: Timestamp,
+    /// When it was last queued, if that was later: an attempt was lost under it.
+    #[serde(default)]
+    pub requeued: Option<Timestamp>,
     /// When its last attempt was first heard to run.
     pub started: Option<Timestamp>,
     /// When it ended.
@@ -60,7 +67,7 @@ pub struct BuildStatus {
     pub cancelled: bool,
     /// Its attempts, oldest first.
     pub attempts: Vec<Attempt>,
-    /// Hosts that were started for it and never attached, with what they left behind.
+    /// Hosts that were started for it and never attached, with what they left behind: the last few.
     pub failed_hosts: Vec<FailedHost>,
 }
 
@@ -73,7 +80,7 @@ pub enum BuildEnd {
     Failure(String),
     /// Somebody cancelled it.
     Cancelled,
-    /// Attempts or hosts were lost under it; how the last one was.
+    /// Attempts were lost under it, or nothing has run it within its `queue_timeout`; what was tried.
     Lost(String),
 }
 
@@ -182,6 +189,7 @@ impl BuildStatus {
     pub fn new(now: Timestamp) -> Self {
         Self {
             created: now,
+            requeued: None,
             started: None,
             finished: None,
             end: None,
@@ -212,6 +220,11 @@ impl BuildStatus {
 }
 
 impl Build {
+    /// Whether it waits for something that can run it.
+    pub fn is_queued(&self) -> bool {
+        self.status.end.is_none() && self.status.live_attempt().is_none()
+    }
+
     /// The id of its attempt of this number.
     pub fn attempt_id(&self, number: u32) -> AttemptId {
         AttemptId { build: self.id, number }

@@ -2,7 +2,7 @@
 
 use super::build::{Attempt, Build, BuildEnd, BuildSpec, BuildStatus, Requirement};
 use super::event::{Effect, Level, Reply, RequestId};
-use super::queue::{self, Place};
+use super::queue::{self, Rank};
 use super::record::Record;
 use super::timers::Timer;
 use super::{Core, Timestamp};
@@ -18,8 +18,8 @@ use std::time::Duration;
 const LOG_PATIENCE: Duration = Duration::from_secs(20);
 /// Looks in a row without progress before a log is told to be cut.
 const LOG_LOOKS: u32 = 6;
-/// Hosts that may fail for one build before it is lost: a broken image must not spend for ever.
-pub(super) const FAILED_HOSTS: usize = 3;
+/// Failed hosts that are kept with a build, with what they printed: the newest.
+const FAILED_HOSTS: usize = 5;
 
 /// How looking for the rest of an attempt's logs goes.
 #[derive(Default, Debug)]
@@ -32,7 +32,7 @@ pub(super) struct LogWatch {
     last: bool,
 }
 
-fn place(build: &Build) -> Place {
+fn rank(build: &Build) -> Rank {
     (Reverse(build.spec.priority), build.id)
 }
 
@@ -64,7 +64,7 @@ impl Core {
         }
         self.out.push(Effect::Save(Record::NewBuild { id, spec: spec.clone(), message_id, status: status.clone() }));
         self.builds.insert(id, Build { id, spec, status });
-        self.enqueue(id);
+        self.enqueue(now, id);
         self.touch_build(id);
         self.reply(request, Reply::Accepted(id));
     }
@@ -94,22 +94,24 @@ impl Core {
     }
 
     /// Puts a build among those that wait.
-    pub(super) fn enqueue(&mut self, id: BuildId) {
+    pub(super) fn enqueue(&mut self, now: Timestamp, id: BuildId) {
+        self.watch_queue(now, id);
         let Some(build) = self.builds.get(&id) else { return };
         let requirement = build.spec.requirement.clone();
-        self.queue.push(&requirement, place(build));
+        self.queue.push(&requirement, rank(build));
         self.pending.wanted.insert(requirement);
         self.pending.wake = true;
     }
 
     fn end_build(&mut self, now: Timestamp, id: BuildId, end: BuildEnd) {
+        self.timers.clear(&Timer::Queue(id));
         let Some(build) = self.builds.get_mut(&id) else { return };
         build.status.finished = Some(now);
         build.status.end = Some(end);
-        let (requirement, place) = (build.spec.requirement.clone(), place(build));
+        let (requirement, rank) = (build.spec.requirement.clone(), rank(build));
         // A host that was being started for it may serve another, or goes when it has been idle.
         let host = self.queue.host_of(id).cloned();
-        self.queue.remove(&requirement, place);
+        self.queue.remove(&requirement, rank);
         if let Some(host) = host {
             self.pending.wake = true;
             self.touch_host(&host);
@@ -121,8 +123,9 @@ impl Core {
     }
 
     /// Gives a build that waits to a worker that is attached and has room. The order goes out after the commit.
-    pub(super) fn assign(&mut self, now: Timestamp, worker_name: &WorkerName, requirement: &Requirement, at: Place) {
+    pub(super) fn assign(&mut self, now: Timestamp, worker_name: &WorkerName, requirement: &Requirement, at: Rank) {
         self.queue.remove(requirement, at);
+        self.timers.clear(&Timer::Queue(at.1));
         let Some(build) = self.builds.get_mut(&at.1) else { return };
         let Some(worker) = self.workers.get_mut(worker_name) else { return };
         let Some(live) = &worker.session else { return };
@@ -388,33 +391,60 @@ impl Core {
                     Outcome::Success | Outcome::Failure(_) | Outcome::Cancelled => String::new(),
                 };
                 self.note(Level::Warn, format!("attempt {id} on {worker} did not finish: {why}; the build is retried"));
-                return self.enqueue(id.build);
+                if let Some(build) = self.builds.get_mut(&id.build) {
+                    build.status.requeued = Some(now);
+                }
+                return self.enqueue(now, id.build);
             }
             None => return,
         };
         self.end_build(now, id.build, end);
     }
 
-    /// A host that was started for builds never attached.
-    pub(super) fn count_failed_host(
-        &mut self,
-        now: Timestamp,
-        builds: Vec<BuildId>,
-        failed: &super::build::FailedHost,
-    ) {
+    /// Keeps what is known of a host that was started for builds and never attached.
+    pub(super) fn keep_failed_host(&mut self, builds: Vec<BuildId>, failed: &super::build::FailedHost) {
         for id in builds {
             let Some(build) = self.builds.get_mut(&id) else { continue };
-            build.status.failed_hosts.push(failed.clone());
-            let count = build.status.failed_hosts.len();
+            let kept = &mut build.status.failed_hosts;
+            kept.push(failed.clone());
+            kept.drain(..kept.len().saturating_sub(FAILED_HOSTS));
             self.touch_build(id);
-            if count >= FAILED_HOSTS {
-                let why = format!(
-                    "none of the {count} hosts that were started for it attached; the last one: {}",
-                    failed.why
-                );
-                self.end_build(now, id, BuildEnd::Lost(why));
-            }
         }
+    }
+
+    /// Starts to count how long a build waits for something that can run it.
+    fn watch_queue(&mut self, now: Timestamp, id: BuildId) {
+        let Some(build) = self.builds.get(&id) else { return };
+        let own = build.spec.queue_timeout_ms.map(Duration::from_millis);
+        match own.or(self.plan.queue_timeout) {
+            // The clock may have been set back since.
+            Some(timeout) => {
+                let since = build.status.requeued.unwrap_or(build.status.created).min(now);
+                self.timers.set(Timer::Queue(id), since + timeout);
+            }
+            None => self.timers.clear(&Timer::Queue(id)),
+        }
+    }
+
+    /// A reload may have set another limit.
+    pub(super) fn watch_all_queued(&mut self, now: Timestamp) {
+        let queued: Vec<_> = self.builds.values().filter(|b| b.is_queued()).map(|b| b.id).collect();
+        queued.into_iter().for_each(|id| self.watch_queue(now, id));
+    }
+
+    /// Nothing has run the build within its `queue_timeout`.
+    pub(super) fn on_queue_timeout(&mut self, now: Timestamp, id: BuildId) {
+        let Some(build) = self.builds.get(&id).filter(|build| build.is_queued()) else { return };
+        let waited = now.since(build.status.requeued.unwrap_or(build.status.created)).as_secs();
+        let hosts = build.status.failed_hosts.len();
+        let mut why = format!("it waited for {waited} s, its queue_timeout");
+        if let Some(last) = build.status.failed_hosts.last() {
+            why.push_str(&format!("; of its hosts {hosts} did not start, the last one: {}", last.why));
+        }
+        if let Some(waiting) = self.why(now, id) {
+            why.push_str(&format!("; at the end {}", waiting.sentence));
+        }
+        self.end_build(now, id, BuildEnd::Lost(why));
     }
 
     /// Whether any worker of the configuration may run this.

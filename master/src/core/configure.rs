@@ -67,8 +67,11 @@ impl Core {
             workers: BTreeMap::new(),
             hosts: BTreeMap::new(),
             images: BTreeMap::new(),
-            listed: BTreeSet::new(),
-            unlisted: BTreeSet::new(),
+            places: BTreeMap::new(),
+            heard_places: BTreeSet::new(),
+            rests: BTreeMap::new(),
+            prices: BTreeMap::new(),
+            listing: BTreeSet::new(),
             orphans: BTreeMap::new(),
             foreign_machines: BTreeSet::new(),
             audits: BTreeMap::new(),
@@ -90,16 +93,18 @@ impl Core {
             core.worker_entry(now, &name).record = record;
         }
         core.restore_images(start.ledger.images);
+        core.restore_places(now, start.ledger.places);
         // Plans first, so that what is restored finds its worker's options.
         core.on_configure(now, start.plan);
         core.restore_sessions(now, start.ledger.sessions, start.ledger.leases_extended);
         core.restore_hosts(now, start.ledger.hosts);
+        core.forget_unused_places();
         for build in start.ledger.builds {
             let (id, live) = (build.id, build.status.live_attempt().map(|a| (a.number, a.worker.clone())));
             core.builds.insert(id, build);
             match live {
                 Some((number, worker)) => core.restore_attempt(now, AttemptId { build: id, number }, &worker),
-                None => core.enqueue(id),
+                None => core.enqueue(now, id),
             }
         }
         let names: Vec<_> = core.workers.keys().cloned().collect();
@@ -197,7 +202,8 @@ impl Core {
         }
         self.plan = plan;
         self.review_all_suspended(now);
-        self.unlisted = self.configured_providers().filter(|p| !self.listed.contains(p)).collect();
+        self.watch_all_queued(now);
+        self.forget_unused_places();
         for provider in self.providers() {
             self.timers.set_once(Timer::Audit(provider), now);
         }

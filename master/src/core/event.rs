@@ -192,7 +192,7 @@ pub enum Command {
 pub enum Operation {
     /// No new builds.
     Pause,
-    /// Work again; lifts backoff and quarantine too.
+    /// Work again; lifts a backoff too, and probes its place.
     Resume,
     /// Pause, then terminate its host when nothing runs on it.
     Drain,
@@ -304,12 +304,14 @@ pub struct UnlistedPlace {
     pub why: String,
 }
 
-impl Listing {
+impl From<Vec<ListedHost>> for Listing {
     /// All machines of all places.
-    pub fn whole(machines: Vec<ListedHost>) -> Self {
+    fn from(machines: Vec<ListedHost>) -> Self {
         Self { machines, unlisted: Vec::new() }
     }
+}
 
+impl Listing {
     /// None of the places could be asked.
     pub fn of_nobody(why: String) -> Self {
         Self { machines: Vec::new(), unlisted: vec![UnlistedPlace { place: None, why }] }

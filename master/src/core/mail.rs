@@ -85,6 +85,26 @@ pub enum What {
         /// Whether it is being terminated; otherwise `audit.on_orphan` says to leave it.
         terminated: bool,
     },
+    /// A place has refused to start hosts for a while.
+    PlacePaused {
+        /// What makes hosts there.
+        provider: ProviderKind,
+        /// What the configuration calls it.
+        place: String,
+        /// Its newest refusal, in a sentence.
+        why: String,
+        /// When the pause began.
+        since: Timestamp,
+    },
+    /// The pause of a place is over.
+    PlaceBack {
+        /// What makes hosts there.
+        provider: ProviderKind,
+        /// What the configuration calls it.
+        place: String,
+        /// When the pause began.
+        since: Timestamp,
+    },
 }
 
 impl What {
@@ -94,6 +114,8 @@ impl What {
             Self::Missing { worker, .. } => format!("worker {worker} is missing"),
             Self::Back { worker, .. } => format!("worker {worker} is back"),
             Self::Orphan { provider, handle, .. } => format!("{handle} of {} is an orphan", provider.as_str()),
+            Self::PlacePaused { provider, place, .. } => format!("{place} ({}) starts no hosts", provider.as_str()),
+            Self::PlaceBack { provider, place, .. } => format!("{place} ({}) starts hosts again", provider.as_str()),
         }
     }
 }

@@ -1,5 +1,5 @@
 //! Workers that are missing: a standing one that is not attached for its `missing_timeout`, a latent one whose host
-//! does not attach within it or that is quarantined. Each loss is told once, and once when the worker is back.
+//! does not attach within it, or of which several in a row did not start. Each loss is told once, and once when the worker is back.
 //!
 //! Only time counts in which an agent could have attached: while the master or the broker is away nobody goes missing,
 //! and a host that lived through such an outage is not blamed for its end.

@@ -8,6 +8,7 @@ mod admission;
 pub mod audit;
 pub mod build;
 mod builds;
+mod capacity;
 mod configure;
 pub mod event;
 mod host;
@@ -15,6 +16,7 @@ pub mod images;
 mod lease;
 pub mod mail;
 mod missing;
+pub mod places;
 pub mod plan;
 mod queue;
 pub mod record;
@@ -73,9 +75,16 @@ pub struct Core {
     hosts: BTreeMap<HostId, LiveHost>,
     /// What has become of the hosts of each image.
     images: BTreeMap<images::ImageKey, images::ImageRecord>,
-    /// Providers that have listed their hosts since the master started; those of the configuration that have not.
-    listed: BTreeSet<plan::ProviderKind>,
-    unlisted: BTreeSet<plan::ProviderKind>,
+    /// Places that pause.
+    places: BTreeMap<places::PlaceKey, places::PlaceRecord>,
+    /// Places that have answered since the master started.
+    heard_places: BTreeSet<places::PlaceKey>,
+    /// Alternatives of places that had no room.
+    rests: BTreeMap<(places::PlaceKey, String), capacity::Rest>,
+    /// What a host of a template cost an hour when one was last ordered, USD.
+    prices: BTreeMap<String, f64>,
+    /// Providers that are listing their hosts now.
+    listing: BTreeSet<plan::ProviderKind>,
     /// Machines that have our name and that the ledger does not know: when they were first listed.
     orphans: BTreeMap<(plan::ProviderKind, String), Timestamp>,
     /// Machines that have our name and another id, as they were last listed.
@@ -170,7 +179,7 @@ impl Core {
             Event::TerminateEnded { host, result } => self.on_terminate_ended(now, &host, result),
             Event::SuspendEnded { host, result } => self.on_suspend_ended(now, &host, result),
             Event::ResumeEnded { host, result } => self.on_resume_ended(now, &host, result),
-            Event::HostGone { host, why, reclaimed: _ } => self.on_host_gone(now, &host, &why),
+            Event::HostGone { host, why, reclaimed } => self.on_host_gone(now, &host, &why, reclaimed),
             Event::Console { host, text } => self.on_console(now, &host, text),
             Event::Listed { provider, result } => self.on_listed(now, provider, result),
             Event::LogsWhole { attempt } => self.on_logs_whole(now, attempt),
@@ -215,6 +224,9 @@ impl Core {
             Timer::Missing(worker) => self.on_missing(now, &worker),
             Timer::Backoff(worker) => self.touch_worker(&worker),
             Timer::Image(key) => self.on_image(&key),
+            Timer::Place(key) => self.on_place(now, &key),
+            Timer::PlaceMail(key) => self.on_place_mail(now, &key),
+            Timer::Queue(build) => self.on_queue_timeout(now, build),
             Timer::Extension => self.on_extension_over(),
             Timer::Logs(attempt) => self.on_logs_overdue(now, attempt),
             Timer::Day => self.pending.wake = true,
@@ -312,6 +324,13 @@ impl Core {
         if let Some(live) = self.session_of(worker).filter(|l| l.attached) {
             self.out.push(Effect::Send { queue: live.session.queue.clone(), message });
         }
+    }
+
+    /// A factor for a pause, from 0.8 to 1.2, so that what failed together is not tried again together.
+    fn jitter(&mut self) -> f64 {
+        let mut raw = [0_u8; 2];
+        self.rng.fill_bytes(&mut raw);
+        0.8 + 0.4 * f64::from(u16::from_be_bytes(raw)) / 65_536.0
     }
 
     /// Random hexadecimal digits: two for each byte.

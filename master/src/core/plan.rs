@@ -28,12 +28,16 @@ impl std::fmt::Debug for Digest {
 pub struct Plan {
     /// The workers by name.
     pub workers: BTreeMap<WorkerName, Arc<WorkerPlan>>,
-    /// Latent hosts that may be alive at once, unknown ones included.
+    /// Latent hosts in the ledger that may be alive at once.
     pub max_hosts: Option<u32>,
     /// USD that may be spent on hosts in a day, as far as their prices are known.
     pub max_spend_per_day: Option<f64>,
-    /// Failed starts in a row before a worker is quarantined; at least 1.
-    pub quarantine_after: u32,
+    /// Failed starts of a worker in a row that are worth a mail; at least 1.
+    pub mail_after_failed_starts: u32,
+    /// How long a build that says nothing else may wait for something that can run it; absent: for ever.
+    pub queue_timeout: Option<Duration>,
+    /// Which of several templates with the same preference is woken first.
+    pub among_equals: AmongEquals,
     /// Between two audits of a provider.
     pub audit_interval: Duration,
     /// Whether an orphan is terminated, or only told of.
@@ -91,6 +95,10 @@ pub struct LatentPlan {
     pub build_wait_timeout: Option<Duration>,
     /// Builds before the host is retired; 0: no limit.
     pub max_uses: u32,
+    /// Templates with a higher number are woken first.
+    pub prefer: i32,
+    /// USD an hour, if the configuration says.
+    pub price: Option<f64>,
     /// The template that it comes from: workers of one template share `min_idle`.
     pub template: String,
     /// Whether an idle host is suspended rather than terminated, and how long it is kept.
@@ -102,6 +110,29 @@ pub struct LatentPlan {
     /// Changes when anything changes that a new host would be started with: hosts of an older one are retired when
     /// idle.
     pub fingerprint: u64,
+}
+
+/// Which of several templates with the same preference is woken first.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum AmongEquals {
+    /// The one that has the most hosts, so that the others can stay asleep.
+    #[default]
+    Pack,
+    /// The one that has the fewest hosts.
+    Spread,
+    /// The one whose hosts cost least, as far as their price is known.
+    Cheapest,
+}
+
+impl AmongEquals {
+    /// As it is written in the configuration.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Pack => "pack",
+            Self::Spread => "spread",
+            Self::Cheapest => "cheapest",
+        }
+    }
 }
 
 /// Hosts that are suspended when they are idle.

@@ -8,15 +8,15 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The order of waiting: priority, then age.
-pub type Place = (Reverse<i32>, BuildId);
+pub type Rank = (Reverse<i32>, BuildId);
 
 /// Builds that wait with one requirement.
 #[derive(Clone, Debug, Default)]
 pub struct Class {
     /// All of them.
-    pub waiting: BTreeSet<Place>,
+    pub waiting: BTreeSet<Rank>,
     /// Those that no starting host is kept for.
-    pub unreserved: BTreeSet<Place>,
+    pub unreserved: BTreeSet<Rank>,
 }
 
 /// All builds that wait.
@@ -25,24 +25,24 @@ pub struct Queue {
     /// By requirement; no class is empty.
     pub classes: BTreeMap<Requirement, Class>,
     /// The starting hosts that builds have been promised.
-    reserved: BTreeMap<BuildId, (HostId, Requirement, Place)>,
-    by_host: BTreeMap<HostId, BTreeSet<(Place, Requirement)>>,
+    reserved: BTreeMap<BuildId, (HostId, Requirement, Rank)>,
+    by_host: BTreeMap<HostId, BTreeSet<(Rank, Requirement)>>,
 }
 
 impl Queue {
     /// A build waits.
-    pub fn push(&mut self, requirement: &Requirement, place: Place) {
+    pub fn push(&mut self, requirement: &Requirement, rank: Rank) {
         let class = self.classes.entry(requirement.clone()).or_default();
-        class.waiting.insert(place);
-        class.unreserved.insert(place);
+        class.waiting.insert(rank);
+        class.unreserved.insert(rank);
     }
 
     /// A build waits no more: it was given out, or has ended.
-    pub fn remove(&mut self, requirement: &Requirement, place: Place) {
-        self.unreserve(place.1);
+    pub fn remove(&mut self, requirement: &Requirement, rank: Rank) {
+        self.unreserve(rank.1);
         if let Some(class) = self.classes.get_mut(requirement) {
-            class.waiting.remove(&place);
-            class.unreserved.remove(&place);
+            class.waiting.remove(&rank);
+            class.unreserved.remove(&rank);
             if class.waiting.is_empty() {
                 self.classes.remove(requirement);
             }
@@ -50,24 +50,24 @@ impl Queue {
     }
 
     /// A starting host is kept for a build that waits.
-    pub fn reserve(&mut self, requirement: &Requirement, place: Place, host: &HostId) {
+    pub fn reserve(&mut self, requirement: &Requirement, rank: Rank, host: &HostId) {
         if let Some(class) = self.classes.get_mut(requirement) {
-            class.unreserved.remove(&place);
-            self.reserved.insert(place.1, (host.clone(), requirement.clone(), place));
-            self.by_host.entry(host.clone()).or_default().insert((place, requirement.clone()));
+            class.unreserved.remove(&rank);
+            self.reserved.insert(rank.1, (host.clone(), requirement.clone(), rank));
+            self.by_host.entry(host.clone()).or_default().insert((rank, requirement.clone()));
         }
     }
 
     fn unreserve(&mut self, build: BuildId) {
-        let Some((host, requirement, place)) = self.reserved.remove(&build) else { return };
+        let Some((host, requirement, rank)) = self.reserved.remove(&build) else { return };
         if let Some(held) = self.by_host.get_mut(&host) {
-            held.remove(&(place, requirement.clone()));
+            held.remove(&(rank, requirement.clone()));
             if held.is_empty() {
                 self.by_host.remove(&host);
             }
         }
         if let Some(class) = self.classes.get_mut(&requirement) {
-            class.unreserved.insert(place);
+            class.unreserved.insert(rank);
         }
     }
 
@@ -92,17 +92,17 @@ impl Queue {
 
     /// The build that a free worker takes next: what its host was started for, else the first that no starting host is
     /// kept for, else the first at all, since running now is better than waiting for a machine to boot.
-    pub fn best_for(&self, worker: &WorkerPlan, host: Option<&HostId>) -> Option<(Requirement, Place)> {
+    pub fn best_for(&self, worker: &WorkerPlan, host: Option<&HostId>) -> Option<(Requirement, Rank)> {
         let own = host.and_then(|h| self.by_host.get(h)).and_then(BTreeSet::first);
-        if let Some((place, requirement)) = own {
-            return Some((requirement.clone(), *place));
+        if let Some((rank, requirement)) = own {
+            return Some((requirement.clone(), *rank));
         }
         let matching = || self.classes.iter().filter(|(requirement, _)| matches(requirement, worker));
-        let head = |set: fn(&Class) -> &BTreeSet<Place>| {
+        let head = |set: fn(&Class) -> &BTreeSet<Rank>| {
             matching()
-                .filter_map(|(requirement, class)| set(class).first().map(|place| (place, requirement)))
+                .filter_map(|(requirement, class)| set(class).first().map(|rank| (rank, requirement)))
                 .min()
-                .map(|(place, requirement)| (requirement.clone(), *place))
+                .map(|(rank, requirement)| (requirement.clone(), *rank))
         };
         head(|c| &c.unreserved).or_else(|| head(|c| &c.waiting))
     }

@@ -3,6 +3,7 @@
 use super::build::{BuildSpec, BuildStatus};
 use super::images::{ImageKey, ImageRecord};
 use super::mail::{Mail, MailId, News};
+use super::places::{PlaceKey, PlaceRecord};
 use super::plan::{Digest, ProviderKind};
 use super::spend::Spent;
 use rouse_shared::message::Facts;
@@ -203,13 +204,14 @@ pub struct WorkerRecord {
     pub desired: DesiredState,
     /// Failed starts in a row, of every kind.
     pub failures: u32,
-    /// Those of them that are the host's own fault, and count for quarantine.
+    /// Those of them that are the fault of its image or its configuration.
     #[serde(default)]
     pub faults: u32,
+    /// Whether its provider refused to make the last one, for no reason that it names to be its own.
+    #[serde(default)]
+    pub rejected: bool,
     /// No start before then.
     pub backoff_until: Option<Timestamp>,
-    /// Why it is quarantined, once it is.
-    pub quarantined: Option<String>,
     /// How its last host failed.
     pub last_failure: Option<String>,
     /// Since when it has been told missing.
@@ -257,6 +259,8 @@ pub enum Record {
     Worker(WorkerName, WorkerRecord),
     /// What has become of an image's hosts.
     Image(ImageKey, ImageRecord),
+    /// The pause of a place; its default if there is none any more.
+    Place(PlaceKey, PlaceRecord),
     /// What was spent today on hosts that are gone.
     Spent(Spent),
     /// Something that people are to be told.
@@ -291,6 +295,8 @@ pub struct Ledger {
     pub workers: Vec<(WorkerName, WorkerRecord)>,
     /// Images that hosts were made of.
     pub images: Vec<(ImageKey, ImageRecord)>,
+    /// Places that pause.
+    pub places: Vec<(PlaceKey, PlaceRecord)>,
     /// The highest build number given out.
     pub last_build: u64,
     /// See [`Record::Spent`].

@@ -3,7 +3,7 @@
 
 use super::build::{BuildSpec, Requirement};
 use super::event::{Command, Effect, Event, RequestId, StartError, Started};
-use super::plan::{Digest, LatentPlan, Plan, ProviderKind, WorkerPlan};
+use super::plan::{AmongEquals, Digest, LatentPlan, Plan, ProviderKind, WorkerPlan};
 use super::record::{Host, HostState, LaunchSpec, Ledger, Record, Session};
 use super::{Core, Start};
 use rouse_shared::limits::{KILL_MARGIN, PROTOCOL};
@@ -26,6 +26,8 @@ fn worker(latent: bool, lease: u64) -> WorkerPlan {
         build_wait_timeout: Some(600 * SECOND),
         max_uses: 0,
         template: "w1".to_owned(),
+        prefer: 0,
+        price: None,
         min_idle: 0,
         suspend: None,
         image: "image".into(),
@@ -51,7 +53,9 @@ fn plan(workers: Vec<WorkerPlan>) -> Arc<Plan> {
         workers: workers.into_iter().map(|w| (w.name.clone(), Arc::new(w))).collect(),
         max_hosts: None,
         max_spend_per_day: None,
-        quarantine_after: 3,
+        mail_after_failed_starts: 3,
+        queue_timeout: None,
+        among_equals: AmongEquals::Pack,
         audit_interval: 120 * SECOND,
         stop_orphans: true,
         restart_lease: 600 * SECOND,
@@ -112,7 +116,12 @@ impl Master {
                 Record::Session(session) => self.session = Some(session),
                 Record::SessionOver(_) => self.session = None,
                 Record::Spent(_) => {}
-                Record::Worker(..) | Record::Image(..) | Record::News(_) | Record::NewsOver(_) | Record::Mail(_) => {}
+                Record::Worker(..)
+                | Record::Image(..)
+                | Record::Place(..)
+                | Record::News(_)
+                | Record::NewsOver(_)
+                | Record::Mail(_) => {}
                 Record::MailOver(_) | Record::MailPause(..) | Record::OrphanTold(..) | Record::OrphanOver(..) => {}
                 Record::LeasesExtended(by) => self.leases_extended = by,
             }
@@ -204,6 +213,7 @@ impl Master {
             priority: 0,
             retries: 0,
             timeout_ms: None,
+            queue_timeout_ms: None,
             env: BTreeMap::new(),
             steps: vec![step],
         };

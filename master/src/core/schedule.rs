@@ -1,16 +1,26 @@
 //! Brings builds and workers together: gives waiting builds to free workers, and starts hosts for the rest.
 
+use super::build::Requirement;
 use super::event::{Change, Effect, WorkerState};
 use super::host::LiveHost;
 use super::images::ImageBudget;
-use super::plan::WorkerPlan;
+use super::places::PlaceBudget;
+use super::plan::{AmongEquals, LatentPlan, WorkerPlan};
 use super::queue;
 use super::record::{DesiredState, HostState};
 use super::sessions::EndReason;
 use super::timers::Timer;
 use super::{Core, Timestamp, Worker};
 use rouse_shared::{BuildId, HostId, WorkerName};
+use std::cmp::Reverse;
 use std::collections::BTreeSet;
+
+/// How many more hosts may be started, within one event.
+#[derive(Default)]
+struct Budget {
+    images: ImageBudget,
+    places: PlaceBudget,
+}
 
 impl Core {
     /// Follows up on workers that the event has touched: who is free, who may be woken, who is idle, what to announce.
@@ -126,10 +136,10 @@ impl Core {
                 return;
             };
             let Some(plan) = worker.plan.clone() else { return };
-            let Some((requirement, place)) = self.queue.best_for(&plan, worker.host.as_ref()) else { return };
+            let Some((requirement, rank)) = self.queue.best_for(&plan, worker.host.as_ref()) else { return };
             // Another starting host may have been kept for it: that one can be kept for the next.
-            self.pending.wake |= self.queue.host_of(place.1).is_some();
-            self.assign(now, name, &requirement, place);
+            self.pending.wake |= self.queue.host_of(rank.1).is_some();
+            self.assign(now, name, &requirement, rank);
         }
     }
 
@@ -139,38 +149,93 @@ impl Core {
         if !self.broker_up {
             return;
         }
-        let mut room = ImageBudget::default();
+        let mut room = Budget::default();
         let classes: Vec<_> = self.queue.classes.keys().cloned().collect();
         for requirement in classes {
-            while let Some(place) = self.queue.classes.get(&requirement).and_then(|c| c.unreserved.first().copied()) {
+            while let Some(rank) = self.queue.classes.get(&requirement).and_then(|c| c.unreserved.first().copied()) {
                 let kept = self.starting_with_room(&requirement);
                 let host = match kept {
                     Some(host) => host,
                     None => {
-                        let fits =
-                            |name: &&WorkerName| self.plan_of(name).is_some_and(|p| queue::matches(&requirement, p));
-                        let failures = |name: &&WorkerName| self.workers.get(*name).map_or(0, |w| w.record.failures);
-                        let mut may = |name: &&WorkerName| fits(name) && self.may_wake(now, name, &mut room);
-                        let rank = |name: &&WorkerName| (self.suspended_host_of(name).is_none(), failures(name));
-                        let Some(name) = self.wakeable.iter().filter(|n| may(n)).min_by_key(rank).cloned() else {
-                            break;
-                        };
+                        let Some((name, chosen)) = self.choose(now, &requirement, &mut room) else { break };
                         if !self.may_start_one() || !self.may_spend_or_wait(now) {
                             break;
                         }
-                        self.wake_or_order(now, &name, Some(place.1), &mut room)
+                        let host = self.wake_or_order(now, &name, Some(rank.1), &mut room);
+                        if let Some(live) = self.hosts.get_mut(&host) {
+                            live.chosen = chosen;
+                        }
+                        host
                     }
                 };
-                self.queue.reserve(&requirement, place, &host);
-                self.touch_build(place.1);
+                self.queue.reserve(&requirement, rank, &host);
+                self.touch_build(rank.1);
             }
         }
         self.keep_idle(now);
     }
 
+    /// The worker to be woken for a requirement, and why it rather than one of another template. One whose last host
+    /// failed is only tried if nobody else is left.
+    fn choose(
+        &self,
+        now: Timestamp,
+        requirement: &Requirement,
+        room: &mut Budget,
+    ) -> Option<(WorkerName, Option<String>)> {
+        let among = self.plan.among_equals;
+        let mut best: Option<(_, &WorkerName, &LatentPlan)> = None;
+        let (mut templates, mut preferences) = (BTreeSet::new(), BTreeSet::new());
+        for name in &self.wakeable {
+            let Some(plan) = self.plan_of(name).filter(|plan| queue::matches(requirement, plan)) else { continue };
+            let Some(latent) = plan.latent.as_ref() else { continue };
+            if !self.may_wake(now, name, room) {
+                continue;
+            }
+            templates.insert(&latent.template);
+            preferences.insert(latent.prefer);
+            let failures = self.workers.get(name).map_or(0, |worker| worker.record.failures);
+            let hosts = || self.hosts_of(&latent.template);
+            let order = match among {
+                AmongEquals::Pack => u64::MAX - hosts(),
+                AmongEquals::Spread => hosts(),
+                AmongEquals::Cheapest => self.price_of(latent),
+            };
+            let suspended = self.suspended_host_of(name).is_some();
+            let key = (failures > 0, Reverse(latent.prefer), !suspended, failures, order);
+            if best.as_ref().is_none_or(|(least, _, _)| key < *least) {
+                best = Some((key, name, latent));
+            }
+        }
+        let (_, name, latent) = best?;
+        let chosen = match (templates.len(), preferences.len()) {
+            (..=1, _) => None,
+            (_, ..=1) => Some(format!("among_equals = \"{}\"", among.as_str())),
+            (_, _) => Some(format!("prefer = {}", latent.prefer)),
+        };
+        Some((name.clone(), chosen))
+    }
+
+    /// Hosts of a template that are not gone.
+    fn hosts_of(&self, template: &str) -> u64 {
+        let of = |live: &&LiveHost| {
+            self.plan_of(&live.host.worker).and_then(|p| p.latent.as_ref()).is_some_and(|l| l.template == *template)
+        };
+        self.hosts.values().filter(of).count() as u64
+    }
+
+    /// Millionths of a USD an hour: as its provider said last, else as the configuration says. What is not known is
+    /// dear.
+    fn price_of(&self, latent: &LatentPlan) -> u64 {
+        let price = self.prices.get(&latent.template).copied().or(latent.price);
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "it is above zero, and saturates")]
+        price.map_or(u64::MAX, |price| (price.max(0.0) * 1e6) as u64)
+    }
+
     /// Whether a host of the worker can be had now: one that is suspended, or a new one of its image.
-    fn may_wake(&self, now: Timestamp, name: &WorkerName, room: &mut ImageBudget) -> bool {
-        self.suspended_host_of(name).is_some() || self.image_has_room(now, name, room)
+    fn may_wake(&self, now: Timestamp, name: &WorkerName, room: &mut Budget) -> bool {
+        self.place_has_room(now, name, &mut room.places)
+            && (self.suspended_host_of(name).is_some() || self.image_has_room(now, name, &mut room.images))
     }
 
     fn wake_or_order(
@@ -178,18 +243,19 @@ impl Core {
         now: Timestamp,
         name: &WorkerName,
         started_for: Option<BuildId>,
-        room: &mut ImageBudget,
+        room: &mut Budget,
     ) -> HostId {
         self.wakeable.remove(name);
+        self.take_place(name, &mut room.places);
         if let Some(id) = self.suspended_host_of(name) {
             self.resume_host(now, &id, started_for);
             return id;
         }
-        self.take_room(name, room);
+        self.take_room(name, &mut room.images);
         self.order_host(now, name, started_for)
     }
 
-    fn starting_with_room(&self, requirement: &super::build::Requirement) -> Option<HostId> {
+    fn starting_with_room(&self, requirement: &Requirement) -> Option<HostId> {
         self.starting().find_map(|(id, plan)| {
             let room = plan.max_builds.is_none_or(|most| self.queue.reserved_on(id) < most as usize)
                 && plan
@@ -211,14 +277,13 @@ impl Core {
     }
 
     /// Whether `limits.max_hosts` leaves room for one more. Every host counts until its provider reports that it is
-    /// gone or suspended (suspended hosts must not keep the builds of other workers waiting). So does every orphan:
-    /// nothing is started until every provider has listed its hosts.
+    /// gone or suspended (suspended hosts must not keep the builds of other workers waiting). The ledger knows each
+    /// before it is made, so nobody has to be asked.
     pub(super) fn may_start_one(&self) -> bool {
         let Some(most) = self.plan.max_hosts else { return true };
         // Those that this very event found to be gone are still listed, until it has been followed up.
         let rests = |l: &&LiveHost| l.host.state == HostState::Terminated || l.host.suspended.is_some();
-        let alive = self.hosts.values().filter(|l| !rests(l)).count() + self.orphans.len();
-        self.unlisted.is_empty() && alive < most as usize
+        self.hosts.values().filter(|l| !rests(l)).count() < most as usize
     }
 
     /// Starts hosts until each template has its `min_idle`.
@@ -234,7 +299,7 @@ impl Core {
             .filter(|l| l.min_idle > 0)
             .map(|l| (l.template.clone(), l.min_idle))
             .collect();
-        let mut room = ImageBudget::default();
+        let mut room = Budget::default();
         for (template, min_idle) in wanted {
             while self.idle_of(&template) < min_idle && self.may_start_one() && self.may_spend_or_wait(now) {
                 let of = |name: &&WorkerName| {
@@ -285,9 +350,6 @@ impl Core {
     pub(super) fn worker_state(&self, worker: &Worker, now: Timestamp) -> WorkerState {
         let record = &worker.record;
         let busy = !worker.attempts.is_empty();
-        if record.quarantined.is_some() {
-            return WorkerState::Quarantined;
-        }
         let host = self.host_of(worker).map(|l| l.host.state);
         let attached = || match (record.desired, busy) {
             (DesiredState::Drain, true) => WorkerState::Draining,
@@ -307,6 +369,7 @@ impl Core {
                 WorkerState::Backoff
             }
             None | Some(HostState::Suspended) if self.image_until(worker, now).is_some() => WorkerState::Backoff,
+            None | Some(HostState::Suspended) if self.place_until(worker, now).is_some() => WorkerState::Backoff,
             None | Some(HostState::Suspended) if record.missing_since.is_some() => WorkerState::Missing,
             None | Some(HostState::Suspended) if record.desired != DesiredState::Work => WorkerState::Paused,
             None | Some(HostState::Suspended) if worker.standing() => WorkerState::Offline,
@@ -323,6 +386,5 @@ fn is_wakeable(worker: &Worker, now: Timestamp) -> bool {
         && worker.session.is_none()
         && worker.attempts.is_empty()
         && worker.record.desired == DesiredState::Work
-        && worker.record.quarantined.is_none()
         && worker.record.backoff_until.is_none_or(|until| until <= now)
 }

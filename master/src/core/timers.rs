@@ -2,8 +2,9 @@
 
 use super::event::RequestId;
 use super::images::ImageKey;
+use super::places::PlaceKey;
 use super::plan::ProviderKind;
-use rouse_shared::{AttemptId, HostId, Timestamp, WorkerName};
+use rouse_shared::{AttemptId, BuildId, HostId, Timestamp, WorkerName};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What a deadline is for.
@@ -29,6 +30,12 @@ pub enum Timer {
     Backoff(WorkerName),
     /// Hosts of the image may be ordered again.
     Image(ImageKey),
+    /// Probe the place, which pauses.
+    Place(PlaceKey),
+    /// Say by mail that the place pauses.
+    PlaceMail(PlaceKey),
+    /// The build has waited for its `queue_timeout`.
+    Queue(BuildId),
     /// Ask again for the rest of the attempt's logs, or give them up.
     Logs(AttemptId),
     /// Compare what the provider lists with the ledger.

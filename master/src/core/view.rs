@@ -6,6 +6,7 @@ use super::plan::ProviderKind;
 use super::record::{DesiredState, Host};
 use rouse_shared::message::{Facts, Vitals};
 use rouse_shared::{BuildId, HostId, Timestamp, WorkerName};
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// A build as people see it.
@@ -52,6 +53,51 @@ pub struct WorkerView {
     pub last_failure: Option<String>,
     /// When the next start may be tried, after failures.
     pub next_try: Option<Timestamp>,
+}
+
+/// How a place is.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum PlaceState {
+    /// It answers, and makes hosts.
+    Healthy,
+    /// It has refused to start a host, or could not be asked: none is started there until the next probe.
+    Pausing,
+    /// It has not answered since the master started.
+    Unknown,
+}
+
+impl PlaceState {
+    /// Every state.
+    pub const ALL: [Self; 3] = [Self::Healthy, Self::Pausing, Self::Unknown];
+
+    /// As it is written in listings.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Healthy => "healthy",
+            Self::Pausing => "pausing",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+/// A place as people see it: what fails together.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PlaceView {
+    /// What makes hosts there.
+    pub provider: ProviderKind,
+    /// What the configuration calls it.
+    pub name: String,
+    /// How it is.
+    pub state: PlaceState,
+    /// Hosts of ours there that are not gone.
+    pub hosts: usize,
+    /// Why it pauses: its newest refusal, in a sentence.
+    pub reason: Option<String>,
+    /// When its pause began.
+    pub since: Option<Timestamp>,
+    /// When it is asked again.
+    pub next_probe: Option<Timestamp>,
 }
 
 /// An agent under a worker's name that the master has refused.

@@ -30,10 +30,8 @@ pub enum WorkerState {
     Paused,
     /// Detached for longer than its `missing_timeout`.
     Missing,
-    /// Its last host failed; the next try is later.
+    /// Its last host failed, or its place pauses; the next try is later.
     Backoff,
-    /// Its hosts failed too often; an operator must look.
-    Quarantined,
 }
 
 impl WorkerState {
@@ -49,7 +47,6 @@ impl WorkerState {
             Self::Paused => "paused",
             Self::Missing => "missing",
             Self::Backoff => "backoff",
-            Self::Quarantined => "quarantined",
         }
     }
 }
@@ -68,7 +65,7 @@ impl Core {
         let host = worker.host.clone();
         match operation {
             Operation::Pause => {}
-            Operation::Resume => self.lift(name),
+            Operation::Resume => self.lift(now, name),
             // A standing worker's machine is not ours to terminate: draining it is pausing it.
             Operation::Drain => {
                 if let Some(id) = &host {
@@ -98,16 +95,17 @@ impl Core {
         self.reply(request, Reply::Done);
     }
 
-    /// Makes a worker work again: backoff, quarantine and a drain of a standing agent are over.
-    fn lift(&mut self, name: &WorkerName) {
+    /// Makes a worker work again: its backoff and the drain of a standing agent are over, and its place is probed.
+    fn lift(&mut self, now: Timestamp, name: &WorkerName) {
         self.pending.wake = true;
         self.lift_image(name);
+        self.probe_place_now(now, name);
         self.timers.clear(&Timer::Backoff(name.clone()));
         let Some(worker) = self.workers.get_mut(name) else { return };
         worker.record.failures = 0;
         worker.record.faults = 0;
         worker.record.backoff_until = None;
-        worker.record.quarantined = None;
+        worker.record.rejected = false;
         let standing = worker.host.is_none();
         if let Some(live) = worker.session.as_mut().filter(|l| standing && l.drain.is_some()) {
             live.drain = None;

@@ -4,6 +4,7 @@ use crate::broker::Receipt;
 use crate::core::event::Effect;
 use crate::core::images::ImageKey;
 use crate::core::mail::MailId;
+use crate::core::places::PlaceKey;
 use crate::core::plan::ProviderKind;
 use crate::core::record::Record;
 use rouse_shared::{BuildId, WorkerName};
@@ -29,6 +30,7 @@ enum Key {
     Session(WorkerName),
     Worker(WorkerName),
     Image(ImageKey),
+    Place(PlaceKey),
     Leases,
     Spent,
     News(u64),
@@ -46,6 +48,7 @@ impl Batch {
             Record::SessionOver(worker) => Key::Session(worker.clone()),
             Record::Worker(worker, _) => Key::Worker(worker.clone()),
             Record::Image(key, _) => Key::Image(key.clone()),
+            Record::Place(key, _) => Key::Place(key.clone()),
             Record::Spent(_) => Key::Spent,
             Record::News(news) => Key::News(news.id),
             Record::NewsOver(id) => Key::News(*id),

@@ -268,7 +268,7 @@ impl Provider for Processes {
             let (handle, identity) = (agent.handle(), Some(agent.host.0.clone()));
             listed.push(ListedHost { handle, host: agent.host, identity, owner, suspended: false });
         }
-        Ok(Listing::whole(listed))
+        Ok(Listing::from(listed))
     }
 
     fn expect(&self, hosts: &[&Host]) {

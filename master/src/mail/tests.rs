@@ -45,7 +45,7 @@ fn a_mail_tells_everything_in_plain_words() {
     };
     let items = vec![
         missing("bot1", "not attached for 300 s"),
-        missing("bot2", "quarantined after 3 failed starts: it was said\r\n\r\n.\r\nQUIT"),
+        missing("bot2", "3 of its hosts in a row did not start; the last one: it was said\r\n\r\n.\r\nQUIT"),
         item(1, back),
         orphan("i-1", true),
         orphan("i-2", false),

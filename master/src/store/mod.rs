@@ -6,6 +6,7 @@
 use crate::core::build::{Build, BuildSpec, BuildState, BuildStatus};
 use crate::core::images::{ImageKey, ImageRecord};
 use crate::core::mail::{Mail, News};
+use crate::core::places::{PlaceKey, PlaceRecord};
 use crate::core::plan::ProviderKind;
 use crate::core::record::{Host, HostState, Ledger, Record, Session, WorkerRecord};
 use crate::core::spend::Spent;
@@ -106,6 +107,8 @@ impl Store {
              CREATE TABLE IF NOT EXISTS workers (name TEXT PRIMARY KEY, row TEXT NOT NULL);
              CREATE TABLE IF NOT EXISTS images (
                  provider TEXT NOT NULL, name TEXT NOT NULL, row TEXT NOT NULL, PRIMARY KEY (provider, name));
+             CREATE TABLE IF NOT EXISTS places (
+                 provider TEXT NOT NULL, name TEXT NOT NULL, row TEXT NOT NULL, PRIMARY KEY (provider, name));
              CREATE TABLE IF NOT EXISTS news (id INTEGER PRIMARY KEY, row TEXT NOT NULL);
              CREATE TABLE IF NOT EXISTS mails (id TEXT PRIMARY KEY, row TEXT NOT NULL);
              CREATE TABLE IF NOT EXISTS told_orphans (
@@ -176,6 +179,16 @@ impl Store {
             if let Some(provider) = ProviderKind::ALL.into_iter().find(|p| p.as_str() == provider) {
                 let record = parse("images", &name, &text)?;
                 ledger.images.push((ImageKey { provider, image: name.into() }, record));
+            }
+        }
+        let mut statement =
+            self.connection.prepare("SELECT provider, name, row FROM places ORDER BY provider, name")?;
+        let mut rows = statement.query([])?;
+        while let Some(row) = rows.next()? {
+            let (provider, name, text): (String, String, String) = (row.get(0)?, row.get(1)?, row.get(2)?);
+            if let Some(provider) = ProviderKind::ALL.into_iter().find(|p| p.as_str() == provider) {
+                let record = parse("places", &name, &text)?;
+                ledger.places.push((PlaceKey { provider, name: name.into() }, record));
             }
         }
         let highest = "SELECT COALESCE(MAX(id), 0) FROM builds";
@@ -312,6 +325,16 @@ fn write(to: &Connection, record: &Record) -> Result<(), StoreError> {
             let sql = "INSERT INTO images (provider, name, row) VALUES (?1, ?2, ?3)
                        ON CONFLICT (provider, name) DO UPDATE SET row = excluded.row";
             let row = params![key.provider.as_str(), &*key.image, json::<ImageRecord>(record)];
+            to.prepare_cached(sql)?.execute(row)?;
+        }
+        Record::Place(key, record) if *record == PlaceRecord::default() => {
+            let sql = "DELETE FROM places WHERE provider = ?1 AND name = ?2";
+            to.prepare_cached(sql)?.execute(params![key.provider.as_str(), &*key.name])?;
+        }
+        Record::Place(key, record) => {
+            let sql = "INSERT INTO places (provider, name, row) VALUES (?1, ?2, ?3)
+                       ON CONFLICT (provider, name) DO UPDATE SET row = excluded.row";
+            let row = params![key.provider.as_str(), &*key.name, json::<PlaceRecord>(record)];
             to.prepare_cached(sql)?.execute(row)?;
         }
         Record::Spent(spent) => {

@@ -29,6 +29,7 @@ fn spec() -> Arc<BuildSpec> {
         priority: -3,
         retries: 2,
         timeout_ms: Some(1),
+        queue_timeout_ms: None,
         env: BTreeMap::new(),
         steps: vec![step],
     })

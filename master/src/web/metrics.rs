@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::sync::Arc;
 
-const WORKER_STATES: [WorkerState; 10] = [
+const WORKER_STATES: [WorkerState; 9] = [
     WorkerState::Offline,
     WorkerState::Asleep,
     WorkerState::Starting,
@@ -22,7 +22,6 @@ const WORKER_STATES: [WorkerState; 10] = [
     WorkerState::Paused,
     WorkerState::Missing,
     WorkerState::Backoff,
-    WorkerState::Quarantined,
 ];
 
 /// Without `gone`: those are no hosts any more.
@@ -106,7 +105,7 @@ mod tests {
             "# TYPE rouse_builds gauge\n",
             "rouse_builds{state=\"queued\"} 7\n",
             "rouse_builds{state=\"lost\"} 0\n",
-            "rouse_workers{state=\"quarantined\"} 0\n",
+            "rouse_workers{state=\"backoff\"} 0\n",
             "rouse_hosts{state=\"terminating\"} 0\n",
             "rouse_info{version=\"1.2.3\"} 1\n",
             "# HELP rouse_mails_total Mails.\n# TYPE rouse_mails_total counter\nrouse_mails_total 3\n",

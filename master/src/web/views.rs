@@ -56,6 +56,7 @@ pub(super) fn build_in_full(view: &BuildView) -> api::BuildInFull {
         r#where,
         retries: spec.retries,
         timeout: spec.timeout_ms.map(seconds),
+        queue_timeout: spec.queue_timeout_ms.map(seconds),
         cancel_requested: status.cancelled,
         steps: spec.steps.iter().zip(1..).map(|(step, number)| requested_step(number, step)).collect(),
         tries: status.attempts.iter().map(|attempt| self::attempt(&spec.steps, attempt)).collect(),

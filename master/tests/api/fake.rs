@@ -140,6 +140,7 @@ impl Fake {
             priority: 0,
             retries: 2,
             timeout_ms: Some(90_500),
+            queue_timeout_ms: None,
             env: BTreeMap::new(),
             steps,
         };
@@ -216,6 +217,7 @@ impl Fake {
     /// A worker and its host.
     pub fn add_fleet(&self) {
         let host = Host {
+            place: "region".to_owned(),
             id: HostId("h0000000000000001".to_owned()),
             worker: "w1".parse().unwrap(),
             provider: ProviderKind::Ec2,

@@ -4,7 +4,9 @@ use super::Break;
 use super::machine::Machine;
 use super::setup::password;
 use super::world::World;
-use rouse_master::core::event::{Event, ListedHost, Listing, Owner, RequestId, StartError, Started, Termination, UnlistedPlace};
+use rouse_master::core::event::{
+    Event, ListedHost, Listing, Owner, RequestId, StartError, Started, Termination, UnlistedPlace,
+};
 use rouse_master::core::plan::ProviderKind;
 use rouse_master::core::record::{Host, HostState, LaunchSpec};
 use rouse_shared::HostId;
@@ -150,7 +152,9 @@ impl World {
         let number = host.launch.as_ref().map(|order| order.number);
         let made = self.cloud.vms.get(&host.id).is_some_and(|vms| vms.iter().any(|vm| vm.number == number));
         match self.start_error() {
-            StartError::Capacity(text) | StartError::Quota(text) | StartError::Rejected(text) if made => StartError::Unknown(text),
+            StartError::Capacity(text) | StartError::Quota(text) | StartError::Rejected(text) if made => {
+                StartError::Unknown(text)
+            }
             error => error,
         }
     }
@@ -373,7 +377,7 @@ impl World {
                 }
             }
             let (delay, result) = match back {
-                Some(back) if !fails => (back, Ok(Listing::whole(listed))),
+                Some(back) if !fails => (back, Ok(Listing::from(listed))),
                 Some(back) => {
                     // Half of it could be asked.
                     listed.truncate(listed.len().div_ceil(2));

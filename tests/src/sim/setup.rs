@@ -2,7 +2,7 @@
 
 use super::relay::NOBODY;
 use crate::chance::Chance;
-use rouse_master::core::plan::{Digest, LatentPlan, MailPlan, Plan, ProviderKind, Suspend, WorkerPlan};
+use rouse_master::core::plan::{AmongEquals, Digest, LatentPlan, MailPlan, Plan, ProviderKind, Suspend, WorkerPlan};
 use rouse_shared::WorkerName;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -123,6 +123,8 @@ pub(super) fn template(chance: &mut Chance, name: &str) -> LatentPlan {
         build_wait_timeout: timeout.map(Duration::from_secs),
         max_uses: chance.pick(&[0, 0, 0, 1, 2]),
         template: name.to_owned(),
+        prefer: chance.pick(&[0, 0, 1]),
+        price: None,
         min_idle: chance.pick(&[0, 0, 0, 1, 2]),
         suspend: chance
             .pick(&[None, None, Some(900), Some(2_400)])
@@ -157,7 +159,9 @@ pub(super) fn make(chance: &mut Chance) -> (Plan, Faults) {
         workers: workers.into_iter().map(|w| (w.name.clone(), Arc::new(w))).collect(),
         max_hosts: chance.pick(&[None, None, Some(1), Some(2), Some(3)]),
         max_spend_per_day: None,
-        quarantine_after: u32::try_from(chance.range(1, 5)).unwrap_or(5),
+        queue_timeout: None,
+        among_equals: chance.pick(&[AmongEquals::Pack, AmongEquals::Spread, AmongEquals::Cheapest]),
+        mail_after_failed_starts: u32::try_from(chance.range(1, 5)).unwrap_or(5),
         audit_interval: Duration::from_secs(chance.range(60, 300)),
         stop_orphans: !chance.permille(100),
         restart_lease: Duration::from_secs(300),

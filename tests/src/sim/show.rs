@@ -11,7 +11,7 @@ pub(super) fn plan(plan: &Plan) -> Vec<String> {
     let mut lines = vec![format!(
         "max_hosts {:?}, quarantine after {}, audit every {} s, orphans are {}",
         plan.max_hosts,
-        plan.quarantine_after,
+        plan.mail_after_failed_starts,
         plan.audit_interval.as_secs(),
         if plan.stop_orphans { "stopped" } else { "left" }
     )];

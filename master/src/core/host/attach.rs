@@ -21,6 +21,7 @@ impl Core {
         if let Some(w) = self.workers.get_mut(&worker) {
             w.record.failures = 0;
             w.record.faults = 0;
+            w.record.rejected = false;
             w.record.backoff_until = None;
             w.record.last_failure = None;
         }

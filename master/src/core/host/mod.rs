@@ -42,6 +42,10 @@ pub(super) struct LiveHost {
     pub earlier_call_until: Option<Timestamp>,
     /// Lists in a row that lacked it while its agent was silent.
     pub missing_from_lists: u32,
+    /// Whether the cloud took the machine back for want of room.
+    pub reclaimed: bool,
+    /// Why this worker's host was started rather than another's, for people.
+    pub chosen: Option<String>,
     /// The state that was published last.
     pub published: Option<HostState>,
 }

@@ -4,12 +4,10 @@ use super::LiveHost;
 use super::phase::{HostEvent, Phase};
 use super::suspend::SUSPEND_LIMIT;
 use crate::core::audit::ORPHAN_AGE;
-use crate::core::event::Effect;
 use crate::core::record::Host;
 use crate::core::timers::Timer;
 use crate::core::{Core, Timestamp};
 use rouse_shared::HostId;
-use std::collections::BTreeSet;
 use std::time::Duration;
 
 impl Core {
@@ -21,6 +19,13 @@ impl Core {
             (host.booted, host.attached) = (host.booted.map(|at| at.min(now)), host.attached.map(|at| at.min(now)));
             let id = host.id.clone();
             let worker = self.worker_entry(now, &host.worker);
+            if host.place.is_empty()
+                && let Some(latent) = worker.plan.as_ref().and_then(|plan| plan.latent.as_ref())
+                && latent.provider == host.provider
+            {
+                // Its row is of a version that kept no places.
+                host.place = latent.place.to_string();
+            }
             worker.host = Some(id.clone());
             let (patience, lost) =
                 (worker.plan.as_ref().map_or(Duration::ZERO, |p| p.missing_timeout), worker.session.is_none());
@@ -31,15 +36,15 @@ impl Core {
                 phase: phase.clone(),
                 earlier_call_until: None,
                 missing_from_lists: 0,
+                reclaimed: false,
+                chosen: None,
             };
             self.hosts.insert(id.clone(), live);
             match phase {
                 Phase::Preparing { number } => {
                     self.expect_earlier_call(now, &id);
                     self.timers.set(Timer::Boot(id.clone()), now + patience);
-                    if let Some(live) = self.hosts.get(&id) {
-                        self.out.push(Effect::PrepareHost { host: Box::new(live.host.clone()), number, resting: BTreeSet::new() });
-                    }
+                    self.prepare_host(now, &id, number);
                 }
                 Phase::Launching { .. } | Phase::Resuming { .. } => {
                     self.timers.set(Timer::Boot(id.clone()), now + patience);

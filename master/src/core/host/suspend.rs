@@ -7,6 +7,7 @@
 use super::phase::{HostEvent, Phase};
 use super::repeat_pause;
 use crate::core::event::{Level, ListedHost, StartError, Suspension};
+use crate::core::places::{Cause, PlaceKey};
 use crate::core::record::{DesiredState, HostState};
 use crate::core::timers::Timer;
 use crate::core::{Core, Timestamp};
@@ -152,9 +153,20 @@ impl Core {
         if self.advance(id, &event).is_none() {
             return;
         }
+        let place = self.hosts.get(id).map(|live| PlaceKey::of_host(&live.host));
+        match (&result, &place) {
+            (Ok(()), Some(place)) => self.place_serves(now, place),
+            (Err(StartError::Place(why) | StartError::Unknown(why)), Some(place)) => {
+                self.place_failed(now, place, why, Cause::Start);
+            }
+            (Err(_), _) | (_, None) => {}
+        }
         match (self.hosts.get(id).map(|live| &live.phase), result) {
             // Where there is no room for it, or it cannot be resumed, another may be bought.
-            (Some(Phase::Resuming { .. }), Err(StartError::Capacity(why) | StartError::Rejected(why))) => {
+            (
+                Some(Phase::Resuming { .. }),
+                Err(StartError::Capacity(why) | StartError::Quota(why) | StartError::Rejected(why)),
+            ) => {
                 self.note(Level::Warn, format!("host {id} of {worker} cannot be resumed, so it is terminated: {why}"));
                 self.terminate_host(now, id, &format!("it cannot be resumed: {why}"));
             }

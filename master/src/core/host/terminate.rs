@@ -53,7 +53,10 @@ impl Core {
     }
 
     /// The provider has proof that the machine is gone.
-    pub(in crate::core) fn on_host_gone(&mut self, now: Timestamp, id: &HostId, why: &str) {
+    pub(in crate::core) fn on_host_gone(&mut self, now: Timestamp, id: &HostId, why: &str, reclaimed: bool) {
+        if let Some(live) = self.hosts.get_mut(id) {
+            live.reclaimed |= reclaimed;
+        }
         let Some(before) = self.advance(id, &HostEvent::Gone) else { return };
         if before.state().is_starting() {
             self.host_given_up(now, id, &format!("it ended before its agent attached: {why}"));

@@ -169,7 +169,7 @@ fn listed(bench: &mut Bench, handles: &[&str]) {
         owner: Owner::Ours,
         suspended: false,
     };
-    let result = Ok(handles.iter().map(machine).collect());
+    let result = Ok(handles.iter().map(machine).collect::<Vec<_>>().into());
     bench.event("listed", Event::Listed { provider: ProviderKind::Ec2, result });
 }
 

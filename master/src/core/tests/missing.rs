@@ -167,7 +167,10 @@ fn a_host_that_powered_itself_off_for_our_outage_is_blamed_by_nobody() {
         }
         bench.pass(20);
         let host = bench.host("l");
-        bench.event("gone", Event::HostGone { host: host.clone(), why: "it was powered off".to_owned(), reclaimed: false });
+        bench.event(
+            "gone",
+            Event::HostGone { host: host.clone(), why: "it was powered off".to_owned(), reclaimed: false },
+        );
         bench.event("console", Event::Console { host, text: None });
         bench.gone("l");
         bench.check(golden);

@@ -12,6 +12,7 @@ mod hosts;
 mod images;
 mod mail;
 mod missing;
+mod places;
 mod restarts;
 mod sessions;
 mod suspend;
@@ -21,7 +22,8 @@ use super::build::{BuildSpec, Requirement};
 use super::configure::Start;
 use super::event::{Command, Effect, Event, Operation, RequestId, Started};
 use super::mail::{DeliveryResult, MailCount, MailError, MailId, Taken};
-use super::plan::{Digest, LatentPlan, MailPlan, Plan, ProviderKind, WorkerPlan};
+use super::places::PlaceRecord;
+use super::plan::{AmongEquals, Digest, LatentPlan, MailPlan, Plan, ProviderKind, WorkerPlan};
 use super::record::{HostState, LaunchSpec, Ledger, Record};
 use super::show;
 use rouse_shared::message::{
@@ -65,6 +67,8 @@ fn latent(worker: &str) -> WorkerPlan {
         build_wait_timeout: Some(secs(60)),
         max_uses: 0,
         template: "t".to_owned(),
+        prefer: 0,
+        price: None,
         min_idle: 0,
         suspend: None,
         image: "image".into(),
@@ -78,7 +82,9 @@ fn plan(workers: Vec<WorkerPlan>) -> Plan {
         workers: workers.into_iter().map(|w| (w.name.clone(), Arc::new(w))).collect(),
         max_hosts: None,
         max_spend_per_day: None,
-        quarantine_after: 3,
+        mail_after_failed_starts: 3,
+        queue_timeout: None,
+        among_equals: AmongEquals::Pack,
         audit_interval: secs(3_600),
         stop_orphans: true,
         restart_lease: secs(300),
@@ -205,6 +211,7 @@ impl Bench {
             Record::SessionOver(worker) => (format!("session {worker}"), None),
             Record::Worker(worker, _) => (format!("worker {worker}"), None),
             Record::Image(key, _) => (format!("image {}", key.image), None),
+            Record::Place(key, _) => (format!("place {}", key.name), None),
             Record::Spent(_) => ("spent".to_owned(), None),
             Record::News(news) => (format!("news {}", news.id), None),
             Record::NewsOver(id) => (format!("news {id}"), None),
@@ -256,6 +263,8 @@ impl Bench {
                 Record::Session(session) => ledger.sessions.push(session),
                 Record::Worker(worker, record) => ledger.workers.push((worker, record)),
                 Record::Image(key, image) => ledger.images.push((key, image)),
+                Record::Place(_, place) if place == PlaceRecord::default() => {}
+                Record::Place(key, place) => ledger.places.push((key, place)),
                 Record::Spent(spent) => ledger.spent = spent,
                 Record::News(news) => ledger.news.push(news),
                 Record::Mail(mail) => ledger.mails.push(mail),
@@ -288,6 +297,7 @@ impl Bench {
             priority: 0,
             retries,
             timeout_ms: None,
+            queue_timeout_ms: None,
             env: BTreeMap::new(),
             steps: vec![Step {
                 name: "make".to_owned(),

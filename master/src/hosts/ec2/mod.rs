@@ -323,7 +323,7 @@ impl Provider for Ec2 {
     }
 
     async fn list(&self) -> Result<Listing, String> {
-        self.list_places().await.map(Listing::whole)
+        self.list_places().await.map(Listing::from)
     }
 
     async fn terminate_listed(&self, listed: &ListedHost) -> Result<Termination, String> {

@@ -58,7 +58,7 @@ impl Servers {
         }
         let there: BTreeSet<&str> = listed.iter().map(|machine| machine.handle.as_str()).collect();
         shared.state().labelled.retain(|id| there.contains(id.as_str()));
-        Ok(Listing::whole(listed))
+        Ok(Listing::from(listed))
     }
 
     /// Which cloud it is in, its handle does not say: an id is in one cloud only.

@@ -324,7 +324,12 @@ impl Shared {
             }
         }
         // A master that ends takes no more news; the next one looks for itself.
-        if self.deaths.send(Death { host: server.host.clone(), why: error.text().to_owned(), reclaimed: false }).await.is_err() {
+        if self
+            .deaths
+            .send(Death { host: server.host.clone(), why: error.text().to_owned(), reclaimed: false })
+            .await
+            .is_err()
+        {
             tracing::debug!("nobody was there to hear that host {} has failed", server.host);
         }
     }
