@@ -38,6 +38,9 @@ fn hold_to(now: Timestamp, ledger: &mut Ledger) {
     }
     for build in &mut ledger.builds {
         build.status.attempts.iter_mut().for_each(|attempt| past(&mut attempt.ordered));
+        if build.status.requeued.unwrap_or(build.status.created) > now {
+            build.status.requeued = Some(now);
+        }
     }
     for (_, worker) in &mut ledger.workers {
         worker.backoff_until.iter_mut().for_each(|at| pause(at, worker.failures));

@@ -156,9 +156,9 @@ impl Core {
         self.heard_places.insert(key.clone());
         if before.is_none() {
             self.note(Level::Warn, format!("no hosts are started in {key} for now: {why}"));
-            self.touch_workers_in(key);
         }
         if self.places.get(key) != before.as_ref() {
+            self.touch_workers_in(key);
             self.save_place(key);
         }
     }

@@ -52,6 +52,7 @@ pub fn host_of(provider: ProviderKind, worker: &WorkerName) -> Host {
     static NUMBER: AtomicU32 = AtomicU32::new(1);
     let number = NUMBER.fetch_add(1, Ordering::Relaxed);
     Host {
+        place: String::new(),
         id: HostId(format!("h{:08x}{number:08x}", std::process::id())),
         worker: worker.clone(),
         provider,
@@ -97,7 +98,7 @@ pub fn boot_data(host: &Host) -> BootData {
 /// # Errors
 /// As the provider says.
 pub async fn order(provider: &dyn Provider, host: &mut Host) -> Result<(), StartError> {
-    host.launch = Some(provider.prepare(host, 0, boot_data(host)).await?);
+    host.launch = Some(provider.prepare(host, 0, &BTreeSet::new(), boot_data(host)).await?);
     Ok(())
 }
 
@@ -126,7 +127,7 @@ pub async fn gone(provider: &dyn Provider, host: &Host) {
 }
 
 async fn listed(provider: &dyn Provider, host: &Host) -> Option<ListedHost> {
-    provider.list().await.expect("a list").into_iter().find(|listed| listed.host == host.id)
+    provider.list().await.expect("a list").machines.into_iter().find(|listed| listed.host == host.id)
 }
 
 /// Waits for what holds at last.

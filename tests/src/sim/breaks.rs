@@ -80,11 +80,17 @@ pub enum Break {
     MailForgotten,
     /// A build that was lost under an agent is taken for one that has succeeded.
     LostIsSuccess,
+    /// A place that cannot be listed hides all others of its provider.
+    PauseAll,
+    /// A place that refuses everybody never serves again.
+    PlaceNeverBack,
+    /// A build is lost when it has waited for a while, although nobody has asked for that.
+    Impatient,
 }
 
 impl Break {
     /// All of them.
-    pub const ALL: [Break; 37] = [
+    pub const ALL: [Break; 40] = [
         Self::PerformBeforeCommit,
         Self::AckBeforeCommit,
         Self::DiskForgets,
@@ -122,5 +128,8 @@ impl Break {
         Self::MailTwice,
         Self::MailForgotten,
         Self::LostIsSuccess,
+        Self::PauseAll,
+        Self::PlaceNeverBack,
+        Self::Impatient,
     ];
 }

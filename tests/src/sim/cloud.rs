@@ -30,6 +30,7 @@ pub(super) enum Power {
 /// One machine of the cloud.
 pub(super) struct Vm {
     provider: ProviderKind,
+    place: String,
     /// Of its order.
     number: Option<u32>,
     handle: String,
@@ -55,6 +56,10 @@ impl Vm {
 #[derive(Default)]
 pub(super) struct Cloud {
     pub vms: BTreeMap<HostId, Vec<Vm>>,
+    /// Places that refuse everybody.
+    pub refusing: BTreeSet<(ProviderKind, String)>,
+    /// When a place has refused last.
+    pub refused: BTreeMap<(ProviderKind, String), u64>,
     /// [`Break::StopOnce`]: those that were asked to stop.
     asked: BTreeSet<HostId>,
 }
@@ -89,11 +94,12 @@ impl World {
             identity,
             price: None,
         };
-        let result = if fails { Err(self.start_error()) } else { Ok(order) };
+        let result = self.fault_of(host, fails).map_or(Ok(order), Err);
         let (delay, result) = match back {
             Some(back) => (there + back, result),
             None => (CALL_LIMIT, Err(StartError::Place("no answer within 60 s".to_owned()))),
         };
+        self.said(host, result.as_ref().err());
         self.master_event_of(epoch, delay, Event::Prepared { host: host.id.clone(), number, result });
     }
 
@@ -112,7 +118,10 @@ impl World {
         let fails = self.mishap(self.faults.call_fails);
         self.after(there, move |w| {
             let known = w.cloud.vms.contains_key(&host.id);
-            let result = if fails { Err(w.refuse(&host)) } else { Ok(w.make(&host)) };
+            let result = match w.fault_of(&host, fails) {
+                Some(error) => Err(w.never_certain(&host, error)),
+                None => Ok(w.make(&host)),
+            };
             let copied = result.is_ok() && !known && w.copy_attaches(&host);
             // An error of no known kind may hide that it was made.
             if matches!(result, Err(StartError::Unknown(_))) && w.chance.permille(500) {
@@ -123,6 +132,7 @@ impl World {
                 Some(back) => (back, result),
                 None => (CALL_LIMIT - there, Err(StartError::Unknown("no answer within 60 s".to_owned()))),
             };
+            w.said(&host, result.as_ref().err());
             w.say(|| format!("cloud: start {} -> {result:?}", host.id));
             if w.mishap(w.faults.duplicate) {
                 let event = Event::StartEnded { host: host.id.clone(), number, result: result.clone() };
@@ -148,10 +158,10 @@ impl World {
     }
 
     /// Why a start fails. A provider that has made the machine never says for certain that it will not.
-    fn refuse(&mut self, host: &Host) -> StartError {
+    fn never_certain(&mut self, host: &Host, error: StartError) -> StartError {
         let number = host.launch.as_ref().map(|order| order.number);
         let made = self.cloud.vms.get(&host.id).is_some_and(|vms| vms.iter().any(|vm| vm.number == number));
-        match self.start_error() {
+        match error {
             StartError::Capacity(text) | StartError::Quota(text) | StartError::Rejected(text) if made => {
                 StartError::Unknown(text)
             }
@@ -192,6 +202,7 @@ impl World {
         let lag = if self.quiet { 500 } else { self.delay(0, 30_000) };
         let vm = Vm {
             provider: host.provider,
+            place: host.place.clone(),
             number,
             handle: handle.clone(),
             identity,
@@ -205,6 +216,10 @@ impl World {
         self.check_made(&host.id);
         let worker = host.worker.clone();
         self.say(|| format!("cloud: {} of {worker} is machine {id}, {handle}", host.id));
+        if self.mishap(self.faults.reclaimed) {
+            let (delay, host) = (self.delay(500, 60_000), host.id.clone());
+            self.after(delay, move |w| w.reclaim(&host, id));
+        }
         if self.mishap(self.faults.half_born) {
             self.say(|| format!("cloud: machine {id} is half born"));
         } else {
@@ -221,16 +236,17 @@ impl World {
             .plan
             .workers
             .values()
-            .filter_map(|w| Some((w.name.clone(), w.latent.clone()?.provider)))
+            .filter_map(|w| w.latent.as_ref().map(|l| (w.name.clone(), l.provider, l.place.to_string())))
             .collect();
-        let (worker, provider) = self.chance.pick(&latent);
+        let (worker, provider, place) = self.chance.pick(&latent);
         let (host, handle) = (HostId(format!("hx{number}")), format!("i-orphan{number}"));
         let token = self.chance.hex(48);
         let identity = format!("id-of-{handle}");
         let id = self.add_machine(Machine::new(worker, Some(host.clone()), token, identity.clone(), self.now));
         self.say(|| format!("cloud: machine {id}, {handle}, is ours and nobody knows of it"));
         let (power, listed_until) = (Power::On, u64::MAX);
-        let vm = Vm { provider, number: None, handle, identity, machine: id, power, listed_from: 0, listed_until };
+        let vm =
+            Vm { provider, place, number: None, handle, identity, machine: id, power, listed_from: 0, listed_until };
         self.cloud.vms.entry(host).or_default().push(vm);
         // Most have something on them that switches them off by itself.
         if self.chance.permille(500) {
@@ -247,6 +263,7 @@ impl World {
         let (there, back) = self.call_times();
         let fails = self.mishap(self.faults.call_fails);
         self.after(there, move |w| {
+            let fails = fails || w.refuses(&host);
             let stopped = (!fails).then(|| w.stop_vms(&host.id)).map(|stopped| match stopped {
                 Termination::Requested if w.broken == Some(Break::HeardIsGone) => Termination::Gone,
                 stopped => stopped,
@@ -307,6 +324,26 @@ impl World {
         self.machine_off(machine);
     }
 
+    /// The cloud takes a machine back whose agent has not attached yet; mostly it is noticed at once.
+    fn reclaim(&mut self, host: &HostId, machine: usize) {
+        let there = self
+            .cloud
+            .vms
+            .get(host)
+            .is_some_and(|vms| vms.iter().any(|vm| vm.machine == machine && vm.power == Power::On));
+        let known = self.disk.hosts.get(host).is_some_and(|h| h.attached.is_some());
+        if self.machines.get(&machine).is_none_or(|m| m.attached) || known || !there {
+            return;
+        }
+        self.say(|| format!("cloud: takes machine {machine} of {host} back"));
+        self.vm_gone(host, machine);
+        if self.chance.permille(800) {
+            let delay = self.delay(10, 3_000);
+            let why = "there is no room for it any more".to_owned();
+            self.master_event_in(delay, Event::HostGone { host: host.clone(), why, reclaimed: true });
+        }
+    }
+
     /// A machine ends without being asked to by the master; some providers see it at once.
     pub(super) fn vm_ends(&mut self, host: &HostId, why: &str) {
         let on: Vec<usize> = self.cloud.vms.get(host).into_iter().flatten().map(|vm| vm.machine).collect();
@@ -348,48 +385,29 @@ impl World {
         let (there, back) = self.call_times();
         let fails = self.mishap(self.faults.call_fails);
         self.after(there, move |w| {
-            let now = w.now;
-            // Another master of our name has a machine there, all the time.
-            let mut listed = vec![ListedHost {
-                host: HostId("h0".to_owned()),
-                handle: NAMESAKE.to_owned(),
-                identity: None,
-                owner: if w.broken == Some(Break::OwnerByName) {
-                    Owner::Ours
-                } else {
-                    Owner::Foreign("other".to_owned())
-                },
-                suspended: false,
-            }];
-            for (host, vms) in &w.cloud.vms {
-                for vm in vms.iter().filter(|vm| vm.provider == provider) {
-                    if vm.listed_from <= now && vm.listed_until > now {
-                        let Started { handle, identity } = vm.started();
-                        let asleep = matches!(vm.power, Power::Dozing | Power::Asleep);
-                        listed.push(ListedHost {
-                            host: host.clone(),
-                            handle,
-                            identity,
-                            owner: Owner::Ours,
-                            suspended: asleep,
-                        });
-                    }
-                }
-            }
-            let (delay, result) = match back {
-                Some(back) if !fails => (back, Ok(Listing::from(listed))),
-                Some(back) => {
-                    // Half of it could be asked.
-                    listed.truncate(listed.len().div_ceil(2));
-                    let unlisted = UnlistedPlace { place: None, why: "it is one of those days".to_owned() };
-                    (back, Ok(Listing { machines: listed, unlisted: vec![unlisted] }))
-                }
-                None => (CALL_LIMIT - there, Err("no answer within 60 s".to_owned())),
+            let (mut machines, unlisted) = w.listed(provider);
+            let mut result = if fails {
+                // Half of it could be asked.
+                machines.truncate(machines.len().div_ceil(2));
+                let unlisted = vec![UnlistedPlace { place: None, why: "it is one of those days".to_owned() }];
+                Ok(Listing { machines, unlisted })
+            } else {
+                Ok(Listing { machines, unlisted })
             };
+            let delay = back.unwrap_or(CALL_LIMIT - there);
+            if back.is_none() {
+                result = Err("no answer within 60 s".to_owned());
+            }
+            w.note_unlisted(provider, &result);
             let result = match (w.broken, result) {
                 (Some(Break::FailedListIsEmpty), Err(_)) => Ok(Listing::default()),
+                (Some(Break::FailedListIsEmpty), Ok(listing)) => Ok(Listing { unlisted: Vec::new(), ..listing }),
                 (Some(Break::PartialListIsWhole), Ok(mut listing)) if listing.unlisted.is_empty() => {
                     listing.machines.truncate(listing.machines.len().div_ceil(2));
+                    Ok(listing)
+                }
+                (Some(Break::PauseAll), Ok(mut listing)) => {
+                    listing.unlisted.iter_mut().for_each(|place| place.place = None);
                     Ok(listing)
                 }
                 (_, result) => result,
@@ -400,6 +418,34 @@ impl World {
             };
             w.master_event_of(epoch, delay, event);
         });
+    }
+
+    /// What a provider lists now, and the places that it cannot.
+    fn listed(&self, provider: ProviderKind) -> (Vec<ListedHost>, Vec<UnlistedPlace>) {
+        let now = self.now;
+        // Another master of our name has a machine there, all the time.
+        let ours = self.broken == Some(Break::OwnerByName);
+        let mut listed = vec![ListedHost {
+            host: HostId("h0".to_owned()),
+            handle: NAMESAKE.to_owned(),
+            identity: None,
+            owner: if ours { Owner::Ours } else { Owner::Foreign("other".to_owned()) },
+            suspended: false,
+        }];
+        let refusing = |place: &str| self.cloud.refusing.contains(&(provider, place.to_owned()));
+        for (host, vms) in &self.cloud.vms {
+            for vm in vms.iter().filter(|vm| vm.provider == provider && !refusing(&vm.place)) {
+                if vm.listed_from <= now && vm.listed_until > now {
+                    let Started { handle, identity } = vm.started();
+                    let suspended = matches!(vm.power, Power::Dozing | Power::Asleep);
+                    listed.push(ListedHost { host: host.clone(), handle, identity, owner: Owner::Ours, suspended });
+                }
+            }
+        }
+        let places = self.cloud.refusing.iter().filter(|(of, _)| *of == provider);
+        let why = || "503 Service Unavailable".to_owned();
+        let unlisted = places.map(|(_, place)| UnlistedPlace { place: Some(place.clone()), why: why() });
+        (listed, unlisted.collect())
     }
 
     /// Nothing runs for a host that the ledger takes to be gone.

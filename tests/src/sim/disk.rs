@@ -3,6 +3,7 @@
 use rouse_master::core::build::Build;
 use rouse_master::core::images::{ImageKey, ImageRecord};
 use rouse_master::core::mail::{Mail, MailId, News};
+use rouse_master::core::places::{PlaceKey, PlaceRecord};
 use rouse_master::core::plan::ProviderKind;
 use rouse_master::core::record::{Host, HostState, Ledger, Record, Session, WorkerRecord};
 use rouse_master::core::spend::Spent;
@@ -24,6 +25,7 @@ pub(super) struct Disk {
     pub sessions: BTreeMap<WorkerName, Session>,
     pub workers: BTreeMap<WorkerName, WorkerRecord>,
     pub images: BTreeMap<ImageKey, ImageRecord>,
+    pub places: BTreeMap<PlaceKey, PlaceRecord>,
     pub spent: Spent,
     pub news: BTreeMap<u64, News>,
     pub mails: BTreeMap<MailId, Mail>,
@@ -75,6 +77,8 @@ impl Disk {
             Record::Image(key, record) => {
                 self.images.insert(key, record);
             }
+            Record::Place(key, record) if record == PlaceRecord::default() => drop(self.places.remove(&key)),
+            Record::Place(key, record) => drop(self.places.insert(key, record)),
             Record::Spent(spent) => self.spent = spent,
             Record::News(news) => {
                 self.news.insert(news.id, news);
@@ -106,6 +110,7 @@ impl Disk {
             sessions: self.sessions.values().cloned().collect(),
             workers: self.workers.iter().map(|(n, r)| (n.clone(), r.clone())).collect(),
             images: self.images.iter().map(|(k, r)| (k.clone(), r.clone())).collect(),
+            places: self.places.iter().map(|(k, r)| (k.clone(), r.clone())).collect(),
             last_build: self.builds.keys().next_back().map_or(0, |b| b.0),
             spent: self.spent,
             news: self.news.values().cloned().collect(),

@@ -9,8 +9,6 @@ use rouse_shared::message::{Outcome, StepState};
 use rouse_shared::{AttemptId, BuildId, HostId};
 use std::collections::BTreeSet;
 
-/// Hosts that may fail for one build before it is lost.
-const FAILED_HOSTS: usize = 3;
 /// Times that a build may be declined before it is lost.
 const DECLINED: usize = 100;
 
@@ -64,6 +62,7 @@ impl World {
             Record::Session(_)
             | Record::SessionOver(_)
             | Record::Image(..)
+            | Record::Place(..)
             | Record::Spent(_)
             | Record::LeasesExtended(_)
             | Record::News(_)
@@ -150,21 +149,27 @@ impl World {
 
     /// A build is lost after what was asked for, and never where every agent behaves.
     fn check_lost(&mut self, id: BuildId, status: &BuildStatus, why: &str) {
-        if self.faults.agents_behave() && !self.may_have_lapsed() {
-            self.violated(format!("build {id} is lost although every agent behaves: {why}"));
-        }
         let Some(build) = self.disk.builds.get(&id) else { return };
-        let retries = self.asked_for(&build.spec.name).map_or(0, |spec| spec.retries as usize);
+        let spec = self.asked_for(&build.spec.name);
+        let queued = status.requeued.unwrap_or(status.created);
+        let waited = status.finished.map_or(0, |finished| finished.since(queued).as_millis());
+        if spec.and_then(|spec| spec.queue_timeout_ms).is_some_and(|most| waited >= u128::from(most))
+            && status.attempts.iter().all(|attempt| attempt.ended.is_some())
+        {
+            // Nobody could run it for as long as it was to wait.
+            return;
+        }
+        let retries = spec.map_or(0, |spec| spec.retries as usize);
+        if self.faults.agents_behave() && !self.may_have_lapsed() {
+            return self.violated(format!("build {id} is lost although every agent behaves: {why}"));
+        }
         let lost = |a: &&Attempt| matches!(a.outcome, Some(Outcome::Lost(_)));
         // Those whose host an operator has terminated use up no retry.
         let excused = status.attempts.iter().filter(lost).filter(|a| a.excused).count();
         let lost = status.attempts.iter().filter(lost).count() - excused;
         let declined = status.attempts.len() - lost - excused;
-        if lost <= retries && declined <= retries + DECLINED && status.failed_hosts.len() < FAILED_HOSTS {
-            let hosts = status.failed_hosts.len();
-            self.violated(format!(
-                "build {id} is lost after {lost} attempts and {hosts} hosts, and its retries are {retries}: {why}"
-            ));
+        if lost <= retries && declined <= retries + DECLINED {
+            self.violated(format!("build {id} is lost after {lost} attempts, and its retries are {retries}: {why}"));
         }
     }
 
@@ -207,9 +212,9 @@ impl World {
         if hosts <= hosts_before {
             return;
         }
-        let (unknown, most) = (self.orphans().len(), self.master.plan.max_hosts);
-        if most.is_some_and(|most| hosts + unknown > most as usize) {
-            self.violated(format!("there are {hosts} hosts and {unknown} unknown ones, and max_hosts is {most:?}"));
+        let most = self.master.plan.max_hosts;
+        if most.is_some_and(|most| hosts > most as usize) {
+            self.violated(format!("there are {hosts} hosts, and max_hosts is {most:?}"));
         }
         let workers: BTreeSet<_> = self.disk.hosts.values().map(|h| &h.worker).collect();
         let hosts = self.disk.hosts.len();

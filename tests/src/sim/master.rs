@@ -4,7 +4,7 @@ use super::Break;
 use super::show;
 use super::world::World;
 use crate::chance::Chance;
-use rouse_master::core::event::{Command, Effect, Event, ListedHost, Reply, RequestId, Started};
+use rouse_master::core::event::{Command, Effect, Event, ListedHost, Listing, Reply, RequestId, Started};
 use rouse_master::core::plan::Plan;
 use rouse_master::core::record::{HostState, Record};
 use rouse_master::core::{Core, Start, show as core_show};
@@ -81,7 +81,9 @@ fn without_identity(event: Event) -> Event {
         }
         Event::Listed { provider, result } => {
             let blind = |machine| ListedHost { identity: None, ..machine };
-            Event::Listed { provider, result: result.map(|listed| listed.into_iter().map(blind).collect()) }
+            let blind_list =
+                |listing: Listing| Listing { machines: listing.machines.into_iter().map(blind).collect(), ..listing };
+            Event::Listed { provider, result: result.map(blind_list) }
         }
         event => event,
     }
@@ -105,6 +107,8 @@ pub(super) struct Master {
     pub plan: Arc<Plan>,
     /// What its wall clock is ahead, milliseconds. Within a life its time never jumps.
     pub clock: i64,
+    /// When this life began.
+    pub started: u64,
     /// Which life; what an earlier one asked for is answered to nobody.
     pub epoch: u64,
     /// Whether its link to the broker is up.
@@ -132,6 +136,7 @@ impl Master {
             id: MasterId(chance.hex(32)),
             plan,
             clock: 0,
+            started: 0,
             epoch: 0,
             linked: false,
             inbox: Vec::new(),
@@ -166,6 +171,8 @@ impl World {
             self.say(|| format!("master: its wall clock was stepped by {} s", step / 1000));
         }
         self.master.epoch += 1;
+        self.master.started = self.now;
+        self.waits.clear();
         let mut seed = [0; 32];
         seed[..8].copy_from_slice(&self.chance.draw().to_le_bytes());
         self.take_plan();
@@ -198,6 +205,7 @@ impl World {
         };
         match self.broken {
             Some(Break::NoMaxHosts) => plan.max_hosts = None,
+            Some(Break::Impatient) => plan.queue_timeout = Some(Duration::from_secs(90)),
             Some(Break::NoMaxBuilds) => change(&mut plan, |w| w.max_builds = None),
             Some(Break::KeepIdle) => {
                 change(&mut plan, |w| w.latent.iter_mut().for_each(|l| l.build_wait_timeout = None));

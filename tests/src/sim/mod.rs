@@ -15,6 +15,7 @@ mod machine;
 mod master;
 mod misfortunes;
 mod perform;
+mod places;
 mod quiet;
 mod relay;
 mod script;

@@ -93,7 +93,7 @@ impl World {
             *hosts += usize::from(has);
             *workers += 1;
         }
-        let room = plan.max_hosts.is_none_or(|most| self.hosts_alive() + self.orphans().len() < most as usize);
+        let room = plan.max_hosts.is_none_or(|most| self.hosts_alive() < most as usize);
         for worker in plan.workers.values() {
             let Some(latent) = &worker.latent else { continue };
             let (hosts, workers) = templates[&latent.template];

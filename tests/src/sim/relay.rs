@@ -40,9 +40,8 @@ impl World {
         }
         let Some(since) = record.missing_since else { return };
         self.relay.due.extend(record.told.iter().map(|to| (to.clone(), name.clone(), since, false)));
-        // One that is quarantined had a host when a reload made it a standing one.
-        let standing =
-            self.script.plan.workers.get(name).filter(|w| w.latent.is_none() && record.quarantined.is_none());
+        // One of which several hosts did not start had one when a reload made it a standing one.
+        let standing = self.script.plan.workers.get(name).filter(|w| w.latent.is_none() && record.faults == 0);
         let linked = Duration::from_millis(self.now - self.relay.linked_at);
         if standing.is_some_and(|w| linked < w.missing_timeout) {
             self.violated(format!(
@@ -100,7 +99,7 @@ impl World {
             let told = match &item.what {
                 What::Missing { worker, .. } => (to.to_owned(), worker.clone(), item.at, false),
                 What::Back { worker, missing_since } => (to.to_owned(), worker.clone(), *missing_since, true),
-                What::Orphan { .. } => continue,
+                What::Orphan { .. } | What::PlacePaused { .. } | What::PlaceBack { .. } => continue,
             };
             if !self.relay.due.contains(&told) {
                 self.violated(format!("{told:?} is told by mail, and the ledger knows nothing of it"));

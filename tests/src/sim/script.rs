@@ -88,7 +88,7 @@ impl World {
             priority: self.chance.pick(&[0, 0, 0, 1, -1]),
             retries: self.chance.pick(&[0, 1, 2, 5]),
             timeout_ms: self.chance.pick(&[None, None, Some(30_000)]),
-            queue_timeout_ms: None,
+            queue_timeout_ms: self.chance.pick(&[None, None, None, Some(120_000), Some(900_000)]),
             env: BTreeMap::new(),
             steps: (0..steps).map(|i| self.step(i)).collect(),
         };

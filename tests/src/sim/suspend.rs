@@ -11,13 +11,13 @@ use rouse_shared::HostId;
 impl World {
     pub(super) fn sleep_host(&mut self, host: &Host) {
         self.check_told(host, HostState::Suspending);
-        let (epoch, id) = (self.master.epoch, host.id.clone());
+        let (epoch, id, of) = (self.master.epoch, host.id.clone(), host.clone());
         let (there, back) = self.call_times();
         let fails = self.mishap(self.faults.call_fails);
         // What cannot be suspended has to be ended.
         let unable = self.mishap(self.faults.call_fails / 8);
         self.after(there, move |w| {
-            let result = match (fails, unable) {
+            let result = match (fails || w.refuses(&of), unable) {
                 (true, _) => Err("it is one of those days".to_owned()),
                 (false, true) => Ok(Suspension::Unable("it has no disk of its own".to_owned())),
                 (false, false) => Ok(w.put_to_sleep(&id)),
@@ -92,12 +92,15 @@ impl World {
 
     pub(super) fn resume_host(&mut self, host: &Host) {
         self.check_told(host, HostState::Resuming);
-        let (epoch, id) = (self.master.epoch, host.id.clone());
+        let (epoch, id, of) = (self.master.epoch, host.id.clone(), host.clone());
         let (there, back) = self.call_times();
         let fails = self.mishap(self.faults.call_fails);
         let token = host.token.clone();
         self.after(there, move |w| {
-            let result = if fails { Err(w.start_error()) } else { w.wake_vm(&id, &token) };
+            let result = match w.fault_of(&of, fails) {
+                Some(error) => Err(error),
+                None => w.wake_vm(&id, &token),
+            };
             // An error of no known kind may hide that it was resumed.
             if matches!(result, Err(StartError::Unknown(_))) && w.chance.permille(500) {
                 drop(w.wake_vm(&id, &token));
@@ -106,6 +109,7 @@ impl World {
                 Some(back) => (back, result),
                 None => (CALL_LIMIT - there, Err(StartError::Unknown("no answer within 60 s".to_owned()))),
             };
+            w.said(&of, result.as_ref().err());
             w.say(|| format!("cloud: wake {id} -> {result:?}"));
             w.master_event_of(epoch, delay, Event::ResumeEnded { host: id, result });
         });
@@ -151,7 +155,7 @@ impl World {
         let kept = self.disk.hosts.get(&host.id).map(|h| (h.state, h.token.clone()));
         let gone = kept.is_none() && self.disk.known_hosts.contains(&host.id);
         let ended = match state {
-            HostState::Suspending => gone,
+            HostState::Suspending => gone || kept.as_ref().is_some_and(|(state, _)| *state == HostState::Terminating),
             HostState::Resuming => kept == Some((HostState::Terminating, host.token.clone())),
             _ => false,
         };
