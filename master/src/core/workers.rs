@@ -5,7 +5,6 @@ use super::event::{Effect, Operation, Reply, RequestId};
 use super::plan::LatentPlan;
 use super::record::{DesiredState, HostState, Record};
 use super::timers::Timer;
-use rouse_shared::message::ToAgent;
 use rouse_shared::{HostId, Timestamp, WorkerName};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -69,7 +68,7 @@ impl Core {
         match operation {
             Operation::Pause => {}
             Operation::Resume => self.lift(name),
-            // A standing worker's machine is not ours to terminate: draining it is pausing it.
+            // The machine of a standing worker is not the master's to terminate, so a drain only pauses the worker.
             Operation::Drain => {
                 if let Some(id) = &host {
                     self.wind_down(now, id, "an operator asked for it");
@@ -86,7 +85,7 @@ impl Core {
             let reason = format!("there is no host {id}; `rouse hosts` lists them");
             return self.reply(request, Reply::NotFound(reason));
         };
-        // What a host takes with it that was terminating already is not lost by this.
+        // A host that is already terminating does not lose its attempts because of this command.
         if live.host.state != HostState::Terminating {
             let worker = self.workers.get(&live.host.worker);
             let attempts: Vec<_> = worker.into_iter().flat_map(|w| w.attempts.iter().copied()).collect();
@@ -98,7 +97,7 @@ impl Core {
         self.reply(request, Reply::Done);
     }
 
-    /// Makes a worker work again: backoff, quarantine and a drain of a standing agent are over.
+    /// Lets a worker work again: ends its backoff, its quarantine and its image's pause.
     fn lift(&mut self, name: &WorkerName) {
         self.pending.wake = true;
         self.lift_image(name);
@@ -108,12 +107,6 @@ impl Core {
         worker.record.faults = 0;
         worker.record.backoff_until = None;
         worker.record.quarantined = None;
-        let standing = worker.host.is_none();
-        if let Some(live) = worker.session.as_mut().filter(|l| standing && l.drain.is_some()) {
-            live.drain = None;
-            let session = live.session.id.clone();
-            self.send(name, ToAgent::Undrain { session });
-        }
     }
 
     pub(super) fn latent_of(&self, worker: &WorkerName) -> Option<LatentPlan> {

@@ -60,7 +60,7 @@ impl World {
                 self.check_asleep(host);
                 self.check_resumed(host);
             }
-            Record::Session(session) if session.impostor => self.summary.strays += 1,
+            Record::Session(session) if session.impostor => self.summary.impostors += 1,
             Record::Session(_)
             | Record::SessionOver(_)
             | Record::Image(..)
@@ -71,7 +71,7 @@ impl World {
             | Record::Mail(_)
             | Record::MailOver(_)
             | Record::MailPause(..)
-            | Record::OrphanTold(..)
+            | Record::OrphanReported(..)
             | Record::OrphanOver(..) => {}
             Record::Worker(name, record) => self.check_missing(name, record),
         }
@@ -87,10 +87,10 @@ impl World {
         if status.attempts.len() > before.attempts.len()
             && let Some(worker) = status.attempts.last().map(|a| a.worker.clone())
         {
-            self.check_given(&worker);
+            self.check_assigned(&worker);
         }
         if status.attempts.len() > before.attempts.len() && self.script.cancelled.contains(&id) {
-            self.violated(format!("build {id} is given out after its user was told that it is cancelled"));
+            self.violated(format!("build {id} is given out after its user got the reply that it is cancelled"));
         }
         let over = |a: &&Attempt| a.ended.is_some();
         for attempt in status.attempts.iter().filter(over).skip(before.attempts.iter().filter(over).count()) {
@@ -168,7 +168,7 @@ impl World {
         }
     }
 
-    /// The logs of an attempt that an agent has told the end of are whole, or it is told where they are cut.
+    /// The logs of an attempt with an outcome are complete, or reported as incomplete.
     fn check_logs(&mut self, id: BuildId, status: &BuildStatus) {
         let Some(attempt) = status.attempts.last() else { return };
         if matches!(attempt.outcome, Some(Outcome::Lost(_) | Outcome::Declined(_)) | None) {
@@ -181,9 +181,12 @@ impl World {
             if there >= length {
                 continue;
             }
-            let told = attempt.cut_logs.iter().any(|(cut, at)| *cut == step && *at <= there);
-            if !told {
-                self.violated(format!("step {step} of {} has {there} of {length} bytes and it is not told", key.0));
+            let reported = attempt.cut_logs.iter().any(|(cut, at)| *cut == step && *at <= there);
+            if !reported {
+                self.violated(format!(
+                    "step {step} of {} has {there} of {length} bytes and is not reported as incomplete",
+                    key.0
+                ));
             } else if self.faults.agents_behave() {
                 self.violated(format!("the log of step {step} of {} is cut although every agent behaves", key.0));
             } else if let Some(id) = self.who_has(key.0) {
@@ -232,7 +235,7 @@ impl World {
         let standing = self.script.plan.workers.get(&worker).is_some_and(|w| w.latent.is_none());
         let stolen = machine.stranger && machine.latent && !machine.copy;
         if stolen && !(standing && machine.password == password(&worker)) {
-            self.violated(format!("machine {id} is let in as {worker} with what it has stolen"));
+            self.violated(format!("machine {id} is let in as {worker} with a stolen credential"));
         }
         // A session in which nothing runs is over at once where a reload takes its worker out; its agent may not know yet.
         let forgotten = self.script.ever_removed.contains(&worker);
@@ -253,7 +256,7 @@ impl World {
             self.violated(format!("host {host} has {on} machines"));
         }
         if !self.disk.known_hosts.contains(host) {
-            self.violated(format!("a machine is made for host {host}, which the ledger does not know"));
+            self.violated(format!("a machine is created for host {host}, which is not in the ledger"));
         }
     }
 

@@ -1,4 +1,4 @@
-//! Hosts that never attach: what they printed is fetched, and the failed start is counted.
+//! Hosts that never attach: the master fetches their console output and counts the failed start.
 
 use super::phase::{HostEvent, Phase};
 use crate::core::build::FailedHost;
@@ -8,36 +8,37 @@ use crate::core::{Core, Timestamp};
 use rouse_shared::{BuildId, HostId};
 use std::time::Duration;
 
-/// First pause after a failed start; doubled with each further one in a row, up to [`BACKOFF_MOST`].
+/// First pause after a failed start. Doubled with each further failure in a row, up to [`BACKOFF_MOST`].
 pub(in crate::core) const BACKOFF_FIRST: Duration = Duration::from_secs(15);
 /// Longest pause between failed starts.
 pub(in crate::core) const BACKOFF_MOST: Duration = Duration::from_secs(1_800);
-/// How long what a host printed is waited for before the host is terminated without it.
+/// How long the master waits for a host's console output before it terminates the host without it.
 const CONSOLE_PATIENCE: Duration = Duration::from_secs(20);
 
-/// `first`, doubled so many times, `most` at most.
+/// `first`, doubled this many times, but at most `most`.
 pub(in crate::core) fn doubled(first: Duration, most: Duration, times: u32) -> Duration {
     first.saturating_mul(1 << times.min(16)).min(most)
 }
 
-/// The longest pause that so many failures in a row lead to, jitter included.
+/// The longest pause after this many failures in a row, with jitter.
 pub(in crate::core) fn longest_pause(failures: u32) -> Duration {
     doubled(BACKOFF_FIRST, BACKOFF_MOST, failures.saturating_sub(1)).mul_f64(1.2)
 }
 
-/// Whose fault a failed start is.
+/// What caused a failed start.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Fault {
-    /// Its image's, its worker's or its configuration's: it counts for quarantine, and against the builds that waited.
+    /// The image, the worker or the configuration. It counts for quarantine, and against the builds that waited for the
+    /// host.
     Host,
-    /// The provider's, for now: no capacity, no answer.
+    /// The provider, temporarily: no capacity, no answer.
     Passing,
-    /// Ours: the master or the broker was away.
+    /// An outage: the master or the broker was away.
     Outage,
 }
 
 impl Core {
-    /// A host that never attached is given up: its evidence is fetched, then it is terminated.
+    /// Gives up a host that never attached: fetches its console output, then terminates it.
     pub(super) fn give_up_host(&mut self, now: Timestamp, id: &HostId, why: &str) {
         if self.advance(id, &HostEvent::GiveUp).is_some() {
             self.host_given_up(now, id, why);
@@ -57,7 +58,7 @@ impl Core {
         self.touch_worker(&host.worker);
     }
 
-    /// What a host that is given up had printed has come, or is waited for no longer.
+    /// The console output of a host that was given up has arrived, or the master waits no longer for it.
     pub(in crate::core) fn on_console(&mut self, now: Timestamp, id: &HostId, text: Option<String>) {
         let before = self.advance(id, &HostEvent::Console);
         if !before.is_some_and(|phase| matches!(phase, Phase::Terminating { console: true, .. })) {
@@ -72,7 +73,7 @@ impl Core {
         self.touch_host(id);
     }
 
-    /// Counts a failed start against the worker and its image, and tells the builds that waited for it.
+    /// Counts a failed start for the worker, its image, and the builds that waited for the host.
     pub(super) fn host_failed(
         &mut self,
         now: Timestamp,
@@ -86,7 +87,7 @@ impl Core {
         builds.extend(host.started_for.filter(|b| !builds.contains(b) && self.is_waiting(*b)));
         self.pending.wake = true;
         match fault {
-            // Nobody is to blame, and nothing is to be learned from it.
+            // The failure says nothing about worker and image.
             Fault::Outage => return,
             Fault::Passing => {}
             Fault::Host => {
@@ -110,14 +111,14 @@ impl Core {
                     w.record.quarantined = Some(why.to_owned());
                     let text = format!("quarantined after {limit} failed starts: {why}");
                     self.note(Level::Warn, format!("worker {} is {text}", host.worker));
-                    self.worker_lost(now, &host.worker, &text);
+                    self.worker_is_missing(now, &host.worker, &text);
                 }
             }
         }
         self.save_worker(&host.worker);
     }
 
-    /// Whose fault it is that an agent has not attached.
+    /// What has caused an agent not to attach.
     pub(super) fn fault_of_silence(&self, now: Timestamp, id: &HostId) -> Fault {
         let excused = self.hosts.get(id).is_some_and(|live| self.is_excused(now, &live.host));
         if excused { Fault::Outage } else { Fault::Host }

@@ -27,8 +27,8 @@ impl Bench {
         let names = |machines: &[ListedHost]| machines.iter().map(|m| m.handle.clone()).collect::<Vec<_>>().join(" ");
         let what = match &result {
             Ok(machines) => names(machines),
-            Err(unlisted) if unlisted.heard.is_empty() => "error".to_owned(),
-            Err(unlisted) => format!("error, and {}", names(&unlisted.heard)),
+            Err(partial) if partial.listed.is_empty() => "error".to_owned(),
+            Err(partial) => format!("error, and {}", names(&partial.listed)),
         };
         let event = Event::ListedForAudit { request: REQUEST, round, provider: PROVIDER, result };
         self.event(&format!("listed for round {round}: {what}"), event);
@@ -36,7 +36,7 @@ impl Bench {
 }
 
 #[test]
-fn a_foreign_machine_is_told_of_once_and_never_touched() {
+fn a_foreign_machine_is_reported_once_and_never_changed() {
     let mut bench = Bench::quietly(plan(vec![latent("l")]));
     for _ in 0..3 {
         bench.event("listed: i-1", Event::Listed { provider: PROVIDER, result: Ok(vec![foreign(1)]) });
@@ -99,7 +99,7 @@ fn a_host_that_two_lists_lack_is_gone_where_it_is_to_be_fixed() {
         bench.pass(10);
         bench.heartbeat("l", beat);
     }
-    // Its agent has just been heard of.
+    // Its agent has just sent a message.
     bench.hush();
     bench.audit(AuditMode::Fix);
     bench.listed(1, Ok(vec![]));
@@ -134,10 +134,10 @@ fn a_host_is_missed_although_the_clock_was_set_back_by_an_hour() {
 }
 
 #[test]
-fn a_list_that_is_not_whole_tells_what_is_there_and_not_what_is_gone() {
+fn a_partial_list_proves_what_exists_and_not_what_is_gone() {
     let mut bench = Bench::quietly(plan(vec![latent("l")]));
-    let partly = |heard: Vec<ListedHost>| Err(PartialList { why: "one of two did not answer".to_owned(), heard });
-    let (stray, other) = (machine(1, Owner::Ours), machine(2, Owner::Ours));
+    let partly = |listed: Vec<ListedHost>| Err(PartialList { reason: "one of two did not answer".to_owned(), listed });
+    let (orphan, other) = (machine(1, Owner::Ours), machine(2, Owner::Ours));
     let provider = PROVIDER;
     bench.submit(on("l"));
     bench.wake("l");
@@ -146,7 +146,7 @@ fn a_list_that_is_not_whole_tells_what_is_there_and_not_what_is_gone() {
         bench.heartbeat("l", beat);
     }
     bench.hush();
-    bench.event("listed: i-1 i-2", Event::Listed { provider, result: Ok(vec![stray.clone(), other]) });
+    bench.event("listed: i-1 i-2", Event::Listed { provider, result: Ok(vec![orphan.clone(), other]) });
     // Neither the host nor the second orphan is known to be gone; the first is there, and old enough.
     for beat in 10..=18 {
         bench.pass(10);
@@ -154,13 +154,13 @@ fn a_list_that_is_not_whole_tells_what_is_there_and_not_what_is_gone() {
     }
     bench.hush();
     for _ in 0..3 {
-        bench.event("listed: error, and i-1", Event::Listed { provider, result: partly(vec![stray.clone()]) });
+        bench.event("listed: error, and i-1", Event::Listed { provider, result: partly(vec![orphan.clone()]) });
     }
     bench.text.push_str(&format!("        foreign_counts: {:?}\n", bench.core.foreign_counts()));
     bench.audit(AuditMode::Fix);
-    bench.listed(1, partly(vec![stray.clone()]));
+    bench.listed(1, partly(vec![orphan.clone()]));
     bench.pass(2);
-    bench.listed(2, partly(vec![stray]));
+    bench.listed(2, partly(vec![orphan]));
     bench.pass(3);
     bench.listed(3, partly(vec![]));
     bench.check("audit_partly");
