@@ -1,4 +1,4 @@
-//! Builds that wait, by what they require: a worker that becomes free looks at one head a requirement, not at every
+//! Waiting builds, by what they require. A free worker looks at the first build of each requirement instead of at every
 //! build.
 
 use super::build::Requirement;
@@ -7,37 +7,37 @@ use rouse_shared::{BuildId, HostId};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// The order of waiting: priority, then age.
+/// Position among waiting builds: by priority, then by age.
 pub type Place = (Reverse<i32>, BuildId);
 
-/// Builds that wait with one requirement.
+/// The waiting builds with the same requirement.
 #[derive(Clone, Debug, Default)]
 pub struct Class {
     /// All of them.
     pub waiting: BTreeSet<Place>,
-    /// Those that no starting host is kept for.
+    /// Those for which no starting host is reserved.
     pub unreserved: BTreeSet<Place>,
 }
 
-/// All builds that wait.
+/// All waiting builds.
 #[derive(Clone, Debug, Default)]
 pub struct Queue {
-    /// By requirement; no class is empty.
+    /// The classes by requirement; none is empty.
     pub classes: BTreeMap<Requirement, Class>,
-    /// The starting hosts that builds have been promised.
+    /// The builds for which a starting host is reserved.
     reserved: BTreeMap<BuildId, (HostId, Requirement, Place)>,
     by_host: BTreeMap<HostId, BTreeSet<(Place, Requirement)>>,
 }
 
 impl Queue {
-    /// A build waits.
+    /// Adds a build.
     pub fn push(&mut self, requirement: &Requirement, place: Place) {
         let class = self.classes.entry(requirement.clone()).or_default();
         class.waiting.insert(place);
         class.unreserved.insert(place);
     }
 
-    /// A build waits no more: it was given out, or has ended.
+    /// Removes a build that has been assigned or has ended.
     pub fn remove(&mut self, requirement: &Requirement, place: Place) {
         self.unreserve(place.1);
         if let Some(class) = self.classes.get_mut(requirement) {
@@ -49,7 +49,7 @@ impl Queue {
         }
     }
 
-    /// A starting host is kept for a build that waits.
+    /// Reserves a starting host for a waiting build.
     pub fn reserve(&mut self, requirement: &Requirement, place: Place, host: &HostId) {
         if let Some(class) = self.classes.get_mut(requirement) {
             class.unreserved.remove(&place);
@@ -71,7 +71,7 @@ impl Queue {
         }
     }
 
-    /// The host will not come: what it was kept for waits for another. Returns those builds.
+    /// Cancels the reservations of a host that will not attach, and returns their builds. They wait for other workers.
     pub fn release(&mut self, host: &HostId) -> Vec<BuildId> {
         let builds: Vec<BuildId> = self.by_host.get(host).into_iter().flatten().map(|((_, id), _)| *id).collect();
         for build in &builds {
@@ -80,18 +80,18 @@ impl Queue {
         builds
     }
 
-    /// How many builds the host is kept for.
+    /// The number of builds for which the host is reserved.
     pub fn reserved_on(&self, host: &HostId) -> usize {
         self.by_host.get(host).map_or(0, BTreeSet::len)
     }
 
-    /// The host that is being started for a build.
+    /// The starting host that is reserved for a build.
     pub fn host_of(&self, build: BuildId) -> Option<&HostId> {
         self.reserved.get(&build).map(|(host, _, _)| host)
     }
 
-    /// The build that a free worker takes next: what its host was started for, else the first that no starting host is
-    /// kept for, else the first at all, since running now is better than waiting for a machine to boot.
+    /// The next build for a free worker: the first for which its host was started, else the first without a reserved
+    /// host, else the first of all. The last choice frees a build from waiting for its own machine to boot.
     pub fn best_for(&self, worker: &WorkerPlan, host: Option<&HostId>) -> Option<(Requirement, Place)> {
         let own = host.and_then(|h| self.by_host.get(h)).and_then(BTreeSet::first);
         if let Some((place, requirement)) = own {
@@ -108,7 +108,7 @@ impl Queue {
     }
 }
 
-/// Whether a worker may run what has this requirement.
+/// Whether a worker meets a requirement.
 pub fn matches(requirement: &Requirement, worker: &WorkerPlan) -> bool {
     match requirement {
         Requirement::Worker(name) => *name == worker.name,

@@ -1,4 +1,5 @@
-//! Orders hosts and starts them: the intent is committed, then the order, and only then is the provider called.
+//! Orders and starts hosts. First the host is committed, then its launch spec, and only then does the driver call the
+//! provider to start it.
 
 use super::LiveHost;
 use super::failure::Fault;
@@ -14,14 +15,14 @@ use rouse_shared::{BuildId, HostId, WorkerName};
 use std::time::Duration;
 
 impl LiveHost {
-    /// What a call to start it that failed proves of the machine.
+    /// What a failed start proves about the machine.
     fn outcome_of(&self, now: Timestamp, error: &StartError) -> StartOutcome {
         let why = error.text().to_owned();
         let another = self.host.launch.as_ref().filter(|o| o.more).map(|o| o.number + 1);
         match error {
             StartError::Unknown(_) => StartOutcome::Unclear { why },
             _ if self.may_still_be_made(now) => StartOutcome::Unclear { why },
-            // Of an earlier call it is not known whether it made the machine: that this one has not proves nothing.
+            // An earlier call may have created the machine. The failure of this one does not disprove that.
             StartError::Transient(_) | StartError::Auth(_)
                 if matches!(self.phase, Phase::Launching { tries: 1.., .. }) =>
             {
@@ -34,7 +35,7 @@ impl LiveHost {
 }
 
 impl Core {
-    /// Orders a host for a worker that has none. The intent is committed before the provider hears of it.
+    /// Orders a host for a worker that has none. It is committed before the provider is called.
     pub(in crate::core) fn order_host(
         &mut self,
         now: Timestamp,
@@ -91,7 +92,7 @@ impl Core {
         id
     }
 
-    /// What is to be ordered is known: it is committed, and then ordered.
+    /// The launch spec is known. Commits it and starts the host.
     pub(in crate::core) fn on_prepared(
         &mut self,
         now: Timestamp,
@@ -127,13 +128,13 @@ impl Core {
                     self.start_failed(now, id, &before, &error);
                 }
             }
-            // Repeated, or late.
+            // A repeated or late answer.
             Err(_) => return,
         }
         self.touch_host(id);
     }
 
-    /// The provider was not able to make the machine, and that is certain.
+    /// The provider has definitely not created the machine.
     fn start_failed(&mut self, now: Timestamp, id: &HostId, before: &Phase, error: &StartError) {
         let why = format!("the host could not be started: {}", error.text());
         let fault = match error {
@@ -152,7 +153,7 @@ impl Core {
         result: Result<Started, StartError>,
     ) {
         let Some(live) = self.hosts.get_mut(id) else {
-            // We gave it up, and it came all the same.
+            // The master has given the host up, and the machine was created nevertheless.
             if let Ok(started) = result {
                 let text = format!(
                     "host {id} was started after it was given up (as {}); the audit terminates it",
@@ -162,7 +163,7 @@ impl Core {
             }
             return;
         };
-        // Told twice, of an order that had no capacity and that another has taken the place of.
+        // A repeated answer about an alternative without capacity, which another alternative has replaced.
         if live.host.launch.as_ref().map(|o| o.number) != Some(number) && result.is_err() {
             return;
         }
@@ -183,7 +184,7 @@ impl Core {
         self.touch_worker(&worker);
     }
 
-    /// A call to start the host was answered, by `error` or with the machine, and has led here.
+    /// The answer to a start has led to this phase.
     fn start_advanced(&mut self, now: Timestamp, id: &HostId, before: &Phase, error: Option<StartError>) {
         let Some(live) = self.hosts.get_mut(id) else { return };
         let worker = &live.host.worker;
@@ -209,7 +210,7 @@ impl Core {
                 self.start_failed(now, id, before, &error);
             }
             (Phase::Terminating { .. }, _) => self.call_again(now, id),
-            // A repeated answer, or one to a start of a host that has attached meanwhile.
+            // A repeated answer, or an answer for a host that has attached in the meantime.
             (Phase::Preparing { .. } | Phase::Launching { .. } | Phase::Booting { .. }, _) => {}
             (Phase::Ready { .. } | Phase::Draining { .. }, Some(_)) => {}
             (Phase::Suspending { .. } | Phase::Suspended | Phase::Resuming { .. } | Phase::Terminated, _) => {}
