@@ -1,4 +1,4 @@
-//! Builds as people submit them: `build.toml`, JSON over HTTP, JSON or MessagePack in the inbox. One shape, one check.
+//! Builds as people submit them: `build.toml`, JSON over HTTP, JSON or MessagePack in the submission queue. One shape, one check.
 
 #[cfg(test)]
 pub(crate) mod schema_tests;

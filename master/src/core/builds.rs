@@ -1,4 +1,4 @@
-//! The life of a build and its attempts: accepted, given out, reported, settled, tried again.
+//! The life of a build and its attempts: accepted, assigned, reported, settled, retried.
 
 use super::build::{Attempt, Build, BuildEnd, BuildSpec, BuildStatus, Requirement};
 use super::event::{Effect, Level, Reply, RequestId};
@@ -13,22 +13,22 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Between two looks at logs that are not whole. Chunks travel in a queue of their own and may be behind a flood; an
-/// agent resends within a round trip.
+/// Pause between two checks of incomplete logs. Chunks have a queue of their own, which may be long; an agent sends
+/// missing bytes again within a round trip.
 const LOG_PATIENCE: Duration = Duration::from_secs(20);
-/// Looks in a row without progress before a log is told to be cut.
+/// Number of checks in a row without progress after which a log counts as incomplete for good.
 const LOG_LOOKS: u32 = 6;
 /// Failed hosts that are kept with a build, with what they printed: the newest.
 const FAILED_HOSTS: usize = 5;
 
-/// How looking for the rest of an attempt's logs goes.
+/// The wait for the rest of an attempt's logs.
 #[derive(Default, Debug)]
 pub(super) struct LogWatch {
-    /// Looks in a row without progress.
+    /// Checks in a row without progress.
     looks: u32,
-    /// The first missing byte of each step, as it was seen last. Not yet told: they are being asked for.
+    /// The first missing byte of each step at the last check. The agent has been asked for it.
     gaps: BTreeMap<u32, u64>,
-    /// Whether nobody sends more, and the one look goes on that tells where the logs are cut.
+    /// Whether no agent sends more, and the last check is under way, which finds where each log ends.
     last: bool,
 }
 
@@ -158,13 +158,14 @@ impl Core {
         self.touch_worker(worker_name);
     }
 
-    /// Sends an order, for the first time or again: an agent that knows the attempt ignores it.
+    /// Sends the request to run an attempt, for the first time or again. An agent that has the attempt ignores it.
     pub(super) fn send_order(&mut self, id: AttemptId) {
         let Some(build) = self.builds.get(&id.build) else { return };
         let Some(attempt) = build.status.live_attempt() else { return };
         let worker_name = attempt.worker.clone();
         let Some(plan) = self.workers.get(&worker_name).and_then(|w| w.plan.clone()) else {
-            // The configuration has it no more. An agent that never had the order declines it, and another gets it.
+            // The worker is no longer in the configuration. An agent that never got the request declines it, and
+            // another worker gets the build.
             return self.send_cancel(&worker_name, id);
         };
         let mut env: BTreeMap<String, String> = plan
@@ -187,11 +188,12 @@ impl Core {
         self.send(&worker_name, ToAgent::RunAttempt(Box::new(order)));
     }
 
-    /// An agent's picture of an attempt that was given to it.
+    /// The agent reports the state of an attempt.
     pub(super) fn on_report(&mut self, now: Timestamp, worker: &WorkerName, report: AttemptReport) {
         let id = report.attempt;
         if !self.workers.get(worker).is_some_and(|w| w.attempts.contains(&id)) {
-            // Over for us: what has ended may be forgotten, what runs must not.
+            // The attempt has already ended for the master. If it has ended for the agent too, the agent may forget it;
+            // if it runs, it must stop.
             let Some(session) = self.session_id(worker) else { return };
             return match report.outcome {
                 Some(_) => self.send(worker, ToAgent::Settled { session, attempts: vec![id] }),
@@ -215,11 +217,11 @@ impl Core {
             build.status.started = Some(now);
         }
         if let Some(outcome) = report.outcome {
-            // Where an agent cannot run anything, it would use up all attempts of all builds in a moment.
+            // An agent that cannot run anything would otherwise use up all attempts of all builds within a moment.
             let cannot = matches!(outcome, Outcome::Lost(_));
             attempt.outcome = Some(outcome);
             if cannot && let Some(live) = self.workers.get_mut(worker).and_then(|w| w.session.as_mut()) {
-                live.held_until_heard = true;
+                live.held_until_message = true;
             }
             let lengths: Vec<u64> = attempt.steps.iter().map(|s| s.log_length).collect();
             if lengths.iter().all(|length| *length == 0) {
@@ -242,7 +244,7 @@ impl Core {
         }
     }
 
-    /// Nobody sends the rest of the logs: one more look at each tells where it is cut, and then the attempt ends.
+    /// No agent will send the rest of the logs. Checks each log once more to find where it ends; then the attempt ends.
     fn check_logs(&mut self, now: Timestamp, id: AttemptId) {
         let Some(attempt) = self.attempt_with_outcome(id) else { return };
         attempt.cut_logs.clear();
@@ -251,14 +253,14 @@ impl Core {
         self.settle_logs(id);
     }
 
-    /// Asks the agent at once for what its logs lack, where it has told the attempt's end.
+    /// Requests at once what the logs lack, if the agent has reported the attempt's outcome.
     pub(super) fn ask_for_logs(&mut self, id: AttemptId) {
         let Some(attempt) = self.attempt_with_outcome(id) else { return };
         let lengths = attempt.steps.iter().map(|s| s.log_length).collect();
         self.out.push(Effect::CheckLogs { attempt: id, lengths, overdue: true });
     }
 
-    /// Looks at the logs that are not yet known to be cut. Only the first gap is told.
+    /// Checks the logs that are not yet known to be incomplete. Only the first gap is reported.
     fn settle_logs(&mut self, id: AttemptId) {
         let Some(attempt) = self.attempt_with_outcome(id) else { return };
         let cut = |step| attempt.cut_logs.iter().any(|(of, _)| *of == step);
@@ -266,7 +268,7 @@ impl Core {
         self.out.push(Effect::CheckLogs { attempt: id, lengths, overdue: true });
     }
 
-    /// The attempt, where the agent has reported its outcome and it has not ended for us.
+    /// The attempt, if its outcome is known and the master has not settled it.
     pub(super) fn attempt_with_outcome(&mut self, id: AttemptId) -> Option<&mut Attempt> {
         let attempt = self.builds.get_mut(&id.build)?.status.attempts.last_mut()?;
         (attempt.number == id.number && attempt.is_live() && attempt.outcome.is_some()).then_some(attempt)
@@ -284,7 +286,7 @@ impl Core {
         }
         if self.attempt_with_outcome(id).is_some() {
             let watch = self.log_watches.entry(id).or_default();
-            // Progress at any step starts the count anew.
+            // Progress in any step resets the count.
             if watch.gaps.insert(step, offset) != Some(offset) {
                 watch.looks = 0;
             }
@@ -313,12 +315,12 @@ impl Core {
         self.timers.set(Timer::Logs(id), now + LOG_PATIENCE);
     }
 
-    /// An attempt that was given out is over without a report of its own: it is lost, for this reason.
+    /// Ends an attempt for which no report of an outcome will come: it is lost.
     pub(super) fn lose_attempt(&mut self, now: Timestamp, id: AttemptId, why: &str) {
         let Some(build) = self.builds.get_mut(&id.build) else { return };
         let Some(attempt) = build.status.attempts.last_mut().filter(|a| a.number == id.number) else { return };
-        // An outcome that was reported stands, even where the end of its log went with the host. Nobody sends more of
-        // that, but what was sent may still wait in the broker.
+        // A reported outcome stands, even if the end of the log was lost with the host. No agent sends more of the log,
+        // but chunks may still wait in the broker.
         if attempt.is_live() && attempt.outcome.is_some() {
             let watch = self.log_watches.entry(id).or_default();
             if watch.looks < LOG_LOOKS {
@@ -331,7 +333,7 @@ impl Core {
         self.end_attempt(now, id);
     }
 
-    /// The attempt's host is terminated by an operator: if the attempt is lost by that, it uses up no retry.
+    /// An operator terminates the attempt's host. If the attempt is lost because of that, it uses up no retry.
     pub(super) fn excuse_attempt(&mut self, id: AttemptId, host: &HostId) {
         let Some(build) = self.builds.get_mut(&id.build) else { return };
         let on_host = |a: &&mut Attempt| {
@@ -343,7 +345,7 @@ impl Core {
         }
     }
 
-    /// The attempt has its outcome and its logs: settle it, and end the build or try it again.
+    /// The attempt has its outcome and its logs. Settles it, and then ends the build or retries it.
     fn end_attempt(&mut self, now: Timestamp, id: AttemptId) {
         self.timers.clear(&Timer::Logs(id));
         self.log_watches.remove(&id);
@@ -355,7 +357,7 @@ impl Core {
         let lost = |a: &&Attempt| matches!(a.outcome, Some(Outcome::Lost(_)));
         let excused = build.status.attempts.iter().filter(lost).filter(|a| a.excused).count();
         let lost = build.status.attempts.iter().filter(lost).count() - excused;
-        // A build that nobody ever begins must come to an end as well.
+        // A build that every agent declines must end too.
         let declined = build.status.attempts.len() - lost - excused;
         let (retries, cancelled) = (build.spec.retries as usize, build.status.cancelled);
         if let Some(w) = self.workers.get_mut(&worker) {
@@ -378,8 +380,8 @@ impl Core {
                 let why = match again {
                     Outcome::Declined(why) => {
                         if let Some(live) = self.workers.get_mut(&worker).and_then(|w| w.session.as_mut()) {
-                            live.held_until_heard = true;
-                            // It may not have received the end of its drain.
+                            live.held_until_message = true;
+                            // The agent may not have received the end of its drain.
                             let session = live.session.id.clone();
                             if live.drain.is_none() {
                                 self.send(&worker, ToAgent::Undrain { session });
@@ -453,7 +455,7 @@ impl Core {
     }
 }
 
-/// Text from an agent is kept, so it is bounded.
+/// Limits the text from an agent, because it is stored.
 fn cut_text(state: &mut StepState) {
     if let StepState::NotStarted(why) | StepState::Lost(why) = state {
         let mut end = why.len().min(rouse_shared::limits::MAX_TEXT);
@@ -464,7 +466,7 @@ fn cut_text(state: &mut StepState) {
     }
 }
 
-/// A property's key as the name of a variable: upper case, other characters as `_`.
+/// The environment variable for a property: upper case, with `_` instead of other characters.
 fn env_name(key: &str) -> String {
     key.chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_uppercase() } else { '_' }).collect()
 }

@@ -1,4 +1,4 @@
-//! A core's beginning: from the configuration and what the ledger kept; and what a reload changes.
+//! Builds a core from the configuration and the ledger, and applies a reload.
 
 use super::event::{Effect, Event, Level};
 use super::host::longest_pause;
@@ -15,20 +15,20 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// What a core starts from.
+/// What a core is built from.
 pub struct Start {
-    /// Whose hosts are ours.
+    /// The master's id, by which its hosts are recognised.
     pub master: MasterId,
     /// The configuration.
     pub plan: Arc<Plan>,
-    /// What the ledger kept.
+    /// The content of the ledger.
     pub ledger: Ledger,
-    /// For secrets and jitter; must be unpredictable outside of tests.
+    /// Seed for secrets and jitter. Unpredictable, except in tests.
     pub seed: [u8; 32],
 }
 
-/// The wall clock may have been set back since the ledger was written. What lies ahead by more than it can is held to
-/// now, else it would be waited for.
+/// The wall clock may have been set back since the ledger was written. Times that are too far in the future are set to
+/// now; otherwise the master would wait for them.
 fn hold_to(now: Timestamp, ledger: &mut Ledger) {
     let past = |at: &mut Timestamp| *at = now.min(*at);
     let pause = |at: &mut Timestamp, failures| *at = (now + longest_pause(failures)).min(*at);
@@ -52,8 +52,8 @@ fn hold_to(now: Timestamp, ledger: &mut Ledger) {
 }
 
 impl Core {
-    /// A core that goes on where the ledger stopped. Every lease counts as renewed just now; every call to a provider
-    /// that may have been under way is made again; every timer starts anew.
+    /// A core that continues from the ledger. Every lease counts as just renewed, every call to a provider that may
+    /// have been under way is repeated, and every timer starts anew.
     pub fn new(now: Timestamp, mut start: Start) -> (Self, Vec<Effect>) {
         hold_to(now, &mut start.ledger);
         let mut core = Self {
@@ -131,7 +131,7 @@ impl Core {
             session: None,
             host: None,
             away: None,
-            heard: None,
+            last_message: None,
             refused: None,
             attempts: BTreeSet::new(),
             state: super::event::WorkerState::Offline,
@@ -154,13 +154,13 @@ impl Core {
                 last_seq: 0,
                 drain: None,
                 leaving: false,
-                held_until_heard: false,
+                held_until_message: false,
                 notice: None,
             };
             let lease = live.lease().or(live.session.impostor.then_some(LINK_PATIENCE));
             worker.session = Some(live);
             if let Some(lease) = lease {
-                // However long the master was away: by the wall clock that cannot be told.
+                // The wall clock cannot tell how long the master was away.
                 let lease = lease.max(extended.unwrap_or_default());
                 self.timers.set(Timer::Lease(name), now + lease + KILL_MARGIN);
             }
@@ -175,12 +175,12 @@ impl Core {
         if self.attempt_with_outcome(id).is_some() {
             self.timers.set(Timer::Logs(id), now);
         } else if over {
-            // Its session ended in the same transaction that should have ended it; nothing can run it any more.
+            // Its session has ended, so nothing can run it any more.
             self.lose_attempt(now, id, "its session was over when the master started");
         }
     }
 
-    /// Takes a new configuration. Hosts and builds that the change does not touch go on as they are.
+    /// Applies a new configuration. Hosts and builds that the change does not concern continue.
     pub(super) fn on_configure(&mut self, now: Timestamp, plan: Arc<Plan>) {
         for (name, worker_plan) in &plan.workers {
             let worker = self.worker_entry(now, name);
@@ -189,7 +189,7 @@ impl Core {
             let host = worker.host.clone();
             self.arm_missing(now, name);
             if let Some(host) = host {
-                // Its length may be another now.
+                // The time may have changed.
                 self.timers.clear(&Timer::Idle(host));
             }
             self.touch_worker(name);
@@ -213,7 +213,7 @@ impl Core {
         self.pending.wake = true;
     }
 
-    /// A reload took the worker out: it is given nothing more, and its host goes when nothing runs on it.
+    /// A reload has removed the worker. It gets no more builds, and its host ends when nothing runs on it.
     fn remove_worker(&mut self, now: Timestamp, name: &WorkerName) {
         let Some(worker) = self.workers.get_mut(name) else { return };
         worker.removed = true;
@@ -230,11 +230,11 @@ impl Core {
         self.touch_worker(name);
     }
 
-    /// Forgets a worker of which nothing is left.
+    /// Forgets a removed worker that has neither host nor session.
     pub(super) fn forget_worker(&mut self, name: &WorkerName) {
         let record = self.workers.remove(name).map(|w| w.record).unwrap_or_default();
         if record != WorkerRecord::default() {
-            // Should it come back into the configuration, it is a new one, for the next master too.
+            // If the worker comes back into the configuration, it is a new one, also for the next master.
             self.out.push(Effect::Save(Record::Worker(name.clone(), WorkerRecord::default())));
         }
         self.free.remove(name);

@@ -1,8 +1,8 @@
-//! The core: decides everything, does nothing. `handle(now, Event) -> Vec<Effect>`, without clock, files or network.
+//! The core decides everything and performs nothing: `handle(now, Event) -> Vec<Effect>`, without clock, files or
+//! network.
 //!
-//! [`event`] holds the two closed lists that a newcomer reads first. Each lifecycle has its place: [`builds`] (and
-//! attempts), [`host`] (a file a phase), [`sessions`], [`missing`], [`workers`], [`mail`]; [`schedule`] brings builds
-//! and workers together.
+//! Start with [`event`], which has the two complete lists. Each lifecycle has its module: [`builds`] (with attempts),
+//! [`host`], [`sessions`], [`missing`], [`workers`], [`mail`]; [`schedule`] assigns builds to workers.
 
 mod admission;
 pub mod audit;
@@ -51,10 +51,10 @@ pub use configure::Start;
 pub use views::Counts;
 pub use why::of_status;
 
-/// Names of ended builds that are kept: more than one batch can have.
+/// Number of ended builds whose message ids are kept in memory. More than one batch can end.
 const ENDED_NAMES: usize = 16_384;
 
-/// Everything that the master knows and decides with.
+/// The state of the master.
 pub struct Core {
     master: MasterId,
     plan: Arc<Plan>,
@@ -62,18 +62,18 @@ pub struct Core {
     /// Builds that have not ended.
     builds: BTreeMap<BuildId, Build>,
     last_build: u64,
-    /// What submitters call the builds that have not ended, and the last that have.
+    /// Message ids of the builds that have not ended, and of the last that have.
     message_ids: BTreeMap<String, BuildId>,
-    /// The latter, oldest first.
+    /// The message ids of ended builds, oldest first.
     ended_names: VecDeque<String>,
     named: BTreeMap<BuildId, String>,
-    /// Of attempts that have an outcome, and logs that are not whole.
+    /// Attempts that have an outcome and incomplete logs.
     log_watches: BTreeMap<AttemptId, builds::LogWatch>,
     queue: Queue,
     workers: BTreeMap<WorkerName, Worker>,
     /// Hosts that are not gone.
     hosts: BTreeMap<HostId, LiveHost>,
-    /// What has become of the hosts of each image.
+    /// What the master knows about each image.
     images: BTreeMap<images::ImageKey, images::ImageRecord>,
     /// Places that pause.
     places: BTreeMap<places::PlaceKey, places::PlaceRecord>,
@@ -87,20 +87,20 @@ pub struct Core {
     listing: BTreeSet<plan::ProviderKind>,
     /// Machines that have our name and that the ledger does not know: when they were first listed.
     orphans: BTreeMap<(plan::ProviderKind, String), Timestamp>,
-    /// Machines that have our name and another id, as they were last listed.
+    /// Machines with the master's name and another id, as they were last listed.
     foreign_machines: BTreeSet<(plan::ProviderKind, String)>,
-    /// Audits that users have asked for and that are under way.
+    /// Audits for users that are under way.
     audits: BTreeMap<RequestId, audit::Audit>,
     timers: Timers,
     /// What was spent today on hosts that are gone.
     spent: spend::Spent,
     broker_up: bool,
-    /// Since when; absent while it is away.
+    /// When the broker came up; absent while it is away.
     broker_since: Option<Timestamp>,
     mail: mail::Outbox,
     /// Whether the process is about to end.
     terminating: bool,
-    /// What the ledger says that every lease was extended by.
+    /// The extension of every lease that is in the ledger.
     extended: Option<Duration>,
     free: BTreeSet<WorkerName>,
     wakeable: BTreeSet<WorkerName>,
@@ -110,7 +110,7 @@ pub struct Core {
     out: Vec<Effect>,
 }
 
-/// What an event has changed, to be followed up once at its end.
+/// What an event has changed. Processed once, after the event.
 #[derive(Default)]
 struct Pending {
     builds: BTreeSet<BuildId>,
@@ -118,50 +118,50 @@ struct Pending {
     workers: BTreeSet<WorkerName>,
     /// Workers that may take a build now.
     freed: BTreeSet<WorkerName>,
-    /// Requirements that have a new build.
+    /// Requirements for which there is a new build.
     wanted: BTreeSet<build::Requirement>,
     /// Whether a host may have to be started.
     wake: bool,
 }
 
 struct Worker {
-    /// Its newest configuration; absent if the ledger knows it and the configuration does not.
+    /// Its newest plan; absent if it is in the ledger but not in the configuration.
     plan: Option<Arc<WorkerPlan>>,
-    /// Not in the configuration any more: it only winds up.
+    /// Whether it is no longer in the configuration. It only ends what it runs.
     removed: bool,
     record: WorkerRecord,
     session: Option<Live>,
     host: Option<HostId>,
-    /// Since when a standing one could be attached and is not.
+    /// Since when this standing worker could have been attached and is not.
     away: Option<Timestamp>,
-    /// When its agent said hello or sent a heartbeat last. Not kept.
-    heard: Option<Timestamp>,
-    /// The agent of its name that was refused last. Not kept.
+    /// When its agent last sent a hello or a heartbeat. Not in the ledger.
+    last_message: Option<Timestamp>,
+    /// The agent that was last refused under its name. Not in the ledger.
     refused: Option<view::Refusal>,
-    /// Attempts that were given to it and may still run, also those of a session that is over.
+    /// Assigned attempts that may still run, including those of a previous session.
     attempts: BTreeSet<AttemptId>,
     state: WorkerState,
     since: Timestamp,
 }
 
-/// A session, and what of it is not worth keeping across a restart.
+/// A session, with what need not survive a restart.
 struct Live {
     session: Session,
     attached: bool,
     vitals: Option<Vitals>,
     last_seq: u64,
-    /// The drain that it was asked for.
+    /// The number of the drain that its agent was sent.
     drain: Option<u64>,
     leaving: bool,
-    /// It has declined an attempt, or could not run it: it gets nothing more until it is heard from again, so that the
-    /// same attempt is not sent back and forth.
-    held_until_heard: bool,
-    /// What its cloud said last about the machine's end.
+    /// Whether it has declined an attempt or could not run it. It gets no more attempts until its next message;
+    /// otherwise the same attempt would go back and forth.
+    held_until_message: bool,
+    /// The last notice of its cloud.
     notice: Option<CloudNotice>,
 }
 
 impl Core {
-    /// Takes one event; what is returned is to be committed and then performed.
+    /// Handles one event. The caller commits and then performs the effects.
     pub fn handle(&mut self, now: Timestamp, event: Event) -> Vec<Effect> {
         match event {
             Event::Agent { worker, message } => self.on_agent(now, worker, message),
@@ -189,7 +189,7 @@ impl Core {
             Event::ListedForAudit { request, round, provider, result } => {
                 self.on_listed_for_audit(now, request, round, provider, result);
             }
-            Event::MailSent { mail, handed } => self.on_mail_sent(now, &mail, handed),
+            Event::MailSent { mail, result } => self.on_mail_sent(now, &mail, result),
         }
         while let Some(timer) = self.timers.pop_due(now) {
             self.on_timer(now, timer);
@@ -208,7 +208,7 @@ impl Core {
         }
     }
 
-    /// When [`Event::Tick`] is due, unless something else comes before.
+    /// When [`Event::Tick`] is due, unless another event comes before.
     pub fn next_wakeup(&self) -> Option<Timestamp> {
         self.timers.next()
     }
@@ -239,7 +239,7 @@ impl Core {
         }
     }
 
-    /// Schedules, keeps and announces what the event has changed.
+    /// Schedules, commits and publishes what the event has changed.
     fn follow_up(&mut self, now: Timestamp) {
         let refreshed = self.refresh_workers(now);
         self.schedule(now, refreshed);
@@ -276,7 +276,8 @@ impl Core {
         }
     }
 
-    /// The ledger knows an ended build's name once its batch is committed, and another of that name may be in the same.
+    /// Removes old message ids. The store finds the id of an ended build once its batch is committed, but another build
+    /// with that id may be in the same batch.
     fn forget_name(&mut self, name: String) {
         self.ended_names.push_back(name);
         if self.ended_names.len() > ENDED_NAMES
@@ -319,7 +320,7 @@ impl Core {
         self.out.push(Effect::Log(level, text.into()));
     }
 
-    /// To the agent that is attached as this worker; without one it is dropped, since hello says everything anew.
+    /// Sends to the worker's attached agent. Dropped if there is none, because a hello works everything out anew.
     fn send(&mut self, worker: &WorkerName, message: ToAgent) {
         if let Some(live) = self.session_of(worker).filter(|l| l.attached) {
             self.out.push(Effect::Send { queue: live.session.queue.clone(), message });
@@ -350,17 +351,17 @@ impl Worker {
         self.session.as_ref().filter(|l| l.attached)
     }
 
-    /// Whether the agent on a host is alive: heard from within two heartbeats, on the machine that the host's provider
-    /// has named.
-    fn is_heard_on(&self, host: &Host, now: Timestamp) -> bool {
+    /// Whether the agent on a host is alive: it has sent a message within two heartbeats, from the machine that the
+    /// host's provider has named.
+    fn has_live_agent(&self, host: &Host, now: Timestamp) -> bool {
         let Some(Session { host: id, identity, .. }) = self.session.as_ref().map(|live| &live.session) else {
             return false;
         };
         let its_own = id.as_ref() == Some(&host.id) && host.identity.as_ref() == Some(identity);
-        its_own && self.heard.is_some_and(|heard| now.since(heard) < self.keepalive().saturating_mul(2))
+        its_own && self.last_message.is_some_and(|at| now.since(at) < self.keepalive().saturating_mul(2))
     }
 
-    /// Between its agent's heartbeats.
+    /// The interval of its agent's heartbeats.
     fn keepalive(&self) -> Duration {
         self.plan.as_ref().map_or(sessions::WINDING_UP_KEEPALIVE, |plan| plan.keepalive)
     }

@@ -1,4 +1,4 @@
-//! Builds that wait, by what they require: a worker that becomes free looks at one head a requirement, not at every
+//! Waiting builds, by what they require. A free worker looks at the first build of each requirement instead of at every
 //! build.
 
 use super::build::Requirement;
@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 /// The order of waiting: priority, then age.
 pub type Rank = (Reverse<i32>, BuildId);
 
-/// Builds that wait with one requirement.
+/// The waiting builds with the same requirement.
 #[derive(Clone, Debug, Default)]
 pub struct Class {
     /// All of them.
@@ -19,10 +19,10 @@ pub struct Class {
     pub unreserved: BTreeSet<Rank>,
 }
 
-/// All builds that wait.
+/// All waiting builds.
 #[derive(Clone, Debug, Default)]
 pub struct Queue {
-    /// By requirement; no class is empty.
+    /// The classes by requirement; none is empty.
     pub classes: BTreeMap<Requirement, Class>,
     /// The starting hosts that builds have been promised.
     reserved: BTreeMap<BuildId, (HostId, Requirement, Rank)>,
@@ -71,7 +71,7 @@ impl Queue {
         }
     }
 
-    /// The host will not come: what it was kept for waits for another. Returns those builds.
+    /// Cancels the reservations of a host that will not attach, and returns their builds. They wait for other workers.
     pub fn release(&mut self, host: &HostId) -> Vec<BuildId> {
         let builds: Vec<BuildId> = self.by_host.get(host).into_iter().flatten().map(|((_, id), _)| *id).collect();
         for build in &builds {
@@ -80,12 +80,12 @@ impl Queue {
         builds
     }
 
-    /// How many builds the host is kept for.
+    /// The number of builds for which the host is reserved.
     pub fn reserved_on(&self, host: &HostId) -> usize {
         self.by_host.get(host).map_or(0, BTreeSet::len)
     }
 
-    /// The host that is being started for a build.
+    /// The starting host that is reserved for a build.
     pub fn host_of(&self, build: BuildId) -> Option<&HostId> {
         self.reserved.get(&build).map(|(host, _, _)| host)
     }
@@ -108,7 +108,7 @@ impl Queue {
     }
 }
 
-/// Whether a worker may run what has this requirement.
+/// Whether a worker meets a requirement.
 pub fn matches(requirement: &Requirement, worker: &WorkerPlan) -> bool {
     match requirement {
         Requirement::Worker(name) => *name == worker.name,

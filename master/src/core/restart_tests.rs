@@ -251,9 +251,9 @@ fn a_lease_that_was_promised_holds_through_a_reload_and_a_restart() {
     master.hello("password", "here", 1);
     master.handle(Event::Shutdown);
     master.now = master.now + 3 * SECOND;
-    let told = master.heartbeat(1);
+    let effects = master.heartbeat(1);
     let extended = |m: &ToAgent| matches!(m, ToAgent::Renewed { lease_ms: Some(600_000), .. });
-    assert!(sent(&told).any(extended), "a heartbeat's answer must not take the longer lease back");
+    assert!(sent(&effects).any(extended), "a heartbeat's answer must not take the longer lease back");
     master.restart(plan(vec![worker(false, 60)]));
     // The welcome may be lost on its way.
     master.hello("password", "here", 2);
@@ -275,7 +275,7 @@ fn a_worker_that_was_removed_while_the_master_was_away_winds_up() {
     master.restart(plan(Vec::new()));
     let welcome = master.hello(&token, &id.0, 2);
     assert_eq!((welcome.lease_ms, welcome.grace_ms), (Some(60_000), 600_000));
-    // Its agent is never heard of again.
+    // Its agent never sends another message.
     let effects = master.after(60 * SECOND + KILL_MARGIN);
     assert!(effects.iter().any(|e| matches!(e, Effect::TerminateHost(_))), "{effects:?}");
 }

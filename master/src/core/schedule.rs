@@ -1,4 +1,4 @@
-//! Brings builds and workers together: gives waiting builds to free workers, and starts hosts for the rest.
+//! Assigns waiting builds to free workers, and starts hosts for the other builds.
 
 use super::build::Requirement;
 use super::event::{Change, Effect, WorkerState};
@@ -23,7 +23,8 @@ struct Budget {
 }
 
 impl Core {
-    /// Follows up on workers that the event has touched: who is free, who may be woken, who is idle, what to announce.
+    /// Updates the workers that the event has changed: which are free, which may be woken, which are idle, and what to
+    /// publish.
     pub(super) fn refresh_workers(&mut self, now: Timestamp) -> BTreeSet<WorkerName> {
         let touched = std::mem::take(&mut self.pending.workers);
         for name in &touched {
@@ -50,11 +51,11 @@ impl Core {
         touched
     }
 
-    /// The agent of a machine that we did not start goes on only while its worker is a standing one of the
-    /// configuration, or until what runs on it has ended.
+    /// Ends the session of an agent whose machine the master did not start, if its worker is no longer a standing
+    /// worker of the configuration and nothing runs on it.
     fn end_idle_session(&mut self, now: Timestamp, name: &WorkerName) {
         let Some(worker) = self.workers.get(name) else { return };
-        // An impostor's lasts as long as its lease.
+        // An impostor's session lasts until its lease ends.
         if worker.session.is_none() || worker.host.is_some() || !worker.attempts.is_empty() || worker.is_impostor() {
             return;
         }
@@ -85,7 +86,7 @@ impl Core {
             && worker.record.desired == DesiredState::Work
             && live.drain.is_none()
             && !live.leaving
-            && !live.held_until_heard
+            && !live.held_until_message
             && match (&worker.host, &plan.latent) {
                 (None, None) => true,
                 (Some(host), Some(latent)) => self.hosts.get(host).is_some_and(|l| {
@@ -98,7 +99,7 @@ impl Core {
             }
     }
 
-    /// Gives out what can be given out, and sees to the hosts of the workers that were `touched`.
+    /// Assigns what can be assigned, and updates the hosts of the `touched` workers.
     pub(super) fn schedule(&mut self, now: Timestamp, touched: BTreeSet<WorkerName>) {
         let mut looked_at = touched;
         while let Some(name) = self.pending.freed.pop_first() {
@@ -110,7 +111,7 @@ impl Core {
                 let fits = |name: &&WorkerName| self.plan_of(name).is_some_and(|p| queue::matches(&requirement, p));
                 let Some(name) = self.free.iter().find(fits).cloned() else { break };
                 looked_at.insert(name.clone());
-                // Takes a build, or is free no more: either brings this to an end.
+                // The worker takes a build or is no longer free, so this loop ends.
                 self.fill(now, &name);
             }
         }
@@ -121,14 +122,14 @@ impl Core {
         for name in &looked_at {
             self.watch_idle(now, name);
         }
-        // Those too that a host was ordered for just now.
+        // Including the workers for which a host was ordered just now.
         looked_at.extend(self.pending.workers.iter().cloned());
         for name in looked_at {
             self.announce_worker(now, &name);
         }
     }
 
-    /// Gives builds to a worker until it is full or nothing fits.
+    /// Assigns builds to a worker until it is full or no build matches.
     fn fill(&mut self, now: Timestamp, name: &WorkerName) {
         loop {
             let Some(worker) = self.workers.get(name).filter(|w| self.is_free(w)) else {
@@ -143,9 +144,9 @@ impl Core {
         }
     }
 
-    /// Keeps starting hosts for builds that wait, and starts more where there are none left to keep.
+    /// Reserves starting hosts for waiting builds, and starts more if there are not enough.
     fn wake(&mut self, now: Timestamp) {
-        // Without the broker no agent could attach: a host would only cost.
+        // While the broker is away no agent could attach, so a host would only cost money.
         if !self.broker_up {
             return;
         }
@@ -281,7 +282,7 @@ impl Core {
     /// before it is made, so nobody has to be asked.
     pub(super) fn may_start_one(&self) -> bool {
         let Some(most) = self.plan.max_hosts else { return true };
-        // Those that this very event found to be gone are still listed, until it has been followed up.
+        // Hosts that this event found to be gone are removed only at its end.
         let rests = |l: &&LiveHost| l.host.state == HostState::Terminated || l.host.suspended.is_some();
         self.hosts.values().filter(|l| !rests(l)).count() < most as usize
     }
@@ -313,7 +314,7 @@ impl Core {
         }
     }
 
-    /// Starts, or stops, to count how long the worker's host is idle; retires a host that is not to be used again.
+    /// Starts or clears the worker's idle timer, and drains a host that is not to be used again.
     fn watch_idle(&mut self, now: Timestamp, name: &WorkerName) {
         let Some(worker) = self.workers.get(name) else { return };
         let Some(live) = self.host_of(worker) else { return };
@@ -340,13 +341,13 @@ impl Core {
         } else {
             self.timers.clear(&Timer::Idle(id));
         }
-        // One that was idle and is at work no longer counts for min_idle.
+        // The worker was idle and now works, so it no longer counts for `min_idle`.
         if latent.min_idle > 0 {
             self.keep_idle(now);
         }
     }
 
-    /// The state of a worker that people see.
+    /// The state of a worker, for people.
     pub(super) fn worker_state(&self, worker: &Worker, now: Timestamp) -> WorkerState {
         let record = &worker.record;
         let busy = !worker.attempts.is_empty();
@@ -378,7 +379,7 @@ impl Core {
     }
 }
 
-/// Whether a host may be started for the worker now, where it has none but one that is suspended.
+/// Whether a host may be started for the worker now: it has none, or only a suspended one.
 fn is_wakeable(worker: &Worker, now: Timestamp) -> bool {
     let latent = worker.plan.as_ref().is_some_and(|p| p.latent.is_some());
     latent

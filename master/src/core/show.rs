@@ -1,4 +1,4 @@
-//! Effects, records and messages in one line each, for transcripts: the core's tests and the simulation read alike.
+//! Effects, records and messages in one line each, for the transcripts of tests and simulation.
 
 use super::event::{Change, Effect};
 use super::mail::{Item, What};
@@ -49,7 +49,7 @@ pub fn effect(effect: &Effect, now: Timestamp) -> String {
     }
 }
 
-/// A row of the ledger; times count from `now`.
+/// A record; times are relative to `now`.
 pub fn record(record: &Record, now: Timestamp) -> String {
     match record {
         Record::NewBuild { id, .. } => format!("new build {id}"),
@@ -126,7 +126,7 @@ pub fn record(record: &Record, now: Timestamp) -> String {
         Record::MailPause(failures, until) => {
             format!("mail pause: {failures} failures, {} s", until.since(now).as_secs())
         }
-        Record::OrphanTold(_, handle) => format!("orphan {handle} told"),
+        Record::OrphanReported(_, handle) => format!("orphan {handle} reported"),
         Record::OrphanOver(_, handle) => format!("orphan {handle} over"),
     }
 }
@@ -164,6 +164,5 @@ pub fn message(message: &ToAgent) -> String {
         ToAgent::Resend { attempt, step, offset, .. } => format!("resend {attempt} step {step} from {offset}"),
         ToAgent::Drain { drain, suspend, .. } => format!("drain {drain}{}", if *suspend { ", to suspend" } else { "" }),
         ToAgent::Undrain { .. } => "undrain".to_owned(),
-        ToAgent::Exit { .. } => "exit".to_owned(),
     }
 }

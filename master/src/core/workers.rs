@@ -5,7 +5,6 @@ use super::event::{Effect, Operation, Reply, RequestId};
 use super::plan::LatentPlan;
 use super::record::{DesiredState, HostState, Record};
 use super::timers::Timer;
-use rouse_shared::message::ToAgent;
 use rouse_shared::{HostId, Timestamp, WorkerName};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -83,7 +82,7 @@ impl Core {
             let reason = format!("there is no host {id}; `rouse hosts` lists them");
             return self.reply(request, Reply::NotFound(reason));
         };
-        // What a host takes with it that was terminating already is not lost by this.
+        // A host that is already terminating does not lose its attempts because of this command.
         if live.host.state != HostState::Terminating {
             let worker = self.workers.get(&live.host.worker);
             let attempts: Vec<_> = worker.into_iter().flat_map(|w| w.attempts.iter().copied()).collect();

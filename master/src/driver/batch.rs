@@ -1,4 +1,5 @@
-//! What a turn is to commit, and then to do: of the rows of one key the last one counts.
+//! The batch of one turn: the records to commit, and the effects to perform after that. Of the records with one key only
+//! the last one is kept.
 
 use crate::broker::Receipt;
 use crate::core::event::Effect;
@@ -12,17 +13,18 @@ use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use tokio::sync::oneshot;
 
-/// What a turn is to commit, and then to do.
+/// The records to commit, and what to do after the commit.
 #[derive(Default)]
 pub(super) struct Batch {
     pub records: Vec<Record>,
     index: BTreeMap<Key, usize>,
     pub effects: Vec<Effect>,
     pub receipts: Vec<Receipt>,
-    pub told: Vec<oneshot::Sender<()>>,
+    /// Informed once the effects have been performed.
+    pub performed: Vec<oneshot::Sender<()>>,
 }
 
-/// Rows that replace each other within a batch.
+/// Identifies records that replace each other within a batch.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 enum Key {
     Build(BuildId),
@@ -55,7 +57,7 @@ impl Batch {
             Record::Mail(mail) => Key::Mail(mail.id.clone()),
             Record::MailOver(id) => Key::Mail(id.clone()),
             Record::MailPause(..) => Key::MailPause,
-            Record::OrphanTold(provider, handle) | Record::OrphanOver(provider, handle) => {
+            Record::OrphanReported(provider, handle) | Record::OrphanOver(provider, handle) => {
                 Key::Orphan(*provider, handle.clone())
             }
             Record::LeasesExtended(_) => Key::Leases,

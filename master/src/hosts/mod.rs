@@ -1,6 +1,6 @@
-//! Providers: the things that make hosts. A new one is a module here, a section in `config/hosts/`, a field of [`Hosts`] with
-//! its line in [`Hosts::provider`], and one line in the contract suite. Retries, caps, timeouts, mail and naming are the
-//! core's business.
+//! Providers, which create hosts. A new one is a module here, a section in `config/hosts/`, a field of [`Hosts`] with
+//! its line in [`Hosts::provider`], and a line in the contract suite. The core does everything else: retries, limits,
+//! timeouts, mail and naming.
 
 #[cfg(feature = "ec2")]
 pub mod ec2;
@@ -44,9 +44,10 @@ pub trait Provider: Send + Sync {
     ) -> Result<LaunchSpec, StartError>;
     /// Makes the machine exactly as the host's order says, or finds the one that an earlier call has made.
     async fn start(&self, host: &Host) -> Result<Started, StartError>;
-    /// Terminates the host's machine. `Gone` only if the provider itself says that there is none, or if none was ordered.
+    /// Terminates the host's machine. `Gone` only if the provider reports that there is none, or if none was started.
     async fn terminate(&self, host: &Host) -> Result<Termination, String>;
-    /// Suspends the host's machine, which stops running and can be resumed. `Suspended` only if the provider itself says so.
+    /// Suspends the host's machine, which stops running and can be resumed. `Suspended` only if the provider reports
+    /// it.
     async fn suspend(&self, _host: &Host) -> Result<Suspension, String> {
         Ok(Suspension::Unable("this provider's machines cannot be suspended".to_owned()))
     }
@@ -63,10 +64,10 @@ pub trait Provider: Send + Sync {
     /// Takes the hosts that a master which has just started finds in its ledger, and whose machines were made. A provider
     /// that reports deaths reports now which of them have ended in the meantime.
     fn expect(&self, _hosts: &[&Host]) {}
-    /// Terminates a machine that [`Self::list`] has listed and that the ledger does not know, or one of another master of our
-    /// name. Its handle says where it is.
+    /// Terminates a machine that [`Self::list`] has listed: one that is not in the ledger, or a foreign one. Its handle
+    /// says where it is.
     async fn terminate_listed(&self, listed: &ListedHost) -> Result<Termination, String>;
-    /// The end of what the machine printed, if the provider keeps it.
+    /// The end of the machine's console output, if the provider keeps it.
     async fn console(&self, host: &Host) -> Option<String>;
     /// Checks an agent's proof that it runs on the machine that it names, before its hello is handled: at once, without a
     /// call. A provider that has no such proof accepts every agent.
@@ -108,7 +109,7 @@ impl From<UnansweredError> for String {
 /// Longest that a call to a provider may take before its result counts as unknown.
 pub const CALL_LIMIT: Duration = Duration::from_secs(60);
 
-/// Proof of a host's death that came without being asked for.
+/// A host's death that the provider reports without being asked.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Death {
     /// The host.
@@ -189,7 +190,7 @@ impl Hosts {
     /// Passes to the providers the hosts that are in the ledger when the master starts.
     pub fn expect(&self, hosts: &[Host]) {
         let mut made: BTreeMap<ProviderKind, Vec<&Host>> = BTreeMap::new();
-        // One that is ordered may be made yet.
+        // The machine of an ordered host may still be created.
         for host in hosts.iter().filter(|h| !matches!(h.state, HostState::Ordered | HostState::Terminated)) {
             made.entry(host.provider).or_default().push(host);
         }
@@ -200,7 +201,8 @@ impl Hosts {
         }
     }
 
-    /// Takes the workers' sections of a new configuration. Hosts that were ordered before are still stopped and listed.
+    /// Applies the workers' sections of a new configuration. Hosts that were ordered before can still be terminated and
+    /// listed.
     pub fn configure(&self, config: &Config) {
         self.process.configure(config);
         #[cfg(feature = "ec2")]

@@ -1,12 +1,12 @@
-//! What a mail says. The same news give the same text, whenever it is sent.
+//! The text of a mail. The same news always give the same text.
 
 use crate::core::mail::{Item, What};
 use rouse_shared::Timestamp;
 use std::time::{Duration, UNIX_EPOCH};
 
-/// Names that a subject holds, at most.
+/// Largest number of names in a subject.
 const NAMES: usize = 3;
-/// Characters in a line: longer ones are encoded, and nobody likes to read that.
+/// Longest line in characters. Longer lines would have to be encoded, which is hard to read.
 const COLUMNS: usize = 76;
 
 /// The items of each kind, in the order of the mail.
@@ -89,7 +89,7 @@ pub(super) fn body(master: &str, items: &[Item]) -> String {
     out
 }
 
-/// The words of a text, in lines that need no encoding on their way. What a provider said may have lines of its own.
+/// Wraps a text into lines that need no encoding. A provider's message may have line breaks of its own.
 fn paragraph(out: &mut String, indent: &str, text: &str) {
     let mut column = 0;
     for word in text.split_whitespace() {
@@ -122,7 +122,7 @@ fn details(item: &Item) -> String {
         What::Orphan { provider, host, terminated, .. } => {
             let then =
                 if *terminated { "it is being terminated" } else { "it is left running, as audit.on_orphan says" };
-            format!("a machine of {}, stamped {host}, found at {at}; {then}", provider.as_str())
+            format!("a machine of {} with the owner tag of {host}, found at {at}; {then}", provider.as_str())
         }
     }
 }

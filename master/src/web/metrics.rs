@@ -1,4 +1,4 @@
-//! The master's figures as Prometheus reads them.
+//! The master's figures in the format of Prometheus.
 
 use super::error::{ApiError, NoParams, Params};
 use super::{App, Metrics, Query};
@@ -24,7 +24,7 @@ const WORKER_STATES: [WorkerState; 9] = [
     WorkerState::Backoff,
 ];
 
-/// Without `gone`: those are no hosts any more.
+/// Without `terminated`: terminated hosts are not counted.
 const HOST_STATES: [HostState; 8] = [
     HostState::Ordered,
     HostState::Booting,
@@ -62,7 +62,7 @@ fn render(metrics: &Metrics, version: &str) -> String {
     out
 }
 
-/// A line for each state, zeros too: an alert on a state that has not been seen yet must have something to look at.
+/// A line for each state, even if its number is zero, so that alerts find every state.
 fn by_state<S: Ord + Copy>(
     out: &mut String,
     name: &str,

@@ -1,4 +1,5 @@
-//! The table of routes. Each handler carries its own part of `/openapi.json`, so what is served is what is documented.
+//! The table of routes. Each handler has its own part of `/openapi.json`, so the documentation lists exactly what is
+//! served.
 
 use super::error::{ApiError, NoParams, Params};
 use super::{App, MAX_BODY, audit, auth, builds, events, fleet, log, metrics, openapi, page, rebinding};
@@ -9,7 +10,7 @@ use std::sync::Arc;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-/// Every route, and what the document says of it.
+/// Every route with its documentation.
 pub(super) fn documented() -> OpenApiRouter<Arc<App>> {
     OpenApiRouter::with_openapi(openapi::base())
         .routes(routes!(builds::list_builds, builds::submit_build))
@@ -30,7 +31,7 @@ pub(super) fn documented() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(page::page))
 }
 
-/// All of the server.
+/// The complete server.
 pub(super) fn router(app: Arc<App>) -> Router {
     let (router, _) = documented().split_for_parts();
     router

@@ -15,12 +15,12 @@ use std::collections::{BTreeMap, BTreeSet};
 /// Longest call, as the driver has it.
 pub(super) const CALL_LIMIT: u64 = 60_000;
 /// A machine of another master with our name.
-const NAMESAKE: &str = "i-foreign";
+const FOREIGN_HANDLE: &str = "i-foreign";
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Power {
     On,
-    /// Told to sleep.
+    /// Asked to suspend.
     Dozing,
     Asleep,
     Ending,
@@ -105,13 +105,13 @@ impl World {
 
     pub(super) fn start_host(&mut self, host: Host) {
         let Some(number) = host.launch.as_ref().map(|o| o.number) else {
-            return self.violated(format!("host {} is started without an order", host.id));
+            return self.violated(format!("host {} is started without a launch spec", host.id));
         };
         if self.disk.hosts.get(&host.id).is_some_and(|kept| kept.launch != host.launch) {
-            return self.violated(format!("host {} is started with an order that the ledger has not", host.id));
+            return self.violated(format!("host {} is started with a launch spec that is not in the ledger", host.id));
         }
         if !self.disk.known_hosts.contains(&host.id) {
-            return self.violated(format!("host {} is ordered before the ledger knows of it", host.id));
+            return self.violated(format!("host {} is started before it is in the ledger", host.id));
         }
         let epoch = self.master.epoch;
         let (there, back) = self.call_times();
@@ -190,7 +190,7 @@ impl World {
             return vm.started();
         }
         let handle = format!("i-{}", self.chance.hex(8));
-        // What the master knows the identity of is told it at boot; the others have one of their own.
+        // A host whose identity the master knows gets it at boot; the others have one of their own.
         let identity = host.identity.clone().unwrap_or_else(|| format!("id-of-{handle}"));
         let mut machine =
             Machine::new(host.worker.clone(), Some(host.id.clone()), host.token.clone(), identity.clone(), self.now);
@@ -265,7 +265,7 @@ impl World {
         self.after(there, move |w| {
             let fails = fails || w.refuses(&host);
             let stopped = (!fails).then(|| w.stop_vms(&host.id)).map(|stopped| match stopped {
-                Termination::Requested if w.broken == Some(Break::HeardIsGone) => Termination::Gone,
+                Termination::Requested if w.broken == Some(Break::AcceptedIsGone) => Termination::Gone,
                 stopped => stopped,
             });
             let result = stopped.ok_or_else(|| "it is one of those days".to_owned());
@@ -279,11 +279,11 @@ impl World {
     }
 
     pub(super) fn stop_orphan(&mut self, listed: ListedHost) {
-        if listed.owner != Owner::Ours || listed.handle == NAMESAKE {
+        if listed.owner != Owner::Ours || listed.handle == FOREIGN_HANDLE {
             self.violated(format!("{} is another master's and is stopped", listed.handle));
         }
         if self.disk.hosts.contains_key(&listed.host) {
-            self.violated(format!("host {} is in the ledger and is stopped as an orphan", listed.host));
+            self.violated(format!("host {} is in the ledger and is terminated as an orphan", listed.host));
         }
         if self.broken == Some(Break::LeaveOrphans) {
             return;
@@ -357,7 +357,7 @@ impl World {
     }
 
     /// A master that starts hears from some providers what has ended while none was there, of hosts that were made.
-    pub(super) fn tell_of_missed_deaths(&mut self) {
+    pub(super) fn report_missed_deaths(&mut self) {
         let made = |host: &&Host| !matches!(host.state, HostState::Ordered | HostState::Terminated);
         let hosts: Vec<HostId> = self.disk.hosts.values().filter(made).map(|host| host.id.clone()).collect();
         for host in hosts {
@@ -453,7 +453,7 @@ impl World {
         let forgotten =
             |(host, _): &(HostId, usize)| self.disk.known_hosts.contains(host) && !self.disk.hosts.contains_key(host);
         if let Some((host, machine)) = self.machines_on().into_iter().find(forgotten) {
-            self.violated(format!("machine {machine} runs and its host {host} is gone for the ledger"));
+            self.violated(format!("machine {machine} runs and its host {host} is terminated in the ledger"));
         }
     }
 

@@ -30,7 +30,7 @@ pub(super) struct Disk {
     pub news: BTreeMap<u64, News>,
     pub mails: BTreeMap<MailId, Mail>,
     pub mail_pause: Option<(u32, Timestamp)>,
-    pub told_orphans: BTreeSet<(ProviderKind, String)>,
+    pub reported_orphans: BTreeSet<(ProviderKind, String)>,
     pub leases_extended: Option<Duration>,
     /// Whether nothing more can be written.
     pub full: bool,
@@ -93,11 +93,11 @@ impl Disk {
                 self.mails.remove(&id);
             }
             Record::MailPause(failures, until) => self.mail_pause = Some((failures, until)),
-            Record::OrphanTold(provider, handle) => {
-                self.told_orphans.insert((provider, handle));
+            Record::OrphanReported(provider, handle) => {
+                self.reported_orphans.insert((provider, handle));
             }
             Record::OrphanOver(provider, handle) => {
-                self.told_orphans.remove(&(provider, handle));
+                self.reported_orphans.remove(&(provider, handle));
             }
             Record::LeasesExtended(by) => self.leases_extended = by,
         }
@@ -116,7 +116,7 @@ impl Disk {
             news: self.news.values().cloned().collect(),
             mails: self.mails.values().cloned().collect(),
             mail_pause: self.mail_pause,
-            told_orphans: self.told_orphans.iter().cloned().collect(),
+            reported_orphans: self.reported_orphans.iter().cloned().collect(),
             leases_extended: self.leases_extended,
         }
     }

@@ -58,7 +58,7 @@ impl World {
                 self.check_asleep(host);
                 self.check_resumed(host);
             }
-            Record::Session(session) if session.impostor => self.summary.strays += 1,
+            Record::Session(session) if session.impostor => self.summary.impostors += 1,
             Record::Session(_)
             | Record::SessionOver(_)
             | Record::Image(..)
@@ -70,7 +70,7 @@ impl World {
             | Record::Mail(_)
             | Record::MailOver(_)
             | Record::MailPause(..)
-            | Record::OrphanTold(..)
+            | Record::OrphanReported(..)
             | Record::OrphanOver(..) => {}
             Record::Worker(name, record) => self.check_missing(name, record),
         }
@@ -86,10 +86,10 @@ impl World {
         if status.attempts.len() > before.attempts.len()
             && let Some(worker) = status.attempts.last().map(|a| a.worker.clone())
         {
-            self.check_given(&worker);
+            self.check_assigned(&worker);
         }
         if status.attempts.len() > before.attempts.len() && self.script.cancelled.contains(&id) {
-            self.violated(format!("build {id} is given out after its user was told that it is cancelled"));
+            self.violated(format!("build {id} is given out after its user got the reply that it is cancelled"));
         }
         let over = |a: &&Attempt| a.ended.is_some();
         for attempt in status.attempts.iter().filter(over).skip(before.attempts.iter().filter(over).count()) {
@@ -173,7 +173,7 @@ impl World {
         }
     }
 
-    /// The logs of an attempt that an agent has told the end of are whole, or it is told where they are cut.
+    /// The logs of an attempt with an outcome are complete, or reported as incomplete.
     fn check_logs(&mut self, id: BuildId, status: &BuildStatus) {
         let Some(attempt) = status.attempts.last() else { return };
         if matches!(attempt.outcome, Some(Outcome::Lost(_) | Outcome::Declined(_)) | None) {
@@ -239,7 +239,7 @@ impl World {
         let standing = self.script.plan.workers.get(&worker).is_some_and(|w| w.latent.is_none());
         let stolen = machine.stranger && machine.latent && !machine.copy;
         if stolen && !(standing && machine.password == password(&worker)) {
-            self.violated(format!("machine {id} is let in as {worker} with what it has stolen"));
+            self.violated(format!("machine {id} is let in as {worker} with a stolen credential"));
         }
         // A session in which nothing runs is over at once where a reload takes its worker out; its agent may not know yet.
         let forgotten = self.script.ever_removed.contains(&worker);
@@ -260,7 +260,7 @@ impl World {
             self.violated(format!("host {host} has {on} machines"));
         }
         if !self.disk.known_hosts.contains(host) {
-            self.violated(format!("a machine is made for host {host}, which the ledger does not know"));
+            self.violated(format!("a machine is created for host {host}, which is not in the ledger"));
         }
     }
 

@@ -113,7 +113,7 @@ pub(super) struct Master {
     pub epoch: u64,
     /// Whether its link to the broker is up.
     pub linked: bool,
-    inbox: Vec<Input>,
+    inputs: Vec<Input>,
     turn_due: bool,
     tick_at: Option<u64>,
     pub crash: Option<Crash>,
@@ -126,7 +126,7 @@ pub(super) struct Master {
     pub asked: BTreeMap<RequestId, Asked>,
     pub open_logs: BTreeMap<AttemptId, WorkerName>,
     pub expected: BTreeMap<AttemptId, Vec<u64>>,
-    pub told_gaps: BTreeMap<(AttemptId, u32), u64>,
+    pub reported_gaps: BTreeMap<(AttemptId, u32), u64>,
 }
 
 impl Master {
@@ -139,7 +139,7 @@ impl Master {
             started: 0,
             epoch: 0,
             linked: false,
-            inbox: Vec::new(),
+            inputs: Vec::new(),
             turn_due: false,
             tick_at: None,
             crash: None,
@@ -150,7 +150,7 @@ impl Master {
             asked: BTreeMap::new(),
             open_logs: BTreeMap::new(),
             expected: BTreeMap::new(),
-            told_gaps: BTreeMap::new(),
+            reported_gaps: BTreeMap::new(),
         }
     }
 
@@ -177,7 +177,7 @@ impl World {
         seed[..8].copy_from_slice(&self.chance.draw().to_le_bytes());
         self.take_plan();
         let mut ledger = self.disk.load();
-        if self.broken == Some(Break::ForgetSleepers) {
+        if self.broken == Some(Break::ForgetSuspended) {
             ledger.hosts.retain(|host| host.state != HostState::Suspended);
         }
         let start = Start { master: self.master.id.clone(), plan: self.told_plan(), ledger, seed };
@@ -185,7 +185,7 @@ impl World {
         let (core, effects) = Core::new(self.time(), start);
         self.master.core = Some(core);
         self.finish(effects, Vec::new());
-        self.tell_of_missed_deaths();
+        self.report_missed_deaths();
         let delay = self.delay(10, 2_000);
         self.after(delay, |w| w.master_linked());
     }
@@ -194,7 +194,7 @@ impl World {
     fn take_plan(&mut self) {
         self.master.plan = self.script.plan.clone();
         self.idle.clear();
-        self.strays.clear();
+        self.impostors.clear();
     }
 
     /// The configuration, or what a broken core sees of it.
@@ -229,9 +229,9 @@ impl World {
         if self.master.stuck.is_none() {
             self.relay.linked_at = self.now;
         }
-        self.master_hears(Input::Event(Event::BrokerUp));
+        self.master_receives(Input::Event(Event::BrokerUp));
         for delivery in std::mem::take(&mut self.bus.held) {
-            self.master_hears(Input::Delivery(delivery));
+            self.master_receives(Input::Delivery(delivery));
         }
     }
 
@@ -240,25 +240,25 @@ impl World {
         if !std::mem::take(&mut self.master.linked) {
             return;
         }
-        let inbox = std::mem::take(&mut self.master.inbox);
-        for input in inbox {
+        let inputs = std::mem::take(&mut self.master.inputs);
+        for input in inputs {
             match input {
                 Input::Delivery(delivery @ Delivery::Submit(_)) => self.bus.held.push_back(delivery),
                 Input::Delivery(Delivery::Agent { .. } | Delivery::Log { .. }) => {}
-                event @ Input::Event(_) => self.master.inbox.push(event),
+                event @ Input::Event(_) => self.master.inputs.push(event),
             }
         }
-        self.master_hears(Input::Event(Event::BrokerDown));
+        self.master_receives(Input::Event(Event::BrokerDown));
     }
 
-    pub(super) fn master_hears(&mut self, input: Input) {
+    pub(super) fn master_receives(&mut self, input: Input) {
         if self.master.core.is_none() {
             if let Input::Delivery(delivery) = input {
                 self.bus.held.push_back(delivery);
             }
             return;
         }
-        self.master.inbox.push(input);
+        self.master.inputs.push(input);
         self.turn_soon();
     }
 
@@ -273,11 +273,11 @@ impl World {
         }
     }
 
-    /// Something that only this life of the master hears.
+    /// An event for this run of the master only.
     pub(super) fn master_event_of(&mut self, epoch: u64, delay: u64, event: Event) {
         self.after(delay, move |w| {
             if w.master.epoch == epoch && w.master.core.is_some() {
-                w.master_hears(Input::Event(event));
+                w.master_receives(Input::Event(event));
             }
         });
     }
@@ -297,7 +297,7 @@ impl World {
         if self.master.stuck.is_some() {
             return;
         }
-        let inputs = std::mem::take(&mut self.master.inbox);
+        let inputs = std::mem::take(&mut self.master.inputs);
         let mut effects = Vec::new();
         let mut deliveries = Vec::new();
         for input in inputs {
@@ -396,7 +396,7 @@ impl World {
             }
         }
         self.arm_master_tick();
-        if !self.master.inbox.is_empty() {
+        if !self.master.inputs.is_empty() {
             self.turn_soon();
         }
     }
@@ -444,11 +444,11 @@ impl World {
             }
             if let Some((effects, deliveries)) = w.master.stuck.take() {
                 w.idle.clear();
-                w.strays.clear();
+                w.impostors.clear();
                 w.finish(effects, deliveries);
                 if w.master.epoch == epoch && w.master.linked {
                     w.relay.linked_at = w.now;
-                    w.master_hears(Input::Event(Event::BrokerUp));
+                    w.master_receives(Input::Event(Event::BrokerUp));
                 }
             }
         });
@@ -502,9 +502,9 @@ impl World {
         self.master.crash = None;
         self.master.open_logs.clear();
         self.master.expected.clear();
-        self.master.told_gaps.clear();
+        self.master.reported_gaps.clear();
         self.master.asked.clear();
-        let waiting = std::mem::take(&mut self.master.inbox);
+        let waiting = std::mem::take(&mut self.master.inputs);
         let mut again: Vec<Delivery> = self.master.stuck.take().map(|(_, of)| of).unwrap_or_default();
         again.extend(unacknowledged);
         if self.broken == Some(Break::AckBeforeCommit) {

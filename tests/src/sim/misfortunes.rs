@@ -109,10 +109,10 @@ impl World {
         if !self.master_acts() {
             return;
         }
-        self.master_hears(Input::Event(Event::Shutdown));
+        self.master_receives(Input::Event(Event::Shutdown));
         let (after, epoch) = (self.delay(100, 3_000), self.master.epoch);
         if self.faults.partition && self.chance.permille(500) {
-            // Whoever has heard that its lease is longer goes on, and the next master does not hear of it.
+            // An agent that got a longer lease continues, and the next master does not know of it.
             let length = self.delay(60_000, 280_000);
             self.after(after, move |w| w.with_machine(|w, id| w.partition(id, length)));
         }
@@ -226,7 +226,7 @@ impl World {
         let plan = self.script.plan.clone();
         self.say(|| "a reload:".to_owned());
         show::plan(&plan).into_iter().for_each(|line| self.say(|| line));
-        self.master_hears(Input::Event(Event::Configure(plan)));
+        self.master_receives(Input::Event(Event::Configure(plan)));
     }
 
     fn change_template(&mut self, plan: &mut Plan) {
@@ -295,7 +295,7 @@ impl World {
                 let names: Vec<WorkerName> = w.script.plan.workers.keys().filter(resting).cloned().collect();
                 for worker in names {
                     let request = w.master.request();
-                    w.master_hears(Input::Event(Event::Command {
+                    w.master_receives(Input::Event(Event::Command {
                         request,
                         command: Command::Operate { worker, operation: Operation::Resume },
                     }));

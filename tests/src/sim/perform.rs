@@ -61,7 +61,7 @@ impl World {
         let there = self.disk.logs.entry(key).or_default();
         if chunk.offset > *there {
             let offset = *there;
-            let news = self.master.told_gaps.insert(key, offset) != Some(offset);
+            let news = self.master.reported_gaps.insert(key, offset) != Some(offset);
             return news.then_some(Event::LogGap { attempt, step: chunk.step, offset });
         }
         *there = (*there).max(chunk.offset + chunk.bytes.len() as u64);

@@ -222,7 +222,7 @@ fn faults(chance: &mut Chance) -> Faults {
         // Only what no build may be lost under.
         (faults.loss, faults.call_fails, faults.half_born) = (0, 0, 0);
         if faults.upgrade {
-            // A master that is asked to end tells the agents that it has heard of.
+            // A master that is asked to end notifies the agents that it knows.
             (faults.crash, faults.broker) = (0, false);
         }
     } else {

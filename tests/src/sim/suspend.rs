@@ -23,7 +23,7 @@ impl World {
                 (false, false) => Ok(w.put_to_sleep(&id)),
             };
             let result = match (w.broken, result) {
-                (Some(Break::HeardIsAsleep), Ok(Suspension::Requested)) => Ok(Suspension::Suspended),
+                (Some(Break::AcceptedIsSuspended), Ok(Suspension::Requested)) => Ok(Suspension::Suspended),
                 (_, result) => result,
             };
             let (delay, result) = match back {
@@ -71,7 +71,7 @@ impl World {
         let Some(vm) = vms.find(|vm| vm.machine == machine && vm.power == Power::Dozing) else { return };
         vm.power = Power::Asleep;
         if let Some(run) = self.machines.get(&machine).and_then(|m| m.runs.keys().next().copied()) {
-            self.violated(format!("machine {machine} of host {host} falls asleep and {run} runs there"));
+            self.violated(format!("machine {machine} of host {host} is suspended while {run} runs there"));
         }
         // Hibernated it keeps its memory, else only its disk.
         let hibernates = self.chance.permille(500);
@@ -151,7 +151,7 @@ impl World {
 
     /// A call about a host is as its ledger has it. A sleep that was decided on in the same turn as the host's end, before it,
     /// goes to nothing; a resumption that was decided on before it is waited for, and has its token in the ledger.
-    fn check_told(&mut self, host: &Host, state: HostState) {
+    fn check_reported_state(&mut self, host: &Host, state: HostState) {
         let kept = self.disk.hosts.get(&host.id).map(|h| (h.state, h.token.clone()));
         let gone = kept.is_none() && self.disk.known_hosts.contains(&host.id);
         let ended = match state {
@@ -161,7 +161,7 @@ impl World {
         };
         if kept != Some((state, host.token.clone())) && !ended {
             let kept = kept.map(|(state, _)| state);
-            self.violated(format!("host {} is told to be {state:?} and is {kept:?} for its ledger", host.id));
+            self.violated(format!("host {} is reported as {state:?} and is {kept:?} in the ledger", host.id));
         }
     }
 
@@ -173,7 +173,7 @@ impl World {
         }
         let mut vms = self.cloud.vms.get(&host.id).into_iter().flatten();
         if vms.any(|vm| matches!(vm.power, Power::On | Power::Dozing)) {
-            self.violated(format!("host {} is written down as asleep and its machine is not", host.id));
+            self.violated(format!("host {} is suspended in the ledger and its machine is not", host.id));
         }
     }
 

@@ -40,15 +40,15 @@ fn one_connection_that_does_not_answer_hides_no_other() {
         let second = Libvirt::new(dir, OWNER, &both(&section), deaths.clone()).unwrap();
         let mut elsewhere = contract::host(&machines, &"lost-1".parse().unwrap());
         contract::order(&second, &mut elsewhere).await.unwrap_err();
-        let Err(PartialList { why, heard }) = second.list().await else { panic!("a list that is not whole") };
-        assert!(why.contains("no-socket"), "{why}");
+        let Err(PartialList { reason, listed }) = second.list().await else { panic!("a list that is not whole") };
+        assert!(reason.contains("no-socket"), "{reason}");
         let handle = host.handle.clone().unwrap();
         assert_eq!(
-            heard,
+            listed,
             [ListedHost {
                 host: host.id.clone(),
                 handle,
-                identity: heard[0].identity.clone(),
+                identity: listed[0].identity.clone(),
                 owner: Owner::Ours,
                 suspended: false
             }]
@@ -63,7 +63,7 @@ fn one_connection_that_does_not_answer_hides_no_other() {
         };
         assert!(second.terminate_listed(&nowhere).await.unwrap_err().contains("no-socket"), "it may run there");
         assert_eq!(machines.machines().len(), 1);
-        assert_eq!(second.terminate_listed(&heard[0]).await, Ok(Termination::Gone));
+        assert_eq!(second.terminate_listed(&listed[0]).await, Ok(Termination::Gone));
         assert_eq!((machines.machines(), machines.leftovers()), (BTreeSet::new(), BTreeSet::new()));
 
         // Where nothing was ever made nobody has to be asked once the configuration names it no more.

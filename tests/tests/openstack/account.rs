@@ -19,7 +19,7 @@ async fn list(more: &str) -> Result<(), String> {
         .list()
         .await
         .map(|listed| assert!(listed.is_empty()))
-        .map_err(|unlisted| unlisted.why)
+        .map_err(|partial| partial.reason)
 }
 
 /// A line with Keystone's address in another form.
@@ -37,7 +37,7 @@ async fn version_3_is_found_from_any_address_of_keystone() {
 }
 
 #[tokio::test]
-async fn a_keystone_without_version_3_is_told_of() {
+async fn a_keystone_without_version_3_is_reported() {
     let old = "{\"versions\": {\"values\": [{\"id\": \"v2.0\", \"status\": \"stable\"}]}}";
     let fixture = OpenstackFixture::new("").await;
     let identity = Cloud::shared().address("identity");
@@ -61,7 +61,7 @@ async fn region_and_domains_are_used() {
 }
 
 #[tokio::test]
-async fn wrong_credentials_are_told_as_such() {
+async fn wrong_credentials_are_reported_as_such() {
     for more in ["os_password = \"wrong\"", "os_username = \"nobody\"", "os_project_domain = \"nowhere\""] {
         let fixture = OpenstackFixture::new(more).await;
         let mut host = fixture.host();
@@ -87,9 +87,9 @@ async fn application_credential(project: &str, name: &str) -> (String, String) {
     let user = Cloud::shared().user(project).await;
     let body = json!({ "application_credential": { "name": format!("{name}-{}", std::process::id()) } });
     let path = format!("/users/{}/application_credentials", user.id);
-    let (status, told) = user.ask("POST", "identity", &path, Some(body)).await;
-    assert_eq!(status, 201, "{told}");
-    let text = |key: &str| told["application_credential"][key].as_str().unwrap().to_owned();
+    let (status, json) = user.ask("POST", "identity", &path, Some(body)).await;
+    assert_eq!(status, 201, "{json}");
+    let text = |key: &str| json["application_credential"][key].as_str().unwrap().to_owned();
     (text("id"), text("secret"))
 }
 
@@ -104,7 +104,7 @@ async fn listed(fixture: &OpenstackFixture) -> Result<BTreeSet<String>, String> 
 
 #[tokio::test]
 async fn a_project_that_left_the_configuration_is_not_forgotten() {
-    // Nothing but the credentials tells their projects apart.
+    // Only the credentials distinguish their projects.
     let (one, other) = (application_credential(PROJECT, "a").await, application_credential(OTHER, "b").await);
     let of = |name: &str, (id, secret): &(String, String)| {
         let section = section(Cloud::shared().url("identity"), &lines_of(id, secret));
@@ -191,7 +191,7 @@ async fn a_token_that_is_refused_is_replaced_once() {
     assert_eq!(logins(fixture.proxy.take_seen()), 1);
     // Nova no longer takes any: it is not asked for ever.
     fixture.proxy.fail(0, 100, refusal, |r| r.is("GET", "/servers/detail"));
-    let why = fixture.provider.list().await.unwrap_err().why;
+    let why = fixture.provider.list().await.unwrap_err().reason;
     assert!(why.contains("401"), "{why}");
     assert_eq!(logins(fixture.proxy.take_seen()), 1);
     fixture.proxy.heal();

@@ -125,7 +125,7 @@ pub(super) fn read(table: &Table<'_>) -> Option<OpenstackConfig> {
     let application_credential = application_credential(table);
     let os_auth_url = table.optional("os_auth_url", |v| {
         let text = v.word_or_empty()?;
-        url::web(&text).map_or_else(|why| v.fault(why), |()| Some(text))
+        url::web(&text).map_or_else(|why| v.error(why), |()| Some(text))
     });
     Some(OpenstackConfig {
         cloud: table.optional("cloud", |v| v.word_or_empty()),
@@ -161,7 +161,7 @@ fn application_credential(table: &Table<'_>) -> Option<(String, Secret)> {
     if let Some(given) = id.as_ref().or(secret.as_ref()) {
         for key in ["os_username", "os_password"] {
             if table.map.contains_key(key) {
-                given.fault::<()>(format!("stands instead of user and password: leave out this, or {key}"));
+                given.error::<()>(format!("stands instead of user and password: leave out this, or {key}"));
             }
         }
     }
@@ -170,8 +170,8 @@ fn application_credential(table: &Table<'_>) -> Option<(String, Secret)> {
             let (id, secret) = (id.word(), secret.secret());
             Some((id?, secret?))
         }
-        (Some(id), None) => id.fault("needs os_application_credential_secret beside it"),
-        (None, Some(secret)) => secret.fault("needs os_application_credential_id beside it"),
+        (Some(id), None) => id.error("needs os_application_credential_secret beside it"),
+        (None, Some(secret)) => secret.error("needs os_application_credential_id beside it"),
         (None, None) => None,
     }
 }
@@ -193,18 +193,18 @@ fn image(value: &Value<'_>) -> Option<OpenstackImage> {
         }
         (None, Some(command)) => {
             if let Some(pick) = pick {
-                pick.fault::<()>("only beside name_regex: the command picks by itself");
+                pick.error::<()>("only beside name_regex: the command picks by itself");
             }
             let mut words = command.list(|v| v.text())?;
             let Some(program) = command.items("a list")?.first().and_then(Value::program) else {
-                return command.fault("must begin with a program");
+                return command.error("must begin with a program");
             };
             if let (Some(first), Some(program)) = (words.first_mut(), program.to_str()) {
                 *first = program.to_owned();
             }
             Some(OpenstackImage::Command(words))
         }
-        (Some(_), Some(_)) => value.fault("has both name_regex and command: one of them is enough"),
-        (None, None) => value.fault(format!("expected {SHAPE}")),
+        (Some(_), Some(_)) => value.error("has both name_regex and command: one of them is enough"),
+        (None, None) => value.error(format!("expected {SHAPE}")),
     }
 }

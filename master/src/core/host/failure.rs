@@ -1,4 +1,4 @@
-//! Hosts that never attach: what they printed is fetched, and the failed start is counted.
+//! Hosts that never attach: the master fetches their console output and counts the failed start.
 
 use super::phase::{HostEvent, Phase};
 use crate::core::build::FailedHost;
@@ -10,19 +10,19 @@ use crate::core::{Core, Timestamp};
 use rouse_shared::{BuildId, HostId};
 use std::time::Duration;
 
-/// First pause after a failed start; doubled with each further one in a row, up to [`BACKOFF_MOST`].
+/// First pause after a failed start. Doubled with each further failure in a row, up to [`BACKOFF_MOST`].
 pub(in crate::core) const BACKOFF_FIRST: Duration = Duration::from_secs(15);
 /// Longest pause between failed starts.
 pub(in crate::core) const BACKOFF_MOST: Duration = Duration::from_secs(1_800);
-/// How long what a host printed is waited for before the host is terminated without it.
+/// How long the master waits for a host's console output before it terminates the host without it.
 const CONSOLE_PATIENCE: Duration = Duration::from_secs(20);
 
-/// `first`, doubled so many times, `most` at most.
+/// `first`, doubled this many times, but at most `most`.
 pub(in crate::core) fn doubled(first: Duration, most: Duration, times: u32) -> Duration {
     first.saturating_mul(1 << times.min(16)).min(most)
 }
 
-/// The longest pause that so many failures in a row lead to, jitter included.
+/// The longest pause after this many failures in a row, with jitter.
 pub(in crate::core) fn longest_pause(failures: u32) -> Duration {
     doubled(BACKOFF_FIRST, BACKOFF_MOST, failures.saturating_sub(1)).mul_f64(1.2)
 }
@@ -42,12 +42,12 @@ pub(super) enum Fault {
     Reclaimed,
     /// Nobody's: the worker is tried again soon.
     Passing,
-    /// Ours: the master or the broker was away.
+    /// An outage: the master or the broker was away.
     Outage,
 }
 
 impl Core {
-    /// A host that never attached is given up: its evidence is fetched, then it is terminated.
+    /// Gives up a host that never attached: fetches its console output, then terminates it.
     pub(super) fn give_up_host(&mut self, now: Timestamp, id: &HostId, why: &str) {
         if self.advance(id, &HostEvent::GiveUp).is_some() {
             self.host_given_up(now, id, why);
@@ -67,7 +67,7 @@ impl Core {
         self.touch_worker(&host.worker);
     }
 
-    /// What a host that is given up had printed has come, or is waited for no longer.
+    /// The console output of a host that was given up has arrived, or the master waits no longer for it.
     pub(in crate::core) fn on_console(&mut self, now: Timestamp, id: &HostId, text: Option<String>) {
         let before = self.advance(id, &HostEvent::Console);
         if !before.is_some_and(|phase| matches!(phase, Phase::Terminating { console: true, .. })) {
@@ -150,7 +150,7 @@ impl Core {
         }
     }
 
-    /// Whose fault it is that an agent has not attached.
+    /// What has caused an agent not to attach.
     pub(super) fn fault_of_silence(&self, now: Timestamp, id: &HostId) -> Fault {
         match self.hosts.get(id) {
             Some(live) if live.reclaimed => Fault::Reclaimed,

@@ -1,4 +1,5 @@
-//! Orders hosts and starts them: the intent is committed, then the order, and only then is the provider called.
+//! Orders and starts hosts. First the host is committed, then its launch spec, and only then does the driver call the
+//! provider to start it.
 
 use super::LiveHost;
 use super::failure::Fault;
@@ -15,7 +16,7 @@ use rouse_shared::{BuildId, HostId, WorkerName};
 use std::time::Duration;
 
 impl LiveHost {
-    /// What a call to start it that failed proves of the machine.
+    /// What a failed start proves about the machine.
     fn outcome_of(&self, now: Timestamp, error: &StartError) -> StartOutcome {
         let why = error.text().to_owned();
         let another = self.host.launch.as_ref().filter(|o| o.more).map(|o| o.number + 1);
@@ -37,7 +38,7 @@ impl LiveHost {
 }
 
 impl Core {
-    /// Orders a host for a worker that has none. The intent is committed before the provider hears of it.
+    /// Orders a host for a worker that has none. It is committed before the provider is called.
     pub(in crate::core) fn order_host(
         &mut self,
         now: Timestamp,
@@ -143,13 +144,13 @@ impl Core {
                     self.start_failed(now, id, &before, &error);
                 }
             }
-            // Repeated, or late.
+            // A repeated or late answer.
             Err(_) => return,
         }
         self.touch_host(id);
     }
 
-    /// The provider was not able to make the machine, and that is certain.
+    /// The provider has definitely not created the machine.
     fn start_failed(&mut self, now: Timestamp, id: &HostId, before: &Phase, error: &StartError) {
         let why = format!("the host could not be started: {}", error.text());
         let fault = match error {
@@ -171,7 +172,7 @@ impl Core {
         result: Result<Started, StartError>,
     ) {
         let Some(live) = self.hosts.get_mut(id) else {
-            // We gave it up, and it came all the same.
+            // The master has given the host up, and the machine was created nevertheless.
             if let Ok(started) = result {
                 let text = format!(
                     "host {id} was started after it was given up (as {}); the audit terminates it",
@@ -181,7 +182,7 @@ impl Core {
             }
             return;
         };
-        // Told twice, of an order that had no capacity and that another has taken the place of.
+        // A repeated answer about an alternative without capacity, which another alternative has replaced.
         if live.host.launch.as_ref().map(|o| o.number) != Some(number) && result.is_err() {
             return;
         }
@@ -255,7 +256,7 @@ impl Core {
                 self.start_failed(now, id, before, &error);
             }
             (Phase::Terminating { .. }, _) => self.call_again(now, id),
-            // A repeated answer, or one to a start of a host that has attached meanwhile.
+            // A repeated answer, or an answer for a host that has attached in the meantime.
             (Phase::Preparing { .. } | Phase::Launching { .. } | Phase::Booting { .. }, _) => {}
             (Phase::Ready { .. } | Phase::Draining { .. }, Some(_)) => {}
             (Phase::Suspending { .. } | Phase::Suspended | Phase::Resuming { .. } | Phase::Terminated, _) => {}

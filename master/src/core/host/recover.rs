@@ -1,4 +1,4 @@
-//! Hosts after a restart of the master: each goes on from the phase that its row tells.
+//! Hosts after a restart of the master: each continues from the phase in the ledger.
 
 use super::LiveHost;
 use super::phase::{HostEvent, Phase};
@@ -11,11 +11,11 @@ use rouse_shared::HostId;
 use std::time::Duration;
 
 impl Core {
-    /// Each host goes on from the phase that its row tells: what may have been under way when the last master ended is
-    /// done again.
+    /// Continues each host from the phase in the ledger. Calls that may have been under way when the previous master
+    /// ended are repeated.
     pub(in crate::core) fn restore_hosts(&mut self, now: Timestamp, hosts: Vec<Host>) {
         for mut host in hosts {
-            // The clock may have been set back since: what counts from these must not wait until it has caught up.
+            // The clock may have been set back. These times must not lie in the future.
             (host.booted, host.attached) = (host.booted.map(|at| at.min(now)), host.attached.map(|at| at.min(now)));
             let id = host.id.clone();
             let worker = self.worker_entry(now, &host.worker);
@@ -70,13 +70,13 @@ impl Core {
         }
     }
 
-    /// Makes the call of the host's phase, which the last master may have made too.
+    /// Makes the call of the host's phase, which the previous master may have made too.
     fn repeat_call(&mut self, now: Timestamp, id: &HostId) {
         self.expect_earlier_call(now, id);
         self.call(now, id);
     }
 
-    /// A call of the last master may still come.
+    /// A call of the previous master may still take effect.
     fn expect_earlier_call(&mut self, now: Timestamp, id: &HostId) {
         if let Some(live) = self.hosts.get_mut(id) {
             live.earlier_call_until = Some(now + ORPHAN_AGE);

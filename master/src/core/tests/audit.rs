@@ -36,7 +36,7 @@ impl Bench {
 }
 
 #[test]
-fn a_foreign_machine_is_told_of_once_and_never_touched() {
+fn a_foreign_machine_is_reported_once_and_never_changed() {
     let mut bench = Bench::quietly(plan(vec![latent("l")]));
     for _ in 0..3 {
         bench.event("listed: i-1", Event::Listed { provider: PROVIDER, result: Ok(vec![foreign(1)].into()) });
@@ -99,7 +99,7 @@ fn a_host_that_two_lists_lack_is_gone_where_it_is_to_be_fixed() {
         bench.pass(10);
         bench.heartbeat("l", beat);
     }
-    // Its agent has just been heard of.
+    // Its agent has just sent a message.
     bench.hush();
     bench.audit(AuditMode::Fix);
     bench.listed(1, Ok(vec![].into()));
@@ -134,7 +134,7 @@ fn a_host_is_missed_although_the_clock_was_set_back_by_an_hour() {
 }
 
 #[test]
-fn a_list_that_is_not_whole_tells_what_is_there_and_not_what_is_gone() {
+fn a_partial_list_proves_what_exists_and_not_what_is_gone() {
     let mut bench = Bench::quietly(plan(vec![latent("l")]));
     let partly = |machines: Vec<ListedHost>| {
         let unlisted = vec![UnlistedPlace { place: None, why: "one of two did not answer".to_owned() }];
@@ -157,13 +157,13 @@ fn a_list_that_is_not_whole_tells_what_is_there_and_not_what_is_gone() {
     }
     bench.hush();
     for _ in 0..3 {
-        bench.event("listed: error, and i-1", Event::Listed { provider, result: partly(vec![stray.clone()]) });
+        bench.event("listed: error, and i-1", Event::Listed { provider, result: partly(vec![orphan.clone()]) });
     }
     bench.text.push_str(&format!("        foreign_counts: {:?}\n", bench.core.foreign_counts()));
     bench.audit(AuditMode::Fix);
-    bench.listed(1, partly(vec![stray.clone()]));
+    bench.listed(1, partly(vec![orphan.clone()]));
     bench.pass(2);
-    bench.listed(2, partly(vec![stray]));
+    bench.listed(2, partly(vec![orphan]));
     bench.pass(3);
     bench.listed(3, partly(vec![]));
     bench.check("audit_partly");

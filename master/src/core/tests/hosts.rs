@@ -144,7 +144,7 @@ fn lists_that_lack_a_host_count_only_while_its_agent_is_silent() {
     for seq in 1..=20 {
         bench.pass(10);
         bench.heartbeat("l", seq);
-        assert!(!listed(&mut bench), "its agent has just been heard of");
+        assert!(!listed(&mut bench), "its agent has just sent a message");
     }
     bench.pass(20);
     assert!(!listed(&mut bench), "a list may come late");
@@ -289,9 +289,9 @@ fn a_host_that_has_not_attached_is_terminated_too_and_a_stranger_is_refused() {
 }
 
 #[test]
-fn an_orphan_is_stopped_and_a_failed_list_says_nothing() {
+fn an_orphan_is_terminated_and_a_failed_list_proves_nothing() {
     let mut bench = Bench::quietly(plan(vec![latent("l")]));
-    let stray = ListedHost {
+    let orphan = ListedHost {
         host: HostId("h0".to_owned()),
         handle: "i-0".to_owned(),
         identity: None,
@@ -330,7 +330,7 @@ fn without_capacity_the_next_alternative_is_ordered() {
     bench.alternatives = 2;
     bench.submit(on("l"));
     failed(&mut bench, "l", StartError::Capacity("no m5.large in b".to_owned()));
-    // Told twice: the second time says nothing of the order that is under way now.
+    // The answer is repeated. The second one says nothing about the launch spec that is under way now.
     let host = bench.host("l");
     let result = Err(StartError::Capacity("no m5.large in b".to_owned()));
     bench.event("start ended, of order 0 again", Event::StartEnded { host, number: 0, result });

@@ -218,7 +218,7 @@ impl Bench {
             Record::Mail(mail) => (format!("mail {}", mail.id.0), Some((mail.id.0.clone(), "mail"))),
             Record::MailOver(id) => (format!("mail {}", id.0), None),
             Record::MailPause(..) => ("mail pause".to_owned(), None),
-            Record::OrphanTold(_, handle) | Record::OrphanOver(_, handle) => (format!("orphan {handle}"), None),
+            Record::OrphanReported(_, handle) | Record::OrphanOver(_, handle) => (format!("orphan {handle}"), None),
             Record::LeasesExtended(_) => ("leases".to_owned(), None),
         };
         self.disk.insert(key, record.clone());
@@ -269,7 +269,7 @@ impl Bench {
                 Record::News(news) => ledger.news.push(news),
                 Record::Mail(mail) => ledger.mails.push(mail),
                 Record::MailPause(failures, until) => ledger.mail_pause = Some((failures, until)),
-                Record::OrphanTold(provider, handle) => ledger.told_orphans.push((provider, handle)),
+                Record::OrphanReported(provider, handle) => ledger.reported_orphans.push((provider, handle)),
                 Record::LeasesExtended(by) => ledger.leases_extended = by,
                 Record::Build(..) | Record::Host(_) | Record::SessionOver(_) => {}
                 Record::NewsOver(_) | Record::MailOver(_) | Record::OrphanOver(..) => {}
@@ -348,8 +348,8 @@ impl Bench {
 
     fn started(&mut self, worker: &str) {
         // As `hello` has it.
-        let told = self.core.hosts[&self.host(worker)].host.provider == ProviderKind::Ec2;
-        self.started_as(worker, told.then_some("machine"));
+        let on_ec2 = self.core.hosts[&self.host(worker)].host.provider == ProviderKind::Ec2;
+        self.started_as(worker, on_ec2.then_some("machine"));
     }
 
     /// The provider has made the machine, and says what its agent will give for its identity.
@@ -433,20 +433,22 @@ impl Bench {
     }
 
     /// The relay has answered, for the oldest mail that waits.
-    fn handed(&mut self, handed: DeliveryResult) {
+    fn mail_result(&mut self, result: DeliveryResult) {
         let mail = self.core.mails()[0].id.clone();
-        let what = match &handed {
-            Ok(answers) if answers.iter().all(|(_, taken)| *taken == Taken::Yes) => "mail sent".to_owned(),
-            handed => format!("mail sent: {handed:?}"),
+        let what = match &result {
+            Ok(answers) if answers.iter().all(|(_, taken)| *taken == RecipientAnswer::Accepted) => {
+                "mail sent".to_owned()
+            }
+            result => format!("mail sent: {result:?}"),
         };
-        self.event(&what, Event::MailSent { mail, handed });
+        self.event(&what, Event::MailSent { mail, result });
     }
 
     /// The relay has taken every mail that waits, for everyone.
     fn sent(&mut self) {
         for mail in self.core.mails() {
-            let handed = Ok(mail.waiting.into_iter().map(|to| (to, Taken::Yes)).collect());
-            self.event("mail sent", Event::MailSent { mail: mail.id, handed });
+            let result = Ok(mail.waiting.into_iter().map(|to| (to, RecipientAnswer::Accepted)).collect());
+            self.event("mail sent", Event::MailSent { mail: mail.id, result });
         }
     }
 

@@ -66,7 +66,7 @@ fn from_idle_to_sleep_and_back_until_it_is_old() {
     bench.drained("l", 1);
     bench.suspended("l", Ok(Suspension::Requested));
     bench.pass(5);
-    // An agent that has not heard its end yet, and one on a machine that somebody has started.
+    // An agent that has not received its end yet, and one on a machine that somebody has started.
     bench.hello_with_token("l", "b", 1);
     bench.suspended("l", Ok(Suspension::Suspended));
     bench.pass(600);
@@ -283,7 +283,7 @@ fn one_that_runs_all_the_same_is_put_to_sleep_again() {
     assert!(bench.text.contains("SUSPEND"), "{}", bench.text);
     bench.suspended("l", Ok(Suspension::Suspended));
     assert_eq!(bench.state("l"), HostState::Suspended);
-    // Who asks is told of it before the next look of the master itself; to be fixed, it is suspended.
+    // An audit for a user reports it before the next periodic one. An audit that fixes suspends it.
     let audit = |bench: &mut Bench, mode: AuditMode| {
         let request = RequestId(7);
         bench.hush();

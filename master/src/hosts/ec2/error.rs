@@ -1,4 +1,4 @@
-//! What AWS's errors mean. By their codes, which are their kind; never by their texts.
+//! What AWS's errors mean: by their codes, never by their texts.
 
 use crate::core::event::StartError;
 use aws_credential_types::provider::error::CredentialsError;
@@ -6,30 +6,30 @@ use aws_sdk_ec2::config::http::HttpResponse;
 use aws_sdk_ec2::error::{ProvideErrorMetadata, SdkError};
 use std::error::Error;
 
-/// What kind of failure a call met.
+/// The kind of an error.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Kind {
-    /// No room: capacity, a limit of the account, a spot price above the bid.
+    /// No capacity, a limit of the account, or a spot price above the bid.
     Capacity,
-    /// This type is not to be had in this zone, or not in this way: another may be.
+    /// This type is not available in this zone, or not in this way. Another may be.
     NotHere,
-    /// The call is wrong, or names what is not there.
+    /// The call is wrong, or names something that does not exist.
     Rejected,
     /// There is no such instance, request, volume or address.
     NotFound,
-    /// Something that was made or changed a moment ago may not be known everywhere yet.
+    /// Something that was just created or changed may not be known everywhere yet.
     NotYet,
     /// The client token was used with another call.
     Mismatch,
-    /// What is to be made exists.
+    /// What is to be created exists.
     Exists,
-    /// Our credentials do not do, or there are none.
+    /// The credentials are missing or rejected.
     Auth,
     /// Too many calls: nothing was done.
     Throttled,
-    /// Whether something was done is not known.
+    /// The call may have been carried out.
     Unknown,
-    /// A dry run that would have worked.
+    /// A dry run that would have succeeded.
     WouldWork,
 }
 
@@ -39,12 +39,12 @@ pub enum Kind {
 pub struct CallError {
     /// What it means.
     pub kind: Kind,
-    /// What could not be done, and AWS's own words.
+    /// What failed, with AWS's text.
     pub text: String,
 }
 
 impl CallError {
-    /// For a call that makes nothing.
+    /// The meaning for a call that creates nothing.
     pub fn before_start(self) -> StartError {
         match self.kind {
             Kind::Auth | Kind::Throttled | Kind::Unknown => StartError::Place(self.text),
@@ -56,7 +56,7 @@ impl CallError {
         }
     }
 
-    /// For the call that makes an instance; `more` is whether another type or zone can be tried.
+    /// The meaning for the call that creates an instance. `more` is whether another type or zone can be tried.
     pub fn of_start(self, more: bool) -> StartError {
         match self.kind {
             Kind::Auth | Kind::Throttled => StartError::Place(self.text),
@@ -71,8 +71,8 @@ impl CallError {
     }
 }
 
-/// The error of a call; `what` says, as "start the instance" does, what it was to do.
-pub fn told<E>(what: &str, error: &SdkError<E, HttpResponse>) -> CallError
+/// Converts the error of a call. `what` is the purpose of the call, such as "start the instance".
+pub fn call_error<E>(what: &str, error: &SdkError<E, HttpResponse>) -> CallError
 where
     E: ProvideErrorMetadata + Error + 'static,
 {
@@ -94,14 +94,14 @@ where
             let status = service.raw().status();
             match error.code().and_then(of_code) {
                 Some(kind) => kind,
-                // Also an answer that is none of AWS's: what it hides is not known.
+                // Also an answer that is not AWS's: whether the call was carried out is unknown.
                 None if !status.is_client_error() => Kind::Unknown,
                 None => Kind::Rejected,
             }
         }
         SdkError::ConstructionFailure(_) | SdkError::DispatchFailure(_) if without_credentials(error) => Kind::Auth,
         SdkError::ConstructionFailure(_) => Kind::Rejected,
-        // Cut off, refused or not understood: it may have arrived.
+        // The connection broke, or the answer was not understood. The call may have arrived.
         _ => Kind::Unknown,
     }
 }
@@ -117,7 +117,7 @@ fn without_credentials(error: &(dyn Error + 'static)) -> bool {
     false
 }
 
-/// What a code of AWS's means; none for one that is not known, of which there are several hundred.
+/// The meaning of one of AWS's codes; none for one of the several hundred that are not known here.
 fn of_code(code: &str) -> Option<Kind> {
     Some(match code {
         "InsufficientInstanceCapacity"
@@ -190,7 +190,7 @@ fn of_code(code: &str) -> Option<Kind> {
     })
 }
 
-/// What the commonest codes say to a person.
+/// An explanation of the most common codes.
 fn said(code: &str) -> Option<&'static str> {
     Some(match code {
         "InsufficientInstanceCapacity" | "InsufficientHostCapacity" | "InsufficientCapacity" => {
@@ -222,7 +222,7 @@ fn said(code: &str) -> Option<&'static str> {
     })
 }
 
-/// An error and its causes, each once: some of them repeat their source.
+/// An error with its causes, each once, because some errors repeat their source.
 fn chain(error: &(dyn Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
@@ -247,7 +247,7 @@ mod tests {
         for code in ["InsufficientInstanceCapacity", "VcpuLimitExceeded", "SpotMaxPriceTooLow"] {
             assert_eq!(of(code, false), capacity(code));
         }
-        // A type that this zone has not is worth another; the last one is a mistake.
+        // If this zone does not have a type, another type is tried. If there is no other, the configuration is wrong.
         assert_eq!(of("Unsupported", true), capacity("Unsupported"));
         assert!(matches!(of("Unsupported", false), StartError::Rejected(_)));
         assert!(matches!(of("AuthFailure", true), StartError::Place(_)));

@@ -1,5 +1,5 @@
-//! Where hosts may be: the places of the configuration, and those where hosts were made under an earlier one. A host must
-//! be found and ended also when its section has gone since.
+//! The places where hosts can be: those of the configuration, and those where hosts were created under an earlier one.
+//! A host must be found and terminated even if its section is gone.
 
 use super::client::{Client, Login, Place};
 use crate::clock;
@@ -13,21 +13,21 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::OnceCell;
 
-/// How long a place that the configuration has no more is looked at after the last start there: what was made in the
-/// meantime shows itself by then.
+/// How long a place that is no longer in the configuration is listed after the last start there. By then everything
+/// that was created is listed.
 const MEMORY: Duration = Duration::from_secs(3_600);
 
 struct Entry {
     login: Login,
     client: Arc<OnceCell<Client>>,
-    /// Whether the configuration has it now.
+    /// Whether it is in the configuration now.
     current: bool,
 }
 
 /// All places.
 pub struct Places {
     http: SharedHttpClient,
-    /// Keeps [`State::used`] over restarts; made when it is first needed.
+    /// Stores [`State::used`] over restarts; created when it is first needed.
     file: PathBuf,
     state: Mutex<State>,
 }
@@ -35,7 +35,7 @@ pub struct Places {
 #[derive(Default)]
 struct State {
     entries: Vec<Entry>,
-    /// Places where hosts were made, and when this process last did so or learnt of it.
+    /// Places where hosts were created, and when this process last created one or read the place from the file.
     used: BTreeMap<Place, Timestamp>,
 }
 
@@ -43,15 +43,15 @@ struct State {
 pub struct Target {
     /// Its client.
     pub client: Client,
-    /// Whether the configuration has it now.
+    /// Whether it is in the configuration now.
     pub current: bool,
 }
 
 impl Places {
-    /// With what an earlier master has kept in `file`.
+    /// With the places that an earlier master has stored in `file`.
     ///
     /// # Errors
-    /// Where the file is there and cannot be read: without it a host might be forgotten.
+    /// If the file exists and cannot be read. Without it a host might be forgotten.
     pub fn new(http: SharedHttpClient, file: PathBuf) -> io::Result<Self> {
         let kept: Vec<Place> = match std::fs::read(&file) {
             Ok(bytes) => serde_json::from_slice(&bytes).map_err(io::Error::other)?,
@@ -67,7 +67,7 @@ impl Places {
         lock(&self.state)
     }
 
-    /// Takes the logins of a new configuration. Clients that it still has are kept, with their connections.
+    /// Applies the logins of a new configuration. Clients that are still used keep their connections.
     pub fn configure(&self, logins: Vec<Login>) {
         let mut state = self.state();
         for entry in &mut state.entries {
@@ -75,7 +75,7 @@ impl Places {
         }
         for login in logins {
             if !state.entries.iter().any(|entry| entry.login == login) {
-                // Another secret of the same key replaces the old one.
+                // A new secret of the same key replaces the old one.
                 state.entries.retain(|entry| !entry.login.is_replaced_by(&login));
                 state.entries.push(Entry { login, client: Arc::default(), current: true });
             }
@@ -92,11 +92,11 @@ impl Places {
         cell.get_or_init(|| login.client(&self.http)).await.clone()
     }
 
-    /// The client of a place, by whatever login of the configuration, or of an earlier one, leads there.
+    /// The client of a place, with any login of the present or of an earlier configuration that leads there.
     pub async fn at(&self, place: &Place) -> Result<Client, String> {
         let targets = self.configured().await;
         let same = |t: &&Target| t.client.place == *place;
-        // A key that was replaced leaves its hosts to its successor.
+        // The hosts of a replaced key are reached with its successor.
         let next = |t: &&Target| t.client.place.endpoint == place.endpoint && t.client.place.region == place.region;
         let found = targets.iter().find(|t| t.current && same(t)).or_else(|| targets.iter().find(same));
         let found = found.or_else(|| targets.iter().find(|t| t.current && next(t)));
@@ -135,7 +135,7 @@ impl Places {
     /// Every place where a host may be, each once.
     ///
     /// # Errors
-    /// Where one of them cannot be reached any more.
+    /// If one of them can no longer be reached.
     pub async fn all(&self) -> Result<Vec<Target>, String> {
         let mut targets: Vec<Target> = Vec::new();
         for target in self.configured().await {
@@ -155,10 +155,10 @@ impl Places {
         Ok(targets)
     }
 
-    /// Keeps in mind, over restarts too, that hosts are made here; before the first one is.
+    /// Stores that hosts are created in this place, before the first one is.
     ///
     /// # Errors
-    /// Where it cannot be written down.
+    /// If it cannot be written.
     pub fn remember(&self, place: &Place) -> io::Result<()> {
         let now = clock::now();
         let mut state = self.state();
@@ -172,7 +172,7 @@ impl Places {
         written
     }
 
-    /// Nothing of ours is left there, and the configuration has it no more.
+    /// Forgets a place that is not in the configuration and has no machines of this master.
     pub fn forget(&self, place: &Place) {
         let mut state = self.state();
         let old = state.used.get(place).is_some_and(|used| clock::now().since(*used) >= MEMORY);

@@ -1,8 +1,8 @@
-//! Looks at the instances that run, a few times a minute: one that has ended by itself, or that AWS has taken back, is told
-//! of long before an audit would miss it. One call for all instances of a place, and none where there are none.
+//! Checks the running instances a few times a minute. So an instance that has ended by itself, or that AWS has taken
+//! back, is reported long before an audit would miss it. One call asks for all instances of a place.
 
 use super::client::Client;
-use super::error::told;
+use super::error::call_error;
 use crate::hosts::Death;
 use crate::sync::lock;
 use aws_sdk_ec2::types::{Filter, Instance, InstanceStateName};
@@ -12,19 +12,19 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::mpsc;
 
-/// Between two looks.
+/// Interval of the checks.
 const EVERY: Duration = Duration::from_secs(10);
-/// Instances that one call asks for, at most: AWS takes 200 values in a filter.
+/// Largest number of instances in one call. AWS accepts 200 values in a filter.
 const AT_ONCE: usize = 200;
 
-/// The instances that are looked at.
+/// The instances that are checked.
 #[derive(Default)]
 pub struct Watch {
     instances: Mutex<BTreeMap<String, (HostId, Client)>>,
 }
 
 impl Watch {
-    /// Looks for as long as somebody holds it; deaths are told through `deaths`.
+    /// Checks as long as the result is held. Deaths are reported through `deaths`.
     pub fn start(deaths: mpsc::Sender<Death>) -> Arc<Self> {
         let watch = Arc::new(Self::default());
         let weak = Arc::downgrade(&watch);
@@ -42,12 +42,12 @@ impl Watch {
         watch
     }
 
-    /// From now on this one too.
+    /// Adds an instance.
     pub fn add(&self, instance: &str, host: &HostId, client: &Client) {
         lock(&self.instances).entry(instance.to_owned()).or_insert_with(|| (host.clone(), client.clone()));
     }
 
-    /// Not this one any more: its end is asked for anyway.
+    /// Removes a host whose instance is being terminated anyway.
     pub fn remove(&self, host: &HostId) {
         lock(&self.instances).retain(|_, (of, _)| of != host);
     }
@@ -69,8 +69,8 @@ impl Watch {
                         let instances = answer.reservations().iter().flat_map(|r| r.instances());
                         deaths.extend(instances.filter_map(|instance| self.death(instance)));
                     }
-                    // The audit asks again, and makes more noise.
-                    Err(error) => tracing::debug!("{} in {place}", told("look at the instances", &error).text),
+                    // The audit asks again, and logs a warning.
+                    Err(error) => tracing::debug!("{} in {place}", call_error("look at the instances", &error).text),
                 }
             }
         }

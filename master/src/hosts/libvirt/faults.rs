@@ -1,4 +1,4 @@
-//! libvirt's errors by their kind: whose fault it is, and whether something may have been made.
+//! The meaning of libvirt's errors, by their kind: what caused them, and whether something may have been created.
 
 use super::link::{LinkError, code_of};
 use crate::config::hosts::connection_is_local;
@@ -6,7 +6,7 @@ use crate::core::event::StartError;
 use virt::connect::Connect;
 use virt::error::{Error, ErrorDomain, ErrorNumber};
 
-/// What a failed question means for a start that has made nothing yet.
+/// The meaning of an error in a start that has created nothing yet.
 pub fn before(failed: LinkError) -> StartError {
     match failed {
         LinkError::Unreachable(why) => StartError::Place(why),
@@ -19,7 +19,7 @@ pub fn before(failed: LinkError) -> StartError {
     }
 }
 
-/// What a failed call to make a domain means.
+/// The meaning of a failed call to create a domain.
 pub fn create(connect: &Connect, uri: &str, memory_mb: u64, error: &Error) -> StartError {
     let text = error.message().to_owned();
     if !connect.is_alive().unwrap_or(false) {
@@ -29,7 +29,7 @@ pub fn create(connect: &Connect, uri: &str, memory_mb: u64, error: &Error) -> St
         Kind::Auth => StartError::Place(text),
         Kind::Lost => StartError::Unknown(text),
         Kind::Busy => StartError::Transient(text),
-        // QEMU's own failures have one kind, whatever they are. Whether memory was short can be looked up.
+        // libvirt has one kind for all of QEMU's errors. Whether there was too little memory can be checked.
         Kind::Refused if room_for(connect, uri, memory_mb) == Some(false) => {
             StartError::Capacity(format!("not enough memory for {memory_mb} MB: {text}"))
         }
@@ -44,13 +44,13 @@ impl From<LinkError> for StartError {
 }
 
 enum Kind {
-    /// We may not.
+    /// Not permitted.
     Auth,
-    /// The link broke: what became of the call is not known.
+    /// The connection broke, so the result of the call is unknown.
     Lost,
-    /// Not now.
+    /// Refused for now.
     Busy,
-    /// Not like this.
+    /// Refused for good.
     Refused,
 }
 
@@ -71,7 +71,7 @@ fn kind(error: &Error) -> Kind {
     }
 }
 
-/// Whether a machine has this much memory to spare; none where that is not known.
+/// Whether a machine has this much free memory; none if this is unknown.
 fn room_for(connect: &Connect, uri: &str, memory_mb: u64) -> Option<bool> {
     let free_kb = if connection_is_local(uri) {
         let text = std::fs::read_to_string("/proc/meminfo").ok()?;

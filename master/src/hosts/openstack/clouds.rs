@@ -1,4 +1,5 @@
-//! The clouds that hosts may be in: those of the configuration, and those of earlier ones until nothing of ours is there.
+//! The clouds where hosts can be: those of the configuration, and those of earlier configurations until they have no
+//! machines of this master.
 
 use super::account::Account;
 use super::cloud::Cloud;
@@ -12,25 +13,26 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-/// For the login to one of several clouds: the others are listed all the same, within [`crate::hosts::CALL_LIMIT`].
+/// Time limit for the login to one of several clouds, so that the others are listed within
+/// [`crate::hosts::CALL_LIMIT`].
 const LOGIN: Duration = Duration::from_secs(20);
 
 /// All of them.
 pub(super) struct Clouds(Mutex<State>);
 
 struct State {
-    /// Those of the configuration first.
+    /// The clouds, those of the configuration first.
     known: Vec<Known>,
-    /// Where hosts were made, by [`Cloud::place`].
+    /// The places where hosts were created, see [`Cloud::place`].
     used: PersistedSet,
-    /// How many servers this process has asked for.
+    /// Number of servers that this process has requested.
     asked: u64,
 }
 
 #[derive(Clone)]
 struct Known {
     cloud: Arc<Cloud>,
-    /// Whether the configuration has it now.
+    /// Whether it is in the configuration now.
     current: bool,
 }
 
@@ -39,15 +41,15 @@ pub(super) struct Target {
     pub(super) cloud: Arc<Cloud>,
     /// [`Cloud::place`].
     pub(super) place: String,
-    /// [`State::asked`] before it is listed.
+    /// [`State::asked`] before the place was listed.
     asked: u64,
 }
 
 impl Clouds {
-    /// With the places that an earlier master has noted in `file`.
+    /// With the places that an earlier master has stored in `file`.
     ///
     /// # Errors
-    /// Where the file cannot be read.
+    /// If the file cannot be read.
     pub(super) fn new(file: PathBuf) -> io::Result<Self> {
         Ok(Self(Mutex::new(State { known: Vec::new(), used: PersistedSet::read(file)?, asked: 0 })))
     }
@@ -56,7 +58,8 @@ impl Clouds {
         lock(&self.0)
     }
 
-    /// Takes the accounts of a new configuration; the cloud of each. An account that it still has keeps its token.
+    /// Applies the accounts of a new configuration, and returns the cloud of each. An account that is still used keeps
+    /// its token.
     pub(super) fn configure(&self, accounts: Vec<Account>) -> Vec<Result<Arc<Cloud>, String>> {
         let mut state = self.state();
         for known in &mut state.known {
@@ -77,10 +80,10 @@ impl Clouds {
         all
     }
 
-    /// The cloud at a place, by whatever account of the configuration, or of an earlier one, leads there.
+    /// The cloud at a place, with any account of the present or of an earlier configuration that leads there.
     ///
     /// # Errors
-    /// Where none does, or it cannot be found out which.
+    /// If none does, or it cannot be determined.
     pub(super) async fn at(&self, place: &str) -> Result<Arc<Cloud>, CloudError> {
         let known = self.state().known.clone();
         let mut unclear = None;
@@ -100,13 +103,13 @@ impl Clouds {
         Err(unclear.unwrap_or_else(none))
     }
 
-    /// Every place where a host may be, each once, as far as they can be reached; and why others cannot.
+    /// Every place where a host may be, each once, if it can be reached; and why the others cannot.
     pub(super) async fn targets(&self) -> (Vec<Target>, Vec<String>) {
         let (known, asked) = {
             let state = self.state();
             (state.known.clone(), state.asked)
         };
-        // Nobody has ever logged in with one of an earlier configuration: nothing was made with it.
+        // If nobody has logged in with an account of an earlier configuration, it has created nothing.
         let known = known.into_iter().filter(|known| known.current || known.cloud.known_place().is_some());
         let (mut targets, mut unreached): (Vec<Target>, Vec<String>) = (Vec::new(), Vec::new());
         let places = known.map(|Known { cloud, .. }| async move {
@@ -121,7 +124,7 @@ impl Clouds {
             }
         }
         let reached: BTreeSet<&str> = targets.iter().map(|target| target.place.as_str()).collect();
-        // Those may be where nobody could log in just now.
+        // The remaining places may be those to which the login failed.
         if unreached.is_empty() {
             let used = self.state().used.all();
             unreached.extend(used.iter().filter(|place| !reached.contains(place.as_str())).map(|place| {
@@ -134,17 +137,17 @@ impl Clouds {
         (targets, unreached)
     }
 
-    /// Notes, over restarts too, that hosts are made at a place; before one is.
+    /// Stores that hosts are created in this place, before the first one is.
     ///
     /// # Errors
-    /// Where it cannot be written down.
+    /// If it cannot be written.
     pub(super) fn note(&self, place: &str) -> io::Result<()> {
         let mut state = self.state();
         state.asked += 1;
         state.used.add(place)
     }
 
-    /// Nothing of ours was there when it was listed. A server that was asked for since then keeps it in mind.
+    /// The list of this place had nothing of this master. Forgets it, unless a server was requested since then.
     pub(super) fn forget(&self, target: &Target) {
         let mut state = self.state();
         if state.asked == target.asked {
@@ -154,12 +157,12 @@ impl Clouds {
     }
 }
 
-/// What to say of a cloud that does not answer within a time.
+/// The error if a cloud does not answer in time.
 pub(super) fn late(cloud: &Cloud, limit: Duration) -> CloudError {
     CloudError::Lost(format!("the cloud at {} did not answer within {} s", cloud.account.auth_url, limit.as_secs()))
 }
 
-/// As a person would say it.
+/// The place for people.
 fn shown(place: &str) -> String {
     let (project, region) = place.split_once(' ').unwrap_or((place, ""));
     format!("the project {project} in the region {region}")

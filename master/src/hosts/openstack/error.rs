@@ -1,39 +1,40 @@
-//! What can go wrong with a call to a cloud, told apart by what it proves.
+//! Errors of calls to a cloud, by what they prove.
 
 use crate::core::event::StartError;
 
 /// Why a call has no result.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum CloudError {
-    /// There was no connection: nothing was asked for.
+    /// There was no connection, so nothing was requested.
     #[error("{0}")]
     Unreachable(String),
-    /// It was asked for, and no whole answer came: it may have been done.
+    /// The request was sent and no complete answer came, so it may have been carried out.
     #[error("{0}")]
     Lost(String),
-    /// The service's answer: its status, and what it says.
+    /// The service has refused the request.
     #[error("{text}")]
     Refused {
-        /// HTTP's number.
+        /// The HTTP status.
         status: u16,
-        /// In its own words.
+        /// The service's own text.
         text: String,
     },
-    /// Keystone rejects our credentials, or a service rejects Keystone's token.
+    /// Keystone rejects the credentials, or a service rejects Keystone's token.
     #[error("{0}")]
     Auth(String),
-    /// The cloud or our configuration lacks something: no such service, no such network.
+    /// Something is missing in the cloud or wrong in the configuration, such as a service or a network.
     #[error("{0}")]
     Misconfigured(String),
 }
 
 impl CloudError {
-    /// Whether what was asked for does not exist.
+    /// Whether the requested object does not exist.
     pub fn is_missing(&self) -> bool {
         matches!(self, Self::Refused { status: 404, .. })
     }
 
-    /// Whether the call may have been carried out all the same. A gateway answers for a service that still works on it.
+    /// Whether the call may have been carried out nevertheless. A gateway may answer while the service is still working
+    /// on it.
     pub fn leaves_doubt(&self) -> bool {
         match self {
             Self::Lost(_) => true,
@@ -42,7 +43,7 @@ impl CloudError {
         }
     }
 
-    /// As an error of a call that makes nothing.
+    /// The meaning for a call that creates nothing.
     pub fn before_start(self) -> StartError {
         let text = self.to_string();
         match self {

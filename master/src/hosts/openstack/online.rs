@@ -1,5 +1,5 @@
-//! `rouse check --online`: whether a section's hosts could be started, and which image they would boot. Makes nothing, and
-//! asks nothing but the section's own cloud.
+//! `rouse check --online`: whether a section's hosts could be started, and which image they would boot. Creates
+//! nothing, and asks only the section's cloud.
 
 use super::account::Account;
 use super::cloud::{Cloud, Service};
@@ -9,14 +9,14 @@ use crate::config::OpenstackConfig;
 use crate::hosts::online::Finding;
 use serde_json::Value;
 
-/// Looks at one section.
+/// Checks one section.
 pub async fn check(section: &OpenstackConfig) -> Vec<Finding> {
     let account = Account::of(section, &|name| std::env::var(name).ok());
     let cloud = match account.and_then(Cloud::new) {
         Ok(cloud) => cloud,
         Err(why) => return vec![Finding::bad(why)],
     };
-    // Without a login there is no use in asking on.
+    // Without a login, further checks would fail too.
     if let Err(problem) = cloud.place().await {
         return vec![failed(&problem)];
     }
@@ -25,8 +25,8 @@ pub async fn check(section: &OpenstackConfig) -> Vec<Finding> {
     let flavor = order::flavor(&cloud, &section.flavor).await;
     match (&image, &flavor) {
         (Ok(image), Ok(_)) => {
-            let told = cloud.get(Service::Image, &format!("/images/{image}")).await.unwrap_or_default();
-            let name = told["name"].as_str().unwrap_or("without a name");
+            let json = cloud.get(Service::Image, &format!("/images/{image}")).await.unwrap_or_default();
+            let name = json["name"].as_str().unwrap_or("without a name");
             found.push(Finding::good(format!("boots {image} ({name}) as {}", section.flavor)));
         }
         (_, Err(problem)) => found.push(failed(problem)),
@@ -47,7 +47,7 @@ pub async fn check(section: &OpenstackConfig) -> Vec<Finding> {
     if let Ok(flavor) = flavor {
         match servers::lacks_quota(&cloud, &flavor).await {
             Ok(false) => {}
-            // It may be rouse's own hosts that use it.
+            // The quota may be used by rouse's own hosts.
             Ok(true) => found.push(Finding::good("the project has no room for another server just now")),
             Err(problem) => found.push(failed(&problem)),
         }
@@ -87,7 +87,7 @@ async fn groups(cloud: &Cloud, given: &[String]) -> Result<(), CloudError> {
 async fn zone(cloud: &Cloud, given: Option<&str>) -> Result<(), CloudError> {
     let Some(name) = given else { return Ok(()) };
     let all = cloud.list(Service::Compute, "/os-availability-zone", "availabilityZoneInfo").await?;
-    // What stands after a colon is for administrators.
+    // The part after a colon is for administrators.
     let plain = name.split(':').next().unwrap_or(name);
     let there = all.iter().any(|zone| zone["zoneName"] == *plain);
     if there { Ok(()) } else { Err(none("availability zone", name)) }

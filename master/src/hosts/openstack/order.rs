@@ -1,4 +1,4 @@
-//! The whole call that makes a server, worked out before anything is made.
+//! The launch spec of a server, worked out before anything is created.
 
 use super::cloud::{Cloud, Service};
 use super::error::CloudError;
@@ -14,27 +14,27 @@ use rouse_shared::boot::BootData;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-/// What Nova takes as user data, bytes: 65,535 once they are in base64.
+/// Largest user data that Nova accepts, bytes: 65,535 in base64.
 const USER_DATA: usize = 65_535 / 4 * 3;
 /// The longest value in a server's metadata, characters.
 const METADATA_VALUE: usize = 255;
 
-/// An order's spec.
+/// The launch spec.
 #[derive(Serialize, Deserialize)]
 pub(super) struct Spec {
-    /// Which cloud: [`Cloud::place`].
+    /// The cloud, see [`Cloud::place`].
     pub(super) cloud: String,
-    /// The server's name: what it is looked for by before it is made.
+    /// The server's name, by which the provider looks for it before it creates one.
     pub(super) name: String,
     /// The body of the call.
     pub(super) server: Value,
 }
 
 impl Spec {
-    /// Of a host's order; none where nothing was ordered.
+    /// The launch spec of a host; none if there is none.
     ///
     /// # Errors
-    /// Where the ledger has something else there.
+    /// If the ledger has something else there.
     pub(super) fn of(host: &Host) -> Result<Option<Self>, String> {
         let Some(order) = &host.launch else { return Ok(None) };
         serde_json::from_str(&order.spec)
@@ -42,20 +42,20 @@ impl Spec {
             .map_err(|e| format!("the order of host {} is not readable: {e}", host.id))
     }
 
-    /// The network that the host is to have an address from.
+    /// The network for the host's floating address.
     pub(super) fn pool(&self) -> Option<&str> {
         self.server["metadata"][POOL].as_str()
     }
 }
 
-/// Works out the order of a host.
+/// Works out the launch spec of a host.
 ///
 /// # Errors
-/// Where something that the section names is not there, or the cloud does not answer.
+/// If something that the section names does not exist, or the cloud does not answer.
 pub(super) async fn prepare(
     cloud: &Cloud,
     section: &OpenstackConfig,
-    stamp: &OwnerTag,
+    tag: &OwnerTag,
     host: &Host,
     boot: &BootData,
 ) -> Result<LaunchSpec, StartError> {
@@ -64,9 +64,9 @@ pub(super) async fn prepare(
     let image = images::resolve(cloud, &section.image).await?;
     let flavor = flavor(cloud, &section.flavor).await.map_err(CloudError::before_start)?;
     let mut metadata = section.meta.clone();
-    // Ours to say, as are the others.
+    // rouse sets these keys itself.
     metadata.remove(POOL);
-    metadata.extend(stamp.metadata(host.worker.as_str(), &host.id));
+    metadata.extend(tag.metadata(host.worker.as_str(), &host.id));
     if let Some(pool) = &section.floating_ip_pool {
         metadata.insert(POOL.to_owned(), network(cloud, pool, true).await.map_err(CloudError::before_start)?);
     }
@@ -74,7 +74,7 @@ pub(super) async fn prepare(
         let why = format!("meta.{key} is longer than the {METADATA_VALUE} characters that Nova takes");
         return Err(StartError::Rejected(why));
     }
-    // Worker and host: people find it, and no other server has it.
+    // Worker and host: people recognise it, and no other server has it.
     let name = format!("{}-{}", host.worker, host.id);
     let mut server = json!({
         "name": name,
@@ -144,7 +144,7 @@ pub(super) async fn flavor(cloud: &Cloud, given: &str) -> Result<String, CloudEr
     })
 }
 
-/// What Nova is told of networks.
+/// The networks in the form that Nova expects.
 pub(super) async fn networks(cloud: &Cloud, given: &[String]) -> Result<Value, CloudError> {
     match given {
         [] => Ok("auto".into()),
