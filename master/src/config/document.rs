@@ -179,7 +179,7 @@ impl<'d> Table<'d> {
             let renamed = RENAMED.iter().find(|(old, _)| *old == self.path_of(name)).map(|(_, new)| *new);
             if let Some(new) = renamed {
                 let path = self.path_of(name);
-                self.notes.fault(key.span().start, &path, format!("is called `{new}` now"));
+                self.notes.error(key.span().start, &path, format!("is called `{new}` now"));
                 continue;
             }
             let hint = match nearest(name, &known) {

@@ -73,7 +73,7 @@ impl Value<'_> {
     pub(super) fn signed(&self) -> Option<i32> {
         let number = self.integer("a whole number")?;
         let fits = i32::try_from(number).ok();
-        fits.or_else(|| self.fault(format!("must be {} to {}, not {number}", i32::MIN, i32::MAX)))
+        fits.or_else(|| self.error(format!("must be {} to {}, not {number}", i32::MIN, i32::MAX)))
     }
 
     /// A whole number that fits 64 bits, not negative.

@@ -219,7 +219,7 @@ impl Core {
         }
         if whole {
             self.orphans.retain(|(of, handle), _| *of != provider || listed.iter().any(|m| m.handle == *handle));
-            self.forget_told_orphans(provider, |handle| listed.iter().any(|m| m.handle == *handle));
+            self.forget_reported_orphans(provider, |handle| listed.iter().any(|m| m.handle == *handle));
         }
         let mut gone = Vec::new();
         for (id, live) in &mut self.hosts {
@@ -368,7 +368,7 @@ impl Core {
             }));
             let ours = |id: &HostId| machines.iter().any(|m| m.owner == Owner::Ours && m.host == *id);
             // One that is being terminated is on its way out already.
-            let heard = |host: &Host| self.workers.get(&host.worker).is_some_and(|w| w.is_heard_on(host, now));
+            let heard = |host: &Host| self.workers.get(&host.worker).is_some_and(|w| w.has_live_agent(host, now));
             let lost = self.hosts.iter().filter(|(id, live)| {
                 let should_be = live.should_be_listed(now, provider) && !heard(&live.host);
                 should_be

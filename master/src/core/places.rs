@@ -55,8 +55,8 @@ pub struct PlaceRecord {
     pub unlisted: bool,
     /// Whether it pauses because each of its workers is refused a host: then another such refusal proves nothing.
     pub all_rejected: bool,
-    /// Who was told of the pause, and is to be told of its end; absent until it has lasted for two minutes.
-    pub told: Option<BTreeSet<String>>,
+    /// Who was notified of the pause, and is notified of its end too; absent until it has lasted for two minutes.
+    pub notified: Option<BTreeSet<String>>,
 }
 
 /// What made a place pause, or goes on to.
@@ -108,9 +108,9 @@ impl Core {
     }
 
     /// Whether the place of a worker lets one more host be started now: one at a time as a probe, while it pauses.
-    pub(super) fn place_has_room(&self, now: Timestamp, worker: &WorkerName, room: &mut PlaceBudget) -> bool {
+    pub(super) fn place_may_start(&self, now: Timestamp, worker: &WorkerName, budget: &mut PlaceBudget) -> bool {
         let Some(key) = self.place_of(worker) else { return true };
-        let left = room.0.entry(key).or_insert_with_key(|key| match self.places.get(key) {
+        let left = budget.0.entry(key).or_insert_with_key(|key| match self.places.get(key) {
             None => usize::MAX,
             Some(record) if record.until.is_some_and(|until| until > now) => 0,
             Some(_) => 1_usize.saturating_sub(self.starting_in(key)),
@@ -118,8 +118,8 @@ impl Core {
         *left > 0
     }
 
-    pub(super) fn take_place(&self, worker: &WorkerName, room: &mut PlaceBudget) {
-        if let Some(left) = self.place_of(worker).and_then(|key| room.0.get_mut(&key)) {
+    pub(super) fn use_place_budget(&self, worker: &WorkerName, budget: &mut PlaceBudget) {
+        if let Some(left) = self.place_of(worker).and_then(|key| budget.0.get_mut(&key)) {
             *left = left.saturating_sub(1);
         }
     }
@@ -150,7 +150,7 @@ impl Core {
             record.until = Some(now + pause);
             self.timers.set(Timer::Place(key.clone()), now + pause);
         }
-        if record.told.is_none() {
+        if record.notified.is_none() {
             self.timers.set_once(Timer::PlaceMail(key.clone()), since + MAIL_AFTER);
         }
         self.heard_places.insert(key.clone());
@@ -210,9 +210,9 @@ impl Core {
         self.timers.clear(&Timer::PlaceMail(key.clone()));
         let since = record.since.unwrap_or(now);
         self.note(Level::Info, format!("hosts are started in {key} again, after {} s", now.since(since).as_secs()));
-        if let Some(told) = record.told {
+        if let Some(to) = record.notified {
             let what = What::PlaceBack { provider: key.provider, place: key.name.to_string(), since };
-            self.tell(now, told, what);
+            self.report(now, to, what);
         }
         self.pending.wake = true;
         self.save_place(key);
@@ -238,15 +238,15 @@ impl Core {
     /// The pause has lasted long enough for people to hear of it.
     pub(super) fn on_place_mail(&mut self, now: Timestamp, key: &PlaceKey) {
         let to = self.recipients_of(key);
-        let Some(record) = self.places.get_mut(key).filter(|record| record.told.is_none()) else { return };
-        record.told = Some(to.clone());
+        let Some(record) = self.places.get_mut(key).filter(|record| record.notified.is_none()) else { return };
+        record.notified = Some(to.clone());
         let what = What::PlacePaused {
             provider: key.provider,
             place: key.name.to_string(),
             why: record.reason.clone().unwrap_or_default(),
             since: record.since.unwrap_or(now),
         };
-        self.tell(now, to, what);
+        self.report(now, to, what);
         self.save_place(key);
     }
 
@@ -303,7 +303,7 @@ impl Core {
             let since = record.since.map_or(now, |since| since.min(now));
             record.since = Some(since);
             self.timers.set(Timer::Place(key.clone()), until);
-            if record.told.is_none() {
+            if record.notified.is_none() {
                 self.timers.set(Timer::PlaceMail(key.clone()), since + MAIL_AFTER);
             }
             self.places.insert(key, record);

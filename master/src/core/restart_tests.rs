@@ -122,7 +122,7 @@ impl Master {
                 | Record::News(_)
                 | Record::NewsOver(_)
                 | Record::Mail(_) => {}
-                Record::MailOver(_) | Record::MailPause(..) | Record::OrphanTold(..) | Record::OrphanOver(..) => {}
+                Record::MailOver(_) | Record::MailPause(..) | Record::OrphanReported(..) | Record::OrphanOver(..) => {}
                 Record::LeasesExtended(by) => self.leases_extended = by,
             }
         }

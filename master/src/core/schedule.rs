@@ -150,7 +150,7 @@ impl Core {
         if !self.broker_up {
             return;
         }
-        let mut room = Budget::default();
+        let mut budget = Budget::default();
         let classes: Vec<_> = self.queue.classes.keys().cloned().collect();
         for requirement in classes {
             while let Some(rank) = self.queue.classes.get(&requirement).and_then(|c| c.unreserved.first().copied()) {
@@ -158,11 +158,11 @@ impl Core {
                 let host = match kept {
                     Some(host) => host,
                     None => {
-                        let Some((name, chosen)) = self.choose(now, &requirement, &mut room) else { break };
+                        let Some((name, chosen)) = self.choose(now, &requirement, &mut budget) else { break };
                         if !self.may_start_one() || !self.may_spend_or_wait(now) {
                             break;
                         }
-                        let host = self.wake_or_order(now, &name, Some(rank.1), &mut room);
+                        let host = self.wake_or_order(now, &name, Some(rank.1), &mut budget);
                         if let Some(live) = self.hosts.get_mut(&host) {
                             live.chosen = chosen;
                         }
@@ -182,7 +182,7 @@ impl Core {
         &self,
         now: Timestamp,
         requirement: &Requirement,
-        room: &mut Budget,
+        budget: &mut Budget,
     ) -> Option<(WorkerName, Option<String>)> {
         let among = self.plan.among_equals;
         let mut best: Option<(_, &WorkerName, &LatentPlan)> = None;
@@ -190,7 +190,7 @@ impl Core {
         for name in &self.wakeable {
             let Some(plan) = self.plan_of(name).filter(|plan| queue::matches(requirement, plan)) else { continue };
             let Some(latent) = plan.latent.as_ref() else { continue };
-            if !self.may_wake(now, name, room) {
+            if !self.may_wake(now, name, budget) {
                 continue;
             }
             templates.insert(&latent.template);
@@ -234,9 +234,9 @@ impl Core {
     }
 
     /// Whether a host of the worker can be had now: one that is suspended, or a new one of its image.
-    fn may_wake(&self, now: Timestamp, name: &WorkerName, room: &mut Budget) -> bool {
-        self.place_has_room(now, name, &mut room.places)
-            && (self.suspended_host_of(name).is_some() || self.image_has_room(now, name, &mut room.images))
+    fn may_wake(&self, now: Timestamp, name: &WorkerName, budget: &mut Budget) -> bool {
+        self.place_may_start(now, name, &mut budget.places)
+            && (self.suspended_host_of(name).is_some() || self.image_may_start(now, name, &mut budget.images))
     }
 
     fn wake_or_order(
@@ -244,15 +244,15 @@ impl Core {
         now: Timestamp,
         name: &WorkerName,
         started_for: Option<BuildId>,
-        room: &mut Budget,
+        budget: &mut Budget,
     ) -> HostId {
         self.wakeable.remove(name);
-        self.take_place(name, &mut room.places);
+        self.use_place_budget(name, &mut budget.places);
         if let Some(id) = self.suspended_host_of(name) {
             self.resume_host(now, &id, started_for);
             return id;
         }
-        self.take_room(name, &mut room.images);
+        self.use_image_budget(name, &mut budget.images);
         self.order_host(now, name, started_for)
     }
 
@@ -300,16 +300,16 @@ impl Core {
             .filter(|l| l.min_idle > 0)
             .map(|l| (l.template.clone(), l.min_idle))
             .collect();
-        let mut room = Budget::default();
+        let mut budget = Budget::default();
         for (template, min_idle) in wanted {
             while self.idle_of(&template) < min_idle && self.may_start_one() && self.may_spend_or_wait(now) {
                 let of = |name: &&WorkerName| {
                     self.plan_of(name).and_then(|p| p.latent.as_ref()).is_some_and(|l| l.template == template)
                 };
-                let mut may = |name: &&WorkerName| of(name) && self.may_wake(now, name, &mut room);
+                let mut may = |name: &&WorkerName| of(name) && self.may_wake(now, name, &mut budget);
                 let awake = |name: &&WorkerName| self.suspended_host_of(name).is_none();
                 let Some(name) = self.wakeable.iter().filter(|n| may(n)).min_by_key(awake).cloned() else { break };
-                self.wake_or_order(now, &name, None, &mut room);
+                self.wake_or_order(now, &name, None, &mut budget);
             }
         }
     }

@@ -94,7 +94,7 @@ impl Core {
         self.reply(request, Reply::Done);
     }
 
-    /// Makes a worker work again: its backoff and the drain of a standing agent are over, and its place is probed.
+    /// Makes a worker work again: its backoff is over, and its image and its place are probed.
     fn lift(&mut self, now: Timestamp, name: &WorkerName) {
         self.pending.wake = true;
         self.lift_image(name);
@@ -105,12 +105,6 @@ impl Core {
         worker.record.faults = 0;
         worker.record.backoff_until = None;
         worker.record.rejected = false;
-        let standing = worker.host.is_none();
-        if let Some(live) = worker.session.as_mut().filter(|l| standing && l.drain.is_some()) {
-            live.drain = None;
-            let session = live.session.id.clone();
-            self.send(name, ToAgent::Undrain { session });
-        }
     }
 
     pub(super) fn latent_of(&self, worker: &WorkerName) -> Option<LatentPlan> {

@@ -427,7 +427,7 @@ impl World {
         let ours = self.broken == Some(Break::OwnerByName);
         let mut listed = vec![ListedHost {
             host: HostId("h0".to_owned()),
-            handle: NAMESAKE.to_owned(),
+            handle: FOREIGN_HANDLE.to_owned(),
             identity: None,
             owner: if ours { Owner::Ours } else { Owner::Foreign("other".to_owned()) },
             suspended: false,

@@ -39,7 +39,7 @@ impl World {
             self.relay.due.extend(before.notified.into_iter().map(|to| (to, name.clone(), since, true)));
         }
         let Some(since) = record.missing_since else { return };
-        self.relay.due.extend(record.told.iter().map(|to| (to.clone(), name.clone(), since, false)));
+        self.relay.due.extend(record.notified.iter().map(|to| (to.clone(), name.clone(), since, false)));
         // One of which several hosts did not start had one when a reload made it a standing one.
         let standing = self.script.plan.workers.get(name).filter(|w| w.latent.is_none() && record.faults == 0);
         let linked = Duration::from_millis(self.now - self.relay.linked_at);

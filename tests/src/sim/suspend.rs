@@ -10,7 +10,7 @@ use rouse_shared::HostId;
 
 impl World {
     pub(super) fn sleep_host(&mut self, host: &Host) {
-        self.check_told(host, HostState::Suspending);
+        self.check_reported_state(host, HostState::Suspending);
         let (epoch, id, of) = (self.master.epoch, host.id.clone(), host.clone());
         let (there, back) = self.call_times();
         let fails = self.mishap(self.faults.call_fails);
@@ -91,7 +91,7 @@ impl World {
     }
 
     pub(super) fn resume_host(&mut self, host: &Host) {
-        self.check_told(host, HostState::Resuming);
+        self.check_reported_state(host, HostState::Resuming);
         let (epoch, id, of) = (self.master.epoch, host.id.clone(), host.clone());
         let (there, back) = self.call_times();
         let fails = self.mishap(self.faults.call_fails);

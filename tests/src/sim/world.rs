@@ -76,7 +76,7 @@ pub(super) struct World {
     /// Since when hosts have been idle, as far as the looks at them show.
     pub idle: BTreeMap<HostId, Idle>,
     /// Since when a copy of a host's image has had the host's session although its provider has said which machine it is.
-    pub strays: BTreeMap<HostId, u64>,
+    pub impostors: BTreeMap<HostId, u64>,
     /// At how many looks in a row builds have waited for workers that sleep.
     pub waits: BTreeMap<BuildId, u32>,
     /// The master is gone and does not come back for now.
@@ -110,7 +110,7 @@ impl World {
             ran_on: BTreeMap::new(),
             welcomed: BTreeSet::new(),
             idle: BTreeMap::new(),
-            strays: BTreeMap::new(),
+            impostors: BTreeMap::new(),
             waits: BTreeMap::new(),
             abandoned: false,
             summary: Summary::default(),

@@ -125,7 +125,7 @@ impl Core {
                 w.record.faults += 1;
                 if w.record.faults >= limit {
                     let text = format!("{limit} of its hosts in a row did not start; the last one: {why}");
-                    self.worker_lost(now, &host.worker, &text);
+                    self.worker_is_missing(now, &host.worker, &text);
                 }
             }
         }

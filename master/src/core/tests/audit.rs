@@ -157,13 +157,13 @@ fn a_partial_list_proves_what_exists_and_not_what_is_gone() {
     }
     bench.hush();
     for _ in 0..3 {
-        bench.event("listed: error, and i-1", Event::Listed { provider, result: partly(vec![orphan.clone()]) });
+        bench.event("listed: error, and i-1", Event::Listed { provider, result: partly(vec![stray.clone()]) });
     }
     bench.text.push_str(&format!("        foreign_counts: {:?}\n", bench.core.foreign_counts()));
     bench.audit(AuditMode::Fix);
-    bench.listed(1, partly(vec![orphan.clone()]));
+    bench.listed(1, partly(vec![stray.clone()]));
     bench.pass(2);
-    bench.listed(2, partly(vec![orphan]));
+    bench.listed(2, partly(vec![stray]));
     bench.pass(3);
     bench.listed(3, partly(vec![]));
     bench.check("audit_partly");

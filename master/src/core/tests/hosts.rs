@@ -299,10 +299,10 @@ fn an_orphan_is_terminated_and_a_failed_list_proves_nothing() {
         suspended: false,
     };
     let provider = ProviderKind::Ec2;
-    bench.event("listed: i-0", Event::Listed { provider, result: Ok(vec![stray.clone()].into()) });
+    bench.event("listed: i-0", Event::Listed { provider, result: Ok(vec![orphan.clone()].into()) });
     bench.event("listed: error", Event::Listed { provider, result: Err("down".to_owned().into()) });
     bench.pass(91);
-    bench.event("listed: i-0", Event::Listed { provider, result: Ok(vec![stray].into()) });
+    bench.event("listed: i-0", Event::Listed { provider, result: Ok(vec![orphan].into()) });
     bench.check("orphan");
 }
 

@@ -21,7 +21,7 @@ use super::Core;
 use super::build::{BuildSpec, Requirement};
 use super::configure::Start;
 use super::event::{Command, Effect, Event, Operation, RequestId, Started};
-use super::mail::{DeliveryResult, MailCount, MailError, MailId, Taken};
+use super::mail::{DeliveryResult, MailCount, MailError, MailId, RecipientAnswer};
 use super::places::PlaceRecord;
 use super::plan::{AmongEquals, Digest, LatentPlan, MailPlan, Plan, ProviderKind, WorkerPlan};
 use super::record::{HostState, LaunchSpec, Ledger, Record};
