@@ -52,7 +52,7 @@ fn workers() -> String {
     let latent: String =
         (1..=LATENT).map(|n| latent(&format!("l{n}"), &format!("{patient}build_wait_timeout = 3\n"))).collect();
     // Failures by the dozen are what is wanted here: no worker is to be given up for them.
-    format!("[limits]\nquarantine_after = 1000\n[audit]\ninterval = 5\n{standing}{latent}")
+    format!("[limits]\nmail_after_failed_starts = 1000\n[audit]\ninterval = 5\n{standing}{latent}")
 }
 
 impl Stage {

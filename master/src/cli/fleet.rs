@@ -102,6 +102,25 @@ pub(super) async fn hosts(client: &Client, as_json: bool, now: Timestamp) -> Res
     Ok(listing(&rows, as_json, |rows| Table::new(head, rows.iter().map(row)), "there are no hosts")?)
 }
 
+/// Lists places.
+pub(super) async fn places(client: &Client, as_json: bool, now: Timestamp) -> Result<(), CliError> {
+    let rows: Vec<api::Place> = client.get("/api/places").await?;
+    let head = ["ID", "PROVIDER", "NAME", "STATE", "SINCE", "NEXT PROBE", "HOSTS", "REASON"];
+    let row = |place: &api::Place| {
+        [
+            place.id.clone(),
+            place.provider.as_str().to_owned(),
+            place.name.clone(),
+            place.state.as_str().to_owned(),
+            ago(place.since, now),
+            place.next_probe.map_or_else(|| "-".to_owned(), |at| between(Some(api::Time(now)), Some(at), now)),
+            place.hosts.to_string(),
+            or_dash(place.reason.as_ref()),
+        ]
+    };
+    Ok(listing(&rows, as_json, |rows| Table::new(head, rows.iter().map(row)), "there are no places")?)
+}
+
 /// Pauses, resumes or drains a worker.
 pub(super) async fn operate(client: &Client, worker: &str, operation: Operation) -> Result<(), CliError> {
     let name: WorkerName =

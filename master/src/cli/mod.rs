@@ -8,6 +8,7 @@ mod error;
 mod exit;
 mod fleet;
 mod follow;
+mod forget;
 mod output;
 mod show;
 mod submit;
@@ -100,6 +101,8 @@ async fn remote(client: &Client, command: &Command, now: Timestamp) -> Result<Ex
         Command::Pause(worker) => fleet::operate(client, &worker.worker, Operation::Pause).await?,
         Command::Resume(worker) => fleet::operate(client, &worker.worker, Operation::Resume).await?,
         Command::Drain(worker) => fleet::operate(client, &worker.worker, Operation::Drain).await?,
+        Command::Places { output } => fleet::places(client, output.json, now).await?,
+        Command::Forget { target, yes } => forget::run(client, target, *yes).await?,
         Command::Terminate { host, yes } => terminate::host(client, host, *yes).await?,
         Command::Stop { .. } => return Err(CliError::Usage(STOP.to_owned())),
         Command::Master { .. }

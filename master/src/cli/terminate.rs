@@ -12,7 +12,7 @@ pub(super) async fn host(client: &Client, id: &str, yes: bool) -> Result<(), Cli
     let host = hosts.iter().find(|host| host.id.0 == id);
     let host = host.ok_or_else(|| CliError::Refused(format!("there is no host {id}; `rouse hosts` lists them")))?;
     say(&plain(&consequences(host)));
-    if !yes && !confirmed()? {
+    if !yes && !confirmed("terminate")? {
         say("nothing was done");
         return Ok(());
     }
@@ -41,13 +41,13 @@ fn consequences(host: &api::Host) -> String {
 }
 
 /// Asks the user at the terminal.
-fn confirmed() -> Result<bool, CliError> {
+pub(super) fn confirmed(verb: &str) -> Result<bool, CliError> {
     if !stdin().is_terminal() {
         return Err(CliError::Usage(
             "there is no terminal to confirm this on; nothing was done, --yes does it".to_owned(),
         ));
     }
-    write!(stderr(), "rouse: terminate it? [y/N] ")?;
+    write!(stderr(), "rouse: {verb} it? [y/N] ")?;
     let mut answer = String::new();
     stdin().read_line(&mut answer)?;
     Ok(matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes"))

@@ -181,6 +181,10 @@ pub enum Command {
     },
     /// Terminate a host now. Its builds are retried elsewhere without using up a retry, and its worker stays in use.
     TerminateHost(HostId),
+    /// Give up a host that can never be heard of again. Refused while its agent is attached.
+    ForgetHost(HostId),
+    /// The same for a place and all hosts there, by [`super::places::PlaceKey::id`].
+    ForgetPlace(String),
     /// Compare the ledger with what each provider lists. Answered by [`Reply::Audit`].
     Audit(AuditMode),
 }
@@ -379,6 +383,13 @@ pub enum Effect {
     FetchConsole(Box<Host>),
     /// List the machines with the master's name. Answered by [`Event::Listed`].
     ListHosts(ProviderKind),
+    /// Look after this place no longer, unless the configuration has it.
+    ForgetPlace {
+        /// What makes hosts there.
+        provider: ProviderKind,
+        /// What the configuration calls it.
+        place: String,
+    },
     /// Accept log chunks of this attempt from this worker.
     OpenLogs {
         /// The attempt.

@@ -204,6 +204,8 @@ impl Core {
             Command::CancelBuild(build) => self.on_cancel(now, request, build),
             Command::Operate { worker, operation } => self.on_operate(now, request, &worker, operation),
             Command::TerminateHost(host) => self.on_operate_host(now, request, &host),
+            Command::ForgetHost(host) => self.on_forget_host(now, request, &host),
+            Command::ForgetPlace(place) => self.on_forget_place(now, request, &place),
             Command::Audit(mode) => self.on_audit(now, request, mode),
         }
     }
@@ -220,6 +222,7 @@ impl Core {
             Timer::Idle(host) => self.on_idle(now, &host),
             Timer::CallAgain(host) => self.call_again(now, &host),
             Timer::Suspension(host) => self.on_suspension_over(now, &host),
+            Timer::Forget(host) => self.on_forget(now, &host),
             Timer::Console(host) => self.on_console(now, &host, None),
             Timer::Missing(worker) => self.on_missing(now, &worker),
             Timer::Backoff(worker) => self.touch_worker(&worker),

@@ -14,6 +14,7 @@ use super::view::{PlaceState, PlaceView};
 use super::{Core, Timestamp, Worker};
 use rouse_shared::WorkerName;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -75,6 +76,12 @@ pub(super) enum Cause {
 pub(super) struct PlaceBudget(BTreeMap<PlaceKey, usize>);
 
 impl PlaceKey {
+    /// What commands and the API call it: a provider and eight hexadecimal digits that follow from its name.
+    pub fn id(&self) -> String {
+        let hash: [u8; 32] = Sha256::digest(self.name.as_bytes()).into();
+        format!("{}-{}", self.provider.as_str(), hex::encode(&hash[..4]))
+    }
+
     fn of_plan(plan: &WorkerPlan) -> Option<Self> {
         let latent = plan.latent.as_ref()?;
         Some(Self { provider: latent.provider, name: latent.place.clone() })
@@ -91,7 +98,7 @@ impl Core {
     }
 
     /// Every place that a host of ours may be in, as far as configuration and ledger tell.
-    fn all_places(&self) -> BTreeSet<PlaceKey> {
+    pub(super) fn all_places(&self) -> BTreeSet<PlaceKey> {
         let configured = self.plan.workers.values().filter_map(|plan| PlaceKey::of_plan(plan));
         let hosts = self.hosts.values().map(|live| PlaceKey::of_host(&live.host));
         configured.chain(hosts).chain(self.places.keys().cloned()).collect()
@@ -332,6 +339,7 @@ impl Core {
                 None => PlaceState::Unknown,
             };
             PlaceView {
+                id: key.id(),
                 state,
                 hosts: self.hosts.values().filter(|live| PlaceKey::of_host(&live.host) == key).count(),
                 reason: record.and_then(|r| r.reason.clone()),

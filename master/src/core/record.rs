@@ -64,6 +64,9 @@ pub struct Host {
     pub terminated: Option<Timestamp>,
     /// Number of attempts that it was assigned.
     pub uses: u32,
+    /// When an operator's giving it up takes effect: nothing that ran on it runs after that.
+    #[serde(default)]
+    pub forgotten: Option<Timestamp>,
     /// The build that it was started for; absent if it was started for `min_idle`.
     pub started_for: Option<BuildId>,
     /// Why it is being terminated or has ended, in a sentence.

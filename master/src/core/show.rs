@@ -23,6 +23,7 @@ pub fn effect(effect: &Effect, now: Timestamp) -> String {
         Effect::ResumeHost(host) => format!("RESUME {} for {}", host.id, host.worker),
         Effect::TerminateOrphan { listed, .. } => format!("TERMINATE ORPHAN {}", listed.handle),
         Effect::FetchConsole(host) => format!("fetch console of {}", host.id),
+        Effect::ForgetPlace { place, .. } => format!("forget {place}"),
         Effect::ListHosts(provider) => format!("list {}", provider.as_str()),
         Effect::ListForAudit { round, provider, .. } => format!("list {} for audit, round {round}", provider.as_str()),
         Effect::OpenLogs { attempt, worker } => format!("open logs of {attempt} from {worker}"),

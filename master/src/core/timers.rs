@@ -24,6 +24,8 @@ pub enum Timer {
     Suspension(HostId),
     /// Stop waiting for the host's console output.
     Console(HostId),
+    /// Whatever ran on the host, which an operator has given up, has ended by now.
+    Forget(HostId),
     /// The worker is missing.
     Missing(WorkerName),
     /// The worker may start a host again.

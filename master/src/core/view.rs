@@ -84,6 +84,8 @@ impl PlaceState {
 /// A place as people see it: what fails together.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct PlaceView {
+    /// What commands and the API call it.
+    pub id: String,
     /// What makes hosts there.
     pub provider: ProviderKind,
     /// What the configuration calls it.

@@ -79,7 +79,8 @@ impl EventLoop {
             ),
         ];
         figures.extend(self.link_figures());
-        Metrics { builds, workers: counts.workers, hosts: counts.hosts, figures }
+        let places = core.place_views();
+        Metrics { builds, workers: counts.workers, hosts: counts.hosts, places, figures }
     }
 
     fn link_figures(&self) -> Vec<Figure> {

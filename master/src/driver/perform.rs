@@ -129,6 +129,11 @@ impl Executor {
                     Event::Console { host: host.id, text }
                 });
             }
+            Effect::ForgetPlace { provider, place } => {
+                if let Some(provider) = self.hosts.provider(provider) {
+                    provider.forget_place(&place);
+                }
+            }
             Effect::ListHosts(provider) => {
                 let hosts = self.hosts.clone();
                 // A provider that is not compiled in cannot have created anything, so there is nothing to list.

@@ -21,6 +21,7 @@ impl EventLoop {
             Query::Why { id, reply } => drop(reply.send(self.why(id).map_err(unreadable))),
             Query::Workers { reply } => drop(reply.send(core.worker_views(clock::now()))),
             Query::Hosts { reply } => drop(reply.send(core.host_views(clock::now()))),
+            Query::Places { reply } => drop(reply.send(core.place_views())),
             Query::Mails { reply } => drop(reply.send(core.mails())),
             Query::Health { reply } => {
                 let ledger = self.commit_error.clone().map_or_else(|| self.disk_space.for_work(), Err);

@@ -67,6 +67,8 @@ pub trait Provider: Send + Sync {
     /// Terminates a machine that [`Self::list`] has listed: one that is not in the ledger, or a foreign one. Its handle
     /// says where it is.
     async fn terminate_listed(&self, listed: &ListedHost) -> Result<Termination, String>;
+    /// Looks after this place no longer, unless the configuration has it: an operator has given it up.
+    fn forget_place(&self, _place: &str) {}
     /// The end of the machine's console output, if the provider keeps it.
     async fn console(&self, host: &Host) -> Option<String>;
     /// Checks an agent's proof that it runs on the machine that it names, before its hello is handled: at once, without a

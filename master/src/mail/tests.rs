@@ -68,8 +68,8 @@ Workers that are missing:
   bot1
       not attached for 300 s (at 2026-11-23T12:00:00Z)
   bot2
-      quarantined after 3 failed starts: it was said . QUIT (at
-      2026-11-23T12:00:00Z)
+      3 of its hosts in a row did not start; the last one: it was said .
+      QUIT (at 2026-11-23T12:00:00Z)
 
 Workers that are back:
   linux-07
@@ -84,7 +84,7 @@ Machines of this master that are not in the ledger (orphans):
       2026-11-23T12:02:00Z; it is left running, as audit.on_orphan says
 
 Noticed by the rouse master ci.
-`rouse workers` and `rouse hosts` show the present state.
+`rouse workers`, `rouse hosts` and `rouse places` show the present state.
 
 ";
     assert_eq!(text.replace("\r\n", "\n"), expected);

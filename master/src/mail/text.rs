@@ -70,7 +70,7 @@ pub(super) fn body(master: &str, items: &[Item]) -> String {
     for (head, some) in [
         ("Workers that are missing:", missing),
         ("Workers that are back:", back),
-        ("Machines of ours that the ledger does not know (orphans):", orphans),
+        ("Machines of this master that are not in the ledger (orphans):", orphans),
         ("Places that start no hosts; builds wait there, and none is lost:", paused),
         ("Places that start hosts again:", serving),
     ] {
@@ -84,8 +84,8 @@ pub(super) fn body(master: &str, items: &[Item]) -> String {
         }
         out.push('\n');
     }
-    paragraph(&mut out, "", &format!("Seen by the rouse master {master}."));
-    paragraph(&mut out, "", "`rouse workers`, `rouse hosts` and `rouse places` show how it is now.");
+    paragraph(&mut out, "", &format!("Noticed by the rouse master {master}."));
+    paragraph(&mut out, "", "`rouse workers`, `rouse hosts` and `rouse places` show the present state.");
     out
 }
 

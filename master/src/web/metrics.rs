@@ -5,6 +5,7 @@ use super::{App, Metrics, Query};
 use crate::core::build::BuildState;
 use crate::core::event::WorkerState;
 use crate::core::record::HostState;
+use crate::core::view::PlaceState;
 use axum::extract::State;
 use axum::http::header;
 use axum::response::IntoResponse;
@@ -55,6 +56,11 @@ fn render(metrics: &Metrics, version: &str) -> String {
     by_state(&mut out, "rouse_builds", "Builds by state.", builds, &BuildState::ALL, BuildState::as_str);
     by_state(&mut out, "rouse_workers", "Workers by state.", workers, &WORKER_STATES, WorkerState::as_str);
     by_state(&mut out, "rouse_hosts", "Hosts by state.", hosts, &HOST_STATES, HostState::as_str);
+    head(&mut out, "rouse_place_pausing", "Whether the place starts no hosts for now, by place.", "gauge");
+    for place in &metrics.places {
+        let pausing = f64::from(u8::from(place.state == PlaceState::Pausing));
+        line(&mut out, "rouse_place_pausing", Some(("place", &place.id)), pausing);
+    }
     for figure in &metrics.figures {
         head(&mut out, figure.name, figure.help, if figure.counter { "counter" } else { "gauge" });
         line(&mut out, figure.name, None, figure.value);

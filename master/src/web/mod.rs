@@ -11,6 +11,7 @@ mod messages;
 mod metrics;
 mod openapi;
 mod page;
+mod places;
 mod rebinding;
 mod routes;
 mod views;
@@ -19,7 +20,7 @@ use crate::core::build::BuildState;
 use crate::core::event::{Change, Command, Reply, WorkerState};
 use crate::core::mail::Mail;
 use crate::core::record::HostState;
-use crate::core::view::{BuildView, HostView, Why, WorkerView};
+use crate::core::view::{BuildView, HostView, PlaceView, Why, WorkerView};
 use axum::serve::ListenerExt as _;
 use error::ApiError;
 pub use messages::{answer_body, change_message};
@@ -95,6 +96,11 @@ pub enum Query {
         /// The hosts.
         reply: oneshot::Sender<Vec<HostView>>,
     },
+    /// Every place.
+    Places {
+        /// The places.
+        reply: oneshot::Sender<Vec<PlaceView>>,
+    },
     /// The mails that the relay has not accepted yet.
     Mails {
         /// The mails, oldest first.
@@ -139,6 +145,8 @@ pub struct Metrics {
     pub builds: BTreeMap<BuildState, u64>,
     /// Workers by state.
     pub workers: BTreeMap<WorkerState, u64>,
+    /// Every place.
+    pub places: Vec<PlaceView>,
     /// Hosts by state.
     pub hosts: BTreeMap<HostState, u64>,
     /// Everything else.

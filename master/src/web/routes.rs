@@ -2,7 +2,7 @@
 //! served.
 
 use super::error::{ApiError, NoParams, Params};
-use super::{App, MAX_BODY, audit, auth, builds, events, fleet, log, metrics, openapi, page, rebinding};
+use super::{App, MAX_BODY, audit, auth, builds, events, fleet, log, metrics, openapi, page, places, rebinding};
 use axum::extract::{DefaultBodyLimit, State};
 use axum::http::{Method, Uri};
 use axum::{Json, Router, middleware};
@@ -22,6 +22,9 @@ pub(super) fn documented() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(fleet::operate_worker))
         .routes(routes!(fleet::list_hosts))
         .routes(routes!(fleet::terminate_host))
+        .routes(routes!(fleet::forget_host))
+        .routes(routes!(places::list_places))
+        .routes(routes!(places::forget_place))
         .routes(routes!(fleet::list_mails))
         .routes(routes!(audit::audit, audit::fix_audit))
         .routes(routes!(events::stream_events))

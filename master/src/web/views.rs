@@ -5,7 +5,7 @@ use crate::core::audit::AuditReport;
 use crate::core::build::{self, BuildEnd, FailedHost, Requirement};
 use crate::core::event::Change;
 use crate::core::mail::Mail;
-use crate::core::view::{BuildView, HostView, Why, WorkerView};
+use crate::core::view::{BuildView, HostView, PlaceView, Why, WorkerView};
 use rouse_shared::BuildId;
 use rouse_shared::message::{self, Outcome, StepReport};
 use std::time::Duration;
@@ -216,6 +216,20 @@ pub(super) fn host(HostView { host, builds }: HostView) -> api::Host {
         suspended_since: host.suspended.map(Time),
         why: host.why,
         cost: host.cost,
+    }
+}
+
+/// A place.
+pub(super) fn place(view: PlaceView) -> api::Place {
+    api::Place {
+        id: view.id,
+        provider: view.provider,
+        name: view.name,
+        state: view.state,
+        hosts: view.hosts,
+        reason: view.reason,
+        since: view.since.map(Time),
+        next_probe: view.next_probe.map(Time),
     }
 }
 

@@ -62,6 +62,7 @@ fn has_weight(effect: &Effect) -> bool {
         Effect::Send { .. }
         | Effect::PrepareHost { .. }
         | Effect::FetchConsole(_)
+        | Effect::ForgetPlace { .. }
         | Effect::ListHosts(_)
         | Effect::ListForAudit { .. }
         | Effect::OpenLogs { .. }

@@ -97,6 +97,7 @@ impl World {
             Effect::SuspendHost(host) => self.sleep_host(&host),
             Effect::ResumeHost(host) => self.resume_host(&host),
             Effect::TerminateOrphan { listed, .. } => self.stop_orphan(listed),
+            Effect::ForgetPlace { .. } => {}
             Effect::FetchConsole(host) => self.fetch_console(&host),
             Effect::ListHosts(provider) => self.list_hosts(provider, None),
             Effect::ListForAudit { request, round, provider } => self.list_hosts(provider, Some((request, round))),

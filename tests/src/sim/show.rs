@@ -9,7 +9,7 @@ use rouse_shared::message::{AttemptReport, ToMaster};
 /// The workers and limits of a configuration.
 pub(super) fn plan(plan: &Plan) -> Vec<String> {
     let mut lines = vec![format!(
-        "max_hosts {:?}, quarantine after {}, audit every {} s, orphans are {}",
+        "max_hosts {:?}, mail after {} failed starts, audit every {} s, orphans are {}",
         plan.max_hosts,
         plan.mail_after_failed_starts,
         plan.audit_interval.as_secs(),
@@ -65,6 +65,12 @@ pub(super) fn event(event: &Event) -> String {
         }
         Event::Command { request, command: Command::Operate { worker, operation } } => {
             format!("{operation:?} {worker}, request {}", request.0)
+        }
+        Event::Command { request, command: Command::ForgetHost(host) } => {
+            format!("forget {host}, request {}", request.0)
+        }
+        Event::Command { request, command: Command::ForgetPlace(place) } => {
+            format!("forget {place}, request {}", request.0)
         }
         Event::Command { request, command: Command::TerminateHost(host) } => {
             format!("terminate {host}, request {}", request.0)

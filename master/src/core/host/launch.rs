@@ -71,6 +71,7 @@ impl Core {
             resumed: None,
             paid: 0.0,
             terminated: None,
+            forgotten: None,
             uses: 0,
             started_for,
             why: None,

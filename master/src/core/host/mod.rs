@@ -5,6 +5,7 @@
 mod attach;
 mod drain;
 mod failure;
+mod forget;
 mod impostor;
 mod launch;
 pub(super) mod phase;

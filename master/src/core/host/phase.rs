@@ -92,6 +92,8 @@ pub(in crate::core) enum HostEvent {
     TerminateEnded { gone: bool },
     /// Its provider has proof that the machine is gone.
     Gone,
+    /// An operator has given it up, and whatever ran on it has ended by now.
+    Forgotten,
 }
 
 /// The results of a call to start a machine.
@@ -270,6 +272,13 @@ pub(super) fn next(phase: &Phase, event: &HostEvent) -> Result<Phase, IllegalEve
             Preparing { .. } | Launching { .. } | Booting { .. } | Ready { .. } | Draining { .. } => Err(IllegalEvent),
             Suspending { .. } | Suspended | Resuming { .. } => Err(IllegalEvent),
         },
+        HostEvent::Forgotten => match phase {
+            Terminating { .. } => Ok(Terminated),
+            // It went first.
+            Terminated => unchanged(),
+            Preparing { .. } | Launching { .. } | Booting { .. } | Ready { .. } | Draining { .. } => Err(IllegalEvent),
+            Suspending { .. } | Suspended | Resuming { .. } => Err(IllegalEvent),
+        },
         HostEvent::Gone => match phase {
             // The machine ended before its agent attached. Its console output may still be available.
             Preparing { .. } => Ok(Terminating { call: false, tries: 0, console: true }),
@@ -371,6 +380,7 @@ impl HostEvent {
             Self::TerminateEnded { gone: true } => "terminated",
             Self::TerminateEnded { gone: false } => "not terminated yet",
             Self::Gone => "gone",
+            Self::Forgotten => "forgotten",
         }
     }
 }

@@ -39,6 +39,9 @@ impl Core {
                 reclaimed: false,
                 chosen: None,
             };
+            if let Some(at) = live.host.forgotten {
+                self.timers.set(Timer::Forget(id.clone()), at);
+            }
             self.hosts.insert(id.clone(), live);
             match phase {
                 Phase::Preparing { number } => {

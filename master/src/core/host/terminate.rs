@@ -92,6 +92,7 @@ impl Core {
             Timer::CallAgain(id.clone()),
             Timer::Suspension(id.clone()),
             Timer::Console(id.clone()),
+            Timer::Forget(id.clone()),
             Timer::Reclaim(id.clone()),
         ] {
             self.timers.clear(&timer);

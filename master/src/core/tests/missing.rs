@@ -137,7 +137,7 @@ fn a_latent_worker_is_reported_missing_once_for_all_of_its_hosts() {
 }
 
 #[test]
-fn a_worker_that_is_quarantined_is_missed() {
+fn a_worker_whose_hosts_do_not_start_is_reported_once() {
     let mut bench = Bench::quietly(plan(vec![watched(latent("l"))]));
     bench.submit_with(on("l"), 1);
     bench.hush();
@@ -147,7 +147,7 @@ fn a_worker_that_is_quarantined_is_missed() {
         bench.event("start ended: rejected", Event::StartEnded { host, number: 0, result });
         bench.pass(100);
     }
-    bench.check("missing_quarantined");
+    bench.check("missing_failed_starts");
 }
 
 #[test]

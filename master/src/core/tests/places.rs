@@ -1,5 +1,6 @@
 //! Places that refuse everybody, alternatives without room, and builds that wait for either.
 
+use super::super::event::Reply;
 use super::super::event::{Listing, StartError, UnlistedPlace};
 use super::super::view::PlaceState;
 use super::*;
@@ -262,4 +263,60 @@ fn templates_are_woken_by_preference_and_then_by_the_rule_among_equals() {
     assert!(why.contains("chosen by prefer = 5"), "{why}");
     assert_eq!(woken(AmongEquals::Spread).0, ["z1", "a1", "b1", "a2"]);
     assert_eq!(woken(AmongEquals::Cheapest).0, ["z1", "b1", "b2", "a1"]);
+}
+
+fn forget(bench: &mut Bench, worker: &str) -> String {
+    let host = bench.host(worker);
+    bench.hush();
+    bench.event("forget", Event::Command { request: RequestId(9), command: Command::ForgetHost(host) });
+    std::mem::take(&mut bench.text)
+}
+
+#[test]
+fn a_host_that_is_given_up_frees_its_worker_and_is_an_orphan_if_it_is_seen_again() {
+    let mut bench = Bench::quietly(plan(vec![there("a", "east")]));
+    bench.submit(on("a"));
+    bench.started("a");
+    let host = bench.host("a");
+    let text = forget(&mut bench, "a");
+    assert!(text.contains(&format!("{:?}", Reply::Done)) && text.contains("terminated"), "{text}");
+    assert!(!bench.core.hosts.contains_key(&host));
+    assert!(bench.core.workers[&name("a")].host.is_some(), "its build has another host");
+}
+
+#[test]
+fn a_host_whose_agent_is_attached_is_not_given_up_and_its_attempts_wait_for_lease_and_grace() {
+    let mut bench = Bench::quietly(plan(vec![there("a", "east")]));
+    bench.submit(on("a"));
+    bench.wake("a");
+    bench.report("a", picture(1, 1, 1, 0, None));
+    let text = forget(&mut bench, "a");
+    assert!(text.contains("is attached"), "{text}");
+    bench.restart();
+    let host = bench.host("a");
+    forget(&mut bench, "a");
+    let plan = bench.plan.workers[&name("a")].clone();
+    let most = plan.lease.unwrap() + plan.grace;
+    bench.pass(most.as_secs() - 1);
+    let runs = |bench: &Bench| bench.core.builds[&BuildId(1)].status.attempts[0].ended.is_none();
+    assert!(runs(&bench) && bench.core.hosts.contains_key(&host), "its agent may still run it");
+    bench.restart();
+    bench.pass(60);
+    assert!(!runs(&bench) && !bench.core.hosts.contains_key(&host), "{}", bench.text);
+    assert!(bench.core.builds[&BuildId(1)].status.end.is_none(), "it is tried again");
+    assert!(bench.core.builds[&BuildId(1)].status.attempts[0].excused);
+}
+
+#[test]
+fn a_place_is_given_up_with_its_hosts() {
+    let mut bench = Bench::quietly(plan(vec![there("a", "east"), there("b", "west")]));
+    bench.submit(on("a"));
+    bench.submit(on("b"));
+    let west = bench.host("b");
+    let place = bench.core.place_views().into_iter().find(|view| view.name == "east").unwrap();
+    let gone = bench.host("a");
+    bench.hush();
+    bench.event("forget", Event::Command { request: RequestId(9), command: Command::ForgetPlace(place.id) });
+    assert!(bench.text.contains("forget east"), "{}", bench.text);
+    assert!(!bench.core.hosts.contains_key(&gone) && bench.core.hosts.contains_key(&west));
 }
