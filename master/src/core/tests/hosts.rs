@@ -300,7 +300,7 @@ fn an_orphan_is_terminated_and_a_failed_list_proves_nothing() {
     };
     let provider = ProviderKind::Ec2;
     bench.event("listed: i-0", Event::Listed { provider, result: Ok(vec![orphan.clone()].into()) });
-    bench.event("listed: error", Event::Listed { provider, result: Err("down".to_owned().into()) });
+    bench.event("listed: error", Event::Listed { provider, result: Err("down".to_owned()) });
     bench.pass(91);
     bench.event("listed: i-0", Event::Listed { provider, result: Ok(vec![orphan].into()) });
     bench.check("orphan");

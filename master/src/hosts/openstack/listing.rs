@@ -6,7 +6,7 @@ use super::error::CloudError;
 use super::extras::{self, Alive};
 use super::servers::{self, Server, Status};
 use super::{Servers, Shared, identity_of};
-use crate::core::event::{Listing, Termination, UnlistedPlace};
+use crate::core::event::{ListedHost, Listing, Termination, UnlistedPlace};
 use futures_util::future::join_all;
 use rouse_shared::HostId;
 use std::collections::BTreeSet;
@@ -52,9 +52,8 @@ impl Servers {
                 }
             }
         }
-        if !unheard.is_empty() {
-            // TODO(places): by place
-            let unlisted = unheard.into_iter().map(|why| UnlistedPlace { place: None, why }).collect();
+        if !failures.is_empty() {
+            let unlisted = failures.into_iter().map(|why| UnlistedPlace { place: None, why }).collect();
             return Ok(Listing { machines: listed, unlisted });
         }
         let there: BTreeSet<&str> = listed.iter().map(|machine| machine.handle.as_str()).collect();

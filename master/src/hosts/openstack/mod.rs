@@ -349,7 +349,7 @@ impl Provider for Servers {
             return Err(StartError::Rejected(format!("worker {} has no [worker.openstack] any more", host.worker)));
         };
         let cloud = cloud.map_err(StartError::Place)?;
-        order::prepare(&cloud, &config, &self.shared.stamp, host, &boot).await
+        order::prepare(&cloud, &config, &self.shared.tag, host, &boot).await
     }
 
     async fn start(&self, host: &Host) -> Result<Started, StartError> {

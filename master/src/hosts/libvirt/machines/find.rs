@@ -214,7 +214,7 @@ impl Inner {
         if let Err(why) = self.clean(&tag) {
             warn!("{why}");
         }
-        self.forget(uuid, &stamp.host);
+        self.forget(uuid, &tag.host);
         Ok(Some(Death { host, why: why.to_owned(), reclaimed: false }))
     }
 
