@@ -15,7 +15,8 @@ use std::time::Duration;
 /// Without a lease, an agent kills its builds if its link has been down for this long.
 pub(super) const LINK_PATIENCE: Duration = Duration::from_secs(600);
 
-/// Grace and keepalive interval for the agent of a worker that is no longer in the configuration: the defaults.
+/// Lease, grace and keepalive interval for the agent of a worker that is no longer in the configuration: the defaults.
+const WINDING_UP_LEASE: Duration = Duration::from_secs(60);
 const WINDING_UP_GRACE: Duration = Duration::from_secs(600);
 pub(super) const WINDING_UP_KEEPALIVE: Duration = Duration::from_secs(10);
 /// Number of previous runs of an agent that a session remembers.
@@ -244,6 +245,9 @@ impl Core {
         // A worker that is no longer in the configuration keeps the terms that it had.
         if let Some(plan) = &plan {
             live.session.lease_ms = plan.lease.map(millis);
+        } else if worker.host.is_some() {
+            // Without a lease its machine would never power itself off if this master went away for good.
+            live.session.lease_ms.get_or_insert(millis(WINDING_UP_LEASE));
         }
         let lease_ms = live.session.lease_ms;
         let grace = plan.as_ref().map_or(WINDING_UP_GRACE, |p| p.grace);
