@@ -185,7 +185,7 @@ const AUDIT_COLUMNS = ["Difference", "Provider", "Machine", "Host", "Reason"];
 const ATTEMPT_COLUMNS = ["Attempt", "State", "Worker", "Host", "Assigned", "Took", "Reason"];
 const STEP_COLUMNS = ["Step", "State", "Started", "Took", "Log"];
 
-const model = { workers: [], builds: [], hosts: [], audit: null, health: null, mails: [] };
+const model = { workers: [], builds: [], hosts: [], audit: null, health: null, mails: [], places: [] };
 
 function describeLoad(worker) {
   const { vitals, facts } = worker;
@@ -286,6 +286,10 @@ function renderAudit() {
 function renderAttention() {
   const items = [];
   if (model.health?.error) items.push([model.health.error]);
+  for (const place of model.places) {
+    if (place.state !== "pausing") continue;
+    items.push([el("strong", {}, place.name), ` (${place.provider}) `, stateBadge(place.state), " for ", timeElement(place.since, "for"), ": no hosts are started there; builds wait. ", place.reason ?? "", " Next probe ", timeElement(place.next_probe, "in")]);
+  }
   for (const w of model.workers) {
     if (["missing", "backoff"].includes(w.state)) {
       items.push([el("strong", {}, w.name), " ", stateBadge(w.state), " for ", timeElement(w.since, "for"), w.last_failure ? `: ${w.last_failure}` : ""]);
@@ -341,6 +345,7 @@ const pollers = {
       model.health = { ...model.health, error: error.message };
     }
     model.mails = await get("/api/mails");
+    model.places = await get("/api/places");
     renderAttention();
   }),
   build: throttled(async () => { if (route.id) await loadBuild(route.id); }),
