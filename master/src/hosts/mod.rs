@@ -2,6 +2,8 @@
 //! its line in [`Hosts::provider`], and one line in the contract suite. Retries, caps, timeouts, mail and naming are the
 //! core's business.
 
+#[cfg(any(feature = "ec2", feature = "openstack"))]
+mod clock_skew;
 #[cfg(feature = "ec2")]
 pub mod ec2;
 #[cfg(feature = "libvirt")]

@@ -185,7 +185,7 @@ impl Provider for Processes {
         let spec = host.launch.as_ref().map_or("", |o| &o.spec);
         let Spec { agent, boot } = serde_json::from_str(spec)
             .map_err(|e| StartError::Rejected(format!("the order of host {} is not readable: {e}", host.id)))?;
-        if let Some(found) = self.find(&host.id).await.map_err(|e| transient("look for a running agent", e))? {
+        if let Some(found) = self.find(&host.id).await.map_err(|e| failed("look for a running agent", &e))? {
             self.watch(host.id.clone(), &found);
             return Ok(Started { handle: found.handle(), identity: None });
         }
@@ -209,8 +209,8 @@ impl Provider for Processes {
             log.write_all(begin_mark(&host.id).as_bytes())?;
             Ok((boot_path, log))
         };
-        let (boot_path, log) = prepare().map_err(|e| transient(&format!("prepare {}", dir.display()), e))?;
-        let errors = log.try_clone().map_err(|e| transient("duplicate the agent's log", e))?;
+        let (boot_path, log) = prepare().map_err(|e| failed(&format!("prepare {}", dir.display()), &e))?;
+        let errors = log.try_clone().map_err(|e| failed("duplicate the agent's log", &e))?;
         let mut command = tokio::process::Command::new(&program);
         command
             .env_clear()
@@ -230,11 +230,7 @@ impl Provider for Processes {
         unsafe {
             command.pre_exec(|| if libc::setsid() == -1 { Err(io::Error::last_os_error()) } else { Ok(()) });
         }
-        let mut child = command.spawn().map_err(|error| {
-            let text = format!("cannot run {}: {error}", program.display());
-            let refused = matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::NotFound);
-            if refused { StartError::Rejected(text) } else { StartError::Transient(text) }
-        })?;
+        let mut child = command.spawn().map_err(|error| failed(&format!("run {}", program.display()), &error))?;
         let pid = child.id().and_then(|pid| i32::try_from(pid).ok());
         let started = pid.and_then(|pid| stamped::started(pid).ok()).unwrap_or(0);
         lock(&self.watched).insert(host.id.clone());
@@ -301,6 +297,20 @@ impl Provider for Processes {
             Some((_, own)) => own.to_owned(),
             None => text,
         })
+    }
+}
+
+/// What an error of the system means for a start.
+fn failed(what: &str, error: &io::Error) -> StartError {
+    let text = format!("cannot {what}: {error}");
+    match error.kind() {
+        io::ErrorKind::PermissionDenied | io::ErrorKind::NotFound => StartError::Rejected(text),
+        // Of processes there are as many as the system allows, or the user.
+        io::ErrorKind::StorageFull | io::ErrorKind::OutOfMemory | io::ErrorKind::WouldBlock => {
+            StartError::Capacity(text)
+        }
+        io::ErrorKind::QuotaExceeded => StartError::Quota(text),
+        _ => StartError::Transient(text),
     }
 }
 

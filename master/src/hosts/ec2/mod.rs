@@ -6,6 +6,7 @@
 
 mod attach;
 mod client;
+mod codes;
 mod console;
 mod error;
 mod identity;
@@ -173,7 +174,7 @@ impl Ec2 {
             let found = terminate::instances_of(client, &host.id).await.map_err(|e| StartError::Unknown(e.text))?;
             return found.into_iter().next().map(|i| i.id).ok_or_else(|| error.of_start(more));
         }
-        if spec.spot.is_some() && matches!(error.kind, Kind::Capacity | Kind::NotHere) {
+        if spec.spot.is_some() && matches!(error.kind, Kind::Capacity | Kind::Quota | Kind::NotHere) {
             match terminate::give_up_requests(client, &host.id).await {
                 Ok(Some(status)) => error.text = format!("{}; the spot request: {status}", error.text),
                 Ok(None) => {}

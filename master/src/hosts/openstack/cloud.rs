@@ -1,7 +1,7 @@
 //! A client of one cloud: a token that is renewed in time, the catalogue, and calls that keep to the cloud's rate limits.
 
 use super::account::Account;
-use super::error::CloudError;
+use super::error::{Answer, CloudError};
 use super::keystone::{self, Session};
 use crate::clock;
 use reqwest::header::{DATE, HeaderMap, RETRY_AFTER};
@@ -27,7 +27,7 @@ const PAUSE: Duration = Duration::from_millis(500);
 const PAGES: usize = 1_000;
 /// The version of Nova's API that everything here is written for (2017, Pike): networks are given or "auto" (2.37), and
 /// the events of an action are told to its owner (2.51).
-const COMPUTE_VERSION: &str = "2.53";
+pub(super) const COMPUTE_VERSION: &str = "2.53";
 
 /// Which of the cloud's services.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -321,7 +321,10 @@ impl Cloud {
                 CloudError::Refused { status: 413, .. } => asked.is_some(),
                 CloudError::Refused { status: 500 | 502..=504, .. } | CloudError::Lost(_) => changes_nothing,
                 CloudError::Unreachable(_) => changes_nothing && tried == 1,
-                CloudError::Refused { .. } | CloudError::Auth(_) | CloudError::Misconfigured(_) => false,
+                CloudError::Refused { .. }
+                | CloudError::Auth(_)
+                | CloudError::NotReady(_)
+                | CloudError::Misconfigured(_) => false,
             };
             let wait = asked.unwrap_or(pause);
             if last || !again || waited + wait > PATIENCE {
@@ -365,25 +368,11 @@ async fn body(response: Response) -> Result<Value, CloudError> {
 
 /// What an answer says is wrong.
 async fn refusal(service: Service, response: Response) -> CloudError {
-    let status = response.status();
-    let place = response.url().path().to_owned();
-    let bytes = response.bytes().await.unwrap_or_default();
-    let told = words(&bytes).unwrap_or_else(|| place.clone());
-    let text = format!("{} answered {}: {told}", service.name(), status.as_u16());
-    match status {
-        StatusCode::UNAUTHORIZED => CloudError::Auth(text),
-        StatusCode::NOT_ACCEPTABLE if service == Service::Compute => {
-            CloudError::Misconfigured(format!("Nova does not support version {COMPUTE_VERSION} of its API ({told})"))
-        }
-        status => CloudError::Refused { status: status.as_u16(), text },
-    }
-}
-
-/// The message in an error's body: OpenStack wraps it in an object with one key, named after the kind of error.
-pub(super) fn words(bytes: &[u8]) -> Option<String> {
-    let body: Value = serde_json::from_slice(bytes).ok()?;
-    let message = |value: &Value| value["message"].as_str().filter(|text| !text.is_empty()).map(str::to_owned);
-    message(&body).or_else(|| body.as_object()?.values().find_map(message))
+    let (status, path) = (response.status().as_u16(), response.url().path().to_owned());
+    let asks_to_wait = response.headers().contains_key(RETRY_AFTER);
+    let date = response.headers().get(DATE).and_then(|date| date.to_str().ok()).map(str::to_owned);
+    let body = response.bytes().await.unwrap_or_default();
+    CloudError::of_answer(&Answer { service, status, date: date.as_deref(), asks_to_wait, path: &path, body: &body })
 }
 
 /// What to say where no answer came.

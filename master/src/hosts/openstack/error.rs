@@ -1,6 +1,9 @@
 //! What can go wrong with a call to a cloud, told apart by what it proves.
 
+use super::cloud::{COMPUTE_VERSION, Service};
 use crate::core::event::StartError;
+use crate::hosts::clock_skew;
+use serde_json::Value;
 
 /// Why a call has no result.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -8,26 +11,130 @@ pub enum CloudError {
     /// There was no connection: nothing was asked for.
     #[error("{0}")]
     Unreachable(String),
-    /// It was asked for, and no whole answer came: it may have been done.
+    /// It was asked for, and no whole answer came, or none of the service's own: it may have been done.
     #[error("{0}")]
     Lost(String),
-    /// The service's answer: its status, and what it says.
+    /// The service's answer: its status, what it says, and what it refuses for.
     #[error("{text}")]
     Refused {
         /// HTTP's number.
         status: u16,
+        /// What it refuses for.
+        cause: Cause,
         /// In its own words.
         text: String,
     },
     /// Keystone rejects our credentials, or a service rejects Keystone's token.
     #[error("{0}")]
     Auth(String),
+    /// What is asked for is there, and not ready for it yet. Nothing was made.
+    #[error("{0}")]
+    NotReady(String),
     /// The cloud or our configuration lacks something: no such service, no such network.
     #[error("{0}")]
     Misconfigured(String),
 }
 
+/// What a service refuses a call for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Cause {
+    /// A quota of the project, whichever service counts it.
+    Quota,
+    /// There is no room in the cloud: no host, no free address.
+    NoRoom,
+    /// Too many calls at a time.
+    Throttled,
+    /// What was asked for is not ready yet.
+    NotReady,
+    /// Any other.
+    Other,
+}
+
+impl Cause {
+    /// What the words of a refusal, or of a server's fault, tell of. OpenStack has no other way to say that a quota is
+    /// used up: each service has its own status, and Nova passes on those of the others. None for all other words.
+    pub fn of_words(words: &str) -> Option<Self> {
+        let words = words.to_lowercase();
+        let has = |parts: &[&str]| parts.iter().any(|part| words.contains(part));
+        // Forbidden by a rule, whatever the rule is about.
+        if has(&["policy doesn't allow", "policy does not allow", "disallowed by policy"]) {
+            return None;
+        }
+        let counted = has(&["maximum number of"]) && !has(&["maximum number of retries"]);
+        if counted || has(&["quota", "limit exceeded", "limitexceeded", "overlimit"]) {
+            return Some(Self::Quota);
+        }
+        let addresses = has(&["no more", "no free"]) && has(&["ip address", "ips ", "fixed ip", "floating ip"]);
+        if addresses || has(&["no valid host", "not enough hosts", "ipaddressgenerationfailure"]) {
+            return Some(Self::NoRoom);
+        }
+        if has(&["is not active", "not in active state", "failed to allocate the network"]) {
+            return Some(Self::NotReady);
+        }
+        None
+    }
+
+    /// As an error of a start that has made nothing; none for a cause that is not known.
+    pub fn of_start(self, text: String) -> Option<StartError> {
+        match self {
+            Self::Quota => Some(StartError::Quota(text)),
+            Self::NoRoom => Some(StartError::Capacity(text)),
+            Self::Throttled | Self::NotReady => Some(StartError::Place(text)),
+            Self::Other => None,
+        }
+    }
+}
+
+/// An answer that is not what was asked for.
+pub(super) struct Answer<'a> {
+    /// Whose.
+    pub(super) service: Service,
+    /// HTTP's number.
+    pub(super) status: u16,
+    /// Its header of this name.
+    pub(super) date: Option<&'a str>,
+    /// Whether it says when to come back.
+    pub(super) asks_to_wait: bool,
+    /// The path that was asked for.
+    pub(super) path: &'a str,
+    /// The whole body.
+    pub(super) body: &'a [u8],
+}
+
 impl CloudError {
+    /// What an answer says is wrong.
+    pub(super) fn of_answer(answer: &Answer<'_>) -> Self {
+        let Answer { service, status, date, asks_to_wait, path, body } = *answer;
+        let told = words(body);
+        let mut text = format!("{} answered {status}: {}", service.name(), told.as_deref().unwrap_or(path));
+        let is_login = matches!(status, 401 | 403);
+        if is_login {
+            text.push_str(&clock_skew::remark(date));
+        }
+        // A page of something in between. Glance has pages of its own.
+        let is_own = is_json(body) || service == Service::Image;
+        let cause = match status {
+            429 => Cause::Throttled,
+            413 if asks_to_wait => Cause::Throttled,
+            401 | 404 | 500.. => Cause::Other,
+            // Without a time to come back older clouds mean the quota by it.
+            413 => Cause::Quota,
+            _ => told.and_then(|_| Cause::of_words(&all_words(body))).unwrap_or(Cause::Other),
+        };
+        match (status, cause) {
+            (401, _) => Self::Auth(text),
+            (_, Cause::NotReady) => Self::NotReady(text),
+            (406, _) if service == Service::Compute => Self::Misconfigured(format!(
+                "Nova does not support version {COMPUTE_VERSION} of its API ({})",
+                words(body).as_deref().unwrap_or(path)
+            )),
+            (_, Cause::Other) if !is_own && !is_login && status < 500 => {
+                Self::Lost(format!("{text}, and the answer is not {}'s", service.name()))
+            }
+            (status, cause) => Self::Refused { status, cause, text },
+        }
+    }
+
     /// Whether what was asked for does not exist.
     pub fn is_missing(&self) -> bool {
         matches!(self, Self::Refused { status: 404, .. })
@@ -38,7 +145,7 @@ impl CloudError {
         match self {
             Self::Lost(_) => true,
             Self::Refused { status, .. } => *status >= 500,
-            Self::Unreachable(_) | Self::Auth(_) | Self::Misconfigured(_) => false,
+            Self::Unreachable(_) | Self::Auth(_) | Self::NotReady(_) | Self::Misconfigured(_) => false,
         }
     }
 
@@ -46,11 +153,43 @@ impl CloudError {
     pub fn before_start(self) -> StartError {
         let text = self.to_string();
         match self {
-            Self::Unreachable(_) | Self::Lost(_) | Self::Auth(_) => StartError::Place(text),
+            Self::Unreachable(_) | Self::Lost(_) | Self::Auth(_) | Self::NotReady(_) => StartError::Place(text),
             Self::Misconfigured(_) => StartError::Rejected(text),
-            Self::Refused { status: 403 | 408 | 413 | 429 | 500.., .. } => StartError::Place(text),
-            Self::Refused { status: 409, .. } => StartError::Transient(text),
-            Self::Refused { .. } => StartError::Rejected(text),
+            Self::Refused { status, cause, .. } => cause.of_start(text.clone()).unwrap_or(match status {
+                403 | 408 | 500.. => StartError::Place(text),
+                409 => StartError::Transient(text),
+                _ => StartError::Rejected(text),
+            }),
         }
     }
 }
+
+fn is_json(body: &[u8]) -> bool {
+    serde_json::from_slice::<Value>(body).is_ok()
+}
+
+/// The message in an error's body: OpenStack wraps it in an object with one key, named after the kind of error.
+pub(super) fn words(body: &[u8]) -> Option<String> {
+    let body: Value = serde_json::from_slice(body).ok()?;
+    let message = |value: &Value| value["message"].as_str().filter(|text| !text.is_empty()).map(str::to_owned);
+    message(&body).or_else(|| body.as_object()?.values().find_map(message))
+}
+
+/// The message with the name of its kind, which Neutron and Nova give beside it.
+fn all_words(body: &[u8]) -> String {
+    let parsed: Value = serde_json::from_slice(body).unwrap_or_default();
+    let mut all = words(body).unwrap_or_default();
+    for (key, value) in parsed.as_object().into_iter().flatten() {
+        all.push(' ');
+        all.push_str(key);
+        if let Some(kind) = value["type"].as_str() {
+            all.push(' ');
+            all.push_str(kind);
+        }
+    }
+    all
+}
+
+#[cfg(test)]
+#[path = "error_tests.rs"]
+mod tests;

@@ -116,6 +116,18 @@ pub(super) async fn dress(cloud: &Cloud, stamp: &OwnerTag, server: &Server) -> R
     Ok(())
 }
 
+/// Takes an address from a pool for a host's server that is not there yet; [`dress`] gives it to the server. May be repeated.
+///
+/// # Errors
+/// Where Neutron has none to give.
+pub(super) async fn reserve(cloud: &Cloud, stamp: &OwnerTag, pool: &str, host: &HostId) -> Result<(), CloudError> {
+    if addresses(cloud, stamp, &stamp.id, host).await?.is_empty() {
+        let wanted = json!({ "floating_network_id": pool, "description": label(stamp, host) });
+        cloud.post(Service::Network, "/floatingips", &json!({ "floatingip": wanted })).await?;
+    }
+    Ok(())
+}
+
 async fn addresses(cloud: &Cloud, stamp: &OwnerTag, master: &str, host: &HostId) -> Result<Vec<Value>, CloudError> {
     let (path, key) = Kind::Address.list();
     let all = cloud.list(Service::Network, path, key).await?;

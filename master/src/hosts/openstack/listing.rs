@@ -6,7 +6,7 @@ use super::error::CloudError;
 use super::extras::{self, Alive};
 use super::servers::{self, Server, Status};
 use super::{Servers, Shared, identity_of};
-use crate::core::event::{Listing, Termination, UnlistedPlace};
+use crate::core::event::{ListedHost, Listing, Termination, UnlistedPlace};
 use futures_util::future::join_all;
 use rouse_shared::HostId;
 use std::collections::BTreeSet;

@@ -26,7 +26,7 @@ use account::Account;
 use async_trait::async_trait;
 use cloud::{Cloud, Service};
 use clouds::Clouds;
-use error::CloudError;
+use error::{Cause, CloudError};
 pub use online::check;
 use order::Spec;
 use rouse_shared::boot::BootData;
@@ -161,6 +161,8 @@ impl Servers {
 fn unseen(problem: CloudError) -> StartError {
     match problem {
         CloudError::Auth(text) => StartError::Place(text),
+        // A rate limit, a 5xx, no answer: whoever asks there is told the same.
+        other if !matches!(other, CloudError::Misconfigured(_)) => StartError::Place(other.to_string()),
         other => StartError::Transient(other.to_string()),
     }
 }
@@ -200,10 +202,25 @@ impl Shared {
         Ok(first)
     }
 
-    /// Asks for the server. What becomes of the call when nobody waits for it any more is in doubt from its beginning.
+    /// Makes the server, and what it is to have that may be short.
     async fn make(&self, cloud: &Cloud, spec: &Spec, host: &Host) -> Result<String, StartError> {
         let noted = self.clouds.note(&spec.cloud);
         noted.map_err(|error| StartError::Transient(format!("cannot save where servers are made: {error}")))?;
+        let Some(pool) = spec.pool() else { return self.make_server(cloud, spec, host).await };
+        // Before the server: one without the address that it needs would never attach, and its image be blamed.
+        extras::reserve(cloud, &self.stamp, pool, &host.id).await.map_err(CloudError::before_start)?;
+        let made = self.make_server(cloud, spec, host).await;
+        if let Err(error) = &made
+            && !matches!(error, StartError::Unknown(_))
+            && let Err(problem) = extras::release(cloud, &self.stamp, &self.stamp.id, &host.id).await
+        {
+            tracing::warn!("the address of host {} was not given back, the audit does it: {problem}", host.id);
+        }
+        made
+    }
+
+    /// Asks for the server. What becomes of the call when nobody waits for it any more is in doubt from its beginning.
+    async fn make_server(&self, cloud: &Cloud, spec: &Spec, host: &Host) -> Result<String, StartError> {
         let doubted =
             self.state().doubts.insert(host.id.clone(), clock::now() + CALL_LIMIT + self.propagation_delay).is_some();
         let problem = match cloud.post(Service::Compute, "/servers", &json!({ "server": spec.server })).await {
@@ -228,19 +245,16 @@ impl Shared {
         self.state().doubts.remove(&host.id);
         let text = problem.to_string();
         Err(match problem {
-            // Nova's word for a lack of quota, and for what a policy forbids.
-            CloudError::Refused { status: 403, .. } => {
+            // Nova's word for a lack of quota, perhaps in another language, and for what a policy forbids.
+            CloudError::Refused { status: 403, cause: Cause::Other, .. } => {
                 let flavor = spec.server["flavorRef"].as_str().unwrap_or_default();
                 match servers::lacks_quota(cloud, flavor).await {
                     Ok(true) => StartError::Quota(text),
-                    Ok(false) => StartError::Place(text),
-                    Err(_) => StartError::Transient(text),
+                    Ok(false) | Err(_) => StartError::Place(text),
                 }
             }
-            // Without a time to come back older clouds mean the quota by it.
-            CloudError::Refused { status: 413, .. } => StartError::Quota(text),
             // More than one network to choose from, an address in use: it is not the time that makes it wrong.
-            CloudError::Refused { status: 409, .. } => StartError::Rejected(text),
+            CloudError::Refused { status: 409, cause: Cause::Other, .. } => StartError::Rejected(text),
             other => other.before_start(),
         })
     }
@@ -324,7 +338,9 @@ impl Shared {
             }
         }
         // A master that ends takes no more news; the next one looks for itself.
-        if self.deaths.send(Death { host: server.host.clone(), why: error.text().to_owned(), reclaimed: false }).await.is_err() {
+        let reclaimed = !matches!(error, StartError::Rejected(_));
+        let death = Death { host: server.host.clone(), why: error.text().to_owned(), reclaimed };
+        if self.deaths.send(death).await.is_err() {
             tracing::debug!("nobody was there to hear that host {} has failed", server.host);
         }
     }

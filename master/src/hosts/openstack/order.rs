@@ -168,9 +168,15 @@ pub(super) async fn network(cloud: &Cloud, given: &str, pool: bool) -> Result<St
     let (key, external) = (if is_uuid(given) { "id" } else { "name" }, if pool { "&router:external=true" } else { "" });
     let path = format!("/networks?{key}={}{external}", segment(given));
     let all = cloud.list(Service::Network, &path, "networks").await?;
-    let ids: Vec<&str> = all.iter().filter(|n| n[key] == *given).filter_map(|n| n["id"].as_str()).collect();
+    let found: Vec<&Value> = all.iter().filter(|network| network[key] == *given).collect();
+    let ids: Vec<&str> = found.iter().filter_map(|network| network["id"].as_str()).collect();
     match ids.as_slice() {
-        [id] => Ok((*id).to_owned()),
+        [id] => match found.iter().find_map(|network| network["status"].as_str()) {
+            Some(status) if status != "ACTIVE" => {
+                Err(CloudError::NotReady(format!("{what} {given:?} is not active: its status is {status}")))
+            }
+            Some(_) | None => Ok((*id).to_owned()),
+        },
         [] => Err(CloudError::Misconfigured(format!(
             "{what} {given:?} not found: this project has none with that id or name"
         ))),

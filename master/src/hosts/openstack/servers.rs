@@ -1,7 +1,7 @@
 //! Servers as Nova tells of them: how ours are stamped, found, judged and ended.
 
 use super::cloud::{Cloud, End, Service};
-use super::error::CloudError;
+use super::error::{Cause, CloudError};
 use super::order::segment;
 use crate::core::event::{Owner, StartError, Termination};
 use rouse_shared::HostId;
@@ -244,11 +244,14 @@ pub async fn end(cloud: &Cloud, stamp: &OwnerTag, id: &str, patience: Duration) 
     Ok(true)
 }
 
-/// Why a server is in error, as an error of its start. That no host was ever asked to build it is a lack of room; that
-/// one was, and failed, is a fault of what was to be built.
+/// Why a server is in error, as an error of its start. Where Nova's words do not say: that no host was ever asked to build
+/// it is a lack of room; that one was, and failed, is a fault of what was to be built.
 pub async fn failure(cloud: &Cloud, server: &Server) -> StartError {
     let fault = server.fault.as_deref().unwrap_or("Nova gives no reason");
     let text = format!("server {} is in error: {fault}", server.id);
+    if let Some(error) = Cause::of_words(fault).and_then(|cause| cause.of_start(text.clone())) {
+        return error;
+    }
     match was_built(cloud, &server.id).await {
         Ok(false) => StartError::Capacity(text),
         Ok(true) | Err(_) => StartError::Rejected(text),
