@@ -62,6 +62,9 @@ pub trait Provider: Send + Sync {
     /// # Errors
     /// If none of the places can be asked. A single place that cannot be is part of the listing.
     async fn list(&self) -> Result<Listing, String>;
+    /// The operator gives up a place, which may never be reached again: what is remembered of it is removed, so that it is
+    /// no longer listed. Does nothing while the configuration has it, under this name ([`Host::place`]).
+    fn forget_place(&self, _place: &str) {}
     /// Takes the hosts that a master which has just started finds in its ledger, and whose machines were made. A provider
     /// that reports deaths reports now which of them have ended in the meantime.
     fn expect(&self, _hosts: &[&Host]) {}

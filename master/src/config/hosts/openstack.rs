@@ -56,14 +56,15 @@ pub struct OpenstackConfig {
 }
 
 impl OpenstackConfig {
-    /// Where its hosts are made: cloud, project and region, as far as the section names them.
+    /// Where its hosts are made: cloud, account, project and region, as far as the section names them.
     pub fn place(&self) -> String {
         let cloud = self.cloud.as_ref().or(self.os_auth_url.as_ref());
         let mut place = cloud.map_or("the cloud of the environment", String::as_str).to_owned();
+        let user = self.os_username.as_ref().map(|name| format!("user {name}"));
         let project = self.os_tenant_name.as_ref().map(|name| format!("project {name}"));
         let credential = self.application_credential.as_ref().map(|(id, _)| format!("application credential {id}"));
         let region = self.os_region_name.as_ref().map(|name| format!("region {name}"));
-        for part in [project, credential, region].into_iter().flatten() {
+        for part in [user, project, credential, region].into_iter().flatten() {
             place.push_str(", ");
             place.push_str(&part);
         }

@@ -285,7 +285,7 @@ impl Provider for Ec2 {
         let spec = read(order).map_err(StartError::Rejected)?;
         let client = self.places.at(&spec.place).await.map_err(StartError::Place)?;
         self.places
-            .remember(&client.place)
+            .remember(&client.place, &host.place)
             .map_err(|error| StartError::Transient(format!("cannot save where hosts are: {error}")))?;
         let mut tries = 0;
         let instance = loop {
@@ -324,7 +324,14 @@ impl Provider for Ec2 {
     }
 
     async fn list(&self) -> Result<Listing, String> {
-        self.list_places().await.map(Listing::whole)
+        Ok(self.list_places().await)
+    }
+
+    fn forget_place(&self, place: &str) {
+        for place in self.places.give_up(place) {
+            self.watch.forget(&place);
+            lock(&self.seen).retain(|_, at| *at != place);
+        }
     }
 
     async fn terminate_listed(&self, listed: &ListedHost) -> Result<Termination, String> {

@@ -7,7 +7,7 @@ use super::list::tag;
 use super::order::{HOST_TAG, ID_TAG};
 use super::{Ec2, read};
 use crate::clock;
-use crate::core::event::{ListedHost, Termination};
+use crate::core::event::{ListedHost, Termination, UnlistedPlace};
 use crate::core::record::Host;
 use crate::sync::lock;
 use aws_sdk_ec2::types::{Filter, Instance, InstanceStateName, SpotInstanceRequest, SpotInstanceState};
@@ -145,10 +145,14 @@ impl Ec2 {
         let place = match known {
             Some(place) => place,
             None => {
-                self.list_places().await?;
-                match lock(&self.seen).get(&listed.handle).cloned() {
-                    Some(place) => place,
-                    None => return Ok(Termination::Gone),
+                let unlisted = self.list_places().await.unlisted;
+                match (lock(&self.seen).get(&listed.handle).cloned(), unlisted.first()) {
+                    (Some(place), _) => place,
+                    (None, None) => return Ok(Termination::Gone),
+                    (None, Some(UnlistedPlace { place, why })) => {
+                        let place = place.as_deref().unwrap_or("a place");
+                        return Err(format!("it may be in {place}, which cannot be listed: {why}"));
+                    }
                 }
             }
         };

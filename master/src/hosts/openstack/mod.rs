@@ -144,7 +144,7 @@ impl Servers {
             let section = Section { config: Arc::new(section.clone()), cloud: Err(String::new()) };
             match Account::of(&section.config, &|name| std::env::var(name).ok()) {
                 Ok(account) => {
-                    accounts.push(account);
+                    accounts.push((section.config.place(), account));
                     whose.push((worker.clone(), section));
                 }
                 Err(why) => drop(sections.insert(worker.clone(), Section { cloud: Err(why), ..section })),
@@ -204,7 +204,7 @@ impl Shared {
 
     /// Makes the server, and what it is to have that may be short.
     async fn make(&self, cloud: &Cloud, spec: &Spec, host: &Host) -> Result<String, StartError> {
-        let noted = self.clouds.note(&spec.cloud);
+        let noted = self.clouds.note(&spec.cloud, &host.place);
         noted.map_err(|error| StartError::Transient(format!("cannot save where servers are made: {error}")))?;
         let Some(pool) = spec.pool() else { return self.make_server(cloud, spec, host).await };
         // Before the server: one without the address that it needs would never attach, and its image be blamed.
@@ -295,9 +295,13 @@ impl Shared {
         });
     }
 
-    async fn watch_until_it_runs(&self, cloud: &Cloud, id: &str) {
+    async fn watch_until_it_runs(&self, cloud: &Arc<Cloud>, id: &str) {
         let mut pause = LOOK;
         for _ in 0..RUNNING_LOOKS {
+            // Nobody wants to hear of it any more.
+            if !self.clouds.knows(cloud) {
+                return;
+            }
             match servers::one(cloud, &self.stamp, id).await {
                 // It was deleted: by a stop, or by somebody else, which the audit finds.
                 Ok(None) => return,
@@ -424,7 +428,14 @@ impl Provider for Servers {
     }
 
     async fn list(&self) -> Result<Listing, String> {
-        self.list_clouds().await
+        Ok(self.list_clouds().await)
+    }
+
+    fn forget_place(&self, place: &str) {
+        let sections = self.shared.state().sections.clone();
+        if sections.values().all(|section| section.config.place() != place) {
+            self.shared.clouds.give_up(place);
+        }
     }
 
     async fn terminate_listed(&self, listed: &ListedHost) -> Result<Termination, String> {

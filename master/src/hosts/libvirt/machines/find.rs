@@ -18,6 +18,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 use tracing::{info, warn};
 use virt::connect::Connect;
 use virt::sys;
@@ -28,11 +29,25 @@ pub struct Listing {
     pub domains: Vec<(String, OwnerTag)>,
     /// Disks of a foreign's hosts that have no domain any more.
     pub leftovers: Vec<(PathBuf, disk::Owner)>,
-    /// The connections that could not be listed. Of leftovers nothing is known then: what they belong to may run there.
+    /// The connections that could not be listed. Of leftovers nothing is known if one of them is of this machine.
     pub unlisted: Vec<UnlistedPlace>,
 }
 
+/// How long the list of one connection may take, so that those of the others are told in time for an audit.
+const CONNECTION: Duration = Duration::from_secs(20);
+
 impl Inner {
+    /// Nobody wants to hear of a connection any more, unless the configuration has it.
+    pub fn forget_connection(&self, uri: &str) {
+        if self.is_configured(uri) {
+            return;
+        }
+        lock(&self.connections).remove(uri);
+        lock(&self.links).remove(uri);
+        lock(&self.kvm).remove(uri);
+        lock(&self.known).retain(|_, known| known.uri != uri);
+    }
+
     /// Every connection that may have hosts of ours.
     fn uris(&self) -> BTreeSet<String> {
         let configured: BTreeSet<String> = lock(&self.workers).values().map(|w| w.connection.clone()).collect();
@@ -57,7 +72,12 @@ impl Inner {
     /// Everything that bears our master's name, on all connections that answer.
     pub async fn list(self: &Arc<Self>) -> Result<Listing, String> {
         let uris = self.uris();
-        let lists = join_all(uris.iter().map(|uri| self.domains(uri))).await;
+        let lists = uris.iter().map(|uri| async move {
+            let late = || format!("no answer within {} s", CONNECTION.as_secs());
+            let list = tokio::time::timeout(CONNECTION, self.domains(uri)).await;
+            list.unwrap_or_else(|_| Err(LinkError::Unreachable(late())))
+        });
+        let lists = join_all(lists).await;
         let mut domains: Vec<(String, OwnerTag)> = Vec::new();
         let mut unlisted = Vec::new();
         for (uri, list) in uris.iter().zip(lists) {
@@ -79,7 +99,9 @@ impl Inner {
             domains.extend(list.into_iter().filter(|s| s.master == self.name()).map(|s| (s.uuid.clone(), s)));
         }
         self.warn_of_changed_bases();
-        if !unlisted.is_empty() {
+        // A disk of ours on this machine may be that of a domain which could not be listed. One of another machine has its
+        // disks there.
+        if unlisted.iter().any(|one| one.place.as_deref().is_none_or(connection_is_local)) {
             return Ok(Listing { domains, leftovers: Vec::new(), unlisted });
         }
         let live: BTreeSet<String> = domains.iter().map(|(_, stamp)| stamp.host.clone()).collect();
