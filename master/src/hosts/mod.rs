@@ -3,6 +3,8 @@
 //! core's business.
 
 #[cfg(any(feature = "ec2", feature = "openstack"))]
+mod alternatives;
+#[cfg(any(feature = "ec2", feature = "openstack"))]
 mod clock_skew;
 #[cfg(feature = "ec2")]
 pub mod ec2;

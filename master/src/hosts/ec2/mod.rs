@@ -21,6 +21,7 @@ mod suspend;
 mod terminate;
 mod watch;
 
+use super::alternatives::{self, Chosen};
 use super::{Death, Provider, user_data};
 use crate::config::{Config, Ec2Config};
 use crate::core::event::{ListedHost, Listing, StartError, Started, Suspension, Termination};
@@ -234,19 +235,17 @@ impl Provider for Ec2 {
         &self,
         host: &Host,
         number: u32,
-        _resting: &BTreeSet<String>,
+        resting: &BTreeSet<String>,
         boot: BootData,
     ) -> Result<LaunchSpec, StartError> {
         let section = self.section(&host.worker);
         let section = section.ok_or_else(|| StartError::Rejected("the worker has no [worker.ec2] any more".into()))?;
         let all = order::alternatives(&section);
-        let index = usize::try_from(number).unwrap_or(usize::MAX);
-        let alternative = all
-            .get(index)
-            .ok_or_else(|| StartError::Capacity("every type and zone of the worker has been tried".into()))?;
         let user_data = user_data::compose(&boot, section.user_data.as_deref(), order::USER_DATA_LIMIT)
             .map_err(|error| StartError::Rejected(error.to_string()))?;
         let client = self.places.client(&Login::of(&section)).await;
+        let Chosen { number, name, alternative, more } =
+            alternatives::choose(&all, number, resting, |one| one.name(&client.place.region))?;
         let image = image::resolve(&client, &section.image).await.map_err(ImageError::into_start)?;
         let zone = alternative.zone.as_ref().map(|letter| format!("{}{letter}", client.place.region));
         let market = match alternative.spot {
@@ -270,10 +269,10 @@ impl Provider for Ec2 {
             .map_err(|e| StartError::Rejected(format!("cannot serialize the order: {e}")))?;
         Ok(LaunchSpec {
             number,
-            alternative: String::new(),
+            alternative: name,
             image: image_id,
             spec: text,
-            more: index + 1 < all.len(),
+            more,
             fresh: false,
             identity: None,
             price,

@@ -39,6 +39,14 @@ pub struct Alternative {
     pub spot: bool,
 }
 
+impl Alternative {
+    /// What people call it, in this region: the same for all workers that would be given the same.
+    pub fn name(&self, region: &str) -> String {
+        let zone = self.zone.as_deref().unwrap_or_default();
+        format!("{} in {region}{zone}{}", self.kind, if self.spot { ", spot" } else { "" })
+    }
+}
+
 /// All that a section allows, in the order in which it is tried: every type in every zone, and where the section says so
 /// the same again on demand.
 pub fn alternatives(config: &Ec2Config) -> Vec<Alternative> {

@@ -355,8 +355,8 @@ impl Provider for Servers {
     async fn prepare(
         &self,
         host: &Host,
-        _number: u32,
-        _resting: &BTreeSet<String>,
+        number: u32,
+        resting: &BTreeSet<String>,
         boot: BootData,
     ) -> Result<LaunchSpec, StartError> {
         let section = self.shared.state().sections.get(&host.worker).cloned();
@@ -364,7 +364,7 @@ impl Provider for Servers {
             return Err(StartError::Rejected(format!("worker {} has no [worker.openstack] any more", host.worker)));
         };
         let cloud = cloud.map_err(StartError::Place)?;
-        order::prepare(&cloud, &config, &self.shared.stamp, host, &boot).await
+        order::prepare(&cloud, &config, &self.shared.stamp, host, (number, resting), &boot).await
     }
 
     async fn start(&self, host: &Host) -> Result<Started, StartError> {
