@@ -181,8 +181,7 @@ impl EventLoop {
     fn vouched(&self, worker: WorkerName, message: ToMaster) -> Event {
         if let ToMaster::Hello(hello) = &message
             && let Some(host) = self.config.hosts.get(&worker)
-            && let Some(provider) = self.doer.hosts.provider(host.provider())
-            && let Err(why) = provider.attest(&worker, hello)
+            && let Err(why) = self.doer.hosts.attest(host.provider(), &worker, hello)
         {
             return Event::AttestationFailed { worker, hello: hello.clone(), why };
         }

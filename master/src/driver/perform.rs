@@ -3,7 +3,7 @@
 
 use crate::broker::{LinkHandle, Outbound, Refusals};
 use crate::config::Config;
-use crate::core::event::{Change, Effect, Event, Level, Listing, Reply, RequestId, StartError};
+use crate::core::event::{Change, Effect, Event, Level, Listing, Reply, RequestId};
 use crate::core::plan::ProviderKind;
 use crate::core::record::Host;
 use crate::hosts::Hosts;
@@ -88,7 +88,7 @@ impl Executor {
                 self.spawn_call(async move {
                     let number = host.launch.as_ref().map_or(0, |o| o.number);
                     let result = hosts.call(host.provider, |p| p.start(&host)).await;
-                    let result = result.unwrap_or_else(|e| Err(e.into_start(StartError::Unknown)));
+                    let result = result.unwrap_or_else(|e| Err(e.of_start()));
                     Event::StartEnded { host: host.id, number, result }
                 });
             }
@@ -110,7 +110,7 @@ impl Executor {
                 let (hosts, boot) = (self.hosts.clone(), self.boot_data(&host, config));
                 self.spawn_call(async move {
                     let result = hosts.call(host.provider, |p| p.resume(&host, boot)).await;
-                    let result = result.unwrap_or_else(|e| Err(e.into_start(StartError::Unknown)));
+                    let result = result.unwrap_or_else(|e| Err(e.of_start()));
                     Event::ResumeEnded { host: host.id, result }
                 });
             }
@@ -211,8 +211,7 @@ impl Executor {
         let (hosts, boot) = (self.hosts.clone(), self.boot_data(&host, config));
         self.spawn_call(async move {
             let result = hosts.call(host.provider, |p| p.prepare(&host, number, &resting, boot)).await;
-            // It makes nothing, so it may be repeated.
-            let result = result.unwrap_or_else(|e| Err(e.into_start(StartError::Place)));
+            let result = result.unwrap_or_else(|e| Err(e.of_prepare()));
             Event::Prepared { host: host.id, number, result }
         });
     }
@@ -281,3 +280,7 @@ impl Executor {
 async fn list(hosts: &Hosts, provider: ProviderKind) -> Result<Listing, String> {
     hosts.call(provider, |p| p.list()).await.unwrap_or_else(|e| Err(e.into()))
 }
+
+#[cfg(test)]
+#[path = "perform_tests.rs"]
+mod tests;

@@ -24,11 +24,13 @@ use crate::core::event::{ListedHost, Listing, StartError, Started, Suspension, T
 use crate::core::plan::ProviderKind;
 use crate::core::record::{Host, HostState, LaunchSpec};
 use async_trait::async_trait;
+use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use rouse_shared::boot::BootData;
 use rouse_shared::message::Hello;
 use rouse_shared::{HostId, WorkerName};
 use std::collections::{BTreeMap, BTreeSet};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -94,14 +96,26 @@ pub enum UnansweredError {
     /// It did not answer within [`CALL_LIMIT`]; whether the call is carried out is unknown.
     #[error("no answer within {} s", CALL_LIMIT.as_secs())]
     Timeout,
+    /// A fault of rouse's own interrupted it; whether the call was carried out is unknown.
+    #[error("a fault in rouse interrupted it: its log has the place")]
+    Panicked,
 }
 
 impl UnansweredError {
-    /// As the error of a start; `timeout` says what a timeout means for it.
-    pub fn into_start(self, timeout: fn(String) -> StartError) -> StartError {
+    /// As the error of [`Provider::prepare`], which makes nothing and may be repeated.
+    pub fn of_prepare(self) -> StartError {
         match self {
             Self::Absent(_) => StartError::Rejected(self.to_string()),
-            Self::Timeout => timeout(self.to_string()),
+            Self::Timeout => StartError::Place(self.to_string()),
+            Self::Panicked => StartError::Transient(self.to_string()),
+        }
+    }
+
+    /// As the error of [`Provider::start`] and of [`Provider::resume`].
+    pub fn of_start(self) -> StartError {
+        match self {
+            Self::Absent(_) => StartError::Rejected(self.to_string()),
+            Self::Timeout | Self::Panicked => StartError::Unknown(self.to_string()),
         }
     }
 }
@@ -135,6 +149,9 @@ pub struct Hosts {
     libvirt: libvirt::Libvirt,
     #[cfg(feature = "openstack")]
     openstack: openstack::Servers,
+    /// Stands in for all of them, with less time to answer.
+    #[cfg(test)]
+    stand_in: Option<(Box<dyn Provider>, Duration)>,
 }
 
 impl Hosts {
@@ -158,11 +175,31 @@ impl Hosts {
             libvirt,
             #[cfg(feature = "openstack")]
             openstack,
+            #[cfg(test)]
+            stand_in: None,
         })
+    }
+
+    /// With another provider in place of all of them, which has `limit` to answer.
+    #[cfg(test)]
+    pub(crate) fn with_stand_in(self, stand_in: Box<dyn Provider>, limit: Duration) -> Self {
+        Self { stand_in: Some((stand_in, limit)), ..self }
+    }
+
+    fn limit(&self) -> Duration {
+        #[cfg(test)]
+        if let Some((_, limit)) = &self.stand_in {
+            return *limit;
+        }
+        CALL_LIMIT
     }
 
     /// The provider of a kind, if this build has it.
     pub fn provider(&self, kind: ProviderKind) -> Option<&dyn Provider> {
+        #[cfg(test)]
+        if let Some((stand_in, _)) = &self.stand_in {
+            return Some(stand_in.as_ref());
+        }
         match kind {
             ProviderKind::Process => Some(&self.process),
             #[cfg(feature = "ec2")]
@@ -180,17 +217,35 @@ impl Hosts {
         }
     }
 
-    /// Calls a provider, for [`CALL_LIMIT`] at most.
+    /// Calls a provider, for [`CALL_LIMIT`] at most. Whatever it does, this comes back: a core that waits for the answer
+    /// would wait for ever.
     ///
     /// # Errors
-    /// If this build does not have the provider, or it does not answer in time.
+    /// If this build does not have the provider, if it does not answer in time, or if it panics.
     pub async fn call<'a, T>(
         &'a self,
         kind: ProviderKind,
         call: impl FnOnce(&'a dyn Provider) -> BoxFuture<'a, T>,
     ) -> Result<T, UnansweredError> {
         let provider = self.provider(kind).ok_or(UnansweredError::Absent(kind))?;
-        tokio::time::timeout(CALL_LIMIT, call(provider)).await.map_err(|_| UnansweredError::Timeout)
+        guarded(self.limit(), async { call(provider).await }).await
+    }
+
+    /// [`Provider::attest`] of the provider of a kind. One that panics accepts nobody.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn attest(&self, kind: ProviderKind, worker: &WorkerName, hello: &Hello) -> Result<(), String> {
+        let Some(provider) = self.provider(kind) else { return Ok(()) };
+        let checked = catch_unwind(AssertUnwindSafe(|| provider.attest(worker, hello)));
+        checked.unwrap_or_else(|_| Err(UnansweredError::Panicked.to_string()))
+    }
+
+    /// The operator gives up a place: see [`Provider::forget_place`].
+    pub fn forget_place(&self, kind: ProviderKind, place: &str) {
+        if let Some(provider) = self.provider(kind) {
+            shielded(kind, || provider.forget_place(place));
+        }
     }
 
     /// Passes to the providers the hosts that are in the ledger when the master starts.
@@ -202,19 +257,37 @@ impl Hosts {
         }
         for (kind, hosts) in made {
             if let Some(provider) = self.provider(kind) {
-                provider.expect(&hosts);
+                shielded(kind, || provider.expect(&hosts));
             }
         }
     }
 
     /// Takes the workers' sections of a new configuration. Hosts that were ordered before are still stopped and listed.
     pub fn configure(&self, config: &Config) {
-        self.process.configure(config);
+        shielded(ProviderKind::Process, || self.process.configure(config));
         #[cfg(feature = "ec2")]
-        self.ec2.configure(config);
+        shielded(ProviderKind::Ec2, || self.ec2.configure(config));
         #[cfg(feature = "libvirt")]
-        self.libvirt.configure(config);
+        shielded(ProviderKind::Libvirt, || self.libvirt.configure(config));
         #[cfg(feature = "openstack")]
-        self.openstack.configure(config);
+        shielded(ProviderKind::Openstack, || self.openstack.configure(config));
+    }
+}
+
+/// A provider's call, until it is answered, its time is over, or it panics.
+async fn guarded<T>(limit: Duration, call: impl Future<Output = T>) -> Result<T, UnansweredError> {
+    match tokio::time::timeout(limit, AssertUnwindSafe(call).catch_unwind()).await {
+        Ok(Ok(answer)) => Ok(answer),
+        // The panic hook has logged it.
+        Ok(Err(_)) => Err(UnansweredError::Panicked),
+        Err(_) => Err(UnansweredError::Timeout),
+    }
+}
+
+/// Has a provider take notice of something. One that panics over it must not take the event loop with it, which the hosts
+/// of the others need.
+fn shielded(kind: ProviderKind, call: impl FnOnce()) {
+    if catch_unwind(AssertUnwindSafe(call)).is_err() {
+        tracing::error!("a fault in rouse: provider {} has not taken notice of it", kind.as_str());
     }
 }
