@@ -12,6 +12,7 @@ pub mod ec2;
 pub mod libvirt;
 pub mod libvirt_network;
 pub mod online;
+mod overdue;
 #[cfg(feature = "openstack")]
 pub mod openstack;
 #[cfg(any(feature = "libvirt", feature = "openstack"))]

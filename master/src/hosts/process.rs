@@ -6,6 +6,7 @@
 
 mod stamped;
 
+use super::overdue::Overdue;
 use super::{Death, Provider};
 use crate::clock;
 use crate::config::{Config, ProcessConfig};
@@ -56,6 +57,8 @@ pub struct Processes {
     watched: Mutex<BTreeSet<HostId>>,
     /// Hosts without an agent of which something is left, and since when.
     leftovers: Mutex<BTreeMap<HostId, Timestamp>>,
+    /// Hosts that were killed and of which something is left.
+    overdue: Overdue,
 }
 
 impl Processes {
@@ -73,6 +76,7 @@ impl Processes {
             deaths,
             watched: Mutex::default(),
             leftovers: Mutex::default(),
+            overdue: Overdue::default(),
         })
     }
 
@@ -124,6 +128,7 @@ impl Processes {
         if ours.is_empty() {
             lock(&self.watched).remove(host);
             lock(&self.leftovers).remove(host);
+            self.overdue.gone(host.as_str());
             let dir = self.host_dir(host);
             let shown = dir.display().to_string();
             return match beside(move || remove_dir(&dir)).await {
@@ -134,7 +139,14 @@ impl Processes {
         for process in self.to_kill(host, &ours) {
             kill(process).map_err(|e| format!("cannot kill process {}: {e}", process.pid))?;
         }
-        Ok(Termination::Requested)
+        match self.overdue.still_there(clock::now(), host.as_str()) {
+            None => Ok(Termination::Requested),
+            Some(taken) => {
+                let left: Vec<String> = ours.iter().map(|process| process.pid.to_string()).collect();
+                let (left, taken) = (left.join(", "), taken.as_secs());
+                Err(format!("its processes {left} have not ended within {taken} s: the system may not let them"))
+            }
+        }
     }
 
     /// The agent first and alone: its supervisors see it go, end what they run, and end themselves. Killing them too
@@ -181,7 +193,6 @@ impl Provider for Processes {
     }
 
     async fn start(&self, host: &Host) -> Result<Started, StartError> {
-        let transient = |what: &str, error: io::Error| StartError::Transient(format!("cannot {what}: {error}"));
         let spec = host.launch.as_ref().map_or("", |o| &o.spec);
         let Spec { agent, boot } = serde_json::from_str(spec)
             .map_err(|e| StartError::Rejected(format!("the order of host {} is not readable: {e}", host.id)))?;

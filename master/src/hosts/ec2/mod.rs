@@ -22,6 +22,7 @@ mod terminate;
 mod watch;
 
 use super::alternatives::{self, Chosen};
+use super::overdue::Overdue;
 use super::{Death, Provider, user_data};
 use crate::config::{Config, Ec2Config};
 use crate::core::event::{ListedHost, Listing, StartError, Started, Suspension, Termination};
@@ -76,6 +77,8 @@ pub struct Ec2 {
     workers: Mutex<BTreeMap<WorkerName, Worker>>,
     /// Where each machine of the last lists is, by its handle.
     seen: Mutex<BTreeMap<String, Place>>,
+    /// Hosts that AWS was asked to end and that have not ended.
+    overdue: Overdue,
     /// Hosts that are to be stopped and of which nothing was found, and since when.
     unseen: Mutex<BTreeMap<HostId, Timestamp>>,
     watch: Arc<Watch>,
@@ -119,6 +122,7 @@ impl Ec2 {
             dir,
             workers: Mutex::default(),
             seen: Mutex::default(),
+            overdue: Overdue::default(),
             unseen: Mutex::default(),
             watch: Watch::start(deaths),
             attaching: Arc::default(),

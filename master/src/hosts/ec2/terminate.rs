@@ -10,7 +10,12 @@ use crate::clock;
 use crate::core::event::{ListedHost, Termination, UnlistedPlace};
 use crate::core::record::Host;
 use crate::sync::lock;
+use aws_sdk_ec2::error::ProvideErrorMetadata as _;
 use aws_sdk_ec2::types::{Filter, Instance, InstanceStateName, SpotInstanceRequest, SpotInstanceState};
+
+/// What to do about an instance that AWS does not end for us.
+const PROTECTED: &str = "; it costs money until its termination protection (DisableApiTermination) is switched off: aws ec2 \
+                         modify-instance-attribute --no-disable-api-termination --instance-id ID";
 
 /// An instance, as far as stopping it goes.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -84,8 +89,15 @@ pub(super) fn is_open(request: &SpotInstanceRequest) -> bool {
 }
 
 async fn terminate(client: &Client, ids: Vec<String>) -> Result<(), CallError> {
+    let what = format!("terminate the instance {}", ids.join(", "));
     let call = client.ec2.terminate_instances().set_instance_ids(Some(ids));
-    call.send().await.map(drop).map_err(|e| told("terminate the instance", &e))
+    call.send().await.map(drop).map_err(|e| {
+        let mut error = told(&what, &e);
+        if e.code() == Some("OperationNotPermitted") {
+            error.text.push_str(PROTECTED);
+        }
+        error
+    })
 }
 
 impl Ec2 {
@@ -111,10 +123,18 @@ impl Ec2 {
         if !alive.is_empty() {
             let ending = |i: &Known| i.has_ended() || i.state == InstanceStateName::ShuttingDown;
             if !found.iter().all(ending) {
-                terminate(&client, alive).await.map_err(|e| e.text)?;
+                terminate(&client, alive.clone()).await.map_err(|e| e.text)?;
             }
-            return Ok(Termination::Requested);
+            return match self.overdue.still_there(clock::now(), host.id.as_str()) {
+                None => Ok(Termination::Requested),
+                Some(taken) => Err(format!(
+                    "AWS has not ended {} within {} s, which costs money; terminate it by hand, or ask AWS's support",
+                    alive.join(", "),
+                    taken.as_secs()
+                )),
+            };
         }
+        self.overdue.gone(host.id.as_str());
         if spec.spot.is_some() {
             give_up_requests(&client, &host.id).await.map_err(|e| e.text)?;
         }

@@ -16,6 +16,7 @@ mod online;
 mod order;
 mod servers;
 
+use super::overdue::Overdue;
 use super::{CALL_LIMIT, Death, Provider};
 use crate::clock;
 use crate::config::{Config, OpenstackConfig};
@@ -87,6 +88,8 @@ struct Shared {
     born: Timestamp,
     propagation_delay: Duration,
     clouds: Clouds,
+    /// Servers that Nova was asked to delete and that are still there.
+    overdue: Overdue,
     state: Mutex<State>,
 }
 
@@ -129,6 +132,7 @@ impl Servers {
             born: clock::now(),
             propagation_delay: options.propagation_delay,
             clouds,
+            overdue: Overdue::default(),
             state: Mutex::default(),
         };
         let new = Self { shared: Arc::new(shared) };
@@ -257,6 +261,19 @@ impl Shared {
             CloudError::Refused { status: 409, cause: Cause::Other, .. } => StartError::Rejected(text),
             other => other.before_start(),
         })
+    }
+
+    /// Nova was asked to delete a server, and still has it.
+    fn still_there(&self, server: &Server) -> Result<Termination, CloudError> {
+        let Some(taken) = self.overdue.still_there(clock::now(), &server.id) else { return Ok(Termination::Requested) };
+        let task = if server.task.is_empty() { "none" } else { &server.task };
+        let fault = server.fault.as_ref().map_or_else(String::new, |fault| format!(", its fault: {fault}"));
+        Err(CloudError::Misconfigured(format!(
+            "Nova has not deleted server {} within {} s (its task: {task}{fault}), which costs money; ask the operators of \
+             the cloud to reset its state",
+            server.id,
+            taken.as_secs()
+        )))
     }
 
     /// Waits until Nova has found a place for the server. One that has failed is ended, and its fault told.
@@ -405,15 +422,15 @@ impl Provider for Servers {
                 && server.master == shared.stamp.id
                 && servers::delete(&cloud, &shared.stamp, id).await? == Termination::Requested
             {
-                return Ok(Termination::Requested);
+                return shared.still_there(&server);
             }
             let others = servers::of_host(&cloud, &shared.stamp, &spec.name, &host.id).await?;
             for server in &others {
                 servers::delete(&cloud, &shared.stamp, &server.id).await?;
             }
-            if !others.is_empty() {
+            if let Some(first) = others.first() {
                 shared.has_come(host);
-                return Ok(Termination::Requested);
+                return shared.still_there(first);
             }
             if host.handle.is_none() && shared.is_in_doubt(host) {
                 return Ok(Termination::Requested);
@@ -422,6 +439,7 @@ impl Provider for Servers {
                 extras::release(&cloud, &shared.stamp, &shared.stamp.id, &host.id).await?;
             }
             shared.state().doubts.remove(&host.id);
+            shared.overdue.gone(host.handle.as_deref().unwrap_or_default());
             Ok(Termination::Gone)
         };
         stop.await.map_err(|problem: CloudError| problem.to_string())
