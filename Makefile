@@ -52,7 +52,7 @@ steady: ## each test with a real server 5 times beside busy processors, to find 
 	$(CARGO) build --locked --workspace --bins
 	tests/steady
 
-sim: ## the simulation over many seeds, optimised (ROUSE_SIM_SEEDS, default 100000; ROUSE_SIM_FROM; ROUSE_SIM_SEED: one, told)
+sim: ## the simulation over many seeds, optimised (ROUSE_SIM_SEEDS, default 100000; ROUSE_SIM_FROM; ROUSE_SIM_SEED: one, with its transcript)
 	ROUSE_SIM_SEEDS=$${ROUSE_SIM_SEEDS:-100000} \
 		$(CARGO) test --locked --profile sim -p rouse-tests --no-default-features --test sim -- --nocapture
 
@@ -102,7 +102,7 @@ unused:
 		echo "cargo-machete" && cargo-machete --skip-target-dir . ; \
 	fi
 
-# Where cargo-deny is not installed a person is told so, and CI fails. Known vulnerabilities are looked up in a database
+# If cargo-deny is not installed, a message says so, and CI fails. Known vulnerabilities are looked up in a database
 # that has to be fetched; without the network that part is left out, aloud, because no change of ours can bring it back.
 deny:
 	@if ! command -v cargo-deny >/dev/null; then \

@@ -60,7 +60,7 @@ struct Log {
 
 enum Item {
     Lines(String),
-    /// Asks to be told when everything before it is written.
+    /// Requests a message once everything before it is written.
     Flush(SyncSender<()>),
 }
 

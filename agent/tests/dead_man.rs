@@ -236,7 +236,7 @@ fn a_standing_machine_has_no_timer() {
     host.until("the latent one's power-off", |host| host.offs() > 0);
     std::thread::sleep(TWO);
     assert_eq!(host.offs(), 1, "the standing one's");
-    assert!(standing.try_wait().expect("asked").is_none(), "it goes on trying");
+    assert!(standing.try_wait().expect("asked").is_none(), "it keeps trying");
     standing.kill().expect("killed");
     standing.wait().expect("waited for");
 }

@@ -93,7 +93,7 @@ impl Agent {
     fn says(&mut self, what: &str) -> String {
         self.lines
             .find_map(|line| line.expect("text").strip_prefix(what).map(str::to_owned))
-            .unwrap_or_else(|| panic!("it never said {what}"))
+            .unwrap_or_else(|| panic!("it never printed {what}"))
     }
 }
 

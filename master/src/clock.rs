@@ -13,8 +13,8 @@ pub fn now() -> Timestamp {
     Timestamp(0) + wall + boot.saturating_sub(then)
 }
 
-/// Milliseconds since the Unix epoch as this machine has them now, steps included: what others hold against their own
-/// clock. Nothing is timed by it.
+/// The wall clock of this machine, steps included, in milliseconds since the Unix epoch. For comparison with other
+/// machines only; nothing is timed by it.
 pub fn wall() -> Timestamp {
     Timestamp(0) + wall_clock()
 }

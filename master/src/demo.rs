@@ -29,7 +29,7 @@ const IDLE: &str = "3s";
 struct Timeline(Vec<(&'static str, Timestamp)>);
 
 impl Timeline {
-    fn tell(&mut self, change: &Change) {
+    fn record(&mut self, change: &Change) {
         let (what, at) = match change {
             Change::Build { state, at, .. } => {
                 let what = match state {
@@ -66,7 +66,7 @@ impl Timeline {
     }
 
     fn print(&mut self) {
-        // What happens in one turn of the master has one time; the order of a life is told then.
+        // All events of one turn of the master have the same time, so the order of a host's life decides.
         let life =
             ["queued", "ordered", "booted", "attached", "first step", "done", "idle", "draining", "stopping", "gone"];
         self.0.sort_by_key(|(what, at)| (*at, life.iter().position(|known| known == what)));
@@ -107,7 +107,7 @@ fn make_dir() -> Result<PathBuf, MasterError> {
     Ok(dir)
 }
 
-/// Tells by `owner` whose the hosts are that it may have started.
+/// Runs the demo. Sets `owner` once hosts may have been started.
 async fn show(dir: &Path, source: Option<&Path>, owner: &mut Option<String>) -> Result<bool, MasterError> {
     let build = write_build(dir, source)?;
     let port = free_port()?;
@@ -119,7 +119,7 @@ async fn show(dir: &Path, source: Option<&Path>, owner: &mut Option<String>) -> 
         password = dir.display().to_string(),
     );
     let config = Config::parse(&text, Path::new("demo.toml"))
-        .map_err(|faults| MasterError::from(format!("the demo's configuration is invalid: {faults}")))?;
+        .map_err(|errors| MasterError::from(format!("the demo's configuration is invalid: {errors}")))?;
     eprintln!("rouse: starting a master with a private broker (a few seconds)");
     let mut interrupted = std::pin::pin!(interrupt());
     let master = tokio::select! {
@@ -171,7 +171,7 @@ async fn play(control: &Control, build: &Path, mut changes: broadcast::Receiver<
     let mut timeline = Timeline::default();
     let mut status: Option<std::process::ExitStatus> = None;
     let mut deadline = None;
-    let mut told = false;
+    let mut summarised = false;
     loop {
         let refused = status.is_some_and(|s| !s.success()) && timeline.0.is_empty();
         if refused || (status.is_some() && timeline.has("gone")) {
@@ -185,7 +185,7 @@ async fn play(control: &Control, build: &Path, mut changes: broadcast::Receiver<
         };
         tokio::select! {
             change = changes.recv() => match change {
-                Ok(change) => timeline.tell(&change),
+                Ok(change) => timeline.record(&change),
                 Err(_) => break,
             },
             ended = child.wait(), if status.is_none() => {
@@ -198,9 +198,9 @@ async fn play(control: &Control, build: &Path, mut changes: broadcast::Receiver<
             }
         }
         // After the build's own last words, which another process says.
-        if !told && status.is_some() && timeline.has("idle") && !timeline.has("gone") {
+        if !summarised && status.is_some() && timeline.has("idle") && !timeline.has("gone") {
             eprintln!("rouse: the host is idle; after {IDLE} without work it is terminated");
-            told = true;
+            summarised = true;
         }
     }
     timeline.print();

@@ -1,7 +1,7 @@
-//! Build logs on disk: each chunk is written at its offset and acknowledged after the write.
+//! Build logs on disk. Each chunk is written at its offset and acknowledged after that.
 //!
-//! A chunk that comes twice changes nothing; one that does not join on to what is there is dropped and the missing
-//! bytes are asked for again. File names are made of numbers of ours alone, never of what a peer sent.
+//! A repeated chunk changes nothing. A chunk that does not join what is there is dropped, and the missing bytes are
+//! requested again. File names consist of the master's own numbers, never of text from an agent.
 
 use crate::sync::lock;
 use rouse_shared::message::LogChunk;
@@ -15,14 +15,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use tokio::sync::watch;
 
-/// What became of a chunk.
+/// What happened to a chunk.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Written {
-    /// It is there now, or was before.
+    /// It is written, now or before.
     Yes,
-    /// Bytes before it are missing; the first of them.
+    /// Bytes before it are missing; the first missing byte.
     Gap(u64),
-    /// No such attempt runs, or it is another worker's, or there is no such step: dropped.
+    /// It was dropped: no such attempt runs, it belongs to another worker, or there is no such step.
     Unexpected,
 }
 
@@ -35,7 +35,7 @@ pub struct Logs {
 struct Inner {
     dir: PathBuf,
     open: Mutex<HashMap<AttemptId, Arc<Attempt>>>,
-    /// The lengths that logs should have, of attempts that have ended.
+    /// The final lengths of the logs of attempts that have ended.
     expected: Mutex<HashMap<AttemptId, Vec<u64>>>,
     unexpected: AtomicU64,
 }
@@ -45,20 +45,20 @@ struct Attempt {
     steps: Mutex<HashMap<u32, Arc<Step>>>,
 }
 
-/// Its length can be asked for while the disk is slow to take what is written.
+/// A step's log. Its length can be read while the disk is slow to write.
 struct Step {
-    /// Open once there is something to write.
+    /// Opened with the first chunk.
     file: Mutex<Option<File>>,
     length: watch::Sender<u64>,
 }
 
 impl Logs {
-    /// Logs below `dir`, which is made where it is missing.
+    /// Logs below `dir`, which is created if it does not exist.
     ///
     /// # Errors
-    /// Where it cannot be made.
+    /// If it cannot be created.
     pub fn new(dir: &Path) -> io::Result<Self> {
-        // What builds print is for those who may use the API.
+        // Only users of the API may read what builds print.
         fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
         let inner = Inner {
             dir: dir.to_owned(),
@@ -69,56 +69,58 @@ impl Logs {
         Ok(Self { inner: Arc::new(inner) })
     }
 
-    /// The highest number of a build that has a log here; 0 where none has.
+    /// The highest number of a build that has a log; 0 if none has.
     ///
     /// # Errors
-    /// Where the directory cannot be read.
+    /// If the directory cannot be read.
     pub fn highest_build(&self) -> io::Result<u64> {
         let Some(thousand) = highest_name(&self.inner.dir)? else { return Ok(0) };
         Ok(highest_name(&self.inner.dir.join(thousand.to_string()))?.unwrap_or(thousand * 1000))
     }
 
-    /// Where a step's log is; there is no file while it has no bytes.
+    /// The path of a step's log. The file does not exist as long as the log is empty.
     pub fn path(&self, attempt: AttemptId, step: u32) -> PathBuf {
         self.dir(attempt).join(format!("{step}.log"))
     }
 
     fn dir(&self, attempt: AttemptId) -> PathBuf {
-        // A thousand builds a folder: listing one stays quick.
+        // A thousand builds for each directory, which can be listed quickly.
         let build = attempt.build.0;
         self.inner.dir.join(format!("{}", build / 1000)).join(format!("{build}")).join(format!("{}", attempt.number))
     }
 
-    /// Takes chunks of this attempt from this worker from now on.
+    /// Accepts chunks of this attempt from this worker from now on.
     pub fn open(&self, attempt: AttemptId, worker: WorkerName) {
         let fresh = || Arc::new(Attempt { worker, steps: Mutex::default() });
         lock(&self.inner.open).entry(attempt).or_insert_with(fresh);
     }
 
-    /// Takes no more chunks of this attempt.
+    /// Accepts no more chunks of this attempt.
     pub fn close(&self, attempt: AttemptId) {
         lock(&self.inner.open).remove(&attempt);
         lock(&self.inner.expected).remove(&attempt);
     }
 
-    /// The attempt has ended and its logs should have these lengths, a step each: [`Logs::became_whole`] tells when.
+    /// Sets the final lengths of an attempt's logs, one for each step. [`Logs::became_whole`] reports when they are
+    /// reached.
     pub fn expect(&self, attempt: AttemptId, lengths: Vec<u64>) {
         lock(&self.inner.expected).insert(attempt, lengths);
     }
 
-    /// Whether an attempt's logs have the lengths that are expected of them; true once.
+    /// Whether an attempt's logs have reached their final lengths. Returns true once.
     pub fn became_whole(&self, attempt: AttemptId) -> bool {
         let mut expected = lock(&self.inner.expected);
         let whole = expected.get(&attempt).is_some_and(|lengths| self.missing(attempt, lengths).is_none());
         whole && expected.remove(&attempt).is_some()
     }
 
-    /// Chunks that were dropped since they belong to nothing that runs.
+    /// Number of chunks that were dropped because they belong to no running attempt.
     pub fn unexpected(&self) -> u64 {
         self.inner.unexpected.load(Ordering::Relaxed)
     }
 
-    /// How many bytes of a step's log are there; changes as chunks are written. Once the attempt is closed it stays.
+    /// The number of bytes of a step's log that are available. Changes as chunks are written, until the attempt is
+    /// closed.
     pub fn watch(&self, attempt: AttemptId, step: u32) -> watch::Receiver<u64> {
         let known = lock(&self.inner.open).get(&attempt).cloned();
         match known {
@@ -133,17 +135,17 @@ impl Logs {
 
     fn step(&self, id: AttemptId, attempt: &Attempt, number: u32) -> Arc<Step> {
         let fresh = || {
-            // Chunks join on to each other, so what a master before this one wrote has no holes.
+            // Chunks are only written if they join, so the log of an earlier master has no holes.
             let (length, _) = watch::channel(self.length_on_disk(id, number));
             Arc::new(Step { file: Mutex::default(), length })
         };
         lock(&attempt.steps).entry(number).or_insert_with(fresh).clone()
     }
 
-    /// Writes one chunk that this worker sent. Blocks for as long as the disk takes.
+    /// Writes a chunk from this worker. Blocks as long as the disk takes.
     ///
     /// # Errors
-    /// Where the disk does not take it: the chunk must not be acknowledged.
+    /// If the disk fails. Then the chunk must not be acknowledged.
     pub fn write(&self, worker: &WorkerName, chunk: &LogChunk) -> io::Result<Written> {
         let known = lock(&self.inner.open).get(&chunk.attempt).cloned();
         let unexpected = || {
@@ -156,7 +158,7 @@ impl Logs {
             return unexpected();
         }
         let step = self.step(chunk.attempt, &known, chunk.step);
-        // Held until the length says what was written: two writers at once would each think the other's bytes missing.
+        // Locked until the length is updated: otherwise two writers would each report the other's bytes as missing.
         let mut file = lock(&step.file);
         let there = *step.length.borrow();
         if chunk.offset > there {
@@ -178,7 +180,7 @@ impl Logs {
         Ok(Written::Yes)
     }
 
-    /// The first step whose log lacks bytes up to these lengths, and the first byte that it lacks.
+    /// The first step whose log is shorter than its final length, and the first missing byte.
     pub fn missing(&self, attempt: AttemptId, lengths: &[u64]) -> Option<(u32, u64)> {
         lengths.iter().zip(0_u32..).find_map(|(length, step)| {
             // A step that printed nothing has no file to look for.
@@ -188,7 +190,7 @@ impl Logs {
     }
 }
 
-/// The highest of the names in a directory that are numbers.
+/// The highest number among the names in a directory.
 fn highest_name(dir: &Path) -> io::Result<Option<u64>> {
     let mut highest = None;
     for entry in fs::read_dir(dir)? {

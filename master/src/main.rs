@@ -22,8 +22,8 @@ impl cli::Local for Program {
     fn master(&self, path: &Path) -> ExitCode {
         let config = match config::load(path) {
             Ok(config) => config,
-            Err(faults) => {
-                eprintln!("{faults}");
+            Err(errors) => {
+                eprintln!("{errors}");
                 return ExitCode::from(WRONG);
             }
         };
@@ -122,22 +122,22 @@ fn block_on<T>(work: impl Future<Output = Result<T, MasterError>>) -> Result<T, 
     result
 }
 
-/// The log's last lines, then the last word. Where nobody reads them the program ends all the same.
+/// Writes the last lines of the log, and then the error. The program ends even if nobody reads them.
 fn end(log: Log, result: Result<bool, MasterError>) -> ExitCode {
     let (code, failure) = match result {
         Ok(true) => (ExitCode::SUCCESS, None),
         Ok(false) => (ExitCode::FAILURE, None),
         Err(failure) => (ExitCode::from(WRONG), Some(failure)),
     };
-    let (said, heard) = sync_channel(1);
+    let (done, ended) = sync_channel(1);
     std::thread::spawn(move || {
         drop(log.writer);
         if let Some(failure) = failure {
             eprintln!("rouse: {failure}");
         }
-        said.send(())
+        done.send(())
     });
-    heard.recv_timeout(LAST).ok();
+    ended.recv_timeout(LAST).ok();
     code
 }
 

@@ -1,4 +1,4 @@
-//! Builds as people submit them: `build.toml`, JSON over HTTP, JSON or MessagePack in the inbox. One shape, one check.
+//! Builds as people submit them: `build.toml`, JSON over HTTP, JSON or MessagePack in the submission queue. One shape, one check.
 
 #[cfg(test)]
 pub(crate) mod schema_tests;
@@ -127,7 +127,7 @@ pub fn to_json(spec: &BuildSpec) -> serde_json::Value {
     };
     serde_json::json!({
         "name": spec.name, "worker": worker, "where": r#where, "priority": spec.priority, "retries": spec.retries,
-        "timeout": limit(spec.timeout_ms), "env": spec.env, "step": spec.steps.iter().map(step).collect::<Vec<_>>(),
+        "timeout": limit(spec.timeout_ms), "queue_timeout": limit(spec.queue_timeout_ms), "env": spec.env, "step": spec.steps.iter().map(step).collect::<Vec<_>>(),
     })
 }
 
@@ -197,7 +197,8 @@ pub fn check(shape: Submission) -> Result<BuildSpec, Invalid> {
     }
     let steps = steps.into_iter().enumerate().map(|(i, step)| check_step(i, step)).collect::<Result<_, _>>()?;
     let timeout_ms = check_time("timeout", shape.timeout.map(|t| t.0))?;
-    let spec = BuildSpec { name, requirement, priority, retries, timeout_ms, env, steps };
+    let queue_timeout_ms = check_time("queue_timeout", shape.queue_timeout.map(|t| t.0))?;
+    let spec = BuildSpec { name, requirement, priority, retries, timeout_ms, queue_timeout_ms, env, steps };
     let size = rouse_shared::codec::encode(&spec).len();
     if size > MAX_BUILD {
         return invalid("build", format!("has {size} bytes, more than {MAX_BUILD}, the most that is taken"));

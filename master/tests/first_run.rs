@@ -114,7 +114,7 @@ impl Running {
     /// The next line with these words in it, from its level on.
     fn says(&self, words: &str) -> String {
         loop {
-            let line = self.lines.recv_timeout(LIMIT).unwrap_or_else(|_| panic!("it does not say {words:?}"));
+            let line = self.lines.recv_timeout(LIMIT).unwrap_or_else(|_| panic!("it does not log {words:?}"));
             if line.contains(words) {
                 return line.split_once(' ').map_or("", |(_time, rest)| rest).trim_start().to_owned();
             }
@@ -198,13 +198,13 @@ fn another_master_uses_the_state_directory() {
 }
 
 #[test]
-fn the_configuration_has_five_faults() {
+fn the_configuration_has_five_errors() {
     let place = Place::new(
         "[master]\nlisten = \"localhost\"\nstat_dir = \"/var/lib/rouse\"\n[broker]\nurl = \"http://broker.example.com\"\n\
          [limits]\nmax_hosts = -1\n[[worker]]\nname = \"w 1\"\npassword = \"x\"\n",
     );
     let output = place.master().output().unwrap();
-    ends("five_faults", &place, "rouse master -c DIR/rouse.toml", &output, &[]);
+    ends("five_errors", &place, "rouse master -c DIR/rouse.toml", &output, &[]);
 }
 
 #[test]

@@ -332,11 +332,6 @@ pub enum ToAgent {
         /// The session that was being drained.
         session: SessionId,
     },
-    /// Exit (the agent of a standing worker whose host is terminated).
-    Exit {
-        /// The session that ends.
-        session: SessionId,
-    },
 }
 
 /// The terms of a session, sent at its start and after each reconnection. A welcome ends any drain: the master requests

@@ -23,7 +23,7 @@ pub const CONTROL_BINDING: &str = "*.control";
 pub const LOGS_BINDING: &str = "*.log";
 
 /// First argument of the agent program when it runs as the zygote. The supervisors that the zygote forks share its
-/// command line, so this tells both from the agent itself.
+/// command line, so this distinguishes both from the agent itself.
 pub const ZYGOTE_ARGUMENT: &str = "__zygote";
 
 /// Routing key of a worker's hellos, heartbeats and reports.

@@ -681,8 +681,8 @@ def app(environ, start_response):
         add_image(body())
         return answer(True)
     if path == "/_imds":
-        told = body()
-        server = serve_metadata(told.get)
+        served = body()
+        server = serve_metadata(served.get)
         return answer(f"http://127.0.0.1:{server.server_address[1]}")
     if path == "/_instances":
         return answer([tell(machine.instance) for machine in list(machines.values())])

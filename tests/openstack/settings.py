@@ -5,7 +5,7 @@ from pathlib import Path
 
 HOST = "hypervisor"
 REGION = "RegionOne"
-# Items of a list that are told at once: so few that whoever does not read on misses something.
+# Number of items on a page of a list: so few that a client that does not read the next page misses some.
 PAGE = 2
 # What Nova and the metadata proxy of the tests share, as Nova and Neutron do in a real cloud.
 PROXY_SECRET = "between-nova-and-its-proxy"

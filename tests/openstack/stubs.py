@@ -207,14 +207,14 @@ def application(answer, login):
         roles = environ.get("HTTP_X_ROLES", "").split(",")
         try:
             with LOCK:
-                status, told = answer(
+                status, content = answer(
                     environ["REQUEST_METHOD"], environ["PATH_INFO"], parse_qs(environ.get("QUERY_STRING", "")),
                     json.loads(body or "null"), environ.get("HTTP_X_PROJECT_ID", ""), "admin" in roles,
                 )
         except Problem as problem:
-            status, told = problem.status, {"NeutronError": {"type": "", "message": problem.text, "detail": ""}}
-        text = b"" if told is None else json.dumps(told).encode()
-        start(f"{status} Told", [("Content-Type", "application/json"), ("Content-Length", str(len(text)))])
+            status, content = problem.status, {"NeutronError": {"type": "", "message": problem.text, "detail": ""}}
+        text = b"" if content is None else json.dumps(content).encode()
+        start(f"{status} Stub", [("Content-Type", "application/json"), ("Content-Length", str(len(text)))])
         return [text]
 
     checked = auth_token.AuthProtocol(guarded, login)

@@ -96,14 +96,14 @@ fn server(arguments: &[&Path]) -> (Child, Value) {
         .stdout(Stdio::piped())
         .spawn()
         .expect("the server can be started");
-    let told = line(server.stdout.take().expect("it was piped"));
-    (server, told)
+    let json = line(server.stdout.take().expect("it was piped"));
+    (server, json)
 }
 
 fn line(from: impl Read) -> Value {
     let mut line = String::new();
-    BufReader::new(from).read_line(&mut line).expect("it says where it is");
-    serde_json::from_str(&line).expect("it says where it is")
+    BufReader::new(from).read_line(&mut line).expect("it prints its address");
+    serde_json::from_str(&line).expect("it prints its address")
 }
 
 /// How long a cloud lasts.
@@ -142,8 +142,8 @@ impl Cloud {
     pub async fn start() -> Self {
         let socket = tokio::task::block_in_place(kept)["clouds"].as_str().expect("a socket");
         let connection = UnixStream::connect(socket).expect("the keeper listens");
-        let told = line(&connection);
-        Self::at(&told, Life::Connection { _kept: connection }).await
+        let json = line(&connection);
+        Self::at(&json, Life::Connection { _kept: connection }).await
     }
 
     /// The same in a process of its own, for a program whose network is not the keeper's.
@@ -151,12 +151,12 @@ impl Cloud {
     /// # Panics
     /// If it cannot be started.
     pub async fn alone() -> Self {
-        let (server, told) = server(&[]);
-        Self::at(&told, Life::Process(server)).await
+        let (server, json) = server(&[]);
+        Self::at(&json, Life::Process(server)).await
     }
 
-    async fn at(told: &Value, life: Life) -> Self {
-        let port = told["port"].as_u64().and_then(|port| u16::try_from(port).ok()).expect("a port");
+    async fn at(json: &Value, life: Life) -> Self {
+        let port = json["port"].as_u64().and_then(|port| u16::try_from(port).ok()).expect("a port");
         let address = SocketAddr::from(([127, 0, 0, 1], port));
         Self { proxy: Proxy::start(&[address]).await, life, address }
     }
@@ -189,8 +189,8 @@ impl Cloud {
     }
 
     /// A metadata service that says this (path to text); where it is.
-    pub fn metadata(&self, told: &Value) -> String {
-        self.ask("POST", "/_imds", told).as_str().expect("an address").to_owned()
+    pub fn metadata(&self, json: &Value) -> String {
+        self.ask("POST", "/_imds", json).as_str().expect("an address").to_owned()
     }
 
     /// Everything that was ever made.
@@ -258,7 +258,7 @@ fn is(request: &Request, wanted: &str) -> bool {
 /// AWS refuses in this way.
 pub fn refusal(status: u16, code: &str) -> Fault {
     let body = format!(
-        "<?xml version=\"1.0\" encoding=\"UTF-8\"?><Response><Errors><Error><Code>{code}</Code><Message>told by the \
+        "<?xml version=\"1.0\" encoding=\"UTF-8\"?><Response><Errors><Error><Code>{code}</Code><Message>requested by the \
          test</Message></Error></Errors><RequestID>00000000-0000-0000-0000-000000000000</RequestID></Response>"
     );
     Fault::Refuse { status, head: "X-Test: 1", body: Box::leak(body.into_boxed_str()) }

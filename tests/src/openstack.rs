@@ -41,13 +41,13 @@ impl Cloud {
     pub fn shared() -> &'static Self {
         static CLOUD: OnceLock<Cloud> = OnceLock::new();
         CLOUD.get_or_init(|| {
-            let told = &kept()["cloud"];
-            Self { urls: told["urls"].clone(), python: text(&told["python"]).into(), dir: text(&told["dir"]).into() }
+            let json = &kept()["cloud"];
+            Self { urls: json["urls"].clone(), python: text(&json["python"]).into(), dir: text(&json["dir"]).into() }
         })
     }
 
     /// What other processes have to know of it.
-    pub fn told(&self) -> Value {
+    pub fn description(&self) -> Value {
         json!({ "urls": self.urls, "python": self.python, "dir": self.dir })
     }
 
@@ -72,9 +72,9 @@ impl Cloud {
             ended = process.try_wait();
             ended.is_some() || fs::read_to_string(&out).is_ok_and(|text| text.ends_with('\n'))
         });
-        let told = fs::read_to_string(&out).unwrap_or_default();
-        let urls = serde_json::from_str(&told);
-        let urls = urls.unwrap_or_else(|_| panic!("no cloud ({ended:?}): {told}{}", process.err()));
+        let json = fs::read_to_string(&out).unwrap_or_default();
+        let urls = serde_json::from_str(&json);
+        let urls = urls.unwrap_or_else(|_| panic!("no cloud ({ended:?}): {json}{}", process.err()));
         (Self { urls, python, dir }, process)
     }
 
@@ -123,9 +123,9 @@ impl Cloud {
         let answer = answer.expect("Keystone answers");
         assert!(answer.status().is_success(), "{answer:?}");
         let token = answer.headers()["X-Subject-Token"].to_str().expect("text").to_owned();
-        let told: Value = answer.json().await.expect("JSON");
+        let json: Value = answer.json().await.expect("JSON");
         let id = |value: &Value| value["id"].as_str().unwrap_or_default().to_owned();
-        User { cloud: self, http, token, id: id(&told["token"]["user"]), project: id(&told["token"]["project"]) }
+        User { cloud: self, http, token, id: id(&json["token"]["user"]), project: id(&json["token"]["project"]) }
     }
 }
 
@@ -172,17 +172,17 @@ impl User {
         let place = path.split('?').next().unwrap_or_default();
         let (mut next, mut all) = (path.to_owned(), Vec::new());
         for _ in 0..PAGES {
-            let (status, told) = self.ask("GET", service, &next, None).await;
+            let (status, json) = self.ask("GET", service, &next, None).await;
             if !all.is_empty() && matches!(status, 400 | 404) {
                 // The last item of the page before has gone.
                 (next, all) = (path.to_owned(), Vec::new());
                 continue;
             }
-            let items = told[key].as_array().unwrap_or_else(|| panic!("{service}{next} answered {status}: {told}"));
+            let items = json[key].as_array().unwrap_or_else(|| panic!("{service}{next} answered {status}: {json}"));
             all.extend(items.iter().cloned());
-            let links = told[format!("{key}_links")].as_array().cloned().unwrap_or_default();
+            let links = json[format!("{key}_links")].as_array().cloned().unwrap_or_default();
             let link = links.iter().find(|link| link["rel"] == "next").map(|link| &link["href"]);
-            let Some(link) = link.or_else(|| told.get("next")).and_then(Value::as_str) else { return all };
+            let Some(link) = link.or_else(|| json.get("next")).and_then(Value::as_str) else { return all };
             next = format!("{place}?{}", link.split_once('?').map_or("", |(_, query)| query));
         }
         panic!("{service}{path} has no end");

@@ -22,7 +22,7 @@ const HEAD: usize = 64 << 10;
 /// What is done to a request instead of passing it on and back.
 #[derive(Clone, Debug)]
 pub enum Fault {
-    /// It is answered like this, and the service never hears of it.
+    /// It gets this response, and does not reach the service.
     Refuse {
         /// HTTP's number.
         status: u16,
@@ -35,9 +35,9 @@ pub enum Fault {
     Garble(u16),
     /// The service does it, and in what it says the first text is replaced by the second.
     Replace(&'static str, &'static str),
-    /// The service does it, and nobody hears of it: the connection ends.
+    /// The service carries it out, and the connection ends without a response.
     LoseReply,
-    /// The connection ends before the service hears of it.
+    /// The connection ends before the request reaches the service.
     LoseRequest,
     /// It is passed on this much later.
     Delay(Duration),
@@ -267,7 +267,7 @@ async fn answer(client: &mut (impl AsyncWrite + Unpin), status: u16, head: &str,
     let head = if head.is_empty() { String::new() } else { format!("{head}\r\n") };
     let length = body.len();
     let text = format!(
-        "HTTP/1.1 {status} Told\r\nContent-Type: application/json\r\nConnection: close\r\n{head}Content-Length: {length}\r\n\r\n"
+        "HTTP/1.1 {status} Requested\r\nContent-Type: application/json\r\nConnection: close\r\n{head}Content-Length: {length}\r\n\r\n"
     );
     client.write_all(text.as_bytes()).await?;
     client.write_all(body).await?;

@@ -4,7 +4,7 @@
 //! `make chaos` runs it for minutes; `make test` a shorter one. The seed that is printed chooses the mischief;
 //! ROUSE_CHAOS_SEED repeats the choice, though not the timing of the machine.
 #![allow(clippy::unwrap_used)]
-#![expect(clippy::disallowed_methods, reason = "mischief has its times, and nothing else here is told of them")]
+#![expect(clippy::disallowed_methods, reason = "mischief has its times, and no other clock is needed")]
 
 use rouse_tests::chance::Chance;
 use rouse_tests::harness::{
@@ -52,7 +52,7 @@ fn workers() -> String {
     let latent: String =
         (1..=LATENT).map(|n| latent(&format!("l{n}"), &format!("{patient}build_wait_timeout = 3\n"))).collect();
     // Failures by the dozen are what is wanted here: no worker is to be given up for them.
-    format!("[limits]\nquarantine_after = 1000\n[audit]\ninterval = 5\n{standing}{latent}")
+    format!("[limits]\nmail_after_failed_starts = 1000\n[audit]\ninterval = 5\n{standing}{latent}")
 }
 
 impl Stage {
@@ -248,12 +248,14 @@ impl Stage {
             // An agent whose disk is full throws away what it cannot keep, and says how much.
             let thrown_away = step["log_thrown_away"].as_u64().unwrap_or_default();
             full += usize::from(thrown_away > 0);
-            let told = log.len() as u64 + thrown_away;
-            assert!(told == whole.len() as u64, "the log of build {id} is not whole: {} bytes, {shown}", log.len());
+            let received = log.len() as u64 + thrown_away;
+            assert!(received == whole.len() as u64, "the log of build {id} is not whole: {} bytes, {shown}", log.len());
         }
-        // An agent may die between the word that a build has ended and the last of its log, which is then told to be cut.
+        // An agent may die after the report that a build has ended and before the end of its log, which is then incomplete.
         let harmed: u32 = ["agent killed", "agent frozen"].iter().filter_map(|what| self.counts.get(what)).sum();
-        println!("chaos: {cut} logs are told to be cut, {harmed} agents were killed or frozen; {full} met a full disk");
+        println!(
+            "chaos: {cut} logs are reported as incomplete, {harmed} agents were killed or frozen; {full} met a full disk"
+        );
         assert!(full == 0 || self.counts.contains_key("disk full"), "{full} logs met a disk that was never full");
         assert!(cut <= harmed, "{cut} logs lack their end, and {harmed} agents were killed or frozen");
     }

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use rouse_master::config::{Config, MailConfig};
-use rouse_master::core::mail::{DeliveryResult, Item, Mail, MailError, MailId, Taken, What};
+use rouse_master::core::mail::{DeliveryResult, Item, Mail, MailError, MailId, RecipientAnswer, What};
 use rouse_master::mail::{Patience, hand_over};
 use rouse_shared::Timestamp;
 use rouse_tests::harness::{Protection, Relay, TakenMail, holds_within, make_certificates, scratch};
@@ -55,7 +55,7 @@ fn began(name: &str, protection: Protection, login: Option<&str>) -> Relay {
 }
 
 fn yes(to: &[&str]) -> DeliveryResult {
-    Ok(to.iter().map(|to| (format!("{to}@example.org"), Taken::Yes)).collect())
+    Ok(to.iter().map(|to| (format!("{to}@example.org"), RecipientAnswer::Accepted)).collect())
 }
 
 /// Nothing was taken, since the relay does not serve us; what is said of it has all of `words`.
@@ -165,13 +165,13 @@ async fn each_recipient_has_an_answer_of_its_own() {
     relay.rules(&rules);
     let answers = hand(&config, &["ann", "bob", "cyd", "dan"]).await.unwrap();
     let of = |who: &str| answers.iter().find(|(to, _)| to == &format!("{who}@example.org")).unwrap().1.clone();
-    assert_eq!((of("ann"), of("dan")), (Taken::Yes, Taken::Yes));
-    assert!(matches!(of("bob"), Taken::Refused(why) if why.contains("550") && why.contains("no such user")));
-    assert!(matches!(of("cyd"), Taken::Later(why) if why.contains("451")));
+    assert_eq!((of("ann"), of("dan")), (RecipientAnswer::Accepted, RecipientAnswer::Accepted));
+    assert!(matches!(of("bob"), RecipientAnswer::Refused(why) if why.contains("550") && why.contains("no such user")));
+    assert!(matches!(of("cyd"), RecipientAnswer::Later(why) if why.contains("451")));
     assert_eq!(only(&relay).to, ["ann@example.org", "dan@example.org"]);
     // Where it takes nobody, the message stays here.
     let answers = hand(&config, &["bob", "cyd"]).await.unwrap();
-    assert!(answers.iter().all(|(_, taken)| *taken != Taken::Yes));
+    assert!(answers.iter().all(|(_, taken)| *taken != RecipientAnswer::Accepted));
     assert_eq!(relay.mails().len(), 1);
 }
 
@@ -203,7 +203,7 @@ async fn a_sender_or_a_message_that_is_refused() {
 }
 
 #[tokio::test]
-async fn a_relay_that_is_down_is_told_and_serves_when_it_is_up() {
+async fn a_relay_that_is_down_is_reported_and_used_when_it_is_up() {
     let mut relay = Relay::new("down", Protection::None, None);
     let config = through(&format!("smtp://127.0.0.1:{}", relay.port));
     not_served(&hand(&config, &["ann"]).await, &[&relay.port.to_string(), "refused"]);

@@ -1,5 +1,5 @@
 //! The API of a live master against its own document: schemathesis makes requests of all kinds from `/openapi.json`, and
-//! checks every answer. The master's workers have no agents, so that what it is told to build runs nowhere.
+//! checks every answer. The master's workers have no agents, so that no submitted build runs.
 #![allow(clippy::unwrap_used)]
 
 use rouse_tests::harness::free_address;

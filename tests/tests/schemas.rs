@@ -5,7 +5,7 @@
 #![allow(clippy::unwrap_used)]
 
 use rouse_agent::config::AgentConfig;
-use rouse_master::config::{Config, Fault};
+use rouse_master::config::{Config, Problem};
 use rouse_master::submission;
 use serde_json::Value as Json;
 use std::collections::BTreeMap;
@@ -57,15 +57,15 @@ fn verdicts(documents: &[(usize, &Table)]) -> Vec<String> {
     verdicts
 }
 
-fn faults(document: &Table) -> Vec<Fault> {
+fn errors(document: &Table) -> Vec<Problem> {
     let text = toml::to_string(document).unwrap();
-    Config::parse(&text, &root().join("rouse.toml")).map_or_else(|faults| faults.0, |_| Vec::new())
+    Config::parse(&text, &root().join("rouse.toml")).map_or_else(|errors| errors.0, |_| Vec::new())
 }
 
 fn accepts(schema: usize, document: &Table) -> bool {
     let text = toml::to_string(document).unwrap();
     match schema {
-        ROUSE => faults(document).is_empty(),
+        ROUSE => errors(document).is_empty(),
         AGENT => {
             AgentConfig::parse(&text, "agent.toml", &std::env::vars().filter(|(name, _)| name == "PATH").collect())
                 .is_ok()
@@ -303,7 +303,7 @@ const RIGHT: &str = "
     image = 'i'
 ";
 
-/// Faults of faulty.toml that no schema can express, by line and key.
+/// ConfigErrors of faulty.toml that no schema can express, by line and key.
 const NOT_EXPRESSED: [&str; 10] = [
     "7 broker.auth_listen",
     "13 mail.relay",
@@ -320,35 +320,35 @@ const NOT_EXPRESSED: [&str; 10] = [
 #[test]
 fn each_fault_that_a_schema_can_express_does_not_fit() {
     let text = read("master/src/config/tests/faulty.toml");
-    let faults = Config::parse(&text, Path::new("rouse.toml")).unwrap_err().0;
+    let errors = Config::parse(&text, Path::new("rouse.toml")).unwrap_err().0;
     let document: Table = text.parse().unwrap();
-    let isolated: Vec<Table> = faults.iter().map(|fault| isolate(&document, &text, fault, &faults)).collect();
+    let isolated: Vec<Table> = errors.iter().map(|error| isolate(&document, &text, error, &errors)).collect();
     let cases: Vec<_> = isolated.iter().map(|document| (ROUSE, document)).collect();
-    let passed = faults.iter().zip(verdicts(&cases)).filter(|(_, wrong)| wrong.is_empty());
-    let passed: Vec<_> = passed.map(|(fault, _)| format!("{} {}", fault.line, fault.key)).collect();
+    let passed = errors.iter().zip(verdicts(&cases)).filter(|(_, wrong)| wrong.is_empty());
+    let passed: Vec<_> = passed.map(|(error, _)| format!("{} {}", error.line, error.key)).collect();
     assert_eq!(passed, NOT_EXPRESSED);
 }
 
 const PROVIDERS: [&str; 4] = ["ec2", "libvirt", "openstack", "process"];
 
-/// The section of a fault alone, with every other fault of it put right.
-fn isolate(document: &Table, text: &str, fault: &Fault, all: &[Fault]) -> Table {
+/// The section of an error alone, with every other error of it put right.
+fn isolate(document: &Table, text: &str, error: &Problem, all: &[Problem]) -> Table {
     // Workers have one path: which is meant, the line says.
-    let place = |fault: &Fault| {
-        let section = fault.key.split('.').next().unwrap().to_owned();
-        (section, text.lines().take(fault.line).filter(|line| *line == "[[worker]]").count())
+    let place = |error: &Problem| {
+        let section = error.key.split('.').next().unwrap().to_owned();
+        (section, text.lines().take(error.line).filter(|line| *line == "[[worker]]").count())
     };
-    let (section, worker) = place(fault);
+    let (section, worker) = place(error);
     let mut alone = document[&section].clone();
     if section == "worker" {
         alone = vec![alone.as_array().unwrap()[worker - 1].clone()].into();
     }
     let mut isolated = Table::from_iter([(section.clone(), alone)]);
     let table = table_at(&mut isolated, &section);
-    let key = key_of(fault);
-    for other in all.iter().filter(|other| place(other) == place(fault)).map(key_of).filter(|other| *other != key) {
+    let key = key_of(error);
+    for other in all.iter().filter(|other| place(other) == place(error)).map(key_of).filter(|other| *other != key) {
         if other.len() == 1 && other.first() == key.first() {
-            // Its whole section is the other fault: the worker has another provider.
+            // Its whole section is the other error: the worker has another provider.
             PROVIDERS.iter().filter(|name| **name != other[0]).for_each(|name| drop(table.remove(*name)));
         } else {
             put_right(table, &other);
@@ -357,9 +357,9 @@ fn isolate(document: &Table, text: &str, fault: &Fault, all: &[Fault]) -> Table 
     isolated
 }
 
-/// A fault's key in its section: `ec2.ami` of a worker, `listen` of the broker. Not what is wrong within its value.
-fn key_of(fault: &Fault) -> Vec<String> {
-    let parts: Vec<&str> = fault.key.split(['.', '[']).skip(1).collect();
+/// A error's key in its section: `ec2.ami` of a worker, `listen` of the broker. Not what is wrong within its value.
+fn key_of(error: &Problem) -> Vec<String> {
+    let parts: Vec<&str> = error.key.split(['.', '[']).skip(1).collect();
     let provider = PROVIDERS.iter().any(|name| parts.first() == Some(name));
     parts.into_iter().take(if provider { 2 } else { 1 }).map(str::to_owned).collect()
 }

@@ -43,7 +43,7 @@ fn each(count: u64, work: impl Fn(u64) -> bool + Sync) {
 }
 
 fn replay(seed: u64) {
-    let (played, transcript) = sim::tell(seed, broken());
+    let (played, transcript) = sim::play_with_transcript(seed, broken());
     match std::env::var("ROUSE_SIM_TRANSCRIPT") {
         Ok(path) => std::fs::write(&path, transcript.join("\n")).expect("the transcript can be written"),
         Err(_) => println!("{}", transcript.join("\n")),
@@ -79,7 +79,7 @@ fn everything_holds_whatever_goes_wrong() {
     });
     let (sum, failed) = sum.into_inner().expect("nobody panics with it");
     if let Some(first) = failed.iter().map(|violation| violation.seed).min().filter(|_| !survey) {
-        let (again, transcript) = sim::tell(first, broken);
+        let (again, transcript) = sim::play_with_transcript(first, broken);
         println!("{}", transcript[transcript.len().saturating_sub(200)..].join("\n"));
         panic!("{}", again.expect_err("a seed plays the same way twice"));
     }

@@ -161,7 +161,7 @@ impl Core {
             Event::Start => self.start(now),
             Event::LinkUp { connection } => self.link_up(now, connection),
             Event::LinkDown { connection, refused, why } => self.link_down(now, connection, refused, &why),
-            Event::FromMaster { connection, message } => self.hear(now, connection, *message),
+            Event::FromMaster { connection, message } => self.on_message(now, connection, *message),
             Event::PrepareFailed { attempt, why } => self.prepare_failed(now, attempt, &why),
             Event::StepStarted { attempt, step } => self.step_started(now, attempt, step),
             Event::StepEnded { attempt, step, state, log_length, log_cut, took } => {

@@ -153,7 +153,7 @@ impl Core {
         }
     }
 
-    pub(super) fn hear(&mut self, now: Timestamp, connection: u64, message: ToAgent) {
+    pub(super) fn on_message(&mut self, now: Timestamp, connection: u64, message: ToAgent) {
         if connection != self.connection {
             return;
         }
@@ -168,8 +168,7 @@ impl Core {
             | ToAgent::Settled { session, .. }
             | ToAgent::Resend { session, .. }
             | ToAgent::Drain { session, .. }
-            | ToAgent::Undrain { session }
-            | ToAgent::Exit { session } => Some(session),
+            | ToAgent::Undrain { session } => Some(session),
             ToAgent::RunAttempt(request) => Some(&request.session),
         };
         if let Some(session) = session
@@ -198,9 +197,6 @@ impl Core {
                     session.may_be_suspended = false;
                     session.drain = None;
                 }
-            }
-            ToAgent::Exit { .. } => {
-                self.kill_and_end(now, FinalAction::Exit, "the master has requested it".to_owned());
             }
         }
     }

@@ -50,7 +50,7 @@ async fn boot_data_say_it_all() {
 }
 
 #[tokio::test]
-async fn wrong_boot_data_are_told_without_the_token() {
+async fn errors_in_boot_data_do_not_contain_the_token() {
     for bad in ["name = \"w7\"", "token = \"hush\" oops", &BOOT.replace("amqp:", "http:"), &BOOT.replace("w7", "W7")] {
         let error = boot(bad).await.err().unwrap().to_string();
         assert!(error.contains("boot.toml") && !error.contains("hush"), "{error}");
@@ -141,7 +141,7 @@ async fn auto_waits_for_the_cloud_rather_than_guess() {
 }
 
 #[tokio::test]
-async fn auto_asks_nobody_where_nothing_says_that_there_is_a_cloud() {
+async fn auto_sends_no_request_without_a_sign_of_a_cloud() {
     let fake = Fake::ec2("i-0123");
     let metadata = format!("metadata = {:?}\n", fake.url());
     for (text, files) in [

@@ -138,7 +138,7 @@ fn kill_leftovers(dead: sys::Pid, impatient: bool) -> bool {
     let processes = sys::processes();
     // Not from getsid(2): in a container that was entered from outside it returns 0, which rustix takes for impossible.
     let Some(own_session) = processes.iter().find(|process| process.pid == own).map(|process| process.session) else {
-        // Without this, nothing tells whose the others are.
+        // Without this, it is unknown whom the other processes belong to.
         return false;
     };
     let zygotes = mutex::lock(&ZYGOTES);

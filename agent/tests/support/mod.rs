@@ -119,7 +119,7 @@ pub async fn until<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T
         if let Some(value) = condition() {
             return value;
         }
-        assert!(clock::now() < end, "in vain: {what}");
+        assert!(clock::now() < end, "not within the time limit: {what}");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }

@@ -48,6 +48,8 @@ pub struct BuildInFull {
     pub retries: u32,
     /// Limit of one attempt, seconds.
     pub timeout: Option<f64>,
+    /// The longest that it may wait for something that can run it, seconds, if the build says.
+    pub queue_timeout: Option<f64>,
     /// Whether somebody has cancelled it.
     pub cancel_requested: bool,
     /// The steps that were asked for.

@@ -4,6 +4,7 @@ use super::{Id, Time};
 use crate::core::event::WorkerState;
 use crate::core::plan::ProviderKind;
 use crate::core::record::HostState;
+use crate::core::view::PlaceState;
 use rouse_shared::{HostId, WorkerName};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -160,6 +161,42 @@ pub struct TerminatedHost {
     /// Its id.
     #[schema(value_type = String)]
     pub id: HostId,
+}
+
+/// A place: what fails together, such as one region with one account, one hypervisor or one cloud.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Place {
+    /// Its id.
+    pub id: String,
+    /// What makes hosts there.
+    pub provider: ProviderKind,
+    /// What the configuration calls it.
+    pub name: String,
+    /// How it is.
+    pub state: PlaceState,
+    /// Hosts there that are not terminated.
+    pub hosts: usize,
+    /// Why it pauses.
+    pub reason: Option<String>,
+    /// When its pause began.
+    pub since: Option<Time>,
+    /// When it is asked again.
+    pub next_probe: Option<Time>,
+}
+
+/// A host that was given up.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
+pub struct ForgottenHost {
+    /// Its id.
+    #[schema(value_type = String)]
+    pub id: HostId,
+}
+
+/// A place that was given up.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
+pub struct ForgottenPlace {
+    /// Its id.
+    pub id: String,
 }
 
 /// A mail that the relay has not accepted yet.

@@ -58,6 +58,11 @@ pub struct Submission {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[cfg_attr(test, schemars(with = "Option<crate::submission::schema_tests::Time>"))]
     pub timeout: Option<Seconds>,
+    /// The longest that the build may wait for something that can run it, counted anew each time that it is queued.
+    /// After that it is lost.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(test, schemars(with = "Option<crate::submission::schema_tests::Time>"))]
+    pub queue_timeout: Option<Seconds>,
     /// Added to the environment of every step.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(schema_with = environment)]

@@ -1,7 +1,7 @@
-//! The HTTP server that RabbitMQ asks who may connect, and to which queue and routing key.
+//! The HTTP server that RabbitMQ asks who may connect, and who may use which queue and routing key.
 //!
-//! Whether a password is right is the core's to say, through [`Admission`]; everything else is decided by [`rules`].
-//! What is not allowed there is denied. The broker caches the answers, so what must hold at once is checked at hello.
+//! The core decides whether a password is right, through [`Admission`]. [`rules`] decides everything else, and denies
+//! what it does not know. The broker caches the answers, so the master checks at hello what must take effect at once.
 
 mod form;
 pub mod rules;
@@ -24,13 +24,13 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tracing::{debug, error, warn};
 
-/// The question whether a worker may come in with a password.
+/// Asks whether a worker may connect with a password.
 pub struct Admission {
-    /// Who wants in.
+    /// The worker's name.
     pub worker: WorkerName,
-    /// What it gave for a password: the worker's own, a boot token or a session's secret.
+    /// The password, which may be the worker's own, a boot token or a session's secret.
     pub password: String,
-    /// Yes, or why not, for our log alone. If it is dropped, the broker gets an error, which it does not cache.
+    /// Yes, or why not, for the master's log only. If it is dropped, the broker gets an error, which it does not cache.
     pub reply: oneshot::Sender<Result<(), String>>,
 }
 
@@ -41,7 +41,7 @@ impl fmt::Debug for Admission {
     }
 }
 
-/// The running server; it ends when this is dropped.
+/// The running server. Dropping it ends the server.
 pub struct AuthServer {
     address: SocketAddr,
     _tasks: JoinSet<()>,
@@ -74,7 +74,7 @@ type Answer = (StatusCode, &'static str);
 
 const ALLOW: Answer = (StatusCode::OK, "allow");
 const DENY: Answer = (StatusCode::OK, "deny");
-/// An error is not cached by the broker, as a denial would be; the agent tries again.
+/// The broker does not cache an error as it would cache a denial. The agent tries again.
 const ASK_AGAIN: Answer = (StatusCode::SERVICE_UNAVAILABLE, "the master is busy or ending");
 
 impl AuthServer {
@@ -95,7 +95,7 @@ impl AuthServer {
         };
         let listener = tokio::net::TcpListener::bind(listen).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
-        // Small answers: with Nagle's algorithm and a delayed acknowledgement each would wait 40 ms.
+        // Without this, Nagle's algorithm and delayed acknowledgements would delay each small answer by 40 ms.
         let listener = listener.tap_io(|stream| {
             if let Err(error) = stream.set_nodelay(true) {
                 debug!(%error, "cannot set TCP_NODELAY");
@@ -132,7 +132,7 @@ async fn user(State(shared): State<Arc<Shared>>, body: Bytes) -> Answer {
         shared.refusals.refused(name, "not the name of a worker, or no password");
         return DENY;
     };
-    if shared.conduct.is_cut_off(name) {
+    if shared.conduct.is_blocked(name) {
         return DENY;
     }
     let (reply, answer) = oneshot::channel();
@@ -182,8 +182,8 @@ async fn topic(State(shared): State<Arc<Shared>>, body: Bytes) -> Answer {
 
 fn settle(shared: &Shared, form: &Form, address: Option<&str>, rule: Result<(), rules::DeniedError>) -> Answer {
     match rule {
-        // Once the broker has forgotten its earlier answers, after 30 s, nothing new is opened.
-        Ok(()) if shared.conduct.is_cut_off(form.text("username")) => DENY,
+        // Once the broker has forgotten its earlier answers, after 30 s, a blocked agent can open nothing new.
+        Ok(()) if shared.conduct.is_blocked(form.text("username")) => DENY,
         Ok(()) => ALLOW,
         Err(denied) => {
             let reason = match address {

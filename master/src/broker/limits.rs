@@ -1,10 +1,10 @@
-//! Every bound of the master's talk with the broker, each with its reason.
+//! Every limit of the master's communication with the broker, each with its reason.
 
 use rouse_shared::limits::MAX_MESSAGE;
 use std::time::Duration;
 
-/// Hellos, heartbeats and reports delivered and not yet acknowledged. At a commit of 10 ms this still lets 50,000 a
-/// second through, and it bounds what a hostile agent can make the master hold.
+/// Control messages that are delivered and not yet acknowledged. With commits of 10 ms this still allows 50,000 per
+/// second, and it limits the memory that a hostile agent can take.
 pub const CONTROL_PREFETCH: u16 = 512;
 
 /// Log chunks delivered and not yet written: 64 of 64 KiB are 4 MiB.
@@ -16,85 +16,88 @@ pub const BUILDS_PREFETCH: u16 = 200;
 /// Events of the broker delivered and not yet seen.
 pub const EVENTS_PREFETCH: u16 = 1_000;
 
-/// Log bytes that wait in the broker. Past it agents get nacks and wait, so a dead master bounds the broker's disk.
+/// Log bytes that wait in the broker. If there are more, agents get nacks and wait. So the broker's disk does not fill
+/// while the master is away.
 pub const LOG_QUEUE_BYTES: i64 = 256 << 20;
 
-/// Control messages that wait in the broker while the master is away; the oldest, worth the least, go first.
+/// Control messages that wait in the broker while the master is away. The oldest, which matter least, are dropped
+/// first.
 pub const CONTROL_QUEUE_LENGTH: i64 = 200_000;
 
 /// Bytes of control messages that wait in the broker, for the same reason as [`LOG_QUEUE_BYTES`].
 pub const CONTROL_QUEUE_BYTES: i64 = 256 << 20;
 
-/// Events of the broker that wait for the master; a hint that is lost costs a lease's length, no more.
+/// Events of the broker that wait for the master. A lost one only delays something until a lease ends.
 pub const EVENTS_QUEUE_LENGTH: i64 = 10_000;
 
-/// Messages on their way out of the master, at most.
+/// Largest number of messages that wait to be sent.
 pub const OUTBOUND_MESSAGES: usize = 8_192;
 
-/// Bytes on their way out of the master, at most: room for a few of the largest orders.
+/// Largest number of bytes that wait to be sent: room for a few of the largest messages.
 pub const OUTBOUND_BYTES: usize = 64 << 20;
 
-/// Messages handed to the socket at once.
+/// Largest number of messages that are passed to the socket at once.
 pub const PUBLISH_BATCH: usize = 256;
 
-/// Bytes in such a batch, beyond which it is closed.
+/// Number of bytes at which such a batch is closed.
 pub const PUBLISH_BATCH_BYTES: usize = 4 << 20;
 
-/// Largest message the private node takes, bytes: what the wire allows and room for properties.
+/// Largest message that the private broker accepts, bytes: the limit of the wire, and room for properties.
 pub const BROKER_MAX_MESSAGE: usize = MAX_MESSAGE + (64 << 10);
 
-/// Connections that are remembered by their owner, for telling which worker's connection closed.
+/// Number of connections whose user is remembered, to know which worker's connection has closed.
 pub const KNOWN_CONNECTIONS: usize = 100_000;
 
-/// Different refusals, and senders of dropped messages, that are remembered so as not to log them again and again.
+/// Number of refusals and senders of dropped messages that are remembered, so that each is logged only once.
 pub const REMEMBERED_LOG_LINES: usize = 1_000;
 
-/// Seconds between AMQP heartbeats; a dead peer is noticed after about three.
+/// Interval of AMQP heartbeats, seconds. A dead peer is noticed after about three of them.
 pub const AMQP_HEARTBEAT: u16 = 10;
 
-/// Bytes of a frame. lapin keeps room for 64 of them each way for each connection, so at the usual 128 KiB an idle master
-/// would hold tens of megabytes; log throughput is the same from 8 KiB on.
+/// Size of a frame, bytes. lapin keeps room for 64 frames in each direction of each connection, so with the usual 128
+/// KiB an idle master would take tens of megabytes. Log throughput is the same from 8 KiB on.
 pub const FRAME_MAX: u32 = 16 << 10;
 
-/// When a worker is asked after once a connection of its has closed: at once, and again, since the broker tells of the
-/// connection before it has removed the connection's queue, and what falls between the two is lost without a word.
+/// When a worker is probed after one of its connections has closed: at once, and again later. The broker reports the
+/// end of a connection before it has removed the connection's queue, and messages to the queue in between are lost
+/// silently.
 pub const CLOSED_PROBES: [Duration; 3] = [Duration::ZERO, Duration::from_millis(100), Duration::from_secs(2)];
 
-/// For connecting to one broker and declaring everything there.
+/// Time limit for connecting to one broker and declaring everything there.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// For the queue of builds to answer, and the pause before it is asked again: a quorum queue may wait for its quorum.
-pub const INBOX_TIMEOUT: Duration = Duration::from_secs(10);
-/// See [`INBOX_TIMEOUT`].
-pub const INBOX_RETRY: Duration = Duration::from_secs(5);
+/// Time limit for the submission queue, and the pause before the next try: a quorum queue may wait for its quorum.
+pub const BUILDS_TIMEOUT: Duration = Duration::from_secs(10);
+/// See [`BUILDS_TIMEOUT`].
+pub const BUILDS_RETRY: Duration = Duration::from_secs(5);
 
 /// Shortest and longest pause between tries to connect.
 pub const RECONNECT: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
-/// For the master's core to say whether a worker may come in; past it the broker is told to ask again.
+/// How long the core may take to decide whether a worker may connect. After that the broker is asked to try again.
 pub const ADMISSION_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Longest body of a question of the broker's, bytes.
+/// Largest body of a request from the broker, bytes.
 pub const AUTH_BODY: usize = 64 << 10;
 
-/// For a private node to say that it is ready: it takes 4 to 20 s, much more on a loaded machine with many queues.
+/// How long a private broker may take to start: 4 to 20 s, and much more on a loaded machine with many queues.
 pub const NODE_READY: Duration = Duration::from_secs(180);
 
-/// For an earlier life's broker to let go of its port after its master was killed.
+/// How long to wait for the port of a previous broker after its master was killed.
 pub const PORT_PATIENCE: Duration = Duration::from_secs(5);
 
-/// From making a quorum queue until its name is surely on disk: RabbitMQ 3.10 writes it half a second later, and a
-/// broker that is killed before has a queue that never finds its leader again.
+/// Time from the declaration of a quorum queue until its name is certainly on disk. RabbitMQ 3.10 writes it half a
+/// second later. The queue of a broker that is killed before never finds its leader again.
 pub const FIRST_FLUSH: Duration = Duration::from_secs(2);
 
-/// Between SIGTERM and SIGKILL for the private node: it takes 1 to 6 s.
+/// Time between SIGTERM and SIGKILL for the private broker, which takes 1 to 6 s to end.
 pub const NODE_STOP: Duration = Duration::from_secs(20);
 
 /// Shortest and longest pause before a private node that died is started again.
 pub const NODE_RESTART: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
 
-/// A private node that was ready for so long has recovered: the next death counts as the first.
+/// If a private broker was ready for this long, its next death counts as the first one.
 pub const NODE_SETTLED: Duration = Duration::from_secs(60);
 
-/// File descriptors below which the private node is warned about: at 1,024 new connections hang after 832.
+/// Number of file descriptors below which the master warns. With 1,024, new connections hang after 832.
 pub const LOW_DESCRIPTORS: u64 = 4_096;

@@ -1,8 +1,8 @@
-//! The master's AMQP connections: topology, consuming, publishing, and reconnecting for ever.
+//! The master's AMQP connections: declares what it needs, consumes, publishes, and reconnects without end.
 //!
-//! Three connections: one publishes (a broker that runs out of memory stops reading from publishers, and our
-//! acknowledgements are what frees its memory), one reads logs (a flood must not delay a heartbeat), one reads the rest.
-//! They come and go together.
+//! There are three connections. One publishes, because a broker that runs out of memory stops reading from publishers,
+//! and acknowledgements are what frees its memory. One reads logs, because a flood of them must not delay heartbeats.
+//! One reads everything else. They are opened and closed together.
 
 mod closings;
 mod connect;
@@ -12,7 +12,7 @@ mod session;
 mod uri;
 mod validate;
 
-pub(super) use connect::make_inbox;
+pub(super) use connect::declare_builds;
 pub use outbound::Outbound;
 pub use receipt::{Receipt, ack_all};
 pub use uri::Endpoints;
@@ -35,56 +35,56 @@ use tracing::{info, warn};
 pub struct LinkSettings {
     /// Brokers, in order of preference.
     pub endpoints: Endpoints,
-    /// PEM certificates that the broker's is signed by, besides the system's; read again at each connection.
+    /// PEM certificates of the broker's authority, in addition to the system's. Read again for each connection.
     pub ca: Option<PathBuf>,
-    /// Where addresses of refused connections are told; the one that the [`super::AuthServer`] has.
+    /// The refusals that are shared with the [`super::AuthServer`], which get the addresses.
     pub refusals: Refusals,
-    /// What agents have done lately; the one that the [`super::AuthServer`] has.
+    /// The rate limiter that is shared with the [`super::AuthServer`].
     pub conduct: RateLimiter,
 }
 
-/// What comes in.
+/// What the link receives.
 #[derive(Debug)]
 pub enum Inbound {
-    /// Agents are heard, and what is sent from now on goes out. (Builds may follow later, where their queue has lost its
-    /// quorum.)
+    /// The link is up: messages arrive and are sent. Builds may follow later, if the submission queue has lost its
+    /// quorum.
     Up,
-    /// The connection is gone and will be made again. Follows each [`Inbound::Up`]. Receipts from before are void:
-    /// the broker delivers again what they were for.
+    /// The connection is lost and will be opened again. Follows each [`Inbound::Up`]. Earlier receipts are void: the
+    /// broker delivers their messages again.
     Down {
-        /// What happened.
+        /// The reason.
         why: String,
     },
-    /// A message of an agent. The broker vouches for the name.
+    /// A message from an agent. The broker guarantees the name.
     Agent {
-        /// Who sent it.
+        /// The sender.
         worker: WorkerName,
-        /// What was said. Of a hello, the queue is the worker's own.
+        /// The message. The queue in a hello is the worker's own.
         message: ToMaster,
-        /// To be acknowledged when what follows from the message is committed.
+        /// To be acknowledged when the consequences of the message are committed.
         receipt: Receipt,
     },
-    /// A build that somebody put into [`rouse_shared::names::BUILDS`], as it came.
+    /// A message in the submission queue, [`rouse_shared::names::BUILDS`], unchanged.
     Submit {
         /// At most [`rouse_shared::limits::MAX_MESSAGE`] bytes.
         body: Vec<u8>,
-        /// JSON or MessagePack, as the sender calls it.
+        /// JSON or MessagePack, according to the sender.
         content_type: Option<String>,
-        /// One seen before is the same build.
+        /// A known id means the same build.
         message_id: Option<String>,
-        /// The queue that an answer is wanted in.
+        /// The queue for the reply.
         reply_to: Option<String>,
-        /// To be repeated in the answer.
+        /// Repeated in the reply.
         correlation_id: Option<String>,
         /// To be acknowledged when the build is committed.
         receipt: Receipt,
     },
-    /// A message to an agent came back: its queue, and so its connection, is no more.
+    /// A message to an agent was returned: its queue no longer exists, so its connection is closed.
     Unroutable {
         /// The queue.
         queue: String,
     },
-    /// The last connection that is known of this worker closed. A hint: it may be late, missing, or beside the point.
+    /// The last known connection of this worker has closed. This is a hint, which may be late, missing or wrong.
     Closed {
         /// The worker whose connection it was.
         worker: WorkerName,
@@ -94,7 +94,7 @@ pub enum Inbound {
 /// A piece of a log. Its receipt is acknowledged once the bytes are written.
 #[derive(Debug)]
 pub struct LogDelivery {
-    /// Who sent it; the broker vouches for the name.
+    /// The sender; the broker guarantees the name.
     pub worker: WorkerName,
     /// The piece, at most [`rouse_shared::limits::LOG_CHUNK`] bytes.
     pub chunk: LogChunk,
@@ -102,10 +102,10 @@ pub struct LogDelivery {
     pub receipt: Receipt,
 }
 
-/// The link. It has no state of its own beyond what [`Link::start`] hands out.
+/// The link. Its state is in what [`Link::start`] returns.
 pub struct Link;
 
-/// Sends, and keeps the link running: it ends when this is dropped.
+/// Sends messages, and keeps the link running: it ends when this is dropped.
 pub struct LinkHandle {
     outbox: Arc<Outbox>,
     dropped: Arc<Dropped>,
@@ -113,7 +113,7 @@ pub struct LinkHandle {
 }
 
 impl Link {
-    /// Begins to connect, and tries for ever. `inbound` and `logs` may be full: then the broker keeps what waits.
+    /// Starts to connect, and tries without end. If `inbound` or `logs` is full, messages wait with the broker.
     pub fn start(
         settings: LinkSettings,
         inbound: mpsc::Sender<Inbound>,
@@ -131,15 +131,15 @@ impl Link {
 }
 
 impl LinkHandle {
-    /// Hands a message over. False: the link is down or too much is waiting, and the message was dropped, which the
-    /// protocol allows for; counted in [`LinkHandle::unsent`].
+    /// Passes a message to the link. Returns false if the link is down or too much is waiting; then the message is
+    /// dropped, as the protocol allows, and counted in [`LinkHandle::unsent`].
     pub fn try_send(&self, message: Outbound) -> bool {
         self.outbox.try_send(message)
     }
 
-    /// Waits until everything that was handed over is written, or the link goes down, or two seconds have passed.
+    /// Waits until all earlier messages have been written, the link is down, or two seconds have passed.
     pub async fn flush(&self) {
-        // Two hundred looks: what is written in the meantime is not told of, and nothing but the end of a master waits here.
+        // By polling: there is no notification of a write, and only the end of the master waits here.
         for _ in 0..200 {
             if !self.outbox.is_open() || self.outbox.is_empty() {
                 return;
@@ -148,12 +148,12 @@ impl LinkHandle {
         }
     }
 
-    /// What came in and was thrown away.
+    /// Numbers of dropped deliveries.
     pub fn dropped(&self) -> &Dropped {
         &self.dropped
     }
 
-    /// Messages that [`LinkHandle::try_send`] dropped.
+    /// Number of messages that [`LinkHandle::try_send`] has dropped.
     pub fn unsent(&self) -> u64 {
         self.outbox.unsent()
     }
@@ -184,7 +184,7 @@ async fn run(settings: LinkSettings, ends: session::Ends, outbox: Arc<Outbox>, m
                 }
             }
             Err(why) => {
-                // Said once for each reason, not at each try.
+                // Logged once for each reason, not for each try.
                 if why != reported {
                     warn!(
                         "cannot connect to the broker: {why}; retrying; check that it runs and that broker.url is right"

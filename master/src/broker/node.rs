@@ -1,14 +1,15 @@
-//! A private RabbitMQ node as the master's own child, with an epmd of its own.
+//! A private RabbitMQ broker as a child of the master, with an epmd of its own.
 //!
-//! Both are started by one thread that lives as long as the [`Node`], since the kernel's signal at a parent's death
-//! (`PR_SET_PDEATHSIG`) follows the thread that started the child. A broker that dies is started again with backoff.
+//! One thread starts both and lives as long as the [`Node`], because the kernel's signal at a parent's death
+//! (`PR_SET_PDEATHSIG`) depends on the thread that started the child. A broker that dies is started again, with
+//! backoff.
 
 mod config;
 mod process;
 mod supervise;
 
 use super::limits::{FIRST_FLUSH, NODE_READY, PORT_PATIENCE};
-use super::link::make_inbox;
+use super::link::declare_builds;
 use super::{MASTER_USER, VHOST};
 use std::fmt;
 use std::io;
@@ -17,31 +18,31 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::sync::{oneshot, watch};
 
-/// What a private node is made of.
+/// Settings of a private broker.
 #[derive(Clone, Debug)]
 pub struct NodeSettings {
-    /// Its own directory: data, logs, HOME, password. Made where it is missing.
+    /// Its directory: data, logs, HOME, password. Created if it does not exist.
     pub dir: PathBuf,
-    /// Where agents and the master reach it, at least one address.
+    /// The addresses for agents and the master, at least one.
     pub listen: Vec<SocketAddr>,
     /// Where the master's [`super::AuthServer`] listens.
     pub auth_listen: SocketAddr,
-    /// Sets its Erlang name apart from that of other nodes on this machine; from the master's id.
+    /// Makes its Erlang name unique on this machine. From the master's id.
     pub node_name_suffix: String,
-    /// Lines added to its configuration file as they are, such as a TLS listener's; usually empty.
+    /// Lines that are added to its configuration file, such as those of a TLS listener; usually empty.
     pub extra_config: String,
 }
 
-/// Why a private node cannot be had.
+/// Why a private broker cannot run.
 #[derive(Debug, thiserror::Error)]
 pub enum NodeError {
-    /// RabbitMQ is not installed where it is looked for.
+    /// RabbitMQ was not found.
     #[error(
         "{program} was not found; install RabbitMQ (Debian: apt-get install --no-install-recommends rabbitmq-server) or set \
          broker.url"
     )]
     NotInstalled {
-        /// The program that is missing.
+        /// The missing program.
         program: &'static str,
     },
     /// No address to listen on was given.
@@ -58,7 +59,7 @@ pub enum NodeError {
     Listen {
         /// The address.
         address: SocketAddr,
-        /// What the kernel says.
+        /// The kernel's error.
         source: io::Error,
     },
     /// The node's directory cannot be used.
@@ -66,13 +67,13 @@ pub enum NodeError {
     Directory {
         /// The file or directory.
         path: PathBuf,
-        /// What the kernel says.
+        /// The kernel's error.
         source: io::Error,
     },
     /// The path of the node's directory is too long for a unix socket in it.
     #[error("the path {} is too long for a socket; choose a shorter master.state_dir", .0.display())]
     PathTooLong(PathBuf),
-    /// There is data of a node but not the password that its account was made with.
+    /// The directory has data of a broker, but not the password of the account in them.
     #[error(
         "{} is missing, and the broker's data are protected by it; restore it, or remove the directory mnesia beside it, \
          which deletes what waits in the broker's queues",
@@ -84,7 +85,7 @@ pub enum NodeError {
     Spawn {
         /// Its path.
         program: PathBuf,
-        /// What the kernel says.
+        /// The kernel's error.
         source: io::Error,
     },
     /// It ended before it was ready.
@@ -92,41 +93,41 @@ pub enum NodeError {
     Ended {
         /// How it ended.
         how: String,
-        /// The end of what it printed.
+        /// The end of its output.
         output: String,
     },
     /// It was not ready in time.
     #[error("the broker was not ready within {} s and said: {output}", NODE_READY.as_secs())]
     NotReady {
-        /// The end of what it printed.
+        /// The end of its output.
         output: String,
     },
-    /// It came up for the first time and its queue of builds could not be made; why.
+    /// The submission queue could not be declared at the first start; the reason.
     #[error("the queue of builds cannot be declared on the broker's first boot")]
     FirstBoot(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// The supervising thread ended, which it does only when asked.
+    /// The supervising thread has ended, which it only does if it is asked to.
     #[error("the broker was stopped")]
     Stopped,
 }
 
-/// How a private node does.
+/// The state of a private broker.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NodeState {
-    /// It boots.
+    /// It is starting.
     Starting,
-    /// It takes connections.
+    /// It accepts connections.
     Ready {
         /// The process id of the broker itself.
         pid: u32,
     },
-    /// It died or did not start, and will be tried again; why.
+    /// It died or did not start, and will be started again; the reason.
     Down(String),
     /// It was stopped.
     Stopped,
 }
 
-/// A private node that runs, and is started again when it dies. Dropped, it ends by itself, unless the process ends
-/// first: then the kernel ends it.
+/// A running private broker, which is started again if it dies. Dropping this ends it; if the process ends first, the
+/// kernel ends it.
 pub struct Node {
     url: String,
     state: watch::Receiver<NodeState>,
@@ -142,10 +143,10 @@ impl fmt::Debug for Node {
 }
 
 impl Node {
-    /// Checks what can be checked, starts the node and waits until it is ready.
+    /// Checks what can be checked, starts the broker and waits until it is ready.
     ///
     /// # Errors
-    /// Where RabbitMQ is not installed, an address is taken, the directory cannot be used, or the node does not come up.
+    /// If RabbitMQ is not installed, an address is taken, the directory cannot be used, or the broker does not start.
     pub async fn start(settings: NodeSettings) -> Result<Self, NodeError> {
         let master_address = master_address(&settings.listen).ok_or(NodeError::NoAddress)?;
         for address in &settings.listen {
@@ -165,19 +166,19 @@ impl Node {
         let node = Self { url, state, stop: Some(stop), thread: Some(thread) };
         came_up.await.unwrap_or(Err(NodeError::Stopped))?;
         if let Some(unsettled) = unsettled {
-            make_inbox(&node.url).await.map_err(NodeError::FirstBoot)?;
+            declare_builds(&node.url).await.map_err(NodeError::FirstBoot)?;
             tokio::time::sleep(FIRST_FLUSH).await;
             unsettled.settle()?;
         }
         Ok(node)
     }
 
-    /// Where the master reaches it, with its own user and password: not for logs.
+    /// The master's URL, with user and password. Not for logs.
     pub fn url(&self) -> &str {
         &self.url
     }
 
-    /// How it does, now and later.
+    /// Its state, now and later.
     pub fn state(&self) -> watch::Receiver<NodeState> {
         self.state.clone()
     }
@@ -193,7 +194,7 @@ impl Node {
     }
 }
 
-/// The address that the master itself dials: a loopback one where there is one.
+/// The address that the master connects to: a loopback address if there is one.
 fn master_address(listen: &[SocketAddr]) -> Option<SocketAddr> {
     let dialled = |address: &SocketAddr| {
         let ip = match address.ip() {
@@ -207,7 +208,7 @@ fn master_address(listen: &[SocketAddr]) -> Option<SocketAddr> {
     all.iter().find(|address| address.ip().is_loopback()).or(all.first()).copied()
 }
 
-/// Waits a little for an earlier life's broker to let go of the address.
+/// Waits a little until a previous broker has released the address.
 async fn wait_for_address(address: SocketAddr) -> Result<(), NodeError> {
     let pause = Duration::from_millis(100);
     let mut left = PORT_PATIENCE;

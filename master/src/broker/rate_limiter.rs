@@ -1,5 +1,5 @@
-//! How agents behave: one that floods, or keeps sending what is no message, is cut off for a while. It has valid
-//! credentials, so only what it does tells it from others.
+//! Limits how much each agent sends. An agent that sends too many messages, or too many that are malformed, is blocked
+//! for a while. Its credentials are valid, so only its behaviour shows that it is faulty or hostile.
 
 use super::refusals::Refusals;
 use crate::clock;
@@ -10,23 +10,23 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-/// Messages of one agent in a row, and a second in the long run. The fastest that one worker was ever seen to run builds
-/// that do nothing is 600 a second, at three or four messages each; an agent that comes back after an outage says all
-/// that it has to say at once.
+/// Limit of messages from one agent: in a burst, and per second in the long run. The fastest measured worker runs 600
+/// empty builds per second, with three or four messages each. After an outage an agent sends everything that has
+/// waited, at once.
 const MESSAGES: Allowance = Allowance { burst: 20_000.0, rate: 3_000.0 };
-/// Hellos: a new connection each. Agents wait between two tries to connect, up to a minute.
+/// Limit of hellos, each of which is a new connection. Agents pause between two tries to connect, up to a minute.
 const HELLOS: Allowance = Allowance { burst: 50.0, rate: 0.5 };
-/// Messages that are none, or that are somebody else's: a newer agent may send some of a kind that is not known here.
+/// Limit of malformed messages and messages in another worker's name. A newer agent may send a few of an unknown kind.
 const DROPPED: Allowance = Allowance { burst: 200.0, rate: 1.0 };
-/// How long an agent is cut off. It keeps trying, so a mended one comes back by itself.
-pub const CUT_OFF: Duration = Duration::from_secs(300);
+/// How long an agent is blocked. It keeps trying, so a corrected agent comes back by itself.
+pub const BLOCK_TIME: Duration = Duration::from_secs(300);
 
 struct Allowance {
     burst: f64,
     rate: f64,
 }
 
-/// A bucket that fills at the allowance's rate; each message takes one from it.
+/// A token bucket: it fills at the limit's rate, and each message takes one token.
 #[derive(Clone, Copy)]
 struct Bucket {
     left: f64,
@@ -45,7 +45,7 @@ struct Record {
     messages: Bucket,
     hellos: Bucket,
     dropped: Bucket,
-    /// Until when it is cut off.
+    /// The end of the block, if the agent is or was blocked.
     until: Option<Timestamp>,
 }
 
@@ -56,14 +56,15 @@ impl Record {
     }
 }
 
-/// What agents have done lately, shared between who reads their messages and who lets them connect. Cheap to clone.
+/// Counts what each agent sends. Shared by the tasks that read messages and the server that lets agents connect. Cheap
+/// to clone.
 #[derive(Clone)]
 pub struct RateLimiter {
     records: Arc<Mutex<HashMap<String, Record>>>,
     refusals: Refusals,
 }
 
-/// Something that an agent did.
+/// What an agent has sent.
 enum Kind {
     Message,
     Hello,
@@ -71,25 +72,25 @@ enum Kind {
 }
 
 impl RateLimiter {
-    /// Nobody has done anything yet. Who is cut off is told to `refusals`.
+    /// Nothing has been counted yet. Blocked agents are reported to `refusals`.
     pub fn new(refusals: Refusals) -> Self {
         Self { records: Arc::default(), refusals }
     }
 
-    /// Whether an agent is cut off now.
-    pub fn is_cut_off(&self, worker: &str) -> bool {
+    /// Whether an agent is blocked now.
+    pub fn is_blocked(&self, worker: &str) -> bool {
         let records = lock(&self.records);
         records.get(worker).and_then(|record| record.until).is_some_and(|until| until > clock::now())
     }
 
-    /// How many are cut off now.
-    pub fn cut_off(&self) -> u64 {
+    /// The number of blocked agents.
+    pub fn blocked(&self) -> u64 {
         let now = clock::now();
         let records = lock(&self.records);
         records.values().filter(|record| record.until.is_some_and(|until| until > now)).count() as u64
     }
 
-    /// Counts a message of an agent's.
+    /// Counts a message of an agent.
     pub(super) fn sent(&self, worker: &WorkerName, message: &ToMaster) {
         let deed = match message {
             ToMaster::Hello(_) => Kind::Hello,
@@ -103,7 +104,7 @@ impl RateLimiter {
         self.count(worker, clock::now(), &deed);
     }
 
-    /// Counts something of an agent's that was thrown away.
+    /// Counts a dropped message of an agent.
     pub(super) fn dropped(&self, user: Option<&str>) {
         if let Some(worker) = user.and_then(|user| user.parse::<WorkerName>().ok()) {
             self.count(&worker, clock::now(), &Kind::Dropped);
@@ -112,7 +113,7 @@ impl RateLimiter {
 
     fn count(&self, worker: &WorkerName, now: Timestamp, deed: &Kind) {
         let mut records = lock(&self.records);
-        // The broker vouches for the name, so there are no more of them than workers.
+        // The broker guarantees the name, so there are at most as many names as workers.
         if !records.contains_key(worker.as_str()) {
             records.insert(worker.to_string(), Record::new(now, None));
         }
@@ -126,10 +127,10 @@ impl RateLimiter {
             Kind::Dropped => (record.dropped.take(&DROPPED, now), "malformed messages"),
         };
         if !within {
-            *record = Record::new(now, Some(now + CUT_OFF));
+            *record = Record::new(now, Some(now + BLOCK_TIME));
             drop(records);
-            let minutes = CUT_OFF.as_secs() / 60;
-            self.refusals.refused(worker.as_str(), &format!("too many {what}: ignored for {minutes} minutes"));
+            let minutes = BLOCK_TIME.as_secs() / 60;
+            self.refusals.refused(worker.as_str(), &format!("too many {what}: blocked for {minutes} minutes"));
         }
     }
 }
@@ -147,15 +148,15 @@ mod tests {
     }
 
     #[test]
-    fn a_busy_agent_goes_on_and_a_flood_is_cut_off_for_a_while() {
+    fn a_busy_agent_goes_on_and_a_flood_is_blocked_for_a_while() {
         let now = clock::now();
         let conduct = RateLimiter::new(Refusals::default());
         many(&conduct, now, 100_000, 1, &Kind::Message);
-        assert!(!conduct.is_cut_off("w1"));
+        assert!(!conduct.is_blocked("w1"));
         many(&conduct, now + Duration::from_secs(100), 30_000, 0, &Kind::Message);
-        assert!(conduct.is_cut_off("w1") && !conduct.is_cut_off("w10"));
-        assert_eq!(conduct.cut_off(), 1);
-        assert!(conduct.refusals.reason("w1").unwrap().contains("ignored for 5 minutes"));
+        assert!(conduct.is_blocked("w1") && !conduct.is_blocked("w10"));
+        assert_eq!(conduct.blocked(), 1);
+        assert!(conduct.refusals.reason("w1").unwrap().contains("blocked for 5 minutes"));
     }
 
     #[test]
@@ -164,9 +165,9 @@ mod tests {
         for (deed, fine, much) in [(Kind::Hello, 50, 60), (Kind::Dropped, 200, 210)] {
             let conduct = RateLimiter::new(Refusals::default());
             many(&conduct, now, fine, 0, &deed);
-            assert!(!conduct.is_cut_off("w1"));
+            assert!(!conduct.is_blocked("w1"));
             many(&conduct, now, much - fine, 0, &deed);
-            assert!(conduct.is_cut_off("w1"));
+            assert!(conduct.is_blocked("w1"));
         }
     }
 }

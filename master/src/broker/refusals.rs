@@ -1,4 +1,5 @@
-//! Who was refused and why: remembered for the broker's event that brings the address, and logged without flooding.
+//! Who was refused and why. The reason is remembered until the broker's event brings the address, and logged without
+//! flooding the log.
 
 use super::limits::REMEMBERED_LOG_LINES;
 use crate::sync::lock;
@@ -7,24 +8,24 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 use tracing::warn;
 
-/// Characters of a reason by which it is told from others: they may quote the agent.
+/// Number of characters by which reasons are compared. A reason may quote the agent.
 const LONGEST_REASON: usize = 200;
 
-/// Refusals, shared between the server that refuses and the link that hears of addresses. Cheap to clone.
+/// Refusals. Shared by the server that refuses and the link that learns the addresses. Cheap to clone.
 #[derive(Clone, Default)]
 pub struct Refusals(Arc<Mutex<State>>);
 
 #[derive(Default)]
 struct State {
-    /// Why a name was last refused.
+    /// Why each name was last refused.
     reasons: HashMap<String, String>,
-    /// What was logged since the last minute began, and how often it was left out since.
+    /// What was logged in this minute, and how often it was repeated.
     logged: HashMap<(String, String), u64>,
-    /// Refusals that found no room in `logged`.
+    /// Refusals for which `logged` has no room.
     others: u64,
 }
 
-/// A name as it may be logged: what is refused may be as long as its sender liked.
+/// A name, shortened for the log: its sender may have chosen any length.
 pub(crate) fn shown(text: &str) -> String {
     text.chars().take(80).collect()
 }
@@ -43,8 +44,8 @@ impl Refusals {
         }
     }
 
-    /// Logs that an agent that says it is `name`, on the machine `identity`, was refused at its hello; once a minute for
-    /// the same name and reason, since it asks again.
+    /// Logs that a hello was refused, of an agent that claims to be `name` on the machine `identity`. Once a minute for
+    /// the same name and reason, because the agent tries again.
     pub fn refused_hello(&self, name: &str, identity: &str, reason: &str) {
         if self.lock().first(&shown(name), &reason.chars().take(LONGEST_REASON).collect::<String>()) {
             let (name, identity) = (shown(name), shown(identity));
@@ -52,7 +53,7 @@ impl Refusals {
         }
     }
 
-    /// Logs that the broker turned `name` away at `address`, with the reason that was given for it.
+    /// Logs that the broker has refused `name` from `address`, with the reason.
     pub fn turned_away(&self, name: &str, address: &str) {
         let (name, address) = (shown(name), shown(address));
         let mut state = self.lock();
@@ -67,7 +68,7 @@ impl Refusals {
         self.lock().reasons.get(&shown(name)).cloned()
     }
 
-    /// Begins a new minute: says how often refusals were repeated in the last.
+    /// Begins a new minute: logs how often refusals were repeated in the last one.
     pub fn minute(&self) {
         let mut state = self.lock();
         state.logged.retain(|(name, reason), repeated| {
@@ -96,7 +97,7 @@ impl Refusals {
 }
 
 impl State {
-    /// Whether this line is to be logged now; else it is counted.
+    /// Whether this line is to be logged now. Otherwise it is counted.
     fn first(&mut self, name: &str, what: &str) -> bool {
         if let Some(repeated) = self.logged.get_mut(&(name.to_owned(), what.to_owned())) {
             *repeated += 1;
@@ -124,7 +125,7 @@ mod tests {
         assert!(state.first("w2", "wrong password"));
         let refusals = Refusals(Arc::new(Mutex::new(state)));
         refusals.minute();
-        // It was repeated, so it stays quiet for another minute; what was not may be said again.
+        // It was repeated, so it is not logged for another minute. The other was not, so it may be logged again.
         assert!(!refusals.lock().first("w1", "wrong password"));
         assert!(refusals.lock().first("w2", "wrong password"));
     }

@@ -106,6 +106,11 @@ pub(super) enum Command {
         #[command(flatten)]
         output: Output,
     },
+    /// List the places: what fails together, such as one region with one account, one hypervisor or one cloud.
+    Places {
+        #[command(flatten)]
+        output: Output,
+    },
     /// Compare the ledger with what each provider lists. Exits with 1 if they differ.
     Audit {
         /// Terminate orphans, and take hosts that no provider lists any more for terminated.
@@ -120,7 +125,7 @@ pub(super) enum Command {
     },
     /// Give a worker no new builds.
     Pause(Worker),
-    /// Take a worker back into use: ends pause, drain, backoff and quarantine.
+    /// Take a worker back into use: ends pause, drain and backoff, and probes its place at once.
     Resume(Worker),
     /// Give a worker no new builds, and terminate its host when it is idle.
     Drain(Worker),
@@ -128,6 +133,14 @@ pub(super) enum Command {
     Terminate {
         /// The host's id.
         host: String,
+        /// Do not ask for confirmation.
+        #[arg(long, short)]
+        yes: bool,
+    },
+    /// Give up a host, or a place with all its hosts, that can never be heard of again.
+    Forget {
+        /// The host's id, or the place's id or name.
+        target: String,
         /// Do not ask for confirmation.
         #[arg(long, short)]
         yes: bool,

@@ -1,4 +1,4 @@
-//! The commands' side of the HTTP API.
+//! The client of the HTTP API.
 
 use super::error::CliError;
 use crate::api;
@@ -9,21 +9,22 @@ use serde::de::DeserializeOwned;
 use std::path::Path;
 use std::time::Duration;
 
-/// Where the token is by default: in the default state directory.
+/// The default path of the token, in the default state directory.
 const DEFAULT_TOKEN_FILE: &str = "/var/lib/rouse/api-token";
-/// A master that does not take the connection in this time is away.
+/// If the master does not accept the connection within this time, it counts as away.
 const CONNECT: Duration = Duration::from_secs(10);
-/// A master that says nothing for so long is away. Event streams are told something every 15 seconds; logs are asked for anew.
+/// If the master sends nothing for this long, it counts as away. Event streams have a comment every 15 seconds; a
+/// followed log is requested again.
 const SILENCE: Duration = Duration::from_secs(60);
 
-/// A master over HTTP.
+/// A client of one master.
 pub(super) struct Client {
     http: reqwest::Client,
     server: String,
     token: Option<Token>,
 }
 
-/// What a master is shown, and where it is from.
+/// A token, and where it comes from.
 struct Token {
     text: String,
     source: String,
@@ -39,7 +40,7 @@ impl Client {
         if !matches!(url.scheme(), "http" | "https") || !url.has_host() {
             return Err(CliError::Usage(format!("the server must be an http:// or https:// URL, not {server:?}")));
         }
-        // Somebody may have chosen one before: that one serves as well.
+        // Another part of the program may have installed a provider already, which is as good.
         if rustls::crypto::CryptoProvider::get_default().is_none()
             && rustls::crypto::ring::default_provider().install_default().is_err()
         {
@@ -47,28 +48,28 @@ impl Client {
         }
         let mut http = reqwest::Client::builder().connect_timeout(CONNECT).read_timeout(SILENCE).tcp_nodelay(true);
         if is_loopback(&url) {
-            // A proxy that the environment names has another loopback.
+            // A proxy in the environment would have another loopback.
             http = http.no_proxy();
         }
         if url.scheme() == "http" {
-            // Nothing is encrypted, so a machine without certificate authorities must do.
+            // Nothing is encrypted, so no certificate authorities are needed.
             http = http.tls_certs_only([]);
         }
         let http = http.build().map_err(|error| CliError::Usage(format!("cannot set up HTTP: {}", Chain(&error))))?;
         Ok(Self { http, server: server.to_owned(), token: token()? })
     }
 
-    /// Asks for something as JSON.
+    /// Sends a GET request.
     pub(super) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, CliError> {
         self.json(self.request(Method::GET, path)).await
     }
 
-    /// Changes something.
+    /// Sends a POST request.
     pub(super) async fn post<T: DeserializeOwned>(&self, path: &str) -> Result<T, CliError> {
         self.json(self.request(Method::POST, path)).await
     }
 
-    /// Changes something as `body` says.
+    /// Sends a POST request with a body.
     pub(super) async fn post_json<T: DeserializeOwned>(
         &self,
         path: &str,
@@ -77,7 +78,7 @@ impl Client {
         self.json(self.request(Method::POST, path).json(body)).await
     }
 
-    /// Asks for a log from `offset` on: none where there is nothing at `offset` yet.
+    /// Requests a log from `offset`. None if the log has nothing there yet.
     pub(super) async fn log(&self, path: &str, offset: u64) -> Result<Option<Response>, CliError> {
         let mut request = self.request(Method::GET, path);
         if offset > 0 {
@@ -121,7 +122,7 @@ impl Client {
         })
     }
 
-    /// The answer, or what it says is wrong.
+    /// The response, or its error.
     async fn checked(&self, response: Response) -> Result<Response, CliError> {
         let status = response.status();
         if status.is_success() {
@@ -143,7 +144,7 @@ impl Client {
         }
     }
 
-    /// What to say if the master wants another token, or one at all.
+    /// The error if the token is wrong or missing.
     fn unauthorized(&self) -> String {
         match &self.token {
             Some(token) => format!("{} is not the token of the master at {}", token.source, self.server),
@@ -157,11 +158,16 @@ impl Client {
         }
     }
 
-    /// No answer came.
+    /// The error if no answer came. If there was no connection at all, it says what to do.
     pub(super) fn unreachable_error(&self, error: &reqwest::Error) -> CliError {
         let cause =
             std::error::Error::source(error).map_or_else(|| error.to_string(), |cause| Chain(cause).to_string());
-        CliError::Unreachable(format!("cannot reach the master at {}: {cause}", self.server))
+        let advice = if error.is_connect() {
+            "; start it with `rouse master`, or name another address with --server or ROUSE_SERVER"
+        } else {
+            ""
+        };
+        CliError::Unreachable(format!("cannot reach the master at {}: {cause}{advice}", self.server))
     }
 }
 
@@ -172,7 +178,7 @@ fn is_loopback(url: &reqwest::Url) -> bool {
     })
 }
 
-/// `ROUSE_TOKEN`, else what is in the file `ROUSE_TOKEN_FILE`, else what is in the default file, where it can be read.
+/// The token from `ROUSE_TOKEN`, else from the file `ROUSE_TOKEN_FILE`, else from the default file if that can be read.
 fn token() -> Result<Option<Token>, CliError> {
     if let Ok(token) = std::env::var("ROUSE_TOKEN")
         && !token.trim().is_empty()
@@ -187,7 +193,7 @@ fn token() -> Result<Option<Token>, CliError> {
             })?;
             checked_token(&token, &format!("what ROUSE_TOKEN_FILE {} holds", path.display())).map(Some)
         }
-        // Reading needs no token on loopback, and whoever may not read this file is told by the master what is missing.
+        // Reading needs no token on loopback. If a request needs one, the master's error says so.
         None => match std::fs::read_to_string(DEFAULT_TOKEN_FILE) {
             Ok(token) => checked_token(&token, &format!("what {DEFAULT_TOKEN_FILE} holds")).map(Some),
             Err(_) => Ok(None),

@@ -1,4 +1,4 @@
-//! Why a command did not do what it was asked.
+//! Why a command failed.
 
 use super::exit::Exit;
 
@@ -10,10 +10,10 @@ pub(super) enum CliError {
     /// The master cannot be reached, or cannot answer.
     #[error("{0}")]
     Unreachable(String),
-    /// There is no such thing, or the master refuses.
+    /// Something does not exist, or the master refuses.
     #[error("{0}")]
     Refused(String),
-    /// Whoever read our output has closed it: nothing more to do, and nothing to say.
+    /// The reader of the output has closed it, so nothing more can be printed.
     #[error("the output is closed")]
     Closed,
     #[error("cannot write the output: {0}")]
@@ -27,7 +27,7 @@ impl From<std::io::Error> for CliError {
 }
 
 impl CliError {
-    /// Prints it, unless nobody needs to know. What the command ends with.
+    /// Prints the error, unless the output is closed. Returns the exit code.
     pub(super) fn report(&self) -> Exit {
         let exit = match self {
             Self::Closed => return Exit::Success,

@@ -1,11 +1,11 @@
-//! The exit codes of every command, in one place: `--help` is made from them, and docs/commands.md lists them.
+//! The exit codes of all commands. `--help` prints them, and docs/commands.md lists them.
 
 use std::process::ExitCode;
 
 /// How a command ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Exit {
-    /// It did what it was asked.
+    /// The command succeeded.
     Success,
     /// The build failed, an audit found differences, or the output cannot be written.
     Failure,
@@ -13,13 +13,13 @@ pub(super) enum Exit {
     Usage,
     /// The master cannot be reached.
     Unreachable,
-    /// There is no such thing, or the master refuses.
+    /// Something does not exist, or the master refuses.
     Refused,
     /// The build was lost.
     Lost,
     /// The build was cancelled.
     Cancelled,
-    /// Ctrl-C while following: what shells show for a program that it has ended.
+    /// Ctrl-C while following. The code is what shells use for a program that a signal has ended.
     Interrupted,
 }
 

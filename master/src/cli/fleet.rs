@@ -1,4 +1,4 @@
-//! Listings of builds, workers and hosts, and what is asked of workers.
+//! Lists of builds, workers and hosts, and operations on workers.
 
 use super::client::Client;
 use super::error::CliError;
@@ -8,10 +8,10 @@ use crate::core::build::BuildState;
 use crate::core::event::Operation;
 use rouse_shared::{Timestamp, WorkerName, duration};
 
-/// Builds that are asked for at once.
+/// Number of builds in one request.
 const PAGE: usize = 1_000;
 
-/// Lists builds, newest first; as many pages as it takes.
+/// Lists builds, newest first, with as many requests as needed.
 pub(super) async fn builds(
     client: &Client,
     state: Option<BuildState>,
@@ -51,8 +51,8 @@ pub(super) async fn builds(
     Ok(listing(&rows, as_json, |rows| Table::new(head, rows.iter().map(row)), "there are no such builds")?)
 }
 
-/// Says if mail about them is stuck: whoever looks at the workers would else miss it.
-async fn say_what_waits(client: &Client, now: Timestamp) -> Result<(), CliError> {
+/// Reports mail that is stuck. Whoever lists the workers would otherwise miss it.
+async fn report_waiting_mail(client: &Client, now: Timestamp) -> Result<(), CliError> {
     let mails: Vec<api::Mail> = client.get("/api/mails").await?;
     let Some(oldest) = mails.first() else { return Ok(()) };
     let many = match mails.len() {
@@ -81,7 +81,7 @@ pub(super) async fn workers(client: &Client, as_json: bool, now: Timestamp) -> R
         ]
     };
     listing(&rows, as_json, |rows| Table::new(head, rows.iter().map(row)), "there are no workers")?;
-    if as_json { Ok(()) } else { say_what_waits(client, now).await }
+    if as_json { Ok(()) } else { report_waiting_mail(client, now).await }
 }
 
 /// Lists hosts.
@@ -100,6 +100,25 @@ pub(super) async fn hosts(client: &Client, as_json: bool, now: Timestamp) -> Res
         ]
     };
     Ok(listing(&rows, as_json, |rows| Table::new(head, rows.iter().map(row)), "there are no hosts")?)
+}
+
+/// Lists places.
+pub(super) async fn places(client: &Client, as_json: bool, now: Timestamp) -> Result<(), CliError> {
+    let rows: Vec<api::Place> = client.get("/api/places").await?;
+    let head = ["ID", "PROVIDER", "NAME", "STATE", "SINCE", "NEXT PROBE", "HOSTS", "REASON"];
+    let row = |place: &api::Place| {
+        [
+            place.id.clone(),
+            place.provider.as_str().to_owned(),
+            place.name.clone(),
+            place.state.as_str().to_owned(),
+            ago(place.since, now),
+            place.next_probe.map_or_else(|| "-".to_owned(), |at| between(Some(api::Time(now)), Some(at), now)),
+            place.hosts.to_string(),
+            or_dash(place.reason.as_ref()),
+        ]
+    };
+    Ok(listing(&rows, as_json, |rows| Table::new(head, rows.iter().map(row)), "there are no places")?)
 }
 
 /// Pauses, resumes or drains a worker.

@@ -1,4 +1,4 @@
-//! Following builds and their logs: bytes to stdout, words to stderr, through restarts of the master.
+//! Follows builds and their logs: bytes on stdout, messages on stderr, through restarts of the master.
 
 use super::client::Client;
 use super::error::CliError;
@@ -10,12 +10,13 @@ use crate::core::build::BuildState;
 use std::io::ErrorKind;
 use std::time::Duration;
 
-/// Between two looks at a build that waits, at first and at last. Its own changes are seen at once; this is for `why`.
+/// Shortest and longest interval at which a waiting build is checked. Changes of its state arrive at once; this is for
+/// `why`.
 const FIRST_LOOK: Duration = Duration::from_secs(1);
 const LAST_LOOK: Duration = Duration::from_secs(10);
-/// Between two looks whether a step has begun that prints nothing.
+/// Interval at which a step without output is checked.
 const STEP_LOOK: Duration = Duration::from_millis(500);
-/// Before a log that was cut in the middle is asked for again.
+/// Pause before a log is requested again after its connection broke.
 const AGAIN: Duration = Duration::from_millis(100);
 
 /// Prints the log of a build: all steps of an attempt, or one.
@@ -46,12 +47,12 @@ pub(super) async fn log(
             follower.print_step(attempt, number).await.map(Some)
         };
         match printed {
-            // One that still runs lacks its end as a matter of course.
+            // The log of a running step is always incomplete.
             Ok(Some(bytes)) if follower.prints && step_over(&build, attempt, number) => {
-                follower.tell_cut(&build, attempt, number, bytes);
+                follower.report_missing_bytes(&build, attempt, number, bytes);
             }
             Ok(_) => {}
-            // Those of other steps may be there.
+            // The logs of other steps may be available.
             Err(CliError::Refused(why)) if step.is_none() => {
                 if let Some(before) = gone.replace(why) {
                     output::say(&before);
@@ -72,9 +73,9 @@ pub(super) struct Follower<'a> {
     id: u64,
     progress: &'a mut ProgressReporter,
     changes: Changes,
-    /// Whether logs go to stdout; no more once nobody reads it.
+    /// Whether logs go to stdout, which may have been closed.
     prints: bool,
-    /// Whether beginnings and ends of steps are told.
+    /// Whether starts and ends of steps are reported.
     announces: bool,
 }
 
@@ -83,7 +84,7 @@ impl<'a> Follower<'a> {
         Self { client, id, progress, changes: Changes::of(id), prints, announces: true }
     }
 
-    /// Follows the build through all of its attempts. What the command ends with, and the build at its end.
+    /// Follows the build through all of its attempts. Returns the exit code and the build at its end.
     pub(super) async fn build(&mut self) -> Result<(Exit, BuildInFull), CliError> {
         let mut attempt = 1;
         loop {
@@ -106,7 +107,7 @@ impl<'a> Follower<'a> {
     async fn steps(&mut self, attempt: u32, build: &BuildInFull) -> Result<(), CliError> {
         for number in 1..=step_count(build) {
             if !self.prints {
-                // Nothing to show, and the end comes with the build's own.
+                // There is nothing to print; the end of the build follows.
                 return Ok(());
             }
             self.step(attempt, number).await?;
@@ -114,7 +115,7 @@ impl<'a> Follower<'a> {
         Ok(())
     }
 
-    /// Waits until there is an attempt of this number, or the build has ended without; says meanwhile why it waits.
+    /// Waits until this attempt exists or the build has ended without it. Reports meanwhile why the build waits.
     async fn until_attempt(&mut self, attempt: u32) -> Result<BuildInFull, CliError> {
         let mut pause = FIRST_LOOK;
         loop {
@@ -150,12 +151,12 @@ impl<'a> Follower<'a> {
         patiently(self.progress, async || self.client.get(&path(self.id)).await).await
     }
 
-    /// Follows one step of an attempt until its log is whole, wherever it is cut meanwhile.
+    /// Follows one step of an attempt until its log is complete, even if the connection breaks.
     async fn step(&mut self, attempt: u32, number: u32) -> Result<(), CliError> {
         let path = format!("{}/steps/{number}/log?follow=1&attempt={attempt}", path(self.id));
         let mut offset = 0;
-        let mut told = !self.announces;
-        // A spinner would wipe out a line that the step has not ended.
+        let mut announced = !self.announces;
+        // A spinner would overwrite a line that the step has not ended.
         let mut line_ended = true;
         while self.prints {
             let response = patiently(self.progress, async || self.client.log(&path, offset).await).await?;
@@ -164,8 +165,8 @@ impl<'a> Follower<'a> {
                 let piece = tokio::select! {
                     piece = response.chunk() => piece,
                     () = tokio::time::sleep(STEP_LOOK), if self.announces => {
-                        if !told {
-                            told = self.tell_begin(attempt, number, false).await?;
+                        if !announced {
+                            announced = self.announce_start(attempt, number, false).await?;
                         } else if line_ended {
                             self.progress.spinning(&format!("step {number} runs"));
                         }
@@ -175,8 +176,8 @@ impl<'a> Follower<'a> {
                 match piece {
                     Ok(Some(bytes)) => {
                         offset += bytes.len() as u64;
-                        if !told {
-                            told = self.tell_begin(attempt, number, true).await?;
+                        if !announced {
+                            announced = self.announce_start(attempt, number, true).await?;
                         }
                         line_ended = bytes.ends_with(b"\n");
                         self.progress.quiet();
@@ -189,7 +190,7 @@ impl<'a> Follower<'a> {
             if whole {
                 let build = self.look().await?;
                 if step_over(&build, attempt, number) {
-                    self.tell_end(&build, attempt, number, told, offset);
+                    self.announce_end(&build, attempt, number, announced, offset);
                     return Ok(());
                 }
             }
@@ -198,7 +199,7 @@ impl<'a> Follower<'a> {
         Ok(())
     }
 
-    /// Prints what there is of a step's log. How many bytes that was.
+    /// Prints what is available of a step's log, and returns its number of bytes.
     async fn print_step(&mut self, attempt: u32, number: u32) -> Result<u64, CliError> {
         let path = format!("{}/steps/{number}/log?attempt={attempt}", path(self.id));
         let mut printed = 0;
@@ -223,8 +224,8 @@ impl<'a> Follower<'a> {
         }
     }
 
-    /// Says that a step has begun, once it has; `surely` if its output shows that.
-    async fn tell_begin(&mut self, attempt: u32, number: u32, surely: bool) -> Result<bool, CliError> {
+    /// Reports that a step has started, once it has. `surely` if its output proves it.
+    async fn announce_start(&mut self, attempt: u32, number: u32, surely: bool) -> Result<bool, CliError> {
         let build = self.look().await?;
         let Some(tried) = tried(&build, attempt) else { return Ok(surely) };
         let begun = surely || step(&build, attempt, number).is_some_and(|step| step.state == StepState::Running);
@@ -237,10 +238,10 @@ impl<'a> Follower<'a> {
         Ok(begun)
     }
 
-    fn tell_end(&mut self, build: &BuildInFull, attempt: u32, number: u32, told: bool, bytes: u64) {
+    fn announce_end(&mut self, build: &BuildInFull, attempt: u32, number: u32, announced: bool, bytes: u64) {
         let Some(step) = step(build, attempt, number) else { return };
         self.progress.quiet();
-        if self.announces && (told || step.state != StepState::Skipped) {
+        if self.announces && (announced || step.state != StepState::Skipped) {
             let how = match (step.exit_code, step.signal, &step.reason) {
                 (Some(code), _, _) if code != 0 => format!(", exit code {code}"),
                 (_, Some(signal), _) => format!(", signal {signal}"),
@@ -251,11 +252,11 @@ impl<'a> Follower<'a> {
             let took = took.map_or_else(String::new, |seconds| format!(" after {seconds:.1} s"));
             self.progress.say(&format!("{}: {}{took}{how}", title(build, number), step.state.words()));
         }
-        self.tell_cut(build, attempt, number, bytes);
+        self.report_missing_bytes(build, attempt, number, bytes);
     }
 
-    /// Says what is missing of a step's log, of which so many bytes came.
-    fn tell_cut(&mut self, build: &BuildInFull, attempt: u32, number: u32, bytes: u64) {
+    /// Reports what is missing of a step's log after this many bytes.
+    fn report_missing_bytes(&mut self, build: &BuildInFull, attempt: u32, number: u32, bytes: u64) {
         let Some(step) = step(build, attempt, number) else { return };
         let title = title(build, number);
         if let Some(cut) = step.log_thrown_away.filter(|cut| *cut > 0) {

@@ -1,4 +1,5 @@
-//! The command line: everything but `master`, `check`, `libvirt-network` and `demo` talks to a master over HTTP.
+//! The command line. All commands except `master`, `check`, `libvirt-network` and `demo` send requests to a master over
+//! HTTP.
 
 mod args;
 mod audit;
@@ -7,6 +8,7 @@ mod error;
 mod exit;
 mod fleet;
 mod follow;
+mod forget;
 mod output;
 mod show;
 mod submit;
@@ -25,23 +27,23 @@ use rouse_shared::Timestamp;
 use std::path::Path;
 use std::process::ExitCode;
 
-/// What to say to who knows `rouse stop` from elsewhere.
+/// The answer to `rouse stop`, which no longer exists.
 const STOP: &str = "there is no command 'stop': `rouse terminate HOST` ends a host now, `rouse drain WORKER` gives a worker \
     no new builds and lets its host go when it is idle";
 
-/// What the program does without asking a master.
+/// What the program does without a master's API.
 pub trait Local {
     /// Runs the master.
     fn master(&self, config: &Path) -> ExitCode;
     /// Checks a configuration.
     fn check(&self, config: &Path, online: bool) -> ExitCode;
-    /// Shows the whole thing.
+    /// Runs the demo.
     fn demo(&self, source: Option<&Path>) -> ExitCode;
-    /// What time it is, from the Unix epoch on.
+    /// The time since the Unix epoch.
     fn now(&self) -> Timestamp;
 }
 
-/// Does what the command line asks. Bad usage has ended the program before, with code 2 (clap's own).
+/// Runs the command. If the usage is wrong, clap has already exited with code 2.
 pub fn run(cli: &Cli, local: &dyn Local) -> ExitCode {
     match &cli.command {
         Command::Master { config } => local.master(config),
@@ -66,7 +68,7 @@ fn client_command(server: &str, command: &Command, local: &dyn Local) -> Result<
         let client = Client::new(server)?;
         remote(&client, command, local.now()).await
     });
-    // A name that is still being looked up must not keep the program.
+    // A name lookup that is still running must not delay the exit.
     runtime.shutdown_background();
     ended
 }
@@ -99,6 +101,8 @@ async fn remote(client: &Client, command: &Command, now: Timestamp) -> Result<Ex
         Command::Pause(worker) => fleet::operate(client, &worker.worker, Operation::Pause).await?,
         Command::Resume(worker) => fleet::operate(client, &worker.worker, Operation::Resume).await?,
         Command::Drain(worker) => fleet::operate(client, &worker.worker, Operation::Drain).await?,
+        Command::Places { output } => fleet::places(client, output.json, now).await?,
+        Command::Forget { target, yes } => forget::run(client, target, *yes).await?,
         Command::Terminate { host, yes } => terminate::host(client, host, *yes).await?,
         Command::Stop { .. } => return Err(CliError::Usage(STOP.to_owned())),
         Command::Master { .. }
@@ -113,7 +117,7 @@ async fn remote(client: &Client, command: &Command, now: Timestamp) -> Result<Ex
     Ok(Exit::Success)
 }
 
-/// The number of a build as it is written; nothing else gets into a path.
+/// The number of a build. Nothing else becomes part of a path.
 fn number(text: &str) -> Result<u64, CliError> {
     text.parse().map_err(|_| CliError::Refused(format!("there is no build {text:?}: builds have numbers")))
 }
@@ -138,7 +142,7 @@ fn manual(dir: &Path) -> ExitCode {
 }
 
 fn libvirt_network(config: &Path, name: Option<&str>) -> ExitCode {
-    let loaded = crate::config::load(config).map_err(|faults| faults.to_string());
+    let loaded = crate::config::load(config).map_err(|errors| errors.to_string());
     let text = loaded.and_then(|config| crate::hosts::libvirt_network::network(&config, name));
     match text.map_err(CliError::Usage).and_then(|text| Ok(output::bytes(text.as_bytes())?)) {
         Ok(()) => ExitCode::SUCCESS,
@@ -151,7 +155,7 @@ fn libvirt_network(config: &Path, name: Option<&str>) -> ExitCode {
 mod tests {
     use super::*;
 
-    /// What a page shows, without the marks of its typesetting.
+    /// A manual page without its formatting.
     fn plain(page: &str) -> String {
         ["\\fB", "\\fI", "\\fR"].iter().fold(page.to_owned(), |text, mark| text.replace(mark, "")).replace("\\-", "-")
     }

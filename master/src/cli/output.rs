@@ -1,4 +1,4 @@
-//! What the commands print: results on stdout, rouse's own words on stderr, never a panic where nobody reads any more.
+//! Output of the commands: results on stdout, rouse's own messages on stderr. Closed outputs cause no panic.
 
 use crate::api::Time;
 use rouse_shared::{Timestamp, duration};
@@ -11,24 +11,24 @@ pub(super) fn say(text: &str) {
     writeln!(io::stderr(), "rouse: {text}").ok();
 }
 
-/// Puts bytes on stdout as they are, at once.
+/// Writes bytes unchanged to stdout, at once.
 pub(super) fn bytes(bytes: &[u8]) -> io::Result<()> {
     let mut stdout = io::stdout().lock();
     stdout.write_all(bytes)?;
     stdout.flush()
 }
 
-/// Puts a line on stdout.
+/// Writes a line to stdout.
 pub(super) fn line(text: &str) -> io::Result<()> {
     bytes(format!("{text}\n").as_bytes())
 }
 
-/// Puts JSON on stdout, for people to read as well.
+/// Writes indented JSON to stdout.
 pub(super) fn json<T: Serialize + ?Sized>(value: &T) -> io::Result<()> {
     line(&serde_json::to_string_pretty(value)?)
 }
 
-/// Puts a listing on stdout: as JSON, or as a table; of an empty table, a word on stderr.
+/// Writes a list to stdout, as JSON or as a table. If the table is empty, a message goes to stderr.
 pub(super) fn listing<T: Serialize>(
     rows: &[T],
     as_json: bool,
@@ -74,7 +74,7 @@ impl std::fmt::Display for Table {
     }
 }
 
-/// Without what would move the cursor or begin a new line: names are written by others.
+/// A text without control characters, because names come from others.
 pub(super) fn plain(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
@@ -84,12 +84,12 @@ pub(super) fn or_dash<T: ToString>(value: Option<&T>) -> String {
     value.map(T::to_string).filter(|text| !text.is_empty()).unwrap_or_else(|| "-".to_owned())
 }
 
-/// How long ago.
+/// The age of a time.
 pub(super) fn ago(at: Option<Time>, now: Timestamp) -> String {
     at.map_or_else(|| "-".to_owned(), |at| format!("{} ago", duration::rough(now.since(at.0))))
 }
 
-/// From one moment to another, or to now.
+/// The time from one moment to another, or to now.
 pub(super) fn between(from: Option<Time>, to: Option<Time>, now: Timestamp) -> String {
     from.map_or_else(|| "-".to_owned(), |from| duration::rough(to.map_or(now, |to| to.0).since(from.0)))
 }

@@ -1,4 +1,4 @@
-//! One build for people: what it is, its attempts with their steps, and what failed hosts left behind.
+//! One build for people, with its attempts, their steps, and the evidence of failed hosts.
 
 use super::output::{Table, ago, between, line, or_dash, plain};
 use crate::api;
@@ -6,12 +6,12 @@ use rouse_shared::{Timestamp, duration};
 use std::io;
 use std::time::Duration;
 
-/// Prints why a build has not started, or what has become of it.
+/// Prints why a build has not started, or how it ended.
 pub(super) fn why(why: &api::Why) -> io::Result<()> {
     line(&plain(&why.sentence))
 }
 
-/// Prints a build with all that is known of it.
+/// Prints a build in full.
 pub(super) fn build(build: &api::BuildInFull, now: Timestamp) -> io::Result<()> {
     let mut out = head(build, now);
     for attempt in &build.tries {

@@ -1,4 +1,4 @@
-//! `rouse build`: puts a build together from file and options, submits it, follows it.
+//! `rouse build`: builds a submission from file and options, submits it, and follows it.
 
 use super::args::BuildArgs;
 use super::client::Client;
@@ -10,7 +10,7 @@ use super::watch::ProgressReporter;
 use crate::api::{self, Run, Seconds, Submission, SubmittedStep};
 use crate::submission;
 
-/// Submits, and unless detached follows. How the build ended, or the submission.
+/// Submits, and follows unless detached. Returns the exit code.
 pub(super) async fn build(client: &Client, args: &BuildArgs) -> Result<Exit, CliError> {
     let build = put_together(args)?;
     let api::AcceptedBuild { id } = client.post_json("/api/builds", &build).await?;
@@ -45,7 +45,7 @@ pub(super) async fn build(client: &Client, args: &BuildArgs) -> Result<Exit, Cli
     Ok(exit)
 }
 
-/// The build as the master takes it: what the file says, and over it what the options say.
+/// The submission: the file, overridden by the options.
 fn put_together(args: &BuildArgs) -> Result<Submission, CliError> {
     let mut build = match &args.file {
         Some(path) => {
@@ -53,7 +53,7 @@ fn put_together(args: &BuildArgs) -> Result<Submission, CliError> {
             let text = std::fs::read_to_string(path).map_err(|error| in_file(&error))?;
             let build = submission::read_toml(&text).map_err(|invalid| in_file(&invalid))?;
             if args.command.is_empty() {
-                // It must be a build by itself, so what is wrong with it is wrong in the file.
+                // The file must be a valid build by itself, so that errors in it are reported for the file.
                 submission::check(build.clone()).map_err(|invalid| in_file(&invalid))?;
             }
             build
@@ -68,7 +68,7 @@ fn put_together(args: &BuildArgs) -> Result<Submission, CliError> {
         build.step =
             Some(vec![SubmittedStep { run: Some(Run::Words(args.command.clone())), ..SubmittedStep::default() }]);
     }
-    // One says the opposite of the other: whichever the options have replaces both of the file's.
+    // Worker and properties exclude each other, so either of them in the options replaces both in the file.
     if args.worker.is_some() {
         (build.worker, build.r#where) = (args.worker.clone(), None);
     } else if !args.properties.is_empty() {

@@ -1,4 +1,4 @@
-//! `rouse terminate`: ends a host now, after saying what that does.
+//! `rouse terminate`: terminates a host now, after it has explained the consequences.
 
 use super::client::Client;
 use super::error::CliError;
@@ -6,13 +6,13 @@ use super::output::{plain, say};
 use crate::api;
 use std::io::{IsTerminal as _, Write as _, stderr, stdin};
 
-/// Terminates a host, if whoever asks for it agrees.
+/// Terminates a host if the user agrees.
 pub(super) async fn host(client: &Client, id: &str, yes: bool) -> Result<(), CliError> {
     let hosts: Vec<api::Host> = client.get("/api/hosts").await?;
     let host = hosts.iter().find(|host| host.id.0 == id);
     let host = host.ok_or_else(|| CliError::Refused(format!("there is no host {id}; `rouse hosts` lists them")))?;
     say(&plain(&consequences(host)));
-    if !yes && !confirmed()? {
+    if !yes && !confirmed("terminate")? {
         say("nothing was done");
         return Ok(());
     }
@@ -40,14 +40,14 @@ fn consequences(host: &api::Host) -> String {
     )
 }
 
-/// Whether the person at the terminal agrees.
-fn confirmed() -> Result<bool, CliError> {
+/// Asks the user at the terminal.
+pub(super) fn confirmed(verb: &str) -> Result<bool, CliError> {
     if !stdin().is_terminal() {
         return Err(CliError::Usage(
             "there is no terminal to confirm this on; nothing was done, --yes does it".to_owned(),
         ));
     }
-    write!(stderr(), "rouse: terminate it? [y/N] ")?;
+    write!(stderr(), "rouse: {verb} it? [y/N] ")?;
     let mut answer = String::new();
     stdin().read_line(&mut answer)?;
     Ok(matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes"))
@@ -61,7 +61,7 @@ mod tests {
     use rouse_shared::{BuildId, HostId, Timestamp};
 
     #[test]
-    fn what_it_does_is_said_in_full() {
+    fn the_consequences_are_explained_in_full() {
         let mut host = api::Host {
             id: HostId("h1".to_owned()),
             worker: "w1".parse().expect("a name"),

@@ -1,4 +1,4 @@
-//! Waiting for a build: what is said meanwhile, changes as they come, and patience with a master that is away.
+//! Waits for a build: reports progress, receives changes, and tolerates a master that is away for a while.
 
 use super::client::Client;
 use super::error::CliError;
@@ -9,15 +9,15 @@ use reqwest::Response;
 use std::io::{IsTerminal as _, stderr};
 use std::time::Duration;
 
-/// How long a master may be away while it is followed: a restart takes seconds.
+/// How long a followed master may be away. A restart takes seconds.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Between the first two tries to reach it again, and between later ones.
+/// First and longest pause between tries to reach it.
 const FIRST_TRY: Duration = Duration::from_millis(100);
 const LAST_TRY: Duration = Duration::from_secs(2);
-/// Between two frames of the spinner.
+/// Interval of the spinner's frames.
 const FRAME: Duration = Duration::from_millis(120);
 
-/// Speaks on stderr: lines that stay, and what is being waited for.
+/// Writes progress to stderr: permanent lines, and what the command is waiting for.
 pub(super) struct ProgressReporter {
     terminal: bool,
     spinner: Option<ProgressBar>,
@@ -29,7 +29,7 @@ impl ProgressReporter {
         Self { terminal: stderr().is_terminal(), spinner: None, waiting: String::new() }
     }
 
-    /// Says a line that stays.
+    /// Writes a permanent line.
     pub(super) fn say(&self, text: &str) {
         let text = output::plain(text);
         match &self.spinner {
@@ -38,7 +38,7 @@ impl ProgressReporter {
         }
     }
 
-    /// Says what is being waited for: beside a spinner on a terminal, else as a line when it changes.
+    /// Shows what the command is waiting for: with a spinner on a terminal, otherwise as a line when it changes.
     pub(super) fn waiting(&mut self, text: &str) {
         let text = output::plain(text);
         if !self.terminal {
@@ -58,14 +58,14 @@ impl ProgressReporter {
         spinner.set_message(text);
     }
 
-    /// Says beside a spinner what runs; nothing where stderr is no terminal.
+    /// Shows with a spinner what is running. Nothing if stderr is not a terminal.
     pub(super) fn spinning(&mut self, text: &str) {
         if self.terminal {
             self.waiting(text);
         }
     }
 
-    /// Nothing is being waited for: the screen belongs to the log.
+    /// Removes the spinner, so that the log can use the screen.
     pub(super) fn quiet(&mut self) {
         self.waiting.clear();
         if let Some(spinner) = self.spinner.take() {
@@ -74,7 +74,7 @@ impl ProgressReporter {
     }
 }
 
-/// Asks, and if the master cannot be reached asks again until it is back; a minute at most.
+/// Sends a request. If the master cannot be reached, tries again for up to a minute.
 pub(super) async fn patiently<T>(
     progress: &ProgressReporter,
     ask: impl AsyncFn() -> Result<T, CliError>,
@@ -107,7 +107,7 @@ pub(super) async fn patiently<T>(
     }
 }
 
-/// The changes of one build as they come.
+/// The changes of one build.
 pub(super) struct Changes {
     build: u64,
     stream: Option<Response>,
@@ -119,9 +119,9 @@ impl Changes {
         Self { build, stream: None, text: Vec::new() }
     }
 
-    /// Waits until the build has changed, or may have without our seeing it; `at_most` so long.
+    /// Waits until the build has changed or may have changed, but not longer than `at_most`.
     pub(super) async fn next(&mut self, client: &Client, at_most: Duration) {
-        // Either way the build is looked at next.
+        // In both cases the build is read next.
         tokio::time::timeout(at_most, self.changed(client)).await.ok();
     }
 
@@ -131,7 +131,7 @@ impl Changes {
                 Ok(stream) => self.stream = Some(stream),
                 Err(_) => std::future::pending().await,
             }
-            // What changed before the stream began is seen by looking.
+            // The caller sees earlier changes when it reads the build.
             return;
         };
         while let Ok(Some(bytes)) = stream.chunk().await {

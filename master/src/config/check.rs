@@ -1,4 +1,4 @@
-//! `rouse check`: says everything that is wrong with a configuration.
+//! `rouse check`: reports everything that is wrong with a configuration.
 
 use super::{Config, HostConfig, read_file};
 use crate::core::plan::WorkerPlan;
@@ -8,13 +8,13 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// What looks at a configuration's clouds: sentences, and whether each is as it should be.
+/// Checks a configuration's clouds. Returns sentences, and whether each is good news.
 pub type Look<'a> = &'a dyn Fn(&Config) -> Vec<(bool, String)>;
 
-/// Writes every fault and every warning of the file at `path` to `out`, a line each, and a line that sums them up. With
-/// `online` it also looks whether hosts could be started, in the clouds too. Changes nothing.
+/// Writes every error and every warning of the file at `path` to `out`, one per line, and a summary. With `online` it
+/// also checks in the clouds whether hosts could be started. Changes nothing.
 ///
-/// The exit code: 0 where nothing is wrong (warnings are not wrong), else 2; 2 as well where `out` cannot be written to.
+/// The exit code is 0 if there is no error, else 2. It is also 2 if `out` cannot be written to.
 pub fn check(path: &Path, online: Option<Look<'_>>, out: &mut impl Write) -> i32 {
     match write_findings(path, online, out) {
         Ok(true) => 0,
@@ -24,7 +24,7 @@ pub fn check(path: &Path, online: Option<Look<'_>>, out: &mut impl Write) -> i32
 
 fn write_findings(path: &Path, online: Option<Look<'_>>, out: &mut impl Write) -> io::Result<bool> {
     let reading = read_file(path);
-    let mut faults: Vec<String> = reading.faults.iter().map(ToString::to_string).collect();
+    let mut errors: Vec<String> = reading.errors.iter().map(ToString::to_string).collect();
     let mut warnings: Vec<String> =
         reading.warnings.iter().map(|warning| format!("{}: warning: {}", warning.place(), warning.text())).collect();
     let mut seen = Vec::new();
@@ -32,21 +32,21 @@ fn write_findings(path: &Path, online: Option<Look<'_>>, out: &mut impl Write) -
         let missing = missing_agents(config);
         match online {
             Some(look) => {
-                faults.extend(missing.into_iter().map(|text| format!("{}: {text}", path.display())));
+                errors.extend(missing.into_iter().map(|text| format!("{}: {text}", path.display())));
                 for (good, text) in look(config) {
-                    let list = if good { &mut seen } else { &mut faults };
+                    let list = if good { &mut seen } else { &mut errors };
                     list.push(format!("{}: {text}", path.display()));
                 }
             }
-            // Whoever checks need not be who runs the master.
+            // The user who checks may not be the one who runs the master.
             None => warnings.extend(missing.into_iter().map(|text| format!("{}: warning: {text}", path.display()))),
         }
         if !rustix::process::geteuid().is_root() {
             warnings.extend(other_users(config).map(|text| format!("{}: warning: {text}", path.display())));
         }
     }
-    for fault in &faults {
-        writeln!(out, "{fault}")?;
+    for error in &errors {
+        writeln!(out, "{error}")?;
     }
     for line in &seen {
         writeln!(out, "{line}")?;
@@ -58,23 +58,23 @@ fn write_findings(path: &Path, online: Option<Look<'_>>, out: &mut impl Write) -
         0 => String::new(),
         n => format!(", {}", count(n, "warning")),
     };
-    match (&reading.config, faults.len()) {
+    match (&reading.config, errors.len()) {
         (Some(config), 0) => {
             let (workers, latent) = (config.plan.workers.len(), config.hosts.len());
             let workers = format!("{}, {latent} of them latent", count(workers, "worker"));
             writeln!(out, "{}: nothing is wrong: {workers}{warnings}", path.display())?;
         }
-        (_, n) => writeln!(out, "{}: {}{warnings}", path.display(), count(n, "fault"))?,
+        (_, n) => writeln!(out, "{}: {}{warnings}", path.display(), count(n, "error"))?,
     }
     out.flush()?;
-    Ok(faults.is_empty())
+    Ok(errors.is_empty())
 }
 
 fn count(n: usize, what: &str) -> String {
     if n == 1 { format!("1 {what}") } else { format!("{n} {what}s") }
 }
 
-/// The agents' programs that process workers would not find, each once.
+/// The agent programs of process workers that do not exist, each once.
 fn missing_agents(config: &Config) -> BTreeSet<String> {
     let agents = config.hosts.values().filter_map(|host| match host {
         HostConfig::Process(process) => Some(process.agent.as_path()),
@@ -83,7 +83,7 @@ fn missing_agents(config: &Config) -> BTreeSet<String> {
     agents.filter_map(|agent| find_program(agent).err()).map(|why| format!("worker.process.agent: {why}")).collect()
 }
 
-/// What is wrong where a master without privileges is to run builds as other users.
+/// What would fail if a master without privileges runs builds as other users.
 fn other_users(config: &Config) -> impl Iterator<Item = String> {
     let of_process = |worker: &&Arc<WorkerPlan>| matches!(config.hosts.get(&worker.name), Some(HostConfig::Process(_)));
     let workers = config.plan.workers.values().filter(of_process);
@@ -94,11 +94,11 @@ fn other_users(config: &Config) -> impl Iterator<Item = String> {
     })
 }
 
-/// The program that `agent` stands for: a bare name is looked for in `PATH`.
+/// The path of the agent program. A bare name is searched in `PATH`.
 fn find_program(agent: &Path) -> Result<PathBuf, String> {
     let bare = agent.components().count() == 1 && !agent.is_absolute();
     let path = if bare { std::env::var_os("PATH").unwrap_or_default() } else { Default::default() };
-    // As at the start of a host: beside this program before PATH.
+    // A host's start also searches the directory of this program before `PATH`.
     let own = std::env::current_exe().ok().and_then(|exe| exe.parent().map(Path::to_owned));
     let places: Vec<PathBuf> = if bare {
         own.into_iter().chain(std::env::split_paths(&path)).map(|dir| dir.join(agent)).collect()

@@ -1,7 +1,7 @@
-//! The first pass: TOML with the place of every value, and a reader that notes each fault and goes on.
+//! The first pass: parses TOML with the position of every value. Its reader records each error and continues.
 
-use super::fault::Fault;
 use super::keys::Section;
+use super::problem::Problem;
 use super::shorten;
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -12,36 +12,36 @@ use toml::de::{DeTable, DeValue};
 /// Looks up a variable of the environment.
 pub(super) type Environment<'d> = &'d dyn Fn(&str) -> Option<String>;
 
-/// What a pass writes down as it goes. Sorted by place, each fault once, however many workers of a template have it.
+/// What a pass records. Sorted by position; each error once, however many workers of a template have it.
 pub(super) struct Notes<'d> {
     file: &'d Path,
     text: &'d str,
     line_starts: Vec<usize>,
-    faults: RefCell<BTreeSet<Fault>>,
-    warnings: RefCell<BTreeSet<Fault>>,
+    errors: RefCell<BTreeSet<Problem>>,
+    warnings: RefCell<BTreeSet<Problem>>,
     /// What relative paths are relative to.
     pub(super) base: PathBuf,
-    /// Where `{ env = … }` looks.
+    /// Used for `{ env = … }`.
     pub(super) env: Environment<'d>,
 }
 
 impl<'d> Notes<'d> {
     pub(super) fn new(file: &'d Path, text: &'d str, base: PathBuf, env: Environment<'d>) -> Self {
         let line_starts = std::iter::once(0).chain(text.match_indices('\n').map(|(i, _)| i + 1)).collect();
-        Self { file, text, line_starts, faults: RefCell::default(), warnings: RefCell::default(), base, env }
+        Self { file, text, line_starts, errors: RefCell::default(), warnings: RefCell::default(), base, env }
     }
 
-    fn note(&self, at: usize, key: &str, message: String) -> Fault {
+    fn note(&self, at: usize, key: &str, message: String) -> Problem {
         let line = self.line_starts.partition_point(|start| *start <= at);
         let start = self.line_starts.get(line.saturating_sub(1)).copied().unwrap_or(0);
         let before = self.text.get(start..at).unwrap_or("");
         let (file, key) = (self.file.to_owned(), key.to_owned());
-        Fault { file, line, column: before.chars().count() + 1, key, message }
+        Problem { file, line, column: before.chars().count() + 1, key, message }
     }
 
-    pub(super) fn fault(&self, at: usize, key: &str, message: impl Into<String>) {
-        let fault = self.note(at, key, message.into());
-        self.faults.borrow_mut().insert(fault);
+    pub(super) fn error(&self, at: usize, key: &str, message: impl Into<String>) {
+        let error = self.note(at, key, message.into());
+        self.errors.borrow_mut().insert(error);
     }
 
     pub(super) fn warn(&self, at: usize, key: &str, message: impl Into<String>) {
@@ -49,32 +49,35 @@ impl<'d> Notes<'d> {
         self.warnings.borrow_mut().insert(warning);
     }
 
-    pub(super) fn faults(&self) -> usize {
-        self.faults.borrow().len()
+    pub(super) fn errors(&self) -> usize {
+        self.errors.borrow().len()
     }
 
-    /// The line of a place, from 1.
+    /// The line of a position, from 1.
     pub(super) fn line(&self, at: usize) -> usize {
         self.line_starts.partition_point(|start| *start <= at)
     }
 
-    /// Everything noted: faults, then warnings.
-    pub(super) fn finish(self) -> (Vec<Fault>, Vec<Fault>) {
-        (self.faults.into_inner().into_iter().collect(), self.warnings.into_inner().into_iter().collect())
+    /// The errors and the warnings.
+    pub(super) fn finish(self) -> (Vec<Problem>, Vec<Problem>) {
+        (self.errors.into_inner().into_iter().collect(), self.warnings.into_inner().into_iter().collect())
     }
 }
+
+/// Keys of earlier versions, and what each is called now.
+const RENAMED: [(&str, &str); 1] = [("limits.quarantine_after", "mail_after_failed_starts")];
 
 /// Lines whose syntax is wrong that are told, at most: a file of another kind is wrong from beginning to end.
 const MOST_LINES: usize = 20;
 
-/// Parses `text`; what is wrong with its syntax is noted, the first of each line.
+/// Parses `text`, and records the first syntax error of each line.
 pub(super) fn parse<'d>(text: &'d str, notes: &Notes<'_>) -> Option<Spanned<DeTable<'d>>> {
     let (root, errors) = DeTable::parse_recoverable(text);
     let mut lines = BTreeSet::new();
     for error in &errors {
         let at = error.span().map_or(0, |span| span.start);
         if lines.len() < MOST_LINES && lines.insert(notes.line(at)) {
-            notes.fault(at, "", format!("not TOML: {}", error.message()));
+            notes.error(at, "", format!("not TOML: {}", error.message()));
         }
     }
     errors.is_empty().then_some(root)
@@ -85,18 +88,18 @@ pub(super) fn parse<'d>(text: &'d str, notes: &Notes<'_>) -> Option<Spanned<DeTa
 pub(super) struct Member<'d> {
     /// Its name.
     pub(super) name: &'d str,
-    /// How many workers the section gives.
+    /// Number of workers in the section.
     pub(super) of: usize,
 }
 
-/// A table whose keys are asked for one by one; those never asked for are unknown.
+/// A table whose keys are read one by one. Keys that are never read are unknown.
 pub(super) struct Table<'d> {
     pub(super) notes: &'d Notes<'d>,
     pub(super) path: String,
     pub(super) at: usize,
     pub(super) member: Option<Member<'d>>,
     pub(super) map: &'d DeTable<'d>,
-    /// The keys that may be asked for, and that all have to be.
+    /// The keys that may be read, all of which must be.
     keys: &'static Section,
     asked: RefCell<Vec<&'static str>>,
 }
@@ -106,7 +109,7 @@ impl<'d> Table<'d> {
         Self { notes, path: String::new(), at: 0, member: None, map, keys, asked: RefCell::default() }
     }
 
-    /// A table that has nothing in it, for a section that is absent.
+    /// An empty table for a section that is absent.
     pub(super) fn absent(&self, key: &str, keys: &'static Section, empty: &'d DeTable<'d>) -> Table<'d> {
         let (path, at) = (self.path_of(key), self.at);
         Table { notes: self.notes, path, at, member: self.member, map: empty, keys, asked: RefCell::default() }
@@ -122,17 +125,17 @@ impl<'d> Table<'d> {
         if self.path.is_empty() { key.to_owned() } else { format!("{}.{key}", self.path) }
     }
 
-    /// The value of a key, which is a known one from now on.
+    /// The value of a key, which counts as known from now on.
     pub(super) fn get(&self, key: &'static str) -> Option<Value<'d>> {
         debug_assert!(self.keys.keys.iter().any(|k| k.name == key), "{} is not in config/keys.rs", self.path_of(key));
         self.asked.borrow_mut().push(key);
         let (found, value) = self.map.get_key_value(key)?;
-        // A table's own span is its header, of which the key is the better place.
+        // The span of a table is its header, so the key is the better position.
         let at = if value.get_ref().is_table() { found.span().start } else { value.span().start };
         Some(Value { notes: self.notes, path: self.path_of(key), at, member: self.member, value: value.get_ref() })
     }
 
-    /// The value of a key as `read` makes it; a fault is noted where the key is missing.
+    /// The value of a key as `read` makes it; an error is noted where the key is missing.
     pub(super) fn required<T>(
         &self,
         key: &'static str,
@@ -148,7 +151,7 @@ impl<'d> Table<'d> {
 
     /// Notes that a key is missing.
     pub(super) fn missing(&self, key: &str, example: &str) {
-        self.notes.fault(self.at, &self.path_of(key), format!("missing: write {example}"));
+        self.notes.error(self.at, &self.path_of(key), format!("missing: write {example}"));
     }
 
     /// The value of a key as `read` makes it.
@@ -156,12 +159,12 @@ impl<'d> Table<'d> {
         read(&self.get(key)?)
     }
 
-    /// The value of a key as `read` makes it, or the default. (After a fault too: then nothing of it is handed out.)
+    /// The value of a key as `read` makes it, or the default. After an error too; then the configuration is not used.
     pub(super) fn or<T>(&self, key: &'static str, default: T, read: impl FnOnce(&Value<'d>) -> Option<T>) -> T {
         self.optional(key, read).unwrap_or(default)
     }
 
-    /// Notes every key that nobody asked for.
+    /// Records every key that was not read as unknown.
     pub(super) fn finish(&self) {
         let known = self.asked.borrow();
         for key in self.keys.keys {
@@ -173,6 +176,12 @@ impl<'d> Table<'d> {
                 continue;
             }
             let kind = if value.get_ref().is_table() { "section" } else { "key" };
+            let renamed = RENAMED.iter().find(|(old, _)| *old == self.path_of(name)).map(|(_, new)| *new);
+            if let Some(new) = renamed {
+                let path = self.path_of(name);
+                self.notes.error(key.span().start, &path, format!("is called `{new}` now"));
+                continue;
+            }
             let hint = match nearest(name, &known) {
                 Some(near) => format!("did you mean `{near}`?"),
                 None => {
@@ -183,12 +192,12 @@ impl<'d> Table<'d> {
                 }
             };
             let path = self.path_of(&shorten(name));
-            self.notes.fault(key.span().start, &path, format!("unknown {kind}; {hint}"));
+            self.notes.error(key.span().start, &path, format!("unknown {kind}; {hint}"));
         }
     }
 
-    /// All values as one text that depends on nothing but them: not on order, spelling or comments. Keys of `except` are
-    /// left out.
+    /// All values as a text that depends on nothing else: not on order, spelling or comments. Omits the keys in
+    /// `except`.
     pub(super) fn canonical(&self, except: &[&str]) -> String {
         let mut entries: Vec<_> = self
             .map
@@ -223,7 +232,7 @@ fn canonical(value: &DeValue<'_>, member: Option<Member<'_>>) -> String {
     }
 }
 
-/// A text with the worker's name where it says `{name}`.
+/// A text in which `{name}` is replaced by the worker's name.
 pub(super) fn substitute(text: &str, member: Option<Member<'_>>) -> String {
     match member {
         Some(member) => text.replace("{name}", member.name),
@@ -231,7 +240,7 @@ pub(super) fn substitute(text: &str, member: Option<Member<'_>>) -> String {
     }
 }
 
-/// One value, its place and its key's path.
+/// One value, with its position and its key's path.
 #[derive(Clone)]
 pub(super) struct Value<'d> {
     pub(super) notes: &'d Notes<'d>,
@@ -242,9 +251,9 @@ pub(super) struct Value<'d> {
 }
 
 impl<'d> Value<'d> {
-    /// Notes a fault of this value. Gives nothing, so that a reader can end with it.
-    pub(super) fn fault<T>(&self, message: impl Into<String>) -> Option<T> {
-        self.notes.fault(self.at, &self.path, message);
+    /// Notes an error of this value. Returns none, so that a reader can end with it.
+    pub(super) fn error<T>(&self, message: impl Into<String>) -> Option<T> {
+        self.notes.error(self.at, &self.path, message);
         None
     }
 
@@ -252,7 +261,7 @@ impl<'d> Value<'d> {
         self.notes.warn(self.at, &self.path, message);
     }
 
-    /// Notes that the value is of another type.
+    /// Records that the value has the wrong type.
     pub(super) fn wrong<T>(&self, expected: &str) -> Option<T> {
         let found = match self.value {
             DeValue::String(_) => "a string",
@@ -263,7 +272,7 @@ impl<'d> Value<'d> {
             DeValue::Array(_) => "a list",
             DeValue::Table(_) => "a table",
         };
-        self.fault(format!("expected {expected}, found {found}"))
+        self.error(format!("expected {expected}, found {found}"))
     }
 
     pub(super) fn is_text(&self) -> bool {
@@ -291,7 +300,7 @@ impl<'d> Value<'d> {
     }
 }
 
-/// The known word that `word` most likely stands for.
+/// The known word that is most similar to `word`.
 fn nearest<'k>(word: &str, known: &[&'k str]) -> Option<&'k str> {
     let most = (word.chars().count() / 3).max(1);
     let scored = known.iter().map(|k| (strsim::osa_distance(word, k), *k)).filter(|(d, _)| *d <= most);

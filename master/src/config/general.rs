@@ -1,8 +1,10 @@
-//! The sections that are not workers: `[master]`, `[broker]`, `[mail]`, `[audit]`, `[limits]`.
+//! The sections that are not workers: `[master]`, `[broker]`, `[mail]`, `[audit]`, `[scheduling]`,
+//! `[limits]`.
 
 use super::document::Table;
 use super::keys::{self, Section};
 use super::{BrokerConfig, MailConfig, MasterConfig, Relay, RelayTls, read, shorten, url};
+use crate::core::plan::AmongEquals;
 use rouse_shared::Secret;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -11,21 +13,21 @@ use toml::de::DeTable;
 
 /// The master's name where the file gives none.
 pub(super) const DEFAULT_NAME: &str = "rouse";
-/// The state directory where the file gives none.
+/// The default of the state directory.
 pub(super) const DEFAULT_STATE_DIR: &str = "/var/lib/rouse";
-/// What leases are extended by where the file does not say.
+/// The default extension of leases.
 pub(super) const DEFAULT_RESTART_LEASE: Duration = Duration::from_secs(600);
-/// Between audits where the file does not say.
+/// The default interval of audits.
 pub(super) const DEFAULT_AUDIT: Duration = Duration::from_secs(120);
-/// Failed starts before quarantine where the file does not say.
-pub(super) const DEFAULT_QUARANTINE: u32 = 3;
+/// Failed starts in a row that are worth a mail, if the file does not say.
+pub(super) const DEFAULT_MAIL_AFTER: u32 = 3;
 
-/// Ports that are ours where the file does not say.
+/// The default address with this port.
 pub(super) fn local(port: u16) -> SocketAddr {
     SocketAddr::from((Ipv4Addr::LOCALHOST, port))
 }
 
-/// A section, or nothing of it.
+/// A section, or an empty one if it is absent.
 fn section<'d>(root: &Table<'d>, key: &'static str, keys: &'static Section, empty: &'d DeTable<'d>) -> Table<'d> {
     let table = root.optional(key, |v| v.table(&format!("a section: write [{key}]"), keys));
     table.unwrap_or_else(|| root.absent(key, keys, empty))
@@ -36,7 +38,7 @@ pub(super) fn master<'d>(root: &Table<'d>, empty: &'d DeTable<'d>) -> MasterConf
     let name = table.or("name", DEFAULT_NAME.to_owned(), |v| {
         let name = v.word()?;
         let fits = name.len() <= 63 && name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'));
-        if fits { Some(name) } else { v.fault("must be 1 to 63 of letters, digits, '-', '_' and '.'") }
+        if fits { Some(name) } else { v.error("must be 1 to 63 of letters, digits, '-', '_' and '.'") }
     });
     let master = MasterConfig {
         name,
@@ -44,11 +46,11 @@ pub(super) fn master<'d>(root: &Table<'d>, empty: &'d DeTable<'d>) -> MasterConf
         listen: table.or("listen", local(8090), |v| v.address()),
         api_token: table.optional("api_token", |v| {
             let token = v.secret()?;
-            // It travels in a header and in a file of one line.
+            // It is sent in a header and stored in a file with one line.
             if token.expose().bytes().all(|b| b.is_ascii_graphic()) {
                 Some(token)
             } else {
-                v.fault("must be of ASCII characters without spaces")
+                v.error("must be of ASCII characters without spaces")
             }
         }),
         restart_lease: table.or("restart_lease", DEFAULT_RESTART_LEASE, |v| v.duration(Duration::ZERO)),
@@ -63,13 +65,13 @@ pub(super) fn broker<'d>(root: &Table<'d>, master: &MasterConfig, empty: &'d DeT
         let secret = v.secret()?;
         match url::broker(secret.expose()) {
             Ok(_) => Some(secret),
-            Err(why) => v.fault(why),
+            Err(why) => v.error(why),
         }
     });
     let listen = table.or("listen", vec![local(5672)], |v| {
         let listen = v.one_or_list(|v| v.address())?;
         if listen.is_empty() && v.items("a list").is_some_and(|items| items.is_empty()) {
-            return v.fault("must have one address at least: write [\"127.0.0.1:5672\"]");
+            return v.error("must have one address at least: write [\"127.0.0.1:5672\"]");
         }
         if url.is_some() {
             v.warn("has no effect, since `url` names a broker of yours");
@@ -83,16 +85,16 @@ pub(super) fn broker<'d>(root: &Table<'d>, master: &MasterConfig, empty: &'d DeT
             let text = v.word()?;
             match url::broker(&text) {
                 Ok(url) if url.login.is_some() => {
-                    v.fault("must have no user and password in it: each agent has its own")
+                    v.error("must have no user and password in it: each agent has its own")
                 }
                 Ok(_) => Some(text),
-                Err(why) => v.fault(why),
+                Err(why) => v.error(why),
             }
         }),
         auth_listen: table.or("auth_listen", local(8091), |v| v.address()),
         url,
     };
-    // Two of our own servers at one address: the second would fail to start.
+    // If two of the master's servers had one address, the second would fail to start.
     let mut taken = vec![("master.listen", master.listen)];
     if broker.url.is_none() {
         taken.extend(broker.listen.iter().map(|a| ("broker.listen", *a)));
@@ -103,14 +105,14 @@ pub(super) fn broker<'d>(root: &Table<'d>, master: &MasterConfig, empty: &'d DeT
         if let Some((other, _)) = other {
             let at = key.strip_prefix("broker.").and_then(|k| table.map.get(k)).map_or(table.at, |v| v.span().start);
             let message = format!("{address} is taken by {other} already: give another port");
-            table.notes.fault(at, key, message);
+            table.notes.error(at, key, message);
         }
     }
     table.finish();
     broker
 }
 
-/// Where mail goes where the file does not say.
+/// The default settings of mail.
 pub(super) fn default_mail() -> MailConfig {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let host = if host.trim().is_empty() { "localhost" } else { host.trim() };
@@ -127,7 +129,7 @@ pub(super) fn mail<'d>(root: &Table<'d>, empty: &'d DeTable<'d>) -> MailConfig {
         from: table.or("from", default.from, |v| v.email()),
         relay: table.or("relay", default.relay, |v| {
             let text: Secret = v.secret()?;
-            url::relay(text.expose()).map_or_else(|why| v.fault(why), Some)
+            url::relay(text.expose()).map_or_else(|why| v.error(why), Some)
         }),
         extra_recipients: table.or("extra_recipients", Vec::new(), |v| v.one_or_list(|v| v.email())),
         ca: table.optional("ca", |v| v.readable()),
@@ -147,10 +149,20 @@ pub(super) fn audit<'d>(root: &Table<'d>, empty: &'d DeTable<'d>) -> (Duration, 
     (interval, terminate)
 }
 
+/// `[scheduling]`: which of several templates is woken first.
+pub(super) fn scheduling<'d>(root: &Table<'d>, empty: &'d DeTable<'d>) -> AmongEquals {
+    let table = section(root, "scheduling", &keys::SCHEDULING, empty);
+    let choices = [("pack", AmongEquals::Pack), ("spread", AmongEquals::Spread), ("cheapest", AmongEquals::Cheapest)];
+    let among = table.or("among_equals", AmongEquals::default(), |v| v.choice(&choices));
+    table.finish();
+    among
+}
+
 /// `[limits]`.
 pub(super) struct Limits {
     pub(super) max_hosts: Option<u32>,
-    pub(super) quarantine_after: u32,
+    pub(super) mail_after_failed_starts: u32,
+    pub(super) queue_timeout: Option<Duration>,
     pub(super) max_spend_per_day: Option<f64>,
 }
 
@@ -158,16 +170,17 @@ pub(super) fn limits<'d>(root: &Table<'d>, empty: &'d DeTable<'d>) -> Limits {
     let table = section(root, "limits", &keys::LIMITS, empty);
     let limits = Limits {
         max_hosts: table.optional("max_hosts", |v| {
-            if v.whole(0)? == 0 { v.fault("must be at least 1; for no cap leave the key out") } else { v.whole(1) }
+            if v.whole(0)? == 0 { v.error("must be at least 1; for no cap leave the key out") } else { v.whole(1) }
         }),
-        quarantine_after: table.or("quarantine_after", DEFAULT_QUARANTINE, |v| v.whole(1)),
+        mail_after_failed_starts: table.or("mail_after_failed_starts", DEFAULT_MAIL_AFTER, |v| v.whole(1)),
+        queue_timeout: table.optional("queue_timeout", |v| v.duration(Duration::from_secs(1))),
         max_spend_per_day: table.optional("max_spend_per_day", |v| v.number()).filter(|most| *most > 0.0),
     };
     table.finish();
     limits
 }
 
-/// Why a host elsewhere could not reach the broker; nothing where it could, as far as this file tells.
+/// Why hosts on other machines could not reach the broker; none if they could, as far as the configuration shows.
 pub(super) fn unreachable(broker: &BrokerConfig) -> Option<String> {
     if let Some(agent_url) = &broker.agent_url {
         let loopback = url::broker(agent_url).is_ok_and(|url| url.is_loopback());

@@ -33,6 +33,8 @@ pub enum Kind {
     Boolean,
     /// An integer in a range, both ends included.
     Whole(u64, u64),
+    /// An integer of 32 bits, which may be negative.
+    Signed,
     /// A number from 0 on.
     Number,
     /// A number above 0.
@@ -107,6 +109,7 @@ pub(super) static ROOT: Section = Section {
         key("broker", Kind::Table(&BROKER_KEYS)),
         key("mail", Kind::Table(&MAIL)),
         key("audit", Kind::Table(&AUDIT)),
+        key("scheduling", Kind::Table(&SCHEDULING)),
         key("limits", Kind::Table(&LIMITS)),
         key("worker", Kind::List(0, &Kind::Table(&WORKER))),
     ],
@@ -158,11 +161,18 @@ pub(super) static AUDIT: Section = Section {
     rules: &[],
 };
 
+/// `[scheduling]`
+pub(super) static SCHEDULING: Section = Section {
+    keys: &[key("among_equals", Kind::Choice(&["pack", "spread", "cheapest"])).default("\"pack\"")],
+    rules: &[],
+};
+
 /// `[limits]`
 pub(super) static LIMITS: Section = Section {
     keys: &[
         key("max_hosts", AT_LEAST_ONE),
-        key("quarantine_after", AT_LEAST_ONE).default("3"),
+        key("mail_after_failed_starts", AT_LEAST_ONE).default("3"),
+        key("queue_timeout", Kind::Duration(1)),
         key("max_spend_per_day", Kind::Number).default("0"),
     ],
     rules: &[],
@@ -185,6 +195,7 @@ pub(super) static WORKER: Section = Section {
         key("build_wait_timeout", Kind::DurationOrNever),
         key("max_uses", COUNT).default("0"),
         key("min_idle", COUNT).default("0"),
+        key("prefer", Kind::Signed).default("0"),
         key("ec2", Kind::Table(&EC2)),
         key("libvirt", Kind::Table(&LIBVIRT)),
         key("openstack", Kind::Table(&OPENSTACK)),
@@ -195,6 +206,7 @@ pub(super) static WORKER: Section = Section {
         Rule::Needs("build_wait_timeout", PROVIDERS),
         Rule::Needs("max_uses", PROVIDERS),
         Rule::Needs("min_idle", PROVIDERS),
+        Rule::Needs("prefer", PROVIDERS),
     ],
 };
 

@@ -1,17 +1,17 @@
-//! The configuration: `rouse.toml` read into types that cannot be wrong, with everything that is wrong said at once.
+//! The configuration: reads `rouse.toml` into types that are always valid, and reports all errors at once.
 //!
-//! Three passes. `document` parses the text and keeps where each value stands; `general`, `workers` and `hosts` validate
-//! with the readers of `read`; what comes out is wired to the core as a [`Plan`]. A fault never ends a pass: it is noted, a stand-in value goes on,
-//! and a configuration with any fault is not handed out. `keys` has every key and what it is for, `schema` makes of that
-//! what editors read.
+//! There are three passes. `document` parses the text and keeps the position of each value; `general`, `workers` and
+//! `hosts` validate with the readers of `read`; and the result includes the [`Plan`] for the core. An error ends no
+//! pass: it is recorded, and the pass continues with a substitute value. A configuration with an error is never
+//! returned. `keys` lists every key; `schema` makes the JSON Schema for editors from it.
 
 mod check;
 mod document;
-mod fault;
 mod general;
 pub mod hosts;
 #[cfg_attr(not(test), expect(dead_code, reason = "the schema, which a test makes, reads more of it than the reader"))]
 mod keys;
+mod problem;
 mod read;
 #[cfg(test)]
 pub(crate) mod schema;
@@ -23,11 +23,11 @@ mod workers;
 mod tests;
 
 pub use check::{Look, check};
-pub use fault::{Fault, Faults};
 pub use hosts::{Ec2Config, HostConfig, LibvirtConfig, OpenstackConfig, ProcessConfig};
+pub use problem::{ConfigErrors, Problem};
 pub use rouse_shared::Secret;
 
-use crate::core::plan::{MailPlan, Plan, ProviderKind};
+use crate::core::plan::{AmongEquals, MailPlan, Plan, ProviderKind};
 use rouse_shared::WorkerName;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -45,10 +45,10 @@ pub const AVAILABLE: &[ProviderKind] = &[
     ProviderKind::Openstack,
 ];
 
-/// A whole configuration, checked.
+/// A complete and valid configuration.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Config {
-    /// The file that it came from, as it was named.
+    /// The file that it was read from.
     pub path: PathBuf,
     /// `[master]`
     pub master: MasterConfig,
@@ -56,26 +56,26 @@ pub struct Config {
     pub broker: BrokerConfig,
     /// `[mail]`
     pub mail: MailConfig,
-    /// Workers and limits, as the core knows them.
+    /// Workers and limits for the core.
     pub plan: Plan,
-    /// How the hosts of each latent worker are made. Exactly the workers of the plan that are latent.
+    /// How the hosts of each latent worker are created. Has exactly the latent workers of the plan.
     pub hosts: BTreeMap<WorkerName, HostConfig>,
-    /// What is likely not meant, in the order of the file.
-    pub warnings: Vec<Fault>,
+    /// What is probably not intended, in the order of the file.
+    pub warnings: Vec<Problem>,
 }
 
 /// The master itself.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct MasterConfig {
-    /// Stamped on every host that it starts: 1 to 63 of letters, digits, `-`, `_` and `.`.
+    /// Part of the owner tag of every host that it starts: 1 to 63 letters, digits, `-`, `_` or `.`.
     pub name: String,
     /// Where the ledger, the logs, the identity and the private broker's data are.
     pub state_dir: PathBuf,
     /// Where the page and the HTTP API are served.
     pub listen: SocketAddr,
-    /// Needed to change anything over HTTP; absent: made at start in the state directory.
+    /// The token for requests that change something; absent if it is generated at the start in the state directory.
     pub api_token: Option<Secret>,
-    /// What every lease is extended by when the master is asked to end.
+    /// The length of every lease from when the master is asked to end.
     pub restart_lease: Duration,
 }
 
@@ -86,11 +86,11 @@ pub struct BrokerConfig {
     pub listen: Vec<SocketAddr>,
     /// The user's own broker: an `amqp://` or `amqps://` address, hosts separated by commas in the order of preference.
     pub url: Option<Secret>,
-    /// PEM file of what the broker's certificate is signed by.
+    /// PEM file with the certificate authority of the broker.
     pub ca: Option<PathBuf>,
-    /// What agents are told to dial, where it differs. Without user and password.
+    /// The URL for agents, if it is another one. Without user and password.
     pub agent_url: Option<String>,
-    /// Where the broker asks who may connect and do what.
+    /// Where the master answers the broker's requests about who may connect.
     pub auth_listen: SocketAddr,
 }
 
@@ -99,16 +99,16 @@ pub struct BrokerConfig {
 pub struct MailConfig {
     /// The sender's address.
     pub from: String,
-    /// Who takes the mail.
+    /// The SMTP server.
     pub relay: Relay,
-    /// Told of every missing worker and every orphan, besides the workers' own lists.
+    /// Notified of every missing worker and every orphan, in addition to the workers' own lists.
     pub extra_recipients: Vec<String>,
-    /// PEM file of what the relay's certificate is signed by, besides what this machine trusts.
+    /// PEM file with the certificate authority of the relay, in addition to those that this machine trusts.
     pub ca: Option<PathBuf>,
 }
 
 impl MailConfig {
-    /// Whether nothing is sent without TLS: as the relay's address says, and where there is a password to protect.
+    /// Whether mail is only sent over TLS: because the relay's URL says so, or because there is a password to protect.
     pub fn needs_tls(&self) -> bool {
         let relay = &self.relay;
         match relay.tls {
@@ -118,13 +118,13 @@ impl MailConfig {
         }
     }
 
-    /// Whether the relay's certificate has to be right. Where TLS is a matter of luck any is better than none, and a relay
-    /// of this machine seldom has one that anybody has signed.
+    /// Whether the relay's certificate must be valid. If TLS is optional, any TLS is better than none, and a relay on
+    /// this machine seldom has a signed certificate.
     pub fn verifies(&self) -> bool {
         self.ca.is_some() || (self.needs_tls() && !rouse_shared::broker_url::is_loopback(&self.relay.host))
     }
 
-    /// What the core has to know of it.
+    /// What the core needs to know about mail.
     fn plan(&self) -> MailPlan {
         MailPlan {
             extra_recipients: self.extra_recipients.iter().cloned().collect(),
@@ -133,7 +133,7 @@ impl MailConfig {
     }
 }
 
-/// An SMTP server that takes our mail.
+/// An SMTP server.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Relay {
     /// Name or address, without brackets.
@@ -159,26 +159,26 @@ pub enum RelayTls {
     Never,
 }
 
-/// What a reading found: the configuration where nothing is wrong, the faults, the warnings.
+/// The result of reading: the configuration if there is no error, the errors, and the warnings.
 struct Reading {
     config: Option<Config>,
-    faults: Vec<Fault>,
-    warnings: Vec<Fault>,
+    errors: Vec<Problem>,
+    warnings: Vec<Problem>,
 }
 
 /// Reads the configuration file at `path`, and the files and variables that it names.
 ///
 /// # Errors
 /// Everything that is wrong with it.
-pub fn load(path: &Path) -> Result<Config, Faults> {
+pub fn load(path: &Path) -> Result<Config, ConfigErrors> {
     let reading = read_file(path);
-    reading.config.ok_or(Faults(reading.faults))
+    reading.config.ok_or(ConfigErrors(reading.errors))
 }
 
 fn read_file(path: &Path) -> Reading {
     let whole = |message: String| {
-        let fault = Fault { file: path.to_owned(), line: 0, column: 0, key: String::new(), message };
-        Reading { config: None, faults: vec![fault], warnings: Vec::new() }
+        let error = Problem { file: path.to_owned(), line: 0, column: 0, key: String::new(), message };
+        Reading { config: None, errors: vec![error], warnings: Vec::new() }
     };
     let bytes = match std::fs::read(path) {
         Ok(bytes) => bytes,
@@ -191,7 +191,7 @@ fn read_file(path: &Path) -> Reading {
 }
 
 fn read_text(text: &str, path: &Path, env: document::Environment<'_>) -> Reading {
-    // Absolute, so that it stays right wherever the master goes.
+    // Absolute, so that it stays right if the master changes its directory.
     let base = std::path::absolute(path).ok().and_then(|p| p.parent().map(Path::to_owned)).unwrap_or_default();
     let notes = document::Notes::new(path, text, base, env);
     let config = document::parse(text, &notes).map(|root| {
@@ -202,11 +202,11 @@ fn read_text(text: &str, path: &Path, env: document::Environment<'_>) -> Reading
         let mail = general::mail(&root, &empty);
         let (audit_interval, stop_orphans) = general::audit(&root, &empty);
         let limits = general::limits(&root, &empty);
+        let among_equals = general::scheduling(&root, &empty);
         let workers = workers::read(&root, &broker);
         let in_clouds = workers.hosts.values().any(|host| host.provider() != ProviderKind::Process);
         if in_clouds && !names_master(&root) {
-            let why =
-                "not given, so hosts are stamped with \"rouse\": a name of its own tells them from another master's";
+            let why = "not given, so hosts are tagged with \"rouse\": choose a different name for each master";
             notes.warn(0, "master.name", why);
         }
         root.finish();
@@ -214,7 +214,9 @@ fn read_text(text: &str, path: &Path, env: document::Environment<'_>) -> Reading
             workers: workers.plans,
             max_hosts: limits.max_hosts,
             max_spend_per_day: limits.max_spend_per_day,
-            quarantine_after: limits.quarantine_after,
+            mail_after_failed_starts: limits.mail_after_failed_starts,
+            queue_timeout: limits.queue_timeout,
+            among_equals,
             audit_interval,
             stop_orphans,
             restart_lease: master.restart_lease,
@@ -223,9 +225,9 @@ fn read_text(text: &str, path: &Path, env: document::Environment<'_>) -> Reading
         let hosts = workers.hosts;
         Config { path: path.to_owned(), master, broker, mail, plan, hosts, warnings: Vec::new() }
     });
-    let (faults, warnings) = notes.finish();
-    let config = config.filter(|_| faults.is_empty()).map(|c| Config { warnings: warnings.clone(), ..c });
-    Reading { config, faults, warnings }
+    let (errors, warnings) = notes.finish();
+    let config = config.filter(|_| errors.is_empty()).map(|c| Config { warnings: warnings.clone(), ..c });
+    Reading { config, errors, warnings }
 }
 
 fn names_master(root: &document::Table<'_>) -> bool {
@@ -237,17 +239,17 @@ impl Config {
     ///
     /// # Errors
     /// Everything that is wrong with it.
-    pub fn parse(text: &str, path: &Path) -> Result<Config, Faults> {
+    pub fn parse(text: &str, path: &Path) -> Result<Config, ConfigErrors> {
         let reading = read_text(text, path, &|name| std::env::var(name).ok());
-        reading.config.ok_or(Faults(reading.faults))
+        reading.config.ok_or(ConfigErrors(reading.errors))
     }
 
-    /// The workers whose hosts one kind of provider makes, and their sections.
+    /// The workers whose hosts one kind of provider creates, with their sections.
     pub fn sections<T: hosts::Section + 'static>(&self) -> impl Iterator<Item = (&WorkerName, &T)> {
         self.hosts.iter().filter_map(|(worker, host)| Some((worker, T::of(host)?)))
     }
 
-    /// What an empty file gives, but for the state directory: every default, and no worker.
+    /// The configuration of an empty file, except for the state directory: every default, and no worker.
     pub fn without_file(state_dir: PathBuf) -> Config {
         Config {
             path: PathBuf::new(),
@@ -270,7 +272,9 @@ impl Config {
                 workers: BTreeMap::new(),
                 max_hosts: None,
                 max_spend_per_day: None,
-                quarantine_after: general::DEFAULT_QUARANTINE,
+                mail_after_failed_starts: general::DEFAULT_MAIL_AFTER,
+                queue_timeout: None,
+                among_equals: AmongEquals::default(),
                 audit_interval: general::DEFAULT_AUDIT,
                 stop_orphans: true,
                 restart_lease: general::DEFAULT_RESTART_LEASE,
@@ -282,7 +286,7 @@ impl Config {
     }
 }
 
-/// The keys that differ and that only a restart of the master changes, in the order of the file.
+/// The changed keys that take effect only when the master is started again, in the order of the file.
 pub fn changes_needing_restart(old: &Config, new: &Config) -> Vec<String> {
     let (a, b) = ((&old.master, &old.broker), (&new.master, &new.broker));
     let keys = [

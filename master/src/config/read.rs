@@ -1,4 +1,4 @@
-//! How each kind of value is read: its type, its range, and what is said where it is neither.
+//! Readers for each kind of value: they check type and range, and record errors.
 
 use super::document::{Value, substitute};
 use super::{keys, shorten};
@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use toml::de::DeValue;
 
-/// Largest file that a key may name, bytes: a secret, a certificate bundle or a domain's description is far smaller.
+/// Largest file that a key may name, bytes. Secrets, certificate bundles and descriptions of domains are far smaller.
 const MAX_FILE: u64 = 1 << 20;
 
 impl Value<'_> {
@@ -24,24 +24,24 @@ impl Value<'_> {
     pub(super) fn word(&self) -> Option<String> {
         let text = self.text()?;
         if text.trim().is_empty() {
-            return self.fault("must not be empty");
+            return self.error("must not be empty");
         }
         if text.chars().any(char::is_control) {
-            return self.fault("must be on one line, without control characters");
+            return self.error("must be on one line, without control characters");
         }
         Some(text)
     }
 
-    /// A text on one line; nothing where it is empty, as if the key were absent.
+    /// A text on one line; none if it is empty, as if the key were absent.
     pub(super) fn word_or_empty(&self) -> Option<String> {
         if self.text()?.is_empty() { None } else { self.word() }
     }
 
-    /// A text of any lines; nothing where it is empty, as if the key were absent.
+    /// A text with any number of lines; none if it is empty, as if the key were absent.
     pub(super) fn text_or_empty(&self) -> Option<String> {
         let text = self.text()?;
         if text.contains('\0') {
-            return self.fault("must not contain a NUL character");
+            return self.error("must not contain a NUL character");
         }
         Some(text).filter(|t| !t.is_empty())
     }
@@ -55,7 +55,7 @@ impl Value<'_> {
         let DeValue::Integer(number) = self.value else { return self.wrong(expected) };
         match i64::from_str_radix(number.as_str(), number.radix()) {
             Ok(number) => Some(number),
-            Err(_) => self.fault("this number is too large"),
+            Err(_) => self.error("this number is too large"),
         }
     }
 
@@ -64,15 +64,22 @@ impl Value<'_> {
         let number = self.integer("a whole number")?;
         match u32::try_from(number) {
             Ok(number) if number >= least => Some(number),
-            Err(_) if number > 0 => self.fault(format!("must be at most {}, not {number}", u32::MAX)),
-            _ => self.fault(format!("must be at least {least}, not {number}")),
+            Err(_) if number > 0 => self.error(format!("must be at most {}, not {number}", u32::MAX)),
+            _ => self.error(format!("must be at least {least}, not {number}")),
         }
+    }
+
+    /// A whole number, which may be negative.
+    pub(super) fn signed(&self) -> Option<i32> {
+        let number = self.integer("a whole number")?;
+        let fits = i32::try_from(number).ok();
+        fits.or_else(|| self.error(format!("must be {} to {}, not {number}", i32::MIN, i32::MAX)))
     }
 
     /// A whole number that fits 64 bits, not negative.
     pub(super) fn large(&self) -> Option<u64> {
         let number = self.integer("a whole number")?;
-        u64::try_from(number).ok().or_else(|| self.fault(format!("must not be negative, not {number}")))
+        u64::try_from(number).ok().or_else(|| self.error(format!("must not be negative, not {number}")))
     }
 
     /// A number from 0 on, with or without a point.
@@ -86,7 +93,7 @@ impl Value<'_> {
         };
         match number {
             Some(number) if number.is_finite() && number >= 0.0 => Some(number),
-            _ => self.fault("must be a plain number that is not negative"),
+            _ => self.error("must be a plain number that is not negative"),
         }
     }
 
@@ -95,9 +102,9 @@ impl Value<'_> {
         let duration = match self.value {
             DeValue::String(_) => {
                 let text = self.text()?;
-                // A number in quotes is more likely a mistake than whole seconds.
+                // A number in quotes is more likely a mistake than a number of seconds.
                 if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
-                    return self.fault(format!("{:?} has no unit: write {text} or \"{text}s\"", shorten(&text)));
+                    return self.error(format!("{:?} has no unit: write {text} or \"{text}s\"", shorten(&text)));
                 }
                 duration::parse(&text)
             }
@@ -111,10 +118,10 @@ impl Value<'_> {
         };
         match duration {
             Ok(duration) if duration < least => {
-                self.fault(format!("must be at least {}, not {}", duration::exact(least), duration::exact(duration)))
+                self.error(format!("must be at least {}, not {}", duration::exact(least), duration::exact(duration)))
             }
             Ok(duration) => Some(duration),
-            Err(message) => self.fault(message),
+            Err(message) => self.error(message),
         }
     }
 
@@ -126,7 +133,7 @@ impl Value<'_> {
         self.duration(Duration::ZERO).map(Some)
     }
 
-    /// A list of what `read` reads. What is wrong with an item does not end it.
+    /// A list of what `read` reads. An error in one item does not end it.
     pub(super) fn list<T>(&self, read: impl Fn(&Self) -> Option<T>) -> Option<Vec<T>> {
         Some(self.items("a list")?.iter().filter_map(read).collect())
     }
@@ -144,13 +151,13 @@ impl Value<'_> {
             let name = key.get_ref().to_string();
             let path = table.path_of(&shorten(&name));
             if let Err(message) = check_key(&name) {
-                self.notes.fault(key.span().start, &path, message);
+                self.notes.error(key.span().start, &path, message);
             }
             let at = value.span().start;
             let value = Value { path, at, value: value.get_ref(), ..self.clone() };
             let text = value.text().and_then(|text| {
                 if text.chars().any(char::is_control) {
-                    return value.fault("must be on one line, without control characters");
+                    return value.error("must be on one line, without control characters");
                 }
                 Some(text)
             });
@@ -163,7 +170,7 @@ impl Value<'_> {
     pub(super) fn address(&self) -> Option<SocketAddr> {
         let text = self.word()?;
         text.parse().ok().or_else(|| {
-            self.fault(format!(
+            self.error(format!(
                 "{:?} is not an address with a port: write \"127.0.0.1:8090\" or \"[::1]:8090\"",
                 shorten(&text)
             ))
@@ -191,11 +198,11 @@ impl Value<'_> {
     fn content_of(&self, path: &Path) -> Option<String> {
         match read_file(path) {
             Ok(content) => Some(content),
-            Err(why) => self.fault(format!("cannot read {}: {why}", path.display())),
+            Err(why) => self.error(format!("cannot read {}: {why}", path.display())),
         }
     }
 
-    /// The content of the file that `{ file = … }` names, where this is such a table.
+    /// The content of the file that `{ file = … }` names, if the value is such a table.
     pub(super) fn file_content(&self, expected: &str) -> Option<String> {
         let table = self.table(expected, &keys::FILE)?;
         let content = table.required("file", "file = \"path\"", |file| file.content_of(&file.path()?));
@@ -215,7 +222,7 @@ impl Value<'_> {
             match (file, env) {
                 (Some(file), None) => {
                     let content = file.content_of(&file.path()?)?;
-                    // The newline that editors and `echo` leave behind is no part of it.
+                    // Editors and `echo` add a newline, which is not part of the secret.
                     let content = content.strip_suffix('\n').unwrap_or(&content);
                     content.strip_suffix('\r').unwrap_or(content).to_owned()
                 }
@@ -224,19 +231,19 @@ impl Value<'_> {
                     match (self.notes.env)(&name) {
                         Some(text) => text,
                         None => {
-                            return env.fault(format!("the environment has no {name}: set it, or write {expected}"));
+                            return env.error(format!("the environment has no {name}: set it, or write {expected}"));
                         }
                     }
                 }
-                (Some(_), Some(_)) => return self.fault("has both file and env: one of them is enough"),
-                (None, None) => return self.fault(format!("expected {expected}")),
+                (Some(_), Some(_)) => return self.error("has both file and env: one of them is enough"),
+                (None, None) => return self.error(format!("expected {expected}")),
             }
         };
         if text.is_empty() {
-            return self.fault("must not be empty");
+            return self.error("must not be empty");
         }
         if text.contains('\0') {
-            return self.fault("must not contain a NUL character");
+            return self.error("must not contain a NUL character");
         }
         Some(Secret::new(text))
     }
@@ -247,27 +254,27 @@ impl Value<'_> {
         if is_address(&text) {
             Some(text)
         } else {
-            self.fault(format!("{:?} is not an e-mail address: write \"user@host.example.org\"", shorten(&text)))
+            self.error(format!("{:?} is not an e-mail address: write \"user@host.example.org\"", shorten(&text)))
         }
     }
 
-    /// A regular expression, as it is given to `wrap` it and hold.
+    /// A regular expression. `wrap` makes the expression that is kept.
     pub(super) fn regex(&self, wrap: impl FnOnce(&str) -> String) -> Option<String> {
         let text = self.word()?;
-        // Checked bare first, so that a stray bracket cannot pair up with the wrapping.
+        // First without `wrap`, so that an unmatched parenthesis cannot pair up with one of `wrap`.
         if let Err(error) = regex::Regex::new(&text) {
             let last = error.to_string().lines().last().unwrap_or_default().trim().to_owned();
             let why = last.strip_prefix("error: ").unwrap_or(&last);
-            return self.fault(format!("not a regular expression: {why}"));
+            return self.error(format!("not a regular expression: {why}"));
         }
         Some(wrap(&text))
     }
 
-    /// One of these words; an earlier name of one is refused with the name that it has now.
+    /// One of these words. An earlier name of one is refused with a message that names the new one.
     pub(super) fn choice_since_renamed<T: Copy>(&self, choices: &[(&str, T)], renamed: &[(&str, &str)]) -> Option<T> {
         let text = self.text()?;
         match renamed.iter().find(|(old, _)| *old == text) {
-            Some((old, new)) => self.fault(format!("\"{old}\" is called \"{new}\" now")),
+            Some((old, new)) => self.error(format!("\"{old}\" is called \"{new}\" now")),
             None => self.choice(choices),
         }
     }
@@ -279,14 +286,14 @@ impl Value<'_> {
             return Some(*choice);
         }
         let words: Vec<_> = choices.iter().map(|(word, _)| format!("\"{word}\"")).collect();
-        self.fault(format!("expected one of {}, not {:?}", words.join(", "), shorten(&text)))
+        self.error(format!("expected one of {}, not {:?}", words.join(", "), shorten(&text)))
     }
 }
 
 fn read_file(path: &Path) -> std::io::Result<String> {
     let mut file = std::fs::File::open(path)?;
     let mut content = String::new();
-    // A directory opens, and fails to be read; a device may never end.
+    // A directory can be opened, but not read; a device may never end.
     file.by_ref().take(MAX_FILE + 1).read_to_string(&mut content)?;
     if content.len() as u64 > MAX_FILE {
         return Err(std::io::Error::other("it is larger than 1 MiB"));
@@ -294,7 +301,7 @@ fn read_file(path: &Path) -> std::io::Result<String> {
     Ok(content)
 }
 
-/// Whether mail can be sent to, or from, this address.
+/// Whether mail can be sent to or from this address.
 pub(super) fn is_address(text: &str) -> bool {
     text.parse::<lettre::Address>().is_ok()
 }

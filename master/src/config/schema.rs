@@ -120,6 +120,7 @@ fn kind(kind: &Kind, path: &str, comments: &Comments) -> Value {
         Kind::Choice(words) => json!({ "enum": words }),
         Kind::Boolean => json!({ "type": "boolean" }),
         Kind::Whole(least, most) => json!({ "type": "integer", "minimum": least, "maximum": most }),
+        Kind::Signed => json!({ "type": "integer", "minimum": i32::MIN, "maximum": i32::MAX }),
         Kind::Number => json!({ "type": "number", "minimum": 0 }),
         Kind::Positive => json!({ "type": "number", "exclusiveMinimum": 0 }),
         Kind::Duration(least) => duration(json!({ "type": "integer", "minimum": least, "maximum": LONGEST.as_secs() })),

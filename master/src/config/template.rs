@@ -2,7 +2,8 @@
 
 use rouse_shared::WorkerName;
 
-/// Most workers that one section gives. More is a slip of the keyboard: nobody starts that many hosts of one kind.
+/// Largest number of workers in one section. A larger number is a typing error: nobody starts that many hosts of one
+/// kind.
 const MOST: u64 = 10_000;
 
 /// The names that `written` stands for, in the order of their numbers. A range whose ends have a leading zero is padded

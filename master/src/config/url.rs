@@ -1,6 +1,6 @@
-//! Addresses of brokers, relays and clouds: taken apart far enough to say what is wrong with them.
+//! Parses the URLs of brokers, relays and clouds, and explains errors.
 //!
-//! What is said never repeats the address itself, since it may have a password in it.
+//! The messages never repeat the URL, because it may contain a password.
 
 use super::{Relay, RelayTls};
 use rouse_shared::BrokerUrl;

@@ -1,4 +1,5 @@
-//! The workers: each `[[worker]]`, or each name of a template, becomes a plan for the core and a way to make its hosts.
+//! The workers. Each `[[worker]]`, or each name of a template, becomes a plan for the core and a way to create its
+//! hosts.
 
 use super::document::{Member, Table, Value};
 use super::general::{self, property_name};
@@ -29,9 +30,9 @@ const PROVIDERS: [ProviderKind; 4] =
 pub(super) struct Workers {
     pub(super) plans: BTreeMap<WorkerName, Arc<WorkerPlan>>,
     pub(super) hosts: BTreeMap<WorkerName, HostConfig>,
-    /// Where each name was given.
+    /// The line of each name.
     given: BTreeMap<WorkerName, usize>,
-    /// Whose disk each image is, by connection and path.
+    /// The worker that uses each disk image, by connection and path.
     disks: BTreeMap<(String, PathBuf), WorkerName>,
 }
 
@@ -42,7 +43,7 @@ pub(super) fn read(root: &Table<'_>, broker: &BrokerConfig) -> Workers {
     let unreachable = general::unreachable(broker);
     for section in sections.unwrap_or_default() {
         let Some(mut table) = section.table("a section: write [[worker]]", &keys::WORKER) else { continue };
-        // Sections of an array have one path: the line tells them apart.
+        // Sections of an array have the same path, so the line distinguishes them.
         table.path = "worker".to_owned();
         workers.section(&table, unreachable.as_deref());
     }
@@ -50,21 +51,21 @@ pub(super) fn read(root: &Table<'_>, broker: &BrokerConfig) -> Workers {
 }
 
 impl Workers {
-    /// One section, which gives one worker or, as a template, many.
+    /// One section, which has one worker or, as a template, many.
     fn section(&mut self, table: &Table<'_>, unreachable: Option<&str>) {
         let written = table.required("name", "name = \"…\"", |v| Some((v.clone(), v.text()?)));
-        let names = written.as_ref().and_then(|(v, text)| template::expand(text).map_or_else(|e| v.fault(e), Some));
+        let names = written.as_ref().and_then(|(v, text)| template::expand(text).map_or_else(|e| v.error(e), Some));
         if let (Some((value, _)), Some(names)) = (&written, &names) {
             self.claim(value, names);
         }
         let template = written.map(|(_, text)| text).unwrap_or_default();
         let Some(names) = names else {
-            // The rest is checked all the same.
+            // Also checks the rest.
             read_worker(table, None, &template, unreachable);
             return;
         };
         for name in &names {
-            let before = table.notes.faults();
+            let before = table.notes.errors();
             let member = Member { name: name.as_str(), of: names.len() };
             if let Some((plan, host)) = read_worker(table, Some((name, member)), &template, unreachable) {
                 if let Some(HostConfig::Libvirt(host)) = &host {
@@ -73,8 +74,8 @@ impl Workers {
                 self.plans.insert(name.clone(), Arc::new(plan));
                 self.hosts.extend(host.map(|host| (name.clone(), host)));
             }
-            // What is wrong with one member is wrong with the others, or comes to light once this one is right.
-            if table.notes.faults() > before {
+            // An error in one member is an error in the others, or shows once this one is corrected.
+            if table.notes.errors() > before {
                 break;
             }
         }
@@ -83,7 +84,7 @@ impl Workers {
     fn claim(&mut self, value: &Value<'_>, names: &[WorkerName]) {
         if let Some((name, at)) = names.iter().find_map(|n| self.given.get_key_value(n)) {
             let line = value.notes.line(*at);
-            value.fault::<()>(format!("a worker named {name} is given on line {line} already: names are unique"));
+            value.error::<()>(format!("a worker named {name} is given on line {line} already: names are unique"));
         }
         for name in names {
             self.given.entry(name.clone()).or_insert(value.at);
@@ -101,12 +102,12 @@ impl Workers {
             );
             let at = table.map.get("libvirt").and_then(|v| v.get_ref().as_table()?.get("hd_image"));
             let at = at.map_or(table.at, |v| v.span().start);
-            table.notes.fault(at, "worker.libvirt.hd_image", message);
+            table.notes.error(at, "worker.libvirt.hd_image", message);
         }
     }
 }
 
-/// One worker. Nothing where something without which there is no plan is missing; that was noted then.
+/// One worker. None if something is missing without which there is no plan; that is already recorded.
 fn read_worker(
     section: &Table<'_>,
     member: Option<(&WorkerName, Member<'_>)>,
@@ -131,7 +132,7 @@ fn read_worker(
     let properties = table.or("properties", BTreeMap::new(), |v| v.texts(property_name));
     let run_as = table.optional("run_as", |v| {
         let user = v.word()?;
-        if user.contains([' ', ':', '/']) { v.fault("must be the name of a user") } else { Some(user) }
+        if user.contains([' ', ':', '/']) { v.error("must be the name of a user") } else { Some(user) }
     });
     if !table.map.contains_key("run_as") {
         let who = if kind == Some(ProviderKind::Process) {
@@ -145,9 +146,11 @@ fn read_worker(
     let image = host.as_ref().and_then(|(host, _, _)| host.as_ref()).map(HostConfig::image).unwrap_or_default();
     let fingerprint = host.as_ref().map_or(0, |(_, _, fingerprint)| *fingerprint);
     let suspend = host.as_ref().and_then(|(host, _, _)| host.as_ref()).and_then(HostConfig::suspend);
-    let place: Arc<str> = host.as_ref().and_then(|(host, _, _)| host.as_ref()).map(HostConfig::place).unwrap_or_default().into();
+    let price = host.as_ref().and_then(|(host, _, _)| host.as_ref()).and_then(HostConfig::price);
+    let place: Arc<str> =
+        host.as_ref().and_then(|(host, _, _)| host.as_ref()).map(HostConfig::place).unwrap_or_default().into();
     let latent = latent(&table, kind, template, fingerprint, &image);
-    let latent = latent.map(|latent| LatentPlan { suspend, place, ..latent });
+    let latent = latent.map(|latent| LatentPlan { suspend, place, price, ..latent });
     if let Some(kind) = kind {
         warn_of_provider(&table, kind, unreachable);
     }
@@ -177,7 +180,7 @@ fn read_worker(
 #[derive(Clone, Copy)]
 enum Keepalive {
     Every(Duration),
-    /// `"none"`: heartbeats still carry vitals, and nothing depends on them.
+    /// `"none"`: heartbeats only carry vitals.
     WithoutLease,
 }
 
@@ -196,7 +199,7 @@ fn keepalive(value: &Value<'_>) -> Option<Keepalive> {
     }
     let interval = value.duration(Duration::ZERO)?;
     if interval < SECOND {
-        return value.fault("must be at least 1s; to do without a lease write \"none\"");
+        return value.error("must be at least 1s; to do without a lease write \"none\"");
     }
     Some(Keepalive::Every(interval))
 }
@@ -208,7 +211,7 @@ fn lease(table: &Table<'_>, keepalive: Option<Keepalive>) -> Option<Duration> {
             let lease = value.duration(SECOND)?;
             if lease < interval * 2 {
                 let least = duration::exact(interval * 2);
-                return value.fault(format!(
+                return value.error(format!(
                     "must be two keepalive intervals at least, {least}: one lost heartbeat is no death"
                 ));
             }
@@ -216,14 +219,14 @@ fn lease(table: &Table<'_>, keepalive: Option<Keepalive>) -> Option<Duration> {
         }
         (Some(Keepalive::Every(interval)), None) => Some((interval * 6).max(LEAST_DEFAULT_LEASE)),
         (Some(Keepalive::WithoutLease), Some(value)) => {
-            value.fault("there is no lease where keepalive_interval = \"none\": leave one of them out")
+            value.error("there is no lease where keepalive_interval = \"none\": leave one of them out")
         }
         (None, Some(value)) => value.duration(SECOND),
         (Some(Keepalive::WithoutLease) | None, None) => None,
     }
 }
 
-/// The keys of latent workers; on a standing one they are refused.
+/// The keys of latent workers, which are refused for a standing one.
 fn latent(
     table: &Table<'_>,
     kind: Option<ProviderKind>,
@@ -235,10 +238,11 @@ fn latent(
     let build_wait_timeout = table.or("build_wait_timeout", Some(default_wait), |v| v.duration_or_never());
     let max_uses = table.or("max_uses", 0, |v| v.whole(0));
     let min_idle = table.or("min_idle", 0, |v| v.whole(0));
+    let prefer = table.or("prefer", 0, |v| v.signed());
     let Some(provider) = kind else {
-        for key in ["build_wait_timeout", "max_uses", "min_idle"] {
+        for key in ["build_wait_timeout", "max_uses", "min_idle", "prefer"] {
             if let Some(value) = table.get(key) {
-                value.fault::<()>(
+                value.error::<()>(
                     "only for latent workers: add a section such as [worker.ec2], or leave the key out, \
                      since somebody else starts this worker's machine",
                 );
@@ -251,8 +255,19 @@ fn latent(
         value.warn(format!("more than there are: this section gives {of} of them"));
     }
     let (template, image) = (template.to_owned(), image.into());
-    let (suspend, place) = (None, Arc::default());
-    Some(LatentPlan { provider, place, build_wait_timeout, max_uses, template, min_idle, suspend, image, fingerprint })
+    Some(LatentPlan {
+        provider,
+        place: Arc::default(),
+        build_wait_timeout,
+        max_uses,
+        prefer,
+        price: None,
+        template,
+        min_idle,
+        suspend: None,
+        image,
+        fingerprint,
+    })
 }
 
 /// The one provider section: what it makes (nothing where it is faulty), whose it is, and its fingerprint.
@@ -270,7 +285,7 @@ fn provider(table: &Table<'_>) -> Option<(Option<HostConfig>, ProviderKind, u64)
             None => chosen = Some((host, kind, fingerprint)),
             Some((_, other, _)) => {
                 let other = other.as_str();
-                value.fault::<()>(format!("a worker has one provider, and this one has [worker.{other}] already"));
+                value.error::<()>(format!("a worker has one provider, and this one has [worker.{other}] already"));
             }
         }
     }

@@ -1,4 +1,5 @@
-//! Who is let in: at the connection by the credential alone, at hello by all that there is to know.
+//! Decides which agents are let in. When an agent connects, only its credential counts; when it says hello, everything
+//! that the master knows counts.
 
 use super::event::Effect;
 use super::plan::Digest;
@@ -10,64 +11,64 @@ use rouse_shared::message::{Hello, ToAgent};
 use rouse_shared::{HostId, WorkerName};
 use std::time::Duration;
 
-/// Why whoever is on another machine than the host is refused.
+/// The reason for refusing an agent that is on another machine than the host.
 pub(super) const WRONG_MACHINE: &str = "it is not on the machine that was started for this worker";
 
-/// What a credential turned out to be.
+/// The kinds of valid credentials.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) enum Credential {
     /// The worker's password.
     Password,
-    /// The boot token of the worker's host, good for this life of the agent.
+    /// The boot token of the worker's host, usable by this run of the agent.
     Token(HostId),
-    /// The boot token of a host, used before by another life of an agent, or superseded by a session secret.
+    /// The boot token of a host after another run of the agent has used it, or after a session secret has replaced it.
     SpentToken,
     /// The secret of the worker's session.
     Secret,
 }
 
-/// How long an agent that was refused is shown: longer than its pauses, of a minute at most, so that one that goes on
-/// asking is always seen, and one that has stopped is forgotten.
+/// How long a refused agent is shown. This is longer than an agent's longest pause, which is a minute. So an agent that
+/// keeps trying is always shown, and one that has stopped is forgotten.
 const REFUSAL_SHOWN: Duration = Duration::from_secs(600);
-/// How much is shown of what agents say of their machines, characters.
+/// Longest part of a machine identity that is shown, in characters.
 const IDENTITY_SHOWN: usize = 100;
-/// The same of a reason, in which that may stand twice.
+/// Longest part of a reason that is shown, in characters. A reason may contain the identity twice.
 const REASON_SHOWN: usize = 300;
 
-/// The beginning of what an agent says, as people may see it.
+/// The beginning of a text from an agent, made safe to show.
 fn legible(text: &str, most: usize) -> String {
     text.chars().filter(|c| !c.is_control()).take(most).collect()
 }
 
 impl Worker {
-    /// The agent of its name that was refused last, not long ago.
+    /// The agent that was last refused under this worker's name, unless it was too long ago.
     pub(super) fn refusal(&self, now: Timestamp) -> Option<&Refusal> {
         self.refused.as_ref().filter(|refusal| now.since(refusal.at) < REFUSAL_SHOWN)
     }
 }
 
-/// How a hello is answered.
+/// The answer to a hello.
 pub(super) enum AdmissionDecision {
     /// The session goes on.
     Resume,
     /// A new session begins.
     Begin,
-    /// The old session's agent is proven dead; a new session begins.
+    /// The previous session's agent is proven dead. A new session begins.
     Replace,
-    /// Not let in.
+    /// The agent is refused.
     Refuse {
         /// Why, in a sentence.
         reason: String,
-        /// Whether a host that nobody wants is to switch itself off.
+        /// Whether the host is of no use and is to power itself off.
         power_off: bool,
     },
 }
 
 impl Core {
-    /// Whether somebody may connect under this name with this password: the broker asks.
+    /// Whether an agent may connect with this name and password. The broker asks.
     ///
     /// # Errors
-    /// The reason for our log; the one who is refused is told nothing.
+    /// The reason, for the master's log. The agent does not get it.
     pub fn admit(&self, worker: &str, password: &str) -> Result<(), String> {
         let name: WorkerName = worker.parse().map_err(|error| format!("{error}"))?;
         match self.classify(&name, &Digest::of(password)) {
@@ -91,7 +92,7 @@ impl Core {
         worker.plan.as_ref().filter(|p| p.password == *digest).map(|_| Credential::Password)
     }
 
-    /// What it presents to prove its machine is invalid.
+    /// The proof of its machine in a hello is invalid.
     pub(super) fn on_unproven(&mut self, now: Timestamp, name: &WorkerName, hello: Hello, why: String) {
         let latent = self.workers.get(name).is_some_and(|worker| !worker.standing());
         self.refuse(now, name, hello, why, latent);
@@ -100,11 +101,12 @@ impl Core {
     pub(super) fn refuse(&mut self, now: Timestamp, name: &WorkerName, hello: Hello, reason: String, power_off: bool) {
         let identity = self.keep_refusal(now, name, &hello.identity, &reason);
         self.out.push(Effect::LogRefused { worker: name.clone(), identity, reason: reason.clone() });
-        // A session that was never made must not be found by a later message: answer the queue directly.
+        // There is no session, and none must seem to exist to a later message, so the answer goes to the queue
+        // directly.
         self.out.push(Effect::Send { queue: hello.queue, message: ToAgent::Refused { reason, power_off } });
     }
 
-    /// The agent of this machine was let in: what it was refused for is over.
+    /// The agent on this machine was let in, so its refusal is no longer shown.
     pub(super) fn forget_refusal(&mut self, name: &WorkerName, identity: &str) {
         if let Some(worker) = self.workers.get_mut(name) {
             let identity = legible(identity, IDENTITY_SHOWN);
@@ -112,7 +114,7 @@ impl Core {
         }
     }
 
-    /// Keeps for people that an agent was refused. What is shown of the machine that it says it is on.
+    /// Keeps the refusal of an agent for the page and the API. The identity is what the agent claims.
     pub(super) fn keep_refusal(&mut self, now: Timestamp, name: &WorkerName, identity: &str, reason: &str) -> String {
         let identity = legible(identity, IDENTITY_SHOWN);
         if let Some(worker) = self.workers.get_mut(name) {
@@ -150,11 +152,12 @@ impl Core {
             if same_life {
                 return AdmissionDecision::Resume;
             }
-            // It comes late, or from a copy of machine and disk: two would put each other out for ever.
+            // The hello is late, or comes from a copy of machine and disk. Two agents would replace each other for
+            // ever.
             if live.session.replaced.contains(&hello.nonce) {
                 return refuse("a newer agent was started on its machine", false);
             }
-            // A copy of the machine's disk bears the secret as well, and proves nothing of the machine.
+            // A copy of the machine's disk has the secret too, so the secret alone does not identify the machine.
             if *credential == Credential::Secret && live.session.identity == hello.identity {
                 return AdmissionDecision::Replace;
             }
@@ -163,7 +166,8 @@ impl Core {
             return self.admit_latent(worker, hello, credential);
         }
         if worker.host.is_some() {
-            // A reload has made a latent worker a standing one: whoever comes with its password is not on that host.
+            // A reload has turned a latent worker into a standing one. An agent with the worker's password is not on
+            // the host that the latent worker had.
             return match credential {
                 Credential::Password => refuse("the previous host of this worker still exists", false),
                 Credential::Token(_) | Credential::SpentToken | Credential::Secret => {
@@ -204,8 +208,8 @@ impl Core {
             let reason = format!("{text} {of:.80}, so it is an old disk or the base image itself");
             return AdmissionDecision::Refuse { reason, power_off: true };
         }
-        // Until its provider has said which machine is the host, and until an impostor's lease is over, this may be the
-        // right one: it is to come again, and its own timer sees to it if nobody wants it.
+        // The agent may be on the right machine as long as the provider has not named the machine, or an impostor's
+        // lease has not ended. It is to try again. If nobody lets it in, its dead-man timer ends the machine.
         let unsettled = host.identity.is_none() && host.handle.is_none();
         let power_off = !unsettled && !worker.is_impostor();
         let same_life = host.nonce.as_ref().is_none_or(|nonce| *nonce == hello.nonce);
@@ -230,8 +234,8 @@ fn refuse(reason: &str, power_off: bool) -> AdmissionDecision {
     AdmissionDecision::Refuse { reason: reason.to_owned(), power_off }
 }
 
-/// Whether the mark on a host's disk is its own: of the boot data's host, or of the machine where there were none. A
-/// disk that is not made for one host may bear any.
+/// Whether the mark on a host's disk belongs to the host: it is from the boot data's host, or from the machine if there
+/// were no boot data. A disk that was not made for one host may have any mark.
 fn is_own_mark(host: &Host, mark: &str) -> bool {
     let fresh = host.launch.as_ref().is_some_and(|order| order.fresh);
     !fresh || mark == host.id.as_str() || host.identity.as_deref() == Some(mark)

@@ -1,9 +1,9 @@
-//! The audit: what the providers list under our name, compared with the ledger.
+//! The audit: compares what the providers list under the master's name with the ledger.
 //!
-//! The periodic one (at start, and every `audit.interval`) terminates what has been unknown for longer than any call
-//! takes. The one that a user asks for lists anew in rounds: a difference counts when two lists in a row show it, so
-//! that what changed while a list was on its way is none. If it is to put things right, it goes on until nothing
-//! differs that it may touch, or until its time is over.
+//! The periodic audit runs at the start and every `audit.interval`. It terminates machines that have been unknown for
+//! longer than any call takes. An audit for a user lists in rounds: a difference counts only if two lists in a row show
+//! it, so a change during a list is no difference. If that audit is to fix differences, it continues until none is left
+//! that it may fix, or until its time is over.
 
 use super::event::{Effect, Level, ListedHost, Listing, Owner, Reply, RequestId, UnlistedPlace};
 use super::host::LiveHost;
@@ -17,47 +17,48 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 use utoipa::ToSchema;
 
-/// Longer than any call of a provider can take: what is listed and unknown for so long is nobody's.
+/// Longer than any call of a provider takes. A machine that has been listed and unknown for this long belongs to no
+/// call.
 pub(super) const ORPHAN_AGE: Duration = Duration::from_secs(90);
-/// After a provider's first list since the master started has failed: hosts may have to wait for it.
-const FIRST_LIST_AGAIN: Duration = Duration::from_secs(10);
 /// Lists in a row that must lack a host before it counts as gone: providers list with delay. A host whose agent is
 /// heard of, from the machine that was started for it, is there, whatever they say: a cloud of which a part is down
 /// leaves out what is in that part.
 const ABSENT_LISTS: u32 = 2;
-/// When an audit that a user has asked for is answered at the latest. The API and the commands wait a little longer.
+/// Time limit of an audit for a user. The API and the commands wait a little longer.
 pub const AUDIT_LIMIT: Duration = Duration::from_secs(45);
-/// Between its first and second round; doubled with each further one, up to [`ROUND_MOST`].
+/// Pause between the first two rounds. Doubled with each further round, up to [`ROUND_MOST`].
 const ROUND_FIRST: Duration = Duration::from_secs(1);
 /// Longest pause between two rounds.
 const ROUND_MOST: Duration = Duration::from_secs(8);
-/// Audits of users that are under way at once, at most: each of them lists every cloud.
+/// Largest number of audits for users at the same time. Each of them lists every cloud.
 const AUDITS: usize = 8;
 
 /// What an audit does about differences.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum AuditMode {
-    /// Nothing: it only reports.
+    /// Reports the differences.
     Look,
-    /// Terminates orphans, suspends what should be suspended, and takes hosts for gone that no list has any more.
+    /// Terminates orphans, suspends hosts that should be suspended, and records hosts as gone that no list has any
+    /// more.
     Fix,
-    /// And terminates the machines of our name with another id: those of a state directory that was lost.
+    /// Also terminates foreign machines, for example those of a state directory that was lost.
     Adopt,
 }
 
-/// What an audit has found.
+/// The result of an audit.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct AuditReport {
-    /// What differs, and what did and is put right.
+    /// The differences, both fixed and not.
     pub differences: Vec<Difference>,
     /// Hosts in the ledger that are not gone.
     pub hosts: usize,
-    /// Machines that the providers list under our name, whatever their id; without those of whoever could not be asked.
+    /// Machines that the providers list under the master's name, whatever their id. Providers that could not be asked
+    /// are not included.
     pub listed: usize,
 }
 
 impl AuditReport {
-    /// Whether nothing differs, or nothing any more.
+    /// Whether there is no difference that has not been fixed.
     pub fn clean(&self) -> bool {
         self.differences.iter().all(|difference| difference.done)
     }
@@ -101,13 +102,13 @@ pub struct Difference {
     pub provider: ProviderKind,
     /// The host.
     pub host: Option<HostId>,
-    /// What the provider calls it.
+    /// The provider's name for the machine.
     pub handle: Option<String>,
-    /// The other id of a foreign.
+    /// The id in the owner tag of a foreign machine.
     pub owner: Option<String>,
-    /// A sentence.
+    /// Why it is a difference, in a sentence.
     pub why: String,
-    /// Whether this audit has put it right.
+    /// Whether this audit has fixed it.
     pub done: bool,
 }
 
@@ -140,7 +141,7 @@ impl Difference {
         (self.kind, self.provider, name.unwrap_or_default())
     }
 
-    /// Whether an audit of this mode may do something about it.
+    /// Whether an audit in this mode may fix it.
     fn is_ours_to_fix(&self, mode: AuditMode) -> bool {
         match (self.kind, mode) {
             (_, AuditMode::Look) | (DifferenceKind::ListFailed, _) => false,
@@ -150,21 +151,21 @@ impl Difference {
     }
 }
 
-/// An audit that a user has asked for.
+/// An audit for a user.
 pub(super) struct Audit {
     mode: AuditMode,
-    /// From 1.
+    /// Number of the round, from 1.
     round: u32,
-    /// The lists of this round, as they come.
+    /// The lists of this round; absent until the provider has answered.
     lists: BTreeMap<ProviderKind, Option<List>>,
-    /// What the round before has found.
+    /// What the previous round has found.
     before: BTreeSet<Key>,
-    /// What something was done about.
+    /// The differences that this audit has tried to fix.
     acted: BTreeMap<Key, Difference>,
 }
 
 impl Core {
-    /// Providers that can have hosts of ours: those of the configuration, and those of hosts that are not gone.
+    /// Providers that can have hosts of this master: those in the configuration, and those of hosts that are not gone.
     pub(super) fn providers(&self) -> BTreeSet<ProviderKind> {
         self.configured_providers().chain(self.hosts.values().map(|l| l.host.provider)).collect()
     }
@@ -174,24 +175,21 @@ impl Core {
     }
 
     pub(super) fn start_audit(&mut self, now: Timestamp, provider: ProviderKind) {
-        self.out.push(Effect::ListHosts(provider));
+        self.list_hosts(provider);
         self.timers.set(Timer::Audit(provider), now + self.plan.audit_interval);
+    }
+
+    pub(super) fn list_hosts(&mut self, provider: ProviderKind) {
+        self.listing.insert(provider);
+        self.out.push(Effect::ListHosts(provider));
     }
 
     /// Compares what a provider lists with the ledger. A partial list says nothing about what is missing from it.
     pub(super) fn on_listed(&mut self, now: Timestamp, provider: ProviderKind, result: List) {
         let Listing { machines, unlisted } = result.unwrap_or_else(Listing::of_nobody);
         let whole = unlisted.is_empty();
-        if whole {
-            self.listed.insert(provider);
-            self.pending.wake |= self.unlisted.remove(&provider);
-        } else if self.unlisted.contains(&provider) {
-            self.timers.set(Timer::Audit(provider), now + FIRST_LIST_AGAIN);
-        }
-        for UnlistedPlace { place, why } in &unlisted {
-            let place = place.as_ref().map_or_else(String::new, |place| format!(" in {place}"));
-            self.note(Level::Warn, format!("the hosts of {}{place} could not be listed: {why}", provider.as_str()));
-        }
+        self.listing.remove(&provider);
+        self.hear_places(now, provider, &unlisted);
         let (listed, foreign_machines): (Vec<_>, Vec<_>) = machines.into_iter().partition(|m| m.owner == Owner::Ours);
         self.note_foreign_machines(provider, &foreign_machines, whole);
         for machine in &listed {
@@ -210,7 +208,7 @@ impl Core {
             let first = *self.orphans.entry((provider, machine.handle.clone())).or_insert(now);
             if now.since(first) >= ORPHAN_AGE {
                 let text = format!("{} of {} has our name and is not in the ledger", machine.handle, provider.as_str());
-                self.tell_orphan(now, provider, machine, self.plan.stop_orphans);
+                self.report_orphan(now, provider, machine, self.plan.stop_orphans);
                 if self.plan.stop_orphans {
                     self.note(Level::Warn, format!("orphan: {text}; terminating it"));
                     self.out.push(Effect::TerminateOrphan { provider, listed: machine.clone() });
@@ -220,18 +218,15 @@ impl Core {
             }
         }
         if whole {
-            let orphans = self.orphans.len();
             self.orphans.retain(|(of, handle), _| *of != provider || listed.iter().any(|m| m.handle == *handle));
-            self.forget_told_orphans(provider, |handle| listed.iter().any(|m| m.handle == *handle));
-            // Each one that is gone leaves room for a host.
-            self.pending.wake |= self.orphans.len() < orphans;
+            self.forget_reported_orphans(provider, |handle| listed.iter().any(|m| m.handle == *handle));
         }
         let mut gone = Vec::new();
         for (id, live) in &mut self.hosts {
             let hidden = hides(&unlisted, &live.host.place);
             if live.should_be_listed(now, provider) && !hidden && !listed.iter().any(|m| m.host == *id) {
                 let worker = self.workers.get(&live.host.worker);
-                if worker.is_some_and(|worker| worker.is_heard_on(&live.host, now)) {
+                if worker.is_some_and(|worker| worker.has_live_agent(&live.host, now)) {
                     live.missing_from_lists = 0;
                     continue;
                 }
@@ -242,11 +237,11 @@ impl Core {
             }
         }
         for id in gone {
-            self.on_host_gone(now, &id, "its provider no longer lists it");
+            self.on_host_gone(now, &id, "its provider no longer lists it", false);
         }
     }
 
-    /// Says once of each machine that has our name and another id that it is there. It is never touched.
+    /// Logs each foreign machine once. Foreign machines are never changed.
     fn note_foreign_machines(&mut self, provider: ProviderKind, machines: &[ListedHost], whole: bool) {
         for machine in machines {
             let Owner::Foreign(id) = &machine.owner else { continue };
@@ -281,7 +276,7 @@ impl Core {
         self.next_round(request);
     }
 
-    /// Asks every provider again.
+    /// Lists every provider again.
     pub(super) fn next_round(&mut self, request: RequestId) {
         let Some(audit) = self.audits.get_mut(&request) else { return };
         audit.round += 1;
@@ -327,7 +322,7 @@ impl Core {
         self.audits.insert(request, audit);
     }
 
-    /// The time of the audit is over: whoever has not listed by now has failed to.
+    /// The audit's time is over. A provider that has not answered by now counts as failed.
     pub(super) fn on_audit_over(&mut self, now: Timestamp, request: RequestId) {
         let Some(mut audit) = self.audits.remove(&request) else { return };
         for list in audit.lists.values_mut() {
@@ -373,10 +368,13 @@ impl Core {
             }));
             let ours = |id: &HostId| machines.iter().any(|m| m.owner == Owner::Ours && m.host == *id);
             // One that is being terminated is on its way out already.
-            let heard = |host: &Host| self.workers.get(&host.worker).is_some_and(|w| w.is_heard_on(host, now));
+            let heard = |host: &Host| self.workers.get(&host.worker).is_some_and(|w| w.has_live_agent(host, now));
             let lost = self.hosts.iter().filter(|(id, live)| {
                 let should_be = live.should_be_listed(now, provider) && !heard(&live.host);
-                should_be && !hides(unlisted, &live.host.place) && live.host.state != HostState::Terminating && !ours(id)
+                should_be
+                    && !hides(unlisted, &live.host.place)
+                    && live.host.state != HostState::Terminating
+                    && !ours(id)
             });
             found.extend(lost.map(|(id, live)| Difference {
                 kind: DifferenceKind::Missing,
@@ -402,13 +400,13 @@ impl Core {
                 let (host, handle) = (host.clone(), handle.clone());
                 let listed = ListedHost { host, handle, identity: None, owner, suspended: false };
                 if *kind == DifferenceKind::Orphan {
-                    self.tell_orphan(now, *provider, &listed, true);
+                    self.report_orphan(now, *provider, &listed, true);
                 }
                 self.out.push(Effect::TerminateOrphan { provider: *provider, listed });
             }
             (DifferenceKind::Missing, _) => {
                 self.note(Level::Warn, format!("audit: host {host} ({named} of {}): {why}", provider.as_str()));
-                self.on_host_gone(now, host, "its provider no longer lists it");
+                self.on_host_gone(now, host, "its provider no longer lists it", false);
             }
             (DifferenceKind::Running, _) => self.suspend_anew(now, host),
             (DifferenceKind::Orphan | DifferenceKind::Foreign, None) | (DifferenceKind::ListFailed, _) => {}
@@ -418,11 +416,9 @@ impl Core {
     fn answer_audit(&mut self, request: RequestId, audit: &Audit, found: BTreeMap<Key, Difference>) {
         self.timers.clear(&Timer::AuditRound(request));
         self.timers.clear(&Timer::AuditOver(request));
-        let whole = |provider: &ProviderKind| {
-            matches!(audit.lists.get(provider), Some(Some(Ok(listing))) if listing.unlisted.is_empty())
-        };
+        let whole = |provider: &ProviderKind| matches!(audit.lists.get(provider), Some(Some(Ok(listing))) if listing.unlisted.is_empty());
         let acted = audit.acted.iter().filter(|(key, _)| !found.contains_key(key));
-        // Where the last list failed, nobody knows what has become of it.
+        // If the last list failed, the state of the difference is unknown.
         let mut differences: Vec<_> =
             acted.map(|(_, d)| Difference { done: whole(&d.provider), ..d.clone() }).collect();
         differences.extend(found.into_iter().map(|(key, mut difference)| {
@@ -438,7 +434,7 @@ impl Core {
         self.reply(request, Reply::Audit(Box::new(report)));
     }
 
-    /// Machines with our name that are not in the ledger: ours, and those with another id. As they were last listed.
+    /// The numbers of orphans and of foreign machines, as they were last listed.
     pub fn foreign_counts(&self) -> (usize, usize) {
         (self.orphans.len(), self.foreign_machines.len())
     }
@@ -450,9 +446,9 @@ fn hides(unlisted: &[UnlistedPlace], place: &str) -> bool {
 }
 
 impl LiveHost {
-    /// Whether every list of this provider has to have it by now.
+    /// Whether every list of this provider must have the host by now.
     fn should_be_listed(&self, now: Timestamp, provider: ProviderKind) -> bool {
-        // Of a host whose start was never answered it is known that somebody has attached as it.
+        // If the start was never answered, the attached agent proves that the machine exists.
         let there = self.host.booted.or(self.host.attached);
         let old = there.is_some_and(|since| now.since(since) >= ORPHAN_AGE);
         self.host.provider == provider && !self.phase.may_be_starting() && old

@@ -1,4 +1,4 @@
-//! What a build is: what was asked for, and what has become of it. The records that the ledger keeps.
+//! Builds and their attempts, as the ledger keeps them.
 
 use rouse_shared::message::{Outcome, Step, StepReport};
 use rouse_shared::{AttemptId, BuildId, HostId, SessionId, Timestamp, WorkerName};
@@ -6,19 +6,23 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// What a user asked for. Never changes once it is accepted.
+/// What a user has requested. Never changes once the build is accepted.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct BuildSpec {
-    /// What people call it; may be empty.
+    /// A name for people; may be empty.
     pub name: String,
     /// Which workers may run it.
     pub requirement: Requirement,
     /// Higher first.
     pub priority: i32,
-    /// Attempts that may be lost under it beyond the first before the build is lost.
+    /// How many attempts may be lost, beyond the first, before the build is lost.
     pub retries: u32,
-    /// Limit of one attempt, milliseconds.
+    /// Time limit of one attempt, milliseconds.
     pub timeout_ms: Option<u64>,
+    /// How long it may wait for something that can run it, counted anew each time that it is queued, milliseconds;
+    /// absent: as the configuration says.
+    #[serde(default)]
+    pub queue_timeout_ms: Option<u64>,
     /// Added to every step's environment.
     pub env: BTreeMap<String, String>,
     /// At least one.
@@ -28,39 +32,42 @@ pub struct BuildSpec {
 /// Which workers may run a build.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 pub enum Requirement {
-    /// This one.
+    /// This worker.
     Worker(WorkerName),
-    /// Any whose properties have all of these; empty: any at all.
+    /// Any worker that has all of these properties; if there are none, any worker.
     Where(BTreeMap<String, String>),
 }
 
-/// A build and what has become of it.
+/// A build with its status.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Build {
     /// Its number.
     pub id: BuildId,
-    /// What was asked for.
+    /// What was requested.
     pub spec: Arc<BuildSpec>,
     /// What has become of it.
     pub status: BuildStatus,
 }
 
-/// What has become of a build.
+/// The status of a build.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct BuildStatus {
     /// When it was accepted.
     pub created: Timestamp,
+    /// When it was last queued, if that was later: an attempt was lost under it.
+    #[serde(default)]
+    pub requeued: Option<Timestamp>,
     /// When its last attempt was first heard to run.
     pub started: Option<Timestamp>,
     /// When it ended.
     pub finished: Option<Timestamp>,
     /// How it ended; absent until then.
     pub end: Option<BuildEnd>,
-    /// Whether somebody has cancelled it.
+    /// Whether a user has cancelled it.
     pub cancelled: bool,
     /// Its attempts, oldest first.
     pub attempts: Vec<Attempt>,
-    /// Hosts that were started for it and never attached, with what they left behind.
+    /// Hosts that were started for it and never attached, with what they left behind: the last few.
     pub failed_hosts: Vec<FailedHost>,
 }
 
@@ -69,11 +76,11 @@ pub struct BuildStatus {
 pub enum BuildEnd {
     /// Every step exited with 0.
     Success,
-    /// Which step failed and how.
+    /// A step failed: which one, and how.
     Failure(String),
-    /// Somebody cancelled it.
+    /// A user cancelled it.
     Cancelled,
-    /// Attempts or hosts were lost under it; how the last one was.
+    /// Attempts were lost under it, or nothing has run it within its `queue_timeout`; what was tried.
     Lost(String),
 }
 
@@ -82,34 +89,34 @@ pub enum BuildEnd {
 pub struct Attempt {
     /// From 1.
     pub number: u32,
-    /// Who runs it.
+    /// The worker that runs it.
     pub worker: WorkerName,
-    /// On which host, for a latent worker.
+    /// The host that runs it, for a latent worker.
     pub host: Option<HostId>,
-    /// In which session.
+    /// The session that it belongs to.
     pub session: SessionId,
-    /// When it was given out.
+    /// When it was assigned.
     pub ordered: Timestamp,
-    /// When the agent was first heard to run it.
+    /// When the agent first reported that it runs.
     pub started: Option<Timestamp>,
-    /// When it ended, as the master knows.
+    /// When the master settled it.
     pub ended: Option<Timestamp>,
     /// The newest revision of the agent's report.
     pub revision: u32,
     /// Its steps, as the agent reported them.
     pub steps: Vec<StepReport>,
-    /// How it ended, as the agent reported it; the logs may still be on their way while `ended` is absent.
+    /// Its outcome, as the agent reported it. While `ended` is absent, logs may still be missing.
     pub outcome: Option<Outcome>,
-    /// Steps whose log is known to lack its end, with the bytes that are there.
+    /// Steps whose log is known to be incomplete, with the number of bytes that are there.
     #[serde(default)]
     pub cut_logs: Vec<(u32, u64)>,
-    /// Whether an operator terminated its host while it ran: if it is lost by that, it uses up no retry.
+    /// Whether an operator terminated its host while it ran. If it is lost because of that, it uses up no retry.
     #[serde(default)]
     pub excused: bool,
 }
 
 impl Attempt {
-    /// Whether it may still be running somewhere.
+    /// Whether it may still run.
     pub fn is_live(&self) -> bool {
         self.ended.is_none()
     }
@@ -126,7 +133,7 @@ pub struct FailedHost {
     pub at: Timestamp,
     /// Why, in a sentence.
     pub why: String,
-    /// The last of what it printed, where its provider keeps that.
+    /// The last part of its console output, if the provider keeps that.
     pub console: Option<String>,
 }
 
@@ -182,6 +189,7 @@ impl BuildStatus {
     pub fn new(now: Timestamp) -> Self {
         Self {
             created: now,
+            requeued: None,
             started: None,
             finished: None,
             end: None,
@@ -196,8 +204,7 @@ impl BuildStatus {
         self.attempts.last().filter(|a| a.is_live())
     }
 
-    /// The state as far as this record tells it. (That a host is being started for a queued build is the core's to
-    /// know.)
+    /// The state according to this record. The core also knows whether a host is being started for a queued build.
     pub fn state(&self) -> BuildState {
         match (&self.end, self.live_attempt()) {
             (Some(BuildEnd::Success), _) => BuildState::Success,
@@ -212,6 +219,11 @@ impl BuildStatus {
 }
 
 impl Build {
+    /// Whether it waits for something that can run it.
+    pub fn is_queued(&self) -> bool {
+        self.status.end.is_none() && self.status.live_attempt().is_none()
+    }
+
     /// The id of its attempt of this number.
     pub fn attempt_id(&self, number: u32) -> AttemptId {
         AttemptId { build: self.id, number }

@@ -1,8 +1,8 @@
-//! The life of a build and its attempts: accepted, given out, reported, settled, tried again.
+//! The life of a build and its attempts: accepted, assigned, reported, settled, retried.
 
 use super::build::{Attempt, Build, BuildEnd, BuildSpec, BuildStatus, Requirement};
 use super::event::{Effect, Level, Reply, RequestId};
-use super::queue::{self, Place};
+use super::queue::{self, Rank};
 use super::record::Record;
 use super::timers::Timer;
 use super::{Core, Timestamp};
@@ -13,26 +13,26 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Between two looks at logs that are not whole. Chunks travel in a queue of their own and may be behind a flood; an
-/// agent resends within a round trip.
+/// Pause between two checks of incomplete logs. Chunks have a queue of their own, which may be long; an agent sends
+/// missing bytes again within a round trip.
 const LOG_PATIENCE: Duration = Duration::from_secs(20);
-/// Looks in a row without progress before a log is told to be cut.
+/// Number of checks in a row without progress after which a log counts as incomplete for good.
 const LOG_LOOKS: u32 = 6;
-/// Hosts that may fail for one build before it is lost: a broken image must not spend for ever.
-pub(super) const FAILED_HOSTS: usize = 3;
+/// Failed hosts that are kept with a build, with what they printed: the newest.
+const FAILED_HOSTS: usize = 5;
 
-/// How looking for the rest of an attempt's logs goes.
+/// The wait for the rest of an attempt's logs.
 #[derive(Default, Debug)]
 pub(super) struct LogWatch {
-    /// Looks in a row without progress.
+    /// Checks in a row without progress.
     looks: u32,
-    /// The first missing byte of each step, as it was seen last. Not yet told: they are being asked for.
+    /// The first missing byte of each step at the last check. The agent has been asked for it.
     gaps: BTreeMap<u32, u64>,
-    /// Whether nobody sends more, and the one look goes on that tells where the logs are cut.
+    /// Whether no agent sends more, and the last check is under way, which finds where each log ends.
     last: bool,
 }
 
-fn place(build: &Build) -> Place {
+fn rank(build: &Build) -> Rank {
     (Reverse(build.spec.priority), build.id)
 }
 
@@ -64,7 +64,7 @@ impl Core {
         }
         self.out.push(Effect::Save(Record::NewBuild { id, spec: spec.clone(), message_id, status: status.clone() }));
         self.builds.insert(id, Build { id, spec, status });
-        self.enqueue(id);
+        self.enqueue(now, id);
         self.touch_build(id);
         self.reply(request, Reply::Accepted(id));
     }
@@ -94,22 +94,24 @@ impl Core {
     }
 
     /// Puts a build among those that wait.
-    pub(super) fn enqueue(&mut self, id: BuildId) {
+    pub(super) fn enqueue(&mut self, now: Timestamp, id: BuildId) {
+        self.watch_queue(now, id);
         let Some(build) = self.builds.get(&id) else { return };
         let requirement = build.spec.requirement.clone();
-        self.queue.push(&requirement, place(build));
+        self.queue.push(&requirement, rank(build));
         self.pending.wanted.insert(requirement);
         self.pending.wake = true;
     }
 
     fn end_build(&mut self, now: Timestamp, id: BuildId, end: BuildEnd) {
+        self.timers.clear(&Timer::Queue(id));
         let Some(build) = self.builds.get_mut(&id) else { return };
         build.status.finished = Some(now);
         build.status.end = Some(end);
-        let (requirement, place) = (build.spec.requirement.clone(), place(build));
+        let (requirement, rank) = (build.spec.requirement.clone(), rank(build));
         // A host that was being started for it may serve another, or goes when it has been idle.
         let host = self.queue.host_of(id).cloned();
-        self.queue.remove(&requirement, place);
+        self.queue.remove(&requirement, rank);
         if let Some(host) = host {
             self.pending.wake = true;
             self.touch_host(&host);
@@ -121,8 +123,9 @@ impl Core {
     }
 
     /// Gives a build that waits to a worker that is attached and has room. The order goes out after the commit.
-    pub(super) fn assign(&mut self, now: Timestamp, worker_name: &WorkerName, requirement: &Requirement, at: Place) {
+    pub(super) fn assign(&mut self, now: Timestamp, worker_name: &WorkerName, requirement: &Requirement, at: Rank) {
         self.queue.remove(requirement, at);
+        self.timers.clear(&Timer::Queue(at.1));
         let Some(build) = self.builds.get_mut(&at.1) else { return };
         let Some(worker) = self.workers.get_mut(worker_name) else { return };
         let Some(live) = &worker.session else { return };
@@ -155,13 +158,14 @@ impl Core {
         self.touch_worker(worker_name);
     }
 
-    /// Sends an order, for the first time or again: an agent that knows the attempt ignores it.
+    /// Sends the request to run an attempt, for the first time or again. An agent that has the attempt ignores it.
     pub(super) fn send_order(&mut self, id: AttemptId) {
         let Some(build) = self.builds.get(&id.build) else { return };
         let Some(attempt) = build.status.live_attempt() else { return };
         let worker_name = attempt.worker.clone();
         let Some(plan) = self.workers.get(&worker_name).and_then(|w| w.plan.clone()) else {
-            // The configuration has it no more. An agent that never had the order declines it, and another gets it.
+            // The worker is no longer in the configuration. An agent that never got the request declines it, and
+            // another worker gets the build.
             return self.send_cancel(&worker_name, id);
         };
         let mut env: BTreeMap<String, String> = plan
@@ -184,11 +188,12 @@ impl Core {
         self.send(&worker_name, ToAgent::RunAttempt(Box::new(order)));
     }
 
-    /// An agent's picture of an attempt that was given to it.
+    /// The agent reports the state of an attempt.
     pub(super) fn on_report(&mut self, now: Timestamp, worker: &WorkerName, report: AttemptReport) {
         let id = report.attempt;
         if !self.workers.get(worker).is_some_and(|w| w.attempts.contains(&id)) {
-            // Over for us: what has ended may be forgotten, what runs must not.
+            // The attempt has already ended for the master. If it has ended for the agent too, the agent may forget it;
+            // if it runs, it must stop.
             let Some(session) = self.session_id(worker) else { return };
             return match report.outcome {
                 Some(_) => self.send(worker, ToAgent::Settled { session, attempts: vec![id] }),
@@ -212,11 +217,11 @@ impl Core {
             build.status.started = Some(now);
         }
         if let Some(outcome) = report.outcome {
-            // Where an agent cannot run anything, it would use up all attempts of all builds in a moment.
+            // An agent that cannot run anything would otherwise use up all attempts of all builds within a moment.
             let cannot = matches!(outcome, Outcome::Lost(_));
             attempt.outcome = Some(outcome);
             if cannot && let Some(live) = self.workers.get_mut(worker).and_then(|w| w.session.as_mut()) {
-                live.held_until_heard = true;
+                live.held_until_message = true;
             }
             let lengths: Vec<u64> = attempt.steps.iter().map(|s| s.log_length).collect();
             if lengths.iter().all(|length| *length == 0) {
@@ -239,7 +244,7 @@ impl Core {
         }
     }
 
-    /// Nobody sends the rest of the logs: one more look at each tells where it is cut, and then the attempt ends.
+    /// No agent will send the rest of the logs. Checks each log once more to find where it ends; then the attempt ends.
     fn check_logs(&mut self, now: Timestamp, id: AttemptId) {
         let Some(attempt) = self.attempt_with_outcome(id) else { return };
         attempt.cut_logs.clear();
@@ -248,14 +253,14 @@ impl Core {
         self.settle_logs(id);
     }
 
-    /// Asks the agent at once for what its logs lack, where it has told the attempt's end.
+    /// Requests at once what the logs lack, if the agent has reported the attempt's outcome.
     pub(super) fn ask_for_logs(&mut self, id: AttemptId) {
         let Some(attempt) = self.attempt_with_outcome(id) else { return };
         let lengths = attempt.steps.iter().map(|s| s.log_length).collect();
         self.out.push(Effect::CheckLogs { attempt: id, lengths, overdue: true });
     }
 
-    /// Looks at the logs that are not yet known to be cut. Only the first gap is told.
+    /// Checks the logs that are not yet known to be incomplete. Only the first gap is reported.
     fn settle_logs(&mut self, id: AttemptId) {
         let Some(attempt) = self.attempt_with_outcome(id) else { return };
         let cut = |step| attempt.cut_logs.iter().any(|(of, _)| *of == step);
@@ -263,7 +268,7 @@ impl Core {
         self.out.push(Effect::CheckLogs { attempt: id, lengths, overdue: true });
     }
 
-    /// The attempt, where the agent has reported its outcome and it has not ended for us.
+    /// The attempt, if its outcome is known and the master has not settled it.
     pub(super) fn attempt_with_outcome(&mut self, id: AttemptId) -> Option<&mut Attempt> {
         let attempt = self.builds.get_mut(&id.build)?.status.attempts.last_mut()?;
         (attempt.number == id.number && attempt.is_live() && attempt.outcome.is_some()).then_some(attempt)
@@ -281,7 +286,7 @@ impl Core {
         }
         if self.attempt_with_outcome(id).is_some() {
             let watch = self.log_watches.entry(id).or_default();
-            // Progress at any step starts the count anew.
+            // Progress in any step resets the count.
             if watch.gaps.insert(step, offset) != Some(offset) {
                 watch.looks = 0;
             }
@@ -310,12 +315,12 @@ impl Core {
         self.timers.set(Timer::Logs(id), now + LOG_PATIENCE);
     }
 
-    /// An attempt that was given out is over without a report of its own: it is lost, for this reason.
+    /// Ends an attempt for which no report of an outcome will come: it is lost.
     pub(super) fn lose_attempt(&mut self, now: Timestamp, id: AttemptId, why: &str) {
         let Some(build) = self.builds.get_mut(&id.build) else { return };
         let Some(attempt) = build.status.attempts.last_mut().filter(|a| a.number == id.number) else { return };
-        // An outcome that was reported stands, even where the end of its log went with the host. Nobody sends more of
-        // that, but what was sent may still wait in the broker.
+        // A reported outcome stands, even if the end of the log was lost with the host. No agent sends more of the log,
+        // but chunks may still wait in the broker.
         if attempt.is_live() && attempt.outcome.is_some() {
             let watch = self.log_watches.entry(id).or_default();
             if watch.looks < LOG_LOOKS {
@@ -328,7 +333,7 @@ impl Core {
         self.end_attempt(now, id);
     }
 
-    /// The attempt's host is terminated by an operator: if the attempt is lost by that, it uses up no retry.
+    /// An operator terminates the attempt's host. If the attempt is lost because of that, it uses up no retry.
     pub(super) fn excuse_attempt(&mut self, id: AttemptId, host: &HostId) {
         let Some(build) = self.builds.get_mut(&id.build) else { return };
         let on_host = |a: &&mut Attempt| {
@@ -340,7 +345,7 @@ impl Core {
         }
     }
 
-    /// The attempt has its outcome and its logs: settle it, and end the build or try it again.
+    /// The attempt has its outcome and its logs. Settles it, and then ends the build or retries it.
     fn end_attempt(&mut self, now: Timestamp, id: AttemptId) {
         self.timers.clear(&Timer::Logs(id));
         self.log_watches.remove(&id);
@@ -352,7 +357,7 @@ impl Core {
         let lost = |a: &&Attempt| matches!(a.outcome, Some(Outcome::Lost(_)));
         let excused = build.status.attempts.iter().filter(lost).filter(|a| a.excused).count();
         let lost = build.status.attempts.iter().filter(lost).count() - excused;
-        // A build that nobody ever begins must come to an end as well.
+        // A build that every agent declines must end too.
         let declined = build.status.attempts.len() - lost - excused;
         let (retries, cancelled) = (build.spec.retries as usize, build.status.cancelled);
         if let Some(w) = self.workers.get_mut(&worker) {
@@ -375,8 +380,8 @@ impl Core {
                 let why = match again {
                     Outcome::Declined(why) => {
                         if let Some(live) = self.workers.get_mut(&worker).and_then(|w| w.session.as_mut()) {
-                            live.held_until_heard = true;
-                            // It may not have received the end of its drain.
+                            live.held_until_message = true;
+                            // The agent may not have received the end of its drain.
                             let session = live.session.id.clone();
                             if live.drain.is_none() {
                                 self.send(&worker, ToAgent::Undrain { session });
@@ -388,33 +393,60 @@ impl Core {
                     Outcome::Success | Outcome::Failure(_) | Outcome::Cancelled => String::new(),
                 };
                 self.note(Level::Warn, format!("attempt {id} on {worker} did not finish: {why}; the build is retried"));
-                return self.enqueue(id.build);
+                if let Some(build) = self.builds.get_mut(&id.build) {
+                    build.status.requeued = Some(now);
+                }
+                return self.enqueue(now, id.build);
             }
             None => return,
         };
         self.end_build(now, id.build, end);
     }
 
-    /// A host that was started for builds never attached.
-    pub(super) fn count_failed_host(
-        &mut self,
-        now: Timestamp,
-        builds: Vec<BuildId>,
-        failed: &super::build::FailedHost,
-    ) {
+    /// Keeps what is known of a host that was started for builds and never attached.
+    pub(super) fn keep_failed_host(&mut self, builds: Vec<BuildId>, failed: &super::build::FailedHost) {
         for id in builds {
             let Some(build) = self.builds.get_mut(&id) else { continue };
-            build.status.failed_hosts.push(failed.clone());
-            let count = build.status.failed_hosts.len();
+            let kept = &mut build.status.failed_hosts;
+            kept.push(failed.clone());
+            kept.drain(..kept.len().saturating_sub(FAILED_HOSTS));
             self.touch_build(id);
-            if count >= FAILED_HOSTS {
-                let why = format!(
-                    "none of the {count} hosts that were started for it attached; the last one: {}",
-                    failed.why
-                );
-                self.end_build(now, id, BuildEnd::Lost(why));
-            }
         }
+    }
+
+    /// Starts to count how long a build waits for something that can run it.
+    fn watch_queue(&mut self, now: Timestamp, id: BuildId) {
+        let Some(build) = self.builds.get(&id) else { return };
+        let own = build.spec.queue_timeout_ms.map(Duration::from_millis);
+        match own.or(self.plan.queue_timeout) {
+            // The clock may have been set back since.
+            Some(timeout) => {
+                let since = build.status.requeued.unwrap_or(build.status.created).min(now);
+                self.timers.set(Timer::Queue(id), since + timeout);
+            }
+            None => self.timers.clear(&Timer::Queue(id)),
+        }
+    }
+
+    /// A reload may have set another limit.
+    pub(super) fn watch_all_queued(&mut self, now: Timestamp) {
+        let queued: Vec<_> = self.builds.values().filter(|b| b.is_queued()).map(|b| b.id).collect();
+        queued.into_iter().for_each(|id| self.watch_queue(now, id));
+    }
+
+    /// Nothing has run the build within its `queue_timeout`.
+    pub(super) fn on_queue_timeout(&mut self, now: Timestamp, id: BuildId) {
+        let Some(build) = self.builds.get(&id).filter(|build| build.is_queued()) else { return };
+        let waited = now.since(build.status.requeued.unwrap_or(build.status.created)).as_secs();
+        let hosts = build.status.failed_hosts.len();
+        let mut why = format!("it waited for {waited} s, its queue_timeout");
+        if let Some(last) = build.status.failed_hosts.last() {
+            why.push_str(&format!("; of its hosts {hosts} did not start, the last one: {}", last.why));
+        }
+        if let Some(waiting) = self.why(now, id) {
+            why.push_str(&format!("; at the end {}", waiting.sentence));
+        }
+        self.end_build(now, id, BuildEnd::Lost(why));
     }
 
     /// Whether any worker of the configuration may run this.
@@ -423,7 +455,7 @@ impl Core {
     }
 }
 
-/// Text from an agent is kept, so it is bounded.
+/// Limits the text from an agent, because it is stored.
 fn cut_text(state: &mut StepState) {
     if let StepState::NotStarted(why) | StepState::Lost(why) = state {
         let mut end = why.len().min(rouse_shared::limits::MAX_TEXT);
@@ -434,7 +466,7 @@ fn cut_text(state: &mut StepState) {
     }
 }
 
-/// A property's key as the name of a variable: upper case, other characters as `_`.
+/// The environment variable for a property: upper case, with `_` instead of other characters.
 fn env_name(key: &str) -> String {
     key.chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_uppercase() } else { '_' }).collect()
 }

@@ -1,4 +1,4 @@
-//! A core's beginning: from the configuration and what the ledger kept; and what a reload changes.
+//! Builds a core from the configuration and the ledger, and applies a reload.
 
 use super::event::{Effect, Event, Level};
 use super::host::longest_pause;
@@ -15,20 +15,20 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// What a core starts from.
+/// What a core is built from.
 pub struct Start {
-    /// Whose hosts are ours.
+    /// The master's id, by which its hosts are recognised.
     pub master: MasterId,
     /// The configuration.
     pub plan: Arc<Plan>,
-    /// What the ledger kept.
+    /// The content of the ledger.
     pub ledger: Ledger,
-    /// For secrets and jitter; must be unpredictable outside of tests.
+    /// Seed for secrets and jitter. Unpredictable, except in tests.
     pub seed: [u8; 32],
 }
 
-/// The wall clock may have been set back since the ledger was written. What lies ahead by more than it can is held to
-/// now, else it would be waited for.
+/// The wall clock may have been set back since the ledger was written. Times that are too far in the future are set to
+/// now; otherwise the master would wait for them.
 fn hold_to(now: Timestamp, ledger: &mut Ledger) {
     let past = |at: &mut Timestamp| *at = now.min(*at);
     let pause = |at: &mut Timestamp, failures| *at = (now + longest_pause(failures)).min(*at);
@@ -38,6 +38,9 @@ fn hold_to(now: Timestamp, ledger: &mut Ledger) {
     }
     for build in &mut ledger.builds {
         build.status.attempts.iter_mut().for_each(|attempt| past(&mut attempt.ordered));
+        if build.status.requeued.unwrap_or(build.status.created) > now {
+            build.status.requeued = Some(now);
+        }
     }
     for (_, worker) in &mut ledger.workers {
         worker.backoff_until.iter_mut().for_each(|at| pause(at, worker.failures));
@@ -49,8 +52,8 @@ fn hold_to(now: Timestamp, ledger: &mut Ledger) {
 }
 
 impl Core {
-    /// A core that goes on where the ledger stopped. Every lease counts as renewed just now; every call to a provider
-    /// that may have been under way is made again; every timer starts anew.
+    /// A core that continues from the ledger. Every lease counts as just renewed, every call to a provider that may
+    /// have been under way is repeated, and every timer starts anew.
     pub fn new(now: Timestamp, mut start: Start) -> (Self, Vec<Effect>) {
         hold_to(now, &mut start.ledger);
         let mut core = Self {
@@ -67,8 +70,11 @@ impl Core {
             workers: BTreeMap::new(),
             hosts: BTreeMap::new(),
             images: BTreeMap::new(),
-            listed: BTreeSet::new(),
-            unlisted: BTreeSet::new(),
+            places: BTreeMap::new(),
+            heard_places: BTreeSet::new(),
+            rests: BTreeMap::new(),
+            prices: BTreeMap::new(),
+            listing: BTreeSet::new(),
             orphans: BTreeMap::new(),
             foreign_machines: BTreeSet::new(),
             audits: BTreeMap::new(),
@@ -90,16 +96,18 @@ impl Core {
             core.worker_entry(now, &name).record = record;
         }
         core.restore_images(start.ledger.images);
+        core.restore_places(now, start.ledger.places);
         // Plans first, so that what is restored finds its worker's options.
         core.on_configure(now, start.plan);
         core.restore_sessions(now, start.ledger.sessions, start.ledger.leases_extended);
         core.restore_hosts(now, start.ledger.hosts);
+        core.forget_unused_places();
         for build in start.ledger.builds {
             let (id, live) = (build.id, build.status.live_attempt().map(|a| (a.number, a.worker.clone())));
             core.builds.insert(id, build);
             match live {
                 Some((number, worker)) => core.restore_attempt(now, AttemptId { build: id, number }, &worker),
-                None => core.enqueue(id),
+                None => core.enqueue(now, id),
             }
         }
         let names: Vec<_> = core.workers.keys().cloned().collect();
@@ -123,7 +131,7 @@ impl Core {
             session: None,
             host: None,
             away: None,
-            heard: None,
+            last_message: None,
             refused: None,
             attempts: BTreeSet::new(),
             state: super::event::WorkerState::Offline,
@@ -146,13 +154,13 @@ impl Core {
                 last_seq: 0,
                 drain: None,
                 leaving: false,
-                held_until_heard: false,
+                held_until_message: false,
                 notice: None,
             };
             let lease = live.lease().or(live.session.impostor.then_some(LINK_PATIENCE));
             worker.session = Some(live);
             if let Some(lease) = lease {
-                // However long the master was away: by the wall clock that cannot be told.
+                // The wall clock cannot tell how long the master was away.
                 let lease = lease.max(extended.unwrap_or_default());
                 self.timers.set(Timer::Lease(name), now + lease + KILL_MARGIN);
             }
@@ -167,12 +175,12 @@ impl Core {
         if self.attempt_with_outcome(id).is_some() {
             self.timers.set(Timer::Logs(id), now);
         } else if over {
-            // Its session ended in the same transaction that should have ended it; nothing can run it any more.
+            // Its session has ended, so nothing can run it any more.
             self.lose_attempt(now, id, "its session was over when the master started");
         }
     }
 
-    /// Takes a new configuration. Hosts and builds that the change does not touch go on as they are.
+    /// Applies a new configuration. Hosts and builds that the change does not concern continue.
     pub(super) fn on_configure(&mut self, now: Timestamp, plan: Arc<Plan>) {
         for (name, worker_plan) in &plan.workers {
             let worker = self.worker_entry(now, name);
@@ -181,7 +189,7 @@ impl Core {
             let host = worker.host.clone();
             self.arm_missing(now, name);
             if let Some(host) = host {
-                // Its length may be another now.
+                // The time may have changed.
                 self.timers.clear(&Timer::Idle(host));
             }
             self.touch_worker(name);
@@ -197,14 +205,15 @@ impl Core {
         }
         self.plan = plan;
         self.review_all_suspended(now);
-        self.unlisted = self.configured_providers().filter(|p| !self.listed.contains(p)).collect();
+        self.watch_all_queued(now);
+        self.forget_unused_places();
         for provider in self.providers() {
             self.timers.set_once(Timer::Audit(provider), now);
         }
         self.pending.wake = true;
     }
 
-    /// A reload took the worker out: it is given nothing more, and its host goes when nothing runs on it.
+    /// A reload has removed the worker. It gets no more builds, and its host ends when nothing runs on it.
     fn remove_worker(&mut self, now: Timestamp, name: &WorkerName) {
         let Some(worker) = self.workers.get_mut(name) else { return };
         worker.removed = true;
@@ -221,11 +230,11 @@ impl Core {
         self.touch_worker(name);
     }
 
-    /// Forgets a worker of which nothing is left.
+    /// Forgets a removed worker that has neither host nor session.
     pub(super) fn forget_worker(&mut self, name: &WorkerName) {
         let record = self.workers.remove(name).map(|w| w.record).unwrap_or_default();
         if record != WorkerRecord::default() {
-            // Should it come back into the configuration, it is a new one, for the next master too.
+            // If the worker comes back into the configuration, it is a new one, also for the next master.
             self.out.push(Effect::Save(Record::Worker(name.clone(), WorkerRecord::default())));
         }
         self.free.remove(name);

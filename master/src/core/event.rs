@@ -1,4 +1,4 @@
-//! The two closed lists: what can happen to the core, and what it asks for. Read these first.
+//! The two complete lists: what can happen to the core, and what the core can request. Read these first.
 
 use super::audit::{AuditMode, AuditReport};
 use super::build::{BuildSpec, BuildState};
@@ -13,86 +13,86 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use utoipa::ToSchema;
 
-/// Identifies a request, so that its answer finds whoever made it; drawn by the driver.
+/// Identifies a request, so that the reply reaches its sender. Assigned by the driver.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct RequestId(pub u64);
 
-/// Something that happened. "Twice" says whether it may be told again, "late" whether it may come after the state that
-/// caused it is gone; either must be harmless.
+/// Something that happened. "Twice" says that an event may be repeated, "late" that it may come after the state that
+/// caused it has ended. Both must be harmless.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Event {
-    /// An agent said something; the broker vouches for the worker. Late, twice and out of order.
+    /// A message from an agent. The broker guarantees that it comes from this worker. Late, twice and out of order.
     Agent {
-        /// The worker whose agent it is.
+        /// The worker that the agent belongs to.
         worker: WorkerName,
-        /// What it said.
+        /// The message.
         message: ToMaster,
     },
-    /// An agent said hello, and its proof of the machine that it is on is invalid. Late and twice.
+    /// A hello whose proof of the agent's machine is invalid. Late and twice.
     AttestationFailed {
-        /// Who it says it is; the broker vouches for that.
+        /// The worker's name, which the broker guarantees.
         worker: WorkerName,
-        /// What it said.
+        /// The hello.
         hello: Box<Hello>,
         /// What is wrong with the proof, in a sentence.
         why: String,
     },
-    /// The broker has no such queue any more, or says that the connection is closed: the agent is not attached now. Its
-    /// lease goes on. Caused by [`Effect::Send`] or by the agent's end. Late and twice.
+    /// The broker no longer has the agent's queue, or reports that its connection is closed, so the agent is not
+    /// attached. Its lease continues. Caused by [`Effect::Send`] or by the agent's end. Late and twice.
     Detached {
-        /// The worker whose agent it was.
+        /// The worker that the agent belonged to.
         worker: WorkerName,
-        /// The queue that is gone; absent where only the worker is known.
+        /// The queue that is gone; absent if only the worker is known.
         queue: Option<String>,
     },
-    /// The master's own link to the broker came up, or the ledger can be written again. Twice.
+    /// The master's link to the broker is up, or the ledger can be written again. Twice.
     BrokerUp,
-    /// The master's own link to the broker went down, or the ledger cannot be written, so that nobody can attach.
-    /// Nobody counts as missing until it is back. Twice.
+    /// The master's link to the broker is down, or the ledger cannot be written. No agent can attach, so no worker
+    /// becomes missing. Twice.
     BrokerDown,
-    /// A user or an operator wants something done. Not late; a submission twice only with the same `message_id`. Answered
+    /// A user or an operator requests something. Not late; a submission twice only with the same `message_id`. Answered
     /// by [`Effect::Reply`]; an audit after some seconds.
     Command {
-        /// To be answered.
+        /// Identifies the request for the reply.
         request: RequestId,
-        /// What is to be done.
+        /// What is requested.
         command: Command,
     },
     /// A new configuration.
     Configure(Arc<Plan>),
-    /// [`Effect::PrepareHost`] came to an end; nothing has been made by it. Late and twice.
+    /// The result of [`Effect::PrepareHost`], which creates nothing. Late and twice.
     Prepared {
         /// Which host.
         host: HostId,
-        /// The alternative that was asked for.
+        /// The alternative that was requested.
         number: u32,
-        /// What is to be ordered, or why there is nothing.
+        /// The launch spec, or why there is none.
         result: Result<LaunchSpec, StartError>,
     },
-    /// [`Effect::StartHost`] came to an end. Late and twice (a start is repeated until it is answered).
+    /// The result of [`Effect::StartHost`]. Late and twice, because a start is repeated until it is answered.
     StartEnded {
         /// Which host.
         host: HostId,
-        /// The number of the order that it was started with.
+        /// The alternative that was started.
         number: u32,
         /// The machine, or why there is none.
         result: Result<Started, StartError>,
     },
-    /// [`Effect::TerminateHost`] came to an end. Late and twice.
+    /// The result of [`Effect::TerminateHost`]. Late and twice.
     TerminateEnded {
         /// Which host.
         host: HostId,
-        /// How it stands, or why that is not known.
+        /// The state of the termination, or why it is unknown.
         result: Result<Termination, String>,
     },
-    /// [`Effect::SuspendHost`] came to an end. Late, and once: there is never more than one such call of a host.
+    /// The result of [`Effect::SuspendHost`]. Late, and once: a host has at most one such call at a time.
     SuspendEnded {
         /// Which host.
         host: HostId,
-        /// How it stands, or why that is not known.
+        /// The state of the suspension, or why it is unknown.
         result: Result<Suspension, String>,
     },
-    /// [`Effect::ResumeHost`] came to an end. Late, and once.
+    /// The result of [`Effect::ResumeHost`]. Late, and once.
     ResumeEnded {
         /// Which host.
         host: HostId,
@@ -108,80 +108,83 @@ pub enum Event {
         /// Whether the cloud took it back for want of room: neither the image's fault nor the worker's.
         reclaimed: bool,
     },
-    /// [`Effect::FetchConsole`] came to an end. Late.
+    /// The result of [`Effect::FetchConsole`]. Late.
     Console {
         /// Which host.
         host: HostId,
-        /// The last of what it printed.
+        /// The last part of the machine's console output.
         text: Option<String>,
     },
     /// [`Effect::ListHosts`] came to an end.
     Listed {
-        /// Whose list.
+        /// The provider that was asked.
         provider: ProviderKind,
         /// The machines that have our name, or why none of the provider's places was listed.
         result: Result<Listing, String>,
     },
-    /// The log adapter holds every byte of these logs up to the lengths of [`Effect::CheckLogs`]. Late and twice.
+    /// The logs adapter has every byte up to the lengths of [`Effect::CheckLogs`]. Late and twice.
     LogsWhole {
-        /// Whose logs.
+        /// The attempt that the logs belong to.
         attempt: AttemptId,
     },
-    /// A chunk came that does not join on to what is there, or [`Effect::CheckLogs`] found bytes missing. Late and
-    /// twice.
+    /// A chunk does not join what is already there, or [`Effect::CheckLogs`] found bytes missing. Late and twice.
     LogGap {
-        /// Whose log.
+        /// The attempt that the log belongs to.
         attempt: AttemptId,
-        /// Which step, from 0.
+        /// The number of the step, from 0.
         step: u32,
-        /// First byte that is missing.
+        /// The first missing byte.
         offset: u64,
     },
-    /// The operating system asks the master to end: extend every lease. Once.
+    /// The operating system has requested the end of the master: extend every lease. Once.
     Shutdown,
-    /// [`super::Core::next_wakeup`] has come.
+    /// The time of [`super::Core::next_wakeup`] has come.
     Tick,
-    /// [`Effect::ListForAudit`] came to an end. Late.
+    /// The result of [`Effect::ListForAudit`]. Late.
     ListedForAudit {
-        /// Whose audit.
+        /// The audit.
         request: RequestId,
-        /// Which of its rounds asked for it.
+        /// The round of the audit.
         round: u32,
-        /// Whose list.
+        /// The provider that was asked.
         provider: ProviderKind,
         /// The machines that have our name, or why none of the provider's places was listed.
         result: Result<Listing, String>,
     },
-    /// [`Effect::SendMail`] came to an end. Once; never for what an earlier master was sending, which is sent again.
+    /// The result of [`Effect::SendMail`]. Once. Mails that an earlier master was sending are sent again instead.
     MailSent {
-        /// Which mail.
+        /// The mail.
         mail: MailId,
-        /// What the relay made of it.
-        handed: DeliveryResult,
+        /// The relay's answers.
+        result: DeliveryResult,
     },
 }
 
-/// What users and operators can ask for. What only asks a question never reaches the core: the driver answers it.
+/// What users and operators can request. Queries do not reach the core; the driver answers them.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Command {
     /// Accept a build. Answered by [`Reply::Accepted`] once it is committed.
     Submit {
         /// The build.
         spec: Arc<BuildSpec>,
-        /// What the submitter calls it, and the build that the ledger already has under that name.
+        /// The submitter's id for the build, and the build with that id in the ledger.
         message_id: Option<(String, Option<BuildId>)>,
     },
     /// Cancel a build.
     CancelBuild(BuildId),
-    /// Do something to a worker.
+    /// Operate on a worker.
     Operate {
         /// Its name.
         worker: WorkerName,
-        /// What to do.
+        /// The operation.
         operation: Operation,
     },
-    /// Terminate a host now. What runs on it is tried again elsewhere without using up a retry; its worker stays in use.
+    /// Terminate a host now. Its builds are retried elsewhere without using up a retry, and its worker stays in use.
     TerminateHost(HostId),
+    /// Give up a host that can never be heard of again. Refused while its agent is attached.
+    ForgetHost(HostId),
+    /// The same for a place and all hosts there, by [`super::places::PlaceKey::id`].
+    ForgetPlace(String),
     /// Compare the ledger with what each provider lists. Answered by [`Reply::Audit`].
     Audit(AuditMode),
 }
@@ -192,7 +195,7 @@ pub enum Command {
 pub enum Operation {
     /// No new builds.
     Pause,
-    /// Work again; lifts backoff and quarantine too.
+    /// Work again; lifts a backoff too, and probes its place.
     Resume,
     /// Pause, then terminate its host when nothing runs on it.
     Drain,
@@ -209,12 +212,12 @@ impl Operation {
     }
 }
 
-/// A machine that a provider has made.
+/// A machine that a provider has created.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Started {
-    /// What the provider calls it.
+    /// The provider's name for it.
     pub handle: String,
-    /// What its agent will give as its host identity, if the provider knows it already.
+    /// The host identity that its agent will report, if the provider already knows it.
     pub identity: Option<String>,
 }
 
@@ -238,7 +241,7 @@ pub enum StartError {
 }
 
 impl StartError {
-    /// The words.
+    /// The text for people.
     pub fn text(&self) -> &str {
         match self {
             Self::Capacity(t)
@@ -251,36 +254,36 @@ impl StartError {
     }
 }
 
-/// How the termination of a host stands.
+/// The state of a termination.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Termination {
-    /// The provider has heard; the machine may still be there.
+    /// The provider has accepted the request. The machine may still exist.
     Requested,
-    /// The machine is gone, or there is none under this name.
+    /// The machine is gone, or does not exist under this name.
     Gone,
 }
 
-/// How the suspension of a host stands.
+/// The state of a suspension.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Suspension {
-    /// The provider has heard; the machine may still run.
+    /// The provider has accepted the request. The machine may still run.
     Requested,
-    /// It does not run, and can be resumed.
+    /// The machine does not run, and can be resumed.
     Suspended,
-    /// It cannot be suspended, or is gone; why.
+    /// The machine cannot be suspended, or is gone; the reason.
     Unable(String),
 }
 
-/// A machine that has our name, as its provider lists it.
+/// A machine with the master's name, as its provider lists it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ListedHost {
-    /// The host id that it is stamped with.
+    /// The host id in its owner tag.
     pub host: HostId,
-    /// What the provider calls it.
+    /// The provider's name for it.
     pub handle: String,
-    /// What its agent will give as its host identity, if that follows from the handle.
+    /// The host identity that its agent will report, if it follows from the handle.
     pub identity: Option<String>,
-    /// Whose it is.
+    /// Whether it is this master's.
     pub owner: Owner,
     /// Whether it is suspended: it exists and does not run.
     pub suspended: bool,
@@ -304,48 +307,52 @@ pub struct UnlistedPlace {
     pub why: String,
 }
 
-impl Listing {
+impl From<Vec<ListedHost>> for Listing {
     /// All machines of all places.
-    pub fn whole(machines: Vec<ListedHost>) -> Self {
+    fn from(machines: Vec<ListedHost>) -> Self {
         Self { machines, unlisted: Vec::new() }
     }
+}
 
+impl Listing {
     /// None of the places could be asked.
     pub fn of_nobody(why: String) -> Self {
         Self { machines: Vec::new(), unlisted: vec![UnlistedPlace { place: None, why }] }
     }
 }
 
-/// Whose a machine with our name is.
+/// Whom a machine with the master's name belongs to.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Owner {
-    /// It has our name and our id.
+    /// It has the master's name and id.
     Ours,
-    /// It has our name and this other id: another master's, or ours from before the state directory was lost.
+    /// It has the master's name and this other id. It belongs to another master, or to this one before its state
+    /// directory was lost.
     Foreign(String),
 }
 
-/// Something to be done, after all records of the batch are committed. In the order of the list.
+/// Something to do once all records of the batch are committed, in the order of the list.
 #[derive(Clone, PartialEq, Debug)]
 #[expect(clippy::large_enum_variant, reason = "most effects are records; boxing each would cost more than moving it")]
 pub enum Effect {
-    /// Keep this; committed before anything else of the batch is done.
+    /// Keep this record. It is committed before any other effect of the batch is performed.
     Save(Record),
-    /// Put a message into an agent's queue. May be lost: what matters is said again at the next heartbeat or hello.
+    /// Put a message into an agent's queue. It may be lost: whatever matters is sent again at the next heartbeat or
+    /// hello.
     Send {
         /// The queue of the agent's newest connection.
         queue: String,
         /// The message.
         message: ToAgent,
     },
-    /// Answer a request.
+    /// Reply to a request.
     Reply {
         /// The request.
         request: RequestId,
         /// The answer.
         reply: Reply,
     },
-    /// Work out what to order: resolve the image, choose an alternative. Makes nothing. Answered by
+    /// Work out the launch spec: resolve the image and choose an alternative. Creates nothing. Answered by
     /// [`Event::Prepared`].
     PrepareHost {
         /// The host.
@@ -355,110 +362,115 @@ pub enum Effect {
         /// Alternatives of its place that rest for want of room ([`LaunchSpec::alternative`]): they are passed over.
         resting: BTreeSet<String>,
     },
-    /// Make the machine of the host's order, word for word; idempotent by the host's id. Answered by
-    /// [`Event::StartEnded`].
+    /// Create the machine from the host's launch spec. Idempotent by the host's id. Answered by [`Event::StartEnded`].
     StartHost(Box<Host>),
-    /// Terminate the machine; repeatable. Answered by [`Event::TerminateEnded`].
+    /// Terminate the machine. May be repeated. Answered by [`Event::TerminateEnded`].
     TerminateHost(Box<Host>),
-    /// Suspend the machine; repeatable. Answered by [`Event::SuspendEnded`].
+    /// Suspend the machine. May be repeated. Answered by [`Event::SuspendEnded`].
     SuspendHost(Box<Host>),
-    /// Resume the machine, with boot data that hold the host's new token; repeatable. Answered by
+    /// Resume the machine with boot data that contain the host's new token. May be repeated. Answered by
     /// [`Event::ResumeEnded`].
     ResumeHost(Box<Host>),
-    /// Terminate a machine that has our name and that the ledger does not know; a foreign one only if a user said to
-    /// adopt.
+    /// Terminate a machine with the master's name that is not in the ledger. A foreign machine only if a user has
+    /// adopted it.
     TerminateOrphan {
         /// The provider that listed it.
         provider: ProviderKind,
         /// The machine.
         listed: ListedHost,
     },
-    /// Fetch what the machine printed, before it is terminated. Answered by [`Event::Console`].
+    /// Fetch the machine's console output before the machine is terminated. Answered by [`Event::Console`].
     FetchConsole(Box<Host>),
-    /// List the machines that have our name. Answered by [`Event::Listed`].
+    /// List the machines with the master's name. Answered by [`Event::Listed`].
     ListHosts(ProviderKind),
-    /// Take log chunks of this attempt from this worker.
+    /// Look after this place no longer, unless the configuration has it.
+    ForgetPlace {
+        /// What makes hosts there.
+        provider: ProviderKind,
+        /// What the configuration calls it.
+        place: String,
+    },
+    /// Accept log chunks of this attempt from this worker.
     OpenLogs {
         /// The attempt.
         attempt: AttemptId,
-        /// Who may send them.
+        /// The worker that may send them.
         worker: WorkerName,
     },
-    /// The attempt's logs should have these lengths, a step each. Answered by [`Event::LogsWhole`] or
-    /// [`Event::LogGap`].
+    /// Check whether the attempt's logs have these lengths. Answered by [`Event::LogsWhole`] or [`Event::LogGap`].
     CheckLogs {
         /// The attempt.
         attempt: AttemptId,
-        /// Bytes of each step's log.
+        /// Length of each step's log, bytes.
         lengths: Vec<u64>,
-        /// Whether to report at once what is missing. At first it may only be on its way.
+        /// Whether to report missing bytes at once. At first they may still be on their way.
         overdue: bool,
     },
-    /// Take no more chunks of this attempt; its logs stay.
+    /// Accept no more chunks of this attempt. Its logs are kept.
     CloseLogs {
         /// The attempt.
         attempt: AttemptId,
     },
-    /// Publish to everyone that listens.
+    /// Publish a change to all listeners.
     Publish(Change),
-    /// Write to the master's own log.
+    /// Write to the master's log.
     Log(Level, String),
-    /// Write to the master's own log that an agent was refused at its hello: once a minute for the same one and reason,
-    /// since it asks again.
+    /// Write to the master's log that a hello was refused: once a minute for each worker and reason, because agents try
+    /// again.
     LogRefused {
-        /// Who it says it is.
+        /// The worker that the agent claims to be.
         worker: WorkerName,
-        /// The machine that it says it is on.
+        /// The machine that the agent claims to be on.
         identity: String,
         /// Why it was refused, in a sentence.
         reason: String,
     },
-    /// List the machines that have our name, for an audit. Answered by [`Event::ListedForAudit`].
+    /// List the machines with the master's name, for an audit. Answered by [`Event::ListedForAudit`].
     ListForAudit {
-        /// Whose audit.
+        /// The audit.
         request: RequestId,
-        /// Which of its rounds.
+        /// The round of the audit.
         round: u32,
-        /// Whose list.
+        /// The provider to ask.
         provider: ProviderKind,
     },
-    /// Hand a mail to the relay, for those who still wait for it; may be repeated, with the same message id. Answered
-    /// by [`Event::MailSent`].
+    /// Pass a mail to the relay for its waiting recipients. May be repeated with the same message id. Answered by
+    /// [`Event::MailSent`].
     SendMail(Box<Mail>),
 }
 
-/// How loud a note is.
+/// The level of a line in the log.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Level {
-    /// As it should be.
+    /// Normal operation.
     Info,
-    /// Somebody should look.
+    /// Somebody should look at it.
     Warn,
 }
 
 /// The answer to a request.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Reply {
-    /// The build is accepted (committed), or was before under the same message id.
+    /// The build is accepted and committed, now or earlier under the same message id.
     Accepted(BuildId),
-    /// It is done.
+    /// The command has been carried out.
     Done,
-    /// There is no such build or worker.
+    /// There is no such build, worker or host.
     NotFound(String),
-    /// It cannot be done, and why; with the field that is wrong, if there is one.
+    /// The command cannot be carried out.
     Refused {
-        /// Such as `worker`.
+        /// The wrong field, such as `worker`, if there is one.
         field: Option<String>,
-        /// A sentence.
+        /// The reason, in a sentence.
         reason: String,
     },
-    /// It cannot be done now, through no fault of the asker's, and why. Given by the driver.
+    /// The command cannot be carried out now, for a reason on the master's side. Sent by the driver.
     Unavailable(String),
-    /// What an audit has found.
+    /// The result of an audit.
     Audit(Box<AuditReport>),
 }
 
-/// What has changed, for the page, the event streams and the exchange `rouse.events`.
+/// A change, for the page, the event streams and the exchange `rouse.events`.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Change {
     /// A build's state.
@@ -467,7 +479,7 @@ pub enum Change {
         id: BuildId,
         /// Its state now.
         state: BuildState,
-        /// Who runs it.
+        /// The worker that runs it.
         worker: Option<WorkerName>,
         /// When it changed.
         at: Timestamp,
@@ -485,7 +497,7 @@ pub enum Change {
     Host {
         /// The host.
         id: HostId,
-        /// The worker that it is for.
+        /// The worker that it belongs to.
         worker: WorkerName,
         /// Its state now.
         state: HostState,

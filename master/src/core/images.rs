@@ -1,5 +1,6 @@
-//! Images that fail: a pause for all workers of an image, a few hosts at once until one of it has attached, and one
-//! probe at a time after several failures in a row. Keyed by provider and image, as the configuration names it.
+//! Limits for images whose hosts fail: all workers of the image pause, few of its hosts start at once until one has
+//! attached, and only one at a time after several failures in a row. An image is identified by its provider and its
+//! name in the configuration.
 
 use super::event::{Effect, Level};
 use super::host::{BACKOFF_FIRST, BACKOFF_MOST, doubled};
@@ -12,38 +13,38 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// Hosts that may be starting at once of an image of which none has attached yet: enough to tell a broken image from a
-/// broken host, and few enough to be cheap.
+/// Largest number of hosts that start at once from an image of which no host has attached yet. Three show whether the
+/// image or one host is broken, and cost little.
 const UNPROVEN: usize = 3;
-/// Failed rounds in a row after which only one host at a time is tried.
+/// Number of failed rounds in a row after which only one host starts at a time.
 const PROBE_AFTER: u32 = 3;
 
-/// An image: its provider, and what the configuration calls it.
+/// An image: its provider, and its name in the configuration.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct ImageKey {
-    /// What makes hosts of it.
+    /// The provider of its hosts.
     pub provider: ProviderKind,
-    /// [`super::plan::LatentPlan::image`].
+    /// See [`super::plan::LatentPlan::image`].
     pub image: Arc<str>,
 }
 
-/// What has become of an image's hosts.
+/// What the master knows about an image.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 pub struct ImageRecord {
-    /// What it was resolved to for the last host that has attached: that is known to work.
+    /// The image that the name referred to when a host last attached. That image works.
     pub proven: Option<String>,
-    /// Rounds of hosts in a row that failed.
+    /// Number of failed rounds in a row.
     pub failures: u32,
-    /// When the last of these rounds failed: a host that was ordered by then belongs to it.
+    /// When the last round failed. A host that was ordered before that belongs to the same round.
     pub failed_at: Option<Timestamp>,
-    /// No host of it is ordered before then.
+    /// No host is ordered before this time.
     pub until: Option<Timestamp>,
-    /// How its last host failed.
+    /// Why its last host failed.
     pub last_failure: Option<String>,
 }
 
 impl ImageRecord {
-    /// How many of its hosts may be starting at once; absent: no limit.
+    /// How many of its hosts may start at once; absent if there is no limit.
     fn at_once(&self) -> Option<usize> {
         match (self.failures, &self.proven) {
             (0, Some(_)) => None,
@@ -53,7 +54,7 @@ impl ImageRecord {
     }
 }
 
-/// How many more hosts may be ordered of each image, within one event.
+/// How many more hosts of each image may be ordered while one event is handled.
 #[derive(Default)]
 pub(super) struct ImageBudget(BTreeMap<ImageKey, usize>);
 
@@ -67,7 +68,7 @@ impl Core {
         ImageKey { provider: host.provider, image: host.image.as_str().into() }
     }
 
-    /// Hosts of the image that are being started, but for `except`.
+    /// The number of hosts of the image that are starting, without `except`.
     fn starting_of(&self, key: &ImageKey, except: Option<&HostId>) -> usize {
         let starts = |host: &&Host| {
             matches!(host.state, HostState::Ordered | HostState::Booting)
@@ -78,10 +79,11 @@ impl Core {
         self.hosts.values().map(|live| &live.host).filter(starts).count()
     }
 
-    /// Whether the image of a worker lets one more host be ordered now; what is ordered is taken from the room.
-    pub(super) fn image_has_room(&self, now: Timestamp, worker: &WorkerName, room: &mut ImageBudget) -> bool {
+    /// Whether one more host of the worker's image may be ordered now. The caller subtracts what it orders, with
+    /// [`Core::use_image_budget`].
+    pub(super) fn image_may_start(&self, now: Timestamp, worker: &WorkerName, budget: &mut ImageBudget) -> bool {
         let Some(key) = self.image_of(worker) else { return true };
-        let left = room.0.entry(key).or_insert_with_key(|key| match self.images.get(key) {
+        let left = budget.0.entry(key).or_insert_with_key(|key| match self.images.get(key) {
             Some(record) if record.until.is_some_and(|until| until > now) => 0,
             record => {
                 let most = record.map_or(Some(UNPROVEN), ImageRecord::at_once);
@@ -91,21 +93,21 @@ impl Core {
         *left > 0
     }
 
-    pub(super) fn take_room(&self, worker: &WorkerName, room: &mut ImageBudget) {
-        let left = self.image_of(worker).and_then(|key| room.0.get_mut(&key));
+    pub(super) fn use_image_budget(&self, worker: &WorkerName, budget: &mut ImageBudget) {
+        let left = self.image_of(worker).and_then(|key| budget.0.get_mut(&key));
         if let Some(left) = left {
             *left = left.saturating_sub(1);
         }
     }
 
-    /// Until when the image of a worker is left alone.
+    /// The end of the pause of the worker's image.
     pub(super) fn image_until(&self, worker: &Worker, now: Timestamp) -> Option<Timestamp> {
         let latent = worker.plan.as_ref()?.latent.as_ref()?;
         let key = ImageKey { provider: latent.provider, image: latent.image.clone() };
         self.images.get(&key)?.until.filter(|until| *until > now)
     }
 
-    /// Why the image of a worker lets no more hosts be ordered, where that is for want of one that has attached.
+    /// Why no more hosts of the worker's image may be ordered, if the reason is that none has attached yet.
     pub(super) fn image_waits(&self, worker: &WorkerName) -> Option<String> {
         let key = self.image_of(worker)?;
         let most = self.images.get(&key).map_or(Some(UNPROVEN), ImageRecord::at_once)?;
@@ -118,7 +120,8 @@ impl Core {
         })
     }
 
-    /// A host has failed. Those that were ordered by the last failure belong to the same round, and count once.
+    /// Counts the failure of a host. Hosts that were ordered before the last failure belong to the same round, which
+    /// counts once.
     pub(super) fn image_failed(&mut self, now: Timestamp, host: &Host, why: &str, jitter: f64) {
         let key = Self::image_of_host(host);
         let record = self.images.entry(key.clone()).or_default();
@@ -142,7 +145,7 @@ impl Core {
         self.touch_workers_of(&key);
     }
 
-    /// A host has attached: its image works.
+    /// A host has attached, so its image works.
     pub(super) fn image_works(&mut self, host: &Host) {
         let key = Self::image_of_host(host);
         let works = ImageRecord { proven: host.launch.as_ref().map(|o| o.image.clone()), ..ImageRecord::default() };
@@ -155,8 +158,8 @@ impl Core {
         }
     }
 
-    /// What a host is to boot is known. Where that is another image than the one that works, only a few may try it
-    /// before one has attached; says whether this host may.
+    /// The image that a host is to boot has been resolved. If it is another image than the one that works, only a few
+    /// hosts may start until one has attached. Returns whether this host may.
     pub(super) fn image_admits(&mut self, host: &Host, resolved: &str) -> bool {
         let key = Self::image_of_host(host);
         let record = self.images.entry(key.clone()).or_default();
@@ -165,7 +168,7 @@ impl Core {
             self.save_image(&key);
         }
         let Some(most) = self.images.get(&key).and_then(ImageRecord::at_once) else { return true };
-        // Those before it have their order already.
+        // Hosts that already have a launch spec came first.
         let ordered = |other: &&Host| {
             matches!(other.state, HostState::Ordered | HostState::Booting)
                 && other.id != host.id
@@ -175,13 +178,13 @@ impl Core {
         self.hosts.values().map(|live| &live.host).filter(ordered).count() < most
     }
 
-    /// The pause of an image is over.
+    /// The pause of an image has ended.
     pub(super) fn on_image(&mut self, key: &ImageKey) {
         self.pending.wake = true;
         self.touch_workers_of(key);
     }
 
-    /// An operator says that the worker is to be tried again: so is its image.
+    /// An operator wants the worker tried again. This ends the pause of its image too.
     pub(super) fn lift_image(&mut self, worker: &WorkerName) {
         let Some(key) = self.image_of(worker) else { return };
         let Some(record) = self.images.get_mut(&key) else { return };

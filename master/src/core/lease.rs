@@ -1,4 +1,4 @@
-//! How long a session holds. A promise to an agent is never taken back: its steps may run until then.
+//! How long a session is valid. A promise to an agent is never withdrawn: its steps may run until then.
 
 use super::event::Effect;
 use super::record::Record;
@@ -10,18 +10,18 @@ use rouse_shared::message::ToAgent;
 use std::time::Duration;
 
 impl Live {
-    /// The lease that its agent was last welcomed with, whatever the configuration says by now.
+    /// The lease that its agent has received last, even if the configuration has changed.
     pub(super) fn lease(&self) -> Option<Duration> {
         self.session.lease_ms.map(Duration::from_millis)
     }
 }
 
 impl Core {
-    /// Something was heard of the agent. The master counts from receipt, plus the lease, plus the time that killing
-    /// takes. The answer may be lost, so a longer lease that was given before holds as well.
+    /// Renews the lease after a message from the agent. The master counts from the receipt, and adds the lease and the
+    /// time that killing takes. The answer may be lost, so a longer lease that was promised before stays valid.
     pub(super) fn renew(&mut self, now: Timestamp, name: &WorkerName) {
         let Some(worker) = self.workers.get_mut(name) else { return };
-        worker.heard = Some(now);
+        worker.last_message = Some(now);
         let Some(live) = &worker.session else { return };
         match live.lease() {
             Some(lease) => self.timers.postpone(Timer::Lease(name.clone()), now + lease + KILL_MARGIN),
@@ -29,10 +29,10 @@ impl Core {
         }
     }
 
-    /// The master is asked to end: an upgrade must end no build.
+    /// The master is asked to end. An upgrade must end no build.
     pub(super) fn on_shutdown(&mut self, now: Timestamp) {
         self.terminating = true;
-        // Also for an answer that an earlier master gave.
+        // The extension also covers leases that an earlier master has promised.
         self.keep_extension(self.plan.restart_lease);
         let sessions: Vec<_> = self
             .workers
@@ -46,7 +46,8 @@ impl Core {
         }
     }
 
-    /// The longer lease of a master that is about to end; without it a late heartbeat's answer would take it back.
+    /// Sends the longer lease of a master that is about to end. Otherwise the answer to a late heartbeat would withdraw
+    /// it.
     pub(super) fn extend_again(&mut self, now: Timestamp, name: &WorkerName) -> Option<u64> {
         let lease = self.plan.restart_lease;
         let own = self.workers.get(name)?.session.as_ref()?.lease()?;
@@ -66,14 +67,14 @@ impl Core {
         }
     }
 
-    /// The last master's promise has run out, and no agent goes by it any more.
+    /// The extension that the previous master promised has ended, and no agent relies on it any more.
     pub(super) fn on_extension_over(&mut self) {
         self.extended = None;
         self.out.push(Effect::Save(Record::LeasesExtended(None)));
     }
 }
 
-/// Whole milliseconds, as the wire has them.
+/// In whole milliseconds, as on the wire.
 pub(super) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

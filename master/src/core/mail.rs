@@ -1,14 +1,14 @@
-//! What is told by mail: news are gathered for a minute, then put into mails, which stay in the ledger until the relay
-//! has taken them.
+//! Mail to people. News are collected for a minute and then put into mails, which stay in the ledger until the relay
+//! has accepted them.
 //!
-//! A piece of news is committed with what caused it, and goes over into a mail in one transaction: so each is named to
-//! each of its recipients in exactly one mail. Recipients with the same news share the mail. A mail keeps its message
-//! id for ever: one that is sent again after a crash, because the relay's answer was lost, is the same mail.
+//! News are committed together with what caused them, and become mails in one transaction. So each recipient gets each
+//! piece of news in exactly one mail. Recipients with the same news share a mail. A mail never changes its message id:
+//! if the relay's answer is lost in a crash, the same mail is sent again under the same id.
 //!
-//! A relay that does not answer, or does not let us in, is asked again with growing pauses for as long as it takes, by
-//! one mail at a time. Where it takes the mail for some recipients and refuses others for good, those are given up: the
-//! relay works, the address does not. Where it refuses all of them, or the mail, its own rules may be at fault: that is
-//! tried for a day.
+//! If the relay does not answer or rejects the login, the master retries without end, with growing pauses and with one
+//! mail at a time. If the relay accepts a mail for some recipients and permanently refuses others, the addresses of the
+//! others must be wrong, and the master gives them up. If the relay refuses all recipients or the mail itself, its
+//! rules may be wrong, and the master retries for a day.
 
 use super::event::{Effect, Level, ListedHost};
 use super::plan::ProviderKind;
@@ -20,157 +20,179 @@ use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-/// News that come within this time of the first share its mail.
+/// News that come within this time of the first one are put into the same mail.
 const GATHER: Duration = Duration::from_secs(60);
-/// First pause after a relay did not serve us; doubled with each further time in a row, up to [`PAUSE_MOST`].
+/// First pause after the relay was unusable. Doubled with each further failure in a row, up to [`PAUSE_MOST`].
 const PAUSE_FIRST: Duration = Duration::from_secs(5);
-/// Longest pause before a relay or a recipient is tried again.
+/// Longest pause before the relay or a recipient is tried again.
 const PAUSE_MOST: Duration = Duration::from_secs(900);
-/// How long a mail is offered that the relay refuses for good.
+/// How long the master retries a mail that the relay permanently refuses.
 const REFUSED_MOST: Duration = Duration::from_secs(24 * 3_600);
-/// Mails on their way at once, at most: a relay that is slow with one must not hold up the next.
+/// Largest number of mails that are being sent at the same time. With one only, a slow mail would delay all others.
 const AT_ONCE: usize = 4;
 
-/// Names a mail: its Message-ID without the brackets.
+/// Identifies a mail: its Message-ID without the angle brackets.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct MailId(pub String);
 
-/// Something that people are to be told, and has not been put into a mail yet.
+/// Something to report to people that has not been put into a mail yet.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct News {
-    /// Tells it from other news that wait.
+    /// Identifies this piece of news among those that wait.
     pub id: u64,
-    /// Who is to be told; not empty.
+    /// Recipients; not empty.
     pub to: BTreeSet<String>,
-    /// What.
+    /// What to report.
     pub item: Item,
 }
 
-/// One thing that a mail tells.
+/// One entry of a mail.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Item {
-    /// When it was found.
+    /// When the master noticed it.
     pub at: Timestamp,
-    /// What was found.
+    /// What happened.
     pub what: What,
 }
 
-/// What people are told of.
+/// The kinds of news.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum What {
-    /// A worker has gone missing.
+    /// A worker is missing.
     Missing {
-        /// Which.
+        /// The worker.
         worker: WorkerName,
         /// Why it counts as missing, in a sentence.
         why: String,
     },
-    /// A worker that was told missing is back.
+    /// A worker that was reported as missing is back.
     Back {
-        /// Which.
+        /// The worker.
         worker: WorkerName,
-        /// When it was told missing.
+        /// When it was reported as missing.
         missing_since: Timestamp,
     },
-    /// The audit has found a machine that is ours and that the ledger does not know.
+    /// The audit has found a machine with the master's name and id that is not in the ledger.
     Orphan {
-        /// Where.
+        /// The provider that lists it.
         provider: ProviderKind,
-        /// The host id that it is stamped with.
+        /// The host id in its owner tag.
         host: HostId,
-        /// What its provider calls it.
+        /// The provider's name for it.
         handle: String,
-        /// Whether it is being terminated; otherwise `audit.on_orphan` says to leave it.
+        /// Whether the master terminates it. If not, `audit.on_orphan` is `"report"`.
         terminated: bool,
+    },
+    /// A place has refused to start hosts for a while.
+    PlacePaused {
+        /// What makes hosts there.
+        provider: ProviderKind,
+        /// What the configuration calls it.
+        place: String,
+        /// Its newest refusal, in a sentence.
+        why: String,
+        /// When the pause began.
+        since: Timestamp,
+    },
+    /// The pause of a place is over.
+    PlaceBack {
+        /// What makes hosts there.
+        provider: ProviderKind,
+        /// What the configuration calls it.
+        place: String,
+        /// When the pause began.
+        since: Timestamp,
     },
 }
 
 impl What {
-    /// In a few words.
+    /// A short text for lists.
     pub fn summary(&self) -> String {
         match self {
             Self::Missing { worker, .. } => format!("worker {worker} is missing"),
             Self::Back { worker, .. } => format!("worker {worker} is back"),
             Self::Orphan { provider, handle, .. } => format!("{handle} of {} is an orphan", provider.as_str()),
+            Self::PlacePaused { provider, place, .. } => format!("{place} ({}) starts no hosts", provider.as_str()),
+            Self::PlaceBack { provider, place, .. } => format!("{place} ({}) starts hosts again", provider.as_str()),
         }
     }
 }
 
-/// A mail that the relay has not taken for all of its recipients yet.
+/// A mail that the relay has not yet accepted for all of its recipients.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Mail {
-    /// Its id, the same however often it is sent.
+    /// Its id, which is the same at every try.
     pub id: MailId,
-    /// When it was made.
+    /// When it was written.
     pub created: Timestamp,
-    /// Everyone that it is for.
+    /// All recipients.
     pub to: Vec<String>,
-    /// Those that the relay has not taken it for yet.
+    /// The recipients for whom the relay has not accepted it yet.
     pub waiting: BTreeSet<String>,
-    /// What it tells; not empty.
+    /// Its entries; not empty.
     pub items: Vec<Item>,
     /// How often it was tried.
     pub tries: u32,
-    /// Not tried again before then.
+    /// It is not tried again before this time.
     pub not_before: Timestamp,
-    /// Whether the relay has taken it for somebody.
+    /// Whether the relay has accepted it for at least one recipient.
     pub taken: bool,
-    /// How the last try failed.
+    /// Why the last try failed.
     pub error: Option<String>,
 }
 
-/// What the relay made of one recipient.
+/// The relay's answer for one recipient.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Taken {
-    /// It has the mail for this one.
-    Yes,
-    /// Not now: the same may be tried again.
+pub enum RecipientAnswer {
+    /// The relay has accepted the mail for this recipient.
+    Accepted,
+    /// The relay refuses this recipient for now.
     Later(String),
-    /// Never.
+    /// The relay permanently refuses this recipient.
     Refused(String),
 }
 
-/// Why nothing of a mail was taken. Told apart by kind, never by text.
+/// Why the relay accepted a mail for no recipient. The kind matters, never the text.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum MailError {
-    /// The relay could not be reached, went silent, or did not let us in; or whether it has the mail is not known.
+    /// The relay could not be reached, stopped answering or rejected the login. It may or may not have the mail.
     Relay(String),
-    /// It does not take this mail now.
+    /// The relay does not accept this mail now.
     Later(String),
-    /// It does not take this mail, or not from this sender.
+    /// The relay does not accept this mail, or no mail from this sender.
     Refused(String),
 }
 
-/// What has come of handing a mail to the relay: an answer for each recipient that still waited, or none at all.
-pub type DeliveryResult = Result<Vec<(String, Taken)>, MailError>;
+/// The result of passing a mail to the relay: an answer for each waiting recipient, or why there is none.
+pub type DeliveryResult = Result<Vec<(String, RecipientAnswer)>, MailError>;
 
-/// Numbers for metrics, since the start of this master.
+/// Counters for the metrics, since the start of this master.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct MailCount {
-    /// Mails that the relay has taken for everyone it was going to take them for.
+    /// Mails that are done and were accepted for at least one recipient.
     pub sent: u64,
-    /// Tries after which somebody still waited.
+    /// Tries after which a mail still had waiting recipients.
     pub failed: u64,
-    /// Recipients that a mail was given up for.
+    /// Recipients for whom a mail was given up.
     pub given_up: u64,
 }
 
-/// The news and mails that wait, and how the relay is.
+/// The waiting news and mails, and the state of the relay.
 #[derive(Debug, Default)]
 pub(super) struct Outbox {
     news: BTreeMap<u64, News>,
     last_news: u64,
     outbox: BTreeMap<MailId, Mail>,
-    /// Mails that the relay is being handed.
+    /// Mails that are being sent.
     under_way: BTreeSet<MailId>,
-    /// Times in a row that the relay did not serve us.
+    /// How many times in a row the relay was unusable.
     failures: u32,
-    /// Nothing is handed to it before then.
+    /// No mail is sent before this time.
     pause: Timestamp,
     count: MailCount,
-    /// Orphans that people were told of.
+    /// Orphans that have been reported.
     orphans: BTreeSet<(ProviderKind, String)>,
 }
 
@@ -179,12 +201,12 @@ fn pause_after(failures: u32) -> Duration {
 }
 
 impl Core {
-    /// Goes on with what the master before has left: its news, its mails, and its patience with the relay.
+    /// Continues with the previous master's news, mails and pause.
     pub(super) fn restore_mail(&mut self, now: Timestamp, ledger: &mut super::record::Ledger) {
         let news = std::mem::take(&mut ledger.news);
         self.mail.last_news = news.iter().map(|n| n.id).max().unwrap_or(0);
         if let Some(first) = news.iter().map(|n| n.item.at).min() {
-            // A clock that was put back must not keep them for ever.
+            // If the clock was set back, the news must not wait longer than usual.
             self.timers.set(Timer::News, (first + GATHER).min(now + GATHER));
         }
         self.mail.news = news.into_iter().map(|n| (n.id, n)).collect();
@@ -196,12 +218,12 @@ impl Core {
             self.mail.failures = failures;
             self.mail.pause = until.min(now + PAUSE_MOST);
         }
-        self.mail.orphans = std::mem::take(&mut ledger.told_orphans).into_iter().collect();
+        self.mail.orphans = std::mem::take(&mut ledger.reported_orphans).into_iter().collect();
         self.send_mails(now);
     }
 
-    /// Has people told. Committed with what the event has brought about.
-    pub(super) fn tell(&mut self, now: Timestamp, to: BTreeSet<String>, what: What) {
+    /// Queues news for these recipients. The news are committed with everything else that the event changes.
+    pub(super) fn report(&mut self, now: Timestamp, to: BTreeSet<String>, what: What) {
         if to.is_empty() {
             return;
         }
@@ -212,9 +234,9 @@ impl Core {
         self.timers.set_once(Timer::News, now + GATHER);
     }
 
-    /// Says once of an orphan that it is there: to those who are told of everything, or else to those who look after
-    /// the workers of its provider.
-    pub(super) fn tell_orphan(
+    /// Reports an orphan, once: to `extra_recipients`, or if there are none, to those who are notified of missing
+    /// workers of its provider.
+    pub(super) fn report_orphan(
         &mut self,
         now: Timestamp,
         provider: ProviderKind,
@@ -233,13 +255,13 @@ impl Core {
         if to.is_empty() {
             return;
         }
-        self.out.push(Effect::Save(Record::OrphanTold(provider, handle.clone())));
+        self.out.push(Effect::Save(Record::OrphanReported(provider, handle.clone())));
         self.mail.orphans.insert((provider, handle.clone()));
-        self.tell(now, to, What::Orphan { provider, host, handle, terminated });
+        self.report(now, to, What::Orphan { provider, host, handle, terminated });
     }
 
-    /// Forgets the orphans of a provider that are not there any more.
-    pub(super) fn forget_told_orphans(&mut self, provider: ProviderKind, there: impl Fn(&str) -> bool) {
+    /// Forgets the reported orphans of a provider that no longer exist.
+    pub(super) fn forget_reported_orphans(&mut self, provider: ProviderKind, there: impl Fn(&str) -> bool) {
         let Self { mail, out, .. } = self;
         mail.orphans.retain(|(of, handle)| {
             let stays = *of != provider || there(handle);
@@ -250,8 +272,8 @@ impl Core {
         });
     }
 
-    /// The first of the news has waited for [`GATHER`]: all that wait go into mails, a mail for each group of
-    /// recipients that have the same news.
+    /// The first of the news has waited for [`GATHER`]. Writes all waiting news into mails: one mail for each group of
+    /// recipients with the same news.
     pub(super) fn write_mails(&mut self, now: Timestamp) {
         let news = std::mem::take(&mut self.mail.news);
         let mut by_recipient: BTreeMap<&str, Vec<u64>> = BTreeMap::new();
@@ -286,70 +308,71 @@ impl Core {
         self.send_mails(now);
     }
 
-    /// Hands mails to the relay: those first that were tried least. While it does not serve us, one at a time.
+    /// Sends the mails that are due, those with the fewest tries first. If the relay was unusable, sends one at a time.
     pub(super) fn send_mails(&mut self, now: Timestamp) {
         self.timers.clear(&Timer::Mail);
         loop {
-            let desk = &mut self.mail;
-            let most = if desk.failures > 0 { 1 } else { AT_ONCE };
-            if desk.under_way.len() >= most {
-                // The end of one of them comes back here.
+            let mail_state = &mut self.mail;
+            let most = if mail_state.failures > 0 { 1 } else { AT_ONCE };
+            if mail_state.under_way.len() >= most {
+                // The result of one of them calls this function again.
                 return;
             }
-            let idle = |mail: &&Mail| !desk.under_way.contains(&mail.id);
-            let Some(earliest) = desk.outbox.values().filter(idle).map(|m| m.not_before).min() else { return };
-            let at = earliest.max(desk.pause);
+            let idle = |mail: &&Mail| !mail_state.under_way.contains(&mail.id);
+            let Some(earliest) = mail_state.outbox.values().filter(idle).map(|m| m.not_before).min() else { return };
+            let at = earliest.max(mail_state.pause);
             if at > now {
                 return self.timers.set(Timer::Mail, at);
             }
-            let due = desk.outbox.values().filter(idle).filter(|m| m.not_before <= now);
+            let due = mail_state.outbox.values().filter(idle).filter(|m| m.not_before <= now);
             let Some(mail) = due.min_by_key(|m| (m.tries, m.created, &m.id)).cloned() else { return };
-            desk.under_way.insert(mail.id.clone());
+            mail_state.under_way.insert(mail.id.clone());
             self.out.push(Effect::SendMail(Box::new(mail)));
         }
     }
 
-    /// The configuration is another now, and with it perhaps the relay: it is tried at once.
+    /// The configuration has changed, and the relay with it perhaps, so all mails are tried at once.
     pub(super) fn retry_mails(&mut self, now: Timestamp) {
-        self.relay_serves(now);
+        self.relay_is_usable(now);
         for mail in self.mail.outbox.values_mut() {
             mail.not_before = mail.not_before.min(now);
         }
         self.send_mails(now);
     }
 
-    pub(super) fn on_mail_sent(&mut self, now: Timestamp, id: &MailId, handed: DeliveryResult) {
+    pub(super) fn on_mail_sent(&mut self, now: Timestamp, id: &MailId, result: DeliveryResult) {
         if !self.mail.under_way.remove(id) {
             return;
         }
         let Some(mut mail) = self.mail.outbox.remove(id) else { return };
         mail.tries += 1;
-        match handed {
+        match result {
             Err(MailError::Relay(why)) => {
-                // What was under way beside it fails for the same reason, and says nothing new.
+                // A mail that was sent at the same time fails for the same reason, so it is not counted again.
                 if self.mail.failures == 0 || now >= self.mail.pause {
                     self.mail.failures += 1;
                     let pause = pause_after(self.mail.failures);
                     self.mail.pause = now + pause;
                     self.out.push(Effect::Save(Record::MailPause(self.mail.failures, self.mail.pause)));
-                    let text = format!("no mail gets away: {why}; trying again in {} s", pause.as_secs());
+                    let text = format!("cannot send mail: {why}; trying again in {} s", pause.as_secs());
                     self.note(Level::Warn, text);
                 }
                 mail.error = Some(why);
             }
             Err(MailError::Later(why)) => {
-                self.relay_serves(now);
-                self.put_off(now, &mut mail, why);
+                self.relay_is_usable(now);
+                self.retry_later(now, &mut mail, why);
             }
             Err(MailError::Refused(why)) => {
-                self.relay_serves(now);
-                // That it took the mail for others before says nothing: this is not about the addresses.
+                self.relay_is_usable(now);
+                // That the relay accepted the mail for others before makes no difference: this refusal is not about
+                // addresses.
                 let all = mail.waiting.clone();
-                self.put_off_or_give_up(now, &mut mail, all, &why, false);
+                self.retry_or_give_up(now, &mut mail, all, &why, false);
             }
             Ok(answers) => {
-                self.relay_serves(now);
-                self.take_answers(now, &mut mail, answers);
+                self.relay_is_usable(now);
+                self.on_answers(now, &mut mail, answers);
             }
         }
         if mail.waiting.is_empty() {
@@ -363,15 +386,15 @@ impl Core {
         self.send_mails(now);
     }
 
-    fn take_answers(&mut self, now: Timestamp, mail: &mut Mail, answers: Vec<(String, Taken)>) {
+    fn on_answers(&mut self, now: Timestamp, mail: &mut Mail, answers: Vec<(String, RecipientAnswer)>) {
         let (mut refused, mut why_not, mut later) = (BTreeSet::new(), String::new(), None);
         let mut sent = Vec::new();
-        for (recipient, taken) in answers {
-            match taken {
-                Taken::Yes if mail.waiting.remove(&recipient) => sent.push(recipient),
-                Taken::Yes => {}
-                Taken::Later(why) => later = Some(why),
-                Taken::Refused(why) => {
+        for (recipient, answer) in answers {
+            match answer {
+                RecipientAnswer::Accepted if mail.waiting.remove(&recipient) => sent.push(recipient),
+                RecipientAnswer::Accepted => {}
+                RecipientAnswer::Later(why) => later = Some(why),
+                RecipientAnswer::Refused(why) => {
                     why_not = why;
                     refused.insert(recipient);
                 }
@@ -379,28 +402,28 @@ impl Core {
         }
         if !sent.is_empty() {
             mail.taken = true;
-            self.note(Level::Info, format!("mail {} is on its way to {}", mail.id.0, sent.join(", ")));
+            self.note(Level::Info, format!("mail {} was accepted for {}", mail.id.0, sent.join(", ")));
         }
         if !refused.is_empty() {
             let others = mail.taken;
-            self.put_off_or_give_up(now, mail, refused, &why_not, others);
+            self.retry_or_give_up(now, mail, refused, &why_not, others);
         }
         if let Some(why) = later {
-            self.put_off(now, mail, why);
+            self.retry_later(now, mail, why);
         }
     }
 
-    fn put_off(&mut self, now: Timestamp, mail: &mut Mail, why: String) {
+    fn retry_later(&mut self, now: Timestamp, mail: &mut Mail, why: String) {
         let pause = pause_after(mail.tries);
         mail.not_before = now + pause;
-        let text = format!("mail {} was not taken: {why}; trying again in {} s", mail.id.0, pause.as_secs());
+        let text = format!("mail {} was not accepted: {why}; trying again in {} s", mail.id.0, pause.as_secs());
         self.note(Level::Warn, text);
         mail.error = Some(why);
     }
 
-    /// The relay refuses these recipients for good: at once where only their addresses can be at fault, else after a
-    /// day.
-    fn put_off_or_give_up(
+    /// The relay permanently refuses these recipients. Gives them up at once if only their addresses can be wrong, else
+    /// when the mail is a day old.
+    fn retry_or_give_up(
         &mut self,
         now: Timestamp,
         mail: &mut Mail,
@@ -409,31 +432,31 @@ impl Core {
         at_once: bool,
     ) {
         if !at_once && now.since(mail.created) < REFUSED_MOST {
-            return self.put_off(now, mail, why.to_owned());
+            return self.retry_later(now, mail, why.to_owned());
         }
         self.mail.count.given_up += refused.len() as u64;
         for recipient in refused {
             mail.waiting.remove(&recipient);
-            self.note(Level::Warn, format!("mail {} does not reach {recipient}, and is given up: {why}", mail.id.0));
+            self.note(Level::Warn, format!("mail {} is given up for {recipient}: {why}", mail.id.0));
         }
     }
 
-    fn relay_serves(&mut self, now: Timestamp) {
+    fn relay_is_usable(&mut self, now: Timestamp) {
         if std::mem::take(&mut self.mail.failures) > 0 {
             self.mail.pause = now;
             self.out.push(Effect::Save(Record::MailPause(0, now)));
         }
     }
 
-    /// The mails that wait for the relay, oldest first, as they stand: none is tried before the relay is.
+    /// The mails that wait for the relay, oldest first. Their `not_before` includes the relay's pause.
     pub fn mails(&self) -> Vec<Mail> {
-        let stands = |mail: &Mail| Mail { not_before: mail.not_before.max(self.mail.pause), ..mail.clone() };
-        let mut mails: Vec<_> = self.mail.outbox.values().map(stands).collect();
+        let with_pause = |mail: &Mail| Mail { not_before: mail.not_before.max(self.mail.pause), ..mail.clone() };
+        let mut mails: Vec<_> = self.mail.outbox.values().map(with_pause).collect();
         mails.sort_by(|a, b| (a.created, &a.id).cmp(&(b.created, &b.id)));
         mails
     }
 
-    /// How many mails wait for the relay, and what has come of the others.
+    /// The number of mails that wait for the relay, and the counters.
     pub fn mail_count(&self) -> (usize, MailCount) {
         (self.mail.outbox.len(), self.mail.count)
     }

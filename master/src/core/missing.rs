@@ -1,8 +1,8 @@
 //! Workers that are missing: a standing one that is not attached for its `missing_timeout`, a latent one whose host
-//! does not attach within it or that is quarantined. Each loss is told once, and once when the worker is back.
+//! does not attach within it, or of which several in a row did not start. Each loss is told once, and once when the worker is back.
 //!
-//! Only time counts in which an agent could have attached: while the master or the broker is away nobody goes missing,
-//! and a host that lived through such an outage is not blamed for its end.
+//! Only time in which an agent could have attached counts. While the master or the broker is away, no worker becomes
+//! missing, and a host that was starting during the outage is not counted as failed.
 
 use super::event::Level;
 use super::mail::What;
@@ -12,11 +12,11 @@ use super::{Core, Timestamp};
 use rouse_shared::WorkerName;
 use std::time::Duration;
 
-/// How long a host may still attach that has lived through outages for several times its `missing_timeout`.
+/// How long a host may still attach after outages that have lasted several times its `missing_timeout`.
 const LAST_CHANCE: Duration = Duration::from_secs(60);
 
 impl Core {
-    /// Starts to count how long a standing worker is away.
+    /// Starts the `missing_timeout` of a standing worker that is not attached.
     pub(super) fn arm_missing(&mut self, now: Timestamp, name: &WorkerName) {
         let Some(worker) = self.workers.get_mut(name).filter(|w| w.standing() && w.attached().is_none()) else {
             return;
@@ -31,16 +31,16 @@ impl Core {
 
     pub(super) fn on_missing(&mut self, now: Timestamp, name: &WorkerName) {
         let Some(worker) = self.workers.get(name).filter(|w| w.standing() && w.attached().is_none()) else { return };
-        // While the broker is away nobody can attach; it is counted anew when it is back.
+        // While the broker is away no agent can attach. The time is counted from zero when the broker is back.
         if !self.broker_up {
             return;
         }
         let timeout = worker.plan.as_ref().map_or(0, |p| p.missing_timeout.as_secs());
-        self.worker_lost(now, name, &format!("not attached for {timeout} s"));
+        self.worker_is_missing(now, name, &format!("not attached for {timeout} s"));
     }
 
-    /// A worker is missing. Told once, until it is back.
-    pub(super) fn worker_lost(&mut self, now: Timestamp, name: &WorkerName, why: &str) {
+    /// Records and reports that a worker is missing. Does nothing if it is already recorded.
+    pub(super) fn worker_is_missing(&mut self, now: Timestamp, name: &WorkerName, why: &str) {
         let extra = self.plan.mail.extra_recipients.clone();
         let Some(worker) = self.workers.get_mut(name).filter(|w| !w.removed && w.record.missing_since.is_none()) else {
             return;
@@ -48,25 +48,26 @@ impl Core {
         worker.record.missing_since = Some(now);
         let mut to = extra;
         to.extend(worker.plan.iter().flat_map(|p| p.notify_on_missing.iter().cloned()));
-        worker.record.told.clone_from(&to);
+        worker.record.notified.clone_from(&to);
         self.note(Level::Warn, format!("worker {name} is missing: {why}"));
-        self.tell(now, to, What::Missing { worker: name.clone(), why: why.to_owned() });
+        self.report(now, to, What::Missing { worker: name.clone(), why: why.to_owned() });
         self.save_worker(name);
     }
 
-    /// A worker is attached: whoever was told that it is missing is told that it is back.
-    pub(super) fn worker_here(&mut self, now: Timestamp, name: &WorkerName) {
+    /// Records that a worker is attached. If it was reported as missing, reports to the same recipients that it is
+    /// back.
+    pub(super) fn worker_is_back(&mut self, now: Timestamp, name: &WorkerName) {
         self.timers.clear(&Timer::Missing(name.clone()));
         let Some(worker) = self.workers.get_mut(name) else { return };
         worker.away = None;
-        let mut told = std::mem::take(&mut worker.record.told);
+        let mut notified = std::mem::take(&mut worker.record.notified);
         if worker.removed {
-            // It winds up what it has, and is back for nobody.
-            told.clear();
+            // The worker has been removed from the configuration and only ends what it runs.
+            notified.clear();
         }
         if let Some(missing_since) = worker.record.missing_since.take() {
             self.note(Level::Info, format!("worker {name} is back"));
-            self.tell(now, told, What::Back { worker: name.clone(), missing_since });
+            self.report(now, notified, What::Back { worker: name.clone(), missing_since });
             self.save_worker(name);
         }
     }
@@ -88,7 +89,8 @@ impl Core {
         if !up {
             return;
         }
-        // Only now can they attach. A link that comes and goes must not keep one for ever that never will.
+        // Agents can attach from now on. The limit ensures that a link that breaks again and again does not keep a host
+        // for ever that will never attach.
         for (id, live) in &self.hosts {
             if live.host.state.is_starting()
                 && let Some(plan) = self.workers.get(&live.host.worker).and_then(|w| w.plan.as_ref())
@@ -99,8 +101,8 @@ impl Core {
         }
     }
 
-    /// Whether a host that ends without having attached may owe it to an outage of ours: nobody could attach for a
-    /// while, and it is old enough to have powered itself off for that.
+    /// Whether an outage may be why a host has ended without having attached: for some time no agent could attach, and
+    /// the host is old enough to have powered itself off because of that.
     pub(super) fn is_excused(&self, now: Timestamp, host: &Host) -> bool {
         let Some(since) = self.broker_since else { return true };
         let patience = self.workers.get(&host.worker).and_then(|w| w.plan.as_ref()).map(|p| p.missing_timeout);

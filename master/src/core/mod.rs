@@ -1,13 +1,14 @@
-//! The core: decides everything, does nothing. `handle(now, Event) -> Vec<Effect>`, without clock, files or network.
+//! The core decides everything and performs nothing: `handle(now, Event) -> Vec<Effect>`, without clock, files or
+//! network.
 //!
-//! [`event`] holds the two closed lists that a newcomer reads first. Each lifecycle has its place: [`builds`] (and
-//! attempts), [`host`] (a file a phase), [`sessions`], [`missing`], [`workers`], [`mail`]; [`schedule`] brings builds
-//! and workers together.
+//! Start with [`event`], which has the two complete lists. Each lifecycle has its module: [`builds`] (with attempts),
+//! [`host`], [`sessions`], [`missing`], [`workers`], [`mail`]; [`schedule`] assigns builds to workers.
 
 mod admission;
 pub mod audit;
 pub mod build;
 mod builds;
+mod capacity;
 mod configure;
 pub mod event;
 mod host;
@@ -15,6 +16,7 @@ pub mod images;
 mod lease;
 pub mod mail;
 mod missing;
+pub mod places;
 pub mod plan;
 mod queue;
 pub mod record;
@@ -49,10 +51,10 @@ pub use configure::Start;
 pub use views::Counts;
 pub use why::of_status;
 
-/// Names of ended builds that are kept: more than one batch can have.
+/// Number of ended builds whose message ids are kept in memory. More than one batch can end.
 const ENDED_NAMES: usize = 16_384;
 
-/// Everything that the master knows and decides with.
+/// The state of the master.
 pub struct Core {
     master: MasterId,
     plan: Arc<Plan>,
@@ -60,38 +62,45 @@ pub struct Core {
     /// Builds that have not ended.
     builds: BTreeMap<BuildId, Build>,
     last_build: u64,
-    /// What submitters call the builds that have not ended, and the last that have.
+    /// Message ids of the builds that have not ended, and of the last that have.
     message_ids: BTreeMap<String, BuildId>,
-    /// The latter, oldest first.
+    /// The message ids of ended builds, oldest first.
     ended_names: VecDeque<String>,
     named: BTreeMap<BuildId, String>,
-    /// Of attempts that have an outcome, and logs that are not whole.
+    /// Attempts that have an outcome and incomplete logs.
     log_watches: BTreeMap<AttemptId, builds::LogWatch>,
     queue: Queue,
     workers: BTreeMap<WorkerName, Worker>,
     /// Hosts that are not gone.
     hosts: BTreeMap<HostId, LiveHost>,
-    /// What has become of the hosts of each image.
+    /// What the master knows about each image.
     images: BTreeMap<images::ImageKey, images::ImageRecord>,
-    /// Providers that have listed their hosts since the master started; those of the configuration that have not.
-    listed: BTreeSet<plan::ProviderKind>,
-    unlisted: BTreeSet<plan::ProviderKind>,
+    /// Places that pause.
+    places: BTreeMap<places::PlaceKey, places::PlaceRecord>,
+    /// Places that have answered since the master started.
+    heard_places: BTreeSet<places::PlaceKey>,
+    /// Alternatives of places that had no room.
+    rests: BTreeMap<(places::PlaceKey, String), capacity::Rest>,
+    /// What a host of a template cost an hour when one was last ordered, USD.
+    prices: BTreeMap<String, f64>,
+    /// Providers that are listing their hosts now.
+    listing: BTreeSet<plan::ProviderKind>,
     /// Machines that have our name and that the ledger does not know: when they were first listed.
     orphans: BTreeMap<(plan::ProviderKind, String), Timestamp>,
-    /// Machines that have our name and another id, as they were last listed.
+    /// Machines with the master's name and another id, as they were last listed.
     foreign_machines: BTreeSet<(plan::ProviderKind, String)>,
-    /// Audits that users have asked for and that are under way.
+    /// Audits for users that are under way.
     audits: BTreeMap<RequestId, audit::Audit>,
     timers: Timers,
     /// What was spent today on hosts that are gone.
     spent: spend::Spent,
     broker_up: bool,
-    /// Since when; absent while it is away.
+    /// When the broker came up; absent while it is away.
     broker_since: Option<Timestamp>,
     mail: mail::Outbox,
     /// Whether the process is about to end.
     terminating: bool,
-    /// What the ledger says that every lease was extended by.
+    /// The extension of every lease that is in the ledger.
     extended: Option<Duration>,
     free: BTreeSet<WorkerName>,
     wakeable: BTreeSet<WorkerName>,
@@ -101,7 +110,7 @@ pub struct Core {
     out: Vec<Effect>,
 }
 
-/// What an event has changed, to be followed up once at its end.
+/// What an event has changed. Processed once, after the event.
 #[derive(Default)]
 struct Pending {
     builds: BTreeSet<BuildId>,
@@ -109,50 +118,50 @@ struct Pending {
     workers: BTreeSet<WorkerName>,
     /// Workers that may take a build now.
     freed: BTreeSet<WorkerName>,
-    /// Requirements that have a new build.
+    /// Requirements for which there is a new build.
     wanted: BTreeSet<build::Requirement>,
     /// Whether a host may have to be started.
     wake: bool,
 }
 
 struct Worker {
-    /// Its newest configuration; absent if the ledger knows it and the configuration does not.
+    /// Its newest plan; absent if it is in the ledger but not in the configuration.
     plan: Option<Arc<WorkerPlan>>,
-    /// Not in the configuration any more: it only winds up.
+    /// Whether it is no longer in the configuration. It only ends what it runs.
     removed: bool,
     record: WorkerRecord,
     session: Option<Live>,
     host: Option<HostId>,
-    /// Since when a standing one could be attached and is not.
+    /// Since when this standing worker could have been attached and is not.
     away: Option<Timestamp>,
-    /// When its agent said hello or sent a heartbeat last. Not kept.
-    heard: Option<Timestamp>,
-    /// The agent of its name that was refused last. Not kept.
+    /// When its agent last sent a hello or a heartbeat. Not in the ledger.
+    last_message: Option<Timestamp>,
+    /// The agent that was last refused under its name. Not in the ledger.
     refused: Option<view::Refusal>,
-    /// Attempts that were given to it and may still run, also those of a session that is over.
+    /// Assigned attempts that may still run, including those of a previous session.
     attempts: BTreeSet<AttemptId>,
     state: WorkerState,
     since: Timestamp,
 }
 
-/// A session, and what of it is not worth keeping across a restart.
+/// A session, with what need not survive a restart.
 struct Live {
     session: Session,
     attached: bool,
     vitals: Option<Vitals>,
     last_seq: u64,
-    /// The drain that it was asked for.
+    /// The number of the drain that its agent was sent.
     drain: Option<u64>,
     leaving: bool,
-    /// It has declined an attempt, or could not run it: it gets nothing more until it is heard from again, so that the
-    /// same attempt is not sent back and forth.
-    held_until_heard: bool,
-    /// What its cloud said last about the machine's end.
+    /// Whether it has declined an attempt or could not run it. It gets no more attempts until its next message;
+    /// otherwise the same attempt would go back and forth.
+    held_until_message: bool,
+    /// The last notice of its cloud.
     notice: Option<CloudNotice>,
 }
 
 impl Core {
-    /// Takes one event; what is returned is to be committed and then performed.
+    /// Handles one event. The caller commits and then performs the effects.
     pub fn handle(&mut self, now: Timestamp, event: Event) -> Vec<Effect> {
         match event {
             Event::Agent { worker, message } => self.on_agent(now, worker, message),
@@ -170,7 +179,7 @@ impl Core {
             Event::TerminateEnded { host, result } => self.on_terminate_ended(now, &host, result),
             Event::SuspendEnded { host, result } => self.on_suspend_ended(now, &host, result),
             Event::ResumeEnded { host, result } => self.on_resume_ended(now, &host, result),
-            Event::HostGone { host, why, reclaimed: _ } => self.on_host_gone(now, &host, &why),
+            Event::HostGone { host, why, reclaimed } => self.on_host_gone(now, &host, &why, reclaimed),
             Event::Console { host, text } => self.on_console(now, &host, text),
             Event::Listed { provider, result } => self.on_listed(now, provider, result),
             Event::LogsWhole { attempt } => self.on_logs_whole(now, attempt),
@@ -180,7 +189,7 @@ impl Core {
             Event::ListedForAudit { request, round, provider, result } => {
                 self.on_listed_for_audit(now, request, round, provider, result);
             }
-            Event::MailSent { mail, handed } => self.on_mail_sent(now, &mail, handed),
+            Event::MailSent { mail, result } => self.on_mail_sent(now, &mail, result),
         }
         while let Some(timer) = self.timers.pop_due(now) {
             self.on_timer(now, timer);
@@ -195,11 +204,13 @@ impl Core {
             Command::CancelBuild(build) => self.on_cancel(now, request, build),
             Command::Operate { worker, operation } => self.on_operate(now, request, &worker, operation),
             Command::TerminateHost(host) => self.on_operate_host(now, request, &host),
+            Command::ForgetHost(host) => self.on_forget_host(now, request, &host),
+            Command::ForgetPlace(place) => self.on_forget_place(now, request, &place),
             Command::Audit(mode) => self.on_audit(now, request, mode),
         }
     }
 
-    /// When [`Event::Tick`] is due, unless something else comes before.
+    /// When [`Event::Tick`] is due, unless another event comes before.
     pub fn next_wakeup(&self) -> Option<Timestamp> {
         self.timers.next()
     }
@@ -211,10 +222,14 @@ impl Core {
             Timer::Idle(host) => self.on_idle(now, &host),
             Timer::CallAgain(host) => self.call_again(now, &host),
             Timer::Suspension(host) => self.on_suspension_over(now, &host),
+            Timer::Forget(host) => self.on_forget(now, &host),
             Timer::Console(host) => self.on_console(now, &host, None),
             Timer::Missing(worker) => self.on_missing(now, &worker),
             Timer::Backoff(worker) => self.touch_worker(&worker),
             Timer::Image(key) => self.on_image(&key),
+            Timer::Place(key) => self.on_place(now, &key),
+            Timer::PlaceMail(key) => self.on_place_mail(now, &key),
+            Timer::Queue(build) => self.on_queue_timeout(now, build),
             Timer::Extension => self.on_extension_over(),
             Timer::Logs(attempt) => self.on_logs_overdue(now, attempt),
             Timer::Day => self.pending.wake = true,
@@ -227,7 +242,7 @@ impl Core {
         }
     }
 
-    /// Schedules, keeps and announces what the event has changed.
+    /// Schedules, commits and publishes what the event has changed.
     fn follow_up(&mut self, now: Timestamp) {
         let refreshed = self.refresh_workers(now);
         self.schedule(now, refreshed);
@@ -264,7 +279,8 @@ impl Core {
         }
     }
 
-    /// The ledger knows an ended build's name once its batch is committed, and another of that name may be in the same.
+    /// Removes old message ids. The store finds the id of an ended build once its batch is committed, but another build
+    /// with that id may be in the same batch.
     fn forget_name(&mut self, name: String) {
         self.ended_names.push_back(name);
         if self.ended_names.len() > ENDED_NAMES
@@ -307,11 +323,18 @@ impl Core {
         self.out.push(Effect::Log(level, text.into()));
     }
 
-    /// To the agent that is attached as this worker; without one it is dropped, since hello says everything anew.
+    /// Sends to the worker's attached agent. Dropped if there is none, because a hello works everything out anew.
     fn send(&mut self, worker: &WorkerName, message: ToAgent) {
         if let Some(live) = self.session_of(worker).filter(|l| l.attached) {
             self.out.push(Effect::Send { queue: live.session.queue.clone(), message });
         }
+    }
+
+    /// A factor for a pause, from 0.8 to 1.2, so that what failed together is not tried again together.
+    fn jitter(&mut self) -> f64 {
+        let mut raw = [0_u8; 2];
+        self.rng.fill_bytes(&mut raw);
+        0.8 + 0.4 * f64::from(u16::from_be_bytes(raw)) / 65_536.0
     }
 
     /// Random hexadecimal digits: two for each byte.
@@ -331,17 +354,17 @@ impl Worker {
         self.session.as_ref().filter(|l| l.attached)
     }
 
-    /// Whether the agent on a host is alive: heard from within two heartbeats, on the machine that the host's provider
-    /// has named.
-    fn is_heard_on(&self, host: &Host, now: Timestamp) -> bool {
+    /// Whether the agent on a host is alive: it has sent a message within two heartbeats, from the machine that the
+    /// host's provider has named.
+    fn has_live_agent(&self, host: &Host, now: Timestamp) -> bool {
         let Some(Session { host: id, identity, .. }) = self.session.as_ref().map(|live| &live.session) else {
             return false;
         };
         let its_own = id.as_ref() == Some(&host.id) && host.identity.as_ref() == Some(identity);
-        its_own && self.heard.is_some_and(|heard| now.since(heard) < self.keepalive().saturating_mul(2))
+        its_own && self.last_message.is_some_and(|at| now.since(at) < self.keepalive().saturating_mul(2))
     }
 
-    /// Between its agent's heartbeats.
+    /// The interval of its agent's heartbeats.
     fn keepalive(&self) -> Duration {
         self.plan.as_ref().map_or(sessions::WINDING_UP_KEEPALIVE, |plan| plan.keepalive)
     }

@@ -1,4 +1,5 @@
-//! What the configuration asks of the core: the workers, and the limits. Made by `config`, replaced whole by a reload.
+//! The part of the configuration that the core uses: workers and limits. Built by `config`, and replaced as a whole by
+//! a reload.
 
 use rouse_shared::WorkerName;
 use sha2::{Digest as _, Sha256};
@@ -23,33 +24,37 @@ impl std::fmt::Debug for Digest {
     }
 }
 
-/// All that the core knows of the configuration.
+/// Everything that the core knows about the configuration.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Plan {
     /// The workers by name.
     pub workers: BTreeMap<WorkerName, Arc<WorkerPlan>>,
-    /// Latent hosts that may be alive at once, unknown ones included.
+    /// Latent hosts in the ledger that may be alive at once.
     pub max_hosts: Option<u32>,
-    /// USD that may be spent on hosts in a day, as far as their prices are known.
+    /// USD that may be spent on hosts in a day, as far as prices are known.
     pub max_spend_per_day: Option<f64>,
-    /// Failed starts in a row before a worker is quarantined; at least 1.
-    pub quarantine_after: u32,
+    /// Failed starts of a worker in a row that are worth a mail; at least 1.
+    pub mail_after_failed_starts: u32,
+    /// How long a build that says nothing else may wait for something that can run it; absent: for ever.
+    pub queue_timeout: Option<Duration>,
+    /// Which of several templates with the same preference is woken first.
+    pub among_equals: AmongEquals,
     /// Between two audits of a provider.
     pub audit_interval: Duration,
-    /// Whether an orphan is terminated, or only told of.
+    /// Whether an orphan is terminated, or only reported.
     pub stop_orphans: bool,
-    /// What every lease is extended by when the master is asked to end.
+    /// The length of every lease from when the master is asked to end.
     pub restart_lease: Duration,
-    /// What the core has to know of mail.
+    /// What the core needs to know about mail.
     pub mail: MailPlan,
 }
 
-/// What the core has to know of mail: how it is sent is the adapter's business.
+/// What the core needs to know about mail. The mail adapter knows how to send it.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct MailPlan {
-    /// Told of every missing worker and every orphan, besides the workers' own lists.
+    /// Notified of every missing worker and every orphan, in addition to the workers' own lists.
     pub extra_recipients: BTreeSet<String>,
-    /// What new message ids end with: the domain that mail is sent from.
+    /// The domain of the sender's address, which ends every new message id.
     pub domain: String,
 }
 
@@ -60,17 +65,19 @@ pub struct WorkerPlan {
     pub name: WorkerName,
     /// Hash of its password.
     pub password: Digest,
-    /// Builds at once; absent: no limit of ours.
+    /// Builds at the same time; absent if the master sets no limit.
     pub max_builds: Option<u32>,
-    /// Between heartbeats.
+    /// Interval of heartbeats.
     pub keepalive: Duration,
-    /// Length of a session's lease; absent (`keepalive_interval = "none"`): only proof of death frees a build.
+    /// Length of a session's lease; absent with `keepalive_interval = "none"`, and then only proof of the agent's death
+    /// frees a build.
     pub lease: Option<Duration>,
-    /// A latent host powers itself off when its lease has been over for so long.
+    /// How long after the end of its lease a latent host powers itself off.
     pub grace: Duration,
-    /// Detached for so long, a worker is missing; a latent host that has not attached by then has failed.
+    /// How long a worker may be detached before it is missing, and a latent host may take to attach before it has
+    /// failed.
     pub missing_timeout: Duration,
-    /// Told when it goes missing.
+    /// Notified when it is missing.
     pub notify_on_missing: Vec<String>,
     /// Matched by `where`, and in every step's environment.
     pub properties: BTreeMap<String, String>,
@@ -80,34 +87,60 @@ pub struct WorkerPlan {
     pub latent: Option<LatentPlan>,
 }
 
-/// How the hosts of a latent worker are kept.
+/// How the hosts of a latent worker are started and kept.
 #[derive(Clone, PartialEq, Debug)]
 pub struct LatentPlan {
-    /// What makes its hosts.
+    /// Creates its hosts.
     pub provider: ProviderKind,
     /// Where they are made: what fails together there, such as one region with one account, or one hypervisor.
     pub place: Arc<str>,
     /// Idle time before the host is shut down; absent: never.
     pub build_wait_timeout: Option<Duration>,
-    /// Builds before the host is retired; 0: no limit.
+    /// Number of builds after which a host is replaced; 0 for no limit.
     pub max_uses: u32,
+    /// Templates with a higher number are woken first.
+    pub prefer: i32,
+    /// USD an hour, if the configuration says.
+    pub price: Option<f64>,
     /// The template that it comes from: workers of one template share `min_idle`.
     pub template: String,
     /// Whether an idle host is suspended rather than terminated, and how long it is kept.
     pub suspend: Option<Suspend>,
-    /// Hosts of its template that are kept ready without work.
+    /// Number of hosts of its template that are kept ready without work.
     pub min_idle: u32,
-    /// What its hosts boot, as the configuration names it: workers with the same one share its failures.
+    /// The image of its hosts, as the configuration names it. Workers with the same image share its failures.
     pub image: Arc<str>,
-    /// Changes when anything changes that a new host would be started with: hosts of an older one are retired when
-    /// idle.
+    /// Changes if anything changes that shapes a new host. An idle host with an older fingerprint is replaced.
     pub fingerprint: u64,
+}
+
+/// Which of several templates with the same preference is woken first.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum AmongEquals {
+    /// The one that has the most hosts, so that the others can stay asleep.
+    #[default]
+    Pack,
+    /// The one that has the fewest hosts.
+    Spread,
+    /// The one whose hosts cost least, as far as their price is known.
+    Cheapest,
+}
+
+impl AmongEquals {
+    /// As it is written in the configuration.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Pack => "pack",
+            Self::Spread => "spread",
+            Self::Cheapest => "cheapest",
+        }
+    }
 }
 
 /// Hosts that are suspended when they are idle.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Suspend {
-    /// A host that is older, counted from its order, is terminated instead, and while it is suspended.
+    /// Age from the order at which a host is terminated instead of suspended. Also ends a host that is suspended.
     pub max_age: Duration,
 }
 

@@ -1,4 +1,4 @@
-//! Builds that wait, by what they require: a worker that becomes free looks at one head a requirement, not at every
+//! Waiting builds, by what they require. A free worker looks at the first build of each requirement instead of at every
 //! build.
 
 use super::build::Requirement;
@@ -8,41 +8,41 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The order of waiting: priority, then age.
-pub type Place = (Reverse<i32>, BuildId);
+pub type Rank = (Reverse<i32>, BuildId);
 
-/// Builds that wait with one requirement.
+/// The waiting builds with the same requirement.
 #[derive(Clone, Debug, Default)]
 pub struct Class {
     /// All of them.
-    pub waiting: BTreeSet<Place>,
+    pub waiting: BTreeSet<Rank>,
     /// Those that no starting host is kept for.
-    pub unreserved: BTreeSet<Place>,
+    pub unreserved: BTreeSet<Rank>,
 }
 
-/// All builds that wait.
+/// All waiting builds.
 #[derive(Clone, Debug, Default)]
 pub struct Queue {
-    /// By requirement; no class is empty.
+    /// The classes by requirement; none is empty.
     pub classes: BTreeMap<Requirement, Class>,
     /// The starting hosts that builds have been promised.
-    reserved: BTreeMap<BuildId, (HostId, Requirement, Place)>,
-    by_host: BTreeMap<HostId, BTreeSet<(Place, Requirement)>>,
+    reserved: BTreeMap<BuildId, (HostId, Requirement, Rank)>,
+    by_host: BTreeMap<HostId, BTreeSet<(Rank, Requirement)>>,
 }
 
 impl Queue {
     /// A build waits.
-    pub fn push(&mut self, requirement: &Requirement, place: Place) {
+    pub fn push(&mut self, requirement: &Requirement, rank: Rank) {
         let class = self.classes.entry(requirement.clone()).or_default();
-        class.waiting.insert(place);
-        class.unreserved.insert(place);
+        class.waiting.insert(rank);
+        class.unreserved.insert(rank);
     }
 
     /// A build waits no more: it was given out, or has ended.
-    pub fn remove(&mut self, requirement: &Requirement, place: Place) {
-        self.unreserve(place.1);
+    pub fn remove(&mut self, requirement: &Requirement, rank: Rank) {
+        self.unreserve(rank.1);
         if let Some(class) = self.classes.get_mut(requirement) {
-            class.waiting.remove(&place);
-            class.unreserved.remove(&place);
+            class.waiting.remove(&rank);
+            class.unreserved.remove(&rank);
             if class.waiting.is_empty() {
                 self.classes.remove(requirement);
             }
@@ -50,28 +50,28 @@ impl Queue {
     }
 
     /// A starting host is kept for a build that waits.
-    pub fn reserve(&mut self, requirement: &Requirement, place: Place, host: &HostId) {
+    pub fn reserve(&mut self, requirement: &Requirement, rank: Rank, host: &HostId) {
         if let Some(class) = self.classes.get_mut(requirement) {
-            class.unreserved.remove(&place);
-            self.reserved.insert(place.1, (host.clone(), requirement.clone(), place));
-            self.by_host.entry(host.clone()).or_default().insert((place, requirement.clone()));
+            class.unreserved.remove(&rank);
+            self.reserved.insert(rank.1, (host.clone(), requirement.clone(), rank));
+            self.by_host.entry(host.clone()).or_default().insert((rank, requirement.clone()));
         }
     }
 
     fn unreserve(&mut self, build: BuildId) {
-        let Some((host, requirement, place)) = self.reserved.remove(&build) else { return };
+        let Some((host, requirement, rank)) = self.reserved.remove(&build) else { return };
         if let Some(held) = self.by_host.get_mut(&host) {
-            held.remove(&(place, requirement.clone()));
+            held.remove(&(rank, requirement.clone()));
             if held.is_empty() {
                 self.by_host.remove(&host);
             }
         }
         if let Some(class) = self.classes.get_mut(&requirement) {
-            class.unreserved.insert(place);
+            class.unreserved.insert(rank);
         }
     }
 
-    /// The host will not come: what it was kept for waits for another. Returns those builds.
+    /// Cancels the reservations of a host that will not attach, and returns their builds. They wait for other workers.
     pub fn release(&mut self, host: &HostId) -> Vec<BuildId> {
         let builds: Vec<BuildId> = self.by_host.get(host).into_iter().flatten().map(|((_, id), _)| *id).collect();
         for build in &builds {
@@ -80,35 +80,35 @@ impl Queue {
         builds
     }
 
-    /// How many builds the host is kept for.
+    /// The number of builds for which the host is reserved.
     pub fn reserved_on(&self, host: &HostId) -> usize {
         self.by_host.get(host).map_or(0, BTreeSet::len)
     }
 
-    /// The host that is being started for a build.
+    /// The starting host that is reserved for a build.
     pub fn host_of(&self, build: BuildId) -> Option<&HostId> {
         self.reserved.get(&build).map(|(host, _, _)| host)
     }
 
     /// The build that a free worker takes next: what its host was started for, else the first that no starting host is
     /// kept for, else the first at all, since running now is better than waiting for a machine to boot.
-    pub fn best_for(&self, worker: &WorkerPlan, host: Option<&HostId>) -> Option<(Requirement, Place)> {
+    pub fn best_for(&self, worker: &WorkerPlan, host: Option<&HostId>) -> Option<(Requirement, Rank)> {
         let own = host.and_then(|h| self.by_host.get(h)).and_then(BTreeSet::first);
-        if let Some((place, requirement)) = own {
-            return Some((requirement.clone(), *place));
+        if let Some((rank, requirement)) = own {
+            return Some((requirement.clone(), *rank));
         }
         let matching = || self.classes.iter().filter(|(requirement, _)| matches(requirement, worker));
-        let head = |set: fn(&Class) -> &BTreeSet<Place>| {
+        let head = |set: fn(&Class) -> &BTreeSet<Rank>| {
             matching()
-                .filter_map(|(requirement, class)| set(class).first().map(|place| (place, requirement)))
+                .filter_map(|(requirement, class)| set(class).first().map(|rank| (rank, requirement)))
                 .min()
-                .map(|(place, requirement)| (requirement.clone(), *place))
+                .map(|(rank, requirement)| (requirement.clone(), *rank))
         };
         head(|c| &c.unreserved).or_else(|| head(|c| &c.waiting))
     }
 }
 
-/// Whether a worker may run what has this requirement.
+/// Whether a worker meets a requirement.
 pub fn matches(requirement: &Requirement, worker: &WorkerPlan) -> bool {
     match requirement {
         Requirement::Worker(name) => *name == worker.name,

@@ -3,6 +3,7 @@
 use super::build::{BuildSpec, BuildStatus};
 use super::images::{ImageKey, ImageRecord};
 use super::mail::{Mail, MailId, News};
+use super::places::{PlaceKey, PlaceRecord};
 use super::plan::{Digest, ProviderKind};
 use super::spend::Spent;
 use rouse_shared::message::Facts;
@@ -12,12 +13,12 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// One machine, from the order to start it until its provider says that it is gone.
+/// One machine, from the order until the provider reports that it is gone.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Host {
     /// Its id.
     pub id: HostId,
-    /// The worker that it is for.
+    /// The worker that it belongs to.
     pub worker: WorkerName,
     /// What makes it.
     pub provider: ProviderKind,
@@ -30,15 +31,15 @@ pub struct Host {
     pub state: HostState,
     /// [`super::plan::LatentPlan::image`] when it was ordered.
     pub image: String,
-    /// What was, or is being, ordered of the provider; absent while that is being worked out.
+    /// What is sent to the provider; absent while it is being worked out.
     #[serde(default)]
     pub launch: Option<LaunchSpec>,
-    /// The one-time password in its boot data. Kept in clear, since a try is repeated word for word after a crash;
-    /// worthless once the session secret has been used.
+    /// The one-time password in its boot data. Not hashed, because a start is repeated unchanged after a crash. Useless
+    /// once the session secret has been used.
     pub token: String,
-    /// What its agent must give as its host identity, once that is known.
+    /// The host identity that its agent must report, once that is known.
     pub identity: Option<String>,
-    /// The life of the agent that the token was used by.
+    /// The run of the agent that has used the token.
     pub nonce: Option<Nonce>,
     /// Whether the token is spent: its agent has come back with the session secret.
     pub token_spent: bool,
@@ -59,17 +60,20 @@ pub struct Host {
     /// What it had cost when it was last suspended, USD.
     #[serde(default)]
     pub paid: f64,
-    /// When its provider said that it is gone.
+    /// When its provider reported that it is gone.
     pub terminated: Option<Timestamp>,
-    /// Attempts that were given to it.
+    /// Number of attempts that it was assigned.
     pub uses: u32,
-    /// The build that it was started for; none for `min_idle`.
+    /// When an operator's giving it up takes effect: nothing that ran on it runs after that.
+    #[serde(default)]
+    pub forgotten: Option<Timestamp>,
+    /// The build that it was started for; absent if it was started for `min_idle`.
     pub started_for: Option<BuildId>,
     /// Why it is being terminated or has ended, in a sentence.
     pub why: Option<String>,
-    /// The last of what it printed, fetched where it never attached.
+    /// The last part of its console output. Only fetched if its agent never attached.
     pub console: Option<String>,
-    /// What it has cost, USD, where its provider knows a price.
+    /// What it has cost, USD, if its provider knows a price.
     pub cost: Option<f64>,
 }
 
@@ -80,11 +84,12 @@ impl Host {
     }
 }
 
-/// One try to make a host, worked out by its provider. Committed before the provider is asked to make anything, and
-/// repeated word for word after a crash or a lost reply. Another try follows only a definite lack of capacity.
+/// The complete call that creates a machine, worked out by its provider. Committed before the provider is asked to
+/// create anything, and repeated unchanged after a crash or a lost answer. Another alternative follows only after a
+/// definite lack of capacity.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct LaunchSpec {
-    /// Which alternative of the configuration it is (type, zone, market), from 0.
+    /// Number of the alternative in the configuration (type, zone, market), from 0.
     pub number: u32,
     /// What that alternative is, for people and to let it rest: the same for all workers of a place that would be made
     /// like this. Empty if there are no alternatives.
@@ -93,17 +98,16 @@ pub struct LaunchSpec {
     /// What it boots, as the provider has resolved it: differs where another image stands behind the same
     /// configuration.
     pub image: String,
-    /// The whole call, in the provider's own JSON; with the boot data, so it is as secret as the token.
+    /// The whole call, as JSON in the provider's own form. It contains the boot data, so it is as secret as the token.
     pub spec: String,
     /// Whether there is another alternative after this one.
     pub more: bool,
-    /// Whether its disk is made for this host and for no other: an agent that finds another host's mark there is
-    /// refused.
+    /// Whether its disk is created for this host only. Then an agent that finds another host's mark on it is refused.
     #[serde(default)]
     pub fresh: bool,
-    /// What its agent will give as its host identity, where that can be known before the machine is there.
+    /// The host identity that its agent will report, if that is known before the machine exists.
     pub identity: Option<String>,
-    /// USD an hour, where the provider knows a price.
+    /// Price in USD per hour, if the provider knows one.
     pub price: Option<f64>,
 }
 
@@ -132,7 +136,7 @@ pub enum HostState {
 }
 
 impl HostState {
-    /// Whether its agent is waited for.
+    /// Whether the master waits for its agent.
     pub fn is_starting(self) -> bool {
         match self {
             Self::Ordered | Self::Resuming | Self::Booting => true,
@@ -161,7 +165,7 @@ impl HostState {
     }
 }
 
-/// One agent's attachment. Kept across restarts of the master, so that its agent can go on.
+/// One attachment of an agent. Survives a restart of the master, so that the agent can go on.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Session {
     /// Its id.
@@ -170,56 +174,60 @@ pub struct Session {
     pub worker: WorkerName,
     /// The host, for a latent worker.
     pub host: Option<HostId>,
-    /// The life of the agent.
+    /// The run of the agent.
     pub nonce: Nonce,
-    /// What the agent gave as its host identity.
+    /// The host identity that the agent reported.
     pub identity: String,
     /// Version of the agent.
     pub version: String,
     /// The agent's machine.
     pub facts: Facts,
-    /// The newest connection of this life that said hello.
+    /// The newest connection of this run that has said hello.
     pub connection: u64,
     /// The queue of that connection.
     pub queue: String,
-    /// Hash of its secret, and of the one before it: an agent that never got the newest welcome still has that one.
+    /// Hash of its secret and of the previous one: an agent that never received the newest welcome still has the
+    /// previous secret.
     pub secrets: Vec<Digest>,
-    /// The lease that its agent was last welcomed with, ms; none without a lease. A reload may have set another since.
+    /// The lease that its agent has received last, milliseconds; absent if there is no lease. A reload may have changed
+    /// it since.
     pub lease_ms: Option<u64>,
     /// When it began.
     pub since: Timestamp,
-    /// Its agent has turned out to be on another machine than the host: nothing is left of it but its lease.
+    /// Whether its agent turned out to be on another machine than the host. Such a session only lasts until its lease
+    /// ends.
     #[serde(default)]
     pub impostor: bool,
-    /// The lives of the agent before this one, newest first and few: what one of them said may come late.
+    /// The previous runs of the agent, newest first, a few at most. Late messages may come from them.
     #[serde(default)]
     pub replaced: Vec<Nonce>,
 }
 
-/// What operators and failures have done to a worker.
+/// The state of a worker that operators and failures have changed.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 pub struct WorkerRecord {
-    /// What an operator has asked for.
+    /// What an operator has requested.
     pub desired: DesiredState,
     /// Failed starts in a row, of every kind.
     pub failures: u32,
-    /// Those of them that are the host's own fault, and count for quarantine.
+    /// Those of them that are the fault of its image or its configuration.
     #[serde(default)]
     pub faults: u32,
+    /// Whether its provider refused to make the last one, for no reason that it names to be its own.
+    #[serde(default)]
+    pub rejected: bool,
     /// No start before then.
     pub backoff_until: Option<Timestamp>,
-    /// Why it is quarantined, once it is.
-    pub quarantined: Option<String>,
     /// How its last host failed.
     pub last_failure: Option<String>,
-    /// Since when it has been told missing.
+    /// When it was reported as missing, if it is.
     pub missing_since: Option<Timestamp>,
-    /// Who was told so, and is to be told when it is back.
-    #[serde(default)]
-    pub told: BTreeSet<String>,
+    /// The recipients of that report. They are also notified when it is back.
+    #[serde(rename = "told", default)]
+    pub notified: BTreeSet<String>,
 }
 
-/// What an operator has asked of a worker.
+/// What an operator can request of a worker.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub enum DesiredState {
     /// To work.
@@ -231,54 +239,58 @@ pub enum DesiredState {
     Drain,
 }
 
-/// One row to be kept. The ledger writes all rows of a batch in one transaction, before any effect is performed.
+/// A record to be committed. The store writes all records of a batch in one transaction, before any effect is
+/// performed.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Record {
     /// A build that was accepted.
     NewBuild {
         /// Its number.
         id: BuildId,
-        /// What was asked for.
+        /// What was requested.
         spec: Arc<BuildSpec>,
-        /// What the submitter calls it: the same one is the same build.
+        /// The submitter's id. A second submission with the same id is the same build.
         message_id: Option<String>,
-        /// What has become of it.
+        /// Its status.
         status: BuildStatus,
     },
-    /// What has become of a build.
+    /// The status of a build.
     Build(BuildId, BuildStatus),
     /// A host.
     Host(Host),
-    /// A session; replaces the worker's one.
+    /// A session; replaces the worker's previous one.
     Session(Session),
     /// The worker's session is over.
     SessionOver(WorkerName),
-    /// What operators and failures have done to a worker.
+    /// The state of a worker that operators and failures have changed.
     Worker(WorkerName, WorkerRecord),
-    /// What has become of an image's hosts.
+    /// What the master knows about an image.
     Image(ImageKey, ImageRecord),
+    /// The pause of a place; its default if there is none any more.
+    Place(PlaceKey, PlaceRecord),
     /// What was spent today on hosts that are gone.
     Spent(Spent),
-    /// Something that people are to be told.
+    /// Something to report to people.
     News(News),
-    /// This piece of news is part of a mail now.
+    /// This piece of news has become part of a mail.
     NewsOver(u64),
     /// A mail that waits for the relay.
     Mail(Mail),
-    /// Nobody waits for this mail any more.
+    /// No recipient waits for this mail any more.
     MailOver(MailId),
-    /// How often in a row the relay did not serve us, and when it is tried again.
+    /// How many times in a row the relay was unusable, and when it is tried again.
     MailPause(u32, Timestamp),
-    /// People were told of this machine.
-    OrphanTold(ProviderKind, String),
-    /// This machine is not there any more.
+    /// This machine has been reported as an orphan.
+    OrphanReported(ProviderKind, String),
+    /// This orphan no longer exists.
     OrphanOver(ProviderKind, String),
-    /// Every agent may have been told that its lease is so long, since the master was asked to end; absent: not any
-    /// more. A length and not a moment, since the clock may be stepped before the next master reads it.
+    /// Since the master was asked to end, agents may have been promised a lease of this length; absent if no agent
+    /// relies on it any more. A length instead of a time, because the clock may be stepped before the next master reads
+    /// it.
     LeasesExtended(Option<Duration>),
 }
 
-/// All that a master finds in its ledger when it starts.
+/// Everything that a master reads from its ledger when it starts.
 #[derive(Clone, PartialEq, Debug, Default)]
 pub struct Ledger {
     /// Builds that have not ended.
@@ -287,22 +299,24 @@ pub struct Ledger {
     pub hosts: Vec<Host>,
     /// Sessions that are not over.
     pub sessions: Vec<Session>,
-    /// Workers that something was done to.
+    /// Workers with a record.
     pub workers: Vec<(WorkerName, WorkerRecord)>,
-    /// Images that hosts were made of.
+    /// Images with a record.
     pub images: Vec<(ImageKey, ImageRecord)>,
+    /// Places that pause.
+    pub places: Vec<(PlaceKey, PlaceRecord)>,
     /// The highest build number given out.
     pub last_build: u64,
     /// See [`Record::Spent`].
     pub spent: Spent,
-    /// News that are not part of a mail yet.
+    /// News that are not yet part of a mail.
     pub news: Vec<News>,
-    /// Mails that wait.
+    /// Mails that wait for the relay.
     pub mails: Vec<Mail>,
     /// See [`Record::MailPause`].
     pub mail_pause: Option<(u32, Timestamp)>,
-    /// See [`Record::OrphanTold`].
-    pub told_orphans: Vec<(ProviderKind, String)>,
+    /// See [`Record::OrphanReported`].
+    pub reported_orphans: Vec<(ProviderKind, String)>,
     /// See [`Record::LeasesExtended`].
     pub leases_extended: Option<Duration>,
 }

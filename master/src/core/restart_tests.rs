@@ -3,7 +3,7 @@
 
 use super::build::{BuildSpec, Requirement};
 use super::event::{Command, Effect, Event, RequestId, StartError, Started};
-use super::plan::{Digest, LatentPlan, Plan, ProviderKind, WorkerPlan};
+use super::plan::{AmongEquals, Digest, LatentPlan, Plan, ProviderKind, WorkerPlan};
 use super::record::{Host, HostState, LaunchSpec, Ledger, Record, Session};
 use super::{Core, Start};
 use rouse_shared::limits::{KILL_MARGIN, PROTOCOL};
@@ -26,6 +26,8 @@ fn worker(latent: bool, lease: u64) -> WorkerPlan {
         build_wait_timeout: Some(600 * SECOND),
         max_uses: 0,
         template: "w1".to_owned(),
+        prefer: 0,
+        price: None,
         min_idle: 0,
         suspend: None,
         image: "image".into(),
@@ -51,7 +53,9 @@ fn plan(workers: Vec<WorkerPlan>) -> Arc<Plan> {
         workers: workers.into_iter().map(|w| (w.name.clone(), Arc::new(w))).collect(),
         max_hosts: None,
         max_spend_per_day: None,
-        quarantine_after: 3,
+        mail_after_failed_starts: 3,
+        queue_timeout: None,
+        among_equals: AmongEquals::Pack,
         audit_interval: 120 * SECOND,
         stop_orphans: true,
         restart_lease: 600 * SECOND,
@@ -112,8 +116,13 @@ impl Master {
                 Record::Session(session) => self.session = Some(session),
                 Record::SessionOver(_) => self.session = None,
                 Record::Spent(_) => {}
-                Record::Worker(..) | Record::Image(..) | Record::News(_) | Record::NewsOver(_) | Record::Mail(_) => {}
-                Record::MailOver(_) | Record::MailPause(..) | Record::OrphanTold(..) | Record::OrphanOver(..) => {}
+                Record::Worker(..)
+                | Record::Image(..)
+                | Record::Place(..)
+                | Record::News(_)
+                | Record::NewsOver(_)
+                | Record::Mail(_) => {}
+                Record::MailOver(_) | Record::MailPause(..) | Record::OrphanReported(..) | Record::OrphanOver(..) => {}
                 Record::LeasesExtended(by) => self.leases_extended = by,
             }
         }
@@ -204,6 +213,7 @@ impl Master {
             priority: 0,
             retries: 0,
             timeout_ms: None,
+            queue_timeout_ms: None,
             env: BTreeMap::new(),
             steps: vec![step],
         };
@@ -241,9 +251,9 @@ fn a_lease_that_was_promised_holds_through_a_reload_and_a_restart() {
     master.hello("password", "here", 1);
     master.handle(Event::Shutdown);
     master.now = master.now + 3 * SECOND;
-    let told = master.heartbeat(1);
+    let effects = master.heartbeat(1);
     let extended = |m: &ToAgent| matches!(m, ToAgent::Renewed { lease_ms: Some(600_000), .. });
-    assert!(sent(&told).any(extended), "a heartbeat's answer must not take the longer lease back");
+    assert!(sent(&effects).any(extended), "a heartbeat's answer must not take the longer lease back");
     master.restart(plan(vec![worker(false, 60)]));
     // The welcome may be lost on its way.
     master.hello("password", "here", 2);
@@ -265,7 +275,7 @@ fn a_worker_that_was_removed_while_the_master_was_away_winds_up() {
     master.restart(plan(Vec::new()));
     let welcome = master.hello(&token, &id.0, 2);
     assert_eq!((welcome.lease_ms, welcome.grace_ms), (Some(60_000), 600_000));
-    // Its agent is never heard of again.
+    // Its agent never sends another message.
     let effects = master.after(60 * SECOND + KILL_MARGIN);
     assert!(effects.iter().any(|e| matches!(e, Effect::TerminateHost(_))), "{effects:?}");
 }

@@ -1,19 +1,30 @@
-//! Brings builds and workers together: gives waiting builds to free workers, and starts hosts for the rest.
+//! Assigns waiting builds to free workers, and starts hosts for the other builds.
 
+use super::build::Requirement;
 use super::event::{Change, Effect, WorkerState};
 use super::host::LiveHost;
 use super::images::ImageBudget;
-use super::plan::WorkerPlan;
+use super::places::PlaceBudget;
+use super::plan::{AmongEquals, LatentPlan, WorkerPlan};
 use super::queue;
 use super::record::{DesiredState, HostState};
 use super::sessions::EndReason;
 use super::timers::Timer;
 use super::{Core, Timestamp, Worker};
 use rouse_shared::{BuildId, HostId, WorkerName};
+use std::cmp::Reverse;
 use std::collections::BTreeSet;
 
+/// How many more hosts may be started, within one event.
+#[derive(Default)]
+struct Budget {
+    images: ImageBudget,
+    places: PlaceBudget,
+}
+
 impl Core {
-    /// Follows up on workers that the event has touched: who is free, who may be woken, who is idle, what to announce.
+    /// Updates the workers that the event has changed: which are free, which may be woken, which are idle, and what to
+    /// publish.
     pub(super) fn refresh_workers(&mut self, now: Timestamp) -> BTreeSet<WorkerName> {
         let touched = std::mem::take(&mut self.pending.workers);
         for name in &touched {
@@ -40,11 +51,11 @@ impl Core {
         touched
     }
 
-    /// The agent of a machine that we did not start goes on only while its worker is a standing one of the
-    /// configuration, or until what runs on it has ended.
+    /// Ends the session of an agent whose machine the master did not start, if its worker is no longer a standing
+    /// worker of the configuration and nothing runs on it.
     fn end_idle_session(&mut self, now: Timestamp, name: &WorkerName) {
         let Some(worker) = self.workers.get(name) else { return };
-        // An impostor's lasts as long as its lease.
+        // An impostor's session lasts until its lease ends.
         if worker.session.is_none() || worker.host.is_some() || !worker.attempts.is_empty() || worker.is_impostor() {
             return;
         }
@@ -75,7 +86,7 @@ impl Core {
             && worker.record.desired == DesiredState::Work
             && live.drain.is_none()
             && !live.leaving
-            && !live.held_until_heard
+            && !live.held_until_message
             && match (&worker.host, &plan.latent) {
                 (None, None) => true,
                 (Some(host), Some(latent)) => self.hosts.get(host).is_some_and(|l| {
@@ -88,7 +99,7 @@ impl Core {
             }
     }
 
-    /// Gives out what can be given out, and sees to the hosts of the workers that were `touched`.
+    /// Assigns what can be assigned, and updates the hosts of the `touched` workers.
     pub(super) fn schedule(&mut self, now: Timestamp, touched: BTreeSet<WorkerName>) {
         let mut looked_at = touched;
         while let Some(name) = self.pending.freed.pop_first() {
@@ -100,7 +111,7 @@ impl Core {
                 let fits = |name: &&WorkerName| self.plan_of(name).is_some_and(|p| queue::matches(&requirement, p));
                 let Some(name) = self.free.iter().find(fits).cloned() else { break };
                 looked_at.insert(name.clone());
-                // Takes a build, or is free no more: either brings this to an end.
+                // The worker takes a build or is no longer free, so this loop ends.
                 self.fill(now, &name);
             }
         }
@@ -111,14 +122,14 @@ impl Core {
         for name in &looked_at {
             self.watch_idle(now, name);
         }
-        // Those too that a host was ordered for just now.
+        // Including the workers for which a host was ordered just now.
         looked_at.extend(self.pending.workers.iter().cloned());
         for name in looked_at {
             self.announce_worker(now, &name);
         }
     }
 
-    /// Gives builds to a worker until it is full or nothing fits.
+    /// Assigns builds to a worker until it is full or no build matches.
     fn fill(&mut self, now: Timestamp, name: &WorkerName) {
         loop {
             let Some(worker) = self.workers.get(name).filter(|w| self.is_free(w)) else {
@@ -126,51 +137,106 @@ impl Core {
                 return;
             };
             let Some(plan) = worker.plan.clone() else { return };
-            let Some((requirement, place)) = self.queue.best_for(&plan, worker.host.as_ref()) else { return };
+            let Some((requirement, rank)) = self.queue.best_for(&plan, worker.host.as_ref()) else { return };
             // Another starting host may have been kept for it: that one can be kept for the next.
-            self.pending.wake |= self.queue.host_of(place.1).is_some();
-            self.assign(now, name, &requirement, place);
+            self.pending.wake |= self.queue.host_of(rank.1).is_some();
+            self.assign(now, name, &requirement, rank);
         }
     }
 
-    /// Keeps starting hosts for builds that wait, and starts more where there are none left to keep.
+    /// Reserves starting hosts for waiting builds, and starts more if there are not enough.
     fn wake(&mut self, now: Timestamp) {
-        // Without the broker no agent could attach: a host would only cost.
+        // While the broker is away no agent could attach, so a host would only cost money.
         if !self.broker_up {
             return;
         }
-        let mut room = ImageBudget::default();
+        let mut budget = Budget::default();
         let classes: Vec<_> = self.queue.classes.keys().cloned().collect();
         for requirement in classes {
-            while let Some(place) = self.queue.classes.get(&requirement).and_then(|c| c.unreserved.first().copied()) {
+            while let Some(rank) = self.queue.classes.get(&requirement).and_then(|c| c.unreserved.first().copied()) {
                 let kept = self.starting_with_room(&requirement);
                 let host = match kept {
                     Some(host) => host,
                     None => {
-                        let fits =
-                            |name: &&WorkerName| self.plan_of(name).is_some_and(|p| queue::matches(&requirement, p));
-                        let failures = |name: &&WorkerName| self.workers.get(*name).map_or(0, |w| w.record.failures);
-                        let mut may = |name: &&WorkerName| fits(name) && self.may_wake(now, name, &mut room);
-                        let rank = |name: &&WorkerName| (self.suspended_host_of(name).is_none(), failures(name));
-                        let Some(name) = self.wakeable.iter().filter(|n| may(n)).min_by_key(rank).cloned() else {
-                            break;
-                        };
+                        let Some((name, chosen)) = self.choose(now, &requirement, &mut budget) else { break };
                         if !self.may_start_one() || !self.may_spend_or_wait(now) {
                             break;
                         }
-                        self.wake_or_order(now, &name, Some(place.1), &mut room)
+                        let host = self.wake_or_order(now, &name, Some(rank.1), &mut budget);
+                        if let Some(live) = self.hosts.get_mut(&host) {
+                            live.chosen = chosen;
+                        }
+                        host
                     }
                 };
-                self.queue.reserve(&requirement, place, &host);
-                self.touch_build(place.1);
+                self.queue.reserve(&requirement, rank, &host);
+                self.touch_build(rank.1);
             }
         }
         self.keep_idle(now);
     }
 
+    /// The worker to be woken for a requirement, and why it rather than one of another template. One whose last host
+    /// failed is only tried if nobody else is left.
+    fn choose(
+        &self,
+        now: Timestamp,
+        requirement: &Requirement,
+        budget: &mut Budget,
+    ) -> Option<(WorkerName, Option<String>)> {
+        let among = self.plan.among_equals;
+        let mut best: Option<(_, &WorkerName, &LatentPlan)> = None;
+        let (mut templates, mut preferences) = (BTreeSet::new(), BTreeSet::new());
+        for name in &self.wakeable {
+            let Some(plan) = self.plan_of(name).filter(|plan| queue::matches(requirement, plan)) else { continue };
+            let Some(latent) = plan.latent.as_ref() else { continue };
+            if !self.may_wake(now, name, budget) {
+                continue;
+            }
+            templates.insert(&latent.template);
+            preferences.insert(latent.prefer);
+            let failures = self.workers.get(name).map_or(0, |worker| worker.record.failures);
+            let hosts = || self.hosts_of(&latent.template);
+            let order = match among {
+                AmongEquals::Pack => u64::MAX - hosts(),
+                AmongEquals::Spread => hosts(),
+                AmongEquals::Cheapest => self.price_of(latent),
+            };
+            let suspended = self.suspended_host_of(name).is_some();
+            let key = (failures > 0, Reverse(latent.prefer), !suspended, failures, order);
+            if best.as_ref().is_none_or(|(least, _, _)| key < *least) {
+                best = Some((key, name, latent));
+            }
+        }
+        let (_, name, latent) = best?;
+        let chosen = match (templates.len(), preferences.len()) {
+            (..=1, _) => None,
+            (_, ..=1) => Some(format!("among_equals = \"{}\"", among.as_str())),
+            (_, _) => Some(format!("prefer = {}", latent.prefer)),
+        };
+        Some((name.clone(), chosen))
+    }
+
+    /// Hosts of a template that are not gone.
+    fn hosts_of(&self, template: &str) -> u64 {
+        let of = |live: &&LiveHost| {
+            self.plan_of(&live.host.worker).and_then(|p| p.latent.as_ref()).is_some_and(|l| l.template == *template)
+        };
+        self.hosts.values().filter(of).count() as u64
+    }
+
+    /// Millionths of a USD an hour: as its provider said last, else as the configuration says. What is not known is
+    /// dear.
+    fn price_of(&self, latent: &LatentPlan) -> u64 {
+        let price = self.prices.get(&latent.template).copied().or(latent.price);
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "it is above zero, and saturates")]
+        price.map_or(u64::MAX, |price| (price.max(0.0) * 1e6) as u64)
+    }
+
     /// Whether a host of the worker can be had now: one that is suspended, or a new one of its image.
-    fn may_wake(&self, now: Timestamp, name: &WorkerName, room: &mut ImageBudget) -> bool {
-        self.suspended_host_of(name).is_some() || self.image_has_room(now, name, room)
+    fn may_wake(&self, now: Timestamp, name: &WorkerName, budget: &mut Budget) -> bool {
+        self.place_may_start(now, name, &mut budget.places)
+            && (self.suspended_host_of(name).is_some() || self.image_may_start(now, name, &mut budget.images))
     }
 
     fn wake_or_order(
@@ -178,18 +244,19 @@ impl Core {
         now: Timestamp,
         name: &WorkerName,
         started_for: Option<BuildId>,
-        room: &mut ImageBudget,
+        budget: &mut Budget,
     ) -> HostId {
         self.wakeable.remove(name);
+        self.use_place_budget(name, &mut budget.places);
         if let Some(id) = self.suspended_host_of(name) {
             self.resume_host(now, &id, started_for);
             return id;
         }
-        self.take_room(name, room);
+        self.use_image_budget(name, &mut budget.images);
         self.order_host(now, name, started_for)
     }
 
-    fn starting_with_room(&self, requirement: &super::build::Requirement) -> Option<HostId> {
+    fn starting_with_room(&self, requirement: &Requirement) -> Option<HostId> {
         self.starting().find_map(|(id, plan)| {
             let room = plan.max_builds.is_none_or(|most| self.queue.reserved_on(id) < most as usize)
                 && plan
@@ -211,14 +278,13 @@ impl Core {
     }
 
     /// Whether `limits.max_hosts` leaves room for one more. Every host counts until its provider reports that it is
-    /// gone or suspended (suspended hosts must not keep the builds of other workers waiting). So does every orphan:
-    /// nothing is started until every provider has listed its hosts.
+    /// gone or suspended (suspended hosts must not keep the builds of other workers waiting). The ledger knows each
+    /// before it is made, so nobody has to be asked.
     pub(super) fn may_start_one(&self) -> bool {
         let Some(most) = self.plan.max_hosts else { return true };
-        // Those that this very event found to be gone are still listed, until it has been followed up.
+        // Hosts that this event found to be gone are removed only at its end.
         let rests = |l: &&LiveHost| l.host.state == HostState::Terminated || l.host.suspended.is_some();
-        let alive = self.hosts.values().filter(|l| !rests(l)).count() + self.orphans.len();
-        self.unlisted.is_empty() && alive < most as usize
+        self.hosts.values().filter(|l| !rests(l)).count() < most as usize
     }
 
     /// Starts hosts until each template has its `min_idle`.
@@ -234,21 +300,21 @@ impl Core {
             .filter(|l| l.min_idle > 0)
             .map(|l| (l.template.clone(), l.min_idle))
             .collect();
-        let mut room = ImageBudget::default();
+        let mut budget = Budget::default();
         for (template, min_idle) in wanted {
             while self.idle_of(&template) < min_idle && self.may_start_one() && self.may_spend_or_wait(now) {
                 let of = |name: &&WorkerName| {
                     self.plan_of(name).and_then(|p| p.latent.as_ref()).is_some_and(|l| l.template == template)
                 };
-                let mut may = |name: &&WorkerName| of(name) && self.may_wake(now, name, &mut room);
+                let mut may = |name: &&WorkerName| of(name) && self.may_wake(now, name, &mut budget);
                 let awake = |name: &&WorkerName| self.suspended_host_of(name).is_none();
                 let Some(name) = self.wakeable.iter().filter(|n| may(n)).min_by_key(awake).cloned() else { break };
-                self.wake_or_order(now, &name, None, &mut room);
+                self.wake_or_order(now, &name, None, &mut budget);
             }
         }
     }
 
-    /// Starts, or stops, to count how long the worker's host is idle; retires a host that is not to be used again.
+    /// Starts or clears the worker's idle timer, and drains a host that is not to be used again.
     fn watch_idle(&mut self, now: Timestamp, name: &WorkerName) {
         let Some(worker) = self.workers.get(name) else { return };
         let Some(live) = self.host_of(worker) else { return };
@@ -275,19 +341,16 @@ impl Core {
         } else {
             self.timers.clear(&Timer::Idle(id));
         }
-        // One that was idle and is at work no longer counts for min_idle.
+        // The worker was idle and now works, so it no longer counts for `min_idle`.
         if latent.min_idle > 0 {
             self.keep_idle(now);
         }
     }
 
-    /// The state of a worker that people see.
+    /// The state of a worker, for people.
     pub(super) fn worker_state(&self, worker: &Worker, now: Timestamp) -> WorkerState {
         let record = &worker.record;
         let busy = !worker.attempts.is_empty();
-        if record.quarantined.is_some() {
-            return WorkerState::Quarantined;
-        }
         let host = self.host_of(worker).map(|l| l.host.state);
         let attached = || match (record.desired, busy) {
             (DesiredState::Drain, true) => WorkerState::Draining,
@@ -307,6 +370,7 @@ impl Core {
                 WorkerState::Backoff
             }
             None | Some(HostState::Suspended) if self.image_until(worker, now).is_some() => WorkerState::Backoff,
+            None | Some(HostState::Suspended) if self.place_until(worker, now).is_some() => WorkerState::Backoff,
             None | Some(HostState::Suspended) if record.missing_since.is_some() => WorkerState::Missing,
             None | Some(HostState::Suspended) if record.desired != DesiredState::Work => WorkerState::Paused,
             None | Some(HostState::Suspended) if worker.standing() => WorkerState::Offline,
@@ -315,7 +379,7 @@ impl Core {
     }
 }
 
-/// Whether a host may be started for the worker now, where it has none but one that is suspended.
+/// Whether a host may be started for the worker now: it has none, or only a suspended one.
 fn is_wakeable(worker: &Worker, now: Timestamp) -> bool {
     let latent = worker.plan.as_ref().is_some_and(|p| p.latent.is_some());
     latent
@@ -323,6 +387,5 @@ fn is_wakeable(worker: &Worker, now: Timestamp) -> bool {
         && worker.session.is_none()
         && worker.attempts.is_empty()
         && worker.record.desired == DesiredState::Work
-        && worker.record.quarantined.is_none()
         && worker.record.backoff_until.is_none_or(|until| until <= now)
 }

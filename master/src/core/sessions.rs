@@ -1,4 +1,4 @@
-//! Sessions: how they begin, go on and end. One worker, one agent. Who is let in is decided in [`super::admission`].
+//! Sessions: how they begin, continue and end. A worker has one session. [`super::admission`] decides who is let in.
 
 use super::admission::{AdmissionDecision, Credential};
 use super::event::{Effect, Level};
@@ -12,26 +12,26 @@ use rouse_shared::{Nonce, SessionId, WorkerName};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Without a lease, an agent ends its builds when its link has been down for so long.
+/// Without a lease, an agent kills its builds if its link has been down for this long.
 pub(super) const LINK_PATIENCE: Duration = Duration::from_secs(600);
 
-/// For the agent of a worker that the configuration has no more: its grace and its keepalive interval, the defaults.
+/// Grace and keepalive interval for the agent of a worker that is no longer in the configuration: the defaults.
 const WINDING_UP_GRACE: Duration = Duration::from_secs(600);
 pub(super) const WINDING_UP_KEEPALIVE: Duration = Duration::from_secs(10);
-/// The lives of an agent that are remembered once others have replaced them.
+/// Number of previous runs of an agent that a session remembers.
 const REPLACED_LIVES: usize = 4;
-/// Why an attempt is lost that an agent does not list.
+/// Why an attempt is lost that its agent does not list.
 const CAME_WITHOUT: &str = "its agent came back without this attempt";
 
-/// What is known of the attempts and the agent of a session that ends.
+/// What is known about agent and attempts when a session ends.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum EndReason {
-    /// Nothing: they may run on.
+    /// Nothing. The attempts may still run.
     Unknown,
-    /// None of them runs, since their supervisors have held the lease's deadline. The agent may come back, with the
-    /// logs of those that had ended.
+    /// No attempt runs, because the supervisors have kept the lease's deadline. The agent may come back with the logs
+    /// of attempts that have ended.
     Stopped,
-    /// The agent is gone, with all that it kept.
+    /// The agent and everything that it kept are gone.
     Gone,
 }
 
@@ -86,7 +86,7 @@ impl Core {
                 let last = self.session_of(name).map(|live| live.session.clone());
                 let replaced = last.map(|last| std::iter::once(last.nonce).chain(last.replaced));
                 self.end_session(now, name, "its agent was started again", EndReason::Gone);
-                // Should the welcome be lost, and this life with it, the next one has no other secret.
+                // If the welcome is lost and this run ends, the next run has no other secret.
                 let known = vec![Digest::of(&hello.credential)];
                 self.begin(now, name, hello, known, replaced.into_iter().flatten().take(REPLACED_LIVES).collect());
             }
@@ -123,7 +123,7 @@ impl Core {
             last_seq: 0,
             drain: None,
             leaving: hello.leaving,
-            held_until_heard: false,
+            held_until_message: false,
             notice: None,
         });
         if let Some(host) = &host {
@@ -133,13 +133,13 @@ impl Core {
             }
             self.host_attached(now, host);
         }
-        self.worker_here(now, name);
+        self.worker_is_back(now, name);
         self.welcome(name, true);
         self.renew(now, name);
         self.extend_hello(now, name);
         self.drain_on(name);
         self.touch_worker(name);
-        // What had ended before its last session was over is kept there until it is settled.
+        // The agent keeps ended attempts of its previous session until they are settled.
         let ended: Vec<_> = reported.into_iter().filter(|report| report.outcome.is_some()).collect();
         let given: Vec<_> = self.workers.get(name).map(|w| w.attempts.iter().copied().collect()).unwrap_or_default();
         for id in given.into_iter().filter(|id| ended.iter().all(|report| report.attempt != *id)) {
@@ -150,8 +150,8 @@ impl Core {
         self.apply_ended(now, name, ended);
     }
 
-    /// Takes up attempts that an agent has told the end of in its hello. What it had sent of their logs may be gone
-    /// with the broker, and it knows nothing of that: what is missing is asked for at once.
+    /// Takes up the ended attempts that an agent lists in its hello. Log chunks that it has sent may have been lost
+    /// with the broker without its knowledge, so missing bytes are requested at once.
     fn apply_ended(&mut self, now: Timestamp, name: &WorkerName, ended: Vec<AttemptReport>) {
         for report in ended {
             let id = report.attempt;
@@ -160,12 +160,12 @@ impl Core {
         }
     }
 
-    /// What an agent says of its attempts, where it is of attempts of ours: another master's bear the same numbers.
+    /// The attempts in a hello, if they are this master's. Those of another master have the same numbers.
     fn reported_attempts(&self, hello: &Hello) -> Vec<AttemptReport> {
         if hello.master.as_ref() == Some(&self.master) { hello.attempts.clone() } else { Vec::new() }
     }
 
-    /// A drain outlives the session that it began in: the next one, and the next master, go on with it.
+    /// A drain outlasts its session: the next session, and the next master, continue it.
     pub(super) fn drain_on(&mut self, name: &WorkerName) {
         let Some(worker) = self.workers.get(name) else { return };
         if self.host_of(worker).is_some_and(|live| live.host.state == HostState::Draining) {
@@ -173,8 +173,8 @@ impl Core {
         }
     }
 
-    /// The same life of the agent has a new connection: its builds go on; orders and cancels are worked out anew from
-    /// the ledger and what the agent says.
+    /// The same run of the agent has a new connection. Its builds continue. Requests and cancels are worked out anew
+    /// from the ledger and the hello.
     fn resume(&mut self, now: Timestamp, name: &WorkerName, hello: Hello, secret_used: bool) {
         let reported = self.reported_attempts(&hello);
         self.forget_refusal(name, &hello.identity);
@@ -182,7 +182,7 @@ impl Core {
         if hello.connection < live.session.connection {
             return;
         }
-        // Also where that connection is gone meanwhile: what it said of its builds is old.
+        // Even if that connection has been lost since, the list of attempts in this hello is old.
         let again = hello.connection == live.session.connection;
         live.session.connection = hello.connection;
         live.session.queue = hello.queue;
@@ -190,8 +190,8 @@ impl Core {
         live.session.facts = hello.facts;
         live.attached = true;
         live.leaving |= hello.leaving;
-        live.held_until_heard = false;
-        // What it counts its lease from now is this hello, number 0.
+        live.held_until_message = false;
+        // The agent counts its lease from this hello, which has number 0.
         live.last_seq = 0;
         let (host, drain) = (live.session.host.clone(), live.drain);
         let session = live.session.id.clone();
@@ -200,7 +200,7 @@ impl Core {
             let id = live.host.id.clone();
             self.touch_host(&id);
         }
-        self.worker_here(now, name);
+        self.worker_is_back(now, name);
         self.welcome(name, !secret_used);
         self.renew(now, name);
         self.extend_hello(now, name);
@@ -241,7 +241,7 @@ impl Core {
             live.session.secrets.insert(0, Digest::of(secret));
             live.session.secrets.truncate(2);
         }
-        // A worker that is no longer in the configuration winds up as it was welcomed before.
+        // A worker that is no longer in the configuration keeps the terms that it had.
         if let Some(plan) = &plan {
             live.session.lease_ms = plan.lease.map(millis);
         }
@@ -262,7 +262,7 @@ impl Core {
         self.send(name, message);
     }
 
-    /// Who comes while the master is about to end is promised as much as the others were.
+    /// An agent that attaches while the master is about to end gets the same extension as the others.
     fn extend_hello(&mut self, now: Timestamp, name: &WorkerName) {
         if let Some(lease_ms) = self.extend_again(now, name)
             && let Some(session) = self.session_id(name)
@@ -273,7 +273,7 @@ impl Core {
 
     fn on_heartbeat(&mut self, now: Timestamp, name: &WorkerName, heartbeat: &Heartbeat) {
         let Some(live) = self.live_mut(name, &heartbeat.session) else { return };
-        let changed = !std::mem::replace(&mut live.attached, true) | std::mem::take(&mut live.held_until_heard);
+        let changed = !std::mem::replace(&mut live.attached, true) | std::mem::take(&mut live.held_until_message);
         live.vitals = Some(heartbeat.vitals);
         live.last_seq = live.last_seq.max(heartbeat.seq);
         let drain = live.drain;
@@ -282,10 +282,10 @@ impl Core {
         let lease_ms = self.extend_again(now, name);
         self.send(name, ToAgent::Renewed { session: session.clone(), seq: heartbeat.seq, lease_ms });
         if changed {
-            self.worker_here(now, name);
+            self.worker_is_back(now, name);
             self.touch_worker(name);
         }
-        // Whatever was lost on its way is said again.
+        // Sends again what may have been lost.
         let Some(worker) = self.workers.get(name) else { return };
         let keepalive = worker.keepalive();
         let due: Vec<_> = worker
@@ -294,9 +294,10 @@ impl Core {
             .filter_map(|id| {
                 let build = self.builds.get(&id.build)?;
                 let attempt = build.status.live_attempt().filter(|a| a.number == id.number && a.session == session)?;
-                let unheard = attempt.started.is_none() && now.since(attempt.ordered) >= keepalive.saturating_mul(2);
+                let unconfirmed =
+                    attempt.started.is_none() && now.since(attempt.ordered) >= keepalive.saturating_mul(2);
                 let cancel = build.status.cancelled && attempt.outcome.is_none();
-                (unheard || cancel).then_some((*id, cancel))
+                (unconfirmed || cancel).then_some((*id, cancel))
             })
             .collect();
         for (id, cancel) in due {
@@ -320,7 +321,7 @@ impl Core {
         }
     }
 
-    /// The agent ends by itself; nothing of its builds runs.
+    /// The agent ends by itself, and none of its builds runs.
     fn on_goodbye(&mut self, now: Timestamp, name: &WorkerName) {
         self.end_session(now, name, "its agent was stopped", EndReason::Gone);
         if let Some(host) = self.workers.get(name).and_then(|worker| worker.host.clone()) {
@@ -328,8 +329,8 @@ impl Core {
         }
     }
 
-    /// The lease ended without a heartbeat. A standing worker's builds were ended by its supervisors; a latent host is
-    /// stopped, and its builds go elsewhere once it is gone, since the clocks of a paused machine prove nothing.
+    /// The lease has ended without a heartbeat. A standing worker's supervisors have ended its builds. A latent host is
+    /// terminated and its builds are retried once it is gone, because the clock of a paused machine proves nothing.
     pub(super) fn on_lease_over(&mut self, now: Timestamp, name: &WorkerName) {
         let Some(worker) = self.workers.get(name).filter(|w| w.session.is_some()) else { return };
         if worker.is_impostor() {
@@ -375,7 +376,8 @@ impl Core {
                 self.touch_worker(name);
             }
             Some(_) => {}
-            // One of its connections closed, perhaps not this one. A message that proves nothing comes back if it was.
+            // One of the worker's connections has closed, but perhaps not this one. The probe shows it: the message is
+            // returned if the queue is gone.
             None => {
                 let message = ToAgent::Renewed { session: live.session.id.clone(), seq: 0, lease_ms: None };
                 self.send(name, message);

@@ -1,4 +1,4 @@
-//! Effects, records and messages in one line each, for transcripts: the core's tests and the simulation read alike.
+//! Effects, records and messages in one line each, for the transcripts of tests and simulation.
 
 use super::event::{Change, Effect};
 use super::mail::{Item, What};
@@ -12,13 +12,18 @@ pub fn effect(effect: &Effect, now: Timestamp) -> String {
         Effect::Save(record) => format!("save {}", self::record(record, now)),
         Effect::Send { queue, message } => format!("{queue} <- {}", self::message(message)),
         Effect::Reply { request, reply } => format!("reply {}: {reply:?}", request.0),
-        Effect::PrepareHost { host, number, .. } => format!("prepare order {number} of {} for {}", host.id, host.worker),
+        Effect::PrepareHost { host, number, resting } => {
+            let resting: Vec<_> = resting.iter().map(String::as_str).collect();
+            let without = if resting.is_empty() { String::new() } else { format!(", without {}", resting.join(", ")) };
+            format!("prepare order {number} of {} for {}{without}", host.id, host.worker)
+        }
         Effect::StartHost(host) => format!("START {} for {}", host.id, host.worker),
         Effect::TerminateHost(host) => format!("TERMINATE {}", host.id),
         Effect::SuspendHost(host) => format!("SUSPEND {}", host.id),
         Effect::ResumeHost(host) => format!("RESUME {} for {}", host.id, host.worker),
         Effect::TerminateOrphan { listed, .. } => format!("TERMINATE ORPHAN {}", listed.handle),
         Effect::FetchConsole(host) => format!("fetch console of {}", host.id),
+        Effect::ForgetPlace { place, .. } => format!("forget {place}"),
         Effect::ListHosts(provider) => format!("list {}", provider.as_str()),
         Effect::ListForAudit { round, provider, .. } => format!("list {} for audit, round {round}", provider.as_str()),
         Effect::OpenLogs { attempt, worker } => format!("open logs of {attempt} from {worker}"),
@@ -45,7 +50,7 @@ pub fn effect(effect: &Effect, now: Timestamp) -> String {
     }
 }
 
-/// A row of the ledger; times count from `now`.
+/// A record; times are relative to `now`.
 pub fn record(record: &Record, now: Timestamp) -> String {
     match record {
         Record::NewBuild { id, .. } => format!("new build {id}"),
@@ -82,8 +87,8 @@ pub fn record(record: &Record, now: Timestamp) -> String {
             if let Some(until) = record.backoff_until {
                 text.push_str(&format!(", again in {} s", until.since(now).as_secs()));
             }
-            if record.quarantined.is_some() {
-                text.push_str(", quarantined");
+            if record.rejected {
+                text.push_str(", rejected");
             }
             if record.missing_since.is_some() {
                 text.push_str(", missing");
@@ -94,6 +99,10 @@ pub fn record(record: &Record, now: Timestamp) -> String {
             let until = image.until.map(|u| format!(", again in {} s", u.since(now).as_secs())).unwrap_or_default();
             let proven = image.proven.as_deref().map(|p| format!(", {p} works")).unwrap_or_default();
             format!("{}: {} failures{until}{proven}", key.image, image.failures)
+        }
+        Record::Place(key, place) => {
+            let until = place.until.map(|u| format!(", again in {} s", u.since(now).as_secs())).unwrap_or_default();
+            format!("place {}: {} failures{until}", key.name, place.failures)
         }
         Record::Spent(spent) => format!("spent {} USD today", spent.micros as f64 / 1e6),
         Record::LeasesExtended(Some(by)) => format!("leases for {} s", by.as_secs()),
@@ -118,7 +127,7 @@ pub fn record(record: &Record, now: Timestamp) -> String {
         Record::MailPause(failures, until) => {
             format!("mail pause: {failures} failures, {} s", until.since(now).as_secs())
         }
-        Record::OrphanTold(_, handle) => format!("orphan {handle} told"),
+        Record::OrphanReported(_, handle) => format!("orphan {handle} reported"),
         Record::OrphanOver(_, handle) => format!("orphan {handle} over"),
     }
 }
@@ -127,6 +136,8 @@ fn item(item: &Item) -> String {
     match &item.what {
         What::Missing { worker, .. } => format!("{worker} missing"),
         What::Back { worker, .. } => format!("{worker} back"),
+        What::PlacePaused { place, .. } => format!("{place} pauses"),
+        What::PlaceBack { place, .. } => format!("{place} serves again"),
         What::Orphan { handle, terminated, .. } => {
             format!("{handle} orphan{}", if *terminated { "" } else { ", left" })
         }
@@ -154,6 +165,5 @@ pub fn message(message: &ToAgent) -> String {
         ToAgent::Resend { attempt, step, offset, .. } => format!("resend {attempt} step {step} from {offset}"),
         ToAgent::Drain { drain, suspend, .. } => format!("drain {drain}{}", if *suspend { ", to suspend" } else { "" }),
         ToAgent::Undrain { .. } => "undrain".to_owned(),
-        ToAgent::Exit { .. } => "exit".to_owned(),
     }
 }

@@ -1,4 +1,4 @@
-//! What hosts cost, and the most that may be spent in a day. A day is one of UTC's.
+//! What hosts cost, and the limit of a day's costs. Days are in UTC.
 
 use super::record::{Host, Record};
 use super::timers::Timer;
@@ -18,12 +18,12 @@ pub struct Spent {
     pub micros: u64,
 }
 
-/// USD for a time.
+/// The price of a time, USD.
 fn usd(per_hour: f64, time: Duration) -> f64 {
     per_hour * time.as_secs_f64() / 3_600.0
 }
 
-/// What a host has cost until now, USD; none where its provider knows no price.
+/// What a host has cost until now, USD; none if its provider knows no price.
 pub(super) fn cost(host: &Host, now: Timestamp) -> Option<f64> {
     cost_since(host, Timestamp(0), now).map(|usd| host.paid + usd)
 }
@@ -33,7 +33,7 @@ fn cost_since(host: &Host, since: Timestamp, now: Timestamp) -> Option<f64> {
     if host.suspended.is_some() {
         return Some(0.0);
     }
-    // A host that its provider never took has cost nothing. What it cost before it was suspended is paid.
+    // A host that its provider never accepted has cost nothing. The cost up to its last suspension is already counted.
     let begin = host.resumed.or(host.booted).unwrap_or(now).max(since);
     Some(usd(price, host.terminated.unwrap_or(now).since(begin)))
 }
@@ -51,7 +51,7 @@ impl Core {
         gone + self.hosts.values().filter_map(|live| cost_since(&live.host, midnight, now)).sum::<f64>()
     }
 
-    /// A host is gone: what it has cost is kept.
+    /// A host is gone: adds its cost to the day's.
     pub(super) fn settle(&mut self, now: Timestamp, id: &HostId) {
         let Some(live) = self.hosts.get_mut(id) else { return };
         live.host.cost = cost(&live.host, now);
@@ -66,7 +66,7 @@ impl Core {
         self.out.push(Effect::Save(Record::Spent(self.spent)));
     }
 
-    /// Whether `limits.max_spend_per_day` allows another host; else a sentence that says so, and when it does again.
+    /// Whether `limits.max_spend_per_day` allows another host. If not, a sentence that says so, and when it will.
     pub(super) fn may_spend(&self, now: Timestamp) -> Result<(), (String, Timestamp)> {
         let Some(most) = self.plan.max_spend_per_day else { return Ok(()) };
         let spent = self.spent_today(now);
@@ -82,7 +82,7 @@ impl Core {
         ))
     }
 
-    /// The same; looks again when a new day begins.
+    /// The same, and sets a timer for the next day.
     pub(super) fn may_spend_or_wait(&mut self, now: Timestamp) -> bool {
         match self.may_spend(now) {
             Ok(()) => true,

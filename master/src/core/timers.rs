@@ -1,53 +1,62 @@
-//! Deadlines by name, so that each can be moved or dropped, and the earliest is known at once.
+//! Named deadlines, each of which can be moved or removed.
 
 use super::event::RequestId;
 use super::images::ImageKey;
+use super::places::PlaceKey;
 use super::plan::ProviderKind;
-use rouse_shared::{AttemptId, HostId, Timestamp, WorkerName};
+use rouse_shared::{AttemptId, BuildId, HostId, Timestamp, WorkerName};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What a deadline is for.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Timer {
-    /// The worker's session is over, unless a heartbeat comes.
+    /// The worker's lease has ended.
     Lease(WorkerName),
-    /// What the last master extended every lease by is over.
+    /// The lease extension that the previous master promised has ended.
     Extension,
-    /// The host has failed, unless its agent attaches.
+    /// The host has not attached in time.
     Boot(HostId),
     /// The host has been idle for its `build_wait_timeout`.
     Idle(HostId),
     /// Make the call of the host's phase again: to start, resume, suspend or terminate its machine.
     CallAgain(HostId),
-    /// The host should be suspended by now, or has been for long enough.
+    /// The host has taken too long to suspend, or has been suspended for long enough.
     Suspension(HostId),
-    /// Wait no longer for what the host printed.
+    /// Stop waiting for the host's console output.
     Console(HostId),
-    /// The worker is missing, unless it attaches.
+    /// Whatever ran on the host, which an operator has given up, has ended by now.
+    Forget(HostId),
+    /// The worker is missing.
     Missing(WorkerName),
     /// The worker may start a host again.
     Backoff(WorkerName),
     /// Hosts of the image may be ordered again.
     Image(ImageKey),
+    /// Probe the place, which pauses.
+    Place(PlaceKey),
+    /// Say by mail that the place pauses.
+    PlaceMail(PlaceKey),
+    /// The build has waited for its `queue_timeout`.
+    Queue(BuildId),
     /// Ask again for the rest of the attempt's logs, or give them up.
     Logs(AttemptId),
     /// Compare what the provider lists with the ledger.
     Audit(ProviderKind),
     /// List again for an audit that a user has asked for.
     AuditRound(RequestId),
-    /// Answer whoever asked for the audit, with what it has found so far.
+    /// Answer an audit with what it has found so far.
     AuditOver(RequestId),
     /// A new day has begun, and more may be spent.
     Day,
-    /// The cloud takes the host back now: what has not ended by itself goes elsewhere.
+    /// The cloud is about to take the host back, so it is terminated.
     Reclaim(HostId),
-    /// Put the news that wait into mails.
+    /// Put the waiting news into mails.
     News,
-    /// Hand the relay a mail that waits.
+    /// Send a waiting mail.
     Mail,
 }
 
-/// All deadlines that are set.
+/// All deadlines.
 #[derive(Clone, Debug, Default)]
 pub struct Timers {
     at: BTreeMap<Timer, Timestamp>,
@@ -63,21 +72,21 @@ impl Timers {
         self.order.insert((at, timer));
     }
 
-    /// Sets a deadline where there is none.
+    /// Sets a deadline if there is none.
     pub fn set_once(&mut self, timer: Timer, at: Timestamp) {
         if !self.at.contains_key(&timer) {
             self.set(timer, at);
         }
     }
 
-    /// Sets a deadline, or moves it to later.
+    /// Sets a deadline, or moves it to a later time.
     pub fn postpone(&mut self, timer: Timer, at: Timestamp) {
         if self.at.get(&timer).is_none_or(|before| *before < at) {
             self.set(timer, at);
         }
     }
 
-    /// Drops a deadline, where there is one.
+    /// Removes a deadline, if there is one.
     pub fn clear(&mut self, timer: &Timer) {
         if let Some(at) = self.at.remove(timer) {
             self.order.remove(&(at, timer.clone()));
@@ -89,7 +98,7 @@ impl Timers {
         self.order.first().map(|(at, _)| *at)
     }
 
-    /// Takes the earliest deadline, where it has come.
+    /// Removes and returns the earliest deadline if it is due.
     pub fn pop_due(&mut self, now: Timestamp) -> Option<Timer> {
         if self.next()? > now {
             return None;

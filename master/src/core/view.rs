@@ -1,4 +1,4 @@
-//! What people see of the core's state: plain data for listings and pages.
+//! What people see of the core's state: plain data for lists and pages.
 
 use super::build::{Build, BuildState};
 use super::event::WorkerState;
@@ -6,6 +6,7 @@ use super::plan::ProviderKind;
 use super::record::{DesiredState, Host};
 use rouse_shared::message::{Facts, Vitals};
 use rouse_shared::{BuildId, HostId, Timestamp, WorkerName};
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// A build as people see it.
@@ -13,7 +14,7 @@ use std::collections::BTreeMap;
 pub struct BuildView {
     /// The build.
     pub build: Build,
-    /// Its state, a host that is being started for it considered.
+    /// Its state, including whether a host is being started for it.
     pub state: BuildState,
 }
 
@@ -22,15 +23,15 @@ pub struct BuildView {
 pub struct WorkerView {
     /// Its name.
     pub name: WorkerName,
-    /// What makes its hosts; absent for a standing worker.
+    /// The provider of its hosts; absent for a standing worker.
     pub provider: Option<ProviderKind>,
     /// Its state.
     pub state: WorkerState,
     /// Since when it is in that state.
     pub since: Timestamp,
-    /// Attempts that are given to it and have not ended.
+    /// Number of assigned attempts that have not ended.
     pub running: u32,
-    /// How many it takes at once.
+    /// Largest number of builds at the same time.
     pub max_builds: Option<u32>,
     /// Its host, while there is one.
     pub host: Option<HostId>,
@@ -38,30 +39,77 @@ pub struct WorkerView {
     pub agent_version: Option<String>,
     /// Its agent's machine, while one is attached.
     pub facts: Option<Facts>,
-    /// How its machine was at the last heartbeat.
+    /// The load of its machine at the last heartbeat.
     pub vitals: Option<Vitals>,
-    /// When its agent said hello or sent a heartbeat last; after a restart not known until the next one.
+    /// When its agent last sent a hello or a heartbeat; absent after a restart of the master until the next one.
     pub last_heard: Option<Timestamp>,
-    /// The agent that was refused last under its name, within the last ten minutes; a master that starts knows of none.
+    /// The agent that was last refused under its name, within the last ten minutes and since the master started.
     pub refused: Option<Refusal>,
-    /// What an operator has asked for.
+    /// What an operator has requested.
     pub wish: DesiredState,
-    /// What `where` matches.
+    /// Properties for `where`.
     pub properties: BTreeMap<String, String>,
-    /// How its last host failed, until one succeeds.
+    /// Why its last host failed, until one succeeds.
     pub last_failure: Option<String>,
-    /// When the next start may be tried, after failures.
+    /// When the next start is tried after failures.
     pub next_try: Option<Timestamp>,
+}
+
+/// How a place is.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum PlaceState {
+    /// It answers, and makes hosts.
+    Healthy,
+    /// It has refused to start a host, or could not be asked: none is started there until the next probe.
+    Pausing,
+    /// It has not answered since the master started.
+    Unknown,
+}
+
+impl PlaceState {
+    /// Every state.
+    pub const ALL: [Self; 3] = [Self::Healthy, Self::Pausing, Self::Unknown];
+
+    /// As it is written in listings.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Healthy => "healthy",
+            Self::Pausing => "pausing",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+/// A place as people see it: what fails together.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PlaceView {
+    /// What commands and the API call it.
+    pub id: String,
+    /// What makes hosts there.
+    pub provider: ProviderKind,
+    /// What the configuration calls it.
+    pub name: String,
+    /// How it is.
+    pub state: PlaceState,
+    /// Hosts of ours there that are not gone.
+    pub hosts: usize,
+    /// Why it pauses: its newest refusal, in a sentence.
+    pub reason: Option<String>,
+    /// When its pause began.
+    pub since: Option<Timestamp>,
+    /// When it is asked again.
+    pub next_probe: Option<Timestamp>,
 }
 
 /// An agent under a worker's name that the master has refused.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Refusal {
-    /// When it was told so last.
+    /// When it was last refused.
     pub at: Timestamp,
-    /// The machine that it says it is on, at most 100 characters.
+    /// The machine that it claims to be on, at most 100 characters.
     pub identity: String,
-    /// Why, as it was told, at most 300 characters.
+    /// The reason, at most 300 characters.
     pub reason: String,
 }
 
@@ -79,6 +127,6 @@ pub struct HostView {
 pub struct Why {
     /// One sentence.
     pub sentence: String,
-    /// When the next try is, where one is set.
+    /// When the next try is, if there will be one.
     pub next_try: Option<Timestamp>,
 }

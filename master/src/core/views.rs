@@ -1,4 +1,4 @@
-//! Answers for people, from the core's state.
+//! Lists for people, from the core's state.
 
 use super::Core;
 use super::build::{BuildState, Requirement};
@@ -18,7 +18,7 @@ impl Core {
         self.builds.values().rev().map(|build| BuildView { build: build.clone(), state: self.state_of(build) })
     }
 
-    /// Workers of the configuration, and those that still wind up, by name.
+    /// The workers of the configuration, and removed workers that still end what they run, by name.
     pub fn worker_views(&self, now: Timestamp) -> Vec<WorkerView> {
         self.workers
             .iter()
@@ -33,7 +33,7 @@ impl Core {
                 agent_version: worker.attached().map(|l| l.session.version.clone()),
                 facts: worker.attached().map(|l| l.session.facts.clone()),
                 vitals: worker.attached().and_then(|l| l.vitals),
-                last_heard: worker.heard,
+                last_heard: worker.last_message,
                 refused: worker.refusal(now).cloned(),
                 wish: worker.record.desired,
                 properties: worker.plan.as_ref().map(|p| p.properties.clone()).unwrap_or_default(),
@@ -84,7 +84,7 @@ impl Core {
     }
 }
 
-/// Numbers for metrics.
+/// Counts for the metrics.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Counts {
     /// Builds that have not ended.
@@ -97,7 +97,7 @@ pub struct Counts {
     pub broker_up: bool,
 }
 
-/// A requirement as people write it.
+/// A requirement as users write it.
 pub(super) fn describe(requirement: &Requirement) -> String {
     match requirement {
         Requirement::Worker(name) => format!("worker {name}"),

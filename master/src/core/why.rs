@@ -8,6 +8,7 @@ use super::view::Why;
 use super::views::describe;
 use super::{Core, Timestamp, Worker};
 use rouse_shared::{BuildId, WorkerName};
+use std::collections::BTreeMap;
 
 impl Core {
     /// Why a build that has not ended has not started, or what it is doing.
@@ -39,6 +40,9 @@ impl Core {
                 host.worker,
                 host.provider.as_str()
             );
+            if let Some(chosen) = &live.chosen {
+                sentence.push_str(&format!("; chosen by {chosen}"));
+            }
             let trouble = live.phase.trouble();
             if let Some(trouble) = trouble.filter(|_| host.state == HostState::Ordered) {
                 sentence.push_str(&format!(
@@ -109,12 +113,9 @@ impl Core {
         let asleep = matching.iter().any(sleeps);
         if asleep && !self.may_start_one() {
             let most = self.plan.max_hosts.unwrap_or_default();
-            let reason = match (self.unlisted.first(), most) {
-                (Some(provider), _) => {
-                    format!("{} has not yet listed its hosts, which count for limits.max_hosts", provider.as_str())
-                }
-                (None, 1) => "the one host that limits.max_hosts allows is in use".to_owned(),
-                (None, _) => format!("all {most} hosts that limits.max_hosts allows are in use"),
+            let reason = match most {
+                1 => "the one host that limits.max_hosts allows is in use".to_owned(),
+                _ => format!("all {most} hosts that limits.max_hosts allows are in use"),
             };
             let sentence = format!("it is waiting for {wanted}: {reason}");
             return Why { sentence, next_try: None };
@@ -125,8 +126,10 @@ impl Core {
         }
         let next_try = matching
             .iter()
-            .filter(|w| w.record.quarantined.is_none())
-            .filter_map(|w| w.record.backoff_until.filter(|until| *until > now).max(self.image_until(w, now)))
+            .filter_map(|w| {
+                let own = w.record.backoff_until.filter(|until| *until > now);
+                own.max(self.image_until(w, now)).max(self.place_until(w, now))
+            })
             .min();
         let mut states: Vec<String> = Vec::new();
         for state in [
@@ -139,7 +142,6 @@ impl Core {
             WorkerState::Offline,
             WorkerState::Missing,
             WorkerState::Backoff,
-            WorkerState::Quarantined,
         ] {
             let count = matching.iter().filter(|w| w.state == state).count();
             if count > 0 {
@@ -166,6 +168,12 @@ impl Core {
         if let Some(failure) = failure.filter(|_| !matching.iter().any(|w| w.state == WorkerState::Busy)) {
             sentence.push_str(&format!("; the last host failed: {failure}"));
         }
+        let pauses: BTreeMap<_, _> = matching.iter().filter_map(|w| self.pause_of(w)).collect();
+        for (place, pause) in pauses {
+            let since = pause.since.map_or(0, |since| now.since(since).as_secs());
+            let reason = pause.reason.as_deref().unwrap_or_default();
+            sentence.push_str(&format!("; no hosts are started in {place} for {since} s: {reason}"));
+        }
         if let Some(text) = sleeper {
             sentence.push_str(&format!("; {text}"));
         }
@@ -179,7 +187,7 @@ impl Core {
             sentence.push_str(&format!("; {text}"));
         }
         let named = |state: WorkerState| matching.iter().find(|w| w.state == state).and_then(|w| w.plan.as_ref());
-        if let Some(plan) = named(WorkerState::Quarantined).or_else(|| named(WorkerState::Paused)) {
+        if let Some(plan) = named(WorkerState::Paused) {
             sentence.push_str(&format!("; `rouse resume {}` puts that worker back in use", plan.name));
         }
         if let Some(at) = next_try {
@@ -196,6 +204,7 @@ pub fn of_status(status: &BuildStatus) -> Option<String> {
         BuildEnd::Success => format!("it succeeded{worker}"),
         BuildEnd::Failure(why) => format!("it failed{worker}: {why}"),
         BuildEnd::Cancelled => "it was cancelled".to_owned(),
+        BuildEnd::Lost(why) if status.attempts.is_empty() => format!("it was lost: {why}"),
         BuildEnd::Lost(why) => format!("it was lost after {} attempts: {why}", status.attempts.len()),
     })
 }

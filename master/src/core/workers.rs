@@ -5,7 +5,6 @@ use super::event::{Effect, Operation, Reply, RequestId};
 use super::plan::LatentPlan;
 use super::record::{DesiredState, HostState, Record};
 use super::timers::Timer;
-use rouse_shared::message::ToAgent;
 use rouse_shared::{HostId, Timestamp, WorkerName};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -30,10 +29,8 @@ pub enum WorkerState {
     Paused,
     /// Detached for longer than its `missing_timeout`.
     Missing,
-    /// Its last host failed; the next try is later.
+    /// Its last host failed, or its place pauses; the next try is later.
     Backoff,
-    /// Its hosts failed too often; an operator must look.
-    Quarantined,
 }
 
 impl WorkerState {
@@ -49,7 +46,6 @@ impl WorkerState {
             Self::Paused => "paused",
             Self::Missing => "missing",
             Self::Backoff => "backoff",
-            Self::Quarantined => "quarantined",
         }
     }
 }
@@ -68,7 +64,7 @@ impl Core {
         let host = worker.host.clone();
         match operation {
             Operation::Pause => {}
-            Operation::Resume => self.lift(name),
+            Operation::Resume => self.lift(now, name),
             // A standing worker's machine is not ours to terminate: draining it is pausing it.
             Operation::Drain => {
                 if let Some(id) = &host {
@@ -86,7 +82,7 @@ impl Core {
             let reason = format!("there is no host {id}; `rouse hosts` lists them");
             return self.reply(request, Reply::NotFound(reason));
         };
-        // What a host takes with it that was terminating already is not lost by this.
+        // A host that is already terminating does not lose its attempts because of this command.
         if live.host.state != HostState::Terminating {
             let worker = self.workers.get(&live.host.worker);
             let attempts: Vec<_> = worker.into_iter().flat_map(|w| w.attempts.iter().copied()).collect();
@@ -98,22 +94,17 @@ impl Core {
         self.reply(request, Reply::Done);
     }
 
-    /// Makes a worker work again: backoff, quarantine and a drain of a standing agent are over.
-    fn lift(&mut self, name: &WorkerName) {
+    /// Makes a worker work again: its backoff is over, and its image and its place are probed.
+    fn lift(&mut self, now: Timestamp, name: &WorkerName) {
         self.pending.wake = true;
         self.lift_image(name);
+        self.probe_place_now(now, name);
         self.timers.clear(&Timer::Backoff(name.clone()));
         let Some(worker) = self.workers.get_mut(name) else { return };
         worker.record.failures = 0;
         worker.record.faults = 0;
         worker.record.backoff_until = None;
-        worker.record.quarantined = None;
-        let standing = worker.host.is_none();
-        if let Some(live) = worker.session.as_mut().filter(|l| standing && l.drain.is_some()) {
-            live.drain = None;
-            let session = live.session.id.clone();
-            self.send(name, ToAgent::Undrain { session });
-        }
+        worker.record.rejected = false;
     }
 
     pub(super) fn latent_of(&self, worker: &WorkerName) -> Option<LatentPlan> {

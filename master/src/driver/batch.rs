@@ -1,9 +1,11 @@
-//! What a turn is to commit, and then to do: of the rows of one key the last one counts.
+//! The batch of one turn: the records to commit, and the effects to perform after that. Of the records with one key only
+//! the last one is kept.
 
 use crate::broker::Receipt;
 use crate::core::event::Effect;
 use crate::core::images::ImageKey;
 use crate::core::mail::MailId;
+use crate::core::places::PlaceKey;
 use crate::core::plan::ProviderKind;
 use crate::core::record::Record;
 use rouse_shared::{BuildId, WorkerName};
@@ -11,17 +13,18 @@ use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use tokio::sync::oneshot;
 
-/// What a turn is to commit, and then to do.
+/// The records to commit, and what to do after the commit.
 #[derive(Default)]
 pub(super) struct Batch {
     pub records: Vec<Record>,
     index: BTreeMap<Key, usize>,
     pub effects: Vec<Effect>,
     pub receipts: Vec<Receipt>,
-    pub told: Vec<oneshot::Sender<()>>,
+    /// Informed once the effects have been performed.
+    pub performed: Vec<oneshot::Sender<()>>,
 }
 
-/// Rows that replace each other within a batch.
+/// Identifies records that replace each other within a batch.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 enum Key {
     Build(BuildId),
@@ -29,6 +32,7 @@ enum Key {
     Session(WorkerName),
     Worker(WorkerName),
     Image(ImageKey),
+    Place(PlaceKey),
     Leases,
     Spent,
     News(u64),
@@ -46,13 +50,14 @@ impl Batch {
             Record::SessionOver(worker) => Key::Session(worker.clone()),
             Record::Worker(worker, _) => Key::Worker(worker.clone()),
             Record::Image(key, _) => Key::Image(key.clone()),
+            Record::Place(key, _) => Key::Place(key.clone()),
             Record::Spent(_) => Key::Spent,
             Record::News(news) => Key::News(news.id),
             Record::NewsOver(id) => Key::News(*id),
             Record::Mail(mail) => Key::Mail(mail.id.clone()),
             Record::MailOver(id) => Key::Mail(id.clone()),
             Record::MailPause(..) => Key::MailPause,
-            Record::OrphanTold(provider, handle) | Record::OrphanOver(provider, handle) => {
+            Record::OrphanReported(provider, handle) | Record::OrphanOver(provider, handle) => {
                 Key::Orphan(*provider, handle.clone())
             }
             Record::LeasesExtended(_) => Key::Leases,

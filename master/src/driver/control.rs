@@ -1,4 +1,4 @@
-//! What a running master can be asked from outside.
+//! The handle of a running master, for signals and the demo.
 
 use super::event_loop;
 use crate::config::Config;
@@ -7,32 +7,33 @@ use std::net::SocketAddr;
 use tokio::sync::{broadcast, mpsc, oneshot};
 use tracing::warn;
 
-/// What a running master can be asked from outside: by signals, or by the demo.
+/// The handle of a running master, for signals and the demo.
 pub struct Control {
-    pub(super) orders: mpsc::Sender<event_loop::Control>,
+    pub(super) controls: mpsc::Sender<event_loop::Control>,
     /// Where the API is served.
     pub address: SocketAddr,
     /// The API's token.
     pub token: String,
-    /// Every change, as the API tells it.
+    /// Every change, as the API publishes it.
     pub changes: broadcast::Sender<Change>,
     /// Who owns the hosts: the master's name and id.
     pub owner: String,
 }
 
 impl Control {
-    /// Takes a new configuration; what it does not touch goes on.
+    /// Applies a new configuration. What has not changed goes on.
     pub async fn configure(&self, config: Config) {
-        if self.orders.send(event_loop::Control::Configure(Box::new(config))).await.is_err() {
-            warn!("the master is ending and takes no configuration");
+        if self.controls.send(event_loop::Control::Configure(Box::new(config))).await.is_err() {
+            warn!("the new configuration is not used: the master is ending");
         }
     }
 
-    /// Gives every agent the lease that the configuration has for a restart; returns once they have been told.
+    /// Gives every agent the lease that the configuration has for a restart. Returns once the messages have been passed to
+    /// the link.
     pub async fn extend_leases(&self) {
-        let (told, done) = oneshot::channel();
-        // Where the loop is gone there is nobody to extend a lease for.
-        if self.orders.send(event_loop::Control::Shutdown(told)).await.is_ok() && done.await.is_err() {
+        let (performed, done) = oneshot::channel();
+        // If the loop has ended, no lease can be extended.
+        if self.controls.send(event_loop::Control::Shutdown(performed)).await.is_ok() && done.await.is_err() {
             warn!("the leases could not be extended");
         }
     }

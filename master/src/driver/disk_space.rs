@@ -1,17 +1,17 @@
-//! The free space of the state directory. New work is refused, and logs wait at their agents, before the ledger itself
-//! cannot be written: what was accepted can then still be brought to its end.
+//! The free space of the state directory. If it is low, the master accepts no builds, and then no logs, before the
+//! ledger itself can no longer be written. So the builds that it has accepted can end.
 
 use rustix::fs::{StatVfsMountFlags, statvfs};
 use std::path::{Path, PathBuf};
 
-/// New builds are taken only with so much room, bytes: the ledger's own journal stays below a few megabytes, and what runs
-/// has its logs still to write.
+/// Free space below which no builds are accepted, bytes. The ledger's journal stays below a few megabytes, and running
+/// builds still have logs to write.
 const FOR_WORK: u64 = 64 << 20;
-/// Logs are written only with so much room, bytes. Less than for new work, so that what runs can end, and more than the
-/// 8 MB below which a private broker takes no messages.
+/// Free space below which no logs are written, bytes. Less than for builds, so that running builds can end, and more
+/// than the 8 MB below which a private broker accepts no messages.
 const FOR_LOGS: u64 = 32 << 20;
 
-/// The disk of the state directory.
+/// The file system of the state directory.
 #[derive(Clone, Debug)]
 pub(super) struct DiskSpace(PathBuf);
 
@@ -20,12 +20,12 @@ impl DiskSpace {
         Self(state_dir.to_owned())
     }
 
-    /// Why no new build can be taken now.
+    /// Fails with the reason if no build can be accepted now.
     pub(super) fn for_work(&self) -> Result<(), String> {
         self.at_least(FOR_WORK)
     }
 
-    /// Why no log can be written now.
+    /// Fails with the reason if no log can be written now.
     pub(super) fn for_logs(&self) -> Result<(), String> {
         self.at_least(FOR_LOGS)
     }

@@ -4,13 +4,13 @@ use rouse_shared::error::Chain;
 use std::error::Error;
 use std::fmt;
 
-/// Why the master cannot run: what could not be done, and every cause of it.
+/// Why the master cannot run: what failed, and the whole chain of causes.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct MasterError(String);
 
 impl MasterError {
-    /// What could not be done, and the error with its causes.
+    /// What failed, and the error with its causes.
     pub fn new(what: impl fmt::Display, error: &dyn Error) -> Self {
         Self(format!("{what}: {}", Chain(error)))
     }

@@ -1,92 +1,94 @@
-//! The loop: each turn takes what waits on every side, and commits it at once. So throughput grows with load.
+//! The loop. Each turn takes everything that waits, lets the core handle it, and commits the result in one transaction.
+//! So the more waits, the more events share a commit.
 
 use super::batch::Batch;
 use super::disk_space::DiskSpace;
-use super::perform::{Asker, Executor};
-use super::{MasterError, WAITING, ended};
+use super::perform::{Executor, Requester};
+use super::{MasterError, WAITING};
 use crate::broker::{Admission, Inbound, ack_all};
+use crate::clock;
 use crate::config::Config;
-use crate::core::build::BuildState;
+use crate::core::build::{BuildSpec, BuildState};
 use crate::core::event::{Command, Effect, Event, Reply};
-use crate::core::view::{BuildView, Why};
-use crate::core::{Core, Start, of_status};
-use crate::store::{self, Store, StoreError};
+use crate::core::{Core, Start};
+use crate::store::{Store, StoreError};
 use crate::submission::{self, Invalid};
-use crate::web::{BuildFilter, Figure, Health, Metrics, Query, Request};
-use crate::{clock, core::build::BuildSpec};
+use crate::web::{Query, Request};
+use rouse_shared::WorkerName;
 use rouse_shared::error::Chain;
 use rouse_shared::message::ToMaster;
-use rouse_shared::{BuildId, WorkerName};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
-use tracing::{debug, error};
+use tracing::{debug, error, info};
 
-/// Inputs of one turn from one side, at most: more would make the first of them wait.
+/// Most inputs that one turn takes from one channel. With more, the first of them would wait too long.
 pub(super) const TURN: usize = 1_024;
-/// Between two looks whether there is room again for the builds of the inbox.
+/// Interval at which the loop checks whether there is disk space again for held builds.
 const HELD_PAUSE: Duration = Duration::from_secs(1);
+/// Pause between two tries to commit a batch that the disk did not take.
+const COMMIT_PAUSE: Duration = Duration::from_secs(1);
 
-/// What the process wants of the loop.
+/// What the process requests from the loop.
 pub(super) enum Control {
-    /// Take a new configuration.
+    /// Use a new configuration.
     Configure(Box<Config>),
-    /// Extend every lease, and say when the messages are handed over.
+    /// Extend every lease, and report when the messages have been passed to the link.
     Shutdown(oneshot::Sender<()>),
 }
 
-/// Everything that the loop takes from.
+/// The channels that the loop reads.
 pub(super) struct Inputs {
     pub events: mpsc::Receiver<Event>,
     pub inbound: mpsc::Receiver<Inbound>,
     pub requests: mpsc::Receiver<Request>,
     pub admissions: mpsc::Receiver<Admission>,
-    pub orders: mpsc::Receiver<Control>,
+    pub controls: mpsc::Receiver<Control>,
 }
 
-/// What waits for one turn.
+/// What one turn handles.
 #[derive(Default)]
 pub(super) struct Waiting {
     events: Vec<Event>,
     pub inbound: Vec<Inbound>,
     requests: Vec<Request>,
     admissions: Vec<Admission>,
-    orders: Vec<Control>,
+    controls: Vec<Control>,
 }
 
-/// Starts the loop on a thread of its own. The receiver hears why it ended, should it ever.
+/// Starts the loop on a thread of its own. If the loop ends, the receiver gets the reason.
 pub(super) fn spawn(
     store: Store,
     start: Start,
-    doer: Executor,
+    executor: Executor,
     inputs: Inputs,
     config: Config,
 ) -> Result<oneshot::Receiver<String>, MasterError> {
     let (end, ended) = oneshot::channel();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
     let runtime = runtime.map_err(|e| MasterError::new("cannot start the loop", &e))?;
-    let room = DiskSpace::new(&config.master.state_dir);
+    let disk_space = DiskSpace::new(&config.master.state_dir);
     let body = move || {
         let (core, effects) = Core::new(clock::now(), start);
-        let mut turner = EventLoop {
+        let mut event_loop = EventLoop {
             core,
             store,
-            doer,
+            executor,
             config,
             batch: Batch::default(),
             commit_error: None,
-            room,
+            disk_space,
             linked: false,
-            shut: false,
-            held: Vec::new(),
+            reported_down: false,
+            held_builds: Vec::new(),
             ended: BTreeMap::new(),
             queries: Vec::new(),
         };
-        turner.count_ended();
-        turner.batch.take(effects);
-        let why = runtime.block_on(turner.run(inputs));
-        // Nobody listens any more where the whole process ends.
+        event_loop.load_ended();
+        event_loop.batch.take(effects);
+        let why = runtime.block_on(event_loop.run(inputs));
+        // If the process ends, the receiver is gone.
         drop(end.send(why));
     };
     std::thread::Builder::new()
@@ -99,21 +101,24 @@ pub(super) fn spawn(
 pub(super) struct EventLoop {
     pub core: Core,
     pub store: Store,
-    pub doer: Executor,
+    pub executor: Executor,
     pub config: Config,
     pub batch: Batch,
+    /// Why the ledger cannot be written at present.
     pub commit_error: Option<String>,
-    /// Whether the link to the broker is up, as far as the core has been told of it.
-    pub linked: bool,
-    /// The core was told that the broker is away, since nobody is let in while the ledger cannot be written.
-    pub shut: bool,
-    room: DiskSpace,
-    /// Builds of the inbox for which there is no room: unacknowledged, so they are the broker's to keep.
-    held: Vec<Inbound>,
-    /// Ended builds by state.
-    ended: BTreeMap<BuildState, u64>,
-    /// Questions of this turn, answered after its commit.
-    pub queries: Vec<Query>,
+    /// Whether the link to the broker is up.
+    linked: bool,
+    /// Whether the core was informed that the broker is away, although it is not: no agent is let in while the ledger
+    /// cannot be written.
+    reported_down: bool,
+    pub disk_space: DiskSpace,
+    /// Builds from the submission queue for which there is no disk space. They are not acknowledged, so the broker keeps
+    /// them.
+    held_builds: Vec<Inbound>,
+    /// Number of ended builds by state.
+    pub ended: BTreeMap<BuildState, u64>,
+    /// Queries of this turn, which are answered after its commit.
+    queries: Vec<Query>,
 }
 
 impl EventLoop {
@@ -122,16 +127,16 @@ impl EventLoop {
         self.finish(&mut inputs, &mut waiting).await;
         loop {
             let pause = self.core.next_wakeup().map_or(Duration::from_secs(3_600), |at| at.since(clock::now()));
-            // What was put aside while the ledger could not be written waits no longer.
+            // Messages that were kept while the ledger could not be written are handled at once.
             let pause = if waiting.inbound.is_empty() { pause } else { Duration::ZERO };
-            // Builds that are left in the inbox for want of room are looked at again.
-            let pause = if self.held.is_empty() { pause } else { pause.min(HELD_PAUSE) };
+            // Held builds are tried again.
+            let pause = if self.held_builds.is_empty() { pause } else { pause.min(HELD_PAUSE) };
             tokio::select! {
-                n = inputs.events.recv_many(&mut waiting.events, TURN) => if n == 0 { return "its events ended".into() },
+                n = inputs.events.recv_many(&mut waiting.events, TURN) => if n == 0 { return "the channel of events is closed".into() },
                 n = inputs.inbound.recv_many(&mut waiting.inbound, TURN), if !inputs.inbound.is_closed() => if n == 0 { continue },
                 n = inputs.requests.recv_many(&mut waiting.requests, TURN), if !inputs.requests.is_closed() => if n == 0 { continue },
                 n = inputs.admissions.recv_many(&mut waiting.admissions, TURN), if !inputs.admissions.is_closed() => if n == 0 { continue },
-                n = inputs.orders.recv_many(&mut waiting.orders, 16) => if n == 0 { return "nobody needs it".into() },
+                n = inputs.controls.recv_many(&mut waiting.controls, 16) => if n == 0 { return "its owner has dropped it".into() },
                 () = tokio::time::sleep(pause) => {}
             }
             waiting.drain(&mut inputs);
@@ -149,21 +154,21 @@ impl EventLoop {
         for event in waiting.events.drain(..) {
             self.handle(event);
         }
-        for order in waiting.orders.drain(..) {
-            match order {
+        for control in waiting.controls.drain(..) {
+            match control {
                 Control::Configure(config) => {
-                    self.doer.hosts.configure(&config);
+                    self.executor.hosts.configure(&config);
                     self.handle(Event::Configure(Arc::new(config.plan.clone())));
                     self.config = *config;
                 }
-                Control::Shutdown(told) => {
+                Control::Shutdown(performed) => {
                     self.handle(Event::Shutdown);
-                    self.batch.told.push(told);
+                    self.batch.performed.push(performed);
                 }
             }
         }
-        if !self.held.is_empty() && self.room.for_work().is_ok() {
-            waiting.inbound.append(&mut self.held);
+        if !self.held_builds.is_empty() && self.disk_space.for_work().is_ok() {
+            waiting.inbound.append(&mut self.held_builds);
         }
         for message in waiting.inbound.drain(..) {
             self.inbound(message);
@@ -177,11 +182,11 @@ impl EventLoop {
         }
     }
 
-    /// What an agent said; of a hello whose papers are worth nothing that it is so.
-    fn vouched(&self, worker: WorkerName, message: ToMaster) -> Event {
+    /// The event for an agent's message. The provider first verifies a hello's identity document.
+    fn attested(&self, worker: WorkerName, message: ToMaster) -> Event {
         if let ToMaster::Hello(hello) = &message
             && let Some(host) = self.config.hosts.get(&worker)
-            && let Err(why) = self.doer.hosts.attest(host.provider(), &worker, hello)
+            && let Err(why) = self.executor.hosts.attest(host.provider(), &worker, hello)
         {
             return Event::AttestationFailed { worker, hello: hello.clone(), why };
         }
@@ -197,11 +202,11 @@ impl EventLoop {
             Inbound::Down { .. } => {
                 self.linked = false;
                 // The broker delivers them again.
-                self.held.clear();
+                self.held_builds.clear();
                 self.handle(Event::BrokerDown);
             }
             Inbound::Agent { worker, message, receipt } => {
-                let event = self.vouched(worker, message);
+                let event = self.attested(worker, message);
                 self.handle(event);
                 self.batch.receipts.push(receipt);
             }
@@ -211,11 +216,11 @@ impl EventLoop {
                 }
             }
             Inbound::Closed { worker } => self.handle(Event::Detached { worker, queue: None }),
-            message @ Inbound::Submit { .. } if self.room.for_work().is_err() => {
-                if let (true, Err(why)) = (self.held.is_empty(), self.room.for_work()) {
-                    error!("builds stay in the inbox: {why}");
+            message @ Inbound::Submit { .. } if self.disk_space.for_work().is_err() => {
+                if let (true, Err(why)) = (self.held_builds.is_empty(), self.disk_space.for_work()) {
+                    error!("builds stay in the submission queue: {why}");
                 }
-                self.held.push(message);
+                self.held_builds.push(message);
             }
             Inbound::Submit { body, content_type, message_id, reply_to, correlation_id, receipt } => {
                 let spec = match content_type.as_deref() {
@@ -224,30 +229,30 @@ impl EventLoop {
                     }
                     _ => submission::from_json(&body),
                 };
-                let asker = Asker::Inbox { reply_to, correlation_id };
-                self.submit(spec, message_id, asker);
+                let requester = Requester::Queue { reply_to, correlation_id };
+                self.submit(spec, message_id, requester);
                 self.batch.receipts.push(receipt);
             }
         }
     }
 
-    fn submit(&mut self, spec: Result<BuildSpec, Invalid>, message_id: Option<String>, asker: Asker) {
-        // Taken for a new one, a build that the ledger has could never be committed.
+    fn submit(&mut self, spec: Result<BuildSpec, Invalid>, message_id: Option<String>, requester: Requester) {
+        // A second build with the same message id could never be committed.
         let known = match message_id.map(|id| Ok((self.store.by_message_id(&id)?, id))).transpose() {
             Ok(known) => known.map(|(build, id)| (id, build)),
             Err(error) => {
                 let error: StoreError = error;
                 error!("{}", Chain(&error));
-                return self.doer.refuse(asker, "message_id", &format!("{}; try again", Chain(&error)));
+                return self.executor.refuse(requester, "message_id", &format!("{}; try again", Chain(&error)));
             }
         };
         match spec {
             Ok(spec) => {
-                let request = self.doer.askers.add(asker);
+                let request = self.executor.pending.add(requester);
                 let command = Command::Submit { spec: Arc::new(spec), message_id: known };
                 self.handle(Event::Command { request, command });
             }
-            Err(Invalid { field, reason }) => self.doer.refuse(asker, &field, &reason),
+            Err(Invalid { field, reason }) => self.executor.refuse(requester, &field, &reason),
         }
     }
 
@@ -257,15 +262,16 @@ impl EventLoop {
             Request::Command { command, reply } => (command, reply),
         };
         if matches!(command, Command::Submit { .. })
-            && let Err(why) = self.room.for_work()
+            && let Err(why) = self.disk_space.for_work()
         {
             return drop(reply.send(Reply::Unavailable(format!("no new build is accepted: {why}"))));
         }
-        let request = self.doer.askers.add(Asker::Web(reply));
+        let request = self.executor.pending.add(Requester::Api(reply));
         self.handle(Event::Command { request, command });
     }
 
-    /// Commits the batch, however long the disk takes, then performs, answers and acknowledges.
+    /// Commits the batch, however long the disk takes. Then performs the effects, answers the queries and acknowledges
+    /// the deliveries.
     async fn finish(&mut self, inputs: &mut Inputs, waiting: &mut Waiting) {
         loop {
             if !self.batch.records.is_empty() {
@@ -273,22 +279,20 @@ impl EventLoop {
             }
             let mut batch = std::mem::take(&mut self.batch);
             for effect in batch.effects.drain(..) {
-                if let Effect::Publish(change) = &effect
-                    && let Some(state) = ended(change)
-                {
-                    *self.ended.entry(state).or_default() += 1;
+                if let Effect::Publish(change) = &effect {
+                    self.count_ended(change);
                 }
-                if let Some(event) = self.doer.perform(effect, &self.config) {
+                if let Some(event) = self.executor.perform(effect, &self.config) {
                     self.handle(event);
                 }
             }
             ack_all(batch.receipts);
-            for told in batch.told {
-                if told.send(()).is_err() {
-                    debug!("whoever asked has stopped waiting");
+            for performed in batch.performed {
+                if performed.send(()).is_err() {
+                    debug!("the caller has stopped waiting");
                 }
             }
-            if std::mem::take(&mut self.shut) && self.linked {
+            if std::mem::take(&mut self.reported_down) && self.linked {
                 self.handle(Event::BrokerUp);
             }
             if self.batch.records.is_empty() && self.batch.effects.is_empty() {
@@ -300,114 +304,36 @@ impl EventLoop {
         }
     }
 
-    /// Answers from what is committed. An asker that is gone needs no answer.
-    pub(super) fn answer(&self, query: Query) {
-        let core = &self.core;
-        match query {
-            Query::Build { id, reply } => drop(reply.send(self.build(id).map_err(unreadable))),
-            Query::Builds { filter, reply } => drop(reply.send(self.builds(&filter).map_err(unreadable))),
-            Query::Why { id, reply } => drop(reply.send(self.why(id).map_err(unreadable))),
-            Query::Workers { reply } => drop(reply.send(core.worker_views(clock::now()))),
-            Query::Hosts { reply } => drop(reply.send(core.host_views(clock::now()))),
-            Query::Mails { reply } => drop(reply.send(core.mails())),
-            Query::Health { reply } => {
-                let ledger = self.commit_error.clone().map_or_else(|| self.room.for_work(), Err);
-                drop(reply.send(Health { broker: self.doer.link_is_up(), ledger }));
+    /// Commits the records of the batch, however long the disk takes.
+    async fn commit(&mut self, inputs: &mut Inputs, waiting: &mut Waiting) {
+        while let Err(error) = self.store.commit(&self.batch.records) {
+            let text = Chain(&error).to_string();
+            if self.commit_error.as_ref() != Some(&text) {
+                error!("{text}; the master accepts nothing new until the ledger can be written");
             }
-            Query::Metrics { reply } => drop(reply.send(self.metrics())),
+            self.commit_error = Some(text);
+            if self.linked && !std::mem::replace(&mut self.reported_down, true) {
+                self.handle(Event::BrokerDown);
+            }
+            for query in std::mem::take(&mut self.queries) {
+                self.answer(query);
+            }
+            // Always ends with the timeout.
+            drop(tokio::time::timeout(COMMIT_PAUSE, self.serve_while_blocked(inputs, waiting)).await);
+        }
+        if self.commit_error.take().is_some() {
+            info!("the ledger can be written again");
         }
     }
 
-    fn build(&self, id: BuildId) -> Result<Option<BuildView>, StoreError> {
-        if let Some(live) = self.core.build(id) {
-            return Ok(Some(live));
-        }
-        let ended = self.store.build(id)?;
-        Ok(ended.map(|build| BuildView { state: build.status.state(), build }))
-    }
-
-    fn why(&self, id: BuildId) -> Result<Option<Why>, StoreError> {
-        if let Some(why) = self.core.why(clock::now(), id) {
-            return Ok(Some(why));
-        }
-        let ended = self.build(id)?;
-        let sentence = ended.and_then(|view| of_status(&view.build.status));
-        Ok(sentence.map(|sentence| Why { sentence, next_try: None }))
-    }
-
-    fn builds(&self, filter: &BuildFilter) -> Result<Vec<BuildView>, StoreError> {
-        let fits = |view: &BuildView| {
-            filter.state.is_none_or(|state| view.state == state)
-                && filter.before.is_none_or(|before| view.build.id < before)
-        };
-        let live = self.core.live_builds();
-        let mut views: Vec<_> = live.filter(fits).take(filter.limit).collect();
-        if filter.state.is_none_or(BuildState::is_final) {
-            let ended = self.store.ended_builds(store::Query {
-                state: filter.state,
-                limit: filter.limit,
-                before: filter.before,
-            })?;
-            views.extend(ended.into_iter().map(|build| BuildView { state: build.status.state(), build }));
-            views.sort_by_key(|view| std::cmp::Reverse(view.build.id));
-            views.truncate(filter.limit);
-        }
-        Ok(views)
-    }
-
-    fn count_ended(&mut self) {
-        match self.store.count_ended() {
-            Ok(counts) => self.ended = counts,
-            Err(error) => error!("{}", Chain(&error)),
-        }
-    }
-
-    fn metrics(&self) -> Metrics {
-        let core = &self.core;
-        let counts = core.counts();
-        let mut builds = counts.builds;
-        builds.extend(self.ended.iter().map(|(state, count)| (*state, *count)));
-        let figure = |name, help, counter, value: u64| Figure { name, help, counter, value: value as f64 };
-        let up = u64::from(self.doer.link_is_up());
-        let mut figures = vec![
-            figure("rouse_broker_up", "Whether the master is connected to the broker.", false, up),
-            figure(
-                "rouse_log_chunks_unexpected_total",
-                "Log chunks that belong to nothing that runs.",
-                true,
-                self.doer.logs.unexpected(),
-            ),
-        ];
-        let (orphans, foreign_machines) = core.foreign_counts();
-        let (orphans, foreign_machines) = (orphans as u64, foreign_machines as u64);
-        figures.extend([
-            figure("rouse_orphans", "Machines with our name and id that the ledger does not know.", false, orphans),
-            figure(
-                "rouse_foreign_machines",
-                "Machines with our name and an id that is not ours.",
-                false,
-                foreign_machines,
-            ),
-        ]);
-        let (waiting, mails) = core.mail_count();
-        figures.extend([
-            figure(
-                "rouse_mails_waiting",
-                "Mails that the relay has not taken for everyone yet.",
-                false,
-                waiting as u64,
-            ),
-            figure("rouse_mails_sent_total", "Mails that the relay has taken.", true, mails.sent),
-            figure("rouse_mail_tries_failed_total", "Tries after which a mail still waited.", true, mails.failed),
-            figure("rouse_mail_recipients_given_up_total", "Recipients that the relay refuses.", true, mails.given_up),
-        ]);
-        figures.extend(self.doer.link_figures());
-        Metrics { builds, workers: counts.workers, hosts: counts.hosts, figures }
+    pub(super) fn admit(&self, Admission { worker, password, reply }: Admission) {
+        // The caller has a deadline of its own and may have gone away.
+        drop(reply.send(self.core.admit(worker.as_str(), &password)));
     }
 }
 
 impl Waiting {
-    /// Takes what else waits, without waiting for it.
+    /// Takes what is in the channels, without waiting.
     fn drain(&mut self, inputs: &mut Inputs) {
         fn take<T>(from: &mut mpsc::Receiver<T>, to: &mut Vec<T>) {
             while to.len() < TURN {
@@ -421,21 +347,14 @@ impl Waiting {
         take(&mut inputs.inbound, &mut self.inbound);
         take(&mut inputs.requests, &mut self.requests);
         take(&mut inputs.admissions, &mut self.admissions);
-        take(&mut inputs.orders, &mut self.orders);
+        take(&mut inputs.controls, &mut self.controls);
     }
 }
 
-/// What to answer if the ledger cannot be read; logged here, since the asker may be anybody.
-fn unreadable(error: StoreError) -> String {
-    let text = Chain(&error).to_string();
-    error!("{text}");
-    text
-}
-
-/// Whose queue this is.
+/// The worker whose queue this is.
 fn worker_of(queue: &str) -> Option<WorkerName> {
     let rest = queue.strip_prefix("rouse.agent.")?;
     rest.split('.').next()?.parse().ok()
 }
 
-const _: () = assert!(TURN <= WAITING, "a turn takes what fits a channel");
+const _: () = assert!(TURN <= WAITING, "a turn takes no more than a channel holds");

@@ -1,4 +1,4 @@
-//! Writes the logs of builds on a thread of its own: a slow disk must not delay a heartbeat.
+//! Writes the logs of builds on a separate thread, because a slow disk must not delay heartbeats.
 
 use super::WAITING;
 use super::disk_space::DiskSpace;
@@ -14,13 +14,14 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tracing::error;
 
-/// Between two tries to write what the disk did not take.
+/// Pause between two tries to write a chunk.
 const DISK_PAUSE: Duration = Duration::from_secs(1);
-/// The free space is checked again after so many bytes of logs, and after so much time: it may shrink by others' hands.
+/// The free space is checked again after this many bytes of logs and after this much time, because other programs use
+/// the disk too.
 const CHECK_BYTES: u64 = 1 << 20;
 const CHECK_PAUSE: Duration = Duration::from_secs(1);
 
-/// Starts the thread. It ends when `chunks` does, or nobody takes its events.
+/// Starts the thread. It ends when the channel of chunks is closed or nobody receives its events.
 pub(super) fn spawn(
     logs: Logs,
     space: DiskSpace,
@@ -35,11 +36,11 @@ pub(super) fn spawn(
 struct Writer {
     logs: Logs,
     space: DiskSpace,
-    /// When there was enough free space.
+    /// When there was last enough free space.
     checked: Option<Timestamp>,
     /// Bytes written since then.
     unchecked: u64,
-    /// The gap that was last reported of each step: it is reported once, however many chunks come behind it.
+    /// The last reported gap of each step. A gap is reported once, however many chunks follow it.
     reported: HashMap<(AttemptId, u32), u64>,
 }
 
@@ -87,7 +88,7 @@ impl Writer {
         Ok(written)
     }
 
-    /// What the core has to know of a chunk.
+    /// The event for the core that a chunk causes.
     fn event(&mut self, chunk: &LogChunk, written: Written) -> Option<Event> {
         let (attempt, step) = (chunk.attempt, chunk.step);
         match written {

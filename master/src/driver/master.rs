@@ -1,4 +1,4 @@
-//! Puts the master together: state, ledger, hosts, event loop, API and broker, in this order.
+//! Assembles the master: state, ledger, hosts, event loop, API and broker, in this order.
 
 use super::control::Control;
 use super::disk_space::DiskSpace;
@@ -25,14 +25,14 @@ use tokio::net::TcpListener;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tracing::{error, info, warn};
 
-/// Log chunks that wait for the disk, at most: 64 KiB each, so 4 MiB.
+/// Largest number of log chunks that wait for the disk. With 64 KiB each, these are 4 MiB.
 const LOGS_WAITING: usize = 64;
-/// Changes that a slow listener may be behind, at most.
+/// Number of changes that a slow listener may lag behind.
 const CHANGES: usize = 4_096;
 
-/// A master that runs.
+/// A running master.
 pub struct Master {
-    /// What it can be asked.
+    /// Its handle.
     pub control: Arc<Control>,
     node: Option<Node>,
     link: watch::Sender<Option<Arc<broker::LinkHandle>>>,
@@ -56,7 +56,7 @@ impl web::LogSource for LogFiles {
     }
 }
 
-/// What agents are told to dial.
+/// The broker's URL for agents.
 fn agent_url(config: &Config) -> Result<String, UrlError> {
     if let Some(url) = &config.broker.agent_url {
         return Ok(url.clone());
@@ -72,10 +72,11 @@ fn agent_url(config: &Config) -> Result<String, UrlError> {
 }
 
 impl Master {
-    /// Starts a master: its state first, so that a second one on the same directory touches nothing.
+    /// Starts a master. The state directory comes first, so that a second master with the same directory changes
+    /// nothing.
     ///
     /// # Errors
-    /// Where the state directory is in use or unusable, an address is taken, or the broker cannot be run.
+    /// If the state directory is in use or unusable, an address is taken, or the broker cannot be run.
     pub async fn start(config: Config) -> Result<Self, MasterError> {
         let state = State::open(&config.master.state_dir, config.master.api_token.as_ref())
             .map_err(|e| MasterError::new("cannot start", &e))?;
@@ -84,14 +85,14 @@ impl Master {
         let mut ledger = store.load().map_err(|e| MasterError::new("cannot start", &e))?;
         let unusable = |e| MasterError::new("cannot use the log directory", &e);
         let logs = Logs::new(&state.path("logs")).map_err(unusable)?;
-        // A ledger that was lost, or brought back from a copy, knows fewer builds than there were: the logs of those must not
-        // become a new build's.
+        // A ledger that was lost or restored from a backup does not have the newest builds. Their logs must not become
+        // those of a new build.
         ledger.last_build = ledger.last_build.max(logs.highest_build().map_err(unusable)?);
         let listener = listen(config.master.listen).await?;
         let address = listener.local_addr().map_err(|e| MasterError::new("cannot listen", &e))?;
         let owner = format!("{}/{}", config.master.name, state.id);
 
-        let (deaths, heard) = mpsc::channel::<Death>(WAITING);
+        let (deaths, receiver) = mpsc::channel::<Death>(WAITING);
         let hosts = Hosts::new(state.path("hosts"), owner.clone(), &config, deaths)
             .map_err(|e| MasterError::new("cannot use the hosts directory", &e))?;
         hosts.expect(&ledger.hosts);
@@ -100,12 +101,12 @@ impl Master {
         let (inbound, inbound_in) = mpsc::channel::<Inbound>(WAITING);
         let (requests, requests_in) = mpsc::channel(WAITING);
         let (admissions, admissions_in) = mpsc::channel(WAITING);
-        let (orders, orders_in) = mpsc::channel(16);
+        let (controls, controls_in) = mpsc::channel(16);
         let (log_chunks, chunks_in) = mpsc::channel::<LogDelivery>(LOGS_WAITING);
         let (changes, _) = broadcast::channel(CHANGES);
         let (link_slot, link_ready) = watch::channel(None);
 
-        tokio::spawn(forward_deaths(heard, events.clone()));
+        tokio::spawn(forward_deaths(receiver, events.clone()));
         let space = DiskSpace::new(&config.master.state_dir);
         log_writer::spawn(logs.clone(), space, chunks_in, events.clone())?;
 
@@ -115,7 +116,7 @@ impl Master {
         let agent_url = agent_url(&config).map_err(|e| MasterError::new("cannot use broker.url", &e))?;
         let boot = perform::Boot { broker: agent_url, ca: read_ca(&config)? };
         let refusals = Refusals::default();
-        let doer = perform::Executor {
+        let executor = perform::Executor {
             runtime: tokio::runtime::Handle::current(),
             events: events.clone(),
             hosts: Arc::new(hosts),
@@ -124,19 +125,19 @@ impl Master {
             link: link_ready,
             refusals: refusals.clone(),
             boot,
-            askers: perform::PendingRequests::default(),
+            pending: perform::PendingRequests::default(),
         };
         let inputs = event_loop::Inputs {
             events: events_in,
             inbound: inbound_in,
             requests: requests_in,
             admissions: admissions_in,
-            orders: orders_in,
+            controls: controls_in,
         };
-        let ended = event_loop::spawn(store, start, doer, inputs, config.clone())?;
+        let ended = event_loop::spawn(store, start, executor, inputs, config.clone())?;
 
         let control =
-            Arc::new(Control { orders, address, token: state.token.clone(), changes: changes.clone(), owner });
+            Arc::new(Control { controls, address, token: state.token.clone(), changes: changes.clone(), owner });
         let (stop_web, stopped) = oneshot::channel::<()>();
         let settings = web::Settings {
             token: state.token.clone(),
@@ -146,7 +147,7 @@ impl Master {
         };
         let source = Arc::new(LogFiles(logs));
         let web = tokio::spawn(async move {
-            // Whether it was asked to stop or its owner is gone: it ends.
+            // Ends if the master was asked to stop, and if the owner of the sender is gone.
             let shutdown = async move { drop(stopped.await) };
             if let Err(error) = web::serve(listener, settings, requests, changes, source, shutdown).await {
                 error!("the HTTP server ended: {error}");
@@ -159,12 +160,12 @@ impl Master {
         Ok(Self { control, node, link: link_slot, stop_web, web, _auth: auth, _state: state, ended })
     }
 
-    /// Waits until the loop ends by itself, which it does only when it cannot go on.
+    /// Waits until the loop ends by itself, which it does only if it cannot continue.
     pub async fn failed(&mut self) -> String {
         (&mut self.ended).await.unwrap_or_else(|_| "the loop ended".to_owned())
     }
 
-    /// Ends the master: hosts stay as they are, a private broker ends too.
+    /// Ends the master. Hosts stay as they are; a private broker ends too.
     pub async fn stop(self) {
         self.control.extend_leases().await;
         if self.stop_web.send(()).is_err() {

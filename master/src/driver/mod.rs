@@ -1,7 +1,8 @@
-//! The driver: one loop that takes the events that are waiting, lets the core decide, commits, and then performs.
+//! The driver: one loop that takes the waiting events, lets the core decide, commits the records and then performs the
+//! effects.
 //!
-//! [`run`] runs the master until a signal; `master` puts it together. `event_loop` is the loop; what takes time runs beside
-//! it and comes back as an event.
+//! [`run`] runs the master until a signal ends it; `master` assembles it; `event_loop` is the loop. What takes time runs
+//! beside the loop and comes back as an event.
 //!
 //! **Invariant**: nothing is performed, answered or acknowledged before it is committed.
 
@@ -10,9 +11,11 @@ mod control;
 mod disk_space;
 mod error;
 mod event_loop;
+mod figures;
 mod log_writer;
 mod master;
 mod perform;
+mod queries;
 mod signals;
 mod state;
 mod stuck;
@@ -23,16 +26,5 @@ pub use master::Master;
 pub use signals::run;
 pub use state::{State, StateError};
 
-use crate::core::build::BuildState;
-use crate::core::event::Change;
-
-/// Events that wait for the loop, at most, from each side: a full channel slows its sender down.
+/// Capacity of each of the loop's channels. A full channel slows its sender down.
 const WAITING: usize = 4_096;
-
-/// Whether a change says that a build has ended.
-fn ended(change: &Change) -> Option<BuildState> {
-    match change {
-        Change::Build { state, .. } if state.is_final() => Some(*state),
-        Change::Build { .. } | Change::Worker { .. } | Change::Host { .. } => None,
-    }
-}

@@ -1,5 +1,4 @@
-//! What the core asks for is done here, after the commit. What takes time runs beside the loop and comes back as an
-//! event.
+//! Performs effects after the commit. What takes time runs beside the loop, and its result comes back as an event.
 
 use crate::broker::{LinkHandle, Outbound, Refusals};
 use crate::config::Config;
@@ -9,70 +8,69 @@ use crate::core::record::Host;
 use crate::hosts::Hosts;
 use crate::logs::Logs;
 use crate::mail::{self, Patience};
-use crate::web::{self, Figure};
+use crate::web;
 use rouse_shared::boot::BootData;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tracing::{debug, info, warn};
 
-/// Who waits for the answer to a request.
-pub(super) enum Asker {
-    /// The API.
-    Web(oneshot::Sender<Reply>),
-    /// A message in the inbox.
-    Inbox {
-        /// The queue that wants an answer.
+/// Who waits for the reply to a request.
+pub(super) enum Requester {
+    /// A client of the API.
+    Api(oneshot::Sender<Reply>),
+    /// The sender of a message in the submission queue.
+    Queue {
+        /// The queue to reply to; absent if the sender wants no reply.
         reply_to: Option<String>,
-        /// As it came.
+        /// The message's correlation id, which the reply repeats.
         correlation_id: Option<String>,
     },
 }
 
-/// Everyone who waits.
+/// The requests that have no reply yet.
 #[derive(Default)]
 pub(super) struct PendingRequests {
     last: u64,
-    waiting: HashMap<RequestId, Asker>,
+    waiting: HashMap<RequestId, Requester>,
 }
 
 impl PendingRequests {
-    pub(super) fn add(&mut self, asker: Asker) -> RequestId {
+    pub(super) fn add(&mut self, requester: Requester) -> RequestId {
         self.last += 1;
         let id = RequestId(self.last);
-        self.waiting.insert(id, asker);
+        self.waiting.insert(id, requester);
         id
     }
 }
 
-/// What boot data say besides a host's own.
+/// The part of the boot data that is the same for every host.
 pub(super) struct Boot {
     /// The broker's address for agents.
     pub broker: String,
-    /// Certificates that it is signed by.
+    /// Certificates of the authority that signed the broker's certificate, PEM.
     pub ca: Option<String>,
 }
 
-/// Does what the core asks for.
+/// Performs the core's effects.
 pub(super) struct Executor {
     pub runtime: tokio::runtime::Handle,
     pub events: mpsc::Sender<Event>,
     pub hosts: Arc<Hosts>,
     pub logs: Logs,
     pub changes: broadcast::Sender<Change>,
-    /// The link, once there is one.
+    /// The link to the broker, once there is one.
     pub link: watch::Receiver<Option<Arc<LinkHandle>>>,
     pub refusals: Refusals,
     pub boot: Boot,
-    pub askers: PendingRequests,
+    pub pending: PendingRequests,
 }
 
 impl Executor {
-    /// Performs one effect. Returns the event that is known at once to follow from it.
+    /// Performs one effect. Returns the event that follows from it, if it follows at once.
     pub(super) fn perform(&mut self, effect: Effect, config: &Config) -> Option<Event> {
         match effect {
-            // Committed by now.
+            // Already committed.
             Effect::Save(_) => {}
             Effect::Send { queue, message } => {
                 self.send(Outbound::Agent { queue, message });
@@ -126,14 +124,17 @@ impl Executor {
             Effect::FetchConsole(host) => {
                 let hosts = self.hosts.clone();
                 self.spawn_call(async move {
-                    // Without an answer in time there is none: the core waits no longer than that either.
+                    // Without an answer in time there is no text: the core waits no longer than that either.
                     let text = hosts.call(host.provider, |p| p.console(&host)).await.ok().flatten();
                     Event::Console { host: host.id, text }
                 });
             }
+            Effect::ForgetPlace { provider, place } => {
+                self.hosts.forget_place(provider, &place);
+            }
             Effect::ListHosts(provider) => {
                 let hosts = self.hosts.clone();
-                // A provider that this build does not have lists nothing, and nothing can have been made by it.
+                // A provider that is not compiled in cannot have created anything, so there is nothing to list.
                 if hosts.provider(provider).is_some() {
                     self.spawn_call(async move { Event::Listed { provider, result: list(&hosts, provider).await } });
                 }
@@ -172,24 +173,24 @@ impl Executor {
                 });
             }
             Effect::SendMail(mail) => {
-                // As the configuration is now: what is wrong with it may have been mended since the last try.
+                // With the present configuration: it may have been corrected since the last try.
                 let (settings, master) = (config.mail.clone(), config.master.name.clone());
                 self.spawn_call(async move {
-                    let handed = mail::hand_over(&settings, &master, &mail, Patience::default()).await;
-                    Event::MailSent { mail: mail.id, handed }
+                    let result = mail::hand_over(&settings, &master, &mail, Patience::default()).await;
+                    Event::MailSent { mail: mail.id, result }
                 });
             }
         }
         None
     }
 
-    /// Runs a call beside the loop; its end comes back as an event.
+    /// Runs a call beside the loop. Its result comes back as an event.
     fn spawn_call(&self, call: impl Future<Output = Event> + Send + 'static) {
         let events = self.events.clone();
         self.runtime.spawn(async move {
             let event = call.await;
             if events.send(event).await.is_err() {
-                debug!("a call ended after the loop");
+                debug!("the loop has ended before a call");
             }
         });
     }
@@ -219,11 +220,12 @@ impl Executor {
     fn announce(&self, change: Change) {
         let (key, body) = web::change_message(&change);
         self.send(Outbound::Event { key, body });
-        // Without listeners there is nobody to tell.
+        // Without receivers nothing is sent.
         drop(self.changes.send(change));
     }
 
-    /// Hands a message to the link. What cannot be sent now is dropped, and said again at the next heartbeat or hello.
+    /// Passes a message to the link. A message that cannot be sent now is dropped; the core sends it again at the next
+    /// heartbeat or hello.
     fn send(&self, message: Outbound) {
         if let Some(link) = &*self.link.borrow() {
             link.try_send(message);
@@ -231,14 +233,14 @@ impl Executor {
     }
 
     fn reply(&mut self, request: RequestId, answer: Reply) {
-        match self.askers.waiting.remove(&request) {
-            // The asker may have gone away; what it asked for is done all the same.
-            Some(Asker::Web(reply)) => drop(reply.send(answer)),
-            Some(Asker::Inbox { reply_to: Some(to), correlation_id }) => {
+        match self.pending.waiting.remove(&request) {
+            // The client may have gone away. What it requested is done all the same.
+            Some(Requester::Api(reply)) => drop(reply.send(answer)),
+            Some(Requester::Queue { reply_to: Some(to), correlation_id }) => {
                 let body = web::answer_body(&answer);
                 self.send(Outbound::Reply { to, correlation_id, body });
             }
-            Some(Asker::Inbox { reply_to: None, .. }) => {
+            Some(Requester::Queue { reply_to: None, .. }) => {
                 if let Reply::Refused { reason, .. } | Reply::NotFound(reason) | Reply::Unavailable(reason) = answer {
                     warn!("a build from the submission queue was refused: {reason}");
                 }
@@ -247,33 +249,14 @@ impl Executor {
         }
     }
 
-    /// Refuses a submission that never came as far as the core.
-    pub(super) fn refuse(&mut self, asker: Asker, field: &str, reason: &str) {
-        let request = self.askers.add(asker);
+    /// Refuses a submission that does not reach the core.
+    pub(super) fn refuse(&mut self, requester: Requester, field: &str, reason: &str) {
+        let request = self.pending.add(requester);
         self.reply(request, Reply::Refused { field: Some(field.to_owned()), reason: reason.to_owned() });
     }
 
     pub(super) fn link_is_up(&self) -> bool {
         self.link.borrow().as_ref().is_some_and(|link| link.is_up())
-    }
-
-    pub(super) fn link_figures(&self) -> Vec<Figure> {
-        let Some(link) = self.link.borrow().clone() else { return Vec::new() };
-        let figure = |name, help, value: u64| Figure { name, help, counter: true, value: value as f64 };
-        let dropped = link.dropped();
-        vec![
-            figure(
-                "rouse_messages_malformed_total",
-                "Messages that were dropped because they are malformed or of an unknown kind.",
-                dropped.malformed.load(Ordering::Relaxed),
-            ),
-            figure(
-                "rouse_messages_cut_off_total",
-                "Messages that were dropped because their sender is cut off.",
-                dropped.cut_off.load(Ordering::Relaxed),
-            ),
-            figure("rouse_messages_unsent_total", "Messages that the link did not take.", link.unsent()),
-        ]
     }
 }
 

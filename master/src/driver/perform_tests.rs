@@ -14,7 +14,7 @@ use std::time::Duration;
 #[derive(Clone, Copy, PartialEq, Debug)]
 enum Way {
     Panics,
-    /// Before it has made a future, even.
+    /// Before it returns a future.
     PanicsAtOnce,
     Hangs,
 }
@@ -127,7 +127,7 @@ fn executor(dir: &Path, config: &Config, way: Way) -> (Executor, mpsc::Receiver<
         link: watch::channel(None).1,
         refusals: Refusals::default(),
         boot: Boot { broker: "amqp://localhost/rouse".to_owned(), ca: None },
-        askers: PendingRequests::default(),
+        pending: PendingRequests::default(),
     };
     (executor, heard)
 }
@@ -162,7 +162,7 @@ async fn a_call_that_panics_or_hangs_comes_back_as_its_event() {
             let why = match &event {
                 Event::Prepared { result: Err(StartError::Transient(why)), .. } if way != Way::Hangs => why,
                 Event::Prepared { result: Err(StartError::Place(why)), .. } if way == Way::Hangs => why,
-                // Whether it was made nobody knows: it is started again, word for word.
+                // The machine may exist, so the same start is repeated.
                 Event::StartEnded { result: Err(StartError::Unknown(why)), .. }
                 | Event::ResumeEnded { result: Err(StartError::Unknown(why)), .. } => why,
                 Event::TerminateEnded { result: Err(why), .. }
@@ -174,7 +174,7 @@ async fn a_call_that_panics_or_hangs_comes_back_as_its_event() {
             };
             assert!(why.contains(unclear), "{asked}: {why}");
         }
-        // It has no event; the next audit ends it.
+        // This has no event: the next audit repeats it.
         let listed = ListedHost {
             host: HostId("h2".to_owned()),
             handle: "x".to_owned(),

@@ -7,10 +7,10 @@ use crate::config::{self, Config};
 use std::path::Path;
 use tracing::{error, info, warn};
 
-/// Runs a master until a signal ends it: SIGHUP reloads, SIGTERM and Ctrl-C end it.
+/// Runs a master until a signal ends it. SIGHUP reloads the configuration, SIGTERM and Ctrl-C end the master.
 ///
 /// # Errors
-/// Where it cannot start, or cannot go on.
+/// If it cannot start, or cannot continue.
 pub async fn run(path: &Path, config: Config) -> Result<(), MasterError> {
     use tokio::signal::unix::{SignalKind, signal};
     let listen = |kind| signal(kind).map_err(|e| MasterError::new("cannot listen for signals", &e));
@@ -34,7 +34,7 @@ pub async fn run(path: &Path, config: Config) -> Result<(), MasterError> {
     info!("ending; hosts stay as they are");
     tokio::select! {
         () = master.stop() => {}
-        // Asked a second time, it ends at once.
+        // A second signal ends it at once.
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }
@@ -43,7 +43,7 @@ pub async fn run(path: &Path, config: Config) -> Result<(), MasterError> {
 
 async fn reload(path: &Path, running: &mut Config, control: &Control) {
     match config::load(path) {
-        Err(faults) => error!("{} is not used, the old configuration goes on:\n{faults}", path.display()),
+        Err(errors) => error!("{} is not used, the old configuration goes on:\n{errors}", path.display()),
         Ok(new) => {
             for warning in &new.warnings {
                 warn!("{warning}");

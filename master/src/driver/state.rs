@@ -7,10 +7,10 @@ use std::io::{self, Read as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
-/// A state directory that is ours for as long as this lives.
+/// A state directory that this master has locked, until this is dropped.
 pub struct State {
     dir: PathBuf,
-    /// The generated half of our ownership of hosts: 32 hexadecimal digits.
+    /// The generated id of the master: 32 hexadecimal digits.
     pub id: String,
     /// The API's token.
     pub token: String,
@@ -20,39 +20,40 @@ pub struct State {
 /// Why a state directory cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
-    /// Another master runs on it.
+    /// Another master uses it.
     #[error("another master uses the state directory {}; stop it or change master.state_dir", .0.display())]
     InUse(PathBuf),
-    /// It cannot be made, or nothing can be written in it.
+    /// It cannot be created, or nothing can be written in it.
     #[error("state directory {} is not writable ({reason}); fix its owner or change master.state_dir", dir.display())]
     NotWritable {
         /// The directory.
         dir: PathBuf,
-        /// What the kernel says, without its number.
+        /// The kernel's reason, without its number.
         reason: String,
     },
-    /// A file in it cannot be made, read or locked.
+    /// A file in it cannot be created, read or locked.
     #[error("cannot use {}", path.display())]
     File {
         /// The file.
         path: PathBuf,
-        /// What the kernel says.
+        /// The kernel's error.
         source: io::Error,
     },
 }
 
 impl State {
-    /// Takes a state directory, and makes it where it is missing. `token` is the configured one; without one it is read
-    /// from `api-token` there, or made.
+    /// Opens and locks a state directory, and creates it if it is missing. `token` is the configured one. Without one,
+    /// the token is read from `api-token` in the directory, which is created if it is missing.
     ///
     /// # Errors
-    /// Where another master holds it, or it cannot be written.
+    /// If another master has locked it, or it cannot be written.
     pub fn open(dir: &Path, token: Option<&Secret>) -> Result<Self, StateError> {
         let failed = |path: &Path| {
             let path = path.to_owned();
             move |source| StateError::File { path, source }
         };
-        // Passable, so that builds with `run_as` reach their own directories; what is in it is readable to us alone.
+        // Others may pass through it, so that builds with `run_as` reach their own directories. Its files are readable
+        // by the master's user only.
         fs::DirBuilder::new().recursive(true).mode(0o711).create(dir).map_err(|e| not_writable(dir, &e))?;
         let path = dir.join("lock");
         let lock =
@@ -80,12 +81,12 @@ impl State {
 
 fn not_writable(dir: &Path, error: &io::Error) -> StateError {
     let text = error.to_string();
-    // The number says nothing to a reader: "Permission denied (os error 13)".
+    // The number would only confuse: "Permission denied (os error 13)".
     let reason = text.split(" (os error").next().unwrap_or_default().to_lowercase();
     StateError::NotWritable { dir: dir.to_owned(), reason }
 }
 
-/// The text in a file of ours, drawn and written at the first time: 32 hexadecimal digits.
+/// The text in a file: 32 hexadecimal digits, generated and written the first time.
 fn kept(path: &Path) -> io::Result<String> {
     match File::open(path) {
         Ok(mut file) => {
@@ -102,7 +103,7 @@ fn kept(path: &Path) -> io::Result<String> {
             let mut raw = [0_u8; 16];
             getrandom::fill(&mut raw).map_err(io::Error::other)?;
             let text = hex::encode(raw);
-            // With half an identity the master would recognize none of its hosts.
+            // With half an id the master would recognise none of its hosts.
             files::replace(path, format!("{text}\n").as_bytes())?;
             Ok(text)
         }

@@ -1,4 +1,4 @@
-//! What a section allows in place of what cannot be had now: another type, zone or market.
+//! Alternatives: the types, zones and markets that a section allows, one of which is tried at a time.
 
 use crate::core::event::StartError;
 use std::collections::BTreeSet;
@@ -7,18 +7,18 @@ use std::collections::BTreeSet;
 pub struct Chosen<'a, T> {
     /// Its number, from 0.
     pub number: u32,
-    /// What people call it, and what it rests by.
+    /// Its name, for people and for the set of those that rest.
     pub name: String,
     /// Itself.
     pub alternative: &'a T,
-    /// Whether there is another after it.
+    /// Whether there is another one after it.
     pub more: bool,
 }
 
-/// The first from `number` on that does not rest.
+/// The first alternative from `number` on that does not rest.
 ///
 /// # Errors
-/// Where there is none: [`StartError::Capacity`].
+/// [`StartError::Capacity`] if there is none.
 pub fn choose<'a, T>(
     all: &'a [T],
     number: u32,

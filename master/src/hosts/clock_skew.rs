@@ -1,13 +1,14 @@
-//! A login is refused where this machine's clock is wrong, and no cloud says so. The refusal has the cloud's own time.
+//! A cloud refuses the login of a machine whose clock is wrong, but does not say that this is the reason. Its answer has a
+//! `Date` header, which shows it.
 
 use crate::clock;
 use rouse_shared::Timestamp;
 use std::time::{Duration, UNIX_EPOCH};
 
-/// What an answer and its date may lie apart: it has whole seconds, and was on its way.
+/// Smaller differences are not reported: a date has whole seconds, and an answer takes time to arrive.
 const TOLERATED: Duration = Duration::from_secs(30);
 
-/// What to add to a refusal with this `Date` header: how wrong this machine's clock is, or nothing.
+/// What to add to the text of a refusal with this `Date` header: how wrong this machine's clock is. Empty if it is right.
 pub fn remark(date: Option<&str>) -> String {
     remark_at(clock::wall(), date)
 }

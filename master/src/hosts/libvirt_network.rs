@@ -8,21 +8,20 @@ use std::net::Ipv4Addr;
 
 /// The network as an operator may copy it, without any worker.
 const TEMPLATE: &str = include_str!("../../../contrib/libvirt/network.xml");
-/// Where the workers go.
+/// The workers are inserted here.
 const PLACE: &str = "      <!-- workers -->\n";
 
-/// Addresses for workers: from 10.150.0.2 to 10.150.31.255.
+/// Number of addresses for workers: from 10.150.0.2 to 10.150.31.255.
 const PLACES: u16 = 32 * 256 - 2;
 
-/// The hardware address of a worker's virtual machines, always the same one: its first byte says that it is of nobody's
-/// making, the other five follow from the name.
+/// The hardware address of a worker's virtual machines. It follows from the name, and is locally administered.
 pub fn mac_of(worker: &WorkerName) -> String {
     let hash: [u8; 32] = Sha256::digest(format!("rouse mac {worker}").as_bytes()).into();
     let [a, b, c, d, e, ..] = hash;
     format!("52:{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}")
 }
 
-/// An address for a worker: the same one for the same name, unless another one's name has led to it before.
+/// An address for a worker. It follows from the name, unless another worker already has it.
 fn ip_of(worker: &WorkerName, taken: &mut BTreeSet<u16>) -> Option<Ipv4Addr> {
     let hash: [u8; 32] = Sha256::digest(format!("rouse ip {worker}").as_bytes()).into();
     let first = u16::from_be_bytes([hash[0], hash[1]]) % PLACES;
@@ -34,10 +33,10 @@ fn ip_of(worker: &WorkerName, taken: &mut BTreeSet<u16>) -> Option<Ipv4Addr> {
 }
 
 /// The network `name` with a DHCP name for each worker of the configuration whose machine is on it. Without a name: the
-/// one that all are on.
+/// network that all of them are on.
 ///
 /// # Errors
-/// Where there is no such worker, or no such one: a sentence.
+/// If there is no such worker or network: a sentence.
 pub fn network(config: &Config, name: Option<&str>) -> Result<String, String> {
     let workers: Vec<(&WorkerName, &LibvirtConfig)> = config.sections().collect();
     let networks: BTreeSet<&str> = workers.iter().map(|(_, libvirt)| libvirt.network.as_str()).collect();

@@ -1,6 +1,6 @@
-//! Providers: the things that make hosts. A new one is a module here, a section in `config/hosts/`, a field of [`Hosts`] with
-//! its line in [`Hosts::provider`], and one line in the contract suite. Retries, caps, timeouts, mail and naming are the
-//! core's business.
+//! Providers, which create hosts. A new one is a module here, a section in `config/hosts/`, a field of [`Hosts`] with
+//! its line in [`Hosts::provider`], and a line in the contract suite. The core does everything else: retries, limits,
+//! timeouts, mail and naming.
 
 #[cfg(any(feature = "ec2", feature = "openstack"))]
 mod alternatives;
@@ -12,9 +12,9 @@ pub mod ec2;
 pub mod libvirt;
 pub mod libvirt_network;
 pub mod online;
-mod overdue;
 #[cfg(feature = "openstack")]
 pub mod openstack;
+mod overdue;
 #[cfg(any(feature = "libvirt", feature = "openstack"))]
 mod persisted_set;
 pub mod process;
@@ -51,9 +51,10 @@ pub trait Provider: Send + Sync {
     ) -> Result<LaunchSpec, StartError>;
     /// Makes the machine exactly as the host's order says, or finds the one that an earlier call has made.
     async fn start(&self, host: &Host) -> Result<Started, StartError>;
-    /// Terminates the host's machine. `Gone` only if the provider itself says that there is none, or if none was ordered.
+    /// Terminates the host's machine. `Gone` only if the provider reports that there is none, or if none was started.
     async fn terminate(&self, host: &Host) -> Result<Termination, String>;
-    /// Suspends the host's machine, which stops running and can be resumed. `Suspended` only if the provider itself says so.
+    /// Suspends the host's machine, which stops running and can be resumed. `Suspended` only if the provider reports
+    /// it.
     async fn suspend(&self, _host: &Host) -> Result<Suspension, String> {
         Ok(Suspension::Unable("this provider's machines cannot be suspended".to_owned()))
     }
@@ -67,16 +68,16 @@ pub trait Provider: Send + Sync {
     /// # Errors
     /// If none of the places can be asked. A single place that cannot be is part of the listing.
     async fn list(&self) -> Result<Listing, String>;
-    /// The operator gives up a place, which may never be reached again: what is remembered of it is removed, so that it is
-    /// no longer listed. Does nothing while the configuration has it, under this name ([`Host::place`]).
-    fn forget_place(&self, _place: &str) {}
     /// Takes the hosts that a master which has just started finds in its ledger, and whose machines were made. A provider
     /// that reports deaths reports now which of them have ended in the meantime.
     fn expect(&self, _hosts: &[&Host]) {}
-    /// Terminates a machine that [`Self::list`] has listed and that the ledger does not know, or one of another master of our
-    /// name. Its handle says where it is.
+    /// Terminates a machine that [`Self::list`] has listed: one that is not in the ledger, or a foreign one. Its handle
+    /// says where it is.
     async fn terminate_listed(&self, listed: &ListedHost) -> Result<Termination, String>;
-    /// The end of what the machine printed, if the provider keeps it.
+    /// Forgets a place that an operator has given up, so that it is no longer listed. Does nothing if the configuration
+    /// has a place of this name ([`Host::place`]).
+    fn forget_place(&self, _place: &str) {}
+    /// The end of the machine's console output, if the provider keeps it.
     async fn console(&self, host: &Host) -> Option<String>;
     /// Checks an agent's proof that it runs on the machine that it names, before its hello is handled: at once, without a
     /// call. A provider that has no such proof accepts every agent.
@@ -97,13 +98,13 @@ pub enum UnansweredError {
     /// It did not answer within [`CALL_LIMIT`]; whether the call is carried out is unknown.
     #[error("no answer within {} s", CALL_LIMIT.as_secs())]
     Timeout,
-    /// A fault of rouse's own interrupted it; whether the call was carried out is unknown.
+    /// A bug in rouse interrupted the call. Whether it was carried out is unknown.
     #[error("a fault in rouse interrupted it: its log has the place")]
     Panicked,
 }
 
 impl UnansweredError {
-    /// As the error of [`Provider::prepare`], which makes nothing and may be repeated.
+    /// As the error of [`Provider::prepare`], which creates nothing and may be repeated.
     pub fn of_prepare(self) -> StartError {
         match self {
             Self::Absent(_) => StartError::Rejected(self.to_string()),
@@ -130,7 +131,7 @@ impl From<UnansweredError> for String {
 /// Longest that a call to a provider may take before its result counts as unknown.
 pub const CALL_LIMIT: Duration = Duration::from_secs(60);
 
-/// Proof of a host's death that came without being asked for.
+/// A host's death that the provider reports without being asked.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Death {
     /// The host.
@@ -150,7 +151,7 @@ pub struct Hosts {
     libvirt: libvirt::Libvirt,
     #[cfg(feature = "openstack")]
     openstack: openstack::Servers,
-    /// Stands in for all of them, with less time to answer.
+    /// Replaces all of them in tests, with its own time limit.
     #[cfg(test)]
     stand_in: Option<(Box<dyn Provider>, Duration)>,
 }
@@ -181,7 +182,7 @@ impl Hosts {
         })
     }
 
-    /// With another provider in place of all of them, which has `limit` to answer.
+    /// Replaces all providers by one, whose calls may take `limit`.
     #[cfg(test)]
     pub(crate) fn with_stand_in(self, stand_in: Box<dyn Provider>, limit: Duration) -> Self {
         Self { stand_in: Some((stand_in, limit)), ..self }
@@ -218,8 +219,7 @@ impl Hosts {
         }
     }
 
-    /// Calls a provider, for [`CALL_LIMIT`] at most. Whatever it does, this comes back: a core that waits for the answer
-    /// would wait for ever.
+    /// Calls a provider, for [`CALL_LIMIT`] at most. Always returns, because the core waits for each answer.
     ///
     /// # Errors
     /// If this build does not have the provider, if it does not answer in time, or if it panics.
@@ -232,17 +232,17 @@ impl Hosts {
         guarded(self.limit(), async { call(provider).await }).await
     }
 
-    /// [`Provider::attest`] of the provider of a kind. One that panics accepts nobody.
+    /// Calls [`Provider::attest`]. If it panics, the agent is refused.
     ///
     /// # Errors
-    /// As there.
+    /// What is wrong with the proof.
     pub fn attest(&self, kind: ProviderKind, worker: &WorkerName, hello: &Hello) -> Result<(), String> {
         let Some(provider) = self.provider(kind) else { return Ok(()) };
         let checked = catch_unwind(AssertUnwindSafe(|| provider.attest(worker, hello)));
         checked.unwrap_or_else(|_| Err(UnansweredError::Panicked.to_string()))
     }
 
-    /// The operator gives up a place: see [`Provider::forget_place`].
+    /// Calls [`Provider::forget_place`].
     pub fn forget_place(&self, kind: ProviderKind, place: &str) {
         if let Some(provider) = self.provider(kind) {
             shielded(kind, || provider.forget_place(place));
@@ -252,7 +252,7 @@ impl Hosts {
     /// Passes to the providers the hosts that are in the ledger when the master starts.
     pub fn expect(&self, hosts: &[Host]) {
         let mut made: BTreeMap<ProviderKind, Vec<&Host>> = BTreeMap::new();
-        // One that is ordered may be made yet.
+        // The machine of an ordered host may still be created.
         for host in hosts.iter().filter(|h| !matches!(h.state, HostState::Ordered | HostState::Terminated)) {
             made.entry(host.provider).or_default().push(host);
         }
@@ -263,7 +263,8 @@ impl Hosts {
         }
     }
 
-    /// Takes the workers' sections of a new configuration. Hosts that were ordered before are still stopped and listed.
+    /// Applies the workers' sections of a new configuration. Hosts that were ordered before can still be terminated and
+    /// listed.
     pub fn configure(&self, config: &Config) {
         shielded(ProviderKind::Process, || self.process.configure(config));
         #[cfg(feature = "ec2")]
@@ -275,7 +276,7 @@ impl Hosts {
     }
 }
 
-/// A provider's call, until it is answered, its time is over, or it panics.
+/// Waits for a call until it returns, its time is over, or it panics.
 async fn guarded<T>(limit: Duration, call: impl Future<Output = T>) -> Result<T, UnansweredError> {
     match tokio::time::timeout(limit, AssertUnwindSafe(call).catch_unwind()).await {
         Ok(Ok(answer)) => Ok(answer),
@@ -285,8 +286,7 @@ async fn guarded<T>(limit: Duration, call: impl Future<Output = T>) -> Result<T,
     }
 }
 
-/// Has a provider take notice of something. One that panics over it must not take the event loop with it, which the hosts
-/// of the others need.
+/// Makes a call that returns nothing. A panic of one provider must not end the event loop, which the others need.
 fn shielded(kind: ProviderKind, call: impl FnOnce()) {
     if catch_unwind(AssertUnwindSafe(call)).is_err() {
         tracing::error!("a fault in rouse: provider {} has not taken notice of it", kind.as_str());

@@ -1,31 +1,31 @@
-//! `rouse check --online`: each latent worker's section held against its cloud. Nothing is made, and nothing is asked but
-//! the clouds that the configuration names.
+//! `rouse check --online`: compares each latent worker's section with its cloud. Creates nothing, and asks only the
+//! clouds in the configuration.
 
 use crate::config::{Config, HostConfig};
 use rouse_shared::WorkerName;
 
-/// What was found of a section.
+/// A finding about a section.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Finding {
-    /// Whether its hosts can be started, as far as this goes.
+    /// Whether hosts can be started, according to this finding.
     pub good: bool,
     /// A sentence.
     pub text: String,
 }
 
 impl Finding {
-    /// Something that keeps no host from being started.
+    /// A finding that does not prevent hosts from being started.
     pub fn good(text: impl Into<String>) -> Self {
         Self { good: true, text: text.into() }
     }
 
-    /// Something that keeps hosts from being started.
+    /// A finding that prevents hosts from being started.
     pub fn bad(text: impl Into<String>) -> Self {
         Self { good: false, text: text.into() }
     }
 }
 
-/// What there is to say of every section: the template's name and the finding. Workers of one template share theirs.
+/// All findings: the template's name and the finding. Workers of one template share theirs.
 pub async fn check(config: &Config) -> Vec<(String, Finding)> {
     let mut templates: Vec<(&str, Vec<(&WorkerName, &HostConfig)>)> = Vec::new();
     for (name, host) in &config.hosts {
@@ -44,8 +44,7 @@ pub async fn check(config: &Config) -> Vec<(String, Finding)> {
     all
 }
 
-/// Looks at the section of these workers, of whom there is at least one. Their sections differ only in what has the
-/// worker's name in it.
+/// Checks the section of these workers, at least one. Their sections differ only in the worker's name.
 async fn check_one(config: &Config, workers: &[(&WorkerName, &HostConfig)]) -> Vec<Finding> {
     let Some((_, host)) = workers.first() else { return Vec::new() };
     match host {
@@ -61,7 +60,7 @@ async fn check_one(config: &Config, workers: &[(&WorkerName, &HostConfig)]) -> V
         HostConfig::Libvirt(_) => super::libvirt::check(workers).await,
         #[cfg(not(feature = "libvirt"))]
         HostConfig::Libvirt(_) => vec![absent(config)],
-        // What there is to be seen of them without asking anybody is part of the check without --online.
+        // `rouse check` without --online already checks everything about them.
         HostConfig::Process(_) => Vec::new(),
     }
 }

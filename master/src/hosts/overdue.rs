@@ -1,4 +1,4 @@
-//! Machines that were asked to end and do not: somebody pays for them, and has to be told.
+//! Machines that were asked to end and have not ended. They cost money, so this has to be reported.
 
 use crate::sync::lock;
 use rouse_shared::Timestamp;
@@ -6,17 +6,17 @@ use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::time::Duration;
 
-/// How long a machine may take to end. Clouds need seconds, and minutes for the largest.
+/// How long a machine may take to end. Clouds need seconds, and some minutes for the largest machines.
 const PATIENCE: Duration = Duration::from_secs(300);
-/// One that nobody has asked about for so long has ended, whoever saw it.
+/// A machine that was not mentioned for so long has ended.
 const MEMORY: Duration = Duration::from_secs(3_600);
 
-/// When each machine was first asked to end, and when last.
+/// When each machine was first asked to end, and when it was last found to exist.
 #[derive(Default)]
 pub struct Overdue(Mutex<BTreeMap<String, (Timestamp, Timestamp)>>);
 
 impl Overdue {
-    /// That a machine was asked to end and is still there; how long it takes by now, where that is too long.
+    /// Records that a machine was asked to end and still exists. Returns how long this has taken if it is too long.
     pub fn still_there(&self, now: Timestamp, machine: &str) -> Option<Duration> {
         let mut all = lock(&self.0);
         all.retain(|_, (_, last)| now.since(*last) < MEMORY);
@@ -25,7 +25,7 @@ impl Overdue {
         Some(now.since(*first)).filter(|taken| *taken >= PATIENCE)
     }
 
-    /// It is gone.
+    /// Records that a machine is gone.
     pub fn gone(&self, machine: &str) {
         lock(&self.0).remove(machine);
     }

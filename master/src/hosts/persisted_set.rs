@@ -1,5 +1,5 @@
-//! What a provider must not forget over a restart, as lines of a file: where it has made hosts. A list is whole only when
-//! it covers those places too that have gone from the configuration since.
+//! What a provider must remember over a restart, as lines of a file: the places where it has created hosts. A list is
+//! complete only if it also covers the places that are no longer in the configuration.
 
 use crate::files;
 use std::collections::BTreeSet;
@@ -7,17 +7,17 @@ use std::fs;
 use std::io;
 use std::path::PathBuf;
 
-/// Lines of a file that is there once the first of them is.
+/// The lines of a file. The file is created with the first line.
 pub struct PersistedSet {
     path: PathBuf,
     all: BTreeSet<String>,
 }
 
 impl PersistedSet {
-    /// Those of the file, where there is one.
+    /// Reads the file, if it exists.
     ///
     /// # Errors
-    /// Where it is there and cannot be read: without it a host might be forgotten.
+    /// If it exists and cannot be read. Without it a host might be forgotten.
     pub fn read(path: PathBuf) -> io::Result<Self> {
         let text = match fs::read_to_string(&path) {
             Ok(text) => text,
@@ -27,15 +27,15 @@ impl PersistedSet {
         Ok(Self { path, all: text.lines().map(str::to_owned).collect() })
     }
 
-    /// All of them.
+    /// All lines.
     pub fn all(&self) -> BTreeSet<String> {
         self.all.clone()
     }
 
-    /// Notes one; it is on the disk when this returns.
+    /// Adds a line, which is on the disk when this returns.
     ///
     /// # Errors
-    /// Where it cannot be written down.
+    /// If the line cannot be written.
     pub fn add(&mut self, line: &str) -> io::Result<()> {
         if self.all.contains(line) {
             return Ok(());
@@ -46,7 +46,7 @@ impl PersistedSet {
         Ok(())
     }
 
-    /// Strikes one out. Where that fails it is tried again the next time.
+    /// Removes a line. If that fails, it is tried again the next time.
     pub fn remove(&mut self, line: &str) {
         let mut all = self.all.clone();
         if all.remove(line) && self.write(&all).is_ok() {

@@ -1,10 +1,10 @@
-//! Hosts that are child processes of the master: for trying things out, and for one big machine.
+//! Hosts that are child processes of the master, to try rouse out or to use one large machine.
 //!
-//! Each is an agent in a session of its own, which outlives the master. Its environment bears the master's and the
-//! host's id from the very call that makes it, so `/proc` is the provider's list. The agent's supervisors bear the same
-//! stamp: the host is gone when no process bears it, and then nothing of its builds runs either.
+//! Each host is an agent in a session of its own, which outlives the master. The master's and the host's id are in its
+//! environment from the start, so `/proc` is the provider's list. The agent's supervisors have the same owner tag. The
+//! host is gone when no process has it, and then nothing of its builds runs.
 
-mod stamped;
+mod tagged;
 
 use super::overdue::Overdue;
 use super::{Death, Provider};
@@ -16,7 +16,6 @@ use crate::sync::lock;
 use async_trait::async_trait;
 use rouse_shared::boot::BootData;
 use rouse_shared::{HostId, Timestamp, WorkerName};
-use stamped::{HOST_STAMP, MASTER_STAMP, Stamped, agents_of, id_of, kill, name_of, pidfd, runs, scan, stamped};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{self, Read as _, Seek as _, Write as _};
@@ -25,25 +24,28 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Mutex;
 use std::time::Duration;
+use tagged::{
+    HOST_VARIABLE, OWNER_VARIABLE, TaggedProcess, agents_of, id_of, kill, name_of, pidfd, runs, scan, tagged,
+};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
 
-/// An agent's log is put aside when it is larger than this at the next start, bytes.
+/// Size at which an agent's log is moved away at the next start, bytes.
 const LOG_LIMIT: u64 = 4 << 20;
-/// How long an agent's supervisors may take to end what they run once it is gone, before they are killed themselves.
+/// How long supervisors may take to end what they run once their agent is gone. After that they are killed.
 const LEFTOVER_PATIENCE: Duration = Duration::from_secs(60);
-/// How much of an agent's log is evidence, bytes.
+/// Number of bytes at the end of an agent's log that are evidence.
 const CONSOLE: u64 = 8 << 10;
 
 /// The agent program of each worker.
 type Agents = BTreeMap<WorkerName, PathBuf>;
 
-/// An order's spec.
+/// A launch spec.
 #[derive(serde::Serialize, serde::Deserialize)]
 struct Spec {
     /// The agent's program.
     agent: PathBuf,
-    /// What it is told at its start.
+    /// The boot data that it gets at its start.
     boot: BootData,
 }
 
@@ -53,21 +55,21 @@ pub struct Processes {
     owner: String,
     agents: Mutex<Agents>,
     deaths: mpsc::Sender<Death>,
-    /// Hosts whose end is waited for already.
+    /// Hosts whose end is already being watched.
     watched: Mutex<BTreeSet<HostId>>,
-    /// Hosts without an agent of which something is left, and since when.
+    /// Hosts that have no agent but other processes, and since when.
     leftovers: Mutex<BTreeMap<HostId, Timestamp>>,
-    /// Hosts that were killed and of which something is left.
+    /// Hosts that were killed and whose processes still run.
     overdue: Overdue,
 }
 
 impl Processes {
-    /// The provider. Agents work and log below `dir`; `owner` is stamped on them.
+    /// The provider. Agents work and log below `dir`, and have the owner tag `owner`.
     ///
     /// # Errors
-    /// Where that directory cannot be made.
+    /// If that directory cannot be created.
     pub fn new(dir: PathBuf, owner: String, config: &Config, deaths: mpsc::Sender<Death>) -> io::Result<Self> {
-        // Builds with `run_as` must be able to pass through to their own directory, and see nothing else.
+        // Builds with `run_as` must be able to pass through to their own directory.
         fs::DirBuilder::new().recursive(true).mode(0o711).create(&dir)?;
         Ok(Self {
             dir,
@@ -80,7 +82,7 @@ impl Processes {
         })
     }
 
-    /// Takes the agents of a new configuration.
+    /// Applies the agents of a new configuration.
     pub fn configure(&self, config: &Config) {
         *lock(&self.agents) = agents_in(config);
     }
@@ -93,19 +95,19 @@ impl Processes {
         self.dir.join(host.as_str())
     }
 
-    /// The host's agent, where it runs.
-    async fn find(&self, host: &HostId) -> io::Result<Option<Stamped>> {
+    /// The host's agent, if it runs.
+    async fn find(&self, host: &HostId) -> io::Result<Option<TaggedProcess>> {
         Ok(agents_of(&scan(&self.owner).await?).into_iter().find(|p| p.host == *host))
     }
 
-    /// Tells of the death of an agent that is not our child: one that an earlier master has started.
-    fn watch(&self, host: HostId, agent: &Stamped) {
+    /// Reports the death of an agent that is not a child of this process, because an earlier master has started it.
+    fn watch(&self, host: HostId, agent: &TaggedProcess) {
         if !lock(&self.watched).insert(host.clone()) {
             return;
         }
         // SAFETY: an `OwnedFd` stays open, and the same descriptor, for as long as the `AsyncFd` owns it.
         let Ok(fd) = pidfd(agent.pid).and_then(|fd| unsafe { AsyncFd::register(fd) }.map_err(io::Error::from)) else {
-            // Gone already, or there is no descriptor to be had: the next list looks again.
+            // It is already gone, or no descriptor is available. The next list checks again.
             lock(&self.watched).remove(&host);
             return;
         };
@@ -113,7 +115,7 @@ impl Processes {
         tokio::spawn(async move {
             // A pidfd becomes readable when its process ends.
             if fd.readable().await.is_ok() {
-                ending.tell("its agent ended".to_owned()).await;
+                ending.report_when_gone("its agent ended".to_owned()).await;
             }
         });
     }
@@ -124,7 +126,7 @@ impl Processes {
 
     async fn end(&self, owner: &str, host: &HostId) -> Result<Termination, String> {
         let all = scan(owner).await.map_err(|e| format!("cannot list processes: {e}"))?;
-        let ours: Vec<Stamped> = all.into_iter().filter(|p| p.host == *host).collect();
+        let ours: Vec<TaggedProcess> = all.into_iter().filter(|p| p.host == *host).collect();
         if ours.is_empty() {
             lock(&self.watched).remove(host);
             lock(&self.leftovers).remove(host);
@@ -149,11 +151,11 @@ impl Processes {
         }
     }
 
-    /// The agent first and alone: its supervisors see it go, end what they run, and end themselves. Killing them too
-    /// would leave the processes of a step without anyone to end them, so they get their time.
-    fn to_kill<'a>(&self, host: &HostId, ours: &'a [Stamped]) -> Vec<&'a Stamped> {
+    /// The processes to kill: first the agent alone. Its supervisors notice that, end what they run, and exit. If they
+    /// were killed as well, nobody would end the processes of a step, so they get some time.
+    fn to_kill<'a>(&self, host: &HostId, ours: &'a [TaggedProcess]) -> Vec<&'a TaggedProcess> {
         let mut leftovers = lock(&self.leftovers);
-        let agents: Vec<&Stamped> = ours.iter().filter(|p| p.agent).collect();
+        let agents: Vec<&TaggedProcess> = ours.iter().filter(|p| p.agent).collect();
         if !agents.is_empty() {
             leftovers.remove(host);
             return agents;
@@ -164,7 +166,7 @@ impl Processes {
     }
 }
 
-/// The line of a worker's log below which is what this host's agent prints.
+/// The line in a worker's log after which this host's agent writes.
 fn begin_mark(host: &HostId) -> String {
     format!("---- host {host}\n")
 }
@@ -182,7 +184,7 @@ impl Provider for Processes {
             let agents = lock(&self.agents);
             agents.get(&host.worker).cloned().unwrap_or_else(|| PathBuf::from("rouse-agent"))
         };
-        // A process has no identity of its own: it is told its host's id.
+        // A process has no identity of its own, so it reports its host's id.
         let identity = Some(host.id.0.clone());
         boot.identity.clone_from(&identity);
         let image = agent.display().to_string();
@@ -216,7 +218,7 @@ impl Provider for Processes {
                 fs::rename(&log_path, log_path.with_extension("log.1"))?;
             }
             let mut log = File::options().create(true).append(true).mode(0o600).open(log_path)?;
-            // The log is all hosts' of the worker: what the last one printed begins here.
+            // All hosts of the worker share the log. The output of this host begins here.
             log.write_all(begin_mark(&host.id).as_bytes())?;
             Ok((boot_path, log))
         };
@@ -226,8 +228,8 @@ impl Provider for Processes {
         command
             .env_clear()
             .env("PATH", std::env::var_os("PATH").unwrap_or_else(|| "/usr/local/bin:/usr/bin:/bin".into()))
-            .env(MASTER_STAMP, &self.owner)
-            .env(HOST_STAMP, host.id.as_str())
+            .env(OWNER_VARIABLE, &self.owner)
+            .env(HOST_VARIABLE, host.id.as_str())
             .env("ROUSE_AGENT_IDENTITY", "boot-data")
             .env("ROUSE_AGENT_BOOT_DATA", &boot_path)
             .env("ROUSE_AGENT_WORK_DIR", dir.join("work"))
@@ -243,7 +245,7 @@ impl Provider for Processes {
         }
         let mut child = command.spawn().map_err(|error| failed(&format!("run {}", program.display()), &error))?;
         let pid = child.id().and_then(|pid| i32::try_from(pid).ok());
-        let started = pid.and_then(|pid| stamped::started(pid).ok()).unwrap_or(0);
+        let started = pid.and_then(|pid| tagged::started(pid).ok()).unwrap_or(0);
         lock(&self.watched).insert(host.id.clone());
         let ending = self.ending(host.id.clone());
         tokio::spawn(async move {
@@ -251,7 +253,7 @@ impl Provider for Processes {
                 Ok(status) => format!("its agent ended ({status})"),
                 Err(error) => format!("its agent could not be waited for: {error}"),
             };
-            ending.tell(why).await;
+            ending.report_when_gone(why).await;
         });
         Ok(Started { handle: format!("{}:{started}", pid.unwrap_or(0)), identity: None })
     }
@@ -262,7 +264,7 @@ impl Provider for Processes {
 
     async fn list(&self) -> Result<Listing, String> {
         let name = name_of(&self.owner).to_owned();
-        let all = beside(move || stamped(|owner| name_of(owner) == name)).await;
+        let all = beside(move || tagged(|owner| name_of(owner) == name)).await;
         let agents = agents_of(&all.map_err(|e| format!("cannot list processes: {e}"))?);
         let mut listed = Vec::new();
         for agent in agents {
@@ -275,16 +277,17 @@ impl Provider for Processes {
             let (handle, identity) = (agent.handle(), Some(agent.host.0.clone()));
             listed.push(ListedHost { handle, host: agent.host, identity, owner, suspended: false });
         }
-        Ok(Listing::whole(listed))
+        Ok(Listing::from(listed))
     }
 
     fn expect(&self, hosts: &[&Host]) {
         for host in hosts {
             let Some(handle) = &host.handle else { continue };
-            // Also where this master may not read what its processes bear, as another user: one that runs is not dead.
+            // If this master may not read the environment of its processes, for example as another user, a running one
+            // is still not dead.
             if !runs(handle) {
                 let ending = self.ending(host.id.clone());
-                tokio::spawn(ending.tell("its agent ended while no master was there".to_owned()));
+                tokio::spawn(ending.report_when_gone("its agent ended while no master was there".to_owned()));
             }
         }
     }
@@ -311,12 +314,12 @@ impl Provider for Processes {
     }
 }
 
-/// What an error of the system means for a start.
+/// An error of the system as the error of a start.
 fn failed(what: &str, error: &io::Error) -> StartError {
     let text = format!("cannot {what}: {error}");
     match error.kind() {
         io::ErrorKind::PermissionDenied | io::ErrorKind::NotFound => StartError::Rejected(text),
-        // Of processes there are as many as the system allows, or the user.
+        // The system or the user has no more processes.
         io::ErrorKind::StorageFull | io::ErrorKind::OutOfMemory | io::ErrorKind::WouldBlock => {
             StartError::Capacity(text)
         }
@@ -330,7 +333,7 @@ fn agents_in(config: &Config) -> Agents {
     config.sections::<ProcessConfig>().map(|(worker, section)| (worker.clone(), section.agent.clone())).collect()
 }
 
-/// An agent whose end is told once nothing of its host is left.
+/// An agent that has ended. Reported once nothing of its host is left.
 struct Ending {
     owner: String,
     host: HostId,
@@ -340,10 +343,10 @@ struct Ending {
 }
 
 impl Ending {
-    /// Waits until no process bears the host's stamp, removes its directory, and tells of its death. The agent's
-    /// supervisors end within milliseconds of the agent; a host whose leftovers stay is not dead, and is left to the
-    /// lease and the audit.
-    async fn tell(self, why: String) {
+    /// Waits until no process has the host's owner tag, removes its directory and reports its death. The supervisors
+    /// end within milliseconds after the agent. A host whose other processes stay is not dead, and is left to the lease
+    /// and the audit.
+    async fn report_when_gone(self, why: String) {
         for pause in [1_u64, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000] {
             let gone = scan(&self.owner).await.is_ok_and(|all| all.iter().all(|p| p.host != self.host));
             if gone {
@@ -366,7 +369,7 @@ impl Ending {
     }
 }
 
-/// Removes a directory, where there is one.
+/// Removes a directory, if it exists.
 fn remove_dir(dir: &Path) -> io::Result<()> {
     match fs::remove_dir_all(dir) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
@@ -374,13 +377,13 @@ fn remove_dir(dir: &Path) -> io::Result<()> {
     }
 }
 
-/// Does what blocks on a thread for such things: a build's directory takes seconds to remove, and the tasks that keep
-/// the master's link alive would wait for it.
+/// Runs blocking work on a separate thread. Removing a build's directory takes seconds, which would delay the tasks
+/// that keep the link alive.
 async fn beside<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
     tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
 }
 
-/// A program as given, in `PATH`, or beside our own.
+/// The path of a program that is given as it is, in `PATH`, or beside this program.
 pub fn locate(program: &Path) -> Option<PathBuf> {
     if program.components().count() > 1 {
         return program.is_file().then(|| program.to_owned());
@@ -399,7 +402,7 @@ pub fn locate(program: &Path) -> Option<PathBuf> {
 /// # Errors
 /// Where `/proc` cannot be read, or a process cannot be killed.
 pub fn end_all(owner: &str) -> io::Result<Vec<i32>> {
-    let all = stamped(|of| of == owner)?;
+    let all = tagged(|of| of == owner)?;
     for agent in all.iter().filter(|p| p.agent) {
         kill(agent)?;
     }

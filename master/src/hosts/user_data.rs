@@ -101,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_cloud_would_not_take_is_told_before() {
+    fn what_the_cloud_would_refuse_is_reported_before() {
         let own = "x".repeat(LIMIT);
         let error = compose(&boot(), Some(&own), LIMIT).unwrap_err();
         assert!(error.to_string().contains("16384") && error.bytes > LIMIT);

@@ -1,6 +1,7 @@
-//! Hands mails to the relay, one connection a mail. What to tell whom, and when to try again, is the core's business.
+//! Passes mails to the relay, with one connection for each mail. The core decides whom to notify of what, and when to
+//! try again.
 //!
-//! **Invariant**: the same [`Mail`] is the same message, to the byte of its `Message-ID`, however often it is sent.
+//! **Invariant**: the same [`Mail`] is always the same message, including its `Message-ID`, however often it is sent.
 
 mod text;
 
@@ -8,7 +9,7 @@ mod text;
 mod tests;
 
 use crate::config::{MailConfig, RelayTls};
-use crate::core::mail::{DeliveryResult, Mail, MailError, Taken};
+use crate::core::mail::{DeliveryResult, Mail, MailError, RecipientAnswer};
 use lettre::address::Address;
 use lettre::message::header::{HeaderName, HeaderValue};
 use lettre::message::{Mailbox, Message, SinglePart};
@@ -21,13 +22,13 @@ use std::error::Error as _;
 use std::future::Future;
 use std::time::{Duration, UNIX_EPOCH};
 
-/// How long the relay may take.
+/// Time limits for the relay.
 #[derive(Clone, Copy, Debug)]
 pub struct Patience {
-    /// To take the connection and greet, TLS and login included; and for each command after.
+    /// For the connection with TLS, greeting and login, and for each later command.
     pub command: Duration,
-    /// To say that it has the mail, once it has all of it. Some look for spam first, and who does not wait sends it twice:
-    /// RFC 5321 (4.5.3.2.6) wants ten minutes.
+    /// For the answer after the message. Some relays check for spam first, and would get the mail again if the master
+    /// did not wait. RFC 5321 (4.5.3.2.6) asks for ten minutes.
     pub data: Duration,
 }
 
@@ -37,13 +38,13 @@ impl Default for Patience {
     }
 }
 
-/// How long a relay's farewell is waited for: it has the mail by then.
+/// How long to wait for the end of the connection. The relay has the mail by then.
 const FAREWELL: Duration = Duration::from_secs(5);
 
-/// Hands `mail` to the relay for those who still wait for it. Always comes to an end, within [`Patience`].
+/// Passes `mail` to the relay for its waiting recipients. Always ends, within [`Patience`].
 ///
 /// # Errors
-/// Why nothing of it was taken.
+/// Why no recipient's mail was accepted.
 pub async fn hand_over(config: &MailConfig, master: &str, mail: &Mail, patience: Patience) -> DeliveryResult {
     let message = message(config, master, mail)?;
     let name = format!("{}:{}", config.relay.host, config.relay.port);
@@ -51,13 +52,13 @@ pub async fn hand_over(config: &MailConfig, master: &str, mail: &Mail, patience:
         Ok(connected) => connected.map_err(|why| MailError::Relay(format!("{name}: {why}")))?,
         Err(_) => return Err(MailError::Relay(format!("{name}: {}", silent(patience.command)))),
     };
-    let handed = transact(&mut connection, config, mail, &message, patience).await;
-    match handed {
+    let result = transact(&mut connection, config, mail, &message, patience).await;
+    match result {
         Err(MailError::Relay(why)) => Err(MailError::Relay(format!("{name}: {why}"))),
-        handed => {
-            // Whether it says farewell changes nothing.
+        result => {
+            // The result does not matter.
             drop(tokio::time::timeout(FAREWELL, connection.quit()).await);
-            handed
+            result
         }
     }
 }
@@ -66,7 +67,7 @@ fn silent(limit: Duration) -> String {
     format!("no answer within {} s", limit.as_secs())
 }
 
-/// The message as it is sent.
+/// The message.
 fn message(config: &MailConfig, master: &str, mail: &Mail) -> Result<Vec<u8>, MailError> {
     let mailbox = |address: &str| address.parse::<Address>().map(|address| Mailbox::new(None, address));
     let from = mailbox(&config.from).map_err(|e| MailError::Refused(format!("mail.from is no address: {e}")))?;
@@ -78,7 +79,7 @@ fn message(config: &MailConfig, master: &str, mail: &Mail) -> Result<Vec<u8>, Ma
         .date(UNIX_EPOCH + Duration::from_millis(mail.created.0))
         .raw_header(automatic);
     for to in &mail.to {
-        // One that is no address is not sent to either.
+        // An invalid address gets no mail.
         if let Ok(to) = mailbox(to) {
             builder = builder.to(to);
         }
@@ -114,7 +115,7 @@ async fn connect(config: &MailConfig) -> Result<AsyncSmtpConnection, String> {
     login(connection, config).await
 }
 
-/// How TLS is done. Reads what certificates this machine trusts, where they matter.
+/// The TLS settings. Reads the certificates that this machine trusts, if they are needed.
 fn tls(config: &MailConfig) -> Result<TlsParameters, String> {
     let mut builder = TlsParameters::builder(config.relay.host.clone());
     if config.verifies() {
@@ -155,27 +156,27 @@ async fn transact(
     let mut answers = Vec::new();
     for (to, address) in recipients {
         let taken = match address {
-            None => Taken::Refused("it is no address that mail can be sent to".to_owned()),
+            None => RecipientAnswer::Refused("it is no address that mail can be sent to".to_owned()),
             Some(_) if !wide && !to.is_ascii() => {
-                Taken::Refused("the relay takes no addresses beyond ASCII".to_owned())
+                RecipientAnswer::Refused("the relay takes no addresses beyond ASCII".to_owned())
             }
             Some(address) => match within(patience.command, connection.command(Rcpt::new(address, Vec::new()))).await {
-                Ok(()) => Taken::Yes,
-                Err(MailError::Later(why)) => Taken::Later(why),
-                Err(MailError::Refused(why)) => Taken::Refused(why),
+                Ok(()) => RecipientAnswer::Accepted,
+                Err(MailError::Later(why)) => RecipientAnswer::Later(why),
+                Err(MailError::Refused(why)) => RecipientAnswer::Refused(why),
                 Err(error @ MailError::Relay(_)) => return Err(error),
             },
         };
         answers.push((to.clone(), taken));
     }
-    if answers.iter().any(|(_, taken)| *taken == Taken::Yes) {
+    if answers.iter().any(|(_, taken)| *taken == RecipientAnswer::Accepted) {
         within(patience.command, connection.command(Data)).await?;
         within(patience.data, connection.message(message)).await?;
     }
     Ok(answers)
 }
 
-/// An answer to one command, in time.
+/// The answer to one command within a time limit.
 async fn within<T>(limit: Duration, answer: impl Future<Output = Result<T, Error>>) -> Result<(), MailError> {
     match tokio::time::timeout(limit, answer).await {
         Ok(Ok(_)) => Ok(()),
@@ -184,20 +185,20 @@ async fn within<T>(limit: Duration, answer: impl Future<Output = Result<T, Error
     }
 }
 
-/// What a negative answer to a mail, or to a recipient, is about: by its code alone.
+/// What a negative answer to a mail or a recipient means, by its code alone.
 fn kind(error: Error) -> MailError {
     let Some(code) = error.status() else { return MailError::Relay(said(error)) };
     match (u16::from(code), code.severity) {
-        // It closes the connection (421), or does not let us in as we are (RFC 4954, 6).
+        // The relay closes the connection (421), or requires another login (RFC 4954, 6).
         (421 | 432 | 454 | 530 | 534 | 535 | 538, _) => MailError::Relay(said(error)),
         (_, Severity::TransientNegativeCompletion) => MailError::Later(said(error)),
         (_, Severity::PermanentNegativeCompletion) => MailError::Refused(said(error)),
-        // Out of turn.
+        // An answer that does not fit the command.
         (_, Severity::PositiveCompletion | Severity::PositiveIntermediate) => MailError::Relay(said(error)),
     }
 }
 
-/// An error for people: what the relay, or the system, said.
+/// The text of the relay's or the system's error, for people.
 fn said(error: Error) -> String {
     let text = match (error.status(), error.source()) {
         (Some(code), Some(words)) => format!("it said {code} {words}"),
@@ -205,6 +206,6 @@ fn said(error: Error) -> String {
         (None, Some(cause)) => cause.to_string(),
         (None, None) => error.to_string(),
     };
-    // Some say it in several lines.
+    // Some relays send several lines.
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }

@@ -37,7 +37,7 @@ fn mail(to: &[&str], items: Vec<Item>) -> Mail {
 }
 
 #[test]
-fn a_mail_tells_everything_in_plain_words() {
+fn a_mail_has_all_news_in_plain_words() {
     let back = What::Back { worker: "linux-07".parse().unwrap(), missing_since: Timestamp(NOON) };
     let orphan = |handle: &str, terminated| {
         let handle = handle.to_owned();
@@ -45,7 +45,7 @@ fn a_mail_tells_everything_in_plain_words() {
     };
     let items = vec![
         missing("bot1", "not attached for 300 s"),
-        missing("bot2", "quarantined after 3 failed starts: it was said\r\n\r\n.\r\nQUIT"),
+        missing("bot2", "3 of its hosts in a row did not start; the last one: it was said\r\n\r\n.\r\nQUIT"),
         item(1, back),
         orphan("i-1", true),
         orphan("i-2", false),
@@ -68,23 +68,23 @@ Workers that are missing:
   bot1
       not attached for 300 s (at 2026-11-23T12:00:00Z)
   bot2
-      quarantined after 3 failed starts: it was said . QUIT (at
-      2026-11-23T12:00:00Z)
+      3 of its hosts in a row did not start; the last one: it was said .
+      QUIT (at 2026-11-23T12:00:00Z)
 
 Workers that are back:
   linux-07
       since 2026-11-23T12:01:00Z; it was missing from 2026-11-23T12:00:00Z
 
-Machines of ours that the ledger does not know (orphans):
+Machines of this master that are not in the ledger (orphans):
   i-1
-      a machine of ec2, stamped h12, found at 2026-11-23T12:02:00Z; it is
-      being terminated
+      a machine of ec2 with the owner tag of h12, found at
+      2026-11-23T12:02:00Z; it is being terminated
   i-2
-      a machine of ec2, stamped h12, found at 2026-11-23T12:02:00Z; it is
-      left running, as audit.on_orphan says
+      a machine of ec2 with the owner tag of h12, found at
+      2026-11-23T12:02:00Z; it is left running, as audit.on_orphan says
 
-Seen by the rouse master ci.
-`rouse workers` and `rouse hosts` show how it is now.
+Noticed by the rouse master ci.
+`rouse workers`, `rouse hosts` and `rouse places` show the present state.
 
 ";
     assert_eq!(text.replace("\r\n", "\n"), expected);

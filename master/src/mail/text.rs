@@ -1,12 +1,12 @@
-//! What a mail says. The same news give the same text, whenever it is sent.
+//! The text of a mail. The same news always give the same text.
 
 use crate::core::mail::{Item, What};
 use rouse_shared::Timestamp;
 use std::time::{Duration, UNIX_EPOCH};
 
-/// Names that a subject holds, at most.
+/// Largest number of names in a subject.
 const NAMES: usize = 3;
-/// Characters in a line: longer ones are encoded, and nobody likes to read that.
+/// Longest line in characters. Longer lines would have to be encoded, which is hard to read.
 const COLUMNS: usize = 76;
 
 /// The items of each kind, in the order of the mail.
@@ -15,6 +15,8 @@ struct Sorted<'i> {
     missing: Vec<&'i Item>,
     back: Vec<&'i Item>,
     orphans: Vec<&'i Item>,
+    paused: Vec<&'i Item>,
+    serving: Vec<&'i Item>,
 }
 
 fn sort(items: &[Item]) -> Sorted<'_> {
@@ -24,6 +26,8 @@ fn sort(items: &[Item]) -> Sorted<'_> {
             What::Missing { .. } => sorted.missing.push(item),
             What::Back { .. } => sorted.back.push(item),
             What::Orphan { .. } => sorted.orphans.push(item),
+            What::PlacePaused { .. } => sorted.paused.push(item),
+            What::PlaceBack { .. } => sorted.serving.push(item),
         }
     }
     sorted
@@ -33,6 +37,7 @@ fn name(item: &Item) -> &str {
     match &item.what {
         What::Missing { worker, .. } | What::Back { worker, .. } => worker.as_str(),
         What::Orphan { handle, .. } => handle,
+        What::PlacePaused { place, .. } | What::PlaceBack { place, .. } => place,
     }
 }
 
@@ -41,7 +46,7 @@ fn moment(at: Timestamp) -> String {
 }
 
 pub(super) fn subject(master: &str, items: &[Item]) -> String {
-    let Sorted { missing, back, orphans } = sort(items);
+    let Sorted { missing, back, orphans, paused, serving } = sort(items);
     let part = |what: &str, some: &[&Item]| match some {
         [] => None,
         few if few.len() <= NAMES => {
@@ -49,17 +54,25 @@ pub(super) fn subject(master: &str, items: &[Item]) -> String {
         }
         many => Some(format!("{what}: {} and {} more", name(many[0]), many.len() - 1)),
     };
-    let parts = [part("missing", &missing), part("back", &back), part("orphan", &orphans)];
+    let parts = [
+        part("missing", &missing),
+        part("back", &back),
+        part("orphan", &orphans),
+        part("no hosts from", &paused),
+        part("hosts again from", &serving),
+    ];
     format!("[rouse {master}] {}", parts.into_iter().flatten().collect::<Vec<_>>().join("; "))
 }
 
 pub(super) fn body(master: &str, items: &[Item]) -> String {
-    let Sorted { missing, back, orphans } = sort(items);
+    let Sorted { missing, back, orphans, paused, serving } = sort(items);
     let mut out = String::new();
     for (head, some) in [
         ("Workers that are missing:", missing),
         ("Workers that are back:", back),
-        ("Machines of ours that the ledger does not know (orphans):", orphans),
+        ("Machines of this master that are not in the ledger (orphans):", orphans),
+        ("Places that start no hosts; builds wait there, and none is lost:", paused),
+        ("Places that start hosts again:", serving),
     ] {
         if some.is_empty() {
             continue;
@@ -71,12 +84,12 @@ pub(super) fn body(master: &str, items: &[Item]) -> String {
         }
         out.push('\n');
     }
-    paragraph(&mut out, "", &format!("Seen by the rouse master {master}."));
-    paragraph(&mut out, "", "`rouse workers` and `rouse hosts` show how it is now.");
+    paragraph(&mut out, "", &format!("Noticed by the rouse master {master}."));
+    paragraph(&mut out, "", "`rouse workers`, `rouse hosts` and `rouse places` show the present state.");
     out
 }
 
-/// The words of a text, in lines that need no encoding on their way. What a provider said may have lines of its own.
+/// Wraps a text into lines that need no encoding. A provider's message may have line breaks of its own.
 fn paragraph(out: &mut String, indent: &str, text: &str) {
     let mut column = 0;
     for word in text.split_whitespace() {
@@ -100,10 +113,16 @@ fn details(item: &Item) -> String {
     match &item.what {
         What::Missing { why, .. } => format!("{why} (at {at})"),
         What::Back { missing_since, .. } => format!("since {at}; it was missing from {}", moment(*missing_since)),
+        What::PlacePaused { provider, why, since, .. } => {
+            format!("{}, since {}: {why}", provider.as_str(), moment(*since))
+        }
+        What::PlaceBack { provider, since, .. } => {
+            format!("{}, since {at}; it paused from {}", provider.as_str(), moment(*since))
+        }
         What::Orphan { provider, host, terminated, .. } => {
             let then =
                 if *terminated { "it is being terminated" } else { "it is left running, as audit.on_orphan says" };
-            format!("a machine of {}, stamped {host}, found at {at}; {then}", provider.as_str())
+            format!("a machine of {} with the owner tag of {host}, found at {at}; {then}", provider.as_str())
         }
     }
 }

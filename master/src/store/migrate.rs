@@ -1,13 +1,13 @@
-//! Takes over a ledger that an earlier version has written: one step for each version of the tables, all in one
-//! transaction, so a ledger is of the old version or of the new one and never of both.
+//! Migrates a ledger that an earlier version has written. There is one step for each version of the tables, and all
+//! steps are in one transaction.
 
 use super::{SCHEMA, StoreError};
 use rusqlite::{Connection, Transaction};
 
-/// Brings a ledger of the tables' version `from` up to this version.
+/// Migrates a ledger from version `from` of the tables to this version.
 ///
 /// # Errors
-/// If SQLite cannot commit. A row that is not JSON is left as it is: reading it names it, if it is ever read.
+/// If SQLite cannot commit. A row that is not JSON stays as it is; if it is ever read, the error names it.
 pub(super) fn bring_up(connection: &mut Connection, from: i32) -> Result<(), StoreError> {
     if from == SCHEMA {
         return Ok(());
@@ -21,8 +21,7 @@ pub(super) fn bring_up(connection: &mut Connection, from: i32) -> Result<(), Sto
     Ok(())
 }
 
-/// Version 2 has the clouds' words for hosts: states, and the names of what is kept of a host, a session, a worker and an
-/// orphan.
+/// Version 2 uses the clouds' words for hosts: for states, and for fields of hosts, sessions, workers and orphans.
 fn to_2(ledger: &Transaction<'_>) -> Result<(), StoreError> {
     let states = [
         ("awake", "ready"),
@@ -47,7 +46,7 @@ fn to_2(ledger: &Transaction<'_>) -> Result<(), StoreError> {
     rename(ledger, "sessions", "$", "stray", "impostor")?;
     rename(ledger, "workers", "$", "wish", "desired")?;
     ledger.execute("UPDATE workers SET row = json_remove(row, '$.off') WHERE json_valid(row)", [])?;
-    // A worker that was to be drained and switched off: it stays drained until somebody resumes it.
+    // A worker that was stopped stays drained until somebody resumes it.
     let stopped = "UPDATE workers SET row = json_replace(row, '$.desired', 'Drain')
                    WHERE json_valid(row) AND json_extract(row, '$.desired') = 'Stop'";
     ledger.execute(stopped, [])?;
@@ -63,7 +62,7 @@ fn to_2(ledger: &Transaction<'_>) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Gives a field of an object of each row another name, if the row has the object and the field. Its type stays.
+/// Renames a field in an object of each row, if the row has the object and the field. Its type stays.
 fn rename(ledger: &Transaction<'_>, table: &str, object: &str, old: &str, new: &str) -> Result<(), StoreError> {
     let sql = format!(
         "UPDATE {table} SET row = json_remove(json_set(row, ?2, json(row -> ?1)), ?1)

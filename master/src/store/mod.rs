@@ -1,11 +1,12 @@
-//! The ledger: SQLite in WAL mode, one transaction a batch, written before any effect is performed.
+//! The ledger: SQLite in WAL mode. Each batch is one transaction, which is committed before any effect is performed.
 //!
-//! A row is a key, the columns that are searched, and the rest as JSON: people can read it with any SQLite tool, and a
-//! field that is added needs no migration.
+//! A row consists of a key, the columns that are searched, and the rest as JSON. So any SQLite tool shows it, and a new
+//! field needs no migration.
 
 use crate::core::build::{Build, BuildSpec, BuildState, BuildStatus};
 use crate::core::images::{ImageKey, ImageRecord};
 use crate::core::mail::{Mail, News};
+use crate::core::places::{PlaceKey, PlaceRecord};
 use crate::core::plan::ProviderKind;
 use crate::core::record::{Host, HostState, Ledger, Record, Session, WorkerRecord};
 use crate::core::spend::Spent;
@@ -25,27 +26,27 @@ mod tests;
 /// Version of the tables, kept in `user_version`.
 const SCHEMA: i32 = 2;
 
-/// What kept a batch from being committed, or the ledger from being read.
+/// Why a batch could not be committed, or the ledger could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// SQLite's own error: a full disk, a read-only directory. Not a source, since its own source repeats it.
     #[error("the ledger cannot be used: {0}")]
     Sqlite(rusqlite::Error),
-    /// SQLite finds that the file is no database, or a broken one.
+    /// The file is not a database, or is damaged.
     #[error(
         "the ledger is damaged ({0}); bring back a copy of ledger.sqlite, or move it away with its -wal and -shm: builds are \
          then forgotten, and hosts that run are orphans to the audit"
     )]
     Damaged(rusqlite::Error),
-    /// The file cannot be made or opened.
+    /// The file cannot be created or opened.
     #[error("the ledger cannot be opened")]
     File(#[source] io::Error),
-    /// A row's JSON is not what this version writes.
+    /// A row's JSON does not fit the types of this version.
     #[error("the ledger's row {row} is not readable")]
     Row {
         /// The table and key.
         row: String,
-        /// What is wrong with it.
+        /// The error.
         source: serde_json::Error,
     },
     /// The file was written by a newer version of rouse.
@@ -62,33 +63,33 @@ impl From<rusqlite::Error> for StoreError {
     }
 }
 
-/// The ledger, opened.
+/// The opened ledger.
 pub struct Store {
     connection: Connection,
 }
 
-/// Which builds are asked for.
+/// Selects builds.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Query {
     /// Only those in this final state; absent: in any.
     pub state: Option<BuildState>,
-    /// At most so many.
+    /// Largest number.
     pub limit: usize,
     /// Only those before this one.
     pub before: Option<BuildId>,
 }
 
 impl Store {
-    /// Opens the ledger, and makes it where there is none.
+    /// Opens the ledger, and creates it if it does not exist.
     ///
     /// # Errors
-    /// Where the file cannot be used or was written by a newer version.
+    /// If the file cannot be used or was written by a newer version.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
-        // Tokens of hosts are in it. Its journals take its mode.
+        // It contains tokens of hosts. Its journals get the same mode.
         fs::File::options().create(true).append(true).mode(0o600).open(path).map_err(StoreError::File)?;
         let mut connection = Connection::open(path)?;
         connection.pragma_update(None, "journal_mode", "WAL")?;
-        // Accepted means committed, also when the power goes: WAL alone would sync at checkpoints only.
+        // An accepted build must survive a power failure. WAL alone would sync only at checkpoints.
         connection.pragma_update(None, "synchronous", "FULL")?;
         let version: i32 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
         if version > SCHEMA {
@@ -106,6 +107,8 @@ impl Store {
              CREATE TABLE IF NOT EXISTS workers (name TEXT PRIMARY KEY, row TEXT NOT NULL);
              CREATE TABLE IF NOT EXISTS images (
                  provider TEXT NOT NULL, name TEXT NOT NULL, row TEXT NOT NULL, PRIMARY KEY (provider, name));
+             CREATE TABLE IF NOT EXISTS places (
+                 provider TEXT NOT NULL, name TEXT NOT NULL, row TEXT NOT NULL, PRIMARY KEY (provider, name));
              CREATE TABLE IF NOT EXISTS news (id INTEGER PRIMARY KEY, row TEXT NOT NULL);
              CREATE TABLE IF NOT EXISTS mails (id TEXT PRIMARY KEY, row TEXT NOT NULL);
              CREATE TABLE IF NOT EXISTS told_orphans (
@@ -121,19 +124,19 @@ impl Store {
         Ok(Self { connection })
     }
 
-    /// Opens the same ledger a second time, for reading beside the driver.
+    /// Opens the same ledger a second time, to read beside the driver.
     ///
     /// # Errors
-    /// Where the file cannot be opened.
+    /// If the file cannot be opened.
     pub fn reader(path: &Path) -> Result<Self, StoreError> {
         let flags = rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY | rusqlite::OpenFlags::SQLITE_OPEN_NO_MUTEX;
         Ok(Self { connection: Connection::open_with_flags(path, flags)? })
     }
 
-    /// Writes all records in one transaction; the last one of a key counts. Nothing is written where it fails.
+    /// Writes all records in one transaction. The last record of a key counts. If it fails, nothing is written.
     ///
     /// # Errors
-    /// Where SQLite cannot commit: the batch must then not be performed.
+    /// If SQLite cannot commit. Then the batch must not be performed.
     pub fn commit<'r>(&mut self, records: impl IntoIterator<Item = &'r Record>) -> Result<(), StoreError> {
         let transaction = self.connection.transaction()?;
         for record in records {
@@ -143,10 +146,10 @@ impl Store {
         Ok(())
     }
 
-    /// All that has not ended.
+    /// Everything that has not ended.
     ///
     /// # Errors
-    /// Where a row cannot be read.
+    /// If a row cannot be read.
     pub fn load(&self) -> Result<Ledger, StoreError> {
         let mut ledger = Ledger {
             builds: self.builds_where("live ORDER BY id", [])?,
@@ -154,7 +157,7 @@ impl Store {
             sessions: self.rows("sessions", "SELECT worker, row FROM sessions ORDER BY worker")?,
             news: self.rows("news", "SELECT CAST(id AS TEXT), row FROM news ORDER BY id")?,
             mails: self.rows("mails", "SELECT id, row FROM mails ORDER BY id")?,
-            told_orphans: self
+            reported_orphans: self
                 .rows("told_orphans", "SELECT handle, row FROM told_orphans ORDER BY provider, handle")?,
             ..Ledger::default()
         };
@@ -162,7 +165,7 @@ impl Store {
         let mut rows = statement.query([])?;
         while let Some(row) = rows.next()? {
             let (name, text): (String, String) = (row.get(0)?, row.get(1)?);
-            // A name that is none was written by nobody of ours; there is no worker to give it to.
+            // rouse writes valid names only. There is no worker with any other name.
             if let Ok(worker) = name.parse::<WorkerName>() {
                 ledger.workers.push((worker, parse("workers", &name, &text)?));
             }
@@ -172,10 +175,20 @@ impl Store {
         let mut rows = statement.query([])?;
         while let Some(row) = rows.next()? {
             let (provider, name, text): (String, String, String) = (row.get(0)?, row.get(1)?, row.get(2)?);
-            // A provider that this version does not know has no hosts here either.
+            // This version does not have the provider, so it has none of its hosts.
             if let Some(provider) = ProviderKind::ALL.into_iter().find(|p| p.as_str() == provider) {
                 let record = parse("images", &name, &text)?;
                 ledger.images.push((ImageKey { provider, image: name.into() }, record));
+            }
+        }
+        let mut statement =
+            self.connection.prepare("SELECT provider, name, row FROM places ORDER BY provider, name")?;
+        let mut rows = statement.query([])?;
+        while let Some(row) = rows.next()? {
+            let (provider, name, text): (String, String, String) = (row.get(0)?, row.get(1)?, row.get(2)?);
+            if let Some(provider) = ProviderKind::ALL.into_iter().find(|p| p.as_str() == provider) {
+                let record = parse("places", &name, &text)?;
+                ledger.places.push((PlaceKey { provider, name: name.into() }, record));
             }
         }
         let highest = "SELECT COALESCE(MAX(id), 0) FROM builds";
@@ -199,7 +212,7 @@ impl Store {
     /// One build, ended or not.
     ///
     /// # Errors
-    /// Where its row cannot be read.
+    /// If its row cannot be read.
     pub fn build(&self, id: BuildId) -> Result<Option<Build>, StoreError> {
         Ok(self.builds_where("id = ?1", [sql_id(id)])?.pop())
     }
@@ -207,7 +220,7 @@ impl Store {
     /// Builds that have ended, newest first.
     ///
     /// # Errors
-    /// Where a row cannot be read.
+    /// If a row cannot be read.
     pub fn ended_builds(&self, query: Query) -> Result<Vec<Build>, StoreError> {
         let before = query.before.map_or(i64::MAX, sql_id);
         let limit = i64::try_from(query.limit).unwrap_or(i64::MAX);
@@ -220,10 +233,10 @@ impl Store {
         }
     }
 
-    /// How many builds have ended in each state. Reads the whole index: for the start, not for the loop.
+    /// The number of builds that have ended in each state. Reads the whole index, so it is only for the start.
     ///
     /// # Errors
-    /// Where SQLite cannot read.
+    /// If SQLite cannot read.
     pub fn count_ended(&self) -> Result<BTreeMap<BuildState, u64>, StoreError> {
         let mut statement = self.connection.prepare("SELECT state, COUNT(*) FROM builds GROUP BY state")?;
         let mut rows = statement.query([])?;
@@ -237,10 +250,10 @@ impl Store {
         Ok(counts)
     }
 
-    /// The build that was accepted under a submitter's name for it.
+    /// The build with a submitter's id.
     ///
     /// # Errors
-    /// Where SQLite cannot read.
+    /// If SQLite cannot read.
     pub fn by_message_id(&self, message_id: &str) -> Result<Option<BuildId>, StoreError> {
         let mut statement = self.connection.prepare_cached("SELECT id FROM builds WHERE message_id = ?1")?;
         let id = statement.query_row([message_id], |row| row.get::<_, i64>(0)).optional()?;
@@ -314,6 +327,16 @@ fn write(to: &Connection, record: &Record) -> Result<(), StoreError> {
             let row = params![key.provider.as_str(), &*key.image, json::<ImageRecord>(record)];
             to.prepare_cached(sql)?.execute(row)?;
         }
+        Record::Place(key, record) if *record == PlaceRecord::default() => {
+            let sql = "DELETE FROM places WHERE provider = ?1 AND name = ?2";
+            to.prepare_cached(sql)?.execute(params![key.provider.as_str(), &*key.name])?;
+        }
+        Record::Place(key, record) => {
+            let sql = "INSERT INTO places (provider, name, row) VALUES (?1, ?2, ?3)
+                       ON CONFLICT (provider, name) DO UPDATE SET row = excluded.row";
+            let row = params![key.provider.as_str(), &*key.name, json::<PlaceRecord>(record)];
+            to.prepare_cached(sql)?.execute(row)?;
+        }
         Record::Spent(spent) => {
             write_fact(to, "spent_day", spent.day)?;
             write_fact(to, "spent_micros", spent.micros)?;
@@ -336,7 +359,7 @@ fn write(to: &Connection, record: &Record) -> Result<(), StoreError> {
             write_fact(to, "mail_failures", u64::from(*failures))?;
             write_fact(to, "mail_pause_until", until.0)?;
         }
-        Record::OrphanTold(provider, handle) => {
+        Record::OrphanReported(provider, handle) => {
             let sql = "INSERT OR REPLACE INTO told_orphans (provider, handle, row) VALUES (?1, ?2, ?3)";
             to.prepare_cached(sql)?.execute(params![provider.as_str(), handle, json(&(provider, handle))])?;
         }

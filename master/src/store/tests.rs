@@ -29,6 +29,7 @@ fn spec() -> Arc<BuildSpec> {
         priority: -3,
         retries: 2,
         timeout_ms: Some(1),
+        queue_timeout_ms: None,
         env: BTreeMap::new(),
         steps: vec![step],
     })
@@ -99,7 +100,7 @@ fn a_ledger_of_a_newer_version_is_refused() {
 }
 
 #[test]
-fn what_is_to_be_told_is_found_again_until_it_is_told() {
+fn news_and_mails_are_loaded_until_they_are_done() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("ledger");
     let item = |at| Item {
@@ -130,9 +131,9 @@ fn what_is_to_be_told_is_found_again_until_it_is_told() {
         Record::Mail(mail("b")),
         Record::MailOver(mail("b").id),
         Record::MailPause(2, Timestamp(70)),
-        Record::OrphanTold(ec2, handle("i-1")),
-        Record::OrphanTold(ec2, handle("i-2")),
-        Record::OrphanTold(ProviderKind::Libvirt, handle("i-2")),
+        Record::OrphanReported(ec2, handle("i-1")),
+        Record::OrphanReported(ec2, handle("i-2")),
+        Record::OrphanReported(ProviderKind::Libvirt, handle("i-2")),
         Record::OrphanOver(ec2, handle("i-2")),
     ];
     store.commit(&batch).unwrap();
@@ -141,7 +142,7 @@ fn what_is_to_be_told_is_found_again_until_it_is_told() {
     assert_eq!(ledger.news, [news(2)]);
     assert_eq!(ledger.mails, [mail("a")]);
     assert_eq!(ledger.mail_pause, Some((2, Timestamp(70))));
-    assert_eq!(ledger.told_orphans, [(ec2, handle("i-1")), (ProviderKind::Libvirt, handle("i-2"))]);
+    assert_eq!(ledger.reported_orphans, [(ec2, handle("i-1")), (ProviderKind::Libvirt, handle("i-2"))]);
 }
 
 #[test]

@@ -128,8 +128,8 @@ fn what_is_refused_and_how() {
             "step: 1001 steps are more than 1000, the most that is taken",
         ),
     ];
-    for (build, told) in table {
-        assert_eq!(json_said(build), told);
+    for (build, expected) in table {
+        assert_eq!(json_said(build), expected);
     }
     let missing = "step[0].run: missing: write run = [\"make\", \"-j4\"], or one string for sh -c";
     let below = "step[0].workdir: must be below the build's own directory: a relative path without ..";
@@ -150,8 +150,8 @@ fn what_is_refused_and_how() {
         ),
         (json!({"run": "a", "silence": 0}), "step[0].silence: must be at least 1 s; for no limit leave it out"),
     ];
-    for (step, told) in steps {
-        assert_eq!(step_said(step), told);
+    for (step, expected) in steps {
+        assert_eq!(step_said(step), expected);
     }
     assert!(step_said(json!({"run": "a", "workdir": "./a/b"})).starts_with("taken"));
 }
@@ -180,11 +180,11 @@ fn readers_name_the_field_too() {
         (json!("make"), "build: invalid type: string \"make\", expected a build"),
         (json!({"step": [7]}), "step[0]: invalid type: integer `7`, expected a step"),
     ];
-    for (build, told) in begins {
+    for (build, expected) in begins {
         let text = json_said(build.clone());
-        assert!(text.starts_with(told), "{text}\n  instead of\n{told}");
+        assert!(text.starts_with(expected), "{text}\n  instead of\n{expected}");
         let text = said(from_msgpack(&rmp_serde::to_vec_named(&build).unwrap()));
-        let field = told.split(": ").next().unwrap();
+        let field = expected.split(": ").next().unwrap();
         assert!(text.starts_with(&format!("{field}: ")), "MessagePack: {text}\n  instead of {field}");
     }
     assert!(said(from_json(b"{\"step\": [")).starts_with("step"), "{}", said(from_json(b"{\"step\": [")));

@@ -10,7 +10,7 @@ use axum::extract::State;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// What the master's loop may take on top of the audit itself.
+/// Time that the master's loop may need in addition to the audit itself.
 const LATE: Duration = Duration::from_secs(5);
 
 /// Compare the ledger with what each provider lists.

@@ -1,4 +1,5 @@
-//! Who may: changes need the token, and off loopback so does reading, but for the page, which holds no data.
+//! Access control: requests that change something need the token. If the server does not listen on loopback, all others
+//! need it too, except for the page, which contains no data.
 
 use super::App;
 use super::error::ApiError;
@@ -29,7 +30,7 @@ fn bearer(headers: &HeaderMap) -> Option<&str> {
     scheme.eq_ignore_ascii_case("bearer").then_some(token.trim())
 }
 
-/// Whether both are the same and not empty, in a time that tells nothing of where they differ.
+/// Whether both are equal and not empty, in a time that does not depend on where they differ.
 fn same(given: &[u8], token: &[u8]) -> bool {
     if token.is_empty() || given.len() != token.len() {
         return false;

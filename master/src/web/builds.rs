@@ -152,7 +152,7 @@ pub(super) async fn cancel_build(
     Ok(Json(api::AcceptedBuild { id: api::Id(build) }))
 }
 
-/// The reply to a command that brings nothing but whether it was done.
+/// The result of a command that returns no data.
 pub(super) fn done(reply: Reply) -> Result<(), ApiError> {
     match reply {
         Reply::Done => Ok(()),

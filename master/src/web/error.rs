@@ -12,10 +12,10 @@ use axum::response::{IntoResponse, Response};
 use serde::de::DeserializeOwned;
 use std::error::Error as _;
 
-/// Why a request is not answered as asked.
+/// Why a request failed.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ApiError {
-    /// Something in the request is wrong: which field, and why.
+    /// A part of the request is wrong.
     #[error("{reason}")]
     Invalid { field: Option<String>, reason: String },
     #[error("{0}")]
@@ -30,7 +30,7 @@ pub(super) enum ApiError {
     TooLarge,
     #[error("{0}")]
     Misdirected(String),
-    /// The ledger cannot be read, or the core and the API disagree.
+    /// The ledger cannot be read, or the core has sent an unexpected reply.
     #[error("{0}")]
     Internal(String),
     #[error("{0}")]
@@ -54,7 +54,7 @@ impl ApiError {
         Self::NotFound(format!("there is no build {id}"))
     }
 
-    /// The core has answered a command with what is no answer to it.
+    /// The core has replied to a command with a reply that does not belong to it.
     pub(super) fn mismatch() -> Self {
         Self::Internal("the master's answer does not fit the request; please report this".to_owned())
     }
@@ -87,7 +87,7 @@ impl IntoResponse for ApiError {
     }
 }
 
-/// The parameters of the query. `T` denies unknown fields, so that a misspelt one is an error.
+/// The parameters of the query. `T` denies unknown fields, so a misspelt parameter is an error.
 pub(super) struct Params<T>(pub(super) T);
 
 impl<T: DeserializeOwned, S: Sync> FromRequestParts<S> for Params<T> {
@@ -107,7 +107,7 @@ impl<T: DeserializeOwned, S: Sync> FromRequestParts<S> for Params<T> {
 #[serde(deny_unknown_fields)]
 pub(super) struct NoParams {}
 
-/// The variable parts of the path. What is not UTF-8 names nothing.
+/// The variable parts of the path. If one is not UTF-8, nothing exists under that path.
 pub(super) struct Segments<T>(pub(super) T);
 
 impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for Segments<T> {

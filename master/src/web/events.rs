@@ -13,7 +13,7 @@ use std::time::Duration;
 use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
 
-/// Between comments on a quiet stream: below the minute after which many proxies give up.
+/// Interval of comments on a quiet stream. It is below the minute after which many proxies close a connection.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
 /// Stream every change from now on, as server-sent events.
@@ -33,7 +33,7 @@ pub(super) async fn stream_events(
         let mut changes = changes?;
         let received = tokio::select! {
             received = changes.recv() => received,
-            // Whichever way the wait ends, the server does.
+            // The server is ending.
             _ = closing.wait_for(|closed| *closed) => return None,
         };
         let (event, changes) = next(received, changes)?;
@@ -42,7 +42,8 @@ pub(super) async fn stream_events(
     Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE))
 }
 
-/// The event to send, and what to go on with: nothing after a client was too slow, since what it has missed is gone.
+/// The next event, and the receiver to continue with. The stream ends after the client was too slow, because it has
+/// missed events.
 fn next(received: Result<Change, RecvError>, changes: Receiver<Change>) -> Option<(Event, Option<Receiver<Change>>)> {
     match received {
         Ok(change) => {
@@ -59,6 +60,6 @@ fn next(received: Result<Change, RecvError>, changes: Receiver<Change>) -> Optio
 }
 
 fn event(kind: &str, data: &impl serde::Serialize) -> Event {
-    // Structures of texts and numbers: they cannot fail to be written.
+    // Strings and numbers can always be serialised.
     Event::default().event(kind).data(serde_json::to_string(data).unwrap_or_default())
 }

@@ -97,6 +97,28 @@ pub(super) async fn terminate_host(
     Ok(Json(api::TerminatedHost { id }))
 }
 
+/// Give up a host that can never be heard of again.
+///
+/// It may still run and cost money: if it is seen again, it is an orphan. What ran on it is tried again elsewhere, after
+/// its lease and grace, without using up a retry. Refused while its agent is attached.
+#[utoipa::path(
+    post, path = "/api/hosts/{id}/forget", params(("id" = String, Path, description = "The host's id.")),
+    responses(
+        (status = 200, description = "The host is given up.", body = api::ForgottenHost),
+        (status = 400, description = "Its agent is attached.", body = api::Error),
+        (status = 404, description = "There is no such host.", body = api::Error),
+    ),
+)]
+pub(super) async fn forget_host(
+    State(app): State<Arc<App>>,
+    Segments(id): Segments<String>,
+    _: Params<NoParams>,
+) -> Result<Json<api::ForgottenHost>, ApiError> {
+    let id = HostId(id);
+    done(app.command(Command::ForgetHost(id.clone())).await?)?;
+    Ok(Json(api::ForgottenHost { id }))
+}
+
 /// Report whether the master can do its work.
 #[utoipa::path(
     get, path = "/healthz", responses((status = 200, description = "It can. 503 says why it cannot.", body = api::Health)),

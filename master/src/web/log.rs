@@ -1,4 +1,4 @@
-//! A step's log as bytes: whole, a range of it, or followed until nothing more can come.
+//! A step's log as bytes: the whole log, a range of it, or followed until it is complete.
 
 use super::error::{ApiError, Params, Segments};
 use super::{App, Query, builds};
@@ -22,13 +22,14 @@ use tokio::sync::broadcast::{self, error::RecvError};
 use tokio::sync::watch;
 use utoipa::IntoParams;
 
-/// Bytes of one read and one piece of the answer: large beside the cost of a read, small beside a thousand readers.
+/// Bytes of one read and of one piece of the response.
 const PIECE: usize = 64 << 10;
-/// How soon after a followed log fell silent the build is looked at: the end of a step is announced by nothing else.
+/// First pause before the build is checked after a followed log has fallen silent. The end of a step is not announced
+/// in any other way.
 const FIRST_LOOK: Duration = Duration::from_millis(25);
-/// And how seldom, once it has been silent for long.
+/// Longest pause between such checks.
 const LAST_LOOK: Duration = Duration::from_millis(500);
-/// Stands for "as far as it will grow" in the answer to a range that is followed, as RFC 8673 has it.
+/// Means "as far as it will grow" in the answer to a range that is followed, see RFC 8673.
 const VERY_LARGE: u64 = i64::MAX as u64;
 
 #[derive(Deserialize, IntoParams)]
@@ -73,7 +74,7 @@ pub(super) async fn read_log(
             return Err(ApiError::field("follow", format!("must be 1 or 0, not {other:?}")));
         }
     };
-    // Before the build is looked at: what changes after that is seen.
+    // Subscribe before the build is read, so that no later change is missed.
     let changes = app.changes.subscribe();
     let view = builds::find(&app, &id).await?;
     let index = index(&view, &step)?;
@@ -95,7 +96,7 @@ pub(super) async fn read_log(
     if follow { Ok(followed(reader, range, there)) } else { Ok(whole(reader, range, there)) }
 }
 
-/// The step of a path, from 1 as people count, as an index.
+/// The index of a step in a path, where steps are counted from 1.
 fn index(view: &BuildView, step: &str) -> Result<u32, ApiError> {
     let count = view.build.spec.steps.len();
     let number = step.parse::<u32>().ok().filter(|number| usize::try_from(*number).is_ok_and(|n| n >= 1 && n <= count));
@@ -150,36 +151,36 @@ fn body(mut response: Response, reader: Reader) -> Response {
     });
     *response.body_mut() = Body::from_stream(pieces);
     let headers = response.headers_mut();
-    // Whatever a step prints, a browser shows it as text and runs none of it.
+    // Browsers must show the output as text and not run it.
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     headers.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
     response
 }
 
-/// When nothing more can come.
+/// When the log is complete.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum End {
     /// The step has ended, and this is the length of its log.
     Length(u64),
-    /// The attempt has ended: what is there is all there will be.
+    /// The attempt has ended, and no more bytes will come.
     AsItIs,
 }
 
-/// Reads one log from an offset on, and waits for more while there may be more.
+/// Reads one log from an offset, and waits for more bytes until it is complete.
 struct Reader {
     app: Arc<App>,
     build: BuildId,
     step: u32,
-    /// The attempt that was asked for, or the first one that was seen.
+    /// The requested attempt, or the first one that was seen.
     attempt: Option<u32>,
     changes: broadcast::Receiver<Change>,
     source: Option<Source>,
     offset: u64,
-    /// Where to stop even if there is more.
+    /// The offset at which to stop.
     until: u64,
     end: Option<End>,
-    /// Bytes of the log when its attempt had ended and reported, so that one that was deleted since is not told as empty.
+    /// Length of the log when its attempt had ended, so that a log that was deleted since is not sent as empty.
     left: u64,
     pause: Duration,
 }
@@ -213,12 +214,12 @@ impl Reader {
         }
     }
 
-    /// How many bytes of the log are there.
+    /// The number of bytes that are available.
     fn there(&mut self) -> u64 {
         self.source.as_mut().map_or(0, |source| *source.bytes.borrow_and_update())
     }
 
-    /// Learns from the build whether the attempt is there, and when its log is whole.
+    /// Updates from the build whether the attempt exists and when its log is complete.
     fn look(&mut self, view: &BuildView) {
         let status = &view.build.status;
         let attempt = match self.attempt {
@@ -233,7 +234,7 @@ impl Reader {
         };
         self.attempt = Some(attempt.number);
         let id = AttemptId { build: self.build, number: attempt.number };
-        // A log whose writer is gone is asked for anew: there may be another one.
+        // The writer of the log has gone. There may be another one.
         if self.source.as_ref().is_none_or(|source| source.bytes.has_changed().is_err()) {
             let path = self.app.logs.path(id, self.step);
             let file = self.source.take().and_then(|source| source.file);
@@ -254,7 +255,7 @@ impl Reader {
         };
     }
 
-    /// The next piece; nothing once all is told.
+    /// The next piece; none at the end.
     async fn next(&mut self) -> io::Result<Option<Bytes>> {
         loop {
             let there = self.there().min(self.until);
@@ -279,7 +280,7 @@ impl Reader {
         }
     }
 
-    /// Up to [`PIECE`] bytes from where the reader stands. Read outside the runtime's own threads, and copied nowhere.
+    /// Up to [`PIECE`] bytes from the reader's position. Reads on a thread for blocking work.
     async fn piece(&mut self, there: u64) -> io::Result<Bytes> {
         let Some(source) = &mut self.source else { return Ok(Bytes::new()) };
         let (offset, path, file) = (self.offset, source.path.clone(), source.file.clone());
@@ -299,7 +300,7 @@ impl Reader {
         Ok(piece)
     }
 
-    /// Waits until there are more bytes, or until the build was looked at again.
+    /// Waits until there are more bytes, or until the build was checked again.
     async fn wait(&mut self) -> io::Result<()> {
         let mut closing = self.app.closing.clone();
         let pause = tokio::time::sleep(self.pause);
@@ -307,7 +308,7 @@ impl Reader {
         loop {
             let grown = grown(self.source.as_mut());
             tokio::select! {
-                // Cut in the middle, so that the client knows that this was not the end, and comes back.
+                // Breaks off the response, so that the client knows that this was not the end and continues later.
                 _ = closing.wait_for(|closed| *closed) => return Err(io::Error::other("the master is ending")),
                 () = grown => return Ok(()),
                 () = &mut pause => {
@@ -333,7 +334,7 @@ impl Reader {
     }
 }
 
-/// Ends when more bytes are there; never where nobody writes, since then only looking again helps.
+/// Completes when there are more bytes. Never completes without a writer; then only another check helps.
 async fn grown(source: Option<&mut Source>) {
     let alive = match source {
         Some(source) => source.bytes.changed().await.is_ok(),
@@ -344,7 +345,7 @@ async fn grown(source: Option<&mut Source>) {
     }
 }
 
-/// One range of bytes, as asked for. Several at once, and other units, are passed over, as HTTP allows.
+/// One range of bytes in a request. Several ranges and other units are ignored, as HTTP allows.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Range {
     From(u64),
@@ -365,7 +366,7 @@ impl Range {
         }
     }
 
-    /// First and last byte of it that are there.
+    /// The first and the last of its bytes that are available.
     fn within(self, length: u64) -> Option<(u64, u64)> {
         let end = length.checked_sub(1)?;
         match self {

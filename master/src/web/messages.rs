@@ -1,4 +1,4 @@
-//! The same JSON for those who listen on the broker: changes on `rouse.events`, replies to submissions.
+//! The messages for listeners on the broker: changes on `rouse.events`, and replies to submissions.
 
 use super::views;
 use crate::api;
@@ -16,7 +16,7 @@ pub fn change_message(change: &Change) -> (String, Vec<u8>) {
     (key, json(&views::change(change)))
 }
 
-/// The body of the reply to a submission through the broker: the build's id, or the error and the field at fault.
+/// The body of the reply to a submission through the broker: the build's id, or the error with its field.
 pub fn answer_body(reply: &Reply) -> Vec<u8> {
     match reply {
         Reply::Accepted(id) => json(&api::AcceptedBuild { id: api::Id(*id) }),
@@ -29,6 +29,6 @@ pub fn answer_body(reply: &Reply) -> Vec<u8> {
 }
 
 fn json(value: &impl Serialize) -> Vec<u8> {
-    // Structures of texts and numbers: they cannot fail to be written.
+    // Strings and numbers can always be serialised.
     serde_json::to_vec(value).unwrap_or_default()
 }

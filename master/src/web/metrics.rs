@@ -1,10 +1,11 @@
-//! The master's figures as Prometheus reads them.
+//! The master's figures in the format of Prometheus.
 
 use super::error::{ApiError, NoParams, Params};
 use super::{App, Metrics, Query};
 use crate::core::build::BuildState;
 use crate::core::event::WorkerState;
 use crate::core::record::HostState;
+use crate::core::view::PlaceState;
 use axum::extract::State;
 use axum::http::header;
 use axum::response::IntoResponse;
@@ -12,7 +13,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::sync::Arc;
 
-const WORKER_STATES: [WorkerState; 10] = [
+const WORKER_STATES: [WorkerState; 9] = [
     WorkerState::Offline,
     WorkerState::Asleep,
     WorkerState::Starting,
@@ -22,10 +23,9 @@ const WORKER_STATES: [WorkerState; 10] = [
     WorkerState::Paused,
     WorkerState::Missing,
     WorkerState::Backoff,
-    WorkerState::Quarantined,
 ];
 
-/// Without `gone`: those are no hosts any more.
+/// Without `terminated`: terminated hosts are not counted.
 const HOST_STATES: [HostState; 8] = [
     HostState::Ordered,
     HostState::Booting,
@@ -56,6 +56,11 @@ fn render(metrics: &Metrics, version: &str) -> String {
     by_state(&mut out, "rouse_builds", "Builds by state.", builds, &BuildState::ALL, BuildState::as_str);
     by_state(&mut out, "rouse_workers", "Workers by state.", workers, &WORKER_STATES, WorkerState::as_str);
     by_state(&mut out, "rouse_hosts", "Hosts by state.", hosts, &HOST_STATES, HostState::as_str);
+    head(&mut out, "rouse_place_pausing", "Whether the place starts no hosts for now, by place.", "gauge");
+    for place in &metrics.places {
+        let pausing = f64::from(u8::from(place.state == PlaceState::Pausing));
+        line(&mut out, "rouse_place_pausing", Some(("place", &place.id)), pausing);
+    }
     for figure in &metrics.figures {
         head(&mut out, figure.name, figure.help, if figure.counter { "counter" } else { "gauge" });
         line(&mut out, figure.name, None, figure.value);
@@ -63,7 +68,7 @@ fn render(metrics: &Metrics, version: &str) -> String {
     out
 }
 
-/// A line for each state, zeros too: an alert on a state that has not been seen yet must have something to look at.
+/// A line for each state, even if its number is zero, so that alerts find every state.
 fn by_state<S: Ord + Copy>(
     out: &mut String,
     name: &str,
@@ -106,7 +111,7 @@ mod tests {
             "# TYPE rouse_builds gauge\n",
             "rouse_builds{state=\"queued\"} 7\n",
             "rouse_builds{state=\"lost\"} 0\n",
-            "rouse_workers{state=\"quarantined\"} 0\n",
+            "rouse_workers{state=\"backoff\"} 0\n",
             "rouse_hosts{state=\"terminating\"} 0\n",
             "rouse_info{version=\"1.2.3\"} 1\n",
             "# HELP rouse_mails_total Mails.\n# TYPE rouse_mails_total counter\nrouse_mails_total 3\n",

@@ -1,4 +1,4 @@
-//! The HTTP server: the JSON API, logs, the event stream, metrics, the page. It asks the master [`Request`]s.
+//! The HTTP server: the JSON API, logs, the event stream, metrics and the page. It sends [`Request`]s to the driver.
 
 mod audit;
 mod auth;
@@ -11,6 +11,7 @@ mod messages;
 mod metrics;
 mod openapi;
 mod page;
+mod places;
 mod rebinding;
 mod routes;
 mod views;
@@ -19,7 +20,7 @@ use crate::core::build::BuildState;
 use crate::core::event::{Change, Command, Reply, WorkerState};
 use crate::core::mail::Mail;
 use crate::core::record::HostState;
-use crate::core::view::{BuildView, HostView, Why, WorkerView};
+use crate::core::view::{BuildView, HostView, PlaceView, Why, WorkerView};
 use axum::serve::ListenerExt as _;
 use error::ApiError;
 pub use messages::{answer_body, change_message};
@@ -33,36 +34,38 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
-/// Largest body of a request, bytes: an order made of it must fit the wire's largest message.
+/// Largest body of a request, bytes. The message to an agent that results from it must fit into the wire's largest
+/// message.
 const MAX_BODY: usize = rouse_shared::limits::MAX_MESSAGE;
-/// How long the master may take to answer. Its loop commits to disk, so a slow disk is waited for; a hung one is reported.
+/// How long the master may take to answer. A slow disk is waited for; one that hangs is reported.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// How long requests that run at the end may go on. Streams are cut at once: their clients come back by byte offset.
+/// How long running requests may continue when the server ends. Streams are broken off at once: their clients continue
+/// at a byte offset.
 const LAST_REQUESTS: Duration = Duration::from_secs(5);
 
-/// Builds in one answer, at most: some 300 bytes each, so that an answer stays below a megabyte.
+/// Largest number of builds in one response. With about 300 bytes each, a response stays below a megabyte.
 pub const MAX_LIST: usize = 1_000;
 /// Builds in one answer if the request names no limit.
 pub const DEFAULT_LIST: usize = 100;
 
-/// What the API asks of the master.
+/// A request to the driver.
 #[derive(Debug)]
 pub enum Request {
-    /// Something to be done: the core decides.
+    /// A command, which the core handles.
     Command {
-        /// What.
+        /// The command.
         command: Command,
-        /// How it went, once that is committed.
+        /// Gets the reply once it is committed.
         reply: oneshot::Sender<Reply>,
     },
-    /// A question.
+    /// A query.
     Query(Query),
 }
 
-/// A question that is answered from what is committed. Each carries the sender of its answer.
+/// A query, which is answered from the committed state. Each variant has the channel for its answer.
 #[derive(Debug)]
 pub enum Query {
-    /// One build, ended ones too.
+    /// One build, ended or not.
     Build {
         /// Its number.
         id: BuildId,
@@ -71,12 +74,12 @@ pub enum Query {
     },
     /// Builds, newest first.
     Builds {
-        /// Which of them.
+        /// Selects the builds.
         filter: BuildFilter,
         /// The builds, or why the ledger cannot be read.
         reply: oneshot::Sender<Result<Vec<BuildView>, String>>,
     },
-    /// Why a build has not started, or what has become of it.
+    /// Why a build has not started, or how it ended.
     Why {
         /// Its number.
         id: BuildId,
@@ -93,14 +96,19 @@ pub enum Query {
         /// The hosts.
         reply: oneshot::Sender<Vec<HostView>>,
     },
+    /// Every place.
+    Places {
+        /// The places.
+        reply: oneshot::Sender<Vec<PlaceView>>,
+    },
     /// The mails that the relay has not accepted yet.
     Mails {
         /// The mails, oldest first.
         reply: oneshot::Sender<Vec<Mail>>,
     },
-    /// How the master is.
+    /// Whether the master can work.
     Health {
-        /// How it is.
+        /// The result.
         reply: oneshot::Sender<Health>,
     },
     /// The master's figures.
@@ -110,7 +118,7 @@ pub enum Query {
     },
 }
 
-/// Which builds are listed.
+/// Selects builds.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct BuildFilter {
     /// Only those in this state.
@@ -121,22 +129,24 @@ pub struct BuildFilter {
     pub before: Option<BuildId>,
 }
 
-/// How the master is.
+/// Whether the master can work.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Health {
     /// Whether its link to the broker is up.
     pub broker: bool,
-    /// Whether the last commit went well, else what went wrong.
+    /// Whether the last commit succeeded, or why not.
     pub ledger: Result<(), String>,
 }
 
-/// The master's figures. A state that is absent counts none.
+/// The master's figures. A state that is absent has the number 0.
 #[derive(Clone, PartialEq, Debug, Default)]
 pub struct Metrics {
     /// Builds by state; ended ones as the ledger has them.
     pub builds: BTreeMap<BuildState, u64>,
     /// Workers by state.
     pub workers: BTreeMap<WorkerState, u64>,
+    /// Every place.
+    pub places: Vec<PlaceView>,
     /// Hosts by state.
     pub hosts: BTreeMap<HostState, u64>,
     /// Everything else.
@@ -146,31 +156,31 @@ pub struct Metrics {
 /// One figure for Prometheus.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Figure {
-    /// Its whole name: `rouse_` and what it counts; a counter's ends with `_total`.
+    /// Its full name: `rouse_` and what it counts. The name of a counter ends with `_total`.
     pub name: &'static str,
     /// What it means, in a sentence.
     pub help: &'static str,
-    /// Whether it only ever grows while the master runs.
+    /// Whether it only grows while the master runs.
     pub counter: bool,
-    /// What it stands at.
+    /// Its value.
     pub value: f64,
 }
 
-/// Where logs are.
+/// Access to logs.
 pub trait LogSource: Send + Sync + 'static {
-    /// The file of a step's log. It may not exist yet: an empty log. `step` counts from 0.
+    /// The path of a step's log file. If it does not exist, the log is empty. `step` counts from 0.
     fn path(&self, attempt: AttemptId, step: u32) -> PathBuf;
-    /// How many bytes of the log are there, without a gap; changes as they are written. The bytes are in the file before
-    /// the number says so, and everything is there before the attempt is shown as ended.
+    /// The number of bytes of the log that are available without a gap. It changes as they are written: first the bytes
+    /// are in the file, then the number grows, and only then is the attempt shown as ended.
     fn watch(&self, attempt: AttemptId, step: u32) -> watch::Receiver<u64>;
 }
 
-/// How the server is to be.
+/// The settings of the server.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Needed to change anything. Never empty.
+    /// The token for requests that change something. Never empty.
     pub token: String,
-    /// Whether it is needed for reading too, as off loopback.
+    /// Whether reading needs it too.
     pub read_needs_token: bool,
     /// Version of the master.
     pub version: &'static str,
@@ -179,13 +189,13 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// Whether a server that listens on `address` wants the token for reading too.
+    /// Whether reading needs the token if the server listens on `address`.
     pub fn read_needs_token(address: SocketAddr) -> bool {
         !address.ip().is_loopback()
     }
 }
 
-/// What every handler has.
+/// What all handlers share.
 struct App {
     settings: Settings,
     /// Whether the server listens on loopback.
@@ -193,12 +203,12 @@ struct App {
     requests: mpsc::Sender<Request>,
     changes: broadcast::Sender<Change>,
     logs: Arc<dyn LogSource>,
-    /// True once the server is to end: streams end.
+    /// True once the server is ending. Then streams end.
     closing: watch::Receiver<bool>,
 }
 
 impl App {
-    /// Asks the master a question and waits for its answer.
+    /// Sends a query to the driver and waits for the answer.
     async fn query<T>(&self, query: impl FnOnce(oneshot::Sender<T>) -> Query) -> Result<T, ApiError> {
         self.ask(PATIENCE, |reply| Request::Query(query(reply))).await
     }

@@ -200,7 +200,6 @@ function describeLoad(worker) {
 function describeProblems(worker) {
   const parts = [];
   if (worker.state === "missing") parts.push(el("div", { class: "bad" }, "no agent has been attached for missing_timeout"));
-  if (worker.state === "quarantined") parts.push(el("div", { class: "bad" }, "too many hosts failed in a row; resume the worker to retry"));
   if (worker.last_failure) parts.push(el("div", {}, worker.last_failure));
   if (worker.refused) parts.push(el("div", { class: "bad" }, `an agent on ${worker.refused.identity || "an unknown machine"} was refused `, timeElement(worker.refused.at, "ago"), `: ${worker.refused.reason}`));
   if (worker.next_try && Date.parse(worker.next_try) > Date.now() + clockSkew) parts.push(secondary("next try ", timeElement(worker.next_try, "in")));
@@ -208,7 +207,7 @@ function describeProblems(worker) {
 }
 
 function actionButtons(worker) {
-  const canResume = ["paused", "draining", "quarantined", "backoff"].includes(worker.state);
+  const canResume = ["paused", "draining", "backoff"].includes(worker.state);
   const wanted = canResume ? ["resume"] : ["pause", "drain"];
   return wanted.map((name) => el("button", { type: "button", "data-do": name, "data-worker": worker.name, "aria-label": `${name} ${worker.name}` }, name));
 }
@@ -288,7 +287,7 @@ function renderAttention() {
   const items = [];
   if (model.health?.error) items.push([model.health.error]);
   for (const w of model.workers) {
-    if (["missing", "quarantined", "backoff"].includes(w.state)) {
+    if (["missing", "backoff"].includes(w.state)) {
       items.push([el("strong", {}, w.name), " ", stateBadge(w.state), " for ", timeElement(w.since, "for"), w.last_failure ? `: ${w.last_failure}` : ""]);
     }
   }

@@ -1,5 +1,5 @@
-//! On loopback only requests for loopback are answered. Reading needs no token there, so any web page could read through
-//! a name of its own that it has let point to 127.0.0.1 (DNS rebinding).
+//! If the server listens on loopback, it answers only requests for loopback names. Reading needs no token there, so a
+//! web page could otherwise read everything through a name of its own that points to 127.0.0.1 (DNS rebinding).
 
 use super::App;
 use super::error::ApiError;
@@ -11,7 +11,7 @@ use axum::response::Response;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-/// Lets a request through, or answers 421. One that names no host, as HTTP/1.0 allows, comes from no browser.
+/// Lets a request through, or answers 421. A request without a host, which HTTP/1.0 allows, comes from no browser.
 pub(super) async fn check(State(app): State<Arc<App>>, request: Request, next: Next) -> Result<Response, ApiError> {
     if app.on_loopback {
         let named = request.headers().get_all(header::HOST).iter().map(|value| value.as_bytes());
@@ -27,7 +27,7 @@ pub(super) async fn check(State(app): State<Arc<App>>, request: Request, next: N
     Ok(next.run(request).await)
 }
 
-/// Whether `authority`, a host with or without a port, names this machine and nothing else can.
+/// Whether `authority`, a host with or without a port, can only mean this machine.
 fn is_loopback(authority: &[u8]) -> bool {
     let Ok(authority) = Authority::try_from(authority) else { return false };
     let host = authority.host();

@@ -1,7 +1,8 @@
-//! The table of routes. Each handler carries its own part of `/openapi.json`, so what is served is what is documented.
+//! The table of routes. Each handler has its own part of `/openapi.json`, so the documentation lists exactly what is
+//! served.
 
 use super::error::{ApiError, NoParams, Params};
-use super::{App, MAX_BODY, audit, auth, builds, events, fleet, log, metrics, openapi, page, rebinding};
+use super::{App, MAX_BODY, audit, auth, builds, events, fleet, log, metrics, openapi, page, places, rebinding};
 use axum::extract::{DefaultBodyLimit, State};
 use axum::http::{Method, Uri};
 use axum::{Json, Router, middleware};
@@ -9,7 +10,7 @@ use std::sync::Arc;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-/// Every route, and what the document says of it.
+/// Every route with its documentation.
 pub(super) fn documented() -> OpenApiRouter<Arc<App>> {
     OpenApiRouter::with_openapi(openapi::base())
         .routes(routes!(builds::list_builds, builds::submit_build))
@@ -21,6 +22,9 @@ pub(super) fn documented() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(fleet::operate_worker))
         .routes(routes!(fleet::list_hosts))
         .routes(routes!(fleet::terminate_host))
+        .routes(routes!(fleet::forget_host))
+        .routes(routes!(places::list_places))
+        .routes(routes!(places::forget_place))
         .routes(routes!(fleet::list_mails))
         .routes(routes!(audit::audit, audit::fix_audit))
         .routes(routes!(events::stream_events))
@@ -30,7 +34,7 @@ pub(super) fn documented() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(page::page))
 }
 
-/// All of the server.
+/// The complete server.
 pub(super) fn router(app: Arc<App>) -> Router {
     let (router, _) = documented().split_for_parts();
     router

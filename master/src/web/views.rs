@@ -1,11 +1,11 @@
-//! From what the core shows to what the API shows.
+//! Converts the core's views to the types of the API.
 
 use crate::api::{self, AttemptState, Id, StepState, Time};
 use crate::core::audit::AuditReport;
 use crate::core::build::{self, BuildEnd, FailedHost, Requirement};
 use crate::core::event::Change;
 use crate::core::mail::Mail;
-use crate::core::view::{BuildView, HostView, Why, WorkerView};
+use crate::core::view::{BuildView, HostView, PlaceView, Why, WorkerView};
 use rouse_shared::BuildId;
 use rouse_shared::message::{self, Outcome, StepReport};
 use std::time::Duration;
@@ -14,12 +14,12 @@ fn seconds(milliseconds: u64) -> f64 {
     milliseconds as f64 / 1000.0
 }
 
-/// A count that is bounded far below what fits.
+/// A count that always fits.
 fn count(many: usize) -> u32 {
     u32::try_from(many).unwrap_or(u32::MAX)
 }
 
-/// A build as listings have it.
+/// A build as in lists.
 pub(super) fn build(view: &BuildView) -> api::Build {
     let build::Build { id, spec, status } = &view.build;
     api::Build {
@@ -56,6 +56,7 @@ pub(super) fn build_in_full(view: &BuildView) -> api::BuildInFull {
         r#where,
         retries: spec.retries,
         timeout: spec.timeout_ms.map(seconds),
+        queue_timeout: spec.queue_timeout_ms.map(seconds),
         cancel_requested: status.cancelled,
         steps: spec.steps.iter().zip(1..).map(|(step, number)| requested_step(number, step)).collect(),
         tries: status.attempts.iter().map(|attempt| self::attempt(&spec.steps, attempt)).collect(),
@@ -97,7 +98,7 @@ fn outcome(outcome: &Outcome) -> (AttemptState, Option<&String>) {
     }
 }
 
-/// How a step did in one attempt; `index` counts from 0, what people see from 1.
+/// A step in one attempt. `index` counts from 0; the API counts from 1.
 fn step(index: u32, step: &message::Step, attempt: &build::Attempt) -> api::Step {
     let report = usize::try_from(index).ok().and_then(|index| attempt.steps.get(index));
     let state = step_state(report, attempt);
@@ -131,7 +132,7 @@ fn step_state(report: Option<&StepReport>, attempt: &build::Attempt) -> StepStat
     match report.map(|report| &report.state) {
         None if over => StepState::Skipped,
         None => StepState::Pending,
-        // The last that was heard of an attempt that is over.
+        // The last report of an attempt that has ended.
         Some(message::StepState::Running) if over => StepState::Lost,
         Some(message::StepState::Running) => StepState::Running,
         Some(message::StepState::Exited(0)) => StepState::Success,
@@ -198,7 +199,7 @@ pub(super) fn worker(view: WorkerView) -> api::Worker {
     }
 }
 
-/// A host. Its token is left out, and its console output too: that is kept with the build that wanted it.
+/// A host, without its token and console output. The latter is shown with the build that waited for the host.
 pub(super) fn host(HostView { host, builds }: HostView) -> api::Host {
     api::Host {
         id: host.id,
@@ -215,6 +216,20 @@ pub(super) fn host(HostView { host, builds }: HostView) -> api::Host {
         suspended_since: host.suspended.map(Time),
         why: host.why,
         cost: host.cost,
+    }
+}
+
+/// A place.
+pub(super) fn place(view: PlaceView) -> api::Place {
+    api::Place {
+        id: view.id,
+        provider: view.provider,
+        name: view.name,
+        state: view.state,
+        hosts: view.hosts,
+        reason: view.reason,
+        since: view.since.map(Time),
+        next_probe: view.next_probe.map(Time),
     }
 }
 

@@ -27,10 +27,10 @@ pub async fn end(child: Child) -> Output {
 }
 
 async fn run(fake: &Fake, args: &[&str]) -> (i32, String, String) {
-    told(end(rouse(fake).args(args).spawn().unwrap()).await)
+    result_of(end(rouse(fake).args(args).spawn().unwrap()).await)
 }
 
-pub fn told(output: Output) -> (i32, String, String) {
+pub fn result_of(output: Output) -> (i32, String, String) {
     let text = |bytes| String::from_utf8(bytes).unwrap();
     (output.status.code().expect("an exit code"), text(output.stdout), text(output.stderr))
 }
@@ -134,7 +134,7 @@ async fn the_token_comes_from_the_environment_or_a_file() {
         if let Some(path) = path {
             command.env("ROUSE_TOKEN_FILE", path);
         }
-        let (code, out, err) = told(end(command.spawn().unwrap()).await);
+        let (code, out, err) = result_of(end(command.spawn().unwrap()).await);
         assert_eq!((code, out.as_str()), (expected, ""), "{err}");
         assert!(err.contains(word), "{err}");
     }
@@ -241,7 +241,7 @@ async fn completions_name_the_commands() {
 }
 
 #[tokio::test]
-async fn an_audit_tells_what_differs_and_whether_anything_still_does() {
+async fn an_audit_reports_what_differs_and_what_was_fixed() {
     let fake = Fake::start().await;
     let (code, out, err) = run(&fake, &["audit"]).await;
     assert_eq!((code, out.as_str(), err.as_str()), (0, "", "rouse: nothing differs: 1 in the ledger, 2 listed\n"));
@@ -269,7 +269,7 @@ async fn an_audit_tells_what_differs_and_whether_anything_still_does() {
 }
 
 #[tokio::test]
-async fn a_host_is_terminated_only_after_it_is_said_what_that_does() {
+async fn a_host_is_terminated_only_after_the_consequences_are_explained() {
     let fake = Fake::start().await;
     fake.add_fleet();
     let id = "h0000000000000001";

@@ -6,7 +6,7 @@ use rouse_master::core::event::{Change, Command, Reply, WorkerState};
 use rouse_master::core::mail::{Item, Mail, MailId, What};
 use rouse_master::core::plan::ProviderKind;
 use rouse_master::core::record::{DesiredState, Host, HostState};
-use rouse_master::core::view::{BuildView, HostView, Refusal, Why, WorkerView};
+use rouse_master::core::view::{BuildView, HostView, PlaceView, Refusal, Why, WorkerView};
 use rouse_master::web::{self, Figure, Health, LogSource, Metrics, Query, Request, Settings};
 use rouse_shared::message::{Outcome, Step, StepReport, StepState};
 use rouse_shared::{AttemptId, BuildId, HostId, SessionId, Timestamp};
@@ -45,6 +45,7 @@ pub struct World {
     pub builds: BTreeMap<BuildId, BuildView>,
     pub workers: Vec<WorkerView>,
     pub hosts: Vec<HostView>,
+    pub places: Vec<PlaceView>,
     pub mails: Vec<Mail>,
     pub why: String,
     pub broker_down: bool,
@@ -140,6 +141,7 @@ impl Fake {
             priority: 0,
             retries: 2,
             timeout_ms: Some(90_500),
+            queue_timeout_ms: None,
             env: BTreeMap::new(),
             steps,
         };
@@ -216,6 +218,7 @@ impl Fake {
     /// A worker and its host.
     pub fn add_fleet(&self) {
         let host = Host {
+            place: "region".to_owned(),
             id: HostId("h0000000000000001".to_owned()),
             worker: "w1".parse().unwrap(),
             provider: ProviderKind::Ec2,
@@ -236,6 +239,7 @@ impl Fake {
             resumed: None,
             paid: 0.0,
             terminated: None,
+            forgotten: None,
             uses: 1,
             started_for: Some(BuildId(1)),
             why: None,
@@ -338,6 +342,16 @@ fn obey(world: &mut World, command: Command, changes: &broadcast::Sender<Change>
             world.operations.push(format!("Terminate {host}"));
             if known { Reply::Done } else { Reply::NotFound(format!("there is no host {host}")) }
         }
+        Command::ForgetHost(host) => {
+            let known = world.hosts.iter().any(|known| known.host.id == host);
+            world.operations.push(format!("Forget {host}"));
+            if known { Reply::Done } else { Reply::NotFound(format!("there is no host {host}")) }
+        }
+        Command::ForgetPlace(place) => {
+            let known = world.places.iter().any(|known| known.id == place);
+            world.operations.push(format!("Forget {place}"));
+            if known { Reply::Done } else { Reply::NotFound(format!("there is no place {place}")) }
+        }
         Command::Audit(mode) => {
             let mut report = AuditReport { differences: world.differences.clone(), hosts: 1, listed: 2 };
             for difference in &mut report.differences {
@@ -366,6 +380,7 @@ fn tell(world: &World, query: Query) {
         }
         Query::Workers { reply } => drop(reply.send(world.workers.clone())),
         Query::Hosts { reply } => drop(reply.send(world.hosts.clone())),
+        Query::Places { reply } => drop(reply.send(world.places.clone())),
         Query::Mails { reply } => drop(reply.send(world.mails.clone())),
         Query::Health { reply } => drop(reply.send(Health { broker: !world.broker_down, ledger: Ok(()) })),
         Query::Metrics { reply } => {

@@ -1,6 +1,6 @@
 //! Following builds from the command line: bytes on stdout, words on stderr, through retries and restarts.
 
-use crate::commands::{end, rouse, told};
+use crate::commands::{end, result_of, rouse};
 use crate::fake::Fake;
 use rouse_master::core::build::BuildEnd;
 use rouse_shared::message::{Outcome, StepState};
@@ -64,7 +64,7 @@ async fn a_build_is_followed_to_its_end() {
 }
 
 #[tokio::test]
-async fn steps_are_told_one_by_one() {
+async fn steps_are_reported_one_by_one() {
     let fake = Fake::start().await;
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("build.toml");
@@ -75,7 +75,7 @@ async fn steps_are_told_one_by_one() {
     let mut words = Words(BufReader::new(child.stderr.take().unwrap()).lines());
     words.until("build 1 is accepted").await;
     fake.begin(1);
-    // A step that prints nothing is told as well.
+    // A step that prints nothing is reported as well.
     words.until("step 1 of 3 (compile) begins").await;
     fake.end_step(1, StepState::Exited(0), 0, true);
     words.until("step 1 of 3 (compile): success").await;
@@ -89,7 +89,7 @@ async fn steps_are_told_one_by_one() {
     );
     words.until("step 2 of 3 (test): failure after 1.5 s, exit code 4").await;
     words.until("build 1: failure: test: exit code 4").await;
-    assert_eq!(told(end(child).await), (1, "4 of 5 failed\n".to_owned(), String::new()));
+    assert_eq!(result_of(end(child).await), (1, "4 of 5 failed\n".to_owned(), String::new()));
 }
 
 #[tokio::test]
@@ -106,12 +106,12 @@ async fn each_outcome_has_its_code() {
         words.until("begins").await;
         fake.end_attempt(1, outcome, Some(ended));
         words.until("build 1: ").await;
-        assert_eq!(told(end(child).await), (code, "begun".to_owned(), String::new()));
+        assert_eq!(result_of(end(child).await), (code, "begun".to_owned(), String::new()));
     }
 }
 
 #[tokio::test]
-async fn a_lost_attempt_is_told_and_the_next_one_followed() {
+async fn a_lost_attempt_is_reported_and_the_next_one_followed() {
     let fake = Fake::start().await;
     let (child, mut words) = follow(&fake, &[]).await;
     fake.begin(1);
@@ -125,7 +125,7 @@ async fn a_lost_attempt_is_told_and_the_next_one_followed() {
     fake.end_step(1, StepState::Exited(0), 6, false);
     fake.end_attempt(1, Outcome::Success, Some(BuildEnd::Success));
     words.until("build 1: success").await;
-    assert_eq!(told(end(child).await), (0, "first second".to_owned(), String::new()));
+    assert_eq!(result_of(end(child).await), (0, "first second".to_owned(), String::new()));
 }
 
 #[tokio::test]
@@ -162,7 +162,7 @@ async fn json_comes_at_the_end_in_place_of_the_log() {
     fake.print(1, 1, 0, b"not to be seen");
     fake.end_step(1, StepState::Exited(3), 14, false);
     fake.end_attempt(1, Outcome::Failure("x".to_owned()), Some(BuildEnd::Failure("x".to_owned())));
-    let (code, out, _) = told(end(child).await);
+    let (code, out, _) = result_of(end(child).await);
     let build: Value = serde_json::from_str(&out).unwrap();
     assert_eq!((code, &build["state"], &build["id"]), (1, &json!("failure"), &json!("1")));
     assert_eq!(build["tries"][0]["steps"][0]["exit_code"], 3);
@@ -185,7 +185,7 @@ async fn ctrl_c_leaves_the_build_alone() {
 async fn a_log_is_all_steps_of_the_last_attempt() {
     let fake = Fake::start().await;
     fake.add(1, &["compile", "test"]);
-    let log = async |args: &[&str]| told(end(rouse(&fake).arg("log").arg("1").args(args).spawn().unwrap()).await);
+    let log = async |args: &[&str]| result_of(end(rouse(&fake).arg("log").arg("1").args(args).spawn().unwrap()).await);
     let (code, out, err) = log(&[]).await;
     assert_eq!((code, out.as_str()), (0, ""));
     assert!(err.contains("has no log"), "{err}");
@@ -204,7 +204,7 @@ async fn a_log_is_all_steps_of_the_last_attempt() {
     fake.print(1, 2, 1, b"ted");
     fake.end_step(1, StepState::Exited(0), 6, false);
     fake.end_attempt(1, Outcome::Success, Some(BuildEnd::Success));
-    assert_eq!(told(end(followed).await), (0, "compiled\ntested".to_owned(), nothing()));
+    assert_eq!(result_of(end(followed).await), (0, "compiled\ntested".to_owned(), nothing()));
 }
 
 #[tokio::test]
@@ -218,7 +218,7 @@ async fn the_log_of_a_step_that_was_deleted_hides_no_other() {
     fake.end_step(1, StepState::Exited(0), 9, false);
     fake.end_attempt(1, Outcome::Success, Some(BuildEnd::Success));
     for more in [&[][..], &["--follow"]] {
-        let (code, out, err) = told(end(rouse(&fake).args(["log", "1"]).args(more).spawn().unwrap()).await);
+        let (code, out, err) = result_of(end(rouse(&fake).args(["log", "1"]).args(more).spawn().unwrap()).await);
         assert_eq!((code, out.as_str()), (4, "tested\n"), "{err}");
         assert!(err.contains("the log of step 1 of build 1") && err.contains("the log of step 3 of build 1"), "{err}");
     }
@@ -235,5 +235,5 @@ async fn a_reader_that_goes_away_is_no_failure() {
     let mut some = [0; 10];
     timeout(IN_TIME, stdout.read_exact(&mut some)).await.expect("in time").unwrap();
     drop(stdout);
-    assert_eq!(told(end(child).await), (0, String::new(), String::new()));
+    assert_eq!(result_of(end(child).await), (0, String::new(), String::new()));
 }

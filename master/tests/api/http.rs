@@ -1,4 +1,4 @@
-//! The HTTP API: who may, what is refused, what is told, logs and events.
+//! The HTTP API: access, refusals, responses, logs and events.
 
 use crate::fake::{Fake, NOON, TOKEN};
 use reqwest::{Method, Response, StatusCode};
@@ -75,7 +75,7 @@ async fn changes_need_the_token() {
 }
 
 #[tokio::test]
-async fn what_is_wrong_is_told_as_json() {
+async fn errors_are_sent_as_json() {
     let fake = Fake::start().await;
     fake.add(1, &["compile"]);
     for (method, path, body, status, field) in [
@@ -115,7 +115,7 @@ async fn what_is_wrong_is_told_as_json() {
 }
 
 #[tokio::test]
-async fn a_build_is_told_in_full() {
+async fn a_build_is_shown_in_full() {
     let fake = Fake::start().await;
     fake.add(12, &["compile", "test", "publish"]);
     fake.begin(12);
@@ -143,7 +143,7 @@ async fn a_build_is_told_in_full() {
 }
 
 #[tokio::test]
-async fn mails_that_wait_are_told() {
+async fn waiting_mails_are_reported() {
     let fake = Fake::start().await;
     assert_eq!(get(&fake, "/api/mails").await, (StatusCode::OK, json!([])));
     fake.add_mail();
@@ -156,7 +156,7 @@ async fn mails_that_wait_are_told() {
 }
 
 #[tokio::test]
-async fn workers_and_hosts_are_told_without_secrets() {
+async fn workers_and_hosts_are_shown_without_secrets() {
     let fake = Fake::start().await;
     fake.add_fleet();
     let (_, workers) = get(&fake, "/api/workers").await;
@@ -239,7 +239,7 @@ async fn a_followed_log_grows_until_its_step_has_ended() {
 }
 
 #[tokio::test]
-async fn a_log_that_was_deleted_is_not_told_as_empty() {
+async fn a_deleted_log_is_not_sent_as_an_empty_one() {
     let fake = Fake::start().await;
     fake.add(1, &["compile", "test"]);
     fake.begin(1);
@@ -279,7 +279,7 @@ async fn an_ending_master_cuts_a_followed_log_so_that_it_does_not_look_whole() {
 }
 
 #[tokio::test]
-async fn changes_are_streamed_and_a_slow_reader_is_told() {
+async fn changes_are_streamed_and_a_slow_reader_is_informed() {
     let fake = Fake::start().await;
     let mut events = client().get(fake.url("/api/events")).send().await.unwrap();
     let host = Change::Build {
@@ -296,8 +296,8 @@ async fn changes_are_streamed_and_a_slow_reader_is_told() {
     for _ in 0..100 {
         fake.changes.send(host.clone()).unwrap();
     }
-    let told = String::from_utf8(pieces(&mut events, 1).await).unwrap();
-    assert!(told.starts_with("event: lagged\ndata: {\"missed\":"), "{told}");
+    let event = String::from_utf8(pieces(&mut events, 1).await).unwrap();
+    assert!(event.starts_with("event: lagged\ndata: {\"missed\":"), "{event}");
     assert_eq!(piece(&mut events).await, None);
 }
 

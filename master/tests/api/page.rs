@@ -60,7 +60,7 @@ async fn the_page_may_run_its_own_script_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn the_page_needs_no_token_and_tells_nothing() {
+async fn the_page_needs_no_token_and_contains_no_data() {
     let strict = Fake::start_with(true).await;
     let page = client().get(strict.url("/")).send().await.unwrap();
     assert_eq!(page.status(), StatusCode::OK);
@@ -76,7 +76,7 @@ async fn the_page_needs_no_token_and_tells_nothing() {
 }
 
 #[tokio::test]
-async fn workers_say_when_they_were_heard_last_and_who_was_refused() {
+async fn workers_show_their_last_message_and_refused_agents() {
     let fake = Fake::start().await;
     fake.add_fleet();
     let workers: Value = client().get(fake.url("/api/workers")).send().await.unwrap().json().await.unwrap();

@@ -77,16 +77,16 @@ async fn load(
 ) -> Result<(), String> {
     let (count, width) = (number(count)?, number(width)?);
     let target = Target::parse(broker, None)?;
-    let (told, mut attached) = mpsc::channel(WAITING);
+    let (sender, mut attached) = mpsc::channel(WAITING);
     let (end, ending) = watch::channel(false);
     // Held by each worker and each link: closed when the last message has left.
     let (done, mut all_done) = mpsc::channel(1);
     for index in 1..=count {
         let worker: WorkerName = format!("{prefix}{index:0width$}").parse().map_err(|e| format!("{e}"))?;
-        let worker = Worker::new(worker, password, target.clone(), told.clone(), done.clone());
+        let worker = Worker::new(worker, password, target.clone(), sender.clone(), done.clone());
         tokio::spawn(worker.run(ending.clone()));
     }
-    drop((done, told));
+    drop((done, sender));
     let mut now = 0_usize;
     let ended = end_of_input();
     tokio::pin!(ended);
@@ -112,13 +112,13 @@ async fn load(
 
 async fn raw(started: Timestamp, count: &str, url: &str) -> Result<(), String> {
     let count = number(count)?;
-    let (told, mut connected) = mpsc::channel(WAITING);
+    let (sender, mut connected) = mpsc::channel(WAITING);
     for index in 0..count {
-        let (url, told) = (format!("{url}?frame_max=8192&heartbeat=10"), told.clone());
+        let (url, sender) = (format!("{url}?frame_max=8192&heartbeat=10"), sender.clone());
         tokio::spawn(async move {
             let made = raw_one(&url, index).await.map_err(|e| e.to_string());
             // The other side goes only when the process does.
-            drop(told.send(made).await);
+            drop(sender.send(made).await);
         });
     }
     let mut kept = Vec::with_capacity(count);
@@ -156,7 +156,7 @@ struct Worker {
     link: Option<(u64, Link)>,
     events: Events,
     done: mpsc::Sender<()>,
-    told: mpsc::Sender<Attached>,
+    sender: mpsc::Sender<Attached>,
     attached: bool,
     /// To end.
     asked: bool,
@@ -167,7 +167,7 @@ impl Worker {
         name: WorkerName,
         password: &str,
         target: Target,
-        told: mpsc::Sender<Attached>,
+        sender: mpsc::Sender<Attached>,
         done: mpsc::Sender<()>,
     ) -> Self {
         let settings = Settings {
@@ -193,7 +193,7 @@ impl Worker {
             link: None,
             events: mpsc::channel(WAITING),
             done,
-            told,
+            sender,
             attached: false,
             asked: false,
         }
@@ -250,7 +250,7 @@ impl Worker {
         if self.attached != yes {
             self.attached = yes;
             // The other side goes only when the process does.
-            drop(self.told.send(Attached(yes)).await);
+            drop(self.sender.send(Attached(yes)).await);
         }
     }
 

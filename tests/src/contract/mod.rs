@@ -20,7 +20,7 @@ const LOOK: Duration = Duration::from_millis(100);
 /// The master's name and id in the contract's tests.
 pub const OWNER: &str = "contract/0123456789abcdef0123456789abcdef";
 /// Another master of the same name.
-pub const NAMESAKE: &str = "contract/fedcba9876543210fedcba9876543210";
+pub const FOREIGN_OWNER: &str = "contract/fedcba9876543210fedcba9876543210";
 
 /// What a provider is tried on.
 pub trait ProviderFixture {
@@ -36,7 +36,7 @@ pub trait ProviderFixture {
     fn kill(&self, host: &Host);
     /// Whether what a machine prints is kept.
     fn keeps_console(&self) -> bool;
-    /// Whether the provider tells of deaths without being asked.
+    /// Whether the provider reports deaths without being asked.
     fn tells_of_deaths(&self) -> bool;
     /// What hosts leave beside their machines, such as disks; seen past the provider.
     fn leftovers(&self) -> BTreeSet<String>;
@@ -52,6 +52,8 @@ pub fn host_of(provider: ProviderKind, worker: &WorkerName) -> Host {
     static NUMBER: AtomicU32 = AtomicU32::new(1);
     let number = NUMBER.fetch_add(1, Ordering::Relaxed);
     Host {
+        place: String::new(),
+        forgotten: None,
         id: HostId(format!("h{:08x}{number:08x}", std::process::id())),
         worker: worker.clone(),
         provider,
@@ -167,10 +169,10 @@ pub async fn holds(fixture: &dyn ProviderFixture) {
     let provider = fixture.provider(OWNER, deaths);
     one_try_makes_one_machine(fixture, provider.as_ref()).await;
     a_stop_repeats_and_ends_one_only(fixture, provider.as_ref()).await;
-    what_is_ours_is_told_from_what_is_not(fixture, provider.as_ref()).await;
+    owner_tags_distinguish_our_machines_from_others(fixture, provider.as_ref()).await;
     a_death_is_noticed(fixture, provider.as_ref(), &mut heard).await;
-    until("nothing of ours is left", || fixture.machines() == machines).await;
-    assert_eq!(fixture.leftovers(), leftovers, "nothing of ours is left beside machines");
+    until("nothing of this master is left", || fixture.machines() == machines).await;
+    assert_eq!(fixture.leftovers(), leftovers, "nothing of this master is left except machines");
 }
 
 async fn one_try_makes_one_machine(fixture: &dyn ProviderFixture, provider: &dyn Provider) {
@@ -221,7 +223,7 @@ async fn a_stop_repeats_and_ends_one_only(fixture: &dyn ProviderFixture, provide
     let both = fixture.machines();
     assert_eq!(both.len(), before.len() + 2);
     gone(provider, &one).await;
-    assert!(listed(provider, &other).await.is_some(), "the other one goes on");
+    assert!(listed(provider, &other).await.is_some(), "the other one continues");
     assert_eq!(fixture.machines().len(), before.len() + 1);
     for _ in 0..2 {
         assert_eq!(provider.terminate(&one).await, Ok(Termination::Gone), "a stop may be repeated");
@@ -229,21 +231,21 @@ async fn a_stop_repeats_and_ends_one_only(fixture: &dyn ProviderFixture, provide
     gone(provider, &other).await;
 }
 
-async fn what_is_ours_is_told_from_what_is_not(fixture: &dyn ProviderFixture, provider: &dyn Provider) {
+async fn owner_tags_distinguish_our_machines_from_others(fixture: &dyn ProviderFixture, provider: &dyn Provider) {
     let [worker, _] = fixture.workers();
     let (deaths, _heard) = mpsc::channel(64);
-    let foreign = fixture.provider(NAMESAKE, deaths);
+    let foreign = fixture.provider(FOREIGN_OWNER, deaths);
     let mut theirs = host(fixture, &worker);
     started(foreign.as_ref(), &mut theirs).await;
     let with_theirs = fixture.machines();
-    let id = NAMESAKE.rsplit_once('/').expect("a name and an id").1;
-    let found = listed(provider, &theirs).await.expect("a foreign's is told of");
+    let id = FOREIGN_OWNER.rsplit_once('/').expect("a name and an id").1;
+    let found = listed(provider, &theirs).await.expect("a foreign machine is listed");
     assert_eq!(found.owner, Owner::Foreign(id.to_owned()));
     assert_eq!(provider.terminate(&theirs).await, Ok(Termination::Gone), "it is none of ours");
-    assert_eq!(fixture.machines(), with_theirs, "and it is not touched");
+    assert_eq!(fixture.machines(), with_theirs, "and it is not changed");
     let (deaths, _heard) = mpsc::channel(64);
     let stranger = fixture.provider("another/0123456789abcdef0123456789abcdef", deaths);
-    assert!(listed(stranger.as_ref(), &theirs).await.is_none(), "a master of another name is not told of it");
+    assert!(listed(stranger.as_ref(), &theirs).await.is_none(), "a master of another name does not list it");
     // Only where a user says so.
     for _ in 0..LIMIT.as_millis() / LOOK.as_millis() {
         if provider.terminate_listed(&found).await.expect("it can be ended") == Termination::Gone {
@@ -258,13 +260,13 @@ async fn a_death_is_noticed(fixture: &dyn ProviderFixture, provider: &dyn Provid
     let [worker, _] = fixture.workers();
     let mut host = host(fixture, &worker);
     started(provider, &mut host).await;
-    // What was told of hosts before.
+    // Deaths of earlier hosts.
     while heard.try_recv().is_ok() {}
     fixture.kill(&host);
     if fixture.tells_of_deaths() {
-        let told = tokio::time::timeout(LIMIT, heard.recv()).await.expect("its death is told").expect("a death");
-        assert_eq!(told.host, host.id);
-        assert!(!told.why.is_empty());
+        let death = tokio::time::timeout(LIMIT, heard.recv()).await.expect("its death is reported").expect("a death");
+        assert_eq!(death.host, host.id);
+        assert!(!death.why.is_empty());
     }
     let mut gone_from_list = false;
     for _ in 0..LIMIT.as_millis() / LOOK.as_millis() {

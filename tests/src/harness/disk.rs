@@ -38,7 +38,7 @@ impl Disk {
     /// Leaves so many megabytes of room, or nothing at all.
     ///
     /// # Panics
-    /// Where its room cannot be told.
+    /// If its free space is unknown.
     pub fn leave(&self, megabytes: u64) {
         let left = rustix::fs::statvfs(&self.0).expect("a mounted file system");
         let left = (left.f_bavail * left.f_frsize) >> 20;

@@ -130,16 +130,16 @@ impl Master {
         master
     }
 
-    /// The master that this program's keeper runs, from what [`Self::told`] has said of it in [`kept`].
+    /// The master that this program's keeper runs, from its [`Self::description`] in [`kept`].
     ///
     /// # Panics
     /// If the keeper does not run.
-    pub fn of_keeper(told: &Value) -> Self {
+    pub fn of_keeper(description: &Value) -> Self {
         Self {
-            dir: text(&told["dir"]).into(),
-            http: text(&told["http"]).parse().expect("an address"),
-            broker_url: text(&told["broker_url"]),
-            head: text(&told["head"]),
+            dir: text(&description["dir"]).into(),
+            http: text(&description["http"]).parse().expect("an address"),
+            broker_url: text(&description["broker_url"]),
+            head: text(&description["head"]),
             keeper: Some(text(&kept()["keeper"]).into()),
             broker: None,
             process: Mutex::new(None),
@@ -148,7 +148,7 @@ impl Master {
     }
 
     /// What other processes have to know of it.
-    pub fn told(&self) -> Value {
+    pub fn description(&self) -> Value {
         json!({ "dir": self.dir, "http": self.http, "broker_url": self.broker_url, "head": self.head })
     }
 

@@ -138,7 +138,7 @@ impl World {
 
     fn agent_ends(&mut self, id: usize, power_off: bool) {
         if power_off {
-            self.check_sent_home(id);
+            self.check_powered_off(id);
         }
         let Some(machine) = self.machines.get_mut(&id) else { return };
         machine.ended = true;
@@ -221,7 +221,7 @@ impl World {
         self.step_in(delay, id, life, attempt, number, move |w| w.run_over(id, life, attempt, state));
     }
 
-    /// Nothing of the step runs any more; the agent hears of it.
+    /// Nothing of the step runs any more, and the agent gets the event.
     fn run_over(&mut self, id: usize, life: u64, attempt: AttemptId, state: StepState) {
         let now = self.now;
         let Some(run) = self.machines.get_mut(&id).and_then(|m| m.runs.remove(&attempt)) else { return };

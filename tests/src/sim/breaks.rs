@@ -1,7 +1,7 @@
-//! The ways to break the system on purpose, each a switch at run time, to see that the simulation notices.
+//! Ways to break the system on purpose, each a switch at run time, to prove that the simulation notices.
 //!
-//! Nothing of it is in the programs: a switch has the fake world around the cores go wrong in the way that a driver, an
-//! adapter or a decision would, by what it passes on, keeps back or alters.
+//! The programs contain none of this. A switch makes the simulated world around the cores behave as a faulty driver,
+//! adapter or decision would: by what it passes on, keeps back or changes.
 
 /// A way to break the system on purpose.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -10,81 +10,87 @@ pub enum Break {
     PerformBeforeCommit,
     /// Deliveries are acknowledged before what they have led to is committed.
     AckBeforeCommit,
-    /// The disk loses what it has said is committed.
+    /// The disk loses what it has reported as committed.
     DiskForgets,
-    /// A host that is asked to drain is stopped without waiting for its answer.
+    /// A host that is asked to drain is terminated without waiting for its answer.
     ForgetDrain,
     /// The master's lease timers come early.
     EarlyRequeue,
-    /// An agent is told of a lease twice as long as the one that the master counts.
+    /// An agent gets a lease twice as long as the one that the master counts.
     LongLease,
-    /// A step's supervisor does not hold the lease's deadline: only the agent does.
+    /// A step's supervisor does not know the lease's deadline: only the agent does.
     NoDeadline,
-    /// What the provider says that a host's machine is is not held against who has attached as the host.
+    /// The machine that the provider names is not compared with the one that has attached as the host.
     NoIdentity,
     /// The master forgets that it has extended every lease when it was asked to end.
     ForgetExtension,
-    /// The provider makes another machine each time that a start is repeated.
+    /// The provider creates another machine each time that a start is repeated.
     StartsTwice,
-    /// A list that failed is taken for an empty one.
+    /// A failed list is taken for an empty one.
     FailedListIsEmpty,
-    /// Half a list is taken for a whole one.
+    /// A partial list is taken for a complete one.
     PartialListIsWhole,
-    /// A stop that the provider has heard is taken for a machine that is gone.
-    HeardIsGone,
-    /// A stop is asked for once, whatever comes of it.
+    /// A termination that the provider has accepted is taken for a machine that is gone.
+    AcceptedIsGone,
+    /// A termination is requested once, whatever its result.
     StopOnce,
-    /// A machine that was told to sleep is taken for one that sleeps.
-    HeardIsAsleep,
-    /// `max_age` is not looked at: hosts sleep for ever.
+    /// A suspension that the provider has accepted is taken for a suspended machine.
+    AcceptedIsSuspended,
+    /// `max_age` is ignored: hosts stay suspended for ever.
     NoMaxAge,
-    /// A master that starts knows nothing of the hosts that sleep.
-    ForgetSleepers,
-    /// A host is resumed with the boot data that it was made with.
+    /// A master that starts forgets the suspended hosts.
+    ForgetSuspended,
+    /// A host is resumed with the boot data of its start.
     OldToken,
-    /// Machines that the ledger does not know are left running.
+    /// Orphans are left running.
     LeaveOrphans,
-    /// Machines with our name are ours, whatever id they bear.
+    /// Machines with this master's name are its own, whatever their id.
     OwnerByName,
-    /// A latent host's agent does not switch it off, whatever becomes of its master.
+    /// A latent host's agent never powers it off.
     NoDeadMan,
-    /// Log chunks are confirmed to the agent and counted as whole by the master, but some are not written.
+    /// Log chunks are confirmed to the agent and counted as complete by the master, but some are not written.
     LogsLie,
     /// A log that an agent has sent is not kept until it is settled.
     SendLogsOnce,
-    /// The logs that an agent has sent only a part of are lost when its lease is over.
+    /// Logs that an agent has sent only partly are lost when its lease ends.
     ForgetLogs,
-    /// A boot token is good for any agent, any number of times.
+    /// A boot token is accepted from any agent, any number of times.
     ReuseToken,
-    /// A second agent of a name is taken for the one that has the lease.
+    /// A second agent with the same name is taken for the one that has the lease.
     NoFence,
-    /// `max_hosts` is not looked at.
+    /// `max_hosts` is ignored.
     NoMaxHosts,
-    /// `max_builds` is not looked at.
+    /// `max_builds` is ignored.
     NoMaxBuilds,
     /// Idle hosts are kept for ever.
     KeepIdle,
-    /// `min_idle` is not looked at.
+    /// `min_idle` is ignored.
     NoMinIdle,
-    /// A build that bears a known id is accepted as a new one.
+    /// A build with a known message id is accepted as a new one.
     ForgetMessageIds,
-    /// `retries` is not looked at: a build is lost with its first attempt.
+    /// `retries` is ignored: a build is lost with its first attempt.
     NoRetries,
-    /// A user who cancels a build is told that it is done, and it is not.
+    /// A user who cancels a build gets the reply that it is cancelled, and it is not.
     ForgetCancel,
     /// An agent whose connection breaks is taken for dead.
     BlipIsDeath,
     /// The disk keeps news that were put into a mail.
     MailTwice,
-    /// The disk keeps no mail beyond its first try.
+    /// The disk keeps no mail after its first try.
     MailForgotten,
-    /// A build that was lost under an agent is taken for one that has succeeded.
+    /// A lost build is taken for a successful one.
     LostIsSuccess,
+    /// A place that cannot be listed hides all others of its provider.
+    PauseAll,
+    /// A place that refuses everybody never serves again.
+    PlaceNeverBack,
+    /// A build is lost when it has waited for a while, although nobody has asked for that.
+    Impatient,
 }
 
 impl Break {
     /// All of them.
-    pub const ALL: [Break; 37] = [
+    pub const ALL: [Break; 40] = [
         Self::PerformBeforeCommit,
         Self::AckBeforeCommit,
         Self::DiskForgets,
@@ -97,11 +103,11 @@ impl Break {
         Self::StartsTwice,
         Self::FailedListIsEmpty,
         Self::PartialListIsWhole,
-        Self::HeardIsGone,
+        Self::AcceptedIsGone,
         Self::StopOnce,
-        Self::HeardIsAsleep,
+        Self::AcceptedIsSuspended,
         Self::NoMaxAge,
-        Self::ForgetSleepers,
+        Self::ForgetSuspended,
         Self::OldToken,
         Self::LeaveOrphans,
         Self::OwnerByName,
@@ -122,5 +128,8 @@ impl Break {
         Self::MailTwice,
         Self::MailForgotten,
         Self::LostIsSuccess,
+        Self::PauseAll,
+        Self::PlaceNeverBack,
+        Self::Impatient,
     ];
 }

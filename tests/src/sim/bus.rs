@@ -86,12 +86,12 @@ impl World {
     }
 
     /// The broker drops a connection and its queue.
-    pub(super) fn conn_lost(&mut self, conn: u64, tell_agent: bool) {
+    pub(super) fn conn_lost(&mut self, conn: u64, notify_agent: bool) {
         let Some(gone) = self.bus.conns.remove(&conn) else { return };
         self.bus.queues.remove(&gone.queue);
         let (id, life, number) = (gone.machine, gone.life, gone.number);
         self.say(|| format!("bus: connection {conn} of machine {id} is gone"));
-        if tell_agent {
+        if notify_agent {
             let delay = self.delay(1, 2_000);
             self.after(delay, move |w| w.agent_link_down(id, life, number));
         }
@@ -147,7 +147,7 @@ impl World {
             return;
         }
         if self.master.core.is_some() && self.master.linked {
-            self.master_hears(Input::Delivery(delivery));
+            self.master_receives(Input::Delivery(delivery));
         } else {
             self.bus.held.push_back(delivery);
         }

@@ -4,7 +4,9 @@ use super::Break;
 use super::machine::Machine;
 use super::setup::password;
 use super::world::World;
-use rouse_master::core::event::{Event, ListedHost, Listing, Owner, RequestId, StartError, Started, Termination, UnlistedPlace};
+use rouse_master::core::event::{
+    Event, ListedHost, Listing, Owner, RequestId, StartError, Started, Termination, UnlistedPlace,
+};
 use rouse_master::core::plan::ProviderKind;
 use rouse_master::core::record::{Host, HostState, LaunchSpec};
 use rouse_shared::HostId;
@@ -13,12 +15,12 @@ use std::collections::{BTreeMap, BTreeSet};
 /// Longest call, as the driver has it.
 pub(super) const CALL_LIMIT: u64 = 60_000;
 /// A machine of another master with our name.
-const NAMESAKE: &str = "i-foreign";
+const FOREIGN_HANDLE: &str = "i-foreign";
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Power {
     On,
-    /// Told to sleep.
+    /// Asked to suspend.
     Dozing,
     Asleep,
     Ending,
@@ -28,6 +30,7 @@ pub(super) enum Power {
 /// One machine of the cloud.
 pub(super) struct Vm {
     provider: ProviderKind,
+    place: String,
     /// Of its order.
     number: Option<u32>,
     handle: String,
@@ -53,6 +56,10 @@ impl Vm {
 #[derive(Default)]
 pub(super) struct Cloud {
     pub vms: BTreeMap<HostId, Vec<Vm>>,
+    /// Places that refuse everybody.
+    pub refusing: BTreeSet<(ProviderKind, String)>,
+    /// When a place has refused last.
+    pub refused: BTreeMap<(ProviderKind, String), u64>,
     /// [`Break::StopOnce`]: those that were asked to stop.
     asked: BTreeSet<HostId>,
 }
@@ -87,30 +94,34 @@ impl World {
             identity,
             price: None,
         };
-        let result = if fails { Err(self.start_error()) } else { Ok(order) };
+        let result = self.fault_of(host, fails).map_or(Ok(order), Err);
         let (delay, result) = match back {
             Some(back) => (there + back, result),
             None => (CALL_LIMIT, Err(StartError::Place("no answer within 60 s".to_owned()))),
         };
+        self.said(host, result.as_ref().err());
         self.master_event_of(epoch, delay, Event::Prepared { host: host.id.clone(), number, result });
     }
 
     pub(super) fn start_host(&mut self, host: Host) {
         let Some(number) = host.launch.as_ref().map(|o| o.number) else {
-            return self.violated(format!("host {} is started without an order", host.id));
+            return self.violated(format!("host {} is started without a launch spec", host.id));
         };
         if self.disk.hosts.get(&host.id).is_some_and(|kept| kept.launch != host.launch) {
-            return self.violated(format!("host {} is started with an order that the ledger has not", host.id));
+            return self.violated(format!("host {} is started with a launch spec that is not in the ledger", host.id));
         }
         if !self.disk.known_hosts.contains(&host.id) {
-            return self.violated(format!("host {} is ordered before the ledger knows of it", host.id));
+            return self.violated(format!("host {} is started before it is in the ledger", host.id));
         }
         let epoch = self.master.epoch;
         let (there, back) = self.call_times();
         let fails = self.mishap(self.faults.call_fails);
         self.after(there, move |w| {
             let known = w.cloud.vms.contains_key(&host.id);
-            let result = if fails { Err(w.refuse(&host)) } else { Ok(w.make(&host)) };
+            let result = match w.fault_of(&host, fails) {
+                Some(error) => Err(w.never_certain(&host, error)),
+                None => Ok(w.make(&host)),
+            };
             let copied = result.is_ok() && !known && w.copy_attaches(&host);
             // An error of no known kind may hide that it was made.
             if matches!(result, Err(StartError::Unknown(_))) && w.chance.permille(500) {
@@ -121,6 +132,7 @@ impl World {
                 Some(back) => (back, result),
                 None => (CALL_LIMIT - there, Err(StartError::Unknown("no answer within 60 s".to_owned()))),
             };
+            w.said(&host, result.as_ref().err());
             w.say(|| format!("cloud: start {} -> {result:?}", host.id));
             if w.mishap(w.faults.duplicate) {
                 let event = Event::StartEnded { host: host.id.clone(), number, result: result.clone() };
@@ -146,11 +158,13 @@ impl World {
     }
 
     /// Why a start fails. A provider that has made the machine never says for certain that it will not.
-    fn refuse(&mut self, host: &Host) -> StartError {
+    fn never_certain(&mut self, host: &Host, error: StartError) -> StartError {
         let number = host.launch.as_ref().map(|order| order.number);
         let made = self.cloud.vms.get(&host.id).is_some_and(|vms| vms.iter().any(|vm| vm.number == number));
-        match self.start_error() {
-            StartError::Capacity(text) | StartError::Quota(text) | StartError::Rejected(text) if made => StartError::Unknown(text),
+        match error {
+            StartError::Capacity(text) | StartError::Quota(text) | StartError::Rejected(text) if made => {
+                StartError::Unknown(text)
+            }
             error => error,
         }
     }
@@ -176,7 +190,7 @@ impl World {
             return vm.started();
         }
         let handle = format!("i-{}", self.chance.hex(8));
-        // What the master knows the identity of is told it at boot; the others have one of their own.
+        // A host whose identity the master knows gets it at boot; the others have one of their own.
         let identity = host.identity.clone().unwrap_or_else(|| format!("id-of-{handle}"));
         let mut machine =
             Machine::new(host.worker.clone(), Some(host.id.clone()), host.token.clone(), identity.clone(), self.now);
@@ -188,6 +202,7 @@ impl World {
         let lag = if self.quiet { 500 } else { self.delay(0, 30_000) };
         let vm = Vm {
             provider: host.provider,
+            place: host.place.clone(),
             number,
             handle: handle.clone(),
             identity,
@@ -201,6 +216,10 @@ impl World {
         self.check_made(&host.id);
         let worker = host.worker.clone();
         self.say(|| format!("cloud: {} of {worker} is machine {id}, {handle}", host.id));
+        if self.mishap(self.faults.reclaimed) {
+            let (delay, host) = (self.delay(500, 60_000), host.id.clone());
+            self.after(delay, move |w| w.reclaim(&host, id));
+        }
         if self.mishap(self.faults.half_born) {
             self.say(|| format!("cloud: machine {id} is half born"));
         } else {
@@ -217,16 +236,17 @@ impl World {
             .plan
             .workers
             .values()
-            .filter_map(|w| Some((w.name.clone(), w.latent.clone()?.provider)))
+            .filter_map(|w| w.latent.as_ref().map(|l| (w.name.clone(), l.provider, l.place.to_string())))
             .collect();
-        let (worker, provider) = self.chance.pick(&latent);
+        let (worker, provider, place) = self.chance.pick(&latent);
         let (host, handle) = (HostId(format!("hx{number}")), format!("i-orphan{number}"));
         let token = self.chance.hex(48);
         let identity = format!("id-of-{handle}");
         let id = self.add_machine(Machine::new(worker, Some(host.clone()), token, identity.clone(), self.now));
         self.say(|| format!("cloud: machine {id}, {handle}, is ours and nobody knows of it"));
         let (power, listed_until) = (Power::On, u64::MAX);
-        let vm = Vm { provider, number: None, handle, identity, machine: id, power, listed_from: 0, listed_until };
+        let vm =
+            Vm { provider, place, number: None, handle, identity, machine: id, power, listed_from: 0, listed_until };
         self.cloud.vms.entry(host).or_default().push(vm);
         // Most have something on them that switches them off by itself.
         if self.chance.permille(500) {
@@ -243,8 +263,9 @@ impl World {
         let (there, back) = self.call_times();
         let fails = self.mishap(self.faults.call_fails);
         self.after(there, move |w| {
+            let fails = fails || w.refuses(&host);
             let stopped = (!fails).then(|| w.stop_vms(&host.id)).map(|stopped| match stopped {
-                Termination::Requested if w.broken == Some(Break::HeardIsGone) => Termination::Gone,
+                Termination::Requested if w.broken == Some(Break::AcceptedIsGone) => Termination::Gone,
                 stopped => stopped,
             });
             let result = stopped.ok_or_else(|| "it is one of those days".to_owned());
@@ -258,11 +279,11 @@ impl World {
     }
 
     pub(super) fn stop_orphan(&mut self, listed: ListedHost) {
-        if listed.owner != Owner::Ours || listed.handle == NAMESAKE {
+        if listed.owner != Owner::Ours || listed.handle == FOREIGN_HANDLE {
             self.violated(format!("{} is another master's and is stopped", listed.handle));
         }
         if self.disk.hosts.contains_key(&listed.host) {
-            self.violated(format!("host {} is in the ledger and is stopped as an orphan", listed.host));
+            self.violated(format!("host {} is in the ledger and is terminated as an orphan", listed.host));
         }
         if self.broken == Some(Break::LeaveOrphans) {
             return;
@@ -303,6 +324,26 @@ impl World {
         self.machine_off(machine);
     }
 
+    /// The cloud takes a machine back whose agent has not attached yet; mostly it is noticed at once.
+    fn reclaim(&mut self, host: &HostId, machine: usize) {
+        let there = self
+            .cloud
+            .vms
+            .get(host)
+            .is_some_and(|vms| vms.iter().any(|vm| vm.machine == machine && vm.power == Power::On));
+        let known = self.disk.hosts.get(host).is_some_and(|h| h.attached.is_some());
+        if self.machines.get(&machine).is_none_or(|m| m.attached) || known || !there {
+            return;
+        }
+        self.say(|| format!("cloud: takes machine {machine} of {host} back"));
+        self.vm_gone(host, machine);
+        if self.chance.permille(800) {
+            let delay = self.delay(10, 3_000);
+            let why = "there is no room for it any more".to_owned();
+            self.master_event_in(delay, Event::HostGone { host: host.clone(), why, reclaimed: true });
+        }
+    }
+
     /// A machine ends without being asked to by the master; some providers see it at once.
     pub(super) fn vm_ends(&mut self, host: &HostId, why: &str) {
         let on: Vec<usize> = self.cloud.vms.get(host).into_iter().flatten().map(|vm| vm.machine).collect();
@@ -316,7 +357,7 @@ impl World {
     }
 
     /// A master that starts hears from some providers what has ended while none was there, of hosts that were made.
-    pub(super) fn tell_of_missed_deaths(&mut self) {
+    pub(super) fn report_missed_deaths(&mut self) {
         let made = |host: &&Host| !matches!(host.state, HostState::Ordered | HostState::Terminated);
         let hosts: Vec<HostId> = self.disk.hosts.values().filter(made).map(|host| host.id.clone()).collect();
         for host in hosts {
@@ -344,48 +385,29 @@ impl World {
         let (there, back) = self.call_times();
         let fails = self.mishap(self.faults.call_fails);
         self.after(there, move |w| {
-            let now = w.now;
-            // Another master of our name has a machine there, all the time.
-            let mut listed = vec![ListedHost {
-                host: HostId("h0".to_owned()),
-                handle: NAMESAKE.to_owned(),
-                identity: None,
-                owner: if w.broken == Some(Break::OwnerByName) {
-                    Owner::Ours
-                } else {
-                    Owner::Foreign("other".to_owned())
-                },
-                suspended: false,
-            }];
-            for (host, vms) in &w.cloud.vms {
-                for vm in vms.iter().filter(|vm| vm.provider == provider) {
-                    if vm.listed_from <= now && vm.listed_until > now {
-                        let Started { handle, identity } = vm.started();
-                        let asleep = matches!(vm.power, Power::Dozing | Power::Asleep);
-                        listed.push(ListedHost {
-                            host: host.clone(),
-                            handle,
-                            identity,
-                            owner: Owner::Ours,
-                            suspended: asleep,
-                        });
-                    }
-                }
-            }
-            let (delay, result) = match back {
-                Some(back) if !fails => (back, Ok(Listing::whole(listed))),
-                Some(back) => {
-                    // Half of it could be asked.
-                    listed.truncate(listed.len().div_ceil(2));
-                    let unlisted = UnlistedPlace { place: None, why: "it is one of those days".to_owned() };
-                    (back, Ok(Listing { machines: listed, unlisted: vec![unlisted] }))
-                }
-                None => (CALL_LIMIT - there, Err("no answer within 60 s".to_owned())),
+            let (mut machines, unlisted) = w.listed(provider);
+            let mut result = if fails {
+                // Half of it could be asked.
+                machines.truncate(machines.len().div_ceil(2));
+                let unlisted = vec![UnlistedPlace { place: None, why: "it is one of those days".to_owned() }];
+                Ok(Listing { machines, unlisted })
+            } else {
+                Ok(Listing { machines, unlisted })
             };
+            let delay = back.unwrap_or(CALL_LIMIT - there);
+            if back.is_none() {
+                result = Err("no answer within 60 s".to_owned());
+            }
+            w.note_unlisted(provider, &result);
             let result = match (w.broken, result) {
                 (Some(Break::FailedListIsEmpty), Err(_)) => Ok(Listing::default()),
+                (Some(Break::FailedListIsEmpty), Ok(listing)) => Ok(Listing { unlisted: Vec::new(), ..listing }),
                 (Some(Break::PartialListIsWhole), Ok(mut listing)) if listing.unlisted.is_empty() => {
                     listing.machines.truncate(listing.machines.len().div_ceil(2));
+                    Ok(listing)
+                }
+                (Some(Break::PauseAll), Ok(mut listing)) => {
+                    listing.unlisted.iter_mut().for_each(|place| place.place = None);
                     Ok(listing)
                 }
                 (_, result) => result,
@@ -398,12 +420,40 @@ impl World {
         });
     }
 
+    /// What a provider lists now, and the places that it cannot.
+    fn listed(&self, provider: ProviderKind) -> (Vec<ListedHost>, Vec<UnlistedPlace>) {
+        let now = self.now;
+        // Another master of our name has a machine there, all the time.
+        let ours = self.broken == Some(Break::OwnerByName);
+        let mut listed = vec![ListedHost {
+            host: HostId("h0".to_owned()),
+            handle: FOREIGN_HANDLE.to_owned(),
+            identity: None,
+            owner: if ours { Owner::Ours } else { Owner::Foreign("other".to_owned()) },
+            suspended: false,
+        }];
+        let refusing = |place: &str| self.cloud.refusing.contains(&(provider, place.to_owned()));
+        for (host, vms) in &self.cloud.vms {
+            for vm in vms.iter().filter(|vm| vm.provider == provider && !refusing(&vm.place)) {
+                if vm.listed_from <= now && vm.listed_until > now {
+                    let Started { handle, identity } = vm.started();
+                    let suspended = matches!(vm.power, Power::Dozing | Power::Asleep);
+                    listed.push(ListedHost { host: host.clone(), handle, identity, owner: Owner::Ours, suspended });
+                }
+            }
+        }
+        let places = self.cloud.refusing.iter().filter(|(of, _)| *of == provider);
+        let why = || "503 Service Unavailable".to_owned();
+        let unlisted = places.map(|(_, place)| UnlistedPlace { place: Some(place.clone()), why: why() });
+        (listed, unlisted.collect())
+    }
+
     /// Nothing runs for a host that the ledger takes to be gone.
     pub(super) fn check_forgotten(&mut self) {
         let forgotten =
             |(host, _): &(HostId, usize)| self.disk.known_hosts.contains(host) && !self.disk.hosts.contains_key(host);
         if let Some((host, machine)) = self.machines_on().into_iter().find(forgotten) {
-            self.violated(format!("machine {machine} runs and its host {host} is gone for the ledger"));
+            self.violated(format!("machine {machine} runs and its host {host} is terminated in the ledger"));
         }
     }
 

@@ -3,6 +3,7 @@
 use rouse_master::core::build::Build;
 use rouse_master::core::images::{ImageKey, ImageRecord};
 use rouse_master::core::mail::{Mail, MailId, News};
+use rouse_master::core::places::{PlaceKey, PlaceRecord};
 use rouse_master::core::plan::ProviderKind;
 use rouse_master::core::record::{Host, HostState, Ledger, Record, Session, WorkerRecord};
 use rouse_master::core::spend::Spent;
@@ -24,11 +25,12 @@ pub(super) struct Disk {
     pub sessions: BTreeMap<WorkerName, Session>,
     pub workers: BTreeMap<WorkerName, WorkerRecord>,
     pub images: BTreeMap<ImageKey, ImageRecord>,
+    pub places: BTreeMap<PlaceKey, PlaceRecord>,
     pub spent: Spent,
     pub news: BTreeMap<u64, News>,
     pub mails: BTreeMap<MailId, Mail>,
     pub mail_pause: Option<(u32, Timestamp)>,
-    pub told_orphans: BTreeSet<(ProviderKind, String)>,
+    pub reported_orphans: BTreeSet<(ProviderKind, String)>,
     pub leases_extended: Option<Duration>,
     /// Whether nothing more can be written.
     pub full: bool,
@@ -75,6 +77,8 @@ impl Disk {
             Record::Image(key, record) => {
                 self.images.insert(key, record);
             }
+            Record::Place(key, record) if record == PlaceRecord::default() => drop(self.places.remove(&key)),
+            Record::Place(key, record) => drop(self.places.insert(key, record)),
             Record::Spent(spent) => self.spent = spent,
             Record::News(news) => {
                 self.news.insert(news.id, news);
@@ -89,11 +93,11 @@ impl Disk {
                 self.mails.remove(&id);
             }
             Record::MailPause(failures, until) => self.mail_pause = Some((failures, until)),
-            Record::OrphanTold(provider, handle) => {
-                self.told_orphans.insert((provider, handle));
+            Record::OrphanReported(provider, handle) => {
+                self.reported_orphans.insert((provider, handle));
             }
             Record::OrphanOver(provider, handle) => {
-                self.told_orphans.remove(&(provider, handle));
+                self.reported_orphans.remove(&(provider, handle));
             }
             Record::LeasesExtended(by) => self.leases_extended = by,
         }
@@ -106,12 +110,13 @@ impl Disk {
             sessions: self.sessions.values().cloned().collect(),
             workers: self.workers.iter().map(|(n, r)| (n.clone(), r.clone())).collect(),
             images: self.images.iter().map(|(k, r)| (k.clone(), r.clone())).collect(),
+            places: self.places.iter().map(|(k, r)| (k.clone(), r.clone())).collect(),
             last_build: self.builds.keys().next_back().map_or(0, |b| b.0),
             spent: self.spent,
             news: self.news.values().cloned().collect(),
             mails: self.mails.values().cloned().collect(),
             mail_pause: self.mail_pause,
-            told_orphans: self.told_orphans.iter().cloned().collect(),
+            reported_orphans: self.reported_orphans.iter().cloned().collect(),
             leases_extended: self.leases_extended,
         }
     }

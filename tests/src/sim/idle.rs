@@ -38,7 +38,7 @@ impl World {
         self.check_forgotten();
         self.check_idle();
         self.check_sleepers();
-        self.check_strays();
+        self.check_impostors();
         let ids: Vec<usize> = self.machines.keys().copied().collect();
         ids.into_iter().for_each(|id| self.check_dead_man(id));
     }
@@ -95,7 +95,7 @@ impl World {
         if let Some(host) =
             self.idle.iter().find(is_running_unexpectedly).map(|(host, _)| host.clone()).filter(|_| reliable)
         {
-            self.violated(format!("host {host} should be asleep and runs"));
+            self.violated(format!("host {host} should be suspended and runs"));
         }
     }
 

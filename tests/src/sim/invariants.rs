@@ -9,8 +9,6 @@ use rouse_shared::message::{Outcome, StepState};
 use rouse_shared::{AttemptId, BuildId, HostId};
 use std::collections::BTreeSet;
 
-/// Hosts that may fail for one build before it is lost.
-const FAILED_HOSTS: usize = 3;
 /// Times that a build may be declined before it is lost.
 const DECLINED: usize = 100;
 
@@ -60,10 +58,11 @@ impl World {
                 self.check_asleep(host);
                 self.check_resumed(host);
             }
-            Record::Session(session) if session.impostor => self.summary.strays += 1,
+            Record::Session(session) if session.impostor => self.summary.impostors += 1,
             Record::Session(_)
             | Record::SessionOver(_)
             | Record::Image(..)
+            | Record::Place(..)
             | Record::Spent(_)
             | Record::LeasesExtended(_)
             | Record::News(_)
@@ -71,7 +70,7 @@ impl World {
             | Record::Mail(_)
             | Record::MailOver(_)
             | Record::MailPause(..)
-            | Record::OrphanTold(..)
+            | Record::OrphanReported(..)
             | Record::OrphanOver(..) => {}
             Record::Worker(name, record) => self.check_missing(name, record),
         }
@@ -87,10 +86,10 @@ impl World {
         if status.attempts.len() > before.attempts.len()
             && let Some(worker) = status.attempts.last().map(|a| a.worker.clone())
         {
-            self.check_given(&worker);
+            self.check_assigned(&worker);
         }
         if status.attempts.len() > before.attempts.len() && self.script.cancelled.contains(&id) {
-            self.violated(format!("build {id} is given out after its user was told that it is cancelled"));
+            self.violated(format!("build {id} is given out after its user got the reply that it is cancelled"));
         }
         let over = |a: &&Attempt| a.ended.is_some();
         for attempt in status.attempts.iter().filter(over).skip(before.attempts.iter().filter(over).count()) {
@@ -150,30 +149,38 @@ impl World {
 
     /// A build is lost after what was asked for, and never where every agent behaves.
     fn check_lost(&mut self, id: BuildId, status: &BuildStatus, why: &str) {
-        if self.faults.agents_behave() && !self.may_have_lapsed() {
-            self.violated(format!("build {id} is lost although every agent behaves: {why}"));
-        }
         let Some(build) = self.disk.builds.get(&id) else { return };
-        let retries = self.asked_for(&build.spec.name).map_or(0, |spec| spec.retries as usize);
+        let spec = self.asked_for(&build.spec.name);
+        let queued = status.requeued.unwrap_or(status.created);
+        let waited = status.finished.map_or(0, |finished| finished.since(queued).as_millis());
+        if spec.and_then(|spec| spec.queue_timeout_ms).is_some_and(|most| waited >= u128::from(most))
+            && status.attempts.iter().all(|attempt| attempt.ended.is_some())
+        {
+            // Nobody could run it for as long as it was to wait.
+            return;
+        }
+        let retries = spec.map_or(0, |spec| spec.retries as usize);
+        if self.faults.agents_behave() && !self.may_have_lapsed() {
+            return self.violated(format!("build {id} is lost although every agent behaves: {why}"));
+        }
         let lost = |a: &&Attempt| matches!(a.outcome, Some(Outcome::Lost(_)));
         // Those whose host an operator has terminated use up no retry.
         let excused = status.attempts.iter().filter(lost).filter(|a| a.excused).count();
         let lost = status.attempts.iter().filter(lost).count() - excused;
         let declined = status.attempts.len() - lost - excused;
-        if lost <= retries && declined <= retries + DECLINED && status.failed_hosts.len() < FAILED_HOSTS {
-            let hosts = status.failed_hosts.len();
-            self.violated(format!(
-                "build {id} is lost after {lost} attempts and {hosts} hosts, and its retries are {retries}: {why}"
-            ));
+        if lost <= retries && declined <= retries + DECLINED {
+            self.violated(format!("build {id} is lost after {lost} attempts, and its retries are {retries}: {why}"));
         }
     }
 
-    /// The logs of an attempt that an agent has told the end of are whole, or it is told where they are cut.
+    /// The logs of an attempt with an outcome are complete, or reported as incomplete.
     fn check_logs(&mut self, id: BuildId, status: &BuildStatus) {
         let Some(attempt) = status.attempts.last() else { return };
         if matches!(attempt.outcome, Some(Outcome::Lost(_) | Outcome::Declined(_)) | None) {
             return;
         }
+        // An operator who terminates a host ends its agent with it.
+        let ended_by_hand = attempt.host.as_ref().is_some_and(|host| self.script.terminated.contains(host));
         for (step, report) in (0..).zip(&attempt.steps) {
             let key = (AttemptId { build: id, number: attempt.number }, step);
             let there = self.disk.logs.get(&key).copied().unwrap_or(0);
@@ -184,7 +191,7 @@ impl World {
             let told = attempt.cut_logs.iter().any(|(cut, at)| *cut == step && *at <= there);
             if !told {
                 self.violated(format!("step {step} of {} has {there} of {length} bytes and it is not told", key.0));
-            } else if self.faults.agents_behave() {
+            } else if self.faults.agents_behave() && !ended_by_hand {
                 self.violated(format!("the log of step {step} of {} is cut although every agent behaves", key.0));
             } else if let Some(id) = self.who_has(key.0) {
                 self.violated(format!("the log of step {step} of {} is cut although machine {id} is there", key.0));
@@ -207,9 +214,9 @@ impl World {
         if hosts <= hosts_before {
             return;
         }
-        let (unknown, most) = (self.orphans().len(), self.master.plan.max_hosts);
-        if most.is_some_and(|most| hosts + unknown > most as usize) {
-            self.violated(format!("there are {hosts} hosts and {unknown} unknown ones, and max_hosts is {most:?}"));
+        let most = self.master.plan.max_hosts;
+        if most.is_some_and(|most| hosts > most as usize) {
+            self.violated(format!("there are {hosts} hosts, and max_hosts is {most:?}"));
         }
         let workers: BTreeSet<_> = self.disk.hosts.values().map(|h| &h.worker).collect();
         let hosts = self.disk.hosts.len();
@@ -232,7 +239,7 @@ impl World {
         let standing = self.script.plan.workers.get(&worker).is_some_and(|w| w.latent.is_none());
         let stolen = machine.stranger && machine.latent && !machine.copy;
         if stolen && !(standing && machine.password == password(&worker)) {
-            self.violated(format!("machine {id} is let in as {worker} with what it has stolen"));
+            self.violated(format!("machine {id} is let in as {worker} with a stolen credential"));
         }
         // A session in which nothing runs is over at once where a reload takes its worker out; its agent may not know yet.
         let forgotten = self.script.ever_removed.contains(&worker);
@@ -253,7 +260,7 @@ impl World {
             self.violated(format!("host {host} has {on} machines"));
         }
         if !self.disk.known_hosts.contains(host) {
-            self.violated(format!("a machine is made for host {host}, which the ledger does not know"));
+            self.violated(format!("a machine is created for host {host}, which is not in the ledger"));
         }
     }
 

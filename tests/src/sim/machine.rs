@@ -21,7 +21,7 @@ pub(super) enum Pace {
 #[derive(Clone, Debug)]
 pub(super) struct Run {
     pub step: u32,
-    /// Tells one step's events from the next one's.
+    /// Distinguishes one step's events from the next one's.
     pub number: u64,
     pub began: u64,
     pub started: bool,
@@ -92,7 +92,7 @@ pub(super) struct Machine {
     pub tick_at: Option<u64>,
     /// The connection that the agent has or makes now, by its own number, and the bus's where it is up.
     pub link: Option<(u64, Option<u64>)>,
-    /// Whether the agent was told to end and somebody has to start it again.
+    /// Whether the agent was asked to end and somebody has to start it again.
     pub ended: bool,
 }
 

@@ -4,7 +4,7 @@ use super::Break;
 use super::show;
 use super::world::World;
 use crate::chance::Chance;
-use rouse_master::core::event::{Command, Effect, Event, ListedHost, Reply, RequestId, Started};
+use rouse_master::core::event::{Command, Effect, Event, ListedHost, Listing, Reply, RequestId, Started};
 use rouse_master::core::plan::Plan;
 use rouse_master::core::record::{HostState, Record};
 use rouse_master::core::{Core, Start, show as core_show};
@@ -62,6 +62,7 @@ fn has_weight(effect: &Effect) -> bool {
         Effect::Send { .. }
         | Effect::PrepareHost { .. }
         | Effect::FetchConsole(_)
+        | Effect::ForgetPlace { .. }
         | Effect::ListHosts(_)
         | Effect::ListForAudit { .. }
         | Effect::OpenLogs { .. }
@@ -81,7 +82,9 @@ fn without_identity(event: Event) -> Event {
         }
         Event::Listed { provider, result } => {
             let blind = |machine| ListedHost { identity: None, ..machine };
-            Event::Listed { provider, result: result.map(|listed| listed.into_iter().map(blind).collect()) }
+            let blind_list =
+                |listing: Listing| Listing { machines: listing.machines.into_iter().map(blind).collect(), ..listing };
+            Event::Listed { provider, result: result.map(blind_list) }
         }
         event => event,
     }
@@ -105,11 +108,13 @@ pub(super) struct Master {
     pub plan: Arc<Plan>,
     /// What its wall clock is ahead, milliseconds. Within a life its time never jumps.
     pub clock: i64,
+    /// When this life began.
+    pub started: u64,
     /// Which life; what an earlier one asked for is answered to nobody.
     pub epoch: u64,
     /// Whether its link to the broker is up.
     pub linked: bool,
-    inbox: Vec<Input>,
+    inputs: Vec<Input>,
     turn_due: bool,
     tick_at: Option<u64>,
     pub crash: Option<Crash>,
@@ -122,7 +127,7 @@ pub(super) struct Master {
     pub asked: BTreeMap<RequestId, Asked>,
     pub open_logs: BTreeMap<AttemptId, WorkerName>,
     pub expected: BTreeMap<AttemptId, Vec<u64>>,
-    pub told_gaps: BTreeMap<(AttemptId, u32), u64>,
+    pub reported_gaps: BTreeMap<(AttemptId, u32), u64>,
 }
 
 impl Master {
@@ -132,9 +137,10 @@ impl Master {
             id: MasterId(chance.hex(32)),
             plan,
             clock: 0,
+            started: 0,
             epoch: 0,
             linked: false,
-            inbox: Vec::new(),
+            inputs: Vec::new(),
             turn_due: false,
             tick_at: None,
             crash: None,
@@ -145,7 +151,7 @@ impl Master {
             asked: BTreeMap::new(),
             open_logs: BTreeMap::new(),
             expected: BTreeMap::new(),
-            told_gaps: BTreeMap::new(),
+            reported_gaps: BTreeMap::new(),
         }
     }
 
@@ -166,11 +172,13 @@ impl World {
             self.say(|| format!("master: its wall clock was stepped by {} s", step / 1000));
         }
         self.master.epoch += 1;
+        self.master.started = self.now;
+        self.waits.clear();
         let mut seed = [0; 32];
         seed[..8].copy_from_slice(&self.chance.draw().to_le_bytes());
         self.take_plan();
         let mut ledger = self.disk.load();
-        if self.broken == Some(Break::ForgetSleepers) {
+        if self.broken == Some(Break::ForgetSuspended) {
             ledger.hosts.retain(|host| host.state != HostState::Suspended);
         }
         let start = Start { master: self.master.id.clone(), plan: self.told_plan(), ledger, seed };
@@ -178,7 +186,7 @@ impl World {
         let (core, effects) = Core::new(self.time(), start);
         self.master.core = Some(core);
         self.finish(effects, Vec::new());
-        self.tell_of_missed_deaths();
+        self.report_missed_deaths();
         let delay = self.delay(10, 2_000);
         self.after(delay, |w| w.master_linked());
     }
@@ -187,7 +195,7 @@ impl World {
     fn take_plan(&mut self) {
         self.master.plan = self.script.plan.clone();
         self.idle.clear();
-        self.strays.clear();
+        self.impostors.clear();
     }
 
     /// The configuration, or what a broken core sees of it.
@@ -198,6 +206,7 @@ impl World {
         };
         match self.broken {
             Some(Break::NoMaxHosts) => plan.max_hosts = None,
+            Some(Break::Impatient) => plan.queue_timeout = Some(Duration::from_secs(90)),
             Some(Break::NoMaxBuilds) => change(&mut plan, |w| w.max_builds = None),
             Some(Break::KeepIdle) => {
                 change(&mut plan, |w| w.latent.iter_mut().for_each(|l| l.build_wait_timeout = None));
@@ -221,9 +230,9 @@ impl World {
         if self.master.stuck.is_none() {
             self.relay.linked_at = self.now;
         }
-        self.master_hears(Input::Event(Event::BrokerUp));
+        self.master_receives(Input::Event(Event::BrokerUp));
         for delivery in std::mem::take(&mut self.bus.held) {
-            self.master_hears(Input::Delivery(delivery));
+            self.master_receives(Input::Delivery(delivery));
         }
     }
 
@@ -232,25 +241,25 @@ impl World {
         if !std::mem::take(&mut self.master.linked) {
             return;
         }
-        let inbox = std::mem::take(&mut self.master.inbox);
-        for input in inbox {
+        let inputs = std::mem::take(&mut self.master.inputs);
+        for input in inputs {
             match input {
                 Input::Delivery(delivery @ Delivery::Submit(_)) => self.bus.held.push_back(delivery),
                 Input::Delivery(Delivery::Agent { .. } | Delivery::Log { .. }) => {}
-                event @ Input::Event(_) => self.master.inbox.push(event),
+                event @ Input::Event(_) => self.master.inputs.push(event),
             }
         }
-        self.master_hears(Input::Event(Event::BrokerDown));
+        self.master_receives(Input::Event(Event::BrokerDown));
     }
 
-    pub(super) fn master_hears(&mut self, input: Input) {
+    pub(super) fn master_receives(&mut self, input: Input) {
         if self.master.core.is_none() {
             if let Input::Delivery(delivery) = input {
                 self.bus.held.push_back(delivery);
             }
             return;
         }
-        self.master.inbox.push(input);
+        self.master.inputs.push(input);
         self.turn_soon();
     }
 
@@ -265,11 +274,11 @@ impl World {
         }
     }
 
-    /// Something that only this life of the master hears.
+    /// An event for this run of the master only.
     pub(super) fn master_event_of(&mut self, epoch: u64, delay: u64, event: Event) {
         self.after(delay, move |w| {
             if w.master.epoch == epoch && w.master.core.is_some() {
-                w.master_hears(Input::Event(event));
+                w.master_receives(Input::Event(event));
             }
         });
     }
@@ -289,7 +298,7 @@ impl World {
         if self.master.stuck.is_some() {
             return;
         }
-        let inputs = std::mem::take(&mut self.master.inbox);
+        let inputs = std::mem::take(&mut self.master.inputs);
         let mut effects = Vec::new();
         let mut deliveries = Vec::new();
         for input in inputs {
@@ -388,7 +397,7 @@ impl World {
             }
         }
         self.arm_master_tick();
-        if !self.master.inbox.is_empty() {
+        if !self.master.inputs.is_empty() {
             self.turn_soon();
         }
     }
@@ -436,11 +445,11 @@ impl World {
             }
             if let Some((effects, deliveries)) = w.master.stuck.take() {
                 w.idle.clear();
-                w.strays.clear();
+                w.impostors.clear();
                 w.finish(effects, deliveries);
                 if w.master.epoch == epoch && w.master.linked {
                     w.relay.linked_at = w.now;
-                    w.master_hears(Input::Event(Event::BrokerUp));
+                    w.master_receives(Input::Event(Event::BrokerUp));
                 }
             }
         });
@@ -494,9 +503,9 @@ impl World {
         self.master.crash = None;
         self.master.open_logs.clear();
         self.master.expected.clear();
-        self.master.told_gaps.clear();
+        self.master.reported_gaps.clear();
         self.master.asked.clear();
-        let waiting = std::mem::take(&mut self.master.inbox);
+        let waiting = std::mem::take(&mut self.master.inputs);
         let mut again: Vec<Delivery> = self.master.stuck.take().map(|(_, of)| of).unwrap_or_default();
         again.extend(unacknowledged);
         if self.broken == Some(Break::AckBeforeCommit) {

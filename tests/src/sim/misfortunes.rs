@@ -1,5 +1,6 @@
 //! What goes wrong by itself, what an operator's reload changes, and how it all calms down.
 
+use super::Break;
 use super::machine::{Machine, Pace};
 use super::master::Input;
 use super::setup::{self, password, worker_name};
@@ -7,6 +8,7 @@ use super::show;
 use super::world::World;
 use rouse_master::core::event::{Command, Event, Operation};
 use rouse_master::core::plan::{Plan, ProviderKind, WorkerPlan};
+use rouse_master::core::record::DesiredState;
 use rouse_shared::WorkerName;
 use std::sync::Arc;
 
@@ -19,6 +21,9 @@ impl World {
         self.say(|| format!("{faults:?}"));
         show::plan(&plan).into_iter().for_each(|line| self.say(|| line));
         self.bus.up = true;
+        if faults.outages && self.chance.permille(500) {
+            self.outage();
+        }
         for number in 0..faults.orphans {
             self.orphan(number);
         }
@@ -86,6 +91,7 @@ impl World {
             let length = w.delay(1_000, 90_000);
             w.after(length, |w| w.disk.full = false);
         });
+        self.misfortunes(often(f.outages, 4), World::outage);
         self.misfortunes(often(f.foreign_counts, 4), World::stranger);
         self.misfortunes(often(f.crash > 0, 2), |w| w.master_dies(Vec::new()));
     }
@@ -103,10 +109,10 @@ impl World {
         if !self.master_acts() {
             return;
         }
-        self.master_hears(Input::Event(Event::Shutdown));
+        self.master_receives(Input::Event(Event::Shutdown));
         let (after, epoch) = (self.delay(100, 3_000), self.master.epoch);
         if self.faults.partition && self.chance.permille(500) {
-            // Whoever has heard that its lease is longer goes on, and the next master does not hear of it.
+            // An agent that got a longer lease continues, and the next master does not know of it.
             let length = self.delay(60_000, 280_000);
             self.after(after, move |w| w.with_machine(|w, id| w.partition(id, length)));
         }
@@ -215,12 +221,12 @@ impl World {
                 }
             }
         }
-        setup::leave_room(&mut plan, self.faults.orphans);
+        setup::leave_room(&mut plan);
         self.script.plan = Arc::new(plan);
         let plan = self.script.plan.clone();
         self.say(|| "a reload:".to_owned());
         show::plan(&plan).into_iter().for_each(|line| self.say(|| line));
-        self.master_hears(Input::Event(Event::Configure(plan)));
+        self.master_receives(Input::Event(Event::Configure(plan)));
     }
 
     fn change_template(&mut self, plan: &mut Plan) {
@@ -266,6 +272,9 @@ impl World {
         self.quiet = true;
         self.abandoned = false;
         self.disk.full = false;
+        if self.broken != Some(Break::PlaceNeverBack) {
+            self.cloud.refusing.clear();
+        }
         self.master.crash = None;
         self.broker_up();
         self.start_master();
@@ -277,13 +286,16 @@ impl World {
                 self.keep_started(id);
             }
         }
-        // And once more when the last host of the bad times has been given up.
-        for later in [30_000, 420_000, 1_260_000] {
+        // Nobody helps but those who have taken a worker out of use themselves.
+        for later in [30_000, 420_000] {
             self.after(later, |w| {
-                let names: Vec<WorkerName> = w.script.plan.workers.keys().cloned().collect();
+                let resting = |name: &&WorkerName| {
+                    w.disk.workers.get(*name).is_some_and(|record| record.desired != DesiredState::Work)
+                };
+                let names: Vec<WorkerName> = w.script.plan.workers.keys().filter(resting).cloned().collect();
                 for worker in names {
                     let request = w.master.request();
-                    w.master_hears(Input::Event(Event::Command {
+                    w.master_receives(Input::Event(Event::Command {
                         request,
                         command: Command::Operate { worker, operation: Operation::Resume },
                     }));

@@ -10,17 +10,18 @@ mod bus;
 mod cloud;
 mod disk;
 mod idle;
+mod impostors;
 mod invariants;
 mod machine;
 mod master;
 mod misfortunes;
 mod perform;
+mod places;
 mod quiet;
 mod relay;
 mod script;
 mod setup;
 mod show;
-mod strays;
 mod suspend;
 mod world;
 
@@ -50,7 +51,7 @@ pub struct Summary {
     /// Agents that were turned away, since another of their name has the lease or their token was used before.
     pub turned_away: u64,
     /// Sessions that turned out to be of a machine that is not the host.
-    pub strays: u64,
+    pub impostors: u64,
 }
 
 impl Summary {
@@ -67,7 +68,7 @@ impl Summary {
         self.resumed += other.resumed;
         self.crashes += other.crashes;
         self.turned_away += other.turned_away;
-        self.strays += other.strays;
+        self.impostors += other.impostors;
     }
 }
 
@@ -99,6 +100,6 @@ pub fn run(seed: u64, broken: Option<Break>) -> Result<Summary, Box<Violation>> 
 }
 
 /// The same, with the transcript: a line for each thing that happened.
-pub fn tell(seed: u64, broken: Option<Break>) -> (Result<Summary, Box<Violation>>, Vec<String>) {
+pub fn play_with_transcript(seed: u64, broken: Option<Break>) -> (Result<Summary, Box<Violation>>, Vec<String>) {
     world::World::new(seed, broken, true).play()
 }

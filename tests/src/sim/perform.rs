@@ -61,7 +61,7 @@ impl World {
         let there = self.disk.logs.entry(key).or_default();
         if chunk.offset > *there {
             let offset = *there;
-            let news = self.master.told_gaps.insert(key, offset) != Some(offset);
+            let news = self.master.reported_gaps.insert(key, offset) != Some(offset);
             return news.then_some(Event::LogGap { attempt, step: chunk.step, offset });
         }
         *there = (*there).max(chunk.offset + chunk.bytes.len() as u64);
@@ -97,6 +97,7 @@ impl World {
             Effect::SuspendHost(host) => self.sleep_host(&host),
             Effect::ResumeHost(host) => self.resume_host(&host),
             Effect::TerminateOrphan { listed, .. } => self.stop_orphan(listed),
+            Effect::ForgetPlace { .. } => {}
             Effect::FetchConsole(host) => self.fetch_console(&host),
             Effect::ListHosts(provider) => self.list_hosts(provider, None),
             Effect::ListForAudit { request, round, provider } => self.list_hosts(provider, Some((request, round))),

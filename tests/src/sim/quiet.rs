@@ -65,7 +65,7 @@ impl World {
     fn check_hosts(&mut self) {
         let on = self.machines_on();
         if let Some((host, machine)) = self.orphans().first().filter(|_| self.script.plan.stop_orphans) {
-            return self.violated(format!("machine {machine} of host {host} runs and the ledger does not know it"));
+            return self.violated(format!("machine {machine} of host {host} runs and is not in the ledger"));
         }
         let plan = self.script.plan.clone();
         let sleeps = |h: &Host| plan.workers.get(&h.worker).and_then(|w| w.latent.as_ref()?.suspend).is_some();
@@ -93,7 +93,7 @@ impl World {
             *hosts += usize::from(has);
             *workers += 1;
         }
-        let room = plan.max_hosts.is_none_or(|most| self.hosts_alive() + self.orphans().len() < most as usize);
+        let room = plan.max_hosts.is_none_or(|most| self.hosts_alive() < most as usize);
         for worker in plan.workers.values() {
             let Some(latent) = &worker.latent else { continue };
             let (hosts, workers) = templates[&latent.template];
@@ -108,8 +108,9 @@ impl World {
                 return self.violated(text);
             }
         }
-        let stray = self.disk.hosts.values().find(|h| plan.workers.get(&h.worker).is_none_or(|w| w.latent.is_none()));
-        if let Some(host) = stray {
+        let leftover =
+            self.disk.hosts.values().find(|h| plan.workers.get(&h.worker).is_none_or(|w| w.latent.is_none()));
+        if let Some(host) = leftover {
             let text = format!("host {} of {} is left, and its worker is not latent", host.id, host.worker);
             self.violated(text);
         }
@@ -134,11 +135,11 @@ impl World {
         if let Some(id) = busy {
             return self.violated(format!("machine {id} still runs something after quiet"));
         }
-        // One that is not let in is told nothing.
+        // An agent that is not let in gets no messages.
         let attached = self.machines.iter().filter(|(_, m)| m.attached);
         let kept = attached.filter_map(|(id, m)| Some((*id, m.agent.as_ref()?.attempts().next()?))).next();
         if let Some((id, attempt)) = kept {
-            self.violated(format!("machine {id} has not heard that {attempt} is settled"));
+            self.violated(format!("machine {id} has not received that {attempt} is settled"));
         }
     }
 }

@@ -3,7 +3,7 @@
 
 use super::world::World;
 use rouse_master::core::event::Event;
-use rouse_master::core::mail::{DeliveryResult, Mail, MailError, MailId, Taken, What};
+use rouse_master::core::mail::{DeliveryResult, Mail, MailError, MailId, RecipientAnswer, What};
 use rouse_master::core::record::WorkerRecord;
 use rouse_shared::{Timestamp, WorkerName};
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,15 +14,15 @@ pub(super) const NOBODY: &str = "nobody@example.org";
 /// Longest that the driver waits.
 const PATIENCE: u64 = 60_000;
 
-/// Something that one recipient is to be told: who, of which worker, when it was told missing, and whether it is back.
-type Told = (String, WorkerName, Timestamp, bool);
+/// A notification: recipient, worker, when the worker was reported as missing, and whether it is back.
+type Notification = (String, WorkerName, Timestamp, bool);
 
 #[derive(Default)]
 pub(super) struct Relay {
-    /// What the ledger says that people are to be told.
-    due: BTreeSet<Told>,
-    /// The mails that told it.
-    told: BTreeMap<Told, BTreeSet<MailId>>,
+    /// The notifications that the ledger requires.
+    due: BTreeSet<Notification>,
+    /// The mails that contained each notification.
+    sent: BTreeMap<Notification, BTreeSet<MailId>>,
     /// Since when the master is linked to the broker.
     pub linked_at: u64,
 }
@@ -36,17 +36,16 @@ impl World {
         }
         // One that a reload has taken out is forgotten, and comes back to nobody.
         if let Some(since) = before.missing_since.filter(|_| self.script.plan.workers.contains_key(name)) {
-            self.relay.due.extend(before.told.into_iter().map(|to| (to, name.clone(), since, true)));
+            self.relay.due.extend(before.notified.into_iter().map(|to| (to, name.clone(), since, true)));
         }
         let Some(since) = record.missing_since else { return };
-        self.relay.due.extend(record.told.iter().map(|to| (to.clone(), name.clone(), since, false)));
-        // One that is quarantined had a host when a reload made it a standing one.
-        let standing =
-            self.script.plan.workers.get(name).filter(|w| w.latent.is_none() && record.quarantined.is_none());
+        self.relay.due.extend(record.notified.iter().map(|to| (to.clone(), name.clone(), since, false)));
+        // One of which several hosts did not start had one when a reload made it a standing one.
+        let standing = self.script.plan.workers.get(name).filter(|w| w.latent.is_none() && record.faults == 0);
         let linked = Duration::from_millis(self.now - self.relay.linked_at);
         if standing.is_some_and(|w| linked < w.missing_timeout) {
             self.violated(format!(
-                "worker {name} is told missing, and it could attach for {} s only",
+                "worker {name} is reported as missing, and it could attach for {} s only",
                 linked.as_secs()
             ));
         }
@@ -62,12 +61,12 @@ impl World {
             let answer = w.take_mail(&mail);
             let lost = w.mishap(w.faults.relay);
             w.say(|| format!("relay: {} -> {answer:?}{}", mail.id.0, if lost { ", and it is lost" } else { "" }));
-            let (back, handed) = if lost {
+            let (back, result) = if lost {
                 (PATIENCE - there, Err(MailError::Relay("no answer within 60 s".to_owned())))
             } else {
                 (20, answer)
             };
-            w.master_event_of(epoch, back, Event::MailSent { mail: mail.id, handed });
+            w.master_event_of(epoch, back, Event::MailSent { mail: mail.id, result });
         });
     }
 
@@ -83,12 +82,12 @@ impl World {
         let mut answers = Vec::new();
         for to in &mail.waiting {
             let taken = if to == NOBODY {
-                Taken::Refused("550 no such user".to_owned())
+                RecipientAnswer::Refused("550 no such user".to_owned())
             } else if self.mishap(self.faults.relay) {
-                Taken::Later("450 try again".to_owned())
+                RecipientAnswer::Later("450 try again".to_owned())
             } else {
                 self.deliver(to, mail);
-                Taken::Yes
+                RecipientAnswer::Accepted
             };
             answers.push((to.clone(), taken));
         }
@@ -97,27 +96,28 @@ impl World {
 
     fn deliver(&mut self, to: &str, mail: &Mail) {
         for item in &mail.items {
-            let told = match &item.what {
+            let notification = match &item.what {
                 What::Missing { worker, .. } => (to.to_owned(), worker.clone(), item.at, false),
                 What::Back { worker, missing_since } => (to.to_owned(), worker.clone(), *missing_since, true),
-                What::Orphan { .. } => continue,
+                What::Orphan { .. } | What::PlacePaused { .. } | What::PlaceBack { .. } => continue,
             };
-            if !self.relay.due.contains(&told) {
-                self.violated(format!("{told:?} is told by mail, and the ledger knows nothing of it"));
+            if !self.relay.due.contains(&notification) {
+                self.violated(format!("{notification:?} was sent, and it is not in the ledger"));
             }
-            let mails = self.relay.told.entry(told.clone()).or_default();
+            let mails = self.relay.sent.entry(notification.clone()).or_default();
             mails.insert(mail.id.clone());
             if mails.len() > 1 {
-                self.violated(format!("{told:?} is told in two mails"));
+                self.violated(format!("{notification:?} is in two mails"));
             }
         }
     }
 
-    /// After quiet: everything was told.
+    /// After quiet: every notification was sent.
     pub(super) fn check_mail(&mut self) {
-        let untold = |told: &&Told| told.0 != NOBODY && !self.relay.told.contains_key(*told);
-        if let Some(told) = self.relay.due.iter().find(untold) {
-            let text = format!("{told:?} was never told by mail");
+        let unsent =
+            |notification: &&Notification| notification.0 != NOBODY && !self.relay.sent.contains_key(*notification);
+        if let Some(notification) = self.relay.due.iter().find(unsent) {
+            let text = format!("{notification:?} was never sent");
             return self.violated(text);
         }
         let waits = self.disk.mails.values().find(|mail| mail.waiting.iter().any(|to| to != NOBODY));

@@ -31,9 +31,9 @@ pub(super) struct Script {
     pub plan: Arc<Plan>,
     pub faults_end: u64,
     pub submissions: Vec<Submission>,
-    /// Builds whose acceptance was told.
+    /// Builds with a reply that they are accepted.
     pub accepted: BTreeMap<BuildId, usize>,
-    /// Builds whose cancelling was told to be done.
+    /// Builds with a reply that they are cancelled.
     pub cancelled: BTreeSet<BuildId>,
     /// Hosts that an operator wants terminated, whatever runs there.
     pub terminated: BTreeSet<HostId>,
@@ -88,6 +88,7 @@ impl World {
             priority: self.chance.pick(&[0, 0, 0, 1, -1]),
             retries: self.chance.pick(&[0, 1, 2, 5]),
             timeout_ms: self.chance.pick(&[None, None, Some(30_000)]),
+            queue_timeout_ms: self.chance.pick(&[None, None, None, Some(120_000), Some(900_000)]),
             env: BTreeMap::new(),
             steps: (0..steps).map(|i| self.step(i)).collect(),
         };
@@ -112,11 +113,11 @@ impl World {
         }
     }
 
-    /// Puts a submission into the inbox, again where it bears an id and no answer comes.
+    /// Puts a submission into the submission queue; again if it has an id and no reply comes.
     fn hand_in(&mut self, index: usize) {
         let delivery = Delivery::Submit(index);
         if self.master.core.is_some() && self.master.linked && self.bus.up {
-            self.master_hears(Input::Delivery(delivery));
+            self.master_receives(Input::Delivery(delivery));
         } else {
             self.bus.held.push_back(delivery);
         }
@@ -168,7 +169,7 @@ impl World {
             return;
         };
         if !self.disk.builds.contains_key(&build) {
-            self.violated(format!("build {build} is told accepted and is not in the ledger"));
+            self.violated(format!("build {build} was accepted and is not in the ledger"));
         }
         let before = self.script.submissions[index].answer;
         let named = self.script.submissions[index].message_id.is_some();
@@ -188,7 +189,7 @@ impl World {
         if let Accepted::Build(build) = self.script.submissions[index].answer {
             let request = self.master.request();
             self.master.asked.insert(request, Asked::Cancel(build));
-            self.master_hears(Input::Event(Event::Command { request, command: Command::CancelBuild(build) }));
+            self.master_receives(Input::Event(Event::Command { request, command: Command::CancelBuild(build) }));
         }
     }
 
@@ -196,13 +197,13 @@ impl World {
         if self.chance.permille(300) {
             let mode = self.chance.pick(&[AuditMode::Look, AuditMode::Fix]);
             let request = self.master.request();
-            self.master_hears(Input::Event(Event::Command { request, command: Command::Audit(mode) }));
+            self.master_receives(Input::Event(Event::Command { request, command: Command::Audit(mode) }));
         }
         let hosts: Vec<HostId> = self.disk.hosts.keys().cloned().collect();
         if !hosts.is_empty() && self.chance.permille(200) {
             let (request, host) = (self.master.request(), self.chance.pick(&hosts));
             self.script.terminated.insert(host.clone());
-            self.master_hears(Input::Event(Event::Command { request, command: Command::TerminateHost(host) }));
+            self.master_receives(Input::Event(Event::Command { request, command: Command::TerminateHost(host) }));
         }
         let names: Vec<WorkerName> = self.script.plan.workers.keys().cloned().collect();
         let worker = self.chance.pick(&names);
@@ -214,7 +215,7 @@ impl World {
             Operation::Drain,
         ]);
         let request = self.master.request();
-        self.master_hears(Input::Event(Event::Command {
+        self.master_receives(Input::Event(Event::Command {
             request,
             command: Command::Operate { worker: worker.clone(), operation },
         }));
@@ -223,7 +224,7 @@ impl World {
             let delay = self.delay(1_000, 300_000);
             self.after(delay, move |w| {
                 let request = w.master.request();
-                w.master_hears(Input::Event(Event::Command {
+                w.master_receives(Input::Event(Event::Command {
                     request,
                     command: Command::Operate { worker, operation: Operation::Resume },
                 }));

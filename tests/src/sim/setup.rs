@@ -2,7 +2,7 @@
 
 use super::relay::NOBODY;
 use crate::chance::Chance;
-use rouse_master::core::plan::{Digest, LatentPlan, MailPlan, Plan, ProviderKind, Suspend, WorkerPlan};
+use rouse_master::core::plan::{AmongEquals, Digest, LatentPlan, MailPlan, Plan, ProviderKind, Suspend, WorkerPlan};
 use rouse_shared::WorkerName;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -28,6 +28,10 @@ pub(super) struct Faults {
     pub relay: u64,
     /// A machine is made whose agent never attaches.
     pub half_born: u64,
+    /// A machine is taken back by its cloud before its agent attaches.
+    pub reclaimed: u64,
+    /// Whether places refuse everybody for minutes to hours.
+    pub outages: bool,
     /// Whether the broker is restarted.
     pub broker: bool,
     /// Whether agents are killed.
@@ -119,10 +123,12 @@ pub(super) fn template(chance: &mut Chance, name: &str) -> LatentPlan {
             ProviderKind::Process,
             ProviderKind::Libvirt,
         ]),
-        place: "region".into(),
+        place: chance.pick(&["here", "there"]).into(),
         build_wait_timeout: timeout.map(Duration::from_secs),
         max_uses: chance.pick(&[0, 0, 0, 1, 2]),
         template: name.to_owned(),
+        prefer: chance.pick(&[0, 0, 1]),
+        price: None,
         min_idle: chance.pick(&[0, 0, 0, 1, 2]),
         suspend: chance
             .pick(&[None, None, Some(900), Some(2_400)])
@@ -157,7 +163,9 @@ pub(super) fn make(chance: &mut Chance) -> (Plan, Faults) {
         workers: workers.into_iter().map(|w| (w.name.clone(), Arc::new(w))).collect(),
         max_hosts: chance.pick(&[None, None, Some(1), Some(2), Some(3)]),
         max_spend_per_day: None,
-        quarantine_after: u32::try_from(chance.range(1, 5)).unwrap_or(5),
+        queue_timeout: None,
+        among_equals: chance.pick(&[AmongEquals::Pack, AmongEquals::Spread, AmongEquals::Cheapest]),
+        mail_after_failed_starts: u32::try_from(chance.range(1, 5)).unwrap_or(5),
         audit_interval: Duration::from_secs(chance.range(60, 300)),
         stop_orphans: !chance.permille(100),
         restart_lease: Duration::from_secs(300),
@@ -170,20 +178,17 @@ pub(super) fn make(chance: &mut Chance) -> (Plan, Faults) {
             domain: "example.org".to_owned(),
         },
     };
-    leave_room(&mut plan, faults.orphans);
+    leave_room(&mut plan);
     (plan, faults)
 }
 
-/// Hosts that are kept for ever, and orphans that are left alone, may leave a build of another worker no room, and that
-/// is then what was asked for: such a plan gets room for all.
-pub(super) fn leave_room(plan: &mut Plan, orphans: u64) {
+/// Hosts that are kept for ever may leave a build of another worker no room, and that is then what was asked for: such
+/// a plan gets room for all.
+pub(super) fn leave_room(plan: &mut Plan) {
     let latent = || plan.workers.values().filter_map(|w| w.latent.as_ref());
     let mut room = 0;
     if latent().any(|l| l.min_idle > 0 || l.build_wait_timeout.is_none()) {
         room = u32::try_from(latent().count()).unwrap_or(u32::MAX);
-    }
-    if !plan.stop_orphans && orphans > 0 {
-        room = room.max(1) + u32::try_from(orphans).unwrap_or(u32::MAX);
     }
     plan.max_hosts = plan.max_hosts.map(|most| most.max(room));
 }
@@ -202,6 +207,7 @@ fn faults(chance: &mut Chance) -> Faults {
         reply_lost: sometimes(400, 300),
         slow_cloud: sometimes(400, 300),
         half_born: sometimes(300, 300),
+        reclaimed: sometimes(300, 300),
         relay: sometimes(500, 300),
         orphans: sometimes(200, 3),
         ..Faults::default()
@@ -211,11 +217,12 @@ fn faults(chance: &mut Chance) -> Faults {
     faults.upgrade = !calm && chance.permille(300);
     faults.clock = chance.permille(300);
     faults.foreign_counts = chance.permille(300);
+    faults.outages = !calm && chance.permille(400);
     if tame {
         // Only what no build may be lost under.
         (faults.loss, faults.call_fails, faults.half_born) = (0, 0, 0);
         if faults.upgrade {
-            // A master that is asked to end tells the agents that it has heard of.
+            // A master that is asked to end notifies the agents that it knows.
             (faults.crash, faults.broker) = (0, false);
         }
     } else {

@@ -9,9 +9,9 @@ use rouse_shared::message::{AttemptReport, ToMaster};
 /// The workers and limits of a configuration.
 pub(super) fn plan(plan: &Plan) -> Vec<String> {
     let mut lines = vec![format!(
-        "max_hosts {:?}, quarantine after {}, audit every {} s, orphans are {}",
+        "max_hosts {:?}, mail after {} failed starts, audit every {} s, orphans are {}",
         plan.max_hosts,
-        plan.quarantine_after,
+        plan.mail_after_failed_starts,
         plan.audit_interval.as_secs(),
         if plan.stop_orphans { "stopped" } else { "left" }
     )];
@@ -42,7 +42,7 @@ pub(super) fn plan(plan: &Plan) -> Vec<String> {
     lines
 }
 
-/// What the master is told.
+/// An event of the master.
 pub(super) fn event(event: &Event) -> String {
     match event {
         Event::Agent { worker, message } => format!("{worker}: {}", to_master(message)),
@@ -66,6 +66,12 @@ pub(super) fn event(event: &Event) -> String {
         Event::Command { request, command: Command::Operate { worker, operation } } => {
             format!("{operation:?} {worker}, request {}", request.0)
         }
+        Event::Command { request, command: Command::ForgetHost(host) } => {
+            format!("forget {host}, request {}", request.0)
+        }
+        Event::Command { request, command: Command::ForgetPlace(place) } => {
+            format!("forget {place}, request {}", request.0)
+        }
         Event::Command { request, command: Command::TerminateHost(host) } => {
             format!("terminate {host}, request {}", request.0)
         }
@@ -84,7 +90,7 @@ pub(super) fn event(event: &Event) -> String {
         Event::Listed { provider, result } => format!("{} lists {}", provider.as_str(), listed(result)),
         Event::LogsWhole { attempt } => format!("logs of {attempt} are whole"),
         Event::LogGap { attempt, step, offset } => format!("log {step} of {attempt} lacks its bytes from {offset}"),
-        Event::MailSent { mail, handed } => format!("mail {} is handed over: {handed:?}", mail.0),
+        Event::MailSent { mail, result } => format!("mail {} was sent: {result:?}", mail.0),
         Event::Shutdown => "is asked to end".to_owned(),
         Event::Tick => "tick".to_owned(),
         Event::ListedForAudit { request, round, provider, result } => {
@@ -121,7 +127,7 @@ pub(super) fn to_master(message: &ToMaster) -> String {
             )
         }
         ToMaster::Heartbeat(heartbeat) => format!("heartbeat {} of session {:.6}", heartbeat.seq, heartbeat.session),
-        ToMaster::Report(told) => format!("report {}", report(&told.attempt)),
+        ToMaster::Report(sent) => format!("report {}", report(&sent.attempt)),
         ToMaster::Drained { drain, .. } => format!("drained {drain}"),
         ToMaster::Leaving { .. } => "leaving".to_owned(),
         ToMaster::Goodbye { .. } => "goodbye".to_owned(),
@@ -135,7 +141,7 @@ fn report(report: &AttemptReport) -> String {
     format!("{} rev {} [{}]{outcome}", report.attempt, report.revision, steps.join(", "))
 }
 
-/// What an agent is told.
+/// A message to an agent.
 pub(super) fn agent_event(event: &AgentEvent) -> String {
     match event {
         AgentEvent::FromMaster { message, .. } => show::message(message),

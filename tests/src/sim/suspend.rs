@@ -10,20 +10,20 @@ use rouse_shared::HostId;
 
 impl World {
     pub(super) fn sleep_host(&mut self, host: &Host) {
-        self.check_told(host, HostState::Suspending);
-        let (epoch, id) = (self.master.epoch, host.id.clone());
+        self.check_reported_state(host, HostState::Suspending);
+        let (epoch, id, of) = (self.master.epoch, host.id.clone(), host.clone());
         let (there, back) = self.call_times();
         let fails = self.mishap(self.faults.call_fails);
         // What cannot be suspended has to be ended.
         let unable = self.mishap(self.faults.call_fails / 8);
         self.after(there, move |w| {
-            let result = match (fails, unable) {
+            let result = match (fails || w.refuses(&of), unable) {
                 (true, _) => Err("it is one of those days".to_owned()),
                 (false, true) => Ok(Suspension::Unable("it has no disk of its own".to_owned())),
                 (false, false) => Ok(w.put_to_sleep(&id)),
             };
             let result = match (w.broken, result) {
-                (Some(Break::HeardIsAsleep), Ok(Suspension::Requested)) => Ok(Suspension::Suspended),
+                (Some(Break::AcceptedIsSuspended), Ok(Suspension::Requested)) => Ok(Suspension::Suspended),
                 (_, result) => result,
             };
             let (delay, result) = match back {
@@ -71,7 +71,7 @@ impl World {
         let Some(vm) = vms.find(|vm| vm.machine == machine && vm.power == Power::Dozing) else { return };
         vm.power = Power::Asleep;
         if let Some(run) = self.machines.get(&machine).and_then(|m| m.runs.keys().next().copied()) {
-            self.violated(format!("machine {machine} of host {host} falls asleep and {run} runs there"));
+            self.violated(format!("machine {machine} of host {host} is suspended while {run} runs there"));
         }
         // Hibernated it keeps its memory, else only its disk.
         let hibernates = self.chance.permille(500);
@@ -91,13 +91,16 @@ impl World {
     }
 
     pub(super) fn resume_host(&mut self, host: &Host) {
-        self.check_told(host, HostState::Resuming);
-        let (epoch, id) = (self.master.epoch, host.id.clone());
+        self.check_reported_state(host, HostState::Resuming);
+        let (epoch, id, of) = (self.master.epoch, host.id.clone(), host.clone());
         let (there, back) = self.call_times();
         let fails = self.mishap(self.faults.call_fails);
         let token = host.token.clone();
         self.after(there, move |w| {
-            let result = if fails { Err(w.start_error()) } else { w.wake_vm(&id, &token) };
+            let result = match w.fault_of(&of, fails) {
+                Some(error) => Err(error),
+                None => w.wake_vm(&id, &token),
+            };
             // An error of no known kind may hide that it was resumed.
             if matches!(result, Err(StartError::Unknown(_))) && w.chance.permille(500) {
                 drop(w.wake_vm(&id, &token));
@@ -106,6 +109,7 @@ impl World {
                 Some(back) => (back, result),
                 None => (CALL_LIMIT - there, Err(StartError::Unknown("no answer within 60 s".to_owned()))),
             };
+            w.said(&of, result.as_ref().err());
             w.say(|| format!("cloud: wake {id} -> {result:?}"));
             w.master_event_of(epoch, delay, Event::ResumeEnded { host: id, result });
         });
@@ -147,17 +151,17 @@ impl World {
 
     /// A call about a host is as its ledger has it. A sleep that was decided on in the same turn as the host's end, before it,
     /// goes to nothing; a resumption that was decided on before it is waited for, and has its token in the ledger.
-    fn check_told(&mut self, host: &Host, state: HostState) {
+    fn check_reported_state(&mut self, host: &Host, state: HostState) {
         let kept = self.disk.hosts.get(&host.id).map(|h| (h.state, h.token.clone()));
         let gone = kept.is_none() && self.disk.known_hosts.contains(&host.id);
         let ended = match state {
-            HostState::Suspending => gone,
+            HostState::Suspending => gone || kept.as_ref().is_some_and(|(state, _)| *state == HostState::Terminating),
             HostState::Resuming => kept == Some((HostState::Terminating, host.token.clone())),
             _ => false,
         };
         if kept != Some((state, host.token.clone())) && !ended {
             let kept = kept.map(|(state, _)| state);
-            self.violated(format!("host {} is told to be {state:?} and is {kept:?} for its ledger", host.id));
+            self.violated(format!("host {} is reported as {state:?} and is {kept:?} in the ledger", host.id));
         }
     }
 
@@ -169,7 +173,7 @@ impl World {
         }
         let mut vms = self.cloud.vms.get(&host.id).into_iter().flatten();
         if vms.any(|vm| matches!(vm.power, Power::On | Power::Dozing)) {
-            self.violated(format!("host {} is written down as asleep and its machine is not", host.id));
+            self.violated(format!("host {} is suspended in the ledger and its machine is not", host.id));
         }
     }
 

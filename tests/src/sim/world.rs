@@ -12,7 +12,7 @@ use super::setup::{self, Faults};
 use super::{Break, Summary, Violation};
 use crate::chance::Chance;
 use rouse_shared::message::StepState;
-use rouse_shared::{AttemptId, HostId, Nonce, Timestamp};
+use rouse_shared::{AttemptId, BuildId, HostId, Nonce, Timestamp};
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 
@@ -76,7 +76,9 @@ pub(super) struct World {
     /// Since when hosts have been idle, as far as the looks at them show.
     pub idle: BTreeMap<HostId, Idle>,
     /// Since when a copy of a host's image has had the host's session although its provider has said which machine it is.
-    pub strays: BTreeMap<HostId, u64>,
+    pub impostors: BTreeMap<HostId, u64>,
+    /// At how many looks in a row builds have waited for workers that sleep.
+    pub waits: BTreeMap<BuildId, u32>,
     /// The master is gone and does not come back for now.
     pub abandoned: bool,
     pub summary: Summary,
@@ -108,7 +110,8 @@ impl World {
             ran_on: BTreeMap::new(),
             welcomed: BTreeSet::new(),
             idle: BTreeMap::new(),
-            strays: BTreeMap::new(),
+            impostors: BTreeMap::new(),
+            waits: BTreeMap::new(),
             abandoned: false,
             summary: Summary::default(),
             violation: None,
@@ -217,6 +220,8 @@ impl World {
         self.summary.looks += 1;
         self.summary.events -= 1;
         self.check_all();
+        self.check_places();
+        self.check_waiting();
         self.after(LOOK, World::look);
     }
 }

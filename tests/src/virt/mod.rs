@@ -109,14 +109,14 @@ impl VirtHost {
         VIRT_HOST.get_or_init(|| match is_keeper() {
             true => Self::start(),
             false => {
-                let told = &kept()["virt_host"];
-                Self { dir: text(&told["dir"]).into(), uri: text(&told["uri"]), process: None }
+                let description = &kept()["virt_host"];
+                Self { dir: text(&description["dir"]).into(), uri: text(&description["uri"]), process: None }
             }
         })
     }
 
     /// What other processes have to know of it.
-    pub fn told(&self) -> Value {
+    pub fn description(&self) -> Value {
         json!({ "dir": self.dir, "uri": self.uri })
     }
 

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::Command;
 
 /// A process that bears this stamp and does nothing.
-fn stray(master: &Master, owner: &str, host: &str) -> Process {
+fn tagged_process(master: &Master, owner: &str, host: &str) -> Process {
     let mut command = Command::new("sleep");
     command.arg("1000").env("ROUSE_OWNER", owner).env("ROUSE_HOST", host);
     Process::start(command, &master.dir, host)
@@ -28,7 +28,7 @@ fn find<'a>(report: &'a Value, host: &str) -> &'a Value {
 }
 
 #[test]
-fn strays_are_found_and_only_ours_are_stopped() {
+fn orphans_are_found_and_only_ours_are_terminated() {
     let master = Master::start("audit", &latent("sleeper", "build_wait_timeout = -1"));
     let id = fs::read_to_string(master.dir.join("state/identity")).unwrap();
     master.rouse(&["build", "--worker", "sleeper", "--", "true"]).ended(0);
@@ -37,12 +37,12 @@ fn strays_are_found_and_only_ours_are_stopped() {
     assert_eq!(code, 0, "{line}");
     assert!(line.starts_with("OK - 1 hosts in the ledger, 1 listed | orphans=0;"), "{line}");
 
-    let foreign = stray(&master, "audit/0123456789abcdef", "hdead02");
+    let foreign = tagged_process(&master, "audit/0123456789abcdef", "hdead02");
     let (code, line) = check(&master);
     assert_eq!(code, 1, "{line}");
-    let orphan = stray(&master, &format!("audit/{}", id.trim()), "hdead01");
+    let orphan = tagged_process(&master, &format!("audit/{}", id.trim()), "hdead01");
     // Of no concern: another master's, and one whose host id would lead out of the directory of hosts.
-    let other = stray(&master, &format!("audit2/{}", id.trim()), "hdead03");
+    let other = tagged_process(&master, &format!("audit2/{}", id.trim()), "hdead03");
     let crooked = {
         let mut command = Command::new("sleep");
         command.arg("1000").env("ROUSE_OWNER", format!("audit/{}", id.trim())).env("ROUSE_HOST", "../../state");

@@ -7,7 +7,7 @@ use rouse_tests::harness::{DEADLINE, processes_with, runs};
 fn a_cancelled_build_that_ignores_term_is_gone_with_its_whole_tree() {
     let master = shared();
     let _agent = master.agent("cancel");
-    // A child that leaves the session and ignores TERM, as a daemon would, and a step that hears it and goes on.
+    // A child that leaves the session and ignores TERM, as a daemon would, and a step that catches it and continues.
     let (trace, ticks) = (master.trace("cancel"), master.trace("cancel-ticks"));
     let script = format!(
         "trap 'echo term >> {1}' TERM; setsid sh -c 'trap \"\" TERM; echo $$ >> {0}; while :; do sleep 1; done' & \
@@ -20,7 +20,7 @@ fn a_cancelled_build_that_ignores_term_is_gone_with_its_whole_tree() {
     let pids: Vec<i32> = trace.lines().iter().map(|line| line.parse().unwrap()).collect();
     assert!(pids.iter().all(|pid| runs(*pid)));
     // Its steps may run before the command has said what it is called.
-    master.until("it is told its number", || following.err().contains("build "));
+    master.until("it prints its number", || following.err().contains("build "));
     let id =
         following.err().split("build ").nth(1).unwrap().chars().take_while(char::is_ascii_digit).collect::<String>();
     master.rouse(&["cancel", &id]).ended(0);

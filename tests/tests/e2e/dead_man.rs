@@ -1,7 +1,7 @@
 //! The timer that powers a latent host off, when its master and its broker are gone for good; and a standing worker's,
 //! which a welcome has switched off.
 
-#![expect(clippy::disallowed_methods, reason = "how long a host stays is told by the wall's clock")]
+#![expect(clippy::disallowed_methods, reason = "how long a host stays is measured with the wall clock")]
 
 use rouse_tests::harness::{Master, latent, processes_with, runs, standing, text};
 use std::time::{Duration, Instant};

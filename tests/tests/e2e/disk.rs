@@ -40,7 +40,7 @@ fn a_full_disk_refuses_new_work_and_loses_nothing() {
     // Until the room is used up that the ledger has in its own files.
     master.until("the ledger cannot be written", || {
         master.post("/api/workers/w/pause", "");
-        master.log().contains("nothing new is taken")
+        master.log().contains("accepts nothing new")
     });
     fs::write(&mute, "").unwrap();
     assert_eq!(master.post("/api/workers/w/pause", "").status, 507);
@@ -66,7 +66,7 @@ fn a_full_disk_refuses_new_work_and_loses_nothing() {
 }
 
 #[test]
-fn a_state_directory_that_cannot_be_written_is_told_at_the_start() {
+fn a_state_directory_that_cannot_be_written_is_an_error_at_the_start() {
     let disk = Disk::mount("readonly", 64);
     disk.make_read_only();
     let config = disk.path().with_file_name("rouse.toml");

@@ -17,7 +17,7 @@ fn agents(work: &str) -> Vec<i32> {
 }
 
 #[test]
-fn a_gigabyte_of_output_is_cut_as_told_and_memory_stays_small() {
+fn a_gigabyte_of_output_is_truncated_with_a_report_and_memory_stays_small() {
     let master = shared();
     let agent = master.begin_agent("flood", &[("ROUSE_AGENT_MAX_LOG_SIZE", "20MB")]);
     let gate = master.dir.join("flood-gate");
@@ -40,7 +40,7 @@ fn a_gigabyte_of_output_is_cut_as_told_and_memory_stays_small() {
     let (kept, cut) = (step["log_length"].as_u64().unwrap(), step["log_thrown_away"].as_u64().unwrap());
     assert!(kept <= 20 * MB + 1_000 && cut >= 980 * MB && kept + cut >= 1_000 * MB, "{step}");
     assert!(master.rouse(&["show", &id]).ended(0).text().contains("dropped"));
-    // The bytes are the step's alone; that there were more is told beside them.
+    // The log has only the step's bytes. That there were more is reported separately.
     let log = master.rouse(&["log", &id]).ended(0);
     assert!(log.out.len() as u64 == kept && log.out.iter().all(|byte| *byte == b'x'));
     assert!(log.err.contains("dropped") && log.err.contains(&cut.to_string()), "{}", log.err);

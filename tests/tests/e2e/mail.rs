@@ -1,5 +1,5 @@
 //! Workers go missing while the relay is down, the master is killed while the relay has a mail and has not said so, and
-//! everyone is told of everything once.
+//! each recipient gets all news once.
 
 use rouse_tests::harness::{DEADLINE, Master, Protection, Relay, TakenMail, latent, scratch, standing};
 use serde_json::json;
@@ -33,21 +33,21 @@ fn workers(relay: &Relay, mute: &str) -> String {
         relay.dir.join("ca.pem").display()
     );
     let quick = "keepalive_interval = 1\nlease = 4";
-    let told = |who: &str, timeout: u32| {
+    let by_recipient = |who: &str, timeout: u32| {
         format!("{quick}\nmissing_timeout = {timeout}\nnotify_on_missing = \"{who}@example.org\"\n")
     };
     // The first loss begins the minute; the agents of the other two are killed before it is over.
-    mail + &standing("killed-a", &told("ann", 30))
-        + &standing("killed-b", &told("bob", 30))
-        + &standing("never", &told("ann", 15))
+    mail + &standing("killed-a", &by_recipient("ann", 30))
+        + &standing("killed-b", &by_recipient("bob", 30))
+        + &standing("never", &by_recipient("ann", 15))
         + &standing("works", "keepalive_interval = 2\nlease = 60")
-        + &standing("mute", &format!("{}min_idle = 1\n[worker.process]\nagent = \"{mute}\"", told("bob", 15)))
+        + &standing("mute", &format!("{}min_idle = 1\n[worker.process]\nagent = \"{mute}\"", by_recipient("bob", 15)))
         + &latent("sleeps", "build_wait_timeout = 1")
 }
 
-/// Which mails told a recipient what, by message id.
-fn told(mails: &[TakenMail]) -> BTreeMap<(String, String), BTreeSet<String>> {
-    let mut told: BTreeMap<_, BTreeSet<String>> = BTreeMap::new();
+/// The message ids of the mails, by recipient and news.
+fn by_recipient(mails: &[TakenMail]) -> BTreeMap<(String, String), BTreeSet<String>> {
+    let mut by_recipient: BTreeMap<_, BTreeSet<String>> = BTreeMap::new();
     for mail in mails {
         let mut head = "";
         for line in mail.text.lines() {
@@ -55,16 +55,19 @@ fn told(mails: &[TakenMail]) -> BTreeMap<(String, String), BTreeSet<String>> {
                 head = of;
             } else if let Some(name) = line.strip_prefix("  ").filter(|name| !name.starts_with(' ')) {
                 for to in &mail.to {
-                    told.entry((to.clone(), format!("{head} {name}"))).or_default().insert(mail.id().to_owned());
+                    by_recipient
+                        .entry((to.clone(), format!("{head} {name}")))
+                        .or_default()
+                        .insert(mail.id().to_owned());
                 }
             }
         }
     }
-    told
+    by_recipient
 }
 
 #[test]
-fn everyone_is_told_of_everything_once_whatever_relay_and_master_do() {
+fn each_recipient_gets_all_news_once_whatever_relay_and_master_do() {
     let mut relay = Relay::new("e2e", Protection::StartTls, Some("bb:secret"));
     let mute_dir = scratch("mail-mute");
     let master = Master::start_beside_broker("mail", &workers(&relay, &mute_agent(&mute_dir)));
@@ -105,7 +108,7 @@ fn everyone_is_told_of_everything_once_whatever_relay_and_master_do() {
     let mails = relay.mails();
     assert!(mails.iter().all(|mail| mail.tls && mail.login.as_deref() == Some("bb")), "{mails:?}");
     assert!(mails.iter().all(|mail| mail.from == "rouse@example.org"), "{mails:?}");
-    let told = told(&mails);
+    let by_recipient = by_recipient(&mails);
     let expected: Vec<(String, String)> = [
         ("ann", "back: killed-a"),
         ("ann", "missing: killed-a"),
@@ -120,8 +123,8 @@ fn everyone_is_told_of_everything_once_whatever_relay_and_master_do() {
     ]
     .map(|(who, what)| (format!("{who}@example.org"), what.to_owned()))
     .into();
-    assert_eq!(told.keys().cloned().collect::<Vec<_>>(), expected);
-    assert!(told.values().all(|mails| mails.len() == 1), "{told:#?}");
+    assert_eq!(by_recipient.keys().cloned().collect::<Vec<_>>(), expected);
+    assert!(by_recipient.values().all(|mails| mails.len() == 1), "{by_recipient:#?}");
     master.until_within(DEADLINE, "nothing waits", || figure(&master, "rouse_mails_waiting") == 0);
     std::fs::remove_dir_all(mute_dir).unwrap();
 }

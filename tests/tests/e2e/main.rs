@@ -12,7 +12,6 @@ mod demo;
 mod disk;
 mod floods;
 mod hostile;
-mod inbox;
 mod latent;
 mod leases;
 mod mail;
@@ -20,6 +19,7 @@ mod outages;
 mod refusals;
 mod reload;
 mod standing;
+mod submission_queue;
 mod tls;
 
 use rouse_tests::harness::{Keeper, Master, kept, latent as a_latent, scratch, standing as a_standing};
@@ -39,7 +39,7 @@ fn keeper() {
     let Some(keeper) = Keeper::here() else { return };
     let mute = scratch("mute");
     let master = Master::start("shared", &shared_workers());
-    keeper.serve(&json!({ "master": master.told() }), |request| panic!("nobody may {request} it"));
+    keeper.serve(&json!({ "master": master.description() }), |request| panic!("nobody may {request} it"));
     master.end();
     fs::remove_dir_all(mute).unwrap();
 }

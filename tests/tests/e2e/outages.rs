@@ -128,7 +128,7 @@ fn a_log_that_nobody_reads_holds_up_no_master() {
     master.begin_by(shell);
     master.rouse(&["build", "--worker", "sleeps", "--", "true"]).ended(0);
     master.until("its host is shut down", || master.hosts("sleeps").is_empty());
-    assert_eq!(master.log(), silent, "what it says goes into the pipe");
+    assert_eq!(master.log(), silent, "its output goes into the pipe");
     master.terminate();
 
     // One that cannot run has a last word, and does not wait for a reader of that either.

@@ -38,7 +38,7 @@ fn a_second_master_on_the_same_state_is_refused_and_the_first_is_unharmed() {
 }
 
 #[test]
-fn a_wrong_password_is_refused_and_both_sides_say_so() {
+fn a_wrong_password_is_refused_and_both_sides_log_it() {
     let master = shared();
     let agent = master.begin_agent("wrong", &[("ROUSE_AGENT_PASSWORD", "guessed")]);
     master.until("the master logs it", || {
@@ -47,14 +47,14 @@ fn a_wrong_password_is_refused_and_both_sides_say_so() {
     assert!(holds_within(DEADLINE, || agent.err().to_lowercase().contains("refused")), "{}", agent.err());
     assert!(!agent.err().contains("no worker") && !agent.err().contains("guessed"), "{}", agent.err());
     assert_eq!(master.worker("wrong")["state"], "offline");
-    // An unknown name is told nothing else.
+    // An unknown name gets the same answer.
     let unknown = master.begin_agent("unheard-of", &[]);
     master.until("the master logs it", || master.log().contains("there is no worker unheard-of"));
     assert!(holds_within(DEADLINE, || unknown.err().to_lowercase().contains("refused")), "{}", unknown.err());
 }
 
 #[test]
-fn of_two_agents_with_one_name_the_second_is_refused_and_both_sides_say_so() {
+fn of_two_agents_with_one_name_the_second_is_refused_and_both_sides_log_it() {
     let master = shared();
     let _first = master.agent("twins");
     let second = master.begin_agent_in("twins", "twins-second", &[]);

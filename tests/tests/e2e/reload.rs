@@ -27,10 +27,10 @@ fn a_reload_touches_only_what_has_changed() {
     master.until_state(&waiting, "success");
     master.rouse(&["build", "--worker", "changes", "--", "true"]).ended(0);
 
-    // A mistake is told with its place, and everything stays.
+    // An error is logged with its position, and everything stays.
     master.configure(&workers("max_bulds = 5", ""));
     master.signal(libc::SIGHUP);
-    master.until("the mistake is told", || master.log().contains("max_bulds"));
+    master.until("the error is logged", || master.log().contains("max_bulds"));
     assert!(master.log().contains("the old configuration goes on"), "{}", master.log());
     assert_eq!(master.worker("changes")["max_builds"], 3);
     master.rouse(&["build", "--worker", "comes", "--", "true"]).ended(0);

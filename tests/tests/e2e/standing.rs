@@ -189,7 +189,7 @@ fn a_paused_worker_takes_nothing_and_a_drained_one_ends_its_builds_first() {
     master.until_state(&id, "running");
     master.rouse(&["drain", "stopped"]).ended(0);
     master.until_worker("stopped", "draining");
-    assert!(drained.try_wait().is_none(), "its build goes on");
+    assert!(drained.try_wait().is_none(), "its build continues");
     fs::write(gate, "").unwrap();
     master.until_state(&id, "success");
     master.until_worker("stopped", "paused");

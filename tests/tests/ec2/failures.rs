@@ -1,4 +1,4 @@
-//! What goes wrong: each kind is told by its kind, and whatever is lost, one try makes one machine and a stop ends it.
+//! Failures: each error has its kind, and whatever is lost, one launch spec creates one machine, which is terminated.
 
 use crate::fixture::Ec2Fixture;
 use rouse_master::core::event::{Owner, StartError, Termination};
@@ -11,7 +11,7 @@ use serde_json::json;
 use std::time::Duration;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn each_refusal_is_told_by_its_kind() {
+async fn each_refusal_has_its_kind() {
     let fixture = Ec2Fixture::new("").await;
     // Code, status, what it is, and words of ours for a person.
     let table = [
@@ -35,7 +35,7 @@ async fn each_refusal_is_told_by_its_kind() {
         fixture.cloud.fail("RunInstances", 0, 99, refusal(status, code));
         let error = fixture.start(&mut host).await.unwrap_err();
         fixture.cloud.proxy.heal();
-        let told = match &error {
+        let found = match &error {
             StartError::Capacity(_) => "capacity",
             StartError::Rejected(_) => "rejected",
             StartError::Quota(_) => "quota",
@@ -43,7 +43,7 @@ async fn each_refusal_is_told_by_its_kind() {
             StartError::Transient(_) => "transient",
             StartError::Unknown(_) => "unknown",
         };
-        assert_eq!(told, kind, "{code}: {error:?}");
+        assert_eq!(found, kind, "{code}: {error:?}");
         assert!(error.text().contains(words) && error.text().contains("m5.large in us-west-2"), "{code}: {error:?}");
         // Nothing was made: a stop finds nothing.
         assert_eq!(fixture.provider.terminate(&host).await, Ok(Termination::Gone), "{code}");
@@ -126,7 +126,7 @@ async fn what_is_listed_late_is_not_taken_for_gone() {
     assert!(fixture.cloud.alive().is_empty(), "and still it was ended");
 }
 
-/// Each call of a start and of a stop in turn: the master is lost before AWS hears of it, and after AWS has done it.
+/// Each call of a start and of a stop in turn: the master is lost before the call reaches AWS, and after AWS has carried it out.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_master_lost_between_any_two_calls_leaves_nothing() {
     let more = "spot_instance = true\nmax_spot_price = 0.09\n";

@@ -85,7 +85,7 @@ impl Ec2Fixture {
         self.cloud.instances().into_iter().find(|i| i["id"] == handle).unwrap()
     }
 
-    /// Goes through a part of a host's life, in which the master is lost at this call: before AWS hears of it, or after it
+    /// Goes through a part of a host's life, in which the master is lost at this call: before it reaches AWS, or after it
     /// has done it. Whether it was; there may be fewer calls.
     pub async fn dies_at(&self, call: usize, fault: &Fault, life: impl Future<Output = ()>) -> bool {
         self.cloud.proxy.heal();

@@ -86,7 +86,7 @@ async fn a_build_buys_an_instance_runs_on_it_and_it_is_gone() {
         master.kill();
         master.begin();
         master.rouse(&["build", "--worker", "w", "--", "true"]).ended(0);
-        assert_eq!(system.cloud.instances().len(), 1, "one instance for all of it");
+        assert_eq!(system.cloud.instances().len(), 1, "a single instance");
         master.until_within(MINUTE, "it is terminated when idle", || system.cloud.alive().is_empty());
         master.until("the ledger knows", || master.hosts("w").is_empty());
         master.rouse(&["audit"]).ended(0);
@@ -150,9 +150,7 @@ async fn papers_that_are_worth_nothing_let_nobody_in() {
         for (settings, words) in cases {
             system.cloud.set(&settings);
             master.rouse(&["resume", "w"]).ended(0);
-            master.until("it is refused, and told so", || {
-                master.log().contains(words) && system.agent_log().contains(words)
-            });
+            master.until("its hello is refused", || master.log().contains(words) && system.agent_log().contains(words));
             master.until("and powered off", || system.cloud.alive().is_empty());
             master.until_within(MINUTE, "the ledger knows", || master.hosts("w").is_empty());
             assert_ne!(master.state(&id), "success");

@@ -1,4 +1,4 @@
-//! EC2 hosts: the provider against moto's server, through the real SDK and a proxy that loses what it is told to.
+//! EC2 hosts: the provider against moto's server, through the real SDK and a proxy that loses chosen messages.
 #![allow(clippy::unwrap_used)]
 
 mod ami;

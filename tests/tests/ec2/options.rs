@@ -37,7 +37,7 @@ async fn every_key_of_the_section_is_in_the_call_that_creates() {
     assert_eq!(made["key"], "my/key");
     let tags = &made["tags"];
     assert_eq!((tags["SomeTag"].as_str(), tags["Name"].as_str()), (Some("foo"), Some("mine")));
-    assert_eq!(tags["rouse-host"], host.id.as_str(), "ours is not talked over");
+    assert_eq!(tags["rouse-host"], host.id.as_str(), "the tag of rouse is not replaced");
     assert_eq!((tags["rouse-master"].as_str(), tags["rouse-worker"].as_str()), (Some("contract"), Some("w-1")));
     let user_data = made["user_data"].as_str().unwrap();
     assert!(user_data.contains("#!/bin/sh\necho hello\n"), "{user_data}");
@@ -45,7 +45,7 @@ async fn every_key_of_the_section_is_in_the_call_that_creates() {
     assert_eq!(boot, boot_data(&host));
     let volumes = fixture.cloud.call("DescribeVolumes", &[]);
     assert!(volumes.contains("<size>40</size>") && volumes.contains("<volumeType>gp3<"), "{volumes}");
-    assert!(volumes.contains(&format!("<value>{}</value>", host.id)), "volumes are stamped too: {volumes}");
+    assert!(volumes.contains(&format!("<value>{}</value>", host.id)), "volumes are tagged too: {volumes}");
     // What was made besides, once: the key's private half is kept for root only.
     let groups = fixture
         .cloud
@@ -163,5 +163,5 @@ async fn the_users_address_and_volumes_are_lent() {
     fixture.gone(&host).await;
     assert!(!fixture.cloud.calls().iter().any(|call| call == "AttachVolume" || call == "DetachVolume"));
     let volumes = fixture.cloud.call("DescribeVolumes", &[("VolumeId.1", &volume)]);
-    assert!(volumes.contains(&other), "what is another machine's stays its: {volumes}");
+    assert!(volumes.contains(&other), "volumes of another machine stay attached to it: {volumes}");
 }

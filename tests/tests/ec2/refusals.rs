@@ -24,10 +24,17 @@ async fn another_word_for_no_room_leads_to_the_next_type_and_then_on_demand() {
         fixture.cloud.fail("RunInstances", 0, 99, refusal(400, "UnfulfillableCapacity"));
         let refused = fixture.start(&mut host).await;
         fixture.cloud.proxy.heal();
-        assert!(matches!(&refused, Err(StartError::Capacity(why)) if why.contains("UnfulfillableCapacity")), "{refused:?}");
+        assert!(
+            matches!(&refused, Err(StartError::Capacity(why)) if why.contains("UnfulfillableCapacity")),
+            "{refused:?}"
+        );
     }
-    let names =
-        ["m5.large in us-west-2, spot", "c5.large in us-west-2, spot", "m5.large in us-west-2", "c5.large in us-west-2"];
+    let names = [
+        "m5.large in us-west-2, spot",
+        "c5.large in us-west-2, spot",
+        "m5.large in us-west-2",
+        "c5.large in us-west-2",
+    ];
     assert_eq!(tried, names);
     assert!(fixture.cloud.alive().is_empty());
 }

@@ -23,15 +23,15 @@ async fn a_bid_is_the_days_average_times_the_factor() {
     assert!(order.spec.contains("\"most\":\"0.0575\""), "{}", order.spec);
     assert_eq!((made["spot"].as_bool(), made["zone"].as_str()), (Some(true), Some("us-west-2b")));
     let asked = requests(&fixture.cloud);
-    assert!(asked.contains("<spotPrice>0.0575") && asked.contains(&host.id.0), "stamped and priced: {asked}");
+    assert!(asked.contains("<spotPrice>0.0575") && asked.contains(&host.id.0), "tagged and priced: {asked}");
     fixture.gone(&host).await;
     assert!(!requests(&fixture.cloud).contains("<state>active"), "the request ends with it");
-    // Never above the maximum, even where that is not enough: refused, told, and cancelled.
+    // Never above the maximum, even where that is not enough: refused, reported, and cancelled.
     fixture.cloud.set(&json!({ "spot_prices": { "m5.large": ["0.2"] } }));
     let mut host = fixture.host();
     fixture.prepare(&mut host, 0).await.unwrap();
     let Err(StartError::Capacity(text)) = fixture.start(&mut host).await else {
-        panic!("it was bought above the maximum")
+        panic!("its price is above the maximum")
     };
     for part in ["below the spot price", "price-too-low", "bid 0.09", "m5.large in us-west-2b"] {
         assert!(text.contains(part), "{part}: {text}");

@@ -28,10 +28,10 @@ impl Ec2Fixture {
                 Suspension::Unable(why) => panic!("{why}"),
             }
         }
-        panic!("it does not fall asleep");
+        panic!("it is not suspended");
     }
 
-    /// The core's way: another token, and again until it is heard.
+    /// As the core does it: with another token, and repeated until it arrives.
     async fn woken(&self, host: &mut Host, token: &str) {
         host.token = token.to_owned();
         for _ in 0..600 {
@@ -41,7 +41,7 @@ impl Ec2Fixture {
                 Err(error) => panic!("{error:?}"),
             }
         }
-        panic!("it does not wake");
+        panic!("it is not resumed");
     }
 
     fn token(&self, host: &Host) -> String {
@@ -115,7 +115,7 @@ async fn it_is_hibernated_where_it_can_be_and_stopped_where_not() {
     assert_eq!(fixture.made(&host)["hibernated"], true);
     fixture.resumed(&mut host, "another").await;
     let made = fixture.until(&host, "running").await;
-    assert_eq!((&made["hibernated"], &made["boots"]), (&json!(false), &json!(1)), "it goes on without a boot");
+    assert_eq!((&made["hibernated"], &made["boots"]), (&json!(false), &json!(1)), "it continues without a boot");
     assert_eq!(fixture.token(&host), "another");
     fixture.cloud.set(&json!({ "hibernation_refused": true }));
     fixture.suspended(&host).await;
@@ -123,7 +123,7 @@ async fn it_is_hibernated_where_it_can_be_and_stopped_where_not() {
     fixture.gone(&host).await;
 }
 
-/// Each call of falling asleep and of waking in turn: the master is lost before AWS hears of it, and after.
+/// Each call of suspending and resuming in turn: the master is lost before the call reaches AWS, and after.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_master_lost_between_any_two_calls_of_it_leaves_one_that_runs() {
     let mut fixture = Ec2Fixture::new(STOP).await;
@@ -283,11 +283,11 @@ async fn forgets_nothing(name: &str, fault: Fault, and_while_it_falls_asleep: bo
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_master_killed_before_its_calls_are_heard_forgets_nothing() {
+async fn a_master_killed_before_its_calls_arrive_forgets_nothing() {
     forgets_nothing("ec2-killed", Fault::Hang, true).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_master_killed_after_its_calls_were_heard_forgets_nothing() {
+async fn a_master_killed_after_its_calls_arrived_forgets_nothing() {
     forgets_nothing("ec2-killed-later", Fault::HangAfter, false).await;
 }

@@ -113,7 +113,7 @@ fn a_machine_of_a_libvirt_elsewhere() {
     system.until(&build, "success");
     uuid_said(system, &build, "far");
     system.until_clean(&["far"]);
-    // Killed in mid-build: told of from there as from here.
+    // Killed during a build: reported remotely as it is locally.
     let build = system.master.detach(&["--worker", "far", "--retries", "0", "--", "sh", "-c", "echo begun; sleep 600"]);
     system.until_said(&build, "begun");
     system.virt_host.signal_guest("far", libc::SIGKILL);

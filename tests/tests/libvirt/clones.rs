@@ -25,7 +25,7 @@ fn a_clone_is_refused_on_both_ends() {
     let kept = xml.lines().filter(|line| !line.contains("<uuid>") && !line.contains("<mac "));
     let clone: String = kept.map(|line| format!("{line}\n")).collect();
     let clone = clone.replace("<name>cloned<", "<name>clone<").replace(&own_console, &console.display().to_string());
-    // Our stamp names the disk too; only the device's is the clone's own.
+    // The owner tag names the disk too; only the device's name is the clone's own.
     let clone = clone.replace(&format!("source file='{own_disk}'"), &format!("source file='{}'", disk.display()));
     let path = system.virt_host.dir.join("clone.xml");
     std::fs::write(&path, clone).unwrap();
@@ -37,7 +37,7 @@ fn a_clone_is_refused_on_both_ends() {
     system.master.until_within(GUEST, "it switches itself off", || !runs("clone"));
     let said = std::fs::read_to_string(&console).unwrap();
     assert!(said.contains("it is not on the machine that was started for this worker"), "{said}");
-    assert_eq!(system.master.state(&build), "running", "the real one goes on");
+    assert_eq!(system.master.state(&build), "running", "the real one continues");
     assert!(runs("cloned"));
     system.master.rouse(&["cancel", &build]).ended(0);
     system.master.rouse(&["drain", "cloned"]).ended(0);

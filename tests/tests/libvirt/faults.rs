@@ -5,7 +5,7 @@ use crate::system::system;
 use std::fs;
 
 #[test]
-fn what_cannot_be_made_is_said_clearly_and_leaves_nothing() {
+fn a_failed_start_has_a_clear_error_and_leaves_nothing() {
     if !crate::may_run() {
         return;
     }

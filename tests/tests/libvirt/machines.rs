@@ -59,7 +59,7 @@ impl Machines {
         Self { name: name.to_owned(), virt_host, config: config(name, &section), section, dir, base }
     }
 
-    /// The provider, with somebody who is told of each step.
+    /// The provider, with an observer of each step.
     pub fn observed(&self, owner: &str, deaths: mpsc::Sender<Death>, observer: Option<Observer>) -> Libvirt {
         Libvirt::with_options(self.dir.join("consoles"), owner, &self.config, deaths, Options { observer }).unwrap()
     }

@@ -48,7 +48,7 @@ fn keeper() {
         return keeper.serve(&json!({ "world": Value::Null }), |_| {});
     }
     let system = system::start();
-    keeper.serve(&system.told(), |request| {
+    keeper.serve(&system.description(), |request| {
         assert_eq!(request, BEGIN);
         system.master.begin();
     });

@@ -98,7 +98,7 @@ fn an_agent_in_a_guest_asks_the_address_of_the_metadata() {
     let broker = format!("amqp://127.0.0.1:{port}/rouse");
     let master = Master::start_with("imds", &lines, &broker, free_address(), &workers);
     let build = master.detach(&["--worker", "w", "--", "cat", "/etc/guest-kind"]);
-    master.until("an instance is bought", || cloud.alive().len() == 1);
+    master.until("an instance is created", || cloud.alive().len() == 1);
     let imds = cloud.instances()[0]["imds"].as_str().unwrap().trim_start_matches("http://").to_owned();
     runtime.block_on(serve_metadata(imds));
     let _guest = boot(virt_host, dir.path());

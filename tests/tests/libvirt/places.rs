@@ -40,16 +40,16 @@ fn one_connection_that_does_not_answer_hides_no_other() {
         let second = Libvirt::new(dir, OWNER, &both(&section), deaths.clone()).unwrap();
         let mut elsewhere = contract::host(&machines, &"lost-1".parse().unwrap());
         contract::order(&second, &mut elsewhere).await.unwrap_err();
-        let Listing { machines: heard, unlisted } = second.list().await.unwrap();
+        let Listing { machines: listed, unlisted } = second.list().await.unwrap();
         assert_eq!(unlisted.iter().map(|one| one.place.as_deref()).collect::<Vec<_>>(), [Some(uri.as_str())]);
         assert!(unlisted[0].why.contains("no-socket"), "{unlisted:?}");
         let handle = host.handle.clone().unwrap();
         assert_eq!(
-            heard,
+            listed,
             [ListedHost {
                 host: host.id.clone(),
                 handle,
-                identity: heard[0].identity.clone(),
+                identity: listed[0].identity.clone(),
                 owner: Owner::Ours,
                 suspended: false
             }]
@@ -64,7 +64,7 @@ fn one_connection_that_does_not_answer_hides_no_other() {
         };
         assert!(second.terminate_listed(&nowhere).await.unwrap_err().contains("no-socket"), "it may run there");
         assert_eq!(machines.machines().len(), 1);
-        assert_eq!(second.terminate_listed(&heard[0]).await, Ok(Termination::Gone));
+        assert_eq!(second.terminate_listed(&listed[0]).await, Ok(Termination::Gone));
         assert_eq!((machines.machines(), machines.leftovers()), (BTreeSet::new(), BTreeSet::new()));
 
         // Where nothing was ever made nobody has to be asked once the configuration names it no more.

@@ -48,13 +48,13 @@ pub const OWN_XML: &str = "<domain type='qemu'><name>anything</name><memory unit
 pub fn system() -> &'static LibvirtSystem {
     static SYSTEM: OnceLock<LibvirtSystem> = OnceLock::new();
     SYSTEM.get_or_init(|| {
-        let told = kept();
+        let description = kept();
         LibvirtSystem {
             virt_host: VirtHost::get(),
-            master: Master::of_keeper(&told["master"]),
-            broker: text(&told["broker"]),
-            disks: text(&told["disks"]).into(),
-            workers: text(&told["workers"]),
+            master: Master::of_keeper(&description["master"]),
+            broker: text(&description["broker"]),
+            disks: text(&description["disks"]).into(),
+            workers: text(&description["workers"]),
         }
     })
 }
@@ -164,9 +164,9 @@ fn faulty(virt_host: &VirtHost, disks: &Path, base: &Path, write: &dyn Fn(&str, 
 
 impl LibvirtSystem {
     /// What the tests have to know of it.
-    pub fn told(&self) -> Value {
+    pub fn description(&self) -> Value {
         json!({
-            "world": std::process::id(), "virt_host": self.virt_host.told(), "master": self.master.told(), "broker": self.broker,
+            "world": std::process::id(), "virt_host": self.virt_host.description(), "master": self.master.description(), "broker": self.broker,
             "disks": self.disks, "workers": self.workers,
         })
     }

@@ -22,7 +22,7 @@ fn guests_outlive_libvirtd_and_the_master_but_not_for_ever() {
 
     // Killed: it is started again, and the guests are still known.
     system.virt_host.signal(libc::SIGKILL);
-    system.master.until("the loss is said", || system.master.log().contains("is lost: libvirtd closed it"));
+    system.master.until("the loss is reported", || system.master.log().contains("is lost: libvirtd closed it"));
     system.virt_host.until_up();
     system.master.until("it is back", || system.master.log().contains("answers again"));
 
@@ -31,7 +31,7 @@ fn guests_outlive_libvirtd_and_the_master_but_not_for_ever() {
     let other = system.master.detach(&["--worker", "local", "--", "echo", "not delayed"]);
     system.master.until_state(&other, "success");
     let waiting = system.master.detach(&["--worker", "plain-1", "--", "true"]);
-    system.master.until("the silence is said", || system.master.log().contains("does not answer any more"));
+    system.master.until("the silence is reported", || system.master.log().contains("does not answer any more"));
     assert_eq!(system.master.state(&build), "running");
     system.virt_host.signal(libc::SIGCONT);
     system.until(&waiting, "success");
@@ -50,7 +50,7 @@ fn guests_outlive_libvirtd_and_the_master_but_not_for_ever() {
     system.until(&lonely, "lost");
     assert_eq!(system.virt_host.running(), ["lasting"]);
 
-    // Killed while libvirtd is away: its death is heard of when that is back.
+    // Killed while libvirtd is away: its death is reported when that is back.
     fs::write(system.virt_host.dir.join("hold"), "").unwrap();
     system.virt_host.signal(libc::SIGKILL);
     system.virt_host.signal_guest("lasting", libc::SIGKILL);
@@ -71,7 +71,7 @@ fn a_guest_that_died_while_the_master_was_away_is_given_up_when_it_is_back() {
     system.until_said(&build, "begun");
     system.master.kill();
     system.virt_host.signal_guest("lasting", libc::SIGKILL);
-    // Else the master might be back before libvirt has noticed, and be told.
+    // Otherwise the master might be back before libvirt has noticed, and get the event.
     system.master.until("libvirt has noticed", || !system.virt_host.running().contains(&"lasting".to_owned()));
     system.master.begin();
     system.until(&build, "lost");
@@ -114,7 +114,7 @@ fn a_master_killed_in_mid_start_and_in_mid_stop_leaves_nothing() {
 }
 
 #[test]
-fn a_libvirt_that_is_not_there_is_said_so_and_keeps_nobody_else_from_being_audited() {
+fn an_unreachable_libvirt_is_reported_and_does_not_prevent_other_audits() {
     if !crate::may_run() {
         return;
     }

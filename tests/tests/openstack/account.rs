@@ -31,7 +31,7 @@ async fn version_3_is_found_from_any_address_of_keystone() {
 }
 
 #[tokio::test]
-async fn a_keystone_without_version_3_is_told_of() {
+async fn a_keystone_without_version_3_is_reported() {
     let old = "{\"versions\": {\"values\": [{\"id\": \"v2.0\", \"status\": \"stable\"}]}}";
     let fixture = OpenstackFixture::new("").await;
     let identity = Cloud::shared().address("identity");
@@ -55,7 +55,7 @@ async fn region_and_domains_are_used() {
 }
 
 #[tokio::test]
-async fn wrong_credentials_are_told_as_such() {
+async fn wrong_credentials_are_reported_as_such() {
     for more in ["os_password = \"wrong\"", "os_username = \"nobody\"", "os_project_domain = \"nowhere\""] {
         let fixture = OpenstackFixture::new(more).await;
         let mut host = fixture.host();
@@ -81,9 +81,9 @@ async fn application_credential(project: &str, name: &str) -> (String, String) {
     let user = Cloud::shared().user(project).await;
     let body = json!({ "application_credential": { "name": format!("{name}-{}", std::process::id()) } });
     let path = format!("/users/{}/application_credentials", user.id);
-    let (status, told) = user.ask("POST", "identity", &path, Some(body)).await;
-    assert_eq!(status, 201, "{told}");
-    let text = |key: &str| told["application_credential"][key].as_str().unwrap().to_owned();
+    let (status, json) = user.ask("POST", "identity", &path, Some(body)).await;
+    assert_eq!(status, 201, "{json}");
+    let text = |key: &str| json["application_credential"][key].as_str().unwrap().to_owned();
     (text("id"), text("secret"))
 }
 
@@ -98,7 +98,7 @@ async fn listed(fixture: &OpenstackFixture) -> Result<BTreeSet<String>, String> 
 
 #[tokio::test]
 async fn a_project_that_left_the_configuration_is_not_forgotten() {
-    // Nothing but the credentials tells their projects apart.
+    // Only the credentials distinguish their projects.
     let (one, other) = (application_credential(PROJECT, "a").await, application_credential(OTHER, "b").await);
     let of = |name: &str, (id, secret): &(String, String)| {
         let section = section(Cloud::shared().url("identity"), &lines_of(id, secret));

@@ -70,7 +70,7 @@ impl ProviderFixture for OpenstackMachines {
     }
 
     fn tells_of_deaths(&self) -> bool {
-        // Nova tells nobody; the audit and the agent's lease do.
+        // Nova reports no deaths; the audit and the agent's lease show them.
         false
     }
 

@@ -56,8 +56,8 @@ async fn what_a_server_leaves_behind_is_found_and_ended() {
     let ask = |service: &'static str, path: &'static str, body: Value| {
         let user = &fixture.user;
         async move {
-            let (status, told) = user.ask("POST", service, path, Some(body)).await;
-            assert!(status < 300, "{told}");
+            let (status, json) = user.ask("POST", service, path, Some(body)).await;
+            assert!(status < 300, "{json}");
         }
     };
     let networks = fixture.user.list("network", "/v2.0/networks", "networks").await;
@@ -92,7 +92,7 @@ async fn as_left_over(fixture: &OpenstackFixture, host: &Host) -> Vec<ListedHost
 }
 
 /// A list of servers in which there is none.
-const NONE: Fault = Fault::Refuse { status: 200, head: "X-Told: by the proxy", body: "{\"servers\": []}" };
+const NONE: Fault = Fault::Refuse { status: 200, head: "X-Proxy: by the proxy", body: "{\"servers\": []}" };
 
 #[tokio::test]
 async fn what_a_server_has_is_never_left_over() {
@@ -106,15 +106,15 @@ async fn what_a_server_has_is_never_left_over() {
         if lacks {
             fixture.proxy.fail(0, 100, NONE, |r| r.is("GET", "/servers/detail"));
         }
-        let told = fixture.list().await.unwrap();
-        assert!(told.iter().all(|one| Some(&one.handle) == host.handle.as_ref()), "{told:?}");
+        let listed = fixture.list().await.unwrap();
+        assert!(listed.iter().all(|one| Some(&one.handle) == host.handle.as_ref()), "{listed:?}");
         for one in &all {
             let why = fixture.provider.terminate_listed(one).await.unwrap_err();
             assert!(why.contains("has a server"), "{why}");
         }
     }
     fixture.proxy.heal();
-    assert_eq!(as_left_over(&fixture, &host).await, all, "all is still there");
+    assert_eq!(as_left_over(&fixture, &host).await, all, "everything still exists");
     fixture.terminate(&host).await;
 }
 
@@ -129,8 +129,8 @@ async fn what_an_administrator_sees_of_other_projects_is_not_left_over() {
     fixture.next();
     let host = fixture.started().await;
     until_labelled(&fixture, &host.id).await;
-    let told = fixture.list().await.unwrap();
-    assert_eq!(told.iter().map(|one| &one.handle).collect::<Vec<_>>(), [host.handle.as_ref().unwrap()]);
+    let listed = fixture.list().await.unwrap();
+    assert_eq!(listed.iter().map(|one| &one.handle).collect::<Vec<_>>(), [host.handle.as_ref().unwrap()]);
     fixture.terminate(&host).await;
 }
 
@@ -143,15 +143,15 @@ async fn the_end_of_a_second_server_leaves_the_address_to_the_first() {
     tokio::time::sleep(std::time::Duration::from_millis(1100)).await;
     let order: Value = serde_json::from_str(&host.launch.as_ref().unwrap().spec).unwrap();
     let body = json!({ "server": order["server"] });
-    let (status, told) = fixture.user.ask("POST", "compute", "/servers", Some(body)).await;
-    assert_eq!(status, 202, "{told}");
+    let (status, json) = fixture.user.ask("POST", "compute", "/servers", Some(body)).await;
+    assert_eq!(status, 202, "{json}");
     let listed = fixture.list().await.unwrap();
     let (first, second): (Vec<_>, Vec<_>) = listed.iter().partition(|one| one.host == host.id);
     assert_eq!((first.len(), second.len()), (1, 1), "{listed:?}");
-    assert_eq!(second[0].handle, told["server"]["id"].as_str().unwrap());
+    assert_eq!(second[0].handle, json["server"]["id"].as_str().unwrap());
     let mut left = LIMIT.as_millis() / LOOK.as_millis();
     while fixture.provider.terminate_listed(second[0]).await != Ok(Termination::Gone) {
-        left = left.checked_sub(1).expect("it goes in time");
+        left = left.checked_sub(1).expect("it ends in time");
         tokio::time::sleep(LOOK).await;
     }
     assert_eq!(things(&fixture, "/v2.0/floatingips", "floatingips", &host.id).await.len(), 1);
@@ -160,11 +160,11 @@ async fn the_end_of_a_second_server_leaves_the_address_to_the_first() {
 }
 
 #[tokio::test]
-async fn what_could_be_heard_is_told_where_something_could_not() {
+async fn a_list_has_what_answered_if_something_did_not() {
     let mut fixture = OpenstackFixture::new("").await;
     let host = fixture.started().await;
     let handle = host.handle.clone().unwrap();
-    let heard = |listed: Result<Listing, String>, words: &str| {
+    let partial_list = |listed: Result<Listing, String>, words: &str| {
         let Listing { machines, unlisted } = listed.unwrap();
         let [UnlistedPlace { place: Some(_), why }] = unlisted.as_slice() else { panic!("{unlisted:?}") };
         assert!(why.contains(words), "{why}");
@@ -174,26 +174,26 @@ async fn what_could_be_heard_is_told_where_something_could_not() {
     // A service that may have something left over.
     fixture
         .proxy
-        .fail(0, 100, Fault::Refuse { status: 403, head: "X-Told: no", body: "{}" }, |r| r.is("GET", "/ports"));
-    heard(fixture.provider.list().await, "403");
+        .fail(0, 100, Fault::Refuse { status: 403, head: "X-Proxy: no", body: "{}" }, |r| r.is("GET", "/ports"));
+    partial_list(fixture.provider.list().await, "403");
     fixture.proxy.heal();
     // Another account, which is wrong, or cannot even be used.
     let url = Cloud::shared().url("identity");
     let of =
         |name: &str, more: &str| format!("[[worker]]\nname = \"{name}\"\npassword = \"p\"\n{}", section(url, more));
-    let mut told = Vec::new();
+    let mut json = Vec::new();
     for (more, words) in [("os_password = \"wrong\"", "401"), ("cloud = \"nowhere\"", "clouds.yaml")] {
         fixture.config = parsed(&(of("w2", more) + &of("w1", "")));
         fixture.next();
-        told = heard(fixture.provider.list().await, words);
+        json = partial_list(fixture.provider.list().await, words);
     }
     // What is an orphan among them is ended; whether it is in the other cloud, too, nobody knows.
-    assert_eq!(fixture.provider.terminate_listed(&told[0]).await, Ok(Termination::Requested));
+    assert_eq!(fixture.provider.terminate_listed(&json[0]).await, Ok(Termination::Requested));
     let mut left = LIMIT.as_millis() / LOOK.as_millis();
     while !fixture.servers(&host).await.is_empty() {
-        left = left.checked_sub(1).expect("it goes in time");
+        left = left.checked_sub(1).expect("it ends in time");
         tokio::time::sleep(LOOK).await;
     }
-    let why = fixture.provider.terminate_listed(&told[0]).await.unwrap_err();
+    let why = fixture.provider.terminate_listed(&json[0]).await.unwrap_err();
     assert!(why.contains("clouds.yaml"), "{why}");
 }

@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 fn refuse(status: u16) -> Fault {
-    Fault::Refuse { status, head: "X-Told: by the proxy", body: "{\"told\": {\"message\": \"no\"}}" }
+    Fault::Refuse { status, head: "X-Proxy: by the proxy", body: "{\"json\": {\"message\": \"no\"}}" }
 }
 
 /// Starts a host while the call that makes its server goes wrong once; one server is there in the end, and then none.
@@ -101,7 +101,7 @@ async fn the_cloud_says_how_long_to_wait() {
         assert_eq!(posts, 2, "{status}");
         fixture.proxy.fail(0, 1, slow, |r| r.is("DELETE", "/servers"));
         fixture.terminate(&host).await;
-        // Longer than a call has time for: it is told, and nothing was made.
+        // Longer than a call may take: an error, and nothing was created.
         let mut host = fixture.host();
         let slow = Fault::Refuse { status, head: "Retry-After: 300", body: "{}" };
         fixture.proxy.fail(0, 1, slow, |r| r.is("POST", "/servers"));
@@ -113,9 +113,8 @@ async fn the_cloud_says_how_long_to_wait() {
 }
 
 #[tokio::test]
-async fn refusals_are_told_apart() {
-    for (status, expected) in
-        [(403, "Place"), (409, "Rejected"), (400, "Rejected"), (404, "Rejected"), (413, "Quota")]
+async fn refusals_are_distinguished() {
+    for (status, expected) in [(403, "Place"), (409, "Rejected"), (400, "Rejected"), (404, "Rejected"), (413, "Quota")]
     {
         let fixture = OpenstackFixture::new("").await;
         let mut host = fixture.host();
@@ -157,7 +156,7 @@ async fn a_list_is_whole_or_an_error() {
         }
     }
     // A server that moves in the list while it is read is on none of its pages; or what the next one begins behind is gone.
-    let moved = Fault::Refuse { status: 200, head: "X-Told: by the proxy", body: "{\"servers\": []}" };
+    let moved = Fault::Refuse { status: 200, head: "X-Proxy: by the proxy", body: "{\"servers\": []}" };
     for fault in [moved, refuse(400)] {
         // By its marker and not by its number: a first page that is asked for again has none.
         fixture.proxy.fail(0, 1, fault, |r| r.is("GET", "/servers/detail") && r.path.contains("marker="));
@@ -170,7 +169,7 @@ async fn a_list_is_whole_or_an_error() {
         is_whole("a page is short").await;
         fixture.proxy.heal();
     }
-    let empty = Fault::Refuse { status: 200, head: "X-Told: by the proxy", body: "{}" };
+    let empty = Fault::Refuse { status: 200, head: "X-Proxy: by the proxy", body: "{}" };
     fixture.proxy.fail(0, 1, empty, |r| r.is("GET", "/servers/detail") && r.path.contains("marker="));
     assert!(fixture.list().await.is_err(), "a page without a list");
     for host in &hosts {
@@ -179,7 +178,7 @@ async fn a_list_is_whole_or_an_error() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stop_is_done_when_nova_says_so() {
+async fn a_termination_is_done_when_nova_reports_it() {
     let faults = [Fault::LoseReply, Fault::LoseRequest, Fault::Garble(500), refuse(409), refuse(403), refuse(503)];
     all(faults, |fault| async move {
         let fixture = OpenstackFixture::new("").await;

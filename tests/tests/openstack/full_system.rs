@@ -162,7 +162,7 @@ async fn a_server_that_comes_to_nothing_leaves_evidence() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn why_a_program_chose_no_image_is_told_to_whoever_waits() {
+async fn a_build_shows_why_a_program_chose_no_image() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("find-image");
     let program = |text: &str| {
@@ -176,7 +176,7 @@ async fn why_a_program_chose_no_image_is_told_to_whoever_waits() {
     let system = FullSystem::new("os-image", "build_wait_timeout = 1\n", &more, None).await;
     let build = system.begin_build(&["true"]);
     let why = || tokio::task::block_in_place(|| system.master.rouse(&["why", &build]).ended(0)).text();
-    system.until("it is told", || why().contains("the registry has burnt down"));
+    system.until("the reason is shown", || why().contains("the registry has burnt down"));
     assert!(system.servers().is_empty());
     // It is asked again at each start.
     program("#!/bin/sh\nexec sed 's/.*\"id\":\"\\([^\"]*\\)\".*/\\1/'\n");
@@ -189,24 +189,24 @@ async fn the_metadata_service_has_theirs_and_ours() {
     let fixture = OpenstackFixture::new("meta = { team = \"ci\", fake_guest = \"metadata\" }").await;
     let host = fixture.started().await;
     fixture.until_status(&host, "ACTIVE").await;
-    let mut told = None;
+    let mut json = None;
     for _ in 0..LONG.as_millis() / 100 {
-        told = fixture
+        json = fixture
             .provider
             .console(&host)
             .await
             .and_then(|said| said.lines().find(|l| l.starts_with('{')).map(str::to_owned));
-        if told.is_some() {
+        if json.is_some() {
             break;
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
-    let told: Value = serde_json::from_str(&told.unwrap()).unwrap();
-    assert_eq!(Some(told["uuid"].as_str().unwrap()), host.handle.as_deref());
+    let json: Value = serde_json::from_str(&json.unwrap()).unwrap();
+    assert_eq!(Some(json["uuid"].as_str().unwrap()), host.handle.as_deref());
     for (key, value) in
         [("team", "ci"), ("rouse-name", "w1"), ("rouse-host", host.id.as_str()), ("rouse-master", &fixture.master)]
     {
-        assert_eq!(told["meta"][key], value, "{told}");
+        assert_eq!(json["meta"][key], value, "{json}");
     }
     fixture.terminate(&host).await;
 }

@@ -31,8 +31,8 @@ async fn a_disk_is_given_to_glance_and_booted() {
     let fixture = OpenstackFixture::new("image = { name_regex = \"given-.*\" }").await;
     let path = format!("/v2/images/{id}");
     let (_, image) = fixture.user.ask("GET", "image", &path, None).await;
-    let told = ["name", "status", "size", "disk_format", "rouse_agent", "visibility"].map(|key| image[key].clone());
-    assert_eq!(json!(told), json!(["given-1", "active", 3 << 20, "raw", "0.3.0", "shared"]), "{image}");
+    let shown = ["name", "status", "size", "disk_format", "rouse_agent", "visibility"].map(|key| image[key].clone());
+    assert_eq!(json!(shown), json!(["given-1", "active", 3 << 20, "raw", "0.3.0", "shared"]), "{image}");
     let host = fixture.started().await;
     assert_eq!(host.launch.as_ref().unwrap().image, id);
     fixture.terminate(&host).await;

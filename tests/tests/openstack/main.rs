@@ -23,6 +23,6 @@ use serde_json::json;
 fn keeper() {
     let Some(keeper) = Keeper::here() else { return };
     let (cloud, _process) = Cloud::start();
-    keeper.serve(&json!({ "cloud": cloud.told() }), |request| panic!("nobody may {request} it"));
+    keeper.serve(&json!({ "cloud": cloud.description() }), |request| panic!("nobody may {request} it"));
     std::fs::remove_dir_all(cloud.dir).ok();
 }

@@ -58,7 +58,10 @@ async fn a_cloud_that_hangs_or_is_gone_hides_only_itself_until_it_is_given_up() 
     for _ in 0..2 {
         fixture.next();
         let listing = fixture.provider.list().await.unwrap();
-        assert_eq!((unlisted(&listing), handles(&listing)), (vec![Some(far.place.as_str())], vec![near.handle.as_deref()]));
+        assert_eq!(
+            (unlisted(&listing), handles(&listing)),
+            (vec![Some(far.place.as_str())], vec![near.handle.as_deref()])
+        );
     }
     fixture.provider.forget_place(&near.place);
     fixture.provider.forget_place(&far.place);

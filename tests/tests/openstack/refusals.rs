@@ -49,8 +49,7 @@ async fn quota_of_floating_addresses_makes_no_server_that_cannot_attach() {
 
 #[tokio::test]
 async fn the_next_flavor_is_tried_where_there_is_no_room() {
-    let fixture =
-        OpenstackFixture::new("flavor = [\"m1.huge\", \"m1.small\"]\navailability_zone = [\"nova\"]").await;
+    let fixture = OpenstackFixture::new("flavor = [\"m1.huge\", \"m1.small\"]\navailability_zone = [\"nova\"]").await;
     let mut host = fixture.host();
     fixture.prepare(&mut host).await.unwrap();
     let order = host.launch.clone().unwrap();

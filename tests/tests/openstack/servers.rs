@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use std::os::unix::fs::PermissionsExt as _;
 
 #[tokio::test]
-async fn a_server_is_stamped_in_the_call_that_makes_it() {
+async fn a_server_is_tagged_in_the_call_that_creates_it() {
     let fixture = OpenstackFixture::new("meta = { team = \"ci\", rouse-host = \"lie\" }\nprice_per_hour = 0.5").await;
     let mut host = fixture.host();
     fixture.prepare(&mut host).await.unwrap();
@@ -35,9 +35,9 @@ async fn chosen(image: &str) -> Result<String, StartError> {
     let mut host = fixture.host();
     fixture.prepare(&mut host).await?;
     let id = host.launch.unwrap().image;
-    let (status, told) = fixture.user.ask("GET", "image", &format!("/v2/images/{id}"), None).await;
+    let (status, json) = fixture.user.ask("GET", "image", &format!("/v2/images/{id}"), None).await;
     assert_eq!(status, 200);
-    Ok(told["name"].as_str().unwrap().to_owned())
+    Ok(json["name"].as_str().unwrap().to_owned())
 }
 
 /// The words of a refusal.
@@ -115,8 +115,8 @@ async fn what_is_not_there_is_named() {
 async fn everything_that_a_server_may_have() {
     let fixture = OpenstackFixture::new("flavor = \"m1.medium\"\nnetworks = \"private\"\nsecurity_groups = [\"builders\"]\nkey_name = \"k1\"\nconfig_drive = true\navailability_zone = \"nova\"\nuser_data = \"#!/bin/sh\\necho hello\"").await;
     let key = json!({ "keypair": { "name": "k1" } });
-    let (status, told) = fixture.user.ask("POST", "compute", "/os-keypairs", Some(key)).await;
-    assert!(status == 200 || status == 201, "{told}");
+    let (status, json) = fixture.user.ask("POST", "compute", "/os-keypairs", Some(key)).await;
+    assert!(status == 200 || status == 201, "{json}");
     let host = fixture.started().await;
     let server = fixture.until_status(&host, "ACTIVE").await;
     assert_eq!((&server["flavor"]["original_name"], &server["key_name"]), (&json!("m1.medium"), &json!("k1")));
@@ -129,7 +129,7 @@ async fn everything_that_a_server_may_have() {
 }
 
 #[tokio::test]
-async fn a_lack_of_room_is_told_from_a_fault() {
+async fn a_lack_of_capacity_is_distinguished_from_an_error() {
     // No hypervisor is so large: Nova takes the server, and finds no place for it.
     let fixture = OpenstackFixture::new("flavor = \"m1.huge\"").await;
     let mut host = fixture.host();
@@ -153,7 +153,7 @@ async fn a_lack_of_room_is_told_from_a_fault() {
 }
 
 #[tokio::test]
-async fn a_server_that_fails_to_boot_tells_why() {
+async fn a_server_that_fails_to_boot_leaves_a_reason() {
     let mut fixture =
         OpenstackFixture::new("meta = { fake_spawn_error = \"the disk is on fire\", fake_spawn_delay = \"1\" }").await;
     let mut host = fixture.host();
@@ -173,7 +173,7 @@ async fn a_server_that_fails_to_boot_tells_why() {
 }
 
 #[tokio::test]
-async fn a_list_tells_of_failures_of_the_time_before() {
+async fn a_list_reports_failures_from_before_the_start() {
     let mut fixture = OpenstackFixture::new("meta = { fake_spawn_error = \"late\", fake_spawn_delay = \"2\" }").await;
     let mut host = fixture.host();
     fixture.start(&mut host).await.unwrap();

@@ -7,17 +7,17 @@ fn agent() -> Agent {
 }
 
 fn settle(agent: &mut Agent, ms: u64, attempt: &str) -> Vec<String> {
-    agent.hears(ms, ToAgent::Settled { session: s1(), attempts: vec![id(attempt)] })
+    agent.receives(ms, ToAgent::Settled { session: s1(), attempts: vec![id(attempt)] })
 }
 
 fn cancel(agent: &mut Agent, ms: u64, attempt: &str) -> Vec<String> {
-    agent.hears(ms, ToAgent::Cancel { session: s1(), attempt: id(attempt) })
+    agent.receives(ms, ToAgent::Cancel { session: s1(), attempt: id(attempt) })
 }
 
 #[test]
 fn a_build_of_one_step_is_two_reports() {
     let mut agent = agent();
-    assert_eq!(agent.hears(2_000, order("1.1", vec![step("make")])), ["run 1.1/0 make"]);
+    assert_eq!(agent.receives(2_000, order("1.1", vec![step("make")])), ["run 1.1/0 make"]);
     assert_eq!(agent.at(2_001, started("1.1", 0)), ["report 1.1 r1: Running", "log 1.1/0 from 0"]);
     assert_eq!(agent.at(3_000, ended("1.1", 0, StepState::Exited(0))), ["report 1.1 r2: Exited(0) => Success"]);
     // The same snapshot is repeated with each heartbeat until it is settled.
@@ -28,7 +28,7 @@ fn a_build_of_one_step_is_two_reports() {
     assert_eq!(settle(&mut agent, 11_500, "1.1"), ["remove 1.1"]);
     assert_eq!(agent.until(21_000, true), ["21000 heartbeat 2", "21000 deadline 81000"]);
     // Late copies start nothing.
-    assert_eq!(agent.hears(21_001, order("1.1", vec![step("make")])), [over("1.1")]);
+    assert_eq!(agent.receives(21_001, order("1.1", vec![step("make")])), [over("1.1")]);
     assert_eq!(cancel(&mut agent, 21_002, "1.1"), [over("1.1")]);
     assert!(settle(&mut agent, 21_003, "1.1").is_empty());
 }
@@ -40,7 +40,7 @@ fn over(attempt: &str) -> String {
 #[test]
 fn between_two_steps_is_one_report() {
     let mut agent = agent();
-    agent.hears(2_000, order("1.1", vec![step("a"), step("b")]));
+    agent.receives(2_000, order("1.1", vec![step("a"), step("b")]));
     agent.at(2_001, started("1.1", 0));
     assert_eq!(agent.at(2_002, ended("1.1", 0, StepState::Exited(0))), ["run 1.1/1 b"]);
     assert_eq!(agent.at(2_003, started("1.1", 1)), ["report 1.1 r2: Exited(0), Running", "log 1.1/1 from 0"]);
@@ -55,7 +55,7 @@ fn after_a_failure_only_what_always_runs_does() {
     let mut agent = agent();
     let mut last = step("tidy");
     last.always = true;
-    agent.hears(2_000, order("1.1", vec![step("compile"), step("test"), last]));
+    agent.receives(2_000, order("1.1", vec![step("compile"), step("test"), last]));
     agent.at(2_001, started("1.1", 0));
     assert_eq!(agent.at(2_002, ended("1.1", 0, StepState::Exited(2))), ["run 1.1/2 tidy"]);
     assert_eq!(agent.at(2_003, started("1.1", 2)), ["report 1.1 r2: Exited(2), Skipped, Running", "log 1.1/2 from 0"]);
@@ -85,7 +85,7 @@ fn each_way_to_end_has_its_words() {
         (StepState::Stopped, Outcome::Lost("its step was stopped, and not by the agent".to_owned())),
     ] {
         let mut agent = agent();
-        agent.hears(2_000, order("1.1", vec![timed.clone(), step("y")]));
+        agent.receives(2_000, order("1.1", vec![timed.clone(), step("y")]));
         let said = agent.at(2_001, ended("1.1", 0, state.clone())).concat();
         assert!(said.contains(&format!("=> {outcome:?}")), "{state:?}: {said}");
     }
@@ -94,7 +94,7 @@ fn each_way_to_end_has_its_words() {
 #[test]
 fn a_directory_that_cannot_be_made_loses_the_attempt() {
     let mut agent = agent();
-    agent.hears(2_000, order("1.1", vec![step("a"), step("b")]));
+    agent.receives(2_000, order("1.1", vec![step("a"), step("b")]));
     let failed = Event::PrepareFailed { attempt: id("1.1"), why: "the disk is full".to_owned() };
     assert_eq!(agent.at(2_001, failed.clone()), ["report 1.1 r1:  => Lost(\"the disk is full\")"]);
     assert!(agent.at(2_002, failed).is_empty(), "twice");
@@ -108,7 +108,7 @@ fn a_build_that_takes_too_long_is_stopped() {
     let mut w = welcome();
     w.lease_ms = Some(100_000_000);
     agent = Agent::attached(agent.core.settings, w);
-    agent.hears(2_000, ToAgent::RunAttempt(long));
+    agent.receives(2_000, ToAgent::RunAttempt(long));
     agent.at(2_001, started("1.1", 0));
     let all = agent.until(3_602_000, true);
     assert_eq!(all.last().unwrap(), "3602000 stop 1.1");
@@ -121,7 +121,7 @@ fn a_build_that_takes_too_long_is_stopped() {
 #[test]
 fn cancel_stops_what_runs_and_keeps_what_has_not_come() {
     let mut agent = agent();
-    agent.hears(2_000, order("1.1", vec![step("a"), step("b")]));
+    agent.receives(2_000, order("1.1", vec![step("a"), step("b")]));
     agent.at(2_001, started("1.1", 0));
     assert_eq!(cancel(&mut agent, 2_002, "1.1"), ["stop 1.1"]);
     assert!(cancel(&mut agent, 2_003, "1.1").is_empty(), "twice");
@@ -129,15 +129,15 @@ fn cancel_stops_what_runs_and_keeps_what_has_not_come() {
     assert_eq!(cancel(&mut agent, 2_005, "1.1"), ["report 1.1 r2: Stopped => Cancelled"]);
     let declined = "report 2.1 r1:  => Declined(\"cancelled before it arrived\")";
     assert_eq!(cancel(&mut agent, 2_006, "2.1"), [declined]);
-    assert_eq!(agent.hears(2_007, order("2.1", vec![step("a")])), [declined]);
+    assert_eq!(agent.receives(2_007, order("2.1", vec![step("a")])), [declined]);
     assert_eq!(settle(&mut agent, 2_008, "2.1"), ["remove 2.1"]);
-    assert_eq!(agent.hears(2_009, order("2.1", vec![step("a")])), [over("2.1")]);
+    assert_eq!(agent.receives(2_009, order("2.1", vec![step("a")])), [over("2.1")]);
 }
 
 #[test]
 fn a_cancel_that_crosses_the_end_counts() {
     let mut agent = agent();
-    agent.hears(2_000, order("1.1", vec![step("a"), step("b")]));
+    agent.receives(2_000, order("1.1", vec![step("a"), step("b")]));
     agent.at(2_001, started("1.1", 0));
     cancel(&mut agent, 2_002, "1.1");
     assert_eq!(agent.at(2_003, ended("1.1", 0, StepState::Exited(0))), ["report 1.1 r2: Exited(0) => Cancelled"]);
@@ -146,26 +146,26 @@ fn a_cancel_that_crosses_the_end_counts() {
 #[test]
 fn a_known_order_is_reported_again_and_a_foreign_one_ignored() {
     let mut agent = agent();
-    agent.hears(2_000, order("1.1", vec![step("a")]));
+    agent.receives(2_000, order("1.1", vec![step("a")]));
     agent.at(2_001, started("1.1", 0));
-    assert_eq!(agent.hears(2_002, order("1.1", vec![step("a")])), ["report 1.1 r1: Running"]);
+    assert_eq!(agent.receives(2_002, order("1.1", vec![step("a")])), ["report 1.1 r1: Running"]);
     let ToAgent::RunAttempt(mut foreign) = order("2.1", vec![step("a")]) else { unreachable!() };
     foreign.session = SessionId("s0".to_owned());
-    assert!(agent.hears(2_003, ToAgent::RunAttempt(foreign)).is_empty());
+    assert!(agent.receives(2_003, ToAgent::RunAttempt(foreign)).is_empty());
     let late = ToAgent::Cancel { session: SessionId("s0".to_owned()), attempt: id("1.1") };
-    assert!(agent.hears(2_004, late).is_empty());
+    assert!(agent.receives(2_004, late).is_empty());
 }
 
 #[test]
 fn orders_that_cannot_be_run_fail() {
     let mut agent = agent();
     assert_eq!(
-        agent.hears(2_000, order("1.1", Vec::new())),
+        agent.receives(2_000, order("1.1", Vec::new())),
         ["report 1.1 r1:  => Failure(\"the build has no steps\")"]
     );
     let many = vec![step("a"); rouse_shared::limits::MAX_STEPS + 1];
     assert_eq!(
-        agent.hears(2_000, order("2.1", many)),
+        agent.receives(2_000, order("2.1", many)),
         ["report 2.1 r1:  => Failure(\"the build has 1001 steps, more than 1000\")"]
     );
 }
@@ -173,7 +173,7 @@ fn orders_that_cannot_be_run_fail() {
 #[test]
 fn logs_go_on_where_the_broker_has_them() {
     let mut agent = agent();
-    agent.hears(2_000, order("1.1", vec![step("a"), step("b")]));
+    agent.receives(2_000, order("1.1", vec![step("a"), step("b")]));
     agent.at(2_001, started("1.1", 0));
     let sent = |step, offset| Event::LogSent { attempt: id("1.1"), step, offset };
     agent.at(2_002, sent(0, 3));
@@ -186,16 +186,16 @@ fn logs_go_on_where_the_broker_has_them() {
     agent.until(3_100, true);
     agent.at(3_200, Event::LinkUp { connection: 2 });
     // The first step's three bytes are all there, so only the second goes on.
-    assert_eq!(agent.hears(3_300, ToAgent::Welcome(Box::new(welcome()))), ["log 1.1/1 from 7", "deadline 63200"]);
+    assert_eq!(agent.receives(3_300, ToAgent::Welcome(Box::new(welcome()))), ["log 1.1/1 from 7", "deadline 63200"]);
     let resend = |step, offset| ToAgent::Resend { session: s1(), attempt: id("1.1"), step, offset };
-    assert_eq!(agent.hears(3_400, resend(0, 1)), ["log 1.1/0 from 1"]);
-    assert!(agent.hears(3_401, resend(9, 1)).is_empty());
+    assert_eq!(agent.receives(3_400, resend(0, 1)), ["log 1.1/0 from 1"]);
+    assert!(agent.receives(3_401, resend(9, 1)).is_empty());
 }
 
 #[test]
-fn what_happened_while_the_link_was_down_is_said_once() {
+fn what_happened_while_the_link_was_down_is_sent_once() {
     let mut agent = agent();
-    agent.hears(2_000, order("1.1", vec![step("a")]));
+    agent.receives(2_000, order("1.1", vec![step("a")]));
     agent.at(2_001, started("1.1", 0));
     agent.breaks(3_000);
     assert_eq!(agent.until(3_100, true).len(), 1, "a connect");
@@ -203,7 +203,7 @@ fn what_happened_while_the_link_was_down_is_said_once() {
     assert_eq!(agent.at(3_200, Event::LinkUp { connection: 2 }), [hello]);
     assert!(agent.at(3_250, ended("1.1", 0, StepState::Exited(0))).is_empty(), "nothing but hello before a welcome");
     assert_eq!(
-        agent.hears(3_300, ToAgent::Welcome(Box::new(welcome()))),
+        agent.receives(3_300, ToAgent::Welcome(Box::new(welcome()))),
         ["report 1.1 r2: Exited(0) => Success", "log 1.1/0 from 0", "deadline 63200"]
     );
 }

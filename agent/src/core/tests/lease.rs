@@ -4,7 +4,7 @@ use super::*;
 
 fn running() -> Agent {
     let mut agent = Agent::attached(settings(), welcome());
-    agent.hears(2_000, order("1.1", vec![step("a")]));
+    agent.receives(2_000, order("1.1", vec![step("a")]));
     agent.at(2_001, started("1.1", 0));
     agent
 }
@@ -14,10 +14,10 @@ fn hello_comes_first_and_welcome_begins_the_lease_when_it_was_sent() {
     let mut agent = Agent::new(settings());
     assert_eq!(agent.at(0, Event::Start), ["connect 1 with hush"]);
     assert_eq!(agent.at(1_000, Event::LinkUp { connection: 1 }), ["hello 1 with hush of - []"]);
-    assert!(agent.hears(1_100, order("1.1", vec![step("a")])).is_empty(), "before a welcome");
+    assert!(agent.receives(1_100, order("1.1", vec![step("a")])).is_empty(), "before a welcome");
     let first = Welcome { secret: Some("secret".to_owned()), ..welcome() };
-    assert_eq!(agent.hears(4_000, ToAgent::Welcome(Box::new(first.clone()))), ["store secret", "deadline 61000"]);
-    assert!(agent.hears(4_001, ToAgent::Welcome(Box::new(first))).is_empty(), "twice");
+    assert_eq!(agent.receives(4_000, ToAgent::Welcome(Box::new(first.clone()))), ["store secret", "deadline 61000"]);
+    assert!(agent.receives(4_001, ToAgent::Welcome(Box::new(first))).is_empty(), "twice");
 }
 
 #[test]
@@ -25,26 +25,26 @@ fn the_lease_counts_from_the_sending_of_what_was_answered() {
     let mut agent = Agent::attached(settings(), welcome());
     assert_eq!(agent.until(21_000, false), ["11000 heartbeat 1", "21000 heartbeat 2"]);
     let renewed = |seq, lease_ms| ToAgent::Renewed { session: s1(), seq, lease_ms };
-    assert_eq!(agent.hears(25_000, renewed(2, None)), ["deadline 81000"]);
-    assert!(agent.hears(25_001, renewed(1, None)).is_empty(), "older");
-    assert!(agent.hears(25_001, renewed(7, None)).is_empty(), "never sent");
+    assert_eq!(agent.receives(25_000, renewed(2, None)), ["deadline 81000"]);
+    assert!(agent.receives(25_001, renewed(1, None)).is_empty(), "older");
+    assert!(agent.receives(25_001, renewed(7, None)).is_empty(), "never sent");
     agent.until(31_000, false);
     // A master that is about to be restarted gives a longer lease.
-    assert_eq!(agent.hears(31_500, renewed(3, Some(600_000))), ["deadline 631000"]);
+    assert_eq!(agent.receives(31_500, renewed(3, Some(600_000))), ["deadline 631000"]);
 }
 
 #[test]
 fn a_master_that_ends_before_the_first_heartbeat_extends_the_lease_by_the_hello() {
     let mut agent = running();
     let renewed = |seq, lease_ms| ToAgent::Renewed { session: s1(), seq, lease_ms };
-    assert_eq!(agent.hears(3_000, renewed(0, Some(600_000))), ["deadline 601000"]);
+    assert_eq!(agent.receives(3_000, renewed(0, Some(600_000))), ["deadline 601000"]);
     // Asks only whether the queue is still there, and may have been overtaken.
-    assert!(agent.hears(3_001, renewed(0, None)).is_empty());
+    assert!(agent.receives(3_001, renewed(0, None)).is_empty());
     agent.breaks(5_000);
     agent.until(5_100, false);
     agent.at(6_000, Event::LinkUp { connection: 2 });
-    agent.hears(6_500, ToAgent::Welcome(Box::new(welcome())));
-    assert_eq!(agent.hears(7_000, renewed(0, Some(600_000))), ["deadline 606000"]);
+    agent.receives(6_500, ToAgent::Welcome(Box::new(welcome())));
+    assert_eq!(agent.receives(7_000, renewed(0, Some(600_000))), ["deadline 606000"]);
 }
 
 #[test]
@@ -55,10 +55,13 @@ fn a_blip_ends_nothing() {
     assert!(connect[0].ends_with("connect 2 with hush"), "{connect:?}");
     assert_eq!(agent.at(6_000, Event::LinkUp { connection: 2 }), ["hello 2 with hush of m1 [1.1 r1: Running]"]);
     // Messages on the old connection are too late.
-    let late = Event::FromMaster { connection: 1, message: Box::new(ToAgent::Exit { session: s1() }) };
+    let late = Event::FromMaster {
+        connection: 1,
+        message: Box::new(ToAgent::Refused { reason: "late".into(), power_off: true }),
+    };
     assert!(agent.at(6_001, late).is_empty());
     assert!(agent.at(6_002, Event::LinkDown { connection: 1, refused: false, why: String::new() }).is_empty());
-    assert_eq!(agent.hears(6_500, ToAgent::Welcome(Box::new(welcome()))), ["log 1.1/0 from 0", "deadline 66000"]);
+    assert_eq!(agent.receives(6_500, ToAgent::Welcome(Box::new(welcome()))), ["log 1.1/0 from 0", "deadline 66000"]);
     // The numbers of heartbeats continue in the same session; the hello counts as one.
     assert_eq!(agent.until(16_000, false), ["16000 heartbeat 1"]);
 }
@@ -74,7 +77,7 @@ fn the_end_of_the_lease_kills_what_runs() {
     assert_eq!(agent.at(61_010, ended("1.1", 0, StepState::Signalled(9))), ["remove 1.1"]);
     assert_eq!(agent.at(61_500, Event::LinkUp { connection: 2 }), ["hello 2 with hush of m1 []"]);
     // If the master continues the session, the numbers of its heartbeats continue, but not its builds.
-    agent.hears(61_600, ToAgent::Welcome(Box::new(welcome())));
+    agent.receives(61_600, ToAgent::Welcome(Box::new(welcome())));
     assert!(agent.core.attached() && agent.core.attempts().next().is_none());
 }
 
@@ -100,10 +103,10 @@ fn what_has_ended_outlives_the_lease_until_it_is_settled() {
         ["hello 2 with hush of m1 [1.1 r2: Exited(0) => Success]"]
     );
     let next = Welcome { session: s2(), ..welcome() };
-    assert_eq!(agent.hears(61_600, ToAgent::Welcome(Box::new(next))), ["log 1.1/0 from 2", "deadline 121500"]);
+    assert_eq!(agent.receives(61_600, ToAgent::Welcome(Box::new(next))), ["log 1.1/0 from 2", "deadline 121500"]);
     let resend = ToAgent::Resend { session: s2(), attempt: id("1.1"), step: 0, offset: 0 };
-    assert_eq!(agent.hears(61_700, resend), ["log 1.1/0 from 0"]);
-    assert_eq!(agent.hears(61_800, ToAgent::Settled { session: s2(), attempts: vec![id("1.1")] }), ["remove 1.1"]);
+    assert_eq!(agent.receives(61_700, resend), ["log 1.1/0 from 0"]);
+    assert_eq!(agent.receives(61_800, ToAgent::Settled { session: s2(), attempts: vec![id("1.1")] }), ["remove 1.1"]);
 }
 
 #[test]
@@ -111,7 +114,7 @@ fn nothing_is_kept_for_another_master_or_by_an_agent_that_was_asked_to_end() {
     let mut agent = lapsed();
     agent.at(61_500, Event::LinkUp { connection: 2 });
     let other = Welcome { master: MasterId("m2".to_owned()), ..welcome() };
-    assert_eq!(agent.hears(61_600, ToAgent::Welcome(Box::new(other))), ["remove 1.1", "deadline 121500"]);
+    assert_eq!(agent.receives(61_600, ToAgent::Welcome(Box::new(other))), ["remove 1.1", "deadline 121500"]);
 
     let mut agent = lapsed();
     assert_eq!(agent.at(61_500, Event::Terminate), ["remove 1.1", "disconnect 2", "exit"]);
@@ -127,10 +130,10 @@ fn nothing_is_kept_for_another_master_or_by_an_agent_that_was_asked_to_end() {
 #[test]
 fn an_answer_after_the_end_comes_too_late() {
     let mut agent = Agent::attached(settings(), Welcome { keepalive_ms: 50_000, ..welcome() });
-    agent.hears(2_000, order("1.1", vec![step("a")]));
+    agent.receives(2_000, order("1.1", vec![step("a")]));
     agent.until(51_000, false);
     // Late by an instant: the supervisors have killed by then.
-    let late = agent.hears(61_000, ToAgent::Renewed { session: s1(), seq: 1, lease_ms: None });
+    let late = agent.receives(61_000, ToAgent::Renewed { session: s1(), seq: 1, lease_ms: None });
     assert_eq!(late[..2], ["kill 1.1", "disconnect 1"]);
 }
 
@@ -143,7 +146,7 @@ fn another_session_or_master_ends_the_builds_before_anything_else() {
         agent.breaks(5_000);
         agent.until(5_100, true);
         agent.at(6_000, Event::LinkUp { connection: 2 });
-        assert_eq!(agent.hears(6_500, ToAgent::Welcome(Box::new(other))), ["kill 1.1", "deadline 66000"]);
+        assert_eq!(agent.receives(6_500, ToAgent::Welcome(Box::new(other))), ["kill 1.1", "deadline 66000"]);
         assert_eq!(agent.at(6_600, ended("1.1", 0, StepState::Signalled(9))), ["remove 1.1"]);
     }
 }
@@ -161,7 +164,7 @@ fn a_half_open_link_is_dropped() {
 }
 
 #[test]
-fn a_hello_that_nobody_answers_is_said_anew() {
+fn an_unanswered_hello_is_repeated() {
     let mut agent = Agent::new(settings());
     agent.at(0, Event::Start);
     agent.at(1_000, Event::LinkUp { connection: 1 });
@@ -192,7 +195,7 @@ fn pauses_grow(refused: bool, first: u64, most: u64) {
         assert!((whole / 2..=whole).contains(pause), "pause {i}: {pause} of {whole}");
     }
     agent.at(now, Event::LinkUp { connection: agent.core.connection });
-    agent.hears(now, ToAgent::Welcome(Box::new(welcome())));
+    agent.receives(now, ToAgent::Welcome(Box::new(welcome())));
     agent.breaks(now);
     assert!(agent.core.next_wakeup().unwrap().0 - now <= 100);
 }
@@ -229,16 +232,16 @@ fn another_network_is_tried_at_once_unless_somebody_has_refused() {
 fn without_a_lease_the_patience_with_the_link_counts() {
     let patient = Welcome { lease_ms: None, link_patience_ms: Some(600_000), keepalive_ms: 0, ..welcome() };
     let mut agent = Agent::attached(settings(), patient.clone());
-    agent.hears(2_000, order("1.1", vec![step("a")]));
+    agent.receives(2_000, order("1.1", vec![step("a")]));
     // Missing answers end nothing; from time to time the agent asks whether the session still exists.
     let asked = agent.until(200_000, false);
     assert_eq!(asked.len(), 4, "{asked:?}");
     assert_eq!(asked[2], "181000 hello 1 with hush of m1 [1.1 r1: ]");
-    assert!(agent.hears(200_000, ToAgent::Welcome(Box::new(patient.clone()))).is_empty(), "it goes on");
+    assert!(agent.receives(200_000, ToAgent::Welcome(Box::new(patient.clone()))).is_empty(), "it goes on");
     assert_eq!(agent.breaks(200_000), ["deadline 800000"]);
     agent.until(200_100, false);
     agent.at(300_000, Event::LinkUp { connection: 2 });
-    assert_eq!(agent.hears(300_100, ToAgent::Welcome(Box::new(patient))), ["no deadline"]);
+    assert_eq!(agent.receives(300_100, ToAgent::Welcome(Box::new(patient))), ["no deadline"]);
     agent.breaks(400_000);
     let all = agent.until(1_000_000, false);
     assert!(all.contains(&"1000000 kill 1.1".to_owned()), "{all:?}");
@@ -252,12 +255,12 @@ fn without_a_lease_a_session_that_the_master_has_ended_is_given_up() {
     let asked = agent.until(31_000, false);
     assert!(asked.contains(&"31000 hello 1 with secret of m1 []".to_owned()), "{asked:?}");
     let refused = ToAgent::Refused { reason: "its password is not right".to_owned(), power_off: false };
-    assert_eq!(agent.hears(31_500, refused), ["disconnect 1", "deadline 631500"]);
+    assert_eq!(agent.receives(31_500, refused), ["disconnect 1", "deadline 631500"]);
     let again = agent.until(40_000, false);
     assert!(again[0].ends_with("connect 2 with hush"), "{again:?}");
     agent.at(41_000, Event::LinkUp { connection: 2 });
     let new = Welcome { session: SessionId("s2".to_owned()), ..patient };
-    assert_eq!(agent.hears(41_500, ToAgent::Welcome(Box::new(new))), ["no deadline"]);
+    assert_eq!(agent.receives(41_500, ToAgent::Welcome(Box::new(new))), ["no deadline"]);
     assert!(agent.core.attached());
 }
 
@@ -279,7 +282,7 @@ fn the_secret_is_used_first_and_the_password_when_it_is_of_no_use() {
     assert!(refuse(&mut agent, 2_000).ends_with("with hush"));
     agent.at(4_000, Event::LinkUp { connection: agent.core.connection });
     // Accepted with the password and without a new secret: the old one is no longer valid.
-    let said = agent.hears(4_000, ToAgent::Welcome(Box::new(welcome())));
+    let said = agent.receives(4_000, ToAgent::Welcome(Box::new(welcome())));
     assert_eq!(said, ["forget secret", "deadline 64000"]);
 }
 
@@ -304,7 +307,7 @@ fn a_secret_that_the_master_refuses_twice_is_forgotten() {
         let now = agent.core.next_wakeup().unwrap().0;
         agent.at(now, Event::LinkUp { connection: agent.core.connection });
         let refused = ToAgent::Refused { reason: "no".to_owned(), power_off: false };
-        all.extend(agent.hears(now, refused));
+        all.extend(agent.receives(now, refused));
         all.extend(agent.at(agent.core.next_wakeup().unwrap().0, Event::Tick));
     }
     assert_eq!(

@@ -96,7 +96,7 @@ impl Agent {
         let mut agent = Self::new(settings);
         agent.at(0, Event::Start);
         agent.at(1_000, Event::LinkUp { connection: 1 });
-        agent.hears(1_000, ToAgent::Welcome(Box::new(welcome)));
+        agent.receives(1_000, ToAgent::Welcome(Box::new(welcome)));
         assert!(agent.core.attached());
         agent
     }
@@ -106,7 +106,7 @@ impl Agent {
     }
 
     /// Delivers a message of the master on the newest connection.
-    fn hears(&mut self, ms: u64, message: ToAgent) -> Vec<String> {
+    fn receives(&mut self, ms: u64, message: ToAgent) -> Vec<String> {
         let connection = self.core.connection;
         self.at(ms, Event::FromMaster { connection, message: Box::new(message) })
     }
@@ -128,7 +128,7 @@ impl Agent {
                     && let ToMaster::Heartbeat(Heartbeat { session, seq, .. }) = &**message
                 {
                     let renewed = ToAgent::Renewed { session: session.clone(), seq: *seq, lease_ms: None };
-                    all.extend(self.hears(next.0, renewed).into_iter().map(|text| format!("{} {text}", next.0)));
+                    all.extend(self.receives(next.0, renewed).into_iter().map(|text| format!("{} {text}", next.0)));
                 }
             }
         }

@@ -85,7 +85,7 @@ fn a_broken_table_ends_where_it_breaks() {
 }
 
 #[test]
-fn clouds_are_told_apart_before_there_is_a_network() {
+fn clouds_are_distinguished_before_there_is_a_network() {
     for (files, expected) in [
         (&[("sys_vendor", "Amazon EC2\n"), ("product_name", "m5.large")][..], Some(Cloud::Ec2)),
         (

@@ -1,25 +1,25 @@
-//! The form-encoded body of a question of the broker's.
+//! The form-encoded body of a request from the broker.
 
 use std::collections::HashMap;
 
-/// Fields of a form. What is not UTF-8 once decoded is left out, as if it had not been sent.
+/// The fields of a form. A field that is not UTF-8 is left out.
 pub struct Form(HashMap<String, String>);
 
 impl Form {
-    /// Takes any bytes; of a field that is named twice the last counts.
+    /// Accepts any bytes. If a field is repeated, the last one counts.
     pub fn parse(body: &[u8]) -> Self {
-        // What cannot be decoded becomes a replacement character, which no name, password or address of ours has.
+        // Invalid bytes become a replacement character, which no valid name, password or address contains.
         let broken = |text: &str| text.contains(char::REPLACEMENT_CHARACTER);
         let fields = form_urlencoded::parse(body).filter(|(key, value)| !broken(key) && !broken(value));
         Self(fields.map(|(key, value)| (key.into_owned(), value.into_owned())).collect())
     }
 
-    /// The field, where it was sent.
+    /// The field, if it was sent.
     pub fn get(&self, key: &str) -> Option<&str> {
         self.0.get(key).map(String::as_str)
     }
 
-    /// The field, or nothing.
+    /// The field, or an empty text.
     pub fn text(&self, key: &str) -> &str {
         self.get(key).unwrap_or_default()
     }
@@ -36,7 +36,7 @@ mod tests {
         assert_eq!(form.get("password"), Some("a&b c=é"));
         assert_eq!(form.get("empty"), Some(""));
         assert_eq!(form.get("bare"), Some(""));
-        // A % that begins no escape is itself, as everywhere on the web; what is not UTF-8 is left out.
+        // A % without a valid escape is an ordinary character, as on the web; a field that is not UTF-8 is left out.
         assert_eq!((form.text("x"), form.text("y"), form.get("%")), ("%zz", "%f", Some("")));
         assert_eq!(form.get("z"), None);
         assert_eq!(Form::parse(&[0xff, 0, b'=', b'&', 0xfe]).text("username"), "");

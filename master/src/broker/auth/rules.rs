@@ -1,9 +1,9 @@
-//! What a worker may do once it is in. Pure, and closed: what no rule allows is denied.
+//! What a connected worker may do. These functions are pure, and deny everything that no rule allows.
 
 use rouse_shared::WorkerName;
 use rouse_shared::names::{AGENTS, agent_queue_prefix, control_key, log_key};
 
-/// What was denied, for our log.
+/// What was denied, for the master's log.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct DeniedError(String);
@@ -12,7 +12,7 @@ fn worker(user: &str) -> Result<WorkerName, DeniedError> {
     user.parse().map_err(|_| DeniedError("not the name of a worker".to_owned()))
 }
 
-/// Workers are let into our virtual host and no other.
+/// Workers may only use the master's virtual host.
 ///
 /// # Errors
 /// What is denied.
@@ -21,7 +21,7 @@ pub fn vhost(user: &str, asked: &str, ours: &str) -> Result<(), DeniedError> {
     if asked == ours { Ok(()) } else { Err(DeniedError(format!("may not enter the virtual host {asked:?}"))) }
 }
 
-/// A worker declares and reads its own queues, and writes to the agents' exchange.
+/// A worker may declare and read its own queues, and write to the agents' exchange.
 ///
 /// # Errors
 /// What is denied.
@@ -35,7 +35,7 @@ pub fn resource(user: &str, kind: &str, name: &str, permission: &str) -> Result<
     if allowed { Ok(()) } else { Err(DeniedError(format!("may not {permission:?} the {kind:?} {name:?}"))) }
 }
 
-/// A worker publishes to the agents' exchange under its own two keys.
+/// A worker may publish to the agents' exchange with its own two routing keys.
 ///
 /// # Errors
 /// What is denied.

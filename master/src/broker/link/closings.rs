@@ -1,11 +1,12 @@
-//! What the broker's events say. Whose connection closed: RabbitMQ tells the user when a connection opens, and only its pid when it closes.
+//! Finds out whose connection has closed. RabbitMQ's event has the user when a connection opens, and only its pid when
+//! it closes.
 
 use super::super::limits::KNOWN_CONNECTIONS;
 use rouse_shared::WorkerName;
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-/// The workers' connections that were seen to open.
+/// The known connections of workers.
 #[derive(Default)]
 pub(super) struct Connections {
     by_pid: HashMap<String, WorkerName>,
@@ -13,7 +14,7 @@ pub(super) struct Connections {
 }
 
 impl Connections {
-    /// A connection opened. Users that are no workers, and connections past the bound, are not kept.
+    /// A connection has opened. Users that are not workers, and connections beyond the limit, are not kept.
     pub(super) fn opened(&mut self, pid: &str, user: &str) {
         let Ok(worker) = user.parse::<WorkerName>() else { return };
         if self.by_pid.len() >= KNOWN_CONNECTIONS || self.by_pid.contains_key(pid) {
@@ -23,7 +24,7 @@ impl Connections {
         *self.of_worker.entry(worker).or_default() += 1;
     }
 
-    /// A connection closed; the worker, where it was its last that is known.
+    /// A connection has closed. Returns the worker if it was its last known connection.
     pub(super) fn closed(&mut self, pid: &str) -> Option<WorkerName> {
         let worker = self.by_pid.remove(pid)?;
         let left = self.of_worker.get_mut(&worker)?;
@@ -36,11 +37,11 @@ impl Connections {
     }
 }
 
-/// An address as people write it: RabbitMQ tells it as an Erlang tuple of numbers. Another text stays as it is.
-pub(super) fn address(told: &str) -> String {
-    let tuple = told.strip_prefix('{').and_then(|rest| rest.strip_suffix('}'));
+/// An address in the usual form. RabbitMQ writes it as an Erlang tuple of numbers. Any other text stays as it is.
+pub(super) fn address(text: &str) -> String {
+    let tuple = text.strip_prefix('{').and_then(|rest| rest.strip_suffix('}'));
     let numbers: Option<Vec<u16>> = tuple.and_then(|list| list.split(',').map(|n| n.trim().parse().ok()).collect());
-    let Some(numbers) = numbers else { return told.to_owned() };
+    let Some(numbers) = numbers else { return text.to_owned() };
     if let Ok(parts) = <[u16; 8]>::try_from(numbers.as_slice()) {
         let ip = Ipv6Addr::from(parts);
         return ip.to_ipv4_mapped().map_or_else(|| ip.to_string(), |ip| ip.to_string());
@@ -48,7 +49,7 @@ pub(super) fn address(told: &str) -> String {
     let bytes: Option<Vec<u8>> = numbers.iter().map(|n| u8::try_from(*n).ok()).collect();
     match bytes.and_then(|bytes| <[u8; 4]>::try_from(bytes).ok()) {
         Some(parts) => Ipv4Addr::from(parts).to_string(),
-        None => told.to_owned(),
+        None => text.to_owned(),
     }
 }
 
@@ -71,7 +72,7 @@ mod tests {
 
     #[test]
     fn addresses_are_made_readable() {
-        for (told, expected) in [
+        for (text, expected) in [
             ("{127,0,0,1}", "127.0.0.1"),
             ("{0,0,0,0,0,65535,49152,513}", "192.0.2.1"),
             ("{8193,3512,0,0,0,0,0,1}", "2001:db8::1"),
@@ -80,7 +81,7 @@ mod tests {
             ("{256,0,0,1}", "{256,0,0,1}"),
             ("", ""),
         ] {
-            assert_eq!(address(told), expected);
+            assert_eq!(address(text), expected);
         }
     }
 }

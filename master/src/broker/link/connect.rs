@@ -1,4 +1,4 @@
-//! Connecting to the first broker that answers, and declaring what the talk needs there.
+//! Connects to the first broker that answers, and declares queues and exchanges there.
 
 use super::super::limits::{
     BUILDS_PREFETCH, CONNECT_TIMEOUT, CONTROL_PREFETCH, CONTROL_QUEUE_BYTES, CONTROL_QUEUE_LENGTH, EVENTS_PREFETCH,
@@ -23,18 +23,18 @@ use std::sync::Arc;
 use std::task::Poll;
 use tracing::warn;
 
-/// A channel and what is consumed on it.
+/// A channel with its consumer.
 pub(super) struct Reader {
     pub(super) channel: Channel,
     pub(super) consumer: Consumer,
 }
 
-/// Polls each future once, in their order, and then waits for all: what they send goes out in that order and together.
+/// Polls each future once, in order, and then waits for all. So what they send is sent in that order and together.
 pub(super) async fn in_order<F: Future>(futures: impl Iterator<Item = F>) -> Vec<F::Output> {
     let mut all: Vec<_> = futures.map(|future| Box::pin(maybe_done(future))).collect();
     std::future::poll_fn(|context| {
         for future in &mut all {
-            // Ready or not, the first poll has queued its frames.
+            // The first poll has queued the frames, whether the future is ready or not.
             let _began = future.as_mut().poll(context);
         }
         Poll::Ready(())
@@ -48,7 +48,7 @@ pub(super) async fn in_order<F: Future>(futures: impl Iterator<Item = F>) -> Vec
     outputs
 }
 
-/// Tries each broker once. The error names them all, without passwords.
+/// Tries each broker once. The error names all of them, without passwords.
 pub(super) async fn connect(settings: &LinkSettings) -> Result<Session, String> {
     let tls = match &settings.ca {
         Some(path) => {
@@ -77,7 +77,7 @@ async fn open(uri: &AMQPUri, tls: &OwnedTLSConfig) -> lapin::Result<Session> {
     let logging = dial(uri, tls, "rouse master: logs").await?;
     let out = publishing.create_channel().await?;
     declare(&out).await?;
-    // Exclusive: a second master on the same broker would take half of the messages and understand none.
+    // Exclusive: a second master on the same broker would take half of the messages and understand none of them.
     let control = reader(&reading, CONTROL, CONTROL_PREFETCH, true).await?;
     let logs = reader(&logging, LOGS, LOG_PREFETCH, true).await?;
     let events = match events(&reading).await {
@@ -97,8 +97,8 @@ async fn dial(uri: &AMQPUri, tls: &OwnedTLSConfig, name: &str) -> lapin::Result<
     uri.clone().connect_with_config(properties, tls.clone(), lapin::runtime::default_runtime()?).await
 }
 
-/// Declares the queue of builds alone, for the first boot of a private node.
-pub(in crate::broker) async fn make_inbox(url: &str) -> Result<(), Box<dyn Error + Send + Sync>> {
+/// Declares the submission queue only, for the first start of a private broker.
+pub(in crate::broker) async fn declare_builds(url: &str) -> Result<(), Box<dyn Error + Send + Sync>> {
     let endpoints = Endpoints::parse(url)?;
     let [uri, ..] = endpoints.uris() else { return Ok(()) };
     let connection = dial(uri, &OwnedTLSConfig::default(), "rouse master: first boot").await?;
@@ -140,8 +140,9 @@ async fn builds_queue(channel: &Channel) -> lapin::Result<()> {
     queue(channel, BUILDS, &[("x-queue-type", text("quorum"))]).await
 }
 
-/// Declares and reads the queue of builds. Apart from the rest, since a quorum queue whose quorum is away answers nothing.
-pub(super) async fn inbox(connection: &Connection) -> lapin::Result<Reader> {
+/// Declares and reads the submission queue. Separate from the rest, because a quorum queue without its quorum does not
+/// answer.
+pub(super) async fn read_builds(connection: &Connection) -> lapin::Result<Reader> {
     builds_queue(&connection.create_channel().await?).await?;
     reader(connection, BUILDS, BUILDS_PREFETCH, false).await
 }
@@ -154,7 +155,7 @@ async fn reader(connection: &Connection, queue: &str, prefetch: u16, exclusive: 
     Ok(Reader { channel, consumer })
 }
 
-/// What the broker itself has to tell: connections that open and close, logins that fail.
+/// The broker's events: connections that open and close, logins that fail.
 async fn events(connection: &Connection) -> lapin::Result<Reader> {
     let channel = connection.create_channel().await?;
     let exclusive = QueueDeclareOptions { exclusive: true, ..Default::default() };

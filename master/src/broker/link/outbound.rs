@@ -1,4 +1,4 @@
-//! What goes out: encoded where it is handed over, so that the bytes that wait can be counted and bounded.
+//! Outgoing messages. They are encoded before they are queued, so that the waiting bytes can be counted and limited.
 
 use super::super::limits::{OUTBOUND_BYTES, OUTBOUND_MESSAGES, PUBLISH_BATCH, PUBLISH_BATCH_BYTES};
 use super::Inbound;
@@ -16,35 +16,35 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tracing::warn;
 
-/// What goes out.
+/// An outgoing message.
 #[derive(Debug)]
 pub enum Outbound {
-    /// To an agent's own queue. Comes back as [`Inbound::Unroutable`] where that queue is no more.
+    /// To an agent's own queue. Returned as [`Inbound::Unroutable`] if that queue no longer exists.
     Agent {
-        /// The queue of its hello.
+        /// The queue in its hello.
         queue: String,
-        /// What is said.
+        /// The message.
         message: ToAgent,
     },
-    /// A change, for whoever listens on [`EVENTS`].
+    /// A change, for all listeners on [`EVENTS`].
     Event {
         /// Routing key, at most 255 bytes.
         key: String,
         /// JSON.
         body: Vec<u8>,
     },
-    /// The answer to a submitted build.
+    /// The reply to a submitted build.
     Reply {
         /// The queue that was named in `reply_to`.
         to: String,
-        /// As it came.
+        /// From the submission.
         correlation_id: Option<String>,
         /// JSON.
         body: Vec<u8>,
     },
 }
 
-/// A message as it goes to the broker.
+/// An encoded message.
 pub(super) struct Encoded {
     exchange: &'static str,
     key: ShortString,
@@ -62,7 +62,7 @@ impl Drop for Encoded {
 
 pub(super) type Waiting = mpsc::Receiver<Encoded>;
 
-/// The way out. Closed while the link is down.
+/// The queue of outgoing messages. Closed while the link is down.
 pub(super) struct Outbox {
     queue: mpsc::Sender<Encoded>,
     open: AtomicBool,
@@ -84,7 +84,7 @@ impl Outbox {
         sent
     }
 
-    /// Nothing where it is too large, or where too much is waiting.
+    /// None if the message is too large, or too much is waiting.
     fn encode(&self, message: Outbound) -> Option<Encoded> {
         let transient = BasicProperties::default().with_delivery_mode(1);
         let json = || transient.clone().with_content_type("application/json".into());
@@ -109,7 +109,7 @@ impl Outbox {
         (before + encoded.body.len() <= OUTBOUND_BYTES).then_some(encoded)
     }
 
-    /// Takes messages from now on; what was left from before is stale.
+    /// Accepts messages from now on. Those that are left from before are outdated.
     pub(super) fn open(&self, waiting: &mut Waiting) {
         while waiting.try_recv().is_ok() {
             self.unsent.fetch_add(1, Ordering::Relaxed);
@@ -125,7 +125,7 @@ impl Outbox {
         self.open.load(Ordering::Acquire)
     }
 
-    /// Whether everything that was handed over has been written.
+    /// Whether everything in the queue has been written.
     pub(super) fn is_empty(&self) -> bool {
         self.waiting.load(Ordering::Relaxed) == 0
     }
@@ -142,11 +142,11 @@ fn short(text: String) -> Option<ShortString> {
         .ok()
 }
 
-/// How often returned messages are looked for, and how many times after the last message that could come back.
+/// Interval of the checks for returned messages, and their number after the last message that could be returned.
 const LOOK: Duration = Duration::from_millis(50);
 const LOOKS: u32 = 40;
 
-/// Publishes what waits until the channel fails; then why.
+/// Publishes what waits until the channel fails. Returns the reason.
 pub(super) async fn publish(channel: Channel, waiting: &mut Waiting, inbound: &mpsc::Sender<Inbound>) -> String {
     let mut looks_left = 0;
     let mut batch = Vec::with_capacity(PUBLISH_BATCH);
@@ -177,14 +177,14 @@ pub(super) async fn publish(channel: Channel, waiting: &mut Waiting, inbound: &m
                 message.properties.clone(),
             )
         });
-        // Without confirms nothing more than the writing is waited for.
+        // Without confirms, this only waits until the messages are written.
         for result in in_order(sent).await {
             if let Err(error) = result {
                 return format!("publishing failed: {error}");
             }
         }
         batch.clear();
-        // Without confirms this does not wait: it hands out what the broker has returned so far.
+        // Without confirms, this does not wait. It makes lapin hand out the returned messages.
         match channel.wait_for_confirms().await {
             Ok(returned) => {
                 for message in returned {

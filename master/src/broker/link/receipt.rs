@@ -1,4 +1,4 @@
-//! Acknowledgements: collected for each channel, and sent many at once.
+//! Acknowledgements, which are collected for each channel and sent together.
 
 use super::connect::in_order;
 use crate::sync::lock;
@@ -9,8 +9,8 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard};
 use tokio::sync::Notify;
 
-/// For one delivery. Dropped instead of acknowledged, the broker delivers again after the next reconnection, and not
-/// before. Of an earlier connection it does nothing.
+/// The receipt of one delivery. If it is dropped without an acknowledgement, the broker delivers again after the next
+/// reconnection. Has no effect after its connection has ended.
 #[must_use = "a delivery that is never acknowledged comes again"]
 pub struct Receipt {
     acks: Arc<Acks>,
@@ -24,20 +24,20 @@ impl fmt::Debug for Receipt {
 }
 
 impl Receipt {
-    /// Tells the broker to forget the delivery. Does not wait.
+    /// Acknowledges the delivery. Does not wait.
     pub fn ack(self) {
         self.acks.ack(self.tag);
     }
 }
 
-/// Acknowledges all; what belongs to one channel goes out together.
+/// Acknowledges all. Those of one channel are sent together.
 pub fn ack_all(receipts: Vec<Receipt>) {
     for receipt in receipts {
         receipt.ack();
     }
 }
 
-/// The deliveries of one channel of one connection. Bounded by the channel's prefetch.
+/// The deliveries of one channel of one connection. Limited by the channel's prefetch.
 pub(super) struct Acks {
     state: Mutex<State>,
     more: Notify,
@@ -47,16 +47,16 @@ pub(super) struct Acks {
 struct State {
     /// Delivered, and not acknowledged yet.
     outstanding: BTreeSet<u64>,
-    /// To be acknowledged at the next occasion.
+    /// To be acknowledged next.
     pending: Vec<u64>,
 }
 
-/// What one round tells the broker.
+/// The acknowledgements of one round.
 #[derive(Debug, PartialEq, Eq, Default)]
 struct Round {
     /// Everything up to this tag.
     up_to: Option<u64>,
-    /// These besides.
+    /// Further single deliveries.
     single: Vec<u64>,
 }
 
@@ -65,7 +65,7 @@ impl Acks {
         Arc::new(Self { state: Mutex::default(), more: Notify::new() })
     }
 
-    /// A delivery has come.
+    /// Registers a delivery.
     pub(super) fn receipt(self: &Arc<Self>, tag: u64) -> Receipt {
         self.lock().outstanding.insert(tag);
         Receipt { acks: self.clone(), tag }
@@ -80,7 +80,7 @@ impl Acks {
         lock(&self.state)
     }
 
-    /// Sends what is acknowledged, until the channel fails; then why.
+    /// Sends acknowledgements until the channel fails. Returns the reason.
     pub(super) async fn run(self: Arc<Self>, channel: Channel) -> String {
         loop {
             self.more.notified().await;
@@ -103,7 +103,7 @@ impl State {
         for tag in &pending {
             self.outstanding.remove(tag);
         }
-        // All that came before the oldest delivery that is still held is acknowledged with one word.
+        // One frame acknowledges everything before the oldest unacknowledged delivery.
         let held = self.outstanding.first().copied().unwrap_or(u64::MAX);
         let below = pending.partition_point(|tag| *tag < held);
         let single = pending.split_off(below);

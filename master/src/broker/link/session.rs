@@ -1,6 +1,6 @@
-//! One life of the connections: reads, acknowledges and publishes until the first of them fails.
+//! One session of the connections: reads, acknowledges and publishes until one of them fails.
 
-use super::super::limits::{CLOSED_PROBES, INBOX_RETRY, INBOX_TIMEOUT};
+use super::super::limits::{BUILDS_RETRY, BUILDS_TIMEOUT, CLOSED_PROBES};
 use super::super::rate_limiter::RateLimiter;
 use super::super::refusals::Refusals;
 use super::closings::{Connections, address};
@@ -20,7 +20,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tracing::warn;
 
-/// Where things go.
+/// Where received messages go.
 pub(super) struct Ends {
     pub(super) inbound: mpsc::Sender<Inbound>,
     pub(super) logs: mpsc::Sender<LogDelivery>,
@@ -28,14 +28,14 @@ pub(super) struct Ends {
     pub(super) conduct: RateLimiter,
 }
 
-/// Connected, declared and consuming.
+/// Open connections, with everything declared and consumed.
 pub(super) struct Session {
     pub(super) endpoint: String,
     pub(super) out: Channel,
     pub(super) control: Reader,
     pub(super) logs: Reader,
     pub(super) events: Option<Reader>,
-    /// Of control, events and builds. Closed when dropped, as are the others.
+    /// For control messages, events and builds. Dropping it closes it, as with the others.
     pub(super) reading: Arc<Connection>,
     pub(super) others: [Connection; 2],
 }
@@ -43,16 +43,16 @@ pub(super) struct Session {
 const ENDING: &str = "the master is ending";
 
 impl Session {
-    /// Until something fails; then why.
+    /// Runs until something fails. Returns the reason.
     pub(super) async fn run(self, ends: &Ends, refusals: &Refusals, waiting: &mut Waiting) -> String {
         let Self { endpoint: _, out, control, logs, events, reading, others } = self;
-        // Dropped at the end of this function, and with it every task.
+        // Dropped at the end of this function, which ends every task.
         let mut tasks = JoinSet::new();
         let (inbound, dropped) = (ends.inbound.clone(), ends.dropped.clone());
         let (of_control, of_logs) = (ends.conduct.clone(), ends.conduct.clone());
         read(&mut tasks, control, dropped.clone(), inbound.clone(), move |user, delivery, receipt| {
-            if user.is_some_and(|user| of_control.is_cut_off(user)) {
-                return Err(Reason::CutOff);
+            if user.is_some_and(|user| of_control.is_blocked(user)) {
+                return Err(Reason::SenderBlocked);
             }
             let judged = validate::control(user, delivery.routing_key.as_str(), &delivery.data);
             let (worker, message) = judged.inspect_err(|_| of_control.dropped(user))?;
@@ -60,8 +60,8 @@ impl Session {
             Ok(Inbound::Agent { worker, message, receipt: receipt() })
         });
         read(&mut tasks, logs, dropped.clone(), ends.logs.clone(), move |user, delivery, receipt| {
-            if user.is_some_and(|user| of_logs.is_cut_off(user)) {
-                return Err(Reason::CutOff);
+            if user.is_some_and(|user| of_logs.is_blocked(user)) {
+                return Err(Reason::SenderBlocked);
             }
             let judged = validate::log(user, delivery.routing_key.as_str(), &delivery.data);
             let (worker, chunk) = judged.inspect_err(|_| of_logs.dropped(user))?;
@@ -83,13 +83,13 @@ impl Session {
     }
 }
 
-/// Reads the queue of builds for as long as the connection holds. A queue that does not answer disturbs nothing else.
+/// Reads the submission queue as long as the connection lasts. If the queue does not answer, nothing else is affected.
 async fn take_builds(reading: Arc<Connection>, dropped: Arc<Dropped>, inbound: mpsc::Sender<Inbound>) -> String {
-    let mut told = String::new();
+    let mut reported = String::new();
     loop {
-        let why = match tokio::time::timeout(INBOX_TIMEOUT, connect::inbox(&reading)).await {
+        let why = match tokio::time::timeout(BUILDS_TIMEOUT, connect::read_builds(&reading)).await {
             Ok(Ok(builds)) => {
-                told.clear();
+                reported.clear();
                 let mut tasks = JoinSet::new();
                 read(&mut tasks, builds, dropped.clone(), inbound.clone(), submission);
                 match tasks.join_next().await {
@@ -104,11 +104,11 @@ async fn take_builds(reading: Arc<Connection>, dropped: Arc<Dropped>, inbound: m
         if !reading.status().connected() || inbound.is_closed() {
             return why;
         }
-        if why != told {
+        if why != reported {
             warn!("cannot take builds from the queue {BUILDS}: {why}; retrying");
-            told = why;
+            reported = why;
         }
-        tokio::time::sleep(INBOX_RETRY).await;
+        tokio::time::sleep(BUILDS_RETRY).await;
     }
 }
 
@@ -125,7 +125,7 @@ fn submission(_user: Option<&str>, delivery: &mut Delivery, receipt: &dyn Fn() -
     })
 }
 
-/// Spawns what consumes one queue: judges each delivery, hands on what passes and acknowledges what does not.
+/// Starts the consumer of one queue: validates each delivery, passes on the valid ones and acknowledges the others.
 fn read<T: Send + 'static>(
     tasks: &mut JoinSet<String>,
     reader: Reader,
@@ -160,7 +160,7 @@ fn read<T: Send + 'static>(
     });
 }
 
-/// Follows the broker's own events.
+/// Reads the broker's events.
 async fn listen(reader: Reader, inbound: mpsc::Sender<Inbound>, refusals: Refusals) -> String {
     let acks = Acks::new();
     let acknowledging = acks.clone().run(reader.channel);
@@ -192,8 +192,8 @@ async fn listen(reader: Reader, inbound: mpsc::Sender<Inbound>, refusals: Refusa
                 }
             };
             if let Some(worker) = closed {
-                // Beside this loop, which has other connections to listen to.
-                probes.spawn(tell_closed(worker, inbound.clone()));
+                // In a separate task, because this loop reads the events of other connections.
+                probes.spawn(report_closed(worker, inbound.clone()));
             }
             while probes.try_join_next().is_some() {}
             if inbound.is_closed() {
@@ -208,8 +208,8 @@ async fn listen(reader: Reader, inbound: mpsc::Sender<Inbound>, refusals: Refusa
     }
 }
 
-/// Says that a worker's connection closed, until it has surely been noticed if it was the one that counts.
-async fn tell_closed(worker: WorkerName, inbound: mpsc::Sender<Inbound>) {
+/// Reports that a worker's connection has closed, until it must have been noticed if it was the current one.
+async fn report_closed(worker: WorkerName, inbound: mpsc::Sender<Inbound>) {
     for pause in CLOSED_PROBES {
         tokio::time::sleep(pause).await;
         if inbound.send(Inbound::Closed { worker: worker.clone() }).await.is_err() {
@@ -218,7 +218,7 @@ async fn tell_closed(worker: WorkerName, inbound: mpsc::Sender<Inbound>) {
     }
 }
 
-/// A header's text, or nothing.
+/// The text of a header, or an empty one.
 fn header(headers: &FieldTable, key: &str) -> String {
     match headers.inner().get(key) {
         Some(AMQPValue::LongString(text)) => text.to_string(),

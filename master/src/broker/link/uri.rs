@@ -1,4 +1,4 @@
-//! The brokers of a URL as lapin dials them.
+//! The brokers of a URL in the form that lapin needs.
 
 use super::super::limits::{AMQP_HEARTBEAT, FRAME_MAX};
 use lapin::uri::{AMQPScheme, AMQPUri};
@@ -6,7 +6,7 @@ use rouse_shared::BrokerUrl;
 use rouse_shared::broker_url::UrlError;
 use std::fmt;
 
-/// Brokers in order of preference, with user, password and virtual host. Its `Debug` is without the password.
+/// Brokers in order of preference, with user, password and virtual host. `Debug` omits the password.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Endpoints(Vec<AMQPUri>);
 
@@ -16,19 +16,19 @@ impl fmt::Debug for Endpoints {
     }
 }
 
-/// A broker as it may be logged.
+/// A broker's URL for logs.
 pub fn shown(uri: &AMQPUri) -> String {
     format!("{}://{}:{}/{}", uri.scheme, uri.authority.host, uri.authority.port, uri.vhost)
 }
 
 impl Endpoints {
-    /// Takes the URL apart, as [`BrokerUrl::parse`] does.
+    /// Parses the URL like [`BrokerUrl::parse`].
     ///
     /// # Errors
     /// What is wrong with the URL, without its text.
     pub fn parse(url: &str) -> Result<Self, UrlError> {
         let url = BrokerUrl::parse(url)?;
-        // The query alone is left to lapin: of an IPv6 address it would make localhost.
+        // lapin parses only the query: it would turn an IPv6 address into localhost.
         let mut uri: AMQPUri = format!("amqp://broker/?{}", url.query).parse().map_err(|_| UrlError::Query)?;
         uri.scheme = if url.tls { AMQPScheme::AMQPS } else { AMQPScheme::AMQP };
         uri.vhost = url.vhost;
@@ -48,7 +48,7 @@ impl Endpoints {
         Ok(Self(url.hosts.into_iter().map(with_host).collect()))
     }
 
-    /// The virtual host, which the [`super::super::AuthServer`] must be told.
+    /// The virtual host, which the [`super::super::AuthServer`] needs.
     pub fn vhost(&self) -> &str {
         self.0.first().map_or("/", |uri| uri.vhost.as_str())
     }

@@ -1,4 +1,4 @@
-//! Which deliveries are messages at all. What is none is counted, logged once for each sender, and forgotten.
+//! Decides which deliveries are valid messages. The others are counted, logged once for each sender, and dropped.
 
 use super::super::limits::REMEMBERED_LOG_LINES;
 use super::super::refusals::shown;
@@ -15,21 +15,21 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use tracing::warn;
 
-/// Why a delivery was thrown away.
+/// Why a delivery was dropped.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Reason {
     /// Without `user_id`, so anybody may have sent it.
     NoUserId,
-    /// From one sender under the key, or with the queue, of another.
+    /// With the routing key or the queue of another worker.
     Misaddressed,
     /// Larger than the wire allows.
     Oversized,
     /// Not MessagePack.
     Malformed,
-    /// MessagePack, but no message that this version knows.
+    /// MessagePack, but of a kind that this version does not know.
     Unknown,
-    /// From an agent that is cut off.
-    CutOff,
+    /// From an agent that is blocked.
+    SenderBlocked,
 }
 
 impl fmt::Display for Reason {
@@ -39,41 +39,41 @@ impl fmt::Display for Reason {
             Self::Misaddressed => "its routing key or queue is not its sender's",
             Self::Oversized => "it is too large",
             Self::Malformed => "it is malformed",
-            Self::CutOff => "its sender is being ignored",
+            Self::SenderBlocked => "its sender is blocked",
             Self::Unknown => "it is of an unknown kind, perhaps of a newer version",
         })
     }
 }
 
-/// How many deliveries were thrown away since the start, by reason.
+/// Numbers of dropped deliveries since the start, by reason.
 #[derive(Default)]
 pub struct Dropped {
     /// Without `user_id`.
     pub no_user_id: AtomicU64,
-    /// From one sender under the key, or with the queue, of another.
+    /// With the routing key or the queue of another worker.
     pub misaddressed: AtomicU64,
     /// Larger than the wire allows.
     pub oversized: AtomicU64,
     /// Not MessagePack.
     pub malformed: AtomicU64,
-    /// MessagePack, but no message that this version knows.
+    /// MessagePack, but of a kind that this version does not know.
     pub unknown: AtomicU64,
-    /// From an agent that is cut off.
-    pub cut_off: AtomicU64,
-    /// Who was logged for what.
+    /// From an agent that is blocked.
+    pub blocked: AtomicU64,
+    /// The senders and reasons that have been logged.
     logged: Mutex<HashSet<(Reason, String)>>,
 }
 
 impl Dropped {
-    /// All of them together.
+    /// The sum of all.
     pub fn total(&self) -> u64 {
-        [&self.no_user_id, &self.misaddressed, &self.oversized, &self.malformed, &self.unknown, &self.cut_off]
+        [&self.no_user_id, &self.misaddressed, &self.oversized, &self.malformed, &self.unknown, &self.blocked]
             .iter()
             .map(|count| count.load(Ordering::Relaxed))
             .sum()
     }
 
-    /// Counts, and logs the first of a sender and reason.
+    /// Counts a delivery, and logs the first one of each sender and reason.
     pub(super) fn count(&self, reason: Reason, user: Option<&str>, key: &str) {
         let count = match reason {
             Reason::NoUserId => &self.no_user_id,
@@ -81,7 +81,7 @@ impl Dropped {
             Reason::Oversized => &self.oversized,
             Reason::Malformed => &self.malformed,
             Reason::Unknown => &self.unknown,
-            Reason::CutOff => &self.cut_off,
+            Reason::SenderBlocked => &self.blocked,
         };
         count.fetch_add(1, Ordering::Relaxed);
         let sender = shown(user.unwrap_or(key));
@@ -92,27 +92,27 @@ impl Dropped {
     }
 }
 
-/// A message of an agent's, from a delivery.
+/// The message in an agent's delivery.
 pub(super) fn control(user: Option<&str>, key: &str, body: &[u8]) -> Result<(WorkerName, ToMaster), Reason> {
     let worker = sender(user, key, control_key)?;
     let message: ToMaster = decode(body)?;
     if let ToMaster::Hello(hello) = &message
         && !hello.queue.starts_with(&agent_queue_prefix(&worker))
     {
-        // Else the master would send what is for this worker into another's queue.
+        // Otherwise the master would send this worker's messages to another worker's queue.
         return Err(Reason::Misaddressed);
     }
     Ok((worker, message))
 }
 
-/// A piece of a log, from a delivery.
+/// The log chunk in a delivery.
 pub(super) fn log(user: Option<&str>, key: &str, body: &[u8]) -> Result<(WorkerName, LogChunk), Reason> {
     let worker = sender(user, key, log_key)?;
     let chunk: LogChunk = decode(body)?;
     if chunk.bytes.len() > LOG_CHUNK { Err(Reason::Oversized) } else { Ok((worker, chunk)) }
 }
 
-/// Of a submitted build only the size is looked at here.
+/// Checks only the size of a submitted build.
 pub(super) fn submission(body: &[u8]) -> Result<(), Reason> {
     if body.len() > MAX_MESSAGE { Err(Reason::Oversized) } else { Ok(()) }
 }

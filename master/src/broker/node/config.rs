@@ -60,7 +60,7 @@ pub fn prepare(settings: &NodeSettings, master_on_loopback: bool) -> Result<Prep
     };
     let password = password(&dir)?;
     write(&dir.join("rabbitmq.conf"), &configuration(settings, &dir, &password, master_on_loopback))?;
-    // Beside the configuration file RabbitMQ reads these two from /etc unless it is told of others.
+    // Beside the configuration file RabbitMQ reads these two from /etc unless others are configured.
     write(&dir.join("advanced.config"), "[].\n")?;
     write(
         &dir.join("enabled_plugins"),
@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn the_password_is_kept_private_and_its_loss_is_told() {
+    fn the_password_is_kept_private_and_its_loss_is_reported() {
         use std::os::unix::fs::PermissionsExt;
         let dir = tempfile::tempdir().unwrap();
         // What a first boot that was cut short has left is no hindrance.

@@ -1,4 +1,4 @@
-//! Keeps epmd and the broker running until told to stop.
+//! Keeps epmd and the broker running until they are to stop.
 
 use super::super::limits::{NODE_READY, NODE_RESTART, NODE_SETTLED, NODE_STOP};
 use super::config::Prepared;
@@ -33,7 +33,7 @@ pub fn run(
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(source) => {
-            tell(first, Err(NodeError::Spawn { program: "the supervisor of the private broker".into(), source }));
+            send_first(first, Err(NodeError::Spawn { program: "the supervisor of the private broker".into(), source }));
             return;
         }
     };
@@ -43,7 +43,7 @@ pub fn run(
 }
 
 /// The starter may have given up; then the stop signal follows at once.
-fn tell(first: oneshot::Sender<Result<(), NodeError>>, result: Result<(), NodeError>) {
+fn send_first(first: oneshot::Sender<Result<(), NodeError>>, result: Result<(), NodeError>) {
     if first.send(result).is_err() {
         info!("nobody waits for the private broker any more");
     }
@@ -72,7 +72,7 @@ async fn supervise(
                 info!(pid, "the private broker is ready");
                 report.send_replace(NodeState::Ready { pid });
                 if let Some(first) = first.take() {
-                    tell(first, Ok(()));
+                    send_first(first, Ok(()));
                 }
                 tokio::select! {
                     why = watch_over(&mut running, node, programs, &mut pause) => {
@@ -93,7 +93,7 @@ async fn supervise(
             }
             Err(error) => {
                 if let Some(first) = first.take() {
-                    tell(first, Err(error));
+                    send_first(first, Err(error));
                     return;
                 }
                 Chain(&error).to_string()

@@ -47,7 +47,7 @@ fn first_start(failures: u32) -> (Result<(), NodeError>, usize) {
         let ended = supervisor.join();
         over.store(true, Ordering::Relaxed);
         ended.expect("it ends");
-        result.expect("it is told")
+        result.expect("a result")
     });
     let starts = fs::read_to_string(dir.path().join("starts")).expect("it was started");
     (result, starts.lines().count())

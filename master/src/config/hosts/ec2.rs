@@ -66,8 +66,7 @@ impl Ec2Config {
     }
 }
 
-/// What a place is called: endpoint, region, and the access key or the profile that is billed. Without a region it is the
-/// credentials chain's.
+/// The name of a place: endpoint, region, and access key or profile.
 pub fn place_name(endpoint: Option<&str>, region: Option<&str>, key: Option<&str>, profile: Option<&str>) -> String {
     let region = region.unwrap_or("the default region");
     let of = match endpoint {
@@ -171,13 +170,13 @@ pub(super) const NOT_OF_THE_HOST: &[&str] = &[
 pub(super) fn read(table: &Table<'_>) -> Option<Ec2Config> {
     let instance_types = table.required("instance_type", "instance_type = \"m5.large\"", |v| {
         let types = v.one_or_list(|v| v.word())?;
-        if types.is_empty() { v.fault("must have one type at least") } else { Some(types) }
+        if types.is_empty() { v.error("must have one type at least") } else { Some(types) }
     });
     let image = image(table);
     let credentials = credentials(table);
     let spot = spot(table);
     let one_only = |v: &Value<'_>| match v.member {
-        Some(member) if member.of > 1 => v.fault(format!(
+        Some(member) if member.of > 1 => v.error(format!(
             "for one worker only, and this template gives {}: leave it out, or name one worker",
             member.of
         )),
@@ -186,7 +185,7 @@ pub(super) fn read(table: &Table<'_>) -> Option<Ec2Config> {
     let on_idle = on_idle(table, spot.is_some());
     let endpoint_url = table.optional("endpoint_url", |v| {
         let text = v.word_or_empty()?;
-        url::web(&text).map_or_else(|why| v.fault(why), |()| Some(text))
+        url::web(&text).map_or_else(|why| v.error(why), |()| Some(text))
     });
     Some(Ec2Config {
         region: table.optional("region", |v| v.word_or_empty()),
@@ -201,7 +200,7 @@ pub(super) fn read(table: &Table<'_>) -> Option<Ec2Config> {
         elastic_ip: table.optional("elastic_ip", |v| {
             one_only(v)?;
             let text = v.word()?;
-            text.parse().ok().or_else(|| v.fault("not an IPv4 address: write \"208.77.188.166\""))
+            text.parse().ok().or_else(|| v.error("not an IPv4 address: write \"208.77.188.166\""))
         }),
         tags: table.or("tags", BTreeMap::new(), |v| v.texts(tag_name)),
         volumes: table.or("volumes", Vec::new(), |v| {
@@ -229,7 +228,7 @@ fn on_idle(table: &Table<'_>, spot: bool) -> IdleHost {
         && spot
         && let Some(value) = table.get("on_idle")
     {
-        value.fault::<()>(
+        value.error::<()>(
             "not for spot instances: AWS stops only those of a persistent request, which would buy anew by itself; write \
              on_idle = \"terminate\", or leave spot_instance out",
         );
@@ -243,7 +242,7 @@ fn image(table: &Table<'_>) -> Option<Ec2Image> {
     let location = table.get("valid_ami_location_regex");
     if let Some(id) = id {
         for filter in [&owners, &location].into_iter().flatten() {
-            filter.fault::<()>("a filter beside `ami`: give the one image, or the filters");
+            filter.error::<()>("a filter beside `ami`: give the one image, or the filters");
         }
         return id.word().map(Ec2Image::Id);
     }
@@ -253,7 +252,7 @@ fn image(table: &Table<'_>) -> Option<Ec2Image> {
     }
     let owners = owners.map_or(Some(Vec::new()), |v| {
         let owners = v.one_or_list(owner)?;
-        if owners.is_empty() { v.fault("must have one account number at least") } else { Some(owners) }
+        if owners.is_empty() { v.error("must have one account number at least") } else { Some(owners) }
     });
     let location = location.map(|v| v.regex(|text| format!("^(?:{text})")));
     Some(Ec2Image::Last { owners: owners?, location: location.map_or(Some(None), |l| l.map(Some))? })
@@ -263,7 +262,7 @@ fn image(table: &Table<'_>) -> Option<Ec2Image> {
 fn owner(value: &Value<'_>) -> Option<String> {
     let number = value.large()?;
     if number > 999_999_999_999 {
-        return value.fault("an account number has 12 digits");
+        return value.error("an account number has 12 digits");
     }
     Some(format!("{number:012}"))
 }
@@ -275,8 +274,8 @@ fn credentials(table: &Table<'_>) -> Option<(String, Secret)> {
             let (id, secret) = (id.word(), secret.secret());
             Some((id?, secret?))
         }
-        (Some(id), None) => id.fault("identifier needs secret_identifier beside it"),
-        (None, Some(secret)) => secret.fault("secret_identifier needs identifier beside it"),
+        (Some(id), None) => id.error("identifier needs secret_identifier beside it"),
+        (None, Some(secret)) => secret.error("secret_identifier needs identifier beside it"),
         (None, None) => None,
     }
 }
@@ -284,7 +283,7 @@ fn credentials(table: &Table<'_>) -> Option<(String, Secret)> {
 fn spot(table: &Table<'_>) -> Option<Spot> {
     let above_zero = |v: &Value<'_>| {
         let number = v.number()?;
-        if number > 0.0 { Some(number) } else { v.fault("must be above 0") }
+        if number > 0.0 { Some(number) } else { v.error("must be above 0") }
     };
     let wanted = table.or("spot_instance", false, |v| v.boolean());
     let spot = Spot {
@@ -308,7 +307,7 @@ fn zone(value: &Value<'_>) -> Option<String> {
     if zone.len() == 1 && zone.bytes().all(|b| b.is_ascii_lowercase()) {
         return Some(zone);
     }
-    value.fault(format!("{:?} is not the letter of an availability zone: write \"b\"", shorten(&zone)))
+    value.error(format!("{:?} is not the letter of an availability zone: write \"b\"", shorten(&zone)))
 }
 
 fn tag_name(name: &str) -> Result<(), String> {
@@ -325,7 +324,7 @@ fn volume(value: &Value<'_>) -> Option<Volume> {
             let (id, device) = (id.word(), device.word());
             Some(Volume { id: id?, device: device? })
         }
-        _ => value.fault(format!("expected {SHAPE}")),
+        _ => value.error(format!("expected {SHAPE}")),
     }
 }
 

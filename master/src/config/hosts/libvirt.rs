@@ -49,20 +49,20 @@ pub(super) const NOT_OF_THE_HOST: &[&str] = &[];
 pub(super) fn read(table: &Table<'_>) -> Option<LibvirtConfig> {
     let connection = table.required("connection", "connection = \"qemu:///session\"", |v| {
         let text = v.word()?;
-        if text.contains(":/") { Some(text) } else { v.fault("not an address of libvirt: write \"qemu:///session\"") }
+        if text.contains(":/") { Some(text) } else { v.error("not an address of libvirt: write \"qemu:///session\"") }
     });
     let xml = table.or("xml", DomainXml::Defined, xml);
     let hd_image = table.optional("hd_image", |v| v.path());
     let base_image = table.optional("base_image", |v| v.path());
     if let Some(value) = table.get("hd_image").filter(|_| hd_image.is_some() && hd_image == base_image) {
-        value.fault::<()>("is the base image itself, which is never written to: name another file");
+        value.error::<()>("is the base image itself, which is never written to: name another file");
     }
     if !table.map.contains_key("hd_image") && (base_image.is_some() || xml == DomainXml::Builtin) {
         table.missing("hd_image", "hd_image = \"/path/to/disk.qcow2\", the disk to boot from");
     }
     if let (Some(base), Some(connection), Some(value)) = (&base_image, &connection, table.get("base_image")) {
         if !connection_is_local(connection) {
-            value.fault::<()>(NEEDS_LOCAL);
+            value.error::<()>(NEEDS_LOCAL);
         } else if !base.exists() {
             // It may still be on its way.
             value.warn(format!("{} is not there", base.display()));
@@ -84,5 +84,5 @@ fn xml(value: &Value<'_>) -> Option<DomainXml> {
     if !value.is_text() {
         return value.file_content(SHAPE).map(DomainXml::Text);
     }
-    if value.text()? == "builtin" { Some(DomainXml::Builtin) } else { value.fault(format!("expected {SHAPE}")) }
+    if value.text()? == "builtin" { Some(DomainXml::Builtin) } else { value.error(format!("expected {SHAPE}")) }
 }

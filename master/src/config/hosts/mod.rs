@@ -73,6 +73,15 @@ impl HostConfig {
         }
     }
 
+    /// USD an hour that its hosts cost, if the section says.
+    pub(super) fn price(&self) -> Option<f64> {
+        match self {
+            Self::Ec2(host) => host.price_per_hour,
+            Self::Openstack(host) => host.price_per_hour,
+            Self::Process(_) | Self::Libvirt(_) => None,
+        }
+    }
+
     /// Where its hosts are made, in the words of the configuration: what fails together there.
     pub(super) fn place(&self) -> String {
         match self {

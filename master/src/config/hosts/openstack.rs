@@ -9,7 +9,7 @@ use std::path::PathBuf;
 /// How an OpenStack host is made. Credentials that are absent come from the `OS_*` environment or the `clouds.yaml` entry.
 #[derive(Clone, PartialEq, Debug)]
 pub struct OpenstackConfig {
-    /// Ids or names, tried in order when the cloud has no room; at least one.
+    /// Ids or names, which are tried in order if the cloud has no capacity. At least one.
     pub flavors: Vec<String>,
     /// What it boots.
     pub image: OpenstackImage,
@@ -43,7 +43,7 @@ pub struct OpenstackConfig {
     pub security_groups: Vec<String>,
     /// Sent beside the agent's own boot data.
     pub user_data: Option<String>,
-    /// Availability zones, tried in order when there is no room; empty: the cloud chooses.
+    /// Availability zones, which are tried in order if there is no capacity. Empty: the cloud chooses.
     pub availability_zones: Vec<String>,
     /// Boot from a volume of so many gigabytes; absent: from the image itself.
     pub boot_volume_gb: Option<u32>,
@@ -56,7 +56,7 @@ pub struct OpenstackConfig {
 }
 
 impl OpenstackConfig {
-    /// Where its hosts are made: cloud, account, project and region, as far as the section names them.
+    /// Where its hosts are created: cloud, user, project and region, as far as the section names them.
     pub fn place(&self) -> String {
         let cloud = self.cloud.as_ref().or(self.os_auth_url.as_ref());
         let mut place = cloud.map_or("the cloud of the environment", String::as_str).to_owned();
@@ -123,13 +123,13 @@ pub(super) const NOT_OF_THE_HOST: &[&str] = &[
 pub(super) fn read(table: &Table<'_>) -> Option<OpenstackConfig> {
     let flavors = table.required("flavor", "flavor = \"…\", an id or a name", |v| {
         let flavors = v.one_or_list(|v| v.word())?;
-        if flavors.is_empty() { v.fault("must have one flavor at least") } else { Some(flavors) }
+        if flavors.is_empty() { v.error("must have one flavor at least") } else { Some(flavors) }
     });
     let image = table.required("image", "image = \"…\", an id or a name", image);
     let application_credential = application_credential(table);
     let os_auth_url = table.optional("os_auth_url", |v| {
         let text = v.word_or_empty()?;
-        url::web(&text).map_or_else(|why| v.fault(why), |()| Some(text))
+        url::web(&text).map_or_else(|why| v.error(why), |()| Some(text))
     });
     Some(OpenstackConfig {
         cloud: table.optional("cloud", |v| v.word_or_empty()),
@@ -168,7 +168,7 @@ fn application_credential(table: &Table<'_>) -> Option<(String, Secret)> {
     if let Some(given) = id.as_ref().or(secret.as_ref()) {
         for key in ["os_username", "os_password"] {
             if table.map.contains_key(key) {
-                given.fault::<()>(format!("stands instead of user and password: leave out this, or {key}"));
+                given.error::<()>(format!("stands instead of user and password: leave out this, or {key}"));
             }
         }
     }
@@ -177,8 +177,8 @@ fn application_credential(table: &Table<'_>) -> Option<(String, Secret)> {
             let (id, secret) = (id.word(), secret.secret());
             Some((id?, secret?))
         }
-        (Some(id), None) => id.fault("needs os_application_credential_secret beside it"),
-        (None, Some(secret)) => secret.fault("needs os_application_credential_id beside it"),
+        (Some(id), None) => id.error("needs os_application_credential_secret beside it"),
+        (None, Some(secret)) => secret.error("needs os_application_credential_id beside it"),
         (None, None) => None,
     }
 }
@@ -200,18 +200,18 @@ fn image(value: &Value<'_>) -> Option<OpenstackImage> {
         }
         (None, Some(command)) => {
             if let Some(pick) = pick {
-                pick.fault::<()>("only beside name_regex: the command picks by itself");
+                pick.error::<()>("only beside name_regex: the command picks by itself");
             }
             let mut words = command.list(|v| v.text())?;
             let Some(program) = command.items("a list")?.first().and_then(Value::program) else {
-                return command.fault("must begin with a program");
+                return command.error("must begin with a program");
             };
             if let (Some(first), Some(program)) = (words.first_mut(), program.to_str()) {
                 *first = program.to_owned();
             }
             Some(OpenstackImage::Command(words))
         }
-        (Some(_), Some(_)) => value.fault("has both name_regex and command: one of them is enough"),
-        (None, None) => value.fault(format!("expected {SHAPE}")),
+        (Some(_), Some(_)) => value.error("has both name_regex and command: one of them is enough"),
+        (None, None) => value.error(format!("expected {SHAPE}")),
     }
 }

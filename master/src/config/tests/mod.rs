@@ -1,4 +1,4 @@
-//! The configuration from text to plan, and the words in which faults are told.
+//! The configuration from text to plan, and the messages about its errors.
 #![allow(clippy::unwrap_used)]
 
 use super::*;
@@ -17,16 +17,16 @@ fn reading(text: &str) -> Reading {
     read_text(text, Path::new("rouse.toml"), &env)
 }
 
-/// The configuration in a text that has no fault.
+/// The configuration in a text that has no error.
 fn good(text: &str) -> Config {
     let reading = reading(text);
-    assert_eq!(reading.faults, [], "{text}");
+    assert_eq!(reading.errors, [], "{text}");
     reading.config.unwrap()
 }
 
-/// The faults of a text, as they are printed.
-fn faults(text: &str) -> Vec<String> {
-    reading(text).faults.iter().map(ToString::to_string).collect()
+/// The errors of a text, as they are printed.
+fn errors(text: &str) -> Vec<String> {
+    reading(text).errors.iter().map(ToString::to_string).collect()
 }
 
 fn warnings(text: &str) -> Vec<String> {
@@ -64,10 +64,10 @@ fn example() -> (tempfile::TempDir, PathBuf, Reading) {
 #[test]
 fn nothing_is_wrong_with_the_example() {
     let (dir, _, reading) = example();
-    assert_eq!(reading.faults, []);
+    assert_eq!(reading.errors, []);
     let config = reading.config.unwrap();
-    let missing = |w: &&Fault| !w.message.contains("no such provider");
-    assert_eq!(config.warnings.iter().filter(missing).collect::<Vec<_>>(), Vec::<&Fault>::new());
+    let missing = |w: &&Problem| !w.message.contains("no such provider");
+    assert_eq!(config.warnings.iter().filter(missing).collect::<Vec<_>>(), Vec::<&Problem>::new());
     let sections = [(ProviderKind::Ec2, 2), (ProviderKind::Libvirt, 1), (ProviderKind::Openstack, 3)];
     let absent = sections.iter().filter(|(kind, _)| !AVAILABLE.contains(kind)).map(|(_, sections)| sections);
     assert_eq!(config.warnings.len(), absent.sum::<usize>(), "one for each section of a provider that is not there");
@@ -119,14 +119,18 @@ fn nothing_is_wrong_with_the_example() {
 }
 
 #[test]
-fn all_faults_at_once() {
+fn all_errors_at_once() {
     let here = std::path::absolute("rouse.toml").unwrap();
     let here = here.parent().unwrap().to_str().unwrap().to_owned();
-    let found = faults(include_str!("faulty.toml")).join("\n").replace(&here, "HERE") + "\n";
+    let found = errors(include_str!("faulty.toml")).join("\n").replace(&here, "HERE") + "\n";
     if std::env::var_os("ROUSE_ACCEPT").is_some() {
         std::fs::write(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/config/tests/faulty.expected"), &found).unwrap();
     }
-    assert_eq!(found, include_str!("faulty.expected"), "accept with ROUSE_ACCEPT=1 cargo test -p rouse-master faults");
+    assert_eq!(
+        found,
+        include_str!("faulty.expected"),
+        "accept with ROUSE_ACCEPT=1 cargo test -p rouse-master all_errors"
+    );
     assert!(!found.contains("hunter2"), "a password was printed");
 }
 
@@ -151,20 +155,20 @@ fn leases() {
     assert_eq!(lease("keepalive_interval = \"1m\""), Some(Duration::from_secs(360)));
     assert_eq!(lease("keepalive_interval = 30\nlease = 60"), Some(Duration::from_secs(60)));
     assert_eq!(lease("keepalive_interval = \"none\""), None);
-    let fault = faults(&standing("keepalive_interval = \"none\"\nlease = 60"));
-    assert_eq!(fault.len(), 1, "{fault:?}");
-    assert!(fault[0].starts_with("rouse.toml:6:9: worker.lease: there is no lease"), "{fault:?}");
-    let fault = faults(&standing("keepalive_interval = 31\nlease = 60"));
-    assert!(fault[0].contains("worker.lease: must be two keepalive intervals at least, 1m2s"), "{fault:?}");
+    let error = errors(&standing("keepalive_interval = \"none\"\nlease = 60"));
+    assert_eq!(error.len(), 1, "{error:?}");
+    assert!(error[0].starts_with("rouse.toml:6:9: worker.lease: there is no lease"), "{error:?}");
+    let error = errors(&standing("keepalive_interval = 31\nlease = 60"));
+    assert!(error[0].contains("worker.lease: must be two keepalive intervals at least, 1m2s"), "{error:?}");
 }
 
 #[test]
 fn syntax_errors_have_their_place() {
     assert_eq!(
-        faults("[master]\nname = \n"),
+        errors("[master]\nname = \n"),
         ["rouse.toml:2:8: not TOML: string values must be quoted, expected literal string"]
     );
-    assert_eq!(faults("a = 1\na = 2\nb = 1\nb = 2\n").len(), 2);
+    assert_eq!(errors("a = 1\na = 2\nb = 1\nb = 2\n").len(), 2);
 }
 
 #[test]
@@ -175,15 +179,15 @@ fn likely_slips_are_warned_of() {
 
     let libvirt = standing("[worker.libvirt]\nconnection = \"qemu+ssh://h.example.org/system\"\nhd_image = \"d\"");
     let unreachable = "its host could not reach the broker";
-    let told =
+    let unreachable_warnings =
         |broker: &str| warnings(&format!("{broker}\n{libvirt}")).iter().filter(|w| w.contains(unreachable)).count();
-    assert_eq!(told(""), 1);
-    assert_eq!(told("broker.listen = [\"127.0.0.1:5672\", \"192.0.2.1:5672\"]"), 0);
-    assert_eq!(told("broker.listen = \"0.0.0.0:5672\""), 1);
-    assert_eq!(told("broker.agent_url = \"amqp://192.0.2.1\""), 0);
-    assert_eq!(told("broker.agent_url = \"amqp://127.0.0.1\""), 1);
-    assert_eq!(told("broker.url = \"amqp://a:b@localhost:5672,[::1]/v\""), 1);
-    assert_eq!(told("broker.url = \"amqp://a:b@mq.example.org/v\""), 0);
+    assert_eq!(unreachable_warnings(""), 1);
+    assert_eq!(unreachable_warnings("broker.listen = [\"127.0.0.1:5672\", \"192.0.2.1:5672\"]"), 0);
+    assert_eq!(unreachable_warnings("broker.listen = \"0.0.0.0:5672\""), 1);
+    assert_eq!(unreachable_warnings("broker.agent_url = \"amqp://192.0.2.1\""), 0);
+    assert_eq!(unreachable_warnings("broker.agent_url = \"amqp://127.0.0.1\""), 1);
+    assert_eq!(unreachable_warnings("broker.url = \"amqp://a:b@localhost:5672,[::1]/v\""), 1);
+    assert_eq!(unreachable_warnings("broker.url = \"amqp://a:b@mq.example.org/v\""), 0);
 
     let process = |name, idle| {
         warnings(&format!(
@@ -201,7 +205,7 @@ fn likely_slips_are_warned_of() {
 fn names_clash_across_templates() {
     let two = |a: &str, b: &str| {
         let section = |name| format!("[[worker]]\nname = \"{name}\"\npassword = \"x\"\n");
-        faults(&format!("{}{}", section(a), section(b)))
+        errors(&format!("{}{}", section(a), section(b)))
     };
     assert_eq!(two("w{1..3}", "w4"), [""; 0]);
     assert_eq!(
@@ -220,7 +224,7 @@ fn secrets_are_read_and_not_shown() {
         std::fs::write(dir.path().join("w.secret"), content).unwrap();
         let text = standing("").replace("\"x\"", "{ file = \"{name}.secret\" }");
         let reading = read_text(&text, &path, &env);
-        (reading.config.map(|c| worker(&c, "w").password), reading.faults.len())
+        (reading.config.map(|c| worker(&c, "w").password), reading.errors.len())
     };
     assert_eq!(read(b"one\n"), (Some(Digest::of("one")), 0));
     assert_eq!(read(b" two \r\n"), (Some(Digest::of(" two ")), 0));
@@ -234,15 +238,15 @@ fn secrets_are_read_and_not_shown() {
         "{MASTER}api_token = \"hunter2\"\n[broker]\nurl = \"amqp://u:hunter2@h.example.org\"\n[mail]\nrelay = \"smtp://u:hunter2@h.example.org\""
     ));
     assert!(!format!("{config:?}").contains("hunter2"));
-    for (bad, told) in [
+    for (bad, expected) in [
         ("{ file = \"a\", env = \"B\" }", "has both file and env"),
         ("{}", "expected a string, { file"),
         ("{ path = \"a\" }", "unknown key"),
         ("7", "found an integer"),
         ("{ env = \"NOPE\" }", "the environment has no NOPE"),
     ] {
-        let found = faults(&standing("").replace("\"x\"", bad)).join("\n");
-        assert!(found.contains(told), "{bad}: {found}");
+        let found = errors(&standing("").replace("\"x\"", bad)).join("\n");
+        assert!(found.contains(expected), "{bad}: {found}");
     }
 }
 
@@ -270,13 +274,13 @@ fn relays_and_addresses() {
         "smtp://h/x",
         "smtp://a b",
     ] {
-        assert_eq!(faults(&format!("[mail]\nrelay = \"{bad}\"")).len(), 1, "{bad}");
+        assert_eq!(errors(&format!("[mail]\nrelay = \"{bad}\"")).len(), 1, "{bad}");
     }
     for ok in ["amqps://rouse:secret@mq1.example.org,mq2.example.org/rouse", "amqp://h:5672", "amqp://[::1]:5672/%2f"] {
         assert_eq!(good(&format!("[broker]\nurl = \"{ok}\"")).broker.url.unwrap().expose(), ok);
     }
     for bad in ["amqp://", "amqp://a,,b", "amqp://h/a/b", "http://h", "amqp://h:99999", "amqp://h!"] {
-        assert_eq!(faults(&format!("[broker]\nurl = \"{bad}\"")).len(), 1, "{bad}");
+        assert_eq!(errors(&format!("[broker]\nurl = \"{bad}\"")).len(), 1, "{bad}");
     }
 }
 
@@ -291,7 +295,7 @@ fn the_fingerprint_follows_what_shapes_a_host() {
         let text = text.replace(dir.path().to_str().unwrap(), _dir.path().to_str().unwrap());
         assert!(text.contains(from), "{from}");
         let reading = read_text(&text.replacen(from, to, 1), &_dir.path().join("rouse.toml"), &env);
-        assert_eq!(reading.faults, []);
+        assert_eq!(reading.errors, []);
         text_of(&reading.config.unwrap(), name) != text_of(&base, name)
     };
     assert!(changed("ami-12345", "ami-54321", "linux-01"));
@@ -337,7 +341,7 @@ fn check_prints_faults_and_sums_up() {
     );
     assert!(text.starts_with("D/rouse.toml:1:1: warning: worker.run_as: "), "{text}");
     let (code, text) = run("[master]\nname = 7\nx = 1\n", false);
-    let expected = "D/rouse.toml:2:8: master.name: expected a string, found an integer\nD/rouse.toml:3:1: master.x: unknown key; known here are `api_token`, `listen`, `name`, `restart_lease`, `state_dir`\nD/rouse.toml: 2 faults\n";
+    let expected = "D/rouse.toml:2:8: master.name: expected a string, found an integer\nD/rouse.toml:3:1: master.x: unknown key; known here are `api_token`, `listen`, `name`, `restart_lease`, `state_dir`\nD/rouse.toml: 2 errors\n";
     assert_eq!((code, &*text), (2, expected));
 
     let process = |agent: &str| standing(&format!("[worker.process]\nagent = \"{agent}\""));
@@ -360,9 +364,9 @@ fn check_prints_faults_and_sums_up() {
 }
 
 #[test]
-fn a_file_of_another_kind_is_told_in_a_few_lines() {
-    assert_eq!(reading(&"name = \"ci\"\r".repeat(1_000)).faults.len(), 1);
-    assert_eq!(reading(&"\u{1}%PDF\n".repeat(1_000)).faults.len(), 20);
+fn a_file_of_another_type_gives_a_few_errors() {
+    assert_eq!(reading(&"name = \"ci\"\r".repeat(1_000)).errors.len(), 1);
+    assert_eq!(reading(&"\u{1}%PDF\n".repeat(1_000)).errors.len(), 20);
 }
 
 #[test]
@@ -378,7 +382,7 @@ fn no_text_makes_it_panic() {
             text.push_str(from[random.next_u32() as usize % from.len()]);
         }
         let reading = reading(&text);
-        assert_eq!(reading.config.is_none(), !reading.faults.is_empty(), "{text:?}");
+        assert_eq!(reading.config.is_none(), !reading.errors.is_empty(), "{text:?}");
     }
     // And each line of the example left out or doubled, which gets past the parser.
     let lines: Vec<&str> = EXAMPLE.lines().collect();
@@ -402,9 +406,9 @@ fn hosts_of_ec2_sleep_where_they_can() {
     assert_eq!(suspend("on_idle = \"terminate\"\nmax_age = \"1d\""), None);
     assert_eq!(suspend("on_idle = \"stop\""), Some(days(7)));
     assert_eq!(suspend("on_idle = \"hibernate\"\nmax_age = \"2d\""), Some(days(2)));
-    let refused = faults(&ec2("spot_instance = true\non_idle = \"stop\""));
+    let refused = errors(&ec2("spot_instance = true\non_idle = \"stop\""));
     assert!(refused.len() == 1 && refused[0].contains("worker.ec2.on_idle: not for spot instances"), "{refused:?}");
-    let other = faults(&standing("[worker.process]\nagent = \"rouse-agent\"\non_idle = \"stop\""));
+    let other = errors(&standing("[worker.process]\nagent = \"rouse-agent\"\non_idle = \"stop\""));
     assert!(other.len() == 1 && other[0].contains("on_idle"), "{other:?}");
     // What becomes of an idle host does not shape a new one: those that run go on.
     let print = |lines: &str| worker(&good(&ec2(lines)), "w").latent.as_ref().unwrap().fingerprint;

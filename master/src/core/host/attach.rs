@@ -1,4 +1,4 @@
-//! A host's agent attaches: its start has succeeded. Or it does not in time.
+//! A host's agent attaches, so its start has succeeded; or it does not attach in time.
 
 use super::phase::HostEvent;
 use crate::core::timers::Timer;
@@ -7,7 +7,7 @@ use rouse_shared::HostId;
 use std::time::Duration;
 
 impl Core {
-    /// Its host's agent has attached: the start has succeeded.
+    /// The host's agent has attached, so its start has succeeded.
     pub(in crate::core) fn host_attached(&mut self, now: Timestamp, id: &HostId) {
         if !self.advance(id, &HostEvent::Attached).is_some_and(|before| before.state().is_starting()) {
             return;
@@ -21,6 +21,7 @@ impl Core {
         if let Some(w) = self.workers.get_mut(&worker) {
             w.record.failures = 0;
             w.record.faults = 0;
+            w.record.rejected = false;
             w.record.backoff_until = None;
             w.record.last_failure = None;
         }
@@ -37,7 +38,7 @@ impl Core {
             return;
         }
         if !self.broker_up {
-            // It could not have attached: our outage, not its fault.
+            // During the outage it could not attach.
             self.timers.set(Timer::Boot(id.clone()), now + Duration::from_secs(60));
             return;
         }
@@ -45,7 +46,7 @@ impl Core {
         let waited = now.since(live.host.begun()).as_secs();
         let why = format!("its agent did not attach within {waited} s");
         if !self.is_excused(now, &live.host.clone()) {
-            self.worker_lost(now, &worker, &format!("host {id}: {why}"));
+            self.worker_is_missing(now, &worker, &format!("host {id}: {why}"));
         }
         self.give_up_host(now, id, &why);
     }

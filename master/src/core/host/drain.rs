@@ -1,4 +1,4 @@
-//! An idle host, or one that is not to be used again, is drained first: only its agent's answer ends it.
+//! Draining: a host that is idle, or is not to be used again, ends only when its agent reports that nothing runs.
 
 use super::phase::HostEvent;
 use super::suspend::SUSPEND_LIMIT;
@@ -10,7 +10,7 @@ use rouse_shared::message::ToAgent;
 use rouse_shared::{HostId, SessionId, WorkerName};
 use std::time::Duration;
 
-/// How often an idle host that is kept for `min_idle` is looked at again: another may have become idle meanwhile.
+/// Interval at which an idle host that is kept for `min_idle` is checked again. Another host may have become idle.
 const SPARE_AGAIN: Duration = Duration::from_secs(10);
 
 impl Core {
@@ -24,7 +24,7 @@ impl Core {
         self.drain_host(id, "it was idle");
     }
 
-    /// Hosts of a template that are ready or being started, without work and without a build that waits for them.
+    /// The hosts of a template that are ready or starting, have no work, and are not reserved for a build.
     pub(in crate::core) fn idle_of(&self, template: &str) -> u32 {
         let idle = self.hosts.values().filter(|live| {
             let worker = self.workers.get(&live.host.worker);
@@ -75,7 +75,7 @@ impl Core {
         self.touch_worker(worker);
     }
 
-    /// Tells an agent to take nothing new, and whether its machine may be suspended after that.
+    /// Asks an agent to accept no new attempts. The message says whether the machine may be suspended after that.
     pub(in crate::core) fn send_drain(&mut self, worker: &WorkerName, session: SessionId, drain: u64) {
         let suspend = self.latent_of(worker).is_some_and(|latent| latent.suspend.is_some());
         self.send(worker, ToAgent::Drain { session, drain, suspend });

@@ -1,43 +1,53 @@
-//! Hosts that never attach: what they printed is fetched, and the failed start is counted.
+//! Hosts that never attach: the master fetches their console output and counts the failed start.
 
 use super::phase::{HostEvent, Phase};
 use crate::core::build::FailedHost;
 use crate::core::event::{Effect, Level};
+use crate::core::places::{Cause, PlaceKey};
+use crate::core::record::Host;
 use crate::core::timers::Timer;
 use crate::core::{Core, Timestamp};
 use rouse_shared::{BuildId, HostId};
 use std::time::Duration;
 
-/// First pause after a failed start; doubled with each further one in a row, up to [`BACKOFF_MOST`].
+/// First pause after a failed start. Doubled with each further failure in a row, up to [`BACKOFF_MOST`].
 pub(in crate::core) const BACKOFF_FIRST: Duration = Duration::from_secs(15);
 /// Longest pause between failed starts.
 pub(in crate::core) const BACKOFF_MOST: Duration = Duration::from_secs(1_800);
-/// How long what a host printed is waited for before the host is terminated without it.
+/// How long the master waits for a host's console output before it terminates the host without it.
 const CONSOLE_PATIENCE: Duration = Duration::from_secs(20);
 
-/// `first`, doubled so many times, `most` at most.
+/// `first`, doubled this many times, but at most `most`.
 pub(in crate::core) fn doubled(first: Duration, most: Duration, times: u32) -> Duration {
     first.saturating_mul(1 << times.min(16)).min(most)
 }
 
-/// The longest pause that so many failures in a row lead to, jitter included.
+/// The longest pause after this many failures in a row, with jitter.
 pub(in crate::core) fn longest_pause(failures: u32) -> Duration {
     doubled(BACKOFF_FIRST, BACKOFF_MOST, failures.saturating_sub(1)).mul_f64(1.2)
 }
 
-/// Whose fault a failed start is.
+/// Whose fault a failed start is: who waits for it.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Fault {
-    /// Its image's, its worker's or its configuration's: it counts for quarantine, and against the builds that waited.
+    /// Its image's or its configuration's: both pause, and what it left is kept with the builds that waited for it.
     Host,
-    /// The provider's, for now: no capacity, no answer.
+    /// The same, and its provider did not make it.
+    Rejected,
+    /// The place's, which pauses.
+    Place,
+    /// There is no room for any alternative; whether a quota is in the way.
+    NoRoom { quota: bool },
+    /// The cloud took it back before it attached: there is no room for this alternative.
+    Reclaimed,
+    /// Nobody's: the worker is tried again soon.
     Passing,
-    /// Ours: the master or the broker was away.
+    /// An outage: the master or the broker was away.
     Outage,
 }
 
 impl Core {
-    /// A host that never attached is given up: its evidence is fetched, then it is terminated.
+    /// Gives up a host that never attached: fetches its console output, then terminates it.
     pub(super) fn give_up_host(&mut self, now: Timestamp, id: &HostId, why: &str) {
         if self.advance(id, &HostEvent::GiveUp).is_some() {
             self.host_given_up(now, id, why);
@@ -57,7 +67,7 @@ impl Core {
         self.touch_worker(&host.worker);
     }
 
-    /// What a host that is given up had printed has come, or is waited for no longer.
+    /// The console output of a host that was given up has arrived, or the master waits no longer for it.
     pub(in crate::core) fn on_console(&mut self, now: Timestamp, id: &HostId, text: Option<String>) {
         let before = self.advance(id, &HostEvent::Console);
         if !before.is_some_and(|phase| matches!(phase, Phase::Terminating { console: true, .. })) {
@@ -72,7 +82,7 @@ impl Core {
         self.touch_host(id);
     }
 
-    /// Counts a failed start against the worker and its image, and tells the builds that waited for it.
+    /// A start has failed: whose fault it is waits, and the builds that waited for the host wait for another.
     pub(super) fn host_failed(
         &mut self,
         now: Timestamp,
@@ -84,46 +94,72 @@ impl Core {
         let Some(host) = self.hosts.get(id).map(|l| l.host.clone()) else { return };
         let mut builds = self.queue.release(id);
         builds.extend(host.started_for.filter(|b| !builds.contains(b) && self.is_waiting(*b)));
+        builds.iter().for_each(|build| self.touch_build(*build));
         self.pending.wake = true;
-        match fault {
+        let rejected = match fault {
             // Nobody is to blame, and nothing is to be learned from it.
             Fault::Outage => return,
-            Fault::Passing => {}
-            Fault::Host => {
+            Fault::Place => return self.place_failed(now, &PlaceKey::of_host(&host), why, Cause::Start),
+            Fault::NoRoom { quota } => return self.no_room_at_all(now, &host, why, quota),
+            Fault::Reclaimed => return self.no_room(now, &host, false),
+            Fault::Passing => false,
+            Fault::Host | Fault::Rejected => {
                 let worker = host.worker.clone();
                 let failed = FailedHost { host: id.clone(), worker, at: now, why: why.to_owned(), console };
-                self.count_failed_host(now, builds, &failed);
+                self.keep_failed_host(builds, &failed);
+                let jitter = self.jitter();
+                self.image_failed(now, &host, why, jitter);
+                fault == Fault::Rejected
             }
-        }
-        let jitter = 0.8 + 0.4 * f64::from(u16::from_str_radix(&self.random_hex(2), 16).unwrap_or(0)) / 65_536.0;
-        self.image_failed(now, &host, why, jitter);
-        let limit = self.plan.quarantine_after;
+        };
+        let jitter = self.jitter();
+        let limit = self.plan.mail_after_failed_starts;
         if let Some(w) = self.workers.get_mut(&host.worker) {
-            let pause = doubled(BACKOFF_FIRST, BACKOFF_MOST, w.record.failures).mul_f64(jitter);
+            let pause = doubled(BACKOFF_FIRST, BACKOFF_MOST, w.record.failures).mul_f64(jitter).min(BACKOFF_MOST);
             w.record.failures += 1;
+            w.record.rejected = rejected;
             w.record.backoff_until = Some(now + pause);
             w.record.last_failure = Some(why.to_owned());
             self.timers.set(Timer::Backoff(host.worker.clone()), now + pause);
-            if fault == Fault::Host {
+            if fault != Fault::Passing {
                 w.record.faults += 1;
                 if w.record.faults >= limit {
-                    w.record.quarantined = Some(why.to_owned());
-                    let text = format!("quarantined after {limit} failed starts: {why}");
-                    self.note(Level::Warn, format!("worker {} is {text}", host.worker));
-                    self.worker_lost(now, &host.worker, &text);
+                    let text = format!("{limit} of its hosts in a row did not start; the last one: {why}");
+                    self.worker_is_missing(now, &host.worker, &text);
                 }
             }
         }
         self.save_worker(&host.worker);
+        if rejected {
+            self.review_rejections(now, &host, why);
+        }
     }
 
-    /// Whose fault it is that an agent has not attached.
+    /// A refusal that every worker of a place gets is the place's, whatever it says.
+    fn review_rejections(&mut self, now: Timestamp, host: &Host, why: &str) {
+        let place = PlaceKey::of_host(host);
+        let there: Vec<bool> = self
+            .workers
+            .iter()
+            .filter(|(name, worker)| !worker.removed && self.place_of(name).as_ref() == Some(&place))
+            .map(|(_, worker)| worker.record.rejected)
+            .collect();
+        if there.len() > 1 && there.iter().all(|rejected| *rejected) {
+            let text = format!("each of its {} workers is refused a host; the last one: {why}", there.len());
+            self.place_failed(now, &place, &text, Cause::AllRejected);
+        }
+    }
+
+    /// What has caused an agent not to attach.
     pub(super) fn fault_of_silence(&self, now: Timestamp, id: &HostId) -> Fault {
-        let excused = self.hosts.get(id).is_some_and(|live| self.is_excused(now, &live.host));
-        if excused { Fault::Outage } else { Fault::Host }
+        match self.hosts.get(id) {
+            Some(live) if live.reclaimed => Fault::Reclaimed,
+            Some(live) if self.is_excused(now, &live.host) => Fault::Outage,
+            Some(_) | None => Fault::Host,
+        }
     }
 
     fn is_waiting(&self, build: BuildId) -> bool {
-        self.builds.get(&build).is_some_and(|b| b.status.end.is_none() && b.status.live_attempt().is_none())
+        self.builds.get(&build).is_some_and(super::super::build::Build::is_queued)
     }
 }

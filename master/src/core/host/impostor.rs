@@ -1,7 +1,8 @@
-//! Fencing by host identity. Some providers say only with the answer to a start on which machine the host is, and a
-//! hello may come before that. Whoever attached as the host and turns out to be on another machine is an **impostor**:
-//! a copy of the image with the worker's password in it, say. Its steps may run until its lease is over, so its session
-//! is kept until then, and nothing else: no order, no answered heartbeat, no word of it is believed.
+//! Fencing by host identity. Some providers name the host's machine only in the answer to a start, and a hello may
+//! arrive before that. An agent that has attached as the host and turns out to be on another machine is an
+//! **impostor**, for example on a copy of an image with the worker's password in it. Its steps may run until its lease
+//! ends, so the master keeps its session until then. It sends the impostor no builds, does not answer its heartbeats,
+//! and ignores its messages.
 
 use super::phase::HostEvent;
 use crate::core::admission::WRONG_MACHINE;
@@ -15,11 +16,11 @@ use rouse_shared::message::{ToAgent, ToMaster};
 use rouse_shared::{HostId, WorkerName};
 use std::time::Duration;
 
-/// How long the right machine has, once an impostor's lease is over, to ask again: agents wait a minute at most.
+/// How long the right machine has to try again after an impostor's lease has ended. Agents wait at most a minute.
 const ASKS_AGAIN: Duration = Duration::from_secs(90);
 
 impl Worker {
-    /// Whether its session is that of an impostor.
+    /// Whether the session is an impostor's.
     pub(in crate::core) fn is_impostor(&self) -> bool {
         self.session.as_ref().is_some_and(|live| live.session.impostor)
     }
@@ -30,7 +31,7 @@ impl Core {
         self.workers.get(worker).is_some_and(Worker::is_impostor)
     }
 
-    /// Its provider has said on which machine the host is.
+    /// The provider has named the host's machine.
     pub(in crate::core) fn learn_identity(&mut self, now: Timestamp, id: &HostId, identity: Option<String>) {
         let (Some(live), Some(identity)) = (self.hosts.get_mut(id), identity) else { return };
         live.host.identity = Some(identity.clone());
@@ -42,7 +43,7 @@ impl Core {
         }
     }
 
-    /// The session is not the host's: the host is still waited for.
+    /// The session is not the host's. The master goes on waiting for the host's agent.
     fn disown(&mut self, now: Timestamp, id: &HostId, name: &WorkerName, identity: &str) {
         let Some(worker) = self.workers.get(name) else { return };
         let patience = worker.plan.as_ref().map_or(Duration::ZERO, |p| p.missing_timeout);
@@ -53,7 +54,7 @@ impl Core {
         );
         self.note(Level::Warn, text);
         self.expire_lease(now, name);
-        self.tell_impostor(now, name);
+        self.refuse_impostor(now, name);
         match self.hosts.get(id).map(|live| live.host.state) {
             Some(HostState::Ready) => {
                 self.advance(id, &HostEvent::Disowned);
@@ -69,14 +70,14 @@ impl Core {
             }
             Some(HostState::Draining) => self.terminate_host(now, id, "it was to be drained and has run nothing"),
             Some(HostState::Ordered | HostState::Booting | HostState::Terminating | HostState::Terminated) | None => {}
-            // It has been known which machine that is since before it was suspended.
+            // The machine has been known since before it was suspended.
             Some(HostState::Suspending | HostState::Suspended | HostState::Resuming) => {}
         }
         self.touch_host(id);
         self.touch_worker(name);
     }
 
-    /// Nothing is left of a session but its lease.
+    /// Lets a session end with its lease: it is no longer renewed.
     fn expire_lease(&mut self, now: Timestamp, name: &WorkerName) {
         let Some(live) = self.workers.get_mut(name).and_then(|w| w.session.as_mut()) else { return };
         live.session.impostor = true;
@@ -89,8 +90,8 @@ impl Core {
         self.touch_worker(name);
     }
 
-    /// The host is gone, and its agent with it, where it is known to have been there. Of a machine that was never
-    /// confirmed to be the host it proves nothing: what runs there has until its lease is over.
+    /// The host is gone. Ends its session if the agent is known to have been on that machine. If the machine was never
+    /// confirmed to be the host, its steps may run until the lease ends.
     pub(in crate::core) fn end_with_host(&mut self, now: Timestamp, id: &HostId, name: &WorkerName, why: &str) {
         let known = self.hosts.get(id).is_some_and(|live| live.host.identity.is_some());
         match self.session_of(name).map(|live| live.session.impostor) {
@@ -100,16 +101,16 @@ impl Core {
         }
     }
 
-    /// Something other than a hello has come from an impostor: it may not have heard that it is one.
+    /// An impostor has sent something other than a hello. It may not have received the refusal.
     pub(in crate::core) fn on_impostor(&mut self, now: Timestamp, name: &WorkerName, message: &ToMaster) {
         if let ToMaster::Heartbeat(heartbeat) = message
             && self.session_id(name).as_ref() == Some(&heartbeat.session)
         {
-            self.tell_impostor(now, name);
+            self.refuse_impostor(now, name);
         }
     }
 
-    fn tell_impostor(&mut self, now: Timestamp, name: &WorkerName) {
+    fn refuse_impostor(&mut self, now: Timestamp, name: &WorkerName) {
         let Some(live) = self.session_of(name) else { return };
         let (identity, queue) = (live.session.identity.clone(), live.session.queue.clone());
         self.keep_refusal(now, name, &identity, WRONG_MACHINE);
@@ -117,8 +118,8 @@ impl Core {
         self.out.push(Effect::Send { queue, message });
     }
 
-    /// The lease of an impostor is over: like a standing worker's, its builds were ended by its supervisors. The host,
-    /// where it is still there, has nothing to do with it, and may attach now.
+    /// The lease of an impostor has ended. As with a standing worker, its supervisors have ended its builds. If the
+    /// host still exists, its own agent may attach now.
     pub(in crate::core) fn on_impostor_over(&mut self, now: Timestamp, name: &WorkerName) {
         let why = match self.workers.get(name).and_then(|w| w.host.as_ref()) {
             Some(_) => "its agent was on another machine than its host",

@@ -1,4 +1,5 @@
-//! Orders hosts and starts them: the intent is committed, then the order, and only then is the provider called.
+//! Orders and starts hosts. First the host is committed, then its launch spec, and only then does the driver call the
+//! provider to start it.
 
 use super::LiveHost;
 use super::failure::Fault;
@@ -6,16 +7,16 @@ use super::phase::{HostEvent, Phase, StartOutcome};
 use super::repeat_pause;
 use crate::core::audit::ORPHAN_AGE;
 use crate::core::event::{Effect, Level, StartError, Started};
+use crate::core::places::{Cause, PlaceKey};
 use crate::core::plan::ProviderKind;
 use crate::core::record::{Host, HostState, LaunchSpec};
 use crate::core::timers::Timer;
 use crate::core::{Core, Timestamp};
 use rouse_shared::{BuildId, HostId, WorkerName};
-use std::collections::BTreeSet;
 use std::time::Duration;
 
 impl LiveHost {
-    /// What a call to start it that failed proves of the machine.
+    /// What a failed start proves about the machine.
     fn outcome_of(&self, now: Timestamp, error: &StartError) -> StartOutcome {
         let why = error.text().to_owned();
         let another = self.host.launch.as_ref().filter(|o| o.more).map(|o| o.number + 1);
@@ -37,7 +38,7 @@ impl LiveHost {
 }
 
 impl Core {
-    /// Orders a host for a worker that has none. The intent is committed before the provider hears of it.
+    /// Orders a host for a worker that has none. It is committed before the provider is called.
     pub(in crate::core) fn order_host(
         &mut self,
         now: Timestamp,
@@ -70,13 +71,13 @@ impl Core {
             resumed: None,
             paid: 0.0,
             terminated: None,
+            forgotten: None,
             uses: 0,
             started_for,
             why: None,
             console: None,
             cost: None,
         };
-        self.out.push(Effect::PrepareHost { host: Box::new(host.clone()), number: 0, resting: BTreeSet::new() });
         let patience = plan.map_or(Duration::from_secs(1_200), |p| p.missing_timeout);
         self.timers.set(Timer::Boot(id.clone()), now + patience);
         let live = LiveHost {
@@ -84,15 +85,25 @@ impl Core {
             phase: Phase::Preparing { number: 0 },
             earlier_call_until: None,
             missing_from_lists: 0,
+            reclaimed: false,
+            chosen: None,
             published: None,
         };
         self.hosts.insert(id.clone(), live);
+        self.prepare_host(now, &id, 0);
         if let Some(w) = self.workers.get_mut(worker) {
             w.host = Some(id.clone());
         }
         self.touch_host(&id);
         self.touch_worker(worker);
         id
+    }
+
+    /// Has what to order worked out, beginning with this alternative.
+    pub(super) fn prepare_host(&mut self, now: Timestamp, id: &HostId, number: u32) {
+        let Some(live) = self.hosts.get(id) else { return };
+        let resting = self.resting(now, &live.host);
+        self.out.push(Effect::PrepareHost { host: Box::new(live.host.clone()), number, resting });
     }
 
     /// What is to be ordered is known: it is committed, and then ordered.
@@ -121,6 +132,9 @@ impl Core {
                 if self.advance(id, &HostEvent::Prepared { number }).is_none() || !awaited {
                     return;
                 }
+                if let (Some(latent), Some(price)) = (self.latent_of(&host.worker), order.price) {
+                    self.prices.insert(latent.template, price);
+                }
                 let Some(live) = self.hosts.get_mut(id) else { return };
                 live.host.identity.clone_from(&order.identity);
                 live.host.launch = Some(order);
@@ -131,22 +145,21 @@ impl Core {
                     self.start_failed(now, id, &before, &error);
                 }
             }
-            // Repeated, or late.
+            // A repeated or late answer.
             Err(_) => return,
         }
         self.touch_host(id);
     }
 
-    /// The provider was not able to make the machine, and that is certain.
+    /// The provider has definitely not created the machine.
     fn start_failed(&mut self, now: Timestamp, id: &HostId, before: &Phase, error: &StartError) {
         let why = format!("the host could not be started: {}", error.text());
         let fault = match error {
-            StartError::Rejected(_) => Fault::Host,
-            StartError::Capacity(_)
-            | StartError::Quota(_)
-            | StartError::Place(_)
-            | StartError::Transient(_)
-            | StartError::Unknown(_) => Fault::Passing,
+            StartError::Rejected(_) => Fault::Rejected,
+            StartError::Capacity(_) => Fault::NoRoom { quota: false },
+            StartError::Quota(_) => Fault::NoRoom { quota: true },
+            StartError::Place(_) | StartError::Unknown(_) => Fault::Place,
+            StartError::Transient(_) => Fault::Passing,
         };
         self.host_failed(now, id, &why, fault, None);
         self.host_went(now, id, before, &why);
@@ -160,7 +173,7 @@ impl Core {
         result: Result<Started, StartError>,
     ) {
         let Some(live) = self.hosts.get_mut(id) else {
-            // We gave it up, and it came all the same.
+            // The master has given the host up, and the machine was created nevertheless.
             if let Ok(started) = result {
                 let text = format!(
                     "host {id} was started after it was given up (as {}); the audit terminates it",
@@ -170,7 +183,7 @@ impl Core {
             }
             return;
         };
-        // Told twice, of an order that had no capacity and that another has taken the place of.
+        // A repeated answer about an alternative without capacity, which another alternative has replaced.
         if live.host.launch.as_ref().map(|o| o.number) != Some(number) && result.is_err() {
             return;
         }
@@ -184,11 +197,37 @@ impl Core {
             }
             Err(error) => (live.outcome_of(now, &error), Some(error)),
         };
+        let host = live.host.clone();
+        let unclear = matches!(outcome, StartOutcome::Unclear { .. });
         let Some(before) = self.advance(id, &HostEvent::StartEnded(outcome)) else { return };
+        self.learn_from_start(now, &host, error.as_ref(), unclear);
         self.start_advanced(now, id, &before, error);
         self.learn_identity(now, id, identity);
         self.touch_host(id);
         self.touch_worker(&worker);
+    }
+
+    /// What the answer to a start says of its place and of the alternative that was tried.
+    fn learn_from_start(&mut self, now: Timestamp, host: &Host, error: Option<&StartError>, unclear: bool) {
+        let place = PlaceKey::of_host(host);
+        match error {
+            None => {
+                self.had_room(host);
+                self.place_serves(now, &place);
+            }
+            // An earlier call may have made it all the same: this answer is about that one, if about any.
+            Some(StartError::Capacity(_) | StartError::Quota(_)) if unclear => {}
+            Some(StartError::Capacity(_)) => {
+                self.no_room(now, host, false);
+                self.place_serves(now, &place);
+            }
+            Some(StartError::Quota(_)) => self.no_room(now, host, true),
+            Some(StartError::Unknown(why) | StartError::Place(why)) => {
+                self.place_failed(now, &place, why, Cause::Start)
+            }
+            Some(StartError::Rejected(_)) => self.place_rejected(now, &place),
+            Some(StartError::Transient(_)) => {}
+        }
     }
 
     /// A call to start the host was answered, by `error` or with the machine, and has led here.
@@ -210,14 +249,15 @@ impl Core {
             }
             (Phase::Preparing { number }, Some(error)) if matches!(before, Phase::Launching { .. }) => {
                 let text = format!("no capacity for host {id} of {worker}: {}; trying an alternative", error.text());
-                self.out.push(Effect::PrepareHost { host: Box::new(live.host.clone()), number: *number, resting: BTreeSet::new() });
+                let number = *number;
+                self.prepare_host(now, id, number);
                 self.note(Level::Info, text);
             }
             (Phase::Terminated, Some(error)) if *before != Phase::Terminated => {
                 self.start_failed(now, id, before, &error);
             }
             (Phase::Terminating { .. }, _) => self.call_again(now, id),
-            // A repeated answer, or one to a start of a host that has attached meanwhile.
+            // A repeated answer, or an answer for a host that has attached in the meantime.
             (Phase::Preparing { .. } | Phase::Launching { .. } | Phase::Booting { .. }, _) => {}
             (Phase::Ready { .. } | Phase::Draining { .. }, Some(_)) => {}
             (Phase::Suspending { .. } | Phase::Suspended | Phase::Resuming { .. } | Phase::Terminated, _) => {}

@@ -1,10 +1,11 @@
-//! One life of a host, a file a phase or two: [`phase`] holds all phases and the function that leads from one to the
-//! next. Nothing is ever left running: terminating repeats until the provider reports that the machine is gone, and
-//! [`super::audit`] finds what the ledger does not know.
+//! The life of a host, in one file for each phase or two. [`phase`] has all phases and the transition function. No host
+//! is left running: termination is repeated until the provider reports that the machine is gone, and [`super::audit`]
+//! finds machines that are not in the ledger.
 
 mod attach;
 mod drain;
 mod failure;
+mod forget;
 mod impostor;
 mod launch;
 pub(super) mod phase;
@@ -25,28 +26,31 @@ use std::time::Duration;
 
 pub(super) use failure::{BACKOFF_FIRST, BACKOFF_MOST, doubled, longest_pause};
 
-/// First pause before a start with an unknown result, or a termination that failed, is repeated; doubled up to a
-/// minute.
+/// First pause before a start with an unknown result or a failed termination is repeated. Doubled up to a minute.
 const REPEAT_FIRST: Duration = Duration::from_secs(2);
 /// Longest pause before a call is repeated.
 const REPEAT_MOST: Duration = Duration::from_secs(60);
 
-/// A host that is not gone, and what of it is not worth keeping across a restart.
+/// A host that is not gone, with what need not survive a restart.
 pub(super) struct LiveHost {
-    /// Its row. The state in it follows from the phase: only [`Core::advance`] sets either.
+    /// Its row in the ledger. The row's state follows from the phase; only [`Core::advance`] changes either.
     pub host: Host,
-    /// Where it is in its life.
+    /// Its phase.
     pub phase: Phase,
-    /// Until then an earlier call for it, of an unknown result or of a dead master, may still make the machine, resume
-    /// it or suspend it, whatever its phase is: how the machine is now proves nothing.
+    /// Until this time an earlier call may still create, resume or suspend the machine, whatever the phase: a call
+    /// whose result is unknown, or one of a previous master. Until then the machine's present state proves nothing.
     pub earlier_call_until: Option<Timestamp>,
-    /// Lists in a row that lacked it while its agent was silent.
+    /// Number of lists in a row that lacked it while its agent was silent.
     pub missing_from_lists: u32,
+    /// Whether the cloud took the machine back for want of room.
+    pub reclaimed: bool,
+    /// Why this worker's host was started rather than another's, for people.
+    pub chosen: Option<String>,
     /// The state that was published last.
     pub published: Option<HostState>,
 }
 
-/// The pause before a call that was made so many times is repeated.
+/// The pause before a call is repeated that has been made this many times.
 pub(super) fn repeat_pause(tries: u32) -> Duration {
     doubled(REPEAT_FIRST, REPEAT_MOST, tries.min(8))
 }
@@ -57,15 +61,15 @@ impl LiveHost {
         self.earlier_call_until.is_some_and(|until| until > now)
     }
 
-    /// Whether an earlier call may still make the machine, which no answer has named yet.
+    /// Whether an earlier call may still create the machine, because no answer has named it yet.
     pub fn may_still_be_made(&self, now: Timestamp) -> bool {
         self.host.handle.is_none() && self.earlier_call_may_act(now)
     }
 }
 
 impl Core {
-    /// Leads a host to its next phase. Returns the phase before; none if there is no such host, or if the event is
-    /// illegal, which is logged and counted, and changes nothing.
+    /// Leads a host to its next phase and returns the previous one. Returns none if there is no such host or the event
+    /// is illegal. An illegal event is logged and counted, and changes nothing.
     pub(super) fn advance(&mut self, id: &HostId, event: &HostEvent) -> Option<Phase> {
         let live = self.hosts.get_mut(id)?;
         match phase::next(&live.phase, event) {
@@ -110,7 +114,8 @@ impl Core {
         });
     }
 
-    /// The pause before a call is repeated is over. It may have been answered meanwhile, or must wait for another.
+    /// The pause before a call is repeated has ended. The call may have been answered in the meantime, or may have to
+    /// wait for another one.
     pub(super) fn call_again(&mut self, now: Timestamp, id: &HostId) {
         match self.hosts.get(id).map(|live| &live.phase) {
             Some(
@@ -135,7 +140,7 @@ impl Core {
         }
     }
 
-    /// Events so far that were illegal in the phase of their host: each is a mistake in this program.
+    /// Number of events so far that were illegal in the phase of their host. Each of them is a bug in rouse.
     pub fn illegal_events(&self) -> u64 {
         self.illegal_events
     }

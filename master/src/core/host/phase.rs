@@ -1,69 +1,68 @@
-//! The life of a host: its phases, and the one function that leads from each to the next. What providers and agents
-//! report, what the core decides, recovery after a restart and the audit all go through it.
+//! The phases of a host, and the transition function from each to the next. Normal operation, recovery after a restart
+//! and the audit all use it.
 
 use crate::core::record::{Host, HostState};
 
-/// Where a host is in its life, with what is worth knowing only there. Not kept: [`HostState`] is, which follows from
-/// it.
+/// The phase of a host, with what is needed only in that phase. The ledger keeps [`HostState`], which follows from it.
 ///
-/// `call` says whether the call that starts or resumes the machine has not been answered yet. An agent may be faster
-/// than the answer, and a machine is terminated only after it.
+/// `call` is true until the call that starts or resumes the machine is answered. An agent may attach before that
+/// answer, and a machine is terminated only after it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(in crate::core) enum Phase {
-    /// Its provider works out the alternative of this number, from 0. Nothing is made.
+    /// The provider works out the launch spec for this alternative, from 0. Nothing is created.
     Preparing { number: u32 },
-    /// What to start is committed, and the machine may exist.
+    /// The launch spec is committed, and the machine may exist.
     Launching {
         call: bool,
-        /// Calls of which it is not known whether they made the machine.
+        /// Number of calls that may have created the machine.
         tries: u32,
-        /// Why it is not known of the last one.
+        /// Why the result of the last call is unknown.
         trouble: Option<String>,
     },
     /// The machine exists, and its agent has not attached.
     Booting { call: bool },
     /// Its agent has attached.
     Ready { call: bool },
-    /// Its agent was asked to take nothing new and to report when nothing runs.
+    /// Its agent was asked to take no new attempts and to report when nothing runs.
     Draining { call: bool },
     /// The machine is being suspended.
     Suspending {
-        /// Whether the call that suspends it has not been answered yet. There is one at a time: a late one must not
-        /// suspend the machine again after it was resumed.
+        /// Whether the call that suspends it has not been answered yet. There is one such call at a time: a late one
+        /// must not suspend the machine again after it was resumed.
         call: bool,
-        /// Calls that were made.
+        /// Number of calls.
         tries: u32,
     },
-    /// The machine is kept and does not run; since when is in the ledger's row, which costs are reckoned from.
+    /// The machine exists and does not run. The ledger's row has the time since when, from which costs are calculated.
     Suspended,
     /// The machine is being resumed.
     Resuming {
         call: bool,
-        /// Calls that failed.
+        /// Number of calls that failed.
         tries: u32,
-        /// Why the last of them failed.
+        /// Why the last call failed.
         trouble: Option<String>,
     },
-    /// The machine is being terminated, until its provider reports that it is gone.
+    /// The machine is being terminated. The call is repeated until the provider reports that the machine is gone.
     Terminating {
         call: bool,
-        /// Calls that were made.
+        /// Number of calls.
         tries: u32,
-        /// It never attached, and what it printed is fetched before it is terminated.
+        /// Whether it never attached, and its console output is fetched before it is terminated.
         console: bool,
     },
-    /// Its provider has reported that it is gone, or it was never made.
+    /// The provider has reported that the machine is gone, or it was never created.
     Terminated,
 }
 
-/// What can happen to a host. The answers of providers may be late or repeated as [`crate::core::event::Event`] says.
+/// The events of a host. Answers of providers may be late or repeated, as [`crate::core::event::Event`] says.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(in crate::core) enum HostEvent {
-    /// The alternative of this number was worked out, and its order is committed.
+    /// The launch spec for this alternative is committed.
     Prepared { number: u32 },
-    /// Nothing is ordered: there is nothing to order, or its image must prove itself first.
+    /// No machine is started: there is no launch spec, or its image must first be proven to work.
     NotPrepared,
-    /// The call of the phase is made: to start, resume, suspend or terminate the machine.
+    /// The call of the phase is being made: to start, resume, suspend or terminate the machine.
     Called,
     /// A call to start the machine was answered.
     StartEnded(StartOutcome),
@@ -73,11 +72,11 @@ pub(in crate::core) enum HostEvent {
     ResumeFailed { why: String },
     /// Its agent has attached.
     Attached,
-    /// The agent that had attached is on another machine.
+    /// The agent that has attached turned out to be on another machine.
     Disowned,
-    /// It is to take nothing new.
+    /// It is to get no more builds.
     Drain,
-    /// It is to be suspended: it was drained, or runs though it should be suspended.
+    /// It is to be suspended: it has been drained, or it runs although it should be suspended.
     Suspend,
     /// The call to suspend the machine was answered; whether the machine is known to be suspended.
     SuspendEnded { suspended: bool },
@@ -87,32 +86,35 @@ pub(in crate::core) enum HostEvent {
     Terminate,
     /// Its agent has not attached in time.
     GiveUp,
-    /// What it printed has come, or is waited for no longer.
+    /// Its console output has arrived, or the master waits no longer for it.
     Console,
     /// A call to terminate the machine was answered; whether the machine is known to be gone.
     TerminateEnded { gone: bool },
     /// Its provider has proof that the machine is gone.
     Gone,
+    /// An operator has given it up, and whatever ran on it has ended by now.
+    Forgotten,
 }
 
-/// How a call to start a machine was answered.
+/// The results of a call to start a machine.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(in crate::core) enum StartOutcome {
     /// The machine exists.
     Made,
-    /// Whether the machine exists is not known; why.
+    /// The machine may exist; why this is unknown.
     Unclear { why: String },
-    /// There was no capacity, and the alternative of this number is next.
+    /// There was no capacity. The next alternative has this number.
     NoCapacity { next: u32 },
-    /// The machine does not exist, and will not.
+    /// The machine does not exist, and will not be created.
     NotMade,
 }
 
-/// An event that cannot happen in the phase: the core, or an adapter, is wrong.
+/// The event cannot happen in this phase, so the core or an adapter has a bug.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(in crate::core) struct IllegalEvent;
 
-/// The phase that follows. Total: each pair is a step, has no effect for the reason beside it, or is illegal.
+/// The next phase. The function is total: for each pair there is a transition, no effect for the reason in the comment,
+/// or an error.
 pub(super) fn next(phase: &Phase, event: &HostEvent) -> Result<Phase, IllegalEvent> {
     use Phase::{
         Booting, Draining, Launching, Preparing, Ready, Resuming, Suspended, Suspending, Terminated, Terminating,
@@ -121,7 +123,7 @@ pub(super) fn next(phase: &Phase, event: &HostEvent) -> Result<Phase, IllegalEve
     match event {
         HostEvent::Prepared { number } => match phase {
             Preparing { number: asked } if asked == number => Ok(Launching { call: false, tries: 0, trouble: None }),
-            // Repeated, or late: another alternative was asked for since, or the host went on without it.
+            // Repeated or late: another alternative has been requested since, or the host has gone on without it.
             Preparing { .. } | Launching { .. } | Booting { .. } | Ready { .. } | Draining { .. } => unchanged(),
             Suspending { .. } | Suspended | Resuming { .. } | Terminating { .. } | Terminated => unchanged(),
         },
@@ -138,7 +140,8 @@ pub(super) fn next(phase: &Phase, event: &HostEvent) -> Result<Phase, IllegalEve
                 Ok(Resuming { call: true, tries: *tries, trouble: trouble.clone() })
             }
             Suspending { call: false, tries } => Ok(Suspending { call: true, tries: tries + 1 }),
-            // Terminating is repeated without waiting for an answer; but for one to a call that may make the machine.
+            // Termination is repeated without waiting for an answer, except for the answer to a call that may create
+            // the machine.
             Terminating { call: false, tries, console } => {
                 Ok(Terminating { call: false, tries: tries + 1, console: *console })
             }
@@ -149,19 +152,20 @@ pub(super) fn next(phase: &Phase, event: &HostEvent) -> Result<Phase, IllegalEve
             }
         },
         HostEvent::StartEnded(outcome) => match (phase, outcome) {
-            // The machine came all the same after its provider had no capacity: no other is needed.
+            // The machine exists although its provider had reported no capacity. No other is needed.
             (Preparing { .. } | Launching { .. }, StartOutcome::Made) => Ok(Booting { call: false }),
             (Launching { tries, .. }, StartOutcome::Unclear { why }) => {
                 Ok(Launching { call: false, tries: tries + 1, trouble: Some(why.clone()) })
             }
             (Launching { .. }, StartOutcome::NoCapacity { next }) => Ok(Preparing { number: *next }),
             (Launching { .. }, StartOutcome::NotMade) => Ok(Terminated),
-            // Repeated: it is of the alternative before.
+            // Repeated: it is about the previous alternative.
             (
                 Preparing { .. },
                 StartOutcome::Unclear { .. } | StartOutcome::NoCapacity { .. } | StartOutcome::NotMade,
             ) => unchanged(),
-            // Its agent was faster, or the start was repeated: whatever the answer is, the machine exists.
+            // The agent attached before the answer, or the start was repeated. The machine exists, whatever the answer
+            // is.
             (Booting { .. }, _) => Ok(Booting { call: false }),
             (Ready { .. }, _) => Ok(Ready { call: false }),
             (Draining { .. }, _) => Ok(Draining { call: false }),
@@ -173,7 +177,7 @@ pub(super) fn next(phase: &Phase, event: &HostEvent) -> Result<Phase, IllegalEve
         },
         HostEvent::Resumed => match phase {
             Resuming { .. } | Booting { .. } => Ok(Booting { call: false }),
-            // Its agent was faster.
+            // The agent attached before the answer.
             Ready { .. } => Ok(Ready { call: false }),
             Draining { .. } => Ok(Draining { call: false }),
             Terminating { tries, console, .. } => Ok(Terminating { call: false, tries: *tries, console: *console }),
@@ -183,7 +187,7 @@ pub(super) fn next(phase: &Phase, event: &HostEvent) -> Result<Phase, IllegalEve
         },
         HostEvent::ResumeFailed { why } => match phase {
             Resuming { tries, .. } => Ok(Resuming { call: false, tries: tries + 1, trouble: Some(why.clone()) }),
-            // Its agent was faster: the call did what was asked, whatever the answer is.
+            // The agent attached before the answer. The machine was resumed, whatever the answer is.
             Booting { .. } => Ok(Booting { call: false }),
             Ready { .. } => Ok(Ready { call: false }),
             Draining { .. } => Ok(Draining { call: false }),
@@ -193,12 +197,12 @@ pub(super) fn next(phase: &Phase, event: &HostEvent) -> Result<Phase, IllegalEve
             Preparing { .. } | Launching { .. } | Suspending { .. } | Suspended => Err(IllegalEvent),
         },
         HostEvent::Attached => match phase {
-            // As in `StartEnded`: it came all the same.
+            // As in `StartEnded`: the machine exists although there was no capacity.
             Preparing { .. } => Ok(Ready { call: false }),
             Launching { call, .. } | Booting { call } | Resuming { call, .. } => Ok(Ready { call: *call }),
-            // Its agent was started again.
+            // The agent has started again.
             Ready { .. } | Draining { .. } | Terminating { .. } => unchanged(),
-            // Nobody is let in.
+            // No agent is let in in these phases.
             Suspending { .. } | Suspended | Terminated => Err(IllegalEvent),
         },
         HostEvent::Disowned => match phase {
@@ -208,7 +212,7 @@ pub(super) fn next(phase: &Phase, event: &HostEvent) -> Result<Phase, IllegalEve
         },
         HostEvent::Drain => match phase {
             Ready { call } => Ok(Draining { call: *call }),
-            // It takes nothing new already.
+            // It already gets no more builds.
             Draining { .. } | Terminating { .. } => unchanged(),
             Preparing { .. } | Launching { .. } | Booting { .. } | Resuming { .. } => Err(IllegalEvent),
             Suspending { .. } | Suspended | Terminated => Err(IllegalEvent),
@@ -222,9 +226,9 @@ pub(super) fn next(phase: &Phase, event: &HostEvent) -> Result<Phase, IllegalEve
         HostEvent::SuspendEnded { suspended } => match phase {
             Suspending { call: true, .. } if *suspended => Ok(Suspended),
             Suspending { call: true, tries } => Ok(Suspending { call: false, tries: *tries }),
-            // Late: it took too long, or the machine is gone.
+            // Late: suspending took too long, or the machine is gone.
             Terminating { .. } | Terminated => unchanged(),
-            // There is one such call at a time, and its answer comes once.
+            // There is one such call at a time, and it is answered once.
             Suspending { call: false, .. } | Suspended | Resuming { .. } => Err(IllegalEvent),
             Preparing { .. } | Launching { .. } | Booting { .. } | Ready { .. } | Draining { .. } => Err(IllegalEvent),
         },
@@ -240,7 +244,7 @@ pub(super) fn next(phase: &Phase, event: &HostEvent) -> Result<Phase, IllegalEve
             Launching { call, .. } | Booting { call } | Ready { call } | Draining { call } | Resuming { call, .. } => {
                 Ok(Terminating { call: *call, tries: 0, console: false })
             }
-            // It is being terminated already, for a reason that came first.
+            // It is already being terminated, for an earlier reason.
             Terminating { .. } => unchanged(),
             Terminated => Err(IllegalEvent),
         },
@@ -254,22 +258,29 @@ pub(super) fn next(phase: &Phase, event: &HostEvent) -> Result<Phase, IllegalEve
         },
         HostEvent::Console => match phase {
             Terminating { call, tries, .. } => Ok(Terminating { call: *call, tries: *tries, console: false }),
-            // Late: the machine went first.
+            // Late: the machine was gone before the answer.
             Terminated => unchanged(),
             Preparing { .. } | Launching { .. } | Booting { .. } | Ready { .. } | Draining { .. } => Err(IllegalEvent),
             Suspending { .. } | Suspended | Resuming { .. } => Err(IllegalEvent),
         },
         HostEvent::TerminateEnded { gone } => match phase {
             Terminating { call: false, .. } if *gone => Ok(Terminated),
-            // It is still there, or a call that may make it is not answered yet.
+            // The machine still exists, or a call that may create it has not been answered yet.
             Terminating { .. } => unchanged(),
             // Repeated.
             Terminated => unchanged(),
             Preparing { .. } | Launching { .. } | Booting { .. } | Ready { .. } | Draining { .. } => Err(IllegalEvent),
             Suspending { .. } | Suspended | Resuming { .. } => Err(IllegalEvent),
         },
+        HostEvent::Forgotten => match phase {
+            Terminating { .. } => Ok(Terminated),
+            // It went first.
+            Terminated => unchanged(),
+            Preparing { .. } | Launching { .. } | Booting { .. } | Ready { .. } | Draining { .. } => Err(IllegalEvent),
+            Suspending { .. } | Suspended | Resuming { .. } => Err(IllegalEvent),
+        },
         HostEvent::Gone => match phase {
-            // It went before its agent attached: what it printed may still be had.
+            // The machine ended before its agent attached. Its console output may still be available.
             Preparing { .. } => Ok(Terminating { call: false, tries: 0, console: true }),
             Launching { call, .. } | Booting { call } | Resuming { call, .. } => {
                 Ok(Terminating { call: *call, tries: 0, console: true })
@@ -282,11 +293,11 @@ pub(super) fn next(phase: &Phase, event: &HostEvent) -> Result<Phase, IllegalEve
 }
 
 impl Phase {
-    /// The phase of a host in the ledger, before the master goes on with it: no call of this master is under way.
+    /// The phase of a host in the ledger before the master continues: this master has no call under way.
     pub(in crate::core) fn restored(host: &Host) -> Self {
         match host.state {
             HostState::Ordered if host.launch.is_none() => Self::Preparing { number: 0 },
-            // The master before this one may have made the call.
+            // The previous master may have made the call.
             HostState::Ordered => Self::Launching { call: false, tries: 1, trouble: None },
             HostState::Booting => Self::Booting { call: false },
             HostState::Ready => Self::Ready { call: false },
@@ -299,7 +310,7 @@ impl Phase {
         }
     }
 
-    /// What the ledger keeps of it and people see.
+    /// The state for the ledger and for people.
     pub(in crate::core) fn state(&self) -> HostState {
         match self {
             Self::Preparing { .. } | Self::Launching { .. } => HostState::Ordered,
@@ -344,7 +355,7 @@ impl Phase {
 }
 
 impl HostEvent {
-    /// What it is called in the log and in ARCHITECTURE.md.
+    /// Its name in the log and in ARCHITECTURE.md.
     pub(super) fn name(&self) -> &'static str {
         match self {
             Self::Prepared { .. } => "prepared",
@@ -369,6 +380,7 @@ impl HostEvent {
             Self::TerminateEnded { gone: true } => "terminated",
             Self::TerminateEnded { gone: false } => "not terminated yet",
             Self::Gone => "gone",
+            Self::Forgotten => "forgotten",
         }
     }
 }

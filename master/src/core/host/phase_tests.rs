@@ -55,6 +55,7 @@ fn events() -> Vec<HostEvent> {
         HostEvent::GiveUp,
         HostEvent::Console,
         HostEvent::Gone,
+        HostEvent::Forgotten,
     ]);
     events
 }

@@ -1,5 +1,5 @@
-//! A cloud takes a host back: EC2's interruption of a spot instance, told two minutes ahead, and its hint that one may
-//! come.
+//! A cloud takes a host back: EC2's interruption of a spot instance, which is announced two minutes ahead, and its hint
+//! that one may come.
 
 use crate::core::event::Level;
 use crate::core::record::HostState;
@@ -9,16 +9,16 @@ use rouse_shared::message::CloudNotice;
 use rouse_shared::{HostId, SessionId, WorkerName};
 use std::time::Duration;
 
-/// What a cloud gives from its notice to the end. The time in the notice is its own clock's, so we count ourselves; the
-/// agent looks every five seconds.
+/// Time from the notice to the end. The time in the notice is by the cloud's clock, so the master counts itself; the
+/// agent checks for notices every five seconds.
 const NOTICE: Duration = Duration::from_secs(115);
-/// How long before the end what still runs is given up, so that the host is known to be gone, and its builds go
+/// How long before the end the master terminates the host. So the host is known to be gone, and its builds run
 /// elsewhere, when the cloud would have ended it.
 const MARGIN: Duration = Duration::from_secs(30);
 
 impl Core {
-    /// A cloud has told a host about its end: it takes nothing new, from now on. After an interruption, what runs may
-    /// end while there is time.
+    /// A cloud has announced the end of a host. The host gets no new builds from now on. After an interruption, what
+    /// runs may end while there is time.
     pub(in crate::core) fn on_notice(
         &mut self,
         now: Timestamp,
@@ -37,7 +37,7 @@ impl Core {
         };
         live.notice = Some(notice.clone());
         self.note(Level::Warn, text.clone());
-        // Of a standing worker's machine it is for others to decide.
+        // The machine of a standing worker is not the master's to end.
         let Some(host) = self.workers.get(worker).and_then(|w| w.host.clone()) else { return };
         if let CloudNotice::Interruption { .. } = notice {
             self.timers.set_once(Timer::Reclaim(host.clone()), now + (NOTICE - MARGIN));
@@ -45,7 +45,7 @@ impl Core {
         self.drain_host(&host, &text);
     }
 
-    /// The time is over: the host is stopped, and what ran on it goes elsewhere once it is gone.
+    /// The time is over. Terminates the host; its builds run elsewhere once it is gone.
     pub(in crate::core) fn on_reclaim(&mut self, now: Timestamp, id: &HostId) {
         let Some(live) = self.hosts.get(id) else { return };
         match live.host.state {

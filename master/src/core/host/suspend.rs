@@ -1,23 +1,23 @@
-//! Suspended hosts: one that is idle is suspended instead of terminated, and resumed instead of another being bought.
-//! `Draining -> Suspending -> Suspended -> Resuming -> Booting`; each step is committed before its provider hears of
-//! it.
+//! Suspended hosts: an idle host is suspended instead of terminated, and resumed instead of ordering another. `Draining
+//! -> Suspending -> Suspended -> Resuming -> Booting`; each step is committed before its provider is called.
 //!
-//! Whatever is not as it should be ends the host: nothing that is suspended is worth more than what is built on it.
+//! If anything is wrong with such a host, it is terminated.
 
 use super::phase::{HostEvent, Phase};
 use super::repeat_pause;
 use crate::core::event::{Level, ListedHost, StartError, Suspension};
+use crate::core::places::{Cause, PlaceKey};
 use crate::core::record::{DesiredState, HostState};
 use crate::core::timers::Timer;
 use crate::core::{Core, Timestamp};
 use rouse_shared::{BuildId, HostId, WorkerName};
 use std::time::Duration;
 
-/// How long suspending may take: hibernation writes all memory to a disk.
+/// Longest time that suspending may take. Hibernation writes the whole memory to a disk.
 pub(super) const SUSPEND_LIMIT: Duration = Duration::from_secs(900);
 
 impl Core {
-    /// Why the host is not to be suspended, or not any longer; nothing where it may.
+    /// Why the host may not be suspended, or not any longer; none if it may.
     pub(super) fn why_not_suspend(&self, now: Timestamp, id: &HostId) -> Option<&'static str> {
         let live = self.hosts.get(id)?;
         let worker = self.workers.get(&live.host.worker)?;
@@ -78,7 +78,7 @@ impl Core {
         self.review_suspended(now, id);
     }
 
-    /// Whether the host may still be suspended, by the configuration of now; else it is ended.
+    /// Terminates the suspended host if the present configuration does not allow it any more.
     pub(in crate::core) fn review_suspended(&mut self, now: Timestamp, id: &HostId) {
         let Some(host) = self.hosts.get(id).map(|l| &l.host).filter(|h| h.state == HostState::Suspended) else {
             return;
@@ -97,7 +97,7 @@ impl Core {
         all.iter().for_each(|id| self.review_suspended(now, id));
     }
 
-    /// It should be suspended by now, or has been for long enough.
+    /// The host has taken too long to suspend, or has been suspended for long enough.
     pub(in crate::core) fn on_suspension_over(&mut self, now: Timestamp, id: &HostId) {
         match self.hosts.get(id).map(|l| l.host.state) {
             Some(HostState::Suspending) => {
@@ -123,7 +123,7 @@ impl Core {
         self.hosts.get(id).is_some_and(|l| l.host.state == HostState::Suspended).then(|| id.clone())
     }
 
-    /// Resumes the host of a worker, with a new token: the one that it was started with is spent.
+    /// Resumes the worker's host with a new token. The token that it was started with has been used.
     pub(in crate::core) fn resume_host(&mut self, now: Timestamp, id: &HostId, started_for: Option<BuildId>) {
         let token = self.random_hex(24);
         if self.advance(id, &HostEvent::Resume).is_none() {
@@ -152,9 +152,20 @@ impl Core {
         if self.advance(id, &event).is_none() {
             return;
         }
+        let place = self.hosts.get(id).map(|live| PlaceKey::of_host(&live.host));
+        match (&result, &place) {
+            (Ok(()), Some(place)) => self.place_serves(now, place),
+            (Err(StartError::Place(why) | StartError::Unknown(why)), Some(place)) => {
+                self.place_failed(now, place, why, Cause::Start);
+            }
+            (Err(_), _) | (_, None) => {}
+        }
         match (self.hosts.get(id).map(|live| &live.phase), result) {
             // Where there is no room for it, or it cannot be resumed, another may be bought.
-            (Some(Phase::Resuming { .. }), Err(StartError::Capacity(why) | StartError::Rejected(why))) => {
+            (
+                Some(Phase::Resuming { .. }),
+                Err(StartError::Capacity(why) | StartError::Quota(why) | StartError::Rejected(why)),
+            ) => {
                 self.note(Level::Warn, format!("host {id} of {worker} cannot be resumed, so it is terminated: {why}"));
                 self.terminate_host(now, id, &format!("it cannot be resumed: {why}"));
             }
@@ -170,12 +181,12 @@ impl Core {
         self.touch_worker(&worker);
     }
 
-    /// Whether a machine should be suspended and runs: somebody has started it, or a call came late.
+    /// Whether a machine runs that should be suspended: somebody has started it, or a call took effect late.
     pub(in crate::core) fn is_running_unexpectedly(&self, listed: &ListedHost) -> bool {
         !listed.suspended && self.hosts.get(&listed.host).is_some_and(|live| live.host.state == HostState::Suspended)
     }
 
-    /// Suspends a host that should be suspended; does nothing to another.
+    /// Suspends again a host that should be suspended. Does nothing to any other host.
     pub(in crate::core) fn suspend_anew(&mut self, now: Timestamp, id: &HostId) {
         if !self.hosts.get(id).is_some_and(|live| live.phase == Phase::Suspended)
             || self.advance(id, &HostEvent::Suspend).is_none()
@@ -184,7 +195,7 @@ impl Core {
         }
         let Some(live) = self.hosts.get_mut(id) else { return };
         (live.host.resumed, live.host.suspended) = (Some(now), None);
-        // It cannot be resumed for a build now, and no other may be bought while it is there.
+        // It cannot be resumed for a build now, and no other may be ordered while it exists.
         let worker = live.host.worker.clone();
         self.touch_worker(&worker);
         self.note(Level::Warn, format!("host {id} should be suspended but is running: suspending it again"));
@@ -193,8 +204,9 @@ impl Core {
         self.call(now, id);
     }
 
-    /// Whether an agent that is refused now may be let in soon on the same machine: it was resumed and does not know
-    /// yet what its token is, or it is about to be suspended. Its machine must not be switched off for that.
+    /// Whether an agent that is refused now may soon be let in on the same machine: the machine was resumed and the
+    /// agent does not know its new token yet, or the machine is about to be suspended. It must not power itself off
+    /// then.
     pub(in crate::core) fn is_suspending_or_resuming(&self, worker: &WorkerName) -> bool {
         let host = self.workers.get(worker).and_then(|worker| self.host_of(worker));
         host.is_some_and(|live| match live.host.state {

@@ -1,4 +1,4 @@
-//! The end of a host: terminating repeats until its provider reports that the machine is gone.
+//! The end of a host. Terminating is repeated until the provider reports that the machine is gone.
 
 use super::phase::{HostEvent, Phase};
 use crate::core::event::{Level, Termination};
@@ -28,7 +28,7 @@ impl Core {
         self.pending.wake = true;
         self.touch_host(id);
         self.touch_worker(&worker);
-        // A start under way could make the machine after it was found to be gone; its answer comes back here.
+        // A start that is under way could create the machine after it was found to be gone. Its answer leads back here.
         self.call_again(now, id);
     }
 
@@ -39,7 +39,7 @@ impl Core {
         result: Result<Termination, String>,
     ) {
         let Some(live) = self.hosts.get(id) else { return };
-        // Asked again until an earlier start can make nothing any more.
+        // Repeated until an earlier start can create nothing any more.
         let gone = result == Ok(Termination::Gone) && !live.may_still_be_made(now);
         let event = HostEvent::TerminateEnded { gone };
         let Some(before) = self.advance(id, &event) else { return };
@@ -53,7 +53,10 @@ impl Core {
     }
 
     /// The provider has proof that the machine is gone.
-    pub(in crate::core) fn on_host_gone(&mut self, now: Timestamp, id: &HostId, why: &str) {
+    pub(in crate::core) fn on_host_gone(&mut self, now: Timestamp, id: &HostId, why: &str, reclaimed: bool) {
+        if let Some(live) = self.hosts.get_mut(id) {
+            live.reclaimed |= reclaimed;
+        }
         let Some(before) = self.advance(id, &HostEvent::Gone) else { return };
         if before.state().is_starting() {
             self.host_given_up(now, id, &format!("it ended before its agent attached: {why}"));
@@ -62,8 +65,8 @@ impl Core {
         }
     }
 
-    /// Proof that nothing of the host runs, if its last step was to the end of its life: its session is over, and what
-    /// ran on it may be tried elsewhere at once.
+    /// The host is gone. If this was its last transition, nothing of it runs: its session ends, and its builds may be
+    /// retried elsewhere at once.
     pub(in crate::core) fn host_went(&mut self, now: Timestamp, id: &HostId, before: &Phase, why: &str) {
         let Some(live) = self.hosts.get_mut(id) else { return };
         if *before == Phase::Terminated || live.phase != Phase::Terminated {
@@ -71,7 +74,7 @@ impl Core {
         }
         live.host.terminated = Some(now);
         if matches!(before, Phase::Terminating { console: true, .. }) {
-            // It went while what it printed was waited for: a failed start all the same.
+            // It ended while its console output was being fetched, which is a failed start too.
             let given = live.host.why.clone().unwrap_or_default();
             self.host_failed(now, id, &given, self.fault_of_silence(now, id), None);
         }
@@ -89,6 +92,7 @@ impl Core {
             Timer::CallAgain(id.clone()),
             Timer::Suspension(id.clone()),
             Timer::Console(id.clone()),
+            Timer::Forget(id.clone()),
             Timer::Reclaim(id.clone()),
         ] {
             self.timers.clear(&timer);

@@ -26,9 +26,9 @@ impl Bench {
     fn listed(&mut self, round: u32, result: Result<Listing, String>) {
         let names = |machines: &[ListedHost]| machines.iter().map(|m| m.handle.clone()).collect::<Vec<_>>().join(" ");
         let what = match &result {
-            Ok(machines) => names(machines),
-            Err(unlisted) if unlisted.heard.is_empty() => "error".to_owned(),
-            Err(unlisted) => format!("error, and {}", names(&unlisted.heard)),
+            Ok(Listing { machines, unlisted }) if unlisted.is_empty() => names(machines),
+            Ok(Listing { machines, .. }) if !machines.is_empty() => format!("error, and {}", names(machines)),
+            Ok(_) | Err(_) => "error".to_owned(),
         };
         let event = Event::ListedForAudit { request: REQUEST, round, provider: PROVIDER, result };
         self.event(&format!("listed for round {round}: {what}"), event);
@@ -36,10 +36,10 @@ impl Bench {
 }
 
 #[test]
-fn a_foreign_machine_is_told_of_once_and_never_touched() {
+fn a_foreign_machine_is_reported_once_and_never_changed() {
     let mut bench = Bench::quietly(plan(vec![latent("l")]));
     for _ in 0..3 {
-        bench.event("listed: i-1", Event::Listed { provider: PROVIDER, result: Ok(vec![foreign(1)]) });
+        bench.event("listed: i-1", Event::Listed { provider: PROVIDER, result: Ok(vec![foreign(1)].into()) });
         bench.pass(91);
     }
     bench.check("foreign");
@@ -49,24 +49,24 @@ fn a_foreign_machine_is_told_of_once_and_never_touched() {
 fn an_audit_that_only_looks_changes_nothing() {
     let mut bench = Bench::quietly(plan(vec![latent("l")]));
     bench.audit(AuditMode::Look);
-    bench.listed(1, Ok(vec![]));
+    bench.listed(1, Ok(vec![].into()));
     bench.audit(AuditMode::Look);
-    bench.listed(1, Ok(vec![machine(1, Owner::Ours), machine(2, Owner::Ours), foreign(3)]));
+    bench.listed(1, Ok(vec![machine(1, Owner::Ours), machine(2, Owner::Ours), foreign(3)].into()));
     // The second is gone by now: it was on its way out.
     bench.pass(2);
-    bench.listed(1, Ok(vec![]));
-    bench.listed(2, Ok(vec![machine(1, Owner::Ours), foreign(3)]));
+    bench.listed(1, Ok(vec![].into()));
+    bench.listed(2, Ok(vec![machine(1, Owner::Ours), foreign(3)].into()));
     bench.audit(AuditMode::Look);
-    bench.listed(1, Err("no such key".to_owned().into()));
+    bench.listed(1, Err("no such key".to_owned()));
     bench.pass(2);
-    bench.listed(2, Err("no such key".to_owned().into()));
+    bench.listed(2, Err("no such key".to_owned()));
     bench.check("audit_look");
 }
 
 #[test]
 fn an_audit_that_fixes_terminates_orphans_and_one_that_adopts_foreign_machines() {
     let mut bench = Bench::quietly(plan(vec![latent("l")]));
-    let both = || Ok(vec![machine(1, Owner::Ours), foreign(2)]);
+    let both = || Ok(vec![machine(1, Owner::Ours), foreign(2)].into());
     bench.audit(AuditMode::Fix);
     bench.listed(1, both());
     bench.pass(2);
@@ -74,13 +74,13 @@ fn an_audit_that_fixes_terminates_orphans_and_one_that_adopts_foreign_machines()
     bench.pass(3);
     bench.listed(3, both());
     bench.pass(5);
-    bench.listed(4, Ok(vec![foreign(2)]));
+    bench.listed(4, Ok(vec![foreign(2)].into()));
     bench.audit(AuditMode::Adopt);
-    bench.listed(1, Ok(vec![foreign(2)]));
+    bench.listed(1, Ok(vec![foreign(2)].into()));
     bench.pass(2);
-    bench.listed(2, Ok(vec![foreign(2)]));
+    bench.listed(2, Ok(vec![foreign(2)].into()));
     bench.pass(3);
-    bench.listed(3, Ok(vec![]));
+    bench.listed(3, Ok(vec![].into()));
     bench.check("audit_fix");
 }
 
@@ -93,23 +93,23 @@ fn a_host_that_two_lists_lack_is_gone_where_it_is_to_be_fixed() {
     bench.pass(20);
     bench.audit(AuditMode::Fix);
     // Too young to have to be listed.
-    bench.listed(1, Ok(vec![]));
+    bench.listed(1, Ok(vec![].into()));
     bench.hush();
     for beat in 1..=8 {
         bench.pass(10);
         bench.heartbeat("l", beat);
     }
-    // Its agent has just been heard of.
+    // Its agent has just sent a message.
     bench.hush();
     bench.audit(AuditMode::Fix);
-    bench.listed(1, Ok(vec![]));
+    bench.listed(1, Ok(vec![].into()));
     bench.pass(20);
     bench.audit(AuditMode::Fix);
-    bench.listed(1, Ok(vec![]));
+    bench.listed(1, Ok(vec![].into()));
     bench.pass(2);
-    bench.listed(2, Ok(vec![]));
+    bench.listed(2, Ok(vec![].into()));
     bench.pass(3);
-    bench.listed(3, Ok(vec![]));
+    bench.listed(3, Ok(vec![].into()));
     bench.check("audit_missing");
 }
 
@@ -128,13 +128,13 @@ fn a_host_is_missed_although_the_clock_was_set_back_by_an_hour() {
     bench.pass(20);
     bench.hush();
     for _ in 0..3 {
-        bench.event("listed", Event::Listed { provider: PROVIDER, result: Ok(vec![]) });
+        bench.event("listed", Event::Listed { provider: PROVIDER, result: Ok(vec![].into()) });
     }
     bench.check("audit_missing_clock");
 }
 
 #[test]
-fn a_list_that_is_not_whole_tells_what_is_there_and_not_what_is_gone() {
+fn a_partial_list_proves_what_exists_and_not_what_is_gone() {
     let mut bench = Bench::quietly(plan(vec![latent("l")]));
     let partly = |machines: Vec<ListedHost>| {
         let unlisted = vec![UnlistedPlace { place: None, why: "one of two did not answer".to_owned() }];
@@ -149,7 +149,7 @@ fn a_list_that_is_not_whole_tells_what_is_there_and_not_what_is_gone() {
         bench.heartbeat("l", beat);
     }
     bench.hush();
-    bench.event("listed: i-1 i-2", Event::Listed { provider, result: Ok(vec![stray.clone(), other]) });
+    bench.event("listed: i-1 i-2", Event::Listed { provider, result: Ok(vec![stray.clone(), other].into()) });
     // Neither the host nor the second orphan is known to be gone; the first is there, and old enough.
     for beat in 10..=18 {
         bench.pass(10);
@@ -173,12 +173,12 @@ fn a_list_that_is_not_whole_tells_what_is_there_and_not_what_is_gone() {
 fn an_audit_is_answered_in_time_and_so_many_at_once_are_refused() {
     let mut bench = Bench::quietly(plan(vec![latent("l")]));
     bench.audit(AuditMode::Fix);
-    bench.listed(1, Ok(vec![machine(1, Owner::Ours)]));
+    bench.listed(1, Ok(vec![machine(1, Owner::Ours)].into()));
     bench.pass(2);
-    bench.listed(2, Ok(vec![machine(1, Owner::Ours)]));
+    bench.listed(2, Ok(vec![machine(1, Owner::Ours)].into()));
     bench.hush();
     bench.pass(AUDIT_LIMIT.as_secs());
-    bench.listed(3, Ok(vec![]));
+    bench.listed(3, Ok(vec![].into()));
     for number in 10..=18 {
         bench.event("audit", Event::Command { request: RequestId(number), command: Command::Audit(AuditMode::Look) });
     }

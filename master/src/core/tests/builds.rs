@@ -79,7 +79,7 @@ fn a_lost_attempt_is_tried_again_until_the_retries_are_used_up() {
 }
 
 #[test]
-fn an_order_that_is_not_heard_of_is_sent_again() {
+fn an_unconfirmed_request_is_sent_again() {
     let mut bench = attached();
     bench.submit(on("s"));
     bench.pass(10);
@@ -99,7 +99,7 @@ fn a_declined_order_waits_for_a_sign_of_life() {
 }
 
 #[test]
-fn where_a_log_is_cut_is_told_when_its_agent_is_lost() {
+fn an_incomplete_log_is_reported_when_its_agent_is_lost() {
     let mut bench = attached();
     let attempt = AttemptId { build: BuildId(1), number: 1 };
     bench.submit(on("s"));
@@ -126,7 +126,7 @@ fn the_end_of_a_log_comes_with_the_next_session_of_its_agent() {
     assert_eq!(
         bench.core.builds[&BuildId(1)].status.attempts[0].cut_logs,
         [],
-        "what is asked for is not told to be cut"
+        "a log whose bytes are being requested is not reported as incomplete"
     );
     bench.event("logs whole", Event::LogsWhole { attempt });
     bench.check("log_after_lease");

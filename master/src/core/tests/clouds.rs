@@ -78,7 +78,7 @@ fn a_standing_workers_machine_is_for_others_to_decide() {
 }
 
 #[test]
-fn an_agent_whose_papers_are_worth_nothing_is_told_so() {
+fn an_agent_with_an_invalid_identity_document_is_refused() {
     let mut bench = Bench::quietly(plan(vec![latent("l")]));
     bench.submit(on("l"));
     bench.started("l");

@@ -49,7 +49,7 @@ fn a_lost_answer_is_made_good_by_the_list_of_a_new_master() {
     let owner = Owner::Ours;
     let machine =
         ListedHost { host, handle: "i-1".to_owned(), identity: Some("machine".to_owned()), owner, suspended: false };
-    bench.event("listed", Event::Listed { provider: ProviderKind::Ec2, result: Ok(vec![machine]) });
+    bench.event("listed", Event::Listed { provider: ProviderKind::Ec2, result: Ok(vec![machine].into()) });
     bench.pass(10);
     bench.restart();
     bench.heartbeat("l", 1);

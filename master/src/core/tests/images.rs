@@ -13,7 +13,7 @@ fn crowd() -> Bench {
     bench
 }
 
-/// Hosts that their provider has been asked to make, and that have not been heard of.
+/// Hosts that their provider has been asked to make, and for which there is no answer yet.
 fn ordered(bench: &Bench) -> Vec<String> {
     let waits = |live: &&crate::core::LiveHost| live.host.state == HostState::Ordered && live.host.launch.is_some();
     bench.core.hosts.values().filter(waits).map(|live| live.host.worker.to_string()).collect()

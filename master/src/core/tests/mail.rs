@@ -1,4 +1,4 @@
-//! Which mail tells what to whom, and what becomes of it.
+//! Which mails are written for whom, and their delivery.
 
 use super::missing::watched;
 use super::*;
@@ -62,20 +62,20 @@ fn a_mail_whose_answer_a_master_did_not_live_to_keep_is_sent_again_as_the_same()
 fn a_relay_that_is_down_is_asked_with_growing_pauses_over_restarts() {
     let mut bench = one_mail(&["ops"]);
     for _ in 0..3 {
-        bench.handed(relay_fails());
+        bench.mail_result(relay_fails());
         let pause = bench.core.next_wakeup().unwrap().since(bench.now).as_secs();
         bench.pass(pause);
     }
-    bench.handed(relay_fails());
+    bench.mail_result(relay_fails());
     bench.restart();
     bench.pass(40);
     // Far later the pauses have an end.
     for _ in 0..8 {
-        bench.handed(relay_fails());
+        bench.mail_result(relay_fails());
         let pause = bench.core.next_wakeup().unwrap().since(bench.now).as_secs();
         bench.pass(pause);
     }
-    bench.handed(relay_fails());
+    bench.mail_result(relay_fails());
     // A new configuration may name another relay.
     let plan = (*bench.plan).clone();
     bench.configure("reload", plan);
@@ -86,7 +86,7 @@ fn a_relay_that_is_down_is_asked_with_growing_pauses_over_restarts() {
 #[test]
 fn a_clock_that_was_put_back_holds_no_mail_for_ever() {
     let mut bench = one_mail(&["ops"]);
-    bench.handed(relay_fails());
+    bench.mail_result(relay_fails());
     bench.hush();
     bench.now = Timestamp(START / 2);
     bench.restart();
@@ -98,11 +98,11 @@ fn a_clock_that_was_put_back_holds_no_mail_for_ever() {
 fn one_that_is_refused_is_given_up_and_one_that_is_put_off_is_not() {
     let mut bench = one_mail(&["ann", "bob", "cyd"]);
     let answers = [
-        ("ann", Taken::Yes),
-        ("bob", Taken::Refused("550 no such user".to_owned())),
-        ("cyd", Taken::Later("451 greylisted".to_owned())),
+        ("ann", RecipientAnswer::Accepted),
+        ("bob", RecipientAnswer::Refused("550 no such user".to_owned())),
+        ("cyd", RecipientAnswer::Later("451 greylisted".to_owned())),
     ];
-    bench.handed(Ok(answers.map(|(who, taken)| (format!("{who}@example.org"), taken)).into()));
+    bench.mail_result(Ok(answers.map(|(who, taken)| (format!("{who}@example.org"), taken)).into()));
     bench.pass(5);
     bench.sent();
     bench.pass(90_000);
@@ -112,15 +112,15 @@ fn one_that_is_refused_is_given_up_and_one_that_is_put_off_is_not() {
 
 #[test]
 fn a_mail_that_everyone_is_refused_is_offered_for_a_day() {
-    for handed in [
-        Ok(vec![("ops@example.org".to_owned(), Taken::Refused("554 relay access denied".to_owned()))]),
+    for result in [
+        Ok(vec![("ops@example.org".to_owned(), RecipientAnswer::Refused("554 relay access denied".to_owned()))]),
         Err(MailError::Refused("550 no such sender".to_owned())),
     ] {
         let mut bench = one_mail(&["ops"]);
         let mut tries = 0;
         while bench.core.mail_count().0 > 0 {
             tries += 1;
-            bench.handed(handed.clone());
+            bench.mail_result(result.clone());
             bench.pass(901);
         }
         assert_eq!(bench.core.mail_count().1.given_up, 1);
@@ -136,14 +136,14 @@ fn a_mail_that_makes_the_relay_hang_does_not_hold_up_the_next() {
         WorkerPlan { missing_timeout: secs(400), ..watched(standing("b")) },
     ]));
     bench.pass(360);
-    bench.handed(relay_fails());
+    bench.mail_result(relay_fails());
     bench.pass(5);
-    bench.handed(relay_fails());
+    bench.mail_result(relay_fails());
     bench.pass(10);
-    bench.handed(relay_fails());
+    bench.mail_result(relay_fails());
     bench.hush();
     bench.pass(100);
-    bench.handed(relay_fails());
+    bench.mail_result(relay_fails());
     bench.pass(200);
     bench.sent();
     bench.check("mail_hangs");
@@ -156,7 +156,7 @@ fn what_is_answered_twice_or_for_nobody_changes_nothing() {
     bench.sent();
     bench.hush();
     for mail in [mail, MailId("other@example.org".to_owned())] {
-        bench.event("mail sent", Event::MailSent { mail, handed: relay_fails() });
+        bench.event("mail sent", Event::MailSent { mail, result: relay_fails() });
     }
     bench.check("mail_stray");
 }
@@ -169,12 +169,12 @@ fn listed(bench: &mut Bench, handles: &[&str]) {
         owner: Owner::Ours,
         suspended: false,
     };
-    let result = Ok(handles.iter().map(machine).collect());
+    let result = Ok(handles.iter().map(machine).collect::<Vec<_>>().into());
     bench.event("listed", Event::Listed { provider: ProviderKind::Ec2, result });
 }
 
 #[test]
-fn an_orphan_is_told_once_while_it_is_there() {
+fn an_orphan_is_reported_once_while_it_exists() {
     let mut plan = plan(vec![watched(latent("l")), to(standing("s"), &["nobody"])]);
     plan.stop_orphans = false;
     let mut bench = Bench::quietly(plan);

@@ -16,7 +16,7 @@ fn attached() -> Bench {
 }
 
 #[test]
-fn a_lost_worker_is_told_once_and_once_when_it_is_back() {
+fn a_missing_worker_is_reported_once_and_once_when_it_is_back() {
     let mut bench = attached();
     bench.pass(35 + 300 + 60);
     bench.sent();
@@ -24,7 +24,7 @@ fn a_lost_worker_is_told_once_and_once_when_it_is_back() {
     bench.hello("s", "b", 1, "password", Vec::new());
     bench.pass(60);
     bench.sent();
-    // A second loss is told anew.
+    // A second absence is reported again.
     bench.pass(35 + 300 + 60);
     bench.check("missing_standing");
 }
@@ -95,7 +95,7 @@ fn a_link_that_comes_and_goes_keeps_no_host_for_ever() {
 }
 
 #[test]
-fn a_detached_agent_without_a_lease_that_is_heard_of_again_is_back() {
+fn a_detached_agent_without_a_lease_is_back_with_its_next_message() {
     let worker = WorkerPlan { lease: None, ..watched(standing("s")) };
     let mut bench = Bench::quietly(plan(vec![worker]));
     bench.hello("s", "a", 1, "password", Vec::new());
@@ -111,11 +111,11 @@ fn a_detached_agent_without_a_lease_that_is_heard_of_again_is_back() {
 fn a_worker_without_recipients_goes_missing_without_a_mail() {
     let mut bench = Bench::quietly(plan(vec![standing("s")]));
     bench.pass(400);
-    bench.check("missing_untold");
+    bench.check("missing_without_recipients");
 }
 
 #[test]
-fn a_latent_host_that_does_not_attach_is_told_once_for_all_of_its_tries() {
+fn a_latent_worker_is_reported_missing_once_for_all_of_its_hosts() {
     let mut bench = Bench::quietly(plan(vec![watched(latent("l"))]));
     bench.submit_with(on("l"), 1);
     bench.started("l");
@@ -137,7 +137,7 @@ fn a_latent_host_that_does_not_attach_is_told_once_for_all_of_its_tries() {
 }
 
 #[test]
-fn a_worker_that_is_quarantined_is_missed() {
+fn a_worker_whose_hosts_do_not_start_is_reported_once() {
     let mut bench = Bench::quietly(plan(vec![watched(latent("l"))]));
     bench.submit_with(on("l"), 1);
     bench.hush();
@@ -147,7 +147,7 @@ fn a_worker_that_is_quarantined_is_missed() {
         bench.event("start ended: rejected", Event::StartEnded { host, number: 0, result });
         bench.pass(100);
     }
-    bench.check("missing_quarantined");
+    bench.check("missing_failed_starts");
 }
 
 #[test]
@@ -167,7 +167,10 @@ fn a_host_that_powered_itself_off_for_our_outage_is_blamed_by_nobody() {
         }
         bench.pass(20);
         let host = bench.host("l");
-        bench.event("gone", Event::HostGone { host: host.clone(), why: "it was powered off".to_owned(), reclaimed: false });
+        bench.event(
+            "gone",
+            Event::HostGone { host: host.clone(), why: "it was powered off".to_owned(), reclaimed: false },
+        );
         bench.event("console", Event::Console { host, text: None });
         bench.gone("l");
         bench.check(golden);

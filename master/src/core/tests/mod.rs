@@ -12,6 +12,7 @@ mod hosts;
 mod images;
 mod mail;
 mod missing;
+mod places;
 mod restarts;
 mod sessions;
 mod suspend;
@@ -20,8 +21,9 @@ use super::Core;
 use super::build::{BuildSpec, Requirement};
 use super::configure::Start;
 use super::event::{Command, Effect, Event, Operation, RequestId, Started};
-use super::mail::{DeliveryResult, MailCount, MailError, MailId, Taken};
-use super::plan::{Digest, LatentPlan, MailPlan, Plan, ProviderKind, WorkerPlan};
+use super::mail::{DeliveryResult, MailCount, MailError, MailId, RecipientAnswer};
+use super::places::PlaceRecord;
+use super::plan::{AmongEquals, Digest, LatentPlan, MailPlan, Plan, ProviderKind, WorkerPlan};
 use super::record::{HostState, LaunchSpec, Ledger, Record};
 use super::show;
 use rouse_shared::message::{
@@ -65,6 +67,8 @@ fn latent(worker: &str) -> WorkerPlan {
         build_wait_timeout: Some(secs(60)),
         max_uses: 0,
         template: "t".to_owned(),
+        prefer: 0,
+        price: None,
         min_idle: 0,
         suspend: None,
         image: "image".into(),
@@ -78,7 +82,9 @@ fn plan(workers: Vec<WorkerPlan>) -> Plan {
         workers: workers.into_iter().map(|w| (w.name.clone(), Arc::new(w))).collect(),
         max_hosts: None,
         max_spend_per_day: None,
-        quarantine_after: 3,
+        mail_after_failed_starts: 3,
+        queue_timeout: None,
+        among_equals: AmongEquals::Pack,
         audit_interval: secs(3_600),
         stop_orphans: true,
         restart_lease: secs(300),
@@ -205,13 +211,14 @@ impl Bench {
             Record::SessionOver(worker) => (format!("session {worker}"), None),
             Record::Worker(worker, _) => (format!("worker {worker}"), None),
             Record::Image(key, _) => (format!("image {}", key.image), None),
+            Record::Place(key, _) => (format!("place {}", key.name), None),
             Record::Spent(_) => ("spent".to_owned(), None),
             Record::News(news) => (format!("news {}", news.id), None),
             Record::NewsOver(id) => (format!("news {id}"), None),
             Record::Mail(mail) => (format!("mail {}", mail.id.0), Some((mail.id.0.clone(), "mail"))),
             Record::MailOver(id) => (format!("mail {}", id.0), None),
             Record::MailPause(..) => ("mail pause".to_owned(), None),
-            Record::OrphanTold(_, handle) | Record::OrphanOver(_, handle) => (format!("orphan {handle}"), None),
+            Record::OrphanReported(_, handle) | Record::OrphanOver(_, handle) => (format!("orphan {handle}"), None),
             Record::LeasesExtended(_) => ("leases".to_owned(), None),
         };
         self.disk.insert(key, record.clone());
@@ -256,11 +263,13 @@ impl Bench {
                 Record::Session(session) => ledger.sessions.push(session),
                 Record::Worker(worker, record) => ledger.workers.push((worker, record)),
                 Record::Image(key, image) => ledger.images.push((key, image)),
+                Record::Place(_, place) if place == PlaceRecord::default() => {}
+                Record::Place(key, place) => ledger.places.push((key, place)),
                 Record::Spent(spent) => ledger.spent = spent,
                 Record::News(news) => ledger.news.push(news),
                 Record::Mail(mail) => ledger.mails.push(mail),
                 Record::MailPause(failures, until) => ledger.mail_pause = Some((failures, until)),
-                Record::OrphanTold(provider, handle) => ledger.told_orphans.push((provider, handle)),
+                Record::OrphanReported(provider, handle) => ledger.reported_orphans.push((provider, handle)),
                 Record::LeasesExtended(by) => ledger.leases_extended = by,
                 Record::Build(..) | Record::Host(_) | Record::SessionOver(_) => {}
                 Record::NewsOver(_) | Record::MailOver(_) | Record::OrphanOver(..) => {}
@@ -288,6 +297,7 @@ impl Bench {
             priority: 0,
             retries,
             timeout_ms: None,
+            queue_timeout_ms: None,
             env: BTreeMap::new(),
             steps: vec![Step {
                 name: "make".to_owned(),
@@ -338,8 +348,8 @@ impl Bench {
 
     fn started(&mut self, worker: &str) {
         // As `hello` has it.
-        let told = self.core.hosts[&self.host(worker)].host.provider == ProviderKind::Ec2;
-        self.started_as(worker, told.then_some("machine"));
+        let on_ec2 = self.core.hosts[&self.host(worker)].host.provider == ProviderKind::Ec2;
+        self.started_as(worker, on_ec2.then_some("machine"));
     }
 
     /// The provider has made the machine, and says what its agent will give for its identity.
@@ -423,20 +433,22 @@ impl Bench {
     }
 
     /// The relay has answered, for the oldest mail that waits.
-    fn handed(&mut self, handed: DeliveryResult) {
+    fn mail_result(&mut self, result: DeliveryResult) {
         let mail = self.core.mails()[0].id.clone();
-        let what = match &handed {
-            Ok(answers) if answers.iter().all(|(_, taken)| *taken == Taken::Yes) => "mail sent".to_owned(),
-            handed => format!("mail sent: {handed:?}"),
+        let what = match &result {
+            Ok(answers) if answers.iter().all(|(_, taken)| *taken == RecipientAnswer::Accepted) => {
+                "mail sent".to_owned()
+            }
+            result => format!("mail sent: {result:?}"),
         };
-        self.event(&what, Event::MailSent { mail, handed });
+        self.event(&what, Event::MailSent { mail, result });
     }
 
     /// The relay has taken every mail that waits, for everyone.
     fn sent(&mut self) {
         for mail in self.core.mails() {
-            let handed = Ok(mail.waiting.into_iter().map(|to| (to, Taken::Yes)).collect());
-            self.event("mail sent", Event::MailSent { mail: mail.id, handed });
+            let result = Ok(mail.waiting.into_iter().map(|to| (to, RecipientAnswer::Accepted)).collect());
+            self.event("mail sent", Event::MailSent { mail: mail.id, result });
         }
     }
 

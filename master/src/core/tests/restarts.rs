@@ -110,7 +110,7 @@ fn an_upgrade_s_longer_lease_outlives_a_step_of_the_clock() {
         assert!(!bench.text.contains("the lease of worker s has expired"), "after {step} ms: {}", bench.text);
         bench.pass(2);
         assert!(bench.text.contains("the lease of worker s has expired"), "after {step} ms: {}", bench.text);
-        // Told once; it holds for no later restart.
+        // Promised once; it is not valid for a later restart.
         bench.restart();
         bench.hello("s", "b", 1, "password", Vec::new());
         bench.restart();

@@ -232,7 +232,7 @@ fn who_was_refused_is_shown_for_a_while() {
 }
 
 #[test]
-fn why_a_host_does_not_come_up_is_told_with_the_build() {
+fn a_build_shows_why_its_host_did_not_start() {
     let mut bench = Bench::quietly(plan(vec![latent("l")]));
     bench.submit(on("l"));
     bench.started_as("l", Some("m1"));

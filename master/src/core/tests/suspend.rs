@@ -1,7 +1,7 @@
 //! Hosts that sleep: put to sleep when idle, woken instead of bought, ended by age.
 
 use super::super::audit::AuditMode;
-use super::super::event::{ListedHost, Owner, StartError, Suspension, Termination};
+use super::super::event::{ListedHost, Listing, Owner, StartError, Suspension, Termination};
 use super::super::plan::Suspend;
 use super::*;
 
@@ -66,7 +66,7 @@ fn from_idle_to_sleep_and_back_until_it_is_old() {
     bench.drained("l", 1);
     bench.suspended("l", Ok(Suspension::Requested));
     bench.pass(5);
-    // An agent that has not heard its end yet, and one on a machine that somebody has started.
+    // An agent that has not received its end yet, and one on a machine that somebody has started.
     bench.hello_with_token("l", "b", 1);
     bench.suspended("l", Ok(Suspension::Suspended));
     bench.pass(600);
@@ -227,7 +227,7 @@ fn it_takes_no_place_and_costs_nothing_while_it_sleeps() {
     limited.max_hosts = Some(1);
     let mut bench = Bench::quietly(limited);
     bench.price = Some(1.0);
-    bench.event("listed: nothing", Event::Listed { provider: ProviderKind::Ec2, result: Ok(Vec::new()) });
+    bench.event("listed: nothing", Event::Listed { provider: ProviderKind::Ec2, result: Ok(Listing::default()) });
     bench.submit(on("l"));
     bench.wake("l");
     for seq in 1..=18 {
@@ -274,7 +274,7 @@ fn one_that_runs_all_the_same_is_put_to_sleep_again() {
     let listed = |bench: &mut Bench, suspended: bool| {
         let host = bench.host("l");
         let machine = ListedHost { host, handle: "i-1".to_owned(), identity: None, owner: Owner::Ours, suspended };
-        let result = Ok(vec![machine]);
+        let result = Ok(vec![machine].into());
         bench.event("listed", Event::Listed { provider: ProviderKind::Ec2, result });
     };
     listed(&mut bench, true);
@@ -283,7 +283,7 @@ fn one_that_runs_all_the_same_is_put_to_sleep_again() {
     assert!(bench.text.contains("SUSPEND"), "{}", bench.text);
     bench.suspended("l", Ok(Suspension::Suspended));
     assert_eq!(bench.state("l"), HostState::Suspended);
-    // Who asks is told of it before the next look of the master itself; to be fixed, it is suspended.
+    // An audit for a user reports it before the next periodic one. An audit that fixes suspends it.
     let audit = |bench: &mut Bench, mode: AuditMode| {
         let request = RequestId(7);
         bench.hush();
@@ -291,7 +291,7 @@ fn one_that_runs_all_the_same_is_put_to_sleep_again() {
         for round in 1..=3 {
             let (host, suspended) = (bench.host("l"), bench.state("l") != HostState::Suspended);
             let machine = ListedHost { host, handle: "i-1".to_owned(), identity: None, owner: Owner::Ours, suspended };
-            let (provider, result) = (ProviderKind::Ec2, Ok(vec![machine]));
+            let (provider, result) = (ProviderKind::Ec2, Ok(vec![machine].into()));
             bench.event("listed", Event::ListedForAudit { request, round, provider, result });
             bench.pass(4);
         }
@@ -306,7 +306,7 @@ fn one_that_runs_all_the_same_is_put_to_sleep_again() {
     // Ended by somebody, it is missed.
     for _ in 0..2 {
         bench.pass(100);
-        bench.event("listed", Event::Listed { provider: ProviderKind::Ec2, result: Ok(Vec::new()) });
+        bench.event("listed", Event::Listed { provider: ProviderKind::Ec2, result: Ok(Listing::default()) });
     }
     assert!(bench.core.hosts.is_empty());
 }

@@ -1,34 +1,34 @@
-//! What of the user's own a host bears while it runs: an elastic address and volumes. Put on once the instance runs, again
-//! and again until they are; taken off when it goes. Never released, never deleted.
+//! The user's elastic address and volumes of a host. They are attached once the instance runs, with retries, and
+//! detached when it ends. They are never released or deleted.
 
 use super::client::Client;
-use super::error::{CallError, Kind, told};
+use super::error::{CallError, Kind, call_error};
 use aws_sdk_ec2::types::{Filter, InstanceStateName, VolumeState};
 use std::time::Duration;
 use tracing::{info, warn};
 
-/// Between two looks whether the instance runs, or whether a volume is free.
+/// Interval of the checks whether the instance runs or a volume is free.
 const LOOK: Duration = Duration::from_secs(3);
-/// Looks before it is left to the next audit, which begins anew.
+/// Number of checks. After that the next audit starts again.
 const LOOKS: u32 = 200;
 
-/// What a host is to bear.
+/// What a host is to have while it runs.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Attachments {
-    /// An address of the account.
+    /// An elastic address of the account.
     pub elastic_ip: Option<String>,
-    /// Volumes, and where they are attached.
+    /// Volumes, with the device that each is attached as.
     pub volumes: Vec<(String, String)>,
 }
 
 impl Attachments {
-    /// Whether there is nothing.
+    /// Whether there is nothing to attach.
     pub fn is_empty(&self) -> bool {
         self.elastic_ip.is_none() && self.volumes.is_empty()
     }
 }
 
-/// Waits until the instance runs, and puts everything on.
+/// Waits until the instance runs, and attaches everything.
 pub async fn put_on(client: &Client, instance: &str, what: &Attachments) {
     let mut said = None;
     for _ in 0..LOOKS {
@@ -38,7 +38,7 @@ pub async fn put_on(client: &Client, instance: &str, what: &Attachments) {
                 Err(error) => error.text,
             },
             Ok(Some(InstanceStateName::Pending) | None) => "it does not run yet".to_owned(),
-            // It goes, or is asleep: nothing to be put on.
+            // The instance is ending or stopped, so nothing is attached.
             Ok(Some(_)) => return,
             Err(error) => error.text,
         };
@@ -54,7 +54,7 @@ pub async fn put_on(client: &Client, instance: &str, what: &Attachments) {
 async fn state(client: &Client, instance: &str) -> Result<Option<InstanceStateName>, CallError> {
     let by_id = Filter::builder().name("instance-id").values(instance).build();
     let answer = client.ec2.describe_instances().filters(by_id).send().await;
-    let answer = answer.map_err(|e| told("look at the instance", &e))?;
+    let answer = answer.map_err(|e| call_error("look at the instance", &e))?;
     let state = answer.reservations().iter().flat_map(|r| r.instances()).find_map(|i| i.state()?.name().cloned());
     Ok(state)
 }
@@ -68,7 +68,7 @@ async fn put_on_once(client: &Client, instance: &str, what: &Attachments) -> Res
             }
             Holder::Nobody => {
                 let call = client.ec2.attach_volume().volume_id(volume).device(device).instance_id(instance);
-                call.send().await.map_err(|e| told("attach the volume", &e))?;
+                call.send().await.map_err(|e| call_error("attach the volume", &e))?;
                 info!("attached {volume} to {instance} as {device}");
             }
         }
@@ -84,7 +84,7 @@ async fn put_on_once(client: &Client, instance: &str, what: &Attachments) -> Res
                     Some(id) => call.allocation_id(id),
                     None => call.public_ip(address),
                 };
-                call.send().await.map_err(|e| told("associate the address", &e))?;
+                call.send().await.map_err(|e| call_error("associate the address", &e))?;
                 info!("associated {address} with {instance}");
             }
         }
@@ -92,8 +92,8 @@ async fn put_on_once(client: &Client, instance: &str, what: &Attachments) -> Res
     Ok(())
 }
 
-/// Takes everything off one of `instances`, all of which have ended or are stopped. Comes back with whether nothing of it
-/// is on them any more.
+/// Detaches everything from `instances`, all of which have ended or are stopped. Returns whether nothing is attached to
+/// them any more.
 pub async fn take_off(client: &Client, instances: &[String], what: &Attachments) -> Result<bool, CallError> {
     let mut clean = true;
     for (volume, _) in &what.volumes {
@@ -101,15 +101,16 @@ pub async fn take_off(client: &Client, instances: &[String], what: &Attachments)
             Ok(Holder::Instance(holder)) if instances.contains(&holder) => {
                 clean = false;
                 let call = client.ec2.detach_volume().volume_id(volume).instance_id(&holder);
-                // Ending an instance detaches by itself: that it is not attached any more is no error.
-                if let Err(error) = call.send().await.map_err(|e| told("detach the volume", &e))
+                // The end of an instance detaches everything by itself, so it is no error if something is no longer
+                // attached.
+                if let Err(error) = call.send().await.map_err(|e| call_error("detach the volume", &e))
                     && !matches!(error.kind, Kind::NotFound | Kind::Rejected)
                 {
                     return Err(error);
                 }
             }
             Ok(Holder::Instance(_) | Holder::Nobody) => {}
-            // A volume that its owner has deleted, or that is still being made, is on nothing.
+            // A volume that its owner has deleted, or that is still being created, is attached to nothing.
             Err(error) if matches!(error.kind, Kind::NotFound | Kind::NotYet) => {}
             Err(error) => return Err(error),
         }
@@ -123,7 +124,7 @@ pub async fn take_off(client: &Client, instances: &[String], what: &Attachments)
                     Some(id) => call.association_id(id),
                     None => call.public_ip(address),
                 };
-                if let Err(error) = call.send().await.map_err(|e| told("disassociate the address", &e))
+                if let Err(error) = call.send().await.map_err(|e| call_error("disassociate the address", &e))
                     && error.kind != Kind::NotFound
                 {
                     return Err(error);
@@ -148,11 +149,11 @@ enum Holder {
 
 async fn holder(client: &Client, volume: &str) -> Result<Holder, CallError> {
     let answer = client.ec2.describe_volumes().volume_ids(volume).send().await;
-    let answer = answer.map_err(|e| told("look at the volume", &e))?;
+    let answer = answer.map_err(|e| call_error("look at the volume", &e))?;
     let Some(known) = answer.volumes().first() else {
         return Err(CallError { kind: Kind::NotFound, text: format!("volume {volume} not found") });
     };
-    // A volume that is just being detached still has its instance.
+    // A volume that is being detached still has its instance.
     if let Some(holder) = known.attachments().iter().find_map(|a| a.instance_id()) {
         return Ok(Holder::Instance(holder.to_owned()));
     }
@@ -170,7 +171,7 @@ struct Address {
 
 async fn find_address(client: &Client, address: &str) -> Result<Address, CallError> {
     let answer = client.ec2.describe_addresses().public_ips(address).send().await;
-    let answer = answer.map_err(|e| told("look at the address", &e))?;
+    let answer = answer.map_err(|e| call_error("look at the address", &e))?;
     let Some(known) = answer.addresses().first() else {
         let text = format!("address {address} does not belong to this account");
         return Err(CallError { kind: Kind::NotFound, text });

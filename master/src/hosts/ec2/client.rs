@@ -1,4 +1,4 @@
-//! Clients of the EC2 API: one for each endpoint, region and account of the configuration, made when it is first needed.
+//! Clients of the EC2 API: one for each endpoint, region and account of the configuration, created at first use.
 
 use crate::config::hosts::ec2_place_name;
 use crate::config::{Ec2Config, Secret};
@@ -16,17 +16,18 @@ use aws_smithy_http_client::tls;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
-/// Where AWS's own tools look for another address of EC2's. Unlike `endpoint_url` it changes nothing else.
+/// The variable in which AWS's own tools look for another endpoint of EC2. Unlike `endpoint_url`, it changes nothing
+/// else.
 const ENDPOINT: &str = "AWS_ENDPOINT_URL_EC2";
-/// Where nothing names a region.
+/// The region if nothing names one.
 const FALLBACK_REGION: &str = "us-east-1";
-/// Longest that one exchange with AWS may take, and a call with all its repetitions. Below [`crate::hosts::CALL_LIMIT`],
-/// so that AWS's own words are heard before ours.
+/// Time limits of one exchange with AWS, and of a call with all its retries. Below [`crate::hosts::CALL_LIMIT`], so
+/// that AWS's own error is reported first.
 const EXCHANGE: Duration = Duration::from_secs(15);
 const CALL: Duration = Duration::from_secs(40);
 const CONNECT: Duration = Duration::from_secs(5);
 
-/// Whose account is billed, as far as the configuration tells it. No secret is in it, since the ledger keeps it.
+/// The account, as the configuration identifies it. Contains no secret, because it is stored in the ledger.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Account {
@@ -34,14 +35,14 @@ pub enum Account {
     Key(String),
     /// A profile of the credentials file.
     Profile(String),
-    /// Whatever environment, credentials file and instance role give.
+    /// From the environment, the credentials file or the instance's role.
     Chain,
 }
 
-/// Where hosts are made, and with what: one client each.
+/// Where hosts are created, and with which account. Each has its own client.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 pub struct Place {
-    /// An EC2-compatible cloud; none: AWS.
+    /// An EC2-compatible cloud; absent for AWS.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub endpoint: Option<String>,
     /// Such as `us-west-2`.
@@ -51,7 +52,7 @@ pub struct Place {
 }
 
 impl Account {
-    /// The name of a place where it is billed.
+    /// The name of a place with this account.
     fn place_name(&self, endpoint: Option<&str>, region: Option<&str>) -> String {
         let (key, profile) = match self {
             Self::Key(id) => (Some(id.as_str()), None),
@@ -62,14 +63,14 @@ impl Account {
     }
 }
 
-/// As the configuration calls it where a section names its region.
+/// The place's name in a configuration whose section names the region.
 impl std::fmt::Display for Place {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&self.account.place_name(self.endpoint.as_deref(), Some(&self.region)))
     }
 }
 
-/// A client of one place.
+/// A client for one place.
 #[derive(Clone, Debug)]
 pub struct Client {
     /// The region and endpoint that it talks to.
@@ -98,23 +99,23 @@ impl Login {
         Self { endpoint: config.endpoint_url.clone(), region: config.region.clone(), account, secret }
     }
 
-    /// What the configuration calls the place that it leads to: [`Ec2Config::place`].
+    /// The name of its place: [`Ec2Config::place`].
     pub fn name(&self) -> String {
         self.account.place_name(self.endpoint.as_deref(), self.region.as_deref())
     }
 
-    /// Whether `other` is the same with another secret.
+    /// Whether `other` is the same login with another secret.
     pub fn is_replaced_by(&self, other: &Self) -> bool {
         self.endpoint == other.endpoint && self.region == other.region && self.account == other.account
     }
 
-    /// The same account in the region of a place, where it is this login's.
+    /// The same login in the region of a place, if the place has the same account.
     pub fn elsewhere(&self, place: &Place) -> Option<Self> {
         let same = self.endpoint == place.endpoint && self.account == place.account;
         same.then(|| Self { region: Some(place.region.clone()), ..self.clone() })
     }
 
-    /// For a place that the configuration has no more; none where its secret is gone with it.
+    /// A login for a place that is no longer in the configuration; none if its secret was in there.
     pub fn again(place: &Place) -> Option<Self> {
         match place.account {
             Account::Key(_) => None,
@@ -127,8 +128,8 @@ impl Login {
         }
     }
 
-    /// Makes the client. Asks the instance's metadata where neither the section nor the environment names a region; with
-    /// an endpoint of the user's own nothing else is ever asked.
+    /// Creates the client. Asks the instance's metadata service for the region if neither the section nor the
+    /// environment names one. With an endpoint of the user's own, nothing else is ever asked.
     pub async fn client(&self, http: &SharedHttpClient) -> Client {
         let region = self.find_region(http).await;
         let here = ProviderConfig::without_region().with_http_client(http.clone()).with_region(Some(region.clone()));
@@ -189,7 +190,7 @@ impl Login {
     }
 }
 
-/// One set of connections for all clients.
+/// The HTTP connections that all clients share.
 pub fn http() -> SharedHttpClient {
     let ring = tls::Provider::Rustls(tls::rustls_provider::CryptoMode::Ring);
     aws_smithy_http_client::Builder::new().tls_provider(ring).build_https()

@@ -1,11 +1,11 @@
-//! What AWS's error codes mean. There are several hundred of them and there will be more, so they are told apart by how
-//! they are built. The order counts: `RequestLimitExceeded` is no limit of the account, and
-//! `InvalidCapacityReservationId.NotFound` no lack of capacity.
+//! The meaning of AWS's error codes. There are several hundred, and AWS adds new ones. Therefore families of codes are
+//! recognised by parts of their names. The order of the rules matters: `RequestLimitExceeded` is not a limit of the
+//! account, and `InvalidCapacityReservationId.NotFound` is not a lack of capacity.
 
 use super::error::Kind;
 
-/// What a code means; none for one that no rule knows. Older interfaces, and the reasons of a state, begin with whose
-/// fault it is.
+/// The meaning of a code; none if no rule matches. State reasons, and some compatible clouds, have `Client.` or `Server.`
+/// in front of the code.
 pub fn kind_of_code(code: &str) -> Option<Kind> {
     let code = code.strip_prefix("Client.").or_else(|| code.strip_prefix("Server.")).unwrap_or(code);
     if is_throttling(code) {
@@ -14,7 +14,7 @@ pub fn kind_of_code(code: &str) -> Option<Kind> {
     if is_login(code) {
         return Some(Kind::Auth);
     }
-    // About something that the call names, whatever that is the name of.
+    // Something in the call is wrong, whatever it is named.
     if starts(code, &["Invalid", "Malformed", "Missing", "Unknown"]) {
         return of_named(code);
     }
@@ -46,8 +46,8 @@ pub fn kind_of_code(code: &str) -> Option<Kind> {
     }
 }
 
-/// Whether a machine that ended for this reason was taken back by AWS: its own doing, or a limit of the account that
-/// shows only once the machine starts. What its user or its system did is neither, nor what was wrong with it.
+/// Whether AWS took back an instance that ended with this state reason: on its own account, or because of a limit that it
+/// checks only when the instance starts. Not if a user, its own system or an error in the call ended it.
 pub fn was_taken_back(reason: &str) -> bool {
     match reason.strip_prefix("Client.") {
         Some(code) => matches!(kind_of_code(code), Some(Kind::Capacity | Kind::Quota)),
@@ -55,7 +55,7 @@ pub fn was_taken_back(reason: &str) -> bool {
     }
 }
 
-/// The same of the status of a spot request whose instance has ended.
+/// Whether AWS interrupted the instance of a spot request with this status.
 pub fn was_interrupted(status: &str) -> bool {
     status == "marked-for-termination"
         || (status.starts_with("instance-terminated-") && status != "instance-terminated-by-user")
@@ -81,7 +81,7 @@ fn is_throttling(code: &str) -> bool {
         || ["BandwidthLimitExceeded", "ConcurrentTagAccess", "PriorRequestNotComplete", "SlowDown"].contains(&code)
 }
 
-/// Who calls is not let in, or not for this.
+/// AWS refuses the caller, or does not allow this call.
 fn is_login(code: &str) -> bool {
     const PARTS: &[&str] = &[
         "AccessDenied",
@@ -113,12 +113,12 @@ fn is_quota(code: &str) -> bool {
     (counted || (code.starts_with("Max") && code.ends_with("Exceeded"))) && !is_shape(code)
 }
 
-/// A limit of one call or one machine: more time changes nothing.
+/// A limit of one call or one instance, so that waiting does not help.
 fn is_shape(code: &str) -> bool {
     has(code, &["PerInstance", "PerInterface"]) || code == "TagLimitExceeded"
 }
 
-/// Something that the call names is not there, or not yet, or is there already.
+/// Something in the call does not exist, does not exist yet, or exists already.
 fn of_named(code: &str) -> Option<Kind> {
     Some(match code {
         "InvalidInstanceID.NotFound"
@@ -128,14 +128,14 @@ fn of_named(code: &str) -> Option<Kind> {
         | "InvalidAllocationID.NotFound"
         | "InvalidAssociationID.NotFound"
         | "InvalidAttachment.NotFound" => Kind::NotFound,
-        // We make these ourselves, a moment before.
+        // The provider itself creates these, just before the call.
         "InvalidGroup.NotFound" | "InvalidSecurityGroupID.NotFound" | "InvalidKeyPair.NotFound" => Kind::NotYet,
         code if code.ends_with(".Duplicate") => Kind::Exists,
         _ => return None,
     })
 }
 
-/// What the commonest codes say to a person.
+/// An explanation of the most common codes.
 pub fn said(code: &str) -> Option<&'static str> {
     Some(match code {
         "InsufficientInstanceCapacity" | "InsufficientHostCapacity" | "InsufficientCapacity" => {
@@ -171,7 +171,7 @@ pub fn said(code: &str) -> Option<&'static str> {
 mod tests {
     use super::*;
 
-    /// Codes that AWS documents, or that were seen, by what they mean; and some of the same families that nobody has seen.
+    /// Codes that AWS documents, by their meaning, and some that do not exist but belong to the same families.
     const TABLE: &[(Option<Kind>, &[&str])] = &[
         (
             Some(Kind::Capacity),

@@ -1,14 +1,14 @@
-//! Evidence of an instance that never attached: why AWS says that it is in its state, and what it printed.
+//! Evidence of an instance that never attached: AWS's reason for its state, and its console output.
 
 use super::client::Client;
-use super::error::told;
+use super::error::call_error;
 use super::terminate::by;
 use super::{Ec2, read};
 use crate::core::record::Host;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
-/// How much of the console is evidence, bytes from its end.
+/// Number of bytes at the end of the console output that are evidence.
 const CONSOLE: usize = 8 << 10;
 
 impl Ec2 {
@@ -17,7 +17,8 @@ impl Ec2 {
         let client = self.places.at(&spec.place).await.ok()?;
         let instance = host.handle.as_deref().filter(|handle| handle.starts_with("i-"))?;
         let mut text = state(&client, instance).await;
-        // The newest output is kept for machines on AWS's own hypervisor only; for the others there is the boot's.
+        // AWS keeps the newest output only for machines on its own hypervisor. For others there is the output of the
+        // boot.
         for latest in [true, false] {
             match client.ec2.get_console_output().instance_id(instance).latest(latest).send().await {
                 Ok(answer) => {
@@ -27,7 +28,7 @@ impl Ec2 {
                         break;
                     }
                 }
-                Err(error) if !latest => text.push_str(&format!("({})\n", told("read the console", &error).text)),
+                Err(error) if !latest => text.push_str(&format!("({})\n", call_error("read the console", &error).text)),
                 Err(_) => {}
             }
         }
@@ -38,7 +39,7 @@ impl Ec2 {
 async fn state(client: &Client, instance: &str) -> String {
     let answer = match client.ec2.describe_instances().filters(by("instance-id", instance)).send().await {
         Ok(answer) => answer,
-        Err(error) => return format!("({})\n", told("look at the instance", &error).text),
+        Err(error) => return format!("({})\n", call_error("look at the instance", &error).text),
     };
     let Some(found) = answer.reservations().iter().flat_map(|r| r.instances()).next() else {
         return format!("AWS knows no instance {instance}\n");

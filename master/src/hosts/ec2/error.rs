@@ -1,4 +1,4 @@
-//! A call that failed: what it proves, and in which words it is told.
+//! A failed call: what it proves, by its code and never by its text.
 
 use super::codes::{kind_of_code, said};
 use crate::core::event::StartError;
@@ -8,32 +8,32 @@ use aws_sdk_ec2::config::http::HttpResponse;
 use aws_sdk_ec2::error::{ProvideErrorMetadata, SdkError};
 use std::error::Error;
 
-/// What kind of failure a call met.
+/// The kind of an error.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Kind {
-    /// No room: capacity, a spot price above the bid.
+    /// No capacity, or a spot price above the bid.
     Capacity,
     /// A limit of the account.
     Quota,
-    /// This type is not to be had in this zone, or not in this way: another may be.
+    /// This type is not available in this zone, or not in this way. Another may be.
     NotHere,
-    /// The call is wrong, or names what is not there.
+    /// The call is wrong, or names something that does not exist.
     Rejected,
     /// There is no such instance, request, volume or address.
     NotFound,
-    /// Something that was made or changed a moment ago may not be known everywhere yet.
+    /// Something that was just created or changed may not be known everywhere yet.
     NotYet,
     /// The client token was used with another call.
     Mismatch,
-    /// What is to be made exists.
+    /// What is to be created exists.
     Exists,
-    /// Our credentials do not do, or there are none; or nobody is let in at all.
+    /// The credentials are missing or rejected.
     Auth,
     /// Too many calls: nothing was done.
     Throttled,
-    /// Whether something was done is not known.
+    /// The call may have been carried out.
     Unknown,
-    /// A dry run that would have worked.
+    /// A dry run that would have succeeded.
     WouldWork,
 }
 
@@ -43,12 +43,12 @@ pub enum Kind {
 pub struct CallError {
     /// What it means.
     pub kind: Kind,
-    /// What could not be done, and AWS's own words.
+    /// What failed, with AWS's text.
     pub text: String,
 }
 
 impl CallError {
-    /// For a call that makes nothing.
+    /// The meaning for a call that creates nothing.
     pub fn before_start(self) -> StartError {
         match self.kind {
             Kind::Auth | Kind::Throttled | Kind::Unknown => StartError::Place(self.text),
@@ -61,7 +61,7 @@ impl CallError {
         }
     }
 
-    /// For the call that makes an instance; `more` is whether another type or zone can be tried.
+    /// The meaning for the call that creates an instance. `more` is whether another type or zone can be tried.
     pub fn of_start(self, more: bool) -> StartError {
         match self.kind {
             Kind::Auth | Kind::Throttled => StartError::Place(self.text),
@@ -77,8 +77,8 @@ impl CallError {
     }
 }
 
-/// The error of a call; `what` says, as "start the instance" does, what it was to do.
-pub fn told<E>(what: &str, error: &SdkError<E, HttpResponse>) -> CallError
+/// Converts the error of a call. `what` is the purpose of the call, such as "start the instance".
+pub fn call_error<E>(what: &str, error: &SdkError<E, HttpResponse>) -> CallError
 where
     E: ProvideErrorMetadata + Error + 'static,
 {
@@ -103,19 +103,19 @@ where
         SdkError::ServiceError(service) => kind_of_answer(service.raw().status().as_u16(), error.code()),
         SdkError::ConstructionFailure(_) | SdkError::DispatchFailure(_) if without_credentials(error) => Kind::Auth,
         SdkError::ConstructionFailure(_) => Kind::Rejected,
-        // Cut off, refused or not understood: it may have arrived.
+        // The connection broke, or the answer was not understood. The call may have arrived.
         _ => Kind::Unknown,
     }
 }
 
-/// What an answer with this status means, and with this code where it has one.
+/// The meaning of an answer with this status, and with this code if it has one.
 fn kind_of_answer(status: u16, code: Option<&str>) -> Kind {
     match (code, status) {
         (_, 429) => Kind::Throttled,
         (Some(code), _) => kind_of_code(code).unwrap_or(if status >= 500 { Kind::Unknown } else { Kind::Rejected }),
-        // None of AWS's answers: something on the way has refused us, before AWS heard of it.
+        // Not AWS's answer: a proxy has refused the call before AWS received it.
         (None, 401 | 403 | 407) => Kind::Auth,
-        // What it hides is not known.
+        // Whether AWS received the call is unknown.
         (None, _) => Kind::Unknown,
     }
 }
@@ -131,7 +131,7 @@ fn without_credentials(error: &(dyn Error + 'static)) -> bool {
     false
 }
 
-/// An error and its causes, each once: some of them repeat their source.
+/// An error with its causes, each once, because some errors repeat their source.
 fn chain(error: &(dyn Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
@@ -162,7 +162,7 @@ mod tests {
         let no_words = String::new;
         assert_eq!(of_start(500, Some("InsufficientInstanceCapacity"), false), StartError::Capacity(no_words()));
         assert_eq!(of_start(400, Some("VcpuLimitExceeded"), false), StartError::Quota(no_words()));
-        // A type that this zone has not is worth another; the last one is a mistake.
+        // If this zone does not have a type, another type is tried. If there is no other, the configuration is wrong.
         assert_eq!(of_start(400, Some("Unsupported"), true), StartError::Capacity(no_words()));
         assert_eq!(of_start(400, Some("Unsupported"), false), StartError::Rejected(no_words()));
         assert_eq!(of_start(401, Some("AuthFailure"), true), StartError::Place(no_words()));
@@ -179,7 +179,7 @@ mod tests {
             assert_eq!(of_start(status, None, true), StartError::Unknown(String::new()), "{status}");
             assert_eq!(before_start(status, None), StartError::Place(String::new()), "{status}");
         }
-        // Refused on the way, or counted there: AWS has not heard of it.
+        // A proxy has refused the call before AWS received it.
         for status in [401, 403, 407, 429] {
             assert_eq!(of_start(status, None, true), StartError::Place(String::new()), "{status}");
         }

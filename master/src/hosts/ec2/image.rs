@@ -1,33 +1,33 @@
-//! Which image an instance boots: the one that is named, or the last of those that pass the filters. Looked up at every
-//! start, so that a new image is used without a restart.
+//! The image that an instance boots: the one that is named, or the last of those that match the filters. It is resolved
+//! at each start, so that a new image is used without a restart.
 
 use super::client::Client;
-use super::error::{CallError, told};
+use super::error::{CallError, call_error};
 use crate::config::hosts::Ec2Image;
 use aws_sdk_ec2::types::{Filter, Image};
 use regex::Regex;
 use std::cmp::Ordering;
 
-/// Longest literal beginning of a location that is given to AWS as a filter.
+/// Longest literal beginning of a location that is sent to AWS as a filter.
 const PREFIX: usize = 200;
 
-/// What is known of the image that a host boots.
+/// The image that a host boots.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Chosen {
     /// Such as `ami-0123`.
     pub id: String,
-    /// Where its manifest is, as AWS tells it: what filters match.
+    /// The location of its manifest, which filters match.
     pub location: String,
-    /// What the spot market calls its system: `Linux/UNIX` and others.
+    /// The name of its system in the spot market, such as `Linux/UNIX`.
     pub platform: String,
 }
 
 /// Why no image was chosen.
 #[derive(Debug)]
 pub enum ImageError {
-    /// AWS was not asked well, or did not answer.
+    /// The call failed.
     Call(CallError),
-    /// There is none; a sentence.
+    /// No image matches; a sentence.
     None(String),
 }
 
@@ -36,7 +36,7 @@ pub async fn resolve(client: &Client, image: &Ec2Image) -> Result<Chosen, ImageE
     match image {
         Ec2Image::Id(id) => {
             let call = client.ec2.describe_images().image_ids(id);
-            let answer = call.send().await.map_err(|e| ImageError::Call(told("look at the image", &e)))?;
+            let answer = call.send().await.map_err(|e| ImageError::Call(call_error("look at the image", &e)))?;
             let found = answer.images.unwrap_or_default().iter().find_map(chosen);
             found.ok_or_else(|| ImageError::None(format!("image {id} does not exist or is not available")))
         }
@@ -57,7 +57,7 @@ pub async fn resolve(client: &Client, image: &Ec2Image) -> Result<Chosen, ImageE
             let mut pages = call.into_paginator().page_size(1_000).send();
             let mut found = Vec::new();
             while let Some(page) = pages.next().await {
-                let page = page.map_err(|e| ImageError::Call(told("list the images", &e)))?;
+                let page = page.map_err(|e| ImageError::Call(call_error("list the images", &e)))?;
                 found.extend(page.images.unwrap_or_default().iter().filter_map(chosen));
             }
             pick(found, regex.as_ref()).ok_or_else(|| {
@@ -74,7 +74,7 @@ fn filter(name: &str, value: &str) -> Filter {
 }
 
 fn chosen(image: &Image) -> Option<Chosen> {
-    // An image that is deregistered, failed or still being made is no image to boot.
+    // An image that is deregistered, failed or still being created cannot be booted.
     let ready = image.state().is_none_or(|state| state.as_str() == "available");
     let platform = image.platform_details().filter(|p| !p.is_empty()).unwrap_or("Linux/UNIX");
     Some(Chosen {
@@ -84,8 +84,8 @@ fn chosen(image: &Image) -> Option<Chosen> {
     })
 }
 
-/// The image that sorts last. With a group in the expression by that, as numbers where it is one for all, else as text;
-/// then, and without a group, by location; then by id.
+/// The image that sorts last. If the expression has a group, by the group: as numbers if it is a number in all of them,
+/// otherwise as text. Then, or without a group, by location, and then by id.
 pub fn pick(images: Vec<Chosen>, regex: Option<&Regex>) -> Option<Chosen> {
     let mut found: Vec<(Option<String>, Chosen)> = Vec::new();
     for image in images {
@@ -110,7 +110,7 @@ pub fn pick(images: Vec<Chosen>, regex: Option<&Regex>) -> Option<Chosen> {
     found.pop().map(|(_, image)| image)
 }
 
-/// A whole number of any length: whether it is below zero, and its digits without leading zeros.
+/// A whole number of any length: whether it is negative, and its digits without leading zeros.
 fn number(text: &str) -> Option<(bool, &str)> {
     let text = text.trim();
     let (negative, digits) = match text.strip_prefix('-') {
@@ -135,7 +135,7 @@ fn compare(a: Option<(bool, &str)>, b: Option<(bool, &str)>) -> Ordering {
     }
 }
 
-/// What every match begins with, where the expression says so: AWS need not list the whole world's images then.
+/// The literal beginning of every match, if the expression has one. Otherwise AWS would have to list all public images.
 fn literal_prefix(regex: &str) -> Option<String> {
     let hir = regex_syntax::parse(regex).ok()?;
     let literals = regex_syntax::hir::literal::Extractor::new().extract(&hir);
@@ -144,7 +144,7 @@ fn literal_prefix(regex: &str) -> Option<String> {
     (!cut.is_empty()).then_some(cut)
 }
 
-/// AWS's filters have wildcards of their own.
+/// Escapes the wildcards of AWS's filters.
 fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for c in text.chars() {

@@ -1,9 +1,10 @@
-//! Everything that bears our name, in all regions that the configuration names and in those where hosts were made before:
-//! instances, and what is left of them where they are gone: open spot requests, and volumes of theirs that cost on.
+//! Lists everything with this master's name, in all regions of the configuration and all regions where hosts were
+//! created before: instances, and what ended instances have left: open spot requests, and volumes that still cost
+//! money.
 
 use super::attach::Attachments;
 use super::client::Client;
-use super::error::{CallError, told};
+use super::error::{CallError, call_error};
 use super::order::{HOST_TAG, ID_TAG, MASTER_TAG, WORKER_TAG};
 use super::places::Target;
 use super::terminate::{by, is_open};
@@ -16,12 +17,12 @@ use rouse_shared::HostId;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-/// How long the list of one place may take, so that those of the others are told in time for an audit.
+/// Time limit for the list of one place, so that an audit gets the lists of the others in time.
 const PLACE: Duration = Duration::from_secs(20);
 
 struct Found {
     machines: Vec<ListedHost>,
-    /// Instances that run, and whose they are.
+    /// Running instances with their workers.
     running: Vec<(String, String)>,
 }
 
@@ -30,7 +31,7 @@ pub(super) fn tag<'a>(tags: &'a [Tag], key: &str) -> Option<&'a str> {
 }
 
 impl Ec2 {
-    /// Each place by itself: one that does not answer hides its own hosts and no others.
+    /// Lists each place separately. One that does not answer hides only its own hosts.
     pub(super) async fn list_places(&self) -> Listing {
         let (targets, mut unlisted) = self.places.all().await;
         let answers = targets.iter().map(|target| async {
@@ -61,7 +62,7 @@ impl Ec2 {
                 left.push(target.client.place.clone());
             }
             for machine in found.machines {
-                // Two keys of one account list the same.
+                // Two keys of one account list the same machines.
                 if !machines.iter().any(|known| known.handle == machine.handle) {
                     if machine.owner == Owner::Ours && machine.handle.starts_with("i-") && !machine.suspended {
                         self.watch.add(&machine.handle, &machine.host, &target.client);
@@ -97,7 +98,7 @@ impl Ec2 {
         let mut pages = call.into_paginator().send();
         let mut found = Found { machines: Vec::new(), running: Vec::new() };
         while let Some(page) = pages.next().await {
-            let page = page.map_err(|e| told("list the instances", &e))?;
+            let page = page.map_err(|e| call_error("list the instances", &e))?;
             for instance in page.reservations().iter().flat_map(|r| r.instances()) {
                 if let Some(mut machine) = self.listed(instance.instance_id(), instance.tags()) {
                     machine.suspended = is_suspended(instance);
@@ -115,7 +116,7 @@ impl Ec2 {
         let call = client.ec2.describe_spot_instance_requests().filters(ours.clone());
         let mut pages = call.into_paginator().send();
         while let Some(page) = pages.next().await {
-            let page = page.map_err(|e| told("list the spot requests", &e))?;
+            let page = page.map_err(|e| call_error("list the spot requests", &e))?;
             for request in page.spot_instance_requests().iter().filter(|r| is_open(r)) {
                 let left = self.listed(request.spot_instance_request_id(), request.tags());
                 found.machines.extend(left.filter(|m| !hosts.contains(&m.host)));
@@ -124,7 +125,7 @@ impl Ec2 {
         let call = client.ec2.describe_volumes().filters(ours).filters(by("status", "available"));
         let mut pages = call.into_paginator().send();
         while let Some(page) = pages.next().await {
-            let page = page.map_err(|e| told("list the volumes", &e))?;
+            let page = page.map_err(|e| call_error("list the volumes", &e))?;
             for volume in page.volumes() {
                 let left = self.listed(volume.volume_id(), volume.tags());
                 found.machines.extend(left.filter(|m| !hosts.contains(&m.host)));
@@ -139,14 +140,14 @@ impl Ec2 {
         let owner = if id == own { Owner::Ours } else { Owner::Foreign(id.to_owned()) };
         let host = HostId(tag(tags, HOST_TAG).unwrap_or_default().to_owned());
         let handle = handle?;
-        // What is left of a host besides its instance has another kind of id, and no agent.
+        // What remains of a host besides its instance has another kind of id, and no agent.
         let identity = handle.starts_with("i-").then(|| format!("ec2:{handle}"));
-        // What an instance leaves does not run.
+        // What an instance has left does not run.
         Some(ListedHost { host, handle: handle.to_owned(), identity, owner, suspended: true })
     }
 }
 
-/// Whether it is stopped, or will be.
+/// Whether it is stopped or stopping.
 fn is_suspended(instance: &Instance) -> bool {
     let state = instance.state().and_then(|s| s.name());
     matches!(state, Some(InstanceStateName::Stopping | InstanceStateName::Stopped))
@@ -156,7 +157,7 @@ fn is_running(instance: &Instance) -> bool {
     instance.state().and_then(|s| s.name()) == Some(&InstanceStateName::Running)
 }
 
-/// Whether a login of the configuration leads where one of an earlier configuration led.
+/// Whether the configuration has a login for the same place as an earlier one.
 fn has_successor(target: &Target, targets: &[Target]) -> bool {
     let place = &target.client.place;
     !target.current

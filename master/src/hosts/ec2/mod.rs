@@ -1,8 +1,8 @@
-//! Hosts on Amazon EC2, or on a cloud that is compatible with it: on demand and on the spot market.
+//! Hosts on Amazon EC2, or on a compatible cloud: on demand and on the spot market.
 //!
-//! A try is worked out whole by [`Ec2::prepare`], kept in the ledger, and given to AWS word for word with its client
-//! token, so one try never buys two machines. Master's name and id and the host's id are tags of the creating call. A
-//! stop is repeated until AWS says terminated.
+//! [`Ec2::prepare`] works out the complete launch spec, which is kept in the ledger and sent to AWS unchanged with its
+//! client token. So one launch spec never creates two machines. The creating call tags the machine with the master's
+//! name and id and the host's id. Termination is repeated until AWS reports the instance as terminated.
 
 mod attach;
 mod client;
@@ -31,7 +31,7 @@ use crate::sync::lock;
 use async_trait::async_trait;
 use attach::Attachments;
 use client::{Client, Login, Place};
-use error::{CallError, Kind, told};
+use error::{CallError, Kind, call_error};
 use identity::Certificates;
 use image::ImageError;
 pub use online::check;
@@ -49,16 +49,16 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use watch::Watch;
 
-/// How long AWS may take to list what it has made: until then an empty answer is no proof.
+/// How long AWS may take to list what it has created. Until then an empty answer proves nothing.
 const LIST_DELAY: Duration = Duration::from_secs(60);
-/// Pause before a start is repeated because a key pair or group of a moment ago is not known everywhere yet, and how often.
+/// Pause and number of retries of a start if a new key pair or security group is not known everywhere yet.
 const FRESH_PAUSE: Duration = Duration::from_secs(2);
 const FRESH_TRIES: u32 = 8;
 
 /// What tests set otherwise.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// How long the cloud may take to list what it has made.
+    /// How long the cloud may take to list what it has created.
     pub list_delay: Duration,
 }
 
@@ -75,18 +75,18 @@ pub struct Ec2 {
     list_delay: Duration,
     places: Places,
     workers: Mutex<BTreeMap<WorkerName, Worker>>,
-    /// Where each machine of the last lists is, by its handle.
+    /// The place of each machine in the last lists, by its handle.
     seen: Mutex<BTreeMap<String, Place>>,
-    /// Hosts that AWS was asked to end and that have not ended.
+    /// Hosts that AWS was asked to terminate and that have not ended.
     overdue: Overdue,
-    /// Hosts that are to be stopped and of which nothing was found, and since when.
+    /// Hosts that are to be terminated and were not found, and since when.
     unseen: Mutex<BTreeMap<HostId, Timestamp>>,
     watch: Arc<Watch>,
-    /// Instances that are being given their address and volumes.
+    /// Instances whose address and volumes are being attached.
     attaching: Arc<Mutex<BTreeSet<String>>>,
 }
 
-/// What hosts' identity documents are signed by, or why there is nothing; none where no document is asked for.
+/// The certificates that verify identity documents, or why there are none; absent if no document is required.
 type Signers = Option<Arc<Result<Certificates, String>>>;
 
 /// A worker of the configuration.
@@ -95,7 +95,7 @@ struct Worker {
     certificates: Signers,
 }
 
-/// What signs the documents of a section's hosts. A cloud that is only compatible with EC2 has no key of AWS's.
+/// The certificates for a section's hosts. A cloud that is only compatible with EC2 has no key of AWS's.
 fn certificates_of(section: &Ec2Config) -> Option<Result<Certificates, String>> {
     match &section.identity_certificates {
         Some(path) => Some(Certificates::load(path)),
@@ -109,11 +109,11 @@ fn make_dir(dir: &Path) -> io::Result<()> {
 }
 
 impl Ec2 {
-    /// The provider. It keeps key pairs that it has made, and where it has made hosts, in `dir`; `owner` is stamped on
-    /// what it makes. Deaths that it learns of are told through `deaths`. Must be called within a runtime.
+    /// The provider. It stores in `dir` the key pairs that it has created, and where it has created hosts. `owner`
+    /// becomes the owner tag of what it creates. It reports deaths through `deaths`. Must be called within a runtime.
     ///
     /// # Errors
-    /// Where what an earlier master has kept there cannot be read.
+    /// If the files of an earlier master cannot be read.
     pub fn new(dir: PathBuf, owner: String, config: &Config, deaths: mpsc::Sender<Death>) -> io::Result<Self> {
         let new = Self {
             owner,
@@ -137,11 +137,11 @@ impl Ec2 {
         Self { list_delay: options.list_delay, ..self }
     }
 
-    /// Takes the sections of a configuration.
+    /// Applies the sections of a configuration.
     pub fn configure(&self, config: &Config) {
         let mut logins: Vec<Login> = Vec::new();
         let mut workers = BTreeMap::new();
-        // The workers of one template have the same certificates.
+        // The workers of one template share their certificates.
         let mut known: Vec<(Option<PathBuf>, Signers)> = Vec::new();
         for (name, section) in config.sections::<Ec2Config>() {
             let login = Login::of(section);
@@ -165,7 +165,7 @@ impl Ec2 {
         lock(&self.workers).get(worker).map(|worker| worker.section.clone())
     }
 
-    /// The end of a start that was not taken.
+    /// Handles a start that AWS has refused.
     async fn refused(
         &self,
         client: &Client,
@@ -175,7 +175,7 @@ impl Ec2 {
         mut error: CallError,
     ) -> Result<String, StartError> {
         if error.kind == Kind::Mismatch {
-            // Something was made with this token; a newer rouse may word the same call in another way.
+            // This token has created something. A newer version of rouse may send the same call in another form.
             let found = terminate::instances_of(client, &host.id).await.map_err(|e| StartError::Unknown(e.text))?;
             return found.into_iter().next().map(|i| i.id).ok_or_else(|| error.of_start(more));
         }
@@ -200,7 +200,7 @@ impl Ec2 {
         Err(error.of_start(more))
     }
 
-    /// Gives an instance its address and volumes, in a task of its own.
+    /// Attaches an instance's address and volumes, in a separate task.
     fn attach_extras(&self, client: &Client, instance: &str, attachments: Attachments) {
         if attachments.is_empty() || !lock(&self.attaching).insert(instance.to_owned()) {
             return;
@@ -218,7 +218,7 @@ fn started(instance: String) -> Started {
     Started { handle: instance, identity }
 }
 
-/// The call that was kept.
+/// The call in a launch spec.
 fn read(order: &LaunchSpec) -> Result<Spec, String> {
     serde_json::from_str(&order.spec)
         .map_err(|error| format!("the host's order in the ledger is not readable: {error}"))
@@ -262,7 +262,7 @@ impl Provider for Ec2 {
         };
         let ready = setup::ensure(&client, &section, &self.dir, true).await.map_err(CallError::before_start)?;
         let price = match market {
-            // What is paid is the market's price, not the bid.
+            // The price is that of the market, not the bid.
             Some(market) => market.newest.or(section.price_per_hour),
             None => section.price_per_hour,
         };
@@ -299,7 +299,7 @@ impl Provider for Ec2 {
                     break made.ok_or_else(|| StartError::Unknown("AWS's answer names no instance".into()))?;
                 }
                 Err(error) => {
-                    let error = told("start the instance", &error);
+                    let error = call_error("start the instance", &error);
                     if error.kind == Kind::NotYet && spec.fresh && tries < FRESH_TRIES {
                         tokio::time::sleep(FRESH_PAUSE).await;
                         continue;

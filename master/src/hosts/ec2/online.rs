@@ -1,8 +1,8 @@
-//! `rouse check --online`: whether a section's hosts could be started, and which image they would boot. Makes nothing, and
-//! asks nothing but the section's own cloud.
+//! `rouse check --online`: whether a section's hosts could be started, and which image they would boot. Creates
+//! nothing, and asks only the section's cloud.
 
 use super::client::{self, Login};
-use super::error::{Kind, told};
+use super::error::{Kind, call_error};
 use super::image::{self, ImageError};
 use super::order::{self, MASTER_TAG};
 use super::{certificates_of, setup, spot};
@@ -11,7 +11,7 @@ use crate::hosts::online::Finding;
 use aws_sdk_ec2::types::{InstanceType, ResourceType, Tag, TagSpecification};
 use std::path::Path;
 
-/// Looks at one section; `master` is the master's name.
+/// Checks one section. `master` is the master's name.
 pub async fn check(section: &Ec2Config, master: &str) -> Vec<Finding> {
     let mut found = Vec::new();
     if let Some(Err(why)) = certificates_of(section) {
@@ -21,7 +21,7 @@ pub async fn check(section: &Ec2Config, master: &str) -> Vec<Finding> {
     let image = match image::resolve(&client, &section.image).await {
         Ok(image) => image,
         Err(ImageError::None(why)) => return with(found, Finding::bad(why)),
-        // Without an answer there is no use in asking on.
+        // Without an answer, further checks would fail too.
         Err(ImageError::Call(error)) => return with(found, Finding::bad(error.text)),
     };
     found.push(Finding::good(format!("boots {} ({}) in {}", image.id, image.location, client.place)));
@@ -62,7 +62,7 @@ pub async fn check(section: &Ec2Config, master: &str) -> Vec<Finding> {
         .send()
         .await;
     if let Err(error) = tried {
-        let error = told(&format!("start a {}", first.kind), &error);
+        let error = call_error(&format!("start a {}", first.kind), &error);
         if error.kind != Kind::WouldWork {
             found.push(Finding::bad(error.text));
         }

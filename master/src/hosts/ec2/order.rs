@@ -1,5 +1,5 @@
-//! What one try buys, worked out before anything is bought: type, zone, market, image, and all that the call says. It is
-//! kept in the ledger and given to AWS word for word, however often.
+//! The launch spec of an instance, worked out before anything is created: type, zone, market, image, and the rest of
+//! the call. It is kept in the ledger and sent to AWS unchanged, however often.
 
 use super::client::Place;
 use super::{image, spot};
@@ -25,10 +25,10 @@ pub const HOST_TAG: &str = "rouse-host";
 /// Tag with the worker's name.
 pub const WORKER_TAG: &str = "rouse-worker";
 
-/// What AWS takes as user data, bytes before its base64.
+/// Largest user data that AWS accepts, bytes before base64.
 pub const USER_DATA_LIMIT: usize = 16_384;
 
-/// One type, in one zone, of one market.
+/// One type, in one zone, on one market.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Alternative {
     /// Such as `m5.large`.
@@ -40,15 +40,15 @@ pub struct Alternative {
 }
 
 impl Alternative {
-    /// What people call it, in this region: the same for all workers that would be given the same.
+    /// Its name in this region: the same for all workers that would get the same kind of instance.
     pub fn name(&self, region: &str) -> String {
         let zone = self.zone.as_deref().unwrap_or_default();
         format!("{} in {region}{zone}{}", self.kind, if self.spot { ", spot" } else { "" })
     }
 }
 
-/// All that a section allows, in the order in which it is tried: every type in every zone, and where the section says so
-/// the same again on demand.
+/// All alternatives of a section, in the order in which they are tried: every type in every zone, and if the section
+/// allows it, the same again on demand.
 pub fn alternatives(config: &Ec2Config) -> Vec<Alternative> {
     let mut markets = vec![config.spot.is_some()];
     if config.spot.as_ref().is_some_and(|spot| spot.on_demand_fallback) {
@@ -67,18 +67,18 @@ pub fn alternatives(config: &Ec2Config) -> Vec<Alternative> {
     all
 }
 
-/// The whole call, as the ledger keeps it.
+/// The complete call, as the ledger keeps it.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Spec {
-    /// Where, and with whose account.
+    /// The place, with the account.
     pub place: Place,
-    /// The client token: AWS makes one instance for it, however often it is asked.
+    /// The client token. AWS creates one instance for it, however often it is sent.
     pub token: String,
     /// The image.
     pub image: String,
     /// The type.
     pub kind: String,
-    /// The zone, whole; none: AWS chooses.
+    /// The zone's full name; absent if AWS chooses.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub zone: Option<String>,
     /// The subnet.
@@ -95,27 +95,28 @@ pub struct Spec {
     pub user_data: String,
     /// Tags of instance, volumes and spot request.
     pub tags: BTreeMap<String, String>,
-    /// Disks of the instance's own.
+    /// The instance's own disks.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub disks: Vec<Disk>,
-    /// How it is bought on the spot market; none: on demand.
+    /// The bid on the spot market; absent for on demand.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub spot: Option<Bid>,
     /// Whether it may be hibernated.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub hibernate: bool,
-    /// The user's address that it bears while it runs.
+    /// The user's elastic address for the time when it runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub elastic_ip: Option<String>,
-    /// The user's volumes, and where they are attached while it runs.
+    /// The user's volumes, with the device of each, for the time when it runs.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub volumes: Vec<(String, String)>,
-    /// Whether key pair or group were made for this very try: AWS may need a moment to know them everywhere.
+    /// Whether key pair or security group were created for this launch spec. AWS may need a moment until they are known
+    /// everywhere.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub fresh: bool,
 }
 
-/// A disk of the instance's own.
+/// A disk of the instance.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Disk {
     /// Such as `/dev/xvda`.
@@ -128,30 +129,30 @@ pub struct Disk {
     pub kind: Option<String>,
 }
 
-/// An offer on the spot market.
+/// A bid on the spot market.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Bid {
-    /// The highest price, USD an hour, as it is written in the call; none: AWS's own limit.
+    /// The highest price in USD per hour, as it is written in the call; absent for AWS's own limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub most: Option<String>,
 }
 
-/// What was found out for a try, and belongs into its call.
+/// What was looked up for a launch spec.
 pub struct Found {
     /// The image.
     pub image: image::Chosen,
-    /// What the spot market was like; only where it is bought there.
+    /// The state of the spot market; absent for on demand.
     pub market: Option<spot::Market>,
     /// Ids of security groups.
     pub groups: Vec<String>,
-    /// Whether key pair or group were made just now.
+    /// Whether key pair or security group have just been created.
     pub fresh: bool,
     /// User data as text.
     pub user_data: String,
 }
 
 impl Spec {
-    /// The call for one alternative of a section.
+    /// The launch spec for one alternative of a section.
     pub fn new(
         config: &Ec2Config,
         place: &Place,
@@ -164,7 +165,7 @@ impl Spec {
         let (name, id) = owner.split_once('/').unwrap_or((owner, ""));
         let mut tags = BTreeMap::from([("Name".to_owned(), format!("rouse {name} {}", host.worker))]);
         tags.extend(config.tags.clone());
-        // Ours last: what says whose it is must not be talked over.
+        // The tags of rouse come last, so that the user's tags cannot replace the owner tag.
         for (key, value) in
             [(MASTER_TAG, name), (ID_TAG, id), (HOST_TAG, host.id.as_str()), (WORKER_TAG, host.worker.as_str())]
         {
@@ -200,7 +201,7 @@ impl Spec {
         }
     }
 
-    /// The call that buys it. The same spec makes the same call.
+    /// The call that creates the instance. The same launch spec gives the same call.
     pub fn call(
         &self,
         client: &aws_sdk_ec2::Client,
@@ -222,7 +223,7 @@ impl Spec {
             )
             .set_subnet_id(self.subnet.clone())
             .set_security_group_ids(Some(self.groups.clone()).filter(|groups| !groups.is_empty()));
-        // A spot instance of a single request cannot be told what a shutdown from inside means: it always ends.
+        // For a one-time spot instance AWS allows no choice: a shutdown from inside always terminates it.
         if self.spot.is_none() {
             call = call.instance_initiated_shutdown_behavior(ShutdownBehavior::Terminate);
         }
@@ -266,7 +267,7 @@ impl Disk {
             .delete_on_termination(true)
             .set_volume_size(self.size_gb.and_then(|gb| i32::try_from(gb).ok()))
             .set_volume_type(self.kind.as_deref().map(VolumeType::from));
-        // What hibernates writes its memory to the disk, and AWS wants that encrypted.
+        // A hibernated instance writes its memory to the disk, which AWS requires to be encrypted.
         if encrypted {
             disk = disk.encrypted(true);
         }

@@ -1,5 +1,5 @@
-//! Where hosts may be: the places of the configuration, and those where hosts were made under an earlier one. A host must
-//! be found and ended also when its section has gone since.
+//! The places where hosts can be: those of the configuration, and those where hosts were created under an earlier one.
+//! A host must be found and terminated even if its section is gone.
 
 use super::client::{Client, Login, Place};
 use crate::clock;
@@ -16,22 +16,22 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::OnceCell;
 
-/// How long a place that the configuration has no more is looked at after the last start there: what was made in the
-/// meantime shows itself by then.
+/// How long a place that is no longer in the configuration is listed after the last start there. By then everything
+/// that was created is listed.
 const MEMORY: Duration = Duration::from_secs(3_600);
-/// How long it may take to find out which region a login leads to, where the section does not say. The places of other
-/// logins do not wait longer for it.
+/// Time limit for finding out the region of a login if the section does not name it, so that other places do not wait for
+/// it.
 const REGION: Duration = Duration::from_secs(10);
 
 struct Entry {
     login: Login,
     client: Arc<OnceCell<Client>>,
-    /// Whether the configuration has it now.
+    /// Whether it is in the configuration now.
     current: bool,
 }
 
 impl Entry {
-    /// Whether it leads to this place, as far as that is known.
+    /// Whether it is known to lead to this place.
     fn leads_to(&self, place: &Place) -> bool {
         self.client.get().is_some_and(|client| client.place == *place)
     }
@@ -40,7 +40,7 @@ impl Entry {
 /// All places.
 pub struct Places {
     http: SharedHttpClient,
-    /// Keeps [`State::used`] over restarts; made when it is first needed.
+    /// Stores [`State::used`] over restarts; created when it is first needed.
     file: PathBuf,
     state: Mutex<State>,
 }
@@ -48,20 +48,20 @@ pub struct Places {
 #[derive(Default)]
 struct State {
     entries: Vec<Entry>,
-    /// Places where hosts were made.
+    /// Places where hosts were created.
     used: BTreeMap<Place, Used>,
 }
 
-/// A place where hosts were made.
+/// A place where hosts were created.
 #[derive(Clone)]
 struct Used {
-    /// When this process last did so or learnt of it.
+    /// When this process last created one there, or read of the place.
     last: Timestamp,
-    /// What configurations called it then. Hosts in the ledger know it by these names.
+    /// Its names in the configurations of that time, which hosts in the ledger have as their place.
     names: BTreeSet<String>,
 }
 
-/// A line of the file.
+/// An entry of the file.
 #[derive(Serialize, Deserialize)]
 struct Kept {
     #[serde(flatten)]
@@ -74,14 +74,14 @@ struct Kept {
 pub struct Target {
     /// Its client.
     pub client: Client,
-    /// Whether the configuration has it now.
+    /// Whether it is in the configuration now.
     pub current: bool,
-    /// What it is called, by this configuration and by those that hosts were made under.
+    /// Its names in this configuration, and in those in which hosts were created there.
     pub names: BTreeSet<String>,
 }
 
 impl Target {
-    /// That it could not be listed.
+    /// The place as one that could not be listed, under each of its names.
     pub fn unlisted(&self, why: &str) -> impl Iterator<Item = UnlistedPlace> {
         unlisted(&self.names, why)
     }
@@ -91,8 +91,8 @@ fn unlisted(names: &BTreeSet<String>, why: &str) -> impl Iterator<Item = Unliste
     names.iter().map(move |name| UnlistedPlace { place: Some(name.clone()), why: why.to_owned() })
 }
 
-/// The client of a place, among those that were made: by a login of the configuration, else by an earlier one, else by
-/// the key that has replaced one which left its hosts there.
+/// The client of a place: of a login of the configuration, else of an earlier one, else of the key that has replaced the
+/// place's key.
 fn reach(targets: &[Target], place: &Place) -> Option<Client> {
     let same = |t: &&Target| t.client.place == *place;
     let next = |t: &&Target| t.client.place.endpoint == place.endpoint && t.client.place.region == place.region;
@@ -101,10 +101,10 @@ fn reach(targets: &[Target], place: &Place) -> Option<Client> {
 }
 
 impl Places {
-    /// With what an earlier master has kept in `file`.
+    /// With the places that an earlier master has stored in `file`.
     ///
     /// # Errors
-    /// Where the file is there and cannot be read: without it a host might be forgotten.
+    /// If the file exists and cannot be read. Without it a host might be forgotten.
     pub fn new(http: SharedHttpClient, file: PathBuf) -> io::Result<Self> {
         let kept: Vec<Kept> = match std::fs::read(&file) {
             Ok(bytes) => serde_json::from_slice(&bytes).map_err(io::Error::other)?,
@@ -120,7 +120,7 @@ impl Places {
         lock(&self.state)
     }
 
-    /// Takes the logins of a new configuration. Clients that it still has are kept, with their connections.
+    /// Applies the logins of a new configuration. Clients that are still used keep their connections.
     pub fn configure(&self, logins: Vec<Login>) {
         let mut state = self.state();
         for entry in &mut state.entries {
@@ -128,7 +128,7 @@ impl Places {
         }
         for login in logins {
             if !state.entries.iter().any(|entry| entry.login == login) {
-                // Another secret of the same key replaces the old one.
+                // A new secret of the same key replaces the old one.
                 state.entries.retain(|entry| !entry.login.is_replaced_by(&login));
                 state.entries.push(Entry { login, client: Arc::default(), current: true });
             }
@@ -145,9 +145,9 @@ impl Places {
         cell.get_or_init(|| login.client(&self.http)).await.clone()
     }
 
-    /// The client of a place, by whatever login of the configuration, or of an earlier one, leads there.
+    /// The client of a place, with any login of the present or of an earlier configuration that leads there.
     pub async fn at(&self, place: &Place) -> Result<Client, String> {
-        // Without asking anybody, where that is possible: another region that is not found out soon is none of its business.
+        // Without a call if possible, so that this place does not wait for the region of another.
         let made = {
             let state = self.state();
             let here = state.entries.iter().find(|entry| entry.current && entry.leads_to(place));
@@ -180,7 +180,7 @@ impl Places {
         }
     }
 
-    /// What every login leads to, all asked at once; and the names of those for which that could not be found out in time.
+    /// The place of every login, and the names of those whose region could not be found out in time.
     async fn known(&self) -> (Vec<Target>, BTreeSet<String>) {
         let entries: Vec<(Login, Arc<OnceCell<Client>>, bool)> = {
             let state = self.state();
@@ -203,7 +203,7 @@ impl Places {
         (targets, late)
     }
 
-    /// Every place where a host may be, each once, and why others cannot be reached.
+    /// Every place where a host may be, each once, and the places that cannot be reached.
     pub async fn all(&self) -> (Vec<Target>, Vec<UnlistedPlace>) {
         let (known, late) = self.known().await;
         let why = format!("its region could not be found out within {} s", REGION.as_secs());
@@ -227,11 +227,10 @@ impl Places {
         (targets, unreached)
     }
 
-    /// Keeps in mind, over restarts too, that hosts are made here, in a place that the configuration calls `name`; before
-    /// the first one is.
+    /// Stores that hosts are created in this place, which the configuration calls `name`, before the first one is.
     ///
     /// # Errors
-    /// Where it cannot be written down.
+    /// If it cannot be written.
     pub fn remember(&self, place: &Place, name: &str) -> io::Result<()> {
         let last = clock::now();
         let mut state = self.state();
@@ -246,7 +245,7 @@ impl Places {
         Ok(())
     }
 
-    /// Nothing of ours is left there, and the configuration has it no more.
+    /// Forgets a place that is not in the configuration and has no machines of this master.
     pub fn forget(&self, place: &Place) {
         let mut state = self.state();
         let old = state.used.get(place).is_some_and(|used| clock::now().since(used.last) >= MEMORY);
@@ -256,8 +255,8 @@ impl Places {
         }
     }
 
-    /// Whoever has hosts in a place of this name no longer wants to hear of it. Does nothing while the configuration has
-    /// it. The places that nobody wants to hear of any more.
+    /// Forgets the places of this name, and returns those that no login of the configuration leads to. Does nothing if the
+    /// configuration has this name.
     pub fn give_up(&self, name: &str) -> Vec<Place> {
         let mut state = self.state();
         if state.entries.iter().any(|entry| entry.current && entry.login.name() == name) {
@@ -340,14 +339,14 @@ mod tests {
         places.remember(&north, "the default region with key AKIA1").unwrap();
         places.remember(&south, "").unwrap();
         drop(places);
-        // After a restart, with a configuration that has its secret no more.
+        // After a restart, with a configuration that no longer has the secret.
         let places = open();
         let (targets, unreached) = places.all().await;
         assert!(targets.is_empty());
         let names: Vec<_> = unreached.iter().map(|one| one.place.as_deref().unwrap()).collect();
         assert_eq!(names, ["the default region with key AKIA1", "south with key AKIA1"]);
         assert!(unreached[0].why.contains("no longer has its secret"), "{unreached:?}");
-        // It is given up by its name, over restarts too; what the configuration has is not.
+        // A place is given up by its name, unless the configuration has it. This is stored.
         assert_eq!(places.give_up("south with key AKIA1"), [south]);
         assert_eq!(places.give_up("nowhere"), []);
         let places = open();

@@ -1,7 +1,7 @@
-//! The key pair and the security group that a host is started with: made where AWS has none of that name.
+//! The key pair and the security group of a host: created if AWS has none with that name.
 
 use super::client::Client;
-use super::error::{CallError, Kind, told};
+use super::error::{CallError, Kind, call_error};
 use crate::config::Ec2Config;
 use aws_sdk_ec2::types::Filter;
 use std::io::Write as _;
@@ -13,12 +13,12 @@ use tracing::{info, warn};
 pub struct Ready {
     /// Ids of the security groups.
     pub groups: Vec<String>,
-    /// Whether something was made just now, or would have to be.
+    /// Whether something was created just now, or would have to be.
     pub fresh: bool,
 }
 
-/// Looks for key pair and group; makes what is missing where `make` says so. The private half of a key pair that is made
-/// is kept below `dir`, for root only: AWS gives it once.
+/// Finds key pair and security group, and creates what is missing if `make` is true. The private half of a created key
+/// pair is stored below `dir`, readable for this user only, because AWS sends it once.
 pub async fn ensure(client: &Client, config: &Ec2Config, dir: &Path, make: bool) -> Result<Ready, CallError> {
     let key_made = key_pair(client, &config.keypair_name, dir, make).await?;
     if !config.security_group_ids.is_empty() {
@@ -42,8 +42,8 @@ pub async fn ensure(client: &Client, config: &Ec2Config, dir: &Path, make: bool)
             Ok(Ready { groups: made.group_id.into_iter().collect(), fresh: true })
         }
         Err(error) => {
-            let error = told("make the security group", &error);
-            // Somebody else was quicker.
+            let error = call_error("make the security group", &error);
+            // Another caller was faster.
             let found = match error.kind {
                 Kind::Exists => find_group(client, &config.security_name, vpc.as_deref()).await?,
                 _ => None,
@@ -56,7 +56,7 @@ pub async fn ensure(client: &Client, config: &Ec2Config, dir: &Path, make: bool)
 async fn key_pair(client: &Client, name: &str, dir: &Path, make: bool) -> Result<bool, CallError> {
     let by_name = Filter::builder().name("key-name").values(name).build();
     let known = client.ec2.describe_key_pairs().filters(by_name).send().await;
-    let known = known.map_err(|e| told("look for the key pair", &e))?.key_pairs.unwrap_or_default();
+    let known = known.map_err(|e| call_error("look for the key pair", &e))?.key_pairs.unwrap_or_default();
     if known.iter().any(|pair| pair.key_name() == Some(name)) {
         return Ok(false);
     }
@@ -69,13 +69,13 @@ async fn key_pair(client: &Client, name: &str, dir: &Path, make: bool) -> Result
             if let Some(material) = made.key_material()
                 && let Err(error) = keep_key(dir, name, material)
             {
-                // It is for people who want to look into a host; hosts do without it.
+                // The key is for people who want to log in to a host. Hosts do not need it.
                 warn!("the private key of {name} could not be kept: {error}");
             }
             Ok(true)
         }
         Err(error) => {
-            let error = told("make the key pair", &error);
+            let error = call_error("make the key pair", &error);
             if error.kind == Kind::Exists { Ok(true) } else { Err(error) }
         }
     }
@@ -92,19 +92,19 @@ fn keep_key(dir: &Path, name: &str, material: &str) -> std::io::Result<()> {
 
 async fn vpc_of(client: &Client, subnet: &str) -> Result<String, CallError> {
     let answer = client.ec2.describe_subnets().subnet_ids(subnet).send().await;
-    let subnets = answer.map_err(|e| told("look at the subnet", &e))?.subnets.unwrap_or_default();
+    let subnets = answer.map_err(|e| call_error("look at the subnet", &e))?.subnets.unwrap_or_default();
     let vpc = subnets.first().and_then(|s| s.vpc_id()).map(str::to_owned);
     vpc.ok_or_else(|| CallError { kind: Kind::Rejected, text: format!("subnet {subnet} not found") })
 }
 
-/// The group of that name in a network; in the account's default network where none is named.
+/// The group of that name in a network, or in the account's default network if none is named.
 async fn find_group(client: &Client, name: &str, vpc: Option<&str>) -> Result<Option<String>, CallError> {
     let mut call =
         client.ec2.describe_security_groups().filters(Filter::builder().name("group-name").values(name).build());
     if let Some(vpc) = vpc {
         call = call.filters(Filter::builder().name("vpc-id").values(vpc).build());
     }
-    let answer = call.send().await.map_err(|e| told("look for the security group", &e))?;
+    let answer = call.send().await.map_err(|e| call_error("look for the security group", &e))?;
     let groups = answer.security_groups.unwrap_or_default();
     let only = match (groups.as_slice(), vpc) {
         ([], _) => None,
@@ -120,6 +120,6 @@ async fn find_group(client: &Client, name: &str, vpc: Option<&str>) -> Result<Op
 async fn default_vpc(client: &Client) -> Result<Option<String>, CallError> {
     let default = Filter::builder().name("is-default").values("true").build();
     let answer = client.ec2.describe_vpcs().filters(default).send().await;
-    let vpcs = answer.map_err(|e| told("look for the default network", &e))?.vpcs.unwrap_or_default();
+    let vpcs = answer.map_err(|e| call_error("look for the default network", &e))?.vpcs.unwrap_or_default();
     Ok(vpcs.first().and_then(|vpc| vpc.vpc_id()).map(str::to_owned))
 }

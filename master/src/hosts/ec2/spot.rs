@@ -1,7 +1,7 @@
-//! What to bid on the spot market: the average of 24 hours times a factor, and never above the maximum.
+//! The bid on the spot market: the average of 24 hours times a factor, but at most the maximum.
 
 use super::client::Client;
-use super::error::{CallError, told};
+use super::error::{CallError, call_error};
 use crate::clock;
 use crate::config::hosts::Spot;
 use aws_sdk_ec2::primitives::DateTime;
@@ -9,19 +9,19 @@ use aws_sdk_ec2::types::InstanceType;
 
 /// How far back prices are averaged, seconds.
 const WINDOW: i64 = 24 * 3_600;
-/// Pages of prices that are read, at most: a day of one type has a few dozen prices in each zone.
+/// Largest number of pages of prices that are read. A day of one type has a few dozen prices in each zone.
 const PAGES: usize = 20;
 
-/// What the market was like in the last 24 hours.
+/// The market in the last 24 hours.
 #[derive(Clone, Copy, PartialEq, Debug, Default)]
 pub struct Market {
     /// Average of all prices, USD an hour.
     pub average: Option<f64>,
-    /// The newest price, USD an hour; the dearest zone's where none was named.
+    /// The newest price, USD per hour; if no zone was named, that of the most expensive zone.
     pub newest: Option<f64>,
 }
 
-/// The highest price to offer, as AWS wants it written; none: AWS's own limit, the price on demand.
+/// The highest price to bid, as AWS wants it written; none for AWS's own limit, which is the price on demand.
 pub fn bid(spot: &Spot, market: &Market) -> Option<String> {
     let most = spot.max_price;
     let offer = match (spot.multiplier, market.average) {
@@ -29,19 +29,19 @@ pub fn bid(spot: &Spot, market: &Market) -> Option<String> {
             let offer = average * multiplier;
             Some(most.map_or(offer, |most| offer.min(most)))
         }
-        // Without any price of the last day there is nothing to multiply.
+        // Without a price of the last day, only the maximum is known.
         (Some(_), None) | (None, _) => most,
     };
     offer.map(written)
 }
 
-/// With as many digits as a price has, and no more.
+/// A price without trailing zeros.
 fn written(price: f64) -> String {
     let text = format!("{price:.6}");
     text.trim_end_matches('0').trim_end_matches('.').to_owned()
 }
 
-/// Average and newest of prices: when, in seconds, where, and how much.
+/// The average and the newest of some prices, each with its time in seconds and its zone.
 pub fn market(prices: &[(i64, String, f64)]) -> Market {
     if prices.is_empty() {
         return Market::default();
@@ -62,7 +62,7 @@ pub fn market(prices: &[(i64, String, f64)]) -> Market {
     }
 }
 
-/// Asks for the last 24 hours' prices of a type, in a zone or in the whole region.
+/// Requests the prices of the last 24 hours for a type, in a zone or in the whole region.
 pub async fn look(client: &Client, kind: &str, zone: Option<&str>, platform: &str) -> Result<Market, CallError> {
     let now = i64::try_from(clock::now().0 / 1_000).unwrap_or(i64::MAX);
     let call = client
@@ -77,7 +77,7 @@ pub async fn look(client: &Client, kind: &str, zone: Option<&str>, platform: &st
     let mut prices = Vec::new();
     for _ in 0..PAGES {
         let Some(page) = pages.next().await else { break };
-        let page = page.map_err(|e| told("look at the spot prices", &e))?;
+        let page = page.map_err(|e| call_error("look at the spot prices", &e))?;
         for entry in page.spot_price_history.unwrap_or_default() {
             let price = entry.spot_price().and_then(|p| p.parse::<f64>().ok()).filter(|p| p.is_finite());
             if let Some(price) = price {

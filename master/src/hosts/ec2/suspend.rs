@@ -1,8 +1,8 @@
-//! Hosts that sleep: stopped, or hibernated where they were started so, and started again with other user data.
+//! Suspended hosts: stopped, or hibernated if they were started for that, and started again with other user data.
 
 use super::attach::{self, Attachments};
 use super::client::Client;
-use super::error::{CallError, Kind, told};
+use super::error::{CallError, Kind, call_error};
 use super::order::{self, Spec};
 use super::terminate::{self, Known};
 use super::{Ec2, read};
@@ -29,7 +29,7 @@ impl Ec2 {
                 let clean = attach::take_off(&client, &[instance.id], &attachments).await.map_err(|e| e.text)?;
                 Ok(if clean { Suspension::Suspended } else { Suspension::Requested })
             }
-            // AWS stops none that is still starting.
+            // AWS does not stop an instance that is still starting.
             InstanceStateName::Stopping | InstanceStateName::Pending => Ok(Suspension::Requested),
             InstanceStateName::Running => put_to_sleep(&client, &instance.id, spec.hibernate).await,
             other => Ok(Suspension::Unable(format!("the instance is {}", other.as_str()))),
@@ -49,7 +49,7 @@ impl Ec2 {
                     .map_err(|error| StartError::Rejected(error.to_string()))?;
                 wake(&client, &instance.id, user_data).await?;
             }
-            // An earlier call has done it: user data change only while it is stopped.
+            // An earlier call has started it. User data can only change while it is stopped.
             InstanceStateName::Pending | InstanceStateName::Running => {}
             InstanceStateName::Stopping => {
                 return Err(StartError::Transient("the instance is still being stopped".to_owned()));
@@ -68,7 +68,7 @@ impl Ec2 {
         Ok(Some((spec, client)))
     }
 
-    /// The instance of a host, where it has not ended.
+    /// The instance of a host, unless it has ended.
     async fn instance(&self, client: &Client, host: &Host) -> Result<Option<Known>, CallError> {
         let Some(handle) = host.handle.as_deref() else { return Ok(None) };
         let (_, own) = self.owner.split_once('/').unwrap_or((&self.owner, ""));
@@ -78,13 +78,13 @@ impl Ec2 {
 
 async fn put_to_sleep(client: &Client, instance: &str, hibernate: bool) -> Result<Suspension, String> {
     let call = client.ec2.stop_instances().instance_ids(instance).set_hibernate(hibernate.then_some(true));
-    match call.send().await.map_err(|e| told("stop the instance", &e)) {
+    match call.send().await.map_err(|e| call_error("stop the instance", &e)) {
         Ok(_) => Ok(Suspension::Requested),
-        // Its system is not ready for it, or not able to.
+        // Its operating system is not ready for hibernation, or does not support it.
         Err(error) if hibernate && matches!(error.kind, Kind::NotHere | Kind::Rejected) => {
             tracing::warn!("{instance} is stopped instead of hibernated: {}", error.text);
             let plain = client.ec2.stop_instances().instance_ids(instance).send().await;
-            plain.map(|_| Suspension::Requested).map_err(|e| told("stop the instance", &e).text)
+            plain.map(|_| Suspension::Requested).map_err(|e| call_error("stop the instance", &e).text)
         }
         Err(error) => match error.kind {
             Kind::Rejected | Kind::NotHere | Kind::NotFound => Ok(Suspension::Unable(error.text)),
@@ -104,8 +104,8 @@ async fn put_to_sleep(client: &Client, instance: &str, hibernate: bool) -> Resul
 async fn wake(client: &Client, instance: &str, user_data: String) -> Result<(), StartError> {
     let call = client.ec2.modify_instance_attribute().instance_id(instance);
     let call = call.attribute(InstanceAttributeName::UserData).value(STANDARD.encode(user_data));
-    call.send().await.map_err(|e| told("give the instance its new user data", &e).of_start(false))?;
+    call.send().await.map_err(|e| call_error("give the instance its new user data", &e).of_start(false))?;
     let call = client.ec2.start_instances().instance_ids(instance);
-    call.send().await.map_err(|e| told("start the instance again", &e).of_start(false))?;
+    call.send().await.map_err(|e| call_error("start the instance again", &e).of_start(false))?;
     Ok(())
 }

@@ -1,8 +1,8 @@
-//! Ending hosts: repeated until AWS says that they are terminated, and nothing of the user's is on them any more.
+//! Terminates hosts. Repeated until AWS reports them as terminated and nothing of the user's is attached any more.
 
 use super::attach::{self, Attachments};
 use super::client::Client;
-use super::error::{CallError, Kind, told};
+use super::error::{CallError, Kind, call_error};
 use super::list::tag;
 use super::order::{HOST_TAG, ID_TAG};
 use super::{Ec2, read};
@@ -13,18 +13,18 @@ use crate::sync::lock;
 use aws_sdk_ec2::error::ProvideErrorMetadata as _;
 use aws_sdk_ec2::types::{Filter, Instance, InstanceStateName, SpotInstanceRequest, SpotInstanceState};
 
-/// What to do about an instance that AWS does not end for us.
+/// What to do about an instance that AWS does not terminate.
 const PROTECTED: &str = "; it costs money until its termination protection (DisableApiTermination) is switched off: aws ec2 \
                          modify-instance-attribute --no-disable-api-termination --instance-id ID";
 
-/// An instance, as far as stopping it goes.
+/// What terminating needs to know about an instance.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Known {
     /// Its id.
     pub id: String,
-    /// Where it is in its life.
+    /// Its state.
     pub state: InstanceStateName,
-    /// The id of the master that it bears, if any.
+    /// The master's id in its owner tag, if any.
     owner: Option<String>,
 }
 
@@ -35,7 +35,7 @@ impl Known {
         Some(Self { id: instance.instance_id()?.to_owned(), state, owner })
     }
 
-    /// Whether it bears this master's id, or has lost it: one with another id never is ours.
+    /// Whether its tag has this master's id, or none. An instance with another id never belongs to this master.
     pub(super) fn is_of(&self, own: &str) -> bool {
         self.owner.as_deref().is_none_or(|owner| owner == own)
     }
@@ -49,32 +49,33 @@ pub(super) fn by(name: &str, value: &str) -> Filter {
     Filter::builder().name(name).values(value).build()
 }
 
-/// All instances that bear the host's id, ended ones included for as long as AWS tells of them; whoever's they are.
+/// All instances with the host's id in their tag, whoever owns them. Terminated instances are included as long as AWS
+/// lists them.
 pub async fn instances_of(client: &Client, host: &rouse_shared::HostId) -> Result<Vec<Known>, CallError> {
     describe(client, by(&format!("tag:{HOST_TAG}"), host.as_str())).await
 }
 
-/// One instance, as long as AWS tells of it.
+/// One instance, as long as AWS lists it.
 pub(super) async fn look(client: &Client, instance: &str) -> Result<Option<Known>, CallError> {
     Ok(describe(client, by("instance-id", instance)).await?.pop())
 }
 
 async fn describe(client: &Client, filter: Filter) -> Result<Vec<Known>, CallError> {
     let answer = client.ec2.describe_instances().filters(filter).send().await;
-    let answer = answer.map_err(|e| told("look for the instance", &e))?;
+    let answer = answer.map_err(|e| call_error("look for the instance", &e))?;
     Ok(answer.reservations().iter().flat_map(|r| r.instances()).filter_map(Known::of).collect())
 }
 
-/// Cancels what spot requests of a host are still open; comes back with the final status of the newest, in AWS's words.
+/// Cancels the open spot requests of a host. Returns the final status of the newest, in AWS's words.
 pub async fn give_up_requests(client: &Client, host: &rouse_shared::HostId) -> Result<Option<String>, CallError> {
     let call = client.ec2.describe_spot_instance_requests().filters(by(&format!("tag:{HOST_TAG}"), host.as_str()));
-    let answer = call.send().await.map_err(|e| told("look at the spot request", &e))?;
+    let answer = call.send().await.map_err(|e| call_error("look at the spot request", &e))?;
     let requests = answer.spot_instance_requests.unwrap_or_default();
     let open: Vec<String> =
         requests.iter().filter(|r| is_open(r)).filter_map(|r| r.spot_instance_request_id.clone()).collect();
     if !open.is_empty() {
         let call = client.ec2.cancel_spot_instance_requests().set_spot_instance_request_ids(Some(open));
-        if let Err(error) = call.send().await.map_err(|e| told("cancel the spot request", &e))
+        if let Err(error) = call.send().await.map_err(|e| call_error("cancel the spot request", &e))
             && error.kind != Kind::NotFound
         {
             return Err(error);
@@ -92,7 +93,7 @@ async fn terminate(client: &Client, ids: Vec<String>) -> Result<(), CallError> {
     let what = format!("terminate the instance {}", ids.join(", "));
     let call = client.ec2.terminate_instances().set_instance_ids(Some(ids));
     call.send().await.map(drop).map_err(|e| {
-        let mut error = told(&what, &e);
+        let mut error = call_error(&what, &e);
         if e.code() == Some("OperationNotPermitted") {
             error.text.push_str(PROTECTED);
         }
@@ -102,7 +103,7 @@ async fn terminate(client: &Client, ids: Vec<String>) -> Result<(), CallError> {
 
 impl Ec2 {
     pub(super) async fn terminate_instances(&self, host: &Host) -> Result<Termination, String> {
-        // Without an order nothing was ever asked for.
+        // Without a launch spec nothing was ever requested.
         let Some(order) = &host.launch else { return Ok(Termination::Gone) };
         self.watch.remove(&host.id);
         let spec = read(order)?;
@@ -147,7 +148,8 @@ impl Ec2 {
         Ok(Termination::Requested)
     }
 
-    /// AWS lists nothing of the host. It may have forgotten one that ended long ago, or not list one of a moment ago yet.
+    /// AWS lists nothing of the host. It may have forgotten an instance that ended long ago, or may not list a new one
+    /// yet.
     async fn terminate_unseen(&self, client: &Client, host: &Host) -> Result<Termination, String> {
         let now = clock::now();
         let since = *lock(&self.unseen).entry(host.id.clone()).or_insert(now);
@@ -159,7 +161,7 @@ impl Ec2 {
         Ok(Termination::Gone)
     }
 
-    /// Ends what a list has told of and the ledger does not know.
+    /// Terminates a listed machine that is not in the ledger.
     pub(super) async fn terminate_by_handle(&self, listed: &ListedHost) -> Result<Termination, String> {
         let known = lock(&self.seen).get(&listed.handle).cloned();
         let place = match known {
@@ -180,11 +182,11 @@ impl Ec2 {
         let ended = match listed.handle.split('-').next() {
             Some("sir") => {
                 let call = client.ec2.cancel_spot_instance_requests().spot_instance_request_ids(&listed.handle);
-                call.send().await.map(drop).map_err(|e| told("cancel the spot request", &e))
+                call.send().await.map(drop).map_err(|e| call_error("cancel the spot request", &e))
             }
             Some("vol") => {
                 let call = client.ec2.delete_volume().volume_id(&listed.handle);
-                call.send().await.map(drop).map_err(|e| told("delete the volume", &e))
+                call.send().await.map(drop).map_err(|e| call_error("delete the volume", &e))
             }
             _ => {
                 let found = describe(&client, by("instance-id", &listed.handle)).await.map_err(|e| e.text)?;

@@ -1,9 +1,9 @@
-//! Looks at the instances that run, a few times a minute: one that has ended by itself, or that AWS has taken back, is told
-//! of long before an audit would miss it. One call for all instances of a place, and none where there are none.
+//! Checks the running instances a few times a minute. So an instance that has ended by itself, or that AWS has taken
+//! back, is reported long before an audit would miss it. One call asks for all instances of a place.
 
 use super::client::{Client, Place};
 use super::codes;
-use super::error::told;
+use super::error::call_error;
 use crate::hosts::Death;
 use crate::sync::lock;
 use aws_sdk_ec2::types::{Filter, Instance, InstanceStateName};
@@ -14,19 +14,19 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::mpsc;
 
-/// Between two looks.
+/// Interval of the checks.
 const EVERY: Duration = Duration::from_secs(10);
-/// Instances that one call asks for, at most: AWS takes 200 values in a filter.
+/// Largest number of instances in one call. AWS accepts 200 values in a filter.
 const AT_ONCE: usize = 200;
 
-/// The instances that are looked at.
+/// The instances that are checked.
 #[derive(Default)]
 pub struct Watch {
     instances: Mutex<BTreeMap<String, (HostId, Client)>>,
 }
 
 impl Watch {
-    /// Looks for as long as somebody holds it; deaths are told through `deaths`.
+    /// Checks as long as the result is held. Deaths are reported through `deaths`.
     pub fn start(deaths: mpsc::Sender<Death>) -> Arc<Self> {
         let watch = Arc::new(Self::default());
         let weak = Arc::downgrade(&watch);
@@ -44,22 +44,22 @@ impl Watch {
         watch
     }
 
-    /// From now on this one too.
+    /// Adds an instance.
     pub fn add(&self, instance: &str, host: &HostId, client: &Client) {
         lock(&self.instances).entry(instance.to_owned()).or_insert_with(|| (host.clone(), client.clone()));
     }
 
-    /// Not this one any more: its end is asked for anyway.
+    /// Removes a host whose instance is being terminated anyway.
     pub fn remove(&self, host: &HostId) {
         lock(&self.instances).retain(|_, (of, _)| of != host);
     }
 
-    /// Not those of a place that nobody wants to hear of any more.
+    /// Stops checking the instances of a place that was given up.
     pub fn forget(&self, place: &Place) {
         lock(&self.instances).retain(|_, (_, client)| client.place != *place);
     }
 
-    /// All places at once: one that does not answer delays the news of no other.
+    /// Checks all places at the same time, so that one that does not answer delays no other.
     async fn look(&self) -> Vec<Death> {
         let watched = lock(&self.instances).clone();
         let mut places: BTreeMap<&Place, Vec<(&str, &Client)>> = BTreeMap::new();
@@ -70,7 +70,7 @@ impl Watch {
         join_all(looks).await.into_iter().flatten().collect()
     }
 
-    /// Looks at instances of one place.
+    /// Checks instances of one place.
     async fn look_at(&self, some: &[(&str, &Client)]) -> Vec<Death> {
         let Some((_, client)) = some.first() else { return Vec::new() };
         let ids = some.iter().map(|(id, _)| (*id).to_owned()).collect();
@@ -78,9 +78,9 @@ impl Watch {
         let these = Filter::builder().name("instance-id").set_values(Some(ids)).build();
         let answer = match client.ec2.describe_instances().filters(these).filters(ended).send().await {
             Ok(answer) => answer,
-            // The audit asks again, and makes more noise.
+            // The audit asks again, and logs a warning.
             Err(error) => {
-                tracing::debug!("{} in {}", told("look at the instances", &error).text, client.place);
+                tracing::debug!("{} in {}", call_error("look at the instances", &error).text, client.place);
                 return Vec::new();
             }
         };
@@ -101,7 +101,7 @@ impl Watch {
     }
 }
 
-/// Whether AWS has taken an instance back. Where the instance does not say so, its spot request may.
+/// Whether AWS has taken an instance back, according to its state reason or its spot request.
 async fn was_reclaimed(client: &Client, instance: &Instance) -> bool {
     if instance.state_reason().and_then(|reason| reason.code()).is_some_and(codes::was_taken_back) {
         return true;
@@ -114,7 +114,7 @@ async fn was_reclaimed(client: &Client, instance: &Instance) -> bool {
             all.any(codes::was_interrupted)
         }
         Err(error) => {
-            tracing::debug!("{} in {}", told("look at the spot request", &error).text, client.place);
+            tracing::debug!("{} in {}", call_error("look at the spot request", &error).text, client.place);
             false
         }
     }

@@ -1,13 +1,13 @@
-//! What a guest printed on its serial port, made fit to be shown: a guest may print anything, and it ends up on terminals.
+//! A guest's output on its serial port, made safe to show on a terminal.
 
 use std::fs::File;
 use std::io::{Read as _, Seek as _, SeekFrom};
 use std::path::Path;
 
-/// How much of it is evidence, bytes.
+/// Number of bytes at the end that are evidence.
 const TAIL: u64 = 8 << 10;
 
-/// The end of the file; none where it is empty.
+/// The end of the file; none if it is empty.
 pub fn tail(path: &Path) -> Option<String> {
     let mut file = File::open(path).ok()?;
     let length = file.metadata().ok()?.len();
@@ -18,14 +18,14 @@ pub fn tail(path: &Path) -> Option<String> {
     (!text.trim().is_empty()).then_some(text)
 }
 
-/// Without what steers a terminal: firmware and boot loaders move the cursor about.
+/// The text without control sequences: firmware and boot loaders move the cursor.
 fn plain(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut chars = text.chars().peekable();
     while let Some(c) = chars.next() {
         match c {
             '\u{1b}' => {
-                // A sequence is `[`, parameters, and one letter or the like; others are two characters.
+                // A sequence is `[`, parameters, and one final character; others have two characters.
                 if chars.next_if_eq(&'[').is_some() {
                     while chars.next_if(|c| ('\u{20}'..='\u{3f}').contains(c)).is_some() {}
                 }

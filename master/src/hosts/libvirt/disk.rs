@@ -1,7 +1,7 @@
-//! The disk of a host: made afresh over a base image for each boot, thrown away after. The base is never written to.
+//! The disk of a host: created from a base image for each boot, and removed after it. The base is never written to.
 //!
-//! Beside each disk of ours lies an empty file, its **mark**, whose name says whose the disk is. It is there before the
-//! disk and goes after it. A file without a mark is not ours, whatever its name.
+//! Beside each disk is an empty file, its **mark**, whose name contains the owner. The mark is created before the disk
+//! and removed after it. A file without a mark is never changed, whatever its name.
 
 use crate::core::event::StartError;
 use serde::{Deserialize, Serialize};
@@ -11,60 +11,60 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-/// What a mark's name has between the disk's and the owner's.
+/// Separates the disk's name from the owner in a mark's name.
 const MARK: &str = ".rouse@";
-/// Room on a file system below which it counts as full, bytes: the head of an empty overlay is 200 KiB.
+/// Free space below which a file system counts as full, bytes. The header of an empty overlay is 200 KiB.
 const FULL: u64 = 1 << 20;
 
-/// How a fresh disk comes from its base image.
+/// How a disk is created from its base image.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Format {
-    /// A qcow2 file that holds the differences only.
+    /// A qcow2 file with only the differences.
     Overlay,
-    /// A raw file: shares its blocks with the base where the file system can, else holds them all.
+    /// A raw file. It shares its blocks with the base if the file system supports that; otherwise it is a full copy.
     Copy,
 }
 
-/// A disk to be made for a boot.
+/// A disk to create for a boot.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct NewDisk {
-    /// Where it will be.
+    /// The path of the new disk.
     pub path: PathBuf,
-    /// What it is made from.
+    /// The base image.
     pub base: PathBuf,
     /// The format of the base: `qcow2` or `raw`.
     pub base_format: String,
-    /// [`Base::change`] when the order was made.
+    /// [`Base::change`] when the launch spec was made.
     pub change: String,
-    /// How it comes from the base.
+    /// How it is created.
     pub form: Format,
 }
 
-/// Whose a disk is.
+/// The owner of a disk.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct Owner {
     /// The master's name.
     pub master: String,
     /// The master's id.
     pub id: String,
-    /// The host that it was made for.
+    /// The host that it was created for.
     pub host: String,
 }
 
-/// A base image, as it was looked at.
+/// A base image.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Base {
     /// `qcow2` or `raw`.
     pub format: &'static str,
-    /// Tells it from itself after a change: its inode, size and time of change.
+    /// Changes if the file changes: its inode, size and change time.
     pub change: String,
 }
 
-/// Looks at an image.
+/// Examines an image.
 ///
 /// # Errors
-/// Where it is missing, or is no disk image, or not what its name says.
+/// If it is missing, is no disk image, or is not what its name says.
 pub fn look_at(path: &Path) -> Result<Base, StartError> {
     let shown = path.display();
     let failed = |error: io::Error| match error.kind() {
@@ -90,15 +90,15 @@ pub fn look_at(path: &Path) -> Result<Base, StartError> {
     Ok(Base { format, change: change_of(&about) })
 }
 
-/// Whether an image is whole: one that was cut short in copying still looks like an image, and boots into nothing.
+/// Checks whether an image is complete. One that was truncated in a copy still looks like an image, but does not boot.
 ///
 /// # Errors
-/// Where it is not.
+/// If it is not.
 pub fn check(path: &Path, format: &str) -> Result<(), StartError> {
     if format != "qcow2" {
         return Ok(());
     }
-    // Only its tables are read. 3 stands for clusters that nothing uses, which harm nobody.
+    // This reads only the tables. Exit code 3 means unused clusters, which do no harm.
     let output = qemu_img(&["check", "-q", "-U", "-f", format], &[path])?;
     match output.status.code() {
         Some(0 | 3) => Ok(()),
@@ -112,7 +112,7 @@ pub fn check(path: &Path, format: &str) -> Result<(), StartError> {
     }
 }
 
-/// Runs qemu-img to its end.
+/// Runs qemu-img until it exits.
 fn qemu_img(options: &[&str], paths: &[&Path]) -> Result<std::process::Output, StartError> {
     let mut command = Command::new("qemu-img");
     command.args(options).args(paths).stdin(Stdio::null()).env("LC_ALL", "C");
@@ -121,7 +121,7 @@ fn qemu_img(options: &[&str], paths: &[&Path]) -> Result<std::process::Output, S
     })
 }
 
-/// What a program said first.
+/// The first line of a program's output.
 fn first_line(said: &[u8]) -> String {
     let said = String::from_utf8_lossy(said);
     said.lines().next().unwrap_or_default().trim_start_matches("qemu-img: ").to_owned()
@@ -131,8 +131,8 @@ fn change_of(about: &fs::Metadata) -> String {
     format!("{}:{}:{}.{:09}", about.ino(), about.size(), about.mtime(), about.mtime_nsec())
 }
 
-/// Why a base that was at `before` must not be used any more with what was made over it; none where it may: it is as it
-/// was, or another file has taken its name, which leaves the old one whole.
+/// Why a base that was at `before` must not be used with the overlays on it any more; none if it may. It may if it has
+/// not changed, or if another file has taken its name, because the old file then still exists.
 pub fn changed_in_place(base: &Path, before: &str) -> Option<String> {
     let now = change_of(&fs::metadata(base).ok()?);
     let inode = |change: &str| change.split(':').next().map(str::to_owned);
@@ -152,10 +152,10 @@ fn mark_of(path: &Path, owner: &Owner) -> PathBuf {
     PathBuf::from(name)
 }
 
-/// All marks in a directory: the disk and its owner. None where there is no such directory.
+/// All marks in a directory: the disk and its owner. Empty if the directory does not exist.
 ///
 /// # Errors
-/// Where it cannot be read.
+/// If it cannot be read.
 pub fn marks_in(dir: &Path) -> io::Result<Vec<(PathBuf, Owner)>> {
     let entries = match fs::read_dir(dir) {
         Ok(entries) => entries,
@@ -179,10 +179,10 @@ fn dir_of(path: &Path) -> &Path {
     path.parent().unwrap_or_else(|| Path::new("/"))
 }
 
-/// Whose disk lies at a place where one is to be made.
+/// The owners of the disk at the path of a new one.
 ///
 /// # Errors
-/// Where there is no such place, or something that rouse has not made.
+/// If the directory does not exist, or the path has something that rouse has not created.
 pub fn owners_of(path: &Path) -> Result<Vec<Owner>, StartError> {
     let (dir, shown) = (dir_of(path), path.display());
     if !dir.is_dir() {
@@ -198,11 +198,11 @@ pub fn owners_of(path: &Path) -> Result<Vec<Owner>, StartError> {
     Ok(owners)
 }
 
-/// Makes the disk. `live` says whether a host still runs, by its id; `marked` is called when the mark is there and the
-/// disk is not.
+/// Creates the disk. `live` returns whether the host with this id still runs; `marked` is called when the mark exists
+/// and the disk does not.
 ///
 /// # Errors
-/// Where it cannot be made, or where what is there is not ours to replace. Nothing is left then.
+/// If it cannot be created, or the path has something that this master may not replace. Then nothing is left.
 pub fn make(fresh: &NewDisk, owner: &Owner, live: &dyn Fn(&str) -> bool, marked: &dyn Fn()) -> Result<(), StartError> {
     let shown = fresh.path.display();
     let rejected = |text: String| Err(StartError::Rejected(text));
@@ -245,7 +245,7 @@ fn create(fresh: &NewDisk, owner: &Owner, marked: &dyn Fn()) -> Result<(), Start
         _ => StartError::Transient(format!("{shown} could not be made: {error}")),
     };
     File::options().write(true).create_new(true).open(mark_of(&fresh.path, owner)).map_err(failed)?;
-    // The mark must be there whenever the disk is, after a power failure too.
+    // The mark must exist whenever the disk does, even after a power failure.
     File::open(dir).and_then(|dir| dir.sync_all()).map_err(failed)?;
     marked();
     let now = look_at(&fresh.base)?;
@@ -275,7 +275,7 @@ fn create(fresh: &NewDisk, owner: &Owner, marked: &dyn Fn()) -> Result<(), Start
     Err(StartError::Rejected(format!("{shown} cannot be made from {base_shown}: {said}")))
 }
 
-/// Whether a copy that shares its blocks could be made.
+/// Whether a copy with shared blocks could be created.
 fn cloned(base: &Path, path: &Path) -> bool {
     use std::os::fd::AsRawFd as _;
     let (Ok(from), Ok(to)) = (File::open(base), File::create(path)) else { return false };
@@ -283,7 +283,7 @@ fn cloned(base: &Path, path: &Path) -> bool {
     unsafe { libc::ioctl(to.as_raw_fd(), libc::FICLONE as _, from.as_raw_fd()) == 0 }
 }
 
-/// Bytes that we may still write to a file system.
+/// Bytes that can still be written to a file system.
 fn room(dir: &Path) -> Option<u64> {
     use std::os::unix::ffi::OsStrExt as _;
     let path = std::ffi::CString::new(dir.as_os_str().as_bytes()).ok()?;
@@ -298,10 +298,10 @@ fn room(dir: &Path) -> Option<u64> {
     Some(about.f_bavail.saturating_mul(about.f_frsize))
 }
 
-/// Removes a disk of this owner, and its mark last. Without the mark nothing is touched.
+/// Removes a disk of this owner, and then its mark. Does nothing without the mark.
 ///
 /// # Errors
-/// Where one of them cannot be removed.
+/// If one of them cannot be removed.
 pub fn remove(path: &Path, owner: &Owner) -> io::Result<()> {
     let mark = mark_of(path, owner);
     if mark.symlink_metadata().is_err() {
@@ -311,7 +311,7 @@ pub fn remove(path: &Path, owner: &Owner) -> io::Result<()> {
     unlink(&mark)
 }
 
-/// Removes a file, where there is one.
+/// Removes a file, if it exists.
 pub fn unlink(path: &Path) -> io::Result<()> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
@@ -319,7 +319,7 @@ pub fn unlink(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Makes a file that only we can read.
+/// Creates a file that only this user can read.
 pub fn create_private(path: &Path) -> io::Result<()> {
     use std::os::unix::fs::OpenOptionsExt as _;
     File::options().write(true).create_new(true).mode(0o600).open(path).map(drop)

@@ -1,5 +1,5 @@
-//! The domain: the built-in machine, and what is put into it and into a user's own description. The stamp says whose a
-//! domain is and what it was made with; it is in the very call that makes the domain.
+//! Descriptions of domains: the built-in machine, and what is added to it or to a user's own description. The owner tag
+//! says whom a domain belongs to and what was created for it. It is part of the call that creates the domain.
 
 use super::disk::Format;
 use super::{kvm, xml};
@@ -8,10 +8,10 @@ use xmltree::{Element, Namespace};
 
 /// The namespace of our element in a domain's metadata.
 pub const NAMESPACE: &str = "urn:rouse:host:1";
-/// How our element is called there.
-const STAMP: &str = "host";
+/// The name of the owner tag's element.
+const ELEMENT: &str = "host";
 
-/// What a domain of ours says about itself.
+/// The owner tag of a domain.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct OwnerTag {
     /// The master's name.
@@ -20,25 +20,25 @@ pub struct OwnerTag {
     pub id: String,
     /// The host's id.
     pub host: String,
-    /// The domain's UUID: a domain that was cloned has another, and is nobody's.
+    /// The domain's UUID. A cloned domain has another UUID, so its copy of the tag is not valid.
     pub uuid: String,
-    /// The disk that was made for it, to be thrown away with it.
+    /// The disk that was created for it, which is removed with it.
     pub disk: Option<PathBuf>,
-    /// What that disk is laid over, and its change stamp at that time.
+    /// The base of that disk, and its `Base::change` when the disk was created.
     pub base: Option<(PathBuf, String)>,
-    /// Where what it prints is kept, to be thrown away with it.
+    /// The file with its console output, which is removed with it.
     pub console: Option<PathBuf>,
 }
 
 impl OwnerTag {
     fn element(&self) -> Element {
-        let mut stamp = Element::new(STAMP);
+        let mut tag = Element::new(ELEMENT);
         let mut namespaces = Namespace::empty();
         namespaces.put("rouse", NAMESPACE);
-        stamp.prefix = Some("rouse".to_owned());
-        stamp.namespace = Some(NAMESPACE.to_owned());
-        stamp.namespaces = Some(namespaces);
-        let mut put = |key: &str, value: &str| stamp.attributes.insert(key.to_owned(), value.to_owned());
+        tag.prefix = Some("rouse".to_owned());
+        tag.namespace = Some(NAMESPACE.to_owned());
+        tag.namespaces = Some(namespaces);
+        let mut put = |key: &str, value: &str| tag.attributes.insert(key.to_owned(), value.to_owned());
         put("master", &self.master);
         put("id", &self.id);
         put("host", &self.host);
@@ -54,10 +54,10 @@ impl OwnerTag {
         if let Some(console) = &self.console {
             put("console", &shown(console));
         }
-        stamp
+        tag
     }
 
-    /// The stamp in a metadata element of our namespace; none where it has not what every stamp has.
+    /// The owner tag in an element of the metadata; none if it is incomplete.
     pub fn read(text: &str) -> Option<Self> {
         let element = xml::parse(text).ok()?;
         let get = |key: &str| element.attributes.get(key).cloned();
@@ -74,7 +74,7 @@ impl OwnerTag {
     }
 }
 
-/// The built-in machine's measures.
+/// The settings of the built-in machine.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Machine<'a> {
     /// Whether the processor's own virtualisation is used.
@@ -87,14 +87,14 @@ pub struct Machine<'a> {
     pub network: &'a str,
 }
 
-/// A virtio machine that boots from its disk. A guest that reboots or panics goes: it was made for one boot, and its
-/// build is tried again at once rather than after a timeout.
+/// A virtio machine that boots from its disk. It ends if the guest reboots or panics: it was created for one boot, and
+/// its build is retried at once instead of after a timeout.
 ///
-/// Its devices are on the root bus: firmware and kernel look at each port that libvirt would put before them, and
+/// Its devices are on the root bus. Otherwise firmware and kernel would examine each port that libvirt adds, and
 /// nothing is ever plugged into this machine.
 pub fn builtin(machine: &Machine<'_>) -> Element {
     let kind = if machine.kvm { "kvm" } else { "qemu" };
-    // Without hardware virtualisation libvirt's default processor is fine, and the fastest to emulate.
+    // Without hardware virtualisation libvirt's default processor is the fastest to emulate.
     let cpu = if machine.kvm { kvm::CPU } else { "" };
     let Machine { memory_mb, cpus, network, .. } = machine;
     let network = network.replace('&', "&amp;").replace('\'', "&apos;").replace('<', "&lt;");
@@ -111,41 +111,41 @@ pub fn builtin(machine: &Machine<'_>) -> Element {
          <serial type='pty'/><rng model='virtio'><backend model='random'>/dev/urandom</backend>{rng}</rng>\
          <panic model='isa'/><memballoon model='none'/></devices></domain>"
     );
-    // A constant with numbers in it is well formed.
+    // The text is constant except for numbers, so it is well formed.
     xml::parse(&text).unwrap_or_else(|_| Element::new("domain"))
 }
 
 /// The disk of a domain, as the configuration wants it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Disk<'a> {
-    /// The domain's own description says it all.
+    /// As in the domain's own description.
     AsDescribed,
-    /// The user's own disk, where the description has it not: its path and format.
+    /// The user's own disk, if the description does not have it: path and format.
     Own(&'a Path, &'static str),
-    /// Made for each boot over a base image, and whether that is raw.
+    /// Created for each boot from a base image; whether that is raw.
     Fresh(&'a Path, bool),
 }
 
-/// What is put into a description.
+/// What is added to a description.
 pub struct Wanted<'a> {
     /// The domain's name: the worker's.
     pub name: &'a str,
     /// Its UUID; absent: the description's own.
     pub uuid: Option<&'a str>,
-    /// Its hardware address, where the description has none.
+    /// Its hardware address, if the description has none.
     pub mac: &'a str,
-    /// What it says about itself.
-    pub stamp: &'a OwnerTag,
+    /// Its owner tag.
+    pub tag: &'a OwnerTag,
     /// Boot data, as strings of the firmware's table.
     pub oem_strings: &'a [String],
     /// Its disk.
     pub disk: Disk<'a>,
 }
 
-/// Puts all that into the description. Returns how the disk is to be made, where it is made.
+/// Adds all of this to the description. Returns how to create the disk, if one is created.
 ///
 /// # Errors
-/// Where the description is not such a thing: a sentence.
+/// If the description is not suitable: a sentence.
 pub fn patch(domain: &mut Element, wanted: &Wanted<'_>) -> Result<Format, String> {
     if domain.name != "domain" {
         return Err(format!("its XML describes a {}, not a domain", domain.name));
@@ -154,16 +154,16 @@ pub fn patch(domain: &mut Element, wanted: &Wanted<'_>) -> Result<Format, String
     if let Some(uuid) = wanted.uuid {
         xml::set_text(domain, "uuid", uuid);
     }
-    // Of the last time that it ran.
+    // This is left from an earlier run.
     domain.attributes.remove("id");
     if let Some(metadata) = xml::child_or_new(domain, "metadata") {
         metadata.children.retain(|node| node.as_element().is_none_or(|e| e.namespace.as_deref() != Some(NAMESPACE)));
-        xml::push(metadata, wanted.stamp.element());
+        xml::push(metadata, wanted.tag.element());
     }
     put_oem_strings(domain, wanted.oem_strings);
     let devices = xml::child_or_new(domain, "devices").ok_or("its XML has no devices")?;
     put_mac(devices, wanted.mac);
-    if let Some(console) = &wanted.stamp.console {
+    if let Some(console) = &wanted.tag.console {
         put_console(devices, console);
     }
     put_disk(devices, wanted.disk)
@@ -190,7 +190,7 @@ fn put_oem_strings(domain: &mut Element, strings: &[String]) {
     }
 }
 
-/// The first network card gets our address, unless the user has given it one.
+/// Sets the hardware address of the first network card, unless the user has set one.
 fn put_mac(devices: &mut Element, mac: &str) {
     let card = xml::elements_mut(devices).find(|e| e.name == "interface");
     if let Some(card) = card.filter(|card| card.get_child("mac").is_none()) {
@@ -198,7 +198,7 @@ fn put_mac(devices: &mut Element, mac: &str) {
     }
 }
 
-/// What the first serial port says goes to a file too, from the first byte on and whether or not anybody listens.
+/// Also writes the output of the first serial port to a file, from the first byte and even if nobody reads it.
 fn put_console(devices: &mut Element, path: &Path) {
     if !xml::elements(devices).any(|e| e.name == "serial") {
         xml::push(devices, xml::element("serial", &[("type", "pty")]));
@@ -243,7 +243,7 @@ fn put_disk(devices: &mut Element, disk: Disk<'_>) -> Result<Format, String> {
     if element.get_child("driver").is_none() {
         let mut driver = xml::element("driver", &[("discard", "unmap")]);
         if matches!(disk, Disk::Fresh(..)) {
-            // It is thrown away: nothing of it has to reach the platter.
+            // The disk is removed after the boot, so nothing has to be synchronised.
             driver.attributes.insert("cache".to_owned(), "unsafe".to_owned());
         }
         xml::push(element, driver);
@@ -251,7 +251,7 @@ fn put_disk(devices: &mut Element, disk: Disk<'_>) -> Result<Format, String> {
     let driver = xml::child_or_new(element, "driver").ok_or("its disk has no driver")?;
     let is_raw = driver.attributes.get("type").is_some_and(|kind| kind == "raw");
     if matches!(disk, Disk::Fresh(_, true)) && is_raw {
-        // The user's machine wants it raw, which an overlay is not.
+        // The user's machine needs a raw disk, which an overlay is not.
         return Ok(Format::Copy);
     }
     driver.attributes.entry("name".to_owned()).or_insert_with(|| "qemu".to_owned());

@@ -1,5 +1,5 @@
-//! What libvirt tells without being asked: the ends of domains, and of the connection. The crate `virt` has no safe
-//! wrapper for these, so the few calls are made here.
+//! libvirt's events: the ends of domains, and of the connection. The crate `virt` has no safe wrapper for these, so the
+//! few calls are made here.
 
 use crate::sync::lock;
 use std::ffi::{CStr, c_char, c_int, c_void};
@@ -12,25 +12,26 @@ use virt::sys;
 /// Something that happened to a domain, by its UUID.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum LifecycleEvent {
-    /// It runs no more; how that came.
+    /// It no longer runs; the reason.
     Stopped(String, &'static str),
-    /// It stands still and will not go on by itself; why.
+    /// It is paused and will not continue by itself; the reason.
     Stuck(String, &'static str),
-    /// The connection came up: what happened before was not heard.
+    /// The connection is up. What happened before is unknown.
     Connected,
 }
 
-/// Runs libvirt's event loop on a thread of its own, once for this process. Must come before any connection.
+/// Runs libvirt's event loop on a separate thread, once for this process. Must be called before any connection is
+/// opened.
 ///
 /// # Errors
-/// Where there can be no thread, or no loop.
+/// If the thread or the loop cannot be started.
 pub fn run() -> std::io::Result<()> {
     static RUNS: Mutex<bool> = Mutex::new(false);
     let mut runs = lock(&RUNS);
     if *runs {
         return Ok(());
     }
-    // Errors come back as results; libvirt would print each of them as well.
+    // Errors are returned as results. libvirt would print each of them as well.
     virt::error::clear_error_callback();
     virt::event::event_register_default_impl().map_err(|e| std::io::Error::other(e.to_string()))?;
     let turn = || {
@@ -56,11 +57,11 @@ pub struct Ear {
 }
 
 impl Ear {
-    /// Listens: `closed` is called once when the connection is lost, `on_lifecycle` for each end of a domain. Both are called
-    /// from the thread of the event loop, and must not block.
+    /// Registers two callbacks: `closed` is called once when the connection is lost, `on_lifecycle` for each end of a
+    /// domain. Both are called from the thread of the event loop, and must not block.
     ///
     /// # Errors
-    /// Where libvirt will not tell.
+    /// If libvirt refuses.
     pub fn new(connect: &Connect, closed: OnClose, on_lifecycle: OnLifecycle) -> Result<Self, Error> {
         // SAFETY: the connection is alive, and libvirt calls `free` once when it will not use `opaque` any more: after
         // a call that succeeded. After one that failed the box is ours again.

@@ -1,4 +1,4 @@
-//! libvirt's errors by their kind: whose fault it is, and whether something may have been made.
+//! The meaning of libvirt's errors, by their kind: what caused them, and whether something may have been created.
 
 use super::link::{LinkError, code_of};
 use crate::config::hosts::connection_is_local;
@@ -6,7 +6,7 @@ use crate::core::event::StartError;
 use virt::connect::Connect;
 use virt::error::{Error, ErrorDomain, ErrorNumber};
 
-/// What a failed question means for a start that has made nothing yet.
+/// The meaning of an error in a start that has created nothing yet.
 pub fn before(failed: LinkError) -> StartError {
     match failed {
         LinkError::Unreachable(why) => StartError::Place(why),
@@ -20,7 +20,7 @@ pub fn before(failed: LinkError) -> StartError {
     }
 }
 
-/// What a failed call to make a domain means.
+/// The meaning of a failed call to create a domain.
 pub fn create(connect: &Connect, uri: &str, memory_mb: u64, error: &Error) -> StartError {
     let text = error.message().to_owned();
     if !connect.is_alive().unwrap_or(false) {
@@ -31,7 +31,7 @@ pub fn create(connect: &Connect, uri: &str, memory_mb: u64, error: &Error) -> St
         Kind::Full => StartError::Capacity(text),
         Kind::Lost => StartError::Unknown(text),
         Kind::Busy => StartError::Transient(text),
-        // QEMU's own failures have one kind, whatever they are. Whether memory was short can be looked up.
+        // libvirt has one kind for all of QEMU's errors. Whether there was too little memory can be checked.
         Kind::Refused if room_for(connect, uri, memory_mb) == Some(false) => {
             StartError::Capacity(format!("not enough memory for {memory_mb} MB: {text}"))
         }
@@ -47,15 +47,15 @@ impl From<LinkError> for StartError {
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Kind {
-    /// We may not, or what everybody's machines there need is not active.
+    /// Not permitted, or something that all guests of the connection need is not active.
     Place,
-    /// There is no memory, or no space on a disk.
+    /// Not enough memory or disk space.
     Full,
-    /// The link broke: what became of the call is not known.
+    /// The connection broke, so the result of the call is unknown.
     Lost,
-    /// Not now.
+    /// Refused for now.
     Busy,
-    /// Not like this.
+    /// Refused for good.
     Refused,
 }
 
@@ -73,11 +73,11 @@ fn kind_of(domain: ErrorDomain, code: ErrorNumber, message: &str) -> Kind {
         | ErrorNumber::NoNetworkStart
         | ErrorNumber::NoStorage => Kind::Place,
         ErrorNumber::NoMemory => Kind::Full,
-        // The system's own words for two of its errors, which libvirt and QEMU pass on under any code.
+        // The texts of ENOMEM and ENOSPC, which libvirt and QEMU pass on with any code.
         _ if ["Cannot allocate memory", "No space left on device"].iter().any(|said| message.contains(said)) => {
             Kind::Full
         }
-        // A network or a pool that is there and not started, which libvirt has no code for.
+        // A network or a storage pool is not started. libvirt has no code for this.
         ErrorNumber::OperationInvalid
             if matches!(domain, ErrorDomain::Network | ErrorDomain::Storage) || message.contains("is not active") =>
         {
@@ -89,7 +89,7 @@ fn kind_of(domain: ErrorDomain, code: ErrorNumber, message: &str) -> Kind {
     }
 }
 
-/// Whether a machine has this much memory to spare; none where that is not known.
+/// Whether a machine has this much free memory; none if this is unknown.
 fn room_for(connect: &Connect, uri: &str, memory_mb: u64) -> Option<bool> {
     let free_kb = if connection_is_local(uri) {
         let text = std::fs::read_to_string("/proc/meminfo").ok()?;

@@ -1,21 +1,22 @@
-//! Whether the processor's own virtualisation works. On some nested machines it is offered and guests hang, so what
-//! libvirt says it can do proves nothing: a machine without a disk is run, whose firmware finds nothing to boot from
-//! and restarts, which ends it.
+//! Whether the processor's virtualisation works. On some nested machines it is offered, but guests hang, so libvirt's
+//! capabilities prove nothing. The test runs a machine without a disk: its firmware finds nothing to boot from and
+//! restarts, which ends the machine.
 
 use super::xml;
 use std::time::Duration;
 use virt::connect::Connect;
 use virt::sys;
 
-/// The processor of machines that use it. On some nested machines this very one cannot be had, so the test has it too.
+/// The processor of machines that use it. On some nested machines exactly this one does not work, so the test uses it
+/// too.
 pub const CPU: &str = "<cpu mode='host-passthrough'/>";
-/// How long the firmware may take: where hardware helps it takes half a second, and a machine that takes longer than
+/// Time limit for the firmware. With hardware virtualisation it takes half a second; a machine that takes longer than
 /// this is no faster than an emulated one.
 const LIMIT: Duration = Duration::from_secs(5);
-/// Between two looks.
+/// Interval of the checks.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// Tries it. `name` is the machine's for the time of the test.
+/// Runs the test. `name` is the name of the machine.
 pub fn works(connect: &Connect, name: &str) -> bool {
     let offered = connect.capabilities().ok().and_then(|text| xml::parse(&text).ok()).is_some_and(|capabilities| {
         let guests = xml::elements(&capabilities).filter(|e| e.name == "guest").filter_map(|g| g.get_child("arch"));
@@ -30,7 +31,7 @@ pub fn works(connect: &Connect, name: &str) -> bool {
          <os><type arch='x86_64' machine='q35'>hvm</type><bios rebootTimeout='0'/></os><on_reboot>destroy</on_reboot>\
          <devices><controller type='usb' model='none'/><memballoon model='none'/></devices></domain>"
     );
-    // Should we end in the middle of this, so does the machine.
+    // If this process ends during the test, so does the machine.
     let Ok(domain) = connect.create_domain_xml(&machine, sys::VIR_DOMAIN_START_AUTODESTROY) else { return false };
     for _ in 0..LIMIT.as_millis() / LOOK.as_millis() {
         std::thread::sleep(LOOK);

@@ -1,6 +1,6 @@
-//! One connection to libvirt, kept up on a thread of its own. A libvirtd that is frozen costs its own hosts time and
-//! nobody else's: opening waits on that thread alone, keepalive ends calls that are never answered, and who asks
-//! meanwhile is told after a few seconds.
+//! One connection to libvirt, kept open by a separate thread. A frozen libvirtd delays only its own hosts: opening
+//! blocks that thread only, keepalive ends calls that are never answered, and calls fail after a few seconds without a
+//! connection.
 
 use super::events::{self, LifecycleEvent};
 use crate::clock;
@@ -13,21 +13,22 @@ use tracing::{info, warn};
 use virt::connect::Connect;
 use virt::error::{Error, ErrorNumber};
 
-/// Seconds between questions whether libvirtd is still there, and how many may stay without an answer: a frozen one is
-/// given up after eight seconds.
+/// Interval of keepalive messages, seconds, and how many may be unanswered. A frozen libvirtd is given up after eight
+/// seconds.
 const KEEPALIVE: (i32, u32) = (2, 3);
-/// How long a call waits for a connection that is not up: longer than libvirtd takes to start again.
+/// How long a call waits for the connection. This is longer than libvirtd takes to restart.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// First pause after an opening that failed; doubled up to [`PAUSE_MOST`].
+/// First pause after a failed opening. Doubled up to [`PAUSE_MOST`].
 const PAUSE_FIRST: Duration = Duration::from_millis(500);
 /// Longest pause between two tries to open.
 const PAUSE_MOST: Duration = Duration::from_secs(10);
-/// Words to a keeper that may wait: each connection is closed once, and the link ends once.
+/// Capacity of the channel to a keeper: each connection is closed once, and the link ends once.
 const WORDS: usize = 8;
-/// Calls that are under way on one connection at a time: libvirtd itself serves five clients' calls at once by default.
+/// Largest number of calls at the same time on one connection. By default libvirtd serves five calls of a client at
+/// once.
 const CALLS: usize = 5;
 
-/// The kind of an error. One that this libvirt's bindings have no name for is a failure like any other.
+/// The kind of an error. A kind that the bindings do not know is treated as any other failure.
 pub fn code_of(error: &Error) -> ErrorNumber {
     error.code().unwrap_or(ErrorNumber::OperationFailed)
 }
@@ -35,13 +36,13 @@ pub fn code_of(error: &Error) -> ErrorNumber {
 /// Why a call has no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum LinkError {
-    /// There is no connection: nothing was asked.
+    /// There is no connection, so nothing was sent.
     #[error("{0}")]
     Unreachable(String),
-    /// A fault of our own interrupted it: whether it was carried out is unknown.
+    /// A bug in rouse interrupted the call, so its result is unknown.
     #[error("{0}")]
     Interrupted(String),
-    /// What libvirt says.
+    /// libvirt's error.
     #[error("{}", .0.message())]
     Libvirt(Error),
 }
@@ -53,30 +54,30 @@ impl From<Error> for LinkError {
 }
 
 impl LinkError {
-    /// Whether libvirt says that there is no such domain.
+    /// Whether libvirt reports that there is no such domain.
     pub fn no_domain(&self) -> bool {
         matches!(self, Self::Libvirt(error) if code_of(error) == ErrorNumber::NoDomain)
     }
 }
 
-/// How a connection stands.
+/// The state of a connection.
 #[derive(Clone)]
 enum Standing {
-    /// It is being opened; how the last one ended, where there was one.
+    /// It is being opened; why the last one ended, if there was one.
     Opening { since: Timestamp, last: Option<String> },
     /// It is up.
     Up(Arc<Connect>),
 }
 
-/// What the keeper is told.
+/// A message to the keeper.
 enum Word {
     /// The connection is closed.
     Closed(&'static str),
-    /// Nobody needs it any more.
+    /// The link is no longer needed.
     End,
 }
 
-/// A connection, opened again whenever it is lost.
+/// A connection that is opened again whenever it is lost.
 pub struct Link {
     uri: String,
     standing: watch::Receiver<Standing>,
@@ -85,17 +86,17 @@ pub struct Link {
 }
 
 impl Link {
-    /// Begins to open it. What happens to its domains is told through `lives`, and so is each time that it came up,
-    /// since what happened before that was not heard.
+    /// Starts to open it. The events of its domains are sent through `lives`, and so is each opening, because events
+    /// before it are lost.
     ///
     /// # Errors
-    /// Where there can be no thread.
+    /// If the thread cannot be started.
     pub fn open(uri: &str, lives: mpsc::Sender<(String, LifecycleEvent)>) -> std::io::Result<Self> {
         events::run()?;
-        let (told, standing) = watch::channel(Standing::Opening { since: clock::now(), last: None });
-        let (words, heard) = sync_channel(WORDS);
-        let keeper = Keeper { uri: uri.to_owned(), told, words: words.clone(), lives };
-        std::thread::Builder::new().name("libvirt".to_owned()).spawn(move || keeper.keep(&heard))?;
+        let (publisher, standing) = watch::channel(Standing::Opening { since: clock::now(), last: None });
+        let (words, receiver) = sync_channel(WORDS);
+        let keeper = Keeper { uri: uri.to_owned(), publisher, words: words.clone(), lives };
+        std::thread::Builder::new().name("libvirt".to_owned()).spawn(move || keeper.keep(&receiver))?;
         Ok(Self { uri: uri.to_owned(), standing, words, calls: Arc::new(Semaphore::new(CALLS)) })
     }
 
@@ -118,11 +119,11 @@ impl Link {
         Err(LinkError::Unreachable(format!("libvirt at {} cannot be reached: {why}", self.uri)))
     }
 
-    /// Does something that calls libvirt, on a thread that may block. It is done to its end even if nobody waits for it
-    /// any more.
+    /// Runs work that calls libvirt, on a thread that may block. The work is completed even if the caller stops
+    /// waiting.
     ///
     /// # Errors
-    /// What the work says, or that there is no connection.
+    /// The error of the work, or that there is no connection.
     pub async fn call<T, E>(&self, work: impl FnOnce(&Connect) -> Result<T, E> + Send + 'static) -> Result<T, E>
     where
         T: Send + 'static,
@@ -144,21 +145,21 @@ impl Link {
 
 impl Drop for Link {
     fn drop(&mut self) {
-        // A keeper that waits for a frozen libvirtd hears it later, and one that has ended needs it not.
+        // A keeper that waits for a frozen libvirtd receives it later. One that has ended does not need it.
         drop(self.words.try_send(Word::End));
     }
 }
 
-/// What holds a connection up.
+/// Keeps a connection open.
 struct Keeper {
     uri: String,
-    told: watch::Sender<Standing>,
+    publisher: watch::Sender<Standing>,
     words: SyncSender<Word>,
     lives: mpsc::Sender<(String, LifecycleEvent)>,
 }
 
 impl Keeper {
-    fn keep(self, heard: &std::sync::mpsc::Receiver<Word>) {
+    fn keep(self, receiver: &std::sync::mpsc::Receiver<Word>) {
         let mut pause = PAUSE_FIRST;
         let mut complained = false;
         loop {
@@ -168,10 +169,10 @@ impl Keeper {
                         info!("libvirt at {} answers again", self.uri);
                     }
                     (pause, complained) = (PAUSE_FIRST, true);
-                    self.told.send_replace(Standing::Up(connect.clone()));
-                    // Nobody who listens, or too much to tell: the next audit looks as well.
+                    self.publisher.send_replace(Standing::Up(connect.clone()));
+                    // If there is no receiver or the channel is full, the next audit checks.
                     drop(self.lives.try_send((self.uri.clone(), LifecycleEvent::Connected)));
-                    let word = heard.recv().unwrap_or(Word::End);
+                    let word = receiver.recv().unwrap_or(Word::End);
                     drop(ear);
                     let why = match word {
                         Word::Closed(why) => why,
@@ -186,7 +187,7 @@ impl Keeper {
                         warn!("libvirt at {} cannot be reached: {why}; retrying", self.uri);
                     }
                     self.opening(Some(why));
-                    match heard.recv_timeout(pause) {
+                    match receiver.recv_timeout(pause) {
                         Ok(Word::End) | Err(RecvTimeoutError::Disconnected) => return,
                         Ok(Word::Closed(_)) | Err(RecvTimeoutError::Timeout) => {}
                     }
@@ -197,13 +198,13 @@ impl Keeper {
     }
 
     fn opening(&self, last: Option<String>) {
-        self.told.send_replace(Standing::Opening { since: clock::now(), last });
+        self.publisher.send_replace(Standing::Opening { since: clock::now(), last });
     }
 
     fn open(&self) -> Result<(Arc<Connect>, events::Ear), Error> {
         let connect = Connect::open(Some(&self.uri))?;
         match connect.set_keep_alive(KEEPALIVE.0, KEEPALIVE.1) {
-            // A driver within our own process has no link that could freeze.
+            // A driver within this process has no connection that could freeze.
             Err(error) if code_of(&error) != ErrorNumber::NoSupport => return Err(error),
             Ok(_) | Err(_) => {}
         }

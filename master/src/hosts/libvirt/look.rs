@@ -1,4 +1,4 @@
-//! Looking at domains: which run, whose they are, how they were defined.
+//! Reading domains: which run, whom they belong to, how they were defined.
 
 use super::domain::{NAMESPACE, OwnerTag};
 use super::link::{Link, LinkError, code_of};
@@ -10,7 +10,7 @@ use virt::error::ErrorNumber;
 use virt::sys;
 use xmltree::Element;
 
-/// The domain with this UUID where it runs, and its stamp where it is its own.
+/// The domain with this UUID, if it runs, and its owner tag, if that is its own.
 pub fn look(connect: &Connect, uuid: &str) -> Result<Option<(Domain, Option<OwnerTag>)>, LinkError> {
     let domain = match connect.lookup_domain_by_uuid_string(uuid).map_err(LinkError::from) {
         Ok(domain) => domain,
@@ -23,16 +23,16 @@ pub fn look(connect: &Connect, uuid: &str) -> Result<Option<(Domain, Option<Owne
         Err(failed) if failed.no_domain() => return Ok(None),
         Err(failed) => return Err(failed),
     }
-    let stamp = stamp_of(&domain)?;
-    Ok(Some((domain, stamp)))
+    let tag = tag_of(&domain)?;
+    Ok(Some((domain, tag)))
 }
 
-/// The stamp of a domain; none where it has none, or one that was copied from another.
-fn stamp_of(domain: &Domain) -> Result<Option<OwnerTag>, LinkError> {
+/// The owner tag of a domain; none if it has none, or one that was copied from another domain.
+fn tag_of(domain: &Domain) -> Result<Option<OwnerTag>, LinkError> {
     let kind = sys::VIR_DOMAIN_METADATA_ELEMENT as i32;
     let text = match domain.metadata(kind, Some(NAMESPACE), sys::VIR_DOMAIN_AFFECT_LIVE) {
         Ok(text) => text,
-        // It has none; it ended just now; it runs no more.
+        // It has no tag, ended just now, or no longer runs.
         Err(error) => {
             return match code_of(&error) {
                 ErrorNumber::NoDomainMetadata | ErrorNumber::NoDomain | ErrorNumber::OperationInvalid => Ok(None),
@@ -41,31 +41,31 @@ fn stamp_of(domain: &Domain) -> Result<Option<OwnerTag>, LinkError> {
         }
     };
     let uuid = domain.uuid_string()?;
-    Ok(OwnerTag::read(&text).filter(|stamp| stamp.uuid == uuid))
+    Ok(OwnerTag::read(&text).filter(|tag| tag.uuid == uuid))
 }
 
-/// All stamps on a connection.
-pub fn stamps(connect: &Connect) -> Result<Vec<OwnerTag>, LinkError> {
+/// All owner tags on a connection.
+pub fn tags(connect: &Connect) -> Result<Vec<OwnerTag>, LinkError> {
     let mut found = Vec::new();
     for domain in connect.list_all_domains(sys::VIR_CONNECT_LIST_DOMAINS_ACTIVE)? {
-        found.extend(stamp_of(&domain)?);
+        found.extend(tag_of(&domain)?);
     }
     Ok(found)
 }
 
-/// Cuts a domain's power.
+/// Ends a domain at once, as if its power were cut.
 pub fn end_domain(domain: &Domain) -> Result<(), String> {
     match domain.destroy() {
         Ok(()) => Ok(()),
         Err(error) => match code_of(&error) {
-            // It has ended meanwhile.
+            // It has ended in the meantime.
             ErrorNumber::NoDomain | ErrorNumber::OperationInvalid => Ok(()),
             _ => Err(error.message().to_owned()),
         },
     }
 }
 
-/// The definition of a domain that the user has made.
+/// The definition of a user's domain.
 pub async fn definition(link: &Link, name: &str) -> Result<String, StartError> {
     let name = name.to_owned();
     link.call(move |connect| {
@@ -83,7 +83,7 @@ pub async fn definition(link: &Link, name: &str) -> Result<String, StartError> {
     .await
 }
 
-/// The memory of a described domain, megabytes; 0 where it says none.
+/// The memory of a described domain, megabytes; 0 if the description does not say.
 pub fn memory_of(domain: &Element) -> u64 {
     let Some(memory) = domain.get_child("memory") else { return 0 };
     let number = memory.get_text().and_then(|text| text.trim().parse::<u64>().ok()).unwrap_or(0);

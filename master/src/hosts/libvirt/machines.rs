@@ -1,7 +1,6 @@
-//! What is said to libvirt: making a host's domain, ending it, and finding what is ours.
+//! The calls to libvirt that create a host's domain, end it, and find domains and disks of this master.
 //!
-//! Everything about one host happens under its lock, one after the other, and to its end even where nobody waits for
-//! the answer any more.
+//! All work on one host is serialised by its lock, and is completed even if the caller stops waiting.
 
 mod find;
 
@@ -32,18 +31,18 @@ use tracing::{info, warn};
 use virt::connect::Connect;
 use virt::domain::Domain;
 
-/// How long a guest on a disk of the user's own may take to shut down before its power is cut.
+/// How long a guest on a user's own disk may take to shut down before its power is cut.
 const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(60);
 
-/// A host whose end we listen for.
+/// A host whose end is watched.
 struct Known {
     uri: String,
-    stamp: OwnerTag,
+    tag: OwnerTag,
     /// When it was asked to shut down.
     asked: Option<Timestamp>,
 }
 
-/// What the provider is, shared with the threads that call libvirt.
+/// The state of the provider, shared with the threads that call libvirt.
 pub struct Inner {
     /// The master's name and id.
     pub owner: String,
@@ -58,7 +57,7 @@ pub struct Inner {
     evidence: Mutex<Evidence>,
     kvm: Mutex<BTreeMap<String, Arc<Mutex<Option<bool>>>>>,
     warned: Mutex<BTreeSet<PathBuf>>,
-    /// Images that were found whole, with their change stamps.
+    /// Images that were found complete, with their `Base::change`.
     whole: Mutex<BTreeMap<PathBuf, String>>,
 }
 
@@ -87,7 +86,7 @@ impl Inner {
         })
     }
 
-    /// Takes the workers of a configuration, and opens their connections.
+    /// Applies the workers of a configuration, and opens their connections.
     pub fn configure(&self, workers: Workers) {
         let uris: BTreeSet<String> = workers.values().map(|w| w.connection.clone()).collect();
         *lock(&self.workers) = workers;
@@ -117,7 +116,7 @@ impl Inner {
         Ok(link)
     }
 
-    /// Whether the processor's own virtualisation works there; tried once.
+    /// Whether the processor's virtualisation works there; tested once.
     pub async fn kvm(self: &Arc<Self>, link: &Link, uri: &str) -> Result<bool, LinkError> {
         let cell = lock(&self.kvm).entry(uri.to_owned()).or_default().clone();
         let (uri, name) = (uri.to_owned(), format!("rouse-test-{}", self.id()));
@@ -140,13 +139,13 @@ impl Inner {
         link.call(work).await
     }
 
-    /// Looks at the image of a worker: its base, or its own disk. None where that is on another machine.
+    /// Examines the image of a worker: its base, or its own disk. None if it is on another machine.
     pub async fn look_at_image(self: &Arc<Self>, config: &LibvirtConfig) -> Result<Option<Base>, StartError> {
         let Some(path) = local_image(config) else { return Ok(None) };
         let (inner, is_base) = (self.clone(), config.base_image.is_some());
         let look = move || {
             let found = disk::look_at(&path)?;
-            // The user's own disk is written to, and is the user's to look after.
+            // A user's own disk is written to, and the user is responsible for it.
             if is_base && lock(&inner.whole).get(&path) != Some(&found.change) {
                 disk::check(&path, found.format)?;
                 lock(&inner.whole).insert(path, found.change.clone());
@@ -175,20 +174,21 @@ impl Inner {
         lock(&self.locks).entry(host.to_owned()).or_default().clone()
     }
 
-    fn know(&self, uri: &str, stamp: OwnerTag) {
-        let known = Known { uri: uri.to_owned(), stamp: stamp.clone(), asked: None };
-        lock(&self.known).entry(stamp.uuid).or_insert(known);
+    fn know(&self, uri: &str, tag: OwnerTag) {
+        let known = Known { uri: uri.to_owned(), tag: tag.clone(), asked: None };
+        lock(&self.known).entry(tag.uuid).or_insert(known);
     }
 
-    /// Listens for the ends of hosts that an earlier master has made, and looks whether they have ended already.
+    /// Watches hosts of an earlier master, and checks whether they have ended already.
     pub fn expect<'a>(&self, hosts: impl Iterator<Item = (&'a HostId, Spec)>) {
         let mut uris = BTreeSet::new();
         for (host, spec) in hosts {
-            self.know(&spec.connection, self.stamp(host, &spec));
+            self.know(&spec.connection, self.tag(host, &spec));
             uris.insert(spec.connection);
         }
         for uri in uris {
-            // As if it had come up just now, which it may have done before. Where it is not up yet it will say so.
+            // As if the connection had just come up, which it may have done before. If it is not up yet, its own event
+            // follows.
             drop(self.lives.try_send((uri, LifecycleEvent::Connected)));
         }
     }
@@ -198,25 +198,25 @@ impl Inner {
         lock(&self.locks).remove(host);
     }
 
-    fn owner_of(&self, stamp: &OwnerTag) -> disk::Owner {
-        disk::Owner { master: stamp.master.clone(), id: stamp.id.clone(), host: stamp.host.clone() }
+    fn owner_of(&self, tag: &OwnerTag) -> disk::Owner {
+        disk::Owner { master: tag.master.clone(), id: tag.id.clone(), host: tag.host.clone() }
     }
 
-    fn is_ours(&self, stamp: &OwnerTag) -> bool {
-        (stamp.master.as_str(), stamp.id.as_str()) == (self.name(), self.id())
+    fn is_ours(&self, tag: &OwnerTag) -> bool {
+        (tag.master.as_str(), tag.id.as_str()) == (self.name(), self.id())
     }
 
-    fn stamp(&self, host: &HostId, spec: &Spec) -> OwnerTag {
-        spec.stamp(&self.owner, host)
+    fn tag(&self, host: &HostId, spec: &Spec) -> OwnerTag {
+        spec.tag(&self.owner, host)
     }
 
-    /// Removes what was made for a host beside its domain.
-    fn clean(&self, stamp: &OwnerTag) -> Result<(), String> {
-        if let Some(path) = &stamp.disk {
-            disk::remove(path, &self.owner_of(stamp)).map_err(|e| format!("cannot remove {}: {e}", path.display()))?;
+    /// Removes what was created for a host in addition to its domain.
+    fn clean(&self, tag: &OwnerTag) -> Result<(), String> {
+        if let Some(path) = &tag.disk {
+            disk::remove(path, &self.owner_of(tag)).map_err(|e| format!("cannot remove {}: {e}", path.display()))?;
             self.passed("disk removed");
         }
-        if let Some(console) = &stamp.console {
+        if let Some(console) = &tag.console {
             remove_console(console).map_err(|e| format!("cannot remove {}: {e}", console.display()))?;
         }
         Ok(())
@@ -224,12 +224,12 @@ impl Inner {
 
     // ------------------------------------------------------------------------------------------------------ starting
 
-    /// Carries out an order: finds what an earlier call has made, or makes it.
+    /// Carries out a launch spec: finds what an earlier call has created, or creates it.
     pub async fn start(self: &Arc<Self>, host: &HostId, spec: Spec) -> Result<String, StartError> {
         let link = self.link(&spec.connection).map_err(|e| StartError::Transient(e.to_string()))?;
         let (inner, host) = (self.clone(), host.clone());
         let work = move |connect: &Connect| {
-            // Not before it has answered: one that never does has nothing of ours.
+            // Only once the connection has answered: one that never does has no hosts of this master.
             let used = lock(&inner.connections).add(&spec.connection);
             used.map_err(|e| {
                 StartError::Transient(format!("cannot save the connection in {}: {e}", inner.dir.display()))
@@ -242,15 +242,15 @@ impl Inner {
     fn start_on(&self, connect: &Connect, host: &HostId, spec: &Spec) -> Result<String, StartError> {
         let host_lock = self.host_lock(&host.0);
         let _held = lock(&host_lock);
-        let stamp = self.stamp(host, spec);
-        if self.runs(connect, &stamp)? {
-            self.know(&spec.connection, stamp);
+        let tag = self.tag(host, spec);
+        if self.runs(connect, &tag)? {
+            self.know(&spec.connection, tag);
             return Ok(spec.uuid.clone());
         }
-        let made = self.make(connect, &stamp, spec);
+        let made = self.make(connect, &tag, spec);
         let Err(error) = made else { return Ok(spec.uuid.clone()) };
         if !matches!(error, StartError::Unknown(_)) {
-            if let Err(why) = self.clean(&stamp) {
+            if let Err(why) = self.clean(&tag) {
                 warn!("{why}");
             }
             self.forget(&spec.uuid, &host.0);
@@ -259,22 +259,22 @@ impl Inner {
     }
 
     /// Whether the host's domain runs.
-    fn runs(&self, connect: &Connect, stamp: &OwnerTag) -> Result<bool, StartError> {
-        match look(connect, &stamp.uuid)? {
+    fn runs(&self, connect: &Connect, tag: &OwnerTag) -> Result<bool, StartError> {
+        match look(connect, &tag.uuid)? {
             None => Ok(false),
-            Some((_, Some(found))) if self.is_ours(&found) && found.host == stamp.host => Ok(true),
+            Some((_, Some(found))) if self.is_ours(&found) && found.host == tag.host => Ok(true),
             Some((domain, _)) => {
-                let name = domain.name().unwrap_or_else(|_| stamp.uuid.clone());
+                let name = domain.name().unwrap_or_else(|_| tag.uuid.clone());
                 let why = format!("the domain {name} runs already, and this host has not started it");
                 Err(StartError::Transient(why))
             }
         }
     }
 
-    fn make(&self, connect: &Connect, stamp: &OwnerTag, spec: &Spec) -> Result<(), StartError> {
+    fn make(&self, connect: &Connect, tag: &OwnerTag, spec: &Spec) -> Result<(), StartError> {
         if let Some(fresh) = &spec.disk {
             self.check_base(fresh)?;
-            disk::make(fresh, &self.owner_of(stamp), &|host| self.is_live(host), &|| self.passed("disk marked"))?;
+            disk::make(fresh, &self.owner_of(tag), &|host| self.is_live(host), &|| self.passed("disk marked"))?;
             self.passed("disk made");
         }
         if let Some(console) = &spec.console {
@@ -283,27 +283,28 @@ impl Inner {
                 .map_err(|e| StartError::Transient(format!("make {}: {e}", console.display())))?;
             self.passed("console made");
         }
-        // Before the call: its end may be told before its beginning.
-        self.know(&spec.connection, stamp.clone());
+        // Before the call, because the domain's end may be reported before its start.
+        self.know(&spec.connection, tag.clone());
         let Err(error) = connect.create_domain_xml(&spec.xml, 0) else {
             self.passed("domain made");
             return Ok(());
         };
-        if self.runs(connect, stamp).unwrap_or(false) {
+        if self.runs(connect, tag).unwrap_or(false) {
             return Ok(());
         }
         Err(faults::create(connect, &spec.connection, spec.memory_mb, &error))
     }
 
     fn is_live(&self, host: &str) -> bool {
-        lock(&self.known).values().any(|known| known.stamp.host == host)
+        lock(&self.known).values().any(|known| known.tag.host == host)
     }
 
-    /// No new disk over a base that was changed under one in use: that one is broken, and so may this one be.
+    /// Refuses a new disk on a base that was changed while another disk uses it. That disk is broken, and the new one
+    /// may be too.
     fn check_base(&self, fresh: &NewDisk) -> Result<(), StartError> {
         let bases: Vec<String> = lock(&self.known)
             .values()
-            .filter_map(|known| known.stamp.base.clone())
+            .filter_map(|known| known.tag.base.clone())
             .filter(|(base, _)| *base == fresh.base)
             .map(|(_, change)| change)
             .collect();
@@ -318,40 +319,39 @@ impl Inner {
         let link = self.link(&spec.connection).map_err(|e| e.to_string())?;
         let (inner, host) = (self.clone(), host.clone());
         let work = move |connect: &Connect| -> Result<_, LinkError> {
-            let stamp = inner.stamp(&host, &spec);
-            Ok(inner.stop_on(connect, &spec.connection, &stamp))
+            let tag = inner.tag(&host, &spec);
+            Ok(inner.stop_on(connect, &spec.connection, &tag))
         };
         link.call(work).await.map_err(|failed| failed.to_string())?
     }
 
-    fn stop_on(&self, connect: &Connect, uri: &str, stamp: &OwnerTag) -> Result<Termination, String> {
-        let host_lock = self.host_lock(&stamp.host);
+    fn stop_on(&self, connect: &Connect, uri: &str, tag: &OwnerTag) -> Result<Termination, String> {
+        let host_lock = self.host_lock(&tag.host);
         let _held = lock(&host_lock);
-        let same =
-            |found: &OwnerTag| (&found.master, &found.id, &found.host) == (&stamp.master, &stamp.id, &stamp.host);
-        if let Some((domain, Some(found))) = look(connect, &stamp.uuid).map_err(|e| e.to_string())?
+        let same = |found: &OwnerTag| (&found.master, &found.id, &found.host) == (&tag.master, &tag.id, &tag.host);
+        if let Some((domain, Some(found))) = look(connect, &tag.uuid).map_err(|e| e.to_string())?
             && same(&found)
         {
-            if stamp.disk.is_none() {
-                if self.may_shut_down(&domain, uri, stamp) {
+            if tag.disk.is_none() {
+                if self.may_shut_down(&domain, uri, tag) {
                     return Ok(Termination::Requested);
                 }
                 let patience = SHUTDOWN_PATIENCE.as_secs();
-                warn!("host {}: its power is cut, since it has not shut down within {patience} s", stamp.host);
+                warn!("host {}: its power is cut, since it has not shut down within {patience} s", tag.host);
             }
             end_domain(&domain)?;
             self.passed("domain ended");
         }
-        self.clean(stamp)?;
-        self.forget(&stamp.uuid, &stamp.host);
+        self.clean(tag)?;
+        self.forget(&tag.uuid, &tag.host);
         Ok(Termination::Gone)
     }
 
-    /// A guest on the user's own disk is asked to shut down, and has some time for it.
-    fn may_shut_down(&self, domain: &Domain, uri: &str, stamp: &OwnerTag) -> bool {
-        self.know(uri, stamp.clone());
+    /// Asks a guest on a user's own disk to shut down, and returns whether it still has time for it.
+    fn may_shut_down(&self, domain: &Domain, uri: &str, tag: &OwnerTag) -> bool {
+        self.know(uri, tag.clone());
         let mut known = lock(&self.known);
-        let Some(known) = known.get_mut(&stamp.uuid) else { return false };
+        let Some(known) = known.get_mut(&tag.uuid) else { return false };
         match known.asked {
             Some(asked) => clock::now().since(asked) < SHUTDOWN_PATIENCE,
             None => {
@@ -361,7 +361,7 @@ impl Inner {
         }
     }
 
-    /// The last of what a host printed.
+    /// The last part of a host's console output.
     pub async fn console(&self, host: &Host) -> Option<String> {
         if let Some(text) = lock(&self.evidence).of(&host.id) {
             return Some(text);
@@ -372,13 +372,14 @@ impl Inner {
     }
 }
 
-/// The image of a worker: its base, or its own disk. None where that is on another machine, or only the domain knows.
+/// The image of a worker: its base, or its own disk. None if it is on another machine or only the domain's description
+/// has it.
 pub fn local_image(config: &LibvirtConfig) -> Option<PathBuf> {
     let image = config.base_image.as_ref().or(config.hd_image.as_ref());
     image.filter(|_| connection_is_local(&config.connection)).cloned()
 }
 
-/// Removes what a console was written to, and what virtlogd has put aside of it.
+/// Removes a console file, and the files that virtlogd has rotated.
 fn remove_console(path: &Path) -> io::Result<()> {
     disk::unlink(path)?;
     for number in 0..10 {

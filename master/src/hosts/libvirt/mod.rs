@@ -1,11 +1,10 @@
-//! Hosts that are domains of a libvirt connection: throwaway virtual machines from one base image.
+//! Hosts that are domains of a libvirt connection: virtual machines for one boot, from one base image.
 //!
-//! A host's domain bears our stamp in its metadata from the very call that makes it, and a UUID that follows from the
-//! host's id, so a start that is repeated finds what the first one has made, and the guest's firmware says who it is.
-//! Its disk is an overlay that is made for the boot and thrown away after. Domains and disks without our stamp are never
-//! touched.
+//! A domain has the owner tag in its metadata from the call that creates it, and a UUID that follows from the host's
+//! id. So a repeated start finds the domain, and the guest's firmware reports the UUID. Its disk is an overlay that is
+//! created for the boot and removed after it. Domains and disks without this master's owner tag are never changed.
 //!
-//! `link` keeps a connection; `machines` makes, finds and ends what is ours over it.
+//! `link` keeps a connection open; `machines` creates, finds and ends hosts over it.
 
 mod console;
 mod disk;
@@ -50,14 +49,14 @@ use crate::config::hosts::{DomainXml, connection_is_local};
 /// The section of each worker.
 type Workers = BTreeMap<WorkerName, LibvirtConfig>;
 
-/// What libvirt has told and nobody has heard yet, at most: more than a machine has domains. What is told beyond that the
-/// next audit finds.
+/// Capacity of the channel of libvirt's events: more than a machine has domains. The next audit finds what is lost
+/// beyond that.
 const LIVES: usize = 1_024;
 
 /// Called after each step of a start and of a termination.
 pub type Observer = Arc<dyn Fn(&'static str) + Send + Sync>;
 
-/// What tests set otherwise.
+/// Options for tests.
 #[derive(Clone, Default)]
 pub struct Options {
     /// Sees each step.
@@ -89,14 +88,14 @@ impl Libvirt {
         deaths: mpsc::Sender<Death>,
         options: Options,
     ) -> io::Result<Self> {
-        let (lives, heard) = mpsc::channel(LIVES);
+        let (lives, receiver) = mpsc::channel(LIVES);
         let inner = Arc::new(Inner::new(dir, owner, options.observer, lives)?);
         inner.configure(sections(config));
-        tokio::spawn(listen(Arc::downgrade(&inner), heard, deaths));
+        tokio::spawn(listen(Arc::downgrade(&inner), receiver, deaths));
         Ok(Self { inner })
     }
 
-    /// Takes the workers of a new configuration.
+    /// Applies the workers of a new configuration.
     pub fn configure(&self, config: &Config) {
         self.inner.configure(sections(config));
     }
@@ -113,7 +112,7 @@ fn disk_of<'a>(config: &'a LibvirtConfig, looked_at: &Option<Base>) -> Disk<'a> 
         (Some(path), Some(_), base) => Disk::Fresh(path, base.as_ref().is_some_and(|base| base.format == "raw")),
         (Some(path), None, Some(own)) => Disk::Own(path, own.format),
         (Some(path), None, None) => {
-            // On another machine: there is only its name to go by.
+            // On another machine only the name shows the format.
             let is_qcow2 = path.extension().is_some_and(|e| e == "qcow2");
             Disk::Own(path, if is_qcow2 { "qcow2" } else { "raw" })
         }
@@ -121,28 +120,28 @@ fn disk_of<'a>(config: &'a LibvirtConfig, looked_at: &Option<Base>) -> Disk<'a> 
     }
 }
 
-/// The UUID of a host's domain: always the same one.
+/// The UUID of a host's domain, which follows from the host's id.
 fn uuid_of(owner: &str, host: &HostId) -> String {
     let hash: [u8; 32] = Sha256::digest(format!("rouse host {owner} {host}").as_bytes()).into();
     let mut bytes = [0; 16];
     bytes.copy_from_slice(&hash[..16]);
-    // Version 8 is for whoever makes them in a way of his own (RFC 9562).
+    // Version 8 is for custom schemes (RFC 9562).
     uuid::Builder::from_custom_bytes(bytes).into_uuid().to_string()
 }
 
-/// Makes deaths of what libvirt tells.
+/// Turns libvirt's events into deaths of hosts.
 async fn listen(
     inner: std::sync::Weak<Inner>,
-    mut heard: mpsc::Receiver<(String, LifecycleEvent)>,
+    mut receiver: mpsc::Receiver<(String, LifecycleEvent)>,
     deaths: mpsc::Sender<Death>,
 ) {
-    while let Some((uri, life)) = heard.recv().await {
+    while let Some((uri, life)) = receiver.recv().await {
         let Some(inner) = inner.upgrade() else { return };
         let deaths = deaths.clone();
-        // Beside: one that waits for its connection must not hold up the news of the others.
+        // In a separate task: waiting for one connection must not delay the events of the others.
         tokio::spawn(async move {
             for death in inner.on_lifecycle(&uri, life).await {
-                // A master that ends takes no more news; the next one looks for itself.
+                // A master that is ending receives no more events. The next one checks for itself.
                 if deaths.send(death).await.is_err() {
                     return;
                 }
@@ -214,7 +213,7 @@ impl Provider for Libvirt {
             name: host.worker.as_str(),
             uuid: uuid.as_deref(),
             mac: &mac_of(&host.worker),
-            stamp: &spec.stamp(&self.inner.owner, &host.id),
+            tag: &spec.tag(&self.inner.owner, &host.id),
             oem_strings: &boot::oem_strings(&toml),
             disk,
         };
@@ -261,11 +260,11 @@ impl Provider for Libvirt {
         let machines::Listing { domains, leftovers, unlisted } = listing;
         let mut listed: Vec<ListedHost> = domains
             .into_iter()
-            .map(|(uuid, stamp)| ListedHost {
-                host: HostId(stamp.host),
+            .map(|(uuid, tag)| ListedHost {
+                host: HostId(tag.host),
                 identity: Some(format!("uuid:{uuid}")),
                 handle: uuid,
-                owner: owner(&stamp.id),
+                owner: owner(&tag.id),
                 suspended: false,
             })
             .collect();

@@ -1,5 +1,5 @@
-//! `rouse check --online`: whether a section's machines could be started: is libvirt there, are the networks, is the base
-//! image whole, and may its disks be made. Makes nothing, and asks nobody but the section's own libvirt.
+//! `rouse check --online`: whether the hosts of a section could be started. Checks libvirt, the networks, the base
+//! image, and whether disks can be created. Creates nothing, and asks only the section's own libvirt.
 
 use super::link::{Link, LinkError, code_of};
 use super::{disk, look, machines, xml};
@@ -21,7 +21,7 @@ pub async fn check(workers: &[(&WorkerName, &HostConfig)]) -> Vec<Finding> {
     let workers: Vec<(WorkerName, LibvirtConfig)> = workers.iter().filter_map(section).collect();
     let Some((_, section)) = workers.first() else { return Vec::new() };
     let mut found = images(&workers).await;
-    // Nobody listens to what happens meanwhile.
+    // Nobody receives events here.
     let (lives, _) = mpsc::channel(1);
     let link = match Link::open(&section.connection, lives) {
         Ok(link) => link,
@@ -29,7 +29,7 @@ pub async fn check(workers: &[(&WorkerName, &HostConfig)]) -> Vec<Finding> {
     };
     match link.call(|connect: &Connect| connect.lib_version().map_err(LinkError::from)).await {
         Ok(version) => found.insert(0, Finding::good(answers(section, version))),
-        // Without an answer there is no use in asking on.
+        // Without an answer, further checks would fail too.
         Err(failed) => return with(found, failed.to_string()),
     }
     let mut networks = BTreeSet::new();

@@ -1,4 +1,4 @@
-//! What an order to make a host says, in full: it is kept in the ledger, and carried out word for word.
+//! The launch spec of a domain, in full. The ledger keeps it, and it is carried out unchanged.
 
 use super::disk::NewDisk;
 use super::domain::OwnerTag;
@@ -6,7 +6,7 @@ use rouse_shared::HostId;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
-/// The whole of one start.
+/// A complete start.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Spec {
     /// The connection, such as `qemu:///system`.
@@ -30,8 +30,8 @@ impl Spec {
         serde_json::to_string(self).unwrap_or_default()
     }
 
-    /// The stamp on what is made by it.
-    pub fn stamp(&self, owner: &str, host: &HostId) -> OwnerTag {
+    /// The owner tag on what is made by it.
+    pub fn tag(&self, owner: &str, host: &HostId) -> OwnerTag {
         let (master, id) = owner.rsplit_once('/').unwrap_or((owner, ""));
         OwnerTag {
             master: master.to_owned(),
@@ -47,7 +47,7 @@ impl Spec {
     /// From the ledger.
     ///
     /// # Errors
-    /// Where it is none of ours.
+    /// If it is not a launch spec of this provider.
     pub fn parse(text: &str) -> Result<Self, String> {
         serde_json::from_str(text).map_err(|error| format!("its order cannot be read: {error}"))
     }

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use xmltree::Element;
 
-fn stamp() -> OwnerTag {
+fn tag() -> OwnerTag {
     OwnerTag {
         master: "ci".to_owned(),
         id: "0123".to_owned(),
@@ -23,16 +23,10 @@ fn stamp() -> OwnerTag {
 }
 
 fn patched(description: &str, disk: Disk<'_>) -> Result<(Element, Format), String> {
-    let stamp = stamp();
+    let tag = tag();
     let strings = ["rouse.boot:YQ==".to_owned()];
-    let wanted = Wanted {
-        name: "w",
-        uuid: Some(&stamp.uuid),
-        mac: "52:00:00:00:00:01",
-        stamp: &stamp,
-        oem_strings: &strings,
-        disk,
-    };
+    let wanted =
+        Wanted { name: "w", uuid: Some(&tag.uuid), mac: "52:00:00:00:00:01", tag: &tag, oem_strings: &strings, disk };
     let mut described = xml::parse(description)?;
     let form = domain::patch(&mut described, &wanted)?;
     // As libvirt reads it.
@@ -48,11 +42,11 @@ fn fresh() -> Disk<'static> {
 }
 
 #[test]
-fn the_stamp_survives_being_written_and_read() {
+fn the_owner_tag_survives_being_written_and_read() {
     let (domain, form) = patched("<domain/>", fresh()).unwrap();
     let found = at(&domain, "metadata/host");
     assert_eq!(found.namespace.as_deref(), Some(NAMESPACE));
-    assert_eq!(OwnerTag::read(&xml::to_text(found)), Some(stamp()));
+    assert_eq!(OwnerTag::read(&xml::to_text(found)), Some(tag()));
     assert_eq!(form, Format::Overlay);
     assert_eq!(OwnerTag::read("<host master='ci'/>"), None);
     assert_eq!(OwnerTag::read("no"), None);
@@ -63,7 +57,7 @@ fn a_builtin_machine_gets_all_that_it_lacks() {
     let machine = domain::builtin(&Machine { kvm: false, memory_mb: 512, cpus: 3, network: "a'<&" });
     let (domain, _) = patched(&xml::to_text(&machine), fresh()).unwrap();
     assert_eq!(xml::text_of(&domain, "name").as_deref(), Some("w"));
-    assert_eq!(xml::text_of(&domain, "uuid"), Some(stamp().uuid));
+    assert_eq!(xml::text_of(&domain, "uuid"), Some(tag().uuid));
     assert_eq!(xml::text_of(&domain, "vcpu").as_deref(), Some("3"));
     assert_eq!(super::look::memory_of(&domain), 512);
     let devices = at(&domain, "devices");

@@ -1,7 +1,7 @@
-//! Whose cloud it is: the account that a worker's section names, completed from `clouds.yaml` or the `OS_*` environment.
+//! The account that a worker's section names, completed from `clouds.yaml` or from `OS_*` in the environment.
 //!
-//! A key of the section always wins. What it leaves out comes from the entry of `clouds.yaml` that `cloud` (or
-//! `OS_CLOUD`) names, else from the environment; never from both, so that one account's user does not get another's
+//! A key of the section always wins. What it omits comes from the entry of `clouds.yaml` that `cloud` (or `OS_CLOUD`)
+//! names, or else from the environment. It never comes from both, so that one account's user does not get another's
 //! password.
 
 use crate::config::{OpenstackConfig, Secret};
@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 /// Reads a variable of the environment.
 pub type Environment<'a> = &'a dyn Fn(&str) -> Option<String>;
 
-/// Something that is known by id, or by name.
+/// Something that is identified by id or by name.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Named {
     /// Its id.
@@ -19,23 +19,23 @@ pub enum Named {
     Name(String),
 }
 
-/// How Keystone is told who we are.
+/// How the master logs in to Keystone.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Login {
     /// User and password, for a project.
     Password {
         /// The user.
         user: Named,
-        /// The user's domain; of no use beside an id.
+        /// The user's domain; ignored if the user is given by id.
         user_domain: Named,
         /// The password.
         password: Secret,
         /// The project; absent: the user's default one.
         project: Option<Named>,
-        /// The project's domain; of no use beside an id.
+        /// The project's domain; ignored if the project is given by id.
         project_domain: Named,
     },
-    /// An application credential, which knows its project.
+    /// An application credential, which belongs to a project.
     Application {
         /// Its id.
         id: String,
@@ -44,7 +44,7 @@ pub enum Login {
     },
 }
 
-/// Which of a service's endpoints are used.
+/// Which endpoints of a service are used.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Interface {
     /// For everyone.
@@ -56,7 +56,7 @@ pub enum Interface {
 }
 
 impl Interface {
-    /// As the catalogue has it.
+    /// Its name in the catalogue.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Public => "public",
@@ -81,13 +81,13 @@ impl Interface {
 pub struct Account {
     /// Keystone.
     pub auth_url: String,
-    /// Who we are.
+    /// The login.
     pub login: Login,
-    /// The region; absent: the only one that there is.
+    /// The region; absent if there is only one.
     pub region: Option<String>,
     /// Which endpoints.
     pub interface: Interface,
-    /// PEM file of what the cloud's certificates are signed by.
+    /// PEM file with the certificate authority of the cloud.
     pub ca: Option<PathBuf>,
 }
 
@@ -160,7 +160,8 @@ fn needed<T>(value: Option<T>, key: &str) -> Result<T, String> {
     })
 }
 
-/// What a section is completed from. Both know the same keys: `username` is `OS_USERNAME` in the environment.
+/// Where the rest of a section comes from. Both sources have the same keys: `username` is `OS_USERNAME` in the
+/// environment.
 enum Source<'a> {
     Environment(Environment<'a>),
     Entry(serde_norway::Value),
@@ -180,7 +181,7 @@ impl Source<'_> {
         id.or_else(|| kinds.iter().find_map(|kind| self.get(&format!("{kind}_name"))).map(Named::Name))
     }
 
-    /// The entry of the first `clouds.yaml` that there is, with what the `secure.yaml` beside it adds.
+    /// The entry in the first `clouds.yaml` that exists, with what the `secure.yaml` beside it adds.
     fn of_file(name: &str, env: Environment<'_>) -> Result<Self, String> {
         let mut places: Vec<PathBuf> = env("OS_CLIENT_CONFIG_FILE").map(PathBuf::from).into_iter().collect();
         places.push(PathBuf::from("clouds.yaml"));
@@ -210,7 +211,7 @@ impl Source<'_> {
     }
 }
 
-/// A word or a number, as it would be written.
+/// A string or a number, as text.
 fn text(value: &serde_norway::Value) -> Option<String> {
     match value {
         serde_norway::Value::String(text) => Some(text.clone()),
@@ -227,7 +228,7 @@ fn below(directory: PathBuf) -> PathBuf {
     directory.join("openstack/clouds.yaml")
 }
 
-/// A mapping; the places that it lacks can be looked at, and are null.
+/// A mapping. Missing keys are null.
 fn read(path: &Path) -> Result<serde_norway::Value, String> {
     let text = std::fs::read_to_string(path).map_err(|error| format!("cannot read {}: {error}", path.display()))?;
     let value: serde_norway::Value = serde_norway::from_str(&text).map_err(|error| {
@@ -237,7 +238,7 @@ fn read(path: &Path) -> Result<serde_norway::Value, String> {
     if value.is_mapping() { Ok(value) } else { Err(format!("{} is not a YAML mapping", path.display())) }
 }
 
-/// Puts `more` over `into`, key by key.
+/// Merges `more` into `into`, key by key.
 fn merge(into: &mut serde_norway::Value, more: serde_norway::Value) {
     match (into, more) {
         (serde_norway::Value::Mapping(into), serde_norway::Value::Mapping(more)) => {

@@ -1,4 +1,4 @@
-//! Accounts: what wins, what is missing, what is not told.
+//! Accounts: precedence, missing keys, and secrets that errors do not contain.
 #![allow(clippy::unwrap_used)]
 
 use super::*;
@@ -63,11 +63,11 @@ fn the_environment_fills_what_is_missing() {
 
 #[test]
 fn what_nobody_has_is_named() {
-    let told = Account::of(&section("os_auth_url = \"http://127.0.0.1:5000\""), &nothing).unwrap_err();
-    assert!(told.contains("os_username") && told.contains("OS_USERNAME"), "{told}");
+    let error = Account::of(&section("os_auth_url = \"http://127.0.0.1:5000\""), &nothing).unwrap_err();
+    assert!(error.contains("os_username") && error.contains("OS_USERNAME"), "{error}");
     let half = |name: &str| (name == "OS_APPLICATION_CREDENTIAL_ID").then(|| "id".to_owned());
-    let told = Account::of(&section(""), &half).unwrap_err();
-    assert!(told.contains("os_application_credential_secret"), "{told}");
+    let error = Account::of(&section(""), &half).unwrap_err();
+    assert!(error.contains("os_application_credential_secret"), "{error}");
 }
 
 /// The account of the cloud `here` of such a file, with a `secure.yaml` beside it.
@@ -97,8 +97,8 @@ fn an_entry_and_its_secrets_are_put_together() {
     assert_eq!((account.region.as_deref(), account.interface), (Some("R"), Interface::Admin));
     let Login::Password { password, project, .. } = account.login else { panic!() };
     assert_eq!((password.expose(), project), ("12345", Some(Named::Name("7".to_owned()))));
-    let told = of_yaml(clouds, "", "").unwrap_err();
-    assert!(told.contains("os_password"), "{told}");
+    let error = of_yaml(clouds, "", "").unwrap_err();
+    assert!(error.contains("os_password"), "{error}");
     assert_eq!(of_yaml(clouds, secure, "os_region_name = \"S\"").unwrap().region.as_deref(), Some("S"));
 }
 
@@ -111,7 +111,7 @@ fn an_application_credential_is_taken() {
 }
 
 #[test]
-fn files_that_do_not_do_are_told_without_their_values() {
+fn errors_in_files_are_reported_without_their_values() {
     for (clouds, expected) in [
         ("clouds: {}\n", "\"here\""),
         ("clouds:\n  here: [hush\n", "not YAML, line"),
@@ -119,7 +119,7 @@ fn files_that_do_not_do_are_told_without_their_values() {
         ("clouds:\n  here:\n    verify: false\n", "verify"),
         ("clouds:\n  here:\n    profile: vendor\n", "profile"),
     ] {
-        let told = of_yaml(clouds, "", "").unwrap_err();
-        assert!(told.contains(expected) && !told.contains("hush"), "{told}");
+        let error = of_yaml(clouds, "", "").unwrap_err();
+        assert!(error.contains(expected) && !error.contains("hush"), "{error}");
     }
 }

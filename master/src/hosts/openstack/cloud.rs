@@ -1,4 +1,5 @@
-//! A client of one cloud: a token that is renewed in time, the catalogue, and calls that keep to the cloud's rate limits.
+//! A client of one cloud: a token that is renewed in time, the catalogue, and calls that respect the cloud's rate
+//! limits.
 
 use super::account::Account;
 use super::error::{Answer, CloudError};
@@ -13,20 +14,22 @@ use std::sync::OnceLock;
 use std::time::Duration;
 use tokio::sync::Mutex;
 
-/// To connect: a cloud that does not even answer a SYN is away.
+/// Time limit for a connection. A cloud that does not even answer a SYN is away.
 const CONNECT: Duration = Duration::from_secs(5);
-/// For one answer, whole. A call to a provider may take [`crate::hosts::CALL_LIMIT`] and consists of several.
+/// Time limit for one complete answer. A call to a provider has [`crate::hosts::CALL_LIMIT`] and consists of several
+/// requests.
 const ANSWER: Duration = Duration::from_secs(25);
-/// Tries of one request, at most; only what proves that nothing was done, or changes nothing, is tried again.
+/// Largest number of tries of one request. It is only tried again if it changes nothing, or has certainly not been
+/// carried out.
 const TRIES: u32 = 4;
-/// The longest that one request waits because a cloud says so; past it the caller is told instead.
+/// Longest time that one request waits because the cloud requests it. If it should wait longer, it fails.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// Between tries where the cloud does not say how long; doubled with each.
+/// First pause between tries if the cloud does not request one. Doubled with each try.
 const PAUSE: Duration = Duration::from_millis(500);
-/// Pages of one list, at most: a list has at least a hundred items a page, so this is more than any project has.
+/// Largest number of pages of one list. A page has at least a hundred items, so no project has that many.
 const PAGES: usize = 1_000;
-/// The version of Nova's API that everything here is written for (2017, Pike): networks are given or "auto" (2.37), and
-/// the events of an action are told to its owner (2.51).
+/// The version of Nova's API for which this is written (2017, Pike): networks are given or "auto" (2.37), and the owner
+/// of an action can read its events (2.51).
 pub(super) const COMPUTE_VERSION: &str = "2.53";
 
 /// Which of the cloud's services.
@@ -43,7 +46,7 @@ pub enum Service {
 }
 
 impl Service {
-    /// What the catalogue may call it.
+    /// The types that it may have in the catalogue.
     pub(super) fn types(self) -> &'static [&'static str] {
         match self {
             Self::Compute => &["compute"],
@@ -63,7 +66,7 @@ impl Service {
         }
     }
 
-    /// Where its API is, given the catalogue's word: some catalogues name the version, some do not.
+    /// The base of its API. Some catalogues include the version, some do not.
     pub(super) fn base(self, endpoint: &str) -> String {
         let endpoint = endpoint.trim_end_matches('/');
         let bare = |versions: &[&str]| versions.iter().find_map(|v| endpoint.strip_suffix(v)).unwrap_or(endpoint);
@@ -75,23 +78,22 @@ impl Service {
     }
 }
 
-/// How a list is known to be at its end.
+/// How the end of a list is recognised.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum End {
     /// A page has no link to another.
     NoLink,
-    /// No page follows that has anything new, whatever the links say. Nova's list of servers is put together from two
-    /// places; a server that is in both just then takes the room of another, and on a page that is short by one there is no
-    /// link.
+    /// No following page has anything new, whatever the links say. Nova assembles its list of servers from two sources.
+    /// A server that is in both takes the place of another one, and a page that is short by one has no link.
     NothingNew,
 }
 
 /// What was read of a list.
 pub(super) struct Pages {
     pub(super) items: Vec<Value>,
-    /// Pages, without those that were only looked for and had nothing new.
+    /// Number of pages, without those at the end that had nothing new.
     pub(super) count: usize,
-    /// Why it has no end.
+    /// Why the list could not be read to its end.
     pub(super) broken: Option<CloudError>,
 }
 
@@ -105,12 +107,12 @@ pub struct Cloud {
 }
 
 impl Cloud {
-    /// A client; it asks for nothing yet.
+    /// A client, which has sent no request yet.
     ///
     /// # Errors
-    /// Where the certificate file cannot be used.
+    /// If the certificate file cannot be used.
     pub fn new(account: Account) -> Result<Self, String> {
-        // Somebody may have chosen one before: that one serves as well.
+        // Another part of the program may have installed a provider already, which is as good.
         if rustls::crypto::CryptoProvider::get_default().is_none()
             && rustls::crypto::ring::default_provider().install_default().is_err()
         {
@@ -119,7 +121,7 @@ impl Cloud {
         let url = Url::parse(&account.auth_url)
             .map_err(|e| format!("os_auth_url {:?} is not usable: {e}", account.auth_url))?;
         let mut http = reqwest::Client::builder().connect_timeout(CONNECT).timeout(ANSWER).tcp_nodelay(true);
-        // A token is for the host that it was asked of, not for where an answer points.
+        // A token is only for the host that it was requested from, so redirects are not followed.
         http = http.redirect(reqwest::redirect::Policy::none());
         if let Some(path) = &account.ca {
             let shown = path.display();
@@ -128,17 +130,17 @@ impl Cloud {
             let all = all.ok_or_else(|| format!("os_cacert {shown} has no certificate in PEM form"))?;
             http = http.tls_certs_merge(all);
         } else if url.scheme() == "http" {
-            // Nothing is encrypted, so a machine without certificate authorities must do.
+            // Nothing is encrypted, so no certificate authorities are needed.
             http = http.tls_certs_only([]);
         }
         let http = http.build().map_err(|e| format!("cannot set up HTTP: {}", chain(&e)))?;
         Ok(Self { account, http, session: Mutex::new(None), place: OnceLock::new() })
     }
 
-    /// Which project and region it leads to: what goes into the ledger beside what was ordered there. Asked for once.
+    /// The project and the region, which are stored in each launch spec. Requested once.
     ///
     /// # Errors
-    /// Where nobody can log in.
+    /// If the login fails.
     pub async fn place(&self) -> Result<String, CloudError> {
         if let Some(known) = self.known_place() {
             return Ok(known.to_owned());
@@ -147,7 +149,7 @@ impl Cloud {
         Ok(self.place.get_or_init(|| place).clone())
     }
 
-    /// The same, where anybody has logged in.
+    /// The same, if there has been a login.
     pub fn known_place(&self) -> Option<&str> {
         self.place.get().map(String::as_str)
     }
@@ -155,24 +157,24 @@ impl Cloud {
     /// Whether the catalogue has a service for this account.
     ///
     /// # Errors
-    /// Where nobody can log in.
+    /// If the login fails.
     pub async fn offers(&self, service: Service) -> Result<bool, CloudError> {
         Ok(self.session(None).await?.endpoint(service, &self.account).is_ok())
     }
 
-    /// What is at `path`, below the service's own address.
+    /// Gets `path` below the service's base.
     ///
     /// # Errors
-    /// Where there is no good answer.
+    /// If there is no good answer.
     pub async fn get(&self, service: Service, path: &str) -> Result<Value, CloudError> {
         let response = self.send(Method::GET, service, path, None).await?;
         body(response).await
     }
 
-    /// Asks for something to be made or done.
+    /// Posts a request.
     ///
     /// # Errors
-    /// Where there is no good answer; [`CloudError::leaves_doubt`] says whether it may have been done all the same.
+    /// If there is no good answer. [`CloudError::leaves_doubt`] is whether it may have been carried out nevertheless.
     pub async fn post(&self, service: Service, path: &str, what: &Value) -> Result<Value, CloudError> {
         let response = self.send(Method::POST, service, path, Some(what)).await?;
         body(response).await
@@ -187,10 +189,10 @@ impl Cloud {
         body(response).await
     }
 
-    /// Asks for the end of something. `false` where it does not exist.
+    /// Deletes something. `false` if it does not exist.
     ///
     /// # Errors
-    /// Where there is no good answer.
+    /// If there is no good answer.
     pub async fn delete(&self, service: Service, path: &str) -> Result<bool, CloudError> {
         match self.send(Method::DELETE, service, path, None).await {
             Ok(_) => Ok(true),
@@ -202,7 +204,7 @@ impl Cloud {
     /// All pages of a list: the items under `key`.
     ///
     /// # Errors
-    /// Where any page has no good answer: a list is whole, or none.
+    /// If any page has no good answer. A list is complete or an error.
     pub async fn list(&self, service: Service, path: &str, key: &str) -> Result<Vec<Value>, CloudError> {
         match self.read(service, path, key, End::NoLink).await? {
             Pages { items, broken: None, .. } => Ok(items),
@@ -210,10 +212,10 @@ impl Cloud {
         }
     }
 
-    /// Reads a list once, page by page, each of which begins behind an item that may have moved or gone since.
+    /// Reads a list once, page by page. Each page begins after an item that may have moved or gone since.
     ///
     /// # Errors
-    /// Where a page has no good answer.
+    /// If a page has no good answer.
     pub(super) async fn read(&self, service: Service, path: &str, key: &str, end: End) -> Result<Pages, CloudError> {
         let (place, asked) = path.split_once('?').unwrap_or((path, ""));
         let mut query = asked.to_owned();
@@ -246,7 +248,7 @@ impl Cloud {
             promised = next.is_some();
             query = match (next, last) {
                 (Some(next), _) => {
-                    // Of the link only the query counts: proxies seldom get the rest of it right.
+                    // Only the query of the link is used, because proxies often change the rest of it.
                     let Some((_, next)) = next.split_once('?') else { return Err(unfit("the next page has no place")) };
                     next.to_owned()
                 }
@@ -263,7 +265,7 @@ impl Cloud {
         Err(unfit("there are too many pages"))
     }
 
-    /// A session: the one that we have, unless it ends soon or is the one that was refused.
+    /// The present session, unless it ends soon or is the one that was refused. Otherwise a new one.
     async fn session(&self, refused: Option<&str>) -> Result<Session, CloudError> {
         let mut slot = self.session.lock().await;
         if let Some(session) = &*slot
@@ -304,7 +306,7 @@ impl Cloud {
             let (problem, asked) = match request.send().await {
                 Ok(response) if response.status().is_success() => return Ok(response),
                 Ok(response) if response.status() == StatusCode::UNAUTHORIZED && !renewed => {
-                    // Refused means not done, whatever it was: the token was revoked, or ended early.
+                    // A refused request was not carried out. The token was revoked or ended early.
                     renewed = true;
                     session = self.session(Some(&session.token)).await?;
                     continue;
@@ -316,7 +318,7 @@ impl Cloud {
                 Err(error) => (silence(service.name(), &error), None),
             };
             let again = match &problem {
-                // The two that tell of a rate limit are given before anything is done.
+                // Both answers to a rate limit come before anything is done.
                 CloudError::Refused { status: 429, .. } => true,
                 CloudError::Refused { status: 413, .. } => asked.is_some(),
                 CloudError::Refused { status: 500 | 502..=504, .. } | CloudError::Lost(_) => changes_nothing,
@@ -338,14 +340,14 @@ impl Cloud {
     }
 }
 
-/// Where the next page is. Nova, Neutron and Cinder have links beside the list, Glance one of its own.
+/// The link to the next page. Nova, Neutron and Cinder have links beside the list, Glance has one of its own.
 fn next_page(page: &Value, key: &str) -> Option<String> {
     let links = page[format!("{key}_links")].as_array();
     let link = links.and_then(|links| links.iter().find(|link| link["rel"] == "next"));
     link.map(|link| &link["href"]).or_else(|| page.get("next")).and_then(Value::as_str).map(str::to_owned)
 }
 
-/// How long a cloud asks us to wait: a number of seconds, or a date, which is held against the cloud's own clock.
+/// How long the cloud asks us to wait: a number of seconds, or a date, which is compared with the cloud's own clock.
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let text = headers.get(RETRY_AFTER)?.to_str().ok()?;
     if let Ok(seconds) = text.trim().parse() {
@@ -366,7 +368,7 @@ async fn body(response: Response) -> Result<Value, CloudError> {
     serde_json::from_slice(&bytes).map_err(|error| CloudError::Lost(format!("cannot read {place}: {error}")))
 }
 
-/// What an answer says is wrong.
+/// The error in an answer.
 async fn refusal(service: Service, response: Response) -> CloudError {
     let (status, path) = (response.status().as_u16(), response.url().path().to_owned());
     let asks_to_wait = response.headers().contains_key(RETRY_AFTER);
@@ -375,14 +377,14 @@ async fn refusal(service: Service, response: Response) -> CloudError {
     CloudError::of_answer(&Answer { service, status, date: date.as_deref(), asks_to_wait, path: &path, body: &body })
 }
 
-/// What to say where no answer came.
+/// The error if no answer came.
 pub(super) fn silence(name: &str, error: &reqwest::Error) -> CloudError {
     let place = error.url().map_or_else(String::new, |url| format!(" at {}", url.origin().ascii_serialization()));
     let text = format!("cannot reach {name}{place}: {}", error.source().map_or_else(|| error.to_string(), chain));
     if error.is_connect() { CloudError::Unreachable(text) } else { CloudError::Lost(text) }
 }
 
-/// An error and its causes.
+/// An error with its causes.
 pub(super) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();

@@ -1,4 +1,5 @@
-//! The clouds that hosts may be in: those of the configuration, and those of earlier ones until nothing of ours is there.
+//! The clouds where hosts can be: those of the configuration, and those of earlier configurations until they have no
+//! machines of this master.
 
 use super::account::Account;
 use super::cloud::Cloud;
@@ -15,25 +16,25 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-/// For the login to one of several clouds: the others are listed all the same, in time for an audit.
+/// Time limit for the login to one of several clouds, so that an audit gets the lists of the others in time.
 const LOGIN: Duration = Duration::from_secs(10);
-/// Between a place and its name, in a line of what is kept over restarts.
+/// Separates a place from its name in a line of the file.
 const NAMED: char = '\t';
 
 /// All of them.
 pub(super) struct Clouds(Mutex<State>);
 
 struct State {
-    /// Those of the configuration first.
+    /// The clouds, those of the configuration first.
     known: Vec<Known>,
-    /// Where hosts were made: lines of [`Cloud::place`] and, after [`NAMED`], what the configuration called it then.
+    /// The places where hosts were created, see [`Cloud::place`].
     used: PersistedSet,
-    /// How many servers this process has asked for.
+    /// Number of servers that this process has requested.
     asked: u64,
 }
 
 impl State {
-    /// Where hosts were made, and by which names those know it.
+    /// The places where hosts were created, each with the names that the hosts in the ledger have for it.
     fn places(&self) -> BTreeMap<String, BTreeSet<String>> {
         let mut all: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
         for line in self.used.all() {
@@ -55,9 +56,9 @@ impl State {
 #[derive(Clone)]
 struct Known {
     cloud: Arc<Cloud>,
-    /// Whether the configuration has it now.
+    /// Whether it is in the configuration now.
     current: bool,
-    /// What the sections that lead there call it: [`crate::config::OpenstackConfig::place`].
+    /// Its names in the configuration: [`crate::config::OpenstackConfig::place`].
     names: BTreeSet<String>,
 }
 
@@ -66,14 +67,14 @@ pub(super) struct Target {
     pub(super) cloud: Arc<Cloud>,
     /// [`Cloud::place`].
     pub(super) place: String,
-    /// What it is called, by this configuration and by those that hosts were made under.
+    /// Its names in this configuration, and in those in which hosts were created there.
     names: BTreeSet<String>,
-    /// [`State::asked`] before it is listed.
+    /// [`State::asked`] before the place was listed.
     asked: u64,
 }
 
 impl Target {
-    /// That it could not be listed.
+    /// The place as one that could not be listed, under each of its names.
     pub(super) fn unlisted(&self, why: &str) -> impl Iterator<Item = UnlistedPlace> {
         unlisted(&self.names, why)
     }
@@ -86,11 +87,11 @@ impl Target {
 
 /// Where hosts may be.
 pub(super) struct Places {
-    /// What can be reached, each once.
+    /// The places that can be reached, each once.
     pub(super) reached: Vec<Target>,
-    /// What cannot, by its names.
+    /// The places that cannot, under each of their names.
     pub(super) unlisted: Vec<UnlistedPlace>,
-    /// Projects in which hosts were made where nobody can be reached.
+    /// Projects of places where hosts were created and that cannot be reached.
     pub(super) hidden: BTreeSet<String>,
 }
 
@@ -99,10 +100,10 @@ fn unlisted(names: &BTreeSet<String>, why: &str) -> impl Iterator<Item = Unliste
 }
 
 impl Clouds {
-    /// With the places that an earlier master has noted in `file`.
+    /// With the places that an earlier master has stored in `file`.
     ///
     /// # Errors
-    /// Where the file cannot be read.
+    /// If the file cannot be read.
     pub(super) fn new(file: PathBuf) -> io::Result<Self> {
         Ok(Self(Mutex::new(State { known: Vec::new(), used: PersistedSet::read(file)?, asked: 0 })))
     }
@@ -111,8 +112,8 @@ impl Clouds {
         lock(&self.0)
     }
 
-    /// Takes the accounts of a new configuration, with the names of their places; the cloud of each. An account that it
-    /// still has keeps its token.
+    /// Applies the accounts of a new configuration, with the names of their places, and returns the cloud of each. An
+    /// account that is still used keeps its token.
     pub(super) fn configure(&self, accounts: Vec<(String, Account)>) -> Vec<Result<Arc<Cloud>, String>> {
         let mut state = self.state();
         for known in &mut state.known {
@@ -140,16 +141,16 @@ impl Clouds {
         all
     }
 
-    /// Whether somebody may have hosts in a cloud.
+    /// Whether a cloud has not been given up.
     pub(super) fn knows(&self, cloud: &Arc<Cloud>) -> bool {
         self.state().known.iter().any(|known| Arc::ptr_eq(&known.cloud, cloud))
     }
 
-    /// The cloud at a place, by whatever account of the configuration, or of an earlier one, leads there. An account whose
-    /// place is not known yet, and whose Keystone does not answer, delays only what nobody else leads to.
+    /// The cloud of a place, with any account of this configuration or an earlier one that leads there. If the Keystone of
+    /// another account does not answer, this does not delay the call.
     ///
     /// # Errors
-    /// Where none does, or it cannot be found out which.
+    /// If none does, or it cannot be determined.
     pub(super) async fn at(&self, place: &str) -> Result<Arc<Cloud>, CloudError> {
         let known = self.state().known.clone();
         if let Some(known) = known.iter().find(|known| known.cloud.known_place() == Some(place)) {
@@ -180,7 +181,7 @@ impl Clouds {
             let state = self.state();
             (state.known.clone(), state.asked, state.places())
         };
-        // Nobody has ever logged in with one of an earlier configuration: nothing was made with it.
+        // If nobody has logged in with an account of an earlier configuration, it has created nothing.
         let known = known.into_iter().filter(|known| known.current || known.cloud.known_place().is_some());
         let asking = known.map(|Known { cloud, names, .. }| async move { (place_of(cloud).await, names) });
         let mut places = Places { reached: Vec::new(), unlisted: Vec::new(), hidden: BTreeSet::new() };
@@ -205,17 +206,16 @@ impl Clouds {
             }
             places.hidden.insert(project_of(&place).to_owned());
             let shown = shown(&place);
-            let why =
-                format!("hosts were made there, in {shown}, and no worker's section leads there any more");
+            let why = format!("hosts were made there, in {shown}, and no worker's section leads there any more");
             places.unlisted.extend(unlisted(&names.difference(&silent).cloned().collect(), &why));
         }
         places
     }
 
-    /// Notes, over restarts too, that hosts are made at a place, which the configuration calls `name`; before one is.
+    /// Stores that hosts are created in a place, which the configuration calls `name`, before the first one is.
     ///
     /// # Errors
-    /// Where it cannot be written down.
+    /// If it cannot be written.
     pub(super) fn note(&self, place: &str, name: &str) -> io::Result<()> {
         let mut state = self.state();
         state.asked += 1;
@@ -225,7 +225,7 @@ impl Clouds {
         }
     }
 
-    /// Nothing of ours was there when it was listed. A server that was asked for since then keeps it in mind.
+    /// The list of this place had nothing of this master. Forgets it, unless a server was requested since then.
     pub(super) fn forget(&self, target: &Target) {
         let mut state = self.state();
         if state.asked == target.asked {
@@ -237,7 +237,7 @@ impl Clouds {
         }
     }
 
-    /// Nobody wants to hear any more of what is in a place of this name, unless the configuration has it.
+    /// Forgets the places of this name, unless the configuration has it.
     pub(super) fn give_up(&self, name: &str) {
         let mut state = self.state();
         if state.known.iter().any(|known| known.current && known.names.contains(name)) {
@@ -263,7 +263,7 @@ async fn place_of(cloud: Arc<Cloud>) -> (Result<String, CloudError>, Arc<Cloud>)
     (place.unwrap_or_else(|_| Err(late(&cloud, LOGIN))), cloud)
 }
 
-/// What to say of a cloud that does not answer within a time.
+/// The error if a cloud does not answer in time.
 pub(super) fn late(cloud: &Cloud, limit: Duration) -> CloudError {
     CloudError::Lost(format!("the cloud at {} did not answer within {} s", cloud.account.auth_url, limit.as_secs()))
 }

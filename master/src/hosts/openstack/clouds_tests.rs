@@ -1,10 +1,10 @@
-//! What is remembered of places, by which names, and for how long.
+//! Which places are remembered, under which names, and for how long.
 
 use super::*;
 use crate::config::{OpenstackConfig, Secret};
 use crate::hosts::openstack::account::{Interface, Login};
 
-/// An account of a cloud that is not there.
+/// An account of a cloud that does not exist.
 fn account(user: &str) -> Account {
     let login = Login::Application { id: user.to_owned(), secret: Secret::new("s") };
     let auth_url = "http://127.0.0.1:1/v3".to_owned();
@@ -19,7 +19,7 @@ fn named(unlisted: &[UnlistedPlace]) -> Vec<&str> {
 async fn a_place_of_before_hides_itself_alone_until_it_is_given_up() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("places");
-    // As an earlier rouse has written it down, without a name.
+    // As an earlier version has written it, without a name.
     std::fs::write(&file, "p1 north\n").unwrap();
     let clouds = Clouds::new(file.clone()).unwrap();
     clouds.note("p2 south", "a cloud").unwrap();
@@ -33,7 +33,7 @@ async fn a_place_of_before_hides_itself_alone_until_it_is_given_up() {
     assert_eq!(named(&places.unlisted), ["lost", "the project p1 in the region north", "a cloud", "the same cloud"]);
     assert!(places.unlisted[0].why.contains("127.0.0.1"), "{:?}", places.unlisted);
     assert_eq!(places.hidden, ["p1", "p2", "p3"].map(str::to_owned).into());
-    // What the configuration has is not given up; of two names one stays.
+    // A place in the configuration is not given up. Of two names, the other one stays.
     for name in ["lost", "a cloud", "the project p1 in the region north", "nowhere"] {
         clouds.give_up(name);
     }

@@ -1,4 +1,4 @@
-//! What can go wrong with a call to a cloud, told apart by what it proves.
+//! Errors of calls to a cloud, by what they prove.
 
 use super::cloud::{COMPUTE_VERSION, Service};
 use crate::core::event::StartError;
@@ -8,55 +8,55 @@ use serde_json::Value;
 /// Why a call has no result.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum CloudError {
-    /// There was no connection: nothing was asked for.
+    /// There was no connection, so nothing was requested.
     #[error("{0}")]
     Unreachable(String),
-    /// It was asked for, and no whole answer came, or none of the service's own: it may have been done.
+    /// The request was sent and no complete answer came, so it may have been carried out.
     #[error("{0}")]
     Lost(String),
-    /// The service's answer: its status, what it says, and what it refuses for.
+    /// The service has refused the request.
     #[error("{text}")]
     Refused {
-        /// HTTP's number.
+        /// The HTTP status.
         status: u16,
-        /// What it refuses for.
+        /// The reason, as far as it is known.
         cause: Cause,
-        /// In its own words.
+        /// The message.
         text: String,
     },
-    /// Keystone rejects our credentials, or a service rejects Keystone's token.
+    /// Keystone rejects the credentials, or a service rejects Keystone's token.
     #[error("{0}")]
     Auth(String),
-    /// What is asked for is there, and not ready for it yet. Nothing was made.
+    /// Something that the call needs exists but is not ready yet. Nothing was created.
     #[error("{0}")]
     NotReady(String),
-    /// The cloud or our configuration lacks something: no such service, no such network.
+    /// The cloud or the configuration lacks something, such as a service or a network.
     #[error("{0}")]
     Misconfigured(String),
 }
 
-/// What a service refuses a call for.
+/// Why a service refuses a call.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Cause {
-    /// A quota of the project, whichever service counts it.
+    /// A quota of the project, of any service.
     Quota,
-    /// There is no room in the cloud: no host, no free address.
+    /// The cloud has no capacity: no valid host, no free address.
     NoRoom,
     /// Too many calls at a time.
     Throttled,
-    /// What was asked for is not ready yet.
+    /// Something is not ready yet.
     NotReady,
     /// Any other.
     Other,
 }
 
 impl Cause {
-    /// What the words of a refusal, or of a server's fault, tell of. OpenStack has no other way to say that a quota is
-    /// used up: each service has its own status, and Nova passes on those of the others. None for all other words.
+    /// The cause that a message, or the fault of a server, names. OpenStack reports an exhausted quota only in words: each
+    /// service has its own status for it, and Nova passes on the messages of the others. None for all other messages.
     pub fn of_words(words: &str) -> Option<Self> {
         let words = words.to_lowercase();
         let has = |parts: &[&str]| parts.iter().any(|part| words.contains(part));
-        // Forbidden by a rule, whatever the rule is about.
+        // A policy forbids the call. The name of the rule may contain any of the words below.
         if has(&["policy doesn't allow", "policy does not allow", "disallowed by policy"]) {
             return None;
         }
@@ -74,7 +74,7 @@ impl Cause {
         None
     }
 
-    /// As an error of a start that has made nothing; none for a cause that is not known.
+    /// As an error of a start that has created nothing; none if the cause is unknown.
     pub fn of_start(self, text: String) -> Option<StartError> {
         match self {
             Self::Quota => Some(StartError::Quota(text)),
@@ -85,41 +85,41 @@ impl Cause {
     }
 }
 
-/// An answer that is not what was asked for.
+/// A service's answer that is an error.
 pub(super) struct Answer<'a> {
     /// Whose.
     pub(super) service: Service,
     /// HTTP's number.
     pub(super) status: u16,
-    /// Its header of this name.
+    /// Its `Date` header.
     pub(super) date: Option<&'a str>,
-    /// Whether it says when to come back.
+    /// Whether it has a `Retry-After` header.
     pub(super) asks_to_wait: bool,
-    /// The path that was asked for.
+    /// The path of the request.
     pub(super) path: &'a str,
     /// The whole body.
     pub(super) body: &'a [u8],
 }
 
 impl CloudError {
-    /// What an answer says is wrong.
+    /// The error that an answer reports.
     pub(super) fn of_answer(answer: &Answer<'_>) -> Self {
         let Answer { service, status, date, asks_to_wait, path, body } = *answer;
-        let told = words(body);
-        let mut text = format!("{} answered {status}: {}", service.name(), told.as_deref().unwrap_or(path));
+        let message = words(body);
+        let mut text = format!("{} answered {status}: {}", service.name(), message.as_deref().unwrap_or(path));
         let is_login = matches!(status, 401 | 403);
         if is_login {
             text.push_str(&clock_skew::remark(date));
         }
-        // A page of something in between. Glance has pages of its own.
+        // A proxy's page is not JSON. Glance's own errors may not be JSON either.
         let is_own = is_json(body) || service == Service::Image;
         let cause = match status {
             429 => Cause::Throttled,
             413 if asks_to_wait => Cause::Throttled,
             401 | 404 | 500.. => Cause::Other,
-            // Without a time to come back older clouds mean the quota by it.
+            // Older clouds use it for an exhausted quota, without `Retry-After`.
             413 => Cause::Quota,
-            _ => told.and_then(|_| Cause::of_words(&all_words(body))).unwrap_or(Cause::Other),
+            _ => message.and_then(|_| Cause::of_words(&all_words(body))).unwrap_or(Cause::Other),
         };
         match (status, cause) {
             (401, _) => Self::Auth(text),
@@ -135,12 +135,13 @@ impl CloudError {
         }
     }
 
-    /// Whether what was asked for does not exist.
+    /// Whether the requested resource does not exist.
     pub fn is_missing(&self) -> bool {
         matches!(self, Self::Refused { status: 404, .. })
     }
 
-    /// Whether the call may have been carried out all the same. A gateway answers for a service that still works on it.
+    /// Whether the call may have been carried out nevertheless. A gateway may answer while the service is still working
+    /// on it.
     pub fn leaves_doubt(&self) -> bool {
         match self {
             Self::Lost(_) => true,
@@ -149,7 +150,7 @@ impl CloudError {
         }
     }
 
-    /// As an error of a call that makes nothing.
+    /// The meaning for a call that creates nothing.
     pub fn before_start(self) -> StartError {
         let text = self.to_string();
         match self {
@@ -175,7 +176,7 @@ pub(super) fn words(body: &[u8]) -> Option<String> {
     message(&body).or_else(|| body.as_object()?.values().find_map(message))
 }
 
-/// The message with the name of its kind, which Neutron and Nova give beside it.
+/// The message, with the names of its kind that Neutron and Nova add.
 fn all_words(body: &[u8]) -> String {
     let parsed: Value = serde_json::from_slice(body).unwrap_or_default();
     let mut all = words(body).unwrap_or_default();

@@ -1,7 +1,7 @@
-//! What a server has that can outlive it: ports, a floating address, a boot volume.
+//! Parts of a server that can outlive it: ports, a floating address, a boot volume.
 //!
-//! Nova makes ports and volumes itself and lets nobody name them in the call. So they are labelled as soon as they are
-//! there, an address in the call that takes it; what bears our label while its host has no server is left over.
+//! Nova creates ports and volumes itself, and the call cannot name them. So they are labelled as soon as they exist; an
+//! address is labelled in the call that allocates it. A labelled part whose host has no server is left over.
 
 use super::cloud::{Cloud, Service};
 use super::error::CloudError;
@@ -11,7 +11,7 @@ use rouse_shared::HostId;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 
-/// A kind of thing that can be left over.
+/// The kinds of parts that can be left over.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Kind {
     Port,
@@ -22,7 +22,7 @@ enum Kind {
 const KINDS: [Kind; 3] = [Kind::Port, Kind::Address, Kind::Volume];
 
 impl Kind {
-    /// What a handle of it begins with.
+    /// The prefix of its handles.
     fn prefix(self) -> &'static str {
         match self {
             Self::Port => "port:",
@@ -56,34 +56,34 @@ impl Kind {
     }
 }
 
-/// The description of a port or an address of a host of ours.
-fn label(stamp: &OwnerTag, host: &HostId) -> String {
-    format!("rouse {}/{} {host}", stamp.name, stamp.id)
+/// The description of a port or an address of a host.
+fn label(tag: &OwnerTag, host: &HostId) -> String {
+    format!("rouse {}/{} {host}", tag.name, tag.id)
 }
 
-/// The master's id and the host of something that bears our name.
-fn labelled(kind: Kind, item: &Value, stamp: &OwnerTag) -> Option<(String, HostId)> {
+/// The master's id and the host, if the label has this master's name.
+fn labelled(kind: Kind, item: &Value, tag: &OwnerTag) -> Option<(String, HostId)> {
     match kind {
         Kind::Port | Kind::Address => {
             let rest = item["description"].as_str()?.strip_prefix("rouse ")?;
             let (owner, host) = rest.split_once(' ')?;
             let theirs = OwnerTag::of(owner);
-            (theirs.name == stamp.name).then(|| (theirs.id, HostId(host.to_owned())))
+            (theirs.name == tag.name).then(|| (theirs.id, HostId(host.to_owned())))
         }
         Kind::Volume => {
             let of = |key: &str| item["metadata"][key].as_str();
             let host = HostId(of(servers::HOST)?.to_owned());
-            (of(MASTER)? == stamp.name).then(|| (of(MASTER_ID).unwrap_or_default().to_owned(), host))
+            (of(MASTER)? == tag.name).then(|| (of(MASTER_ID).unwrap_or_default().to_owned(), host))
         }
     }
 }
 
-/// Labels what a server of ours has, and takes the address that it is to have. May be repeated.
+/// Labels the parts of a server, and allocates its address. May be repeated.
 ///
 /// # Errors
-/// Where a service does not do it; what was done stays.
-pub(super) async fn dress(cloud: &Cloud, stamp: &OwnerTag, server: &Server) -> Result<(), CloudError> {
-    let label = label(stamp, &server.host);
+/// If a service fails. What was done before that stays.
+pub(super) async fn dress(cloud: &Cloud, tag: &OwnerTag, server: &Server) -> Result<(), CloudError> {
+    let label = label(tag, &server.host);
     let ports = cloud.list(Service::Network, &format!("/ports?device_id={}", server.id), "ports").await?;
     for port in &ports {
         if let Some(id) = port["id"].as_str().filter(|_| port["description"] != *label) {
@@ -92,7 +92,7 @@ pub(super) async fn dress(cloud: &Cloud, stamp: &OwnerTag, server: &Server) -> R
         }
     }
     for volume in &server.volumes {
-        let mine = stamp.metadata("", &server.host);
+        let mine = tag.metadata("", &server.host);
         let path = format!("{}/metadata", Kind::Volume.path(volume));
         cloud.post(Service::Volume, &path, &json!({ "metadata": mine })).await?;
     }
@@ -100,7 +100,7 @@ pub(super) async fn dress(cloud: &Cloud, stamp: &OwnerTag, server: &Server) -> R
     let Some(port) = ports.first().and_then(|port| port["id"].as_str()) else {
         return Err(CloudError::Misconfigured(format!("cannot give server {} an address: it has no port", server.id)));
     };
-    let have = addresses(cloud, stamp, &stamp.id, &server.host).await?;
+    let have = addresses(cloud, tag, &tag.id, &server.host).await?;
     match have.first() {
         Some(address) if address["port_id"] == *port => {}
         Some(address) => {
@@ -116,46 +116,46 @@ pub(super) async fn dress(cloud: &Cloud, stamp: &OwnerTag, server: &Server) -> R
     Ok(())
 }
 
-/// Takes an address from a pool for a host's server that is not there yet; [`dress`] gives it to the server. May be repeated.
+/// Takes an address from a pool before the host's server is created. [`dress`] assigns it to the server. May be repeated.
 ///
 /// # Errors
-/// Where Neutron has none to give.
-pub(super) async fn reserve(cloud: &Cloud, stamp: &OwnerTag, pool: &str, host: &HostId) -> Result<(), CloudError> {
-    if addresses(cloud, stamp, &stamp.id, host).await?.is_empty() {
-        let wanted = json!({ "floating_network_id": pool, "description": label(stamp, host) });
+/// If Neutron does not assign one.
+pub(super) async fn reserve(cloud: &Cloud, tag: &OwnerTag, pool: &str, host: &HostId) -> Result<(), CloudError> {
+    if addresses(cloud, tag, &tag.id, host).await?.is_empty() {
+        let wanted = json!({ "floating_network_id": pool, "description": label(tag, host) });
         cloud.post(Service::Network, "/floatingips", &json!({ "floatingip": wanted })).await?;
     }
     Ok(())
 }
 
-async fn addresses(cloud: &Cloud, stamp: &OwnerTag, master: &str, host: &HostId) -> Result<Vec<Value>, CloudError> {
+async fn addresses(cloud: &Cloud, tag: &OwnerTag, master: &str, host: &HostId) -> Result<Vec<Value>, CloudError> {
     let (path, key) = Kind::Address.list();
     let all = cloud.list(Service::Network, path, key).await?;
-    let theirs = |item: &Value| labelled(Kind::Address, item, stamp) == Some((master.to_owned(), host.clone()));
+    let theirs = |item: &Value| labelled(Kind::Address, item, tag) == Some((master.to_owned(), host.clone()));
     Ok(all.into_iter().filter(theirs).collect())
 }
 
-/// Gives back the addresses of a host of ours, or of the master of our name with this id.
+/// Releases the addresses of a host of the master with this id.
 ///
 /// # Errors
-/// Where Neutron does not take one back.
-pub(super) async fn release(cloud: &Cloud, stamp: &OwnerTag, master: &str, host: &HostId) -> Result<(), CloudError> {
-    for address in addresses(cloud, stamp, master, host).await? {
+/// If Neutron fails.
+pub(super) async fn release(cloud: &Cloud, tag: &OwnerTag, master: &str, host: &HostId) -> Result<(), CloudError> {
+    for address in addresses(cloud, tag, master, host).await? {
         let id = address["id"].as_str().unwrap_or_default();
         cloud.delete(Service::Network, &Kind::Address.path(id)).await?;
     }
     Ok(())
 }
 
-/// Hosts that have a server, wherever: the id of the master, and their own.
+/// Hosts that have a server in any cloud: the id of the master, and the host's.
 pub(super) type Alive = BTreeSet<(String, HostId)>;
 
-/// What of this project bears our name and belongs to a host without a server. A service that the cloud does not have
-/// leaves nothing.
+/// The parts in this project that have this master's name and belong to a host without a server. A service that the
+/// cloud does not have leaves nothing.
 ///
 /// # Errors
-/// Where one does not answer.
-pub(super) async fn left_over(cloud: &Cloud, stamp: &OwnerTag, alive: &Alive) -> Result<Vec<ListedHost>, CloudError> {
+/// If a service does not answer.
+pub(super) async fn left_over(cloud: &Cloud, tag: &OwnerTag, alive: &Alive) -> Result<Vec<ListedHost>, CloudError> {
     let place = cloud.place().await?;
     let project = place.split(' ').next().unwrap_or_default();
     let mut found = Vec::new();
@@ -166,12 +166,12 @@ pub(super) async fn left_over(cloud: &Cloud, stamp: &OwnerTag, alive: &Alive) ->
         let (path, key) = kind.list();
         for item in &cloud.list(kind.service(), path, key).await? {
             let Some(id) = item["id"].as_str() else { continue };
-            let Some((master, host)) = labelled(kind, item, stamp) else { continue };
+            let Some((master, host)) = labelled(kind, item, tag) else { continue };
             let here = project_of(item).is_none_or(|theirs| theirs == project);
             if here && !alive.contains(&(master.clone(), host.clone())) && !is_in_use(cloud, kind, item).await? {
-                // Not the host itself: the ledger may know that one, and this is not it.
+                // Not the host's own id: the ledger may have that host, and this is not it.
                 let host = HostId(format!("{host}.{key}"));
-                let (handle, owner) = (format!("{}{id}", kind.prefix()), stamp.owner(&master));
+                let (handle, owner) = (format!("{}{id}", kind.prefix()), tag.owner(&master));
                 found.push(ListedHost { host, handle, identity: None, owner, suspended: false });
             }
         }
@@ -179,13 +179,13 @@ pub(super) async fn left_over(cloud: &Cloud, stamp: &OwnerTag, alive: &Alive) ->
     Ok(found)
 }
 
-/// The project that something is in. An administrator sees that of all projects.
+/// The project of a part. An administrator sees the parts of all projects.
 fn project_of(item: &Value) -> Option<&str> {
     let keys = ["project_id", "tenant_id", "os-vol-tenant-attr:tenant_id"];
     keys.iter().find_map(|key| item[key].as_str()).filter(|project| !project.is_empty())
 }
 
-/// Whether it is part of a server that is there. A list of servers may lack one that was made since it was read.
+/// Whether it belongs to an existing server. The list of servers may lack one that was created after it was read.
 async fn is_in_use(cloud: &Cloud, kind: Kind, item: &Value) -> Result<bool, CloudError> {
     let of_port = |port: &Value| port["device_id"].as_str().map(str::to_owned).into_iter().collect::<Vec<_>>();
     let servers = match kind {
@@ -193,7 +193,7 @@ async fn is_in_use(cloud: &Cloud, kind: Kind, item: &Value) -> Result<bool, Clou
         Kind::Address => match item["port_id"].as_str() {
             None => Vec::new(),
             Some(port) => match cloud.get(Service::Network, &Kind::Port.path(port)).await {
-                Ok(told) => of_port(&told["port"]),
+                Ok(json) => of_port(&json["port"]),
                 Err(problem) if problem.is_missing() => Vec::new(),
                 Err(problem) => return Err(problem),
             },
@@ -211,18 +211,18 @@ async fn is_in_use(cloud: &Cloud, kind: Kind, item: &Value) -> Result<bool, Clou
     Ok(false)
 }
 
-/// Whether a handle is one of [`left_over`].
+/// Whether a handle is one from [`left_over`].
 pub(super) fn is_extra(handle: &str) -> bool {
     KINDS.iter().any(|kind| handle.starts_with(kind.prefix()))
 }
 
-/// Ends something that [`left_over`] has found, if it is still that; `Gone` where this cloud does not have it.
+/// Deletes something that [`left_over`] has found, if it is still left over. `Gone` if this cloud does not have it.
 ///
 /// # Errors
-/// Where a service does not do it, or it is no longer left over.
+/// If a service fails, or it is no longer left over.
 pub(super) async fn end(
     cloud: &Cloud,
-    stamp: &OwnerTag,
+    tag: &OwnerTag,
     listed: &ListedHost,
     alive: &Alive,
 ) -> Result<Termination, CloudError> {
@@ -238,7 +238,7 @@ pub(super) async fn end(
     };
     let item = item.as_object().and_then(|all| all.values().next()).cloned().unwrap_or_default();
     let unfit = |why: &str| Err(CloudError::Misconfigured(format!("cannot delete {}: {why}", listed.handle)));
-    let Some((master, host)) = labelled(kind, &item, stamp).filter(|(m, _)| stamp.owner(m) == listed.owner) else {
+    let Some((master, host)) = labelled(kind, &item, tag).filter(|(m, _)| tag.owner(m) == listed.owner) else {
         return unfit("it no longer bears our label");
     };
     if alive.contains(&(master, host)) || is_in_use(cloud, kind, &item).await? {
@@ -255,19 +255,19 @@ mod tests {
 
     #[test]
     fn labels_are_read_as_they_are_written() {
-        let stamp = OwnerTag::of("ci/m1");
+        let tag = OwnerTag::of("ci/m1");
         let host = HostId("h1".to_owned());
         let ours = Some(("m1".to_owned(), host.clone()));
-        let port = json!({ "description": label(&stamp, &host) });
-        assert_eq!(labelled(Kind::Port, &port, &stamp), ours);
+        let port = json!({ "description": label(&tag, &host) });
+        assert_eq!(labelled(Kind::Port, &port, &tag), ours);
         assert_eq!(labelled(Kind::Port, &port, &OwnerTag::of("c/m1")), None);
         let foreign =
             labelled(Kind::Port, &port, &OwnerTag::of("ci/m2")).map(|(id, _)| OwnerTag::of("ci/m2").owner(&id));
         assert_eq!(foreign, Some(Owner::Foreign("m1".to_owned())));
-        let volume = json!({ "metadata": stamp.metadata("", &host) });
-        assert_eq!(labelled(Kind::Volume, &volume, &stamp), ours);
+        let volume = json!({ "metadata": tag.metadata("", &host) });
+        assert_eq!(labelled(Kind::Volume, &volume, &tag), ours);
         for other in [json!({}), json!({ "description": "rouse" }), json!({ "metadata": { "rouse-master": "ci" } })] {
-            assert!(KINDS.iter().all(|kind| labelled(*kind, &other, &stamp).is_none()), "{other}");
+            assert!(KINDS.iter().all(|kind| labelled(*kind, &other, &tag).is_none()), "{other}");
         }
     }
 }

@@ -8,7 +8,7 @@ fn image(id: &str, name: &str, created: &str) -> Value {
 }
 
 #[test]
-fn ids_are_told_from_names() {
+fn ids_are_distinguished_from_names() {
     assert!(is_uuid("8ac9d4a4-5e03-48b0-acde-77a0345a9ab1") && is_uuid("8AC9D4A4-5E03-48B0-ACDE-77A0345A9AB1"));
     for name in ["", "rouse-base", "8ac9d4a4-5e03-48b0-acde-77a0345a9abx", "8ac9d4a45e03-48b0-acde-77a0345a9ab1-"] {
         assert!(!is_uuid(name), "{name}");
@@ -26,18 +26,18 @@ fn the_newest_or_oldest_of_those_that_match() {
     let pick = |regex: &str, pick| matching(&all, &format!("^(?:{regex})$"), pick);
     assert_eq!(pick("rouse-base-.*", ImagePick::Oldest).unwrap(), "a");
     assert_eq!(pick("rouse-base-.*", ImagePick::Newest).unwrap(), "c", "made in the same second: the greater id");
-    let told = pick("rouse-image-.*", ImagePick::Newest).unwrap_err();
-    assert!(told.contains("of the 4") && told.contains("rouse-image-.*"), "{told}");
+    let error = pick("rouse-image-.*", ImagePick::Newest).unwrap_err();
+    assert!(error.contains("of the 4") && error.contains("rouse-image-.*"), "{error}");
 }
 
 #[test]
-fn a_program_is_told_what_glance_says_and_what_its_owner_set() {
-    let told = described(&image("a", "n", "2026-01-01T00:00:00Z"));
+fn a_program_gets_the_fields_of_glance_and_of_the_owner() {
+    let error = described(&image("a", "n", "2026-01-01T00:00:00Z"));
     let expected = json!({
         "id": "a", "name": "n", "status": "active", "created": "2026-01-01T00:00:00Z", "size": 7,
         "properties": { "min_ram": 1 }, "metadata": { "os": "debian" },
     });
-    assert_eq!(told, expected);
+    assert_eq!(error, expected);
 }
 
 async fn run(script: &str, list: &str) -> Result<String, String> {
@@ -54,18 +54,18 @@ async fn a_program_gets_the_list_and_prints_one_id() {
 }
 
 #[tokio::test]
-async fn what_is_wrong_with_a_program_is_told() {
+async fn errors_of_a_program_are_reported() {
     for (script, expected) in [
         ("echo first >&2; echo there is no such image >&2; exit 4", "exit status: 4: there is no such image"),
         ("exit 4", "exit status: 4"),
         ("true", "no id"),
         ("echo a b", "2 words"),
     ] {
-        let told = run(script, "[]").await.unwrap_err();
-        assert!(told.contains(expected), "{told}");
+        let error = run(script, "[]").await.unwrap_err();
+        assert!(error.contains(expected), "{error}");
     }
-    let told = ask(&["/nonexistent/find-image".to_owned()], String::new()).await.unwrap_err();
-    assert!(told.contains("cannot be run"), "{told}");
+    let error = ask(&["/nonexistent/find-image".to_owned()], String::new()).await.unwrap_err();
+    assert!(error.contains("cannot be run"), "{error}");
 }
 
 #[tokio::test]
@@ -74,8 +74,8 @@ async fn a_program_that_takes_too_long_is_ended_with_what_it_has_started() {
     let file = dir.path().join("pids");
     let script = format!("sleep 600 & echo $$ $! >{}; wait", file.display());
     let words = ["/bin/sh", "-c", &script].map(str::to_owned);
-    let told = ask_within(Duration::from_secs(1), &words, String::new()).await.unwrap_err();
-    assert_eq!(told, "it took longer than 1 s");
+    let error = ask_within(Duration::from_secs(1), &words, String::new()).await.unwrap_err();
+    assert_eq!(error, "it took longer than 1 s");
     let pids = std::fs::read_to_string(file).unwrap();
     // Gone, or about to be collected.
     let runs =

@@ -1,4 +1,4 @@
-//! Which image a host boots: by id, by name, by an expression, or as a program of the operator's says.
+//! The image that a host boots: by id, by name, by a regular expression, or chosen by a program of the operator's.
 
 use super::cloud::{Cloud, Service};
 use super::error::CloudError;
@@ -9,12 +9,12 @@ use std::process::Stdio;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-/// How long an operator's program may take to choose. It is one part of a call that has
-/// [`crate::hosts::CALL_LIMIT`], and the cloud must answer within the same time.
+/// Time limit of an operator's program. It is a part of a call that has [`crate::hosts::CALL_LIMIT`], in which the
+/// cloud must answer too.
 const COMMAND_LIMIT: Duration = Duration::from_secs(20);
-/// How much of what it prints is read, bytes: an id and a line end are 37.
+/// Largest number of bytes of its output that are read. An id and a line end have 37.
 const OUTPUT: u64 = 64 << 10;
-/// What Glance says of every image. All else was set by its owner.
+/// The fields that Glance has for every image. All others were set by the owner.
 const OWN: &[&str] = &[
     "checksum",
     "container_format",
@@ -46,7 +46,7 @@ const OWN: &[&str] = &[
 /// The id of the image.
 ///
 /// # Errors
-/// Where there is none like that, or more than one; where the cloud or the program does not answer.
+/// If no image matches, or more than one; or if the cloud or the program does not answer.
 pub async fn resolve(cloud: &Cloud, image: &OpenstackImage) -> Result<String, StartError> {
     match image {
         OpenstackImage::Id(text) => named(cloud, text).await,
@@ -77,19 +77,19 @@ pub fn is_uuid(text: &str) -> bool {
         })
 }
 
-/// Images that can be booted now, and those that are being made.
+/// The images that can be booted now, and those that are being created.
 async fn listed(cloud: &Cloud, more: &str) -> Result<(Vec<Value>, Vec<Value>), CloudError> {
     let all = cloud.list(Service::Image, &format!("/images?limit=100{more}"), "images").await?;
     let (active, others): (Vec<Value>, Vec<Value>) = all.into_iter().partition(|image| image["status"] == "active");
     Ok((active, others.into_iter().filter(is_being_made).collect()))
 }
 
-/// Whether it will be active soon: it waits for its data, or for their copies.
+/// Whether it will be active soon: its data are being uploaded or imported.
 fn is_being_made(image: &Value) -> bool {
     matches!(image["status"].as_str(), Some("queued" | "saving" | "uploading" | "importing"))
 }
 
-/// That no image was found is passing as long as one is being made.
+/// The error if no image was found. It is temporary if a matching one is being created.
 fn unless_coming(coming: Option<&Value>, why: String) -> StartError {
     match coming {
         Some(image) => StartError::Place(format!("{why}; image {} is being made: {}", image["id"], image["status"])),
@@ -129,18 +129,18 @@ async fn named(cloud: &Cloud, text: &str) -> Result<String, StartError> {
     }
 }
 
-/// Whether its name matches. An expression that is none matches nothing; [`matching`] says what is wrong with it.
+/// Whether its name matches. An invalid expression matches nothing; [`matching`] reports it.
 fn matches(image: &Value, regex: &str) -> bool {
     let regex = regex::Regex::new(regex).ok();
     regex.zip(image["name"].as_str()).is_some_and(|(regex, name)| regex.is_match(name))
 }
 
-/// Of the images whose name matches (the expression is anchored already), the one that was made first or last.
+/// The oldest or newest of the images whose name matches. The expression is already anchored.
 fn matching(all: &[Value], regex: &str, pick: ImagePick) -> Result<String, String> {
     let regex = regex::Regex::new(regex)
         .map_err(|error| format!("the image's name_regex is not a regular expression: {error}"))?;
     let matching = all.iter().filter(|image| image["name"].as_str().is_some_and(|name| regex.is_match(name)));
-    // Glance writes all times alike, in UTC, so their order as text is that of the times.
+    // Glance writes all times in the same form, in UTC, so they are ordered as text.
     let mut found: Vec<(&str, &str)> =
         matching.filter_map(|image| Some((image["created_at"].as_str()?, image["id"].as_str()?))).collect();
     found.sort_unstable();
@@ -153,12 +153,12 @@ fn matching(all: &[Value], regex: &str, pick: ImagePick) -> Result<String, Strin
         .ok_or_else(|| format!("no image found: of the {} that are available none has a name like {regex}", all.len()))
 }
 
-/// An image as an operator's program is told of it.
+/// An image as the operator's program receives it.
 fn described(image: &Value) -> Value {
     let parts = image.as_object().cloned().unwrap_or_default();
     let (own, metadata): (Map<_, _>, Map<_, _>) = parts.into_iter().partition(|(key, _)| OWN.contains(&key.as_str()));
-    let told = ["id", "name", "status", "created_at", "size"];
-    let properties: Map<_, _> = own.into_iter().filter(|(key, _)| !told.contains(&key.as_str())).collect();
+    let output = ["id", "name", "status", "created_at", "size"];
+    let properties: Map<_, _> = own.into_iter().filter(|(key, _)| !output.contains(&key.as_str())).collect();
     json!({
         "id": image["id"],
         "name": image["name"],
@@ -170,37 +170,37 @@ fn described(image: &Value) -> Value {
     })
 }
 
-/// What the program prints, given the list.
+/// Runs the program with the list as its input, and returns its output.
 async fn ask(words: &[String], list: String) -> Result<String, String> {
     let (program, arguments) = words.split_first().ok_or("no program is given")?;
     let mut command = tokio::process::Command::new(program);
-    // A group of its own, so that what it has started and that stays in it ends with it.
+    // In a process group of its own, so that its children end with it.
     command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
     let mut child = command.spawn().map_err(|error| format!("it cannot be run: {error}"))?;
     let mut group = Group(child.id());
     let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
     let feed = async move {
         if let Some(mut stdin) = stdin {
-            // It need not read all of it, or any.
+            // It need not read its input.
             stdin.write_all(list.as_bytes()).await.ok();
         }
     };
-    let ((), told, complaint) = tokio::join!(feed, first_of(stdout), first_of(stderr));
+    let ((), output, complaint) = tokio::join!(feed, first_of(stdout), first_of(stderr));
     let status = child.wait().await.map_err(|error| format!("it cannot be waited for: {error}"))?;
-    // From here on the number may be another's.
+    // From here on the process id may belong to another process.
     group.0 = None;
     if !status.success() {
         let last = complaint.trim_end().lines().last().unwrap_or_default();
         return Err(if last.is_empty() { format!("{status}") } else { format!("{status}: {last}") });
     }
-    match told.split_whitespace().collect::<Vec<_>>().as_slice() {
+    match output.split_whitespace().collect::<Vec<_>>().as_slice() {
         [id] => Ok((*id).to_owned()),
         [] => Err("it printed no id".to_owned()),
         words => Err(format!("it printed {} words rather than one id", words.len())),
     }
 }
 
-/// A group of processes by its leader, which has not been waited for; killed when it is late and dropped.
+/// A process group whose leader has not been waited for. Dropping it kills the group.
 struct Group(Option<u32>);
 
 impl Drop for Group {
@@ -212,7 +212,7 @@ impl Drop for Group {
     }
 }
 
-/// The same, within a time, after which the program is ended with its group of processes.
+/// The same with a time limit, after which the program and its process group are killed.
 async fn ask_within(limit: Duration, words: &[String], list: String) -> Result<String, String> {
     let late = || Err(format!("it took longer than {} s", limit.as_secs()));
     tokio::time::timeout(limit, ask(words, list)).await.unwrap_or_else(|_| late())
@@ -221,9 +221,9 @@ async fn ask_within(limit: Duration, words: &[String], list: String) -> Result<S
 async fn first_of(stream: Option<impl tokio::io::AsyncRead + Unpin>) -> String {
     let Some(mut stream) = stream else { return String::new() };
     let mut bytes = Vec::new();
-    // What was read until then counts; a pipe fails only together with its other end.
+    // What was read before an error counts.
     (&mut stream).take(OUTPUT).read_to_end(&mut bytes).await.ok();
-    // The rest is let through, so that it does not wait for us.
+    // Reads the rest, so that the program does not block.
     tokio::io::copy(&mut stream, &mut tokio::io::sink()).await.ok();
     String::from_utf8_lossy(&bytes).into_owned()
 }

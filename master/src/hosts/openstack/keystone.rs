@@ -11,10 +11,10 @@ use rouse_shared::Timestamp;
 use serde_json::{Value, json};
 use std::time::{Duration, SystemTime};
 
-/// How long before its end a token is renewed, at most: a call that was begun with it must still end in time.
+/// How long before its end a token is renewed, at most. A call that starts with it must be able to end in time.
 const BEFORE_END: Duration = Duration::from_secs(120);
-/// For how long a token is used that does not say when it ends.
-const UNTOLD: Duration = Duration::from_secs(900);
+/// How long a token is used that has no expiry time.
+const WITHOUT_EXPIRY: Duration = Duration::from_secs(900);
 
 /// A token and what came with it.
 #[derive(Clone)]
@@ -28,8 +28,8 @@ pub(super) struct Session {
 }
 
 impl Session {
-    /// What tells the place of servers from any other, whoever has them made and however Keystone is addressed: project and
-    /// region.
+    /// The place of its servers: project and region. The same for all accounts and addresses of Keystone that lead
+    /// there.
     pub(super) fn place(&self, account: &Account) -> Result<String, CloudError> {
         let (_, region) = self.located(Service::Compute, account)?;
         Ok(format!("{} {region}", self.project))
@@ -40,7 +40,7 @@ impl Session {
         Ok(service.base(&self.located(service, account)?.0))
     }
 
-    /// The catalogue's address of a service, and the region that it is in.
+    /// The address of a service in the catalogue, and its region.
     fn located(&self, service: Service, account: &Account) -> Result<(String, String), CloudError> {
         let interface = account.interface.as_str();
         let unfit = |what: String| {
@@ -76,7 +76,7 @@ impl Session {
     }
 }
 
-/// Asks for a token.
+/// Requests a token.
 pub(super) async fn login(http: &reqwest::Client, account: &Account) -> Result<Session, CloudError> {
     let base = find_v3(http, &account.auth_url).await?;
     let asked = clock::now();
@@ -87,14 +87,13 @@ pub(super) async fn login(http: &reqwest::Client, account: &Account) -> Result<S
     let date = response.headers().get(DATE).and_then(|value| value.to_str().ok()).map(str::to_owned);
     let bytes = response.bytes().await.map_err(|error| not_asked(&error))?;
     if status != StatusCode::CREATED {
-        let told = words(&bytes).unwrap_or_else(|| status.to_string());
-        let text = format!("cannot log in to Keystone at {base}: it answered {}: {told}", status.as_u16());
+        let message = words(&bytes).unwrap_or_else(|| status.to_string());
+        let text = format!("cannot log in to Keystone at {base}: it answered {}: {message}", status.as_u16());
         return Err(match status {
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
                 CloudError::Auth(text + &clock_skew::remark(date.as_deref()))
             }
-            // A login makes nothing that is left over, so what went wrong is as good as not asked. So is what something
-            // in between has answered, which does not speak JSON.
+            // A login leaves nothing behind, so a failed one can be repeated. An answer that is not JSON is a proxy's.
             status if is_passing(status) || serde_json::from_slice::<Value>(&bytes).is_err() => {
                 CloudError::Unreachable(text)
             }
@@ -106,32 +105,32 @@ pub(super) async fn login(http: &reqwest::Client, account: &Account) -> Result<S
     };
     let mut body: Value =
         serde_json::from_slice(&bytes).map_err(|_| CloudError::Unreachable(unfit("JSON").to_string()))?;
-    let mut told = body["token"].take();
-    let time = |key: &str| told[key].as_str().and_then(|text| humantime::parse_rfc3339_weak(text).ok());
+    let mut json = body["token"].take();
+    let time = |key: &str| json[key].as_str().and_then(|text| humantime::parse_rfc3339_weak(text).ok());
     let life = lifetime(time("issued_at"), time("expires_at"));
-    let Some(project) = told["project"]["id"].as_str().map(str::to_owned) else {
+    let Some(project) = json["project"]["id"].as_str().map(str::to_owned) else {
         let why = "the user has no default project; set os_tenant_name";
         return Err(CloudError::Misconfigured(why.to_owned()));
     };
     Ok(Session {
         token: token.ok_or_else(|| unfit("token"))?,
-        // Counted from our own clock: the cloud's may be another.
+        // By the local clock: the cloud's may differ.
         renew_at: asked + life.saturating_sub(BEFORE_END.min(life / 4)),
         project,
-        catalogue: told["catalog"].take(),
+        catalogue: json["catalog"].take(),
     })
 }
 
-/// Whether the same question may have another answer soon.
+/// Whether the same request may succeed soon.
 fn is_passing(status: StatusCode) -> bool {
     status.is_server_error() || matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT)
 }
 
 fn lifetime(issued: Option<SystemTime>, expires: Option<SystemTime>) -> Duration {
-    issued.zip(expires).and_then(|(from, to)| to.duration_since(from).ok()).unwrap_or(UNTOLD)
+    issued.zip(expires).and_then(|(from, to)| to.duration_since(from).ok()).unwrap_or(WITHOUT_EXPIRY)
 }
 
-/// Nothing that a login does is left over, so it may be repeated whatever became of it.
+/// A login leaves nothing behind, so it may be repeated whatever the error was.
 fn not_asked(error: &reqwest::Error) -> CloudError {
     CloudError::Unreachable(silence("Keystone", error).to_string())
 }
@@ -162,7 +161,7 @@ fn request(login: &Login) -> Value {
     }
 }
 
-/// Where version 3 of the API is, given the address of any version or of the list of versions.
+/// The address of version 3 of the API, from the address of any version or of the list of versions.
 async fn find_v3(http: &reqwest::Client, auth_url: &str) -> Result<String, CloudError> {
     let unfit = |what: &str| CloudError::Misconfigured(format!("os_auth_url {auth_url} is not usable: {what}"));
     let url = Url::parse(auth_url).map_err(|error| unfit(&error.to_string()))?;
@@ -178,15 +177,15 @@ async fn find_v3(http: &reqwest::Client, auth_url: &str) -> Result<String, Cloud
     let response = response.map_err(|error| not_asked(&error))?;
     let status = response.status();
     let bytes = response.bytes().await.map_err(|error| not_asked(&error))?;
-    let told: Option<Value> = serde_json::from_slice(&bytes).ok();
-    let is_own = told.is_some() && !is_passing(status);
-    let versions = versions(&told.unwrap_or_default());
+    let json: Option<Value> = serde_json::from_slice(&bytes).ok();
+    let is_own = json.is_some() && !is_passing(status);
+    let versions = versions(&json.unwrap_or_default());
     if versions.iter().any(|version| version.starts_with("v3")) {
-        // The links in such lists often name another host than the one that can be reached.
+        // The links in these lists often have a host name that cannot be reached.
         return Ok(format!("{root}/v3"));
     }
     if versions.is_empty() {
-        // No list: perhaps only the version itself is let through.
+        // There is no list. Perhaps only the version itself can be reached.
         let direct = http.get(format!("{root}/v3")).header("Accept", "application/json").send().await;
         if direct.map_err(|error| not_asked(&error))?.status().is_success() {
             return Ok(format!("{root}/v3"));
@@ -197,11 +196,11 @@ async fn find_v3(http: &reqwest::Client, auth_url: &str) -> Result<String, Cloud
     Err(unfit(&format!("version 3 of the identity API is needed, and this Keystone offers {}", versions.join(", "))))
 }
 
-/// The versions that a list of versions, or the description of one, tells of.
-fn versions(told: &Value) -> Vec<String> {
-    let lists = [&told["versions"]["values"], &told["versions"]];
+/// The versions in a list of versions, or in the description of one version.
+fn versions(json: &Value) -> Vec<String> {
+    let lists = [&json["versions"]["values"], &json["versions"]];
     let many = lists.into_iter().filter_map(Value::as_array).flatten();
-    let ids = many.chain([&told["version"]]).filter_map(|version| version["id"].as_str());
+    let ids = many.chain([&json["version"]]).filter_map(|version| version["id"].as_str());
     ids.map(str::to_owned).collect()
 }
 

@@ -36,20 +36,20 @@ fn the_endpoint_is_that_of_interface_and_region() {
 }
 
 #[test]
-fn what_the_catalogue_lacks_is_told() {
-    let told = |service, interface, region| {
+fn what_the_catalogue_lacks_is_reported() {
+    let error = |service, interface, region| {
         let Err(CloudError::Misconfigured(why)) = session().endpoint(service, &account(interface, region)) else {
             panic!()
         };
         why
     };
-    let why = told(Service::Compute, Interface::Public, None);
+    let why = error(Service::Compute, Interface::Public, None);
     assert!(why.contains("north, south") && why.contains("os_region_name"), "{why}");
-    let why = told(Service::Image, Interface::Public, Some("south"));
+    let why = error(Service::Image, Interface::Public, Some("south"));
     assert!(why.contains("\"south\"") && why.contains("north"), "{why}");
-    let why = told(Service::Image, Interface::Internal, Some("north"));
+    let why = error(Service::Image, Interface::Internal, Some("north"));
     assert!(why.contains("no internal endpoint"), "{why}");
-    let why = told(Service::Volume, Interface::Public, None);
+    let why = error(Service::Volume, Interface::Public, None);
     assert!(why.contains("Cinder"), "{why}");
     // The only region need not be named.
     assert!(session().endpoint(Service::Image, &account(Interface::Public, None)).is_ok());

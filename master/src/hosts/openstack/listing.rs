@@ -1,4 +1,4 @@
-//! What of ours is in all the clouds, and how something of it is ended that the ledger does not know.
+//! Lists this master's servers and leftovers in all clouds, and ends those that are not in the ledger.
 
 use super::cloud::Cloud;
 use super::clouds::{Places, Target, late};
@@ -13,14 +13,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// For the servers of one of several clouds, so that what the others have is told in time for an audit; and for what is
-/// left over there.
+/// Time limits for the servers of one of several clouds, and for what is left over there, so that an audit gets the lists
+/// of the others in time.
 const SERVERS: Duration = Duration::from_secs(20);
 const LEFT_OVER: Duration = Duration::from_secs(10);
 
 impl Servers {
     /// The servers of every cloud, and what is left over of others. One that does not answer hides only its own, and
-    /// what is left over in its project: that may be part of one of its servers.
+    /// what is left over in its project, which may belong to one of its servers.
     pub(super) async fn list_clouds(&self) -> Listing {
         let shared = &self.shared;
         let Places { reached, mut unlisted, mut hidden } = shared.clouds.places().await;
@@ -41,7 +41,7 @@ impl Servers {
         }
         heard.retain(|(target, _)| !hidden.contains(target.project()));
         let found = heard.iter().map(|(target, _)| async {
-            let left = tokio::time::timeout(LEFT_OVER, extras::left_over(&target.cloud, &shared.stamp, &alive));
+            let left = tokio::time::timeout(LEFT_OVER, extras::left_over(&target.cloud, &shared.tag, &alive));
             left.await.unwrap_or_else(|_| Err(late(&target.cloud, LEFT_OVER)))
         });
         for ((target, is_empty), found) in heard.iter().zip(join_all(found).await) {
@@ -64,12 +64,12 @@ impl Servers {
         Listing { machines, unlisted }
     }
 
-    /// Which cloud it is in, its handle does not say: an id is in one cloud only.
+    /// The handle does not say which cloud it is in. An id exists in one cloud only.
     pub(super) async fn terminate_by_handle(&self, listed: &ListedHost) -> Result<Termination, String> {
         let shared = &self.shared;
         let Places { reached, mut unlisted, mut hidden } = shared.clouds.places().await;
         unlisted.extend(shared.unusable());
-        let mut unheard: Vec<String> = unlisted.iter().map(said).collect();
+        let mut failures: Vec<String> = unlisted.iter().map(said).collect();
         let is_extra = extras::is_extra(&listed.handle);
         let mut alive = Alive::new();
         if is_extra {
@@ -78,24 +78,24 @@ impl Servers {
                     Ok(servers) => alive.extend(hosts_of(&servers)),
                     Err(problem) => {
                         hidden.insert(target.project().to_owned());
-                        unheard.push(problem.to_string());
+                        failures.push(problem.to_string());
                     }
                 }
             }
         }
-        // Its server may be where nothing can be heard of it just now.
+        // Its server may be in a region that does not answer.
         for target in reached.iter().filter(|target| !is_extra || !hidden.contains(target.project())) {
             let ended = match is_extra {
-                true => extras::end(&target.cloud, &shared.stamp, listed, &alive).await,
+                true => extras::end(&target.cloud, &shared.tag, listed, &alive).await,
                 false => shared.terminate_listed(&target.cloud, listed).await,
             };
             match ended {
                 Ok(Termination::Requested) => return Ok(Termination::Requested),
                 Ok(Termination::Gone) => {}
-                Err(problem) => unheard.push(problem.to_string()),
+                Err(problem) => failures.push(problem.to_string()),
             }
         }
-        if unheard.is_empty() { Ok(Termination::Gone) } else { Err(unheard.join("; ")) }
+        if failures.is_empty() { Ok(Termination::Gone) } else { Err(failures.join("; ")) }
     }
 }
 
@@ -121,59 +121,59 @@ impl Shared {
         let ask = |target: &Target| {
             let cloud = target.cloud.clone();
             async move {
-                let servers = tokio::time::timeout(SERVERS, servers::all(&cloud, &self.stamp)).await;
+                let servers = tokio::time::timeout(SERVERS, servers::all(&cloud, &self.tag)).await;
                 servers.unwrap_or_else(|_| Err(late(&cloud, SERVERS)))
             }
         };
         join_all(targets.iter().map(ask)).await
     }
 
-    /// A cloud's servers as the core is told of them; whatever of ours is not known to have all that it needs is looked at.
+    /// A cloud's servers as the core receives them. Servers of this master that may still lack something are watched.
     fn listed(self: &Arc<Self>, cloud: &Arc<Cloud>, servers: &[Server]) -> Vec<ListedHost> {
         let mut servers: Vec<&Server> = servers.iter().collect();
         servers.sort();
         let mut hosts = BTreeSet::new();
         let labelled = self.state().labelled.clone();
         let tell = |server: &Server| {
-            let ours = server.master == self.stamp.id;
+            let ours = server.master == self.tag.id;
             let host = if hosts.insert((server.master.clone(), server.host.clone())) {
                 if ours && (server.status == Status::Error || !labelled.contains(&server.id)) {
-                    // What a master before this one has started, and what has failed since.
+                    // An earlier master may have started it, and it may have failed since.
                     self.watch(cloud, &server.id);
                 }
                 server.host.clone()
             } else {
-                // A second server of one host: nobody's.
+                // A second server of one host belongs to no host.
                 HostId(format!("{}.{}", server.host, server.id))
             };
-            let (owner, identity) = (self.stamp.owner(&server.master), Some(identity_of(&server.id)));
+            let (owner, identity) = (self.tag.owner(&server.master), Some(identity_of(&server.id)));
             ListedHost { host, handle: server.id.clone(), identity, owner, suspended: false }
         };
         servers.into_iter().map(tell).collect()
     }
 
-    /// Ends a server of our name, whoever's it is said to be; `Gone` where this cloud does not have it.
+    /// Ends a server with this master's name, whatever its id. `Gone` if this cloud does not have it.
     async fn terminate_listed(&self, cloud: &Cloud, listed: &ListedHost) -> Result<Termination, CloudError> {
-        let Some(server) = servers::one(cloud, &self.stamp, &listed.handle).await? else {
+        let Some(server) = servers::one(cloud, &self.tag, &listed.handle).await? else {
             return Ok(Termination::Gone);
         };
-        if self.stamp.owner(&server.master) != listed.owner {
+        if self.tag.owner(&server.master) != listed.owner {
             return Err(CloudError::Misconfigured(format!(
                 "cannot delete server {}: it belongs to another master now",
                 server.id
             )));
         }
         if server.pool.is_some() {
-            let all = servers::all(cloud, &self.stamp).await?;
+            let all = servers::all(cloud, &self.tag).await?;
             let is_other = |other: &Server| {
                 other.id != server.id && (&other.master, &other.host) == (&server.master, &server.host)
             };
-            // Of two servers of a host the other one has the address.
+            // If a host has two servers, the other one has the address.
             if !all.iter().any(is_other) {
-                extras::release(cloud, &self.stamp, &server.master, &server.host).await?;
+                extras::release(cloud, &self.tag, &server.master, &server.host).await?;
             }
         }
-        servers::delete(cloud, &self.stamp, &server.id).await
+        servers::delete(cloud, &self.tag, &server.id).await
     }
 }
 

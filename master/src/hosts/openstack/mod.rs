@@ -1,8 +1,8 @@
 //! Hosts that are servers of OpenStack Nova.
 //!
-//! Nova has no client token, so a server is looked for by its name before it is made. After a call that may have been
-//! carried out unseen nothing is made for a while, and where two servers of one host turn up all the same, the older one
-//! counts and the other is ended.
+//! Nova has no client token, so the provider looks for a server with the host's name before it creates one. After a
+//! call that may have been carried out without an answer, it creates nothing for a while. If a host has two servers
+//! nevertheless, the older one counts and the other is deleted.
 
 mod account;
 mod cloud;
@@ -41,14 +41,14 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 use tokio::sync::mpsc;
 
-/// After this a call that was given has either shown its server or never will: Nova writes a server down before it
-/// answers, and no gateway holds a call for so long.
+/// After this time a call has either created a visible server or never will: Nova stores a server before it answers,
+/// and no gateway holds a call for this long.
 const PROPAGATION_DELAY: Duration = Duration::from_secs(15);
-/// Between two looks at a server that is being made.
+/// Interval of the checks of a server that is being created.
 const LOOK: Duration = Duration::from_millis(500);
-/// Looks until Nova has found a place for a server, before its start counts as taken all the same.
+/// Number of checks until Nova has placed a server. After that its start counts as successful nevertheless.
 const PLACING_LOOKS: u32 = 40;
-/// Looks at a server until it runs: half an hour, with pauses that grow to [`SLOW_LOOK`].
+/// Number of checks until a server runs: half an hour, with pauses that grow to [`SLOW_LOOK`].
 const RUNNING_LOOKS: u32 = 180;
 /// The longest pause between them.
 const SLOW_LOOK: Duration = Duration::from_secs(10);
@@ -65,7 +65,7 @@ struct Section {
 /// What tests set otherwise.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// How long a call that was made may take to show its server.
+    /// How long a call may take to create a visible server.
     pub propagation_delay: Duration,
 }
 
@@ -82,9 +82,9 @@ pub struct Servers {
 }
 
 struct Shared {
-    stamp: OwnerTag,
+    tag: OwnerTag,
     deaths: mpsc::Sender<Death>,
-    /// When this process began to start hosts: an order from before may have been given by another.
+    /// When this process started. An earlier order may have been sent by another process.
     born: Timestamp,
     propagation_delay: Duration,
     clouds: Clouds,
@@ -96,20 +96,20 @@ struct Shared {
 #[derive(Default)]
 struct State {
     sections: BTreeMap<WorkerName, Section>,
-    /// Hosts that a call was given for whose outcome is not known, and until when it may still show.
+    /// Hosts with a call whose result is unknown, and until when it may still create a server.
     doubts: BTreeMap<HostId, Timestamp>,
-    /// Servers that are looked at until they run.
+    /// Servers that are watched until they run.
     watched: BTreeSet<String>,
-    /// Servers that run and have all that they are to have.
+    /// Servers that run and are completely labelled.
     labelled: BTreeSet<String>,
 }
 
 impl Servers {
-    /// The provider, with the sections of a configuration. `owner` is `name/id` of the master; in `dir` is noted where hosts
-    /// were made.
+    /// The provider, with the sections of a configuration. `owner` is `name/id` of the master. `dir` stores where hosts
+    /// were created.
     ///
     /// # Errors
-    /// Where that cannot be read.
+    /// If that cannot be read.
     pub fn new(dir: PathBuf, owner: &str, config: &Config, deaths: mpsc::Sender<Death>) -> io::Result<Self> {
         Self::with_options(dir, owner, config, deaths, Options::default())
     }
@@ -125,9 +125,9 @@ impl Servers {
         deaths: mpsc::Sender<Death>,
         options: Options,
     ) -> io::Result<Self> {
-        let (stamp, clouds) = (OwnerTag::of(owner), Clouds::new(dir.join("places"))?);
+        let (tag, clouds) = (OwnerTag::of(owner), Clouds::new(dir.join("places"))?);
         let shared = Shared {
-            stamp,
+            tag,
             deaths,
             born: clock::now(),
             propagation_delay: options.propagation_delay,
@@ -140,7 +140,7 @@ impl Servers {
         Ok(new)
     }
 
-    /// Takes the sections of a new configuration.
+    /// Applies the sections of a new configuration.
     pub fn configure(&self, config: &Config) {
         let mut sections = BTreeMap::new();
         let (mut whose, mut accounts) = (Vec::new(), Vec::new());
@@ -161,11 +161,11 @@ impl Servers {
     }
 }
 
-/// An error of looking for a server: whether there is one is not known.
+/// The error of a search for a server: whether there is one is unknown.
 fn unseen(problem: CloudError) -> StartError {
     match problem {
         CloudError::Auth(text) => StartError::Place(text),
-        // A rate limit, a 5xx, no answer: whoever asks there is told the same.
+        // A rate limit, a 5xx or no answer concerns all hosts of the place.
         other if !matches!(other, CloudError::Misconfigured(_)) => StartError::Place(other.to_string()),
         other => StartError::Transient(other.to_string()),
     }
@@ -176,65 +176,66 @@ impl Shared {
         lock(&self.state)
     }
 
-    /// Whether a server may still appear that an earlier call has asked for: one of ours, or of the master before.
+    /// Whether an earlier call may still create a server: a call of this master or of the previous one.
     fn is_in_doubt(&self, host: &Host) -> bool {
         let now = clock::now();
         let inherited = host.created < self.born && now.since(self.born) < self.propagation_delay;
         inherited || self.state().doubts.get(&host.id).is_some_and(|until| now < *until)
     }
 
-    /// A server has come that a call in doubt may have made: what else may still come does so soon.
+    /// A server exists that an uncertain call may have created. Any other follows soon.
     fn has_come(&self, host: &Host) {
         if let Some(until) = self.state().doubts.get_mut(&host.id) {
             *until = (*until).min(clock::now() + self.propagation_delay);
         }
     }
 
-    /// Whether no server may still appear that was asked for.
+    /// Whether no requested server can still appear.
     fn is_settled(&self) -> bool {
         clock::now().since(self.born) >= self.propagation_delay && self.state().doubts.is_empty()
     }
 
-    /// The host's server, where there is one. Of two only the older one stays.
+    /// The host's server, if there is one. If there are two, deletes the newer one.
     async fn look(&self, cloud: &Cloud, spec: &Spec, host: &Host) -> Result<Option<Server>, CloudError> {
-        let mut found = servers::of_host(cloud, &self.stamp, &spec.name, &host.id).await?.into_iter();
+        let mut found = servers::of_host(cloud, &self.tag, &spec.name, &host.id).await?.into_iter();
         let first = found.next();
         for extra in found {
             tracing::warn!("host {} has a second server, {}; deleting it", host.id, extra.id);
-            servers::delete(cloud, &self.stamp, &extra.id).await?;
+            servers::delete(cloud, &self.tag, &extra.id).await?;
         }
         Ok(first)
     }
 
-    /// Makes the server, and what it is to have that may be short.
+    /// Creates the server, after the floating address that it needs.
     async fn make(&self, cloud: &Cloud, spec: &Spec, host: &Host) -> Result<String, StartError> {
         let noted = self.clouds.note(&spec.cloud, &host.place);
         noted.map_err(|error| StartError::Transient(format!("cannot save where servers are made: {error}")))?;
         let Some(pool) = spec.pool() else { return self.make_server(cloud, spec, host).await };
-        // Before the server: one without the address that it needs would never attach, and its image be blamed.
-        extras::reserve(cloud, &self.stamp, pool, &host.id).await.map_err(CloudError::before_start)?;
+        // Before the server: without the address that it needs, its agent would never attach, and the image would be
+        // blamed.
+        extras::reserve(cloud, &self.tag, pool, &host.id).await.map_err(CloudError::before_start)?;
         let made = self.make_server(cloud, spec, host).await;
         if let Err(error) = &made
             && !matches!(error, StartError::Unknown(_))
-            && let Err(problem) = extras::release(cloud, &self.stamp, &self.stamp.id, &host.id).await
+            && let Err(problem) = extras::release(cloud, &self.tag, &self.tag.id, &host.id).await
         {
             tracing::warn!("the address of host {} was not given back, the audit does it: {problem}", host.id);
         }
         made
     }
 
-    /// Asks for the server. What becomes of the call when nobody waits for it any more is in doubt from its beginning.
+    /// Creates the server. The call counts as uncertain from its beginning, because its caller may stop waiting.
     async fn make_server(&self, cloud: &Cloud, spec: &Spec, host: &Host) -> Result<String, StartError> {
         let doubted =
             self.state().doubts.insert(host.id.clone(), clock::now() + CALL_LIMIT + self.propagation_delay).is_some();
         let problem = match cloud.post(Service::Compute, "/servers", &json!({ "server": spec.server })).await {
-            Ok(told) => match told["server"]["id"].as_str() {
+            Ok(json) => match json["server"]["id"].as_str() {
                 Some(id) => {
                     self.state().doubts.remove(&host.id);
                     if !doubted {
                         return Ok(id.to_owned());
                     }
-                    // An earlier call may have been carried out just now: of two servers the older one counts.
+                    // An earlier call may have just been carried out. Of two servers the older one counts.
                     let seen = self.look(cloud, spec, host).await.ok().flatten();
                     return Ok(seen.map_or_else(|| id.to_owned(), |server| server.id));
                 }
@@ -249,7 +250,7 @@ impl Shared {
         self.state().doubts.remove(&host.id);
         let text = problem.to_string();
         Err(match problem {
-            // Nova's word for a lack of quota, perhaps in another language, and for what a policy forbids.
+            // Nova's status for an exhausted quota, perhaps with a translated message, and for what a policy forbids.
             CloudError::Refused { status: 403, cause: Cause::Other, .. } => {
                 let flavor = spec.server["flavorRef"].as_str().unwrap_or_default();
                 match servers::lacks_quota(cloud, flavor).await {
@@ -263,7 +264,7 @@ impl Shared {
         })
     }
 
-    /// Nova was asked to delete a server, and still has it.
+    /// Nova was asked to delete a server that still exists. An error if this takes too long.
     fn still_there(&self, server: &Server) -> Result<Termination, CloudError> {
         let Some(taken) = self.overdue.still_there(clock::now(), &server.id) else { return Ok(Termination::Requested) };
         let task = if server.task.is_empty() { "none" } else { &server.task };
@@ -276,15 +277,15 @@ impl Shared {
         )))
     }
 
-    /// Waits until Nova has found a place for the server. One that has failed is ended, and its fault told.
-    async fn see_placed(&self, cloud: &Cloud, id: &str) -> Result<(), StartError> {
+    /// Waits until Nova has found a hypervisor for the server. Deletes a server that has failed, and returns its fault.
+    async fn wait_until_placed(&self, cloud: &Cloud, id: &str) -> Result<(), StartError> {
         for _ in 0..PLACING_LOOKS {
-            match servers::one(cloud, &self.stamp, id).await {
+            match servers::one(cloud, &self.tag, id).await {
                 Ok(Some(server)) if server.status == Status::Error && !server.launched => {
                     let error = servers::failure(cloud, &server).await;
-                    return match servers::end(cloud, &self.stamp, id, ENDING).await {
+                    return match servers::end(cloud, &self.tag, id, ENDING).await {
                         Ok(true) => Err(error),
-                        // As long as it is there the host is, too: the next try goes on here.
+                        // While the server exists, the host does too. The next try continues here.
                         Ok(false) => Err(StartError::Unknown(error.text().to_owned())),
                         Err(problem) => Err(StartError::Unknown(format!("{}; {problem}", error.text()))),
                     };
@@ -292,7 +293,7 @@ impl Shared {
                 Ok(Some(server)) if server.is_placed() => return Ok(()),
                 Ok(Some(_)) => {}
                 Ok(None) => return Err(StartError::Transient(format!("server {id} was deleted while it was made"))),
-                // It was made: that it cannot be looked at now is no reason to make another.
+                // The server was created. That it cannot be read now is no reason to create another.
                 Err(problem) => tracing::debug!("server {id} could not be looked at: {problem}"),
             }
             tokio::time::sleep(LOOK).await;
@@ -300,7 +301,7 @@ impl Shared {
         Ok(())
     }
 
-    /// Looks at a server until it runs, labels what it has, and tells where it fails.
+    /// Watches a server until it runs, labels its parts, and reports its failure.
     fn watch(self: &Arc<Self>, cloud: &Arc<Cloud>, id: &str) {
         if !self.state().watched.insert(id.to_owned()) {
             return;
@@ -315,18 +316,18 @@ impl Shared {
     async fn watch_until_it_runs(&self, cloud: &Arc<Cloud>, id: &str) {
         let mut pause = LOOK;
         for _ in 0..RUNNING_LOOKS {
-            // Nobody wants to hear of it any more.
+            // The place was given up.
             if !self.clouds.knows(cloud) {
                 return;
             }
-            match servers::one(cloud, &self.stamp, id).await {
-                // It was deleted: by a stop, or by somebody else, which the audit finds.
+            match servers::one(cloud, &self.tag, id).await {
+                // It was deleted: by a termination, or by somebody else, which the audit finds.
                 Ok(None) => return,
                 Ok(Some(server)) => match server.status {
                     Status::Building => {}
-                    Status::Error => return self.tell_of_failure(cloud, &server).await,
+                    Status::Error => return self.report_failure(cloud, &server).await,
                     Status::SoftDeleted => return,
-                    Status::There => match extras::dress(cloud, &self.stamp, &server).await {
+                    Status::There => match extras::dress(cloud, &self.tag, &server).await {
                         Ok(()) => {
                             self.state().labelled.insert(server.id);
                             return;
@@ -341,15 +342,15 @@ impl Shared {
         }
     }
 
-    /// A server in error runs nothing. One that never ran is left to be stopped, once its console was fetched; one that
-    /// did is ended here, since its death is proof that its builds have ended.
-    async fn tell_of_failure(&self, cloud: &Cloud, server: &Server) {
+    /// A server in error runs nothing. If it never ran, it is terminated by the core once its console output was
+    /// fetched. If it did run, it is deleted here, because its death proves that its builds have ended.
+    async fn report_failure(&self, cloud: &Cloud, server: &Server) {
         let error = servers::failure(cloud, server).await;
         if server.launched {
-            match servers::end(cloud, &self.stamp, &server.id, ENDING).await {
-                // Nobody will stop it any more. An address that stays all the same the audit finds.
+            match servers::end(cloud, &self.tag, &server.id, ENDING).await {
+                // Nobody else will delete it. The audit finds an address that is left.
                 Ok(true) if server.pool.is_some() => {
-                    if let Err(problem) = extras::release(cloud, &self.stamp, &server.master, &server.host).await {
+                    if let Err(problem) = extras::release(cloud, &self.tag, &server.master, &server.host).await {
                         tracing::warn!("server {} is gone and its address is not: {problem}", server.id);
                     }
                 }
@@ -381,7 +382,7 @@ impl Provider for Servers {
             return Err(StartError::Rejected(format!("worker {} has no [worker.openstack] any more", host.worker)));
         };
         let cloud = cloud.map_err(StartError::Place)?;
-        order::prepare(&cloud, &config, &self.shared.stamp, host, (number, resting), &boot).await
+        order::prepare(&cloud, &config, &self.shared.tag, host, (number, resting), &boot).await
     }
 
     async fn start(&self, host: &Host) -> Result<Started, StartError> {
@@ -390,7 +391,7 @@ impl Provider for Servers {
         let cloud = self.shared.clouds.at(&spec.cloud).await.map_err(CloudError::before_start)?;
         let found = loop {
             let found = self.shared.look(&cloud, &spec, host).await.map_err(unseen)?;
-            // What an earlier call may still make is waited for, however often this is asked.
+            // Waits for what an earlier call may still create, however often this is called.
             if found.is_some() || !self.shared.is_in_doubt(host) {
                 break found;
             }
@@ -398,35 +399,35 @@ impl Provider for Servers {
         };
         let server = match found {
             Some(server) => {
-                // Whatever was asked for has come.
+                // Everything that was requested exists.
                 self.shared.state().doubts.remove(&host.id);
                 server.id
             }
             None => self.shared.make(&cloud, &spec, host).await?,
         };
-        self.shared.see_placed(&cloud, &server).await?;
+        self.shared.wait_until_placed(&cloud, &server).await?;
         self.shared.watch(&cloud, &server);
-        // The metadata service tells a server its id, as does the firmware of most hypervisors.
+        // A server learns its id from the metadata service, and from the firmware of most hypervisors.
         let identity = Some(identity_of(&server));
         Ok(Started { handle: server, identity })
     }
 
     async fn terminate(&self, host: &Host) -> Result<Termination, String> {
-        // What was never ordered was never made.
+        // Without a launch spec nothing was created.
         let Some(spec) = Spec::of(host)? else { return Ok(Termination::Gone) };
         let cloud = self.shared.clouds.at(&spec.cloud).await.map_err(|problem| problem.to_string())?;
         let shared = &self.shared;
         let stop = async {
             if let Some(id) = &host.handle
-                && let Some(server) = servers::one(&cloud, &shared.stamp, id).await?
-                && server.master == shared.stamp.id
-                && servers::delete(&cloud, &shared.stamp, id).await? == Termination::Requested
+                && let Some(server) = servers::one(&cloud, &shared.tag, id).await?
+                && server.master == shared.tag.id
+                && servers::delete(&cloud, &shared.tag, id).await? == Termination::Requested
             {
                 return shared.still_there(&server);
             }
-            let others = servers::of_host(&cloud, &shared.stamp, &spec.name, &host.id).await?;
+            let others = servers::of_host(&cloud, &shared.tag, &spec.name, &host.id).await?;
             for server in &others {
-                servers::delete(&cloud, &shared.stamp, &server.id).await?;
+                servers::delete(&cloud, &shared.tag, &server.id).await?;
             }
             if let Some(first) = others.first() {
                 shared.has_come(host);
@@ -436,7 +437,7 @@ impl Provider for Servers {
                 return Ok(Termination::Requested);
             }
             if spec.pool().is_some() {
-                extras::release(&cloud, &shared.stamp, &shared.stamp.id, &host.id).await?;
+                extras::release(&cloud, &shared.tag, &shared.tag.id, &host.id).await?;
             }
             shared.state().doubts.remove(&host.id);
             shared.overdue.gone(host.handle.as_deref().unwrap_or_default());
@@ -467,7 +468,7 @@ impl Provider for Servers {
     }
 }
 
-/// What the agent on a server gives for its host identity.
+/// The host identity that the agent on a server reports.
 fn identity_of(handle: &str) -> String {
     format!("uuid:{}", handle.to_ascii_lowercase())
 }

@@ -1,5 +1,5 @@
-//! `rouse check --online`: whether a section's hosts could be started, and which image they would boot. Makes nothing, and
-//! asks nothing but the section's own cloud.
+//! `rouse check --online`: whether a section's hosts could be started, and which image they would boot. Creates
+//! nothing, and asks only the section's cloud.
 
 use super::account::Account;
 use super::cloud::{Cloud, Service};
@@ -9,14 +9,14 @@ use crate::config::OpenstackConfig;
 use crate::hosts::online::Finding;
 use serde_json::Value;
 
-/// Looks at one section.
+/// Checks one section.
 pub async fn check(section: &OpenstackConfig) -> Vec<Finding> {
     let account = Account::of(section, &|name| std::env::var(name).ok());
     let cloud = match account.and_then(Cloud::new) {
         Ok(cloud) => cloud,
         Err(why) => return vec![Finding::bad(why)],
     };
-    // Without a login there is no use in asking on.
+    // Without a login, further checks would fail too.
     if let Err(problem) = cloud.place().await {
         return vec![failed(&problem)];
     }
@@ -29,8 +29,8 @@ pub async fn check(section: &OpenstackConfig) -> Vec<Finding> {
     let flavors: Result<Vec<String>, CloudError> = flavors.into_iter().collect();
     match (&image, &flavors) {
         (Ok(image), Ok(_)) => {
-            let told = cloud.get(Service::Image, &format!("/images/{image}")).await.unwrap_or_default();
-            let name = told["name"].as_str().unwrap_or("without a name");
+            let json = cloud.get(Service::Image, &format!("/images/{image}")).await.unwrap_or_default();
+            let name = json["name"].as_str().unwrap_or("without a name");
             found.push(Finding::good(format!("boots {image} ({name}) as {}", section.flavors.join(" or "))));
         }
         (_, Err(problem)) => found.push(failed(problem)),
@@ -51,7 +51,7 @@ pub async fn check(section: &OpenstackConfig) -> Vec<Finding> {
     if let Some(first) = flavors.ok().as_deref().and_then(<[String]>::first) {
         match servers::lacks_quota(&cloud, first).await {
             Ok(false) => {}
-            // It may be rouse's own hosts that use it.
+            // The quota may be used by rouse's own hosts.
             Ok(true) => found.push(Finding::good("the project has no room for another server just now")),
             Err(problem) => found.push(failed(&problem)),
         }
@@ -93,7 +93,7 @@ async fn zones(cloud: &Cloud, given: &[String]) -> Result<(), CloudError> {
         return Ok(());
     }
     let all = cloud.list(Service::Compute, "/os-availability-zone", "availabilityZoneInfo").await?;
-    // What stands after a colon is for administrators.
+    // A host name after a colon is for administrators.
     let plain = |name: &str| name.split(':').next().unwrap_or(name).to_owned();
     let is_there = |name: &str| all.iter().any(|zone| zone["zoneName"] == plain(name));
     let missing = given.iter().find(|name| !is_there(name));

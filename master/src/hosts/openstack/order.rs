@@ -1,4 +1,4 @@
-//! The whole call that makes a server, worked out before anything is made.
+//! The launch spec of a server, worked out before anything is created.
 
 use super::cloud::{Cloud, Service};
 use super::error::CloudError;
@@ -16,27 +16,27 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 
-/// What Nova takes as user data, bytes: 65,535 once they are in base64.
+/// Largest user data that Nova accepts, bytes: 65,535 in base64.
 const USER_DATA: usize = 65_535 / 4 * 3;
 /// The longest value in a server's metadata, characters.
 const METADATA_VALUE: usize = 255;
 
-/// An order's spec.
+/// The launch spec.
 #[derive(Serialize, Deserialize)]
 pub(super) struct Spec {
-    /// Which cloud: [`Cloud::place`].
+    /// The cloud, see [`Cloud::place`].
     pub(super) cloud: String,
-    /// The server's name: what it is looked for by before it is made.
+    /// The server's name, by which the provider looks for it before it creates one.
     pub(super) name: String,
     /// The body of the call.
     pub(super) server: Value,
 }
 
 impl Spec {
-    /// Of a host's order; none where nothing was ordered.
+    /// The launch spec of a host; none if there is none.
     ///
     /// # Errors
-    /// Where the ledger has something else there.
+    /// If the ledger has something else there.
     pub(super) fn of(host: &Host) -> Result<Option<Self>, String> {
         let Some(order) = &host.launch else { return Ok(None) };
         serde_json::from_str(&order.spec)
@@ -44,7 +44,7 @@ impl Spec {
             .map_err(|e| format!("the order of host {} is not readable: {e}", host.id))
     }
 
-    /// The network that the host is to have an address from.
+    /// The network for the host's floating address.
     pub(super) fn pool(&self) -> Option<&str> {
         self.server["metadata"][POOL].as_str()
     }
@@ -53,7 +53,7 @@ impl Spec {
 /// One flavor, in one zone.
 #[derive(Clone, PartialEq, Eq, Debug)]
 struct Alternative<'a> {
-    /// Id or name, as the section has it.
+    /// Id or name, as in the section.
     flavor: &'a str,
     /// None: Nova chooses.
     zone: Option<&'a str>,
@@ -66,7 +66,7 @@ impl std::fmt::Display for Alternative<'_> {
     }
 }
 
-/// All that a section allows, in the order in which it is tried: every flavor in every zone.
+/// All alternatives of a section, in the order in which they are tried: every flavor in every zone.
 fn alternatives(section: &OpenstackConfig) -> Vec<Alternative<'_>> {
     let zones: Vec<Option<&str>> = match section.availability_zones.as_slice() {
         [] => vec![None],
@@ -79,11 +79,11 @@ fn alternatives(section: &OpenstackConfig) -> Vec<Alternative<'_>> {
 /// Works out the order of a host: the first alternative from `number` on that is not `resting`.
 ///
 /// # Errors
-/// Where something that the section names is not there, or the cloud does not answer.
+/// If something that the section names does not exist, or the cloud does not answer.
 pub(super) async fn prepare(
     cloud: &Cloud,
     section: &OpenstackConfig,
-    stamp: &OwnerTag,
+    tag: &OwnerTag,
     host: &Host,
     (number, resting): (u32, &BTreeSet<String>),
     boot: &BootData,
@@ -96,9 +96,9 @@ pub(super) async fn prepare(
     let image = images::resolve(cloud, &section.image).await?;
     let flavor = flavor(cloud, alternative.flavor).await.map_err(CloudError::before_start)?;
     let mut metadata = section.meta.clone();
-    // Ours to say, as are the others.
+    // rouse sets these keys itself.
     metadata.remove(POOL);
-    metadata.extend(stamp.metadata(host.worker.as_str(), &host.id));
+    metadata.extend(tag.metadata(host.worker.as_str(), &host.id));
     if let Some(pool) = &section.floating_ip_pool {
         metadata.insert(POOL.to_owned(), network(cloud, pool, true).await.map_err(CloudError::before_start)?);
     }
@@ -106,7 +106,7 @@ pub(super) async fn prepare(
         let why = format!("meta.{key} is longer than the {METADATA_VALUE} characters that Nova takes");
         return Err(StartError::Rejected(why));
     }
-    // Worker and host: people find it, and no other server has it.
+    // Worker and host: people recognise it, and no other server has it.
     let name = format!("{}-{}", host.worker, host.id);
     let mut server = json!({
         "name": name,
@@ -176,7 +176,7 @@ pub(super) async fn flavor(cloud: &Cloud, given: &str) -> Result<String, CloudEr
     })
 }
 
-/// What Nova is told of networks.
+/// The networks in the form that Nova expects.
 pub(super) async fn networks(cloud: &Cloud, given: &[String]) -> Result<Value, CloudError> {
     match given {
         [] => Ok("auto".into()),
@@ -232,9 +232,8 @@ mod tests {
     #[test]
     fn every_flavor_is_tried_in_every_zone() {
         let section = |more: &str| {
-            let text = format!(
-                "[[worker]]\nname = \"w\"\npassword = \"x\"\n[worker.openstack]\nimage = \"i\"\n{more}\n"
-            );
+            let text =
+                format!("[[worker]]\nname = \"w\"\npassword = \"x\"\n[worker.openstack]\nimage = \"i\"\n{more}\n");
             let config = crate::config::Config::parse(&text, std::path::Path::new("rouse.toml")).unwrap();
             config.sections::<OpenstackConfig>().next().unwrap().1.clone()
         };

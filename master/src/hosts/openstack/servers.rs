@@ -1,4 +1,4 @@
-//! Servers as Nova tells of them: how ours are stamped, found, judged and ended.
+//! Servers in Nova: how they are tagged, found, interpreted and deleted.
 
 use super::cloud::{Cloud, End, Service};
 use super::error::{Cause, CloudError};
@@ -9,99 +9,99 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-/// Keys of a server's metadata. They are part of the call that makes it, so no server of ours is ever without them.
+/// Keys of a server's metadata. They are part of the creating call, so no server of rouse is ever without them.
 pub const MASTER: &str = "rouse-master";
 /// The master's generated id.
 pub const MASTER_ID: &str = "rouse-master-id";
 /// The host's id.
 pub const HOST: &str = "rouse-host";
-/// The network that it is to have an address from, where it is to have one.
+/// The network for the floating address, if the server is to have one.
 pub const POOL: &str = "rouse-pool";
 /// The worker's name.
 pub const NAME: &str = "rouse-name";
 
 /// Lines of a console that are evidence.
 const CONSOLE_LINES: u32 = 200;
-/// Readings of the list of servers, at most, until two are whole.
+/// Largest number of times that the list of servers is read until two readings agree.
 const READINGS: u32 = 6;
 /// How much of a console is evidence, bytes.
 const CONSOLE: usize = 8 << 10;
 
-/// A server that bears our name.
+/// A server with this master's name.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct Server {
-    /// When it was made, as Nova writes it; the order of two is that of the text.
+    /// When it was created, as Nova writes it. Ordered as text.
     pub created: String,
     /// Its UUID.
     pub id: String,
-    /// The host that it is.
+    /// The host in its tag.
     pub host: HostId,
-    /// The id of its master.
+    /// The master's id in its tag.
     pub master: String,
-    /// How it stands.
+    /// Its status.
     pub status: Status,
-    /// What Nova does with it just now, such as `scheduling`.
+    /// What Nova is doing with it, such as `scheduling`.
     pub task: String,
-    /// Nova's words, where it is in error.
+    /// Nova's message, if it is in error.
     pub fault: Option<String>,
     /// Whether it has ever run.
     pub launched: bool,
-    /// The network that it is to have an address from.
+    /// The network for its floating address.
     pub pool: Option<String>,
     /// The volumes that are attached to it.
     pub volumes: Vec<String>,
 }
 
-/// How a server stands, as far as it matters.
+/// The status of a server, as far as it matters.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Status {
     /// Being made.
     Building,
-    /// It could not be made, or something else went wrong with it.
+    /// It could not be created, or something else failed.
     Error,
-    /// Deleted, and kept for a while in case somebody wants it back.
+    /// Deleted, and kept for a while so that it can be restored.
     SoftDeleted,
-    /// Anything else: it is there.
+    /// Any other status: it exists.
     There,
 }
 
 impl Server {
-    /// A server of Nova's list, where it is one of this master's name.
-    pub fn of(told: &Value, name: &str) -> Option<Self> {
-        let stamp = |key: &str| told["metadata"][key].as_str().map(str::to_owned);
-        if stamp(MASTER).as_deref() != Some(name) {
+    /// A server of Nova's list, if it has this master's name.
+    pub fn of(json: &Value, name: &str) -> Option<Self> {
+        let tag = |key: &str| json["metadata"][key].as_str().map(str::to_owned);
+        if tag(MASTER).as_deref() != Some(name) {
             return None;
         }
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         Some(Self {
-            id: told["id"].as_str()?.to_owned(),
-            created: text(&told["created"]),
-            host: HostId(stamp(HOST).unwrap_or_default()),
-            master: stamp(MASTER_ID).unwrap_or_default(),
-            status: match told["status"].as_str().unwrap_or_default() {
+            id: json["id"].as_str()?.to_owned(),
+            created: text(&json["created"]),
+            host: HostId(tag(HOST).unwrap_or_default()),
+            master: tag(MASTER_ID).unwrap_or_default(),
+            status: match json["status"].as_str().unwrap_or_default() {
                 "BUILD" => Status::Building,
                 "ERROR" => Status::Error,
                 "SOFT_DELETED" => Status::SoftDeleted,
                 _ => Status::There,
             },
-            task: text(&told["OS-EXT-STS:task_state"]),
-            fault: told["fault"]["message"].as_str().map(|text| text.trim().to_owned()),
-            launched: told["OS-SRV-USG:launched_at"].is_string(),
-            pool: stamp(POOL),
-            volumes: told["os-extended-volumes:volumes_attached"]
+            task: text(&json["OS-EXT-STS:task_state"]),
+            fault: json["fault"]["message"].as_str().map(|text| text.trim().to_owned()),
+            launched: json["OS-SRV-USG:launched_at"].is_string(),
+            pool: tag(POOL),
+            volumes: json["os-extended-volumes:volumes_attached"]
                 .as_array()
                 .map(|all| all.iter().map(|volume| text(&volume["id"])).collect())
                 .unwrap_or_default(),
         })
     }
 
-    /// Whether Nova has found a place for it: from then on what goes wrong is no lack of room.
+    /// Whether Nova has placed it. An error after that is no lack of capacity.
     pub fn is_placed(&self) -> bool {
         self.status != Status::Building || !matches!(self.task.as_str(), "" | "scheduling")
     }
 }
 
-/// Who we are.
+/// The master as owner.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct OwnerTag {
     /// The master's name.
@@ -111,18 +111,18 @@ pub struct OwnerTag {
 }
 
 impl OwnerTag {
-    /// Of `name/id`.
+    /// From `name/id`.
     pub fn of(owner: &str) -> Self {
         let (name, id) = owner.rsplit_once('/').unwrap_or((owner, ""));
         Self { name: name.to_owned(), id: id.to_owned() }
     }
 
-    /// Whose a machine with our name is.
+    /// Whom a machine with this master's name belongs to.
     pub fn owner(&self, master: &str) -> Owner {
         if master == self.id { Owner::Ours } else { Owner::Foreign(master.to_owned()) }
     }
 
-    /// What is stamped on a server of a host.
+    /// The metadata of a host's server.
     pub fn metadata(&self, worker: &str, host: &HostId) -> BTreeMap<String, String> {
         let ours = [(MASTER, self.name.as_str()), (MASTER_ID, &self.id), (HOST, host.as_str()), (NAME, worker)];
         ours.into_iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect()
@@ -138,17 +138,17 @@ impl OwnerTag {
 ///
 /// # Errors
 /// Where the list is not whole.
-pub async fn all(cloud: &Cloud, stamp: &OwnerTag) -> Result<Vec<Server>, CloudError> {
-    read(cloud, stamp, "").await
+pub async fn all(cloud: &Cloud, tag: &OwnerTag) -> Result<Vec<Server>, CloudError> {
+    read(cloud, tag, "").await
 }
 
-async fn read(cloud: &Cloud, stamp: &OwnerTag, query: &str) -> Result<Vec<Server>, CloudError> {
+async fn read(cloud: &Cloud, tag: &OwnerTag, query: &str) -> Result<Vec<Server>, CloudError> {
     let path = format!("/servers/detail{query}");
     let mut found = BTreeMap::new();
     let (mut whole, mut broken) = (0, None);
     for _ in 0..READINGS {
         let pages = cloud.read(Service::Compute, &path, "servers", End::NothingNew).await?;
-        let ours = pages.items.iter().filter_map(|server| Server::of(server, &stamp.name));
+        let ours = pages.items.iter().filter_map(|server| Server::of(server, &tag.name));
         found.extend(ours.map(|server| (server.id.clone(), server)));
         match pages.broken {
             None => whole += 1,
@@ -168,10 +168,10 @@ async fn read(cloud: &Cloud, stamp: &OwnerTag, query: &str) -> Result<Vec<Server
 ///
 /// # Errors
 /// Where the list is not whole.
-pub async fn of_host(cloud: &Cloud, stamp: &OwnerTag, name: &str, host: &HostId) -> Result<Vec<Server>, CloudError> {
+pub async fn of_host(cloud: &Cloud, tag: &OwnerTag, name: &str, host: &HostId) -> Result<Vec<Server>, CloudError> {
     // A regular expression for Nova; our names are letters, digits and hyphens.
-    let mut found = read(cloud, stamp, &format!("?name=%5E{name}%24")).await?;
-    found.retain(|server| server.master == stamp.id && server.host == *host);
+    let mut found = read(cloud, tag, &format!("?name=%5E{name}%24")).await?;
+    found.retain(|server| server.master == tag.id && server.host == *host);
     found.sort();
     Ok(found)
 }
@@ -180,11 +180,11 @@ pub async fn of_host(cloud: &Cloud, stamp: &OwnerTag, name: &str, host: &HostId)
 ///
 /// # Errors
 /// Where Nova does not say.
-pub async fn one(cloud: &Cloud, stamp: &OwnerTag, id: &str) -> Result<Option<Server>, CloudError> {
+pub async fn one(cloud: &Cloud, tag: &OwnerTag, id: &str) -> Result<Option<Server>, CloudError> {
     match cloud.get(Service::Compute, &format!("/servers/{id}")).await {
-        Ok(mut told) => {
-            let server = Server::of(&told["server"].take(), &stamp.name);
-            // Somebody has taken our stamp off a server that we have made.
+        Ok(mut json) => {
+            let server = Server::of(&json["server"].take(), &tag.name);
+            // Somebody has removed the owner tag from a server that this master has created.
             server
                 .map(Some)
                 .ok_or_else(|| CloudError::Misconfigured(format!("server {id} does not have our owner tag")))
@@ -210,13 +210,13 @@ pub async fn exists(cloud: &Cloud, id: &str) -> Result<bool, CloudError> {
 ///
 /// # Errors
 /// Where Nova does not take it.
-pub async fn delete(cloud: &Cloud, stamp: &OwnerTag, id: &str) -> Result<Termination, CloudError> {
+pub async fn delete(cloud: &Cloud, tag: &OwnerTag, id: &str) -> Result<Termination, CloudError> {
     if !cloud.delete(Service::Compute, &format!("/servers/{id}")).await? {
         return Ok(Termination::Gone);
     }
-    let left = one(cloud, stamp, id).await?;
+    let left = one(cloud, tag, id).await?;
     if left.is_some_and(|server| server.status == Status::SoftDeleted) {
-        // The cloud would keep it for days, and count it.
+        // Otherwise the cloud would keep it for days, and count it.
         let action = json!({ "forceDelete": null });
         match cloud.post(Service::Compute, &format!("/servers/{id}/action"), &action).await {
             Ok(_) => {}
@@ -227,14 +227,15 @@ pub async fn delete(cloud: &Cloud, stamp: &OwnerTag, id: &str) -> Result<Termina
     Ok(Termination::Requested)
 }
 
-/// Ends a server and waits, as long as `patience`, until Nova says that there is none. Whether it did.
+/// Deletes a server and waits until Nova reports that it is gone, but not longer than `patience`. Returns whether it is
+/// gone.
 ///
 /// # Errors
-/// Where Nova does not answer.
-pub async fn end(cloud: &Cloud, stamp: &OwnerTag, id: &str, patience: Duration) -> Result<bool, CloudError> {
+/// If Nova does not answer.
+pub async fn end(cloud: &Cloud, tag: &OwnerTag, id: &str, patience: Duration) -> Result<bool, CloudError> {
     const LOOK: Duration = Duration::from_millis(500);
     let mut looks = patience.as_millis() / LOOK.as_millis();
-    while delete(cloud, stamp, id).await? != Termination::Gone {
+    while delete(cloud, tag, id).await? != Termination::Gone {
         if looks == 0 {
             return Ok(false);
         }
@@ -244,8 +245,8 @@ pub async fn end(cloud: &Cloud, stamp: &OwnerTag, id: &str, patience: Duration) 
     Ok(true)
 }
 
-/// Why a server is in error, as an error of its start. Where Nova's words do not say: that no host was ever asked to build
-/// it is a lack of room; that one was, and failed, is a fault of what was to be built.
+/// Why a server is in error, as the error of its start. If no compute host was ever asked to build it, there is no
+/// capacity. If one was asked and failed, the image or the configuration is to blame.
 pub async fn failure(cloud: &Cloud, server: &Server) -> StartError {
     let fault = server.fault.as_deref().unwrap_or("Nova gives no reason");
     let text = format!("server {} is in error: {fault}", server.id);
@@ -266,7 +267,7 @@ async fn was_built(cloud: &Cloud, id: &str) -> Result<bool, CloudError> {
     let action = cloud.get(Service::Compute, &format!("{path}/{request}")).await?;
     let events = action["instanceAction"]["events"].as_array().map(Vec::as_slice).unwrap_or_default();
     let scheduled = events.iter().any(|e| e["event"] == "conductor_schedule_and_build_instances");
-    // Only the compute service has events of this name.
+    // Only the compute service has events with this name.
     let built = events.iter().any(|e| e["event"].as_str().is_some_and(|name| name.starts_with("compute_")));
     Ok(built || !scheduled)
 }
@@ -291,11 +292,11 @@ pub async fn lacks_quota(cloud: &Cloud, flavor: &str) -> Result<bool, CloudError
         && room("totalRAMUsed", "maxTotalRAMSize", number(&flavor["flavor"]["ram"]))))
 }
 
-/// The last of what a server printed; none where Nova has nothing, or no longer.
+/// The last part of a server's console output; none if Nova does not have it.
 pub async fn console(cloud: &Cloud, id: &str) -> Option<String> {
     let action = json!({ "os-getConsoleOutput": { "length": CONSOLE_LINES } });
-    let told = cloud.post(Service::Compute, &format!("/servers/{id}/action"), &action).await.ok()?;
-    let text = told["output"].as_str().filter(|text| !text.is_empty())?;
+    let json = cloud.post(Service::Compute, &format!("/servers/{id}/action"), &action).await.ok()?;
+    let text = json["output"].as_str().filter(|text| !text.is_empty())?;
     let mut from = text.len().saturating_sub(CONSOLE);
     while !text.is_char_boundary(from) {
         from += 1;

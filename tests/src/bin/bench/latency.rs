@@ -2,7 +2,7 @@
 
 use crate::Outcome;
 use crate::raw;
-use crate::stand::{PATIENCE, Stand, Told, end, spawn};
+use crate::stand::{Change, PATIENCE, Stand, end, spawn};
 use crate::table::Table;
 use crate::time::{Watch, nanoseconds, percentile};
 use serde_json::{Value, json};
@@ -26,11 +26,11 @@ struct Sample {
 }
 
 /// Waits for an event; gives the moment it came.
-async fn hear(told: &mut mpsc::Receiver<Told>, fits: impl Fn(&str, &Value) -> bool) -> Outcome<Watch> {
+async fn wait_for(changes: &mut mpsc::Receiver<Change>, fits: impl Fn(&str, &Value) -> bool) -> Outcome<Watch> {
     let found = async {
-        while let Some(told) = told.recv().await {
-            if fits(&told.kind, &told.data) {
-                return Some(told.at);
+        while let Some(change) = changes.recv().await {
+            if fits(&change.kind, &change.data) {
+                return Some(change.at);
             }
         }
         None
@@ -42,7 +42,7 @@ fn worker_is<'a>(name: &'a str, state: &'a str) -> impl Fn(&str, &Value) -> bool
     move |kind, data| kind == "worker" && data["name"] == name && data["state"] == state
 }
 
-async fn sample(stand: &Stand, told: &mut mpsc::Receiver<Told>, build: &Value) -> Outcome<Sample> {
+async fn sample(stand: &Stand, changes: &mut mpsc::Receiver<Change>, build: &Value) -> Outcome<Sample> {
     let mut submitting = stand.client().await?;
     let mut following = stand.client().await?;
     let (start, began) = (Watch::start(), nanoseconds());
@@ -51,18 +51,19 @@ async fn sample(stand: &Stand, told: &mut mpsc::Receiver<Told>, build: &Value) -
     following.follow(&format!("/api/builds/{id}/steps/1/log?follow=1")).await?;
     let piece = following.piece().await?;
     let output = start.seconds() * 1e3;
-    let stamp: u64 = String::from_utf8_lossy(&piece).trim().parse()?;
-    let finished = hear(told, |kind, data| kind == "build" && data["id"] == *id && data["state"] == "success").await?;
-    let running = stamp.saturating_sub(began) as f64 / 1e6;
+    let printed: u64 = String::from_utf8_lossy(&piece).trim().parse()?;
+    let finished =
+        wait_for(changes, |kind, data| kind == "build" && data["id"] == *id && data["state"] == "success").await?;
+    let running = printed.saturating_sub(began) as f64 / 1e6;
     Ok(Sample { accepted, running, output, finished: finished.since(start) })
 }
 
 /// Milliseconds until the same command runs that is only spawned.
-async fn spawns(stamp: &Path) -> Outcome<Vec<f64>> {
+async fn spawns(program: &Path) -> Outcome<Vec<f64>> {
     let mut times = Vec::new();
     for _ in 0..SAMPLES {
         let began = nanoseconds();
-        let output = std::process::Command::new(stamp).arg("stamp").output()?;
+        let output = std::process::Command::new(program).arg("print-time").output()?;
         let at: u64 = String::from_utf8_lossy(&output.stdout).trim().parse()?;
         times.push(at.saturating_sub(began) as f64 / 1e6);
     }
@@ -74,14 +75,14 @@ fn three(times: &mut [f64]) -> String {
     format!("{p50:.2} / {p90:.2} / {p99:.2} ms")
 }
 
-pub async fn latency(stand: &Stand, stamp: &Path, table: &mut Table) -> Outcome {
-    let mut told = stand.listen().await?;
+pub async fn latency(stand: &Stand, program: &Path, table: &mut Table) -> Outcome {
+    let mut changes = stand.listen().await?;
     let mut agent = stand.agent("one")?;
-    hear(&mut told, worker_is("one", "idle")).await?;
-    let build = json!({ "worker": "one", "step": [{ "run": [stamp, "stamp"] }] });
+    wait_for(&mut changes, worker_is("one", "idle")).await?;
+    let build = json!({ "worker": "one", "step": [{ "run": [program, "print-time"] }] });
     let mut samples = Vec::new();
     for number in 0..SAMPLES + WARMUP {
-        let sample = sample(stand, &mut told, &build).await?;
+        let sample = sample(stand, &mut changes, &build).await?;
         if number >= WARMUP {
             samples.push(sample);
         }
@@ -89,7 +90,7 @@ pub async fn latency(stand: &Stand, stamp: &Path, table: &mut Table) -> Outcome 
     }
     end(&mut agent, libc::SIGTERM).await?;
     let mut round = raw::round_trips(&stand.raw_url()?, SAMPLES).await?;
-    let mut spawn = spawns(stamp).await?;
+    let mut spawn = spawns(program).await?;
     let of = |field: fn(&Sample) -> f64| samples.iter().map(field).collect::<Vec<f64>>();
     let reference = format!("round trip {}; spawn {}", three(&mut round), three(&mut spawn));
     let limit = percentile(&mut round, 0.5) + percentile(&mut spawn, 0.5);
@@ -105,16 +106,16 @@ pub async fn latency(stand: &Stand, stamp: &Path, table: &mut Table) -> Outcome 
     Ok(())
 }
 
-pub async fn wake(stand: &Stand, stamp: &Path, table: &mut Table) -> Outcome {
-    let mut told = stand.listen().await?;
-    let build = json!({ "worker": "host", "step": [{ "run": [stamp, "stamp"] }] });
+pub async fn wake(stand: &Stand, program: &Path, table: &mut Table) -> Outcome {
+    let mut changes = stand.listen().await?;
+    let build = json!({ "worker": "host", "step": [{ "run": [program, "print-time"] }] });
     let mut running = Vec::new();
     let mut finished = Vec::new();
     for _ in 0..20 {
-        let sample = sample(stand, &mut told, &build).await?;
+        let sample = sample(stand, &mut changes, &build).await?;
         running.push(sample.running);
         finished.push(sample.finished);
-        hear(&mut told, worker_is("host", "asleep")).await?;
+        wait_for(&mut changes, worker_is("host", "asleep")).await?;
     }
     let url = stand.raw_url()?;
     let mut attaches = Vec::new();
@@ -129,18 +130,18 @@ pub async fn wake(stand: &Stand, stamp: &Path, table: &mut Table) -> Outcome {
 }
 
 pub async fn attach(stand: &Stand, table: &mut Table) -> Outcome {
-    let mut told = stand.listen().await?;
+    let mut changes = stand.listen().await?;
     let url = stand.raw_url()?;
     let (mut times, mut raws, mut starts) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..20 {
         let start = Watch::start();
         let mut agent = stand.agent("one")?;
-        let attached = hear(&mut told, worker_is("one", "idle")).await?;
+        let attached = wait_for(&mut changes, worker_is("one", "idle")).await?;
         times.push(attached.since(start));
         // An agent that ends before it has read its welcome cannot take leave, and its lease would have to run out.
         tokio::time::sleep(PAUSE * 10).await;
         end(&mut agent, libc::SIGTERM).await?;
-        hear(&mut told, worker_is("one", "offline")).await?;
+        wait_for(&mut changes, worker_is("one", "offline")).await?;
         raws.push(raw::attach(&url).await?);
         let start = Watch::start();
         spawn(Command::new(&stand.programs.agent).arg("--version").stdout(std::process::Stdio::null()))?.wait().await?;

@@ -27,7 +27,7 @@ const PARTS: [&str; 10] = ["size", "idle", "thousand", "latency", "wake", "attac
 
 fn main() -> ExitCode {
     let mut arguments = std::env::args().skip(1).peekable();
-    if arguments.next_if(|first| first == "stamp").is_some() {
+    if arguments.next_if(|first| first == "print-time").is_some() {
         println!("{}", time::nanoseconds());
         return ExitCode::SUCCESS;
     }
@@ -60,14 +60,14 @@ async fn run(programs: Programs, parts: &[String]) -> Outcome {
     eprintln!("bench: starting a master with a private broker");
     let mut stand = Stand::start(programs, most).await?;
     let mut table = Table::default();
-    let stamp: PathBuf = std::env::current_exe()?;
+    let program: PathBuf = std::env::current_exe()?;
     for part in PARTS.into_iter().filter(|part| wanted(part)) {
         eprintln!("bench: {part}");
         match part {
             "size" => many::size(&stand, &mut table)?,
             "idle" => many::idle(&stand, &mut table).await?,
-            "latency" => latency::latency(&stand, &stamp, &mut table).await?,
-            "wake" => latency::wake(&stand, &stamp, &mut table).await?,
+            "latency" => latency::latency(&stand, &program, &mut table).await?,
+            "wake" => latency::wake(&stand, &program, &mut table).await?,
             "attach" => latency::attach(&stand, &mut table).await?,
             "logs" => logs::logs(&stand, &mut table).await?,
             "builds" => builds::builds(&stand, &mut table).await?,

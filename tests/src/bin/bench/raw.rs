@@ -141,7 +141,7 @@ pub async fn attach(url: &str) -> Result<f64> {
     Ok(time)
 }
 
-/// Puts builds into the inbox; returns once the broker has them all.
+/// Puts builds into the submission queue; returns once the broker has them all.
 pub async fn submit(url: &str, build: &str, count: usize) -> Result<()> {
     let (connection, channel) = channel(url).await?;
     channel.confirm_select(ConfirmSelectOptions::default()).await?;

@@ -38,8 +38,8 @@ pub struct Stand {
     master: Option<Child>,
 }
 
-/// Something that the master told of.
-pub struct Told {
+/// A change that the master has published.
+pub struct Change {
     pub at: Watch,
     pub kind: String,
     pub data: Value,
@@ -148,7 +148,7 @@ impl Stand {
         self.amqp
     }
 
-    /// The broker as agents are told of it.
+    /// The broker's URL for agents.
     pub fn broker(&self) -> String {
         format!("amqp://127.0.0.1:{}/{}", self.amqp, rouse_master::broker::VHOST)
     }
@@ -181,11 +181,11 @@ impl Stand {
         fs::metadata(path).map_or(0, |m| m.len())
     }
 
-    /// Everything that the master tells from now on.
-    pub async fn listen(&self) -> Result<mpsc::Receiver<Told>> {
+    /// All changes from now on.
+    pub async fn listen(&self) -> Result<mpsc::Receiver<Change>> {
         let mut client = self.client().await?;
         client.follow("/api/events").await?;
-        let (tell, told) = mpsc::channel(4_096);
+        let (sender, receiver) = mpsc::channel(4_096);
         tokio::spawn(async move {
             let mut text = String::new();
             while let Ok(piece) = client.piece().await {
@@ -199,7 +199,7 @@ impl Stand {
                         |name: &str| event.lines().find_map(|l| l.strip_prefix(name).map(|v| v.trim().to_owned()));
                     if let (Some(kind), Some(data)) = (field("event:"), field("data:"))
                         && let Ok(data) = serde_json::from_str(&data)
-                        && tell.send(Told { at, kind, data }).await.is_err()
+                        && sender.send(Change { at, kind, data }).await.is_err()
                     {
                         return;
                     }
@@ -207,7 +207,7 @@ impl Stand {
                 }
             }
         });
-        Ok(told)
+        Ok(receiver)
     }
 
     /// A real agent.

@@ -1,10 +1,10 @@
-//! What of ours there is, and what has ended: the list, and the deaths that libvirt tells of.
+//! Finds domains and leftovers of this master, and hosts that have ended.
 
 use super::super::disk;
 use super::super::domain::OwnerTag;
 use super::super::events::LifecycleEvent;
 use super::super::link::LinkError;
-use super::super::look::{end_domain, look, stamps};
+use super::super::look::{end_domain, look, tags};
 use super::Inner;
 use crate::config::LibvirtConfig;
 use crate::config::hosts::connection_is_local;
@@ -23,21 +23,21 @@ use tracing::{info, warn};
 use virt::connect::Connect;
 use virt::sys;
 
-/// Everything that bears our master's name.
+/// Everything with this master's name.
 pub struct Listing {
-    /// Domains that run: UUID and stamp.
+    /// Domains that run: UUID and owner tag.
     pub domains: Vec<(String, OwnerTag)>,
     /// Disks of a foreign's hosts that have no domain any more.
     pub leftovers: Vec<(PathBuf, disk::Owner)>,
-    /// The connections that could not be listed. Of leftovers nothing is known if one of them is of this machine.
+    /// The connections that could not be listed. If one of them is to this machine, leftovers are unknown.
     pub unlisted: Vec<UnlistedPlace>,
 }
 
-/// How long the list of one connection may take, so that those of the others are told in time for an audit.
+/// Time limit for the list of one connection, so that an audit gets the lists of the others in time.
 const CONNECTION: Duration = Duration::from_secs(20);
 
 impl Inner {
-    /// Nobody wants to hear of a connection any more, unless the configuration has it.
+    /// Forgets a connection that was given up, unless the configuration has it.
     pub fn forget_connection(&self, uri: &str) {
         if self.is_configured(uri) {
             return;
@@ -48,7 +48,7 @@ impl Inner {
         lock(&self.known).retain(|_, known| known.uri != uri);
     }
 
-    /// Every connection that may have hosts of ours.
+    /// Every connection that may have hosts of this master.
     fn uris(&self) -> BTreeSet<String> {
         let configured: BTreeSet<String> = lock(&self.workers).values().map(|w| w.connection.clone()).collect();
         configured.into_iter().chain(lock(&self.connections).all()).collect()
@@ -69,7 +69,7 @@ impl Inner {
         Ok(all)
     }
 
-    /// Everything that bears our master's name, on all connections that answer.
+    /// Everything with this master's name, on all connections that answer.
     pub async fn list(self: &Arc<Self>) -> Result<Listing, String> {
         let uris = self.uris();
         let lists = uris.iter().map(|uri| async move {
@@ -88,29 +88,29 @@ impl Inner {
                     continue;
                 }
             };
-            for uuid in self.missed(uri, &list.iter().map(|stamp| stamp.uuid.clone()).collect()) {
-                let life = LifecycleEvent::Stopped(uuid, "it ended and nobody told");
-                // Looked at once more there, under the host's lock.
+            for uuid in self.missed(uri, &list.iter().map(|tag| tag.uuid.clone()).collect()) {
+                let life = LifecycleEvent::Stopped(uuid, "it ended without an event of libvirt's");
+                // It is checked once more there, under the host's lock.
                 drop(self.lives.try_send((uri.clone(), life)));
             }
-            if list.iter().all(|stamp| !self.is_ours(stamp)) && !self.is_configured(uri) {
+            if list.iter().all(|tag| !self.is_ours(tag)) && !self.is_configured(uri) {
                 lock(&self.connections).remove(uri);
             }
             domains.extend(list.into_iter().filter(|s| s.master == self.name()).map(|s| (s.uuid.clone(), s)));
         }
         self.warn_of_changed_bases();
-        // A disk of ours on this machine may be that of a domain which could not be listed. One of another machine has its
-        // disks there.
+        // A disk on this machine may belong to a domain that could not be listed. The disks of a remote connection are on
+        // the remote machine.
         if unlisted.iter().any(|one| one.place.as_deref().is_none_or(connection_is_local)) {
             return Ok(Listing { domains, leftovers: Vec::new(), unlisted });
         }
-        let live: BTreeSet<String> = domains.iter().map(|(_, stamp)| stamp.host.clone()).collect();
+        let live: BTreeSet<String> = domains.iter().map(|(_, tag)| tag.host.clone()).collect();
         let inner = self.clone();
         let leftovers = beside(move || inner.tidy(&live)).await?;
         Ok(Listing { domains, leftovers, unlisted })
     }
 
-    /// The hosts that we listen for on a connection and that are not among those that run there.
+    /// Known hosts on a connection that are not among those that run there.
     fn missed(&self, uri: &str, runs: &BTreeSet<String>) -> Vec<String> {
         let known = lock(&self.known);
         let missed = known.iter().filter(|(uuid, known)| known.uri == uri && !runs.contains(*uuid));
@@ -122,7 +122,7 @@ impl Inner {
     }
 
     fn warn_of_changed_bases(&self) {
-        let bases: BTreeSet<_> = lock(&self.known).values().filter_map(|known| known.stamp.base.clone()).collect();
+        let bases: BTreeSet<_> = lock(&self.known).values().filter_map(|known| known.tag.base.clone()).collect();
         let mut warned = lock(&self.warned);
         for (base, change) in bases {
             match disk::changed_in_place(&base, &change) {
@@ -133,7 +133,8 @@ impl Inner {
         }
     }
 
-    /// Removes what hosts of ours have left that have no domain and are not being started. A foreign's is told of.
+    /// Removes what this master's hosts have left that have no domain and are not being started. Returns what foreign
+    /// hosts have left.
     fn tidy(&self, live: &BTreeSet<String>) -> Result<Vec<(PathBuf, disk::Owner)>, String> {
         let mut leftovers = Vec::new();
         let idle = |host: &str| !live.contains(host) && !self.is_live(host);
@@ -146,7 +147,7 @@ impl Inner {
                 continue;
             }
             let host_lock = self.host_lock(&owner.host);
-            // One that is held belongs to a host that is being started or stopped.
+            // A locked host is being started or terminated.
             let Ok(_held) = host_lock.try_lock() else { continue };
             if idle(&owner.host) {
                 disk::remove(&path, &owner).map_err(|e| format!("cannot remove {}: {e}", path.display()))?;
@@ -168,26 +169,26 @@ impl Inner {
         Ok(leftovers)
     }
 
-    /// All stamped domains that run on a connection. Ours are listened for from now on.
+    /// All tagged domains that run on a connection. The master watches its own from now on.
     async fn domains(self: &Arc<Self>, uri: &str) -> Result<Vec<OwnerTag>, LinkError> {
         let link = self.link(uri).map_err(|e| LinkError::Unreachable(e.to_string()))?;
-        let list: Vec<OwnerTag> = link.call(stamps).await?;
-        for stamp in list.iter().filter(|stamp| self.is_ours(stamp)) {
-            self.know(uri, stamp.clone());
+        let list: Vec<OwnerTag> = link.call(tags).await?;
+        for tag in list.iter().filter(|tag| self.is_ours(tag)) {
+            self.know(uri, tag.clone());
         }
         Ok(list)
     }
 
-    /// The deaths that come of what libvirt has told.
+    /// The deaths that follow from libvirt's event.
     pub async fn on_lifecycle(self: &Arc<Self>, uri: &str, life: LifecycleEvent) -> Vec<Death> {
         match life {
             LifecycleEvent::Stopped(uuid, why) => self.ended(uri, &uuid, why, false).await.into_iter().collect(),
             LifecycleEvent::Stuck(uuid, why) => self.ended(uri, &uuid, why, true).await.into_iter().collect(),
             LifecycleEvent::Connected => {
                 let Ok(list) = self.domains(uri).await else { return Vec::new() };
-                let runs = list.into_iter().map(|stamp| stamp.uuid).collect();
+                let runs = list.into_iter().map(|tag| tag.uuid).collect();
                 let missed = self.missed(uri, &runs);
-                let why = "it ended while libvirt could not be heard";
+                let why = "it ended while there was no connection to libvirt";
                 join_all(missed.iter().map(|uuid| self.ended(uri, uuid, why, false)))
                     .await
                     .into_iter()
@@ -197,7 +198,8 @@ impl Inner {
         }
     }
 
-    /// Looks whether a host has ended, or ends it where it is stuck. Nothing where it runs, or is being seen to anyway.
+    /// Checks whether a host has ended, or ends it if it is stuck. Does nothing if the host runs, or is already being
+    /// handled.
     async fn ended(self: &Arc<Self>, uri: &str, uuid: &str, why: &'static str, stuck: bool) -> Option<Death> {
         if !lock(&self.known).contains_key(uuid) {
             return None;
@@ -210,16 +212,16 @@ impl Inner {
     }
 
     fn ended_on(&self, connect: &Connect, uuid: &str, why: &str, stuck: bool) -> Result<Option<Death>, LinkError> {
-        let stamp_of = || lock(&self.known).get(uuid).map(|known| known.stamp.clone());
-        let Some(stamp) = stamp_of() else { return Ok(None) };
-        let host_lock = self.host_lock(&stamp.host);
+        let tag_of = || lock(&self.known).get(uuid).map(|known| known.tag.clone());
+        let Some(tag) = tag_of() else { return Ok(None) };
+        let host_lock = self.host_lock(&tag.host);
         let _held = lock(&host_lock);
-        // While the lock was waited for it may have been stopped.
-        if stamp_of().as_ref() != Some(&stamp) {
+        // It may have been terminated while this waited for the lock.
+        if tag_of().as_ref() != Some(&tag) {
             return Ok(None);
         }
         if let Some((domain, Some(found))) = look(connect, uuid)?
-            && self.owner_of(&found) == self.owner_of(&stamp)
+            && self.owner_of(&found) == self.owner_of(&tag)
         {
             let (state, _) = domain.state()?;
             let stands = [sys::VIR_DOMAIN_PAUSED, sys::VIR_DOMAIN_CRASHED].contains(&state.to_raw());
@@ -227,23 +229,23 @@ impl Inner {
                 return Ok(None);
             }
         }
-        let host = HostId(stamp.host.clone());
-        if let Some(text) = stamp.console.as_deref().and_then(console::tail) {
+        let host = HostId(tag.host.clone());
+        if let Some(text) = tag.console.as_deref().and_then(console::tail) {
             lock(&self.evidence).keep(host.clone(), text);
         }
-        if let Err(why) = self.clean(&stamp) {
+        if let Err(why) = self.clean(&tag) {
             warn!("{why}");
         }
-        self.forget(uuid, &stamp.host);
+        self.forget(uuid, &tag.host);
         Ok(Some(Death { host, why: why.to_owned(), reclaimed: false }))
     }
 
-    /// Ends what a listing has told of.
+    /// Ends a machine of a list.
     pub async fn terminate_listed(self: &Arc<Self>, id: &str, host: &HostId) -> Result<Termination, String> {
         let wanted = disk::Owner { master: self.name().to_owned(), id: id.to_owned(), host: host.0.clone() };
         let uris = self.uris();
         let ends = join_all(uris.iter().map(|uri| self.terminate_at(uri, &wanted))).await;
-        // It is on one of them, and the others need not be heard for that.
+        // It is on one of the connections; the others need not answer.
         let mut failed = None;
         for end in ends {
             match end {
@@ -252,7 +254,7 @@ impl Inner {
                 Err(why) => failed = Some(why),
             }
         }
-        // On one that did not answer it may run, with its disk.
+        // On a connection that did not answer it may still run, with its disk.
         if let Some(why) = failed {
             return Err(why);
         }
@@ -269,19 +271,19 @@ impl Inner {
         Ok(Termination::Gone)
     }
 
-    /// Ends it where it runs on this connection; none where it does not.
+    /// Ends it if it runs on this connection; none if it does not.
     async fn terminate_at(self: &Arc<Self>, uri: &str, wanted: &disk::Owner) -> Result<Option<Termination>, String> {
         let link = self.link(uri).map_err(|e| e.to_string())?;
         let (inner, uri, wanted) = (self.clone(), uri.to_owned(), wanted.clone());
         let work = move |connect: &Connect| -> Result<_, LinkError> {
-            let stamp = stamps(connect)?.into_iter().find(|stamp| inner.owner_of(stamp) == wanted);
-            Ok(stamp.map(|stamp| inner.stop_on(connect, &uri, &stamp)).transpose())
+            let tag = tags(connect)?.into_iter().find(|tag| inner.owner_of(tag) == wanted);
+            Ok(tag.map(|tag| inner.stop_on(connect, &uri, &tag)).transpose())
         };
         link.call(work).await.map_err(|failed| failed.to_string())?
     }
 }
 
-/// Does what blocks on a thread for such things.
+/// Runs blocking work on a separate thread.
 async fn beside<T: Send + 'static>(work: impl FnOnce() -> Result<T, String> + Send + 'static) -> Result<T, String> {
     tokio::task::spawn_blocking(work).await.map_err(|error| error.to_string())?
 }

@@ -1,4 +1,4 @@
-//! Finds processes by the stamp in their environment, and kills them.
+//! Finds processes by the owner tag in their environment, and kills them.
 
 use super::beside;
 use rouse_shared::HostId;
@@ -9,31 +9,31 @@ use std::io;
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 
 /// Environment variable with the master's name and id.
-pub(super) const MASTER_STAMP: &str = "ROUSE_OWNER";
+pub(super) const OWNER_VARIABLE: &str = "ROUSE_OWNER";
 /// Environment variable with the host's id.
-pub(super) const HOST_STAMP: &str = "ROUSE_HOST";
+pub(super) const HOST_VARIABLE: &str = "ROUSE_HOST";
 
-/// A process that bears our stamp, or one with our name.
+/// A process that bears our owner tag, or one with our name.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) struct Stamped {
+pub(super) struct TaggedProcess {
     /// The name and id of its master.
     pub(super) owner: String,
     pub(super) host: HostId,
     pub(super) pid: i32,
     /// Whether it is an agent, and not one that looks after an agent's steps.
     pub(super) agent: bool,
-    /// Clock ticks from the machine's boot to the process's start: tells it from a later one with the same pid.
+    /// Clock ticks from the machine's boot to the process's start: distinguishes it from a later one with the same pid.
     started: u64,
 }
 
-impl Stamped {
+impl TaggedProcess {
     pub(super) fn handle(&self) -> String {
         format!("{}:{}", self.pid, self.started)
     }
 }
 
-/// Every process that bears the stamp of such an owner and is not a zombie.
-pub(super) fn stamped(wanted: impl Fn(&str) -> bool) -> io::Result<Vec<Stamped>> {
+/// Every process that has an owner tag with such an owner and is not a zombie.
+pub(super) fn tagged(wanted: impl Fn(&str) -> bool) -> io::Result<Vec<TaggedProcess>> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc")? {
         let entry = entry?;
@@ -46,26 +46,26 @@ pub(super) fn stamped(wanted: impl Fn(&str) -> bool) -> io::Result<Vec<Stamped>>
                 text.strip_prefix(name)?.strip_prefix('=').map(str::to_owned)
             })
         };
-        let Some(owner) = value(MASTER_STAMP).filter(|owner| wanted(owner)) else { continue };
-        let host = value(HOST_STAMP).filter(|host| is_host_id(host));
+        let Some(owner) = value(OWNER_VARIABLE).filter(|owner| wanted(owner)) else { continue };
+        let host = value(HOST_VARIABLE).filter(|host| is_host_id(host));
         if let (Some(host), Ok(started)) = (host, started(pid)) {
             let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
             let agent = command.split(|b| *b == 0).nth(1) != Some(ZYGOTE_ARGUMENT.as_bytes());
-            found.push(Stamped { owner, host: HostId(host), pid, agent, started });
+            found.push(TaggedProcess { owner, host: HostId(host), pid, agent, started });
         }
     }
     Ok(found)
 }
 
-/// [`stamped`], beside.
-pub(super) async fn scan(owner: &str) -> io::Result<Vec<Stamped>> {
+/// [`tagged`], beside.
+pub(super) async fn scan(owner: &str) -> io::Result<Vec<TaggedProcess>> {
     let owner = owner.to_owned();
-    beside(move || stamped(|of| of == owner)).await
+    beside(move || tagged(|of| of == owner)).await
 }
 
 /// One process for each host: its agent, or where that is gone the oldest of what it has left.
-pub(super) fn agents_of(all: &[Stamped]) -> Vec<Stamped> {
-    let mut agents: BTreeMap<(&str, &HostId), &Stamped> = BTreeMap::new();
+pub(super) fn agents_of(all: &[TaggedProcess]) -> Vec<TaggedProcess> {
+    let mut agents: BTreeMap<(&str, &HostId), &TaggedProcess> = BTreeMap::new();
     for process in all {
         let known = agents.entry((&process.owner, &process.host)).or_insert(process);
         if (!process.agent, process.started) < (!known.agent, known.started) {
@@ -75,18 +75,18 @@ pub(super) fn agents_of(all: &[Stamped]) -> Vec<Stamped> {
     agents.into_values().cloned().collect()
 }
 
-/// Whether the process of such a handle ([`Stamped::handle`]) is there.
+/// Whether the process of such a handle ([`TaggedProcess::handle`]) is there.
 pub(super) fn runs(handle: &str) -> bool {
     let parts = handle.split_once(':').and_then(|(pid, since)| Some((pid.parse().ok()?, since.parse().ok()?)));
     parts.is_some_and(|(pid, since): (i32, u64)| started(pid).is_ok_and(|started| started == since))
 }
 
-/// The name in a stamp.
+/// The name in an owner tag.
 pub(super) fn name_of(owner: &str) -> &str {
     owner.rsplit_once('/').map_or(owner, |(name, _)| name)
 }
 
-/// The id in a stamp.
+/// The id in an owner tag.
 pub(super) fn id_of(owner: &str) -> &str {
     owner.rsplit_once('/').map_or("", |(_, id)| id)
 }
@@ -96,7 +96,7 @@ fn is_host_id(text: &str) -> bool {
     !text.is_empty() && text.len() <= 64 && text.bytes().all(|b| b.is_ascii_alphanumeric())
 }
 
-/// When a process was started, as in [`Stamped::started`]; none that is a zombie.
+/// When a process was started, as in [`TaggedProcess::started`]; none that is a zombie.
 pub(super) fn started(pid: i32) -> io::Result<u64> {
     let text = fs::read_to_string(format!("/proc/{pid}/stat"))?;
     // The second field is the program's name in parentheses, and may itself hold spaces and parentheses.
@@ -122,7 +122,7 @@ pub(super) fn pidfd(pid: i32) -> io::Result<OwnedFd> {
 }
 
 /// SIGKILL, to this very process and not to a later one with its pid.
-pub(super) fn kill(process: &Stamped) -> io::Result<()> {
+pub(super) fn kill(process: &TaggedProcess) -> io::Result<()> {
     let fd = match pidfd(process.pid) {
         Ok(fd) => fd,
         Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(()),

@@ -33,7 +33,7 @@ async fn dial(master: &Master) -> Connection {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_published_build_runs_once_and_everyone_hears_of_it() {
+async fn a_published_build_runs_once_and_its_events_are_published() {
     let master = tokio::task::block_in_place(shared);
     let _agent = tokio::task::block_in_place(|| master.agent("inbox"));
     let stream = open(master.http, "GET", "/api/events", None, "").unwrap();
@@ -110,11 +110,11 @@ async fn a_published_build_runs_once_and_everyone_hears_of_it() {
     }
     // As server-sent events.
     stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
-    let told = tokio::task::block_in_place(|| {
+    let published = tokio::task::block_in_place(|| {
         let lines = BufReader::new(stream).lines().map_while(Result::ok);
         let data = lines.filter_map(|line| line.strip_prefix("data:").map(|d| d.trim().to_owned()));
         let mut events = data.filter_map(|d| serde_json::from_str::<Value>(&d).ok());
         events.any(|event| event["id"] == ids[1].as_str() && event["state"] == "success")
     });
-    assert!(told, "the end of build {} as an event", ids[1]);
+    assert!(published, "the end of build {} as an event", ids[1]);
 }

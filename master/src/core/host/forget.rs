@@ -1,0 +1,90 @@
+//! Hosts and places that can never be heard of again, such as those of a closed account: an operator gives them up. What
+//! is seen of them afterwards is an orphan.
+
+use super::phase::HostEvent;
+use crate::core::event::{Effect, Level, Reply, RequestId};
+use crate::core::places::PlaceKey;
+use crate::core::record::HostState;
+use crate::core::sessions::LINK_PATIENCE;
+use crate::core::timers::Timer;
+use crate::core::{Core, Timestamp};
+use rouse_shared::HostId;
+use rouse_shared::limits::KILL_MARGIN;
+use std::time::Duration;
+
+/// Why a host was given up.
+const WHY: &str = "an operator has given it up";
+
+impl Core {
+    /// Gives up a host. Its attempts go elsewhere once its agent, which nobody hears, has ended them.
+    pub(in crate::core) fn on_forget_host(&mut self, now: Timestamp, request: RequestId, id: &HostId) {
+        if self.hosts.get(id).is_none_or(|live| live.host.state == HostState::Terminated) {
+            let reason = format!("there is no host {id}; `rouse hosts` lists them");
+            return self.reply(request, Reply::NotFound(reason));
+        }
+        if self.is_attached(id) {
+            let reason = format!("the agent of host {id} is attached; `rouse terminate {id}` ends the host");
+            return self.reply(request, Reply::Refused { field: None, reason });
+        }
+        self.forget_host(now, id);
+        self.reply(request, Reply::Done);
+    }
+
+    /// Gives up a place and all hosts there.
+    pub(in crate::core) fn on_forget_place(&mut self, now: Timestamp, request: RequestId, id: &str) {
+        let Some(key) = self.all_places().into_iter().find(|key| key.id() == id) else {
+            let reason = format!("there is no place {id}; `rouse places` lists them");
+            return self.reply(request, Reply::NotFound(reason));
+        };
+        let there = |live: &&super::LiveHost| PlaceKey::of_host(&live.host) == key;
+        let hosts: Vec<HostId> = self.hosts.values().filter(there).map(|live| live.host.id.clone()).collect();
+        if let Some(host) = hosts.iter().find(|host| self.is_attached(host)) {
+            let reason = format!("the agent of host {host} in {key} is attached, so the place is not gone");
+            return self.reply(request, Reply::Refused { field: None, reason });
+        }
+        for host in &hosts {
+            self.forget_host(now, host);
+        }
+        self.forget_place(&key);
+        self.note(Level::Warn, format!("{key} is given up by an operator, with {} hosts", hosts.len()));
+        self.out.push(Effect::ForgetPlace { provider: key.provider, place: key.name.to_string() });
+        self.reply(request, Reply::Done);
+    }
+
+    fn is_attached(&self, id: &HostId) -> bool {
+        let worker = self.hosts.get(id).and_then(|live| self.workers.get(&live.host.worker));
+        worker.and_then(|worker| worker.attached()).is_some_and(|live| live.session.host.as_ref() == Some(id))
+    }
+
+    fn forget_host(&mut self, now: Timestamp, id: &HostId) {
+        let Some(worker) = self.hosts.get(id).map(|live| live.host.worker.clone()) else { return };
+        let attempts: Vec<_> = self.workers.get(&worker).into_iter().flat_map(|w| w.attempts.clone()).collect();
+        let session = self.workers.get(&worker).and_then(|w| w.session.as_ref());
+        let wait = match session.filter(|live| live.session.host.as_ref() == Some(id)) {
+            None if attempts.is_empty() => Duration::ZERO,
+            live => {
+                let plan = self.workers.get(&worker).and_then(|w| w.plan.as_ref());
+                let lease = live.map_or_else(|| plan.and_then(|p| p.lease), super::super::Live::lease);
+                let grace = plan.map_or(LINK_PATIENCE, |p| p.grace);
+                lease.unwrap_or(LINK_PATIENCE).max(self.extended.unwrap_or_default()) + grace + KILL_MARGIN
+            }
+        };
+        for attempt in attempts {
+            self.excuse_attempt(attempt, id);
+        }
+        self.terminate_host(now, id, WHY);
+        let Some(live) = self.hosts.get_mut(id) else { return };
+        live.host.why = Some(WHY.to_owned());
+        live.host.forgotten = Some(now + wait);
+        self.note(Level::Warn, format!("host {id} of {worker} is given up by an operator: it may still cost money"));
+        self.timers.set(Timer::Forget(id.clone()), now + wait);
+        self.touch_host(id);
+    }
+
+    /// Whatever ran on a host that was given up has ended by now.
+    pub(in crate::core) fn on_forget(&mut self, now: Timestamp, id: &HostId) {
+        if let Some(before) = self.advance(id, &HostEvent::Forgotten) {
+            self.host_went(now, id, &before, WHY);
+        }
+    }
+}

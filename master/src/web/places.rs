@@ -1,0 +1,42 @@
+//! Places: their list, and what gives one up.
+
+use super::builds::done;
+use super::error::{ApiError, NoParams, Params, Segments};
+use super::{App, Query, views};
+use crate::api;
+use crate::core::event::Command;
+use axum::Json;
+use axum::extract::State;
+use std::sync::Arc;
+
+/// List every place: what fails together.
+#[utoipa::path(
+    get, path = "/api/places", responses((status = 200, description = "The places.", body = Vec<api::Place>)),
+)]
+pub(super) async fn list_places(
+    State(app): State<Arc<App>>,
+    _: Params<NoParams>,
+) -> Result<Json<Vec<api::Place>>, ApiError> {
+    let places = app.query(|reply| Query::Places { reply }).await?;
+    Ok(Json(places.into_iter().map(views::place).collect()))
+}
+
+/// Give up a place that can never be heard of again, and all hosts there.
+///
+/// They may still run and cost money. Refused while the agent of one of them is attached.
+#[utoipa::path(
+    post, path = "/api/places/{id}/forget", params(("id" = String, Path, description = "The place's id.")),
+    responses(
+        (status = 200, description = "The place is given up.", body = api::ForgottenPlace),
+        (status = 400, description = "The agent of a host there is attached.", body = api::Error),
+        (status = 404, description = "There is no such place.", body = api::Error),
+    ),
+)]
+pub(super) async fn forget_place(
+    State(app): State<Arc<App>>,
+    Segments(id): Segments<String>,
+    _: Params<NoParams>,
+) -> Result<Json<api::ForgottenPlace>, ApiError> {
+    done(app.command(Command::ForgetPlace(id.clone())).await?)?;
+    Ok(Json(api::ForgottenPlace { id }))
+}
