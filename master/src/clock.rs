@@ -13,6 +13,12 @@ pub fn now() -> Timestamp {
     Timestamp(0) + wall + boot.saturating_sub(then)
 }
 
+/// The wall clock of this machine, steps included, in milliseconds since the Unix epoch. For comparison with other
+/// machines only; nothing is timed by it.
+pub fn wall() -> Timestamp {
+    Timestamp(0) + wall_clock()
+}
+
 #[expect(clippy::disallowed_methods, reason = "this is the clock")]
 fn wall_clock() -> Duration {
     // Before 1970 the clock is wrong in any case.

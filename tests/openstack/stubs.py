@@ -106,6 +106,9 @@ def neutron(method, path, query, body, project, admin):
         item.update(given)
         if given.get("binding:host_id"):
             item.update({"binding:vif_type": "ovs", "status": "ACTIVE"})
+        if kind == "floatingips" and given.get("port_id"):
+            fixed = LISTS["ports"][given["port_id"]]["fixed_ips"][0]["ip_address"]
+            item.update(status="ACTIVE", fixed_ip_address=fixed)
         return 200, {one: item}
     new = {"id": str(uuid.uuid4()), "name": "", "description": "", "status": "DOWN", "admin_state_up": True}
     new.update({"tenant_id": project, **given})

@@ -264,6 +264,11 @@ pub fn refusal(status: u16, code: &str) -> Fault {
     Fault::Refuse { status, head: "X-Test: 1", body: Box::leak(body.into_boxed_str()) }
 }
 
+/// Whether a request is for this region.
+pub fn is_in(request: &Request, region: &str) -> bool {
+    request.head.contains(&format!("/{region}/ec2/"))
+}
+
 /// A configuration of workers `w-1` and `w-2` there; `more` is added to their section.
 ///
 /// # Panics

@@ -62,6 +62,8 @@ pub struct Request {
     pub method: String,
     /// Path and query.
     pub path: String,
+    /// The lines of its head.
+    pub head: String,
     /// The body, as text.
     pub body: String,
     /// The status of the answer that the service gave; 0 where it gave none.
@@ -199,6 +201,7 @@ async fn serve(
     let mut request = Request {
         method: words.next().unwrap_or_default().to_owned(),
         path: words.next().unwrap_or_default().to_owned(),
+        head: head.clone(),
         body: String::from_utf8_lossy(&body).into_owned(),
         status: 0,
     };

@@ -276,7 +276,7 @@ pub(super) static LIBVIRT: Section = Section {
 /// `[worker.openstack]`
 pub(super) static OPENSTACK: Section = Section {
     keys: &[
-        key("flavor", Kind::Word).required(),
+        key("flavor", Kind::Any(&[Kind::Word, Kind::List(1, &Kind::Word)])).required(),
         key("image", Kind::Any(&[Kind::Word, Kind::Table(&IMAGE)])).required(),
         key("cloud", Kind::Text),
         key("os_username", Kind::Text),
@@ -294,7 +294,7 @@ pub(super) static OPENSTACK: Section = Section {
         key("key_name", Kind::Text),
         key("security_groups", Kind::Any(&[Kind::Word, Kind::List(0, &Kind::Word)])).default("[]"),
         key("user_data", Kind::Text),
-        key("availability_zone", Kind::Text),
+        key("availability_zone", Kind::Any(&[Kind::Text, Kind::List(0, &Kind::Word)])),
         key("boot_volume_gb", COUNT).default("0"),
         key("floating_ip_pool", Kind::Text),
         key("config_drive", Kind::Boolean).default("false"),

@@ -186,8 +186,7 @@ impl EventLoop {
     fn attested(&self, worker: WorkerName, message: ToMaster) -> Event {
         if let ToMaster::Hello(hello) = &message
             && let Some(host) = self.config.hosts.get(&worker)
-            && let Some(provider) = self.executor.hosts.provider(host.provider())
-            && let Err(why) = provider.attest(&worker, hello)
+            && let Err(why) = self.executor.hosts.attest(host.provider(), &worker, hello)
         {
             return Event::AttestationFailed { worker, hello: hello.clone(), why };
         }

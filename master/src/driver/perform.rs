@@ -2,7 +2,7 @@
 
 use crate::broker::{LinkHandle, Outbound, Refusals};
 use crate::config::Config;
-use crate::core::event::{Change, Effect, Event, Level, Listing, Reply, RequestId, StartError};
+use crate::core::event::{Change, Effect, Event, Level, Listing, Reply, RequestId};
 use crate::core::plan::ProviderKind;
 use crate::core::record::Host;
 use crate::hosts::Hosts;
@@ -86,7 +86,7 @@ impl Executor {
                 self.spawn_call(async move {
                     let number = host.launch.as_ref().map_or(0, |o| o.number);
                     let result = hosts.call(host.provider, |p| p.start(&host)).await;
-                    let result = result.unwrap_or_else(|e| Err(e.into_start(StartError::Unknown)));
+                    let result = result.unwrap_or_else(|e| Err(e.of_start()));
                     Event::StartEnded { host: host.id, number, result }
                 });
             }
@@ -108,7 +108,7 @@ impl Executor {
                 let (hosts, boot) = (self.hosts.clone(), self.boot_data(&host, config));
                 self.spawn_call(async move {
                     let result = hosts.call(host.provider, |p| p.resume(&host, boot)).await;
-                    let result = result.unwrap_or_else(|e| Err(e.into_start(StartError::Unknown)));
+                    let result = result.unwrap_or_else(|e| Err(e.of_start()));
                     Event::ResumeEnded { host: host.id, result }
                 });
             }
@@ -130,9 +130,7 @@ impl Executor {
                 });
             }
             Effect::ForgetPlace { provider, place } => {
-                if let Some(provider) = self.hosts.provider(provider) {
-                    provider.forget_place(&place);
-                }
+                self.hosts.forget_place(provider, &place);
             }
             Effect::ListHosts(provider) => {
                 let hosts = self.hosts.clone();
@@ -214,8 +212,7 @@ impl Executor {
         let (hosts, boot) = (self.hosts.clone(), self.boot_data(&host, config));
         self.spawn_call(async move {
             let result = hosts.call(host.provider, |p| p.prepare(&host, number, &resting, boot)).await;
-            // It makes nothing, so it may be repeated.
-            let result = result.unwrap_or_else(|e| Err(e.into_start(StartError::Place)));
+            let result = result.unwrap_or_else(|e| Err(e.of_prepare()));
             Event::Prepared { host: host.id, number, result }
         });
     }
@@ -266,3 +263,7 @@ impl Executor {
 async fn list(hosts: &Hosts, provider: ProviderKind) -> Result<Listing, String> {
     hosts.call(provider, |p| p.list()).await.unwrap_or_else(|e| Err(e.into()))
 }
+
+#[cfg(test)]
+#[path = "perform_tests.rs"]
+mod tests;

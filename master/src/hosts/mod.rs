@@ -2,6 +2,10 @@
 //! its line in [`Hosts::provider`], and a line in the contract suite. The core does everything else: retries, limits,
 //! timeouts, mail and naming.
 
+#[cfg(any(feature = "ec2", feature = "openstack"))]
+mod alternatives;
+#[cfg(any(feature = "ec2", feature = "openstack"))]
+mod clock_skew;
 #[cfg(feature = "ec2")]
 pub mod ec2;
 #[cfg(feature = "libvirt")]
@@ -10,6 +14,7 @@ pub mod libvirt_network;
 pub mod online;
 #[cfg(feature = "openstack")]
 pub mod openstack;
+mod overdue;
 #[cfg(any(feature = "libvirt", feature = "openstack"))]
 mod persisted_set;
 pub mod process;
@@ -20,11 +25,13 @@ use crate::core::event::{ListedHost, Listing, StartError, Started, Suspension, T
 use crate::core::plan::ProviderKind;
 use crate::core::record::{Host, HostState, LaunchSpec};
 use async_trait::async_trait;
+use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use rouse_shared::boot::BootData;
 use rouse_shared::message::Hello;
 use rouse_shared::{HostId, WorkerName};
 use std::collections::{BTreeMap, BTreeSet};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -67,7 +74,8 @@ pub trait Provider: Send + Sync {
     /// Terminates a machine that [`Self::list`] has listed: one that is not in the ledger, or a foreign one. Its handle
     /// says where it is.
     async fn terminate_listed(&self, listed: &ListedHost) -> Result<Termination, String>;
-    /// Looks after this place no longer, unless the configuration has it: an operator has given it up.
+    /// Forgets a place that an operator has given up, so that it is no longer listed. Does nothing if the configuration
+    /// has a place of this name ([`Host::place`]).
     fn forget_place(&self, _place: &str) {}
     /// The end of the machine's console output, if the provider keeps it.
     async fn console(&self, host: &Host) -> Option<String>;
@@ -90,14 +98,26 @@ pub enum UnansweredError {
     /// It did not answer within [`CALL_LIMIT`]; whether the call is carried out is unknown.
     #[error("no answer within {} s", CALL_LIMIT.as_secs())]
     Timeout,
+    /// A bug in rouse interrupted the call. Whether it was carried out is unknown.
+    #[error("a fault in rouse interrupted it: its log has the place")]
+    Panicked,
 }
 
 impl UnansweredError {
-    /// As the error of a start; `timeout` says what a timeout means for it.
-    pub fn into_start(self, timeout: fn(String) -> StartError) -> StartError {
+    /// As the error of [`Provider::prepare`], which creates nothing and may be repeated.
+    pub fn of_prepare(self) -> StartError {
         match self {
             Self::Absent(_) => StartError::Rejected(self.to_string()),
-            Self::Timeout => timeout(self.to_string()),
+            Self::Timeout => StartError::Place(self.to_string()),
+            Self::Panicked => StartError::Transient(self.to_string()),
+        }
+    }
+
+    /// As the error of [`Provider::start`] and of [`Provider::resume`].
+    pub fn of_start(self) -> StartError {
+        match self {
+            Self::Absent(_) => StartError::Rejected(self.to_string()),
+            Self::Timeout | Self::Panicked => StartError::Unknown(self.to_string()),
         }
     }
 }
@@ -131,6 +151,9 @@ pub struct Hosts {
     libvirt: libvirt::Libvirt,
     #[cfg(feature = "openstack")]
     openstack: openstack::Servers,
+    /// Replaces all of them in tests, with its own time limit.
+    #[cfg(test)]
+    stand_in: Option<(Box<dyn Provider>, Duration)>,
 }
 
 impl Hosts {
@@ -154,11 +177,31 @@ impl Hosts {
             libvirt,
             #[cfg(feature = "openstack")]
             openstack,
+            #[cfg(test)]
+            stand_in: None,
         })
+    }
+
+    /// Replaces all providers by one, whose calls may take `limit`.
+    #[cfg(test)]
+    pub(crate) fn with_stand_in(self, stand_in: Box<dyn Provider>, limit: Duration) -> Self {
+        Self { stand_in: Some((stand_in, limit)), ..self }
+    }
+
+    fn limit(&self) -> Duration {
+        #[cfg(test)]
+        if let Some((_, limit)) = &self.stand_in {
+            return *limit;
+        }
+        CALL_LIMIT
     }
 
     /// The provider of a kind, if this build has it.
     pub fn provider(&self, kind: ProviderKind) -> Option<&dyn Provider> {
+        #[cfg(test)]
+        if let Some((stand_in, _)) = &self.stand_in {
+            return Some(stand_in.as_ref());
+        }
         match kind {
             ProviderKind::Process => Some(&self.process),
             #[cfg(feature = "ec2")]
@@ -176,17 +219,34 @@ impl Hosts {
         }
     }
 
-    /// Calls a provider, for [`CALL_LIMIT`] at most.
+    /// Calls a provider, for [`CALL_LIMIT`] at most. Always returns, because the core waits for each answer.
     ///
     /// # Errors
-    /// If this build does not have the provider, or it does not answer in time.
+    /// If this build does not have the provider, if it does not answer in time, or if it panics.
     pub async fn call<'a, T>(
         &'a self,
         kind: ProviderKind,
         call: impl FnOnce(&'a dyn Provider) -> BoxFuture<'a, T>,
     ) -> Result<T, UnansweredError> {
         let provider = self.provider(kind).ok_or(UnansweredError::Absent(kind))?;
-        tokio::time::timeout(CALL_LIMIT, call(provider)).await.map_err(|_| UnansweredError::Timeout)
+        guarded(self.limit(), async { call(provider).await }).await
+    }
+
+    /// Calls [`Provider::attest`]. If it panics, the agent is refused.
+    ///
+    /// # Errors
+    /// What is wrong with the proof.
+    pub fn attest(&self, kind: ProviderKind, worker: &WorkerName, hello: &Hello) -> Result<(), String> {
+        let Some(provider) = self.provider(kind) else { return Ok(()) };
+        let checked = catch_unwind(AssertUnwindSafe(|| provider.attest(worker, hello)));
+        checked.unwrap_or_else(|_| Err(UnansweredError::Panicked.to_string()))
+    }
+
+    /// Calls [`Provider::forget_place`].
+    pub fn forget_place(&self, kind: ProviderKind, place: &str) {
+        if let Some(provider) = self.provider(kind) {
+            shielded(kind, || provider.forget_place(place));
+        }
     }
 
     /// Passes to the providers the hosts that are in the ledger when the master starts.
@@ -198,7 +258,7 @@ impl Hosts {
         }
         for (kind, hosts) in made {
             if let Some(provider) = self.provider(kind) {
-                provider.expect(&hosts);
+                shielded(kind, || provider.expect(&hosts));
             }
         }
     }
@@ -206,12 +266,29 @@ impl Hosts {
     /// Applies the workers' sections of a new configuration. Hosts that were ordered before can still be terminated and
     /// listed.
     pub fn configure(&self, config: &Config) {
-        self.process.configure(config);
+        shielded(ProviderKind::Process, || self.process.configure(config));
         #[cfg(feature = "ec2")]
-        self.ec2.configure(config);
+        shielded(ProviderKind::Ec2, || self.ec2.configure(config));
         #[cfg(feature = "libvirt")]
-        self.libvirt.configure(config);
+        shielded(ProviderKind::Libvirt, || self.libvirt.configure(config));
         #[cfg(feature = "openstack")]
-        self.openstack.configure(config);
+        shielded(ProviderKind::Openstack, || self.openstack.configure(config));
+    }
+}
+
+/// Waits for a call until it returns, its time is over, or it panics.
+async fn guarded<T>(limit: Duration, call: impl Future<Output = T>) -> Result<T, UnansweredError> {
+    match tokio::time::timeout(limit, AssertUnwindSafe(call).catch_unwind()).await {
+        Ok(Ok(answer)) => Ok(answer),
+        // The panic hook has logged it.
+        Ok(Err(_)) => Err(UnansweredError::Panicked),
+        Err(_) => Err(UnansweredError::Timeout),
+    }
+}
+
+/// Makes a call that returns nothing. A panic of one provider must not end the event loop, which the others need.
+fn shielded(kind: ProviderKind, call: impl FnOnce()) {
+    if catch_unwind(AssertUnwindSafe(call)).is_err() {
+        tracing::error!("a fault in rouse: provider {} has not taken notice of it", kind.as_str());
     }
 }

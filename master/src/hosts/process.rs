@@ -6,6 +6,7 @@
 
 mod tagged;
 
+use super::overdue::Overdue;
 use super::{Death, Provider};
 use crate::clock;
 use crate::config::{Config, ProcessConfig};
@@ -58,6 +59,8 @@ pub struct Processes {
     watched: Mutex<BTreeSet<HostId>>,
     /// Hosts that have no agent but other processes, and since when.
     leftovers: Mutex<BTreeMap<HostId, Timestamp>>,
+    /// Hosts that were killed and whose processes still run.
+    overdue: Overdue,
 }
 
 impl Processes {
@@ -75,6 +78,7 @@ impl Processes {
             deaths,
             watched: Mutex::default(),
             leftovers: Mutex::default(),
+            overdue: Overdue::default(),
         })
     }
 
@@ -126,6 +130,7 @@ impl Processes {
         if ours.is_empty() {
             lock(&self.watched).remove(host);
             lock(&self.leftovers).remove(host);
+            self.overdue.gone(host.as_str());
             let dir = self.host_dir(host);
             let shown = dir.display().to_string();
             return match beside(move || remove_dir(&dir)).await {
@@ -136,7 +141,14 @@ impl Processes {
         for process in self.to_kill(host, &ours) {
             kill(process).map_err(|e| format!("cannot kill process {}: {e}", process.pid))?;
         }
-        Ok(Termination::Requested)
+        match self.overdue.still_there(clock::now(), host.as_str()) {
+            None => Ok(Termination::Requested),
+            Some(taken) => {
+                let left: Vec<String> = ours.iter().map(|process| process.pid.to_string()).collect();
+                let (left, taken) = (left.join(", "), taken.as_secs());
+                Err(format!("its processes {left} have not ended within {taken} s: the system may not let them"))
+            }
+        }
     }
 
     /// The processes to kill: first the agent alone. Its supervisors notice that, end what they run, and exit. If they
@@ -183,11 +195,10 @@ impl Provider for Processes {
     }
 
     async fn start(&self, host: &Host) -> Result<Started, StartError> {
-        let transient = |what: &str, error: io::Error| StartError::Transient(format!("cannot {what}: {error}"));
         let spec = host.launch.as_ref().map_or("", |o| &o.spec);
         let Spec { agent, boot } = serde_json::from_str(spec)
             .map_err(|e| StartError::Rejected(format!("the order of host {} is not readable: {e}", host.id)))?;
-        if let Some(found) = self.find(&host.id).await.map_err(|e| transient("look for a running agent", e))? {
+        if let Some(found) = self.find(&host.id).await.map_err(|e| failed("look for a running agent", &e))? {
             self.watch(host.id.clone(), &found);
             return Ok(Started { handle: found.handle(), identity: None });
         }
@@ -211,8 +222,8 @@ impl Provider for Processes {
             log.write_all(begin_mark(&host.id).as_bytes())?;
             Ok((boot_path, log))
         };
-        let (boot_path, log) = prepare().map_err(|e| transient(&format!("prepare {}", dir.display()), e))?;
-        let errors = log.try_clone().map_err(|e| transient("duplicate the agent's log", e))?;
+        let (boot_path, log) = prepare().map_err(|e| failed(&format!("prepare {}", dir.display()), &e))?;
+        let errors = log.try_clone().map_err(|e| failed("duplicate the agent's log", &e))?;
         let mut command = tokio::process::Command::new(&program);
         command
             .env_clear()
@@ -232,11 +243,7 @@ impl Provider for Processes {
         unsafe {
             command.pre_exec(|| if libc::setsid() == -1 { Err(io::Error::last_os_error()) } else { Ok(()) });
         }
-        let mut child = command.spawn().map_err(|error| {
-            let text = format!("cannot run {}: {error}", program.display());
-            let refused = matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::NotFound);
-            if refused { StartError::Rejected(text) } else { StartError::Transient(text) }
-        })?;
+        let mut child = command.spawn().map_err(|error| failed(&format!("run {}", program.display()), &error))?;
         let pid = child.id().and_then(|pid| i32::try_from(pid).ok());
         let started = pid.and_then(|pid| tagged::started(pid).ok()).unwrap_or(0);
         lock(&self.watched).insert(host.id.clone());
@@ -304,6 +311,20 @@ impl Provider for Processes {
             Some((_, own)) => own.to_owned(),
             None => text,
         })
+    }
+}
+
+/// An error of the system as the error of a start.
+fn failed(what: &str, error: &io::Error) -> StartError {
+    let text = format!("cannot {what}: {error}");
+    match error.kind() {
+        io::ErrorKind::PermissionDenied | io::ErrorKind::NotFound => StartError::Rejected(text),
+        // The system or the user has no more processes.
+        io::ErrorKind::StorageFull | io::ErrorKind::OutOfMemory | io::ErrorKind::WouldBlock => {
+            StartError::Capacity(text)
+        }
+        io::ErrorKind::QuotaExceeded => StartError::Quota(text),
+        _ => StartError::Transient(text),
     }
 }
 

@@ -222,6 +222,7 @@ impl Fake {
             id: HostId("h0000000000000001".to_owned()),
             worker: "w1".parse().unwrap(),
             provider: ProviderKind::Ec2,
+            place: "us-west-2".to_owned(),
             handle: Some("i-0123".to_owned()),
             state: HostState::Ready,
             image: "ami-1".to_owned(),

@@ -2,7 +2,7 @@
 //! fixture: how it is made, how its machines are seen without it, and what else may be there.
 
 use rouse_master::clock;
-use rouse_master::core::event::{ListedHost, Owner, StartError, Started, Termination};
+use rouse_master::core::event::{ListedHost, Listing, Owner, StartError, Started, Termination, UnlistedPlace};
 use rouse_master::core::plan::ProviderKind;
 use rouse_master::core::record::{Host, HostState};
 use rouse_master::hosts::{Death, Provider};
@@ -57,6 +57,7 @@ pub fn host_of(provider: ProviderKind, worker: &WorkerName) -> Host {
         id: HostId(format!("h{:08x}{number:08x}", std::process::id())),
         worker: worker.clone(),
         provider,
+        place: "here".to_owned(),
         launch: None,
         image: String::new(),
         handle: None,
@@ -127,8 +128,24 @@ pub async fn gone(provider: &dyn Provider, host: &Host) {
     panic!("host {} does not go", host.id);
 }
 
+/// What it lists, if it has heard of every place.
+///
+/// # Errors
+/// The places that it has not heard of, and why.
+pub async fn whole_list(provider: &dyn Provider) -> Result<Vec<ListedHost>, String> {
+    let Listing { machines, unlisted } = provider.list().await?;
+    let said = |UnlistedPlace { place, why }: &UnlistedPlace| match place {
+        Some(place) => format!("{place}: {why}"),
+        None => why.clone(),
+    };
+    match unlisted.as_slice() {
+        [] => Ok(machines),
+        unlisted => Err(unlisted.iter().map(said).collect::<Vec<_>>().join("; ")),
+    }
+}
+
 async fn listed(provider: &dyn Provider, host: &Host) -> Option<ListedHost> {
-    provider.list().await.expect("a list").machines.into_iter().find(|listed| listed.host == host.id)
+    whole_list(provider).await.expect("a list").into_iter().find(|listed| listed.host == host.id)
 }
 
 /// Waits for what holds at last.

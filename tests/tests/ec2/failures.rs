@@ -16,15 +16,16 @@ async fn each_refusal_has_its_kind() {
     // Code, status, what it is, and words of ours for a person.
     let table = [
         ("InsufficientInstanceCapacity", 500, "capacity", "no capacity"),
-        ("InstanceLimitExceeded", 400, "capacity", "limit of instances"),
-        ("VcpuLimitExceeded", 400, "capacity", "limit of instances"),
-        ("MaxSpotInstanceCountExceeded", 400, "capacity", "limit of spot instances"),
+        ("InstanceLimitExceeded", 400, "quota", "limit of instances"),
+        ("VcpuLimitExceeded", 400, "quota", "limit of instances"),
+        ("MaxSpotInstanceCountExceeded", 400, "quota", "limit of spot instances"),
+        ("UnfulfillableCapacity", 400, "capacity", "UnfulfillableCapacity"),
         ("Unsupported", 400, "rejected", "this zone does not offer it"),
         ("InvalidAMIID.NotFound", 400, "rejected", "the image is gone"),
         ("InvalidParameterValue", 400, "rejected", "InvalidParameterValue"),
-        ("UnauthorizedOperation", 403, "auth", "do not allow"),
-        ("AuthFailure", 401, "auth", "does not know the credentials"),
-        ("RequestLimitExceeded", 503, "transient", "too many calls"),
+        ("UnauthorizedOperation", 403, "place", "do not allow"),
+        ("AuthFailure", 401, "place", "does not know the credentials"),
+        ("RequestLimitExceeded", 503, "place", "too many calls"),
         ("InternalError", 500, "unknown", "InternalError"),
         ("Unavailable", 503, "unknown", "Unavailable"),
     ];
@@ -37,7 +38,8 @@ async fn each_refusal_has_its_kind() {
         let found = match &error {
             StartError::Capacity(_) => "capacity",
             StartError::Rejected(_) => "rejected",
-            StartError::Auth(_) => "auth",
+            StartError::Quota(_) => "quota",
+            StartError::Place(_) => "place",
             StartError::Transient(_) => "transient",
             StartError::Unknown(_) => "unknown",
         };
@@ -58,8 +60,8 @@ async fn each_refusal_has_its_kind() {
     fixture.provider.configure(&fixture.config);
     fixture.cloud.set(&json!({ "key": "AKIAANOTHER" }));
     let error = fixture.prepare(&mut host, 0).await.unwrap_err();
-    assert!(matches!(&error, StartError::Auth(text) if text.contains("does not know the credentials")), "{error:?}");
-    assert!(fixture.provider.list().await.unwrap_err().reason.contains(KEY), "a list that fails is no empty list");
+    assert!(matches!(&error, StartError::Place(text) if text.contains("does not know the credentials")), "{error:?}");
+    assert!(fixture.list().await.unwrap_err().contains(KEY), "a list that fails is no empty list");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -116,7 +118,7 @@ async fn what_is_listed_late_is_not_taken_for_gone() {
     fixture.prepare(&mut host, 0).await.unwrap();
     fixture.cloud.fail("RunInstances", 0, 99, Fault::LoseReply);
     assert!(matches!(fixture.start(&mut host).await, Err(StartError::Unknown(_))));
-    assert_eq!(fixture.provider.list().await, Ok(Vec::new()), "AWS does not list it yet");
+    assert_eq!(fixture.list().await, Ok(Vec::new()), "AWS does not list it yet");
     assert_eq!(fixture.provider.terminate(&host).await, Ok(Termination::Requested));
     // Before the provider's patience is over AWS lists it.
     fixture.cloud.set(&json!({ "lag": 0 }));
@@ -192,22 +194,22 @@ async fn every_region_that_may_have_hosts_is_audited() {
         fixture.start(&mut host).await.unwrap();
         hosts.push(host);
     }
-    let listed = fixture.provider.list().await.unwrap();
+    let listed = fixture.list().await.unwrap();
     assert_eq!(listed.len(), 2, "{listed:?}");
     assert!(listed.iter().all(|l| l.owner == Owner::Ours));
     // The region leaves the configuration, and the master is started again: its host is still seen, and ended.
     fixture.config = one;
     fixture.restart();
-    assert_eq!(fixture.provider.list().await.unwrap().len(), 2);
+    assert_eq!(fixture.list().await.unwrap().len(), 2);
     fixture.gone(&hosts[1]).await;
-    assert_eq!(fixture.provider.list().await.unwrap().len(), 1);
+    assert_eq!(fixture.list().await.unwrap().len(), 1);
     // An orphan is ended where it is.
-    let orphan = fixture.provider.list().await.unwrap().remove(0);
+    let orphan = fixture.list().await.unwrap().remove(0);
     while fixture.provider.terminate_listed(&orphan).await.unwrap() != Termination::Gone {
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     assert!(fixture.cloud.alive().is_empty());
     // One region that does not answer makes no list at all.
     fixture.cloud.proxy.fail(0, 99, Fault::LoseRequest, |_| true);
-    assert!(fixture.provider.list().await.is_err());
+    assert!(fixture.list().await.is_err());
 }

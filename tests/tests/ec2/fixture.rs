@@ -1,7 +1,7 @@
 //! One provider on one cloud.
 
 use rouse_master::config::Config;
-use rouse_master::core::event::{StartError, Started};
+use rouse_master::core::event::{ListedHost, StartError, Started};
 use rouse_master::core::plan::ProviderKind;
 use rouse_master::core::record::Host;
 use rouse_master::hosts::ec2::{Ec2, Options};
@@ -10,6 +10,7 @@ use rouse_tests::contract::{self, OWNER, boot_data};
 use rouse_tests::ec2::{Cloud, config};
 use rouse_tests::proxy::Fault;
 use serde_json::Value;
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
 use tempfile::TempDir;
@@ -58,7 +59,7 @@ impl Ec2Fixture {
     }
 
     pub async fn prepare(&self, host: &mut Host, number: u32) -> Result<(), StartError> {
-        let order = self.provider.prepare(host, number, boot_data(host)).await?;
+        let order = self.provider.prepare(host, number, &BTreeSet::new(), boot_data(host)).await?;
         host.launch = Some(order);
         Ok(())
     }
@@ -101,6 +102,11 @@ impl Ec2Fixture {
         };
         self.cloud.proxy.heal();
         died
+    }
+
+    /// What it lists, if it has heard of every place.
+    pub async fn list(&self) -> Result<Vec<ListedHost>, String> {
+        contract::whole_list(&self.provider).await
     }
 
     pub async fn gone(&self, host: &Host) {

@@ -8,6 +8,8 @@ mod failures;
 mod fixture;
 mod full_system;
 mod options;
+mod places;
+mod refusals;
 mod spot;
 
 use rouse_tests::ec2::Clouds;

@@ -128,7 +128,7 @@ async fn the_users_address_and_volumes_are_lent() {
     fixture.cloud.call("DetachVolume", &[("VolumeId", &volume), ("InstanceId", &instance)]);
     fixture.cloud.call("DisassociateAddress", &[("PublicIp", &address)]);
     bears(false).await;
-    fixture.provider.list().await.unwrap();
+    fixture.list().await.unwrap();
     bears(true).await;
     fixture.gone(&host).await;
     bears(false).await;

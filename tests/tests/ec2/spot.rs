@@ -93,9 +93,9 @@ async fn a_request_that_is_left_behind_is_found_by_the_audit() {
     let mut host = fixture.host();
     fixture.prepare(&mut host, 0).await.unwrap();
     assert!(matches!(fixture.start(&mut host).await, Err(StartError::Capacity(_))));
-    let listed = fixture.provider.list().await.unwrap();
+    let listed = fixture.list().await.unwrap();
     assert_eq!(listed.len(), 1);
     assert!(listed[0].handle.starts_with("sir-") && listed[0].host == host.id, "{listed:?}");
     fixture.provider.terminate_listed(&listed[0]).await.unwrap();
-    assert_eq!(fixture.provider.list().await.unwrap(), []);
+    assert_eq!(fixture.list().await.unwrap(), []);
 }

@@ -71,7 +71,7 @@ async fn it_sleeps_and_wakes_as_often_as_it_is_asked() {
         fixture.suspended(&host).await;
         assert_eq!(fixture.provider.suspend(&host).await, Ok(Suspension::Suspended), "it may be asked again");
         assert_eq!(fixture.made(&host)["state"], "stopped");
-        let listed = fixture.provider.list().await.unwrap();
+        let listed = fixture.list().await.unwrap();
         assert!(listed.len() == 1 && listed[0].suspended && listed[0].host == host.id, "{listed:?}");
         let token = format!("token of round {round}");
         fixture.resumed(&mut host, &token).await;
@@ -79,7 +79,7 @@ async fn it_sleeps_and_wakes_as_often_as_it_is_asked() {
         assert_eq!(fixture.token(&host), token);
         let made = fixture.until(&host, "running").await;
         assert_eq!(made["boots"], round + 1, "one boot each");
-        assert!(!fixture.provider.list().await.unwrap()[0].suspended);
+        assert!(!fixture.list().await.unwrap()[0].suspended);
     }
     // While it is being terminated it cannot be resumed yet.
     fixture.cloud.set(&json!({ "delay": { "stopping": 2.0 } }));

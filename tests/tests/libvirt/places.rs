@@ -2,7 +2,7 @@
 //! changed under a guest's disk.
 
 use crate::machines::{Machines, config};
-use rouse_master::core::event::{ListedHost, Owner, PartialList, StartError, Termination};
+use rouse_master::core::event::{ListedHost, Listing, Owner, StartError, Termination};
 use rouse_master::hosts::Provider as _;
 use rouse_master::hosts::libvirt::Libvirt;
 use rouse_tests::contract::{self, ProviderFixture as _};
@@ -40,8 +40,9 @@ fn one_connection_that_does_not_answer_hides_no_other() {
         let second = Libvirt::new(dir, OWNER, &both(&section), deaths.clone()).unwrap();
         let mut elsewhere = contract::host(&machines, &"lost-1".parse().unwrap());
         contract::order(&second, &mut elsewhere).await.unwrap_err();
-        let Err(PartialList { reason, listed }) = second.list().await else { panic!("a list that is not whole") };
-        assert!(reason.contains("no-socket"), "{reason}");
+        let Listing { machines: listed, unlisted } = second.list().await.unwrap();
+        assert_eq!(unlisted.iter().map(|one| one.place.as_deref()).collect::<Vec<_>>(), [Some(uri.as_str())]);
+        assert!(unlisted[0].why.contains("no-socket"), "{unlisted:?}");
         let handle = host.handle.clone().unwrap();
         assert_eq!(
             listed,
@@ -68,7 +69,7 @@ fn one_connection_that_does_not_answer_hides_no_other() {
 
         // Where nothing was ever made nobody has to be asked once the configuration names it no more.
         second.configure(&config("parted", &section));
-        assert_eq!(second.list().await, Ok(Vec::new()));
+        assert_eq!(contract::whole_list(&second).await, Ok(Vec::new()));
     });
 }
 

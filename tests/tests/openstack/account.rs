@@ -13,13 +13,7 @@ use std::time::Duration;
 
 /// Whether a list can be had with this section; else why not.
 async fn list(more: &str) -> Result<(), String> {
-    OpenstackFixture::new(more)
-        .await
-        .provider
-        .list()
-        .await
-        .map(|listed| assert!(listed.is_empty()))
-        .map_err(|partial| partial.reason)
+    OpenstackFixture::new(more).await.list().await.map(|listed| assert!(listed.is_empty()))
 }
 
 /// A line with Keystone's address in another form.
@@ -66,7 +60,7 @@ async fn wrong_credentials_are_reported_as_such() {
         let fixture = OpenstackFixture::new(more).await;
         let mut host = fixture.host();
         match fixture.prepare(&mut host).await {
-            Err(StartError::Auth(why)) => assert!(why.contains("401") && !why.contains("wrong"), "{why}"),
+            Err(StartError::Place(why)) => assert!(why.contains("401") && !why.contains("wrong"), "{why}"),
             other => panic!("{more}: {other:?}"),
         }
     }
@@ -98,8 +92,8 @@ fn lines_of(id: &str, secret: &str) -> String {
 }
 
 async fn listed(fixture: &OpenstackFixture) -> Result<BTreeSet<String>, String> {
-    let listed = fixture.provider.list().await;
-    listed.map(|all| all.into_iter().map(|machine| machine.handle).collect()).map_err(|why| format!("{why:?}"))
+    let listed = fixture.list().await;
+    listed.map(|all| all.into_iter().map(|machine| machine.handle).collect())
 }
 
 #[tokio::test]
@@ -186,12 +180,12 @@ async fn a_token_that_is_refused_is_replaced_once() {
     fixture.proxy.take_seen();
     let refusal = Fault::Refuse { status: 401, head: "X-Token: old", body: "{}" };
     fixture.proxy.fail(0, 1, refusal.clone(), |r| r.is("GET", "/servers/detail"));
-    assert_eq!(fixture.provider.list().await.unwrap().len(), 1);
+    assert_eq!(fixture.list().await.unwrap().len(), 1);
     let logins = |seen: Vec<rouse_tests::proxy::Request>| seen.iter().filter(|r| r.is("POST", "/auth/tokens")).count();
     assert_eq!(logins(fixture.proxy.take_seen()), 1);
     // Nova no longer takes any: it is not asked for ever.
     fixture.proxy.fail(0, 100, refusal, |r| r.is("GET", "/servers/detail"));
-    let why = fixture.provider.list().await.unwrap_err().reason;
+    let why = fixture.list().await.unwrap_err();
     assert!(why.contains("401"), "{why}");
     assert_eq!(logins(fixture.proxy.take_seen()), 1);
     fixture.proxy.heal();
@@ -202,7 +196,7 @@ async fn a_token_that_is_refused_is_replaced_once() {
 async fn a_token_serves_many_calls() {
     let fixture = OpenstackFixture::new("").await;
     for _ in 0..3 {
-        fixture.provider.list().await.unwrap();
+        fixture.list().await.unwrap();
     }
     let seen = fixture.proxy.take_seen();
     assert_eq!(seen.iter().filter(|r| r.is("POST", "/auth/tokens")).count(), 1);
@@ -215,10 +209,10 @@ async fn a_token_is_renewed_before_it_ends() {
     let short = "\"issued_at\": \"2026-01-01T00:00:00Z\", \"expires_at\": \"2026-01-01T00:00:04Z\", \"was_issued_at\":";
     fixture.proxy.fail(0, 1, Fault::Replace("\"issued_at\":", short), |r| r.is("POST", "/auth/tokens"));
     let begin = rouse_master::clock::now();
-    fixture.provider.list().await.unwrap();
+    fixture.list().await.unwrap();
     tokio::time::sleep(Duration::from_millis(3100)).await;
-    fixture.provider.list().await.unwrap();
-    fixture.provider.list().await.unwrap();
+    fixture.list().await.unwrap();
+    fixture.list().await.unwrap();
     let seen = fixture.proxy.take_seen();
     let logins = seen.iter().filter(|r| r.is("POST", "/auth/tokens")).count();
     let refused = seen.iter().filter(|r| r.status == 401).count();

@@ -106,11 +106,7 @@ async fn the_cloud_says_how_long_to_wait() {
         let slow = Fault::Refuse { status, head: "Retry-After: 300", body: "{}" };
         fixture.proxy.fail(0, 1, slow, |r| r.is("POST", "/servers"));
         let result = fixture.start(&mut host).await;
-        let as_told = match status {
-            413 => matches!(result, Err(StartError::Capacity(_))),
-            _ => matches!(result, Err(StartError::Transient(_))),
-        };
-        assert!(as_told, "{status}: {result:?}");
+        assert!(matches!(result, Err(StartError::Place(_))), "{status}: {result:?}");
         assert_eq!(fixture.servers(&host).await, [] as [Value; 0]);
     })
     .await;
@@ -118,8 +114,7 @@ async fn the_cloud_says_how_long_to_wait() {
 
 #[tokio::test]
 async fn refusals_are_distinguished() {
-    for (status, expected) in
-        [(403, "Auth"), (409, "Rejected"), (400, "Rejected"), (404, "Rejected"), (413, "Capacity")]
+    for (status, expected) in [(403, "Place"), (409, "Rejected"), (400, "Rejected"), (404, "Rejected"), (413, "Quota")]
     {
         let fixture = OpenstackFixture::new("").await;
         let mut host = fixture.host();
@@ -139,7 +134,7 @@ async fn a_list_is_whole_or_an_error() {
     }
     let made: BTreeSet<_> = hosts.iter().map(|host| host.handle.clone().unwrap()).collect();
     let is_whole = async |when: &str| {
-        let listed = fixture.provider.list().await.unwrap();
+        let listed = fixture.list().await.unwrap();
         assert_eq!(listed.into_iter().map(|one| one.handle).collect::<BTreeSet<_>>(), made, "{when}");
     };
     is_whole("more than one page has").await;
@@ -155,8 +150,8 @@ async fn a_list_is_whole_or_an_error() {
     for skip in 0..2 {
         for fault in [refuse(503), refuse(403), refuse(404), Fault::LoseReply] {
             fixture.proxy.fail(skip, 100, fault, |r| r.is("GET", "/servers/detail"));
-            let json = fixture.provider.list().await;
-            assert!(json.is_err(), "{json:?}");
+            let told = fixture.list().await;
+            assert!(told.is_err(), "{told:?}");
             fixture.proxy.heal();
         }
     }
@@ -176,7 +171,7 @@ async fn a_list_is_whole_or_an_error() {
     }
     let empty = Fault::Refuse { status: 200, head: "X-Proxy: by the proxy", body: "{}" };
     fixture.proxy.fail(0, 1, empty, |r| r.is("GET", "/servers/detail") && r.path.contains("marker="));
-    assert!(fixture.provider.list().await.is_err(), "a page without a list");
+    assert!(fixture.list().await.is_err(), "a page without a list");
     for host in &hosts {
         fixture.terminate(host).await;
     }

@@ -1,16 +1,17 @@
 //! A provider on the cloud, with or without the proxy in between, and the hosts that it is asked for.
 
 use rouse_master::config::Config;
-use rouse_master::core::event::{StartError, Started, Termination};
+use rouse_master::core::event::{ListedHost, StartError, Started, Termination};
 use rouse_master::core::plan::ProviderKind;
 use rouse_master::core::record::Host;
 use rouse_master::hosts::openstack::{Options, Servers};
 use rouse_master::hosts::{Death, Provider};
 use rouse_shared::WorkerName;
-use rouse_tests::contract::{boot_data, host_of};
+use rouse_tests::contract::{boot_data, host_of, whole_list};
 use rouse_tests::openstack::{Cloud, PROJECT, User, section};
 use rouse_tests::proxy::Proxy;
 use serde_json::Value;
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -73,7 +74,7 @@ impl OpenstackFixture {
 
     pub async fn prepare(&self, host: &mut Host) -> Result<(), StartError> {
         let boot = boot_data(host);
-        host.launch = Some(self.provider.prepare(host, 0, boot).await?);
+        host.launch = Some(self.provider.prepare(host, 0, &BTreeSet::new(), boot).await?);
         Ok(())
     }
 
@@ -100,6 +101,11 @@ impl OpenstackFixture {
         let mut host = self.host();
         self.start(&mut host).await.unwrap_or_else(|error| panic!("{error:?}"));
         host
+    }
+
+    /// What it lists, if it has heard of every place.
+    pub async fn list(&self) -> Result<Vec<ListedHost>, String> {
+        whole_list(&self.provider).await
     }
 
     /// Stops it until it is gone, whatever goes wrong on the way.

@@ -39,7 +39,7 @@ impl Kind {
 /// Starts a host, until it has its address too.
 async fn wake(fixture: &OpenstackFixture, host: &mut Host) {
     fixture.start(host).await.unwrap();
-    while !fixture.proxy.has_seen(|r| r.is("POST", "/floatingips") && r.status == 201) {
+    while !fixture.proxy.has_seen(|r| r.is("PUT", "/floatingips/") && r.status == 200) {
         tokio::time::sleep(LOOK).await;
     }
 }
@@ -94,7 +94,7 @@ async fn lost_at(kind: Kind, fault: Fault) {
     fixture.next();
     if !stopping.load(Ordering::Relaxed) {
         fixture.start(&mut host).await.unwrap_or_else(|error| panic!("{when}: {error:?}"));
-        let listed = fixture.provider.list().await.unwrap();
+        let listed = fixture.list().await.unwrap();
         assert!(listed.iter().all(|machine| machine.host == host.id), "{when}: {listed:?}");
         assert_eq!(fixture.servers(&host).await.len(), 1, "{when}");
     }
@@ -105,7 +105,7 @@ async fn lost_at(kind: Kind, fault: Fault) {
         left.retain(|item| item.to_string().contains(host.id.as_str()));
         assert_eq!(left, [] as [Value; 0], "{when}");
     }
-    assert_eq!(fixture.provider.list().await.unwrap(), [], "{when}");
+    assert_eq!(fixture.list().await.unwrap(), [], "{when}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 8)]

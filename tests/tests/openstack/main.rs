@@ -10,6 +10,8 @@ mod fixture;
 mod full_system;
 mod images;
 mod lost;
+mod places;
+mod refusals;
 mod servers;
 
 use rouse_tests::harness::Keeper;

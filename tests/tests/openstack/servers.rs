@@ -143,7 +143,7 @@ async fn a_lack_of_capacity_is_distinguished_from_an_error() {
     let first = fixture.started().await;
     let mut second = fixture.host();
     match fixture.start(&mut second).await {
-        Err(StartError::Capacity(why)) => assert!(why.contains("403"), "{why}"),
+        Err(StartError::Quota(why)) => assert!(why.contains("403"), "{why}"),
         other => panic!("{other:?}"),
     }
     fixture.terminate(&first).await;
@@ -179,7 +179,7 @@ async fn a_list_reports_failures_from_before_the_start() {
     fixture.start(&mut host).await.unwrap();
     fixture.next();
     fixture.until_status(&host, "ERROR").await;
-    assert_eq!(fixture.provider.list().await.unwrap().len(), 1, "it is there until it is stopped");
+    assert_eq!(fixture.list().await.unwrap().len(), 1, "it is there until it is stopped");
     let death = tokio::time::timeout(LIMIT, fixture.deaths.recv()).await.unwrap().unwrap();
     assert!(death.host == host.id && death.why.contains("late"), "{death:?}");
     fixture.terminate(&host).await;

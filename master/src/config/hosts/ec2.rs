@@ -61,16 +61,22 @@ pub struct Ec2Config {
 impl Ec2Config {
     /// Where its hosts are made: endpoint, region and account.
     pub fn place(&self) -> String {
-        let region = self.region.as_deref().unwrap_or("the default region");
-        let of = match &self.endpoint_url {
-            Some(endpoint) => format!("{endpoint}, {region}"),
-            None => region.to_owned(),
-        };
-        match (&self.credentials, &self.profile) {
-            (Some((id, _)), _) => format!("{of} with key {id}"),
-            (None, Some(profile)) => format!("{of} with profile {profile}"),
-            (None, None) => of,
-        }
+        let (endpoint, region) = (self.endpoint_url.as_deref(), self.region.as_deref());
+        place_name(endpoint, region, self.credentials.as_ref().map(|(id, _)| id.as_str()), self.profile.as_deref())
+    }
+}
+
+/// The name of a place: endpoint, region, and access key or profile.
+pub fn place_name(endpoint: Option<&str>, region: Option<&str>, key: Option<&str>, profile: Option<&str>) -> String {
+    let region = region.unwrap_or("the default region");
+    let of = match endpoint {
+        Some(endpoint) => format!("{endpoint}, {region}"),
+        None => region.to_owned(),
+    };
+    match (key, profile) {
+        (Some(id), _) => format!("{of} with key {id}"),
+        (None, Some(profile)) => format!("{of} with profile {profile}"),
+        (None, None) => of,
     }
 }
 

@@ -5,7 +5,7 @@ mod libvirt;
 mod openstack;
 mod process;
 
-pub use ec2::{BlockDevice, Ec2Config, Ec2Image, IdleHost, Spot, Volume};
+pub use ec2::{BlockDevice, Ec2Config, Ec2Image, IdleHost, Spot, Volume, place_name as ec2_place_name};
 pub use libvirt::{DomainXml, LibvirtConfig, connection_is_local};
 pub use openstack::{ImagePick, OpenstackConfig, OpenstackImage};
 pub use process::ProcessConfig;

@@ -9,8 +9,8 @@ use std::path::PathBuf;
 /// How an OpenStack host is made. Credentials that are absent come from the `OS_*` environment or the `clouds.yaml` entry.
 #[derive(Clone, PartialEq, Debug)]
 pub struct OpenstackConfig {
-    /// Id or name.
-    pub flavor: String,
+    /// Ids or names, which are tried in order if the cloud has no capacity. At least one.
+    pub flavors: Vec<String>,
     /// What it boots.
     pub image: OpenstackImage,
     /// Entry of `clouds.yaml`.
@@ -43,8 +43,8 @@ pub struct OpenstackConfig {
     pub security_groups: Vec<String>,
     /// Sent beside the agent's own boot data.
     pub user_data: Option<String>,
-    /// Availability zone.
-    pub availability_zone: Option<String>,
+    /// Availability zones, which are tried in order if there is no capacity. Empty: the cloud chooses.
+    pub availability_zones: Vec<String>,
     /// Boot from a volume of so many gigabytes; absent: from the image itself.
     pub boot_volume_gb: Option<u32>,
     /// Take a floating address from this pool.
@@ -56,14 +56,15 @@ pub struct OpenstackConfig {
 }
 
 impl OpenstackConfig {
-    /// Where its hosts are made: cloud, project and region, as far as the section names them.
+    /// Where its hosts are created: cloud, user, project and region, as far as the section names them.
     pub fn place(&self) -> String {
         let cloud = self.cloud.as_ref().or(self.os_auth_url.as_ref());
         let mut place = cloud.map_or("the cloud of the environment", String::as_str).to_owned();
+        let user = self.os_username.as_ref().map(|name| format!("user {name}"));
         let project = self.os_tenant_name.as_ref().map(|name| format!("project {name}"));
         let credential = self.application_credential.as_ref().map(|(id, _)| format!("application credential {id}"));
         let region = self.os_region_name.as_ref().map(|name| format!("region {name}"));
-        for part in [project, credential, region].into_iter().flatten() {
+        for part in [user, project, credential, region].into_iter().flatten() {
             place.push_str(", ");
             place.push_str(&part);
         }
@@ -120,7 +121,10 @@ pub(super) const NOT_OF_THE_HOST: &[&str] = &[
 ];
 
 pub(super) fn read(table: &Table<'_>) -> Option<OpenstackConfig> {
-    let flavor = table.required("flavor", "flavor = \"…\", an id or a name", |v| v.word());
+    let flavors = table.required("flavor", "flavor = \"…\", an id or a name", |v| {
+        let flavors = v.one_or_list(|v| v.word())?;
+        if flavors.is_empty() { v.error("must have one flavor at least") } else { Some(flavors) }
+    });
     let image = table.required("image", "image = \"…\", an id or a name", image);
     let application_credential = application_credential(table);
     let os_auth_url = table.optional("os_auth_url", |v| {
@@ -145,12 +149,15 @@ pub(super) fn read(table: &Table<'_>) -> Option<OpenstackConfig> {
         key_name: table.optional("key_name", |v| v.word_or_empty()),
         security_groups: table.or("security_groups", Vec::new(), |v| v.one_or_list(|v| v.word())),
         user_data: table.optional("user_data", |v| v.text_or_empty()),
-        availability_zone: table.optional("availability_zone", |v| v.word_or_empty()),
+        availability_zones: table.or("availability_zone", Vec::new(), |v| match v.is_text() {
+            true => v.word_or_empty().map(|zone| vec![zone]),
+            false => v.one_or_list(|v| v.word()),
+        }),
         boot_volume_gb: table.optional("boot_volume_gb", |v| v.whole(0)).filter(|gb| *gb > 0),
         floating_ip_pool: table.optional("floating_ip_pool", |v| v.word_or_empty()),
         config_drive: table.or("config_drive", false, |v| v.boolean()),
         price_per_hour: table.optional("price_per_hour", |v| v.number()),
-        flavor: flavor?,
+        flavors: flavors?,
         image: image?,
     })
 }

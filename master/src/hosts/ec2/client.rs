@@ -1,5 +1,6 @@
 //! Clients of the EC2 API: one for each endpoint, region and account of the configuration, created at first use.
 
+use crate::config::hosts::ec2_place_name;
 use crate::config::{Ec2Config, Secret};
 use aws_config::environment::credentials::EnvironmentVariableCredentialsProvider;
 use aws_config::environment::region::EnvironmentVariableRegionProvider;
@@ -50,17 +51,22 @@ pub struct Place {
     pub account: Account,
 }
 
+impl Account {
+    /// The name of a place with this account.
+    fn place_name(&self, endpoint: Option<&str>, region: Option<&str>) -> String {
+        let (key, profile) = match self {
+            Self::Key(id) => (Some(id.as_str()), None),
+            Self::Profile(name) => (None, Some(name.as_str())),
+            Self::Chain => (None, None),
+        };
+        ec2_place_name(endpoint, region, key, profile)
+    }
+}
+
+/// The place's name in a configuration whose section names the region.
 impl std::fmt::Display for Place {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match &self.endpoint {
-            Some(endpoint) => write!(f, "{endpoint}, {}", self.region)?,
-            None => f.write_str(&self.region)?,
-        }
-        match &self.account {
-            Account::Key(id) => write!(f, " with key {id}"),
-            Account::Profile(name) => write!(f, " with profile {name}"),
-            Account::Chain => Ok(()),
-        }
+        f.write_str(&self.account.place_name(self.endpoint.as_deref(), Some(&self.region)))
     }
 }
 
@@ -91,6 +97,11 @@ impl Login {
             (None, None) => (Account::Chain, None),
         };
         Self { endpoint: config.endpoint_url.clone(), region: config.region.clone(), account, secret }
+    }
+
+    /// The name of its place: [`Ec2Config::place`].
+    pub fn name(&self) -> String {
+        self.account.place_name(self.endpoint.as_deref(), self.region.as_deref())
     }
 
     /// Whether `other` is the same login with another secret.

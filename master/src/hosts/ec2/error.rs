@@ -1,6 +1,8 @@
-//! What AWS's errors mean: by their codes, never by their texts.
+//! A failed call: what it proves, by its code and never by its text.
 
+use super::codes::{kind_of_code, said};
 use crate::core::event::StartError;
+use crate::hosts::clock_skew;
 use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_ec2::config::http::HttpResponse;
 use aws_sdk_ec2::error::{ProvideErrorMetadata, SdkError};
@@ -9,8 +11,10 @@ use std::error::Error;
 /// The kind of an error.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Kind {
-    /// No capacity, a limit of the account, or a spot price above the bid.
+    /// No capacity, or a spot price above the bid.
     Capacity,
+    /// A limit of the account.
+    Quota,
     /// This type is not available in this zone, or not in this way. Another may be.
     NotHere,
     /// The call is wrong, or names something that does not exist.
@@ -49,6 +53,7 @@ impl CallError {
         match self.kind {
             Kind::Auth | Kind::Throttled | Kind::Unknown => StartError::Place(self.text),
             Kind::Capacity | Kind::NotHere => StartError::Capacity(self.text),
+            Kind::Quota => StartError::Quota(self.text),
             Kind::NotYet => StartError::Transient(self.text),
             Kind::Rejected | Kind::NotFound | Kind::Mismatch | Kind::Exists | Kind::WouldWork => {
                 StartError::Rejected(self.text)
@@ -61,6 +66,7 @@ impl CallError {
         match self.kind {
             Kind::Auth | Kind::Throttled => StartError::Place(self.text),
             Kind::Capacity => StartError::Capacity(self.text),
+            Kind::Quota => StartError::Quota(self.text),
             Kind::NotHere if more => StartError::Capacity(self.text),
             Kind::NotYet => StartError::Transient(self.text),
             Kind::Unknown | Kind::Mismatch => StartError::Unknown(self.text),
@@ -82,7 +88,11 @@ where
         (Some(code), None) => said(code).unwrap_or(code).to_owned(),
         (None, _) => chain(error),
     };
-    CallError { kind, text: format!("cannot {what}: {words}") }
+    let remark = match kind {
+        Kind::Auth => clock_skew::remark(error.raw_response().and_then(|answer| answer.headers().get("date"))),
+        _ => String::new(),
+    };
+    CallError { kind, text: format!("cannot {what}: {words}{remark}") }
 }
 
 fn kind_of<E>(error: &SdkError<E, HttpResponse>) -> Kind
@@ -90,19 +100,23 @@ where
     E: ProvideErrorMetadata + Error + 'static,
 {
     match error {
-        SdkError::ServiceError(service) => {
-            let status = service.raw().status();
-            match error.code().and_then(of_code) {
-                Some(kind) => kind,
-                // Also an answer that is not AWS's: whether the call was carried out is unknown.
-                None if !status.is_client_error() => Kind::Unknown,
-                None => Kind::Rejected,
-            }
-        }
+        SdkError::ServiceError(service) => kind_of_answer(service.raw().status().as_u16(), error.code()),
         SdkError::ConstructionFailure(_) | SdkError::DispatchFailure(_) if without_credentials(error) => Kind::Auth,
         SdkError::ConstructionFailure(_) => Kind::Rejected,
         // The connection broke, or the answer was not understood. The call may have arrived.
         _ => Kind::Unknown,
+    }
+}
+
+/// The meaning of an answer with this status, and with this code if it has one.
+fn kind_of_answer(status: u16, code: Option<&str>) -> Kind {
+    match (code, status) {
+        (_, 429) => Kind::Throttled,
+        (Some(code), _) => kind_of_code(code).unwrap_or(if status >= 500 { Kind::Unknown } else { Kind::Rejected }),
+        // Not AWS's answer: a proxy has refused the call before AWS received it.
+        (None, 401 | 403 | 407) => Kind::Auth,
+        // Whether AWS received the call is unknown.
+        (None, _) => Kind::Unknown,
     }
 }
 
@@ -115,111 +129,6 @@ fn without_credentials(error: &(dyn Error + 'static)) -> bool {
         next = cause.source();
     }
     false
-}
-
-/// The meaning of one of AWS's codes; none for one of the several hundred that are not known here.
-fn of_code(code: &str) -> Option<Kind> {
-    Some(match code {
-        "InsufficientInstanceCapacity"
-        | "InsufficientHostCapacity"
-        | "InsufficientReservedInstanceCapacity"
-        | "InsufficientCapacity"
-        | "InsufficientCapacityOnOutpost"
-        | "InsufficientFreeAddressesInSubnet"
-        | "InsufficientVolumeCapacity"
-        | "InstanceLimitExceeded"
-        | "VcpuLimitExceeded"
-        | "MaxSpotInstanceCountExceeded"
-        | "MaxSpotFleetRequestCountExceeded"
-        | "VolumeLimitExceeded"
-        | "MaxIOPSLimitExceeded"
-        | "NetworkInterfaceLimitExceeded"
-        | "PrivateIpAddressLimitExceeded"
-        | "ReservationCapacityExceeded"
-        | "SpotMaxPriceTooLow" => Kind::Capacity,
-        "Unsupported"
-        | "UnsupportedOperation"
-        | "UnsupportedInstanceTypeOnHost"
-        | "UnsupportedHibernationConfiguration" => Kind::NotHere,
-        "InvalidInstanceID.NotFound"
-        | "InvalidSpotInstanceRequestID.NotFound"
-        | "InvalidVolume.NotFound"
-        | "InvalidAddress.NotFound"
-        | "InvalidAllocationID.NotFound"
-        | "InvalidAssociationID.NotFound"
-        | "InvalidAttachment.NotFound" => Kind::NotFound,
-        "InvalidGroup.NotFound"
-        | "InvalidSecurityGroupID.NotFound"
-        | "InvalidKeyPair.NotFound"
-        | "IncorrectInstanceState"
-        | "IncorrectState" => Kind::NotYet,
-        "IdempotentParameterMismatch" | "IdempotentInstanceTerminated" => Kind::Mismatch,
-        "InvalidKeyPair.Duplicate" | "InvalidGroup.Duplicate" | "Resource.AlreadyAssociated" | "VolumeInUse" => {
-            Kind::Exists
-        }
-        "UnauthorizedOperation"
-        | "AuthFailure"
-        | "AccessDenied"
-        | "AccessDeniedException"
-        | "InvalidClientTokenId"
-        | "UnrecognizedClientException"
-        | "SignatureDoesNotMatch"
-        | "IncompleteSignature"
-        | "MissingAuthenticationToken"
-        | "ExpiredToken"
-        | "ExpiredTokenException"
-        | "RequestExpired"
-        | "NotAuthorized"
-        | "OptInRequired"
-        | "PendingVerification"
-        | "Blocked" => Kind::Auth,
-        "RequestLimitExceeded"
-        | "Throttling"
-        | "ThrottlingException"
-        | "RequestThrottled"
-        | "RequestThrottledException"
-        | "TooManyRequestsException"
-        | "EC2ThrottledException"
-        | "SlowDown"
-        | "BandwidthLimitExceeded"
-        | "ConcurrentTagAccess"
-        | "PriorRequestNotComplete" => Kind::Throttled,
-        "InternalError" | "InternalFailure" | "ServiceUnavailable" | "Unavailable" | "RequestTimeout" => Kind::Unknown,
-        "DryRunOperation" => Kind::WouldWork,
-        _ => return None,
-    })
-}
-
-/// An explanation of the most common codes.
-fn said(code: &str) -> Option<&'static str> {
-    Some(match code {
-        "InsufficientInstanceCapacity" | "InsufficientHostCapacity" | "InsufficientCapacity" => {
-            "AWS has no capacity for it now"
-        }
-        "InstanceLimitExceeded" | "VcpuLimitExceeded" => "the account's limit of instances is reached",
-        "MaxSpotInstanceCountExceeded" => "the account's limit of spot instances is reached",
-        "VolumeLimitExceeded" => "the account's limit of volumes is reached",
-        "InsufficientFreeAddressesInSubnet" => "the subnet has no free address",
-        "IncorrectInstanceState" => "the instance is not in a state for it",
-        "SpotMaxPriceTooLow" => "the bid is below the spot price",
-        "Unsupported" => "this zone does not offer it in this way",
-        "InvalidAMIID.NotFound" | "InvalidAMIID.Unavailable" => "the image is gone",
-        "InvalidAMIID.Malformed" => "this is not the id of an image",
-        "InvalidKeyPair.NotFound" => "there is no such key pair",
-        "InvalidGroup.NotFound" | "InvalidSecurityGroupID.NotFound" => "there is no such security group",
-        "InvalidSubnetID.NotFound" => "there is no such subnet",
-        "UnauthorizedOperation" | "AccessDenied" | "AccessDeniedException" => "the credentials do not allow it",
-        "AuthFailure" | "InvalidClientTokenId" | "UnrecognizedClientException" => "AWS does not know the credentials",
-        "SignatureDoesNotMatch" => "the secret key is wrong",
-        "ExpiredToken" | "ExpiredTokenException" | "RequestExpired" => {
-            "the credentials have expired, or this machine's clock is wrong"
-        }
-        "OptInRequired" => "the account is not signed up for this",
-        "PendingVerification" => "AWS has not verified the account yet",
-        "RequestLimitExceeded" | "Throttling" | "ThrottlingException" => "too many calls to AWS",
-        "IdempotentParameterMismatch" => "the client token was used before with other parameters",
-        _ => return None,
-    })
 }
 
 /// An error with its causes, each once, because some errors repeat their source.
@@ -240,22 +149,42 @@ fn chain(error: &(dyn Error + 'static)) -> String {
 mod tests {
     use super::*;
 
+    fn of_start(status: u16, code: Option<&str>, more: bool) -> StartError {
+        CallError { kind: kind_of_answer(status, code), text: String::new() }.of_start(more)
+    }
+
+    fn before_start(status: u16, code: Option<&str>) -> StartError {
+        CallError { kind: kind_of_answer(status, code), text: String::new() }.before_start()
+    }
+
     #[test]
     fn kinds_decide_what_comes_next() {
-        let of = |code: &str, more| CallError { kind: of_code(code).unwrap(), text: code.to_owned() }.of_start(more);
-        let capacity = |code: &str| StartError::Capacity(code.to_owned());
-        for code in ["InsufficientInstanceCapacity", "VcpuLimitExceeded", "SpotMaxPriceTooLow"] {
-            assert_eq!(of(code, false), capacity(code));
-        }
+        let no_words = String::new;
+        assert_eq!(of_start(500, Some("InsufficientInstanceCapacity"), false), StartError::Capacity(no_words()));
+        assert_eq!(of_start(400, Some("VcpuLimitExceeded"), false), StartError::Quota(no_words()));
         // If this zone does not have a type, another type is tried. If there is no other, the configuration is wrong.
-        assert_eq!(of("Unsupported", true), capacity("Unsupported"));
-        assert!(matches!(of("Unsupported", false), StartError::Rejected(_)));
-        assert!(matches!(of("AuthFailure", true), StartError::Place(_)));
-        assert!(matches!(of("RequestLimitExceeded", true), StartError::Place(_)));
+        assert_eq!(of_start(400, Some("Unsupported"), true), StartError::Capacity(no_words()));
+        assert_eq!(of_start(400, Some("Unsupported"), false), StartError::Rejected(no_words()));
+        assert_eq!(of_start(401, Some("AuthFailure"), true), StartError::Place(no_words()));
+        assert_eq!(of_start(503, Some("RequestLimitExceeded"), true), StartError::Place(no_words()));
         // What may have made something is repeated as it is, never bought anew.
         for code in ["InternalError", "Unavailable", "IdempotentParameterMismatch"] {
-            assert!(matches!(of(code, true), StartError::Unknown(_)), "{code}");
+            assert_eq!(of_start(500, Some(code), true), StartError::Unknown(no_words()), "{code}");
         }
-        assert_eq!(of_code("InvalidAMIID.NotFound"), None, "an unknown code of the client's fault is a refusal");
+    }
+
+    #[test]
+    fn an_answer_that_is_not_aws_s_blames_the_place() {
+        for status in [404, 418, 500, 502, 503, 504] {
+            assert_eq!(of_start(status, None, true), StartError::Unknown(String::new()), "{status}");
+            assert_eq!(before_start(status, None), StartError::Place(String::new()), "{status}");
+        }
+        // A proxy has refused the call before AWS received it.
+        for status in [401, 403, 407, 429] {
+            assert_eq!(of_start(status, None, true), StartError::Place(String::new()), "{status}");
+        }
+        assert_eq!(of_start(429, Some("NeverHeardOf"), true), StartError::Place(String::new()));
+        assert_eq!(of_start(503, Some("NeverHeardOf"), true), StartError::Unknown(String::new()));
+        assert_eq!(of_start(400, Some("NeverHeardOf"), true), StartError::Rejected(String::new()));
     }
 }

@@ -9,12 +9,16 @@ use super::order::{HOST_TAG, ID_TAG, MASTER_TAG, WORKER_TAG};
 use super::places::Target;
 use super::terminate::{by, is_open};
 use super::{Ec2, Kind};
-use crate::core::event::{ListedHost, Owner};
+use crate::core::event::{ListedHost, Listing, Owner};
 use crate::sync::lock;
 use aws_sdk_ec2::types::{Filter, Instance, InstanceStateName, Tag};
 use futures_util::future::join_all;
 use rouse_shared::HostId;
 use std::collections::BTreeSet;
+use std::time::Duration;
+
+/// Time limit for the list of one place, so that an audit gets the lists of the others in time.
+const PLACE: Duration = Duration::from_secs(20);
 
 struct Found {
     machines: Vec<ListedHost>,
@@ -27,11 +31,18 @@ pub(super) fn tag<'a>(tags: &'a [Tag], key: &str) -> Option<&'a str> {
 }
 
 impl Ec2 {
-    pub(super) async fn list_places(&self) -> Result<Vec<ListedHost>, String> {
-        let targets = self.places.all().await?;
-        let answers = join_all(targets.iter().map(|target| self.list_at(&target.client))).await;
-        let mut all: Vec<ListedHost> = Vec::new();
+    /// Lists each place separately. One that does not answer hides only its own hosts.
+    pub(super) async fn list_places(&self) -> Listing {
+        let (targets, mut unlisted) = self.places.all().await;
+        let answers = targets.iter().map(|target| async {
+            let late = || format!("no answer within {} s", PLACE.as_secs());
+            let list = tokio::time::timeout(PLACE, self.list_at(&target.client)).await;
+            list.unwrap_or_else(|_| Err(CallError { kind: Kind::Unknown, text: late() }))
+        });
+        let answers = join_all(answers).await;
+        let mut machines: Vec<ListedHost> = Vec::new();
         let mut seen = Vec::new();
+        let mut silent = BTreeSet::new();
         let mut left = Vec::new();
         for (target, answer) in targets.iter().zip(answers) {
             let found = match answer {
@@ -41,19 +52,23 @@ impl Ec2 {
                     self.places.forget(&target.client.place);
                     continue;
                 }
-                Err(error) => return Err(format!("{} in {}", error.text, target.client.place)),
+                Err(error) => {
+                    silent.insert(target.client.place.clone());
+                    unlisted.extend(target.unlisted(&error.text));
+                    continue;
+                }
             };
             if !target.current && found.machines.is_empty() {
                 left.push(target.client.place.clone());
             }
             for machine in found.machines {
                 // Two keys of one account list the same machines.
-                if !all.iter().any(|known| known.handle == machine.handle) {
+                if !machines.iter().any(|known| known.handle == machine.handle) {
                     if machine.owner == Owner::Ours && machine.handle.starts_with("i-") && !machine.suspended {
                         self.watch.add(&machine.handle, &machine.host, &target.client);
                     }
                     seen.push((machine.handle.clone(), target.client.place.clone()));
-                    all.push(machine);
+                    machines.push(machine);
                 }
             }
             for (instance, worker) in found.running {
@@ -68,8 +83,10 @@ impl Ec2 {
         for place in left {
             self.places.forget(&place);
         }
-        *lock(&self.seen) = seen.into_iter().collect();
-        Ok(all)
+        let mut known = lock(&self.seen);
+        known.retain(|_, place| silent.contains(place));
+        known.extend(seen);
+        Listing { machines, unlisted }
     }
 
     async fn list_at(&self, client: &Client) -> Result<Found, CallError> {

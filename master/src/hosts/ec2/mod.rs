@@ -6,6 +6,7 @@
 
 mod attach;
 mod client;
+mod codes;
 mod console;
 mod error;
 mod identity;
@@ -20,6 +21,8 @@ mod suspend;
 mod terminate;
 mod watch;
 
+use super::alternatives::{self, Chosen};
+use super::overdue::Overdue;
 use super::{Death, Provider, user_data};
 use crate::config::{Config, Ec2Config};
 use crate::core::event::{ListedHost, Listing, StartError, Started, Suspension, Termination};
@@ -74,6 +77,8 @@ pub struct Ec2 {
     workers: Mutex<BTreeMap<WorkerName, Worker>>,
     /// The place of each machine in the last lists, by its handle.
     seen: Mutex<BTreeMap<String, Place>>,
+    /// Hosts that AWS was asked to terminate and that have not ended.
+    overdue: Overdue,
     /// Hosts that are to be terminated and were not found, and since when.
     unseen: Mutex<BTreeMap<HostId, Timestamp>>,
     watch: Arc<Watch>,
@@ -117,6 +122,7 @@ impl Ec2 {
             dir,
             workers: Mutex::default(),
             seen: Mutex::default(),
+            overdue: Overdue::default(),
             unseen: Mutex::default(),
             watch: Watch::start(deaths),
             attaching: Arc::default(),
@@ -173,7 +179,7 @@ impl Ec2 {
             let found = terminate::instances_of(client, &host.id).await.map_err(|e| StartError::Unknown(e.text))?;
             return found.into_iter().next().map(|i| i.id).ok_or_else(|| error.of_start(more));
         }
-        if spec.spot.is_some() && matches!(error.kind, Kind::Capacity | Kind::NotHere) {
+        if spec.spot.is_some() && matches!(error.kind, Kind::Capacity | Kind::Quota | Kind::NotHere) {
             match terminate::give_up_requests(client, &host.id).await {
                 Ok(Some(status)) => error.text = format!("{}; the spot request: {status}", error.text),
                 Ok(None) => {}
@@ -233,19 +239,17 @@ impl Provider for Ec2 {
         &self,
         host: &Host,
         number: u32,
-        _resting: &BTreeSet<String>,
+        resting: &BTreeSet<String>,
         boot: BootData,
     ) -> Result<LaunchSpec, StartError> {
         let section = self.section(&host.worker);
         let section = section.ok_or_else(|| StartError::Rejected("the worker has no [worker.ec2] any more".into()))?;
         let all = order::alternatives(&section);
-        let index = usize::try_from(number).unwrap_or(usize::MAX);
-        let alternative = all
-            .get(index)
-            .ok_or_else(|| StartError::Capacity("every type and zone of the worker has been tried".into()))?;
         let user_data = user_data::compose(&boot, section.user_data.as_deref(), order::USER_DATA_LIMIT)
             .map_err(|error| StartError::Rejected(error.to_string()))?;
         let client = self.places.client(&Login::of(&section)).await;
+        let Chosen { number, name, alternative, more } =
+            alternatives::choose(&all, number, resting, |one| one.name(&client.place.region))?;
         let image = image::resolve(&client, &section.image).await.map_err(ImageError::into_start)?;
         let zone = alternative.zone.as_ref().map(|letter| format!("{}{letter}", client.place.region));
         let market = match alternative.spot {
@@ -269,10 +273,10 @@ impl Provider for Ec2 {
             .map_err(|e| StartError::Rejected(format!("cannot serialize the order: {e}")))?;
         Ok(LaunchSpec {
             number,
-            alternative: String::new(),
+            alternative: name,
             image: image_id,
             spec: text,
-            more: index + 1 < all.len(),
+            more,
             fresh: false,
             identity: None,
             price,
@@ -284,7 +288,7 @@ impl Provider for Ec2 {
         let spec = read(order).map_err(StartError::Rejected)?;
         let client = self.places.at(&spec.place).await.map_err(StartError::Place)?;
         self.places
-            .remember(&client.place)
+            .remember(&client.place, &host.place)
             .map_err(|error| StartError::Transient(format!("cannot save where hosts are: {error}")))?;
         let mut tries = 0;
         let instance = loop {
@@ -323,7 +327,14 @@ impl Provider for Ec2 {
     }
 
     async fn list(&self) -> Result<Listing, String> {
-        self.list_places().await.map(Listing::from)
+        Ok(self.list_places().await)
+    }
+
+    fn forget_place(&self, place: &str) {
+        for place in self.places.give_up(place) {
+            self.watch.forget(&place);
+            lock(&self.seen).retain(|_, at| *at != place);
+        }
     }
 
     async fn terminate_listed(&self, listed: &ListedHost) -> Result<Termination, String> {

@@ -39,6 +39,14 @@ pub struct Alternative {
     pub spot: bool,
 }
 
+impl Alternative {
+    /// Its name in this region: the same for all workers that would get the same kind of instance.
+    pub fn name(&self, region: &str) -> String {
+        let zone = self.zone.as_deref().unwrap_or_default();
+        format!("{} in {region}{zone}{}", self.kind, if self.spot { ", spot" } else { "" })
+    }
+}
+
 /// All alternatives of a section, in the order in which they are tried: every type in every zone, and if the section
 /// allows it, the same again on demand.
 pub fn alternatives(config: &Ec2Config) -> Vec<Alternative> {

@@ -89,6 +89,7 @@ async fn put_to_sleep(client: &Client, instance: &str, hibernate: bool) -> Resul
         Err(error) => match error.kind {
             Kind::Rejected | Kind::NotHere | Kind::NotFound => Ok(Suspension::Unable(error.text)),
             Kind::Capacity
+            | Kind::Quota
             | Kind::NotYet
             | Kind::Mismatch
             | Kind::Exists

@@ -7,10 +7,15 @@ use super::list::tag;
 use super::order::{HOST_TAG, ID_TAG};
 use super::{Ec2, read};
 use crate::clock;
-use crate::core::event::{ListedHost, Termination};
+use crate::core::event::{ListedHost, Termination, UnlistedPlace};
 use crate::core::record::Host;
 use crate::sync::lock;
+use aws_sdk_ec2::error::ProvideErrorMetadata as _;
 use aws_sdk_ec2::types::{Filter, Instance, InstanceStateName, SpotInstanceRequest, SpotInstanceState};
+
+/// What to do about an instance that AWS does not terminate.
+const PROTECTED: &str = "; it costs money until its termination protection (DisableApiTermination) is switched off: aws ec2 \
+                         modify-instance-attribute --no-disable-api-termination --instance-id ID";
 
 /// What terminating needs to know about an instance.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -85,8 +90,15 @@ pub(super) fn is_open(request: &SpotInstanceRequest) -> bool {
 }
 
 async fn terminate(client: &Client, ids: Vec<String>) -> Result<(), CallError> {
+    let what = format!("terminate the instance {}", ids.join(", "));
     let call = client.ec2.terminate_instances().set_instance_ids(Some(ids));
-    call.send().await.map(drop).map_err(|e| call_error("terminate the instance", &e))
+    call.send().await.map(drop).map_err(|e| {
+        let mut error = call_error(&what, &e);
+        if e.code() == Some("OperationNotPermitted") {
+            error.text.push_str(PROTECTED);
+        }
+        error
+    })
 }
 
 impl Ec2 {
@@ -112,10 +124,18 @@ impl Ec2 {
         if !alive.is_empty() {
             let ending = |i: &Known| i.has_ended() || i.state == InstanceStateName::ShuttingDown;
             if !found.iter().all(ending) {
-                terminate(&client, alive).await.map_err(|e| e.text)?;
+                terminate(&client, alive.clone()).await.map_err(|e| e.text)?;
             }
-            return Ok(Termination::Requested);
+            return match self.overdue.still_there(clock::now(), host.id.as_str()) {
+                None => Ok(Termination::Requested),
+                Some(taken) => Err(format!(
+                    "AWS has not ended {} within {} s, which costs money; terminate it by hand, or ask AWS's support",
+                    alive.join(", "),
+                    taken.as_secs()
+                )),
+            };
         }
+        self.overdue.gone(host.id.as_str());
         if spec.spot.is_some() {
             give_up_requests(&client, &host.id).await.map_err(|e| e.text)?;
         }
@@ -147,10 +167,14 @@ impl Ec2 {
         let place = match known {
             Some(place) => place,
             None => {
-                self.list_places().await?;
-                match lock(&self.seen).get(&listed.handle).cloned() {
-                    Some(place) => place,
-                    None => return Ok(Termination::Gone),
+                let unlisted = self.list_places().await.unlisted;
+                match (lock(&self.seen).get(&listed.handle).cloned(), unlisted.first()) {
+                    (Some(place), _) => place,
+                    (None, None) => return Ok(Termination::Gone),
+                    (None, Some(UnlistedPlace { place, why })) => {
+                        let place = place.as_deref().unwrap_or("a place");
+                        return Err(format!("it may be in {place}, which cannot be listed: {why}"));
+                    }
                 }
             }
         };

@@ -1,13 +1,15 @@
 //! Checks the running instances a few times a minute. So an instance that has ended by itself, or that AWS has taken
 //! back, is reported long before an audit would miss it. One call asks for all instances of a place.
 
-use super::client::Client;
+use super::client::{Client, Place};
+use super::codes;
 use super::error::call_error;
 use crate::hosts::Death;
 use crate::sync::lock;
 use aws_sdk_ec2::types::{Filter, Instance, InstanceStateName};
+use futures_util::future::join_all;
 use rouse_shared::HostId;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -52,37 +54,68 @@ impl Watch {
         lock(&self.instances).retain(|_, (of, _)| of != host);
     }
 
+    /// Stops checking the instances of a place that was given up.
+    pub fn forget(&self, place: &Place) {
+        lock(&self.instances).retain(|_, (_, client)| client.place != *place);
+    }
+
+    /// Checks all places at the same time, so that one that does not answer delays no other.
     async fn look(&self) -> Vec<Death> {
         let watched = lock(&self.instances).clone();
-        let places: BTreeSet<_> = watched.values().map(|(_, client)| &client.place).collect();
+        let mut places: BTreeMap<&Place, Vec<(&str, &Client)>> = BTreeMap::new();
+        for (id, (_, client)) in &watched {
+            places.entry(&client.place).or_default().push((id.as_str(), client));
+        }
+        let looks = places.values().flat_map(|here| here.chunks(AT_ONCE)).map(|some| self.look_at(some));
+        join_all(looks).await.into_iter().flatten().collect()
+    }
+
+    /// Checks instances of one place.
+    async fn look_at(&self, some: &[(&str, &Client)]) -> Vec<Death> {
+        let Some((_, client)) = some.first() else { return Vec::new() };
+        let ids = some.iter().map(|(id, _)| (*id).to_owned()).collect();
+        let ended = Filter::builder().name("instance-state-name").values("terminated").build();
+        let these = Filter::builder().name("instance-id").set_values(Some(ids)).build();
+        let answer = match client.ec2.describe_instances().filters(these).filters(ended).send().await {
+            Ok(answer) => answer,
+            // The audit asks again, and logs a warning.
+            Err(error) => {
+                tracing::debug!("{} in {}", call_error("look at the instances", &error).text, client.place);
+                return Vec::new();
+            }
+        };
         let mut deaths = Vec::new();
-        for place in places {
-            let here: Vec<(&String, &Client)> =
-                watched.iter().filter(|(_, (_, c))| c.place == *place).map(|(id, (_, c))| (id, c)).collect();
-            for some in here.chunks(AT_ONCE) {
-                let ids = some.iter().map(|(id, _)| (*id).clone()).collect();
-                let ended = Filter::builder().name("instance-state-name").values("terminated").build();
-                let these = Filter::builder().name("instance-id").set_values(Some(ids)).build();
-                let call = some[0].1.ec2.describe_instances().filters(these).filters(ended);
-                match call.send().await {
-                    Ok(answer) => {
-                        let instances = answer.reservations().iter().flat_map(|r| r.instances());
-                        deaths.extend(instances.filter_map(|instance| self.death(instance)));
-                    }
-                    // The audit asks again, and logs a warning.
-                    Err(error) => tracing::debug!("{} in {place}", call_error("look at the instances", &error).text),
-                }
+        for instance in answer.reservations().iter().flat_map(|r| r.instances()) {
+            if instance.state().and_then(|state| state.name()) == Some(&InstanceStateName::Terminated) {
+                let reclaimed = was_reclaimed(client, instance).await;
+                deaths.extend(self.death(instance, reclaimed));
             }
         }
         deaths
     }
 
-    fn death(&self, instance: &Instance) -> Option<Death> {
-        if instance.state()?.name()? != &InstanceStateName::Terminated {
-            return None;
-        }
+    fn death(&self, instance: &Instance, reclaimed: bool) -> Option<Death> {
         let (host, _) = lock(&self.instances).remove(instance.instance_id()?)?;
         let reason = instance.state_reason().and_then(|reason| reason.message()).unwrap_or("AWS does not say why");
-        Some(Death { host, why: format!("the instance has ended: {reason}"), reclaimed: false })
+        Some(Death { host, why: format!("the instance has ended: {reason}"), reclaimed })
+    }
+}
+
+/// Whether AWS has taken an instance back, according to its state reason or its spot request.
+async fn was_reclaimed(client: &Client, instance: &Instance) -> bool {
+    if instance.state_reason().and_then(|reason| reason.code()).is_some_and(codes::was_taken_back) {
+        return true;
+    }
+    let Some(request) = instance.spot_instance_request_id() else { return false };
+    let call = client.ec2.describe_spot_instance_requests().spot_instance_request_ids(request);
+    match call.send().await {
+        Ok(answer) => {
+            let mut all = answer.spot_instance_requests().iter().filter_map(|request| request.status()?.code());
+            all.any(codes::was_interrupted)
+        }
+        Err(error) => {
+            tracing::debug!("{} in {}", call_error("look at the spot request", &error).text, client.place);
+            false
+        }
     }
 }

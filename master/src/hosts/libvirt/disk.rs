@@ -269,7 +269,7 @@ fn create(fresh: &NewDisk, owner: &Owner, marked: &dyn Fn()) -> Result<(), Start
         return Ok(());
     }
     let said = first_line(&output.stderr);
-    if room(dir).is_some_and(|room| room < FULL) {
+    if said.contains("No space left on device") || room(dir).is_some_and(|room| room < FULL) {
         return Err(StartError::Capacity(format!("no room for {shown}: {said}")));
     }
     Err(StartError::Rejected(format!("{shown} cannot be made from {base_shown}: {said}")))

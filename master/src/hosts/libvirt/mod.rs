@@ -278,6 +278,10 @@ impl Provider for Libvirt {
         Ok(Listing { machines: listed, unlisted })
     }
 
+    fn forget_place(&self, place: &str) {
+        self.inner.forget_connection(place);
+    }
+
     fn expect(&self, hosts: &[&Host]) {
         let orders = hosts.iter().filter_map(|host| Some((&host.id, Spec::parse(&host.launch.as_ref()?.spec).ok()?)));
         self.inner.expect(orders);

@@ -2,7 +2,7 @@
 //! limits.
 
 use super::account::Account;
-use super::error::CloudError;
+use super::error::{Answer, CloudError};
 use super::keystone::{self, Session};
 use crate::clock;
 use reqwest::header::{DATE, HeaderMap, RETRY_AFTER};
@@ -30,7 +30,7 @@ const PAUSE: Duration = Duration::from_millis(500);
 const PAGES: usize = 1_000;
 /// The version of Nova's API for which this is written (2017, Pike): networks are given or "auto" (2.37), and the owner
 /// of an action can read its events (2.51).
-const COMPUTE_VERSION: &str = "2.53";
+pub(super) const COMPUTE_VERSION: &str = "2.53";
 
 /// Which of the cloud's services.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -323,7 +323,10 @@ impl Cloud {
                 CloudError::Refused { status: 413, .. } => asked.is_some(),
                 CloudError::Refused { status: 500 | 502..=504, .. } | CloudError::Lost(_) => changes_nothing,
                 CloudError::Unreachable(_) => changes_nothing && tried == 1,
-                CloudError::Refused { .. } | CloudError::Auth(_) | CloudError::Misconfigured(_) => false,
+                CloudError::Refused { .. }
+                | CloudError::Auth(_)
+                | CloudError::NotReady(_)
+                | CloudError::Misconfigured(_) => false,
             };
             let wait = asked.unwrap_or(pause);
             if last || !again || waited + wait > PATIENCE {
@@ -367,25 +370,11 @@ async fn body(response: Response) -> Result<Value, CloudError> {
 
 /// The error in an answer.
 async fn refusal(service: Service, response: Response) -> CloudError {
-    let status = response.status();
-    let place = response.url().path().to_owned();
-    let bytes = response.bytes().await.unwrap_or_default();
-    let message = words(&bytes).unwrap_or_else(|| place.clone());
-    let text = format!("{} answered {}: {message}", service.name(), status.as_u16());
-    match status {
-        StatusCode::UNAUTHORIZED => CloudError::Auth(text),
-        StatusCode::NOT_ACCEPTABLE if service == Service::Compute => {
-            CloudError::Misconfigured(format!("Nova does not support version {COMPUTE_VERSION} of its API ({message})"))
-        }
-        status => CloudError::Refused { status: status.as_u16(), text },
-    }
-}
-
-/// The message in an error's body: OpenStack wraps it in an object with one key, named after the kind of error.
-pub(super) fn words(bytes: &[u8]) -> Option<String> {
-    let body: Value = serde_json::from_slice(bytes).ok()?;
-    let message = |value: &Value| value["message"].as_str().filter(|text| !text.is_empty()).map(str::to_owned);
-    message(&body).or_else(|| body.as_object()?.values().find_map(message))
+    let (status, path) = (response.status().as_u16(), response.url().path().to_owned());
+    let asks_to_wait = response.headers().contains_key(RETRY_AFTER);
+    let date = response.headers().get(DATE).and_then(|date| date.to_str().ok()).map(str::to_owned);
+    let body = response.bytes().await.unwrap_or_default();
+    CloudError::of_answer(&Answer { service, status, date: date.as_deref(), asks_to_wait, path: &path, body: &body })
 }
 
 /// The error if no answer came.

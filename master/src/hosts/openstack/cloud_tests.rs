@@ -44,14 +44,3 @@ fn the_next_page_is_found_in_every_services_form() {
     assert_eq!(next_page(&page, "images").as_deref(), Some("/v2/images?marker=2"));
     assert_eq!(next_page(&serde_json::json!({ "images": [], "first": "/v2/images" }), "images"), None);
 }
-
-#[test]
-fn the_message_is_taken_out_of_its_wrapping() {
-    let message = |text: &str| words(text.as_bytes());
-    assert_eq!(message("{\"forbidden\": {\"code\": 403, \"message\": \"Quota\"}}").as_deref(), Some("Quota"));
-    assert_eq!(message("{\"error\": {\"message\": \"No\", \"title\": \"Unauthorized\"}}").as_deref(), Some("No"));
-    assert_eq!(message("{\"message\": \"plain\"}").as_deref(), Some("plain"));
-    for none in ["", "<html>", "[]", "{\"a\": 1}"] {
-        assert_eq!(message(none), None);
-    }
-}

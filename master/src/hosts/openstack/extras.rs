@@ -116,6 +116,18 @@ pub(super) async fn dress(cloud: &Cloud, tag: &OwnerTag, server: &Server) -> Res
     Ok(())
 }
 
+/// Takes an address from a pool before the host's server is created. [`dress`] assigns it to the server. May be repeated.
+///
+/// # Errors
+/// If Neutron does not assign one.
+pub(super) async fn reserve(cloud: &Cloud, tag: &OwnerTag, pool: &str, host: &HostId) -> Result<(), CloudError> {
+    if addresses(cloud, tag, &tag.id, host).await?.is_empty() {
+        let wanted = json!({ "floating_network_id": pool, "description": label(tag, host) });
+        cloud.post(Service::Network, "/floatingips", &json!({ "floatingip": wanted })).await?;
+    }
+    Ok(())
+}
+
 async fn addresses(cloud: &Cloud, tag: &OwnerTag, master: &str, host: &HostId) -> Result<Vec<Value>, CloudError> {
     let (path, key) = Kind::Address.list();
     let all = cloud.list(Service::Network, path, key).await?;

@@ -51,11 +51,12 @@ pub async fn resolve(cloud: &Cloud, image: &OpenstackImage) -> Result<String, St
     match image {
         OpenstackImage::Id(text) => named(cloud, text).await,
         OpenstackImage::Name { regex, pick } => {
-            let all = available(cloud, "").await.map_err(CloudError::before_start)?;
-            matching(&all, regex, *pick).map_err(StartError::Rejected)
+            let (all, coming) = listed(cloud, "").await.map_err(CloudError::before_start)?;
+            let is_coming = || coming.iter().find(|image| matches(image, regex));
+            matching(&all, regex, *pick).map_err(|why| unless_coming(is_coming(), why))
         }
         OpenstackImage::Command(words) => {
-            let all = available(cloud, "").await.map_err(CloudError::before_start)?;
+            let (all, _) = listed(cloud, "").await.map_err(CloudError::before_start)?;
             let list = Value::Array(all.iter().map(described).collect()).to_string();
             let chosen = ask_within(COMMAND_LIMIT, words, list).await.and_then(|id| {
                 let known = all.iter().any(|image| image["id"] == *id);
@@ -76,10 +77,24 @@ pub fn is_uuid(text: &str) -> bool {
         })
 }
 
-/// Images that can be booted now.
-async fn available(cloud: &Cloud, more: &str) -> Result<Vec<Value>, CloudError> {
-    let all = cloud.list(Service::Image, &format!("/images?status=active&limit=100{more}"), "images").await?;
-    Ok(all.into_iter().filter(|image| image["status"] == "active").collect())
+/// The images that can be booted now, and those that are being created.
+async fn listed(cloud: &Cloud, more: &str) -> Result<(Vec<Value>, Vec<Value>), CloudError> {
+    let all = cloud.list(Service::Image, &format!("/images?limit=100{more}"), "images").await?;
+    let (active, others): (Vec<Value>, Vec<Value>) = all.into_iter().partition(|image| image["status"] == "active");
+    Ok((active, others.into_iter().filter(is_being_made).collect()))
+}
+
+/// Whether it will be active soon: its data are being uploaded or imported.
+fn is_being_made(image: &Value) -> bool {
+    matches!(image["status"].as_str(), Some("queued" | "saving" | "uploading" | "importing"))
+}
+
+/// The error if no image was found. It is temporary if a matching one is being created.
+fn unless_coming(coming: Option<&Value>, why: String) -> StartError {
+    match coming {
+        Some(image) => StartError::Place(format!("{why}; image {} is being made: {}", image["id"], image["status"])),
+        None => StartError::Rejected(why),
+    }
 }
 
 async fn named(cloud: &Cloud, text: &str) -> Result<String, StartError> {
@@ -87,7 +102,8 @@ async fn named(cloud: &Cloud, text: &str) -> Result<String, StartError> {
         return match cloud.get(Service::Image, &format!("/images/{text}")).await {
             Ok(image) if image["status"] == "active" => Ok(text.to_owned()),
             Ok(image) => {
-                Err(StartError::Rejected(format!("image {text} is not available: its status is {}", image["status"])))
+                let why = format!("image {text} is not available: its status is {}", image["status"]);
+                Err(unless_coming(Some(&image).filter(|image| is_being_made(image)), why))
             }
             Err(problem) if problem.is_missing() => Err(StartError::Rejected(format!(
                 "find the image {text}: there is none, or this project may not use it"
@@ -97,17 +113,26 @@ async fn named(cloud: &Cloud, text: &str) -> Result<String, StartError> {
     }
     let query = reqwest::Url::parse_with_params("http://localhost", [("name", text)]);
     let query = query.ok().and_then(|url| url.query().map(|q| format!("&{q}"))).unwrap_or_default();
-    let all = available(cloud, &query).await.map_err(CloudError::before_start)?;
+    let (all, coming) = listed(cloud, &query).await.map_err(CloudError::before_start)?;
     let ids: Vec<&str> = all.iter().filter(|image| image["name"] == *text).filter_map(|i| i["id"].as_str()).collect();
     match ids.as_slice() {
         [id] => Ok((*id).to_owned()),
-        [] => Err(StartError::Rejected(format!("image {text:?} not found: no image of that name is available"))),
+        [] => {
+            let is_coming = coming.iter().find(|image| image["name"] == *text);
+            Err(unless_coming(is_coming, format!("image {text:?} not found: no image of that name is available")))
+        }
         several => Err(StartError::Rejected(format!(
             "find the image {text:?}: {} have that name ({}); name one by its id, or say which with name_regex and pick",
             several.len(),
             several.join(", ")
         ))),
     }
+}
+
+/// Whether its name matches. An invalid expression matches nothing; [`matching`] reports it.
+fn matches(image: &Value, regex: &str) -> bool {
+    let regex = regex::Regex::new(regex).ok();
+    regex.zip(image["name"].as_str()).is_some_and(|(regex, name)| regex.is_match(name))
 }
 
 /// The oldest or newest of the images whose name matches. The expression is already anchored.

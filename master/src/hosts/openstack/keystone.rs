@@ -1,9 +1,11 @@
 //! Keystone: from an account to a token and the catalogue.
 
 use super::account::{Account, Login, Named};
-use super::cloud::{Service, silence, words};
-use super::error::CloudError;
+use super::cloud::{Service, silence};
+use super::error::{CloudError, words};
 use crate::clock;
+use crate::hosts::clock_skew;
+use reqwest::header::DATE;
 use reqwest::{StatusCode, Url};
 use rouse_shared::Timestamp;
 use serde_json::{Value, json};
@@ -82,14 +84,17 @@ pub(super) async fn login(http: &reqwest::Client, account: &Account) -> Result<S
     let response = request.send().await.map_err(|error| not_asked(&error))?;
     let status = response.status();
     let token = response.headers().get("X-Subject-Token").and_then(|value| value.to_str().ok()).map(str::to_owned);
+    let date = response.headers().get(DATE).and_then(|value| value.to_str().ok()).map(str::to_owned);
     let bytes = response.bytes().await.map_err(|error| not_asked(&error))?;
     if status != StatusCode::CREATED {
         let message = words(&bytes).unwrap_or_else(|| status.to_string());
         let text = format!("cannot log in to Keystone at {base}: it answered {}: {message}", status.as_u16());
         return Err(match status {
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => CloudError::Auth(text),
-            // A login leaves nothing behind, so a failed one can be repeated.
-            status if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS => {
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
+                CloudError::Auth(text + &clock_skew::remark(date.as_deref()))
+            }
+            // A login leaves nothing behind, so a failed one can be repeated. An answer that is not JSON is a proxy's.
+            status if is_passing(status) || serde_json::from_slice::<Value>(&bytes).is_err() => {
                 CloudError::Unreachable(text)
             }
             _ => CloudError::Misconfigured(text),
@@ -98,7 +103,8 @@ pub(super) async fn login(http: &reqwest::Client, account: &Account) -> Result<S
     let unfit = |what: &str| {
         CloudError::Misconfigured(format!("cannot log in to Keystone at {base}: the answer has no {what}"))
     };
-    let mut body: Value = serde_json::from_slice(&bytes).map_err(|_| unfit("JSON"))?;
+    let mut body: Value =
+        serde_json::from_slice(&bytes).map_err(|_| CloudError::Unreachable(unfit("JSON").to_string()))?;
     let mut json = body["token"].take();
     let time = |key: &str| json[key].as_str().and_then(|text| humantime::parse_rfc3339_weak(text).ok());
     let life = lifetime(time("issued_at"), time("expires_at"));
@@ -113,6 +119,11 @@ pub(super) async fn login(http: &reqwest::Client, account: &Account) -> Result<S
         project,
         catalogue: json["catalog"].take(),
     })
+}
+
+/// Whether the same request may succeed soon.
+fn is_passing(status: StatusCode) -> bool {
+    status.is_server_error() || matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT)
 }
 
 fn lifetime(issued: Option<SystemTime>, expires: Option<SystemTime>) -> Duration {
@@ -163,9 +174,12 @@ async fn find_v3(http: &reqwest::Client, auth_url: &str) -> Result<String, Cloud
     let root = format!("{}/{}", url.origin().ascii_serialization(), above.join("/"));
     let root = root.trim_end_matches('/');
     let response = http.get(format!("{root}/")).header("Accept", "application/json").send().await;
-    let bytes = response.map_err(|error| not_asked(&error))?.bytes().await.map_err(|error| not_asked(&error))?;
-    let json: Value = serde_json::from_slice(&bytes).unwrap_or_default();
-    let versions = versions(&json);
+    let response = response.map_err(|error| not_asked(&error))?;
+    let status = response.status();
+    let bytes = response.bytes().await.map_err(|error| not_asked(&error))?;
+    let json: Option<Value> = serde_json::from_slice(&bytes).ok();
+    let is_own = json.is_some() && !is_passing(status);
+    let versions = versions(&json.unwrap_or_default());
     if versions.iter().any(|version| version.starts_with("v3")) {
         // The links in these lists often have a host name that cannot be reached.
         return Ok(format!("{root}/v3"));
@@ -176,7 +190,8 @@ async fn find_v3(http: &reqwest::Client, auth_url: &str) -> Result<String, Cloud
         if direct.map_err(|error| not_asked(&error))?.status().is_success() {
             return Ok(format!("{root}/v3"));
         }
-        return Err(unfit("there is no Keystone"));
+        let none = unfit("there is no Keystone");
+        return Err(if is_own { none } else { CloudError::Unreachable(none.to_string()) });
     }
     Err(unfit(&format!("version 3 of the identity API is needed, and this Keystone offers {}", versions.join(", "))))
 }

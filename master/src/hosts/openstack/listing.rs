@@ -1,7 +1,7 @@
 //! Lists this master's servers and leftovers in all clouds, and ends those that are not in the ledger.
 
 use super::cloud::Cloud;
-use super::clouds::{Target, late};
+use super::clouds::{Places, Target, late};
 use super::error::CloudError;
 use super::extras::{self, Alive};
 use super::servers::{self, Server, Status};
@@ -9,76 +9,82 @@ use super::{Servers, Shared, identity_of};
 use crate::core::event::{ListedHost, Listing, Termination, UnlistedPlace};
 use futures_util::future::join_all;
 use rouse_shared::HostId;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Time limit for the servers of one of several clouds, so that the list of the others is complete within
-/// [`crate::hosts::CALL_LIMIT`].
-const SERVERS: Duration = Duration::from_secs(35);
+/// Time limits for the servers of one of several clouds, and for what is left over there, so that an audit gets the lists
+/// of the others in time.
+const SERVERS: Duration = Duration::from_secs(20);
+const LEFT_OVER: Duration = Duration::from_secs(10);
 
 impl Servers {
     /// The servers of every cloud, and what is left over of others. One that does not answer hides only its own, and
-    /// what is left over: that may be part of one of its servers.
-    pub(super) async fn list_clouds(&self) -> Result<Listing, String> {
+    /// what is left over in its project, which may belong to one of its servers.
+    pub(super) async fn list_clouds(&self) -> Listing {
         let shared = &self.shared;
-        let mut failures = shared.unusable();
-        let (targets, unreached) = shared.clouds.targets().await;
-        failures.extend(unreached);
-        let (mut listed, mut alive, mut empty) = (Vec::new(), Alive::new(), Vec::new());
-        for (target, servers) in targets.iter().zip(shared.servers(&targets).await) {
+        let Places { reached, mut unlisted, mut hidden } = shared.clouds.places().await;
+        unlisted.extend(shared.unusable());
+        let (mut machines, mut alive, mut heard) = (Vec::new(), Alive::new(), Vec::new());
+        for (target, servers) in reached.iter().zip(shared.servers(&reached).await) {
             match servers {
                 Ok(servers) => {
                     alive.extend(hosts_of(&servers));
-                    listed.extend(shared.listed(&target.cloud, &servers));
-                    empty.push(servers.is_empty());
+                    machines.extend(shared.listed(&target.cloud, &servers));
+                    heard.push((target, servers.is_empty()));
                 }
-                Err(problem) => failures.push(problem.to_string()),
+                Err(problem) => {
+                    hidden.insert(target.project().to_owned());
+                    unlisted.extend(target.unlisted(&problem.to_string()));
+                }
             }
         }
-        if failures.is_empty() {
-            let found = targets.iter().map(|target| extras::left_over(&target.cloud, &shared.tag, &alive));
-            for ((target, found), is_empty) in targets.iter().zip(join_all(found).await).zip(empty) {
-                match found {
-                    Ok(left) => {
-                        if left.is_empty() && is_empty && shared.is_settled() {
-                            shared.clouds.forget(target);
-                        }
-                        // Regions may share a service.
-                        let known: BTreeSet<String> = listed.iter().map(|one| one.handle.clone()).collect();
-                        listed.extend(left.into_iter().filter(|one| !known.contains(&one.handle)));
+        heard.retain(|(target, _)| !hidden.contains(target.project()));
+        let found = heard.iter().map(|(target, _)| async {
+            let left = tokio::time::timeout(LEFT_OVER, extras::left_over(&target.cloud, &shared.tag, &alive));
+            left.await.unwrap_or_else(|_| Err(late(&target.cloud, LEFT_OVER)))
+        });
+        for ((target, is_empty), found) in heard.iter().zip(join_all(found).await) {
+            match found {
+                Ok(left) => {
+                    if left.is_empty() && *is_empty && shared.is_settled() {
+                        shared.clouds.forget(target);
                     }
-                    Err(problem) => failures.push(problem.to_string()),
+                    // Regions may share a service.
+                    let known: BTreeSet<String> = machines.iter().map(|one| one.handle.clone()).collect();
+                    machines.extend(left.into_iter().filter(|one| !known.contains(&one.handle)));
                 }
+                Err(problem) => unlisted.extend(target.unlisted(&problem.to_string())),
             }
         }
-        if !failures.is_empty() {
-            let unlisted = failures.into_iter().map(|why| UnlistedPlace { place: None, why }).collect();
-            return Ok(Listing { machines: listed, unlisted });
+        if unlisted.is_empty() {
+            let there: BTreeSet<&str> = machines.iter().map(|machine| machine.handle.as_str()).collect();
+            shared.state().labelled.retain(|id| there.contains(id.as_str()));
         }
-        let there: BTreeSet<&str> = listed.iter().map(|machine| machine.handle.as_str()).collect();
-        shared.state().labelled.retain(|id| there.contains(id.as_str()));
-        Ok(Listing::from(listed))
+        Listing { machines, unlisted }
     }
 
     /// The handle does not say which cloud it is in. An id exists in one cloud only.
     pub(super) async fn terminate_by_handle(&self, listed: &ListedHost) -> Result<Termination, String> {
         let shared = &self.shared;
-        let (targets, unreached) = shared.clouds.targets().await;
-        let mut failures = shared.unusable();
-        failures.extend(unreached);
+        let Places { reached, mut unlisted, mut hidden } = shared.clouds.places().await;
+        unlisted.extend(shared.unusable());
+        let mut failures: Vec<String> = unlisted.iter().map(said).collect();
         let is_extra = extras::is_extra(&listed.handle);
         let mut alive = Alive::new();
         if is_extra {
-            // Its server may be in a cloud that does not answer now.
-            if !failures.is_empty() {
-                return Err(failures.join("; "));
-            }
-            for servers in shared.servers(&targets).await {
-                alive.extend(hosts_of(&servers.map_err(|problem| problem.to_string())?));
+            for (target, servers) in reached.iter().zip(shared.servers(&reached).await) {
+                match servers {
+                    Ok(servers) => alive.extend(hosts_of(&servers)),
+                    Err(problem) => {
+                        hidden.insert(target.project().to_owned());
+                        failures.push(problem.to_string());
+                    }
+                }
             }
         }
-        for target in &targets {
+        // Its server may be in a region that does not answer.
+        for target in reached.iter().filter(|target| !is_extra || !hidden.contains(target.project())) {
             let ended = match is_extra {
                 true => extras::end(&target.cloud, &shared.tag, listed, &alive).await,
                 false => shared.terminate_listed(&target.cloud, listed).await,
@@ -93,13 +99,21 @@ impl Servers {
     }
 }
 
+fn said(UnlistedPlace { place, why }: &UnlistedPlace) -> String {
+    format!("{} cannot be listed: {why}", place.as_deref().unwrap_or("a place"))
+}
+
 impl Shared {
-    /// Sections whose account cannot be used, and why.
-    fn unusable(&self) -> Vec<String> {
-        let why = |(worker, section): (&_, &super::Section)| {
-            section.cloud.as_ref().err().map(|why| format!("cannot list the servers of {worker}: {why}"))
-        };
-        self.state().sections.iter().filter_map(why).collect()
+    /// The places of sections whose account cannot be used, and why.
+    fn unusable(&self) -> Vec<UnlistedPlace> {
+        let mut all: BTreeMap<String, String> = BTreeMap::new();
+        for (worker, section) in &self.state().sections {
+            if let Err(why) = &section.cloud {
+                let why = format!("cannot list the servers of {worker}: {why}");
+                all.entry(section.config.place()).or_insert(why);
+            }
+        }
+        all.into_iter().map(|(place, why)| UnlistedPlace { place: Some(place), why }).collect()
     }
 
     /// The servers of each, all asked at once.

@@ -16,6 +16,7 @@ mod online;
 mod order;
 mod servers;
 
+use super::overdue::Overdue;
 use super::{CALL_LIMIT, Death, Provider};
 use crate::clock;
 use crate::config::{Config, OpenstackConfig};
@@ -26,7 +27,7 @@ use account::Account;
 use async_trait::async_trait;
 use cloud::{Cloud, Service};
 use clouds::Clouds;
-use error::CloudError;
+use error::{Cause, CloudError};
 pub use online::check;
 use order::Spec;
 use rouse_shared::boot::BootData;
@@ -87,6 +88,8 @@ struct Shared {
     born: Timestamp,
     propagation_delay: Duration,
     clouds: Clouds,
+    /// Servers that Nova was asked to delete and that are still there.
+    overdue: Overdue,
     state: Mutex<State>,
 }
 
@@ -129,6 +132,7 @@ impl Servers {
             born: clock::now(),
             propagation_delay: options.propagation_delay,
             clouds,
+            overdue: Overdue::default(),
             state: Mutex::default(),
         };
         let new = Self { shared: Arc::new(shared) };
@@ -144,7 +148,7 @@ impl Servers {
             let section = Section { config: Arc::new(section.clone()), cloud: Err(String::new()) };
             match Account::of(&section.config, &|name| std::env::var(name).ok()) {
                 Ok(account) => {
-                    accounts.push(account);
+                    accounts.push((section.config.place(), account));
                     whose.push((worker.clone(), section));
                 }
                 Err(why) => drop(sections.insert(worker.clone(), Section { cloud: Err(why), ..section })),
@@ -161,6 +165,8 @@ impl Servers {
 fn unseen(problem: CloudError) -> StartError {
     match problem {
         CloudError::Auth(text) => StartError::Place(text),
+        // A rate limit, a 5xx or no answer concerns all hosts of the place.
+        other if !matches!(other, CloudError::Misconfigured(_)) => StartError::Place(other.to_string()),
         other => StartError::Transient(other.to_string()),
     }
 }
@@ -200,10 +206,26 @@ impl Shared {
         Ok(first)
     }
 
-    /// Creates the server. The call counts as uncertain from its beginning, because its caller may stop waiting.
+    /// Creates the server, after the floating address that it needs.
     async fn make(&self, cloud: &Cloud, spec: &Spec, host: &Host) -> Result<String, StartError> {
-        let noted = self.clouds.note(&spec.cloud);
+        let noted = self.clouds.note(&spec.cloud, &host.place);
         noted.map_err(|error| StartError::Transient(format!("cannot save where servers are made: {error}")))?;
+        let Some(pool) = spec.pool() else { return self.make_server(cloud, spec, host).await };
+        // Before the server: without the address that it needs, its agent would never attach, and the image would be
+        // blamed.
+        extras::reserve(cloud, &self.tag, pool, &host.id).await.map_err(CloudError::before_start)?;
+        let made = self.make_server(cloud, spec, host).await;
+        if let Err(error) = &made
+            && !matches!(error, StartError::Unknown(_))
+            && let Err(problem) = extras::release(cloud, &self.tag, &self.tag.id, &host.id).await
+        {
+            tracing::warn!("the address of host {} was not given back, the audit does it: {problem}", host.id);
+        }
+        made
+    }
+
+    /// Creates the server. The call counts as uncertain from its beginning, because its caller may stop waiting.
+    async fn make_server(&self, cloud: &Cloud, spec: &Spec, host: &Host) -> Result<String, StartError> {
         let doubted =
             self.state().doubts.insert(host.id.clone(), clock::now() + CALL_LIMIT + self.propagation_delay).is_some();
         let problem = match cloud.post(Service::Compute, "/servers", &json!({ "server": spec.server })).await {
@@ -228,24 +250,34 @@ impl Shared {
         self.state().doubts.remove(&host.id);
         let text = problem.to_string();
         Err(match problem {
-            // Nova's status for exceeded quota, and for what a policy forbids.
-            CloudError::Refused { status: 403, .. } => {
+            // Nova's status for an exhausted quota, perhaps with a translated message, and for what a policy forbids.
+            CloudError::Refused { status: 403, cause: Cause::Other, .. } => {
                 let flavor = spec.server["flavorRef"].as_str().unwrap_or_default();
                 match servers::lacks_quota(cloud, flavor).await {
                     Ok(true) => StartError::Quota(text),
-                    Ok(false) => StartError::Place(text),
-                    Err(_) => StartError::Transient(text),
+                    Ok(false) | Err(_) => StartError::Place(text),
                 }
             }
-            // Without a time to come back older clouds mean the quota by it.
-            CloudError::Refused { status: 413, .. } => StartError::Quota(text),
             // More than one network to choose from, an address in use: it is not the time that makes it wrong.
-            CloudError::Refused { status: 409, .. } => StartError::Rejected(text),
+            CloudError::Refused { status: 409, cause: Cause::Other, .. } => StartError::Rejected(text),
             other => other.before_start(),
         })
     }
 
-    /// Waits until Nova has placed the server. If it has failed, deletes it and reports its fault.
+    /// Nova was asked to delete a server that still exists. An error if this takes too long.
+    fn still_there(&self, server: &Server) -> Result<Termination, CloudError> {
+        let Some(taken) = self.overdue.still_there(clock::now(), &server.id) else { return Ok(Termination::Requested) };
+        let task = if server.task.is_empty() { "none" } else { &server.task };
+        let fault = server.fault.as_ref().map_or_else(String::new, |fault| format!(", its fault: {fault}"));
+        Err(CloudError::Misconfigured(format!(
+            "Nova has not deleted server {} within {} s (its task: {task}{fault}), which costs money; ask the operators of \
+             the cloud to reset its state",
+            server.id,
+            taken.as_secs()
+        )))
+    }
+
+    /// Waits until Nova has found a hypervisor for the server. Deletes a server that has failed, and returns its fault.
     async fn wait_until_placed(&self, cloud: &Cloud, id: &str) -> Result<(), StartError> {
         for _ in 0..PLACING_LOOKS {
             match servers::one(cloud, &self.tag, id).await {
@@ -281,11 +313,15 @@ impl Shared {
         });
     }
 
-    async fn watch_until_it_runs(&self, cloud: &Cloud, id: &str) {
+    async fn watch_until_it_runs(&self, cloud: &Arc<Cloud>, id: &str) {
         let mut pause = LOOK;
         for _ in 0..RUNNING_LOOKS {
+            // The place was given up.
+            if !self.clouds.knows(cloud) {
+                return;
+            }
             match servers::one(cloud, &self.tag, id).await {
-                // It was deleted, by a termination or by somebody else. The audit finds the latter.
+                // It was deleted: by a termination, or by somebody else, which the audit finds.
                 Ok(None) => return,
                 Ok(Some(server)) => match server.status {
                     Status::Building => {}
@@ -324,12 +360,9 @@ impl Shared {
             }
         }
         // A master that ends takes no more news; the next one looks for itself.
-        if self
-            .deaths
-            .send(Death { host: server.host.clone(), why: error.text().to_owned(), reclaimed: false })
-            .await
-            .is_err()
-        {
+        let reclaimed = !matches!(error, StartError::Rejected(_));
+        let death = Death { host: server.host.clone(), why: error.text().to_owned(), reclaimed };
+        if self.deaths.send(death).await.is_err() {
             tracing::debug!("nobody was there to hear that host {} has failed", server.host);
         }
     }
@@ -340,8 +373,8 @@ impl Provider for Servers {
     async fn prepare(
         &self,
         host: &Host,
-        _number: u32,
-        _resting: &BTreeSet<String>,
+        number: u32,
+        resting: &BTreeSet<String>,
         boot: BootData,
     ) -> Result<LaunchSpec, StartError> {
         let section = self.shared.state().sections.get(&host.worker).cloned();
@@ -349,7 +382,7 @@ impl Provider for Servers {
             return Err(StartError::Rejected(format!("worker {} has no [worker.openstack] any more", host.worker)));
         };
         let cloud = cloud.map_err(StartError::Place)?;
-        order::prepare(&cloud, &config, &self.shared.tag, host, &boot).await
+        order::prepare(&cloud, &config, &self.shared.tag, host, (number, resting), &boot).await
     }
 
     async fn start(&self, host: &Host) -> Result<Started, StartError> {
@@ -390,15 +423,15 @@ impl Provider for Servers {
                 && server.master == shared.tag.id
                 && servers::delete(&cloud, &shared.tag, id).await? == Termination::Requested
             {
-                return Ok(Termination::Requested);
+                return shared.still_there(&server);
             }
             let others = servers::of_host(&cloud, &shared.tag, &spec.name, &host.id).await?;
             for server in &others {
                 servers::delete(&cloud, &shared.tag, &server.id).await?;
             }
-            if !others.is_empty() {
+            if let Some(first) = others.first() {
                 shared.has_come(host);
-                return Ok(Termination::Requested);
+                return shared.still_there(first);
             }
             if host.handle.is_none() && shared.is_in_doubt(host) {
                 return Ok(Termination::Requested);
@@ -407,13 +440,21 @@ impl Provider for Servers {
                 extras::release(&cloud, &shared.tag, &shared.tag.id, &host.id).await?;
             }
             shared.state().doubts.remove(&host.id);
+            shared.overdue.gone(host.handle.as_deref().unwrap_or_default());
             Ok(Termination::Gone)
         };
         stop.await.map_err(|problem: CloudError| problem.to_string())
     }
 
     async fn list(&self) -> Result<Listing, String> {
-        self.list_clouds().await
+        Ok(self.list_clouds().await)
+    }
+
+    fn forget_place(&self, place: &str) {
+        let sections = self.shared.state().sections.clone();
+        if sections.values().all(|section| section.config.place() != place) {
+            self.shared.clouds.give_up(place);
+        }
     }
 
     async fn terminate_listed(&self, listed: &ListedHost) -> Result<Termination, String> {

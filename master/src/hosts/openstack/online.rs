@@ -22,12 +22,16 @@ pub async fn check(section: &OpenstackConfig) -> Vec<Finding> {
     }
     let mut found = Vec::new();
     let image = images::resolve(&cloud, &section.image).await;
-    let flavor = order::flavor(&cloud, &section.flavor).await;
-    match (&image, &flavor) {
+    let mut flavors = Vec::new();
+    for given in &section.flavors {
+        flavors.push(order::flavor(&cloud, given).await);
+    }
+    let flavors: Result<Vec<String>, CloudError> = flavors.into_iter().collect();
+    match (&image, &flavors) {
         (Ok(image), Ok(_)) => {
             let json = cloud.get(Service::Image, &format!("/images/{image}")).await.unwrap_or_default();
             let name = json["name"].as_str().unwrap_or("without a name");
-            found.push(Finding::good(format!("boots {image} ({name}) as {}", section.flavor)));
+            found.push(Finding::good(format!("boots {image} ({name}) as {}", section.flavors.join(" or "))));
         }
         (_, Err(problem)) => found.push(failed(problem)),
         (Err(_), Ok(_)) => {}
@@ -40,12 +44,12 @@ pub async fn check(section: &OpenstackConfig) -> Vec<Finding> {
         pool(&cloud, section.floating_ip_pool.as_deref()).await,
         key(&cloud, section.key_name.as_deref()).await,
         groups(&cloud, &section.security_groups).await,
-        zone(&cloud, section.availability_zone.as_deref()).await,
+        zones(&cloud, &section.availability_zones).await,
         volumes(&cloud, section.boot_volume_gb.is_some()).await,
     ];
     found.extend(asked.iter().filter_map(|asked| asked.as_ref().err()).map(failed));
-    if let Ok(flavor) = flavor {
-        match servers::lacks_quota(&cloud, &flavor).await {
+    if let Some(first) = flavors.ok().as_deref().and_then(<[String]>::first) {
+        match servers::lacks_quota(&cloud, first).await {
             Ok(false) => {}
             // The quota may be used by rouse's own hosts.
             Ok(true) => found.push(Finding::good("the project has no room for another server just now")),
@@ -84,13 +88,16 @@ async fn groups(cloud: &Cloud, given: &[String]) -> Result<(), CloudError> {
     missing.map_or(Ok(()), |name| Err(none("security group", name)))
 }
 
-async fn zone(cloud: &Cloud, given: Option<&str>) -> Result<(), CloudError> {
-    let Some(name) = given else { return Ok(()) };
+async fn zones(cloud: &Cloud, given: &[String]) -> Result<(), CloudError> {
+    if given.is_empty() {
+        return Ok(());
+    }
     let all = cloud.list(Service::Compute, "/os-availability-zone", "availabilityZoneInfo").await?;
-    // The part after a colon is for administrators.
-    let plain = name.split(':').next().unwrap_or(name);
-    let there = all.iter().any(|zone| zone["zoneName"] == *plain);
-    if there { Ok(()) } else { Err(none("availability zone", name)) }
+    // A host name after a colon is for administrators.
+    let plain = |name: &str| name.split(':').next().unwrap_or(name).to_owned();
+    let is_there = |name: &str| all.iter().any(|zone| zone["zoneName"] == plain(name));
+    let missing = given.iter().find(|name| !is_there(name));
+    missing.map_or(Ok(()), |name| Err(none("availability zone", name)))
 }
 
 async fn volumes(cloud: &Cloud, wanted: bool) -> Result<(), CloudError> {

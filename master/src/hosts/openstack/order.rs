@@ -7,12 +7,14 @@ use super::servers::{OwnerTag, POOL};
 use crate::config::OpenstackConfig;
 use crate::core::event::StartError;
 use crate::core::record::{Host, LaunchSpec};
+use crate::hosts::alternatives::{Chosen, choose};
 use crate::hosts::user_data;
 use base64::Engine as _;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use rouse_shared::boot::BootData;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
 
 /// Largest user data that Nova accepts, bytes: 65,535 in base64.
 const USER_DATA: usize = 65_535 / 4 * 3;
@@ -48,7 +50,33 @@ impl Spec {
     }
 }
 
-/// Works out the launch spec of a host.
+/// One flavor, in one zone.
+#[derive(Clone, PartialEq, Eq, Debug)]
+struct Alternative<'a> {
+    /// Id or name, as in the section.
+    flavor: &'a str,
+    /// None: Nova chooses.
+    zone: Option<&'a str>,
+}
+
+impl std::fmt::Display for Alternative<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "flavor {}", self.flavor)?;
+        self.zone.map_or(Ok(()), |zone| write!(f, " in zone {zone}"))
+    }
+}
+
+/// All alternatives of a section, in the order in which they are tried: every flavor in every zone.
+fn alternatives(section: &OpenstackConfig) -> Vec<Alternative<'_>> {
+    let zones: Vec<Option<&str>> = match section.availability_zones.as_slice() {
+        [] => vec![None],
+        zones => zones.iter().map(|zone| Some(zone.as_str())).collect(),
+    };
+    let of_flavor = |flavor| zones.iter().map(move |zone| Alternative { flavor, zone: *zone });
+    section.flavors.iter().flat_map(|flavor| of_flavor(flavor.as_str())).collect()
+}
+
+/// Works out the order of a host: the first alternative from `number` on that is not `resting`.
 ///
 /// # Errors
 /// If something that the section names does not exist, or the cloud does not answer.
@@ -57,12 +85,16 @@ pub(super) async fn prepare(
     section: &OpenstackConfig,
     tag: &OwnerTag,
     host: &Host,
+    (number, resting): (u32, &BTreeSet<String>),
     boot: &BootData,
 ) -> Result<LaunchSpec, StartError> {
+    let all = alternatives(section);
+    let Chosen { number, name: alternative_name, alternative, more } =
+        choose(&all, number, resting, Alternative::to_string)?;
     let text = user_data::compose(boot, section.user_data.as_deref(), USER_DATA)
         .map_err(|error| StartError::Rejected(error.to_string()))?;
     let image = images::resolve(cloud, &section.image).await?;
-    let flavor = flavor(cloud, &section.flavor).await.map_err(CloudError::before_start)?;
+    let flavor = flavor(cloud, alternative.flavor).await.map_err(CloudError::before_start)?;
     let mut metadata = section.meta.clone();
     // rouse sets these keys itself.
     metadata.remove(POOL);
@@ -102,7 +134,7 @@ pub(super) async fn prepare(
         }
     };
     set("key_name", section.key_name.clone().map(Value::from));
-    set("availability_zone", section.availability_zone.clone().map(Value::from));
+    set("availability_zone", alternative.zone.map(Value::from));
     set("config_drive", section.config_drive.then_some(Value::Bool(true)));
     let groups: Vec<Value> = section.security_groups.iter().map(|name| json!({ "name": name })).collect();
     set("security_groups", (!groups.is_empty()).then_some(Value::Array(groups)));
@@ -111,11 +143,11 @@ pub(super) async fn prepare(
         serde_json::to_string(&spec).map_err(|e| StartError::Rejected(format!("cannot serialize the order: {e}")))?;
     // Which server it will be is Nova's choice.
     Ok(LaunchSpec {
-        number: 0,
-        alternative: String::new(),
+        number,
+        alternative: alternative_name,
         image,
         spec,
-        more: false,
+        more,
         fresh: false,
         identity: None,
         price: section.price_per_hour,
@@ -168,9 +200,15 @@ pub(super) async fn network(cloud: &Cloud, given: &str, pool: bool) -> Result<St
     let (key, external) = (if is_uuid(given) { "id" } else { "name" }, if pool { "&router:external=true" } else { "" });
     let path = format!("/networks?{key}={}{external}", segment(given));
     let all = cloud.list(Service::Network, &path, "networks").await?;
-    let ids: Vec<&str> = all.iter().filter(|n| n[key] == *given).filter_map(|n| n["id"].as_str()).collect();
+    let found: Vec<&Value> = all.iter().filter(|network| network[key] == *given).collect();
+    let ids: Vec<&str> = found.iter().filter_map(|network| network["id"].as_str()).collect();
     match ids.as_slice() {
-        [id] => Ok((*id).to_owned()),
+        [id] => match found.iter().find_map(|network| network["status"].as_str()) {
+            Some(status) if status != "ACTIVE" => {
+                Err(CloudError::NotReady(format!("{what} {given:?} is not active: its status is {status}")))
+            }
+            Some(_) | None => Ok((*id).to_owned()),
+        },
         [] => Err(CloudError::Misconfigured(format!(
             "{what} {given:?} not found: this project has none with that id or name"
         ))),
@@ -190,6 +228,26 @@ pub(super) fn segment(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_flavor_is_tried_in_every_zone() {
+        let section = |more: &str| {
+            let text =
+                format!("[[worker]]\nname = \"w\"\npassword = \"x\"\n[worker.openstack]\nimage = \"i\"\n{more}\n");
+            let config = crate::config::Config::parse(&text, std::path::Path::new("rouse.toml")).unwrap();
+            config.sections::<OpenstackConfig>().next().unwrap().1.clone()
+        };
+        let names = |section: &OpenstackConfig| {
+            alternatives(section).iter().map(Alternative::to_string).collect::<Vec<_>>().join("; ")
+        };
+        let one = section("flavor = \"m1.small\"\navailability_zone = \"\"");
+        assert_eq!(names(&one), "flavor m1.small");
+        let zone = section("flavor = \"m1.small\"\navailability_zone = \"nova\"");
+        assert_eq!(names(&zone), "flavor m1.small in zone nova");
+        let all = section("flavor = [\"a\", \"b\"]\navailability_zone = [\"x\", \"y\"]");
+        let expected = "flavor a in zone x; flavor a in zone y; flavor b in zone x; flavor b in zone y";
+        assert_eq!(names(&all), expected);
+    }
 
     #[test]
     fn names_may_have_any_characters() {

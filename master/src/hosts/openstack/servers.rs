@@ -1,7 +1,7 @@
 //! Servers in Nova: how they are tagged, found, interpreted and deleted.
 
 use super::cloud::{Cloud, End, Service};
-use super::error::CloudError;
+use super::error::{Cause, CloudError};
 use super::order::segment;
 use crate::core::event::{Owner, StartError, Termination};
 use rouse_shared::HostId;
@@ -250,6 +250,9 @@ pub async fn end(cloud: &Cloud, tag: &OwnerTag, id: &str, patience: Duration) ->
 pub async fn failure(cloud: &Cloud, server: &Server) -> StartError {
     let fault = server.fault.as_deref().unwrap_or("Nova gives no reason");
     let text = format!("server {} is in error: {fault}", server.id);
+    if let Some(error) = Cause::of_words(fault).and_then(|cause| cause.of_start(text.clone())) {
+        return error;
+    }
     match was_built(cloud, &server.id).await {
         Ok(false) => StartError::Capacity(text),
         Ok(true) | Err(_) => StartError::Rejected(text),

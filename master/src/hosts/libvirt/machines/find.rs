@@ -18,6 +18,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 use tracing::{info, warn};
 use virt::connect::Connect;
 use virt::sys;
@@ -28,11 +29,25 @@ pub struct Listing {
     pub domains: Vec<(String, OwnerTag)>,
     /// Disks of a foreign's hosts that have no domain any more.
     pub leftovers: Vec<(PathBuf, disk::Owner)>,
-    /// The connections that could not be listed. Of leftovers nothing is known then: what they belong to may run there.
+    /// The connections that could not be listed. If one of them is to this machine, leftovers are unknown.
     pub unlisted: Vec<UnlistedPlace>,
 }
 
+/// Time limit for the list of one connection, so that an audit gets the lists of the others in time.
+const CONNECTION: Duration = Duration::from_secs(20);
+
 impl Inner {
+    /// Forgets a connection that was given up, unless the configuration has it.
+    pub fn forget_connection(&self, uri: &str) {
+        if self.is_configured(uri) {
+            return;
+        }
+        lock(&self.connections).remove(uri);
+        lock(&self.links).remove(uri);
+        lock(&self.kvm).remove(uri);
+        lock(&self.known).retain(|_, known| known.uri != uri);
+    }
+
     /// Every connection that may have hosts of this master.
     fn uris(&self) -> BTreeSet<String> {
         let configured: BTreeSet<String> = lock(&self.workers).values().map(|w| w.connection.clone()).collect();
@@ -57,7 +72,12 @@ impl Inner {
     /// Everything with this master's name, on all connections that answer.
     pub async fn list(self: &Arc<Self>) -> Result<Listing, String> {
         let uris = self.uris();
-        let lists = join_all(uris.iter().map(|uri| self.domains(uri))).await;
+        let lists = uris.iter().map(|uri| async move {
+            let late = || format!("no answer within {} s", CONNECTION.as_secs());
+            let list = tokio::time::timeout(CONNECTION, self.domains(uri)).await;
+            list.unwrap_or_else(|_| Err(LinkError::Unreachable(late())))
+        });
+        let lists = join_all(lists).await;
         let mut domains: Vec<(String, OwnerTag)> = Vec::new();
         let mut unlisted = Vec::new();
         for (uri, list) in uris.iter().zip(lists) {
@@ -79,7 +99,9 @@ impl Inner {
             domains.extend(list.into_iter().filter(|s| s.master == self.name()).map(|s| (s.uuid.clone(), s)));
         }
         self.warn_of_changed_bases();
-        if !unlisted.is_empty() {
+        // A disk on this machine may belong to a domain that could not be listed. The disks of a remote connection are on
+        // the remote machine.
+        if unlisted.iter().any(|one| one.place.as_deref().is_none_or(connection_is_local)) {
             return Ok(Listing { domains, leftovers: Vec::new(), unlisted });
         }
         let live: BTreeSet<String> = domains.iter().map(|(_, tag)| tag.host.clone()).collect();
