@@ -86,6 +86,7 @@ impl Provider for Wrong {
 
 fn host() -> Host {
     Host {
+        forgotten: None,
         id: HostId("h1".to_owned()),
         worker: "w".parse().unwrap(),
         provider: ProviderKind::Process,
