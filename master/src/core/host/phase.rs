@@ -49,7 +49,8 @@ pub(in crate::core) enum Phase {
         call: bool,
         /// Calls that were made.
         tries: u32,
-        /// It never attached, and what it printed is fetched before it is terminated.
+        /// It never attached, and what it printed is fetched before it is terminated: once no call is unanswered, since
+        /// a machine may have no name before.
         console: bool,
     },
     /// Its provider has reported that it is gone, or it was never made.
@@ -139,11 +140,11 @@ pub(super) fn next(phase: &Phase, event: &HostEvent) -> Result<Phase, IllegalEve
             }
             Suspending { call: false, tries } => Ok(Suspending { call: true, tries: tries + 1 }),
             // Terminating is repeated without waiting for an answer; but for one to a call that may make the machine.
-            Terminating { call: false, tries, console } => {
-                Ok(Terminating { call: false, tries: tries + 1, console: *console })
+            Terminating { call: false, tries, console: false } => {
+                Ok(Terminating { call: false, tries: tries + 1, console: false })
             }
             Launching { call: true, .. } | Resuming { call: true, .. } => Err(IllegalEvent),
-            Suspending { call: true, .. } | Terminating { call: true, .. } => Err(IllegalEvent),
+            Suspending { call: true, .. } | Terminating { .. } => Err(IllegalEvent),
             Preparing { .. } | Booting { .. } | Ready { .. } | Draining { .. } | Suspended | Terminated => {
                 Err(IllegalEvent)
             }
