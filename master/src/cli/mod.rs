@@ -99,7 +99,7 @@ async fn remote(client: &Client, command: &Command, now: Timestamp) -> Result<Ex
         Command::Pause(worker) => fleet::operate(client, &worker.worker, Operation::Pause).await?,
         Command::Resume(worker) => fleet::operate(client, &worker.worker, Operation::Resume).await?,
         Command::Drain(worker) => fleet::operate(client, &worker.worker, Operation::Drain).await?,
-        Command::Terminate { host, yes } => terminate::host(client, host, *yes).await?,
+        Command::Terminate { host, yes } => return terminate::host(client, host, *yes).await,
         Command::Stop { .. } => return Err(CliError::Usage(STOP.to_owned())),
         Command::Master { .. }
         | Command::Check { .. }
