@@ -44,7 +44,7 @@ pub(super) fn read(root: &Table<'_>, broker: &BrokerConfig) -> Workers {
         let Some(mut table) = section.table("a section: write [[worker]]", &keys::WORKER) else { continue };
         // Sections of an array have one path: the line tells them apart.
         table.path = "worker".to_owned();
-        workers.section(&table, unreachable.as_deref());
+        workers.section(&table, unreachable);
     }
     workers
 }
