@@ -15,6 +15,7 @@ MANDIR = $(DESTDIR)$(PREFIX)/share/man/man1
 BASHDIR = $(DESTDIR)$(PREFIX)/share/bash-completion/completions
 ZSHDIR = $(DESTDIR)$(PREFIX)/share/zsh/site-functions
 FISHDIR = $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d
+PAGES = README.md ARCHITECTURE.md CHANGELOG.md CONTRIBUTING.md SECURITY.md LICENSE-APACHE LICENSE-MIT
 SCRIPTS = .ci/run tests/biome tests/run tests/setup tests/venv tests/openstack/prepare tests/openstack/guest \
 	images/disk images/ec2 images/install images/check contrib/libvirt/vmbuilder contrib/nagios/check_rouse_audit
 
@@ -150,16 +151,18 @@ agent-static: ## the agent for machine images: small, and it needs no library of
 
 # Copies and never compiles, so that root needs no Rust: `make build && sudo make install`.
 install: ## into PREFIX (default /usr/local), below DESTDIR where that is set
-	install -d $(BINDIR) $(UNITDIR) $(DOCDIR)/docs $(DOCDIR)/schemas $(MANDIR) $(BASHDIR) $(ZSHDIR) $(FISHDIR)
+	install -d $(BINDIR) $(UNITDIR) $(DOCDIR) $(MANDIR) $(BASHDIR) $(ZSHDIR) $(FISHDIR)
 	install -m 755 $(TARGET_DIR)/release/rouse $(BINDIR)/rouse
 	install -m 755 $(TARGET_DIR)/*/agent/rouse-agent $(BINDIR)/rouse-agent
 	for unit in rouse rouse-agent; do \
 		sed 's,/usr/local/,$(PREFIX)/,' contrib/systemd/$$unit.service >$(UNITDIR)/$$unit.service && \
 		chmod 644 $(UNITDIR)/$$unit.service || exit 1; \
 	done
-	install -m 644 contrib/rouse.example.toml contrib/agent.example.toml README.md LICENSE-APACHE LICENSE-MIT $(DOCDIR)
-	install -m 644 docs/*.md $(DOCDIR)/docs
-	install -m 644 contrib/schemas/*.json $(DOCDIR)/schemas
+	@# In the places that they have here, since the pages link to each other and to the examples.
+	for file in $(PAGES) $$(find docs contrib images -type f); do \
+		if test -x $$file; then mode=755; else mode=644; fi && \
+		install -D -m $$mode $$file $(DOCDIR)/$$file || exit 1; \
+	done
 	install -m 644 contrib/man/rouse-agent.1 $(TARGET_DIR)/release/share/man/*.1 $(MANDIR)
 	install -m 644 $(TARGET_DIR)/release/share/completions/bash $(BASHDIR)/rouse
 	install -m 644 $(TARGET_DIR)/release/share/completions/zsh $(ZSHDIR)/_rouse

@@ -1,8 +1,12 @@
-//! What the manifests promise together: no dependency needs a newer Rust than `rust-version` says.
+//! What the manifests and scripts of the repository promise: no dependency needs a newer Rust than `rust-version` says,
+//! `make install` installs what its pages link to, and `tests/times` reads the last run's report.
 #![allow(clippy::unwrap_used)]
 
 use serde_json::Value;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, SystemTime};
 
 /// Of `1.89` or `1.89.0`, numbers that can be compared.
 fn version(text: &str) -> [u32; 3] {
@@ -38,4 +42,96 @@ fn no_dependency_needs_a_newer_rust() {
 fn versions_are_compared_as_numbers() {
     assert_eq!(version("1.89"), version("1.89.0"));
     assert!(version("1.100") > version("1.89.1") && version("1.89.1") > version("1.89"));
+}
+
+fn repository() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize().unwrap()
+}
+
+fn write(path: &Path, text: &str) {
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(path, text).unwrap();
+}
+
+/// Every file below `dir`.
+fn files(dir: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+    entries.flat_map(|path| if path.is_dir() { files(&path) } else { vec![path] }).collect()
+}
+
+/// Where the links of a page in Markdown lead, other than to web pages and within the page itself.
+fn links(text: &str) -> Vec<&str> {
+    let inline = text.split("](").skip(1).filter_map(|rest| rest.split([')', ' ']).next());
+    let defined =
+        text.lines().filter_map(|line| line.strip_prefix('[')?.split_once("]: ").map(|(_, link)| link.trim()));
+    let all = inline.chain(defined).filter(|link| !link.contains("://") && !link.starts_with(['#']));
+    all.filter_map(|link| link.split('#').next()).collect()
+}
+
+#[test]
+fn links_are_found_in_each_form() {
+    let text = "[a](b.md#c), [d](https://example.org), [e](#f)\n[g]: h/i.md\n[j]: https://example.org\n";
+    assert_eq!(links(text), ["b.md", "h/i.md"]);
+}
+
+/// Installs with empty files in the place of what `make build` makes, and follows each link of each page.
+#[test]
+fn what_is_installed_links_to_what_is_installed() {
+    let dir = tempfile::tempdir().unwrap();
+    let (target, root) = (dir.path().join("target"), dir.path().join("root"));
+    for made in
+        ["rouse", "share/man/rouse.1", "share/completions/bash", "share/completions/zsh", "share/completions/fish"]
+    {
+        write(&target.join("release").join(made), "");
+    }
+    write(&target.join("triple/agent/rouse-agent"), "");
+    let mut make = Command::new("make");
+    make.args(["--no-print-directory", "install", "PREFIX=/usr"]).arg(format!("DESTDIR={}", root.display()));
+    // Those of a `make test` that runs this.
+    make.env_remove("MAKEFLAGS").env_remove("MFLAGS").env_remove("MAKELEVEL").env("CARGO_TARGET_DIR", &target);
+    let output = make.current_dir(repository()).output().unwrap();
+    assert!(output.status.success(), "make install: {}", String::from_utf8_lossy(&output.stderr));
+    let installed = files(&root);
+    let (mut followed, mut broken) = (0, Vec::new());
+    for page in installed.iter().filter(|path| path.extension().is_some_and(|extension| extension == "md")) {
+        for link in links(&fs::read_to_string(page).unwrap()) {
+            followed += 1;
+            if !page.with_file_name(link).exists() {
+                broken.push(format!("{}: {link}", page.strip_prefix(&root).unwrap().display()));
+            }
+        }
+    }
+    assert!(followed > 20, "{followed} links in {installed:?}");
+    assert_eq!(broken, [""; 0], "these links lead nowhere once installed");
+    for unit in installed.iter().filter(|path| path.extension().is_some_and(|extension| extension == "service")) {
+        for line in fs::read_to_string(unit).unwrap().lines() {
+            let Some(path) = line.strip_prefix("Documentation=file:/") else { continue };
+            assert!(root.join(path).is_file(), "{}: {line}", unit.display());
+        }
+    }
+}
+
+#[test]
+fn times_reads_the_newest_report() {
+    let dir = tempfile::tempdir().unwrap();
+    let report = |profile: &str, seconds: u64, age: u64| {
+        let path = dir.path().join("nextest").join(profile).join("junit.xml");
+        let case = format!("<testcase name=\"t\" time=\"{seconds}\"/>");
+        write(&path, &format!("<testsuites time=\"{seconds}\"><testsuite name=\"s\">{case}</testsuite></testsuites>"));
+        let file = fs::File::options().append(true).open(path).unwrap();
+        file.set_modified(SystemTime::now() - Duration::from_secs(age)).unwrap();
+    };
+    let times = |arguments: &[&str]| {
+        let mut command = Command::new(repository().join("tests/times"));
+        let output = command.args(arguments).env("CARGO_TARGET_DIR", dir.path()).output().unwrap();
+        (output.status.success(), String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned())
+    };
+    let (ended, said) = times(&[]);
+    assert!(!ended && said.contains("there is no report"), "{said}");
+    report("default", 11, 3_600);
+    report("ci", 22, 60);
+    assert!(times(&[]).1.starts_with("   22.0 s for 1 tests"), "{:?}", times(&[]));
+    report("default", 33, 0);
+    assert!(times(&[]).1.starts_with("   33.0 s for 1 tests"), "{:?}", times(&[]));
+    assert!(times(&["ci"]).1.starts_with("   22.0 s for 1 tests"), "{:?}", times(&["ci"]));
 }

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 pub(super) enum Exit {
     /// The command succeeded.
     Success,
-    /// The build failed, an audit found differences, or the output cannot be written.
+    /// The build failed, an audit found differences, the person answered no, or the output cannot be written.
     Failure,
     /// Bad usage or configuration; clap ends with the same code.
     Usage,
@@ -52,7 +52,9 @@ impl Exit {
     fn meaning(self) -> &'static str {
         match self {
             Self::Success => "success",
-            Self::Failure => "the build failed, or an audit found differences",
+            Self::Failure => {
+                "the build failed, an audit found differences, you answered no, or the output cannot be written"
+            }
             Self::Usage => "bad usage or configuration",
             Self::Unreachable => "the master cannot be reached",
             Self::Refused => "no such thing, or refused",

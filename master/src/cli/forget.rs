@@ -2,22 +2,23 @@
 
 use super::client::Client;
 use super::error::CliError;
+use super::exit::Exit;
 use super::output::{plain, say};
 use super::terminate::confirmed;
 use crate::api;
 
 /// Gives up a host or a place if the user agrees.
-pub(super) async fn run(client: &Client, target: &str, yes: bool) -> Result<(), CliError> {
+pub(super) async fn run(client: &Client, target: &str, yes: bool) -> Result<Exit, CliError> {
     let hosts: Vec<api::Host> = client.get("/api/hosts").await?;
     if let Some(host) = hosts.iter().find(|host| host.id.0 == target) {
         say(&plain(&of_host(host)));
         if !yes && !confirmed("forget")? {
             say("nothing was done");
-            return Ok(());
+            return Ok(Exit::Failure);
         }
         let done: api::ForgottenHost = client.post(&format!("/api/hosts/{}/forget", host.id)).await?;
         say(&format!("host {} is given up", done.id));
-        return Ok(());
+        return Ok(Exit::Success);
     }
     let places: Vec<api::Place> = client.get("/api/places").await?;
     let mut named = places.iter().filter(|place| place.id == target || place.name == target);
@@ -32,11 +33,11 @@ pub(super) async fn run(client: &Client, target: &str, yes: bool) -> Result<(), 
     say(&plain(&of_place(place)));
     if !yes && !confirmed("forget")? {
         say("nothing was done");
-        return Ok(());
+        return Ok(Exit::Failure);
     }
     let done: api::ForgottenPlace = client.post(&format!("/api/places/{}/forget", place.id)).await?;
     say(&format!("place {} is given up", done.id));
-    Ok(())
+    Ok(Exit::Success)
 }
 
 fn of_host(host: &api::Host) -> String {

@@ -102,8 +102,8 @@ async fn remote(client: &Client, command: &Command, now: Timestamp) -> Result<Ex
         Command::Resume(worker) => fleet::operate(client, &worker.worker, Operation::Resume).await?,
         Command::Drain(worker) => fleet::operate(client, &worker.worker, Operation::Drain).await?,
         Command::Places { output } => fleet::places(client, output.json, now).await?,
-        Command::Forget { target, yes } => forget::run(client, target, *yes).await?,
-        Command::Terminate { host, yes } => terminate::host(client, host, *yes).await?,
+        Command::Forget { target, yes } => return forget::run(client, target, *yes).await,
+        Command::Terminate { host, yes } => return terminate::host(client, host, *yes).await,
         Command::Stop { .. } => return Err(CliError::Usage(STOP.to_owned())),
         Command::Master { .. }
         | Command::Check { .. }
@@ -123,12 +123,21 @@ fn number(text: &str) -> Result<u64, CliError> {
 }
 
 fn completions(shell: clap_complete::Shell) -> ExitCode {
-    let mut script = Vec::new();
-    clap_complete::generate(shell, &mut Cli::command(), "rouse", &mut script);
-    match output::bytes(&script) {
+    match output::bytes(&script_for(shell)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => CliError::from(error).report().into(),
     }
+}
+
+fn script_for(shell: clap_complete::Shell) -> Vec<u8> {
+    let full = Cli::command();
+    // The generators offer hidden commands too, and clap has no way to take a command away.
+    let shown = full.get_subcommands().filter(|command| !command.is_hide_set()).cloned();
+    let mut offered = clap::Command::new("rouse").version(env!("CARGO_PKG_VERSION"));
+    offered = offered.args(full.get_arguments().cloned()).subcommands(shown);
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut offered, "rouse", &mut script);
+    script
 }
 
 fn manual(dir: &Path) -> ExitCode {
@@ -154,10 +163,32 @@ fn libvirt_network(config: &Path, name: Option<&str>) -> ExitCode {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use clap::ValueEnum as _;
 
     /// A manual page without its formatting.
     fn plain(page: &str) -> String {
         ["\\fB", "\\fI", "\\fR"].iter().fold(page.to_owned(), |text, mark| text.replace(mark, "")).replace("\\-", "-")
+    }
+
+    #[test]
+    fn completions_offer_every_command_but_the_hidden_ones() {
+        let (hidden, shown): (Vec<_>, Vec<_>) =
+            Cli::command().get_subcommands().cloned().partition(|c| c.is_hide_set());
+        assert!(hidden.len() > 1);
+        for shell in clap_complete::Shell::value_variants() {
+            let script = String::from_utf8(script_for(*shell)).unwrap();
+            let mentions = |command: &clap::Command| {
+                let word = |c: char| c.is_alphanumeric() || c == '-';
+                script.split(|c| !word(c)).any(|found| found == command.get_name())
+            };
+            for command in &hidden {
+                assert!(!mentions(command), "the completions for {shell} offer {}", command.get_name());
+            }
+            for command in &shown {
+                assert!(mentions(command), "the completions for {shell} lack {}", command.get_name());
+            }
+            assert!(script.contains("--server") && script.contains("--version"), "{shell}");
+        }
     }
 
     #[test]

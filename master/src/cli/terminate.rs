@@ -2,23 +2,24 @@
 
 use super::client::Client;
 use super::error::CliError;
+use super::exit::Exit;
 use super::output::{plain, say};
 use crate::api;
 use std::io::{IsTerminal as _, Write as _, stderr, stdin};
 
 /// Terminates a host if the user agrees.
-pub(super) async fn host(client: &Client, id: &str, yes: bool) -> Result<(), CliError> {
+pub(super) async fn host(client: &Client, id: &str, yes: bool) -> Result<Exit, CliError> {
     let hosts: Vec<api::Host> = client.get("/api/hosts").await?;
     let host = hosts.iter().find(|host| host.id.0 == id);
     let host = host.ok_or_else(|| CliError::Refused(format!("there is no host {id}; `rouse hosts` lists them")))?;
     say(&plain(&consequences(host)));
     if !yes && !confirmed("terminate")? {
         say("nothing was done");
-        return Ok(());
+        return Ok(Exit::Failure);
     }
     let terminated: api::TerminatedHost = client.post(&format!("/api/hosts/{}/terminate", host.id)).await?;
     say(&format!("host {} is being terminated", terminated.id));
-    Ok(())
+    Ok(Exit::Success)
 }
 
 fn consequences(host: &api::Host) -> String {

@@ -3,7 +3,7 @@
 
 use super::document::Table;
 use super::keys::{self, Section};
-use super::{BrokerConfig, MailConfig, MasterConfig, Relay, RelayTls, read, shorten, url};
+use super::{BrokerConfig, Dialled, MailConfig, MasterConfig, Relay, RelayTls, read, shorten, url};
 use crate::core::plan::AmongEquals;
 use rouse_shared::Secret;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -180,25 +180,37 @@ pub(super) fn limits<'d>(root: &Table<'d>, empty: &'d DeTable<'d>) -> Limits {
     limits
 }
 
-/// Why hosts on other machines could not reach the broker; none if they could, as far as the configuration shows.
-pub(super) fn unreachable(broker: &BrokerConfig) -> Option<String> {
-    if let Some(agent_url) = &broker.agent_url {
-        let loopback = url::broker(agent_url).is_ok_and(|url| url.is_loopback());
-        return loopback.then(|| "broker.agent_url is an address of this machine alone".to_owned());
+impl BrokerConfig {
+    /// What agents are told to dial.
+    pub fn dialled(&self) -> Dialled<'_> {
+        match (&self.agent_url, &self.url) {
+            (Some(url), _) => Dialled::AgentUrl(url),
+            (None, Some(url)) => Dialled::OwnBroker(url),
+            (None, None) => {
+                let reachable = |a: &&SocketAddr| !a.ip().is_loopback() && !a.ip().is_unspecified();
+                let address = self.listen.iter().find(reachable).or(self.listen.first());
+                Dialled::PrivateBroker(address.copied().unwrap_or_else(|| local(5672)))
+            }
+        }
     }
-    if let Some(own) = &broker.url {
-        let loopback = url::broker(own.expose()).is_ok_and(|url| url.is_loopback());
-        return loopback.then(|| "broker.url is an address of this machine alone: set broker.agent_url".to_owned());
+}
+
+/// Why a host elsewhere could not reach the broker; nothing where it could, as far as this file tells.
+pub(super) fn unreachable(broker: &BrokerConfig) -> Option<&'static str> {
+    let here = |text: &str| url::broker(text).is_ok_and(|url| url.is_loopback());
+    match broker.dialled() {
+        Dialled::AgentUrl(url) if here(url) => Some("broker.agent_url is an address of this machine alone"),
+        Dialled::OwnBroker(url) if here(url.expose()) => {
+            Some("broker.url is an address of this machine alone: set broker.agent_url")
+        }
+        Dialled::PrivateBroker(address) if address.ip().is_unspecified() => {
+            Some("broker.listen says on which addresses and not which one to dial: set broker.agent_url")
+        }
+        Dialled::PrivateBroker(address) if address.ip().is_loopback() => {
+            Some("the broker listens on this machine alone: add an address to broker.listen, or set broker.agent_url")
+        }
+        Dialled::AgentUrl(_) | Dialled::OwnBroker(_) | Dialled::PrivateBroker(_) => None,
     }
-    let usable = |a: &SocketAddr| !a.ip().is_loopback() && !a.ip().is_unspecified();
-    if broker.listen.iter().any(usable) {
-        return None;
-    }
-    Some(if broker.listen.iter().any(|a| a.ip().is_unspecified()) {
-        "broker.listen says on which addresses and not which one to dial: set broker.agent_url".to_owned()
-    } else {
-        "the broker listens on this machine alone: add an address to broker.listen, or set broker.agent_url".to_owned()
-    })
 }
 
 /// The check of a property's name.

@@ -94,6 +94,17 @@ pub struct BrokerConfig {
     pub auth_listen: SocketAddr,
 }
 
+/// What agents are told to dial.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Dialled<'c> {
+    /// What `agent_url` says.
+    AgentUrl(&'c str),
+    /// The user's own broker, without the master's user and password.
+    OwnBroker(&'c Secret),
+    /// The private broker: its first address that other machines may reach, or else its first.
+    PrivateBroker(SocketAddr),
+}
+
 /// How mail is sent.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct MailConfig {

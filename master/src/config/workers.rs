@@ -45,7 +45,7 @@ pub(super) fn read(root: &Table<'_>, broker: &BrokerConfig) -> Workers {
         let Some(mut table) = section.table("a section: write [[worker]]", &keys::WORKER) else { continue };
         // Sections of an array have the same path, so the line distinguishes them.
         table.path = "worker".to_owned();
-        workers.section(&table, unreachable.as_deref());
+        workers.section(&table, unreachable);
     }
     workers
 }

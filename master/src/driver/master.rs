@@ -8,7 +8,7 @@ use super::{WAITING, event_loop, log_writer, perform};
 use crate::broker::{
     self, AuthServer, Endpoints, Inbound, Link, LinkSettings, LogDelivery, Node, NodeSettings, RateLimiter, Refusals,
 };
-use crate::config::Config;
+use crate::config::{Config, Dialled};
 use crate::core::Start;
 use crate::core::event::Event;
 use crate::hosts::{Death, Hosts};
@@ -58,16 +58,10 @@ impl web::LogSource for LogFiles {
 
 /// The broker's URL for agents.
 fn agent_url(config: &Config) -> Result<String, UrlError> {
-    if let Some(url) = &config.broker.agent_url {
-        return Ok(url.clone());
-    }
-    Ok(match &config.broker.url {
-        Some(url) => BrokerUrl::parse(url.expose())?.to_string(),
-        None => {
-            let address = config.broker.listen.first().copied();
-            let address = address.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 5672)));
-            BrokerUrl::of_address(address, broker::VHOST).to_string()
-        }
+    Ok(match config.broker.dialled() {
+        Dialled::AgentUrl(url) => url.to_owned(),
+        Dialled::OwnBroker(url) => BrokerUrl::parse(url.expose())?.to_string(),
+        Dialled::PrivateBroker(address) => BrokerUrl::of_address(address, broker::VHOST).to_string(),
     })
 }
 
@@ -237,6 +231,29 @@ async fn forward_deaths(mut heard: mpsc::Receiver<Death>, events: mpsc::Sender<E
     while let Some(Death { host, why, reclaimed }) = heard.recv().await {
         if events.send(Event::HostGone { host, why, reclaimed }).await.is_err() {
             return;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::agent_url;
+    use crate::config::Config;
+    use std::path::Path;
+
+    #[test]
+    fn hosts_dial_the_address_that_check_accepts() {
+        for (broker, expected) in [
+            ("", "amqp://127.0.0.1/rouse"),
+            ("broker.listen = [\"127.0.0.1:5672\", \"192.0.2.1:5673\"]", "amqp://192.0.2.1:5673/rouse"),
+            ("broker.listen = [\"0.0.0.0:5672\", \"[2001:db8::1]:5672\"]", "amqp://[2001:db8::1]/rouse"),
+            ("broker.listen = [\"192.0.2.1:5672\", \"192.0.2.2:5672\"]", "amqp://192.0.2.1/rouse"),
+            ("broker.listen = [\"127.0.0.1:5674\", \"[::1]:5674\"]", "amqp://127.0.0.1:5674/rouse"),
+            ("broker.url = \"amqps://a:b@mq.example.org/v\"", "amqps://mq.example.org/v"),
+            ("broker.listen = \"192.0.2.1:5672\"\nbroker.agent_url = \"amqp://192.0.2.9/v\"", "amqp://192.0.2.9/v"),
+        ] {
+            let config = Config::parse(broker, Path::new("rouse.toml")).expect("a configuration");
+            assert_eq!(agent_url(&config).expect("a URL"), expected, "{broker}");
         }
     }
 }

@@ -7,7 +7,11 @@ use rouse_master::core::plan::ProviderKind;
 use rouse_shared::HostId;
 use rouse_shared::message::{Outcome, StepState};
 use serde_json::{Value, json};
+use std::fs::File;
+use std::io::Write as _;
+use std::os::fd::{FromRawFd as _, OwnedFd};
 use std::process::{Output, Stdio};
+use std::ptr::{null, null_mut};
 use std::time::Duration;
 use tokio::process::{Child, Command};
 
@@ -283,4 +287,35 @@ async fn a_host_is_terminated_only_after_the_consequences_are_explained() {
     assert_eq!((code, out.as_str()), (0, ""), "{err}");
     assert_eq!(err, format!("{plan}rouse: host {id} is being terminated\n"));
     assert_eq!(fake.world.lock().unwrap().operations, [format!("Terminate {id}")]);
+}
+
+/// A terminal: what a person types on, and what a program reads.
+fn terminal() -> (File, OwnedFd) {
+    let (mut person, mut program) = (-1, -1);
+    // SAFETY: both numbers are ours to be written, and the null pointers ask for the usual settings.
+    let made = unsafe { libc::openpty(&raw mut person, &raw mut program, null_mut(), null(), null()) };
+    assert_eq!(made, 0, "a terminal can be had");
+    // SAFETY: both have just been made, and nobody else has them.
+    unsafe { (File::from_raw_fd(person), OwnedFd::from_raw_fd(program)) }
+}
+
+#[tokio::test]
+async fn a_termination_that_is_answered_with_no_is_no_success() {
+    let fake = Fake::start().await;
+    fake.add_fleet();
+    let id = "h0000000000000001";
+    for (answer, expected, last) in [
+        ("\n", 1, "nothing was done\n"),
+        ("no\n", 1, "nothing was done\n"),
+        ("y\n", 0, "host h0000000000000001 is being terminated\n"),
+    ] {
+        let (mut person, program) = terminal();
+        person.write_all(answer.as_bytes()).unwrap();
+        let child = rouse(&fake).args(["terminate", id]).stdin(program).spawn().unwrap();
+        let (code, out, err) = told(end(child).await);
+        assert_eq!((code, out.as_str()), (expected, ""), "{answer:?}: {err}");
+        assert!(err.contains("terminate it? [y/N]") && err.ends_with(last), "{answer:?}: {err}");
+        let done = if code == 0 { 1 } else { 0 };
+        assert_eq!(fake.world.lock().unwrap().operations.len(), done, "{answer:?}");
+    }
 }

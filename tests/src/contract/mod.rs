@@ -52,7 +52,6 @@ pub fn host_of(provider: ProviderKind, worker: &WorkerName) -> Host {
     static NUMBER: AtomicU32 = AtomicU32::new(1);
     let number = NUMBER.fetch_add(1, Ordering::Relaxed);
     Host {
-        place: String::new(),
         forgotten: None,
         id: HostId(format!("h{:08x}{number:08x}", std::process::id())),
         worker: worker.clone(),

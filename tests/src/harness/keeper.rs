@@ -5,7 +5,7 @@
 //! `cargo test` has a keeper of its own program in the same way.
 
 use super::place::dir_of;
-use super::process::{DEADLINE, LOOK, holds_within, runs};
+use super::process::{DEADLINE, LOOK, holds_within, runs, started};
 use serde_json::Value;
 use std::fs::{self, File};
 use std::os::unix::process::CommandExt as _;
@@ -18,8 +18,9 @@ use std::time::Duration;
 const DIR: &str = "ROUSE_TESTS_KEEPER";
 /// In the environment of a keeper: the process whose end is the end of the run.
 const RUN: &str = "ROUSE_TESTS_RUN";
-/// How long a keeper may take to start what it keeps. The programs of an OpenStack cloud may have to be installed first.
-const START: Duration = Duration::from_secs(900);
+/// How long a keeper may take to start what it keeps. Shorter than what nextest gives a test: one that waits in vain is to
+/// fail with what the keeper said. `make test` installs the programs of an OpenStack cloud before the tests begin.
+const START: Duration = Duration::from_secs(480);
 
 /// Whether this process is a keeper.
 pub fn is_keeper() -> bool {
@@ -35,6 +36,21 @@ fn run() -> u32 {
     }
 }
 
+/// A directory of the run. Its name has the start of the run's process in it, so that a later run, whose process has the
+/// same pid, does not find what was left by this one.
+fn dir_of_run(name: &str) -> PathBuf {
+    let began = began(run()).expect("the run is a process");
+    dir_of(run(), &name_in_run(began, name))
+}
+
+fn name_in_run(began: u64, name: &str) -> String {
+    format!("{began:x}-{name}")
+}
+
+fn began(run: u32) -> Option<u64> {
+    i32::try_from(run).ok().and_then(started)
+}
+
 /// What the keeper of this program has written down. It is started if no test of this run has started it yet.
 ///
 /// # Panics
@@ -44,7 +60,7 @@ pub fn kept() -> &'static Value {
     KEPT.get_or_init(|| {
         let program = std::env::current_exe().expect("this program has a path");
         let name = program.file_name().expect("a program has a name").to_string_lossy().into_owned();
-        let dir = dir_of(run(), &name);
+        let dir = dir_of_run(&name);
         let lock = File::create(dir.join("lock")).expect("a lock of the run");
         lock.lock().expect("the lock can be waited for");
         let log = dir.join("log");
@@ -90,7 +106,8 @@ impl Keeper {
     pub fn serve(&self, what: &Value, mut does: impl FnMut(&str)) {
         write(&self.dir.join("ready"), &what.to_string());
         let run = i32::try_from(run()).expect("a pid is small");
-        while runs(run) {
+        let began = started(run);
+        while runs(run) && started(run) == began {
             let request = self.dir.join("request");
             if let Ok(words) = fs::read_to_string(&request) {
                 does(&words);
@@ -134,7 +151,7 @@ pub fn turn(alone: bool) -> File {
 /// # Panics
 /// If the lock cannot be had.
 pub(super) fn place_to_start() -> File {
-    let dir = dir_of(run(), "starting");
+    let dir = dir_of_run("starting");
     let places = std::thread::available_parallelism().map_or(1, usize::from);
     let files = (0..places).map(|n| File::create(dir.join(n.to_string())).expect("a lock of the run"));
     let mut files: Vec<File> = files.collect();
@@ -152,4 +169,33 @@ fn write(path: &Path, text: &str) {
     let new = path.with_extension("new");
     fs::write(&new, text).expect("a file of the keeper's");
     fs::rename(new, path).expect("a file of the keeper's");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_test_outlives_its_wait_for_a_keeper() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../.config/nextest.toml");
+        let settings: toml::Table = fs::read_to_string(path).expect("nextest's settings").parse().expect("TOML");
+        let slow = &settings["profile"]["default"]["slow-timeout"];
+        let period = slow["period"].as_str().and_then(|text| text.strip_suffix('s')?.parse::<u64>().ok());
+        let periods = slow["terminate-after"].as_integer().and_then(|n| u64::try_from(n).ok());
+        let limit = Duration::from_secs(period.expect("seconds") * periods.expect("a number"));
+        assert!(START + DEADLINE <= limit, "nextest ends a test after {limit:?}: nobody sees what the keeper said");
+    }
+
+    #[test]
+    fn a_directory_belongs_to_one_run() {
+        let began = began(run()).expect("the run is a process");
+        let dir = dir_of_run("of-test");
+        assert!(dir.is_dir() && dir.ends_with(format!("rouse-test-{}-{began:x}-of-test", run())), "{}", dir.display());
+        fs::remove_dir(&dir).expect("it is empty");
+        assert_ne!(name_in_run(began, "x"), name_in_run(began + 1, "x"));
+        let mut child = Command::new("sleep").arg("60").spawn().expect("a process");
+        let later = self::began(child.id()).expect("it runs");
+        child.kill().and_then(|()| child.wait()).expect("it ends");
+        assert!(later >= self::began(std::process::id()).expect("we run") && self::began(child.id()).is_none());
+    }
 }

@@ -209,3 +209,11 @@ pub fn runs(pid: i32) -> bool {
     let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
     state.is_some_and(|state| !matches!(state, 'Z' | 'X'))
 }
+
+/// When a process was started, in the kernel's ticks since the machine's start: with it a pid names one process and no
+/// later one. Absent if there is no such process.
+pub(super) fn started(pid: i32) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The second field is the program's name in parentheses, which may have any characters in it; this is field 22.
+    stat.rsplit_once(") ")?.1.split_whitespace().nth(19)?.parse().ok()
+}

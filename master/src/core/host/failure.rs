@@ -57,14 +57,30 @@ impl Core {
     pub(super) fn host_given_up(&mut self, now: Timestamp, id: &HostId, why: &str) {
         let Some(live) = self.hosts.get_mut(id) else { return };
         live.host.why = Some(why.to_owned());
-        let host = live.host.clone();
+        let (worker, starting) = (live.host.worker.clone(), live.phase.may_be_starting());
         self.timers.clear(&Timer::Boot(id.clone()));
         self.timers.clear(&Timer::CallAgain(id.clone()));
-        self.timers.set(Timer::Console(id.clone()), now + CONSOLE_PATIENCE);
-        self.out.push(Effect::FetchConsole(Box::new(host.clone())));
-        self.note(Level::Warn, format!("host {id} of {} is given up: {why}", host.worker));
+        if !starting {
+            self.fetch_console(now, id);
+        }
+        self.note(Level::Warn, format!("host {id} of {worker} is given up: {why}"));
         self.touch_host(id);
-        self.touch_worker(&host.worker);
+        self.touch_worker(&worker);
+    }
+
+    /// A call to start or resume the host was answered, and the host is being terminated: what it printed is fetched, if
+    /// it was given up meanwhile, or else it is terminated now.
+    pub(super) fn terminate_after_call(&mut self, now: Timestamp, id: &HostId, before: &Phase) {
+        match self.hosts.get(id).map(|live| &live.phase) {
+            Some(Phase::Terminating { console: true, .. }) if before.may_be_starting() => self.fetch_console(now, id),
+            Some(_) | None => self.call_again(now, id),
+        }
+    }
+
+    fn fetch_console(&mut self, now: Timestamp, id: &HostId) {
+        let Some(live) = self.hosts.get(id) else { return };
+        self.timers.set(Timer::Console(id.clone()), now + CONSOLE_PATIENCE);
+        self.out.push(Effect::FetchConsole(Box::new(live.host.clone())));
     }
 
     /// The console output of a host that was given up has arrived, or the master waits no longer for it.

@@ -195,7 +195,12 @@ impl Core {
                 identity = started.identity;
                 (StartOutcome::Made, None)
             }
-            Err(error) => (live.outcome_of(now, &error), Some(error)),
+            Err(error) => {
+                if let StartError::Unknown(_) = error {
+                    live.earlier_call_until = Some(now + ORPHAN_AGE);
+                }
+                (live.outcome_of(now, &error), Some(error))
+            }
         };
         let host = live.host.clone();
         let unclear = matches!(outcome, StartOutcome::Unclear { .. });
@@ -242,9 +247,6 @@ impl Core {
                 let text =
                     format!("it is not known whether host {id} of {worker} was started: {}; retrying", error.text());
                 self.timers.set(Timer::CallAgain(id.clone()), now + repeat_pause(*tries));
-                if let StartError::Unknown(_) = error {
-                    live.earlier_call_until = Some(now + ORPHAN_AGE);
-                }
                 self.note(Level::Warn, text);
             }
             (Phase::Preparing { number }, Some(error)) if matches!(before, Phase::Launching { .. }) => {
@@ -256,7 +258,7 @@ impl Core {
             (Phase::Terminated, Some(error)) if *before != Phase::Terminated => {
                 self.start_failed(now, id, before, &error);
             }
-            (Phase::Terminating { .. }, _) => self.call_again(now, id),
+            (Phase::Terminating { .. }, _) => self.terminate_after_call(now, id, before),
             // A repeated answer, or an answer for a host that has attached in the meantime.
             (Phase::Preparing { .. } | Phase::Launching { .. } | Phase::Booting { .. }, _) => {}
             (Phase::Ready { .. } | Phase::Draining { .. }, Some(_)) => {}

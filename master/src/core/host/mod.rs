@@ -122,13 +122,13 @@ impl Core {
                 Phase::Launching { call: false, .. }
                 | Phase::Resuming { call: false, .. }
                 | Phase::Suspending { call: false, .. }
-                | Phase::Terminating { call: false, .. },
+                | Phase::Terminating { call: false, console: false, .. },
             ) => self.call(now, id),
             Some(
                 Phase::Launching { call: true, .. }
                 | Phase::Resuming { call: true, .. }
                 | Phase::Suspending { call: true, .. }
-                | Phase::Terminating { call: true, .. }
+                | Phase::Terminating { .. }
                 | Phase::Preparing { .. }
                 | Phase::Booting { .. }
                 | Phase::Ready { .. }

@@ -48,7 +48,8 @@ pub(in crate::core) enum Phase {
         call: bool,
         /// Number of calls.
         tries: u32,
-        /// Whether it never attached, and its console output is fetched before it is terminated.
+        /// Whether it never attached, and its console output is fetched before it is terminated: once no call is
+        /// unanswered, since a machine may have no name before.
         console: bool,
     },
     /// The provider has reported that the machine is gone, or it was never created.
@@ -142,11 +143,11 @@ pub(super) fn next(phase: &Phase, event: &HostEvent) -> Result<Phase, IllegalEve
             Suspending { call: false, tries } => Ok(Suspending { call: true, tries: tries + 1 }),
             // Termination is repeated without waiting for an answer, except for the answer to a call that may create
             // the machine.
-            Terminating { call: false, tries, console } => {
-                Ok(Terminating { call: false, tries: tries + 1, console: *console })
+            Terminating { call: false, tries, console: false } => {
+                Ok(Terminating { call: false, tries: tries + 1, console: false })
             }
             Launching { call: true, .. } | Resuming { call: true, .. } => Err(IllegalEvent),
-            Suspending { call: true, .. } | Terminating { call: true, .. } => Err(IllegalEvent),
+            Suspending { call: true, .. } | Terminating { .. } => Err(IllegalEvent),
             Preparing { .. } | Booting { .. } | Ready { .. } | Draining { .. } | Suspended | Terminated => {
                 Err(IllegalEvent)
             }

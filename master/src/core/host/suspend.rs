@@ -5,6 +5,7 @@
 
 use super::phase::{HostEvent, Phase};
 use super::repeat_pause;
+use crate::core::audit::ORPHAN_AGE;
 use crate::core::event::{Level, ListedHost, StartError, Suspension};
 use crate::core::places::{Cause, PlaceKey};
 use crate::core::record::{DesiredState, HostState};
@@ -144,14 +145,16 @@ impl Core {
     }
 
     pub(in crate::core) fn on_resume_ended(&mut self, now: Timestamp, id: &HostId, result: Result<(), StartError>) {
-        let Some(worker) = self.hosts.get(id).map(|live| live.host.worker.clone()) else { return };
+        let Some(live) = self.hosts.get_mut(id) else { return };
+        let worker = live.host.worker.clone();
+        if let Err(StartError::Unknown(_)) = result {
+            live.earlier_call_until = Some(now + ORPHAN_AGE);
+        }
         let event = match &result {
             Ok(()) => HostEvent::Resumed,
             Err(error) => HostEvent::ResumeFailed { why: error.text().to_owned() },
         };
-        if self.advance(id, &event).is_none() {
-            return;
-        }
+        let Some(before) = self.advance(id, &event) else { return };
         let place = self.hosts.get(id).map(|live| PlaceKey::of_host(&live.host));
         match (&result, &place) {
             (Ok(()), Some(place)) => self.place_serves(now, place),
@@ -174,7 +177,7 @@ impl Core {
                 let text = format!("host {id} of {worker} could not be resumed: {}; retrying", error.text());
                 self.note(Level::Warn, text);
             }
-            (Some(Phase::Terminating { .. }), _) => self.call_again(now, id),
+            (Some(Phase::Terminating { .. }), _) => self.terminate_after_call(now, id, &before),
             (Some(_) | None, _) => {}
         }
         self.touch_host(id);

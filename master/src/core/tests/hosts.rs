@@ -240,6 +240,52 @@ fn a_host_that_never_attaches_leaves_evidence() {
     bench.check("never_attached");
 }
 
+/// What a host printed is worth having only until the host is terminated, and a machine has no name before its start is
+/// answered.
+#[test]
+fn a_host_that_is_given_up_during_its_start_leaves_evidence() {
+    let mut bench = Bench::quietly(plan(vec![latent("l")]));
+    bench.submit(on("l"));
+    bench.pass(300);
+    bench.hush();
+    bench.started("l");
+    // Told twice.
+    bench.started("l");
+    bench.pass(5);
+    let host = bench.host("l");
+    bench.event("console", Event::Console { host, text: Some("panic".to_owned()) });
+    bench.gone("l");
+    bench.check("given_up_during_start");
+}
+
+#[test]
+fn a_console_that_does_not_come_is_waited_for_only_so_long() {
+    let mut bench = Bench::quietly(plan(vec![latent("l")]));
+    bench.submit(on("l"));
+    bench.pass(300);
+    bench.started("l");
+    bench.pass(19);
+    assert!(!bench.text.contains("TERMINATE"), "{}", bench.text);
+    bench.pass(1);
+    assert!(bench.text.contains("TERMINATE"), "{}", bench.text);
+}
+
+#[test]
+fn a_start_of_unknown_result_is_expected_while_its_host_is_terminated() {
+    let mut bench = Bench::quietly(plan(vec![latent("l")]));
+    bench.submit(on("l"));
+    bench.terminate("l");
+    failed(&mut bench, "l", StartError::Unknown("no answer".to_owned()));
+    assert!(bench.text.contains("TERMINATE"), "{}", bench.text);
+    // No list has it yet: that proves nothing.
+    let host = bench.host("l");
+    bench.gone("l");
+    assert_eq!(bench.host("l"), host, "{}", bench.text);
+    bench.pass(91);
+    bench.gone("l");
+    assert_ne!(bench.host("l"), host, "the build waits for another: {}", bench.text);
+}
+
 #[test]
 fn operators_wind_hosts_down_and_up() {
     let mut bench = Bench::quietly(plan(vec![latent("l")]));

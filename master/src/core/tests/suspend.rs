@@ -137,6 +137,33 @@ fn what_cannot_be_woken_is_ended_and_another_is_bought() {
     }
 }
 
+/// A call without an answer may still resume the machine after it was suspended again.
+#[test]
+fn one_is_not_suspended_while_a_call_that_resumes_it_may_still_come() {
+    let mut bench = suspended(suspending(&["l"]));
+    bench.submit(on("l"));
+    bench.resumed("l", Err(StartError::Unknown("no answer".to_owned())));
+    bench.pass(4);
+    bench.resumed("l", Ok(()));
+    bench.hello_with_token("l", "b", 1);
+    bench.finish("l", 2);
+    bench.drained("l", 1);
+    assert!(bench.text.contains("TERMINATE") && !bench.text.contains("SUSPEND"), "{}", bench.text);
+}
+
+#[test]
+fn one_that_is_given_up_while_it_is_resumed_leaves_evidence() {
+    let mut bench = suspended(suspending(&["l"]));
+    bench.submit(on("l"));
+    bench.pass(300);
+    assert!(!bench.text.contains("fetch console"), "the call that resumes it is waited for: {}", bench.text);
+    bench.resumed("l", Ok(()));
+    assert!(bench.text.contains("fetch console") && !bench.text.contains("TERMINATE"), "{}", bench.text);
+    let host = bench.host("l");
+    bench.event("console", Event::Console { host, text: Some("panic".to_owned()) });
+    assert!(bench.text.contains("TERMINATE"), "{}", bench.text);
+}
+
 #[test]
 fn one_that_does_not_attach_when_woken_is_given_up() {
     let mut bench = suspended(suspending(&["l"]));
