@@ -312,7 +312,7 @@ async fn a_termination_that_is_answered_with_no_is_no_success() {
         let (mut person, program) = terminal();
         person.write_all(answer.as_bytes()).unwrap();
         let child = rouse(&fake).args(["terminate", id]).stdin(program).spawn().unwrap();
-        let (code, out, err) = told(end(child).await);
+        let (code, out, err) = result_of(end(child).await);
         assert_eq!((code, out.as_str()), (expected, ""), "{answer:?}: {err}");
         assert!(err.contains("terminate it? [y/N]") && err.ends_with(last), "{answer:?}: {err}");
         let done = if code == 0 { 1 } else { 0 };

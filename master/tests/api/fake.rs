@@ -218,7 +218,6 @@ impl Fake {
     /// A worker and its host.
     pub fn add_fleet(&self) {
         let host = Host {
-            place: "region".to_owned(),
             id: HostId("h0000000000000001".to_owned()),
             worker: "w1".parse().unwrap(),
             provider: ProviderKind::Ec2,

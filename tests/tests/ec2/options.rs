@@ -2,7 +2,6 @@
 
 use crate::fixture::Ec2Fixture;
 use rouse_master::core::event::StartError;
-use rouse_master::hosts::Provider as _;
 use rouse_shared::boot::find_block;
 use rouse_tests::contract::boot_data;
 use rouse_tests::ec2::{Cloud, IMAGE, LIMIT, action, config, config_of, with_defaults};
