@@ -3,7 +3,6 @@
 
 use super::fixture::{LIMIT, LOOK, OpenstackFixture};
 use rouse_master::core::record::Host;
-use rouse_master::hosts::Provider as _;
 use rouse_tests::proxy::{Fault, Request};
 use serde_json::Value;
 use std::collections::BTreeSet;

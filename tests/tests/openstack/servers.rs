@@ -2,7 +2,6 @@
 
 use super::fixture::{LIMIT, OpenstackFixture};
 use rouse_master::core::event::StartError;
-use rouse_master::hosts::Provider as _;
 use rouse_tests::openstack::SMALL;
 use serde_json::{Value, json};
 use std::os::unix::fs::PermissionsExt as _;
