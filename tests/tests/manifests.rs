@@ -121,7 +121,7 @@ fn times_reads_the_newest_report() {
         let case = format!("<testcase name=\"t\" time=\"{seconds}\"/>");
         write(&path, &format!("<testsuites time=\"{seconds}\"><testsuite name=\"s\">{case}</testsuite></testsuites>"));
         let file = fs::File::options().append(true).open(path).unwrap();
-        file.set_modified(SystemTime::now() - Duration::from_secs(age)).unwrap();
+        file.set_modified(SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000 - age)).unwrap();
     };
     let times = |arguments: &[&str]| {
         let mut command = Command::new(repository().join("tests/times"));
