@@ -49,6 +49,14 @@ pub enum Event {
     /// The master's own link to the broker went down, or the ledger cannot be written, so that nobody can attach.
     /// Nobody counts as missing until it is back. Twice.
     BrokerDown,
+    /// The broker accepts nothing that the master or an agent publishes, because it has too little memory or disk. Twice;
+    /// late by less than [`rouse_shared::limits::BLOCKED_DETECTION`] while the link is up.
+    BrokerBlocked {
+        /// The reason, as the broker gives it.
+        why: String,
+    },
+    /// It accepts messages again, or the link on which it did not is gone: before [`Event::BrokerDown`]. Twice.
+    BrokerUnblocked,
     /// A user or an operator wants something done. Not late; a submission twice only with the same `message_id`. Answered
     /// by [`Effect::Reply`]; an audit after some seconds.
     Command {

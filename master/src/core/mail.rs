@@ -85,6 +85,16 @@ pub enum What {
         /// Whether it is being terminated; otherwise `audit.on_orphan` says to leave it.
         terminated: bool,
     },
+    /// The broker accepts nothing.
+    BrokerBlocked {
+        /// The reason, as the broker gives it.
+        why: String,
+    },
+    /// The broker accepts messages again.
+    BrokerUnblocked {
+        /// When it was told that it does not.
+        since: Timestamp,
+    },
 }
 
 impl What {
@@ -94,6 +104,8 @@ impl What {
             Self::Missing { worker, .. } => format!("worker {worker} is missing"),
             Self::Back { worker, .. } => format!("worker {worker} is back"),
             Self::Orphan { provider, handle, .. } => format!("{handle} of {} is an orphan", provider.as_str()),
+            Self::BrokerBlocked { why } => format!("the broker accepts no messages ({why})"),
+            Self::BrokerUnblocked { .. } => "the broker accepts messages again".to_owned(),
         }
     }
 }

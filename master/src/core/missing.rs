@@ -1,8 +1,8 @@
 //! Workers that are missing: a standing one that is not attached for its `missing_timeout`, a latent one whose host
 //! does not attach within it or that is quarantined. Each loss is told once, and once when the worker is back.
 //!
-//! Only time counts in which an agent could have attached: while the master or the broker is away nobody goes missing,
-//! and a host that lived through such an outage is not blamed for its end.
+//! Only time counts in which an agent could have attached: while the master or the broker is away, or the broker accepts
+//! nothing, nobody goes missing, and a host that lived through such an outage is not blamed for its end.
 
 use super::event::Level;
 use super::mail::What;
@@ -72,6 +72,13 @@ impl Core {
     }
 
     pub(super) fn on_broker(&mut self, now: Timestamp, up: bool) {
+        self.linked = up;
+        self.on_broker_changed(now);
+    }
+
+    /// The link is up or down, or the broker accepts messages or does not.
+    pub(super) fn on_broker_changed(&mut self, now: Timestamp) {
+        let up = self.linked && self.alarm.is_none();
         self.broker_up = up;
         self.broker_since = up.then_some(now);
         self.pending.wake |= up;

@@ -1,5 +1,6 @@
 //! What the ledger keeps beside builds: hosts, sessions, and what operators and failures have done to workers.
 
+use super::alarm::BlockedLease;
 use super::build::{BuildSpec, BuildStatus};
 use super::images::{ImageKey, ImageRecord};
 use super::mail::{Mail, MailId, News};
@@ -184,6 +185,9 @@ pub struct Session {
     /// Its agent has turned out to be on another machine than the host: nothing is left of it but its lease.
     #[serde(default)]
     pub impostor: bool,
+    /// What its agent may do while the broker accepts nothing.
+    #[serde(default)]
+    pub blocked_lease: Option<BlockedLease>,
     /// The lives of the agent before this one, newest first and few: what one of them said may come late.
     #[serde(default)]
     pub replaced: Vec<Nonce>,
@@ -269,6 +273,8 @@ pub enum Record {
     /// Every agent may have been told that its lease is so long, since the master was asked to end; absent: not any
     /// more. A length and not a moment, since the clock may be stepped before the next master reads it.
     LeasesExtended(Option<Duration>),
+    /// When people were told that the broker accepts nothing; absent: they were told that it does.
+    AlarmTold(Option<Timestamp>),
 }
 
 /// All that a master finds in its ledger when it starts.
@@ -298,4 +304,6 @@ pub struct Ledger {
     pub told_orphans: Vec<(ProviderKind, String)>,
     /// See [`Record::LeasesExtended`].
     pub leases_extended: Option<Duration>,
+    /// See [`Record::AlarmTold`].
+    pub alarm_told: Option<Timestamp>,
 }

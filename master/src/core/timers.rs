@@ -11,6 +11,8 @@ use std::collections::{BTreeMap, BTreeSet};
 pub enum Timer {
     /// The worker's session is over, unless a heartbeat comes.
     Lease(WorkerName),
+    /// The broker's alarm is over, unless it comes back.
+    AlarmOver,
     /// What the last master extended every lease by is over.
     Extension,
     /// The host has failed, unless its agent attaches.

@@ -30,6 +30,7 @@ enum Key {
     Worker(WorkerName),
     Image(ImageKey),
     Leases,
+    Alarm,
     Spent,
     News(u64),
     Mail(MailId),
@@ -56,6 +57,7 @@ impl Batch {
                 Key::Orphan(*provider, handle.clone())
             }
             Record::LeasesExtended(_) => Key::Leases,
+            Record::AlarmTold(_) => Key::Alarm,
         };
         match self.index.entry(key) {
             Entry::Vacant(entry) => {

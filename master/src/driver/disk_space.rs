@@ -1,15 +1,18 @@
 //! The free space of the state directory. New work is refused, and logs wait at their agents, before the ledger itself
 //! cannot be written: what was accepted can then still be brought to its end.
 
+use crate::broker::limits::DISK_FREE_LIMIT;
 use rustix::fs::{StatVfsMountFlags, statvfs};
 use std::path::{Path, PathBuf};
 
 /// New builds are taken only with so much room, bytes: the ledger's own journal stays below a few megabytes, and what runs
 /// has its logs still to write.
 const FOR_WORK: u64 = 64 << 20;
-/// Logs are written only with so much room, bytes. Less than for new work, so that what runs can end, and more than the
-/// 8 MB below which a private broker takes no messages.
+/// Logs are written only with so much room, bytes. Less than for new work, so that what runs can end, and more than that
+/// below which a private broker takes no messages.
 const FOR_LOGS: u64 = 32 << 20;
+
+const _: () = assert!(FOR_WORK > FOR_LOGS && FOR_LOGS > 2 * DISK_FREE_LIMIT, "the broker's alarm comes last");
 
 /// The disk of the state directory.
 #[derive(Clone, Debug)]

@@ -199,8 +199,12 @@ impl EventLoop {
                 self.linked = false;
                 // The broker delivers them again.
                 self.held.clear();
+                // The next link is told anew.
+                self.handle(Event::BrokerUnblocked);
                 self.handle(Event::BrokerDown);
             }
+            Inbound::Blocked { why } => self.handle(Event::BrokerBlocked { why }),
+            Inbound::Unblocked => self.handle(Event::BrokerUnblocked),
             Inbound::Agent { worker, message, receipt } => {
                 let event = self.vouched(worker, message);
                 self.handle(event);
@@ -313,7 +317,8 @@ impl EventLoop {
             Query::Mails { reply } => drop(reply.send(core.mails())),
             Query::Health { reply } => {
                 let ledger = self.commit_error.clone().map_or_else(|| self.room.for_work(), Err);
-                drop(reply.send(Health { broker: self.doer.link_is_up(), ledger }));
+                let alarm = core.alarm().map(str::to_owned);
+                drop(reply.send(Health { broker: self.doer.link_is_up(), alarm, ledger }));
             }
             Query::Metrics { reply } => drop(reply.send(self.metrics())),
         }
@@ -372,6 +377,12 @@ impl EventLoop {
         let up = u64::from(self.doer.link_is_up());
         let mut figures = vec![
             figure("rouse_broker_up", "Whether the master is connected to the broker.", false, up),
+            figure(
+                "rouse_broker_blocked",
+                "Whether the broker accepts no messages, because it has too little memory or disk.",
+                false,
+                u64::from(core.alarm().is_some()),
+            ),
             figure(
                 "rouse_log_chunks_unexpected_total",
                 "Log chunks that belong to nothing that runs.",

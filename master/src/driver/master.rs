@@ -64,7 +64,10 @@ fn agent_url(config: &Config) -> Result<String, UrlError> {
     Ok(match &config.broker.url {
         Some(url) => BrokerUrl::parse(url.expose())?.to_string(),
         None => {
-            let address = config.broker.listen.first().copied();
+            // One that other machines can dial, if there is one.
+            let listen = &config.broker.listen;
+            let elsewhere = listen.iter().find(|a| !a.ip().is_loopback() && !a.ip().is_unspecified());
+            let address = elsewhere.or(listen.first()).copied();
             let address = address.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 5672)));
             BrokerUrl::of_address(address, broker::VHOST).to_string()
         }

@@ -15,6 +15,7 @@ struct Sorted<'i> {
     missing: Vec<&'i Item>,
     back: Vec<&'i Item>,
     orphans: Vec<&'i Item>,
+    broker: Vec<&'i Item>,
 }
 
 fn sort(items: &[Item]) -> Sorted<'_> {
@@ -24,6 +25,7 @@ fn sort(items: &[Item]) -> Sorted<'_> {
             What::Missing { .. } => sorted.missing.push(item),
             What::Back { .. } => sorted.back.push(item),
             What::Orphan { .. } => sorted.orphans.push(item),
+            What::BrokerBlocked { .. } | What::BrokerUnblocked { .. } => sorted.broker.push(item),
         }
     }
     sorted
@@ -33,6 +35,8 @@ fn name(item: &Item) -> &str {
     match &item.what {
         What::Missing { worker, .. } | What::Back { worker, .. } => worker.as_str(),
         What::Orphan { handle, .. } => handle,
+        What::BrokerBlocked { .. } => "accepts no messages",
+        What::BrokerUnblocked { .. } => "accepts messages again",
     }
 }
 
@@ -41,7 +45,7 @@ fn moment(at: Timestamp) -> String {
 }
 
 pub(super) fn subject(master: &str, items: &[Item]) -> String {
-    let Sorted { missing, back, orphans } = sort(items);
+    let Sorted { missing, back, orphans, broker } = sort(items);
     let part = |what: &str, some: &[&Item]| match some {
         [] => None,
         few if few.len() <= NAMES => {
@@ -49,14 +53,15 @@ pub(super) fn subject(master: &str, items: &[Item]) -> String {
         }
         many => Some(format!("{what}: {} and {} more", name(many[0]), many.len() - 1)),
     };
-    let parts = [part("missing", &missing), part("back", &back), part("orphan", &orphans)];
+    let parts = [part("broker", &broker), part("missing", &missing), part("back", &back), part("orphan", &orphans)];
     format!("[rouse {master}] {}", parts.into_iter().flatten().collect::<Vec<_>>().join("; "))
 }
 
 pub(super) fn body(master: &str, items: &[Item]) -> String {
-    let Sorted { missing, back, orphans } = sort(items);
+    let Sorted { missing, back, orphans, broker } = sort(items);
     let mut out = String::new();
     for (head, some) in [
+        ("The broker:", broker),
         ("Workers that are missing:", missing),
         ("Workers that are back:", back),
         ("Machines of ours that the ledger does not know (orphans):", orphans),
@@ -105,5 +110,11 @@ fn details(item: &Item) -> String {
                 if *terminated { "it is being terminated" } else { "it is left running, as audit.on_orphan says" };
             format!("a machine of {}, stamped {host}, found at {at}; {then}", provider.as_str())
         }
+        What::BrokerBlocked { why } => format!(
+            "{why} (at {at}); builds that run go on for {} minutes at least if their lease is not short, and nothing is \
+             started until there is room",
+            crate::core::BLOCKED_MINUTES
+        ),
+        What::BrokerUnblocked { since } => format!("at {at}; it accepted none from {}", moment(*since)),
     }
 }

@@ -80,11 +80,15 @@ pub enum Break {
     MailForgotten,
     /// A build that was lost under an agent is taken for one that has succeeded.
     LostIsSuccess,
+    /// The master is not told that the broker accepts nothing.
+    AlarmUnheard,
+    /// An agent does not notice that a connection on which the broker accepts nothing is dead.
+    DeadLinkUnnoticed,
 }
 
 impl Break {
     /// All of them.
-    pub const ALL: [Break; 37] = [
+    pub const ALL: [Break; 39] = [
         Self::PerformBeforeCommit,
         Self::AckBeforeCommit,
         Self::DiskForgets,
@@ -122,5 +126,7 @@ impl Break {
         Self::MailTwice,
         Self::MailForgotten,
         Self::LostIsSuccess,
+        Self::AlarmUnheard,
+        Self::DeadLinkUnnoticed,
     ];
 }

@@ -30,6 +30,7 @@ pub(super) struct Disk {
     pub mail_pause: Option<(u32, Timestamp)>,
     pub told_orphans: BTreeSet<(ProviderKind, String)>,
     pub leases_extended: Option<Duration>,
+    pub alarm_told: Option<Timestamp>,
     /// Whether nothing more can be written.
     pub full: bool,
     /// Bytes of each step's log.
@@ -96,6 +97,7 @@ impl Disk {
                 self.told_orphans.remove(&(provider, handle));
             }
             Record::LeasesExtended(by) => self.leases_extended = by,
+            Record::AlarmTold(at) => self.alarm_told = at,
         }
     }
 
@@ -113,6 +115,7 @@ impl Disk {
             mail_pause: self.mail_pause,
             told_orphans: self.told_orphans.iter().cloned().collect(),
             leases_extended: self.leases_extended,
+            alarm_told: self.alarm_told,
         }
     }
 }

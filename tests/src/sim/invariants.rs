@@ -66,6 +66,7 @@ impl World {
             | Record::Image(..)
             | Record::Spent(_)
             | Record::LeasesExtended(_)
+            | Record::AlarmTold(_)
             | Record::News(_)
             | Record::NewsOver(_)
             | Record::Mail(_)

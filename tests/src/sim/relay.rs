@@ -100,7 +100,7 @@ impl World {
             let told = match &item.what {
                 What::Missing { worker, .. } => (to.to_owned(), worker.clone(), item.at, false),
                 What::Back { worker, missing_since } => (to.to_owned(), worker.clone(), *missing_since, true),
-                What::Orphan { .. } => continue,
+                What::Orphan { .. } | What::BrokerBlocked { .. } | What::BrokerUnblocked { .. } => continue,
             };
             if !self.relay.due.contains(&told) {
                 self.violated(format!("{told:?} is told by mail, and the ledger knows nothing of it"));

@@ -45,7 +45,7 @@ impl World {
     }
 
     pub(super) fn check_strays(&mut self) {
-        if !self.master_acts() {
+        if !self.master_acts() || self.bus.alarm.on.is_some() {
             return self.strays.clear();
         }
         let workers: Vec<WorkerName> = self.disk.sessions.keys().cloned().collect();

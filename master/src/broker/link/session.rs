@@ -9,12 +9,13 @@ use super::outbound::{Waiting, publish};
 use super::receipt::{Acks, Receipt};
 use super::validate::{self, Dropped, Reason};
 use super::{Inbound, LogDelivery};
-use futures_util::StreamExt;
+use futures_util::{Stream, StreamExt};
 use lapin::message::Delivery;
 use lapin::types::{AMQPValue, FieldTable, ShortString};
-use lapin::{Channel, Connection};
+use lapin::{Channel, Connection, Event};
 use rouse_shared::WorkerName;
 use rouse_shared::names::BUILDS;
+use std::pin::pin;
 use std::sync::Arc;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -71,6 +72,8 @@ impl Session {
         if let Some(events) = events {
             tasks.spawn(listen(events, inbound.clone(), refusals.clone()));
         }
+        let [publishing, _] = &others;
+        tasks.spawn(tell_alarms(publishing.events_listener(), inbound.clone()));
         let why = tokio::select! {
             why = publish(out, waiting, &inbound) => why,
             Some(ended) = tasks.join_next() => match ended {
@@ -81,6 +84,23 @@ impl Session {
         drop(others);
         why
     }
+}
+
+/// Tells of the broker's alarms. It blocks only connections that publish, and says so there.
+async fn tell_alarms(events: impl Stream<Item = Event> + Send + 'static, inbound: mpsc::Sender<Inbound>) -> String {
+    let mut events = pin!(events);
+    while let Some(event) = events.next().await {
+        let told = match event {
+            Event::ConnectionBlocked(why) => Inbound::Blocked { why },
+            Event::ConnectionUnblocked => Inbound::Unblocked,
+            // The end of the connection ends the channel as well.
+            _ => continue,
+        };
+        if inbound.send(told).await.is_err() {
+            return ENDING.to_owned();
+        }
+    }
+    "a connection ended".to_owned()
 }
 
 /// Reads the queue of builds for as long as the connection holds. A queue that does not answer disturbs nothing else.
