@@ -8,7 +8,7 @@ use lapin::options::{BasicConsumeOptions, BasicPublishOptions, QueueDeclareOptio
 use lapin::types::FieldTable;
 use lapin::uri::{AMQPScheme, AMQPUri};
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties, ErrorKind};
-use rouse_shared::broker_url::{BrokerUrl, UrlError};
+use rouse_shared::broker_url::{BrokerUrl, UrlError, bracketed};
 use rouse_shared::error::Chain;
 use rouse_shared::message::ToAgent;
 use rouse_shared::{WorkerName, codec, names};
@@ -92,6 +92,10 @@ pub enum LinkEvent {
         /// The connection, for channels in addition to the link's own.
         connection: Arc<Connection>,
     },
+    /// The broker accepts no messages on this connection for now, for this reason. What is sent waits.
+    Blocked(String),
+    /// It accepts messages again.
+    Unblocked,
     /// A message from the master.
     Message(Box<ToAgent>),
     /// A message that cannot be decoded, for this reason, and is ignored.
@@ -180,6 +184,8 @@ async fn run(
         // The owner has given up meanwhile. It sends no messages before the link is up.
         _ = inbox.recv() => return LinkError::new("given up while connecting"),
     };
+    // RabbitMQ blocks no connection on which nothing was published, so this misses nothing.
+    let mut alarms = connection.events_listener();
     let connection = Arc::new(connection);
     if events.send((number, LinkEvent::Up { connection: connection.clone() })).await.is_err() {
         return LinkError::new("its owner is gone");
@@ -196,6 +202,17 @@ async fn run(
             Some(written) = writing.next(), if !writing.is_empty() => {
                 if let Err(error) = written {
                     break Some(LinkError::from(error));
+                }
+            }
+            Some(event) = alarms.next() => {
+                let event = match event {
+                    lapin::Event::ConnectionBlocked(why) => LinkEvent::Blocked(why),
+                    lapin::Event::ConnectionUnblocked => LinkEvent::Unblocked,
+                    // The end of the connection ends the consumer as well.
+                    _ => continue,
+                };
+                if events.send((number, event)).await.is_err() {
+                    break None;
                 }
             }
             delivery = consumer.next() => {
@@ -241,7 +258,7 @@ async fn publish(channel: &Channel, key: &str, properties: BasicProperties, mess
 async fn connect_any(target: &Target, login: &Login) -> Result<(Connection, Channel, lapin::Consumer), LinkError> {
     let mut whys = Vec::new();
     for uri in &target.uris {
-        let place = format!("{}:{}", uri.authority.host, uri.authority.port);
+        let place = format!("{}:{}", bracketed(&uri.authority.host), uri.authority.port);
         match tokio::time::timeout(CONNECT_TIMEOUT, connect(uri, target.ca.clone(), login)).await {
             Ok(Ok(made)) => return Ok(made),
             Ok(Err(broken)) if broken.refused => {

@@ -41,9 +41,20 @@ impl cli::Local for Program {
 
     fn check(&self, path: &Path, online: bool) -> ExitCode {
         let look = |config: &config::Config| {
-            let found = block_on(async { Ok(hosts::online::check(config).await) });
+            let found = block_on(async {
+                let broker = &config.broker;
+                let of_broker = match &broker.url {
+                    Some(url) => broker::online::check(url.expose(), broker.ca.as_deref(), broker.auth_listen).await,
+                    None => Vec::new(),
+                };
+                Ok((of_broker, hosts::online::check(config).await))
+            });
             match found {
-                Ok(found) => found.into_iter().map(|(worker, f)| (f.good, format!("{worker}: {}", f.text))).collect(),
+                Ok((of_broker, of_hosts)) => {
+                    let of_hosts = of_hosts.into_iter().map(|(worker, f)| (f.good, format!("{worker}: {}", f.text)));
+                    let of_broker = of_broker.into_iter().map(|(good, text)| (good, format!("broker.url: {text}")));
+                    of_broker.chain(of_hosts).collect()
+                }
                 Err(failure) => vec![(false, failure.to_string())],
             }
         };

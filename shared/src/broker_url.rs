@@ -1,6 +1,7 @@
 //! Where the brokers are: `amqps://user:password@mq1,mq2:5671,[fd00::1]/vhost`, one URL for several hosts.
 
 use crate::Secret;
+use std::borrow::Cow;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use url::{Host, ParseError, Url};
@@ -113,16 +114,18 @@ impl fmt::Display for BrokerUrl {
         f.write_str(if self.tls { "amqps://" } else { "amqp://" })?;
         for (at, (host, port)) in self.hosts.iter().enumerate() {
             let comma = if at == 0 { "" } else { "," };
-            match host.contains(':') {
-                true => write!(f, "{comma}[{host}]")?,
-                false => write!(f, "{comma}{host}")?,
-            }
+            write!(f, "{comma}{}", bracketed(host))?;
             if *port != default_port(self.tls) {
                 write!(f, ":{port}")?;
             }
         }
         f.write_str(&self.tail)
     }
+}
+
+/// A host as it is written before a port: an IPv6 address is in brackets.
+pub fn bracketed(host: &str) -> Cow<'_, str> {
+    if host.contains(':') { Cow::Owned(format!("[{host}]")) } else { Cow::Borrowed(host) }
 }
 
 fn default_port(tls: bool) -> u16 {

@@ -27,6 +27,11 @@ pub const MAX_STEPS: usize = 1_000;
 /// ends, so this covers a machine that is slow to schedule them. The master waits as long before it retries a build.
 pub const KILL_MARGIN: Duration = Duration::from_secs(5);
 
+/// Longest time until an agent notices that its connection is dead: the AMQP library looks every 5 s whether nothing
+/// has come for 20 s, and 5 s are added. An agent whose broker accepts nothing knows of the broker only what was true
+/// then, so it extends no lease that is not longer.
+pub const BLOCKED_DETECTION: Duration = Duration::from_secs(30);
+
 /// Between SIGTERM and SIGKILL when a step is cancelled or timed out.
 pub const TERM_TO_KILL: Duration = Duration::from_secs(5);
 

@@ -354,6 +354,10 @@ pub struct Welcome {
     /// Without a lease: how long the link may be down before the agent kills its builds, milliseconds.
     #[serde(default)]
     pub link_patience_ms: Option<u64>,
+    /// How much longer than its lease the agent may run builds while the broker has blocked its connection,
+    /// milliseconds. If absent, not at all.
+    #[serde(default)]
+    pub blocked_lease_ms: Option<u64>,
     /// Whether the worker is a standing one, whose machine the master did not start: disarms the dead-man timer.
     pub standing: bool,
     /// How long after the end of its lease a latent host powers itself off, milliseconds.

@@ -83,6 +83,7 @@ fn to_agent() -> Vec<(&'static str, ToAgent)> {
         keepalive_ms: 10_000,
         lease_ms: Some(60_000),
         link_patience_ms: Some(600_000),
+        blocked_lease_ms: None,
         standing: true,
         grace_ms: 600_000,
     };
@@ -104,6 +105,7 @@ fn to_agent() -> Vec<(&'static str, ToAgent)> {
         timeout_ms: Some(3),
         steps: vec![step],
     };
+    let outlasting = Welcome { blocked_lease_ms: Some(1_200_000), ..welcome.clone() };
     vec![
         ("to-agent/welcome", ToAgent::Welcome(Box::new(welcome))),
         ("to-agent/refused", ToAgent::Refused { reason: "no".to_owned(), power_off: true }),
@@ -114,6 +116,7 @@ fn to_agent() -> Vec<(&'static str, ToAgent)> {
         ("to-agent/resend", ToAgent::Resend { session: session(), attempt: ATTEMPT, step: 1, offset: 99 }),
         ("to-agent/drain", ToAgent::Drain { session: session(), drain: 2, suspend: false }),
         ("to-agent/undrain", ToAgent::Undrain { session: session() }),
+        ("to-agent/welcome-blocked", ToAgent::Welcome(Box::new(outlasting))),
     ]
 }
 

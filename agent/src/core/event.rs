@@ -25,6 +25,19 @@ pub enum Event {
         /// The reason, for people.
         why: String,
     },
+    /// The broker accepts no messages on this connection, because it has too little memory or disk. What is sent waits.
+    /// May be repeated.
+    LinkBlocked {
+        /// Number from [`Effect::Connect`].
+        connection: u64,
+        /// The reason, as the broker gives it.
+        why: String,
+    },
+    /// The broker accepts messages on this connection again. May be late.
+    LinkUnblocked {
+        /// Number from [`Effect::Connect`].
+        connection: u64,
+    },
     /// A message from the master, from the queue of this connection. May be late, repeated or out of order.
     FromMaster {
         /// Number from [`Effect::Connect`].

@@ -37,6 +37,9 @@ pub(super) enum Link {
     /// A welcome was received. `answered` is when the master last answered a heartbeat or a hello or, without a lease,
     /// was last asked whether the session still exists.
     Attached { answered: Timestamp },
+    /// The link is up and blocked, and what was said on it no longer holds: the session has ended meanwhile. It is kept
+    /// until the broker unblocks it, because a new one would be blocked as well.
+    Stale,
 }
 
 impl Core {
@@ -48,6 +51,9 @@ impl Core {
                 Some(*until).filter(|_| self.dying.is_empty() && !matches!(self.ending, Ending::Killing { .. }))
             }
             Link::Connecting { since } => Some(*since + CONNECT_PATIENCE),
+            // What was sent waits, and so does its answer.
+            Link::Greeting { .. } | Link::Attached { .. } if self.is_blocked() => None,
+            Link::Stale => None,
             Link::Greeting { sent } => Some(*sent + HELLO_PATIENCE),
             Link::Attached { answered } => {
                 let session = self.session.as_ref()?;
@@ -119,6 +125,7 @@ impl Core {
         if self.attached() {
             self.detached_since = now;
         }
+        self.blocked = None;
         let backoff = if denied { DENIED_BACKOFF } else { BACKOFF };
         let pause = self.jittered(grown(backoff, self.failures_here));
         self.failures = self.failures.saturating_add(1);
@@ -141,9 +148,11 @@ impl Core {
             Link::Waiting { until, refused: false } => *until = (*until).min(now + NETWORK_DEBOUNCE),
             // It may fail, because it was started before.
             Link::Connecting { .. } => {}
-            Link::Waiting { refused: true, .. } | Link::Unstarted | Link::Greeting { .. } | Link::Attached { .. } => {
-                return;
-            }
+            Link::Waiting { refused: true, .. }
+            | Link::Unstarted
+            | Link::Greeting { .. }
+            | Link::Attached { .. }
+            | Link::Stale => return,
         }
         self.failures_here = 0;
     }
@@ -152,7 +161,7 @@ impl Core {
     pub(super) fn drop_link(&mut self) {
         match self.link {
             Link::Unstarted | Link::Waiting { .. } => {}
-            Link::Connecting { .. } | Link::Greeting { .. } | Link::Attached { .. } => {
+            Link::Connecting { .. } | Link::Greeting { .. } | Link::Attached { .. } | Link::Stale => {
                 self.emit(Effect::Disconnect { connection: self.connection });
             }
         }
@@ -172,6 +181,7 @@ impl Core {
                 }
                 return self.connect(now);
             }
+            (Link::Greeting { .. } | Link::Attached { .. } | Link::Stale, _) if self.is_blocked() => return,
             (Link::Connecting { since }, _) if *since + CONNECT_PATIENCE <= now => "connecting takes too long",
             (Link::Greeting { sent }, _) if *sent + HELLO_PATIENCE <= now => "no master has answered the hello",
             (Link::Attached { answered }, Some(session)) if *answered + half_open_after(session.keepalive) <= now => {
@@ -180,7 +190,7 @@ impl Core {
                 }
                 "heartbeats are not answered"
             }
-            (Link::Connecting { .. } | Link::Greeting { .. } | Link::Attached { .. }, _) => return,
+            (Link::Connecting { .. } | Link::Greeting { .. } | Link::Attached { .. } | Link::Stale, _) => return,
         };
         self.drop_link();
         let pause = self.wait_to_reconnect(now, false);

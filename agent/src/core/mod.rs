@@ -5,6 +5,7 @@
 //! end of the agent itself.
 
 mod attempts;
+mod blocked;
 mod credentials;
 mod ending;
 pub mod event;
@@ -62,6 +63,8 @@ pub struct Core {
     random: SplitMix64,
 
     link: Link,
+    /// Whether the broker has blocked the connection; only while it is up.
+    blocked: Option<blocked::Blocked>,
     /// Number of connections since the start.
     connection: u64,
     /// Failures to attach since the last welcome.
@@ -115,6 +118,7 @@ impl Core {
             nonce,
             random: SplitMix64(seed),
             link: Link::Unstarted,
+            blocked: None,
             connection: 0,
             failures: 0,
             failures_here: 0,
@@ -161,6 +165,8 @@ impl Core {
             Event::Start => self.start(now),
             Event::LinkUp { connection } => self.link_up(now, connection),
             Event::LinkDown { connection, refused, why } => self.link_down(now, connection, refused, &why),
+            Event::LinkBlocked { connection, why } => self.link_blocked(now, connection, &why),
+            Event::LinkUnblocked { connection } => self.link_unblocked(now, connection),
             Event::FromMaster { connection, message } => self.on_message(now, connection, *message),
             Event::PrepareFailed { attempt, why } => self.prepare_failed(now, attempt, &why),
             Event::StepStarted { attempt, step } => self.step_started(now, attempt, step),
@@ -175,6 +181,7 @@ impl Core {
             Event::Terminate => self.terminate(now),
         }
         self.expire_session(now);
+        self.extend_blocked(now);
         self.expire_link(now);
         self.expire_attempts(now);
         self.heartbeat_if_due(now);
@@ -191,7 +198,9 @@ impl Core {
             return None;
         }
         let attempts = self.attempts.values().filter_map(Attempt::wakeup).min();
-        [self.link_wakeup(), self.deadline(), self.dead_man, self.ending.wakeup(), attempts].into_iter().flatten().min()
+        let blocked = self.blocked_wakeup();
+        let all = [self.link_wakeup(), blocked, self.deadline(), self.dead_man, self.ending.wakeup(), attempts];
+        all.into_iter().flatten().min()
     }
 
     fn emit(&mut self, effect: Effect) {

@@ -31,7 +31,11 @@ pub(super) struct Session {
     /// End of the lease, by the newest message that was answered.
     lease_end: Option<Timestamp>,
     /// When that message was sent.
-    renewed_from: Timestamp,
+    pub(super) renewed_from: Timestamp,
+    /// How much longer than its lease it may last while the broker accepts nothing.
+    pub(super) blocked_lease: Option<Duration>,
+    /// Until when it lasts for that reason, whatever its lease.
+    pub(super) held_until: Option<Timestamp>,
     /// Number of the last heartbeat.
     seq: u64,
     /// Numbers and times of unanswered heartbeats, oldest first.
@@ -52,7 +56,7 @@ impl Core {
             (Link::Attached { .. }, Some(session)) => Some(session.id.clone()),
             (Link::Attached { .. }, None)
             | (
-                Link::Unstarted | Link::Waiting { .. } | Link::Connecting { .. } | Link::Greeting { .. },
+                Link::Unstarted | Link::Waiting { .. } | Link::Connecting { .. } | Link::Greeting { .. } | Link::Stale,
                 Some(_) | None,
             ) => None,
         }
@@ -76,7 +80,7 @@ impl Core {
     pub(super) fn deadline(&self) -> Option<Timestamp> {
         let session = self.session.as_ref()?;
         match session.lease {
-            Some(_) => session.lease_end,
+            Some(_) => session.lease_end.max(session.held_until),
             None if self.attached() => None,
             None => session.patience.map(|patience| self.detached_since + patience),
         }
@@ -148,6 +152,10 @@ impl Core {
         // The reports of running attempts on this connection are no longer true, so a new one sends hello. One that is
         // still being made has reported nothing.
         if matches!(self.link, Link::Greeting { .. } | Link::Attached { .. }) {
+            if self.is_blocked() {
+                self.link = Link::Stale;
+                return;
+            }
             self.drop_link();
             self.wait_to_reconnect(now, false);
         }
@@ -159,7 +167,7 @@ impl Core {
         }
         match &self.link {
             Link::Greeting { .. } | Link::Attached { .. } => {}
-            Link::Unstarted | Link::Waiting { .. } | Link::Connecting { .. } => return,
+            Link::Unstarted | Link::Waiting { .. } | Link::Connecting { .. } | Link::Stale => return,
         }
         let session = match &message {
             ToAgent::Welcome(_) | ToAgent::Refused { .. } => None,
@@ -211,7 +219,7 @@ impl Core {
                 self.wait_to_reconnect(now, false);
                 return self.log(Level::Warn, "the master has sent two sessions on one connection: reconnecting");
             }
-            (Link::Unstarted | Link::Waiting { .. } | Link::Connecting { .. }, _) => return,
+            (Link::Unstarted | Link::Waiting { .. } | Link::Connecting { .. } | Link::Stale, _) => return,
         };
         let continued = self.session.take().filter(|s| s.id == welcome.session && s.master == welcome.master);
         if continued.is_none() {
@@ -254,6 +262,8 @@ impl Core {
             grace: Duration::from_millis(welcome.grace_ms),
             lease_end: lease.map(|lease| sent + lease),
             renewed_from: sent,
+            blocked_lease: welcome.blocked_lease_ms.map(Duration::from_millis),
+            held_until: None,
             seq,
             unanswered,
             // Counted from the hello: if its answer was late, a part of the lease is already over.
@@ -318,7 +328,8 @@ impl Core {
     }
 
     pub(super) fn heartbeat_if_due(&mut self, now: Timestamp) {
-        if !self.attached() {
+        // What a broker that accepts nothing is sent would arrive all at once, and too late.
+        if !self.attached() || self.is_blocked() {
             return;
         }
         let Some(session) = &mut self.session else { return };

@@ -332,6 +332,8 @@ impl Agent {
                     self.performer.link_is_up(connection, amqp);
                     Some(Event::LinkUp { connection })
                 }
+                LinkEvent::Blocked(why) => Some(Event::LinkBlocked { connection, why }),
+                LinkEvent::Unblocked => Some(Event::LinkUnblocked { connection }),
                 LinkEvent::Message(message) => Some(Event::FromMaster { connection, message }),
                 LinkEvent::Malformed(why) => {
                     log(Level::Warn, &format!("ignoring a message: {why}"));

@@ -71,6 +71,10 @@ pub const BUILDS_TIMEOUT: Duration = Duration::from_secs(10);
 /// See [`BUILDS_TIMEOUT`].
 pub const BUILDS_RETRY: Duration = Duration::from_secs(5);
 
+/// Between two looks whether the broker accepts messages. An agent that finds that it does not may go on past its lease,
+/// and the master must know long before that.
+pub const ALARM_PROBE: Duration = Duration::from_secs(3);
+
 /// Shortest and longest pause between tries to connect.
 pub const RECONNECT: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
@@ -99,5 +103,15 @@ pub const NODE_RESTART: (Duration, Duration) = (Duration::from_millis(200), Dura
 /// If a private broker was ready for this long, its next death counts as the first one.
 pub const NODE_SETTLED: Duration = Duration::from_secs(60);
 
+/// Free space of the disk below which a private broker accepts no messages, bytes. Its alarms come last: the master takes
+/// no new builds, and then no logs, when there is still several times as much. Its memory has no such limit of ours:
+/// the queues are bounded, and it may use most of the machine's.
+pub const DISK_FREE_LIMIT: u64 = 8_000_000;
+
 /// Number of file descriptors below which the master warns. With 1,024, new connections hang after 832.
 pub const LOW_DESCRIPTORS: u64 = 4_096;
+
+/// File descriptors that epmd and a private node get at most. epmd allocates memory for each that it may have, and
+/// Erlang closes each of them before it runs another program: with the 1,073,741,816 that some containers have, this
+/// takes gigabytes and minutes.
+pub const MOST_DESCRIPTORS: u64 = 1_000_000;

@@ -12,10 +12,11 @@ mod session;
 mod uri;
 mod validate;
 
-pub(super) use connect::declare_builds;
+pub(super) use connect::{declare_builds, dial, tls_with};
 pub use outbound::Outbound;
 pub use receipt::{Receipt, ack_all};
 pub use uri::Endpoints;
+pub(super) use uri::shown;
 pub use validate::Dropped;
 
 use super::limits::RECONNECT;
@@ -55,6 +56,13 @@ pub enum Inbound {
         /// The reason.
         why: String,
     },
+    /// The broker accepts nothing that is published, for this reason, until [`Inbound::Unblocked`] or [`Inbound::Down`].
+    Blocked {
+        /// What the broker says.
+        why: String,
+    },
+    /// The broker accepts messages again.
+    Unblocked,
     /// A message from an agent. The broker guarantees the name.
     Agent {
         /// The sender.

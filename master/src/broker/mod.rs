@@ -9,6 +9,7 @@ pub mod auth;
 pub mod limits;
 pub mod link;
 pub mod node;
+pub mod online;
 pub mod rate_limiter;
 pub mod refusals;
 

@@ -96,6 +96,14 @@ pub enum NodeError {
         /// The end of its output.
         output: String,
     },
+    /// It does not start on its data, because RabbitMQ of an earlier version had not enabled what it requires.
+    #[error(
+        "the broker does not start on the data of an earlier version, whose feature flags were not enabled: {output}"
+    )]
+    OldData {
+        /// The end of what it printed.
+        output: String,
+    },
     /// It was not ready in time.
     #[error("the broker was not ready within {} s and said: {output}", NODE_READY.as_secs())]
     NotReady {
@@ -154,7 +162,7 @@ impl Node {
         }
         let programs = process::Programs::find()?;
         let mut prepared = config::prepare(&settings, master_address.ip().is_loopback())?;
-        let unsettled = prepared.unsettled.take();
+        let mut unsettled = prepared.unsettled.take();
         let url = format!("amqp://{MASTER_USER}:{}@{master_address}/{VHOST}", prepared.password);
         let (stop, stopped) = oneshot::channel();
         let (report, state) = watch::channel(NodeState::Starting);
@@ -164,7 +172,8 @@ impl Node {
             .spawn(move || supervise::run(&prepared, &programs, stopped, &report, first))
             .map_err(|source| NodeError::Spawn { program: PathBuf::from("a thread"), source })?;
         let node = Self { url, state, stop: Some(stop), thread: Some(thread) };
-        came_up.await.unwrap_or(Err(NodeError::Stopped))?;
+        let begun_anew = came_up.await.unwrap_or(Err(NodeError::Stopped))?;
+        unsettled = unsettled.or(begun_anew);
         if let Some(unsettled) = unsettled {
             declare_builds(&node.url).await.map_err(NodeError::FirstBoot)?;
             tokio::time::sleep(FIRST_FLUSH).await;

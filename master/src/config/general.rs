@@ -6,7 +6,7 @@ use super::keys::{self, Section};
 use super::{BrokerConfig, Dialled, MailConfig, MasterConfig, Relay, RelayTls, read, shorten, url};
 use crate::core::plan::AmongEquals;
 use rouse_shared::Secret;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 use toml::de::DeTable;
@@ -76,6 +76,9 @@ pub(super) fn broker<'d>(root: &Table<'d>, master: &MasterConfig, empty: &'d DeT
         if url.is_some() {
             v.warn("has no effect, since `url` names a broker of yours");
         }
+        if listen.iter().any(|a| matches!(a.ip(), IpAddr::V6(ip) if ip.is_unicast_link_local())) {
+            return v.error("RabbitMQ cannot listen on a link-local address (fe80::): give another one");
+        }
         Some(listen)
     });
     let broker = BrokerConfig {
@@ -91,7 +94,13 @@ pub(super) fn broker<'d>(root: &Table<'d>, master: &MasterConfig, empty: &'d DeT
                 Err(why) => v.error(why),
             }
         }),
-        auth_listen: table.or("auth_listen", local(8091), |v| v.address()),
+        auth_listen: table.or("auth_listen", local(8091), |v| {
+            let address = v.address()?;
+            if url.is_some() && address.is_ipv6() {
+                v.warn("RabbitMQ asks over IPv4 only, unless it is started as contrib/rabbitmq/README.md says");
+            }
+            Some(address)
+        }),
         url,
     };
     // If two of the master's servers had one address, the second would fail to start.
@@ -180,7 +189,21 @@ pub(super) fn limits<'d>(root: &Table<'d>, empty: &'d DeTable<'d>) -> Limits {
     limits
 }
 
+/// Longest interval of AMQP heartbeats, seconds, with which the master notices in time that its own link is dead.
+const QUICK_HEARTBEAT: u32 = 10;
+
 impl BrokerConfig {
+    /// Whether master and agents use the same node, as far as this file tells, so that all of them see its alarms at
+    /// the same time, and the master knows within seconds when it sees nothing any more.
+    pub(super) fn is_one_node(&self) -> bool {
+        let Some(url) = self.url.as_ref().and_then(|url| url::broker(url.expose()).ok()) else {
+            return self.url.is_none();
+        };
+        let interval = url.query.split('&').filter_map(|pair| pair.strip_prefix("heartbeat=")).next_back();
+        let is_quick = |text: &str| text.parse().is_ok_and(|n: u32| (1..=QUICK_HEARTBEAT).contains(&n));
+        url.hosts.len() == 1 && interval.is_none_or(is_quick)
+    }
+
     /// What agents are told to dial.
     pub fn dialled(&self) -> Dialled<'_> {
         match (&self.agent_url, &self.url) {

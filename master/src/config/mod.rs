@@ -231,6 +231,7 @@ fn read_text(text: &str, path: &Path, env: document::Environment<'_>) -> Reading
             audit_interval,
             stop_orphans,
             restart_lease: master.restart_lease,
+            outlives_alarms: broker.is_one_node(),
             mail: mail.plan(),
         };
         let hosts = workers.hosts;
@@ -289,6 +290,7 @@ impl Config {
                 audit_interval: general::DEFAULT_AUDIT,
                 stop_orphans: true,
                 restart_lease: general::DEFAULT_RESTART_LEASE,
+                outlives_alarms: true,
                 mail: general::default_mail().plan(),
             },
             hosts: BTreeMap::new(),

@@ -80,6 +80,11 @@ impl Core {
             audits: BTreeMap::new(),
             timers: Timers::default(),
             spent: start.ledger.spent,
+            started: now,
+            outlives_alarms: start.plan.outlives_alarms,
+            linked: false,
+            alarm: None,
+            alarm_told: None,
             broker_up: false,
             broker_since: None,
             mail: super::mail::Outbox::default(),
@@ -92,6 +97,7 @@ impl Core {
             out: Vec::new(),
         };
         core.restore_mail(now, &mut start.ledger);
+        core.restore_alarm(now, start.ledger.alarm_told);
         for (name, record) in start.ledger.workers {
             core.worker_entry(now, &name).record = record;
         }

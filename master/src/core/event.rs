@@ -50,6 +50,14 @@ pub enum Event {
     /// The master's link to the broker is down, or the ledger cannot be written. No agent can attach, so no worker
     /// becomes missing. Twice.
     BrokerDown,
+    /// The broker accepts nothing that the master or an agent publishes, because it has too little memory or disk. Twice;
+    /// late by less than [`rouse_shared::limits::BLOCKED_DETECTION`] while the link is up.
+    BrokerBlocked {
+        /// The reason, as the broker gives it.
+        why: String,
+    },
+    /// It accepts messages again, or the link on which it did not is gone: before [`Event::BrokerDown`]. Twice.
+    BrokerUnblocked,
     /// A user or an operator requests something. Not late; a submission twice only with the same `message_id`. Answered
     /// by [`Effect::Reply`]; an audit after some seconds.
     Command {

@@ -105,6 +105,16 @@ pub enum What {
         /// When the pause began.
         since: Timestamp,
     },
+    /// The broker accepts nothing.
+    BrokerBlocked {
+        /// The reason, as the broker gives it.
+        why: String,
+    },
+    /// The broker accepts messages again.
+    BrokerUnblocked {
+        /// When it was told that it does not.
+        since: Timestamp,
+    },
 }
 
 impl What {
@@ -116,6 +126,8 @@ impl What {
             Self::Orphan { provider, handle, .. } => format!("{handle} of {} is an orphan", provider.as_str()),
             Self::PlacePaused { provider, place, .. } => format!("{place} ({}) starts no hosts", provider.as_str()),
             Self::PlaceBack { provider, place, .. } => format!("{place} ({}) starts hosts again", provider.as_str()),
+            Self::BrokerBlocked { why } => format!("the broker accepts no messages ({why})"),
+            Self::BrokerUnblocked { .. } => "the broker accepts messages again".to_owned(),
         }
     }
 }

@@ -1,8 +1,8 @@
 //! Workers that are missing: a standing one that is not attached for its `missing_timeout`, a latent one whose host
 //! does not attach within it, or of which several in a row did not start. Each loss is told once, and once when the worker is back.
 //!
-//! Only time in which an agent could have attached counts. While the master or the broker is away, no worker becomes
-//! missing, and a host that was starting during the outage is not counted as failed.
+//! Only time in which an agent could have attached counts. While the master or the broker is away, or the broker accepts
+//! nothing, no worker becomes missing, and a host that was starting during the outage is not counted as failed.
 
 use super::event::Level;
 use super::mail::What;
@@ -73,6 +73,13 @@ impl Core {
     }
 
     pub(super) fn on_broker(&mut self, now: Timestamp, up: bool) {
+        self.linked = up;
+        self.on_broker_changed(now);
+    }
+
+    /// The link is up or down, or the broker accepts messages or does not.
+    pub(super) fn on_broker_changed(&mut self, now: Timestamp) {
+        let up = self.linked && self.alarm.is_none();
         self.broker_up = up;
         self.broker_since = up.then_some(now);
         self.pending.wake |= up;

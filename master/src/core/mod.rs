@@ -5,6 +5,7 @@
 //! [`host`], [`sessions`], [`missing`], [`workers`], [`mail`]; [`schedule`] assigns builds to workers.
 
 mod admission;
+mod alarm;
 pub mod audit;
 pub mod build;
 mod builds;
@@ -47,6 +48,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use timers::{Timer, Timers};
 
+pub use alarm::{BLOCKED_MINUTES, BlockedLease};
 pub use configure::Start;
 pub use views::Counts;
 pub use why::of_status;
@@ -94,8 +96,19 @@ pub struct Core {
     timers: Timers,
     /// What was spent today on hosts that are gone.
     spent: spend::Spent,
+    /// When this master was started.
+    started: Timestamp,
+    /// See [`Plan::outlives_alarms`].
+    outlives_alarms: bool,
+    /// Whether the link to the broker is up, and the ledger can be written.
+    linked: bool,
+    /// Why the broker accepts nothing, if it does not.
+    alarm: Option<String>,
+    /// When people were told of an alarm that is not over.
+    alarm_told: Option<Timestamp>,
+    /// Whether the link is up and messages get through.
     broker_up: bool,
-    /// When the broker came up; absent while it is away.
+    /// When both came up; absent while they are not.
     broker_since: Option<Timestamp>,
     mail: mail::Outbox,
     /// Whether the process is about to end.
@@ -169,6 +182,8 @@ impl Core {
             Event::Detached { worker, queue } => self.on_detached(now, &worker, queue),
             Event::BrokerUp => self.on_broker(now, true),
             Event::BrokerDown => self.on_broker(now, false),
+            Event::BrokerBlocked { why } => self.on_broker_blocked(now, why),
+            Event::BrokerUnblocked => self.on_broker_unblocked(now),
             Event::Command { request, command } => self.on_command(now, request, command),
             Event::Configure(plan) => {
                 self.on_configure(now, plan);
@@ -230,6 +245,7 @@ impl Core {
             Timer::Place(key) => self.on_place(now, &key),
             Timer::PlaceMail(key) => self.on_place_mail(now, &key),
             Timer::Queue(build) => self.on_queue_timeout(now, build),
+            Timer::AlarmOver => self.on_alarm_over(now),
             Timer::Extension => self.on_extension_over(),
             Timer::Logs(attempt) => self.on_logs_overdue(now, attempt),
             Timer::Day => self.pending.wake = true,

@@ -45,6 +45,10 @@ pub struct Plan {
     pub stop_orphans: bool,
     /// The length of every lease from when the master is asked to end.
     pub restart_lease: Duration,
+    /// Whether agents may go on past their lease while the broker accepts nothing. Only if master and agents use the same
+    /// node of it, and the master notices within seconds that its own link is dead: see [`super::BlockedLease`]. Like the
+    /// broker itself, it stays as it was when the master was started.
+    pub outlives_alarms: bool,
     /// What the core needs to know about mail.
     pub mail: MailPlan,
 }

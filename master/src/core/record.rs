@@ -1,5 +1,6 @@
 //! What the ledger keeps beside builds: hosts, sessions, and what operators and failures have done to workers.
 
+use super::alarm::BlockedLease;
 use super::build::{BuildSpec, BuildStatus};
 use super::images::{ImageKey, ImageRecord};
 use super::mail::{Mail, MailId, News};
@@ -198,6 +199,9 @@ pub struct Session {
     /// ends.
     #[serde(default)]
     pub impostor: bool,
+    /// What its agent may do while the broker accepts nothing.
+    #[serde(default)]
+    pub blocked_lease: Option<BlockedLease>,
     /// The previous runs of the agent, newest first, a few at most. Late messages may come from them.
     #[serde(default)]
     pub replaced: Vec<Nonce>,
@@ -288,6 +292,8 @@ pub enum Record {
     /// relies on it any more. A length instead of a time, because the clock may be stepped before the next master reads
     /// it.
     LeasesExtended(Option<Duration>),
+    /// When people were told that the broker accepts nothing; absent: they were told that it does.
+    AlarmTold(Option<Timestamp>),
 }
 
 /// Everything that a master reads from its ledger when it starts.
@@ -319,4 +325,6 @@ pub struct Ledger {
     pub reported_orphans: Vec<(ProviderKind, String)>,
     /// See [`Record::LeasesExtended`].
     pub leases_extended: Option<Duration>,
+    /// See [`Record::AlarmTold`].
+    pub alarm_told: Option<Timestamp>,
 }

@@ -50,6 +50,7 @@ fn worker(latent: bool, lease: u64) -> WorkerPlan {
 
 fn plan(workers: Vec<WorkerPlan>) -> Arc<Plan> {
     Arc::new(Plan {
+        outlives_alarms: true,
         workers: workers.into_iter().map(|w| (w.name.clone(), Arc::new(w))).collect(),
         max_hosts: None,
         max_spend_per_day: None,
@@ -123,6 +124,7 @@ impl Master {
                 | Record::NewsOver(_)
                 | Record::Mail(_) => {}
                 Record::MailOver(_) | Record::MailPause(..) | Record::OrphanReported(..) | Record::OrphanOver(..) => {}
+                Record::AlarmTold(_) => {}
                 Record::LeasesExtended(by) => self.leases_extended = by,
             }
         }

@@ -115,6 +115,7 @@ impl Core {
             lease_ms: None,
             since: now,
             impostor: false,
+            blocked_lease: None,
             replaced,
         };
         worker.session = Some(Live {
@@ -237,19 +238,23 @@ impl Core {
         let secret = new_secret.then(|| self.random_hex(32));
         let (master, Some(worker)) = (self.master.clone(), self.workers.get_mut(name)) else { return };
         let (standing, plan) = (worker.host.is_none() && worker.standing(), worker.plan.clone());
+        // A worker that is no longer in the configuration winds up as it was welcomed before.
+        let lease_ms = plan.as_ref().map(|plan| plan.lease.map(millis));
+        let lease_ms = lease_ms.unwrap_or_else(|| {
+            let before = worker.session.as_ref().and_then(|live| live.session.lease_ms);
+            // Without a lease its machine would never power itself off if this master went away for good.
+            before.or_else(|| worker.host.is_some().then(|| millis(WINDING_UP_LEASE)))
+        });
+        let blocked = self.blocked_lease(lease_ms);
+        let Some(worker) = self.workers.get_mut(name) else { return };
         let Some(live) = &mut worker.session else { return };
         if let Some(secret) = &secret {
             live.session.secrets.insert(0, Digest::of(secret));
             live.session.secrets.truncate(2);
         }
-        // A worker that is no longer in the configuration keeps the terms that it had.
-        if let Some(plan) = &plan {
-            live.session.lease_ms = plan.lease.map(millis);
-        } else if worker.host.is_some() {
-            // Without a lease its machine would never power itself off if this master went away for good.
-            live.session.lease_ms.get_or_insert(millis(WINDING_UP_LEASE));
-        }
-        let lease_ms = live.session.lease_ms;
+        live.session.lease_ms = lease_ms;
+        let before = live.session.blocked_lease;
+        live.session.blocked_lease = blocked.map(|blocked| blocked.or_longer(before)).or(before);
         let grace = plan.as_ref().map_or(WINDING_UP_GRACE, |p| p.grace);
         let keepalive = plan.as_ref().map_or(WINDING_UP_KEEPALIVE, |p| p.keepalive);
         let message = ToAgent::Welcome(Box::new(Welcome {
@@ -259,6 +264,7 @@ impl Core {
             keepalive_ms: millis(keepalive),
             lease_ms,
             link_patience_ms: lease_ms.is_none().then(|| millis(LINK_PATIENCE)),
+            blocked_lease_ms: blocked.map(|blocked| blocked.more_ms),
             standing,
             grace_ms: millis(grace),
         }));
@@ -336,6 +342,9 @@ impl Core {
     /// The lease has ended without a heartbeat. A standing worker's supervisors have ended its builds. A latent host is
     /// terminated and its builds are retried once it is gone, because the clock of a paused machine proves nothing.
     pub(super) fn on_lease_over(&mut self, now: Timestamp, name: &WorkerName) {
+        if let Some(until) = self.held_by_broker(now, name) {
+            return self.timers.set(Timer::Lease(name.clone()), until);
+        }
         let Some(worker) = self.workers.get(name).filter(|w| w.session.is_some()) else { return };
         if worker.is_impostor() {
             return self.on_impostor_over(now, name);

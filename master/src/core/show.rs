@@ -107,6 +107,8 @@ pub fn record(record: &Record, now: Timestamp) -> String {
         Record::Spent(spent) => format!("spent {} USD today", spent.micros as f64 / 1e6),
         Record::LeasesExtended(Some(by)) => format!("leases for {} s", by.as_secs()),
         Record::LeasesExtended(None) => "leases as they are".to_owned(),
+        Record::AlarmTold(Some(_)) => "alarm told".to_owned(),
+        Record::AlarmTold(None) => "alarm over".to_owned(),
         Record::News(news) => {
             let to: Vec<_> = news.to.iter().map(String::as_str).collect();
             format!("news {} for {}: {}", news.id, to.join(" "), item(&news.item))
@@ -141,6 +143,8 @@ fn item(item: &Item) -> String {
         What::Orphan { handle, terminated, .. } => {
             format!("{handle} orphan{}", if *terminated { "" } else { ", left" })
         }
+        What::BrokerBlocked { why } => format!("broker blocked: {why}"),
+        What::BrokerUnblocked { .. } => "broker not blocked".to_owned(),
     }
 }
 

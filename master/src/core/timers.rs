@@ -12,6 +12,8 @@ use std::collections::{BTreeMap, BTreeSet};
 pub enum Timer {
     /// The worker's lease has ended.
     Lease(WorkerName),
+    /// The broker's alarm is over, unless it comes back.
+    AlarmOver,
     /// The lease extension that the previous master promised has ended.
     Extension,
     /// The host has not attached in time.

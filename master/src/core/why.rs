@@ -69,10 +69,15 @@ impl Core {
     fn of_attempt(&self, build: &Build, attempt: &Attempt) -> String {
         let worker = &attempt.worker;
         let attached = self.workers.get(worker).is_some_and(|w| w.attached().is_some());
-        let place = if attached {
-            ""
-        } else {
-            ", whose agent has stopped responding; the build is retried once its lease expires"
+        let place = match (attached, self.alarm()) {
+            // Nobody knows of an agent whether it is there.
+            (_, Some(why)) => {
+                format!("; at present the broker accepts no messages ({why}), and nothing is heard of it")
+            }
+            (true, None) => String::new(),
+            (false, None) => {
+                ", whose agent has stopped responding; the build is retried once its lease expires".to_owned()
+            }
         };
         match (attempt.started, &attempt.outcome) {
             (_, Some(_)) => format!("it has ended on worker {worker}; the rest of its log is being fetched"),
@@ -104,8 +109,8 @@ impl Core {
             .values()
             .filter(|w| !w.removed && w.plan.as_ref().is_some_and(|p| queue::matches(requirement, p)))
             .collect();
-        if !self.broker_up {
-            let sentence = format!("it is waiting for {wanted}: the master is not connected to the broker");
+        if let Some(trouble) = self.broker_trouble() {
+            let sentence = format!("it is waiting for {wanted}: {trouble}");
             return Why { sentence, next_try: None };
         }
         // A latent worker that is missing is woken like one that is asleep.

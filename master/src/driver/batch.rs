@@ -34,6 +34,7 @@ enum Key {
     Image(ImageKey),
     Place(PlaceKey),
     Leases,
+    Alarm,
     Spent,
     News(u64),
     Mail(MailId),
@@ -61,6 +62,7 @@ impl Batch {
                 Key::Orphan(*provider, handle.clone())
             }
             Record::LeasesExtended(_) => Key::Leases,
+            Record::AlarmTold(_) => Key::Alarm,
         };
         match self.index.entry(key) {
             Entry::Vacant(entry) => {

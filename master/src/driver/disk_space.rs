@@ -1,6 +1,7 @@
 //! The free space of the state directory. If it is low, the master accepts no builds, and then no logs, before the
 //! ledger itself can no longer be written. So the builds that it has accepted can end.
 
+use crate::broker::limits::DISK_FREE_LIMIT;
 use rustix::fs::{StatVfsMountFlags, statvfs};
 use std::path::{Path, PathBuf};
 
@@ -8,8 +9,10 @@ use std::path::{Path, PathBuf};
 /// builds still have logs to write.
 const FOR_WORK: u64 = 64 << 20;
 /// Free space below which no logs are written, bytes. Less than for builds, so that running builds can end, and more
-/// than the 8 MB below which a private broker accepts no messages.
+/// than that below which a private broker accepts no messages.
 const FOR_LOGS: u64 = 32 << 20;
+
+const _: () = assert!(FOR_WORK > FOR_LOGS && FOR_LOGS > 2 * DISK_FREE_LIMIT, "the broker's alarm comes last");
 
 /// The file system of the state directory.
 #[derive(Clone, Debug)]

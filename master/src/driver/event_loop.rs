@@ -203,8 +203,12 @@ impl EventLoop {
                 self.linked = false;
                 // The broker delivers them again.
                 self.held_builds.clear();
+                // The next link is told anew.
+                self.handle(Event::BrokerUnblocked);
                 self.handle(Event::BrokerDown);
             }
+            Inbound::Blocked { why } => self.handle(Event::BrokerBlocked { why }),
+            Inbound::Unblocked => self.handle(Event::BrokerUnblocked),
             Inbound::Agent { worker, message, receipt } => {
                 let event = self.attested(worker, message);
                 self.handle(event);

@@ -45,6 +45,11 @@ impl EventLoop {
                 "Whether the master is connected to the broker.",
                 u64::from(self.executor.link_is_up()),
             ),
+            gauge(
+                "rouse_broker_blocked",
+                "Whether the broker accepts no messages, because it has too little memory or disk.",
+                u64::from(core.alarm().is_some()),
+            ),
             counter(
                 "rouse_log_chunks_unexpected_total",
                 "Log chunks that belong to no running attempt.",

@@ -25,7 +25,8 @@ impl EventLoop {
             Query::Mails { reply } => drop(reply.send(core.mails())),
             Query::Health { reply } => {
                 let ledger = self.commit_error.clone().map_or_else(|| self.disk_space.for_work(), Err);
-                drop(reply.send(Health { broker: self.executor.link_is_up(), ledger }));
+                let alarm = core.alarm().map(str::to_owned);
+                drop(reply.send(Health { broker: self.executor.link_is_up(), alarm, ledger }));
             }
             Query::Metrics { reply } => drop(reply.send(self.metrics())),
         }

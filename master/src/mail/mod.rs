@@ -18,6 +18,7 @@ use lettre::transport::smtp::client::{AsyncSmtpConnection, Certificate, Certific
 use lettre::transport::smtp::commands::{Data, Mail as MailFrom, Rcpt};
 use lettre::transport::smtp::extension::{ClientId, Extension, MailParameter};
 use lettre::transport::smtp::{Error, response::Severity};
+use rouse_shared::broker_url::bracketed;
 use std::error::Error as _;
 use std::future::Future;
 use std::time::{Duration, UNIX_EPOCH};
@@ -47,7 +48,7 @@ const FAREWELL: Duration = Duration::from_secs(5);
 /// Why no recipient's mail was accepted.
 pub async fn hand_over(config: &MailConfig, master: &str, mail: &Mail, patience: Patience) -> DeliveryResult {
     let message = message(config, master, mail)?;
-    let name = format!("{}:{}", config.relay.host, config.relay.port);
+    let name = format!("{}:{}", bracketed(&config.relay.host), config.relay.port);
     let mut connection = match tokio::time::timeout(patience.command, connect(config)).await {
         Ok(connected) => connected.map_err(|why| MailError::Relay(format!("{name}: {why}")))?,
         Err(_) => return Err(MailError::Relay(format!("{name}: {}", silent(patience.command)))),

@@ -17,6 +17,7 @@ struct Sorted<'i> {
     orphans: Vec<&'i Item>,
     paused: Vec<&'i Item>,
     serving: Vec<&'i Item>,
+    broker: Vec<&'i Item>,
 }
 
 fn sort(items: &[Item]) -> Sorted<'_> {
@@ -28,6 +29,7 @@ fn sort(items: &[Item]) -> Sorted<'_> {
             What::Orphan { .. } => sorted.orphans.push(item),
             What::PlacePaused { .. } => sorted.paused.push(item),
             What::PlaceBack { .. } => sorted.serving.push(item),
+            What::BrokerBlocked { .. } | What::BrokerUnblocked { .. } => sorted.broker.push(item),
         }
     }
     sorted
@@ -38,6 +40,8 @@ fn name(item: &Item) -> &str {
         What::Missing { worker, .. } | What::Back { worker, .. } => worker.as_str(),
         What::Orphan { handle, .. } => handle,
         What::PlacePaused { place, .. } | What::PlaceBack { place, .. } => place,
+        What::BrokerBlocked { .. } => "accepts no messages",
+        What::BrokerUnblocked { .. } => "accepts messages again",
     }
 }
 
@@ -46,7 +50,7 @@ fn moment(at: Timestamp) -> String {
 }
 
 pub(super) fn subject(master: &str, items: &[Item]) -> String {
-    let Sorted { missing, back, orphans, paused, serving } = sort(items);
+    let Sorted { missing, back, orphans, paused, serving, broker } = sort(items);
     let part = |what: &str, some: &[&Item]| match some {
         [] => None,
         few if few.len() <= NAMES => {
@@ -55,6 +59,7 @@ pub(super) fn subject(master: &str, items: &[Item]) -> String {
         many => Some(format!("{what}: {} and {} more", name(many[0]), many.len() - 1)),
     };
     let parts = [
+        part("broker", &broker),
         part("missing", &missing),
         part("back", &back),
         part("orphan", &orphans),
@@ -65,9 +70,10 @@ pub(super) fn subject(master: &str, items: &[Item]) -> String {
 }
 
 pub(super) fn body(master: &str, items: &[Item]) -> String {
-    let Sorted { missing, back, orphans, paused, serving } = sort(items);
+    let Sorted { missing, back, orphans, paused, serving, broker } = sort(items);
     let mut out = String::new();
     for (head, some) in [
+        ("The broker:", broker),
         ("Workers that are missing:", missing),
         ("Workers that are back:", back),
         ("Machines of this master that are not in the ledger (orphans):", orphans),
@@ -124,5 +130,11 @@ fn details(item: &Item) -> String {
                 if *terminated { "it is being terminated" } else { "it is left running, as audit.on_orphan says" };
             format!("a machine of {} with the owner tag of {host}, found at {at}; {then}", provider.as_str())
         }
+        What::BrokerBlocked { why } => format!(
+            "{why} (at {at}); builds that run go on for {} minutes at least if their lease is not short, and nothing is \
+             started until there is room",
+            crate::core::BLOCKED_MINUTES
+        ),
+        What::BrokerUnblocked { since } => format!("at {at}; it accepted none from {}", moment(*since)),
     }
 }

@@ -200,6 +200,7 @@ impl Store {
             ledger.mail_pause = Some((u32::try_from(failures).unwrap_or(u32::MAX), Timestamp(until)));
         }
         ledger.leases_extended = self.fact("leases_extended")?.map(Duration::from_millis);
+        ledger.alarm_told = self.fact("alarm_told")?.map(Timestamp);
         Ok(ledger)
     }
 
@@ -372,6 +373,10 @@ fn write(to: &Connection, record: &Record) -> Result<(), StoreError> {
         }
         Record::LeasesExtended(None) => {
             to.prepare_cached("DELETE FROM facts WHERE name = 'leases_extended'")?.execute([])?;
+        }
+        Record::AlarmTold(Some(at)) => write_fact(to, "alarm_told", at.0)?,
+        Record::AlarmTold(None) => {
+            to.prepare_cached("DELETE FROM facts WHERE name = 'alarm_told'")?.execute([])?;
         }
     }
     Ok(())

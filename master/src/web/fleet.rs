@@ -129,6 +129,9 @@ pub(super) async fn health(State(app): State<Arc<App>>, _: Params<NoParams>) -> 
     if !health.broker {
         faults.push("the link to the broker is down".to_owned());
     }
+    if let Some(why) = health.alarm {
+        faults.push(format!("the broker accepts no messages ({why}): builds that run go on, and nothing is started"));
+    }
     if let Err(error) = health.ledger {
         faults.push(format!("the ledger cannot be written: {error}"));
     }

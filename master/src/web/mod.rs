@@ -134,6 +134,8 @@ pub struct BuildFilter {
 pub struct Health {
     /// Whether its link to the broker is up.
     pub broker: bool,
+    /// Why the broker accepts nothing, if it does not.
+    pub alarm: Option<String>,
     /// Whether the last commit succeeded, or why not.
     pub ledger: Result<(), String>,
 }

@@ -381,7 +381,7 @@ fn tell(world: &World, query: Query) {
         Query::Hosts { reply } => drop(reply.send(world.hosts.clone())),
         Query::Places { reply } => drop(reply.send(world.places.clone())),
         Query::Mails { reply } => drop(reply.send(world.mails.clone())),
-        Query::Health { reply } => drop(reply.send(Health { broker: !world.broker_down, ledger: Ok(()) })),
+        Query::Health { reply } => drop(reply.send(Health { broker: !world.broker_down, alarm: None, ledger: Ok(()) })),
         Query::Metrics { reply } => {
             let figure = Figure { name: "rouse_logs_total", help: "Bytes.", counter: true, value: 5.0 };
             let builds = BTreeMap::from([(BuildState::Queued, world.builds.len() as u64)]);

@@ -29,6 +29,8 @@ pub const DEADLINE: Duration = Duration::from_secs(60);
 pub enum Seen {
     Up,
     Down,
+    Blocked(String),
+    Unblocked,
     Agent(WorkerName, ToMaster),
     Log(WorkerName, LogChunk),
     Submit { body: Vec<u8>, message_id: Option<String>, reply_to: Option<String>, correlation_id: Option<String> },
@@ -131,6 +133,8 @@ pub fn acknowledged(inbound: Inbound) -> Seen {
     match inbound {
         Inbound::Up => Seen::Up,
         Inbound::Down { why: _ } => Seen::Down,
+        Inbound::Blocked { why } => Seen::Blocked(why),
+        Inbound::Unblocked => Seen::Unblocked,
         Inbound::Agent { worker, message, receipt } => {
             receipt.ack();
             Seen::Agent(worker, message)
@@ -146,6 +150,11 @@ pub fn acknowledged(inbound: Inbound) -> Seen {
 
 /// An auth server that lets in whoever says `pw-NAME`, but for names that begin with `unknown`.
 pub async fn auth_server() -> (AuthServer, Refusals) {
+    auth_server_at("127.0.0.1:0".parse().unwrap()).await
+}
+
+/// The same at another address.
+pub async fn auth_server_at(listen: SocketAddr) -> (AuthServer, Refusals) {
     let refusals = Refusals::default();
     let (admissions, mut asked) = mpsc::channel::<Admission>(64);
     tokio::spawn(async move {
@@ -162,7 +171,7 @@ pub async fn auth_server() -> (AuthServer, Refusals) {
         }
     });
     let server = AuthServer::start(
-        "127.0.0.1:0".parse().unwrap(),
+        listen,
         VHOST,
         admissions,
         refusals.clone(),

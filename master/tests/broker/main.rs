@@ -5,6 +5,7 @@
 
 mod auth;
 mod harness;
+mod ipv6;
 mod life;
 mod link;
 mod owner;

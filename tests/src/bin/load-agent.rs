@@ -232,6 +232,8 @@ impl Worker {
                 }
                 Some(Event::FromMaster { connection, message })
             }
+            LinkEvent::Blocked(why) => Some(Event::LinkBlocked { connection, why }),
+            LinkEvent::Unblocked => Some(Event::LinkUnblocked { connection }),
             LinkEvent::Malformed(why) => {
                 eprintln!("load-agent: {}: {why}", self.name);
                 None

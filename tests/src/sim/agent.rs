@@ -283,6 +283,9 @@ impl World {
 
     /// Sends the log's next chunk, where there is one.
     fn pump(&mut self, id: usize, life: u64, attempt: AttemptId, step: u32) {
+        if self.bus.alarm.on.is_some() {
+            return self.after(1_000, move |w| w.pump(id, life, attempt, step));
+        }
         let Some(machine) = self.machines.get_mut(&id).filter(|m| m.on && m.life == life) else { return };
         let up = machine.link.and_then(|(_, conn)| conn);
         let worker = machine.worker.clone();

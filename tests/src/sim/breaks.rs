@@ -86,11 +86,15 @@ pub enum Break {
     PlaceNeverBack,
     /// A build is lost when it has waited for a while, although nobody has asked for that.
     Impatient,
+    /// The master is not told that the broker accepts nothing.
+    AlarmUnheard,
+    /// An agent does not notice that a connection on which the broker accepts nothing is dead.
+    DeadLinkUnnoticed,
 }
 
 impl Break {
     /// All of them.
-    pub const ALL: [Break; 40] = [
+    pub const ALL: [Break; 42] = [
         Self::PerformBeforeCommit,
         Self::AckBeforeCommit,
         Self::DiskForgets,
@@ -131,5 +135,7 @@ impl Break {
         Self::PauseAll,
         Self::PlaceNeverBack,
         Self::Impatient,
+        Self::AlarmUnheard,
+        Self::DeadLinkUnnoticed,
     ];
 }

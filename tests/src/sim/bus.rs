@@ -1,5 +1,7 @@
 //! The fake broker: connections of agents, what is on its way, and what waits for a master that is away.
 
+use super::alarm::{Alarm, DETECTION};
+use super::breaks::Break;
 use super::machine::Pace;
 use super::master::{Delivery, Input};
 use super::world::World;
@@ -21,6 +23,10 @@ pub(super) struct Conn {
     up_at: u64,
     down_at: u64,
     logs_at: u64,
+    /// Whether an alarm keeps what the agent publishes back, and whether the agent was told so.
+    pub blocked: bool,
+    pub told: bool,
+    pub waiting: Vec<ToMaster>,
 }
 
 #[derive(Default)]
@@ -32,6 +38,7 @@ pub(super) struct Bus {
     pub queues: BTreeMap<String, u64>,
     /// What waits for the master, oldest first.
     pub held: VecDeque<Delivery>,
+    pub alarm: Alarm,
     last: u64,
 }
 
@@ -65,8 +72,21 @@ impl World {
             let now = w.now;
             w.bus.conns.insert(
                 conn,
-                Conn { machine: id, life, number, worker, queue, up_at: now, down_at: now, logs_at: now },
+                Conn {
+                    machine: id,
+                    life,
+                    number,
+                    worker,
+                    queue,
+                    up_at: now,
+                    down_at: now,
+                    logs_at: now,
+                    blocked: false,
+                    told: false,
+                    waiting: Vec::new(),
+                },
             );
+            w.check_connections(id);
             if let Some(machine) = w.machines.get_mut(&id) {
                 machine.link = Some((number, Some(conn)));
             }
@@ -87,6 +107,10 @@ impl World {
 
     /// The broker drops a connection and its queue.
     pub(super) fn conn_lost(&mut self, conn: u64, notify_agent: bool) {
+        // While it is blocked the broker reads nothing from it, and does not miss its heartbeats.
+        if self.bus.alarm.on.is_some() && self.bus.conns.get(&conn).is_some_and(|c| c.blocked) {
+            return;
+        }
         let Some(gone) = self.bus.conns.remove(&conn) else { return };
         self.bus.queues.remove(&gone.queue);
         let (id, life, number) = (gone.machine, gone.life, gone.number);
@@ -114,7 +138,17 @@ impl World {
     pub(super) fn publish(&mut self, id: usize, message: ToMaster) {
         let Some(machine) = self.machines.get(&id) else { return };
         let Some((_, Some(conn))) = machine.link else { return };
-        if machine.partitioned || !self.bus.up || self.mishap(self.faults.loss) {
+        if machine.partitioned || !self.bus.up {
+            return;
+        }
+        if self.bus.alarm.on.is_some() {
+            return self.hold_back(conn, message);
+        }
+        self.publish_on(conn, message);
+    }
+
+    pub(super) fn publish_on(&mut self, conn: u64, message: ToMaster) {
+        if self.mishap(self.faults.loss) {
             return;
         }
         let copies = if self.mishap(self.faults.duplicate) { 2 } else { 1 };
@@ -155,7 +189,17 @@ impl World {
 
     /// The master sends to an agent's queue.
     pub(super) fn send_to_agent(&mut self, queue: String, message: ToAgent) {
-        if !self.bus.up || !self.master.linked || self.mishap(self.faults.loss) {
+        if !self.bus.up || !self.master.linked {
+            return;
+        }
+        if self.bus.alarm.on.is_some() {
+            return self.hold_back_of_master(queue, message);
+        }
+        self.deliver_to_agent(queue, message);
+    }
+
+    pub(super) fn deliver_to_agent(&mut self, queue: String, message: ToAgent) {
+        if self.mishap(self.faults.loss) {
             return;
         }
         let Some(number) = self.bus.queues.get(&queue).copied() else {
@@ -191,6 +235,7 @@ impl World {
         self.say(|| format!("bus: the broker is away for {away} ms"));
         self.bus.up = false;
         self.bus.life += 1;
+        self.drop_alarm();
         let conns: Vec<u64> = self.bus.conns.keys().copied().collect();
         for conn in conns {
             self.conn_lost(conn, true);
@@ -219,7 +264,11 @@ impl World {
         self.say(|| format!("machine {id}: cut off for {for_ms} ms"));
         if let Some((number, Some(conn))) = link {
             // Each end finds out in its own time, or not at all where the cut is short.
-            let (agent, broker) = (self.delay(1_000, 60_000), self.delay(5_000, 60_000));
+            let (mut agent, broker) = (self.delay(1_000, 60_000), self.delay(5_000, 60_000));
+            if self.bus.conns.get(&conn).is_some_and(|c| c.told) {
+                // A blocked connection is watched, since a lease depends on it.
+                agent = if self.broken == Some(Break::DeadLinkUnnoticed) { u64::MAX } else { agent.min(DETECTION) };
+            }
             if agent < for_ms {
                 self.after(agent, move |w| w.agent_link_down(id, life, number));
             }

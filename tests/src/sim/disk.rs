@@ -32,6 +32,7 @@ pub(super) struct Disk {
     pub mail_pause: Option<(u32, Timestamp)>,
     pub reported_orphans: BTreeSet<(ProviderKind, String)>,
     pub leases_extended: Option<Duration>,
+    pub alarm_told: Option<Timestamp>,
     /// Whether nothing more can be written.
     pub full: bool,
     /// Bytes of each step's log.
@@ -100,6 +101,7 @@ impl Disk {
                 self.reported_orphans.remove(&(provider, handle));
             }
             Record::LeasesExtended(by) => self.leases_extended = by,
+            Record::AlarmTold(at) => self.alarm_told = at,
         }
     }
 
@@ -118,6 +120,7 @@ impl Disk {
             mail_pause: self.mail_pause,
             reported_orphans: self.reported_orphans.iter().cloned().collect(),
             leases_extended: self.leases_extended,
+            alarm_told: self.alarm_told,
         }
     }
 }

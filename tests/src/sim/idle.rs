@@ -55,7 +55,7 @@ impl World {
 
     /// No host is idle longer than its timeout and one audit, while the master can act and is not reconfigured.
     fn check_idle(&mut self) {
-        if !self.master_acts() {
+        if !self.master_acts() || self.bus.alarm.on.is_some() {
             return self.idle.clear();
         }
         let hosts: Vec<Host> = self.disk.hosts.values().cloned().collect();

@@ -45,7 +45,7 @@ impl World {
     }
 
     pub(super) fn check_impostors(&mut self) {
-        if !self.master_acts() {
+        if !self.master_acts() || self.bus.alarm.on.is_some() {
             return self.impostors.clear();
         }
         let workers: Vec<WorkerName> = self.disk.sessions.keys().cloned().collect();

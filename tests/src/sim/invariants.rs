@@ -65,6 +65,7 @@ impl World {
             | Record::Place(..)
             | Record::Spent(_)
             | Record::LeasesExtended(_)
+            | Record::AlarmTold(_)
             | Record::News(_)
             | Record::NewsOver(_)
             | Record::Mail(_)

@@ -231,6 +231,7 @@ impl World {
             self.relay.linked_at = self.now;
         }
         self.master_receives(Input::Event(Event::BrokerUp));
+        self.tell_master_soon();
         for delivery in std::mem::take(&mut self.bus.held) {
             self.master_receives(Input::Delivery(delivery));
         }
@@ -249,6 +250,7 @@ impl World {
                 event @ Input::Event(_) => self.master.inputs.push(event),
             }
         }
+        self.master_forgets_alarm();
         self.master_receives(Input::Event(Event::BrokerDown));
     }
 
@@ -498,6 +500,7 @@ impl World {
         self.master.died_at = Some(self.now);
         self.master.epoch += 1;
         self.master.linked = false;
+        self.master_forgets_alarm();
         self.master.turn_due = false;
         self.master.tick_at = None;
         self.master.crash = None;

@@ -54,6 +54,10 @@ impl World {
             let away = if long { w.delay(30_000, 400_000) } else { w.delay(100, 4_000) };
             w.restart_broker(away);
         });
+        self.misfortunes(often(f.alarm, 3), |w| {
+            let length = if w.chance.permille(500) { w.delay(1_000, 60_000) } else { w.delay(60_000, 600_000) };
+            w.start_alarm(length);
+        });
         self.misfortunes(often(f.kill, 5), |w| w.with_machine(World::kill_agent));
         self.misfortunes(often(f.freeze, 5), |w| {
             let pace = w.chance.pick(&[Pace::Frozen, Pace::Suspended]);
@@ -271,6 +275,9 @@ impl World {
         self.say(|| "quiet begins".to_owned());
         self.quiet = true;
         self.abandoned = false;
+        if let Some(number) = self.bus.alarm.on {
+            self.end_alarm(number);
+        }
         self.disk.full = false;
         if self.broken != Some(Break::PlaceNeverBack) {
             self.cloud.refusing.clear();

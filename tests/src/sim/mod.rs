@@ -5,6 +5,7 @@
 //! way, so a failure is played again with its transcript.
 
 mod agent;
+mod alarm;
 mod breaks;
 mod bus;
 mod cloud;

@@ -99,7 +99,11 @@ impl World {
             let notification = match &item.what {
                 What::Missing { worker, .. } => (to.to_owned(), worker.clone(), item.at, false),
                 What::Back { worker, missing_since } => (to.to_owned(), worker.clone(), *missing_since, true),
-                What::Orphan { .. } | What::PlacePaused { .. } | What::PlaceBack { .. } => continue,
+                What::Orphan { .. }
+                | What::PlacePaused { .. }
+                | What::PlaceBack { .. }
+                | What::BrokerBlocked { .. }
+                | What::BrokerUnblocked { .. } => continue,
             };
             if !self.relay.due.contains(&notification) {
                 self.violated(format!("{notification:?} was sent, and it is not in the ledger"));

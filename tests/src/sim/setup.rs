@@ -34,6 +34,8 @@ pub(super) struct Faults {
     pub outages: bool,
     /// Whether the broker is restarted.
     pub broker: bool,
+    /// Whether the broker has alarms.
+    pub alarm: bool,
     /// Whether agents are killed.
     pub kill: bool,
     /// Whether agents are frozen or their machines suspended.
@@ -159,6 +161,12 @@ pub(super) fn make(chance: &mut Chance) -> (Plan, Faults) {
         }
     }
     let faults = faults(chance);
+    if faults.alarm {
+        // With a lease that an alarm may outlast.
+        for worker in &mut workers {
+            worker.lease = worker.lease.map(|_| chance.pick(&[Duration::from_secs(45), Duration::from_secs(60)]));
+        }
+    }
     let mut plan = Plan {
         workers: workers.into_iter().map(|w| (w.name.clone(), Arc::new(w))).collect(),
         max_hosts: chance.pick(&[None, None, Some(1), Some(2), Some(3)]),
@@ -169,6 +177,7 @@ pub(super) fn make(chance: &mut Chance) -> (Plan, Faults) {
         audit_interval: Duration::from_secs(chance.range(60, 300)),
         stop_orphans: !chance.permille(100),
         restart_lease: Duration::from_secs(300),
+        outlives_alarms: true,
         mail: MailPlan {
             extra_recipients: chance
                 .pick(&[None, Some("bob@example.org"), Some(NOBODY)])
@@ -218,6 +227,7 @@ fn faults(chance: &mut Chance) -> Faults {
     faults.clock = chance.permille(300);
     faults.foreign_counts = chance.permille(300);
     faults.outages = !calm && chance.permille(400);
+    faults.alarm = !calm && chance.permille(250);
     if tame {
         // Only what no build may be lost under.
         (faults.loss, faults.call_fails, faults.half_born) = (0, 0, 0);

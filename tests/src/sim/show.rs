@@ -53,6 +53,8 @@ pub(super) fn event(event: &Event) -> String {
         }
         Event::BrokerUp => "the broker is up".to_owned(),
         Event::BrokerDown => "the broker is down".to_owned(),
+        Event::BrokerBlocked { why } => format!("the broker accepts nothing: {why}"),
+        Event::BrokerUnblocked => "the broker accepts messages".to_owned(),
         Event::Command { request, command: Command::Submit { spec, message_id } } => {
             let known = message_id.as_ref().map(|(id, known)| format!(" as {id}, known {known:?}")).unwrap_or_default();
             format!(
@@ -148,6 +150,8 @@ pub(super) fn agent_event(event: &AgentEvent) -> String {
         AgentEvent::Start
         | AgentEvent::LinkUp { .. }
         | AgentEvent::LinkDown { .. }
+        | AgentEvent::LinkBlocked { .. }
+        | AgentEvent::LinkUnblocked { .. }
         | AgentEvent::PrepareFailed { .. }
         | AgentEvent::StepStarted { .. }
         | AgentEvent::StepEnded { .. }

@@ -4,6 +4,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod alarms;
 mod audit;
 mod cancel;
 mod clock;
@@ -12,10 +13,12 @@ mod demo;
 mod disk;
 mod floods;
 mod hostile;
+mod ipv6;
 mod latent;
 mod leases;
 mod mail;
 mod outages;
+mod own_broker;
 mod refusals;
 mod reload;
 mod standing;

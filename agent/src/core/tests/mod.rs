@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod attempts;
+mod blocked;
 mod ending;
 mod lease;
 mod random;
@@ -39,6 +40,7 @@ fn welcome() -> Welcome {
         keepalive_ms: 10_000,
         lease_ms: Some(60_000),
         link_patience_ms: None,
+        blocked_lease_ms: None,
         standing: true,
         grace_ms: 600_000,
     }

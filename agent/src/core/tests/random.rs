@@ -36,6 +36,7 @@ impl Random {
                 standing: self.below(2) == 0,
                 lease_ms: (self.below(4) > 0).then_some(60_000),
                 link_patience_ms: Some(100_000),
+                blocked_lease_ms: (self.below(2) == 0).then_some(100_000),
                 ..welcome()
             })),
             4 => ToAgent::Refused { reason: "no".to_owned(), power_off: self.below(30) == 0 },
@@ -79,6 +80,8 @@ impl Random {
             }
             184 => Event::Resumed(Duration::from_secs(self.below(100))),
             185..=187 => Event::NetworkChanged,
+            188 | 189 => Event::LinkBlocked { connection, why: String::new() },
+            190 => Event::LinkUnblocked { connection },
             _ => Event::Tick,
         }
     }

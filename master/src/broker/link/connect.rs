@@ -18,6 +18,7 @@ use lapin::{Channel, Connect, Connection, ConnectionProperties, Consumer, Exchan
 use rouse_shared::names::{AGENTS, BUILDS, CONTROL, CONTROL_BINDING, EVENTS, LOGS, LOGS_BINDING};
 use std::error::Error;
 use std::future::Future;
+use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::Poll;
@@ -48,17 +49,18 @@ pub(super) async fn in_order<F: Future>(futures: impl Iterator<Item = F>) -> Vec
     outputs
 }
 
+/// Trusts the certificates in this file besides the system's.
+pub(in crate::broker) async fn tls_with(ca: Option<&Path>) -> Result<OwnedTLSConfig, String> {
+    let Some(path) = ca else { return Ok(OwnedTLSConfig::default()) };
+    let chain = tokio::fs::read_to_string(path)
+        .await
+        .map_err(|error| format!("cannot read broker.ca {}: {error}", path.display()))?;
+    Ok(OwnedTLSConfig { identity: None, cert_chain: Some(chain) })
+}
+
 /// Tries each broker once. The error names all of them, without passwords.
 pub(super) async fn connect(settings: &LinkSettings) -> Result<Session, String> {
-    let tls = match &settings.ca {
-        Some(path) => {
-            let chain = tokio::fs::read_to_string(path)
-                .await
-                .map_err(|error| format!("cannot read broker.ca {}: {error}", path.display()))?;
-            OwnedTLSConfig { identity: None, cert_chain: Some(chain) }
-        }
-        None => OwnedTLSConfig::default(),
-    };
+    let tls = tls_with(settings.ca.as_deref()).await?;
     let mut failures = Vec::new();
     for uri in settings.endpoints.uris() {
         let why = match tokio::time::timeout(CONNECT_TIMEOUT, open(uri, &tls)).await {
@@ -83,8 +85,9 @@ async fn open(uri: &AMQPUri, tls: &OwnedTLSConfig) -> lapin::Result<Session> {
     let events = match events(&reading).await {
         Ok(events) => Some(events),
         Err(error) => {
-            warn!(%error, "no events from the broker (is rabbitmq_event_exchange enabled?): refused agents are logged \
-                without their address, and closed connections are noticed by their lease only");
+            warn!(%error, "no events from the broker (rabbitmq_event_exchange is to be enabled, with this virtual host \
+                as event_exchange.vhost): refused agents are logged without their address, and closed connections are \
+                noticed by their lease only");
             None
         }
     };
@@ -92,7 +95,7 @@ async fn open(uri: &AMQPUri, tls: &OwnedTLSConfig) -> lapin::Result<Session> {
     Ok(Session { endpoint, out, control, logs, events, reading: Arc::new(reading), others: [publishing, logging] })
 }
 
-async fn dial(uri: &AMQPUri, tls: &OwnedTLSConfig, name: &str) -> lapin::Result<Connection> {
+pub(in crate::broker) async fn dial(uri: &AMQPUri, tls: &OwnedTLSConfig, name: &str) -> lapin::Result<Connection> {
     let properties = ConnectionProperties::default().with_connection_name(name.into());
     uri.clone().connect_with_config(properties, tls.clone(), lapin::runtime::default_runtime()?).await
 }

@@ -1,6 +1,6 @@
 //! Outgoing messages. They are encoded before they are queued, so that the waiting bytes can be counted and limited.
 
-use super::super::limits::{OUTBOUND_BYTES, OUTBOUND_MESSAGES, PUBLISH_BATCH, PUBLISH_BATCH_BYTES};
+use super::super::limits::{ALARM_PROBE, OUTBOUND_BYTES, OUTBOUND_MESSAGES, PUBLISH_BATCH, PUBLISH_BATCH_BYTES};
 use super::Inbound;
 use super::connect::in_order;
 use lapin::options::BasicPublishOptions;
@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::sync::mpsc;
+use tokio::time::MissedTickBehavior;
 use tracing::warn;
 
 /// An outgoing message.
@@ -146,9 +147,14 @@ fn short(text: String) -> Option<ShortString> {
 const LOOK: Duration = Duration::from_millis(50);
 const LOOKS: u32 = 40;
 
+/// A queue that nobody has.
+const NOBODY: &str = "rouse.nobody";
+
 /// Publishes what waits until the channel fails. Returns the reason.
 pub(super) async fn publish(channel: Channel, waiting: &mut Waiting, inbound: &mpsc::Sender<Inbound>) -> String {
     let mut looks_left = 0;
+    let mut probe = tokio::time::interval(ALARM_PROBE);
+    probe.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut batch = Vec::with_capacity(PUBLISH_BATCH);
     loop {
         tokio::select! {
@@ -157,6 +163,13 @@ pub(super) async fn publish(channel: Channel, waiting: &mut Waiting, inbound: &m
                 None => return "the master is ending".to_owned(),
             },
             () = tokio::time::sleep(LOOK), if looks_left > 0 => looks_left -= 1,
+            // In an alarm RabbitMQ blocks a connection, and says so, when something is published on it.
+            _ = probe.tick() => {
+                let (options, transient) = (BasicPublishOptions::default(), BasicProperties::default());
+                if let Err(error) = channel.basic_publish("".into(), NOBODY.into(), options, &[], transient).await {
+                    return format!("publishing failed: {error}");
+                }
+            }
         }
         let mut bytes: usize = batch.iter().map(|message| message.body.len()).sum();
         while !batch.is_empty() && batch.len() < PUBLISH_BATCH && bytes < PUBLISH_BATCH_BYTES {

@@ -9,12 +9,13 @@ use super::outbound::{Waiting, publish};
 use super::receipt::{Acks, Receipt};
 use super::validate::{self, Dropped, Reason};
 use super::{Inbound, LogDelivery};
-use futures_util::StreamExt;
+use futures_util::{Stream, StreamExt};
 use lapin::message::Delivery;
 use lapin::types::{AMQPValue, FieldTable, ShortString};
-use lapin::{Channel, Connection};
+use lapin::{Channel, Connection, Event};
 use rouse_shared::WorkerName;
 use rouse_shared::names::BUILDS;
+use std::pin::pin;
 use std::sync::Arc;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -71,6 +72,8 @@ impl Session {
         if let Some(events) = events {
             tasks.spawn(listen(events, inbound.clone(), refusals.clone()));
         }
+        let [publishing, _] = &others;
+        tasks.spawn(watch_alarms(publishing.events_listener(), inbound.clone()));
         let why = tokio::select! {
             why = publish(out, waiting, &inbound) => why,
             Some(ended) = tasks.join_next() => match ended {
@@ -81,6 +84,23 @@ impl Session {
         drop(others);
         why
     }
+}
+
+/// Passes on the broker's alarms. An alarm blocks only connections that publish, and is announced there.
+async fn watch_alarms(events: impl Stream<Item = Event> + Send + 'static, inbound: mpsc::Sender<Inbound>) -> String {
+    let mut events = pin!(events);
+    while let Some(event) = events.next().await {
+        let news = match event {
+            Event::ConnectionBlocked(why) => Inbound::Blocked { why },
+            Event::ConnectionUnblocked => Inbound::Unblocked,
+            // The end of the connection ends the channel as well.
+            _ => continue,
+        };
+        if inbound.send(news).await.is_err() {
+            return ENDING.to_owned();
+        }
+    }
+    "a connection ended".to_owned()
 }
 
 /// Reads the submission queue as long as the connection lasts. If the queue does not answer, nothing else is affected.

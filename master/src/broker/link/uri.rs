@@ -3,7 +3,7 @@
 use super::super::limits::{AMQP_HEARTBEAT, FRAME_MAX};
 use lapin::uri::{AMQPScheme, AMQPUri};
 use rouse_shared::BrokerUrl;
-use rouse_shared::broker_url::UrlError;
+use rouse_shared::broker_url::{UrlError, bracketed};
 use std::fmt;
 
 /// Brokers in order of preference, with user, password and virtual host. `Debug` omits the password.
@@ -18,7 +18,7 @@ impl fmt::Debug for Endpoints {
 
 /// A broker's URL for logs.
 pub fn shown(uri: &AMQPUri) -> String {
-    format!("{}://{}:{}/{}", uri.scheme, uri.authority.host, uri.authority.port, uri.vhost)
+    format!("{}://{}:{}/{}", uri.scheme, bracketed(&uri.authority.host), uri.authority.port, uri.vhost)
 }
 
 impl Endpoints {
@@ -54,7 +54,7 @@ impl Endpoints {
     }
 
     /// One for each broker.
-    pub(super) fn uris(&self) -> &[AMQPUri] {
+    pub(in crate::broker) fn uris(&self) -> &[AMQPUri] {
         &self.0
     }
 }
@@ -73,7 +73,7 @@ mod tests {
             ("amqp://127.0.0.1", r#"["amqp://127.0.0.1:5672//"]"#),
             ("amqp://mq/", r#"["amqp://mq:5672//"]"#),
             ("amqp://mq/%2f?heartbeat=3", r#"["amqp://mq:5672//"]"#),
-            ("amqp://u:se@cret@[::1]:5673/v", r#"["amqp://::1:5673/v"]"#),
+            ("amqp://u:se@cret@[::1]:5673/v", r#"["amqp://[::1]:5673/v"]"#),
         ] {
             let endpoints = Endpoints::parse(url).unwrap();
             assert_eq!(format!("{endpoints:?}"), expected);

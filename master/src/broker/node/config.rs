@@ -1,6 +1,6 @@
 //! The files of a private node: configuration, plugins, password.
 
-use super::super::limits::{AMQP_HEARTBEAT, BROKER_MAX_MESSAGE};
+use super::super::limits::{AMQP_HEARTBEAT, BROKER_MAX_MESSAGE, DISK_FREE_LIMIT};
 use super::super::{MASTER_USER, VHOST};
 use super::{NodeError, NodeSettings, unusable};
 use crate::files;
@@ -18,11 +18,14 @@ pub struct Prepared {
     pub password: String,
     /// `name@host`, as Erlang has it.
     pub node_name: String,
+    /// Whether the node asks the master over IPv6.
+    pub asks_by_ipv6: bool,
     /// Present until the node has been through a whole first boot.
     pub unsettled: Option<Unsettled>,
 }
 
 /// A first boot that is under way.
+#[derive(Debug)]
 pub struct Unsettled(PathBuf);
 
 impl Unsettled {
@@ -35,6 +38,25 @@ impl Unsettled {
 impl Prepared {
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.join(name)
+    }
+
+    /// Puts the data out of the way and begins with none. Returns where they are now.
+    pub fn set_aside(&self) -> Result<PathBuf, NodeError> {
+        let data = self.path("mnesia");
+        let place = |number: u32| self.path(&format!("mnesia-set-aside-{number}"));
+        let aside = (1..).map(place).find(|path| !path.exists()).unwrap_or_else(|| place(0));
+        fs::rename(&data, &aside).map_err(unusable(&aside))?;
+        fs::DirBuilder::new().mode(0o700).create(&data).map_err(unusable(&data))?;
+        Ok(aside)
+    }
+
+    /// A first boot begins, after which [`Unsettled::settle`] is to be called.
+    pub fn unsettle(&self) -> Result<Unsettled, NodeError> {
+        let settled = self.path("settled");
+        match fs::remove_file(&settled) {
+            Err(error) if error.kind() != ErrorKind::NotFound => Err(unusable(&settled)(error)),
+            Ok(()) | Err(_) => Ok(Unsettled(settled)),
+        }
     }
 }
 
@@ -67,7 +89,8 @@ pub fn prepare(settings: &NodeSettings, master_on_loopback: bool) -> Result<Prep
         "[rabbitmq_auth_backend_cache,rabbitmq_auth_backend_http,rabbitmq_event_exchange].\n",
     )?;
     let suffix: String = settings.node_name_suffix.chars().filter(char::is_ascii_alphanumeric).take(32).collect();
-    Ok(Prepared { dir, password, node_name: format!("rouse{suffix}@localhost"), unsettled })
+    let asks_by_ipv6 = settings.auth_listen.is_ipv6();
+    Ok(Prepared { dir, password, node_name: format!("rouse{suffix}@localhost"), asks_by_ipv6, unsettled })
 }
 
 /// The password of the master's account: made once, since the account is made at the node's first boot only.
@@ -98,7 +121,8 @@ fn write(path: &Path, text: &str) -> Result<(), NodeError> {
 fn configuration(settings: &NodeSettings, dir: &Path, password: &str, master_on_loopback: bool) -> String {
     let mut lines: Vec<String> = Vec::new();
     for (number, address) in settings.listen.iter().enumerate() {
-        lines.push(format!("listeners.tcp.{} = {address}", number + 1));
+        // RabbitMQ reads an IPv6 address without brackets: the port follows the last colon.
+        lines.push(format!("listeners.tcp.{} = {}:{}", number + 1, address.ip(), address.port()));
     }
     let auth = settings.auth_listen;
     let loopback = if master_on_loopback {
@@ -128,11 +152,12 @@ auth_http.user_path = http://{auth}/auth/user
 auth_http.vhost_path = http://{auth}/auth/vhost
 auth_http.resource_path = http://{auth}/auth/resource
 auth_http.topic_path = http://{auth}/auth/topic
+event_exchange.vhost = {VHOST}
 heartbeat = {AMQP_HEARTBEAT}
 channel_max = 64
 max_message_size = {BROKER_MAX_MESSAGE}
-vm_memory_high_watermark.relative = 0.4
-disk_free_limit.absolute = 8MB
+vm_memory_high_watermark.relative = 0.8
+disk_free_limit.absolute = {DISK_FREE_LIMIT}
 log.console = false
 log.dir = {log}
 log.file = rabbit.log

@@ -1,6 +1,6 @@
 //! Starting epmd and the broker so that neither outlives the master.
 
-use super::super::limits::LOW_DESCRIPTORS;
+use super::super::limits::{LOW_DESCRIPTORS, MOST_DESCRIPTORS};
 use super::NodeError;
 use super::config::Prepared;
 use std::fs::{self, File};
@@ -82,8 +82,7 @@ impl Programs {
             .env("RABBITMQ_LOG_BASE", node.path("log"))
             .env("RABBITMQ_NODENAME", &node.node_name)
             .env("RABBITMQ_DIST_PORT", dist_port.to_string())
-            // Without this the distribution port listens on every address.
-            .env("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", "-kernel inet_dist_use_interface {127,0,0,1}")
+            .env("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", erlang_arguments(node.asks_by_ipv6))
             .stdout(stdout)
             .stderr(stderr);
         spawn(command, &self.server)
@@ -106,6 +105,20 @@ impl Programs {
     }
 }
 
+/// What Erlang is started with. RabbitMQ's script splits it at the spaces, and at nothing else.
+fn erlang_arguments(asks_by_ipv6: bool) -> String {
+    // Without this the distribution port listens on every address.
+    let mut arguments = "-kernel inet_dist_use_interface {127,0,0,1}".to_owned();
+    // A later version starts on the data only if this one has enabled what it requires. A node enables nothing by itself
+    // after its first boot.
+    arguments += " -eval spawn(fun()->rabbit:await_startup(),rabbit_feature_flags:enable_all()end).";
+    if asks_by_ipv6 {
+        // Erlang's HTTP client, with which RabbitMQ asks who may connect, knows only IPv4 unless it is told.
+        arguments += " -eval inets:start(),httpc:set_options([{ipfamily,inet6fb4}]).";
+    }
+    arguments
+}
+
 fn first_file(candidates: &[&str]) -> Option<PathBuf> {
     candidates.iter().map(PathBuf::from).find(|path| path.is_file())
 }
@@ -123,6 +136,21 @@ pub fn console_tail(node: &Prepared) -> String {
     if text.is_empty() { format!("nothing (see {})", node.path("log").display()) } else { text }
 }
 
+/// Words of RabbitMQ (3.11 to 4.x) when it does not start on data of an earlier version, which had not enabled a feature
+/// flag that it requires. It has no exit code for that.
+const REFUSALS: [&str; 3] = [
+    "disabled_required_feature_flag",
+    "disabled_mandatory_feature_flag",
+    "failed_to_initialize_feature_flags_registry",
+];
+
+/// Whether the broker that has just ended said that its data are too old for it.
+pub fn refuses_data(node: &Prepared) -> bool {
+    let bytes = fs::read(console_path(node)).unwrap_or_default();
+    let text = String::from_utf8_lossy(&bytes);
+    REFUSALS.iter().any(|words| text.contains(words))
+}
+
 /// A port that was free a moment ago, on the loopback address.
 pub fn free_port() -> Result<u16, NodeError> {
     let any = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
@@ -132,20 +160,33 @@ pub fn free_port() -> Result<u16, NodeError> {
         .map_err(|source| NodeError::Listen { address: any, source })
 }
 
-/// How many file descriptors the broker will have: the hard limit, to which it is raised. Warns where that is few.
-pub fn check_descriptors() -> u64 {
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: getrlimit writes into the struct that it is given.
-    if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) } != 0 {
-        return 0;
-    }
-    if limit.rlim_max < LOW_DESCRIPTORS {
+/// Warns if the broker will have few file descriptors.
+pub fn check_descriptors() {
+    if let Some(limit) = descriptors()
+        && limit.rlim_max < LOW_DESCRIPTORS
+    {
         warn!(
             limit = limit.rlim_max,
             "few file descriptors for the private broker: connections beyond that hang; raise the limit (ulimit -Hn, LimitNOFILE=)"
         );
     }
-    limit.rlim_max
+}
+
+/// How many file descriptors epmd and the broker get: as many as the hard limit allows, up to [`MOST_DESCRIPTORS`].
+/// `None` if the kernel does not say.
+fn descriptors() -> Option<libc::rlimit> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: getrlimit writes into the struct that it is given.
+    if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) } != 0 {
+        return None;
+    }
+    let given = capped(limit.rlim_max);
+    Some(libc::rlimit { rlim_cur: given, rlim_max: given })
+}
+
+/// How many of so many descriptors do the programs good.
+pub(super) fn capped(hard: u64) -> u64 {
+    hard.min(MOST_DESCRIPTORS)
 }
 
 fn spawn(mut command: Command, program: &Path) -> Result<Child, NodeError> {
@@ -161,9 +202,8 @@ fn spawn(mut command: Command, program: &Path) -> Result<Child, NodeError> {
             if libc::getppid() != master {
                 return Err(io::Error::from_raw_os_error(libc::ESRCH));
             }
-            let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-            if libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) == 0 {
-                limit.rlim_cur = limit.rlim_max;
+            // The hard limit too: a program that raises its own limit must not undo this.
+            if let Some(limit) = descriptors() {
                 libc::setrlimit(libc::RLIMIT_NOFILE, &limit);
             }
             Ok(())

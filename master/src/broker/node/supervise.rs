@@ -1,10 +1,11 @@
 //! Keeps epmd and the broker running until they are to stop.
 
 use super::super::limits::{NODE_READY, NODE_RESTART, NODE_SETTLED, NODE_STOP};
-use super::config::Prepared;
+use super::config::{Prepared, Unsettled};
 use super::process::{self, Programs};
 use super::{NodeError, NodeState, unusable};
 use rouse_shared::error::Chain;
+use rouse_shared::names::BUILDS;
 use std::time::Duration;
 use tokio::net::UnixDatagram;
 use tokio::process::Child;
@@ -13,6 +14,10 @@ use tracing::{error, info, warn};
 
 /// For epmd to listen: it is a small program.
 const EPMD_READY: Duration = Duration::from_secs(10);
+
+/// How the first boot came out; if it began with no data because those that were there had to be set aside, what is to
+/// be settled.
+type FirstBoot = Result<Option<Unsettled>, NodeError>;
 
 struct Running {
     epmd: Child,
@@ -27,7 +32,7 @@ pub fn run(
     programs: &Programs,
     stopped: oneshot::Receiver<()>,
     report: &watch::Sender<NodeState>,
-    first: oneshot::Sender<Result<(), NodeError>>,
+    first: oneshot::Sender<FirstBoot>,
 ) {
     // On this very thread: children die with the thread that started them.
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
@@ -43,7 +48,7 @@ pub fn run(
 }
 
 /// The starter may have given up; then the stop signal follows at once.
-fn send_first(first: oneshot::Sender<Result<(), NodeError>>, result: Result<(), NodeError>) {
+fn send_first(first: oneshot::Sender<FirstBoot>, result: FirstBoot) {
     if first.send(result).is_err() {
         info!("nobody waits for the private broker any more");
     }
@@ -54,10 +59,12 @@ async fn supervise(
     programs: &Programs,
     mut stopped: oneshot::Receiver<()>,
     report: &watch::Sender<NodeState>,
-    first: oneshot::Sender<Result<(), NodeError>>,
+    first: oneshot::Sender<FirstBoot>,
 ) {
     let mut first = Some(first);
     let mut first_failed = false;
+    let mut begun_anew = None;
+    let mut set_aside = false;
     let mut pause = NODE_RESTART.0;
     loop {
         report.send_replace(NodeState::Starting);
@@ -72,7 +79,7 @@ async fn supervise(
                 info!(pid, "the private broker is ready");
                 report.send_replace(NodeState::Ready { pid });
                 if let Some(first) = first.take() {
-                    send_first(first, Ok(()));
+                    send_first(first, Ok(begun_anew.take()));
                 }
                 tokio::select! {
                     why = watch_over(&mut running, node, programs, &mut pause) => {
@@ -82,6 +89,22 @@ async fn supervise(
                     _ = &mut stopped => {
                         end(running).await;
                         return;
+                    }
+                }
+            }
+            Err(NodeError::OldData { .. }) if !set_aside => {
+                set_aside = true;
+                match begin_anew(node, first.is_some()) {
+                    Ok(unsettled) => {
+                        begun_anew = unsettled;
+                        continue;
+                    }
+                    Err(error) => {
+                        if let Some(first) = first.take() {
+                            send_first(first, Err(error));
+                            return;
+                        }
+                        Chain(&error).to_string()
                     }
                 }
             }
@@ -107,6 +130,20 @@ async fn supervise(
         }
         pause = (pause * 2).min(NODE_RESTART.1);
     }
+}
+
+/// Sets data aside that the installed version cannot use. Whoever waits for the first boot settles the new ones; later
+/// they count as settled, because they may soon hold what was accepted.
+fn begin_anew(node: &Prepared, at_first_boot: bool) -> Result<Option<Unsettled>, NodeError> {
+    let aside = node.set_aside()?;
+    warn!(
+        "RabbitMQ does not start on the data that an earlier version has left, because that version had not enabled the \
+         feature flags that this one requires: they were moved to {}, and the broker begins with none. Builds that other \
+         programs had put into the queue {BUILDS}, and that the master had not taken yet, are there; all else is in the \
+         ledger",
+        aside.display()
+    );
+    if at_first_boot { node.unsettle().map(Some) } else { Ok(None) }
 }
 
 /// Returns why the broker is no more.
@@ -147,7 +184,11 @@ async fn boot(node: &Prepared, programs: &Programs) -> Result<Running, NodeError
     tokio::select! {
         ready = is_ready(&socket) => ready.map_err(unusable(&notify))?,
         ended = broker.wait() => {
-            return Err(NodeError::Ended { how: how_it_ended(ended), output: process::console_tail(node) });
+            let output = process::console_tail(node);
+            if process::refuses_data(node) {
+                return Err(NodeError::OldData { output });
+            }
+            return Err(NodeError::Ended { how: how_it_ended(ended), output });
         }
         () = tokio::time::sleep(NODE_READY) => {
             return Err(NodeError::NotReady { output: process::console_tail(node) });

@@ -189,6 +189,13 @@ fn likely_slips_are_warned_of() {
     assert_eq!(unreachable_warnings("broker.url = \"amqp://a:b@localhost:5672,[::1]/v\""), 1);
     assert_eq!(unreachable_warnings("broker.url = \"amqp://a:b@mq.example.org/v\""), 0);
 
+    let broker = |text: &str| warnings(&format!("[broker]\n{text}\n{bare}run_as = \"b\""));
+    let over_ipv6 = "auth_listen = \"[fd00::1]:8091\"";
+    assert_eq!(broker(over_ipv6), [""; 0]);
+    assert!(broker(&format!("url = \"amqp://a:b@mq/v\"\n{over_ipv6}"))[0].contains("RabbitMQ asks over IPv4 only"));
+
+    assert!(errors("[broker]\nlisten = \"[fe80::1]:5672\"")[0].contains("link-local"));
+
     let process = |name, idle| {
         warnings(&format!(
             "[[worker]]\nname = \"{name}\"\npassword = \"x\"\nrun_as = \"b\"\nmin_idle = {idle}\n[worker.process]"
@@ -199,6 +206,20 @@ fn likely_slips_are_warned_of() {
         process("w{1..3}", 4),
         ["rouse.toml:5:12: worker.min_idle: more than there are: this section gives 3 of them"]
     );
+}
+
+#[test]
+fn builds_outlive_the_alarms_of_one_node() {
+    for (broker, outlives) in [
+        ("", true),
+        ("broker.url = \"amqp://a:b@mq.example.org/v\"", true),
+        ("broker.url = \"amqp://a:b@mq.example.org/v?heartbeat=10\"", true),
+        ("broker.url = \"amqp://a:b@mq.example.org/v?heartbeat=30\"", false),
+        ("broker.url = \"amqp://a:b@mq.example.org/v?heartbeat=0\"", false),
+        ("broker.url = \"amqp://a:b@mq1,mq2/v\"", false),
+    ] {
+        assert_eq!(good(broker).plan.outlives_alarms, outlives, "{broker}");
+    }
 }
 
 #[test]

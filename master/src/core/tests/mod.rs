@@ -4,6 +4,7 @@
 //! commit it.
 #![allow(clippy::unwrap_used)]
 
+mod alarm;
 mod audit;
 mod builds;
 mod clouds;
@@ -79,6 +80,7 @@ fn latent(worker: &str) -> WorkerPlan {
 
 fn plan(workers: Vec<WorkerPlan>) -> Plan {
     Plan {
+        outlives_alarms: true,
         workers: workers.into_iter().map(|w| (w.name.clone(), Arc::new(w))).collect(),
         max_hosts: None,
         max_spend_per_day: None,
@@ -220,6 +222,7 @@ impl Bench {
             Record::MailPause(..) => ("mail pause".to_owned(), None),
             Record::OrphanReported(_, handle) | Record::OrphanOver(_, handle) => (format!("orphan {handle}"), None),
             Record::LeasesExtended(_) => ("leases".to_owned(), None),
+            Record::AlarmTold(_) => ("alarm".to_owned(), None),
         };
         self.disk.insert(key, record.clone());
         if let Some((long, kind)) = id
@@ -271,6 +274,7 @@ impl Bench {
                 Record::MailPause(failures, until) => ledger.mail_pause = Some((failures, until)),
                 Record::OrphanReported(provider, handle) => ledger.reported_orphans.push((provider, handle)),
                 Record::LeasesExtended(by) => ledger.leases_extended = by,
+                Record::AlarmTold(at) => ledger.alarm_told = at,
                 Record::Build(..) | Record::Host(_) | Record::SessionOver(_) => {}
                 Record::NewsOver(_) | Record::MailOver(_) | Record::OrphanOver(..) => {}
             }

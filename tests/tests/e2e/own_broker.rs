@@ -1,0 +1,56 @@
+//! A RabbitMQ of the operator's own, set up from the files in contrib/rabbitmq, or not.
+
+use rouse_tests::harness::{Master, OwnBroker, check_online, free_address, scratch, standing};
+use std::fs;
+
+const CONFIGURATION: &str = include_str!("../../../contrib/rabbitmq/rabbitmq.conf");
+const PLUGINS: &str = include_str!("../../../contrib/rabbitmq/enabled_plugins");
+
+#[test]
+fn a_broker_that_was_set_up_from_our_files_tells_of_a_killed_agent() {
+    let auth = free_address();
+    let configuration = CONFIGURATION.replace("127.0.0.1:8091", &auth.to_string());
+    let broker = OwnBroker::start("own-broker", &configuration, PLUGINS);
+    let lines = format!("url = \"{}\"\n", broker.url());
+
+    let dir = scratch("own-broker-check");
+    let text = format!("[broker]\nauth_listen = \"{auth}\"\n{lines}");
+    let (code, said) = check_online(&dir, &text, &[]);
+    assert!(code == Some(0) && said.contains("broker.url: ") && said.contains("the master can use it"), "{said}");
+
+    // Far longer than this test may take: only an event of the broker can tell in time.
+    let workers = standing("w", "keepalive_interval = 60\nlease = 3600");
+    let url = format!("amqp://{}/rouse", broker.address);
+    let master = Master::start_with("own", &lines, &url, auth, &workers);
+    let mut agent = master.agent("w");
+    agent.kill();
+    master.until_worker("w", "offline");
+    assert!(!master.log().contains("no events from the broker"), "{}", master.log());
+
+    // While the master runs, it is the one who answers.
+    let (code, said) = check_online(&dir, &text, &[]);
+    assert!(code == Some(0) && said.contains("in use, probably by the master"), "{said}");
+    fs::remove_dir_all(dir).unwrap();
+}
+
+#[test]
+fn what_a_broker_lacks_is_said() {
+    let bare = OwnBroker::start("bare-broker", "", "[rabbitmq_event_exchange].");
+    let dir = scratch("bare-broker-check");
+    let auth = free_address();
+    let (code, said) =
+        check_online(&dir, &format!("[broker]\nauth_listen = \"{auth}\"\nurl = \"{}\"\n", bare.url()), &[]);
+    assert_eq!(code, Some(2), "{said}");
+    for wanted in [
+        "publishes no events in the virtual host rouse",
+        "set event_exchange.vhost = rouse",
+        &format!("auth_http in rabbitmq.conf must lead to http://{auth}"),
+    ] {
+        assert!(said.contains(wanted), "{wanted:?} is not in {said}");
+    }
+    let wrong = bare.url().replace("the-masters-own", "wrong");
+    let (code, said) = check_online(&dir, &format!("[broker]\nauth_listen = \"{auth}\"\nurl = \"{wrong}\"\n"), &[]);
+    assert!(code == Some(2) && said.contains("the master cannot log in"), "{said}");
+    assert!(!said.contains("wrong"), "no password is shown: {said}");
+    fs::remove_dir_all(dir).unwrap();
+}
