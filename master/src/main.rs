@@ -2,7 +2,7 @@
 
 use clap::Parser as _;
 use rouse_master::driver::MasterError;
-use rouse_master::{broker, cli, clock, config, demo, driver, hosts};
+use rouse_master::{broker, cli, clock, config, demo, driver, hosts, mail};
 use rouse_shared::Timestamp;
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::io::IsTerminal as _;
@@ -41,9 +41,14 @@ impl cli::Local for Program {
 
     fn check(&self, path: &Path, online: bool) -> ExitCode {
         let look = |config: &config::Config| {
-            let found = block_on(async { Ok(hosts::online::check(config).await) });
+            let found = block_on(async {
+                let mut found = mail::check(config, mail::Patience::default()).await;
+                let sections = hosts::online::check(config).await;
+                found.extend(sections.into_iter().map(|(worker, f)| (f.good, format!("{worker}: {}", f.text))));
+                Ok(found)
+            });
             match found {
-                Ok(found) => found.into_iter().map(|(worker, f)| (f.good, format!("{worker}: {}", f.text))).collect(),
+                Ok(found) => found,
                 Err(failure) => vec![(false, failure.to_string())],
             }
         };

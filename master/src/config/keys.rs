@@ -141,6 +141,7 @@ pub(super) static BROKER_KEYS: Section = Section {
 pub(super) static MAIL: Section = Section {
     keys: &[
         key("from", EMAIL),
+        key("hello_name", Kind::Pattern(r"^([A-Za-z0-9_.-]+|\[[A-Za-z0-9.:]+\])$")),
         key("relay", Kind::Any(&[Kind::Pattern(r"^smtps?://\S+$"), Kind::Table(&SECRET_SOURCE)]))
             .default("\"smtp://localhost:25\""),
         key("extra_recipients", Kind::Any(&[EMAIL, Kind::List(0, &EMAIL)])).default("[]"),

@@ -99,6 +99,8 @@ pub struct BrokerConfig {
 pub struct MailConfig {
     /// The sender's address.
     pub from: String,
+    /// The name to greet the relay with; absent: the machine's full name, else the domain of `from`.
+    pub hello_name: Option<String>,
     /// Who takes the mail.
     pub relay: Relay,
     /// Told of every missing worker and every orphan, besides the workers' own lists.
@@ -122,6 +124,11 @@ impl MailConfig {
     /// of this machine seldom has one that anybody has signed.
     pub fn verifies(&self) -> bool {
         self.ca.is_some() || (self.needs_tls() && !rouse_shared::broker_url::is_loopback(&self.relay.host))
+    }
+
+    /// Whether it is what an absent section gives.
+    pub fn is_default(&self) -> bool {
+        *self == general::default_mail()
     }
 
     /// What the core has to know of it.
