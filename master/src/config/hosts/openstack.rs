@@ -128,7 +128,7 @@ pub(super) fn read(table: &Table<'_>) -> Option<OpenstackConfig> {
         networks: table.or("networks", Vec::new(), |v| v.one_or_list(|v| v.word())),
         key_name: table.optional("key_name", |v| v.word_or_empty()),
         security_groups: table.or("security_groups", Vec::new(), |v| v.one_or_list(|v| v.word())),
-        user_data: table.optional("user_data", |v| v.text_or_empty()),
+        user_data: table.optional("user_data", |v| v.user_data()),
         availability_zone: table.optional("availability_zone", |v| v.word_or_empty()),
         boot_volume_gb: table.optional("boot_volume_gb", |v| v.whole(0)).filter(|gb| *gb > 0),
         floating_ip_pool: table.optional("floating_ip_pool", |v| v.word_or_empty()),
