@@ -241,6 +241,9 @@ impl Provider for Ec2 {
             .map_err(|error| StartError::Rejected(error.to_string()))?;
         let client = self.places.client(&Login::of(&section)).await;
         let image = image::resolve(&client, &section.image).await.map_err(ImageError::into_start)?;
+        if let Some(why) = image.another_root(&section.block_devices) {
+            return Err(StartError::Rejected(why));
+        }
         let zone = alternative.zone.as_ref().map(|letter| format!("{}{letter}", client.place.region));
         let market = match alternative.spot {
             true => Some(
