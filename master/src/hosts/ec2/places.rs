@@ -1,10 +1,9 @@
 //! Where hosts may be: the places of the configuration, and those where hosts were made under an earlier one. A host must
 //! be found and ended also when its section has gone since.
 
-use super::client::{Client, Login, Place};
+use super::client::{Client, Http, Login, Place};
 use crate::clock;
 use crate::sync::lock;
-use aws_sdk_ec2::config::SharedHttpClient;
 use rouse_shared::Timestamp;
 use std::collections::BTreeMap;
 use std::io;
@@ -26,7 +25,7 @@ struct Entry {
 
 /// All places.
 pub struct Places {
-    http: SharedHttpClient,
+    http: Http,
     /// Keeps [`State::used`] over restarts; made when it is first needed.
     file: PathBuf,
     state: Mutex<State>,
@@ -52,7 +51,7 @@ impl Places {
     ///
     /// # Errors
     /// Where the file is there and cannot be read: without it a host might be forgotten.
-    pub fn new(http: SharedHttpClient, file: PathBuf) -> io::Result<Self> {
+    pub fn new(http: Http, file: PathBuf) -> io::Result<Self> {
         let kept: Vec<Place> = match std::fs::read(&file) {
             Ok(bytes) => serde_json::from_slice(&bytes).map_err(io::Error::other)?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
