@@ -2,8 +2,10 @@
 //! ignored), no redirects, and limits on time and size. Whoever answers is not trusted.
 
 use httparse::{EMPTY_HEADER, Status};
+use std::ffi::CString;
 use std::fmt;
 use std::io;
+use std::net::{Ipv6Addr, SocketAddrV6};
 use std::time::Duration;
 use thiserror::Error;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -67,16 +69,22 @@ pub struct Server {
     /// Without the brackets of an IPv6 address.
     host: String,
     port: u16,
+    /// The interface, by name or number, on which a link-local address is.
+    zone: Option<String>,
 }
 
 impl fmt::Display for Server {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "http://{}", self.authority)
+        match (&self.zone, self.authority.split_once(']')) {
+            // As RFC 6874 writes it in a URL.
+            (Some(zone), Some((address, port))) => write!(f, "http://{address}%25{zone}]{port}"),
+            _ => write!(f, "http://{}", self.authority),
+        }
     }
 }
 
 impl Server {
-    /// The server at `http://host[:port]`.
+    /// The server at `http://host[:port]`. A link-local address has a zone: `http://[fe80::a9fe:a9fe%25eth0]`.
     ///
     /// # Errors
     /// If this is not such an address.
@@ -84,6 +92,8 @@ impl Server {
         let wrong = |why| Err(HttpError::Address(why));
         let Some(rest) = address.strip_prefix("http://") else { return wrong("does not begin with http://") };
         let authority = rest.strip_suffix('/').unwrap_or(rest);
+        let (authority, zone) = without_zone(authority);
+        let authority = authority.as_str();
         // Anything else that a URL may contain would be dropped or escaped silently.
         if !authority.bytes().all(|b| b.is_ascii_alphanumeric() || b".-_:[]".contains(&b)) {
             return wrong("has something else in it");
@@ -94,7 +104,24 @@ impl Server {
             return wrong("has no host");
         };
         let authority = url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"));
-        Ok(Self { authority, host: host.trim_matches(['[', ']']).to_owned(), port })
+        let host = host.trim_matches(['[', ']']).to_owned();
+        let link_local = host.parse().is_ok_and(|address: Ipv6Addr| address.is_unicast_link_local());
+        match (link_local, &zone) {
+            (true, None) => return wrong("is link-local, and needs its interface, as in http://[fe80::1%25eth0]"),
+            (false, Some(_)) => return wrong("has an interface, and is not a link-local IPv6 address"),
+            (true, Some(zone)) if zone.is_empty() || !zone.bytes().all(|b| b.is_ascii_graphic() && b != b'/') => {
+                return wrong("has an invalid interface");
+            }
+            _ => {}
+        }
+        Ok(Self { authority, host, port, zone })
+    }
+
+    async fn connect(&self) -> io::Result<TcpStream> {
+        let Some(zone) = &self.zone else { return TcpStream::connect((self.host.as_str(), self.port)).await };
+        let address = self.host.parse().map_err(io::Error::other)?;
+        // Looked up each time: the interface may come later than the agent.
+        TcpStream::connect(SocketAddrV6::new(address, self.port, 0, interface(zone)?)).await
     }
 
     /// Sends GET with these header fields; the response may have at most `limit` bytes.
@@ -121,8 +148,7 @@ impl Server {
         limit: usize,
     ) -> Result<Response, HttpError> {
         let exchange = async {
-            let address = (self.host.as_str(), self.port);
-            let mut stream = TcpStream::connect(address).await.map_err(HttpError::Connect)?;
+            let mut stream = self.connect().await.map_err(HttpError::Connect)?;
             let authority = &self.authority;
             let mut head = format!("{method} {path} HTTP/1.1\r\nHost: {authority}\r\nConnection: close\r\n");
             head.push_str(concat!("User-Agent: rouse-agent/", env!("CARGO_PKG_VERSION"), "\r\n"));
@@ -137,6 +163,27 @@ impl Server {
             Reader { stream, bytes: Vec::new(), at: 0 }.answer(limit).await
         };
         tokio::time::timeout(PATIENCE, exchange).await.unwrap_or(Err(HttpError::Slow))
+    }
+}
+
+/// An authority without the zone of its address, and the zone. The percent sign may be escaped, as in a URL, or not.
+fn without_zone(authority: &str) -> (String, Option<String>) {
+    let Some((address, rest)) = authority.split_once('%') else { return (authority.to_owned(), None) };
+    let Some((zone, port)) = rest.split_once(']') else { return (authority.to_owned(), None) };
+    let zone = zone.strip_prefix("25").filter(|zone| !zone.is_empty()).unwrap_or(zone);
+    (format!("{address}]{port}"), Some(zone.to_owned()))
+}
+
+/// The number of an interface.
+fn interface(zone: &str) -> io::Result<u32> {
+    if let Ok(number) = zone.parse() {
+        return Ok(number);
+    }
+    let name = CString::new(zone).map_err(io::Error::other)?;
+    // SAFETY: the name ends with a NUL.
+    match unsafe { libc::if_nametoindex(name.as_ptr()) } {
+        0 => Err(io::Error::new(io::ErrorKind::AddrNotAvailable, format!("there is no interface {zone}"))),
+        number => Ok(number),
     }
 }
 

@@ -11,7 +11,7 @@ use lapin::{BasicProperties, Channel, Connection, ConnectionProperties, ErrorKin
 use rouse_shared::broker_url::{BrokerUrl, UrlError, bracketed};
 use rouse_shared::error::Chain;
 use rouse_shared::message::ToAgent;
-use rouse_shared::{WorkerName, codec, names};
+use rouse_shared::{WorkerName, certificate, codec, names};
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -283,8 +283,11 @@ async fn connect(
     let properties = ConnectionProperties::default().with_connection_name(name.into());
     let tls = lapin::tcp::OwnedTLSConfig { identity: None, cert_chain: ca };
     let runtime = lapin::runtime::default_runtime()?;
+    let host = uri.authority.host.clone();
     let connection = Connection::connect_uri_with_config(uri, properties, tls, runtime).await.map_err(|error| {
-        let broken = LinkError::from(error);
+        let explained = certificate::explain(&error, &host);
+        let mut broken = LinkError::from(error);
+        broken.why.extend(explained.map(|text| format!(": {text}")));
         // Only the master knows the reason.
         let why = "the broker refused name and password: they are wrong (see the master's log), or the master is down";
         if broken.refused { LinkError { why: why.to_owned(), ..broken } } else { broken }

@@ -2,7 +2,7 @@
 
 use clap::Parser as _;
 use rouse_master::driver::MasterError;
-use rouse_master::{broker, cli, clock, config, demo, driver, hosts};
+use rouse_master::{broker, cli, clock, config, demo, driver, hosts, mail};
 use rouse_shared::Timestamp;
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::io::IsTerminal as _;
@@ -42,19 +42,19 @@ impl cli::Local for Program {
     fn check(&self, path: &Path, online: bool) -> ExitCode {
         let look = |config: &config::Config| {
             let found = block_on(async {
-                let broker = &config.broker;
-                let of_broker = match &broker.url {
-                    Some(url) => broker::online::check(url.expose(), broker.ca.as_deref(), broker.auth_listen).await,
-                    None => Vec::new(),
-                };
-                Ok((of_broker, hosts::online::check(config).await))
+                let mut found = mail::check(config, mail::Patience::default()).await;
+                if let Some(url) = &config.broker.url {
+                    let broker = &config.broker;
+                    let of_broker =
+                        broker::online::check(url.expose(), broker.ca.as_deref(), broker.auth_listen).await;
+                    found.extend(of_broker.into_iter().map(|(good, text)| (good, format!("broker.url: {text}"))));
+                }
+                let sections = hosts::online::check(config).await;
+                found.extend(sections.into_iter().map(|(worker, f)| (f.good, format!("{worker}: {}", f.text))));
+                Ok(found)
             });
             match found {
-                Ok((of_broker, of_hosts)) => {
-                    let of_hosts = of_hosts.into_iter().map(|(worker, f)| (f.good, format!("{worker}: {}", f.text)));
-                    let of_broker = of_broker.into_iter().map(|(good, text)| (good, format!("broker.url: {text}")));
-                    of_broker.chain(of_hosts).collect()
-                }
+                Ok(found) => found,
                 Err(failure) => vec![(false, failure.to_string())],
             }
         };

@@ -1,11 +1,12 @@
 //! The protocol between the master and its agents: ids, messages, codec, names on the broker, limits. And what both
-//! parse and print alike: broker URLs, durations, secrets, chains of errors.
+//! parse and print alike: broker URLs, durations, secrets, chains of errors, faults of certificates.
 //!
 //! Pure: no I/O, no clock, no runtime. Agents live in old machine images, so the protocol only ever grows; [`message`]
 //! says how.
 
 pub mod boot;
 pub mod broker_url;
+pub mod certificate;
 pub mod codec;
 pub mod duration;
 pub mod error;

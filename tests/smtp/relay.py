@@ -2,22 +2,39 @@
 
     relay.py DIR PORT [--tls implicit|starttls] [--cert FILE --key FILE] [--login USER:PASSWORD]
 
-Listens on 127.0.0.1 and prints `ready`. Each mail that it takes is a file N.json in DIR: from, to, tls, login, and the
-message as `text`. Every connection is a line in DIR/connections, every refused login one in DIR/refused.
+Listens on 127.0.0.1 and prints `ready`. Each mail that it takes is a file N.json in DIR: from, to, tls, login, the name
+that it was greeted with as `hello`, and the message as `text`. Every connection is a line in DIR/connections, every refused login one in DIR/refused.
 
 DIR/rules.json, read anew for each command, says how it answers: {"mail": "550 …", "rcpt": {"ADDRESS": "550 …"},
 "data": "451 …"} answers so; "hang" never answers; for data, "mute" takes the mail and never says so, and "cut" takes it
-and closes the connection instead.
+and closes the connection instead. {"full_names": true} takes recipients only from who greets it with a full name, as
+Postfix does with reject_non_fqdn_helo_hostname. {"auth": "AUTH LOGIN"} offers that, whatever else it could do, and
+{"prompts": ["334 ", …]} are its lines of AUTH LOGIN, sent as they are.
 """
 
 import argparse
 import asyncio
+import base64
 import json
 import os
 import pathlib
 import ssl
 
-from aiosmtpd.smtp import SMTP, AuthResult, LoginPassword
+from aiosmtpd.smtp import MISSING, SMTP, AuthResult, LoginPassword
+
+
+class Server(SMTP):
+    """As aiosmtpd, with prompts of the test's choice."""
+
+    prompts = ()
+
+    async def challenge_auth(self, challenge, *arguments, **options):
+        if not self.prompts:
+            return await super().challenge_auth(challenge, *arguments, **options)
+        prompt, *self.prompts = self.prompts
+        self._writer.write(prompt.encode() + b"\r\n")
+        line = (await self._reader.readline()).strip()
+        return MISSING if line == b"*" else base64.b64decode(line, validate=True)
 
 
 class Relay:
@@ -48,7 +65,11 @@ class Relay:
 
     async def handle_EHLO(self, server, session, envelope, hostname, responses):
         session.host_name = hostname
-        return responses
+        server.prompts = await self.rule("prompts") or ()
+        offered = await self.rule("auth")
+        if offered is None:
+            return responses
+        return [line for line in responses[:-1] if not line.startswith("250-AUTH")] + [f"250-{offered}", responses[-1]]
 
     async def handle_MAIL(self, server, session, envelope, address, options):
         answer = await self.rule("mail")
@@ -58,6 +79,8 @@ class Relay:
 
     async def handle_RCPT(self, server, session, envelope, address, options):
         answer = (await self.rule("rcpt") or {}).get(address)
+        if await self.rule("full_names") and "." not in session.host_name:
+            answer = f"504 5.5.2 <{session.host_name}>: Helo command rejected: need fully-qualified hostname"
         if answer == "hang":
             await asyncio.Event().wait()
         if answer is None:
@@ -74,6 +97,7 @@ class Relay:
             "to": envelope.rcpt_tos,
             "tls": session.ssl is not None or server.transport.get_extra_info("sslcontext") is not None,
             "login": session.auth_data,
+            "hello": session.host_name,
             "text": envelope.original_content.decode(),
         }
         # Whole or not there: the test may look at any time.
@@ -98,7 +122,7 @@ async def serve(options):
 
     def connection():
         relay.note("connections", os.getpid())
-        return SMTP(
+        return Server(
             relay,
             hostname="relay.example.org",
             tls_context=context if options.tls == "starttls" else None,

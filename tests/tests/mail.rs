@@ -3,7 +3,7 @@
 
 use rouse_master::config::{Config, MailConfig};
 use rouse_master::core::mail::{DeliveryResult, Item, Mail, MailError, MailId, RecipientAnswer, What};
-use rouse_master::mail::{Patience, hand_over};
+use rouse_master::mail::{Patience, check, hand_over};
 use rouse_shared::Timestamp;
 use rouse_tests::harness::{Protection, Relay, TakenMail, holds_within, make_certificates, scratch};
 use serde_json::json;
@@ -117,6 +117,46 @@ async fn a_certificate_that_is_checked_has_to_be_right() {
     std::fs::remove_dir_all(other).unwrap();
 }
 
+/// A relay with the certificate that these commands of openssl make, and a configuration that has it as the authority.
+fn with_certificate(name: &str, commands: &[&str]) -> (Relay, MailConfig) {
+    let mut relay = Relay::new(name, Protection::StartTls, None);
+    for command in commands {
+        let words = command.split_whitespace();
+        let output = std::process::Command::new("openssl").args(words).current_dir(&relay.dir).output().unwrap();
+        assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+    std::fs::copy(relay.dir.join("server.pem"), relay.dir.join("ca.pem")).unwrap();
+    relay.begin();
+    let config = trusting(&format!("smtp://localhost:{}?tls=required", relay.port), &relay.dir);
+    (relay, config)
+}
+
+#[tokio::test]
+async fn a_certificate_that_is_refused_is_explained_and_the_one_of_the_recipe_taken() {
+    let request = "req -newkey rsa:2048 -nodes -subj /CN=localhost -keyout server.key -out server.csr";
+    let sign = "x509 -req -in server.csr -signkey server.key -out server.pem";
+    let own = "req -x509 -newkey rsa:2048 -nodes -subj /CN=localhost -keyout server.key -out server.pem";
+    let (_relay, authority) = with_certificate("authority", &[&format!("{own} -addext subjectAltName=DNS:localhost")]);
+    let handed = hand(&authority, &["ann"]).await;
+    not_served(&handed, &["CA:TRUE", "openssl req -x509"]);
+    let nameless = format!("{own} -addext basicConstraints=critical,CA:FALSE");
+    let (_relay, nameless) = with_certificate("nameless", &[&nameless]);
+    not_served(&hand(&nameless, &["ann"]).await, &["no subjectAltName"]);
+    let (_relay, first) = with_certificate("first", &[request, &format!("{sign} -days 2")]);
+    not_served(&hand(&first, &["ann"]).await, &["version 1 of X.509"]);
+    // server.ext is there already, with the name alone.
+    let expired = format!("{sign} -days -1 -extfile server.ext");
+    let (_relay, expired) = with_certificate("expired", &[request, &expired]);
+    not_served(&hand(&expired, &["ann"]).await, &["expired"]);
+    // What the explanation says to do.
+    let Err(MailError::Relay(why)) = handed else { unreachable!() };
+    let recipe = why.split("`openssl ").nth(1).unwrap().split('`').next().unwrap();
+    let recipe = recipe.replace("key.pem", "server.key").replace("cert.pem", "server.pem");
+    let (relay, right) = with_certificate("recipe", &[&recipe]);
+    assert_eq!(hand(&right, &["ann"]).await, yes(&["ann"]));
+    assert!(only(&relay).tls);
+}
+
 #[tokio::test]
 async fn tls_that_is_required_and_not_offered_sends_nothing() {
     let relay = began("bare", Protection::None, Some("bb:secret"));
@@ -203,7 +243,82 @@ async fn a_sender_or_a_message_that_is_refused() {
 }
 
 #[tokio::test]
-async fn a_relay_that_is_down_is_reported_and_used_when_it_is_up() {
+async fn the_relay_is_greeted_with_a_full_name() {
+    let relay = began("names", Protection::None, None);
+    let address = format!("smtp://127.0.0.1:{}", relay.port);
+    relay.rules(&json!({ "full_names": true }));
+    // The machine's own name, or else the domain of the sender: either has a dot.
+    assert_eq!(hand(&through(&address), &["ann"]).await, yes(&["ann"]));
+    let set = settings(&format!("relay = \"{address}\"\nhello_name = \"ci.example.net\""));
+    assert_eq!(hand(&set, &["ann"]).await, yes(&["ann"]));
+    assert_eq!(relay.mails()[1].hello, "ci.example.net");
+    let bare = settings(&format!("relay = \"{address}\"\nhello_name = \"ci\""));
+    let answers = hand(&bare, &["ann"]).await.unwrap();
+    assert!(matches!(&answers[..], [(_, RecipientAnswer::Refused(why))] if why.contains("504")), "{answers:?}");
+}
+
+#[tokio::test]
+async fn auth_login_is_spoken_whatever_the_prompts_are() {
+    let relay = began("prompts", Protection::None, Some("bb:secret"));
+    let right = through(&format!("smtp://bb:secret@127.0.0.1:{}", relay.port));
+    for (auth, prompts) in [
+        ("AUTH LOGIN", ["334 ", "334 "]),
+        ("AUTH LOGIN", ["334", "334"]),
+        ("AUTH LOGIN", ["334 QmVudXR6ZXJuYW1lOg==", "334 UGFzc3dvcnQ6"]),
+        ("AUTH LOGIN", ["334 user name please", "334 dXNlcm5hbWU="]),
+        ("AUTH=LOGIN", ["334 VXNlcm5hbWU6", "334 UGFzc3dvcmQ6"]),
+        ("auth login cram-md5", ["334 VXNlcm5hbWU6", "334 UGFzc3dvcmQ6"]),
+    ] {
+        relay.rules(&json!({ "auth": auth, "prompts": prompts }));
+        assert_eq!(hand(&right, &["ann"]).await, yes(&["ann"]), "{auth} {prompts:?}");
+    }
+    assert!(relay.mails().iter().all(|mail| mail.login.as_deref() == Some("bb")));
+    let wrong = through(&format!("smtp://bb:guess@127.0.0.1:{}", relay.port));
+    not_served(&hand(&wrong, &["ann"]).await, &["login", "535"]);
+    relay.rules(&json!({ "auth": "AUTH CRAM-MD5" }));
+    not_served(&hand(&right, &["ann"]).await, &["login", "CRAM-MD5"]);
+}
+
+/// What `rouse check --online` says of the relay.
+async fn checked(mail: &str) -> Vec<(bool, String)> {
+    let text = format!(
+        "[mail]\nfrom = \"rouse@example.org\"\nhello_name = \"ci\"\n{mail}\n[[worker]]\nname = \"w\"\npassword = \"p\"\nnotify_on_missing = \"ann@example.org\"\n"
+    );
+    check(&Config::parse(&text, Path::new("rouse.toml")).unwrap(), PATIENCE).await
+}
+
+#[tokio::test]
+async fn an_online_check_goes_as_far_as_the_recipients_and_sends_nothing() {
+    let relay = began("online", Protection::None, Some("bb:secret"));
+    let text = format!("relay = \"smtp://bb:secret@127.0.0.1:{}\"\nextra_recipients = \"bob@example.org\"", relay.port);
+    let found = checked(&text).await;
+    let [(true, said)] = &found[..] else { panic!("{found:?}") };
+    for part in ["greeted as ci", "without TLS", "as bb", "ann@example.org, bob@example.org"] {
+        assert!(said.contains(part), "{said}");
+    }
+    relay.rules(&json!({ "rcpt": { "bob@example.org": "550 5.1.1 no such user" } }));
+    let found = checked(&text).await;
+    let [(true, ann), (false, bob)] = &found[..] else { panic!("{found:?}") };
+    assert!(ann.contains("to ann@") && bob.contains("to bob@") && bob.contains("550 5.1.1 no such user"), "{found:?}");
+    relay.rules(&json!({ "full_names": true }));
+    let found = checked(&text).await;
+    assert!(
+        found.len() == 2 && found.iter().all(|(good, said)| !good && said.contains("504") && said.contains("as ci"))
+    );
+    relay.rules(&json!({ "mail": "550 no such sender" }));
+    let found = checked(&text).await;
+    assert!(matches!(&found[..], [(false, said)] if said.contains("550 no such sender")), "{found:?}");
+    let found = checked(&text.replace(":secret", ":guess")).await;
+    assert!(matches!(&found[..], [(false, said)] if said.contains("535") && !said.contains("guess")), "{found:?}");
+    let found = checked("relay = \"smtp://relay.invalid\"").await;
+    assert!(matches!(&found[..], [(false, said)] if said.contains("relay.invalid:25")), "{found:?}");
+    assert!(relay.mails().is_empty());
+    // Where nobody is told anything there is nothing to look at.
+    assert_eq!(check(&Config::parse("", Path::new("rouse.toml")).unwrap(), PATIENCE).await, []);
+}
+
+#[tokio::test]
+async fn a_relay_that_is_down_is_told_and_serves_when_it_is_up() {
     let mut relay = Relay::new("down", Protection::None, None);
     let config = through(&format!("smtp://127.0.0.1:{}", relay.port));
     not_served(&hand(&config, &["ann"]).await, &[&relay.port.to_string(), "refused"]);

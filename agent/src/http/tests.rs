@@ -92,9 +92,61 @@ fn addresses_are_plain() {
         "http://fd00:ec2::254",
         "http://[::1]x",
         "http://a\r\nX: y",
+        "http://[fe80::a9fe:a9fe]",
+        "http://[fe80::a9fe:a9fe%]",
+        "http://[fe80::a9fe:a9fe%25eth0/x]",
+        "http://[fd00:ec2::254%25eth0]",
+        "http://a%25eth0",
     ] {
         assert!(matches!(Server::parse(bad), Err(HttpError::Address(_))), "{bad:?} was taken");
     }
+}
+
+#[test]
+fn a_link_local_address_has_its_interface() {
+    for (address, port, zone) in [
+        ("http://[fe80::a9fe:a9fe%25eth0]", 80, "eth0"),
+        ("http://[fe80::a9fe:a9fe%eth0.7]:8080/", 8080, "eth0.7"),
+        ("http://[fe80::a9fe:a9fe%252]", 80, "2"),
+    ] {
+        let server = Server::parse(address).unwrap();
+        assert_eq!((server.host.as_str(), server.port), ("fe80::a9fe:a9fe", port));
+        assert_eq!(server.zone.as_deref(), Some(zone));
+        assert!(!server.authority.contains('%'), "a host field has no interface: {}", server.authority);
+        assert_eq!(Server::parse(&server.to_string()).unwrap(), server, "{server}");
+    }
+}
+
+#[tokio::test]
+async fn a_service_on_a_link_is_reached() {
+    // Address, number of the interface, length of the prefix, scope (20 is the link), flags, name.
+    let known = std::fs::read_to_string("/proc/net/if_inet6").unwrap_or_default();
+    let fields = |line: &str| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+    let on_link = known.lines().map(fields).find(|fields| fields.get(3).is_some_and(|scope| scope == "20"));
+    // A machine without IPv6 has none.
+    let Some(fields) = on_link else { return };
+    let address = std::net::Ipv6Addr::from(u128::from_str_radix(&fields[0], 16).unwrap());
+    let number = u32::from_str_radix(&fields[1], 16).unwrap();
+    let Ok(listener) = TcpListener::bind(SocketAddrV6::new(address, 0, 0, number)).await else { return };
+    let port = listener.local_addr().unwrap().port();
+    for zone in [&fields[5], &number.to_string()] {
+        let server = Server::parse(&format!("http://[{address}%25{zone}]:{port}")).unwrap();
+        let answer = async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut request = Vec::new();
+            while !request.ends_with(b"\r\n\r\n") {
+                request.push(stream.read_u8().await.unwrap());
+            }
+            stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi").await.unwrap();
+            String::from_utf8(request).unwrap()
+        };
+        let (answer, request) = tokio::join!(server.get("/x", &[], 100), answer);
+        assert_eq!(answer.unwrap().body, b"hi");
+        assert!(request.contains(&format!("Host: [{address}]:{port}\r\n")), "{request}");
+    }
+    let nowhere = Server::parse("http://[fe80::1%25no-such-link]").unwrap();
+    let told = nowhere.get("/x", &[], 100).await.unwrap_err();
+    assert!(matches!(&told, HttpError::Connect(why) if why.to_string().contains("no-such-link")), "{told:?}");
 }
 
 #[tokio::test]

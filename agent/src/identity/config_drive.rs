@@ -1,9 +1,10 @@
-//! OpenStack's config drive: a small disk with the label `config-2` and the metadata as files.
+//! OpenStack's config drive: a small disk with the label `config-2` and the metadata as files, ISO 9660 or FAT.
 
+use super::fat::Fat;
 use super::iso9660::Iso;
 use super::{BootText, CloudError, Machine, openstack};
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Seek, SeekFrom};
+use std::fs::{self, OpenOptions};
+use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -17,8 +18,6 @@ const MAX_DISKS: usize = 256;
 const NOT_DRIVES: [&str; 6] = ["ram", "zram", "loop", "dm-", "md", "fd"];
 /// Longest time to examine the machine's disks; a broken one may never answer.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// Positions of the label in the boot sector of a FAT file system: FAT12 and FAT16, FAT32.
-const FAT_NAMES: [std::ops::Range<usize>; 2] = [43..54, 71..82];
 
 /// The machine as its config drive describes it.
 pub(super) async fn look(root: &Path) -> Result<Machine, CloudError> {
@@ -46,32 +45,35 @@ fn disks(root: &Path) -> Vec<PathBuf> {
 
 /// The machine that this disk describes; `None` if it is not a config drive or cannot be read, like an empty CD drive.
 fn from_disk(path: &Path) -> Result<Option<Machine>, CloudError> {
-    let open = || OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path);
-    let Ok(mut device) = open() else { return Ok(None) };
-    if is_fat(&mut device).unwrap_or(false) {
-        return Err(CloudError::Odd("the config drive has a FAT file system, and only ISO 9660 is supported"));
+    let open = || OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path).ok();
+    let is_ours = |label: &str| label.eq_ignore_ascii_case(LABEL);
+    if let Some(Ok(Some(mut fat))) = open().map(Fat::open) {
+        // Tools write the label to two places, or only to one. Most FAT file systems are no config drives, and are not read.
+        let labelled = is_ours(&fat.name) || fat.label().is_ok_and(|label| label.is_some_and(|label| is_ours(&label)));
+        return if labelled {
+            machine(path, |name, limit| fat.read(&in_latest(name), limit)).map(Some)
+        } else {
+            Ok(None)
+        };
     }
-    let Ok(Some(mut iso)) = Iso::open(device) else { return Ok(None) };
-    if !iso.name.eq_ignore_ascii_case(LABEL) {
-        return Ok(None);
+    match open().map(Iso::open) {
+        Some(Ok(Some(mut iso))) if is_ours(&iso.name) => {
+            machine(path, |name, limit| iso.read(&in_latest(name), limit)).map(Some)
+        }
+        _ => Ok(None),
     }
-    let unreadable = |error: io::Error| CloudError::Disk(path.to_owned(), error);
-    let meta_data =
-        iso.read(&["openstack", "latest", "meta_data.json"], openstack::MAX_META_DATA as u32).map_err(unreadable)?;
-    let meta_data = meta_data.ok_or(CloudError::Odd("the config drive has no openstack/latest/meta_data.json"))?;
-    let user_data =
-        iso.read(&["openstack", "latest", "user_data"], openstack::MAX_USER_DATA as u32).map_err(unreadable)?;
-    let source = format!("user_data on the config drive {}", path.display());
-    openstack::machine(&meta_data, BootText::in_user_data(&source, &user_data.unwrap_or_default())).map(Some)
 }
 
-/// Whether it is a FAT file system with the label of a config drive.
-fn is_fat(device: &mut File) -> io::Result<bool> {
-    let mut sector = [0; 512];
-    device.read_exact(&mut sector)?;
-    device.seek(SeekFrom::Start(0))?;
-    let named = FAT_NAMES
-        .iter()
-        .any(|place| String::from_utf8_lossy(&sector[place.clone()]).trim_end().eq_ignore_ascii_case(LABEL));
-    Ok(named && sector[510..] == [0x55, 0xaa])
+fn in_latest(name: &str) -> [&str; 3] {
+    ["openstack", "latest", name]
+}
+
+/// The machine that the files of a config drive describe.
+fn machine(path: &Path, mut read: impl FnMut(&str, u32) -> io::Result<Option<Vec<u8>>>) -> Result<Machine, CloudError> {
+    let unreadable = |error: io::Error| CloudError::Disk(path.to_owned(), error);
+    let meta_data = read("meta_data.json", openstack::MAX_META_DATA as u32).map_err(unreadable)?;
+    let meta_data = meta_data.ok_or(CloudError::Odd("the config drive has no openstack/latest/meta_data.json"))?;
+    let user_data = read("user_data", openstack::MAX_USER_DATA as u32).map_err(unreadable)?;
+    let source = format!("user_data on the config drive {}", path.display());
+    openstack::machine(&meta_data, BootText::in_user_data(&source, &user_data.unwrap_or_default()))
 }

@@ -119,6 +119,21 @@ fn tables_of_the_firmware() {
 }
 
 #[test]
+fn config_drives_of_fat() {
+    let whole = fat::tests::image(12, "config-2", &[("meta_data.json", b"{\"uuid\": \"a0\"}"), ("user_data", b"x")]);
+    // Boot sector, table, directories and files; the rest is zero.
+    let (head, rest) = whole.split_at(10_000);
+    break_it("a FAT config drive", head, 4 << 20, |bytes| {
+        let device = [bytes, rest].concat();
+        let Ok(Some(mut fat)) = fat::Fat::open(Cursor::new(&device)) else { return };
+        drop(fat.label());
+        for name in ["meta_data.json", "user_data"] {
+            drop(fat.read(&["openstack", "latest", name], openstack::MAX_META_DATA as u32));
+        }
+    });
+}
+
+#[test]
 fn config_drives() {
     let whole =
         iso9660::tests::image("config-2", &[("meta_data.json", b"{\"uuid\": \"a0\"}"), ("user_data", b"x")], true);

@@ -8,9 +8,17 @@ use std::path::{Path, PathBuf};
 const MAX_LEASES: u64 = 1 << 20;
 /// Largest number of files in one directory.
 const MAX_FILES: usize = 64;
-/// Directories of files with one lease each, as `KEY=VALUE` lines: of systemd-networkd, and our own, for scripts of
-/// udhcpc.
-const BY_LINES: [&str; 2] = ["run/systemd/netif/leases", "run/rouse/leases"];
+/// Directories of files with one lease each, as `KEY=VALUE` lines, and how the names of such files begin: of
+/// systemd-networkd, our own, for scripts of udhcpc, and two of NetworkManager's own client.
+const BY_LINES: [(&str, &str); 4] = [
+    ("run/systemd/netif/leases", ""),
+    ("run/rouse/leases", ""),
+    ("run/NetworkManager/devices", ""),
+    ("var/lib/NetworkManager", "internal-"),
+];
+/// What the address and the name are called there, by systemd and by NetworkManager's state of a device.
+const ADDRESS: [&str; 2] = ["ADDRESS", "ip_address"];
+const NAME: [&str; 2] = ["HOSTNAME", "host_name"];
 /// Directories of dhclient's files, on Debian and Red Hat.
 const OF_DHCLIENT: [&str; 3] = ["var/lib/dhcp", "var/lib/dhclient", "var/lib/NetworkManager"];
 
@@ -24,7 +32,8 @@ struct Lease {
 /// The names in leases of addresses that this machine has: a lease from a copied image or from an earlier network is
 /// for another address.
 pub(super) fn names(root: &Path, addresses: &[IpAddr]) -> Vec<String> {
-    let by_lines = BY_LINES.iter().flat_map(|dir| files(&root.join(dir), |_| true)).map(|text| lease_in_lines(&text));
+    let by_lines = BY_LINES.iter().flat_map(|(dir, prefix)| files(&root.join(dir), |name| name.starts_with(prefix)));
+    let by_lines = by_lines.map(|text| lease_in_lines(&text));
     let of_dhclient = OF_DHCLIENT.iter().flat_map(|dir| {
         let texts = files(&root.join(dir), |name| name.starts_with("dhclient") && name.contains(".lease"));
         texts.into_iter().flat_map(|text| {
@@ -50,11 +59,12 @@ fn files(dir: &Path, wanted: impl Fn(&str) -> bool) -> Vec<String> {
 }
 
 fn lease_in_lines(text: &str) -> Lease {
-    let value = |key: &str| {
-        let line = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
-        line.map(|value| value.trim().trim_matches(['"', '\'']).to_owned())
+    let value = |keys: [&str; 2]| {
+        let mut pairs = text.lines().filter_map(|line| line.split_once('='));
+        let (_, value) = pairs.find(|(key, _)| keys.contains(key))?;
+        Some(value.trim().trim_matches(['"', '\'']).to_owned())
     };
-    Lease { address: value("ADDRESS").and_then(|a| a.parse().ok()), name: value("HOSTNAME") }
+    Lease { address: value(ADDRESS).and_then(|a| a.parse().ok()), name: value(NAME) }
 }
 
 /// The leases in dhclient's format: `lease { fixed-address 192.0.2.7; option host-name "minion1"; … }`.
@@ -135,11 +145,16 @@ mod tests {
         assert_eq!(found(&[("run/rouse/leases/eth0", "ADDRESS='192.0.2.7'\nHOSTNAME=\"minion1\"\n")]), ["minion1"]);
         assert_eq!(found(&[("var/lib/dhcp/dhclient.eth0.leases", DHCLIENT)])[0], "minion1");
         assert_eq!(found(&[("var/lib/NetworkManager/dhclient-0-eth0.lease", DHCLIENT)])[0], "minion1");
+        assert_eq!(found(&[("var/lib/NetworkManager/internal-4c1e-eth0.lease", networkd)]), ["minion1"]);
+        let device = "[device]\nmanaged=true\n\n[dhcp4]\nhost_name=minion1\nip_address=192.0.2.7\n";
+        assert_eq!(found(&[("run/NetworkManager/devices/2", device)]), ["minion1"]);
         let elsewhere = networkd.replace("0.2.7", "0.2.8");
         let nameless = "ADDRESS=192.0.2.7\n";
         for (path, text) in [
             ("run/systemd/netif/leases/2", elsewhere.as_str()),
             ("run/systemd/netif/leases/2", nameless),
+            ("var/lib/NetworkManager/internal-4c1e-eth0.lease", elsewhere.as_str()),
+            ("var/lib/NetworkManager/timestamps", networkd),
             ("run/systemd/netif/leases/2", "HOSTNAME=minion1\n"),
             ("var/lib/dhcp/dhcpd.leases", DHCLIENT),
             ("var/lib/dhcp/dhclient.leases", &DHCLIENT[..200]),

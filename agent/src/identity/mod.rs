@@ -17,6 +17,7 @@
 mod boot_text;
 mod config_drive;
 pub(crate) mod ec2;
+mod fat;
 mod firmware;
 mod host;
 mod hostname;

@@ -21,7 +21,9 @@ struct MetaData {
 pub(super) async fn look(server: &Server, root: &Path) -> Result<Machine, CloudError> {
     match config_drive::look(root).await {
         Err(CloudError::NoDrive) => from_service(server).await,
-        other => other,
+        // A drive that is of no use need not be the only source. If it is, what is wrong with it is the reason.
+        Err(drive) => from_service(server).await.map_err(|_| drive),
+        found => found,
     }
 }
 

@@ -198,15 +198,9 @@ async fn on_openstack_the_drive_counts_before_the_service() {
 
 #[tokio::test]
 async fn a_drive_that_makes_no_sense_is_not_taken() {
-    let fat = {
-        let mut sector = vec![0; 2_048];
-        sector[43..54].copy_from_slice(b"CONFIG-2   ");
-        sector[510..512].copy_from_slice(&[0x55, 0xaa]);
-        sector
-    };
     let of = |files: &[(&str, &[u8])]| iso9660::tests::image("config-2", files, true);
     for (drive, part) in [
-        (fat, "FAT"),
+        (fat::tests::image(12, "config-2", &[]), "has no openstack/latest/meta_data.json"),
         (of(&[]), "has no openstack/latest/meta_data.json"),
         (of(&[("meta_data.json", b"{}")]), "malformed"),
         (of(&[("meta_data.json", b"{\"uuid\": \"../x\"}")]), "an invalid uuid"),
@@ -216,6 +210,31 @@ async fn a_drive_that_makes_no_sense_is_not_taken() {
         assert!(trouble.contains(part), "{trouble}");
     }
     assert!(matches!(config_drive::look(machine(&[]).path()).await, Err(CloudError::NoDrive)));
+}
+
+#[tokio::test]
+async fn a_config_drive_may_be_fat_and_no_other_fat_disk_is_taken_for_one() {
+    let fake = Fake::openstack("bb00");
+    let metadata = format!("metadata = {:?}\n", fake.url());
+    fake.put("/openstack/latest/user_data", &block(&BOOT.replace("w7", "w8")));
+    let drive = |bits, label: &str| {
+        let files: [(&str, &[u8]); 2] =
+            [("meta_data.json", b"{\"uuid\": \"aa00\"}"), ("user_data", &block(BOOT).into_bytes())];
+        fat::tests::image(bits, label, &files)
+    };
+    for (image, worker, host) in [
+        (drive(12, "config-2"), "w7", "uuid:aa00"),
+        (drive(16, "CONFIG-2"), "w7", "uuid:aa00"),
+        (drive(32, "config-2"), "w7", "uuid:aa00"),
+        // An EFI partition, or a stick that happens to have such files, is nobody's word.
+        (drive(32, "EFI"), "w8", "uuid:bb00"),
+        // A drive that is empty does not hide the service.
+        (fat::tests::image(12, "config-2", &[]), "w8", "uuid:bb00"),
+    ] {
+        let files = [("dev/vdb", &image[..]), ("sys/class/block/vdb/size", b"1")];
+        let found = identity(&format!("{metadata}identity = \"openstack\""), &files).await.unwrap();
+        assert_eq!((found.worker.as_str(), found.host.as_str()), (worker, host));
+    }
 }
 
 #[tokio::test]

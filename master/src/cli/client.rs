@@ -3,6 +3,7 @@
 use super::error::CliError;
 use crate::api;
 use reqwest::{Method, Response, StatusCode};
+use rouse_shared::certificate;
 use rouse_shared::error::Chain;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -162,6 +163,8 @@ impl Client {
     pub(super) fn unreachable_error(&self, error: &reqwest::Error) -> CliError {
         let cause =
             std::error::Error::source(error).map_or_else(|| error.to_string(), |cause| Chain(cause).to_string());
+        let host = error.url().and_then(|url| url.host_str()).unwrap_or_default();
+        let cause = certificate::with_explanation(cause, error, host);
         let advice = if error.is_connect() {
             "; start it with `rouse master`, or name another address with --server or ROUSE_SERVER"
         } else {

@@ -128,7 +128,7 @@ pub(super) fn default_mail() -> MailConfig {
     let relay = Relay { host: "localhost".to_owned(), port: 25, tls: RelayTls::Opportunistic, login: None };
     let from = format!("rouse@{host}");
     let from = if read::is_address(&from) { from } else { "rouse@localhost".to_owned() };
-    MailConfig { from, relay, extra_recipients: Vec::new(), ca: None }
+    MailConfig { from, hello_name: None, relay, extra_recipients: Vec::new(), ca: None }
 }
 
 pub(super) fn mail<'d>(root: &Table<'d>, empty: &'d DeTable<'d>) -> MailConfig {
@@ -136,6 +136,17 @@ pub(super) fn mail<'d>(root: &Table<'d>, empty: &'d DeTable<'d>) -> MailConfig {
     let default = default_mail();
     let mail = MailConfig {
         from: table.or("from", default.from, |v| v.email()),
+        hello_name: table.optional("hello_name", |v| {
+            let name = v.word()?;
+            let literal = name.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
+            let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+            let address = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | ':');
+            if literal.map_or_else(|| name.chars().all(fits), |l| !l.is_empty() && l.chars().all(address)) {
+                Some(name)
+            } else {
+                v.error("must be the full name of a machine, such as \"ci.example.org\", or \"[192.0.2.1]\"")
+            }
+        }),
         relay: table.or("relay", default.relay, |v| {
             let text: Secret = v.secret()?;
             url::relay(text.expose()).map_or_else(|why| v.error(why), Some)

@@ -86,7 +86,12 @@ const ADDRESS: Kind = Kind::Pattern(r"^([0-9.]+|\[[0-9A-Fa-f:.%]+\]):[0-9]+$");
 const EMAIL: Kind = Kind::Pattern("^.+@.+$");
 const BROKER: Kind = Kind::Pattern(r"^amqps?://\S+$");
 const WEB: Kind = Kind::Pattern(r"^(https?://\S+)?$");
-const OWNER: Kind = Kind::Whole(0, 999_999_999_999);
+const OWNER: Kind = Kind::Any(&[
+    Kind::Whole(0, 999_999_999_999),
+    Kind::Choice(&["self", "amazon", "aws-marketplace", "aws-backup-vault", "microsoft"]),
+    Kind::Pattern("^(-*[0-9]){12}-*$"),
+]);
+const USER_DATA: Kind = Kind::Any(&[Kind::Text, Kind::Table(&FILE)]);
 const ZONE: Kind = Kind::Pattern("^[a-z]$");
 const SECRET: Kind = Kind::Any(&[Kind::Word, Kind::Table(&SECRET_SOURCE)]);
 
@@ -144,6 +149,7 @@ pub(super) static BROKER_KEYS: Section = Section {
 pub(super) static MAIL: Section = Section {
     keys: &[
         key("from", EMAIL),
+        key("hello_name", Kind::Pattern(r"^([A-Za-z0-9_.-]+|\[[A-Za-z0-9.:]+\])$")),
         key("relay", Kind::Any(&[Kind::Pattern(r"^smtps?://\S+$"), Kind::Table(&SECRET_SOURCE)]))
             .default("\"smtp://localhost:25\""),
         key("extra_recipients", Kind::Any(&[EMAIL, Kind::List(0, &EMAIL)])).default("[]"),
@@ -229,7 +235,7 @@ pub(super) static EC2: Section = Section {
         key("security_group_ids", Kind::Any(&[Kind::Word, Kind::List(0, &Kind::Word)])).default("[]"),
         key("subnet_id", Kind::Text),
         key("instance_profile_name", Kind::Text),
-        key("user_data", Kind::Text),
+        key("user_data", USER_DATA),
         key("elastic_ip", Kind::Pattern(r"^[0-9]{1,3}(\.[0-9]{1,3}){3}$")),
         key("tags", Kind::Texts).default("{}"),
         key("volumes", Kind::List(0, &Kind::Pair)).default("[]"),
@@ -293,7 +299,7 @@ pub(super) static OPENSTACK: Section = Section {
         key("networks", Kind::Any(&[Kind::Word, Kind::List(0, &Kind::Word)])).default("[]"),
         key("key_name", Kind::Text),
         key("security_groups", Kind::Any(&[Kind::Word, Kind::List(0, &Kind::Word)])).default("[]"),
-        key("user_data", Kind::Text),
+        key("user_data", USER_DATA),
         key("availability_zone", Kind::Any(&[Kind::Text, Kind::List(0, &Kind::Word)])),
         key("boot_volume_gb", COUNT).default("0"),
         key("floating_ip_pool", Kind::Text),

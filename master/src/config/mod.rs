@@ -110,6 +110,8 @@ pub enum Dialled<'c> {
 pub struct MailConfig {
     /// The sender's address.
     pub from: String,
+    /// The name in the SMTP greeting; absent: the machine's full name, else the domain of `from`.
+    pub hello_name: Option<String>,
     /// The SMTP server.
     pub relay: Relay,
     /// Notified of every missing worker and every orphan, in addition to the workers' own lists.
@@ -133,6 +135,11 @@ impl MailConfig {
     /// this machine seldom has a signed certificate.
     pub fn verifies(&self) -> bool {
         self.ca.is_some() || (self.needs_tls() && !rouse_shared::broker_url::is_loopback(&self.relay.host))
+    }
+
+    /// Whether it is what an absent section gives.
+    pub fn is_default(&self) -> bool {
+        *self == general::default_mail()
     }
 
     /// What the core needs to know about mail.

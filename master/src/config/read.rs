@@ -37,15 +37,6 @@ impl Value<'_> {
         if self.text()?.is_empty() { None } else { self.word() }
     }
 
-    /// A text with any number of lines; none if it is empty, as if the key were absent.
-    pub(super) fn text_or_empty(&self) -> Option<String> {
-        let text = self.text()?;
-        if text.contains('\0') {
-            return self.error("must not contain a NUL character");
-        }
-        Some(text).filter(|t| !t.is_empty())
-    }
-
     pub(super) fn boolean(&self) -> Option<bool> {
         let DeValue::Boolean(yes) = self.value else { return self.wrong("true or false") };
         Some(*yes)
@@ -291,10 +282,15 @@ impl Value<'_> {
 }
 
 fn read_file(path: &Path) -> std::io::Result<String> {
+    String::from_utf8(read_bytes(path)?).map_err(|_| std::io::Error::other("it is not UTF-8 text"))
+}
+
+/// The content of a file that a key names.
+pub(super) fn read_bytes(path: &Path) -> std::io::Result<Vec<u8>> {
     let mut file = std::fs::File::open(path)?;
-    let mut content = String::new();
+    let mut content = Vec::new();
     // A directory can be opened, but not read; a device may never end.
-    file.by_ref().take(MAX_FILE + 1).read_to_string(&mut content)?;
+    file.by_ref().take(MAX_FILE + 1).read_to_end(&mut content)?;
     if content.len() as u64 > MAX_FILE {
         return Err(std::io::Error::other("it is larger than 1 MiB"));
     }

@@ -1,9 +1,9 @@
 //! The workers. Each `[[worker]]`, or each name of a template, becomes a plan for the core and a way to create its
 //! hosts.
 
-use super::document::{Member, Table, Value};
+use super::document::{Member, Table, Value, substitute};
 use super::general::{self, property_name};
-use super::hosts::{self, HostConfig};
+use super::hosts::{self, DomainXml, HostConfig, domain_xml};
 use super::keys;
 use super::{AVAILABLE, BrokerConfig, LibvirtConfig, template};
 use crate::core::plan::{Digest, LatentPlan, ProviderKind, WorkerPlan};
@@ -34,6 +34,8 @@ pub(super) struct Workers {
     given: BTreeMap<WorkerName, usize>,
     /// The worker that uses each disk image, by connection and path.
     disks: BTreeMap<(String, PathBuf), WorkerName>,
+    /// Whose machine has what only one can have, by connection, kind and value.
+    fixed: BTreeMap<(String, &'static str, String), WorkerName>,
 }
 
 /// Reads every `[[worker]]`.
@@ -70,6 +72,7 @@ impl Workers {
             if let Some((plan, host)) = read_worker(table, Some((name, member)), &template, unreachable) {
                 if let Some(HostConfig::Libvirt(host)) = &host {
                     self.claim_disk(table, name, host);
+                    self.claim_fixed(table, member, name, host);
                 }
                 self.plans.insert(name.clone(), Arc::new(plan));
                 self.hosts.extend(host.map(|host| (name.clone(), host)));
@@ -104,6 +107,32 @@ impl Workers {
             let at = at.map_or(table.at, |v| v.span().start);
             table.notes.error(at, "worker.libvirt.hd_image", message);
         }
+    }
+
+    /// Machines that share an address, a port or a file disturb each other, or the second does not start.
+    fn claim_fixed(&mut self, table: &Table<'_>, member: Member<'_>, name: &WorkerName, host: &LibvirtConfig) {
+        let DomainXml::Text(xml) = &host.xml else { return };
+        let section = table.map.get("libvirt").and_then(|v| v.get_ref().as_table());
+        let file = section.and_then(|s| s.get("xml")?.get_ref().as_table()?.get("file"));
+        let at = file.map_or(table.at, |v| v.span().start);
+        let file = substitute(file.and_then(|v| v.get_ref().as_str()).unwrap_or_default(), Some(member));
+        let disk = host.hd_image.as_ref().map(|path| path.to_string_lossy());
+        let mut claimed = Vec::new();
+        for fixed in domain_xml::fixed(xml, disk.as_deref()) {
+            let key = (host.connection.clone(), fixed.what, fixed.value.clone());
+            match self.fixed.get(&key) {
+                Some(other) => {
+                    let message = format!(
+                        "{file}:{}: {} {} would be that of {other} and of {name}: leave it out of what several workers use, \
+                         so that libvirt chooses one for each",
+                        fixed.line, fixed.what, fixed.value
+                    );
+                    table.notes.error(at, "worker.libvirt.xml", message);
+                }
+                None => claimed.push(key),
+            }
+        }
+        self.fixed.extend(claimed.into_iter().map(|key| (key, name.clone())));
     }
 }
 

@@ -3,22 +3,27 @@
 //!
 //! **Invariant**: the same [`Mail`] is always the same message, including its `Message-ID`, however often it is sent.
 
+mod connection;
+mod login;
+mod online;
 mod text;
 
 #[cfg(test)]
 mod tests;
 
-use crate::config::{MailConfig, RelayTls};
+pub use online::check;
+
+use crate::config::MailConfig;
 use crate::core::mail::{DeliveryResult, Mail, MailError, RecipientAnswer};
 use lettre::address::Address;
 use lettre::message::header::{HeaderName, HeaderValue};
 use lettre::message::{Mailbox, Message, SinglePart};
-use lettre::transport::smtp::authentication::{Credentials, DEFAULT_MECHANISMS};
-use lettre::transport::smtp::client::{AsyncSmtpConnection, Certificate, CertificateStore, TlsParameters};
+use lettre::transport::smtp::client::AsyncSmtpConnection;
 use lettre::transport::smtp::commands::{Data, Mail as MailFrom, Rcpt};
 use lettre::transport::smtp::extension::{ClientId, Extension, MailParameter};
 use lettre::transport::smtp::{Error, response::Severity};
 use rouse_shared::broker_url::bracketed;
+use std::collections::BTreeSet;
 use std::error::Error as _;
 use std::future::Future;
 use std::time::{Duration, UNIX_EPOCH};
@@ -48,13 +53,10 @@ const FAREWELL: Duration = Duration::from_secs(5);
 /// Why no recipient's mail was accepted.
 pub async fn hand_over(config: &MailConfig, master: &str, mail: &Mail, patience: Patience) -> DeliveryResult {
     let message = message(config, master, mail)?;
-    let name = format!("{}:{}", bracketed(&config.relay.host), config.relay.port);
-    let mut connection = match tokio::time::timeout(patience.command, connect(config)).await {
-        Ok(connected) => connected.map_err(|why| MailError::Relay(format!("{name}: {why}")))?,
-        Err(_) => return Err(MailError::Relay(format!("{name}: {}", silent(patience.command)))),
-    };
-    let result = transact(&mut connection, config, mail, &message, patience).await;
-    match result {
+    let name = name(config);
+    let (mut connection, _) = open(config, patience).await?;
+    let handed = transact(&mut connection, config, mail, &message, patience).await;
+    match handed {
         Err(MailError::Relay(why)) => Err(MailError::Relay(format!("{name}: {why}"))),
         result => {
             // The result does not matter.
@@ -62,6 +64,20 @@ pub async fn hand_over(config: &MailConfig, master: &str, mail: &Mail, patience:
             result
         }
     }
+}
+
+fn name(config: &MailConfig) -> String {
+    format!("{}:{}", config.relay.host, config.relay.port)
+}
+
+/// A connection to the relay that has let us in, in time, and the name under which we greeted it.
+async fn open(config: &MailConfig, patience: Patience) -> Result<(AsyncSmtpConnection, ClientId), MailError> {
+    let why = match tokio::time::timeout(patience.command, connection::open(config)).await {
+        Ok(Ok(opened)) => return Ok(opened),
+        Ok(Err(why)) => why,
+        Err(_) => silent(patience.command),
+    };
+    Err(MailError::Relay(format!("{}: {why}", name(config))))
 }
 
 fn silent(limit: Duration) -> String {
@@ -92,55 +108,6 @@ fn message(config: &MailConfig, master: &str, mail: &Mail) -> Result<Vec<u8>, Ma
     Ok(message.formatted())
 }
 
-async fn connect(config: &MailConfig) -> Result<AsyncSmtpConnection, String> {
-    let relay = &config.relay;
-    let (address, hello) = ((relay.host.as_str(), relay.port), ClientId::default());
-    if relay.tls == RelayTls::Implicit {
-        let tls = tls(config)?;
-        let connected = AsyncSmtpConnection::connect_tokio1(address, None, &hello, Some(tls), None);
-        return login(connected.await.map_err(said)?, config).await;
-    }
-    let connected = AsyncSmtpConnection::connect_tokio1(address, None, &hello, None, None);
-    let mut connection = connected.await.map_err(said)?;
-    if relay.tls != RelayTls::Never && connection.can_starttls() {
-        connection.starttls(tls(config)?, &hello).await.map_err(said)?;
-    } else if config.needs_tls() {
-        let why = match relay.tls {
-            RelayTls::Required | RelayTls::Implicit => "mail.relay asks for it",
-            RelayTls::Opportunistic | RelayTls::Never => {
-                "a password is only sent unprotected where mail.relay ends with ?tls=none"
-            }
-        };
-        return Err(format!("it does not offer STARTTLS, and {why}"));
-    }
-    login(connection, config).await
-}
-
-/// The TLS settings. Reads the certificates that this machine trusts, if they are needed.
-fn tls(config: &MailConfig) -> Result<TlsParameters, String> {
-    let mut builder = TlsParameters::builder(config.relay.host.clone());
-    if config.verifies() {
-        if let Some(path) = &config.ca {
-            let cannot = |e: &dyn std::fmt::Display| format!("cannot read {} (mail.ca): {e}", path.display());
-            let pem = std::fs::read(path).map_err(|e| cannot(&e))?;
-            builder = builder.add_root_certificate(Certificate::from_pem(&pem).map_err(|e| cannot(&e))?);
-        }
-    } else {
-        builder = builder.certificate_store(CertificateStore::None);
-        builder = builder.dangerous_accept_invalid_certs(true).dangerous_accept_invalid_hostnames(true);
-    }
-    builder.build().map_err(said)
-}
-
-async fn login(mut connection: AsyncSmtpConnection, config: &MailConfig) -> Result<AsyncSmtpConnection, String> {
-    if let Some((user, password)) = &config.relay.login {
-        let credentials = Credentials::new(user.clone(), password.expose().to_owned());
-        let refused = |error: Error| format!("the login of mail.relay: {}", said(error));
-        connection.auth(DEFAULT_MECHANISMS, &credentials).await.map_err(refused)?;
-    }
-    Ok(connection)
-}
-
 async fn transact(
     connection: &mut AsyncSmtpConnection,
     config: &MailConfig,
@@ -148,15 +115,29 @@ async fn transact(
     message: &[u8],
     patience: Patience,
 ) -> DeliveryResult {
+    let answers = address(connection, config, &mail.waiting, patience).await?;
+    if answers.iter().any(|(_, taken)| *taken == RecipientAnswer::Accepted) {
+        within(patience.command, connection.command(Data)).await?;
+        within(patience.data, connection.message(message)).await?;
+    }
+    Ok(answers)
+}
+
+/// Says from whom and to whom a mail is, and hears whether the relay would take it.
+async fn address(
+    connection: &mut AsyncSmtpConnection,
+    config: &MailConfig,
+    recipients: &BTreeSet<String>,
+    patience: Patience,
+) -> DeliveryResult {
     let from: Address = config.from.parse().map_err(|e| MailError::Refused(format!("mail.from is no address: {e}")))?;
-    let recipients: Vec<(&String, Option<Address>)> = mail.waiting.iter().map(|to| (to, to.parse().ok())).collect();
-    let wide = !mail.waiting.iter().chain([&config.from]).all(|address| address.is_ascii());
+    let wide = !recipients.iter().chain([&config.from]).all(|address| address.is_ascii());
     let wide = wide && connection.server_info().supports_feature(Extension::SmtpUtfEight);
     let parameters = if wide { vec![MailParameter::SmtpUtfEight] } else { Vec::new() };
     within(patience.command, connection.command(MailFrom::new(Some(from), parameters))).await?;
     let mut answers = Vec::new();
-    for (to, address) in recipients {
-        let taken = match address {
+    for to in recipients {
+        let taken = match to.parse::<Address>().ok() {
             None => RecipientAnswer::Refused("it is no address that mail can be sent to".to_owned()),
             Some(_) if !wide && !to.is_ascii() => {
                 RecipientAnswer::Refused("the relay takes no addresses beyond ASCII".to_owned())
@@ -169,10 +150,6 @@ async fn transact(
             },
         };
         answers.push((to.clone(), taken));
-    }
-    if answers.iter().any(|(_, taken)| *taken == RecipientAnswer::Accepted) {
-        within(patience.command, connection.command(Data)).await?;
-        within(patience.data, connection.message(message)).await?;
     }
     Ok(answers)
 }

@@ -117,6 +117,21 @@ fn a_mail_with_long_lines_and_letters_of_all_kinds_is_encoded() {
 }
 
 #[test]
+fn the_name_for_the_greeting_has_a_domain() {
+    for (machine, from, expected) in [
+        (Some("ci.example.net"), "rouse@example.org", "ci.example.net"),
+        (Some("ci.example.net."), "rouse@example.org", "ci.example.net"),
+        (Some("ci"), "rouse@example.org", "example.org"),
+        (Some("localhost.localdomain"), "rouse@example.org", "example.org"),
+        (Some("not a name.org"), "rouse@example.org", "example.org"),
+        (None, "rouse@bücher.example", "xn--bcher-kva.example"),
+        (None, "rouse@localhost", "localhost"),
+    ] {
+        assert_eq!(connection::choose_name(machine, from), expected, "{machine:?} {from}");
+    }
+}
+
+#[test]
 fn tls_is_as_strict_as_there_is_something_to_protect() {
     // Whether nothing is sent without, and whether the certificate has to be right.
     for (relay, needs_tls, verifies) in [

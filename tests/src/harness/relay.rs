@@ -29,6 +29,8 @@ pub struct TakenMail {
     pub tls: bool,
     /// Who had logged in.
     pub login: Option<String>,
+    /// The name that it was greeted with.
+    pub hello: String,
     /// The message.
     pub text: String,
 }
@@ -124,6 +126,7 @@ impl Relay {
                     to: mail["to"].as_array().expect("recipients").iter().filter_map(text).collect(),
                     tls: mail["tls"].as_bool().expect("whether it was protected"),
                     login: text(&mail["login"]),
+                    hello: text(&mail["hello"]).expect("a name"),
                     text: text(&mail["text"]).expect("a message").replace("\r\n", "\n"),
                 }
             })

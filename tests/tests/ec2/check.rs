@@ -1,5 +1,6 @@
 //! `rouse check --online` against a cloud, and the places that credentials come from.
 
+use rouse_master::core::event::StartError;
 use rouse_tests::ec2::{Cloud, KEY, config_of, with_defaults};
 use rouse_tests::harness::check_online;
 use serde_json::json;
@@ -53,6 +54,41 @@ async fn it_says_what_would_be_bought_and_makes_nothing() {
         "a profile that is named is taken"
     );
     assert_eq!(check(dir.path(), &bare, &[]).0, Some(2), "and no other");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn root_disk_and_security_group_are_those_of_image_and_network() {
+    let cloud = Cloud::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let value =
+        |text: &str, tag: &str| text.split_once(&format!("<{tag}>")).unwrap().1.split('<').next().unwrap().to_owned();
+    let other = value(&cloud.call("CreateVpc", &[("CidrBlock", "10.9.0.0/16")]), "vpcId");
+    let subnet = value(&cloud.call("CreateSubnet", &[("VpcId", &other), ("CidrBlock", "10.9.1.0/24")]), "subnetId");
+    let group = [("GroupName", "builders"), ("GroupDescription", "ours"), ("VpcId", &*other)];
+    let group = value(&cloud.call("CreateSecurityGroup", &group), "groupId");
+    let checked = |more: &str| check(dir.path(), &with_defaults(&cloud.endpoint(), more), &[]);
+    let (code, said) = checked("block_devices = [{ device = \"/dev/sda1\", size_gb = 100 }]\n");
+    assert!(code == Some(2) && said.contains("/dev/sda1") && said.contains("/dev/xvda"), "{said}");
+    assert_eq!(checked("block_devices = [{ device = \"/dev/xvda\", size_gb = 100 }]\n").0, Some(0));
+    for by in ["security_name = \"builders\"\n".to_owned(), format!("security_group_ids = \"{group}\"\n")] {
+        let (code, said) = checked(&by);
+        assert!(code == Some(2) && said.contains(&other), "{by}: {said}");
+        let (code, said) = checked(&format!("{by}subnet_id = \"{subnet}\"\n"));
+        assert_eq!(code, Some(0), "{by}: {said}");
+    }
+    let (code, said) = checked("security_group_ids = \"sg-0123\"\n");
+    assert!(code == Some(2) && said.contains("sg-0123 not found"), "{said}");
+    // What a start says is what `rouse why` shows.
+    for (more, word) in [
+        ("security_name = \"builders\"\n", &*other),
+        ("block_devices = [{ device = \"/dev/sda1\", size_gb = 100 }]\n", "/dev/xvda"),
+    ] {
+        let fixture =
+            crate::fixture::Ec2Fixture::with(Cloud::start().await, rouse_tests::ec2::config(&cloud.endpoint(), more));
+        let refused = fixture.prepare(&mut fixture.host(), 0).await;
+        assert!(matches!(&refused, Err(StartError::Rejected(text)) if text.contains(word)), "{refused:?}");
+    }
+    assert!(cloud.instances().is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]

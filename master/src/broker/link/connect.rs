@@ -15,6 +15,7 @@ use lapin::tcp::OwnedTLSConfig;
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::uri::AMQPUri;
 use lapin::{Channel, Connect, Connection, ConnectionProperties, Consumer, ExchangeKind};
+use rouse_shared::certificate;
 use rouse_shared::names::{AGENTS, BUILDS, CONTROL, CONTROL_BINDING, EVENTS, LOGS, LOGS_BINDING};
 use std::error::Error;
 use std::future::Future;
@@ -65,7 +66,7 @@ pub(super) async fn connect(settings: &LinkSettings) -> Result<Session, String> 
     for uri in settings.endpoints.uris() {
         let why = match tokio::time::timeout(CONNECT_TIMEOUT, open(uri, &tls)).await {
             Ok(Ok(session)) => return Ok(session),
-            Ok(Err(error)) => error.to_string(),
+            Ok(Err(error)) => certificate::with_explanation(error.to_string(), &error, &uri.authority.host),
             Err(_elapsed) => format!("no answer within {} s", CONNECT_TIMEOUT.as_secs()),
         };
         failures.push(format!("{}: {why}", shown(uri)));

@@ -8,6 +8,7 @@ use std::fmt;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::time::Duration;
+use toml::de::DeValue;
 
 /// How an EC2 host is made.
 #[derive(Clone, PartialEq, Debug)]
@@ -87,7 +88,7 @@ pub enum Ec2Image {
     Id(String),
     /// The last one of those that pass. At least one of the filters is there.
     Last {
-        /// Account numbers, 12 digits each; empty: any owner.
+        /// Account numbers, 12 digits each, and AWS's aliases; empty: any owner.
         owners: Vec<String>,
         /// Matched from the start of the location (already anchored); sorted by group 1.
         location: Option<String>,
@@ -196,7 +197,7 @@ pub(super) fn read(table: &Table<'_>) -> Option<Ec2Config> {
         security_group_ids: table.or("security_group_ids", Vec::new(), |v| v.one_or_list(|v| v.word())),
         subnet_id: table.optional("subnet_id", |v| v.word_or_empty()),
         instance_profile_name: table.optional("instance_profile_name", |v| v.word_or_empty()),
-        user_data: table.optional("user_data", |v| v.text_or_empty()),
+        user_data: table.optional("user_data", |v| v.user_data()),
         elastic_ip: table.optional("elastic_ip", |v| {
             one_only(v)?;
             let text = v.word()?;
@@ -252,14 +253,35 @@ fn image(table: &Table<'_>) -> Option<Ec2Image> {
     }
     let owners = owners.map_or(Some(Vec::new()), |v| {
         let owners = v.one_or_list(owner)?;
-        if owners.is_empty() { v.error("must have one account number at least") } else { Some(owners) }
+        // One that is wrong is an error already.
+        let none = matches!(v.value, DeValue::Array(items) if items.is_empty());
+        if none { v.error("must have one account number at least") } else { Some(owners) }
     });
     let location = location.map(|v| v.regex(|text| format!("^(?:{text})")));
     Some(Ec2Image::Last { owners: owners?, location: location.map_or(Some(None), |l| l.map(Some))? })
 }
 
-/// An account number. As a number it has lost the zeros that it began with.
+/// The owners that AWS knows by a name: <https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_DescribeImages.html>.
+const OWNER_ALIASES: [&str; 5] = ["self", "amazon", "aws-marketplace", "aws-backup-vault", "microsoft"];
+
+/// An account number, or an alias. As a number it has lost the zeros that it began with; as text it is often copied in the
+/// groups in which AWS prints it.
 fn owner(value: &Value<'_>) -> Option<String> {
+    if value.is_text() {
+        let text = value.word()?;
+        let digits: String = text.trim().chars().filter(|c| *c != '-').collect();
+        if OWNER_ALIASES.contains(&text.as_str()) {
+            return Some(text);
+        }
+        if digits.len() == 12 && digits.bytes().all(|b| b.is_ascii_digit()) {
+            return Some(digits);
+        }
+        return value.error(format!(
+            "{:?} is no owner of images: write an account number of 12 digits such as \"099720109477\", or one of {}",
+            shorten(&text),
+            OWNER_ALIASES.join(", ")
+        ));
+    }
     let number = value.large()?;
     if number > 999_999_999_999 {
         return value.error("an account number has 12 digits");

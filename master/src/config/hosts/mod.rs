@@ -1,9 +1,11 @@
 //! The provider sections of a worker: one file a provider.
 
+pub(in crate::config) mod domain_xml;
 mod ec2;
 mod libvirt;
 mod openstack;
 mod process;
+mod user_data;
 
 pub use ec2::{BlockDevice, Ec2Config, Ec2Image, IdleHost, Spot, Volume, place_name as ec2_place_name};
 pub use libvirt::{DomainXml, LibvirtConfig, connection_is_local};
@@ -136,6 +138,15 @@ pub(super) fn read(kind: ProviderKind, table: &Table<'_>) -> (Option<HostConfig>
         && let DomainXml::Text(xml) = &host.xml
     {
         hash.update(xml);
+    }
+    // Of a file's content the keys have only the name.
+    let user_data = match &host {
+        Some(HostConfig::Ec2(host)) => host.user_data.as_deref(),
+        Some(HostConfig::Openstack(host)) => host.user_data.as_deref(),
+        Some(HostConfig::Process(_) | HostConfig::Libvirt(_)) | None => None,
+    };
+    if let Some(text) = user_data.filter(|_| table.map.get("user_data").is_some_and(|v| v.get_ref().is_table())) {
+        hash.update(text);
     }
     let hash: [u8; 32] = hash.finalize().into();
     let mut first = [0; 8];

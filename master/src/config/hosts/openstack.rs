@@ -148,7 +148,7 @@ pub(super) fn read(table: &Table<'_>) -> Option<OpenstackConfig> {
         networks: table.or("networks", Vec::new(), |v| v.one_or_list(|v| v.word())),
         key_name: table.optional("key_name", |v| v.word_or_empty()),
         security_groups: table.or("security_groups", Vec::new(), |v| v.one_or_list(|v| v.word())),
-        user_data: table.optional("user_data", |v| v.text_or_empty()),
+        user_data: table.optional("user_data", |v| v.user_data()),
         availability_zones: table.or("availability_zone", Vec::new(), |v| match v.is_text() {
             true => v.word_or_empty().map(|zone| vec![zone]),
             false => v.one_or_list(|v| v.word()),

@@ -6,6 +6,8 @@ use crate::core::plan::Digest;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng as _, SeedableRng as _};
 
+mod sections;
+
 const EXAMPLE: &str = include_str!("example.toml");
 const MASTER: &str = "[master]\nname = \"ci\"\n";
 

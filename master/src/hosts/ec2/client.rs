@@ -2,6 +2,7 @@
 
 use crate::config::hosts::ec2_place_name;
 use crate::config::{Ec2Config, Secret};
+use crate::hosts::proxy::Proxies;
 use aws_config::environment::credentials::EnvironmentVariableCredentialsProvider;
 use aws_config::environment::region::EnvironmentVariableRegionProvider;
 use aws_config::meta::credentials::CredentialsProviderChain;
@@ -12,7 +13,8 @@ use aws_config::retry::RetryConfig;
 use aws_config::timeout::TimeoutConfig;
 use aws_config::{BehaviorVersion, Region};
 use aws_sdk_ec2::config::{Credentials, SharedCredentialsProvider, SharedHttpClient};
-use aws_smithy_http_client::tls;
+use aws_smithy_http_client::proxy::ProxyConfig;
+use aws_smithy_http_client::{Connector, tls};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
@@ -128,9 +130,14 @@ impl Login {
         }
     }
 
-    /// Creates the client. Asks the instance's metadata service for the region if neither the section nor the
-    /// environment names one. With an endpoint of the user's own, nothing else is ever asked.
-    pub async fn client(&self, http: &SharedHttpClient) -> Client {
+    /// Makes the client. Asks the instance's metadata where neither the section nor the environment names a region; with
+    /// an endpoint of the user's own nothing else is ever asked.
+    pub async fn client(&self, http: &Http) -> Client {
+        let moved = || std::env::var(ENDPOINT).ok().filter(|url| !url.is_empty());
+        let endpoint = self.endpoint.clone().or_else(moved);
+        let calls =
+            if endpoint.as_deref().is_some_and(|url| url.starts_with("http:")) { &http.plain } else { &http.tls };
+        let http = &http.tls;
         let region = self.find_region(http).await;
         let here = ProviderConfig::without_region().with_http_client(http.clone()).with_region(Some(region.clone()));
         let credentials = match (&self.account, &self.secret) {
@@ -160,13 +167,12 @@ impl Login {
             .build();
         let mut config = aws_sdk_ec2::config::Builder::new()
             .behavior_version(BehaviorVersion::latest())
-            .http_client(http.clone())
+            .http_client(calls.clone())
             .region(region.clone())
             .credentials_provider(credentials)
             .retry_config(RetryConfig::standard())
             .timeout_config(timeouts);
-        let moved = || std::env::var(ENDPOINT).ok().filter(|url| !url.is_empty());
-        config.set_endpoint_url(self.endpoint.clone().or_else(moved));
+        config.set_endpoint_url(endpoint);
         let place =
             Place { endpoint: self.endpoint.clone(), region: region.to_string(), account: self.account.clone() };
         Client { place, ec2: aws_sdk_ec2::Client::from_conf(config.build()) }
@@ -190,8 +196,31 @@ impl Login {
     }
 }
 
-/// The HTTP connections that all clients share.
-pub fn http() -> SharedHttpClient {
-    let ring = tls::Provider::Rustls(tls::rustls_provider::CryptoMode::Ring);
-    aws_smithy_http_client::Builder::new().tls_provider(ring).build_https()
+/// Connections for all clients.
+#[derive(Clone, Debug)]
+pub struct Http {
+    /// To where `https://` leads, and to this machine's own link.
+    tls: SharedHttpClient,
+    /// To where `http://` leads: AWS's client can be told one proxy.
+    plain: SharedHttpClient,
+}
+
+/// One set of connections for all clients, through the proxies of the environment.
+pub fn http() -> Http {
+    let Proxies { http, https, except } = Proxies::from_env();
+    // The addresses were looked at when they were read.
+    let tls = https.and_then(|url| ProxyConfig::https(url).ok()).map(|proxy| proxy.no_proxy(&except));
+    let plain = http.and_then(|url| ProxyConfig::http(url).ok()).map(|proxy| proxy.no_proxy(&except));
+    Http { tls: connections(tls), plain: connections(plain) }
+}
+
+fn connections(proxy: Option<ProxyConfig>) -> SharedHttpClient {
+    aws_smithy_http_client::Builder::new().build_with_connector_fn(move |settings, components| {
+        let ring = tls::Provider::Rustls(tls::rustls_provider::CryptoMode::Ring);
+        let mut connector = Connector::builder().tls_provider(ring);
+        connector.set_proxy_config(proxy.clone());
+        connector.set_connector_settings(settings.cloned());
+        connector.set_sleep_impl(components.and_then(|components| components.sleep_impl()));
+        connector.build()
+    })
 }

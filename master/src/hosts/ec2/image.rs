@@ -3,7 +3,7 @@
 
 use super::client::Client;
 use super::error::{CallError, call_error};
-use crate::config::hosts::Ec2Image;
+use crate::config::hosts::{BlockDevice, Ec2Image};
 use aws_sdk_ec2::types::{Filter, Image};
 use regex::Regex;
 use std::cmp::Ordering;
@@ -20,6 +20,29 @@ pub struct Chosen {
     pub location: String,
     /// The name of its system in the spot market, such as `Linux/UNIX`.
     pub platform: String,
+    /// The device of its root disk, where AWS tells it.
+    pub root: Option<String>,
+}
+
+/// Devices that AWS keeps for root disks: which of them is the root, each image says for itself.
+/// <https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/device_naming.html>
+const OF_ROOTS: [&str; 4] = ["/dev/sda1", "/dev/xvda", "/dev/sda", "/dev/xvda1"];
+
+impl Chosen {
+    /// What is wrong where a section means the root disk by another name than the image has for it: AWS would then add a
+    /// second disk, and leave the root as it is.
+    pub fn another_root(&self, disks: &[BlockDevice]) -> Option<String> {
+        let root = self.root.as_deref()?;
+        if disks.iter().any(|disk| disk.device == root) {
+            return None;
+        }
+        let meant = disks.iter().find(|disk| OF_ROOTS.contains(&disk.device.as_str()))?;
+        Some(format!(
+            "block_devices has {}, and the root disk of {} is {root}: write device = {root:?}, or AWS adds a second disk and \
+             leaves the root as it is",
+            meant.device, self.id
+        ))
+    }
 }
 
 /// Why no image was chosen.
@@ -81,6 +104,7 @@ fn chosen(image: &Image) -> Option<Chosen> {
         id: image.image_id().filter(|_| ready)?.to_owned(),
         location: image.image_location().unwrap_or_default().to_owned(),
         platform: platform.to_owned(),
+        root: image.root_device_name().filter(|root| !root.is_empty()).map(str::to_owned),
     })
 }
 
@@ -165,6 +189,7 @@ mod tests {
             id: format!("ami-{n}"),
             location: (*location).to_owned(),
             platform: String::new(),
+            root: None,
         };
         locations.iter().enumerate().map(image).collect()
     }
@@ -223,6 +248,26 @@ mod tests {
             turned.reverse();
             assert_eq!(last(*regex, &turned).as_deref(), *expected, "{regex:?} of {turned:?}");
         }
+    }
+
+    #[test]
+    fn a_root_disk_under_another_name_is_noticed() {
+        let image = |root: &str| Chosen { root: Some(root.to_owned()), ..images(&["x"]).remove(0) };
+        let disk = |device: &&str| BlockDevice { device: (*device).to_owned(), size_gb: Some(100), kind: None };
+        for (root, devices, wrong) in [
+            ("/dev/xvda", &["/dev/sda1"][..], true),
+            ("/dev/sda1", &["/dev/xvda", "/dev/sdf"], true),
+            ("/dev/xvda", &["/dev/xvda"], false),
+            ("/dev/xvda", &["/dev/xvda", "/dev/sda1"], false),
+            ("/dev/xvda", &["/dev/sdf"], false),
+            ("/dev/xvda", &[], false),
+        ] {
+            let disks: Vec<BlockDevice> = devices.iter().map(disk).collect();
+            let told = image(root).another_root(&disks);
+            assert_eq!(told.is_some(), wrong, "{root} {devices:?}");
+            assert!(told.is_none_or(|text| text.contains(&format!("device = {root:?}"))));
+        }
+        assert_eq!(images(&["x"]).remove(0).another_root(&[disk(&"/dev/sda1")]), None, "nobody says what is right");
     }
 
     #[test]

@@ -251,6 +251,9 @@ impl Provider for Ec2 {
         let Chosen { number, name, alternative, more } =
             alternatives::choose(&all, number, resting, |one| one.name(&client.place.region))?;
         let image = image::resolve(&client, &section.image).await.map_err(ImageError::into_start)?;
+        if let Some(why) = image.another_root(&section.block_devices) {
+            return Err(StartError::Rejected(why));
+        }
         let zone = alternative.zone.as_ref().map(|letter| format!("{}{letter}", client.place.region));
         let market = match alternative.spot {
             true => Some(

@@ -25,12 +25,17 @@ pub async fn check(section: &Ec2Config, master: &str) -> Vec<Finding> {
         Err(ImageError::Call(error)) => return with(found, Finding::bad(error.text)),
     };
     found.push(Finding::good(format!("boots {} ({}) in {}", image.id, image.location, client.place)));
+    found.extend(image.another_root(&section.block_devices).map(Finding::bad));
     match setup::ensure(&client, section, Path::new(""), false).await {
         Ok(ready) if ready.fresh => found.push(Finding::good(format!(
             "the key pair {} or the security group {} is not there yet, and will be made",
             section.keypair_name, section.security_name
         ))),
         Ok(_) => {}
+        Err(error) => found.push(Finding::bad(error.text)),
+    }
+    match setup::strangers(&client, section).await {
+        Ok(strangers) => found.extend(strangers.into_iter().map(Finding::bad)),
         Err(error) => found.push(Finding::bad(error.text)),
     }
     let all = order::alternatives(section);

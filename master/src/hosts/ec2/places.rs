@@ -1,11 +1,10 @@
 //! The places where hosts can be: those of the configuration, and those where hosts were created under an earlier one.
 //! A host must be found and terminated even if its section is gone.
 
-use super::client::{Client, Login, Place};
+use super::client::{Client, Http, Login, Place};
 use crate::clock;
 use crate::core::event::UnlistedPlace;
 use crate::sync::lock;
-use aws_sdk_ec2::config::SharedHttpClient;
 use futures_util::future::join_all;
 use rouse_shared::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -39,7 +38,7 @@ impl Entry {
 
 /// All places.
 pub struct Places {
-    http: SharedHttpClient,
+    http: Http,
     /// Stores [`State::used`] over restarts; created when it is first needed.
     file: PathBuf,
     state: Mutex<State>,
@@ -105,7 +104,7 @@ impl Places {
     ///
     /// # Errors
     /// If the file exists and cannot be read. Without it a host might be forgotten.
-    pub fn new(http: SharedHttpClient, file: PathBuf) -> io::Result<Self> {
+    pub fn new(http: Http, file: PathBuf) -> io::Result<Self> {
         let kept: Vec<Kept> = match std::fs::read(&file) {
             Ok(bytes) => serde_json::from_slice(&bytes).map_err(io::Error::other)?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),

@@ -3,11 +3,14 @@
 use super::client::Client;
 use super::error::{CallError, Kind, call_error};
 use crate::config::Ec2Config;
-use aws_sdk_ec2::types::Filter;
+use aws_sdk_ec2::types::{Filter, SecurityGroup};
 use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use tracing::{info, warn};
+
+/// What a security group that we make says of itself.
+const DESCRIPTION: &str = "Hosts that rouse starts";
 
 /// What there is.
 pub struct Ready {
@@ -35,7 +38,7 @@ pub async fn ensure(client: &Client, config: &Ec2Config, dir: &Path, make: bool)
         return Ok(Ready { groups: Vec::new(), fresh: true });
     }
     let call = client.ec2.create_security_group();
-    let call = call.group_name(&config.security_name).description("Hosts that rouse starts").set_vpc_id(vpc.clone());
+    let call = call.group_name(&config.security_name).description(DESCRIPTION).set_vpc_id(vpc.clone());
     match call.send().await {
         Ok(made) => {
             info!("made the security group {} in {}", config.security_name, client.place);
@@ -97,7 +100,8 @@ async fn vpc_of(client: &Client, subnet: &str) -> Result<String, CallError> {
     vpc.ok_or_else(|| CallError { kind: Kind::Rejected, text: format!("subnet {subnet} not found") })
 }
 
-/// The group of that name in a network, or in the account's default network if none is named.
+/// The group of that name in a network; in the account's default network where none is named, since that is where the
+/// instance will be.
 async fn find_group(client: &Client, name: &str, vpc: Option<&str>) -> Result<Option<String>, CallError> {
     let mut call =
         client.ec2.describe_security_groups().filters(Filter::builder().name("group-name").values(name).build());
@@ -106,15 +110,70 @@ async fn find_group(client: &Client, name: &str, vpc: Option<&str>) -> Result<Op
     }
     let answer = call.send().await.map_err(|e| call_error("look for the security group", &e))?;
     let groups = answer.security_groups.unwrap_or_default();
-    let only = match (groups.as_slice(), vpc) {
-        ([], _) => None,
-        ([one], _) | ([one, ..], Some(_)) => Some(one),
-        (several, None) => {
-            let default = default_vpc(client).await?;
-            several.iter().find(|group| group.vpc_id().is_some() && group.vpc_id() == default.as_deref())
+    let id = |group: &SecurityGroup| group.group_id().map(str::to_owned);
+    if groups.is_empty() || vpc.is_some() {
+        return Ok(groups.first().and_then(id));
+    }
+    // A cloud that is only compatible with EC2 may have no networks at all.
+    let outside = groups.iter().find(|group| group.vpc_id().is_none_or(str::is_empty));
+    let default = match (outside, default_vpc(client).await) {
+        (Some(group), _) => return Ok(id(group)),
+        (None, Ok(default)) => default,
+        (None, Err(error)) if client.place.endpoint.is_some() && groups.len() == 1 => {
+            tracing::debug!("{}", error.text);
+            return Ok(groups.first().and_then(id));
         }
+        (None, Err(error)) => return Err(error),
     };
-    Ok(only.and_then(|group| group.group_id()).map(str::to_owned))
+    if let Some(group) = groups.iter().find(|group| group.vpc_id() == default.as_deref()) {
+        return Ok(id(group));
+    }
+    // One of our own making is made in each network where it is needed.
+    let foreign = groups.iter().find(|group| group.description() != Some(DESCRIPTION));
+    match foreign.and_then(|group| group.vpc_id()) {
+        None => Ok(None),
+        Some(other) => {
+            let place = match default {
+                Some(default) => format!("the default network {default}, where the instance would be"),
+                None => "a default network, which this region does not have".to_owned(),
+            };
+            let text = format!(
+                "the security group {name} is in the network {other} and not in {place}: set subnet_id to a subnet of {other}, \
+                 or name another group"
+            );
+            Err(CallError { kind: Kind::Rejected, text })
+        }
+    }
+}
+
+/// What is wrong with the groups that a section names by their ids: that one does not exist, or is in another network than
+/// the instance would be in.
+pub async fn strangers(client: &Client, config: &Ec2Config) -> Result<Vec<String>, CallError> {
+    if config.security_group_ids.is_empty() {
+        return Ok(Vec::new());
+    }
+    // As a filter: ids that do not exist are then no error, and each can be named.
+    let ids = Filter::builder().name("group-id").set_values(Some(config.security_group_ids.clone())).build();
+    let answer = client.ec2.describe_security_groups().filters(ids).send().await;
+    let groups = answer.map_err(|e| call_error("look at the security groups", &e))?.security_groups.unwrap_or_default();
+    let vpc = match &config.subnet_id {
+        Some(subnet) => Some(vpc_of(client, subnet).await?),
+        None => default_vpc(client).await?,
+    };
+    let mut found = Vec::new();
+    for id in &config.security_group_ids {
+        match groups.iter().find(|group| group.group_id() == Some(id)) {
+            None => found.push(format!("security group {id} not found")),
+            Some(group) => {
+                let other = group.vpc_id().filter(|other| !other.is_empty() && Some(*other) != vpc.as_deref());
+                let here = vpc.as_deref().unwrap_or("the default network, which this region does not have");
+                found.extend(other.map(|other| {
+                    format!("the security group {id} is in the network {other}, and the instance would be in {here}")
+                }));
+            }
+        }
+    }
+    Ok(found)
 }
 
 async fn default_vpc(client: &Client) -> Result<Option<String>, CallError> {

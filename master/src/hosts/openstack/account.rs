@@ -4,8 +4,9 @@
 //! names, or else from the environment. It never comes from both, so that one account's user does not get another's
 //! password.
 
+use super::clouds_yaml::{self, Entry};
 use crate::config::{OpenstackConfig, Secret};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// Reads a variable of the environment.
 pub type Environment<'a> = &'a dyn Fn(&str) -> Option<String>;
@@ -98,10 +99,19 @@ impl Account {
     /// What is missing or cannot be read, in a sentence.
     pub fn of(section: &OpenstackConfig, env: Environment<'_>) -> Result<Self, String> {
         let source = match section.cloud.clone().or_else(|| env("OS_CLOUD").filter(|name| !name.is_empty())) {
-            Some(name) => Source::of_file(&name, env)?,
+            Some(name) => Source::Entry(Entry::find(&name, env)?),
             None => Source::Environment(env),
         };
         let get = |key: &str| source.get(key);
+        // What a key that is missing is for depends on it, so it is looked at first.
+        match get("auth_type").as_deref() {
+            None | Some("password" | "v3password" | "v3applicationcredential") => {}
+            Some(other) => {
+                return Err(format!(
+                    "auth_type {other} is not supported; log in with password, v3password or v3applicationcredential"
+                ));
+            }
+        }
         let own_user = section.os_username.is_some();
         let login = match (&section.application_credential, get("application_credential_id").filter(|_| !own_user)) {
             (Some((id, secret)), _) => Login::Application { id: id.clone(), secret: secret.clone() },
@@ -116,7 +126,8 @@ impl Account {
                 let password = section.os_password.clone().or_else(|| get("password").map(Secret::new));
                 let domain = |own: &Option<String>, kind: &str| {
                     let own = own.clone().map(domain_name);
-                    own.or_else(|| source.id_or_name(&[kind])).unwrap_or_else(|| domain_name("default".to_owned()))
+                    own.or_else(|| source.id_or_name(&[kind, "domain", "default_domain"]))
+                        .unwrap_or_else(|| domain_name("default".to_owned()))
                 };
                 Login::Password {
                     user: needed(user, "os_username")?,
@@ -133,14 +144,14 @@ impl Account {
             Some(text) => Interface::parse(&text)
                 .ok_or_else(|| format!("os_interface is public, internal or admin, not {text:?}"))?,
         };
+        let region = section.os_region_name.clone().or_else(|| source.region());
         let auth_url = needed(section.os_auth_url.clone().or_else(|| get("auth_url")), "os_auth_url")?;
-        Ok(Self {
-            auth_url: auth_url.trim_end_matches('/').to_owned(),
-            login,
-            region: section.os_region_name.clone().or_else(|| get("region_name")),
-            interface,
-            ca: section.os_cacert.clone().or_else(|| get("cacert").map(PathBuf::from)),
-        })
+        let auth_url = auth_url.replace("{region_name}", region.as_deref().unwrap_or_default());
+        let ca = match section.os_cacert.clone() {
+            Some(path) => Some(path),
+            None => get("cacert").map(|path| clouds_yaml::expand(&path, env)).transpose()?,
+        };
+        Ok(Self { auth_url: auth_url.trim_end_matches('/').to_owned(), login, region, interface, ca })
     }
 }
 
@@ -164,92 +175,30 @@ fn needed<T>(value: Option<T>, key: &str) -> Result<T, String> {
 /// environment.
 enum Source<'a> {
     Environment(Environment<'a>),
-    Entry(serde_norway::Value),
+    Entry(Entry),
 }
 
 impl Source<'_> {
     fn get(&self, key: &str) -> Option<String> {
-        let value = match self {
-            Self::Environment(env) => env(&format!("OS_{}", key.to_uppercase())),
-            Self::Entry(entry) => text(&entry["auth"][key]).or_else(|| text(&entry[key])),
-        };
-        value.filter(|value| !value.is_empty())
+        match self {
+            Self::Environment(env) => env(&format!("OS_{}", key.to_uppercase())).filter(|value| !value.is_empty()),
+            Self::Entry(entry) => entry.get(key),
+        }
     }
 
+    fn region(&self) -> Option<String> {
+        match self {
+            Self::Environment(_) => self.get("region_name"),
+            Self::Entry(entry) => entry.region(),
+        }
+    }
+
+    /// The first of the kinds that is given, by its id or its name.
     fn id_or_name(&self, kinds: &[&str]) -> Option<Named> {
-        let id = kinds.iter().find_map(|kind| self.get(&format!("{kind}_id"))).map(Named::Id);
-        id.or_else(|| kinds.iter().find_map(|kind| self.get(&format!("{kind}_name"))).map(Named::Name))
-    }
-
-    /// The entry in the first `clouds.yaml` that exists, with what the `secure.yaml` beside it adds.
-    fn of_file(name: &str, env: Environment<'_>) -> Result<Self, String> {
-        let mut places: Vec<PathBuf> = env("OS_CLIENT_CONFIG_FILE").map(PathBuf::from).into_iter().collect();
-        places.push(PathBuf::from("clouds.yaml"));
-        let own = env("XDG_CONFIG_HOME").map(PathBuf::from);
-        places.extend(own.or_else(|| env("HOME").map(|home| Path::new(&home).join(".config"))).map(below));
-        places.push(below(PathBuf::from("/etc")));
-        let Some(path) = places.iter().find(|path| path.is_file()) else {
-            let all: Vec<String> = places.iter().map(|p| p.display().to_string()).collect();
-            return Err(format!("cloud {name:?} not found: none of {} exists", all.join(", ")));
-        };
-        let mut entry = read(path)?["clouds"][name].clone();
-        if !entry.is_mapping() {
-            return Err(format!("cloud {name:?} not found in {}", path.display()));
-        }
-        let secure = path.with_file_name("secure.yaml");
-        if secure.is_file() {
-            merge(&mut entry, read(&secure)?["clouds"][name].clone());
-        }
-        let unusable = |why: &str| Err(format!("cloud {name:?} of {} is not usable: {why}", path.display()));
-        if entry["verify"].as_bool() == Some(false) {
-            return unusable("verify: false is not supported; name the authority instead: cacert");
-        }
-        if !entry["profile"].is_null() {
-            return unusable("the profile of a vendor is not supported; give auth_url itself");
-        }
-        Ok(Self::Entry(entry))
-    }
-}
-
-/// A string or a number, as text.
-fn text(value: &serde_norway::Value) -> Option<String> {
-    match value {
-        serde_norway::Value::String(text) => Some(text.clone()),
-        serde_norway::Value::Number(number) => Some(number.to_string()),
-        serde_norway::Value::Null
-        | serde_norway::Value::Bool(_)
-        | serde_norway::Value::Sequence(_)
-        | serde_norway::Value::Mapping(_)
-        | serde_norway::Value::Tagged(_) => None,
-    }
-}
-
-fn below(directory: PathBuf) -> PathBuf {
-    directory.join("openstack/clouds.yaml")
-}
-
-/// A mapping. Missing keys are null.
-fn read(path: &Path) -> Result<serde_norway::Value, String> {
-    let text = std::fs::read_to_string(path).map_err(|error| format!("cannot read {}: {error}", path.display()))?;
-    let value: serde_norway::Value = serde_norway::from_str(&text).map_err(|error| {
-        let place = error.location().map_or_else(String::new, |at| format!(", line {}", at.line()));
-        format!("{} is not YAML{place}", path.display())
-    })?;
-    if value.is_mapping() { Ok(value) } else { Err(format!("{} is not a YAML mapping", path.display())) }
-}
-
-/// Merges `more` into `into`, key by key.
-fn merge(into: &mut serde_norway::Value, more: serde_norway::Value) {
-    match (into, more) {
-        (serde_norway::Value::Mapping(into), serde_norway::Value::Mapping(more)) => {
-            for (key, value) in more {
-                match into.get_mut(&key) {
-                    Some(known) => merge(known, value),
-                    None => drop(into.insert(key, value)),
-                }
-            }
-        }
-        (into, more) => *into = more,
+        kinds.iter().find_map(|kind| {
+            let id = self.get(&format!("{kind}_id")).map(Named::Id);
+            id.or_else(|| self.get(&format!("{kind}_name")).map(Named::Name))
+        })
     }
 }
 

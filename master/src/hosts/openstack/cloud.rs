@@ -5,8 +5,10 @@ use super::account::Account;
 use super::error::{Answer, CloudError};
 use super::keystone::{self, Session};
 use crate::clock;
+use crate::hosts::proxy::Proxies;
 use reqwest::header::{DATE, HeaderMap, RETRY_AFTER};
 use reqwest::{Method, Response, StatusCode, Url};
+use rouse_shared::certificate;
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::error::Error as _;
@@ -120,20 +122,26 @@ impl Cloud {
         }
         let url = Url::parse(&account.auth_url)
             .map_err(|e| format!("os_auth_url {:?} is not usable: {e}", account.auth_url))?;
-        let mut http = reqwest::Client::builder().connect_timeout(CONNECT).timeout(ANSWER).tcp_nodelay(true);
-        // A token is only for the host that it was requested from, so redirects are not followed.
-        http = http.redirect(reqwest::redirect::Policy::none());
+        let builder = || {
+            let http = reqwest::Client::builder().connect_timeout(CONNECT).timeout(ANSWER).tcp_nodelay(true);
+            // A token is for the host that it was asked of, not for where an answer points.
+            Proxies::from_env().apply(http.redirect(reqwest::redirect::Policy::none()))
+        };
+        let mut http = builder();
         if let Some(path) = &account.ca {
             let shown = path.display();
             let pem = std::fs::read(path).map_err(|e| format!("cannot read os_cacert {shown}: {e}"))?;
             let all = reqwest::Certificate::from_pem_bundle(&pem).ok().filter(|all| !all.is_empty());
             let all = all.ok_or_else(|| format!("os_cacert {shown} has no certificate in PEM form"))?;
             http = http.tls_certs_merge(all);
-        } else if url.scheme() == "http" {
-            // Nothing is encrypted, so no certificate authorities are needed.
-            http = http.tls_certs_only([]);
         }
-        let http = http.build().map_err(|e| format!("cannot set up HTTP: {}", chain(&e)))?;
+        let http = match http.build() {
+            // A machine without certificate authorities must do where Keystone needs none. The catalogue may name services
+            // that do: then their certificates are refused.
+            Err(_) if account.ca.is_none() && url.scheme() == "http" => builder().tls_certs_only([]).build(),
+            made => made,
+        };
+        let http = http.map_err(|e| format!("cannot set up HTTP: {}", chain(&e)))?;
         Ok(Self { account, http, session: Mutex::new(None), place: OnceLock::new() })
     }
 
@@ -381,6 +389,8 @@ async fn refusal(service: Service, response: Response) -> CloudError {
 pub(super) fn silence(name: &str, error: &reqwest::Error) -> CloudError {
     let place = error.url().map_or_else(String::new, |url| format!(" at {}", url.origin().ascii_serialization()));
     let text = format!("cannot reach {name}{place}: {}", error.source().map_or_else(|| error.to_string(), chain));
+    let host = error.url().and_then(|url| url.host_str()).unwrap_or(name);
+    let text = certificate::with_explanation(text, error, host);
     if error.is_connect() { CloudError::Unreachable(text) } else { CloudError::Lost(text) }
 }
 

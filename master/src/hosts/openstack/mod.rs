@@ -7,6 +7,7 @@
 mod account;
 mod cloud;
 mod clouds;
+mod clouds_yaml;
 mod error;
 mod extras;
 mod images;
