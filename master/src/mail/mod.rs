@@ -67,7 +67,7 @@ pub async fn hand_over(config: &MailConfig, master: &str, mail: &Mail, patience:
 }
 
 fn name(config: &MailConfig) -> String {
-    format!("{}:{}", config.relay.host, config.relay.port)
+    format!("{}:{}", bracketed(&config.relay.host), config.relay.port)
 }
 
 /// A connection to the relay that has let us in, in time, and the name under which we greeted it.
