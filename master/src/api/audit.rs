@@ -1,5 +1,6 @@
 //! Audits as the API takes and shows them.
 
+use super::object::object;
 use crate::core::audit::DifferenceKind;
 use crate::core::plan::ProviderKind;
 use rouse_shared::HostId;
@@ -8,13 +9,15 @@ use utoipa::ToSchema;
 
 /// What an audit does about differences.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields, default, remote = "Self")]
 pub struct AuditRequest {
     /// Terminate orphans, and take hosts that no provider lists any more for terminated.
     pub fix: bool,
     /// With `fix`: terminate machines that carry the master's name and another id too.
     pub adopt: bool,
 }
+
+object!(AuditRequest, "an object, such as { \"fix\": true }");
 
 /// What an audit has found.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize, ToSchema)]
@@ -37,11 +40,13 @@ pub struct Difference {
     /// The provider.
     pub provider: ProviderKind,
     /// What the provider calls the machine.
+    #[schema(required)]
     pub handle: Option<String>,
     /// The host's id.
-    #[schema(value_type = Option<String>)]
+    #[schema(required, value_type = Option<String>)]
     pub host: Option<HostId>,
     /// The other id that the machine carries.
+    #[schema(required)]
     pub owner: Option<String>,
     /// What differs, in a sentence.
     pub why: String,

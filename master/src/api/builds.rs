@@ -17,7 +17,7 @@ pub struct Build {
     /// Its state.
     pub state: BuildState,
     /// The worker of its last attempt.
-    #[schema(value_type = Option<String>)]
+    #[schema(required, value_type = Option<String>)]
     pub worker: Option<WorkerName>,
     /// How many attempts there were.
     pub attempts: u32,
@@ -26,10 +26,13 @@ pub struct Build {
     /// When it was accepted.
     pub created: Time,
     /// When its last attempt started to run.
+    #[schema(required)]
     pub started: Option<Time>,
     /// When it ended.
+    #[schema(required)]
     pub finished: Option<Time>,
     /// Why it failed or was lost.
+    #[schema(required)]
     pub reason: Option<String>,
 }
 
@@ -40,13 +43,15 @@ pub struct BuildInFull {
     #[serde(flatten)]
     pub build: Build,
     /// The worker that it asks for.
-    #[schema(value_type = Option<String>)]
+    #[schema(required, value_type = Option<String>)]
     pub wanted_worker: Option<WorkerName>,
     /// The properties that it asks for.
+    #[schema(required)]
     pub r#where: Option<BTreeMap<String, String>>,
     /// How many attempts may be lost beyond the first.
     pub retries: u32,
     /// Limit of one attempt, seconds.
+    #[schema(required)]
     pub timeout: Option<f64>,
     /// The longest that it may wait for something that can run it, seconds, if the build says.
     pub queue_timeout: Option<f64>,
@@ -82,17 +87,20 @@ pub struct Attempt {
     #[schema(value_type = String)]
     pub worker: WorkerName,
     /// The host that it runs on, for a latent worker.
-    #[schema(value_type = Option<String>)]
+    #[schema(required, value_type = Option<String>)]
     pub host: Option<HostId>,
     /// Its state.
     pub state: AttemptState,
     /// Why it failed or was lost.
+    #[schema(required)]
     pub reason: Option<String>,
     /// When it was given to the worker.
     pub ordered: Time,
     /// When it started to run.
+    #[schema(required)]
     pub started: Option<Time>,
     /// When it ended.
+    #[schema(required)]
     pub ended: Option<Time>,
     /// Its steps.
     pub steps: Vec<Step>,
@@ -143,18 +151,25 @@ pub struct Step {
     /// Its state.
     pub state: StepState,
     /// The code that it exited with.
+    #[schema(required)]
     pub exit_code: Option<i32>,
     /// The signal that ended it.
+    #[schema(required)]
     pub signal: Option<i32>,
     /// Why it was not started or was lost.
+    #[schema(required)]
     pub reason: Option<String>,
     /// When it started.
+    #[schema(required)]
     pub started: Option<Time>,
     /// How long it ran, seconds.
+    #[schema(required)]
     pub duration: Option<f64>,
     /// Length of its log, bytes.
+    #[schema(required)]
     pub log_length: Option<u64>,
     /// Bytes that it printed past the limit of log size and that were dropped.
+    #[schema(required)]
     pub log_thrown_away: Option<u64>,
     /// Whether the end of its log was lost with its worker.
     pub log_lacks_end: bool,
@@ -218,6 +233,7 @@ pub struct Evidence {
     /// Why, in a sentence.
     pub why: String,
     /// The last lines of its console, if its provider keeps them.
+    #[schema(required)]
     pub console: Option<String>,
 }
 
@@ -229,5 +245,6 @@ pub struct Why {
     /// One sentence.
     pub sentence: String,
     /// When the next try is, if one is set.
+    #[schema(required)]
     pub next_try: Option<Time>,
 }

@@ -28,7 +28,7 @@ pub struct BuildChange {
     /// Its state now.
     pub state: BuildState,
     /// The worker that runs it.
-    #[schema(value_type = Option<String>)]
+    #[schema(required, value_type = Option<String>)]
     pub worker: Option<WorkerName>,
     /// When.
     pub at: Time,
@@ -58,6 +58,7 @@ pub struct HostChange {
     /// Its state now.
     pub state: HostState,
     /// Why, if it is being terminated or has ended.
+    #[schema(required)]
     pub why: Option<String>,
     /// When.
     pub at: Time,

@@ -19,6 +19,7 @@ pub struct Worker {
     /// Whether the master starts its machine.
     pub kind: WorkerKind,
     /// What starts its hosts, for a latent worker.
+    #[schema(required)]
     pub provider: Option<ProviderKind>,
     /// Its state.
     pub state: WorkerState,
@@ -27,25 +28,33 @@ pub struct Worker {
     /// How many attempts it runs.
     pub running: u32,
     /// How many it runs at once at most.
+    #[schema(required)]
     pub max_builds: Option<u32>,
     /// Its host, while there is one.
-    #[schema(value_type = Option<String>)]
+    #[schema(required, value_type = Option<String>)]
     pub host: Option<HostId>,
     /// Version of its agent, while one is attached.
+    #[schema(required)]
     pub agent_version: Option<String>,
     /// What `where` matches.
     pub properties: BTreeMap<String, String>,
     /// How its last host failed, until one succeeds.
+    #[schema(required)]
     pub last_failure: Option<String>,
     /// When a host may be started for it again, after failures.
+    #[schema(required)]
     pub next_try: Option<Time>,
     /// The machine that its agent is on, while one is attached.
+    #[schema(required)]
     pub facts: Option<Facts>,
     /// How that machine was at the last heartbeat.
+    #[schema(required)]
     pub vitals: Option<Vitals>,
     /// When its agent was last heard.
+    #[schema(required)]
     pub last_heard: Option<Time>,
     /// The last agent that was refused under its name, within the last ten minutes.
+    #[schema(required)]
     pub refused: Option<Refusal>,
 }
 
@@ -132,26 +141,33 @@ pub struct Host {
     /// What started it.
     pub provider: ProviderKind,
     /// What its provider calls it.
+    #[schema(required)]
     pub handle: Option<String>,
     /// Its state.
     pub state: HostState,
     /// When the master ordered it.
     pub created: Time,
     /// When its provider had made it.
+    #[schema(required)]
     pub booted: Option<Time>,
     /// When its agent attached.
+    #[schema(required)]
     pub attached: Option<Time>,
     /// How many builds it has run.
     pub uses: u32,
     /// The build that it was started for.
+    #[schema(required)]
     pub build: Option<Id>,
     /// The builds that run on it now.
     pub builds: Vec<Id>,
     /// Since when it has been suspended.
+    #[schema(required)]
     pub suspended_since: Option<Time>,
     /// Why it is being terminated.
+    #[schema(required)]
     pub why: Option<String>,
     /// What it has cost, USD.
+    #[schema(required)]
     pub cost: Option<f64>,
 }
 
@@ -215,6 +231,7 @@ pub struct Mail {
     /// When it tries again.
     pub next_try: Time,
     /// Why the last try failed.
+    #[schema(required)]
     pub error: Option<String>,
 }
 

@@ -8,6 +8,7 @@ mod audit;
 mod builds;
 mod changes;
 mod fleet;
+mod object;
 mod submission;
 
 pub use audit::{Audit, AuditRequest, Difference};

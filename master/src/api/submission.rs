@@ -1,6 +1,7 @@
 //! A build as people submit it: over HTTP, through the broker, or in a `build.toml`. [`crate::submission`] checks what the
 //! values may be.
 
+use super::object::object;
 use rouse_shared::duration::{self, HumanDuration, LONGEST};
 use rouse_shared::limits::MAX_STEPS;
 use serde::de::{self, Deserializer, SeqAccess, Visitor};
@@ -28,7 +29,7 @@ const NO_NUL: &str = r"^[^\u0000]*$";
 /// A build: what runs, and where.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize, ToSchema)]
 #[cfg_attr(test, derive(schemars::JsonSchema), schemars(extend("not" = { "required": ["where", "worker"] })))]
-#[serde(deny_unknown_fields, expecting = "a build, such as { step = [{ run = [\"make\"] }] }")]
+#[serde(deny_unknown_fields, remote = "Self")]
 pub struct Submission {
     /// What people call it.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -74,10 +75,12 @@ pub struct Submission {
     pub step: Option<Vec<SubmittedStep>>,
 }
 
+object!(Submission, "a build, such as { step = [{ run = [\"make\"] }] }");
+
 /// A step of a build.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize, ToSchema)]
 #[cfg_attr(test, derive(schemars::JsonSchema), schemars(inline))]
-#[serde(deny_unknown_fields, expecting = "a step, such as { run = [\"make\"] }")]
+#[serde(deny_unknown_fields, remote = "Self")]
 pub struct SubmittedStep {
     /// What people call it. Default: the command's first word.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -110,6 +113,8 @@ pub struct SubmittedStep {
     #[cfg_attr(test, schemars(extend("default" = false)))]
     pub always: Option<bool>,
 }
+
+object!(SubmittedStep, "a step, such as { run = [\"make\"] }");
 
 /// A command: a list of words, or one text for the shell.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]

@@ -75,3 +75,68 @@ fn error(description: &str) -> RefOr<Response> {
     response.content.insert("application/json".to_owned(), RefOr::T(Content::new(Some(schema))));
     RefOr::T(response)
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::document;
+    use serde_json::Value;
+    use std::collections::BTreeSet;
+
+    /// Adds the names of the schemas that `part` refers to, and of those that these refer to.
+    fn names(document: &Value, part: &Value, found: &mut BTreeSet<String>) {
+        match part {
+            Value::Object(fields) => {
+                for (key, value) in fields {
+                    match value.as_str().filter(|_| key == "$ref").and_then(|path| path.rsplit('/').next()) {
+                        Some(name) if found.insert(name.to_owned()) => {
+                            names(document, &document["components"]["schemas"][name], found);
+                        }
+                        Some(_) => {}
+                        None => names(document, value, found),
+                    }
+                }
+            }
+            Value::Array(items) => items.iter().for_each(|item| names(document, item, found)),
+            _ => {}
+        }
+    }
+
+    /// Every object in a schema, in the parts of which it is put together too.
+    fn objects<'a>(schema: &'a Value, found: &mut Vec<&'a Value>) {
+        if schema["properties"].is_object() {
+            found.push(schema);
+        }
+        for parts in ["allOf", "oneOf", "anyOf"] {
+            schema[parts].as_array().into_iter().flatten().for_each(|part| objects(part, found));
+        }
+    }
+
+    #[test]
+    fn every_field_that_is_always_sent_is_required() {
+        let document = serde_json::to_value(document("1")).unwrap();
+        let mut asked = BTreeSet::new();
+        for operation in document["paths"].as_object().unwrap().values().flat_map(|p| p.as_object().unwrap().values()) {
+            names(&document, &operation["requestBody"], &mut asked);
+        }
+        assert!(asked.contains("Submission"), "{asked:?}");
+        for (name, schema) in document["components"]["schemas"].as_object().unwrap() {
+            if asked.contains(name) {
+                continue;
+            }
+            let mut all = Vec::new();
+            objects(schema, &mut all);
+            for object in all {
+                let required: BTreeSet<_> =
+                    object["required"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+                let mut sent: BTreeSet<_> =
+                    object["properties"].as_object().unwrap().keys().map(String::as_str).collect();
+                // An error need not be that of one field.
+                if name == "Error" {
+                    sent.remove("field");
+                }
+                assert_eq!(required, sent, "{name}");
+            }
+        }
+    }
+}

@@ -2,10 +2,15 @@
 
 use crate::fake::{Fake, NOON, TOKEN};
 use reqwest::{Method, Response, StatusCode};
-use rouse_master::core::build::BuildEnd;
-use rouse_master::core::event::Change;
+use rouse_master::api::{self, AttemptState, WorkerKind};
+use rouse_master::core::audit::DifferenceKind;
+use rouse_master::core::build::{BuildEnd, BuildState};
+use rouse_master::core::event::{Change, Operation, WorkerState};
+use rouse_master::core::plan::ProviderKind;
+use rouse_master::core::record::HostState;
 use rouse_shared::BuildId;
 use rouse_shared::message::{Outcome, StepState};
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use std::time::Duration;
 
@@ -282,12 +287,8 @@ async fn an_ending_master_cuts_a_followed_log_so_that_it_does_not_look_whole() {
 async fn changes_are_streamed_and_a_slow_reader_is_informed() {
     let fake = Fake::start().await;
     let mut events = client().get(fake.url("/api/events")).send().await.unwrap();
-    let host = Change::Build {
-        id: BuildId(7),
-        state: rouse_master::core::build::BuildState::Running,
-        worker: Some("w1".parse().unwrap()),
-        at: NOON,
-    };
+    let host =
+        Change::Build { id: BuildId(7), state: BuildState::Running, worker: Some("w1".parse().unwrap()), at: NOON };
     fake.changes.send(host.clone()).unwrap();
     let data = r#"{"kind":"build","id":"7","state":"running","worker":"w1","at":"2026-11-23T12:00:00.000Z"}"#;
     let expected = format!("event: build\ndata: {data}\n\n");
@@ -329,16 +330,70 @@ async fn the_copy_in_the_documentation_is_the_document() {
     assert!(copy == document, "docs/openapi.json is out of date: run this test with ROUSE_BLESS=1");
 }
 
-/// The API says what it has: each state that the core knows is in the document, and no other.
+/// Whatever takes a body takes an object: not the array of its fields, as a derived reader would.
 #[tokio::test]
-async fn the_document_has_the_states_of_the_core() {
+async fn every_body_is_an_object() {
     let fake = Fake::start().await;
     let (_, document) = get(&fake, "/openapi.json").await;
+    let mut tried = 0;
+    for (path, item) in document["paths"].as_object().unwrap() {
+        for (method, operation) in item.as_object().unwrap() {
+            if operation["requestBody"].is_null() {
+                continue;
+            }
+            tried += 1;
+            let method: Method = method.to_uppercase().parse().unwrap();
+            for body in ["[]", "[true]", "[true, true]", r#"["n"]"#, "null", "true", "1", r#""x""#] {
+                let (status, answer) = send(&fake, method.clone(), path, Some(TOKEN), body).await;
+                assert_eq!(status, StatusCode::BAD_REQUEST, "{method} {path} {body}: {answer}");
+                let error = answer["error"].as_str().unwrap();
+                assert!(error.contains(", expected a"), "{method} {path} {body}: {error}");
+            }
+        }
+    }
+    assert_eq!(tried, 2, "submissions and audits have bodies");
+    let step = r#"{"step": [["compile", ["make"]]]}"#;
+    let (status, answer) = send(&fake, Method::POST, "/api/builds", Some(TOKEN), step).await;
+    assert_eq!((status, &answer["field"]), (StatusCode::BAD_REQUEST, &json!("step[0]")), "{answer}");
+    assert!(answer["error"].as_str().unwrap().contains("sequence, expected a step"), "{answer}");
+}
+
+/// What `T` is called in the API, and what `written` says of it.
+fn same<T: DeserializeOwned>(name: &Value, written: impl FnOnce(T) -> &'static str) {
+    let value = serde_json::from_value(name.clone()).unwrap();
+    assert_eq!(written(value), name.as_str().unwrap());
+}
+
+/// The document has each variant of each enumeration, as it is sent. Listings, paths and routing keys write the same.
+#[tokio::test]
+async fn every_state_has_one_name() {
+    let fake = Fake::start().await;
+    let (_, document) = get(&fake, "/openapi.json").await;
+    let mut compared = 0;
+    for (name, schema) in document["components"]["schemas"].as_object().unwrap() {
+        for variant in schema["enum"].as_array().into_iter().flatten() {
+            compared += 1;
+            match name.as_str() {
+                "AttemptState" => same(variant, AttemptState::as_str),
+                "BuildState" => same(variant, BuildState::as_str),
+                "DifferenceKind" => same(variant, DifferenceKind::as_str),
+                "HostState" => same(variant, HostState::as_str),
+                "Operation" => same(variant, Operation::as_str),
+                "ProviderKind" => same(variant, ProviderKind::as_str),
+                "WorkerKind" => same(variant, WorkerKind::as_str),
+                "WorkerState" => same(variant, WorkerState::as_str),
+                "StepState" => {
+                    let state: api::StepState = serde_json::from_value(variant.clone()).unwrap();
+                    assert_eq!(state.words().replace(' ', "_"), variant.as_str().unwrap());
+                }
+                // Sent, and written nowhere else.
+                "HealthStatus" => {}
+                other => panic!("compare what is sent of {other} with what is written"),
+            }
+        }
+    }
+    assert!(compared > 50, "{compared}");
     let states = |name: &str| document["components"]["schemas"][name]["enum"].clone();
-    let builds = rouse_master::core::build::BuildState::ALL.map(|state| state.as_str());
-    assert_eq!(states("BuildState"), json!(builds));
-    let providers = rouse_master::core::plan::ProviderKind::ALL.map(|provider| provider.as_str());
-    assert_eq!(states("ProviderKind"), json!(providers));
-    let hosts = states("HostState");
-    assert!(hosts.as_array().unwrap().contains(&json!("suspended")), "{hosts}");
+    assert_eq!(states("BuildState"), json!(BuildState::ALL.map(BuildState::as_str)));
+    assert_eq!(states("ProviderKind"), json!(ProviderKind::ALL.map(ProviderKind::as_str)));
 }
