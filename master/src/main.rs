@@ -45,8 +45,7 @@ impl cli::Local for Program {
                 let mut found = mail::check(config, mail::Patience::default()).await;
                 if let Some(url) = &config.broker.url {
                     let broker = &config.broker;
-                    let of_broker =
-                        broker::online::check(url.expose(), broker.ca.as_deref(), broker.auth_listen).await;
+                    let of_broker = broker::online::check(url.expose(), broker.ca.as_deref(), broker.auth_listen).await;
                     found.extend(of_broker.into_iter().map(|(good, text)| (good, format!("broker.url: {text}"))));
                 }
                 let sections = hosts::online::check(config).await;

@@ -306,15 +306,15 @@ const RIGHT: &str = "
 /// ConfigErrors of faulty.toml that no schema can express, by line and key.
 const NOT_EXPRESSED: [&str; 10] = [
     "7 broker.auth_listen",
-    "13 mail.relay",
-    "31 worker.name",
-    "32 worker.password.file",
-    "34 worker.lease",
-    "39 worker.password.env",
-    "48 worker.ec2.valid_ami_location_regex",
-    "59 worker.ec2.elastic_ip",
-    "82 worker.libvirt.hd_image",
-    "90 worker.libvirt.base_image",
+    "14 mail.relay",
+    "32 worker.name",
+    "33 worker.password.file",
+    "35 worker.lease",
+    "40 worker.password.env",
+    "49 worker.ec2.valid_ami_location_regex",
+    "60 worker.ec2.elastic_ip",
+    "83 worker.libvirt.hd_image",
+    "91 worker.libvirt.base_image",
 ];
 
 #[test]

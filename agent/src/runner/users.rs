@@ -130,8 +130,11 @@ fn run(program: &str, arguments: &[&str]) -> Result<(Option<i32>, String), Strin
     Err(format!("{program} has no answer within {} s", PAUSE.as_secs_f32() * PAUSES as f32))
 }
 
+/// Runs a program with arguments: its exit code and what it printed, or why there is no answer.
+type Run<'r> = &'r dyn Fn(&str, &[&str]) -> Result<(Option<i32>, String), String>;
+
 /// The user that the machine's own programs know.
-fn ask(name: &str, run: &dyn Fn(&str, &[&str]) -> Result<(Option<i32>, String), String>) -> Result<User, UserError> {
+fn ask(name: &str, run: Run<'_>) -> Result<User, UserError> {
     // Programs take a number for an id, and a hyphen for an option.
     if name.is_empty() || name.starts_with('-') || name.bytes().all(|b| b.is_ascii_digit()) {
         return Err(UserError::Unknown(name.to_owned()));

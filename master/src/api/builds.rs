@@ -54,6 +54,7 @@ pub struct BuildInFull {
     #[schema(required)]
     pub timeout: Option<f64>,
     /// The longest that it may wait for something that can run it, seconds, if the build says.
+    #[schema(required)]
     pub queue_timeout: Option<f64>,
     /// Whether somebody has cancelled it.
     pub cancel_requested: bool,

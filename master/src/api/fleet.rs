@@ -193,10 +193,13 @@ pub struct Place {
     /// Hosts there that are not terminated.
     pub hosts: usize,
     /// Why it pauses.
+    #[schema(required)]
     pub reason: Option<String>,
     /// When its pause began.
+    #[schema(required)]
     pub since: Option<Time>,
     /// When it is asked again.
+    #[schema(required)]
     pub next_probe: Option<Time>,
 }
 

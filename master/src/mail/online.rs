@@ -51,8 +51,12 @@ async fn ask(config: &MailConfig, recipients: &BTreeSet<String>, patience: Patie
     for (to, taken) in &answers {
         match taken {
             RecipientAnswer::Accepted => {}
-            RecipientAnswer::Later(why) => found.push((false, format!("{relay} ({how}) does not take mail to {to} now: {why}"))),
-            RecipientAnswer::Refused(why) => found.push((false, format!("{relay} ({how}) takes no mail to {to}: {why}"))),
+            RecipientAnswer::Later(why) => {
+                found.push((false, format!("{relay} ({how}) does not take mail to {to} now: {why}")))
+            }
+            RecipientAnswer::Refused(why) => {
+                found.push((false, format!("{relay} ({how}) takes no mail to {to}: {why}")))
+            }
         }
     }
     found

@@ -6,6 +6,7 @@ use rouse_master::api::{self, AttemptState, WorkerKind};
 use rouse_master::core::audit::DifferenceKind;
 use rouse_master::core::build::{BuildEnd, BuildState};
 use rouse_master::core::event::{Change, Operation, WorkerState};
+use rouse_master::core::view::PlaceState;
 use rouse_master::core::plan::ProviderKind;
 use rouse_master::core::record::HostState;
 use rouse_shared::BuildId;
@@ -380,6 +381,7 @@ async fn every_state_has_one_name() {
                 "HostState" => same(variant, HostState::as_str),
                 "Operation" => same(variant, Operation::as_str),
                 "ProviderKind" => same(variant, ProviderKind::as_str),
+                "PlaceState" => same(variant, PlaceState::as_str),
                 "WorkerKind" => same(variant, WorkerKind::as_str),
                 "WorkerState" => same(variant, WorkerState::as_str),
                 "StepState" => {
