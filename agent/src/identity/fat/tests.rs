@@ -84,14 +84,14 @@ fn entry(name: &str, short: &[u8; 11], cluster: u32, length: Option<usize>) -> V
     if !name.is_empty() {
         let mut units: Vec<u16> = name.encode_utf16().collect();
         units.push(0);
-        while units.len() % 13 != 0 {
+        while !units.len().is_multiple_of(13) {
             units.push(0xffff);
         }
         let pieces: Vec<&[u16]> = units.chunks(13).collect();
         for (number, piece) in pieces.iter().enumerate().rev() {
             let raw: Vec<u8> = piece.iter().flat_map(|unit| unit.to_le_bytes()).collect();
             let mut long = vec![0; ENTRY];
-            long[0] = number as u8 + 1 | if number + 1 == pieces.len() { 0x40 } else { 0 };
+            long[0] = (number as u8 + 1) | if number + 1 == pieces.len() { 0x40 } else { 0 };
             long[1..11].copy_from_slice(&raw[..10]);
             long[11] = LONG_NAME;
             long[13] = checksum(short);
