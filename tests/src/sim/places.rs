@@ -107,7 +107,11 @@ impl World {
     }
 
     fn waiting_beside_sleepers(&self) -> Vec<BuildId> {
-        let Some(core) = self.master.core.as_ref().filter(|_| self.master.linked && self.bus.up && !self.disk.full)
+        let Some(core) = self
+            .master
+            .core
+            .as_ref()
+            .filter(|_| self.master.linked && self.bus.up && self.bus.alarm.on.is_none() && !self.disk.full)
         else {
             return Vec::new();
         };
