@@ -20,6 +20,8 @@ const BLOCKED_LEASE: Duration = Duration::from_secs(60 * BLOCKED_MINUTES);
 const SHORTEST: Duration = Duration::from_secs(BLOCKED_DETECTION.as_secs() + 10);
 /// An alarm that comes back within this time is the same one.
 const CALM: Duration = Duration::from_secs(60);
+/// So long after an alarm the broker may still bring what agents said in it, or before, that are gone by now.
+const FLUSH: Duration = Duration::from_secs(5);
 /// Between two looks at a lease that is held.
 const LOOK: Duration = Duration::from_secs(5);
 
@@ -53,6 +55,7 @@ impl Core {
         if self.alarm.take().is_none() {
             return;
         }
+        self.alarm_ended = Some(now);
         self.note(Level::Info, "the broker accepts messages again");
         self.timers.set(Timer::AlarmOver, now + CALM);
         self.on_broker_changed(now);
@@ -76,6 +79,12 @@ impl Core {
         if told.is_some() {
             self.timers.set(Timer::AlarmOver, now + CALM);
         }
+    }
+
+    /// Whether a hello may have waited in the broker for the end of an alarm, perhaps longer than its agent was there. An
+    /// agent that is there says something within seconds, and gets no build before that.
+    pub(super) fn hello_may_be_old(&self, now: Timestamp) -> bool {
+        self.alarm.is_some() || self.alarm_ended.is_some_and(|at| now.since(at) < FLUSH)
     }
 
     /// Those who are told of everything, or else those who look after a worker.

@@ -84,6 +84,7 @@ impl Core {
             outlives_alarms: start.plan.outlives_alarms,
             linked: false,
             alarm: None,
+            alarm_ended: None,
             alarm_told: None,
             broker_up: false,
             broker_since: None,

@@ -104,6 +104,8 @@ pub struct Core {
     linked: bool,
     /// Why the broker accepts nothing, if it does not.
     alarm: Option<String>,
+    /// When the last alarm was over.
+    alarm_ended: Option<Timestamp>,
     /// When people were told of an alarm that is not over.
     alarm_told: Option<Timestamp>,
     /// Whether the link is up and messages get through.

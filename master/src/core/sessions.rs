@@ -99,6 +99,7 @@ impl Core {
         let reported = self.reported_attempts(&hello);
         let id = SessionId(self.random_hex(16));
         self.forget_refusal(name, &hello.identity);
+        let may_be_old = self.hello_may_be_old(now);
         let Some(worker) = self.workers.get_mut(name) else { return };
         let host = worker.host.clone();
         let session = Session {
@@ -125,7 +126,7 @@ impl Core {
             last_seq: 0,
             drain: None,
             leaving: hello.leaving,
-            held_until_message: false,
+            held_until_message: may_be_old,
             notice: None,
         });
         if let Some(host) = &host {
@@ -192,7 +193,7 @@ impl Core {
         live.session.facts = hello.facts;
         live.attached = true;
         live.leaving |= hello.leaving;
-        live.held_until_message = false;
+        live.held_until_message &= again;
         // The agent counts its lease from this hello, which has number 0.
         live.last_seq = 0;
         let (host, drain) = (live.session.host.clone(), live.drain);

@@ -55,7 +55,8 @@ impl World {
             w.restart_broker(away);
         });
         self.misfortunes(often(f.alarm, 3), |w| {
-            let length = if w.chance.permille(500) { w.delay(1_000, 60_000) } else { w.delay(60_000, 600_000) };
+            let most = if w.faults.agents_behave() { 120_000 } else { 600_000 };
+            let length = if w.chance.permille(500) { w.delay(1_000, 60_000) } else { w.delay(60_000, most) };
             w.start_alarm(length);
         });
         self.misfortunes(often(f.kill, 5), |w| w.with_machine(World::kill_agent));

@@ -38,7 +38,7 @@ fn builds_live_through_an_alarm_and_no_connection_is_added() {
     let (others, deadline) = without_deadlines(agent.until(611_010, false));
     assert_eq!((others.as_slice(), deadline), ([].as_slice(), Some(641_010)));
     let end = agent.at(611_500, Event::LinkUnblocked { connection: 1 });
-    assert_eq!(end, ["heartbeat 2", "report 1.1 r1: Running"]);
+    assert_eq!(end, ["heartbeat 2"]);
     assert!(agent.until(612_000, false).is_empty(), "no more than that is given");
     let renewed = ToAgent::Renewed { session: s1(), seq: 2, lease_ms: None };
     assert_eq!(agent.receives(612_000, renewed), ["deadline 671500"]);

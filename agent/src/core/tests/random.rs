@@ -138,8 +138,8 @@ fn random_events_break_nothing() {
                 };
                 assert!(sane, "seed {seed}: {effect:?}\n{}", log.join("\n"));
             }
-            // The end of what was killed is an event of its own.
-            let waits = core.next_wakeup().is_some() || !core.dying.is_empty();
+            // The end of what was killed is an event of its own, and so is that of an alarm.
+            let waits = core.next_wakeup().is_some() || !core.dying.is_empty() || core.blocked.is_some();
             assert!(core.ended() || waits, "seed {seed}: nothing is waited for");
             let alive = |a: &AttemptId| core.attempts.contains_key(a) || core.dying.contains(a);
             assert!(core.ended() || runs.0.keys().all(alive), "seed {seed}: forgotten\n{}", log.join("\n"));
