@@ -125,7 +125,7 @@ async fn a_step_that_cannot_start_says_why() {
                 bench.path("none").display()
             ),
         ),
-        (no_user, "there is no user \"no-such-user\" in /etc/passwd".to_owned()),
+        (no_user, "there is no user \"no-such-user\", neither in /etc/passwd nor for getent".to_owned()),
         (
             no_spool,
             format!(
