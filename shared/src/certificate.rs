@@ -45,11 +45,16 @@ pub fn explain(error: &(dyn Error + 'static), host: &str) -> Option<String> {
         CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => {
             "its extendedKeyUsage has no serverAuth".to_owned()
         }
+        // Also what an authority that was made anew under the same name leads to.
+        CertificateError::BadSignature => {
+            return Some(format!(
+                "no authority that is trusted here has signed the certificate of {host}: one of the same name has another \
+                 key, or a key is too weak (RSA below 2048 bits); configure the authority that has signed it"
+            ));
+        }
         CertificateError::UnsupportedSignatureAlgorithmContext { .. }
-        | CertificateError::UnsupportedSignatureAlgorithmForPublicKeyContext { .. }
-        | CertificateError::BadSignature => {
-            "it, or its authority, is signed with an algorithm or a key that is too weak (SHA-1, MD5, RSA below 2048 bits)"
-                .to_owned()
+        | CertificateError::UnsupportedSignatureAlgorithmForPublicKeyContext { .. } => {
+            "it, or its authority, is signed with an algorithm that is too weak (SHA-1, MD5)".to_owned()
         }
         CertificateError::BadEncoding => "it is malformed".to_owned(),
         CertificateError::Other(other) => match other.0.downcast_ref::<webpki::Error>()? {
@@ -59,7 +64,9 @@ pub fn explain(error: &(dyn Error + 'static), host: &str) -> Option<String> {
             webpki::Error::EndEntityUsedAsCa => {
                 "it is signed by a certificate that is not that of an authority (CA:FALSE)".to_owned()
             }
-            webpki::Error::UnsupportedCertVersion => "it is of version 1 of X.509, and has to be of version 3".to_owned(),
+            webpki::Error::UnsupportedCertVersion => {
+                "it is of version 1 of X.509, and has to be of version 3".to_owned()
+            }
             _ => return None,
         },
         _ => return None,
@@ -116,6 +123,8 @@ mod tests {
         }
         let told = explained(CertificateError::Expired, "[fd00::1]").expect("it is explained");
         assert!(told.contains("subjectAltName=IP:fd00::1"), "{told}");
+        let told = explained(CertificateError::BadSignature, "mq").expect("it is explained");
+        assert!(told.contains("another key"), "{told}");
         let told = explained(CertificateError::UnknownIssuer, "mq").expect("it is explained");
         assert!(told.contains("authority") && !told.contains("openssl"), "{told}");
     }
