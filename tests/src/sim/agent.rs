@@ -169,7 +169,9 @@ impl World {
         self.ran.insert((attempt, step.step), None);
         machine.runs.insert(attempt, Run { step: step.step, number, began: now, started: false });
         machine.spools.insert((attempt, step.step), Default::default());
-        let long = !self.quiet && self.chance.permille(150);
+        // Long enough for an alarm to outlast the lease, where there are any.
+        let often = if self.faults.alarm { 500 } else { 150 };
+        let long = !self.quiet && self.chance.permille(often);
         let mut lasts = if long { self.delay(60_000, 500_000) } else { self.delay(50, 20_000) };
         let mut state = StepState::Exited(if self.chance.permille(850) { 0 } else { 1 });
         if let Some(limit) = step.timeout.map(|t| t.as_millis() as u64).filter(|limit| *limit < lasts) {

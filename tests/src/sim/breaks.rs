@@ -88,11 +88,13 @@ pub enum Break {
     Impatient,
     /// The master is not told that the broker accepts nothing.
     AlarmUnheard,
+    /// An agent does not notice that a connection on which the broker accepts nothing is dead.
+    DeadLinkUnnoticed,
 }
 
 impl Break {
     /// All of them.
-    pub const ALL: [Break; 41] = [
+    pub const ALL: [Break; 42] = [
         Self::PerformBeforeCommit,
         Self::AckBeforeCommit,
         Self::DiskForgets,
@@ -134,5 +136,6 @@ impl Break {
         Self::PlaceNeverBack,
         Self::Impatient,
         Self::AlarmUnheard,
+        Self::DeadLinkUnnoticed,
     ];
 }

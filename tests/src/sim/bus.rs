@@ -1,6 +1,7 @@
 //! The fake broker: connections of agents, what is on its way, and what waits for a master that is away.
 
 use super::alarm::{Alarm, DETECTION};
+use super::breaks::Break;
 use super::machine::Pace;
 use super::master::{Delivery, Input};
 use super::world::World;
@@ -266,7 +267,7 @@ impl World {
             let (mut agent, broker) = (self.delay(1_000, 60_000), self.delay(5_000, 60_000));
             if self.bus.conns.get(&conn).is_some_and(|c| c.told) {
                 // A blocked connection is watched, since a lease depends on it.
-                agent = agent.min(DETECTION);
+                agent = if self.broken == Some(Break::DeadLinkUnnoticed) { u64::MAX } else { agent.min(DETECTION) };
             }
             if agent < for_ms {
                 self.after(agent, move |w| w.agent_link_down(id, life, number));

@@ -45,7 +45,8 @@ impl World {
     }
 
     pub(super) fn check_impostors(&mut self) {
-        if !self.master_acts() || self.bus.alarm.on.is_some() {
+        // While no message gets through there may be an alarm, and leases are held.
+        if !self.master_acts() || !self.master.linked || self.bus.alarm.on.is_some() {
             return self.impostors.clear();
         }
         let workers: Vec<WorkerName> = self.disk.sessions.keys().cloned().collect();

@@ -232,6 +232,8 @@ impl World {
         }
         self.master_receives(Input::Event(Event::BrokerUp));
         self.tell_master_soon();
+        // There may have been an alarm meanwhile, so leases are held for once more.
+        self.impostors.clear();
         for delivery in std::mem::take(&mut self.bus.held) {
             self.master_receives(Input::Delivery(delivery));
         }
