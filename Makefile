@@ -38,10 +38,7 @@ test: ## every test that needs nothing but this machine
 	@tests/openstack/prepare >/dev/null & prepare=$$!; \
 		echo "$(CARGO) build --locked --workspace --bins" && $(CARGO) build --locked --workspace --bins && wait $$prepare
 	$(CARGO) test --locked --workspace --doc
-	tests/run --workspace -E 'not binary(openstack)'
-	@# By itself: Nova is one Python process that keeps a processor busy, and its callers give up after 35 s.
-	@# The whole workspace, so that nothing is compiled again with other features.
-	tests/run --workspace -E 'binary(openstack)'
+	tests/run --workspace
 
 # No broker, no root, no guests: what a change is tried with first.
 quick: ## the tests that need no server, and 200 seeds of the simulation; below 90 s once compiled
