@@ -59,6 +59,13 @@ impl World {
         }
     }
 
+    /// The machines whose agents were told that the broker accepts nothing.
+    pub(super) fn told_of_alarm(&self) -> Vec<usize> {
+        let told = |conn: Option<u64>| conn.and_then(|conn| self.bus.conns.get(&conn)).is_some_and(|conn| conn.told);
+        let links = self.machines.iter().filter_map(|(id, machine)| Some((*id, machine.link?.1)));
+        links.filter(|(_, conn)| told(*conn)).map(|(id, _)| id).collect()
+    }
+
     /// The broker is gone.
     pub(super) fn drop_alarm(&mut self) {
         self.bus.alarm.on = None;

@@ -448,11 +448,12 @@ impl World {
         (listed, unlisted.collect())
     }
 
-    /// Nothing runs for a host that the ledger takes to be gone.
-    pub(super) fn check_forgotten(&mut self) {
-        let forgotten =
+    /// Nothing runs for a host that the ledger takes to be gone, unless an operator has said that it is.
+    pub(super) fn check_gone(&mut self) {
+        let gone =
             |(host, _): &(HostId, usize)| self.disk.known_hosts.contains(host) && !self.disk.hosts.contains_key(host);
-        if let Some((host, machine)) = self.machines_on().into_iter().find(forgotten) {
+        let gone = |of: &(HostId, usize)| gone(of) && !self.script.forgotten.contains(&of.0);
+        if let Some((host, machine)) = self.machines_on().into_iter().find(gone) {
             self.violated(format!("machine {machine} runs and its host {host} is terminated in the ledger"));
         }
     }

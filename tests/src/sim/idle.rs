@@ -35,7 +35,7 @@ impl World {
             self.violated(format!("build {id} was accepted and is not in the ledger"));
         }
         self.check_master();
-        self.check_forgotten();
+        self.check_gone();
         self.check_idle();
         self.check_sleepers();
         self.check_impostors();

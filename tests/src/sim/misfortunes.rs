@@ -58,10 +58,16 @@ impl World {
             let most = if w.faults.agents_behave() { 120_000 } else { 600_000 };
             let length = if w.chance.permille(500) { w.delay(1_000, 60_000) } else { w.delay(60_000, most) };
             w.start_alarm(length);
-            if w.faults.partition && w.chance.permille(500) {
-                // The network of one agent fails, too, after it was told, and comes back long after the alarm's end.
-                let (told, more) = (w.delay(4_000, 20_000), w.delay(60_000, 400_000));
-                w.after(told, move |w| w.with_machine(|w, id| w.partition(id, length + more)));
+            if w.faults.partition && w.chance.permille(700) {
+                // The network of agents fails, too, after they were told, and comes back long after the alarm's end.
+                let (told, more) = (w.delay(4_000, 20_000), w.delay(100_000, 400_000));
+                w.after(told, move |w| {
+                    for id in w.told_of_alarm() {
+                        if w.chance.permille(500) {
+                            w.partition(id, length + more);
+                        }
+                    }
+                });
             }
         });
         self.misfortunes(often(f.kill, 5), |w| w.with_machine(World::kill_agent));

@@ -37,6 +37,8 @@ pub(super) struct Script {
     pub cancelled: BTreeSet<BuildId>,
     /// Hosts that an operator wants terminated, whatever runs there.
     pub terminated: BTreeSet<HostId>,
+    /// Hosts that an operator has given up: what is seen of them later is an orphan.
+    pub forgotten: BTreeSet<HostId>,
     /// The most builds at once that a worker was ever allowed: a reload stops nothing that runs.
     pub most: BTreeMap<WorkerName, u32>,
     /// Workers that a reload has taken out.
@@ -56,6 +58,7 @@ impl Script {
             accepted: BTreeMap::new(),
             cancelled: BTreeSet::new(),
             terminated: BTreeSet::new(),
+            forgotten: BTreeSet::new(),
             most: BTreeMap::new(),
             removed: Vec::new(),
             ever_removed: BTreeSet::new(),
@@ -204,6 +207,18 @@ impl World {
             let (request, host) = (self.master.request(), self.chance.pick(&hosts));
             self.script.terminated.insert(host.clone());
             self.master_receives(Input::Event(Event::Command { request, command: Command::TerminateHost(host) }));
+        }
+        // Without a lease it is the operator's word alone that nothing runs there any more.
+        let leased = |id: &&HostId| {
+            let worker = self.disk.hosts.get(*id).and_then(|host| self.script.plan.workers.get(&host.worker));
+            worker.is_some_and(|plan| plan.lease.is_some())
+        };
+        let hosts: Vec<HostId> = self.disk.hosts.keys().filter(leased).cloned().collect();
+        if !hosts.is_empty() && self.chance.permille(150) {
+            let (request, host) = (self.master.request(), self.chance.pick(&hosts));
+            self.script.terminated.insert(host.clone());
+            self.script.forgotten.insert(host.clone());
+            self.master_receives(Input::Event(Event::Command { request, command: Command::ForgetHost(host) }));
         }
         let names: Vec<WorkerName> = self.script.plan.workers.keys().cloned().collect();
         let worker = self.chance.pick(&names);

@@ -2,6 +2,7 @@
 //! is seen of them afterwards is an orphan.
 
 use super::phase::HostEvent;
+use crate::core::audit::ORPHAN_AGE;
 use crate::core::event::{Effect, Level, Reply, RequestId};
 use crate::core::places::PlaceKey;
 use crate::core::record::HostState;
@@ -72,6 +73,10 @@ impl Core {
         for attempt in attempts {
             self.excuse_attempt(attempt, id);
         }
+        let Some(live) = self.hosts.get(id) else { return };
+        // A call that is under way may still start a machine, which must not be out of the ledger before it is there.
+        let wait =
+            if live.phase.may_be_started() || live.earlier_call_may_act(now) { wait.max(ORPHAN_AGE) } else { wait };
         self.terminate_host(now, id, WHY);
         let Some(live) = self.hosts.get_mut(id) else { return };
         live.host.why = Some(WHY.to_owned());

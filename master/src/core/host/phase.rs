@@ -311,6 +311,19 @@ impl Phase {
         }
     }
 
+    /// Whether a call is under way that may start or resume the machine.
+    pub(in crate::core) fn may_be_started(&self) -> bool {
+        match self {
+            Self::Launching { call, .. } | Self::Booting { call } | Self::Ready { call } | Self::Draining { call } => {
+                *call
+            }
+            Self::Resuming { call, .. } => *call,
+            // The call of the phase before.
+            Self::Terminating { call, tries, .. } => *call && *tries == 0,
+            Self::Preparing { .. } | Self::Suspending { .. } | Self::Suspended | Self::Terminated => false,
+        }
+    }
+
     /// The state for the ledger and for people.
     pub(in crate::core) fn state(&self) -> HostState {
         match self {
