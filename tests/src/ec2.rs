@@ -1,7 +1,7 @@
 //! An EC2 for tests: moto's server with our patches (tests/ec2/server.py says which), behind a proxy that makes go wrong
 //! what a test says.
 
-use crate::harness::{kept, request};
+use crate::harness::{kept, program, request};
 use crate::proxy::{Fault, Proxy, Request};
 use rouse_master::config::Config;
 use serde_json::{Value, json};
@@ -267,6 +267,22 @@ pub fn refusal(status: u16, code: &str) -> Fault {
 /// Whether a request is for this region.
 pub fn is_in(request: &Request, region: &str) -> bool {
     request.head.contains(&format!("/{region}/ec2/"))
+}
+
+/// What instances do when they boot, as a setting of [`Cloud::set`]: they start an agent, which leaves what it writes in
+/// this directory.
+pub fn boot(dir: &Path) -> Value {
+    json!({
+        "argv": [program("rouse-agent")],
+        "log": dir.join("{instance}.log"),
+        "env": {
+            "ROUSE_AGENT_IDENTITY": "ec2",
+            "ROUSE_AGENT_METADATA": "{imds}",
+            "ROUSE_AGENT_WORK_DIR": dir.join("{instance}"),
+            "ROUSE_AGENT_POWER_OFF": "latent",
+            "ROUSE_AGENT_POWER_OFF_COMMAND": "",
+        }
+    })
 }
 
 /// A configuration of workers `w-1` and `w-2` there; `more` is added to their section.

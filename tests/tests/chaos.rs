@@ -7,16 +7,22 @@
 #![expect(clippy::disallowed_methods, reason = "mischief has its times, and no other clock is needed")]
 
 use rouse_tests::chance::Chance;
+use rouse_tests::ec2::{Authority, Cloud, boot, refusal, with_defaults};
 use rouse_tests::harness::{
     Cuts, Disk, Master, Process, free_address, latent, processes_with, request, scratch, standing, text,
+    try_rabbitmqctl,
 };
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fs;
+use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime};
 
 const STANDING: usize = 10;
+/// Of these, workers whose lease an alarm of the broker may not end.
+const PATIENT: usize = 3;
 const LATENT: usize = 20;
+const INSTANCES: usize = 3;
 /// Lines that each build prints.
 const LINES: usize = 500;
 /// Longest that all builds may take to end once nothing is done to them any more.
@@ -31,12 +37,23 @@ enum Relief {
     Continue(i32),
     Room,
     Connect,
+    Alarm,
+    Cloud,
 }
+
+/// Draws of [`Stage::mischief`] that each run begins with, last first, so that a short one has what is rare, too.
+const FIRST: [usize; 6] = [99, 97, 0, 96, 0, 0];
 
 struct Stage {
     master: Master,
     disk: Disk,
     cuts: Cuts,
+    cloud: Cloud,
+    /// Runs what is between the master and the cloud.
+    runtime: tokio::runtime::Runtime,
+    refuses: bool,
+    alarm: bool,
+    first: Vec<usize>,
     agents: BTreeMap<String, Process>,
     chance: Chance,
     reliefs: Vec<(Instant, Relief)>,
@@ -46,13 +63,17 @@ struct Stage {
     counts: BTreeMap<&'static str, u32>,
 }
 
-fn workers() -> String {
-    let patient = "keepalive_interval = 1\nlease = 12\nmax_builds = 1\nmissing_timeout = 45\n";
-    let standing: String = (1..=STANDING).map(|n| standing(&format!("s{n}"), patient)).collect();
-    let latent: String =
-        (1..=LATENT).map(|n| latent(&format!("l{n}"), &format!("{patient}build_wait_timeout = 3\n"))).collect();
+fn workers(ec2: &str) -> String {
+    let common = "keepalive_interval = 1\nmax_builds = 1\nmissing_timeout = 45\n";
+    let lease = |n| if n <= PATIENT { "lease = 40\n" } else { "lease = 12\n" };
+    let standing: String =
+        (1..=STANDING).map(|n| standing(&format!("s{n}"), &format!("{common}{}", lease(n)))).collect();
+    let waits = format!("{common}lease = 12\nbuild_wait_timeout = 3\n");
+    let latent: String = (1..=LATENT).map(|n| latent(&format!("l{n}"), &waits)).collect();
+    let of_ec2 =
+        format!("[[worker]]\nname = \"i{{1..{INSTANCES}}}\"\npassword = \"x\"\nprefer = 1\n{waits}[worker.ec2]\n{ec2}");
     // Failures by the dozen are what is wanted here: no worker is to be given up for them.
-    format!("[limits]\nmail_after_failed_starts = 1000\n[audit]\ninterval = 5\n{standing}{latent}")
+    format!("[limits]\nmail_after_failed_starts = 1000\n[audit]\ninterval = 5\n{standing}{latent}{of_ec2}")
 }
 
 impl Stage {
@@ -62,14 +83,37 @@ impl Stage {
         let cuts = Cuts::to(amqp);
         let url = format!("amqp://{}/rouse", cuts.address());
         let broker = format!("listen = [\"{amqp}\"]\nagent_url = \"{url}\"\n");
-        let master = Master::start_with("chaos", &broker, &url, auth, &workers());
-        fs::create_dir_all(master.dir.join("traces")).unwrap();
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let cloud = runtime.block_on(Cloud::alone());
+        let papers = scratch("chaos-papers");
+        let authority = Authority::new(&papers, "authority");
+        let certificates = format!("identity_certificates = {:?}\n", authority.certificate);
+        let ec2 = with_defaults(&cloud.endpoint(), &certificates);
+        let master = Master::start_with("chaos", &broker, &url, auth, &workers(&ec2));
+        for dir in ["traces", "instances"] {
+            fs::create_dir_all(master.dir.join(dir)).unwrap();
+        }
+        cloud.set(&json!({ "boot": boot(&master.dir.join("instances")), "signer": authority.signer() }));
         let agents = (1..=STANDING)
             .map(|n| format!("s{n}"))
             .map(|name| (name.clone(), master.begin_agent(&name, &[])))
             .collect();
-        let (chance, counts) = (Chance::new(seed), BTreeMap::new());
-        Self { master, disk, cuts, agents, chance, reliefs: Vec::new(), full: false, killed: Vec::new(), counts }
+        Self {
+            master,
+            disk,
+            cuts,
+            cloud,
+            runtime,
+            refuses: false,
+            alarm: false,
+            first: FIRST.to_vec(),
+            agents,
+            chance: Chance::new(seed),
+            reliefs: Vec::new(),
+            full: false,
+            killed: Vec::new(),
+            counts: BTreeMap::new(),
+        }
     }
 
     /// A build that shows on disk where it ran, and whether it ran twice at the same time: its shell and whatever that
@@ -111,8 +155,12 @@ impl Stage {
         pid
     }
 
+    fn broker(&self) -> PathBuf {
+        self.master.dir.join("state/broker")
+    }
+
     fn brokers(&self) -> Vec<i32> {
-        let all = processes_with(&self.master.dir.join("state/broker").display().to_string());
+        let all = processes_with(&self.broker().display().to_string());
         all.into_iter().filter(|(_, line)| line.contains("beam")).map(|(pid, _)| pid).collect()
     }
 
@@ -127,7 +175,8 @@ impl Stage {
 
     /// Does one thing that should not happen.
     fn mischief(&mut self) {
-        let what = match self.chance.below(100) {
+        let draw = self.first.pop().unwrap_or_else(|| self.chance.below(100));
+        let what = match draw {
             0..=34 => {
                 self.harm(libc::SIGKILL);
                 "agent killed"
@@ -168,11 +217,33 @@ impl Stage {
                 self.master.begin();
                 "master killed"
             }
-            93..=95 => {
+            93..=94 => {
                 self.relieve_all();
                 self.master.terminate();
                 self.master.begin();
                 "master restarted"
+            }
+            95 => {
+                for instance in self.cloud.alive().into_iter().take(1) {
+                    self.cloud.kill(&instance);
+                }
+                "instance taken back"
+            }
+            96 if !self.alarm => {
+                // There may be no node at the moment.
+                let raised = try_rabbitmqctl(&self.broker(), &["set_disk_free_limit", "100000GB"]);
+                if raised.is_ok() {
+                    self.alarm = true;
+                    self.later(1_000, 15_000, Relief::Alarm);
+                }
+                if raised.is_ok() { "broker's disk too small" } else { "no broker to harm" }
+            }
+            97..=98 if !self.refuses => {
+                let _proxy = self.runtime.enter();
+                self.cloud.proxy.fail(0, usize::MAX, refusal(503, "ServiceUnavailable"), |_| true);
+                self.refuses = true;
+                self.later(1_000, 30_000, Relief::Cloud);
+                "cloud refuses"
             }
             _ => {
                 for pid in self.brokers() {
@@ -194,6 +265,15 @@ impl Stage {
                     self.disk.make_room();
                 }
                 Relief::Connect => self.cuts.close(false),
+                Relief::Alarm => {
+                    self.alarm = false;
+                    // A node that is gone takes the limit with it.
+                    try_rabbitmqctl(&self.broker(), &["set_disk_free_limit", "8MB"]).ok();
+                }
+                Relief::Cloud => {
+                    self.refuses = false;
+                    self.cloud.proxy.heal();
+                }
             }
         }
         for (name, agent) in &mut self.agents {
@@ -309,6 +389,8 @@ fn nothing_is_lost_and_nothing_is_left_running() {
         request(stage.master.http, "GET", "/api/hosts", None, "").is_some_and(|a| a.json() == json!([]))
     });
     stage.master.rouse(&["audit"]).ended(0);
+    assert_eq!(stage.cloud.alive(), Vec::<String>::new());
+    println!("chaos: {} instances were started", stage.cloud.instances().len());
     for agent in stage.agents.values() {
         agent.signal(libc::SIGTERM);
     }

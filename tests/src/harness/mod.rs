@@ -18,7 +18,7 @@ pub use keeper::{Keeper, is_keeper, kept, turn};
 use keeper::{ask_keeper, place_to_start};
 pub use place::{free_address, scratch};
 pub use process::{DEADLINE, Process, Said, holds_within, peak_memory, processes_with, runs};
-pub use rabbitmq::{OwnBroker, rabbitmqctl};
+pub use rabbitmq::{OwnBroker, rabbitmqctl, try_rabbitmqctl};
 pub use relay::{Protection, Relay, TakenMail};
 
 use rouse_master::broker::{Node, NodeSettings, VHOST};

@@ -104,9 +104,19 @@ impl Drop for OwnBroker {
 /// # Panics
 /// If there is none, or the command fails.
 pub fn rabbitmqctl(dir: &Path, arguments: &[&str]) {
+    if let Err(why) = try_rabbitmqctl(dir, arguments) {
+        panic!("{arguments:?}: {why}");
+    }
+}
+
+/// The same for a node that may be gone.
+///
+/// # Errors
+/// If there is none, or the command fails; why.
+pub fn try_rabbitmqctl(dir: &Path, arguments: &[&str]) -> Result<(), String> {
     let all = super::processes_with(&dir.display().to_string());
-    let (beam, _) = all.into_iter().find(|(_, line)| line.contains("beam")).expect("a node runs");
-    let environment = fs::read(format!("/proc/{beam}/environ")).expect("its environment");
+    let (beam, _) = all.into_iter().find(|(_, line)| line.contains("beam")).ok_or("no node runs")?;
+    let environment = fs::read(format!("/proc/{beam}/environ")).map_err(|error| error.to_string())?;
     let mut command = Command::new(format!("{SCRIPTS}/rabbitmqctl"));
     command.env_clear().env("RABBITMQ_CONF_ENV_FILE", "/dev/null").args(arguments);
     for pair in String::from_utf8_lossy(&environment).split('\0') {
@@ -116,6 +126,6 @@ pub fn rabbitmqctl(dir: &Path, arguments: &[&str]) {
             command.env(key, value);
         }
     }
-    let output = command.output().expect("rabbitmqctl can be run");
-    assert!(output.status.success(), "{arguments:?}: {output:?}");
+    let output = command.output().map_err(|error| error.to_string())?;
+    if output.status.success() { Ok(()) } else { Err(format!("{output:?}")) }
 }

@@ -1,28 +1,13 @@
 //! The system path: a master, an instance that boots by starting a real agent, the metadata service that the agent reads
 //! all it knows from, and a build.
 
-use rouse_tests::ec2::{Authority, Cloud, IMAGE, with_defaults};
-use rouse_tests::harness::{Master, PASSWORD, program, scratch, standing, text};
+use rouse_tests::ec2::{Authority, Cloud, IMAGE, boot, with_defaults};
+use rouse_tests::harness::{Master, PASSWORD, scratch, standing, text};
 use serde_json::json;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 pub const MINUTE: Duration = Duration::from_secs(60);
-
-/// What instances do when they boot.
-fn boot(dir: &Path) -> serde_json::Value {
-    json!({
-        "argv": [program("rouse-agent")],
-        "log": dir.join("{instance}.log"),
-        "env": {
-            "ROUSE_AGENT_IDENTITY": "ec2",
-            "ROUSE_AGENT_METADATA": "{imds}",
-            "ROUSE_AGENT_WORK_DIR": dir.join("{instance}"),
-            "ROUSE_AGENT_POWER_OFF": "latent",
-            "ROUSE_AGENT_POWER_OFF_COMMAND": "",
-        }
-    })
-}
 
 pub struct FullSystem {
     pub cloud: Cloud,
