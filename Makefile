@@ -55,7 +55,7 @@ sim: ## the simulation over many seeds, optimised (ROUSE_SIM_SEEDS, default 1000
 	ROUSE_SIM_SEEDS=$${ROUSE_SIM_SEEDS:-100000} \
 		$(CARGO) test --locked --profile sim -p rouse-tests --no-default-features --test sim -- --nocapture
 
-chaos: ## kill, freeze, cut off and fill up the whole system for minutes (ROUSE_CHAOS_BUILDS, _SECONDS, _SEED)
+chaos: ## faults in the whole system, its broker and its cloud, for minutes (ROUSE_CHAOS_BUILDS, _SECONDS, _SEED)
 	tests/setup test
 	$(CARGO) build --locked --workspace --bins
 	ROUSE_CHAOS_BUILDS=$${ROUSE_CHAOS_BUILDS:-2000} ROUSE_CHAOS_SECONDS=$${ROUSE_CHAOS_SECONDS:-300} \
