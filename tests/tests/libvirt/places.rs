@@ -1,5 +1,5 @@
-//! A provider with more than one place: a connection that does not answer beside one that does, a base image that is
-//! changed under a guest's disk.
+//! A provider with more than one place: a connection that does not answer beside one that does, a network that is not
+//! active, a base image that is changed under a guest's disk.
 
 use crate::machines::{Machines, config};
 use rouse_master::core::event::{ListedHost, Listing, Owner, StartError, Termination};
@@ -13,6 +13,7 @@ use tokio::sync::mpsc;
 /// Not those of other tests, which may run at the same time.
 const OWNER: &str = "parted/0123456789abcdef0123456789abcdef";
 const OTHER: &str = "changed/0123456789abcdef0123456789abcdef";
+const INACTIVE: &str = "inactive/0123456789abcdef0123456789abcdef";
 
 #[test]
 fn one_connection_that_does_not_answer_hides_no_other() {
@@ -70,6 +71,36 @@ fn one_connection_that_does_not_answer_hides_no_other() {
         // Where nothing was ever made nobody has to be asked once the configuration names it no more.
         second.configure(&config("parted", &section));
         assert_eq!(contract::whole_list(&second).await, Ok(Vec::new()));
+    });
+}
+
+#[test]
+fn a_network_that_is_not_active_blames_no_image() {
+    if !crate::may_run() {
+        return;
+    }
+    let _turn = crate::together();
+    crate::block_on(async {
+        let machines = Machines::new("inactive");
+        let virt_host = machines.virt_host;
+        let description = machines.dir.join("inactive.xml");
+        std::fs::write(&description, "<network><name>inactive</name></network>").unwrap();
+        virt_host.virsh(&["net-define", description.to_str().unwrap()]);
+        let section = machines.section.replace("network = \"bare\"", "network = \"inactive\"");
+        let dir = machines.dir.join("consoles");
+        let provider = Libvirt::new(dir, INACTIVE, &config("inactive", &section), mpsc::channel(64).0).unwrap();
+        let [worker, _] = machines.workers();
+        let mut host = contract::host(&machines, &worker);
+        contract::order(&provider, &mut host).await.unwrap();
+        let refused = provider.start(&host).await;
+        assert!(matches!(&refused, Err(StartError::Place(why)) if why.contains("is not active")), "{refused:?}");
+        assert_eq!((machines.machines(), machines.leftovers()), (BTreeSet::new(), BTreeSet::new()));
+        // Somebody starts it.
+        virt_host.virsh(&["net-start", "inactive"]);
+        contract::started(&provider, &mut host).await;
+        contract::gone(&provider, &host).await;
+        virt_host.virsh(&["net-destroy", "inactive"]);
+        virt_host.virsh(&["net-undefine", "inactive"]);
     });
 }
 
