@@ -254,7 +254,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         for (number, tail) in ["exec sleep 30", "true", "false"].into_iter().enumerate() {
             let ran = dir.path().join(number.to_string());
-            let script = format!("echo x > {}; {tail}", ran.display());
+            let script = format!("echo $$ > {}; {tail}", ran.display());
             let command = ["/bin/sh".to_owned(), "-c".to_owned(), script];
             let (asked, mut terminate) = mpsc::channel(1);
             let asking = async {
@@ -273,5 +273,9 @@ mod tests {
             };
             tokio::time::timeout(Duration::from_secs(20), both).await.expect("it came back");
         }
+        // The command that hangs goes on after the agent's end.
+        let hung = std::fs::read_to_string(dir.path().join("0")).expect("it has run");
+        let hung = rustix::process::Pid::from_raw(hung.trim().parse().expect("a number")).expect("a process");
+        rustix::process::kill_process(hung, rustix::process::Signal::KILL).expect("it still runs");
     }
 }
