@@ -7,6 +7,7 @@ use crate::core::build::BuildState;
 use crate::core::event::{Change, WorkerState};
 use crate::core::record::HostState;
 use crate::driver::{Control, Master, MasterError};
+use crate::files;
 use crate::hosts::process;
 use rouse_shared::Timestamp;
 use std::fs::{self, DirBuilder};
@@ -92,7 +93,7 @@ pub fn run(source: Option<&Path>) -> Result<bool, MasterError> {
     // it is what runs now all that there will be.
     runtime.shutdown_timeout(GOING);
     let shown = owner.map_or(Ok(()), |owner| end_hosts(&owner)).and(shown);
-    if let Err(error) = fs::remove_dir_all(&dir) {
+    if let Err(error) = files::remove_tree(&dir) {
         eprintln!("rouse: {} could not be removed: {error}", dir.display());
     }
     shown

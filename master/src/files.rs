@@ -1,9 +1,14 @@
-//! Files that are replaced as a whole.
+//! Files that are replaced as a whole, and directories that are removed with what builds have left in them.
 
+use rustix::mount::{UnmountFlags, unmount};
+use rustix::process::geteuid;
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, Write as _};
+use std::os::unix::ffi::OsStringExt as _;
 use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 /// Writes `bytes` beside `path`, syncs them and renames the file to `path`: whoever reads it, also after a crash, finds
 /// the old content or the new one, never a part. Only its owner may read it.
@@ -18,6 +23,64 @@ pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     fs::rename(&new, path)?;
     // The rename itself is on the disk only once the directory is.
     path.parent().filter(|dir| !dir.as_os_str().is_empty()).map_or(Ok(()), |dir| File::open(dir)?.sync_all())
+}
+
+/// Removes a directory, if it exists, with all that builds have left in it. `rm` does it: a build can make a tree that is
+/// deep enough to overflow the stack of a program that walks down into it, and `rm` does not walk it so.
+///
+/// # Errors
+/// If something is mounted in it and cannot be detached: nothing is removed then, because that could be the machine's
+/// own directories. If `rm` cannot be run, or cannot remove everything.
+pub fn remove_tree(dir: &Path) -> io::Result<()> {
+    let dir = match dir.canonicalize() {
+        Ok(dir) => dir,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    // The last one first: it may be mounted on one before it.
+    for mounted in mounts_below(&dir, &fs::read("/proc/self/mountinfo")?).iter().rev() {
+        let detached = unmount(mounted.as_path(), UnmountFlags::DETACH | UnmountFlags::NOFOLLOW);
+        detached
+            .map_err(|e| io::Error::other(format!("cannot detach what is mounted on {}: {e}", mounted.display())))?;
+    }
+    match run("rm", &["-rf"], &dir) {
+        // Some tools make their caches read-only, which stops anyone but root.
+        Err(_) if !geteuid().is_root() => run("chmod", &["-R", "u+rwX"], &dir).and_then(|()| run("rm", &["-rf"], &dir)),
+        removed => removed,
+    }
+}
+
+/// Runs a program on a directory.
+fn run(program: &str, arguments: &[&str], dir: &Path) -> io::Result<()> {
+    let output = Command::new(program).args(arguments).arg("--").arg(dir).stdin(Stdio::null()).output()?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    Err(io::Error::other(said.lines().next().unwrap_or("it has failed without a message").to_owned()))
+}
+
+/// The mount points below a directory, from the text of `/proc/self/mountinfo` (proc_pid_mountinfo(5): the fifth field,
+/// in which blanks, tabs, line feeds and backslashes are three octal digits after a backslash).
+fn mounts_below(dir: &Path, mountinfo: &[u8]) -> Vec<PathBuf> {
+    let points = mountinfo.split(|byte| *byte == b'\n').filter_map(|line| line.split(|byte| *byte == b' ').nth(4));
+    points.map(|point| PathBuf::from(unescaped(point))).filter(|point| point.starts_with(dir)).collect()
+}
+
+fn unescaped(field: &[u8]) -> OsString {
+    let mut bytes = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((first, after)) = rest.split_first() {
+        let octal = after.get(..3).filter(|_| *first == b'\\').and_then(|digits| std::str::from_utf8(digits).ok());
+        if let Some(byte) = octal.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
+            bytes.push(byte);
+            rest = &after[3..];
+        } else {
+            bytes.push(*first);
+            rest = after;
+        }
+    }
+    OsString::from_vec(bytes)
 }
 
 #[cfg(test)]
@@ -36,5 +99,60 @@ mod tests {
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "nothing stays beside it");
         assert!(replace(&dir.path().join("none/state"), b"").is_err());
+    }
+
+    #[test]
+    fn a_tree_of_many_levels_is_removed() {
+        let dir = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
+        let tree = dir.path().join("tree");
+        fs::create_dir(&tree).unwrap();
+        let mut directory = File::open(&tree).unwrap();
+        for _level in 0..20_000 {
+            rustix::fs::mkdirat(&directory, c"d", rustix::fs::Mode::RWXU).unwrap();
+            let open = rustix::fs::openat(&directory, c"d", rustix::fs::OFlags::RDONLY, rustix::fs::Mode::empty());
+            directory = File::from(open.unwrap());
+        }
+        drop(directory);
+        remove_tree(&tree).unwrap();
+        assert!(!tree.exists());
+        remove_tree(&tree).expect("removed already");
+    }
+
+    #[test]
+    fn a_cache_that_is_read_only_is_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let tree = dir.path().join("tree");
+        fs::create_dir_all(tree.join("-a/b c")).unwrap();
+        fs::write(tree.join("-a/b c/file"), "").unwrap();
+        for name in ["-a/b c", "-a"] {
+            fs::set_permissions(tree.join(name), fs::Permissions::from_mode(0o500)).unwrap();
+        }
+        remove_tree(&tree).unwrap();
+        assert!(!tree.exists());
+    }
+
+    #[test]
+    fn mounts_below_a_directory_are_found() {
+        let text = b"36 35 98:0 / / rw - ext4 /dev/a rw\n\
+            37 36 0:1 / /srv/a\\040b/c rw - tmpfs t rw\n\
+            38 36 0:1 / /srv/a\\040b/c\\134040 rw - tmpfs t rw\n\
+            39 36 0:1 / /srv/a\\040bc rw - tmpfs t rw\n";
+        let found = mounts_below(Path::new("/srv/a b"), text);
+        assert_eq!(found, [Path::new("/srv/a b/c"), Path::new("/srv/a b/c\\040")]);
+    }
+
+    #[test]
+    fn what_is_mounted_in_it_stays_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let (tree, other) = (dir.path().join("tree"), dir.path().join("other"));
+        fs::create_dir_all(tree.join("mount")).unwrap();
+        fs::create_dir(&other).unwrap();
+        fs::write(other.join("file"), "").unwrap();
+        if rustix::mount::mount_bind(&other, tree.join("mount")).is_err() {
+            eprintln!("not checked: only root may mount");
+            return;
+        }
+        remove_tree(&tree).unwrap();
+        assert!(!tree.exists() && other.join("file").exists());
     }
 }

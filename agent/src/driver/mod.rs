@@ -4,6 +4,7 @@ mod dead_man;
 mod disk_mark;
 mod perform;
 mod power;
+mod remove_tree;
 mod session_file;
 mod workdir;
 

@@ -9,6 +9,7 @@
 
 use crate::core::Level;
 use crate::diagnostics::log;
+use crate::driver::remove_tree::remove_tree;
 use crate::runner::users::User;
 use crate::spool;
 use rouse_shared::AttemptId;
@@ -69,14 +70,14 @@ impl WorkDir {
         fs::set_permissions(&root, Permissions::from_mode(0o711)).map_err(open(&root))?;
         let mut this = Self { root, removed: 0 };
         for dir in [this.spool_dir(), this.gone()] {
-            remove_tree(&dir);
+            remove(&dir);
             DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(create(&dir))?;
         }
         let entries = fs::read_dir(&this.root).map_err(open(&this.root))?;
         let left: Vec<_> = entries.filter_map(|e| e.ok()?.file_name().into_string().ok()).collect();
         for name in left.iter().filter(|name| is_attempt(name)) {
             if let Some(gone) = this.set_aside(&this.root.join(name)) {
-                remove_tree(&gone);
+                remove(&gone);
             }
         }
         Ok(this)
@@ -200,20 +201,24 @@ impl WorkDir {
             log(Level::Warn, &format!("the logs of {attempt} cannot be removed: {error}"));
         }
         if let Some(gone) = self.set_aside(&self.attempt(attempt)) {
-            tokio::task::spawn_blocking(move || remove_tree(&gone));
+            tokio::task::spawn_blocking(move || remove(&gone));
         }
     }
 
     /// Moves a directory to `.gone`. `None` if there is no such directory.
     fn set_aside(&mut self, path: &Path) -> Option<PathBuf> {
-        self.removed += 1;
-        let gone = self.gone().join(self.removed.to_string());
-        match fs::rename(path, &gone) {
-            Ok(()) => Some(gone),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-            Err(error) => {
-                log(Level::Error, &format!("{} cannot be moved away: {error}", path.display()));
-                None
+        loop {
+            self.removed += 1;
+            let gone = self.gone().join(self.removed.to_string());
+            match fs::rename(path, &gone) {
+                Ok(()) => return Some(gone),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
+                // Something of an earlier agent could not be removed.
+                Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {}
+                Err(error) => {
+                    log(Level::Error, &format!("{} cannot be moved away: {error}", path.display()));
+                    return None;
+                }
             }
         }
     }
@@ -225,32 +230,9 @@ fn is_attempt(name: &str) -> bool {
     name.split_once('.').is_some_and(|(build, attempt)| number(build) && number(attempt))
 }
 
-fn remove_tree(path: &Path) {
-    let removed = match fs::remove_dir_all(path) {
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied && !rustix::process::geteuid().is_root() => {
-            // Some tools make their caches read-only, which stops anyone but root. Root does not need to change modes,
-            // and must not do so in a tree that somebody else may be changing.
-            open_up(path);
-            fs::remove_dir_all(path)
-        }
-        other => other,
-    };
-    match removed {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            log(Level::Error, &format!("{} cannot be removed: {error}", path.display()));
-        }
-        Ok(()) | Err(_) => {}
-    }
-}
-
-/// Makes each directory of a tree writable; follows no links.
-fn open_up(path: &Path) {
-    let Ok(meta) = fs::symlink_metadata(path) else { return };
-    if !meta.is_dir() || fs::set_permissions(path, Permissions::from_mode(0o700)).is_err() {
-        return;
-    }
-    for entry in fs::read_dir(path).into_iter().flatten().flatten() {
-        open_up(&entry.path());
+fn remove(path: &Path) {
+    if let Err(error) = remove_tree(path) {
+        log(Level::Error, &format!("{} cannot be removed: {error}", path.display()));
     }
 }
 

@@ -12,6 +12,7 @@ use crate::clock;
 use crate::config::{Config, ProcessConfig};
 use crate::core::event::{ListedHost, Listing, Owner, StartError, Started, Termination};
 use crate::core::record::{Host, LaunchSpec};
+use crate::files;
 use crate::sync::lock;
 use async_trait::async_trait;
 use rouse_shared::boot::BootData;
@@ -36,6 +37,9 @@ const LOG_LIMIT: u64 = 4 << 20;
 const LEFTOVER_PATIENCE: Duration = Duration::from_secs(60);
 /// Number of bytes at the end of an agent's log that are evidence.
 const CONSOLE: u64 = 8 << 10;
+
+/// The directory of what is being removed.
+const GONE: &str = ".gone";
 
 /// The agent program of each worker.
 type Agents = BTreeMap<WorkerName, PathBuf>;
@@ -71,6 +75,11 @@ impl Processes {
     pub fn new(dir: PathBuf, owner: String, config: &Config, deaths: mpsc::Sender<Death>) -> io::Result<Self> {
         // Builds with `run_as` must be able to pass through to their own directory.
         fs::DirBuilder::new().recursive(true).mode(0o711).create(&dir)?;
+        let gone = dir.join(GONE);
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&gone)?;
+        for left in fs::read_dir(&gone)?.filter_map(Result::ok) {
+            remove_in_background(left.path());
+        }
         Ok(Self {
             dir,
             owner,
@@ -132,11 +141,8 @@ impl Processes {
             lock(&self.leftovers).remove(host);
             self.overdue.gone(host.as_str());
             let dir = self.host_dir(host);
-            let shown = dir.display().to_string();
-            return match beside(move || remove_dir(&dir)).await {
-                Ok(()) => Ok(Termination::Gone),
-                Err(error) => Err(format!("cannot remove {shown}: {error}")),
-            };
+            discard(&dir).map_err(|e| format!("cannot move {} away: {e}", dir.display()))?;
+            return Ok(Termination::Gone);
         }
         for process in self.to_kill(host, &ours) {
             kill(process).map_err(|e| format!("cannot kill process {}: {e}", process.pid))?;
@@ -358,9 +364,8 @@ impl Ending {
     }
 
     async fn report(self, why: String) {
-        let dir = self.dir.clone();
-        if let Err(error) = beside(move || remove_dir(&dir)).await {
-            tracing::warn!("cannot remove {}: {error}", self.dir.display());
+        if let Err(error) = discard(&self.dir) {
+            tracing::warn!("cannot move {} away: {error}", self.dir.display());
         }
         // A master that ends takes no more news; the next one looks for itself.
         if self.deaths.send(Death { host: self.host.clone(), why, reclaimed: false }).await.is_err() {
@@ -369,16 +374,32 @@ impl Ending {
     }
 }
 
-/// Removes a directory, if it exists.
-fn remove_dir(dir: &Path) -> io::Result<()> {
-    match fs::remove_dir_all(dir) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        Ok(()) | Err(_) => Ok(()),
+/// Moves the directory of a host that is gone away, if it exists, and removes it in the background: what builds have
+/// left there may take minutes to remove, and must not keep the host from being gone.
+fn discard(dir: &Path) -> io::Result<()> {
+    let (Some(parent), Some(name)) = (dir.parent(), dir.file_name()) else { return Ok(()) };
+    let gone = parent.join(GONE).join(name);
+    match fs::rename(dir, &gone) {
+        Ok(()) => remove_in_background(gone),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    Ok(())
+}
+
+/// What cannot be removed is tried again when the master starts.
+fn remove_in_background(dir: PathBuf) {
+    let remove = move || {
+        if let Err(error) = files::remove_tree(&dir) {
+            tracing::warn!("cannot remove {}: {error}", dir.display());
+        }
+    };
+    if let Err(error) = std::thread::Builder::new().spawn(remove) {
+        tracing::warn!("cannot start a thread that removes what builds have left: {error}");
     }
 }
 
-/// Runs blocking work on a separate thread. Removing a build's directory takes seconds, which would delay the tasks
-/// that keep the link alive.
+/// Runs blocking work on a separate thread, so that the tasks that keep the link alive are not delayed.
 async fn beside<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
     tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
 }
