@@ -20,8 +20,23 @@ pub const LOG_CHUNK: usize = 64 << 10;
 /// Maximum number of log bytes of one step that an agent has sent and the broker has not confirmed.
 pub const LOG_WINDOW: usize = 2 << 20;
 
-/// Maximum number of steps in a build: a report lists them all and must fit [`MAX_MESSAGE`].
+/// Largest message from an agent to the master apart from log chunks, bytes. A report of [`MAX_STEPS`] steps takes up to
+/// 80 KiB and its texts up to [`MAX_REPORT_TEXT`]; a hello takes up to [`MAX_HELLO_REPORTS`] and 48 KiB of documents.
+pub const MAX_CONTROL: usize = 256 << 10;
+
+/// Maximum number of steps in a build: a report lists them all and must fit [`MAX_CONTROL`].
 pub const MAX_STEPS: usize = 1_000;
+
+/// Maximum number of attempts that an agent has at once, and lists in its hello: far more than a machine can run, and a
+/// limit to what an agent can make the master do at once, and a master an agent.
+pub const MAX_ATTEMPTS: usize = 1_000;
+
+/// Size of the reports in a hello above which it lists only which attempts there are, bytes. The reports follow.
+pub const MAX_HELLO_REPORTS: usize = 128 << 10;
+
+/// Maximum number of steps in all reports of a hello together: as many as fit [`MAX_HELLO_REPORTS`], of about 30 bytes
+/// at least.
+pub const MAX_HELLO_STEPS: usize = MAX_HELLO_REPORTS / 30;
 
 /// Longest time from the end of an agent's lease until none of its steps runs. Supervisors kill at once when the lease
 /// ends, so this covers a machine that is slow to schedule them. The master waits as long before it retries a build.
@@ -40,6 +55,24 @@ pub const REMEMBERED_ATTEMPTS: usize = 4_096;
 
 /// Longest reason or error text in a message, bytes; longer ones are cut.
 pub const MAX_TEXT: usize = 2_000;
+
+/// Maximum size of all such texts in the report of one attempt, bytes. Those of further steps are left out.
+pub const MAX_REPORT_TEXT: usize = 64 << 10;
+
+/// Longest word in a hello or a notice, bytes: a version, an identity, a host name (64 on Linux), an operating system.
+pub const MAX_WORD: usize = 255;
+
+/// Length of the random part of a [`crate::Nonce`], hexadecimal digits.
+pub const NONCE_DIGITS: usize = 32;
+
+/// Cuts a text to at most so many bytes, between characters.
+pub fn cut(text: &mut String, most: usize) {
+    let mut end = text.len().min(most);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    text.truncate(end);
+}
 
 /// Largest boot data that either side handles, bytes: what the largest carrier holds (Nova's user data and a firmware
 /// table 64 KiB, EC2's user data 16 KiB).

@@ -46,6 +46,16 @@ pub fn agent_queue(worker: &WorkerName, nonce: &Nonce, connection: u64) -> Strin
     format!("{}{}.{connection}", agent_queue_prefix(worker), nonce)
 }
 
+/// The worker that a queue belongs to; `None` if it is not an agent's.
+pub fn worker_of_queue(queue: &str) -> Option<WorkerName> {
+    queue.strip_prefix("rouse.agent.")?.split('.').next()?.parse().ok()
+}
+
+/// The worker whose agents may publish under a routing key; `None` if it is no worker's.
+pub fn worker_of_key(key: &str) -> Option<WorkerName> {
+    key.split('.').next()?.parse().ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -58,6 +68,8 @@ mod tests {
                 let queue = agent_queue(b, &Nonce("0".repeat(32)), 1);
                 assert_eq!(queue.starts_with(&agent_queue_prefix(a)), a == b, "{a} and {queue}");
                 assert_eq!(control_key(b).starts_with(&format!("{a}.")), a == b);
+                assert_eq!(worker_of_queue(&queue).as_ref() == Some(a), a == b);
+                assert_eq!(worker_of_key(&log_key(b)).as_ref() == Some(a), a == b);
             }
         }
     }

@@ -2,15 +2,11 @@
 
 use super::{Core, Effect, Level, RunStep, words};
 use rouse_shared::duration;
-use rouse_shared::limits::{MAX_STEPS, REMEMBERED_ATTEMPTS};
+use rouse_shared::limits::{MAX_ATTEMPTS, MAX_HELLO_REPORTS, MAX_REPORT_TEXT, MAX_STEPS, REMEMBERED_ATTEMPTS};
 use rouse_shared::message::{AttemptReport, Outcome, Report, RunAttempt, StepReport, StepState, ToMaster};
-use rouse_shared::{AttemptId, Timestamp};
+use rouse_shared::{AttemptId, Timestamp, codec};
 use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
-
-/// Largest number of attempts that an agent has at once: far more than a machine can run, but it limits what a master
-/// can make it remember. The link's outbox has room for a report of each.
-const MAX_ATTEMPTS: usize = 1_000;
 
 /// One attempt of the session.
 #[derive(Clone, PartialEq, Debug)]
@@ -86,6 +82,19 @@ impl Attempt {
             self.unreported = false;
         }
         AttemptReport { attempt, revision: self.revision, steps: self.steps.clone(), outcome: self.outcome.clone() }
+    }
+
+    /// That there is the attempt, and whether it has ended; older than every snapshot. A snapshot is to follow.
+    fn mention(&mut self, attempt: AttemptId) -> AttemptReport {
+        self.unreported = true;
+        let outcome = self.outcome.as_ref().map(|outcome| match outcome {
+            Outcome::Success => Outcome::Success,
+            Outcome::Cancelled => Outcome::Cancelled,
+            Outcome::Failure(_) => Outcome::Failure(String::new()),
+            Outcome::Lost(_) => Outcome::Lost(String::new()),
+            Outcome::Declined(_) => Outcome::Declined(String::new()),
+        });
+        AttemptReport { attempt, revision: 0, steps: Vec::new(), outcome }
     }
 
     /// Adds the next step as running.
@@ -241,9 +250,14 @@ impl Core {
         self.emit(Effect::Send(Box::new(ToMaster::Report(Box::new(report)))));
     }
 
-    /// Snapshots of all attempts, for hello.
+    /// Snapshots of all attempts, for hello. If they are too large for it, it lists only which attempts there are, and
+    /// the welcome is answered by their reports.
     pub(super) fn snapshots(&mut self) -> Vec<AttemptReport> {
-        self.attempts.iter_mut().map(|(id, attempt)| attempt.say(*id)).collect()
+        let reports: Vec<_> = self.attempts.iter_mut().map(|(id, attempt)| attempt.say(*id)).collect();
+        if reports.iter().map(|report| codec::encode(report).len()).sum::<usize>() <= MAX_HELLO_REPORTS {
+            return reports;
+        }
+        self.attempts.iter_mut().map(|(id, attempt)| attempt.mention(*id)).collect()
     }
 
     /// Reports what has changed since the hello that was just answered, and resumes the logs where the broker has them.
@@ -318,8 +332,9 @@ impl Core {
         }
         this.running = None;
         this.unreported = true;
+        let text: usize = this.steps.iter().map(|step| words::text_of(&step.state).map_or(0, str::len)).sum();
         if let Some(report) = this.steps.last_mut() {
-            report.state = words::cut_state(ended.state.clone());
+            report.state = words::cut_state(ended.state.clone(), MAX_REPORT_TEXT.saturating_sub(text));
             report.took_ms = u64::try_from(ended.took.as_millis()).unwrap_or(u64::MAX);
             report.log_length = ended.log_length;
             report.log_cut = ended.log_cut;

@@ -1,7 +1,7 @@
 //! The texts that describe the end of a build.
 
 use rouse_shared::duration;
-use rouse_shared::limits::MAX_TEXT;
+use rouse_shared::limits::{self, MAX_TEXT};
 use rouse_shared::message::{Step, StepState};
 use std::time::Duration;
 
@@ -25,19 +25,35 @@ fn limit(ms: Option<u64>) -> String {
 }
 
 /// The text, cut to what the wire carries.
-pub fn cut(mut text: String) -> String {
-    if text.len() > MAX_TEXT {
-        let end = (0..=MAX_TEXT).rev().find(|&i| text.is_char_boundary(i)).unwrap_or(0);
-        text.truncate(end);
-    }
+pub fn cut(text: String) -> String {
+    cut_to(text, MAX_TEXT)
+}
+
+fn cut_to(mut text: String, most: usize) -> String {
+    limits::cut(&mut text, most);
     text
 }
 
-/// The state with its text cut likewise: it may quote what a user wrote.
-pub fn cut_state(state: StepState) -> StepState {
+/// The text of a state: it may quote what a user wrote.
+pub fn text_of(state: &StepState) -> Option<&str> {
     match state {
-        StepState::NotStarted(why) => StepState::NotStarted(cut(why)),
-        StepState::Lost(why) => StepState::Lost(cut(why)),
+        StepState::NotStarted(why) | StepState::Lost(why) => Some(why),
+        StepState::Running
+        | StepState::Exited(_)
+        | StepState::Signalled(_)
+        | StepState::TimedOut
+        | StepState::Silent
+        | StepState::Stopped
+        | StepState::Skipped => None,
+    }
+}
+
+/// The state with its text cut likewise, and to what its report has room for.
+pub fn cut_state(state: StepState, room: usize) -> StepState {
+    let most = room.min(MAX_TEXT);
+    match state {
+        StepState::NotStarted(why) => StepState::NotStarted(cut_to(why, most)),
+        StepState::Lost(why) => StepState::Lost(cut_to(why, most)),
         state @ (StepState::Running
         | StepState::Exited(_)
         | StepState::Signalled(_)

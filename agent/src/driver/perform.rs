@@ -11,7 +11,7 @@ use crate::runner::{Job, Runner};
 use crate::vitals;
 use lapin::Connection;
 use rouse_shared::error::Chain;
-use rouse_shared::limits::MAX_MESSAGE;
+use rouse_shared::limits::MAX_CONTROL;
 use rouse_shared::message::{StepState, ToMaster};
 use rouse_shared::{AttemptId, WorkerName, codec};
 use std::collections::{BTreeMap, BTreeSet};
@@ -147,7 +147,7 @@ impl Performer {
             heartbeat.vitals = vitals::vitals(&mut self.parts.system, self.parts.work.root());
         }
         let bytes = codec::encode(&message);
-        if bytes.len() > MAX_MESSAGE {
+        if bytes.len() > MAX_CONTROL {
             return log(Level::Error, &format!("a message of {} bytes is too long and was not sent", bytes.len()));
         }
         let Some((connection, link)) = &self.link else { return };

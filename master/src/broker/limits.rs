@@ -3,9 +3,9 @@
 use rouse_shared::limits::MAX_MESSAGE;
 use std::time::Duration;
 
-/// Control messages that are delivered and not yet acknowledged. With commits of 10 ms this still allows 50,000 per
-/// second, and it limits the memory that a hostile agent can take.
-pub const CONTROL_PREFETCH: u16 = 512;
+/// Control messages that are delivered and not yet acknowledged. With commits of 10 ms this still allows 25,000 per
+/// second. It limits the memory that a hostile agent can take to 64 MiB of the largest control messages.
+pub const CONTROL_PREFETCH: u16 = 256;
 
 /// Log chunks delivered and not yet written: 64 of 64 KiB are 4 MiB.
 pub const LOG_PREFETCH: u16 = 64;
@@ -32,6 +32,10 @@ pub const EVENTS_QUEUE_LENGTH: i64 = 10_000;
 
 /// Largest number of messages that wait to be sent.
 pub const OUTBOUND_MESSAGES: usize = 8_192;
+
+/// Largest number of messages, and of bytes, that wait to be sent to the agents of one worker, so that there is room for
+/// those of the others.
+pub const OUTBOUND_TO_ONE: (usize, usize) = (OUTBOUND_MESSAGES / 4, OUTBOUND_BYTES / 4);
 
 /// Largest number of bytes that wait to be sent: room for a few of the largest messages.
 pub const OUTBOUND_BYTES: usize = 64 << 20;

@@ -25,9 +25,13 @@ struct State {
     others: u64,
 }
 
-/// A name, shortened for the log: its sender may have chosen any length.
+/// A name, made safe for the log: its sender may have chosen any length, and line feeds.
 pub(crate) fn shown(text: &str) -> String {
-    text.chars().take(80).collect()
+    beginning(text, 80)
+}
+
+fn beginning(text: &str, most: usize) -> String {
+    text.chars().filter(|c| !c.is_control()).take(most).collect()
 }
 
 impl Refusals {
@@ -47,8 +51,8 @@ impl Refusals {
     /// Logs that a hello was refused, of an agent that claims to be `name` on the machine `identity`. Once a minute for
     /// the same name and reason, because the agent tries again.
     pub fn refused_hello(&self, name: &str, identity: &str, reason: &str) {
-        if self.lock().first(&shown(name), &reason.chars().take(LONGEST_REASON).collect::<String>()) {
-            let (name, identity) = (shown(name), shown(identity));
+        let (name, identity, reason) = (shown(name), shown(identity), beginning(reason, LONGEST_REASON));
+        if self.lock().first(&name, &reason) {
             warn!("an agent that claims to be {name} ({}) was refused: {reason}", identity.escape_debug());
         }
     }

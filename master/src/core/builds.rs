@@ -6,6 +6,7 @@ use super::queue::{self, Rank};
 use super::record::Record;
 use super::timers::Timer;
 use super::{Core, Timestamp};
+use rouse_shared::limits::{MAX_REPORT_TEXT, MAX_TEXT, cut};
 use rouse_shared::message::{AttemptReport, Outcome, RunAttempt, StepState, ToAgent};
 use rouse_shared::{AttemptId, BuildId, HostId, WorkerName};
 use std::cmp::Reverse;
@@ -208,15 +209,22 @@ impl Core {
         }
         attempt.revision = report.revision;
         attempt.steps = report.steps;
+        let mut room = MAX_REPORT_TEXT;
         for step in &mut attempt.steps {
-            cut_text(&mut step.state);
+            if let StepState::NotStarted(why) | StepState::Lost(why) = &mut step.state {
+                cut_text(why, room.min(MAX_TEXT));
+                room -= why.len();
+            }
         }
         let begun = !matches!(report.outcome, Some(Outcome::Declined(_)));
         if attempt.started.is_none() && begun {
             attempt.started = Some(now);
             build.status.started = Some(now);
         }
-        if let Some(outcome) = report.outcome {
+        if let Some(mut outcome) = report.outcome {
+            if let Outcome::Failure(why) | Outcome::Lost(why) | Outcome::Declined(why) = &mut outcome {
+                cut_text(why, MAX_TEXT);
+            }
             // An agent that cannot run anything would otherwise use up all attempts of all builds within a moment.
             let cannot = matches!(outcome, Outcome::Lost(_));
             attempt.outcome = Some(outcome);
@@ -456,14 +464,10 @@ impl Core {
 }
 
 /// Limits the text from an agent, because it is stored.
-fn cut_text(state: &mut StepState) {
-    if let StepState::NotStarted(why) | StepState::Lost(why) = state {
-        let mut end = why.len().min(rouse_shared::limits::MAX_TEXT);
-        while !why.is_char_boundary(end) {
-            end -= 1;
-        }
-        why.truncate(end);
-    }
+/// Cuts what an agent says to what is kept of it, without what a terminal or a log would take for more than text.
+fn cut_text(text: &mut String, most: usize) {
+    cut(text, most);
+    *text = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
 }
 
 /// The environment variable for a property: upper case, with `_` instead of other characters.

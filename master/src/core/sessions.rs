@@ -21,6 +21,9 @@ const WINDING_UP_GRACE: Duration = Duration::from_secs(600);
 pub(super) const WINDING_UP_KEEPALIVE: Duration = Duration::from_secs(10);
 /// Number of previous runs of an agent that a session remembers.
 const REPLACED_LIVES: usize = 4;
+/// Number of running attempts in a hello whose reports are taken up: more than any machine runs, and little enough that
+/// the answers leave room for those to other agents.
+const HELLO_REPORTS: usize = 256;
 /// Why an attempt is lost that its agent does not list.
 const CAME_WITHOUT: &str = "its agent came back without this attempt";
 
@@ -156,7 +159,17 @@ impl Core {
     /// Takes up the ended attempts that an agent lists in its hello. Log chunks that it has sent may have been lost
     /// with the broker without its knowledge, so missing bytes are requested at once.
     fn apply_ended(&mut self, now: Timestamp, name: &WorkerName, ended: Vec<AttemptReport>) {
-        for report in ended {
+        let given = self.workers.get(name).map(|worker| &worker.attempts);
+        let (known, unknown): (Vec<_>, Vec<_>) =
+            ended.into_iter().partition(|report| given.is_some_and(|given| given.contains(&report.attempt)));
+        // Those have ended for the master as well.
+        let attempts: Vec<_> = unknown.into_iter().map(|report| report.attempt).collect();
+        if !attempts.is_empty()
+            && let Some(session) = self.session_id(name)
+        {
+            self.send(name, ToAgent::Settled { session, attempts });
+        }
+        for report in known {
             let id = report.attempt;
             self.on_report(now, name, report);
             self.ask_for_logs(id);
@@ -213,7 +226,8 @@ impl Core {
         }
         let listed: Vec<_> = reported.iter().map(|c| c.attempt).collect();
         let (running, ended): (Vec<_>, Vec<_>) = reported.into_iter().partition(|report| report.outcome.is_none());
-        for report in running {
+        // Unknown ones are cancelled, each by a message of its own. The agent is told of the others when it reports them.
+        for report in running.into_iter().take(HELLO_REPORTS) {
             self.on_report(now, name, report);
         }
         self.apply_ended(now, name, ended);

@@ -17,6 +17,7 @@ use crate::web::{Query, Request};
 use rouse_shared::WorkerName;
 use rouse_shared::error::Chain;
 use rouse_shared::message::ToMaster;
+use rouse_shared::names::worker_of_queue;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -215,7 +216,7 @@ impl EventLoop {
                 self.batch.receipts.push(receipt);
             }
             Inbound::Unroutable { queue } => {
-                if let Some(worker) = worker_of(&queue) {
+                if let Some(worker) = worker_of_queue(&queue) {
                     self.handle(Event::Detached { worker, queue: Some(queue) });
                 }
             }
@@ -353,12 +354,6 @@ impl Waiting {
         take(&mut inputs.admissions, &mut self.admissions);
         take(&mut inputs.controls, &mut self.controls);
     }
-}
-
-/// The worker whose queue this is.
-fn worker_of(queue: &str) -> Option<WorkerName> {
-    let rest = queue.strip_prefix("rouse.agent.")?;
-    rest.split('.').next()?.parse().ok()
 }
 
 const _: () = assert!(TURN <= WAITING, "a turn takes no more than a channel holds");

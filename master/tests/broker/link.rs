@@ -25,7 +25,7 @@ fn hello(queue: &str) -> ToMaster {
         connection: 1,
         queue: queue.to_owned(),
         identity: "i".to_owned(),
-        nonce: Nonce("n".to_owned()),
+        nonce: Nonce("0f".repeat(16)),
         credential: "c".to_owned(),
         master: None,
         attempts: vec![],

@@ -1,17 +1,22 @@
 //! Outgoing messages. They are encoded before they are queued, so that the waiting bytes can be counted and limited.
 
-use super::super::limits::{ALARM_PROBE, OUTBOUND_BYTES, OUTBOUND_MESSAGES, PUBLISH_BATCH, PUBLISH_BATCH_BYTES};
+use super::super::limits::{
+    ALARM_PROBE, OUTBOUND_BYTES, OUTBOUND_MESSAGES, OUTBOUND_TO_ONE, PUBLISH_BATCH, PUBLISH_BATCH_BYTES,
+};
 use super::Inbound;
 use super::connect::in_order;
+use crate::sync::lock;
 use lapin::options::BasicPublishOptions;
 use lapin::types::ShortString;
 use lapin::{BasicProperties, Channel};
+use rouse_shared::WorkerName;
 use rouse_shared::codec;
 use rouse_shared::limits::MAX_MESSAGE;
 use rouse_shared::message::ToAgent;
-use rouse_shared::names::EVENTS;
-use std::sync::Arc;
+use rouse_shared::names::{EVENTS, worker_of_queue};
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
@@ -52,12 +57,42 @@ pub(super) struct Encoded {
     properties: BasicProperties,
     mandatory: bool,
     body: Vec<u8>,
-    waiting: Arc<AtomicUsize>,
+    /// Whose agents it is for.
+    worker: Option<WorkerName>,
+    waiting: Arc<Counts>,
 }
 
 impl Drop for Encoded {
     fn drop(&mut self) {
-        self.waiting.fetch_sub(self.body.len(), Ordering::Relaxed);
+        self.waiting.bytes.fetch_sub(self.body.len(), Ordering::Relaxed);
+        if let Some(worker) = &self.worker {
+            let mut workers = lock(&self.waiting.workers);
+            if let Some((messages, bytes)) = workers.get_mut(worker) {
+                (*messages, *bytes) = (*messages - 1, *bytes - self.body.len());
+                if *messages == 0 {
+                    workers.remove(worker);
+                }
+            }
+        }
+    }
+}
+
+/// What waits to be sent.
+#[derive(Default)]
+struct Counts {
+    bytes: AtomicUsize,
+    /// The number of messages and of bytes to the agents of each worker.
+    workers: Mutex<HashMap<WorkerName, (usize, usize)>>,
+}
+
+impl Counts {
+    /// Counts a message to the agents of a worker. Returns whether there is room for it.
+    fn add(&self, worker: &WorkerName, bytes: usize) -> bool {
+        let mut workers = lock(&self.workers);
+        let of = workers.entry(worker.clone()).or_default();
+        *of = (of.0 + 1, of.1 + bytes);
+        // One message always has room.
+        of.0 == 1 || (of.0 <= OUTBOUND_TO_ONE.0 && of.1 <= OUTBOUND_TO_ONE.1)
     }
 }
 
@@ -67,7 +102,7 @@ pub(super) type Waiting = mpsc::Receiver<Encoded>;
 pub(super) struct Outbox {
     queue: mpsc::Sender<Encoded>,
     open: AtomicBool,
-    waiting: Arc<AtomicUsize>,
+    waiting: Arc<Counts>,
     unsent: AtomicU64,
 }
 
@@ -87,17 +122,21 @@ impl Outbox {
 
     /// None if the message is too large, or too much is waiting.
     fn encode(&self, message: Outbound) -> Option<Encoded> {
+        let mandatory = matches!(message, Outbound::Agent { .. });
         let transient = BasicProperties::default().with_delivery_mode(1);
         let json = || transient.clone().with_content_type("application/json".into());
-        let (exchange, key, properties, mandatory, body) = match message {
-            Outbound::Agent { queue, message } => ("", queue, transient, true, codec::encode(&message)),
-            Outbound::Event { key, body } => (EVENTS, key, json(), false, body),
+        let (exchange, key, properties, worker, body) = match message {
+            Outbound::Agent { queue, message } => {
+                let worker = worker_of_queue(&queue);
+                ("", queue, transient, worker, codec::encode(&message))
+            }
+            Outbound::Event { key, body } => (EVENTS, key, json(), None, body),
             Outbound::Reply { to, correlation_id, body } => {
                 let properties = match correlation_id {
                     Some(id) => json().with_correlation_id(short(id)?),
                     None => json(),
                 };
-                ("", to, properties, false, body)
+                ("", to, properties, None, body)
             }
         };
         if body.len() > MAX_MESSAGE {
@@ -105,9 +144,10 @@ impl Outbox {
             return None;
         }
         let key = short(key)?;
-        let before = self.waiting.fetch_add(body.len(), Ordering::Relaxed);
-        let encoded = Encoded { exchange, key, properties, mandatory, body, waiting: self.waiting.clone() };
-        (before + encoded.body.len() <= OUTBOUND_BYTES).then_some(encoded)
+        let before = self.waiting.bytes.fetch_add(body.len(), Ordering::Relaxed);
+        let room = worker.as_ref().is_none_or(|worker| self.waiting.add(worker, body.len()));
+        let encoded = Encoded { exchange, key, properties, mandatory, body, worker, waiting: self.waiting.clone() };
+        (room && before + encoded.body.len() <= OUTBOUND_BYTES).then_some(encoded)
     }
 
     /// Accepts messages from now on. Those that are left from before are outdated.
@@ -128,7 +168,7 @@ impl Outbox {
 
     /// Whether everything in the queue has been written.
     pub(super) fn is_empty(&self) -> bool {
-        self.waiting.load(Ordering::Relaxed) == 0
+        self.waiting.bytes.load(Ordering::Relaxed) == 0
     }
 
     pub(super) fn unsent(&self) -> u64 {
@@ -209,5 +249,29 @@ pub(super) async fn publish(channel: Channel, waiting: &mut Waiting, inbound: &m
             }
             Err(error) => return format!("publishing failed: {error}"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use rouse_shared::SessionId;
+
+    #[tokio::test]
+    async fn an_agent_that_causes_many_answers_leaves_room_for_those_to_others() {
+        let (outbox, mut waiting) = Outbox::new();
+        outbox.open(&mut waiting);
+        let to = |queue: &str| {
+            let message = ToAgent::Renewed { session: SessionId("s".to_owned()), seq: 1, lease_ms: None };
+            outbox.try_send(Outbound::Agent { queue: queue.to_owned(), message })
+        };
+        // Its queues may have any name that is its own.
+        let sent = (0..2 * OUTBOUND_MESSAGES).filter(|n| to(&format!("rouse.agent.hostile.n.{n}"))).count();
+        assert_eq!(sent, OUTBOUND_TO_ONE.0);
+        assert!(to("rouse.agent.honest.n.1"));
+        while waiting.try_recv().is_ok() {}
+        assert!(outbox.is_empty() && lock(&outbox.waiting.workers).is_empty());
+        assert!(to("rouse.agent.hostile.n.1"));
     }
 }

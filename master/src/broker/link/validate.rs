@@ -5,8 +5,11 @@ use super::super::refusals::shown;
 use crate::sync::lock;
 use rouse_shared::WorkerName;
 use rouse_shared::codec::{self, DecodeError};
-use rouse_shared::limits::{LOG_CHUNK, MAX_MESSAGE};
-use rouse_shared::message::{LogChunk, ToMaster};
+use rouse_shared::limits::{
+    LOG_CHUNK, MAX_ATTEMPTS, MAX_CONTROL, MAX_HELLO_STEPS, MAX_IDENTITY_DOCUMENT, MAX_MESSAGE, MAX_STEPS, MAX_WORD,
+    NONCE_DIGITS,
+};
+use rouse_shared::message::{CloudNotice, Hello, LogChunk, ToMaster};
 use rouse_shared::names::{agent_queue_prefix, control_key, log_key};
 use serde::de::DeserializeOwned;
 use std::collections::HashSet;
@@ -95,7 +98,11 @@ impl Dropped {
 /// The message in an agent's delivery.
 pub(super) fn control(user: Option<&str>, key: &str, body: &[u8]) -> Result<(WorkerName, ToMaster), Reason> {
     let worker = sender(user, key, control_key)?;
+    if body.len() > MAX_CONTROL {
+        return Err(Reason::Oversized);
+    }
     let message: ToMaster = decode(body)?;
+    bounded(&message)?;
     if let ToMaster::Hello(hello) = &message
         && !hello.queue.starts_with(&agent_queue_prefix(&worker))
     {
@@ -103,6 +110,32 @@ pub(super) fn control(user: Option<&str>, key: &str, body: &[u8]) -> Result<(Wor
         return Err(Reason::Misaddressed);
     }
     Ok((worker, message))
+}
+
+/// Refuses what is longer than any agent sends it. What the core keeps of it is bounded by this.
+fn bounded(message: &ToMaster) -> Result<(), Reason> {
+    let (words, lists): (Vec<&str>, bool) = match message {
+        ToMaster::Hello(hello) => {
+            let Hello { version, queue, identity, nonce, attempts, facts, proof, .. } = &**hello;
+            if nonce.0.len() != NONCE_DIGITS || !nonce.0.bytes().all(|b| b.is_ascii_hexdigit()) {
+                return Err(Reason::Malformed);
+            }
+            let steps: usize = attempts.iter().map(|report| report.steps.len()).sum();
+            let documents = [&proof.document, &proof.signature, &proof.rsa2048];
+            let documents = documents.into_iter().flatten().all(|text| text.len() <= MAX_IDENTITY_DOCUMENT);
+            let mut words = vec![version.as_str(), queue, identity, &facts.os, &facts.arch, &facts.hostname];
+            words.extend(proof.disk.as_deref());
+            (words, attempts.len() <= MAX_ATTEMPTS && steps <= MAX_HELLO_STEPS && documents)
+        }
+        ToMaster::Report(report) => (Vec::new(), report.attempt.steps.len() <= MAX_STEPS),
+        ToMaster::Notice { notice: CloudNotice::Rebalance { at }, .. } => (vec![at], true),
+        ToMaster::Notice { notice: CloudNotice::Interruption { action, at }, .. } => (vec![action, at], true),
+        ToMaster::Heartbeat(_) | ToMaster::Drained { .. } | ToMaster::Leaving { .. } | ToMaster::Goodbye { .. } => {
+            (Vec::new(), true)
+        }
+    };
+    let short = words.iter().all(|word| word.len() <= MAX_WORD);
+    if short && lists { Ok(()) } else { Err(Reason::Oversized) }
 }
 
 /// The log chunk in a delivery.
@@ -134,7 +167,7 @@ fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, Reason> {
 mod tests {
     use super::*;
     use rouse_shared::SessionId;
-    use rouse_shared::message::{Heartbeat, Hello, Vitals};
+    use rouse_shared::message::{AttemptReport, Heartbeat, Report, StepReport, StepState, Vitals};
     use rouse_shared::{AttemptId, BuildId, Nonce};
 
     fn heartbeat() -> Vec<u8> {
@@ -152,7 +185,7 @@ mod tests {
             connection: 1,
             queue: queue.to_owned(),
             identity: String::new(),
-            nonce: Nonce("n".to_owned()),
+            nonce: Nonce("0f".repeat(16)),
             credential: String::new(),
             master: None,
             attempts: vec![],
@@ -179,10 +212,10 @@ mod tests {
             (Some("w1"), "w10.control", heartbeat(), Some(Reason::Misaddressed)),
             (Some("w1"), "w1.log", heartbeat(), Some(Reason::Misaddressed)),
             (Some("rouse_master"), "rouse_master.control", heartbeat(), Some(Reason::Misaddressed)),
-            (Some("w1"), "w1.control", vec![0; MAX_MESSAGE + 1], Some(Reason::Oversized)),
+            (Some("w1"), "w1.control", vec![0; MAX_CONTROL + 1], Some(Reason::Oversized)),
             (Some("w1"), "w1.control", vec![], Some(Reason::Malformed)),
             (Some("w1"), "w1.control", vec![0xc1; 40], Some(Reason::Malformed)),
-            (Some("w1"), "w1.control", vec![0x91; 1 << 20], Some(Reason::Malformed)),
+            (Some("w1"), "w1.control", vec![0x91; MAX_CONTROL], Some(Reason::Malformed)),
             (Some("w1"), "w1.control", codec::encode(&Newer::Teapot { handle: 1 }), Some(Reason::Unknown)),
             (Some("w1"), "w1.control", hello("rouse.agent.w1.n.1"), None),
             (Some("w1"), "w1.control", hello("rouse.agent.w10.n.1"), Some(Reason::Misaddressed)),
@@ -194,6 +227,56 @@ mod tests {
         assert_eq!(log(Some("w1"), "w1.log", &chunk(LOG_CHUNK + 1)).err(), Some(Reason::Oversized));
         assert_eq!(log(Some("w1"), "w1.control", &chunk(1)).err(), Some(Reason::Misaddressed));
         assert_eq!(submission(&vec![0; MAX_MESSAGE + 1]), Err(Reason::Oversized));
+    }
+
+    /// What an agent sends at most passes, and one more does not.
+    #[test]
+    fn what_an_agent_lists_and_writes_is_bounded() {
+        let decoded = |body: &[u8]| control(Some("w1"), "w1.control", body).map(|(_, message)| message);
+        let ToMaster::Hello(honest) = decoded(&hello("rouse.agent.w1.n.1")).expect("a hello") else { panic!() };
+        let refused = |change: &dyn Fn(&mut Hello)| {
+            let mut hello = (*honest).clone();
+            change(&mut hello);
+            decoded(&codec::encode(&ToMaster::Hello(Box::new(hello)))).err()
+        };
+        let attempts = |count: usize, steps: usize| {
+            let step = StepReport { state: StepState::Skipped, started_ms: 0, took_ms: 0, log_length: 0, log_cut: 0 };
+            let attempt = AttemptId { build: BuildId(1), number: 1 };
+            vec![AttemptReport { attempt, revision: 1, steps: vec![step; steps], outcome: None }; count]
+        };
+        assert_eq!(refused(&|hello| hello.attempts = attempts(MAX_ATTEMPTS, 0)), None);
+        assert_eq!(refused(&|hello| hello.attempts = attempts(MAX_ATTEMPTS + 1, 0)), Some(Reason::Oversized));
+        assert_eq!(refused(&|hello| hello.attempts = attempts(1, MAX_HELLO_STEPS + 1)), Some(Reason::Oversized));
+        let word = "w".repeat(MAX_WORD);
+        assert_eq!(refused(&|hello| hello.identity.clone_from(&word)), None);
+        let word = word + "w";
+        let changes: [&dyn Fn(&mut Hello); 6] = [
+            &|hello| hello.version.clone_from(&word),
+            &|hello| hello.identity.clone_from(&word),
+            &|hello| hello.facts.hostname.clone_from(&word),
+            &|hello| hello.queue += &word,
+            &|hello| hello.proof.disk = Some(word.clone()),
+            &|hello| hello.proof.document = Some("d".repeat(MAX_IDENTITY_DOCUMENT + 1)),
+        ];
+        for change in changes {
+            assert_eq!(refused(change), Some(Reason::Oversized));
+        }
+        for nonce in ["", "0f", &"zz".repeat(16), &"0f".repeat(17)] {
+            assert_eq!(refused(&|hello| hello.nonce = Nonce(nonce.to_owned())), Some(Reason::Malformed), "{nonce}");
+        }
+        // Attempts that are lists of nothing: a few bytes each, and as many as fit a control message.
+        let mut many = codec::encode(&ToMaster::Hello(honest.clone()));
+        let at = many.windows(9).position(|window| window == b"\xa8attempts").expect("listed") + 9;
+        let count = u32::try_from((MAX_CONTROL - many.len() - 5) / 5).expect("fits");
+        let listed = (0..count).flat_map(|_| [0x92, 0x92, 0x01, 0x01, 0x01]);
+        many.splice(at..=at, [0xdd].into_iter().chain(count.to_be_bytes()).chain(listed));
+        assert_eq!(decoded(&many).err(), Some(Reason::Oversized));
+        let report = |steps| {
+            let attempt = attempts(1, steps).remove(0);
+            codec::encode(&ToMaster::Report(Box::new(Report { session: SessionId("s".to_owned()), attempt })))
+        };
+        assert_eq!(decoded(&report(MAX_STEPS)).err(), None);
+        assert_eq!(decoded(&report(MAX_STEPS + 1)).err(), Some(Reason::Oversized));
     }
 
     #[test]
