@@ -14,7 +14,7 @@ use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use lapin::{BasicProperties, Channel, Confirmation, Connection};
 use rouse_shared::limits::{LOG_CHUNK, LOG_WINDOW};
 use rouse_shared::message::LogChunk;
-use rouse_shared::{AttemptId, WorkerName, codec, names};
+use rouse_shared::{AttemptId, SessionId, WorkerName, codec, names};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -63,6 +63,7 @@ struct Wanted {
 
 #[derive(Debug)]
 struct Stream {
+    session: SessionId,
     path: PathBuf,
     /// Counts the changes of `from`.
     epoch: u64,
@@ -109,9 +110,9 @@ impl BuildLogs {
         self.shared.changed.notify_one();
     }
 
-    /// Adds a step, whose output is or will be in the file `path`.
-    pub fn add(&self, attempt: AttemptId, step: u32, path: PathBuf) {
-        let stream = Stream { path, epoch: 0, from: 0, length: 0, on: false };
+    /// Adds a step that a session has requested, whose output is or will be in the file `path`.
+    pub fn add(&self, session: SessionId, attempt: AttemptId, step: u32, path: PathBuf) {
+        let stream = Stream { session, path, epoch: 0, from: 0, length: 0, on: false };
         self.shared.lock().streams.insert((attempt, step), stream);
     }
 
@@ -304,13 +305,13 @@ impl Sender {
 
     fn next_chunk(&mut self, key: Key) -> Result<Option<LogChunk>, String> {
         let Some(cursor) = self.cursors.get_mut(&key) else { return Ok(None) };
-        let (path, length) = {
+        let (session, path, length) = {
             let wanted = self.shared.lock();
             let Some(stream) = wanted.streams.get(&key) else { return Ok(None) };
             if cursor.next >= stream.length || cursor.in_flight + LOG_CHUNK > LOG_WINDOW {
                 return Ok(None);
             }
-            (cursor.reader.is_none().then(|| stream.path.clone()), stream.length)
+            (stream.session.clone(), cursor.reader.is_none().then(|| stream.path.clone()), stream.length)
         };
         if let Some(path) = path {
             let reader = SpoolReader::open(&path).map_err(|e| format!("{} cannot be opened: {e}", path.display()))?;
@@ -325,7 +326,7 @@ impl Sender {
         let offset = cursor.next;
         cursor.next += bytes.len() as u64;
         cursor.in_flight += bytes.len();
-        Ok(Some(LogChunk { attempt: key.0, step: key.1, offset, bytes }))
+        Ok(Some(LogChunk { session, attempt: key.0, step: key.1, offset, bytes }))
     }
 
     fn publish(&mut self, key: Key, chunk: LogChunk) {

@@ -5,7 +5,7 @@
 
 use crate::sync::lock;
 use rouse_shared::message::LogChunk;
-use rouse_shared::{AttemptId, WorkerName};
+use rouse_shared::{AttemptId, SessionId, WorkerName};
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io;
@@ -22,7 +22,7 @@ pub enum Written {
     Yes,
     /// Bytes before it are missing; the first missing byte.
     Gap(u64),
-    /// It was dropped: no such attempt runs, it belongs to another worker, or there is no such step.
+    /// It was dropped: no such attempt runs, it belongs to another worker or session, or there is no such step.
     Unexpected,
 }
 
@@ -40,8 +40,19 @@ struct Inner {
     unexpected: AtomicU64,
 }
 
+/// Who may write the logs of an attempt.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Source {
+    /// The worker that runs it.
+    pub worker: WorkerName,
+    /// The session that it belongs to, which only the worker's agent knows.
+    pub session: SessionId,
+    /// The number of its steps.
+    pub steps: usize,
+}
+
 struct Attempt {
-    worker: WorkerName,
+    source: Source,
     steps: Mutex<HashMap<u32, Arc<Step>>>,
 }
 
@@ -89,9 +100,9 @@ impl Logs {
         self.inner.dir.join(format!("{}", build / 1000)).join(format!("{build}")).join(format!("{}", attempt.number))
     }
 
-    /// Accepts chunks of this attempt from this worker from now on.
-    pub fn open(&self, attempt: AttemptId, worker: WorkerName) {
-        let fresh = || Arc::new(Attempt { worker, steps: Mutex::default() });
+    /// Accepts chunks of this attempt from this source from now on.
+    pub fn open(&self, attempt: AttemptId, source: Source) {
+        let fresh = || Arc::new(Attempt { source, steps: Mutex::default() });
         lock(&self.inner.open).entry(attempt).or_insert_with(fresh);
     }
 
@@ -153,8 +164,9 @@ impl Logs {
             Ok(Written::Unexpected)
         };
         let Some(known) = known else { return unexpected() };
-        let most_steps = u32::try_from(rouse_shared::limits::MAX_STEPS).unwrap_or(u32::MAX);
-        if known.worker != *worker || chunk.step >= most_steps {
+        let source = &known.source;
+        let one_of_its_steps = usize::try_from(chunk.step).is_ok_and(|step| step < source.steps);
+        if source.worker != *worker || source.session != chunk.session || !one_of_its_steps {
             return unexpected();
         }
         let step = self.step(chunk.attempt, &known, chunk.step);
@@ -207,8 +219,16 @@ mod tests {
 
     const ATTEMPT: AttemptId = AttemptId { build: BuildId(7), number: 1 };
 
+    fn session(id: &str) -> SessionId {
+        SessionId(id.to_owned())
+    }
+
+    fn source() -> Source {
+        Source { worker: "w1".parse().unwrap(), session: session("s"), steps: 2 }
+    }
+
     fn chunk(offset: u64, bytes: &str) -> LogChunk {
-        LogChunk { attempt: ATTEMPT, step: 0, offset, bytes: bytes.as_bytes().to_vec() }
+        LogChunk { session: session("s"), attempt: ATTEMPT, step: 0, offset, bytes: bytes.as_bytes().to_vec() }
     }
 
     #[test]
@@ -217,8 +237,13 @@ mod tests {
         let worker: WorkerName = "w1".parse().unwrap();
         let logs = Logs::new(dir.path()).unwrap();
         assert_eq!(logs.write(&worker, &chunk(0, "early")).unwrap(), Written::Unexpected);
-        logs.open(ATTEMPT, worker.clone());
+        logs.open(ATTEMPT, source());
         assert_eq!(logs.write(&"w2".parse().unwrap(), &chunk(0, "a liar")).unwrap(), Written::Unexpected);
+        // Whoever else has the worker's password.
+        let forged = LogChunk { session: session("another"), ..chunk(0, "a lie") };
+        assert_eq!(logs.write(&worker, &forged).unwrap(), Written::Unexpected);
+        let beyond = LogChunk { step: 2, ..chunk(0, "a step that the build does not have") };
+        assert_eq!(logs.write(&worker, &beyond).unwrap(), Written::Unexpected);
         for (offset, bytes, expected) in [
             (0, "hello ", Written::Yes),
             (0, "hello ", Written::Yes),
@@ -235,7 +260,7 @@ mod tests {
         assert!(!logs.path(ATTEMPT, 1).exists(), "asking makes no file");
         // A new master goes on where the file ends.
         let logs = Logs::new(dir.path()).unwrap();
-        logs.open(ATTEMPT, worker.clone());
+        logs.open(ATTEMPT, source());
         assert_eq!(logs.write(&worker, &chunk(12, "!")).unwrap(), Written::Yes);
         logs.close(ATTEMPT);
         assert_eq!(logs.highest_build().unwrap(), 7);

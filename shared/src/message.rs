@@ -412,6 +412,10 @@ pub struct Step {
 /// A piece of a step's output, with the routing key `<worker>.log`.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct LogChunk {
+    /// The session whose [`RunAttempt`] it belongs to. Only its agent knows it, so nobody else can write this log. Without it
+    /// the master takes none of it.
+    #[serde(default = "no_session")]
+    pub session: SessionId,
     /// The attempt that the step belongs to.
     pub attempt: AttemptId,
     /// Number of the step, from 0.
@@ -421,4 +425,8 @@ pub struct LogChunk {
     /// At most [`crate::limits::LOG_CHUNK`] bytes of standard output and error together, as the step wrote them.
     #[serde(with = "serde_bytes")]
     pub bytes: Vec<u8>,
+}
+
+fn no_session() -> SessionId {
+    SessionId(String::new())
 }

@@ -124,7 +124,7 @@ fn to_agent() -> Vec<(&'static str, ToAgent)> {
 const RETIRED: [&str; 1] = ["to-agent/exit"];
 
 fn chunk() -> LogChunk {
-    LogChunk { attempt: ATTEMPT, step: 1, offset: 70_000, bytes: b"\x00hello\xff\n".to_vec() }
+    LogChunk { session: session(), attempt: ATTEMPT, step: 1, offset: 70_000, bytes: b"\x00hello\xff\n".to_vec() }
 }
 
 fn all() -> Vec<(&'static str, Vec<u8>)> {

@@ -127,6 +127,7 @@ impl Attempt {
             let mut env = request.env.clone();
             env.extend(step.env.iter().map(|(k, v)| (k.clone(), v.clone())));
             let run = RunStep {
+                session: request.session.clone(),
                 attempt,
                 step: number,
                 run: step.run.clone(),

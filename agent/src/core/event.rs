@@ -1,7 +1,7 @@
 //! The input and output of the agent's core: two closed enums, each variant documented by its cause.
 
 use rouse_shared::message::{CloudNotice, StepState, ToAgent, ToMaster};
-use rouse_shared::{AttemptId, Timestamp};
+use rouse_shared::{AttemptId, SessionId, Timestamp};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -165,6 +165,8 @@ pub enum Effect {
 /// One step to run.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct RunStep {
+    /// The session that has requested it.
+    pub session: SessionId,
     /// The attempt that the step belongs to.
     pub attempt: AttemptId,
     /// Number of the step, from 0.

@@ -170,9 +170,10 @@ impl Performer {
             }
             self.made.insert(attempt);
         }
+        let session = step.session.clone();
         match self.job(step, user.as_ref()) {
             Ok(job) => {
-                self.logs.add(attempt, number, job.spool.clone());
+                self.logs.add(session, attempt, number, job.spool.clone());
                 self.parts.runner.run(job);
             }
             Err(why) => more.push(Event::StepEnded {

@@ -9,6 +9,7 @@ pub mod rules;
 use super::limits::{ADMISSION_TIMEOUT, AUTH_BODY};
 use super::rate_limiter::RateLimiter;
 use super::refusals::Refusals;
+use crate::core::Admitted;
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, State};
@@ -30,8 +31,9 @@ pub struct Admission {
     pub worker: WorkerName,
     /// The password, which may be the worker's own, a boot token or a session's secret.
     pub password: String,
-    /// Yes, or why not, for the master's log only. If it is dropped, the broker gets an error, which it does not cache.
-    pub reply: oneshot::Sender<Result<(), String>>,
+    /// As whom, or why not, for the master's log only. If it is dropped, the broker gets an error, which it does not
+    /// cache.
+    pub reply: oneshot::Sender<Result<Admitted, String>>,
 }
 
 /// Without the password.
@@ -142,7 +144,10 @@ async fn user(State(shared): State<Arc<Shared>>, body: Bytes) -> Answer {
         answer.await.ok()
     };
     match tokio::time::timeout(ADMISSION_TIMEOUT, asked).await {
-        Ok(Some(Ok(()))) => ALLOW,
+        // Nobody else has the secret.
+        Ok(Some(Ok(Admitted::Agent))) => ALLOW,
+        Ok(Some(Ok(Admitted::Anybody))) if shared.conduct.strangers_blocked(name) => DENY,
+        Ok(Some(Ok(Admitted::Anybody))) => ALLOW,
         Ok(Some(Err(reason))) => {
             shared.refusals.refused(name, &reason);
             DENY

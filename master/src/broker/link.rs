@@ -127,7 +127,7 @@ impl Link {
         inbound: mpsc::Sender<Inbound>,
         logs: mpsc::Sender<LogDelivery>,
     ) -> LinkHandle {
-        let (outbox, waiting) = Outbox::new();
+        let (outbox, waiting) = Outbox::new(settings.conduct.clone());
         let outbox = Arc::new(outbox);
         let dropped = Arc::new(Dropped::default());
         let mut task = JoinSet::new();

@@ -16,7 +16,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 /// Settings of a private broker.
 #[derive(Clone, Debug)]
@@ -118,6 +118,9 @@ pub enum NodeError {
     Stopped,
 }
 
+/// Number of users that wait for their connections to be closed. Each waits for a few seconds.
+const WAITING_TO_CLOSE: usize = 64;
+
 /// The state of a private broker.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NodeState {
@@ -140,6 +143,7 @@ pub struct Node {
     url: String,
     state: watch::Receiver<NodeState>,
     stop: Option<oneshot::Sender<()>>,
+    closer: mpsc::Sender<String>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
 
@@ -165,13 +169,14 @@ impl Node {
         let mut unsettled = prepared.unsettled.take();
         let url = format!("amqp://{MASTER_USER}:{}@{master_address}/{VHOST}", prepared.password);
         let (stop, stopped) = oneshot::channel();
+        let (closer, to_close) = mpsc::channel(WAITING_TO_CLOSE);
         let (report, state) = watch::channel(NodeState::Starting);
         let (first, came_up) = oneshot::channel();
         let thread = std::thread::Builder::new()
             .name("private-broker".to_owned())
-            .spawn(move || supervise::run(&prepared, &programs, stopped, &report, first))
+            .spawn(move || supervise::run(&prepared, &programs, supervise::Asked { stopped, to_close }, &report, first))
             .map_err(|source| NodeError::Spawn { program: PathBuf::from("a thread"), source })?;
-        let node = Self { url, state, stop: Some(stop), thread: Some(thread) };
+        let node = Self { url, state, stop: Some(stop), closer, thread: Some(thread) };
         let begun_anew = came_up.await.unwrap_or(Err(NodeError::Stopped))?;
         unsettled = unsettled.or(begun_anew);
         if let Some(unsettled) = unsettled {
@@ -190,6 +195,11 @@ impl Node {
     /// Its state, now and later.
     pub fn state(&self) -> watch::Receiver<NodeState> {
         self.state.clone()
+    }
+
+    /// Takes the names of users whose connections are to be closed.
+    pub fn closer(&self) -> mpsc::Sender<String> {
+        self.closer.clone()
     }
 
     /// Ends the broker and its epmd, and waits until they are gone: SIGTERM, and SIGKILL after

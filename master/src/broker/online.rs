@@ -7,6 +7,7 @@ use super::limits::CONNECT_TIMEOUT;
 use super::link::{Endpoints, dial, shown, tls_with};
 use super::rate_limiter::RateLimiter;
 use super::refusals::Refusals;
+use crate::core::Admitted;
 use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
 use lapin::tcp::OwnedTLSConfig;
 use lapin::types::FieldTable;
@@ -119,7 +120,11 @@ impl Master {
                 let is_known = question.worker == known.0 && question.password == known.1;
                 count.fetch_add(u32::from(is_known), Ordering::Relaxed);
                 // A broker that does not wait for the answer is told of below.
-                drop(question.reply.send(if is_known { Ok(()) } else { Err("a check is under way".to_owned()) }));
+                drop(question.reply.send(if is_known {
+                    Ok(Admitted::Anybody)
+                } else {
+                    Err("a check is under way".to_owned())
+                }));
             }
         });
         Ok(Self { worker, password, asked, server })

@@ -1,32 +1,45 @@
-//! Limits how much each agent sends. An agent that sends too many messages, or too many that are malformed, is blocked
-//! for a while. Its credentials are valid, so only its behaviour shows that it is faulty or hostile.
+//! Limits how much is sent in the name of each worker. Who sends too many messages, too many bytes, or too many messages
+//! that are malformed, is blocked for a while. The credentials are valid, so only the behaviour shows that an agent is
+//! faulty or hostile.
+//!
+//! Whoever has a worker's password, or a boot token that was used, can connect in its name. Therefore the agent that the
+//! master has let in is counted apart from all others, by the session that only it knows: what the others do is no
+//! reason to block it.
 
 use super::refusals::Refusals;
 use crate::clock;
 use crate::sync::lock;
 use rouse_shared::message::ToMaster;
-use rouse_shared::{Timestamp, WorkerName};
+use rouse_shared::{Nonce, SessionId, Timestamp, WorkerName, names};
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
+use tokio::sync::mpsc;
 
-/// Limit of messages from one agent: in a burst, and per second in the long run. The fastest measured worker runs 600
-/// empty builds per second, with three or four messages each. After an outage an agent sends everything that has
-/// waited, at once.
+/// Limit of messages: in a burst, and per second in the long run. The fastest measured worker runs 600 empty builds per
+/// second, with three or four messages each. After an outage an agent sends everything that has waited, at once.
 const MESSAGES: Allowance = Allowance { burst: 20_000.0, rate: 3_000.0 };
+/// Limit of bytes, without those of logs. The largest honest need is a build of 1,000 short steps, whose reports take 80
+/// MB together.
+const BYTES: Allowance = Allowance { burst: 256e6, rate: 16e6 };
+/// Limit of log chunks. How many bytes of logs there are is limited where they are written.
+const CHUNKS: Allowance = Allowance { burst: 100_000.0, rate: 10_000.0 };
 /// Limit of hellos, each of which is a new connection. Agents pause between two tries to connect, up to a minute.
 const HELLOS: Allowance = Allowance { burst: 50.0, rate: 0.5 };
 /// Limit of malformed messages and messages in another worker's name. A newer agent may send a few of an unknown kind.
 const DROPPED: Allowance = Allowance { burst: 200.0, rate: 1.0 };
-/// How long an agent is blocked. It keeps trying, so a corrected agent comes back by itself.
+/// How long a block lasts. An agent keeps trying, so a corrected one comes back by itself.
 pub const BLOCK_TIME: Duration = Duration::from_secs(300);
+/// How long it takes at most to close the connections of somebody who is blocked. What comes later in the worker's name
+/// is the agent's that was let in.
+const CLOSING_TIME: Duration = Duration::from_secs(20);
 
 struct Allowance {
     burst: f64,
     rate: f64,
 }
 
-/// A token bucket: it fills at the limit's rate, and each message takes one token.
+/// A token bucket: it fills at the limit's rate, and each message takes from it.
 #[derive(Clone, Copy)]
 struct Bucket {
     left: f64,
@@ -34,105 +47,246 @@ struct Bucket {
 }
 
 impl Bucket {
-    fn take(&mut self, of: &Allowance, now: Timestamp) -> bool {
-        self.left = (self.left + now.since(self.at).as_secs_f64() * of.rate).min(of.burst) - 1.0;
+    fn take(&mut self, amount: f64, of: &Allowance, now: Timestamp) -> bool {
+        self.left = (self.left + now.since(self.at).as_secs_f64() * of.rate).min(of.burst) - amount;
         self.at = now;
         self.left >= 0.0
     }
 }
 
-struct Record {
+/// What was sent by the agent of a session, or by all others in the worker's name.
+struct Conduct {
     messages: Bucket,
+    bytes: Bucket,
+    chunks: Bucket,
     hellos: Bucket,
     dropped: Bucket,
-    /// The end of the block, if the agent is or was blocked.
+    /// The end of the block, if there is or was one.
     until: Option<Timestamp>,
 }
 
-impl Record {
+impl Conduct {
     fn new(now: Timestamp, until: Option<Timestamp>) -> Self {
         let full = |of: &Allowance| Bucket { left: of.burst, at: now };
-        Self { messages: full(&MESSAGES), hellos: full(&HELLOS), dropped: full(&DROPPED), until }
+        Self {
+            messages: full(&MESSAGES),
+            bytes: full(&BYTES),
+            chunks: full(&CHUNKS),
+            hellos: full(&HELLOS),
+            dropped: full(&DROPPED),
+            until,
+        }
+    }
+
+    fn is_blocked(&self, now: Timestamp) -> bool {
+        self.until.is_some_and(|until| until > now)
+    }
+
+    /// Counts a message. If it is one too many, returns of what there are too many.
+    fn take(&mut self, kind: Kind, bytes: usize, now: Timestamp) -> Option<&'static str> {
+        let (within, what) = match kind {
+            Kind::Message => (self.messages.take(1.0, &MESSAGES, now), "messages"),
+            Kind::Chunk => (self.chunks.take(1.0, &CHUNKS, now), "log chunks"),
+            Kind::Hello => (self.hellos.take(1.0, &HELLOS, now), "hellos"),
+            Kind::Dropped => (self.dropped.take(1.0, &DROPPED, now), "malformed messages"),
+        };
+        // Chunks are at most 64 KiB each.
+        let counted = if kind == Kind::Chunk { 0.0 } else { bytes as f64 };
+        let room = self.bytes.take(counted, &BYTES, now);
+        if !within {
+            Some(what)
+        } else if !room {
+            Some("bytes")
+        } else {
+            None
+        }
     }
 }
 
-/// Counts what each agent sends. Shared by the tasks that read messages and the server that lets agents connect. Cheap
-/// to clone.
+struct Record {
+    /// The session that the master answers, and the run of the agent that has it.
+    session: Option<(SessionId, String)>,
+    agent: Conduct,
+    strangers: Conduct,
+}
+
+/// Counts what is sent in the name of each worker. Shared by the tasks that read messages and the server that lets
+/// agents connect. Cheap to clone.
 #[derive(Clone)]
 pub struct RateLimiter {
     records: Arc<Mutex<HashMap<String, Record>>>,
     refusals: Refusals,
+    /// Closes all connections of a worker, if the broker is the master's own.
+    closer: Arc<OnceLock<mpsc::Sender<String>>>,
 }
 
-/// What an agent has sent.
+/// What was sent.
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Message,
+    Chunk,
     Hello,
     Dropped,
 }
 
+/// Who has sent it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Sender {
+    /// The agent of the session.
+    Agent,
+    /// Anybody else with valid credentials.
+    Stranger,
+}
+
 impl RateLimiter {
-    /// Nothing has been counted yet. Blocked agents are reported to `refusals`.
+    /// Nothing has been counted yet. Whoever is blocked is reported to `refusals`.
     pub fn new(refusals: Refusals) -> Self {
-        Self { records: Arc::default(), refusals }
+        Self { records: Arc::default(), refusals, closer: Arc::default() }
     }
 
-    /// Whether an agent is blocked now.
+    /// What closes the connections of blocked workers from now on.
+    pub fn close_with(&self, closer: mpsc::Sender<String>) {
+        // There is one private broker.
+        drop(self.closer.set(closer));
+    }
+
+    /// The master answers this session, in this queue of its agent.
+    pub(super) fn answered(&self, session: &SessionId, queue: &str) {
+        let (Some(worker), Some(run)) = (names::worker_of_queue(queue), run_of(queue)) else { return };
+        let mut records = lock(&self.records);
+        let record = record_of(&mut records, &worker, clock::now());
+        if record.session.as_ref().is_none_or(|(known, of)| known != session || of != run) {
+            record.session = Some((session.clone(), run.to_owned()));
+        }
+    }
+
+    /// Whether the worker's agent is blocked now, and with it everybody else in its name.
     pub fn is_blocked(&self, worker: &str) -> bool {
-        let records = lock(&self.records);
-        records.get(worker).and_then(|record| record.until).is_some_and(|until| until > clock::now())
+        lock(&self.records).get(worker).is_some_and(|record| record.agent.is_blocked(clock::now()))
     }
 
-    /// The number of blocked agents.
+    /// Whether everybody in the worker's name is blocked now who is not the agent of its session.
+    pub fn strangers_blocked(&self, worker: &str) -> bool {
+        let now = clock::now();
+        let records = lock(&self.records);
+        records.get(worker).is_some_and(|record| record.strangers.is_blocked(now) || record.agent.is_blocked(now))
+    }
+
+    /// The number of workers in whose name somebody is blocked.
     pub fn blocked(&self) -> u64 {
         let now = clock::now();
         let records = lock(&self.records);
-        records.values().filter(|record| record.until.is_some_and(|until| until > now)).count() as u64
+        let blocked = |record: &&Record| record.agent.is_blocked(now) || record.strangers.is_blocked(now);
+        records.values().filter(blocked).count() as u64
     }
 
-    /// Counts a message of an agent.
-    pub(super) fn sent(&self, worker: &WorkerName, message: &ToMaster) {
-        let deed = match message {
-            ToMaster::Hello(_) => Kind::Hello,
-            ToMaster::Heartbeat(_)
-            | ToMaster::Report(_)
-            | ToMaster::Drained { .. }
-            | ToMaster::Leaving { .. }
-            | ToMaster::Notice { .. }
-            | ToMaster::Goodbye { .. } => Kind::Message,
+    /// Counts a control message. Returns whether it may pass.
+    pub(super) fn sent(&self, worker: &WorkerName, message: &ToMaster, bytes: usize) -> bool {
+        let (kind, session) = match message {
+            ToMaster::Hello(hello) => return self.said_hello(worker, &hello.nonce, bytes),
+            ToMaster::Heartbeat(heartbeat) => (Kind::Message, &heartbeat.session),
+            ToMaster::Report(report) => (Kind::Message, &report.session),
+            ToMaster::Drained { session, .. }
+            | ToMaster::Leaving { session }
+            | ToMaster::Notice { session, .. }
+            | ToMaster::Goodbye { session } => (Kind::Message, session),
         };
-        self.count(worker, clock::now(), &deed);
+        self.of_session(worker, session, kind, bytes)
     }
 
-    /// Counts a dropped message of an agent.
-    pub(super) fn dropped(&self, user: Option<&str>) {
-        if let Some(worker) = user.and_then(|user| user.parse::<WorkerName>().ok()) {
-            self.count(&worker, clock::now(), &Kind::Dropped);
-        }
+    /// Counts a log chunk. Returns whether it may pass.
+    pub(super) fn sent_chunk(&self, worker: &WorkerName, session: &SessionId, bytes: usize) -> bool {
+        self.of_session(worker, session, Kind::Chunk, bytes)
     }
 
-    fn count(&self, worker: &WorkerName, now: Timestamp, deed: &Kind) {
+    fn of_session(&self, worker: &WorkerName, session: &SessionId, kind: Kind, bytes: usize) -> bool {
+        let now = clock::now();
         let mut records = lock(&self.records);
-        // The broker guarantees the name, so there are at most as many names as workers.
-        if !records.contains_key(worker.as_str()) {
-            records.insert(worker.to_string(), Record::new(now, None));
+        let record = record_of(&mut records, worker, now);
+        let known = record.session.as_ref().is_some_and(|(known, _)| known == session);
+        let sender = if known { Sender::Agent } else { Sender::Stranger };
+        let passes = !record.blocked(sender, now);
+        self.count(record, worker, now, sender, (kind, bytes));
+        passes
+    }
+
+    /// A hello passes as long as there are not too many, also while strangers are blocked: it may be the agent's after
+    /// it was started again, and the core knows its credential.
+    fn said_hello(&self, worker: &WorkerName, nonce: &Nonce, bytes: usize) -> bool {
+        let now = clock::now();
+        let mut records = lock(&self.records);
+        let record = record_of(&mut records, worker, now);
+        let known = record.session.as_ref().is_some_and(|(_, run)| *run == nonce.0);
+        let sender = if known { Sender::Agent } else { Sender::Stranger };
+        if record.strangers.is_blocked(now) && sender == Sender::Stranger {
+            return record.strangers.hellos.take(1.0, &HELLOS, now) && !record.agent.is_blocked(now);
         }
-        let Some(record) = records.get_mut(worker.as_str()) else { return };
-        if record.until.is_some_and(|until| until > now) {
+        let passes = !record.blocked(sender, now);
+        self.count(record, worker, now, sender, (Kind::Hello, bytes));
+        passes
+    }
+
+    /// Counts a dropped message. The broker lets nobody publish under a key that is not a worker's own, so the key names
+    /// the sender where the message does not.
+    pub(super) fn dropped(&self, user: Option<&str>, key: &str, bytes: usize) {
+        let worker = user.map_or_else(|| names::worker_of_key(key), |user| user.parse::<WorkerName>().ok());
+        let Some(worker) = worker else { return };
+        let now = clock::now();
+        let mut records = lock(&self.records);
+        let record = record_of(&mut records, &worker, now);
+        // Once the connections of all strangers are closed, only the agent itself is left.
+        let since_block = |until: Timestamp| BLOCK_TIME.saturating_sub(until.since(now));
+        let only_agent = self.closer.get().is_some()
+            && record.strangers.until.is_some_and(|until| until > now && since_block(until) > CLOSING_TIME);
+        let sender = if only_agent { Sender::Agent } else { Sender::Stranger };
+        self.count(record, &worker, now, sender, (Kind::Dropped, bytes));
+    }
+
+    fn count(
+        &self,
+        record: &mut Record,
+        worker: &WorkerName,
+        now: Timestamp,
+        sender: Sender,
+        (kind, bytes): (Kind, usize),
+    ) {
+        if record.blocked(sender, now) {
             return;
         }
-        let (within, what) = match deed {
-            Kind::Message => (record.messages.take(&MESSAGES, now), "messages"),
-            Kind::Hello => (record.hellos.take(&HELLOS, now), "hellos"),
-            Kind::Dropped => (record.dropped.take(&DROPPED, now), "malformed messages"),
+        let conduct = match sender {
+            Sender::Agent => &mut record.agent,
+            Sender::Stranger => &mut record.strangers,
         };
-        if !within {
-            *record = Record::new(now, Some(now + BLOCK_TIME));
-            drop(records);
-            let minutes = BLOCK_TIME.as_secs() / 60;
-            self.refusals.refused(worker.as_str(), &format!("too many {what}: blocked for {minutes} minutes"));
+        let Some(what) = conduct.take(kind, bytes, now) else { return };
+        *conduct = Conduct::new(now, Some(now + BLOCK_TIME));
+        let who = match (sender, &record.session) {
+            (Sender::Agent, _) | (Sender::Stranger, None) => "",
+            (Sender::Stranger, Some(_)) => ", not from its own agent",
+        };
+        let minutes = BLOCK_TIME.as_secs() / 60;
+        self.refusals.refused(worker.as_str(), &format!("too many {what}{who}: blocked for {minutes} minutes"));
+        if let Some(closer) = self.closer.get() {
+            // If there are that many waiting, the next message that is too much tries again after the block.
+            drop(closer.try_send(worker.to_string()));
         }
     }
+}
+
+impl Record {
+    fn blocked(&self, sender: Sender, now: Timestamp) -> bool {
+        self.agent.is_blocked(now) || sender == Sender::Stranger && self.strangers.is_blocked(now)
+    }
+}
+
+/// The record of a worker. The broker guarantees the name, so there are at most as many records as workers.
+fn record_of<'a>(records: &'a mut HashMap<String, Record>, worker: &WorkerName, now: Timestamp) -> &'a mut Record {
+    let fresh = || Record { session: None, agent: Conduct::new(now, None), strangers: Conduct::new(now, None) };
+    records.entry(worker.to_string()).or_insert_with(fresh)
+}
+
+/// The run of the agent that a queue belongs to: what follows the worker's name.
+fn run_of(queue: &str) -> Option<&str> {
+    queue.split('.').nth(3)
 }
 
 #[cfg(test)]
@@ -140,34 +294,91 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
-    fn many(conduct: &RateLimiter, from: Timestamp, count: u64, every_ms: u64, deed: &Kind) {
+    fn limiter() -> RateLimiter {
+        let limiter = RateLimiter::new(Refusals::default());
+        limiter.answered(&session("real"), "rouse.agent.w1.0f.3");
+        limiter
+    }
+
+    fn session(id: &str) -> SessionId {
+        SessionId(id.to_owned())
+    }
+
+    fn many(limiter: &RateLimiter, from: Timestamp, count: u64, every_ms: u64, sent: (Sender, Kind, usize)) {
         let worker = "w1".parse().unwrap();
         for n in 0..count {
-            conduct.count(&worker, Timestamp(from.0 + n * every_ms), deed);
+            let now = Timestamp(from.0 + n * every_ms);
+            let mut records = lock(&limiter.records);
+            let record = record_of(&mut records, &worker, now);
+            limiter.count(record, &worker, now, sent.0, (sent.1, sent.2));
         }
     }
 
     #[test]
     fn a_busy_agent_goes_on_and_a_flood_is_blocked_for_a_while() {
         let now = clock::now();
-        let conduct = RateLimiter::new(Refusals::default());
-        many(&conduct, now, 100_000, 1, &Kind::Message);
-        assert!(!conduct.is_blocked("w1"));
-        many(&conduct, now + Duration::from_secs(100), 30_000, 0, &Kind::Message);
-        assert!(conduct.is_blocked("w1") && !conduct.is_blocked("w10"));
-        assert_eq!(conduct.blocked(), 1);
-        assert!(conduct.refusals.reason("w1").unwrap().contains("blocked for 5 minutes"));
+        for sender in [Sender::Agent, Sender::Stranger] {
+            let limiter = limiter();
+            many(&limiter, now, 100_000, 1, (sender, Kind::Message, 100));
+            assert!(!limiter.is_blocked("w1") && !limiter.strangers_blocked("w1"));
+            many(&limiter, now + Duration::from_secs(100), 30_000, 0, (sender, Kind::Message, 100));
+            assert_eq!(limiter.is_blocked("w1"), sender == Sender::Agent);
+            assert!(limiter.strangers_blocked("w1") && !limiter.strangers_blocked("w10"));
+            assert_eq!(limiter.blocked(), 1);
+            assert!(limiter.refusals.reason("w1").unwrap().contains("blocked for 5 minutes"));
+        }
     }
 
     #[test]
-    fn hellos_and_rubbish_have_smaller_allowances() {
+    fn each_kind_has_its_own_allowance() {
         let now = clock::now();
-        for (deed, fine, much) in [(Kind::Hello, 50, 60), (Kind::Dropped, 200, 210)] {
-            let conduct = RateLimiter::new(Refusals::default());
-            many(&conduct, now, fine, 0, &deed);
-            assert!(!conduct.is_blocked("w1"));
-            many(&conduct, now, much - fine, 0, &deed);
-            assert!(conduct.is_blocked("w1"));
+        let rows = [
+            (Kind::Hello, 0, 50, 60),
+            (Kind::Dropped, 0, 200, 210),
+            (Kind::Chunk, 64 << 10, 99_000, 101_000),
+            (Kind::Message, 200 << 10, 1_200, 1_400),
+        ];
+        for (kind, bytes, fine, much) in rows {
+            let limiter = limiter();
+            many(&limiter, now, fine, 0, (Sender::Agent, kind, bytes));
+            assert!(!limiter.is_blocked("w1"), "{fine} of {bytes} bytes");
+            many(&limiter, now, much - fine, 0, (Sender::Agent, kind, bytes));
+            assert!(limiter.is_blocked("w1"), "{much} of {bytes} bytes");
         }
+    }
+
+    /// Somebody with the worker's password, or with a token that was used.
+    #[test]
+    fn a_stranger_is_blocked_and_the_agent_of_the_session_is_not() {
+        let limiter = limiter();
+        let worker: WorkerName = "w1".parse().unwrap();
+        let leaving = |id: &str| ToMaster::Leaving { session: session(id) };
+        while limiter.sent(&worker, &leaving("made up"), 100) {}
+        assert!(limiter.strangers_blocked("w1") && !limiter.is_blocked("w1"));
+        assert!(limiter.sent(&worker, &leaving("real"), 100));
+        assert!(limiter.sent_chunk(&worker, &session("real"), 100));
+        assert!(!limiter.sent_chunk(&worker, &session("made up"), 100));
+        // The agent may come back on a new connection, as may another run of it, with its secret.
+        let hello = |nonce: &str| limiter.said_hello(&worker, &Nonce(nonce.to_owned()), 100);
+        assert!(hello("0f") && hello("aa"));
+        assert!((0..100).any(|_| !hello("aa")) && hello("0f"), "only so many of a stranger's");
+        // A new session, of another run.
+        limiter.answered(&session("next"), "rouse.agent.w1.aa.1");
+        assert!(limiter.sent(&worker, &leaving("next"), 100) && !limiter.sent(&worker, &leaving("real"), 100));
+    }
+
+    /// No agent is named in such a message, but the broker vouches for its key.
+    #[test]
+    fn messages_that_name_no_sender_count_as_well() {
+        let limiter = RateLimiter::new(Refusals::default());
+        let (closer, mut closed) = mpsc::channel(4);
+        limiter.close_with(closer);
+        for _ in 0..=200 {
+            limiter.dropped(None, "w1.control", 100);
+            limiter.dropped(None, "NOBODY", 100);
+        }
+        assert!(limiter.strangers_blocked("w1"));
+        assert_eq!(closed.try_recv().unwrap(), "w1");
+        assert!(closed.try_recv().is_err(), "once for each block");
     }
 }

@@ -27,6 +27,15 @@ pub(super) enum Credential {
     Secret,
 }
 
+/// As whom an agent may connect.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Admitted {
+    /// As the agent of the worker's session, whose secret it has.
+    Agent,
+    /// With a credential that others may have as well: its hello decides.
+    Anybody,
+}
+
 /// How long a refused agent is shown. This is longer than an agent's longest pause, which is a minute. So an agent that
 /// keeps trying is always shown, and one that has stopped is forgotten.
 const REFUSAL_SHOWN: Duration = Duration::from_secs(600);
@@ -69,10 +78,13 @@ impl Core {
     ///
     /// # Errors
     /// The reason, for the master's log. The agent does not get it.
-    pub fn admit(&self, worker: &str, password: &str) -> Result<(), String> {
+    pub fn admit(&self, worker: &str, password: &str) -> Result<Admitted, String> {
         let name: WorkerName = worker.parse().map_err(|error| format!("{error}"))?;
         match self.classify(&name, &Digest::of(password)) {
-            Some(_) => Ok(()),
+            Some(Credential::Secret) => Ok(Admitted::Agent),
+            Some(Credential::Password | Credential::Token(_)) => Ok(Admitted::Anybody),
+            // Builds on its machine may have read it.
+            Some(Credential::SpentToken) => Err(format!("the boot token of worker {name} was used before")),
             None if self.workers.contains_key(&name) => Err(format!("wrong password for worker {name}")),
             None => Err(format!("there is no worker {name}")),
         }

@@ -153,10 +153,18 @@ impl Core {
             live.host.uses += 1;
             self.touch_host(&host);
         }
-        self.out.push(Effect::OpenLogs { attempt, worker: worker_name.clone() });
+        self.open_logs(attempt);
         self.send_order(attempt);
         self.touch_build(attempt.build);
         self.touch_worker(worker_name);
+    }
+
+    /// Accepts the logs of a live attempt.
+    pub(super) fn open_logs(&mut self, id: AttemptId) {
+        let Some(build) = self.builds.get(&id.build) else { return };
+        let Some(attempt) = build.status.live_attempt().filter(|attempt| attempt.number == id.number) else { return };
+        let (worker, session, steps) = (attempt.worker.clone(), attempt.session.clone(), build.spec.steps.len());
+        self.out.push(Effect::OpenLogs { attempt: id, worker, session, steps });
     }
 
     /// Sends the request to run an attempt, for the first time or again. An agent that has the attempt ignores it.

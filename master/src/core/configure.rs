@@ -175,7 +175,7 @@ impl Core {
     }
 
     fn restore_attempt(&mut self, now: Timestamp, id: AttemptId, worker: &WorkerName) {
-        self.out.push(Effect::OpenLogs { attempt: id, worker: worker.clone() });
+        self.open_logs(id);
         let entry = self.worker_entry(now, worker);
         entry.attempts.insert(id);
         let over = entry.session.is_none() && entry.host.is_none();

@@ -7,7 +7,7 @@ use super::plan::{Plan, ProviderKind};
 use super::record::{Host, HostState, LaunchSpec, Record};
 pub use super::workers::WorkerState;
 use rouse_shared::message::{Hello, ToAgent, ToMaster};
-use rouse_shared::{AttemptId, BuildId, HostId, Timestamp, WorkerName};
+use rouse_shared::{AttemptId, BuildId, HostId, SessionId, Timestamp, WorkerName};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -398,12 +398,16 @@ pub enum Effect {
         /// What the configuration calls it.
         place: String,
     },
-    /// Accept log chunks of this attempt from this worker.
+    /// Accept log chunks of this attempt from the agent of this session.
     OpenLogs {
         /// The attempt.
         attempt: AttemptId,
         /// The worker that may send them.
         worker: WorkerName,
+        /// The session that the attempt belongs to.
+        session: SessionId,
+        /// The number of its steps.
+        steps: usize,
     },
     /// Check whether the attempt's logs have these lengths. Answered by [`Event::LogsWhole`] or [`Event::LogGap`].
     CheckLogs {

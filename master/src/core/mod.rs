@@ -48,6 +48,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use timers::{Timer, Timers};
 
+pub use admission::Admitted;
 pub use alarm::{BLOCKED_MINUTES, BlockedLease};
 pub use configure::Start;
 pub use views::Counts;

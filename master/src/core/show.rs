@@ -26,7 +26,7 @@ pub fn effect(effect: &Effect, now: Timestamp) -> String {
         Effect::ForgetPlace { place, .. } => format!("forget {place}"),
         Effect::ListHosts(provider) => format!("list {}", provider.as_str()),
         Effect::ListForAudit { round, provider, .. } => format!("list {} for audit, round {round}", provider.as_str()),
-        Effect::OpenLogs { attempt, worker } => format!("open logs of {attempt} from {worker}"),
+        Effect::OpenLogs { attempt, worker, .. } => format!("open logs of {attempt} from {worker}"),
         Effect::CheckLogs { attempt, lengths, overdue } => {
             format!("check logs of {attempt} {lengths:?}{}", if *overdue { " overdue" } else { "" })
         }

@@ -219,6 +219,7 @@ async fn connect(
             };
             let node =
                 Node::start(settings).await.map_err(|e| MasterError::new("cannot start the private broker", &e))?;
+            conduct.close_with(node.closer());
             let endpoints = endpoints(node.url())?;
             (Some(node), endpoints)
         }

@@ -6,7 +6,7 @@ use crate::core::event::{Change, Effect, Event, Level, Listing, Reply, RequestId
 use crate::core::plan::ProviderKind;
 use crate::core::record::Host;
 use crate::hosts::Hosts;
-use crate::logs::Logs;
+use crate::logs::{Logs, Source};
 use crate::mail::{self, Patience};
 use crate::web;
 use rouse_shared::boot::BootData;
@@ -139,8 +139,8 @@ impl Executor {
                     self.spawn_call(async move { Event::Listed { provider, result: list(&hosts, provider).await } });
                 }
             }
-            Effect::OpenLogs { attempt, worker } => {
-                self.logs.open(attempt, worker);
+            Effect::OpenLogs { attempt, worker, session, steps } => {
+                self.logs.open(attempt, Source { worker, session, steps });
             }
             Effect::CheckLogs { attempt, lengths, overdue } => {
                 self.logs.expect(attempt, lengths.clone());

@@ -36,7 +36,13 @@ fn hello(queue: &str) -> ToMaster {
 }
 
 fn chunk(size: usize) -> LogChunk {
-    LogChunk { attempt: AttemptId { build: BuildId(1), number: 1 }, step: 0, offset: 7, bytes: vec![b'x'; size] }
+    LogChunk {
+        session: SessionId("s".to_owned()),
+        attempt: AttemptId { build: BuildId(1), number: 1 },
+        step: 0,
+        offset: 7,
+        bytes: vec![b'x'; size],
+    }
 }
 
 #[tokio::test]

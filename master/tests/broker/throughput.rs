@@ -48,7 +48,13 @@ async fn smoke() {
 
     const CHUNKS: usize = 2_000;
     let attempt = AttemptId { build: BuildId(1), number: 1 };
-    let chunk = codec::encode(&LogChunk { attempt, step: 0, offset: 0, bytes: vec![b'x'; LOG_CHUNK] });
+    let chunk = codec::encode(&LogChunk {
+        session: SessionId("s".to_owned()),
+        attempt,
+        step: 0,
+        offset: 0,
+        bytes: vec![b'x'; LOG_CHUNK],
+    });
     let stop = stopwatch();
     flood("fast-log", "fast-log.log", &chunk, CHUNKS).await;
     until("all chunks", || count("fast-log") == CHUNKS).await;

@@ -1,7 +1,7 @@
 //! What an agent's effects do: its link, its runner with supervisors, its logs.
 
 use super::Break;
-use super::machine::{Pace, Run};
+use super::machine::{Pace, Run, Spool};
 use super::show;
 use super::world::World;
 use rouse_agent::core::{Effect, Event, RunStep};
@@ -168,7 +168,8 @@ impl World {
         }
         self.ran.insert((attempt, step.step), None);
         machine.runs.insert(attempt, Run { step: step.step, number, began: now, started: false });
-        machine.spools.insert((attempt, step.step), Default::default());
+        let spool = Spool::of(step.session.clone());
+        machine.spools.insert((attempt, step.step), spool);
         // Long enough for an alarm to outlast the lease, where there are any.
         let often = if self.faults.alarm { 500 } else { 150 };
         let long = !self.quiet && self.chance.permille(often);
@@ -301,11 +302,12 @@ impl World {
         spool.next = Some((offset + size, conn));
         spool.sent = spool.sent.max(offset + size);
         spool.pumping = true;
+        let session = spool.session.clone();
         let lost = self.bus.up && self.mishap(self.faults.log_loss);
         let bytes = vec![b'x'; size as usize];
         let sent = self.bus.up && !partitioned;
         if sent && !lost {
-            self.log_chunk(conn, worker, LogChunk { attempt, step, offset, bytes });
+            self.log_chunk(conn, worker, LogChunk { session, attempt, step, offset, bytes });
         }
         let delay = self.delay(2, 60);
         self.after(delay, move |w| {

@@ -3,7 +3,7 @@
 use super::world::{Act, World};
 use rouse_agent::core::{Core, Event, Settings};
 use rouse_shared::message::Facts;
-use rouse_shared::{AttemptId, HostId, Nonce, Timestamp, WorkerName};
+use rouse_shared::{AttemptId, HostId, Nonce, SessionId, Timestamp, WorkerName};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -28,8 +28,9 @@ pub(super) struct Run {
 }
 
 /// A step's log on the machine.
-#[derive(Clone, Debug, Default)]
 pub(super) struct Spool {
+    /// The session that has requested its attempt.
+    pub session: SessionId,
     pub length: u64,
     pub ended: bool,
     /// The next byte to send, and on which connection.
@@ -37,6 +38,12 @@ pub(super) struct Spool {
     /// The bytes that were ever sent.
     pub sent: u64,
     pub pumping: bool,
+}
+
+impl Spool {
+    pub fn of(session: SessionId) -> Self {
+        Self { session, length: 0, ended: false, next: None, sent: 0, pumping: false }
+    }
 }
 
 pub(super) struct Machine {

@@ -9,7 +9,7 @@ use rouse_master::core::plan::Plan;
 use rouse_master::core::record::{HostState, Record};
 use rouse_master::core::{Core, Start, show as core_show};
 use rouse_shared::message::{LogChunk, ToMaster};
-use rouse_shared::{AttemptId, BuildId, MasterId, WorkerName};
+use rouse_shared::{AttemptId, BuildId, MasterId, SessionId, WorkerName};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -125,7 +125,7 @@ pub(super) struct Master {
     stuck: Option<(Vec<Effect>, Vec<Delivery>)>,
     requests: u64,
     pub asked: BTreeMap<RequestId, Asked>,
-    pub open_logs: BTreeMap<AttemptId, WorkerName>,
+    pub open_logs: BTreeMap<AttemptId, (WorkerName, SessionId)>,
     pub expected: BTreeMap<AttemptId, Vec<u64>>,
     pub reported_gaps: BTreeMap<(AttemptId, u32), u64>,
 }

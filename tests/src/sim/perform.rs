@@ -54,7 +54,7 @@ impl World {
 
     fn write_log(&mut self, worker: &WorkerName, chunk: &LogChunk) -> Option<Event> {
         let attempt = chunk.attempt;
-        if self.master.open_logs.get(&attempt) != Some(worker) {
+        if self.master.open_logs.get(&attempt) != Some(&(worker.clone(), chunk.session.clone())) {
             return None;
         }
         let key = (attempt, chunk.step);
@@ -101,8 +101,8 @@ impl World {
             Effect::FetchConsole(host) => self.fetch_console(&host),
             Effect::ListHosts(provider) => self.list_hosts(provider, None),
             Effect::ListForAudit { request, round, provider } => self.list_hosts(provider, Some((request, round))),
-            Effect::OpenLogs { attempt, worker } => {
-                self.master.open_logs.insert(attempt, worker);
+            Effect::OpenLogs { attempt, worker, session, .. } => {
+                self.master.open_logs.insert(attempt, (worker, session));
             }
             Effect::CheckLogs { attempt, lengths, overdue } => {
                 self.master.expected.insert(attempt, lengths.clone());

@@ -62,7 +62,8 @@ fn lies(build: u64) -> (ToMaster, LogChunk) {
     let attempt_report =
         AttemptReport { attempt, revision: u32::MAX, steps: vec![step], outcome: Some(Outcome::Success) };
     let report = Report { session: SessionId("00".repeat(16)), attempt: attempt_report };
-    let chunk = LogChunk { attempt, step: 0, offset: 0, bytes: b"lies".to_vec() };
+    let session = SessionId("00".repeat(16));
+    let chunk = LogChunk { session, attempt, step: 0, offset: 0, bytes: b"lies".to_vec() };
     (ToMaster::Report(Box::new(report)), chunk)
 }
 

@@ -3,17 +3,18 @@
 use super::super::limits::{
     ALARM_PROBE, OUTBOUND_BYTES, OUTBOUND_MESSAGES, OUTBOUND_TO_ONE, PUBLISH_BATCH, PUBLISH_BATCH_BYTES,
 };
+use super::super::rate_limiter::RateLimiter;
 use super::Inbound;
 use super::connect::in_order;
 use crate::sync::lock;
 use lapin::options::BasicPublishOptions;
 use lapin::types::ShortString;
 use lapin::{BasicProperties, Channel};
-use rouse_shared::WorkerName;
 use rouse_shared::codec;
 use rouse_shared::limits::MAX_MESSAGE;
 use rouse_shared::message::ToAgent;
 use rouse_shared::names::{EVENTS, worker_of_queue};
+use rouse_shared::{SessionId, WorkerName};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -104,12 +105,14 @@ pub(super) struct Outbox {
     open: AtomicBool,
     waiting: Arc<Counts>,
     unsent: AtomicU64,
+    conduct: RateLimiter,
 }
 
 impl Outbox {
-    pub(super) fn new() -> (Self, Waiting) {
+    pub(super) fn new(conduct: RateLimiter) -> (Self, Waiting) {
         let (queue, waiting) = mpsc::channel(OUTBOUND_MESSAGES);
-        (Self { queue, open: AtomicBool::new(false), waiting: Arc::default(), unsent: AtomicU64::new(0) }, waiting)
+        let (open, unsent) = (AtomicBool::new(false), AtomicU64::new(0));
+        (Self { queue, open, waiting: Arc::default(), unsent, conduct }, waiting)
     }
 
     pub(super) fn try_send(&self, message: Outbound) -> bool {
@@ -127,6 +130,9 @@ impl Outbox {
         let json = || transient.clone().with_content_type("application/json".into());
         let (exchange, key, properties, worker, body) = match message {
             Outbound::Agent { queue, message } => {
+                if let Some(session) = answered(&message) {
+                    self.conduct.answered(session, &queue);
+                }
                 let worker = worker_of_queue(&queue);
                 ("", queue, transient, worker, codec::encode(&message))
             }
@@ -173,6 +179,21 @@ impl Outbox {
 
     pub(super) fn unsent(&self) -> u64 {
         self.unsent.load(Ordering::Relaxed)
+    }
+}
+
+/// The session that an answer says is the worker's.
+fn answered(message: &ToAgent) -> Option<&SessionId> {
+    match message {
+        ToAgent::Welcome(welcome) => Some(&welcome.session),
+        ToAgent::Renewed { session, .. } => Some(session),
+        ToAgent::Refused { .. }
+        | ToAgent::RunAttempt(_)
+        | ToAgent::Cancel { .. }
+        | ToAgent::Settled { .. }
+        | ToAgent::Resend { .. }
+        | ToAgent::Drain { .. }
+        | ToAgent::Undrain { .. } => None,
     }
 }
 
@@ -256,11 +277,11 @@ pub(super) async fn publish(channel: Channel, waiting: &mut Waiting, inbound: &m
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use rouse_shared::SessionId;
+    use crate::broker::refusals::Refusals;
 
     #[tokio::test]
     async fn an_agent_that_causes_many_answers_leaves_room_for_those_to_others() {
-        let (outbox, mut waiting) = Outbox::new();
+        let (outbox, mut waiting) = Outbox::new(RateLimiter::new(Refusals::default()));
         outbox.open(&mut waiting);
         let to = |queue: &str| {
             let message = ToAgent::Renewed { session: SessionId("s".to_owned()), seq: 1, lease_ms: None };

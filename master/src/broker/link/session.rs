@@ -52,20 +52,29 @@ impl Session {
         let (inbound, dropped) = (ends.inbound.clone(), ends.dropped.clone());
         let (of_control, of_logs) = (ends.conduct.clone(), ends.conduct.clone());
         read(&mut tasks, control, dropped.clone(), inbound.clone(), move |user, delivery, receipt| {
-            if user.is_some_and(|user| of_control.is_blocked(user)) {
+            let key = delivery.routing_key.as_str();
+            if of_control.is_blocked(user.unwrap_or(key.split('.').next().unwrap_or(key))) {
                 return Err(Reason::SenderBlocked);
             }
-            let judged = validate::control(user, delivery.routing_key.as_str(), &delivery.data);
-            let (worker, message) = judged.inspect_err(|_| of_control.dropped(user))?;
-            of_control.sent(&worker, &message);
+            let bytes = delivery.data.len();
+            let judged = validate::control(user, key, &delivery.data);
+            let (worker, message) = judged.inspect_err(|_| of_control.dropped(user, key, bytes))?;
+            if !of_control.sent(&worker, &message, bytes) {
+                return Err(Reason::SenderBlocked);
+            }
             Ok(Inbound::Agent { worker, message, receipt: receipt() })
         });
         read(&mut tasks, logs, dropped.clone(), ends.logs.clone(), move |user, delivery, receipt| {
-            if user.is_some_and(|user| of_logs.is_blocked(user)) {
+            let key = delivery.routing_key.as_str();
+            if of_logs.is_blocked(user.unwrap_or(key.split('.').next().unwrap_or(key))) {
                 return Err(Reason::SenderBlocked);
             }
-            let judged = validate::log(user, delivery.routing_key.as_str(), &delivery.data);
-            let (worker, chunk) = judged.inspect_err(|_| of_logs.dropped(user))?;
+            let bytes = delivery.data.len();
+            let judged = validate::log(user, key, &delivery.data);
+            let (worker, chunk) = judged.inspect_err(|_| of_logs.dropped(user, key, bytes))?;
+            if !of_logs.sent_chunk(&worker, &chunk.session, bytes) {
+                return Err(Reason::SenderBlocked);
+            }
             Ok(LogDelivery { worker, chunk, receipt: receipt() })
         });
         tasks.spawn(take_builds(reading, dropped, inbound.clone()));

@@ -197,7 +197,13 @@ mod tests {
 
     fn chunk(size: usize) -> Vec<u8> {
         let attempt = AttemptId { build: BuildId(1), number: 1 };
-        codec::encode(&LogChunk { attempt, step: 0, offset: 0, bytes: vec![0; size] })
+        codec::encode(&LogChunk {
+            session: SessionId("s".to_owned()),
+            attempt,
+            step: 0,
+            offset: 0,
+            bytes: vec![0; size],
+        })
     }
 
     #[test]

@@ -81,6 +81,7 @@ pub fn prepare(settings: &NodeSettings, master_on_loopback: bool) -> Result<Prep
         Some(Unsettled(settled))
     };
     let password = password(&dir)?;
+    write_cookie(&dir)?;
     write(&dir.join("rabbitmq.conf"), &configuration(settings, &dir, &password, master_on_loopback))?;
     // Beside the configuration file RabbitMQ reads these two from /etc unless others are configured.
     write(&dir.join("advanced.config"), "[].\n")?;
@@ -106,11 +107,29 @@ fn password(dir: &Path) -> Result<String, NodeError> {
     if fs::read_dir(&mnesia).map_err(unusable(&mnesia))?.next().is_some() {
         return Err(NodeError::PasswordLost(path));
     }
-    let mut random = [0u8; 24];
-    getrandom::fill(&mut random).map_err(|error| unusable(&path)(std::io::Error::other(error)))?;
-    let password = hex::encode(random);
+    let password = random_hex(&path)?;
     write(&path, &password)?;
     Ok(password)
+}
+
+/// 48 random hexadecimal digits, for this file.
+fn random_hex(path: &Path) -> Result<String, NodeError> {
+    let mut random = [0u8; 24];
+    getrandom::fill(&mut random).map_err(|error| unusable(path)(std::io::Error::other(error)))?;
+    Ok(hex::encode(random))
+}
+
+/// Writes Erlang's cookie, if there is none of ours: whoever knows it may run code as the master's user. Erlang's own are
+/// 20 capital letters, drawn from the nanoseconds since its start, of which there are few enough to try them all.
+fn write_cookie(dir: &Path) -> Result<(), NodeError> {
+    let path = dir.join("home").join(".erlang.cookie");
+    let ours = |text: &str| text.len() == 48 && text.bytes().all(|b| b.is_ascii_hexdigit());
+    match fs::read_to_string(&path) {
+        Ok(text) if ours(&text) => Ok(()),
+        Ok(_) => write(&path, &random_hex(&path)?),
+        Err(error) if error.kind() == ErrorKind::NotFound => write(&path, &random_hex(&path)?),
+        Err(error) => Err(unusable(&path)(error)),
+    }
 }
 
 /// Writes a file that only its owner may read, whole or not at all.
@@ -204,6 +223,25 @@ mod tests {
         assert_eq!(prepare(&settings(dir.path()), true).unwrap().password, first.password);
         fs::remove_file(&path).unwrap();
         assert!(matches!(prepare(&settings(dir.path()), true), Err(NodeError::PasswordLost(_))));
+    }
+
+    #[test]
+    fn the_cookie_is_random_and_stays() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let cookie = || {
+            let node = prepare(&settings(dir.path()), true).unwrap();
+            let path = node.path("home").join(".erlang.cookie");
+            assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+            fs::read_to_string(path).unwrap()
+        };
+        let first = cookie();
+        assert_eq!(first.len(), 48);
+        assert_eq!(cookie(), first);
+        // One of Erlang's own.
+        fs::write(dir.path().join("home/.erlang.cookie"), "AAAABBBBCCCCDDDDEEEE").unwrap();
+        assert_ne!(cookie(), first);
+        assert_eq!(cookie().len(), 48);
     }
 
     #[test]

@@ -88,6 +88,20 @@ impl Programs {
         spawn(command, &self.server)
     }
 
+    /// Starts RabbitMQ's command that closes the connections of a user.
+    pub fn spawn_close(&self, node: &Prepared, epmd_port: u16, user: &str) -> Result<Child, NodeError> {
+        let program = self.server.with_file_name("rabbitmqctl");
+        let mut command = self.command(&program, node);
+        command
+            .env("ERL_EPMD_PORT", epmd_port.to_string())
+            .env("RABBITMQ_CONF_ENV_FILE", "/dev/null")
+            .env("RABBITMQ_NODENAME", &node.node_name)
+            .args(["close_all_user_connections", user, "blocked: too much was sent in this name"])
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
+        spawn(command, &program)
+    }
+
     fn command(&self, program: &Path, node: &Prepared) -> Command {
         let mut command = Command::new(program);
         // An environment of its own: RABBITMQ_* and ERL_* of the master's would reach into it.

@@ -9,8 +9,12 @@ use rouse_shared::names::BUILDS;
 use std::time::Duration;
 use tokio::net::UnixDatagram;
 use tokio::process::Child;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinSet;
 use tracing::{error, info, warn};
+
+/// For RabbitMQ's command that closes connections, which takes 1 to 3 s.
+const CLOSING: Duration = Duration::from_secs(20);
 
 /// For epmd to listen: it is a small program.
 const EPMD_READY: Duration = Duration::from_secs(10);
@@ -25,12 +29,20 @@ struct Running {
     broker: Child,
 }
 
+/// What is asked of the supervisor.
+pub struct Asked {
+    /// To end the broker.
+    pub stopped: oneshot::Receiver<()>,
+    /// To close the connections of these users.
+    pub to_close: mpsc::Receiver<String>,
+}
+
 /// Supervises on this thread, until `stopped` fires or its sender is dropped. The result of the first boot goes to
 /// `first`; where that failed nothing is tried again.
 pub fn run(
     node: &Prepared,
     programs: &Programs,
-    stopped: oneshot::Receiver<()>,
+    asked: Asked,
     report: &watch::Sender<NodeState>,
     first: oneshot::Sender<FirstBoot>,
 ) {
@@ -43,7 +55,7 @@ pub fn run(
         }
     };
     process::check_descriptors();
-    runtime.block_on(supervise(node, programs, stopped, report, first));
+    runtime.block_on(supervise(node, programs, asked, report, first));
     report.send_replace(NodeState::Stopped);
 }
 
@@ -57,7 +69,7 @@ fn send_first(first: oneshot::Sender<FirstBoot>, result: FirstBoot) {
 async fn supervise(
     node: &Prepared,
     programs: &Programs,
-    mut stopped: oneshot::Receiver<()>,
+    Asked { mut stopped, mut to_close }: Asked,
     report: &watch::Sender<NodeState>,
     first: oneshot::Sender<FirstBoot>,
 ) {
@@ -82,7 +94,7 @@ async fn supervise(
                     send_first(first, Ok(begun_anew.take()));
                 }
                 tokio::select! {
-                    why = watch_over(&mut running, node, programs, &mut pause) => {
+                    why = watch_over(&mut running, node, programs, &mut pause, &mut to_close) => {
                         end(running).await;
                         why
                     }
@@ -147,9 +159,17 @@ fn begin_anew(node: &Prepared, at_first_boot: bool) -> Result<Option<Unsettled>,
 }
 
 /// Returns why the broker is no more.
-async fn watch_over(running: &mut Running, node: &Prepared, programs: &Programs, pause: &mut Duration) -> String {
+async fn watch_over(
+    running: &mut Running,
+    node: &Prepared,
+    programs: &Programs,
+    pause: &mut Duration,
+    to_close: &mut mpsc::Receiver<String>,
+) -> String {
     let settled = tokio::time::sleep(NODE_SETTLED);
     tokio::pin!(settled);
+    // One after another: each starts an Erlang of its own.
+    let mut closing = JoinSet::new();
     loop {
         tokio::select! {
             ended = running.broker.wait() => return how_it_ended(ended),
@@ -163,6 +183,22 @@ async fn watch_over(running: &mut Running, node: &Prepared, programs: &Programs,
                 // An epmd that dies at once must not make this loop spin.
                 tokio::time::sleep(NODE_RESTART.0).await;
             }
+            Some(user) = to_close.recv(), if closing.is_empty() => {
+                match programs.spawn_close(node, running.epmd_port, &user) {
+                    Ok(child) => {
+                        closing.spawn(async move { (user, tokio::time::timeout(CLOSING, child.wait_with_output()).await) });
+                    }
+                    Err(error) => warn!("the connections of {user} cannot be closed: {}", Chain(&error)),
+                }
+            }
+            Some(Ok((user, closed))) = closing.join_next() => match closed {
+                Ok(Ok(output)) if output.status.success() => info!("the connections of {user} are closed"),
+                Ok(Ok(output)) => {
+                    warn!("the connections of {user} cannot be closed: {}", String::from_utf8_lossy(&output.stderr).trim());
+                }
+                Ok(Err(error)) => warn!("the connections of {user} cannot be closed: {error}"),
+                Err(_elapsed) => warn!("the connections of {user} were not closed within {} s", CLOSING.as_secs()),
+            },
             () = &mut settled, if *pause != NODE_RESTART.0 => *pause = NODE_RESTART.0,
         }
     }

@@ -41,12 +41,13 @@ fn first_start(dir: &Path, server: &str) -> (FirstBoot, usize) {
     let node = node_in(dir);
     let (report, _) = watch::channel(NodeState::Starting);
     let (stop, stopped) = oneshot::channel();
+    let (_closer, to_close) = mpsc::channel(1);
     let (first, came_out) = oneshot::channel();
     let over = AtomicBool::new(false);
     let result = thread::scope(|scope| {
         scope.spawn(|| stand_in(dir, &over));
         let node = &node;
-        let supervisor = scope.spawn(move || run(node, &programs, stopped, &report, first));
+        let supervisor = scope.spawn(move || run(node, &programs, Asked { stopped, to_close }, &report, first));
         let result = came_out.blocking_recv();
         drop(stop);
         let ended = supervisor.join();
