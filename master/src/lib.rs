@@ -7,6 +7,7 @@ pub mod clock;
 pub mod config;
 pub mod core;
 pub mod demo;
+pub mod descriptors;
 pub mod driver;
 pub mod files;
 pub mod hosts;

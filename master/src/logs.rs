@@ -18,7 +18,7 @@ use tokio::sync::watch;
 /// What happened to a chunk.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Written {
-    /// It is written, now or before.
+    /// It is written, now or before, or the log has reached its largest size and the chunk was dropped.
     Yes,
     /// Bytes before it are missing; the first missing byte.
     Gap(u64),
@@ -38,6 +38,8 @@ struct Inner {
     /// The final lengths of the logs of attempts that have ended.
     expected: Mutex<HashMap<AttemptId, Vec<u64>>>,
     unexpected: AtomicU64,
+    /// Largest log of a step, bytes.
+    max_size: AtomicU64,
 }
 
 /// Who may write the logs of an attempt.
@@ -54,21 +56,22 @@ pub struct Source {
 struct Attempt {
     source: Source,
     steps: Mutex<HashMap<u32, Arc<Step>>>,
+    /// The file of the step that was written last. Steps run one after another, so one open file is enough, and an agent
+    /// cannot use up the master's.
+    file: Mutex<Option<(u32, File)>>,
 }
 
 /// A step's log. Its length can be read while the disk is slow to write.
 struct Step {
-    /// Opened with the first chunk.
-    file: Mutex<Option<File>>,
     length: watch::Sender<u64>,
 }
 
 impl Logs {
-    /// Logs below `dir`, which is created if it does not exist.
+    /// Logs below `dir`, which is created if it does not exist. No log of a step becomes larger than `max_size` bytes.
     ///
     /// # Errors
     /// If it cannot be created.
-    pub fn new(dir: &Path) -> io::Result<Self> {
+    pub fn new(dir: &Path, max_size: u64) -> io::Result<Self> {
         // Only users of the API may read what builds print.
         fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
         let inner = Inner {
@@ -76,8 +79,14 @@ impl Logs {
             open: Mutex::default(),
             expected: Mutex::default(),
             unexpected: AtomicU64::new(0),
+            max_size: AtomicU64::new(max_size),
         };
         Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// Sets the largest log of a step, bytes. Longer ones stay as they are.
+    pub fn set_max_size(&self, max_size: u64) {
+        self.inner.max_size.store(max_size, Ordering::Relaxed);
     }
 
     /// The highest number of a build that has a log; 0 if none has.
@@ -102,7 +111,7 @@ impl Logs {
 
     /// Accepts chunks of this attempt from this source from now on.
     pub fn open(&self, attempt: AttemptId, source: Source) {
-        let fresh = || Arc::new(Attempt { source, steps: Mutex::default() });
+        let fresh = || Arc::new(Attempt { source, steps: Mutex::default(), file: Mutex::default() });
         lock(&self.inner.open).entry(attempt).or_insert_with(fresh);
     }
 
@@ -140,6 +149,11 @@ impl Logs {
         }
     }
 
+    /// The number of bytes of a step's log that are written.
+    pub fn length(&self, attempt: AttemptId, step: u32) -> u64 {
+        *self.watch(attempt, step).borrow()
+    }
+
     fn length_on_disk(&self, attempt: AttemptId, step: u32) -> u64 {
         fs::metadata(self.path(attempt, step)).map_or(0, |m| m.len())
     }
@@ -148,7 +162,7 @@ impl Logs {
         let fresh = || {
             // Chunks are only written if they join, so the log of an earlier master has no holes.
             let (length, _) = watch::channel(self.length_on_disk(id, number));
-            Arc::new(Step { file: Mutex::default(), length })
+            Arc::new(Step { length })
         };
         lock(&attempt.steps).entry(number).or_insert_with(fresh).clone()
     }
@@ -171,19 +185,25 @@ impl Logs {
         }
         let step = self.step(chunk.attempt, &known, chunk.step);
         // Locked until the length is updated: otherwise two writers would each report the other's bytes as missing.
-        let mut file = lock(&step.file);
+        let mut file = lock(&known.file);
         let there = *step.length.borrow();
+        let room = self.inner.max_size.load(Ordering::Relaxed).saturating_sub(there);
+        if room == 0 {
+            return Ok(Written::Yes);
+        }
         if chunk.offset > there {
             return Ok(Written::Gap(there));
         }
         let known_bytes = usize::try_from(there - chunk.offset).unwrap_or(usize::MAX);
         if let Some(new) = chunk.bytes.get(known_bytes..).filter(|new| !new.is_empty()) {
+            let new = &new[..new.len().min(usize::try_from(room).unwrap_or(usize::MAX))];
             let file = match &mut *file {
-                Some(file) => file,
-                closed => {
+                Some((number, file)) if *number == chunk.step => file,
+                other => {
                     fs::create_dir_all(self.dir(chunk.attempt))?;
                     let path = self.path(chunk.attempt, chunk.step);
-                    closed.insert(File::options().create(true).write(true).truncate(false).open(path)?)
+                    let opened = File::options().create(true).write(true).truncate(false).open(path)?;
+                    &mut other.insert((chunk.step, opened)).1
                 }
             };
             file.write_all_at(new, there)?;
@@ -197,7 +217,8 @@ impl Logs {
         lengths.iter().zip(0_u32..).find_map(|(length, step)| {
             // A step that printed nothing has no file to look for.
             let there = if *length == 0 { 0 } else { *self.watch(attempt, step).borrow() };
-            (there < *length).then_some((step, there))
+            let whole = (*length).min(self.inner.max_size.load(Ordering::Relaxed));
+            (there < whole).then_some((step, there))
         })
     }
 }
@@ -235,7 +256,7 @@ mod tests {
     fn chunks_join_whatever_comes_twice_or_is_missing() {
         let dir = tempfile::tempdir().unwrap();
         let worker: WorkerName = "w1".parse().unwrap();
-        let logs = Logs::new(dir.path()).unwrap();
+        let logs = Logs::new(dir.path(), 1_000).unwrap();
         assert_eq!(logs.write(&worker, &chunk(0, "early")).unwrap(), Written::Unexpected);
         logs.open(ATTEMPT, source());
         assert_eq!(logs.write(&"w2".parse().unwrap(), &chunk(0, "a liar")).unwrap(), Written::Unexpected);
@@ -259,7 +280,7 @@ mod tests {
         assert_eq!(logs.missing(ATTEMPT, &[12, 2]), Some((1, 0)));
         assert!(!logs.path(ATTEMPT, 1).exists(), "asking makes no file");
         // A new master goes on where the file ends.
-        let logs = Logs::new(dir.path()).unwrap();
+        let logs = Logs::new(dir.path(), 1_000).unwrap();
         logs.open(ATTEMPT, source());
         assert_eq!(logs.write(&worker, &chunk(12, "!")).unwrap(), Written::Yes);
         logs.close(ATTEMPT);
@@ -268,5 +289,38 @@ mod tests {
         assert_eq!(logs.highest_build().unwrap(), 2003);
         assert_eq!(*logs.watch(ATTEMPT, 0).borrow(), 13);
         assert_eq!(logs.unexpected(), 0);
+    }
+
+    #[test]
+    fn an_endless_log_is_cut_and_the_attempt_ends_all_the_same() {
+        let dir = tempfile::tempdir().unwrap();
+        let worker: WorkerName = "w1".parse().unwrap();
+        let logs = Logs::new(dir.path(), 10).unwrap();
+        logs.open(ATTEMPT, source());
+        for offset in (0..100).step_by(4) {
+            assert_eq!(logs.write(&worker, &chunk(offset, "abcd")).unwrap(), Written::Yes, "{offset}");
+        }
+        assert_eq!(fs::read(logs.path(ATTEMPT, 0)).unwrap(), b"abcdabcdab");
+        logs.expect(ATTEMPT, vec![100]);
+        assert!(logs.became_whole(ATTEMPT));
+        // A larger limit: the agent sends the rest.
+        logs.set_max_size(1_000);
+        assert_eq!(logs.write(&worker, &chunk(100, "more")).unwrap(), Written::Gap(10));
+    }
+
+    #[test]
+    fn the_logs_of_many_steps_take_one_descriptor() {
+        let dir = tempfile::tempdir().unwrap();
+        let worker: WorkerName = "w1".parse().unwrap();
+        let logs = Logs::new(dir.path(), 1_000).unwrap();
+        logs.open(ATTEMPT, Source { steps: 1_000, ..source() });
+        for step in (0..1_000).chain(0..1_000) {
+            let offset = logs.length_on_disk(ATTEMPT, step);
+            assert_eq!(logs.write(&worker, &LogChunk { step, ..chunk(offset, "line\n") }).unwrap(), Written::Yes);
+        }
+        assert!((0..1_000).all(|step| fs::read(logs.path(ATTEMPT, step)).unwrap() == b"line\nline\n"));
+        let own = format!("{}/", dir.path().display());
+        let open = fs::read_dir("/proc/self/fd").unwrap().filter_map(|fd| fs::read_link(fd.ok()?.path()).ok());
+        assert_eq!(open.filter(|path| path.to_string_lossy().starts_with(&own)).count(), 1);
     }
 }

@@ -15,6 +15,7 @@ pub mod limits;
 pub mod message;
 pub mod names;
 mod secret;
+pub mod size;
 pub mod time;
 
 pub use broker_url::BrokerUrl;

@@ -1,12 +1,12 @@
 //! Sizes and secrets as configurations write them.
 
-use rouse_shared::Secret;
+use rouse_shared::{Secret, size};
 use serde::de::{self, Deserialize, Deserializer, MapAccess, Visitor};
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-/// A number of bytes: a plain number, or with `kB`, `MB`, `GB` (powers of 1000) or `KiB`, `MiB`, `GiB` (of 1024).
+/// A number of bytes, as [`size::parse`] reads it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Size(pub u64);
 
@@ -14,22 +14,7 @@ impl FromStr for Size {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || {
-            format!("{text:?} is not a size: write a number of bytes, or one with a unit, like \"64MB\" or \"1GiB\"")
-        };
-        let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
-        let number: u64 = text[..digits].parse().map_err(|_| wrong())?;
-        let unit = match text[digits..].trim() {
-            "" | "B" => 1,
-            "kB" | "KB" => 1_000,
-            "MB" => 1_000_000,
-            "GB" => 1_000_000_000,
-            "KiB" => 1 << 10,
-            "MiB" => 1 << 20,
-            "GiB" => 1 << 30,
-            _ => return Err(wrong()),
-        };
-        number.checked_mul(unit).map(Size).ok_or_else(wrong)
+        size::parse(text).map(Size)
     }
 }
 

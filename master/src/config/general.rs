@@ -13,6 +13,8 @@ use toml::de::DeTable;
 
 /// The master's name where the file gives none.
 pub(super) const DEFAULT_NAME: &str = "rouse";
+/// The default of `limits.max_log_size`, bytes: four times the agent's own limit.
+pub(super) const DEFAULT_MAX_LOG_SIZE: u64 = 256_000_000;
 /// The default of the state directory.
 pub(super) const DEFAULT_STATE_DIR: &str = "/var/lib/rouse";
 /// The default extension of leases.
@@ -184,6 +186,7 @@ pub(super) struct Limits {
     pub(super) mail_after_failed_starts: u32,
     pub(super) queue_timeout: Option<Duration>,
     pub(super) max_spend_per_day: Option<f64>,
+    pub(super) max_log_size: u64,
 }
 
 pub(super) fn limits<'d>(root: &Table<'d>, empty: &'d DeTable<'d>) -> Limits {
@@ -195,6 +198,7 @@ pub(super) fn limits<'d>(root: &Table<'d>, empty: &'d DeTable<'d>) -> Limits {
         mail_after_failed_starts: table.or("mail_after_failed_starts", DEFAULT_MAIL_AFTER, |v| v.whole(1)),
         queue_timeout: table.optional("queue_timeout", |v| v.duration(Duration::from_secs(1))),
         max_spend_per_day: table.optional("max_spend_per_day", |v| v.number()).filter(|most| *most > 0.0),
+        max_log_size: table.or("max_log_size", DEFAULT_MAX_LOG_SIZE, |v| v.size(1)),
     };
     table.finish();
     limits

@@ -43,6 +43,8 @@ pub enum Kind {
     Duration(u64),
     /// The same, or any integer below 0.
     DurationOrNever,
+    /// Bytes, at least so many.
+    Size(u64),
     /// A table of strings with keys of the user's choice.
     Texts,
     /// A list of at least so many.
@@ -180,6 +182,7 @@ pub(super) static LIMITS: Section = Section {
         key("mail_after_failed_starts", AT_LEAST_ONE).default("3"),
         key("queue_timeout", Kind::Duration(1)),
         key("max_spend_per_day", Kind::Number).default("0"),
+        key("max_log_size", Kind::Size(1)).default("\"256MB\""),
     ],
     rules: &[],
 };

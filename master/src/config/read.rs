@@ -2,7 +2,7 @@
 
 use super::document::{Value, substitute};
 use super::{keys, shorten};
-use rouse_shared::{Secret, duration};
+use rouse_shared::{Secret, duration, size};
 use std::collections::BTreeMap;
 use std::io::Read as _;
 use std::net::SocketAddr;
@@ -112,6 +112,22 @@ impl Value<'_> {
                 self.error(format!("must be at least {}, not {}", duration::exact(least), duration::exact(duration)))
             }
             Ok(duration) => Some(duration),
+            Err(message) => self.error(message),
+        }
+    }
+
+    /// Bytes: a whole number, or a text with a unit.
+    pub(super) fn size(&self, least: u64) -> Option<u64> {
+        let size = match self.value {
+            DeValue::String(_) => size::parse(&self.text()?),
+            DeValue::Integer(_) => u64::try_from(self.integer("")?).map_err(|_| "must not be negative".to_owned()),
+            DeValue::Float(_) | DeValue::Boolean(_) | DeValue::Datetime(_) | DeValue::Array(_) | DeValue::Table(_) => {
+                return self.wrong("a number of bytes, or a string such as \"64MB\" or \"1GiB\"");
+            }
+        };
+        match size {
+            Ok(size) if size < least => self.error(format!("must be at least {least} bytes")),
+            Ok(size) => Some(size),
             Err(message) => self.error(message),
         }
     }

@@ -125,6 +125,10 @@ fn kind(kind: &Kind, path: &str, comments: &Comments) -> Value {
         Kind::Positive => json!({ "type": "number", "exclusiveMinimum": 0 }),
         Kind::Duration(least) => duration(json!({ "type": "integer", "minimum": least, "maximum": LONGEST.as_secs() })),
         Kind::DurationOrNever => duration(json!({ "type": "integer", "maximum": LONGEST.as_secs() })),
+        Kind::Size(least) => json!({ "anyOf": [
+            { "type": "integer", "minimum": least },
+            { "type": "string", "pattern": "^[0-9]+ *(B|kB|KB|MB|GB|KiB|MiB|GiB)?$" },
+        ] }),
         Kind::Texts => json!({ "type": "object", "additionalProperties": { "type": "string" } }),
         Kind::List(least, item) => json!({ "type": "array", "items": inner(item), "minItems": least }),
         Kind::Pair => json!({ "type": "array", "items": inner(&Kind::Word), "minItems": 2, "maxItems": 2 }),

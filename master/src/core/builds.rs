@@ -219,6 +219,10 @@ impl Core {
         attempt.steps = report.steps;
         let mut room = MAX_REPORT_TEXT;
         for step in &mut attempt.steps {
+            // The master keeps no more of the log.
+            let dropped = step.log_length.saturating_sub(self.plan.max_log_size);
+            step.log_length -= dropped;
+            step.log_cut = step.log_cut.saturating_add(dropped);
             if let StepState::NotStarted(why) | StepState::Lost(why) = &mut step.state {
                 cut_text(why, room.min(MAX_TEXT));
                 room -= why.len();

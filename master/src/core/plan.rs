@@ -37,6 +37,8 @@ pub struct Plan {
     pub mail_after_failed_starts: u32,
     /// How long a build that says nothing else may wait for something that can run it; absent: for ever.
     pub queue_timeout: Option<Duration>,
+    /// Largest log of a step that the master keeps, bytes.
+    pub max_log_size: u64,
     /// Which of several templates with the same preference is woken first.
     pub among_equals: AmongEquals,
     /// Between two audits of a provider.

@@ -55,6 +55,7 @@ fn plan(workers: Vec<WorkerPlan>) -> Arc<Plan> {
         max_hosts: None,
         max_spend_per_day: None,
         mail_after_failed_starts: 3,
+        max_log_size: 256_000_000,
         queue_timeout: None,
         among_equals: AmongEquals::Pack,
         audit_interval: 120 * SECOND,

@@ -159,6 +159,7 @@ impl EventLoop {
             match control {
                 Control::Configure(config) => {
                     self.executor.hosts.configure(&config);
+                    self.executor.logs.set_max_size(config.plan.max_log_size);
                     self.handle(Event::Configure(Arc::new(config.plan.clone())));
                     self.config = *config;
                 }

@@ -11,6 +11,7 @@ use crate::broker::{
 use crate::config::{Config, Dialled};
 use crate::core::Start;
 use crate::core::event::Event;
+use crate::descriptors;
 use crate::hosts::{Death, Hosts};
 use crate::logs::Logs;
 use crate::store::Store;
@@ -72,13 +73,14 @@ impl Master {
     /// # Errors
     /// If the state directory is in use or unusable, an address is taken, or the broker cannot be run.
     pub async fn start(config: Config) -> Result<Self, MasterError> {
+        descriptors::raise();
         let state = State::open(&config.master.state_dir, config.master.api_token.as_ref())
             .map_err(|e| MasterError::new("cannot start", &e))?;
         let ledger_path = state.path("ledger.sqlite");
         let store = Store::open(&ledger_path).map_err(|e| MasterError::new("cannot start", &e))?;
         let mut ledger = store.load().map_err(|e| MasterError::new("cannot start", &e))?;
         let unusable = |e| MasterError::new("cannot use the log directory", &e);
-        let logs = Logs::new(&state.path("logs")).map_err(unusable)?;
+        let logs = Logs::new(&state.path("logs"), config.plan.max_log_size).map_err(unusable)?;
         // A ledger that was lost or restored from a backup does not have the newest builds. Their logs must not become
         // those of a new build.
         ledger.last_build = ledger.last_build.max(logs.highest_build().map_err(unusable)?);

@@ -123,7 +123,7 @@ fn executor(dir: &Path, config: &Config, way: Way) -> (Executor, mpsc::Receiver<
         runtime: tokio::runtime::Handle::current(),
         events,
         hosts: Arc::new(hosts),
-        logs: Logs::new(&dir.join("logs")).unwrap(),
+        logs: Logs::new(&dir.join("logs"), 1 << 30).unwrap(),
         changes: broadcast::channel(1).0,
         link: watch::channel(None).1,
         refusals: Refusals::default(),

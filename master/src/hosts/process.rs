@@ -12,6 +12,7 @@ use crate::clock;
 use crate::config::{Config, ProcessConfig};
 use crate::core::event::{ListedHost, Listing, Owner, StartError, Started, Termination};
 use crate::core::record::{Host, LaunchSpec};
+use crate::descriptors;
 use crate::files;
 use crate::sync::lock;
 use async_trait::async_trait;
@@ -245,9 +246,12 @@ impl Provider for Processes {
             .stdin(Stdio::null())
             .stdout(log)
             .stderr(errors);
-        // SAFETY: `setsid` is async-signal-safe and touches nothing of the parent's.
+        // SAFETY: both calls are async-signal-safe and touch nothing of the parent's.
         unsafe {
-            command.pre_exec(|| if libc::setsid() == -1 { Err(io::Error::last_os_error()) } else { Ok(()) });
+            command.pre_exec(|| {
+                descriptors::restore()?;
+                if libc::setsid() == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
+            });
         }
         let mut child = command.spawn().map_err(|error| failed(&format!("run {}", program.display()), &error))?;
         let pid = child.id().and_then(|pid| i32::try_from(pid).ok());

@@ -171,6 +171,7 @@ pub(super) fn make(chance: &mut Chance) -> (Plan, Faults) {
         workers: workers.into_iter().map(|w| (w.name.clone(), Arc::new(w))).collect(),
         max_hosts: chance.pick(&[None, None, Some(1), Some(2), Some(3)]),
         max_spend_per_day: None,
+        max_log_size: 256_000_000,
         queue_timeout: None,
         among_equals: chance.pick(&[AmongEquals::Pack, AmongEquals::Spread, AmongEquals::Cheapest]),
         mail_after_failed_starts: u32::try_from(chance.range(1, 5)).unwrap_or(5),
