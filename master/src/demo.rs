@@ -1,5 +1,5 @@
-//! `rouse demo`: the whole thing on this machine, without a configuration. A master with a private broker, one latent
-//! worker whose host is a process, a real build, and at the end what happened when.
+//! `rouse demo`: runs a complete system on this machine, without a configuration: a master with a private broker, one
+//! latent worker whose host is a process, and a real build. At the end it prints what happened when.
 
 use crate::clock;
 use crate::config::Config;

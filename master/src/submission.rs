@@ -1,4 +1,5 @@
-//! Builds as people submit them: `build.toml`, JSON over HTTP, JSON or MessagePack in the submission queue. One shape, one check.
+//! Builds as people submit them: `build.toml`, JSON over HTTP, JSON or MessagePack in the submission queue. All of them
+//! have the same fields and go through the same checks.
 
 #[cfg(test)]
 pub(crate) mod schema_tests;

@@ -1,4 +1,4 @@
-//! Where the brokers are: `amqps://user:password@mq1,mq2:5671,[fd00::1]/vhost`, one URL for several hosts.
+//! The URL of the broker, which can name several hosts: `amqps://user:password@mq1,mq2:5671,[fd00::1]/vhost`.
 
 use crate::Secret;
 use std::borrow::Cow;

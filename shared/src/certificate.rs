@@ -1,7 +1,8 @@
-//! What is wrong with a certificate that TLS refuses, and how to make a right one.
+//! Explains what is wrong with a certificate that TLS refuses, and how to create a correct one.
 //!
-//! rustls is stricter than the programs that many certificates are made for, and its own words name the rule and not the
-//! remedy. Both programs explain here what becomes of their connections: to the broker, the mail relay, OpenStack, the API.
+//! rustls is stricter than the programs that many certificates are made for, and its messages name the rule but not the
+//! remedy. Both programs use this module to explain failed connections to the broker, the mail relay, OpenStack and the
+//! API.
 
 use rustls::CertificateError;
 use std::error::Error;

@@ -1,5 +1,5 @@
-//! An EC2 for tests: moto's server with our patches (tests/ec2/server.py says which), behind a proxy that makes go wrong
-//! what a test says.
+//! An EC2 for tests: moto's server with our patches (tests/ec2/server.py lists them), behind a proxy that causes the
+//! faults that a test requests.
 
 use crate::harness::{kept, program, request};
 use crate::proxy::{Fault, Proxy, Request};

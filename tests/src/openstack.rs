@@ -1,4 +1,5 @@
-//! An OpenStack cloud on loopback: the real Keystone, Glance, Placement and Nova (tests/openstack), one a test run.
+//! An OpenStack cloud on loopback: the real Keystone, Glance, Placement and Nova (tests/openstack), one for each test
+//! run.
 
 use crate::harness::{Process, holds_within, kept, program, scratch, text};
 use serde_json::{Value, json};

@@ -1,7 +1,7 @@
-//! A proxy in front of HTTP services that makes go wrong what a test says: answers that get lost, refusals, delays.
+//! A proxy in front of HTTP services that causes the faults that a test requests: lost answers, refusals, delays.
 //!
-//! One listener stands in front of each service. Addresses of the services in what they answer are replaced by the
-//! proxy's, so that whoever came through it stays on it. Each request has a connection of its own.
+//! One listener stands in front of each service. The proxy replaces the addresses of services in answers by its own, so
+//! that clients keep using the proxy. Each request has its own connection.
 
 use std::collections::BTreeMap;
 use std::io;

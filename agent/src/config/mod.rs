@@ -1,4 +1,4 @@
-//! The agent's configuration: a TOML file, and the environment over it.
+//! The agent's configuration: a TOML file, which environment variables override.
 
 mod units;
 

@@ -1,5 +1,5 @@
-//! The JSON Schema of `agent.toml`: the type that reads it, and what the comments of contrib/agent.example.toml say of each
-//! key. Compared with the one that is checked in.
+//! Builds the JSON Schema of `agent.toml` from the type that reads it and from the comments in
+//! contrib/agent.example.toml, and compares it with the schema in the repository.
 #![allow(clippy::unwrap_used)]
 
 use super::units::{SecretSource, Size};

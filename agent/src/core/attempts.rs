@@ -1,4 +1,5 @@
-//! Attempts: their steps, run one after another, lead to exactly one outcome, which is reported until it is settled.
+//! Attempts. The steps of an attempt run one after another and lead to exactly one outcome, which the agent reports
+//! until the attempt is settled.
 
 use super::{Core, Effect, Level, RunStep, words};
 use rouse_shared::duration;

@@ -1,4 +1,4 @@
-//! Which credential the agent uses: the password from its start, or the session secret.
+//! Which credential the agent uses: the password that it had at its start, or the session secret.
 
 use rouse_shared::SessionId;
 

@@ -1,4 +1,4 @@
-//! The input and output of the agent's core: two closed enums, each variant documented by its cause.
+//! The input and output of the agent's core: two closed enums. The comment of each variant says what causes it.
 
 use rouse_shared::message::{CloudNotice, StepState, ToAgent, ToMaster};
 use rouse_shared::{AttemptId, Timestamp};

@@ -1,7 +1,7 @@
-//! The start of the dead-man timer, which powers a latent host off, kept across restarts of the agent: an agent that
-//! crashes again and again must not restart the timer each time, and one that is upgraded must not forget that its
-//! machine belongs to a standing worker. Only time during which the machine runs counts, so a machine that was
-//! hibernated has as long as any other to find its master.
+//! The dead-man timer, which powers a latent host off. Its start is kept across restarts of the agent, for two reasons:
+//! an agent that crashes again and again must not restart the timer each time, and an agent that is upgraded must not
+//! forget that its machine belongs to a standing worker. Only time during which the machine runs counts, so a machine
+//! that was hibernated has as much time as any other to find its master.
 
 use crate::core::Level;
 use crate::diagnostics::log;

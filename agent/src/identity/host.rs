@@ -1,4 +1,4 @@
-//! The host identity: something that survives reboots and that no other machine has.
+//! The host identity: an identity that survives reboots and that no other machine has.
 
 use std::path::Path;
 

@@ -1,4 +1,4 @@
-//! The host name as identity: waits until the machine has a name of its own.
+//! The host name as identity. The agent waits until the machine has a name of its own.
 
 use super::leases;
 use crate::core::Level;

@@ -1,4 +1,4 @@
-//! OpenStack's metadata: from the config drive if the machine has one, or else from the metadata service.
+//! OpenStack's metadata: from the config drive if the machine has one, otherwise from the metadata service.
 
 use super::{BootText, CloudError, Machine, config_drive};
 use crate::http::Server;

@@ -1,4 +1,4 @@
-//! Audits as the API takes and shows them.
+//! Audits in the API.
 
 use super::object::object;
 use crate::core::audit::DifferenceKind;

@@ -1,4 +1,4 @@
-//! Builds as the API shows them.
+//! Builds in the API.
 
 use super::{Id, Time};
 use crate::core::build::BuildState;

@@ -1,4 +1,4 @@
-//! Workers, hosts, mails and the master's health as the API shows them.
+//! Workers, hosts, mails and the master's health in the API.
 
 use super::{Id, Time};
 use crate::core::event::WorkerState;

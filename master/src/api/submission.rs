@@ -1,5 +1,5 @@
-//! A build as people submit it: over HTTP, through the broker, or in a `build.toml`. [`crate::submission`] checks what the
-//! values may be.
+//! A build as people submit it: over HTTP, through the broker, or in a `build.toml`. [`crate::submission`] checks the
+//! values.
 
 use super::object::object;
 use rouse_shared::duration::{self, HumanDuration, LONGEST};

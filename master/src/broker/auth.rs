@@ -1,7 +1,8 @@
 //! The HTTP server that RabbitMQ asks who may connect, and who may use which queue and routing key.
 //!
 //! The core decides whether a password is right, through [`Admission`]. [`rules`] decides everything else, and denies
-//! what it does not know. The broker caches the answers, so the master checks at hello what must take effect at once.
+//! requests that it does not know. The broker caches the answers, so the master checks again at hello what must take
+//! effect at once.
 
 mod form;
 pub mod rules;

@@ -1,7 +1,8 @@
-//! The master's AMQP connections: declares what it needs, consumes, publishes, and reconnects without end.
+//! The master's AMQP connections: declares queues and exchanges, consumes, publishes, and reconnects without a time
+//! limit.
 //!
 //! There are three connections. One publishes, because a broker that runs out of memory stops reading from publishers,
-//! and acknowledgements are what frees its memory. One reads logs, because a flood of them must not delay heartbeats.
+//! and it needs acknowledgements to free its memory. One reads logs, because a flood of them must not delay heartbeats.
 //! One reads everything else. They are opened and closed together.
 
 mod closings;

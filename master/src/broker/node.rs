@@ -1,7 +1,7 @@
-//! A private RabbitMQ broker as a child of the master, with an epmd of its own.
+//! A private RabbitMQ broker as a child of the master, with its own epmd.
 //!
 //! One thread starts both and lives as long as the [`Node`], because the kernel's signal at a parent's death
-//! (`PR_SET_PDEATHSIG`) depends on the thread that started the child. A broker that dies is started again, with
+//! (`PR_SET_PDEATHSIG`) depends on the thread that started the child. If the broker dies, it is started again, with
 //! backoff.
 
 mod config;

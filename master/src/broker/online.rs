@@ -1,5 +1,5 @@
-//! `rouse check --online` for a broker of the operator's own: whether it has what the master and its agents need. It
-//! leaves nothing there: what is declared ends with its connection.
+//! `rouse check --online` for your own broker: reports whether the broker has what the master and its agents need. The
+//! check leaves nothing behind: everything that it declares ends with its connection.
 
 use super::Admission;
 use super::auth::{AuthError, AuthServer};

@@ -1,5 +1,5 @@
-//! Who was refused and why. The reason is remembered until the broker's event brings the address, and logged without
-//! flooding the log.
+//! Remembers which agent was refused and why, until the broker's event brings the agent's address. Then logs both,
+//! without flooding the log.
 
 use super::limits::REMEMBERED_LOG_LINES;
 use crate::sync::lock;

@@ -1,4 +1,4 @@
-//! `rouse forget`: gives up what can never be heard of again, after it has explained the consequences.
+//! `rouse forget`: explains the consequences, and then gives up a host or a place that is gone for good.
 
 use super::client::Client;
 use super::error::CliError;

@@ -1,4 +1,4 @@
-//! `rouse terminate`: terminates a host now, after it has explained the consequences.
+//! `rouse terminate`: explains the consequences, and then terminates a host.
 
 use super::client::Client;
 use super::error::CliError;

@@ -1,4 +1,4 @@
-//! `rouse check`: reports everything that is wrong with a configuration.
+//! `rouse check`: reports all errors of a configuration.
 
 use super::{Config, HostConfig, read_file};
 use crate::core::plan::WorkerPlan;

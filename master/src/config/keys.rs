@@ -1,8 +1,9 @@
-//! Every key of `rouse.toml`: its kind and its default. What it means, the comments of contrib/rouse.example.toml say.
+//! Every key of `rouse.toml`, with its kind and its default. The comments in contrib/rouse.example.toml explain the
+//! meaning.
 //!
-//! The reader asks for exactly the keys that a section has here; in debug builds [`super::document`] panics otherwise.
-//! `config/schema.rs`, a test, makes the JSON Schema from these tables, and `tests/tests/schemas.rs` compares what the schema
-//! accepts with what the reader accepts.
+//! The reader must request exactly the keys that a section has here. If it does not, [`super::document`] panics in
+//! debug builds. `config/schema.rs`, a test, makes the JSON Schema from these tables, and `tests/tests/schemas.rs`
+//! compares what the schema accepts with what the reader accepts.
 
 /// The keys of a table, and what they ask of each other.
 pub struct Section {

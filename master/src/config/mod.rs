@@ -1,9 +1,9 @@
 //! The configuration: reads `rouse.toml` into types that are always valid, and reports all errors at once.
 //!
-//! There are three passes. `document` parses the text and keeps the position of each value; `general`, `workers` and
-//! `hosts` validate with the readers of `read`; and the result includes the [`Plan`] for the core. An error ends no
+//! There are three passes. `document` parses the text and keeps the position of each value. `general`, `workers` and
+//! `hosts` validate with the readers of `read`. The result includes the [`Plan`] for the core. An error does not end a
 //! pass: it is recorded, and the pass continues with a substitute value. A configuration with an error is never
-//! returned. `keys` lists every key; `schema` makes the JSON Schema for editors from it.
+//! returned. `keys` lists every key, and `schema` makes the JSON Schema for editors from it.
 
 mod check;
 mod document;

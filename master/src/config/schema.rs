@@ -1,7 +1,8 @@
-//! The JSON Schema of `rouse.toml`, for editors: the keys that the reader knows, and what the example says of them.
+//! The JSON Schema of `rouse.toml`, for editors: the keys that the reader knows, with the comments of the example file.
 //!
-//! It accepts everything that the reader accepts, and refuses what a schema can refuse: unknown keys, wrong types, most
-//! ranges and combinations. Whether names are unique or files exist, only `rouse check` knows.
+//! The schema accepts everything that the reader accepts. It refuses what a schema can refuse: unknown keys, wrong
+//! types, most ranges and combinations. Only `rouse check` can find out whether names are unique and whether files
+//! exist.
 #![allow(clippy::unwrap_used)]
 
 use super::keys::{Key, Kind, ROOT, Rule, Section};

@@ -1,4 +1,4 @@
-//! Names of workers with a range in them: `linux-{01..20}` is twenty names.
+//! Names of workers that contain a range: `linux-{01..20}` stands for twenty names.
 
 use rouse_shared::WorkerName;
 

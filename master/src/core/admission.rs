@@ -1,5 +1,5 @@
-//! Decides which agents are let in. When an agent connects, only its credential counts; when it says hello, everything
-//! that the master knows counts.
+//! Decides which agents are accepted. When an agent connects, the master checks only its credential. At hello, the
+//! master checks everything that it knows.
 
 use super::event::Effect;
 use super::plan::Digest;

@@ -1,6 +1,6 @@
-//! The broker accepts nothing for a while, because it has too little memory or disk. Nothing reaches the master or an
-//! agent then, so for most purposes the broker is away. But agents go on with their builds, as long as they have been
-//! promised: see [`Core::held_by_broker`].
+//! The broker accepts nothing for a while, because it has too little memory or disk space. Nothing that the master or
+//! an agent sends arrives, so for most purposes the master treats the broker as down. But agents continue their builds
+//! for as long as the master has promised: see [`Core::held_by_broker`].
 
 use super::event::{Effect, Level};
 use super::mail::What;

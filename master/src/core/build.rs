@@ -1,4 +1,4 @@
-//! Builds and their attempts, as the ledger keeps them.
+//! Builds and their attempts, as they are stored in the ledger.
 
 use rouse_shared::message::{Outcome, Step, StepReport};
 use rouse_shared::{AttemptId, BuildId, HostId, SessionId, Timestamp, WorkerName};

@@ -1,4 +1,4 @@
-//! The two complete lists: what can happen to the core, and what the core can request. Read these first.
+//! Two complete lists: what can happen to the core, and what the core can request. Read these first.
 
 use super::audit::{AuditMode, AuditReport};
 use super::build::{BuildSpec, BuildState};

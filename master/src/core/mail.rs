@@ -1,14 +1,14 @@
-//! Mail to people. News are collected for a minute and then put into mails, which stay in the ledger until the relay
-//! has accepted them.
+//! Mail to people. The master collects news for a minute and then puts them into mails, which stay in the ledger until
+//! the relay has accepted them.
 //!
-//! News are committed together with what caused them, and become mails in one transaction. So each recipient gets each
-//! piece of news in exactly one mail. Recipients with the same news share a mail. A mail never changes its message id:
-//! if the relay's answer is lost in a crash, the same mail is sent again under the same id.
+//! News are committed together with the event that caused them, and become mails in one transaction. Therefore each
+//! recipient gets each piece of news in exactly one mail. Recipients with the same news share a mail. A mail never
+//! changes its message id: if the relay's answer is lost in a crash, the same mail is sent again under the same id.
 //!
-//! If the relay does not answer or rejects the login, the master retries without end, with growing pauses and with one
-//! mail at a time. If the relay accepts a mail for some recipients and permanently refuses others, the addresses of the
-//! others must be wrong, and the master gives them up. If the relay refuses all recipients or the mail itself, its
-//! rules may be wrong, and the master retries for a day.
+//! If the relay does not answer or rejects the login, the master retries without a time limit, with growing pauses and
+//! with one mail at a time. If the relay accepts a mail for some recipients and permanently rejects others, the
+//! addresses of the others are probably wrong, and the master gives up on them. If the relay rejects all recipients or
+//! the mail itself, it may be misconfigured, and the master retries for a day.
 
 use super::event::{Effect, Level, ListedHost};
 use super::plan::ProviderKind;

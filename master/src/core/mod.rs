@@ -1,8 +1,8 @@
 //! The core decides everything and performs nothing: `handle(now, Event) -> Vec<Effect>`, without clock, files or
 //! network.
 //!
-//! Start with [`event`], which has the two complete lists. Each lifecycle has its module: [`builds`] (with attempts),
-//! [`host`], [`sessions`], [`missing`], [`workers`], [`mail`]; [`schedule`] assigns builds to workers.
+//! Start with [`event`], which contains the two complete lists. Each lifecycle has its module: [`builds`] (with
+//! attempts), [`host`], [`sessions`], [`missing`], [`workers`], [`mail`]. [`schedule`] assigns builds to workers.
 
 mod admission;
 mod alarm;

@@ -1,8 +1,9 @@
-//! Places: what fails together, such as one region with one account, one hypervisor, one cloud. A place that refuses
-//! everybody, or that cannot be asked, **pauses**: no host is started there until the next probe. Terminations, lists
-//! and audits go on. A pause counts against no build, worker or image, and ends by itself.
+//! Places. A place is where hosts may all fail for the same reason: one region with one account, one hypervisor, one
+//! cloud. A place that refuses all orders, or that cannot be queried, **pauses**: no host is started there until the
+//! next probe. Terminations, lists and audits continue. A pause does not count as a failure of a build, a worker or an
+//! image, and it ends by itself.
 //!
-//! The probe is a list, and one start if a build waits for it.
+//! A probe is a list, and one start if a build waits for the place.
 
 use super::event::{Effect, Level, UnlistedPlace};
 use super::host::doubled;

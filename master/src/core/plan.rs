@@ -1,5 +1,5 @@
-//! The part of the configuration that the core uses: workers and limits. Built by `config`, and replaced as a whole by
-//! a reload.
+//! The part of the configuration that the core uses: workers and limits. `config` builds it, and a reload replaces it
+//! as a whole.
 
 use rouse_shared::WorkerName;
 use sha2::{Digest as _, Sha256};

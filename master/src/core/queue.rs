@@ -1,5 +1,5 @@
-//! Waiting builds, by what they require. A free worker looks at the first build of each requirement instead of at every
-//! build.
+//! Waiting builds, grouped by their requirements. A free worker is compared with the first build of each group instead
+//! of with every build.
 
 use super::build::Requirement;
 use super::plan::WorkerPlan;

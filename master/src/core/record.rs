@@ -1,4 +1,5 @@
-//! What the ledger keeps beside builds: hosts, sessions, and what operators and failures have done to workers.
+//! What the ledger contains in addition to builds: hosts, sessions, and the effects of operators and failures on
+//! workers.
 
 use super::alarm::BlockedLease;
 use super::build::{BuildSpec, BuildStatus};

@@ -1,4 +1,5 @@
-//! Sessions: how they begin, continue and end. A worker has one session. [`super::admission`] decides who is let in.
+//! Sessions: how they begin, continue and end. A worker has one session. [`super::admission`] decides which agents are
+//! accepted.
 
 use super::admission::{AdmissionDecision, Credential};
 use super::event::{Effect, Level};

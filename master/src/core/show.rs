@@ -1,4 +1,4 @@
-//! Effects, records and messages in one line each, for the transcripts of tests and simulation.
+//! Prints effects, records and messages in one line each, for the transcripts of tests and the simulation.
 
 use super::event::{Change, Effect};
 use super::mail::{Item, What};

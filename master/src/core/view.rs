@@ -1,4 +1,4 @@
-//! What people see of the core's state: plain data for lists and pages.
+//! The core's state as people see it: plain data for lists and pages.
 
 use super::build::{Build, BuildState};
 use super::event::WorkerState;

@@ -1,4 +1,4 @@
-//! One sentence for each build: why it has not started, what it does, or how it ended.
+//! Explains each build in one sentence: why it has not started, what it does, or how it ended.
 
 use super::build::{Attempt, Build, BuildEnd, BuildStatus, Requirement};
 use super::event::WorkerState;

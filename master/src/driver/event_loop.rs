@@ -1,5 +1,5 @@
-//! The loop. Each turn takes everything that waits, lets the core handle it, and commits the result in one transaction.
-//! So the more waits, the more events share a commit.
+//! The loop. Each turn takes all waiting events, passes them to the core, and commits the result in one transaction.
+//! Therefore more events share a commit when more of them wait.
 
 use super::batch::Batch;
 use super::disk_space::DiskSpace;

@@ -1,4 +1,5 @@
-//! Performs effects after the commit. What takes time runs beside the loop, and its result comes back as an event.
+//! Performs effects after the commit. An operation that takes time runs outside the loop, and its result comes back as
+//! an event.
 
 use crate::broker::{LinkHandle, Outbound, Refusals};
 use crate::config::Config;

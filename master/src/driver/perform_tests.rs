@@ -1,4 +1,4 @@
-//! Whatever a provider does, each effect is answered by its event.
+//! Each effect is answered by its event, whatever the provider does.
 
 use super::*;
 use crate::core::event::{ListedHost, Owner, StartError, Started, Suspension, Termination};

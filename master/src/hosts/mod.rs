@@ -1,6 +1,6 @@
-//! Providers, which create hosts. A new one is a module here, a section in `config/hosts/`, a field of [`Hosts`] with
-//! its line in [`Hosts::provider`], and a line in the contract suite. The core does everything else: retries, limits,
-//! timeouts, mail and naming.
+//! Providers, which create hosts. A new provider needs a module here, a section in `config/hosts/`, a field of
+//! [`Hosts`] with its line in [`Hosts::provider`], and a line in the contract suite. The core does everything else:
+//! retries, limits, timeouts, mail and naming.
 
 #[cfg(any(feature = "ec2", feature = "openstack"))]
 mod alternatives;

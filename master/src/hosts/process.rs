@@ -1,8 +1,8 @@
-//! Hosts that are child processes of the master, to try rouse out or to use one large machine.
+//! Hosts that are child processes of the master, for trying rouse or for using one large machine.
 //!
-//! Each host is an agent in a session of its own, which outlives the master. The master's and the host's id are in its
-//! environment from the start, so `/proc` is the provider's list. The agent's supervisors have the same owner tag. The
-//! host is gone when no process has it, and then nothing of its builds runs.
+//! Each host is an agent in its own session, which outlives the master. The master's id and the host's id are in its
+//! environment from the start, so the provider lists its hosts by reading `/proc`. The agent's supervisors have the
+//! same owner tag. The host is gone when no process has the tag, and then no process of its builds is running.
 
 mod tagged;
 

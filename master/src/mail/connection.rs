@@ -1,4 +1,4 @@
-//! The connection to the relay: its protection, and the name under which we greet.
+//! The connection to the relay: its encryption, and the name in the greeting.
 
 use super::{login, said};
 use crate::config::{MailConfig, RelayTls};

@@ -1,7 +1,7 @@
-//! The login at the relay: AUTH PLAIN, or AUTH LOGIN as relays speak it.
+//! The login at the relay: AUTH PLAIN, or AUTH LOGIN as relays implement it.
 //!
-//! AUTH LOGIN was never standardised. The first prompt wants the user and the second the password, whatever their words
-//! are: some relays translate them, and some send none.
+//! AUTH LOGIN was never standardised. The first prompt asks for the user and the second for the password, whatever
+//! their text is: some relays translate the prompts, and some send empty ones.
 
 use super::said;
 use crate::config::MailConfig;

@@ -1,5 +1,5 @@
-//! Passes mails to the relay, with one connection for each mail. The core decides whom to notify of what, and when to
-//! try again.
+//! Sends mails to the relay, with one connection for each mail. The core decides whom to notify of what, and when to
+//! retry.
 //!
 //! **Invariant**: the same [`Mail`] is always the same message, including its `Message-ID`, however often it is sent.
 

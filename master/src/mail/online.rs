@@ -1,4 +1,5 @@
-//! `rouse check --online`: talks to the relay as for a mail, and ends before there is one.
+//! `rouse check --online`: connects to the relay, names the sender and the recipients, and disconnects before it would
+//! send a mail.
 
 use super::{FAREWELL, Patience, address, name, open};
 use crate::config::{Config, MailConfig};

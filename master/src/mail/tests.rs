@@ -1,4 +1,4 @@
-//! The message, byte for byte the same each time.
+//! The message is the same, byte for byte, each time.
 
 use super::*;
 use crate::config::Config;

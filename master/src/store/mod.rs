@@ -1,7 +1,7 @@
 //! The ledger: SQLite in WAL mode. Each batch is one transaction, which is committed before any effect is performed.
 //!
-//! A row consists of a key, the columns that are searched, and the rest as JSON. So any SQLite tool shows it, and a new
-//! field needs no migration.
+//! A row consists of a key, the columns that are searched, and the rest as JSON. Therefore any SQLite tool can show it,
+//! and a new field needs no migration.
 
 use crate::core::build::{Build, BuildSpec, BuildState, BuildStatus};
 use crate::core::images::{ImageKey, ImageRecord};

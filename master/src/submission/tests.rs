@@ -1,4 +1,4 @@
-//! What is taken as a build, what is refused, and in which words.
+//! Which submissions are accepted, which are refused, and with which messages.
 #![allow(clippy::unwrap_used)]
 
 use super::*;

@@ -1,4 +1,4 @@
-//! The audit over HTTP: GET only looks, POST may put right.
+//! The audit over HTTP: GET only compares, POST can also fix differences.
 
 use super::error::{ApiError, Body, NoParams, Params};
 use super::{App, views};

@@ -1,4 +1,4 @@
-//! A step's log as bytes: the whole log, a range of it, or followed until it is complete.
+//! A step's log as bytes: the whole log, a range of it, or the log until it is complete (`follow=1`).
 
 use super::error::{ApiError, Params, Segments};
 use super::{App, Query, builds};

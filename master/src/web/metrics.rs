@@ -1,4 +1,4 @@
-//! The master's figures in the format of Prometheus.
+//! The master's metrics in the format of Prometheus.
 
 use super::error::{ApiError, NoParams, Params};
 use super::{App, Metrics, Query};

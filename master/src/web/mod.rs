@@ -1,4 +1,5 @@
-//! The HTTP server: the JSON API, logs, the event stream, metrics and the page. It sends [`Request`]s to the driver.
+//! The HTTP server: the JSON API, logs, the event stream, metrics and the status page. It sends [`Request`]s to the
+//! driver.
 
 mod audit;
 mod auth;

@@ -1,5 +1,5 @@
-//! The page for people: one document without data of its own, that asks the API like any other client. It is put together
-//! from three files, so that each can be checked by its own tools.
+//! The status page: one document that contains no data and uses the API like any other client. It is assembled from
+//! three files, so that each file can be checked by its own tools.
 
 use axum::http::{HeaderName, HeaderValue, header};
 use axum::response::{Html, IntoResponse};

@@ -1,4 +1,4 @@
-//! Places: their list, and what gives one up.
+//! Places over HTTP: lists them, and gives one up.
 
 use super::builds::done;
 use super::error::{ApiError, NoParams, Params, Segments};

@@ -1,5 +1,5 @@
-//! The contract of the providers: what the core takes for granted, shown on the real thing. A provider brings its
-//! fixture: how it is made, how its machines are seen without it, and what else may be there.
+//! The contract of the providers: tests, with the real service, what the core relies on. Each provider has a fixture,
+//! which defines how the provider is made, how its machines are seen without it, and what else may exist.
 
 use rouse_master::clock;
 use rouse_master::core::event::{ListedHost, Listing, Owner, StartError, Started, Termination, UnlistedPlace};

@@ -1,4 +1,4 @@
-//! Certificates of an authority that nobody knows.
+//! Certificates of an authority that nobody trusts.
 
 use std::path::Path;
 use std::process::Command;

@@ -1,4 +1,4 @@
-//! A small file system of its own for a master's state, to be filled.
+//! A small separate file system for a master's state, which tests can fill.
 
 use super::scratch;
 use std::fs;

@@ -1,4 +1,4 @@
-//! HTTP, as plain as it can be: one request a connection.
+//! Minimal HTTP: one request per connection.
 
 use serde_json::Value;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};

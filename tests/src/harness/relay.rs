@@ -1,4 +1,4 @@
-//! A real mail relay, which can be made to misbehave: `tests/smtp/relay.py`.
+//! A real mail relay that tests can make fail: `tests/smtp/relay.py`.
 
 use super::process::{DEADLINE, Process, holds_within};
 use super::{free_address, scratch};

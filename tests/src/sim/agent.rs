@@ -1,4 +1,4 @@
-//! What an agent's effects do: its link, its runner with supervisors, its logs.
+//! Performs an agent's effects: its link, its runner with supervisors, its logs.
 
 use super::Break;
 use super::machine::{Pace, Run};

@@ -1,7 +1,7 @@
 //! Ways to break the system on purpose, each a switch at run time, to prove that the simulation notices.
 //!
-//! The programs contain none of this. A switch makes the simulated world around the cores behave as a faulty driver,
-//! adapter or decision would: by what it passes on, keeps back or changes.
+//! The programs contain none of this. A switch makes the simulated world around the cores behave like a faulty driver,
+//! adapter or decision, by what it passes on, keeps back or changes.
 
 /// A way to break the system on purpose.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

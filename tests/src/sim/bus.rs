@@ -1,4 +1,4 @@
-//! The fake broker: connections of agents, what is on its way, and what waits for a master that is away.
+//! The fake broker: connections of agents, messages on their way, and messages that wait for a master that is away.
 
 use super::alarm::{Alarm, DETECTION};
 use super::breaks::Break;

@@ -1,4 +1,4 @@
-//! The fake cloud: slow, failing, forgetful of replies, and late with its lists; idempotent by host id.
+//! The fake cloud. It is slow, fails, loses replies, lists machines late, and is idempotent by host id.
 
 use super::Break;
 use super::machine::Machine;

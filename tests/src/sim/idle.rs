@@ -1,4 +1,4 @@
-//! What must hold at any time, looked at in intervals: no host is idle for too long, and none outlives its master.
+//! Invariants that are checked in intervals: no host is idle for too long, and none outlives its master.
 
 use super::machine::{Machine, Pace};
 use super::world::World;

@@ -1,5 +1,5 @@
-//! What must hold of copies of images: whoever attached as a host before its provider said which machine that is, and is
-//! another one, is given nothing any more, and its session ends with its lease.
+//! Invariants about copies of images. An agent may attach as a host before the provider has reported the host's
+//! machine. If it turns out to be on another machine, it gets nothing more, and its session ends with its lease.
 
 use super::world::World;
 use rouse_master::core::plan::ProviderKind;

@@ -1,4 +1,4 @@
-//! What must hold whenever something happens that could break it.
+//! Invariants that are checked whenever something happens that could break them.
 
 use super::machine::Pace;
 use super::setup::password;

@@ -1,4 +1,4 @@
-//! Machines: booted, frozen, suspended, killed; the steps that really run on them.
+//! Machines: booted, frozen, suspended, killed; and the steps that are really running on them.
 
 use super::world::{Act, World};
 use rouse_agent::core::{Core, Event, Settings};

@@ -1,4 +1,4 @@
-//! The master around the real core: batches, commits, effects, and the ways to die in between.
+//! The master around the real core: batches, commits, effects, and the ways to die between them.
 
 use super::Break;
 use super::show;

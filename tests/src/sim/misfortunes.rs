@@ -1,4 +1,4 @@
-//! What goes wrong by itself, what an operator's reload changes, and how it all calms down.
+//! Faults that happen by themselves, changes by a reload of the operator, and how everything becomes quiet.
 
 use super::Break;
 use super::machine::{Machine, Pace};

@@ -1,4 +1,4 @@
-//! What must hold after quiet, when everything that was broken has been mended for a while.
+//! Invariants after the quiet time, when everything that was broken has been repaired for a while.
 
 use super::script::Accepted;
 use super::world::World;

@@ -1,4 +1,4 @@
-//! What a seed's system is like: its workers, its limits, and which faults it has.
+//! The system of a seed: its workers, its limits, and the faults that happen in it.
 
 use super::relay::NOBODY;
 use crate::chance::Chance;

@@ -1,4 +1,4 @@
-//! Machines that sleep: the cloud's part of it, and what must hold of them.
+//! Suspended machines: the cloud's part of it, and the invariants about them.
 
 use super::Break;
 use super::cloud::{CALL_LIMIT, Power};

@@ -1,5 +1,5 @@
-//! Small guests: Debian's cloud kernel, busybox, and the agent as it was just built. Made once for each content and kept
-//! between runs.
+//! Small guests: Debian's cloud kernel, busybox, and the agent that was just built. Each image is made once for its
+//! content and kept between runs.
 
 use crate::harness::program;
 use sha2::{Digest as _, Sha256};

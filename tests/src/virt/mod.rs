@@ -1,5 +1,5 @@
-//! A libvirtd of the tests' own with real QEMU guests, apart from the machine's: it has a network, a process and a mount
-//! namespace of its own, so nothing of it outlives the test run and nothing else is touched.
+//! A libvirtd for the tests with real QEMU guests, separate from that of the machine. It has its own network, process
+//! and mount namespaces, so nothing of it outlives the test run and nothing else is touched.
 
 mod image;
 

@@ -1,4 +1,4 @@
-//! Starting epmd and the broker so that neither outlives the master.
+//! Starts epmd and the broker in such a way that neither outlives the master.
 
 use super::super::limits::{LOW_DESCRIPTORS, MOST_DESCRIPTORS};
 use super::NodeError;

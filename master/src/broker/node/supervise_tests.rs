@@ -1,4 +1,4 @@
-//! The first start of a private broker, with programs that only pretend.
+//! The first start of a private broker, with fake programs.
 
 use super::*;
 use std::fs;

@@ -1,7 +1,9 @@
-//! What a libvirt domain's description fixes although no two machines may share it, as `virsh dumpxml` writes it: hardware
-//! addresses, ports, files. For one worker that is right; a description that several workers use has to leave it out.
+//! Finds settings in the description of a libvirt domain that no two machines may share: hardware addresses, ports,
+//! files. The output of `virsh dumpxml` contains such settings. For one worker they are right; a description that
+//! several workers use must not contain them.
 //!
-//! The description is read only as far as this needs it: what is not well formed libvirt itself refuses, with its own words.
+//! This module reads only the parts of the description that it needs. If a description is not well formed, libvirt
+//! itself refuses it with its own message.
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,4 @@
-//! The provider sections of a worker: one file a provider.
+//! The provider sections of a worker, one file for each provider.
 
 pub(in crate::config) mod domain_xml;
 mod ec2;

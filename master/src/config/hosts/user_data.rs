@@ -1,7 +1,8 @@
-//! `user_data`: what an operator gives a machine beside the agent's boot data.
+//! `user_data`: what an operator gives to a machine in addition to the agent's boot data.
 //!
-//! Both travel as parts of one MIME message, which cloud-init takes apart. What is read by another program than
-//! cloud-init cannot stand in it: that program would find a message where it expects its own format, so it is refused here.
+//! Both are parts of one MIME message, which cloud-init reads. User data for a program other than cloud-init cannot be
+//! part of this message, because that program would find a message instead of its own format. This module refuses such
+//! user data.
 
 use crate::config::document::Value;
 use crate::config::keys;

@@ -1,4 +1,4 @@
-//! Draining: a host that is idle, or is not to be used again, ends only when its agent reports that nothing runs.
+//! Draining. A host that is idle, or that is not to be used again, ends only when its agent reports that nothing runs.
 
 use super::phase::HostEvent;
 use super::suspend::SUSPEND_LIMIT;

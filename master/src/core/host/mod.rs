@@ -1,6 +1,6 @@
-//! The life of a host, in one file for each phase or two. [`phase`] has all phases and the transition function. No host
-//! is left running: termination is repeated until the provider reports that the machine is gone, and [`super::audit`]
-//! finds machines that are not in the ledger.
+//! The life of a host, with one file for each phase or two. [`phase`] contains all phases and the transition function.
+//! No host is left running: termination is repeated until the provider reports that the machine is gone, and
+//! [`super::audit`] finds machines that are not in the ledger.
 
 mod attach;
 mod drain;

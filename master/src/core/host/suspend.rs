@@ -1,5 +1,5 @@
-//! Suspended hosts: an idle host is suspended instead of terminated, and resumed instead of ordering another. `Draining
-//! -> Suspending -> Suspended -> Resuming -> Booting`; each step is committed before its provider is called.
+//! Suspended hosts. An idle host is suspended instead of terminated, and later resumed instead of ordering another one:
+//! `Draining -> Suspending -> Suspended -> Resuming -> Booting`. Each step is committed before the provider is called.
 //!
 //! If anything is wrong with such a host, it is terminated.
 

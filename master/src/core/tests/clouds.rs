@@ -1,4 +1,4 @@
-//! What clouds do to hosts: they cost, and are taken back; and what agents show for them may be worth nothing.
+//! What clouds do to hosts: they charge for them and take them back. Also agents whose identity document is invalid.
 
 use super::*;
 use rouse_shared::message::CloudNotice;

@@ -1,4 +1,4 @@
-//! Places that refuse everybody, alternatives without room, and builds that wait for either.
+//! Places that refuse all orders, alternatives without capacity, and builds that wait for either.
 
 use super::super::event::Reply;
 use super::super::event::{Listing, StartError, UnlistedPlace};

@@ -1,4 +1,4 @@
-//! Sessions: who is let in, leases, and what an agent's return means.
+//! Sessions: which agents are accepted, leases, and what it means if an agent comes back.
 
 use super::*;
 

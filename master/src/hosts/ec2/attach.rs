@@ -1,5 +1,5 @@
 //! The user's elastic address and volumes of a host. They are attached once the instance runs, with retries, and
-//! detached when it ends. They are never released or deleted.
+//! detached when the host ends. They are never released or deleted.
 
 use super::client::Client;
 use super::error::{CallError, Kind, call_error};

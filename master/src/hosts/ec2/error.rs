@@ -1,4 +1,4 @@
-//! A failed call: what it proves, by its code and never by its text.
+//! A failed call, and what its code proves. The text of the error is never interpreted.
 
 use super::codes::{kind_of_code, said};
 use crate::core::event::StartError;

@@ -1,4 +1,4 @@
-//! The image that an instance boots: the one that is named, or the last of those that match the filters. It is resolved
+//! The image that an instance boots: the named one, or the last of those that match the filters. The master looks it up
 //! at each start, so that a new image is used without a restart.
 
 use super::client::Client;

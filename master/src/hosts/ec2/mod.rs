@@ -1,8 +1,9 @@
-//! Hosts on Amazon EC2, or on a compatible cloud: on demand and on the spot market.
+//! Hosts on Amazon EC2, or on a compatible cloud: on-demand and spot instances.
 //!
-//! [`Ec2::prepare`] works out the complete launch spec, which is kept in the ledger and sent to AWS unchanged with its
-//! client token. So one launch spec never creates two machines. The creating call tags the machine with the master's
-//! name and id and the host's id. Termination is repeated until AWS reports the instance as terminated.
+//! [`Ec2::prepare`] computes the complete launch spec. The master keeps it in the ledger and sends it to AWS unchanged
+//! with its client token. Therefore one launch spec never creates two machines. The call that creates the machine also
+//! tags it with the master's name and id and the host's id. Termination is repeated until AWS reports the instance as
+//! terminated.
 
 mod attach;
 mod client;

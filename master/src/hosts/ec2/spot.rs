@@ -1,4 +1,4 @@
-//! The bid on the spot market: the average of 24 hours times a factor, but at most the maximum.
+//! The bid on the spot market: the average price of 24 hours multiplied by a factor, but at most the maximum.
 
 use super::client::Client;
 use super::error::{CallError, call_error};

@@ -1,4 +1,5 @@
-//! Terminates hosts. Repeated until AWS reports them as terminated and nothing of the user's is attached any more.
+//! Terminates hosts. The master repeats this until AWS reports them as terminated and nothing of the user's is attached
+//! any more.
 
 use super::attach::{self, Attachments};
 use super::client::Client;

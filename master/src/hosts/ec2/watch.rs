@@ -1,5 +1,5 @@
-//! Checks the running instances a few times a minute. So an instance that has ended by itself, or that AWS has taken
-//! back, is reported long before an audit would miss it. One call asks for all instances of a place.
+//! Checks the running instances a few times a minute. If an instance has ended by itself, or AWS has taken it back, the
+//! master notices this long before an audit would. One call covers all instances of a place.
 
 use super::client::{Client, Place};
 use super::codes;

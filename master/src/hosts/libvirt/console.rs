@@ -1,4 +1,4 @@
-//! A guest's output on its serial port, made safe to show on a terminal.
+//! A guest's output on its serial port, made safe for a terminal.
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Read as _, Seek as _, SeekFrom};

@@ -1,4 +1,5 @@
-//! The disk of a host: created from a base image for each boot, and removed after it. The base is never written to.
+//! The disk of a host: created from a base image for each boot, and removed afterwards. Nothing writes to the base
+//! image.
 //!
 //! Beside each disk is an empty file, its **mark**, whose name contains the owner. The mark is created before the disk
 //! and removed after it. A file without a mark is never changed, whatever its name.

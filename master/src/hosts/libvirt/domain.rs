@@ -1,5 +1,5 @@
 //! Descriptions of domains: the built-in machine, and what is added to it or to a user's own description. The owner tag
-//! says whom a domain belongs to and what was created for it. It is part of the call that creates the domain.
+//! names the owner of a domain and what was created for it. It is part of the call that creates the domain.
 
 use super::disk::Format;
 use super::{kvm, xml};

@@ -1,5 +1,5 @@
-//! libvirt's events: the ends of domains, and of the connection. The crate `virt` has no safe wrapper for these, so the
-//! few calls are made here.
+//! libvirt's events: the ends of domains, and of the connection. The crate `virt` has no safe wrapper for these, so
+//! this module makes the few calls itself.
 
 use crate::sync::lock;
 use std::ffi::{CStr, c_char, c_int, c_void};

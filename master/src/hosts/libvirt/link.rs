@@ -1,6 +1,6 @@
-//! One connection to libvirt, kept open by a separate thread. A frozen libvirtd delays only its own hosts: opening
-//! blocks that thread only, keepalive ends calls that are never answered, and calls fail after a few seconds without a
-//! connection.
+//! One connection to libvirt, kept open by a separate thread. A frozen libvirtd delays only its own hosts: opening the
+//! connection blocks only that thread, keepalive ends calls that are never answered, and calls fail after a few seconds
+//! without a connection.
 
 use super::events::{self, LifecycleEvent};
 use crate::clock;

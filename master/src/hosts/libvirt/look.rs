@@ -1,4 +1,4 @@
-//! Reading domains: which run, whom they belong to, how they were defined.
+//! Reads domains: which of them run, who owns them, how they were defined.
 
 use super::domain::{NAMESPACE, OwnerTag};
 use super::link::{Link, LinkError, code_of};

@@ -1,6 +1,7 @@
 //! The calls to libvirt that create a host's domain, end it, and find domains and disks of this master.
 //!
-//! All work on one host is serialised by its lock, and is completed even if the caller stops waiting.
+//! A lock for each host ensures that only one operation on the host runs at a time. The operation is completed even if
+//! the caller stops waiting.
 
 mod find;
 

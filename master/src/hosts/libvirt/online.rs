@@ -1,5 +1,5 @@
-//! `rouse check --online`: whether the hosts of a section could be started. Checks libvirt, the networks, the base
-//! image, and whether disks can be created. Creates nothing, and asks only the section's own libvirt.
+//! `rouse check --online`: reports whether the hosts of a section could be started. Checks libvirt, the networks, the
+//! base image, and whether disks can be created. Creates nothing, and queries only the section's own libvirt.
 
 use super::link::{Link, LinkError, code_of};
 use super::{disk, look, machines, xml};

@@ -1,4 +1,4 @@
-//! The launch spec of a domain, in full. The ledger keeps it, and it is carried out unchanged.
+//! The complete launch spec of a domain. The ledger keeps it, and it is never changed.
 
 use super::disk::NewDisk;
 use super::domain::OwnerTag;

@@ -1,4 +1,4 @@
-//! Small helpers around an XML tree: what reading and patching a domain needs.
+//! Helpers for an XML tree, for reading and changing a domain's description.
 
 use xmltree::{Element, EmitterConfig, XMLNode};
 

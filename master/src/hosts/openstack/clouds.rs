@@ -1,5 +1,5 @@
-//! The clouds where hosts can be: those of the configuration, and those of earlier configurations until they have no
-//! machines of this master.
+//! The clouds where hosts may exist: those of the configuration, and those of earlier configurations until no machine
+//! of this master is left there.
 
 use super::account::Account;
 use super::cloud::Cloud;

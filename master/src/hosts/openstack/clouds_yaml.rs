@@ -1,5 +1,5 @@
-//! `clouds.yaml` as openstacksdk reads it: where it is looked for, how it and `secure.yaml` are put together, and what an
-//! entry may say. What rouse cannot do as openstacksdk would is refused by its name.
+//! Reads `clouds.yaml` as openstacksdk does: where the file is searched, how it is merged with `secure.yaml`, and which
+//! keys an entry may have. A key that rouse does not support is reported by its name as an error.
 
 use super::account::Environment;
 use serde_norway::Value;

@@ -1,7 +1,7 @@
 //! Parts of a server that can outlive it: ports, a floating address, a boot volume.
 //!
-//! Nova creates ports and volumes itself, and the call cannot name them. So they are labelled as soon as they exist; an
-//! address is labelled in the call that allocates it. A labelled part whose host has no server is left over.
+//! Nova creates ports and volumes itself, and the call cannot name them. Therefore they are labelled as soon as they
+//! exist. An address is labelled in the call that allocates it. A labelled part whose host has no server is left over.
 
 use super::cloud::{Cloud, Service};
 use super::error::CloudError;

@@ -1,4 +1,4 @@
-//! The image that a host boots: by id, by name, by a regular expression, or chosen by a program of the operator's.
+//! The image that a host boots, selected by id, by name, by a regular expression, or by a program of the operator.
 
 use super::cloud::{Cloud, Service};
 use super::error::CloudError;

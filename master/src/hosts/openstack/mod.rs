@@ -1,8 +1,8 @@
 //! Hosts that are servers of OpenStack Nova.
 //!
-//! Nova has no client token, so the provider looks for a server with the host's name before it creates one. After a
-//! call that may have been carried out without an answer, it creates nothing for a while. If a host has two servers
-//! nevertheless, the older one counts and the other is deleted.
+//! Nova has no client token, so the provider looks for a server with the host's name before it creates one. If a call
+//! to create a server was not answered, the server may still appear, so the provider creates nothing for a while. If a
+//! host has two servers nevertheless, the older one counts and the other is deleted.
 
 mod account;
 mod cloud;

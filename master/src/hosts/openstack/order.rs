@@ -1,4 +1,4 @@
-//! The launch spec of a server, worked out before anything is created.
+//! The launch spec of a server, computed before anything is created.
 
 use super::cloud::{Cloud, Service};
 use super::error::CloudError;

@@ -1,4 +1,4 @@
-//! What is measured: a master with its private broker in a directory of its own, and agents.
+//! The system that is measured: a master with its private broker in its own directory, and agents.
 
 use crate::http::{Client, gauge};
 use crate::time::Watch;

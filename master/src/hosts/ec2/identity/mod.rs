@@ -1,5 +1,5 @@
-//! EC2's signed identity document: what an agent shows for being on the instance that it says it is on. The signature is
-//! PKCS #7 with RSA and SHA-256, by a certificate of AWS's for each region.
+//! EC2's signed identity document, with which an agent proves which instance it runs on. The signature is PKCS #7 with
+//! RSA and SHA-256. AWS has a certificate for each region.
 
 mod ber;
 
