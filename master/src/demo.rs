@@ -17,7 +17,7 @@ use std::process::Stdio;
 use std::time::Duration;
 use tokio::sync::broadcast;
 
-/// The program that is built where this repository's source is not at hand.
+/// The program that is built if this repository's source is not at hand.
 const CARRIED: &str = include_str!("demo/primes.sh");
 /// How long the host may take to go after it has been idle.
 const GOING: Duration = Duration::from_secs(60);
@@ -78,10 +78,10 @@ impl Timeline {
     }
 }
 
-/// Runs the demo; true where everything went as it should.
+/// Runs the demo; true if everything went as it should.
 ///
 /// # Errors
-/// Where the machine lacks something that it needs.
+/// If the machine lacks something that it needs.
 pub fn run(source: Option<&Path>) -> Result<bool, MasterError> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let runtime = runtime.map_err(|e| MasterError::new("cannot start", &e))?;
@@ -232,7 +232,7 @@ fn free_port() -> Result<u16, MasterError> {
     Ok(address.port())
 }
 
-/// Writes the build that the demo runs: this repository's `shared` crate where it can be found, else a program that
+/// Writes the build that the demo runs: this repository's `shared` crate if it can be found, else a program that
 /// this one carries.
 fn write_build(dir: &Path, source: Option<&Path>) -> Result<PathBuf, MasterError> {
     let repository = match source {

@@ -23,13 +23,13 @@ use std::time::Duration;
 /// properties to it, and the ids.
 pub const MAX_BUILD: usize = MAX_MESSAGE / 2;
 
-/// Attempts that may be lost under a build beyond the first, where it does not say.
+/// Attempts that may be lost under a build beyond the first, if it does not say.
 pub const DEFAULT_RETRIES: u32 = 2;
 
 /// Why a submission is not taken.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Invalid {
-    /// The path of the field at fault, such as `step[0].run`; `build` where the whole is meant.
+    /// The path of the field at fault, such as `step[0].run`; `build` if the whole is meant.
     pub field: String,
     /// What is wrong with it, and what would be right.
     pub reason: String,
@@ -238,7 +238,7 @@ fn check_step(i: usize, step: SubmittedStep) -> Result<Step, Invalid> {
     })
 }
 
-/// The command's first word, where that can be a name.
+/// The command's first word, if that can be a name.
 fn default_name(i: usize, run: &[String], shell: bool) -> String {
     let command = if shell { run.last() } else { run.first() };
     let word = command.and_then(|c| if shell { c.split_whitespace().next() } else { Some(c.as_str()) }).unwrap_or("");

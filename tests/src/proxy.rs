@@ -66,7 +66,7 @@ pub struct Request {
     pub head: String,
     /// The body, as text.
     pub body: String,
-    /// The status of the answer that the service gave; 0 where it gave none.
+    /// The status of the answer that the service gave; 0 if it gave none.
     pub status: u16,
 }
 
@@ -94,7 +94,7 @@ impl Proxy {
     /// In front of these services.
     ///
     /// # Panics
-    /// Where no port is free.
+    /// If no port is free.
     pub async fn start(services: &[SocketAddr]) -> Self {
         Self::start_with(services, None).await
     }
@@ -102,7 +102,7 @@ impl Proxy {
     /// The same, over TLS, for localhost, with `server.pem` and `server.key` of a directory.
     ///
     /// # Panics
-    /// Where they are no certificate and key.
+    /// If they are no certificate and key.
     pub async fn start_tls(services: &[SocketAddr], dir: &Path) -> Self {
         rustls::crypto::ring::default_provider().install_default().ok();
         let certificate = CertificateDer::from_pem_file(dir.join("server.pem")).expect("a certificate");
@@ -147,7 +147,7 @@ impl Proxy {
     /// The proxy's own address in front of a service.
     ///
     /// # Panics
-    /// Where it is not one of its services.
+    /// If it is not one of its services.
     pub fn front(&self, service: SocketAddr) -> SocketAddr {
         self.fronts[&service]
     }

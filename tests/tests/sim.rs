@@ -21,7 +21,7 @@ fn broken() -> Option<Break> {
     Some(known.unwrap_or_else(|| panic!("ROUSE_SIM_BREAK must be one of {:?} and is {name:?}", Break::ALL)))
 }
 
-/// Does `work` with each number below `count`, in order, spread over the processors; stops where it returns false.
+/// Does `work` with each number below `count`, in order, spread over the processors; stops if it returns false.
 fn each(count: u64, work: impl Fn(u64) -> bool + Sync) {
     let next = AtomicU64::new(0);
     let threads = std::thread::available_parallelism().map_or(1, usize::from);

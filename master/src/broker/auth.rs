@@ -82,7 +82,7 @@ impl AuthServer {
     /// Listens on `listen` (port 0: any) and answers for the virtual host `vhost`.
     ///
     /// # Errors
-    /// Where the address cannot be listened on.
+    /// If the address cannot be listened on.
     pub async fn start(
         listen: SocketAddr,
         vhost: impl Into<String>,

@@ -135,7 +135,7 @@ impl<'d> Table<'d> {
         Some(Value { notes: self.notes, path: self.path_of(key), at, member: self.member, value: value.get_ref() })
     }
 
-    /// The value of a key as `read` makes it; an error is noted where the key is missing.
+    /// The value of a key as `read` makes it; an error is noted if the key is missing.
     pub(super) fn required<T>(
         &self,
         key: &'static str,

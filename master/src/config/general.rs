@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 use toml::de::DeTable;
 
-/// The master's name where the file gives none.
+/// The master's name if the file gives none.
 pub(super) const DEFAULT_NAME: &str = "rouse";
 /// The default of the state directory.
 pub(super) const DEFAULT_STATE_DIR: &str = "/var/lib/rouse";
@@ -229,7 +229,7 @@ impl BrokerConfig {
     }
 }
 
-/// Why a host elsewhere could not reach the broker; nothing where it could, as far as this file tells.
+/// Why a host elsewhere could not reach the broker; nothing if it could, as far as this file tells.
 pub(super) fn unreachable(broker: &BrokerConfig) -> Option<&'static str> {
     let here = |text: &str| url::broker(text).is_ok_and(|url| url.is_loopback());
     match broker.dialled() {

@@ -171,7 +171,7 @@ pub enum RelayTls {
     Implicit,
     /// `?tls=required`: STARTTLS, or nothing is sent.
     Required,
-    /// STARTTLS where the relay offers it.
+    /// STARTTLS if the relay offers it.
     Opportunistic,
     /// `?tls=none`: never.
     Never,

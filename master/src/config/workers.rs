@@ -299,7 +299,7 @@ fn latent(
     })
 }
 
-/// The one provider section: what it makes (nothing where it is faulty), whose it is, and its fingerprint.
+/// The one provider section: what it makes (nothing if it is faulty), whose it is, and its fingerprint.
 fn provider(table: &Table<'_>) -> Option<(Option<HostConfig>, ProviderKind, u64)> {
     let mut sections: Vec<_> = PROVIDERS.iter().filter_map(|kind| Some((table.get(kind.as_str())?, *kind))).collect();
     sections.sort_by_key(|(value, _)| value.at);

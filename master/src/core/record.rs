@@ -97,7 +97,7 @@ pub struct LaunchSpec {
     /// like this. Empty if there are no alternatives.
     #[serde(default)]
     pub alternative: String,
-    /// What it boots, as the provider has resolved it: differs where another image stands behind the same
+    /// What it boots, as the provider has resolved it: differs if another image stands behind the same
     /// configuration.
     pub image: String,
     /// The whole call, as JSON in the provider's own form. It contains the boot data, so it is as secret as the token.

@@ -400,7 +400,7 @@ pub fn locate(program: &Path) -> Option<PathBuf> {
 /// supervisors take a moment to end what they run.
 ///
 /// # Errors
-/// Where `/proc` cannot be read, or a process cannot be killed.
+/// If `/proc` cannot be read, or a process cannot be killed.
 pub fn end_all(owner: &str) -> io::Result<Vec<i32>> {
     let all = tagged(|of| of == owner)?;
     for agent in all.iter().filter(|p| p.agent) {

@@ -17,11 +17,11 @@ pub struct UserDataError {
     limit: usize,
 }
 
-/// The user data of a host: its boot data, and the operator's own where there are any. `limit` is what the cloud takes,
+/// The user data of a host: its boot data, and the operator's own if there are any. `limit` is what the cloud takes,
 /// bytes before any encoding.
 ///
 /// # Errors
-/// Where both together are longer.
+/// If both together are longer.
 pub fn compose(boot: &BootData, own: Option<&str>, limit: usize) -> Result<String, UserDataError> {
     // A list of texts and numbers: it cannot fail to be written.
     let toml = toml::to_string(boot).unwrap_or_default();

@@ -99,7 +99,7 @@ fn full_name() -> Option<String> {
     }
 }
 
-/// How TLS is done. Reads what certificates this machine trusts, where they matter.
+/// How TLS is done. Reads what certificates this machine trusts, if they matter.
 fn tls(config: &MailConfig) -> Result<TlsParameters, String> {
     let mut builder = TlsParameters::builder(config.relay.host.clone());
     if config.verifies() {

@@ -243,7 +243,7 @@ impl App {
 /// Serves until `shutdown` comes, then ends streams at once and gives the requests that run a few seconds.
 ///
 /// # Errors
-/// Where the listener fails for good.
+/// If the listener fails for good.
 pub async fn serve(
     listener: TcpListener,
     settings: Settings,

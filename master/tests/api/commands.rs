@@ -25,7 +25,7 @@ pub fn rouse(fake: &Fake) -> Command {
     command
 }
 
-/// What a command that has been started ends with; fails where it does not end.
+/// What a command that has been started ends with; fails if it does not end.
 pub async fn end(child: Child) -> Output {
     tokio::time::timeout(Duration::from_secs(60), child.wait_with_output()).await.expect("in time").unwrap()
 }

@@ -41,7 +41,7 @@ async fn log(fake: &Fake, path: &str, range: Option<&str>) -> Response {
     request.send().await.unwrap()
 }
 
-/// The next bytes of a stream; fails where none come in time.
+/// The next bytes of a stream; fails if none come in time.
 async fn piece(response: &mut Response) -> Option<Vec<u8>> {
     let piece = tokio::time::timeout(Duration::from_secs(20), response.chunk()).await.expect("in time");
     piece.unwrap().map(|bytes| bytes.to_vec())

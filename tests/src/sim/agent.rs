@@ -169,7 +169,7 @@ impl World {
         self.ran.insert((attempt, step.step), None);
         machine.runs.insert(attempt, Run { step: step.step, number, began: now, started: false });
         machine.spools.insert((attempt, step.step), Default::default());
-        // Long enough for an alarm to outlast the lease, where there are any.
+        // Long enough for an alarm to outlast the lease, if there are any.
         let often = if self.faults.alarm { 500 } else { 150 };
         let long = !self.quiet && self.chance.permille(often);
         let mut lasts = if long { self.delay(60_000, 500_000) } else { self.delay(50, 20_000) };
@@ -283,7 +283,7 @@ impl World {
         }
     }
 
-    /// Sends the log's next chunk, where there is one.
+    /// Sends the log's next chunk, if there is one.
     fn pump(&mut self, id: usize, life: u64, attempt: AttemptId, step: u32) {
         if self.bus.alarm.on.is_some() {
             return self.after(1_000, move |w| w.pump(id, life, attempt, step));

@@ -99,7 +99,7 @@ impl World {
         }
     }
 
-    /// For how long the host may stay as it is with nothing to do; none where it has something, or may stay for ever.
+    /// For how long the host may stay as it is with nothing to do; none if it has something, or may stay for ever.
     fn idle_limit(&self, host: &Host) -> Option<u64> {
         let live =
             |b: &rouse_master::core::build::Build| b.status.live_attempt().is_some_and(|a| a.worker == host.worker);

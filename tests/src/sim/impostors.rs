@@ -12,7 +12,7 @@ use std::time::Duration;
 const SLACK: Duration = Duration::from_secs(25);
 
 impl World {
-    /// The session of a copy, where the ledger has had the word of the host's provider that says better.
+    /// The session of a copy, if the ledger has had the word of the host's provider that says better.
     fn copy_session(&self, worker: &WorkerName) -> Option<(HostId, &Session)> {
         let session = self.disk.sessions.get(worker).filter(|s| s.identity.starts_with("copy-of-"))?;
         let host = self.disk.hosts.get(session.host.as_ref()?)?;

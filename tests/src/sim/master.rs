@@ -318,7 +318,7 @@ impl World {
             }
         }
         effects.extend(self.handle(Event::Tick));
-        // Mostly where there is something to lose: a turn that only renews leases has little.
+        // Mostly if there is something to lose: a turn that only renews leases has little.
         let often = if effects.iter().any(has_weight) { 500 } else { 30 };
         if self.mishap(self.faults.crash) && self.chance.permille(often) {
             let crash = match self.chance.range(0, 2) {

@@ -177,7 +177,7 @@ impl World {
         }
     }
 
-    /// A host that was resumed is not given up where nothing keeps its agent from attaching.
+    /// A host that was resumed is not given up if nothing keeps its agent from attaching.
     pub(super) fn check_resumed(&mut self, host: &Host) {
         let f = &self.faults;
         let disturbed = f.operators || f.broker || f.upgrade || f.clock || !f.agents_behave();

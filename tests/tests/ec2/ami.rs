@@ -81,7 +81,7 @@ async fn a_disk_becomes_an_image() {
         let block = std::fs::read(&out).unwrap();
         assert!(block.len() as u64 == BLOCK && block.starts_with(b"the fourth"));
 
-        // Where it is refused the reason is said, and what was begun is named.
+        // If it is refused the reason is said, and what was begun is named.
         cloud.fail("RegisterImage", 0, 9, refusal(403, "UnauthorizedOperation"));
         let refused = make(&cloud, &disk);
         let said = String::from_utf8_lossy(&refused.stderr);

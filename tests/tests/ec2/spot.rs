@@ -26,7 +26,7 @@ async fn a_bid_is_the_days_average_times_the_factor() {
     assert!(asked.contains("<spotPrice>0.0575") && asked.contains(&host.id.0), "tagged and priced: {asked}");
     fixture.gone(&host).await;
     assert!(!requests(&fixture.cloud).contains("<state>active"), "the request ends with it");
-    // Never above the maximum, even where that is not enough: refused, reported, and cancelled.
+    // Never above the maximum, even if that is not enough: refused, reported, and cancelled.
     fixture.cloud.set(&json!({ "spot_prices": { "m5.large": ["0.2"] } }));
     let mut host = fixture.host();
     fixture.prepare(&mut host, 0).await.unwrap();

@@ -183,7 +183,7 @@ async fn a_stopped_host_is_woken_instead_of_another_being_bought() {
             master.until_within(MINUTE, "it is stopped again", stopped);
         }
         assert!(cost() > before);
-        // Somebody starts it: the audit says so, and stops it again where it is asked to.
+        // Somebody starts it: the audit says so, and stops it again if it is asked to.
         let instance = text(&system.cloud.instances()[0]["id"]);
         let runs = || system.cloud.instances()[0]["state"] != "stopped";
         system.cloud.call("StartInstances", &[("InstanceId.1", &instance)]);

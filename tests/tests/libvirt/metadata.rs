@@ -79,7 +79,7 @@ fn an_agent_in_a_guest_asks_the_address_of_the_metadata() {
     let virt_host = VirtHost::get();
     virt_host.need_network("rouse");
     give_address(virt_host);
-    // Its packages come from outside, where it was not made before.
+    // Its packages come from outside, if it was not made before.
     run(outside(Command::new(rouse_tests::virt::repository().join("tests/venv")).arg("ec2")));
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let cloud = runtime.block_on(Cloud::alone());

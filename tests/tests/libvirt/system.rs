@@ -224,7 +224,7 @@ impl LibvirtSystem {
         self.master.until_within(GUEST, &format!("build {build} says {said:?}"), || self.log(build).contains(said));
     }
 
-    /// The log of a build's first step; empty where there is none yet.
+    /// The log of a build's first step; empty if there is none yet.
     #[track_caller]
     pub fn log(&self, build: &str) -> String {
         let answer = self.master.get(&format!("/api/builds/{build}/steps/1/log"));

@@ -1,4 +1,4 @@
-//! Who we are: what Keystone takes, and what is said where it does not.
+//! Who we are: what Keystone takes, and what is said if it does not.
 
 use super::fixture::{LIMIT, LOOK, OpenstackFixture, parsed};
 use rouse_master::core::event::StartError;

@@ -101,7 +101,7 @@ async fn what_a_server_has_is_never_left_over() {
     until_labelled(&fixture, &host.id).await;
     let all = as_left_over(&fixture, &host).await;
     assert_eq!(all.len(), 3);
-    // Whether Nova's list has the server, or lacks it, as it does where the server was made after the list was read.
+    // Whether Nova's list has the server, or lacks it, as it does if the server was made after the list was read.
     for lacks in [false, true] {
         if lacks {
             fixture.proxy.fail(0, 100, NONE, |r| r.is("GET", "/servers/detail"));

@@ -26,7 +26,7 @@ struct Running {
 }
 
 /// Supervises on this thread, until `stopped` fires or its sender is dropped. The result of the first boot goes to
-/// `first`; where that failed nothing is tried again.
+/// `first`; if that failed nothing is tried again.
 pub fn run(
     node: &Prepared,
     programs: &Programs,

@@ -184,7 +184,7 @@ fn character(device: &Node, put: &mut impl FnMut(&'static str, Option<&str>, &No
     }
 }
 
-/// The root element; none where this is not XML.
+/// The root element; none if this is not XML.
 fn parse(xml: &str) -> Option<Node> {
     let mut open: Vec<Node> = vec![Node::default()];
     let (mut rest, mut line) = (xml, 1);

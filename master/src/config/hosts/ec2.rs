@@ -25,9 +25,9 @@ pub struct Ec2Config {
     pub credentials: Option<(String, Secret)>,
     /// A profile of the credentials file.
     pub profile: Option<String>,
-    /// Key pair; created where there is none of that name.
+    /// Key pair; created if there is none of that name.
     pub keypair_name: String,
-    /// Security group; created where there is none of that name. Ignored where there are ids.
+    /// Security group; created if there is none of that name. Ignored if there are ids.
     pub security_name: String,
     /// Security groups by id.
     pub security_group_ids: Vec<String>,
@@ -51,7 +51,7 @@ pub struct Ec2Config {
     pub on_idle: IdleHost,
     /// A host that is older is ended instead of stopped, and while it is stopped.
     pub max_age: Duration,
-    /// USD an hour, where AWS's own price is not asked.
+    /// USD an hour, if AWS's own price is not asked.
     pub price_per_hour: Option<f64>,
     /// PEM file of the certificates that identity documents are signed by; absent: AWS's published ones.
     pub identity_certificates: Option<PathBuf>,
@@ -136,7 +136,7 @@ pub struct Spot {
     pub max_price: Option<f64>,
     /// Bid the average of 24 hours times this; absent: bid the maximum.
     pub multiplier: Option<f64>,
-    /// Whether to buy on demand where no spot capacity is to be had.
+    /// Whether to buy on demand if no spot capacity is to be had.
     pub on_demand_fallback: bool,
 }
 
@@ -151,7 +151,7 @@ pub enum IdleHost {
     Hibernate,
 }
 
-/// How old a host that sleeps may be, where the configuration does not say.
+/// How old a host that sleeps may be, if the configuration does not say.
 const MAX_AGE: Duration = Duration::from_secs(7 * 86_400);
 
 /// Keys that do not shape a new host.

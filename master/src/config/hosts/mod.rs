@@ -118,7 +118,7 @@ pub(super) fn keys_of(kind: ProviderKind) -> &'static keys::Section {
     }
 }
 
-/// Reads the section of a provider: how hosts are made (nothing where it is faulty), and the fingerprint of all that
+/// Reads the section of a provider: how hosts are made (nothing if it is faulty), and the fingerprint of all that
 /// shapes a new host. Prices, credentials and what is done with a host later are no part of that.
 pub(super) fn read(kind: ProviderKind, table: &Table<'_>) -> (Option<HostConfig>, u64) {
     let (host, except) = match kind {

@@ -9,7 +9,7 @@ use crate::config::keys;
 use crate::config::read::read_bytes;
 
 impl Value<'_> {
-    /// User data: a text, or the content of the file that `{ file = … }` names. Nothing where it is empty, as if the key
+    /// User data: a text, or the content of the file that `{ file = … }` names. Nothing if it is empty, as if the key
     /// were absent.
     pub(super) fn user_data(&self) -> Option<String> {
         let bytes = if self.is_text() {

@@ -164,7 +164,7 @@ impl Core {
             (Err(_), _) | (_, None) => {}
         }
         match (self.hosts.get(id).map(|live| &live.phase), result) {
-            // Where there is no room for it, or it cannot be resumed, another may be bought.
+            // If there is no room for it, or it cannot be resumed, another may be bought.
             (
                 Some(Phase::Resuming { .. }),
                 Err(StartError::Capacity(why) | StartError::Quota(why) | StartError::Rejected(why)),

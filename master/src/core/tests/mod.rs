@@ -246,7 +246,7 @@ impl Bench {
         self.now = until;
     }
 
-    /// The master dies and starts again from what it has committed, with another plan where one is given.
+    /// The master dies and starts again from what it has committed, with another plan if one is given.
     fn restart(&mut self) {
         self.lives += 1;
         let mut ledger = Ledger::default();

@@ -20,7 +20,7 @@ pub struct Chosen {
     pub location: String,
     /// The name of its system in the spot market, such as `Linux/UNIX`.
     pub platform: String,
-    /// The device of its root disk, where AWS tells it.
+    /// The device of its root disk, if AWS tells it.
     pub root: Option<String>,
 }
 
@@ -29,7 +29,7 @@ pub struct Chosen {
 const OF_ROOTS: [&str; 4] = ["/dev/sda1", "/dev/xvda", "/dev/sda", "/dev/xvda1"];
 
 impl Chosen {
-    /// What is wrong where a section means the root disk by another name than the image has for it: AWS would then add a
+    /// What is wrong if a section means the root disk by another name than the image has for it: AWS would then add a
     /// second disk, and leave the root as it is.
     pub fn another_root(&self, disks: &[BlockDevice]) -> Option<String> {
         let root = self.root.as_deref()?;
@@ -210,10 +210,10 @@ mod tests {
         const NUMBER: &str = r"rouse\-.*\-(\d+)/image.manifest.xml";
         const NO_GROUP: &str = r"rouse\-.*/image.manifest.xml";
         let table: &[(Option<&str>, &[&str], Option<&str>)] = &[
-            // By location where there is no expression (owners alone), or no group in it: 10 sorts before 2.
+            // By location if there is no expression (owners alone), or no group in it: 10 sorts before 2.
             (None, &[two, ten, one], Some(two)),
             (Some(NO_GROUP), &[two, ten, one, "another/image.manifest.xml"], Some(two)),
-            // A group of numbers sorts as numbers, also where the expression would allow text.
+            // A group of numbers sorts as numbers, also if the expression would allow text.
             (Some(NUMBER), &[two, ten, one], Some(ten)),
             (Some(TEXT), &[two, ten, one], Some(ten)),
             // One that is no number makes all of them text.

@@ -100,7 +100,7 @@ async fn vpc_of(client: &Client, subnet: &str) -> Result<String, CallError> {
     vpc.ok_or_else(|| CallError { kind: Kind::Rejected, text: format!("subnet {subnet} not found") })
 }
 
-/// The group of that name in a network; in the account's default network where none is named, since that is where the
+/// The group of that name in a network; in the account's default network if none is named, since that is where the
 /// instance will be.
 async fn find_group(client: &Client, name: &str, vpc: Option<&str>) -> Result<Option<String>, CallError> {
     let mut call =

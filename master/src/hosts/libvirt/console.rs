@@ -7,7 +7,7 @@ use std::path::Path;
 /// Number of bytes at the end that are evidence.
 const TAIL: u64 = 8 << 10;
 
-/// The end of what was printed; none where that is nothing. virtlogd puts a file aside when it is long, and the new one is
+/// The end of what was printed; none if that is nothing. virtlogd puts a file aside when it is long, and the new one is
 /// root's: what may not be read is said, since it is no proof that the guest was silent.
 pub fn tail(path: &Path) -> Option<String> {
     let newest = end_of(path);

@@ -138,7 +138,7 @@ unsafe extern "C" fn on_life(
     let on_lifecycle = unsafe { &*opaque.cast::<OnLifecycle>() };
     let mut buffer: [c_char; sys::VIR_UUID_STRING_BUFLEN as usize] = [0; sys::VIR_UUID_STRING_BUFLEN as usize];
     // SAFETY: the domain is alive during the callback, and the buffer has the size that libvirt asks for; it ends with
-    // a zero byte where the call succeeds.
+    // a zero byte if the call succeeds.
     let uuid = unsafe {
         if sys::virDomainGetUUIDString(domain, buffer.as_mut_ptr()) < 0 {
             return;

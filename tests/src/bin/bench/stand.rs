@@ -31,7 +31,7 @@ pub struct Programs {
 pub struct Stand {
     pub programs: Programs,
     dir: TempDir,
-    /// Of the agents: in memory where that is possible, since their disks are not the master's.
+    /// Of the agents: in memory if that is possible, since their disks are not the master's.
     work: TempDir,
     address: SocketAddr,
     amqp: u16,

@@ -102,13 +102,13 @@ fn key_of(certificate: &Element) -> Option<Vec<u8>> {
 
 struct Signed {
     document: Vec<u8>,
-    /// What is signed: the attributes where there are any, which hold the document's digest, else the document.
+    /// What is signed: the attributes if there are any, which hold the document's digest, else the document.
     message: Vec<u8>,
     signature: Vec<u8>,
 }
 
 impl Signed {
-    /// None where it is something else, or where its digest is not the document's.
+    /// None if it is something else, or if its digest is not the document's.
     fn read(content_info: &Element, beside: Option<&str>) -> Option<Self> {
         let [kind, data] = content_info.elements(SEQUENCE)? else { return None };
         let [data] = data.elements(TAG_0)? else { return None };
