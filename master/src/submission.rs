@@ -134,7 +134,7 @@ pub fn to_json(spec: &BuildSpec) -> serde_json::Value {
 
 fn refuse_large(size: usize) -> Result<(), Invalid> {
     if size > MAX_MESSAGE {
-        return invalid("build", format!("has {size} bytes, more than {MAX_MESSAGE}, the most that is taken"));
+        return invalid("build", format!("has {size} bytes, more than {MAX_MESSAGE}, the maximum"));
     }
     Ok(())
 }
@@ -194,7 +194,7 @@ pub fn check(shape: Submission) -> Result<BuildSpec, Invalid> {
         return invalid("step", "a build has one step at least: write [[step]] and its run = [\"…\"]");
     }
     if steps.len() > MAX_STEPS {
-        return invalid("step", format!("{} steps are more than {MAX_STEPS}, the most that is taken", steps.len()));
+        return invalid("step", format!("{} steps are more than {MAX_STEPS}, the maximum", steps.len()));
     }
     let steps = steps.into_iter().enumerate().map(|(i, step)| check_step(i, step)).collect::<Result<_, _>>()?;
     let timeout_ms = check_time("timeout", shape.timeout.map(|t| t.0))?;
@@ -202,7 +202,7 @@ pub fn check(shape: Submission) -> Result<BuildSpec, Invalid> {
     let spec = BuildSpec { name, requirement, priority, retries, timeout_ms, queue_timeout_ms, env, steps };
     let size = rouse_shared::codec::encode(&spec).len();
     if size > MAX_BUILD {
-        return invalid("build", format!("has {size} bytes, more than {MAX_BUILD}, the most that is taken"));
+        return invalid("build", format!("has {size} bytes, more than {MAX_BUILD}, the maximum"));
     }
     Ok(spec)
 }
@@ -248,7 +248,7 @@ fn default_name(i: usize, run: &[String], shell: bool) -> String {
 
 fn check_name(field: &str, name: &str) -> Result<(), Invalid> {
     if name.chars().count() > MAX_NAME {
-        return invalid(field, format!("must have {MAX_NAME} characters at most"));
+        return invalid(field, format!("must have at most {MAX_NAME} characters"));
     }
     if name.chars().any(char::is_control) {
         return invalid(field, "must be on one line, without control characters");
@@ -271,7 +271,12 @@ fn check_env(field: &str, env: &BTreeMap<String, String>) -> Result<(), Invalid>
     for (name, value) in env {
         if name.is_empty() || name.contains(['=', '\0']) {
             let shown = shorten(name);
-            return invalid(field, format!("{shown:?} cannot name a variable: not empty, no '=', no NUL character"));
+            return invalid(
+                field,
+                format!(
+                    "{shown:?} cannot be the name of a variable: it must not be empty or contain '=' or a NUL character"
+                ),
+            );
         }
         if value.contains('\0') {
             return invalid(format!("{field}.{}", shorten(name)), "must not contain a NUL character");
@@ -286,7 +291,7 @@ fn check_time(field: &str, time: Option<Duration>) -> Result<Option<u64>, Invali
         Some(time) if time < Duration::from_secs(1) => {
             invalid(field, "must be at least 1 s; for no limit leave it out")
         }
-        Some(time) if time > LONGEST => invalid(field, "is longer than ten years, the most that is taken"),
+        Some(time) if time > LONGEST => invalid(field, "is longer than ten years, the maximum"),
         Some(time) => Ok(u64::try_from(time.as_millis()).ok()),
         None => Ok(None),
     }

@@ -1,6 +1,6 @@
-//! What a person meets first: the program run if something is missing or in the way. Each text says what happened, to
-//! what, and what to do; each is kept in a file in `first_run/`, with paths and ports replaced. `ROUSE_BLESS=1 cargo test -p
-//! rouse-master --test first_run` writes them anew.
+//! What a new user sees first: the program when something is missing or in its way. Each message reports what happened,
+//! to what, and what to do. Each is kept in a file in `first_run/`, with paths and ports replaced. `ROUSE_BLESS=1 cargo
+//! test -p rouse-master --test first_run` rewrites the files.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use std::io::{BufRead as _, BufReader};

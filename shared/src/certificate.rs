@@ -25,7 +25,7 @@ pub fn explain(error: &(dyn Error + 'static), host: &str) -> Option<String> {
         CertificateError::Expired => "it has expired".to_owned(),
         CertificateError::ExpiredContext { time, not_after } => {
             let days = time.as_secs().saturating_sub(not_after.as_secs()) / 86_400;
-            format!("it has expired {days} days ago, by this machine's clock")
+            format!("it expired {days} days ago, by this machine's clock")
         }
         CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
             return Some(format!("the certificate of {host} is not valid yet, by this machine's clock"));
@@ -72,7 +72,7 @@ pub fn explain(error: &(dyn Error + 'static), host: &str) -> Option<String> {
         },
         _ => return None,
     };
-    Some(format!("the certificate of {host} is refused: {what}; make a right one with {}", recipe(host)))
+    Some(format!("the certificate of {host} is refused: {what}; create a correct one with {}", recipe(host)))
 }
 
 /// The command that makes a certificate which is accepted, and which is its own authority.

@@ -1,4 +1,4 @@
-//! Mails against a real relay: aiosmtpd, with and without TLS and login, and in its bad moods.
+//! Mails to a real relay: aiosmtpd, with and without TLS and login, and with various faults.
 #![allow(clippy::unwrap_used)]
 
 use rouse_master::config::{Config, MailConfig};

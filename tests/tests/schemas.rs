@@ -1,7 +1,7 @@
-//! The JSON Schemas of contrib/schemas against the readers: what a reader accepts fits the schema, the defaults are the
-//! reader's, and what a schema cannot refuse is written down in `schemas/gaps.txt`.
+//! The JSON Schemas in contrib/schemas compared with the readers: what a reader accepts fits the schema, and the
+//! defaults are those of the reader. `schemas/gaps.txt` lists what a schema cannot refuse.
 //!
-//! `ROUSE_BLESS=1 cargo test -p rouse-tests --test schemas` writes the gaps anew.
+//! `ROUSE_BLESS=1 cargo test -p rouse-tests --test schemas` rewrites this list.
 #![allow(clippy::unwrap_used)]
 
 use rouse_agent::config::AgentConfig;

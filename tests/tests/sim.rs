@@ -1,7 +1,8 @@
 //! Runs many seeds of the simulation, on every processor.
 //!
-//! `ROUSE_SIM_SEED=n` plays one again and prints what happens; `ROUSE_SIM_SEEDS=n` plays that many, from `ROUSE_SIM_FROM`;
-//! `ROUSE_SIM_SURVEY=1` goes on after a failure and lists them all. `ROUSE_SIM_BREAK=Name` breaks them all on purpose.
+//! `ROUSE_SIM_SEED=n` runs one seed and prints what happens. `ROUSE_SIM_SEEDS=n` runs that many, beginning at
+//! `ROUSE_SIM_FROM`. `ROUSE_SIM_SURVEY=1` continues after a failure and lists all failures. `ROUSE_SIM_BREAK=Name`
+//! breaks them all on purpose.
 
 use rouse_tests::sim::{self, Break, Summary, Violation};
 use std::sync::Mutex;

@@ -275,7 +275,7 @@ impl File {
             Some("boot-data") => IdentityKind::BootData,
             Some(other) => {
                 let why =
-                    format!("{other:?} is none of auto, static, hostname, ec2, openstack, config-drive, boot-data");
+                    format!("{other:?} is not one of auto, static, hostname, ec2, openstack, config-drive, boot-data");
                 return Err(wrong("identity", why));
             }
         };

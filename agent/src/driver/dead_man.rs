@@ -82,7 +82,9 @@ impl DeadMan {
 
     fn warn(&self, error: &io::Error) {
         let path = self.path.display();
-        let text = format!("{path} cannot be written, so the power-off timer starts afresh with the agent: {error}");
+        let text = format!(
+            "{path} cannot be written, so the power-off timer starts again each time the agent starts: {error}"
+        );
         log(Level::Warn, &text);
     }
 }

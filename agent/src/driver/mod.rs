@@ -73,7 +73,7 @@ pub enum StartError {
     #[error("the memory and load of this machine cannot be read: {0}")]
     Vitals(String),
     /// The kernel gives no random numbers; why.
-    #[error("the kernel gives no random numbers: {0}")]
+    #[error("the kernel provides no random numbers: {0}")]
     Random(getrandom::Error),
     /// The zygote cannot be started from this program.
     #[error("{} cannot be started as the parent of steps", .0.display())]

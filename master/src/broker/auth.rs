@@ -113,7 +113,7 @@ impl AuthServer {
         let mut tasks = JoinSet::new();
         tasks.spawn(async move {
             if let Err(error) = axum::serve(listener, router).await {
-                error!(%error, "the server for the broker's questions ended");
+                error!(%error, "the server that answers the broker's requests ended");
             }
         });
         tasks.spawn(refusals.keep_minutes());

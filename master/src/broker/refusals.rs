@@ -79,7 +79,7 @@ impl Refusals {
         });
         let others = std::mem::take(&mut state.others);
         if others > 0 {
-            warn!(times = others, "more agents were refused in the last minute; their names are omitted");
+            warn!(times = others, "more agents were refused in the last minute; their names are not logged");
         }
     }
 

@@ -90,7 +90,7 @@ fn other_users(config: &Config) -> impl Iterator<Item = String> {
     let users: BTreeSet<_> = workers.filter_map(|worker| worker.run_as.as_deref()).collect();
     let own = std::env::var("USER").unwrap_or_default();
     users.into_iter().filter(move |user| *user != own).map(|user| {
-        format!("worker.run_as: builds of [worker.process] run as {user} only where the master is root, and are lost elsewhere")
+        format!("worker.run_as: builds of [worker.process] run as {user} only if the master is root; otherwise they are lost")
     })
 }
 

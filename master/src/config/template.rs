@@ -32,7 +32,7 @@ pub(super) fn expand(written: &str) -> Result<Vec<WorkerName>, String> {
         return Err(format!("the range runs backwards: write {{{last}..{first}}}"));
     }
     if to - from >= MOST {
-        return Err(format!("{} workers in one section are more than {MOST}, the most that is taken", to - from + 1));
+        return Err(format!("{} workers in one section; the maximum is {MOST}", to - from + 1));
     }
     let padded = |text: &str| text.len() > 1 && text.starts_with('0');
     let width = if padded(first) || padded(last) { first.len().max(last.len()) } else { 0 };

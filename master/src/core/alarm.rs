@@ -41,7 +41,7 @@ impl Core {
             return;
         }
         self.timers.clear(&Timer::AlarmOver);
-        let text = format!("the broker accepts no messages ({why}): builds that run go on, and nothing is started");
+        let text = format!("the broker accepts no messages ({why}): running builds continue, and nothing is started");
         self.note(Level::Warn, text);
         self.on_broker_changed(now);
         if self.alarm_told.is_none() {
@@ -81,8 +81,8 @@ impl Core {
         }
     }
 
-    /// Whether a hello may have waited in the broker for the end of an alarm, perhaps longer than its agent was there. An
-    /// agent that is there says something within seconds, and gets no build before that.
+    /// Whether a hello may have waited in the broker for the end of an alarm, perhaps longer than its agent was there.
+    /// An agent that is there says something within seconds, and gets no build before that.
     pub(super) fn hello_may_be_old(&self, now: Timestamp) -> bool {
         self.alarm.is_some() || self.alarm_ended.is_some_and(|at| now.since(at) < FLUSH)
     }

@@ -213,7 +213,10 @@ impl Core {
                     self.note(Level::Warn, format!("orphan: {text}; terminating it"));
                     self.out.push(Effect::TerminateOrphan { provider, listed: machine.clone() });
                 } else {
-                    self.note(Level::Warn, format!("orphan: {text}; audit.on_orphan says to leave it running"));
+                    self.note(
+                        Level::Warn,
+                        format!("orphan: {text}; it is left running, because audit.on_orphan is \"report\""),
+                    );
                 }
             }
         }

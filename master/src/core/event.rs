@@ -50,8 +50,8 @@ pub enum Event {
     /// The master's link to the broker is down, or the ledger cannot be written. No agent can attach, so no worker
     /// becomes missing. Twice.
     BrokerDown,
-    /// The broker accepts nothing that the master or an agent publishes, because it has too little memory or disk. Twice;
-    /// late by less than [`rouse_shared::limits::BLOCKED_DETECTION`] while the link is up.
+    /// The broker accepts nothing that the master or an agent publishes, because it has too little memory or disk.
+    /// Twice; late by less than [`rouse_shared::limits::BLOCKED_DETECTION`] while the link is up.
     BrokerBlocked {
         /// The reason, as the broker gives it.
         why: String,
@@ -187,7 +187,8 @@ pub enum Command {
         /// The operation.
         operation: Operation,
     },
-    /// Terminate a host now. Its builds are retried elsewhere without using up a retry, and its worker stays in use.
+    /// Terminate a host at once. Its builds are retried elsewhere, which does not count as a retry. Its worker stays in
+    /// use.
     TerminateHost(HostId),
     /// Give up a host that can never be heard of again. Refused while its agent is attached.
     ForgetHost(HostId),

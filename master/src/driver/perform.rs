@@ -118,7 +118,7 @@ impl Executor {
                 self.runtime.spawn(async move {
                     let result = hosts.call(provider, |p| p.terminate_listed(&listed)).await;
                     if let Err(why) = result.unwrap_or_else(|e| Err(e.into())) {
-                        warn!("orphan {} could not be terminated: {why}; the next audit tries again", listed.handle);
+                        warn!("orphan {} could not be terminated: {why}; the next audit retries", listed.handle);
                     }
                 });
             }

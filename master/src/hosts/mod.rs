@@ -42,8 +42,9 @@ use tokio::sync::mpsc;
 #[async_trait]
 pub trait Provider: Send + Sync {
     /// Works out what [`Self::start`] is to order for a host: resolves its image and takes the first alternative from
-    /// `number` on, counted from 0, that is not `resting`. A later one is asked for only if the order before it said that
-    /// there are more. [`StartError::Capacity`] if all that are left rest. Makes nothing, so every error is certain.
+    /// `number` on, counted from 0, that is not `resting`. A later one is asked for only if the order before it said
+    /// that there are more. [`StartError::Capacity`] if all that are left rest. Makes nothing, so every error is
+    /// certain.
     async fn prepare(
         &self,
         host: &Host,
@@ -70,8 +71,8 @@ pub trait Provider: Send + Sync {
     /// # Errors
     /// If none of the places can be asked. A single place that cannot be is part of the listing.
     async fn list(&self) -> Result<Listing, String>;
-    /// Takes the hosts that a master which has just started finds in its ledger, and whose machines were made. A provider
-    /// that reports deaths reports now which of them have ended in the meantime.
+    /// Takes the hosts that a master which has just started finds in its ledger, and whose machines were made. A
+    /// provider that reports deaths reports now which of them have ended in the meantime.
     fn expect(&self, _hosts: &[&Host]) {}
     /// Terminates a machine that [`Self::list`] has listed: one that is not in the ledger, or a foreign one. Its handle
     /// says where it is.
@@ -81,8 +82,8 @@ pub trait Provider: Send + Sync {
     fn forget_place(&self, _place: &str) {}
     /// The end of the machine's console output, if the provider keeps it.
     async fn console(&self, host: &Host) -> Option<String>;
-    /// Checks an agent's proof that it runs on the machine that it names, before its hello is handled: at once, without a
-    /// call. A provider that has no such proof accepts every agent.
+    /// Checks an agent's proof that it runs on the machine that it names, before its hello is handled: at once, without
+    /// a call. A provider that has no such proof accepts every agent.
     ///
     /// # Errors
     /// What is wrong with it, for our log and the agent's.
@@ -101,7 +102,7 @@ pub enum UnansweredError {
     #[error("no answer within {} s", CALL_LIMIT.as_secs())]
     Timeout,
     /// A bug in rouse interrupted the call. Whether it was carried out is unknown.
-    #[error("a fault in rouse interrupted it: its log has the place")]
+    #[error("an error in rouse interrupted it; the master's log has the details")]
     Panicked,
 }
 
@@ -159,8 +160,8 @@ pub struct Hosts {
 }
 
 impl Hosts {
-    /// All providers. They keep their files in `dir` and tag their hosts with `owner`, the master's name and generated id as
-    /// `name/id`. They report deaths through `deaths`. Must be called within a runtime.
+    /// All providers. They keep their files in `dir` and tag their hosts with `owner`, the master's name and generated
+    /// id as `name/id`. They report deaths through `deaths`. Must be called within a runtime.
     ///
     /// # Errors
     /// If `dir` cannot be used.
@@ -291,6 +292,6 @@ async fn guarded<T>(limit: Duration, call: impl Future<Output = T>) -> Result<T,
 /// Makes a call that returns nothing. A panic of one provider must not end the event loop, which the others need.
 fn shielded(kind: ProviderKind, call: impl FnOnce()) {
     if catch_unwind(AssertUnwindSafe(call)).is_err() {
-        tracing::error!("a fault in rouse: provider {} has not taken notice of it", kind.as_str());
+        tracing::error!("an error in rouse: provider {} panicked and missed a notification", kind.as_str());
     }
 }

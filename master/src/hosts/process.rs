@@ -146,7 +146,7 @@ impl Processes {
             Some(taken) => {
                 let left: Vec<String> = ours.iter().map(|process| process.pid.to_string()).collect();
                 let (left, taken) = (left.join(", "), taken.as_secs());
-                Err(format!("its processes {left} have not ended within {taken} s: the system may not let them"))
+                Err(format!("its processes {left} have not ended within {taken} s; the kernel may be blocking them"))
             }
         }
     }

@@ -11,7 +11,8 @@ use std::time::Duration;
 /// How long the name service may take to say what this machine's full name is.
 const NAME_SERVICE: Duration = Duration::from_secs(5);
 
-/// Connects, protects the connection as the relay's address asks for, and logs in. Also returns the name that was given.
+/// Connects, protects the connection as the relay's address asks for, and logs in. Also returns the name that was
+/// given.
 ///
 /// # Errors
 /// Why not, in words that do without the relay's name.
@@ -30,7 +31,7 @@ pub(super) async fn open(config: &MailConfig) -> Result<(AsyncSmtpConnection, Cl
         let why = match relay.tls {
             RelayTls::Required | RelayTls::Implicit => "mail.relay asks for it",
             RelayTls::Opportunistic | RelayTls::Never => {
-                "a password is only sent unprotected where mail.relay ends with ?tls=none"
+                "a password is sent without TLS only if mail.relay ends with ?tls=none"
             }
         };
         return Err(format!("it does not offer STARTTLS, and {why}"));

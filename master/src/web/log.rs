@@ -46,7 +46,8 @@ pub(super) struct LogParams {
 
 /// Read a step's log.
 ///
-/// The bytes exactly. Honours Range; a range of a log that is followed is answered as RFC 8673 says.
+/// The response is the log, byte for byte. Supports `Range`; a range of a log that is followed is answered as in RFC
+/// 8673.
 #[utoipa::path(
     get, path = "/api/builds/{id}/steps/{step}/log",
     params(
@@ -89,7 +90,7 @@ pub(super) async fn read_log(
     let there = reader.there();
     if there == 0 && reader.left > 0 {
         let (step, left) = (index + 1, reader.left);
-        let why = format!("the log of step {step} of build {id} had {left} bytes, and nothing of it is there any more");
+        let why = format!("the log of step {step} of build {id} had {left} bytes, but it no longer exists");
         return Err(ApiError::NotFound(why));
     }
     let range = headers.get(header::RANGE).and_then(|value| Range::parse(value.to_str().ok()?));
@@ -100,9 +101,9 @@ pub(super) async fn read_log(
 fn index(view: &BuildView, step: &str) -> Result<u32, ApiError> {
     let count = view.build.spec.steps.len();
     let number = step.parse::<u32>().ok().filter(|number| usize::try_from(*number).is_ok_and(|n| n >= 1 && n <= count));
-    number
-        .map(|number| number - 1)
-        .ok_or_else(|| ApiError::NotFound(format!("build {} has the steps 1 to {count}, and no {step}", view.build.id)))
+    number.map(|number| number - 1).ok_or_else(|| {
+        ApiError::NotFound(format!("build {} has the steps 1 to {count}, but no step {step}", view.build.id))
+    })
 }
 
 fn whole(mut reader: Reader, range: Option<Range>, there: u64) -> Response {

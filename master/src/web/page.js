@@ -265,7 +265,7 @@ function terminationText(host) {
   let builds = "No build runs on it.";
   if (first) {
     const who = others.length ? `Builds ${host.builds.join(", ")} run on it and are` : `Build ${first} runs on it and is`;
-    builds = `${who} tried again elsewhere, without using up a retry.`;
+    builds = `${who} retried elsewhere, which does not count as a retry.`;
   }
   return `Terminate host ${host.id} of worker ${host.worker} now?\n\n${builds} The worker stays in use.`;
 }

@@ -19,8 +19,8 @@ static PAGE: LazyLock<String> = LazyLock::new(|| {
     include_str!("page.html").replacen("/* page.css */", STYLE, 1).replacen("/* page.js */", SCRIPT, 1)
 });
 
-/// The page runs the script and the style that it was built with and nothing else, asks nobody but the master, and is in
-/// nobody's frame. No text can become markup or code by way of the DOM.
+/// The page runs the script and the style that it was built with and nothing else, asks nobody but the master, and is
+/// in nobody's frame. No text can become markup or code by way of the DOM.
 static POLICY: LazyLock<HeaderValue> = LazyLock::new(|| {
     let policy = format!(
         "default-src 'none'; script-src {}; style-src {}; connect-src 'self'; img-src data:; base-uri 'none'; \
@@ -37,7 +37,7 @@ fn hash(content: &str) -> String {
     format!("'sha256-{}'", BASE64_STANDARD.encode(Sha256::digest(content)))
 }
 
-/// Show a page for people, made from the rest of this API. Needs no token.
+/// Show the status page, which uses the rest of this API. Needs no token.
 #[utoipa::path(
     get, path = "/", responses((status = 200, description = "The page.", body = String, content_type = "text/html")),
 )]

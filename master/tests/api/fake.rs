@@ -1,4 +1,4 @@
-//! A master that is nothing but state: it answers the API's calls from what a test has put there.
+//! A fake master that contains only state: it answers the API's calls from what a test has set.
 
 use rouse_master::core::audit::{AuditMode, AuditReport, Difference};
 use rouse_master::core::build::{Attempt, Build, BuildEnd, BuildSpec, BuildState, BuildStatus, Requirement};

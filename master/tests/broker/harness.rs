@@ -1,4 +1,4 @@
-//! The shared node, its auth server and its link; agents made of plain lapin.
+//! The shared node, its auth server and its link; agents that use lapin directly.
 
 #[path = "../../../tests/src/harness/place.rs"]
 mod place;

@@ -1,4 +1,4 @@
-//! Steps of the wall clock under a master and an agent that run: no lease ends early, and none is kept.
+//! Steps of the wall clock while a master and an agent run: no lease ends early, and none is extended.
 
 use rouse_tests::harness::{Master, holds_within, standing};
 use std::fs;

@@ -1,5 +1,5 @@
-//! The timer that powers a latent host off, when its master and its broker are gone for good; and a standing worker's,
-//! which a welcome has switched off.
+//! The timer that powers a latent host off when its master and its broker are gone for good; and the timer of a
+//! standing worker, which a welcome has disabled.
 
 #![expect(clippy::disallowed_methods, reason = "how long a host stays is measured with the wall clock")]
 

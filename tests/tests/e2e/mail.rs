@@ -1,5 +1,5 @@
-//! Workers go missing while the relay is down, the master is killed while the relay has a mail and has not said so, and
-//! each recipient gets all news once.
+//! Workers go missing while the relay is down, the master is killed while the relay has a mail and has not answered,
+//! and each recipient gets all news once.
 
 use rouse_tests::harness::{DEADLINE, Master, Protection, Relay, TakenMail, latent, scratch, standing};
 use serde_json::json;

@@ -1,4 +1,4 @@
-//! A standing worker: what builds print and end with, what steps see, what the listings say.
+//! A standing worker: what builds print and how they end, what steps see, what the lists show.
 
 use crate::shared;
 use rouse_tests::harness::{DEADLINE, text};

@@ -1,5 +1,5 @@
-//! `images/ec2`: a disk becomes an image, by the AWS command line. moto keeps blocks and snapshots as AWS does; of what an
-//! image is registered with it keeps little, so that is looked at in the call.
+//! `images/ec2`: turns a disk into an image, with the AWS command line. moto keeps blocks and snapshots as AWS does,
+//! but little of what an image is registered with. Therefore the test checks the call itself.
 
 use rouse_tests::ec2::{Cloud, KEY, REGION, action, refusal};
 use std::fs::File;

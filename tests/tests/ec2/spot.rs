@@ -1,5 +1,5 @@
-//! The spot market. Whether a bid is enough is decided by tests/ec2/server.py, in AWS's form and by our reading of its
-//! documentation; what AWS's market does beside that is not to be had in a test.
+//! The spot market. tests/ec2/server.py decides whether a bid is high enough, in the form of AWS and as we understand
+//! its documentation. Other behaviour of the real market cannot be tested here.
 
 use crate::fixture::Ec2Fixture;
 use rouse_master::core::event::StartError;

@@ -1,4 +1,5 @@
-//! Hosts that sleep: stopped or hibernated when they are idle, woken with other user data, ended when they are old.
+//! Suspended hosts: stopped or hibernated when they are idle, resumed with other user data, terminated when they are
+//! old.
 
 use crate::fixture::Ec2Fixture;
 use crate::full_system::{MINUTE, full_system, killable_system};

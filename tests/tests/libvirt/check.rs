@@ -1,4 +1,4 @@
-//! `rouse check --online` against a real libvirtd.
+//! `rouse check --online` with a real libvirtd.
 
 use crate::machines::Machines;
 use rouse_tests::harness::program;

@@ -1,4 +1,4 @@
-//! The image that `vmbuilder` builds: the same twice, and fit.
+//! The image that `vmbuilder` builds: two builds give the same image, and it works.
 
 use rouse_tests::harness::program;
 use rouse_tests::virt::{cache, outside, repository, run};

@@ -1,5 +1,5 @@
-//! EC2's metadata where EC2 has them: an agent in a guest asks 169.254.169.254, which is an address of the bridge's, and
-//! learns there for which host of a master it is.
+//! EC2's metadata at the address that EC2 uses: an agent in a guest queries 169.254.169.254, which is an address of the
+//! bridge, and learns from the answer which host it is.
 
 use crate::system::{GUEST, OWN_XML};
 use crate::{may_run, together};

@@ -1,5 +1,5 @@
-//! A provider with more than one place: a connection that does not answer beside one that does, a network that is not
-//! active, a base image that is changed under a guest's disk.
+//! A provider with several places: one connection answers and one does not, a network is not active, a base image is
+//! changed while a guest's disk uses it.
 
 use crate::machines::{Machines, config};
 use rouse_master::core::event::{ListedHost, Listing, Owner, StartError, Termination};

@@ -1,4 +1,5 @@
-//! One master with its broker and its libvirt workers, as a user has them; the keeper runs it, and all tests of this program share it.
+//! One master with its broker and its libvirt workers, as a user has them. The keeper runs it, and all tests of this
+//! program share it.
 
 use crate::machines::names;
 use rouse_tests::harness::{Master, PASSWORD, free_address, kept, latent, standing, text};

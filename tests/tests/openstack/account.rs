@@ -1,4 +1,4 @@
-//! Who we are: what Keystone takes, and what is said if it does not.
+//! Accounts: which credentials Keystone accepts, and what the master reports if it does not accept them.
 
 use super::fixture::{LIMIT, LOOK, OpenstackFixture, parsed};
 use rouse_master::core::event::StartError;
@@ -125,9 +125,9 @@ async fn a_project_that_left_the_configuration_is_not_forgotten() {
     fixture.config = alone;
     fixture.next();
     let why = listed(&fixture).await.unwrap_err();
-    assert!(why.contains("no worker's section leads there"), "{why}");
+    assert!(why.contains("no worker's section names it"), "{why}");
     let why = fixture.provider.terminate(&hosts[1]).await.unwrap_err();
-    assert!(why.contains("no worker's section leads there"), "{why}");
+    assert!(why.contains("no worker's section names it"), "{why}");
     // Back again, with the account: it is found, ended, and forgotten once nothing is left.
     fixture.config = both;
     fixture.next();

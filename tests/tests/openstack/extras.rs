@@ -1,4 +1,4 @@
-//! What a server has beside itself, ports, a boot volume and an address, and when it is left over.
+//! What belongs to a server (ports, a boot volume and an address), and when it is left over.
 
 use super::fixture::{LIMIT, LOOK, OpenstackFixture, parsed};
 use rouse_master::core::event::{ListedHost, Listing, Owner, Termination, UnlistedPlace};

@@ -171,14 +171,14 @@ pub(super) const NOT_OF_THE_HOST: &[&str] = &[
 pub(super) fn read(table: &Table<'_>) -> Option<Ec2Config> {
     let instance_types = table.required("instance_type", "instance_type = \"m5.large\"", |v| {
         let types = v.one_or_list(|v| v.word())?;
-        if types.is_empty() { v.error("must have one type at least") } else { Some(types) }
+        if types.is_empty() { v.error("must have at least one type") } else { Some(types) }
     });
     let image = image(table);
     let credentials = credentials(table);
     let spot = spot(table);
     let one_only = |v: &Value<'_>| match v.member {
         Some(member) if member.of > 1 => v.error(format!(
-            "for one worker only, and this template gives {}: leave it out, or name one worker",
+            "allowed for one worker only, and this template makes {}: leave it out, or name one worker",
             member.of
         )),
         Some(_) | None => Some(()),
@@ -255,17 +255,18 @@ fn image(table: &Table<'_>) -> Option<Ec2Image> {
         let owners = v.one_or_list(owner)?;
         // One that is wrong is an error already.
         let none = matches!(v.value, DeValue::Array(items) if items.is_empty());
-        if none { v.error("must have one account number at least") } else { Some(owners) }
+        if none { v.error("must have at least one account number") } else { Some(owners) }
     });
     let location = location.map(|v| v.regex(|text| format!("^(?:{text})")));
     Some(Ec2Image::Last { owners: owners?, location: location.map_or(Some(None), |l| l.map(Some))? })
 }
 
-/// The owners that AWS knows by a name: <https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_DescribeImages.html>.
+/// The owners that AWS knows by a name:
+/// <https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_DescribeImages.html>.
 const OWNER_ALIASES: [&str; 5] = ["self", "amazon", "aws-marketplace", "aws-backup-vault", "microsoft"];
 
-/// An account number, or an alias. As a number it has lost the zeros that it began with; as text it is often copied in the
-/// groups in which AWS prints it.
+/// An account number, or an alias. As a number it has lost the zeros that it began with; as text it is often copied in
+/// the groups in which AWS prints it.
 fn owner(value: &Value<'_>) -> Option<String> {
     if value.is_text() {
         let text = value.word()?;
@@ -277,7 +278,7 @@ fn owner(value: &Value<'_>) -> Option<String> {
             return Some(digits);
         }
         return value.error(format!(
-            "{:?} is no owner of images: write an account number of 12 digits such as \"099720109477\", or one of {}",
+            "{:?} is not an owner of images: write an account number of 12 digits such as \"099720109477\", or one of {}",
             shorten(&text),
             OWNER_ALIASES.join(", ")
         ));
@@ -296,8 +297,8 @@ fn credentials(table: &Table<'_>) -> Option<(String, Secret)> {
             let (id, secret) = (id.word(), secret.secret());
             Some((id?, secret?))
         }
-        (Some(id), None) => id.error("identifier needs secret_identifier beside it"),
-        (None, Some(secret)) => secret.error("secret_identifier needs identifier beside it"),
+        (Some(id), None) => id.error("identifier needs secret_identifier as well"),
+        (None, Some(secret)) => secret.error("secret_identifier needs identifier as well"),
         (None, None) => None,
     }
 }

@@ -28,7 +28,7 @@ impl Value<'_> {
         };
         if let Some(what) = foreign(&bytes) {
             return self.error(format!(
-                "{what}, and cannot stand beside the agent's boot data: both become parts of one MIME message, which only \
+                "{what}, and cannot be combined with the agent's boot data: both become parts of one MIME message, which only \
                  cloud-init reads"
             ));
         }

@@ -68,8 +68,8 @@ impl Core {
         self.touch_worker(&worker);
     }
 
-    /// A call to start or resume the host was answered, and the host is being terminated: what it printed is fetched, if
-    /// it was given up meanwhile, or else it is terminated now.
+    /// A call to start or resume the host was answered, and the host is being terminated: what it printed is fetched,
+    /// if it was given up meanwhile, or else it is terminated now.
     pub(super) fn terminate_after_call(&mut self, now: Timestamp, id: &HostId, before: &Phase) {
         match self.hosts.get(id).map(|live| &live.phase) {
             Some(Phase::Terminating { console: true, .. }) if before.may_be_starting() => self.fetch_console(now, id),
@@ -140,7 +140,7 @@ impl Core {
             if fault != Fault::Passing {
                 w.record.faults += 1;
                 if w.record.faults >= limit {
-                    let text = format!("{limit} of its hosts in a row did not start; the last one: {why}");
+                    let text = format!("{limit} of its hosts in a row did not start; the last failure: {why}");
                     self.worker_is_missing(now, &host.worker, &text);
                 }
             }

@@ -98,7 +98,7 @@ fn an_agent_with_an_invalid_identity_document_is_refused() {
         leaving: false,
         proof: Default::default(),
     };
-    let why = "it has shown no signed identity document".to_owned();
+    let why = "it has sent no signed identity document".to_owned();
     bench.event("unproven hello", Event::AttestationFailed { worker: name("l"), hello: Box::new(hello), why });
     bench.check("unproven");
     assert!(bench.core.session_id(&name("l")).is_none());

@@ -59,7 +59,7 @@ pub async fn resolve(client: &Client, image: &Ec2Image) -> Result<Chosen, ImageE
     match image {
         Ec2Image::Id(id) => {
             let call = client.ec2.describe_images().image_ids(id);
-            let answer = call.send().await.map_err(|e| ImageError::Call(call_error("look at the image", &e)))?;
+            let answer = call.send().await.map_err(|e| ImageError::Call(call_error("query the image", &e)))?;
             let found = answer.images.unwrap_or_default().iter().find_map(chosen);
             found.ok_or_else(|| ImageError::None(format!("image {id} does not exist or is not available")))
         }

@@ -355,7 +355,7 @@ impl Provider for Ec2 {
         let certificates =
             certificates.as_ref().as_ref().map_err(|why| format!("no identity document can be verified: {why}"))?;
         let named = hello.identity.strip_prefix("ec2:").ok_or("it does not name an EC2 instance as its host")?;
-        let signed = hello.proof.rsa2048.as_deref().ok_or("it has shown no signed identity document")?;
+        let signed = hello.proof.rsa2048.as_deref().ok_or("it has sent no signed identity document")?;
         let document = certificates.verify(signed, hello.proof.document.as_deref())?;
         if document.instance_id != named {
             return Err(format!("its identity document is that of another instance, {}", document.instance_id));

@@ -45,10 +45,11 @@ pub async fn check(section: &Ec2Config, master: &str) -> Vec<Finding> {
         match spot::look(&client, &first.kind, zone.as_deref(), &image.platform).await {
             Ok(market) => {
                 let bid = spot::bid(settings, &market);
-                let bid = bid
-                    .map_or("what AWS asks, up to the price on demand".to_owned(), |usd| format!("{usd} USD an hour"));
+                let bid = bid.map_or("the market price, up to the on-demand price".to_owned(), |usd| {
+                    format!("{usd} USD an hour")
+                });
                 let newest = market.newest.map_or("not known".to_owned(), |usd| format!("{usd} USD an hour"));
-                found.push(Finding::good(format!("would bid {bid} for {}; its price now is {newest}", first.kind)));
+                found.push(Finding::good(format!("would bid {bid} for {}; its current price is {newest}", first.kind)));
             }
             Err(error) => found.push(Finding::bad(error.text)),
         }

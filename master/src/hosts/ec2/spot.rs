@@ -77,7 +77,7 @@ pub async fn look(client: &Client, kind: &str, zone: Option<&str>, platform: &st
     let mut prices = Vec::new();
     for _ in 0..PAGES {
         let Some(page) = pages.next().await else { break };
-        let page = page.map_err(|e| call_error("look at the spot prices", &e))?;
+        let page = page.map_err(|e| call_error("query the spot prices", &e))?;
         for entry in page.spot_price_history.unwrap_or_default() {
             let price = entry.spot_price().and_then(|p| p.parse::<f64>().ok()).filter(|p| p.is_finite());
             if let Some(price) = price {

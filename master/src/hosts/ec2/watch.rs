@@ -80,7 +80,7 @@ impl Watch {
             Ok(answer) => answer,
             // The audit asks again, and logs a warning.
             Err(error) => {
-                tracing::debug!("{} in {}", call_error("look at the instances", &error).text, client.place);
+                tracing::debug!("{} in {}", call_error("query the instances", &error).text, client.place);
                 return Vec::new();
             }
         };
@@ -114,7 +114,7 @@ async fn was_reclaimed(client: &Client, instance: &Instance) -> bool {
             all.any(codes::was_interrupted)
         }
         Err(error) => {
-            tracing::debug!("{} in {}", call_error("look at the spot request", &error).text, client.place);
+            tracing::debug!("{} in {}", call_error("query the spot request", &error).text, client.place);
             false
         }
     }

@@ -238,7 +238,7 @@ fn create(fresh: &NewDisk, owner: &Owner, marked: &dyn Fn()) -> Result<(), Start
     let base_shown = fresh.base.display();
     let failed = |error: io::Error| match error.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-            StartError::Capacity(format!("no room for {shown}: {error}"))
+            StartError::Capacity(format!("no space for {shown}: {error}"))
         }
         io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::InvalidFilename => {
             StartError::Rejected(format!("{shown} cannot be made: {error}"))
@@ -256,7 +256,10 @@ fn create(fresh: &NewDisk, owner: &Owner, marked: &dyn Fn()) -> Result<(), Start
         )));
     }
     if room(dir).is_some_and(|room| room < FULL) {
-        return Err(StartError::Capacity(format!("no room for {shown}: the file system of {} is full", dir.display())));
+        return Err(StartError::Capacity(format!(
+            "no space for {shown}: the file system of {} is full",
+            dir.display()
+        )));
     }
     let output = match fresh.form {
         Format::Overlay => {
@@ -271,7 +274,7 @@ fn create(fresh: &NewDisk, owner: &Owner, marked: &dyn Fn()) -> Result<(), Start
     }
     let said = first_line(&output.stderr);
     if said.contains("No space left on device") || room(dir).is_some_and(|room| room < FULL) {
-        return Err(StartError::Capacity(format!("no room for {shown}: {said}")));
+        return Err(StartError::Capacity(format!("no space for {shown}: {said}")));
     }
     Err(StartError::Rejected(format!("{shown} cannot be made from {base_shown}: {said}")))
 }

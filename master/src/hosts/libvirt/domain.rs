@@ -225,7 +225,9 @@ fn put_disk(devices: &mut Element, disk: Disk<'_>) -> Result<Format, String> {
         }
         xml::elements_mut(devices).find(|e| is_this(e))
     } else if all > 1 {
-        return Err(format!("its XML has {all} disks and none of them is {shown}: name the one that hd_image is"));
+        return Err(format!(
+            "its XML has {all} disks and none of them is {shown}: give one of them the path in hd_image"
+        ));
     } else {
         if all == 0 {
             let mut fresh = xml::element("disk", &[("device", "disk")]);

@@ -112,7 +112,7 @@ impl Link {
         let why = match self.standing.borrow().clone() {
             Standing::Opening { since, last } => {
                 let seconds = clock::now().since(since).as_secs();
-                last.unwrap_or_else(|| format!("no answer for {seconds} s: it is frozen, or not there"))
+                last.unwrap_or_else(|| format!("no answer for {seconds} s: it is frozen or not running"))
             }
             Standing::Up(_) => "it came up just now".to_owned(),
         };

@@ -142,7 +142,7 @@ impl Account {
         let interface = match get("interface").or_else(|| get("endpoint_type")) {
             None => Interface::Public,
             Some(text) => Interface::parse(&text)
-                .ok_or_else(|| format!("os_interface is public, internal or admin, not {text:?}"))?,
+                .ok_or_else(|| format!("os_interface must be public, internal or admin, not {text:?}"))?,
         };
         let region = section.os_region_name.clone().or_else(|| source.region());
         let auth_url = needed(section.os_auth_url.clone().or_else(|| get("auth_url")), "os_auth_url")?;

@@ -146,8 +146,8 @@ impl Clouds {
         self.state().known.iter().any(|known| Arc::ptr_eq(&known.cloud, cloud))
     }
 
-    /// The cloud of a place, with any account of this configuration or an earlier one that leads there. If the Keystone of
-    /// another account does not answer, this does not delay the call.
+    /// The cloud of a place, with any account of this configuration or an earlier one that leads there. If the Keystone
+    /// of another account does not answer, this does not delay the call.
     ///
     /// # Errors
     /// If none does, or it cannot be determined.
@@ -167,10 +167,7 @@ impl Clouds {
             }
         }
         let none = || {
-            CloudError::Misconfigured(format!(
-                "cannot reach {}: no worker's section leads there any more",
-                shown(place)
-            ))
+            CloudError::Misconfigured(format!("cannot reach {}: no worker's section names it any more", shown(place)))
         };
         Err(unclear.unwrap_or_else(none))
     }
@@ -206,7 +203,7 @@ impl Clouds {
             }
             places.hidden.insert(project_of(&place).to_owned());
             let shown = shown(&place);
-            let why = format!("hosts were made there, in {shown}, and no worker's section leads there any more");
+            let why = format!("hosts were created there, in {shown}, but no worker's section names it any more");
             places.unlisted.extend(unlisted(&names.difference(&silent).cloned().collect(), &why));
         }
         places

@@ -272,7 +272,7 @@ fn merge(into: &mut Value, more: Value) {
 pub(super) fn expand(path: &str, env: Environment<'_>) -> Result<PathBuf, String> {
     let Some(rest) = path.strip_prefix('~') else { return Ok(PathBuf::from(path)) };
     if !rest.is_empty() && !rest.starts_with('/') {
-        return Err(format!("{path}: the home of another user is not looked up; write the whole path"));
+        return Err(format!("{path}: the home directory of another user is not supported; write the full path"));
     }
     let home = env("HOME").filter(|home| !home.is_empty()).map(PathBuf::from).or_else(std::env::home_dir);
     let home = home.ok_or_else(|| format!("{path}: there is no HOME"))?;

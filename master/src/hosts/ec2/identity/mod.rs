@@ -46,7 +46,7 @@ impl Certificates {
     /// A sentence that names the file.
     pub fn load(path: &Path) -> Result<Self, String> {
         let text = std::fs::read_to_string(path).map_err(|e| format!("{} cannot be read: {e}", path.display()))?;
-        Self::parse(&text).ok_or_else(|| format!("{} holds no certificates that can be used", path.display()))
+        Self::parse(&text).ok_or_else(|| format!("{} contains no usable certificates", path.display()))
     }
 
     /// AWS's own, as its documentation publishes them: one for each region.
