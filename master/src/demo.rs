@@ -88,8 +88,8 @@ pub fn run(source: Option<&Path>) -> Result<bool, MasterError> {
     let dir = make_dir()?;
     let mut owner = None;
     let shown = runtime.block_on(show(&dir, source, &mut owner));
-    // The master's loop gives a build whose host has ended to another one, which it starts on this runtime: only without
-    // it is what runs now all that there will be.
+    // The master's loop gives a build whose host has ended to another one, which it starts on this runtime: only
+    // without it is what runs now all that there will be.
     runtime.shutdown_timeout(GOING);
     let shown = owner.map_or(Ok(()), |owner| end_hosts(&owner)).and(shown);
     if let Err(error) = fs::remove_dir_all(&dir) {
@@ -232,7 +232,7 @@ fn free_port() -> Result<u16, MasterError> {
     Ok(address.port())
 }
 
-/// Writes the build that the demo runs: this repository's `shared` crate if it can be found, else a program that
+/// Writes the build that the demo runs: this repository's `shared` crate if it can be found, otherwise a program that
 /// this one carries.
 fn write_build(dir: &Path, source: Option<&Path>) -> Result<PathBuf, MasterError> {
     let repository = match source {

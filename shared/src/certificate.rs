@@ -46,7 +46,7 @@ pub fn explain(error: &(dyn Error + 'static), host: &str) -> Option<String> {
         CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => {
             "its extendedKeyUsage has no serverAuth".to_owned()
         }
-        // Also what an authority that was made anew under the same name leads to.
+        // Also what an authority that was made again under the same name leads to.
         CertificateError::BadSignature => {
             return Some(format!(
                 "no authority that is trusted here has signed the certificate of {host}: one of the same name has another \

@@ -41,7 +41,7 @@ pub enum ToMaster {
         /// The number from [`ToAgent::Drain`].
         drain: u64,
     },
-    /// The agent exits once its builds have ended (SIGTERM); it takes no new ones.
+    /// The agent exits once its builds have ended (SIGTERM), and accepts no new ones.
     Leaving {
         /// The session that is about to end.
         session: SessionId,
@@ -55,7 +55,7 @@ pub enum ToMaster {
     Notice {
         /// The session that will end with the machine.
         session: SessionId,
-        /// The gravest notice so far; of equally grave ones the newest.
+        /// The most serious notice so far; of equally serious ones, the newest.
         notice: CloudNotice,
     },
 }
@@ -105,7 +105,7 @@ pub struct Hello {
     /// Properties of the machine.
     #[serde(default)]
     pub facts: Facts,
-    /// Whether the agent exits once its builds have ended, and takes no new ones.
+    /// Whether the agent exits once its builds have ended, and accepts no new ones.
     #[serde(default)]
     pub leaving: bool,
     /// Evidence of the machine's identity.
@@ -113,11 +113,11 @@ pub struct Hello {
     pub proof: Proof,
 }
 
-/// Evidence that a machine is the one that it claims to be. What the machine does not have is absent.
+/// Evidence that a machine is the one that it claims to be. Evidence that the machine does not have is absent.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Proof {
     /// The first user of the disk that holds the agent's work directory: the host id of the boot data when an agent
-    /// first started there, or else the host identity of the machine. If it is another host's, the disk is not fresh.
+    /// first started there, otherwise the host identity of the machine. If it is another host's, the disk is not fresh.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disk: Option<String>,
     /// EC2's instance identity document as EC2 serves it (JSON).
@@ -316,18 +316,18 @@ pub enum ToAgent {
         /// First byte that is missing.
         offset: u64,
     },
-    /// Take no new attempts, and report when none runs.
+    /// Accept no new attempts, and report when none runs.
     Drain {
         /// The session to drain.
         session: SessionId,
         /// Number of the drain, which the answer repeats.
         drain: u64,
         /// Whether the machine may be suspended once it is drained. Then an agent whose lease has ended when it runs
-        /// again assumes that it was suspended, and starts afresh as after a boot. Named `sleep` on the wire.
+        /// again assumes that it was suspended, and starts as it does after a boot. Named `sleep` on the wire.
         #[serde(rename = "sleep", default, skip_serializing_if = "std::ops::Not::not")]
         suspend: bool,
     },
-    /// The drain is cancelled: take attempts again.
+    /// The drain is cancelled: accept attempts again.
     Undrain {
         /// The session that was being drained.
         session: SessionId,

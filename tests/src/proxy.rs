@@ -43,7 +43,7 @@ pub enum Fault {
     Delay(Duration),
     /// Nothing is passed on, and nothing answered, as long as the asker waits.
     Hang,
-    /// The service does it, and the asker waits for ever.
+    /// The service does it, and the asker waits forever.
     HangAfter,
 }
 

@@ -247,7 +247,7 @@ async fn the_relay_is_greeted_with_a_full_name() {
     let relay = began("names", Protection::None, None);
     let address = format!("smtp://127.0.0.1:{}", relay.port);
     relay.rules(&json!({ "full_names": true }));
-    // The machine's own name, or else the domain of the sender: either has a dot.
+    // The machine's own name, otherwise the domain of the sender: either has a dot.
     assert_eq!(hand(&through(&address), &["ann"]).await, yes(&["ann"]));
     let set = settings(&format!("relay = \"{address}\"\nhello_name = \"ci.example.net\""));
     assert_eq!(hand(&set, &["ann"]).await, yes(&["ann"]));

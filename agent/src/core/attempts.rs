@@ -200,7 +200,7 @@ impl Core {
     }
 
     /// Answers a request for an attempt that was here and is over. The master ignores the answer to a late copy. But if
-    /// the lease ended before the master got a report of the attempt, it would repeat its request for ever.
+    /// the lease ended before the master got a report of the attempt, it would repeat its request forever.
     fn report_over(&mut self, attempt: AttemptId) {
         self.log(Level::Info, format!("the master requests {attempt}, which is already over here"));
         let Some(session) = self.attached_session() else { return };

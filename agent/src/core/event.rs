@@ -153,7 +153,7 @@ pub enum Effect {
         /// The reason, for people.
         why: String,
     },
-    /// Execute the program again, which starts afresh as after a boot. No event follows.
+    /// Execute the program again. It starts as it does after a boot. No event follows.
     Restart {
         /// The reason, for people.
         why: String,

@@ -46,7 +46,7 @@ impl DeadMan {
     }
 
     /// A master has accepted this host. The next run of the agent finds the timer disarmed for a standing worker, and
-    /// otherwise starts it afresh.
+    /// otherwise starts it again.
     pub(super) fn attached(&mut self, standing: bool) {
         if self.standing == Some(standing) {
             return;
@@ -99,7 +99,7 @@ mod tests {
         let began = |now| DeadMan::arm(dir.path(), Timestamp(now)).began();
         assert_eq!(began(1_000), Some(Timestamp(1_000)));
         assert_eq!(began(5_000), Some(Timestamp(1_000)));
-        // After a welcome as a latent host the next start begins afresh.
+        // After a welcome as a latent host, the next start restarts the timer.
         DeadMan::arm(dir.path(), Timestamp(6_000)).attached(false);
         assert_eq!(began(7_000), Some(Timestamp(7_000)));
         // After one as a standing worker it stays disarmed, until another welcome.

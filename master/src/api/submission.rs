@@ -59,8 +59,8 @@ pub struct Submission {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[cfg_attr(test, schemars(with = "Option<crate::submission::schema_tests::Time>"))]
     pub timeout: Option<Seconds>,
-    /// How long the build may wait for something that can run it, counted anew each time that it is queued. After that,
-    /// the build is lost.
+    /// How long the build may wait for something that can run it, counted from zero each time that it is queued. After
+    /// that, the build is lost.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[cfg_attr(test, schemars(with = "Option<crate::submission::schema_tests::Time>"))]
     pub queue_timeout: Option<Seconds>,

@@ -83,7 +83,7 @@ impl Refusals {
         }
     }
 
-    /// Calls [`Refusals::minute`] every minute, for ever.
+    /// Calls [`Refusals::minute`] every minute, forever.
     pub async fn keep_minutes(self) {
         loop {
             tokio::time::sleep(Duration::from_secs(60)).await;

@@ -14,7 +14,7 @@ pub type Look<'a> = &'a dyn Fn(&Config) -> Vec<(bool, String)>;
 /// Writes every error and every warning of the file at `path` to `out`, one per line, and a summary. With `online` it
 /// also checks in the clouds whether hosts could be started. Changes nothing.
 ///
-/// The exit code is 0 if there is no error, else 2. It is also 2 if `out` cannot be written to.
+/// The exit code is 0 if there is no error, otherwise 2. It is also 2 if `out` cannot be written to.
 pub fn check(path: &Path, online: Option<Look<'_>>, out: &mut impl Write) -> i32 {
     match write_findings(path, online, out) {
         Ok(true) => 0,

@@ -215,7 +215,7 @@ impl BrokerConfig {
         url.hosts.len() == 1 && interval.is_none_or(is_quick)
     }
 
-    /// What agents are told to dial.
+    /// The broker URL that the master gives to agents.
     pub fn dialled(&self) -> Dialled<'_> {
         match (&self.agent_url, &self.url) {
             (Some(url), _) => Dialled::AgentUrl(url),

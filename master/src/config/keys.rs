@@ -16,7 +16,7 @@ pub struct Key {
     pub(super) name: &'static str,
     pub(super) kind: Kind,
     pub(super) required: bool,
-    /// As TOML and JSON write it alike; absent if there is none, or if it depends on something else.
+    /// In a form that is valid in both TOML and JSON; absent if there is none, or if it depends on something else.
     pub(super) default: Option<&'static str>,
 }
 
@@ -60,7 +60,7 @@ pub enum Kind {
 pub enum Rule {
     /// Beside the first key one of the others is needed.
     Needs(&'static str, &'static [&'static str]),
-    /// Two of these never stand beside each other.
+    /// Two of these can never be set together.
     Apart(&'static [&'static str]),
     /// One of these at least.
     Some(&'static [&'static str]),

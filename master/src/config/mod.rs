@@ -75,7 +75,7 @@ pub struct MasterConfig {
     pub listen: SocketAddr,
     /// The token for requests that change something; absent if it is generated at the start in the state directory.
     pub api_token: Option<Secret>,
-    /// The length of every lease from when the master is asked to end.
+    /// The length of every lease once the master is asked to end.
     pub restart_lease: Duration,
 }
 
@@ -94,14 +94,14 @@ pub struct BrokerConfig {
     pub auth_listen: SocketAddr,
 }
 
-/// What agents are told to dial.
+/// The broker URL that the master gives to agents.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Dialled<'c> {
     /// What `agent_url` says.
     AgentUrl(&'c str),
     /// The user's own broker, without the master's user and password.
     OwnBroker(&'c Secret),
-    /// The private broker: its first address that other machines may reach, or else its first.
+    /// The private broker: its first address that other machines may reach, otherwise its first.
     PrivateBroker(SocketAddr),
 }
 
@@ -110,7 +110,7 @@ pub enum Dialled<'c> {
 pub struct MailConfig {
     /// The sender's address.
     pub from: String,
-    /// The name in the SMTP greeting; absent: the machine's full name, else the domain of `from`.
+    /// The name in the SMTP greeting; absent: the machine's full name, otherwise the domain of `from`.
     pub hello_name: Option<String>,
     /// The SMTP server.
     pub relay: Relay,

@@ -76,7 +76,7 @@ fn schema() -> Value {
     let mut schema = section(&ROOT, "", &comments);
     schema["$schema"] = json!("http://json-schema.org/draft-07/schema#");
     schema["title"] = json!("rouse.toml");
-    schema["description"] = json!("The configuration of rouse's master. `rouse check` finds everything that is wrong.");
+    schema["description"] = json!("The configuration of rouse's master. `rouse check` reports all errors.");
     schema
 }
 

@@ -59,7 +59,7 @@ pub(super) enum AdmissionDecision {
     Refuse {
         /// Why, in a sentence.
         reason: String,
-        /// Whether the host is of no use and is to power itself off.
+        /// Whether the host is useless and is to power itself off.
         power_off: bool,
     },
 }
@@ -106,7 +106,7 @@ impl Core {
         self.out.push(Effect::Send { queue: hello.queue, message: ToAgent::Refused { reason, power_off } });
     }
 
-    /// The agent on this machine was let in, so its refusal is no longer shown.
+    /// The agent on this machine was accepted, so its refusal is no longer shown.
     pub(super) fn forget_refusal(&mut self, name: &WorkerName, identity: &str) {
         if let Some(worker) = self.workers.get_mut(name) {
             let identity = legible(identity, IDENTITY_SHOWN);
@@ -187,7 +187,7 @@ impl Core {
         }
     }
 
-    /// A latent worker's agent is let in only on the host that the ledger expects.
+    /// A latent worker's agent is accepted only on the host that the ledger expects.
     fn admit_latent(&self, worker: &Worker, hello: &Hello, credential: &Credential) -> AdmissionDecision {
         let Some(host) = self.host_of(worker).map(|l| &l.host) else {
             return refuse("no host of this worker is expected now", true);

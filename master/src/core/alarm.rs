@@ -22,7 +22,7 @@ const SHORTEST: Duration = Duration::from_secs(BLOCKED_DETECTION.as_secs() + 10)
 const CALM: Duration = Duration::from_secs(60);
 /// So long after an alarm the broker may still bring what agents said in it, or before, that are gone by now.
 const FLUSH: Duration = Duration::from_secs(5);
-/// Between two looks at a lease that is held.
+/// Interval between two checks of a lease that is held.
 const LOOK: Duration = Duration::from_secs(5);
 
 /// What the agent of a session may have been promised. It is never taken back, because the message that does so may be
@@ -61,7 +61,7 @@ impl Core {
         self.on_broker_changed(now);
     }
 
-    /// The alarm has not come back: whoever was told of it is told that it is over.
+    /// The alarm has not come back: the recipients of the mail about it get one that it is over.
     pub(super) fn on_alarm_over(&mut self, now: Timestamp) {
         if !self.broker_up {
             // Nobody knows whether it is.
@@ -73,7 +73,7 @@ impl Core {
         }
     }
 
-    /// Goes on with an alarm that people were told of before the master was started.
+    /// Continues an alarm that was reported to people before the master was started.
     pub(super) fn restore_alarm(&mut self, now: Timestamp, told: Option<Timestamp>) {
         self.alarm_told = told;
         if told.is_some() {
@@ -87,7 +87,7 @@ impl Core {
         self.alarm.is_some() || self.alarm_ended.is_some_and(|at| now.since(at) < FLUSH)
     }
 
-    /// Those who are told of everything, or else those who look after a worker.
+    /// The recipients of all mail; if there are none, those of mail about any worker.
     fn alarm_recipients(&self) -> BTreeSet<String> {
         let all = self.plan.mail.extra_recipients.clone();
         if !all.is_empty() {

@@ -19,7 +19,7 @@ pub struct BuildSpec {
     pub retries: u32,
     /// Time limit of one attempt, milliseconds.
     pub timeout_ms: Option<u64>,
-    /// How long it may wait for something that can run it, counted anew each time that it is queued, milliseconds;
+    /// How long it may wait for something that can run it, counted from zero each time that it is queued, milliseconds;
     /// absent: as the configuration says.
     #[serde(default)]
     pub queue_timeout_ms: Option<u64>,
@@ -45,7 +45,7 @@ pub struct Build {
     pub id: BuildId,
     /// What was requested.
     pub spec: Arc<BuildSpec>,
-    /// What has become of it.
+    /// Its status.
     pub status: BuildStatus,
 }
 
@@ -57,7 +57,7 @@ pub struct BuildStatus {
     /// When it was last queued, if that was later: an attempt was lost under it.
     #[serde(default)]
     pub requeued: Option<Timestamp>,
-    /// When its last attempt was first heard to run.
+    /// When the master first received that its last attempt runs.
     pub started: Option<Timestamp>,
     /// When it ended.
     pub finished: Option<Timestamp>,
@@ -143,7 +143,7 @@ pub struct FailedHost {
 pub enum BuildState {
     /// Waits for a worker.
     Queued,
-    /// Given to a worker that has not begun it, or a host is being started for it.
+    /// Assigned to a worker that has not started it, or a host is being started for it.
     Starting,
     /// Runs.
     Running,

@@ -98,7 +98,7 @@ impl Core {
             return;
         }
         // Agents can attach from now on. The limit ensures that a link that breaks again and again does not keep a host
-        // for ever that will never attach.
+        // forever that will never attach.
         for (id, live) in &self.hosts {
             if live.host.state.is_starting()
                 && let Some(plan) = self.workers.get(&live.host.worker).and_then(|w| w.plan.as_ref())

@@ -177,7 +177,7 @@ impl Core {
         }
     }
 
-    /// The same run of the agent has a new connection. Its builds continue. Requests and cancels are worked out anew
+    /// The same run of the agent has a new connection. Its builds continue. Requests and cancels are computed again
     /// from the ledger and the hello.
     fn resume(&mut self, now: Timestamp, name: &WorkerName, hello: Hello, secret_used: bool) {
         let reported = self.reported_attempts(&hello);

@@ -185,7 +185,7 @@ impl Executor {
         None
     }
 
-    /// Runs a call beside the loop. Its result comes back as an event.
+    /// Runs a call outside the loop. Its result comes back as an event.
     fn spawn_call(&self, call: impl Future<Output = Event> + Send + 'static) {
         let events = self.events.clone();
         self.runtime.spawn(async move {

@@ -38,13 +38,13 @@ use std::path::PathBuf;
 use std::time::Duration;
 use tokio::sync::mpsc;
 
-/// What every provider can do. Each call has a deadline of its own and may be repeated.
+/// What every provider can do. Each call has its own deadline and may be repeated.
 #[async_trait]
 pub trait Provider: Send + Sync {
-    /// Works out what [`Self::start`] is to order for a host: resolves its image and takes the first alternative from
+    /// Computes what [`Self::start`] is to order for a host: looks up its image and selects the first alternative from
     /// `number` on, counted from 0, that is not `resting`. A later one is asked for only if the order before it said
-    /// that there are more. [`StartError::Capacity`] if all that are left rest. Makes nothing, so every error is
-    /// certain.
+    /// that there are more. [`StartError::Capacity`] if none of the rest can be used. Creates nothing, so every error
+    /// is certain.
     async fn prepare(
         &self,
         host: &Host,
@@ -52,7 +52,7 @@ pub trait Provider: Send + Sync {
         resting: &BTreeSet<String>,
         boot: BootData,
     ) -> Result<LaunchSpec, StartError>;
-    /// Makes the machine exactly as the host's order says, or finds the one that an earlier call has made.
+    /// Creates the machine exactly as in the host's launch spec, or finds the one that an earlier call has created.
     async fn start(&self, host: &Host) -> Result<Started, StartError>;
     /// Terminates the host's machine. `Gone` only if the provider reports that there is none, or if none was started.
     async fn terminate(&self, host: &Host) -> Result<Termination, String>;
@@ -66,7 +66,7 @@ pub trait Provider: Send + Sync {
         Err(StartError::Rejected("this provider's machines cannot be suspended".to_owned()))
     }
     /// All machines whose owner tag has our master's name, with its id or another one, of every place that the
-    /// configuration names and of those where hosts were made before.
+    /// configuration names and of those where hosts were created before.
     ///
     /// # Errors
     /// If none of the places can be asked. A single place that cannot be is part of the listing.
@@ -141,7 +141,7 @@ pub struct Death {
     pub host: HostId,
     /// How it ended, in a sentence.
     pub why: String,
-    /// Whether the cloud took it back for want of room.
+    /// Whether the cloud took it back for lack of capacity.
     pub reclaimed: bool,
 }
 

@@ -40,7 +40,7 @@ pub(super) async fn open(config: &MailConfig) -> Result<(AsyncSmtpConnection, Cl
     Ok((connection, hello))
 }
 
-/// What the relay said before it was told anything but our name: the name may be why.
+/// The relay's answer when it knew only our name, which may be the reason.
 fn greeted(error: lettre::transport::smtp::Error, config: &MailConfig, hello: &ClientId) -> String {
     let refused = error.status().is_some();
     let explained = certificate::explain(&error, &config.relay.host);
@@ -58,7 +58,7 @@ async fn hello_name(config: &MailConfig) -> String {
     choose_name(asked.ok().and_then(Result::ok).flatten().as_deref(), &config.from)
 }
 
-/// The machine's full name if it has one, else the domain of `from`.
+/// The machine's full name if it has one, otherwise the domain of `from`.
 pub(super) fn choose_name(machine: Option<&str>, from: &str) -> String {
     if let Some(name) = machine.map(|name| name.trim_end_matches('.')).filter(|name| is_full(name)) {
         return name.to_owned();
@@ -76,7 +76,8 @@ fn is_full(name: &str) -> bool {
     letters && name.contains('.') && !matches!(last, "localhost" | "localdomain" | "localdomain4" | "localdomain6")
 }
 
-/// What `hostname --fqdn` prints: the host name if it is a full one, else the name that the name service has for it.
+/// What `hostname --fqdn` prints: the host name if it is a full one, otherwise the name that the name service has for
+/// it.
 fn full_name() -> Option<String> {
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname").ok()?.trim().to_owned();
     if is_full(&name) {

@@ -123,7 +123,7 @@ async fn transact(
     Ok(answers)
 }
 
-/// Says from whom and to whom a mail is, and hears whether the relay would take it.
+/// Names the sender and the recipients of a mail, and gets the relay's answer whether it would accept it.
 async fn address(
     connection: &mut AsyncSmtpConnection,
     config: &MailConfig,

@@ -7,7 +7,7 @@ use crate::core::mail::{MailError, RecipientAnswer};
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
-/// Asks the relay whether it would take mail for everybody whom the configuration names: sentences, and whether each is
+/// Asks the relay whether it would accept mail for all recipients in the configuration: sentences, and whether each is
 /// as it should be. Nothing is said of a relay that nobody has named and that has no mail to take.
 pub async fn check(config: &Config, patience: Patience) -> Vec<(bool, String)> {
     let mut recipients: BTreeSet<String> = config.mail.extra_recipients.iter().cloned().collect();

@@ -316,7 +316,7 @@ async fn an_unreadable_ledger_is_no_missing_build() {
     }
 }
 
-/// `docs/openapi.json` is what people read and generate clients from; `ROUSE_BLESS=1` writes it anew.
+/// `docs/openapi.json` is what people read and generate clients from; `ROUSE_BLESS=1` writes it again.
 #[tokio::test]
 async fn the_copy_in_the_documentation_is_the_document() {
     let fake = Fake::start().await;

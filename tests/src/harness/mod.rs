@@ -76,8 +76,8 @@ impl Master {
         Self::start_with(name, &broker, &format!("amqp://{amqp}/rouse"), free_address(), workers)
     }
 
-    /// Starts a master whose broker outlives it: for tests that kill it and are not about its broker, which takes seconds to
-    /// start.
+    /// Starts a master whose broker outlives it: for tests that kill it and are not about its broker, which takes
+    /// seconds to start.
     ///
     /// # Panics
     /// If either does not become ready.
@@ -158,7 +158,7 @@ impl Master {
         self.process.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Writes its configuration anew, with these workers.
+    /// Writes its configuration again, with these workers.
     pub fn configure(&self, workers: &str) {
         fs::write(self.config(), format!("{}\n{workers}", self.head)).expect("the configuration can be written");
     }
@@ -421,8 +421,8 @@ impl Drop for Master {
     }
 }
 
-/// Runs `rouse check --online` on this configuration, written into `dir`, which is also its home, with no environment but
-/// this one. Its exit code, and what it says.
+/// Runs `rouse check --online` on this configuration, written into `dir`, which is also its home, with no environment
+/// but this one. Its exit code, and what it says.
 ///
 /// # Panics
 /// If it cannot be run.

@@ -36,7 +36,7 @@ pub enum Break {
     StopOnce,
     /// A suspension that the provider has accepted is taken for a suspended machine.
     AcceptedIsSuspended,
-    /// `max_age` is ignored: hosts stay suspended for ever.
+    /// `max_age` is ignored: hosts stay suspended forever.
     NoMaxAge,
     /// A master that starts forgets the suspended hosts.
     ForgetSuspended,
@@ -62,7 +62,7 @@ pub enum Break {
     NoMaxHosts,
     /// `max_builds` is ignored.
     NoMaxBuilds,
-    /// Idle hosts are kept for ever.
+    /// Idle hosts are kept forever.
     KeepIdle,
     /// `min_idle` is ignored.
     NoMinIdle,

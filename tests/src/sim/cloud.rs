@@ -379,7 +379,7 @@ impl World {
         }
     }
 
-    /// Lists what bears our name; for an audit of a user's, or for the periodic one.
+    /// Lists what has our name; for an audit of a user's, or for the periodic one.
     pub(super) fn list_hosts(&mut self, provider: ProviderKind, audit: Option<(RequestId, u32)>) {
         let epoch = self.master.epoch;
         let (there, back) = self.call_times();

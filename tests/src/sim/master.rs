@@ -191,7 +191,7 @@ impl World {
         self.after(delay, |w| w.master_linked());
     }
 
-    /// The master takes the newest configuration; every timer that hangs on it starts anew.
+    /// The master takes the newest configuration; every timer that hangs on it starts again.
     fn take_plan(&mut self) {
         self.master.plan = self.script.plan.clone();
         self.idle.clear();

@@ -183,7 +183,7 @@ async fn a_token_that_is_refused_is_replaced_once() {
     assert_eq!(fixture.list().await.unwrap().len(), 1);
     let logins = |seen: Vec<rouse_tests::proxy::Request>| seen.iter().filter(|r| r.is("POST", "/auth/tokens")).count();
     assert_eq!(logins(fixture.proxy.take_seen()), 1);
-    // Nova no longer takes any: it is not asked for ever.
+    // Nova no longer takes any: it is not asked forever.
     fixture.proxy.fail(0, 100, refusal, |r| r.is("GET", "/servers/detail"));
     let why = fixture.list().await.unwrap_err();
     assert!(why.contains("401"), "{why}");

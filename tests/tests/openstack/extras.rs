@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 const SECTION: &str = "floating_ip_pool = \"public\"\nboot_volume_gb = 3";
 
-/// What of a kind bears the label of a host, or belongs to its server.
+/// What of a kind has the label of a host, or belongs to its server.
 async fn things(fixture: &OpenstackFixture, path: &str, key: &str, host: &HostId) -> Vec<Value> {
     let service = if key == "volumes" { "volume" } else { "network" };
     let all = fixture.user.list(service, path, key).await;

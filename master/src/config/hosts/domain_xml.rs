@@ -128,7 +128,7 @@ fn card(card: &Node, put: &mut impl FnMut(&'static str, Option<&str>, &Node)) {
         put("the hardware address", mac.get("address").map(str::to_ascii_lowercase).as_deref(), mac);
     }
     for target in card.all("target") {
-        // Names that libvirt gives are in what it dumps, and are given anew.
+        // Names that libvirt gives are in what it dumps, and are given again.
         let own = |name: &&str| !["vnet", "vif", "macvtap", "macvlan"].iter().any(|prefix| name.starts_with(prefix));
         put("the interface", target.get("dev").filter(own), target);
     }
@@ -150,7 +150,7 @@ fn card(card: &Node, put: &mut impl FnMut(&'static str, Option<&str>, &Node)) {
 
 fn graphics(graphics: &Node, put: &mut impl FnMut(&'static str, Option<&str>, &Node)) {
     let number = |text: &&str| text.parse::<i64>().is_ok_and(|port| port > 0);
-    // With autoport libvirt writes down the port that it has chosen, and chooses anew.
+    // With autoport libvirt writes down the port that it has chosen, and chooses again.
     if !graphics.is("autoport", "yes") {
         put("the graphics port", graphics.get("port").filter(number), graphics);
         put("the graphics port", graphics.get("tlsPort").filter(number), graphics);
@@ -158,7 +158,7 @@ fn graphics(graphics: &Node, put: &mut impl FnMut(&'static str, Option<&str>, &N
     put("the websocket port", graphics.get("websocket").filter(number), graphics);
     put("the graphics socket", graphics.get("socket"), graphics);
     for listen in graphics.all("listen") {
-        // Sockets of libvirt's own are below the domain's directory, and are named anew.
+        // Sockets of libvirt's own are below the domain's directory, and are named again.
         let own = |path: &&str| !path.contains("/domain-");
         put("the graphics socket", listen.get("socket").filter(own), listen);
     }

@@ -15,7 +15,7 @@ use toml::de::DeValue;
 pub struct Ec2Config {
     /// Tried in order when there is no capacity; at least one.
     pub instance_types: Vec<String>,
-    /// Absent: the credentials chain's, else us-east-1.
+    /// Absent: the credentials chain's, otherwise us-east-1.
     pub region: Option<String>,
     /// Letters of availability zones, tried in order; empty: AWS chooses.
     pub placement: Vec<String>,
@@ -35,7 +35,7 @@ pub struct Ec2Config {
     pub subnet_id: Option<String>,
     /// Instance profile.
     pub instance_profile_name: Option<String>,
-    /// Sent beside the agent's own boot data.
+    /// Sent in addition to the agent's boot data.
     pub user_data: Option<String>,
     /// Associated while the host runs.
     pub elastic_ip: Option<Ipv4Addr>,
@@ -55,7 +55,7 @@ pub struct Ec2Config {
     pub price_per_hour: Option<f64>,
     /// PEM file of the certificates that identity documents are signed by; absent: AWS's published ones.
     pub identity_certificates: Option<PathBuf>,
-    /// An EC2-compatible cloud; then nothing else is ever called.
+    /// The URL of a cloud that is compatible with EC2; if it is set, nothing else is ever called.
     pub endpoint_url: Option<String>,
 }
 
@@ -145,13 +145,13 @@ pub struct Spot {
 pub enum IdleHost {
     /// Ended.
     Terminate,
-    /// Stopped, and woken again.
+    /// Stopped, and resumed.
     Stop,
-    /// Hibernated, and woken again.
+    /// Hibernated, and resumed.
     Hibernate,
 }
 
-/// How old a host that sleeps may be, if the configuration does not say.
+/// Maximum age of a suspended host, if the configuration does not set it.
 const MAX_AGE: Duration = Duration::from_secs(7 * 86_400);
 
 /// Keys that do not shape a new host.

@@ -42,7 +42,7 @@ pub struct OpenstackConfig {
     pub key_name: Option<String>,
     /// Ids or names.
     pub security_groups: Vec<String>,
-    /// Sent beside the agent's own boot data.
+    /// Sent in addition to the agent's boot data.
     pub user_data: Option<String>,
     /// Availability zones, which are tried in order if there is no capacity. Empty: the cloud chooses.
     pub availability_zones: Vec<String>,

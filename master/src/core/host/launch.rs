@@ -99,7 +99,7 @@ impl Core {
         id
     }
 
-    /// Has what to order worked out, beginning with this alternative.
+    /// Requests the computation of the launch spec, beginning with this alternative.
     pub(super) fn prepare_host(&mut self, now: Timestamp, id: &HostId, number: u32) {
         let Some(live) = self.hosts.get(id) else { return };
         let resting = self.resting(now, &live.host);

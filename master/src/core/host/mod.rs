@@ -42,7 +42,7 @@ pub(super) struct LiveHost {
     pub earlier_call_until: Option<Timestamp>,
     /// Number of lists in a row that lacked it while its agent was silent.
     pub missing_from_lists: u32,
-    /// Whether the cloud took the machine back for want of room.
+    /// Whether the cloud took the machine back for lack of capacity.
     pub reclaimed: bool,
     /// Why this worker's host was started rather than another's, for people.
     pub chosen: Option<String>,

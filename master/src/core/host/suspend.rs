@@ -207,7 +207,7 @@ impl Core {
         self.call(now, id);
     }
 
-    /// Whether an agent that is refused now may soon be let in on the same machine: the machine was resumed and the
+    /// Whether an agent that is refused now may soon be accepted on the same machine: the machine was resumed and the
     /// agent does not know its new token yet, or the machine is about to be suspended. It must not power itself off
     /// then.
     pub(in crate::core) fn is_suspending_or_resuming(&self, worker: &WorkerName) -> bool {

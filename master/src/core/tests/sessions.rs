@@ -219,7 +219,7 @@ fn who_was_refused_is_shown_for_a_while() {
     assert_eq!(shown(&bench), Some(refused));
     bench.now = bench.now + secs(1);
     assert_eq!(shown(&bench), None);
-    // Another is let in at last, and its life goes on.
+    // Another agent is accepted at last, and the worker continues.
     bench.hello_from("s", "m3", "c", 1, "password", Vec::new());
     assert!(shown(&bench).is_some_and(|refused| refused.identity == "m3"));
     bench.pass(60);

@@ -167,7 +167,7 @@ mod tests {
         assert_eq!(of_start(400, Some("Unsupported"), false), StartError::Rejected(no_words()));
         assert_eq!(of_start(401, Some("AuthFailure"), true), StartError::Place(no_words()));
         assert_eq!(of_start(503, Some("RequestLimitExceeded"), true), StartError::Place(no_words()));
-        // What may have made something is repeated as it is, never bought anew.
+        // What may have made something is repeated as it is, never bought again.
         for code in ["InternalError", "Unavailable", "IdempotentParameterMismatch"] {
             assert_eq!(of_start(500, Some(code), true), StartError::Unknown(no_words()), "{code}");
         }

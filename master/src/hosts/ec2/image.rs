@@ -20,7 +20,7 @@ pub struct Chosen {
     pub location: String,
     /// The name of its system in the spot market, such as `Linux/UNIX`.
     pub platform: String,
-    /// The device of its root disk, if AWS tells it.
+    /// The device of its root disk, if AWS reports it.
     pub root: Option<String>,
 }
 

@@ -90,8 +90,8 @@ fn unlisted(names: &BTreeSet<String>, why: &str) -> impl Iterator<Item = Unliste
     names.iter().map(move |name| UnlistedPlace { place: Some(name.clone()), why: why.to_owned() })
 }
 
-/// The client of a place: of a login of the configuration, else of an earlier one, else of the key that has replaced
-/// the place's key.
+/// The client of a place: of a login of the configuration, otherwise of an earlier one, otherwise of the key that has
+/// replaced the place's key.
 fn reach(targets: &[Target], place: &Place) -> Option<Client> {
     let same = |t: &&Target| t.client.place == *place;
     let next = |t: &&Target| t.client.place.endpoint == place.endpoint && t.client.place.region == place.region;

@@ -90,7 +90,7 @@ impl Entry {
         of(&self.0["auth"]).or_else(|| of(&self.0)).filter(|value| !value.is_empty())
     }
 
-    /// The region: the first of `regions`, else of `region_name`, which may be a list too.
+    /// The region: the first of `regions`, otherwise of `region_name`, which may be a list too.
     pub(super) fn region(&self) -> Option<String> {
         let first = |list: &Value| match list {
             Value::Sequence(all) => all.first().and_then(|item| text(item).or_else(|| text(&item["name"]))),
@@ -268,7 +268,7 @@ fn merge(into: &mut Value, more: Value) {
 /// A path with `~` for the user's home.
 ///
 /// # Errors
-/// Whose home it is, if that cannot be told.
+/// The path, if it names the home of a user that cannot be determined.
 pub(super) fn expand(path: &str, env: Environment<'_>) -> Result<PathBuf, String> {
     let Some(rest) = path.strip_prefix('~') else { return Ok(PathBuf::from(path)) };
     if !rest.is_empty() && !rest.starts_with('/') {

@@ -129,7 +129,7 @@ impl OwnerTag {
     }
 }
 
-/// Every server of the project that bears our name.
+/// Every server of the project that has our name.
 ///
 /// The whole project is listed: Nova lets only administrators filter by metadata, and ignores the filter of others.
 ///

@@ -13,7 +13,7 @@ pub(super) const OWNER_VARIABLE: &str = "ROUSE_OWNER";
 /// Environment variable with the host's id.
 pub(super) const HOST_VARIABLE: &str = "ROUSE_HOST";
 
-/// A process that bears our owner tag, or one with our name.
+/// A process that has our owner tag, or one with our name.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct TaggedProcess {
     /// The name and id of its master.

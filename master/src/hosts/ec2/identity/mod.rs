@@ -102,7 +102,7 @@ fn key_of(certificate: &Element) -> Option<Vec<u8>> {
 
 struct Signed {
     document: Vec<u8>,
-    /// What is signed: the attributes if there are any, which hold the document's digest, else the document.
+    /// What is signed: the attributes if there are any, which hold the document's digest, otherwise the document.
     message: Vec<u8>,
     signature: Vec<u8>,
 }
