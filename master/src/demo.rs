@@ -17,7 +17,7 @@ use std::process::Stdio;
 use std::time::Duration;
 use tokio::sync::broadcast;
 
-/// The program that is built if this repository's source is not at hand.
+/// The program that is built if the source of rouse is not available.
 const CARRIED: &str = include_str!("demo/primes.sh");
 /// How long the host may take to go after it has been idle.
 const GOING: Duration = Duration::from_secs(60);
@@ -81,7 +81,7 @@ impl Timeline {
 /// Runs the demo; true if everything went as it should.
 ///
 /// # Errors
-/// If the machine lacks something that it needs.
+/// If the machine lacks something that the demo needs.
 pub fn run(source: Option<&Path>) -> Result<bool, MasterError> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let runtime = runtime.map_err(|e| MasterError::new("cannot start", &e))?;

@@ -23,7 +23,7 @@ use std::time::Duration;
 /// properties to it, and the ids.
 pub const MAX_BUILD: usize = MAX_MESSAGE / 2;
 
-/// Attempts that may be lost under a build beyond the first, if it does not say.
+/// The default of `retries`.
 pub const DEFAULT_RETRIES: u32 = 2;
 
 /// Why a submission is not taken.
@@ -55,7 +55,7 @@ pub fn from_toml(text: &str) -> Result<BuildSpec, Invalid> {
     check(read_toml(text)?)
 }
 
-/// What a `build.toml` says; it need not be a whole build.
+/// The content of a `build.toml`, which need not be a complete build.
 ///
 /// # Errors
 /// As [`from_toml`]'s, but the values are not checked.

@@ -2,7 +2,7 @@
 //!
 //! Every message can be repeated: a report is a snapshot of its whole attempt, of which the newest revision counts, and
 //! a request to run an attempt that is already known changes nothing. A message that is lost, late or delivered twice
-//! does no harm, and what was lost is sent again with the next heartbeat or hello.
+//! does no harm, and lost information is sent again with the next heartbeat or hello.
 //!
 //! # Changing the messages
 //! Agents live in machine images for years, so a master talks to agents of every earlier version. Therefore:
@@ -10,13 +10,13 @@
 //! * A new field has `#[serde(default)]`, and its default means what its absence has always meant. A receiver ignores
 //!   fields that it does not know.
 //! * A new variant of [`ToAgent`] or [`ToMaster`] is dropped by a receiver that does not know it: an older agent logs
-//!   the message and goes on. So its sender must not depend on an answer unless [`Hello::version`] says that there will
-//!   be one.
+//!   the message and continues. Therefore its sender must not depend on an answer unless [`Hello::version`] says that
+//!   there will be one.
 //! * A new variant of an enum within a message ([`StepState`], [`Outcome`], [`CloudNotice`]) makes an older receiver
 //!   drop the whole message. Agents may send it only once every supported master knows it.
 //! * A field or a variant is never renamed on the wire (`serde(rename)` keeps its name there) nor removed, and never
 //!   changes its type or meaning. Anything else needs a higher [`crate::limits::PROTOCOL`]; a master refuses a hello
-//!   whose version it does not speak, with a reason for people.
+//!   whose version it does not support, with a reason for people.
 //! * Add the message to `tests/tests/wire.rs` and record its bytes: `ROUSE_ACCEPT=1 cargo test -p rouse-tests --test
 //!   wire`.
 
@@ -254,7 +254,7 @@ pub enum StepState {
 pub enum Outcome {
     /// Every step exited with 0.
     Success,
-    /// A step failed or the build took too long, as this text for people says.
+    /// A step failed or the build took too long; the text explains it to people.
     Failure(String),
     /// The attempt was stopped at the master's request.
     Cancelled,
@@ -338,7 +338,7 @@ pub enum ToAgent {
 /// it again if it still wants it.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Welcome {
-    /// The session that begins or goes on.
+    /// The session that begins or continues.
     pub session: SessionId,
     /// The master, for [`Hello::master`].
     pub master: MasterId,
@@ -372,7 +372,7 @@ pub struct RunAttempt {
     pub session: SessionId,
     /// The attempt to run.
     pub attempt: AttemptId,
-    /// The environment of every step, to which the agent adds `PATH`, `HOME` and the like.
+    /// The environment of every step, to which the agent adds `PATH`, `HOME` and similar variables.
     #[serde(default)]
     pub env: BTreeMap<String, String>,
     /// The user to run steps as, unless the agent's own configuration names one.

@@ -214,7 +214,8 @@ fn what_a_reader_accepts_fits_and_the_gaps_are_known() {
         *reader |= *accepted;
         *fits |= wrong.is_empty();
     }
-    let mut gaps = String::from("# Values that fit the schema and that the reader refuses: the key, then the values.\n");
+    let mut gaps =
+        String::from("# Values that fit the schema and that the reader refuses: the key, then the values.\n");
     for ((schema, path), samples) in &found {
         let is_section = AROUND.iter().any(|(number, section, _)| (number, section) == (schema, path));
         assert!(is_section || samples.values().any(|(reader, _)| *reader), "no sample of {path} is right");

@@ -85,7 +85,7 @@ pub enum StartError {
 pub enum Ended {
     /// It is not to be started again.
     ForGood,
-    /// Its program is to be executed again, as after a boot of the machine.
+    /// The program must be executed again, as after a boot of the machine.
     ToRestart,
 }
 

@@ -10,7 +10,7 @@
 //! 6. `name` in the configuration;
 //! 7. the host name.
 //!
-//! A machine of a cloud waits for the cloud's answer, because nothing else tells one worker from another. It goes on to
+//! A machine of a cloud waits for the cloud's answer, because nothing else identifies its worker. It continues with
 //! the next source only if the cloud answers that there are no boot data. No other machine waits for a metadata
 //! service.
 

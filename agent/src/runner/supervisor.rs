@@ -35,7 +35,7 @@ pub const ZYGOTE_DIED: Signal = Signal::USR1;
 /// `poll` stands still while the machine is suspended.
 pub const TICK: u64 = 250;
 
-/// Size of the output pipe, bytes: lets a step go on printing while its output is written.
+/// Size of the output pipe, bytes. A step can continue to print while its output is written.
 const PIPE: usize = 256 << 10;
 
 /// How long to wait for processes that may not be signalled (of a setuid program, if the agent is not root).

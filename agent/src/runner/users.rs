@@ -108,7 +108,8 @@ pub fn lookup(name: &str) -> Result<User, UserError> {
     }
 }
 
-/// Runs a program, and returns its exit code and what it printed; or says, after its name, why it has no answer.
+/// Runs a program, and returns its exit code and what it printed, or why there is no answer (with the name of the
+/// program).
 fn run(program: &str, arguments: &[&str]) -> Result<(Option<i32>, String), String> {
     let mut command = Command::new(program);
     command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());

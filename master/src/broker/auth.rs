@@ -59,7 +59,7 @@ pub enum AuthError {
     Listen {
         /// The address.
         address: SocketAddr,
-        /// What the kernel says.
+        /// The kernel's error.
         source: std::io::Error,
     },
 }
@@ -82,7 +82,7 @@ impl AuthServer {
     /// Listens on `listen` (port 0: any) and answers for the virtual host `vhost`.
     ///
     /// # Errors
-    /// If the address cannot be listened on.
+    /// If the master cannot listen on the address.
     pub async fn start(
         listen: SocketAddr,
         vhost: impl Into<String>,

@@ -57,9 +57,10 @@ pub enum Inbound {
         /// The reason.
         why: String,
     },
-    /// The broker accepts nothing that is published, for this reason, until [`Inbound::Unblocked`] or [`Inbound::Down`].
+    /// The broker accepts nothing that is published, for this reason, until [`Inbound::Unblocked`] or
+    /// [`Inbound::Down`].
     Blocked {
-        /// What the broker says.
+        /// The broker's message.
         why: String,
     },
     /// The broker accepts messages again.

@@ -97,7 +97,7 @@ impl Refusals {
 }
 
 impl State {
-    /// Whether this line is to be logged now. Otherwise it is counted.
+    /// Whether to log this line now. Otherwise it is counted.
     fn first(&mut self, name: &str, what: &str) -> bool {
         if let Some(repeated) = self.logged.get_mut(&(name.to_owned(), what.to_owned())) {
             *repeated += 1;

@@ -19,7 +19,7 @@ pub(super) const DEFAULT_STATE_DIR: &str = "/var/lib/rouse";
 pub(super) const DEFAULT_RESTART_LEASE: Duration = Duration::from_secs(600);
 /// The default interval of audits.
 pub(super) const DEFAULT_AUDIT: Duration = Duration::from_secs(120);
-/// Failed starts in a row that are worth a mail, if the file does not say.
+/// The default of `mail_after_failed_starts`.
 pub(super) const DEFAULT_MAIL_AFTER: u32 = 3;
 
 /// The default address with this port.

@@ -97,7 +97,7 @@ pub struct BrokerConfig {
 /// The broker URL that the master gives to agents.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Dialled<'c> {
-    /// What `agent_url` says.
+    /// The value of `agent_url`.
     AgentUrl(&'c str),
     /// The user's own broker, without the master's user and password.
     OwnBroker(&'c Secret),
@@ -121,7 +121,8 @@ pub struct MailConfig {
 }
 
 impl MailConfig {
-    /// Whether mail is only sent over TLS: because the relay's URL says so, or because there is a password to protect.
+    /// Whether mail is only sent over TLS: because the relay's URL requires it, or because there is a password to
+    /// protect.
     pub fn needs_tls(&self) -> bool {
         let relay = &self.relay;
         match relay.tls {

@@ -15,7 +15,7 @@ pub(crate) const DURATION: &str = "^([0-9]+w)?([0-9]+d)?([0-9]+h)?([0-9]+m)?([0-
 
 const EXAMPLE: &str = include_str!("../../../contrib/rouse.example.toml");
 
-/// What the example says of sections and keys, by path such as `worker.ec2.region`.
+/// The comments of sections and keys in the example, by path such as `worker.ec2.region`.
 #[derive(Default)]
 struct Comments {
     sections: BTreeSet<String>,

@@ -49,7 +49,7 @@ impl Worker {
 
 /// The answer to a hello.
 pub(super) enum AdmissionDecision {
-    /// The session goes on.
+    /// The session continues.
     Resume,
     /// A new session begins.
     Begin,

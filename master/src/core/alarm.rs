@@ -116,7 +116,7 @@ impl Core {
     }
 
     /// Until when a session may last whose lease is over: its agent may have been told that the broker accepts nothing,
-    /// and go on with its builds. It does so for less than one lease from the end of the alarm. While the master cannot
+    /// and continue its builds. It does so for less than one lease from the end of the alarm. While the master cannot
     /// tell whether there is one it waits, for as long as the agent may at most.
     pub(super) fn held_by_broker(&self, now: Timestamp, name: &WorkerName) -> Option<Timestamp> {
         let worker = self.workers.get(name)?;

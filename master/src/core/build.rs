@@ -20,7 +20,7 @@ pub struct BuildSpec {
     /// Time limit of one attempt, milliseconds.
     pub timeout_ms: Option<u64>,
     /// How long it may wait for something that can run it, counted from zero each time that it is queued, milliseconds;
-    /// absent: as the configuration says.
+    /// absent: the value in the configuration.
     #[serde(default)]
     pub queue_timeout_ms: Option<u64>,
     /// Added to every step's environment.

@@ -105,7 +105,7 @@ pub struct LatentPlan {
     pub max_uses: u32,
     /// Templates with a higher number are woken first.
     pub prefer: i32,
-    /// USD an hour, if the configuration says.
+    /// Price in USD per hour, if the configuration sets it.
     pub price: Option<f64>,
     /// The template that it comes from: workers of one template share `min_idle`.
     pub template: String,

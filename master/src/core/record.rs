@@ -43,7 +43,7 @@ pub struct Host {
     pub identity: Option<String>,
     /// The run of the agent that has used the token.
     pub nonce: Option<Nonce>,
-    /// Whether the token is spent: its agent has come back with the session secret.
+    /// Whether the token is used up: its agent has connected again with the session secret.
     pub token_spent: bool,
     /// [`super::plan::LatentPlan::fingerprint`] when it was ordered.
     pub fingerprint: u64,
@@ -167,7 +167,7 @@ impl HostState {
     }
 }
 
-/// One attachment of an agent. Survives a restart of the master, so that the agent can go on.
+/// One attachment of an agent. Survives a restart of the master, so that the agent can continue.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Session {
     /// Its id.

@@ -92,7 +92,7 @@ pub struct PlaceView {
     pub name: String,
     /// Its state.
     pub state: PlaceState,
-    /// Hosts of ours there that are not gone.
+    /// This master's hosts there that are not gone.
     pub hosts: usize,
     /// Why it pauses: its newest refusal, in a sentence.
     pub reason: Option<String>,

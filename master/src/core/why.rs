@@ -202,7 +202,7 @@ impl Core {
     }
 }
 
-/// What the record alone says about a build that has ended.
+/// The sentence about a build that has ended, from its record alone.
 pub fn of_status(status: &BuildStatus) -> Option<String> {
     let worker = status.attempts.last().map(|a| format!(" on worker {}", a.worker)).unwrap_or_default();
     Some(match status.end.as_ref()? {

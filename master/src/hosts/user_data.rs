@@ -21,7 +21,7 @@ pub struct UserDataError {
 /// bytes before any encoding.
 ///
 /// # Errors
-/// If both together are longer.
+/// If both together are longer than `limit`.
 pub fn compose(boot: &BootData, own: Option<&str>, limit: usize) -> Result<String, UserDataError> {
     // A list of texts and numbers: it cannot fail to be written.
     let toml = toml::to_string(boot).unwrap_or_default();

@@ -8,7 +8,7 @@ use rouse_shared::certificate;
 use std::ffi::{CStr, CString};
 use std::time::Duration;
 
-/// How long the name service may take to say what this machine's full name is.
+/// How long the name service may take to answer with the full name of this machine.
 const NAME_SERVICE: Duration = Duration::from_secs(5);
 
 /// Connects, protects the connection as the relay's address asks for, and logs in. Also returns the name that was

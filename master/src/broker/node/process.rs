@@ -53,7 +53,7 @@ impl Programs {
         spawn(command, &self.epmd)
     }
 
-    /// Starts the broker, which says that it is ready on the socket `notify`.
+    /// Starts the broker, which reports on the socket `notify` that it is ready.
     pub fn spawn_broker(
         &self,
         node: &Prepared,
@@ -173,7 +173,7 @@ pub fn check_descriptors() {
 }
 
 /// How many file descriptors epmd and the broker get: as many as the hard limit allows, up to [`MOST_DESCRIPTORS`].
-/// `None` if the kernel does not say.
+/// `None` if the kernel does not report it.
 fn descriptors() -> Option<libc::rlimit> {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: getrlimit writes into the struct that it is given.

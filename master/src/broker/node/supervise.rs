@@ -146,7 +146,7 @@ fn begin_anew(node: &Prepared, at_first_boot: bool) -> Result<Option<Unsettled>,
     if at_first_boot { node.unsettle().map(Some) } else { Ok(None) }
 }
 
-/// Returns why the broker is no more.
+/// Returns why the broker has ended.
 async fn watch_over(running: &mut Running, node: &Prepared, programs: &Programs, pause: &mut Duration) -> String {
     let settled = tokio::time::sleep(NODE_SETTLED);
     tokio::pin!(settled);

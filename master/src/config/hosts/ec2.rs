@@ -45,7 +45,7 @@ pub struct Ec2Config {
     pub volumes: Vec<Volume>,
     /// Disks of the instance's own.
     pub block_devices: Vec<BlockDevice>,
-    /// Whether it is bought on the spot market, and how.
+    /// Settings of the spot market; absent for on-demand instances.
     pub spot: Option<Spot>,
     /// What becomes of an idle host.
     pub on_idle: IdleHost,
@@ -129,14 +129,14 @@ pub struct BlockDevice {
     pub kind: Option<String>,
 }
 
-/// How a host is bought on the spot market.
+/// Settings of the spot market.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Spot {
     /// USD an hour, never above this; absent: AWS's own limit, the on-demand price.
     pub max_price: Option<f64>,
     /// Bid the average of 24 hours times this; absent: bid the maximum.
     pub multiplier: Option<f64>,
-    /// Whether to buy on demand if no spot capacity is to be had.
+    /// Whether to start an on-demand instance if there is no spot capacity.
     pub on_demand_fallback: bool,
 }
 

@@ -75,7 +75,7 @@ impl HostConfig {
         }
     }
 
-    /// USD an hour that its hosts cost, if the section says.
+    /// Price of its hosts in USD per hour, if the section sets it.
     pub(super) fn price(&self) -> Option<f64> {
         match self {
             Self::Ec2(host) => host.price_per_hour,

@@ -151,7 +151,7 @@ impl Core {
         }
     }
 
-    /// A refusal that every worker of a place gets is the place's, whatever it says.
+    /// If every worker of a place is refused, the place is the cause, whatever the refusal says.
     fn review_rejections(&mut self, now: Timestamp, host: &Host, why: &str) {
         let place = PlaceKey::of_host(host);
         let there: Vec<bool> = self

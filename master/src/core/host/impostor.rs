@@ -43,7 +43,7 @@ impl Core {
         }
     }
 
-    /// The session is not the host's. The master goes on waiting for the host's agent.
+    /// The session does not belong to the host. The master continues to wait for the host's agent.
     fn disown(&mut self, now: Timestamp, id: &HostId, name: &WorkerName, identity: &str) {
         let Some(worker) = self.workers.get(name) else { return };
         let patience = worker.plan.as_ref().map_or(Duration::ZERO, |p| p.missing_timeout);

@@ -106,7 +106,7 @@ impl Core {
         self.out.push(Effect::PrepareHost { host: Box::new(live.host.clone()), number, resting });
     }
 
-    /// What is to be ordered is known: it is committed, and then ordered.
+    /// The launch spec is known: it is committed, and then the machine is ordered.
     pub(in crate::core) fn on_prepared(
         &mut self,
         now: Timestamp,
@@ -212,7 +212,7 @@ impl Core {
         self.touch_worker(&worker);
     }
 
-    /// What the answer to a start says of its place and of the alternative that was tried.
+    /// Applies what the answer to a start proves about its place and the alternative that was tried.
     fn learn_from_start(&mut self, now: Timestamp, host: &Host, error: Option<&StartError>, unclear: bool) {
         let place = PlaceKey::of_host(host);
         match error {

@@ -75,15 +75,15 @@ pub(in crate::core) enum HostEvent {
     Attached,
     /// The agent that has attached turned out to be on another machine.
     Disowned,
-    /// It is to get no more builds.
+    /// A request to drain it: it gets no more builds.
     Drain,
     /// It is to be suspended: it has been drained, or it runs although it should be suspended.
     Suspend,
     /// The call to suspend the machine was answered; whether the machine is known to be suspended.
     SuspendEnded { suspended: bool },
-    /// It is to be resumed.
+    /// A request to resume it.
     Resume,
-    /// It is to be terminated.
+    /// A request to terminate it.
     Terminate,
     /// Its agent has not attached in time.
     GiveUp,

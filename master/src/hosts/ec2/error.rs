@@ -25,7 +25,7 @@ pub enum Kind {
     NotYet,
     /// The client token was used with another call.
     Mismatch,
-    /// What is to be created exists.
+    /// The resource already exists.
     Exists,
     /// The credentials are missing or rejected.
     Auth,

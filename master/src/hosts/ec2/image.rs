@@ -24,7 +24,7 @@ pub struct Chosen {
     pub root: Option<String>,
 }
 
-/// Devices that AWS keeps for root disks: which of them is the root, each image says for itself.
+/// Device names that AWS reserves for root disks. Each image names one of them as its root device.
 /// <https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/device_naming.html>
 const OF_ROOTS: [&str; 4] = ["/dev/sda1", "/dev/xvda", "/dev/sda", "/dev/xvda1"];
 

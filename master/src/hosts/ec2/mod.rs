@@ -80,7 +80,7 @@ pub struct Ec2 {
     seen: Mutex<BTreeMap<String, Place>>,
     /// Hosts that AWS was asked to terminate and that have not ended.
     overdue: Overdue,
-    /// Hosts that are to be terminated and were not found, and since when.
+    /// Hosts that the master terminates and that were not found, and since when.
     unseen: Mutex<BTreeMap<HostId, Timestamp>>,
     watch: Arc<Watch>,
     /// Instances whose address and volumes are being attached.

@@ -35,7 +35,7 @@ pub struct Alternative {
     pub kind: String,
     /// Letter of the zone; none: AWS chooses.
     pub zone: Option<String>,
-    /// Whether it is bought on the spot market.
+    /// Whether it is a spot instance.
     pub spot: bool,
 }
 

@@ -9,7 +9,7 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use tracing::{info, warn};
 
-/// What a security group that we make says of itself.
+/// The description of a security group that rouse creates.
 const DESCRIPTION: &str = "Hosts that rouse starts";
 
 /// What there is.

@@ -65,7 +65,7 @@ pub struct Base {
 /// Examines an image.
 ///
 /// # Errors
-/// If it is missing, is no disk image, or is not what its name says.
+/// If it is missing, is not a disk image, or has a different format than its name.
 pub fn look_at(path: &Path) -> Result<Base, StartError> {
     let shown = path.display();
     let failed = |error: io::Error| match error.kind() {

@@ -73,7 +73,7 @@ impl Libvirt {
     /// The provider of `owner`, a master's name and id, keeping what it must in `dir`. Must be called within a runtime.
     ///
     /// # Errors
-    /// If that directory cannot be made.
+    /// If that directory cannot be created.
     pub fn new(dir: PathBuf, owner: &str, config: &Config, deaths: mpsc::Sender<Death>) -> io::Result<Self> {
         Self::with_options(dir, owner, config, deaths, Options::default())
     }

@@ -269,7 +269,7 @@ fn project_of(place: &str) -> &str {
     place.split(' ').next().unwrap_or_default()
 }
 
-/// As a person would say it.
+/// The text for people.
 fn shown(place: &str) -> String {
     let (project, region) = place.split_once(' ').unwrap_or((place, ""));
     format!("the project {project} in the region {region}")

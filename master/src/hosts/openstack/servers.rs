@@ -137,7 +137,7 @@ impl OwnerTag {
 /// is too early for it and the next too late. That happens once in its life, so whatever two readings have is all.
 ///
 /// # Errors
-/// If the list is not whole.
+/// If the list is incomplete.
 pub async fn all(cloud: &Cloud, tag: &OwnerTag) -> Result<Vec<Server>, CloudError> {
     read(cloud, tag, "").await
 }
@@ -167,7 +167,7 @@ async fn read(cloud: &Cloud, tag: &OwnerTag, query: &str) -> Result<Vec<Server>,
 /// lost was carried out late; then it is the older one.
 ///
 /// # Errors
-/// If the list is not whole.
+/// If the list is incomplete.
 pub async fn of_host(cloud: &Cloud, tag: &OwnerTag, name: &str, host: &HostId) -> Result<Vec<Server>, CloudError> {
     // A regular expression for Nova; our names are letters, digits and hyphens.
     let mut found = read(cloud, tag, &format!("?name=%5E{name}%24")).await?;
@@ -176,10 +176,10 @@ pub async fn of_host(cloud: &Cloud, tag: &OwnerTag, name: &str, host: &HostId) -
     Ok(found)
 }
 
-/// One server; none if Nova says that there is none.
+/// One server; none if Nova reports that there is none.
 ///
 /// # Errors
-/// If Nova does not say.
+/// If Nova does not answer this.
 pub async fn one(cloud: &Cloud, tag: &OwnerTag, id: &str) -> Result<Option<Server>, CloudError> {
     match cloud.get(Service::Compute, &format!("/servers/{id}")).await {
         Ok(mut json) => {
@@ -194,10 +194,10 @@ pub async fn one(cloud: &Cloud, tag: &OwnerTag, id: &str) -> Result<Option<Serve
     }
 }
 
-/// Whether there is such a server, whoever's it is.
+/// Whether there is such a server, whoever owns it.
 ///
 /// # Errors
-/// If Nova does not say.
+/// If Nova does not answer this.
 pub async fn exists(cloud: &Cloud, id: &str) -> Result<bool, CloudError> {
     match cloud.get(Service::Compute, &format!("/servers/{}", segment(id))).await {
         Ok(_) => Ok(true),
@@ -206,10 +206,10 @@ pub async fn exists(cloud: &Cloud, id: &str) -> Result<bool, CloudError> {
     }
 }
 
-/// Asks for a server's end. `Gone` if Nova says that there is none.
+/// Requests the deletion of a server. `Gone` if Nova reports that there is none.
 ///
 /// # Errors
-/// If Nova does not take it.
+/// If Nova does not accept the request.
 pub async fn delete(cloud: &Cloud, tag: &OwnerTag, id: &str) -> Result<Termination, CloudError> {
     if !cloud.delete(Service::Compute, &format!("/servers/{id}")).await? {
         return Ok(Termination::Gone);
@@ -276,7 +276,7 @@ async fn was_built(cloud: &Cloud, id: &str) -> Result<bool, CloudError> {
 /// Nova has one answer for that and for a policy that forbids it, and only its words differ.
 ///
 /// # Errors
-/// If the limits or the flavor cannot be had.
+/// If the limits or the flavor cannot be read.
 pub async fn lacks_quota(cloud: &Cloud, flavor: &str) -> Result<bool, CloudError> {
     let limits = cloud.get(Service::Compute, "/limits").await?;
     let flavor = cloud.get(Service::Compute, &format!("/flavors/{flavor}")).await?;

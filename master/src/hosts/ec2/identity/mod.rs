@@ -22,7 +22,7 @@ const TAG_0: u8 = 0xa0;
 /// The longest document that is looked at, characters; AWS's have about 2,000.
 const LONGEST: usize = 16_384;
 
-/// What AWS says of an instance, as far as it is used.
+/// The facts about an instance in AWS's document that the master uses.
 #[derive(Clone, PartialEq, Eq, Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Document {
