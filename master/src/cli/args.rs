@@ -130,7 +130,7 @@ pub(super) enum Command {
     Resume(Worker),
     /// Give a worker no new builds, and terminate its host when it is idle.
     Drain(Worker),
-    /// Terminate a host at once. Its builds are retried elsewhere, which does not count as a retry.
+    /// Terminate a host at once. Its builds are retried elsewhere; this does not count as one of their retries.
     Terminate {
         /// The host's id.
         host: String,

@@ -26,11 +26,13 @@ fn consequences(host: &api::Host) -> String {
     let machine = host.handle.as_ref().map_or_else(String::new, |handle| format!(" {handle}"));
     let builds = match host.builds.as_slice() {
         [] => "no build runs on it".to_owned(),
-        [build] => format!("build {build} runs on it and is retried elsewhere, which does not count as a retry"),
+        [build] => {
+            format!("build {build} runs on it and is retried elsewhere (this does not count as one of its retries)")
+        }
         builds => {
             let numbers: Vec<_> = builds.iter().map(ToString::to_string).collect();
             format!(
-                "builds {} run on it and are retried elsewhere, which does not count as a retry",
+                "builds {} run on it and are retried elsewhere (this does not count as one of their retries)",
                 numbers.join(", ")
             )
         }
@@ -84,7 +86,7 @@ mod tests {
         let tail = "the worker stays in use";
         assert_eq!(consequences(&host), format!("{head}: no build runs on it; {tail}"));
         host.builds = [7, 9].map(|id| api::Id(BuildId(id))).to_vec();
-        let builds = "builds 7, 9 run on it and are retried elsewhere, which does not count as a retry";
+        let builds = "builds 7, 9 run on it and are retried elsewhere (this does not count as one of their retries)";
         assert_eq!(consequences(&host), format!("{head}: {builds}; {tail}"));
     }
 }

@@ -64,7 +64,7 @@ impl AuditReport {
     }
 }
 
-/// How ledger and clouds differ.
+/// The kinds of differences between the ledger and the providers.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum DifferenceKind {

@@ -187,8 +187,8 @@ pub enum Command {
         /// The operation.
         operation: Operation,
     },
-    /// Terminate a host at once. Its builds are retried elsewhere, which does not count as a retry. Its worker stays in
-    /// use.
+    /// Terminate a host at once. Its builds are retried elsewhere; this does not count as one of their retries. Its
+    /// worker stays in use.
     TerminateHost(HostId),
     /// Give up a host that is gone for good. Refused while its agent is attached.
     ForgetHost(HostId),

@@ -36,7 +36,7 @@ const VERY_LARGE: u64 = i64::MAX as u64;
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(super) struct LogParams {
-    /// 1: stream until the step's log is complete, from its start on. If the stream is cut, ask again from there.
+    /// 1: stream the log from its start until it is complete. If the stream is interrupted, request the rest as a range.
     #[param(pattern = "^(0|1|false|true)$")]
     follow: Option<String>,
     /// Which attempt, from 1. Default: the last one.

@@ -278,7 +278,7 @@ async fn a_host_is_terminated_only_after_the_consequences_are_explained() {
     fake.add_fleet();
     let id = "h0000000000000001";
     let plan = "rouse: terminating host h0000000000000001 of worker w1 (ec2 i-0123, ready): build 1 runs on it and is \
-                retried elsewhere, which does not count as a retry; the worker stays in use\n";
+                retried elsewhere (this does not count as one of its retries); the worker stays in use\n";
     let (code, out, err) = run(&fake, &["terminate", id]).await;
     assert_eq!((code, out.as_str()), (2, ""), "{err}");
     assert!(err.starts_with(plan) && err.contains("--yes"), "{err}");
