@@ -1,12 +1,12 @@
-# The commands a person needs; `make help` lists them.
+# The commands for people who build rouse; `make help` lists them.
 #
-# A new kind of check gets its own target here (its needs go into tests/setup, as one more mode) and one line in
-# .ci/run. Nothing is built outside cargo's target directory, which CARGO_TARGET_DIR moves.
+# A new kind of check gets its own target here and one line in .ci/run. What it needs is installed by tests/setup, in a
+# new mode. Nothing is built outside cargo's target directory, which CARGO_TARGET_DIR selects.
 
 CARGO ?= cargo
 PREFIX ?= /usr/local
 TARGET_DIR := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)
-# Asked for only where a recipe uses it, since most need no compiler's answer.
+# Runs the compiler only if a recipe uses this variable, because most recipes do not.
 HOST_TRIPLE = $(shell rustc -vV | sed -n 's/^host: //p')
 BINDIR = $(DESTDIR)$(PREFIX)/bin
 UNITDIR = $(DESTDIR)$(PREFIX)/lib/systemd/system
@@ -22,60 +22,61 @@ SCRIPTS = .ci/run tests/biome tests/run tests/setup tests/venv tests/openstack/p
 .PHONY: help demo test quick steady sim chaos bench bench-libvirt lint fmt clippy deny scripts page build agent-static \
 	install
 
-help: ## what can be made here
+help: ## lists all targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 16
 
-demo: ## the whole thing on this machine: a private broker, one host that wakes, builds and goes
+demo: ## a complete system on this machine: starts a private broker and a host, runs a real build, terminates the host
 	tests/setup demo
 	$(CARGO) build --locked -p rouse-agent -p rouse-master --no-default-features
-	@# Replaces the shell, so that Ctrl-C reaches the demo itself and make waits for its end.
+	@# With exec, Ctrl-C reaches the demo itself, and make waits until it has ended.
 	@exec "$(TARGET_DIR)/debug/rouse" demo
 
-# The programs first: the end-to-end tests start them, and cargo does not build them for another package's tests.
-test: ## every test that needs nothing but this machine
+# Builds the programs first: the end-to-end tests start them, and cargo does not build them for the tests of another
+# package.
+test: ## all tests
 	tests/setup test
-	@# Beside the compiler, since it mostly waits.
+	@# At the same time as the compiler, because it mostly waits.
 	@tests/openstack/prepare >/dev/null & prepare=$$!; \
 		echo "$(CARGO) build --locked --workspace --bins" && $(CARGO) build --locked --workspace --bins && wait $$prepare
 	$(CARGO) test --locked --workspace --doc
 	tests/run --workspace
 
-# No broker, no root, no guests: what a change is tried with first.
-quick: ## the tests that need no server, and 200 seeds of the simulation; below 90 s once compiled
+# The tests to run first after a change. They need no broker, no root and no guests.
+quick: ## the tests that need no server, and 200 seeds of the simulation; less than 90 s once compiled
 	ROUSE_SIM_SEEDS=$${ROUSE_SIM_SEEDS:-200} tests/run --workspace --lib --bins \
 		--test tree --test wire --test decoders --test sim
 
-steady: ## each test with a real server 5 times beside busy processors, to find those that fail by themselves (ROUSE_STEADY_TESTS, _TIMES)
+steady: ## each test with a real server 5 times on a busy machine, to find tests that fail at random (ROUSE_STEADY_TESTS, _TIMES)
 	tests/setup test
 	tests/openstack/prepare >/dev/null
 	$(CARGO) build --locked --workspace --bins
 	tests/steady
 
-sim: ## the simulation over many seeds, optimised (ROUSE_SIM_SEEDS, default 100000; ROUSE_SIM_FROM; ROUSE_SIM_SEED: one, with its transcript)
+sim: ## the simulation with many seeds (ROUSE_SIM_SEEDS, default 100000; ROUSE_SIM_FROM; ROUSE_SIM_SEED: one seed, with its transcript)
 	ROUSE_SIM_SEEDS=$${ROUSE_SIM_SEEDS:-100000} \
 		$(CARGO) test --locked --profile sim -p rouse-tests --no-default-features --test sim -- --nocapture
 
-chaos: ## faults in the whole system, its broker and its cloud, for minutes (ROUSE_CHAOS_BUILDS, _SECONDS, _SEED)
+chaos: ## several minutes of faults in the whole system, its broker and its cloud (ROUSE_CHAOS_BUILDS, _SECONDS, _SEED)
 	tests/setup test
 	$(CARGO) build --locked --workspace --bins
 	ROUSE_CHAOS_BUILDS=$${ROUSE_CHAOS_BUILDS:-2000} ROUSE_CHAOS_SECONDS=$${ROUSE_CHAOS_SECONDS:-300} \
 		$(CARGO) test --locked -p rouse-tests --test chaos -- --nocapture
 
-# With the programs as they are installed. Parts to measure, instead of all but the last: `make bench PARTS="latency many"`.
-bench: build ## how fast and how small it is, beside the broker and the machine in the same run; under four minutes
+# Measures the programs as they are installed. PARTS="latency many" selects parts; the default is all except `many`.
+bench: build ## measures speed and size, and the broker and the machine in the same run; less than four minutes (PARTS)
 	tests/setup demo
 	$(CARGO) build --locked --release -p rouse-tests --bins
 	@"$(TARGET_DIR)/release/bench" "$(TARGET_DIR)/release/rouse" "$(TARGET_DIR)/$(HOST_TRIPLE)/agent/rouse-agent" \
 		"$(TARGET_DIR)/release/load-agent" $(PARTS)
 
-# With real libvirtd and QEMU in namespaces of their own, everything emulated, and the agent as images have it; as root.
-bench-libvirt: agent-static ## what a build in a libvirt guest costs beside bare QEMU, and whether ten in a row leave anything behind
+# Runs libvirtd and QEMU in separate namespaces, with emulated guests and the agent that images contain. Needs root.
+bench-libvirt: agent-static ## compares a build in a libvirt guest with QEMU alone, and checks that ten builds leave nothing behind
 	tests/setup test
 	$(CARGO) build --locked --release -p rouse-master -p rouse-tests --bins
 	@"$(TARGET_DIR)/release/bench-libvirt" "$(TARGET_DIR)/$(HOST_TRIPLE)/agent/rouse-agent"
 
 .PHONY: features docs unused
-lint: fmt clippy features docs unused deny scripts page ## everything that can be said without running it
+lint: fmt clippy features docs unused deny scripts page ## all checks that do not run the programs
 
 fmt:
 	$(CARGO) fmt --all --check
@@ -83,15 +84,15 @@ fmt:
 clippy:
 	$(CARGO) clippy --locked --workspace --all-targets --all-features -- -D warnings
 
-# All but the combination of all, which `clippy` checks. Of the whole workspace, as there: with another choice of packages
-# the features of dependencies would be others, and they would be compiled once more.
-features: ## each combination of providers compiles without a warning
+# All combinations except that of all providers, which `clippy` checks. Uses the whole workspace, as `clippy` does: with
+# another selection of packages, dependencies would have other features and would be compiled again.
+features: ## checks that each combination of providers compiles without a warning
 	@for set in "" ec2 libvirt openstack ec2,libvirt ec2,openstack libvirt,openstack; do \
 		echo "$(CARGO) clippy --no-default-features --features '$$set'" && \
 		$(CARGO) clippy --quiet --locked --workspace --no-default-features --features "$$set" -- -D warnings || exit 1; \
 	done
 
-docs: ## the documentation of the code, of private items too; a warning is an error
+docs: ## builds the documentation of the code, including private items; a warning is an error
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --all-features --no-deps --document-private-items
 
 unused:
@@ -101,8 +102,9 @@ unused:
 		echo "cargo-machete" && cargo-machete --skip-target-dir . ; \
 	fi
 
-# If cargo-deny is not installed, a message says so, and CI fails. Known vulnerabilities are looked up in a database
-# that has to be fetched; without the network that part is left out, aloud, because no change of ours can bring it back.
+# If cargo-deny is not installed, this prints a message, and CI fails. The check for known vulnerabilities needs a
+# database that has to be fetched. If it cannot be fetched, this prints a message and skips that check, because the
+# change under test is not to blame.
 deny:
 	@if ! command -v cargo-deny >/dev/null; then \
 		echo "not checked: licences and duplicates (cargo install --locked cargo-deny)"; test -z "$$CI"; \
@@ -124,7 +126,7 @@ scripts:
 		echo "shellcheck $(SCRIPTS)" && shellcheck $(SCRIPTS); \
 	fi
 
-# The page's JavaScript and CSS.
+# The JavaScript and CSS of the status page.
 page:
 	@if ! biome=$$(tests/biome); then \
 		echo "not checked: the page (tests/setup lint installs what checks it)"; test -z "$$CI"; \
@@ -132,7 +134,7 @@ page:
 		cd master/src/web && echo "biome lint page.js page.css" && "$$biome" lint --error-on-warnings page.js page.css; \
 	fi
 
-build: agent-static ## what `make install` copies: the master, and the agent as one static file
+build: agent-static ## builds what `make install` copies: the master, and the agent as one static file
 	tests/setup build
 	$(CARGO) build --locked --release -p rouse-master
 	rm -rf $(TARGET_DIR)/release/share
@@ -142,13 +144,13 @@ build: agent-static ## what `make install` copies: the master, and the agent as 
 		$(TARGET_DIR)/release/rouse completions $$shell >$(TARGET_DIR)/release/share/completions/$$shell || exit 1; \
 	done
 
-# A target named outright keeps the flags away from build scripts and macros, which cannot be linked statically.
-agent-static: ## the agent for machine images: small, and it needs no library of the image
+# With an explicit --target, the flags do not apply to build scripts and macros, which cannot be linked statically.
+agent-static: ## builds the agent for machine images: one small static file
 	RUSTFLAGS="-C target-feature=+crt-static" \
 		$(CARGO) build --locked --profile agent -p rouse-agent --target $(HOST_TRIPLE)
 
-# Copies and never compiles, so that root needs no Rust: `make build && sudo make install`.
-install: ## into PREFIX (default /usr/local), below DESTDIR where that is set
+# Only copies files and compiles nothing, so that root needs no Rust: `make build && sudo make install`.
+install: ## installs into PREFIX (default /usr/local), below DESTDIR if it is set
 	install -d $(BINDIR) $(UNITDIR) $(DOCDIR) $(MANDIR) $(BASHDIR) $(ZSHDIR) $(FISHDIR)
 	install -m 755 $(TARGET_DIR)/release/rouse $(BINDIR)/rouse
 	install -m 755 $(TARGET_DIR)/*/agent/rouse-agent $(BINDIR)/rouse-agent
@@ -156,7 +158,7 @@ install: ## into PREFIX (default /usr/local), below DESTDIR where that is set
 		sed 's,/usr/local/,$(PREFIX)/,' contrib/systemd/$$unit.service >$(UNITDIR)/$$unit.service && \
 		chmod 644 $(UNITDIR)/$$unit.service || exit 1; \
 	done
-	@# In the places that they have here, since the pages link to each other and to the examples.
+	@# Keeps the paths of this repository, because the pages link to each other and to the examples.
 	for file in $(PAGES) $$(find docs contrib images -type f); do \
 		if test -x $$file; then mode=755; else mode=644; fi && \
 		install -D -m $$mode $$file $(DOCDIR)/$$file || exit 1; \

@@ -1,7 +1,7 @@
 //! Sends the logs of steps from their spool files, with publisher confirms and a bounded window for each step.
 //!
-//! One task with one channel sends all of them. Its owner requests what to send through shared state, so that a broker
-//! that accepts nothing never delays the owner.
+//! One task with one channel sends all logs. Its owner requests what to send through shared state, so that the owner
+//! never waits for a broker that accepts nothing.
 
 use crate::core::Level;
 use crate::diagnostics::log;

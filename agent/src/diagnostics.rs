@@ -108,7 +108,7 @@ impl Log {
     }
 }
 
-/// A line that says how many lines are missing; empty if none is.
+/// A line that reports how many lines are missing; empty if none is.
 fn gap(lost: u64) -> String {
     match lost {
         0 => String::new(),

@@ -1,5 +1,5 @@
-//! A small client of plain HTTP for metadata services: one request per connection, no TLS, no proxy (the environment is
-//! ignored), no redirects, and limits on time and size. Whoever answers is not trusted.
+//! A small HTTP client for metadata services: one request per connection, no TLS, no proxy (the environment is
+//! ignored), no redirects, and limits on time and size. It does not trust the server.
 
 use httparse::{EMPTY_HEADER, Status};
 use std::ffi::CString;

@@ -1,6 +1,6 @@
 //! One connection to the broker: an exclusive queue to receive from, and a channel to publish on.
 //!
-//! A connection is never repaired: its end is reported, and the core requests the next one.
+//! A connection is never repaired. The link reports its end, and the core requests a new connection.
 
 use futures_util::stream::FuturesOrdered;
 use futures_util::{StreamExt, future};

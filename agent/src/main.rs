@@ -21,7 +21,7 @@ usage: rouse-agent [-c FILE] [--check]
       --help         print this help and exit
 
 The environment variable ROUSE_AGENT_KEY overrides the KEY of the configuration file.
-SIGTERM: take no new builds and exit when the running ones have ended. A second SIGTERM kills them.
+SIGTERM: accept no new builds, and exit when the running builds have ended. A second SIGTERM kills them.
 Exit codes: 0 ended as requested, 2 bad usage or configuration, or the agent could not start.";
 
 /// This very program. An upgrade may have put another one at its path.

@@ -1,4 +1,5 @@
-//! For tests only: measures how much memory a thread has allocated, to find decoders that trust a length.
+//! For tests only: measures how much memory a thread has allocated, to find decoders that allocate whatever length the
+//! input names.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;

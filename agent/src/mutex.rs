@@ -1,4 +1,4 @@
-//! Locking without poison.
+//! Locks mutexes and ignores poison.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

@@ -1,5 +1,5 @@
-//! Polls EC2's notices of an instance's end: the interruption of a spot instance, two minutes ahead, and the earlier
-//! recommendation to replace it.
+//! Polls EC2's notices about the end of an instance: the interruption of a spot instance, which comes two minutes
+//! ahead, and the earlier recommendation to replace the instance.
 
 use crate::core::Level;
 use crate::diagnostics::log;

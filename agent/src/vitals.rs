@@ -1,4 +1,4 @@
-//! Properties of the machine for hello, and its load, memory and disk for heartbeats.
+//! Properties of the machine for the hello message, and its load, memory and disk space for heartbeats.
 
 use crate::identity;
 use rouse_shared::message::{Facts, Vitals};

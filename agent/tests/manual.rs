@@ -1,4 +1,4 @@
-//! The manual page `rouse-agent(1)` is what `rouse-agent --help` prints, with the marks of a page around it.
+//! The manual page `rouse-agent(1)` contains what `rouse-agent --help` prints, with the markup of a manual page.
 #![allow(clippy::unwrap_used)]
 
 use std::path::Path;

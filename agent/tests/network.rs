@@ -1,4 +1,4 @@
-//! Changes of the network are reported, in a network of the test's own.
+//! Changes of the network are reported, in a network of the test.
 #![allow(clippy::unwrap_used)]
 
 use rouse_agent::network::Changes;

@@ -1,4 +1,4 @@
-//! Steps with real processes: how they end, what they print, and that nothing of them is left.
+//! Steps with real processes: how they end, what they print, and that no process of them is left.
 
 mod support;
 

@@ -1,5 +1,5 @@
-//! `rouse demo`: the whole thing on this machine, without a configuration. A master with a private broker, one latent
-//! worker whose host is a process, a real build, and at the end what happened when.
+//! `rouse demo`: runs a complete system on this machine, without a configuration: a master with a private broker, one
+//! latent worker whose host is a process, and a real build. At the end it prints what happened when.
 
 use crate::clock;
 use crate::config::Config;
@@ -18,7 +18,7 @@ use std::process::Stdio;
 use std::time::Duration;
 use tokio::sync::broadcast;
 
-/// The program that is built where this repository's source is not at hand.
+/// The program that is built if the source of rouse is not available.
 const CARRIED: &str = include_str!("demo/primes.sh");
 /// How long the host may take to go after it has been idle.
 const GOING: Duration = Duration::from_secs(60);
@@ -79,18 +79,18 @@ impl Timeline {
     }
 }
 
-/// Runs the demo; true where everything went as it should.
+/// Runs the demo; true if everything went as it should.
 ///
 /// # Errors
-/// Where the machine lacks something that it needs.
+/// If the machine lacks something that the demo needs.
 pub fn run(source: Option<&Path>) -> Result<bool, MasterError> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let runtime = runtime.map_err(|e| MasterError::new("cannot start", &e))?;
     let dir = make_dir()?;
     let mut owner = None;
     let shown = runtime.block_on(show(&dir, source, &mut owner));
-    // The master's loop gives a build whose host has ended to another one, which it starts on this runtime: only without
-    // it is what runs now all that there will be.
+    // The master's loop gives a build whose host has ended to another one, which it starts on this runtime: only
+    // without it is what runs now all that there will be.
     runtime.shutdown_timeout(GOING);
     let shown = owner.map_or(Ok(()), |owner| end_hosts(&owner)).and(shown);
     if let Err(error) = files::remove_tree(&dir) {
@@ -233,7 +233,7 @@ fn free_port() -> Result<u16, MasterError> {
     Ok(address.port())
 }
 
-/// Writes the build that the demo runs: this repository's `shared` crate where it can be found, else a program that
+/// Writes the build that the demo runs: this repository's `shared` crate if it can be found, otherwise a program that
 /// this one carries.
 fn write_build(dir: &Path, source: Option<&Path>) -> Result<PathBuf, MasterError> {
     let repository = match source {

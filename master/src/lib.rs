@@ -1,4 +1,4 @@
-//! The master: starts hosts when builds wait, hands builds out, and lets hosts go.
+//! The master: starts hosts when builds wait, assigns builds to them, and terminates them when they are idle.
 
 pub mod api;
 pub mod broker;

@@ -1,6 +1,6 @@
 //! Build logs on disk. Each chunk is written at its offset and acknowledged after that.
 //!
-//! A repeated chunk changes nothing. A chunk that does not join what is there is dropped, and the missing bytes are
+//! A repeated chunk changes nothing. A chunk that does not continue the log is dropped, and the missing bytes are
 //! requested again. File names consist of the master's own numbers, never of text from an agent.
 
 use crate::sync::lock;

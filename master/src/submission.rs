@@ -1,4 +1,5 @@
-//! Builds as people submit them: `build.toml`, JSON over HTTP, JSON or MessagePack in the submission queue. One shape, one check.
+//! Builds as people submit them: `build.toml`, JSON over HTTP, JSON or MessagePack in the submission queue. All of them
+//! have the same fields and go through the same checks.
 
 #[cfg(test)]
 pub(crate) mod schema_tests;
@@ -22,13 +23,13 @@ use std::time::Duration;
 /// properties to it, and the ids.
 pub const MAX_BUILD: usize = MAX_MESSAGE / 2;
 
-/// Attempts that may be lost under a build beyond the first, where it does not say.
+/// The default of `retries`.
 pub const DEFAULT_RETRIES: u32 = 2;
 
 /// Why a submission is not taken.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Invalid {
-    /// The path of the field at fault, such as `step[0].run`; `build` where the whole is meant.
+    /// The path of the field at fault, such as `step[0].run`; `build` if the whole is meant.
     pub field: String,
     /// What is wrong with it, and what would be right.
     pub reason: String,
@@ -54,7 +55,7 @@ pub fn from_toml(text: &str) -> Result<BuildSpec, Invalid> {
     check(read_toml(text)?)
 }
 
-/// What a `build.toml` says; it need not be a whole build.
+/// The content of a `build.toml`, which need not be a complete build.
 ///
 /// # Errors
 /// As [`from_toml`]'s, but the values are not checked.
@@ -133,7 +134,7 @@ pub fn to_json(spec: &BuildSpec) -> serde_json::Value {
 
 fn refuse_large(size: usize) -> Result<(), Invalid> {
     if size > MAX_MESSAGE {
-        return invalid("build", format!("has {size} bytes, more than {MAX_MESSAGE}, the most that is taken"));
+        return invalid("build", format!("has {size} bytes, more than {MAX_MESSAGE}, the maximum"));
     }
     Ok(())
 }
@@ -193,7 +194,7 @@ pub fn check(shape: Submission) -> Result<BuildSpec, Invalid> {
         return invalid("step", "a build has one step at least: write [[step]] and its run = [\"…\"]");
     }
     if steps.len() > MAX_STEPS {
-        return invalid("step", format!("{} steps are more than {MAX_STEPS}, the most that is taken", steps.len()));
+        return invalid("step", format!("{} steps are more than {MAX_STEPS}, the maximum", steps.len()));
     }
     let steps = steps.into_iter().enumerate().map(|(i, step)| check_step(i, step)).collect::<Result<_, _>>()?;
     let timeout_ms = check_time("timeout", shape.timeout.map(|t| t.0))?;
@@ -201,7 +202,7 @@ pub fn check(shape: Submission) -> Result<BuildSpec, Invalid> {
     let spec = BuildSpec { name, requirement, priority, retries, timeout_ms, queue_timeout_ms, env, steps };
     let size = rouse_shared::codec::encode(&spec).len();
     if size > MAX_BUILD {
-        return invalid("build", format!("has {size} bytes, more than {MAX_BUILD}, the most that is taken"));
+        return invalid("build", format!("has {size} bytes, more than {MAX_BUILD}, the maximum"));
     }
     Ok(spec)
 }
@@ -237,7 +238,7 @@ fn check_step(i: usize, step: SubmittedStep) -> Result<Step, Invalid> {
     })
 }
 
-/// The command's first word, where that can be a name.
+/// The command's first word, if that can be a name.
 fn default_name(i: usize, run: &[String], shell: bool) -> String {
     let command = if shell { run.last() } else { run.first() };
     let word = command.and_then(|c| if shell { c.split_whitespace().next() } else { Some(c.as_str()) }).unwrap_or("");
@@ -247,7 +248,7 @@ fn default_name(i: usize, run: &[String], shell: bool) -> String {
 
 fn check_name(field: &str, name: &str) -> Result<(), Invalid> {
     if name.chars().count() > MAX_NAME {
-        return invalid(field, format!("must have {MAX_NAME} characters at most"));
+        return invalid(field, format!("must have at most {MAX_NAME} characters"));
     }
     if name.chars().any(char::is_control) {
         return invalid(field, "must be on one line, without control characters");
@@ -270,7 +271,12 @@ fn check_env(field: &str, env: &BTreeMap<String, String>) -> Result<(), Invalid>
     for (name, value) in env {
         if name.is_empty() || name.contains(['=', '\0']) {
             let shown = shorten(name);
-            return invalid(field, format!("{shown:?} cannot name a variable: not empty, no '=', no NUL character"));
+            return invalid(
+                field,
+                format!(
+                    "{shown:?} cannot be the name of a variable: it must not be empty or contain '=' or a NUL character"
+                ),
+            );
         }
         if value.contains('\0') {
             return invalid(format!("{field}.{}", shorten(name)), "must not contain a NUL character");
@@ -285,7 +291,7 @@ fn check_time(field: &str, time: Option<Duration>) -> Result<Option<u64>, Invali
         Some(time) if time < Duration::from_secs(1) => {
             invalid(field, "must be at least 1 s; for no limit leave it out")
         }
-        Some(time) if time > LONGEST => invalid(field, "is longer than ten years, the most that is taken"),
+        Some(time) if time > LONGEST => invalid(field, "is longer than ten years, the maximum"),
         Some(time) => Ok(u64::try_from(time.as_millis()).ok()),
         None => Ok(None),
     }

@@ -1,6 +1,6 @@
-//! What a person meets first: the program run where something is missing or in the way. Each text says what happened, to
-//! what, and what to do; each is kept in a file in `first_run/`, with paths and ports replaced. `ROUSE_BLESS=1 cargo test -p
-//! rouse-master --test first_run` writes them anew.
+//! What a new user sees first: the program when something is missing or in its way. Each message reports what happened,
+//! to what, and what to do. Each is kept in a file in `first_run/`, with paths and ports replaced. `ROUSE_BLESS=1 cargo
+//! test -p rouse-master --test first_run` rewrites the files.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use std::io::{BufRead as _, BufReader};
@@ -159,7 +159,7 @@ fn the_port_of_the_private_broker_is_in_use() {
 fn rabbitmq_is_missing() {
     let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let place = Place::with_broker(&free.to_string());
-    // Where it is installed it is hidden from this one program.
+    // If it is installed it is hidden from this one program.
     let script = "for dir in /usr/lib/rabbitmq /usr/lib64/rabbitmq /opt/rabbitmq /usr/local/lib/rabbitmq \
                   /usr/local/opt/rabbitmq; do [ ! -d $dir ] || mount -t tmpfs none $dir || exit 77; done; \
                   exec \"$0\" master -c \"$1\"";

@@ -1,7 +1,8 @@
-//! Boot data: what a host is given at its start in addition to its image, and the forms in which it is handed over.
+//! Boot data: what the master passes to a host at its start in addition to its image, and the forms in which they reach
+//! the host.
 //!
-//! Boot data are TOML. A file or QEMU's fw_cfg device holds them as they are. In user data they are a block of comment
-//! lines ([`comment_block`]). In the tables of the firmware they are base64 strings ([`oem_strings`]).
+//! Boot data are TOML. A file or QEMU's fw_cfg device contains them as they are. In user data they are a block of
+//! comment lines ([`comment_block`]). In the tables of the firmware they are base64 strings ([`oem_strings`]).
 
 use crate::ids::{HostId, WorkerName};
 use crate::limits::MAX_BOOT_DATA;

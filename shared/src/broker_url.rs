@@ -1,4 +1,4 @@
-//! Where the brokers are: `amqps://user:password@mq1,mq2:5671,[fd00::1]/vhost`, one URL for several hosts.
+//! The URL of the broker, which can name several hosts: `amqps://user:password@mq1,mq2:5671,[fd00::1]/vhost`.
 
 use crate::Secret;
 use std::borrow::Cow;
@@ -10,16 +10,18 @@ use url::{Host, ParseError, Url};
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum UrlError {
     /// A character that no URL has.
-    #[error("an address has no spaces or line breaks in it")]
+    #[error("an address must not contain spaces or line breaks")]
     Space,
     /// Another scheme, or none.
-    #[error("the address of a broker begins with amqp:// or amqps://")]
+    #[error("the address of a broker must begin with amqp:// or amqps://")]
     Scheme,
     /// A host is missing.
     #[error("a host is missing in the address")]
     NoHost,
     /// A host has characters that host names do not have.
-    #[error("the host has characters that no host name has (in a password, write them as %40 and so on)")]
+    #[error(
+        "the host contains characters that are not allowed in a host name (in a password, write them as %40 and so on)"
+    )]
     Host,
     /// An address in brackets is not closed or is no IPv6 address.
     #[error("a host in brackets is not an IPv6 address")]
@@ -34,10 +36,10 @@ pub enum UrlError {
     )]
     Escape,
     /// More than one segment follows the hosts.
-    #[error("after the hosts comes one name, the vhost; write / in it as %2f")]
+    #[error("only one name, the vhost, can follow the hosts; write / in it as %2f")]
     Vhost,
     /// A parameter behind the `?` has a value that the client library does not accept.
-    #[error("a parameter behind the ? has a wrong value")]
+    #[error("a parameter after the ? has a wrong value")]
     Query,
 }
 

@@ -1,7 +1,8 @@
-//! What is wrong with a certificate that TLS refuses, and how to make a right one.
+//! Explains what is wrong with a certificate that TLS refuses, and how to create a correct one.
 //!
-//! rustls is stricter than the programs that many certificates are made for, and its own words name the rule and not the
-//! remedy. Both programs explain here what becomes of their connections: to the broker, the mail relay, OpenStack, the API.
+//! rustls is stricter than the programs that many certificates are made for, and its messages name the rule but not the
+//! remedy. Both programs use this module to explain failed connections to the broker, the mail relay, OpenStack and the
+//! API.
 
 use rustls::CertificateError;
 use std::error::Error;
@@ -24,7 +25,7 @@ pub fn explain(error: &(dyn Error + 'static), host: &str) -> Option<String> {
         CertificateError::Expired => "it has expired".to_owned(),
         CertificateError::ExpiredContext { time, not_after } => {
             let days = time.as_secs().saturating_sub(not_after.as_secs()) / 86_400;
-            format!("it has expired {days} days ago, by this machine's clock")
+            format!("it expired {days} days ago, by this machine's clock")
         }
         CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
             return Some(format!("the certificate of {host} is not valid yet, by this machine's clock"));
@@ -45,7 +46,7 @@ pub fn explain(error: &(dyn Error + 'static), host: &str) -> Option<String> {
         CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => {
             "its extendedKeyUsage has no serverAuth".to_owned()
         }
-        // Also what an authority that was made anew under the same name leads to.
+        // Also what an authority that was made again under the same name leads to.
         CertificateError::BadSignature => {
             return Some(format!(
                 "no authority that is trusted here has signed the certificate of {host}: one of the same name has another \
@@ -71,7 +72,7 @@ pub fn explain(error: &(dyn Error + 'static), host: &str) -> Option<String> {
         },
         _ => return None,
     };
-    Some(format!("the certificate of {host} is refused: {what}; make a right one with {}", recipe(host)))
+    Some(format!("the certificate of {host} is refused: {what}; create a correct one with {}", recipe(host)))
 }
 
 /// The command that makes a certificate which is accepted, and which is its own authority.

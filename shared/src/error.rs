@@ -1,4 +1,4 @@
-//! How an error is printed: with everything that caused it.
+//! Prints an error with all of its causes.
 
 use std::error::Error;
 use std::fmt;

@@ -5,7 +5,7 @@ use std::fmt;
 use std::str::FromStr;
 use thiserror::Error;
 
-/// The name of a worker: a host name label (RFC 1123), because DHCP hands it out and routing keys are built from it.
+/// The name of a worker: a host name label (RFC 1123), because DHCP provides it and routing keys contain it.
 ///
 /// 1 to 63 characters of `a-z`, `0-9` and `-`, neither beginning nor ending with `-`.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]

@@ -1,8 +1,8 @@
-//! The protocol between the master and its agents: ids, messages, codec, names on the broker, limits. And what both
-//! parse and print alike: broker URLs, durations, secrets, chains of errors, faults of certificates.
+//! The protocol between the master and its agents: ids, messages, codec, names on the broker, limits. Also what both
+//! parse and print in the same way: broker URLs, durations, secrets, chains of errors, faults of certificates.
 //!
 //! Pure: no I/O, no clock, no runtime. Agents live in old machine images, so the protocol only ever grows; [`message`]
-//! says how.
+//! has the rules.
 
 pub mod boot;
 pub mod broker_url;

@@ -2,7 +2,7 @@
 //!
 //! Every message can be repeated: a report is a snapshot of its whole attempt, of which the newest revision counts, and
 //! a request to run an attempt that is already known changes nothing. A message that is lost, late or delivered twice
-//! does no harm, and what was lost is sent again with the next heartbeat or hello.
+//! does no harm, and lost information is sent again with the next heartbeat or hello.
 //!
 //! # Changing the messages
 //! Agents live in machine images for years, so a master talks to agents of every earlier version. Therefore:
@@ -10,13 +10,13 @@
 //! * A new field has `#[serde(default)]`, and its default means what its absence has always meant. A receiver ignores
 //!   fields that it does not know.
 //! * A new variant of [`ToAgent`] or [`ToMaster`] is dropped by a receiver that does not know it: an older agent logs
-//!   the message and goes on. So its sender must not depend on an answer unless [`Hello::version`] says that there will
-//!   be one.
+//!   the message and continues. Therefore its sender must not depend on an answer unless [`Hello::version`] says that
+//!   there will be one.
 //! * A new variant of an enum within a message ([`StepState`], [`Outcome`], [`CloudNotice`]) makes an older receiver
 //!   drop the whole message. Agents may send it only once every supported master knows it.
 //! * A field or a variant is never renamed on the wire (`serde(rename)` keeps its name there) nor removed, and never
 //!   changes its type or meaning. Anything else needs a higher [`crate::limits::PROTOCOL`]; a master refuses a hello
-//!   whose version it does not speak, with a reason for people.
+//!   whose version it does not support, with a reason for people.
 //! * Add the message to `tests/tests/wire.rs` and record its bytes: `ROUSE_ACCEPT=1 cargo test -p rouse-tests --test
 //!   wire`.
 
@@ -41,7 +41,7 @@ pub enum ToMaster {
         /// The number from [`ToAgent::Drain`].
         drain: u64,
     },
-    /// The agent exits once its builds have ended (SIGTERM); it takes no new ones.
+    /// The agent exits once its builds have ended (SIGTERM), and accepts no new ones.
     Leaving {
         /// The session that is about to end.
         session: SessionId,
@@ -55,7 +55,7 @@ pub enum ToMaster {
     Notice {
         /// The session that will end with the machine.
         session: SessionId,
-        /// The gravest notice so far; of equally grave ones the newest.
+        /// The most serious notice so far; of equally serious ones, the newest.
         notice: CloudNotice,
     },
 }
@@ -105,7 +105,7 @@ pub struct Hello {
     /// Properties of the machine.
     #[serde(default)]
     pub facts: Facts,
-    /// Whether the agent exits once its builds have ended, and takes no new ones.
+    /// Whether the agent exits once its builds have ended, and accepts no new ones.
     #[serde(default)]
     pub leaving: bool,
     /// Evidence of the machine's identity.
@@ -113,11 +113,11 @@ pub struct Hello {
     pub proof: Proof,
 }
 
-/// Evidence that a machine is the one that it claims to be. What the machine does not have is absent.
+/// Evidence that a machine is the one that it claims to be. Evidence that the machine does not have is absent.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Proof {
     /// The first user of the disk that holds the agent's work directory: the host id of the boot data when an agent
-    /// first started there, or else the host identity of the machine. If it is another host's, the disk is not fresh.
+    /// first started there, otherwise the host identity of the machine. If it is another host's, the disk is not fresh.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disk: Option<String>,
     /// EC2's instance identity document as EC2 serves it (JSON).
@@ -254,7 +254,7 @@ pub enum StepState {
 pub enum Outcome {
     /// Every step exited with 0.
     Success,
-    /// A step failed or the build took too long, as this text for people says.
+    /// A step failed or the build took too long; the text explains it to people.
     Failure(String),
     /// The attempt was stopped at the master's request.
     Cancelled,
@@ -316,18 +316,18 @@ pub enum ToAgent {
         /// First byte that is missing.
         offset: u64,
     },
-    /// Take no new attempts, and report when none runs.
+    /// Accept no new attempts, and report when none runs.
     Drain {
         /// The session to drain.
         session: SessionId,
         /// Number of the drain, which the answer repeats.
         drain: u64,
         /// Whether the machine may be suspended once it is drained. Then an agent whose lease has ended when it runs
-        /// again assumes that it was suspended, and starts afresh as after a boot. Named `sleep` on the wire.
+        /// again assumes that it was suspended, and starts as it does after a boot. Named `sleep` on the wire.
         #[serde(rename = "sleep", default, skip_serializing_if = "std::ops::Not::not")]
         suspend: bool,
     },
-    /// The drain is cancelled: take attempts again.
+    /// The drain is cancelled: accept attempts again.
     Undrain {
         /// The session that was being drained.
         session: SessionId,
@@ -338,7 +338,7 @@ pub enum ToAgent {
 /// it again if it still wants it.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Welcome {
-    /// The session that begins or goes on.
+    /// The session that begins or continues.
     pub session: SessionId,
     /// The master, for [`Hello::master`].
     pub master: MasterId,
@@ -372,7 +372,7 @@ pub struct RunAttempt {
     pub session: SessionId,
     /// The attempt to run.
     pub attempt: AttemptId,
-    /// The environment of every step, to which the agent adds `PATH`, `HOME` and the like.
+    /// The environment of every step, to which the agent adds `PATH`, `HOME` and similar variables.
     #[serde(default)]
     pub env: BTreeMap<String, String>,
     /// The user to run steps as, unless the agent's own configuration names one.

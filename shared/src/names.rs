@@ -1,8 +1,8 @@
 //! Every name on the broker: exchanges, queues and routing keys.
 //!
-//! Agents publish to the topic exchange [`AGENTS`] under `<worker>.<kind>`; the master answers through the default
-//! exchange into the queue that the agent declared for its connection. A worker's name has no dot, so a key that begins
-//! with `<worker>.` belongs to that worker alone: `w1` is neither `w10` nor `w1-x`.
+//! Agents publish to the topic exchange [`AGENTS`] under `<worker>.<kind>`. The master answers through the default
+//! exchange into the queue that the agent declared for its connection. A worker's name contains no dot, so a key that
+//! begins with `<worker>.` belongs to that worker alone: `w1` matches neither `w10` nor `w1-x`.
 
 use crate::ids::{Nonce, WorkerName};
 

@@ -1,4 +1,4 @@
-//! A text that is not printed by accident.
+//! A secret text, which cannot be printed by accident.
 
 use std::fmt;
 

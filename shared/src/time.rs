@@ -1,4 +1,4 @@
-//! Time is an argument: nothing in the cores reads a clock.
+//! Time is an argument: the cores read no clock.
 
 use serde::{Deserialize, Serialize};
 use std::fmt;

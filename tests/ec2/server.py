@@ -1,4 +1,4 @@
-"""EC2 for tests: moto's, with what it lacks beside it, and a metadata service (IMDSv2) for each instance.
+"""EC2 for tests: moto's server with additions that it lacks, and a metadata service (IMDSv2) for each instance.
 
     server.py        prints {"port": N} once it serves, and ends when its standard input does
     server.py PATH   prints {} once it listens at this unix socket; whoever connects gets {"port": N} of a server of its

@@ -1,5 +1,5 @@
-"""Says which documents fit their JSON Schema: `validate.py SCHEMA...` reads a line a document, the number of its schema
-and the document in JSON, and prints a line for each, empty if the document fits and else what is wrong with it."""
+"""Reports which documents fit their JSON Schema: `validate.py SCHEMA...` reads one line for each document, the number of
+its schema and the document in JSON. For each, it prints a line with the errors, which is empty if the document fits."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""A mail relay for tests: aiosmtpd, and a way to make it misbehave.
+"""A mail relay for tests: aiosmtpd, with faults that a test can request.
 
     relay.py DIR PORT [--tls implicit|starttls] [--cert FILE --key FILE] [--login USER:PASSWORD]
 

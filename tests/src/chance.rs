@@ -1,4 +1,4 @@
-//! Seeded chance (splitmix64): the same seed, the same numbers.
+//! Seeded random numbers (splitmix64): the same seed gives the same numbers.
 
 /// A row of numbers that looks like chance.
 pub struct Chance(u64);

@@ -1,5 +1,5 @@
-//! An EC2 for tests: moto's server with our patches (tests/ec2/server.py says which), behind a proxy that makes go wrong
-//! what a test says.
+//! An EC2 for tests: moto's server with our patches (tests/ec2/server.py lists them), behind a proxy that causes the
+//! faults that a test requests.
 
 use crate::harness::{kept, program, request};
 use crate::proxy::{Fault, Proxy, Request};
@@ -30,7 +30,7 @@ impl Authority {
     /// A new one, in files of this name.
     ///
     /// # Panics
-    /// Where openssl does not make it.
+    /// If openssl does not make it.
     pub fn new(dir: &Path, name: &str) -> Self {
         let (certificate, key) = (dir.join(format!("{name}.pem")), dir.join(format!("{name}.key")));
         let made = Command::new("openssl")
@@ -50,7 +50,7 @@ impl Authority {
     /// What it makes of a file: PKCS #7 as the metadata service has it.
     ///
     /// # Panics
-    /// Where openssl does not sign it.
+    /// If openssl does not sign it.
     pub fn sign(&self, file: &Path) -> String {
         let signed = Command::new("openssl")
             .args(["cms", "-sign", "-binary", "-nodetach", "-nocerts", "-outform", "PEM", "-in"])
@@ -213,7 +213,7 @@ impl Cloud {
     /// A call straight to it, past the provider: action and parameters.
     ///
     /// # Panics
-    /// Where it is refused.
+    /// If it is refused.
     pub fn call(&self, action: &str, parameters: &[(&str, &str)]) -> String {
         let mut form = format!("Action={action}&Version=2016-11-15");
         for (name, value) in parameters {
@@ -288,12 +288,12 @@ pub fn boot(dir: &Path) -> Value {
 /// A configuration of workers `w-1` and `w-2` there; `more` is added to their section.
 ///
 /// # Panics
-/// Where it is wrong.
+/// If it is wrong.
 pub fn config(endpoint: &str, more: &str) -> Config {
     config_of("w-{1..2}", &with_defaults(endpoint, more))
 }
 
-/// A section with the image and the keys of the tests, where `more` has no others.
+/// A section with the image and the keys of the tests, if `more` has no others.
 pub fn with_defaults(endpoint: &str, more: &str) -> String {
     let mut section = String::new();
     for (key, line) in [
@@ -317,7 +317,7 @@ pub fn with_defaults(endpoint: &str, more: &str) -> String {
 /// A configuration of these workers with exactly this section.
 ///
 /// # Panics
-/// Where it is wrong.
+/// If it is wrong.
 pub fn config_of(name: &str, section: &str) -> Config {
     let text = format!("[[worker]]\nname = \"{name}\"\npassword = \"x\"\n[worker.ec2]\n{section}\n");
     Config::parse(&text, Path::new("rouse.toml")).unwrap_or_else(|faults| panic!("{faults}\n{text}"))

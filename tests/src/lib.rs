@@ -1,4 +1,5 @@
-//! What needs more than one crate: the simulation of both cores, the contract of the providers, and the harness of the end-to-end tests.
+//! Tests that need more than one crate: the simulation of both cores, the contract of the providers, and the harness of
+//! the end-to-end tests.
 
 pub mod chance;
 pub mod contract;

@@ -1,4 +1,5 @@
-//! An OpenStack cloud on loopback: the real Keystone, Glance, Placement and Nova (tests/openstack), one a test run.
+//! An OpenStack cloud on loopback: the real Keystone, Glance, Placement and Nova (tests/openstack), one for each test
+//! run.
 
 use crate::harness::{Process, holds_within, kept, program, scratch, text};
 use serde_json::{Value, json};
@@ -11,7 +12,7 @@ use std::time::Duration;
 
 /// How long a cloud may take to start: on a machine that compiles beside it, four times what it takes alone.
 const START: Duration = Duration::from_secs(120);
-/// How long its programs may take to be installed and its state to be made, where they are not there yet.
+/// How long its programs may take to be installed and its state to be made, if they are not there yet.
 const PREPARE: Duration = Duration::from_secs(900);
 /// Pages that a list has at most, with those that are read again.
 const PAGES: usize = 200;
@@ -81,7 +82,7 @@ impl Cloud {
     /// The address of a service: `identity`, `image`, `compute`, `network`, `volume`.
     ///
     /// # Panics
-    /// Where there is no such service.
+    /// If there is no such service.
     pub fn url(&self, service: &str) -> &str {
         self.urls[service].as_str().unwrap_or_else(|| panic!("no service {service}"))
     }
@@ -151,7 +152,7 @@ impl User {
     /// Asks a service. The status and what it says.
     ///
     /// # Panics
-    /// Where it does not answer.
+    /// If it does not answer.
     pub async fn ask(&self, method: &str, service: &str, path: &str, body: Option<Value>) -> (u16, Value) {
         let method = method.parse().expect("a method");
         let mut request = self.http.request(method, format!("{}{path}", self.cloud.url(service)));
@@ -164,10 +165,10 @@ impl User {
         (status, answer.json().await.unwrap_or_default())
     }
 
-    /// The items of a list, of all its pages. Where others change it meanwhile, one may be passed over.
+    /// The items of a list, of all its pages. If others change it meanwhile, one may be passed over.
     ///
     /// # Panics
-    /// Where there is no such list.
+    /// If there is no such list.
     pub async fn list(&self, service: &str, path: &str, key: &str) -> Vec<Value> {
         let place = path.split('?').next().unwrap_or_default();
         let (mut next, mut all) = (path.to_owned(), Vec::new());

@@ -1,7 +1,7 @@
-//! A proxy in front of HTTP services that makes go wrong what a test says: answers that get lost, refusals, delays.
+//! A proxy in front of HTTP services that causes the faults that a test requests: lost answers, refusals, delays.
 //!
-//! One listener stands in front of each service. Addresses of the services in what they answer are replaced by the
-//! proxy's, so that whoever came through it stays on it. Each request has a connection of its own.
+//! One listener stands in front of each service. The proxy replaces the addresses of services in answers by its own, so
+//! that clients keep using the proxy. Each request has its own connection.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -43,7 +43,7 @@ pub enum Fault {
     Delay(Duration),
     /// Nothing is passed on, and nothing answered, as long as the asker waits.
     Hang,
-    /// The service does it, and the asker waits for ever.
+    /// The service does it, and the asker waits forever.
     HangAfter,
 }
 
@@ -66,7 +66,7 @@ pub struct Request {
     pub head: String,
     /// The body, as text.
     pub body: String,
-    /// The status of the answer that the service gave; 0 where it gave none.
+    /// The status of the answer that the service gave; 0 if it gave none.
     pub status: u16,
 }
 
@@ -94,7 +94,7 @@ impl Proxy {
     /// In front of these services.
     ///
     /// # Panics
-    /// Where no port is free.
+    /// If no port is free.
     pub async fn start(services: &[SocketAddr]) -> Self {
         Self::start_with(services, None).await
     }
@@ -102,7 +102,7 @@ impl Proxy {
     /// The same, over TLS, for localhost, with `server.pem` and `server.key` of a directory.
     ///
     /// # Panics
-    /// Where they are no certificate and key.
+    /// If they are no certificate and key.
     pub async fn start_tls(services: &[SocketAddr], dir: &Path) -> Self {
         rustls::crypto::ring::default_provider().install_default().ok();
         let certificate = CertificateDer::from_pem_file(dir.join("server.pem")).expect("a certificate");
@@ -147,7 +147,7 @@ impl Proxy {
     /// The proxy's own address in front of a service.
     ///
     /// # Panics
-    /// Where it is not one of its services.
+    /// If it is not one of its services.
     pub fn front(&self, service: SocketAddr) -> SocketAddr {
         self.fronts[&service]
     }

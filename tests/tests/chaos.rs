@@ -1,8 +1,8 @@
-//! The whole system while everything in it is killed, frozen, cut off and filled up: nothing is lost, nothing runs twice,
-//! nothing is left running.
+//! The whole system while its parts are killed, frozen and disconnected, and its disks are filled: nothing is lost,
+//! nothing runs twice, nothing is left running.
 //!
-//! `make chaos` runs it for minutes; `make test` a shorter one. The seed that is printed chooses the mischief;
-//! ROUSE_CHAOS_SEED repeats the choice, though not the timing of the machine.
+//! `make chaos` runs it for minutes; `make test` runs a shorter one. The seed that is printed selects the faults.
+//! ROUSE_CHAOS_SEED repeats the selection, but not the timing of the machine.
 #![allow(clippy::unwrap_used)]
 #![expect(clippy::disallowed_methods, reason = "mischief has its times, and no other clock is needed")]
 

@@ -1,5 +1,5 @@
-//! How clouds are reached, whichever they are: proxies of the environment, and the machine's certificate authorities.
-//! No cloud is needed for it: a proxy writes down what it is asked for, and Keystone is a canned answer.
+//! How the master reaches clouds of every kind: proxies in the environment, and the machine's certificate authorities.
+//! The tests need no cloud: a proxy records the requests, and Keystone is a fixed answer.
 #![allow(clippy::unwrap_used)]
 
 use rouse_tests::harness::{DEADLINE, Process, check_online, free_address, holds_within, make_certificates, scratch};

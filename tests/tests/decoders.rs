@@ -1,5 +1,5 @@
-//! Bytes from outside, broken in every way that a seeded hand finds: each decoder answers with a value or an error that a
-//! person can read, on a small stack, and its memory is bounded by what it was given.
+//! Bytes from outside, corrupted in many ways from a seed. Each decoder answers with a value or a readable error, on a
+//! small stack, and its memory is limited by the size of the input.
 
 use rouse_agent::clock;
 use rouse_agent::config::AgentConfig;

@@ -1,4 +1,4 @@
-//! Mails against a real relay: aiosmtpd, with and without TLS and login, and in its bad moods.
+//! Mails to a real relay: aiosmtpd, with and without TLS and login, and with various faults.
 #![allow(clippy::unwrap_used)]
 
 use rouse_master::config::{Config, MailConfig};
@@ -90,7 +90,7 @@ async fn starttls_is_used_where_it_is_offered_whoever_signed() {
     let relay = began("offered", Protection::StartTls, None);
     assert_eq!(hand(&through(&format!("smtp://127.0.0.1:{}", relay.port)), &["ann"]).await, yes(&["ann"]));
     assert!(only(&relay).tls);
-    // And not where it is not wanted.
+    // And not if it is not wanted.
     let never = through(&format!("smtp://127.0.0.1:{}?tls=none", relay.port));
     assert_eq!(hand(&never, &["ann"]).await, yes(&["ann"]));
     assert!(!relay.mails()[1].tls);
@@ -209,7 +209,7 @@ async fn each_recipient_has_an_answer_of_its_own() {
     assert!(matches!(of("bob"), RecipientAnswer::Refused(why) if why.contains("550") && why.contains("no such user")));
     assert!(matches!(of("cyd"), RecipientAnswer::Later(why) if why.contains("451")));
     assert_eq!(only(&relay).to, ["ann@example.org", "dan@example.org"]);
-    // Where it takes nobody, the message stays here.
+    // If it takes nobody, the message stays here.
     let answers = hand(&config, &["bob", "cyd"]).await.unwrap();
     assert!(answers.iter().all(|(_, taken)| *taken != RecipientAnswer::Accepted));
     assert_eq!(relay.mails().len(), 1);
@@ -247,7 +247,7 @@ async fn the_relay_is_greeted_with_a_full_name() {
     let relay = began("names", Protection::None, None);
     let address = format!("smtp://127.0.0.1:{}", relay.port);
     relay.rules(&json!({ "full_names": true }));
-    // The machine's own name, or else the domain of the sender: either has a dot.
+    // The machine's own name, otherwise the domain of the sender: either has a dot.
     assert_eq!(hand(&through(&address), &["ann"]).await, yes(&["ann"]));
     let set = settings(&format!("relay = \"{address}\"\nhello_name = \"ci.example.net\""));
     assert_eq!(hand(&set, &["ann"]).await, yes(&["ann"]));
@@ -313,7 +313,7 @@ async fn an_online_check_goes_as_far_as_the_recipients_and_sends_nothing() {
     let found = checked("relay = \"smtp://relay.invalid\"").await;
     assert!(matches!(&found[..], [(false, said)] if said.contains("relay.invalid:25")), "{found:?}");
     assert!(relay.mails().is_empty());
-    // Where nobody is told anything there is nothing to look at.
+    // If nobody is told anything there is nothing to look at.
     assert_eq!(check(&Config::parse("", Path::new("rouse.toml")).unwrap(), PATIENCE).await, []);
 }
 

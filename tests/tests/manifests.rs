@@ -1,5 +1,5 @@
-//! What the manifests and scripts of the repository promise: no dependency needs a newer Rust than `rust-version` says,
-//! `make install` installs what its pages link to, and `tests/times` reads the last run's report.
+//! What the manifests and scripts of the repository promise: no dependency needs a newer Rust than `rust-version`,
+//! `make install` installs what its pages link to, and `tests/times` reads the report of the last run.
 #![allow(clippy::unwrap_used)]
 
 use serde_json::Value;

@@ -1,5 +1,6 @@
-//! The API of a live master against its own document: schemathesis makes requests of all kinds from `/openapi.json`, and
-//! checks every answer. The programs of the master's workers are no agents, so that what it is told to build runs nowhere.
+//! The API of a running master compared with its own document: schemathesis makes requests of all kinds from
+//! `/openapi.json`, and checks every answer. The programs of the master's workers are not agents, so no submitted build
+//! runs anywhere.
 #![allow(clippy::unwrap_used)]
 
 use rouse_tests::harness::{Master, standing, text};

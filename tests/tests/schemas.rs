@@ -1,7 +1,7 @@
-//! The JSON Schemas of contrib/schemas against the readers: what a reader accepts fits the schema, the defaults are the
-//! reader's, and what a schema cannot refuse is written down in `schemas/gaps.txt`.
+//! The JSON Schemas in contrib/schemas compared with the readers: what a reader accepts fits the schema, and the
+//! defaults are those of the reader. `schemas/gaps.txt` lists what a schema cannot refuse.
 //!
-//! `ROUSE_BLESS=1 cargo test -p rouse-tests --test schemas` writes the gaps anew.
+//! `ROUSE_BLESS=1 cargo test -p rouse-tests --test schemas` rewrites this list.
 #![allow(clippy::unwrap_used)]
 
 use rouse_agent::config::AgentConfig;
@@ -214,7 +214,8 @@ fn what_a_reader_accepts_fits_and_the_gaps_are_known() {
         *reader |= *accepted;
         *fits |= wrong.is_empty();
     }
-    let mut gaps = String::from("# What fits the schema, and the reader refuses: key, then values.\n");
+    let mut gaps =
+        String::from("# Values that fit the schema and that the reader refuses: the key, then the values.\n");
     for ((schema, path), samples) in &found {
         let is_section = AROUND.iter().any(|(number, section, _)| (number, section) == (schema, path));
         assert!(is_section || samples.values().any(|(reader, _)| *reader), "no sample of {path} is right");

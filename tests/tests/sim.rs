@@ -1,7 +1,8 @@
 //! Runs many seeds of the simulation, on every processor.
 //!
-//! `ROUSE_SIM_SEED=n` plays one again and prints what happens; `ROUSE_SIM_SEEDS=n` plays that many, from `ROUSE_SIM_FROM`;
-//! `ROUSE_SIM_SURVEY=1` goes on after a failure and lists them all. `ROUSE_SIM_BREAK=Name` breaks them all on purpose.
+//! `ROUSE_SIM_SEED=n` runs one seed and prints what happens. `ROUSE_SIM_SEEDS=n` runs that many, beginning at
+//! `ROUSE_SIM_FROM`. `ROUSE_SIM_SURVEY=1` continues after a failure and lists all failures. `ROUSE_SIM_BREAK=Name`
+//! breaks them all on purpose.
 
 use rouse_tests::sim::{self, Break, Summary, Violation};
 use std::sync::Mutex;
@@ -21,7 +22,7 @@ fn broken() -> Option<Break> {
     Some(known.unwrap_or_else(|| panic!("ROUSE_SIM_BREAK must be one of {:?} and is {name:?}", Break::ALL)))
 }
 
-/// Does `work` with each number below `count`, in order, spread over the processors; stops where it returns false.
+/// Does `work` with each number below `count`, in order, spread over the processors; stops if it returns false.
 fn each(count: u64, work: impl Fn(u64) -> bool + Sync) {
     let next = AtomicU64::new(0);
     let threads = std::thread::available_parallelism().map_or(1, usize::from);

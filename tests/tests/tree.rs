@@ -1,5 +1,5 @@
-//! The rules about the tree that a reader of one file cannot see: who may import whom, who may read the clock, how long
-//! a file may be, and that each says in its first line what it is for. Text is all that is looked at.
+//! Rules about the whole source tree: which module may import which, which files may read the clock, how long a file
+//! may be, and that the first line of each file says what the file is for. The tests look only at the text.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeSet;

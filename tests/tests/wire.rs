@@ -1,8 +1,8 @@
-//! The bytes of every released version of the wire: agents live in old images, so what they send must be understood for
-//! ever, and what they are sent must still hold what they need.
+//! The bytes of every released version of the protocol. Agents live in old images, so the master must always understand
+//! what they send, and must still send them what they need.
 //!
-//! `wire/v1.txt` has a line a message: its name and its bytes in hexadecimal. Lines are added, never changed.
-//! `ROUSE_ACCEPT=1 cargo test -p rouse-tests --test wire` adds the lines that are missing.
+//! `wire/v1.txt` has one line for each message: its name and its bytes in hexadecimal. Lines are added, never changed.
+//! `ROUSE_ACCEPT=1 cargo test -p rouse-tests --test wire` adds missing lines.
 
 use rouse_shared::message::*;
 use rouse_shared::{AttemptId, BuildId, MasterId, Nonce, SessionId, codec};

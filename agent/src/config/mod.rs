@@ -1,4 +1,4 @@
-//! The agent's configuration: a TOML file, and the environment over it.
+//! The agent's configuration: a TOML file, which environment variables override.
 
 mod units;
 
@@ -54,7 +54,7 @@ pub enum IdentityKind {
     OpenStack,
     /// OpenStack's config drive.
     ConfigDrive,
-    /// Boot data in the file `boot_data`, or else in the firmware.
+    /// Boot data in the file `boot_data`, otherwise in the firmware.
     BootData,
 }
 
@@ -71,7 +71,7 @@ pub struct AgentConfig {
     pub password: Option<String>,
     /// Directory for builds and for the session secret. Absolute.
     pub work_dir: PathBuf,
-    /// The user that steps run as; if absent, the one that the build names, or else the agent's own.
+    /// The user that steps run as; if absent, the one that the build names, otherwise the agent's own.
     pub run_as: Option<String>,
     /// Largest log of a step, bytes.
     pub max_log_size: u64,
@@ -275,7 +275,7 @@ impl File {
             Some("boot-data") => IdentityKind::BootData,
             Some(other) => {
                 let why =
-                    format!("{other:?} is none of auto, static, hostname, ec2, openstack, config-drive, boot-data");
+                    format!("{other:?} is not one of auto, static, hostname, ec2, openstack, config-drive, boot-data");
                 return Err(wrong("identity", why));
             }
         };

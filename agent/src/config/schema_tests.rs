@@ -1,5 +1,5 @@
-//! The JSON Schema of `agent.toml`: the type that reads it, and what the comments of contrib/agent.example.toml say of each
-//! key. Compared with the one that is checked in.
+//! Builds the JSON Schema of `agent.toml` from the type that reads it and from the comments in
+//! contrib/agent.example.toml, and compares it with the schema in the repository.
 #![allow(clippy::unwrap_used)]
 
 use super::units::{SecretSource, Size};
@@ -89,7 +89,7 @@ fn the_schema_is_the_one_that_is_checked_in() {
     let schema = SchemaSettings::draft07().into_generator().into_root_schema_for::<File>();
     let mut schema = schema.to_value();
     schema["title"] = "agent.toml".into();
-    schema["description"] = "The configuration of rouse-agent. `rouse-agent --check` finds what is wrong.".into();
+    schema["description"] = "The configuration of rouse-agent. `rouse-agent --check` reports errors.".into();
     let properties = schema["properties"].as_object_mut().unwrap();
     let (mut keys, found): (Vec<_>, Vec<_>) = (KEYS.to_vec(), properties.keys().cloned().collect());
     keys.sort();

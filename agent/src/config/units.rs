@@ -1,4 +1,4 @@
-//! Sizes and secrets as configurations write them.
+//! Sizes and secrets as they are written in configurations.
 
 use rouse_shared::{Secret, size};
 use serde::de::{self, Deserialize, Deserializer, MapAccess, Visitor};

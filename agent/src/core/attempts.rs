@@ -1,4 +1,5 @@
-//! Attempts: their steps, run one after another, lead to exactly one outcome, which is reported until it is settled.
+//! Attempts. The steps of an attempt run one after another and lead to exactly one outcome, which the agent reports
+//! until the attempt is settled.
 
 use super::{Core, Effect, Level, RunStep, words};
 use rouse_shared::duration;
@@ -209,7 +210,7 @@ impl Core {
     }
 
     /// Answers a request for an attempt that was here and is over. The master ignores the answer to a late copy. But if
-    /// the lease ended before the master got a report of the attempt, it would repeat its request for ever.
+    /// the lease ended before the master got a report of the attempt, it would repeat its request forever.
     fn report_over(&mut self, attempt: AttemptId) {
         self.log(Level::Info, format!("the master requests {attempt}, which is already over here"));
         let Some(session) = self.attached_session() else { return };

@@ -1,10 +1,11 @@
-//! A broker that accepts nothing for a while: RabbitMQ has too little memory or disk, and has said so on this connection.
-//! Nothing that the agent sends arrives then, and a new connection would be blocked like this one.
+//! A broker that accepts nothing for a while: RabbitMQ has too little memory or disk space, and has reported this on
+//! the connection. Nothing that the agent sends arrives, and a new connection would be blocked in the same way.
 //!
-//! So the agent keeps the connection, and its builds go on past the end of the lease, for as long as the master has
-//! promised to wait ([`rouse_shared::message::Welcome::blocked_lease_ms`]). The master counts from the end of the alarm.
-//! Therefore an extended lease must never end later than one lease after the last moment at which the alarm was on. The
-//! agent knows only that the broker was heard from lately: a dead connection is noticed within [`BLOCKED_DETECTION`].
+//! Therefore the agent keeps the connection, and its builds continue past the end of the lease, for as long as the
+//! master has promised to wait ([`rouse_shared::message::Welcome::blocked_lease_ms`]). The master counts from the end
+//! of the alarm. Therefore an extended lease must never end later than one lease after the last moment at which the
+//! alarm was on. The agent knows this moment only with a delay: it notices a dead connection within
+//! [`BLOCKED_DETECTION`].
 
 use super::link::Link;
 use super::{Core, Level};

@@ -1,4 +1,4 @@
-//! Which credential the agent uses: the password from its start, or the session secret.
+//! Which credential the agent uses: the password that it had at its start, or the session secret.
 
 use rouse_shared::SessionId;
 
@@ -16,7 +16,8 @@ pub(super) struct Credentials {
     refusals: u32,
     /// Refusals by the master of any credential since the last welcome, for the backoff.
     pub(super) master_refusals: u32,
-    /// The last session and the number of its last heartbeat, from which it goes on if a welcome continues it.
+    /// The last session and the number of its last heartbeat, where counting continues if a welcome continues the
+    /// session.
     pub(super) last: Option<(SessionId, u64)>,
 }
 

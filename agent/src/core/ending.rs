@@ -1,4 +1,5 @@
-//! The end of the agent: SIGTERM, a request of the master, or a host that no master wants.
+//! The end of the agent: after SIGTERM, at the master's request, or because no master accepts the agent of a latent
+//! host.
 
 use super::{Core, Effect, Level};
 use rouse_shared::Timestamp;

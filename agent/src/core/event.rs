@@ -1,4 +1,4 @@
-//! The input and output of the agent's core: two closed enums, each variant documented by its cause.
+//! The input and output of the agent's core: two closed enums. The comment of each variant says what causes it.
 
 use rouse_shared::message::{CloudNotice, StepState, ToAgent, ToMaster};
 use rouse_shared::{AttemptId, SessionId, Timestamp};
@@ -153,7 +153,7 @@ pub enum Effect {
         /// The reason, for people.
         why: String,
     },
-    /// Execute the program again, which starts afresh as after a boot. No event follows.
+    /// Execute the program again. It starts as it does after a boot. No event follows.
     Restart {
         /// The reason, for people.
         why: String,

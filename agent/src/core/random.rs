@@ -1,4 +1,4 @@
-//! Pseudo-random numbers: spread, not secrecy.
+//! Pseudo-random numbers, which spread retries over time. They are not secret.
 
 /// The generator SplitMix64, with its state.
 #[derive(Clone, Debug)]

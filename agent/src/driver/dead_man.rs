@@ -1,7 +1,7 @@
-//! The start of the dead-man timer, which powers a latent host off, kept across restarts of the agent: an agent that
-//! crashes again and again must not restart the timer each time, and one that is upgraded must not forget that its
-//! machine belongs to a standing worker. Only time during which the machine runs counts, so a machine that was
-//! hibernated has as long as any other to find its master.
+//! The dead-man timer, which powers a latent host off. Its start is kept across restarts of the agent, for two reasons:
+//! an agent that crashes again and again must not restart the timer each time, and an agent that is upgraded must not
+//! forget that its machine belongs to a standing worker. Only time during which the machine runs counts, so a machine
+//! that was hibernated has as much time as any other to find its master.
 
 use crate::core::Level;
 use crate::diagnostics::log;
@@ -46,7 +46,7 @@ impl DeadMan {
     }
 
     /// A master has accepted this host. The next run of the agent finds the timer disarmed for a standing worker, and
-    /// otherwise starts it afresh.
+    /// otherwise starts it again.
     pub(super) fn attached(&mut self, standing: bool) {
         if self.standing == Some(standing) {
             return;
@@ -82,7 +82,9 @@ impl DeadMan {
 
     fn warn(&self, error: &io::Error) {
         let path = self.path.display();
-        let text = format!("{path} cannot be written, so the power-off timer starts afresh with the agent: {error}");
+        let text = format!(
+            "{path} cannot be written, so the power-off timer starts again each time the agent starts: {error}"
+        );
         log(Level::Warn, &text);
     }
 }
@@ -97,7 +99,7 @@ mod tests {
         let began = |now| DeadMan::arm(dir.path(), Timestamp(now)).began();
         assert_eq!(began(1_000), Some(Timestamp(1_000)));
         assert_eq!(began(5_000), Some(Timestamp(1_000)));
-        // After a welcome as a latent host the next start begins afresh.
+        // After a welcome as a latent host, the next start restarts the timer.
         DeadMan::arm(dir.path(), Timestamp(6_000)).attached(false);
         assert_eq!(began(7_000), Some(Timestamp(7_000)));
         // After one as a standing worker it stays disarmed, until another welcome.

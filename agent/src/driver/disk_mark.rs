@@ -1,4 +1,5 @@
-//! The mark on the disk that names its first user, so that the master notices a disk that should be fresh and is not.
+//! The mark on the disk that names its first user. It shows the master that a disk that should be fresh has been used
+//! before.
 
 use crate::core::Level;
 use crate::diagnostics::log;

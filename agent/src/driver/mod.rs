@@ -74,7 +74,7 @@ pub enum StartError {
     #[error("the memory and load of this machine cannot be read: {0}")]
     Vitals(String),
     /// The kernel gives no random numbers; why.
-    #[error("the kernel gives no random numbers: {0}")]
+    #[error("the kernel provides no random numbers: {0}")]
     Random(getrandom::Error),
     /// The zygote cannot be started from this program.
     #[error("{} cannot be started as the parent of steps", .0.display())]
@@ -86,7 +86,7 @@ pub enum StartError {
 pub enum Ended {
     /// It is not to be started again.
     ForGood,
-    /// Its program is to be executed again, as after a boot of the machine.
+    /// The program must be executed again, as after a boot of the machine.
     ToRestart,
 }
 

@@ -1,5 +1,4 @@
-//! The session secret on disk, with which a restarted agent proves that it succeeds the earlier one. Readable for root
-//! only.
+//! The session secret on disk. With it, a restarted agent proves that the previous run is over. Only root can read it.
 
 use crate::files::{self, Durability};
 use rouse_shared::WorkerName;

@@ -1,4 +1,4 @@
-//! Boot data as text from some source, and the identity that they give.
+//! Boot data as text from one of the sources, and the identity that they contain.
 
 use super::{Identity, IdentityError, Machine, firmware, host, read_ca};
 use crate::config::AgentConfig;

@@ -1,4 +1,5 @@
-//! OpenStack's config drive: a small disk with the label `config-2` and the metadata as files, ISO 9660 or FAT.
+//! OpenStack's config drive: a small disk with the label `config-2`, formatted as ISO 9660 or FAT, with the metadata as
+//! files.
 
 use super::fat::Fat;
 use super::iso9660::Iso;

@@ -1,4 +1,5 @@
-//! EC2's metadata service, version 2 only: it requires a token, which only a PUT from the machine itself gets.
+//! EC2's metadata service, version 2 only. It requires a token, which only a PUT request from the machine itself can
+//! get.
 
 use super::{BootText, CloudError, Machine};
 use crate::clock;

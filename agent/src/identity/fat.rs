@@ -1,5 +1,5 @@
-//! Files of a FAT file system, read directly from its device, without a mount and without the kernel's module. Only what
-//! config drives need: FAT12, FAT16 and FAT32 with long names.
+//! Reads files of a FAT file system directly from its device, without a mount and without the kernel's module. Supports
+//! only what config drives need: FAT12, FAT16 and FAT32 with long names.
 
 use std::io::{self, Read, Seek, SeekFrom};
 

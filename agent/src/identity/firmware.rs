@@ -1,4 +1,4 @@
-//! What the firmware of a virtual machine says: the cloud that it runs on, and boot data.
+//! What the firmware of a virtual machine contains: the cloud that the machine runs on, and boot data.
 
 use super::{BootText, IdentityError};
 use rouse_shared::boot::{self, FW_CFG};

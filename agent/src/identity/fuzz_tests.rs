@@ -1,5 +1,5 @@
-//! Everything that the agent reads before it knows its master, corrupted at random: no panic, and no more memory than a
-//! limit. This input comes from whoever controls the network, the firmware or a disk.
+//! Everything that the agent reads before it knows its master, corrupted at random. The agent must not panic, and must
+//! not use more memory than a limit. This input comes from whoever controls the network, the firmware or a disk.
 
 use super::firmware::tests::{machine, table};
 use super::*;

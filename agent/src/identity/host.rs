@@ -1,4 +1,4 @@
-//! The host identity: something that survives reboots and that no other machine has.
+//! The host identity: an identity that survives reboots and that no other machine has.
 
 use std::path::Path;
 
@@ -10,7 +10,7 @@ const NO_UUIDS: [&str; 4] = [
     "not settable",
 ];
 
-/// `uuid:…` from the firmware, or else `machine:…` from the system's machine id; `root` is `/` except in tests.
+/// `uuid:…` from the firmware, otherwise `machine:…` from the system's machine id; `root` is `/` except in tests.
 pub(super) fn identity(root: &Path) -> Option<String> {
     // An agent that is not root uses the machine id.
     uuid(root).or_else(|| read(&root.join("etc/machine-id")).map(|id| format!("machine:{id}")))

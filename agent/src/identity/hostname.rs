@@ -1,4 +1,4 @@
-//! The host name as identity: waits until the machine has a name of its own.
+//! The host name as identity. The agent waits until the machine has a name of its own.
 
 use super::leases;
 use crate::core::Level;
@@ -75,7 +75,7 @@ impl<'a> Debouncer<'a> {
             (true, false) => Ok(worker),
             // It may be the name from the image, before the one from DHCP.
             (true, true) if self.looks < WAIT_FOR_DHCP => {
-                Err(format!("{worker} is the name in /etc/hostname, and DHCP may still give another"))
+                Err(format!("{worker} is the name in /etc/hostname, and DHCP may still provide another"))
             }
             (true, true) => Ok(worker),
             // Set since the machine booted: final if two observations agree.
@@ -103,7 +103,7 @@ pub(super) async fn wait(root: &Path, refused: &[String], latent: bool) -> Worke
         };
         // A reason that is gone at the second observation is not worth a line.
         if debouncer.looks > 1 && logged.as_ref() != Some(&why) {
-            log(Level::Info, &format!("waiting for a host name that can be a worker's: {why}"));
+            log(Level::Info, &format!("waiting for a host name that can be the name of a worker: {why}"));
             logged = Some(why);
         }
         tokio::time::sleep(if debouncer.looks < FIRST_LOOKS { LOOK.0 } else { LOOK.1 }).await;

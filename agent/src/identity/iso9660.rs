@@ -1,5 +1,6 @@
-//! Files of an ISO 9660 file system, read directly from its device, without a mount and without the kernel's module.
-//! Only what config drives need: names from Joliet if it exists, or else plain ones, and files in one piece.
+//! Reads files of an ISO 9660 file system directly from its device, without a mount and without the kernel's module.
+//! Supports only what config drives need: names from Joliet if it exists, otherwise plain names, and files in one
+//! piece.
 
 use std::io::{self, Read, Seek, SeekFrom};
 

@@ -1,4 +1,5 @@
-//! The host names in DHCP leases, as DHCP clients write them to files: clients often may not set the host name.
+//! The host names in the lease files of DHCP clients. The clients are often not allowed to set the host name
+//! themselves.
 
 use super::firmware::read_at_most;
 use std::net::IpAddr;

@@ -10,7 +10,7 @@
 //! 6. `name` in the configuration;
 //! 7. the host name.
 //!
-//! A machine of a cloud waits for the cloud's answer, because nothing else tells one worker from another. It goes on to
+//! A machine of a cloud waits for the cloud's answer, because nothing else identifies its worker. It continues with
 //! the next source only if the cloud answers that there are no boot data. No other machine waits for a metadata
 //! service.
 
@@ -53,7 +53,7 @@ pub struct Identity {
     pub host: String,
     /// Evidence of the host identity.
     pub proof: Proof,
-    /// The user of the machine's disk: the host id of the boot data, or else the host identity.
+    /// The user of the machine's disk: the host id of the boot data, otherwise the host identity.
     pub user: String,
     /// The worker's password, or the boot token.
     pub password: String,
@@ -214,7 +214,7 @@ async fn ask(what: &str, mut question: impl AsyncFnMut() -> Result<Machine, Clou
     }
 }
 
-/// Boot data that need no network: from the file that the configuration names, or else from the firmware.
+/// Boot data that need no network: from the file that the configuration names, otherwise from the firmware.
 fn local_boot_data(config: &AgentConfig, root: &Path) -> Result<Option<BootText>, IdentityError> {
     match &config.boot_data {
         Some(path) => BootText::in_file(path).map(Some),
@@ -222,8 +222,8 @@ fn local_boot_data(config: &AgentConfig, root: &Path) -> Result<Option<BootText>
     }
 }
 
-/// By the machine's boot data, or else as the worker that the configuration names: an image can be tested as a standing
-/// worker before latent hosts are started from it.
+/// By the machine's boot data, otherwise as the worker that the configuration names: an image can be tested as a
+/// standing worker before latent hosts are started from it.
 fn by_machine(config: &AgentConfig, root: &Path, mut machine: Machine) -> Result<Identity, IdentityError> {
     match machine.boot.take() {
         Some(boot) => boot.identity(config, root, machine),

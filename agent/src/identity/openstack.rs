@@ -1,4 +1,4 @@
-//! OpenStack's metadata: from the config drive if the machine has one, or else from the metadata service.
+//! OpenStack's metadata: from the config drive if the machine has one, otherwise from the metadata service.
 
 use super::{BootText, CloudError, Machine, config_drive};
 use crate::http::Server;
@@ -21,7 +21,7 @@ struct MetaData {
 pub(super) async fn look(server: &Server, root: &Path) -> Result<Machine, CloudError> {
     match config_drive::look(root).await {
         Err(CloudError::NoDrive) => from_service(server).await,
-        // A drive that is of no use need not be the only source. If it is, what is wrong with it is the reason.
+        // If the drive is unusable, there may be another source. If there is none, the error of the drive is reported.
         Err(drive) => from_service(server).await.map_err(|_| drive),
         found => found,
     }

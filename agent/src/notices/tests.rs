@@ -1,4 +1,4 @@
-//! Each notice is passed on once, whatever the service does in between.
+//! Each notice is passed on once, whatever the service answers in between.
 #![allow(clippy::unwrap_used)]
 
 use super::*;

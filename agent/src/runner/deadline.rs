@@ -1,5 +1,5 @@
-//! The end of the lease, in a word of shared memory that the agent writes and every supervisor reads. So a supervisor
-//! depends on no answer of an agent that may be frozen.
+//! The end of the lease, in a word of shared memory that the agent writes and every supervisor reads. A supervisor
+//! therefore does not depend on an answer of the agent, which may be frozen.
 
 use super::sys;
 use rouse_shared::Timestamp;

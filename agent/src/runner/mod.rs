@@ -1,9 +1,10 @@
-//! Runs steps. When a step is over no process of it is left, whatever it did and whichever of our own processes died.
+//! Runs steps. When a step is over, none of its processes is left, whatever the step did and whichever of rouse's own
+//! processes died.
 //!
-//! The agent starts a zygote (`zygote`), the zygote forks a supervisor for each step (`supervisor`), and the
-//! supervisor runs the step's command (`child`). Each is a subreaper for the one below: the supervisor inherits
-//! processes that daemonise, and the zygote inherits what a killed supervisor leaves. The agent and each supervisor
-//! share a stream, whose end shows to either that the other is gone.
+//! The agent starts a zygote (`zygote`), the zygote forks a supervisor for each step (`supervisor`), and the supervisor
+//! runs the step's command (`child`). The zygote and each supervisor are subreapers: the supervisor inherits processes
+//! that daemonise, and the zygote inherits the processes that a killed supervisor leaves behind. The agent and each
+//! supervisor share a stream; the end of the stream shows each of them that the other is gone.
 
 mod child;
 mod deadline;

@@ -1,7 +1,9 @@
-//! The supervisor: one process for each step, which makes sure that no process of the step is left when it is over.
+//! The supervisor: one process for each step, which makes sure that no process of the step is left when the step is
+//! over.
 //!
-//! Every process of a step descends from its supervisor, which, as a subreaper, inherits those that lose their parent.
-//! The supervisor kills the step when the lease ends by its own clock, and when the agent or the zygote is gone.
+//! Every process of a step descends from its supervisor, which is a subreaper and therefore inherits processes that
+//! lose their parent. The supervisor kills the step when the lease expires by the supervisor's own clock, and when the
+//! agent or the zygote is gone.
 
 use super::child::Plan;
 use super::deadline::Deadline;
@@ -33,7 +35,7 @@ pub const ZYGOTE_DIED: Signal = Signal::USR1;
 /// `poll` stands still while the machine is suspended.
 pub const TICK: u64 = 250;
 
-/// Size of the output pipe, bytes: lets a step go on printing while its output is written.
+/// Size of the output pipe, bytes. A step can continue to print while its output is written.
 const PIPE: usize = 256 << 10;
 
 /// How long to wait for processes that may not be signalled (of a setuid program, if the agent is not root).

@@ -89,7 +89,7 @@ pub fn wait_for_input<const N: usize>(fds: [Option<BorrowedFd<'_>>; N], timeout:
 
 /// Waits for at most `timeout` milliseconds. False if nothing is ready, be it because of a signal.
 fn poll(fds: &mut [PollFd<'_>], timeout: u64) -> io::Result<bool> {
-    // 24 days are as good as for ever.
+    // 24 days are as good as forever.
     let milliseconds = i32::try_from(timeout).unwrap_or(i32::MAX);
     let timeout =
         Timespec { tv_sec: (milliseconds / 1_000).into(), tv_nsec: (milliseconds % 1_000 * 1_000_000).into() };

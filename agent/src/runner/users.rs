@@ -1,7 +1,8 @@
-//! Users by name, from `/etc/passwd` and `/etc/group`, or else from whatever the machine asks (LDAP, SSSD, systemd).
+//! Looks up users by name: in `/etc/passwd` and `/etc/group`, and then in the directory services of the machine (LDAP,
+//! SSSD, systemd).
 //!
-//! The agent parses the files itself: the lookup of the C library loads plugins, which a static program cannot. For users
-//! that are not in the files, it runs the machine's own programs, `getent` and `id`, which can.
+//! The agent parses the files itself, because the lookup of the C library loads plugins, and a static program cannot do
+//! that. For users that are not in the files, the agent runs the machine's own programs `getent` and `id`.
 
 use std::fs;
 use std::io::{self, Read};
@@ -107,7 +108,8 @@ pub fn lookup(name: &str) -> Result<User, UserError> {
     }
 }
 
-/// Runs a program, and returns its exit code and what it printed; or says, after its name, why it has no answer.
+/// Runs a program, and returns its exit code and what it printed, or why there is no answer (with the name of the
+/// program).
 fn run(program: &str, arguments: &[&str]) -> Result<(Option<i32>, String), String> {
     let mut command = Command::new(program);
     command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());

@@ -1,7 +1,7 @@
 //! The zygote: a small process with one thread that forks a supervisor for each step.
 //!
-//! Forking the zygote is cheap and safe; forking the agent with its threads would be neither. The zygote is a subreaper
-//! too: it inherits and kills what a killed supervisor leaves behind.
+//! Forking the zygote is cheap and safe. Forking the agent, which has threads, would be neither. The zygote is a
+//! subreaper too: it inherits and kills the processes that a killed supervisor leaves behind.
 
 use super::deadline::Deadline;
 use super::lock;

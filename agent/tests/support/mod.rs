@@ -1,4 +1,4 @@
-//! Shared by the tests of the runner: a runner in a directory of its own, and the processes of the machine.
+//! Shared by the tests of the runner: a runner in its own directory, and the processes of the machine.
 #![allow(dead_code)] // Each test program uses its own part.
 
 use rouse_agent::clock;

@@ -1,4 +1,4 @@
-//! Audits as the API takes and shows them.
+//! Audits in the API.
 
 use super::object::object;
 use crate::core::audit::DifferenceKind;
@@ -11,9 +11,9 @@ use utoipa::ToSchema;
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default, remote = "Self")]
 pub struct AuditRequest {
-    /// Terminate orphans, and take hosts that no provider lists any more for terminated.
+    /// Terminate orphans, and mark hosts that no provider lists any more as terminated.
     pub fix: bool,
-    /// With `fix`: terminate machines that carry the master's name and another id too.
+    /// With `fix`: also terminate machines with the master's name but another id.
     pub adopt: bool,
 }
 
@@ -22,9 +22,9 @@ object!(AuditRequest, "an object, such as { \"fix\": true }");
 /// What an audit has found.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Audit {
-    /// Whether nothing differs, or nothing any more.
+    /// Whether the ledger and the lists agree: there was no difference, or this audit has fixed all of them.
     pub clean: bool,
-    /// What differs.
+    /// The differences.
     pub differences: Vec<Difference>,
     /// Hosts in the ledger.
     pub hosts: usize,
@@ -35,21 +35,21 @@ pub struct Audit {
 /// One difference between the ledger and what a provider lists.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Difference {
-    /// How they differ.
+    /// The kind of the difference.
     pub kind: DifferenceKind,
     /// The provider.
     pub provider: ProviderKind,
-    /// What the provider calls the machine.
+    /// The id or name that the provider gives to the machine.
     #[schema(required)]
     pub handle: Option<String>,
     /// The host's id.
     #[schema(required, value_type = Option<String>)]
     pub host: Option<HostId>,
-    /// The other id that the machine carries.
+    /// The id of the other master that the machine belongs to.
     #[schema(required)]
     pub owner: Option<String>,
-    /// What differs, in a sentence.
+    /// The difference, in one sentence.
     pub why: String,
-    /// Whether this audit has put it right.
+    /// Whether this audit has fixed it.
     pub done: bool,
 }

@@ -1,4 +1,4 @@
-//! Builds as the API shows them.
+//! Builds in the API.
 
 use super::{Id, Time};
 use crate::core::build::BuildState;
@@ -7,21 +7,21 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use utoipa::ToSchema;
 
-/// A build as listings show it.
+/// A build in lists.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Build {
     /// Its number.
     pub id: Id,
-    /// What people call it; may be empty.
+    /// Its name; may be empty.
     pub name: String,
     /// Its state.
     pub state: BuildState,
     /// The worker of its last attempt.
     #[schema(required, value_type = Option<String>)]
     pub worker: Option<WorkerName>,
-    /// How many attempts there were.
+    /// Number of attempts so far.
     pub attempts: u32,
-    /// Higher runs first.
+    /// Its priority; builds with a higher one run first.
     pub priority: i32,
     /// When it was accepted.
     pub created: Time,
@@ -36,29 +36,29 @@ pub struct Build {
     pub reason: Option<String>,
 }
 
-/// A build with its steps, attempts and evidence. Its environment is left out, since people put secrets there.
+/// A build with its steps, attempts and evidence. Its environment is left out, because it may contain secrets.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize, ToSchema)]
 pub struct BuildInFull {
-    /// The build as listings show it.
+    /// The build as it is shown in lists.
     #[serde(flatten)]
     pub build: Build,
-    /// The worker that it asks for.
+    /// The worker that it requires.
     #[schema(required, value_type = Option<String>)]
     pub wanted_worker: Option<WorkerName>,
-    /// The properties that it asks for.
+    /// The properties that it requires.
     #[schema(required)]
     pub r#where: Option<BTreeMap<String, String>>,
-    /// How many attempts may be lost beyond the first.
+    /// How many lost attempts are retried.
     pub retries: u32,
-    /// Limit of one attempt, seconds.
+    /// Time limit of one attempt, seconds.
     #[schema(required)]
     pub timeout: Option<f64>,
-    /// The longest that it may wait for something that can run it, seconds, if the build says.
+    /// How long it may wait for something that can run it, seconds, if the build sets this.
     #[schema(required)]
     pub queue_timeout: Option<f64>,
     /// Whether somebody has cancelled it.
     pub cancel_requested: bool,
-    /// The steps that were asked for.
+    /// The steps that were submitted.
     pub steps: Vec<RequestedStep>,
     /// Its attempts, oldest first.
     pub tries: Vec<Attempt>,
@@ -66,12 +66,12 @@ pub struct BuildInFull {
     pub evidence: Vec<Evidence>,
 }
 
-/// A step that was asked for.
+/// A step that was submitted.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize, ToSchema)]
 pub struct RequestedStep {
-    /// From 1.
+    /// Its number, counted from 1.
     pub number: u32,
-    /// What people call it.
+    /// Its name.
     pub name: String,
     /// The program and its arguments.
     pub run: Vec<String>,
@@ -79,10 +79,10 @@ pub struct RequestedStep {
     pub always: bool,
 }
 
-/// One try to run a build.
+/// One run of a build on a worker.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Attempt {
-    /// From 1.
+    /// Its number, counted from 1.
     pub number: u32,
     /// The worker that runs it.
     #[schema(value_type = String)]
@@ -95,7 +95,7 @@ pub struct Attempt {
     /// Why it failed or was lost.
     #[schema(required)]
     pub reason: Option<String>,
-    /// When it was given to the worker.
+    /// When it was assigned to the worker.
     pub ordered: Time,
     /// When it started to run.
     #[schema(required)]
@@ -111,9 +111,9 @@ pub struct Attempt {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum AttemptState {
-    /// Given to a worker that has not begun it.
+    /// Assigned to a worker that has not started it yet.
     Starting,
-    /// Runs.
+    /// It is running.
     Running,
     /// Every step exited with 0.
     Success,
@@ -123,7 +123,7 @@ pub enum AttemptState {
     Cancelled,
     /// Its worker or host was lost.
     Lost,
-    /// The worker did not take it.
+    /// The worker did not accept it.
     Declined,
 }
 
@@ -145,9 +145,9 @@ impl AttemptState {
 /// A step of an attempt.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Step {
-    /// From 1.
+    /// Its number, counted from 1.
     pub number: u32,
-    /// What people call it.
+    /// Its name.
     pub name: String,
     /// Its state.
     pub state: StepState,
@@ -169,7 +169,7 @@ pub struct Step {
     /// Length of its log, bytes.
     #[schema(required)]
     pub log_length: Option<u64>,
-    /// Bytes that it printed past the limit of log size and that were dropped.
+    /// Number of bytes that were dropped, because its log exceeded max_log_size.
     #[schema(required)]
     pub log_thrown_away: Option<u64>,
     /// Whether the end of its log was lost with its worker.
@@ -180,30 +180,30 @@ pub struct Step {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum StepState {
-    /// Has not begun.
+    /// It has not started.
     Pending,
-    /// Runs.
+    /// It is running.
     Running,
-    /// Exited with 0.
+    /// It exited with 0.
     Success,
-    /// Exited with another code, or was ended by a signal.
+    /// It exited with another code, or a signal ended it.
     Failure,
-    /// Ran longer than its timeout.
+    /// It ran longer than its `timeout`.
     TimedOut,
-    /// Printed nothing for longer than it may.
+    /// It printed nothing for longer than its `silence`.
     Silent,
-    /// Was ended because its build was.
+    /// It was ended because its build was cancelled or exceeded its time limit.
     Stopped,
-    /// Did not run.
+    /// It did not run.
     Skipped,
     /// Its worker or host was lost while it ran.
     Lost,
-    /// Could not be started.
+    /// It could not be started.
     NotStarted,
 }
 
 impl StepState {
-    /// As people read it.
+    /// As it is shown to people.
     pub fn words(self) -> &'static str {
         match self {
             Self::Pending => "pending",
@@ -231,7 +231,7 @@ pub struct Evidence {
     pub worker: WorkerName,
     /// When the master gave up on it.
     pub at: Time,
-    /// Why, in a sentence.
+    /// Why, in one sentence.
     pub why: String,
     /// The last lines of its console, if its provider keeps them.
     #[schema(required)]

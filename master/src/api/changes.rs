@@ -1,4 +1,4 @@
-//! What changes, for the stream `/api/events` and the exchange `rouse.events`.
+//! The changes that `/api/events` and the exchange `rouse.events` publish.
 
 use super::{Id, Time};
 use crate::core::build::BuildState;

@@ -1,4 +1,4 @@
-//! Workers, hosts, mails and the master's health as the API shows them.
+//! Workers, hosts, mails and the master's health in the API.
 
 use super::{Id, Time};
 use crate::core::event::WorkerState;
@@ -16,18 +16,18 @@ pub struct Worker {
     /// Its name.
     #[schema(value_type = String)]
     pub name: WorkerName,
-    /// Whether the master starts its machine.
+    /// Whether its machine is kept running by somebody (`standing`) or started by the master (`latent`).
     pub kind: WorkerKind,
-    /// What starts its hosts, for a latent worker.
+    /// The provider that starts its hosts, for a latent worker.
     #[schema(required)]
     pub provider: Option<ProviderKind>,
     /// Its state.
     pub state: WorkerState,
     /// Since when it has been in that state.
     pub since: Time,
-    /// How many attempts it runs.
+    /// Number of attempts that it is running.
     pub running: u32,
-    /// How many it runs at once at most.
+    /// Maximum number of attempts at the same time.
     #[schema(required)]
     pub max_builds: Option<u32>,
     /// Its host, while there is one.
@@ -36,24 +36,24 @@ pub struct Worker {
     /// Version of its agent, while one is attached.
     #[schema(required)]
     pub agent_version: Option<String>,
-    /// What `where` matches.
+    /// Its properties, which `where` of a build selects.
     pub properties: BTreeMap<String, String>,
-    /// How its last host failed, until one succeeds.
+    /// Why its last host failed; absent once a host has attached.
     #[schema(required)]
     pub last_failure: Option<String>,
-    /// When a host may be started for it again, after failures.
+    /// When the master next tries to start a host for it, after failures.
     #[schema(required)]
     pub next_try: Option<Time>,
     /// The machine that its agent is on, while one is attached.
     #[schema(required)]
     pub facts: Option<Facts>,
-    /// How that machine was at the last heartbeat.
+    /// Load, memory and disk of that machine at the last heartbeat.
     #[schema(required)]
     pub vitals: Option<Vitals>,
     /// When its agent was last heard.
     #[schema(required)]
     pub last_heard: Option<Time>,
-    /// The last agent that was refused under its name, within the last ten minutes.
+    /// The last agent that was refused under its name in the last ten minutes.
     #[schema(required)]
     pub refused: Option<Refusal>,
 }
@@ -62,7 +62,7 @@ pub struct Worker {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum WorkerKind {
-    /// Its machine is always there.
+    /// Somebody keeps its machine running.
     Standing,
     /// The master starts its machine when a build waits.
     Latent,
@@ -78,13 +78,13 @@ impl WorkerKind {
     }
 }
 
-/// What an operator can ask of a worker, and did.
+/// An operation on a worker that was carried out.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize, ToSchema)]
 pub struct WorkerOperation {
     /// The worker's name.
     #[schema(value_type = String)]
     pub name: WorkerName,
-    /// What was asked for.
+    /// The operation.
     pub operation: crate::core::event::Operation,
 }
 
@@ -103,7 +103,7 @@ pub struct Facts {
     pub memory: u64,
 }
 
-/// How a machine was at its agent's last heartbeat.
+/// Load, memory and disk of a machine at its agent's last heartbeat.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Vitals {
     /// Load average of one minute.
@@ -112,9 +112,9 @@ pub struct Vitals {
     pub memory_used: u64,
     /// Memory, bytes.
     pub memory_total: u64,
-    /// Free space where builds run, bytes.
+    /// Free space of the file system that builds run on, bytes.
     pub disk_free: u64,
-    /// Size of the file system where builds run, bytes.
+    /// Size of the file system that builds run on, bytes.
     pub disk_total: u64,
 }
 
@@ -123,7 +123,7 @@ pub struct Vitals {
 pub struct Refusal {
     /// When.
     pub at: Time,
-    /// The machine that it says it is on.
+    /// The machine that it claims to be on.
     pub identity: String,
     /// Why.
     pub reason: String,
@@ -138,16 +138,16 @@ pub struct Host {
     /// Its worker.
     #[schema(value_type = String)]
     pub worker: WorkerName,
-    /// What started it.
+    /// The provider that started it.
     pub provider: ProviderKind,
-    /// What its provider calls it.
+    /// The id or name that the provider gives to its machine.
     #[schema(required)]
     pub handle: Option<String>,
     /// Its state.
     pub state: HostState,
     /// When the master ordered it.
     pub created: Time,
-    /// When its provider had made it.
+    /// When the provider had created its machine.
     #[schema(required)]
     pub booted: Option<Time>,
     /// When its agent attached.
@@ -179,26 +179,27 @@ pub struct TerminatedHost {
     pub id: HostId,
 }
 
-/// A place: what fails together, such as one region with one account, one hypervisor or one cloud.
+/// A place: where hosts may all fail for the same reason, such as one region with one account, one hypervisor or one
+/// cloud.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Place {
     /// Its id.
     pub id: String,
-    /// What makes hosts there.
+    /// The provider of the hosts there.
     pub provider: ProviderKind,
-    /// What the configuration calls it.
+    /// Its name in the configuration.
     pub name: String,
-    /// How it is.
+    /// Its state.
     pub state: PlaceState,
-    /// Hosts there that are not terminated.
+    /// Number of hosts there that are not terminated.
     pub hosts: usize,
-    /// Why it pauses.
+    /// Why it is paused.
     #[schema(required)]
     pub reason: Option<String>,
     /// When its pause began.
     #[schema(required)]
     pub since: Option<Time>,
-    /// When it is asked again.
+    /// When the master probes it next.
     #[schema(required)]
     pub next_probe: Option<Time>,
 }
@@ -225,13 +226,13 @@ pub struct Mail {
     pub id: String,
     /// The recipients that still wait.
     pub waiting: BTreeSet<String>,
-    /// What it says, a sentence each.
+    /// The events that it reports, one sentence for each.
     pub tells: Vec<String>,
     /// When it was written.
     pub created: Time,
     /// How often the master has tried to send it.
     pub tries: u32,
-    /// When it tries again.
+    /// When the master tries again.
     pub next_try: Time,
     /// Why the last try failed.
     #[schema(required)]
@@ -249,7 +250,7 @@ pub struct Health {
     pub version: String,
 }
 
-/// How the master is.
+/// The state of the master.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum HealthStatus {

@@ -1,8 +1,8 @@
-//! The HTTP API's data types, once: the server writes them, the commands and the tests read them, and `/openapi.json` is
-//! made from them.
+//! The data types of the HTTP API, which are defined only here. The server writes them, the commands and the tests read
+//! them, and `/openapi.json` is generated from them.
 //!
-//! Ids are strings, times RFC 3339 in UTC, durations seconds. What is unknown or absent is null. Names of fields are a
-//! contract with scripts.
+//! Ids are strings, times are RFC 3339 in UTC, and durations are in seconds. A value that is unknown or absent is null.
+//! Scripts rely on the names of the fields.
 
 mod audit;
 mod builds;
@@ -28,7 +28,7 @@ use utoipa::ToSchema;
 use utoipa::openapi::RefOr;
 use utoipa::openapi::schema::{KnownFormat, ObjectBuilder, Schema, SchemaFormat, Type};
 
-/// Why a request was not answered as asked.
+/// Why a request failed.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Error {
     /// What is wrong, and what to do about it.

@@ -1,5 +1,5 @@
-//! What requests hold: objects, and nothing else. The readers that serde derives take an array of the fields' values too,
-//! in the order of the source, which nobody means and no document promises.
+//! Accepts only JSON objects in requests. The readers that serde derives would also accept an array of the fields'
+//! values in the order of the source. Nobody sends that on purpose, and no document promises it.
 
 /// Makes a type be read from an object alone. The type derives `Serialize` and `Deserialize` with
 /// `#[serde(remote = "Self")]`, which makes functions of its own of them instead of the traits'. `$expected` says in errors

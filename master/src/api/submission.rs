@@ -1,5 +1,5 @@
-//! A build as people submit it: over HTTP, through the broker, or in a `build.toml`. [`crate::submission`] checks what the
-//! values may be.
+//! A build as people submit it: over HTTP, through the broker, or in a `build.toml`. [`crate::submission`] checks the
+//! values.
 
 use super::object::object;
 use rouse_shared::duration::{self, HumanDuration, LONGEST};
@@ -18,7 +18,7 @@ use utoipa::{PartialSchema, ToSchema};
 /// Longest name of a build or a step, characters.
 pub const MAX_NAME: usize = 200;
 
-/// Most retries that a build may ask for: more would keep a build that kills its hosts going for days.
+/// Maximum of `retries`. With more, a build that kills its hosts would go on for days.
 pub const MAX_RETRIES: u32 = 100;
 
 /// Text without control characters.
@@ -31,40 +31,40 @@ const NO_NUL: &str = r"^[^\u0000]*$";
 #[cfg_attr(test, derive(schemars::JsonSchema), schemars(extend("not" = { "required": ["where", "worker"] })))]
 #[serde(deny_unknown_fields, remote = "Self")]
 pub struct Submission {
-    /// What people call it.
+    /// Its name.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(schema_with = name)]
     #[cfg_attr(test, schemars(length(max = MAX_NAME)))]
     pub name: Option<String>,
-    /// Any worker that has all of these properties; without `where` and `worker`, any worker.
+    /// Run the build on any worker that has all of these properties. Without `where` and `worker`, any worker.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(schema_with = properties)]
     pub r#where: Option<BTreeMap<String, String>>,
-    /// This worker.
+    /// Run the build on this worker.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable, pattern = "^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
     #[cfg_attr(test, schemars(regex(pattern = "^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")))]
     pub worker: Option<String>,
-    /// Among waiting builds the higher number goes first, then the older build.
+    /// Waiting builds with a higher number start first; with the same number, the oldest build.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<i32>)]
     #[cfg_attr(test, schemars(range(min = i32::MIN, max = i32::MAX), extend("default" = 0)))]
     pub priority: Option<i64>,
-    /// How many attempts may be lost with their hosts before the build is lost too.
+    /// How many lost attempts are retried before the build is lost.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(schema_with = retries)]
     #[cfg_attr(test, schemars(range(min = 0, max = MAX_RETRIES), extend("default" = crate::submission::DEFAULT_RETRIES)))]
     pub retries: Option<i64>,
-    /// The longest that the whole build may run. After that it fails.
+    /// Time limit of the whole build. If it is exceeded, the build fails.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[cfg_attr(test, schemars(with = "Option<crate::submission::schema_tests::Time>"))]
     pub timeout: Option<Seconds>,
-    /// The longest that the build may wait for something that can run it, counted anew each time that it is queued.
-    /// After that it is lost.
+    /// How long the build may wait for something that can run it, counted from zero each time that it is queued. After
+    /// that, the build is lost.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[cfg_attr(test, schemars(with = "Option<crate::submission::schema_tests::Time>"))]
     pub queue_timeout: Option<Seconds>,
-    /// Added to the environment of every step.
+    /// Environment variables of every step.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(schema_with = environment)]
     pub env: Option<BTreeMap<String, String>>,
@@ -82,7 +82,7 @@ object!(Submission, "a build, such as { step = [{ run = [\"make\"] }] }");
 #[cfg_attr(test, derive(schemars::JsonSchema), schemars(inline))]
 #[serde(deny_unknown_fields, remote = "Self")]
 pub struct SubmittedStep {
-    /// What people call it. Default: the command's first word.
+    /// Its name. Default: the first word of the command.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(schema_with = name)]
     #[cfg_attr(test, schemars(length(max = MAX_NAME)))]
@@ -92,23 +92,23 @@ pub struct SubmittedStep {
     #[schema(required, value_type = Run)]
     #[cfg_attr(test, schemars(required))]
     pub run: Option<Run>,
-    /// A directory below the build's own, which is new and empty for each attempt.
+    /// A directory below the build's directory, which is new and empty for each attempt.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(schema_with = workdir)]
     pub workdir: Option<String>,
-    /// Added to the environment, on top of the build's `env`.
+    /// Environment variables of this step. They override the build's `env`.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(schema_with = environment)]
     pub env: Option<BTreeMap<String, String>>,
-    /// The longest that the step may run.
+    /// Time limit of the step.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[cfg_attr(test, schemars(with = "Option<crate::submission::schema_tests::Time>"))]
     pub timeout: Option<Seconds>,
-    /// The longest that the step may print nothing.
+    /// How long the step may run without printing anything.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[cfg_attr(test, schemars(with = "Option<crate::submission::schema_tests::Time>"))]
     pub silence: Option<Seconds>,
-    /// Whether the step runs even after one that failed.
+    /// Whether the step runs even if an earlier step failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[cfg_attr(test, schemars(extend("default" = false)))]
     pub always: Option<bool>,
@@ -127,7 +127,7 @@ pub enum Run {
 }
 
 impl Run {
-    /// The program and its arguments, and whether they came as a text for the shell.
+    /// The program and its arguments, and whether they were given as one string for the shell.
     pub fn into_words(self) -> (Vec<String>, bool) {
         match self {
             Self::Words(words) => (words, false),

@@ -1,7 +1,8 @@
 //! The HTTP server that RabbitMQ asks who may connect, and who may use which queue and routing key.
 //!
 //! The core decides whether a password is right, through [`Admission`]. [`rules`] decides everything else, and denies
-//! what it does not know. The broker caches the answers, so the master checks at hello what must take effect at once.
+//! requests that it does not know. The broker caches the answers, so the master checks again at hello what must take
+//! effect at once.
 
 mod form;
 pub mod rules;
@@ -60,7 +61,7 @@ pub enum AuthError {
     Listen {
         /// The address.
         address: SocketAddr,
-        /// What the kernel says.
+        /// The kernel's error.
         source: std::io::Error,
     },
 }
@@ -83,7 +84,7 @@ impl AuthServer {
     /// Listens on `listen` (port 0: any) and answers for the virtual host `vhost`.
     ///
     /// # Errors
-    /// Where the address cannot be listened on.
+    /// If the master cannot listen on the address.
     pub async fn start(
         listen: SocketAddr,
         vhost: impl Into<String>,
@@ -114,7 +115,7 @@ impl AuthServer {
         let mut tasks = JoinSet::new();
         tasks.spawn(async move {
             if let Err(error) = axum::serve(listener, router).await {
-                error!(%error, "the server for the broker's questions ended");
+                error!(%error, "the server that answers the broker's requests ended");
             }
         });
         tasks.spawn(refusals.keep_minutes());

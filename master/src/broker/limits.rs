@@ -75,8 +75,8 @@ pub const BUILDS_TIMEOUT: Duration = Duration::from_secs(10);
 /// See [`BUILDS_TIMEOUT`].
 pub const BUILDS_RETRY: Duration = Duration::from_secs(5);
 
-/// Between two looks whether the broker accepts messages. An agent that finds that it does not may go on past its lease,
-/// and the master must know long before that.
+/// Interval at which the master checks whether the broker accepts messages. If it does not, agents may continue past
+/// their lease, and the master must know long before that.
 pub const ALARM_PROBE: Duration = Duration::from_secs(3);
 
 /// Shortest and longest pause between tries to connect.
@@ -107,9 +107,9 @@ pub const NODE_RESTART: (Duration, Duration) = (Duration::from_millis(200), Dura
 /// If a private broker was ready for this long, its next death counts as the first one.
 pub const NODE_SETTLED: Duration = Duration::from_secs(60);
 
-/// Free space of the disk below which a private broker accepts no messages, bytes. Its alarms come last: the master takes
-/// no new builds, and then no logs, when there is still several times as much. Its memory has no such limit of ours:
-/// the queues are bounded, and it may use most of the machine's.
+/// Free space of the disk below which a private broker accepts no messages, bytes. Its alarms come last: the master
+/// takes no new builds, and then no logs, when there is still several times as much. Its memory has no such limit of
+/// ours: the queues are bounded, and it may use most of the machine's.
 pub const DISK_FREE_LIMIT: u64 = 8_000_000;
 
 /// Number of file descriptors below which the master warns. With 1,024, new connections hang after 832.

@@ -1,7 +1,8 @@
-//! The master's AMQP connections: declares what it needs, consumes, publishes, and reconnects without end.
+//! The master's AMQP connections: declares queues and exchanges, consumes, publishes, and reconnects without a time
+//! limit.
 //!
 //! There are three connections. One publishes, because a broker that runs out of memory stops reading from publishers,
-//! and acknowledgements are what frees its memory. One reads logs, because a flood of them must not delay heartbeats.
+//! and it needs acknowledgements to free its memory. One reads logs, because a flood of them must not delay heartbeats.
 //! One reads everything else. They are opened and closed together.
 
 mod closings;
@@ -56,9 +57,10 @@ pub enum Inbound {
         /// The reason.
         why: String,
     },
-    /// The broker accepts nothing that is published, for this reason, until [`Inbound::Unblocked`] or [`Inbound::Down`].
+    /// The broker accepts nothing that is published, for this reason, until [`Inbound::Unblocked`] or
+    /// [`Inbound::Down`].
     Blocked {
-        /// What the broker says.
+        /// The broker's message.
         why: String,
     },
     /// The broker accepts messages again.

@@ -1,9 +1,11 @@
 //! The master's side of RabbitMQ: a private node as its own child, the answers to who may do what, and the connection.
 //!
-//! Speaks in channels and knows nothing of the core: [`Node`] runs a broker where the operator has none, [`AuthServer`]
-//! is asked by the broker about every agent, [`Link`] carries messages both ways and reconnects for ever.
+//! This module communicates through channels and does not use the core. [`Node`] runs a broker if the
+//! operator has none, [`AuthServer`] answers the broker's requests about every agent, and [`Link`] carries messages in
+//! both directions and reconnects without a time limit.
 //!
-//! **Invariant**: nothing of a private node outlives the master, and nothing here touches a broker of the system's.
+//! **Invariant**: no part of a private node outlives the master, and nothing here touches a broker of the operating
+//! system.
 
 pub mod auth;
 pub mod limits;

@@ -1,7 +1,7 @@
-//! A private RabbitMQ broker as a child of the master, with an epmd of its own.
+//! A private RabbitMQ broker as a child of the master, with its own epmd.
 //!
 //! One thread starts both and lives as long as the [`Node`], because the kernel's signal at a parent's death
-//! (`PR_SET_PDEATHSIG`) depends on the thread that started the child. A broker that dies is started again, with
+//! (`PR_SET_PDEATHSIG`) depends on the thread that started the child. If the broker dies, it is started again, with
 //! backoff.
 
 mod config;
@@ -75,8 +75,8 @@ pub enum NodeError {
     PathTooLong(PathBuf),
     /// The directory has data of a broker, but not the password of the account in them.
     #[error(
-        "{} is missing, and the broker's data are protected by it; restore it, or remove the directory mnesia beside it, \
-         which deletes what waits in the broker's queues",
+        "{} is missing, and it protects the broker's data; restore it, or remove the directory mnesia next to it, \
+         which deletes the messages in the broker's queues",
         .0.display()
     )]
     PasswordLost(PathBuf),
@@ -89,7 +89,7 @@ pub enum NodeError {
         source: io::Error,
     },
     /// It ended before it was ready.
-    #[error("the broker ended ({how}) and said: {output}")]
+    #[error("the broker ended ({how}) and printed: {output}")]
     Ended {
         /// How it ended.
         how: String,
@@ -105,7 +105,7 @@ pub enum NodeError {
         output: String,
     },
     /// It was not ready in time.
-    #[error("the broker was not ready within {} s and said: {output}", NODE_READY.as_secs())]
+    #[error("the broker was not ready within {} s and printed: {output}", NODE_READY.as_secs())]
     NotReady {
         /// The end of its output.
         output: String,

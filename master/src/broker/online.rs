@@ -1,5 +1,5 @@
-//! `rouse check --online` for a broker of the operator's own: whether it has what the master and its agents need. It
-//! leaves nothing there: what is declared ends with its connection.
+//! `rouse check --online` for your own broker: reports whether the broker has what the master and its agents need. The
+//! check leaves nothing behind: everything that it declares ends with its connection.
 
 use super::Admission;
 use super::auth::{AuthError, AuthServer};
@@ -57,7 +57,7 @@ pub async fn check(url: &str, ca: Option<&Path>, auth_listen: SocketAddr) -> Vec
         found.push(match why {
             AuthError::AddressInUse(address) => (
                 true,
-                format!("{address} is in use, probably by the master: whether the broker asks there was not tried"),
+                format!("{address} is in use, probably by the master: not checked whether the broker asks there"),
             ),
             AuthError::Listen { .. } => (false, Chain(&why).to_string()),
         });
@@ -141,17 +141,19 @@ impl Master {
         let asked = self.asked.swap(0, Ordering::Relaxed);
         if asked == 0 {
             return Err(format!(
-                "it does not ask the master who may connect: auth_backends and auth_http in rabbitmq.conf must lead to \
+                "it does not ask the master who may connect: auth_backends and auth_http in rabbitmq.conf must point to \
                  http://{address}, which it must be able to reach{}",
                 if address.is_ipv6() { "; without further settings RabbitMQ asks over IPv4 only" } else { "" }
             ));
         }
-        first.map_err(|why| format!("it asks the master and does not let an agent in that the master knows: {why}"))?;
-        self.log_in(&uri, tls).await.map_err(|why| format!("it lets an agent in only once: {why}"))?;
+        first.map_err(|why| format!("it asks the master, but refuses an agent that the master accepts: {why}"))?;
+        self.log_in(&uri, tls).await.map_err(|why| format!("it accepts an agent only once: {why}"))?;
         if self.asked.load(Ordering::Relaxed) > 0 {
-            return Err("it does not keep the master's answers, and would ask about nearly every message: enable the \
+            return Err(
+                "it does not cache the master's answers, and would ask about nearly every message: enable the \
                         plugin rabbitmq_auth_backend_cache and set auth_backends as in contrib/rabbitmq/rabbitmq.conf"
-                .to_owned());
+                    .to_owned(),
+            );
         }
         Ok(())
     }

@@ -1,5 +1,5 @@
-//! Who was refused and why. The reason is remembered until the broker's event brings the address, and logged without
-//! flooding the log.
+//! Remembers which agent was refused and why, until the broker's event brings the agent's address. Then logs both,
+//! without flooding the log.
 
 use super::limits::REMEMBERED_LOG_LINES;
 use crate::sync::lock;
@@ -83,11 +83,11 @@ impl Refusals {
         });
         let others = std::mem::take(&mut state.others);
         if others > 0 {
-            warn!(times = others, "more agents were refused in the last minute; their names are omitted");
+            warn!(times = others, "more agents were refused in the last minute; their names are not logged");
         }
     }
 
-    /// Calls [`Refusals::minute`] every minute, for ever.
+    /// Calls [`Refusals::minute`] every minute, forever.
     pub async fn keep_minutes(self) {
         loop {
             tokio::time::sleep(Duration::from_secs(60)).await;
@@ -101,7 +101,7 @@ impl Refusals {
 }
 
 impl State {
-    /// Whether this line is to be logged now. Otherwise it is counted.
+    /// Whether to log this line now. Otherwise it is counted.
     fn first(&mut self, name: &str, what: &str) -> bool {
         if let Some(repeated) = self.logged.get_mut(&(name.to_owned(), what.to_owned())) {
             *repeated += 1;

@@ -21,7 +21,7 @@ pub struct Cli {
 
 #[derive(Subcommand, Debug)]
 pub(super) enum Command {
-    /// Run the master. SIGHUP reloads the configuration, SIGTERM ends the master cleanly; hosts keep running.
+    /// Run the master. SIGHUP reloads the configuration. SIGTERM ends the master; hosts and builds continue.
     Master {
         /// The configuration file.
         #[arg(short, long, value_name = "FILE")]
@@ -47,7 +47,8 @@ pub(super) enum Command {
     },
     /// Try rouse on this machine without a configuration: starts a host for a real build and runs it.
     Demo {
-        /// A clone of rouse to build. Default: the one around the current directory, or else a small built-in program.
+        /// A clone of rouse to build. Default: the clone that contains the current directory, otherwise a small
+        /// built-in program.
         #[arg(long, value_name = "DIR")]
         source: Option<PathBuf>,
     },
@@ -106,17 +107,17 @@ pub(super) enum Command {
         #[command(flatten)]
         output: Output,
     },
-    /// List the places: what fails together, such as one region with one account, one hypervisor or one cloud.
+    /// List the places: where hosts may all fail for the same reason, such as one region with one account.
     Places {
         #[command(flatten)]
         output: Output,
     },
     /// Compare the ledger with what each provider lists. Exits with 1 if they differ.
     Audit {
-        /// Terminate orphans, and take hosts that no provider lists any more for terminated.
+        /// Terminate orphans, and mark hosts that no provider lists any more as terminated.
         #[arg(long)]
         fix: bool,
-        /// Terminate machines that carry the master's name and another id too; for use after a lost state directory.
+        /// Also terminate machines with the master's name but another id; for use if the state directory was lost.
         #[arg(long, requires = "fix")]
         adopt: bool,
         /// Print one JSON object.
@@ -129,7 +130,7 @@ pub(super) enum Command {
     Resume(Worker),
     /// Give a worker no new builds, and terminate its host when it is idle.
     Drain(Worker),
-    /// Terminate a host now. What runs on it is retried elsewhere without using up a retry; its worker stays in use.
+    /// Terminate a host at once. Its builds are retried elsewhere; this does not count as one of their retries.
     Terminate {
         /// The host's id.
         host: String,
@@ -137,7 +138,7 @@ pub(super) enum Command {
         #[arg(long, short)]
         yes: bool,
     },
-    /// Give up a host, or a place with all its hosts, that can never be heard of again.
+    /// Give up a host, or a place with all its hosts, that is gone for good.
     Forget {
         /// The host's id, or the place's id or name.
         target: String,
@@ -145,7 +146,7 @@ pub(super) enum Command {
         #[arg(long, short)]
         yes: bool,
     },
-    /// Not a command: says which ones to use instead.
+    /// Not a command: prints which commands to use instead.
     #[command(hide = true)]
     Stop {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]

@@ -1,4 +1,4 @@
-//! `rouse audit`: what differs between the ledger and what the providers list.
+//! `rouse audit`: prints the differences between the ledger and the lists of the providers.
 
 use super::client::Client;
 use super::error::CliError;

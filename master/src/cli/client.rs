@@ -181,7 +181,8 @@ fn is_loopback(url: &reqwest::Url) -> bool {
     })
 }
 
-/// The token from `ROUSE_TOKEN`, else from the file `ROUSE_TOKEN_FILE`, else from the default file if that can be read.
+/// The token from `ROUSE_TOKEN`, otherwise from the file `ROUSE_TOKEN_FILE`, otherwise from the default file if that
+/// can be read.
 fn token() -> Result<Option<Token>, CliError> {
     if let Ok(token) = std::env::var("ROUSE_TOKEN")
         && !token.trim().is_empty()

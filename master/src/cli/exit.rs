@@ -71,7 +71,7 @@ impl Exit {
             help.push_str(&format!("  {:>3}  {}\n", exit.code(), exit.meaning()));
         }
         help.push_str(
-            "\nThe token for changes is ROUSE_TOKEN, or else the content of the file ROUSE_TOKEN_FILE, or else that of \
+            "\nThe token for changes is ROUSE_TOKEN, otherwise the content of the file ROUSE_TOKEN_FILE, otherwise that of \
              /var/lib/rouse/api-token.",
         );
         help

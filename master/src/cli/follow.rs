@@ -35,7 +35,7 @@ pub(super) async fn log(
         build = follower.until_attempt(1).await?;
     }
     let Some(attempt) = attempt.or_else(|| build.tries.last().map(|tried| tried.number)) else {
-        output::say(&format!("build {id} has no log: it has not been given to a worker"));
+        output::say(&format!("build {id} has no log: it has not been assigned to a worker"));
         return Ok(());
     };
     let all = 1..=step_count(&build);
@@ -260,7 +260,7 @@ impl<'a> Follower<'a> {
         let Some(step) = step(build, attempt, number) else { return };
         let title = title(build, number);
         if let Some(cut) = step.log_thrown_away.filter(|cut| *cut > 0) {
-            self.progress.say(&format!("{title} printed {cut} bytes past the limit of log size; they were dropped"));
+            self.progress.say(&format!("{title} printed {cut} bytes more than max_log_size; they were dropped"));
         }
         if step.log_lacks_end || step.log_length.is_some_and(|length| length > bytes) {
             self.progress.say(&format!("the end of the log of {title} was lost with its worker"));

@@ -1,4 +1,4 @@
-//! `rouse forget`: gives up what can never be heard of again, after it has explained the consequences.
+//! `rouse forget`: explains the consequences, and then gives up a host or a place that is gone for good.
 
 use super::client::Client;
 use super::error::CliError;
@@ -44,7 +44,7 @@ fn of_host(host: &api::Host) -> String {
     let machine = host.handle.as_ref().map_or_else(String::new, |handle| format!(" {handle}"));
     format!(
         "forgetting host {} of worker {} ({}{machine}, {}): its machine may still run and cost money, and rouse no longer \
-         ends it unless it is seen again as an orphan; what ran on it is tried again elsewhere, after its lease and grace",
+         ends it unless it is seen again as an orphan; its builds are retried elsewhere after its lease and grace",
         host.id,
         host.worker,
         host.provider.as_str(),

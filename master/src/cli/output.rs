@@ -1,4 +1,4 @@
-//! Output of the commands: results on stdout, rouse's own messages on stderr. Closed outputs cause no panic.
+//! Output of the commands: results go to stdout, messages of rouse to stderr. A closed output causes no panic.
 
 use crate::api::Time;
 use rouse_shared::{Timestamp, duration};

@@ -1,4 +1,4 @@
-//! One build for people, with its attempts, their steps, and the evidence of failed hosts.
+//! Prints one build for people, with its attempts, their steps, and the evidence of failed hosts.
 
 use super::output::{Table, ago, between, line, or_dash, plain};
 use crate::api;

@@ -1,4 +1,4 @@
-//! `rouse build`: builds a submission from file and options, submits it, and follows it.
+//! `rouse build`: makes a submission from file and options, submits it, and follows the build.
 
 use super::args::BuildArgs;
 use super::client::Client;

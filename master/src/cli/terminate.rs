@@ -1,4 +1,4 @@
-//! `rouse terminate`: terminates a host now, after it has explained the consequences.
+//! `rouse terminate`: explains the consequences, and then terminates a host.
 
 use super::client::Client;
 use super::error::CliError;
@@ -26,10 +26,15 @@ fn consequences(host: &api::Host) -> String {
     let machine = host.handle.as_ref().map_or_else(String::new, |handle| format!(" {handle}"));
     let builds = match host.builds.as_slice() {
         [] => "no build runs on it".to_owned(),
-        [build] => format!("build {build} runs on it and is tried again elsewhere, without using up a retry"),
+        [build] => {
+            format!("build {build} runs on it and is retried elsewhere (this does not count as one of its retries)")
+        }
         builds => {
             let numbers: Vec<_> = builds.iter().map(ToString::to_string).collect();
-            format!("builds {} run on it and are tried again elsewhere, without using up a retry", numbers.join(", "))
+            format!(
+                "builds {} run on it and are retried elsewhere (this does not count as one of their retries)",
+                numbers.join(", ")
+            )
         }
     };
     format!(
@@ -44,9 +49,7 @@ fn consequences(host: &api::Host) -> String {
 /// Asks the user at the terminal.
 pub(super) fn confirmed(verb: &str) -> Result<bool, CliError> {
     if !stdin().is_terminal() {
-        return Err(CliError::Usage(
-            "there is no terminal to confirm this on; nothing was done, --yes does it".to_owned(),
-        ));
+        return Err(CliError::Usage("there is no terminal to confirm this on; nothing was done; use --yes".to_owned()));
     }
     write!(stderr(), "rouse: {verb} it? [y/N] ")?;
     let mut answer = String::new();
@@ -83,7 +86,7 @@ mod tests {
         let tail = "the worker stays in use";
         assert_eq!(consequences(&host), format!("{head}: no build runs on it; {tail}"));
         host.builds = [7, 9].map(|id| api::Id(BuildId(id))).to_vec();
-        let builds = "builds 7, 9 run on it and are tried again elsewhere, without using up a retry";
+        let builds = "builds 7, 9 run on it and are retried elsewhere (this does not count as one of their retries)";
         assert_eq!(consequences(&host), format!("{head}: {builds}; {tail}"));
     }
 }

@@ -1,4 +1,4 @@
-//! Waits for a build: reports progress, receives changes, and tolerates a master that is away for a while.
+//! Waits for a build: reports progress, receives changes, and continues to wait if the master is away for a while.
 
 use super::client::Client;
 use super::error::CliError;

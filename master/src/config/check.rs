@@ -1,4 +1,4 @@
-//! `rouse check`: reports everything that is wrong with a configuration.
+//! `rouse check`: reports all errors of a configuration.
 
 use super::{Config, HostConfig, read_file};
 use crate::core::plan::WorkerPlan;
@@ -14,7 +14,7 @@ pub type Look<'a> = &'a dyn Fn(&Config) -> Vec<(bool, String)>;
 /// Writes every error and every warning of the file at `path` to `out`, one per line, and a summary. With `online` it
 /// also checks in the clouds whether hosts could be started. Changes nothing.
 ///
-/// The exit code is 0 if there is no error, else 2. It is also 2 if `out` cannot be written to.
+/// The exit code is 0 if there is no error, otherwise 2. It is also 2 if `out` cannot be written to.
 pub fn check(path: &Path, online: Option<Look<'_>>, out: &mut impl Write) -> i32 {
     match write_findings(path, online, out) {
         Ok(true) => 0,
@@ -90,7 +90,7 @@ fn other_users(config: &Config) -> impl Iterator<Item = String> {
     let users: BTreeSet<_> = workers.filter_map(|worker| worker.run_as.as_deref()).collect();
     let own = std::env::var("USER").unwrap_or_default();
     users.into_iter().filter(move |user| *user != own).map(|user| {
-        format!("worker.run_as: builds of [worker.process] run as {user} only where the master is root, and are lost elsewhere")
+        format!("worker.run_as: builds of [worker.process] run as {user} only if the master is root; otherwise they are lost")
     })
 }
 

@@ -67,7 +67,7 @@ impl<'d> Notes<'d> {
 /// Keys of earlier versions, and what each is called now.
 const RENAMED: [(&str, &str); 1] = [("limits.quarantine_after", "mail_after_failed_starts")];
 
-/// Lines whose syntax is wrong that are told, at most: a file of another kind is wrong from beginning to end.
+/// Maximum number of lines with wrong syntax that are reported, because in a file of another kind every line is wrong.
 const MOST_LINES: usize = 20;
 
 /// Parses `text`, and records the first syntax error of each line.
@@ -135,7 +135,7 @@ impl<'d> Table<'d> {
         Some(Value { notes: self.notes, path: self.path_of(key), at, member: self.member, value: value.get_ref() })
     }
 
-    /// The value of a key as `read` makes it; an error is noted where the key is missing.
+    /// The value of a key as `read` makes it; an error is noted if the key is missing.
     pub(super) fn required<T>(
         &self,
         key: &'static str,

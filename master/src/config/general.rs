@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 use toml::de::DeTable;
 
-/// The master's name where the file gives none.
+/// The master's name if the file gives none.
 pub(super) const DEFAULT_NAME: &str = "rouse";
 /// The default of `limits.max_log_size`, bytes: four times the agent's own limit.
 pub(super) const DEFAULT_MAX_LOG_SIZE: u64 = 256_000_000;
@@ -21,7 +21,7 @@ pub(super) const DEFAULT_STATE_DIR: &str = "/var/lib/rouse";
 pub(super) const DEFAULT_RESTART_LEASE: Duration = Duration::from_secs(600);
 /// The default interval of audits.
 pub(super) const DEFAULT_AUDIT: Duration = Duration::from_secs(120);
-/// Failed starts in a row that are worth a mail, if the file does not say.
+/// The default of `mail_after_failed_starts`.
 pub(super) const DEFAULT_MAIL_AFTER: u32 = 3;
 
 /// The default address with this port.
@@ -52,7 +52,7 @@ pub(super) fn master<'d>(root: &Table<'d>, empty: &'d DeTable<'d>) -> MasterConf
             if token.expose().bytes().all(|b| b.is_ascii_graphic()) {
                 Some(token)
             } else {
-                v.error("must be of ASCII characters without spaces")
+                v.error("must consist of ASCII characters without spaces")
             }
         }),
         restart_lease: table.or("restart_lease", DEFAULT_RESTART_LEASE, |v| v.duration(Duration::ZERO)),
@@ -73,10 +73,10 @@ pub(super) fn broker<'d>(root: &Table<'d>, master: &MasterConfig, empty: &'d DeT
     let listen = table.or("listen", vec![local(5672)], |v| {
         let listen = v.one_or_list(|v| v.address())?;
         if listen.is_empty() && v.items("a list").is_some_and(|items| items.is_empty()) {
-            return v.error("must have one address at least: write [\"127.0.0.1:5672\"]");
+            return v.error("must have at least one address: write [\"127.0.0.1:5672\"]");
         }
         if url.is_some() {
-            v.warn("has no effect, since `url` names a broker of yours");
+            v.warn("has no effect, because `url` names your own broker");
         }
         if listen.iter().any(|a| matches!(a.ip(), IpAddr::V6(ip) if ip.is_unicast_link_local())) {
             return v.error("RabbitMQ cannot listen on a link-local address (fe80::): give another one");
@@ -90,7 +90,7 @@ pub(super) fn broker<'d>(root: &Table<'d>, master: &MasterConfig, empty: &'d DeT
             let text = v.word()?;
             match url::broker(&text) {
                 Ok(url) if url.login.is_some() => {
-                    v.error("must have no user and password in it: each agent has its own")
+                    v.error("must not contain a user and password: each agent has its own")
                 }
                 Ok(_) => Some(text),
                 Err(why) => v.error(why),
@@ -115,7 +115,7 @@ pub(super) fn broker<'d>(root: &Table<'d>, master: &MasterConfig, empty: &'d DeT
         let other = taken[..i].iter().find(|(_, a)| a == address && a.port() != 0);
         if let Some((other, _)) = other {
             let at = key.strip_prefix("broker.").and_then(|k| table.map.get(k)).map_or(table.at, |v| v.span().start);
-            let message = format!("{address} is taken by {other} already: give another port");
+            let message = format!("{address} is already used by {other}: choose another port");
             table.notes.error(at, key, message);
         }
     }
@@ -193,7 +193,7 @@ pub(super) fn limits<'d>(root: &Table<'d>, empty: &'d DeTable<'d>) -> Limits {
     let table = section(root, "limits", &keys::LIMITS, empty);
     let limits = Limits {
         max_hosts: table.optional("max_hosts", |v| {
-            if v.whole(0)? == 0 { v.error("must be at least 1; for no cap leave the key out") } else { v.whole(1) }
+            if v.whole(0)? == 0 { v.error("must be at least 1; for no limit, leave the key out") } else { v.whole(1) }
         }),
         mail_after_failed_starts: table.or("mail_after_failed_starts", DEFAULT_MAIL_AFTER, |v| v.whole(1)),
         queue_timeout: table.optional("queue_timeout", |v| v.duration(Duration::from_secs(1))),
@@ -219,7 +219,7 @@ impl BrokerConfig {
         url.hosts.len() == 1 && interval.is_none_or(is_quick)
     }
 
-    /// What agents are told to dial.
+    /// The broker URL that the master gives to agents.
     pub fn dialled(&self) -> Dialled<'_> {
         match (&self.agent_url, &self.url) {
             (Some(url), _) => Dialled::AgentUrl(url),
@@ -233,7 +233,7 @@ impl BrokerConfig {
     }
 }
 
-/// Why a host elsewhere could not reach the broker; nothing where it could, as far as this file tells.
+/// Why a host elsewhere could not reach the broker; nothing if it could, as far as this file tells.
 pub(super) fn unreachable(broker: &BrokerConfig) -> Option<&'static str> {
     let here = |text: &str| url::broker(text).is_ok_and(|url| url.is_loopback());
     match broker.dialled() {
@@ -254,7 +254,10 @@ pub(super) fn unreachable(broker: &BrokerConfig) -> Option<&'static str> {
 /// The check of a property's name.
 pub(super) fn property_name(name: &str) -> Result<(), String> {
     if name.is_empty() || name.chars().any(|c| c.is_control() || c == '=') {
-        return Err(format!("{:?} cannot name a property: no '=' or control characters", shorten(name)));
+        return Err(format!(
+            "{:?} cannot be the name of a property: it must not be empty or contain '=' or control characters",
+            shorten(name)
+        ));
     }
     Ok(())
 }

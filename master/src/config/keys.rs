@@ -1,8 +1,9 @@
-//! Every key of `rouse.toml`: its kind and its default. What it means, the comments of contrib/rouse.example.toml say.
+//! Every key of `rouse.toml`, with its kind and its default. The comments in contrib/rouse.example.toml explain the
+//! meaning.
 //!
-//! The reader asks for exactly the keys that a section has here; in debug builds [`super::document`] panics otherwise.
-//! `config/schema.rs`, a test, makes the JSON Schema from these tables, and `tests/tests/schemas.rs` compares what the schema
-//! accepts with what the reader accepts.
+//! The reader must request exactly the keys that a section has here. If it does not, [`super::document`] panics in
+//! debug builds. `config/schema.rs`, a test, makes the JSON Schema from these tables, and `tests/tests/schemas.rs`
+//! compares what the schema accepts with what the reader accepts.
 
 /// The keys of a table, and what they ask of each other.
 pub struct Section {
@@ -15,7 +16,7 @@ pub struct Key {
     pub(super) name: &'static str,
     pub(super) kind: Kind,
     pub(super) required: bool,
-    /// As TOML and JSON write it alike; absent if there is none, or if it depends on something else.
+    /// In a form that is valid in both TOML and JSON; absent if there is none, or if it depends on something else.
     pub(super) default: Option<&'static str>,
 }
 
@@ -61,7 +62,7 @@ pub enum Kind {
 pub enum Rule {
     /// Beside the first key one of the others is needed.
     Needs(&'static str, &'static [&'static str]),
-    /// Two of these never stand beside each other.
+    /// Two of these can never be set together.
     Apart(&'static [&'static str]),
     /// One of these at least.
     Some(&'static [&'static str]),

@@ -1,9 +1,9 @@
 //! The configuration: reads `rouse.toml` into types that are always valid, and reports all errors at once.
 //!
-//! There are three passes. `document` parses the text and keeps the position of each value; `general`, `workers` and
-//! `hosts` validate with the readers of `read`; and the result includes the [`Plan`] for the core. An error ends no
+//! There are three passes. `document` parses the text and keeps the position of each value. `general`, `workers` and
+//! `hosts` validate with the readers of `read`. The result includes the [`Plan`] for the core. An error does not end a
 //! pass: it is recorded, and the pass continues with a substitute value. A configuration with an error is never
-//! returned. `keys` lists every key; `schema` makes the JSON Schema for editors from it.
+//! returned. `keys` lists every key, and `schema` makes the JSON Schema for editors from it.
 
 mod check;
 mod document;
@@ -75,7 +75,7 @@ pub struct MasterConfig {
     pub listen: SocketAddr,
     /// The token for requests that change something; absent if it is generated at the start in the state directory.
     pub api_token: Option<Secret>,
-    /// The length of every lease from when the master is asked to end.
+    /// The length of every lease once the master is asked to end.
     pub restart_lease: Duration,
 }
 
@@ -94,14 +94,14 @@ pub struct BrokerConfig {
     pub auth_listen: SocketAddr,
 }
 
-/// What agents are told to dial.
+/// The broker URL that the master gives to agents.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Dialled<'c> {
-    /// What `agent_url` says.
+    /// The value of `agent_url`.
     AgentUrl(&'c str),
     /// The user's own broker, without the master's user and password.
     OwnBroker(&'c Secret),
-    /// The private broker: its first address that other machines may reach, or else its first.
+    /// The private broker: its first address that other machines may reach, otherwise its first.
     PrivateBroker(SocketAddr),
 }
 
@@ -110,7 +110,7 @@ pub enum Dialled<'c> {
 pub struct MailConfig {
     /// The sender's address.
     pub from: String,
-    /// The name in the SMTP greeting; absent: the machine's full name, else the domain of `from`.
+    /// The name in the SMTP greeting; absent: the machine's full name, otherwise the domain of `from`.
     pub hello_name: Option<String>,
     /// The SMTP server.
     pub relay: Relay,
@@ -121,7 +121,8 @@ pub struct MailConfig {
 }
 
 impl MailConfig {
-    /// Whether mail is only sent over TLS: because the relay's URL says so, or because there is a password to protect.
+    /// Whether mail is only sent over TLS: because the relay's URL requires it, or because there is a password to
+    /// protect.
     pub fn needs_tls(&self) -> bool {
         let relay = &self.relay;
         match relay.tls {
@@ -171,7 +172,7 @@ pub enum RelayTls {
     Implicit,
     /// `?tls=required`: STARTTLS, or nothing is sent.
     Required,
-    /// STARTTLS where the relay offers it.
+    /// STARTTLS if the relay offers it.
     Opportunistic,
     /// `?tls=none`: never.
     Never,

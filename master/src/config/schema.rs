@@ -1,7 +1,8 @@
-//! The JSON Schema of `rouse.toml`, for editors: the keys that the reader knows, and what the example says of them.
+//! The JSON Schema of `rouse.toml`, for editors: the keys that the reader knows, with the comments of the example file.
 //!
-//! It accepts everything that the reader accepts, and refuses what a schema can refuse: unknown keys, wrong types, most
-//! ranges and combinations. Whether names are unique or files exist, only `rouse check` knows.
+//! The schema accepts everything that the reader accepts. It refuses what a schema can refuse: unknown keys, wrong
+//! types, most ranges and combinations. Only `rouse check` can find out whether names are unique and whether files
+//! exist.
 #![allow(clippy::unwrap_used)]
 
 use super::keys::{Key, Kind, ROOT, Rule, Section};
@@ -14,7 +15,7 @@ pub(crate) const DURATION: &str = "^([0-9]+w)?([0-9]+d)?([0-9]+h)?([0-9]+m)?([0-
 
 const EXAMPLE: &str = include_str!("../../../contrib/rouse.example.toml");
 
-/// What the example says of sections and keys, by path such as `worker.ec2.region`.
+/// The comments of sections and keys in the example, by path such as `worker.ec2.region`.
 #[derive(Default)]
 struct Comments {
     sections: BTreeSet<String>,
@@ -75,7 +76,7 @@ fn schema() -> Value {
     let mut schema = section(&ROOT, "", &comments);
     schema["$schema"] = json!("http://json-schema.org/draft-07/schema#");
     schema["title"] = json!("rouse.toml");
-    schema["description"] = json!("The configuration of rouse's master. `rouse check` finds everything that is wrong.");
+    schema["description"] = json!("The configuration of rouse's master. `rouse check` reports all errors.");
     schema
 }
 

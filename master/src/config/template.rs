@@ -1,4 +1,4 @@
-//! Names of workers with a range in them: `linux-{01..20}` is twenty names.
+//! Names of workers that contain a range: `linux-{01..20}` stands for twenty names.
 
 use rouse_shared::WorkerName;
 
@@ -32,7 +32,7 @@ pub(super) fn expand(written: &str) -> Result<Vec<WorkerName>, String> {
         return Err(format!("the range runs backwards: write {{{last}..{first}}}"));
     }
     if to - from >= MOST {
-        return Err(format!("{} workers in one section are more than {MOST}, the most that is taken", to - from + 1));
+        return Err(format!("{} workers in one section; the maximum is {MOST}", to - from + 1));
     }
     let padded = |text: &str| text.len() > 1 && text.starts_with('0');
     let width = if padded(first) || padded(last) { first.len().max(last.len()) } else { 0 };

@@ -16,10 +16,11 @@ pub(super) fn broker(text: &str) -> Result<BrokerUrl, String> {
 fn one_host(text: &str, schemes: [&str; 2]) -> Result<Url, String> {
     let [first, second] = schemes;
     if text.contains(|c: char| c.is_whitespace() || c.is_control()) {
-        return Err("an address has no spaces or line breaks in it".to_owned());
+        return Err("an address must not contain spaces or line breaks".to_owned());
     }
-    let (scheme, rest) =
-        text.split_once("://").ok_or_else(|| format!("not an address: it begins with {first}:// or {second}://"))?;
+    let (scheme, rest) = text
+        .split_once("://")
+        .ok_or_else(|| format!("not an address: it must begin with {first}:// or {second}://"))?;
     if !schemes.contains(&scheme) {
         return Err(format!("an address that begins with {first}:// or {second}:// is needed here"));
     }

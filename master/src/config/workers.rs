@@ -241,14 +241,14 @@ fn lease(table: &Table<'_>, keepalive: Option<Keepalive>) -> Option<Duration> {
             if lease < interval * 2 {
                 let least = duration::exact(interval * 2);
                 return value.error(format!(
-                    "must be two keepalive intervals at least, {least}: one lost heartbeat is no death"
+                    "must be at least two keepalive intervals, {least}, because a single heartbeat can get lost"
                 ));
             }
             Some(lease)
         }
         (Some(Keepalive::Every(interval)), None) => Some((interval * 6).max(LEAST_DEFAULT_LEASE)),
         (Some(Keepalive::WithoutLease), Some(value)) => {
-            value.error("there is no lease where keepalive_interval = \"none\": leave one of them out")
+            value.error("there is no lease if keepalive_interval = \"none\": leave one of them out")
         }
         (None, Some(value)) => value.duration(SECOND),
         (Some(Keepalive::WithoutLease) | None, None) => None,
@@ -281,7 +281,7 @@ fn latent(
     };
     let of = table.member.map_or(1, |m| m.of);
     if let Some(value) = table.get("min_idle").filter(|_| u64::from(min_idle) > of as u64) {
-        value.warn(format!("more than there are: this section gives {of} of them"));
+        value.warn(format!("more than the {of} workers of this section"));
     }
     let (template, image) = (template.to_owned(), image.into());
     Some(LatentPlan {
@@ -299,7 +299,7 @@ fn latent(
     })
 }
 
-/// The one provider section: what it makes (nothing where it is faulty), whose it is, and its fingerprint.
+/// The one provider section: what it makes (nothing if it is faulty), whose it is, and its fingerprint.
 fn provider(table: &Table<'_>) -> Option<(Option<HostConfig>, ProviderKind, u64)> {
     let mut sections: Vec<_> = PROVIDERS.iter().filter_map(|kind| Some((table.get(kind.as_str())?, *kind))).collect();
     sections.sort_by_key(|(value, _)| value.at);

@@ -1,5 +1,5 @@
-//! Decides which agents are let in. When an agent connects, only its credential counts; when it says hello, everything
-//! that the master knows counts.
+//! Decides which agents are accepted. When an agent connects, the master checks only its credential. At hello, the
+//! master checks everything that it knows.
 
 use super::event::Effect;
 use super::plan::Digest;
@@ -58,7 +58,7 @@ impl Worker {
 
 /// The answer to a hello.
 pub(super) enum AdmissionDecision {
-    /// The session goes on.
+    /// The session continues.
     Resume,
     /// A new session begins.
     Begin,
@@ -68,7 +68,7 @@ pub(super) enum AdmissionDecision {
     Refuse {
         /// Why, in a sentence.
         reason: String,
-        /// Whether the host is of no use and is to power itself off.
+        /// Whether the host is useless and is to power itself off.
         power_off: bool,
     },
 }
@@ -118,7 +118,7 @@ impl Core {
         self.out.push(Effect::Send { queue: hello.queue, message: ToAgent::Refused { reason, power_off } });
     }
 
-    /// The agent on this machine was let in, so its refusal is no longer shown.
+    /// The agent on this machine was accepted, so its refusal is no longer shown.
     pub(super) fn forget_refusal(&mut self, name: &WorkerName, identity: &str) {
         if let Some(worker) = self.workers.get_mut(name) {
             let identity = legible(identity, IDENTITY_SHOWN);
@@ -199,7 +199,7 @@ impl Core {
         }
     }
 
-    /// A latent worker's agent is let in only on the host that the ledger expects.
+    /// A latent worker's agent is accepted only on the host that the ledger expects.
     fn admit_latent(&self, worker: &Worker, hello: &Hello, credential: &Credential) -> AdmissionDecision {
         let Some(host) = self.host_of(worker).map(|l| &l.host) else {
             return refuse("no host of this worker is expected now", true);

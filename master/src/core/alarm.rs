@@ -1,6 +1,6 @@
-//! The broker accepts nothing for a while, because it has too little memory or disk. Nothing reaches the master or an
-//! agent then, so for most purposes the broker is away. But agents go on with their builds, as long as they have been
-//! promised: see [`Core::held_by_broker`].
+//! The broker accepts nothing for a while, because it has too little memory or disk space. Nothing that the master or
+//! an agent sends arrives, so for most purposes the master treats the broker as down. But agents continue their builds
+//! for as long as the master has promised: see [`Core::held_by_broker`].
 
 use super::event::{Effect, Level};
 use super::mail::What;
@@ -22,7 +22,7 @@ const SHORTEST: Duration = Duration::from_secs(BLOCKED_DETECTION.as_secs() + 10)
 const CALM: Duration = Duration::from_secs(60);
 /// So long after an alarm the broker may still bring what agents said in it, or before, that are gone by now.
 const FLUSH: Duration = Duration::from_secs(5);
-/// Between two looks at a lease that is held.
+/// Interval between two checks of a lease that is held.
 const LOOK: Duration = Duration::from_secs(5);
 
 /// What the agent of a session may have been promised. It is never taken back, because the message that does so may be
@@ -41,7 +41,7 @@ impl Core {
             return;
         }
         self.timers.clear(&Timer::AlarmOver);
-        let text = format!("the broker accepts no messages ({why}): builds that run go on, and nothing is started");
+        let text = format!("the broker accepts no messages ({why}): running builds continue, and nothing is started");
         self.note(Level::Warn, text);
         self.on_broker_changed(now);
         if self.alarm_told.is_none() {
@@ -61,7 +61,7 @@ impl Core {
         self.on_broker_changed(now);
     }
 
-    /// The alarm has not come back: whoever was told of it is told that it is over.
+    /// The alarm has not come back: the recipients of the mail about it get one that it is over.
     pub(super) fn on_alarm_over(&mut self, now: Timestamp) {
         if !self.broker_up {
             // Nobody knows whether it is.
@@ -73,7 +73,7 @@ impl Core {
         }
     }
 
-    /// Goes on with an alarm that people were told of before the master was started.
+    /// Continues an alarm that was reported to people before the master was started.
     pub(super) fn restore_alarm(&mut self, now: Timestamp, told: Option<Timestamp>) {
         self.alarm_told = told;
         if told.is_some() {
@@ -81,13 +81,13 @@ impl Core {
         }
     }
 
-    /// Whether a hello may have waited in the broker for the end of an alarm, perhaps longer than its agent was there. An
-    /// agent that is there says something within seconds, and gets no build before that.
+    /// Whether a hello may have waited in the broker for the end of an alarm, perhaps longer than its agent was there.
+    /// An agent that is there says something within seconds, and gets no build before that.
     pub(super) fn hello_may_be_old(&self, now: Timestamp) -> bool {
         self.alarm.is_some() || self.alarm_ended.is_some_and(|at| now.since(at) < FLUSH)
     }
 
-    /// Those who are told of everything, or else those who look after a worker.
+    /// The recipients of all mail; if there are none, those of mail about any worker.
     fn alarm_recipients(&self) -> BTreeSet<String> {
         let all = self.plan.mail.extra_recipients.clone();
         if !all.is_empty() {
@@ -116,7 +116,7 @@ impl Core {
     }
 
     /// Until when a session may last whose lease is over: its agent may have been told that the broker accepts nothing,
-    /// and go on with its builds. It does so for less than one lease from the end of the alarm. While the master cannot
+    /// and continue its builds. It does so for less than one lease from the end of the alarm. While the master cannot
     /// tell whether there is one it waits, for as long as the agent may at most.
     pub(super) fn held_by_broker(&self, now: Timestamp, name: &WorkerName) -> Option<Timestamp> {
         let worker = self.workers.get(name)?;

@@ -1,9 +1,9 @@
-//! The audit: compares what the providers list under the master's name with the ledger.
+//! The audit: compares the machines that the providers list under the master's name with the ledger.
 //!
 //! The periodic audit runs at the start and every `audit.interval`. It terminates machines that have been unknown for
-//! longer than any call takes. An audit for a user lists in rounds: a difference counts only if two lists in a row show
-//! it, so a change during a list is no difference. If that audit is to fix differences, it continues until none is left
-//! that it may fix, or until its time is over.
+//! longer than any call takes. An audit for a user requests several lists: a difference counts only if two lists in a
+//! row show it, so a change during a list is not reported as a difference. If that audit is to fix differences, it
+//! continues until none is left that it may fix, or until its time limit.
 
 use super::event::{Effect, Level, ListedHost, Listing, Owner, Reply, RequestId, UnlistedPlace};
 use super::host::LiveHost;
@@ -64,7 +64,7 @@ impl AuditReport {
     }
 }
 
-/// How ledger and clouds differ.
+/// The kinds of differences between the ledger and the providers.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum DifferenceKind {
@@ -213,7 +213,10 @@ impl Core {
                     self.note(Level::Warn, format!("orphan: {text}; terminating it"));
                     self.out.push(Effect::TerminateOrphan { provider, listed: machine.clone() });
                 } else {
-                    self.note(Level::Warn, format!("orphan: {text}; audit.on_orphan says to leave it running"));
+                    self.note(
+                        Level::Warn,
+                        format!("orphan: {text}; it is left running, because audit.on_orphan is \"report\""),
+                    );
                 }
             }
         }

@@ -1,4 +1,4 @@
-//! Builds and their attempts, as the ledger keeps them.
+//! Builds and their attempts, as they are stored in the ledger.
 
 use rouse_shared::message::{Outcome, Step, StepReport};
 use rouse_shared::{AttemptId, BuildId, HostId, SessionId, Timestamp, WorkerName};
@@ -19,8 +19,8 @@ pub struct BuildSpec {
     pub retries: u32,
     /// Time limit of one attempt, milliseconds.
     pub timeout_ms: Option<u64>,
-    /// How long it may wait for something that can run it, counted anew each time that it is queued, milliseconds;
-    /// absent: as the configuration says.
+    /// How long it may wait for something that can run it, counted from zero each time that it is queued, milliseconds;
+    /// absent: the value in the configuration.
     #[serde(default)]
     pub queue_timeout_ms: Option<u64>,
     /// Added to every step's environment.
@@ -45,7 +45,7 @@ pub struct Build {
     pub id: BuildId,
     /// What was requested.
     pub spec: Arc<BuildSpec>,
-    /// What has become of it.
+    /// Its status.
     pub status: BuildStatus,
 }
 
@@ -57,7 +57,7 @@ pub struct BuildStatus {
     /// When it was last queued, if that was later: an attempt was lost under it.
     #[serde(default)]
     pub requeued: Option<Timestamp>,
-    /// When its last attempt was first heard to run.
+    /// When the master first received that its last attempt runs.
     pub started: Option<Timestamp>,
     /// When it ended.
     pub finished: Option<Timestamp>,
@@ -143,7 +143,7 @@ pub struct FailedHost {
 pub enum BuildState {
     /// Waits for a worker.
     Queued,
-    /// Given to a worker that has not begun it, or a host is being started for it.
+    /// Assigned to a worker that has not started it, or a host is being started for it.
     Starting,
     /// Runs.
     Running,

@@ -1,5 +1,6 @@
-//! Alternatives (type, zone, market, size) that have no room: each rests, longer with each time in a row, and the next
-//! one is taken meanwhile. Nobody is to blame for it: neither build nor worker nor image.
+//! Alternatives (type, zone, market, size) without capacity. Each is not used for a while, longer each time in a row,
+//! and meanwhile the next alternative is tried. A lack of capacity does not count as a failure of a build, a worker or
+//! an image.
 
 use super::host::BACKOFF_FIRST;
 use super::places::{Cause, PlaceKey};

@@ -53,7 +53,7 @@ fn hold_to(now: Timestamp, ledger: &mut Ledger) {
 
 impl Core {
     /// A core that continues from the ledger. Every lease counts as just renewed, every call to a provider that may
-    /// have been under way is repeated, and every timer starts anew.
+    /// have been under way is repeated, and every timer starts again.
     pub fn new(now: Timestamp, mut start: Start) -> (Self, Vec<Effect>) {
         hold_to(now, &mut start.ledger);
         let mut core = Self {

@@ -1,4 +1,4 @@
-//! The two complete lists: what can happen to the core, and what the core can request. Read these first.
+//! Two complete lists: what can happen to the core, and what the core can request. Read these first.
 
 use super::audit::{AuditMode, AuditReport};
 use super::build::{BuildSpec, BuildState};
@@ -50,8 +50,8 @@ pub enum Event {
     /// The master's link to the broker is down, or the ledger cannot be written. No agent can attach, so no worker
     /// becomes missing. Twice.
     BrokerDown,
-    /// The broker accepts nothing that the master or an agent publishes, because it has too little memory or disk. Twice;
-    /// late by less than [`rouse_shared::limits::BLOCKED_DETECTION`] while the link is up.
+    /// The broker accepts nothing that the master or an agent publishes, because it has too little memory or disk.
+    /// Twice; late by less than [`rouse_shared::limits::BLOCKED_DETECTION`] while the link is up.
     BrokerBlocked {
         /// The reason, as the broker gives it.
         why: String,
@@ -113,7 +113,7 @@ pub enum Event {
         host: HostId,
         /// How it ended, in a sentence.
         why: String,
-        /// Whether the cloud took it back for want of room: neither the image's fault nor the worker's.
+        /// Whether the cloud took it back for lack of capacity: neither the image's fault nor the worker's.
         reclaimed: bool,
     },
     /// The result of [`Effect::FetchConsole`]. Late.
@@ -135,7 +135,7 @@ pub enum Event {
         /// The attempt that the logs belong to.
         attempt: AttemptId,
     },
-    /// A chunk does not join what is already there, or [`Effect::CheckLogs`] found bytes missing. Late and twice.
+    /// A chunk does not continue the log, or [`Effect::CheckLogs`] found bytes missing. Late and twice.
     LogGap {
         /// The attempt that the log belongs to.
         attempt: AttemptId,
@@ -144,7 +144,7 @@ pub enum Event {
         /// The first missing byte.
         offset: u64,
     },
-    /// The operating system has requested the end of the master: extend every lease. Once.
+    /// The master has received a signal to end: extend every lease. Once.
     Shutdown,
     /// The time of [`super::Core::next_wakeup`] has come.
     Tick,
@@ -187,9 +187,10 @@ pub enum Command {
         /// The operation.
         operation: Operation,
     },
-    /// Terminate a host now. Its builds are retried elsewhere without using up a retry, and its worker stays in use.
+    /// Terminate a host at once. Its builds are retried elsewhere; this does not count as one of their retries. Its
+    /// worker stays in use.
     TerminateHost(HostId),
-    /// Give up a host that can never be heard of again. Refused while its agent is attached.
+    /// Give up a host that is gone for good. Refused while its agent is attached.
     ForgetHost(HostId),
     /// The same for a place and all hosts there, by [`super::places::PlaceKey::id`].
     ForgetPlace(String),
@@ -197,13 +198,13 @@ pub enum Command {
     Audit(AuditMode),
 }
 
-/// What an operator may want of a worker.
+/// The operations on a worker.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Operation {
     /// No new builds.
     Pause,
-    /// Work again; lifts a backoff too, and probes its place.
+    /// Take the worker back into use; also ends its backoff, and probes its place.
     Resume,
     /// Pause, then terminate its host when nothing runs on it.
     Drain,
@@ -229,22 +230,22 @@ pub struct Started {
     pub identity: Option<String>,
 }
 
-/// Why a provider did not start a host. Told apart by kind, never by text. Each kind has an owner, who waits for it.
+/// Why a provider did not start a host. The kind matters, never the text. It determines what pauses.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum StartError {
-    /// There is no room for this alternative (type, zone, market, size) now. The alternative rests.
+    /// There is no capacity for this alternative (type, zone, market, size) now. It is not used for a while.
     Capacity(String),
-    /// A quota or limit of the account leaves no room for this alternative. It rests, and the place pauses if the quota
-    /// leaves room for none.
+    /// A quota or limit of the account rules out this alternative. It is not used for a while, and the place pauses if
+    /// the quota rules out every alternative.
     Quota(String),
-    /// It will not be made like this: wrong image, wrong type, no such thing. The worker pauses, and its image.
+    /// The cloud rejects the order: wrong image, wrong type, no such thing. The worker and its image pause.
     Rejected(String),
-    /// The place refuses everybody or cannot be asked: unreachable, credentials refused or expired, wrong clock,
-    /// throttled, an internal error, a network or pool that is not active. Nothing was made. The place pauses.
+    /// The place refuses all orders or cannot be queried: unreachable, credentials refused or expired, wrong clock,
+    /// throttled, an internal error, a network or pool that is not active. Nothing was created. The place pauses.
     Place(String),
-    /// Nothing was made, and the same call may succeed soon. The worker pauses.
+    /// Nothing was created, and the same call may succeed soon. The worker pauses.
     Transient(String),
-    /// It may or may not have been made: the same start is repeated, word for word. The place pauses.
+    /// The machine may or may not have been created. The same start is repeated unchanged. The place pauses.
     Unknown(String),
 }
 
@@ -302,7 +303,7 @@ pub struct ListedHost {
 pub struct Listing {
     /// The machines that have our name, of every place that was listed.
     pub machines: Vec<ListedHost>,
-    /// The places that were not: of what is there nothing is known.
+    /// The places that could not be listed. Nothing is known about the machines there.
     pub unlisted: Vec<UnlistedPlace>,
 }
 
@@ -323,13 +324,13 @@ impl From<Vec<ListedHost>> for Listing {
 }
 
 impl Listing {
-    /// None of the places could be asked.
+    /// None of the places could be queried.
     pub fn of_nobody(why: String) -> Self {
         Self { machines: Vec::new(), unlisted: vec![UnlistedPlace { place: None, why }] }
     }
 }
 
-/// Whom a machine with the master's name belongs to.
+/// The owner of a machine with the master's name.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Owner {
     /// It has the master's name and id.
@@ -360,14 +361,15 @@ pub enum Effect {
         /// The answer.
         reply: Reply,
     },
-    /// Work out the launch spec: resolve the image and choose an alternative. Creates nothing. Answered by
+    /// Compute the launch spec: resolve the image and choose an alternative. Creates nothing. Answered by
     /// [`Event::Prepared`].
     PrepareHost {
         /// The host.
         host: Box<Host>,
         /// The first alternative that may be taken, from 0.
         number: u32,
-        /// Alternatives of its place that rest for want of room ([`LaunchSpec::alternative`]): they are passed over.
+        /// Alternatives of its place that are not used for lack of capacity ([`LaunchSpec::alternative`]). They are
+        /// skipped.
         resting: BTreeSet<String>,
     },
     /// Create the machine from the host's launch spec. Idempotent by the host's id. Answered by [`Event::StartEnded`].
@@ -391,11 +393,11 @@ pub enum Effect {
     FetchConsole(Box<Host>),
     /// List the machines with the master's name. Answered by [`Event::Listed`].
     ListHosts(ProviderKind),
-    /// Look after this place no longer, unless the configuration has it.
+    /// Stop listing this place, unless it is in the configuration.
     ForgetPlace {
-        /// What makes hosts there.
+        /// The provider of the hosts there.
         provider: ProviderKind,
-        /// What the configuration calls it.
+        /// Its name in the configuration.
         place: String,
     },
     /// Accept log chunks of this attempt from the agent of this session.

@@ -1,6 +1,6 @@
-//! Limits for images whose hosts fail: all workers of the image pause, few of its hosts start at once until one has
-//! attached, and only one at a time after several failures in a row. An image is identified by its provider and its
-//! name in the configuration.
+//! Limits for images whose hosts fail. All workers of the image pause. Until a host has attached, only a few hosts of
+//! the image start at once, and only one at a time after several failures in a row. An image is identified by its
+//! provider and its name in the configuration.
 
 use super::event::{Effect, Level};
 use super::host::{BACKOFF_FIRST, BACKOFF_MOST, doubled};

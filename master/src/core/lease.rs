@@ -1,4 +1,5 @@
-//! How long a session is valid. A promise to an agent is never withdrawn: its steps may run until then.
+//! How long a session is valid. The master never withdraws a promise to an agent, because the agent's steps may run
+//! until the promised time.
 
 use super::event::Effect;
 use super::record::Record;

@@ -1,14 +1,14 @@
-//! Mail to people. News are collected for a minute and then put into mails, which stay in the ledger until the relay
-//! has accepted them.
+//! Mail to people. The master collects news for a minute and then puts them into mails, which stay in the ledger until
+//! the relay has accepted them.
 //!
-//! News are committed together with what caused them, and become mails in one transaction. So each recipient gets each
-//! piece of news in exactly one mail. Recipients with the same news share a mail. A mail never changes its message id:
-//! if the relay's answer is lost in a crash, the same mail is sent again under the same id.
+//! News are committed together with the event that caused them, and become mails in one transaction. Therefore each
+//! recipient gets each piece of news in exactly one mail. Recipients with the same news share a mail. A mail never
+//! changes its message id: if the relay's answer is lost in a crash, the same mail is sent again under the same id.
 //!
-//! If the relay does not answer or rejects the login, the master retries without end, with growing pauses and with one
-//! mail at a time. If the relay accepts a mail for some recipients and permanently refuses others, the addresses of the
-//! others must be wrong, and the master gives them up. If the relay refuses all recipients or the mail itself, its
-//! rules may be wrong, and the master retries for a day.
+//! If the relay does not answer or rejects the login, the master retries without a time limit, with growing pauses and
+//! with one mail at a time. If the relay accepts a mail for some recipients and permanently rejects others, the
+//! addresses of the others are probably wrong, and the master gives up on them. If the relay rejects all recipients or
+//! the mail itself, it may be misconfigured, and the master retries for a day.
 
 use super::event::{Effect, Level, ListedHost};
 use super::plan::ProviderKind;
@@ -28,7 +28,7 @@ const PAUSE_FIRST: Duration = Duration::from_secs(5);
 const PAUSE_MOST: Duration = Duration::from_secs(900);
 /// How long the master retries a mail that the relay permanently refuses.
 const REFUSED_MOST: Duration = Duration::from_secs(24 * 3_600);
-/// Largest number of mails that are being sent at the same time. With one only, a slow mail would delay all others.
+/// Maximum number of mails that are sent at the same time. With only one, a slow mail would delay all others.
 const AT_ONCE: usize = 4;
 
 /// Identifies a mail: its Message-ID without the angle brackets.
@@ -87,9 +87,9 @@ pub enum What {
     },
     /// A place has refused to start hosts for a while.
     PlacePaused {
-        /// What makes hosts there.
+        /// The provider of the hosts there.
         provider: ProviderKind,
-        /// What the configuration calls it.
+        /// Its name in the configuration.
         place: String,
         /// Its newest refusal, in a sentence.
         why: String,
@@ -98,9 +98,9 @@ pub enum What {
     },
     /// The pause of a place is over.
     PlaceBack {
-        /// What makes hosts there.
+        /// The provider of the hosts there.
         provider: ProviderKind,
-        /// What the configuration calls it.
+        /// Its name in the configuration.
         place: String,
         /// When the pause began.
         since: Timestamp,
@@ -112,7 +112,7 @@ pub enum What {
     },
     /// The broker accepts messages again.
     BrokerUnblocked {
-        /// When it was told that it does not.
+        /// When the alarm was reported.
         since: Timestamp,
     },
 }
@@ -246,7 +246,7 @@ impl Core {
         self.timers.set_once(Timer::News, now + GATHER);
     }
 
-    /// Reports an orphan, once: to `extra_recipients`, or if there are none, to those who are notified of missing
+    /// Reports an orphan, once: to `extra_recipients`, or if there are none, to the recipients of mail about missing
     /// workers of its provider.
     pub(super) fn report_orphan(
         &mut self,
@@ -433,8 +433,8 @@ impl Core {
         mail.error = Some(why);
     }
 
-    /// The relay permanently refuses these recipients. Gives them up at once if only their addresses can be wrong, else
-    /// when the mail is a day old.
+    /// The relay permanently refuses these recipients. Gives them up at once if only their addresses can be wrong,
+    /// otherwise when the mail is a day old.
     fn retry_or_give_up(
         &mut self,
         now: Timestamp,

@@ -1,8 +1,9 @@
-//! Workers that are missing: a standing one that is not attached for its `missing_timeout`, a latent one whose host
-//! does not attach within it, or of which several in a row did not start. Each loss is told once, and once when the worker is back.
+//! Missing workers. A standing worker is missing if no agent has been attached for its `missing_timeout`. A latent
+//! worker is missing if its host does not attach within that time, or if several of its hosts in a row did not start.
+//! The master reports once that the worker is missing, and once that it is back.
 //!
-//! Only time in which an agent could have attached counts. While the master or the broker is away, or the broker accepts
-//! nothing, no worker becomes missing, and a host that was starting during the outage is not counted as failed.
+//! Only time in which an agent could have attached counts. While the master or the broker is away, or the broker
+//! accepts nothing, no worker becomes missing, and a host that was starting during the outage does not count as failed.
 
 use super::event::Level;
 use super::mail::What;
@@ -97,7 +98,7 @@ impl Core {
             return;
         }
         // Agents can attach from now on. The limit ensures that a link that breaks again and again does not keep a host
-        // for ever that will never attach.
+        // forever that will never attach.
         for (id, live) in &self.hosts {
             if live.host.state.is_starting()
                 && let Some(plan) = self.workers.get(&live.host.worker).and_then(|w| w.plan.as_ref())

@@ -1,8 +1,8 @@
 //! The core decides everything and performs nothing: `handle(now, Event) -> Vec<Effect>`, without clock, files or
 //! network.
 //!
-//! Start with [`event`], which has the two complete lists. Each lifecycle has its module: [`builds`] (with attempts),
-//! [`host`], [`sessions`], [`missing`], [`workers`], [`mail`]; [`schedule`] assigns builds to workers.
+//! Start with [`event`], which contains the two complete lists. Each lifecycle has its module: [`builds`] (with
+//! attempts), [`host`], [`sessions`], [`missing`], [`workers`], [`mail`]. [`schedule`] assigns builds to workers.
 
 mod admission;
 mod alarm;
@@ -107,7 +107,7 @@ pub struct Core {
     alarm: Option<String>,
     /// When the last alarm was over.
     alarm_ended: Option<Timestamp>,
-    /// When people were told of an alarm that is not over.
+    /// When the current alarm was reported to people.
     alarm_told: Option<Timestamp>,
     /// Whether the link is up and messages get through.
     broker_up: bool,
@@ -342,7 +342,7 @@ impl Core {
         self.out.push(Effect::Log(level, text.into()));
     }
 
-    /// Sends to the worker's attached agent. Dropped if there is none, because a hello works everything out anew.
+    /// Sends to the worker's attached agent. Dropped if there is none, because a hello computes everything again.
     fn send(&mut self, worker: &WorkerName, message: ToAgent) {
         if let Some(live) = self.session_of(worker).filter(|l| l.attached) {
             self.out.push(Effect::Send { queue: live.session.queue.clone(), message });

@@ -1,8 +1,9 @@
-//! Places: what fails together, such as one region with one account, one hypervisor, one cloud. A place that refuses
-//! everybody, or that cannot be asked, **pauses**: no host is started there until the next probe. Terminations, lists
-//! and audits go on. A pause counts against no build, worker or image, and ends by itself.
+//! Places. A place is where hosts may all fail for the same reason: one region with one account, one hypervisor, one
+//! cloud. A place that refuses all orders, or that cannot be queried, **pauses**: no host is started there until the
+//! next probe. Terminations, lists and audits continue. A pause does not count as a failure of a build, a worker or an
+//! image, and it ends by itself.
 //!
-//! The probe is a list, and one start if a build waits for it.
+//! A probe is a list, and one start if a build waits for the place.
 
 use super::event::{Effect, Level, UnlistedPlace};
 use super::host::doubled;
@@ -23,13 +24,13 @@ use std::time::Duration;
 const PROBE_FIRST: Duration = Duration::from_secs(5);
 /// Longest time between two probes.
 const PROBE_MOST: Duration = Duration::from_secs(300);
-/// A pause that has lasted so long is worth a mail.
+/// If a pause has lasted this long, the master sends a mail.
 const MAIL_AFTER: Duration = Duration::from_secs(120);
 
-/// A place: its provider, and what the configuration calls it.
+/// A place: its provider, and its name in the configuration.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct PlaceKey {
-    /// What makes hosts there.
+    /// The provider of the hosts there.
     pub provider: ProviderKind,
     /// [`super::plan::LatentPlan::place`].
     pub name: Arc<str>,
@@ -54,13 +55,13 @@ pub struct PlaceRecord {
     pub reason: Option<String>,
     /// Whether the place could not be listed during this pause: then a list proves that it is over.
     pub unlisted: bool,
-    /// Whether it pauses because each of its workers is refused a host: then another such refusal proves nothing.
+    /// Whether it pauses because each of its workers was refused a host. Then another such refusal proves nothing.
     pub all_rejected: bool,
     /// Who was notified of the pause, and is notified of its end too; absent until it has lasted for two minutes.
     pub notified: Option<BTreeSet<String>>,
 }
 
-/// What made a place pause, or goes on to.
+/// Why a place is paused, or remains paused.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Cause {
     /// A call to start or resume a host.
@@ -76,7 +77,7 @@ pub(super) enum Cause {
 pub(super) struct PlaceBudget(BTreeMap<PlaceKey, usize>);
 
 impl PlaceKey {
-    /// What commands and the API call it: a provider and eight hexadecimal digits that follow from its name.
+    /// Its id in commands and in the API: a provider, and eight hexadecimal digits that are computed from its name.
     pub fn id(&self) -> String {
         let hash: [u8; 32] = Sha256::digest(self.name.as_bytes()).into();
         format!("{}-{}", self.provider.as_str(), hex::encode(&hash[..4]))
@@ -97,7 +98,7 @@ impl Core {
         PlaceKey::of_plan(self.plan_of(worker)?)
     }
 
-    /// Every place that a host of ours may be in, as far as configuration and ledger tell.
+    /// Every place that a host of this master may be in, according to configuration and ledger.
     pub(super) fn all_places(&self) -> BTreeSet<PlaceKey> {
         let configured = self.plan.workers.values().filter_map(|plan| PlaceKey::of_plan(plan));
         let hosts = self.hosts.values().map(|live| PlaceKey::of_host(&live.host));
@@ -114,7 +115,8 @@ impl Core {
         self.hosts.values().map(|live| &live.host).filter(starts).count()
     }
 
-    /// Whether the place of a worker lets one more host be started now: one at a time as a probe, while it pauses.
+    /// Whether one more host may be started in the place of a worker now. While the place is paused, only one at a time
+    /// may be started, as a probe.
     pub(super) fn place_may_start(&self, now: Timestamp, worker: &WorkerName, budget: &mut PlaceBudget) -> bool {
         let Some(key) = self.place_of(worker) else { return true };
         let left = budget.0.entry(key).or_insert_with_key(|key| match self.places.get(key) {
@@ -142,7 +144,8 @@ impl Core {
         self.pause_of(worker)?.1.until.filter(|until| *until > now)
     }
 
-    /// A place has refused a call, or could not be asked. What was under way when the pause began says nothing new.
+    /// A place has refused a call, or could not be queried. Calls that were under way when the pause began prove
+    /// nothing new.
     pub(super) fn place_failed(&mut self, now: Timestamp, key: &PlaceKey, why: &str, cause: Cause) {
         let jitter = self.jitter();
         let before = self.places.get(key).cloned();
@@ -170,7 +173,7 @@ impl Core {
         }
     }
 
-    /// A place has been listed whole.
+    /// A place has been listed completely.
     pub(super) fn place_listed(&mut self, now: Timestamp, key: &PlaceKey) {
         self.heard_places.insert(key.clone());
         if self.places.get(key).is_some_and(|record| record.unlisted) {
@@ -178,7 +181,7 @@ impl Core {
         }
     }
 
-    /// A place has made or resumed a host, or has refused only this one.
+    /// A place has created or resumed a host, or has refused only this one.
     pub(super) fn place_serves(&mut self, now: Timestamp, key: &PlaceKey) {
         self.heard_places.insert(key.clone());
         if self.places.contains_key(key) {
@@ -242,7 +245,7 @@ impl Core {
         self.touch_workers_in(key);
     }
 
-    /// The pause has lasted long enough for people to hear of it.
+    /// The pause has lasted long enough to be reported to people.
     pub(super) fn on_place_mail(&mut self, now: Timestamp, key: &PlaceKey) {
         let to = self.recipients_of(key);
         let Some(record) = self.places.get_mut(key).filter(|record| record.notified.is_none()) else { return };
@@ -257,7 +260,7 @@ impl Core {
         self.save_place(key);
     }
 
-    /// Those who are told of everything, or else those who look after the workers of the place.
+    /// The recipients of all mail; if there are none, those of mail about the workers of the place.
     fn recipients_of(&self, key: &PlaceKey) -> BTreeSet<String> {
         let to = self.plan.mail.extra_recipients.clone();
         if !to.is_empty() {
@@ -267,14 +270,14 @@ impl Core {
         self.plan.workers.values().filter(there).flat_map(|plan| plan.notify_on_missing.iter().cloned()).collect()
     }
 
-    /// A place has refused a host for what it is: the place itself answers.
+    /// A place has rejected the order of a host, so the place itself answers.
     pub(super) fn place_rejected(&mut self, now: Timestamp, key: &PlaceKey) {
         if self.places.get(key).is_none_or(|record| !record.all_rejected) {
             self.place_serves(now, key);
         }
     }
 
-    /// An operator says that the worker is to be tried again: its place is probed at once.
+    /// An operator has resumed a worker: its place is probed at once.
     pub(super) fn probe_place_now(&mut self, now: Timestamp, worker: &WorkerName) {
         let Some(key) = self.place_of(worker) else { return };
         let Some(record) = self.places.get_mut(&key) else { return };
@@ -283,7 +286,7 @@ impl Core {
         self.on_place(now, &key);
     }
 
-    /// Nobody needs to hear of the place any more.
+    /// The place is no longer to be reported.
     pub(super) fn forget_place(&mut self, key: &PlaceKey) {
         if self.places.remove(key).is_some() {
             self.timers.clear(&Timer::Place(key.clone()));
@@ -293,7 +296,7 @@ impl Core {
         self.heard_places.remove(key);
     }
 
-    /// A pause of a place that neither configuration nor hosts lead to any more is over.
+    /// Ends the pause of a place that is neither in the configuration nor has hosts.
     pub(super) fn forget_unused_places(&mut self) {
         let configured = self.plan.workers.values().filter_map(|plan| PlaceKey::of_plan(plan));
         let hosts = self.hosts.values().map(|live| PlaceKey::of_host(&live.host));

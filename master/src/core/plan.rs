@@ -1,5 +1,5 @@
-//! The part of the configuration that the core uses: workers and limits. Built by `config`, and replaced as a whole by
-//! a reload.
+//! The part of the configuration that the core uses: workers and limits. `config` builds it, and a reload replaces it
+//! as a whole.
 
 use rouse_shared::WorkerName;
 use sha2::{Digest as _, Sha256};
@@ -33,9 +33,9 @@ pub struct Plan {
     pub max_hosts: Option<u32>,
     /// USD that may be spent on hosts in a day, as far as prices are known.
     pub max_spend_per_day: Option<f64>,
-    /// Failed starts of a worker in a row that are worth a mail; at least 1.
+    /// Number of failed starts of a worker in a row after which the master sends a mail; at least 1.
     pub mail_after_failed_starts: u32,
-    /// How long a build that says nothing else may wait for something that can run it; absent: for ever.
+    /// How long a build without its own `queue_timeout` may wait for something that can run it; absent: forever.
     pub queue_timeout: Option<Duration>,
     /// Largest log of a step that the master keeps, bytes.
     pub max_log_size: u64,
@@ -45,11 +45,11 @@ pub struct Plan {
     pub audit_interval: Duration,
     /// Whether an orphan is terminated, or only reported.
     pub stop_orphans: bool,
-    /// The length of every lease from when the master is asked to end.
+    /// The length of every lease once the master is asked to end.
     pub restart_lease: Duration,
-    /// Whether agents may go on past their lease while the broker accepts nothing. Only if master and agents use the same
-    /// node of it, and the master notices within seconds that its own link is dead: see [`super::BlockedLease`]. Like the
-    /// broker itself, it stays as it was when the master was started.
+    /// Whether agents may continue past their lease while the broker accepts nothing. Only if master and agents use the
+    /// same node of it, and the master notices within seconds that its own link is dead: see [`super::BlockedLease`].
+    /// Like the broker itself, it stays as it was when the master was started.
     pub outlives_alarms: bool,
     /// What the core needs to know about mail.
     pub mail: MailPlan,
@@ -98,7 +98,8 @@ pub struct WorkerPlan {
 pub struct LatentPlan {
     /// Creates its hosts.
     pub provider: ProviderKind,
-    /// Where they are made: what fails together there, such as one region with one account, or one hypervisor.
+    /// Their place: where they may all fail for the same reason, such as one region with one account, or one
+    /// hypervisor.
     pub place: Arc<str>,
     /// Idle time before the host is shut down; absent: never.
     pub build_wait_timeout: Option<Duration>,
@@ -106,7 +107,7 @@ pub struct LatentPlan {
     pub max_uses: u32,
     /// Templates with a higher number are woken first.
     pub prefer: i32,
-    /// USD an hour, if the configuration says.
+    /// Price in USD per hour, if the configuration sets it.
     pub price: Option<f64>,
     /// The template that it comes from: workers of one template share `min_idle`.
     pub template: String,
@@ -116,7 +117,7 @@ pub struct LatentPlan {
     pub min_idle: u32,
     /// The image of its hosts, as the configuration names it. Workers with the same image share its failures.
     pub image: Arc<str>,
-    /// Changes if anything changes that shapes a new host. An idle host with an older fingerprint is replaced.
+    /// Changes with every setting that a new host is started with. An idle host with an older fingerprint is replaced.
     pub fingerprint: u64,
 }
 
@@ -150,7 +151,7 @@ pub struct Suspend {
     pub max_age: Duration,
 }
 
-/// The kinds of things that make hosts.
+/// The kinds of providers.
 #[derive(
     Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, serde::Serialize, serde::Deserialize, utoipa::ToSchema,
 )]
@@ -158,7 +159,7 @@ pub struct Suspend {
 pub enum ProviderKind {
     /// A child process of the master.
     Process,
-    /// Amazon EC2, or what is compatible with it.
+    /// Amazon EC2, or a compatible cloud.
     Ec2,
     /// A libvirt connection.
     Libvirt,

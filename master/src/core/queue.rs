@@ -1,5 +1,5 @@
-//! Waiting builds, by what they require. A free worker looks at the first build of each requirement instead of at every
-//! build.
+//! Waiting builds, grouped by their requirements. A free worker is compared with the first build of each group instead
+//! of with every build.
 
 use super::build::Requirement;
 use super::plan::WorkerPlan;
@@ -37,7 +37,7 @@ impl Queue {
         class.unreserved.insert(rank);
     }
 
-    /// A build waits no more: it was given out, or has ended.
+    /// A build no longer waits: it was assigned, or has ended.
     pub fn remove(&mut self, requirement: &Requirement, rank: Rank) {
         self.unreserve(rank.1);
         if let Some(class) = self.classes.get_mut(requirement) {
@@ -90,8 +90,8 @@ impl Queue {
         self.reserved.get(&build).map(|(host, _, _)| host)
     }
 
-    /// The build that a free worker takes next: what its host was started for, else the first that no starting host is
-    /// kept for, else the first at all, since running now is better than waiting for a machine to boot.
+    /// The build that a free worker takes next: what its host was started for, otherwise the first that no starting
+    /// host is kept for, otherwise the first at all, since running now is better than waiting for a machine to boot.
     pub fn best_for(&self, worker: &WorkerPlan, host: Option<&HostId>) -> Option<(Requirement, Rank)> {
         let own = host.and_then(|h| self.by_host.get(h)).and_then(BTreeSet::first);
         if let Some((rank, requirement)) = own {

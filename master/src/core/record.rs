@@ -1,4 +1,5 @@
-//! What the ledger keeps beside builds: hosts, sessions, and what operators and failures have done to workers.
+//! What the ledger contains in addition to builds: hosts, sessions, and the effects of operators and failures on
+//! workers.
 
 use super::alarm::BlockedLease;
 use super::build::{BuildSpec, BuildStatus};
@@ -21,18 +22,18 @@ pub struct Host {
     pub id: HostId,
     /// The worker that it belongs to.
     pub worker: WorkerName,
-    /// What makes it.
+    /// The provider that creates it.
     pub provider: ProviderKind,
     /// [`super::plan::LatentPlan::place`] when it was ordered.
     #[serde(default)]
     pub place: String,
-    /// What its provider calls it, once that is known.
+    /// The id or name that the provider gives to it, once that is known.
     pub handle: Option<String>,
-    /// Where it is in its life.
+    /// Its state.
     pub state: HostState,
     /// [`super::plan::LatentPlan::image`] when it was ordered.
     pub image: String,
-    /// What is sent to the provider; absent while it is being worked out.
+    /// What is sent to the provider; absent while it is being computed.
     #[serde(default)]
     pub launch: Option<LaunchSpec>,
     /// The one-time password in its boot data. Not hashed, because a start is repeated unchanged after a crash. Useless
@@ -42,7 +43,7 @@ pub struct Host {
     pub identity: Option<String>,
     /// The run of the agent that has used the token.
     pub nonce: Option<Nonce>,
-    /// Whether the token is spent: its agent has come back with the session secret.
+    /// Whether the token is used up: its agent has connected again with the session secret.
     pub token_spent: bool,
     /// [`super::plan::LatentPlan::fingerprint`] when it was ordered.
     pub fingerprint: u64,
@@ -65,7 +66,7 @@ pub struct Host {
     pub terminated: Option<Timestamp>,
     /// Number of attempts that it was assigned.
     pub uses: u32,
-    /// When an operator's giving it up takes effect: nothing that ran on it runs after that.
+    /// If an operator has given it up: when this takes effect. After that, nothing that ran on it is running.
     #[serde(default)]
     pub forgotten: Option<Timestamp>,
     /// The build that it was started for; absent if it was started for `min_idle`.
@@ -85,18 +86,18 @@ impl Host {
     }
 }
 
-/// The complete call that creates a machine, worked out by its provider. Committed before the provider is asked to
+/// The complete call that creates a machine, computed by its provider. Committed before the provider is asked to
 /// create anything, and repeated unchanged after a crash or a lost answer. Another alternative follows only after a
 /// definite lack of capacity.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct LaunchSpec {
     /// Number of the alternative in the configuration (type, zone, market), from 0.
     pub number: u32,
-    /// What that alternative is, for people and to let it rest: the same for all workers of a place that would be made
-    /// like this. Empty if there are no alternatives.
+    /// The alternative, for people and for the pause after a lack of capacity: the same for all workers of a place that
+    /// use it. Empty if there are no alternatives.
     #[serde(default)]
     pub alternative: String,
-    /// What it boots, as the provider has resolved it: differs where another image stands behind the same
+    /// The image that the provider has selected: it changes if another image is selected by the same
     /// configuration.
     pub image: String,
     /// The whole call, as JSON in the provider's own form. It contains the boot data, so it is as secret as the token.
@@ -112,27 +113,27 @@ pub struct LaunchSpec {
     pub price: Option<f64>,
 }
 
-/// Where a host is in its life.
+/// The state of a host.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum HostState {
-    /// Committed; its provider may or may not have heard of it.
+    /// Committed; the provider may or may not have received the order.
     Ordered,
-    /// Its provider has made it; its agent has not attached yet.
+    /// The provider has created it; its agent has not attached yet.
     Booting,
     /// Its agent has attached.
     Ready,
-    /// Its agent was asked to take nothing new and to say when nothing runs.
+    /// Its agent was asked to accept no new builds and to report when nothing runs.
     Draining,
-    /// Drained, and being suspended until its provider says that it is suspended.
+    /// Drained, and being suspended until the provider reports that it is suspended.
     Suspending,
-    /// Its machine is kept without running, to be resumed instead of another being bought.
+    /// Its machine is kept but does not run. It is resumed instead of ordering another one.
     Suspended,
-    /// Being resumed; its provider may or may not have heard of it.
+    /// Being resumed; the provider may or may not have received the request.
     Resuming,
-    /// Being terminated, until its provider says that it is gone.
+    /// Being terminated, until the provider reports that it is gone.
     Terminating,
-    /// Its provider says that it is gone.
+    /// The provider has reported that it is gone.
     Terminated,
 }
 
@@ -166,7 +167,7 @@ impl HostState {
     }
 }
 
-/// One attachment of an agent. Survives a restart of the master, so that the agent can go on.
+/// One attachment of an agent. Survives a restart of the master, so that the agent can continue.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Session {
     /// Its id.
@@ -214,10 +215,10 @@ pub struct WorkerRecord {
     pub desired: DesiredState,
     /// Failed starts in a row, of every kind.
     pub failures: u32,
-    /// Those of them that are the fault of its image or its configuration.
+    /// The number of those failed starts that its image or its configuration caused.
     #[serde(default)]
     pub faults: u32,
-    /// Whether its provider refused to make the last one, for no reason that it names to be its own.
+    /// Whether the provider refused to create the last one, for a reason that does not concern the provider itself.
     #[serde(default)]
     pub rejected: bool,
     /// No start before then.
@@ -292,7 +293,7 @@ pub enum Record {
     /// relies on it any more. A length instead of a time, because the clock may be stepped before the next master reads
     /// it.
     LeasesExtended(Option<Duration>),
-    /// When people were told that the broker accepts nothing; absent: they were told that it does.
+    /// When an alarm was reported to people; absent: they have been informed that the broker accepts messages.
     AlarmTold(Option<Timestamp>),
 }
 
@@ -311,7 +312,7 @@ pub struct Ledger {
     pub images: Vec<(ImageKey, ImageRecord)>,
     /// Places that pause.
     pub places: Vec<(PlaceKey, PlaceRecord)>,
-    /// The highest build number given out.
+    /// The highest build number so far.
     pub last_build: u64,
     /// See [`Record::Spent`].
     pub spent: Spent,

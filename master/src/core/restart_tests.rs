@@ -1,4 +1,4 @@
-//! What a master that was started again, or configured anew, must not forget.
+//! What the master must not forget when it is restarted or gets a new configuration.
 #![allow(clippy::unwrap_used)]
 
 use super::build::{BuildSpec, Requirement};

@@ -225,8 +225,8 @@ impl Core {
         self.hosts.values().filter(of).count() as u64
     }
 
-    /// Millionths of a USD an hour: as its provider said last, else as the configuration says. What is not known is
-    /// dear.
+    /// Price in millionths of a USD per hour: the last one that the provider reported, otherwise the one in the
+    /// configuration. What is not known is dear.
     fn price_of(&self, latent: &LatentPlan) -> u64 {
         let price = self.prices.get(&latent.template).copied().or(latent.price);
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "it is above zero, and saturates")]

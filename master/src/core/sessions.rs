@@ -1,4 +1,5 @@
-//! Sessions: how they begin, continue and end. A worker has one session. [`super::admission`] decides who is let in.
+//! Sessions: how they begin, continue and end. A worker has one session. [`super::admission`] decides which agents are
+//! accepted.
 
 use super::admission::{AdmissionDecision, Credential};
 use super::event::{Effect, Level};
@@ -189,7 +190,7 @@ impl Core {
         }
     }
 
-    /// The same run of the agent has a new connection. Its builds continue. Requests and cancels are worked out anew
+    /// The same run of the agent has a new connection. Its builds continue. Requests and cancels are computed again
     /// from the ledger and the hello.
     fn resume(&mut self, now: Timestamp, name: &WorkerName, hello: Hello, secret_used: bool) {
         let reported = self.reported_attempts(&hello);

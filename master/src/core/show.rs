@@ -1,4 +1,4 @@
-//! Effects, records and messages in one line each, for the transcripts of tests and simulation.
+//! Prints effects, records and messages in one line each, for the transcripts of tests and the simulation.
 
 use super::event::{Change, Effect};
 use super::mail::{Item, What};
@@ -41,7 +41,7 @@ pub fn effect(effect: &Effect, now: Timestamp) -> String {
         },
         Effect::Log(level, text) => format!("{level:?}: {text}"),
         Effect::LogRefused { worker, identity, reason } => {
-            format!("Refused: an agent that says it is {worker} ({identity}): {reason}")
+            format!("Refused: an agent that claims to be {worker} ({identity}): {reason}")
         }
         Effect::SendMail(mail) => {
             let waiting: Vec<_> = mail.waiting.iter().map(String::as_str).collect();

@@ -1,4 +1,4 @@
-//! What hosts cost, and the limit of a day's costs. Days are in UTC.
+//! What hosts cost, and the limit on the cost of a day. Days are in UTC.
 
 use super::record::{Host, Record};
 use super::timers::Timer;

@@ -1,4 +1,4 @@
-//! Named deadlines, each of which can be moved or removed.
+//! Deadlines with names. Each can be moved or removed.
 
 use super::event::RequestId;
 use super::images::ImageKey;

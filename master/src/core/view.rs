@@ -1,4 +1,4 @@
-//! What people see of the core's state: plain data for lists and pages.
+//! The core's state as people see it: plain data for lists and pages.
 
 use super::build::{Build, BuildState};
 use super::event::WorkerState;
@@ -55,13 +55,13 @@ pub struct WorkerView {
     pub next_try: Option<Timestamp>,
 }
 
-/// How a place is.
+/// The state of a place.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum PlaceState {
-    /// It answers, and makes hosts.
+    /// It answers, and creates hosts.
     Healthy,
-    /// It has refused to start a host, or could not be asked: none is started there until the next probe.
+    /// It has refused to start a host, or could not be queried. No host is started there until the next probe.
     Pausing,
     /// It has not answered since the master started.
     Unknown,
@@ -81,24 +81,24 @@ impl PlaceState {
     }
 }
 
-/// A place as people see it: what fails together.
+/// A place as people see it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct PlaceView {
-    /// What commands and the API call it.
+    /// Its id in commands and in the API.
     pub id: String,
-    /// What makes hosts there.
+    /// The provider of the hosts there.
     pub provider: ProviderKind,
-    /// What the configuration calls it.
+    /// Its name in the configuration.
     pub name: String,
-    /// How it is.
+    /// Its state.
     pub state: PlaceState,
-    /// Hosts of ours there that are not gone.
+    /// This master's hosts there that are not gone.
     pub hosts: usize,
     /// Why it pauses: its newest refusal, in a sentence.
     pub reason: Option<String>,
     /// When its pause began.
     pub since: Option<Timestamp>,
-    /// When it is asked again.
+    /// When the master probes it next.
     pub next_probe: Option<Timestamp>,
 }
 

@@ -1,4 +1,4 @@
-//! Lists for people, from the core's state.
+//! Makes lists for people from the core's state.
 
 use super::Core;
 use super::build::{BuildState, Requirement};

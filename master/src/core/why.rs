@@ -1,4 +1,4 @@
-//! One sentence for each build: why it has not started, what it does, or how it ended.
+//! Explains each build in one sentence: why it has not started, what it does, or how it ended.
 
 use super::build::{Attempt, Build, BuildEnd, BuildStatus, Requirement};
 use super::event::WorkerState;
@@ -63,7 +63,7 @@ impl Core {
     fn refusal_of(&self, now: Timestamp, name: &WorkerName) -> Option<String> {
         let refusal = self.workers.get(name)?.refusal(now)?;
         let (machine, reason, age) = (&refusal.identity, &refusal.reason, now.since(refusal.at).as_secs());
-        Some(format!("; an agent that says it is {name} on {machine} was refused {age} s ago: {reason}"))
+        Some(format!("; an agent that claims to be {name} on {machine} was refused {age} s ago: {reason}"))
     }
 
     fn of_attempt(&self, build: &Build, attempt: &Attempt) -> String {
@@ -72,7 +72,7 @@ impl Core {
         let place = match (attached, self.alarm()) {
             // Nobody knows of an agent whether it is there.
             (_, Some(why)) => {
-                format!("; at present the broker accepts no messages ({why}), and nothing is heard of it")
+                format!("; at the moment the broker accepts no messages ({why}), so nothing is heard of it")
             }
             (true, None) => String::new(),
             (false, None) => {
@@ -81,7 +81,7 @@ impl Core {
         };
         match (attempt.started, &attempt.outcome) {
             (_, Some(_)) => format!("it has ended on worker {worker}; the rest of its log is being fetched"),
-            (None, None) => format!("it was given to worker {worker}, which has not started it yet{place}"),
+            (None, None) => format!("it was assigned to worker {worker}, which has not started it yet{place}"),
             (Some(_), None) => {
                 let step = attempt.steps.len().max(1);
                 let name = build.spec.steps.get(step - 1).map_or("", |s| s.name.as_str());
@@ -177,7 +177,7 @@ impl Core {
         for (place, pause) in pauses {
             let since = pause.since.map_or(0, |since| now.since(since).as_secs());
             let reason = pause.reason.as_deref().unwrap_or_default();
-            sentence.push_str(&format!("; no hosts are started in {place} for {since} s: {reason}"));
+            sentence.push_str(&format!("; no hosts have been started in {place} for {since} s: {reason}"));
         }
         if let Some(text) = sleeper {
             sentence.push_str(&format!("; {text}"));
@@ -193,7 +193,7 @@ impl Core {
         }
         let named = |state: WorkerState| matching.iter().find(|w| w.state == state).and_then(|w| w.plan.as_ref());
         if let Some(plan) = named(WorkerState::Paused) {
-            sentence.push_str(&format!("; `rouse resume {}` puts that worker back in use", plan.name));
+            sentence.push_str(&format!("; `rouse resume {}` takes that worker back into use", plan.name));
         }
         if let Some(at) = next_try {
             sentence.push_str(&format!("; the next start is in {} s", at.since(now).as_secs()));
@@ -202,7 +202,7 @@ impl Core {
     }
 }
 
-/// What the record alone says about a build that has ended.
+/// The sentence about a build that has ended, from its record alone.
 pub fn of_status(status: &BuildStatus) -> Option<String> {
     let worker = status.attempts.last().map(|a| format!(" on worker {}", a.worker)).unwrap_or_default();
     Some(match status.end.as_ref()? {

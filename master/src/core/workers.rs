@@ -1,4 +1,4 @@
-//! Workers: their states, and what operators do to them and their hosts.
+//! Workers: their states, and the commands of operators about them and their hosts.
 
 use super::Core;
 use super::event::{Effect, Operation, Reply, RequestId};

@@ -1,5 +1,5 @@
-//! The batch of one turn: the records to commit, and the effects to perform after that. Of the records with one key only
-//! the last one is kept.
+//! The batch of one turn: the records to commit, and the effects to perform after that. If there are several records
+//! with the same key, only the last one is kept.
 
 use crate::broker::Receipt;
 use crate::core::event::Effect;

@@ -21,15 +21,15 @@ pub struct Control {
 }
 
 impl Control {
-    /// Applies a new configuration. What has not changed goes on.
+    /// Applies a new configuration. Everything that has not changed continues.
     pub async fn configure(&self, config: Config) {
         if self.controls.send(event_loop::Control::Configure(Box::new(config))).await.is_err() {
             warn!("the new configuration is not used: the master is ending");
         }
     }
 
-    /// Gives every agent the lease that the configuration has for a restart. Returns once the messages have been passed to
-    /// the link.
+    /// Gives every agent the lease that the configuration has for a restart. Returns once the messages have been passed
+    /// to the link.
     pub async fn extend_leases(&self) {
         let (performed, done) = oneshot::channel();
         // If the loop has ended, no lease can be extended.

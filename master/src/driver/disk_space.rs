@@ -1,5 +1,5 @@
-//! The free space of the state directory. If it is low, the master accepts no builds, and then no logs, before the
-//! ledger itself can no longer be written. So the builds that it has accepted can end.
+//! Watches the free space of the state directory. If it is low, the master first accepts no builds, and then no logs,
+//! so that the ledger can still be written. Therefore the builds that the master has accepted can end.
 
 use crate::broker::limits::DISK_FREE_LIMIT;
 use rustix::fs::{StatVfsMountFlags, statvfs};

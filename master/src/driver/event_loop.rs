@@ -1,5 +1,5 @@
-//! The loop. Each turn takes everything that waits, lets the core handle it, and commits the result in one transaction.
-//! So the more waits, the more events share a commit.
+//! The loop. Each turn takes all waiting events, passes them to the core, and commits the result in one transaction.
+//! Therefore more events share a commit when more of them wait.
 
 use super::batch::Batch;
 use super::disk_space::DiskSpace;
@@ -109,12 +109,12 @@ pub(super) struct EventLoop {
     pub commit_error: Option<String>,
     /// Whether the link to the broker is up.
     linked: bool,
-    /// Whether the core was informed that the broker is away, although it is not: no agent is let in while the ledger
+    /// Whether the core was informed that the broker is away, although it is not: no agent is accepted while the ledger
     /// cannot be written.
     reported_down: bool,
     pub disk_space: DiskSpace,
-    /// Builds from the submission queue for which there is no disk space. They are not acknowledged, so the broker keeps
-    /// them.
+    /// Builds from the submission queue for which there is no disk space. They are not acknowledged, so the broker
+    /// keeps them.
     held_builds: Vec<Inbound>,
     /// Number of ended builds by state.
     pub ended: BTreeMap<BuildState, u64>,
@@ -205,7 +205,7 @@ impl EventLoop {
                 self.linked = false;
                 // The broker delivers them again.
                 self.held_builds.clear();
-                // The next link is told anew.
+                // Reported again to the next link.
                 self.handle(Event::BrokerUnblocked);
                 self.handle(Event::BrokerDown);
             }

@@ -168,7 +168,7 @@ impl Master {
             warn!("the HTTP server had ended before");
         }
         if let Err(error) = self.web.await {
-            warn!("the HTTP server did not end well: {error}");
+            warn!("the HTTP server ended with an error: {error}");
         }
         if let Some(link) = self.link.send_replace(None) {
             link.flush().await;

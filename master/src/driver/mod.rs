@@ -1,8 +1,8 @@
 //! The driver: one loop that takes the waiting events, lets the core decide, commits the records and then performs the
 //! effects.
 //!
-//! [`run`] runs the master until a signal ends it; `master` assembles it; `event_loop` is the loop. What takes time runs
-//! beside the loop and comes back as an event.
+//! [`run`] runs the master until a signal ends it, `master` assembles it, and `event_loop` is the loop. An operation
+//! that takes time runs outside the loop, and its result comes back as an event.
 //!
 //! **Invariant**: nothing is performed, answered or acknowledged before it is committed.
 

@@ -1,4 +1,5 @@
-//! Performs effects after the commit. What takes time runs beside the loop, and its result comes back as an event.
+//! Performs effects after the commit. An operation that takes time runs outside the loop, and its result comes back as
+//! an event.
 
 use crate::broker::{LinkHandle, Outbound, Refusals};
 use crate::config::Config;
@@ -117,7 +118,7 @@ impl Executor {
                 self.runtime.spawn(async move {
                     let result = hosts.call(provider, |p| p.terminate_listed(&listed)).await;
                     if let Err(why) = result.unwrap_or_else(|e| Err(e.into())) {
-                        warn!("orphan {} could not be terminated: {why}; the next audit tries again", listed.handle);
+                        warn!("orphan {} could not be terminated: {why}; the next audit retries", listed.handle);
                     }
                 });
             }
@@ -184,7 +185,7 @@ impl Executor {
         None
     }
 
-    /// Runs a call beside the loop. Its result comes back as an event.
+    /// Runs a call outside the loop. Its result comes back as an event.
     fn spawn_call(&self, call: impl Future<Output = Event> + Send + 'static) {
         let events = self.events.clone();
         self.runtime.spawn(async move {

@@ -1,4 +1,4 @@
-//! Whatever a provider does, each effect is answered by its event.
+//! Each effect is answered by its event, whatever the provider does.
 
 use super::*;
 use crate::core::event::{ListedHost, Owner, StartError, Started, Suspension, Termination};
@@ -142,7 +142,7 @@ async fn a_call_that_panics_or_hangs_comes_back_as_its_event() {
         let boxed = || Box::new(host());
         let (request, provider) = (RequestId(1), ProviderKind::Process);
         let unclear = match way {
-            Way::Panics | Way::PanicsAtOnce => "a fault in rouse",
+            Way::Panics | Way::PanicsAtOnce => "an error in rouse",
             Way::Hangs => "no answer within",
         };
         let effects = [

@@ -28,7 +28,7 @@ pub async fn run(path: &Path, config: Config) -> Result<(), MasterError> {
             _ = hangup.recv() => reload(path, &mut running, &master.control).await,
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
-            why = master.failed() => return Err(MasterError::from(format!("the master cannot go on: {why}"))),
+            why = master.failed() => return Err(MasterError::from(format!("the master cannot continue: {why}"))),
         }
     }
     info!("ending; hosts stay as they are");
@@ -43,13 +43,13 @@ pub async fn run(path: &Path, config: Config) -> Result<(), MasterError> {
 
 async fn reload(path: &Path, running: &mut Config, control: &Control) {
     match config::load(path) {
-        Err(errors) => error!("{} is not used, the old configuration goes on:\n{errors}", path.display()),
+        Err(errors) => error!("{} is not used; the old configuration stays in effect:\n{errors}", path.display()),
         Ok(new) => {
             for warning in &new.warnings {
                 warn!("{warning}");
             }
             for key in config::changes_needing_restart(running, &new) {
-                warn!("{key} has changed and takes effect when the master is started again");
+                warn!("{key} has changed and takes effect when the master is restarted");
             }
             control.configure(new.clone()).await;
             *running = new;

@@ -1,4 +1,4 @@
-//! The state directory: locked by one master, and the master's identity and token in it.
+//! The state directory: locked by one master. It contains the master's identity and token.
 
 use crate::config::Secret;
 use crate::files;

@@ -1,7 +1,7 @@
-//! What the master still does while the ledger cannot be written. Queries are answered from the core, which is ahead of
-//! the ledger by one batch. Heartbeats are answered, so leases go on. Commands are refused, and all other messages wait.
-//! No agent can attach, so the core is informed that the broker is away: no worker counts as missing because of the
-//! master's disk.
+//! What the master still does while the ledger cannot be written. It answers queries from the core, which is ahead of
+//! the ledger by one batch. It answers heartbeats, so leases continue. It refuses commands, and all other messages
+//! wait. No agent can attach, so the driver reports to the core that the broker is away: no worker counts as missing
+//! because of the master's disk.
 
 use super::event_loop::{EventLoop, Inputs, TURN, Waiting};
 use crate::broker::Inbound;

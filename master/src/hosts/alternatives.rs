@@ -1,4 +1,4 @@
-//! Alternatives: the types, zones and markets that a section allows, one of which is tried at a time.
+//! Alternatives: the types, zones and markets that a section allows. They are tried one at a time.
 
 use crate::core::event::StartError;
 use std::collections::BTreeSet;

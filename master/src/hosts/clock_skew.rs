@@ -1,5 +1,5 @@
-//! A cloud refuses the login of a machine whose clock is wrong, but does not say that this is the reason. Its answer has a
-//! `Date` header, which shows it.
+//! A cloud refuses the login of a machine whose clock is wrong, but does not report that this is the reason. The `Date`
+//! header of its answer shows the difference.
 
 use crate::clock;
 use rouse_shared::Timestamp;

@@ -46,7 +46,7 @@ pub fn network(config: &Config, name: Option<&str>) -> Result<String, String> {
         (Some(name), _) if networks.contains(name) => name,
         (Some(name), _) => return Err(format!("no libvirt worker is on a network {name}; they are on {}", all())),
         (None, 1) => networks.first().copied().unwrap_or_default(),
-        (None, _) => return Err(format!("the libvirt workers are on {}: say --network", all())),
+        (None, _) => return Err(format!("the libvirt workers are on {}: use --network", all())),
     };
     let here = workers.iter().filter(|(_, libvirt)| libvirt.network == name);
     let mut hosts = String::new();

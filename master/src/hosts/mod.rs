@@ -1,6 +1,6 @@
-//! Providers, which create hosts. A new one is a module here, a section in `config/hosts/`, a field of [`Hosts`] with
-//! its line in [`Hosts::provider`], and a line in the contract suite. The core does everything else: retries, limits,
-//! timeouts, mail and naming.
+//! Providers, which create hosts. A new provider needs a module here, a section in `config/hosts/`, a field of
+//! [`Hosts`] with its line in [`Hosts::provider`], and a line in the contract suite. The core does everything else:
+//! retries, limits, timeouts, mail and naming.
 
 #[cfg(any(feature = "ec2", feature = "openstack"))]
 mod alternatives;
@@ -38,12 +38,13 @@ use std::path::PathBuf;
 use std::time::Duration;
 use tokio::sync::mpsc;
 
-/// What every provider can do. Each call has a deadline of its own and may be repeated.
+/// What every provider can do. Each call has its own deadline and may be repeated.
 #[async_trait]
 pub trait Provider: Send + Sync {
-    /// Works out what [`Self::start`] is to order for a host: resolves its image and takes the first alternative from
-    /// `number` on, counted from 0, that is not `resting`. A later one is asked for only if the order before it said that
-    /// there are more. [`StartError::Capacity`] if all that are left rest. Makes nothing, so every error is certain.
+    /// Computes what [`Self::start`] is to order for a host: looks up its image and selects the first alternative from
+    /// `number` on, counted from 0, that is not `resting`. A later one is asked for only if the order before it said
+    /// that there are more. [`StartError::Capacity`] if none of the rest can be used. Creates nothing, so every error
+    /// is certain.
     async fn prepare(
         &self,
         host: &Host,
@@ -51,7 +52,7 @@ pub trait Provider: Send + Sync {
         resting: &BTreeSet<String>,
         boot: BootData,
     ) -> Result<LaunchSpec, StartError>;
-    /// Makes the machine exactly as the host's order says, or finds the one that an earlier call has made.
+    /// Creates the machine exactly as in the host's launch spec, or finds the one that an earlier call has created.
     async fn start(&self, host: &Host) -> Result<Started, StartError>;
     /// Terminates the host's machine. `Gone` only if the provider reports that there is none, or if none was started.
     async fn terminate(&self, host: &Host) -> Result<Termination, String>;
@@ -65,13 +66,13 @@ pub trait Provider: Send + Sync {
         Err(StartError::Rejected("this provider's machines cannot be suspended".to_owned()))
     }
     /// All machines whose owner tag has our master's name, with its id or another one, of every place that the
-    /// configuration names and of those where hosts were made before.
+    /// configuration names and of those where hosts were created before.
     ///
     /// # Errors
     /// If none of the places can be asked. A single place that cannot be is part of the listing.
     async fn list(&self) -> Result<Listing, String>;
-    /// Takes the hosts that a master which has just started finds in its ledger, and whose machines were made. A provider
-    /// that reports deaths reports now which of them have ended in the meantime.
+    /// Takes the hosts that a master which has just started finds in its ledger, and whose machines were made. A
+    /// provider that reports deaths reports now which of them have ended in the meantime.
     fn expect(&self, _hosts: &[&Host]) {}
     /// Terminates a machine that [`Self::list`] has listed: one that is not in the ledger, or a foreign one. Its handle
     /// says where it is.
@@ -81,8 +82,8 @@ pub trait Provider: Send + Sync {
     fn forget_place(&self, _place: &str) {}
     /// The end of the machine's console output, if the provider keeps it.
     async fn console(&self, host: &Host) -> Option<String>;
-    /// Checks an agent's proof that it runs on the machine that it names, before its hello is handled: at once, without a
-    /// call. A provider that has no such proof accepts every agent.
+    /// Checks an agent's proof that it runs on the machine that it names, before its hello is handled: at once, without
+    /// a call. A provider that has no such proof accepts every agent.
     ///
     /// # Errors
     /// What is wrong with it, for our log and the agent's.
@@ -101,7 +102,7 @@ pub enum UnansweredError {
     #[error("no answer within {} s", CALL_LIMIT.as_secs())]
     Timeout,
     /// A bug in rouse interrupted the call. Whether it was carried out is unknown.
-    #[error("a fault in rouse interrupted it: its log has the place")]
+    #[error("an error in rouse interrupted it; the master's log has the details")]
     Panicked,
 }
 
@@ -140,7 +141,7 @@ pub struct Death {
     pub host: HostId,
     /// How it ended, in a sentence.
     pub why: String,
-    /// Whether the cloud took it back for want of room.
+    /// Whether the cloud took it back for lack of capacity.
     pub reclaimed: bool,
 }
 
@@ -159,8 +160,8 @@ pub struct Hosts {
 }
 
 impl Hosts {
-    /// All providers. They keep their files in `dir` and tag their hosts with `owner`, the master's name and generated id as
-    /// `name/id`. They report deaths through `deaths`. Must be called within a runtime.
+    /// All providers. They keep their files in `dir` and tag their hosts with `owner`, the master's name and generated
+    /// id as `name/id`. They report deaths through `deaths`. Must be called within a runtime.
     ///
     /// # Errors
     /// If `dir` cannot be used.
@@ -291,6 +292,6 @@ async fn guarded<T>(limit: Duration, call: impl Future<Output = T>) -> Result<T,
 /// Makes a call that returns nothing. A panic of one provider must not end the event loop, which the others need.
 fn shielded(kind: ProviderKind, call: impl FnOnce()) {
     if catch_unwind(AssertUnwindSafe(call)).is_err() {
-        tracing::error!("a fault in rouse: provider {} has not taken notice of it", kind.as_str());
+        tracing::error!("an error in rouse: provider {} panicked and missed a notification", kind.as_str());
     }
 }

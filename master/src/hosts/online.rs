@@ -1,4 +1,4 @@
-//! `rouse check --online`: compares each latent worker's section with its cloud. Creates nothing, and asks only the
+//! `rouse check --online`: compares each latent worker's section with its cloud. Creates nothing, and queries only the
 //! clouds in the configuration.
 
 use crate::config::{Config, HostConfig};

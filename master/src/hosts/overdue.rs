@@ -1,4 +1,4 @@
-//! Machines that were asked to end and have not ended. They cost money, so this has to be reported.
+//! Machines that were asked to end and have not ended. They cost money, so the master reports them.
 
 use crate::sync::lock;
 use rouse_shared::Timestamp;

@@ -1,5 +1,5 @@
-//! What a provider must remember over a restart, as lines of a file: the places where it has created hosts. A list is
-//! complete only if it also covers the places that are no longer in the configuration.
+//! What a provider must remember across a restart, as lines of a file: the places where it has created hosts. A list is
+//! complete only if it also covers places that are no longer in the configuration.
 
 use crate::files;
 use std::collections::BTreeSet;

@@ -1,8 +1,8 @@
-//! Hosts that are child processes of the master, to try rouse out or to use one large machine.
+//! Hosts that are child processes of the master, for trying rouse or for using one large machine.
 //!
-//! Each host is an agent in a session of its own, which outlives the master. The master's and the host's id are in its
-//! environment from the start, so `/proc` is the provider's list. The agent's supervisors have the same owner tag. The
-//! host is gone when no process has it, and then nothing of its builds runs.
+//! Each host is an agent in its own session, which outlives the master. The master's id and the host's id are in its
+//! environment from the start, so the provider lists its hosts by reading `/proc`. The agent's supervisors have the
+//! same owner tag. The host is gone when no process has the tag, and then no process of its builds is running.
 
 mod tagged;
 
@@ -153,7 +153,7 @@ impl Processes {
             Some(taken) => {
                 let left: Vec<String> = ours.iter().map(|process| process.pid.to_string()).collect();
                 let (left, taken) = (left.join(", "), taken.as_secs());
-                Err(format!("its processes {left} have not ended within {taken} s: the system may not let them"))
+                Err(format!("its processes {left} have not ended within {taken} s; the kernel may be blocking them"))
             }
         }
     }
@@ -425,7 +425,7 @@ pub fn locate(program: &Path) -> Option<PathBuf> {
 /// supervisors take a moment to end what they run.
 ///
 /// # Errors
-/// Where `/proc` cannot be read, or a process cannot be killed.
+/// If `/proc` cannot be read, or a process cannot be killed.
 pub fn end_all(owner: &str) -> io::Result<Vec<i32>> {
     let all = tagged(|of| of == owner)?;
     for agent in all.iter().filter(|p| p.agent) {

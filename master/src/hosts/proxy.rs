@@ -1,9 +1,9 @@
-//! Proxies from the environment, alike for every cloud: `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY` and `NO_PROXY`, in capitals
-//! or small letters.
+//! Proxies from the environment, the same for every cloud: `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY` and `NO_PROXY`, in
+//! upper or lower case.
 //!
-//! Metadata services answer only on their own link, and a proxy has another loopback than this machine. So neither is ever
-//! asked for through a proxy, whatever `NO_PROXY` says. An entry `<-loopback>` in it, as browsers have it, asks for
-//! loopback to be proxied all the same.
+//! Metadata services answer only on their own link, and the loopback of a proxy is not the loopback of this machine.
+//! Therefore requests to either never go through a proxy, whatever `NO_PROXY` contains. As in browsers, the entry
+//! `<-loopback>` in `NO_PROXY` means that requests to loopback use the proxy nevertheless.
 
 /// Never through a proxy: the addresses of a link's own, among them all metadata services of IPv4 and of OpenStack, and
 /// those of AWS.

@@ -1,9 +1,9 @@
-//! A machine's user data: the agent's boot data, and beside them what the operator wants of cloud-init.
+//! A machine's user data: the agent's boot data, and the operator's own user data for cloud-init.
 //!
-//! Boot data are a block of comment lines. Alone they stand in an empty `#cloud-config`; beside an operator's own user
-//! data they are one part of a MIME message, and the operator's is the other, in the form that cloud-init tells apart by
-//! its first line. So cloud-init does what it would have done, an image without it is none the worse, and the agent finds
-//! its block in either.
+//! Boot data are a block of comment lines. Without user data of the operator, they are in an otherwise empty
+//! `#cloud-config`. With user data of the operator, both are parts of one MIME message, and cloud-init recognises the
+//! format of the operator's part by its first line. Therefore cloud-init does what it would have done without rouse, an
+//! image without cloud-init is not affected, and the agent finds its block in either form.
 
 use rouse_shared::boot::{BootData, comment_block};
 
@@ -17,11 +17,11 @@ pub struct UserDataError {
     limit: usize,
 }
 
-/// The user data of a host: its boot data, and the operator's own where there are any. `limit` is what the cloud takes,
+/// The user data of a host: its boot data, and the operator's own if there are any. `limit` is what the cloud takes,
 /// bytes before any encoding.
 ///
 /// # Errors
-/// Where both together are longer.
+/// If both together are longer than `limit`.
 pub fn compose(boot: &BootData, own: Option<&str>, limit: usize) -> Result<String, UserDataError> {
     // A list of texts and numbers: it cannot fail to be written.
     let toml = toml::to_string(boot).unwrap_or_default();

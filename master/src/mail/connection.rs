@@ -1,4 +1,4 @@
-//! The connection to the relay: its protection, and the name under which we greet.
+//! The connection to the relay: its encryption, and the name in the greeting.
 
 use super::{login, said};
 use crate::config::{MailConfig, RelayTls};
@@ -8,10 +8,11 @@ use rouse_shared::certificate;
 use std::ffi::{CStr, CString};
 use std::time::Duration;
 
-/// How long the name service may take to say what this machine's full name is.
+/// How long the name service may take to answer with the full name of this machine.
 const NAME_SERVICE: Duration = Duration::from_secs(5);
 
-/// Connects, protects the connection as the relay's address asks for, and logs in. Also returns the name that was given.
+/// Connects, protects the connection as the relay's address asks for, and logs in. Also returns the name that was
+/// given.
 ///
 /// # Errors
 /// Why not, in words that do without the relay's name.
@@ -30,7 +31,7 @@ pub(super) async fn open(config: &MailConfig) -> Result<(AsyncSmtpConnection, Cl
         let why = match relay.tls {
             RelayTls::Required | RelayTls::Implicit => "mail.relay asks for it",
             RelayTls::Opportunistic | RelayTls::Never => {
-                "a password is only sent unprotected where mail.relay ends with ?tls=none"
+                "a password is sent without TLS only if mail.relay ends with ?tls=none"
             }
         };
         return Err(format!("it does not offer STARTTLS, and {why}"));
@@ -39,7 +40,7 @@ pub(super) async fn open(config: &MailConfig) -> Result<(AsyncSmtpConnection, Cl
     Ok((connection, hello))
 }
 
-/// What the relay said before it was told anything but our name: the name may be why.
+/// The relay's answer when it knew only our name, which may be the reason.
 fn greeted(error: lettre::transport::smtp::Error, config: &MailConfig, hello: &ClientId) -> String {
     let refused = error.status().is_some();
     let explained = certificate::explain(&error, &config.relay.host);
@@ -57,7 +58,7 @@ async fn hello_name(config: &MailConfig) -> String {
     choose_name(asked.ok().and_then(Result::ok).flatten().as_deref(), &config.from)
 }
 
-/// The machine's full name if it has one, else the domain of `from`.
+/// The machine's full name if it has one, otherwise the domain of `from`.
 pub(super) fn choose_name(machine: Option<&str>, from: &str) -> String {
     if let Some(name) = machine.map(|name| name.trim_end_matches('.')).filter(|name| is_full(name)) {
         return name.to_owned();
@@ -75,7 +76,8 @@ fn is_full(name: &str) -> bool {
     letters && name.contains('.') && !matches!(last, "localhost" | "localdomain" | "localdomain4" | "localdomain6")
 }
 
-/// What `hostname --fqdn` prints: the host name if it is a full one, else the name that the name service has for it.
+/// What `hostname --fqdn` prints: the host name if it is a full one, otherwise the name that the name service has for
+/// it.
 fn full_name() -> Option<String> {
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname").ok()?.trim().to_owned();
     if is_full(&name) {
@@ -99,7 +101,7 @@ fn full_name() -> Option<String> {
     }
 }
 
-/// How TLS is done. Reads what certificates this machine trusts, where they matter.
+/// How TLS is done. Reads what certificates this machine trusts, if they matter.
 fn tls(config: &MailConfig) -> Result<TlsParameters, String> {
     let mut builder = TlsParameters::builder(config.relay.host.clone());
     if config.verifies() {

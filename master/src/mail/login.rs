@@ -1,7 +1,7 @@
-//! The login at the relay: AUTH PLAIN, or AUTH LOGIN as relays speak it.
+//! The login at the relay: AUTH PLAIN, or AUTH LOGIN as relays implement it.
 //!
-//! AUTH LOGIN was never standardised. The first prompt wants the user and the second the password, whatever their words
-//! are: some relays translate them, and some send none.
+//! AUTH LOGIN was never standardised. The first prompt asks for the user and the second for the password, whatever
+//! their text is: some relays translate the prompts, and some send empty ones.
 
 use super::said;
 use crate::config::MailConfig;
@@ -53,15 +53,15 @@ pub(super) async fn login(
         }
         wants_more = ask(connection, STANDARD.encode(answer)).await.map_err(|error| refused(said(error)))?;
     }
-    if wants_more { Err(refused(format!("it asks for more than AUTH {mechanism} has"))) } else { Ok(()) }
+    if wants_more { Err(refused(format!("it asks for more than AUTH {mechanism} provides"))) } else { Ok(()) }
 }
 
 /// Sends a line; whether the relay answers with a prompt.
 async fn ask(connection: &mut AsyncSmtpConnection, line: String) -> Result<bool, Error> {
     match connection.command(Line(line)).await {
         Ok(response) => Ok(response.has_code(PROMPT)),
-        // A bare 334, without the space that belongs behind it, is a prompt without words. lettre takes it for no answer;
-        // what is really wrong, the answer to the next line says.
+        // A bare 334, without the space that belongs behind it, is a prompt without words. lettre takes it for no
+        // answer; what is really wrong, the answer to the next line says.
         Err(error) if error.is_response() && error.status().is_none() && !connection.has_broken() => Ok(true),
         Err(error) => Err(error),
     }
@@ -93,7 +93,7 @@ fn choose<'a>(lines: impl Iterator<Item = &'a str>) -> Result<Mechanism, String>
         () if has("PLAIN") => Ok(Mechanism::Plain),
         () if has("LOGIN") => Ok(Mechanism::Login),
         () if all.is_empty() => Err("it offers none: leave user and password out".to_owned()),
-        () => Err(format!("it offers AUTH {}, and rouse has PLAIN and LOGIN", all.join(", "))),
+        () => Err(format!("it offers AUTH {}, but rouse supports only PLAIN and LOGIN", all.join(", "))),
     }
 }
 

@@ -1,5 +1,5 @@
-//! Passes mails to the relay, with one connection for each mail. The core decides whom to notify of what, and when to
-//! try again.
+//! Sends mails to the relay, with one connection for each mail. The core decides whom to notify of what, and when to
+//! retry.
 //!
 //! **Invariant**: the same [`Mail`] is always the same message, including its `Message-ID`, however often it is sent.
 
@@ -87,7 +87,7 @@ fn silent(limit: Duration) -> String {
 /// The message.
 fn message(config: &MailConfig, master: &str, mail: &Mail) -> Result<Vec<u8>, MailError> {
     let mailbox = |address: &str| address.parse::<Address>().map(|address| Mailbox::new(None, address));
-    let from = mailbox(&config.from).map_err(|e| MailError::Refused(format!("mail.from is no address: {e}")))?;
+    let from = mailbox(&config.from).map_err(|e| MailError::Refused(format!("mail.from is not an address: {e}")))?;
     let automatic = HeaderValue::new(HeaderName::new_from_ascii_str("Auto-Submitted"), "auto-generated".to_owned());
     let mut builder = Message::builder()
         .from(from)
@@ -104,7 +104,7 @@ fn message(config: &MailConfig, master: &str, mail: &Mail) -> Result<Vec<u8>, Ma
     let body = text::body(master, &mail.items);
     let message = builder
         .singlepart(SinglePart::plain(body))
-        .map_err(|e| MailError::Refused(format!("no message can be made of it: {e}")))?;
+        .map_err(|e| MailError::Refused(format!("no message can be created from it: {e}")))?;
     Ok(message.formatted())
 }
 
@@ -123,14 +123,15 @@ async fn transact(
     Ok(answers)
 }
 
-/// Says from whom and to whom a mail is, and hears whether the relay would take it.
+/// Names the sender and the recipients of a mail, and gets the relay's answer whether it would accept it.
 async fn address(
     connection: &mut AsyncSmtpConnection,
     config: &MailConfig,
     recipients: &BTreeSet<String>,
     patience: Patience,
 ) -> DeliveryResult {
-    let from: Address = config.from.parse().map_err(|e| MailError::Refused(format!("mail.from is no address: {e}")))?;
+    let from: Address =
+        config.from.parse().map_err(|e| MailError::Refused(format!("mail.from is not an address: {e}")))?;
     let wide = !recipients.iter().chain([&config.from]).all(|address| address.is_ascii());
     let wide = wide && connection.server_info().supports_feature(Extension::SmtpUtfEight);
     let parameters = if wide { vec![MailParameter::SmtpUtfEight] } else { Vec::new() };

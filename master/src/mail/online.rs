@@ -1,4 +1,5 @@
-//! `rouse check --online`: talks to the relay as for a mail, and ends before there is one.
+//! `rouse check --online`: connects to the relay, names the sender and the recipients, and disconnects before it would
+//! send a mail.
 
 use super::{FAREWELL, Patience, address, name, open};
 use crate::config::{Config, MailConfig};
@@ -6,8 +7,8 @@ use crate::core::mail::{MailError, RecipientAnswer};
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
-/// Asks the relay whether it would take mail for everybody whom the configuration names: sentences, and whether each is as
-/// it should be. Nothing is said of a relay that nobody has named and that has no mail to take.
+/// Asks the relay whether it would accept mail for all recipients in the configuration: sentences, and whether each is
+/// as it should be. Nothing is said of a relay that nobody has named and that has no mail to take.
 pub async fn check(config: &Config, patience: Patience) -> Vec<(bool, String)> {
     let mut recipients: BTreeSet<String> = config.mail.extra_recipients.iter().cloned().collect();
     recipients.extend(config.plan.workers.values().flat_map(|worker| worker.notify_on_missing.iter().cloned()));
@@ -37,25 +38,25 @@ async fn ask(config: &MailConfig, recipients: &BTreeSet<String>, patience: Patie
             answers
         }
         Err(MailError::Relay(why) | MailError::Later(why) | MailError::Refused(why)) => {
-            return vec![(false, format!("{relay} ({how}) takes no mail from {}: {why}", config.from))];
+            return vec![(false, format!("{relay} ({how}) accepts no mail from {}: {why}", config.from))];
         }
     };
     let taken: Vec<&str> =
         answers.iter().filter(|(_, taken)| *taken == RecipientAnswer::Accepted).map(|(to, _)| to.as_str()).collect();
     let mut found = Vec::new();
     if recipients.is_empty() {
-        found.push((true, format!("{relay} ({how}) takes mail from {}; no key names a recipient", config.from)));
+        found.push((true, format!("{relay} ({how}) accepts mail from {}; no setting names a recipient", config.from)));
     } else if !taken.is_empty() {
-        found.push((true, format!("{relay} ({how}) takes mail from {} to {}", config.from, taken.join(", "))));
+        found.push((true, format!("{relay} ({how}) accepts mail from {} to {}", config.from, taken.join(", "))));
     }
     for (to, taken) in &answers {
         match taken {
             RecipientAnswer::Accepted => {}
             RecipientAnswer::Later(why) => {
-                found.push((false, format!("{relay} ({how}) does not take mail to {to} now: {why}")))
+                found.push((false, format!("{relay} ({how}) does not accept mail to {to} at the moment: {why}")))
             }
             RecipientAnswer::Refused(why) => {
-                found.push((false, format!("{relay} ({how}) takes no mail to {to}: {why}")))
+                found.push((false, format!("{relay} ({how}) accepts no mail to {to}: {why}")))
             }
         }
     }

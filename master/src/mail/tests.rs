@@ -1,4 +1,4 @@
-//! The message, byte for byte the same each time.
+//! The message is the same, byte for byte, each time.
 
 use super::*;
 use crate::config::Config;
@@ -81,10 +81,11 @@ Machines of this master that are not in the ledger (orphans):
       2026-11-23T12:02:00Z; it is being terminated
   i-2
       a machine of ec2 with the owner tag of h12, found at
-      2026-11-23T12:02:00Z; it is left running, as audit.on_orphan says
+      2026-11-23T12:02:00Z; it is left running, because audit.on_orphan is
+      \"report\"
 
-Noticed by the rouse master ci.
-`rouse workers`, `rouse hosts` and `rouse places` show the present state.
+Reported by the rouse master ci.
+`rouse workers`, `rouse hosts` and `rouse places` show the current state.
 
 ";
     assert_eq!(text.replace("\r\n", "\n"), expected);

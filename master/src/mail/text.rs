@@ -77,7 +77,7 @@ pub(super) fn body(master: &str, items: &[Item]) -> String {
         ("Workers that are missing:", missing),
         ("Workers that are back:", back),
         ("Machines of this master that are not in the ledger (orphans):", orphans),
-        ("Places that start no hosts; builds wait there, and none is lost:", paused),
+        ("Places that start no hosts (builds wait for them):", paused),
         ("Places that start hosts again:", serving),
     ] {
         if some.is_empty() {
@@ -90,8 +90,8 @@ pub(super) fn body(master: &str, items: &[Item]) -> String {
         }
         out.push('\n');
     }
-    paragraph(&mut out, "", &format!("Noticed by the rouse master {master}."));
-    paragraph(&mut out, "", "`rouse workers`, `rouse hosts` and `rouse places` show the present state.");
+    paragraph(&mut out, "", &format!("Reported by the rouse master {master}."));
+    paragraph(&mut out, "", "`rouse workers`, `rouse hosts` and `rouse places` show the current state.");
     out
 }
 
@@ -123,11 +123,14 @@ fn details(item: &Item) -> String {
             format!("{}, since {}: {why}", provider.as_str(), moment(*since))
         }
         What::PlaceBack { provider, since, .. } => {
-            format!("{}, since {at}; it paused from {}", provider.as_str(), moment(*since))
+            format!("{}, since {at}; it was paused from {}", provider.as_str(), moment(*since))
         }
         What::Orphan { provider, host, terminated, .. } => {
-            let then =
-                if *terminated { "it is being terminated" } else { "it is left running, as audit.on_orphan says" };
+            let then = if *terminated {
+                "it is being terminated"
+            } else {
+                "it is left running, because audit.on_orphan is \"report\""
+            };
             format!("a machine of {} with the owner tag of {host}, found at {at}; {then}", provider.as_str())
         }
         What::BrokerBlocked { why } => format!(
@@ -135,6 +138,6 @@ fn details(item: &Item) -> String {
              started until there is room",
             crate::core::BLOCKED_MINUTES
         ),
-        What::BrokerUnblocked { since } => format!("at {at}; it accepted none from {}", moment(*since)),
+        What::BrokerUnblocked { since } => format!("at {at}; it had accepted none since {}", moment(*since)),
     }
 }

@@ -1,5 +1,5 @@
-//! Migrates a ledger that an earlier version has written. There is one step for each version of the tables, and all
-//! steps are in one transaction.
+//! Migrates a ledger of an earlier version. There is one step for each version of the tables, and all steps run in one
+//! transaction.
 
 use super::{SCHEMA, StoreError};
 use rusqlite::{Connection, Transaction};

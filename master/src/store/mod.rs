@@ -1,7 +1,7 @@
 //! The ledger: SQLite in WAL mode. Each batch is one transaction, which is committed before any effect is performed.
 //!
-//! A row consists of a key, the columns that are searched, and the rest as JSON. So any SQLite tool shows it, and a new
-//! field needs no migration.
+//! A row consists of a key, the columns that are searched, and the rest as JSON. Therefore any SQLite tool can show it,
+//! and a new field needs no migration.
 
 use crate::core::build::{Build, BuildSpec, BuildState, BuildStatus};
 use crate::core::images::{ImageKey, ImageRecord};
@@ -34,8 +34,8 @@ pub enum StoreError {
     Sqlite(rusqlite::Error),
     /// The file is not a database, or is damaged.
     #[error(
-        "the ledger is damaged ({0}); bring back a copy of ledger.sqlite, or move it away with its -wal and -shm: builds are \
-         then forgotten, and hosts that run are orphans to the audit"
+        "the ledger is damaged ({0}); restore a copy of ledger.sqlite, or move it away with its -wal and -shm: builds are \
+         then forgotten, and running hosts become orphans"
     )]
     Damaged(rusqlite::Error),
     /// The file cannot be created or opened.
@@ -50,7 +50,9 @@ pub enum StoreError {
         source: serde_json::Error,
     },
     /// The file was written by a newer version of rouse.
-    #[error("the ledger's tables are of version {0}, and this rouse knows {SCHEMA}; install a newer rouse")]
+    #[error(
+        "the ledger's tables have version {0}, but this version of rouse supports only {SCHEMA}; install a newer one"
+    )]
     Newer(i32),
 }
 

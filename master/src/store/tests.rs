@@ -1,4 +1,4 @@
-//! What is committed is what a new start finds.
+//! The ledger returns at the next start what was committed.
 #![allow(clippy::unwrap_used)]
 
 use super::*;

@@ -1,4 +1,5 @@
-//! The JSON Schema of `build.toml`, made from the types that read it and compared with the one that is checked in.
+//! Builds the JSON Schema of `build.toml` from the types that read it, and compares it with the schema in the
+//! repository.
 #![allow(clippy::unwrap_used)]
 
 use crate::api::{Run, Submission};

@@ -1,4 +1,4 @@
-//! What is taken as a build, what is refused, and in which words.
+//! Which submissions are accepted, which are refused, and with which messages.
 #![allow(clippy::unwrap_used)]
 
 use super::*;
@@ -113,20 +113,17 @@ fn what_is_refused_and_how() {
         (json!({"step": ok, "timeout": "0s"}), "timeout: must be at least 1 s; for no limit leave it out"),
         (json!({"step": ok, "where": {"": "x"}}), "where: a property has a name"),
         (json!({"step": ok, "name": "a\u{7}"}), "name: must be on one line, without control characters"),
-        (json!({"step": ok, "name": "x".repeat(201)}), "name: must have 200 characters at most"),
+        (json!({"step": ok, "name": "x".repeat(201)}), "name: must have at most 200 characters"),
         (
             json!({"step": ok, "env": {"A=B": "x"}}),
-            "env: \"A=B\" cannot name a variable: not empty, no '=', no NUL character",
+            "env: \"A=B\" cannot be the name of a variable: it must not be empty or contain '=' or a NUL character",
         ),
         (
             json!({"step": ok, "env": {"": "x"}}),
-            "env: \"\" cannot name a variable: not empty, no '=', no NUL character",
+            "env: \"\" cannot be the name of a variable: it must not be empty or contain '=' or a NUL character",
         ),
         (json!({"step": ok, "env": {"A": "x\0"}}), "env.A: must not contain a NUL character"),
-        (
-            json!({"step": vec![json!({"run": "true"}); 1001]}),
-            "step: 1001 steps are more than 1000, the most that is taken",
-        ),
+        (json!({"step": vec![json!({"run": "true"}); 1001]}), "step: 1001 steps are more than 1000, the maximum"),
     ];
     for (build, expected) in table {
         assert_eq!(json_said(build), expected);
@@ -146,7 +143,7 @@ fn what_is_refused_and_how() {
         (json!({"run": "a", "name": "x\n"}), "step[0].name: must be on one line, without control characters"),
         (
             json!({"run": "a", "env": {"X\0": ""}}),
-            "step[0].env: \"X\\0\" cannot name a variable: not empty, no '=', no NUL character",
+            "step[0].env: \"X\\0\" cannot be the name of a variable: it must not be empty or contain '=' or a NUL character",
         ),
         (json!({"run": "a", "silence": 0}), "step[0].silence: must be at least 1 s; for no limit leave it out"),
     ];

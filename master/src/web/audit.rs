@@ -1,4 +1,4 @@
-//! The audit over HTTP: GET only looks, POST may put right.
+//! The audit over HTTP: GET only compares, POST can also fix differences.
 
 use super::error::{ApiError, Body, NoParams, Params};
 use super::{App, views};
@@ -15,12 +15,12 @@ const LATE: Duration = Duration::from_secs(5);
 
 /// Compare the ledger with what each provider lists.
 ///
-/// Takes a second if something differs.
+/// Takes about a second if there are differences.
 #[utoipa::path(
     get, path = "/api/audit",
     responses(
-        (status = 200, description = "What differs.", body = api::Audit),
-        (status = 409, description = "Too many audits are under way.", body = api::Error),
+        (status = 200, description = "The differences.", body = api::Audit),
+        (status = 409, description = "Too many audits are already running.", body = api::Error),
         (status = 507, description = "The ledger cannot be written.", body = api::Error),
     ),
 )]
@@ -28,14 +28,14 @@ pub(super) async fn audit(State(app): State<Arc<App>>, _: Params<NoParams>) -> R
     run(&app, AuditMode::Look).await
 }
 
-/// Compare the ledger with what each provider lists, and put right what differs.
+/// Compare the ledger with what each provider lists, and fix the differences.
 ///
-/// Takes up to 45 seconds; what still differs then is reported.
+/// Takes up to 45 seconds. Reports the differences that still exist then.
 #[utoipa::path(
     post, path = "/api/audit", request_body = api::AuditRequest,
     responses(
-        (status = 200, description = "What differed, and what still does.", body = api::Audit),
-        (status = 409, description = "Too many audits are under way.", body = api::Error),
+        (status = 200, description = "The differences, and whether each is fixed.", body = api::Audit),
+        (status = 409, description = "Too many audits are already running.", body = api::Error),
         (status = 413, description = "The body is too large.", body = api::Error),
     ),
 )]

@@ -1,5 +1,5 @@
-//! Access control: requests that change something need the token. If the server does not listen on loopback, all others
-//! need it too, except for the page, which contains no data.
+//! Access control. Requests that change something need the token. If the server does not listen on loopback, all other
+//! requests need it too, except the request for the status page, which contains no data.
 
 use super::App;
 use super::error::ApiError;

@@ -115,7 +115,7 @@ pub(super) async fn show_build(
     Ok(Json(views::build_in_full(&find(&app, &id).await?)))
 }
 
-/// Say why a build has not started, or what it is doing.
+/// Explain why a build has not started, what it is doing, or how it ended.
 #[utoipa::path(
     get, path = "/api/builds/{id}/why", params(("id" = api::Id, Path, description = "The build's number.")),
     responses(
@@ -139,7 +139,7 @@ pub(super) async fn explain_build(
     post, path = "/api/builds/{id}/cancel", params(("id" = api::Id, Path, description = "The build's number.")),
     responses(
         (status = 200, description = "The build is being cancelled.", body = api::AcceptedBuild),
-        (status = 404, description = "There is no such build that has not ended.", body = api::Error),
+        (status = 404, description = "There is no such build, or it has ended.", body = api::Error),
     ),
 )]
 pub(super) async fn cancel_build(

@@ -1,4 +1,4 @@
-//! Why requests fail, and how their paths, queries and bodies are read: an error is always the JSON of [`api::Error`].
+//! Why requests fail, and how their paths, queries and bodies are read. An error is always the JSON of [`api::Error`].
 
 use super::MAX_BODY;
 use crate::api;

@@ -1,4 +1,4 @@
-//! Every change as a server-sent event.
+//! Sends every change as a server-sent event.
 
 use super::error::{NoParams, Params};
 use super::{App, views};

@@ -51,16 +51,16 @@ pub(super) async fn list_mails(
 
 /// Pause, resume or drain a worker.
 ///
-/// Pause: it gets no new builds. Resume: it works again, whatever failed before. Drain: as pause, and its host is terminated
-/// when it is idle.
+/// `pause`: the worker gets no new builds. `resume`: ends pause, drain and backoff. `drain`: pauses the worker, and
+/// terminates its host when it is idle.
 #[utoipa::path(
     post, path = "/api/workers/{name}/{operation}",
     params(
         ("name" = String, Path, description = "The worker's name.", pattern = "^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"),
-        ("operation" = Operation, Path, description = "What to do."),
+        ("operation" = Operation, Path, description = "The operation."),
     ),
     responses(
-        (status = 200, description = "It is done.", body = api::WorkerOperation),
+        (status = 200, description = "The operation was carried out.", body = api::WorkerOperation),
         (status = 404, description = "There is no such worker or operation.", body = api::Error),
     ),
 )]
@@ -77,9 +77,9 @@ pub(super) async fn operate_worker(
     Ok(Json(api::WorkerOperation { name: worker, operation }))
 }
 
-/// Terminate a host now.
+/// Terminate a host at once.
 ///
-/// What runs on it is tried again elsewhere without using up a retry. Its worker stays in use.
+/// Its builds are retried elsewhere, which does not count as one of their retries. Its worker stays in use.
 #[utoipa::path(
     post, path = "/api/hosts/{id}/terminate", params(("id" = String, Path, description = "The host's id.")),
     responses(
@@ -97,10 +97,11 @@ pub(super) async fn terminate_host(
     Ok(Json(api::TerminatedHost { id }))
 }
 
-/// Give up a host that can never be heard of again.
+/// Give up a host that is gone for good.
 ///
-/// It may still run and cost money: if it is seen again, it is an orphan. What ran on it is tried again elsewhere, after
-/// its lease and grace, without using up a retry. Refused while its agent is attached.
+/// Its machine may still run and cost money. If the machine appears again, it is an orphan. The builds of the host are
+/// retried elsewhere after its lease and grace, which does not count as one of their retries. Refused while its agent
+/// is attached.
 #[utoipa::path(
     post, path = "/api/hosts/{id}/forget", params(("id" = String, Path, description = "The host's id.")),
     responses(
@@ -121,7 +122,7 @@ pub(super) async fn forget_host(
 
 /// Report whether the master can do its work.
 #[utoipa::path(
-    get, path = "/healthz", responses((status = 200, description = "It can. 503 says why it cannot.", body = api::Health)),
+    get, path = "/healthz", responses((status = 200, description = "The master can do its work. Otherwise 503, with the reason.", body = api::Health)),
 )]
 pub(super) async fn health(State(app): State<Arc<App>>, _: Params<NoParams>) -> Result<Json<api::Health>, ApiError> {
     let health = app.query(|reply| Query::Health { reply }).await?;
@@ -130,7 +131,7 @@ pub(super) async fn health(State(app): State<Arc<App>>, _: Params<NoParams>) -> 
         faults.push("the link to the broker is down".to_owned());
     }
     if let Some(why) = health.alarm {
-        faults.push(format!("the broker accepts no messages ({why}): builds that run go on, and nothing is started"));
+        faults.push(format!("the broker accepts no messages ({why}): running builds continue, and nothing is started"));
     }
     if let Err(error) = health.ledger {
         faults.push(format!("the ledger cannot be written: {error}"));

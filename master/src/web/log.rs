@@ -1,4 +1,4 @@
-//! A step's log as bytes: the whole log, a range of it, or followed until it is complete.
+//! A step's log as bytes: the whole log, a range of it, or the log until it is complete (`follow=1`).
 
 use super::error::{ApiError, Params, Segments};
 use super::{App, Query, builds};
@@ -36,7 +36,7 @@ const VERY_LARGE: u64 = i64::MAX as u64;
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(super) struct LogParams {
-    /// 1: stream until the step's log is complete, from its start on. If the stream is cut, ask again from there.
+    /// 1: stream the log from its start until it is complete. If the stream is interrupted, request the rest as a range.
     #[param(pattern = "^(0|1|false|true)$")]
     follow: Option<String>,
     /// Which attempt, from 1. Default: the last one.
@@ -46,7 +46,8 @@ pub(super) struct LogParams {
 
 /// Read a step's log.
 ///
-/// The bytes exactly. Honours Range; a range of a log that is followed is answered as RFC 8673 says.
+/// The response is the log, byte for byte. Supports `Range`; a range of a log that is followed is answered as in RFC
+/// 8673.
 #[utoipa::path(
     get, path = "/api/builds/{id}/steps/{step}/log",
     params(
@@ -89,7 +90,7 @@ pub(super) async fn read_log(
     let there = reader.there();
     if there == 0 && reader.left > 0 {
         let (step, left) = (index + 1, reader.left);
-        let why = format!("the log of step {step} of build {id} had {left} bytes, and nothing of it is there any more");
+        let why = format!("the log of step {step} of build {id} had {left} bytes, but it no longer exists");
         return Err(ApiError::NotFound(why));
     }
     let range = headers.get(header::RANGE).and_then(|value| Range::parse(value.to_str().ok()?));
@@ -100,9 +101,9 @@ pub(super) async fn read_log(
 fn index(view: &BuildView, step: &str) -> Result<u32, ApiError> {
     let count = view.build.spec.steps.len();
     let number = step.parse::<u32>().ok().filter(|number| usize::try_from(*number).is_ok_and(|n| n >= 1 && n <= count));
-    number
-        .map(|number| number - 1)
-        .ok_or_else(|| ApiError::NotFound(format!("build {} has the steps 1 to {count}, and no {step}", view.build.id)))
+    number.map(|number| number - 1).ok_or_else(|| {
+        ApiError::NotFound(format!("build {} has the steps 1 to {count}, but no step {step}", view.build.id))
+    })
 }
 
 fn whole(mut reader: Reader, range: Option<Range>, there: u64) -> Response {

@@ -1,4 +1,4 @@
-//! The messages for listeners on the broker: changes on `rouse.events`, and replies to submissions.
+//! Messages to other programs on the broker: changes on `rouse.events`, and replies to submissions.
 
 use super::views;
 use crate::api;

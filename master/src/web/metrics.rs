@@ -1,4 +1,4 @@
-//! The master's figures in the format of Prometheus.
+//! The master's metrics in the format of Prometheus.
 
 use super::error::{ApiError, NoParams, Params};
 use super::{App, Metrics, Query};
@@ -37,10 +37,10 @@ const HOST_STATES: [HostState; 8] = [
     HostState::Terminating,
 ];
 
-/// Report the master's figures, for Prometheus.
+/// Get the master's metrics, for Prometheus.
 #[utoipa::path(
     get, path = "/metrics",
-    responses((status = 200, description = "The figures.", body = String, content_type = "text/plain")),
+    responses((status = 200, description = "The metrics.", body = String, content_type = "text/plain")),
 )]
 pub(super) async fn metrics(State(app): State<Arc<App>>, _: Params<NoParams>) -> Result<impl IntoResponse, ApiError> {
     let metrics = app.query(|reply| Query::Metrics { reply }).await?;

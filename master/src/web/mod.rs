@@ -1,4 +1,5 @@
-//! The HTTP server: the JSON API, logs, the event stream, metrics and the page. It sends [`Request`]s to the driver.
+//! The HTTP server: the JSON API, logs, the event stream, metrics and the status page. It sends [`Request`]s to the
+//! driver.
 
 mod audit;
 mod auth;
@@ -242,7 +243,7 @@ impl App {
 /// Serves until `shutdown` comes, then ends streams at once and gives the requests that run a few seconds.
 ///
 /// # Errors
-/// Where the listener fails for good.
+/// If the listener fails for good.
 pub async fn serve(
     listener: TcpListener,
     settings: Settings,

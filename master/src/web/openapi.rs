@@ -1,4 +1,5 @@
-//! The description of the API, for `/openapi.json`: made from the handlers, the API's types, and what all requests share.
+//! The description of the API, for `/openapi.json`: generated from the handlers, the API's types, and what all requests
+//! share.
 
 use super::routes;
 use crate::api;

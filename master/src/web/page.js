@@ -1,5 +1,5 @@
 "use strict";
-// Everything here comes from the API that the commands use, and gets into the page as text, never as markup.
+// All data come from the API that the commands use, and are inserted into the page as text, never as markup.
 
 const LOG_TAIL = 256 * 1024;       // bytes of a log that are shown of what was there before
 const MAX_LOG = 2 * 1024 * 1024;  // characters of a log that are kept in the page
@@ -69,7 +69,7 @@ async function request(path, options = {}) {
     if (used) headers.Authorization = `Bearer ${used}`;
     const response = await fetch(path, { cache: "no-store", ...options, headers });
     const date = Date.parse(response.headers.get("date") ?? "");
-    // The header has whole seconds, and was under way for a while.
+    // The header has whole seconds, and the response took a while to arrive.
     if (!Number.isNaN(date)) clockSkew = Math.abs(date - Date.now()) > 3000 ? date - Date.now() : 0;
     if (response.ok) return response;
     if (response.status === 401) {
@@ -149,7 +149,7 @@ const secondary = (...children) => el("div", { class: "soft small" }, ...childre
 
 // ---- tables
 
-// Makes a table's rows those of `items`. What has not changed stays, and with it the focus and a selection.
+// Updates a table to the rows of `items`. Unchanged rows stay, and so do the focus and a selection.
 function renderTable(id, heads, items, key, cells, nothing) {
   const table = $(id);
   if (!table.tHead) {
@@ -264,8 +264,9 @@ function terminationText(host) {
   const [first, ...others] = host.builds;
   let builds = "No build runs on it.";
   if (first) {
-    const who = others.length ? `Builds ${host.builds.join(", ")} run on it and are` : `Build ${first} runs on it and is`;
-    builds = `${who} tried again elsewhere, without using up a retry.`;
+    builds = others.length
+      ? `Builds ${host.builds.join(", ")} run on it and are retried elsewhere. This does not count as one of their retries.`
+      : `Build ${first} runs on it and is retried elsewhere. This does not count as one of its retries.`;
   }
   return `Terminate host ${host.id} of worker ${host.worker} now?\n\n${builds} The worker stays in use.`;
 }
@@ -308,7 +309,7 @@ function renderAttention() {
 
 let wantedBuilds = PAGE_SIZE;
 
-// No two at a time, and none sooner than 400 ms after the last, however many changes come.
+// Only one request at a time, and none sooner than 400 ms after the last one, however many changes come.
 function throttled(work) {
   let busy = false;
   let again = false;
@@ -397,7 +398,7 @@ function onPollError(error) {
   renderConnection();
 }
 
-// A browser opens six connections to a master in all its tabs: one that nobody looks at gives its streams back.
+// A browser opens at most six connections to a master for all of its tabs. Therefore a hidden tab closes its streams.
 const streams = new Set();
 let hiding;
 document.addEventListener("visibilitychange", () => {
@@ -455,7 +456,7 @@ async function followEvents() {
     const decoder = new TextDecoder();
     let rest = "";
     try {
-      // The master says something every 15 s at least.
+      // The master sends something at least every 15 s.
       await readStream("/api/events", {}, new AbortController(), 40_000, () => {
         streaming = true;
         pause = 1000;
@@ -480,7 +481,7 @@ async function followEvents() {
   }
 }
 
-// Loads and heartbeats are announced by no event, and neither is the end of a step.
+// No event reports loads, heartbeats or the end of a step.
 let ticks = 0;
 setInterval(() => {
   ticks += 1;
@@ -511,7 +512,7 @@ function describeOutcome(step) {
   return parts.length ? secondary(parts.join(", ")) : null;
 }
 
-// The step whose log is of interest: the one that runs, else the one that went wrong, else the last that ran.
+// The step whose log is shown by default: the running one, otherwise the one that failed, otherwise the last that ran.
 function stepToShow(steps) {
   const by = (...states) => steps.find((step) => states.includes(step.state));
   const ran = steps.filter((step) => step.log_length !== null && step.state !== "skipped");
@@ -643,7 +644,7 @@ async function followLog(log) {
   }
 }
 
-// Appends to the log: plain text, without what would colour or move about on a terminal.
+// Appends to the log as plain text, without control sequences for colours and the cursor.
 function appendToLog(log, text, last = false) {
   let all = log.pending + text;
   log.pending = "";

@@ -1,5 +1,5 @@
-//! The page for people: one document without data of its own, that asks the API like any other client. It is put together
-//! from three files, so that each can be checked by its own tools.
+//! The status page: one document that contains no data and uses the API like any other client. It is assembled from
+//! three files, so that each file can be checked by its own tools.
 
 use axum::http::{HeaderName, HeaderValue, header};
 use axum::response::{Html, IntoResponse};
@@ -19,8 +19,8 @@ static PAGE: LazyLock<String> = LazyLock::new(|| {
     include_str!("page.html").replacen("/* page.css */", STYLE, 1).replacen("/* page.js */", SCRIPT, 1)
 });
 
-/// The page runs the script and the style that it was built with and nothing else, asks nobody but the master, and is in
-/// nobody's frame. No text can become markup or code by way of the DOM.
+/// The page runs the script and the style that it was built with and nothing else, asks nobody but the master, and is
+/// in nobody's frame. No text can become markup or code by way of the DOM.
 static POLICY: LazyLock<HeaderValue> = LazyLock::new(|| {
     let policy = format!(
         "default-src 'none'; script-src {}; style-src {}; connect-src 'self'; img-src data:; base-uri 'none'; \
@@ -37,7 +37,7 @@ fn hash(content: &str) -> String {
     format!("'sha256-{}'", BASE64_STANDARD.encode(Sha256::digest(content)))
 }
 
-/// Show a page for people, made from the rest of this API. Needs no token.
+/// Show the status page, which uses the rest of this API. Needs no token.
 #[utoipa::path(
     get, path = "/", responses((status = 200, description = "The page.", body = String, content_type = "text/html")),
 )]

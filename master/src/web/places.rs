@@ -1,4 +1,4 @@
-//! Places: their list, and what gives one up.
+//! Places over HTTP: lists them, and gives one up.
 
 use super::builds::done;
 use super::error::{ApiError, NoParams, Params, Segments};
@@ -9,7 +9,7 @@ use axum::Json;
 use axum::extract::State;
 use std::sync::Arc;
 
-/// List every place: what fails together.
+/// List every place: where hosts may all fail for the same reason.
 #[utoipa::path(
     get, path = "/api/places", responses((status = 200, description = "The places.", body = Vec<api::Place>)),
 )]
@@ -21,9 +21,9 @@ pub(super) async fn list_places(
     Ok(Json(places.into_iter().map(views::place).collect()))
 }
 
-/// Give up a place that can never be heard of again, and all hosts there.
+/// Give up a place that is gone for good, and all hosts there.
 ///
-/// They may still run and cost money. Refused while the agent of one of them is attached.
+/// The machines may still run and cost money. Refused while the agent of one of them is attached.
 #[utoipa::path(
     post, path = "/api/places/{id}/forget", params(("id" = String, Path, description = "The place's id.")),
     responses(

@@ -1,5 +1,6 @@
-//! If the server listens on loopback, it answers only requests for loopback names. Reading needs no token there, so a
-//! web page could otherwise read everything through a name of its own that points to 127.0.0.1 (DNS rebinding).
+//! If the server listens on loopback, it answers only requests for loopback names. Requests that only read need no
+//! token there. Without this check, a web page could read everything through its own name that points to 127.0.0.1 (DNS
+//! rebinding).
 
 use super::App;
 use super::error::ApiError;

@@ -56,9 +56,9 @@ async fn document(State(app): State<Arc<App>>, _: Params<NoParams>) -> Json<utoi
 }
 
 async fn unknown_path(uri: Uri) -> ApiError {
-    ApiError::NotFound(format!("there is nothing at {}; /openapi.json lists what there is", uri.path()))
+    ApiError::NotFound(format!("there is nothing at {}; /openapi.json lists all paths", uri.path()))
 }
 
 async fn unknown_method(method: Method, uri: Uri) -> ApiError {
-    ApiError::MethodNotAllowed(format!("{} does not take {method}; see /openapi.json", uri.path()))
+    ApiError::MethodNotAllowed(format!("{} does not accept {method}; see /openapi.json", uri.path()))
 }

@@ -1,4 +1,4 @@
-//! The commands: what they print where, their exit codes, and which token they send.
+//! The commands: what they print on stdout and stderr, their exit codes, and which token they send.
 
 use crate::fake::{Fake, TOKEN};
 use rouse_master::core::audit::{Difference, DifferenceKind};
@@ -25,7 +25,7 @@ pub fn rouse(fake: &Fake) -> Command {
     command
 }
 
-/// What a command that has been started ends with; fails where it does not end.
+/// What a command that has been started ends with; fails if it does not end.
 pub async fn end(child: Child) -> Output {
     tokio::time::timeout(Duration::from_secs(60), child.wait_with_output()).await.expect("in time").unwrap()
 }
@@ -278,7 +278,7 @@ async fn a_host_is_terminated_only_after_the_consequences_are_explained() {
     fake.add_fleet();
     let id = "h0000000000000001";
     let plan = "rouse: terminating host h0000000000000001 of worker w1 (ec2 i-0123, ready): build 1 runs on it and is \
-                tried again elsewhere, without using up a retry; the worker stays in use\n";
+                retried elsewhere (this does not count as one of its retries); the worker stays in use\n";
     let (code, out, err) = run(&fake, &["terminate", id]).await;
     assert_eq!((code, out.as_str()), (2, ""), "{err}");
     assert!(err.starts_with(plan) && err.contains("--yes"), "{err}");

@@ -1,4 +1,4 @@
-//! A master that is nothing but state: it answers the API's calls from what a test has put there.
+//! A fake master that contains only state: it answers the API's calls from what a test has set.
 
 use rouse_master::core::audit::{AuditMode, AuditReport, Difference};
 use rouse_master::core::build::{Attempt, Build, BuildEnd, BuildSpec, BuildState, BuildStatus, Requirement};
@@ -148,7 +148,7 @@ impl Fake {
         self.world.lock().unwrap().builds.insert(BuildId(id), queued(id, Arc::new(spec)));
     }
 
-    /// Changes a build; announced only where its state changes, as the core does.
+    /// Changes a build; announced only if its state changes, as the core does.
     pub fn change(&self, id: u64, change: impl FnOnce(&mut BuildStatus)) {
         let mut world = self.world.lock().unwrap();
         let view = world.builds.get_mut(&BuildId(id)).unwrap();
@@ -183,7 +183,7 @@ impl Fake {
         });
     }
 
-    /// Ends the step that runs; another begins where `more`.
+    /// Ends the step that runs; another begins if `more`.
     pub fn end_step(&self, id: u64, state: StepState, log_length: u64, more: bool) {
         self.change(id, |status| {
             let steps = &mut status.attempts.last_mut().unwrap().steps;
@@ -194,7 +194,7 @@ impl Fake {
         });
     }
 
-    /// Ends the attempt, and the build where `end` says how.
+    /// Ends the attempt, and the build if `end` says how.
     pub fn end_attempt(&self, id: u64, outcome: Outcome, end: Option<BuildEnd>) {
         self.change(id, |status| {
             let attempt = status.attempts.last_mut().unwrap();

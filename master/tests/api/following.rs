@@ -1,4 +1,4 @@
-//! Following builds from the command line: bytes on stdout, words on stderr, through retries and restarts.
+//! Following builds from the command line: bytes on stdout, messages on stderr, through retries and restarts.
 
 use crate::commands::{end, result_of, rouse};
 use crate::fake::Fake;

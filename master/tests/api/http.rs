@@ -41,7 +41,7 @@ async fn log(fake: &Fake, path: &str, range: Option<&str>) -> Response {
     request.send().await.unwrap()
 }
 
-/// The next bytes of a stream; fails where none come in time.
+/// The next bytes of a stream; fails if none come in time.
 async fn piece(response: &mut Response) -> Option<Vec<u8>> {
     let piece = tokio::time::timeout(Duration::from_secs(20), response.chunk()).await.expect("in time");
     piece.unwrap().map(|bytes| bytes.to_vec())
@@ -258,7 +258,7 @@ async fn a_deleted_log_is_not_sent_as_an_empty_one() {
     let gone = log(&fake, "/api/builds/1/steps/1/log?follow=1", None).await;
     assert_eq!(gone.status(), StatusCode::NOT_FOUND);
     let why = gone.text().await.unwrap();
-    assert!(why.contains("had 5 bytes, and nothing of it is there any more"), "{why}");
+    assert!(why.contains("had 5 bytes, but it no longer exists"), "{why}");
     assert_eq!((status(1).await, status(2).await), (StatusCode::NOT_FOUND, StatusCode::OK));
 }
 
@@ -294,7 +294,8 @@ async fn changes_are_streamed_and_a_slow_reader_is_informed() {
     let data = r#"{"kind":"build","id":"7","state":"running","worker":"w1","at":"2026-11-23T12:00:00.000Z"}"#;
     let expected = format!("event: build\ndata: {data}\n\n");
     assert_eq!(String::from_utf8(pieces(&mut events, expected.len()).await).unwrap(), expected);
-    // More at once than the channel holds, in one go: this runtime has one thread, so the stream sees none before the last.
+    // More at once than the channel holds, in one go: this runtime has one thread, so the stream sees none before the
+    // last.
     for _ in 0..100 {
         fake.changes.send(host.clone()).unwrap();
     }
@@ -315,7 +316,7 @@ async fn an_unreadable_ledger_is_no_missing_build() {
     }
 }
 
-/// `docs/openapi.json` is what people read and generate clients from; `ROUSE_BLESS=1` writes it anew.
+/// `docs/openapi.json` is what people read and generate clients from; `ROUSE_BLESS=1` writes it again.
 #[tokio::test]
 async fn the_copy_in_the_documentation_is_the_document() {
     let fake = Fake::start().await;

@@ -1,4 +1,4 @@
-//! The page, and whom the server on loopback answers.
+//! The status page, and which requests the server on loopback answers.
 
 use crate::fake::{Fake, NOON, TOKEN};
 use base64::Engine as _;

@@ -1,4 +1,4 @@
-//! Who gets in, and what an agent may touch.
+//! Which agents may connect, and what they may use.
 
 use crate::harness::{agent, code, dial, is_refused, log_text, own_queue, publish, shared, until, worker};
 use lapin::options::{BasicGetOptions, ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};

@@ -1,4 +1,4 @@
-//! The shared node, its auth server and its link; agents made of plain lapin.
+//! The shared node, its auth server and its link; agents that use lapin directly.
 
 #[path = "../../../tests/src/harness/place.rs"]
 mod place;
@@ -195,7 +195,7 @@ pub fn settings(dir: &Path, address: SocketAddr, auth: &AuthServer) -> NodeSetti
 /// Polls until `what` holds.
 ///
 /// # Panics
-/// Where it does not within [`DEADLINE`].
+/// If it does not within [`DEADLINE`].
 pub async fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let polling = async {
         while !holds() {

@@ -1,4 +1,4 @@
-//! One node of its own: TLS, death and restart, redelivery, end.
+//! The life of one node: TLS, death and restart, redelivery, end.
 
 use crate::harness::{
     DEADLINE, auth_server, capture_log, dial, free_address, log_text, processes_of, publish, scratch, settings, until,

@@ -1,4 +1,4 @@
-//! What goes through the link, both ways.
+//! Messages through the link, in both directions.
 
 use crate::harness::{Seen, agent, own_queue, publish, shared, until, worker};
 use futures_util::StreamExt;

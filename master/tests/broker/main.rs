@@ -1,6 +1,6 @@
-//! The broker's side of the master against a real RabbitMQ: private node, who may do what, link, TLS.
+//! The master's side of the broker with a real RabbitMQ: private node, permissions, link, TLS.
 //!
-//! One node is shared by most tests; each test has worker names of its own.
+//! Most tests share one node. Each test has its own worker names.
 #![allow(clippy::unwrap_used)]
 
 mod auth;

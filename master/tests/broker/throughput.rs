@@ -1,4 +1,4 @@
-//! How fast the link is: printed, not asserted, since machines differ.
+//! Measures the speed of the link. It is printed and not asserted, because machines differ.
 
 use crate::harness::{Seen, agent, own_queue, shared, until};
 use crate::link::heartbeat;

@@ -1,4 +1,4 @@
-//! Boot data survive every form in which they are handed over, completely or not at all.
+//! Boot data survive every form in which they reach a host, either completely or not at all.
 #![allow(clippy::unwrap_used)]
 
 use super::*;

@@ -1,8 +1,8 @@
-//! What a build on a libvirt guest costs beside its virtual machine: `make bench-libvirt`. Its argument is the agent that
-//! is put into the guests.
+//! `make bench-libvirt`: measures a build in a libvirt guest and compares it with the virtual machine alone. Its
+//! argument is the agent that is put into the guests.
 //!
-//! The reference is the same kernel and disk, started by bare QEMU until its init has run a `true`. Both are emulated, so
-//! that the figures are of one kind on every machine; what is between them is rouse's and libvirt's.
+//! The reference is the same kernel and disk, started by QEMU alone until its init has run `true`. Both are emulated,
+//! so that the figures are comparable on every machine. The difference between them is the cost of rouse and libvirt.
 #![allow(clippy::unwrap_used, clippy::disallowed_methods)]
 
 use rouse_tests::harness::{Master, PASSWORD, free_address, holds_within, text};

@@ -1,10 +1,11 @@
 //! Many workers in one process, for measuring the broker and the master: the agent's own core and link, and a runner
 //! that runs nothing and reports success at once.
 //!
-//! `load-agent PREFIX COUNT WIDTH BROKER PASSWORD` is the workers PREFIX1 to PREFIXCOUNT, numbers padded to WIDTH digits.
-//! It prints `attached SECONDS` once all of them have been welcomed, counted from its start, and again each time they all
-//! are after the link of one was lost. When its standard input ends, its workers take leave and it ends. `load-agent --raw COUNT URL` does nothing
-//! but connect, declare and consume as often: the same without a master.
+//! `load-agent PREFIX COUNT WIDTH BROKER PASSWORD` runs the workers PREFIX1 to PREFIXCOUNT, with numbers padded to
+//! WIDTH digits. It prints `attached SECONDS`, counted from its start, when all workers have been welcomed. If the link
+//! of one is lost, it prints this again when all are attached again. When its standard input ends, its workers take
+//! leave and it exits. `load-agent --raw COUNT URL` only connects, declares and consumes COUNT times, for a comparison
+//! without a master.
 
 use lapin::options::{BasicConsumeOptions, QueueDeclareOptions};
 use lapin::types::FieldTable;

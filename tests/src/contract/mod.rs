@@ -1,5 +1,5 @@
-//! The contract of the providers: what the core takes for granted, shown on the real thing. A provider brings its
-//! fixture: how it is made, how its machines are seen without it, and what else may be there.
+//! The contract of the providers: tests, with the real service, what the core relies on. Each provider has a fixture,
+//! which defines how the provider is made, how its machines are seen without it, and what else may exist.
 
 use rouse_master::clock;
 use rouse_master::core::event::{ListedHost, Listing, Owner, StartError, Started, Termination, UnlistedPlace};
@@ -106,7 +106,7 @@ pub async fn order(provider: &dyn Provider, host: &mut Host) -> Result<(), Start
 /// Orders and starts it.
 ///
 /// # Panics
-/// Where that fails.
+/// If that fails.
 pub async fn started(provider: &dyn Provider, host: &mut Host) {
     order(provider, host).await.expect("it can be ordered");
     let Started { handle, identity } = provider.start(host).await.expect("it can be started");
@@ -116,7 +116,7 @@ pub async fn started(provider: &dyn Provider, host: &mut Host) {
 /// Stops it until it is gone.
 ///
 /// # Panics
-/// Where it does not go.
+/// If it does not go.
 pub async fn gone(provider: &dyn Provider, host: &Host) {
     for _ in 0..LIMIT.as_millis() / LOOK.as_millis() {
         if provider.terminate(host).await.expect("it can be stopped") == Termination::Gone {
@@ -161,7 +161,7 @@ async fn until(what: &str, mut holds: impl FnMut() -> bool) {
 /// All of it.
 ///
 /// # Panics
-/// Where the provider breaks the contract.
+/// If the provider breaks the contract.
 pub async fn holds(fixture: &dyn ProviderFixture) {
     let (machines, leftovers) = (fixture.machines(), fixture.leftovers());
     let (deaths, mut heard) = mpsc::channel(64);
@@ -245,7 +245,7 @@ async fn owner_tags_distinguish_our_machines_from_others(fixture: &dyn ProviderF
     let (deaths, _heard) = mpsc::channel(64);
     let stranger = fixture.provider("another/0123456789abcdef0123456789abcdef", deaths);
     assert!(listed(stranger.as_ref(), &theirs).await.is_none(), "a master of another name does not list it");
-    // Only where a user says so.
+    // Only if a user says so.
     for _ in 0..LIMIT.as_millis() / LOOK.as_millis() {
         if provider.terminate_listed(&found).await.expect("it can be ended") == Termination::Gone {
             break;

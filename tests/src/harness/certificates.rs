@@ -1,4 +1,4 @@
-//! Certificates of an authority that nobody knows.
+//! Certificates of an authority that nobody trusts.
 
 use std::path::Path;
 use std::process::Command;
@@ -6,7 +6,7 @@ use std::process::Command;
 /// A certificate of an authority of its own for localhost: `ca.pem`, `server.pem` and `server.key` in `dir`.
 ///
 /// # Panics
-/// Where openssl does not make them.
+/// If openssl does not make them.
 pub fn make_certificates(dir: &Path) {
     std::fs::write(dir.join("server.ext"), "subjectAltName=DNS:localhost\n").expect("the directory can be written");
     for line in [

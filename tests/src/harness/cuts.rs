@@ -22,7 +22,7 @@ impl Cuts {
     /// A proxy on a free port of its own that leads to `target`, which need not listen yet.
     ///
     /// # Panics
-    /// Where there is no port.
+    /// If there is no port.
     pub fn to(target: SocketAddr) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let address = listener.local_addr().expect("a bound socket has an address");

@@ -1,4 +1,4 @@
-//! A small file system of its own for a master's state, to be filled.
+//! A small separate file system for a master's state, which tests can fill.
 
 use super::scratch;
 use std::fs;
@@ -13,7 +13,7 @@ impl Disk {
     /// Mounts one of so many megabytes, before the master starts.
     ///
     /// # Panics
-    /// Where it cannot be mounted.
+    /// If it cannot be mounted.
     pub fn mount(name: &str, megabytes: u32) -> Self {
         let state = scratch(name).join("state");
         fs::create_dir_all(&state).expect("a directory of our own");
@@ -30,7 +30,7 @@ impl Disk {
     /// Lets nothing be written any more.
     ///
     /// # Panics
-    /// Where a file is open for writing.
+    /// If a file is open for writing.
     pub fn make_read_only(&self) {
         run("mount", &["-o", "remount,ro", &self.0.display().to_string()]);
     }
@@ -58,7 +58,7 @@ impl Disk {
     /// Takes away what filled it.
     ///
     /// # Panics
-    /// Where it was not filled.
+    /// If it was not filled.
     pub fn make_room(&self) {
         fs::remove_file(self.filler()).expect("the file that fills it");
     }

@@ -1,4 +1,4 @@
-//! HTTP, as plain as it can be: one request a connection.
+//! Minimal HTTP: one request per connection.
 
 use serde_json::Value;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
@@ -21,14 +21,14 @@ impl Reply {
     /// The body as JSON.
     ///
     /// # Panics
-    /// Where it is none.
+    /// If it is none.
     #[track_caller]
     pub fn json(&self) -> Value {
         serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("no JSON: {error}: {self:?}"))
     }
 }
 
-/// One request; nothing where nobody answers.
+/// One request; nothing if nobody answers.
 pub fn request(server: SocketAddr, method: &str, path: &str, token: Option<&str>, body: &str) -> Option<Reply> {
     let mut stream = BufReader::new(open(server, method, path, token, body)?);
     let mut line = String::new();

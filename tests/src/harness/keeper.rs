@@ -1,8 +1,8 @@
-//! What the tests of a program share, although nextest runs each in a process of its own.
+//! What the tests of a program share, although nextest runs each test in its own process.
 //!
-//! The first test that needs it starts the program once more, as its keeper: that runs only the ignored test `keeper`,
-//! which starts what is shared, writes down where it is, and ends it when the run ends, however that ends. A test run by
-//! `cargo test` has a keeper of its own program in the same way.
+//! The first test that needs a shared server starts its program once more, as its keeper. The keeper runs only the
+//! ignored test `keeper`, which starts the server, records its address, and stops it when the run ends, however the run
+//! ends. A test that is run by `cargo test` has a keeper of its own program in the same way.
 
 use super::place::dir_of;
 use super::process::{DEADLINE, LOOK, holds_within, runs, started};

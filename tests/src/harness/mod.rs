@@ -41,7 +41,7 @@ pub const PASSWORD: &str = "not-a-secret";
 /// One of our programs, as `make test` has built it.
 ///
 /// # Panics
-/// Where it is not there.
+/// If it is not there.
 pub fn program(name: &str) -> PathBuf {
     let test = std::env::current_exe().expect("this program has a path");
     let found = test.ancestors().skip(1).take(3).map(|dir| dir.join(name)).find(|path| path.is_file());
@@ -69,18 +69,18 @@ impl Master {
     /// Starts a master with a private broker and these `[[worker]]` sections, and waits until it is ready.
     ///
     /// # Panics
-    /// Where it does not become ready.
+    /// If it does not become ready.
     pub fn start(name: &str, workers: &str) -> Self {
         let amqp = free_address();
         let broker = format!("listen = [\"{amqp}\"]\n");
         Self::start_with(name, &broker, &format!("amqp://{amqp}/rouse"), free_address(), workers)
     }
 
-    /// Starts a master whose broker outlives it: for tests that kill it and are not about its broker, which takes seconds to
-    /// start.
+    /// Starts a master whose broker outlives it: for tests that kill it and are not about its broker, which takes
+    /// seconds to start.
     ///
     /// # Panics
-    /// Where either does not become ready.
+    /// If either does not become ready.
     pub fn start_beside_broker(name: &str, workers: &str) -> Self {
         let (amqp, auth) = (free_address(), free_address());
         let settings = NodeSettings {
@@ -106,7 +106,7 @@ impl Master {
     /// Starts a master with these lines of `[broker]`, besides `auth_listen`.
     ///
     /// # Panics
-    /// Where it does not become ready.
+    /// If it does not become ready.
     pub fn start_with(name: &str, broker: &str, broker_url: &str, auth: SocketAddr, workers: &str) -> Self {
         let dir = scratch(name);
         let http = free_address();
@@ -158,7 +158,7 @@ impl Master {
         self.process.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Writes its configuration anew, with these workers.
+    /// Writes its configuration again, with these workers.
     pub fn configure(&self, workers: &str) {
         fs::write(self.config(), format!("{}\n{workers}", self.head)).expect("the configuration can be written");
     }
@@ -171,7 +171,7 @@ impl Master {
     /// Starts it again, and waits until it is ready.
     ///
     /// # Panics
-    /// Where it does not become ready.
+    /// If it does not become ready.
     #[track_caller]
     pub fn begin(&self) {
         match &self.keeper {
@@ -183,7 +183,7 @@ impl Master {
     /// The same with more in its environment.
     ///
     /// # Panics
-    /// Where it does not become ready.
+    /// If it does not become ready.
     #[track_caller]
     pub fn begin_with(&self, more: &[(&str, &str)]) {
         let mut command = Command::new(program("rouse"));
@@ -194,7 +194,7 @@ impl Master {
     /// The same by `command`, which gets the arguments of `rouse` and is to become it.
     ///
     /// # Panics
-    /// Where it does not become ready.
+    /// If it does not become ready.
     #[track_caller]
     pub fn begin_by(&self, mut command: Command) {
         command.args(["master", "-c"]).arg(self.config()).current_dir(&self.dir).env_remove("ROUSE_LOG");
@@ -253,7 +253,7 @@ impl Master {
     /// Polls until `holds`.
     ///
     /// # Panics
-    /// Where it does not within [`DEADLINE`].
+    /// If it does not within [`DEADLINE`].
     #[track_caller]
     pub fn until(&self, what: &str, holds: impl FnMut() -> bool) {
         self.until_within(DEADLINE, what, holds);
@@ -262,7 +262,7 @@ impl Master {
     /// Polls until `holds`.
     ///
     /// # Panics
-    /// Where it does not within `limit`.
+    /// If it does not within `limit`.
     #[track_caller]
     pub fn until_within(&self, limit: Duration, what: &str, holds: impl FnMut() -> bool) {
         assert!(holds_within(limit, holds), "not in time: {what}\n{}", self.log());
@@ -341,7 +341,7 @@ impl Master {
     /// GET.
     ///
     /// # Panics
-    /// Where nobody answers.
+    /// If nobody answers.
     #[track_caller]
     pub fn get(&self, path: &str) -> Reply {
         request(self.http, "GET", path, None, "").expect("the master answers")
@@ -350,7 +350,7 @@ impl Master {
     /// POST, with the token.
     ///
     /// # Panics
-    /// Where nobody answers.
+    /// If nobody answers.
     #[track_caller]
     pub fn post(&self, path: &str, body: &str) -> Reply {
         request(self.http, "POST", path, Some(&self.token()), body).expect("the master answers")
@@ -421,11 +421,11 @@ impl Drop for Master {
     }
 }
 
-/// Runs `rouse check --online` on this configuration, written into `dir`, which is also its home, with no environment but
-/// this one. Its exit code, and what it says.
+/// Runs `rouse check --online` on this configuration, written into `dir`, which is also its home, with no environment
+/// but this one. Its exit code, and what it says.
 ///
 /// # Panics
-/// Where it cannot be run.
+/// If it cannot be run.
 pub fn check_online(dir: &Path, text: &str, env: &[(&str, &str)]) -> (Option<i32>, String) {
     let path = dir.join("rouse.toml");
     fs::write(&path, text).expect("the configuration can be written");

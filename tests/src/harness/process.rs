@@ -63,7 +63,7 @@ pub struct Process {
 /// How a process ended, and what it said.
 #[derive(Debug)]
 pub struct Said {
-    /// Its exit code; absent where a signal ended it.
+    /// Its exit code; absent if a signal ended it.
     pub code: Option<i32>,
     /// Its stdout.
     pub out: Vec<u8>,
@@ -80,15 +80,15 @@ impl Said {
     /// Its stdout, as JSON.
     ///
     /// # Panics
-    /// Where it is none.
+    /// If it is none.
     pub fn json(&self) -> serde_json::Value {
         serde_json::from_slice(&self.out).unwrap_or_else(|error| panic!("no JSON: {error}: {self:?}"))
     }
 
-    /// Itself, where it ended with `code`.
+    /// Itself, if it ended with `code`.
     ///
     /// # Panics
-    /// Where it did not.
+    /// If it did not.
     #[track_caller]
     pub fn ended(self, code: i32) -> Self {
         assert!(self.code == Some(code), "ended with {:?} rather than {code}: {}{}", self.code, self.text(), self.err);
@@ -100,7 +100,7 @@ impl Process {
     /// Starts it; what it prints is appended to `NAME.out` and `NAME.err` in `dir`.
     ///
     /// # Panics
-    /// Where it cannot be started.
+    /// If it cannot be started.
     pub fn start(command: Command, dir: &Path, name: &str) -> Self {
         Self::start_with_input(command, dir, name, Stdio::null())
     }
@@ -108,7 +108,7 @@ impl Process {
     /// As [`Self::start`], with this standard input; a pipe stays open as long as this is kept.
     ///
     /// # Panics
-    /// Where it cannot be started.
+    /// If it cannot be started.
     pub fn start_with_input(mut command: Command, dir: &Path, name: &str, input: Stdio) -> Self {
         let (out, err) = (dir.join(format!("{name}.out")), dir.join(format!("{name}.err")));
         let open = |path: &Path| File::options().create(true).append(true).open(path).expect("a file for its output");
@@ -146,7 +146,7 @@ impl Process {
     /// Waits for its end.
     ///
     /// # Panics
-    /// Where it does not come within `limit`.
+    /// If it does not come within `limit`.
     #[track_caller]
     pub fn wait(mut self, limit: Duration) -> Said {
         let mut status = None;
@@ -177,7 +177,7 @@ impl Drop for Process {
 /// The most memory that a process has had, bytes.
 ///
 /// # Panics
-/// Where it does not run.
+/// If it does not run.
 pub fn peak_memory(pid: i32) -> u64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("a process that runs");
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("Linux tells it");

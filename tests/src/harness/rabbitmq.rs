@@ -1,4 +1,4 @@
-//! A RabbitMQ of an operator's own, and the commands of any RabbitMQ.
+//! A RabbitMQ that is not private to a master, and commands for any RabbitMQ.
 
 use super::process::{DEADLINE, Process, holds_within};
 use super::{free_address, scratch};

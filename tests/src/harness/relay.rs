@@ -1,4 +1,4 @@
-//! A real mail relay, which can be made to misbehave: `tests/smtp/relay.py`.
+//! A real mail relay that tests can make fail: `tests/smtp/relay.py`.
 
 use super::process::{DEADLINE, Process, holds_within};
 use super::{free_address, scratch};
@@ -39,7 +39,7 @@ impl TakenMail {
     /// The message id, in its brackets.
     ///
     /// # Panics
-    /// Where it has none.
+    /// If it has none.
     pub fn id(&self) -> &str {
         let id = self.text.lines().find_map(|line| line.strip_prefix("Message-ID: "));
         id.unwrap_or_else(|| panic!("no message id in {}", self.text))
@@ -77,7 +77,7 @@ impl Relay {
     /// Starts it, on the same port each time.
     ///
     /// # Panics
-    /// Where it does not run.
+    /// If it does not run.
     pub fn begin(&mut self) {
         let tests = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
         let made = Command::new(tests.join("venv")).arg("smtp").output().expect("tests/venv runs");
@@ -103,7 +103,7 @@ impl Relay {
     /// How it answers from now on; see relay.py.
     ///
     /// # Panics
-    /// Where the rules cannot be written.
+    /// If the rules cannot be written.
     pub fn rules(&self, rules: &Value) {
         let (partial, path) = (self.dir.join("rules.part"), self.dir.join("rules.json"));
         fs::write(&partial, rules.to_string()).expect("its directory can be written");
@@ -113,7 +113,7 @@ impl Relay {
     /// The mails that it has taken, in that order.
     ///
     /// # Panics
-    /// Where one cannot be read.
+    /// If one cannot be read.
     pub fn mails(&self) -> Vec<TakenMail> {
         let read = |number: u32| fs::read(self.dir.join(format!("{number}.json"))).ok();
         let text = |value: &Value| value.as_str().map(str::to_owned);

@@ -1,4 +1,4 @@
-//! What an agent's effects do: its link, its runner with supervisors, its logs.
+//! Performs an agent's effects: its link, its runner with supervisors, its logs.
 
 use super::Break;
 use super::machine::{Pace, Run, Spool};
@@ -170,7 +170,7 @@ impl World {
         machine.runs.insert(attempt, Run { step: step.step, number, began: now, started: false });
         let spool = Spool::of(step.session.clone());
         machine.spools.insert((attempt, step.step), spool);
-        // Long enough for an alarm to outlast the lease, where there are any.
+        // Long enough for an alarm to outlast the lease, if there are any.
         let often = if self.faults.alarm { 500 } else { 150 };
         let long = !self.quiet && self.chance.permille(often);
         let mut lasts = if long { self.delay(60_000, 500_000) } else { self.delay(50, 20_000) };
@@ -284,7 +284,7 @@ impl World {
         }
     }
 
-    /// Sends the log's next chunk, where there is one.
+    /// Sends the log's next chunk, if there is one.
     fn pump(&mut self, id: usize, life: u64, attempt: AttemptId, step: u32) {
         if self.bus.alarm.on.is_some() {
             return self.after(1_000, move |w| w.pump(id, life, attempt, step));

@@ -1,5 +1,6 @@
-//! The fake broker's alarms. As RabbitMQ does, it accepts nothing that is published: it blocks a connection at its next
-//! message, says so there, and reads nothing more from it, not even its end. What it delivers goes on.
+//! Alarms of the fake broker. Like RabbitMQ, it accepts nothing that is published: it blocks a connection at the
+//! connection's next message, reports this on the connection, and reads nothing more from it, not even its end. It
+//! continues to deliver messages.
 
 use super::breaks::Break;
 use super::bus::Conn;

@@ -1,7 +1,7 @@
 //! Ways to break the system on purpose, each a switch at run time, to prove that the simulation notices.
 //!
-//! The programs contain none of this. A switch makes the simulated world around the cores behave as a faulty driver,
-//! adapter or decision would: by what it passes on, keeps back or changes.
+//! The programs contain none of this. A switch makes the simulated world around the cores behave like a faulty driver,
+//! adapter or decision, by what it passes on, keeps back or changes.
 
 /// A way to break the system on purpose.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -36,7 +36,7 @@ pub enum Break {
     StopOnce,
     /// A suspension that the provider has accepted is taken for a suspended machine.
     AcceptedIsSuspended,
-    /// `max_age` is ignored: hosts stay suspended for ever.
+    /// `max_age` is ignored: hosts stay suspended forever.
     NoMaxAge,
     /// A master that starts forgets the suspended hosts.
     ForgetSuspended,
@@ -62,7 +62,7 @@ pub enum Break {
     NoMaxHosts,
     /// `max_builds` is ignored.
     NoMaxBuilds,
-    /// Idle hosts are kept for ever.
+    /// Idle hosts are kept forever.
     KeepIdle,
     /// `min_idle` is ignored.
     NoMinIdle,

@@ -1,4 +1,4 @@
-//! The fake broker: connections of agents, what is on its way, and what waits for a master that is away.
+//! The fake broker: connections of agents, messages on their way, and messages that wait for a master that is away.
 
 use super::alarm::{Alarm, DETECTION};
 use super::breaks::Break;
@@ -263,7 +263,7 @@ impl World {
         let (life, link) = (machine.life, machine.link);
         self.say(|| format!("machine {id}: cut off for {for_ms} ms"));
         if let Some((number, Some(conn))) = link {
-            // Each end finds out in its own time, or not at all where the cut is short.
+            // Each end finds out in its own time, or not at all if the cut is short.
             let (mut agent, broker) = (self.delay(1_000, 60_000), self.delay(5_000, 60_000));
             if self.bus.conns.get(&conn).is_some_and(|c| c.told) {
                 // A blocked connection is watched, since a lease depends on it.

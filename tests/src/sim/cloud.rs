@@ -1,4 +1,4 @@
-//! The fake cloud: slow, failing, forgetful of replies, and late with its lists; idempotent by host id.
+//! The fake cloud. It is slow, fails, loses replies, lists machines late, and is idempotent by host id.
 
 use super::Break;
 use super::machine::Machine;
@@ -78,7 +78,7 @@ impl World {
         let epoch = self.master.epoch;
         let (there, back) = self.call_times();
         let fails = self.mishap(self.faults.call_fails);
-        // Known beforehand where the provider makes it up itself; elsewhere the machine has one of its own.
+        // Known beforehand if the provider makes it up itself; elsewhere the machine has one of its own.
         let identity = match host.provider {
             ProviderKind::Process => Some(host.id.0.clone()),
             ProviderKind::Libvirt => Some(format!("uuid-of-{}", host.id)),
@@ -181,7 +181,7 @@ impl World {
         }
     }
 
-    /// Makes the machine, where there is none of that order yet.
+    /// Makes the machine, if there is none of that order yet.
     fn make(&mut self, host: &Host) -> Started {
         let twice = self.broken == Some(Break::StartsTwice);
         let number = host.launch.as_ref().map(|order| order.number);
@@ -379,7 +379,7 @@ impl World {
         }
     }
 
-    /// Lists what bears our name; for an audit of a user's, or for the periodic one.
+    /// Lists what has our name; for an audit of a user's, or for the periodic one.
     pub(super) fn list_hosts(&mut self, provider: ProviderKind, audit: Option<(RequestId, u32)>) {
         let epoch = self.master.epoch;
         let (there, back) = self.call_times();

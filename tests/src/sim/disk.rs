@@ -1,4 +1,4 @@
-//! The fake disk: the ledger as the store keeps it, and the master's log files.
+//! The fake disk: the ledger as the store writes it, and the master's log files.
 
 use rouse_master::core::build::Build;
 use rouse_master::core::images::{ImageKey, ImageRecord};

@@ -1,4 +1,4 @@
-//! What must hold at any time, looked at in intervals: no host is idle for too long, and none outlives its master.
+//! Invariants that are checked in intervals: no host is idle for too long, and none outlives its master.
 
 use super::machine::{Machine, Pace};
 use super::world::World;
@@ -99,7 +99,7 @@ impl World {
         }
     }
 
-    /// For how long the host may stay as it is with nothing to do; none where it has something, or may stay for ever.
+    /// For how long the host may stay as it is with nothing to do; none if it has something, or may stay forever.
     fn idle_limit(&self, host: &Host) -> Option<u64> {
         let live =
             |b: &rouse_master::core::build::Build| b.status.live_attempt().is_some_and(|a| a.worker == host.worker);
@@ -131,7 +131,8 @@ impl World {
         }
     }
 
-    /// Whether the host certainly counts for its template's `min_idle`. One that is being started may be kept for a build.
+    /// Whether the host certainly counts for its template's `min_idle`. One that is being started may be kept for a
+    /// build.
     fn idles(&self, host: &Host, template: &str) -> bool {
         let plan = self.master.plan.workers.get(&host.worker).and_then(|p| p.latent.as_ref());
         let busy = self.disk.builds.values().any(|b| b.status.live_attempt().is_some_and(|a| a.worker == host.worker));

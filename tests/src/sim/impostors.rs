@@ -1,5 +1,5 @@
-//! What must hold of copies of images: whoever attached as a host before its provider said which machine that is, and is
-//! another one, is given nothing any more, and its session ends with its lease.
+//! Invariants about copies of images. An agent may attach as a host before the provider has reported the host's
+//! machine. If it turns out to be on another machine, it gets nothing more, and its session ends with its lease.
 
 use super::world::World;
 use rouse_master::core::plan::ProviderKind;
@@ -12,7 +12,7 @@ use std::time::Duration;
 const SLACK: Duration = Duration::from_secs(25);
 
 impl World {
-    /// The session of a copy, where the ledger has had the word of the host's provider that says better.
+    /// The session of a copy, if the ledger has had the word of the host's provider that says better.
     fn copy_session(&self, worker: &WorkerName) -> Option<(HostId, &Session)> {
         let session = self.disk.sessions.get(worker).filter(|s| s.identity.starts_with("copy-of-"))?;
         let host = self.disk.hosts.get(session.host.as_ref()?)?;

@@ -1,4 +1,4 @@
-//! What must hold whenever something happens that could break it.
+//! Invariants that are checked whenever something happens that could break them.
 
 use super::machine::Pace;
 use super::setup::password;
@@ -148,7 +148,7 @@ impl World {
         }
     }
 
-    /// A build is lost after what was asked for, and never where every agent behaves.
+    /// A build is lost after what was asked for, and never if every agent behaves.
     fn check_lost(&mut self, id: BuildId, status: &BuildStatus, why: &str) {
         let Some(build) = self.disk.builds.get(&id) else { return };
         let spec = self.asked_for(&build.spec.name);
@@ -200,7 +200,7 @@ impl World {
         }
     }
 
-    /// The machine that the attempt has run on, where the agent of that time has been attached for long enough to send what
+    /// The machine that the attempt has run on, if the agent of that time has been attached for long enough to send what
     /// is asked for.
     fn who_has(&self, attempt: AttemptId) -> Option<usize> {
         let (id, life) = self.ran_on.get(&attempt)?;
@@ -209,7 +209,7 @@ impl World {
         there.then_some(*id)
     }
 
-    /// After each commit: there are no more hosts than there may be, but where a reload has lowered their number.
+    /// After each commit: there are no more hosts than there may be, unless a reload has lowered their number.
     pub(super) fn check_ledger(&mut self, hosts_before: usize) {
         let hosts = self.hosts_alive();
         if hosts <= hosts_before {
@@ -236,13 +236,13 @@ impl World {
     pub(super) fn check_attached(&mut self, id: usize) {
         let Some(machine) = self.machines.get(&id) else { return };
         let worker = machine.worker.clone();
-        // Where a reload has made its worker a standing one, whoever has the password may come.
+        // If a reload has made its worker a standing one, whoever has the password may come.
         let standing = self.script.plan.workers.get(&worker).is_some_and(|w| w.latent.is_none());
         let stolen = machine.stranger && machine.latent && !machine.copy;
         if stolen && !(standing && machine.password == password(&worker)) {
             self.violated(format!("machine {id} is let in as {worker} with a stolen credential"));
         }
-        // A session in which nothing runs is over at once where a reload takes its worker out; its agent may not know yet.
+        // A session in which nothing runs is over at once if a reload takes its worker out; its agent may not know yet.
         let forgotten = self.script.ever_removed.contains(&worker);
         let attached = |(other, m): &(&usize, &super::machine::Machine)| {
             let unaware = forgotten && m.runs.is_empty();

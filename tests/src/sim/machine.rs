@@ -1,4 +1,4 @@
-//! Machines: booted, frozen, suspended, killed; the steps that really run on them.
+//! Machines: booted, frozen, suspended, killed; and the steps that are really running on them.
 
 use super::world::{Act, World};
 use rouse_agent::core::{Core, Event, Settings};
@@ -48,7 +48,7 @@ impl Spool {
 
 pub(super) struct Machine {
     pub worker: WorkerName,
-    /// The host, where the master made the machine.
+    /// The host, if the master made the machine.
     pub host: Option<HostId>,
     /// Whether its agent switches the machine off when nobody wants it.
     pub latent: bool,
@@ -97,7 +97,7 @@ pub(super) struct Machine {
     /// Whether somebody has sent its agent home.
     pub left: bool,
     pub tick_at: Option<u64>,
-    /// The connection that the agent has or makes now, by its own number, and the bus's where it is up.
+    /// The connection that the agent has or makes now, by its own number, and the bus's if it is up.
     pub link: Option<(u64, Option<u64>)>,
     /// Whether the agent was asked to end and somebody has to start it again.
     pub ended: bool,
@@ -162,7 +162,7 @@ impl World {
         id
     }
 
-    /// Starts the agent on a machine, where none runs.
+    /// Starts the agent on a machine, if none runs.
     pub(super) fn start_agent(&mut self, id: usize) {
         let nonce = Nonce(self.chance.hex(32));
         let Some(machine) = self.machines.get_mut(&id).filter(|m| m.on && m.agent.is_none()) else { return };

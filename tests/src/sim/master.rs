@@ -1,4 +1,4 @@
-//! The master around the real core: batches, commits, effects, and the ways to die in between.
+//! The master around the real core: batches, commits, effects, and the ways to die between them.
 
 use super::Break;
 use super::show;
@@ -191,7 +191,7 @@ impl World {
         self.after(delay, |w| w.master_linked());
     }
 
-    /// The master takes the newest configuration; every timer that hangs on it starts anew.
+    /// The master takes the newest configuration; every timer that hangs on it starts again.
     fn take_plan(&mut self) {
         self.master.plan = self.script.plan.clone();
         self.idle.clear();
@@ -318,7 +318,7 @@ impl World {
             }
         }
         effects.extend(self.handle(Event::Tick));
-        // Mostly where there is something to lose: a turn that only renews leases has little.
+        // Mostly if there is something to lose: a turn that only renews leases has little.
         let often = if effects.iter().any(has_weight) { 500 } else { 30 };
         if self.mishap(self.faults.crash) && self.chance.permille(often) {
             let crash = match self.chance.range(0, 2) {

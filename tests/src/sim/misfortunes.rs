@@ -1,4 +1,4 @@
-//! What goes wrong by itself, what an operator's reload changes, and how it all calms down.
+//! Faults that happen by themselves, changes by a reload of the operator, and how everything becomes quiet.
 
 use super::Break;
 use super::machine::{Machine, Pace};
@@ -112,7 +112,7 @@ impl World {
         self.misfortunes(often(f.crash > 0, 2), |w| w.master_dies(Vec::new()));
     }
 
-    /// Something to do where a seed has not seen enough.
+    /// Something to do if a seed has not seen enough.
     pub(super) fn keep_busy(&mut self) {
         for _ in 0..4 {
             let delay = self.delay(0, 500_000);
@@ -156,7 +156,7 @@ impl World {
             Machine::new(name.clone(), None, password(&name), format!("twin-of-{name}"), self.now)
         } else {
             let host = self.chance.pick(&hosts);
-            // Where the master does not know beforehand on which machine a host is, the first one is believed.
+            // If the master does not know beforehand on which machine a host is, the first one is believed.
             let known = host.provider == ProviderKind::Process && self.chance.permille(500);
             let credential = if known { password(&host.worker) } else { host.token.clone() };
             let mut thief = Machine::new(host.worker.clone(), None, credential, "thief".to_owned(), self.now);
@@ -178,7 +178,7 @@ impl World {
         }
     }
 
-    /// Something for a machine that is on, where there is one.
+    /// Something for a machine that is on, if there is one.
     fn with_machine(&mut self, act: impl FnOnce(&mut World, usize)) {
         let on = || self.machines.iter().filter(|(_, m)| m.on);
         let busy: Vec<usize> = on().filter(|(_, m)| !m.runs.is_empty()).map(|(id, _)| *id).collect();
@@ -323,7 +323,7 @@ impl World {
         }
     }
 
-    /// Somebody looks after a standing machine: its agent is started where it has ended.
+    /// Somebody looks after a standing machine: its agent is started if it has ended.
     fn keep_started(&mut self, id: usize) {
         let Some(machine) = self.machines.get(&id) else { return };
         if self.script.plan.workers.contains_key(&machine.worker) {

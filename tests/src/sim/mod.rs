@@ -1,8 +1,8 @@
-//! The simulation: the real cores of master and agents, with a fake cloud, bus, disk and clock, from one seed.
+//! The simulation: the real cores of master and agents, with a fake cloud, broker, disk and clock, from one seed.
 //!
-//! [`run`] plays one seed: a time of faults, then a quiet time, after which everything must be as it should be. What must
-//! hold is in `invariants`; it is looked at whenever something happens that could break it. The same seed plays the same
-//! way, so a failure is played again with its transcript.
+//! [`run`] runs one seed: a time of faults, then a quiet time, after which everything must be in order. The invariants
+//! are in `invariants`; they are checked whenever something happens that could break them. The same seed always gives
+//! the same run, so a failure can be repeated with its transcript.
 
 mod agent;
 mod alarm;

@@ -1,4 +1,4 @@
-//! What the master's effects do, and what deliveries are for its core.
+//! Performs the master's effects, and passes deliveries to its core.
 
 use super::Break;
 use super::master::Delivery;

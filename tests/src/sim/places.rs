@@ -1,4 +1,4 @@
-//! Places that refuse everybody for a while, and what must hold of the master's idea of them.
+//! Places that refuse all orders for a while, and invariants about what the master assumes about them.
 
 use super::world::World;
 use rouse_master::core::build::{BuildState, Requirement};

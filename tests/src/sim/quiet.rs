@@ -1,4 +1,4 @@
-//! What must hold after quiet, when everything that was broken has been mended for a while.
+//! Invariants after the quiet time, when everything that was broken has been repaired for a while.
 
 use super::script::Accepted;
 use super::world::World;
@@ -10,7 +10,7 @@ use rouse_shared::HostId;
 use std::collections::{BTreeMap, BTreeSet};
 
 impl World {
-    /// Whether a worker must be free when all is over. One without a lease is held for ever by an agent that has ended
+    /// Whether a worker must be free when all is over. One without a lease is held forever by an agent that has ended
     /// before its welcome reached it, as nothing proves that it has: then it need not.
     fn is_free(&self, plan: &WorkerPlan) -> bool {
         let session = self.disk.sessions.get(&plan.name);

@@ -1,5 +1,5 @@
-//! The fake relay, and what must hold of mail: whatever crashes and whichever answers are lost, each recipient is told of
-//! each loss and each return in exactly one mail, counted by message id.
+//! The fake relay, and the invariants about mail: whatever crashes and whichever answers are lost, each recipient gets
+//! exactly one mail about each missing worker and each return, counted by message id.
 
 use super::world::World;
 use rouse_master::core::event::Event;

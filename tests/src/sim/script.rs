@@ -1,4 +1,4 @@
-//! What people do: submissions, cancels, operators.
+//! What people do: submissions, cancels, commands of operators.
 
 use super::master::{Asked, Delivery, Input};
 use super::world::World;

@@ -1,4 +1,4 @@
-//! What a seed's system is like: its workers, its limits, and which faults it has.
+//! The system of a seed: its workers, its limits, and the faults that happen in it.
 
 use super::relay::NOBODY;
 use crate::chance::Chance;
@@ -60,7 +60,8 @@ pub(super) struct Faults {
     pub terminate: bool,
     /// Whether others have a worker's credential: a second machine of a name, a boot token that was stolen.
     pub foreign_counts: bool,
-    /// Whether copies of images, with the password in them, attach as a host before the cloud has said which machine it is.
+    /// Whether copies of images, with the password in them, attach as a host before the cloud has said which machine it
+    /// is.
     pub copies: bool,
     /// Machines that are ours and that the ledger has never known.
     pub orphans: u64,
@@ -192,7 +193,7 @@ pub(super) fn make(chance: &mut Chance) -> (Plan, Faults) {
     (plan, faults)
 }
 
-/// Hosts that are kept for ever may leave a build of another worker no room, and that is then what was asked for: such
+/// Hosts that are kept forever may leave a build of another worker no room, and that is then what was asked for: such
 /// a plan gets room for all.
 pub(super) fn leave_room(plan: &mut Plan) {
     let latent = || plan.workers.values().filter_map(|w| w.latent.as_ref());

@@ -1,4 +1,4 @@
-//! What happens, in one line each, for a transcript that a person reads from top to bottom.
+//! Prints what happens in one line each, for a transcript that a person reads from top to bottom.
 
 use rouse_agent::core::{Effect as AgentEffect, Event as AgentEvent};
 use rouse_master::core::event::{Command, Event, ListedHost, Listing, UnlistedPlace};

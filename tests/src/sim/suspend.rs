@@ -1,4 +1,4 @@
-//! Machines that sleep: the cloud's part of it, and what must hold of them.
+//! Suspended machines: the cloud's part of it, and the invariants about them.
 
 use super::Break;
 use super::cloud::{CALL_LIMIT, Power};
@@ -177,7 +177,7 @@ impl World {
         }
     }
 
-    /// A host that was resumed is not given up where nothing keeps its agent from attaching.
+    /// A host that was resumed is not given up if nothing keeps its agent from attaching.
     pub(super) fn check_resumed(&mut self, host: &Host) {
         let f = &self.faults;
         let disturbed = f.operators || f.broker || f.upgrade || f.clock || !f.agents_behave();

@@ -1,4 +1,4 @@
-//! The world: one clock, one heap of what is to come, and everything that there is.
+//! The world: one clock, one heap of future events, and everything that exists.
 
 use super::bus::Bus;
 use super::cloud::Cloud;

@@ -1,5 +1,5 @@
-//! Small guests: Debian's cloud kernel, busybox, and the agent as it was just built. Made once for each content and kept
-//! between runs.
+//! Small guests: Debian's cloud kernel, busybox, and the agent that was just built. Each image is made once for its
+//! content and kept between runs.
 
 use crate::harness::program;
 use sha2::{Digest as _, Sha256};
@@ -60,7 +60,7 @@ impl Image {
 /// Where things are kept between runs.
 ///
 /// # Panics
-/// Where there is no such place.
+/// If there is no such place.
 pub fn cache() -> PathBuf {
     let home = || PathBuf::from(std::env::var_os("HOME").expect("a home directory")).join(".cache");
     std::env::var_os("XDG_CACHE_HOME").map_or_else(home, PathBuf::from).join("rouse")
@@ -74,7 +74,7 @@ pub fn repository() -> &'static Path {
 /// Runs a program that must succeed; what it says.
 ///
 /// # Panics
-/// Where it does not.
+/// If it does not.
 #[track_caller]
 pub fn run(command: &mut Command) -> String {
     let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
@@ -83,10 +83,10 @@ pub fn run(command: &mut Command) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// The image, made where it is not kept from before. Never to be written to.
+/// The image, made if it is not kept from before. Never to be written to.
 ///
 /// # Panics
-/// Where it cannot be made.
+/// If it cannot be made.
 pub fn image(image: &Image) -> PathBuf {
     image_with(image, &program("rouse-agent"))
 }
@@ -94,7 +94,7 @@ pub fn image(image: &Image) -> PathBuf {
 /// The same, with this program for its agent.
 ///
 /// # Panics
-/// Where it cannot be made.
+/// If it cannot be made.
 pub fn image_with(image: &Image, agent_program: &Path) -> PathBuf {
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     let _held = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
@@ -211,7 +211,7 @@ fn put_agent(from: &Path, root: &Path) {
     let to = root.join("usr/bin/rouse-agent");
     fs::copy(from, &to).expect("the program");
     run(Command::new("strip").arg(&to));
-    // It fails where there is nothing to list: a program that is linked statically.
+    // It fails if there is nothing to list: a program that is linked statically.
     let libraries = Command::new("ldd").arg(from).output().expect("ldd").stdout;
     let libraries = String::from_utf8_lossy(&libraries);
     let paths: BTreeSet<&str> = libraries.split_whitespace().filter(|word| word.starts_with('/')).collect();

@@ -1,5 +1,5 @@
-//! A libvirtd of the tests' own with real QEMU guests, apart from the machine's: it has a network, a process and a mount
-//! namespace of its own, so nothing of it outlives the test run and nothing else is touched.
+//! A libvirtd for the tests with real QEMU guests, separate from that of the machine. It has its own network, process
+//! and mount namespaces, so nothing of it outlives the test run and nothing else is touched.
 
 mod image;
 
@@ -95,7 +95,7 @@ pub struct VirtHost {
     pub dir: PathBuf,
     /// What clients open.
     pub uri: String,
-    /// Absent where it is the keeper's.
+    /// Absent if it is the keeper's.
     process: Option<Process>,
 }
 
@@ -149,7 +149,7 @@ impl VirtHost {
     /// Waits until libvirtd answers.
     ///
     /// # Panics
-    /// Where it does not.
+    /// If it does not.
     pub fn until_up(&self) {
         let answers = || self.virsh_may_fail(&["version"]).is_some();
         let log = || fs::read_to_string(self.dir.join("run-libvirtd.err")).unwrap_or_default();
@@ -159,13 +159,13 @@ impl VirtHost {
     /// Runs virsh; what it says.
     ///
     /// # Panics
-    /// Where it fails.
+    /// If it fails.
     #[track_caller]
     pub fn virsh(&self, arguments: &[&str]) -> String {
         run(Command::new("virsh").args(["-q", "-c", &self.uri]).args(arguments))
     }
 
-    /// Runs virsh; what it says, where it succeeds.
+    /// Runs virsh; what it says, if it succeeds.
     pub fn virsh_may_fail(&self, arguments: &[&str]) -> Option<String> {
         let output = Command::new("virsh").args(["-q", "-c", &self.uri]).args(arguments).output().expect("virsh runs");
         output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
@@ -222,7 +222,7 @@ impl VirtHost {
     /// Sends libvirtd a signal.
     ///
     /// # Panics
-    /// Where it is not there.
+    /// If it is not there.
     pub fn signal(&self, signal: i32) {
         let pids = self.pids("libvirtd", &self.dir.display().to_string());
         assert_eq!(pids.len(), 1, "one libvirtd");
@@ -233,7 +233,7 @@ impl VirtHost {
     /// Sends the QEMU of a domain a signal.
     ///
     /// # Panics
-    /// Where it is not there.
+    /// If it is not there.
     pub fn signal_guest(&self, name: &str, signal: i32) {
         let pids = self.pids("qemu-system-x86_64", &format!("guest={name},"));
         assert_eq!(pids.len(), 1, "one QEMU of {name}");

@@ -1,4 +1,4 @@
-//! The broker has too little memory or disk, and accepts nothing for longer than a lease.
+//! The broker has too little memory or disk space, and accepts nothing for longer than a lease.
 
 use rouse_tests::harness::{Master, Process, Protection, Relay, latent, rabbitmqctl, standing};
 use std::net::SocketAddr;

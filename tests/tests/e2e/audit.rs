@@ -1,4 +1,4 @@
-//! The audit: strays with the master's stamp are found and stopped, those of a foreign only where a user says so.
+//! The audit: orphans are found and terminated, foreign machines only if a user requests it.
 
 use rouse_tests::harness::{Master, Process, latent, runs, text};
 use serde_json::Value;

@@ -1,4 +1,4 @@
-//! Cancelling: what runs gets TERM, then KILL, and nothing of it is left.
+//! Cancelling: running steps get SIGTERM, then SIGKILL, and no process of them is left.
 
 use crate::shared;
 use rouse_tests::harness::{DEADLINE, processes_with, runs};

@@ -1,4 +1,4 @@
-//! Steps of the wall clock under a master and an agent that run: no lease ends early, and none is kept.
+//! Steps of the wall clock while a master and an agent run: no lease ends early, and none is extended.
 
 use rouse_tests::harness::{Master, holds_within, standing};
 use std::fs;
@@ -100,7 +100,7 @@ fn an_hour_forward_and_back_ends_no_lease_and_keeps_none() {
     }
 }
 
-/// Begins a build that runs for ever.
+/// Begins a build that runs forever.
 fn begin(master: &Master, script: &str) -> String {
     let id = master.detach(&["--worker", "stepped", "--retries", "0", "--", "sh", "-c", script]);
     master.until_state(&id, "running");

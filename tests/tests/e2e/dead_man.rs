@@ -1,5 +1,5 @@
-//! The timer that powers a latent host off, when its master and its broker are gone for good; and a standing worker's,
-//! which a welcome has switched off.
+//! The timer that powers a latent host off when its master and its broker are gone for good; and the timer of a
+//! standing worker, which a welcome has disabled.
 
 #![expect(clippy::disallowed_methods, reason = "how long a host stays is measured with the wall clock")]
 
@@ -43,8 +43,8 @@ fn a_latent_host_ends_by_itself_and_a_standing_one_stays() {
     master.until_within(Duration::from_secs(GRACE + 5), "the host ends", || !runs(host));
     assert!(lost.elapsed() > Duration::from_secs(LEASE + GRACE - 2), "{:?}", lost.elapsed());
 
-    // The standing worker's agent goes on trying, also when it is started again without a master: that must not wind the
-    // timer up anew.
+    // The standing worker's agent goes on trying, also when it is started again without a master: that must not wind
+    // the timer up again.
     tried.kill();
     let mut tried = master.begin_agent("tried", &image);
     // One that begins later, and that no master has ever welcomed, does power off.

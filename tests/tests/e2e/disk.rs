@@ -1,5 +1,5 @@
-//! A full disk, and one that cannot be written: new work is refused with the reason, nothing that was accepted is lost, and
-//! all goes on when there is room.
+//! A full disk, and a disk that cannot be written: new work is refused with the reason, nothing that was accepted is
+//! lost, and everything continues when there is space.
 
 use rouse_tests::harness::{DEADLINE, Disk, Master, Process, free_address, program, standing};
 use std::fs;

@@ -1,4 +1,4 @@
-//! Much output: logs are whole to the byte, or say where they were cut, and memory stays bounded.
+//! Large output: logs are complete to the byte, or report where they were cut, and memory stays limited.
 
 use crate::shared;
 use rouse_tests::harness::{peak_memory, processes_with, text};

@@ -1,4 +1,4 @@
-//! An agent with valid credentials of its own that means harm: it disturbs no other worker, and is blocked with a reason.
+//! A malicious agent with valid credentials: it disturbs no other worker, and is blocked with a reason.
 
 use lapin::options::{BasicConsumeOptions, BasicPublishOptions, QueueDeclareOptions};
 use lapin::types::FieldTable;

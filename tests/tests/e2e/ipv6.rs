@@ -1,4 +1,4 @@
-//! Every address is one of IPv6.
+//! Every address is an IPv6 address.
 
 use rouse_tests::harness::{Master, free_address, latent, standing};
 use std::net::{Ipv6Addr, SocketAddr, TcpListener};

@@ -1,4 +1,5 @@
-//! Latent workers, with processes for hosts: they wake, work, idle and go, and leave evidence where they fail.
+//! Latent workers with process hosts: hosts are started, run builds, become idle and are terminated, and leave evidence
+//! if they fail.
 
 use crate::shared;
 use rouse_tests::harness::{Master, runs, text};

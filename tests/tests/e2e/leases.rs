@@ -1,4 +1,4 @@
-//! What becomes of a build whose agent dies or freezes: it runs again, once, and never in two places.
+//! A build whose agent dies or freezes: it runs again, once, and never in two places.
 
 use crate::shared;
 use rouse_tests::harness::{Master, Process, Trace, processes_with, text};

@@ -1,5 +1,5 @@
-//! Workers go missing while the relay is down, the master is killed while the relay has a mail and has not said so, and
-//! each recipient gets all news once.
+//! Workers go missing while the relay is down, the master is killed while the relay has a mail and has not answered,
+//! and each recipient gets all news once.
 
 use rouse_tests::harness::{DEADLINE, Master, Protection, Relay, TakenMail, latent, scratch, standing};
 use serde_json::json;
@@ -97,7 +97,7 @@ fn each_recipient_gets_all_news_once_whatever_relay_and_master_do() {
     relay.rules(&json!({}));
     master.begin();
     master.until("the relay has all", || figure(&master, "rouse_mails_waiting") == 0);
-    // Where all of this takes a minute, the next mail is there already.
+    // If all of this takes a minute, the next mail is there already.
     let mails: Vec<_> =
         relay.mails().into_iter().filter(|mail| mail.text.contains("Workers that are missing")).collect();
     assert_eq!(mails.len(), 4, "{mails:?}");

@@ -1,6 +1,6 @@
 //! End-to-end: the real programs, a real broker, and what a user sees of them.
 //!
-//! Most tests share one master, each with workers of its own; those that end a master or its broker have their own.
+//! Most tests share one master, each with its own workers. Tests that end a master or its broker have their own.
 
 #![allow(clippy::unwrap_used)]
 

@@ -1,4 +1,5 @@
-//! The master or its broker dies or is restarted in mid-build: the build goes on, once, and its log is whole.
+//! The master or its broker dies or is restarted during a build: the build continues, runs once, and its log is
+//! complete.
 
 use rouse_tests::harness::{DEADLINE, Master, Process, latent, processes_with, program, standing, text};
 use std::process::Command;

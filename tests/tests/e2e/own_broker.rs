@@ -1,4 +1,4 @@
-//! A RabbitMQ of the operator's own, set up from the files in contrib/rabbitmq, or not.
+//! A RabbitMQ that the operator runs, with and without the settings in contrib/rabbitmq.
 
 use rouse_tests::harness::{Master, OwnBroker, check_online, free_address, scratch, standing};
 use std::fs;

@@ -1,4 +1,4 @@
-//! What is wrong is refused, with the reason, and harms nobody.
+//! Invalid requests are refused with the reason, and have no effect on others.
 
 use crate::shared;
 use rouse_tests::harness::{DEADLINE, Process, holds_within, program};

@@ -1,4 +1,5 @@
-//! SIGHUP: workers come, go and change while a build runs on another; a file with a mistake changes nothing.
+//! SIGHUP: workers are added, removed and changed while a build runs on another one; a file with an error changes
+//! nothing.
 
 use rouse_tests::harness::{Master, standing};
 
@@ -31,7 +32,7 @@ fn a_reload_touches_only_what_has_changed() {
     master.configure(&workers("max_bulds = 5", ""));
     master.signal(libc::SIGHUP);
     master.until("the error is logged", || master.log().contains("max_bulds"));
-    assert!(master.log().contains("the old configuration goes on"), "{}", master.log());
+    assert!(master.log().contains("the old configuration stays in effect"), "{}", master.log());
     assert_eq!(master.worker("changes")["max_builds"], 3);
     master.rouse(&["build", "--worker", "comes", "--", "true"]).ended(0);
     master.rouse(&["check", "-c", master.config().to_str().unwrap()]).ended(2);

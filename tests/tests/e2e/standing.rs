@@ -1,4 +1,4 @@
-//! A standing worker: what builds print and end with, what steps see, what the listings say.
+//! A standing worker: what builds print and how they end, what steps see, what the lists show.
 
 use crate::shared;
 use rouse_tests::harness::{DEADLINE, text};
@@ -158,7 +158,7 @@ fn steps_stop_at_failure_but_those_that_always_run_and_at_their_limits() {
     assert_eq!(states[0], "success");
     assert!(states[1] == "timed_out" || states[1] == "stopped", "{states:?}");
 
-    // Below the build's own directory, also where that takes a link of the build's making.
+    // Below the build's own directory, also if that takes a link of the build's making.
     let (states, steps) =
         post(r#""step": [{"run": "ln -s / out"}, {"run": "touch made-outside", "workdir": "out/tmp"}]"#);
     assert_eq!(states, ["success", "not_started"], "{steps:?}");

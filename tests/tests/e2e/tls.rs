@@ -1,4 +1,4 @@
-//! A RabbitMQ of the operator's, over TLS with an authority of its own.
+//! A RabbitMQ that the operator runs, over TLS with its own authority.
 
 use rouse_master::broker::{MASTER_USER, Node, NodeSettings, VHOST};
 use rouse_tests::harness::{

@@ -1,5 +1,5 @@
-//! `images/ec2`: a disk becomes an image, by the AWS command line. moto keeps blocks and snapshots as AWS does; of what an
-//! image is registered with it keeps little, so that is looked at in the call.
+//! `images/ec2`: turns a disk into an image, with the AWS command line. moto keeps blocks and snapshots as AWS does,
+//! but little of what an image is registered with. Therefore the test checks the call itself.
 
 use rouse_tests::ec2::{Cloud, KEY, REGION, action, refusal};
 use std::fs::File;
@@ -81,7 +81,7 @@ async fn a_disk_becomes_an_image() {
         let block = std::fs::read(&out).unwrap();
         assert!(block.len() as u64 == BLOCK && block.starts_with(b"the fourth"));
 
-        // Where it is refused the reason is said, and what was begun is named.
+        // If it is refused the reason is said, and what was begun is named.
         cloud.fail("RegisterImage", 0, 9, refusal(403, "UnauthorizedOperation"));
         let refused = make(&cloud, &disk);
         let said = String::from_utf8_lossy(&refused.stderr);

@@ -1,4 +1,4 @@
-//! `rouse check --online` against a cloud, and the places that credentials come from.
+//! `rouse check --online` with a cloud, and the sources of credentials.
 
 use rouse_master::core::event::StartError;
 use rouse_tests::ec2::{Cloud, KEY, config_of, with_defaults};
@@ -38,7 +38,7 @@ async fn it_says_what_would_be_bought_and_makes_nothing() {
     // Without keys in the section: from the environment, from the credentials file, from a profile of it.
     let bare = section("").lines().filter(|l| !l.contains("identifier")).collect::<Vec<_>>().join("\n") + "\n";
     let (code, said) = check(dir.path(), &bare, &[]);
-    assert!(code == Some(2) && said.contains("cannot look at the image"), "no credentials anywhere: {said}");
+    assert!(code == Some(2) && said.contains("cannot query the image"), "no credentials anywhere: {said}");
     let env = [("AWS_ACCESS_KEY_ID", KEY), ("AWS_SECRET_ACCESS_KEY", "secret")];
     assert_eq!(check(dir.path(), &bare, &env).0, Some(0));
     std::fs::create_dir(dir.path().join(".aws")).unwrap();

@@ -1,4 +1,4 @@
-//! The contract of the providers, kept by EC2.
+//! The contract of the providers, with EC2.
 
 use crate::fixture::provider_in;
 use rouse_master::config::Config;

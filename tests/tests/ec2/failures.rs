@@ -154,7 +154,7 @@ async fn a_master_lost_between_any_two_calls_leaves_nothing() {
     }
 }
 
-/// What the core does with a host that it finds in its ledger: where it was ordered it is started again, word for word,
+/// What the core does with a host that it finds in its ledger: if it was ordered it is started again, word for word,
 /// and then stopped; where not, there is nothing to be stopped.
 async fn after_the_crash(fixture: &Ec2Fixture, host: &mut Host) {
     if host.launch.is_some() {

@@ -1,5 +1,5 @@
-//! The system path: a master, an instance that boots by starting a real agent, the metadata service that the agent reads
-//! all it knows from, and a build.
+//! The complete system: a master, an instance that boots by starting a real agent, the metadata service from which the
+//! agent reads everything, and a build.
 
 use rouse_tests::ec2::{Authority, Cloud, IMAGE, boot, with_defaults};
 use rouse_tests::harness::{Master, PASSWORD, scratch, standing, text};
@@ -129,7 +129,7 @@ async fn papers_that_are_worth_nothing_let_nobody_in() {
                 json!({ "signer": system.authority.signer(), "metadata": { "*": { rsa2048: other } } }),
                 "of another instance, i-0another",
             ),
-            (json!({ "metadata": { "*": { rsa2048: null } } }), "has shown no signed identity document"),
+            (json!({ "metadata": { "*": { rsa2048: null } } }), "has sent no signed identity document"),
         ];
         let id = master.detach(&["--worker", "w", "--", "true"]);
         for (settings, words) in cases {

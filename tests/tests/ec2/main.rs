@@ -1,4 +1,4 @@
-//! EC2 hosts: the provider against moto's server, through the real SDK and a proxy that loses chosen messages.
+//! EC2 hosts: the provider with moto's server, through the real SDK and a proxy that loses selected messages.
 #![allow(clippy::unwrap_used)]
 
 mod ami;

@@ -1,4 +1,4 @@
-//! What the section says is what is bought.
+//! The master orders what the section of the configuration specifies.
 
 use crate::fixture::Ec2Fixture;
 use rouse_master::core::event::StartError;

@@ -1,4 +1,4 @@
-//! Regions and accounts: one that refuses, hangs or is gone for ever hides its own hosts and no others.
+//! Regions and accounts: one that refuses, hangs or is gone for good hides only its own hosts.
 
 use crate::fixture::{Ec2Fixture, provider_in};
 use rouse_master::config::Config;

@@ -1,4 +1,4 @@
-//! What AWS refuses is waited for by whom it concerns: the next type, the account, or nobody.
+//! After a refusal of AWS, only those wait whom it concerns: an instance type, an account, or nobody.
 
 use crate::fixture::{Ec2Fixture, provider_in};
 use rouse_master::core::event::StartError;

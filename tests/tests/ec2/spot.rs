@@ -1,5 +1,5 @@
-//! The spot market. Whether a bid is enough is decided by tests/ec2/server.py, in AWS's form and by our reading of its
-//! documentation; what AWS's market does beside that is not to be had in a test.
+//! The spot market. tests/ec2/server.py decides whether a bid is high enough, in the form of AWS and as we understand
+//! its documentation. Other behaviour of the real market cannot be tested here.
 
 use crate::fixture::Ec2Fixture;
 use rouse_master::core::event::StartError;
@@ -26,7 +26,7 @@ async fn a_bid_is_the_days_average_times_the_factor() {
     assert!(asked.contains("<spotPrice>0.0575") && asked.contains(&host.id.0), "tagged and priced: {asked}");
     fixture.gone(&host).await;
     assert!(!requests(&fixture.cloud).contains("<state>active"), "the request ends with it");
-    // Never above the maximum, even where that is not enough: refused, reported, and cancelled.
+    // Never above the maximum, even if that is not enough: refused, reported, and cancelled.
     fixture.cloud.set(&json!({ "spot_prices": { "m5.large": ["0.2"] } }));
     let mut host = fixture.host();
     fixture.prepare(&mut host, 0).await.unwrap();

@@ -1,4 +1,5 @@
-//! Hosts that sleep: stopped or hibernated when they are idle, woken with other user data, ended when they are old.
+//! Suspended hosts: stopped or hibernated when they are idle, resumed with other user data, terminated when they are
+//! old.
 
 use crate::fixture::Ec2Fixture;
 use crate::full_system::{MINUTE, full_system, killable_system};
@@ -183,7 +184,7 @@ async fn a_stopped_host_is_woken_instead_of_another_being_bought() {
             master.until_within(MINUTE, "it is stopped again", stopped);
         }
         assert!(cost() > before);
-        // Somebody starts it: the audit says so, and stops it again where it is asked to.
+        // Somebody starts it: the audit says so, and stops it again if it is asked to.
         let instance = text(&system.cloud.instances()[0]["id"]);
         let runs = || system.cloud.instances()[0]["state"] != "stopped";
         system.cloud.call("StartInstances", &[("InstanceId.1", &instance)]);

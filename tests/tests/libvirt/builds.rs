@@ -1,5 +1,5 @@
-//! Builds that run in guests: from a built-in machine, from a user's description, in a domain that the user has defined,
-//! on a disk of the user's own.
+//! Builds that run in guests: on a built-in machine, with a user's description, in a domain that the user has defined,
+//! and on the user's own disk.
 
 use crate::system::{LibvirtSystem, OWN_XML, system};
 use rouse_tests::harness::text;
@@ -142,7 +142,7 @@ fn a_disk_of_the_users_own_survives_everything() {
     assert_eq!(system.log(&build).trim(), "1");
     // Asked to shut down, it does; its power would be cut after a minute.
     system.until_clean(&["keeper"]);
-    assert!(!system.master.log().contains("its power is cut"), "it does not shut down: {}", system.master.log());
+    assert!(!system.master.log().contains("so it is powered off"), "it does not shut down: {}", system.master.log());
     let inode = std::os::unix::fs::MetadataExt::ino(&fs::metadata(&disk).unwrap());
     // Killed in mid-build, and given up; the next one finds what was there.
     let build = system.master.detach(&[

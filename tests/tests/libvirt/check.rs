@@ -1,4 +1,4 @@
-//! `rouse check --online` against a real libvirtd.
+//! `rouse check --online` with a real libvirtd.
 
 use crate::machines::Machines;
 use rouse_tests::harness::program;
@@ -30,7 +30,7 @@ fn it_says_what_would_be_booted_and_what_is_missing() {
     assert!(answers == 1 && said.contains(&format!("boots {base} (qcow2)")), "once for all of them: {said}");
     assert!(!said.contains("spanning tree"), "{said}");
 
-    // As libvirt makes one where nothing is said of it.
+    // As libvirt makes one if nothing is said of it.
     let network = "<network><name>slow</name><ip address='10.152.0.1' netmask='255.255.255.0'/></network>";
     machines.virt_host.set_network("slow", network);
     let (code, said) = check(&machines.dir, &[("slow", &good.replace("\"bare\"", "\"slow\""))]);

@@ -1,4 +1,4 @@
-//! A guest that nobody wants: a clone that calls under another's name.
+//! A clone of a guest that tries to attach under the name of another worker.
 
 use crate::system::{GUEST, system};
 use std::process::Command;

@@ -1,4 +1,4 @@
-//! The contract of the providers, kept by libvirt.
+//! The contract of the providers, with libvirt.
 
 use crate::machines::Machines;
 use rouse_tests::contract;

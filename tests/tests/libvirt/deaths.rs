@@ -1,4 +1,5 @@
-//! Guests that die in mid-build: their builds go elsewhere when libvirt says so, and not when a lease has ended.
+//! Guests that die during a build: their builds are retried elsewhere when libvirt reports the death, before the lease
+//! has expired.
 
 use crate::system::{LibvirtSystem, system};
 

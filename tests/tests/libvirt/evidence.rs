@@ -1,4 +1,4 @@
-//! Guests that never attach: what they printed is on `rouse show`, and why they failed on `rouse why`.
+//! Guests that never attach: `rouse show` prints their output, and `rouse why` prints why they failed.
 
 use crate::builds::why;
 use crate::system::{GUEST, system};

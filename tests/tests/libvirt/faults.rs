@@ -1,4 +1,4 @@
-//! Machines that cannot be made: each with a clear message on `rouse why`, and nothing left over.
+//! Machines that cannot be created: `rouse why` prints a clear message for each, and nothing is left over.
 
 use crate::builds::why;
 use crate::system::system;
@@ -22,7 +22,7 @@ fn a_failed_start_has_a_clear_error_and_leaves_nothing() {
         ("bad-xml", "nonsense"),
         ("no-network", "nowhere"),
         ("no-domain", "there is no domain no-domain"),
-        ("full", "no room for"),
+        ("full", "no space for"),
     ];
     let builds: Vec<String> =
         cases.iter().map(|(worker, _)| system.master.detach(&["--worker", worker, "--", "true"])).collect();

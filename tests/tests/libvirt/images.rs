@@ -1,4 +1,4 @@
-//! The image that `vmbuilder` builds: the same twice, and fit.
+//! The image that `vmbuilder` builds: two builds give the same image, and it works.
 
 use rouse_tests::harness::program;
 use rouse_tests::virt::{cache, outside, repository, run};
@@ -31,7 +31,7 @@ fn build(agent: &Path, out: &Path) {
     run(outside(&mut command));
 }
 
-/// The image, built twice where it is not kept from before, with the agent as it is now.
+/// The image, built twice if it is not kept from before, with the agent as it is now.
 fn image(out: &Path) {
     let mut hash = Sha256::new();
     for part in PARTS {

@@ -1,4 +1,4 @@
-//! Hosts that are libvirt domains: real libvirtd, real QEMU guests, in a network of the tests' own.
+//! Hosts that are libvirt domains: real libvirtd, real QEMU guests, in a network of the tests.
 
 #![cfg(feature = "libvirt")]
 #![allow(clippy::unwrap_used)]

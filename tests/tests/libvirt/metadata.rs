@@ -1,5 +1,5 @@
-//! EC2's metadata where EC2 has them: an agent in a guest asks 169.254.169.254, which is an address of the bridge's, and
-//! learns there for which host of a master it is.
+//! EC2's metadata at the address that EC2 uses: an agent in a guest queries 169.254.169.254, which is an address of the
+//! bridge, and learns from the answer which host it is.
 
 use crate::system::{GUEST, OWN_XML};
 use crate::{may_run, together};
@@ -79,7 +79,7 @@ fn an_agent_in_a_guest_asks_the_address_of_the_metadata() {
     let virt_host = VirtHost::get();
     virt_host.need_network("rouse");
     give_address(virt_host);
-    // Its packages come from outside, where it was not made before.
+    // Its packages come from outside, if it was not made before.
     run(outside(Command::new(rouse_tests::virt::repository().join("tests/venv")).arg("ec2")));
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let cloud = runtime.block_on(Cloud::alone());

@@ -1,5 +1,5 @@
-//! A name from DHCP as dhclient passes it on: the agent takes it, and runs a build under it. How busybox's client and
-//! systemd-networkd do it, guests and the built image show.
+//! A name from DHCP, as dhclient provides it: the agent uses the name, and runs a build under it. Other tests cover
+//! busybox's client and systemd-networkd, with guests and the built image.
 
 use crate::system::system;
 use rouse_tests::harness::{DEADLINE, PASSWORD, Process, holds_within, program};

@@ -1,5 +1,5 @@
-//! A provider with more than one place: a connection that does not answer beside one that does, a network that is not
-//! active, a base image that is changed under a guest's disk.
+//! A provider with several places: one connection answers and one does not, a network is not active, a base image is
+//! changed while a guest's disk uses it.
 
 use crate::machines::{Machines, config};
 use rouse_master::core::event::{ListedHost, Listing, Owner, StartError, Termination};
@@ -55,7 +55,7 @@ fn one_connection_that_does_not_answer_hides_no_other() {
                 suspended: false
             }]
         );
-        // Its disk is not taken for a leftover, nor is one whose machine may run where nobody answers.
+        // Its disk is not taken for a leftover, nor is one whose machine may run if nobody answers.
         let nowhere = ListedHost {
             host: elsewhere.id.clone(),
             handle: "none".to_owned(),
@@ -68,7 +68,7 @@ fn one_connection_that_does_not_answer_hides_no_other() {
         assert_eq!(second.terminate_listed(&listed[0]).await, Ok(Termination::Gone));
         assert_eq!((machines.machines(), machines.leftovers()), (BTreeSet::new(), BTreeSet::new()));
 
-        // Where nothing was ever made nobody has to be asked once the configuration names it no more.
+        // If nothing was ever made nobody has to be asked once the configuration names it no more.
         second.configure(&config("parted", &section));
         assert_eq!(contract::whole_list(&second).await, Ok(Vec::new()));
     });

@@ -1,5 +1,5 @@
-//! A master of an ordinary user, with that user's own libvirt: `qemu:///session`, which libvirt starts by itself and which
-//! has no networks, so guests reach the broker through QEMU's own.
+//! A master of an ordinary user with that user's own libvirt, `qemu:///session`. libvirt starts it automatically. It
+//! has no networks, so guests reach the broker through QEMU's own network.
 
 use crate::system::{GUEST, OWN_XML, worker};
 use rouse_tests::harness::{

@@ -1,5 +1,5 @@
-//! A master that is lost between any two steps of a start and of a stop: the next one, with the same ledger, makes no
-//! second machine, and after it nothing is left and nothing else was touched.
+//! The master is lost between any two steps of a start and of a termination. The next master, with the same ledger,
+//! creates no second machine. Afterwards nothing is left, and nothing else was touched.
 
 use crate::machines::Machines;
 use rouse_master::core::event::Termination;

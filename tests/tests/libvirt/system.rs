@@ -1,4 +1,5 @@
-//! One master with its broker and its libvirt workers, as a user has them; the keeper runs it, and all tests of this program share it.
+//! One master with its broker and its libvirt workers, as a user has them. The keeper runs it, and all tests of this
+//! program share it.
 
 use crate::machines::names;
 use rouse_tests::harness::{Master, PASSWORD, free_address, kept, latent, standing, text};
@@ -224,7 +225,7 @@ impl LibvirtSystem {
         self.master.until_within(GUEST, &format!("build {build} says {said:?}"), || self.log(build).contains(said));
     }
 
-    /// The log of a build's first step; empty where there is none yet.
+    /// The log of a build's first step; empty if there is none yet.
     #[track_caller]
     pub fn log(&self, build: &str) -> String {
         let answer = self.master.get(&format!("/api/builds/{build}/steps/1/log"));

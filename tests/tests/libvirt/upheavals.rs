@@ -1,5 +1,5 @@
-//! libvirtd killed, frozen and started again while guests run; the master killed at any time, and gone for good. Nobody may
-//! run beside these.
+//! libvirtd is killed, frozen and restarted while guests run; the master is killed at any time, and is gone for good.
+//! No other test may run at the same time.
 
 use crate::system::{GUEST, LibvirtSystem, builtin, system, worker};
 use rouse_tests::harness::text;

@@ -1,4 +1,4 @@
-//! Who we are: what Keystone takes, and what is said where it does not.
+//! Accounts: which credentials Keystone accepts, and what the master reports if it does not accept them.
 
 use super::fixture::{LIMIT, LOOK, OpenstackFixture, parsed};
 use rouse_master::core::event::StartError;
@@ -125,9 +125,9 @@ async fn a_project_that_left_the_configuration_is_not_forgotten() {
     fixture.config = alone;
     fixture.next();
     let why = listed(&fixture).await.unwrap_err();
-    assert!(why.contains("no worker's section leads there"), "{why}");
+    assert!(why.contains("no worker's section names it"), "{why}");
     let why = fixture.provider.terminate(&hosts[1]).await.unwrap_err();
-    assert!(why.contains("no worker's section leads there"), "{why}");
+    assert!(why.contains("no worker's section names it"), "{why}");
     // Back again, with the account: it is found, ended, and forgotten once nothing is left.
     fixture.config = both;
     fixture.next();
@@ -183,7 +183,7 @@ async fn a_token_that_is_refused_is_replaced_once() {
     assert_eq!(fixture.list().await.unwrap().len(), 1);
     let logins = |seen: Vec<rouse_tests::proxy::Request>| seen.iter().filter(|r| r.is("POST", "/auth/tokens")).count();
     assert_eq!(logins(fixture.proxy.take_seen()), 1);
-    // Nova no longer takes any: it is not asked for ever.
+    // Nova no longer takes any: it is not asked forever.
     fixture.proxy.fail(0, 100, refusal, |r| r.is("GET", "/servers/detail"));
     let why = fixture.list().await.unwrap_err();
     assert!(why.contains("401"), "{why}");

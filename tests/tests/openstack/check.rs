@@ -1,4 +1,4 @@
-//! `rouse check --online` against a cloud.
+//! `rouse check --online` with a cloud.
 
 use rouse_tests::harness::check_online;
 use rouse_tests::openstack::{Cloud, OTHER, USER, section};

@@ -1,4 +1,4 @@
-//! The contract of the providers, kept by OpenStack's servers.
+//! The contract of the providers, with servers of OpenStack.
 
 use super::fixture::{LIMIT, LOOK, config};
 use rouse_master::config::Config;

@@ -1,4 +1,4 @@
-//! What a server has beside itself, ports, a boot volume and an address, and when it is left over.
+//! What belongs to a server (ports, a boot volume and an address), and when it is left over.
 
 use super::fixture::{LIMIT, LOOK, OpenstackFixture, parsed};
 use rouse_master::core::event::{ListedHost, Listing, Owner, Termination, UnlistedPlace};
@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 const SECTION: &str = "floating_ip_pool = \"public\"\nboot_volume_gb = 3";
 
-/// What of a kind bears the label of a host, or belongs to its server.
+/// What of a kind has the label of a host, or belongs to its server.
 async fn things(fixture: &OpenstackFixture, path: &str, key: &str, host: &HostId) -> Vec<Value> {
     let service = if key == "volumes" { "volume" } else { "network" };
     let all = fixture.user.list(service, path, key).await;
@@ -101,7 +101,7 @@ async fn what_a_server_has_is_never_left_over() {
     until_labelled(&fixture, &host.id).await;
     let all = as_left_over(&fixture, &host).await;
     assert_eq!(all.len(), 3);
-    // Whether Nova's list has the server, or lacks it, as it does where the server was made after the list was read.
+    // Whether Nova's list has the server, or lacks it, as it does if the server was made after the list was read.
     for lacks in [false, true] {
         if lacks {
             fixture.proxy.fail(0, 100, NONE, |r| r.is("GET", "/servers/detail"));

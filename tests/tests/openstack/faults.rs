@@ -1,4 +1,4 @@
-//! What goes wrong between us and the cloud: nothing is made twice, and nothing stays.
+//! Faults between the master and the cloud: nothing is created twice, and nothing is left over.
 
 use super::fixture::{LIMIT, LOOK, OpenstackFixture};
 use rouse_master::core::event::StartError;

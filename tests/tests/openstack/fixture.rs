@@ -1,4 +1,4 @@
-//! A provider on the cloud, with or without the proxy in between, and the hosts that it is asked for.
+//! A provider with the cloud, with or without the proxy in between, and the hosts that it is to start.
 
 use rouse_master::config::Config;
 use rouse_master::core::event::{ListedHost, StartError, Started, Termination};

@@ -1,5 +1,5 @@
-//! The system path: a master, servers that boot by starting a real agent, what the agent learns from the metadata service or
-//! a config drive, and builds. Masters are killed outright.
+//! The complete system: a master, servers that boot by starting a real agent, what the agent learns from the metadata
+//! service or a config drive, and builds. Masters are killed.
 
 use super::fixture::OpenstackFixture;
 use rouse_master::hosts::Provider as _;

@@ -1,4 +1,4 @@
-//! images/openstack: a disk becomes an image of Glance.
+//! images/openstack: turns a disk into an image of Glance.
 
 use super::fixture::OpenstackFixture;
 use rouse_tests::harness::{Process, Said, scratch};

@@ -1,5 +1,5 @@
-//! The master is lost at each kind of call that a start and a stop consist of: before the cloud hears of it, and after it
-//! has done it. The next one has the same ledger, makes no second server, and leaves nothing.
+//! The master is lost at each kind of call of a start and a termination: before the cloud receives the call, and after
+//! it has carried it out. The next master has the same ledger, creates no second server, and leaves nothing over.
 
 use super::fixture::{LIMIT, LOOK, OpenstackFixture};
 use rouse_master::core::record::Host;

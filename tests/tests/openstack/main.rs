@@ -1,4 +1,4 @@
-//! Hosts of OpenStack, on the real Keystone, Glance and Nova. All tests share one cloud.
+//! Hosts in OpenStack, with the real Keystone, Glance and Nova. All tests share one cloud.
 #![allow(clippy::unwrap_used)]
 
 mod account;

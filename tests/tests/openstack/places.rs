@@ -1,4 +1,4 @@
-//! Clouds and accounts: one that refuses, hangs or is gone for ever hides its own hosts and no others.
+//! Clouds and accounts: one that refuses, hangs or is gone for good hides only its own hosts.
 
 use super::fixture::{OpenstackFixture, parsed};
 use rouse_master::core::event::Listing;

@@ -1,4 +1,4 @@
-//! What the cloud refuses is waited for by whom it concerns, and blames nobody else.
+//! After a refusal of the cloud, only those wait whom it concerns.
 
 use super::fixture::OpenstackFixture;
 use rouse_master::core::event::StartError;

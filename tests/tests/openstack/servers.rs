@@ -1,4 +1,4 @@
-//! What a section asks for, and what Nova has of it.
+//! What a section specifies, and the server that Nova creates for it.
 
 use super::fixture::{LIMIT, OpenstackFixture};
 use rouse_master::core::event::StartError;
@@ -59,7 +59,7 @@ async fn an_image_is_chosen_by_id_name_or_expression() {
     for (image, expected) in [
         ("\"00000000-0000-4000-8000-000000000000\"", "there is none"),
         ("\"rouse-base\"", "no image of that name"),
-        ("{ name_regex = \"base\" }", "none has a name like"),
+        ("{ name_regex = \"base\" }", "has a name that matches"),
     ] {
         let why = rejected(chosen(image).await);
         assert!(why.contains(expected), "{why}");
@@ -81,7 +81,7 @@ async fn a_program_chooses_an_image() {
     assert_eq!(chosen(&script("find", find)).await.unwrap(), "rouse-base-2");
     for (name, text, expected) in [
         ("none", "#!/bin/sh\necho there is no image yet >&2; exit 3\n", "exit status: 3: there is no image yet"),
-        ("lie", "#!/bin/sh\necho 8ac9d4a4-5e03-48b0-acde-77a0345a9ab1\n", "no id of an available image"),
+        ("lie", "#!/bin/sh\necho 8ac9d4a4-5e03-48b0-acde-77a0345a9ab1\n", "not the id of an available image"),
     ] {
         let why = rejected(chosen(&script(name, text)).await);
         assert!(why.contains(expected) && why.contains(name), "{why}");

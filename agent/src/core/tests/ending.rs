@@ -132,7 +132,7 @@ fn a_latent_host_powers_off_when_its_lease_is_over_for_its_grace() {
     agent.breaks(5_000);
     let all = agent.until(900_000, false);
     assert!(all.contains(&"61000 kill 1.1".to_owned()), "{all:?}");
-    // It waits for the killed step, but not for ever.
+    // It waits for the killed step, but not forever.
     assert_eq!(all.last().unwrap(), "671000 power off");
     // Attached again within the grace time.
     let mut agent = Agent::attached(latent(), as_latent());

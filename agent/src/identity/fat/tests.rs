@@ -1,4 +1,4 @@
-//! Valid and corrupted file systems that are made here, as mkfs.fat makes them.
+//! Valid and corrupted file systems, which the tests create in the same way as mkfs.fat.
 #![allow(clippy::unwrap_used)]
 
 use super::*;

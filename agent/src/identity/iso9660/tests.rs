@@ -1,4 +1,5 @@
-//! Valid and corrupted file systems that are made here; the tests of OpenStack hosts use those that mkisofs makes.
+//! Valid and corrupted file systems, which the tests create. The tests of OpenStack hosts use file systems that mkisofs
+//! creates.
 #![allow(clippy::unwrap_used)]
 
 use super::*;

@@ -1,5 +1,5 @@
-//! Finds out whose connection has closed. RabbitMQ's event has the user when a connection opens, and only its pid when
-//! it closes.
+//! Finds out whose connection has closed. RabbitMQ's event names the user when a connection opens, but only the pid of
+//! the connection when it closes.
 
 use super::super::limits::KNOWN_CONNECTIONS;
 use rouse_shared::WorkerName;

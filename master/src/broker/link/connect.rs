@@ -86,7 +86,7 @@ async fn open(uri: &AMQPUri, tls: &OwnedTLSConfig) -> lapin::Result<Session> {
     let events = match events(&reading).await {
         Ok(events) => Some(events),
         Err(error) => {
-            warn!(%error, "no events from the broker (rabbitmq_event_exchange is to be enabled, with this virtual host \
+            warn!(%error, "no events from the broker (enable rabbitmq_event_exchange for this virtual host \
                 as event_exchange.vhost): refused agents are logged without their address, and closed connections are \
                 noticed by their lease only");
             None

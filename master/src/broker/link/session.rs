@@ -216,7 +216,7 @@ async fn listen(reader: Reader, inbound: mpsc::Sender<Inbound>, refusals: Refusa
                     None
                 }
                 other => {
-                    warn!(event = other, "an event of the broker's that was not asked for");
+                    warn!(event = other, "an event of the broker that was not requested");
                     None
                 }
             };

@@ -1,4 +1,4 @@
-//! The brokers of a URL in the form that lapin needs.
+//! Converts the brokers of a URL to the form that lapin needs.
 
 use super::super::limits::{AMQP_HEARTBEAT, FRAME_MAX};
 use lapin::uri::{AMQPScheme, AMQPUri};

@@ -90,7 +90,7 @@ impl Dropped {
         let sender = shown(user.unwrap_or(key));
         let mut logged = lock(&self.logged);
         if logged.len() < REMEMBERED_LOG_LINES && logged.insert((reason, sender.clone())) {
-            warn!(user = ?sender, key = ?shown(key), "a message is dropped, and more like it will be: {reason}");
+            warn!(user = ?sender, key = ?shown(key), "dropped a message; more like it are dropped without a log line: {reason}");
         }
     }
 }

@@ -50,7 +50,7 @@ impl Prepared {
         Ok(aside)
     }
 
-    /// A first boot begins, after which [`Unsettled::settle`] is to be called.
+    /// A first boot begins. [`Unsettled::settle`] must be called after it.
     pub fn unsettle(&self) -> Result<Unsettled, NodeError> {
         let settled = self.path("settled");
         match fs::remove_file(&settled) {

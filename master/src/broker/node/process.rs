@@ -1,4 +1,4 @@
-//! Starting epmd and the broker so that neither outlives the master.
+//! Starts epmd and the broker in such a way that neither outlives the master.
 
 use super::super::limits::{LOW_DESCRIPTORS, MOST_DESCRIPTORS};
 use super::NodeError;
@@ -53,7 +53,7 @@ impl Programs {
         spawn(command, &self.epmd)
     }
 
-    /// Starts the broker, which says that it is ready on the socket `notify`.
+    /// Starts the broker, which reports on the socket `notify` that it is ready.
     pub fn spawn_broker(
         &self,
         node: &Prepared,
@@ -119,12 +119,12 @@ impl Programs {
     }
 }
 
-/// What Erlang is started with. RabbitMQ's script splits it at the spaces, and at nothing else.
+/// The arguments of Erlang. RabbitMQ's script splits it at the spaces, and at nothing else.
 fn erlang_arguments(asks_by_ipv6: bool) -> String {
     // Without this the distribution port listens on every address.
     let mut arguments = "-kernel inet_dist_use_interface {127,0,0,1}".to_owned();
-    // A later version starts on the data only if this one has enabled what it requires. A node enables nothing by itself
-    // after its first boot.
+    // A later version starts on the data only if this one has enabled what it requires. A node enables nothing by
+    // itself after its first boot.
     arguments += " -eval spawn(fun()->rabbit:await_startup(),rabbit_feature_flags:enable_all()end).";
     if asks_by_ipv6 {
         // Erlang's HTTP client, with which RabbitMQ asks who may connect, knows only IPv4 unless it is told.
@@ -150,8 +150,8 @@ pub fn console_tail(node: &Prepared) -> String {
     if text.is_empty() { format!("nothing (see {})", node.path("log").display()) } else { text }
 }
 
-/// Words of RabbitMQ (3.11 to 4.x) when it does not start on data of an earlier version, which had not enabled a feature
-/// flag that it requires. It has no exit code for that.
+/// Words of RabbitMQ (3.11 to 4.x) when it does not start on data of an earlier version, which had not enabled a
+/// feature flag that it requires. It has no exit code for that.
 const REFUSALS: [&str; 3] = [
     "disabled_required_feature_flag",
     "disabled_mandatory_feature_flag",
@@ -187,7 +187,7 @@ pub fn check_descriptors() {
 }
 
 /// How many file descriptors epmd and the broker get: as many as the hard limit allows, up to [`MOST_DESCRIPTORS`].
-/// `None` if the kernel does not say.
+/// `None` if the kernel does not report it.
 fn descriptors() -> Option<libc::rlimit> {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: getrlimit writes into the struct that it is given.

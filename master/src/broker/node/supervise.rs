@@ -38,7 +38,7 @@ pub struct Asked {
 }
 
 /// Supervises on this thread, until `stopped` fires or its sender is dropped. The result of the first boot goes to
-/// `first`; where that failed nothing is tried again.
+/// `first`; if that failed nothing is tried again.
 pub fn run(
     node: &Prepared,
     programs: &Programs,
@@ -158,7 +158,7 @@ fn begin_anew(node: &Prepared, at_first_boot: bool) -> Result<Option<Unsettled>,
     if at_first_boot { node.unsettle().map(Some) } else { Ok(None) }
 }
 
-/// Returns why the broker is no more.
+/// Returns why the broker has ended.
 async fn watch_over(
     running: &mut Running,
     node: &Prepared,

@@ -1,4 +1,4 @@
-//! The first start of a private broker, with programs that only pretend.
+//! The first start of a private broker, with fake programs.
 
 use super::*;
 use std::fs;
@@ -121,7 +121,7 @@ fn data_that_are_too_old_are_set_aside_and_kept() {
     assert_eq!(starts, 2);
     assert_eq!(fs::read_to_string(path("mnesia-set-aside-2/old")).expect("kept"), "builds");
     assert_eq!(fs::read_dir(path("mnesia")).expect("new data").count(), 0);
-    // Until the new data are whole, the next start begins anew once more.
+    // Until the new data are complete, the next start begins from the beginning.
     assert!(!path("settled").exists());
     unsettled.settle().expect("settled");
     assert!(path("settled").exists());

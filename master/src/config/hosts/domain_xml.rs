@@ -1,7 +1,9 @@
-//! What a libvirt domain's description fixes although no two machines may share it, as `virsh dumpxml` writes it: hardware
-//! addresses, ports, files. For one worker that is right; a description that several workers use has to leave it out.
+//! Finds settings in the description of a libvirt domain that no two machines may share: hardware addresses, ports,
+//! files. The output of `virsh dumpxml` contains such settings. For one worker they are right; a description that
+//! several workers use must not contain them.
 //!
-//! The description is read only as far as this needs it: what is not well formed libvirt itself refuses, with its own words.
+//! This module reads only the parts of the description that it needs. If a description is not well formed, libvirt
+//! itself refuses it with its own message.
 
 use std::collections::BTreeMap;
 
@@ -126,7 +128,7 @@ fn card(card: &Node, put: &mut impl FnMut(&'static str, Option<&str>, &Node)) {
         put("the hardware address", mac.get("address").map(str::to_ascii_lowercase).as_deref(), mac);
     }
     for target in card.all("target") {
-        // Names that libvirt gives are in what it dumps, and are given anew.
+        // Names that libvirt gives are in what it dumps, and are given again.
         let own = |name: &&str| !["vnet", "vif", "macvtap", "macvlan"].iter().any(|prefix| name.starts_with(prefix));
         put("the interface", target.get("dev").filter(own), target);
     }
@@ -148,7 +150,7 @@ fn card(card: &Node, put: &mut impl FnMut(&'static str, Option<&str>, &Node)) {
 
 fn graphics(graphics: &Node, put: &mut impl FnMut(&'static str, Option<&str>, &Node)) {
     let number = |text: &&str| text.parse::<i64>().is_ok_and(|port| port > 0);
-    // With autoport libvirt writes down the port that it has chosen, and chooses anew.
+    // With autoport libvirt writes down the port that it has chosen, and chooses again.
     if !graphics.is("autoport", "yes") {
         put("the graphics port", graphics.get("port").filter(number), graphics);
         put("the graphics port", graphics.get("tlsPort").filter(number), graphics);
@@ -156,7 +158,7 @@ fn graphics(graphics: &Node, put: &mut impl FnMut(&'static str, Option<&str>, &N
     put("the websocket port", graphics.get("websocket").filter(number), graphics);
     put("the graphics socket", graphics.get("socket"), graphics);
     for listen in graphics.all("listen") {
-        // Sockets of libvirt's own are below the domain's directory, and are named anew.
+        // Sockets of libvirt's own are below the domain's directory, and are named again.
         let own = |path: &&str| !path.contains("/domain-");
         put("the graphics socket", listen.get("socket").filter(own), listen);
     }
@@ -182,7 +184,7 @@ fn character(device: &Node, put: &mut impl FnMut(&'static str, Option<&str>, &No
     }
 }
 
-/// The root element; none where this is not XML.
+/// The root element; none if this is not XML.
 fn parse(xml: &str) -> Option<Node> {
     let mut open: Vec<Node> = vec![Node::default()];
     let (mut rest, mut line) = (xml, 1);

@@ -15,7 +15,7 @@ use toml::de::DeValue;
 pub struct Ec2Config {
     /// Tried in order when there is no capacity; at least one.
     pub instance_types: Vec<String>,
-    /// Absent: the credentials chain's, else us-east-1.
+    /// Absent: the credentials chain's, otherwise us-east-1.
     pub region: Option<String>,
     /// Letters of availability zones, tried in order; empty: AWS chooses.
     pub placement: Vec<String>,
@@ -25,9 +25,9 @@ pub struct Ec2Config {
     pub credentials: Option<(String, Secret)>,
     /// A profile of the credentials file.
     pub profile: Option<String>,
-    /// Key pair; created where there is none of that name.
+    /// Key pair; created if there is none of that name.
     pub keypair_name: String,
-    /// Security group; created where there is none of that name. Ignored where there are ids.
+    /// Security group; created if there is none of that name. Ignored if there are ids.
     pub security_name: String,
     /// Security groups by id.
     pub security_group_ids: Vec<String>,
@@ -35,7 +35,7 @@ pub struct Ec2Config {
     pub subnet_id: Option<String>,
     /// Instance profile.
     pub instance_profile_name: Option<String>,
-    /// Sent beside the agent's own boot data.
+    /// Sent in addition to the agent's boot data.
     pub user_data: Option<String>,
     /// Associated while the host runs.
     pub elastic_ip: Option<Ipv4Addr>,
@@ -45,17 +45,17 @@ pub struct Ec2Config {
     pub volumes: Vec<Volume>,
     /// Disks of the instance's own.
     pub block_devices: Vec<BlockDevice>,
-    /// Whether it is bought on the spot market, and how.
+    /// Settings of the spot market; absent for on-demand instances.
     pub spot: Option<Spot>,
     /// What becomes of an idle host.
     pub on_idle: IdleHost,
     /// A host that is older is ended instead of stopped, and while it is stopped.
     pub max_age: Duration,
-    /// USD an hour, where AWS's own price is not asked.
+    /// USD an hour, if AWS's own price is not asked.
     pub price_per_hour: Option<f64>,
     /// PEM file of the certificates that identity documents are signed by; absent: AWS's published ones.
     pub identity_certificates: Option<PathBuf>,
-    /// An EC2-compatible cloud; then nothing else is ever called.
+    /// The URL of a cloud that is compatible with EC2; if it is set, nothing else is ever called.
     pub endpoint_url: Option<String>,
 }
 
@@ -129,14 +129,14 @@ pub struct BlockDevice {
     pub kind: Option<String>,
 }
 
-/// How a host is bought on the spot market.
+/// Settings of the spot market.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Spot {
     /// USD an hour, never above this; absent: AWS's own limit, the on-demand price.
     pub max_price: Option<f64>,
     /// Bid the average of 24 hours times this; absent: bid the maximum.
     pub multiplier: Option<f64>,
-    /// Whether to buy on demand where no spot capacity is to be had.
+    /// Whether to start an on-demand instance if there is no spot capacity.
     pub on_demand_fallback: bool,
 }
 
@@ -145,13 +145,13 @@ pub struct Spot {
 pub enum IdleHost {
     /// Ended.
     Terminate,
-    /// Stopped, and woken again.
+    /// Stopped, and resumed.
     Stop,
-    /// Hibernated, and woken again.
+    /// Hibernated, and resumed.
     Hibernate,
 }
 
-/// How old a host that sleeps may be, where the configuration does not say.
+/// Maximum age of a suspended host, if the configuration does not set it.
 const MAX_AGE: Duration = Duration::from_secs(7 * 86_400);
 
 /// Keys that do not shape a new host.
@@ -171,14 +171,14 @@ pub(super) const NOT_OF_THE_HOST: &[&str] = &[
 pub(super) fn read(table: &Table<'_>) -> Option<Ec2Config> {
     let instance_types = table.required("instance_type", "instance_type = \"m5.large\"", |v| {
         let types = v.one_or_list(|v| v.word())?;
-        if types.is_empty() { v.error("must have one type at least") } else { Some(types) }
+        if types.is_empty() { v.error("must have at least one type") } else { Some(types) }
     });
     let image = image(table);
     let credentials = credentials(table);
     let spot = spot(table);
     let one_only = |v: &Value<'_>| match v.member {
         Some(member) if member.of > 1 => v.error(format!(
-            "for one worker only, and this template gives {}: leave it out, or name one worker",
+            "allowed for one worker only, and this template makes {}: leave it out, or name one worker",
             member.of
         )),
         Some(_) | None => Some(()),
@@ -255,17 +255,18 @@ fn image(table: &Table<'_>) -> Option<Ec2Image> {
         let owners = v.one_or_list(owner)?;
         // One that is wrong is an error already.
         let none = matches!(v.value, DeValue::Array(items) if items.is_empty());
-        if none { v.error("must have one account number at least") } else { Some(owners) }
+        if none { v.error("must have at least one account number") } else { Some(owners) }
     });
     let location = location.map(|v| v.regex(|text| format!("^(?:{text})")));
     Some(Ec2Image::Last { owners: owners?, location: location.map_or(Some(None), |l| l.map(Some))? })
 }
 
-/// The owners that AWS knows by a name: <https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_DescribeImages.html>.
+/// The owners that AWS knows by a name:
+/// <https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_DescribeImages.html>.
 const OWNER_ALIASES: [&str; 5] = ["self", "amazon", "aws-marketplace", "aws-backup-vault", "microsoft"];
 
-/// An account number, or an alias. As a number it has lost the zeros that it began with; as text it is often copied in the
-/// groups in which AWS prints it.
+/// An account number, or an alias. As a number it has lost the zeros that it began with; as text it is often copied in
+/// the groups in which AWS prints it.
 fn owner(value: &Value<'_>) -> Option<String> {
     if value.is_text() {
         let text = value.word()?;
@@ -277,7 +278,7 @@ fn owner(value: &Value<'_>) -> Option<String> {
             return Some(digits);
         }
         return value.error(format!(
-            "{:?} is no owner of images: write an account number of 12 digits such as \"099720109477\", or one of {}",
+            "{:?} is not an owner of images: write an account number of 12 digits such as \"099720109477\", or one of {}",
             shorten(&text),
             OWNER_ALIASES.join(", ")
         ));
@@ -296,8 +297,8 @@ fn credentials(table: &Table<'_>) -> Option<(String, Secret)> {
             let (id, secret) = (id.word(), secret.secret());
             Some((id?, secret?))
         }
-        (Some(id), None) => id.error("identifier needs secret_identifier beside it"),
-        (None, Some(secret)) => secret.error("secret_identifier needs identifier beside it"),
+        (Some(id), None) => id.error("identifier needs secret_identifier as well"),
+        (None, Some(secret)) => secret.error("secret_identifier needs identifier as well"),
         (None, None) => None,
     }
 }

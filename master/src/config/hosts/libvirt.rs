@@ -9,7 +9,7 @@ pub struct LibvirtConfig {
     /// Such as `qemu:///session`.
     pub connection: String,
     /// Its disk. With a base image: made for each boot and thrown away after; without: the user's own, never made or
-    /// deleted. Absent only where the domain brings its own.
+    /// deleted. Absent only if the domain brings its own.
     pub hd_image: Option<PathBuf>,
     /// What the disk is laid over; never written to.
     pub base_image: Option<PathBuf>,
@@ -34,7 +34,7 @@ pub enum DomainXml {
     Text(String),
 }
 
-/// Why there is no fresh disk where libvirt is elsewhere: the master makes it as a file.
+/// Why there is no fresh disk if libvirt is elsewhere: the master makes it as a file.
 const NEEDS_LOCAL: &str = "needs a libvirt on the master's own machine, and this connection leads elsewhere: leave it \
                            out, and have the disk that hd_image names made there";
 

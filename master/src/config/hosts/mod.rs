@@ -1,4 +1,4 @@
-//! The provider sections of a worker: one file a provider.
+//! The provider sections of a worker, one file for each provider.
 
 pub(in crate::config) mod domain_xml;
 mod ec2;
@@ -75,7 +75,7 @@ impl HostConfig {
         }
     }
 
-    /// USD an hour that its hosts cost, if the section says.
+    /// Price of its hosts in USD per hour, if the section sets it.
     pub(super) fn price(&self) -> Option<f64> {
         match self {
             Self::Ec2(host) => host.price_per_hour,
@@ -118,7 +118,7 @@ pub(super) fn keys_of(kind: ProviderKind) -> &'static keys::Section {
     }
 }
 
-/// Reads the section of a provider: how hosts are made (nothing where it is faulty), and the fingerprint of all that
+/// Reads the section of a provider: how hosts are made (nothing if it is faulty), and the fingerprint of all that
 /// shapes a new host. Prices, credentials and what is done with a host later are no part of that.
 pub(super) fn read(kind: ProviderKind, table: &Table<'_>) -> (Option<HostConfig>, u64) {
     let (host, except) = match kind {

@@ -6,7 +6,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 
-/// How an OpenStack host is made. Credentials that are absent come from the `OS_*` environment or the `clouds.yaml` entry.
+/// How an OpenStack host is made. Credentials that are absent come from the `OS_*` environment or the `clouds.yaml`
+/// entry.
 #[derive(Clone, PartialEq, Debug)]
 pub struct OpenstackConfig {
     /// Ids or names, which are tried in order if the cloud has no capacity. At least one.
@@ -41,7 +42,7 @@ pub struct OpenstackConfig {
     pub key_name: Option<String>,
     /// Ids or names.
     pub security_groups: Vec<String>,
-    /// Sent beside the agent's own boot data.
+    /// Sent in addition to the agent's boot data.
     pub user_data: Option<String>,
     /// Availability zones, which are tried in order if there is no capacity. Empty: the cloud chooses.
     pub availability_zones: Vec<String>,
@@ -123,7 +124,7 @@ pub(super) const NOT_OF_THE_HOST: &[&str] = &[
 pub(super) fn read(table: &Table<'_>) -> Option<OpenstackConfig> {
     let flavors = table.required("flavor", "flavor = \"…\", an id or a name", |v| {
         let flavors = v.one_or_list(|v| v.word())?;
-        if flavors.is_empty() { v.error("must have one flavor at least") } else { Some(flavors) }
+        if flavors.is_empty() { v.error("must have at least one flavor") } else { Some(flavors) }
     });
     let image = table.required("image", "image = \"…\", an id or a name", image);
     let application_credential = application_credential(table);
@@ -168,7 +169,7 @@ fn application_credential(table: &Table<'_>) -> Option<(String, Secret)> {
     if let Some(given) = id.as_ref().or(secret.as_ref()) {
         for key in ["os_username", "os_password"] {
             if table.map.contains_key(key) {
-                given.error::<()>(format!("stands instead of user and password: leave out this, or {key}"));
+                given.error::<()>(format!("replaces user and password: leave out this key, or {key}"));
             }
         }
     }
@@ -177,8 +178,8 @@ fn application_credential(table: &Table<'_>) -> Option<(String, Secret)> {
             let (id, secret) = (id.word(), secret.secret());
             Some((id?, secret?))
         }
-        (Some(id), None) => id.error("needs os_application_credential_secret beside it"),
-        (None, Some(secret)) => secret.error("needs os_application_credential_id beside it"),
+        (Some(id), None) => id.error("needs os_application_credential_secret as well"),
+        (None, Some(secret)) => secret.error("needs os_application_credential_id as well"),
         (None, None) => None,
     }
 }

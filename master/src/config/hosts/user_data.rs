@@ -1,14 +1,15 @@
-//! `user_data`: what an operator gives a machine beside the agent's boot data.
+//! `user_data`: what an operator gives to a machine in addition to the agent's boot data.
 //!
-//! Both travel as parts of one MIME message, which cloud-init takes apart. What is read by another program than
-//! cloud-init cannot stand in it: that program would find a message where it expects its own format, so it is refused here.
+//! Both are parts of one MIME message, which cloud-init reads. User data for a program other than cloud-init cannot be
+//! part of this message, because that program would find a message instead of its own format. This module refuses such
+//! user data.
 
 use crate::config::document::Value;
 use crate::config::keys;
 use crate::config::read::read_bytes;
 
 impl Value<'_> {
-    /// User data: a text, or the content of the file that `{ file = … }` names. Nothing where it is empty, as if the key
+    /// User data: a text, or the content of the file that `{ file = … }` names. Nothing if it is empty, as if the key
     /// were absent.
     pub(super) fn user_data(&self) -> Option<String> {
         let bytes = if self.is_text() {
@@ -27,7 +28,7 @@ impl Value<'_> {
         };
         if let Some(what) = foreign(&bytes) {
             return self.error(format!(
-                "{what}, and cannot stand beside the agent's boot data: both become parts of one MIME message, which only \
+                "{what}, and cannot be combined with the agent's boot data: both become parts of one MIME message, which only \
                  cloud-init reads"
             ));
         }

@@ -1,4 +1,5 @@
-//! What sections of providers take from elsewhere: files, and values as other programs print them.
+//! Values that the sections of providers take from elsewhere: from files, and in the form in which other programs print
+//! them.
 
 use super::*;
 

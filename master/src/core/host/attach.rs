@@ -1,4 +1,4 @@
-//! A host's agent attaches, so its start has succeeded; or it does not attach in time.
+//! A host's agent attaches, so the start has succeeded; or it does not attach in time.
 
 use super::phase::HostEvent;
 use crate::core::timers::Timer;

@@ -1,4 +1,4 @@
-//! Draining: a host that is idle, or is not to be used again, ends only when its agent reports that nothing runs.
+//! Draining. A host that is idle, or that is not to be used again, ends only when its agent reports that nothing runs.
 
 use super::phase::HostEvent;
 use super::suspend::SUSPEND_LIMIT;
@@ -52,7 +52,7 @@ impl Core {
         }
     }
 
-    /// Asks the agent to take nothing new and to say when nothing runs; only its answer terminates the host.
+    /// Asks the agent to accept nothing new and to report when nothing runs. Only its answer terminates the host.
     pub(in crate::core) fn drain_host(&mut self, id: &HostId, why: &str) {
         if self.advance(id, &HostEvent::Drain).is_none_or(|before| before.state() != HostState::Ready) {
             return;

@@ -27,18 +27,18 @@ pub(in crate::core) fn longest_pause(failures: u32) -> Duration {
     doubled(BACKOFF_FIRST, BACKOFF_MOST, failures.saturating_sub(1)).mul_f64(1.2)
 }
 
-/// Whose fault a failed start is: who waits for it.
+/// The cause of a failed start, which determines what pauses.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Fault {
-    /// Its image's or its configuration's: both pause, and what it left is kept with the builds that waited for it.
+    /// The image or the configuration: both pause, and the evidence is kept with the builds that waited for the host.
     Host,
-    /// The same, and its provider did not make it.
+    /// The same, and the provider did not create the machine.
     Rejected,
-    /// The place's, which pauses.
+    /// The place, which pauses.
     Place,
-    /// There is no room for any alternative; whether a quota is in the way.
+    /// There is no capacity for any alternative; whether a quota is the reason.
     NoRoom { quota: bool },
-    /// The cloud took it back before it attached: there is no room for this alternative.
+    /// The cloud took the machine back before the agent attached: there is no capacity for this alternative.
     Reclaimed,
     /// Nobody's: the worker is tried again soon.
     Passing,
@@ -68,8 +68,8 @@ impl Core {
         self.touch_worker(&worker);
     }
 
-    /// A call to start or resume the host was answered, and the host is being terminated: what it printed is fetched, if
-    /// it was given up meanwhile, or else it is terminated now.
+    /// A call to start or resume the host was answered, and the host is being terminated: what it printed is fetched,
+    /// if it was given up meanwhile, otherwise it is terminated now.
     pub(super) fn terminate_after_call(&mut self, now: Timestamp, id: &HostId, before: &Phase) {
         match self.hosts.get(id).map(|live| &live.phase) {
             Some(Phase::Terminating { console: true, .. }) if before.may_be_starting() => self.fetch_console(now, id),
@@ -140,7 +140,7 @@ impl Core {
             if fault != Fault::Passing {
                 w.record.faults += 1;
                 if w.record.faults >= limit {
-                    let text = format!("{limit} of its hosts in a row did not start; the last one: {why}");
+                    let text = format!("{limit} of its hosts in a row did not start; the last failure: {why}");
                     self.worker_is_missing(now, &host.worker, &text);
                 }
             }
@@ -151,7 +151,7 @@ impl Core {
         }
     }
 
-    /// A refusal that every worker of a place gets is the place's, whatever it says.
+    /// If every worker of a place is refused, the place is the cause, whatever the refusal says.
     fn review_rejections(&mut self, now: Timestamp, host: &Host, why: &str) {
         let place = PlaceKey::of_host(host);
         let there: Vec<bool> = self

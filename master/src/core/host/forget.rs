@@ -1,5 +1,5 @@
-//! Hosts and places that can never be heard of again, such as those of a closed account: an operator gives them up. What
-//! is seen of them afterwards is an orphan.
+//! An operator gives up hosts and places that are gone for good, for example because an account is closed. If a machine
+//! of such a host appears again, it is an orphan.
 
 use super::phase::HostEvent;
 use crate::core::audit::ORPHAN_AGE;

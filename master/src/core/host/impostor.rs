@@ -1,8 +1,8 @@
 //! Fencing by host identity. Some providers name the host's machine only in the answer to a start, and a hello may
-//! arrive before that. An agent that has attached as the host and turns out to be on another machine is an
-//! **impostor**, for example on a copy of an image with the worker's password in it. Its steps may run until its lease
-//! ends, so the master keeps its session until then. It sends the impostor no builds, does not answer its heartbeats,
-//! and ignores its messages.
+//! arrive before that. The agent that has attached as the host may then turn out to be on another machine, for example
+//! on a copy of an image that contains the worker's password. Such an agent is an **impostor**. Its steps may run until
+//! its lease expires, so the master keeps its session until then. The master sends it no builds, does not answer its
+//! heartbeats, and ignores its messages.
 
 use super::phase::HostEvent;
 use crate::core::admission::WRONG_MACHINE;
@@ -43,7 +43,7 @@ impl Core {
         }
     }
 
-    /// The session is not the host's. The master goes on waiting for the host's agent.
+    /// The session does not belong to the host. The master continues to wait for the host's agent.
     fn disown(&mut self, now: Timestamp, id: &HostId, name: &WorkerName, identity: &str) {
         let Some(worker) = self.workers.get(name) else { return };
         let patience = worker.plan.as_ref().map_or(Duration::ZERO, |p| p.missing_timeout);

@@ -99,14 +99,14 @@ impl Core {
         id
     }
 
-    /// Has what to order worked out, beginning with this alternative.
+    /// Requests the computation of the launch spec, beginning with this alternative.
     pub(super) fn prepare_host(&mut self, now: Timestamp, id: &HostId, number: u32) {
         let Some(live) = self.hosts.get(id) else { return };
         let resting = self.resting(now, &live.host);
         self.out.push(Effect::PrepareHost { host: Box::new(live.host.clone()), number, resting });
     }
 
-    /// What is to be ordered is known: it is committed, and then ordered.
+    /// The launch spec is known: it is committed, and then the machine is ordered.
     pub(in crate::core) fn on_prepared(
         &mut self,
         now: Timestamp,
@@ -212,7 +212,7 @@ impl Core {
         self.touch_worker(&worker);
     }
 
-    /// What the answer to a start says of its place and of the alternative that was tried.
+    /// Applies what the answer to a start proves about its place and the alternative that was tried.
     fn learn_from_start(&mut self, now: Timestamp, host: &Host, error: Option<&StartError>, unclear: bool) {
         let place = PlaceKey::of_host(host);
         match error {

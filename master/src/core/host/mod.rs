@@ -1,6 +1,6 @@
-//! The life of a host, in one file for each phase or two. [`phase`] has all phases and the transition function. No host
-//! is left running: termination is repeated until the provider reports that the machine is gone, and [`super::audit`]
-//! finds machines that are not in the ledger.
+//! The life of a host, with one file for each phase or two. [`phase`] contains all phases and the transition function.
+//! No host is left running: termination is repeated until the provider reports that the machine is gone, and
+//! [`super::audit`] finds machines that are not in the ledger.
 
 mod attach;
 mod drain;
@@ -42,7 +42,7 @@ pub(super) struct LiveHost {
     pub earlier_call_until: Option<Timestamp>,
     /// Number of lists in a row that lacked it while its agent was silent.
     pub missing_from_lists: u32,
-    /// Whether the cloud took the machine back for want of room.
+    /// Whether the cloud took the machine back for lack of capacity.
     pub reclaimed: bool,
     /// Why this worker's host was started rather than another's, for people.
     pub chosen: Option<String>,

@@ -9,7 +9,7 @@ use crate::core::record::{Host, HostState};
 /// answer, and a machine is terminated only after it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(in crate::core) enum Phase {
-    /// The provider works out the launch spec for this alternative, from 0. Nothing is created.
+    /// The provider computes the launch spec for this alternative, from 0. Nothing is created.
     Preparing { number: u32 },
     /// The launch spec is committed, and the machine may exist.
     Launching {
@@ -23,7 +23,7 @@ pub(in crate::core) enum Phase {
     Booting { call: bool },
     /// Its agent has attached.
     Ready { call: bool },
-    /// Its agent was asked to take no new attempts and to report when nothing runs.
+    /// Its agent was asked to accept no new attempts and to report when nothing runs.
     Draining { call: bool },
     /// The machine is being suspended.
     Suspending {
@@ -75,19 +75,19 @@ pub(in crate::core) enum HostEvent {
     Attached,
     /// The agent that has attached turned out to be on another machine.
     Disowned,
-    /// It is to get no more builds.
+    /// A request to drain it: it gets no more builds.
     Drain,
     /// It is to be suspended: it has been drained, or it runs although it should be suspended.
     Suspend,
     /// The call to suspend the machine was answered; whether the machine is known to be suspended.
     SuspendEnded { suspended: bool },
-    /// It is to be resumed.
+    /// A request to resume it.
     Resume,
-    /// It is to be terminated.
+    /// A request to terminate it.
     Terminate,
     /// Its agent has not attached in time.
     GiveUp,
-    /// Its console output has arrived, or the master waits no longer for it.
+    /// Its console output has arrived, or the master no longer waits for it.
     Console,
     /// A call to terminate the machine was answered; whether the machine is known to be gone.
     TerminateEnded { gone: bool },
@@ -203,7 +203,7 @@ pub(super) fn next(phase: &Phase, event: &HostEvent) -> Result<Phase, IllegalEve
             Launching { call, .. } | Booting { call } | Resuming { call, .. } => Ok(Ready { call: *call }),
             // The agent has started again.
             Ready { .. } | Draining { .. } | Terminating { .. } => unchanged(),
-            // No agent is let in in these phases.
+            // No agent is accepted in these phases.
             Suspending { .. } | Suspended | Terminated => Err(IllegalEvent),
         },
         HostEvent::Disowned => match phase {

@@ -1,4 +1,4 @@
-//! What the transition function promises, and the picture of it in ARCHITECTURE.md.
+//! Tests the promises of the transition function, and compares it with the table in ARCHITECTURE.md.
 #![allow(clippy::unwrap_used)]
 
 use super::phase::{HostEvent, IllegalEvent, Phase, StartOutcome, next};

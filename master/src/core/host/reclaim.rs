@@ -1,5 +1,5 @@
-//! A cloud takes a host back: EC2's interruption of a spot instance, which is announced two minutes ahead, and its hint
-//! that one may come.
+//! A cloud takes a host back. EC2 announces the interruption of a spot instance two minutes ahead, and before that may
+//! recommend to replace the instance.
 
 use crate::core::event::Level;
 use crate::core::record::HostState;

@@ -1,5 +1,5 @@
-//! Suspended hosts: an idle host is suspended instead of terminated, and resumed instead of ordering another. `Draining
-//! -> Suspending -> Suspended -> Resuming -> Booting`; each step is committed before its provider is called.
+//! Suspended hosts. An idle host is suspended instead of terminated, and later resumed instead of ordering another one:
+//! `Draining -> Suspending -> Suspended -> Resuming -> Booting`. Each step is committed before the provider is called.
 //!
 //! If anything is wrong with such a host, it is terminated.
 
@@ -164,7 +164,7 @@ impl Core {
             (Err(_), _) | (_, None) => {}
         }
         match (self.hosts.get(id).map(|live| &live.phase), result) {
-            // Where there is no room for it, or it cannot be resumed, another may be bought.
+            // If there is no room for it, or it cannot be resumed, another may be bought.
             (
                 Some(Phase::Resuming { .. }),
                 Err(StartError::Capacity(why) | StartError::Quota(why) | StartError::Rejected(why)),
@@ -207,7 +207,7 @@ impl Core {
         self.call(now, id);
     }
 
-    /// Whether an agent that is refused now may soon be let in on the same machine: the machine was resumed and the
+    /// Whether an agent that is refused now may soon be accepted on the same machine: the machine was resumed and the
     /// agent does not know its new token yet, or the machine is about to be suspended. It must not power itself off
     /// then.
     pub(in crate::core) fn is_suspending_or_resuming(&self, worker: &WorkerName) -> bool {

@@ -1,4 +1,4 @@
-//! The end of a host. Terminating is repeated until the provider reports that the machine is gone.
+//! The end of a host. The master repeats the termination until the provider reports that the machine is gone.
 
 use super::phase::{HostEvent, Phase};
 use crate::core::event::{Level, Termination};

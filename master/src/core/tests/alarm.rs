@@ -1,4 +1,4 @@
-//! A broker that accepts nothing for a while: what goes on, what waits, and who is told.
+//! A broker that accepts nothing for a while: what continues, what waits, and who is notified.
 
 use super::missing::watched;
 use super::*;

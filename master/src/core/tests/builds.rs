@@ -1,4 +1,4 @@
-//! Builds: given out, reported, settled, cancelled, lost, tried again.
+//! Builds: assigned, reported, settled, cancelled, lost, retried.
 
 use super::*;
 use crate::core::event::Reply;

@@ -1,4 +1,4 @@
-//! What clouds do to hosts: they cost, and are taken back; and what agents show for them may be worth nothing.
+//! What clouds do to hosts: they charge for them and take them back. Also agents whose identity document is invalid.
 
 use super::*;
 use rouse_shared::message::CloudNotice;
@@ -98,7 +98,7 @@ fn an_agent_with_an_invalid_identity_document_is_refused() {
         leaving: false,
         proof: Default::default(),
     };
-    let why = "it has shown no signed identity document".to_owned();
+    let why = "it has sent no signed identity document".to_owned();
     bench.event("unproven hello", Event::AttestationFailed { worker: name("l"), hello: Box::new(hello), why });
     bench.check("unproven");
     assert!(bench.core.session_id(&name("l")).is_none());

@@ -1,4 +1,4 @@
-//! An agent that attached as a host before its provider said which machine that is, and is on another one.
+//! An agent that attached as a host before the provider reported the host's machine, and that is on another machine.
 
 use super::*;
 use crate::core::event::{ListedHost, Owner};

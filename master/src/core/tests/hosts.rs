@@ -1,4 +1,4 @@
-//! Hosts: woken, idle, drained, stopped; failures; limits.
+//! Hosts: woken, idle, drained, terminated; failures; limits.
 
 use super::super::event::{ListedHost, Listing, Owner, StartError};
 use super::*;

@@ -1,4 +1,5 @@
-//! Images: a broken one costs little, a mended one is noticed, another one behind the same name has to prove itself.
+//! Images. A broken image costs little, the master notices when it is repaired, and another image behind the same name
+//! is tried carefully.
 
 use super::*;
 use crate::core::event::StartError;

@@ -1,4 +1,4 @@
-//! Which mails are written for whom, and their delivery.
+//! Which mails the master writes, to whom, and how they are delivered.
 
 use super::missing::watched;
 use super::*;

@@ -1,4 +1,4 @@
-//! Who is missed, when, and what never counts.
+//! Which workers are reported as missing, when, and which time never counts.
 
 use super::super::event::StartError;
 use super::*;

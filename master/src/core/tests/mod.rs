@@ -1,6 +1,6 @@
 //! Transcripts of the core: a row an event, indented behind it the exact effects, in `golden/`.
 //!
-//! `ROUSE_BLESS=1 cargo test -p rouse-master core::tests` writes the transcripts anew; read the difference before you
+//! `ROUSE_BLESS=1 cargo test -p rouse-master core::tests` writes the transcripts again; read the difference before you
 //! commit it.
 #![allow(clippy::unwrap_used)]
 
@@ -247,7 +247,7 @@ impl Bench {
         self.now = until;
     }
 
-    /// The master dies and starts again from what it has committed, with another plan where one is given.
+    /// The master dies and starts again from what it has committed, with another plan if one is given.
     fn restart(&mut self) {
         self.lives += 1;
         let mut ledger = Ledger::default();

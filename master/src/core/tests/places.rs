@@ -1,4 +1,4 @@
-//! Places that refuse everybody, alternatives without room, and builds that wait for either.
+//! Places that refuse all orders, alternatives without capacity, and builds that wait for either.
 
 use super::super::event::Reply;
 use super::super::event::{Listing, StartError, UnlistedPlace};
@@ -52,7 +52,7 @@ fn a_place_that_refuses_for_an_hour_costs_time_and_no_build_and_no_other_place()
     while bench.now < end {
         fails(&mut bench, "a", refusal());
         assert_eq!(state_of(&bench, "east"), PlaceState::Pausing);
-        assert!(why(&bench, 1).contains("no hosts are started in east (ec2)"), "{}", why(&bench, 1));
+        assert!(why(&bench, 1).contains("no hosts have been started in east (ec2)"), "{}", why(&bench, 1));
         let from = bench.now;
         while bench.core.workers[&name("a")].host.is_none() {
             bench.pass(1);

@@ -1,4 +1,4 @@
-//! What a master makes of its ledger when it starts.
+//! What the master does with its ledger when it starts.
 
 use super::super::event::StartError;
 use super::*;

@@ -1,4 +1,4 @@
-//! Sessions: who is let in, leases, and what an agent's return means.
+//! Sessions: which agents are accepted, leases, and what it means if an agent comes back.
 
 use super::*;
 
@@ -214,12 +214,12 @@ fn who_was_refused_is_shown_for_a_while() {
     let why = |bench: &Bench| bench.core.why(bench.now, BuildId(2)).expect("a build").sentence;
     assert!(!why(&bench).contains("m2"), "its worker is there: {}", why(&bench));
     bench.event("detached", Event::Detached { worker: name("s"), queue: Some("s/a/1".to_owned()) });
-    assert!(why(&bench).contains("says it is s on m2 was refused 0 s ago: another agent"), "{}", why(&bench));
+    assert!(why(&bench).contains("claims to be s on m2 was refused 0 s ago: another agent"), "{}", why(&bench));
     bench.now = bench.now + secs(599);
     assert_eq!(shown(&bench), Some(refused));
     bench.now = bench.now + secs(1);
     assert_eq!(shown(&bench), None);
-    // Another is let in at last, and its life goes on.
+    // Another agent is accepted at last, and the worker continues.
     bench.hello_from("s", "m3", "c", 1, "password", Vec::new());
     assert!(shown(&bench).is_some_and(|refused| refused.identity == "m3"));
     bench.pass(60);
@@ -239,6 +239,6 @@ fn a_build_shows_why_its_host_did_not_start() {
     let long = format!("m2\u{1b}{}", "x".repeat(5_000));
     bench.hello_from("l", &long, "b", 1, "password", Vec::new());
     let why = bench.core.why(bench.now, BuildId(1)).expect("a build").sentence;
-    assert!(why.contains("is booting for this build") && why.contains("says it is l on m2xx"), "{why}");
+    assert!(why.contains("is booting for this build") && why.contains("claims to be l on m2xx"), "{why}");
     assert!(why.len() < 600 && !why.contains('\u{1b}'), "{why}");
 }

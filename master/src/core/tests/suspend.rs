@@ -1,4 +1,4 @@
-//! Hosts that sleep: put to sleep when idle, woken instead of bought, ended by age.
+//! Suspended hosts: suspended when idle, resumed instead of ordering another, terminated at their maximum age.
 
 use super::super::audit::AuditMode;
 use super::super::event::{ListedHost, Listing, Owner, StartError, Suspension, Termination};

@@ -1,5 +1,5 @@
 //! The user's elastic address and volumes of a host. They are attached once the instance runs, with retries, and
-//! detached when it ends. They are never released or deleted.
+//! detached when the host ends. They are never released or deleted.
 
 use super::client::Client;
 use super::error::{CallError, Kind, call_error};
@@ -48,13 +48,13 @@ pub async fn put_on(client: &Client, instance: &str, what: &Attachments) {
         }
         tokio::time::sleep(LOOK).await;
     }
-    warn!("{instance} did not get its address and volumes: {}; the next audit tries again", said.unwrap_or_default());
+    warn!("{instance} did not get its address and volumes: {}; the next audit retries", said.unwrap_or_default());
 }
 
 async fn state(client: &Client, instance: &str) -> Result<Option<InstanceStateName>, CallError> {
     let by_id = Filter::builder().name("instance-id").values(instance).build();
     let answer = client.ec2.describe_instances().filters(by_id).send().await;
-    let answer = answer.map_err(|e| call_error("look at the instance", &e))?;
+    let answer = answer.map_err(|e| call_error("query the instance", &e))?;
     let state = answer.reservations().iter().flat_map(|r| r.instances()).find_map(|i| i.state()?.name().cloned());
     Ok(state)
 }
@@ -149,7 +149,7 @@ enum Holder {
 
 async fn holder(client: &Client, volume: &str) -> Result<Holder, CallError> {
     let answer = client.ec2.describe_volumes().volume_ids(volume).send().await;
-    let answer = answer.map_err(|e| call_error("look at the volume", &e))?;
+    let answer = answer.map_err(|e| call_error("query the volume", &e))?;
     let Some(known) = answer.volumes().first() else {
         return Err(CallError { kind: Kind::NotFound, text: format!("volume {volume} not found") });
     };
@@ -171,7 +171,7 @@ struct Address {
 
 async fn find_address(client: &Client, address: &str) -> Result<Address, CallError> {
     let answer = client.ec2.describe_addresses().public_ips(address).send().await;
-    let answer = answer.map_err(|e| call_error("look at the address", &e))?;
+    let answer = answer.map_err(|e| call_error("query the address", &e))?;
     let Some(known) = answer.addresses().first() else {
         let text = format!("address {address} does not belong to this account");
         return Err(CallError { kind: Kind::NotFound, text });

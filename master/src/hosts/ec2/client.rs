@@ -130,7 +130,7 @@ impl Login {
         }
     }
 
-    /// Makes the client. Asks the instance's metadata where neither the section nor the environment names a region; with
+    /// Makes the client. Asks the instance's metadata if neither the section nor the environment names a region; with
     /// an endpoint of the user's own nothing else is ever asked.
     pub async fn client(&self, http: &Http) -> Client {
         let moved = || std::env::var(ENDPOINT).ok().filter(|url| !url.is_empty());

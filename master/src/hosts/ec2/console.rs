@@ -39,10 +39,10 @@ impl Ec2 {
 async fn state(client: &Client, instance: &str) -> String {
     let answer = match client.ec2.describe_instances().filters(by("instance-id", instance)).send().await {
         Ok(answer) => answer,
-        Err(error) => return format!("({})\n", call_error("look at the instance", &error).text),
+        Err(error) => return format!("({})\n", call_error("query the instance", &error).text),
     };
     let Some(found) = answer.reservations().iter().flat_map(|r| r.instances()).next() else {
-        return format!("AWS knows no instance {instance}\n");
+        return format!("AWS does not know the instance {instance}\n");
     };
     let state = found.state().and_then(|s| s.name()).map_or("in no state", |name| name.as_str());
     let mut text = format!("instance {instance} is {state}");

@@ -1,4 +1,4 @@
-//! A failed call: what it proves, by its code and never by its text.
+//! A failed call, and what its code proves. The text of the error is never interpreted.
 
 use super::codes::{kind_of_code, said};
 use crate::core::event::StartError;
@@ -25,7 +25,7 @@ pub enum Kind {
     NotYet,
     /// The client token was used with another call.
     Mismatch,
-    /// What is to be created exists.
+    /// The resource already exists.
     Exists,
     /// The credentials are missing or rejected.
     Auth,
@@ -167,7 +167,7 @@ mod tests {
         assert_eq!(of_start(400, Some("Unsupported"), false), StartError::Rejected(no_words()));
         assert_eq!(of_start(401, Some("AuthFailure"), true), StartError::Place(no_words()));
         assert_eq!(of_start(503, Some("RequestLimitExceeded"), true), StartError::Place(no_words()));
-        // What may have made something is repeated as it is, never bought anew.
+        // What may have made something is repeated as it is, never bought again.
         for code in ["InternalError", "Unavailable", "IdempotentParameterMismatch"] {
             assert_eq!(of_start(500, Some(code), true), StartError::Unknown(no_words()), "{code}");
         }

@@ -1,4 +1,4 @@
-//! The image that an instance boots: the one that is named, or the last of those that match the filters. It is resolved
+//! The image that an instance boots: the named one, or the last of those that match the filters. The master looks it up
 //! at each start, so that a new image is used without a restart.
 
 use super::client::Client;
@@ -20,16 +20,16 @@ pub struct Chosen {
     pub location: String,
     /// The name of its system in the spot market, such as `Linux/UNIX`.
     pub platform: String,
-    /// The device of its root disk, where AWS tells it.
+    /// The device of its root disk, if AWS reports it.
     pub root: Option<String>,
 }
 
-/// Devices that AWS keeps for root disks: which of them is the root, each image says for itself.
+/// Device names that AWS reserves for root disks. Each image names one of them as its root device.
 /// <https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/device_naming.html>
 const OF_ROOTS: [&str; 4] = ["/dev/sda1", "/dev/xvda", "/dev/sda", "/dev/xvda1"];
 
 impl Chosen {
-    /// What is wrong where a section means the root disk by another name than the image has for it: AWS would then add a
+    /// What is wrong if a section means the root disk by another name than the image has for it: AWS would then add a
     /// second disk, and leave the root as it is.
     pub fn another_root(&self, disks: &[BlockDevice]) -> Option<String> {
         let root = self.root.as_deref()?;
@@ -59,7 +59,7 @@ pub async fn resolve(client: &Client, image: &Ec2Image) -> Result<Chosen, ImageE
     match image {
         Ec2Image::Id(id) => {
             let call = client.ec2.describe_images().image_ids(id);
-            let answer = call.send().await.map_err(|e| ImageError::Call(call_error("look at the image", &e)))?;
+            let answer = call.send().await.map_err(|e| ImageError::Call(call_error("query the image", &e)))?;
             let found = answer.images.unwrap_or_default().iter().find_map(chosen);
             found.ok_or_else(|| ImageError::None(format!("image {id} does not exist or is not available")))
         }
@@ -210,10 +210,10 @@ mod tests {
         const NUMBER: &str = r"rouse\-.*\-(\d+)/image.manifest.xml";
         const NO_GROUP: &str = r"rouse\-.*/image.manifest.xml";
         let table: &[(Option<&str>, &[&str], Option<&str>)] = &[
-            // By location where there is no expression (owners alone), or no group in it: 10 sorts before 2.
+            // By location if there is no expression (owners alone), or no group in it: 10 sorts before 2.
             (None, &[two, ten, one], Some(two)),
             (Some(NO_GROUP), &[two, ten, one, "another/image.manifest.xml"], Some(two)),
-            // A group of numbers sorts as numbers, also where the expression would allow text.
+            // A group of numbers sorts as numbers, also if the expression would allow text.
             (Some(NUMBER), &[two, ten, one], Some(ten)),
             (Some(TEXT), &[two, ten, one], Some(ten)),
             // One that is no number makes all of them text.

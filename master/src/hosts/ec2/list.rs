@@ -1,6 +1,6 @@
 //! Lists everything with this master's name, in all regions of the configuration and all regions where hosts were
-//! created before: instances, and what ended instances have left: open spot requests, and volumes that still cost
-//! money.
+//! created before: instances, and what ended instances have left behind (open spot requests, and volumes that still
+//! cost money).
 
 use super::attach::Attachments;
 use super::client::Client;

@@ -1,8 +1,9 @@
-//! Hosts on Amazon EC2, or on a compatible cloud: on demand and on the spot market.
+//! Hosts on Amazon EC2, or on a compatible cloud: on-demand and spot instances.
 //!
-//! [`Ec2::prepare`] works out the complete launch spec, which is kept in the ledger and sent to AWS unchanged with its
-//! client token. So one launch spec never creates two machines. The creating call tags the machine with the master's
-//! name and id and the host's id. Termination is repeated until AWS reports the instance as terminated.
+//! [`Ec2::prepare`] computes the complete launch spec. The master keeps it in the ledger and sends it to AWS unchanged
+//! with its client token. Therefore one launch spec never creates two machines. The call that creates the machine also
+//! tags it with the master's name and id and the host's id. Termination is repeated until AWS reports the instance as
+//! terminated.
 
 mod attach;
 mod client;
@@ -79,7 +80,7 @@ pub struct Ec2 {
     seen: Mutex<BTreeMap<String, Place>>,
     /// Hosts that AWS was asked to terminate and that have not ended.
     overdue: Overdue,
-    /// Hosts that are to be terminated and were not found, and since when.
+    /// Hosts that the master terminates and that were not found, and since when.
     unseen: Mutex<BTreeMap<HostId, Timestamp>>,
     watch: Arc<Watch>,
     /// Instances whose address and volumes are being attached.
@@ -354,7 +355,7 @@ impl Provider for Ec2 {
         let certificates =
             certificates.as_ref().as_ref().map_err(|why| format!("no identity document can be verified: {why}"))?;
         let named = hello.identity.strip_prefix("ec2:").ok_or("it does not name an EC2 instance as its host")?;
-        let signed = hello.proof.rsa2048.as_deref().ok_or("it has shown no signed identity document")?;
+        let signed = hello.proof.rsa2048.as_deref().ok_or("it has sent no signed identity document")?;
         let document = certificates.verify(signed, hello.proof.document.as_deref())?;
         if document.instance_id != named {
             return Err(format!("its identity document is that of another instance, {}", document.instance_id));

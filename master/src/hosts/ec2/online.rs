@@ -1,5 +1,5 @@
-//! `rouse check --online`: whether a section's hosts could be started, and which image they would boot. Creates
-//! nothing, and asks only the section's cloud.
+//! `rouse check --online`: reports whether a section's hosts could be started, and which image they would boot. Creates
+//! nothing, and queries only the section's cloud.
 
 use super::client::{self, Login};
 use super::error::{Kind, call_error};
@@ -45,10 +45,11 @@ pub async fn check(section: &Ec2Config, master: &str) -> Vec<Finding> {
         match spot::look(&client, &first.kind, zone.as_deref(), &image.platform).await {
             Ok(market) => {
                 let bid = spot::bid(settings, &market);
-                let bid = bid
-                    .map_or("what AWS asks, up to the price on demand".to_owned(), |usd| format!("{usd} USD an hour"));
+                let bid = bid.map_or("the market price, up to the on-demand price".to_owned(), |usd| {
+                    format!("{usd} USD an hour")
+                });
                 let newest = market.newest.map_or("not known".to_owned(), |usd| format!("{usd} USD an hour"));
-                found.push(Finding::good(format!("would bid {bid} for {}; its price now is {newest}", first.kind)));
+                found.push(Finding::good(format!("would bid {bid} for {}; its current price is {newest}", first.kind)));
             }
             Err(error) => found.push(Finding::bad(error.text)),
         }

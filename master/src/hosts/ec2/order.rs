@@ -1,5 +1,5 @@
-//! The launch spec of an instance, worked out before anything is created: type, zone, market, image, and the rest of
-//! the call. It is kept in the ledger and sent to AWS unchanged, however often.
+//! The launch spec of an instance, computed before anything is created: type, zone, market, image, and the rest of the
+//! call. The master keeps it in the ledger and sends it to AWS unchanged each time.
 
 use super::client::Place;
 use super::{image, spot};
@@ -35,7 +35,7 @@ pub struct Alternative {
     pub kind: String,
     /// Letter of the zone; none: AWS chooses.
     pub zone: Option<String>,
-    /// Whether it is bought on the spot market.
+    /// Whether it is a spot instance.
     pub spot: bool,
 }
 

@@ -18,8 +18,8 @@ use tokio::sync::OnceCell;
 /// How long a place that is no longer in the configuration is listed after the last start there. By then everything
 /// that was created is listed.
 const MEMORY: Duration = Duration::from_secs(3_600);
-/// Time limit for finding out the region of a login if the section does not name it, so that other places do not wait for
-/// it.
+/// Time limit for finding out the region of a login if the section does not name it, so that other places do not wait
+/// for it.
 const REGION: Duration = Duration::from_secs(10);
 
 struct Entry {
@@ -90,8 +90,8 @@ fn unlisted(names: &BTreeSet<String>, why: &str) -> impl Iterator<Item = Unliste
     names.iter().map(move |name| UnlistedPlace { place: Some(name.clone()), why: why.to_owned() })
 }
 
-/// The client of a place: of a login of the configuration, else of an earlier one, else of the key that has replaced the
-/// place's key.
+/// The client of a place: of a login of the configuration, otherwise of an earlier one, otherwise of the key that has
+/// replaced the place's key.
 fn reach(targets: &[Target], place: &Place) -> Option<Client> {
     let same = |t: &&Target| t.client.place == *place;
     let next = |t: &&Target| t.client.place.endpoint == place.endpoint && t.client.place.region == place.region;
@@ -205,7 +205,7 @@ impl Places {
     /// Every place where a host may be, each once, and the places that cannot be reached.
     pub async fn all(&self) -> (Vec<Target>, Vec<UnlistedPlace>) {
         let (known, late) = self.known().await;
-        let why = format!("its region could not be found out within {} s", REGION.as_secs());
+        let why = format!("its region could not be determined within {} s", REGION.as_secs());
         let mut unreached: Vec<UnlistedPlace> = unlisted(&late, &why).collect();
         let used = self.state().used.clone();
         let mut left = Vec::new();
@@ -254,8 +254,8 @@ impl Places {
         }
     }
 
-    /// Forgets the places of this name, and returns those that no login of the configuration leads to. Does nothing if the
-    /// configuration has this name.
+    /// Forgets the places of this name, and returns those that no login of the configuration leads to. Does nothing if
+    /// the configuration has this name.
     pub fn give_up(&self, name: &str) -> Vec<Place> {
         let mut state = self.state();
         if state.entries.iter().any(|entry| entry.current && entry.login.name() == name) {

@@ -9,7 +9,7 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use tracing::{info, warn};
 
-/// What a security group that we make says of itself.
+/// The description of a security group that rouse creates.
 const DESCRIPTION: &str = "Hosts that rouse starts";
 
 /// What there is.
@@ -41,11 +41,11 @@ pub async fn ensure(client: &Client, config: &Ec2Config, dir: &Path, make: bool)
     let call = call.group_name(&config.security_name).description(DESCRIPTION).set_vpc_id(vpc.clone());
     match call.send().await {
         Ok(made) => {
-            info!("made the security group {} in {}", config.security_name, client.place);
+            info!("created the security group {} in {}", config.security_name, client.place);
             Ok(Ready { groups: made.group_id.into_iter().collect(), fresh: true })
         }
         Err(error) => {
-            let error = call_error("make the security group", &error);
+            let error = call_error("create the security group", &error);
             // Another caller was faster.
             let found = match error.kind {
                 Kind::Exists => find_group(client, &config.security_name, vpc.as_deref()).await?,
@@ -59,7 +59,7 @@ pub async fn ensure(client: &Client, config: &Ec2Config, dir: &Path, make: bool)
 async fn key_pair(client: &Client, name: &str, dir: &Path, make: bool) -> Result<bool, CallError> {
     let by_name = Filter::builder().name("key-name").values(name).build();
     let known = client.ec2.describe_key_pairs().filters(by_name).send().await;
-    let known = known.map_err(|e| call_error("look for the key pair", &e))?.key_pairs.unwrap_or_default();
+    let known = known.map_err(|e| call_error("find the key pair", &e))?.key_pairs.unwrap_or_default();
     if known.iter().any(|pair| pair.key_name() == Some(name)) {
         return Ok(false);
     }
@@ -68,17 +68,17 @@ async fn key_pair(client: &Client, name: &str, dir: &Path, make: bool) -> Result
     }
     match client.ec2.create_key_pair().key_name(name).send().await {
         Ok(made) => {
-            info!("made the key pair {name} in {}", client.place);
+            info!("created the key pair {name} in {}", client.place);
             if let Some(material) = made.key_material()
                 && let Err(error) = keep_key(dir, name, material)
             {
                 // The key is for people who want to log in to a host. Hosts do not need it.
-                warn!("the private key of {name} could not be kept: {error}");
+                warn!("the private key of {name} could not be stored: {error}");
             }
             Ok(true)
         }
         Err(error) => {
-            let error = call_error("make the key pair", &error);
+            let error = call_error("create the key pair", &error);
             if error.kind == Kind::Exists { Ok(true) } else { Err(error) }
         }
     }
@@ -95,12 +95,12 @@ fn keep_key(dir: &Path, name: &str, material: &str) -> std::io::Result<()> {
 
 async fn vpc_of(client: &Client, subnet: &str) -> Result<String, CallError> {
     let answer = client.ec2.describe_subnets().subnet_ids(subnet).send().await;
-    let subnets = answer.map_err(|e| call_error("look at the subnet", &e))?.subnets.unwrap_or_default();
+    let subnets = answer.map_err(|e| call_error("query the subnet", &e))?.subnets.unwrap_or_default();
     let vpc = subnets.first().and_then(|s| s.vpc_id()).map(str::to_owned);
     vpc.ok_or_else(|| CallError { kind: Kind::Rejected, text: format!("subnet {subnet} not found") })
 }
 
-/// The group of that name in a network; in the account's default network where none is named, since that is where the
+/// The group of that name in a network; in the account's default network if none is named, since that is where the
 /// instance will be.
 async fn find_group(client: &Client, name: &str, vpc: Option<&str>) -> Result<Option<String>, CallError> {
     let mut call =
@@ -108,7 +108,7 @@ async fn find_group(client: &Client, name: &str, vpc: Option<&str>) -> Result<Op
     if let Some(vpc) = vpc {
         call = call.filters(Filter::builder().name("vpc-id").values(vpc).build());
     }
-    let answer = call.send().await.map_err(|e| call_error("look for the security group", &e))?;
+    let answer = call.send().await.map_err(|e| call_error("find the security group", &e))?;
     let groups = answer.security_groups.unwrap_or_default();
     let id = |group: &SecurityGroup| group.group_id().map(str::to_owned);
     if groups.is_empty() || vpc.is_some() {
@@ -146,8 +146,8 @@ async fn find_group(client: &Client, name: &str, vpc: Option<&str>) -> Result<Op
     }
 }
 
-/// What is wrong with the groups that a section names by their ids: that one does not exist, or is in another network than
-/// the instance would be in.
+/// What is wrong with the groups that a section names by their ids: that one does not exist, or is in another network
+/// than the instance would be in.
 pub async fn strangers(client: &Client, config: &Ec2Config) -> Result<Vec<String>, CallError> {
     if config.security_group_ids.is_empty() {
         return Ok(Vec::new());
@@ -155,7 +155,7 @@ pub async fn strangers(client: &Client, config: &Ec2Config) -> Result<Vec<String
     // As a filter: ids that do not exist are then no error, and each can be named.
     let ids = Filter::builder().name("group-id").set_values(Some(config.security_group_ids.clone())).build();
     let answer = client.ec2.describe_security_groups().filters(ids).send().await;
-    let groups = answer.map_err(|e| call_error("look at the security groups", &e))?.security_groups.unwrap_or_default();
+    let groups = answer.map_err(|e| call_error("query the security groups", &e))?.security_groups.unwrap_or_default();
     let vpc = match &config.subnet_id {
         Some(subnet) => Some(vpc_of(client, subnet).await?),
         None => default_vpc(client).await?,
@@ -179,6 +179,6 @@ pub async fn strangers(client: &Client, config: &Ec2Config) -> Result<Vec<String
 async fn default_vpc(client: &Client) -> Result<Option<String>, CallError> {
     let default = Filter::builder().name("is-default").values("true").build();
     let answer = client.ec2.describe_vpcs().filters(default).send().await;
-    let vpcs = answer.map_err(|e| call_error("look for the default network", &e))?.vpcs.unwrap_or_default();
+    let vpcs = answer.map_err(|e| call_error("find the default network", &e))?.vpcs.unwrap_or_default();
     Ok(vpcs.first().and_then(|vpc| vpc.vpc_id()).map(str::to_owned))
 }

@@ -1,4 +1,4 @@
-//! The bid on the spot market: the average of 24 hours times a factor, but at most the maximum.
+//! The bid on the spot market: the average price of 24 hours multiplied by a factor, but at most the maximum.
 
 use super::client::Client;
 use super::error::{CallError, call_error};
@@ -77,7 +77,7 @@ pub async fn look(client: &Client, kind: &str, zone: Option<&str>, platform: &st
     let mut prices = Vec::new();
     for _ in 0..PAGES {
         let Some(page) = pages.next().await else { break };
-        let page = page.map_err(|e| call_error("look at the spot prices", &e))?;
+        let page = page.map_err(|e| call_error("query the spot prices", &e))?;
         for entry in page.spot_price_history.unwrap_or_default() {
             let price = entry.spot_price().and_then(|p| p.parse::<f64>().ok()).filter(|p| p.is_finite());
             if let Some(price) = price {

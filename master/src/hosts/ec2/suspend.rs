@@ -1,4 +1,5 @@
-//! Suspended hosts: stopped, or hibernated if they were started for that, and started again with other user data.
+//! Suspended hosts. They are stopped, or hibernated if hibernation was enabled at launch, and started again with new
+//! user data.
 
 use super::attach::{self, Attachments};
 use super::client::Client;

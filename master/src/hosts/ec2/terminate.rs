@@ -1,4 +1,5 @@
-//! Terminates hosts. Repeated until AWS reports them as terminated and nothing of the user's is attached any more.
+//! Terminates hosts. The master repeats this until AWS reports them as terminated and nothing of the user's is attached
+//! any more.
 
 use super::attach::{self, Attachments};
 use super::client::Client;
@@ -62,14 +63,14 @@ pub(super) async fn look(client: &Client, instance: &str) -> Result<Option<Known
 
 async fn describe(client: &Client, filter: Filter) -> Result<Vec<Known>, CallError> {
     let answer = client.ec2.describe_instances().filters(filter).send().await;
-    let answer = answer.map_err(|e| call_error("look for the instance", &e))?;
+    let answer = answer.map_err(|e| call_error("find the instance", &e))?;
     Ok(answer.reservations().iter().flat_map(|r| r.instances()).filter_map(Known::of).collect())
 }
 
 /// Cancels the open spot requests of a host. Returns the final status of the newest, in AWS's words.
 pub async fn give_up_requests(client: &Client, host: &rouse_shared::HostId) -> Result<Option<String>, CallError> {
     let call = client.ec2.describe_spot_instance_requests().filters(by(&format!("tag:{HOST_TAG}"), host.as_str()));
-    let answer = call.send().await.map_err(|e| call_error("look at the spot request", &e))?;
+    let answer = call.send().await.map_err(|e| call_error("query the spot request", &e))?;
     let requests = answer.spot_instance_requests.unwrap_or_default();
     let open: Vec<String> =
         requests.iter().filter(|r| is_open(r)).filter_map(|r| r.spot_instance_request_id.clone()).collect();

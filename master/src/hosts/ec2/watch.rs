@@ -1,5 +1,5 @@
-//! Checks the running instances a few times a minute. So an instance that has ended by itself, or that AWS has taken
-//! back, is reported long before an audit would miss it. One call asks for all instances of a place.
+//! Checks the running instances a few times a minute. If an instance has ended by itself, or AWS has taken it back, the
+//! master notices this long before an audit would. One call covers all instances of a place.
 
 use super::client::{Client, Place};
 use super::codes;
@@ -80,7 +80,7 @@ impl Watch {
             Ok(answer) => answer,
             // The audit asks again, and logs a warning.
             Err(error) => {
-                tracing::debug!("{} in {}", call_error("look at the instances", &error).text, client.place);
+                tracing::debug!("{} in {}", call_error("query the instances", &error).text, client.place);
                 return Vec::new();
             }
         };
@@ -114,7 +114,7 @@ async fn was_reclaimed(client: &Client, instance: &Instance) -> bool {
             all.any(codes::was_interrupted)
         }
         Err(error) => {
-            tracing::debug!("{} in {}", call_error("look at the spot request", &error).text, client.place);
+            tracing::debug!("{} in {}", call_error("query the spot request", &error).text, client.place);
             false
         }
     }

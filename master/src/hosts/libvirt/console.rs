@@ -1,4 +1,4 @@
-//! A guest's output on its serial port, made safe to show on a terminal.
+//! A guest's output on its serial port, made safe for a terminal.
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Read as _, Seek as _, SeekFrom};
@@ -7,7 +7,7 @@ use std::path::Path;
 /// Number of bytes at the end that are evidence.
 const TAIL: u64 = 8 << 10;
 
-/// The end of what was printed; none where that is nothing. virtlogd puts a file aside when it is long, and the new one is
+/// The end of what was printed; none if that is nothing. virtlogd puts a file aside when it is long, and the new one is
 /// root's: what may not be read is said, since it is no proof that the guest was silent.
 pub fn tail(path: &Path) -> Option<String> {
     let newest = end_of(path);

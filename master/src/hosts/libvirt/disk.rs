@@ -1,4 +1,5 @@
-//! The disk of a host: created from a base image for each boot, and removed after it. The base is never written to.
+//! The disk of a host: created from a base image for each boot, and removed afterwards. Nothing writes to the base
+//! image.
 //!
 //! Beside each disk is an empty file, its **mark**, whose name contains the owner. The mark is created before the disk
 //! and removed after it. A file without a mark is never changed, whatever its name.
@@ -64,7 +65,7 @@ pub struct Base {
 /// Examines an image.
 ///
 /// # Errors
-/// If it is missing, is no disk image, or is not what its name says.
+/// If it is missing, is not a disk image, or has a different format than its name.
 pub fn look_at(path: &Path) -> Result<Base, StartError> {
     let shown = path.display();
     let failed = |error: io::Error| match error.kind() {
@@ -237,7 +238,7 @@ fn create(fresh: &NewDisk, owner: &Owner, marked: &dyn Fn()) -> Result<(), Start
     let base_shown = fresh.base.display();
     let failed = |error: io::Error| match error.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-            StartError::Capacity(format!("no room for {shown}: {error}"))
+            StartError::Capacity(format!("no space for {shown}: {error}"))
         }
         io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::InvalidFilename => {
             StartError::Rejected(format!("{shown} cannot be made: {error}"))
@@ -255,7 +256,10 @@ fn create(fresh: &NewDisk, owner: &Owner, marked: &dyn Fn()) -> Result<(), Start
         )));
     }
     if room(dir).is_some_and(|room| room < FULL) {
-        return Err(StartError::Capacity(format!("no room for {shown}: the file system of {} is full", dir.display())));
+        return Err(StartError::Capacity(format!(
+            "no space for {shown}: the file system of {} is full",
+            dir.display()
+        )));
     }
     let output = match fresh.form {
         Format::Overlay => {
@@ -270,7 +274,7 @@ fn create(fresh: &NewDisk, owner: &Owner, marked: &dyn Fn()) -> Result<(), Start
     }
     let said = first_line(&output.stderr);
     if said.contains("No space left on device") || room(dir).is_some_and(|room| room < FULL) {
-        return Err(StartError::Capacity(format!("no room for {shown}: {said}")));
+        return Err(StartError::Capacity(format!("no space for {shown}: {said}")));
     }
     Err(StartError::Rejected(format!("{shown} cannot be made from {base_shown}: {said}")))
 }

@@ -1,5 +1,5 @@
 //! Descriptions of domains: the built-in machine, and what is added to it or to a user's own description. The owner tag
-//! says whom a domain belongs to and what was created for it. It is part of the call that creates the domain.
+//! names the owner of a domain and what was created for it. It is part of the call that creates the domain.
 
 use super::disk::Format;
 use super::{kvm, xml};
@@ -225,7 +225,9 @@ fn put_disk(devices: &mut Element, disk: Disk<'_>) -> Result<Format, String> {
         }
         xml::elements_mut(devices).find(|e| is_this(e))
     } else if all > 1 {
-        return Err(format!("its XML has {all} disks and none of them is {shown}: name the one that hd_image is"));
+        return Err(format!(
+            "its XML has {all} disks and none of them is {shown}: give one of them the path in hd_image"
+        ));
     } else {
         if all == 0 {
             let mut fresh = xml::element("disk", &[("device", "disk")]);

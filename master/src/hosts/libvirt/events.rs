@@ -1,5 +1,5 @@
-//! libvirt's events: the ends of domains, and of the connection. The crate `virt` has no safe wrapper for these, so the
-//! few calls are made here.
+//! libvirt's events: the ends of domains, and of the connection. The crate `virt` has no safe wrapper for these, so
+//! this module makes the few calls itself.
 
 use crate::sync::lock;
 use std::ffi::{CStr, c_char, c_int, c_void};
@@ -138,7 +138,7 @@ unsafe extern "C" fn on_life(
     let on_lifecycle = unsafe { &*opaque.cast::<OnLifecycle>() };
     let mut buffer: [c_char; sys::VIR_UUID_STRING_BUFLEN as usize] = [0; sys::VIR_UUID_STRING_BUFLEN as usize];
     // SAFETY: the domain is alive during the callback, and the buffer has the size that libvirt asks for; it ends with
-    // a zero byte where the call succeeds.
+    // a zero byte if the call succeeds.
     let uuid = unsafe {
         if sys::virDomainGetUUIDString(domain, buffer.as_mut_ptr()) < 0 {
             return;

@@ -1,4 +1,4 @@
-//! Whether the processor's virtualisation works. On some nested machines it is offered, but guests hang, so libvirt's
+//! Tests whether hardware virtualisation works. Some nested machines offer it, but their guests hang, so libvirt's
 //! capabilities prove nothing. The test runs a machine without a disk: its firmware finds nothing to boot from and
 //! restarts, which ends the machine.
 

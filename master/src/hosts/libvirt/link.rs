@@ -1,6 +1,6 @@
-//! One connection to libvirt, kept open by a separate thread. A frozen libvirtd delays only its own hosts: opening
-//! blocks that thread only, keepalive ends calls that are never answered, and calls fail after a few seconds without a
-//! connection.
+//! One connection to libvirt, kept open by a separate thread. A frozen libvirtd delays only its own hosts: opening the
+//! connection blocks only that thread, keepalive ends calls that are never answered, and calls fail after a few seconds
+//! without a connection.
 
 use super::events::{self, LifecycleEvent};
 use crate::clock;
@@ -112,7 +112,7 @@ impl Link {
         let why = match self.standing.borrow().clone() {
             Standing::Opening { since, last } => {
                 let seconds = clock::now().since(since).as_secs();
-                last.unwrap_or_else(|| format!("no answer for {seconds} s: it is frozen, or not there"))
+                last.unwrap_or_else(|| format!("no answer for {seconds} s: it is frozen or not running"))
             }
             Standing::Up(_) => "it came up just now".to_owned(),
         };

@@ -1,4 +1,4 @@
-//! Reading domains: which run, whom they belong to, how they were defined.
+//! Reads domains: which of them run, who owns them, how they were defined.
 
 use super::domain::{NAMESPACE, OwnerTag};
 use super::link::{Link, LinkError, code_of};
@@ -72,7 +72,7 @@ pub async fn definition(link: &Link, name: &str) -> Result<String, StartError> {
         let domain = match connect.lookup_domain_by_name(&name).map_err(LinkError::from) {
             Ok(domain) => domain,
             Err(failed) if failed.no_domain() => {
-                let why = format!("there is no domain {name}: define it, or say in `xml` how it is made");
+                let why = format!("there is no domain {name}: define it, or describe it in `xml`");
                 return Err(StartError::Rejected(why));
             }
             Err(failed) => return Err(failed.into()),

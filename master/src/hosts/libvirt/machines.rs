@@ -1,6 +1,7 @@
 //! The calls to libvirt that create a host's domain, end it, and find domains and disks of this master.
 //!
-//! All work on one host is serialised by its lock, and is completed even if the caller stops waiting.
+//! A lock for each host ensures that only one operation on the host runs at a time. The operation is completed even if
+//! the caller stops waiting.
 
 mod find;
 
@@ -265,7 +266,7 @@ impl Inner {
             Some((_, Some(found))) if self.is_ours(&found) && found.host == tag.host => Ok(true),
             Some((domain, _)) => {
                 let name = domain.name().unwrap_or_else(|_| tag.uuid.clone());
-                let why = format!("the domain {name} runs already, and this host has not started it");
+                let why = format!("the domain {name} is already running, and this host has not started it");
                 Err(StartError::Transient(why))
             }
         }
@@ -337,7 +338,7 @@ impl Inner {
                     return Ok(Termination::Requested);
                 }
                 let patience = SHUTDOWN_PATIENCE.as_secs();
-                warn!("host {}: its power is cut, since it has not shut down within {patience} s", tag.host);
+                warn!("host {}: it has not shut down within {patience} s, so it is powered off", tag.host);
             }
             end_domain(&domain)?;
             self.passed("domain ended");

@@ -1,10 +1,11 @@
-//! Hosts that are domains of a libvirt connection: virtual machines for one boot, from one base image.
+//! Hosts that are domains of a libvirt connection: virtual machines that are created from a base image for one boot.
 //!
-//! A domain has the owner tag in its metadata from the call that creates it, and a UUID that follows from the host's
-//! id. So a repeated start finds the domain, and the guest's firmware reports the UUID. Its disk is an overlay that is
-//! created for the boot and removed after it. Domains and disks without this master's owner tag are never changed.
+//! The call that creates a domain writes the owner tag into its metadata, and gives it a UUID that is computed from the
+//! host's id. Therefore a repeated start finds the domain, and the guest's firmware reports the UUID. The disk is an
+//! overlay that is created for the boot and removed afterwards. Domains and disks without this master's owner tag are
+//! never changed.
 //!
-//! `link` keeps a connection open; `machines` creates, finds and ends hosts over it.
+//! `link` keeps a connection open. `machines` uses it to create, find and end hosts.
 
 mod console;
 mod disk;
@@ -72,7 +73,7 @@ impl Libvirt {
     /// The provider of `owner`, a master's name and id, keeping what it must in `dir`. Must be called within a runtime.
     ///
     /// # Errors
-    /// Where that directory cannot be made.
+    /// If that directory cannot be created.
     pub fn new(dir: PathBuf, owner: &str, config: &Config, deaths: mpsc::Sender<Death>) -> io::Result<Self> {
         Self::with_options(dir, owner, config, deaths, Options::default())
     }

@@ -1,5 +1,5 @@
-//! `rouse check --online`: whether the hosts of a section could be started. Checks libvirt, the networks, the base
-//! image, and whether disks can be created. Creates nothing, and asks only the section's own libvirt.
+//! `rouse check --online`: reports whether the hosts of a section could be started. Checks libvirt, the networks, the
+//! base image, and whether disks can be created. Creates nothing, and queries only the section's own libvirt.
 
 use super::link::{Link, LinkError, code_of};
 use super::{disk, look, machines, xml};
@@ -15,7 +15,7 @@ use virt::connect::Connect;
 use virt::error::ErrorNumber;
 use xmltree::Element;
 
-/// Looks at one section, as it is for each of its workers.
+/// Checks one section, for each of its workers.
 pub async fn check(workers: &[(&WorkerName, &HostConfig)]) -> Vec<Finding> {
     let section = |(name, host): &(&WorkerName, &HostConfig)| Some(((*name).clone(), LibvirtConfig::of(host)?.clone()));
     let workers: Vec<(WorkerName, LibvirtConfig)> = workers.iter().filter_map(section).collect();
@@ -100,8 +100,8 @@ fn cannot_be_looked_at(name: &str, error: &virt::error::Error) -> Finding {
     Finding::bad(format!("the network {name} cannot be looked at: {}", error.message()))
 }
 
-/// Whether the bridge that libvirt has made for it speaks the spanning tree protocol: the kernel then listens and learns
-/// for two seconds each, its least (`BR_MIN_FORWARD_DELAY`), before anything passes through a new port.
+/// Whether the bridge that libvirt has made for it speaks the spanning tree protocol: the kernel then listens and
+/// learns for two seconds each, its least (`BR_MIN_FORWARD_DELAY`), before anything passes through a new port.
 fn has_spanning_tree(network: &str) -> bool {
     let network = xml::parse(network).ok();
     network.is_some_and(|network| xml::attribute(&network, Some("bridge"), "stp") == Some("on"))

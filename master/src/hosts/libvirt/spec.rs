@@ -1,4 +1,4 @@
-//! The launch spec of a domain, in full. The ledger keeps it, and it is carried out unchanged.
+//! The complete launch spec of a domain. The ledger keeps it, and it is never changed.
 
 use super::disk::NewDisk;
 use super::domain::OwnerTag;
@@ -15,7 +15,7 @@ pub struct Spec {
     pub uuid: String,
     /// The domain, boot data and all.
     pub xml: String,
-    /// Its memory, megabytes; 0 where that is not known.
+    /// Its memory, megabytes; 0 if that is not known.
     pub memory_mb: u64,
     /// The disk that is made for it.
     pub disk: Option<NewDisk>,

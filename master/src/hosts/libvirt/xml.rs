@@ -1,11 +1,11 @@
-//! Small helpers around an XML tree: what reading and patching a domain needs.
+//! Helpers for an XML tree, for reading and changing a domain's description.
 
 use xmltree::{Element, EmitterConfig, XMLNode};
 
 /// The root element of a text.
 ///
 /// # Errors
-/// Where it is not well formed.
+/// If it is not well formed.
 pub fn parse(text: &str) -> Result<Element, String> {
     Element::parse(text.as_bytes()).map_err(|error| error.to_string())
 }
@@ -51,7 +51,7 @@ pub fn remove(parent: &mut Element, name: &str) {
     parent.children.retain(|node| node.as_element().is_none_or(|child| child.name != name));
 }
 
-/// The first child of that name, made where there is none.
+/// The first child of that name, made if there is none.
 pub fn child_or_new<'a>(parent: &'a mut Element, name: &str) -> Option<&'a mut Element> {
     if parent.get_child(name).is_none() {
         push(parent, Element::new(name));

@@ -1,8 +1,8 @@
 //! The account that a worker's section names, completed from `clouds.yaml` or from `OS_*` in the environment.
 //!
-//! A key of the section always wins. What it omits comes from the entry of `clouds.yaml` that `cloud` (or `OS_CLOUD`)
-//! names, or else from the environment. It never comes from both, so that one account's user does not get another's
-//! password.
+//! A key in the section always takes precedence. Missing keys come from the entry of `clouds.yaml` that `cloud` (or
+//! `OS_CLOUD`) names, otherwise from the environment. They never come from both, so that one account's user is never
+//! combined with another account's password.
 
 use super::clouds_yaml::{self, Entry};
 use crate::config::{OpenstackConfig, Secret};
@@ -142,7 +142,7 @@ impl Account {
         let interface = match get("interface").or_else(|| get("endpoint_type")) {
             None => Interface::Public,
             Some(text) => Interface::parse(&text)
-                .ok_or_else(|| format!("os_interface is public, internal or admin, not {text:?}"))?,
+                .ok_or_else(|| format!("os_interface must be public, internal or admin, not {text:?}"))?,
         };
         let region = section.os_region_name.clone().or_else(|| source.region());
         let auth_url = needed(section.os_auth_url.clone().or_else(|| get("auth_url")), "os_auth_url")?;

@@ -1,4 +1,4 @@
-//! Accounts: precedence, missing keys, and secrets that errors do not contain.
+//! Accounts: precedence, missing keys, and errors that contain no secrets.
 #![allow(clippy::unwrap_used)]
 
 use super::*;

@@ -136,7 +136,7 @@ impl Cloud {
             http = http.tls_certs_merge(all);
         }
         let http = match http.build() {
-            // A machine without certificate authorities must do where Keystone needs none. The catalogue may name services
+            // A machine without certificate authorities must do if Keystone needs none. The catalogue may name services
             // that do: then their certificates are refused.
             Err(_) if account.ca.is_none() && url.scheme() == "http" => builder().tls_certs_only([]).build(),
             made => made,

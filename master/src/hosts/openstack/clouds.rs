@@ -1,5 +1,5 @@
-//! The clouds where hosts can be: those of the configuration, and those of earlier configurations until they have no
-//! machines of this master.
+//! The clouds where hosts may exist: those of the configuration, and those of earlier configurations until no machine
+//! of this master is left there.
 
 use super::account::Account;
 use super::cloud::Cloud;
@@ -146,8 +146,8 @@ impl Clouds {
         self.state().known.iter().any(|known| Arc::ptr_eq(&known.cloud, cloud))
     }
 
-    /// The cloud of a place, with any account of this configuration or an earlier one that leads there. If the Keystone of
-    /// another account does not answer, this does not delay the call.
+    /// The cloud of a place, with any account of this configuration or an earlier one that leads there. If the Keystone
+    /// of another account does not answer, this does not delay the call.
     ///
     /// # Errors
     /// If none does, or it cannot be determined.
@@ -167,10 +167,7 @@ impl Clouds {
             }
         }
         let none = || {
-            CloudError::Misconfigured(format!(
-                "cannot reach {}: no worker's section leads there any more",
-                shown(place)
-            ))
+            CloudError::Misconfigured(format!("cannot reach {}: no worker's section names it any more", shown(place)))
         };
         Err(unclear.unwrap_or_else(none))
     }
@@ -206,7 +203,7 @@ impl Clouds {
             }
             places.hidden.insert(project_of(&place).to_owned());
             let shown = shown(&place);
-            let why = format!("hosts were made there, in {shown}, and no worker's section leads there any more");
+            let why = format!("hosts were created there, in {shown}, but no worker's section names it any more");
             places.unlisted.extend(unlisted(&names.difference(&silent).cloned().collect(), &why));
         }
         places
@@ -272,7 +269,7 @@ fn project_of(place: &str) -> &str {
     place.split(' ').next().unwrap_or_default()
 }
 
-/// As a person would say it.
+/// The text for people.
 fn shown(place: &str) -> String {
     let (project, region) = place.split_once(' ').unwrap_or((place, ""));
     format!("the project {project} in the region {region}")

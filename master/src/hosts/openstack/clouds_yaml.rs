@@ -1,5 +1,5 @@
-//! `clouds.yaml` as openstacksdk reads it: where it is looked for, how it and `secure.yaml` are put together, and what an
-//! entry may say. What rouse cannot do as openstacksdk would is refused by its name.
+//! Reads `clouds.yaml` as openstacksdk does: where the file is searched, how it is merged with `secure.yaml`, and which
+//! keys an entry may have. A key that rouse does not support is reported by its name as an error.
 
 use super::account::Environment;
 use serde_norway::Value;
@@ -90,7 +90,7 @@ impl Entry {
         of(&self.0["auth"]).or_else(|| of(&self.0)).filter(|value| !value.is_empty())
     }
 
-    /// The region: the first of `regions`, else of `region_name`, which may be a list too.
+    /// The region: the first of `regions`, otherwise of `region_name`, which may be a list too.
     pub(super) fn region(&self) -> Option<String> {
         let first = |list: &Value| match list {
             Value::Sequence(all) => all.first().and_then(|item| text(item).or_else(|| text(&item["name"]))),
@@ -268,11 +268,11 @@ fn merge(into: &mut Value, more: Value) {
 /// A path with `~` for the user's home.
 ///
 /// # Errors
-/// Whose home it is, if that cannot be told.
+/// The path, if it names the home of a user that cannot be determined.
 pub(super) fn expand(path: &str, env: Environment<'_>) -> Result<PathBuf, String> {
     let Some(rest) = path.strip_prefix('~') else { return Ok(PathBuf::from(path)) };
     if !rest.is_empty() && !rest.starts_with('/') {
-        return Err(format!("{path}: the home of another user is not looked up; write the whole path"));
+        return Err(format!("{path}: the home directory of another user is not supported; write the full path"));
     }
     let home = env("HOME").filter(|home| !home.is_empty()).map(PathBuf::from).or_else(std::env::home_dir);
     let home = home.ok_or_else(|| format!("{path}: there is no HOME"))?;

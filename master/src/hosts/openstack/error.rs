@@ -1,4 +1,4 @@
-//! Errors of calls to a cloud, by what they prove.
+//! Errors of calls to a cloud, classified by what they prove.
 
 use super::cloud::{COMPUTE_VERSION, Service};
 use crate::core::event::StartError;

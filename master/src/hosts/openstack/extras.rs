@@ -1,7 +1,7 @@
 //! Parts of a server that can outlive it: ports, a floating address, a boot volume.
 //!
-//! Nova creates ports and volumes itself, and the call cannot name them. So they are labelled as soon as they exist; an
-//! address is labelled in the call that allocates it. A labelled part whose host has no server is left over.
+//! Nova creates ports and volumes itself, and the call cannot name them. Therefore they are labelled as soon as they
+//! exist. An address is labelled in the call that allocates it. A labelled part whose host has no server is left over.
 
 use super::cloud::{Cloud, Service};
 use super::error::CloudError;
@@ -116,7 +116,8 @@ pub(super) async fn dress(cloud: &Cloud, tag: &OwnerTag, server: &Server) -> Res
     Ok(())
 }
 
-/// Takes an address from a pool before the host's server is created. [`dress`] assigns it to the server. May be repeated.
+/// Takes an address from a pool before the host's server is created. [`dress`] assigns it to the server. May be
+/// repeated.
 ///
 /// # Errors
 /// If Neutron does not assign one.
@@ -239,7 +240,7 @@ pub(super) async fn end(
     let item = item.as_object().and_then(|all| all.values().next()).cloned().unwrap_or_default();
     let unfit = |why: &str| Err(CloudError::Misconfigured(format!("cannot delete {}: {why}", listed.handle)));
     let Some((master, host)) = labelled(kind, &item, tag).filter(|(m, _)| tag.owner(m) == listed.owner) else {
-        return unfit("it no longer bears our label");
+        return unfit("it no longer has our label");
     };
     if alive.contains(&(master, host)) || is_in_use(cloud, kind, &item).await? {
         return unfit("its host has a server");

@@ -1,4 +1,4 @@
-//! The image that a host boots: by id, by name, by a regular expression, or chosen by a program of the operator's.
+//! The image that a host boots, selected by id, by name, by a regular expression, or by a program of the operator.
 
 use super::cloud::{Cloud, Service};
 use super::error::CloudError;
@@ -60,10 +60,14 @@ pub async fn resolve(cloud: &Cloud, image: &OpenstackImage) -> Result<String, St
             let list = Value::Array(all.iter().map(described).collect()).to_string();
             let chosen = ask_within(COMMAND_LIMIT, words, list).await.and_then(|id| {
                 let known = all.iter().any(|image| image["id"] == *id);
-                if known { Ok(id) } else { Err(format!("it printed {id:?}, which is no id of an available image")) }
+                if known {
+                    Ok(id)
+                } else {
+                    Err(format!("it printed {id:?}, which is not the id of an available image"))
+                }
             });
             let program = words.first().map(String::as_str).unwrap_or_default();
-            chosen.map_err(|why| StartError::Rejected(format!("{program} has chosen no image: {why}")))
+            chosen.map_err(|why| StartError::Rejected(format!("{program} did not choose an image: {why}")))
         }
     }
 }
@@ -92,7 +96,7 @@ fn is_being_made(image: &Value) -> bool {
 /// The error if no image was found. It is temporary if a matching one is being created.
 fn unless_coming(coming: Option<&Value>, why: String) -> StartError {
     match coming {
-        Some(image) => StartError::Place(format!("{why}; image {} is being made: {}", image["id"], image["status"])),
+        Some(image) => StartError::Place(format!("{why}; image {} is being created: {}", image["id"], image["status"])),
         None => StartError::Rejected(why),
     }
 }
@@ -122,7 +126,7 @@ async fn named(cloud: &Cloud, text: &str) -> Result<String, StartError> {
             Err(unless_coming(is_coming, format!("image {text:?} not found: no image of that name is available")))
         }
         several => Err(StartError::Rejected(format!(
-            "find the image {text:?}: {} have that name ({}); name one by its id, or say which with name_regex and pick",
+            "find the image {text:?}: {} have that name ({}); select one by its id, or with name_regex and pick",
             several.len(),
             several.join(", ")
         ))),
@@ -148,9 +152,9 @@ fn matching(all: &[Value], regex: &str, pick: ImagePick) -> Result<String, Strin
         ImagePick::Newest => found.last(),
         ImagePick::Oldest => found.first(),
     };
-    chosen
-        .map(|(_, id)| (*id).to_owned())
-        .ok_or_else(|| format!("no image found: of the {} that are available none has a name like {regex}", all.len()))
+    chosen.map(|(_, id)| (*id).to_owned()).ok_or_else(|| {
+        format!("no image found: none of the {} available images has a name that matches {regex}", all.len())
+    })
 }
 
 /// An image as the operator's program receives it.
@@ -196,7 +200,7 @@ async fn ask(words: &[String], list: String) -> Result<String, String> {
     match output.split_whitespace().collect::<Vec<_>>().as_slice() {
         [id] => Ok((*id).to_owned()),
         [] => Err("it printed no id".to_owned()),
-        words => Err(format!("it printed {} words rather than one id", words.len())),
+        words => Err(format!("it printed {} words instead of one id", words.len())),
     }
 }
 

@@ -1,4 +1,4 @@
-//! Keystone: from an account to a token and the catalogue.
+//! Keystone: logs in to an account, and gets a token and the catalogue.
 
 use super::account::{Account, Login, Named};
 use super::cloud::{Service, silence};

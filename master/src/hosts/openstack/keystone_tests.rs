@@ -1,4 +1,4 @@
-//! What the catalogue offers to which account.
+//! What the catalogue offers to each kind of account.
 #![allow(clippy::unwrap_used)]
 
 use super::*;

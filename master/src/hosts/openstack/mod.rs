@@ -1,8 +1,8 @@
 //! Hosts that are servers of OpenStack Nova.
 //!
-//! Nova has no client token, so the provider looks for a server with the host's name before it creates one. After a
-//! call that may have been carried out without an answer, it creates nothing for a while. If a host has two servers
-//! nevertheless, the older one counts and the other is deleted.
+//! Nova has no client token, so the provider looks for a server with the host's name before it creates one. If a call
+//! to create a server was not answered, the server may still appear, so the provider creates nothing for a while. If a
+//! host has two servers nevertheless, the older one counts and the other is deleted.
 
 mod account;
 mod cloud;
@@ -210,7 +210,7 @@ impl Shared {
     /// Creates the server, after the floating address that it needs.
     async fn make(&self, cloud: &Cloud, spec: &Spec, host: &Host) -> Result<String, StartError> {
         let noted = self.clouds.note(&spec.cloud, &host.place);
-        noted.map_err(|error| StartError::Transient(format!("cannot save where servers are made: {error}")))?;
+        noted.map_err(|error| StartError::Transient(format!("cannot save where servers are created: {error}")))?;
         let Some(pool) = spec.pool() else { return self.make_server(cloud, spec, host).await };
         // Before the server: without the address that it needs, its agent would never attach, and the image would be
         // blamed.
@@ -220,7 +220,7 @@ impl Shared {
             && !matches!(error, StartError::Unknown(_))
             && let Err(problem) = extras::release(cloud, &self.tag, &self.tag.id, &host.id).await
         {
-            tracing::warn!("the address of host {} was not given back, the audit does it: {problem}", host.id);
+            tracing::warn!("the address of host {} was not released; the audit will release it: {problem}", host.id);
         }
         made
     }
@@ -293,9 +293,11 @@ impl Shared {
                 }
                 Ok(Some(server)) if server.is_placed() => return Ok(()),
                 Ok(Some(_)) => {}
-                Ok(None) => return Err(StartError::Transient(format!("server {id} was deleted while it was made"))),
+                Ok(None) => {
+                    return Err(StartError::Transient(format!("server {id} was deleted while it was being created")));
+                }
                 // The server was created. That it cannot be read now is no reason to create another.
-                Err(problem) => tracing::debug!("server {id} could not be looked at: {problem}"),
+                Err(problem) => tracing::debug!("server {id} could not be queried: {problem}"),
             }
             tokio::time::sleep(LOOK).await;
         }
@@ -336,7 +338,7 @@ impl Shared {
                         Err(problem) => tracing::warn!("server {id} does not have all that it needs yet: {problem}"),
                     },
                 },
-                Err(problem) => tracing::debug!("server {id} could not be looked at: {problem}"),
+                Err(problem) => tracing::debug!("server {id} could not be queried: {problem}"),
             }
             tokio::time::sleep(pause).await;
             pause = (pause + LOOK).min(SLOW_LOOK);
@@ -352,7 +354,7 @@ impl Shared {
                 // Nobody else will delete it. The audit finds an address that is left.
                 Ok(true) if server.pool.is_some() => {
                     if let Err(problem) = extras::release(cloud, &self.tag, &server.master, &server.host).await {
-                        tracing::warn!("server {} is gone and its address is not: {problem}", server.id);
+                        tracing::warn!("server {} is gone, but its address was not released: {problem}", server.id);
                     }
                 }
                 Ok(true) => {}

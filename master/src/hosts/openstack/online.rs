@@ -1,5 +1,5 @@
-//! `rouse check --online`: whether a section's hosts could be started, and which image they would boot. Creates
-//! nothing, and asks only the section's cloud.
+//! `rouse check --online`: reports whether a section's hosts could be started, and which image they would boot. Creates
+//! nothing, and queries only the section's cloud.
 
 use super::account::Account;
 use super::cloud::{Cloud, Service};

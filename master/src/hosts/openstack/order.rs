@@ -1,4 +1,4 @@
-//! The launch spec of a server, worked out before anything is created.
+//! The launch spec of a server, computed before anything is created.
 
 use super::cloud::{Cloud, Service};
 use super::error::CloudError;
@@ -157,7 +157,7 @@ pub(super) async fn prepare(
 /// The id of a flavor that is given by id or name.
 ///
 /// # Errors
-/// Where there is none, or the cloud does not answer.
+/// If there is none, or the cloud does not answer.
 pub(super) async fn flavor(cloud: &Cloud, given: &str) -> Result<String, CloudError> {
     match cloud.get(Service::Compute, &format!("/flavors/{}", segment(given))).await {
         Ok(_) => return Ok(given.to_owned()),
@@ -194,7 +194,7 @@ pub(super) async fn networks(cloud: &Cloud, given: &[String]) -> Result<Value, C
 /// The id of a network that is given by id or name.
 ///
 /// # Errors
-/// Where there is none, or more than one, or the cloud does not answer.
+/// If there is none, or more than one, or the cloud does not answer.
 pub(super) async fn network(cloud: &Cloud, given: &str, pool: bool) -> Result<String, CloudError> {
     let what = if pool { "pool of floating addresses" } else { "network" };
     let (key, external) = (if is_uuid(given) { "id" } else { "name" }, if pool { "&router:external=true" } else { "" });

@@ -1,4 +1,4 @@
-//! What Nova's servers are taken for.
+//! How Nova's servers are interpreted.
 #![allow(clippy::unwrap_used)]
 
 use super::*;

@@ -129,15 +129,15 @@ impl OwnerTag {
     }
 }
 
-/// Every server of the project that bears our name.
+/// Every server of the project that has our name.
 ///
 /// The whole project is listed: Nova lets only administrators filter by metadata, and ignores the filter of others.
 ///
-/// A server has another place in the list once Nova has found a host for it. Where it moves while pages are read, one page
+/// A server has another place in the list once Nova has found a host for it. If it moves while pages are read, one page
 /// is too early for it and the next too late. That happens once in its life, so whatever two readings have is all.
 ///
 /// # Errors
-/// Where the list is not whole.
+/// If the list is incomplete.
 pub async fn all(cloud: &Cloud, tag: &OwnerTag) -> Result<Vec<Server>, CloudError> {
     read(cloud, tag, "").await
 }
@@ -163,11 +163,11 @@ async fn read(cloud: &Cloud, tag: &OwnerTag, query: &str) -> Result<Vec<Server>,
     Err(broken.unwrap_or_else(unread))
 }
 
-/// The servers of one host, the one that counts first: normally one. There are two only where a call that was taken for
+/// The servers of one host, the one that counts first: normally one. There are two only if a call that was taken for
 /// lost was carried out late; then it is the older one.
 ///
 /// # Errors
-/// Where the list is not whole.
+/// If the list is incomplete.
 pub async fn of_host(cloud: &Cloud, tag: &OwnerTag, name: &str, host: &HostId) -> Result<Vec<Server>, CloudError> {
     // A regular expression for Nova; our names are letters, digits and hyphens.
     let mut found = read(cloud, tag, &format!("?name=%5E{name}%24")).await?;
@@ -176,10 +176,10 @@ pub async fn of_host(cloud: &Cloud, tag: &OwnerTag, name: &str, host: &HostId) -
     Ok(found)
 }
 
-/// One server; none where Nova says that there is none.
+/// One server; none if Nova reports that there is none.
 ///
 /// # Errors
-/// Where Nova does not say.
+/// If Nova does not answer this.
 pub async fn one(cloud: &Cloud, tag: &OwnerTag, id: &str) -> Result<Option<Server>, CloudError> {
     match cloud.get(Service::Compute, &format!("/servers/{id}")).await {
         Ok(mut json) => {
@@ -194,10 +194,10 @@ pub async fn one(cloud: &Cloud, tag: &OwnerTag, id: &str) -> Result<Option<Serve
     }
 }
 
-/// Whether there is such a server, whoever's it is.
+/// Whether there is such a server, whoever owns it.
 ///
 /// # Errors
-/// Where Nova does not say.
+/// If Nova does not answer this.
 pub async fn exists(cloud: &Cloud, id: &str) -> Result<bool, CloudError> {
     match cloud.get(Service::Compute, &format!("/servers/{}", segment(id))).await {
         Ok(_) => Ok(true),
@@ -206,10 +206,10 @@ pub async fn exists(cloud: &Cloud, id: &str) -> Result<bool, CloudError> {
     }
 }
 
-/// Asks for a server's end. `Gone` where Nova says that there is none.
+/// Requests the deletion of a server. `Gone` if Nova reports that there is none.
 ///
 /// # Errors
-/// Where Nova does not take it.
+/// If Nova does not accept the request.
 pub async fn delete(cloud: &Cloud, tag: &OwnerTag, id: &str) -> Result<Termination, CloudError> {
     if !cloud.delete(Service::Compute, &format!("/servers/{id}")).await? {
         return Ok(Termination::Gone);
@@ -276,7 +276,7 @@ async fn was_built(cloud: &Cloud, id: &str) -> Result<bool, CloudError> {
 /// Nova has one answer for that and for a policy that forbids it, and only its words differ.
 ///
 /// # Errors
-/// Where the limits or the flavor cannot be had.
+/// If the limits or the flavor cannot be read.
 pub async fn lacks_quota(cloud: &Cloud, flavor: &str) -> Result<bool, CloudError> {
     let limits = cloud.get(Service::Compute, "/limits").await?;
     let flavor = cloud.get(Service::Compute, &format!("/flavors/{flavor}")).await?;

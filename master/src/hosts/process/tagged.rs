@@ -13,7 +13,7 @@ pub(super) const OWNER_VARIABLE: &str = "ROUSE_OWNER";
 /// Environment variable with the host's id.
 pub(super) const HOST_VARIABLE: &str = "ROUSE_HOST";
 
-/// A process that bears our owner tag, or one with our name.
+/// A process that has our owner tag, or one with our name.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct TaggedProcess {
     /// The name and id of its master.
@@ -63,7 +63,7 @@ pub(super) async fn scan(owner: &str) -> io::Result<Vec<TaggedProcess>> {
     beside(move || tagged(|of| of == owner)).await
 }
 
-/// One process for each host: its agent, or where that is gone the oldest of what it has left.
+/// One process for each host: its agent, or if that is gone the oldest of what it has left.
 pub(super) fn agents_of(all: &[TaggedProcess]) -> Vec<TaggedProcess> {
     let mut agents: BTreeMap<(&str, &HostId), &TaggedProcess> = BTreeMap::new();
     for process in all {

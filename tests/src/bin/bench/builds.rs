@@ -1,4 +1,4 @@
-//! How many builds a second.
+//! Measures how many builds run per second.
 
 use crate::Outcome;
 use crate::http::gauge;

@@ -1,4 +1,4 @@
-//! As much of HTTP as the measurements need, with nothing in it that takes time of its own.
+//! The small part of HTTP that the measurements need, with as little overhead as possible.
 
 use serde_json::Value;
 use std::io::{Error, Result};

@@ -1,4 +1,4 @@
-//! How long it takes until something happens.
+//! Measures latencies.
 
 use crate::Outcome;
 use crate::raw;

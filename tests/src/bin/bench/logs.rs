@@ -1,4 +1,4 @@
-//! How fast output travels from a step to the master's disk.
+//! Measures how fast output travels from a step to the master's disk.
 
 use crate::Outcome;
 use crate::http::{Client, gauge};

@@ -1,8 +1,8 @@
-//! `make bench`: rouse beside the broker that it stands on and the machine that it runs on, measured in one run.
+//! `make bench`: measures rouse, and in the same run the broker and the machine alone.
 //!
-//! `bench ROUSE AGENT LOAD_AGENT [PART ...]` starts a private master and measures with it, one thing after another; parts
-//! are size, idle, thousand, latency, wake, attach, logs, builds, crash, many, and all but `many` (10,000 workers) without
-//! any named. docs/benchmarks.md says how each figure is got.
+//! `bench ROUSE AGENT LOAD_AGENT [PART ...]` starts a private master and runs the parts one after another. The parts
+//! are size, idle, thousand, latency, wake, attach, logs, builds, crash and many. If none is named, all run except
+//! `many` (10,000 workers). docs/benchmarks.md describes how each figure is measured.
 
 mod builds;
 mod http;

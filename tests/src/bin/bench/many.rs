@@ -1,4 +1,4 @@
-//! Sizes, and what many workers cost.
+//! Measures sizes, and the cost of many workers.
 
 use crate::Outcome;
 use crate::stand::{Stand, end};

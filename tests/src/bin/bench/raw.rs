@@ -1,4 +1,4 @@
-//! The same broker without us: what any program could get from it.
+//! Measures the same broker without rouse: what any program could get from it.
 
 use crate::time::Watch;
 use futures_util::StreamExt;

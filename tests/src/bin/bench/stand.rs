@@ -1,4 +1,4 @@
-//! What is measured: a master with its private broker in a directory of its own, and agents.
+//! The system that is measured: a master with its private broker in its own directory, and agents.
 
 use crate::http::{Client, gauge};
 use crate::time::Watch;
@@ -31,7 +31,7 @@ pub struct Programs {
 pub struct Stand {
     pub programs: Programs,
     dir: TempDir,
-    /// Of the agents: in memory where that is possible, since their disks are not the master's.
+    /// Of the agents: in memory if that is possible, since their disks are not the master's.
     work: TempDir,
     address: SocketAddr,
     amqp: u16,

@@ -1,4 +1,4 @@
-//! What is printed.
+//! Prints the results.
 
 /// A table that grows as things are measured.
 #[derive(Default)]

@@ -1,4 +1,4 @@
-//! The one place where the benchmark reads a clock, and what it makes of the times.
+//! The only place where the benchmark reads a clock, and its statistics of times.
 
 use std::fs;
 use std::io::Result;

@@ -1,5 +1,5 @@
-//! Reading ASN.1 in BER, of which DER is the strict form: AWS signs in BER with lengths left open, which readers of DER
-//! refuse. What is read can be written again in DER, as signatures want it.
+//! Reads ASN.1 in BER. DER is the strict form of BER. AWS signs in BER with indefinite lengths, which readers of DER
+//! refuse. This module can write what it has read as DER, which the verification of signatures needs.
 
 /// Elements within elements, at most.
 const DEPTH: usize = 24;

@@ -1,5 +1,5 @@
-//! EC2's signed identity document: what an agent shows for being on the instance that it says it is on. The signature is
-//! PKCS #7 with RSA and SHA-256, by a certificate of AWS's for each region.
+//! EC2's signed identity document, with which an agent proves which instance it runs on. The signature is PKCS #7 with
+//! RSA and SHA-256. AWS has a certificate for each region.
 
 mod ber;
 
@@ -22,7 +22,7 @@ const TAG_0: u8 = 0xa0;
 /// The longest document that is looked at, characters; AWS's have about 2,000.
 const LONGEST: usize = 16_384;
 
-/// What AWS says of an instance, as far as it is used.
+/// The facts about an instance in AWS's document that the master uses.
 #[derive(Clone, PartialEq, Eq, Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Document {
@@ -46,7 +46,7 @@ impl Certificates {
     /// A sentence that names the file.
     pub fn load(path: &Path) -> Result<Self, String> {
         let text = std::fs::read_to_string(path).map_err(|e| format!("{} cannot be read: {e}", path.display()))?;
-        Self::parse(&text).ok_or_else(|| format!("{} holds no certificates that can be used", path.display()))
+        Self::parse(&text).ok_or_else(|| format!("{} contains no usable certificates", path.display()))
     }
 
     /// AWS's own, as its documentation publishes them: one for each region.
@@ -102,13 +102,13 @@ fn key_of(certificate: &Element) -> Option<Vec<u8>> {
 
 struct Signed {
     document: Vec<u8>,
-    /// What is signed: the attributes where there are any, which hold the document's digest, else the document.
+    /// What is signed: the attributes if there are any, which hold the document's digest, otherwise the document.
     message: Vec<u8>,
     signature: Vec<u8>,
 }
 
 impl Signed {
-    /// None where it is something else, or where its digest is not the document's.
+    /// None if it is something else, or if its digest is not the document's.
     fn read(content_info: &Element, beside: Option<&str>) -> Option<Self> {
         let [kind, data] = content_info.elements(SEQUENCE)? else { return None };
         let [data] = data.elements(TAG_0)? else { return None };

@@ -1,4 +1,4 @@
-//! Documents signed by an authority of the tests, with openssl, in the forms that AWS uses or might.
+//! Documents that the tests sign with openssl and their own authority, in the forms that AWS uses or might use.
 use super::*;
 use std::process::{Command, Stdio};
 
