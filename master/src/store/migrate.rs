@@ -16,6 +16,9 @@ pub(super) fn bring_up(connection: &mut Connection, from: i32) -> Result<(), Sto
     if from < 2 {
         to_2(&transaction)?;
     }
+    if from < 3 {
+        to_3(&transaction)?;
+    }
     transaction.pragma_update(None, "user_version", SCHEMA)?;
     transaction.commit()?;
     Ok(())
@@ -58,6 +61,17 @@ fn to_2(ledger: &Transaction<'_>) -> Result<(), StoreError> {
     )?;
     for item in 0..most {
         rename(ledger, "mails", &format!("$.items[{item}].what.orphan"), "stopped", "terminated")?;
+    }
+    Ok(())
+}
+
+/// Version 3 keeps no hosts that are terminated.
+fn to_3(ledger: &Transaction<'_>) -> Result<(), StoreError> {
+    let has_live = "SELECT EXISTS (SELECT 1 FROM pragma_table_info('hosts') WHERE name = 'live')";
+    if ledger.query_row(has_live, [], |row| row.get(0))? {
+        ledger.execute("DELETE FROM hosts WHERE NOT live", [])?;
+        ledger.execute("DROP INDEX IF EXISTS hosts_live", [])?;
+        ledger.execute("ALTER TABLE hosts DROP COLUMN live", [])?;
     }
     Ok(())
 }

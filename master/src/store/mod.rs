@@ -24,7 +24,7 @@ mod migrate;
 mod tests;
 
 /// Version of the tables, kept in `user_version`.
-const SCHEMA: i32 = 2;
+const SCHEMA: i32 = 3;
 
 /// Why a batch could not be committed, or the ledger could not be read.
 #[derive(Debug, thiserror::Error)]
@@ -93,6 +93,8 @@ impl Store {
         connection.pragma_update(None, "journal_mode", "WAL")?;
         // An accepted build must survive a power failure. WAL alone would sync only at checkpoints.
         connection.pragma_update(None, "synchronous", "FULL")?;
+        // Deleted rows are overwritten: they had tokens.
+        connection.pragma_update(None, "secure_delete", "ON")?;
         let version: i32 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
         if version > SCHEMA {
             return Err(StoreError::Newer(version));
@@ -103,8 +105,7 @@ impl Store {
                  spec TEXT NOT NULL, status TEXT NOT NULL);
              CREATE INDEX IF NOT EXISTS builds_live ON builds (id) WHERE live;
              CREATE INDEX IF NOT EXISTS builds_state ON builds (state, id);
-             CREATE TABLE IF NOT EXISTS hosts (id TEXT PRIMARY KEY, live INTEGER NOT NULL, row TEXT NOT NULL);
-             CREATE INDEX IF NOT EXISTS hosts_live ON hosts (id) WHERE live;
+             CREATE TABLE IF NOT EXISTS hosts (id TEXT PRIMARY KEY, row TEXT NOT NULL);
              CREATE TABLE IF NOT EXISTS sessions (worker TEXT PRIMARY KEY, row TEXT NOT NULL);
              CREATE TABLE IF NOT EXISTS workers (name TEXT PRIMARY KEY, row TEXT NOT NULL);
              CREATE TABLE IF NOT EXISTS images (
@@ -155,7 +156,7 @@ impl Store {
     pub fn load(&self) -> Result<Ledger, StoreError> {
         let mut ledger = Ledger {
             builds: self.builds_where("live ORDER BY id", [])?,
-            hosts: self.rows("hosts", "SELECT id, row FROM hosts WHERE live ORDER BY id")?,
+            hosts: self.rows("hosts", "SELECT id, row FROM hosts ORDER BY id")?,
             sessions: self.rows("sessions", "SELECT worker, row FROM sessions ORDER BY worker")?,
             news: self.rows("news", "SELECT CAST(id AS TEXT), row FROM news ORDER BY id")?,
             mails: self.rows("mails", "SELECT id, row FROM mails ORDER BY id")?,
@@ -305,11 +306,14 @@ fn write(to: &Connection, record: &Record) -> Result<(), StoreError> {
             let sql = "UPDATE builds SET state = ?2, live = ?3, status = ?4 WHERE id = ?1";
             to.prepare_cached(sql)?.execute(params![sql_id(*id), state.as_str(), !state.is_final(), json(status)])?;
         }
+        // What people may ask about it is kept with its builds. Its order has a token, and what the user gave to the
+        // machine.
+        Record::Host(host) if host.state == HostState::Terminated => {
+            to.prepare_cached("DELETE FROM hosts WHERE id = ?1")?.execute([host.id.as_str()])?;
+        }
         Record::Host(host) => {
-            let sql = "INSERT INTO hosts (id, live, row) VALUES (?1, ?2, ?3)
-                       ON CONFLICT (id) DO UPDATE SET live = excluded.live, row = excluded.row";
-            let live = host.state != HostState::Terminated;
-            to.prepare_cached(sql)?.execute(params![host.id.as_str(), live, json::<Host>(host)])?;
+            let sql = "INSERT INTO hosts (id, row) VALUES (?1, ?2) ON CONFLICT (id) DO UPDATE SET row = excluded.row";
+            to.prepare_cached(sql)?.execute(params![host.id.as_str(), json::<Host>(host)])?;
         }
         Record::Session(session) => {
             let sql = "INSERT INTO sessions (worker, row) VALUES (?1, ?2)

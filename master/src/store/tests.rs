@@ -200,3 +200,26 @@ fn an_unreadable_row_is_named_with_its_cause() {
     let text = "the ledger's row build 7 is not readable: expected value at line 1 column 1";
     assert_eq!(rouse_shared::error::Chain(&error).to_string(), text);
 }
+
+#[test]
+fn nothing_of_a_terminated_host_stays_in_the_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("ledger");
+    Connection::open(&path).unwrap().execute_batch(include_str!("fixtures/ledger_v1.sql")).unwrap();
+    let mut store = Store::open(&path).unwrap();
+    let mut hosts = store.load().unwrap().hosts;
+    for host in &mut hosts {
+        host.token = "what-nobody-may-find".into();
+    }
+    let records = |hosts: &[Host]| hosts.iter().map(|host| Record::Host(host.clone())).collect::<Vec<_>>();
+    store.commit(&records(&hosts)).unwrap();
+    for host in &mut hosts {
+        host.state = HostState::Terminated;
+    }
+    store.commit(&records(&hosts)).unwrap();
+    assert!(store.load().unwrap().hosts.is_empty());
+    // The journal is emptied when the last connection closes.
+    drop(store);
+    let found = fs::read(&path).unwrap().windows(20).any(|bytes| bytes == b"what-nobody-may-find");
+    assert!(!found, "a token of a host that is terminated");
+}
