@@ -9,41 +9,42 @@ use rouse_shared::{AttemptId, BuildId, Nonce, SessionId, WorkerName, codec};
 use rouse_tests::harness::{DEADLINE, Master, latent, standing};
 use std::time::Duration;
 
-/// What worker `hostile` may do at the broker with its own password.
-struct Hostile {
-    worker: WorkerName,
+/// What anybody may do at the broker with the password of a worker.
+pub struct Hostile {
+    pub worker: WorkerName,
     connection: Connection,
-    channel: Channel,
+    pub channel: Channel,
+    nonce: Nonce,
 }
 
 impl Hostile {
-    async fn connect(master: &Master) -> lapin::Result<Self> {
-        let url = master.broker_url.replace("amqp://", "amqp://hostile:not-a-secret@");
+    pub async fn connect(master: &Master, worker: &str) -> lapin::Result<Self> {
+        let url = master.broker_url.replace("amqp://", &format!("amqp://{worker}:not-a-secret@"));
         let connection = Connection::connect(&url, ConnectionProperties::default()).await?;
         let channel = connection.create_channel().await?;
-        Ok(Self { worker: "hostile".parse().unwrap(), connection, channel })
+        Ok(Self { worker: worker.parse().unwrap(), connection, channel, nonce: Nonce("ba".repeat(16)) })
     }
 
     /// Publishes under a key, in its own name.
-    async fn publish(&self, key: &str, body: &[u8]) -> lapin::Result<()> {
-        let properties = BasicProperties::default().with_user_id("hostile".into());
+    pub async fn publish(&self, key: &str, body: &[u8]) -> lapin::Result<()> {
+        let properties = BasicProperties::default().with_user_id(self.worker.as_str().into());
         let options = BasicPublishOptions::default();
         self.channel.basic_publish(AGENTS.into(), key.into(), options, body, properties).await?;
         Ok(())
     }
 
-    async fn say(&self, message: &ToMaster) -> lapin::Result<()> {
+    pub async fn say(&self, message: &ToMaster) -> lapin::Result<()> {
         self.publish(&control_key(&self.worker), &codec::encode(message)).await
     }
 
-    fn hello(&self, connection: u64) -> ToMaster {
-        let nonce = Nonce("ba".repeat(16));
-        ToMaster::Hello(Box::new(Hello {
+    pub fn hello(&self, connection: u64) -> Hello {
+        let nonce = self.nonce.clone();
+        Hello {
             protocol: 1,
             version: "0.1.0".to_owned(),
             connection,
             queue: agent_queue(&self.worker, &nonce, connection),
-            identity: "hostile".to_owned(),
+            identity: self.worker.to_string(),
             nonce,
             credential: "not-a-secret".to_owned(),
             master: None,
@@ -51,7 +52,7 @@ impl Hostile {
             facts: Facts::default(),
             leaving: false,
             proof: rouse_shared::message::Proof::default(),
-        }))
+        }
     }
 }
 
@@ -67,7 +68,7 @@ fn lies(build: u64) -> (ToMaster, LogChunk) {
     (ToMaster::Report(Box::new(report)), chunk)
 }
 
-fn builds(master: &Master, count: u32) {
+pub fn builds(master: &Master, count: u32) {
     for _ in 0..count {
         let said = master.rouse(&["build", "--worker", "good", "--", "echo", "all is well"]).ended(0);
         assert_eq!(said.text(), "all is well\n");
@@ -91,13 +92,13 @@ async fn a_hostile_agent_disturbs_nobody_and_is_blocked() {
     let number: u64 = running.parse().unwrap();
 
     // Whatever is not its own is refused by the broker, or passed over.
-    let hostile = Hostile::connect(&master).await.unwrap();
+    let hostile = Hostile::connect(&master, "hostile").await.unwrap();
     hostile.publish(&control_key(&"good".parse().unwrap()), b"x").await.ok();
-    let hostile = Hostile::connect(&master).await.unwrap();
+    let hostile = Hostile::connect(&master, "hostile").await.unwrap();
     let other = agent_queue(&"good".parse().unwrap(), &Nonce("ba".repeat(16)), 1);
     let options = QueueDeclareOptions { exclusive: true, ..Default::default() };
     assert!(hostile.channel.queue_declare(other.as_str().into(), options, FieldTable::default()).await.is_err());
-    let hostile = Hostile::connect(&master).await.unwrap();
+    let hostile = Hostile::connect(&master, "hostile").await.unwrap();
     let consumed = hostile.channel.basic_consume(
         rouse_shared::names::BUILDS.into(),
         "".into(),
@@ -106,12 +107,12 @@ async fn a_hostile_agent_disturbs_nobody_and_is_blocked() {
     );
     assert!(consumed.await.is_err());
     // Larger than the broker takes: it ends the channel or the connection, and the master never sees any of it.
-    let hostile = Hostile::connect(&master).await.unwrap();
+    let hostile = Hostile::connect(&master, "hostile").await.unwrap();
     let large = vec![0xc1; 64 << 20];
     hostile.publish(&control_key(&hostile.worker), &large).await.ok();
     drop(large);
 
-    let hostile = Hostile::connect(&master).await.unwrap();
+    let hostile = Hostile::connect(&master, "hostile").await.unwrap();
     let (report, chunk) = lies(number);
     for _ in 0..100 {
         hostile.say(&report).await.unwrap();
@@ -119,7 +120,7 @@ async fn a_hostile_agent_disturbs_nobody_and_is_blocked() {
     }
     // Ten thousand hellos, and a hundred thousand pieces of rubbish.
     for connection in 0..10_000 {
-        if hostile.say(&hostile.hello(connection)).await.is_err() {
+        if hostile.say(&ToMaster::Hello(Box::new(hostile.hello(connection)))).await.is_err() {
             break;
         }
     }
@@ -144,7 +145,7 @@ async fn a_hostile_agent_disturbs_nobody_and_is_blocked() {
         });
     });
     let refused = tokio::time::timeout(DEADLINE + Duration::from_secs(35), async {
-        while Hostile::connect(&master).await.is_ok() {
+        while Hostile::connect(&master, "hostile").await.is_ok() {
             tokio::time::sleep(Duration::from_millis(500)).await;
         }
     });

@@ -21,6 +21,7 @@ mod outages;
 mod own_broker;
 mod refusals;
 mod reload;
+mod rogue;
 mod standing;
 mod submission_queue;
 mod tls;
