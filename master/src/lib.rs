@@ -11,6 +11,7 @@ pub mod descriptors;
 pub mod driver;
 pub mod files;
 pub mod hosts;
+mod http_server;
 pub mod logs;
 pub mod mail;
 pub mod store;

@@ -7,24 +7,24 @@
 mod form;
 pub mod rules;
 
-use super::limits::{ADMISSION_TIMEOUT, AUTH_BODY};
+use super::limits::{ADMISSION_TIMEOUT, AUTH_BODY, AUTH_CONNECTIONS};
 use super::rate_limiter::RateLimiter;
 use super::refusals::Refusals;
 use crate::core::Admitted;
+use crate::http_server;
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, State};
 use axum::http::StatusCode;
 use axum::routing::post;
-use axum::serve::ListenerExt;
 use form::Form;
 use rouse_shared::WorkerName;
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
-use tracing::{debug, error, warn};
+use tracing::warn;
 
 /// Asks whether a worker may connect with a password.
 pub struct Admission {
@@ -98,12 +98,6 @@ impl AuthServer {
         };
         let listener = tokio::net::TcpListener::bind(listen).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
-        // Without this, Nagle's algorithm and delayed acknowledgements would delay each small answer by 40 ms.
-        let listener = listener.tap_io(|stream| {
-            if let Err(error) = stream.set_nodelay(true) {
-                debug!(%error, "cannot set TCP_NODELAY");
-            }
-        });
         let shared = Arc::new(Shared { vhost: vhost.into(), admissions, refusals: refusals.clone(), conduct });
         let router = Router::new()
             .route("/auth/user", post(user))
@@ -114,9 +108,9 @@ impl AuthServer {
             .with_state(shared);
         let mut tasks = JoinSet::new();
         tasks.spawn(async move {
-            if let Err(error) = axum::serve(listener, router).await {
-                error!(%error, "the server that answers the broker's requests ended");
-            }
+            // Held as long as the server runs.
+            let (_open, closing) = watch::channel(false);
+            http_server::serve(listener, router, http_server::Limits::of(AUTH_CONNECTIONS), closing).await;
         });
         tasks.spawn(refusals.keep_minutes());
         Ok(Self { address, _tasks: tasks })

@@ -85,6 +85,10 @@ pub const RECONNECT: (Duration, Duration) = (Duration::from_millis(100), Duratio
 /// How long the core may take to decide whether a worker may connect. After that the broker is asked to try again.
 pub const ADMISSION_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Most connections to the server that the broker asks. RabbitMQ opens one for each question that it has at the same
+/// time, of which there are thousands when all agents come back.
+pub const AUTH_CONNECTIONS: usize = 4_096;
+
 /// Largest body of a request from the broker, bytes.
 pub const AUTH_BODY: usize = 64 << 10;
 

@@ -22,7 +22,7 @@ use crate::core::event::{Change, Command, Reply, WorkerState};
 use crate::core::mail::Mail;
 use crate::core::record::HostState;
 use crate::core::view::{BuildView, HostView, PlaceView, Why, WorkerView};
-use axum::serve::ListenerExt as _;
+use crate::http_server;
 use error::ApiError;
 pub use messages::{answer_body, change_message};
 use rouse_shared::{AttemptId, BuildId};
@@ -38,6 +38,9 @@ use tokio::sync::{broadcast, mpsc, oneshot, watch};
 /// Largest body of a request, bytes. The message to an agent that results from it must fit into the wire's largest
 /// message.
 const MAX_BODY: usize = rouse_shared::limits::MAX_MESSAGE;
+/// Most connections at the same time. Each `rouse build` that waits for its build has one. With a few kilobytes each, and
+/// far fewer than a service has file descriptors (524,288 under systemd).
+const MAX_CONNECTIONS: usize = 1_024;
 /// How long the master may take to answer. A slow disk is waited for; one that hangs is reported.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// How long running requests may continue when the server ends. Streams are broken off at once: their clients continue
@@ -256,27 +259,15 @@ pub async fn serve(
     let on_loopback = listener.local_addr()?.ip().is_loopback();
     let app = App { settings, on_loopback, requests, changes, logs, closing: closing.clone() };
     let router = routes::router(Arc::new(app));
-    // Small answers must not wait for the acknowledgement of the ones before them.
-    let listener = listener.tap_io(|stream| {
-        if let Err(error) = stream.set_nodelay(true) {
-            tracing::debug!("cannot send without delay: {error}");
-        }
-    });
-    let shutdown = async move {
+    let server = http_server::serve(listener, router, http_server::Limits::of(MAX_CONNECTIONS), closing);
+    let late = async move {
         shutdown.await;
         close.send_replace(true);
-    };
-    let server = axum::serve(listener, router).with_graceful_shutdown(shutdown).into_future();
-    let late = async move {
-        let mut closing = closing;
-        if closing.wait_for(|closed| *closed).await.is_err() {
-            // The server was dropped with its sender: it ends by itself.
-            std::future::pending::<()>().await;
-        }
         tokio::time::sleep(LAST_REQUESTS).await;
     };
     tokio::select! {
-        ended = server => ended,
-        () = late => Ok(()),
+        () = server => {}
+        () = late => {}
     }
+    Ok(())
 }

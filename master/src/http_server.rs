@@ -1,0 +1,229 @@
+//! Accepts the connections of an HTTP server, of which there are only so many, and which end if nothing comes. Shared by
+//! the API and by the server that the broker asks.
+
+use crate::sync::lock;
+use axum::Router;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use std::collections::BTreeMap;
+use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::{AbortHandle, JoinSet};
+use tokio_io_timeout::TimeoutStream;
+use tower::ServiceExt as _;
+
+/// How long a client may take to send the head of a request, also if it has sent one before.
+const HEAD: Duration = Duration::from_secs(10);
+/// How long a client may take none of a response. A response that is quiet is not concerned.
+const WRITE: Duration = Duration::from_secs(30);
+/// Pause after the kernel has refused a connection, for example because there are no file descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// The open connections, in the order in which they were accepted.
+#[derive(Default)]
+struct Connections {
+    open: Mutex<BTreeMap<u64, Open>>,
+}
+
+struct Open {
+    /// Whether a request has come.
+    requested: Arc<AtomicBool>,
+    /// Ends it; absent until its task has started.
+    task: Option<AbortHandle>,
+}
+
+impl Connections {
+    /// Makes room for another one: of those that have sent no request, the oldest ends. Returns whether there is room.
+    fn make_room(&self, most: usize) -> bool {
+        let mut open = lock(&self.open);
+        if open.len() < most {
+            return true;
+        }
+        let silent = open.iter().find(|(_, open)| !open.requested.load(Ordering::Relaxed)).map(|(number, _)| *number);
+        let Some(ended) = silent.and_then(|number| open.remove(&number)) else { return false };
+        if let Some(task) = ended.task {
+            task.abort();
+        }
+        true
+    }
+}
+
+/// Forgets its connection when it ends, however it ends.
+struct Entry {
+    connections: Arc<Connections>,
+    number: u64,
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        lock(&self.connections.open).remove(&self.number);
+    }
+}
+
+/// What a server takes from its clients.
+#[derive(Clone, Copy)]
+pub struct Limits {
+    connections: usize,
+    head: Duration,
+}
+
+impl Limits {
+    /// At most so many connections at a time, and the usual patience with them.
+    pub const fn of(connections: usize) -> Self {
+        Self { connections, head: HEAD }
+    }
+}
+
+/// Serves until `closing` is true or its sender is gone. Then it lets the requests
+/// that run end. It never stops accepting: if there are too many connections, the oldest that has sent no request ends,
+/// and if there is none, the new one.
+pub async fn serve(listener: TcpListener, router: Router, limits: Limits, mut closing: watch::Receiver<bool>) {
+    let connections = Arc::new(Connections::default());
+    let mut tasks = JoinSet::new();
+    for number in 0.. {
+        let stream = loop {
+            tokio::select! {
+                accepted = listener.accept() => match accepted {
+                    Ok((stream, _)) => break Some(stream),
+                    Err(error) => {
+                        tracing::debug!("cannot accept a connection: {error}");
+                        tokio::time::sleep(ACCEPT_PAUSE).await;
+                    }
+                },
+                Some(_) = tasks.join_next() => {}
+                () = closed(&mut closing) => break None,
+            }
+        };
+        let Some(stream) = stream else { break };
+        if !connections.make_room(limits.connections) {
+            tracing::debug!("there are too many connections");
+            continue;
+        }
+        let requested = Arc::new(AtomicBool::new(false));
+        let open = Open { requested: requested.clone(), task: None };
+        lock(&connections.open).insert(number, open);
+        let entry = Entry { connections: connections.clone(), number };
+        let task = tasks.spawn(connection(stream, router.clone(), limits.head, requested, closing.clone(), entry));
+        if let Some(open) = lock(&connections.open).get_mut(&number) {
+            open.task = Some(task);
+        }
+    }
+    drop(listener);
+    while tasks.join_next().await.is_some() {}
+}
+
+/// Waits until the server is to end, or its owner is gone.
+async fn closed(closing: &mut watch::Receiver<bool>) {
+    // An error says that the owner is gone.
+    drop(closing.wait_for(|closed| *closed).await);
+}
+
+async fn connection(
+    stream: TcpStream,
+    router: Router,
+    head: Duration,
+    requested: Arc<AtomicBool>,
+    mut closing: watch::Receiver<bool>,
+    _entry: Entry,
+) {
+    // Small answers must not wait for the acknowledgement of the ones before them.
+    if let Err(error) = stream.set_nodelay(true) {
+        tracing::debug!("cannot send without delay: {error}");
+    }
+    let mut stream = TimeoutStream::new(stream);
+    stream.set_write_timeout(Some(WRITE));
+    let service = router.map_request(move |request: hyper::Request<hyper::body::Incoming>| {
+        requested.store(true, Ordering::Relaxed);
+        request.map(axum::body::Body::new)
+    });
+    let mut builder = http1::Builder::new();
+    builder.timer(TokioTimer::new()).header_read_timeout(head);
+    let served = builder.serve_connection(TokioIo::new(Box::pin(stream)), TowerToHyperService::new(service));
+    let mut served = pin!(served);
+    let ended = tokio::select! {
+        result = &mut served => Some(result),
+        () = closed(&mut closing) => None,
+    };
+    let result = match ended {
+        Some(result) => result,
+        None => {
+            served.as_mut().graceful_shutdown();
+            served.await
+        }
+    };
+    if let Err(error) = result {
+        tracing::debug!("a connection ended: {error}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use axum::routing::get;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    async fn server(limits: Limits) -> (std::net::SocketAddr, watch::Sender<bool>, tokio::task::JoinHandle<()>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (close, closing) = watch::channel(false);
+        let router = Router::new().route("/", get(|| async { "hello" }));
+        (address, close, tokio::spawn(serve(listener, router, limits, closing)))
+    }
+
+    async fn ask(stream: &mut TcpStream) -> String {
+        stream.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
+        let mut answer = [0; 1_000];
+        let length = stream.read(&mut answer).await.unwrap();
+        String::from_utf8_lossy(&answer[..length]).into_owned()
+    }
+
+    /// Whether the other side has closed it.
+    async fn is_closed(stream: &mut TcpStream) -> bool {
+        matches!(tokio::time::timeout(Duration::from_secs(5), stream.read(&mut [0])).await, Ok(Ok(0) | Err(_)))
+    }
+
+    #[tokio::test]
+    async fn the_oldest_connection_without_a_request_makes_room() {
+        let (address, close, server) = server(Limits::of(3)).await;
+        let mut streams = Vec::new();
+        for number in 0..3 {
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            // The first is a client that keeps its connection.
+            if number == 0 {
+                assert!(ask(&mut stream).await.ends_with("hello"));
+            }
+            streams.push(stream);
+        }
+        for _ in 0..2 {
+            let mut next = TcpStream::connect(address).await.unwrap();
+            assert!(ask(&mut next).await.ends_with("hello"));
+            assert!(is_closed(&mut streams.remove(1)).await, "the oldest silent one");
+            streams.push(next);
+        }
+        // All have sent a request, so the next one has to wait.
+        let mut next = TcpStream::connect(address).await.unwrap();
+        assert!(is_closed(&mut next).await);
+        assert!(ask(&mut streams[0]).await.ends_with("hello"), "it was there first");
+        close.send_replace(true);
+        server.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_sends_no_request_ends() {
+        let (address, _close, _server) = server(Limits { connections: 10, head: Duration::from_millis(300) }).await;
+        let mut silent = TcpStream::connect(address).await.unwrap();
+        let mut slow = TcpStream::connect(address).await.unwrap();
+        slow.write_all(b"GET / HTTP/1.1\r\nHo").await.unwrap();
+        let mut idle = TcpStream::connect(address).await.unwrap();
+        assert!(ask(&mut idle).await.ends_with("hello"));
+        for stream in [&mut silent, &mut slow, &mut idle] {
+            assert!(is_closed(stream).await);
+        }
+    }
+}
