@@ -258,7 +258,7 @@ impl Core {
     }
 
     /// Those who are told of everything, or else those who look after the workers of the place.
-    fn recipients_of(&self, key: &PlaceKey) -> BTreeSet<String> {
+    pub(super) fn recipients_of(&self, key: &PlaceKey) -> BTreeSet<String> {
         let to = self.plan.mail.extra_recipients.clone();
         if !to.is_empty() {
             return to;
