@@ -190,6 +190,7 @@ impl Core {
             Event::Command { request, command } => self.on_command(now, request, command),
             Event::Configure(plan) => {
                 self.on_configure(now, plan);
+                self.look_after_places(now);
                 self.retry_mails(now);
             }
             Event::Prepared { host, number, result } => self.on_prepared(now, &host, number, result),

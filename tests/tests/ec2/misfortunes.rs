@@ -88,7 +88,7 @@ async fn a_cloud_that_is_gone_for_ever_is_given_up_by_hand_and_frees_the_place_o
         master.until_within(MINUTE, "it runs", || master.state(&build) == "success");
         let host = text(&master.hosts("w")[0]["id"]);
         let gone = text(&place(&master, &cloud.endpoint())["id"]);
-        let refused = master.rouse(&["forget", &gone, "--yes"]).ended(1).err;
+        let refused = master.rouse(&["forget", &gone, "--yes"]).ended(4).err;
         assert!(refused.contains("is attached"), "{refused}");
         // The cloud ends with its instances, and the account leaves the configuration.
         drop(cloud);
