@@ -195,7 +195,7 @@ async fn a_protected_instance_is_asked_to_end_until_it_may_and_shown_with_the_re
         assert!(said.contains(&instance) && said.contains("--no-disable-api-termination"), "{said}");
         let warned = format!("host {host} could not be terminated: cannot terminate the instance {instance}");
         assert!(master.log().contains(&warned), "{}", master.log());
-        assert_eq!(system.cloud.alive(), [instance.clone()]);
+        assert_eq!(system.cloud.alive(), std::slice::from_ref(&instance));
         protect("false");
         master.until_within(MINUTE * 2, "it is terminated", || !system.cloud.alive().contains(&instance));
         master.until_within(MINUTE * 2, "the next build runs", || master.state(&second) == "success");
