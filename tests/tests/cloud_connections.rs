@@ -1,11 +1,14 @@
-//! How the master reaches clouds of every kind: proxies in the environment, and the machine's certificate authorities.
+//! How the master and agents reach clouds of every kind and the broker: proxies in the environment, and certificates.
 //! The tests need no cloud: a proxy records the requests, and Keystone is a fixed answer.
 #![allow(clippy::unwrap_used)]
 
-use rouse_tests::harness::{DEADLINE, Process, check_online, free_address, holds_within, make_certificates, scratch};
+use rouse_tests::harness::{
+    DEADLINE, PASSWORD, Process, REFUSED_CERTIFICATES, check_online, holds_within, make_certificates,
+    make_own_certificate, program, scratch, tls_server,
+};
 use serde_json::json;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::process::Command;
 use std::sync::{Arc, Mutex};
@@ -96,16 +99,7 @@ fn services_behind_tls_are_verified_though_keystone_is_not() {
     let (dir, other) = (scratch("cloud-tls"), scratch("cloud-tls-other"));
     make_certificates(&dir);
     make_certificates(&other);
-    let address = free_address();
-    let mut command = Command::new("openssl");
-    command.args(["s_server", "-quiet", "-www", "-cert", "server.pem", "-key", "server.key", "-accept"]);
-    command.arg(address.to_string()).current_dir(&dir);
-    let mut tls = Process::start(command, &dir, "tls");
-    let listens = || {
-        assert!(tls.try_wait().is_none(), "{}", tls.err());
-        TcpStream::connect(address).is_ok()
-    };
-    assert!(holds_within(DEADLINE, listens));
+    let (_tls, address) = tls_server(&dir);
     let endpoint =
         json!([{ "interface": "public", "region": "R", "url": format!("https://localhost:{}", address.port()) }]);
     let services = ["compute", "image", "network"].map(|kind| json!({ "type": kind, "endpoints": endpoint }));
@@ -125,6 +119,36 @@ fn services_behind_tls_are_verified_though_keystone_is_not() {
     let untrusted = said(&other);
     assert!(untrusted.contains("no authority that is trusted here has signed"), "{untrusted}");
     for dir in [dir, other] {
+        std::fs::remove_dir_all(dir).unwrap();
+    }
+}
+
+/// As for the mail relay (`mail.rs`): by the master, for its broker and for a cloud, and by the agent.
+#[test]
+fn a_certificate_that_is_refused_is_explained_with_the_command_that_makes_a_right_one() {
+    for (commands, words) in REFUSED_CERTIFICATES {
+        let dir = scratch("refused-certificate");
+        make_own_certificate(&dir, commands);
+        let (_tls, address) = tls_server(&dir);
+        let (port, authority) = (address.port(), dir.join("ca.pem").display().to_string());
+        let explained = |said: &str| said.contains(words) && said.contains("openssl req -x509");
+
+        let cloud = openstack(&format!("https://localhost:{port}/v3")) + &format!("os_cacert = \"{authority}\"\n");
+        let said = check(&dir, &cloud, &[]);
+        assert!(explained(&said), "OpenStack, {words}: {said}");
+
+        let url = format!("amqps://rouse:secret@localhost:{port}/rouse");
+        let broker = format!("[broker]\nurl = \"{url}\"\nca = \"{authority}\"\n");
+        let said = check_online(&dir, &broker, &[]).1;
+        assert!(explained(&said), "the broker, {words}: {said}");
+
+        let mut agent = Command::new(program("rouse-agent"));
+        agent.env_clear().env("ROUSE_AGENT_IDENTITY", "static").env("ROUSE_AGENT_NAME", "w");
+        agent.env("ROUSE_AGENT_PASSWORD", PASSWORD).env("ROUSE_AGENT_WORK_DIR", dir.join("work"));
+        agent.env("ROUSE_AGENT_BROKER", format!("amqps://localhost:{port}/rouse")).env("ROUSE_AGENT_CA", &authority);
+        let agent = Process::start(agent, &dir, "agent");
+        assert!(holds_within(DEADLINE, || explained(&agent.err())), "the agent, {words}: {}", agent.err());
+        drop(agent);
         std::fs::remove_dir_all(dir).unwrap();
     }
 }

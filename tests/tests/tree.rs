@@ -180,6 +180,34 @@ fn every_file_says_what_it_is_for() {
     complain("each file begins with a `//!` line that says what it is for", &wrong);
 }
 
+/// A file that no other file declares is not compiled, and its tests do not run.
+#[test]
+fn every_file_is_compiled() {
+    let all = sources();
+    let declared = |source: &Source| {
+        let (dir, name) = source.path.rsplit_once('/').unwrap();
+        let name = name.trim_end_matches(".rs");
+        let (module, parent) =
+            if name == "mod" { dir.rsplit_once('/').map(|(p, n)| (n, p)).unwrap() } else { (name, dir) };
+        let below = |other: &Source| other.path.starts_with(parent) || other.path == format!("{parent}.rs");
+        let by_name =
+            |other: &Source| below(other) && without_comments(&other.text).contains(&format!("mod {module};"));
+        let by_path = |other: &Source| other.text.contains("#[path") && other.text.contains(&format!("{name}.rs\"]"));
+        all.iter().any(|other| by_name(other) || by_path(other))
+    };
+    // What cargo finds by itself.
+    let root = |path: &str| {
+        let parts: Vec<&str> = path.split('/').collect();
+        matches!(
+            parts[..],
+            [.., "src", "lib.rs"] | [.., "src", "bin", _] | [.., "main.rs"] | [_, "tests" | "benches" | "examples", _]
+        )
+    };
+    let wrong: Vec<String> =
+        all.iter().filter(|s| !root(&s.path) && !declared(s)).map(|source| source.path.clone()).collect();
+    complain("a file is a module of another, or it is not compiled", &wrong);
+}
+
 #[test]
 fn no_file_is_too_long() {
     let wrong: Vec<String> = sources()

@@ -163,7 +163,7 @@ pub struct Host {
     /// Since when it has been suspended.
     #[schema(required)]
     pub suspended_since: Option<Time>,
-    /// Why it is being terminated.
+    /// Why it is being terminated, and why it is still there if that has failed.
     #[schema(required)]
     pub why: Option<String>,
     /// What it has cost, USD.

@@ -14,7 +14,7 @@ use lapin::types::FieldTable;
 use lapin::uri::AMQPUri;
 use lapin::{Connection, ErrorKind, ExchangeKind};
 use rouse_shared::error::Chain;
-use rouse_shared::{Nonce, WorkerName, names};
+use rouse_shared::{Nonce, WorkerName, certificate, names};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -45,7 +45,10 @@ pub async fn check(url: &str, ca: Option<&Path>, auth_listen: SocketAddr) -> Vec
                     faults.extend(master.is_asked(uri, &tls).await.err());
                 }
             }
-            Ok(Err(error)) => faults.push(format!("the master cannot log in: {error}")),
+            Ok(Err(error)) => {
+                let why = certificate::with_explanation(error.to_string(), &error, &uri.authority.host);
+                faults.push(format!("the master cannot log in: {why}"));
+            }
             Err(_elapsed) => faults.push(format!("no answer within {} s", CONNECT_TIMEOUT.as_secs())),
         }
         if faults.is_empty() {

@@ -54,7 +54,7 @@ fn of_host(host: &api::Host) -> String {
 
 fn of_place(place: &api::Place) -> String {
     format!(
-        "forgetting place {} ({}, {}) and its {} hosts: their machines may still run and cost money, and rouse no longer \
+        "forgetting place {} ({}, {}) and its {} host(s): their machines may still run and cost money, and rouse no longer \
          looks there unless the configuration names the place",
         place.name,
         place.provider.as_str(),

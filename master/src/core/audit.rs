@@ -7,6 +7,7 @@
 
 use super::event::{Effect, Level, ListedHost, Listing, Owner, Reply, RequestId, UnlistedPlace};
 use super::host::LiveHost;
+use super::orphans::Orphan;
 use super::plan::ProviderKind;
 use super::record::{Host, HostState};
 use super::timers::Timer;
@@ -205,13 +206,14 @@ impl Core {
                 }
                 continue;
             }
-            let first = *self.orphans.entry((provider, machine.handle.clone())).or_insert(now);
+            let key = (provider, machine.handle.clone());
+            let first = self.orphans.entry(key).or_insert_with(|| Orphan::new(now, machine.clone())).first;
             if now.since(first) >= ORPHAN_AGE {
                 let text = format!("{} of {} has our name and is not in the ledger", machine.handle, provider.as_str());
                 self.report_orphan(now, provider, machine, self.plan.stop_orphans);
                 if self.plan.stop_orphans {
                     self.note(Level::Warn, format!("orphan: {text}; terminating it"));
-                    self.out.push(Effect::TerminateOrphan { provider, listed: machine.clone() });
+                    self.terminate_orphan(now, provider, machine.clone());
                 } else {
                     self.note(
                         Level::Warn,
@@ -221,8 +223,7 @@ impl Core {
             }
         }
         if whole {
-            self.orphans.retain(|(of, handle), _| *of != provider || listed.iter().any(|m| m.handle == *handle));
-            self.forget_reported_orphans(provider, |handle| listed.iter().any(|m| m.handle == *handle));
+            self.forget_orphans(now, provider, &listed);
         }
         let mut gone = Vec::new();
         for (id, live) in &mut self.hosts {
@@ -405,7 +406,7 @@ impl Core {
                 if *kind == DifferenceKind::Orphan {
                     self.report_orphan(now, *provider, &listed, true);
                 }
-                self.out.push(Effect::TerminateOrphan { provider: *provider, listed });
+                self.terminate_orphan(now, *provider, listed);
             }
             (DifferenceKind::Missing, _) => {
                 self.note(Level::Warn, format!("audit: host {host} ({named} of {}): {why}", provider.as_str()));

@@ -108,7 +108,7 @@ impl Core {
         core.on_configure(now, start.plan);
         core.restore_sessions(now, start.ledger.sessions, start.ledger.leases_extended);
         core.restore_hosts(now, start.ledger.hosts);
-        core.forget_unused_places();
+        core.look_after_places(now);
         for build in start.ledger.builds {
             let (id, live) = (build.id, build.status.live_attempt().map(|a| (a.number, a.worker.clone())));
             core.builds.insert(id, build);
@@ -213,11 +213,16 @@ impl Core {
         self.plan = plan;
         self.review_all_suspended(now);
         self.watch_all_queued(now);
+        self.pending.wake = true;
+    }
+
+    /// Once configuration and hosts are known: audits the providers of both, and ends the pauses of places that neither
+    /// leads to.
+    pub(super) fn look_after_places(&mut self, now: Timestamp) {
         self.forget_unused_places();
         for provider in self.providers() {
             self.timers.set_once(Timer::Audit(provider), now);
         }
-        self.pending.wake = true;
     }
 
     /// A reload has removed the worker. It gets no more builds, and its host ends when nothing runs on it.

@@ -107,6 +107,15 @@ pub enum Event {
         /// Success, or why the machine was not resumed.
         result: Result<(), StartError>,
     },
+    /// The result of [`Effect::TerminateOrphan`]. Late and twice.
+    OrphanTerminateEnded {
+        /// The provider that was asked.
+        provider: ProviderKind,
+        /// Its name for the machine.
+        handle: String,
+        /// How far it is, or why the machine was not terminated.
+        result: Result<Termination, String>,
+    },
     /// The provider has proof that the machine is gone. Late and twice.
     HostGone {
         /// Which host.
@@ -382,7 +391,7 @@ pub enum Effect {
     /// [`Event::ResumeEnded`].
     ResumeHost(Box<Host>),
     /// Terminate a machine with the master's name that is not in the ledger. A foreign machine only if a user has
-    /// adopted it.
+    /// adopted it. May be repeated. Answered by [`Event::OrphanTerminateEnded`].
     TerminateOrphan {
         /// The provider that listed it.
         provider: ProviderKind,

@@ -105,6 +105,30 @@ pub enum What {
         /// When the pause began.
         since: Timestamp,
     },
+    /// A machine was asked to end some minutes ago, and is still there.
+    Lingering {
+        /// What made it.
+        provider: ProviderKind,
+        /// The host.
+        host: HostId,
+        /// The provider's name for it; the host's id if it has none.
+        machine: String,
+        /// Why it is still there, in a sentence.
+        why: String,
+        /// When it was first asked to end.
+        since: Timestamp,
+    },
+    /// A machine that stayed although it was asked to end is gone.
+    LingeringOver {
+        /// What made it.
+        provider: ProviderKind,
+        /// The host.
+        host: HostId,
+        /// The provider's name for it; the host's id if it has none.
+        machine: String,
+        /// When it was first asked to end.
+        since: Timestamp,
+    },
     /// The broker accepts nothing.
     BrokerBlocked {
         /// The reason, as the broker gives it.
@@ -126,6 +150,10 @@ impl What {
             Self::Orphan { provider, handle, .. } => format!("{handle} of {} is an orphan", provider.as_str()),
             Self::PlacePaused { provider, place, .. } => format!("{place} ({}) starts no hosts", provider.as_str()),
             Self::PlaceBack { provider, place, .. } => format!("{place} ({}) starts hosts again", provider.as_str()),
+            Self::Lingering { provider, machine, .. } => {
+                format!("{machine} of {} could not be terminated", provider.as_str())
+            }
+            Self::LingeringOver { provider, machine, .. } => format!("{machine} of {} is gone", provider.as_str()),
             Self::BrokerBlocked { why } => format!("the broker accepts no messages ({why})"),
             Self::BrokerUnblocked { .. } => "the broker accepts messages again".to_owned(),
         }
@@ -259,11 +287,7 @@ impl Core {
         if self.mail.orphans.contains(&(provider, handle.clone())) {
             return;
         }
-        let mut to = self.plan.mail.extra_recipients.clone();
-        if to.is_empty() {
-            let of = |w: &&std::sync::Arc<super::WorkerPlan>| w.latent.as_ref().is_some_and(|l| l.provider == provider);
-            to = self.plan.workers.values().filter(of).flat_map(|w| w.notify_on_missing.iter().cloned()).collect();
-        }
+        let to = self.recipients_for(provider);
         if to.is_empty() {
             return;
         }

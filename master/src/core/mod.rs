@@ -17,6 +17,7 @@ pub mod images;
 mod lease;
 pub mod mail;
 mod missing;
+mod orphans;
 pub mod places;
 pub mod plan;
 mod queue;
@@ -88,8 +89,8 @@ pub struct Core {
     prices: BTreeMap<String, f64>,
     /// Providers that are listing their hosts now.
     listing: BTreeSet<plan::ProviderKind>,
-    /// Machines that have our name and that the ledger does not know: when they were first listed.
-    orphans: BTreeMap<(plan::ProviderKind, String), Timestamp>,
+    /// Machines that have our name and that the ledger does not know, as they were last listed.
+    orphans: BTreeMap<(plan::ProviderKind, String), orphans::Orphan>,
     /// Machines with the master's name and another id, as they were last listed.
     foreign_machines: BTreeSet<(plan::ProviderKind, String)>,
     /// Audits for users that are under way.
@@ -190,11 +191,15 @@ impl Core {
             Event::Command { request, command } => self.on_command(now, request, command),
             Event::Configure(plan) => {
                 self.on_configure(now, plan);
+                self.look_after_places(now);
                 self.retry_mails(now);
             }
             Event::Prepared { host, number, result } => self.on_prepared(now, &host, number, result),
             Event::StartEnded { host, number, result } => self.on_start_ended(now, &host, number, result),
             Event::TerminateEnded { host, result } => self.on_terminate_ended(now, &host, result),
+            Event::OrphanTerminateEnded { provider, handle, result } => {
+                self.on_orphan_terminate_ended(provider, &handle, result);
+            }
             Event::SuspendEnded { host, result } => self.on_suspend_ended(now, &host, result),
             Event::ResumeEnded { host, result } => self.on_resume_ended(now, &host, result),
             Event::HostGone { host, why, reclaimed } => self.on_host_gone(now, &host, &why, reclaimed),
@@ -240,8 +245,9 @@ impl Core {
             Timer::Idle(host) => self.on_idle(now, &host),
             Timer::CallAgain(host) => self.call_again(now, &host),
             Timer::Suspension(host) => self.on_suspension_over(now, &host),
+            Timer::Lingering(host) => self.on_lingering(now, &host),
             Timer::Forget(host) => self.on_forget(now, &host),
-            Timer::Console(host) => self.on_console(now, &host, None),
+            Timer::Console(host) => self.on_console_late(now, &host),
             Timer::Missing(worker) => self.on_missing(now, &worker),
             Timer::Backoff(worker) => self.touch_worker(&worker),
             Timer::Image(key) => self.on_image(&key),
@@ -254,6 +260,7 @@ impl Core {
             Timer::Day => self.pending.wake = true,
             Timer::Reclaim(host) => self.on_reclaim(now, &host),
             Timer::Audit(provider) => self.start_audit(now, provider),
+            Timer::Orphans(provider) => self.list_hosts(provider),
             Timer::AuditRound(request) => self.next_round(request),
             Timer::AuditOver(request) => self.on_audit_over(now, request),
             Timer::News => self.write_mails(now),

@@ -261,7 +261,7 @@ impl Core {
     }
 
     /// The recipients of all mail; if there are none, those of mail about the workers of the place.
-    fn recipients_of(&self, key: &PlaceKey) -> BTreeSet<String> {
+    pub(super) fn recipients_of(&self, key: &PlaceKey) -> BTreeSet<String> {
         let to = self.plan.mail.extra_recipients.clone();
         if !to.is_empty() {
             return to;

@@ -69,6 +69,12 @@ pub struct Host {
     /// If an operator has given it up: when this takes effect. After that, nothing that ran on it is running.
     #[serde(default)]
     pub forgotten: Option<Timestamp>,
+    /// When the first call to terminate it was made.
+    #[serde(default)]
+    pub terminating: Option<Timestamp>,
+    /// Who was notified that it stays although it was asked to end, and is notified of its end too; absent until then.
+    #[serde(default)]
+    pub lingering_notified: Option<BTreeSet<String>>,
     /// The build that it was started for; absent if it was started for `min_idle`.
     pub started_for: Option<BuildId>,
     /// Why it is being terminated or has ended, in a sentence.

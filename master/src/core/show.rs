@@ -143,6 +143,8 @@ fn item(item: &Item) -> String {
         What::Orphan { handle, terminated, .. } => {
             format!("{handle} orphan{}", if *terminated { "" } else { ", left" })
         }
+        What::Lingering { machine, why, .. } => format!("{machine} lingers: {why}"),
+        What::LingeringOver { machine, .. } => format!("{machine} gone after all"),
         What::BrokerBlocked { why } => format!("broker blocked: {why}"),
         What::BrokerUnblocked { .. } => "broker not blocked".to_owned(),
     }

@@ -26,6 +26,8 @@ pub enum Timer {
     Suspension(HostId),
     /// Stop waiting for the host's console output.
     Console(HostId),
+    /// The host should have been terminated by now.
+    Lingering(HostId),
     /// Whatever ran on the host, which an operator has given up, has ended by now.
     Forget(HostId),
     /// The worker is missing.
@@ -44,6 +46,8 @@ pub enum Timer {
     Logs(AttemptId),
     /// Compare what the provider lists with the ledger.
     Audit(ProviderKind),
+    /// See whether the provider still lists orphans that were asked to end.
+    Orphans(ProviderKind),
     /// List again for an audit that a user has asked for.
     AuditRound(RequestId),
     /// Answer an audit with what it has found so far.

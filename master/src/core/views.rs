@@ -2,6 +2,7 @@
 
 use super::Core;
 use super::build::{BuildState, Requirement};
+use super::host::LiveHost;
 use super::record::Host;
 use super::view::{BuildView, HostView, WorkerView};
 use rouse_shared::{BuildId, Timestamp, WorkerName};
@@ -45,9 +46,11 @@ impl Core {
 
     /// Hosts that are not gone, oldest first.
     pub fn host_views(&self, now: Timestamp) -> Vec<HostView> {
-        let so_far = |host: &Host| Host { cost: super::spend::cost(host, now), ..host.clone() };
-        let view = |host: &Host| HostView { host: so_far(host), builds: self.builds_on(host) };
-        let mut hosts: Vec<_> = self.hosts.values().map(|l| view(&l.host)).collect();
+        let view = |live: &LiveHost| {
+            let (cost, why) = (super::spend::cost(&live.host, now), live.why());
+            HostView { host: Host { cost, why, ..live.host.clone() }, builds: self.builds_on(&live.host) }
+        };
+        let mut hosts: Vec<_> = self.hosts.values().map(view).collect();
         hosts.sort_by(|a, b| (a.host.created, &a.host.id).cmp(&(b.host.created, &b.host.id)));
         hosts
     }

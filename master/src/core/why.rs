@@ -18,7 +18,7 @@ impl Core {
             return Some(Why { sentence, next_try: None });
         }
         if let Some(attempt) = build.status.live_attempt() {
-            return Some(Why { sentence: self.of_attempt(build, attempt), next_try: None });
+            return Some(Why { sentence: self.of_attempt(now, build, attempt), next_try: None });
         }
         if let Some(live) = self.queue.host_of(id).and_then(|host| self.hosts.get(host)) {
             let host = &live.host;
@@ -66,7 +66,7 @@ impl Core {
         Some(format!("; an agent that claims to be {name} on {machine} was refused {age} s ago: {reason}"))
     }
 
-    fn of_attempt(&self, build: &Build, attempt: &Attempt) -> String {
+    fn of_attempt(&self, now: Timestamp, build: &Build, attempt: &Attempt) -> String {
         let worker = &attempt.worker;
         let attached = self.workers.get(worker).is_some_and(|w| w.attached().is_some());
         let place = match (attached, self.alarm()) {
@@ -75,9 +75,15 @@ impl Core {
                 format!("; at the moment the broker accepts no messages ({why}), so nothing is heard of it")
             }
             (true, None) => String::new(),
-            (false, None) => {
-                ", whose agent has stopped responding; the build is retried once its lease expires".to_owned()
-            }
+            (false, None) => match attempt.host.as_ref().and_then(|host| self.hosts.get(host)) {
+                Some(live) if live.host.state == HostState::Terminating => {
+                    let stays = live.stays(now).map(|text| format!("; {text}")).unwrap_or_default();
+                    format!(", whose host is being terminated; the build is retried once the machine is gone{stays}")
+                }
+                Some(_) | None => {
+                    ", whose agent has stopped responding; the build is retried once its lease expires".to_owned()
+                }
+            },
         };
         match (attempt.started, &attempt.outcome) {
             (_, Some(_)) => format!("it has ended on worker {worker}; the rest of its log is being fetched"),
@@ -122,7 +128,9 @@ impl Core {
                 1 => "the one host that limits.max_hosts allows is in use".to_owned(),
                 _ => format!("all {most} hosts that limits.max_hosts allows are in use"),
             };
-            let sentence = format!("it is waiting for {wanted}: {reason}");
+            let mut sentence = format!("it is waiting for {wanted}: {reason}");
+            let stays = self.hosts.values().find_map(|live| live.stays(now));
+            sentence.extend(stays.map(|text| format!("; {text}")));
             return Why { sentence, next_try: None };
         }
         if asleep && let Err((limit, tomorrow)) = self.may_spend(now) {
@@ -154,7 +162,8 @@ impl Core {
             }
         }
         let sleeper = matching.iter().filter_map(|w| w.host.as_ref()).find_map(|id| {
-            let host = self.hosts.get(id).map(|l| &l.host)?;
+            let live = self.hosts.get(id)?;
+            let host = &live.host;
             let words = match host.state {
                 HostState::Suspending => "is being suspended and can be resumed after that",
                 HostState::Suspended => "is suspended and will be resumed",
@@ -163,8 +172,8 @@ impl Core {
                 | HostState::Ready
                 | HostState::Draining
                 | HostState::Resuming
-                | HostState::Terminating
                 | HostState::Terminated => return None,
+                HostState::Terminating => return live.stays(now),
             };
             Some(format!("host {id} of worker {} {words}", host.worker))
         });

@@ -60,6 +60,11 @@ impl EventLoop {
                 "Machines with the master's name and id that are not in the ledger.",
                 orphans as u64,
             ),
+            gauge(
+                "rouse_lingering_machines",
+                "Hosts and orphans that are still there 7 minutes after the master first asked for their termination.",
+                core.lingering_count() as u64,
+            ),
             gauge("rouse_foreign_machines", "Machines with the master's name and another id.", foreign_machines as u64),
             counter(
                 "rouse_illegal_events_total",

@@ -115,18 +115,18 @@ impl Executor {
             }
             Effect::TerminateOrphan { provider, listed } => {
                 let hosts = self.hosts.clone();
-                self.runtime.spawn(async move {
+                self.spawn_call(async move {
                     let result = hosts.call(provider, |p| p.terminate_listed(&listed)).await;
-                    if let Err(why) = result.unwrap_or_else(|e| Err(e.into())) {
-                        warn!("orphan {} could not be terminated: {why}; the next audit retries", listed.handle);
-                    }
+                    let result = result.unwrap_or_else(|e| Err(e.into()));
+                    Event::OrphanTerminateEnded { provider, handle: listed.handle, result }
                 });
             }
             Effect::FetchConsole(host) => {
                 let hosts = self.hosts.clone();
                 self.spawn_call(async move {
-                    // Without an answer in time there is no text: the core waits no longer than that either.
-                    let text = hosts.call(host.provider, |p| p.console(&host)).await.ok().flatten();
+                    let text = hosts.call(host.provider, |p| p.console(&host)).await;
+                    // Without an answer, nobody knows whether the machine was silent.
+                    let text = text.unwrap_or_else(|e| Some(format!("(the console output could not be fetched: {e})")));
                     Event::Console { host: host.id, text }
                 });
             }

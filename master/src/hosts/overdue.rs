@@ -16,13 +16,14 @@ const MEMORY: Duration = Duration::from_secs(3_600);
 pub struct Overdue(Mutex<BTreeMap<String, (Timestamp, Timestamp)>>);
 
 impl Overdue {
-    /// Records that a machine was asked to end and still exists. Returns how long this has taken if it is too long.
+    /// Records that a machine was asked to end and still exists. Returns how long it may take if it has taken longer: the
+    /// same each time, so that a reason with it in it stays the same.
     pub fn still_there(&self, now: Timestamp, machine: &str) -> Option<Duration> {
         let mut all = lock(&self.0);
         all.retain(|_, (_, last)| now.since(*last) < MEMORY);
         let (first, last) = all.entry(machine.to_owned()).or_insert((now, now));
         *last = now;
-        Some(now.since(*first)).filter(|taken| *taken >= PATIENCE)
+        (now.since(*first) >= PATIENCE).then_some(PATIENCE)
     }
 
     /// Records that a machine is gone.
@@ -41,10 +42,10 @@ mod tests {
         let at = |seconds| Timestamp(0) + Duration::from_secs(seconds);
         assert_eq!(overdue.still_there(at(0), "a"), None);
         assert_eq!(overdue.still_there(at(299), "a"), None);
-        assert_eq!(overdue.still_there(at(300), "a"), Some(PATIENCE));
-        assert_eq!(overdue.still_there(at(300), "b"), None, "each has its own time");
+        assert_eq!(overdue.still_there(at(301), "a"), Some(PATIENCE));
+        assert_eq!(overdue.still_there(at(301), "b"), None, "each has its own time");
         overdue.gone("a");
-        assert_eq!(overdue.still_there(at(301), "a"), None, "one that was gone begins anew");
+        assert_eq!(overdue.still_there(at(302), "a"), None, "one that was gone begins anew");
         assert_eq!(overdue.still_there(at(4_000), "a"), None, "so does one that was forgotten");
     }
 }

@@ -311,17 +311,27 @@ impl Provider for Processes {
     }
 
     async fn console(&self, host: &Host) -> Option<String> {
-        let mut file = File::open(self.log_path(&host.worker)).ok()?;
-        let length = file.metadata().ok()?.len();
-        file.seek(io::SeekFrom::Start(length.saturating_sub(CONSOLE))).ok()?;
-        let mut bytes = Vec::new();
-        file.take(CONSOLE).read_to_end(&mut bytes).ok()?;
-        let text = String::from_utf8_lossy(&bytes).into_owned();
+        let path = self.log_path(&host.worker);
+        let text = match end_of_file(&path) {
+            Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
+            Err(error) => return Some(format!("({} cannot be read: {error})", path.display())),
+        };
         Some(match text.rsplit_once(&begin_mark(&host.id)) {
             Some((_, own)) => own.to_owned(),
             None => text,
         })
     }
+}
+
+/// The last part of a log.
+fn end_of_file(path: &Path) -> io::Result<Vec<u8>> {
+    let mut file = File::open(path)?;
+    let length = file.metadata()?.len();
+    file.seek(io::SeekFrom::Start(length.saturating_sub(CONSOLE)))?;
+    let mut bytes = Vec::new();
+    file.take(CONSOLE).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// An error of the system as the error of a start.

@@ -49,13 +49,33 @@ fn a_mail_has_all_news_in_plain_words() {
         item(1, back),
         orphan("i-1", true),
         orphan("i-2", false),
+        item(
+            9,
+            What::Lingering {
+                provider: ProviderKind::Ec2,
+                host: HostId("h13".to_owned()),
+                machine: "i-3".to_owned(),
+                why: "OperationNotPermitted: it is protected".to_owned(),
+                since: Timestamp(NOON),
+            },
+        ),
+        item(
+            9,
+            What::LingeringOver {
+                provider: ProviderKind::Openstack,
+                host: HostId("h14".to_owned()),
+                machine: "7b1c".to_owned(),
+                since: Timestamp(NOON),
+            },
+        ),
     ];
     let config = settings("from = \"rouse@example.org\"");
     let text =
         String::from_utf8(message(&config, "ci", &mail(&["ann@example.org", "bob@example.org"], items)).unwrap())
             .unwrap();
     let expected = "From: rouse@example.org
-Subject: [rouse ci] missing: bot1, bot2; back: linux-07; orphan: i-1, i-2
+Subject: [rouse ci] missing: bot1, bot2; back: linux-07; orphan: i-1, i-2;
+ not terminated: i-3; terminated at last: 7b1c
 Message-ID: <5f0c@example.org>
 Date: Mon, 23 Nov 2026 12:02:00 +0000
 Auto-Submitted: auto-generated
@@ -83,6 +103,16 @@ Machines of this master that are not in the ledger (orphans):
       a machine of ec2 with the owner tag of h12, found at
       2026-11-23T12:02:00Z; it is left running, because audit.on_orphan is
       \"report\"
+
+Machines that could not be terminated, and may cost money:
+  i-3
+      ec2, host h13, asked to end at 2026-11-23T12:00:00Z:
+      OperationNotPermitted: it is protected
+
+Machines that are gone now:
+  7b1c
+      openstack, host h14, since 2026-11-23T12:09:00Z; it was first asked
+      to end at 2026-11-23T12:00:00Z
 
 Reported by the rouse master ci.
 `rouse workers`, `rouse hosts` and `rouse places` show the current state.

@@ -6,8 +6,8 @@ use std::time::{Duration, UNIX_EPOCH};
 
 /// Largest number of names in a subject.
 const NAMES: usize = 3;
-/// Longest line in characters. Longer lines would have to be encoded, which is hard to read.
-const COLUMNS: usize = 76;
+/// Longest line in characters. Longer lines would have to be encoded, which is hard to read: 76 with the end of the line.
+const COLUMNS: usize = 75;
 
 /// The items of each kind, in the order of the mail.
 #[derive(Default)]
@@ -17,6 +17,8 @@ struct Sorted<'i> {
     orphans: Vec<&'i Item>,
     paused: Vec<&'i Item>,
     serving: Vec<&'i Item>,
+    lingering: Vec<&'i Item>,
+    gone: Vec<&'i Item>,
     broker: Vec<&'i Item>,
 }
 
@@ -29,6 +31,8 @@ fn sort(items: &[Item]) -> Sorted<'_> {
             What::Orphan { .. } => sorted.orphans.push(item),
             What::PlacePaused { .. } => sorted.paused.push(item),
             What::PlaceBack { .. } => sorted.serving.push(item),
+            What::Lingering { .. } => sorted.lingering.push(item),
+            What::LingeringOver { .. } => sorted.gone.push(item),
             What::BrokerBlocked { .. } | What::BrokerUnblocked { .. } => sorted.broker.push(item),
         }
     }
@@ -40,6 +44,7 @@ fn name(item: &Item) -> &str {
         What::Missing { worker, .. } | What::Back { worker, .. } => worker.as_str(),
         What::Orphan { handle, .. } => handle,
         What::PlacePaused { place, .. } | What::PlaceBack { place, .. } => place,
+        What::Lingering { machine, .. } | What::LingeringOver { machine, .. } => machine,
         What::BrokerBlocked { .. } => "accepts no messages",
         What::BrokerUnblocked { .. } => "accepts messages again",
     }
@@ -50,7 +55,7 @@ fn moment(at: Timestamp) -> String {
 }
 
 pub(super) fn subject(master: &str, items: &[Item]) -> String {
-    let Sorted { missing, back, orphans, paused, serving, broker } = sort(items);
+    let Sorted { missing, back, orphans, paused, serving, lingering, gone, broker } = sort(items);
     let part = |what: &str, some: &[&Item]| match some {
         [] => None,
         few if few.len() <= NAMES => {
@@ -63,6 +68,8 @@ pub(super) fn subject(master: &str, items: &[Item]) -> String {
         part("missing", &missing),
         part("back", &back),
         part("orphan", &orphans),
+        part("not terminated", &lingering),
+        part("terminated at last", &gone),
         part("no hosts from", &paused),
         part("hosts again from", &serving),
     ];
@@ -70,13 +77,15 @@ pub(super) fn subject(master: &str, items: &[Item]) -> String {
 }
 
 pub(super) fn body(master: &str, items: &[Item]) -> String {
-    let Sorted { missing, back, orphans, paused, serving, broker } = sort(items);
+    let Sorted { missing, back, orphans, paused, serving, lingering, gone, broker } = sort(items);
     let mut out = String::new();
     for (head, some) in [
         ("The broker:", broker),
         ("Workers that are missing:", missing),
         ("Workers that are back:", back),
         ("Machines of this master that are not in the ledger (orphans):", orphans),
+        ("Machines that could not be terminated, and may cost money:", lingering),
+        ("Machines that are gone now:", gone),
         ("Places that start no hosts (builds wait for them):", paused),
         ("Places that start hosts again:", serving),
     ] {
@@ -132,6 +141,12 @@ fn details(item: &Item) -> String {
                 "it is left running, because audit.on_orphan is \"report\""
             };
             format!("a machine of {} with the owner tag of {host}, found at {at}; {then}", provider.as_str())
+        }
+        What::Lingering { provider, host, why, since, .. } => {
+            format!("{}, host {host}, asked to end at {}: {why}", provider.as_str(), moment(*since))
+        }
+        What::LingeringOver { provider, host, since, .. } => {
+            format!("{}, host {host}, since {at}; it was first asked to end at {}", provider.as_str(), moment(*since))
         }
         What::BrokerBlocked { why } => format!(
             "{why} (at {at}); builds that run go on for {} minutes at least if their lease is not short, and nothing is \

@@ -239,6 +239,8 @@ impl Fake {
             paid: 0.0,
             terminated: None,
             forgotten: None,
+            terminating: None,
+            lingering_notified: None,
             uses: 1,
             started_for: Some(BuildId(1)),
             why: None,

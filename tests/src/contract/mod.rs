@@ -53,6 +53,8 @@ pub fn host_of(provider: ProviderKind, worker: &WorkerName) -> Host {
     let number = NUMBER.fetch_add(1, Ordering::Relaxed);
     Host {
         forgotten: None,
+        terminating: None,
+        lingering_notified: None,
         id: HostId(format!("h{:08x}{number:08x}", std::process::id())),
         worker: worker.clone(),
         provider,

@@ -10,7 +10,7 @@ mod process;
 mod rabbitmq;
 mod relay;
 
-pub use certificates::make_certificates;
+pub use certificates::{REFUSED_CERTIFICATES, make_certificates, make_own_certificate, tls_server};
 pub use cuts::Cuts;
 pub use disk::Disk;
 pub use http::{Reply, open, request};

@@ -278,7 +278,7 @@ impl World {
         });
     }
 
-    pub(super) fn stop_orphan(&mut self, listed: ListedHost) {
+    pub(super) fn stop_orphan(&mut self, provider: ProviderKind, listed: ListedHost) {
         if listed.owner != Owner::Ours || listed.handle == FOREIGN_HANDLE {
             self.violated(format!("{} is another master's and is stopped", listed.handle));
         }
@@ -288,12 +288,19 @@ impl World {
         if self.broken == Some(Break::LeaveOrphans) {
             return;
         }
-        let (there, _) = self.call_times();
-        if !self.mishap(self.faults.call_fails) {
-            self.after(there, move |w| {
-                w.stop_vms(&listed.host);
-            });
-        }
+        let epoch = self.master.epoch;
+        let (there, back) = self.call_times();
+        let fails = self.mishap(self.faults.call_fails);
+        self.after(there, move |w| {
+            let stopped = (!fails).then(|| w.stop_vms(&listed.host));
+            let result = stopped.ok_or_else(|| "it is one of those days".to_owned());
+            let (delay, result) = match back {
+                Some(back) => (back, result),
+                None => (CALL_LIMIT - there, Err("no answer within 60 s".to_owned())),
+            };
+            let handle = listed.handle;
+            w.master_event_of(epoch, delay, Event::OrphanTerminateEnded { provider, handle, result });
+        });
     }
 
     fn stop_vms(&mut self, host: &HostId) -> Termination {

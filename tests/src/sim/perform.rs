@@ -96,7 +96,7 @@ impl World {
             Effect::TerminateHost(host) => self.terminate_host(*host),
             Effect::SuspendHost(host) => self.sleep_host(&host),
             Effect::ResumeHost(host) => self.resume_host(&host),
-            Effect::TerminateOrphan { listed, .. } => self.stop_orphan(listed),
+            Effect::TerminateOrphan { provider, listed } => self.stop_orphan(provider, listed),
             Effect::ForgetPlace { .. } => {}
             Effect::FetchConsole(host) => self.fetch_console(&host),
             Effect::ListHosts(provider) => self.list_hosts(provider, None),

@@ -102,6 +102,8 @@ impl World {
                 What::Orphan { .. }
                 | What::PlacePaused { .. }
                 | What::PlaceBack { .. }
+                | What::Lingering { .. }
+                | What::LingeringOver { .. }
                 | What::BrokerBlocked { .. }
                 | What::BrokerUnblocked { .. } => continue,
             };

@@ -85,6 +85,7 @@ pub(super) fn event(event: &Event) -> String {
         }
         Event::StartEnded { host, number, result } => format!("start {number} of {host} ended: {result:?}"),
         Event::TerminateEnded { host, result } => format!("termination of {host} ended: {result:?}"),
+        Event::OrphanTerminateEnded { handle, result, .. } => format!("termination of {handle} ended: {result:?}"),
         Event::SuspendEnded { host, result } => format!("suspension of {host} ended: {result:?}"),
         Event::ResumeEnded { host, result } => format!("resumption of {host} ended: {result:?}"),
         Event::HostGone { host, why, .. } => format!("{host} is gone: {why}"),

@@ -7,10 +7,12 @@ mod contract;
 mod failures;
 mod fixture;
 mod full_system;
+mod misfortunes;
 mod options;
 mod places;
 mod refusals;
 mod spot;
+mod suspend;
 
 use rouse_tests::ec2::Clouds;
 use rouse_tests::harness::{Keeper, scratch};

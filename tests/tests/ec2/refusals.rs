@@ -124,3 +124,14 @@ async fn an_instance_that_aws_takes_back_is_told_as_taken_back() {
         assert_eq!((death.host, death.reclaimed), (host.id, reclaimed), "{reason}: {}", death.why);
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn console_output_that_cannot_be_read_is_no_silence() {
+    let fixture = Ec2Fixture::new("").await;
+    let (host, _) = fixture.started().await;
+    fixture.cloud.fail("GetConsoleOutput", 0, 99, refusal(403, "UnauthorizedOperation"));
+    let told = fixture.provider.console(&host).await.unwrap_or_default();
+    assert!(told.contains("cannot read the console") && told.contains("do not allow it"), "{told}");
+    fixture.cloud.proxy.heal();
+    fixture.gone(&host).await;
+}

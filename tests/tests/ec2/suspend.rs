@@ -3,7 +3,7 @@
 
 use crate::fixture::Ec2Fixture;
 use crate::full_system::{MINUTE, full_system, killable_system};
-use rouse_master::core::event::{Suspension, StartError};
+use rouse_master::core::event::{StartError, Suspension};
 use rouse_master::core::record::Host;
 use rouse_master::hosts::Provider as _;
 use rouse_shared::boot::{BootData, find_block};
@@ -21,7 +21,7 @@ const PAUSE: Duration = Duration::from_millis(50);
 
 impl Ec2Fixture {
     /// Until the provider says that it sleeps.
-    async fn asleep(&self, host: &Host) {
+    async fn suspended(&self, host: &Host) {
         for _ in 0..600 {
             match self.provider.suspend(host).await.unwrap() {
                 Suspension::Suspended => return,
@@ -33,7 +33,7 @@ impl Ec2Fixture {
     }
 
     /// As the core does it: with another token, and repeated until it arrives.
-    async fn woken(&self, host: &mut Host, token: &str) {
+    async fn resumed(&self, host: &mut Host, token: &str) {
         host.token = token.to_owned();
         for _ in 0..600 {
             match self.provider.resume(host, boot_data(host)).await {

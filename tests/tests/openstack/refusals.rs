@@ -102,3 +102,16 @@ async fn a_page_of_something_in_between_blames_the_place() {
     assert_eq!(fixture.servers(&host).await.len(), 1);
     fixture.terminate(&host).await;
 }
+
+#[tokio::test]
+async fn console_output_that_cannot_be_read_is_no_silence() {
+    let fixture = OpenstackFixture::new("").await;
+    let mut host = fixture.host();
+    fixture.start(&mut host).await.unwrap();
+    let no = r#"{"conflictingRequest": {"code": 409, "message": "Instance not ready"}}"#;
+    fixture.proxy.fail(0, 9, refuse(409, no), |r| r.is("POST", "/action"));
+    let told = fixture.provider.console(&host).await.unwrap_or_default();
+    assert!(told.contains("the console output cannot be read") && told.contains("Instance not ready"), "{told}");
+    fixture.proxy.heal();
+    fixture.terminate(&host).await;
+}

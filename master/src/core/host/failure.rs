@@ -83,6 +83,12 @@ impl Core {
         self.out.push(Effect::FetchConsole(Box::new(live.host.clone())));
     }
 
+    /// The console output of a host that was given up has not arrived in time. That does not mean that there was none.
+    pub(in crate::core) fn on_console_late(&mut self, now: Timestamp, id: &HostId) {
+        let text = format!("(the console output was not received within {} s)", CONSOLE_PATIENCE.as_secs());
+        self.on_console(now, id, Some(text));
+    }
+
     /// The console output of a host that was given up has arrived, or the master waits no longer for it.
     pub(in crate::core) fn on_console(&mut self, now: Timestamp, id: &HostId, text: Option<String>) {
         let before = self.advance(id, &HostEvent::Console);

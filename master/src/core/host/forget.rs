@@ -62,7 +62,8 @@ impl Core {
         let attempts: Vec<_> = self.workers.get(&worker).into_iter().flat_map(|w| w.attempts.clone()).collect();
         let session = self.workers.get(&worker).and_then(|w| w.session.as_ref());
         let wait = match session.filter(|live| live.session.host.as_ref() == Some(id)) {
-            None if attempts.is_empty() => Duration::ZERO,
+            // Nothing runs there, so nothing could run twice.
+            _ if attempts.is_empty() => Duration::ZERO,
             live => {
                 let plan = self.workers.get(&worker).and_then(|w| w.plan.as_ref());
                 let lease = live.map_or_else(|| plan.and_then(|p| p.lease), super::super::Live::lease);

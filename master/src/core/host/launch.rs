@@ -72,6 +72,8 @@ impl Core {
             paid: 0.0,
             terminated: None,
             forgotten: None,
+            terminating: None,
+            lingering_notified: None,
             uses: 0,
             started_for,
             why: None,
@@ -86,6 +88,7 @@ impl Core {
             earlier_call_until: None,
             missing_from_lists: 0,
             reclaimed: false,
+            not_terminated: None,
             chosen: None,
             published: None,
         };

@@ -8,6 +8,7 @@ mod failure;
 mod forget;
 mod impostor;
 mod launch;
+pub(super) mod linger;
 pub(super) mod phase;
 #[cfg(test)]
 mod phase_tests;
@@ -44,6 +45,8 @@ pub(super) struct LiveHost {
     pub missing_from_lists: u32,
     /// Whether the cloud took the machine back for lack of capacity.
     pub reclaimed: bool,
+    /// Why the last call to terminate it failed, if it did.
+    pub not_terminated: Option<String>,
     /// Why this worker's host was started rather than another's, for people.
     pub chosen: Option<String>,
     /// The state that was published last.
@@ -95,6 +98,7 @@ impl Core {
         if self.advance(id, &HostEvent::Called).is_none() {
             return;
         }
+        self.watch_termination(now, id);
         let Some(live) = self.hosts.get(id) else { return };
         let host = Box::new(live.host.clone());
         self.out.push(match live.phase {

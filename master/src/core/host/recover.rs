@@ -17,6 +17,7 @@ impl Core {
         for mut host in hosts {
             // The clock may have been set back. These times must not lie in the future.
             (host.booted, host.attached) = (host.booted.map(|at| at.min(now)), host.attached.map(|at| at.min(now)));
+            host.terminating = host.terminating.map(|at| at.min(now));
             let id = host.id.clone();
             let worker = self.worker_entry(now, &host.worker);
             if host.place.is_empty()
@@ -37,6 +38,7 @@ impl Core {
                 earlier_call_until: None,
                 missing_from_lists: 0,
                 reclaimed: false,
+                not_terminated: None,
                 chosen: None,
             };
             if let Some(at) = live.host.forgotten {

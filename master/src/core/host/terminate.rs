@@ -43,9 +43,14 @@ impl Core {
         let gone = result == Ok(Termination::Gone) && !live.may_still_be_made(now);
         let event = HostEvent::TerminateEnded { gone };
         let Some(before) = self.advance(id, &event) else { return };
+        let said = self
+            .hosts
+            .get_mut(id)
+            .and_then(|live| std::mem::replace(&mut live.not_terminated, result.as_ref().err().cloned()));
         self.host_went(now, id, &before, "");
         match result {
-            Err(why) if matches!(before, Phase::Terminating { call: false, .. }) => {
+            // Once for each reason: the call is repeated for as long as the machine is there.
+            Err(why) if matches!(before, Phase::Terminating { call: false, .. }) && said.as_ref() != Some(&why) => {
                 self.note(Level::Warn, format!("host {id} could not be terminated: {why}; retrying"));
             }
             Ok(Termination::Gone | Termination::Requested) | Err(_) => {}
@@ -84,6 +89,7 @@ impl Core {
         if !why.is_empty() {
             live.host.why.get_or_insert_with(|| why.to_owned());
         }
+        let host = live.host.clone();
         let worker = live.host.worker.clone();
         let reason = live.host.why.clone().unwrap_or_default();
         for timer in [
@@ -97,6 +103,7 @@ impl Core {
         ] {
             self.timers.clear(&timer);
         }
+        self.lingering_is_over(now, &host);
         self.queue.release(id);
         self.pending.wake = true;
         if !expected {

@@ -11,6 +11,7 @@ mod clouds;
 mod fence;
 mod hosts;
 mod images;
+mod linger;
 mod mail;
 mod missing;
 mod places;

@@ -323,3 +323,15 @@ fn a_place_is_given_up_with_its_hosts() {
     bench.pass(90);
     assert!(!bench.core.hosts.contains_key(&gone) && bench.core.hosts.contains_key(&west));
 }
+
+#[test]
+fn a_host_on_which_nothing_runs_is_given_up_at_once_even_if_its_agent_has_a_session() {
+    let mut bench = Bench::quietly(plan(vec![there("a", "east")]));
+    bench.submit(on("a"));
+    bench.wake("a");
+    bench.report("a", picture(1, 1, 1, 0, Some(Outcome::Success)));
+    bench.restart();
+    let host = bench.host("a");
+    forget(&mut bench, "a");
+    assert!(!bench.core.hosts.contains_key(&host), "{}", bench.text);
+}

@@ -1,6 +1,7 @@
 //! What the master does with its ledger when it starts.
 
 use super::super::event::StartError;
+use super::super::view::PlaceState;
 use super::*;
 
 fn waking() -> Bench {
@@ -153,4 +154,20 @@ fn an_order_for_a_worker_that_was_taken_out_is_taken_back() {
     bench.heartbeat("s", 1);
     bench.report("s", picture(1, 1, 1, 0, Some(Outcome::Declined("cancelled before it arrived".to_owned()))));
     bench.check("restart_without");
+}
+
+/// Its worker left the configuration while no master ran: nothing but the host in the ledger leads to its provider.
+#[test]
+fn a_provider_that_only_hosts_in_the_ledger_lead_to_is_audited_and_its_place_goes_on_pausing() {
+    let mut bench = waking();
+    bench.wake("l");
+    let provider = ProviderKind::Ec2;
+    bench.event("not listed", Event::Listed { provider, result: Err("down".to_owned()) });
+    assert_eq!(bench.core.place_views()[0].state, PlaceState::Pausing);
+    bench.plan = Arc::new(plan(vec![standing("s")]));
+    bench.hush();
+    bench.restart();
+    assert!(bench.text.contains("list ec2"), "{}", bench.text);
+    let view = bench.core.place_views().remove(0);
+    assert_eq!((view.name.as_str(), view.state), ("region", PlaceState::Pausing));
 }

@@ -14,7 +14,10 @@ const CONSOLE: usize = 8 << 10;
 impl Ec2 {
     pub(super) async fn state_and_output(&self, host: &Host) -> Option<String> {
         let spec = read(host.launch.as_ref()?).ok()?;
-        let client = self.places.at(&spec.place).await.ok()?;
+        let client = match self.places.at(&spec.place).await {
+            Ok(client) => client,
+            Err(error) => return Some(format!("(the console output cannot be read: {error})")),
+        };
         let instance = host.handle.as_deref().filter(|handle| handle.starts_with("i-"))?;
         let mut text = state(&client, instance).await;
         // AWS keeps the newest output only for machines on its own hypervisor. For others there is the output of the

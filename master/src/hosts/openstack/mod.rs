@@ -466,7 +466,10 @@ impl Provider for Servers {
 
     async fn console(&self, host: &Host) -> Option<String> {
         let spec = Spec::of(host).ok().flatten()?;
-        let cloud = self.shared.clouds.at(&spec.cloud).await.ok()?;
+        let cloud = match self.shared.clouds.at(&spec.cloud).await {
+            Ok(cloud) => cloud,
+            Err(error) => return Some(format!("(the console output cannot be read: {error})")),
+        };
         servers::console(&cloud, host.handle.as_deref()?).await
     }
 }

@@ -292,10 +292,13 @@ pub async fn lacks_quota(cloud: &Cloud, flavor: &str) -> Result<bool, CloudError
         && room("totalRAMUsed", "maxTotalRAMSize", number(&flavor["flavor"]["ram"]))))
 }
 
-/// The last part of a server's console output; none if Nova does not have it.
+/// The last part of a server's console output, or why it cannot be read; none if it is empty.
 pub async fn console(cloud: &Cloud, id: &str) -> Option<String> {
     let action = json!({ "os-getConsoleOutput": { "length": CONSOLE_LINES } });
-    let json = cloud.post(Service::Compute, &format!("/servers/{id}/action"), &action).await.ok()?;
+    let json = match cloud.post(Service::Compute, &format!("/servers/{id}/action"), &action).await {
+        Ok(json) => json,
+        Err(error) => return Some(format!("(the console output cannot be read: {error})")),
+    };
     let text = json["output"].as_str().filter(|text| !text.is_empty())?;
     let mut from = text.len().saturating_sub(CONSOLE);
     while !text.is_char_boundary(from) {
