@@ -99,10 +99,15 @@ pub fn run(source: Option<&Path>) -> Result<bool, MasterError> {
     shown
 }
 
-fn make_dir() -> Result<PathBuf, MasterError> {
-    let mut raw = [0_u8; 6];
+/// So many random bytes, in hexadecimal digits.
+fn random_hex(bytes: usize) -> Result<String, MasterError> {
+    let mut raw = vec![0_u8; bytes];
     getrandom::fill(&mut raw).map_err(|e| MasterError::new("cannot draw random numbers", &e))?;
-    let name = hex::encode(raw);
+    Ok(hex::encode(raw))
+}
+
+fn make_dir() -> Result<PathBuf, MasterError> {
+    let name = random_hex(6)?;
     let dir = std::env::temp_dir().join(format!("rouse-demo-{name}"));
     DirBuilder::new().mode(0o711).create(&dir).map_err(|e| MasterError::new(dir.display(), &e))?;
     Ok(dir)
@@ -113,11 +118,11 @@ async fn show(dir: &Path, source: Option<&Path>, owner: &mut Option<String>) -> 
     let build = write_build(dir, source)?;
     let port = free_port()?;
     let text = format!(
-        "[master]\nname = \"demo\"\nstate_dir = {state:?}\nlisten = \"127.0.0.1:0\"\n\
+        "[master]\nname = \"demo\"\nstate_dir = {state:?}\nlisten = \"127.0.0.1:0\"\nread_token = false\n\
          [broker]\nlisten = [\"127.0.0.1:{port}\"]\nauth_listen = \"127.0.0.1:0\"\n\
          [[worker]]\nname = \"demo\"\npassword = {password:?}\nbuild_wait_timeout = {IDLE:?}\ngrace = {IDLE:?}\n[worker.process]\n",
         state = dir.join("state"),
-        password = dir.display().to_string(),
+        password = random_hex(16)?,
     );
     let config = Config::parse(&text, Path::new("demo.toml"))
         .map_err(|errors| MasterError::from(format!("the demo's configuration is invalid: {errors}")))?;

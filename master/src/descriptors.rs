@@ -27,7 +27,7 @@ pub fn raise() {
 /// If the kernel refuses it.
 pub fn restore() -> io::Result<()> {
     match GIVEN.get() {
-        Some(given) => setrlimit(Resource::Nofile, given.clone()).map_err(io::Error::from),
+        Some(given) => setrlimit(Resource::Nofile, *given).map_err(io::Error::from),
         None => Ok(()),
     }
 }

@@ -140,7 +140,8 @@ impl Stage {
 
     /// Sends a signal to some agent, of either kind.
     fn harm(&mut self, signal: i32) -> i32 {
-        let hosts = request(self.master.http, "GET", "/api/hosts", None, "").filter(|a| a.status == 200);
+        let hosts =
+            request(self.master.http, "GET", "/api/hosts", Some(&self.master.token()), "").filter(|a| a.status == 200);
         let hosts = hosts.map(|answer| answer.json()).unwrap_or_default();
         let agent =
             |host: &Value| Some((text(&host["worker"]), text(&host["handle"]).split(':').next()?.parse().ok()?));
@@ -386,7 +387,8 @@ fn nothing_is_lost_and_nothing_is_left_running() {
 
     // The hosts go, the ledger and the provider agree, and with the agents ends whatever they ran.
     stage.master.until_within(SETTLE, "no host is left", || {
-        request(stage.master.http, "GET", "/api/hosts", None, "").is_some_and(|a| a.json() == json!([]))
+        request(stage.master.http, "GET", "/api/hosts", Some(&stage.master.token()), "")
+            .is_some_and(|a| a.json() == json!([]))
     });
     stage.master.rouse(&["audit"]).ended(0);
     assert_eq!(stage.cloud.alive(), Vec::<String>::new());

@@ -1,17 +1,15 @@
 //! The client of the HTTP API.
 
 use super::error::CliError;
+use super::token::{self, Token};
 use crate::api;
 use reqwest::{Method, Response, StatusCode};
 use rouse_shared::certificate;
 use rouse_shared::error::Chain;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use std::path::Path;
 use std::time::Duration;
 
-/// The default path of the token, in the default state directory.
-const DEFAULT_TOKEN_FILE: &str = "/var/lib/rouse/api-token";
 /// If the master does not accept the connection within this time, it counts as away.
 const CONNECT: Duration = Duration::from_secs(10);
 /// If the master sends nothing for this long, it counts as away. Event streams have a comment every 15 seconds; a
@@ -23,12 +21,6 @@ pub(super) struct Client {
     http: reqwest::Client,
     server: String,
     token: Option<Token>,
-}
-
-/// A token, and where it comes from.
-struct Token {
-    text: String,
-    source: String,
 }
 
 impl Client {
@@ -48,7 +40,7 @@ impl Client {
             tracing::debug!("another thread has installed a TLS provider");
         }
         let mut http = reqwest::Client::builder().connect_timeout(CONNECT).read_timeout(SILENCE).tcp_nodelay(true);
-        if is_loopback(&url) {
+        if token::is_loopback(&url) {
             // A proxy in the environment would have another loopback.
             http = http.no_proxy();
         }
@@ -57,7 +49,7 @@ impl Client {
             http = http.tls_certs_only([]);
         }
         let http = http.build().map_err(|error| CliError::Usage(format!("cannot set up HTTP: {}", Chain(&error))))?;
-        Ok(Self { http, server: server.to_owned(), token: token()? })
+        Ok(Self { http, server: server.to_owned(), token: token::find(&url)? })
     }
 
     /// Sends a GET request.
@@ -150,10 +142,9 @@ impl Client {
         match &self.token {
             Some(token) => format!("{} is not the token of the master at {}", token.source, self.server),
             None => {
-                let why = std::fs::read_to_string(DEFAULT_TOKEN_FILE).err().map(|e| e.to_string()).unwrap_or_default();
+                let why = token::why_not_the_default();
                 format!(
-                    "this needs the master's token: set ROUSE_TOKEN, or ROUSE_TOKEN_FILE to the path of its api-token \
-                     ({DEFAULT_TOKEN_FILE}: {why})"
+                    "this needs the master's token: set ROUSE_TOKEN, or ROUSE_TOKEN_FILE to the path of its api-token{why}"
                 )
             }
         }
@@ -172,43 +163,4 @@ impl Client {
         };
         CliError::Unreachable(format!("cannot reach the master at {}: {cause}{advice}", self.server))
     }
-}
-
-fn is_loopback(url: &reqwest::Url) -> bool {
-    url.host_str().is_some_and(|host| {
-        let address = host.trim_start_matches('[').trim_end_matches(']').parse::<std::net::IpAddr>();
-        host == "localhost" || address.is_ok_and(|address| address.is_loopback())
-    })
-}
-
-/// The token from `ROUSE_TOKEN`, otherwise from the file `ROUSE_TOKEN_FILE`, otherwise from the default file if that
-/// can be read.
-fn token() -> Result<Option<Token>, CliError> {
-    if let Ok(token) = std::env::var("ROUSE_TOKEN")
-        && !token.trim().is_empty()
-    {
-        return checked_token(&token, "ROUSE_TOKEN").map(Some);
-    }
-    match std::env::var_os("ROUSE_TOKEN_FILE").filter(|path| !path.is_empty()) {
-        Some(path) => {
-            let path = Path::new(&path);
-            let token = std::fs::read_to_string(path).map_err(|error| {
-                CliError::Usage(format!("cannot read ROUSE_TOKEN_FILE {}: {error}", path.display()))
-            })?;
-            checked_token(&token, &format!("what ROUSE_TOKEN_FILE {} holds", path.display())).map(Some)
-        }
-        // Reading needs no token on loopback. If a request needs one, the master's error says so.
-        None => match std::fs::read_to_string(DEFAULT_TOKEN_FILE) {
-            Ok(token) => checked_token(&token, &format!("what {DEFAULT_TOKEN_FILE} holds")).map(Some),
-            Err(_) => Ok(None),
-        },
-    }
-}
-
-fn checked_token(token: &str, source: &str) -> Result<Token, CliError> {
-    let token = token.trim();
-    if token.is_empty() || !token.bytes().all(|b| b.is_ascii_graphic()) {
-        return Err(CliError::Usage(format!("{source} is not a token: expected one word of ASCII characters")));
-    }
-    Ok(Token { text: token.to_owned(), source: source.to_owned() })
 }

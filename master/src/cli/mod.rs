@@ -13,6 +13,7 @@ mod output;
 mod show;
 mod submit;
 mod terminate;
+mod token;
 mod watch;
 
 use crate::api;

@@ -55,6 +55,7 @@ pub(super) fn master<'d>(root: &Table<'d>, empty: &'d DeTable<'d>) -> MasterConf
                 v.error("must consist of ASCII characters without spaces")
             }
         }),
+        read_token: table.optional("read_token", |v| v.boolean()),
         restart_lease: table.or("restart_lease", DEFAULT_RESTART_LEASE, |v| v.duration(Duration::ZERO)),
     };
     table.finish();

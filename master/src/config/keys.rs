@@ -131,6 +131,7 @@ pub(super) static MASTER: Section = Section {
         key("state_dir", Kind::Word).default("\"/var/lib/rouse\""),
         key("listen", ADDRESS).default("\"127.0.0.1:8090\""),
         key("api_token", SECRET),
+        key("read_token", Kind::Boolean),
         key("restart_lease", Kind::Duration(0)).default("600"),
     ],
     rules: &[],

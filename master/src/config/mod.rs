@@ -75,6 +75,8 @@ pub struct MasterConfig {
     pub listen: SocketAddr,
     /// The token for requests that change something; absent if it is generated at the start in the state directory.
     pub api_token: Option<Secret>,
+    /// Whether requests that only read need the token too; absent: see [`Config::read_needs_token`].
+    pub read_token: Option<bool>,
     /// The length of every lease once the master is asked to end.
     pub restart_lease: Duration,
 }
@@ -265,6 +267,13 @@ impl Config {
         reading.config.ok_or(ConfigErrors(reading.errors))
     }
 
+    /// Whether requests that only read need the API token. If the file does not say, they do if others than the users of
+    /// this machine can send them, or if builds run on this machine.
+    pub fn read_needs_token(&self) -> bool {
+        let builds_here = || self.sections::<ProcessConfig>().next().is_some();
+        self.master.read_token.unwrap_or_else(|| !self.master.listen.ip().is_loopback() || builds_here())
+    }
+
     /// The workers whose hosts one kind of provider creates, with their sections.
     pub fn sections<T: hosts::Section + 'static>(&self) -> impl Iterator<Item = (&WorkerName, &T)> {
         self.hosts.iter().filter_map(|(worker, host)| Some((worker, T::of(host)?)))
@@ -279,6 +288,7 @@ impl Config {
                 state_dir,
                 listen: general::local(8090),
                 api_token: None,
+                read_token: None,
                 restart_lease: general::DEFAULT_RESTART_LEASE,
             },
             broker: BrokerConfig {

@@ -4,6 +4,8 @@ use super::event_loop;
 use crate::config::Config;
 use crate::core::event::Change;
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::sync::{broadcast, mpsc, oneshot};
 use tracing::warn;
 
@@ -18,11 +20,14 @@ pub struct Control {
     pub changes: broadcast::Sender<Change>,
     /// Who owns the hosts: the master's name and id.
     pub owner: String,
+    /// Whether the API asks those who only read for its token.
+    pub(super) read_needs_token: Arc<AtomicBool>,
 }
 
 impl Control {
     /// Applies a new configuration. Everything that has not changed continues.
     pub async fn configure(&self, config: Config) {
+        self.read_needs_token.store(config.read_needs_token(), Ordering::Relaxed);
         if self.controls.send(event_loop::Control::Configure(Box::new(config))).await.is_err() {
             warn!("the new configuration is not used: the master is ending");
         }

@@ -22,6 +22,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use tokio::net::TcpListener;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tracing::{error, info, warn};
@@ -132,12 +133,19 @@ impl Master {
         };
         let ended = event_loop::spawn(store, start, executor, inputs, config.clone())?;
 
-        let control =
-            Arc::new(Control { controls, address, token: state.token.clone(), changes: changes.clone(), owner });
+        let read_needs_token = Arc::new(AtomicBool::new(config.read_needs_token()));
+        let control = Arc::new(Control {
+            controls,
+            address,
+            token: state.token.clone(),
+            changes: changes.clone(),
+            owner,
+            read_needs_token: read_needs_token.clone(),
+        });
         let (stop_web, stopped) = oneshot::channel::<()>();
         let settings = web::Settings {
             token: state.token.clone(),
-            read_needs_token: web::Settings::read_needs_token(address),
+            read_needs_token,
             version: env!("CARGO_PKG_VERSION"),
             master_name: config.master.name.clone(),
         };

@@ -1,5 +1,6 @@
-//! Access control. Requests that change something need the token. If the server does not listen on loopback, all other
-//! requests need it too, except the request for the status page, which contains no data.
+//! Access control. Requests that change something need the token, and so does an audit, which calls every cloud. If
+//! `master.read_token` is true, all other requests need it too, except those that contain no data: the status page, the
+//! description of the API, and whether the master is healthy.
 
 use super::App;
 use super::error::ApiError;
@@ -9,11 +10,19 @@ use axum::http::{HeaderMap, Method, header};
 use axum::middleware::Next;
 use axum::response::Response;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+/// Paths of the API with rules of their own.
+const AUDIT: &str = "/api/audit";
+const OPENAPI: &str = "/openapi.json";
+const HEALTH: &str = "/healthz";
 
 /// Lets a request through, or answers 401.
 pub(super) async fn check(State(app): State<Arc<App>>, request: Request, next: Next) -> Result<Response, ApiError> {
     let reads = matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS);
-    if reads && (!app.settings.read_needs_token || request.uri().path() == page::PATH) {
+    let path = request.uri().path();
+    let open = !app.settings.read_needs_token.load(Ordering::Relaxed) && path != AUDIT;
+    if reads && (open || matches!(path, page::PATH | OPENAPI | HEALTH)) {
         return Ok(next.run(request).await);
     }
     match bearer(request.headers()) {

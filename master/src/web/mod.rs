@@ -28,9 +28,9 @@ pub use messages::{answer_body, change_message};
 use rouse_shared::{AttemptId, BuildId};
 use std::collections::BTreeMap;
 use std::future::Future;
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
@@ -186,19 +186,12 @@ pub trait LogSource: Send + Sync + 'static {
 pub struct Settings {
     /// The token for requests that change something. Never empty.
     pub token: String,
-    /// Whether reading needs it too.
-    pub read_needs_token: bool,
+    /// Whether reading needs it too. May change with the configuration.
+    pub read_needs_token: Arc<AtomicBool>,
     /// Version of the master.
     pub version: &'static str,
     /// What the master is called.
     pub master_name: String,
-}
-
-impl Settings {
-    /// Whether reading needs the token if the server listens on `address`.
-    pub fn read_needs_token(address: SocketAddr) -> bool {
-        !address.ip().is_loopback()
-    }
 }
 
 /// What all handlers share.

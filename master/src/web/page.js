@@ -73,7 +73,7 @@ async function request(path, options = {}) {
     if (!Number.isNaN(date)) clockSkew = Math.abs(date - Date.now()) > 3000 ? date - Date.now() : 0;
     if (response.ok) return response;
     if (response.status === 401) {
-      why = token !== used ? null : used ? "The master did not accept this token." : "The master does not listen on a loopback address, so viewing requires the token too.";
+      why = token !== used ? null : used ? "The master did not accept this token." : "This requires the token of the master.";
       continue;
     }
     let message = `${path}: the master answered ${response.status}`;
@@ -705,7 +705,8 @@ function navigate() {
     scrollTo(0, 0);
   }
   document.title = "rouse";
-  if (!route.id && !model.audit) audit();
+  // An audit requires the token, which nobody is asked for unless they want something.
+  if (!route.id && !model.audit && token) audit();
   refresh();
 }
 

@@ -14,6 +14,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::net::TcpListener;
@@ -106,7 +107,7 @@ impl Fake {
         tokio::spawn(answer(asked, Arc::clone(&self.world), self.changes.clone()));
         let settings = Settings {
             token: TOKEN.to_owned(),
-            read_needs_token: self.read_needs_token,
+            read_needs_token: Arc::new(AtomicBool::new(self.read_needs_token)),
             version: "0.0.1",
             master_name: "ci".to_owned(),
         };

@@ -338,13 +338,13 @@ impl Master {
         all.as_array().expect("a list").iter().filter(|h| h["worker"] == worker).cloned().collect()
     }
 
-    /// GET.
+    /// GET, with the token.
     ///
     /// # Panics
     /// If nobody answers.
     #[track_caller]
     pub fn get(&self, path: &str) -> Reply {
-        request(self.http, "GET", path, None, "").expect("the master answers")
+        request(self.http, "GET", path, Some(&self.token()), "").expect("the master answers")
     }
 
     /// POST, with the token.

@@ -36,7 +36,7 @@ async fn dial(master: &Master) -> Connection {
 async fn a_published_build_runs_once_and_its_events_are_published() {
     let master = tokio::task::block_in_place(shared);
     let _agent = tokio::task::block_in_place(|| master.agent("inbox"));
-    let stream = open(master.http, "GET", "/api/events", None, "").unwrap();
+    let stream = open(master.http, "GET", "/api/events", Some(&master.token()), "").unwrap();
     let connection = dial(master).await;
     let channel = connection.create_channel().await.unwrap();
     let (reply_to, mut replies) = own_queue(&channel).await;

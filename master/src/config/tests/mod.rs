@@ -361,7 +361,7 @@ fn check_prints_faults_and_sums_up() {
     );
     assert!(text.starts_with("D/rouse.toml:1:1: warning: worker.run_as: "), "{text}");
     let (code, text) = run("[master]\nname = 7\nx = 1\n", false);
-    let expected = "D/rouse.toml:2:8: master.name: expected a string, found an integer\nD/rouse.toml:3:1: master.x: unknown key; known here are `api_token`, `listen`, `name`, `restart_lease`, `state_dir`\nD/rouse.toml: 2 errors\n";
+    let expected = "D/rouse.toml:2:8: master.name: expected a string, found an integer\nD/rouse.toml:3:1: master.x: unknown key; known here are `api_token`, `listen`, `name`, `read_token`, `restart_lease`, `state_dir`\nD/rouse.toml: 2 errors\n";
     assert_eq!((code, &*text), (2, expected));
 
     let process = |agent: &str| standing(&format!("[worker.process]\nagent = \"{agent}\""));
