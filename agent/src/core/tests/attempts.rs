@@ -1,6 +1,8 @@
 //! Attempts: steps, outcomes, cancellation, logs.
 
 use super::*;
+use rouse_shared::codec;
+use rouse_shared::limits::{MAX_CONTROL, MAX_STEPS, MAX_TEXT};
 
 fn agent() -> Agent {
     Agent::attached(settings(), welcome())
@@ -222,4 +224,68 @@ fn the_configured_user_wins_over_the_orders() {
         assert_eq!(run.run_as.as_deref(), Some(expected));
         assert_eq!(run.env, BTreeMap::from([("A".to_owned(), "1".to_owned()), ("B".to_owned(), "2".to_owned())]));
     }
+}
+
+/// A build of as many steps as there may be, none of which can be started, for a long reason.
+fn hopeless(agent: &mut Agent, attempt: &str) {
+    let mut step = step("make");
+    step.always = true;
+    agent.receives(2_000, order(attempt, vec![step; MAX_STEPS]));
+    let why = StepState::NotStarted("w".repeat(2 * MAX_TEXT));
+    for step in 0..MAX_STEPS as u32 {
+        agent.at(
+            2_001,
+            Event::StepEnded {
+                attempt: id(attempt),
+                step,
+                state: why.clone(),
+                log_length: 0,
+                log_cut: 0,
+                took: Duration::ZERO,
+            },
+        );
+    }
+}
+
+fn sent(agent: &mut Agent, ms: u64, event: Event) -> Vec<ToMaster> {
+    let effects = agent.core.handle(Timestamp(ms), event);
+    let sent = effects.into_iter().filter_map(|effect| match effect {
+        Effect::Send(message) => Some(*message),
+        _ => None,
+    });
+    let sent: Vec<_> = sent.collect();
+    for message in &sent {
+        let bytes = codec::encode(message).len();
+        assert!(bytes <= MAX_CONTROL, "a message of {bytes} bytes, which the master does not take");
+    }
+    sent
+}
+
+/// Otherwise an agent with many builds that have ended could not attach until it is started again.
+#[test]
+fn a_hello_that_would_be_too_large_lists_the_attempts_and_their_reports_follow() {
+    let mut agent = agent();
+    for attempt in ["1.1", "2.1", "3.1"] {
+        hopeless(&mut agent, attempt);
+    }
+    agent.receives(2_002, order("4.1", vec![step("make")]));
+    agent.at(2_003, started("4.1", 0));
+    agent.breaks(3_000);
+    agent.until(10_000, false);
+    let connection = agent.core.connection;
+    let said = sent(&mut agent, 10_000, Event::LinkUp { connection });
+    let ToMaster::Hello(hello) = &said[0] else { panic!("{said:?}") };
+    let listed: Vec<_> = hello.attempts.iter().map(picture).collect();
+    let ended = "r0:  => Failure(\"\")";
+    assert_eq!(listed, [format!("1.1 {ended}"), format!("2.1 {ended}"), format!("3.1 {ended}"), "4.1 r0: ".to_owned()]);
+    let message = Box::new(ToAgent::Welcome(Box::new(welcome())));
+    let said = sent(&mut agent, 10_001, Event::FromMaster { connection, message });
+    let reported: Vec<_> = said
+        .iter()
+        .filter_map(|message| match message {
+            ToMaster::Report(report) => Some((report.attempt.attempt, report.attempt.steps.len())),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(reported, [(id("1.1"), 1_000), (id("2.1"), 1_000), (id("3.1"), 1_000), (id("4.1"), 1)]);
 }
