@@ -648,7 +648,7 @@ async function followLog(log) {
 function appendToLog(log, text, last = false) {
   let all = log.pending + text;
   log.pending = "";
-  const open = last ? null : /(?:\r|\x1b(?:\[[0-9;:?]*|\][^\x07\x1b]{0,200})?)$/.exec(all);
+  const open = last ? null : /(?:\r|\x1b(?:\[[0-9;:?]{0,64}|\][^\x07\x1b]{0,200})?)$/.exec(all);
   if (open) {
     log.pending = open[0];
     all = all.slice(0, open.index);
