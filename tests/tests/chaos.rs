@@ -290,9 +290,11 @@ impl Stage {
 
     /// Every build has ended.
     fn settled(&self) -> bool {
+        let token = self.master.token();
         ["queued", "starting", "running"].iter().all(|state| {
             let path = format!("/api/builds?state={state}&limit=1");
-            request(self.master.http, "GET", &path, None, "").is_some_and(|a| a.status == 200 && a.json() == json!([]))
+            let answer = request(self.master.http, "GET", &path, Some(&token), "");
+            answer.is_some_and(|a| a.status == 200 && a.json() == json!([]))
         })
     }
 

@@ -235,7 +235,11 @@ impl VirtHost {
     /// # Panics
     /// If it is not there.
     pub fn signal_guest(&self, name: &str, signal: i32) {
-        let pids = self.pids("qemu-system-x86_64", &format!("guest={name},"));
+        // QEMU is in the mount namespace of its libvirtd. Another run of these tests has domains of the same names.
+        let namespace = |pid: &i32| fs::read_link(format!("/proc/{pid}/ns/mnt")).ok();
+        let own = self.pids("libvirtd", &self.dir.display().to_string()).first().and_then(namespace);
+        let mut pids = self.pids("qemu-system-x86_64", &format!("guest={name},"));
+        pids.retain(|pid| own.is_none() || namespace(pid) == own);
         assert_eq!(pids.len(), 1, "one QEMU of {name}");
         // SAFETY: only numbers are passed.
         assert_eq!(unsafe { libc::kill(pids[0], signal) }, 0);
