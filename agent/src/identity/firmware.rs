@@ -1,10 +1,14 @@
 //! What the firmware of a virtual machine says: the cloud that it runs on, and boot data.
 
 use super::{BootText, IdentityError};
+use crate::core::Level;
+use crate::diagnostics::log;
 use rouse_shared::boot::{self, FW_CFG};
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
 
 /// Largest SMBIOS table, bytes. Those of virtual machines have a few KiB.
 const MAX_TABLE: u64 = 1 << 20;
@@ -12,6 +16,12 @@ const MAX_TABLE: u64 = 1 << 20;
 const TABLE: &str = "sys/firmware/dmi/tables/DMI";
 /// Single entries of the table, for machines whose kernel does not show the whole.
 const ENTRIES: &str = "sys/firmware/dmi/entries";
+/// What QEMU's fw_cfg device contains. A kernel module shows it.
+const FW_CFG_ROOT: &str = "sys/firmware/qemu_fw_cfg";
+/// That module.
+const FW_CFG_MODULE: &str = "qemu_fw_cfg";
+/// How long the agent waits for it to be loaded.
+const MODULE_LIMIT: Duration = Duration::from_secs(5);
 /// SMBIOS type of the OEM strings.
 const OEM_STRINGS: u8 = 11;
 
@@ -49,6 +59,35 @@ pub(super) fn cloud(root: &Path) -> Option<Cloud> {
     openstack.then_some(Cloud::OpenStack)
 }
 
+/// Loads the kernel module that shows QEMU's fw_cfg device, if the machine has the device and the kernel does not show it
+/// yet: the agent may start before udev has loaded the module, and some images have no udev.
+pub(super) async fn show_fw_cfg(root: &Path) {
+    if !fw_cfg_is_hidden(root) || !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let load = || Command::new("modprobe").arg(FW_CFG_MODULE).stdin(Stdio::null()).output();
+    let why = match tokio::time::timeout(MODULE_LIMIT, tokio::task::spawn_blocking(load)).await {
+        Ok(Ok(Ok(output))) if output.status.success() => return,
+        Ok(Ok(Ok(output))) => String::from_utf8_lossy(&output.stderr).trim().to_owned(),
+        Ok(Ok(Err(error))) => format!("modprobe cannot be run: {error}"),
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => format!("modprobe has not ended within {} s", MODULE_LIMIT.as_secs()),
+    };
+    let what = "cannot load the kernel module qemu_fw_cfg, without which boot data of libvirt cannot be read";
+    log(Level::Warn, &format!("{what}: {why}"));
+}
+
+/// Whether the machine has an fw_cfg device whose content the kernel does not show. ACPI or the device tree lists the
+/// device.
+fn fw_cfg_is_hidden(root: &Path) -> bool {
+    let lists = |dir: &str, name: &str| {
+        let entries = std::fs::read_dir(root.join(dir)).into_iter().flatten().flatten();
+        entries.into_iter().any(|entry| entry.file_name().to_string_lossy().starts_with(name))
+    };
+    !root.join(FW_CFG_ROOT).exists()
+        && (lists("sys/bus/acpi/devices", "QEMU0002:") || lists("sys/firmware/devicetree/base", "fw-cfg@"))
+}
+
 /// The boot data in the firmware: in its OEM strings, or in QEMU's fw_cfg device. What may not be read counts as
 /// absent: an agent that is not root runs on a machine that belongs to somebody else.
 ///
@@ -62,7 +101,7 @@ pub(super) fn boot_data(root: &Path) -> Result<Option<BootText>, IdentityError> 
     if let Some(toml) = toml {
         return Ok(Some(BootText { source: source.to_owned(), toml: Ok(toml), of_a_process: false }));
     }
-    let path = root.join("sys/firmware/qemu_fw_cfg/by_name").join(FW_CFG).join("raw");
+    let path = root.join(FW_CFG_ROOT).join("by_name").join(FW_CFG).join("raw");
     let Ok(bytes) = read_at_most(&path, rouse_shared::limits::MAX_BOOT_DATA as u64) else { return Ok(None) };
     let toml = String::from_utf8(bytes).map_err(|_| "they are not text".to_owned());
     Ok(Some(BootText { source: path.display().to_string(), toml, of_a_process: false }))

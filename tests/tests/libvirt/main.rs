@@ -16,6 +16,7 @@ mod machines;
 mod metadata;
 mod names;
 mod places;
+mod secrets;
 mod session;
 mod steps;
 mod system;

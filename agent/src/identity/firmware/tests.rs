@@ -68,6 +68,19 @@ fn boot_data_are_found_in_the_table_and_in_its_entries_and_in_qemus_files() {
 }
 
 #[test]
+fn a_fw_cfg_device_without_its_module_is_noticed() {
+    let device = ("sys/bus/acpi/devices/QEMU0002:00/hid", &b"QEMU0002"[..]);
+    let tree = ("sys/firmware/devicetree/base/fw-cfg@9020000/compatible", &b"qemu,fw-cfg-mmio"[..]);
+    let other = ("sys/bus/acpi/devices/QEMU0001:00/hid", &b"QEMU0001"[..]);
+    let shown = ("sys/firmware/qemu_fw_cfg/rev", &b"3"[..]);
+    for (files, hidden) in
+        [(&[device][..], true), (&[tree], true), (&[other], false), (&[device, shown], false), (&[], false)]
+    {
+        assert_eq!(fw_cfg_is_hidden(machine(files).path()), hidden, "{files:?}");
+    }
+}
+
+#[test]
 fn a_broken_table_ends_where_it_breaks() {
     let whole = table(&["a", "bc"]);
     assert_eq!(strings_in(&whole), ["somebody's", "a", "bc"]);

@@ -3,6 +3,7 @@
 
 use super::disk::Format;
 use super::{kvm, xml};
+use rouse_shared::boot::FW_CFG;
 use std::path::{Path, PathBuf};
 use xmltree::{Element, Namespace};
 
@@ -136,8 +137,8 @@ pub struct Wanted<'a> {
     pub mac: &'a str,
     /// Its owner tag.
     pub tag: &'a OwnerTag,
-    /// Boot data, as strings of the firmware's table.
-    pub oem_strings: &'a [String],
+    /// The file with its boot data.
+    pub boot_file: &'a Path,
     /// Its disk.
     pub disk: Disk<'a>,
 }
@@ -160,7 +161,7 @@ pub fn patch(domain: &mut Element, wanted: &Wanted<'_>) -> Result<Format, String
         metadata.children.retain(|node| node.as_element().is_none_or(|e| e.namespace.as_deref() != Some(NAMESPACE)));
         xml::push(metadata, wanted.tag.element());
     }
-    put_oem_strings(domain, wanted.oem_strings);
+    put_boot_file(domain, wanted.boot_file);
     let devices = xml::child_or_new(domain, "devices").ok_or("its XML has no devices")?;
     put_mac(devices, wanted.mac);
     if let Some(console) = &wanted.tag.console {
@@ -169,25 +170,21 @@ pub fn patch(domain: &mut Element, wanted: &Wanted<'_>) -> Result<Format, String
     put_disk(devices, wanted.disk)
 }
 
-fn put_oem_strings(domain: &mut Element, strings: &[String]) {
-    if let Some(os) = xml::child_or_new(domain, "os") {
-        xml::remove(os, "smbios");
-        xml::push(os, xml::element("smbios", &[("mode", "sysinfo")]));
-    }
-    let is_smbios = |e: &Element| e.name == "sysinfo" && xml::attribute(e, None, "type") == Some("smbios");
-    if !xml::elements(domain).any(is_smbios) {
-        xml::push(domain, xml::element("sysinfo", &[("type", "smbios")]));
-    }
-    let Some(sysinfo) = xml::elements_mut(domain).find(|e| is_smbios(e)) else { return };
+/// Passes the boot data in QEMU's fw_cfg device: a description, and a command line, that has only the path.
+fn put_boot_file(domain: &mut Element, path: &Path) {
+    let is_kind = |e: &Element, kind: &str| e.name == "sysinfo" && xml::attribute(e, None, "type") == Some(kind);
+    let smbios = xml::elements_mut(domain).find(|e| is_kind(e, "smbios"));
     // libvirt refuses another UUID here than the domain's.
-    if let Some(system) = sysinfo.get_mut_child("system") {
+    if let Some(system) = smbios.and_then(|sysinfo| sysinfo.get_mut_child("system")) {
         system.children.retain(|n| n.as_element().is_none_or(|e| xml::attribute(e, None, "name") != Some("uuid")));
     }
-    if let Some(oem) = xml::child_or_new(sysinfo, "oemStrings") {
-        for string in strings {
-            xml::push(oem, xml::text("entry", string));
-        }
+    if !xml::elements(domain).any(|e| is_kind(e, "fwcfg")) {
+        xml::push(domain, xml::element("sysinfo", &[("type", "fwcfg")]));
     }
+    let Some(sysinfo) = xml::elements_mut(domain).find(|e| is_kind(e, "fwcfg")) else { return };
+    let is_ours = |e: &Element| xml::attribute(e, None, "name") == Some(FW_CFG);
+    sysinfo.children.retain(|node| node.as_element().is_none_or(|e| !is_ours(e)));
+    xml::push(sysinfo, xml::element("entry", &[("name", FW_CFG), ("file", &path.to_string_lossy())]));
 }
 
 /// Sets the hardware address of the first network card, unless the user has set one.

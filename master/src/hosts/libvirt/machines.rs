@@ -6,13 +6,14 @@ mod find;
 
 pub use find::Listing;
 
+use super::boot_file::BootFile;
 use super::disk::{self, Base, NewDisk};
 use super::domain::OwnerTag;
 use super::events::LifecycleEvent;
 use super::link::{Link, LinkError};
-use super::look::{end_domain, look};
+use super::look::{end_domain, is_starting, look};
 use super::places::{Connections, Evidence};
-use super::spec::Spec;
+use super::spec::{Boot, Spec};
 use super::{Observer, Workers, console, faults, kvm};
 use crate::clock;
 use crate::config::LibvirtConfig;
@@ -103,6 +104,19 @@ impl Inner {
 
     pub fn console_path(&self, host: &HostId) -> PathBuf {
         self.dir.join(format!("{host}.console"))
+    }
+
+    /// The file for the boot data of a host.
+    pub async fn boot_file(&self, link: &Link, config: &LibvirtConfig, host: &HostId) -> Result<BootFile, StartError> {
+        if connection_is_local(&config.connection) {
+            return Ok(BootFile { path: self.dir.join(format!("{host}.boot")), pool: None });
+        }
+        let (uri, host, disk) = (config.connection.clone(), host.0.clone(), config.hd_image.clone());
+        link.call(move |connect| {
+            BootFile::elsewhere(connect, &uri, &host, disk.as_deref())
+                .map_err(|error| StartError::Rejected(error.to_string()))
+        })
+        .await
     }
 
     /// The connection to an address, shared by all who use it.
@@ -243,14 +257,26 @@ impl Inner {
         let host_lock = self.host_lock(&host.0);
         let _held = lock(&host_lock);
         let tag = self.tag(host, spec);
-        if self.runs(connect, &tag)? {
+        if let Some(domain) = self.running(connect, &tag)? {
             self.know(&spec.connection, tag);
+            if is_starting(&domain).map_err(LinkError::from)? {
+                // QEMU may not have read its boot data yet.
+                return Err(StartError::Unknown("libvirt is still starting its domain".to_owned()));
+            }
+            hide(connect, spec);
             return Ok(spec.uuid.clone());
         }
         let made = self.make(connect, &tag, spec);
-        let Err(error) = made else { return Ok(spec.uuid.clone()) };
+        let Err(error) = made else {
+            hide(connect, spec);
+            self.passed("boot data removed");
+            return Ok(spec.uuid.clone());
+        };
         if !matches!(error, StartError::Unknown(_)) {
             if let Err(why) = self.clean(&tag) {
+                warn!("{why}");
+            }
+            if let Err(why) = forget_boot_data(connect, spec) {
                 warn!("{why}");
             }
             self.forget(&spec.uuid, &host.0);
@@ -258,11 +284,11 @@ impl Inner {
         Err(error)
     }
 
-    /// Whether the host's domain runs.
-    fn runs(&self, connect: &Connect, tag: &OwnerTag) -> Result<bool, StartError> {
+    /// The host's domain, if it runs.
+    fn running(&self, connect: &Connect, tag: &OwnerTag) -> Result<Option<Domain>, StartError> {
         match look(connect, &tag.uuid)? {
-            None => Ok(false),
-            Some((_, Some(found))) if self.is_ours(&found) && found.host == tag.host => Ok(true),
+            None => Ok(None),
+            Some((domain, Some(found))) if self.is_ours(&found) && found.host == tag.host => Ok(Some(domain)),
             Some((domain, _)) => {
                 let name = domain.name().unwrap_or_else(|_| tag.uuid.clone());
                 let why = format!("the domain {name} runs already, and this host has not started it");
@@ -283,16 +309,23 @@ impl Inner {
                 .map_err(|e| StartError::Transient(format!("make {}: {e}", console.display())))?;
             self.passed("console made");
         }
+        if let Some(Boot { toml, file }) = &spec.boot {
+            file.write(connect, toml).map_err(|error| StartError::Transient(error.to_string()))?;
+            self.passed("boot data written");
+        }
         // Before the call, because the domain's end may be reported before its start.
         self.know(&spec.connection, tag.clone());
         let Err(error) = connect.create_domain_xml(&spec.xml, 0) else {
             self.passed("domain made");
             return Ok(());
         };
-        if self.runs(connect, tag).unwrap_or(false) {
-            return Ok(());
+        if let Ok(Some(domain)) = self.running(connect, tag) {
+            return match is_starting(&domain) {
+                Ok(false) => Ok(()),
+                Ok(true) | Err(_) => Err(StartError::Unknown(error.message().to_owned())),
+            };
         }
-        Err(faults::create(connect, &spec.connection, spec.memory_mb, &error))
+        Err(explained(faults::create(connect, &spec.connection, spec.memory_mb, &error), spec))
     }
 
     fn is_live(&self, host: &str) -> bool {
@@ -320,7 +353,11 @@ impl Inner {
         let (inner, host) = (self.clone(), host.clone());
         let work = move |connect: &Connect| -> Result<_, LinkError> {
             let tag = inner.tag(&host, &spec);
-            Ok(inner.stop_on(connect, &spec.connection, &tag))
+            let stopped = inner.stop_on(connect, &spec.connection, &tag);
+            Ok(match stopped {
+                Ok(Termination::Gone) => forget_boot_data(connect, &spec).map(|()| Termination::Gone),
+                other => other,
+            })
         };
         link.call(work).await.map_err(|failed| failed.to_string())?
     }
@@ -377,6 +414,32 @@ impl Inner {
 pub fn local_image(config: &LibvirtConfig) -> Option<PathBuf> {
     let image = config.base_image.as_ref().or(config.hd_image.as_ref());
     image.filter(|_| connection_is_local(&config.connection)).cloned()
+}
+
+/// Takes the boot data out of their file, once QEMU has read them.
+fn hide(connect: &Connect, spec: &Spec) {
+    if let Some(Boot { file, .. }) = &spec.boot
+        && let Err(error) = file.empty(connect)
+    {
+        warn!("{error}");
+    }
+}
+
+/// Removes the file of the boot data, once the domain is gone.
+fn forget_boot_data(connect: &Connect, spec: &Spec) -> Result<(), String> {
+    spec.boot.as_ref().map_or(Ok(()), |boot| boot.file.remove(connect)).map_err(|error| error.to_string())
+}
+
+/// The error of a start, with what may be its cause: libvirt passes on only QEMU's words.
+fn explained(error: StartError, spec: &Spec) -> StartError {
+    let closed = spec.boot.as_ref().and_then(|boot| boot.file.closed_directory());
+    match (error, closed) {
+        (StartError::Rejected(why), Some(dir)) => StartError::Rejected(format!(
+            "{why} (the user that QEMU runs as may have to pass through {}, which is closed to other users: chmod o+x)",
+            dir.display()
+        )),
+        (error, _) => error,
+    }
 }
 
 /// Removes a console file, and the files that virtlogd has rotated.

@@ -6,6 +6,7 @@
 //!
 //! `link` keeps a connection open; `machines` creates, finds and ends hosts over it.
 
+mod boot_file;
 mod console;
 mod disk;
 mod domain;
@@ -34,10 +35,10 @@ use domain::{Disk, Machine, Wanted};
 use events::LifecycleEvent;
 use machines::Inner;
 pub use online::check;
-use rouse_shared::boot::{self, BootData};
+use rouse_shared::boot::BootData;
 use rouse_shared::{HostId, WorkerName};
 use sha2::{Digest as _, Sha256};
-use spec::Spec;
+use spec::{Boot, Spec};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::PathBuf;
@@ -204,21 +205,24 @@ impl Provider for Libvirt {
             connection: config.connection.clone(),
             uuid: uuid_text,
             xml: String::new(),
+            boot: None,
             memory_mb,
             disk: disk_spec,
             console,
         };
         let toml = toml::to_string(&boot).map_err(|e| rejected(format!("its boot data cannot be written: {e}")))?;
+        let boot_file = self.inner.boot_file(&link, &config, &host.id).await?;
         let wanted = Wanted {
             name: host.worker.as_str(),
             uuid: uuid.as_deref(),
             mac: &mac_of(&host.worker),
             tag: &spec.tag(&self.inner.owner, &host.id),
-            oem_strings: &boot::oem_strings(&toml),
+            boot_file: &boot_file.path,
             disk,
         };
         let form = domain::patch(&mut described, &wanted).map_err(StartError::Rejected)?;
         spec.xml = xml::to_text(&described);
+        spec.boot = Some(Boot { toml, file: boot_file });
         if let Some(fresh) = &mut spec.disk {
             fresh.form = form;
         }

@@ -24,9 +24,8 @@ fn tag() -> OwnerTag {
 
 fn patched(description: &str, disk: Disk<'_>) -> Result<(Element, Format), String> {
     let tag = tag();
-    let strings = ["rouse.boot:YQ==".to_owned()];
-    let wanted =
-        Wanted { name: "w", uuid: Some(&tag.uuid), mac: "52:00:00:00:00:01", tag: &tag, oem_strings: &strings, disk };
+    let boot_file = Path::new("/var/lib/rouse/h1.boot");
+    let wanted = Wanted { name: "w", uuid: Some(&tag.uuid), mac: "52:00:00:00:00:01", tag: &tag, boot_file, disk };
     let mut described = xml::parse(description)?;
     let form = domain::patch(&mut described, &wanted)?;
     // As libvirt reads it.
@@ -66,8 +65,10 @@ fn a_builtin_machine_gets_all_that_it_lacks() {
     assert_eq!(xml::attribute(at(devices, "interface"), Some("mac"), "address"), Some("52:00:00:00:00:01"));
     assert_eq!(xml::attribute(at(devices, "interface"), Some("source"), "network"), Some("a'<&"));
     assert_eq!(xml::attribute(at(devices, "serial"), Some("log"), "file"), Some("/var/lib/rouse/h1.console"));
-    assert_eq!(xml::text_of(at(&domain, "sysinfo/oemStrings"), "entry").as_deref(), Some("rouse.boot:YQ=="));
-    assert_eq!(xml::attribute(at(&domain, "os"), Some("smbios"), "mode"), Some("sysinfo"));
+    let sysinfo = at(&domain, "sysinfo");
+    assert_eq!(xml::attribute(sysinfo, None, "type"), Some("fwcfg"));
+    assert_eq!(xml::attribute(sysinfo, Some("entry"), "name"), Some("opt/rouse/boot"));
+    assert_eq!(xml::attribute(sysinfo, Some("entry"), "file"), Some("/var/lib/rouse/h1.boot"));
 }
 
 #[test]
@@ -78,6 +79,7 @@ fn what_the_user_wrote_stays() {
         <os><type>hvm</type><smbios mode='host'/></os>\
         <sysinfo type='smbios'><system><entry name='uuid'>x</entry><entry name='serial'>s</entry></system>\
         <oemStrings><entry>mine</entry></oemStrings></sysinfo>\
+        <sysinfo type='fwcfg'><entry name='opt/mine'>m</entry><entry name='opt/rouse/boot'>old</entry></sysinfo>\
         <devices><disk device='cdrom'><source file='/srv/cd.iso'/></disk>\
         <disk device='disk'><driver name='qemu' type='qcow2' cache='none'/><source file='/srv/w.qcow2'/>\
         <target dev='sda' bus='sata'/></disk><disk><source file='/srv/data.raw'/></disk>\
@@ -88,12 +90,23 @@ fn what_the_user_wrote_stays() {
     assert_eq!(domain.attributes.get("id"), None);
     assert_eq!(super::look::memory_of(&domain), 2048);
     let text = xml::to_text(&domain);
-    for kept in
-        ["urn:mine", "52:54:00:00:00:07", "<entry>mine</entry>", "cache=\"none\"", "/srv/cd.iso", "/srv/data.raw"]
-    {
+    for kept in [
+        "urn:mine",
+        "52:54:00:00:00:07",
+        "<entry>mine</entry>",
+        "opt/mine",
+        "mode=\"host\"",
+        "cache=\"none\"",
+        "/srv/cd.iso",
+        "/srv/data.raw",
+    ] {
         assert!(text.contains(kept), "{kept} of {text}");
     }
     assert!(text.contains("qemu:commandline") && text.contains("-S"), "{text}");
+    assert!(
+        text.contains("h1.boot") && !text.contains(">old<") && text.matches("type=\"fwcfg\"").count() == 1,
+        "{text}"
+    );
     assert!(!text.contains("52:00:00:00:00:01") && !text.contains("name=\"uuid\"") && text.contains("name=\"serial\""));
 }
 

@@ -158,7 +158,7 @@ impl Inner {
         let entries = fs::read_dir(&self.dir).map_err(|e| format!("cannot read {}: {e}", self.dir.display()))?;
         for path in entries.flatten().map(|entry| entry.path()) {
             let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-            let Some((host, _)) = name.split_once(".console") else { continue };
+            let Some((host, _)) = name.split_once(".console").or(name.split_once(".boot")) else { continue };
             let host_lock = self.host_lock(host);
             let Ok(_held) = host_lock.try_lock() else { continue };
             if idle(host) {
