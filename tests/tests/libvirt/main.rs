@@ -5,6 +5,7 @@
 
 mod builds;
 mod check;
+mod claims;
 mod clones;
 mod contract;
 mod deaths;

@@ -4,7 +4,7 @@
 use super::disk::Format;
 use super::{kvm, xml};
 use rouse_shared::boot::FW_CFG;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use xmltree::{Element, Namespace};
 
 /// The namespace of our element in a domain's metadata.
@@ -23,12 +23,9 @@ pub struct OwnerTag {
     pub host: String,
     /// The domain's UUID. A cloned domain has another UUID, so its copy of the tag is not valid.
     pub uuid: String,
-    /// The disk that was created for it, which is removed with it.
-    pub disk: Option<PathBuf>,
-    /// The base of that disk, and its `Base::change` when the disk was created.
-    pub base: Option<(PathBuf, String)>,
-    /// The file with its console output, which is removed with it.
-    pub console: Option<PathBuf>,
+    /// Whether a disk was created for it. Which one is not read from here: whoever may create a domain could name any
+    /// file of the master's machine.
+    pub has_disk: bool,
 }
 
 impl OwnerTag {
@@ -44,35 +41,32 @@ impl OwnerTag {
         put("id", &self.id);
         put("host", &self.host);
         put("uuid", &self.uuid);
-        let shown = |path: &Path| path.to_string_lossy().into_owned();
-        if let Some(disk) = &self.disk {
-            put("disk", &shown(disk));
-        }
-        if let Some((base, change)) = &self.base {
-            put("base", &shown(base));
-            put("change", change);
-        }
-        if let Some(console) = &self.console {
-            put("console", &shown(console));
+        if self.has_disk {
+            put("disk", "fresh");
         }
         tag
     }
 
-    /// The owner tag in an element of the metadata; none if it is incomplete.
+    /// The owner tag in an element of the metadata; none if it is incomplete, or if its host id is none.
     pub fn read(text: &str) -> Option<Self> {
         let element = xml::parse(text).ok()?;
         let get = |key: &str| element.attributes.get(key).cloned();
-        let base = get("base").map(PathBuf::from).zip(get("change"));
+        // It becomes part of file names.
+        let host = get("host").filter(|host| is_plain(host))?;
         Some(Self {
             master: get("master")?,
             id: get("id")?,
-            host: get("host")?,
+            host,
             uuid: get("uuid")?,
-            disk: get("disk").map(PathBuf::from),
-            base,
-            console: get("console").map(PathBuf::from),
+            // An earlier version has written the path.
+            has_disk: get("disk").is_some(),
         })
     }
+}
+
+/// Whether a text can be the id of a host.
+fn is_plain(id: &str) -> bool {
+    !id.is_empty() && id.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
 }
 
 /// The settings of the built-in machine.
@@ -139,6 +133,8 @@ pub struct Wanted<'a> {
     pub tag: &'a OwnerTag,
     /// The file with its boot data.
     pub boot_file: &'a Path,
+    /// The file for its console output.
+    pub console: Option<&'a Path>,
     /// Its disk.
     pub disk: Disk<'a>,
 }
@@ -164,7 +160,7 @@ pub fn patch(domain: &mut Element, wanted: &Wanted<'_>) -> Result<Format, String
     put_boot_file(domain, wanted.boot_file);
     let devices = xml::child_or_new(domain, "devices").ok_or("its XML has no devices")?;
     put_mac(devices, wanted.mac);
-    if let Some(console) = &wanted.tag.console {
+    if let Some(console) = wanted.console {
         put_console(devices, console);
     }
     put_disk(devices, wanted.disk)

@@ -35,10 +35,25 @@ use virt::domain::Domain;
 /// How long a guest on a user's own disk may take to shut down before its power is cut.
 const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(60);
 
+/// What was created for a host beside its domain. The paths are those of the launch spec in the ledger, or follow from
+/// the configuration and the host's id. They are never those that a domain's metadata name.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+struct Made {
+    /// Its disk.
+    disk: Option<PathBuf>,
+    /// The base of that disk, and its `Base::change` when the disk was created.
+    base: Option<(PathBuf, String)>,
+    /// The file with its console output.
+    console: Option<PathBuf>,
+    /// The file with its boot data.
+    boot: Option<BootFile>,
+}
+
 /// A host whose end is watched.
 struct Known {
     uri: String,
     tag: OwnerTag,
+    made: Made,
     /// When it was asked to shut down.
     asked: Option<Timestamp>,
 }
@@ -106,10 +121,14 @@ impl Inner {
         self.dir.join(format!("{host}.console"))
     }
 
+    fn local_boot_file(&self, host: &HostId) -> BootFile {
+        BootFile { path: self.dir.join(format!("{host}.boot")), pool: None }
+    }
+
     /// The file for the boot data of a host.
     pub async fn boot_file(&self, link: &Link, config: &LibvirtConfig, host: &HostId) -> Result<BootFile, StartError> {
         if connection_is_local(&config.connection) {
-            return Ok(BootFile { path: self.dir.join(format!("{host}.boot")), pool: None });
+            return Ok(self.local_boot_file(host));
         }
         let (uri, host, disk) = (config.connection.clone(), host.0.clone(), config.hd_image.clone());
         link.call(move |connect| {
@@ -188,16 +207,20 @@ impl Inner {
         lock(&self.locks).entry(host.to_owned()).or_default().clone()
     }
 
-    fn know(&self, uri: &str, tag: OwnerTag) {
-        let known = Known { uri: uri.to_owned(), tag: tag.clone(), asked: None };
-        lock(&self.known).entry(tag.uuid).or_insert(known);
+    /// Watches a host of the ledger.
+    fn know(&self, uri: &str, tag: OwnerTag, made: Made) {
+        let mut known = lock(&self.known);
+        // A domain that only claimed to be this host's.
+        known.retain(|uuid, other| other.tag.host != tag.host || *uuid == tag.uuid);
+        let asked = known.get(&tag.uuid).and_then(|known| known.asked);
+        known.insert(tag.uuid.clone(), Known { uri: uri.to_owned(), tag, made, asked });
     }
 
     /// Watches hosts of an earlier master, and checks whether they have ended already.
     pub fn expect<'a>(&self, hosts: impl Iterator<Item = (&'a HostId, Spec)>) {
         let mut uris = BTreeSet::new();
         for (host, spec) in hosts {
-            self.know(&spec.connection, self.tag(host, &spec));
+            self.know(&spec.connection, self.tag(host, &spec), self.made(host, &spec));
             uris.insert(spec.connection);
         }
         for uri in uris {
@@ -224,13 +247,25 @@ impl Inner {
         spec.tag(&self.owner, host)
     }
 
+    fn made(&self, host: &HostId, spec: &Spec) -> Made {
+        Made {
+            disk: spec.disk.as_ref().map(|fresh| fresh.path.clone()),
+            base: spec.disk.as_ref().map(|fresh| (fresh.base.clone(), fresh.change.clone())),
+            console: spec.console.as_ref().map(|_| self.console_path(host)),
+            boot: spec.boot.as_ref().map(|boot| boot.file.clone()),
+        }
+    }
+
     /// Removes what was created for a host in addition to its domain.
-    fn clean(&self, tag: &OwnerTag) -> Result<(), String> {
-        if let Some(path) = &tag.disk {
+    fn clean(&self, connect: &Connect, tag: &OwnerTag, made: &Made) -> Result<(), String> {
+        if let Some(boot) = &made.boot {
+            boot.remove(connect).map_err(|error| error.to_string())?;
+        }
+        if let Some(path) = &made.disk {
             disk::remove(path, &self.owner_of(tag)).map_err(|e| format!("cannot remove {}: {e}", path.display()))?;
             self.passed("disk removed");
         }
-        if let Some(console) = &tag.console {
+        if let Some(console) = &made.console {
             remove_console(console).map_err(|e| format!("cannot remove {}: {e}", console.display()))?;
         }
         Ok(())
@@ -256,27 +291,29 @@ impl Inner {
     fn start_on(&self, connect: &Connect, host: &HostId, spec: &Spec) -> Result<String, StartError> {
         let host_lock = self.host_lock(&host.0);
         let _held = lock(&host_lock);
-        let tag = self.tag(host, spec);
+        let (tag, made) = (self.tag(host, spec), self.made(host, spec));
+        let hide = || {
+            if let Some(Err(error)) = made.boot.as_ref().map(|boot| boot.empty(connect)) {
+                warn!("{error}");
+            }
+        };
         if let Some(domain) = self.running(connect, &tag)? {
-            self.know(&spec.connection, tag);
+            self.know(&spec.connection, tag, made.clone());
             if is_starting(&domain).map_err(LinkError::from)? {
                 // QEMU may not have read its boot data yet.
                 return Err(StartError::Unknown("libvirt is still starting its domain".to_owned()));
             }
-            hide(connect, spec);
+            hide();
             return Ok(spec.uuid.clone());
         }
-        let made = self.make(connect, &tag, spec);
-        let Err(error) = made else {
-            hide(connect, spec);
+        let Err(error) = self.make(connect, &tag, &made, spec) else {
+            // QEMU has read them before it started the guest.
+            hide();
             self.passed("boot data removed");
             return Ok(spec.uuid.clone());
         };
         if !matches!(error, StartError::Unknown(_)) {
-            if let Err(why) = self.clean(&tag) {
-                warn!("{why}");
-            }
-            if let Err(why) = forget_boot_data(connect, spec) {
+            if let Err(why) = self.clean(connect, &tag, &made) {
                 warn!("{why}");
             }
             self.forget(&spec.uuid, &host.0);
@@ -297,13 +334,13 @@ impl Inner {
         }
     }
 
-    fn make(&self, connect: &Connect, tag: &OwnerTag, spec: &Spec) -> Result<(), StartError> {
+    fn make(&self, connect: &Connect, tag: &OwnerTag, made: &Made, spec: &Spec) -> Result<(), StartError> {
         if let Some(fresh) = &spec.disk {
             self.check_base(fresh)?;
             disk::make(fresh, &self.owner_of(tag), &|host| self.is_live(host), &|| self.passed("disk marked"))?;
             self.passed("disk made");
         }
-        if let Some(console) = &spec.console {
+        if let Some(console) = &made.console {
             remove_console(console)
                 .and_then(|()| disk::create_private(console))
                 .map_err(|e| StartError::Transient(format!("make {}: {e}", console.display())))?;
@@ -314,7 +351,7 @@ impl Inner {
             self.passed("boot data written");
         }
         // Before the call, because the domain's end may be reported before its start.
-        self.know(&spec.connection, tag.clone());
+        self.know(&spec.connection, tag.clone(), made.clone());
         let Err(error) = connect.create_domain_xml(&spec.xml, 0) else {
             self.passed("domain made");
             return Ok(());
@@ -337,7 +374,7 @@ impl Inner {
     fn check_base(&self, fresh: &NewDisk) -> Result<(), StartError> {
         let bases: Vec<String> = lock(&self.known)
             .values()
-            .filter_map(|known| known.tag.base.clone())
+            .filter_map(|known| known.made.base.clone())
             .filter(|(base, _)| *base == fresh.base)
             .map(|(_, change)| change)
             .collect();
@@ -352,25 +389,21 @@ impl Inner {
         let link = self.link(&spec.connection).map_err(|e| e.to_string())?;
         let (inner, host) = (self.clone(), host.clone());
         let work = move |connect: &Connect| -> Result<_, LinkError> {
-            let tag = inner.tag(&host, &spec);
-            let stopped = inner.stop_on(connect, &spec.connection, &tag);
-            Ok(match stopped {
-                Ok(Termination::Gone) => forget_boot_data(connect, &spec).map(|()| Termination::Gone),
-                other => other,
-            })
+            let (tag, made) = (inner.tag(&host, &spec), inner.made(&host, &spec));
+            Ok(inner.stop_on(connect, &spec.connection, &tag, &made))
         };
         link.call(work).await.map_err(|failed| failed.to_string())?
     }
 
-    fn stop_on(&self, connect: &Connect, uri: &str, tag: &OwnerTag) -> Result<Termination, String> {
+    fn stop_on(&self, connect: &Connect, uri: &str, tag: &OwnerTag, made: &Made) -> Result<Termination, String> {
         let host_lock = self.host_lock(&tag.host);
         let _held = lock(&host_lock);
         let same = |found: &OwnerTag| (&found.master, &found.id, &found.host) == (&tag.master, &tag.id, &tag.host);
         if let Some((domain, Some(found))) = look(connect, &tag.uuid).map_err(|e| e.to_string())?
             && same(&found)
         {
-            if tag.disk.is_none() {
-                if self.may_shut_down(&domain, uri, tag) {
+            if !tag.has_disk {
+                if self.may_shut_down(&domain, uri, tag, made) {
                     return Ok(Termination::Requested);
                 }
                 let patience = SHUTDOWN_PATIENCE.as_secs();
@@ -379,14 +412,14 @@ impl Inner {
             end_domain(&domain)?;
             self.passed("domain ended");
         }
-        self.clean(tag)?;
+        self.clean(connect, tag, made)?;
         self.forget(&tag.uuid, &tag.host);
         Ok(Termination::Gone)
     }
 
     /// Asks a guest on a user's own disk to shut down, and returns whether it still has time for it.
-    fn may_shut_down(&self, domain: &Domain, uri: &str, tag: &OwnerTag) -> bool {
-        self.know(uri, tag.clone());
+    fn may_shut_down(&self, domain: &Domain, uri: &str, tag: &OwnerTag, made: &Made) -> bool {
+        self.know(uri, tag.clone(), made.clone());
         let mut known = lock(&self.known);
         let Some(known) = known.get_mut(&tag.uuid) else { return false };
         match known.asked {
@@ -404,7 +437,7 @@ impl Inner {
             return Some(text);
         }
         let spec = Spec::parse(&host.launch.as_ref()?.spec).ok()?;
-        let path = spec.console?;
+        let path = self.made(&host.id, &spec).console?;
         tokio::task::spawn_blocking(move || console::tail(&path)).await.ok()?
     }
 }
@@ -414,20 +447,6 @@ impl Inner {
 pub fn local_image(config: &LibvirtConfig) -> Option<PathBuf> {
     let image = config.base_image.as_ref().or(config.hd_image.as_ref());
     image.filter(|_| connection_is_local(&config.connection)).cloned()
-}
-
-/// Takes the boot data out of their file, once QEMU has read them.
-fn hide(connect: &Connect, spec: &Spec) {
-    if let Some(Boot { file, .. }) = &spec.boot
-        && let Err(error) = file.empty(connect)
-    {
-        warn!("{error}");
-    }
-}
-
-/// Removes the file of the boot data, once the domain is gone.
-fn forget_boot_data(connect: &Connect, spec: &Spec) -> Result<(), String> {
-    spec.boot.as_ref().map_or(Ok(()), |boot| boot.file.remove(connect)).map_err(|error| error.to_string())
 }
 
 /// The error of a start, with what may be its cause: libvirt passes on only QEMU's words.

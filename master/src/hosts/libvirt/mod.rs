@@ -218,6 +218,7 @@ impl Provider for Libvirt {
             mac: &mac_of(&host.worker),
             tag: &spec.tag(&self.inner.owner, &host.id),
             boot_file: &boot_file.path,
+            console: spec.console.as_deref(),
             disk,
         };
         let form = domain::patch(&mut described, &wanted).map_err(StartError::Rejected)?;

@@ -58,9 +58,7 @@ impl Spec {
             id: id.to_owned(),
             host: host.0.clone(),
             uuid: self.uuid.clone(),
-            disk: self.disk.as_ref().map(|fresh| fresh.path.clone()),
-            base: self.disk.as_ref().map(|fresh| (fresh.base.clone(), fresh.change.clone())),
-            console: self.console.clone(),
+            has_disk: self.disk.is_some(),
         }
     }
 

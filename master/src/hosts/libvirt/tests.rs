@@ -16,16 +16,22 @@ fn tag() -> OwnerTag {
         id: "0123".to_owned(),
         host: "h1".to_owned(),
         uuid: uuid_of("ci/0123", &HostId("h1".to_owned())),
-        disk: Some(PathBuf::from("/srv/w.qcow2")),
-        base: Some((PathBuf::from("/srv/<base> & 'so'.qcow2"), "1:2:3.4".to_owned())),
-        console: Some(PathBuf::from("/var/lib/rouse/h1.console")),
+        has_disk: true,
     }
 }
 
 fn patched(description: &str, disk: Disk<'_>) -> Result<(Element, Format), String> {
     let tag = tag();
     let boot_file = Path::new("/var/lib/rouse/h1.boot");
-    let wanted = Wanted { name: "w", uuid: Some(&tag.uuid), mac: "52:00:00:00:00:01", tag: &tag, boot_file, disk };
+    let wanted = Wanted {
+        name: "w",
+        uuid: Some(&tag.uuid),
+        mac: "52:00:00:00:00:01",
+        tag: &tag,
+        boot_file,
+        console: Some(Path::new("/var/lib/rouse/h1.console")),
+        disk,
+    };
     let mut described = xml::parse(description)?;
     let form = domain::patch(&mut described, &wanted)?;
     // As libvirt reads it.
@@ -48,6 +54,12 @@ fn the_owner_tag_survives_being_written_and_read() {
     assert_eq!(OwnerTag::read(&xml::to_text(found)), Some(tag()));
     assert_eq!(form, Format::Overlay);
     assert_eq!(OwnerTag::read("<host master='ci'/>"), None);
+    let with_host = |host: &str| format!("<host master='ci' id='0123' uuid='u' host='{host}'/>");
+    assert!(OwnerTag::read(&with_host("h1")).is_some_and(|tag| !tag.has_disk));
+    // Files are named after it.
+    for bad in ["", "../h1", "h1/x", "h1.console"] {
+        assert_eq!(OwnerTag::read(&with_host(bad)), None, "{bad}");
+    }
     assert_eq!(OwnerTag::read("no"), None);
 }
 
