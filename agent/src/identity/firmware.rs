@@ -103,7 +103,10 @@ pub(super) fn boot_data(root: &Path) -> Result<Option<BootText>, IdentityError> 
     }
     let path = root.join(FW_CFG_ROOT).join("by_name").join(FW_CFG).join("raw");
     let Ok(bytes) = read_at_most(&path, rouse_shared::limits::MAX_BOOT_DATA as u64) else { return Ok(None) };
-    let toml = String::from_utf8(bytes).map_err(|_| "they are not text".to_owned());
+    let toml = match String::from_utf8(bytes) {
+        Ok(text) if text.is_empty() => Err("empty: the master has given them to another machine".to_owned()),
+        text => text.map_err(|_| "they are not text".to_owned()),
+    };
     Ok(Some(BootText { source: path.display().to_string(), toml, of_a_process: false }))
 }
 

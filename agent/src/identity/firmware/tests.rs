@@ -65,6 +65,8 @@ fn boot_data_are_found_in_the_table_and_in_its_entries_and_in_qemus_files() {
     assert!(error.contains("firmware strings") && error.contains("in 2 pieces"), "{error}");
     let fw_cfg = "sys/firmware/qemu_fw_cfg/by_name/opt/rouse/boot/raw";
     assert!(found(&[(fw_cfg, b"\xff\xfe")]).unwrap().toml.is_err());
+    // A copy of a machine has the file, from which the master has taken them.
+    assert!(found(&[(fw_cfg, b"")]).unwrap().toml.unwrap_err().contains("another machine"));
 }
 
 #[test]

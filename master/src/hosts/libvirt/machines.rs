@@ -20,13 +20,14 @@ use crate::config::LibvirtConfig;
 use crate::config::hosts::connection_is_local;
 use crate::core::event::{StartError, Termination};
 use crate::core::record::Host;
+use crate::files;
 use crate::sync::lock;
 use rouse_shared::{HostId, Timestamp, WorkerName};
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use std::{fs, io};
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 use virt::connect::Connect;
@@ -84,7 +85,8 @@ impl Inner {
         observer: Option<Observer>,
         lives: mpsc::Sender<(String, LifecycleEvent)>,
     ) -> io::Result<Self> {
-        fs::create_dir_all(&dir)?;
+        // QEMU, as its own user, must be able to pass through to the file with the boot data. Nobody can list it.
+        files::make_dir(&dir, 0o711)?;
         Ok(Self {
             owner: owner.to_owned(),
             observer,
