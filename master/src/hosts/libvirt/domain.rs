@@ -115,7 +115,8 @@ pub fn builtin(machine: &Machine<'_>) -> Element {
 pub enum Disk<'a> {
     /// As in the domain's own description.
     AsDescribed,
-    /// The user's own disk, if the description does not have it: path and format.
+    /// The user's own disk, if the description does not have it: path and format. The description
+    /// may have another one than raw.
     Own(&'a Path, &'static str),
     /// Created for each boot from a base image; whether that is raw.
     Fresh(&'a Path, bool),
@@ -248,6 +249,11 @@ fn put_disk(devices: &mut Element, disk: Disk<'_>) -> Result<Format, String> {
         return Ok(Format::Copy);
     }
     driver.attributes.entry("name".to_owned()).or_insert_with(|| "qemu".to_owned());
-    driver.attributes.insert("type".to_owned(), described.to_owned());
+    if matches!(disk, Disk::Own(_, "raw")) {
+        // Its name says nothing, but the description may.
+        driver.attributes.entry("type".to_owned()).or_insert_with(|| described.to_owned());
+    } else {
+        driver.attributes.insert("type".to_owned(), described.to_owned());
+    }
     Ok(Format::Overlay)
 }

@@ -174,14 +174,16 @@ impl Inner {
         link.call(work).await
     }
 
-    /// Examines the image of a worker: its base, or its own disk. None if it is on another machine.
+    /// Examines the base image of a worker, or checks whether its own disk exists. None if it has no base image.
     pub async fn look_at_image(self: &Arc<Self>, config: &LibvirtConfig) -> Result<Option<Base>, StartError> {
         let Some(path) = local_image(config) else { return Ok(None) };
         let (inner, is_base) = (self.clone(), config.base_image.is_some());
         let look = move || {
+            if !is_base {
+                return disk::find_own(&path).map(|()| None);
+            }
             let found = disk::look_at(&path)?;
-            // A user's own disk is written to, and the user is responsible for it.
-            if is_base && lock(&inner.whole).get(&path) != Some(&found.change) {
+            if lock(&inner.whole).get(&path) != Some(&found.change) {
                 disk::check(&path, found.format)?;
                 lock(&inner.whole).insert(path, found.change.clone());
             }

@@ -107,17 +107,12 @@ fn sections(config: &Config) -> Workers {
     config.sections::<LibvirtConfig>().map(|(worker, section)| (worker.clone(), section.clone())).collect()
 }
 
-/// The disk that the configuration wants, and what its image turned out to be.
-fn disk_of<'a>(config: &'a LibvirtConfig, looked_at: &Option<Base>) -> Disk<'a> {
-    match (&config.hd_image, &config.base_image, looked_at) {
-        (Some(path), Some(_), base) => Disk::Fresh(path, base.as_ref().is_some_and(|base| base.format == "raw")),
-        (Some(path), None, Some(own)) => Disk::Own(path, own.format),
-        (Some(path), None, None) => {
-            // On another machine only the name shows the format.
-            let is_qcow2 = path.extension().is_some_and(|e| e == "qcow2");
-            Disk::Own(path, if is_qcow2 { "qcow2" } else { "raw" })
-        }
-        (None, _, _) => Disk::AsDescribed,
+/// The disk that the configuration wants, over this base image if it has one.
+fn disk_of<'a>(config: &'a LibvirtConfig, base: &Option<Base>) -> Disk<'a> {
+    match (&config.hd_image, &config.base_image) {
+        (Some(path), Some(_)) => Disk::Fresh(path, base.as_ref().is_some_and(|base| base.format == "raw")),
+        (Some(path), None) => Disk::Own(path, disk::format_of_own(path)),
+        (None, _) => Disk::AsDescribed,
     }
 }
 
@@ -189,9 +184,8 @@ impl Provider for Libvirt {
             memory_mb = look::memory_of(&described);
         }
         let uuid_text = uuid.clone().or(base_uuid).ok_or_else(|| rejected("its domain has no UUID".to_owned()))?;
-        let looked_at = self.inner.look_at_image(&config).await?;
-        let disk = disk_of(&config, &looked_at);
-        let base = config.base_image.as_ref().and(looked_at);
+        let base = self.inner.look_at_image(&config).await?;
+        let disk = disk_of(&config, &base);
         let fresh = config.base_image.as_ref().and(config.hd_image.clone());
         let console = connection_is_local(&config.connection).then(|| self.inner.console_path(&host.id));
         let disk_spec = fresh.zip(config.base_image.clone()).zip(base).map(|((path, base), about)| NewDisk {

@@ -141,6 +141,42 @@ fn the_disk_is_found_or_the_user_is_asked() {
     assert!(patched("<network/>", fresh()).unwrap_err().contains("network"));
 }
 
+#[test]
+fn a_guest_does_not_choose_the_format_of_its_own_disk() {
+    let place = Place::new();
+    // Root in the guest has made it a qcow2 image that is backed by a file of the machine.
+    let raw = place.at("own.img");
+    std::fs::copy(place.at("base.qcow2"), &raw).unwrap();
+    let config = |disk: &Path| {
+        let text = format!(
+            "[[worker]]\nname = \"w\"\npassword = \"x\"\n[worker.libvirt]\nconnection = \"qemu:///system\"\n\
+             hd_image = \"{}\"\nxml = \"builtin\"\n",
+            disk.display()
+        );
+        let config = crate::config::Config::parse(&text, Path::new("/nonexistent/rouse.toml")).unwrap();
+        super::sections(&config).into_values().next().unwrap()
+    };
+    let format = |disk: &Path, description: &str| {
+        let config = config(disk);
+        let (domain, _) = patched(description, super::disk_of(&config, &None)).unwrap();
+        xml::attribute(at(&domain, "devices/disk"), Some("driver"), "type").map(str::to_owned)
+    };
+    assert_eq!(format(&raw, "<domain/>").as_deref(), Some("raw"));
+    assert_eq!(format(&place.at("own.raw"), "<domain/>").as_deref(), Some("raw"));
+    assert_eq!(format(&place.at("own"), "<domain/>").as_deref(), Some("raw"));
+    assert_eq!(format(&place.at("base.qcow2"), "<domain/>").as_deref(), Some("qcow2"));
+    let said = "<domain><devices><disk device='disk'><driver name='qemu' type='qcow2'/><target dev='vda'/></disk></devices></domain>";
+    assert_eq!(format(&raw, said).as_deref(), Some("qcow2"), "the user has said it");
+    assert_eq!(format(&place.at("base.qcow2"), &said.replace("qcow2", "raw")).as_deref(), Some("qcow2"));
+    // `rouse check` tells the user, who knows whether a guest has run on it.
+    assert!(disk::doubt_about_own(&raw).unwrap().contains("is used as a raw disk"));
+    assert_eq!(disk::doubt_about_own(&place.at("base.qcow2")), None);
+    std::fs::write(place.at("zeros.qcow2"), [0; 512]).unwrap();
+    assert!(disk::doubt_about_own(&place.at("zeros.qcow2")).unwrap().contains("is not a qcow2 image"));
+    std::fs::write(&raw, [0; 512]).unwrap();
+    assert_eq!(disk::doubt_about_own(&raw), None);
+}
+
 /// A directory with a base image.
 struct Place(tempfile::TempDir);
 
