@@ -3,6 +3,7 @@
 #![cfg(feature = "libvirt")]
 #![allow(clippy::unwrap_used)]
 
+mod apart;
 mod builds;
 mod check;
 mod claims;

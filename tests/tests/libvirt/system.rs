@@ -87,7 +87,7 @@ fn workers(virt_host: &VirtHost, disks: &Path, broker: &str) -> String {
     let plain = builtin(virt_host, disks, &base);
     let patient = "keepalive_interval = 2\nlease = 40\ngrace = 60";
     let mut text = String::new();
-    for pool in ["plain", "mortal", "quits"] {
+    for pool in ["plain", "mortal", "quits", "apart"] {
         let lines = format!("{patient}\nmax_builds = 1\nproperties = {{ pool = \"{pool}\" }}");
         text += &worker(&format!("{pool}-{{1..2}}"), &lines, &plain);
     }

@@ -2,6 +2,7 @@
 //! says whom a domain belongs to and what was created for it. It is part of the call that creates the domain.
 
 use super::disk::Format;
+use super::network::Apart;
 use super::{kvm, xml};
 use rouse_shared::boot::FW_CFG;
 use std::path::Path;
@@ -80,6 +81,8 @@ pub struct Machine<'a> {
     pub cpus: u32,
     /// The network that it is on.
     pub network: &'a str,
+    /// How it is kept apart from the others there.
+    pub apart: &'a Apart,
 }
 
 /// A virtio machine that boots from its disk. It ends if the guest reboots or panics: it was created for one boot, and
@@ -91,7 +94,7 @@ pub fn builtin(machine: &Machine<'_>) -> Element {
     let kind = if machine.kvm { "kvm" } else { "qemu" };
     // Without hardware virtualisation libvirt's default processor is the fastest to emulate.
     let cpu = if machine.kvm { kvm::CPU } else { "" };
-    let Machine { memory_mb, cpus, network, .. } = machine;
+    let Machine { memory_mb, cpus, network, apart, .. } = machine;
     let network = network.replace('&', "&amp;").replace('\'', "&apos;").replace('<', "&lt;");
     let at = |slot: u32| format!("<address type='pci' domain='0' bus='0' slot='{slot}' function='0'/>");
     let (card, disk, rng) = (at(2), at(3), at(4));
@@ -107,7 +110,11 @@ pub fn builtin(machine: &Machine<'_>) -> Element {
          <panic model='isa'/><memballoon model='none'/></devices></domain>"
     );
     // The text is constant except for numbers, so it is well formed.
-    xml::parse(&text).unwrap_or_else(|_| Element::new("domain"))
+    let mut domain = xml::parse(&text).unwrap_or_else(|_| Element::new("domain"));
+    if let Some(card) = domain.get_mut_child("devices").and_then(|devices| devices.get_mut_child("interface")) {
+        apart.elements().into_iter().for_each(|element| xml::push(card, element));
+    }
+    domain
 }
 
 /// The disk of a domain, as the configuration wants it.

@@ -16,6 +16,7 @@ mod kvm;
 mod link;
 mod look;
 mod machines;
+mod network;
 mod online;
 mod places;
 mod spec;
@@ -34,6 +35,7 @@ use disk::{Base, Format, NewDisk};
 use domain::{Disk, Machine, Wanted};
 use events::LifecycleEvent;
 use machines::Inner;
+use network::Apart;
 pub use online::check;
 use rouse_shared::boot::BootData;
 use rouse_shared::{HostId, WorkerName};
@@ -166,7 +168,8 @@ impl Provider for Libvirt {
             DomainXml::Builtin => {
                 let kvm = self.inner.kvm(&link, &config.connection).await.map_err(faults::before)?;
                 let LibvirtConfig { memory_mb, cpus, network, .. } = &config;
-                domain::builtin(&Machine { kvm, memory_mb: *memory_mb, cpus: *cpus, network })
+                let apart = Apart::of(&link, network, &mac_of(&host.worker)).await.map_err(faults::before)?;
+                domain::builtin(&Machine { kvm, memory_mb: *memory_mb, cpus: *cpus, network, apart: &apart })
             }
             DomainXml::Text(text) => {
                 xml::parse(text).map_err(|e| rejected(format!("its XML is not well formed: {e}")))?

@@ -3,6 +3,7 @@
 
 use super::disk::{self, Format, NewDisk};
 use super::domain::{self, Disk, Machine, NAMESPACE, OwnerTag, Wanted};
+use super::network::Apart;
 use super::{uuid_of, xml};
 use crate::core::event::StartError;
 use rouse_shared::HostId;
@@ -65,7 +66,8 @@ fn the_owner_tag_survives_being_written_and_read() {
 
 #[test]
 fn a_builtin_machine_gets_all_that_it_lacks() {
-    let machine = domain::builtin(&Machine { kvm: false, memory_mb: 512, cpus: 3, network: "a'<&" });
+    let apart = Apart { isolated: true, address: Some("10.150.0.7".to_owned()) };
+    let machine = domain::builtin(&Machine { kvm: false, memory_mb: 512, cpus: 3, network: "a'<&", apart: &apart });
     let (domain, _) = patched(&xml::to_text(&machine), fresh()).unwrap();
     assert_eq!(xml::text_of(&domain, "name").as_deref(), Some("w"));
     assert_eq!(xml::text_of(&domain, "uuid"), Some(tag().uuid));
@@ -76,6 +78,9 @@ fn a_builtin_machine_gets_all_that_it_lacks() {
     assert_eq!(xml::attribute(at(devices, "disk"), Some("driver"), "cache"), Some("unsafe"));
     assert_eq!(xml::attribute(at(devices, "interface"), Some("mac"), "address"), Some("52:00:00:00:00:01"));
     assert_eq!(xml::attribute(at(devices, "interface"), Some("source"), "network"), Some("a'<&"));
+    assert_eq!(xml::attribute(at(devices, "interface"), Some("port"), "isolated"), Some("yes"));
+    assert_eq!(xml::attribute(at(devices, "interface/filterref"), None, "filter"), Some("clean-traffic"));
+    assert_eq!(xml::attribute(at(devices, "interface/filterref"), Some("parameter"), "value"), Some("10.150.0.7"));
     assert_eq!(xml::attribute(at(devices, "serial"), Some("log"), "file"), Some("/var/lib/rouse/h1.console"));
     let sysinfo = at(&domain, "sysinfo");
     assert_eq!(xml::attribute(sysinfo, None, "type"), Some("fwcfg"));
