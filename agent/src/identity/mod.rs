@@ -3,7 +3,7 @@
 //! With `identity = "auto"` the first of these that exists is used:
 //!
 //! 1. the file `boot_data`;
-//! 2. boot data in the firmware strings, or in QEMU's fw_cfg device;
+//! 2. boot data in the firmware: QEMU's fw_cfg device;
 //! 3. `name` in the configuration, unless the host is latent;
 //! 4. boot data in the user data of EC2 or OpenStack, if the firmware says that the machine is one of theirs;
 //! 5. boot data on a config drive;
@@ -220,7 +220,7 @@ async fn local_boot_data(config: &AgentConfig, root: &Path) -> Result<Option<Boo
         Some(path) => BootText::in_file(path).map(Some),
         None => {
             firmware::show_fw_cfg(root).await;
-            firmware::boot_data(root)
+            Ok(firmware::boot_data(root))
         }
     }
 }
