@@ -6,9 +6,22 @@ use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::os::unix::ffi::OsStringExt as _;
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+
+/// Creates a directory with this mode, if it does not exist. One that an earlier version has created gets the mode too.
+///
+/// # Errors
+/// If it cannot be created, or belongs to somebody else and has another mode.
+pub fn make_dir(dir: &Path, mode: u32) -> io::Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(mode).create(dir)?;
+    // The umask may have taken something away.
+    match fs::metadata(dir)?.permissions().mode() & 0o777 {
+        now if now == mode => Ok(()),
+        _ => fs::set_permissions(dir, fs::Permissions::from_mode(mode)),
+    }
+}
 
 /// Writes `bytes` beside `path`, syncs them and renames the file to `path`: whoever reads it, also after a crash, finds
 /// the old content or the new one, never a part. Only its owner may read it.
@@ -87,7 +100,6 @@ fn unescaped(field: &[u8]) -> OsString {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use std::os::unix::fs::PermissionsExt as _;
 
     #[test]
     fn a_file_is_replaced_as_a_whole() {
@@ -99,6 +111,16 @@ mod tests {
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "nothing stays beside it");
         assert!(replace(&dir.path().join("none/state"), b"").is_err());
+    }
+
+    #[test]
+    fn a_directory_has_its_mode_also_if_it_was_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a/b");
+        for mode in [0o711, 0o700, 0o711] {
+            make_dir(&path, mode).unwrap();
+            assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, mode);
+        }
     }
 
     #[test]

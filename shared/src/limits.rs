@@ -74,8 +74,8 @@ pub fn cut(text: &mut String, most: usize) {
     text.truncate(end);
 }
 
-/// Largest boot data that either side handles, bytes: what the largest carrier holds (Nova's user data and a firmware
-/// table 64 KiB, EC2's user data 16 KiB).
+/// Largest boot data that either side handles, bytes: what the largest carrier holds (Nova's user data 64 KiB, EC2's
+/// 16 KiB).
 pub const MAX_BOOT_DATA: usize = 64 << 10;
 
 /// Largest document or signature in [`crate::message::Proof`], bytes: EC2's are below 3 KiB.

@@ -245,9 +245,6 @@ fn boot_data_in_every_form() {
     feed("user data", &[block.into()], |bytes| {
         text(bytes, |text| boot::find_block(text).map(drop).ok_or_else(|| "no block".to_owned()))
     });
-    feed("firmware", &[boot::oem_strings(&boot_data()).join("\n").into()], |bytes| {
-        text(bytes, |text| said(boot::from_oem_strings(text.lines())))
-    });
 }
 
 #[test]

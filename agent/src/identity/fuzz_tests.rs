@@ -1,12 +1,12 @@
 //! Everything that the agent reads before it knows its master, corrupted at random. The agent must not panic, and must
 //! not use more memory than a limit. This input comes from whoever controls the network, the firmware or a disk.
 
-use super::firmware::tests::{machine, table};
+use super::firmware::tests::machine;
 use super::*;
 use crate::core::random::SplitMix64;
 use crate::fake_metadata::Metadata as Fake;
 use crate::meter;
-use rouse_shared::boot::{comment_block, from_oem_strings, oem_strings};
+use rouse_shared::boot::comment_block;
 use std::io::Cursor;
 use std::net::IpAddr;
 
@@ -98,24 +98,12 @@ fn boot_data_in_every_form() {
         let toml = String::from_utf8_lossy(bytes).into_owned();
         take(Some(BootText { source: "a file".to_owned(), toml: Ok(toml), of_a_process: true }));
     });
-    let strings = oem_strings(&BOOT.repeat(9));
-    break_it("strings of the firmware", strings.join("\n").as_bytes(), 256 << 10, |bytes| {
-        let text = String::from_utf8_lossy(bytes);
-        drop(from_oem_strings(text.lines()));
-    });
     for deep in ["[".repeat(60_000), "{a=".repeat(20_000), "a.".repeat(30_000)] {
         let toml = format!("{BOOT}deep = {deep}");
         take(BootText::in_user_data("user data", comment_block(&toml).as_bytes()));
         take(BootText::in_user_data("user data", comment_block(&format!("{BOOT}{deep}")).as_bytes()));
     }
     assert!(taken > 50, "some are still whole: {taken}");
-}
-
-#[test]
-fn tables_of_the_firmware() {
-    let strings = oem_strings(BOOT);
-    let whole = table(&strings.iter().map(String::as_str).collect::<Vec<_>>());
-    break_it("the firmware's table", &whole, 256 << 10, |bytes| drop(firmware::strings_in(bytes)));
 }
 
 #[test]

@@ -3,7 +3,7 @@
 //! With `identity = "auto"` the first of these that exists is used:
 //!
 //! 1. the file `boot_data`;
-//! 2. boot data in the firmware strings, or in QEMU's fw_cfg device;
+//! 2. boot data in the firmware: QEMU's fw_cfg device;
 //! 3. `name` in the configuration, unless the host is latent;
 //! 4. boot data in the user data of EC2 or OpenStack, if the firmware says that the machine is one of theirs;
 //! 5. boot data on a config drive;
@@ -134,7 +134,7 @@ async fn identify_below(config: &AgentConfig, root: &Path) -> Result<Identity, I
     match config.identity {
         IdentityKind::Static => by_name(config, root, Machine::default()),
         IdentityKind::Hostname => by_host_name(config, root, Machine::default()).await,
-        IdentityKind::BootData => match local_boot_data(config, root)? {
+        IdentityKind::BootData => match local_boot_data(config, root).await? {
             Some(boot) => boot.identity(config, root, Machine::default()),
             None => Err(IdentityError::NoLocalBootData),
         },
@@ -149,7 +149,7 @@ async fn identify_below(config: &AgentConfig, root: &Path) -> Result<Identity, I
 }
 
 async fn auto(config: &AgentConfig, root: &Path) -> Result<Identity, IdentityError> {
-    if let Some(boot) = local_boot_data(config, root)? {
+    if let Some(boot) = local_boot_data(config, root).await? {
         return boot.identity(config, root, Machine::default());
     }
     if config.name.is_some() && !config.latent {
@@ -215,10 +215,13 @@ async fn ask(what: &str, mut question: impl AsyncFnMut() -> Result<Machine, Clou
 }
 
 /// Boot data that need no network: from the file that the configuration names, otherwise from the firmware.
-fn local_boot_data(config: &AgentConfig, root: &Path) -> Result<Option<BootText>, IdentityError> {
+async fn local_boot_data(config: &AgentConfig, root: &Path) -> Result<Option<BootText>, IdentityError> {
     match &config.boot_data {
         Some(path) => BootText::in_file(path).map(Some),
-        None => firmware::boot_data(root),
+        None => {
+            firmware::show_fw_cfg(root).await;
+            Ok(firmware::boot_data(root))
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! The identity of an agent, from every source.
 #![allow(clippy::unwrap_used)]
 
-use super::firmware::tests::{machine, table};
+use super::firmware::tests::{BOOT_FILE, machine};
 use super::*;
 use crate::fake_metadata::Metadata as Fake;
 
@@ -34,7 +34,6 @@ const EC2: (&str, &[u8]) = ("sys/class/dmi/id/sys_vendor", b"Amazon EC2\n");
 const NOVA: (&str, &[u8]) = ("sys/class/dmi/id/product_name", b"OpenStack Nova\n");
 const UUID: (&str, &[u8]) = ("sys/class/dmi/id/product_uuid", b"4C4C4544-0042-3510-8052-B4C04F4E4D31\n");
 const OWN: &str = "uuid:4c4c4544-0042-3510-8052-b4c04f4e4d31";
-const TABLE: &str = "sys/firmware/dmi/tables/DMI";
 const BAKED: &str = "broker = \"amqp://mq.example.org\"\nname = \"w1\"\npassword = \"hush\"\n";
 const LATENT: &str = "power_off = \"latent\"\n";
 
@@ -62,16 +61,16 @@ async fn errors_in_boot_data_do_not_contain_the_token() {
 
 #[tokio::test]
 async fn the_firmwares_boot_data_need_no_configuration_and_no_network() {
-    let strings = rouse_shared::boot::oem_strings(&format!("{BOOT}identity = \"uuid:of-another\"\n"));
-    let table = table(&strings.iter().map(String::as_str).collect::<Vec<_>>());
+    let data = format!("{BOOT}identity = \"uuid:of-another\"\n");
+    let data = (BOOT_FILE, data.as_bytes());
     // On a cloud's machine and with a name in the image, too.
     for text in ["", "identity = \"boot-data\"", &format!("{BAKED}{LATENT}"), BAKED] {
-        let found = identity(text, &[(TABLE, &table), EC2, UUID]).await.unwrap();
+        let found = identity(text, &[data, EC2, UUID]).await.unwrap();
         assert_eq!((found.worker.as_str(), found.password.as_str()), ("w7", "hush"));
         // A copy of the definition on another machine must not pass for the original.
         assert_eq!(found.host, OWN);
     }
-    let blind = identity("", &[(TABLE, &table), ("etc/machine-id", b"0123")]).await.unwrap();
+    let blind = identity("", &[data, ("etc/machine-id", b"0123")]).await.unwrap();
     assert_eq!(blind.host, "uuid:of-another", "a machine without a UUID of its own is who it is said to be");
     assert!(identity("identity = \"boot-data\"", &[UUID]).await.is_err());
 }

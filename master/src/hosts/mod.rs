@@ -26,6 +26,7 @@ use crate::config::Config;
 use crate::core::event::{ListedHost, Listing, StartError, Started, Suspension, Termination};
 use crate::core::plan::ProviderKind;
 use crate::core::record::{Host, HostState, LaunchSpec};
+use crate::files;
 use async_trait::async_trait;
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
@@ -166,10 +167,14 @@ impl Hosts {
     /// # Errors
     /// If `dir` cannot be used.
     pub fn new(dir: PathBuf, owner: String, config: &Config, deaths: mpsc::Sender<Death>) -> std::io::Result<Self> {
+        // Before the providers, whose own directories are below it. Builds with `run_as` pass through it; nobody lists it.
+        files::make_dir(&dir, 0o711)?;
         #[cfg(feature = "ec2")]
         let ec2 = ec2::Ec2::new(dir.join("ec2"), owner.clone(), config, deaths.clone())?;
         #[cfg(feature = "libvirt")]
         let libvirt = libvirt::Libvirt::new(dir.join("libvirt"), &owner, config, deaths.clone())?;
+        #[cfg(feature = "openstack")]
+        files::make_dir(&dir.join("openstack"), 0o700)?;
         #[cfg(feature = "openstack")]
         let openstack = openstack::Servers::new(dir.join("openstack"), &owner, config, deaths.clone())?;
         Ok(Self {
@@ -293,5 +298,33 @@ async fn guarded<T>(limit: Duration, call: impl Future<Output = T>) -> Result<T,
 fn shielded(kind: ProviderKind, call: impl FnOnce()) {
     if catch_unwind(AssertUnwindSafe(call)).is_err() {
         tracing::error!("an error in rouse: provider {} panicked and missed a notification", kind.as_str());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt as _;
+
+    #[tokio::test]
+    async fn no_other_user_can_list_hosts() {
+        let state = tempfile::tempdir().unwrap();
+        let dir = state.path().join("hosts");
+        let mode = |path: &std::path::Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        // The second time as an earlier version has left it.
+        for _ in 0..2 {
+            let config = Config::without_file(state.path().to_owned());
+            Hosts::new(dir.clone(), "ci/0123".to_owned(), &config, mpsc::channel(1).0).unwrap();
+            assert_eq!(mode(&dir), 0o711);
+            for entry in fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().path()) {
+                // QEMU reads a guest's boot data as its own user.
+                let expected = if entry.ends_with("libvirt") { 0o711 } else { 0o700 };
+                assert_eq!(mode(&entry), expected, "{}", entry.display());
+                fs::set_permissions(&entry, fs::Permissions::from_mode(0o755)).unwrap();
+            }
+            fs::set_permissions(&dir, fs::Permissions::from_mode(0o755)).unwrap();
+        }
     }
 }

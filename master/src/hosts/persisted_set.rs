@@ -5,6 +5,7 @@ use crate::files;
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::PathBuf;
 
 /// The lines of a file. The file is created with the first line.
@@ -56,9 +57,27 @@ impl PersistedSet {
 
     fn write(&self, all: &BTreeSet<String>) -> io::Result<()> {
         if let Some(dir) = self.path.parent() {
-            fs::create_dir_all(dir)?;
+            // A directory that exists is the provider's, and may have to be open to others.
+            fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
         }
         let text: String = all.iter().map(|line| format!("{line}\n")).collect();
         files::replace(&self.path, text.as_bytes())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use std::os::unix::fs::PermissionsExt as _;
+
+    #[test]
+    fn only_the_master_can_read_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("hosts/openstack/places");
+        PersistedSet::read(path.clone()).unwrap().add("here").unwrap();
+        let mode = |path: &std::path::Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!((mode(&path), mode(path.parent().unwrap())), (0o600, 0o700));
+        assert_eq!(PersistedSet::read(path).unwrap().all(), BTreeSet::from(["here".to_owned()]));
     }
 }

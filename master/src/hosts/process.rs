@@ -75,9 +75,9 @@ impl Processes {
     /// If that directory cannot be created.
     pub fn new(dir: PathBuf, owner: String, config: &Config, deaths: mpsc::Sender<Death>) -> io::Result<Self> {
         // Builds with `run_as` must be able to pass through to their own directory.
-        fs::DirBuilder::new().recursive(true).mode(0o711).create(&dir)?;
+        files::make_dir(&dir, 0o711)?;
         let gone = dir.join(GONE);
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(&gone)?;
+        files::make_dir(&gone, 0o700)?;
         for left in fs::read_dir(&gone)?.filter_map(Result::ok) {
             remove_in_background(left.path());
         }

@@ -28,6 +28,9 @@ const MODULES: [&str; 13] = [
     "evdev",
 ];
 
+/// What the agent loads by itself, as in any image without udev: it is on the disk.
+const LATER: &str = "qemu_fw_cfg";
+
 /// What is in an image.
 #[derive(Clone, Debug)]
 pub struct Image {
@@ -103,7 +106,7 @@ pub fn image_with(image: &Image, agent_program: &Path) -> PathBuf {
     let agent = fs::read(agent_program).expect("the agent");
     let mut hash = Sha256::new();
     for part in [
-        format!("{image:?}, {MODULES:?}").as_bytes(),
+        format!("{image:?}, {MODULES:?}, {LATER}").as_bytes(),
         version.as_bytes(),
         &agent,
         include_bytes!("guest/init"),
@@ -120,7 +123,7 @@ pub fn image_with(image: &Image, agent_program: &Path) -> PathBuf {
         let work = cache().join("guests").join(format!("making-{}-{name}", std::process::id()));
         fs::create_dir_all(&work).expect("a directory to make it in");
         forget_old(&cache().join("guests"));
-        make(image, agent_program, &kernel, &work);
+        make(image, agent_program, &kernel, &version, &work);
         fs::rename(work.join("out"), &kept).expect("the image can be put into its place");
         fs::remove_dir_all(&work).expect("what it was made of can be removed");
     }
@@ -138,7 +141,7 @@ fn forget_old(dir: &Path) {
     }
 }
 
-fn make(image: &Image, agent_program: &Path, kernel: &Path, work: &Path) {
+fn make(image: &Image, agent_program: &Path, kernel: &Path, version: &str, work: &Path) {
     let (root, early) = (work.join("root"), work.join("early"));
     for dir in [
         "bin",
@@ -174,6 +177,13 @@ fn make(image: &Image, agent_program: &Path, kernel: &Path, work: &Path) {
         let file = format!("{module}.ko");
         fs::copy(kernel.join("modules").join(&file), early.join("modules").join(&file)).expect("a module");
     }
+    // The package linux-image-6.1.0-9-amd64_6.1.27-1_amd64.deb has the kernel 6.1.0-9-amd64.
+    let release = version.trim().strip_prefix("linux-image-").and_then(|name| name.split('_').next());
+    let modules = root.join("lib/modules").join(release.expect("the kernel's package"));
+    fs::create_dir_all(&modules).expect("a directory");
+    fs::copy(kernel.join("modules").join(format!("{LATER}.ko")), modules.join(format!("{LATER}.ko")))
+        .expect("a module: run `tests/setup test`");
+    write(modules.join("modules.dep"), &format!("{LATER}.ko:\n"), 0o644);
     write(early.join("modules/order"), &MODULES.join("\n"), 0o644);
     write(early.join("init"), include_str!("guest/init"), 0o755);
     write(root.join("sbin/rouse-guest"), include_str!("guest/run"), 0o755);

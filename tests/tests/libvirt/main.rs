@@ -3,8 +3,10 @@
 #![cfg(feature = "libvirt")]
 #![allow(clippy::unwrap_used)]
 
+mod apart;
 mod builds;
 mod check;
+mod claims;
 mod clones;
 mod contract;
 mod deaths;
@@ -16,6 +18,7 @@ mod machines;
 mod metadata;
 mod names;
 mod places;
+mod secrets;
 mod session;
 mod steps;
 mod system;

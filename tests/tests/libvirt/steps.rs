@@ -12,7 +12,8 @@ use tokio::sync::mpsc;
 const OWNER: &str = "steps/0123456789abcdef0123456789abcdef";
 /// A domain that is nobody's.
 const STRANGER: &str = "steps-stranger";
-const OF_A_START: [&str; 4] = ["disk marked", "disk made", "console made", "domain made"];
+const OF_A_START: [&str; 6] =
+    ["disk marked", "disk made", "console made", "boot data written", "domain made", "boot data removed"];
 const OF_A_STOP: [&str; 2] = ["domain ended", "disk removed"];
 
 /// Stops the world at a step: what would follow is not done, as if the process had gone.

@@ -88,7 +88,7 @@ fn workers(virt_host: &VirtHost, disks: &Path, broker: &str) -> String {
     let plain = builtin(virt_host, disks, &base);
     let patient = "keepalive_interval = 2\nlease = 40\ngrace = 60";
     let mut text = String::new();
-    for pool in ["plain", "mortal", "quits"] {
+    for pool in ["plain", "mortal", "quits", "apart"] {
         let lines = format!("{patient}\nmax_builds = 1\nproperties = {{ pool = \"{pool}\" }}");
         text += &worker(&format!("{pool}-{{1..2}}"), &lines, &plain);
     }
@@ -118,8 +118,16 @@ fn workers(virt_host: &VirtHost, disks: &Path, broker: &str) -> String {
     text += &worker("keeper", patient, &own_disk);
     let far = virt_host.dir.join("far-disk.qcow2");
     std::fs::copy(&base, &far).unwrap();
-    let far = own_disk.replace(uri, ELSEWHERE).replace(&disk.to_string(), &far.display().to_string());
-    text += &worker("far", patient, &far);
+    for name in ["far", "distant"] {
+        // A guest elsewhere has its boot data in the storage pool of its disk.
+        let pool = virt_host.dir.join(format!("pool-of-{name}"));
+        std::fs::create_dir(&pool).unwrap();
+        virt_host.virsh(&["pool-create-as", name, "dir", "--target", &pool.display().to_string()]);
+        let far = pool.join("disk.qcow2");
+        std::fs::copy(&base, &far).unwrap();
+        let far = own_disk.replace(uri, ELSEWHERE).replace(&disk.to_string(), &far.display().to_string());
+        text += &worker(name, patient, &far);
+    }
     // Guests that never attach: two that have to be given up, and two that end by themselves.
     for (name, timeout, image_of) in [
         ("mute", 60, Image::of_kind("no-agent")),

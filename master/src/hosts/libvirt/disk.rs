@@ -17,6 +17,9 @@ const MARK: &str = ".rouse@";
 /// Free space below which a file system counts as full, bytes. The header of an empty overlay is 200 KiB.
 const FULL: u64 = 1 << 20;
 
+/// What a qcow2 image begins with.
+const MAGIC: &[u8; 4] = b"QFI\xfb";
+
 /// How a disk is created from its base image.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -62,24 +65,17 @@ pub struct Base {
     pub change: String,
 }
 
-/// Examines an image.
+/// Examines a base image, to which no guest writes.
 ///
 /// # Errors
 /// If it is missing, is not a disk image, or has a different format than its name.
 pub fn look_at(path: &Path) -> Result<Base, StartError> {
     let shown = path.display();
-    let failed = |error: io::Error| match error.kind() {
-        io::ErrorKind::NotFound => StartError::Rejected(format!("there is no image {shown}")),
-        _ => StartError::Rejected(format!("the image {shown} cannot be read: {error}")),
-    };
-    let mut file = File::open(path).map_err(failed)?;
-    let about = file.metadata().map_err(failed)?;
-    if !about.is_file() {
-        return Err(StartError::Rejected(format!("the image {shown} is not a file")));
-    }
-    let mut head = [0; 4];
-    let read = file.read(&mut head).map_err(failed)?;
-    let format = if head == *b"QFI\xfb" {
+    let (mut file, about) = open(path)?;
+    let mut head = [0; MAGIC.len()];
+    let read = file.read(&mut head);
+    let read = read.map_err(|e| StartError::Rejected(format!("the image {shown} cannot be read: {e}")))?;
+    let format = if head == *MAGIC {
         "qcow2"
     } else if path.extension().is_some_and(|e| e == "qcow2" || e == "qcow") || read == 0 {
         return Err(StartError::Rejected(format!(
@@ -89,6 +85,53 @@ pub fn look_at(path: &Path) -> Result<Base, StartError> {
         "raw"
     };
     Ok(Base { format, change: change_of(&about) })
+}
+
+/// The format of a user's own disk, by its name. Its content must not decide: the guest writes it, and could turn a raw
+/// disk into a qcow2 image that is backed by any file of this machine.
+pub fn format_of_own(path: &Path) -> &'static str {
+    let is_qcow2 = path.extension().is_some_and(|e| e == "qcow2" || e == "qcow");
+    if is_qcow2 { "qcow2" } else { "raw" }
+}
+
+/// Checks whether a user's own disk exists.
+///
+/// # Errors
+/// If it does not, or is not a file.
+pub fn find_own(path: &Path) -> Result<(), StartError> {
+    open(path).map(drop)
+}
+
+/// Why a user's own disk is probably not in the format that its name says, for a person who knows whether a guest has
+/// run on it; none if it is.
+pub fn doubt_about_own(path: &Path) -> Option<String> {
+    let mut head = [0; MAGIC.len()];
+    let is_qcow2 = File::open(path).and_then(|mut file| file.read_exact(&mut head)).is_ok() && head == *MAGIC;
+    let shown = path.display();
+    match format_of_own(path) {
+        "raw" if is_qcow2 => Some(format!(
+            "{shown} begins like a qcow2 image, but is used as a raw disk, because its name does not end in .qcow2. If \
+             you made it as qcow2 and no guest has run on it, rename it. If a guest has run on it, the guest may have \
+             written this to read files of this machine: keep the name"
+        )),
+        "qcow2" if !is_qcow2 => Some(format!("the image {shown} is not a qcow2 image: it does not begin like one")),
+        _ => None,
+    }
+}
+
+/// Opens an image.
+fn open(path: &Path) -> Result<(File, fs::Metadata), StartError> {
+    let shown = path.display();
+    let failed = |error: io::Error| match error.kind() {
+        io::ErrorKind::NotFound => StartError::Rejected(format!("there is no image {shown}")),
+        _ => StartError::Rejected(format!("the image {shown} cannot be read: {error}")),
+    };
+    let file = File::open(path).map_err(failed)?;
+    let about = file.metadata().map_err(failed)?;
+    if !about.is_file() {
+        return Err(StartError::Rejected(format!("the image {shown} is not a file")));
+    }
+    Ok((file, about))
 }
 
 /// Checks whether an image is complete. One that was truncated in a copy still looks like an image, but does not boot.

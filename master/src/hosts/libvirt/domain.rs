@@ -2,8 +2,10 @@
 //! names the owner of a domain and what was created for it. It is part of the call that creates the domain.
 
 use super::disk::Format;
+use super::network::Apart;
 use super::{kvm, xml};
-use std::path::{Path, PathBuf};
+use rouse_shared::boot::FW_CFG;
+use std::path::Path;
 use xmltree::{Element, Namespace};
 
 /// The namespace of our element in a domain's metadata.
@@ -22,12 +24,9 @@ pub struct OwnerTag {
     pub host: String,
     /// The domain's UUID. A cloned domain has another UUID, so its copy of the tag is not valid.
     pub uuid: String,
-    /// The disk that was created for it, which is removed with it.
-    pub disk: Option<PathBuf>,
-    /// The base of that disk, and its `Base::change` when the disk was created.
-    pub base: Option<(PathBuf, String)>,
-    /// The file with its console output, which is removed with it.
-    pub console: Option<PathBuf>,
+    /// Whether a disk was created for it. Which one is not read from here: whoever may create a domain could name any
+    /// file of the master's machine.
+    pub has_disk: bool,
 }
 
 impl OwnerTag {
@@ -43,35 +42,32 @@ impl OwnerTag {
         put("id", &self.id);
         put("host", &self.host);
         put("uuid", &self.uuid);
-        let shown = |path: &Path| path.to_string_lossy().into_owned();
-        if let Some(disk) = &self.disk {
-            put("disk", &shown(disk));
-        }
-        if let Some((base, change)) = &self.base {
-            put("base", &shown(base));
-            put("change", change);
-        }
-        if let Some(console) = &self.console {
-            put("console", &shown(console));
+        if self.has_disk {
+            put("disk", "fresh");
         }
         tag
     }
 
-    /// The owner tag in an element of the metadata; none if it is incomplete.
+    /// The owner tag in an element of the metadata; none if it is incomplete, or if its host id is none.
     pub fn read(text: &str) -> Option<Self> {
         let element = xml::parse(text).ok()?;
         let get = |key: &str| element.attributes.get(key).cloned();
-        let base = get("base").map(PathBuf::from).zip(get("change"));
+        // It becomes part of file names.
+        let host = get("host").filter(|host| is_plain(host))?;
         Some(Self {
             master: get("master")?,
             id: get("id")?,
-            host: get("host")?,
+            host,
             uuid: get("uuid")?,
-            disk: get("disk").map(PathBuf::from),
-            base,
-            console: get("console").map(PathBuf::from),
+            // An earlier version has written the path.
+            has_disk: get("disk").is_some(),
         })
     }
+}
+
+/// Whether a text can be the id of a host.
+fn is_plain(id: &str) -> bool {
+    !id.is_empty() && id.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
 }
 
 /// The settings of the built-in machine.
@@ -85,6 +81,8 @@ pub struct Machine<'a> {
     pub cpus: u32,
     /// The network that it is on.
     pub network: &'a str,
+    /// How it is kept apart from the others there.
+    pub apart: &'a Apart,
 }
 
 /// A virtio machine that boots from its disk. It ends if the guest reboots or panics: it was created for one boot, and
@@ -96,7 +94,7 @@ pub fn builtin(machine: &Machine<'_>) -> Element {
     let kind = if machine.kvm { "kvm" } else { "qemu" };
     // Without hardware virtualisation libvirt's default processor is the fastest to emulate.
     let cpu = if machine.kvm { kvm::CPU } else { "" };
-    let Machine { memory_mb, cpus, network, .. } = machine;
+    let Machine { memory_mb, cpus, network, apart, .. } = machine;
     let network = network.replace('&', "&amp;").replace('\'', "&apos;").replace('<', "&lt;");
     let at = |slot: u32| format!("<address type='pci' domain='0' bus='0' slot='{slot}' function='0'/>");
     let (card, disk, rng) = (at(2), at(3), at(4));
@@ -112,7 +110,11 @@ pub fn builtin(machine: &Machine<'_>) -> Element {
          <panic model='isa'/><memballoon model='none'/></devices></domain>"
     );
     // The text is constant except for numbers, so it is well formed.
-    xml::parse(&text).unwrap_or_else(|_| Element::new("domain"))
+    let mut domain = xml::parse(&text).unwrap_or_else(|_| Element::new("domain"));
+    if let Some(card) = domain.get_mut_child("devices").and_then(|devices| devices.get_mut_child("interface")) {
+        apart.elements().into_iter().for_each(|element| xml::push(card, element));
+    }
+    domain
 }
 
 /// The disk of a domain, as the configuration wants it.
@@ -120,7 +122,8 @@ pub fn builtin(machine: &Machine<'_>) -> Element {
 pub enum Disk<'a> {
     /// As in the domain's own description.
     AsDescribed,
-    /// The user's own disk, if the description does not have it: path and format.
+    /// The user's own disk, if the description does not have it: path and format. The description
+    /// may have another one than raw.
     Own(&'a Path, &'static str),
     /// Created for each boot from a base image; whether that is raw.
     Fresh(&'a Path, bool),
@@ -136,8 +139,10 @@ pub struct Wanted<'a> {
     pub mac: &'a str,
     /// Its owner tag.
     pub tag: &'a OwnerTag,
-    /// Boot data, as strings of the firmware's table.
-    pub oem_strings: &'a [String],
+    /// The file with its boot data.
+    pub boot_file: &'a Path,
+    /// The file for its console output.
+    pub console: Option<&'a Path>,
     /// Its disk.
     pub disk: Disk<'a>,
 }
@@ -160,34 +165,30 @@ pub fn patch(domain: &mut Element, wanted: &Wanted<'_>) -> Result<Format, String
         metadata.children.retain(|node| node.as_element().is_none_or(|e| e.namespace.as_deref() != Some(NAMESPACE)));
         xml::push(metadata, wanted.tag.element());
     }
-    put_oem_strings(domain, wanted.oem_strings);
+    put_boot_file(domain, wanted.boot_file);
     let devices = xml::child_or_new(domain, "devices").ok_or("its XML has no devices")?;
     put_mac(devices, wanted.mac);
-    if let Some(console) = &wanted.tag.console {
+    if let Some(console) = wanted.console {
         put_console(devices, console);
     }
     put_disk(devices, wanted.disk)
 }
 
-fn put_oem_strings(domain: &mut Element, strings: &[String]) {
-    if let Some(os) = xml::child_or_new(domain, "os") {
-        xml::remove(os, "smbios");
-        xml::push(os, xml::element("smbios", &[("mode", "sysinfo")]));
-    }
-    let is_smbios = |e: &Element| e.name == "sysinfo" && xml::attribute(e, None, "type") == Some("smbios");
-    if !xml::elements(domain).any(is_smbios) {
-        xml::push(domain, xml::element("sysinfo", &[("type", "smbios")]));
-    }
-    let Some(sysinfo) = xml::elements_mut(domain).find(|e| is_smbios(e)) else { return };
+/// Passes the boot data in QEMU's fw_cfg device: a description, and a command line, that has only the path.
+fn put_boot_file(domain: &mut Element, path: &Path) {
+    let is_kind = |e: &Element, kind: &str| e.name == "sysinfo" && xml::attribute(e, None, "type") == Some(kind);
+    let smbios = xml::elements_mut(domain).find(|e| is_kind(e, "smbios"));
     // libvirt refuses another UUID here than the domain's.
-    if let Some(system) = sysinfo.get_mut_child("system") {
+    if let Some(system) = smbios.and_then(|sysinfo| sysinfo.get_mut_child("system")) {
         system.children.retain(|n| n.as_element().is_none_or(|e| xml::attribute(e, None, "name") != Some("uuid")));
     }
-    if let Some(oem) = xml::child_or_new(sysinfo, "oemStrings") {
-        for string in strings {
-            xml::push(oem, xml::text("entry", string));
-        }
+    if !xml::elements(domain).any(|e| is_kind(e, "fwcfg")) {
+        xml::push(domain, xml::element("sysinfo", &[("type", "fwcfg")]));
     }
+    let Some(sysinfo) = xml::elements_mut(domain).find(|e| is_kind(e, "fwcfg")) else { return };
+    let is_ours = |e: &Element| xml::attribute(e, None, "name") == Some(FW_CFG);
+    sysinfo.children.retain(|node| node.as_element().is_none_or(|e| !is_ours(e)));
+    xml::push(sysinfo, xml::element("entry", &[("name", FW_CFG), ("file", &path.to_string_lossy())]));
 }
 
 /// Sets the hardware address of the first network card, unless the user has set one.
@@ -257,6 +258,11 @@ fn put_disk(devices: &mut Element, disk: Disk<'_>) -> Result<Format, String> {
         return Ok(Format::Copy);
     }
     driver.attributes.entry("name".to_owned()).or_insert_with(|| "qemu".to_owned());
-    driver.attributes.insert("type".to_owned(), described.to_owned());
+    if matches!(disk, Disk::Own(_, "raw")) {
+        // Its name says nothing, but the description may.
+        driver.attributes.entry("type".to_owned()).or_insert_with(|| described.to_owned());
+    } else {
+        driver.attributes.insert("type".to_owned(), described.to_owned());
+    }
     Ok(Format::Overlay)
 }

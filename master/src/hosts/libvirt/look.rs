@@ -5,7 +5,7 @@ use super::link::{Link, LinkError, code_of};
 use super::xml;
 use crate::core::event::StartError;
 use virt::connect::Connect;
-use virt::domain::Domain;
+use virt::domain::{Domain, DomainPausedReason, DomainPausedReasonEnum, DomainStateReason, DomainStateReasonEnum};
 use virt::error::ErrorNumber;
 use virt::sys;
 use xmltree::Element;
@@ -51,6 +51,12 @@ pub fn tags(connect: &Connect) -> Result<Vec<OwnerTag>, LinkError> {
         found.extend(tag_of(&domain)?);
     }
     Ok(found)
+}
+
+/// Whether libvirt is still starting the domain: QEMU may not have read its files yet.
+pub fn is_starting(domain: &Domain) -> Result<bool, virt::error::Error> {
+    let starting = DomainStateReason::Paused(DomainPausedReasonEnum::Known(DomainPausedReason::StartingUp));
+    Ok(domain.state()?.1 == DomainStateReasonEnum::Known(starting))
 }
 
 /// Ends a domain at once, as if its power were cut.

@@ -7,26 +7,28 @@ mod find;
 
 pub use find::Listing;
 
+use super::boot_file::BootFile;
 use super::disk::{self, Base, NewDisk};
 use super::domain::OwnerTag;
 use super::events::LifecycleEvent;
 use super::link::{Link, LinkError};
-use super::look::{end_domain, look};
+use super::look::{end_domain, is_starting, look};
 use super::places::{Connections, Evidence};
-use super::spec::Spec;
+use super::spec::{Boot, Spec};
 use super::{Observer, Workers, console, faults, kvm};
 use crate::clock;
 use crate::config::LibvirtConfig;
 use crate::config::hosts::connection_is_local;
 use crate::core::event::{StartError, Termination};
 use crate::core::record::Host;
+use crate::files;
 use crate::sync::lock;
 use rouse_shared::{HostId, Timestamp, WorkerName};
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use std::{fs, io};
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 use virt::connect::Connect;
@@ -35,10 +37,25 @@ use virt::domain::Domain;
 /// How long a guest on a user's own disk may take to shut down before its power is cut.
 const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(60);
 
+/// What was created for a host beside its domain. The paths are those of the launch spec in the ledger, or follow from
+/// the configuration and the host's id. They are never those that a domain's metadata name.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+struct Made {
+    /// Its disk.
+    disk: Option<PathBuf>,
+    /// The base of that disk, and its `Base::change` when the disk was created.
+    base: Option<(PathBuf, String)>,
+    /// The file with its console output.
+    console: Option<PathBuf>,
+    /// The file with its boot data.
+    boot: Option<BootFile>,
+}
+
 /// A host whose end is watched.
 struct Known {
     uri: String,
     tag: OwnerTag,
+    made: Made,
     /// When it was asked to shut down.
     asked: Option<Timestamp>,
 }
@@ -69,7 +86,8 @@ impl Inner {
         observer: Option<Observer>,
         lives: mpsc::Sender<(String, LifecycleEvent)>,
     ) -> io::Result<Self> {
-        fs::create_dir_all(&dir)?;
+        // QEMU, as its own user, must be able to pass through to the file with the boot data. Nobody can list it.
+        files::make_dir(&dir, 0o711)?;
         Ok(Self {
             owner: owner.to_owned(),
             observer,
@@ -106,6 +124,23 @@ impl Inner {
         self.dir.join(format!("{host}.console"))
     }
 
+    fn local_boot_file(&self, host: &HostId) -> BootFile {
+        BootFile { path: self.dir.join(format!("{host}.boot")), pool: None }
+    }
+
+    /// The file for the boot data of a host.
+    pub async fn boot_file(&self, link: &Link, config: &LibvirtConfig, host: &HostId) -> Result<BootFile, StartError> {
+        if connection_is_local(&config.connection) {
+            return Ok(self.local_boot_file(host));
+        }
+        let (uri, host, disk) = (config.connection.clone(), host.0.clone(), config.hd_image.clone());
+        link.call(move |connect| {
+            BootFile::elsewhere(connect, &uri, &host, disk.as_deref())
+                .map_err(|error| StartError::Rejected(error.to_string()))
+        })
+        .await
+    }
+
     /// The connection to an address, shared by all who use it.
     pub fn link(&self, uri: &str) -> io::Result<Arc<Link>> {
         let mut links = lock(&self.links);
@@ -140,14 +175,16 @@ impl Inner {
         link.call(work).await
     }
 
-    /// Examines the image of a worker: its base, or its own disk. None if it is on another machine.
+    /// Examines the base image of a worker, or checks whether its own disk exists. None if it has no base image.
     pub async fn look_at_image(self: &Arc<Self>, config: &LibvirtConfig) -> Result<Option<Base>, StartError> {
         let Some(path) = local_image(config) else { return Ok(None) };
         let (inner, is_base) = (self.clone(), config.base_image.is_some());
         let look = move || {
+            if !is_base {
+                return disk::find_own(&path).map(|()| None);
+            }
             let found = disk::look_at(&path)?;
-            // A user's own disk is written to, and the user is responsible for it.
-            if is_base && lock(&inner.whole).get(&path) != Some(&found.change) {
+            if lock(&inner.whole).get(&path) != Some(&found.change) {
                 disk::check(&path, found.format)?;
                 lock(&inner.whole).insert(path, found.change.clone());
             }
@@ -175,16 +212,20 @@ impl Inner {
         lock(&self.locks).entry(host.to_owned()).or_default().clone()
     }
 
-    fn know(&self, uri: &str, tag: OwnerTag) {
-        let known = Known { uri: uri.to_owned(), tag: tag.clone(), asked: None };
-        lock(&self.known).entry(tag.uuid).or_insert(known);
+    /// Watches a host of the ledger.
+    fn know(&self, uri: &str, tag: OwnerTag, made: Made) {
+        let mut known = lock(&self.known);
+        // A domain that only claimed to be this host's.
+        known.retain(|uuid, other| other.tag.host != tag.host || *uuid == tag.uuid);
+        let asked = known.get(&tag.uuid).and_then(|known| known.asked);
+        known.insert(tag.uuid.clone(), Known { uri: uri.to_owned(), tag, made, asked });
     }
 
     /// Watches hosts of an earlier master, and checks whether they have ended already.
     pub fn expect<'a>(&self, hosts: impl Iterator<Item = (&'a HostId, Spec)>) {
         let mut uris = BTreeSet::new();
         for (host, spec) in hosts {
-            self.know(&spec.connection, self.tag(host, &spec));
+            self.know(&spec.connection, self.tag(host, &spec), self.made(host, &spec));
             uris.insert(spec.connection);
         }
         for uri in uris {
@@ -211,13 +252,25 @@ impl Inner {
         spec.tag(&self.owner, host)
     }
 
+    fn made(&self, host: &HostId, spec: &Spec) -> Made {
+        Made {
+            disk: spec.disk.as_ref().map(|fresh| fresh.path.clone()),
+            base: spec.disk.as_ref().map(|fresh| (fresh.base.clone(), fresh.change.clone())),
+            console: spec.console.as_ref().map(|_| self.console_path(host)),
+            boot: spec.boot.as_ref().map(|boot| boot.file.clone()),
+        }
+    }
+
     /// Removes what was created for a host in addition to its domain.
-    fn clean(&self, tag: &OwnerTag) -> Result<(), String> {
-        if let Some(path) = &tag.disk {
+    fn clean(&self, connect: &Connect, tag: &OwnerTag, made: &Made) -> Result<(), String> {
+        if let Some(boot) = &made.boot {
+            boot.remove(connect).map_err(|error| error.to_string())?;
+        }
+        if let Some(path) = &made.disk {
             disk::remove(path, &self.owner_of(tag)).map_err(|e| format!("cannot remove {}: {e}", path.display()))?;
             self.passed("disk removed");
         }
-        if let Some(console) = &tag.console {
+        if let Some(console) = &made.console {
             remove_console(console).map_err(|e| format!("cannot remove {}: {e}", console.display()))?;
         }
         Ok(())
@@ -243,15 +296,29 @@ impl Inner {
     fn start_on(&self, connect: &Connect, host: &HostId, spec: &Spec) -> Result<String, StartError> {
         let host_lock = self.host_lock(&host.0);
         let _held = lock(&host_lock);
-        let tag = self.tag(host, spec);
-        if self.runs(connect, &tag)? {
-            self.know(&spec.connection, tag);
+        let (tag, made) = (self.tag(host, spec), self.made(host, spec));
+        let hide = || {
+            if let Some(Err(error)) = made.boot.as_ref().map(|boot| boot.empty(connect)) {
+                warn!("{error}");
+            }
+        };
+        if let Some(domain) = self.running(connect, &tag)? {
+            self.know(&spec.connection, tag, made.clone());
+            if is_starting(&domain).map_err(LinkError::from)? {
+                // QEMU may not have read its boot data yet.
+                return Err(StartError::Unknown("libvirt is still starting its domain".to_owned()));
+            }
+            hide();
             return Ok(spec.uuid.clone());
         }
-        let made = self.make(connect, &tag, spec);
-        let Err(error) = made else { return Ok(spec.uuid.clone()) };
+        let Err(error) = self.make(connect, &tag, &made, spec) else {
+            // QEMU has read them before it started the guest.
+            hide();
+            self.passed("boot data removed");
+            return Ok(spec.uuid.clone());
+        };
         if !matches!(error, StartError::Unknown(_)) {
-            if let Err(why) = self.clean(&tag) {
+            if let Err(why) = self.clean(connect, &tag, &made) {
                 warn!("{why}");
             }
             self.forget(&spec.uuid, &host.0);
@@ -259,11 +326,11 @@ impl Inner {
         Err(error)
     }
 
-    /// Whether the host's domain runs.
-    fn runs(&self, connect: &Connect, tag: &OwnerTag) -> Result<bool, StartError> {
+    /// The host's domain, if it runs.
+    fn running(&self, connect: &Connect, tag: &OwnerTag) -> Result<Option<Domain>, StartError> {
         match look(connect, &tag.uuid)? {
-            None => Ok(false),
-            Some((_, Some(found))) if self.is_ours(&found) && found.host == tag.host => Ok(true),
+            None => Ok(None),
+            Some((domain, Some(found))) if self.is_ours(&found) && found.host == tag.host => Ok(Some(domain)),
             Some((domain, _)) => {
                 let name = domain.name().unwrap_or_else(|_| tag.uuid.clone());
                 let why = format!("the domain {name} is already running, and this host has not started it");
@@ -272,28 +339,35 @@ impl Inner {
         }
     }
 
-    fn make(&self, connect: &Connect, tag: &OwnerTag, spec: &Spec) -> Result<(), StartError> {
+    fn make(&self, connect: &Connect, tag: &OwnerTag, made: &Made, spec: &Spec) -> Result<(), StartError> {
         if let Some(fresh) = &spec.disk {
             self.check_base(fresh)?;
             disk::make(fresh, &self.owner_of(tag), &|host| self.is_live(host), &|| self.passed("disk marked"))?;
             self.passed("disk made");
         }
-        if let Some(console) = &spec.console {
+        if let Some(console) = &made.console {
             remove_console(console)
                 .and_then(|()| disk::create_private(console))
                 .map_err(|e| StartError::Transient(format!("make {}: {e}", console.display())))?;
             self.passed("console made");
         }
+        if let Some(Boot { toml, file }) = &spec.boot {
+            file.write(connect, toml).map_err(|error| StartError::Transient(error.to_string()))?;
+            self.passed("boot data written");
+        }
         // Before the call, because the domain's end may be reported before its start.
-        self.know(&spec.connection, tag.clone());
+        self.know(&spec.connection, tag.clone(), made.clone());
         let Err(error) = connect.create_domain_xml(&spec.xml, 0) else {
             self.passed("domain made");
             return Ok(());
         };
-        if self.runs(connect, tag).unwrap_or(false) {
-            return Ok(());
+        if let Ok(Some(domain)) = self.running(connect, tag) {
+            return match is_starting(&domain) {
+                Ok(false) => Ok(()),
+                Ok(true) | Err(_) => Err(StartError::Unknown(error.message().to_owned())),
+            };
         }
-        Err(faults::create(connect, &spec.connection, spec.memory_mb, &error))
+        Err(explained(faults::create(connect, &spec.connection, spec.memory_mb, &error), spec))
     }
 
     fn is_live(&self, host: &str) -> bool {
@@ -305,7 +379,7 @@ impl Inner {
     fn check_base(&self, fresh: &NewDisk) -> Result<(), StartError> {
         let bases: Vec<String> = lock(&self.known)
             .values()
-            .filter_map(|known| known.tag.base.clone())
+            .filter_map(|known| known.made.base.clone())
             .filter(|(base, _)| *base == fresh.base)
             .map(|(_, change)| change)
             .collect();
@@ -320,21 +394,21 @@ impl Inner {
         let link = self.link(&spec.connection).map_err(|e| e.to_string())?;
         let (inner, host) = (self.clone(), host.clone());
         let work = move |connect: &Connect| -> Result<_, LinkError> {
-            let tag = inner.tag(&host, &spec);
-            Ok(inner.stop_on(connect, &spec.connection, &tag))
+            let (tag, made) = (inner.tag(&host, &spec), inner.made(&host, &spec));
+            Ok(inner.stop_on(connect, &spec.connection, &tag, &made))
         };
         link.call(work).await.map_err(|failed| failed.to_string())?
     }
 
-    fn stop_on(&self, connect: &Connect, uri: &str, tag: &OwnerTag) -> Result<Termination, String> {
+    fn stop_on(&self, connect: &Connect, uri: &str, tag: &OwnerTag, made: &Made) -> Result<Termination, String> {
         let host_lock = self.host_lock(&tag.host);
         let _held = lock(&host_lock);
         let same = |found: &OwnerTag| (&found.master, &found.id, &found.host) == (&tag.master, &tag.id, &tag.host);
         if let Some((domain, Some(found))) = look(connect, &tag.uuid).map_err(|e| e.to_string())?
             && same(&found)
         {
-            if tag.disk.is_none() {
-                if self.may_shut_down(&domain, uri, tag) {
+            if !tag.has_disk {
+                if self.may_shut_down(&domain, uri, tag, made) {
                     return Ok(Termination::Requested);
                 }
                 let patience = SHUTDOWN_PATIENCE.as_secs();
@@ -343,14 +417,14 @@ impl Inner {
             end_domain(&domain)?;
             self.passed("domain ended");
         }
-        self.clean(tag)?;
+        self.clean(connect, tag, made)?;
         self.forget(&tag.uuid, &tag.host);
         Ok(Termination::Gone)
     }
 
     /// Asks a guest on a user's own disk to shut down, and returns whether it still has time for it.
-    fn may_shut_down(&self, domain: &Domain, uri: &str, tag: &OwnerTag) -> bool {
-        self.know(uri, tag.clone());
+    fn may_shut_down(&self, domain: &Domain, uri: &str, tag: &OwnerTag, made: &Made) -> bool {
+        self.know(uri, tag.clone(), made.clone());
         let mut known = lock(&self.known);
         let Some(known) = known.get_mut(&tag.uuid) else { return false };
         match known.asked {
@@ -368,7 +442,7 @@ impl Inner {
             return Some(text);
         }
         let spec = Spec::parse(&host.launch.as_ref()?.spec).ok()?;
-        let path = spec.console?;
+        let path = self.made(&host.id, &spec).console?;
         tokio::task::spawn_blocking(move || console::tail(&path)).await.ok()?
     }
 }
@@ -378,6 +452,18 @@ impl Inner {
 pub fn local_image(config: &LibvirtConfig) -> Option<PathBuf> {
     let image = config.base_image.as_ref().or(config.hd_image.as_ref());
     image.filter(|_| connection_is_local(&config.connection)).cloned()
+}
+
+/// The error of a start, with what may be its cause: libvirt passes on only QEMU's words.
+fn explained(error: StartError, spec: &Spec) -> StartError {
+    let closed = spec.boot.as_ref().and_then(|boot| boot.file.closed_directory());
+    match (error, closed) {
+        (StartError::Rejected(why), Some(dir)) => StartError::Rejected(format!(
+            "{why} (the user that QEMU runs as may have to pass through {}, which is closed to other users: chmod o+x)",
+            dir.display()
+        )),
+        (error, _) => error,
+    }
 }
 
 /// Removes a console file, and the files that virtlogd has rotated.

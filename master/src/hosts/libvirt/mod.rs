@@ -7,6 +7,7 @@
 //!
 //! `link` keeps a connection open. `machines` uses it to create, find and end hosts.
 
+mod boot_file;
 mod console;
 mod disk;
 mod domain;
@@ -16,6 +17,7 @@ mod kvm;
 mod link;
 mod look;
 mod machines;
+mod network;
 mod online;
 mod places;
 mod spec;
@@ -34,11 +36,12 @@ use disk::{Base, Format, NewDisk};
 use domain::{Disk, Machine, Wanted};
 use events::LifecycleEvent;
 use machines::Inner;
+use network::Apart;
 pub use online::check;
-use rouse_shared::boot::{self, BootData};
+use rouse_shared::boot::BootData;
 use rouse_shared::{HostId, WorkerName};
 use sha2::{Digest as _, Sha256};
-use spec::Spec;
+use spec::{Boot, Spec};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::PathBuf;
@@ -107,17 +110,12 @@ fn sections(config: &Config) -> Workers {
     config.sections::<LibvirtConfig>().map(|(worker, section)| (worker.clone(), section.clone())).collect()
 }
 
-/// The disk that the configuration wants, and what its image turned out to be.
-fn disk_of<'a>(config: &'a LibvirtConfig, looked_at: &Option<Base>) -> Disk<'a> {
-    match (&config.hd_image, &config.base_image, looked_at) {
-        (Some(path), Some(_), base) => Disk::Fresh(path, base.as_ref().is_some_and(|base| base.format == "raw")),
-        (Some(path), None, Some(own)) => Disk::Own(path, own.format),
-        (Some(path), None, None) => {
-            // On another machine only the name shows the format.
-            let is_qcow2 = path.extension().is_some_and(|e| e == "qcow2");
-            Disk::Own(path, if is_qcow2 { "qcow2" } else { "raw" })
-        }
-        (None, _, _) => Disk::AsDescribed,
+/// The disk that the configuration wants, over this base image if it has one.
+fn disk_of<'a>(config: &'a LibvirtConfig, base: &Option<Base>) -> Disk<'a> {
+    match (&config.hd_image, &config.base_image) {
+        (Some(path), Some(_)) => Disk::Fresh(path, base.as_ref().is_some_and(|base| base.format == "raw")),
+        (Some(path), None) => Disk::Own(path, disk::format_of_own(path)),
+        (None, _) => Disk::AsDescribed,
     }
 }
 
@@ -171,7 +169,8 @@ impl Provider for Libvirt {
             DomainXml::Builtin => {
                 let kvm = self.inner.kvm(&link, &config.connection).await.map_err(faults::before)?;
                 let LibvirtConfig { memory_mb, cpus, network, .. } = &config;
-                domain::builtin(&Machine { kvm, memory_mb: *memory_mb, cpus: *cpus, network })
+                let apart = Apart::of(&link, network, &mac_of(&host.worker)).await.map_err(faults::before)?;
+                domain::builtin(&Machine { kvm, memory_mb: *memory_mb, cpus: *cpus, network, apart: &apart })
             }
             DomainXml::Text(text) => {
                 xml::parse(text).map_err(|e| rejected(format!("its XML is not well formed: {e}")))?
@@ -189,9 +188,8 @@ impl Provider for Libvirt {
             memory_mb = look::memory_of(&described);
         }
         let uuid_text = uuid.clone().or(base_uuid).ok_or_else(|| rejected("its domain has no UUID".to_owned()))?;
-        let looked_at = self.inner.look_at_image(&config).await?;
-        let disk = disk_of(&config, &looked_at);
-        let base = config.base_image.as_ref().and(looked_at);
+        let base = self.inner.look_at_image(&config).await?;
+        let disk = disk_of(&config, &base);
         let fresh = config.base_image.as_ref().and(config.hd_image.clone());
         let console = connection_is_local(&config.connection).then(|| self.inner.console_path(&host.id));
         let disk_spec = fresh.zip(config.base_image.clone()).zip(base).map(|((path, base), about)| NewDisk {
@@ -205,21 +203,25 @@ impl Provider for Libvirt {
             connection: config.connection.clone(),
             uuid: uuid_text,
             xml: String::new(),
+            boot: None,
             memory_mb,
             disk: disk_spec,
             console,
         };
         let toml = toml::to_string(&boot).map_err(|e| rejected(format!("its boot data cannot be written: {e}")))?;
+        let boot_file = self.inner.boot_file(&link, &config, &host.id).await?;
         let wanted = Wanted {
             name: host.worker.as_str(),
             uuid: uuid.as_deref(),
             mac: &mac_of(&host.worker),
             tag: &spec.tag(&self.inner.owner, &host.id),
-            oem_strings: &boot::oem_strings(&toml),
+            boot_file: &boot_file.path,
+            console: spec.console.as_deref(),
             disk,
         };
         let form = domain::patch(&mut described, &wanted).map_err(StartError::Rejected)?;
         spec.xml = xml::to_text(&described);
+        spec.boot = Some(Boot { toml, file: boot_file });
         if let Some(fresh) = &mut spec.disk {
             fresh.form = form;
         }

@@ -15,6 +15,9 @@ use virt::connect::Connect;
 use virt::error::ErrorNumber;
 use xmltree::Element;
 
+/// The oldest version of libvirt that knows `<sysinfo type='fwcfg'>`, as libvirt counts.
+const OLDEST: u32 = 6_005_000;
+
 /// Checks one section, for each of its workers.
 pub async fn check(workers: &[(&WorkerName, &HostConfig)]) -> Vec<Finding> {
     let section = |(name, host): &(&WorkerName, &HostConfig)| Some(((*name).clone(), LibvirtConfig::of(host)?.clone()));
@@ -28,6 +31,11 @@ pub async fn check(workers: &[(&WorkerName, &HostConfig)]) -> Vec<Finding> {
         Err(error) => return with(found, format!("libvirt at {} cannot be used: {error}", section.connection)),
     };
     match link.call(|connect: &Connect| connect.lib_version().map_err(LinkError::from)).await {
+        Ok(version) if version < OLDEST => {
+            let why =
+                format!("{}, but rouse needs 6.5.0, which can pass boot data in a file", answers(section, version));
+            return with(found, why);
+        }
         Ok(version) => found.insert(0, Finding::good(answers(section, version))),
         // Without an answer, further checks would fail too.
         Err(failed) => return with(found, failed.to_string()),
@@ -115,7 +123,7 @@ async fn images(workers: &[(WorkerName, LibvirtConfig)]) -> Vec<Finding> {
         let mut seen = BTreeSet::new();
         for section in &sections {
             if let Some(path) = machines::local_image(section).filter(|path| seen.insert(path.clone())) {
-                found.push(match whole(&path, section.base_image.is_some()) {
+                found.push(match whole(&path, section) {
                     Ok(format) => Finding::good(format!("boots {} ({format})", path.display())),
                     Err(error) => Finding::bad(error.text()),
                 });
@@ -129,12 +137,18 @@ async fn images(workers: &[(WorkerName, LibvirtConfig)]) -> Vec<Finding> {
 }
 
 /// The format of an image. A disk of the user's own is written to, and is the user's to look after.
-fn whole(path: &Path, is_base: bool) -> Result<&'static str, StartError> {
-    let format = disk::look_at(path)?.format;
-    if is_base {
+fn whole(path: &Path, section: &LibvirtConfig) -> Result<&'static str, StartError> {
+    if section.base_image.is_some() {
+        let format = disk::look_at(path)?.format;
         disk::check(path, format)?;
+        return Ok(format);
     }
-    Ok(format)
+    disk::find_own(path)?;
+    // A description of the user's may say the format.
+    match disk::doubt_about_own(path).filter(|_| section.xml == DomainXml::Builtin) {
+        Some(doubt) => Err(StartError::Rejected(doubt)),
+        None => Ok(disk::format_of_own(path)),
+    }
 }
 
 fn with(mut found: Vec<Finding>, why: String) -> Vec<Finding> {

@@ -1,10 +1,27 @@
 //! The complete launch spec of a domain. The ledger keeps it, and it is never changed.
 
+use super::boot_file::BootFile;
 use super::disk::NewDisk;
 use super::domain::OwnerTag;
 use rouse_shared::HostId;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
+
+/// The boot data of a host, and the file in which QEMU gets them.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Boot {
+    /// The boot data.
+    pub toml: String,
+    /// The file.
+    pub file: BootFile,
+}
+
+/// Leaves out the boot data, which contain the token.
+impl std::fmt::Debug for Boot {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Boot").field("file", &self.file).finish_non_exhaustive()
+    }
+}
 
 /// A complete start.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -13,8 +30,11 @@ pub struct Spec {
     pub connection: String,
     /// UUID of the domain.
     pub uuid: String,
-    /// The domain, boot data and all.
+    /// The domain. It names the file with the boot data.
     pub xml: String,
+    /// The boot data. Absent if an earlier version has written the launch spec: then they are in the description.
+    #[serde(default)]
+    pub boot: Option<Boot>,
     /// Its memory, megabytes; 0 if that is not known.
     pub memory_mb: u64,
     /// The disk that is made for it.
@@ -38,9 +58,7 @@ impl Spec {
             id: id.to_owned(),
             host: host.0.clone(),
             uuid: self.uuid.clone(),
-            disk: self.disk.as_ref().map(|fresh| fresh.path.clone()),
-            base: self.disk.as_ref().map(|fresh| (fresh.base.clone(), fresh.change.clone())),
-            console: self.console.clone(),
+            has_disk: self.disk.is_some(),
         }
     }
 

@@ -3,6 +3,7 @@
 
 use super::disk::{self, Format, NewDisk};
 use super::domain::{self, Disk, Machine, NAMESPACE, OwnerTag, Wanted};
+use super::network::Apart;
 use super::{uuid_of, xml};
 use crate::core::event::StartError;
 use rouse_shared::HostId;
@@ -16,17 +17,22 @@ fn tag() -> OwnerTag {
         id: "0123".to_owned(),
         host: "h1".to_owned(),
         uuid: uuid_of("ci/0123", &HostId("h1".to_owned())),
-        disk: Some(PathBuf::from("/srv/w.qcow2")),
-        base: Some((PathBuf::from("/srv/<base> & 'so'.qcow2"), "1:2:3.4".to_owned())),
-        console: Some(PathBuf::from("/var/lib/rouse/h1.console")),
+        has_disk: true,
     }
 }
 
 fn patched(description: &str, disk: Disk<'_>) -> Result<(Element, Format), String> {
     let tag = tag();
-    let strings = ["rouse.boot:YQ==".to_owned()];
-    let wanted =
-        Wanted { name: "w", uuid: Some(&tag.uuid), mac: "52:00:00:00:00:01", tag: &tag, oem_strings: &strings, disk };
+    let boot_file = Path::new("/var/lib/rouse/h1.boot");
+    let wanted = Wanted {
+        name: "w",
+        uuid: Some(&tag.uuid),
+        mac: "52:00:00:00:00:01",
+        tag: &tag,
+        boot_file,
+        console: Some(Path::new("/var/lib/rouse/h1.console")),
+        disk,
+    };
     let mut described = xml::parse(description)?;
     let form = domain::patch(&mut described, &wanted)?;
     // As libvirt reads it.
@@ -49,12 +55,19 @@ fn the_owner_tag_survives_being_written_and_read() {
     assert_eq!(OwnerTag::read(&xml::to_text(found)), Some(tag()));
     assert_eq!(form, Format::Overlay);
     assert_eq!(OwnerTag::read("<host master='ci'/>"), None);
+    let with_host = |host: &str| format!("<host master='ci' id='0123' uuid='u' host='{host}'/>");
+    assert!(OwnerTag::read(&with_host("h1")).is_some_and(|tag| !tag.has_disk));
+    // Files are named after it.
+    for bad in ["", "../h1", "h1/x", "h1.console"] {
+        assert_eq!(OwnerTag::read(&with_host(bad)), None, "{bad}");
+    }
     assert_eq!(OwnerTag::read("no"), None);
 }
 
 #[test]
 fn a_builtin_machine_gets_all_that_it_lacks() {
-    let machine = domain::builtin(&Machine { kvm: false, memory_mb: 512, cpus: 3, network: "a'<&" });
+    let apart = Apart { isolated: true, address: Some("10.150.0.7".to_owned()) };
+    let machine = domain::builtin(&Machine { kvm: false, memory_mb: 512, cpus: 3, network: "a'<&", apart: &apart });
     let (domain, _) = patched(&xml::to_text(&machine), fresh()).unwrap();
     assert_eq!(xml::text_of(&domain, "name").as_deref(), Some("w"));
     assert_eq!(xml::text_of(&domain, "uuid"), Some(tag().uuid));
@@ -65,9 +78,14 @@ fn a_builtin_machine_gets_all_that_it_lacks() {
     assert_eq!(xml::attribute(at(devices, "disk"), Some("driver"), "cache"), Some("unsafe"));
     assert_eq!(xml::attribute(at(devices, "interface"), Some("mac"), "address"), Some("52:00:00:00:00:01"));
     assert_eq!(xml::attribute(at(devices, "interface"), Some("source"), "network"), Some("a'<&"));
+    assert_eq!(xml::attribute(at(devices, "interface"), Some("port"), "isolated"), Some("yes"));
+    assert_eq!(xml::attribute(at(devices, "interface/filterref"), None, "filter"), Some("clean-traffic"));
+    assert_eq!(xml::attribute(at(devices, "interface/filterref"), Some("parameter"), "value"), Some("10.150.0.7"));
     assert_eq!(xml::attribute(at(devices, "serial"), Some("log"), "file"), Some("/var/lib/rouse/h1.console"));
-    assert_eq!(xml::text_of(at(&domain, "sysinfo/oemStrings"), "entry").as_deref(), Some("rouse.boot:YQ=="));
-    assert_eq!(xml::attribute(at(&domain, "os"), Some("smbios"), "mode"), Some("sysinfo"));
+    let sysinfo = at(&domain, "sysinfo");
+    assert_eq!(xml::attribute(sysinfo, None, "type"), Some("fwcfg"));
+    assert_eq!(xml::attribute(sysinfo, Some("entry"), "name"), Some("opt/rouse/boot"));
+    assert_eq!(xml::attribute(sysinfo, Some("entry"), "file"), Some("/var/lib/rouse/h1.boot"));
 }
 
 #[test]
@@ -78,6 +96,7 @@ fn what_the_user_wrote_stays() {
         <os><type>hvm</type><smbios mode='host'/></os>\
         <sysinfo type='smbios'><system><entry name='uuid'>x</entry><entry name='serial'>s</entry></system>\
         <oemStrings><entry>mine</entry></oemStrings></sysinfo>\
+        <sysinfo type='fwcfg'><entry name='opt/mine'>m</entry><entry name='opt/rouse/boot'>old</entry></sysinfo>\
         <devices><disk device='cdrom'><source file='/srv/cd.iso'/></disk>\
         <disk device='disk'><driver name='qemu' type='qcow2' cache='none'/><source file='/srv/w.qcow2'/>\
         <target dev='sda' bus='sata'/></disk><disk><source file='/srv/data.raw'/></disk>\
@@ -88,12 +107,23 @@ fn what_the_user_wrote_stays() {
     assert_eq!(domain.attributes.get("id"), None);
     assert_eq!(super::look::memory_of(&domain), 2048);
     let text = xml::to_text(&domain);
-    for kept in
-        ["urn:mine", "52:54:00:00:00:07", "<entry>mine</entry>", "cache=\"none\"", "/srv/cd.iso", "/srv/data.raw"]
-    {
+    for kept in [
+        "urn:mine",
+        "52:54:00:00:00:07",
+        "<entry>mine</entry>",
+        "opt/mine",
+        "mode=\"host\"",
+        "cache=\"none\"",
+        "/srv/cd.iso",
+        "/srv/data.raw",
+    ] {
         assert!(text.contains(kept), "{kept} of {text}");
     }
     assert!(text.contains("qemu:commandline") && text.contains("-S"), "{text}");
+    assert!(
+        text.contains("h1.boot") && !text.contains(">old<") && text.matches("type=\"fwcfg\"").count() == 1,
+        "{text}"
+    );
     assert!(!text.contains("52:00:00:00:00:01") && !text.contains("name=\"uuid\"") && text.contains("name=\"serial\""));
 }
 
@@ -114,6 +144,42 @@ fn the_disk_is_found_or_the_user_is_asked() {
     let (domain, _) = patched(&two, Disk::AsDescribed).unwrap();
     assert_eq!(xml::elements(at(&domain, "devices")).filter(|e| e.name == "disk").count(), 2);
     assert!(patched("<network/>", fresh()).unwrap_err().contains("network"));
+}
+
+#[test]
+fn a_guest_does_not_choose_the_format_of_its_own_disk() {
+    let place = Place::new();
+    // Root in the guest has made it a qcow2 image that is backed by a file of the machine.
+    let raw = place.at("own.img");
+    std::fs::copy(place.at("base.qcow2"), &raw).unwrap();
+    let config = |disk: &Path| {
+        let text = format!(
+            "[[worker]]\nname = \"w\"\npassword = \"x\"\n[worker.libvirt]\nconnection = \"qemu:///system\"\n\
+             hd_image = \"{}\"\nxml = \"builtin\"\n",
+            disk.display()
+        );
+        let config = crate::config::Config::parse(&text, Path::new("/nonexistent/rouse.toml")).unwrap();
+        super::sections(&config).into_values().next().unwrap()
+    };
+    let format = |disk: &Path, description: &str| {
+        let config = config(disk);
+        let (domain, _) = patched(description, super::disk_of(&config, &None)).unwrap();
+        xml::attribute(at(&domain, "devices/disk"), Some("driver"), "type").map(str::to_owned)
+    };
+    assert_eq!(format(&raw, "<domain/>").as_deref(), Some("raw"));
+    assert_eq!(format(&place.at("own.raw"), "<domain/>").as_deref(), Some("raw"));
+    assert_eq!(format(&place.at("own"), "<domain/>").as_deref(), Some("raw"));
+    assert_eq!(format(&place.at("base.qcow2"), "<domain/>").as_deref(), Some("qcow2"));
+    let said = "<domain><devices><disk device='disk'><driver name='qemu' type='qcow2'/><target dev='vda'/></disk></devices></domain>";
+    assert_eq!(format(&raw, said).as_deref(), Some("qcow2"), "the user has said it");
+    assert_eq!(format(&place.at("base.qcow2"), &said.replace("qcow2", "raw")).as_deref(), Some("qcow2"));
+    // `rouse check` tells the user, who knows whether a guest has run on it.
+    assert!(disk::doubt_about_own(&raw).unwrap().contains("is used as a raw disk"));
+    assert_eq!(disk::doubt_about_own(&place.at("base.qcow2")), None);
+    std::fs::write(place.at("zeros.qcow2"), [0; 512]).unwrap();
+    assert!(disk::doubt_about_own(&place.at("zeros.qcow2")).unwrap().contains("is not a qcow2 image"));
+    std::fs::write(&raw, [0; 512]).unwrap();
+    assert_eq!(disk::doubt_about_own(&raw), None);
 }
 
 /// A directory with a base image.

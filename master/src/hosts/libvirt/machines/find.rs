@@ -5,7 +5,7 @@ use super::super::domain::OwnerTag;
 use super::super::events::LifecycleEvent;
 use super::super::link::LinkError;
 use super::super::look::{end_domain, look, tags};
-use super::Inner;
+use super::{Inner, Known, Made};
 use crate::config::LibvirtConfig;
 use crate::config::hosts::connection_is_local;
 use crate::core::event::{Termination, UnlistedPlace};
@@ -122,7 +122,7 @@ impl Inner {
     }
 
     fn warn_of_changed_bases(&self) {
-        let bases: BTreeSet<_> = lock(&self.known).values().filter_map(|known| known.tag.base.clone()).collect();
+        let bases: BTreeSet<_> = lock(&self.known).values().filter_map(|known| known.made.base.clone()).collect();
         let mut warned = lock(&self.warned);
         for (base, change) in bases {
             match disk::changed_in_place(&base, &change) {
@@ -158,7 +158,7 @@ impl Inner {
         let entries = fs::read_dir(&self.dir).map_err(|e| format!("cannot read {}: {e}", self.dir.display()))?;
         for path in entries.flatten().map(|entry| entry.path()) {
             let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-            let Some((host, _)) = name.split_once(".console") else { continue };
+            let Some((host, _)) = name.split_once(".console").or(name.split_once(".boot")) else { continue };
             let host_lock = self.host_lock(host);
             let Ok(_held) = host_lock.try_lock() else { continue };
             if idle(host) {
@@ -174,9 +174,35 @@ impl Inner {
         let link = self.link(uri).map_err(|e| LinkError::Unreachable(e.to_string()))?;
         let list: Vec<OwnerTag> = link.call(tags).await?;
         for tag in list.iter().filter(|tag| self.is_ours(tag)) {
-            self.know(uri, tag.clone());
+            self.know_listed(uri, tag);
         }
         Ok(list)
+    }
+
+    /// Watches a host that a list has, unless another domain is known as this host's.
+    fn know_listed(&self, uri: &str, tag: &OwnerTag) {
+        let is_known = |known: &Known| known.tag.host == tag.host || known.tag.uuid == tag.uuid;
+        if lock(&self.known).values().any(is_known) {
+            return;
+        }
+        // What is not found now, a later list tidies up.
+        let made = self.made_for(uri, tag).unwrap_or_default();
+        let mut known = lock(&self.known);
+        if !known.values().any(is_known) {
+            known.insert(tag.uuid.clone(), Known { uri: uri.to_owned(), tag: tag.clone(), made, asked: None });
+        }
+    }
+
+    /// What was created for the host of a domain: the disk with its mark in a directory of the configuration, and files
+    /// whose names follow from the host's id. A domain on another machine has nothing here.
+    fn made_for(&self, uri: &str, tag: &OwnerTag) -> Result<Made, String> {
+        if !connection_is_local(uri) {
+            return Ok(Made::default());
+        }
+        let (owner, host) = (self.owner_of(tag), HostId(tag.host.clone()));
+        let disk = self.marks()?.into_iter().find(|(_, of)| *of == owner).map(|(path, _)| path);
+        let boot = Some(self.local_boot_file(&host));
+        Ok(Made { disk, base: None, console: Some(self.console_path(&host)), boot })
     }
 
     /// The deaths that follow from libvirt's event.
@@ -212,12 +238,12 @@ impl Inner {
     }
 
     fn ended_on(&self, connect: &Connect, uuid: &str, why: &str, stuck: bool) -> Result<Option<Death>, LinkError> {
-        let tag_of = || lock(&self.known).get(uuid).map(|known| known.tag.clone());
-        let Some(tag) = tag_of() else { return Ok(None) };
+        let known = || lock(&self.known).get(uuid).map(|known| (known.tag.clone(), known.made.clone()));
+        let Some((tag, made)) = known() else { return Ok(None) };
         let host_lock = self.host_lock(&tag.host);
         let _held = lock(&host_lock);
         // It may have been terminated while this waited for the lock.
-        if tag_of().as_ref() != Some(&tag) {
+        if known().is_none_or(|(now, _)| now != tag) {
             return Ok(None);
         }
         if let Some((domain, Some(found))) = look(connect, uuid)?
@@ -230,10 +256,10 @@ impl Inner {
             }
         }
         let host = HostId(tag.host.clone());
-        if let Some(text) = tag.console.as_deref().and_then(console::tail) {
+        if let Some(text) = made.console.as_deref().and_then(console::tail) {
             lock(&self.evidence).keep(host.clone(), text);
         }
-        if let Err(why) = self.clean(&tag) {
+        if let Err(why) = self.clean(connect, &tag, &made) {
             warn!("{why}");
         }
         self.forget(uuid, &tag.host);
@@ -277,7 +303,8 @@ impl Inner {
         let (inner, uri, wanted) = (self.clone(), uri.to_owned(), wanted.clone());
         let work = move |connect: &Connect| -> Result<_, LinkError> {
             let tag = tags(connect)?.into_iter().find(|tag| inner.owner_of(tag) == wanted);
-            Ok(tag.map(|tag| inner.stop_on(connect, &uri, &tag)).transpose())
+            let Some(tag) = tag else { return Ok(Ok(None)) };
+            Ok(inner.made_for(&uri, &tag).and_then(|made| inner.stop_on(connect, &uri, &tag, &made)).map(Some))
         };
         link.call(work).await.map_err(|failed| failed.to_string())?
     }
