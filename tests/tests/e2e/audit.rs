@@ -18,6 +18,7 @@ fn check(master: &Master) -> (i32, String) {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../contrib/nagios/check_rouse_audit");
     let mut command = Command::new(script);
     command.arg("-r").arg(rouse_tests::harness::program("rouse")).arg("-s").arg(format!("http://{}", master.http));
+    command.arg("-t").arg(master.dir.join("state/api-token"));
     let output = command.output().unwrap();
     (output.status.code().unwrap(), String::from_utf8(output.stdout).unwrap())
 }
