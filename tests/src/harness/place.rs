@@ -1,5 +1,6 @@
 //! Ports and directories that no other test has, whichever process it runs in.
 
+use rouse_master::files::remove_tree;
 use std::fs;
 use std::net::{SocketAddr, TcpListener};
 use std::os::linux::net::SocketAddrExt as _;
@@ -49,8 +50,8 @@ pub fn scratch(name: &str) -> PathBuf {
         let name = entry.file_name().to_string_lossy().into_owned();
         let pid = name.strip_prefix(PREFIX).and_then(|rest| rest.split('-').next()?.parse::<u32>().ok());
         if pid.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
-            // Two tests may both try.
-            fs::remove_dir_all(entry.path()).ok();
+            // Two tests may both try. A test that was killed may have left what another program cannot remove.
+            remove_tree(&entry.path()).ok();
         }
     }
     dir_of(std::process::id(), name)
