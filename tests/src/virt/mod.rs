@@ -235,7 +235,10 @@ impl VirtHost {
     /// # Panics
     /// Where it is not there.
     pub fn signal_guest(&self, name: &str, signal: i32) {
-        let pids = self.pids("qemu-system-x86_64", &format!("guest={name},"));
+        // Another run of the tests on this machine has guests of the same names; the disks are of this one.
+        let ours = self.pids("qemu-system-x86_64", &self.dir.display().to_string());
+        let mut pids = self.pids("qemu-system-x86_64", &format!("guest={name},"));
+        pids.retain(|pid| ours.contains(pid));
         assert_eq!(pids.len(), 1, "one QEMU of {name}");
         // SAFETY: only numbers are passed.
         assert_eq!(unsafe { libc::kill(pids[0], signal) }, 0);
