@@ -44,7 +44,7 @@ fn what_a_broker_lacks_is_said() {
     for wanted in [
         "publishes no events in the virtual host rouse",
         "set event_exchange.vhost = rouse",
-        &format!("auth_http in rabbitmq.conf must lead to http://{auth}"),
+        &format!("auth_http in rabbitmq.conf must point to http://{auth}"),
     ] {
         assert!(said.contains(wanted), "{wanted:?} is not in {said}");
     }

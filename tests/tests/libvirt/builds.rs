@@ -92,7 +92,7 @@ fn a_domain_that_the_user_has_defined() {
     fs::write(&path, running).unwrap();
     system.virt_host.virsh(&["create", &path.display().to_string(), "--paused"]);
     let build = system.master.detach(&["--worker", "defined", "--", "true"]);
-    system.master.until("it says why not", || why(system, &build).contains("runs already"));
+    system.master.until("it says why not", || why(system, &build).contains("already running"));
     system.master.rouse(&["cancel", &build]).ended(0);
     assert_eq!(system.virt_host.virsh(&["domstate", "defined"]).trim(), "paused");
     system.virt_host.virsh(&["destroy", "defined"]);
