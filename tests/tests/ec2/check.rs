@@ -23,7 +23,7 @@ async fn it_says_what_would_be_bought_and_makes_nothing() {
     let section = |more: &str| with_defaults(&cloud.endpoint(), more);
     let (code, said) = check(dir.path(), &section(spot), &[]);
     assert_eq!(code, Some(0), "{said}");
-    for part in ["boots ami-0b0b0010", "would bid 0.06 USD", "its price now is 0.06", "will be made"] {
+    for part in ["boots ami-0b0b0010", "would bid 0.06 USD", "its current price is 0.06", "will be made"] {
         assert!(said.contains(part), "{part}: {said}");
     }
     let calls = cloud.calls();
