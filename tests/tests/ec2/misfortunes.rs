@@ -49,7 +49,9 @@ async fn a_key_that_is_refused_for_a_while_costs_no_build_and_holds_up_no_other_
         master.rouse(&["build", "--worker", "local", "--", "true"]).ended(0);
         let pausing = |part: &str| place(&master, part)["state"] == "pausing";
         master.until("both pause", || pausing(&cloud.endpoint()) && pausing("us-west-2"));
-        for (build, words) in [(&builds[0], "AWS does not know the credentials"), (&lost, "no hosts are started in")] {
+        for (build, words) in
+            [(&builds[0], "AWS does not know the credentials"), (&lost, "no hosts have been started in")]
+        {
             master
                 .until("it says what is in the way", || master.rouse(&["why", build]).ended(0).text().contains(words));
         }
