@@ -93,6 +93,11 @@ impl OwnBroker {
 
 impl Drop for OwnBroker {
     fn drop(&mut self) {
+        // RabbitMQ's script starts Erlang as its child, which outlives the script.
+        for (pid, _) in super::processes_with(&self.dir.display().to_string()) {
+            // SAFETY: only numbers are passed. The process may have ended.
+            unsafe { libc::kill(pid, libc::SIGKILL) };
+        }
         if let Err(error) = fs::remove_dir_all(&self.dir) {
             eprintln!("{} stays: {error}", self.dir.display());
         }
