@@ -4,7 +4,7 @@ use rouse_shared::limits::MAX_MESSAGE;
 use std::time::Duration;
 
 /// Control messages that are delivered and not yet acknowledged. With commits of 10 ms this still allows 25,000 per
-/// second. It limits the memory that a hostile agent can take to 64 MiB of the largest control messages.
+/// second. Of the largest control messages this many take 64 MiB; larger messages are dropped as soon as they are read.
 pub const CONTROL_PREFETCH: u16 = 256;
 
 /// Log chunks delivered and not yet written: 64 of 64 KiB are 4 MiB.

@@ -53,7 +53,7 @@ impl Session {
         let (of_control, of_logs) = (ends.conduct.clone(), ends.conduct.clone());
         read(&mut tasks, control, dropped.clone(), inbound.clone(), move |user, delivery, receipt| {
             let key = delivery.routing_key.as_str();
-            if of_control.is_blocked(user.unwrap_or(key.split('.').next().unwrap_or(key))) {
+            if of_control.is_blocked(sender(user, key)) {
                 return Err(Reason::SenderBlocked);
             }
             let bytes = delivery.data.len();
@@ -66,7 +66,7 @@ impl Session {
         });
         read(&mut tasks, logs, dropped.clone(), ends.logs.clone(), move |user, delivery, receipt| {
             let key = delivery.routing_key.as_str();
-            if of_logs.is_blocked(user.unwrap_or(key.split('.').next().unwrap_or(key))) {
+            if of_logs.is_blocked(sender(user, key)) {
                 return Err(Reason::SenderBlocked);
             }
             let bytes = delivery.data.len();
@@ -93,6 +93,12 @@ impl Session {
         drop(others);
         why
     }
+}
+
+/// The worker in whose name a message was sent. The broker lets nobody publish under a key that is not a worker's own, so
+/// the key names it if the message does not.
+fn sender<'a>(user: Option<&'a str>, key: &'a str) -> &'a str {
+    user.unwrap_or_else(|| key.split('.').next().unwrap_or(key))
 }
 
 /// Passes on the broker's alarms. An alarm blocks only connections that publish, and is announced there.
