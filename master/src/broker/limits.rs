@@ -55,6 +55,10 @@ pub const KNOWN_CONNECTIONS: usize = 100_000;
 /// Number of refusals and senders of dropped messages that are remembered, so that each is logged only once.
 pub const REMEMBERED_LOG_LINES: usize = 1_000;
 
+/// How long the private broker remembers an answer about an agent, which it needs several times for each connection. An
+/// agent that is blocked can connect again for this long.
+pub const AUTH_CACHE: Duration = Duration::from_secs(30);
+
 /// Interval of AMQP heartbeats, seconds. A dead peer is noticed after about three of them.
 pub const AMQP_HEARTBEAT: u16 = 10;
 

@@ -10,6 +10,7 @@ mod supervise;
 
 use super::limits::{FIRST_FLUSH, NODE_READY, PORT_PATIENCE};
 use super::link::declare_builds;
+use super::rate_limiter::CloseRequest;
 use super::{MASTER_USER, VHOST};
 use std::fmt;
 use std::io;
@@ -143,7 +144,7 @@ pub struct Node {
     url: String,
     state: watch::Receiver<NodeState>,
     stop: Option<oneshot::Sender<()>>,
-    closer: mpsc::Sender<String>,
+    closer: mpsc::Sender<CloseRequest>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
 
@@ -197,8 +198,8 @@ impl Node {
         self.state.clone()
     }
 
-    /// Takes the names of users whose connections are to be closed.
-    pub fn closer(&self) -> mpsc::Sender<String> {
+    /// Takes requests to close the connections of workers.
+    pub fn closer(&self) -> mpsc::Sender<CloseRequest> {
         self.closer.clone()
     }
 

@@ -6,6 +6,7 @@
 //! master has let in is counted apart from all others, by the session that only it knows: what the others do is no
 //! reason to block it.
 
+use super::limits::AUTH_CACHE;
 use super::refusals::Refusals;
 use crate::clock;
 use crate::sync::lock;
@@ -14,7 +15,7 @@ use rouse_shared::{Nonce, SessionId, Timestamp, WorkerName, names};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 /// Limit of messages: in a burst, and per second in the long run. The fastest measured worker runs 600 empty builds per
 /// second, with three or four messages each. After an outage an agent sends everything that has waited, at once.
@@ -30,9 +31,8 @@ const HELLOS: Allowance = Allowance { burst: 50.0, rate: 0.5 };
 const DROPPED: Allowance = Allowance { burst: 200.0, rate: 1.0 };
 /// How long a block lasts. An agent keeps trying, so a corrected one comes back by itself.
 pub const BLOCK_TIME: Duration = Duration::from_secs(300);
-/// How long it takes at most to close the connections of somebody who is blocked. What comes later in the worker's name
-/// is the agent's that was let in.
-const CLOSING_TIME: Duration = Duration::from_secs(20);
+/// How long the master may take to receive what was sent over a connection before it was closed.
+const BACKLOG: Duration = Duration::from_secs(20);
 
 struct Allowance {
     burst: f64,
@@ -48,9 +48,13 @@ struct Bucket {
 
 impl Bucket {
     fn take(&mut self, amount: f64, of: &Allowance, now: Timestamp) -> bool {
-        self.left = (self.left + now.since(self.at).as_secs_f64() * of.rate).min(of.burst) - amount;
+        self.left = (self.left + now.since(self.at).as_secs_f64() * of.rate).min(of.burst);
         self.at = now;
-        self.left >= 0.0
+        let within = self.left >= amount;
+        if within {
+            self.left -= amount;
+        }
+        within
     }
 }
 
@@ -108,6 +112,24 @@ struct Record {
     session: Option<(SessionId, String)>,
     agent: Conduct,
     strangers: Conduct,
+    closing: Closing,
+}
+
+/// The last attempt to close all connections of a worker.
+enum Closing {
+    /// There was none, or it failed.
+    None,
+    Asked(oneshot::Receiver<Timestamp>),
+    Closed(Timestamp),
+}
+
+/// A request to close all connections of a worker.
+#[derive(Debug)]
+pub struct CloseRequest {
+    /// The worker's name.
+    pub worker: String,
+    /// Receives the time when they were closed. Dropped if they could not be closed.
+    pub closed: oneshot::Sender<Timestamp>,
 }
 
 /// Counts what is sent in the name of each worker. Shared by the tasks that read messages and the server that lets
@@ -117,7 +139,7 @@ pub struct RateLimiter {
     records: Arc<Mutex<HashMap<String, Record>>>,
     refusals: Refusals,
     /// Closes all connections of a worker, if the broker is the master's own.
-    closer: Arc<OnceLock<mpsc::Sender<String>>>,
+    closer: Arc<OnceLock<mpsc::Sender<CloseRequest>>>,
 }
 
 /// What was sent.
@@ -145,7 +167,7 @@ impl RateLimiter {
     }
 
     /// What closes the connections of blocked workers from now on.
-    pub fn close_with(&self, closer: mpsc::Sender<String>) {
+    pub fn close_with(&self, closer: mpsc::Sender<CloseRequest>) {
         // There is one private broker.
         drop(self.closer.set(closer));
     }
@@ -219,7 +241,11 @@ impl RateLimiter {
         let known = record.session.as_ref().is_some_and(|(_, run)| *run == nonce.0);
         let sender = if known { Sender::Agent } else { Sender::Stranger };
         if record.strangers.is_blocked(now) && sender == Sender::Stranger {
-            return record.strangers.hellos.take(1.0, &HELLOS, now) && !record.agent.is_blocked(now);
+            let within = record.strangers.hellos.take(1.0, &HELLOS, now);
+            if !within {
+                self.close(record, worker, now);
+            }
+            return within && !record.agent.is_blocked(now);
         }
         let passes = !record.blocked(sender, now);
         self.count(record, worker, now, sender, (Kind::Hello, bytes));
@@ -231,15 +257,14 @@ impl RateLimiter {
     pub(super) fn dropped(&self, user: Option<&str>, key: &str, bytes: usize) {
         let worker = user.map_or_else(|| names::worker_of_key(key), |user| user.parse::<WorkerName>().ok());
         let Some(worker) = worker else { return };
-        let now = clock::now();
+        self.dropped_at(&worker, bytes, clock::now());
+    }
+
+    fn dropped_at(&self, worker: &WorkerName, bytes: usize, now: Timestamp) {
         let mut records = lock(&self.records);
-        let record = record_of(&mut records, &worker, now);
-        // Once the connections of all strangers are closed, only the agent itself is left.
-        let since_block = |until: Timestamp| BLOCK_TIME.saturating_sub(until.since(now));
-        let only_agent = self.closer.get().is_some()
-            && record.strangers.until.is_some_and(|until| until > now && since_block(until) > CLOSING_TIME);
-        let sender = if only_agent { Sender::Agent } else { Sender::Stranger };
-        self.count(record, &worker, now, sender, (Kind::Dropped, bytes));
+        let record = record_of(&mut records, worker, now);
+        let sender = if record.only_agent(now) { Sender::Agent } else { Sender::Stranger };
+        self.count(record, worker, now, sender, (Kind::Dropped, bytes));
     }
 
     fn count(
@@ -250,7 +275,8 @@ impl RateLimiter {
         sender: Sender,
         (kind, bytes): (Kind, usize),
     ) {
-        if record.blocked(sender, now) {
+        let blocked = record.blocked(sender, now);
+        if blocked && record.may_be_backlog(now) {
             return;
         }
         let conduct = match sender {
@@ -258,16 +284,32 @@ impl RateLimiter {
             Sender::Stranger => &mut record.strangers,
         };
         let Some(what) = conduct.take(kind, bytes, now) else { return };
-        *conduct = Conduct::new(now, Some(now + BLOCK_TIME));
-        let who = match (sender, &record.session) {
-            (Sender::Agent, _) | (Sender::Stranger, None) => "",
-            (Sender::Stranger, Some(_)) => ", not from its own agent",
-        };
-        let minutes = BLOCK_TIME.as_secs() / 60;
-        self.refusals.refused(worker.as_str(), &format!("too many {what}{who}: blocked for {minutes} minutes"));
-        if let Some(closer) = self.closer.get() {
-            // If there are that many waiting, the next message that is too much tries again after the block.
-            drop(closer.try_send(worker.to_string()));
+        let until = if blocked { conduct.until } else { Some(now + BLOCK_TIME) };
+        *conduct = Conduct::new(now, until);
+        if !blocked {
+            let who = match (sender, &record.session) {
+                (Sender::Agent, _) | (Sender::Stranger, None) => "",
+                (Sender::Stranger, Some(_)) => ", not from its own agent",
+            };
+            let minutes = BLOCK_TIME.as_secs() / 60;
+            self.refusals.refused(worker.as_str(), &format!("too many {what}{who}: blocked for {minutes} minutes"));
+            // An earlier block has had closings of its own.
+            record.closing = Closing::None;
+        }
+        self.close(record, worker, now);
+    }
+
+    /// Closes all connections of the worker. Who is blocked may open one again as long as the broker remembers its
+    /// earlier answer, and is then closed again as soon as it sends too much.
+    fn close(&self, record: &mut Record, worker: &WorkerName, now: Timestamp) {
+        let Some(closer) = self.closer.get() else { return };
+        if record.may_be_backlog(now) {
+            return;
+        }
+        let (closed, asked) = oneshot::channel();
+        // If too many are waiting, the next message that is one too many tries again.
+        if closer.try_send(CloseRequest { worker: worker.to_string(), closed }).is_ok() {
+            record.closing = Closing::Asked(asked);
         }
     }
 }
@@ -276,11 +318,45 @@ impl Record {
     fn blocked(&self, sender: Sender, now: Timestamp) -> bool {
         self.agent.is_blocked(now) || sender == Sender::Stranger && self.strangers.is_blocked(now)
     }
+
+    /// When all connections in the worker's name were closed, if they were and are not being closed again.
+    fn closed(&mut self) -> Option<Timestamp> {
+        if let Closing::Asked(asked) = &mut self.closing {
+            match asked.try_recv() {
+                Ok(at) => self.closing = Closing::Closed(at),
+                Err(oneshot::error::TryRecvError::Empty) => {}
+                Err(oneshot::error::TryRecvError::Closed) => self.closing = Closing::None,
+            }
+        }
+        match self.closing {
+            Closing::Closed(at) => Some(at),
+            Closing::None | Closing::Asked(_) => None,
+        }
+    }
+
+    /// Whether a message that arrives now may have been sent over a connection that is closed since, or is about to be.
+    fn may_be_backlog(&mut self, now: Timestamp) -> bool {
+        let closed = self.closed();
+        matches!(self.closing, Closing::Asked(_)) || closed.is_some_and(|at| now.since(at) < BACKLOG)
+    }
+
+    /// Whether nobody but the agent of the session can have sent a message that arrives now: strangers are blocked,
+    /// and all connections were closed after the broker had forgotten that it once let them in.
+    fn only_agent(&mut self, now: Timestamp) -> bool {
+        let Some(until) = self.strangers.until.filter(|until| *until > now) else { return false };
+        let forgotten = until.0.saturating_sub((BLOCK_TIME - AUTH_CACHE).as_millis() as u64);
+        self.closed().is_some_and(|at| at.0 >= forgotten && now.since(at) >= BACKLOG)
+    }
 }
 
 /// The record of a worker. The broker guarantees the name, so there are at most as many records as workers.
 fn record_of<'a>(records: &'a mut HashMap<String, Record>, worker: &WorkerName, now: Timestamp) -> &'a mut Record {
-    let fresh = || Record { session: None, agent: Conduct::new(now, None), strangers: Conduct::new(now, None) };
+    let fresh = || Record {
+        session: None,
+        agent: Conduct::new(now, None),
+        strangers: Conduct::new(now, None),
+        closing: Closing::None,
+    };
     records.entry(worker.to_string()).or_insert_with(fresh)
 }
 
@@ -378,7 +454,48 @@ mod tests {
             limiter.dropped(None, "NOBODY", 100);
         }
         assert!(limiter.strangers_blocked("w1"));
-        assert_eq!(closed.try_recv().unwrap(), "w1");
-        assert!(closed.try_recv().is_err(), "once for each block");
+        let request = closed.try_recv().unwrap();
+        assert_eq!(request.worker, "w1");
+        for _ in 0..=200 {
+            limiter.dropped(None, "w1.control", 100);
+        }
+        assert!(closed.try_recv().is_err(), "one at a time");
+        drop(request);
+        for _ in 0..=200 {
+            limiter.dropped(None, "w1.control", 100);
+        }
+        assert!(closed.try_recv().is_ok(), "again after one that failed");
+    }
+
+    /// Who was let in a moment ago can connect again, and what was sent may arrive late: neither is the agent's.
+    #[test]
+    fn malformed_messages_are_the_agents_once_nobody_else_can_send_any() {
+        let limiter = limiter();
+        let (closer, mut closed) = mpsc::channel(4);
+        limiter.close_with(closer);
+        let worker: WorkerName = "w1".parse().unwrap();
+        let start = clock::now();
+        let at = |seconds: u64| start + Duration::from_secs(seconds);
+        let send = |seconds: u64| {
+            for _ in 0..=200 {
+                limiter.dropped_at(&worker, 100, at(seconds));
+            }
+        };
+        send(0);
+        assert!(limiter.strangers_blocked("w1"));
+        closed.try_recv().unwrap().closed.send(at(25)).unwrap();
+        send(26);
+        send(44);
+        assert!(closed.try_recv().is_err(), "it may have waited");
+        send(46);
+        closed.try_recv().unwrap().closed.send(at(50)).unwrap();
+        send(69);
+        assert!(!limiter.is_blocked("w1") && closed.try_recv().is_err());
+        send(71);
+        assert!(limiter.is_blocked("w1"));
+        closed.try_recv().unwrap().closed.send(at(72)).unwrap();
+        // It came back before the broker had forgotten it.
+        send(93);
+        assert!(closed.try_recv().is_ok());
     }
 }

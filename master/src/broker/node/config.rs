@@ -1,6 +1,6 @@
 //! The files of a private node: configuration, plugins, password.
 
-use super::super::limits::{AMQP_HEARTBEAT, BROKER_MAX_MESSAGE, DISK_FREE_LIMIT};
+use super::super::limits::{AMQP_HEARTBEAT, AUTH_CACHE, BROKER_MAX_MESSAGE, DISK_FREE_LIMIT};
 use super::super::{MASTER_USER, VHOST};
 use super::{NodeError, NodeSettings, unusable};
 use crate::files;
@@ -144,6 +144,7 @@ fn configuration(settings: &NodeSettings, dir: &Path, password: &str, master_on_
         lines.push(format!("listeners.tcp.{} = {}:{}", number + 1, address.ip(), address.port()));
     }
     let auth = settings.auth_listen;
+    let cache = AUTH_CACHE.as_millis();
     let loopback = if master_on_loopback {
         format!("loopback_users.{MASTER_USER} = true")
     } else {
@@ -165,7 +166,7 @@ default_permissions.write = .*
 auth_backends.1 = internal
 auth_backends.2 = cache
 auth_cache.cached_backend = http
-auth_cache.cache_ttl = 30000
+auth_cache.cache_ttl = {cache}
 auth_http.http_method = post
 auth_http.user_path = http://{auth}/auth/user
 auth_http.vhost_path = http://{auth}/auth/vhost

@@ -1,9 +1,11 @@
 //! Keeps epmd and the broker running until they are to stop.
 
 use super::super::limits::{NODE_READY, NODE_RESTART, NODE_SETTLED, NODE_STOP};
+use super::super::rate_limiter::CloseRequest;
 use super::config::{Prepared, Unsettled};
 use super::process::{self, Programs};
 use super::{NodeError, NodeState, unusable};
+use crate::clock;
 use rouse_shared::error::Chain;
 use rouse_shared::names::BUILDS;
 use std::time::Duration;
@@ -13,8 +15,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tracing::{error, info, warn};
 
-/// For RabbitMQ's command that closes connections, which takes 1 to 3 s.
-const CLOSING: Duration = Duration::from_secs(20);
+/// For RabbitMQ's command that closes connections. It takes 1 to 3 s, and 28 s were seen on a busy machine.
+const CLOSING: Duration = Duration::from_secs(60);
 
 /// For epmd to listen: it is a small program.
 const EPMD_READY: Duration = Duration::from_secs(10);
@@ -33,8 +35,8 @@ struct Running {
 pub struct Asked {
     /// To end the broker.
     pub stopped: oneshot::Receiver<()>,
-    /// To close the connections of these users.
-    pub to_close: mpsc::Receiver<String>,
+    /// To close the connections of workers.
+    pub to_close: mpsc::Receiver<CloseRequest>,
 }
 
 /// Supervises on this thread, until `stopped` fires or its sender is dropped. The result of the first boot goes to
@@ -164,7 +166,7 @@ async fn watch_over(
     node: &Prepared,
     programs: &Programs,
     pause: &mut Duration,
-    to_close: &mut mpsc::Receiver<String>,
+    to_close: &mut mpsc::Receiver<CloseRequest>,
 ) -> String {
     let settled = tokio::time::sleep(NODE_SETTLED);
     tokio::pin!(settled);
@@ -183,21 +185,29 @@ async fn watch_over(
                 // An epmd that dies at once must not make this loop spin.
                 tokio::time::sleep(NODE_RESTART.0).await;
             }
-            Some(user) = to_close.recv(), if closing.is_empty() => {
-                match programs.spawn_close(node, running.epmd_port, &user) {
+            Some(request) = to_close.recv(), if closing.is_empty() => {
+                let CloseRequest { worker, closed } = request;
+                match programs.spawn_close(node, running.epmd_port, &worker) {
                     Ok(child) => {
-                        closing.spawn(async move { (user, tokio::time::timeout(CLOSING, child.wait_with_output()).await) });
+                        closing.spawn(async move {
+                            (worker, closed, tokio::time::timeout(CLOSING, child.wait_with_output()).await)
+                        });
                     }
-                    Err(error) => warn!("the connections of {user} cannot be closed: {}", Chain(&error)),
+                    Err(error) => warn!("the connections of {worker} cannot be closed: {}", Chain(&error)),
                 }
             }
-            Some(Ok((user, closed))) = closing.join_next() => match closed {
-                Ok(Ok(output)) if output.status.success() => info!("the connections of {user} are closed"),
-                Ok(Ok(output)) => {
-                    warn!("the connections of {user} cannot be closed: {}", String::from_utf8_lossy(&output.stderr).trim());
+            Some(Ok((worker, closed, result))) = closing.join_next() => match result {
+                Ok(Ok(output)) if output.status.success() => {
+                    info!("the connections of {worker} are closed");
+                    // The limiter waits for one closing of a worker at a time, and for none once it was dropped.
+                    closed.send(clock::now()).ok();
                 }
-                Ok(Err(error)) => warn!("the connections of {user} cannot be closed: {error}"),
-                Err(_elapsed) => warn!("the connections of {user} were not closed within {} s", CLOSING.as_secs()),
+                Ok(Ok(output)) => {
+                    let output = String::from_utf8_lossy(&output.stderr);
+                    warn!("the connections of {worker} cannot be closed: {}", output.trim());
+                }
+                Ok(Err(error)) => warn!("the connections of {worker} cannot be closed: {error}"),
+                Err(_elapsed) => warn!("the connections of {worker} were not closed within {} s", CLOSING.as_secs()),
             },
             () = &mut settled, if *pause != NODE_RESTART.0 => *pause = NODE_RESTART.0,
         }
