@@ -53,6 +53,8 @@ impl Core {
             }
             if matches!(host.state, HostState::Ordered | HostState::Resuming | HostState::Booting) {
                 sentence.extend(self.refusal_of(now, &host.worker));
+                let failure = self.workers.get(&host.worker).and_then(|w| w.record.last_failure.as_ref());
+                sentence.extend(failure.map(|failure| format!("; the last host failed: {failure}")));
             }
             return Some(Why { sentence, next_try: None });
         }
