@@ -5,7 +5,7 @@
 use futures_util::stream::FuturesOrdered;
 use futures_util::{StreamExt, future};
 use lapin::options::{BasicConsumeOptions, BasicPublishOptions, QueueDeclareOptions};
-use lapin::types::FieldTable;
+use lapin::types::{AMQPValue, FieldTable};
 use lapin::uri::{AMQPScheme, AMQPUri};
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties, ErrorKind};
 use rouse_shared::broker_url::{BrokerUrl, UrlError, bracketed};
@@ -295,7 +295,10 @@ async fn connect(
     let (consuming, control) = future::try_join(connection.create_channel(), connection.create_channel()).await?;
     // Without an answer: if it were refused, the answer to the next request would say so.
     let declare = QueueDeclareOptions { exclusive: true, nowait: true, ..QueueDeclareOptions::default() };
-    consuming.queue_declare(login.queue.as_str().into(), declare, FieldTable::default()).await?;
+    // The default of the virtual host may be a type that cannot be exclusive.
+    let mut arguments = FieldTable::default();
+    arguments.insert("x-queue-type".into(), AMQPValue::LongString("classic".into()));
+    consuming.queue_declare(login.queue.as_str().into(), declare, arguments).await?;
     let consume = BasicConsumeOptions { no_ack: true, exclusive: true, ..BasicConsumeOptions::default() };
     let consumer =
         consuming.basic_consume(login.queue.as_str().into(), "".into(), consume, FieldTable::default()).await?;

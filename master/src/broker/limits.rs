@@ -30,6 +30,9 @@ pub const CONTROL_QUEUE_BYTES: i64 = 256 << 20;
 /// Events of the broker that wait for the master. A lost one only delays something until a lease ends.
 pub const EVENTS_QUEUE_LENGTH: i64 = 10_000;
 
+/// How often the master looks for queues of a cluster that it does not read any more.
+pub const UNREAD_QUEUES: Duration = Duration::from_secs(30);
+
 /// Largest number of messages that wait to be sent.
 pub const OUTBOUND_MESSAGES: usize = 8_192;
 

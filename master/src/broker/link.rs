@@ -8,12 +8,13 @@
 mod closings;
 mod connect;
 mod outbound;
+mod queues;
 mod receipt;
 mod session;
 mod uri;
 mod validate;
 
-pub(super) use connect::{declare_builds, dial, tls_with};
+pub(super) use connect::{classic, code, declare_builds, dial, tls_with};
 pub use outbound::Outbound;
 pub use receipt::{Receipt, ack_all};
 pub use uri::Endpoints;

@@ -4,7 +4,7 @@
 use super::Admission;
 use super::auth::{AuthError, AuthServer};
 use super::limits::CONNECT_TIMEOUT;
-use super::link::{Endpoints, dial, shown, tls_with};
+use super::link::{Endpoints, classic, code, dial, shown, tls_with};
 use super::rate_limiter::RateLimiter;
 use super::refusals::Refusals;
 use crate::core::Admitted;
@@ -12,7 +12,7 @@ use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptio
 use lapin::tcp::OwnedTLSConfig;
 use lapin::types::FieldTable;
 use lapin::uri::AMQPUri;
-use lapin::{Connection, ErrorKind, ExchangeKind};
+use lapin::{Connection, ExchangeKind};
 use rouse_shared::error::Chain;
 use rouse_shared::{Nonce, WorkerName, certificate, names};
 use std::net::SocketAddr;
@@ -87,7 +87,7 @@ async fn events(connection: &Connection, vhost: &str) -> Result<(), String> {
         let passive = ExchangeDeclareOptions { passive: true, ..Default::default() };
         channel.exchange_declare(EXCHANGE.into(), ExchangeKind::Topic, passive, FieldTable::default()).await?;
         let exclusive = QueueDeclareOptions { exclusive: true, ..Default::default() };
-        let queue = channel.queue_declare("".into(), exclusive, FieldTable::default()).await?.name().clone();
+        let queue = channel.queue_declare("".into(), exclusive, classic()).await?.name().clone();
         let (options, none) = (QueueBindOptions::default(), FieldTable::default());
         channel.queue_bind(queue, EXCHANGE.into(), "rouse.check".into(), options, none).await
     };
@@ -167,7 +167,7 @@ impl Master {
             let connection = dial(uri, tls, "rouse check, as an agent").await?;
             let channel = connection.create_channel().await?;
             let exclusive = QueueDeclareOptions { exclusive: true, ..Default::default() };
-            channel.queue_declare(queue.as_str().into(), exclusive, FieldTable::default()).await?;
+            channel.queue_declare(queue.as_str().into(), exclusive, classic()).await?;
             // So that the queue is gone before it is declared again.
             connection.close(200, "checked".into()).await
         };
@@ -175,13 +175,5 @@ impl Master {
             Ok(done) => done.map_err(|error| error.to_string()),
             Err(_elapsed) => Err(format!("no answer within {} s", CONNECT_TIMEOUT.as_secs())),
         }
-    }
-}
-
-/// The AMQP reply code of a failure.
-fn code(error: &lapin::Error) -> Option<u16> {
-    match error.kind() {
-        ErrorKind::ProtocolError(error) => Some(error.get_id()),
-        _ => None,
     }
 }

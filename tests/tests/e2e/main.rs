@@ -8,6 +8,7 @@ mod alarms;
 mod audit;
 mod cancel;
 mod clock;
+mod cluster;
 mod dead_man;
 mod demo;
 mod disk;

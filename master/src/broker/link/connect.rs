@@ -1,10 +1,8 @@
 //! Connects to the first broker that answers, and declares queues and exchanges there.
 
-use super::super::limits::{
-    BUILDS_PREFETCH, CONNECT_TIMEOUT, CONTROL_PREFETCH, CONTROL_QUEUE_BYTES, CONTROL_QUEUE_LENGTH, EVENTS_PREFETCH,
-    EVENTS_QUEUE_LENGTH, LOG_PREFETCH, LOG_QUEUE_BYTES,
-};
+use super::super::limits::{BUILDS_PREFETCH, CONNECT_TIMEOUT, EVENTS_PREFETCH, EVENTS_QUEUE_LENGTH};
 use super::LinkSettings;
+use super::queues;
 use super::session::Session;
 use super::uri::{Endpoints, shown};
 use futures_util::future::maybe_done;
@@ -14,9 +12,9 @@ use lapin::options::{
 use lapin::tcp::OwnedTLSConfig;
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::uri::AMQPUri;
-use lapin::{Channel, Connect, Connection, ConnectionProperties, Consumer, ExchangeKind};
+use lapin::{Channel, Connect, Connection, ConnectionProperties, Consumer, ErrorKind, ExchangeKind};
 use rouse_shared::certificate;
-use rouse_shared::names::{AGENTS, BUILDS, CONTROL, CONTROL_BINDING, EVENTS, LOGS, LOGS_BINDING};
+use rouse_shared::names::{AGENTS, BUILDS, EVENTS};
 use std::error::Error;
 use std::future::Future;
 use std::path::Path;
@@ -27,6 +25,7 @@ use tracing::warn;
 
 /// A channel with its consumer.
 pub(super) struct Reader {
+    pub(super) queue: String,
     pub(super) channel: Channel,
     pub(super) consumer: Consumer,
 }
@@ -79,10 +78,12 @@ async fn open(uri: &AMQPUri, tls: &OwnedTLSConfig) -> lapin::Result<Session> {
     let reading = dial(uri, tls, "rouse master: in").await?;
     let logging = dial(uri, tls, "rouse master: logs").await?;
     let out = publishing.create_channel().await?;
-    declare(&out).await?;
-    // Exclusive: a second master on the same broker would take half of the messages and understand none of them.
-    let control = reader(&reading, CONTROL, CONTROL_PREFETCH, true).await?;
-    let logs = reader(&logging, LOGS, LOG_PREFETCH, true).await?;
+    let durable = ExchangeDeclareOptions { durable: true, ..Default::default() };
+    for exchange in [AGENTS, EVENTS] {
+        out.exchange_declare(exchange.into(), ExchangeKind::Topic, durable, FieldTable::default()).await?;
+    }
+    let control = queues::read(&reading, &queues::CONTROL).await?;
+    let logs = queues::read(&logging, &queues::LOGS).await?;
     let events = match events(&reading).await {
         Ok(events) => Some(events),
         Err(error) => {
@@ -111,37 +112,9 @@ pub(in crate::broker) async fn declare_builds(url: &str) -> Result<(), Box<dyn E
     Ok(connection.close(200, "declared".into()).await?)
 }
 
-async fn declare(channel: &Channel) -> lapin::Result<()> {
-    let durable = ExchangeDeclareOptions { durable: true, ..Default::default() };
-    for exchange in [AGENTS, EVENTS] {
-        channel.exchange_declare(exchange.into(), ExchangeKind::Topic, durable, FieldTable::default()).await?;
-    }
-    let control = [
-        ("x-queue-type", text("classic")),
-        ("x-max-length", AMQPValue::LongLongInt(CONTROL_QUEUE_LENGTH)),
-        ("x-max-length-bytes", AMQPValue::LongLongInt(CONTROL_QUEUE_BYTES)),
-    ];
-    queue(channel, CONTROL, &control).await?;
-    let logs = [
-        ("x-queue-type", text("classic")),
-        ("x-max-length-bytes", AMQPValue::LongLongInt(LOG_QUEUE_BYTES)),
-        ("x-overflow", text("reject-publish")),
-    ];
-    queue(channel, LOGS, &logs).await?;
-    for (queue, key) in [(CONTROL, CONTROL_BINDING), (LOGS, LOGS_BINDING)] {
-        let (options, none) = (QueueBindOptions::default(), FieldTable::default());
-        channel.queue_bind(queue.into(), AGENTS.into(), key.into(), options, none).await?;
-    }
-    Ok(())
-}
-
-async fn queue(channel: &Channel, name: &str, arguments: &[(&str, AMQPValue)]) -> lapin::Result<()> {
-    let durable = QueueDeclareOptions { durable: true, ..Default::default() };
-    channel.queue_declare(name.into(), durable, table(arguments)).await.map(drop)
-}
-
 async fn builds_queue(channel: &Channel) -> lapin::Result<()> {
-    queue(channel, BUILDS, &[("x-queue-type", text("quorum"))]).await
+    let durable = QueueDeclareOptions { durable: true, ..Default::default() };
+    channel.queue_declare(BUILDS.into(), durable, table(&[("x-queue-type", text("quorum"))])).await.map(drop)
 }
 
 /// Declares and reads the submission queue. Separate from the rest, because a quorum queue without its quorum does not
@@ -151,35 +124,55 @@ pub(super) async fn read_builds(connection: &Connection) -> lapin::Result<Reader
     reader(connection, BUILDS, BUILDS_PREFETCH, false).await
 }
 
-async fn reader(connection: &Connection, queue: &str, prefetch: u16, exclusive: bool) -> lapin::Result<Reader> {
+pub(super) async fn reader(
+    connection: &Connection,
+    queue: &str,
+    prefetch: u16,
+    exclusive: bool,
+) -> lapin::Result<Reader> {
     let channel = connection.create_channel().await?;
     channel.basic_qos(prefetch, BasicQosOptions::default()).await?;
     let options = BasicConsumeOptions { exclusive, ..Default::default() };
     let consumer = channel.basic_consume(queue.into(), "".into(), options, FieldTable::default()).await?;
-    Ok(Reader { channel, consumer })
+    Ok(Reader { queue: queue.to_owned(), channel, consumer })
 }
 
 /// The broker's events: connections that open and close, logins that fail.
 async fn events(connection: &Connection) -> lapin::Result<Reader> {
     let channel = connection.create_channel().await?;
     let exclusive = QueueDeclareOptions { exclusive: true, ..Default::default() };
-    let bounded = table(&[("x-max-length", AMQPValue::LongLongInt(EVENTS_QUEUE_LENGTH))]);
-    let queue = channel.queue_declare("".into(), exclusive, bounded).await?.name().clone();
+    // See `classic`.
+    let arguments = [("x-queue-type", text("classic")), ("x-max-length", AMQPValue::LongLongInt(EVENTS_QUEUE_LENGTH))];
+    let queue = channel.queue_declare("".into(), exclusive, table(&arguments)).await?.name().clone();
     for key in ["connection.created", "connection.closed", "user.authentication.failure"] {
         let (options, none) = (QueueBindOptions::default(), FieldTable::default());
         channel.queue_bind(queue.clone(), "amq.rabbitmq.event".into(), key.into(), options, none).await?;
     }
     channel.basic_qos(EVENTS_PREFETCH, BasicQosOptions::default()).await?;
     let options = BasicConsumeOptions { no_ack: false, ..Default::default() };
-    let consumer = channel.basic_consume(queue, "".into(), options, FieldTable::default()).await?;
-    Ok(Reader { channel, consumer })
+    let consumer = channel.basic_consume(queue.clone(), "".into(), options, FieldTable::default()).await?;
+    Ok(Reader { queue: queue.to_string(), channel, consumer })
 }
 
-fn text(value: &str) -> AMQPValue {
+/// The arguments of a queue for one connection. The type is named, because the default of the virtual host may be one that
+/// cannot be exclusive.
+pub(in crate::broker) fn classic() -> FieldTable {
+    table(&[("x-queue-type", text("classic"))])
+}
+
+/// The AMQP reply code of a failure.
+pub(in crate::broker) fn code(error: &lapin::Error) -> Option<u16> {
+    match error.kind() {
+        ErrorKind::ProtocolError(error) => Some(error.get_id()),
+        _ => None,
+    }
+}
+
+pub(super) fn text(value: &str) -> AMQPValue {
     AMQPValue::LongString(value.into())
 }
 
-fn table(arguments: &[(&str, AMQPValue)]) -> FieldTable {
+pub(super) fn table(arguments: &[(&str, AMQPValue)]) -> FieldTable {
     let mut table = FieldTable::default();
     for (key, value) in arguments {
         table.insert((*key).into(), value.clone());

@@ -6,6 +6,7 @@ use super::super::refusals::Refusals;
 use super::closings::{Connections, address};
 use super::connect::{self, Reader};
 use super::outbound::{Waiting, publish};
+use super::queues;
 use super::receipt::{Acks, Receipt};
 use super::validate::{self, Dropped, Reason};
 use super::{Inbound, LogDelivery};
@@ -50,6 +51,7 @@ impl Session {
         // Dropped at the end of this function, which ends every task.
         let mut tasks = JoinSet::new();
         let (inbound, dropped) = (ends.inbound.clone(), ends.dropped.clone());
+        let names = [control.queue.clone(), logs.queue.clone()];
         let (of_control, of_logs) = (ends.conduct.clone(), ends.conduct.clone());
         read(&mut tasks, control, dropped.clone(), inbound.clone(), move |user, delivery, receipt| {
             let key = delivery.routing_key.as_str();
@@ -77,6 +79,7 @@ impl Session {
             }
             Ok(LogDelivery { worker, chunk, receipt: receipt() })
         });
+        tasks.spawn(queues::delete_unread(reading.clone(), names));
         tasks.spawn(take_builds(reading, dropped, inbound.clone()));
         if let Some(events) = events {
             tasks.spawn(listen(events, inbound.clone(), refusals.clone()));
