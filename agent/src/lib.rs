@@ -18,6 +18,7 @@ pub mod network;
 pub mod notices;
 pub mod runner;
 pub mod spool;
+pub mod tls;
 pub mod vitals;
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 //!
 //! A connection is never repaired. The link reports its end, and the core requests a new connection.
 
+use crate::tls::{self, Trust};
 use futures_util::stream::FuturesOrdered;
 use futures_util::{StreamExt, future};
 use lapin::options::{BasicConsumeOptions, BasicPublishOptions, QueueDeclareOptions};
@@ -38,8 +39,8 @@ const ACCESS_REFUSED: u16 = 403;
 pub struct Target {
     /// In order of preference, at least one.
     uris: Vec<AMQPUri>,
-    /// PEM certificates to trust beside the system's.
-    ca: Option<String>,
+    /// Which of their certificates are accepted.
+    trust: Trust,
 }
 
 impl Target {
@@ -47,7 +48,7 @@ impl Target {
     ///
     /// # Errors
     /// Why this is not such an address, or that it contains a user; for people.
-    pub fn parse(broker: &str, ca: Option<String>) -> Result<Self, String> {
+    pub fn parse(broker: &str, trust: Trust) -> Result<Self, String> {
         let wrong = |why: &str| {
             // Not quoted if it may hold a password.
             let broker = if broker.contains('@') { "(an address with a user in it)" } else { broker };
@@ -60,6 +61,9 @@ impl Target {
             return Err(
                 "the broker's address has a user in it; an agent logs in with its own name and password".to_owned()
             );
+        }
+        if !url.tls && matches!(trust, Trust::Only(_)) {
+            return Err(wrong("it is not encrypted, and a fingerprint is configured for the broker's certificate"));
         }
         // lapin parses only the query: it would turn an IPv6 address into localhost.
         let query = format!("amqp://broker/?{}", url.query);
@@ -75,7 +79,7 @@ impl Target {
             uri.authority.port = port;
             uri
         };
-        Ok(Self { uris: url.hosts.into_iter().map(with_host).collect(), ca })
+        Ok(Self { uris: url.hosts.into_iter().map(with_host).collect(), trust })
     }
 
     /// The hosts with their ports, in order.
@@ -259,7 +263,7 @@ async fn connect_any(target: &Target, login: &Login) -> Result<(Connection, Chan
     let mut whys = Vec::new();
     for uri in &target.uris {
         let place = format!("{}:{}", bracketed(&uri.authority.host), uri.authority.port);
-        match tokio::time::timeout(CONNECT_TIMEOUT, connect(uri, target.ca.clone(), login)).await {
+        match tokio::time::timeout(CONNECT_TIMEOUT, connect(uri, target.trust.clone(), login)).await {
             Ok(Ok(made)) => return Ok(made),
             Ok(Err(broken)) if broken.refused => {
                 return Err(LinkError { refused: true, why: format!("{place}: {}", broken.why) });
@@ -273,7 +277,7 @@ async fn connect_any(target: &Target, login: &Login) -> Result<(Connection, Chan
 
 async fn connect(
     uri: &AMQPUri,
-    ca: Option<String>,
+    trust: Trust,
     login: &Login,
 ) -> Result<(Connection, Channel, lapin::Consumer), LinkError> {
     let mut uri = uri.clone();
@@ -281,10 +285,8 @@ async fn connect(
     uri.authority.userinfo.password = login.credential.clone();
     let name = format!("rouse-agent {} {}", login.worker, login.connection);
     let properties = ConnectionProperties::default().with_connection_name(name.into());
-    let tls = lapin::tcp::OwnedTLSConfig { identity: None, cert_chain: ca };
-    let runtime = lapin::runtime::default_runtime()?;
     let host = uri.authority.host.clone();
-    let connection = Connection::connect_uri_with_config(uri, properties, tls, runtime).await.map_err(|error| {
+    let connection = tls::connect(uri, properties, trust).await.map_err(|error| {
         let explained = certificate::explain(&error, &host);
         let mut broken = LinkError::from(error);
         broken.why.extend(explained.map(|text| format!(": {text}")));
@@ -312,7 +314,7 @@ mod tests {
     use tokio::net::TcpListener;
 
     fn hosts(broker: &str) -> Vec<(String, u16)> {
-        let target = Target::parse(broker, None).expect("an address");
+        let target = Target::parse(broker, Trust::Authorities(None)).expect("an address");
         target.hosts().map(|(h, p)| (h.to_owned(), p)).collect()
     }
 
@@ -322,7 +324,7 @@ mod tests {
         assert_eq!(hosts(two), [("mq1.example.org".to_owned(), 5671), ("mq2.example.org".to_owned(), 5999)]);
         assert_eq!(hosts("amqp://127.0.0.1"), [("127.0.0.1".to_owned(), 5672)]);
         assert_eq!(hosts("amqps://[fd00::1],[::1]:5999/v"), [("fd00::1".to_owned(), 5671), ("::1".to_owned(), 5999)]);
-        let target = Target::parse(two, None).expect("an address");
+        let target = Target::parse(two, Trust::Authorities(None)).expect("an address");
         assert!(target.uris.iter().all(|uri| uri.vhost == "rouse"));
     }
 
@@ -337,12 +339,20 @@ mod tests {
             "amqp://a:port/v",
             "amqp://a/v?channel_max=x",
         ] {
-            assert!(Target::parse(bad, None).is_err(), "{bad:?} was taken");
+            assert!(Target::parse(bad, Trust::Authorities(None)).is_err(), "{bad:?} was taken");
         }
-        let error = Target::parse("amqp://me:hush@mq.example.org/", None).expect_err("refused");
+        let error = Target::parse("amqp://me:hush@mq.example.org/", Trust::Authorities(None)).expect_err("refused");
         assert!(!error.contains("hush"), "{error}");
-        let error = Target::parse("http://me:hush@mq.example.org/", None).expect_err("refused");
+        let error = Target::parse("http://me:hush@mq.example.org/", Trust::Authorities(None)).expect_err("refused");
         assert!(!error.contains("hush"), "{error}");
+    }
+
+    #[test]
+    fn a_fingerprint_is_no_use_without_encryption() {
+        let trust = Trust::Only(rouse_shared::Fingerprint::of(b"certificate"));
+        Target::parse("amqps://mq.example.org/v", trust.clone()).expect("encrypted");
+        let error = Target::parse("amqp://mq.example.org/v", trust).expect_err("in clear");
+        assert!(error.contains("amqps://"), "{error}");
     }
 
     #[tokio::test]
@@ -350,7 +360,8 @@ mod tests {
         // A machine without IPv6 has no such address.
         let Ok(listener) = TcpListener::bind("[::1]:0").await else { return };
         let port = listener.local_addr().expect("an address").port();
-        let target = Target::parse(&format!("amqp://[::1]:{port}/rouse"), None).expect("an address");
+        let target =
+            Target::parse(&format!("amqp://[::1]:{port}/rouse"), Trust::Authorities(None)).expect("an address");
         assert_eq!(target.hosts().collect::<Vec<_>>(), [("::1", port)]);
         let worker = "w1".parse().expect("a name");
         let login = Login { worker, credential: "secret".to_owned(), connection: 1, queue: "q".to_owned() };

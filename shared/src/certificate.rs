@@ -4,6 +4,7 @@
 //! remedy. Both programs use this module to explain failed connections to the broker, the mail relay, OpenStack and the
 //! API.
 
+use crate::fingerprint::WrongFingerprint;
 use rustls::CertificateError;
 use std::error::Error;
 use std::io;
@@ -58,6 +59,12 @@ pub fn explain(error: &(dyn Error + 'static), host: &str) -> Option<String> {
             "it, or its authority, is signed with an algorithm that is too weak (SHA-1, MD5)".to_owned()
         }
         CertificateError::BadEncoding => "it is malformed".to_owned(),
+        CertificateError::Other(other) if other.0.is::<WrongFingerprint>() => {
+            return Some(format!(
+                "the certificate of {host} is not the one that is trusted: {}; `rouse check` prints what to write",
+                other.0
+            ));
+        }
         CertificateError::Other(other) => match other.0.downcast_ref::<webpki::Error>()? {
             webpki::Error::CaUsedAsEndEntity => {
                 "it is that of an authority (CA:TRUE), and a server needs one of its own".to_owned()

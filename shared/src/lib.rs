@@ -1,5 +1,6 @@
 //! The protocol between the master and its agents: ids, messages, codec, names on the broker, limits. Also what both
-//! parse and print in the same way: broker URLs, durations, secrets, chains of errors, faults of certificates.
+//! parse and print in the same way: broker URLs, durations, secrets, chains of errors, certificates: their
+//! fingerprints and their faults.
 //!
 //! Pure: no I/O, no clock, no runtime. Agents live in old machine images, so the protocol only ever grows; [`message`]
 //! has the rules.
@@ -10,6 +11,7 @@ pub mod certificate;
 pub mod codec;
 pub mod duration;
 pub mod error;
+pub mod fingerprint;
 pub mod ids;
 pub mod limits;
 pub mod message;
@@ -19,6 +21,7 @@ pub mod size;
 pub mod time;
 
 pub use broker_url::BrokerUrl;
+pub use fingerprint::Fingerprint;
 pub use ids::{AttemptId, BuildId, HostId, MasterId, Nonce, SessionId, WorkerName};
 pub use secret::Secret;
 pub use time::Timestamp;

@@ -5,8 +5,10 @@ mod units;
 pub use units::{SecretSource, Size};
 
 use crate::http::Server;
+use crate::tls::Trust;
 use rouse_shared::duration::{self, HumanDuration};
-use rouse_shared::{Secret, WorkerName};
+use rouse_shared::fingerprint::FingerprintError;
+use rouse_shared::{Fingerprint, Secret, WorkerName};
 use serde::Deserialize;
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -22,7 +24,7 @@ pub(crate) const USUAL_POWER_OFF: [&str; 2] = ["systemctl", "poweroff"];
 /// Address of the metadata service of EC2 and OpenStack.
 const METADATA: &str = "http://169.254.169.254";
 /// The keys, as [`File`] has them.
-const KEYS: [&str; 14] = [
+const KEYS: [&str; 15] = [
     "broker",
     "identity",
     "name",
@@ -34,6 +36,7 @@ const KEYS: [&str; 14] = [
     "power_off_after",
     "power_off_command",
     "ca",
+    "fingerprint",
     "boot_data",
     "default_hostnames",
     "metadata",
@@ -83,6 +86,9 @@ pub struct AgentConfig {
     pub power_off_command: Vec<String>,
     /// PEM file with the authority that signed the broker's certificate, in addition to the system's authorities.
     pub ca: Option<PathBuf>,
+    /// Fingerprint of the authority that signed the broker's certificate; then no other authority is trusted. Never set
+    /// together with `ca`.
+    pub fingerprint: Option<Fingerprint>,
     /// TOML file with [`rouse_shared::boot::BootData`].
     pub boot_data: Option<PathBuf>,
     /// Host names that belong to an image instead of a worker, in addition to the well-known ones.
@@ -126,6 +132,8 @@ struct File {
     #[cfg_attr(test, schemars(extend("default" = USUAL_POWER_OFF)))]
     power_off_command: Option<Vec<String>>,
     ca: Option<PathBuf>,
+    #[cfg_attr(test, schemars(with = "Option<String>", regex(pattern = "^sha256:[0-9A-Fa-f:]{64,95}$")))]
+    fingerprint: Option<Fingerprint>,
     boot_data: Option<PathBuf>,
     #[cfg_attr(test, schemars(extend("default" = [])))]
     default_hostnames: Option<Vec<String>>,
@@ -185,6 +193,9 @@ impl AgentConfig {
         line("power_off_command", format!("{:?}", self.power_off_command));
         if let Some(ca) = &self.ca {
             line("ca", format!("{ca:?}"));
+        }
+        if let Some(fingerprint) = self.fingerprint {
+            line("fingerprint", format!("\"{fingerprint}\""));
         }
         if let Some(path) = &self.boot_data {
             line("boot_data", format!("{path:?}"));
@@ -254,6 +265,9 @@ impl File {
                 }
                 "power_off_command" => self.power_off_command = Some(list(&value).map_err(wrong)?),
                 "ca" => self.ca = Some(value.into()),
+                "fingerprint" => {
+                    self.fingerprint = Some(value.parse().map_err(|e: FingerprintError| wrong(e.to_string()))?)
+                }
                 "boot_data" => self.boot_data = Some(value.into()),
                 "metadata" => self.metadata = Some(value),
                 "default_hostnames" => self.default_hostnames = Some(list(&value).map_err(wrong)?),
@@ -288,7 +302,12 @@ impl File {
         let password = self.password.map(|secret| secret.reveal(&lookup)).transpose();
         let password = password.map_err(|why| wrong("password", why))?;
         if let Some(broker) = &self.broker {
-            crate::link::Target::parse(broker, None).map_err(|why| wrong("broker", why))?;
+            let trust = self.fingerprint.map_or(Trust::Authorities(None), Trust::Only);
+            crate::link::Target::parse(broker, trust).map_err(|why| wrong("broker", why))?;
+        }
+        if self.fingerprint.is_some() && self.ca.is_some() {
+            let why = "set together with ca: choose one of them, because with a fingerprint no other authority counts";
+            return Err(wrong("fingerprint", why.to_owned()));
         }
         // A latent host is given boot data even if its image has a name, and then needs nothing else.
         let from_here = match identity {
@@ -329,6 +348,7 @@ impl File {
             power_off_after,
             power_off_command,
             ca: self.ca,
+            fingerprint: self.fingerprint,
             boot_data: self.boot_data,
             default_hostnames: self.default_hostnames.unwrap_or_default(),
             metadata,

@@ -55,6 +55,7 @@ fn every_key_counts() {
             power_off_after: Duration::from_secs(5_400),
             power_off_command: Vec::new(),
             ca: Some("/etc/rouse/ca.pem".into()),
+            fingerprint: None,
             boot_data: None,
             default_hostnames: vec!["golden".to_owned()],
             metadata: Server::parse("http://127.0.0.1:8080").unwrap(),
@@ -160,4 +161,23 @@ fn a_secret_in_a_file_ends_at_the_line() {
     let secret = SecretSource::File(path);
     assert_eq!(secret.reveal(&|_| None).unwrap(), "hush hush");
     assert!(!format!("{:?}", SecretSource::Text(Secret::new("hush"))).contains("hush"));
+}
+
+#[test]
+fn the_broker_is_trusted_by_its_authority_or_by_a_fingerprint() {
+    let fingerprint = Fingerprint::of(b"certificate");
+    let line = format!("fingerprint = \"{fingerprint}\"\n");
+    let config = parse(&format!("{STANDING}{line}")).unwrap();
+    assert_eq!(config.fingerprint, Some(fingerprint));
+    assert_eq!(parse(&config.describe().replace('…', "hush")).unwrap(), config);
+    let given = env(&[("ROUSE_AGENT_FINGERPRINT", &fingerprint.to_string())]);
+    assert_eq!(AgentConfig::parse(STANDING, "x", &given).unwrap().fingerprint, Some(fingerprint));
+    for (text, word) in [
+        (format!("{STANDING}{line}ca = \"/etc/rouse/ca.pem\""), "fingerprint: set together with ca"),
+        (format!("{STANDING}{line}").replace("amqps", "amqp"), "amqps://"),
+        (format!("{STANDING}fingerprint = \"sha256:12\""), "fingerprint: not a fingerprint"),
+    ] {
+        let error = parse(&text).unwrap_err();
+        assert!(error.contains(word), "{error}");
+    }
 }

@@ -186,10 +186,10 @@ async fn begin(
     // Before anything needs a network, so that no change is missed.
     let network = Changes::listen();
     let identity = identity::identify(config).await?;
-    let Identity { worker, host, mut proof, user, password, broker, ca, power_off_after, is_ec2 } = identity;
+    let Identity { worker, host, mut proof, user, password, broker, trust, power_off_after, is_ec2 } = identity;
     proof.disk = disk_mark::keep(work.root(), &user);
     log(Level::Info, &format!("this is worker {worker} on host {host}"));
-    let target = Target::parse(&broker, ca).map_err(|why| StartError::Broker(why.to_string()))?;
+    let target = Target::parse(&broker, trust).map_err(|why| StartError::Broker(why.to_string()))?;
     let session_file = SessionFile::new(work.root(), worker.clone(), host.clone());
     let mut system = System::new();
     let settings = Settings {

@@ -1,8 +1,9 @@
 //! Boot data as text from one of the sources, and the identity that they contain.
 
-use super::{Identity, IdentityError, Machine, firmware, host, read_ca};
+use super::{Identity, IdentityError, Machine, firmware, host, trust};
 use crate::config::AgentConfig;
 use crate::link::Target;
+use crate::tls::Trust;
 use rouse_shared::boot::{self, BootData};
 use rouse_shared::limits::MAX_BOOT_DATA;
 use std::path::Path;
@@ -62,11 +63,11 @@ impl BootText {
         let toml = self.toml.clone().map_err(bad)?;
         // Only the message: the whole error would quote the line, which may hold the token.
         let boot: BootData = toml::from_str(&toml).map_err(|error| bad(error.message().to_owned()))?;
-        Target::parse(&boot.broker, None).map_err(bad)?;
-        let ca = match boot.ca {
-            Some(ca) => Some(ca),
-            None => read_ca(config)?,
+        let trust = match boot.ca {
+            Some(ca) => Trust::Authorities(Some(ca)),
+            None => trust(config)?,
         };
+        Target::parse(&boot.broker, trust.clone()).map_err(bad)?;
         let given = if self.of_a_process { boot.identity.clone() } else { None };
         let own = given.or(machine.host).or_else(|| host::uuid(root));
         let host = own.or(boot.identity).or_else(|| host::identity(root));
@@ -77,7 +78,7 @@ impl BootText {
             proof: machine.proof,
             password: boot.token,
             broker: boot.broker,
-            ca,
+            trust,
             power_off_after: boot.power_off_after.map(Duration::from_secs),
             is_ec2: machine.is_ec2,
         })

@@ -32,6 +32,7 @@ use crate::core::{Level, NETWORK_DEBOUNCE};
 use crate::diagnostics::log;
 use crate::http::HttpError;
 use crate::network::Changes;
+use crate::tls::Trust;
 use boot_text::BootText;
 use firmware::Cloud;
 use rouse_shared::WorkerName;
@@ -59,8 +60,8 @@ pub struct Identity {
     pub password: String,
     /// Address of the broker: `amqp://` or `amqps://`, one or more hosts.
     pub broker: String,
-    /// PEM certificates of the authority that signed the broker's certificate, in addition to the system's.
-    pub ca: Option<String>,
+    /// Which certificates of the broker are accepted.
+    pub trust: Trust,
     /// Replaces the configuration's `power_off_after`.
     pub power_off_after: Option<Duration>,
     /// Whether the identity is from EC2's metadata service, which will then announce the end of the instance.
@@ -265,15 +266,20 @@ fn standing(
         proof: machine.proof,
         password: config.password.clone().ok_or(IdentityError::NoBootData("password"))?,
         broker: config.broker.clone().ok_or(IdentityError::NoBootData("broker"))?,
-        ca: read_ca(config)?,
+        trust: trust(config)?,
         power_off_after: None,
         is_ec2: machine.is_ec2,
     })
 }
 
-fn read_ca(config: &AgentConfig) -> Result<Option<String>, IdentityError> {
-    let Some(path) = &config.ca else { return Ok(None) };
-    std::fs::read_to_string(path).map(Some).map_err(|e| IdentityError::Unreadable(path.clone(), e))
+/// Which certificates of the broker the configuration accepts.
+fn trust(config: &AgentConfig) -> Result<Trust, IdentityError> {
+    if let Some(fingerprint) = config.fingerprint {
+        return Ok(Trust::Only(fingerprint));
+    }
+    let Some(path) = &config.ca else { return Ok(Trust::Authorities(None)) };
+    let pem = std::fs::read_to_string(path).map_err(|e| IdentityError::Unreadable(path.clone(), e))?;
+    Ok(Trust::Authorities(Some(pem)))
 }
 
 #[cfg(test)]

@@ -77,7 +77,7 @@ async fn load(
     password: &str,
 ) -> Result<(), String> {
     let (count, width) = (number(count)?, number(width)?);
-    let target = Target::parse(broker, None)?;
+    let target = Target::parse(broker, rouse_agent::tls::Trust::Authorities(None))?;
     let (sender, mut attached) = mpsc::channel(WAITING);
     let (end, ending) = watch::channel(false);
     // Held by each worker and each link: closed when the last message has left.

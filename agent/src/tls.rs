@@ -1,0 +1,64 @@
+//! TLS to the broker: whom the agent trusts.
+
+use lapin::tcp::{AsyncTcpStream, RustlsConnector, RustlsConnectorConfig};
+use lapin::uri::{AMQPScheme, AMQPUri};
+use lapin::{Connection, ConnectionProperties, runtime};
+use rouse_shared::Fingerprint;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
+use std::io;
+use std::sync::Arc;
+
+/// Which certificates of a broker the agent accepts.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Trust {
+    /// Those that an authority of this machine or one in these PEM certificates has signed.
+    Authorities(Option<String>),
+    /// The one with this fingerprint, and those that it has signed.
+    Only(Fingerprint),
+}
+
+impl Trust {
+    fn connector(&self) -> io::Result<RustlsConnector> {
+        match self {
+            Self::Authorities(pem) => {
+                let mut config = RustlsConnectorConfig::new_with_native_certs()?;
+                if let Some(pem) = pem {
+                    let parsed = CertificateDer::pem_slice_iter(pem.as_bytes()).collect::<Result<Vec<_>, _>>();
+                    let parsed = parsed.map_err(|error| invalid(format!("the certificates of `ca`: {error}")))?;
+                    config.add_parsable_certificates(parsed);
+                }
+                config.connector_with_no_client_auth()
+            }
+            Self::Only(fingerprint) => {
+                let config = fingerprint.client_config().map_err(|error| invalid(error.to_string()))?;
+                Ok(RustlsConnector::from(Arc::new(config)))
+            }
+        }
+    }
+}
+
+fn invalid(why: String) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, why)
+}
+
+/// Connects to the broker.
+///
+/// # Errors
+/// If it cannot be reached, its certificate is not accepted, or it refuses the login.
+pub async fn connect(uri: AMQPUri, properties: ConnectionProperties, trust: Trust) -> lapin::Result<Connection> {
+    let runtime = runtime::default_runtime()?;
+    // Not `Connection::connect_uri_with_config`, which has only `Trust::Authorities`, and with which the agent would be
+    // larger by what reads the keys of clients.
+    let dialled = runtime.clone();
+    let open = async move |uri: AMQPUri, _| {
+        let host = uri.authority.host;
+        let place = dialled.to_socket_addrs((host.clone(), uri.authority.port));
+        let stream = AsyncTcpStream::connect(&dialled, place).await?;
+        Ok(match uri.scheme {
+            AMQPScheme::AMQP => stream,
+            AMQPScheme::AMQPS => stream.into_rustls(&trust.connector()?, &host).await?,
+        })
+    };
+    Connection::connector(uri, runtime, open, properties).await
+}
