@@ -4,6 +4,7 @@ use lapin::tcp::{AsyncTcpStream, RustlsConnector, RustlsConnectorConfig};
 use lapin::uri::{AMQPScheme, AMQPUri};
 use lapin::{Connection, ConnectionProperties, runtime};
 use rouse_shared::Fingerprint;
+use rouse_shared::fingerprint::client_config;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 use std::io;
@@ -31,7 +32,7 @@ impl Trust {
                 config.connector_with_no_client_auth()
             }
             Self::Only(fingerprint) => {
-                let config = fingerprint.client_config().map_err(|error| invalid(error.to_string()))?;
+                let config = client_config(vec![*fingerprint]).map_err(|error| invalid(error.to_string()))?;
                 Ok(RustlsConnector::from(Arc::new(config)))
             }
         }

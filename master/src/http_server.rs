@@ -6,15 +6,19 @@ use axum::Router;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use rustls::ServerConfig;
 use std::collections::BTreeMap;
+use std::io;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio_io_timeout::TimeoutStream;
+use tokio_rustls::TlsAcceptor;
 use tower::ServiceExt as _;
 
 /// How long a client may take to send the head of a request, also if it has sent one before.
@@ -23,6 +27,10 @@ const HEAD: Duration = Duration::from_secs(10);
 const WRITE: Duration = Duration::from_secs(30);
 /// Pause after the kernel has refused a connection, for example because there are no file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// The answer to a request without TLS, if the server has TLS.
+const NOT_IN_CLEAR: &[u8] = b"HTTP/1.1 400 Bad Request\r\nContent-Type: application/json\r\nConnection: close\r\n\
+    Content-Length: 58\r\n\r\n{\"error\":\"this master is served with TLS: write https://\"}";
 
 /// The open connections, in the order in which they were accepted.
 #[derive(Default)]
@@ -79,10 +87,31 @@ impl Limits {
     }
 }
 
+/// TLS of a server. The certificate can be replaced while the server runs.
+pub struct Encryption(Mutex<Arc<ServerConfig>>);
+
+impl Encryption {
+    /// With these settings.
+    pub fn new(config: ServerConfig) -> Self {
+        Self(Mutex::new(Arc::new(config)))
+    }
+
+    /// Uses other settings for the connections that are accepted from now on.
+    pub fn replace(&self, config: ServerConfig) {
+        *lock(&self.0) = Arc::new(config);
+    }
+}
+
 /// Serves until `closing` is true or its sender is gone. Then it lets the requests
 /// that run end. It never stops accepting: if there are too many connections, the oldest that has sent no request ends,
 /// and if there is none, the new one.
-pub async fn serve(listener: TcpListener, router: Router, limits: Limits, mut closing: watch::Receiver<bool>) {
+pub async fn serve(
+    listener: TcpListener,
+    router: Router,
+    limits: Limits,
+    encryption: Option<Arc<Encryption>>,
+    mut closing: watch::Receiver<bool>,
+) {
     let connections = Arc::new(Connections::default());
     let mut tasks = JoinSet::new();
     for number in 0.. {
@@ -108,7 +137,9 @@ pub async fn serve(listener: TcpListener, router: Router, limits: Limits, mut cl
         let open = Open { requested: requested.clone(), task: None };
         lock(&connections.open).insert(number, open);
         let entry = Entry { connections: connections.clone(), number };
-        let task = tasks.spawn(connection(stream, router.clone(), limits.head, requested, closing.clone(), entry));
+        let tls = encryption.as_ref().map(|encryption| lock(&encryption.0).clone());
+        let client = Client { requested, head: limits.head, closing: closing.clone(), _entry: entry };
+        let task = tasks.spawn(connection(stream, tls, router.clone(), client));
         if let Some(open) = lock(&connections.open).get_mut(&number) {
             open.task = Some(task);
         }
@@ -123,31 +154,57 @@ async fn closed(closing: &mut watch::Receiver<bool>) {
     drop(closing.wait_for(|closed| *closed).await);
 }
 
-async fn connection(
-    stream: TcpStream,
-    router: Router,
-    head: Duration,
+/// What belongs to one connection.
+struct Client {
     requested: Arc<AtomicBool>,
-    mut closing: watch::Receiver<bool>,
+    head: Duration,
+    closing: watch::Receiver<bool>,
     _entry: Entry,
-) {
+}
+
+async fn connection(stream: TcpStream, tls: Option<Arc<ServerConfig>>, router: Router, mut client: Client) {
     // Small answers must not wait for the acknowledgement of the ones before them.
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!("cannot send without delay: {error}");
     }
     let mut stream = TimeoutStream::new(stream);
     stream.set_write_timeout(Some(WRITE));
+    let mut stream = Box::pin(stream);
+    let Some(tls) = tls else { return requests(stream, router, client).await };
+    let shake_hands = async {
+        let mut first = [0];
+        stream.get_ref().peek(&mut first).await?;
+        if first[0].is_ascii_uppercase() {
+            // The method of a request without TLS. A client must not guess why it is not answered.
+            stream.write_all(NOT_IN_CLEAR).await?;
+            return Err(io::Error::other("a request without TLS"));
+        }
+        TlsAcceptor::from(tls).accept(stream).await
+    };
+    let shaken = tokio::select! {
+        shaken = tokio::time::timeout(client.head, shake_hands) => shaken,
+        () = closed(&mut client.closing) => return,
+    };
+    match shaken {
+        Ok(Ok(stream)) => requests(stream, router, client).await,
+        Ok(Err(error)) => tracing::debug!("a connection ended: {error}"),
+        Err(_elapsed) => tracing::debug!("a connection ended: no TLS within {} s", client.head.as_secs()),
+    }
+}
+
+async fn requests(stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static, router: Router, mut client: Client) {
+    let requested = client.requested.clone();
     let service = router.map_request(move |request: hyper::Request<hyper::body::Incoming>| {
         requested.store(true, Ordering::Relaxed);
         request.map(axum::body::Body::new)
     });
     let mut builder = http1::Builder::new();
-    builder.timer(TokioTimer::new()).header_read_timeout(head);
-    let served = builder.serve_connection(TokioIo::new(Box::pin(stream)), TowerToHyperService::new(service));
+    builder.timer(TokioTimer::new()).header_read_timeout(client.head);
+    let served = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
     let mut served = pin!(served);
     let ended = tokio::select! {
         result = &mut served => Some(result),
-        () = closed(&mut closing) => None,
+        () = closed(&mut client.closing) => None,
     };
     let result = match ended {
         Some(result) => result,
@@ -166,17 +223,17 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use axum::routing::get;
-    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::io::AsyncReadExt as _;
 
     async fn server(limits: Limits) -> (std::net::SocketAddr, watch::Sender<bool>, tokio::task::JoinHandle<()>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (close, closing) = watch::channel(false);
         let router = Router::new().route("/", get(|| async { "hello" }));
-        (address, close, tokio::spawn(serve(listener, router, limits, closing)))
+        (address, close, tokio::spawn(serve(listener, router, limits, None, closing)))
     }
 
-    async fn ask(stream: &mut TcpStream) -> String {
+    async fn ask(stream: &mut (impl AsyncRead + AsyncWrite + Unpin)) -> String {
         stream.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
         let mut answer = [0; 1_000];
         let length = stream.read(&mut answer).await.unwrap();
@@ -210,6 +267,55 @@ mod tests {
         let mut next = TcpStream::connect(address).await.unwrap();
         assert!(is_closed(&mut next).await);
         assert!(ask(&mut streams[0]).await.ends_with("hello"), "it was there first");
+        close.send_replace(true);
+        server.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn it_speaks_tls_with_the_certificate_of_the_moment() {
+        use rouse_shared::Fingerprint;
+        use rouse_shared::fingerprint::client_config;
+        let certificate = || {
+            let key = rcgen::KeyPair::generate().unwrap();
+            let params = rcgen::CertificateParams::new(["localhost".to_owned()]).unwrap();
+            let certificate = params.self_signed(&key).unwrap().der().clone();
+            let key = rustls::pki_types::PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+            let provider = Arc::new(rustls::crypto::ring::default_provider());
+            let config = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+            let fingerprint = Fingerprint::of(&certificate);
+            (fingerprint, config.with_no_client_auth().with_single_cert(vec![certificate], key).unwrap())
+        };
+        let ((first, config), (second, next)) = (certificate(), certificate());
+        let encryption = Arc::new(Encryption::new(config));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (close, closing) = watch::channel(false);
+        let router = Router::new().route("/", get(|| async { "hello" }));
+        let limits = Limits { connections: 2, head: Duration::from_millis(500) };
+        let server = tokio::spawn(serve(listener, router, limits, Some(encryption.clone()), closing));
+        let connect = async |trusted| {
+            let stream = TcpStream::connect(address).await.unwrap();
+            let connector = tokio_rustls::TlsConnector::from(Arc::new(client_config(vec![trusted]).unwrap()));
+            connector.connect("localhost".try_into().unwrap(), stream).await
+        };
+        let mut client = connect(first).await.unwrap();
+        assert!(ask(&mut client).await.ends_with("hello"));
+        encryption.replace(next);
+        assert!(connect(first).await.is_err());
+        assert!(ask(&mut connect(second).await.unwrap()).await.ends_with("hello"));
+        assert!(ask(&mut client).await.ends_with("hello"), "an old connection stays");
+        drop(client);
+
+        let told = ask(&mut TcpStream::connect(address).await.unwrap()).await;
+        assert!(told.starts_with("HTTP/1.1 400") && told.ends_with("write https://\"}"), "{told}");
+        let body = told.split_once("\r\n\r\n").unwrap().1;
+        assert!(told.contains(&format!("Content-Length: {}\r\n", body.len())));
+        // Those that begin no handshake make room, and end.
+        let mut silent = [TcpStream::connect(address).await.unwrap(), TcpStream::connect(address).await.unwrap()];
+        assert!(ask(&mut connect(second).await.unwrap()).await.ends_with("hello"));
+        for stream in &mut silent {
+            assert!(is_closed(stream).await);
+        }
         close.send_replace(true);
         server.await.unwrap();
     }

@@ -95,13 +95,13 @@ impl BrokerUrl {
         Ok(Self { tls, login: login_of(first)?, hosts, vhost, query, tail: tail.to_owned() })
     }
 
-    /// The URL of one broker without encryption.
-    pub fn of_address(address: SocketAddr, vhost: &str) -> Self {
+    /// The URL of one broker.
+    pub fn of_address(address: SocketAddr, vhost: &str, tls: bool) -> Self {
         // Of a form's escapes only that of the space differs from a path's.
         let escaped = url::form_urlencoded::byte_serialize(vhost.as_bytes()).collect::<String>().replace('+', "%20");
         let tail = format!("/{escaped}");
         let hosts = vec![(address.ip().to_string(), address.port())];
-        Self { tls: false, login: None, hosts, vhost: vhost.to_owned(), query: String::new(), tail }
+        Self { tls, login: None, hosts, vhost: vhost.to_owned(), query: String::new(), tail }
     }
 
     /// Whether every host is the machine itself.
@@ -249,7 +249,7 @@ mod tests {
         for (address, printed) in
             [("[fd00::1]:5673", "amqp://[fd00::1]:5673/rouse"), ("10.0.0.1:5672", "amqp://10.0.0.1/rouse")]
         {
-            let url = BrokerUrl::of_address(address.parse().unwrap(), "rouse");
+            let url = BrokerUrl::of_address(address.parse().unwrap(), "rouse", false);
             assert_eq!(url.to_string(), printed);
             assert_eq!(BrokerUrl::parse(printed), Ok(url));
         }

@@ -30,18 +30,18 @@ impl Fingerprint {
         bytes.copy_from_slice(digest::digest(&digest::SHA256, certificate).as_ref());
         Self(bytes)
     }
+}
 
-    /// Settings of connections to servers that have this certificate, or one of their name that it has signed directly.
-    /// No other authority counts.
-    ///
-    /// # Errors
-    /// If TLS cannot be set up.
-    pub fn client_config(self) -> Result<ClientConfig, Error> {
-        let provider = Arc::new(crypto::ring::default_provider());
-        let builder = ClientConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions()?;
-        let verifier = Arc::new(Verifier { expected: self, provider });
-        Ok(builder.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth())
-    }
+/// Settings of connections to servers that have one of these certificates, or one of their name that one of these has
+/// signed. No other authority counts.
+///
+/// # Errors
+/// If TLS cannot be set up.
+pub fn client_config(expected: Vec<Fingerprint>) -> Result<ClientConfig, Error> {
+    let provider = Arc::new(crypto::ring::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions()?;
+    let verifier = Arc::new(Verifier { expected, provider });
+    Ok(builder.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth())
 }
 
 impl fmt::Display for Fingerprint {
@@ -84,16 +84,16 @@ impl TryFrom<String> for Fingerprint {
 
 /// The server's certificates are not the expected one.
 #[derive(Debug, thiserror::Error)]
-#[error("its fingerprint is {found}, and {expected} is expected")]
+#[error("its fingerprint is {found}, and {} is expected", .expected.iter().map(Fingerprint::to_string).collect::<Vec<_>>().join(" or "))]
 pub(crate) struct WrongFingerprint {
     found: Fingerprint,
-    expected: Fingerprint,
+    expected: Vec<Fingerprint>,
 }
 
-/// Accepts the certificate with the fingerprint, and what it has signed.
+/// Accepts the certificates with the fingerprints, and what they have signed.
 #[derive(Debug)]
 struct Verifier {
-    expected: Fingerprint,
+    expected: Vec<Fingerprint>,
     provider: Arc<CryptoProvider>,
 }
 
@@ -107,13 +107,13 @@ impl ServerCertVerifier for Verifier {
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
         // The handshake proves that the server has the key of this one.
-        if Fingerprint::of(own) == self.expected {
+        if self.expected.contains(&Fingerprint::of(own)) {
             return Ok(ServerCertVerified::assertion());
         }
-        let Some(authority) = others.iter().find(|other| Fingerprint::of(other) == self.expected) else {
+        let Some(authority) = others.iter().find(|other| self.expected.contains(&Fingerprint::of(other))) else {
             // The last one is that of the authority, if there are several.
             let found = Fingerprint::of(others.last().unwrap_or(own));
-            let wrong = WrongFingerprint { found, expected: self.expected };
+            let wrong = WrongFingerprint { found, expected: self.expected.clone() };
             return Err(CertificateError::Other(OtherError(Arc::new(wrong))).into());
         };
         let mut roots = RootCertStore::empty();

@@ -110,7 +110,7 @@ impl AuthServer {
         tasks.spawn(async move {
             // Held as long as the server runs.
             let (_open, closing) = watch::channel(false);
-            http_server::serve(listener, router, http_server::Limits::of(AUTH_CONNECTIONS), closing).await;
+            http_server::serve(listener, router, http_server::Limits::of(AUTH_CONNECTIONS), None, closing).await;
         });
         tasks.spawn(refusals.keep_minutes());
         Ok(Self { address, _tasks: tasks })

@@ -14,7 +14,8 @@ mod session;
 mod uri;
 mod validate;
 
-pub(super) use connect::{classic, code, declare_builds, dial, tls_with};
+pub use connect::Trust;
+pub(super) use connect::{Tls, classic, code, declare_builds, dial};
 pub use outbound::Outbound;
 pub use receipt::{Receipt, ack_all};
 pub use uri::Endpoints;
@@ -27,7 +28,6 @@ use super::refusals::Refusals;
 use outbound::Outbox;
 use rouse_shared::WorkerName;
 use rouse_shared::message::{LogChunk, ToMaster};
-use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -38,8 +38,8 @@ use tracing::{info, warn};
 pub struct LinkSettings {
     /// Brokers, in order of preference.
     pub endpoints: Endpoints,
-    /// PEM certificates of the broker's authority, in addition to the system's. Read again for each connection.
-    pub ca: Option<PathBuf>,
+    /// Whom to trust. Its file is read again for each connection.
+    pub trust: Trust,
     /// The refusals that are shared with the [`super::AuthServer`], which get the addresses.
     pub refusals: Refusals,
     /// The rate limiter that is shared with the [`super::AuthServer`].

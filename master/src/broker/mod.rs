@@ -8,6 +8,7 @@
 //! system.
 
 pub mod auth;
+pub mod authority;
 pub mod limits;
 pub mod link;
 pub mod node;
@@ -16,13 +17,16 @@ pub mod rate_limiter;
 pub mod refusals;
 
 pub use auth::{Admission, AuthServer};
-pub use link::{Dropped, Endpoints, Inbound, Link, LinkHandle, LinkSettings, LogDelivery, Outbound, Receipt, ack_all};
-pub use node::{Node, NodeError, NodeSettings, NodeState};
+pub use authority::Authority;
+pub use link::{
+    Dropped, Endpoints, Inbound, Link, LinkHandle, LinkSettings, LogDelivery, Outbound, Receipt, Trust, ack_all,
+};
+pub use node::{Node, NodeError, NodeSettings, NodeState, NodeTls};
 pub use rate_limiter::RateLimiter;
 pub use refusals::Refusals;
 
 /// The virtual host of the private node.
-pub const VHOST: &str = "rouse";
+pub const VHOST: &str = crate::config::PRIVATE_VHOST;
 
 /// The master's own account on the private node. The underscore keeps it from ever being a worker's name.
 pub const MASTER_USER: &str = "rouse_master";

@@ -9,9 +9,10 @@ mod process;
 mod supervise;
 
 use super::limits::{FIRST_FLUSH, NODE_READY, PORT_PATIENCE};
-use super::link::declare_builds;
+use super::link::{Trust, declare_builds};
 use super::rate_limiter::CloseRequest;
 use super::{MASTER_USER, VHOST};
+use crate::tls::TlsFiles;
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
@@ -24,14 +25,23 @@ use tokio::sync::{mpsc, oneshot, watch};
 pub struct NodeSettings {
     /// Its directory: data, logs, HOME, password. Created if it does not exist.
     pub dir: PathBuf,
-    /// The addresses for agents and the master, at least one.
+    /// The addresses at which it does not encrypt. In both lists together there is at least one.
     pub listen: Vec<SocketAddr>,
+    /// The addresses at which it speaks TLS, if there are any.
+    pub tls: Option<NodeTls>,
     /// Where the master's [`super::AuthServer`] listens.
     pub auth_listen: SocketAddr,
     /// Makes its Erlang name unique on this machine. From the master's id.
     pub node_name_suffix: String,
-    /// Lines that are added to its configuration file, such as those of a TLS listener; usually empty.
-    pub extra_config: String,
+}
+
+/// TLS of a private broker. If the files change, RabbitMQ reads them within seconds, and no connection ends.
+#[derive(Clone, Debug)]
+pub struct NodeTls {
+    /// The addresses.
+    pub listen: Vec<SocketAddr>,
+    /// Certificate and key. Those that have signed the certificate follow it in its file, and are sent with it.
+    pub files: TlsFiles,
 }
 
 /// Why a private broker cannot run.
@@ -142,6 +152,7 @@ pub enum NodeState {
 /// kernel ends it.
 pub struct Node {
     url: String,
+    trust: Trust,
     state: watch::Receiver<NodeState>,
     stop: Option<oneshot::Sender<()>>,
     closer: mpsc::Sender<CloseRequest>,
@@ -161,14 +172,22 @@ impl Node {
     /// # Errors
     /// If RabbitMQ is not installed, an address is taken, the directory cannot be used, or the broker does not start.
     pub async fn start(settings: NodeSettings) -> Result<Self, NodeError> {
-        let master_address = master_address(&settings.listen).ok_or(NodeError::NoAddress)?;
-        for address in &settings.listen {
+        let encrypted = settings.tls.as_ref().map_or(&[][..], |tls| &tls.listen);
+        for address in settings.listen.iter().chain(encrypted) {
             wait_for_address(*address).await?;
         }
+        let (scheme, master_address, trust) = match (master_address(&settings.listen), &settings.tls) {
+            (Some(address), _) => ("amqp", address, Trust::default()),
+            (None, Some(tls)) => {
+                let address = master_address(&tls.listen).ok_or(NodeError::NoAddress)?;
+                ("amqps", address, Trust::Certificates(tls.files.cert.clone()))
+            }
+            (None, None) => return Err(NodeError::NoAddress),
+        };
         let programs = process::Programs::find()?;
         let mut prepared = config::prepare(&settings, master_address.ip().is_loopback())?;
         let mut unsettled = prepared.unsettled.take();
-        let url = format!("amqp://{MASTER_USER}:{}@{master_address}/{VHOST}", prepared.password);
+        let url = format!("{scheme}://{MASTER_USER}:{}@{master_address}/{VHOST}", prepared.password);
         let (stop, stopped) = oneshot::channel();
         let (closer, to_close) = mpsc::channel(WAITING_TO_CLOSE);
         let (report, state) = watch::channel(NodeState::Starting);
@@ -177,11 +196,11 @@ impl Node {
             .name("private-broker".to_owned())
             .spawn(move || supervise::run(&prepared, &programs, supervise::Asked { stopped, to_close }, &report, first))
             .map_err(|source| NodeError::Spawn { program: PathBuf::from("a thread"), source })?;
-        let node = Self { url, state, stop: Some(stop), closer, thread: Some(thread) };
+        let node = Self { url, trust, state, stop: Some(stop), closer, thread: Some(thread) };
         let begun_anew = came_up.await.unwrap_or(Err(NodeError::Stopped))?;
         unsettled = unsettled.or(begun_anew);
         if let Some(unsettled) = unsettled {
-            declare_builds(&node.url).await.map_err(NodeError::FirstBoot)?;
+            declare_builds(&node.url, &node.trust).await.map_err(NodeError::FirstBoot)?;
             tokio::time::sleep(FIRST_FLUSH).await;
             unsettled.settle()?;
         }
@@ -191,6 +210,11 @@ impl Node {
     /// The master's URL, with user and password. Not for logs.
     pub fn url(&self) -> &str {
         &self.url
+    }
+
+    /// Whom the master trusts at this URL.
+    pub fn trust(&self) -> &Trust {
+        &self.trust
     }
 
     /// Its state, now and later.

@@ -4,12 +4,11 @@
 use super::Admission;
 use super::auth::{AuthError, AuthServer};
 use super::limits::CONNECT_TIMEOUT;
-use super::link::{Endpoints, classic, code, dial, shown, tls_with};
+use super::link::{Endpoints, Tls, Trust, classic, code, dial, shown};
 use super::rate_limiter::RateLimiter;
 use super::refusals::Refusals;
 use crate::core::Admitted;
 use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
-use lapin::tcp::OwnedTLSConfig;
 use lapin::types::FieldTable;
 use lapin::uri::AMQPUri;
 use lapin::{Connection, ExchangeKind};
@@ -29,7 +28,8 @@ const NOT_FOUND: u16 = 404;
 /// Looks at each broker of `url`: sentences, and whether each is as it should be. `auth_listen` is where the master
 /// answers when it runs; if it does not, this answers there for a moment.
 pub async fn check(url: &str, ca: Option<&Path>, auth_listen: SocketAddr) -> Vec<(bool, String)> {
-    let (endpoints, tls) = match (Endpoints::parse(url), tls_with(ca).await) {
+    let trust = Trust::Authorities(ca.map(Path::to_owned));
+    let (endpoints, tls) = match (Endpoints::parse(url), trust.read().await) {
         (Ok(endpoints), Ok(tls)) => (endpoints, tls),
         (Err(error), _) => return vec![(false, error.to_string())],
         (_, Err(why)) => return vec![(false, why)],
@@ -134,7 +134,7 @@ impl Master {
     }
 
     /// Logs in as an agent does, twice, and declares the agent's queue.
-    async fn is_asked(&self, uri: &AMQPUri, tls: &OwnedTLSConfig) -> Result<(), String> {
+    async fn is_asked(&self, uri: &AMQPUri, tls: &Tls) -> Result<(), String> {
         let mut uri = uri.clone();
         uri.authority.userinfo.username = self.worker.to_string();
         uri.authority.userinfo.password.clone_from(&self.password);
@@ -161,7 +161,7 @@ impl Master {
         Ok(())
     }
 
-    async fn log_in(&self, uri: &AMQPUri, tls: &OwnedTLSConfig) -> Result<(), String> {
+    async fn log_in(&self, uri: &AMQPUri, tls: &Tls) -> Result<(), String> {
         let queue = names::agent_queue(&self.worker, &Nonce("check".to_owned()), 1);
         let log_in = async {
             let connection = dial(uri, tls, "rouse check, as an agent").await?;

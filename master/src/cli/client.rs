@@ -2,12 +2,13 @@
 
 use super::error::CliError;
 use super::token::{self, Token};
-use crate::api;
+use crate::{api, tls};
 use reqwest::{Method, Response, StatusCode};
 use rouse_shared::certificate;
 use rouse_shared::error::Chain;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use std::path::Path;
 use std::time::Duration;
 
 /// If the master does not accept the connection within this time, it counts as away.
@@ -15,6 +16,13 @@ const CONNECT: Duration = Duration::from_secs(10);
 /// If the master sends nothing for this long, it counts as away. Event streams have a comment every 15 seconds; a
 /// followed log is requested again.
 const SILENCE: Duration = Duration::from_secs(60);
+
+/// The certificates in a PEM file.
+fn authorities(path: &Path) -> Result<Vec<reqwest::Certificate>, CliError> {
+    let found = tls::certificates(path).map_err(|error| CliError::Usage(format!("--ca: {}", Chain(&error))))?;
+    let found = found.iter().map(|certificate| reqwest::Certificate::from_der(certificate));
+    found.collect::<Result<_, _>>().map_err(|error| CliError::Usage(format!("--ca {}: {error}", path.display())))
+}
 
 /// A client of one master.
 pub(super) struct Client {
@@ -25,8 +33,8 @@ pub(super) struct Client {
 
 impl Client {
     /// # Errors
-    /// If the address or the token is invalid.
-    pub(super) fn new(server: &str) -> Result<Self, CliError> {
+    /// If the address, the certificates or the token are invalid.
+    pub(super) fn new(server: &str, ca: Option<&Path>) -> Result<Self, CliError> {
         let server = server.trim_end_matches('/');
         let url = reqwest::Url::parse(server)
             .map_err(|error| CliError::Usage(format!("the server {server:?} is not a valid URL: {error}")))?;
@@ -47,6 +55,8 @@ impl Client {
         if url.scheme() == "http" {
             // Nothing is encrypted, so no certificate authorities are needed.
             http = http.tls_certs_only([]);
+        } else if let Some(path) = ca {
+            http = http.tls_certs_merge(authorities(path)?);
         }
         let http = http.build().map_err(|error| CliError::Usage(format!("cannot set up HTTP: {}", Chain(&error))))?;
         Ok(Self { http, server: server.to_owned(), token: token::find(&url)? })

@@ -53,20 +53,20 @@ pub fn run(cli: &Cli, local: &dyn Local) -> ExitCode {
         Command::LibvirtNetwork { config, network } => libvirt_network(config, network.as_deref()),
         Command::Completions { shell } => completions(*shell),
         Command::Man { dir } => manual(dir),
-        remote => match client_command(&cli.server, remote, local) {
+        remote => match client_command(cli, remote, local) {
             Ok(exit) => exit.into(),
             Err(error) => error.report().into(),
         },
     }
 }
 
-fn client_command(server: &str, command: &Command, local: &dyn Local) -> Result<Exit, CliError> {
+fn client_command(cli: &Cli, command: &Command, local: &dyn Local) -> Result<Exit, CliError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| CliError::Usage(format!("cannot start: {error}")))?;
     let ended = runtime.block_on(async {
-        let client = Client::new(server)?;
+        let client = Client::new(&cli.server, cli.ca.as_deref())?;
         remote(&client, command, local.now()).await
     });
     // A name lookup that is still running must not delay the exit.

@@ -1,7 +1,9 @@
 //! `rouse check`: reports all errors of a configuration.
 
-use super::{Config, HostConfig, read_file};
+use super::{BrokerTls, Config, HostConfig, read_file};
 use crate::core::plan::WorkerPlan;
+use crate::tls::{self, TlsError};
+use rouse_shared::error::Chain;
 use std::collections::BTreeSet;
 use std::io::{self, Write};
 use std::os::unix::fs::PermissionsExt as _;
@@ -45,6 +47,9 @@ fn write_findings(path: &Path, online: Option<Look<'_>>, out: &mut impl Write) -
             warnings.extend(other_users(config).map(|text| format!("{}: warning: {text}", path.display())));
         }
     }
+    if let Some(config) = &reading.config {
+        seen.extend(for_agents(config).map(|text| format!("{}: {text}", path.display())));
+    }
     for error in &errors {
         writeln!(out, "{error}")?;
     }
@@ -68,6 +73,25 @@ fn write_findings(path: &Path, online: Option<Look<'_>>, out: &mut impl Write) -
     }
     out.flush()?;
     Ok(errors.is_empty())
+}
+
+/// What to write into the agent.toml of standing agents on other machines, if the broker has a certificate of the
+/// master's own authority.
+fn for_agents(config: &Config) -> Option<String> {
+    let broker = &config.broker;
+    if broker.encrypted.is_empty() || matches!(broker.tls, BrokerTls::Files(_)) {
+        return None;
+    }
+    let url = broker.agents_dial().ok()?;
+    let certificate = tls::authority_in(&config.master.authority());
+    let fingerprint = match tls::fingerprints(&certificate) {
+        Ok(found) => found.first().map(|fingerprint| format!("fingerprint = \"{fingerprint}\""))?,
+        Err(TlsError::Unreadable { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+            "fingerprint = the one that this command prints once the master has been started".to_owned()
+        }
+        Err(why) => format!("fingerprint = unknown ({})", Chain(&why)),
+    };
+    Some(format!("broker.tls: in agent.toml of standing workers on other machines: broker = \"{url}\", {fingerprint}"))
 }
 
 fn count(n: usize, what: &str) -> String {

@@ -3,9 +3,15 @@
 
 use super::document::Table;
 use super::keys::{self, Section};
-use super::{BrokerConfig, Dialled, MailConfig, MasterConfig, Relay, RelayTls, read, shorten, url};
+use super::reach::Reach;
+use super::{
+    BrokerConfig, BrokerTls, Dialled, MailConfig, MasterConfig, PRIVATE_VHOST, Relay, RelayTls, encryption, read,
+    shorten, url,
+};
 use crate::core::plan::AmongEquals;
+use rouse_shared::BrokerUrl;
 use rouse_shared::Secret;
+use rouse_shared::broker_url::{UrlError, is_loopback};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -55,9 +61,18 @@ pub(super) fn master<'d>(root: &Table<'d>, empty: &'d DeTable<'d>) -> MasterConf
                 v.error("must consist of ASCII characters without spaces")
             }
         }),
+        tls: table.optional("tls", |v| encryption::read_files(v, &[])),
         read_token: table.optional("read_token", |v| v.boolean()),
         restart_lease: table.or("restart_lease", DEFAULT_RESTART_LEASE, |v| v.duration(Duration::ZERO)),
     };
+    if master.tls.is_none()
+        && let Some(listen) = table.map.get("listen")
+        && Reach::of(master.listen.ip()).leads_elsewhere()
+    {
+        let why =
+            "other machines can reach it, and the API token, builds and logs cross the network in clear: set `tls`";
+        table.notes.warn(listen.span().start, "master.listen", why);
+    }
     table.finish();
     master
 }
@@ -67,7 +82,10 @@ pub(super) fn broker<'d>(root: &Table<'d>, master: &MasterConfig, empty: &'d DeT
     let url = table.optional("url", |v| {
         let secret = v.secret()?;
         match url::broker(secret.expose()) {
-            Ok(_) => Some(secret),
+            Ok(url) => {
+                encryption::warn_of_clear(v, &url);
+                Some(secret)
+            }
             Err(why) => v.error(why),
         }
     });
@@ -84,8 +102,10 @@ pub(super) fn broker<'d>(root: &Table<'d>, master: &MasterConfig, empty: &'d DeT
         }
         Some(listen)
     });
-    let broker = BrokerConfig {
+    let mut broker = BrokerConfig {
         listen,
+        tls: BrokerTls::Default,
+        encrypted: Vec::new(),
         ca: table.optional("ca", |v| v.readable()),
         agent_url: table.optional("agent_url", |v| {
             let text = v.word()?;
@@ -93,7 +113,10 @@ pub(super) fn broker<'d>(root: &Table<'d>, master: &MasterConfig, empty: &'d DeT
                 Ok(url) if url.login.is_some() => {
                     v.error("must not contain a user and password: each agent has its own")
                 }
-                Ok(_) => Some(text),
+                Ok(url) => {
+                    encryption::warn_of_clear(v, &url);
+                    Some(text)
+                }
                 Err(why) => v.error(why),
             }
         }),
@@ -106,6 +129,8 @@ pub(super) fn broker<'d>(root: &Table<'d>, master: &MasterConfig, empty: &'d DeT
         }),
         url,
     };
+    broker.tls = table.or("tls", BrokerTls::Default, |v| encryption::tls(v, &broker));
+    broker.encrypted = encryption::encrypted(&table, &broker, &master.state_dir);
     // If two of the master's servers had one address, the second would fail to start.
     let mut taken = vec![("master.listen", master.listen)];
     if broker.url.is_none() {
@@ -152,7 +177,11 @@ pub(super) fn mail<'d>(root: &Table<'d>, empty: &'d DeTable<'d>) -> MailConfig {
         }),
         relay: table.or("relay", default.relay, |v| {
             let text: Secret = v.secret()?;
-            url::relay(text.expose()).map_or_else(|why| v.error(why), Some)
+            let relay = url::relay(text.expose()).map_or_else(|why| v.error(why), Some)?;
+            if relay.tls == RelayTls::Never && relay.login.is_some() && !is_loopback(&relay.host) {
+                v.warn("sends the password across the network in clear: leave out ?tls=none");
+            }
+            Some(relay)
         }),
         extra_recipients: table.or("extra_recipients", Vec::new(), |v| v.one_or_list(|v| v.email())),
         ca: table.optional("ca", |v| v.readable()),
@@ -218,6 +247,20 @@ impl BrokerConfig {
         let interval = url.query.split('&').filter_map(|pair| pair.strip_prefix("heartbeat=")).next_back();
         let is_quick = |text: &str| text.parse().is_ok_and(|n: u32| (1..=QUICK_HEARTBEAT).contains(&n));
         url.hosts.len() == 1 && interval.is_none_or(is_quick)
+    }
+
+    /// The broker URL that the master gives to agents, in full.
+    ///
+    /// # Errors
+    /// If `url` is not one, which a configuration that was read never has.
+    pub fn agents_dial(&self) -> Result<String, UrlError> {
+        Ok(match self.dialled() {
+            Dialled::AgentUrl(url) => url.to_owned(),
+            Dialled::OwnBroker(url) => BrokerUrl::parse(url.expose())?.to_string(),
+            Dialled::PrivateBroker(address) => {
+                BrokerUrl::of_address(address, PRIVATE_VHOST, self.encrypted.contains(&address)).to_string()
+            }
+        })
     }
 
     /// The broker URL that the master gives to agents.

@@ -110,6 +110,10 @@ pub(super) static SECRET_SOURCE: Section = Section {
     rules: &[Rule::Some(&["file", "env"]), Rule::Apart(&["file", "env"])],
 };
 
+/// `{ cert = …, key = … }`
+pub(super) static TLS: Section =
+    Section { keys: &[key("cert", Kind::Word).required(), key("key", Kind::Word).required()], rules: &[] };
+
 /// The whole file.
 pub(super) static ROOT: Section = Section {
     keys: &[
@@ -132,6 +136,7 @@ pub(super) static MASTER: Section = Section {
         key("listen", ADDRESS).default("\"127.0.0.1:8090\""),
         key("api_token", SECRET),
         key("read_token", Kind::Boolean),
+        key("tls", Kind::Table(&TLS)),
         key("restart_lease", Kind::Duration(0)).default("600"),
     ],
     rules: &[],
@@ -145,6 +150,7 @@ pub(super) static BROKER_KEYS: Section = Section {
         key("ca", Kind::Word),
         key("agent_url", Kind::Pattern(r"^amqps?://[^@/?#\s]+([/?#]\S*)?$")),
         key("auth_listen", ADDRESS).default("\"127.0.0.1:8091\""),
+        key("tls", Kind::Any(&[Kind::Choice(&["on", "off"]), Kind::Table(&TLS)])),
     ],
     rules: &[],
 };

@@ -7,11 +7,13 @@
 
 mod check;
 mod document;
+mod encryption;
 mod general;
 pub mod hosts;
 #[cfg_attr(not(test), expect(dead_code, reason = "the schema, which a test makes, reads more of it than the reader"))]
 mod keys;
 mod problem;
+mod reach;
 mod read;
 #[cfg(test)]
 pub(crate) mod schema;
@@ -28,6 +30,7 @@ pub use problem::{ConfigErrors, Problem};
 pub use rouse_shared::Secret;
 
 use crate::core::plan::{AmongEquals, MailPlan, Plan, ProviderKind};
+use crate::tls::TlsFiles;
 use rouse_shared::WorkerName;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -75,6 +78,8 @@ pub struct MasterConfig {
     pub listen: SocketAddr,
     /// The token for requests that change something; absent if it is generated at the start in the state directory.
     pub api_token: Option<Secret>,
+    /// The certificate of the page and the API; absent: they are served over HTTP.
+    pub tls: Option<TlsFiles>,
     /// Whether requests that only read need the token too; absent: see [`Config::read_needs_token`].
     pub read_token: Option<bool>,
     /// The length of every lease once the master is asked to end.
@@ -94,7 +99,27 @@ pub struct BrokerConfig {
     pub agent_url: Option<String>,
     /// Where the master answers the broker's requests about who may connect.
     pub auth_listen: SocketAddr,
+    /// The certificate of a private broker.
+    pub tls: BrokerTls,
+    /// Those of `listen` at which a private broker speaks TLS. At the others it does not.
+    pub encrypted: Vec<SocketAddr>,
 }
+
+/// `[broker] tls`
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum BrokerTls {
+    /// Absent: TLS with a certificate of the master's own authority, at the addresses that other machines can reach.
+    Default,
+    /// `"on"`: the same at every address that is not loopback.
+    Own,
+    /// `"off"`: nowhere.
+    Off,
+    /// `{ cert, key }`: TLS with this certificate at every address that is not loopback.
+    Files(TlsFiles),
+}
+
+/// The virtual host of a private broker.
+pub const PRIVATE_VHOST: &str = "rouse";
 
 /// The broker URL that the master gives to agents.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -257,6 +282,13 @@ fn names_master(root: &document::Table<'_>) -> bool {
     root.map.get("master").and_then(|v| v.get_ref().as_table()).is_some_and(|master| master.contains_key("name"))
 }
 
+impl MasterConfig {
+    /// The directory of the master's own authority.
+    pub fn authority(&self) -> PathBuf {
+        self.state_dir.join("tls")
+    }
+}
+
 impl Config {
     /// Reads a configuration from text. `path` is for messages, and relative paths are below its directory.
     ///
@@ -289,6 +321,7 @@ impl Config {
                 listen: general::local(8090),
                 api_token: None,
                 read_token: None,
+                tls: None,
                 restart_lease: general::DEFAULT_RESTART_LEASE,
             },
             broker: BrokerConfig {
@@ -297,6 +330,8 @@ impl Config {
                 ca: None,
                 agent_url: None,
                 auth_listen: general::local(8091),
+                tls: BrokerTls::Default,
+                encrypted: Vec::new(),
             },
             mail: general::default_mail(),
             plan: Plan {
@@ -332,6 +367,9 @@ pub fn changes_needing_restart(old: &Config, new: &Config) -> Vec<String> {
         ("broker.ca", a.1.ca != b.1.ca),
         ("broker.agent_url", a.1.agent_url != b.1.agent_url),
         ("broker.auth_listen", a.1.auth_listen != b.1.auth_listen),
+        // The files of the page are read again by a reload, and those of the broker by RabbitMQ.
+        ("master.tls", a.0.tls.is_some() != b.0.tls.is_some()),
+        ("broker.tls", a.1.tls != b.1.tls || a.1.encrypted != b.1.encrypted),
     ];
     keys.into_iter().filter(|(_, differs)| *differs).map(|(key, _)| key.to_owned()).collect()
 }

@@ -102,8 +102,8 @@ fn described(key: &Key, section: &str, comments: &Comments) -> Value {
     if let Some(text) = text {
         schema["description"] = json!(text);
     }
-    let in_example =
-        if matches!(key.kind, Kind::Table(_)) { comments.sections.contains(&path) } else { text.is_some() };
+    let is_section = matches!(key.kind, Kind::Table(_)) && comments.sections.contains(&path);
+    let in_example = is_section || text.is_some();
     let expected = section.is_empty() || comments.sections.contains(section);
     assert!(in_example || !expected || path == "worker", "contrib/rouse.example.toml has no comment above {path}");
     if let Some(default) = key.default {

@@ -2,6 +2,7 @@
 //!
 //! The messages never repeat the URL, because it may contain a password.
 
+use super::reach::is_elsewhere;
 use super::{Relay, RelayTls};
 use rouse_shared::BrokerUrl;
 use rouse_shared::broker_url;
@@ -31,6 +32,12 @@ fn one_host(text: &str, schemes: [&str; 2]) -> Result<Url, String> {
     let url = broker_url::parse(text).map_err(|error| error.to_string())?;
     broker_url::login_of(&url).map_err(|error| error.to_string())?;
     Ok(url)
+}
+
+/// Whether what is sent to this address of a web service crosses a network in clear.
+pub(super) fn is_in_clear(text: &str) -> bool {
+    let host = broker_url::parse(text).ok().filter(|url| url.scheme() == "http");
+    host.and_then(|url| broker_url::host(&url).ok()).is_some_and(|host| is_elsewhere(&host))
 }
 
 /// Checks the address of a web service.

@@ -36,11 +36,13 @@ pub(super) struct Workers {
     disks: BTreeMap<(String, PathBuf), WorkerName>,
     /// Whose machine has what only one can have, by connection, kind and value.
     fixed: BTreeMap<(String, &'static str, String), WorkerName>,
+    /// Whether the operator runs the broker.
+    own_broker: bool,
 }
 
 /// Reads every `[[worker]]`.
 pub(super) fn read(root: &Table<'_>, broker: &BrokerConfig) -> Workers {
-    let mut workers = Workers::default();
+    let mut workers = Workers { own_broker: broker.url.is_some(), ..Workers::default() };
     let sections = root.optional("worker", |v| v.items("a list of sections: write [[worker]], with two brackets"));
     let unreachable = general::unreachable(broker);
     for section in sections.unwrap_or_default() {
@@ -59,6 +61,12 @@ impl Workers {
         let names = written.as_ref().and_then(|(v, text)| template::expand(text).map_or_else(|e| v.error(e), Some));
         if let (Some((value, _)), Some(names)) = (&written, &names) {
             self.claim(value, names);
+            if self.own_broker && names.iter().any(|name| name.as_str() == "guest") {
+                value.warn(
+                    "RabbitMQ has an administrator of this name unless you have deleted it, and asks the master only about \
+                     other users: choose another name",
+                );
+            }
         }
         let template = written.map(|(_, text)| text).unwrap_or_default();
         let Some(names) = names else {

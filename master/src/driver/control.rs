@@ -3,11 +3,13 @@
 use super::event_loop;
 use crate::config::Config;
 use crate::core::event::Change;
+use crate::http_server::Encryption;
+use rouse_shared::error::Chain;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::sync::{broadcast, mpsc, oneshot};
-use tracing::warn;
+use tracing::{error, warn};
 
 /// The handle of a running master, for signals and the demo.
 pub struct Control {
@@ -22,12 +24,21 @@ pub struct Control {
     pub owner: String,
     /// Whether the API asks those who only read for its token.
     pub(super) read_needs_token: Arc<AtomicBool>,
+    /// TLS of the API, if it has any.
+    pub(super) encryption: Option<Arc<Encryption>>,
 }
 
 impl Control {
     /// Applies a new configuration. Everything that has not changed continues.
     pub async fn configure(&self, config: Config) {
         self.read_needs_token.store(config.read_needs_token(), Ordering::Relaxed);
+        // The files may have changed even if their names have not.
+        if let (Some(encryption), Some(files)) = (&self.encryption, &config.master.tls) {
+            match files.server_config() {
+                Ok(new) => encryption.replace(new),
+                Err(why) => error!("the page keeps its certificate: {}", Chain(&why)),
+            }
+        }
         if self.controls.send(event_loop::Control::Configure(Box::new(config))).await.is_err() {
             warn!("the new configuration is not used: the master is ending");
         }

@@ -4,11 +4,12 @@ use super::control::Control;
 use super::disk_space::DiskSpace;
 use super::error::MasterError;
 use super::state::State;
-use super::{WAITING, event_loop, log_writer, perform};
+use super::{WAITING, encryption, event_loop, log_writer, perform};
 use crate::broker::{
-    self, AuthServer, Endpoints, Inbound, Link, LinkSettings, LogDelivery, Node, NodeSettings, RateLimiter, Refusals,
+    self, AuthServer, Endpoints, Inbound, Link, LinkSettings, LogDelivery, Node, NodeSettings, NodeTls, RateLimiter,
+    Refusals, Trust,
 };
-use crate::config::{Config, Dialled};
+use crate::config::Config;
 use crate::core::Start;
 use crate::core::event::Event;
 use crate::descriptors;
@@ -16,7 +17,6 @@ use crate::hosts::{Death, Hosts};
 use crate::logs::Logs;
 use crate::store::Store;
 use crate::web;
-use rouse_shared::broker_url::{BrokerUrl, UrlError};
 use rouse_shared::{AttemptId, MasterId};
 use std::io;
 use std::net::SocketAddr;
@@ -56,15 +56,6 @@ impl web::LogSource for LogFiles {
     fn watch(&self, attempt: AttemptId, step: u32) -> watch::Receiver<u64> {
         self.0.watch(attempt, step)
     }
-}
-
-/// The broker's URL for agents.
-fn agent_url(config: &Config) -> Result<String, UrlError> {
-    Ok(match config.broker.dialled() {
-        Dialled::AgentUrl(url) => url.to_owned(),
-        Dialled::OwnBroker(url) => BrokerUrl::parse(url.expose())?.to_string(),
-        Dialled::PrivateBroker(address) => BrokerUrl::of_address(address, broker::VHOST).to_string(),
-    })
 }
 
 impl Master {
@@ -110,8 +101,9 @@ impl Master {
         let mut seed = [0_u8; 32];
         getrandom::fill(&mut seed).map_err(|e| MasterError::new("cannot draw random numbers", &e))?;
         let start = Start { master: MasterId(state.id.clone()), plan: Arc::new(config.plan.clone()), ledger, seed };
-        let agent_url = agent_url(&config).map_err(|e| MasterError::new("cannot use broker.url", &e))?;
-        let boot = perform::Boot { broker: agent_url, ca: read_ca(&config)? };
+        let agents_dial = config.broker.agents_dial().map_err(|e| MasterError::new("cannot use broker.url", &e))?;
+        let node_tls = encryption::of_broker(&config).await?;
+        let boot = perform::Boot { broker: agents_dial, ca: encryption::for_agents(&config)? };
         let refusals = Refusals::default();
         let executor = perform::Executor {
             runtime: tokio::runtime::Handle::current(),
@@ -133,6 +125,8 @@ impl Master {
         };
         let ended = event_loop::spawn(store, start, executor, inputs, config.clone())?;
 
+        let encryption = encryption::of_page(&config)?;
+        let scheme = if encryption.is_some() { "https" } else { "http" };
         let read_needs_token = Arc::new(AtomicBool::new(config.read_needs_token()));
         let control = Arc::new(Control {
             controls,
@@ -141,6 +135,7 @@ impl Master {
             changes: changes.clone(),
             owner,
             read_needs_token: read_needs_token.clone(),
+            encryption: encryption.clone(),
         });
         let (stop_web, stopped) = oneshot::channel::<()>();
         let settings = web::Settings {
@@ -153,13 +148,13 @@ impl Master {
         let web = tokio::spawn(async move {
             // Ends if the master was asked to stop, and if the owner of the sender is gone.
             let shutdown = async move { drop(stopped.await) };
-            if let Err(error) = web::serve(listener, settings, requests, changes, source, shutdown).await {
+            if let Err(error) = web::serve(listener, settings, requests, changes, source, encryption, shutdown).await {
                 error!("the HTTP server ended: {error}");
             }
         });
-        info!("listening on http://{address}; the ledger is {}", ledger_path.display());
+        info!("listening on {scheme}://{address}; the ledger is {}", ledger_path.display());
 
-        let (node, link, auth) = connect(&config, &state, refusals, admissions, inbound, log_chunks).await?;
+        let (node, link, auth) = connect(&config, &state, node_tls, refusals, admissions, inbound, log_chunks).await?;
         link_slot.send_replace(Some(Arc::new(link)));
         Ok(Self { control, node, link: link_slot, stop_web, web, _auth: auth, _state: state, ended })
     }
@@ -196,15 +191,10 @@ async fn listen(address: SocketAddr) -> Result<TcpListener, MasterError> {
     })
 }
 
-fn read_ca(config: &Config) -> Result<Option<String>, MasterError> {
-    let Some(path) = &config.broker.ca else { return Ok(None) };
-    let text = std::fs::read_to_string(path);
-    text.map(Some).map_err(|e| MasterError::new(format!("cannot read {} (broker.ca)", path.display()), &e))
-}
-
 async fn connect(
     config: &Config,
     state: &State,
+    node_tls: Option<NodeTls>,
     refusals: Refusals,
     admissions: mpsc::Sender<broker::Admission>,
     inbound: mpsc::Sender<Inbound>,
@@ -217,24 +207,24 @@ async fn connect(
     let auth = AuthServer::start(config.broker.auth_listen, vhost, admissions, refusals.clone(), conduct.clone())
         .await
         .map_err(|e| MasterError::new("cannot start", &e))?;
-    let (node, endpoints) = match external {
-        Some(endpoints) => (None, endpoints),
+    let (node, endpoints, trust) = match external {
+        Some(endpoints) => (None, endpoints, Trust::Authorities(config.broker.ca.clone())),
         None => {
             let settings = NodeSettings {
                 dir: state.path("broker"),
-                listen: config.broker.listen.clone(),
+                listen: config.broker.listen.iter().filter(|a| !config.broker.encrypted.contains(a)).copied().collect(),
+                tls: node_tls,
                 auth_listen: auth.address(),
                 node_name_suffix: state.id.chars().take(8).collect(),
-                extra_config: String::new(),
             };
             let node =
                 Node::start(settings).await.map_err(|e| MasterError::new("cannot start the private broker", &e))?;
             conduct.close_with(node.closer());
-            let endpoints = endpoints(node.url())?;
-            (Some(node), endpoints)
+            let (endpoints, trust) = (endpoints(node.url())?, node.trust().clone());
+            (Some(node), endpoints, trust)
         }
     };
-    let settings = LinkSettings { endpoints, ca: config.broker.ca.clone(), refusals, conduct };
+    let settings = LinkSettings { endpoints, trust, refusals, conduct };
     Ok((node, Link::start(settings, inbound, logs), auth))
 }
 
@@ -242,29 +232,6 @@ async fn forward_deaths(mut heard: mpsc::Receiver<Death>, events: mpsc::Sender<E
     while let Some(Death { host, why, reclaimed }) = heard.recv().await {
         if events.send(Event::HostGone { host, why, reclaimed }).await.is_err() {
             return;
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::agent_url;
-    use crate::config::Config;
-    use std::path::Path;
-
-    #[test]
-    fn hosts_dial_the_address_that_check_accepts() {
-        for (broker, expected) in [
-            ("", "amqp://127.0.0.1/rouse"),
-            ("broker.listen = [\"127.0.0.1:5672\", \"192.0.2.1:5673\"]", "amqp://192.0.2.1:5673/rouse"),
-            ("broker.listen = [\"0.0.0.0:5672\", \"[2001:db8::1]:5672\"]", "amqp://[2001:db8::1]/rouse"),
-            ("broker.listen = [\"192.0.2.1:5672\", \"192.0.2.2:5672\"]", "amqp://192.0.2.1/rouse"),
-            ("broker.listen = [\"127.0.0.1:5674\", \"[::1]:5674\"]", "amqp://127.0.0.1:5674/rouse"),
-            ("broker.url = \"amqps://a:b@mq.example.org/v\"", "amqps://mq.example.org/v"),
-            ("broker.listen = \"192.0.2.1:5672\"\nbroker.agent_url = \"amqp://192.0.2.9/v\"", "amqp://192.0.2.9/v"),
-        ] {
-            let config = Config::parse(broker, Path::new("rouse.toml")).expect("a configuration");
-            assert_eq!(agent_url(&config).expect("a URL"), expected, "{broker}");
         }
     }
 }

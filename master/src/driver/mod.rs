@@ -9,6 +9,7 @@
 mod batch;
 mod control;
 mod disk_space;
+mod encryption;
 mod error;
 mod event_loop;
 mod figures;

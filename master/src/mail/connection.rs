@@ -77,8 +77,8 @@ fn is_full(name: &str) -> bool {
 }
 
 /// What `hostname --fqdn` prints: the host name if it is a full one, otherwise the name that the name service has for
-/// it.
-fn full_name() -> Option<String> {
+/// it. May wait for the name service.
+pub fn full_name() -> Option<String> {
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname").ok()?.trim().to_owned();
     if is_full(&name) {
         return Some(name);

@@ -11,6 +11,7 @@ mod text;
 #[cfg(test)]
 mod tests;
 
+pub use connection::full_name;
 pub use online::check;
 
 use crate::config::MailConfig;

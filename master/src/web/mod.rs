@@ -22,7 +22,7 @@ use crate::core::event::{Change, Command, Reply, WorkerState};
 use crate::core::mail::Mail;
 use crate::core::record::HostState;
 use crate::core::view::{BuildView, HostView, PlaceView, Why, WorkerView};
-use crate::http_server;
+use crate::http_server::{self, Encryption};
 use error::ApiError;
 pub use messages::{answer_body, change_message};
 use rouse_shared::{AttemptId, BuildId};
@@ -246,13 +246,14 @@ pub async fn serve(
     requests: mpsc::Sender<Request>,
     changes: broadcast::Sender<Change>,
     logs: Arc<dyn LogSource>,
+    encryption: Option<Arc<Encryption>>,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> std::io::Result<()> {
     let (close, closing) = watch::channel(false);
     let on_loopback = listener.local_addr()?.ip().is_loopback();
     let app = App { settings, on_loopback, requests, changes, logs, closing: closing.clone() };
     let router = routes::router(Arc::new(app));
-    let server = http_server::serve(listener, router, http_server::Limits::of(MAX_CONNECTIONS), closing);
+    let server = http_server::serve(listener, router, http_server::Limits::of(MAX_CONNECTIONS), encryption, closing);
     let late = async move {
         shutdown.await;
         close.send_replace(true);

@@ -116,7 +116,7 @@ impl Fake {
             ended.await.ok();
         };
         let logs = Arc::clone(&self.logs) as Arc<dyn LogSource>;
-        let server = web::serve(listener, settings, calls, self.changes.clone(), logs, shutdown);
+        let server = web::serve(listener, settings, calls, self.changes.clone(), logs, None, shutdown);
         let server = tokio::spawn(async move { server.await.unwrap() });
         self.server = Some((end, server));
     }

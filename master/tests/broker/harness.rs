@@ -104,7 +104,7 @@ async fn start_shared() -> Shared {
     let link = Link::start(
         LinkSettings {
             endpoints: Endpoints::parse(node.url()).unwrap(),
-            ca: None,
+            trust: node.trust().clone(),
             conduct: rouse_master::broker::RateLimiter::new(refusals.clone()),
             refusals: refusals.clone(),
         },
@@ -188,7 +188,7 @@ pub fn settings(dir: &Path, address: SocketAddr, auth: &AuthServer) -> NodeSetti
         listen: vec![address],
         auth_listen: auth.address(),
         node_name_suffix: "test".to_owned(),
-        extra_config: String::new(),
+        tls: None,
     }
 }
 

@@ -4,40 +4,25 @@ use crate::harness::{
     DEADLINE, auth_server, capture_log, dial, free_address, log_text, processes_of, publish, scratch, settings, until,
 };
 use crate::link::heartbeat;
-use rouse_master::broker::{Endpoints, Inbound, Link, LinkSettings, Node, NodeError, NodeState, Outbound};
-use rouse_shared::codec;
+use rouse_master::broker::{
+    Authority, Endpoints, Inbound, Link, LinkSettings, Node, NodeError, NodeState, NodeTls, Outbound, Trust,
+};
+use rouse_master::tls::fingerprints;
+use rouse_shared::fingerprint::client_config;
 use rouse_shared::names::AGENTS;
-use std::path::Path;
-use std::process::Command;
+use rouse_shared::{Fingerprint, codec};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::mpsc;
 
-/// A certificate of an authority of its own for localhost, as PEM files in `dir`.
-fn make_certificates(dir: &Path) {
-    let run = |arguments: &[&str]| {
-        let output = Command::new("openssl").args(arguments).current_dir(dir).output().unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    };
-    let key = ["-newkey", "rsa:2048", "-nodes", "-days", "2"];
-    run(&[&["req", "-x509", "-subj", "/CN=test authority", "-keyout", "ca.key", "-out", "ca.pem"], &key[..]].concat());
-    run(&[&["req", "-subj", "/CN=localhost", "-keyout", "server.key", "-out", "server.csr"], &key[..3]].concat());
-    std::fs::write(dir.join("server.ext"), "subjectAltName=DNS:localhost\n").unwrap();
-    run(&[
-        "x509",
-        "-req",
-        "-in",
-        "server.csr",
-        "-CA",
-        "ca.pem",
-        "-CAkey",
-        "ca.key",
-        "-CAcreateserial",
-        "-days",
-        "2",
-        "-extfile",
-        "server.ext",
-        "-out",
-        "server.pem",
-    ]);
+/// The certificate that a TLS server shows.
+async fn shown_at(address: SocketAddr, expected: Fingerprint) -> Fingerprint {
+    let config = client_config(vec![expected]).unwrap();
+    let stream = tokio::net::TcpStream::connect(address).await.unwrap();
+    let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
+    let stream = connector.connect("localhost".try_into().unwrap(), stream).await.unwrap();
+    Fingerprint::of(&stream.get_ref().1.peer_certificates().unwrap()[0])
 }
 
 fn kill(pid: u32) {
@@ -56,15 +41,13 @@ async fn next(inbound: &mut mpsc::Receiver<Inbound>) -> Inbound {
 async fn a_node_serves_tls_comes_back_after_death_and_leaves_nothing_behind() {
     capture_log();
     let dir = scratch("life");
-    make_certificates(&dir);
+    let authority = Authority::open(&dir.join("tls")).unwrap();
+    let names = ["localhost".to_owned()];
+    authority.issue(&names, rouse_master::clock::wall()).unwrap();
     let (auth, refusals) = auth_server().await;
     let (address, tls) = (free_address(), free_address());
     let mut wanted = settings(&dir, address, &auth);
-    wanted.extra_config = format!(
-        "listeners.ssl.1 = {tls}\nssl_options.cacertfile = {dir}/ca.pem\nssl_options.certfile = {dir}/server.pem\n\
-         ssl_options.keyfile = {dir}/server.key\nssl_options.verify = verify_none\n",
-        dir = dir.display()
-    );
+    wanted.tls = Some(NodeTls { listen: vec![tls], files: authority.issued() });
     let node = Node::start(wanted.clone()).await.unwrap();
     let started = processes_of(&dir);
     assert!(started.iter().any(|(_, name)| name == "epmd") && started.len() >= 3, "{started:?}");
@@ -76,7 +59,7 @@ async fn a_node_serves_tls_comes_back_after_death_and_leaves_nothing_behind() {
     let url = format!("amqps://rouse_master:{password}@localhost:{nobody},localhost:{}/rouse", tls.port());
     let mut link_settings = LinkSettings {
         endpoints: Endpoints::parse(&url).unwrap(),
-        ca: None,
+        trust: Trust::default(),
         conduct: rouse_master::broker::RateLimiter::new(refusals.clone()),
         refusals,
     };
@@ -89,10 +72,23 @@ async fn a_node_serves_tls_comes_back_after_death_and_leaves_nothing_behind() {
     .await;
     assert!(!untrusting.is_up() && arrivals.try_recv().is_err());
     drop(untrusting);
-    link_settings.ca = Some(dir.join("ca.pem"));
+    link_settings.trust = Trust::Authorities(Some(authority.certificate()));
     let link = Link::start(link_settings, inbound, logs);
     assert!(matches!(next(&mut arrivals).await, Inbound::Up));
     assert!(!log_text().contains(password), "the password was logged");
+
+    // The certificate is renewed. New connections get the new one, and the old connections stay.
+    let trusted = fingerprints(&authority.certificate()).unwrap()[0];
+    let first = shown_at(tls, trusted).await;
+    assert_eq!(first, fingerprints(&authority.issued().cert).unwrap()[0]);
+    authority.issue(&names, rouse_master::clock::wall()).unwrap();
+    let renewed = async {
+        while shown_at(tls, trusted).await == first {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    };
+    tokio::time::timeout(DEADLINE, renewed).await.expect("the broker shows the new certificate");
+    assert!(link.is_up() && arrivals.try_recv().is_err());
 
     // A delivery that nobody acknowledged comes again after the broker's death.
     let connection = dial(address, "w1", "pw-w1").await.unwrap();

@@ -38,7 +38,7 @@ fn connect(pin: Fingerprint, name: &str, chain: Vec<CertificateDer<'static>>, ke
     let server = server.with_no_client_auth().with_single_cert(chain, key).unwrap();
     let mut server = ServerConnection::new(Arc::new(server)).unwrap();
     let host = ServerName::try_from(name.to_owned()).unwrap();
-    let mut client = ClientConnection::new(Arc::new(pin.client_config().unwrap()), host).unwrap();
+    let mut client = ClientConnection::new(Arc::new(client_config(vec![pin]).unwrap()), host).unwrap();
     while client.is_handshaking() || server.is_handshaking() {
         let mut flight = Vec::new();
         while client.wants_write() {

@@ -88,7 +88,7 @@ impl Master {
             listen: vec![amqp],
             auth_listen: auth,
             node_name_suffix: format!("{}of{}", amqp.port(), std::process::id()),
-            extra_config: String::new(),
+            tls: None,
         };
         let place = place_to_start();
         let node = std::thread::spawn(|| {

@@ -5,19 +5,22 @@ use super::LinkSettings;
 use super::queues;
 use super::session::Session;
 use super::uri::{Endpoints, shown};
+use crate::tls;
 use futures_util::future::maybe_done;
 use lapin::options::{
     BasicConsumeOptions, BasicQosOptions, ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions,
 };
-use lapin::tcp::OwnedTLSConfig;
+use lapin::tcp::{AsyncTcpStream, OwnedTLSConfig, RustlsConnector};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::uri::AMQPUri;
 use lapin::{Channel, Connect, Connection, ConnectionProperties, Consumer, ErrorKind, ExchangeKind};
 use rouse_shared::certificate;
+use rouse_shared::error::Chain;
+use rouse_shared::fingerprint::client_config;
 use rouse_shared::names::{AGENTS, BUILDS, EVENTS};
 use std::error::Error;
 use std::future::Future;
-use std::path::Path;
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::Poll;
@@ -49,18 +52,50 @@ pub(super) async fn in_order<F: Future>(futures: impl Iterator<Item = F>) -> Vec
     outputs
 }
 
-/// Trusts the certificates in this file besides the system's.
-pub(in crate::broker) async fn tls_with(ca: Option<&Path>) -> Result<OwnedTLSConfig, String> {
-    let Some(path) = ca else { return Ok(OwnedTLSConfig::default()) };
-    let chain = tokio::fs::read_to_string(path)
-        .await
-        .map_err(|error| format!("cannot read broker.ca {}: {error}", path.display()))?;
-    Ok(OwnedTLSConfig { identity: None, cert_chain: Some(chain) })
+/// Which certificates of a broker the master accepts.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Trust {
+    /// Those that an authority of this machine or one in this PEM file has signed.
+    Authorities(Option<PathBuf>),
+    /// Those in this PEM file, and what they have signed. For the master's own broker, which has the first of them.
+    Certificates(PathBuf),
+}
+
+impl Default for Trust {
+    fn default() -> Self {
+        Self::Authorities(None)
+    }
+}
+
+/// A [`Trust`] whose files have been read.
+#[derive(Clone)]
+pub(in crate::broker) enum Tls {
+    Authorities(OwnedTLSConfig),
+    Certificates(RustlsConnector),
+}
+
+impl Trust {
+    pub(in crate::broker) async fn read(&self) -> Result<Tls, String> {
+        Ok(match self {
+            Self::Authorities(None) => Tls::Authorities(OwnedTLSConfig::default()),
+            Self::Authorities(Some(path)) => {
+                let chain = tokio::fs::read_to_string(path)
+                    .await
+                    .map_err(|error| format!("cannot read broker.ca {}: {error}", path.display()))?;
+                Tls::Authorities(OwnedTLSConfig { identity: None, cert_chain: Some(chain) })
+            }
+            Self::Certificates(path) => {
+                let expected = tls::fingerprints(path).map_err(|error| Chain(&error).to_string())?;
+                let config = client_config(expected).map_err(|error| error.to_string())?;
+                Tls::Certificates(RustlsConnector::from(Arc::new(config)))
+            }
+        })
+    }
 }
 
 /// Tries each broker once. The error names all of them, without passwords.
 pub(super) async fn connect(settings: &LinkSettings) -> Result<Session, String> {
-    let tls = tls_with(settings.ca.as_deref()).await?;
+    let tls = settings.trust.read().await?;
     let mut failures = Vec::new();
     for uri in settings.endpoints.uris() {
         let why = match tokio::time::timeout(CONNECT_TIMEOUT, open(uri, &tls)).await {
@@ -73,7 +108,7 @@ pub(super) async fn connect(settings: &LinkSettings) -> Result<Session, String> 
     Err(failures.join("; "))
 }
 
-async fn open(uri: &AMQPUri, tls: &OwnedTLSConfig) -> lapin::Result<Session> {
+async fn open(uri: &AMQPUri, tls: &Tls) -> lapin::Result<Session> {
     let publishing = dial(uri, tls, "rouse master: out").await?;
     let reading = dial(uri, tls, "rouse master: in").await?;
     let logging = dial(uri, tls, "rouse master: logs").await?;
@@ -97,16 +132,31 @@ async fn open(uri: &AMQPUri, tls: &OwnedTLSConfig) -> lapin::Result<Session> {
     Ok(Session { endpoint, out, control, logs, events, reading: Arc::new(reading), others: [publishing, logging] })
 }
 
-pub(in crate::broker) async fn dial(uri: &AMQPUri, tls: &OwnedTLSConfig, name: &str) -> lapin::Result<Connection> {
+pub(in crate::broker) async fn dial(uri: &AMQPUri, tls: &Tls, name: &str) -> lapin::Result<Connection> {
     let properties = ConnectionProperties::default().with_connection_name(name.into());
-    uri.clone().connect_with_config(properties, tls.clone(), lapin::runtime::default_runtime()?).await
+    let runtime = lapin::runtime::default_runtime()?;
+    let connector = match tls {
+        Tls::Authorities(config) => {
+            return uri.clone().connect_with_config(properties, config.clone(), runtime).await;
+        }
+        Tls::Certificates(connector) => connector.clone(),
+    };
+    let dialled = runtime.clone();
+    let open = async move |uri: AMQPUri, _| {
+        let host = uri.authority.host;
+        let place = dialled.to_socket_addrs((host.clone(), uri.authority.port));
+        let stream = AsyncTcpStream::connect(&dialled, place).await?;
+        Ok(stream.into_rustls(&connector, &host).await?)
+    };
+    Connection::connector(uri.clone(), runtime, open, properties).await
 }
 
 /// Declares the submission queue only, for the first start of a private broker.
-pub(in crate::broker) async fn declare_builds(url: &str) -> Result<(), Box<dyn Error + Send + Sync>> {
+pub(in crate::broker) async fn declare_builds(url: &str, trust: &Trust) -> Result<(), Box<dyn Error + Send + Sync>> {
     let endpoints = Endpoints::parse(url)?;
     let [uri, ..] = endpoints.uris() else { return Ok(()) };
-    let connection = dial(uri, &OwnedTLSConfig::default(), "rouse master: first boot").await?;
+    let tls = trust.read().await?;
+    let connection = dial(uri, &tls, "rouse master: first boot").await?;
     let channel = connection.create_channel().await?;
     builds_queue(&channel).await?;
     Ok(connection.close(200, "declared".into()).await?)
@@ -200,7 +250,7 @@ mod tests {
             stream.read_exact(&mut header).await.unwrap();
             header
         };
-        let tls = OwnedTLSConfig::default();
+        let tls = Tls::Authorities(OwnedTLSConfig::default());
         let header = tokio::select! {
             header = accepted => header,
             made = dial(uri, &tls, "test") => panic!("{:?}", made.err()),

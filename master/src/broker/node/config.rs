@@ -2,7 +2,7 @@
 
 use super::super::limits::{AMQP_HEARTBEAT, AUTH_CACHE, BROKER_MAX_MESSAGE, DISK_FREE_LIMIT};
 use super::super::{MASTER_USER, VHOST};
-use super::{NodeError, NodeSettings, unusable};
+use super::{NodeError, NodeSettings, NodeTls, unusable};
 use crate::files;
 use std::fs;
 use std::io::ErrorKind;
@@ -143,6 +143,10 @@ fn configuration(settings: &NodeSettings, dir: &Path, password: &str, master_on_
         // RabbitMQ reads an IPv6 address without brackets: the port follows the last colon.
         lines.push(format!("listeners.tcp.{} = {}:{}", number + 1, address.ip(), address.port()));
     }
+    if settings.listen.is_empty() {
+        lines.push("listeners.tcp = none".to_owned());
+    }
+    lines.extend(settings.tls.as_ref().map(encryption));
     let auth = settings.auth_listen;
     let cache = AUTH_CACHE.as_millis();
     let loopback = if master_on_loopback {
@@ -187,8 +191,27 @@ log.file.rotation.size = 10485760
 log.file.rotation.count = 3",
         log = log.display(),
     ));
-    lines.push(settings.extra_config.clone());
     lines.join("\n") + "\n"
+}
+
+/// The lines about TLS.
+fn encryption(tls: &NodeTls) -> String {
+    let mut lines = Vec::new();
+    for (number, address) in tls.listen.iter().enumerate() {
+        lines.push(format!("listeners.ssl.{} = {}:{}", number + 1, address.ip(), address.port()));
+    }
+    lines.push(format!(
+        "ssl_options.certfile = {cert}
+ssl_options.cacertfile = {cert}
+ssl_options.keyfile = {key}
+ssl_options.verify = verify_none
+ssl_options.fail_if_no_peer_cert = false
+ssl_options.versions.1 = tlsv1.3
+ssl_options.versions.2 = tlsv1.2",
+        cert = tls.files.cert.display(),
+        key = tls.files.key.display(),
+    ));
+    lines.join("\n")
 }
 
 #[cfg(test)]
@@ -201,7 +224,7 @@ mod tests {
             listen: vec!["127.0.0.1:5672".parse().unwrap()],
             auth_listen: "127.0.0.1:8091".parse().unwrap(),
             node_name_suffix: "a-1'}".to_owned(),
-            extra_config: String::new(),
+            tls: None,
         }
     }
 

@@ -123,6 +123,8 @@ impl Programs {
 fn erlang_arguments(asks_by_ipv6: bool) -> String {
     // Without this the distribution port listens on every address.
     let mut arguments = "-kernel inet_dist_use_interface {127,0,0,1}".to_owned();
+    // So often, in milliseconds, Erlang looks whether the files of a certificate have changed. Its default is 2 minutes.
+    arguments += " -ssl ssl_pem_cache_clean 5000";
     // A later version starts on the data only if this one has enabled what it requires. A node enables nothing by
     // itself after its first boot.
     arguments += " -eval spawn(fun()->rabbit:await_startup(),rabbit_feature_flags:enable_all()end).";

@@ -10,6 +10,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 use toml::de::DeValue;
 
+const IN_CLEAR: &str =
+    "begins with http://, so orders with the tokens of hosts in them cross the network in clear: use https://";
+
 /// How an EC2 host is made.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Ec2Config {
@@ -186,6 +189,9 @@ pub(super) fn read(table: &Table<'_>) -> Option<Ec2Config> {
     let on_idle = on_idle(table, spot.is_some());
     let endpoint_url = table.optional("endpoint_url", |v| {
         let text = v.word_or_empty()?;
+        if url::is_in_clear(&text) {
+            v.warn(IN_CLEAR);
+        }
         url::web(&text).map_or_else(|why| v.error(why), |()| Some(text))
     });
     Some(Ec2Config {

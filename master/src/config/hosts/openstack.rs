@@ -6,6 +6,9 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 
+const IN_CLEAR: &str =
+    "begins with http://, so passwords and the tokens of hosts cross the network in clear: use https://";
+
 /// How an OpenStack host is made. Credentials that are absent come from the `OS_*` environment or the `clouds.yaml`
 /// entry.
 #[derive(Clone, PartialEq, Debug)]
@@ -130,6 +133,9 @@ pub(super) fn read(table: &Table<'_>) -> Option<OpenstackConfig> {
     let application_credential = application_credential(table);
     let os_auth_url = table.optional("os_auth_url", |v| {
         let text = v.word_or_empty()?;
+        if url::is_in_clear(&text) {
+            v.warn(IN_CLEAR);
+        }
         url::web(&text).map_or_else(|why| v.error(why), |()| Some(text))
     });
     Some(OpenstackConfig {

@@ -6,6 +6,7 @@ use crate::core::plan::Digest;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng as _, SeedableRng as _};
 
+mod encryption;
 mod sections;
 
 const EXAMPLE: &str = include_str!("example.toml");
@@ -194,7 +195,7 @@ fn likely_slips_are_warned_of() {
     let broker = |text: &str| warnings(&format!("[broker]\n{text}\n{bare}run_as = \"b\""));
     let over_ipv6 = "auth_listen = \"[fd00::1]:8091\"";
     assert_eq!(broker(over_ipv6), [""; 0]);
-    assert!(broker(&format!("url = \"amqp://a:b@mq/v\"\n{over_ipv6}"))[0].contains("RabbitMQ asks over IPv4 only"));
+    assert!(broker(&format!("url = \"amqps://a:b@mq/v\"\n{over_ipv6}"))[0].contains("RabbitMQ asks over IPv4 only"));
 
     assert!(errors("[broker]\nlisten = \"[fe80::1]:5672\"")[0].contains("link-local"));
 
@@ -361,7 +362,7 @@ fn check_prints_faults_and_sums_up() {
     );
     assert!(text.starts_with("D/rouse.toml:1:1: warning: worker.run_as: "), "{text}");
     let (code, text) = run("[master]\nname = 7\nx = 1\n", false);
-    let expected = "D/rouse.toml:2:8: master.name: expected a string, found an integer\nD/rouse.toml:3:1: master.x: unknown key; known here are `api_token`, `listen`, `name`, `read_token`, `restart_lease`, `state_dir`\nD/rouse.toml: 2 errors\n";
+    let expected = "D/rouse.toml:2:8: master.name: expected a string, found an integer\nD/rouse.toml:3:1: master.x: unknown key; known here are `api_token`, `listen`, `name`, `read_token`, `restart_lease`, `state_dir`, `tls`\nD/rouse.toml: 2 errors\n";
     assert_eq!((code, &*text), (2, expected));
 
     let process = |agent: &str| standing(&format!("[worker.process]\nagent = \"{agent}\""));
