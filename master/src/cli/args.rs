@@ -15,7 +15,7 @@ pub struct Cli {
     /// The URL of the master.
     #[arg(long, global = true, env = "ROUSE_SERVER", value_name = "URL", default_value = "http://127.0.0.1:8090")]
     pub(super) server: String,
-    /// PEM file with the certificate authority of an https:// server, in addition to those that this machine trusts.
+    /// PEM file with the certificate authority of an https:// server. Default: those that this machine trusts.
     #[arg(long, global = true, env = "ROUSE_CA", value_name = "FILE")]
     pub(super) ca: Option<PathBuf>,
     #[command(subcommand)]

@@ -56,7 +56,7 @@ impl Client {
             // Nothing is encrypted, so no certificate authorities are needed.
             http = http.tls_certs_only([]);
         } else if let Some(path) = ca {
-            http = http.tls_certs_merge(authorities(path)?);
+            http = http.tls_certs_only(authorities(path)?);
         }
         let http = http.build().map_err(|error| CliError::Usage(format!("cannot set up HTTP: {}", Chain(&error))))?;
         Ok(Self { http, server: server.to_owned(), token: token::find(&url)? })

@@ -69,9 +69,14 @@ pub(super) fn encrypted(table: &Table<'_>, broker: &BrokerConfig, state_dir: &Pa
     let listen = table.map.get("listen").map_or(table.at, |v| v.span().start);
     let error = |text: String| table.notes.error(listen, "broker.listen", text);
     let mut encrypted = Vec::new();
+    // Without those that only seem to lead elsewhere, because no interface has them yet.
+    let mut surely = Vec::new();
     let plain_so_far = plain_listeners(&state_dir.join(BROKER_FILE));
     for address in &broker.listen {
         let reach = Reach::of(address.ip());
+        if reach != Reach::Unknown || broker.tls != BrokerTls::Default {
+            surely.push(*address);
+        }
         match &broker.tls {
             BrokerTls::Off if reach.leads_elsewhere() => {
                 let what = "passwords, builds and their output cross the network in clear, because `tls` is \"off\"";
@@ -96,7 +101,7 @@ pub(super) fn encrypted(table: &Table<'_>, broker: &BrokerConfig, state_dir: &Pa
         }
     }
     if let Some(url) = broker.agent_url.as_ref().and_then(|text| url::broker(text).ok()) {
-        let speaks_tls = |port: u16| encrypted.iter().any(|address| address.port() == port);
+        let speaks_tls = |port: u16| encrypted.iter().any(|address| surely.contains(address) && address.port() == port);
         let speaks_plain = |port| broker.listen.iter().any(|a| a.port() == port && !encrypted.contains(a));
         if !url.tls && url.hosts.iter().any(|(_, port)| speaks_tls(*port) && !speaks_plain(*port)) {
             let at = table.map.get("agent_url").map_or(table.at, |v| v.span().start);

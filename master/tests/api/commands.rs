@@ -1,6 +1,8 @@
 //! The commands: what they print on stdout and stderr, their exit codes, and which token they send.
 
 use crate::fake::{Fake, TOKEN};
+use rouse_master::broker::Authority;
+use rouse_master::clock;
 use rouse_master::core::audit::{Difference, DifferenceKind};
 use rouse_master::core::build::BuildEnd;
 use rouse_master::core::plan::ProviderKind;
@@ -318,4 +320,35 @@ async fn a_termination_that_is_answered_with_no_is_no_success() {
         let done = if code == 0 { 1 } else { 0 };
         assert_eq!(fake.world.lock().unwrap().operations.len(), done, "{answer:?}");
     }
+}
+
+#[tokio::test]
+async fn a_master_is_asked_over_tls_and_only_if_its_certificate_is_trusted() {
+    let mut fake = Fake::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let authority = Authority::open(dir.path()).unwrap();
+    authority.issue(&["localhost".to_owned()], clock::wall()).unwrap();
+    fake.encrypt(&authority.issued()).await;
+    let ca = authority.certificate().display().to_string();
+    let ask = async |server: String, ca: Option<&str>| {
+        let mut command = rouse(&fake);
+        command.env("ROUSE_SERVER", server).args(["builds", "--json"]);
+        match ca {
+            Some(ca) => command.env("ROUSE_CA", ca),
+            None => command.env_remove("SSL_CERT_FILE").env_remove("SSL_CERT_DIR"),
+        };
+        result_of(end(command.spawn().unwrap()).await)
+    };
+    let port = fake.address.port();
+    let (code, out, err) = ask(format!("https://localhost:{port}"), Some(&ca)).await;
+    assert_eq!((code, out.trim()), (0, "[]"), "{err}");
+    let (code, _, err) = ask(format!("https://127.0.0.1:{port}"), Some(&ca)).await;
+    assert!(code == 3 && err.contains("not for 127.0.0.1"), "{code} {err}");
+    let (code, _, err) = ask(format!("https://localhost:{port}"), None).await;
+    // Or the machine has no authorities at all.
+    assert!(code != 0 && err.to_lowercase().contains("certificate"), "{code} {err}");
+    let (code, _, err) = ask(format!("http://localhost:{port}"), None).await;
+    assert!(code == 4 && err.contains("write https://"), "{code} {err}");
+    let (code, _, err) = ask(format!("https://localhost:{port}"), Some("/missing.pem")).await;
+    assert!(code == 2 && err.contains("--ca: cannot read /missing.pem"), "{code} {err}");
 }

@@ -7,6 +7,8 @@ use rouse_master::core::mail::{Item, Mail, MailId, What};
 use rouse_master::core::plan::ProviderKind;
 use rouse_master::core::record::{DesiredState, Host, HostState};
 use rouse_master::core::view::{BuildView, HostView, PlaceView, Refusal, Why, WorkerView};
+use rouse_master::http_server::Encryption;
+use rouse_master::tls::TlsFiles;
 use rouse_master::web::{self, Figure, Health, LogSource, Metrics, Query, Request, Settings};
 use rouse_shared::message::{Outcome, Step, StepReport, StepState};
 use rouse_shared::{AttemptId, BuildId, HostId, SessionId, Timestamp};
@@ -61,6 +63,7 @@ pub struct Fake {
     pub changes: broadcast::Sender<Change>,
     pub logs: Arc<Logs>,
     read_needs_token: bool,
+    encryption: Option<Arc<Encryption>>,
     server: Option<(oneshot::Sender<()>, JoinHandle<()>)>,
 }
 
@@ -93,10 +96,18 @@ impl Fake {
             changes: broadcast::channel(16).0,
             logs: Arc::new(logs),
             read_needs_token,
+            encryption: None,
             server: None,
         };
         fake.serve().await;
         fake
+    }
+
+    /// Serves over TLS from now on, with this certificate.
+    pub async fn encrypt(&mut self, files: &TlsFiles) {
+        self.end().await;
+        self.encryption = Some(Arc::new(Encryption::new(files.server_config().unwrap())));
+        self.serve().await;
     }
 
     /// Serves, again on the port of the first time.
@@ -116,7 +127,8 @@ impl Fake {
             ended.await.ok();
         };
         let logs = Arc::clone(&self.logs) as Arc<dyn LogSource>;
-        let server = web::serve(listener, settings, calls, self.changes.clone(), logs, None, shutdown);
+        let server =
+            web::serve(listener, settings, calls, self.changes.clone(), logs, self.encryption.clone(), shutdown);
         let server = tokio::spawn(async move { server.await.unwrap() });
         self.server = Some((end, server));
     }

@@ -57,6 +57,10 @@ fn example() -> (tempfile::TempDir, PathBuf, Reading) {
     for file in files {
         std::fs::write(dir.path().join(file), format!("{file}!\n")).unwrap();
     }
+    let key = rcgen::KeyPair::generate().unwrap();
+    let certificate = rcgen::CertificateParams::default().self_signed(&key).unwrap();
+    std::fs::write(dir.path().join("cert.pem"), certificate.pem()).unwrap();
+    std::fs::write(dir.path().join("key.pem"), key.serialize_pem()).unwrap();
     let path = dir.path().join("rouse.toml");
     let text = EXAMPLE.replace("DIR", dir.path().to_str().unwrap());
     std::fs::write(&path, &text).unwrap();
