@@ -19,12 +19,12 @@ pub fn vitals(system: &mut System, work_dir: &Path) -> Vitals {
     }
 }
 
-/// The machine's properties.
+/// The machine's properties, without what the agent has of it.
 pub fn facts(system: &mut System) -> Facts {
     system.refresh_memory_specifics(MemoryRefreshKind::nothing().with_ram());
     let (os, arch) = uname();
     let cpus = std::thread::available_parallelism().map_or(0, |n| u32::try_from(n.get()).unwrap_or(u32::MAX));
-    Facts { os, arch, hostname: identity::kernel_name(), cpus, memory: system.total_memory() }
+    Facts { os, arch, hostname: identity::kernel_name(), cpus, memory: system.total_memory(), ..Facts::default() }
 }
 
 /// Names of the system and of its architecture.

@@ -219,6 +219,18 @@ async fn processes_that_multiply_are_all_ended() {
     assert_eq!(bench.end(&job).await.state, StepState::Stopped);
 }
 
+/// Each process starts the next one and ends, so none lives for long enough to be listed and killed; at most so often.
+#[tokio::test]
+async fn a_chain_of_processes_is_ended() {
+    let mut bench = Bench::new();
+    let job = bench
+        .shell("chain() { [ $1 -gt 0 ] && { chain $(($1-1)) & }; }; trap : TERM; chain 50000; chain 50000; sleep 1000");
+    bench.runner.run(job.clone());
+    bench.until_alive(2).await;
+    bench.runner.kill(job.attempt);
+    assert_eq!(bench.end(&job).await.state, StepState::Stopped);
+}
+
 #[tokio::test]
 async fn the_end_of_the_lease_kills_at_once() {
     let mut bench = Bench::new();

@@ -28,7 +28,7 @@ fn agent() {
     let dir = Path::new(&dir);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     runtime.block_on(async {
-        let (runner, mut updates) = Runner::start(Path::new(AGENT), &dir.join(LOCK)).expect("a zygote");
+        let (runner, mut updates) = Runner::start(Path::new(AGENT), &dir.join(LOCK), None).expect("a zygote");
         runner.set_deadline(number("TEST_AGENT_LEASE").map(|ms| clock::now() + Duration::from_millis(ms)));
         let mut job = job(dir, &std::env::var("TEST_AGENT_MARK").expect("set"), &["sh", "-c", &script]);
         job.max_log = number("TEST_AGENT_MAX_LOG").unwrap_or(u64::MAX);

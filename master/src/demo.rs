@@ -120,9 +120,12 @@ async fn show(dir: &Path, source: Option<&Path>, owner: &mut Option<String>) -> 
     let text = format!(
         "[master]\nname = \"demo\"\nstate_dir = {state:?}\nlisten = \"127.0.0.1:0\"\nread_token = false\n\
          [broker]\nlisten = [\"127.0.0.1:{port}\"]\nauth_listen = \"127.0.0.1:0\"\n\
-         [[worker]]\nname = \"demo\"\npassword = {password:?}\nbuild_wait_timeout = {IDLE:?}\ngrace = {IDLE:?}\n[worker.process]\n",
+         [[worker]]\nname = \"demo\"\npassword = {password:?}\nbuild_wait_timeout = {IDLE:?}\ngrace = {IDLE:?}\n{run_as}\
+         [worker.process]\n",
         state = dir.join("state"),
         password = random_hex(16)?,
+        // The agent is whoever runs the demo, and runs builds as root only if that is written.
+        run_as = if rustix::process::geteuid().is_root() { "run_as = \"root\"\n" } else { "" },
     );
     let config = Config::parse(&text, Path::new("demo.toml"))
         .map_err(|errors| MasterError::from(format!("the demo's configuration is invalid: {errors}")))?;

@@ -6,13 +6,13 @@ pub(crate) mod schema_tests;
 #[cfg(test)]
 mod tests;
 
-use crate::api::{MAX_NAME, MAX_RETRIES, Submission, SubmittedStep};
+use crate::api::{MAX_NAME, MAX_RETRIES, Submission, SubmittedLimits, SubmittedStep};
 use crate::config::shorten;
 use crate::core::build::{BuildSpec, Requirement};
 use rouse_shared::WorkerName;
 use rouse_shared::duration::{self, LONGEST};
-use rouse_shared::limits::{MAX_MESSAGE, MAX_STEPS};
-use rouse_shared::message::Step;
+use rouse_shared::limits::{LEAST_MEMORY, MAX_MESSAGE, MAX_STEPS, MOST_PIDS};
+use rouse_shared::message::{Limits, Step};
 use serde::de::Deserializer;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -116,6 +116,10 @@ pub fn from_msgpack(bytes: &[u8]) -> Result<BuildSpec, Invalid> {
 /// The JSON object that [`from_json`] reads as this build: what a command sends.
 pub fn to_json(spec: &BuildSpec) -> serde_json::Value {
     let limit = |ms: Option<u64>| ms.map(|ms| duration::exact(Duration::from_millis(ms)));
+    let limits = |limits: Limits| {
+        let cpus = limits.cpu_millis.map(|millis| millis as f64 / 1_000.0);
+        serde_json::json!({ "memory": limits.memory, "pids": limits.pids, "cpus": cpus })
+    };
     let (worker, r#where) = match &spec.requirement {
         Requirement::Worker(name) => (Some(name), None),
         Requirement::Where(properties) => (None, Some(properties)),
@@ -123,12 +127,13 @@ pub fn to_json(spec: &BuildSpec) -> serde_json::Value {
     let step = |step: &Step| {
         serde_json::json!({
             "name": step.name, "run": step.run, "workdir": step.workdir, "env": step.env, "always": step.always,
-            "timeout": limit(step.timeout_ms), "silence": limit(step.silence_ms),
+            "timeout": limit(step.timeout_ms), "silence": limit(step.silence_ms), "limits": limits(step.limits),
         })
     };
     serde_json::json!({
         "name": spec.name, "worker": worker, "where": r#where, "priority": spec.priority, "retries": spec.retries,
-        "timeout": limit(spec.timeout_ms), "queue_timeout": limit(spec.queue_timeout_ms), "env": spec.env, "step": spec.steps.iter().map(step).collect::<Vec<_>>(),
+        "timeout": limit(spec.timeout_ms), "queue_timeout": limit(spec.queue_timeout_ms), "env": spec.env,
+        "limits": limits(spec.limits), "step": spec.steps.iter().map(step).collect::<Vec<_>>(),
     })
 }
 
@@ -199,7 +204,8 @@ pub fn check(shape: Submission) -> Result<BuildSpec, Invalid> {
     let steps = steps.into_iter().enumerate().map(|(i, step)| check_step(i, step)).collect::<Result<_, _>>()?;
     let timeout_ms = check_time("timeout", shape.timeout.map(|t| t.0))?;
     let queue_timeout_ms = check_time("queue_timeout", shape.queue_timeout.map(|t| t.0))?;
-    let spec = BuildSpec { name, requirement, priority, retries, timeout_ms, queue_timeout_ms, env, steps };
+    let limits = check_limits("limits", shape.limits)?;
+    let spec = BuildSpec { name, requirement, priority, retries, timeout_ms, queue_timeout_ms, env, limits, steps };
     let size = rouse_shared::codec::encode(&spec).len();
     if size > MAX_BUILD {
         return invalid("build", format!("has {size} bytes, more than {MAX_BUILD}, the maximum"));
@@ -234,6 +240,7 @@ fn check_step(i: usize, step: SubmittedStep) -> Result<Step, Invalid> {
         timeout_ms: check_time(&field("timeout"), step.timeout.map(|t| t.0))?,
         silence_ms: check_time(&field("silence"), step.silence.map(|t| t.0))?,
         always: step.always.unwrap_or(false),
+        limits: check_limits(&field("limits"), step.limits)?,
         run,
     })
 }
@@ -283,6 +290,22 @@ fn check_env(field: &str, env: &BTreeMap<String, String>) -> Result<(), Invalid>
         }
     }
     Ok(())
+}
+
+fn check_limits(field: &str, limits: Option<SubmittedLimits>) -> Result<Limits, Invalid> {
+    let SubmittedLimits { memory, pids, cpus } = limits.unwrap_or_default();
+    if memory.is_some_and(|bytes| bytes.0 < LEAST_MEMORY) {
+        return invalid(format!("{field}.memory"), format!("must be at least {LEAST_MEMORY} bytes"));
+    }
+    let pids = match pids.map(u64::try_from) {
+        None => None,
+        Some(Ok(pids @ 1..=MOST_PIDS)) => Some(pids),
+        Some(_) => return invalid(format!("{field}.pids"), format!("must be 1 to {MOST_PIDS}")),
+    };
+    let Some(cpu_millis) = cpus.map(Limits::millis_of).map_or(Some(None), |millis| millis.map(Some)) else {
+        return invalid(format!("{field}.cpus"), "must be above 0");
+    };
+    Ok(Limits { memory: memory.map(|bytes| bytes.0), pids, cpu_millis })
 }
 
 /// Milliseconds of a limit.

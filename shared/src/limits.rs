@@ -74,6 +74,12 @@ pub fn cut(text: &mut String, most: usize) {
     text.truncate(end);
 }
 
+/// The smallest limit of a step's memory, bytes: with less, no program starts.
+pub const LEAST_MEMORY: u64 = 1 << 20;
+
+/// The largest limit of a step's processes: Linux has no more.
+pub const MOST_PIDS: u64 = 4_194_304;
+
 /// Largest boot data that either side handles, bytes: what the largest carrier holds (Nova's user data 64 KiB, EC2's
 /// 16 KiB).
 pub const MAX_BOOT_DATA: usize = 64 << 10;

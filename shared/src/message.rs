@@ -21,6 +21,7 @@
 //!   wire`.
 
 use crate::ids::{AttemptId, MasterId, Nonce, SessionId};
+use crate::size;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -149,6 +150,81 @@ pub struct Facts {
     /// Main memory, bytes.
     #[serde(default)]
     pub memory: u64,
+    /// What the cgroups of steps can limit; absent if steps have none: everything that a step has started is then
+    /// found by its descent, and limits are not enforced.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cgroups: Option<Cgroups>,
+    /// Why steps have no cgroups, for people. Absent if they have, and from agents that never make any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub no_cgroups: Option<String>,
+    /// Whether the agent is root and its own configuration names no user: then it runs only builds whose request names
+    /// one. False from agents that run such builds as root.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub needs_run_as: bool,
+}
+
+/// Which limits the cgroups of an agent's steps enforce. Everything in such a cgroup can be killed, whatever it does.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Cgroups {
+    /// [`Limits::memory`].
+    #[serde(default)]
+    pub memory: bool,
+    /// [`Limits::pids`].
+    #[serde(default)]
+    pub pids: bool,
+    /// [`Limits::cpu_millis`].
+    #[serde(default)]
+    pub cpu: bool,
+}
+
+/// What a step may use at most. What is absent is not limited.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]
+pub struct Limits {
+    /// Memory of all of its processes together, bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<u64>,
+    /// Processes and threads at the same time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pids: Option<u64>,
+    /// Processor time, thousandths of a processor.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_millis: Option<u64>,
+}
+
+impl Limits {
+    /// Thousandths of a number of processors, for [`Limits::cpu_millis`]; `None` if it is not above 0. The kernel takes
+    /// no less than a hundredth of one.
+    pub fn millis_of(cpus: f64) -> Option<u64> {
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "it is within the bounds")]
+        (cpus > 0.0).then(|| (cpus.min(1e6) * 1_000.0).round().max(10.0) as u64)
+    }
+
+    /// Whether nothing is limited.
+    pub fn is_none(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// The narrower of both for each resource.
+    #[must_use]
+    pub fn narrowed(self, other: Self) -> Self {
+        let least = |a: Option<u64>, b: Option<u64>| a.into_iter().chain(b).min();
+        Self {
+            memory: least(self.memory, other.memory),
+            pids: least(self.pids, other.pids),
+            cpu_millis: least(self.cpu_millis, other.cpu_millis),
+        }
+    }
+
+    /// The limits that cgroups do not enforce, by the names that they have in configurations.
+    pub fn unenforced(&self, by: Option<Cgroups>) -> Vec<&'static str> {
+        let by = by.unwrap_or_default();
+        let all = [
+            ("memory", self.memory.is_some() && !by.memory),
+            ("pids", self.pids.is_some() && !by.pids),
+            ("cpus", self.cpu_millis.is_some() && !by.cpu),
+        ];
+        all.into_iter().filter(|(_, missing)| *missing).map(|(name, _)| name).collect()
+    }
 }
 
 /// Shows that the agent is alive, and asks for the lease to be renewed.
@@ -161,6 +237,10 @@ pub struct Heartbeat {
     /// Load, memory and disk of the machine at this moment.
     #[serde(default)]
     pub vitals: Vitals,
+    /// Why the machine is not fit for further builds, for people: processes of a step that is over cannot be ended. It
+    /// stays so while the agent runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unclean: Option<String>,
 }
 
 /// Load, memory and disk of a machine.
@@ -224,6 +304,52 @@ pub struct StepReport {
     /// Bytes that the step printed beyond the maximum log size, and that were discarded.
     #[serde(default)]
     pub log_cut: u64,
+    /// What the step has used; absent until it has ended, and if steps have no cgroups.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub usage: Option<Usage>,
+}
+
+/// Why an agent that is root runs no build whose request names no user, and what to do about it.
+pub const NEEDS_RUN_AS: &str = "its agent is root, and neither the worker's section nor agent.toml says which user builds \
+    run as: write run_as = \"…\" (\"root\" if they are to run as root)";
+
+/// What a step that has ended has used, by its cgroup.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Usage {
+    /// Processor time of all of its processes, milliseconds.
+    #[serde(default)]
+    pub cpu_ms: u64,
+    /// The most memory that its processes had at once, bytes; absent if the kernel does not record it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peak_memory: Option<u64>,
+    /// Whether the kernel has killed it because there was no memory left, of its own limit or of the machine.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub out_of_memory: bool,
+    /// Its limit of memory, bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_limit: Option<u64>,
+}
+
+impl Usage {
+    /// What to say of a step that was killed because there was no memory left; `None` of any other.
+    pub fn memory_failure(&self) -> Option<String> {
+        if !self.out_of_memory {
+            return None;
+        }
+        let used = self.peak_memory.map(size::show);
+        Some(match (self.memory_limit.map(size::show_limit), used) {
+            // The machine may have run out of memory before the step did.
+            (Some(_), Some(used))
+                if self.peak_memory.is_some_and(|peak| peak < self.memory_limit.unwrap_or(0) / 10 * 9) =>
+            {
+                format!("out of memory: the machine had none left when the step had {used}")
+            }
+            (Some(limit), Some(used)) => format!("out of memory: {used} of {limit}"),
+            (Some(limit), None) => format!("out of memory: its limit is {limit}"),
+            (None, Some(used)) => format!("out of memory: the machine had none left when the step had {used}"),
+            (None, None) => "out of memory: the machine had none left".to_owned(),
+        })
+    }
 }
 
 /// Running, or how a step ended.
@@ -381,6 +507,9 @@ pub struct RunAttempt {
     /// Longest run of the whole build, milliseconds.
     #[serde(default)]
     pub timeout_ms: Option<u64>,
+    /// Limits of each step: the narrower of the worker's and the build's.
+    #[serde(default, skip_serializing_if = "Limits::is_none")]
+    pub limits: Limits,
     /// 1 to [`crate::limits::MAX_STEPS`] steps.
     pub steps: Vec<Step>,
 }
@@ -407,6 +536,9 @@ pub struct Step {
     /// Whether the step runs even if an earlier one has failed.
     #[serde(default)]
     pub always: bool,
+    /// Its own limits, which can only be narrower than [`RunAttempt::limits`].
+    #[serde(default, skip_serializing_if = "Limits::is_none")]
+    pub limits: Limits,
 }
 
 /// A piece of a step's output, with the routing key `<worker>.log`.

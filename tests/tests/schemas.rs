@@ -324,10 +324,10 @@ const NOT_EXPRESSED: [&str; 10] = [
     "35 worker.password.file",
     "37 worker.lease",
     "42 worker.password.env",
-    "51 worker.ec2.valid_ami_location_regex",
-    "62 worker.ec2.elastic_ip",
-    "85 worker.libvirt.hd_image",
-    "93 worker.libvirt.base_image",
+    "52 worker.ec2.valid_ami_location_regex",
+    "63 worker.ec2.elastic_ip",
+    "86 worker.libvirt.hd_image",
+    "94 worker.libvirt.base_image",
 ];
 
 #[test]

@@ -18,7 +18,7 @@ fn session() -> SessionId {
 const ATTEMPT: AttemptId = AttemptId { build: BuildId(12), number: 1 };
 
 fn report() -> AttemptReport {
-    let step = |state, log_length| StepReport { state, started_ms: 5, took_ms: 7, log_length, log_cut: 1 };
+    let step = |state, log_length| StepReport { state, started_ms: 5, took_ms: 7, log_length, log_cut: 1, usage: None };
     AttemptReport {
         attempt: ATTEMPT,
         revision: 3,
@@ -37,6 +37,14 @@ fn report() -> AttemptReport {
     }
 }
 
+/// A step that has used up its memory.
+fn used() -> AttemptReport {
+    let usage = Usage { cpu_ms: 70, peak_memory: Some(9), out_of_memory: true, memory_limit: Some(10) };
+    let mut report = report();
+    report.steps[1].usage = Some(usage);
+    report
+}
+
 fn to_master() -> Vec<(&'static str, ToMaster)> {
     let hello = Hello {
         protocol: 1,
@@ -48,7 +56,14 @@ fn to_master() -> Vec<(&'static str, ToMaster)> {
         credential: "secret".to_owned(),
         master: Some(MasterId("ab".repeat(16))),
         attempts: vec![report()],
-        facts: Facts { os: "Linux".into(), arch: "x86_64".into(), hostname: "w1".into(), cpus: 2, memory: 1 << 30 },
+        facts: Facts {
+            os: "Linux".into(),
+            arch: "x86_64".into(),
+            hostname: "w1".into(),
+            cpus: 2,
+            memory: 1 << 30,
+            ..Facts::default()
+        },
         leaving: false,
         proof: Proof::default(),
     };
@@ -58,18 +73,29 @@ fn to_master() -> Vec<(&'static str, ToMaster)> {
         signature: Some("c2ln".to_owned()),
         rsa2048: Some("TUlJ".to_owned()),
     };
+    let facts = Facts {
+        cgroups: Some(Cgroups { memory: true, pids: true, cpu: false }),
+        no_cgroups: Some("no".to_owned()),
+        needs_run_as: true,
+        ..hello.facts.clone()
+    };
+    let with_cgroups = Hello { facts, attempts: vec![used()], ..hello.clone() };
     let proven = Hello { identity: "ec2:i-0123456789abcdef0".to_owned(), proof, ..hello.clone() };
     let notice = |notice| ToMaster::Notice { session: session(), notice };
     let at = "2026-01-02T03:04:05Z".to_owned();
+    let unclean = Some("process 7 is still running".to_owned());
+    let unclean = Heartbeat { session: session(), seq: 4, vitals: Vitals::default(), unclean };
     let vitals = Vitals { load: 0.5, memory_used: 1, memory_total: 2, disk_free: 3, disk_total: 4 };
     vec![
         ("to-master/hello", ToMaster::Hello(Box::new(hello))),
-        ("to-master/heartbeat", ToMaster::Heartbeat(Heartbeat { session: session(), seq: 4, vitals })),
+        ("to-master/heartbeat", ToMaster::Heartbeat(Heartbeat { session: session(), seq: 4, vitals, unclean: None })),
         ("to-master/report", ToMaster::Report(Box::new(Report { session: session(), attempt: report() }))),
         ("to-master/drained", ToMaster::Drained { session: session(), drain: 2 }),
         ("to-master/leaving", ToMaster::Leaving { session: session() }),
         ("to-master/goodbye", ToMaster::Goodbye { session: session() }),
         ("to-master/hello-proof", ToMaster::Hello(Box::new(proven))),
+        ("to-master/hello-cgroups", ToMaster::Hello(Box::new(with_cgroups))),
+        ("to-master/heartbeat-unclean", ToMaster::Heartbeat(unclean)),
         ("to-master/notice-rebalance", notice(CloudNotice::Rebalance { at: at.clone() })),
         ("to-master/notice-interruption", notice(CloudNotice::Interruption { action: "terminate".to_owned(), at })),
     ]
@@ -96,21 +122,27 @@ fn to_agent() -> Vec<(&'static str, ToAgent)> {
         timeout_ms: Some(1),
         silence_ms: Some(2),
         always: true,
+        limits: Default::default(),
     };
     let order = RunAttempt {
         session: session(),
         attempt: ATTEMPT,
         env,
+        limits: Default::default(),
         run_as: Some("build".to_owned()),
         timeout_ms: Some(3),
-        steps: vec![step],
+        steps: vec![step.clone()],
     };
+    let limits = Limits { memory: Some(8 << 30), pids: Some(4_096), cpu_millis: Some(1_500) };
+    let own = Limits { memory: Some(1 << 30), ..Limits::default() };
+    let limited = RunAttempt { limits, steps: vec![Step { limits: own, ..step.clone() }], ..order.clone() };
     let outlasting = Welcome { blocked_lease_ms: Some(1_200_000), ..welcome.clone() };
     vec![
         ("to-agent/welcome", ToAgent::Welcome(Box::new(welcome))),
         ("to-agent/refused", ToAgent::Refused { reason: "no".to_owned(), power_off: true }),
         ("to-agent/renewed", ToAgent::Renewed { session: session(), seq: 4, lease_ms: Some(5) }),
         ("to-agent/run-attempt", ToAgent::RunAttempt(Box::new(order))),
+        ("to-agent/run-attempt-limits", ToAgent::RunAttempt(Box::new(limited))),
         ("to-agent/cancel", ToAgent::Cancel { session: session(), attempt: ATTEMPT }),
         ("to-agent/settled", ToAgent::Settled { session: session(), attempts: vec![ATTEMPT] }),
         ("to-agent/resend", ToAgent::Resend { session: session(), attempt: ATTEMPT, step: 1, offset: 99 }),

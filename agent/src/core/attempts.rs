@@ -4,7 +4,7 @@
 use super::{Core, Effect, Level, RunStep, words};
 use rouse_shared::duration;
 use rouse_shared::limits::{MAX_ATTEMPTS, MAX_HELLO_REPORTS, MAX_REPORT_TEXT, MAX_STEPS, REMEMBERED_ATTEMPTS};
-use rouse_shared::message::{AttemptReport, Outcome, Report, RunAttempt, StepReport, StepState, ToMaster};
+use rouse_shared::message::{AttemptReport, Outcome, Report, RunAttempt, StepReport, StepState, ToMaster, Usage};
 use rouse_shared::{AttemptId, Timestamp, codec};
 use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
@@ -44,6 +44,8 @@ pub(super) struct Ended {
     pub log_length: u64,
     pub log_cut: u64,
     pub took: Duration,
+    pub usage: Option<Usage>,
+    pub unclean: bool,
 }
 
 impl Attempt {
@@ -102,7 +104,8 @@ impl Attempt {
     fn begin(&mut self, now: Timestamp) {
         self.unreported = true;
         let started_ms = u64::try_from(now.since(self.begun).as_millis()).unwrap_or(u64::MAX);
-        self.steps.push(StepReport { state: StepState::Running, started_ms, took_ms: 0, log_length: 0, log_cut: 0 });
+        let state = StepState::Running;
+        self.steps.push(StepReport { state, started_ms, took_ms: 0, log_length: 0, log_cut: 0, usage: None });
         self.sent.push(0);
     }
 
@@ -137,6 +140,7 @@ impl Attempt {
                 run_as: run_as.or(request.run_as.as_ref()).cloned(),
                 timeout: step.timeout_ms.map(Duration::from_millis),
                 silence: step.silence_ms.map(Duration::from_millis),
+                limits: request.limits.narrowed(step.limits),
             };
             self.running = Some(number);
             self.request = Some(request);
@@ -190,6 +194,12 @@ impl Core {
         }
         if self.draining() {
             return self.decline(now, attempt, "the host is being drained");
+        }
+        if let Some(why) = self.unclean.clone() {
+            return self.decline(now, attempt, &why);
+        }
+        if self.settings.facts.needs_run_as && request.run_as.is_none() {
+            return self.decline(now, attempt, rouse_shared::message::NEEDS_RUN_AS);
         }
         if self.attempts.len() >= MAX_ATTEMPTS {
             return self.decline(now, attempt, "the agent has too many unfinished or unsettled builds");
@@ -321,6 +331,17 @@ impl Core {
     }
 
     pub(super) fn step_ended(&mut self, now: Timestamp, attempt: AttemptId, step: u32, ended: Ended) {
+        if let StepState::Lost(why) = &ended.state
+            && ended.unclean
+            && self.unclean.is_none()
+        {
+            let text = words::cut(format!("after step {} of {attempt}, {why}", step + 1));
+            self.log(
+                Level::Error,
+                format!("this machine takes no more builds until the agent is started again: {text}"),
+            );
+            self.unclean = Some(text);
+        }
         if self.dying.remove(&attempt) {
             return self.emit(Effect::RemoveAttempt(attempt));
         }
@@ -340,6 +361,7 @@ impl Core {
             report.took_ms = u64::try_from(ended.took.as_millis()).unwrap_or(u64::MAX);
             report.log_length = ended.log_length;
             report.log_cut = ended.log_cut;
+            report.usage = ended.usage;
         }
         if let Some(stop) = this.stop.take() {
             this.end(stop.outcome());
@@ -358,7 +380,7 @@ impl Core {
                 | StepState::NotStarted(_) => {
                     if this.failed.is_none() {
                         let step = this.request.as_ref().and_then(|o| o.steps.get(step as usize));
-                        this.failed = step.and_then(|step| words::failure(step, &ended.state));
+                        this.failed = step.and_then(|step| words::failure(step, &ended.state, ended.usage));
                     }
                 }
             }

@@ -1,6 +1,6 @@
 //! The input and output of the agent's core: two closed enums. The comment of each variant says what causes it.
 
-use rouse_shared::message::{CloudNotice, StepState, ToAgent, ToMaster};
+use rouse_shared::message::{CloudNotice, Limits, StepState, ToAgent, ToMaster, Usage};
 use rouse_shared::{AttemptId, SessionId, Timestamp};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -61,8 +61,8 @@ pub enum Event {
         step: u32,
     },
     /// The step of [`Effect::RunStep`] has ended by itself, or because of [`Effect::StopAttempt`],
-    /// [`Effect::KillAttempt`] or the deadline, and no process of it runs. Exactly once for each [`Effect::RunStep`],
-    /// unless [`Event::PrepareFailed`] replaces it.
+    /// [`Effect::KillAttempt`] or the deadline, and no process of it runs, unless the machine is `unclean`. Exactly once
+    /// for each [`Effect::RunStep`], unless [`Event::PrepareFailed`] replaces it.
     StepEnded {
         /// The attempt that the step belongs to.
         attempt: AttemptId,
@@ -76,6 +76,10 @@ pub enum Event {
         log_cut: u64,
         /// How long the step ran.
         took: Duration,
+        /// What it has used, if steps have cgroups.
+        usage: Option<Usage>,
+        /// Processes of it still run and cannot be ended. Then the state is [`StepState::Lost`], and says so.
+        unclean: bool,
     },
     /// [`Effect::SendLogFrom`]: the broker has every byte of the step's log before `offset`. Frequent; may be late.
     LogSent {
@@ -183,6 +187,8 @@ pub struct RunStep {
     pub timeout: Option<Duration>,
     /// Longest time without output.
     pub silence: Option<Duration>,
+    /// What it may use; not enforced if steps have no cgroups.
+    pub limits: Limits,
 }
 
 /// Level of a line of the agent's log.

@@ -100,6 +100,8 @@ pub struct Core {
 
     /// The gravest notice of the machine's end so far.
     notice: Option<CloudNotice>,
+    /// Why the machine takes no further builds: processes of a step that is over still run.
+    unclean: Option<String>,
     ending: Ending,
     effects: Vec<Effect>,
 }
@@ -136,6 +138,7 @@ impl Core {
             dying: BTreeSet::new(),
             remembered: Remembered::default(),
             notice: None,
+            unclean: None,
             ending: Ending::No,
             effects: Vec::new(),
         }
@@ -170,8 +173,9 @@ impl Core {
             Event::FromMaster { connection, message } => self.on_message(now, connection, *message),
             Event::PrepareFailed { attempt, why } => self.prepare_failed(now, attempt, &why),
             Event::StepStarted { attempt, step } => self.step_started(now, attempt, step),
-            Event::StepEnded { attempt, step, state, log_length, log_cut, took } => {
-                self.step_ended(now, attempt, step, attempts::Ended { state, log_length, log_cut, took });
+            Event::StepEnded { attempt, step, state, log_length, log_cut, took, usage, unclean } => {
+                let ended = attempts::Ended { state, log_length, log_cut, took, usage, unclean };
+                self.step_ended(now, attempt, step, ended);
             }
             Event::LogSent { attempt, step, offset } => self.log_sent(attempt, step, offset),
             Event::Notice(notice) => self.noticed(notice),

@@ -343,7 +343,8 @@ impl Core {
             session.unanswered.pop_front();
         }
         session.drained = false;
-        let heartbeat = Heartbeat { session: session.id.clone(), seq: session.seq, vitals: Vitals::default() };
+        let (session, seq) = (session.id.clone(), session.seq);
+        let heartbeat = Heartbeat { session, seq, vitals: Vitals::default(), unclean: self.unclean.clone() };
         self.emit(Effect::Send(Box::new(ToMaster::Heartbeat(heartbeat))));
         self.send_notice();
         self.repeat_ends();

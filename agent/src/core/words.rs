@@ -1,14 +1,18 @@
 //! The texts that describe the end of a build.
 
 use rouse_shared::duration;
-use rouse_shared::limits::{self, MAX_TEXT};
-use rouse_shared::message::{Step, StepState};
+use rouse_shared::limits::{self, MAX_TEXT, MAX_WORD};
+use rouse_shared::message::{Step, StepState, Usage};
 use std::time::Duration;
 
 /// How a step failed, with its name; `None` if it did not fail.
-pub fn failure(step: &Step, state: &StepState) -> Option<String> {
+pub fn failure(step: &Step, state: &StepState, usage: Option<Usage>) -> Option<String> {
     let how = match state {
         StepState::Exited(0) | StepState::Running | StepState::Skipped => return None,
+        // The kernel kills the whole step. A shell in it that has survived would exit with 137.
+        StepState::Exited(_) | StepState::Signalled(_) if usage.is_some_and(|usage| usage.out_of_memory) => {
+            usage.and_then(|usage| usage.memory_failure())?
+        }
         StepState::Exited(code) => format!("exited with {code}"),
         StepState::Signalled(signal) => format!("was ended by signal {signal}"),
         StepState::TimedOut => format!("ran longer than {}", limit(step.timeout_ms)),
@@ -27,6 +31,11 @@ fn limit(ms: Option<u64>) -> String {
 /// The text, cut to what the wire carries.
 pub fn cut(text: String) -> String {
     cut_to(text, MAX_TEXT)
+}
+
+/// The text, cut to a word of a hello.
+pub fn cut_word(text: String) -> String {
+    cut_to(text, MAX_WORD)
 }
 
 fn cut_to(mut text: String, most: usize) -> String {

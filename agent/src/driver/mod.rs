@@ -10,18 +10,18 @@ mod workdir;
 
 use crate::build_logs::{BuildLogs, LogSent};
 use crate::config::AgentConfig;
-use crate::core::{Core, Event, Level, Settings};
+use crate::core::{Core, Event, Level, Settings, words};
 use crate::diagnostics::log;
 use crate::identity::{self, Identity, IdentityError};
 use crate::link::{LinkEvent, Target};
 use crate::network::Changes;
 use crate::runner::users::UserError;
-use crate::runner::{Runner, StepEvent, Update, users, wait_for_leftovers};
+use crate::runner::{Cgroups, Runner, StepEvent, Update, users, wait_for_leftovers};
 use crate::{clock, notices, vitals};
 use dead_man::DeadMan;
 use perform::Performer;
 use rouse_shared::error::Chain;
-use rouse_shared::message::CloudNotice;
+use rouse_shared::message::{CloudNotice, Facts};
 use rouse_shared::{Nonce, Timestamp};
 use session_file::SessionFile;
 use std::io;
@@ -179,6 +179,8 @@ async fn begin(
         users::usable(user).map_err(StartError::RunAs)?;
     }
     wait_until_leftovers_end(&lock_file).await?;
+    // Before anything is started, and before the files of what is ended by this are removed.
+    let cgroups = tokio::task::spawn_blocking(Cgroups::take).await?;
     // On another thread: the files of an earlier agent may take long to remove, and the timers run meanwhile.
     let root = config.work_dir.clone();
     let work = tokio::task::spawn_blocking(move || WorkDir::open(&root)).await??;
@@ -197,7 +199,12 @@ async fn begin(
         identity: host,
         proof,
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        facts: vitals::facts(&mut system),
+        facts: Facts {
+            cgroups: cgroups.as_ref().ok().map(Cgroups::enforced),
+            no_cgroups: cgroups.as_ref().err().map(|why| words::cut_word(Chain(why).to_string())),
+            needs_run_as: config.run_as.is_none() && rustix::process::geteuid().is_root(),
+            ..vitals::facts(&mut system)
+        },
         password,
         secret: session_file.read(),
         latent: config.latent,
@@ -206,8 +213,14 @@ async fn begin(
         run_as: config.run_as.clone(),
     };
     let core = Core::new(settings, nonce()?);
-    let (runner, steps) =
-        Runner::start(program, &lock_file).map_err(|error| StartError::Runner(program.to_owned(), error))?;
+    match &cgroups {
+        Ok(cgroups) => log(Level::Info, &format!("each step gets {cgroups}")),
+        Err(why) => {
+            log(Level::Warn, &format!("steps have no cgroups, so their limits are not enforced: {}", Chain(why)))
+        }
+    }
+    let (runner, steps) = Runner::start(program, &lock_file, cgroups.as_ref().ok())
+        .map_err(|error| StartError::Runner(program.to_owned(), error))?;
     let (link_events, links) = mpsc::channel(QUEUE);
     let (log_events, logs) = mpsc::channel(QUEUE);
     let (notices_in, notices) = mpsc::channel(1);
@@ -351,9 +364,9 @@ impl Agent {
                     self.performer.output(attempt, step, length);
                     None
                 }
-                StepEvent::Ended { state, log_length, log_cut, took } => {
+                StepEvent::Ended { state, log_length, log_cut, took, usage, unclean } => {
                     self.performer.output(attempt, step, log_length);
-                    Some(Event::StepEnded { attempt, step, state, log_length, log_cut, took })
+                    Some(Event::StepEnded { attempt, step, state, log_length, log_cut, took, usage, unclean })
                 }
             },
         }

@@ -183,6 +183,8 @@ impl Performer {
                 log_length: 0,
                 log_cut: 0,
                 took: Duration::ZERO,
+                usage: None,
+                unclean: false,
             }),
         }
     }
@@ -205,6 +207,7 @@ impl Performer {
             silence: step.silence,
             spool: work.spool_file(step.attempt, step.step),
             max_log: self.parts.max_log,
+            limits: step.limits,
         })
     }
 }

@@ -6,6 +6,7 @@ use super::wire::StepJob;
 use rustix::fs::Mode;
 use rustix::process::{Gid, Signal, Uid};
 use std::ffi::{CString, OsStr};
+use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
@@ -25,6 +26,7 @@ enum Stage {
     Directory = 2,
     Exec = 3,
     Setup = 4,
+    Cgroup = 5,
 }
 
 /// Everything that the child needs, prepared before the fork.
@@ -75,19 +77,19 @@ impl Plan {
         })
     }
 
-    /// Starts the command with its output going to `output`. The returned descriptor is at its end once the command has
+    /// Starts the command with its output going to `output`, in the cgroup of which `cgroup` is the entry. The returned descriptor is at its end once the command has
     /// been executed. If that fails, it holds a message for [`Plan::explain`].
     ///
     /// # Errors
     /// If the system has no process or descriptor left.
-    pub fn start(&self, output: OwnedFd) -> io::Result<(Pid, OwnedFd)> {
+    pub fn start(&self, output: OwnedFd, cgroup: Option<&File>) -> io::Result<(Pid, OwnedFd)> {
         let (failure_read, failure_write) = sys::pipe()?;
         let supervisor = std::process::id() as Pid;
         // SAFETY: this process has one thread, so the child may do whatever its parent may do.
         match unsafe { libc::fork() } {
             -1 => Err(io::Error::last_os_error()),
             0 => {
-                let (stage, error) = match self.enter(&output, supervisor) {
+                let (stage, error) = match self.enter(&output, cgroup, supervisor) {
                     Ok(()) => (Stage::Exec, self.exec()),
                     Err(failure) => failure,
                 };
@@ -102,9 +104,13 @@ impl Plan {
         }
     }
 
-    /// In the child: sets up output, user, directory and signals of the command.
-    fn enter(&self, output: &OwnedFd, supervisor: Pid) -> Result<(), (Stage, io::Error)> {
+    /// In the child: sets up cgroup, output, user, directory and signals of the command.
+    fn enter(&self, output: &OwnedFd, cgroup: Option<&File>, supervisor: Pid) -> Result<(), (Stage, io::Error)> {
         let at = |stage| move |error: rustix::io::Errno| (stage, io::Error::from(error));
+        if let Some(cgroup) = cgroup {
+            // 0 is the process that writes it.
+            rustix::io::write(cgroup, b"0").map_err(at(Stage::Cgroup))?;
+        }
         // Before the change of user, after which /proc/self belongs to root. Not permitted everywhere, and not
         // essential.
         let _ = std::fs::write("/proc/self/oom_score_adj", OOM_SCORE);
@@ -179,6 +185,7 @@ impl Plan {
                 io::ErrorKind::NotFound => format!("the command {program:?} was not found"),
                 _ => format!("the command {program:?} cannot be run: {error}"),
             },
+            s if s == Stage::Cgroup as u8 => format!("the step's process cannot enter its cgroup: {error}"),
             _ => format!("the step's process could not be set up: {error}"),
         })
     }

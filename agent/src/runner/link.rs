@@ -1,7 +1,7 @@
 //! The agent's side of the zygote and the supervisors.
 
 use super::wire::{Frame, KILL, SEEN, STOP, StepJob};
-use super::{Job, StepEvent, Update, sys, zygote};
+use super::{Job, StepEvent, Update, cgroup, supervisor, sys, zygote};
 use crate::clock;
 use crate::core::Level;
 use crate::diagnostics::log;
@@ -35,11 +35,31 @@ pub(super) enum Desired {
     Kill,
 }
 
+/// What has become of the processes of a zygote.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Remains {
+    /// It lives, or what it has started is still being killed.
+    Unknown,
+    /// It has died, and nothing that it had started is left.
+    Nothing,
+    /// It has died, and something that it had started cannot be ended.
+    Something,
+}
+
 /// A zygote that is alive, or has just died.
 pub(super) struct Link {
     control: UnixStream,
-    /// True once it has died and nothing that it had started is left.
-    gone: watch::Receiver<bool>,
+    remains: watch::Receiver<Remains>,
+}
+
+/// What a zygote is started with.
+pub(super) struct Start {
+    pub program: PathBuf,
+    pub lock_file: PathBuf,
+    /// The cgroup for those of steps.
+    pub cgroups: Option<PathBuf>,
+    /// The file of the deadline.
+    pub deadline: OwnedFd,
 }
 
 /// The living zygotes of this process. Each leads a session, to which its supervisors belong.
@@ -48,33 +68,29 @@ static ZYGOTES: Mutex<BTreeSet<sys::Pid>> = Mutex::new(BTreeSet::new());
 struct Started {
     child: Child,
     link: Arc<Link>,
-    gone: watch::Sender<bool>,
+    remains: watch::Sender<Remains>,
 }
 
-fn start(program: &Path, lock_file: &Path, deadline: &OwnedFd) -> io::Result<Started> {
+fn start(with: &Start) -> io::Result<Started> {
     let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
     ours.set_nonblocking(true)?;
     let control = UnixStream::from_std(ours)?;
     // Held during the start, so that `kill_leftovers` meets no zygote that is not listed.
     let mut zygotes = mutex::lock(&ZYGOTES);
-    let child = zygote::spawn(program, lock_file, theirs.into(), deadline)?;
+    let child = zygote::spawn(&with.program, &with.lock_file, with.cgroups.as_deref(), theirs.into(), &with.deadline)?;
     zygotes.insert(child.id() as sys::Pid);
-    let (gone, receiver) = watch::channel(false);
-    Ok(Started { child, link: Arc::new(Link { control, gone: receiver }), gone })
+    let (remains, receiver) = watch::channel(Remains::Unknown);
+    Ok(Started { child, link: Arc::new(Link { control, remains: receiver }), remains })
 }
 
 /// Starts a zygote, and another one whenever it dies. The watch holds `None` while the leftovers of a dead one are
 /// killed.
-pub(super) fn keep(
-    program: PathBuf,
-    lock_file: PathBuf,
-    deadline: OwnedFd,
-) -> io::Result<watch::Receiver<Option<Arc<Link>>>> {
-    let mut started = start(&program, &lock_file, &deadline)?;
+pub(super) fn keep(with: Start) -> io::Result<watch::Receiver<Option<Arc<Link>>>> {
+    let mut started = start(&with)?;
     let (sender, receiver) = watch::channel(Some(started.link.clone()));
     tokio::spawn(async move {
         loop {
-            let Started { child, link, gone } = started;
+            let Started { child, link, remains } = started;
             tokio::select! {
                 () = closed(&link.control) => {}
                 // The runner and its steps are gone. The zygote ends when its stream does.
@@ -82,11 +98,13 @@ pub(super) fn keep(
             }
             sender.send_replace(None);
             log(Level::Error, "the process that starts steps was killed: its steps are lost, and it is started again");
+            let cgroups = with.cgroups.clone();
+            let reaped = tokio::task::spawn_blocking(move || reap_zygote(child, cgroups.as_deref())).await;
             // Fails only if the runtime is shutting down.
-            let _ = tokio::task::spawn_blocking(move || reap_zygote(child)).await;
-            gone.send_replace(true);
+            let clean = reaped.unwrap_or(true);
+            remains.send_replace(if clean { Remains::Nothing } else { Remains::Something });
             started = loop {
-                match start(&program, &lock_file, &deadline) {
+                match start(&with) {
                     Ok(started) => break started,
                     Err(error) => {
                         let text = format!("the process that starts steps cannot be started: {error}; retrying");
@@ -115,8 +133,8 @@ async fn closed(stream: &UnixStream) {
     }
 }
 
-/// Kills a zygote and everything that it has started, and waits for the end of all of it.
-fn reap_zygote(mut zygote: Child) {
+/// Kills a zygote and everything that it has started, and waits for the end of all of it. False if something is left.
+fn reap_zygote(mut zygote: Child, cgroups: Option<&Path>) -> bool {
     // It may have closed its stream without having exited.
     let _ = zygote.kill();
     let _ = zygote.wait();
@@ -124,8 +142,13 @@ fn reap_zygote(mut zygote: Child) {
     mutex::lock(&ZYGOTES).remove(&session);
     let end = clock::now() + ORPHANS;
     while kill_leftovers(session, clock::now() >= end) {
+        if clock::now() >= end + supervisor::PATIENCE {
+            return false;
+        }
         std::thread::sleep(Duration::from_millis(5));
     }
+    // All of them are of the dead zygote: there is no other before this returns.
+    cgroups.is_none_or(|base| cgroup::end_steps(base, supervisor::PATIENCE))
 }
 
 /// Kills the processes that this one has inherited from a dead zygote and dead supervisors. True if some are left.
@@ -164,7 +187,7 @@ pub(super) async fn run(
     mut desired: watch::Receiver<Desired>,
     updates: &mpsc::Sender<Update>,
 ) -> StepEvent {
-    let ended = |state, log_length, took| StepEvent::Ended { state, log_length, log_cut: 0, took };
+    let ended = StepEvent::ended;
     let link = tokio::select! {
         link = links.wait_for(Option::is_some) => link.ok().and_then(|link| link.clone()),
         _ = desired.wait_for(|&wish| wish > Desired::Run) => return ended(StepState::Stopped, 0, Duration::ZERO),
@@ -191,24 +214,30 @@ pub(super) async fn run(
         // Nobody receives updates any more. The supervisor notices the end of its stream.
         () = updates.closed() => return ended(StepState::Stopped, 0, clock::now().since(began)),
     };
-    let lost = |reason: String| {
+    let lost = |reason: String, unclean| {
         // The supervisor's own count is lost with it, so the length of the file counts.
-        let length = std::fs::metadata(&spool).map_or(0, |data| data.len());
-        ended(StepState::Lost(reason), length, clock::now().since(began))
+        let log_length = std::fs::metadata(&spool).map_or(0, |data| data.len());
+        let (state, took) = (StepState::Lost(reason), clock::now().since(began));
+        StepEvent::Ended { state, log_length, log_cut: 0, took, usage: None, unclean }
     };
     match end {
-        Some(Frame::Ended { state, log_length, log_cut, took_ms }) => {
-            StepEvent::Ended { state, log_length, log_cut, took: Duration::from_millis(took_ms) }
+        Some(Frame::Ended { state, log_length, log_cut, took_ms, usage, unclean }) => {
+            let took = Duration::from_millis(took_ms);
+            StepEvent::Ended { state, log_length, log_cut, took, usage, unclean }
         }
-        Some(Frame::Lost(reason)) => lost(reason),
+        Some(Frame::Lost { why, unclean }) => lost(why, unclean),
         // Neither supervisor nor zygote has reported the end: both were killed.
         Some(Frame::Started | Frame::Output { .. }) | None => {
             // Closed first, so that a supervisor that is still alive ends.
             drop(stream);
-            let mut gone = link.gone.clone();
+            let mut remains = link.remains.clone();
+            let known = remains.wait_for(|&remains| remains != Remains::Unknown);
             // The timeout is reached only if a supervisor has sent nonsense.
-            let _ = tokio::time::timeout(ORPHANS + RETRY, gone.wait_for(|&gone| gone)).await;
-            lost("its supervisor and the process that starts steps were killed".to_owned())
+            let known = tokio::time::timeout(ORPHANS + 2 * supervisor::PATIENCE + RETRY, known).await;
+            let something = known.is_ok_and(|known| known.is_ok_and(|remains| *remains == Remains::Something));
+            let left = if something { ", and some of its processes cannot be ended" } else { "" };
+            let why = format!("its supervisor and the process that starts steps were killed{left}");
+            lost(why, something)
         }
     }
 }
@@ -250,7 +279,7 @@ async fn listen(stream: &UnixStream, reporter: Reporter<'_>) -> Option<Frame> {
                     reporter.report(StepEvent::Output { length }).await;
                     send_byte(stream, SEEN).await;
                 }
-                end @ (Frame::Ended { .. } | Frame::Lost(_)) => return Some(end),
+                end @ (Frame::Ended { .. } | Frame::Lost { .. }) => return Some(end),
             }
         }
         stream.readable().await.ok()?;

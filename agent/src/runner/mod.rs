@@ -4,10 +4,13 @@
 //! The agent starts a zygote (`zygote`), the zygote forks a supervisor for each step (`supervisor`), and the supervisor
 //! runs the step's command (`child`). The zygote and each supervisor are subreapers: the supervisor inherits processes
 //! that daemonise, and the zygote inherits the processes that a killed supervisor leaves behind. The agent and each
-//! supervisor share a stream; the end of the stream shows each of them that the other is gone.
+//! supervisor share a stream; the end of the stream shows each of them that the other is gone. If the agent has a cgroup of
+//! its own, each step gets one below it (`cgroup`).
 
+mod cgroup;
 mod child;
 mod deadline;
+mod killing;
 mod link;
 mod lock;
 mod supervisor;
@@ -16,13 +19,14 @@ pub mod users;
 mod wire;
 mod zygote;
 
+pub use cgroup::{Cgroups, NoCgroups};
 pub use lock::wait_for_leftovers;
 pub use zygote::zygote_main_if_asked;
 
 use crate::mutex;
 use deadline::Deadline;
 use link::{Desired, Link};
-use rouse_shared::message::StepState;
+use rouse_shared::message::{Limits, StepState, Usage};
 use rouse_shared::{AttemptId, Timestamp};
 use std::collections::BTreeMap;
 use std::io;
@@ -57,6 +61,8 @@ pub struct Job {
     pub spool: PathBuf,
     /// Largest part of the output that is kept, bytes.
     pub max_log: u64,
+    /// What the step may use; without effect if steps have no cgroups.
+    pub limits: Limits,
 }
 
 /// An event of a step. `Started` is reported at most once, `Ended` exactly once and last.
@@ -69,7 +75,7 @@ pub enum StepEvent {
         /// Bytes in the spool file so far.
         length: u64,
     },
-    /// No process of the step runs any more.
+    /// The step is over, and no process of it runs any more, unless the machine is `unclean`.
     Ended {
         /// How the step ended; neither `Running` nor `Skipped`.
         state: StepState,
@@ -79,7 +85,18 @@ pub enum StepEvent {
         log_cut: u64,
         /// How long the step ran; whole milliseconds.
         took: Duration,
+        /// What it has used, if steps have cgroups.
+        usage: Option<Usage>,
+        /// Processes of it still run and cannot be ended. The state is [`StepState::Lost`], and says so.
+        unclean: bool,
     },
+}
+
+impl StepEvent {
+    /// The end of a step of which only this is known.
+    fn ended(state: StepState, log_length: u64, took: Duration) -> Self {
+        Self::Ended { state, log_length, log_cut: 0, took, usage: None, unclean: false }
+    }
 }
 
 /// An event and the step that it is about.
@@ -119,17 +136,27 @@ impl Runner {
     ///
     /// The zygote and the supervisors hold a lock on `lock_file`, which is created if necessary, for
     /// [`wait_for_leftovers`]. This process becomes a subreaper, and kills its own children of other sessions when a
-    /// zygote dies.
+    /// zygote dies. Each step gets a cgroup below `cgroups`, if there are any.
     ///
     /// # Errors
     /// If the zygote cannot be started.
     ///
     /// # Panics
     /// If called outside of a tokio runtime.
-    pub fn start(program: &Path, lock_file: &Path) -> io::Result<(Self, mpsc::Receiver<Update>)> {
+    pub fn start(
+        program: &Path,
+        lock_file: &Path,
+        cgroups: Option<&Cgroups>,
+    ) -> io::Result<(Self, mpsc::Receiver<Update>)> {
         sys::become_subreaper();
         let (deadline, shared) = Deadline::create()?;
-        let link = link::keep(program.to_owned(), std::path::absolute(lock_file)?, shared)?;
+        let start = link::Start {
+            program: program.to_owned(),
+            lock_file: std::path::absolute(lock_file)?,
+            cgroups: cgroups.map(|cgroups| cgroups.base().to_owned()),
+            deadline: shared,
+        };
+        let link = link::keep(start)?;
         let (updates, receiver) = mpsc::channel(UPDATES);
         let steps = Mutex::new(BTreeMap::new());
         Ok((Self(Arc::new(Inner { deadline, steps, link, updates })), receiver))
@@ -150,7 +177,7 @@ impl Runner {
         };
         tokio::spawn(async move {
             let state = StepState::NotStarted("the step is already running".to_owned());
-            let mut end = StepEvent::Ended { state, log_length: 0, log_cut: 0, took: Duration::ZERO };
+            let mut end = StepEvent::ended(state, 0, Duration::ZERO);
             if !known {
                 end = link::run(job, inner.link.clone(), desired, &inner.updates).await;
                 inner.steps().remove(&key);

@@ -2,11 +2,13 @@
 //! over.
 //!
 //! Every process of a step descends from its supervisor, which is a subreaper and therefore inherits processes that
-//! lose their parent. The supervisor kills the step when the lease expires by the supervisor's own clock, and when the
-//! agent or the zygote is gone.
+//! lose their parent. If steps have cgroups, the step is in one of its own as well. The supervisor kills the step when the
+//! lease expires by the supervisor's own clock, and when the agent or the zygote is gone.
 
+use super::cgroup::Cgroup;
 use super::child::Plan;
 use super::deadline::Deadline;
+use super::killing;
 use super::sys::{self, Pid, Reaped, SignalFd};
 use super::users;
 use super::wire::{Frame, KILL, SEEN, STOP, StepJob};
@@ -17,6 +19,7 @@ use rouse_shared::limits::TERM_TO_KILL;
 use rouse_shared::message::StepState;
 use rouse_shared::{Timestamp, codec};
 use rustix::process::{Signal, WaitStatus};
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
@@ -38,8 +41,9 @@ pub const TICK: u64 = 250;
 /// Size of the output pipe, bytes. A step can continue to print while its output is written.
 const PIPE: usize = 256 << 10;
 
-/// How long to wait for processes that may not be signalled (of a setuid program, if the agent is not root).
-const PATIENCE: Duration = Duration::from_secs(5);
+/// How long to try to end a step's processes: a process that forks all the time may escape for a while, the kernel may
+/// block one, and one of a setuid program may not be signalled if the agent is not root.
+pub const PATIENCE: Duration = Duration::from_secs(5);
 
 const LEASE_ENDED: &str = "the lease ended";
 
@@ -93,6 +97,8 @@ struct Supervisor<'a> {
     job: StepJob,
     output: Output,
     main: Pid,
+    /// The cgroup of the step, if steps have any.
+    cgroup: Option<Cgroup>,
     /// How the command ended, once it has.
     status: Option<WaitStatus>,
     /// The descriptor from [`Plan::start`], until it has been read.
@@ -108,8 +114,8 @@ struct Supervisor<'a> {
 }
 
 /// Runs one step, described by the file `job`, and talks to the agent over `agent`. Called in a fresh child of the
-/// zygote `zygote`; the process is to exit when this returns.
-pub fn run(agent: UnixStream, job: OwnedFd, deadline: &Deadline, zygote: Pid) {
+/// zygote `zygote`, whose steps have cgroups below `cgroups`; the process is to exit when this returns.
+pub fn run(agent: UnixStream, job: OwnedFd, deadline: &Deadline, zygote: Pid, cgroups: Option<&Path>) {
     // What `ps` shows; nothing depends on it.
     let _ = rustix::thread::set_name(c"rouse-step");
     let set = sys::signal_set(&[Signal::CHILD, ZYGOTE_DIED]);
@@ -121,19 +127,18 @@ pub fn run(agent: UnixStream, job: OwnedFd, deadline: &Deadline, zygote: Pid) {
     }
     let began = clock::now();
     if deadline.get().is_some_and(|end| began >= end) {
-        let state = StepState::Lost(LEASE_ENDED.to_owned());
         // If the agent is gone, nobody needs to know.
-        let _ = (&agent).write_all(&Frame::Ended { state, log_length: 0, log_cut: 0, took_ms: 0 }.encode());
+        let _ = (&agent).write_all(&Frame::never_ran(StepState::Lost(LEASE_ENDED.to_owned()), 0).encode());
         return;
     }
     let result = SignalFd::new(&set).map_err(|e| format!("the step's supervisor cannot be set up: {e}"));
-    let result = result.and_then(|signals| begin(agent.try_clone(), job, deadline).map(|step| (signals, step)));
+    let cgroup = cgroups.map(|base| Cgroup::of(base, zygote, std::process::id() as Pid));
+    let result = result.and_then(|signals| begin(agent.try_clone(), job, deadline, cgroup).map(|step| (signals, step)));
     match result {
         Ok((signals, step)) => step.supervise(&signals),
         Err(reason) => {
             let took_ms = clock::now().since(began).as_millis() as u64;
-            let state = StepState::NotStarted(words::cut(reason));
-            let frame = Frame::Ended { state, log_length: 0, log_cut: 0, took_ms };
+            let frame = Frame::never_ran(StepState::NotStarted(words::cut(reason)), took_ms);
             // If the agent is gone, nobody needs to know.
             let _ = (&agent).write_all(&frame.encode());
         }
@@ -141,7 +146,12 @@ pub fn run(agent: UnixStream, job: OwnedFd, deadline: &Deadline, zygote: Pid) {
 }
 
 /// Everything up to the start of the command.
-fn begin(agent: io::Result<UnixStream>, job: OwnedFd, deadline: &Deadline) -> Result<Supervisor<'_>, String> {
+fn begin(
+    agent: io::Result<UnixStream>,
+    job: OwnedFd,
+    deadline: &Deadline,
+    mut cgroup: Option<Cgroup>,
+) -> Result<Supervisor<'_>, String> {
     let setup = |e: io::Error| format!("the step's supervisor cannot be set up: {e}");
     let agent = agent.map_err(setup)?;
     agent.set_nonblocking(true).map_err(setup)?;
@@ -169,7 +179,14 @@ fn begin(agent: io::Result<UnixStream>, job: OwnedFd, deadline: &Deadline) -> Re
     let (read, write) = sys::pipe().map_err(setup)?;
     // A refusal (the user's quota of pipe pages) only costs speed.
     let _ = rustix::pipe::fcntl_setpipe_size(&read, PIPE);
-    let (main, failure) = plan.start(write).map_err(|e| format!("no process can be created: {e}"))?;
+    let started = match &mut cgroup {
+        None => plan.start(write, None),
+        Some(cgroup) => {
+            let entry = cgroup.make(job.limits).and_then(|()| cgroup.entry()).inspect_err(|_| cgroup.remove())?;
+            plan.start(write, Some(&entry)).inspect_err(|_| cgroup.remove())
+        }
+    };
+    let (main, failure) = started.map_err(|e| format!("no process can be created: {e}"))?;
     let now = clock::now();
     let max = job.max_log;
     let buffer = vec![0; 64 << 10];
@@ -180,6 +197,7 @@ fn begin(agent: io::Result<UnixStream>, job: OwnedFd, deadline: &Deadline) -> Re
         job,
         output: Output { pipe: File::from(read), spool, buffer, length: 0, cut: 0, max, full: false, closed: false },
         main,
+        cgroup,
         status: None,
         failure: Some(failure),
         started: now,
@@ -197,21 +215,22 @@ impl Supervisor<'_> {
                 break leave;
             }
         };
-        let refused = self.kill_all();
-        // No process is left that could write, or none that can be waited for: the rest of the output is in the pipe.
+        let left = self.end_all();
+        // No process is left that could write, or none that can be ended: the rest of the output is in the pipe.
         let mut rest = 2 * PIPE / self.output.buffer.len();
         while rest > 0 && self.output.pump() {
             rest -= 1;
         }
+        let usage = self.cgroup.as_ref().and_then(Cgroup::usage);
+        if let Some(cgroup) = self.cgroup.as_ref().filter(|_| left.is_none()) {
+            cgroup.remove();
+        }
         let Leave::With(state) = leave else { return };
-        let state = match refused {
-            None => state,
-            Some(pid) => StepState::Lost(format!(
-                "process {pid} of the step is still running: it belongs to another user, and the agent may not kill it"
-            )),
-        };
+        let unclean = left.is_some();
+        let state = left.map_or(state, StepState::Lost);
         let took_ms = clock::now().since(self.started).as_millis() as u64;
-        self.send(&Frame::Ended { state, log_length: self.output.length, log_cut: self.output.cut, took_ms });
+        let (log_length, log_cut) = (self.output.length, self.output.cut);
+        self.send(&Frame::Ended { state, log_length, log_cut, took_ms, usage, unclean });
     }
 
     /// Waits once, and handles what has happened.
@@ -336,9 +355,9 @@ impl Supervisor<'_> {
     fn terminate(&mut self, state: StepState, now: Timestamp) {
         if self.ending.is_none() {
             self.ending = Some((state, now + TERM_TO_KILL));
-            for pid in sys::descendants() {
+            for process in sys::descendants(|_| false) {
                 // It may have ended meanwhile, or belong to another user. SIGKILL follows in any case.
-                let _ = sys::kill(pid, Signal::TERM);
+                let _ = sys::signal(&process, Signal::TERM);
             }
         }
     }
@@ -373,24 +392,46 @@ impl Supervisor<'_> {
         })
     }
 
-    /// Kills until there is no child. This process inherits the children of each process that it kills, even if they
-    /// have left its group or session, so killing its own children again and again is enough. Their numbers cannot
-    /// belong to other processes, because they have not been reaped. Returns a process that may not be killed.
-    fn kill_all(&mut self) -> Option<Pid> {
+    /// Ends every process of the step, and reaps those that this process has inherited. Gives up after [`PATIENCE`], and
+    /// returns what is left, for people.
+    fn end_all(&self) -> Option<String> {
         let set = sys::signal_set(&[Signal::CHILD]);
         let give_up = clock::now() + PATIENCE;
         loop {
-            match sys::reap(None) {
-                Reaped::Ended(..) => continue,
-                Reaped::Childless => return None,
-                Reaped::None => {}
+            let childless = loop {
+                match sys::reap(None) {
+                    Reaped::Ended(..) => {}
+                    Reaped::Childless => break true,
+                    Reaped::None => break false,
+                }
+            };
+            let outside = self.cgroup.as_ref().filter(|cgroup| !cgroup.is_empty());
+            if childless && outside.is_none() {
+                return None;
             }
-            let children = sys::children();
-            let refused = children.iter().filter(|&&pid| sys::kill(pid, Signal::KILL).is_err()).count();
-            if refused > 0 && refused == children.len() && clock::now() >= give_up {
-                return children.first().copied();
+            if clock::now() >= give_up {
+                let children = sys::descendants(|_| false).into_iter().map(|process| process.pid);
+                let left: BTreeSet<Pid> = children.chain(outside.into_iter().flat_map(Cgroup::processes)).collect();
+                return Some(left_running(&left));
+            }
+            if let Some(cgroup) = outside {
+                cgroup.kill();
+            }
+            if !childless {
+                killing::stop_and_kill(give_up, |_| false);
             }
             sys::wait_signal(&set, 10);
         }
     }
+}
+
+/// What to report if these processes of a step cannot be ended.
+pub fn left_running(left: &BTreeSet<Pid>) -> String {
+    let first = left.first().map_or_else(String::new, |pid| format!(", such as {pid},"));
+    let count = left.len();
+    let seconds = PATIENCE.as_secs();
+    format!(
+        "{count} of the step's processes{first} are still running: they could not be ended within {seconds} s, because \
+         the kernel blocks them, they belong to another user, or they multiply"
+    )
 }

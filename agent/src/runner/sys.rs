@@ -207,6 +207,7 @@ pub fn kill(pid: Pid, signal: Signal) -> io::Result<()> {
 }
 
 /// One process in `/proc`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Process {
     /// Number of the process.
     pub pid: Pid,
@@ -223,45 +224,59 @@ pub fn processes() -> Vec<Process> {
         .flatten()
         .filter_map(|entry| {
             let pid = entry.file_name().to_str()?.parse().ok()?;
-            let stat = fs::read(entry.path().join("stat")).ok()?;
-            // The name in parentheses may contain anything. After the last one follow state, parent, group, session.
-            let after = stat.iter().rposition(|&b| b == b')')? + 1;
-            let fields = std::str::from_utf8(&stat[after..]).ok()?;
-            let mut fields = fields.split_ascii_whitespace().skip(1);
-            let parent = fields.next()?.parse().ok()?;
-            let session = fields.nth(1)?.parse().ok()?;
+            let (parent, session) = stat(pid)?;
             Some(Process { pid, parent, session })
         })
         .collect()
 }
 
-/// The children of this process, which must have a single thread. A child may be missing while others start and end, so
-/// only [`Reaped::Childless`] proves that there is none.
-pub fn children() -> Vec<Pid> {
-    match fs::read_to_string("/proc/thread-self/children") {
-        Ok(list) => list.split_ascii_whitespace().filter_map(|pid| pid.parse().ok()).collect(),
-        // A kernel without this list.
-        Err(_) => {
-            let own = std::process::id() as Pid;
-            processes().into_iter().filter(|p| p.parent == own).map(|p| p.pid).collect()
-        }
+/// All descendants of this process, without those of `except` and itself.
+pub fn descendants(except: impl Fn(&Process) -> bool) -> Vec<Process> {
+    let mut children: BTreeMap<Pid, Vec<Process>> = BTreeMap::new();
+    for process in processes().into_iter().filter(|process| !except(process)) {
+        children.entry(process.parent).or_default().push(process);
     }
-}
-
-/// All descendants of this process.
-pub fn descendants() -> Vec<Pid> {
-    let mut children: BTreeMap<Pid, Vec<Pid>> = BTreeMap::new();
-    for process in processes() {
-        children.entry(process.parent).or_default().push(process.pid);
-    }
-    let mut found = vec![std::process::id() as Pid];
+    // Removed, so that numbers that were reused meanwhile cannot form a circle.
+    let mut found = children.remove(&(std::process::id() as Pid)).unwrap_or_default();
     let mut next = 0;
-    while let Some(parent) = found.get(next) {
-        // Removed, so that numbers that were reused meanwhile cannot form a circle.
-        found.extend(children.remove(parent).unwrap_or_default());
+    while let Some(parent) = found.get(next).map(|process| process.pid) {
+        found.extend(children.remove(&parent).unwrap_or_default());
         next += 1;
     }
-    found.split_off(1)
+    found
+}
+
+/// Sends a signal to a process that was listed before. The process may have ended since, and its number may belong to
+/// another one by now, unless its parent is this process, which has not reaped it.
+pub fn signal(process: &Process, signal: Signal) -> io::Result<()> {
+    let own = std::process::id() as Pid;
+    if process.parent == own {
+        return kill(process.pid, signal);
+    }
+    let pid = rustix::process::Pid::from_raw(process.pid).ok_or(Errno::SRCH)?;
+    let opened = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty());
+    let opened = match opened {
+        // A kernel before 5.3.
+        Err(Errno::NOSYS) => return kill(process.pid, signal),
+        opened => opened?,
+    };
+    // Looked at only now that the number cannot change its owner unnoticed. If its parent has ended meanwhile, this process
+    // has inherited it.
+    if stat(process.pid).is_none_or(|(parent, _)| parent != process.parent && parent != own) {
+        return Err(Errno::SRCH.into());
+    }
+    Ok(rustix::process::pidfd_send_signal(opened, signal)?)
+}
+
+/// Parent and session of a process.
+fn stat(pid: Pid) -> Option<(Pid, Pid)> {
+    let stat = fs::read(format!("/proc/{pid}/stat")).ok()?;
+    // The name in parentheses may contain anything. After the last one follow state, parent, group, session.
+    let after = stat.iter().rposition(|&b| b == b')')? + 1;
+    let fields = std::str::from_utf8(&stat[after..]).ok()?;
+    let mut fields = fields.split_ascii_whitespace().skip(1);
+    let parent = fields.next()?.parse().ok()?;
+    Some((parent, fields.nth(1)?.parse().ok()?))
 }
 
 /// Makes this process the parent of what among its descendants loses its own.

@@ -2,7 +2,7 @@
 
 use super::Job;
 use rouse_shared::codec;
-use rouse_shared::message::StepState;
+use rouse_shared::message::{Limits, StepState, Usage};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::os::unix::ffi::OsStrExt;
@@ -26,6 +26,7 @@ pub struct StepJob {
     pub silence: Option<Duration>,
     pub spool: Vec<u8>,
     pub max_log: u64,
+    pub limits: Limits,
 }
 
 impl StepJob {
@@ -40,6 +41,7 @@ impl StepJob {
             silence: job.silence,
             spool: job.spool.as_os_str().as_bytes().to_vec(),
             max_log: job.max_log,
+            limits: job.limits,
         }
     }
 }
@@ -53,13 +55,19 @@ pub enum Frame {
     Started,
     /// The spool file has this many bytes.
     Output { length: u64 },
-    /// No process of the step is left.
-    Ended { state: StepState, log_length: u64, log_cut: u64, took_ms: u64 },
-    /// From the zygote on behalf of a supervisor that was killed, with the reason. No process of the step is left.
-    Lost(String),
+    /// The step is over. No process of it is left, unless the machine is `unclean`.
+    Ended { state: StepState, log_length: u64, log_cut: u64, took_ms: u64, usage: Option<Usage>, unclean: bool },
+    /// From the zygote on behalf of a supervisor that was killed. No process of the step is left, unless the machine is
+    /// `unclean`.
+    Lost { why: String, unclean: bool },
 }
 
 impl Frame {
+    /// The end of a step whose command was never executed.
+    pub fn never_ran(state: StepState, took_ms: u64) -> Self {
+        Self::Ended { state, log_length: 0, log_cut: 0, took_ms, usage: None, unclean: false }
+    }
+
     /// The frame's bytes.
     pub fn encode(&self) -> Vec<u8> {
         let body = codec::encode(self);

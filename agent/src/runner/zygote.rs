@@ -3,24 +3,27 @@
 //! Forking the zygote is cheap and safe. Forking the agent, which has threads, would be neither. The zygote is a
 //! subreaper too: it inherits and kills the processes that a killed supervisor leaves behind.
 
+use super::cgroup::Cgroup;
 use super::deadline::Deadline;
-use super::lock;
-use super::supervisor::{self, TICK, ZYGOTE_DIED};
-use super::sys::{self, Pid, Reaped, SignalFd};
+use super::supervisor::{self, PATIENCE, TICK, ZYGOTE_DIED};
+use super::sys::{self, Pid, Process, Reaped, SignalFd};
 use super::wire::Frame;
+use super::{killing, lock};
 use crate::clock;
+use rouse_shared::Timestamp;
 use rustix::process::Signal;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-/// The first argument of a zygote; the lock file is the second.
+/// The first argument of a zygote. The lock file is the second, and the cgroup for those of steps the third, if there is
+/// one.
 const ARGUMENT: &str = rouse_shared::names::ZYGOTE_ARGUMENT;
 
 /// How long after the end of the lease a supervisor may still be killing its step. After that it is taken to be frozen,
@@ -29,19 +32,27 @@ const OVERDUE: Duration = Duration::from_secs(1);
 
 /// Starts a zygote from `program`. Its end of `control` and the file of the deadline become its standard input and
 /// output. It inherits no other descriptors except standard error.
-pub fn spawn(program: &Path, lock_file: &Path, control: OwnedFd, deadline: &OwnedFd) -> io::Result<Child> {
-    Command::new(program).arg(ARGUMENT).arg(lock_file).stdin(control).stdout(Stdio::from(deadline.try_clone()?)).spawn()
+pub fn spawn(
+    program: &Path,
+    lock_file: &Path,
+    cgroups: Option<&Path>,
+    control: OwnedFd,
+    deadline: &OwnedFd,
+) -> io::Result<Child> {
+    let mut command = Command::new(program);
+    command.arg(ARGUMENT).arg(lock_file).args(cgroups);
+    command.stdin(control).stdout(Stdio::from(deadline.try_clone()?)).spawn()
 }
 
 /// Runs the zygote and exits, if this process was started as one. Must be called first in `main`, before there is any
 /// thread.
 pub fn zygote_main_if_asked() {
     let args: Vec<OsString> = std::env::args_os().collect();
-    let [_, argument, lock_file] = args.as_slice() else { return };
+    let [_, argument, lock_file, cgroups @ ..] = args.as_slice() else { return };
     if argument != OsStr::new(ARGUMENT) {
         return;
     }
-    match Zygote::new(Path::new(lock_file)).and_then(Zygote::run) {
+    match Zygote::new(Path::new(lock_file), cgroups.first().map(PathBuf::from)).and_then(Zygote::run) {
         Ok(()) => std::process::exit(0),
         Err(error) => {
             eprintln!("rouse-agent: the process that starts steps failed: {error}");
@@ -63,8 +74,12 @@ struct Zygote {
     supervisors: BTreeMap<Pid, UnixStream>,
     /// The streams of supervisors that were killed and whose leftovers are being killed.
     orphaned: Vec<UnixStream>,
-    /// Whether leftovers are being killed.
-    killing_leftovers: bool,
+    /// While leftovers are being killed: when that is given up.
+    killing_leftovers: Option<Timestamp>,
+    /// The cgroup for those of steps, if steps have any.
+    cgroups: Option<PathBuf>,
+    /// The cgroups of supervisors that were killed.
+    orphaned_cgroups: Vec<Cgroup>,
 }
 
 /// Which process returns from a fork: the zygote, or a supervisor that has done its work.
@@ -74,7 +89,7 @@ enum Role {
 }
 
 impl Zygote {
-    fn new(lock_file: &Path) -> io::Result<Self> {
+    fn new(lock_file: &Path, cgroups: Option<PathBuf>) -> io::Result<Self> {
         sys::close_inherited();
         // A session of its own: only the agent handles a Ctrl-C in its terminal. This cannot fail in a new process,
         // which leads no group.
@@ -106,13 +121,15 @@ impl Zygote {
             _lock: lock,
             supervisors: BTreeMap::new(),
             orphaned: Vec::new(),
-            killing_leftovers: false,
+            killing_leftovers: None,
+            cgroups,
+            orphaned_cgroups: Vec::new(),
         })
     }
 
     fn run(mut self) -> io::Result<()> {
         loop {
-            let patience = match (self.killing_leftovers, self.supervisors.is_empty()) {
+            let patience = match (self.killing_leftovers.is_some(), self.supervisors.is_empty()) {
                 (true, _) => 5,
                 (false, false) => TICK,
                 (false, true) => u64::MAX,
@@ -123,8 +140,8 @@ impl Zygote {
                 self.signals.drain(Signal::CHILD);
             }
             self.reap();
-            if self.killing_leftovers {
-                self.kill_leftovers();
+            if let Some(give_up) = self.killing_leftovers {
+                self.kill_leftovers(give_up);
             }
             if self.deadline.get().is_some_and(|end| clock::now() >= end + OVERDUE) {
                 for &pid in self.supervisors.keys() {
@@ -135,7 +152,7 @@ impl Zygote {
             if asked && let Role::Supervisor = self.serve()? {
                 return Ok(());
             }
-            if self.control.is_none() && self.supervisors.is_empty() && !self.killing_leftovers {
+            if self.control.is_none() && self.supervisors.is_empty() && self.killing_leftovers.is_none() {
                 return Ok(());
             }
         }
@@ -155,8 +172,7 @@ impl Zygote {
         match unsafe { libc::fork() } {
             -1 => {
                 let reason = format!("no process can be created: {}", io::Error::last_os_error());
-                let state = rouse_shared::message::StepState::NotStarted(reason);
-                let frame = Frame::Ended { state, log_length: 0, log_cut: 0, took_ms: 0 };
+                let frame = Frame::never_ran(rouse_shared::message::StepState::NotStarted(reason), 0);
                 // If the agent is gone, nobody needs to know.
                 let _ = (&agent).write_all(&frame.encode());
                 Ok(Role::Zygote)
@@ -166,7 +182,7 @@ impl Zygote {
                 self.control = None;
                 self.supervisors.clear();
                 self.orphaned.clear();
-                supervisor::run(agent, job, &self.deadline, zygote);
+                supervisor::run(agent, job, &self.deadline, zygote, self.cgroups.as_deref());
                 Ok(Role::Supervisor)
             }
             pid => {
@@ -183,27 +199,42 @@ impl Zygote {
                 && status.as_raw() != 0
             {
                 self.orphaned.push(agent);
-                self.killing_leftovers = true;
+                let own = std::process::id() as Pid;
+                self.orphaned_cgroups.extend(self.cgroups.as_ref().map(|base| Cgroup::of(base, own, pid)));
+                self.killing_leftovers = Some(clock::now() + PATIENCE);
             }
         }
     }
 
-    /// Kills what this process has inherited from killed supervisors, and reports to the agent once nothing is left.
-    fn kill_leftovers(&mut self) {
-        let own = std::process::id() as Pid;
-        let mut left = 0;
-        for process in sys::processes() {
-            if process.parent == own && !self.supervisors.contains_key(&process.pid) {
-                // Processes that may not be killed, another user's, are not waited for.
-                left += usize::from(sys::kill(process.pid, Signal::KILL).is_ok());
+    /// Kills what this process has inherited from killed supervisors, and reports to the agent once nothing is left, or
+    /// when it gives up.
+    fn kill_leftovers(&mut self, give_up: Timestamp) {
+        let of_supervisor = |process: &Process| self.supervisors.contains_key(&process.pid);
+        let found = killing::stop_and_kill(give_up, of_supervisor);
+        self.orphaned_cgroups.retain(|cgroup| {
+            cgroup.kill();
+            let empty = cgroup.is_empty();
+            if empty {
+                cgroup.remove();
             }
+            !empty
+        });
+        let clean = found == 0 && self.orphaned_cgroups.is_empty();
+        let mut why = "its supervisor was killed".to_owned();
+        if !clean {
+            if clock::now() < give_up {
+                return;
+            }
+            let processes = sys::descendants(of_supervisor).into_iter().map(|process| process.pid);
+            let in_cgroups = self.orphaned_cgroups.iter().flat_map(Cgroup::processes);
+            let left: BTreeSet<Pid> = processes.chain(in_cgroups).collect();
+            why = format!("{why}, and {}", supervisor::left_running(&left));
         }
-        if left == 0 {
-            self.killing_leftovers = false;
-            for mut agent in self.orphaned.drain(..) {
-                // If the agent is gone, nobody needs to know.
-                let _ = agent.write_all(&Frame::Lost("its supervisor was killed".to_owned()).encode());
-            }
+        self.killing_leftovers = None;
+        self.orphaned_cgroups.clear();
+        for mut agent in self.orphaned.drain(..) {
+            // If the agent is gone, nobody needs to know.
+            let _ = agent.write_all(&Frame::Lost { why: why.clone(), unclean: !clean }.encode());
         }
     }
 }

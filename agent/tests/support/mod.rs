@@ -2,8 +2,8 @@
 #![allow(dead_code)] // Each test program uses its own part.
 
 use rouse_agent::clock;
-use rouse_agent::runner::{Job, Runner, StepEvent, Update};
-use rouse_shared::message::StepState;
+use rouse_agent::runner::{Cgroups, Job, Runner, StepEvent, Update};
+use rouse_shared::message::{Limits, StepState, Usage};
 use rouse_shared::{AttemptId, BuildId};
 use rustix::process::{Pid, Signal, kill_process};
 use std::collections::BTreeMap;
@@ -41,6 +41,7 @@ pub fn job(dir: &Path, mark: &str, run: &[&str]) -> Job {
         silence: None,
         spool: dir.join("spool"),
         max_log: 1 << 40,
+        limits: Limits::default(),
     }
 }
 
@@ -57,14 +58,20 @@ pub struct End {
     pub log: Vec<u8>,
     pub cut: u64,
     pub took: Duration,
+    pub usage: Option<Usage>,
     pub events: Vec<StepEvent>,
 }
 
 impl Bench {
     pub fn new() -> Self {
+        Self::with(None)
+    }
+
+    /// A runner whose steps have cgroups.
+    pub fn with(cgroups: Option<&Cgroups>) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         let (runner, updates) =
-            Runner::start(Path::new(AGENT), &dir.path().join(".supervisors.lock")).expect("a zygote");
+            Runner::start(Path::new(AGENT), &dir.path().join(".supervisors.lock"), cgroups).expect("a zygote");
         Self { dir, mark: new_mark(), runner, updates }
     }
 
@@ -97,11 +104,12 @@ impl Bench {
         loop {
             let event = self.next().await;
             events.push(event.clone());
-            if let StepEvent::Ended { state, log_length, log_cut, took } = event {
+            if let StepEvent::Ended { state, log_length, log_cut, took, usage, unclean } = event {
+                assert!(!unclean, "{state:?}");
                 assert_eq!(alive(&self.mark), [] as [i32; 0], "left running after {state:?}");
                 let log = fs::read(&job.spool).unwrap_or_default();
                 assert_eq!(log.len() as u64, log_length);
-                return End { state, log, cut: log_cut, took, events };
+                return End { state, log, cut: log_cut, took, usage, events };
             }
         }
     }

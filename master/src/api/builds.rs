@@ -103,6 +103,9 @@ pub struct Attempt {
     /// When it ended.
     #[schema(required)]
     pub ended: Option<Time>,
+    /// Which limits of its steps were not enforced, and why.
+    #[schema(required)]
+    pub limits_not_enforced: Option<String>,
     /// Its steps.
     pub steps: Vec<Step>,
 }
@@ -157,7 +160,7 @@ pub struct Step {
     /// The signal that ended it.
     #[schema(required)]
     pub signal: Option<i32>,
-    /// Why it was not started or was lost.
+    /// Why it was not started, was lost, or was ended by the kernel.
     #[schema(required)]
     pub reason: Option<String>,
     /// When it started.
@@ -174,6 +177,14 @@ pub struct Step {
     pub log_thrown_away: Option<u64>,
     /// Whether the end of its log was lost with its worker.
     pub log_lacks_end: bool,
+    /// Processor time of all its processes, seconds, once it has ended and if its agent has cgroups for steps.
+    #[schema(required)]
+    pub cpu_seconds: Option<f64>,
+    /// The most memory that its processes had at once, bytes; likewise, and only if the kernel records it.
+    #[schema(required)]
+    pub peak_memory: Option<u64>,
+    /// Whether the kernel ended it because it had reached its limit of memory, or the machine had none left.
+    pub out_of_memory: bool,
 }
 
 /// The states of a step.

@@ -47,6 +47,9 @@ pub struct Worker {
     /// The machine that its agent is on, while one is attached.
     #[schema(required)]
     pub facts: Option<Facts>,
+    /// Why it takes no builds although its agent is attached and nobody has asked for that.
+    #[schema(required)]
+    pub unfit: Option<String>,
     /// Load, memory and disk of that machine at the last heartbeat.
     #[schema(required)]
     pub vitals: Option<Vitals>,
@@ -101,6 +104,12 @@ pub struct Facts {
     pub cpus: u32,
     /// Memory, bytes.
     pub memory: u64,
+    /// The limits of steps that are enforced: `memory`, `pids`, `cpus`. Absent if its agent has no cgroups for steps.
+    #[schema(required)]
+    pub enforced_limits: Option<Vec<String>>,
+    /// Why its agent has no cgroups for steps.
+    #[schema(required)]
+    pub no_cgroups: Option<String>,
 }
 
 /// Load, memory and disk of a machine at its agent's last heartbeat.

@@ -8,6 +8,7 @@ mod audit;
 mod builds;
 mod changes;
 mod fleet;
+mod limits;
 mod object;
 mod submission;
 
@@ -18,6 +19,7 @@ pub use fleet::{
     Facts, ForgottenHost, ForgottenPlace, Health, HealthStatus, Host, Mail, Place, Refusal, TerminatedHost, Vitals,
     Worker, WorkerKind, WorkerOperation,
 };
+pub use limits::{Bytes, SubmittedLimits};
 pub use submission::{MAX_NAME, MAX_RETRIES, Run, Seconds, Submission, SubmittedStep};
 
 use rouse_shared::{BuildId, Timestamp};

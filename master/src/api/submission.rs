@@ -1,6 +1,7 @@
 //! A build as people submit it: over HTTP, through the broker, or in a `build.toml`. [`crate::submission`] checks the
 //! values.
 
+use super::limits::SubmittedLimits;
 use super::object::object;
 use rouse_shared::duration::{self, HumanDuration, LONGEST};
 use rouse_shared::limits::MAX_STEPS;
@@ -68,6 +69,10 @@ pub struct Submission {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(schema_with = environment)]
     pub env: Option<BTreeMap<String, String>>,
+    /// What each step may use, if that is less than the worker allows.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable)]
+    pub limits: Option<SubmittedLimits>,
     /// The steps, which run one after another.
     #[serde(alias = "steps", skip_serializing_if = "Option::is_none")]
     #[schema(required, schema_with = steps)]
@@ -108,6 +113,10 @@ pub struct SubmittedStep {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[cfg_attr(test, schemars(with = "Option<crate::submission::schema_tests::Time>"))]
     pub silence: Option<Seconds>,
+    /// What the step may use, if that is less than the build and the worker allow.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable)]
+    pub limits: Option<SubmittedLimits>,
     /// Whether the step runs even if an earlier step failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[cfg_attr(test, schemars(extend("default" = false)))]

@@ -2,7 +2,7 @@
 
 use super::output::{Table, ago, between, line, or_dash, plain};
 use crate::api;
-use rouse_shared::{Timestamp, duration};
+use rouse_shared::{Timestamp, duration, size};
 use std::io;
 use std::time::Duration;
 
@@ -83,12 +83,16 @@ fn attempt(attempt: &api::Attempt, now: Timestamp) -> String {
             step.state.words().to_owned(),
             code,
             or_dash(took.as_ref()),
+            or_dash(step.cpu_seconds.map(|seconds| format!("{seconds:.1}s")).as_ref()),
+            or_dash(step.peak_memory.map(size::show).as_ref()),
             or_dash(step.log_length.as_ref()),
             note,
         ]
     });
-    let table = Table::new(["", "STEP", "NAME", "STATE", "EXIT", "TOOK", "LOG", ""], rows);
-    format!("{}\n{table}", plain(&title))
+    let table = Table::new(["", "STEP", "NAME", "STATE", "EXIT", "TOOK", "CPU", "MEMORY", "LOG", ""], rows);
+    let unenforced = attempt.limits_not_enforced.as_ref();
+    let unenforced = unenforced.map(|text| format!("  {}\n", plain(text))).unwrap_or_default();
+    format!("{}\n{unenforced}{table}", plain(&title))
 }
 
 fn evidence(failed: &api::Evidence, now: Timestamp) -> String {

@@ -5,6 +5,8 @@
 //! debug builds. `config/schema.rs`, a test, makes the JSON Schema from these tables, and `tests/tests/schemas.rs`
 //! compares what the schema accepts with what the reader accepts.
 
+use rouse_shared::limits::{LEAST_MEMORY, MOST_PIDS};
+
 /// The keys of a table, and what they ask of each other.
 pub struct Section {
     pub(super) keys: &'static [Key],
@@ -209,6 +211,7 @@ pub(super) static WORKER: Section = Section {
         key("notify_on_missing", Kind::Any(&[EMAIL, Kind::List(0, &EMAIL)])).default("[]"),
         key("properties", Kind::Texts).default("{}"),
         key("run_as", Kind::Pattern("^[^ :/]+$")),
+        key("limits", Kind::Table(&STEP_LIMITS)),
         key("build_wait_timeout", Kind::DurationOrNever),
         key("max_uses", COUNT).default("0"),
         key("min_idle", COUNT).default("0"),
@@ -225,6 +228,16 @@ pub(super) static WORKER: Section = Section {
         Rule::Needs("min_idle", PROVIDERS),
         Rule::Needs("prefer", PROVIDERS),
     ],
+};
+
+/// `limits` of `[[worker]]`.
+pub(super) static STEP_LIMITS: Section = Section {
+    keys: &[
+        key("memory", Kind::Size(LEAST_MEMORY)),
+        key("pids", Kind::Whole(1, MOST_PIDS)),
+        key("cpus", Kind::Positive),
+    ],
+    rules: &[],
 };
 
 const PROVIDERS: &[&str] = &["ec2", "libvirt", "openstack", "process"];

@@ -7,6 +7,8 @@ use super::hosts::{self, DomainXml, HostConfig, domain_xml};
 use super::keys;
 use super::{AVAILABLE, BrokerConfig, LibvirtConfig, template};
 use crate::core::plan::{Digest, LatentPlan, ProviderKind, WorkerPlan};
+use rouse_shared::limits::{LEAST_MEMORY, MOST_PIDS};
+use rouse_shared::message::Limits;
 use rouse_shared::{WorkerName, duration};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -171,12 +173,14 @@ fn read_worker(
         let user = v.word()?;
         if user.contains([' ', ':', '/']) { v.error("must be the name of a user") } else { Some(user) }
     });
+    let limits = table.or("limits", Limits::default(), step_limits);
     if !table.map.contains_key("run_as") {
         let who = if kind == Some(ProviderKind::Process) {
-            "builds run as the master's own user and can read its secrets; a master that is root can run them as another: \
-             write run_as = \"…\""
+            "builds run as the master's own user and can read its secrets; if the master is root, they wait until you write \
+             run_as = \"…\" (\"root\" if they are to run as root)"
         } else {
-            "builds run as the agent's own user, which may be root: write run_as = \"…\""
+            "builds run as the agent's own user; if that is root and its agent.toml has no run_as either, they wait until \
+             you write run_as = \"…\" (\"root\" if they are to run as root)"
         };
         table.notes.warn(table.at, "worker.run_as", who);
     }
@@ -209,9 +213,23 @@ fn read_worker(
         notify_on_missing,
         properties,
         run_as,
+        limits,
         latent,
     };
     Some((plan, host))
+}
+
+/// What each step may use.
+fn step_limits(value: &Value<'_>) -> Option<Limits> {
+    let table = value.table("limits, such as { memory = \"8G\", pids = 4096, cpus = 2 }", &keys::STEP_LIMITS)?;
+    let memory = table.optional("memory", |v| v.size(LEAST_MEMORY));
+    let pids = table.optional("pids", |v| match v.whole(1)?.into() {
+        pids if pids > MOST_PIDS => v.error(format!("must be at most {MOST_PIDS}")),
+        pids => Some(pids),
+    });
+    let cpu_millis = table.optional("cpus", |v| Limits::millis_of(v.number()?).or_else(|| v.error("must be above 0")));
+    table.finish();
+    Some(Limits { memory, pids, cpu_millis })
 }
 
 #[derive(Clone, Copy)]

@@ -7,7 +7,7 @@ use super::record::{Host, HostState};
 use super::view::Refusal;
 use super::{Core, Timestamp, Worker};
 use rouse_shared::limits::PROTOCOL;
-use rouse_shared::message::{Hello, ToAgent};
+use rouse_shared::message::{Hello, NEEDS_RUN_AS, ToAgent};
 use rouse_shared::{HostId, WorkerName};
 use std::time::Duration;
 
@@ -173,6 +173,10 @@ impl Core {
             if *credential == Credential::Secret && live.session.identity == hello.identity {
                 return AdmissionDecision::Replace;
             }
+        }
+        // Not before: an agent that runs builds already goes on, and gets no more of them.
+        if hello.facts.needs_run_as && worker.plan.as_ref().is_some_and(|plan| plan.run_as.is_none()) {
+            return refuse(NEEDS_RUN_AS, latent);
         }
         if latent {
             return self.admit_latent(worker, hello, credential);

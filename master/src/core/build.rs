@@ -1,6 +1,6 @@
 //! Builds and their attempts, as they are stored in the ledger.
 
-use rouse_shared::message::{Outcome, Step, StepReport};
+use rouse_shared::message::{Limits, Outcome, Step, StepReport};
 use rouse_shared::{AttemptId, BuildId, HostId, SessionId, Timestamp, WorkerName};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -25,6 +25,9 @@ pub struct BuildSpec {
     pub queue_timeout_ms: Option<u64>,
     /// Added to every step's environment.
     pub env: BTreeMap<String, String>,
+    /// What each step may use, if that is less than the worker allows.
+    #[serde(default, skip_serializing_if = "Limits::is_none")]
+    pub limits: Limits,
     /// At least one.
     pub steps: Vec<Step>,
 }
@@ -113,6 +116,9 @@ pub struct Attempt {
     /// Whether an operator terminated its host while it ran. If it is lost because of that, it uses up no retry.
     #[serde(default)]
     pub excused: bool,
+    /// Which limits of its steps are not enforced, and why, in a sentence; absent if there is none.
+    #[serde(default)]
+    pub unenforced: Option<String>,
 }
 
 impl Attempt {

@@ -131,6 +131,8 @@ impl Core {
         let Some(worker) = self.workers.get_mut(worker_name) else { return };
         let Some(live) = &worker.session else { return };
         let number = build.status.attempts.last().map_or(1, |a| a.number + 1);
+        let allowed = worker.plan.as_ref().map(|plan| plan.limits).unwrap_or_default();
+        let unenforced = super::limits::unenforced(allowed, &build.spec, &live.session.facts);
         let attempt = build.attempt_id(number);
         build.status.attempts.push(Attempt {
             number,
@@ -145,6 +147,7 @@ impl Core {
             outcome: None,
             cut_logs: Vec::new(),
             excused: false,
+            unenforced,
         });
         worker.attempts.insert(attempt);
         if let Some(host) = worker.host.clone()
@@ -192,6 +195,7 @@ impl Core {
             env,
             run_as: plan.run_as.clone(),
             timeout_ms: build.spec.timeout_ms,
+            limits: plan.limits.narrowed(build.spec.limits),
             steps: build.spec.steps.clone(),
         };
         self.send(&worker_name, ToAgent::RunAttempt(Box::new(order)));

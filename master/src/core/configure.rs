@@ -163,6 +163,7 @@ impl Core {
                 leaving: false,
                 held_until_message: false,
                 notice: None,
+                unclean: None,
             };
             let lease = live.lease().or(live.session.impostor.then_some(LINK_PATIENCE));
             worker.session = Some(live);

@@ -15,6 +15,7 @@ pub mod event;
 mod host;
 pub mod images;
 mod lease;
+mod limits;
 pub mod mail;
 mod missing;
 mod orphans;
@@ -175,6 +176,8 @@ struct Live {
     held_until_message: bool,
     /// The last notice of its cloud.
     notice: Option<CloudNotice>,
+    /// Why its machine takes no further builds: processes of a step that is over cannot be ended.
+    unclean: Option<String>,
 }
 
 impl Core {

@@ -2,6 +2,7 @@
 //! as a whole.
 
 use rouse_shared::WorkerName;
+use rouse_shared::message::Limits;
 use sha2::{Digest as _, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -89,6 +90,8 @@ pub struct WorkerPlan {
     pub properties: BTreeMap<String, String>,
     /// The user that builds run as.
     pub run_as: Option<String>,
+    /// What each step of its builds may use.
+    pub limits: Limits,
     /// How its hosts are started; absent for a standing worker.
     pub latent: Option<LatentPlan>,
 }

@@ -44,6 +44,7 @@ fn worker(latent: bool, lease: u64) -> WorkerPlan {
         notify_on_missing: Vec::new(),
         properties: BTreeMap::new(),
         run_as: None,
+        limits: Default::default(),
         latent,
     }
 }
@@ -196,7 +197,7 @@ impl Master {
 
     fn heartbeat(&mut self, seq: u64) -> Vec<Effect> {
         let session = self.session.as_ref().unwrap().id.clone();
-        let heartbeat = Heartbeat { session, seq, vitals: Vitals::default() };
+        let heartbeat = Heartbeat { session, seq, vitals: Vitals::default(), unclean: None };
         self.handle(Event::Agent { worker: name(), message: ToMaster::Heartbeat(heartbeat) })
     }
 
@@ -209,6 +210,7 @@ impl Master {
             timeout_ms: None,
             silence_ms: None,
             always: false,
+            limits: Default::default(),
         };
         let spec = BuildSpec {
             name: "b".into(),
@@ -218,6 +220,7 @@ impl Master {
             timeout_ms: None,
             queue_timeout_ms: None,
             env: BTreeMap::new(),
+            limits: Default::default(),
             steps: vec![step],
         };
         self.handle(Event::Command {

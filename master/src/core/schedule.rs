@@ -87,6 +87,7 @@ impl Core {
             && live.drain.is_none()
             && !live.leaving
             && !live.held_until_message
+            && worker.unfit().is_none()
             && match (&worker.host, &plan.latent) {
                 (None, None) => true,
                 (Some(host), Some(latent)) => self.hosts.get(host).is_some_and(|l| {

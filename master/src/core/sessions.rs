@@ -132,6 +132,7 @@ impl Core {
             leaving: hello.leaving,
             held_until_message: may_be_old,
             notice: None,
+            unclean: None,
         });
         if let Some(host) = &host {
             if let Some(live) = self.hosts.get_mut(host) {
@@ -302,6 +303,7 @@ impl Core {
         let changed = !std::mem::replace(&mut live.attached, true) | std::mem::take(&mut live.held_until_message);
         live.vitals = Some(heartbeat.vitals);
         live.last_seq = live.last_seq.max(heartbeat.seq);
+        let unclean = live.take_unclean(heartbeat.unclean.as_ref());
         let drain = live.drain;
         let session = heartbeat.session.clone();
         self.renew(now, name);
@@ -310,6 +312,9 @@ impl Core {
         if changed {
             self.worker_is_back(now, name);
             self.touch_worker(name);
+        }
+        if unclean {
+            self.retire_unclean(now, name);
         }
         // Sends again what may have been lost.
         let Some(worker) = self.workers.get(name) else { return };

@@ -39,6 +39,8 @@ pub struct WorkerView {
     pub agent_version: Option<String>,
     /// Its agent's machine, while one is attached.
     pub facts: Option<Facts>,
+    /// Why it takes no builds although its agent is attached and nobody has asked for that, in a sentence.
+    pub unfit: Option<String>,
     /// The load of its machine at the last heartbeat.
     pub vitals: Option<Vitals>,
     /// When its agent last sent a hello or a heartbeat; absent after a restart of the master until the next one.

@@ -33,6 +33,7 @@ impl Core {
                 host: worker.host.clone(),
                 agent_version: worker.attached().map(|l| l.session.version.clone()),
                 facts: worker.attached().map(|l| l.session.facts.clone()),
+                unfit: worker.unfit(),
                 vitals: worker.attached().and_then(|l| l.vitals),
                 last_heard: worker.last_message,
                 refused: worker.refusal(now).cloned(),

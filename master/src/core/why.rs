@@ -87,6 +87,10 @@ impl Core {
                 }
             },
         };
+        let place = match &attempt.unenforced {
+            Some(unenforced) => format!("{place}; {unenforced}"),
+            None => place,
+        };
         match (attempt.started, &attempt.outcome) {
             (_, Some(_)) => format!("it has ended on worker {worker}; the rest of its log is being fetched"),
             (None, None) => format!("it was assigned to worker {worker}, which has not started it yet{place}"),
@@ -201,6 +205,10 @@ impl Core {
         let image_waits = image_waits.filter_map(|w| w.plan.as_ref()).find_map(|p| self.image_waits(&p.name));
         if let Some(text) = image_waits {
             sentence.push_str(&format!("; {text}"));
+        }
+        let unfit = matching.iter().find_map(|w| Some((w.plan.as_ref()?, w.unfit()?)));
+        if let Some((plan, why)) = unfit {
+            sentence.push_str(&format!("; worker {} takes no builds: {why}", plan.name));
         }
         let named = |state: WorkerState| matching.iter().find(|w| w.state == state).and_then(|w| w.plan.as_ref());
         if let Some(plan) = named(WorkerState::Paused) {

@@ -22,6 +22,7 @@ fn spec() -> Arc<BuildSpec> {
         timeout_ms: None,
         silence_ms: None,
         always: false,
+        limits: Default::default(),
     };
     Arc::new(BuildSpec {
         name: "b".into(),
@@ -31,6 +32,7 @@ fn spec() -> Arc<BuildSpec> {
         timeout_ms: Some(1),
         queue_timeout_ms: None,
         env: BTreeMap::new(),
+        limits: Default::default(),
         steps: vec![step],
     })
 }

@@ -3,8 +3,9 @@
 #![allow(clippy::unwrap_used)]
 
 use crate::api::{Run, Submission};
-use crate::config::schema::{DURATION, assert_checked_in};
+use crate::config::schema::{DURATION, SIZE, assert_checked_in};
 use rouse_shared::duration::LONGEST;
+use rouse_shared::limits::LEAST_MEMORY;
 use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use std::borrow::Cow;
@@ -46,12 +47,34 @@ impl JsonSchema for Time {
     }
 }
 
+/// What `Bytes` reads.
+pub(crate) struct Memory;
+
+impl JsonSchema for Memory {
+    fn schema_name() -> Cow<'static, str> {
+        "Memory".into()
+    }
+
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "anyOf": [
+            { "type": "integer", "minimum": LEAST_MEMORY },
+            { "type": "string", "pattern": SIZE },
+        ] })
+    }
+}
+
 #[test]
 fn the_schema_of_builds_is_the_one_that_is_checked_in() {
     let schema = SchemaSettings::draft07().into_generator().into_root_schema_for::<Submission>();
     let mut schema = schema.to_value();
     without_null(&mut schema);
+    without_null(&mut schema["properties"]["limits"]);
     without_null(&mut schema["properties"]["step"]["items"]);
+    without_null(&mut schema["properties"]["step"]["items"]["properties"]["limits"]);
     schema["title"] = "build.toml".into();
     assert_checked_in("build", &schema);
 }

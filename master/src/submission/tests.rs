@@ -13,6 +13,7 @@ priority = 5
 retries = 0
 timeout = "1h"
 env = { CI = "true" }
+limits = { memory = "8G", pids = 4096, cpus = 1.5 }
 [[step]]
 name = "compile"
 run = ["make", "-j4"]
@@ -20,6 +21,7 @@ workdir = "src"
 env = { V = "1" }
 timeout = "20m"
 silence = 600
+limits = { memory = 1048576 }
 [[step]]
 run = "  ./report.sh | tee out"
 always = true
@@ -56,7 +58,10 @@ fn every_key_is_read() {
         timeout_ms: Some(1_200_000),
         silence_ms: Some(600_000),
         always: false,
+        limits: Limits { memory: Some(1 << 20), ..Limits::default() },
     };
+    assert_eq!(spec.limits, Limits { memory: Some(8 << 30), pids: Some(4_096), cpu_millis: Some(1_500) });
+    assert_eq!(from_json(to_json(&spec).to_string().as_bytes()), Ok(spec.clone()));
     assert_eq!(spec.steps[0], compile);
     assert_eq!((&*spec.steps[1].name, spec.steps[1].always), ("report.sh", true));
     assert_eq!(spec.steps[1].run, ["sh", "-c", "  ./report.sh | tee out"]);
@@ -123,6 +128,10 @@ fn what_is_refused_and_how() {
             "env: \"\" cannot be the name of a variable: it must not be empty or contain '=' or a NUL character",
         ),
         (json!({"step": ok, "env": {"A": "x\0"}}), "env.A: must not contain a NUL character"),
+        (json!({"step": ok, "limits": {"memory": "1kB"}}), "limits.memory: must be at least 1048576 bytes"),
+        (json!({"step": ok, "limits": {"pids": 0}}), "limits.pids: must be 1 to 4194304"),
+        (json!({"step": ok, "limits": {"cpus": 0}}), "limits.cpus: must be above 0"),
+        (json!({"step": [{"run": "true", "limits": {"pids": -1}}]}), "step[0].limits.pids: must be 1 to 4194304"),
         (json!({"step": vec![json!({"run": "true"}); 1001]}), "step: 1001 steps are more than 1000, the maximum"),
     ];
     for (build, expected) in table {

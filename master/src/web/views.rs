@@ -84,6 +84,7 @@ fn attempt(steps: &[message::Step], attempt: &build::Attempt) -> api::Attempt {
         ordered: Time(attempt.ordered),
         started: attempt.started.map(Time),
         ended: attempt.ended.map(Time),
+        limits_not_enforced: attempt.unenforced.clone(),
         steps: steps.iter().zip(0..).map(|(step, index)| self::step(index, step, attempt)).collect(),
     }
 }
@@ -108,6 +109,8 @@ fn step(index: u32, step: &message::Step, attempt: &build::Attempt) -> api::Step
         Some(message::StepState::NotStarted(why) | message::StepState::Lost(why)) => (None, None, Some(why.clone())),
         _ => (None, None, None),
     };
+    let usage = report.and_then(|report| report.usage);
+    let reason = reason.or_else(|| usage.and_then(|usage| usage.memory_failure()));
     let ran = report.filter(|report| report.state != message::StepState::Skipped);
     let started = attempt.started.zip(ran).map(|(began, report)| began + Duration::from_millis(report.started_ms));
     let ended = report.filter(|report| report.state != message::StepState::Running);
@@ -124,6 +127,9 @@ fn step(index: u32, step: &message::Step, attempt: &build::Attempt) -> api::Step
         log_length: ended.map(|report| kept.map_or(report.log_length, |(_, bytes)| *bytes)),
         log_thrown_away: ended.map(|report| report.log_cut),
         log_lacks_end: kept.is_some(),
+        cpu_seconds: usage.map(|usage| seconds(usage.cpu_ms)),
+        peak_memory: usage.and_then(|usage| usage.peak_memory),
+        out_of_memory: usage.is_some_and(|usage| usage.out_of_memory),
     }
 }
 
@@ -182,7 +188,13 @@ pub(super) fn worker(view: WorkerView) -> api::Worker {
             hostname: facts.hostname,
             cpus: facts.cpus,
             memory: facts.memory,
+            enforced_limits: facts.cgroups.map(|message::Cgroups { memory, pids, cpu }| {
+                let all = [("memory", memory), ("pids", pids), ("cpus", cpu)];
+                all.into_iter().filter(|(_, enforced)| *enforced).map(|(name, _)| name.to_owned()).collect()
+            }),
+            no_cgroups: facts.no_cgroups.map(|why| why.chars().filter(|c| !c.is_control()).collect()),
         }),
+        unfit: view.unfit,
         vitals: view.vitals.map(|vitals| api::Vitals {
             load: vitals.load,
             memory_used: vitals.memory_used,

@@ -156,6 +156,7 @@ impl Fake {
             timeout_ms: Some(90_500),
             queue_timeout_ms: None,
             env: BTreeMap::new(),
+            limits: Default::default(),
             steps,
         };
         self.world.lock().unwrap().builds.insert(BuildId(id), queued(id, Arc::new(spec)));
@@ -191,6 +192,7 @@ impl Fake {
                 outcome: None,
                 cut_logs: Vec::new(),
                 excused: false,
+                unenforced: None,
             });
             status.started = Some(NOON);
         });
@@ -270,6 +272,7 @@ impl Fake {
             host: Some(host.id.clone()),
             agent_version: Some("0.1.0".to_owned()),
             facts: None,
+            unfit: None,
             vitals: None,
             last_heard: Some(NOON),
             refused: Some(Refusal { at: NOON, identity: "uuid:2".to_owned(), reason: "another".to_owned() }),
@@ -295,11 +298,12 @@ pub fn step(name: &str) -> Step {
         timeout_ms,
         silence_ms,
         always: false,
+        limits: Default::default(),
     }
 }
 
 pub fn report(state: StepState, log_length: u64) -> StepReport {
-    StepReport { state, started_ms: 0, took_ms: 1_500, log_length, log_cut: 0 }
+    StepReport { state, started_ms: 0, took_ms: 1_500, log_length, log_cut: 0, usage: None }
 }
 
 fn queued(id: u64, spec: Arc<BuildSpec>) -> BuildView {

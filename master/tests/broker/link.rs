@@ -15,7 +15,7 @@ use rouse_shared::{AttemptId, BuildId, Nonce, SessionId};
 use std::sync::atomic::Ordering;
 
 pub fn heartbeat(seq: u64) -> ToMaster {
-    ToMaster::Heartbeat(Heartbeat { session: SessionId("s".to_owned()), seq, vitals: Vitals::default() })
+    ToMaster::Heartbeat(Heartbeat { session: SessionId("s".to_owned()), seq, vitals: Vitals::default(), unclean: None })
 }
 
 fn hello(queue: &str) -> ToMaster {

@@ -281,7 +281,16 @@ impl Worker {
                 let RunStep { attempt, step, .. } = *step;
                 more.push_back(Event::StepStarted { attempt, step });
                 let (state, took) = (StepState::Exited(0), Duration::ZERO);
-                more.push_back(Event::StepEnded { attempt, step, state, log_length: 0, log_cut: 0, took });
+                more.push_back(Event::StepEnded {
+                    attempt,
+                    step,
+                    state,
+                    log_length: 0,
+                    log_cut: 0,
+                    took,
+                    usage: None,
+                    unclean: false,
+                });
             }
             // Every step has ended as soon as it began, and has printed nothing.
             Effect::StopAttempt(_)

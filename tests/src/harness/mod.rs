@@ -160,6 +160,7 @@ impl Master {
 
     /// Writes its configuration again, with these workers.
     pub fn configure(&self, workers: &str) {
+        let workers = run_as_root(workers);
         fs::write(self.config(), format!("{}\n{workers}", self.head)).expect("the configuration can be written");
     }
 
@@ -453,6 +454,20 @@ impl Trace {
 /// A JSON string's content, or the JSON text of anything else.
 pub fn text(value: &Value) -> String {
     value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+}
+
+/// Sections of workers whose builds may run as root if that is who runs the tests: the agents are then root too, and run
+/// builds as root only if that is written. Sections that name a user stay as they are.
+pub fn run_as_root(workers: &str) -> String {
+    if !rustix::process::geteuid().is_root() {
+        return workers.to_owned();
+    }
+    let sections = workers.split("[[worker]]").enumerate().map(|(number, section)| match number {
+        0 => section.to_owned(),
+        _ if section.contains("run_as = ") => format!("[[worker]]{section}"),
+        _ => format!("[[worker]]\nrun_as = \"root\"{section}"),
+    });
+    sections.collect()
 }
 
 /// A standing worker's section, with these further lines.

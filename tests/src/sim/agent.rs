@@ -235,7 +235,20 @@ impl World {
         let log_length =
             self.machines.get(&id).and_then(|m| m.spools.get(&(attempt, run.step))).map_or(0, |s| s.length);
         let took = Duration::from_millis(now - run.began);
-        self.agent_event(id, life, Event::StepEnded { attempt, step: run.step, state, log_length, log_cut: 0, took });
+        self.agent_event(
+            id,
+            life,
+            Event::StepEnded {
+                attempt,
+                step: run.step,
+                state,
+                log_length,
+                log_cut: 0,
+                took,
+                usage: None,
+                unclean: false,
+            },
+        );
         self.pump(id, life, attempt, run.step);
     }
 

@@ -93,6 +93,7 @@ impl World {
             timeout_ms: self.chance.pick(&[None, None, Some(30_000)]),
             queue_timeout_ms: self.chance.pick(&[None, None, None, Some(120_000), Some(900_000)]),
             env: BTreeMap::new(),
+            limits: Default::default(),
             steps: (0..steps).map(|i| self.step(i)).collect(),
         };
         let message_id = self.chance.permille(500).then(|| format!("m{index}"));
@@ -113,6 +114,7 @@ impl World {
             timeout_ms: self.chance.permille(200).then_some(15_000),
             silence_ms: None,
             always: self.chance.permille(200),
+            limits: Default::default(),
         }
     }
 

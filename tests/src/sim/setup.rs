@@ -113,6 +113,7 @@ pub(super) fn standing(chance: &mut Chance, name: &str) -> WorkerPlan {
             .collect(),
         properties: BTreeMap::from([("os".to_owned(), os.to_owned())]),
         run_as: None,
+        limits: Default::default(),
         latent: None,
     }
 }

@@ -59,7 +59,14 @@ impl Hostile {
 /// A report of somebody else's attempt, and a piece of its log.
 fn lies(build: u64) -> (ToMaster, LogChunk) {
     let attempt = AttemptId { build: BuildId(build), number: 1 };
-    let step = StepReport { state: StepState::Exited(0), started_ms: 0, took_ms: 1, log_length: 1 << 60, log_cut: 0 };
+    let step = StepReport {
+        state: StepState::Exited(0),
+        started_ms: 0,
+        took_ms: 1,
+        log_length: 1 << 60,
+        log_cut: 0,
+        usage: None,
+    };
     let attempt_report =
         AttemptReport { attempt, revision: u32::MAX, steps: vec![step], outcome: Some(Outcome::Success) };
     let report = Report { session: SessionId("00".repeat(16)), attempt: attempt_report };

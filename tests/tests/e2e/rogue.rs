@@ -113,7 +113,7 @@ impl Rogue {
     async fn act(&mut self, n: u64) -> lapin::Result<()> {
         let step = |text: &str| {
             let state = StepState::NotStarted(text.to_owned());
-            StepReport { state, started_ms: 0, took_ms: 0, log_length: u64::MAX, log_cut: 0 }
+            StepReport { state, started_ms: 0, took_ms: 0, log_length: u64::MAX, log_cut: 0, usage: None }
         };
         let (session, attempt) = (self.session.clone(), self.attempt);
         match n % 4 {
@@ -133,7 +133,7 @@ impl Rogue {
             }
             2 => {
                 let vitals = Vitals { load: f32::NAN, ..Vitals::default() };
-                self.hostile.say(&ToMaster::Heartbeat(Heartbeat { session, seq: n, vitals })).await
+                self.hostile.say(&ToMaster::Heartbeat(Heartbeat { session, seq: n, vitals, unclean: None })).await
             }
             _ => {
                 let offset = (n / 4) * LOG_CHUNK as u64;

@@ -242,6 +242,13 @@ fn hopeless(agent: &mut Agent, attempt: &str) {
                 log_length: 0,
                 log_cut: 0,
                 took: Duration::ZERO,
+                usage: Some(Usage {
+                    cpu_ms: u64::MAX,
+                    peak_memory: Some(u64::MAX),
+                    out_of_memory: true,
+                    memory_limit: Some(u64::MAX),
+                }),
+                unclean: false,
             },
         );
     }

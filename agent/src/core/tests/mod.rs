@@ -65,6 +65,7 @@ fn step(name: &str) -> Step {
         timeout_ms: None,
         silence_ms: None,
         always: false,
+        limits: Limits::default(),
     }
 }
 
@@ -75,6 +76,7 @@ fn order(attempt: &str, steps: Vec<Step>) -> ToAgent {
         env: BTreeMap::new(),
         run_as: None,
         timeout_ms: None,
+        limits: Limits::default(),
         steps,
     }))
 }
@@ -85,7 +87,7 @@ fn started(attempt: &str, step: u32) -> Event {
 
 fn ended(attempt: &str, step: u32, state: StepState) -> Event {
     let took = Duration::from_millis(1_000);
-    Event::StepEnded { attempt: id(attempt), step, state, log_length: 3, log_cut: 0, took }
+    Event::StepEnded { attempt: id(attempt), step, state, log_length: 3, log_cut: 0, took, usage: None, unclean: false }
 }
 
 impl Agent {

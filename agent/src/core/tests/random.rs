@@ -68,7 +68,7 @@ impl Random {
             120..=144 => Event::StepStarted { attempt, step },
             145..=169 => {
                 let (state, took) = (self.state(), Duration::from_secs(1));
-                Event::StepEnded { attempt, step, state, log_length: 5, log_cut: 0, took }
+                Event::StepEnded { attempt, step, state, log_length: 5, log_cut: 0, took, usage: None, unclean: false }
             }
             170 => Event::PrepareFailed { attempt, why: "no".to_owned() },
             171..=180 => Event::LogSent { attempt, step, offset: self.below(9) },

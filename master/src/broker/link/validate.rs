@@ -6,8 +6,8 @@ use crate::sync::lock;
 use rouse_shared::WorkerName;
 use rouse_shared::codec::{self, DecodeError};
 use rouse_shared::limits::{
-    LOG_CHUNK, MAX_ATTEMPTS, MAX_CONTROL, MAX_HELLO_STEPS, MAX_IDENTITY_DOCUMENT, MAX_MESSAGE, MAX_STEPS, MAX_WORD,
-    NONCE_DIGITS,
+    LOG_CHUNK, MAX_ATTEMPTS, MAX_CONTROL, MAX_HELLO_STEPS, MAX_IDENTITY_DOCUMENT, MAX_MESSAGE, MAX_STEPS, MAX_TEXT,
+    MAX_WORD, NONCE_DIGITS,
 };
 use rouse_shared::message::{CloudNotice, Hello, LogChunk, ToMaster};
 use rouse_shared::names::{agent_queue_prefix, control_key, log_key};
@@ -125,14 +125,16 @@ fn bounded(message: &ToMaster) -> Result<(), Reason> {
             let documents = documents.into_iter().flatten().all(|text| text.len() <= MAX_IDENTITY_DOCUMENT);
             let mut words = vec![version.as_str(), queue, identity, &facts.os, &facts.arch, &facts.hostname];
             words.extend(proof.disk.as_deref());
+            words.extend(facts.no_cgroups.as_deref());
             (words, attempts.len() <= MAX_ATTEMPTS && steps <= MAX_HELLO_STEPS && documents)
         }
         ToMaster::Report(report) => (Vec::new(), report.attempt.steps.len() <= MAX_STEPS),
         ToMaster::Notice { notice: CloudNotice::Rebalance { at }, .. } => (vec![at], true),
         ToMaster::Notice { notice: CloudNotice::Interruption { action, at }, .. } => (vec![action, at], true),
-        ToMaster::Heartbeat(_) | ToMaster::Drained { .. } | ToMaster::Leaving { .. } | ToMaster::Goodbye { .. } => {
-            (Vec::new(), true)
+        ToMaster::Heartbeat(heartbeat) => {
+            (Vec::new(), heartbeat.unclean.as_ref().is_none_or(|why| why.len() <= MAX_TEXT))
         }
+        ToMaster::Drained { .. } | ToMaster::Leaving { .. } | ToMaster::Goodbye { .. } => (Vec::new(), true),
     };
     let short = words.iter().all(|word| word.len() <= MAX_WORD);
     if short && lists { Ok(()) } else { Err(Reason::Oversized) }
@@ -175,6 +177,7 @@ mod tests {
             session: SessionId("s".to_owned()),
             seq: 1,
             vitals: Vitals::default(),
+            unclean: None,
         }))
     }
 
@@ -246,7 +249,14 @@ mod tests {
             decoded(&codec::encode(&ToMaster::Hello(Box::new(hello)))).err()
         };
         let attempts = |count: usize, steps: usize| {
-            let step = StepReport { state: StepState::Skipped, started_ms: 0, took_ms: 0, log_length: 0, log_cut: 0 };
+            let step = StepReport {
+                state: StepState::Skipped,
+                started_ms: 0,
+                took_ms: 0,
+                log_length: 0,
+                log_cut: 0,
+                usage: None,
+            };
             let attempt = AttemptId { build: BuildId(1), number: 1 };
             vec![AttemptReport { attempt, revision: 1, steps: vec![step; steps], outcome: None }; count]
         };

@@ -5,6 +5,7 @@ use super::*;
 use crate::core::plan::Digest;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng as _, SeedableRng as _};
+use rouse_shared::message::Limits;
 
 mod encryption;
 mod sections;
@@ -89,6 +90,8 @@ fn nothing_is_wrong_with_the_example() {
     assert_eq!((solaris.max_builds, solaris.lease), (Some(2), Some(Duration::from_secs(60))));
     assert_eq!(solaris.notify_on_missing, ["bob@example.com", "alice@example.org"]);
     assert_eq!((solaris.run_as.as_deref(), &solaris.latent), (Some("build"), &None));
+    let limits = Limits { memory: Some(8 << 30), pids: Some(4_096), cpu_millis: Some(1_500) };
+    assert_eq!((solaris.limits, worker(&config, "linux-07").limits), (limits, Limits::default()));
 
     let seven = worker(&config, "linux-07");
     assert_eq!(seven.password, Digest::of("linux.secret!"));
@@ -181,7 +184,8 @@ fn syntax_errors_have_their_place() {
 #[test]
 fn likely_slips_are_warned_of() {
     let bare = "[[worker]]\nname = \"w\"\npassword = \"x\"\n";
-    let run_as = "worker.run_as: builds run as the agent's own user, which may be root: write run_as = \"…\"";
+    let run_as = "worker.run_as: builds run as the agent's own user; if that is root and its agent.toml has no run_as \
+                  either, they wait until you write run_as = \"…\" (\"root\" if they are to run as root)";
     assert_eq!(warnings(bare), [format!("rouse.toml:1:1: {run_as}")]);
 
     let libvirt = standing("[worker.libvirt]\nconnection = \"qemu+ssh://h.example.org/system\"\nhd_image = \"d\"");

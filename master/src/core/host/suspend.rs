@@ -35,6 +35,8 @@ impl Core {
             Some("it has had its max_uses builds")
         } else if now >= live.host.created + sleep.max_age {
             Some("it has reached its max_age")
+        } else if worker.session.as_ref().is_some_and(|live| live.unclean.is_some()) {
+            Some("its machine is not clean")
         } else if taken_back {
             Some("its cloud takes it back")
         } else if live.host.handle.is_none() || live.phase.may_be_starting() || live.earlier_call_may_act(now) {

@@ -58,6 +58,7 @@ fn standing(worker: &str) -> WorkerPlan {
         notify_on_missing: Vec::new(),
         properties: BTreeMap::from([("os".to_owned(), "linux".to_owned())]),
         run_as: None,
+        limits: Default::default(),
         latent: None,
     }
 }
@@ -305,6 +306,7 @@ impl Bench {
             timeout_ms: None,
             queue_timeout_ms: None,
             env: BTreeMap::new(),
+            limits: Default::default(),
             steps: vec![Step {
                 name: "make".to_owned(),
                 run: vec!["make".to_owned()],
@@ -313,6 +315,7 @@ impl Bench {
                 timeout_ms: None,
                 silence_ms: None,
                 always: false,
+                limits: Default::default(),
             }],
         };
         self.event(
@@ -417,7 +420,7 @@ impl Bench {
 
     fn heartbeat(&mut self, worker: &str, seq: u64) {
         let session = self.session(worker);
-        let message = ToMaster::Heartbeat(Heartbeat { session, seq, vitals: Vitals::default() });
+        let message = ToMaster::Heartbeat(Heartbeat { session, seq, vitals: Vitals::default(), unclean: None });
         self.agent(&format!("heartbeat of {worker}"), worker, message);
     }
 
@@ -491,7 +494,7 @@ fn picture(build: u64, number: u32, revision: u32, log_length: u64, outcome: Opt
     AttemptReport {
         attempt: AttemptId { build: BuildId(build), number },
         revision,
-        steps: vec![StepReport { state, started_ms: 0, took_ms: 5, log_length, log_cut: 0 }],
+        steps: vec![StepReport { state, started_ms: 0, took_ms: 5, log_length, log_cut: 0, usage: None }],
         outcome,
     }
 }

@@ -88,7 +88,7 @@ impl Stand {
              [[worker]]\nname = \"host\"\npassword = {PASSWORD:?}\nbuild_wait_timeout = 0\n[worker.process]\nagent = \"{agent}\"\n",
             state = dir.path().join("s"),
         );
-        fs::write(dir.path().join("rouse.toml"), config)?;
+        fs::write(dir.path().join("rouse.toml"), rouse_tests::harness::run_as_root(&config))?;
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         let mut stand = Self { programs, dir, work, address, amqp, master: None };
         stand.start_master().await?;
