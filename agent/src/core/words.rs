@@ -11,7 +11,7 @@ pub fn failure(step: &Step, state: &StepState, usage: Option<Usage>) -> Option<S
         StepState::Exited(0) | StepState::Running | StepState::Skipped => return None,
         // The kernel kills the whole step. A shell in it that has survived would exit with 137.
         StepState::Exited(_) | StepState::Signalled(_) if usage.is_some_and(|usage| usage.out_of_memory) => {
-            usage.and_then(|usage| usage.memory_failure())?
+            format!("ran {}", usage.and_then(|usage| usage.memory_failure())?)
         }
         StepState::Exited(code) => format!("exited with {code}"),
         StepState::Signalled(signal) => format!("was ended by signal {signal}"),

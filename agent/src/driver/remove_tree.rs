@@ -5,7 +5,8 @@
 //! top, and no more than three directories are open at a time.
 
 use rustix::fs::{
-    AtFlags, CWD, Dir, FileType, Mode, OFlags, RenameFlags, chmodat, fchmod, openat, renameat_with, unlinkat,
+    AtFlags, CWD, Dir, FileType, IFlags, Mode, OFlags, RenameFlags, chmodat, fchmod, fstat, ioctl_getflags,
+    ioctl_setflags, openat, renameat_with, statat, unlinkat,
 };
 use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, unmount};
@@ -106,7 +107,7 @@ impl Tree {
             self.moved += 1;
             let new = CString::new(self.moved.to_string()).unwrap_or_default();
             let rename = || renameat_with(from, name, &self.top, &new, RenameFlags::NOREPLACE);
-            match with_permission(from, Some(name), rename) {
+            match with_permission(from, Some(name), || with_flags_cleared(from, name, rename)) {
                 Ok(()) => return Ok(new),
                 // The build has used this name as well.
                 Err(Errno::EXIST) => {}
@@ -119,24 +120,64 @@ impl Tree {
 /// Removes a file, a link or an empty directory. Returns whether it is gone: if not, it is a directory that is not
 /// empty.
 fn remove_entry(parent: BorrowedFd<'_>, name: &CStr, directory: bool) -> Result<bool, Errno> {
-    if !directory {
-        match with_permission(parent, None, || unlinkat(parent, name, AtFlags::empty())) {
-            Ok(()) | Err(Errno::NOENT) => return Ok(true),
-            // Some file systems do not say in a listing what is a directory.
-            Err(Errno::ISDIR | Errno::PERM) => {}
-            Err(error) => return Err(error),
-        }
-    }
+    let mut kind = if directory { AtFlags::REMOVEDIR } else { AtFlags::empty() };
     for _mount in 0..MAX_MOUNTS {
-        match with_permission(parent, None, || unlinkat(parent, name, AtFlags::REMOVEDIR)) {
+        let unlink = || with_flags_cleared(parent, name, || unlinkat(parent, name, kind));
+        match with_permission(parent, None, unlink) {
             Ok(()) | Err(Errno::NOENT) => return Ok(true),
             Err(Errno::NOTEMPTY | Errno::EXIST) => return Ok(false),
-            // Something is mounted there. The kernel finds this out before it looks whether the directory is empty.
+            // Something is mounted there. The kernel finds this out before it looks whether a directory is empty.
             Err(Errno::BUSY) => detach(parent, name)?,
+            // Some file systems do not say in a listing what is a directory.
+            Err(Errno::ISDIR | Errno::PERM) if kind.is_empty() => kind = AtFlags::REMOVEDIR,
+            Err(Errno::NOTDIR) if !directory => return Err(Errno::PERM),
             Err(error) => return Err(error),
         }
     }
     Err(Errno::BUSY)
+}
+
+/// Does something with an entry of a directory that a build which is root may have made immutable (`chattr +i`, `+a`).
+fn with_flags_cleared<T>(
+    parent: BorrowedFd<'_>,
+    name: &CStr,
+    attempt: impl Fn() -> Result<T, Errno>,
+) -> Result<T, Errno> {
+    match attempt() {
+        Err(Errno::PERM) if geteuid().is_root() => {
+            // It can be the entry, or the directory that it is in.
+            let cleared = clear_flags_of(parent, name) | (parent.as_raw_fd() != CWD.as_raw_fd() && clear_flags(parent));
+            if cleared { attempt() } else { Err(Errno::PERM) }
+        }
+        other => other,
+    }
+}
+
+/// Clears the flags of an entry that keep it from being removed. Not of a file with further links: it may be somebody
+/// else's too. Returns whether any was set.
+fn clear_flags_of(parent: BorrowedFd<'_>, name: &CStr) -> bool {
+    let Ok(stat) = statat(parent, name, AtFlags::SYMLINK_NOFOLLOW) else { return false };
+    let (kind, links) = (FileType::from_raw_mode(stat.st_mode), stat.st_nlink);
+    if kind != FileType::Directory && (kind != FileType::RegularFile || links > 1) {
+        return false;
+    }
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    openat(parent, name, flags, Mode::empty()).is_ok_and(|file| {
+        // The same one, and nothing that is mounted on it.
+        fstat(&file).is_ok_and(|now| (now.st_dev, now.st_ino) == (stat.st_dev, stat.st_ino))
+            && clear_flags(file.as_fd())
+    })
+}
+
+fn clear_flags(file: BorrowedFd<'_>) -> bool {
+    let Ok(flags) = ioctl_getflags(file) else { return false };
+    let without = flags - (IFlags::IMMUTABLE | IFlags::APPEND);
+    without != flags && ioctl_setflags(file, without).is_ok()
+}
+
+/// Detaches what is mounted on a directory or a file.
+pub(super) fn detach_at(path: &Path) -> io::Result<()> {
+    Ok(unmount(path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW)?)
 }
 
 /// Detaches what is mounted on a directory.
@@ -181,8 +222,8 @@ fn with_permission<T>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::fs::{self, Permissions};
-    use std::os::unix::fs::{PermissionsExt, symlink};
+    use std::fs::{self, File, Permissions};
+    use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
     use std::process::Command;
 
     /// In memory: some file systems take a millisecond for each level.
@@ -220,7 +261,7 @@ mod tests {
 
     #[test]
     fn a_tree_of_many_levels_is_removed() {
-        in_a_directory(|tree| nest(tree, 20_000), gone);
+        in_a_directory(|tree| nest(tree, 100_000), gone);
     }
 
     #[test]
@@ -302,8 +343,91 @@ mod tests {
         in_a_directory(make, gone);
     }
 
+    /// A FUSE file system whose program does not answer: whoever looks into it waits.
+    #[test]
+    fn a_file_system_that_does_not_answer_is_detached() {
+        use std::os::fd::AsRawFd as _;
+        let Ok(device) = File::options().read(true).write(true).open("/dev/fuse") else {
+            assert!(std::env::var_os("CI").is_none(), "no FUSE here, and CI must run this");
+            eprintln!("not checked: no FUSE here");
+            return;
+        };
+        let mounted = std::cell::Cell::new(false);
+        let make = |tree: &Path| {
+            fs::create_dir_all(tree.join("a/fuse")).expect("made");
+            let options = format!("fd={},rootmode=40000,user_id=0,group_id=0", device.as_raw_fd());
+            let options = CString::new(options).expect("text");
+            let flags = rustix::mount::MountFlags::empty();
+            mounted.set(rustix::mount::mount("rouse-test", tree.join("a/fuse"), "fuse", flags, &*options).is_ok());
+        };
+        in_a_directory(make, |removed, tree| {
+            if mounted.get() {
+                gone(removed, tree);
+            } else {
+                eprintln!("not checked: only root may mount");
+            }
+        });
+    }
+
+    #[test]
+    fn a_file_that_is_mounted_on_another_is_detached() {
+        let other = directory();
+        fs::write(other.path().join("file"), "text").expect("written");
+        let mounted = std::cell::Cell::new(false);
+        let make = |tree: &Path| {
+            fs::write(tree.join("file"), "").expect("written");
+            mounted.set(rustix::mount::mount_bind(other.path().join("file"), tree.join("file")).is_ok());
+        };
+        in_a_directory(make, |removed, tree| {
+            if mounted.get() {
+                gone(removed, tree);
+            } else {
+                eprintln!("not checked: only root may mount");
+            }
+        });
+        assert_eq!(fs::read(other.path().join("file")).expect("read"), b"text");
+    }
+
+    #[test]
+    fn many_links_to_one_file_are_removed_and_the_file_stays_as_it_is() {
+        let other = directory();
+        let file = other.path().join("file");
+        fs::write(&file, "text").expect("written");
+        fs::set_permissions(&file, Permissions::from_mode(0o640)).expect("set");
+        let make = |tree: &Path| {
+            for number in 0..5_000 {
+                let dir = tree.join((number % 10).to_string());
+                fs::create_dir_all(&dir).expect("made");
+                fs::hard_link(&file, dir.join(number.to_string())).expect("linked");
+            }
+        };
+        in_a_directory(make, gone);
+        let meta = fs::metadata(&file).expect("there");
+        assert_eq!((meta.nlink(), meta.mode() & 0o777), (1, 0o640));
+    }
+
+    #[test]
+    fn what_is_immutable_is_removed_by_root() {
+        let immutable = std::cell::Cell::new(false);
+        let make = |tree: &Path| {
+            for name in ["a/b/c", "d/e"] {
+                fs::create_dir_all(tree.join(name)).expect("made");
+                fs::write(tree.join(name).join("file"), "").expect("written");
+            }
+            immutable.set(run("chattr +a \"$1/d/e/file\" \"$1/d\"; chattr -R +i \"$1/a\"; chattr +i \"$1\"", tree));
+        };
+        in_a_directory(make, |removed, tree| {
+            if immutable.get() {
+                gone(removed, tree);
+            } else {
+                eprintln!("not checked: this file system has no immutable files, or this user may not make one");
+            }
+        });
+    }
+
     #[test]
     fn what_cannot_be_removed_does_not_keep_the_rest() {
+        let other = directory();
         let make = |tree: &Path| {
             for name in ["a/b", "c/d"] {
                 fs::create_dir_all(tree.join(name)).expect("made");
@@ -311,8 +435,11 @@ mod tests {
             }
         };
         let immutable = std::cell::Cell::new(false);
+        let linked = other.path().join("linked");
         let make_immutable = |tree: &Path| {
             make(tree);
+            // With a link elsewhere, it may be somebody else's.
+            fs::hard_link(tree.join("a/b/file"), &linked).expect("linked");
             immutable.set(run("chattr +i \"$1/a/b/file\"", tree));
         };
         in_a_directory(make_immutable, |removed, tree| {

@@ -9,7 +9,7 @@
 
 use crate::core::Level;
 use crate::diagnostics::log;
-use crate::driver::remove_tree::remove_tree;
+use crate::driver::remove_tree::{detach_at, remove_tree};
 use crate::runner::users::User;
 use crate::spool;
 use rouse_shared::AttemptId;
@@ -215,6 +215,8 @@ impl WorkDir {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
                 // Something of an earlier agent could not be removed.
                 Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {}
+                // A build has mounted something on it, which only root can.
+                Err(error) if error.kind() == io::ErrorKind::ResourceBusy && detach_at(path).is_ok() => {}
                 Err(error) => {
                     log(Level::Error, &format!("{} cannot be moved away: {error}", path.display()));
                     return None;

@@ -201,9 +201,17 @@ function describeProblems(worker) {
   const parts = [];
   if (worker.state === "missing") parts.push(el("div", { class: "bad" }, "no agent has been attached for missing_timeout"));
   if (worker.last_failure) parts.push(el("div", {}, worker.last_failure));
+  if (worker.unfit) parts.push(el("div", { class: "bad" }, worker.unfit));
   if (worker.refused) parts.push(el("div", { class: "bad" }, `an agent on ${worker.refused.identity || "an unknown machine"} was refused `, timeElement(worker.refused.at, "ago"), `: ${worker.refused.reason}`));
   if (worker.next_try && Date.parse(worker.next_try) > Date.now() + clockSkew) parts.push(secondary("next try ", timeElement(worker.next_try, "in")));
   return parts;
+}
+
+function describeUsage(step) {
+  const parts = [];
+  if (typeof step.cpu_seconds === "number") parts.push(`${step.cpu_seconds.toFixed(1)}s of CPU`);
+  if (typeof step.peak_memory === "number") parts.push(`${formatBytes(step.peak_memory)} of memory`);
+  return parts.length ? secondary(parts.join(", ")) : null;
 }
 
 function actionButtons(worker) {
@@ -565,7 +573,8 @@ async function loadBuild(id) {
     row.className = build.tries.length > 1 && t === attempt ? "chosen" : "";
     return [
       el("a", { href: at(t.number), "aria-current": t === attempt ? "true" : null }, `Attempt ${t.number}`), stateBadge(t.state), t.worker,
-      t.host ? el("code", {}, t.host) : null, timeElement(t.ordered, "ago"), durationBetween(t.started, t.ended), t.reason,
+      t.host ? el("code", {}, t.host) : null, timeElement(t.ordered, "ago"), durationBetween(t.started, t.ended),
+      [t.reason, t.limits_not_enforced ? secondary(t.limits_not_enforced) : null],
     ];
   }, "");
   const steps = attempt?.steps ?? build.steps.map((s) => ({ number: s.number, name: s.name, state: ended ? "skipped" : "pending", log_length: null }));
@@ -580,7 +589,7 @@ async function loadBuild(id) {
       [`${s.number}. ${s.name}`, s.name === command ? null : el("div", { class: "small" }, el("code", { class: "command", title: command }, command))],
       [stateBadge(s.state), describeOutcome(s)],
       timeElement(s.started, "ago"),
-      s.duration === null || s.duration === undefined ? (s.state === "running" ? timeElement(s.started, "for") : null) : el("span", { class: "nowrap num" }, s.duration < 10 ? `${s.duration.toFixed(1)}s` : formatDuration(s.duration)),
+      s.duration === null || s.duration === undefined ? (s.state === "running" ? timeElement(s.started, "for") : null) : [el("span", { class: "nowrap num" }, s.duration < 10 ? `${s.duration.toFixed(1)}s` : formatDuration(s.duration)), describeUsage(s)],
       begun ? [el("a", { href: at(attempt.number, s.number), "aria-current": s === step ? "true" : null }, s.log_length === null ? "follow" : formatBytes(s.log_length)),
         s.log_thrown_away ? secondary(`${formatBytes(s.log_thrown_away)} more were dropped, because the log exceeded max_log_size`) : null, s.log_lacks_end ? secondary("the end of the log is lost") : null] : null,
     ];

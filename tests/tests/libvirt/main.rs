@@ -13,6 +13,7 @@ mod deaths;
 mod evidence;
 mod faults;
 mod images;
+mod limits;
 mod machines;
 #[cfg(feature = "ec2")]
 mod metadata;

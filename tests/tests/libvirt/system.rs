@@ -96,6 +96,8 @@ fn workers(virt_host: &VirtHost, disks: &Path, broker: &str) -> String {
     text += &worker("tight", &format!("{patient}\nmax_builds = 1"), &tight);
     let lonely = "keepalive_interval = 1\nlease = 15\ngrace = 6";
     text += &worker("lonely", &format!("{lonely}\nbuild_wait_timeout = 120"), &plain);
+    let limits = "limits = { memory = \"48M\", pids = 60, cpus = 1 }";
+    text += &worker("limited", &format!("{patient}\nmax_builds = 1\nbuild_wait_timeout = 120\n{limits}"), &plain);
     text += &worker("lasting", "keepalive_interval = 2\nlease = 60\ngrace = 120", &plain);
     text += &worker("cloned", &format!("{patient}\nbuild_wait_timeout = 120"), &plain);
     // An image with everything baked in, whose name comes from DHCP.

@@ -296,3 +296,77 @@ fn a_hello_that_would_be_too_large_lists_the_attempts_and_their_reports_follow()
         .collect();
     assert_eq!(reported, [(id("1.1"), 1_000), (id("2.1"), 1_000), (id("3.1"), 1_000), (id("4.1"), 1)]);
 }
+
+#[test]
+fn a_step_that_had_no_memory_left_says_so() {
+    let usage = Usage { cpu_ms: 5, peak_memory: Some(8 << 30), out_of_memory: true, memory_limit: Some(8 << 30) };
+    let of = |usage, state| super::super::words::failure(&step("make"), &state, Some(usage));
+    let killed = StepState::Signalled(9);
+    let text = "step \"make\" ran out of memory: 8.0 GiB of 8 GiB".to_owned();
+    assert_eq!(of(usage, killed.clone()), Some(text.clone()));
+    assert_eq!(of(usage, StepState::Exited(137)), Some(text));
+    assert_eq!(of(usage, StepState::Exited(0)), None);
+    let machine = Usage { peak_memory: Some(3 << 29), ..usage };
+    let text = "step \"make\" ran out of memory: the machine had none left when the step had 1.5 GiB".to_owned();
+    assert_eq!(of(machine, killed.clone()), Some(text));
+    let fine = Usage { out_of_memory: false, ..usage };
+    assert_eq!(of(fine, killed), Some("step \"make\" was ended by signal 9".to_owned()));
+}
+
+#[test]
+fn a_machine_that_is_not_clean_takes_no_further_build() {
+    let mut agent = agent();
+    agent.receives(2_000, order("1.1", vec![step("make")]));
+    let state = StepState::Lost("process 7 is still running".to_owned());
+    let took = Duration::from_millis(1);
+    let end = |unclean| Event::StepEnded {
+        attempt: id("1.1"),
+        step: 0,
+        state: state.clone(),
+        log_length: 0,
+        log_cut: 0,
+        took,
+        usage: None,
+        unclean,
+    };
+    agent.at(2_100, end(true));
+    let of = |sent: &[ToMaster]| {
+        sent.iter().find_map(|message| match message {
+            ToMaster::Heartbeat(heartbeat) => Some(heartbeat.unclean.clone()),
+            _ => None,
+        })
+    };
+    let sent = sent(&mut agent, 11_000, Event::Tick);
+    let why = "after step 1 of 1.1, process 7 is still running";
+    assert_eq!(of(&sent), Some(Some(why.to_owned())));
+    let said = agent.receives(11_001, order("2.1", vec![step("make")]));
+    assert!(said.iter().any(|line| line.contains(why)), "{said:?}");
+}
+
+#[test]
+fn a_limit_is_the_narrowest_of_all() {
+    let mut agent = agent();
+    let mut limited = step("make");
+    limited.limits = Limits { memory: Some(5), cpu_millis: Some(7), ..Limits::default() };
+    let ToAgent::RunAttempt(mut request) = order("1.1", vec![limited]) else { panic!() };
+    request.limits = Limits { memory: Some(9), pids: Some(3), cpu_millis: None };
+    let message = Box::new(ToAgent::RunAttempt(request));
+    let effects = agent.core.handle(Timestamp(2_000), Event::FromMaster { connection: 1, message });
+    let limits = effects.iter().find_map(|effect| match effect {
+        Effect::RunStep(run) => Some(run.limits),
+        _ => None,
+    });
+    assert_eq!(limits, Some(Limits { memory: Some(5), pids: Some(3), cpu_millis: Some(7) }));
+}
+
+#[test]
+fn nothing_runs_as_root_unless_it_is_written() {
+    let facts = Facts { needs_run_as: true, ..Facts::default() };
+    let mut agent = Agent::attached(Settings { facts, ..settings() }, welcome());
+    let said = agent.receives(2_000, order("1.1", vec![step("make")]));
+    assert!(said.iter().any(|line| line.contains("its agent is root")), "{said:?}");
+    let ToAgent::RunAttempt(mut request) = order("2.1", vec![step("make")]) else { panic!() };
+    request.run_as = Some("root".to_owned());
+    let said = agent.receives(2_001, ToAgent::RunAttempt(request));
+    assert!(said.iter().any(|line| line.starts_with("run")), "{said:?}");
+}

@@ -11,6 +11,7 @@ mod clouds;
 mod fence;
 mod hosts;
 mod images;
+mod limits;
 mod linger;
 mod mail;
 mod missing;
@@ -118,6 +119,8 @@ struct Bench {
     price: Option<f64>,
     /// Whom the agents' disks were first used for; absent: nobody asks for fresh disks.
     mark: Option<String>,
+    /// What agents say of their machines.
+    facts: Facts,
 }
 
 impl Bench {
@@ -139,6 +142,7 @@ impl Bench {
             image: "image",
             price: None,
             mark: None,
+            facts: Facts::default(),
         };
         bench.note_effects("start", effects);
         bench.event("broker up", Event::BrokerUp);
@@ -400,7 +404,7 @@ impl Bench {
             credential: credential.to_owned(),
             master: Some(MasterId("m".to_owned())),
             attempts,
-            facts: Facts::default(),
+            facts: self.facts.clone(),
             leaving: false,
             proof: rouse_shared::message::Proof { disk: self.mark.clone(), ..Default::default() },
         };
