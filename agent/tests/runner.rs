@@ -407,3 +407,84 @@ async fn costs() {
     }
     println!("posix_spawn alone: {:?}", first / STEPS);
 }
+
+/// To a list of processes it seems to have ended.
+#[tokio::test]
+async fn a_process_without_its_first_thread_is_ended() {
+    let mut bench = Bench::new();
+    let script = "import ctypes, os, threading, time\n\
+                  threading.Thread(target=time.sleep, args=(1000,)).start()\n\
+                  open('pid', 'w').write(str(os.getpid()))\n\
+                  ctypes.CDLL(None).syscall(60, 0)";
+    fs::write(bench.path("script.py"), script).expect("written");
+    let end = bench
+        .run(bench.shell("setsid setsid python3 script.py & until [ -s pid ]; do sleep 0.1; done; sleep 0.2"))
+        .await;
+    assert_eq!(end.state, StepState::Exited(0));
+    let pid = fs::read_to_string(bench.path("pid")).expect("it has run");
+    let gone = || (!std::path::Path::new("/proc").join(&pid).exists()).then_some(());
+    until("it is gone", gone).await;
+}
+
+/// A cgroup of version 1 in which processes are frozen so that not even SIGKILL ends them, as a broken device would.
+struct Freezer(std::path::PathBuf);
+
+impl Freezer {
+    /// `None` if this machine or user has none.
+    fn new() -> Option<Self> {
+        let dir = std::path::Path::new("/sys/fs/cgroup/freezer").join(format!("rouse-test-{}", std::process::id()));
+        fs::create_dir(&dir).ok().map(|()| Self(dir))
+    }
+
+    fn freeze(&self, pids: &[i32]) {
+        for pid in pids {
+            fs::write(self.0.join("cgroup.procs"), pid.to_string()).expect("moved");
+        }
+        fs::write(self.0.join("freezer.state"), "FROZEN").expect("frozen");
+    }
+}
+
+impl Drop for Freezer {
+    fn drop(&mut self) {
+        fs::write(self.0.join("freezer.state"), "THAWED").expect("thawed");
+        for _ in 0..200 {
+            if fs::remove_dir(&self.0).is_ok() {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_step_that_cannot_be_ended_is_lost_and_its_machine_not_clean() {
+    let Some(freezer) = Freezer::new() else {
+        assert!(std::env::var_os("CI").is_none(), "nothing can be frozen here, and CI must run this");
+        eprintln!("passed over: nothing can be frozen here");
+        return;
+    };
+    let mut bench = Bench::new();
+    for with_supervisor in [true, false] {
+        let job = bench.shell("setsid sleep 1000 & sleep 1000");
+        bench.runner.run(job.clone());
+        let pids = bench.until_alive(2).await;
+        let supervisor = ancestor(pids[0], "rouse-step").expect("it has one");
+        freezer.freeze(&pids[..1]);
+        if with_supervisor {
+            bench.runner.kill(job.attempt);
+        } else {
+            signal(supervisor, Signal::KILL);
+        }
+        let (state, unclean) = loop {
+            if let StepEvent::Ended { state, unclean, .. } = bench.next().await {
+                break (state, unclean);
+            }
+        };
+        let StepState::Lost(why) = state else { panic!("{state:?}") };
+        assert!(unclean && why.contains(&format!("1 of the step's processes, such as {},", pids[0])), "{why}");
+        fs::write(freezer.0.join("freezer.state"), "THAWED").expect("thawed");
+        until("it has ended", || support::alive(&bench.mark).is_empty().then_some(())).await;
+    }
+    // Other steps go on.
+    assert_eq!(bench.run(bench.shell("exit 0")).await.state, StepState::Exited(0));
+}

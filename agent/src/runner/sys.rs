@@ -215,25 +215,20 @@ pub struct Process {
     pub parent: Pid,
     /// Number of its session.
     pub session: Pid,
+    /// Whether it has ended, and its parent has not taken note of that.
+    pub ended: bool,
 }
 
 /// Every process that is visible to this one.
 pub fn processes() -> Vec<Process> {
     let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
-    entries
-        .flatten()
-        .filter_map(|entry| {
-            let pid = entry.file_name().to_str()?.parse().ok()?;
-            let (parent, session) = stat(pid)?;
-            Some(Process { pid, parent, session })
-        })
-        .collect()
+    entries.flatten().filter_map(|entry| stat(entry.file_name().to_str()?.parse().ok()?)).collect()
 }
 
-/// All descendants of this process, without those of `except` and itself.
+/// All descendants of this process that have not ended, without those of `except` and itself.
 pub fn descendants(except: impl Fn(&Process) -> bool) -> Vec<Process> {
     let mut children: BTreeMap<Pid, Vec<Process>> = BTreeMap::new();
-    for process in processes().into_iter().filter(|process| !except(process)) {
+    for process in processes().into_iter().filter(|process| !process.ended && !except(process)) {
         children.entry(process.parent).or_default().push(process);
     }
     // Removed, so that numbers that were reused meanwhile cannot form a circle.
@@ -262,21 +257,25 @@ pub fn signal(process: &Process, signal: Signal) -> io::Result<()> {
     };
     // Looked at only now that the number cannot change its owner unnoticed. If its parent has ended meanwhile, this process
     // has inherited it.
-    if stat(process.pid).is_none_or(|(parent, _)| parent != process.parent && parent != own) {
+    if stat(process.pid).is_none_or(|now| now.parent != process.parent && now.parent != own) {
         return Err(Errno::SRCH.into());
     }
     Ok(rustix::process::pidfd_send_signal(opened, signal)?)
 }
 
-/// Parent and session of a process.
-fn stat(pid: Pid) -> Option<(Pid, Pid)> {
+/// A process by its number.
+fn stat(pid: Pid) -> Option<Process> {
     let stat = fs::read(format!("/proc/{pid}/stat")).ok()?;
-    // The name in parentheses may contain anything. After the last one follow state, parent, group, session.
+    // The name in parentheses may contain anything. After the last one follow state, parent, group, session, and as the 18th the number of threads.
     let after = stat.iter().rposition(|&b| b == b')')? + 1;
     let fields = std::str::from_utf8(&stat[after..]).ok()?;
-    let mut fields = fields.split_ascii_whitespace().skip(1);
+    let mut fields = fields.split_ascii_whitespace();
+    let state = fields.next()?;
     let parent = fields.next()?.parse().ok()?;
-    Some((parent, fields.nth(1)?.parse().ok()?))
+    let session = fields.nth(1)?.parse().ok()?;
+    // A process goes on without its first thread, whose state this is.
+    let threads: u32 = fields.nth(13)?.parse().ok()?;
+    Some(Process { pid, parent, session, ended: matches!(state, "Z" | "X") && threads <= 1 })
 }
 
 /// Makes this process the parent of what among its descendants loses its own.

@@ -28,7 +28,7 @@ fn limits_of_steps_are_enforced_in_a_guest() {
     };
 
     // The whole step is ended, the shell that would have gone on included.
-    let build = run("dd if=/dev/zero of=/dev/null bs=200M count=1; echo survived", "");
+    let build = run("awk 'BEGIN { s = \"x\"; while (length(s) < 1e8) s = s s }'; echo survived", "");
     let (shown, step) = ended(&build, "failure");
     let out_of_memory = "out of memory: 48.0 MiB of 48 MiB";
     assert!(text(&shown["reason"]).contains(out_of_memory), "{shown}");
@@ -55,7 +55,7 @@ fn limits_of_steps_are_enforced_in_a_guest() {
     let (shown, _) = ended(&build, "failure");
     assert!(text(&shown["reason"]).contains("longer than 5s"), "{shown}");
     assert!(system.log(&build).contains("can't fork"), "{}", system.log(&build));
-    let build = run("ps | grep -c bomb; ls -d /sys/fs/cgroup/agent/rouse-step-* | wc -l", "");
+    let build = run("ls -d /sys/fs/cgroup/agent/rouse-step-* | wc -l", "");
     ended(&build, "success");
     assert_eq!(system.log(&build).lines().last(), Some("1"));
     let host = master.hosts("limited");
