@@ -60,8 +60,8 @@ fn judge(ip: IpAddr, interfaces: &[(IpAddr, String)], sys: &Path) -> Reach {
 
 /// Whether it is a bridge, all of whose ports lead to guests and containers of this machine.
 fn is_own_bridge(interface: &Path) -> bool {
-    let Ok(ports) = fs::read_dir(interface.join("brif")) else { return false };
-    ports.map(|port| port.is_ok_and(|port| is_own_port(&port.path()))).all(|own| own)
+    let Ok(mut ports) = fs::read_dir(interface.join("brif")) else { return false };
+    ports.all(|port| port.is_ok_and(|port| is_own_port(&port.path())))
 }
 
 /// Whether a port of a bridge is a tap device, one end of a veth pair, or a dummy. Each of these has no device of the
