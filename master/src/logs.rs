@@ -2,16 +2,20 @@
 //!
 //! A repeated chunk changes nothing. A chunk that does not continue the log is dropped, and the missing bytes are
 //! requested again. File names consist of the master's own numbers, never of text from an agent.
+//!
+//! A chunk is acknowledged while the operating system still holds it in memory: the agent keeps its spool until the
+//! attempt is settled. Therefore the logs of an attempt are synced before that, once.
 
 use crate::sync::lock;
 use rouse_shared::message::LogChunk;
 use rouse_shared::{AttemptId, SessionId, WorkerName};
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, FileExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use tokio::sync::watch;
 
@@ -26,6 +30,48 @@ pub enum Written {
     Unexpected,
 }
 
+/// More files than this are synced with one call for the whole file system. It costs about as much as the files of a few
+/// builds, but it also waits for what other programs have written.
+const SINGLE_SYNCS: usize = 8;
+
+/// Brings files to the disk. Tests record it, or let it fail.
+pub trait Disk: Send + Sync {
+    /// Brings the content of a file to the disk.
+    ///
+    /// # Errors
+    /// If the disk has not taken it. What the file contains is unknown then.
+    fn sync_file(&self, path: &Path) -> io::Result<()>;
+
+    /// Brings everything on the file system of this directory to the disk.
+    ///
+    /// # Errors
+    /// If the disk has not taken everything.
+    fn sync_all(&self, dir: &Path) -> io::Result<()>;
+}
+
+/// The disk of the machine.
+struct OwnDisk;
+
+impl Disk for OwnDisk {
+    fn sync_file(&self, path: &Path) -> io::Result<()> {
+        // The journals of the usual file systems take the entries of a new file's directories to the disk with it.
+        File::open(path)?.sync_data()
+    }
+
+    fn sync_all(&self, dir: &Path) -> io::Result<()> {
+        Ok(rustix::fs::syncfs(File::open(dir)?)?)
+    }
+}
+
+/// An attempt whose logs are complete, after the disk was asked to take them.
+#[derive(Debug)]
+pub struct Synced {
+    /// The attempt.
+    pub attempt: AttemptId,
+    /// The first step whose log the disk did not take, and why. That log is empty again.
+    pub failed: Option<(u32, io::Error)>,
+}
+
 /// All logs of a state directory.
 #[derive(Clone)]
 pub struct Logs {
@@ -35,11 +81,21 @@ pub struct Logs {
 struct Inner {
     dir: PathBuf,
     open: Mutex<HashMap<AttemptId, Arc<Attempt>>>,
-    /// The final lengths of the logs of attempts that have ended.
-    expected: Mutex<HashMap<AttemptId, Vec<u64>>>,
+    /// Attempts that have ended and are not settled.
+    expected: Mutex<HashMap<AttemptId, Expected>>,
     unexpected: AtomicU64,
     /// Largest log of a step, bytes.
     max_size: AtomicU64,
+    disk: Box<dyn Disk>,
+}
+
+/// What is known of the logs of an attempt that has ended.
+#[derive(Default)]
+struct Expected {
+    /// Their final lengths.
+    lengths: Vec<u64>,
+    /// Whether they have reached them, and wait to be synced.
+    whole: bool,
 }
 
 /// Who may write the logs of an attempt.
@@ -64,6 +120,8 @@ struct Attempt {
 /// A step's log. Its length can be read while the disk is slow to write.
 struct Step {
     length: watch::Sender<u64>,
+    /// Whether some of it may not be on the disk.
+    unsynced: AtomicBool,
 }
 
 impl Logs {
@@ -72,6 +130,14 @@ impl Logs {
     /// # Errors
     /// If it cannot be created.
     pub fn new(dir: &Path, max_size: u64) -> io::Result<Self> {
+        Self::with_disk(dir, max_size, Box::new(OwnDisk))
+    }
+
+    /// The same with another disk.
+    ///
+    /// # Errors
+    /// As [`Logs::new`].
+    pub fn with_disk(dir: &Path, max_size: u64, disk: Box<dyn Disk>) -> io::Result<Self> {
         // Only users of the API may read what builds print.
         fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
         let inner = Inner {
@@ -80,6 +146,7 @@ impl Logs {
             expected: Mutex::default(),
             unexpected: AtomicU64::new(0),
             max_size: AtomicU64::new(max_size),
+            disk,
         };
         Ok(Self { inner: Arc::new(inner) })
     }
@@ -124,14 +191,56 @@ impl Logs {
     /// Sets the final lengths of an attempt's logs, one for each step. [`Logs::became_whole`] reports when they are
     /// reached.
     pub fn expect(&self, attempt: AttemptId, lengths: Vec<u64>) {
-        lock(&self.inner.expected).insert(attempt, lengths);
+        lock(&self.inner.expected).entry(attempt).or_default().lengths = lengths;
     }
 
-    /// Whether an attempt's logs have reached their final lengths. Returns true once.
+    /// Whether an attempt's logs have reached their final lengths. Returns true once; [`Logs::sync_whole`] does the rest.
     pub fn became_whole(&self, attempt: AttemptId) -> bool {
-        let mut expected = lock(&self.inner.expected);
-        let whole = expected.get(&attempt).is_some_and(|lengths| self.missing(attempt, lengths).is_none());
-        whole && expected.remove(&attempt).is_some()
+        let mut all = lock(&self.inner.expected);
+        let Some(expected) = all.get_mut(&attempt).filter(|expected| !expected.whole) else { return false };
+        expected.whole = self.missing(attempt, &expected.lengths).is_none();
+        expected.whole
+    }
+
+    /// Brings the logs of all attempts that have become whole to the disk. Blocks as long as the disk takes.
+    ///
+    /// A log that the disk does not take is emptied, because nobody knows what is left of it, and the kernel reports such
+    /// an error only once. The agent still has it.
+    pub fn sync_whole(&self) -> Vec<Synced> {
+        let whole = lock(&self.inner.expected).iter().filter(|(_, e)| e.whole).map(|(id, _)| *id).collect::<Vec<_>>();
+        let mut batch = Vec::new();
+        for id in whole {
+            let Some(attempt) = lock(&self.inner.open).get(&id).cloned() else { continue };
+            let steps = lock(&attempt.steps).iter().map(|(number, step)| (*number, step.clone())).collect::<Vec<_>>();
+            let unsynced = steps.into_iter().filter(|(_, step)| step.unsynced.swap(false, Ordering::Relaxed));
+            batch.push((id, attempt, unsynced.collect::<Vec<_>>()));
+        }
+        let files = batch.iter().map(|(_, _, steps)| steps.len()).sum::<usize>();
+        let done = files > SINGLE_SYNCS && self.inner.disk.sync_all(&self.inner.dir).is_ok();
+        let sync = |(id, attempt, steps): (AttemptId, Arc<Attempt>, Vec<(u32, Arc<Step>)>)| {
+            let mut failed = None;
+            for (number, step) in if done { Vec::new() } else { steps } {
+                if let Err(error) = self.inner.disk.sync_file(&self.path(id, number)) {
+                    self.empty(id, &attempt, number, &step);
+                    failed.get_or_insert((number, error));
+                }
+            }
+            match (&failed, lock(&self.inner.expected).entry(id)) {
+                (None, Entry::Occupied(expected)) => drop(expected.remove()),
+                (Some(_), Entry::Occupied(mut expected)) => expected.get_mut().whole = false,
+                (_, Entry::Vacant(_)) => {}
+            }
+            Synced { attempt: id, failed }
+        };
+        batch.into_iter().map(sync).collect()
+    }
+
+    fn empty(&self, id: AttemptId, attempt: &Attempt, number: u32, step: &Step) {
+        let mut file = lock(&attempt.file);
+        *file = None;
+        // If even this fails, the bytes stay in the file, and the same bytes are written over them.
+        drop(fs::remove_file(self.path(id, number)));
+        step.length.send_replace(0);
     }
 
     /// Number of chunks that were dropped because they belong to no running attempt.
@@ -161,8 +270,9 @@ impl Logs {
     fn step(&self, id: AttemptId, attempt: &Attempt, number: u32) -> Arc<Step> {
         let fresh = || {
             // Chunks are only written if they join, so the log of an earlier master has no holes.
-            let (length, _) = watch::channel(self.length_on_disk(id, number));
-            Arc::new(Step { length })
+            let there = self.length_on_disk(id, number);
+            // An earlier master may not have synced it.
+            Arc::new(Step { length: watch::channel(there).0, unsynced: AtomicBool::new(there > 0) })
         };
         lock(&attempt.steps).entry(number).or_insert_with(fresh).clone()
     }
@@ -206,6 +316,7 @@ impl Logs {
                     &mut other.insert((chunk.step, opened)).1
                 }
             };
+            step.unsynced.store(true, Ordering::Relaxed);
             file.write_all_at(new, there)?;
             step.length.send_replace(there + new.len() as u64);
         }
@@ -233,94 +344,5 @@ fn highest_name(dir: &Path) -> io::Result<Option<u64>> {
 }
 
 #[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-    use super::*;
-    use rouse_shared::BuildId;
-
-    const ATTEMPT: AttemptId = AttemptId { build: BuildId(7), number: 1 };
-
-    fn session(id: &str) -> SessionId {
-        SessionId(id.to_owned())
-    }
-
-    fn source() -> Source {
-        Source { worker: "w1".parse().unwrap(), session: session("s"), steps: 2 }
-    }
-
-    fn chunk(offset: u64, bytes: &str) -> LogChunk {
-        LogChunk { session: session("s"), attempt: ATTEMPT, step: 0, offset, bytes: bytes.as_bytes().to_vec() }
-    }
-
-    #[test]
-    fn chunks_join_whatever_comes_twice_or_is_missing() {
-        let dir = tempfile::tempdir().unwrap();
-        let worker: WorkerName = "w1".parse().unwrap();
-        let logs = Logs::new(dir.path(), 1_000).unwrap();
-        assert_eq!(logs.write(&worker, &chunk(0, "early")).unwrap(), Written::Unexpected);
-        logs.open(ATTEMPT, source());
-        assert_eq!(logs.write(&"w2".parse().unwrap(), &chunk(0, "a liar")).unwrap(), Written::Unexpected);
-        // Whoever else has the worker's password.
-        let forged = LogChunk { session: session("another"), ..chunk(0, "a lie") };
-        assert_eq!(logs.write(&worker, &forged).unwrap(), Written::Unexpected);
-        let beyond = LogChunk { step: 2, ..chunk(0, "a step that the build does not have") };
-        assert_eq!(logs.write(&worker, &beyond).unwrap(), Written::Unexpected);
-        for (offset, bytes, expected) in [
-            (0, "hello ", Written::Yes),
-            (0, "hello ", Written::Yes),
-            (9, "late", Written::Gap(6)),
-            (3, "lo world", Written::Yes),
-            (11, "!", Written::Yes),
-        ] {
-            assert_eq!(logs.write(&worker, &chunk(offset, bytes)).unwrap(), expected, "{offset} {bytes}");
-        }
-        assert_eq!(fs::read(logs.path(ATTEMPT, 0)).unwrap(), b"hello world!");
-        assert_eq!(logs.missing(ATTEMPT, &[12]), None);
-        assert_eq!(logs.missing(ATTEMPT, &[13, 2]), Some((0, 12)));
-        assert_eq!(logs.missing(ATTEMPT, &[12, 2]), Some((1, 0)));
-        assert!(!logs.path(ATTEMPT, 1).exists(), "asking makes no file");
-        // A new master goes on where the file ends.
-        let logs = Logs::new(dir.path(), 1_000).unwrap();
-        logs.open(ATTEMPT, source());
-        assert_eq!(logs.write(&worker, &chunk(12, "!")).unwrap(), Written::Yes);
-        logs.close(ATTEMPT);
-        assert_eq!(logs.highest_build().unwrap(), 7);
-        fs::create_dir_all(dir.path().join("2/2003")).unwrap();
-        assert_eq!(logs.highest_build().unwrap(), 2003);
-        assert_eq!(*logs.watch(ATTEMPT, 0).borrow(), 13);
-        assert_eq!(logs.unexpected(), 0);
-    }
-
-    #[test]
-    fn an_endless_log_is_cut_and_the_attempt_ends_all_the_same() {
-        let dir = tempfile::tempdir().unwrap();
-        let worker: WorkerName = "w1".parse().unwrap();
-        let logs = Logs::new(dir.path(), 10).unwrap();
-        logs.open(ATTEMPT, source());
-        for offset in (0..100).step_by(4) {
-            assert_eq!(logs.write(&worker, &chunk(offset, "abcd")).unwrap(), Written::Yes, "{offset}");
-        }
-        assert_eq!(fs::read(logs.path(ATTEMPT, 0)).unwrap(), b"abcdabcdab");
-        logs.expect(ATTEMPT, vec![100]);
-        assert!(logs.became_whole(ATTEMPT));
-        // A larger limit: the agent sends the rest.
-        logs.set_max_size(1_000);
-        assert_eq!(logs.write(&worker, &chunk(100, "more")).unwrap(), Written::Gap(10));
-    }
-
-    #[test]
-    fn the_logs_of_many_steps_take_one_descriptor() {
-        let dir = tempfile::tempdir().unwrap();
-        let worker: WorkerName = "w1".parse().unwrap();
-        let logs = Logs::new(dir.path(), 1_000).unwrap();
-        logs.open(ATTEMPT, Source { steps: 1_000, ..source() });
-        for step in (0..1_000).chain(0..1_000) {
-            let offset = logs.length_on_disk(ATTEMPT, step);
-            assert_eq!(logs.write(&worker, &LogChunk { step, ..chunk(offset, "line\n") }).unwrap(), Written::Yes);
-        }
-        assert!((0..1_000).all(|step| fs::read(logs.path(ATTEMPT, step)).unwrap() == b"line\nline\n"));
-        let own = format!("{}/", dir.path().display());
-        let open = fs::read_dir("/proc/self/fd").unwrap().filter_map(|fd| fs::read_link(fd.ok()?.path()).ok());
-        assert_eq!(open.filter(|path| path.to_string_lossy().starts_with(&own)).count(), 1);
-    }
-}
+#[path = "logs_tests.rs"]
+mod tests;

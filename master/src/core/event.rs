@@ -139,12 +139,13 @@ pub enum Event {
         /// The machines that have our name, or why none of the provider's places was listed.
         result: Result<Listing, String>,
     },
-    /// The logs adapter has every byte up to the lengths of [`Effect::CheckLogs`]. Late and twice.
+    /// Every byte up to the lengths of [`Effect::CheckLogs`] is on the disk. Late and twice.
     LogsWhole {
         /// The attempt that the logs belong to.
         attempt: AttemptId,
     },
-    /// A chunk does not continue the log, or [`Effect::CheckLogs`] found bytes missing. Late and twice.
+    /// A chunk does not continue the log, [`Effect::CheckLogs`] found bytes missing, or the disk has not taken them. Late
+    /// and twice.
     LogGap {
         /// The attempt that the log belongs to.
         attempt: AttemptId,

@@ -3,6 +3,7 @@
 use super::WAITING;
 use super::disk_space::DiskSpace;
 use super::error::MasterError;
+use super::log_sync::LogSync;
 use crate::broker::LogDelivery;
 use crate::clock;
 use crate::core::event::Event;
@@ -27,18 +28,21 @@ const CHECK_PAUSE: Duration = Duration::from_secs(1);
 /// Starts the thread. It ends when the channel of chunks is closed or nobody receives its events.
 pub(super) fn spawn(
     logs: Logs,
+    sync: LogSync,
     space: DiskSpace,
     chunks: mpsc::Receiver<LogDelivery>,
     events: mpsc::Sender<Event>,
 ) -> Result<(), MasterError> {
     let writer =
-        Writer { logs, space, checked: None, unchecked: 0, reported: HashMap::new(), unwritable: HashSet::new() };
+        Writer { logs, sync, space, checked: None, unchecked: 0, reported: HashMap::new(), unwritable: HashSet::new() };
     let thread = std::thread::Builder::new().name("logs".to_owned()).spawn(move || writer.run(chunks, &events));
     thread.map(drop).map_err(|e| MasterError::new("cannot start a thread", &e))
 }
 
 struct Writer {
     logs: Logs,
+    /// Syncs the logs of attempts that have all of them.
+    sync: LogSync,
     space: DiskSpace,
     /// When there was last enough free space.
     checked: Option<Timestamp>,
@@ -125,7 +129,10 @@ impl Writer {
         match written {
             Written::Yes => {
                 self.reported.remove(&(attempt, step));
-                self.logs.became_whole(attempt).then_some(Event::LogsWhole { attempt })
+                if self.logs.became_whole(attempt) {
+                    self.sync.nudge();
+                }
+                None
             }
             Written::Gap(offset) => (self.reported.insert((attempt, step), offset) != Some(offset))
                 .then_some(Event::LogGap { attempt, step, offset }),
@@ -156,6 +163,7 @@ mod tests {
         let space = DiskSpace::new(dir.path());
         let mut writer = Writer {
             logs: logs.clone(),
+            sync: LogSync::unused(),
             space,
             checked: None,
             unchecked: 0,

@@ -4,7 +4,7 @@ use super::control::Control;
 use super::disk_space::DiskSpace;
 use super::error::MasterError;
 use super::state::State;
-use super::{WAITING, encryption, event_loop, log_writer, perform};
+use super::{WAITING, encryption, event_loop, log_sync, log_writer, perform};
 use crate::broker::{
     self, AuthServer, Endpoints, Inbound, Link, LinkSettings, LogDelivery, Node, NodeSettings, NodeTls, RateLimiter,
     Refusals, Trust,
@@ -96,7 +96,8 @@ impl Master {
 
         tokio::spawn(forward_deaths(receiver, events.clone()));
         let space = DiskSpace::new(&config.master.state_dir);
-        log_writer::spawn(logs.clone(), space, chunks_in, events.clone())?;
+        let log_sync = log_sync::spawn(logs.clone(), events.clone())?;
+        log_writer::spawn(logs.clone(), log_sync.clone(), space, chunks_in, events.clone())?;
 
         let mut seed = [0_u8; 32];
         getrandom::fill(&mut seed).map_err(|e| MasterError::new("cannot draw random numbers", &e))?;
@@ -110,6 +111,7 @@ impl Master {
             events: events.clone(),
             hosts: Arc::new(hosts),
             logs: logs.clone(),
+            log_sync,
             changes: changes.clone(),
             link: link_ready,
             refusals: refusals.clone(),

@@ -13,6 +13,7 @@ mod encryption;
 mod error;
 mod event_loop;
 mod figures;
+mod log_sync;
 mod log_writer;
 mod master;
 mod perform;

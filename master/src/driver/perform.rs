@@ -1,6 +1,7 @@
 //! Performs effects after the commit. An operation that takes time runs outside the loop, and its result comes back as
 //! an event.
 
+use super::log_sync::LogSync;
 use crate::broker::{LinkHandle, Outbound, Refusals};
 use crate::config::Config;
 use crate::core::event::{Change, Effect, Event, Level, Listing, Reply, RequestId};
@@ -59,6 +60,7 @@ pub(super) struct Executor {
     pub events: mpsc::Sender<Event>,
     pub hosts: Arc<Hosts>,
     pub logs: Logs,
+    pub log_sync: LogSync,
     pub changes: broadcast::Sender<Change>,
     /// The link to the broker, once there is one.
     pub link: watch::Receiver<Option<Arc<LinkHandle>>>,
@@ -146,7 +148,7 @@ impl Executor {
             Effect::CheckLogs { attempt, lengths, overdue } => {
                 self.logs.expect(attempt, lengths.clone());
                 if self.logs.became_whole(attempt) {
-                    return Some(Event::LogsWhole { attempt });
+                    self.log_sync.nudge();
                 }
                 let missing = self.logs.missing(attempt, &lengths).filter(|_| overdue);
                 return missing.map(|(step, offset)| Event::LogGap { attempt, step, offset });
