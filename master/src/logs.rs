@@ -217,9 +217,10 @@ impl Logs {
         }
         let files = batch.iter().map(|(_, _, steps)| steps.len()).sum::<usize>();
         let done = files > SINGLE_SYNCS && self.inner.disk.sync_all(&self.inner.dir).is_ok();
-        let sync = |(id, attempt, steps): (AttemptId, Arc<Attempt>, Vec<(u32, Arc<Step>)>)| {
+        let mut all = Vec::new();
+        for (id, attempt, steps) in batch {
             let mut failed = None;
-            for (number, step) in if done { Vec::new() } else { steps } {
+            for (number, step) in steps.into_iter().filter(|_| !done) {
                 if let Err(error) = self.inner.disk.sync_file(&self.path(id, number)) {
                     self.empty(id, &attempt, number, &step);
                     failed.get_or_insert((number, error));
@@ -230,9 +231,9 @@ impl Logs {
                 (Some(_), Entry::Occupied(mut expected)) => expected.get_mut().whole = false,
                 (_, Entry::Vacant(_)) => {}
             }
-            Synced { attempt: id, failed }
-        };
-        batch.into_iter().map(sync).collect()
+            all.push(Synced { attempt: id, failed });
+        }
+        all
     }
 
     fn empty(&self, id: AttemptId, attempt: &Attempt, number: u32, step: &Step) {
