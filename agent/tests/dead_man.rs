@@ -12,6 +12,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use std::fs;
 use std::io::Write;
 use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -36,7 +37,9 @@ impl Host {
             work = dir.path().join("work"),
             trace = dir.path().join("trace").display(),
         );
-        fs::write(dir.path().join("agent.toml"), config).expect("a configuration");
+        let path = dir.path().join("agent.toml");
+        fs::write(&path, config).expect("a configuration");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("our file");
         let agent = Self::spawn(&dir);
         Self { dir, agent }
     }

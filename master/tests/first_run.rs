@@ -3,8 +3,10 @@
 //! test -p rouse-master --test first_run` rewrites the files.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+use std::fs::Permissions;
 use std::io::{BufRead as _, BufReader};
 use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc;
@@ -28,7 +30,9 @@ impl Place {
         let dir = tempfile::tempdir().unwrap();
         let state = dir.path().join("state");
         let text = config.replace("STATE", state.to_str().unwrap());
-        std::fs::write(dir.path().join("rouse.toml"), text).unwrap();
+        let path = dir.path().join("rouse.toml");
+        std::fs::write(&path, text).unwrap();
+        std::fs::set_permissions(path, Permissions::from_mode(0o600)).unwrap();
         Self { dir }
     }
 

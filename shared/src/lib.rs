@@ -11,6 +11,7 @@ pub mod certificate;
 pub mod codec;
 pub mod duration;
 pub mod error;
+pub mod exposure;
 pub mod fingerprint;
 pub mod ids;
 pub mod limits;

@@ -143,7 +143,7 @@ const AROUND: [(usize, &str, &[&str]); 14] = [
     (BUILD, "step", &["[[step]]\nrun = 'true'"]),
 ];
 
-/// What each key is given, right or wrong.
+/// What each key is given, right or wrong. `PRIVATE` stands for a file that only its owner can read.
 const SAMPLES: &str = r#"
     "" | "x" | "Cargo.toml" | "two words" | "/x" | "none" | "5m" | "1h30m" | "5m1h" | "0s" | "64MB" | "1d2ms" | "b" | "static" | "latent"
     "stop" | "report" | "terminate" | "hibernate" | "builtin" | "newest" | "w{1..3}" | "Bad_Name" | "127.0.0.1:8090"
@@ -152,15 +152,23 @@ const SAMPLES: &str = r#"
     0 | 1 | -1 | 7 | 101 | 5000000000 | 1000000000000 | 0.0 | 1.5 | -1.5 | true | false
     [] | [""] | ["x"] | ["b", "c"] | ["a@example.org"] | ["127.0.0.1:1"] | ["stop", 1] | [1] | [1.5] | [["a", "b"]] | [["a"]]
     [{ device = "/dev/x" }] | [{ size = 1 }] | [{ run = "x" }] | [{}]
-    {} | { a = "x" } | { a = 1 } | { file = "Cargo.toml" } | { env = "PATH" } | { file = "Cargo.toml", env = "PATH" }
+    {} | { a = "x" } | { a = 1 } | { file = "PRIVATE" } | { env = "PATH" } | { file = "PRIVATE", env = "PATH" }
     { name_regex = "x" } | { name_regex = "x", pick = "oldest" } | { command = ["x"] } | { command = ["x"], pick = "oldest" }
     { name_regex = "x", command = ["x"] } | { path = "x" }
     "on" | "sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08" | { cert = "PEM", key = "PEM" } | { cert = "PEM" }
 "#;
 
+/// Writes a file that only its owner can read.
+fn private() -> PathBuf {
+    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join("private");
+    rouse_tests::harness::write_private(&path, "x");
+    path
+}
+
 /// `PEM` is the file with this certificate and its key.
 fn samples(pem: &Path) -> Vec<(String, Value)> {
-    let real = |text: &str| text.replace("PEM", pem.to_str().unwrap());
+    let private = private();
+    let real = |text: &str| text.replace("PEM", pem.to_str().unwrap()).replace("PRIVATE", private.to_str().unwrap());
     let texts = SAMPLES.lines().flat_map(|line| line.split(" | ")).map(str::trim).filter(|text| !text.is_empty());
     texts
         .map(|text| (text.to_owned(), format!("x = {}", real(text)).parse::<Table>().unwrap().remove("x").unwrap()))

@@ -2,6 +2,7 @@
 
 mod units;
 
+pub(crate) use units::exposed;
 pub use units::{SecretSource, Size};
 
 use crate::http::Server;
@@ -151,12 +152,12 @@ impl AgentConfig {
     /// If the file cannot be read, or anything in it or in the environment is invalid.
     pub fn load(path: Option<&Path>, env: &Environment) -> Result<Self, ConfigError> {
         let chosen = path.unwrap_or(Path::new(DEFAULT_PATH));
-        let text = match std::fs::read_to_string(chosen) {
-            Ok(text) => text,
-            Err(error) if path.is_none() && error.kind() == std::io::ErrorKind::NotFound => String::new(),
+        let (text, exposed) = match units::read_private(chosen) {
+            Ok(read) => read,
+            Err(error) if path.is_none() && error.kind() == std::io::ErrorKind::NotFound => (String::new(), None),
             Err(error) => return Err(ConfigError(format!("{} cannot be read: {error}", chosen.display()))),
         };
-        Self::parse(&text, &chosen.display().to_string(), env)
+        Self::parse_file(&text, &chosen.display().to_string(), exposed, env)
     }
 
     /// The configuration in `text`, which is from `source`, overridden by `env`.
@@ -164,7 +165,15 @@ impl AgentConfig {
     /// # Errors
     /// As [`Self::load`].
     pub fn parse(text: &str, source: &str, env: &Environment) -> Result<Self, ConfigError> {
+        Self::parse_file(text, source, None, env)
+    }
+
+    /// `exposed` is why no secret may be in the file of the text.
+    fn parse_file(text: &str, source: &str, exposed: Option<String>, env: &Environment) -> Result<Self, ConfigError> {
         let mut file: File = toml::from_str(text).map_err(|error| at(source, text, &error))?;
+        if let (Some(SecretSource::Text(_)), Some(why)) = (&file.password, exposed) {
+            return Err(ConfigError(format!("{source}: password: {why}")));
+        }
         file.override_by(env)?;
         file.validate(source, env)
     }

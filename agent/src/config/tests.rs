@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use super::*;
+use std::os::unix::fs::PermissionsExt as _;
 
 const STANDING: &str = "broker = \"amqps://mq.example.org/rouse\"\nname = \"bot-solaris\"\npassword = \"hush\"\n";
 
@@ -157,7 +158,7 @@ fn sizes() {
 fn a_secret_in_a_file_ends_at_the_line() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("secret");
-    std::fs::write(&path, "hush hush\r\n").unwrap();
+    write(&path, "hush hush\r\n", 0o600);
     let secret = SecretSource::File(path);
     assert_eq!(secret.reveal(&|_| None).unwrap(), "hush hush");
     assert!(!format!("{:?}", SecretSource::Text(Secret::new("hush"))).contains("hush"));
@@ -180,4 +181,44 @@ fn the_broker_is_trusted_by_its_authority_or_by_a_fingerprint() {
         let error = parse(&text).unwrap_err();
         assert!(error.contains(word), "{error}");
     }
+}
+
+fn write(path: &Path, text: &str, mode: u32) {
+    std::fs::write(path, text).unwrap();
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+}
+
+#[test]
+fn secrets_that_others_can_read_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let (config, secret) = (dir.path().join("agent.toml"), dir.path().join("agent.secret"));
+    let named = STANDING.replace("\"hush\"", &format!("{{ file = {secret:?} }}"));
+    assert_ne!(named, STANDING);
+    for (text, own, other, refused) in [
+        (STANDING, 0o600, 0o644, None),
+        (STANDING, 0o640, 0o644, None),
+        (STANDING, 0o644, 0o600, Some(&config)),
+        (STANDING, 0o604, 0o600, Some(&config)),
+        (&named, 0o644, 0o600, None),
+        (&named, 0o600, 0o644, Some(&secret)),
+        (&named, 0o600, 0o666, Some(&secret)),
+    ] {
+        write(&config, text, own);
+        write(&secret, "hush\n", other);
+        let read = AgentConfig::load(Some(&config), &Vec::new()).map_err(|e| e.to_string());
+        match (refused, read) {
+            (None, Ok(config)) => assert_eq!(config.password.as_deref(), Some("hush")),
+            (Some(file), Err(why)) => {
+                assert!(why.contains(" password: all users of the machine have access to "), "{why}");
+                assert!(
+                    why.ends_with(&format!("run `chmod {} {}`", if own == 0o604 { 600 } else { 640 }, file.display())),
+                    "{why}"
+                );
+            }
+            (_, read) => panic!("{own:o} {other:o}: {read:?}"),
+        }
+    }
+    // No secret is in it, so everybody may read it.
+    write(&config, "broker = \"amqp://mq.example.org\"\n", 0o644);
+    AgentConfig::load(Some(&config), &Vec::new()).unwrap();
 }

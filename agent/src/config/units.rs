@@ -1,9 +1,14 @@
 //! Sizes and secrets as they are written in configurations.
 
+use rouse_shared::exposure::{Groups, exposure};
 use rouse_shared::{Secret, size};
+use rustix::process::getegid;
 use serde::de::{self, Deserialize, Deserializer, MapAccess, Visitor};
 use std::fmt;
-use std::path::PathBuf;
+use std::fs::{File, Metadata};
+use std::io::{self, Read as _};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 /// A number of bytes, as [`size::parse`] reads it.
@@ -96,8 +101,11 @@ impl SecretSource {
         let (text, source) = match self {
             Self::Text(text) => (text.expose().to_owned(), "the password".to_owned()),
             Self::File(path) => {
-                let text =
-                    std::fs::read_to_string(path).map_err(|e| format!("{} cannot be read: {e}", path.display()))?;
+                let (text, exposed) =
+                    read_private(path).map_err(|e| format!("{} cannot be read: {e}", path.display()))?;
+                if let Some(why) = exposed {
+                    return Err(why);
+                }
                 (text.trim_end_matches(['\r', '\n']).to_owned(), path.display().to_string())
             }
             Self::Env(name) => {
@@ -107,4 +115,25 @@ impl SecretSource {
         };
         if text.is_empty() { Err(format!("{source} is empty")) } else { Ok(text) }
     }
+}
+
+/// The text of a file, and why it must not have a secret in it; none if it may.
+///
+/// # Errors
+/// If it cannot be read.
+pub(crate) fn read_private(path: &Path) -> io::Result<(String, Option<String>)> {
+    let mut file = File::open(path)?;
+    let metadata = file.metadata()?;
+    let mut text = String::new();
+    file.read_to_string(&mut text)?;
+    Ok((text, exposed(path, &metadata)))
+}
+
+/// Why a file must not have a secret in it; none if it may.
+pub(crate) fn exposed(path: &Path, file: &Metadata) -> Option<String> {
+    // What is no regular file, such as a pipe, is nobody else's.
+    if !file.is_file() {
+        return None;
+    }
+    exposure(path, file.mode(), file.gid(), &Groups::These(vec![0, getegid().as_raw()]))
 }

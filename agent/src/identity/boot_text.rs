@@ -1,7 +1,7 @@
 //! Boot data as text from one of the sources, and the identity that they contain.
 
 use super::{Identity, IdentityError, Machine, firmware, host, trust};
-use crate::config::AgentConfig;
+use crate::config::{self, AgentConfig};
 use crate::link::Target;
 use crate::tls::Trust;
 use rouse_shared::boot::{self, BootData};
@@ -34,8 +34,11 @@ impl std::fmt::Debug for BootText {
 impl BootText {
     /// The boot data in a file of their own.
     pub(super) fn in_file(path: &Path) -> Result<Self, IdentityError> {
-        let bytes = firmware::read_at_most(path, MAX_BOOT_DATA as u64)
-            .map_err(|error| IdentityError::Unreadable(path.to_owned(), error))?;
+        let unreadable = |error| IdentityError::Unreadable(path.to_owned(), error);
+        let bytes = firmware::read_at_most(path, MAX_BOOT_DATA as u64).map_err(unreadable)?;
+        if let Some(why) = config::exposed(path, &path.metadata().map_err(unreadable)?) {
+            return Err(IdentityError::BadBootData(path.display().to_string(), why));
+        }
         let toml = String::from_utf8(bytes).map_err(|_| "not valid UTF-8".to_owned());
         Ok(Self { source: path.display().to_string(), toml, of_a_process: true })
     }

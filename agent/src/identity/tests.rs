@@ -4,6 +4,7 @@
 use super::firmware::tests::{BOOT_FILE, machine};
 use super::*;
 use crate::fake_metadata::Metadata as Fake;
+use std::os::unix::fs::PermissionsExt as _;
 
 const BOOT: &str =
     "name = \"w7\"\nhost = \"h0123456789abcdef\"\nbroker = \"amqp://127.0.0.1:5672\"\ntoken = \"hush\"\n";
@@ -18,11 +19,16 @@ async fn identity(text: &str, files: &[(&str, &[u8])]) -> Result<Identity, Ident
     identify_below(&config(text), dir.path()).await
 }
 
+fn write_private(path: &Path, text: &str) {
+    std::fs::write(path, text).unwrap();
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).unwrap();
+}
+
 /// With a file that holds the boot data, on this very machine.
 async fn boot(text: &str) -> Result<Identity, IdentityError> {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("boot.toml");
-    std::fs::write(&path, text).unwrap();
+    write_private(&path, text);
     identify(&config(&format!("boot_data = {path:?}"))).await
 }
 
@@ -57,6 +63,16 @@ async fn errors_in_boot_data_do_not_contain_the_token() {
     for missing in ["boot_data = \"/nonexistent/boot.toml\"", "boot_data = \"/dev/zero\""] {
         assert!(matches!(identify(&config(missing)).await.err().unwrap(), IdentityError::Unreadable(..)));
     }
+}
+
+#[tokio::test]
+async fn boot_data_that_others_can_read_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("boot.toml");
+    write_private(&path, BOOT);
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).unwrap();
+    let error = identify(&config(&format!("boot_data = {path:?}"))).await.err().unwrap().to_string();
+    assert!(error.ends_with(&format!("(mode 0644), which has a secret in it: run `chmod 640 {}`", path.display())));
 }
 
 #[tokio::test]

@@ -3,8 +3,11 @@
 use super::keys::Section;
 use super::problem::Problem;
 use super::shorten;
+use rouse_shared::exposure::{Groups, exposure};
 use std::cell::RefCell;
 use std::collections::BTreeSet;
+use std::fs::Metadata;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
@@ -23,12 +26,18 @@ pub(super) struct Notes<'d> {
     pub(super) base: PathBuf,
     /// Used for `{ env = … }`.
     pub(super) env: Environment<'d>,
+    /// The position and the key of the first secret in the text itself.
+    literal: RefCell<Option<(usize, String)>>,
+    /// The groups that may read secrets.
+    pub(super) groups: Groups,
 }
 
 impl<'d> Notes<'d> {
     pub(super) fn new(file: &'d Path, text: &'d str, base: PathBuf, env: Environment<'d>) -> Self {
+        let groups = Groups::These(Vec::new());
         let line_starts = std::iter::once(0).chain(text.match_indices('\n').map(|(i, _)| i + 1)).collect();
-        Self { file, text, line_starts, errors: RefCell::default(), warnings: RefCell::default(), base, env }
+        let (errors, warnings, literal) = Default::default();
+        Self { file, text, line_starts, errors, warnings, base, env, literal, groups }
     }
 
     fn note(&self, at: usize, key: &str, message: String) -> Problem {
@@ -51,6 +60,21 @@ impl<'d> Notes<'d> {
 
     pub(super) fn errors(&self) -> usize {
         self.errors.borrow().len()
+    }
+
+    /// Notes an error if the text has a secret in it that others can read in this file.
+    pub(super) fn check_file(&self, file: &Metadata) {
+        if let Some((at, key)) = &*self.literal.borrow()
+            && let Some(why) = self.exposed(self.file, file)
+        {
+            self.error(*at, key, why);
+        }
+    }
+
+    /// Why a file must not have a secret in it.
+    pub(super) fn exposed(&self, path: &Path, file: &Metadata) -> Option<String> {
+        // What is no regular file, such as a pipe, is nobody else's.
+        if file.is_file() { exposure(path, file.mode(), file.gid(), &self.groups) } else { None }
     }
 
     /// The line of a position, from 1.
@@ -273,6 +297,13 @@ impl<'d> Value<'d> {
             DeValue::Table(_) => "a table",
         };
         self.error(format!("expected {expected}, found {found}"))
+    }
+
+    /// Notes that this value has a secret in it, which is in the file itself if the value is a text.
+    pub(super) fn note_secret(&self) {
+        if self.is_text() {
+            self.notes.literal.borrow_mut().get_or_insert_with(|| (self.at, self.path.clone()));
+        }
     }
 
     pub(super) fn is_text(&self) -> bool {

@@ -80,10 +80,13 @@ pub(super) fn master<'d>(root: &Table<'d>, empty: &'d DeTable<'d>) -> MasterConf
 pub(super) fn broker<'d>(root: &Table<'d>, master: &MasterConfig, empty: &'d DeTable<'d>) -> BrokerConfig {
     let table = section(root, "broker", &keys::BROKER_KEYS, empty);
     let url = table.optional("url", |v| {
-        let secret = v.secret()?;
+        let secret = v.perhaps_secret()?;
         match url::broker(secret.expose()) {
             Ok(url) => {
                 encryption::warn_of_clear(v, &url);
+                if url.login.is_some() {
+                    v.note_secret();
+                }
                 Some(secret)
             }
             Err(why) => v.error(why),
@@ -176,8 +179,11 @@ pub(super) fn mail<'d>(root: &Table<'d>, empty: &'d DeTable<'d>) -> MailConfig {
             }
         }),
         relay: table.or("relay", default.relay, |v| {
-            let text: Secret = v.secret()?;
+            let text: Secret = v.perhaps_secret()?;
             let relay = url::relay(text.expose()).map_or_else(|why| v.error(why), Some)?;
+            if relay.login.is_some() {
+                v.note_secret();
+            }
             if relay.tls == RelayTls::Never && relay.login.is_some() && !is_loopback(&relay.host) {
                 v.warn("sends the password across the network in clear: leave out ?tls=none");
             }

@@ -32,8 +32,13 @@ pub use rouse_shared::Secret;
 use crate::core::plan::{AmongEquals, MailPlan, Plan, ProviderKind};
 use crate::tls::TlsFiles;
 use rouse_shared::WorkerName;
+use rouse_shared::exposure::Groups;
+use rustix::process::{getegid, geteuid};
 use std::collections::BTreeMap;
+use std::fs::{File, Metadata};
+use std::io::{self, Read as _};
 use std::net::SocketAddr;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -226,21 +231,32 @@ fn read_file(path: &Path) -> Reading {
         let error = Problem { file: path.to_owned(), line: 0, column: 0, key: String::new(), message };
         Reading { config: None, errors: vec![error], warnings: Vec::new() }
     };
-    let bytes = match std::fs::read(path) {
-        Ok(bytes) => bytes,
+    let read = || {
+        let mut file = File::open(path)?;
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes)?;
+        Ok::<_, io::Error>((bytes, file.metadata()?))
+    };
+    let (bytes, metadata) = match read() {
+        Ok(read) => read,
         Err(why) => return whole(format!("cannot be read: {why}")),
     };
     match String::from_utf8(bytes) {
-        Ok(text) => read_text(&text, path, &|name| std::env::var(name).ok()),
+        Ok(text) => read_text(&text, path, Some(&metadata), &|name| std::env::var(name).ok()),
         Err(_) => whole("is not UTF-8 text".to_owned()),
     }
 }
 
-fn read_text(text: &str, path: &Path, env: document::Environment<'_>) -> Reading {
+/// `file` is that of the text, if it is from one.
+fn read_text(text: &str, path: &Path, file: Option<&Metadata>, env: document::Environment<'_>) -> Reading {
     // Absolute, so that it stays right if the master changes its directory.
     let base = std::path::absolute(path).ok().and_then(|p| p.parent().map(Path::to_owned)).unwrap_or_default();
-    let notes = document::Notes::new(path, text, base, env);
-    let config = document::parse(text, &notes).map(|root| {
+    let mut notes = document::Notes::new(path, text, base, env);
+    let parsed = document::parse(text, &notes);
+    if let Some(root) = &parsed {
+        notes.groups = own_groups(&notes.base.join(state_dir(root.get_ref())));
+    }
+    let config = parsed.map(|root| {
         let empty = toml::de::DeTable::new();
         let root = document::Table::root(&notes, root.get_ref(), &keys::ROOT);
         let master = general::master(&root, &empty);
@@ -256,6 +272,9 @@ fn read_text(text: &str, path: &Path, env: document::Environment<'_>) -> Reading
             notes.warn(0, "master.name", why);
         }
         root.finish();
+        if let Some(file) = file {
+            notes.check_file(file);
+        }
         let plan = Plan {
             workers: workers.plans,
             max_hosts: limits.max_hosts,
@@ -278,6 +297,25 @@ fn read_text(text: &str, path: &Path, env: document::Environment<'_>) -> Reading
     Reading { config, errors, warnings }
 }
 
+/// The state directory that the text names, before it is validated.
+fn state_dir<'t>(root: &'t toml::de::DeTable<'_>) -> &'t str {
+    let named = root.get("master").and_then(|v| v.get_ref().get("state_dir")).and_then(|v| v.get_ref().as_str());
+    named.unwrap_or(general::DEFAULT_STATE_DIR)
+}
+
+/// The groups that may read the master's secrets: that of this process, and that of the state directory, because the
+/// user who checks may not be the one who runs the master. If root checks before the master was ever started, nobody
+/// knows which group the service has.
+fn own_groups(state_dir: &Path) -> Groups {
+    match state_dir.metadata() {
+        Err(_) if geteuid().is_root() => Groups::Any,
+        service => {
+            let own = [0, getegid().as_raw()];
+            Groups::These(own.into_iter().chain(service.ok().map(|dir| dir.gid())).collect())
+        }
+    }
+}
+
 fn names_master(root: &document::Table<'_>) -> bool {
     root.map.get("master").and_then(|v| v.get_ref().as_table()).is_some_and(|master| master.contains_key("name"))
 }
@@ -295,7 +333,7 @@ impl Config {
     /// # Errors
     /// Everything that is wrong with it.
     pub fn parse(text: &str, path: &Path) -> Result<Config, ConfigErrors> {
-        let reading = read_text(text, path, &|name| std::env::var(name).ok());
+        let reading = read_text(text, path, None, &|name| std::env::var(name).ok());
         reading.config.ok_or(ConfigErrors(reading.errors))
     }
 

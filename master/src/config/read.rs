@@ -4,6 +4,7 @@ use super::document::{Value, substitute};
 use super::{keys, shorten};
 use rouse_shared::{Secret, duration, size};
 use std::collections::BTreeMap;
+use std::fs::{File, Metadata};
 use std::io::Read as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -204,7 +205,18 @@ impl Value<'_> {
 
     fn content_of(&self, path: &Path) -> Option<String> {
         match read_file(path) {
-            Ok(content) => Some(content),
+            Ok((content, _)) => Some(content),
+            Err(why) => self.error(format!("cannot read {}: {why}", path.display())),
+        }
+    }
+
+    /// The same of a file that others must not be able to read.
+    fn secret_in(&self, path: &Path) -> Option<String> {
+        match read_file(path) {
+            Ok((content, metadata)) => match self.notes.exposed(path, &metadata) {
+                None => Some(content),
+                Some(why) => self.error(why),
+            },
             Err(why) => self.error(format!("cannot read {}: {why}", path.display())),
         }
     }
@@ -217,8 +229,14 @@ impl Value<'_> {
         content
     }
 
-    /// A string, `{ file = "path" }` or `{ env = "NAME" }`; never empty.
+    /// A string, `{ file = "path" }` or `{ env = "NAME" }`; never empty. Others must not be able to read it.
     pub(super) fn secret(&self) -> Option<Secret> {
+        self.note_secret();
+        self.perhaps_secret()
+    }
+
+    /// The same of a text that may have no secret in it. The caller calls [`Value::note_secret`] if it has one.
+    pub(super) fn perhaps_secret(&self) -> Option<Secret> {
         let text = if self.is_text() {
             self.text()?
         } else {
@@ -228,7 +246,7 @@ impl Value<'_> {
             table.finish();
             match (file, env) {
                 (Some(file), None) => {
-                    let content = file.content_of(&file.path()?)?;
+                    let content = file.secret_in(&file.path()?)?;
                     // Editors and `echo` add a newline, which is not part of the secret.
                     let content = content.strip_suffix('\n').unwrap_or(&content);
                     content.strip_suffix('\r').unwrap_or(content).to_owned()
@@ -297,13 +315,19 @@ impl Value<'_> {
     }
 }
 
-fn read_file(path: &Path) -> std::io::Result<String> {
-    String::from_utf8(read_bytes(path)?).map_err(|_| std::io::Error::other("it is not UTF-8 text"))
+fn read_file(path: &Path) -> std::io::Result<(String, Metadata)> {
+    let file = File::open(path)?;
+    let metadata = file.metadata()?;
+    let text = String::from_utf8(read_all(file)?).map_err(|_| std::io::Error::other("it is not UTF-8 text"))?;
+    Ok((text, metadata))
 }
 
 /// The content of a file that a key names.
 pub(super) fn read_bytes(path: &Path) -> std::io::Result<Vec<u8>> {
-    let mut file = std::fs::File::open(path)?;
+    read_all(File::open(path)?)
+}
+
+fn read_all(mut file: File) -> std::io::Result<Vec<u8>> {
     let mut content = Vec::new();
     // A directory can be opened, but not read; a device may never end.
     file.by_ref().take(MAX_FILE + 1).read_to_end(&mut content)?;

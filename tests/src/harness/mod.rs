@@ -26,6 +26,7 @@ use rouse_master::hosts::process::end_all;
 use serde_json::{Value, json};
 use std::fs;
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -161,7 +162,7 @@ impl Master {
     /// Writes its configuration again, with these workers.
     pub fn configure(&self, workers: &str) {
         let workers = run_as_root(workers);
-        fs::write(self.config(), format!("{}\n{workers}", self.head)).expect("the configuration can be written");
+        write_private(&self.config(), &format!("{}\n{workers}", self.head));
     }
 
     /// Its configuration's path.
@@ -422,6 +423,15 @@ impl Drop for Master {
     }
 }
 
+/// Writes a file with secrets in it. rouse refuses one that others can read.
+///
+/// # Panics
+/// If it cannot be written.
+pub fn write_private(path: &Path, text: &str) {
+    fs::write(path, text).expect("the file can be written");
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).expect("the file is ours");
+}
+
 /// Runs `rouse check --online` on this configuration, written into `dir`, which is also its home, with no environment
 /// but this one. Its exit code, and what it says.
 ///
@@ -429,7 +439,7 @@ impl Drop for Master {
 /// If it cannot be run.
 pub fn check_online(dir: &Path, text: &str, env: &[(&str, &str)]) -> (Option<i32>, String) {
     let path = dir.join("rouse.toml");
-    fs::write(&path, text).expect("the configuration can be written");
+    write_private(&path, text);
     let mut command = Command::new(program("rouse"));
     command.args(["check", "--online", "-c"]).arg(&path).env_clear().env("HOME", dir).envs(env.iter().copied());
     let output = command.output().expect("rouse can be run");

@@ -1,7 +1,7 @@
 //! `rouse check --online` with a real libvirtd.
 
 use crate::machines::Machines;
-use rouse_tests::harness::program;
+use rouse_tests::harness::{program, write_private};
 use std::path::Path;
 use std::process::Command;
 
@@ -10,7 +10,7 @@ fn check(dir: &Path, workers: &[(&str, &str)]) -> (Option<i32>, String) {
         format!("[[worker]]\nname = \"{name}\"\npassword = \"x\"\nrun_as = \"build\"\n[worker.libvirt]\n{section}\n")
     };
     let path = dir.join("check.toml");
-    std::fs::write(&path, workers.iter().map(section).collect::<String>()).unwrap();
+    write_private(&path, &workers.iter().map(section).collect::<String>());
     let output = Command::new(program("rouse")).args(["check", "--online", "-c"]).arg(&path).output().unwrap();
     (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned())
 }

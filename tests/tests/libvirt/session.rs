@@ -3,7 +3,7 @@
 
 use crate::system::{GUEST, OWN_XML, worker};
 use rouse_tests::harness::{
-    DEADLINE, Process, free_address, holds_within, processes_with, program, request, scratch, text,
+    DEADLINE, Process, free_address, holds_within, processes_with, program, request, scratch, text, write_private,
 };
 use rouse_tests::virt::{Image, image, run};
 use serde_json::json;
@@ -80,7 +80,8 @@ fn a_build_in_a_guest_of_an_ordinary_user() {
         "connection = \"qemu:///session\"\nhd_image = \"{shown}/disks/{{name}}.qcow2\"\n\
          base_image = \"{shown}/base.qcow2\"\nxml = {{ file = \"vm.xml\" }}\n"
     );
-    fs::write(dir.join("rouse.toml"), head + &worker("own", "lease = 40", &section)).unwrap();
+    write_private(&dir.join("rouse.toml"), &(head + &worker("own", "lease = 40", &section)));
+    give(&dir.join("rouse.toml"));
 
     let said = run(&mut session.rouse(&["check", "--online", "-c", "rouse.toml"]));
     assert!(said.contains("answers at qemu:///session"), "{said}");

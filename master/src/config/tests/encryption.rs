@@ -115,7 +115,7 @@ fn certificates_are_read_and_judged() {
     let read = |cert: &str, key: &str, broker: &str| {
         let tls = format!("tls = {{ cert = \"{cert}\", key = \"{key}\" }}");
         let text = format!("[master]\n{tls}\n[broker]\nlisten = \"0.0.0.0:5671\"\n{tls}\n{broker}");
-        read_text(&text, &path, &env)
+        read_text(&text, &path, None, &env)
     };
     let named = "agent_url = \"amqps://mq.example.org/rouse\"";
     let reading = read("cert.pem", "key.pem", named);
@@ -138,7 +138,7 @@ fn certificates_are_read_and_judged() {
     let other = warnings("cert.pem", "agent_url = \"amqps://mq2.example.org/rouse\"");
     assert!(other.len() == 1 && other[0].message.contains("for another name than mq2.example.org"), "{other:?}");
     let text = "[broker]\ntls = { cert = \"cert.pem\" }";
-    let missing = read_text(text, &path, &env).errors;
+    let missing = read_text(text, &path, None, &env).errors;
     assert!(missing.len() == 1 && missing[0].to_string().contains("broker.tls.key: missing"), "{missing:?}");
 }
 

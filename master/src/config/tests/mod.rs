@@ -6,6 +6,7 @@ use crate::core::plan::Digest;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng as _, SeedableRng as _};
 use rouse_shared::message::Limits;
+use std::os::unix::fs::PermissionsExt as _;
 
 mod encryption;
 mod sections;
@@ -18,7 +19,7 @@ fn env(name: &str) -> Option<String> {
 }
 
 fn reading(text: &str) -> Reading {
-    read_text(text, Path::new("rouse.toml"), &env)
+    read_text(text, Path::new("rouse.toml"), None, &env)
 }
 
 /// The configuration in a text that has no error.
@@ -50,13 +51,23 @@ fn standing(lines: &str) -> String {
     format!("[[worker]]\nname = \"w\"\npassword = \"x\"\nrun_as = \"build\"\n{lines}\n")
 }
 
+fn write(path: &Path, content: impl AsRef<[u8]>, mode: u32) {
+    std::fs::write(path, content).unwrap();
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+}
+
+/// Whether a file that the example names has a secret in it.
+fn is_secret(file: &str) -> bool {
+    ["api-token", "linux.secret", "aws-secret"].contains(&file)
+}
+
 /// The example in a directory of its own, with the files that it names.
 fn example() -> (tempfile::TempDir, PathBuf, Reading) {
     let dir = tempfile::tempdir().unwrap();
     let files =
         ["api-token", "linux.secret", "aws-secret", "aws-certs.pem", "base.qcow2", "minion1.xml", "cloud-ca.pem"];
     for file in files {
-        std::fs::write(dir.path().join(file), format!("{file}!\n")).unwrap();
+        write(&dir.path().join(file), format!("{file}!\n"), if is_secret(file) { 0o600 } else { 0o644 });
     }
     let key = rcgen::KeyPair::generate().unwrap();
     let certificate = rcgen::CertificateParams::default().self_signed(&key).unwrap();
@@ -64,8 +75,8 @@ fn example() -> (tempfile::TempDir, PathBuf, Reading) {
     std::fs::write(dir.path().join("key.pem"), key.serialize_pem()).unwrap();
     let path = dir.path().join("rouse.toml");
     let text = EXAMPLE.replace("DIR", dir.path().to_str().unwrap());
-    std::fs::write(&path, &text).unwrap();
-    let reading = read_text(&text, &path, &env);
+    write(&path, &text, 0o600);
+    let reading = read_text(&text, &path, None, &env);
     (dir, path, reading)
 }
 
@@ -250,9 +261,9 @@ fn secrets_are_read_and_not_shown() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("rouse.toml");
     let read = |content: &[u8]| {
-        std::fs::write(dir.path().join("w.secret"), content).unwrap();
+        write(&dir.path().join("w.secret"), content, 0o600);
         let text = standing("").replace("\"x\"", "{ file = \"{name}.secret\" }");
-        let reading = read_text(&text, &path, &env);
+        let reading = read_text(&text, &path, None, &env);
         (reading.config.map(|c| worker(&c, "w").password), reading.errors.len())
     };
     assert_eq!(read(b"one\n"), (Some(Digest::of("one")), 0));
@@ -276,6 +287,49 @@ fn secrets_are_read_and_not_shown() {
     ] {
         let found = errors(&standing("").replace("\"x\"", bad)).join("\n");
         assert!(found.contains(expected), "{bad}: {found}");
+    }
+}
+
+#[test]
+fn secrets_that_others_can_read_are_refused() {
+    let (dir, path, _) = example();
+    let read = || read_file(&path).errors.iter().map(ToString::to_string).collect::<Vec<_>>();
+    let set = |name: &str, mode| {
+        std::fs::set_permissions(dir.path().join(name), std::fs::Permissions::from_mode(mode)).unwrap();
+    };
+    // Only OS_PASSWORD is missing from the environment here.
+    let before = read();
+    for (name, key) in [
+        ("rouse.toml", "worker.password"),
+        ("api-token", "master.api_token.file"),
+        ("linux.secret", "worker.password.file"),
+        ("aws-secret", "worker.ec2.secret_identifier.file"),
+    ] {
+        set(name, 0o644);
+        let found: Vec<_> = read().into_iter().filter(|error| !before.contains(error)).collect();
+        let [error] = &found[..] else { panic!("{name}: {found:?}") };
+        let file = dir.path().join(name);
+        let expected = format!(
+            "{key}: all users of the machine have access to {0} (mode 0644), which has a secret in it: run `chmod 640 {0}`",
+            file.display()
+        );
+        assert!(error.ends_with(&expected), "{name}: {error}");
+        set(name, 0o640);
+        assert_eq!(read(), before, "{name}: its own group may");
+        set(name, 0o600);
+    }
+    for (text, harmless) in [
+        ("[master]\nname = \"ci\"\n", true),
+        ("[broker]\nurl = \"amqp://mq.example.org\"\n", true),
+        ("[mail]\nrelay = \"smtp://smtp.example.org\"\n", true),
+        ("[mail]\nrelay = \"smtps://u:p@smtp.example.org\"\n", false),
+        ("[broker]\nurl = \"amqp://u:p@mq.example.org\"\n", false),
+        ("[master]\napi_token = \"x\"\n", false),
+        (&standing(""), false),
+        (&standing("").replace("\"x\"", "{ file = \"linux.secret\" }"), true),
+    ] {
+        write(&path, text, 0o644);
+        assert_eq!(read().is_empty(), harmless, "{text}: {:?}", read());
     }
 }
 
@@ -323,7 +377,7 @@ fn the_fingerprint_follows_what_shapes_a_host() {
         let text = std::fs::read_to_string(&path).unwrap();
         let text = text.replace(dir.path().to_str().unwrap(), _dir.path().to_str().unwrap());
         assert!(text.contains(from), "{from}");
-        let reading = read_text(&text.replacen(from, to, 1), &_dir.path().join("rouse.toml"), &env);
+        let reading = read_text(&text.replacen(from, to, 1), &_dir.path().join("rouse.toml"), None, &env);
         assert_eq!(reading.errors, []);
         text_of(&reading.config.unwrap(), name) != text_of(&base, name)
     };
@@ -355,7 +409,7 @@ fn check_prints_faults_and_sums_up() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("rouse.toml");
     let run = |text: &str, online: bool| {
-        std::fs::write(&path, text).unwrap();
+        write(&path, text, 0o600);
         let mut out = Vec::new();
         let look: Look<'_> = &|_| Vec::new();
         let code = check(&path, online.then_some(look), &mut out);

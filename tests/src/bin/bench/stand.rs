@@ -6,6 +6,7 @@ use serde_json::Value;
 use std::fs;
 use std::io::{Error, Result};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -88,7 +89,9 @@ impl Stand {
              [[worker]]\nname = \"host\"\npassword = {PASSWORD:?}\nbuild_wait_timeout = 0\n[worker.process]\nagent = \"{agent}\"\n",
             state = dir.path().join("s"),
         );
-        fs::write(dir.path().join("rouse.toml"), rouse_tests::harness::run_as_root(&config))?;
+        let file = dir.path().join("rouse.toml");
+        fs::write(&file, rouse_tests::harness::run_as_root(&config))?;
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o600))?;
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         let mut stand = Self { programs, dir, work, address, amqp, master: None };
         stand.start_master().await?;
