@@ -172,7 +172,7 @@ async fn play(control: &Control, build: &Path, mut changes: broadcast::Receiver<
     let mut child = tokio::process::Command::new(program)
         .args(["build", "--server", &server, "--file"])
         .arg(build)
-        .env("ROUSE_TOKEN", &control.token)
+        .env("ROUSE_TOKEN", &*control.token())
         .stdin(Stdio::null())
         .kill_on_drop(true)
         .spawn()

@@ -38,6 +38,41 @@ pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     path.parent().filter(|dir| !dir.as_os_str().is_empty()).map_or(Ok(()), |dir| File::open(dir)?.sync_all())
 }
 
+/// The text in a file: 32 hexadecimal digits, generated and written the first time.
+///
+/// # Errors
+/// If the file cannot be read, is empty, or cannot be created.
+pub fn kept_hex(path: &Path) -> io::Result<String> {
+    match fs::read_to_string(path) {
+        Ok(text) if text.trim().is_empty() => {
+            Err(io::Error::other("the file is empty; remove it to have a new one made"))
+        }
+        Ok(text) => Ok(text.trim().to_owned()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => write_random_hex(path),
+        Err(error) => Err(error),
+    }
+}
+
+/// Writes 32 random hexadecimal digits into a file, as [`replace`] does, and returns them.
+///
+/// # Errors
+/// As [`replace`], and if there are no random numbers.
+pub fn write_random_hex(path: &Path) -> io::Result<String> {
+    let text = random_hex()?;
+    replace(path, format!("{text}\n").as_bytes())?;
+    Ok(text)
+}
+
+/// 32 random hexadecimal digits: 128 bits.
+///
+/// # Errors
+/// If there are no random numbers.
+pub fn random_hex() -> io::Result<String> {
+    let mut raw = [0_u8; 16];
+    getrandom::fill(&mut raw).map_err(io::Error::other)?;
+    Ok(hex::encode(raw))
+}
+
 /// Removes a directory, if it exists, with all that builds have left in it. `rm` does it: a build can make a tree that is
 /// deep enough to overflow the stack of a program that walks down into it, and `rm` does not walk it so.
 ///

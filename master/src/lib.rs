@@ -1,6 +1,7 @@
 //! The master: starts hosts when builds wait, assigns builds to them, and terminates them when they are idle.
 
 pub mod api;
+pub mod api_token;
 pub mod broker;
 pub mod cli;
 pub mod clock;

@@ -228,6 +228,13 @@ pub struct ForgottenPlace {
     pub id: String,
 }
 
+/// The API token was replaced.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
+pub struct RotatedToken {
+    /// The path of the file with the new token, on the machine of the master.
+    pub file: String,
+}
+
 /// A mail that the relay has not accepted yet.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Mail {

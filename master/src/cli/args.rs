@@ -149,6 +149,12 @@ pub(super) enum Command {
         #[arg(long, short)]
         yes: bool,
     },
+    /// The API token of the master.
+    #[command(subcommand)]
+    Token(TokenCommand),
+    /// The passwords of workers.
+    #[command(subcommand)]
+    Worker(WorkerCommand),
     /// Not a command: prints which commands to use instead.
     #[command(hide = true)]
     Stop {
@@ -166,6 +172,18 @@ pub(super) enum Command {
         /// The directory, which is created if it is missing.
         dir: PathBuf,
     },
+}
+
+#[derive(Subcommand, Debug)]
+pub(super) enum TokenCommand {
+    /// Replace the API token. The old one is no longer valid.
+    Rotate,
+}
+
+#[derive(Subcommand, Debug)]
+pub(super) enum WorkerCommand {
+    /// Print a new password for a worker, and where to write it so that no build is lost. Changes nothing.
+    Rotate(Worker),
 }
 
 /// One of the states that clap has let through.

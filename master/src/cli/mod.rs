@@ -10,6 +10,7 @@ mod fleet;
 mod follow;
 mod forget;
 mod output;
+mod rotate;
 mod show;
 mod submit;
 mod terminate;
@@ -19,7 +20,7 @@ mod watch;
 use crate::api;
 use crate::core::event::Operation;
 pub use args::Cli;
-use args::Command;
+use args::{Command, TokenCommand, WorkerCommand};
 use clap::CommandFactory as _;
 use client::Client;
 use error::CliError;
@@ -105,6 +106,8 @@ async fn remote(client: &Client, command: &Command, now: Timestamp) -> Result<Ex
         Command::Places { output } => fleet::places(client, output.json, now).await?,
         Command::Forget { target, yes } => return forget::run(client, target, *yes).await,
         Command::Terminate { host, yes } => return terminate::host(client, host, *yes).await,
+        Command::Token(TokenCommand::Rotate) => rotate::token(client).await?,
+        Command::Worker(WorkerCommand::Rotate(worker)) => rotate::worker(client, &worker.worker).await?,
         Command::Stop { .. } => return Err(CliError::Usage(STOP.to_owned())),
         Command::Master { .. }
         | Command::Check { .. }

@@ -399,7 +399,6 @@ pub fn changes_needing_restart(old: &Config, new: &Config) -> Vec<String> {
         ("master.name", a.0.name != b.0.name),
         ("master.state_dir", a.0.state_dir != b.0.state_dir),
         ("master.listen", a.0.listen != b.0.listen),
-        ("master.api_token", a.0.api_token != b.0.api_token),
         ("broker.listen", a.1.listen != b.1.listen),
         ("broker.url", a.1.url != b.1.url),
         ("broker.ca", a.1.ca != b.1.ca),

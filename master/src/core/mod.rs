@@ -379,6 +379,12 @@ impl Worker {
         self.plan.as_ref().is_some_and(|p| p.latent.is_none())
     }
 
+    /// Whether the password of a standing worker has changed since its agent has presented it.
+    fn has_old_password(&self) -> bool {
+        let (Some(plan), Some(live), None) = (&self.plan, &self.session, &self.host) else { return false };
+        live.session.password.as_ref().is_some_and(|password| *password != plan.password)
+    }
+
     fn attached(&self) -> Option<&Live> {
         self.session.as_ref().filter(|l| l.attached)
     }

@@ -212,6 +212,10 @@ pub struct Session {
     /// The previous runs of the agent, newest first, a few at most. Late messages may come from them.
     #[serde(default)]
     pub replaced: Vec<Nonce>,
+    /// Hash of the password that a standing worker had when its agent last proved that it knows the password. Absent in
+    /// sessions of earlier versions, and of hosts.
+    #[serde(default)]
+    pub password: Option<Digest>,
 }
 
 /// The state of a worker that operators and failures have changed.

@@ -11,6 +11,7 @@ use super::record::{DesiredState, HostState};
 use super::sessions::EndReason;
 use super::timers::Timer;
 use super::{Core, Timestamp, Worker};
+use rouse_shared::message::ToAgent;
 use rouse_shared::{BuildId, HostId, WorkerName};
 use std::cmp::Reverse;
 use std::collections::BTreeSet;
@@ -51,8 +52,9 @@ impl Core {
         touched
     }
 
-    /// Ends the session of an agent whose machine the master did not start, if its worker is no longer a standing
-    /// worker of the configuration and nothing runs on it.
+    /// Ends the session of an agent whose machine the master did not start, if nothing runs on it and its worker is no
+    /// longer a standing worker of the configuration, or has another password than the agent. Whoever has stolen a
+    /// password does not keep the worker once the password has changed, and no build is lost.
     fn end_idle_session(&mut self, now: Timestamp, name: &WorkerName) {
         let Some(worker) = self.workers.get(name) else { return };
         // An impostor's session lasts until its lease ends.
@@ -63,6 +65,10 @@ impl Core {
             self.end_session(now, name, "its worker is no longer in the configuration", EndReason::Gone);
         } else if worker.plan.as_ref().is_some_and(|p| p.latent.is_some()) {
             self.end_session(now, name, "its worker is latent now", EndReason::Gone);
+        } else if worker.has_old_password() {
+            let reason = "the password of this worker has changed".to_owned();
+            self.send(name, ToAgent::Refused { reason, power_off: false });
+            self.end_session(now, name, "the password of its worker has changed", EndReason::Gone);
         }
     }
 
@@ -86,6 +92,7 @@ impl Core {
             && worker.record.desired == DesiredState::Work
             && live.drain.is_none()
             && !live.leaving
+            && !worker.has_old_password()
             && !live.held_until_message
             && worker.unfit().is_none()
             && match (&worker.host, &plan.latent) {

@@ -28,6 +28,17 @@ const HELLO_REPORTS: usize = 256;
 /// Why an attempt is lost that its agent does not list.
 const CAME_WITHOUT: &str = "its agent came back without this attempt";
 
+/// What an agent has proven at the beginning of its session, besides its credential.
+#[derive(Default)]
+struct Proven {
+    /// Session secrets that it has.
+    secrets: Vec<Digest>,
+    /// The previous runs of the agent.
+    replaced: Vec<Nonce>,
+    /// The password that an earlier run has presented, if this one has only the session secret.
+    password: Option<Digest>,
+}
+
 /// What is known about agent and attempts when a session ends.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum EndReason {
@@ -89,23 +100,28 @@ impl Core {
             AdmissionDecision::Resume => self.resume(now, name, hello, secret_used),
             AdmissionDecision::Replace => {
                 let last = self.session_of(name).map(|live| live.session.clone());
+                let password = last.as_ref().and_then(|last| last.password);
                 let replaced = last.map(|last| std::iter::once(last.nonce).chain(last.replaced));
                 self.end_session(now, name, "its agent was started again", EndReason::Gone);
                 // If the welcome is lost and this run ends, the next run has no other secret.
                 let known = vec![Digest::of(&hello.credential)];
-                self.begin(now, name, hello, known, replaced.into_iter().flatten().take(REPLACED_LIVES).collect());
+                let replaced = replaced.into_iter().flatten().take(REPLACED_LIVES).collect();
+                self.begin(now, name, hello, Proven { secrets: known, replaced, password });
             }
-            AdmissionDecision::Begin => self.begin(now, name, hello, Vec::new(), Vec::new()),
+            AdmissionDecision::Begin => self.begin(now, name, hello, Proven::default()),
         }
     }
 
-    fn begin(&mut self, now: Timestamp, name: &WorkerName, hello: Hello, secrets: Vec<Digest>, replaced: Vec<Nonce>) {
+    fn begin(&mut self, now: Timestamp, name: &WorkerName, hello: Hello, proven: Proven) {
+        let Proven { secrets, replaced, password } = proven;
         let reported = self.reported_attempts(&hello);
         let id = SessionId(self.random_hex(16));
         self.forget_refusal(name, &hello.identity);
         let may_be_old = self.hello_may_be_old(now);
         let Some(worker) = self.workers.get_mut(name) else { return };
         let host = worker.host.clone();
+        let known = || worker.plan.as_ref().filter(|_| host.is_none()).map(|plan| plan.password);
+        let password = password.or_else(known);
         let session = Session {
             id,
             worker: name.clone(),
@@ -122,6 +138,7 @@ impl Core {
             impostor: false,
             blocked_lease: None,
             replaced,
+            password,
         };
         worker.session = Some(Live {
             session,

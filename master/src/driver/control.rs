@@ -1,6 +1,7 @@
 //! The handle of a running master, for signals and the demo.
 
 use super::event_loop;
+use crate::api_token::ApiToken;
 use crate::config::Config;
 use crate::core::event::Change;
 use crate::http_server::Encryption;
@@ -16,8 +17,7 @@ pub struct Control {
     pub(super) controls: mpsc::Sender<event_loop::Control>,
     /// Where the API is served.
     pub address: SocketAddr,
-    /// The API's token.
-    pub token: String,
+    pub(super) api_token: ApiToken,
     /// Every change, as the API publishes it.
     pub changes: broadcast::Sender<Change>,
     /// Who owns the hosts: the master's name and id.
@@ -29,9 +29,17 @@ pub struct Control {
 }
 
 impl Control {
+    /// The API's token, as it is now. Not for logs or messages.
+    pub fn token(&self) -> Arc<str> {
+        self.api_token.expose()
+    }
+
     /// Applies a new configuration. Everything that has not changed continues.
     pub async fn configure(&self, config: Config) {
         self.read_needs_token.store(config.read_needs_token(), Ordering::Relaxed);
+        if let Err(error) = self.api_token.configure(config.master.api_token.as_ref()) {
+            warn!("the API token stays as it was, because the file with it cannot be used: {error}");
+        }
         // The files may have changed even if their names have not.
         if let (Some(encryption), Some(files)) = (&self.encryption, &config.master.tls) {
             match files.server_config() {

@@ -133,7 +133,7 @@ impl Master {
         let control = Arc::new(Control {
             controls,
             address,
-            token: state.token.clone(),
+            api_token: state.token.clone(),
             changes: changes.clone(),
             owner,
             read_needs_token: read_needs_token.clone(),

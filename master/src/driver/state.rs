@@ -1,9 +1,10 @@
 //! The state directory: locked by one master. It contains the master's identity and token.
 
+use crate::api_token::ApiToken;
 use crate::config::Secret;
 use crate::files;
 use std::fs::{self, File};
-use std::io::{self, Read as _};
+use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
@@ -13,7 +14,7 @@ pub struct State {
     /// The generated id of the master: 32 hexadecimal digits.
     pub id: String,
     /// The API's token.
-    pub token: String,
+    pub token: ApiToken,
     _lock: File,
 }
 
@@ -64,12 +65,9 @@ impl State {
             Err(fs::TryLockError::Error(source)) => return Err(failed(&path)(source)),
         }
         let path = dir.join("identity");
-        let id = kept(&path).map_err(failed(&path))?;
+        let id = files::kept_hex(&path).map_err(failed(&path))?;
         let path = dir.join("api-token");
-        let token = match token {
-            Some(token) => token.expose().to_owned(),
-            None => kept(&path).map_err(failed(&path))?,
-        };
+        let token = ApiToken::open(&path, token).map_err(failed(&path))?;
         Ok(Self { dir: dir.to_owned(), id, token, _lock: lock })
     }
 
@@ -86,31 +84,6 @@ fn not_writable(dir: &Path, error: &io::Error) -> StateError {
     StateError::NotWritable { dir: dir.to_owned(), reason }
 }
 
-/// The text in a file: 32 hexadecimal digits, generated and written the first time.
-fn kept(path: &Path) -> io::Result<String> {
-    match File::open(path) {
-        Ok(mut file) => {
-            let mut text = String::new();
-            file.read_to_string(&mut text)?;
-            let text = text.trim().to_owned();
-            if text.is_empty() {
-                Err(io::Error::other("the file is empty; remove it to have a new one made"))
-            } else {
-                Ok(text)
-            }
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let mut raw = [0_u8; 16];
-            getrandom::fill(&mut raw).map_err(io::Error::other)?;
-            let text = hex::encode(raw);
-            // With half an id the master would recognise none of its hosts.
-            files::replace(path, format!("{text}\n").as_bytes())?;
-            Ok(text)
-        }
-        Err(error) => Err(error),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -121,10 +94,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let state = State::open(dir.path(), None).unwrap();
         assert!(matches!(State::open(dir.path(), None), Err(StateError::InUse(_))));
-        let (id, token) = (state.id.clone(), state.token.clone());
+        let (id, token) = (state.id.clone(), state.token.expose());
         assert_eq!((id.len(), token.len()), (32, 32));
         drop(state);
         let state = State::open(dir.path(), Some(&Secret::new("mine"))).unwrap();
-        assert_eq!((state.id.as_str(), state.token.as_str()), (id.as_str(), "mine"));
+        assert_eq!((state.id.as_str(), &*state.token.expose()), (id.as_str(), "mine"));
     }
 }

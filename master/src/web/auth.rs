@@ -26,7 +26,7 @@ pub(super) async fn check(State(app): State<Arc<App>>, request: Request, next: N
         return Ok(next.run(request).await);
     }
     match bearer(request.headers()) {
-        Some(token) if same(token.as_bytes(), app.settings.token.as_bytes()) => Ok(next.run(request).await),
+        Some(token) if same(token.as_bytes(), app.settings.token.expose().as_bytes()) => Ok(next.run(request).await),
         Some(_) => Err(ApiError::Unauthorized("the token is wrong; it is in the master's api_token")),
         None => Err(ApiError::Unauthorized(
             "this needs the master's token: send 'Authorization: Bearer TOKEN', with the content of the master's api_token",

@@ -15,8 +15,10 @@ mod page;
 mod places;
 mod rebinding;
 mod routes;
+mod tokens;
 mod views;
 
+use crate::api_token::ApiToken;
 use crate::core::build::BuildState;
 use crate::core::event::{Change, Command, Reply, WorkerState};
 use crate::core::mail::Mail;
@@ -182,10 +184,10 @@ pub trait LogSource: Send + Sync + 'static {
 }
 
 /// The settings of the server.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Settings {
     /// The token for requests that change something. Never empty.
-    pub token: String,
+    pub token: ApiToken,
     /// Whether reading needs it too. May change with the configuration.
     pub read_needs_token: Arc<AtomicBool>,
     /// Version of the master.

@@ -2,7 +2,9 @@
 //! served.
 
 use super::error::{ApiError, NoParams, Params};
-use super::{App, MAX_BODY, audit, auth, builds, events, fleet, log, metrics, openapi, page, places, rebinding};
+use super::{
+    App, MAX_BODY, audit, auth, builds, events, fleet, log, metrics, openapi, page, places, rebinding, tokens,
+};
 use axum::extract::{DefaultBodyLimit, State};
 use axum::http::{Method, Uri};
 use axum::{Json, Router, middleware};
@@ -26,6 +28,7 @@ pub(super) fn documented() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(places::list_places))
         .routes(routes!(places::forget_place))
         .routes(routes!(fleet::list_mails))
+        .routes(routes!(tokens::rotate_token))
         .routes(routes!(audit::audit, audit::fix_audit))
         .routes(routes!(events::stream_events))
         .routes(routes!(metrics::metrics))

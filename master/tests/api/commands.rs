@@ -1,6 +1,7 @@
 //! The commands: what they print on stdout and stderr, their exit codes, and which token they send.
 
 use crate::fake::{Fake, TOKEN};
+use rouse_master::api_token::ApiToken;
 use rouse_master::broker::Authority;
 use rouse_master::clock;
 use rouse_master::core::audit::{Difference, DifferenceKind};
@@ -105,6 +106,8 @@ async fn every_way_to_fail_has_its_code() {
         (&["cancel", "9"], 4, "no build 9"),
         (&["pause", "w9"], 4, "w9"),
         (&["terminate", "h9", "--yes"], 4, "no host h9"),
+        (&["token", "rotate"], 4, "the token is set in the configuration: change master.api_token there"),
+        (&["worker", "rotate", "w9"], 4, "w9"),
         (&["stop"], 2, "rouse terminate HOST"),
         (&["stop", "w1", "--now"], 2, "rouse drain WORKER"),
         (&["--server", "nonsense", "workers"], 2, "nonsense"),
@@ -351,4 +354,32 @@ async fn a_master_is_asked_over_tls_and_only_if_its_certificate_is_trusted() {
     assert!(code == 4 && err.contains("write https://"), "{code} {err}");
     let (code, _, err) = ask(format!("https://localhost:{port}"), Some("/missing.pem")).await;
     assert!(code == 2 && err.contains("--ca: cannot read /missing.pem"), "{code} {err}");
+}
+
+#[tokio::test]
+async fn secrets_are_replaced() {
+    let mut fake = Fake::start().await;
+    fake.add(1, &["compile"]);
+    fake.add_fleet();
+    let (code, first, err) = run(&fake, &["worker", "rotate", "w1"]).await;
+    let (_, second, _) = run(&fake, &["worker", "rotate", "w1"]).await;
+    assert_eq!((code, first.trim().len(), first.lines().count()), (0, 32, 1), "{err}");
+    assert_ne!(first, second);
+    assert!(err.contains("worker w1 in rouse.toml") && !err.contains(first.trim()), "{err}");
+
+    fake.end().await;
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("api-token");
+    std::fs::write(&file, TOKEN).unwrap();
+    fake.token = ApiToken::open(&file, None).unwrap();
+    fake.serve().await;
+    let (code, out, err) = run(&fake, &["token", "rotate"]).await;
+    assert_eq!((code, out.as_str()), (0, ""), "{err}");
+    let token = std::fs::read_to_string(&file).unwrap();
+    assert!(err.contains(file.to_str().unwrap()) && !err.contains(token.trim()), "{err}");
+    // At once: the old one is worth nothing, the new one is.
+    assert_eq!(run(&fake, &["pause", "w1"]).await.0, 4);
+    let mut command = rouse(&fake);
+    command.env("ROUSE_TOKEN", token.trim()).args(["pause", "w1"]);
+    assert_eq!(result_of(end(command.spawn().unwrap()).await).0, 0);
 }

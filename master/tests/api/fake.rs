@@ -1,5 +1,6 @@
 //! A fake master that contains only state: it answers the API's calls from what a test has set.
 
+use rouse_master::api_token::ApiToken;
 use rouse_master::core::audit::{AuditMode, AuditReport, Difference};
 use rouse_master::core::build::{Attempt, Build, BuildEnd, BuildSpec, BuildState, BuildStatus, Requirement};
 use rouse_master::core::event::{Change, Command, Reply, WorkerState};
@@ -62,6 +63,7 @@ pub struct Fake {
     pub world: Arc<Mutex<World>>,
     pub changes: broadcast::Sender<Change>,
     pub logs: Arc<Logs>,
+    pub token: ApiToken,
     read_needs_token: bool,
     encryption: Option<Arc<Encryption>>,
     server: Option<(oneshot::Sender<()>, JoinHandle<()>)>,
@@ -95,6 +97,7 @@ impl Fake {
             world: Arc::default(),
             changes: broadcast::channel(16).0,
             logs: Arc::new(logs),
+            token: ApiToken::fixed(TOKEN),
             read_needs_token,
             encryption: None,
             server: None,
@@ -117,7 +120,7 @@ impl Fake {
         let (calls, asked) = mpsc::channel(16);
         tokio::spawn(answer(asked, Arc::clone(&self.world), self.changes.clone()));
         let settings = Settings {
-            token: TOKEN.to_owned(),
+            token: self.token.clone(),
             read_needs_token: Arc::new(AtomicBool::new(self.read_needs_token)),
             version: "0.0.1",
             master_name: "ci".to_owned(),

@@ -59,6 +59,40 @@ fn the_lease_of_a_standing_worker_ends() {
 }
 
 #[test]
+fn a_new_password_ends_the_session_of_the_old_one_when_nothing_runs() {
+    let mut bench = running_standing();
+    let secret = bench.secret.clone();
+    let mut changed = standing("s");
+    changed.password = Digest::of("new password");
+    bench.configure("reload: s has a new password", plan(vec![changed]));
+    bench.submit(on("s"));
+    // Its running build goes on, also over a new connection and a new life, which have only the session secret.
+    bench.hello("s", "a", 2, &secret, vec![picture(1, 1, 1, 0, None)]);
+    bench.heartbeat("s", 1);
+    bench.report("s", picture(1, 1, 2, 0, Some(Outcome::Success)));
+    bench.hello("s", "a", 3, &secret, Vec::new());
+    bench.hello("s", "a", 4, "password", Vec::new());
+    bench.hello("s", "b", 1, "new password", Vec::new());
+    bench.check("new_password");
+}
+
+#[test]
+fn the_secret_of_a_session_does_not_replace_a_new_password() {
+    let mut bench = Bench::quietly(plan(vec![standing("s")]));
+    bench.hello("s", "a", 1, "password", Vec::new());
+    bench.submit(on("s"));
+    bench.report("s", picture(1, 1, 1, 0, None));
+    let mut changed = standing("s");
+    changed.password = Digest::of("new password");
+    bench.configure("reload: s has a new password", plan(vec![changed]));
+    let secret = bench.secret.clone();
+    bench.hush();
+    // The agent is started again, and has lost its build with its machine.
+    bench.hello("s", "b", 1, &secret, Vec::new());
+    bench.check("old_secret_new_password");
+}
+
+#[test]
 fn a_standing_agent_does_not_take_the_place_of_the_host_before_it() {
     let mut bench = Bench::quietly(plan(vec![latent("l")]));
     bench.submit(on("l"));
