@@ -17,7 +17,7 @@ ZSHDIR = $(DESTDIR)$(PREFIX)/share/zsh/site-functions
 FISHDIR = $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d
 PAGES = README.md ARCHITECTURE.md CHANGELOG.md CONTRIBUTING.md SECURITY.md LICENSE-APACHE LICENSE-MIT
 SCRIPTS = .ci/run tests/biome tests/run tests/setup tests/venv tests/openstack/prepare tests/openstack/guest \
-	images/disk images/ec2 images/install images/check contrib/libvirt/vmbuilder contrib/nagios/check_rouse_audit
+	images/disk images/ec2 images/install images/check images/manifest contrib/libvirt/vmbuilder contrib/nagios/check_rouse_audit
 
 .PHONY: help demo test quick steady sim chaos bench bench-libvirt lint fmt clippy deny scripts page build agent-static \
 	install

@@ -135,3 +135,17 @@ fn times_reads_the_newest_report() {
     assert!(times(&[]).1.starts_with("   33.0 s for 1 tests"), "{:?}", times(&[]));
     assert!(times(&["ci"]).1.starts_with("   22.0 s for 1 tests"), "{:?}", times(&["ci"]));
 }
+
+#[test]
+fn the_manifest_of_an_image_has_no_hash_of_its_password() {
+    let tree = tempfile::tempdir().unwrap();
+    write(&tree.path().join("etc/rouse/agent.toml"), "power_off = \"latent\"\n");
+    write(&tree.path().join("etc/rouse/agent.secret"), "hush\n");
+    let output = Command::new(repository().join("images/manifest")).arg(tree.path()).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let line = |name: &str| text.lines().find(|line| line.contains(name)).unwrap().split(' ').next_back().unwrap();
+    assert_eq!(line("agent.secret"), "secret");
+    assert_eq!(line("agent.toml").len(), 64, "{text}");
+    assert!(text.contains("d ") && text.contains(" ./etc/rouse -> "), "{text}");
+}

@@ -8,13 +8,26 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Everything that goes into the image and is ours, but for the agent.
-const PARTS: [&str; 5] = [
+const PARTS: [&str; 8] = [
     "contrib/libvirt/vmbuilder",
     "contrib/systemd/rouse-agent.service",
     "images/agent.toml",
     "images/disk",
     "images/install",
+    "images/manifest",
+    "images/metadata.nft",
+    "images/rouse-metadata.service",
 ];
+/// What the unit of the agent runs before the agent: a metadata service on the machine itself, and who reaches it.
+const PROBE: &str = r#"use IO::Socket::INET;
+system("ip link set lo up; ip address add 169.254.169.254/32 dev lo");
+my $service = IO::Socket::INET->new(LocalAddr => "169.254.169.254:80", Listen => 9) or die;
+my $connect = 'exit !IO::Socket::INET->new(PeerAddr => "169.254.169.254:80", Timeout => 20)';
+for my $user ("root", "build") {
+    my $failed = system("setpriv", "--reuid", $user, "--clear-groups", "perl", "-MIO::Socket::INET", "-e", $connect);
+    print "$user ", $failed ? "does not reach" : "reaches", " the metadata\n";
+}
+"#;
 /// Where the agent is in it.
 const AGENT: &str = "/usr/local/bin/rouse-agent";
 
@@ -94,8 +107,25 @@ fn the_built_image_is_fit() {
     let dir = tempfile::tempdir_in(cache()).unwrap();
     let disk = dir.path().join("disk.raw");
     image(&disk);
-    let said = run(Command::new(repository().join("images/check")).arg(&disk));
+    let (file, console) = (dir.path().join("file"), dir.path().join("console"));
+    for (text, path) in [
+        (PROBE, "/etc/rouse/probe"),
+        (
+            "[Service]\nExecStartPre=/usr/bin/perl /etc/rouse/probe\n",
+            "/etc/systemd/system/rouse-agent.service.d/probe.conf",
+        ),
+    ] {
+        fs::write(&file, text).unwrap();
+        put(&file, &disk, path, 0o644);
+    }
+    let said = run(Command::new(repository().join("images/check")).arg("--console").arg(&console).arg(&disk));
     assert!(said.contains("powers the machine off") && said.contains("works"), "{said}");
+    let console = String::from_utf8_lossy(&fs::read(console).unwrap()).into_owned();
+    for (user, can) in [("root", "reaches"), ("build", "does not reach")] {
+        assert!(console.contains(&format!("{user} {can} the metadata")), "{user}: {console}");
+    }
+    fs::write(&file, "[Service]\n").unwrap();
+    put(&file, &disk, "/etc/systemd/system/rouse-agent.service.d/probe.conf", 0o644);
     // With broker and password in it, as `--broker` and `--password-file` put them there, it takes the name that
     // systemd-networkd has from DHCP.
     let baked = fs::read_to_string(repository().join("images/agent.toml")).unwrap()

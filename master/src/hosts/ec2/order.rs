@@ -114,6 +114,10 @@ pub struct Spec {
     /// everywhere.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub fresh: bool,
+    /// Whether the answers of the metadata service reach only the instance itself, and no container or guest on it. False
+    /// in launch specs of earlier versions, because a call must not change.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub one_hop: bool,
 }
 
 /// A disk of the instance.
@@ -198,6 +202,7 @@ impl Spec {
             elastic_ip: config.elastic_ip.map(|address| address.to_string()),
             volumes: config.volumes.iter().map(|v| (v.id.clone(), v.device.clone())).collect(),
             fresh: found.fresh,
+            one_hop: true,
         }
     }
 
@@ -219,6 +224,7 @@ impl Spec {
                 InstanceMetadataOptionsRequest::builder()
                     .http_endpoint(InstanceMetadataEndpointState::Enabled)
                     .http_tokens(HttpTokensState::Required)
+                    .set_http_put_response_hop_limit(self.one_hop.then_some(1))
                     .build(),
             )
             .set_subnet_id(self.subnet.clone())
@@ -272,5 +278,29 @@ impl Disk {
             disk = disk.encrypted(true);
         }
         BlockDeviceMapping::builder().device_name(&self.device).ebs(disk.build()).build()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::client::Account;
+    use super::*;
+
+    #[test]
+    fn the_metadata_stay_on_the_instance_and_an_old_call_stays_as_it_was() {
+        let config = aws_sdk_ec2::Config::builder().behavior_version(aws_sdk_ec2::config::BehaviorVersion::latest());
+        let client = aws_sdk_ec2::Client::from_conf(config.build());
+        let text = r#"{ "place": PLACE, "token": "t", "image": "ami-1", "kind": "m5.large", "groups": [], "key": "k",
+            "user_data": "", "tags": {} }"#;
+        let place = Place { endpoint: None, region: "us-west-2".to_owned(), account: Account::Chain };
+        let place = serde_json::to_string(&place).expect("a place");
+        let mut spec: Spec = serde_json::from_str(&text.replace("PLACE", &place)).expect("a launch spec of 0.1.0");
+        let hops = |spec: &Spec| {
+            let call = spec.call(&client);
+            call.get_metadata_options().as_ref().and_then(|options| options.http_put_response_hop_limit())
+        };
+        assert_eq!(hops(&spec), None);
+        spec.one_hop = true;
+        assert_eq!(hops(&spec), Some(1));
     }
 }
