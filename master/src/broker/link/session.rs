@@ -16,6 +16,7 @@ use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{Channel, Connection, Event};
 use rouse_shared::WorkerName;
 use rouse_shared::names::BUILDS;
+use std::collections::VecDeque;
 use std::pin::pin;
 use std::sync::Arc;
 use tokio::sync::mpsc;
@@ -173,29 +174,46 @@ fn read<T: Send + 'static>(
 ) {
     let acks = Acks::new();
     tasks.spawn(acks.clone().run(reader.channel));
-    let mut consumer = reader.consumer;
-    tasks.spawn(async move {
-        loop {
-            let mut delivery = match consumer.next().await {
-                Some(Ok(delivery)) => delivery,
-                Some(Err(error)) => return error.to_string(),
-                None => return "the broker ended a consumer".to_owned(),
-            };
-            let tag = delivery.delivery_tag;
-            let user = delivery.properties.user_id().as_ref().map(ToString::to_string);
-            match judge(user.as_deref(), &mut delivery, &|| acks.receipt(tag)) {
-                Ok(judged) => {
-                    if to.send(judged).await.is_err() {
-                        return ENDING.to_owned();
-                    }
+    tasks.spawn(pass_on(reader.consumer, acks, dropped, to, judge));
+}
+
+/// Goes on reading while nobody takes what is valid, because the AMQP library keeps in memory what is not read: a few
+/// hundred of the largest messages that the broker accepts would be a gigabyte. Valid messages are small, and no more of
+/// them wait than are delivered and not acknowledged.
+async fn pass_on<T>(
+    mut deliveries: impl Stream<Item = lapin::Result<Delivery>> + Unpin,
+    acks: Arc<Acks>,
+    dropped: Arc<Dropped>,
+    to: mpsc::Sender<T>,
+    judge: impl Fn(Option<&str>, &mut Delivery, &dyn Fn() -> Receipt) -> Result<T, Reason>,
+) -> String {
+    let mut waiting = VecDeque::new();
+    loop {
+        let next = tokio::select! {
+            room = to.reserve(), if !waiting.is_empty() => {
+                let Ok(room) = room else { return ENDING.to_owned() };
+                if let Some(message) = waiting.pop_front() {
+                    room.send(message);
                 }
-                Err(reason) => {
-                    dropped.count(reason, user.as_deref(), delivery.routing_key.as_str());
-                    acks.receipt(tag).ack();
-                }
+                continue;
+            }
+            next = deliveries.next() => next,
+        };
+        let mut delivery = match next {
+            Some(Ok(delivery)) => delivery,
+            Some(Err(error)) => return error.to_string(),
+            None => return "the broker ended a consumer".to_owned(),
+        };
+        let tag = delivery.delivery_tag;
+        let user = delivery.properties.user_id().as_ref().map(ToString::to_string);
+        match judge(user.as_deref(), &mut delivery, &|| acks.receipt(tag)) {
+            Ok(judged) => waiting.push_back(judged),
+            Err(reason) => {
+                dropped.count(reason, user.as_deref(), delivery.routing_key.as_str());
+                acks.receipt(tag).ack();
             }
         }
-    });
+    }
 }
 
 /// Reads the broker's events.
@@ -263,5 +281,40 @@ fn header(headers: &FieldTable, key: &str) -> String {
         Some(AMQPValue::ShortString(text)) => text.to_string(),
         Some(AMQPValue::ByteArray(bytes)) => String::from_utf8_lossy(bytes.as_slice()).into_owned(),
         Some(_) | None => String::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use futures_util::stream;
+    use rouse_shared::limits::{MAX_CONTROL, MAX_MESSAGE};
+    use std::time::Duration;
+
+    /// Nobody takes the valid messages, because the disk hangs. What is too large is dropped all the same.
+    #[tokio::test]
+    async fn large_messages_do_not_wait_behind_valid_ones() {
+        const LARGE: u64 = 100;
+        let sizes = std::iter::repeat_n(1, 3).chain(std::iter::repeat_n(MAX_MESSAGE, LARGE as usize));
+        let delivery = |(tag, size)| Ok(Delivery::mock(tag, "".into(), "w.control".into(), false, vec![0; size]));
+        let deliveries = stream::iter((1..).zip(sizes)).map(delivery).chain(stream::pending());
+        let judge = |_: Option<&str>, delivery: &mut Delivery, receipt: &dyn Fn() -> Receipt| {
+            if delivery.data.len() > MAX_CONTROL { Err(Reason::Oversized) } else { Ok(receipt()) }
+        };
+        let (to, mut taken) = mpsc::channel(1);
+        let dropped = Arc::new(Dropped::default());
+        let passing = tokio::spawn(pass_on(deliveries, Acks::new(), dropped.clone(), to, judge));
+        let all = async {
+            while dropped.total() < LARGE {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), all).await.expect("all of the large messages are dropped");
+        for _ in 0..3 {
+            taken.recv().await.unwrap().ack();
+        }
+        drop(taken);
+        passing.abort();
     }
 }
