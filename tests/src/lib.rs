@@ -9,5 +9,6 @@ pub mod harness;
 #[cfg(feature = "openstack")]
 pub mod openstack;
 pub mod proxy;
+pub mod rogue;
 pub mod sim;
 pub mod virt;

@@ -1,5 +1,5 @@
 //! The whole system while its parts are killed, frozen and disconnected, and its disks are filled: nothing is lost,
-//! nothing runs twice, nothing is left running.
+//! nothing runs twice, nothing is left running. All the time, agents with valid credentials do harm.
 //!
 //! `make chaos` runs it for minutes; `make test` runs a shorter one. The seed that is printed selects the faults.
 //! ROUSE_CHAOS_SEED repeats the selection, but not the timing of the machine.
@@ -9,20 +9,31 @@
 use rouse_tests::chance::Chance;
 use rouse_tests::ec2::{Authority, Cloud, boot, refusal, with_defaults};
 use rouse_tests::harness::{
-    Cuts, Disk, Master, Process, free_address, latent, processes_with, request, scratch, standing, text,
+    Cuts, Disk, Master, Process, free_address, latent, peak_memory, processes_with, request, scratch, standing, text,
     try_rabbitmqctl,
 };
+use rouse_tests::rogue::{Hostile, Rogue};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
+use tokio::task::JoinHandle;
 
 const STANDING: usize = 10;
 /// Of these, workers whose lease an alarm of the broker may not end.
 const PATIENT: usize = 3;
 const LATENT: usize = 20;
 const INSTANCES: usize = 3;
+/// Workers whose agents mean harm. They run builds of their own only.
+const ROGUES: usize = 4;
+/// Pause of a rogue between two messages, and between two tries to come in.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(4), Duration::from_secs(1));
+/// Whether the rogues are to end.
+static OVER: AtomicBool = AtomicBool::new(false);
+/// What the master may take, bytes.
+const MEMORY: u64 = 200_000_000;
 /// Lines that each build prints.
 const LINES: usize = 500;
 /// Longest that all builds may take to end once nothing is done to them any more.
@@ -65,15 +76,18 @@ struct Stage {
 
 fn workers(ec2: &str) -> String {
     let common = "keepalive_interval = 1\nmax_builds = 1\nmissing_timeout = 45\n";
+    let honest = format!("{common}properties = {{ pool = \"honest\" }}\n");
     let lease = |n| if n <= PATIENT { "lease = 40\n" } else { "lease = 12\n" };
+    let rogues: String = (1..=ROGUES).map(|n| standing(&format!("r{n}"), common)).collect();
     let standing: String =
-        (1..=STANDING).map(|n| standing(&format!("s{n}"), &format!("{common}{}", lease(n)))).collect();
-    let waits = format!("{common}lease = 12\nbuild_wait_timeout = 3\n");
+        (1..=STANDING).map(|n| standing(&format!("s{n}"), &format!("{honest}{}", lease(n)))).collect();
+    let waits = format!("{honest}lease = 12\nbuild_wait_timeout = 3\n");
     let latent: String = (1..=LATENT).map(|n| latent(&format!("l{n}"), &waits)).collect();
     let of_ec2 =
         format!("[[worker]]\nname = \"i{{1..{INSTANCES}}}\"\npassword = \"x\"\nprefer = 1\n{waits}[worker.ec2]\n{ec2}");
     // Failures by the dozen are what is wanted here: no worker is to be given up for them.
-    format!("[limits]\nmail_after_failed_starts = 1000\n[audit]\ninterval = 5\n{standing}{latent}{of_ec2}")
+    let limits = "[limits]\nmail_after_failed_starts = 1000\nmax_log_size = \"1MB\"\n[audit]\ninterval = 5\n";
+    format!("{limits}{rogues}{standing}{latent}{of_ec2}")
 }
 
 impl Stage {
@@ -127,10 +141,49 @@ impl Stage {
              echo begin $ROUSE_ATTEMPT >> {traces}/$ROUSE_BUILD; seq {LINES}; sleep 0.{naps}; \
              echo end $ROUSE_ATTEMPT >> {traces}/$ROUSE_BUILD"
         );
-        let body = json!({ "name": format!("chaos {number}"), "retries": 100, "step": [{ "run": script }] });
+        let body = json!({ "name": format!("chaos {number}"), "retries": 100, "where": { "pool": "honest" }, "step": [{ "run": script }] });
         let token = self.master.token();
         let answer = request(self.master.http, "POST", "/api/builds", Some(&token), &body.to_string())?;
         (answer.status == 201).then(|| text(&answer.json()["id"]))
+    }
+
+    /// An agent of a worker of its own that means harm, again and again: until it is blocked, and afterwards if it is let
+    /// in once more. How often it came in, and how many messages it sent.
+    fn rogue(&self, number: usize) -> JoinHandle<(u64, u64)> {
+        let (url, name) = (self.master.broker_url.clone(), format!("r{number}"));
+        let (http, token) = (self.master.http, self.master.token());
+        let body = json!({
+            "worker": name, "retries": 0, "queue_timeout": "5s", "step": [{ "run": ["true"] }],
+        });
+        let submit = move || drop(request(http, "POST", "/api/builds", Some(&token), &body.to_string()));
+        self.runtime.spawn(async move {
+            let (mut came, mut sent) = (0, 0);
+            while !OVER.load(Ordering::Relaxed) {
+                tokio::time::sleep(PAUSES.1).await;
+                let Ok(hostile) = Hostile::connect(&url, &name, "not-a-secret").await else { continue };
+                let attached = tokio::time::timeout(Duration::from_secs(10), Rogue::attach(hostile, &submit)).await;
+                let Ok(Ok(mut rogue)) = attached else { continue };
+                came += 1;
+                // The last sends everything that it may, and soon too much. Each of the others sends one kind of message.
+                let what = |n: u64| if number == ROGUES { n } else { 4 * n + number as u64 };
+                while !OVER.load(Ordering::Relaxed) && rogue.act(what(sent)).await.is_ok() {
+                    sent += 1;
+                    tokio::time::sleep(PAUSES.0).await;
+                }
+            }
+            (came, sent)
+        })
+    }
+
+    fn end_rogues(&self, rogues: Vec<JoinHandle<(u64, u64)>>) -> Vec<(u64, u64)> {
+        OVER.store(true, Ordering::Relaxed);
+        self.runtime.block_on(async {
+            let mut all = Vec::new();
+            for rogue in rogues {
+                all.push(rogue.await.unwrap());
+            }
+            all
+        })
     }
 
     fn signal(pid: i32, signal: i32) {
@@ -362,6 +415,7 @@ fn nothing_is_lost_and_nothing_is_left_running() {
     // Left by a run that was ended by force.
     drop(scratch("chaos"));
     let mut stage = Stage::new(seed);
+    let rogues: Vec<_> = (1..=ROGUES).map(|n| stage.rogue(n)).collect();
     let (began, mut next) = (Instant::now(), Instant::now());
     let mut builds = Vec::new();
     while began.elapsed() < length || builds.len() < count {
@@ -377,6 +431,11 @@ fn nothing_is_lost_and_nothing_is_left_running() {
         std::thread::sleep(Duration::from_millis(5));
     }
     println!("chaos: {:?}", stage.counts);
+    let harm = stage.end_rogues(rogues);
+    println!("chaos: the rogues came in and sent messages: {harm:?}");
+    assert!(harm.iter().any(|(_, sent)| *sent > 0), "no rogue came in");
+    let peak = peak_memory(stage.master.pid());
+    assert!(peak < MEMORY, "the master took {peak} bytes");
     stage.relieve_all();
     let settling = Instant::now();
     while !stage.settled() {

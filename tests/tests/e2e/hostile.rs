@@ -1,59 +1,17 @@
 //! A malicious agent with valid credentials: it disturbs no other worker, and is blocked with a reason.
 
-use lapin::options::{BasicConsumeOptions, BasicPublishOptions, QueueDeclareOptions};
+use lapin::options::{BasicConsumeOptions, QueueDeclareOptions};
 use lapin::types::FieldTable;
-use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
-use rouse_shared::message::{AttemptReport, Facts, Hello, LogChunk, Outcome, Report, StepReport, StepState, ToMaster};
-use rouse_shared::names::{AGENTS, agent_queue, control_key, log_key};
-use rouse_shared::{AttemptId, BuildId, Nonce, SessionId, WorkerName, codec};
+use rouse_shared::message::{AttemptReport, LogChunk, Outcome, Report, StepReport, StepState, ToMaster};
+use rouse_shared::names::{agent_queue, control_key, log_key};
+use rouse_shared::{AttemptId, BuildId, Nonce, SessionId, codec};
 use rouse_tests::harness::{DEADLINE, Master, latent, standing};
+use rouse_tests::rogue::Hostile;
 use std::time::Duration;
 
-/// What anybody may do at the broker with the password of a worker.
-pub struct Hostile {
-    pub worker: WorkerName,
-    connection: Connection,
-    pub channel: Channel,
-    nonce: Nonce,
-}
-
-impl Hostile {
-    pub async fn connect(master: &Master, worker: &str) -> lapin::Result<Self> {
-        let url = master.broker_url.replace("amqp://", &format!("amqp://{worker}:not-a-secret@"));
-        let connection = Connection::connect(&url, ConnectionProperties::default()).await?;
-        let channel = connection.create_channel().await?;
-        Ok(Self { worker: worker.parse().unwrap(), connection, channel, nonce: Nonce("ba".repeat(16)) })
-    }
-
-    /// Publishes under a key, in its own name.
-    pub async fn publish(&self, key: &str, body: &[u8]) -> lapin::Result<()> {
-        let properties = BasicProperties::default().with_user_id(self.worker.as_str().into());
-        let options = BasicPublishOptions::default();
-        self.channel.basic_publish(AGENTS.into(), key.into(), options, body, properties).await?;
-        Ok(())
-    }
-
-    pub async fn say(&self, message: &ToMaster) -> lapin::Result<()> {
-        self.publish(&control_key(&self.worker), &codec::encode(message)).await
-    }
-
-    pub fn hello(&self, connection: u64) -> Hello {
-        let nonce = self.nonce.clone();
-        Hello {
-            protocol: 1,
-            version: "0.1.0".to_owned(),
-            connection,
-            queue: agent_queue(&self.worker, &nonce, connection),
-            identity: self.worker.to_string(),
-            nonce,
-            credential: "not-a-secret".to_owned(),
-            master: None,
-            attempts: Vec::new(),
-            facts: Facts::default(),
-            leaving: false,
-            proof: rouse_shared::message::Proof::default(),
-        }
-    }
+/// Connects in a worker's name.
+pub async fn connect(master: &Master, worker: &str) -> lapin::Result<Hostile> {
+    Hostile::connect(&master.broker_url, worker, "not-a-secret").await
 }
 
 /// A report of somebody else's attempt, and a piece of its log.
@@ -99,13 +57,13 @@ async fn a_hostile_agent_disturbs_nobody_and_is_blocked() {
     let number: u64 = running.parse().unwrap();
 
     // Whatever is not its own is refused by the broker, or passed over.
-    let hostile = Hostile::connect(&master, "hostile").await.unwrap();
+    let hostile = connect(&master, "hostile").await.unwrap();
     hostile.publish(&control_key(&"good".parse().unwrap()), b"x").await.ok();
-    let hostile = Hostile::connect(&master, "hostile").await.unwrap();
+    let hostile = connect(&master, "hostile").await.unwrap();
     let other = agent_queue(&"good".parse().unwrap(), &Nonce("ba".repeat(16)), 1);
     let options = QueueDeclareOptions { exclusive: true, ..Default::default() };
     assert!(hostile.channel.queue_declare(other.as_str().into(), options, FieldTable::default()).await.is_err());
-    let hostile = Hostile::connect(&master, "hostile").await.unwrap();
+    let hostile = connect(&master, "hostile").await.unwrap();
     let consumed = hostile.channel.basic_consume(
         rouse_shared::names::BUILDS.into(),
         "".into(),
@@ -114,12 +72,12 @@ async fn a_hostile_agent_disturbs_nobody_and_is_blocked() {
     );
     assert!(consumed.await.is_err());
     // Larger than the broker takes: it ends the channel or the connection, and the master never sees any of it.
-    let hostile = Hostile::connect(&master, "hostile").await.unwrap();
+    let hostile = connect(&master, "hostile").await.unwrap();
     let large = vec![0xc1; 64 << 20];
     hostile.publish(&control_key(&hostile.worker), &large).await.ok();
     drop(large);
 
-    let hostile = Hostile::connect(&master, "hostile").await.unwrap();
+    let hostile = connect(&master, "hostile").await.unwrap();
     let (report, chunk) = lies(number);
     for _ in 0..100 {
         hostile.say(&report).await.unwrap();
@@ -152,7 +110,7 @@ async fn a_hostile_agent_disturbs_nobody_and_is_blocked() {
         });
     });
     let refused = tokio::time::timeout(DEADLINE + Duration::from_secs(35), async {
-        while Hostile::connect(&master, "hostile").await.is_ok() {
+        while connect(&master, "hostile").await.is_ok() {
             tokio::time::sleep(Duration::from_millis(500)).await;
         }
     });

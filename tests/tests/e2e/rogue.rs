@@ -1,17 +1,12 @@
 //! Somebody with the password of a worker that has an agent, an agent that was let in and does harm, and builds that leave
 //! harm behind.
 
-use crate::hostile::{Hostile, builds};
-use futures_util::StreamExt as _;
-use lapin::options::{BasicConsumeOptions, QueueDeclareOptions};
-use lapin::types::FieldTable;
-use rouse_shared::limits::{LOG_CHUNK, MAX_ATTEMPTS, MAX_STEPS, MAX_TEXT};
-use rouse_shared::message::{
-    AttemptReport, Heartbeat, LogChunk, Outcome, Report, StepReport, StepState, ToAgent, ToMaster, Vitals,
-};
+use crate::hostile::{builds, connect};
+use rouse_shared::message::{AttemptReport, LogChunk, Outcome, Report, ToMaster};
 use rouse_shared::names::{control_key, log_key};
 use rouse_shared::{AttemptId, BuildId, SessionId, codec};
 use rouse_tests::harness::{DEADLINE, Master, latent, peak_memory, processes_with, standing};
+use rouse_tests::rogue::Rogue;
 use std::fs;
 use std::time::Duration;
 use tokio::task::block_in_place;
@@ -33,7 +28,7 @@ async fn somebody_else_with_the_password_forges_no_log_and_cuts_no_agent_off() {
     let (running, gate) = block_in_place(|| gated(&master, "good"));
     let attempt = AttemptId { build: BuildId(running.parse().unwrap()), number: 1 };
 
-    let stranger = Hostile::connect(&master, "good").await.unwrap();
+    let stranger = connect(&master, "good").await.unwrap();
     for session in [String::new(), "00".repeat(16)] {
         let session = SessionId(session);
         let chunk = LogChunk { session: session.clone(), attempt, step: 0, offset: 0, bytes: b"forged\n".to_vec() };
@@ -58,7 +53,7 @@ async fn somebody_else_with_the_password_forges_no_log_and_cuts_no_agent_off() {
     });
     // The broker forgets its earlier answers after 30 s. The agent has its secret, and is let in.
     let refused = tokio::time::timeout(DEADLINE + Duration::from_secs(35), async {
-        while Hostile::connect(&master, "good").await.is_ok() {
+        while connect(&master, "good").await.is_ok() {
             tokio::time::sleep(Duration::from_millis(500)).await;
         }
     });
@@ -73,75 +68,10 @@ async fn somebody_else_with_the_password_forges_no_log_and_cuts_no_agent_off() {
     });
 }
 
-/// An agent that has been let in, and whose session it is.
-struct Rogue {
-    hostile: Hostile,
-    session: SessionId,
-    attempt: AttemptId,
-    revision: u32,
-    connection: u64,
-}
-
-impl Rogue {
-    /// Attaches as the worker, and takes a build.
-    async fn attach(master: &Master, worker: &str) -> Self {
-        let hostile = Hostile::connect(master, worker).await.unwrap();
-        let hello = hostile.hello(1);
-        let options = QueueDeclareOptions { exclusive: true, ..Default::default() };
-        hostile.channel.queue_declare(hello.queue.as_str().into(), options, FieldTable::default()).await.unwrap();
-        let options = BasicConsumeOptions { no_ack: true, ..Default::default() };
-        let queue = hello.queue.as_str().into();
-        let mut answers =
-            hostile.channel.basic_consume(queue, "".into(), options, FieldTable::default()).await.unwrap();
-        hostile.say(&ToMaster::Hello(Box::new(hello))).await.unwrap();
-        block_in_place(|| master.detach(&["--worker", worker, "--", "true"]));
-        let mut session = None;
-        loop {
-            let delivery = answers.next().await.expect("an answer").unwrap();
-            match codec::decode::<ToAgent>(&delivery.data).unwrap() {
-                ToAgent::Welcome(welcome) => session = Some(welcome.session),
-                ToAgent::RunAttempt(request) => {
-                    let session = session.expect("welcomed before");
-                    return Self { hostile, session, attempt: request.attempt, revision: 0, connection: 1 };
-                }
-                _ => {}
-            }
-        }
-    }
-
-    /// The `n`th of what it may say at its largest, each of another kind. An error once its connection is closed.
-    async fn act(&mut self, n: u64) -> lapin::Result<()> {
-        let step = |text: &str| {
-            let state = StepState::NotStarted(text.to_owned());
-            StepReport { state, started_ms: 0, took_ms: 0, log_length: u64::MAX, log_cut: 0, usage: None }
-        };
-        let (session, attempt) = (self.session.clone(), self.attempt);
-        match n % 4 {
-            0 => {
-                self.connection += 1;
-                let mut hello = self.hostile.hello(self.connection);
-                let unknown = |n: u64| AttemptId { build: BuildId(1 << 40 | n), number: 1 };
-                let claim = |n| AttemptReport { attempt: unknown(n), revision: 1, steps: Vec::new(), outcome: None };
-                hello.attempts = (0..MAX_ATTEMPTS as u64).map(claim).collect();
-                self.hostile.say(&ToMaster::Hello(Box::new(hello))).await
-            }
-            1 => {
-                self.revision += 1;
-                let steps = vec![step(&"\n".repeat(MAX_TEXT / 16)); MAX_STEPS];
-                let report = AttemptReport { attempt, revision: self.revision, steps, outcome: None };
-                self.hostile.say(&ToMaster::Report(Box::new(Report { session, attempt: report }))).await
-            }
-            2 => {
-                let vitals = Vitals { load: f32::NAN, ..Vitals::default() };
-                self.hostile.say(&ToMaster::Heartbeat(Heartbeat { session, seq: n, vitals, unclean: None })).await
-            }
-            _ => {
-                let offset = (n / 4) * LOG_CHUNK as u64;
-                let chunk = LogChunk { session, attempt, step: 0, offset, bytes: vec![b'x'; LOG_CHUNK] };
-                self.hostile.publish(&log_key(&self.hostile.worker), &codec::encode(&chunk)).await
-            }
-        }
-    }
+/// An agent that has been let in and has taken a build.
+async fn attach(master: &Master, worker: &str) -> Rogue {
+    let submit = || block_in_place(|| drop(master.detach(&["--worker", worker, "--", "true"])));
+    Rogue::attach(connect(master, worker).await.unwrap(), submit).await.unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -152,7 +82,7 @@ async fn an_agent_that_was_let_in_and_sends_all_that_it_may_disturbs_nobody() {
     let master = block_in_place(|| Master::start("rogue", &sections));
     let _agent = block_in_place(|| master.agent("good"));
     let (running, gate) = block_in_place(|| gated(&master, "good"));
-    let mut rogue = Rogue::attach(&master, "rogue").await;
+    let mut rogue = attach(&master, "rogue").await;
     let attempt = rogue.attempt;
 
     let (stop, stopped) = tokio::sync::watch::channel(false);

@@ -26,7 +26,7 @@ struct Sample {
 }
 
 /// Waits for an event; gives the moment it came.
-async fn wait_for(changes: &mut mpsc::Receiver<Change>, fits: impl Fn(&str, &Value) -> bool) -> Outcome<Watch> {
+pub async fn wait_for(changes: &mut mpsc::Receiver<Change>, fits: impl Fn(&str, &Value) -> bool) -> Outcome<Watch> {
     let found = async {
         while let Some(change) = changes.recv().await {
             if fits(&change.kind, &change.data) {
@@ -38,7 +38,7 @@ async fn wait_for(changes: &mut mpsc::Receiver<Change>, fits: impl Fn(&str, &Val
     tokio::time::timeout(PATIENCE, found).await?.ok_or_else(|| "the master's events ended".into())
 }
 
-fn worker_is<'a>(name: &'a str, state: &'a str) -> impl Fn(&str, &Value) -> bool + 'a {
+pub fn worker_is<'a>(name: &'a str, state: &'a str) -> impl Fn(&str, &Value) -> bool + 'a {
     move |kind, data| kind == "worker" && data["name"] == name && data["state"] == state
 }
 
@@ -56,6 +56,20 @@ async fn sample(stand: &Stand, changes: &mut mpsc::Receiver<Change>, build: &Val
         wait_for(changes, |kind, data| kind == "build" && data["id"] == *id && data["state"] == "success").await?;
     let running = printed.saturating_sub(began) as f64 / 1e6;
     Ok(Sample { accepted, running, output, finished: finished.since(start) })
+}
+
+/// Milliseconds until each of some builds of the worker `one` runs its command.
+pub async fn running(stand: &Stand, changes: &mut mpsc::Receiver<Change>, program: &Path) -> Outcome<Vec<f64>> {
+    let build = json!({ "worker": "one", "step": [{ "run": [program, "print-time"] }] });
+    let mut times = Vec::new();
+    for number in 0..SAMPLES + WARMUP {
+        let sample = sample(stand, changes, &build).await?;
+        if number >= WARMUP {
+            times.push(sample.running);
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+    Ok(times)
 }
 
 /// Milliseconds until the same command runs that is only spawned.

@@ -1,7 +1,7 @@
 //! `make bench`: measures rouse, and in the same run the broker and the machine alone.
 //!
 //! `bench ROUSE AGENT LOAD_AGENT [PART ...]` starts a private master and runs the parts one after another. The parts
-//! are size, idle, thousand, latency, wake, attach, logs, builds, crash and many. If none is named, all run except
+//! are size, idle, thousand, latency, wake, attach, logs, builds, rogue, crash and many. If none is named, all run except
 //! `many` (10,000 workers). docs/benchmarks.md describes how each figure is measured.
 
 mod builds;
@@ -10,6 +10,7 @@ mod latency;
 mod logs;
 mod many;
 mod raw;
+mod rogue;
 mod stand;
 mod table;
 mod time;
@@ -23,7 +24,8 @@ use table::Table;
 type Outcome<T = ()> = Result<T, Box<dyn std::error::Error>>;
 
 /// In their order: what looks at an idle master comes first.
-const PARTS: [&str; 10] = ["size", "idle", "thousand", "latency", "wake", "attach", "logs", "builds", "crash", "many"];
+const PARTS: [&str; 11] =
+    ["size", "idle", "thousand", "latency", "wake", "attach", "logs", "builds", "rogue", "crash", "many"];
 
 fn main() -> ExitCode {
     let mut arguments = std::env::args().skip(1).peekable();
@@ -71,6 +73,7 @@ async fn run(programs: Programs, parts: &[String]) -> Outcome {
             "attach" => latency::attach(&stand, &mut table).await?,
             "logs" => logs::logs(&stand, &mut table).await?,
             "builds" => builds::builds(&stand, &mut table).await?,
+            "rogue" => rogue::measure(&stand, &program, &mut table).await?,
             "thousand" => many::attach(&stand, 1_000, &mut table).await?,
             "crash" => many::crash(&mut stand, &mut table).await?,
             "many" => many::attach(&stand, 10_000, &mut table).await?,

@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 
 /// For anything to happen at all.
 pub const PATIENCE: Duration = Duration::from_secs(60);
-const PASSWORD: &str = "bench";
+pub const PASSWORD: &str = "bench";
 /// How often something is looked at that is waited for.
 const LOOK: Duration = Duration::from_millis(2);
 
@@ -84,6 +84,7 @@ impl Stand {
             "[master]\nname = \"bench\"\nstate_dir = {state:?}\nlisten = \"127.0.0.1:{port}\"\napi_token = {PASSWORD:?}\n\
              [broker]\nlisten = [\"127.0.0.1:{amqp}\"]\nauth_listen = \"127.0.0.1:0\"\n\
              [[worker]]\nname = \"one\"\npassword = {PASSWORD:?}\n\
+             [[worker]]\nname = \"rogue\"\npassword = {PASSWORD:?}\nkeepalive_interval = 1\nlease = 10\nproperties = {{ kind = \"rogue\" }}\n\
              [[worker]]\nname = \"real-{{01..20}}\"\npassword = {PASSWORD:?}\nmax_builds = 1\nproperties = {{ kind = \"real\" }}\n\
              [[worker]]\nname = \"load-{{00001..{most:05}}}\"\npassword = {PASSWORD:?}\nmax_builds = 1\nproperties = {{ kind = \"load\" }}\n\
              [[worker]]\nname = \"host\"\npassword = {PASSWORD:?}\nbuild_wait_timeout = 0\n[worker.process]\nagent = \"{agent}\"\n",
