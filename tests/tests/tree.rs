@@ -358,3 +358,26 @@ mod the_checks_themselves {
         assert_eq!(without_inline_tests("a\n#[cfg(test)]\n#[allow(x)]\nmod tests {\n}\n"), "a\n");
     }
 }
+
+#[test]
+fn the_tests_that_security_md_names_exist() {
+    let text = fs::read_to_string(root().join("SECURITY.md")).unwrap();
+    let lists =
+        text.split("Tests: ").skip(1).map(|rest| rest.split("\n- ").next().unwrap().split("\n\n").next().unwrap());
+    let words = lists.flat_map(|list| list.split('`').skip(1).step_by(2));
+    let named: BTreeSet<&str> = words.filter(|word| !word.contains(' ')).collect();
+    assert!(named.len() > 40, "{named:?}");
+    let mut tests = BTreeSet::new();
+    for source in sources() {
+        let mut is_test = false;
+        for line in source.text.lines().map(str::trim) {
+            if let Some((_, name)) = line.split_once("fn ").filter(|_| is_test) {
+                tests.insert(name.split('(').next().unwrap().to_owned());
+                is_test = false;
+            }
+            is_test |= line.starts_with("#[test]") || line.starts_with("#[tokio::test");
+        }
+    }
+    let wrong: Vec<_> = named.into_iter().filter(|name| !tests.contains(*name)).map(str::to_owned).collect();
+    complain("SECURITY.md names tests that do not exist", &wrong);
+}
