@@ -75,23 +75,29 @@ fn write_findings(path: &Path, online: Option<Look<'_>>, out: &mut impl Write) -
     Ok(errors.is_empty())
 }
 
-/// What to write into the agent.toml of standing agents on other machines, if the broker has a certificate of the
-/// master's own authority.
+/// What to write into the agent.toml of standing agents on other machines, if the private broker speaks TLS.
 fn for_agents(config: &Config) -> Option<String> {
     let broker = &config.broker;
-    if broker.encrypted.is_empty() || matches!(broker.tls, BrokerTls::Files(_)) {
+    if broker.encrypted.is_empty() {
         return None;
     }
     let url = broker.agents_dial().ok()?;
+    let told = |trust: &str| {
+        format!("broker.tls: in agent.toml of standing workers on other machines: broker = \"{url}\"{trust}")
+    };
+    if let BrokerTls::Files(_) = &broker.tls {
+        let ca = broker.ca.as_ref().map(|path| format!(", ca = the path of a copy of {}", path.display()));
+        return Some(told(&ca.unwrap_or_default()));
+    }
     let certificate = tls::authority_in(&config.master.authority());
     let fingerprint = match tls::fingerprints(&certificate) {
-        Ok(found) => found.first().map(|fingerprint| format!("fingerprint = \"{fingerprint}\""))?,
+        Ok(found) => found.first().map(|fingerprint| format!(", fingerprint = \"{fingerprint}\""))?,
         Err(TlsError::Unreadable { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
-            "fingerprint = the one that this command prints once the master has been started".to_owned()
+            ", fingerprint = the one that this command prints once the master has been started".to_owned()
         }
-        Err(why) => format!("fingerprint = unknown ({})", Chain(&why)),
+        Err(why) => format!(", fingerprint = unknown ({})", Chain(&why)),
     };
-    Some(format!("broker.tls: in agent.toml of standing workers on other machines: broker = \"{url}\", {fingerprint}"))
+    Some(told(&fingerprint))
 }
 
 fn count(n: usize, what: &str) -> String {

@@ -1,6 +1,7 @@
 //! Which addresses of the private broker speak TLS, and what is said of connections in clear.
 
 use super::*;
+use crate::clock;
 use rcgen::{CertificateParams, KeyPair, date_time_ymd};
 
 fn dialled(broker: &str) -> String {
@@ -159,5 +160,11 @@ fn check_prints_what_standing_agents_need() {
     let fingerprint = crate::tls::fingerprints(&authority.certificate()).unwrap()[0].to_string();
     let expected = format!("broker = \"amqps://192.0.2.1/rouse\", fingerprint = \"{fingerprint}\"");
     assert!(check(listen).contains(&expected), "{}", check(listen));
-    assert!(!check("").contains("fingerprint"));
+    assert!(!check("").contains("agent.toml"));
+    let issued = "tls/broker.pem";
+    authority.issue(&["192.0.2.1".to_owned()], clock::wall()).unwrap();
+    let files =
+        format!("tls = {{ cert = {0:?}, key = {0:?} }}\nca = {1:?}", state.join(issued), authority.certificate());
+    let told = check(&format!("{listen}\n{files}"));
+    assert!(told.contains("broker = \"amqps://192.0.2.1/rouse\", ca = the path of a copy of"), "{told}");
 }
