@@ -154,9 +154,9 @@ install: ## installs into PREFIX (default /usr/local), below DESTDIR if it is se
 	install -d $(BINDIR) $(UNITDIR) $(DOCDIR) $(MANDIR) $(BASHDIR) $(ZSHDIR) $(FISHDIR)
 	install -m 755 $(TARGET_DIR)/release/rouse $(BINDIR)/rouse
 	install -m 755 $(TARGET_DIR)/*/agent/rouse-agent $(BINDIR)/rouse-agent
-	for unit in rouse rouse-agent; do \
-		sed 's,/usr/local/,$(PREFIX)/,' contrib/systemd/$$unit.service >$(UNITDIR)/$$unit.service && \
-		chmod 644 $(UNITDIR)/$$unit.service || exit 1; \
+	for unit in contrib/systemd/*; do \
+		sed 's,/usr/local/,$(PREFIX)/,' $$unit >$(UNITDIR)/$${unit##*/} && \
+		chmod 644 $(UNITDIR)/$${unit##*/} || exit 1; \
 	done
 	@# Keeps the paths of this repository, because the pages link to each other and to the examples.
 	for file in $(PAGES) $$(find docs contrib images -type f); do \

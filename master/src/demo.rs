@@ -6,7 +6,7 @@ use crate::config::Config;
 use crate::core::build::BuildState;
 use crate::core::event::{Change, WorkerState};
 use crate::core::record::HostState;
-use crate::driver::{Control, Master, MasterError};
+use crate::driver::{Control, Inherited, Master, MasterError};
 use crate::files;
 use crate::hosts::process;
 use rouse_shared::Timestamp;
@@ -132,7 +132,7 @@ async fn show(dir: &Path, source: Option<&Path>, owner: &mut Option<String>) -> 
     eprintln!("rouse: starting a master with a private broker (a few seconds)");
     let mut interrupted = std::pin::pin!(interrupt());
     let master = tokio::select! {
-        started = Master::start(config) => started?,
+        started = Master::start(config, Inherited::default()) => started?,
         () = &mut interrupted => {
             eprintln!("rouse: interrupted");
             return Ok(false);

@@ -9,12 +9,13 @@ use hyper_util::service::TowerToHyperService;
 use rustls::ServerConfig;
 use std::collections::BTreeMap;
 use std::io;
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio_io_timeout::TimeoutStream;
@@ -31,6 +32,65 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// The answer to a request without TLS, if the server has TLS.
 const NOT_IN_CLEAR: &[u8] = b"HTTP/1.1 400 Bad Request\r\nContent-Type: application/json\r\nConnection: close\r\n\
     Content-Length: 58\r\n\r\n{\"error\":\"this master is served with TLS: write https://\"}";
+
+/// A connection that a server accepts.
+pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin + 'static {
+    /// Waits for the first byte, and leaves it there. Only for connections that may be encrypted.
+    fn first_byte(&self) -> impl Future<Output = io::Result<u8>> + Send;
+}
+
+impl Stream for TcpStream {
+    async fn first_byte(&self) -> io::Result<u8> {
+        let mut first = [0];
+        self.peek(&mut first).await?;
+        Ok(first[0])
+    }
+}
+
+impl Stream for UnixStream {
+    async fn first_byte(&self) -> io::Result<u8> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+}
+
+/// A socket that a server accepts connections on.
+pub trait Listener: Send + 'static {
+    /// A connection.
+    type Stream: Stream;
+    /// Waits for the next connection.
+    fn accept(&self) -> impl Future<Output = io::Result<(Self::Stream, Option<Ends>)>> + Send;
+}
+
+/// The addresses of a TCP connection, which its requests have as an extension.
+#[derive(Clone, Copy, Debug)]
+pub struct Ends {
+    /// The client's.
+    pub theirs: SocketAddr,
+    /// The server's.
+    pub ours: SocketAddr,
+}
+
+impl Listener for TcpListener {
+    type Stream = TcpStream;
+
+    async fn accept(&self) -> io::Result<(TcpStream, Option<Ends>)> {
+        let (stream, theirs) = TcpListener::accept(self).await?;
+        // Small answers must not wait for the acknowledgement of the ones before them.
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!("cannot send without delay: {error}");
+        }
+        let ends = stream.local_addr().ok().map(|ours| Ends { theirs, ours });
+        Ok((stream, ends))
+    }
+}
+
+impl Listener for UnixListener {
+    type Stream = UnixStream;
+
+    async fn accept(&self) -> io::Result<(UnixStream, Option<Ends>)> {
+        UnixListener::accept(self).await.map(|(stream, _)| (stream, None))
+    }
+}
 
 /// The open connections, in the order in which they were accepted.
 #[derive(Default)]
@@ -106,7 +166,7 @@ impl Encryption {
 /// that run end. It never stops accepting: if there are too many connections, the oldest that has sent no request ends,
 /// and if there is none, the new one.
 pub async fn serve(
-    listener: TcpListener,
+    listener: impl Listener,
     router: Router,
     limits: Limits,
     encryption: Option<Arc<Encryption>>,
@@ -118,7 +178,7 @@ pub async fn serve(
         let stream = loop {
             tokio::select! {
                 accepted = listener.accept() => match accepted {
-                    Ok((stream, _)) => break Some(stream),
+                    Ok(accepted) => break Some(accepted),
                     Err(error) => {
                         tracing::debug!("cannot accept a connection: {error}");
                         tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -128,7 +188,7 @@ pub async fn serve(
                 () = closed(&mut closing) => break None,
             }
         };
-        let Some(stream) = stream else { break };
+        let Some((stream, ends)) = stream else { break };
         if !connections.make_room(limits.connections) {
             tracing::debug!("there are too many connections");
             continue;
@@ -138,7 +198,7 @@ pub async fn serve(
         lock(&connections.open).insert(number, open);
         let entry = Entry { connections: connections.clone(), number };
         let tls = encryption.as_ref().map(|encryption| lock(&encryption.0).clone());
-        let client = Client { requested, head: limits.head, closing: closing.clone(), _entry: entry };
+        let client = Client { ends, requested, head: limits.head, closing: closing.clone(), _entry: entry };
         let task = tasks.spawn(connection(stream, tls, router.clone(), client));
         if let Some(open) = lock(&connections.open).get_mut(&number) {
             open.task = Some(task);
@@ -156,25 +216,20 @@ async fn closed(closing: &mut watch::Receiver<bool>) {
 
 /// What belongs to one connection.
 struct Client {
+    ends: Option<Ends>,
     requested: Arc<AtomicBool>,
     head: Duration,
     closing: watch::Receiver<bool>,
     _entry: Entry,
 }
 
-async fn connection(stream: TcpStream, tls: Option<Arc<ServerConfig>>, router: Router, mut client: Client) {
-    // Small answers must not wait for the acknowledgement of the ones before them.
-    if let Err(error) = stream.set_nodelay(true) {
-        tracing::debug!("cannot send without delay: {error}");
-    }
+async fn connection(stream: impl Stream, tls: Option<Arc<ServerConfig>>, router: Router, mut client: Client) {
     let mut stream = TimeoutStream::new(stream);
     stream.set_write_timeout(Some(WRITE));
     let mut stream = Box::pin(stream);
     let Some(tls) = tls else { return requests(stream, router, client).await };
     let shake_hands = async {
-        let mut first = [0];
-        stream.get_ref().peek(&mut first).await?;
-        if first[0].is_ascii_uppercase() {
+        if stream.get_ref().first_byte().await?.is_ascii_uppercase() {
             // The method of a request without TLS. A client must not guess why it is not answered.
             stream.write_all(NOT_IN_CLEAR).await?;
             return Err(io::Error::other("a request without TLS"));
@@ -193,9 +248,12 @@ async fn connection(stream: TcpStream, tls: Option<Arc<ServerConfig>>, router: R
 }
 
 async fn requests(stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static, router: Router, mut client: Client) {
-    let requested = client.requested.clone();
-    let service = router.map_request(move |request: hyper::Request<hyper::body::Incoming>| {
+    let (requested, ends) = (client.requested.clone(), client.ends);
+    let service = router.map_request(move |mut request: hyper::Request<hyper::body::Incoming>| {
         requested.store(true, Ordering::Relaxed);
+        if let Some(ends) = ends {
+            request.extensions_mut().insert(ends);
+        }
         request.map(axum::body::Body::new)
     });
     let mut builder = http1::Builder::new();
@@ -330,6 +388,21 @@ mod tests {
         assert!(ask(&mut idle).await.ends_with("hello"));
         for stream in [&mut silent, &mut slow, &mut idle] {
             assert!(is_closed(stream).await);
+        }
+    }
+    #[tokio::test]
+    async fn a_unix_socket_has_the_same_limits() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
+        let listener = UnixListener::bind(&path).unwrap();
+        let (_close, closing) = watch::channel(false);
+        let limits = Limits { connections: 1, head: Duration::from_millis(300) };
+        tokio::spawn(serve(listener, Router::new(), limits, None, closing));
+        let mut first = UnixStream::connect(&path).await.unwrap();
+        let mut second = UnixStream::connect(&path).await.unwrap();
+        for silent in [&mut first, &mut second] {
+            let read = tokio::time::timeout(Duration::from_secs(60), silent.read(&mut [0])).await;
+            assert!(matches!(read, Ok(Ok(0) | Err(_))), "it must end");
         }
     }
 }

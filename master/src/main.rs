@@ -20,6 +20,14 @@ struct Program;
 
 impl cli::Local for Program {
     fn master(&self, path: &Path) -> ExitCode {
+        // Before there are other threads.
+        let inherited = match driver::Inherited::take() {
+            Ok(inherited) => inherited,
+            Err(failure) => {
+                eprintln!("rouse: {failure}");
+                return ExitCode::from(WRONG);
+            }
+        };
         let config = match config::load(path) {
             Ok(config) => config,
             Err(errors) => {
@@ -34,7 +42,7 @@ impl cli::Local for Program {
         let lost = log.lost.clone();
         let result = block_on(async {
             tokio::spawn(report_lost_lines(lost));
-            driver::run(path, config).await
+            driver::run(path, config, inherited).await
         });
         end(log, result.map(|()| true))
     }
@@ -45,7 +53,9 @@ impl cli::Local for Program {
                 let mut found = mail::check(config, mail::Patience::default()).await;
                 if let Some(url) = &config.broker.url {
                     let broker = &config.broker;
-                    let of_broker = broker::online::check(url.expose(), broker.ca.as_deref(), broker.auth_listen).await;
+                    let askers = broker::Askers::own_broker(broker.auth_secret.clone());
+                    let (ca, listen) = (broker.ca.as_deref(), broker.auth_listen);
+                    let of_broker = broker::online::check(url.expose(), ca, listen, askers).await;
                     found.extend(of_broker.into_iter().map(|(good, text)| (good, format!("broker.url: {text}"))));
                 }
                 let sections = hosts::online::check(config).await;

@@ -103,11 +103,54 @@ fn what_is_installed_links_to_what_is_installed() {
     }
     assert!(followed > 20, "{followed} links in {installed:?}");
     assert_eq!(broken, [""; 0], "these links lead nowhere once installed");
-    for unit in ["rouse", "rouse-agent"].map(|name| root.join(format!("usr/lib/systemd/system/{name}.service"))) {
+    let units = files(&root.join("usr/lib/systemd/system"));
+    assert_eq!(units.len(), files(&repository().join("contrib/systemd")).len());
+    for unit in units {
         for line in fs::read_to_string(&unit).unwrap().lines() {
             let Some(path) = line.strip_prefix("Documentation=file:/") else { continue };
             assert!(root.join(path).is_file(), "{}: {line}", unit.display());
         }
+    }
+}
+
+/// What a program of systemd says to `contrib/systemd`, whose programs are replaced by one that exists, and whether it
+/// agrees. None if it is not installed.
+fn systemd_analyze(arguments: &[&str], units: &[&str]) -> Option<(bool, String)> {
+    let dir = tempfile::tempdir().unwrap();
+    for unit in files(&repository().join("contrib/systemd")) {
+        let text = fs::read_to_string(&unit).unwrap();
+        let installed =
+            text.replace("/usr/local/bin/rouse-agent", "/bin/true").replace("/usr/local/bin/rouse", "/bin/true");
+        fs::write(dir.path().join(unit.file_name().unwrap()), installed).unwrap();
+    }
+    let mut command = Command::new("systemd-analyze");
+    let output = command.args(arguments).args(units).current_dir(dir.path()).env("SYSTEMD_PAGER", "").output();
+    let Ok(output) = output else {
+        eprintln!("not checked: systemd-analyze is not installed");
+        return None;
+    };
+    Some((output.status.success(), String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned()))
+}
+
+#[test]
+fn systemd_finds_no_fault_in_the_units() {
+    let units =
+        ["./rouse.service", "./rouse.socket", "./rouse-host.socket", "./rouse-host@.service", "./rouse-agent.service"];
+    assert_eq!(units.len(), files(&repository().join("contrib/systemd")).len());
+    if let Some(said) = systemd_analyze(&["verify", "--man=no"], &units) {
+        assert_eq!(said, (true, String::new()));
+    }
+}
+
+#[test]
+fn the_units_are_exposed_no_more_than_they_need() {
+    // In tenths. The agent's is that of what builds need.
+    for (unit, most) in [("./rouse.service", 20), ("./rouse-agent.service", 92)] {
+        let threshold = format!("--threshold={most}");
+        let Some((within, said)) = systemd_analyze(&["security", "--offline=true", &threshold], &[unit]) else {
+            return;
+        };
+        assert!(within, "{unit}: {said}");
     }
 }
 

@@ -148,7 +148,7 @@ const SAMPLES: &str = r#"
     "" | "x" | "Cargo.toml" | "two words" | "/x" | "none" | "5m" | "1h30m" | "5m1h" | "0s" | "64MB" | "1d2ms" | "b" | "static" | "latent"
     "stop" | "report" | "terminate" | "hibernate" | "builtin" | "newest" | "w{1..3}" | "Bad_Name" | "127.0.0.1:8090"
     "[::1]:80" | "localhost:80" | "a@example.org" | "amqp://h/v" | "amqps://u:p@h/v" | "http://h" | "https://h/p"
-    "smtp://h" | "smtps://u:p@h:1" | "qemu:///system" | "208.77.188.166" | "a\nb"
+    "smtp://h" | "smtps://u:p@h:1" | "0123456789abcdefghij" | "qemu:///system" | "208.77.188.166" | "a\nb"
     0 | 1 | -1 | 7 | 101 | 5000000000 | 1000000000000 | 0.0 | 1.5 | -1.5 | true | false
     [] | [""] | ["x"] | ["b", "c"] | ["a@example.org"] | ["127.0.0.1:1"] | ["stop", 1] | [1] | [1.5] | [["a", "b"]] | [["a"]]
     [{ device = "/dev/x" }] | [{ size = 1 }] | [{ run = "x" }] | [{}]

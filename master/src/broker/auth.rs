@@ -4,24 +4,32 @@
 //! requests that it does not know. The broker caches the answers, so the master checks again at hello what must take
 //! effect at once.
 
+mod askers;
 mod form;
+mod pauses;
 pub mod rules;
+
+pub use askers::Askers;
 
 use super::limits::{ADMISSION_TIMEOUT, AUTH_BODY, AUTH_CONNECTIONS};
 use super::rate_limiter::RateLimiter;
 use super::refusals::Refusals;
 use crate::core::Admitted;
-use crate::http_server;
+use crate::http_server::{self, Ends};
 use axum::Router;
 use axum::body::Bytes;
-use axum::extract::{DefaultBodyLimit, State};
+use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::http::StatusCode;
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse as _, Response};
 use axum::routing::post;
 use form::Form;
+use pauses::Pauses;
 use rouse_shared::WorkerName;
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tracing::warn;
@@ -64,47 +72,81 @@ pub enum AuthError {
         /// The kernel's error.
         source: std::io::Error,
     },
+    /// The kernel does not say where it listens.
+    #[error("cannot find out where the server for the broker listens")]
+    NoAddress(#[source] std::io::Error),
 }
 
 struct Shared {
+    askers: Askers,
     vhost: String,
+    answers: Answers,
+}
+
+/// What the answers depend on, and who hears of them.
+struct Answers {
     admissions: mpsc::Sender<Admission>,
     refusals: Refusals,
     conduct: RateLimiter,
+    pauses: Pauses,
 }
 
 type Answer = (StatusCode, &'static str);
 
+/// Whom the log names if it is not a worker that is refused.
+const OWN_ADDRESS: &str = "broker.auth_listen";
+
 const ALLOW: Answer = (StatusCode::OK, "allow");
 const DENY: Answer = (StatusCode::OK, "deny");
+/// For whoever is not the broker, or does not know the secret.
+const NOT_THE_BROKER: Answer = (StatusCode::FORBIDDEN, "only the broker may ask");
 /// The broker does not cache an error as it would cache a denial. The agent tries again.
 const ASK_AGAIN: Answer = (StatusCode::SERVICE_UNAVAILABLE, "the master is busy or ending");
 
 impl AuthServer {
-    /// Listens on `listen` (port 0: any) and answers for the virtual host `vhost`.
+    /// Listens on an address (port 0: any).
     ///
     /// # Errors
-    /// If the master cannot listen on the address.
-    pub async fn start(
-        listen: SocketAddr,
+    /// If the master cannot listen on it.
+    pub async fn listen(address: SocketAddr) -> Result<TcpListener, AuthError> {
+        TcpListener::bind(address).await.map_err(|source| match source.kind() {
+            std::io::ErrorKind::AddrInUse => AuthError::AddressInUse(address),
+            _ => AuthError::Listen { address, source },
+        })
+    }
+
+    /// Answers those who may ask, for the virtual host `vhost`.
+    ///
+    /// # Errors
+    /// If the listener has no address.
+    pub fn start(
+        listener: TcpListener,
+        askers: Askers,
         vhost: impl Into<String>,
         admissions: mpsc::Sender<Admission>,
         refusals: Refusals,
         conduct: RateLimiter,
     ) -> Result<Self, AuthError> {
-        let failed = |source: std::io::Error| match source.kind() {
-            std::io::ErrorKind::AddrInUse => AuthError::AddressInUse(listen),
-            _ => AuthError::Listen { address: listen, source },
-        };
-        let listener = tokio::net::TcpListener::bind(listen).await.map_err(failed)?;
-        let address = listener.local_addr().map_err(failed)?;
-        let shared = Arc::new(Shared { vhost: vhost.into(), admissions, refusals: refusals.clone(), conduct });
+        Self::start_with(listener, askers, vhost, Answers { admissions, refusals, conduct, pauses: Pauses::default() })
+    }
+
+    fn start_with(
+        listener: TcpListener,
+        askers: Askers,
+        vhost: impl Into<String>,
+        answers: Answers,
+    ) -> Result<Self, AuthError> {
+        let address = listener.local_addr().map_err(AuthError::NoAddress)?;
+        let refusals = answers.refusals.clone();
+        let shared = Arc::new(Shared { askers: askers.clone(), vhost: vhost.into(), answers });
         let router = Router::new()
-            .route("/auth/user", post(user))
-            .route("/auth/vhost", post(vhost_access))
-            .route("/auth/resource", post(resource))
-            .route("/auth/topic", post(topic))
+            .route(&askers.path("user"), post(user))
+            .route(&askers.path("vhost"), post(vhost_access))
+            .route(&askers.path("resource"), post(resource))
+            .route(&askers.path("topic"), post(topic))
+            .fallback(other_path)
             .layer(DefaultBodyLimit::max(AUTH_BODY))
+            .layer(middleware::from_fn_with_state(Arc::clone(&shared), check_asker))
             .with_state(shared);
         let mut tasks = JoinSet::new();
         tasks.spawn(async move {
@@ -122,29 +164,54 @@ impl AuthServer {
     }
 }
 
+/// Answers only connections of the broker.
+async fn check_asker(State(shared): State<Arc<Shared>>, request: Request, next: Next) -> Response {
+    let ends = request.extensions().get::<Ends>();
+    match ends.and_then(|ends| shared.askers.stranger(ends.theirs, ends.ours)) {
+        None => next.run(request).await,
+        Some(who) => {
+            shared.answers.refusals.refused(
+                OWN_ADDRESS,
+                &format!("{who} has asked who may connect, which only the broker may; see broker.auth_secret"),
+            );
+            NOT_THE_BROKER.into_response()
+        }
+    }
+}
+
+/// Also what a broker of the operator's own asks if it does not know the secret.
+async fn other_path(State(shared): State<Arc<Shared>>) -> Answer {
+    shared.answers.refusals.refused(
+        OWN_ADDRESS,
+        "somebody has asked there without the secret in the path (auth_http in rabbitmq.conf, broker.auth_secret)",
+    );
+    NOT_THE_BROKER
+}
+
 async fn user(State(shared): State<Arc<Shared>>, body: Bytes) -> Answer {
     let form = Form::parse(&body);
     let name = form.text("username");
     let (Ok(worker), Some(password)) = (name.parse::<WorkerName>(), form.get("password")) else {
-        shared.refusals.refused(name, "not the name of a worker, or no password");
+        shared.answers.refusals.refused(name, "not the name of a worker, or no password");
         return DENY;
     };
-    if shared.conduct.is_blocked(name) {
+    if shared.answers.conduct.is_blocked(name) {
         return DENY;
     }
     let (reply, answer) = oneshot::channel();
     let admission = Admission { worker, password: password.to_owned(), reply };
     let asked = async {
-        shared.admissions.send(admission).await.ok()?;
+        shared.answers.admissions.send(admission).await.ok()?;
         answer.await.ok()
     };
     match tokio::time::timeout(ADMISSION_TIMEOUT, asked).await {
         // Nobody else has the secret.
         Ok(Some(Ok(Admitted::Agent))) => ALLOW,
-        Ok(Some(Ok(Admitted::Anybody))) if shared.conduct.strangers_blocked(name) => DENY,
+        Ok(Some(Ok(Admitted::Anybody))) if shared.answers.conduct.strangers_blocked(name) => DENY,
         Ok(Some(Ok(Admitted::Anybody))) => ALLOW,
         Ok(Some(Err(reason))) => {
-            shared.refusals.refused(name, &reason);
+            shared.answers.refusals.refused(name, &reason);
+            shared.answers.pauses.wrong(name).await;
             DENY
         }
         Ok(None) => ASK_AGAIN,
@@ -183,15 +250,18 @@ async fn topic(State(shared): State<Arc<Shared>>, body: Bytes) -> Answer {
 fn settle(shared: &Shared, form: &Form, address: Option<&str>, rule: Result<(), rules::DeniedError>) -> Answer {
     match rule {
         // Once the broker has forgotten its earlier answers, after 30 s, a blocked agent can open nothing new.
-        Ok(()) if shared.conduct.is_blocked(form.text("username")) => DENY,
+        Ok(()) if shared.answers.conduct.is_blocked(form.text("username")) => DENY,
         Ok(()) => ALLOW,
         Err(denied) => {
             let reason = match address {
                 Some(address) => format!("{denied} (from {address})"),
                 None => denied.to_string(),
             };
-            shared.refusals.refused(form.text("username"), &reason);
+            shared.answers.refusals.refused(form.text("username"), &reason);
             DENY
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

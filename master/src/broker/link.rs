@@ -23,13 +23,14 @@ pub(super) use uri::shown;
 pub use validate::Dropped;
 
 use super::limits::RECONNECT;
+use super::node::NodeState;
 use super::rate_limiter::RateLimiter;
 use super::refusals::Refusals;
 use outbound::Outbox;
 use rouse_shared::WorkerName;
 use rouse_shared::message::{LogChunk, ToMaster};
 use std::sync::Arc;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tracing::{info, warn};
 
@@ -44,6 +45,9 @@ pub struct LinkSettings {
     pub refusals: Refusals,
     /// The rate limiter that is shared with the [`super::AuthServer`].
     pub conduct: RateLimiter,
+    /// The state of the private broker, if it is one. While it is down, somebody else may have its port, and must not get
+    /// the master's password.
+    pub node: Option<watch::Receiver<NodeState>>,
 }
 
 /// What the link receives.
@@ -175,10 +179,16 @@ impl LinkHandle {
     }
 }
 
-async fn run(settings: LinkSettings, ends: session::Ends, outbox: Arc<Outbox>, mut waiting: outbound::Waiting) {
+async fn run(mut settings: LinkSettings, ends: session::Ends, outbox: Arc<Outbox>, mut waiting: outbound::Waiting) {
     let mut pause = RECONNECT.0;
     let mut reported = String::new();
     loop {
+        if let Some(node) = &mut settings.node
+            && node.wait_for(|state| matches!(state, NodeState::Ready { .. })).await.is_err()
+        {
+            // It was stopped for good.
+            return;
+        }
         match connect::connect(&settings).await {
             Ok(session) => {
                 info!(broker = session.endpoint, "connected to the broker");
@@ -209,5 +219,38 @@ async fn run(settings: LinkSettings, ends: session::Ends, outbox: Arc<Outbox>, m
         }
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(RECONNECT.1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use std::time::Duration;
+    use tokio::net::TcpListener;
+    use tokio::time::timeout;
+
+    #[tokio::test]
+    async fn nobody_gets_the_password_of_a_private_broker_that_is_down() {
+        let squatter = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let refusals = Refusals::default();
+        let (state, node) = watch::channel(NodeState::Down("it was killed".to_owned()));
+        let url = format!("amqp://rouse_master:password@{}/rouse", squatter.local_addr().unwrap());
+        let settings = LinkSettings {
+            endpoints: Endpoints::parse(&url).unwrap(),
+            trust: Trust::Authorities(None),
+            refusals: refusals.clone(),
+            conduct: RateLimiter::new(refusals),
+            node: Some(node),
+        };
+        let (inbound, _arrivals) = mpsc::channel(1);
+        let (logs, _chunks) = mpsc::channel(1);
+        let _link = Link::start(settings, inbound, logs);
+        for other in [NodeState::Starting, NodeState::Down("the port is in use".to_owned())] {
+            assert!(timeout(Duration::from_millis(300), squatter.accept()).await.is_err(), "it connects");
+            state.send_replace(other);
+        }
+        state.send_replace(NodeState::Ready { pid: 1 });
+        timeout(Duration::from_secs(60), squatter.accept()).await.expect("it connects now").unwrap();
     }
 }

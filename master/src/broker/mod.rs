@@ -16,7 +16,7 @@ pub mod online;
 pub mod rate_limiter;
 pub mod refusals;
 
-pub use auth::{Admission, AuthServer};
+pub use auth::{Admission, Askers, AuthServer};
 pub use authority::Authority;
 pub use link::{
     Dropped, Endpoints, Inbound, Link, LinkHandle, LinkSettings, LogDelivery, Outbound, Receipt, Trust, ack_all,

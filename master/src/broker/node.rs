@@ -8,6 +8,7 @@ mod config;
 mod process;
 mod supervise;
 
+use super::auth::Askers;
 use super::limits::{FIRST_FLUSH, NODE_READY, PORT_PATIENCE};
 use super::link::{Trust, declare_builds};
 use super::rate_limiter::CloseRequest;
@@ -31,6 +32,8 @@ pub struct NodeSettings {
     pub tls: Option<NodeTls>,
     /// Where the master's [`super::AuthServer`] listens.
     pub auth_listen: SocketAddr,
+    /// Who it lets ask there.
+    pub askers: Askers,
     /// Makes its Erlang name unique on this machine. From the master's id.
     pub node_name_suffix: String,
 }

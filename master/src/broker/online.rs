@@ -2,7 +2,7 @@
 //! check leaves nothing behind: everything that it declares ends with its connection.
 
 use super::Admission;
-use super::auth::{AuthError, AuthServer};
+use super::auth::{Askers, AuthError, AuthServer};
 use super::limits::CONNECT_TIMEOUT;
 use super::link::{Endpoints, Tls, Trust, classic, code, dial, shown};
 use super::rate_limiter::RateLimiter;
@@ -26,15 +26,15 @@ const ACCESS_REFUSED: u16 = 403;
 const NOT_FOUND: u16 = 404;
 
 /// Looks at each broker of `url`: sentences, and whether each is as it should be. `auth_listen` is where the master
-/// answers when it runs; if it does not, this answers there for a moment.
-pub async fn check(url: &str, ca: Option<&Path>, auth_listen: SocketAddr) -> Vec<(bool, String)> {
+/// answers when it runs; if it does not, this answers there for a moment, whoever may ask.
+pub async fn check(url: &str, ca: Option<&Path>, auth_listen: SocketAddr, askers: Askers) -> Vec<(bool, String)> {
     let trust = Trust::Authorities(ca.map(Path::to_owned));
     let (endpoints, tls) = match (Endpoints::parse(url), trust.read().await) {
         (Ok(endpoints), Ok(tls)) => (endpoints, tls),
         (Err(error), _) => return vec![(false, error.to_string())],
         (_, Err(why)) => return vec![(false, why)],
     };
-    let master = Master::stand_in(auth_listen, endpoints.vhost()).await;
+    let master = Master::stand_in(auth_listen, askers, endpoints.vhost()).await;
     let mut found = Vec::new();
     for uri in endpoints.uris() {
         let mut faults = Vec::new();
@@ -62,7 +62,7 @@ pub async fn check(url: &str, ca: Option<&Path>, auth_listen: SocketAddr) -> Vec
                 true,
                 format!("{address} is in use, probably by the master: not checked whether the broker asks there"),
             ),
-            AuthError::Listen { .. } => (false, Chain(&why).to_string()),
+            AuthError::Listen { .. } | AuthError::NoAddress(_) => (false, Chain(&why).to_string()),
         });
     }
     found
@@ -106,7 +106,7 @@ struct Master {
 }
 
 impl Master {
-    async fn stand_in(listen: SocketAddr, vhost: &str) -> Result<Self, AuthError> {
+    async fn stand_in(listen: SocketAddr, askers: Askers, vhost: &str) -> Result<Self, AuthError> {
         let unusable = |source| AuthError::Listen { address: listen, source };
         let mut random = [0_u8; 24];
         getrandom::fill(&mut random).map_err(|error| unusable(std::io::Error::other(error)))?;
@@ -115,7 +115,8 @@ impl Master {
         let (admissions, mut questions) = mpsc::channel::<Admission>(8);
         let refusals = Refusals::default();
         let limiter = RateLimiter::new(refusals.clone());
-        let server = AuthServer::start(listen, vhost, admissions, refusals, limiter).await?;
+        let server =
+            AuthServer::start(AuthServer::listen(listen).await?, askers, vhost, admissions, refusals, limiter)?;
         let asked = Arc::new(AtomicU32::new(0));
         let (known, count) = ((worker.clone(), password.clone()), asked.clone());
         tokio::spawn(async move {
@@ -145,7 +146,7 @@ impl Master {
         if asked == 0 {
             return Err(format!(
                 "it does not ask the master who may connect: auth_backends and auth_http in rabbitmq.conf must point to \
-                 http://{address}, which it must be able to reach{}",
+                 http://{address}, which it must be able to reach, with broker.auth_secret in its paths if there is one{}",
                 if address.is_ipv6() { "; without further settings RabbitMQ asks over IPv4 only" } else { "" }
             ));
         }

@@ -37,7 +37,7 @@ fn beginning(text: &str, most: usize) -> String {
 impl Refusals {
     /// Logs that `name` was refused, once a minute for the same name and reason, and remembers why.
     pub fn refused(&self, name: &str, reason: &str) {
-        let (name, reason) = (shown(name), shown(reason));
+        let (name, reason) = (shown(name), beginning(reason, LONGEST_REASON));
         let mut state = self.lock();
         if state.reasons.len() >= REMEMBERED_LOG_LINES && !state.reasons.contains_key(&name) {
             state.reasons.clear();

@@ -12,9 +12,10 @@ use std::time::Duration;
 #[derive(Parser, Debug)]
 #[command(name = "rouse", version, after_help = Exit::help(), max_term_width = 100)]
 pub struct Cli {
-    /// The URL of the master.
-    #[arg(long, global = true, env = "ROUSE_SERVER", value_name = "URL", default_value = "http://127.0.0.1:8090")]
-    pub(super) server: String,
+    /// The URL of the master, or `unix:` and the path of its socket [default: unix:/var/lib/rouse/rouse.sock if you may
+    /// use it, otherwise http://127.0.0.1:8090]
+    #[arg(long, global = true, env = "ROUSE_SERVER", value_name = "URL")]
+    pub(super) server: Option<String>,
     /// PEM file with the certificate authority of an https:// server. Default: those that this machine trusts.
     #[arg(long, global = true, env = "ROUSE_CA", value_name = "FILE")]
     pub(super) ca: Option<PathBuf>,
@@ -166,6 +167,9 @@ pub(super) enum Command {
         /// The shell.
         shell: clap_complete::Shell,
     },
+    /// Become the agent that a master orders over standard input. Only for rouse-host@.service.
+    #[command(hide = true)]
+    LaunchHost,
     /// Write the manual pages of rouse and its commands, for `make build` and packagers.
     #[command(hide = true)]
     Man {

@@ -1,6 +1,7 @@
 //! The client of the HTTP API.
 
 use super::error::CliError;
+use super::server::{self, Server};
 use super::token::{self, Token};
 use crate::{api, tls};
 use reqwest::{Method, Response, StatusCode};
@@ -27,20 +28,19 @@ fn authorities(path: &Path) -> Result<Vec<reqwest::Certificate>, CliError> {
 /// A client of one master.
 pub(super) struct Client {
     http: reqwest::Client,
-    server: String,
+    /// What every URL begins with.
+    base: String,
+    server: Server,
     token: Option<Token>,
 }
 
 impl Client {
+    /// A client of the master at this address; without one, of the master on this machine.
+    ///
     /// # Errors
     /// If the address, the certificates or the token are invalid.
-    pub(super) fn new(server: &str, ca: Option<&Path>) -> Result<Self, CliError> {
-        let server = server.trim_end_matches('/');
-        let url = reqwest::Url::parse(server)
-            .map_err(|error| CliError::Usage(format!("the server {server:?} is not a valid URL: {error}")))?;
-        if !matches!(url.scheme(), "http" | "https") || !url.has_host() {
-            return Err(CliError::Usage(format!("the server must be an http:// or https:// URL, not {server:?}")));
-        }
+    pub(super) async fn new(address: Option<&str>, ca: Option<&Path>) -> Result<Self, CliError> {
+        let server = server::find(address).await?;
         // Another part of the program may have installed a provider already, which is as good.
         if rustls::crypto::CryptoProvider::get_default().is_none()
             && rustls::crypto::ring::default_provider().install_default().is_err()
@@ -48,18 +48,28 @@ impl Client {
             tracing::debug!("another thread has installed a TLS provider");
         }
         let mut http = reqwest::Client::builder().connect_timeout(CONNECT).read_timeout(SILENCE).tcp_nodelay(true);
-        if token::is_loopback(&url) {
-            // A proxy in the environment would have another loopback.
-            http = http.no_proxy();
-        }
-        if url.scheme() == "http" {
-            // Nothing is encrypted, so no certificate authorities are needed.
+        let (base, token, encrypted) = match &server {
+            Server::Socket(path) => {
+                http = http.unix_socket(path.as_path());
+                // Who may write to the socket needs no token.
+                ("http://localhost".to_owned(), None, false)
+            }
+            Server::Url(text, url) => {
+                if token::is_loopback(url) {
+                    // A proxy in the environment would have another loopback.
+                    http = http.no_proxy();
+                }
+                (text.clone(), token::find(url)?, url.scheme() != "http")
+            }
+        };
+        if !encrypted {
+            // No certificate authorities are needed.
             http = http.tls_certs_only([]);
         } else if let Some(path) = ca {
             http = http.tls_certs_only(authorities(path)?);
         }
         let http = http.build().map_err(|error| CliError::Usage(format!("cannot set up HTTP: {}", Chain(&error))))?;
-        Ok(Self { http, server: server.to_owned(), token: token::find(&url)? })
+        Ok(Self { http, base, server, token })
     }
 
     /// Sends a GET request.
@@ -106,7 +116,7 @@ impl Client {
     }
 
     fn request(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
-        let request = self.http.request(method, format!("{}{path}", self.server));
+        let request = self.http.request(method, format!("{}{path}", self.base));
         match &self.token {
             Some(token) => request.bearer_auth(&token.text),
             None => request,
@@ -154,7 +164,9 @@ impl Client {
             None => {
                 let why = token::why_not_the_default();
                 format!(
-                    "this needs the master's token: set ROUSE_TOKEN, or ROUSE_TOKEN_FILE to the path of its api-token{why}"
+                    "this needs the master's token: set ROUSE_TOKEN, or ROUSE_TOKEN_FILE to the path of its \
+                     api-token{why}{}",
+                    server::why_not_the_socket()
                 )
             }
         }

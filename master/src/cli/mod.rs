@@ -1,5 +1,5 @@
 //! The command line. All commands except `master`, `check`, `libvirt-network` and `demo` send requests to a master over
-//! HTTP.
+//! HTTP, through its socket on this machine or over the network.
 
 mod args;
 mod audit;
@@ -11,6 +11,7 @@ mod follow;
 mod forget;
 mod output;
 mod rotate;
+mod server;
 mod show;
 mod submit;
 mod terminate;
@@ -54,6 +55,7 @@ pub fn run(cli: &Cli, local: &dyn Local) -> ExitCode {
         Command::LibvirtNetwork { config, network } => libvirt_network(config, network.as_deref()),
         Command::Completions { shell } => completions(*shell),
         Command::Man { dir } => manual(dir),
+        Command::LaunchHost => launch_host(),
         remote => match client_command(cli, remote, local) {
             Ok(exit) => exit.into(),
             Err(error) => error.report().into(),
@@ -67,7 +69,7 @@ fn client_command(cli: &Cli, command: &Command, local: &dyn Local) -> Result<Exi
         .build()
         .map_err(|error| CliError::Usage(format!("cannot start: {error}")))?;
     let ended = runtime.block_on(async {
-        let client = Client::new(&cli.server, cli.ca.as_deref())?;
+        let client = Client::new(cli.server.as_deref(), cli.ca.as_deref()).await?;
         remote(&client, command, local.now()).await
     });
     // A name lookup that is still running must not delay the exit.
@@ -114,6 +116,7 @@ async fn remote(client: &Client, command: &Command, now: Timestamp) -> Result<Ex
         | Command::LibvirtNetwork { .. }
         | Command::Demo { .. }
         | Command::Completions { .. }
+        | Command::LaunchHost
         | Command::Man { .. } => {
             return Err(CliError::Usage("this command needs no master".to_owned()));
         }
@@ -151,6 +154,13 @@ fn manual(dir: &Path) -> ExitCode {
         Err(error) => {
             CliError::Usage(format!("manual pages cannot be written to {}: {error}", dir.display())).report().into()
         }
+    }
+}
+
+fn launch_host() -> ExitCode {
+    match crate::hosts::process::launch() {
+        Ok(never) => match never {},
+        Err(error) => CliError::Usage(format!("the agent cannot be started: {error}")).report().into(),
     }
 }
 

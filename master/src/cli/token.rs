@@ -45,6 +45,10 @@ pub(super) fn find(server: &reqwest::Url) -> Result<Option<Token>, CliError> {
     let port = server.port_or_known_default().unwrap_or_default();
     let listeners = ["/proc/net/tcp", "/proc/net/tcp6"].into_iter().filter_map(|table| fs::read_to_string(table).ok());
     let users: Vec<u32> = listeners.flat_map(|table| listening_users(&table, port)).collect();
+    if users.is_empty() {
+        // Whoever takes the port in the next moment must not get the token.
+        return Ok(None);
+    }
     if let Some(stranger) = users.iter().find(|user| **user != meta.uid() && **user != 0) {
         return Err(CliError::Refused(format!(
             "the user with the id {stranger} listens at {server}, not the owner of {DEFAULT_FILE} (id {}): find out who \

@@ -23,6 +23,8 @@ pub(super) const DEFAULT_NAME: &str = "rouse";
 pub(super) const DEFAULT_MAX_LOG_SIZE: u64 = 256_000_000;
 /// The default of the state directory.
 pub(super) const DEFAULT_STATE_DIR: &str = "/var/lib/rouse";
+/// Shortest part of a path that nobody guesses, in characters.
+const SHORTEST_SECRET: usize = 20;
 /// The default extension of leases.
 pub(super) const DEFAULT_RESTART_LEASE: Duration = Duration::from_secs(600);
 /// The default interval of audits.
@@ -129,6 +131,18 @@ pub(super) fn broker<'d>(root: &Table<'d>, master: &MasterConfig, empty: &'d DeT
                 v.warn("RabbitMQ asks over IPv4 only, unless it is started as contrib/rabbitmq/README.md says");
             }
             Some(address)
+        }),
+        auth_secret: table.optional("auth_secret", |v| {
+            let secret = v.secret()?;
+            if url.is_none() {
+                v.warn("has no effect, because the private broker has a secret of its own");
+            }
+            let fits = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_');
+            if secret.expose().len() >= SHORTEST_SECRET && secret.expose().bytes().all(fits) {
+                Some(secret)
+            } else {
+                v.error("must be 20 or more letters, digits, '-' and '_': make one with `openssl rand -hex 16`")
+            }
         }),
         url,
     };

@@ -108,6 +108,8 @@ pub struct BrokerConfig {
     pub tls: BrokerTls,
     /// Those of `listen` at which a private broker speaks TLS. At the others it does not.
     pub encrypted: Vec<SocketAddr>,
+    /// A part of the paths of these requests. Only for the user's own broker: the private one has a secret anyway.
+    pub auth_secret: Option<Secret>,
 }
 
 /// `[broker] tls`
@@ -370,6 +372,7 @@ impl Config {
                 auth_listen: general::local(8091),
                 tls: BrokerTls::Default,
                 encrypted: Vec::new(),
+                auth_secret: None,
             },
             mail: general::default_mail(),
             plan: Plan {
@@ -407,6 +410,7 @@ pub fn changes_needing_restart(old: &Config, new: &Config) -> Vec<String> {
         // The files of the page are read again by a reload, and those of the broker by RabbitMQ.
         ("master.tls", a.0.tls.is_some() != b.0.tls.is_some()),
         ("broker.tls", a.1.tls != b.1.tls || a.1.encrypted != b.1.encrypted),
+        ("broker.auth_secret", a.1.auth_secret != b.1.auth_secret),
     ];
     keys.into_iter().filter(|(_, differs)| *differs).map(|(key, _)| key.to_owned()).collect()
 }

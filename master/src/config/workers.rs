@@ -17,6 +17,8 @@ use std::time::Duration;
 
 const DEFAULT_KEEPALIVE: Duration = Duration::from_secs(10);
 const LEAST_DEFAULT_LEASE: Duration = Duration::from_secs(60);
+/// A password with fewer characters is short enough to be guessed by trying: the broker takes hundreds of them a second.
+const SHORT_PASSWORD: usize = 12;
 const DEFAULT_GRACE: Duration = Duration::from_secs(600);
 const DEFAULT_MISSING: Duration = Duration::from_secs(3600);
 const DEFAULT_MISSING_LATENT: Duration = Duration::from_secs(1200);
@@ -159,7 +161,16 @@ fn read_worker(
     let host = provider(&table);
     let kind = host.as_ref().map(|(_, kind, _)| *kind);
 
-    let password = table.required("password", "password = \"…\" or password = { file = \"…\" }", |v| v.secret());
+    let password = table.required("password", "password = \"…\" or password = { file = \"…\" }", |v| {
+        let password = v.secret()?;
+        if password.expose().chars().count() < SHORT_PASSWORD {
+            v.warn(format!(
+                "has fewer than {SHORT_PASSWORD} characters, so whoever reaches the broker can guess it: make one with \
+                 `openssl rand -hex 16`"
+            ));
+        }
+        Some(password)
+    });
     let keepalive =
         table.get("keepalive_interval").map_or(Some(Keepalive::Every(DEFAULT_KEEPALIVE)), |v| keepalive(&v));
     let lease = lease(&table, keepalive);

@@ -3,11 +3,12 @@
 use super::control::Control;
 use super::disk_space::DiskSpace;
 use super::error::MasterError;
+use super::listeners::{self, Inherited};
 use super::state::State;
 use super::{WAITING, encryption, event_loop, log_sync, log_writer, perform};
 use crate::broker::{
-    self, AuthServer, Endpoints, Inbound, Link, LinkSettings, LogDelivery, Node, NodeSettings, NodeTls, RateLimiter,
-    Refusals, Trust,
+    self, Askers, AuthServer, Endpoints, Inbound, Link, LinkSettings, LogDelivery, Node, NodeSettings, NodeTls,
+    RateLimiter, Refusals, Trust,
 };
 use crate::config::Config;
 use crate::core::Start;
@@ -60,11 +61,11 @@ impl web::LogSource for LogFiles {
 
 impl Master {
     /// Starts a master. The state directory comes first, so that a second master with the same directory changes
-    /// nothing.
+    /// nothing. It listens on the sockets that it has inherited, if their addresses are configured.
     ///
     /// # Errors
     /// If the state directory is in use or unusable, an address is taken, or the broker cannot be run.
-    pub async fn start(config: Config) -> Result<Self, MasterError> {
+    pub async fn start(config: Config, mut inherited: Inherited) -> Result<Self, MasterError> {
         descriptors::raise();
         let state = State::open(&config.master.state_dir, config.master.api_token.as_ref())
             .map_err(|e| MasterError::new("cannot start", &e))?;
@@ -76,8 +77,11 @@ impl Master {
         // A ledger that was lost or restored from a backup does not have the newest builds. Their logs must not become
         // those of a new build.
         ledger.last_build = ledger.last_build.max(logs.highest_build().map_err(unusable)?);
-        let listener = listen(config.master.listen).await?;
-        let address = listener.local_addr().map_err(|e| MasterError::new("cannot listen", &e))?;
+        let tcp = listen(config.master.listen, &mut inherited).await?;
+        let address = tcp.local_addr().map_err(|e| MasterError::new("cannot listen", &e))?;
+        let auth = listen_for_broker(config.broker.auth_listen, &mut inherited).await?;
+        let doors = web::Doors { tcp, commands: listeners::commands(&mut inherited, &state) };
+        inherited.end();
         let owner = format!("{}/{}", config.master.name, state.id);
 
         let (deaths, receiver) = mpsc::channel::<Death>(WAITING);
@@ -150,13 +154,14 @@ impl Master {
         let web = tokio::spawn(async move {
             // Ends if the master was asked to stop, and if the owner of the sender is gone.
             let shutdown = async move { drop(stopped.await) };
-            if let Err(error) = web::serve(listener, settings, requests, changes, source, encryption, shutdown).await {
+            if let Err(error) = web::serve(doors, settings, requests, changes, source, encryption, shutdown).await {
                 error!("the HTTP server ended: {error}");
             }
         });
         info!("listening on {scheme}://{address}; the ledger is {}", ledger_path.display());
 
-        let (node, link, auth) = connect(&config, &state, node_tls, refusals, admissions, inbound, log_chunks).await?;
+        let (node, link, auth) =
+            connect(&config, &state, (auth, node_tls), refusals, admissions, inbound, log_chunks).await?;
         link_slot.send_replace(Some(Arc::new(link)));
         Ok(Self { control, node, link: link_slot, stop_web, web, _auth: auth, _state: state, ended })
     }
@@ -184,7 +189,10 @@ impl Master {
     }
 }
 
-async fn listen(address: SocketAddr) -> Result<TcpListener, MasterError> {
+async fn listen(address: SocketAddr, inherited: &mut Inherited) -> Result<TcpListener, MasterError> {
+    if let Some(held) = inherited.tcp(address).map_err(|e| MasterError::new(format!("cannot use {address}"), &e))? {
+        return Ok(held);
+    }
     TcpListener::bind(address).await.map_err(|error| match error.kind() {
         io::ErrorKind::AddrInUse => MasterError::from(format!(
             "cannot start: {address} is already in use, perhaps by another master; stop it or change master.listen"
@@ -193,10 +201,17 @@ async fn listen(address: SocketAddr) -> Result<TcpListener, MasterError> {
     })
 }
 
+async fn listen_for_broker(address: SocketAddr, inherited: &mut Inherited) -> Result<TcpListener, MasterError> {
+    match inherited.tcp(address).map_err(|e| MasterError::new(format!("cannot use {address}"), &e))? {
+        Some(held) => Ok(held),
+        None => AuthServer::listen(address).await.map_err(|e| MasterError::new("cannot start", &e)),
+    }
+}
+
 async fn connect(
     config: &Config,
     state: &State,
-    node_tls: Option<NodeTls>,
+    (auth, node_tls): (TcpListener, Option<NodeTls>),
     refusals: Refusals,
     admissions: mpsc::Sender<broker::Admission>,
     inbound: mpsc::Sender<Inbound>,
@@ -206,8 +221,11 @@ async fn connect(
     let endpoints = |url: &str| Endpoints::parse(url).map_err(|e| MasterError::new("cannot use broker.url", &e));
     let external = config.broker.url.as_ref().map(|url| endpoints(url.expose())).transpose()?;
     let vhost = external.as_ref().map_or(broker::VHOST, |e| e.vhost()).to_owned();
-    let auth = AuthServer::start(config.broker.auth_listen, vhost, admissions, refusals.clone(), conduct.clone())
-        .await
+    let askers = match external {
+        Some(_) => Askers::own_broker(config.broker.auth_secret.clone()),
+        None => Askers::private_broker().map_err(|e| MasterError::new("cannot draw random numbers", &e))?,
+    };
+    let auth = AuthServer::start(auth, askers.clone(), vhost, admissions, refusals.clone(), conduct.clone())
         .map_err(|e| MasterError::new("cannot start", &e))?;
     let (node, endpoints, trust) = match external {
         Some(endpoints) => (None, endpoints, Trust::Authorities(config.broker.ca.clone())),
@@ -217,6 +235,7 @@ async fn connect(
                 listen: config.broker.listen.iter().filter(|a| !config.broker.encrypted.contains(a)).copied().collect(),
                 tls: node_tls,
                 auth_listen: auth.address(),
+                askers,
                 node_name_suffix: state.id.chars().take(8).collect(),
             };
             let node =
@@ -226,7 +245,8 @@ async fn connect(
             (Some(node), endpoints, trust)
         }
     };
-    let settings = LinkSettings { endpoints, trust, refusals, conduct };
+    let state = node.as_ref().map(Node::state);
+    let settings = LinkSettings { endpoints, trust, refusals, conduct, node: state };
     Ok((node, Link::start(settings, inbound, logs), auth))
 }
 

@@ -13,6 +13,7 @@ mod encryption;
 mod error;
 mod event_loop;
 mod figures;
+mod listeners;
 mod log_sync;
 mod log_writer;
 mod master;
@@ -24,6 +25,7 @@ mod stuck;
 
 pub use control::Control;
 pub use error::MasterError;
+pub use listeners::{COMMANDS, Inherited};
 pub use master::Master;
 pub use signals::run;
 pub use state::{State, StateError};

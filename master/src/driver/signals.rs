@@ -2,16 +2,17 @@
 
 use super::control::Control;
 use super::error::MasterError;
+use super::listeners::Inherited;
 use super::master::Master;
 use crate::config::{self, Config};
 use std::path::Path;
 use tracing::{error, info, warn};
 
-/// Runs a master until a signal ends it. SIGHUP reloads the configuration, SIGTERM and Ctrl-C end the master.
+/// Runs a master until a signal ends it, on the sockets that it has inherited or its own. SIGHUP reloads the configuration, SIGTERM and Ctrl-C end the master.
 ///
 /// # Errors
 /// If it cannot start, or cannot continue.
-pub async fn run(path: &Path, config: Config) -> Result<(), MasterError> {
+pub async fn run(path: &Path, config: Config, inherited: Inherited) -> Result<(), MasterError> {
     use tokio::signal::unix::{SignalKind, signal};
     let listen = |kind| signal(kind).map_err(|e| MasterError::new("cannot listen for signals", &e));
     let mut hangup = listen(SignalKind::hangup())?;
@@ -19,7 +20,7 @@ pub async fn run(path: &Path, config: Config) -> Result<(), MasterError> {
     let mut interrupt = listen(SignalKind::interrupt())?;
     let mut running = config.clone();
     let mut master = tokio::select! {
-        started = Master::start(config) => started?,
+        started = Master::start(config, inherited) => started?,
         _ = terminate.recv() => return Ok(()),
         _ = interrupt.recv() => return Ok(()),
     };

@@ -1,10 +1,15 @@
-//! Hosts that are child processes of the master, for trying rouse or for using one large machine.
+//! Hosts that are processes on the master's machine, for trying rouse or for using one large machine.
 //!
 //! Each host is an agent in its own session, which outlives the master. The master's id and the host's id are in its
 //! environment from the start, so the provider lists its hosts by reading `/proc`. The agent's supervisors have the
 //! same owner tag. The host is gone when no process has the tag, and then no process of its builds is running.
+//!
+//! Under systemd, the agents are services of their own, which systemd starts for the master ([`launch`]).
 
+mod launch;
 mod tagged;
+
+pub use launch::launch;
 
 use super::overdue::Overdue;
 use super::{Death, Provider};
@@ -16,6 +21,7 @@ use crate::descriptors;
 use crate::files;
 use crate::sync::lock;
 use async_trait::async_trait;
+use launch::Order;
 use rouse_shared::boot::BootData;
 use rouse_shared::{HostId, Timestamp, WorkerName};
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,7 +29,6 @@ use std::fs::{self, File};
 use std::io::{self, Read as _, Seek as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::sync::Mutex;
 use std::time::Duration;
 use tagged::{
@@ -66,6 +71,8 @@ pub struct Processes {
     leftovers: Mutex<BTreeMap<HostId, Timestamp>>,
     /// Hosts that were killed and whose processes still run.
     overdue: Overdue,
+    /// The socket at which systemd starts agents, if the master is to use it.
+    launcher: Option<PathBuf>,
 }
 
 impl Processes {
@@ -76,6 +83,8 @@ impl Processes {
     pub fn new(dir: PathBuf, owner: String, config: &Config, deaths: mpsc::Sender<Death>) -> io::Result<Self> {
         // Builds with `run_as` must be able to pass through to their own directory.
         files::make_dir(&dir, 0o711)?;
+        // Whoever starts the agents may be in another directory.
+        let dir = std::path::absolute(dir)?;
         let gone = dir.join(GONE);
         files::make_dir(&gone, 0o700)?;
         for left in fs::read_dir(&gone)?.filter_map(Result::ok) {
@@ -89,6 +98,7 @@ impl Processes {
             watched: Mutex::default(),
             leftovers: Mutex::default(),
             overdue: Overdue::default(),
+            launcher: std::env::var_os(launch::SOCKET_VARIABLE).map(PathBuf::from),
         })
     }
 
@@ -173,6 +183,56 @@ impl Processes {
     }
 }
 
+impl Processes {
+    fn environment(&self, host: &Host, boot: &Path, dir: &Path) -> BTreeMap<String, String> {
+        let path = std::env::var("PATH").unwrap_or_else(|_| "/usr/local/bin:/usr/bin:/bin".to_owned());
+        let text = |path: &Path| path.to_string_lossy().into_owned();
+        [
+            ("PATH", path),
+            (OWNER_VARIABLE, self.owner.clone()),
+            (HOST_VARIABLE, host.id.to_string()),
+            ("ROUSE_AGENT_IDENTITY", "boot-data".to_owned()),
+            ("ROUSE_AGENT_BOOT_DATA", text(boot)),
+            ("ROUSE_AGENT_WORK_DIR", text(&dir.join("work"))),
+            ("ROUSE_AGENT_POWER_OFF", "latent".to_owned()),
+            ("ROUSE_AGENT_POWER_OFF_COMMAND", String::new()),
+        ]
+        .map(|(name, value)| (name.to_owned(), value))
+        .into()
+    }
+
+    /// Runs an agent: as a service of systemd if there is a launcher, otherwise as a child.
+    async fn run(&self, host: &HostId, order: &Order) -> io::Result<Started> {
+        if let Some(socket) = &self.launcher {
+            let pid = launch::outside(socket, order).await?;
+            let agent = TaggedProcess::agent(self.owner.clone(), host.clone(), pid);
+            self.watch(host.clone(), &agent);
+            return Ok(Started { handle: agent.handle(), identity: None });
+        }
+        let mut command = tokio::process::Command::from(order.command()?);
+        // SAFETY: both calls are async-signal-safe and touch nothing of the parent's.
+        unsafe {
+            command.pre_exec(|| {
+                descriptors::restore()?;
+                if libc::setsid() == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
+            });
+        }
+        let mut child = command.spawn()?;
+        let pid = child.id().and_then(|pid| i32::try_from(pid).ok()).unwrap_or(0);
+        let agent = TaggedProcess::agent(self.owner.clone(), host.clone(), pid);
+        lock(&self.watched).insert(host.clone());
+        let ending = self.ending(host.clone());
+        tokio::spawn(async move {
+            let why = match child.wait().await {
+                Ok(status) => format!("its agent ended ({status})"),
+                Err(error) => format!("its agent could not be waited for: {error}"),
+            };
+            ending.report_when_gone(why).await;
+        });
+        Ok(Started { handle: agent.handle(), identity: None })
+    }
+}
+
 /// The line in a worker's log after which this host's agent writes.
 fn begin_mark(host: &HostId) -> String {
     format!("---- host {host}\n")
@@ -214,7 +274,7 @@ impl Provider for Processes {
             StartError::Rejected(format!("agent program {path} not found; install it or set worker.process.agent"))
         })?;
         let dir = self.host_dir(&host.id);
-        let prepare = || -> io::Result<(PathBuf, File)> {
+        let prepare = || -> io::Result<(PathBuf, PathBuf)> {
             fs::DirBuilder::new().recursive(true).mode(0o711).create(&dir)?;
             let boot_path = dir.join("boot.toml");
             let mut file = File::options().create(true).write(true).truncate(true).mode(0o600).open(&boot_path)?;
@@ -224,48 +284,14 @@ impl Provider for Processes {
             if fs::metadata(&log_path).is_ok_and(|m| m.len() > LOG_LIMIT) {
                 fs::rename(&log_path, log_path.with_extension("log.1"))?;
             }
-            let mut log = File::options().create(true).append(true).mode(0o600).open(log_path)?;
+            let mut log = File::options().create(true).append(true).mode(0o600).open(&log_path)?;
             // All hosts of the worker share the log. The output of this host begins here.
             log.write_all(begin_mark(&host.id).as_bytes())?;
-            Ok((boot_path, log))
+            Ok((boot_path, log_path))
         };
         let (boot_path, log) = prepare().map_err(|e| failed(&format!("prepare {}", dir.display()), &e))?;
-        let errors = log.try_clone().map_err(|e| failed("duplicate the agent's log", &e))?;
-        let mut command = tokio::process::Command::new(&program);
-        command
-            .env_clear()
-            .env("PATH", std::env::var_os("PATH").unwrap_or_else(|| "/usr/local/bin:/usr/bin:/bin".into()))
-            .env(OWNER_VARIABLE, &self.owner)
-            .env(HOST_VARIABLE, host.id.as_str())
-            .env("ROUSE_AGENT_IDENTITY", "boot-data")
-            .env("ROUSE_AGENT_BOOT_DATA", &boot_path)
-            .env("ROUSE_AGENT_WORK_DIR", dir.join("work"))
-            .env("ROUSE_AGENT_POWER_OFF", "latent")
-            .env("ROUSE_AGENT_POWER_OFF_COMMAND", "")
-            .current_dir(&dir)
-            .stdin(Stdio::null())
-            .stdout(log)
-            .stderr(errors);
-        // SAFETY: both calls are async-signal-safe and touch nothing of the parent's.
-        unsafe {
-            command.pre_exec(|| {
-                descriptors::restore()?;
-                if libc::setsid() == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
-            });
-        }
-        let mut child = command.spawn().map_err(|error| failed(&format!("run {}", program.display()), &error))?;
-        let pid = child.id().and_then(|pid| i32::try_from(pid).ok());
-        let started = pid.and_then(|pid| tagged::started(pid).ok()).unwrap_or(0);
-        lock(&self.watched).insert(host.id.clone());
-        let ending = self.ending(host.id.clone());
-        tokio::spawn(async move {
-            let why = match child.wait().await {
-                Ok(status) => format!("its agent ended ({status})"),
-                Err(error) => format!("its agent could not be waited for: {error}"),
-            };
-            ending.report_when_gone(why).await;
-        });
-        Ok(Started { handle: format!("{}:{started}", pid.unwrap_or(0)), identity: None })
+        let order = Order { environment: self.environment(host, &boot_path, &dir), program, dir, log };
+        self.run(&host.id, &order).await.map_err(|error| failed(&format!("run {}", order.program.display()), &error))
     }
 
     async fn terminate(&self, host: &Host) -> Result<Termination, String> {

@@ -34,7 +34,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
 /// Largest body of a request, bytes. The message to an agent that results from it must fit into the wire's largest
@@ -196,9 +196,21 @@ pub struct Settings {
     pub master_name: String,
 }
 
+/// Where the server listens.
+#[derive(Debug)]
+pub struct Doors {
+    /// For everybody who can reach the address.
+    pub tcp: TcpListener,
+    /// For the commands on this machine. Whoever may write to it needs no token. Absent if there is no such socket.
+    pub commands: Option<UnixListener>,
+}
+
 /// What all handlers share.
+#[derive(Clone)]
 struct App {
     settings: Settings,
+    /// Whether whoever gets here has the rights of the token without showing it.
+    trusted: bool,
     /// Whether the server listens on loopback.
     on_loopback: bool,
     requests: mpsc::Sender<Request>,
@@ -243,7 +255,7 @@ impl App {
 /// # Errors
 /// If the listener fails for good.
 pub async fn serve(
-    listener: TcpListener,
+    doors: Doors,
     settings: Settings,
     requests: mpsc::Sender<Request>,
     changes: broadcast::Sender<Change>,
@@ -252,17 +264,25 @@ pub async fn serve(
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> std::io::Result<()> {
     let (close, closing) = watch::channel(false);
-    let on_loopback = listener.local_addr()?.ip().is_loopback();
-    let app = App { settings, on_loopback, requests, changes, logs, closing: closing.clone() };
-    let router = routes::router(Arc::new(app));
-    let server = http_server::serve(listener, router, http_server::Limits::of(MAX_CONNECTIONS), encryption, closing);
+    let Doors { tcp, commands } = doors;
+    let on_loopback = tcp.local_addr()?.ip().is_loopback();
+    let app = App { settings, trusted: false, on_loopback, requests, changes, logs, closing: closing.clone() };
+    // Each has connections of its own, so that nobody on the network takes those of the commands.
+    let limits = http_server::Limits::of(MAX_CONNECTIONS);
+    let local = routes::router(Arc::new(App { trusted: true, on_loopback: false, ..app.clone() }));
+    let server = http_server::serve(tcp, routes::router(Arc::new(app)), limits, encryption, closing.clone());
+    let local = async move {
+        if let Some(commands) = commands {
+            http_server::serve(commands, local, limits, None, closing).await;
+        }
+    };
     let late = async move {
         shutdown.await;
         close.send_replace(true);
         tokio::time::sleep(LAST_REQUESTS).await;
     };
     tokio::select! {
-        () = server => {}
+        ((), ()) = async { tokio::join!(server, local) } => {}
         () = late => {}
     }
     Ok(())

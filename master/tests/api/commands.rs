@@ -150,6 +150,27 @@ async fn the_token_comes_from_the_environment_or_a_file() {
 }
 
 #[tokio::test]
+async fn whoever_may_use_the_socket_needs_no_token() {
+    let fake = Fake::start_with(true).await;
+    fake.add(1, &["compile"]);
+    let socket = format!("unix:{}", fake.socket().display());
+    for (server, args, expected, word) in [
+        (fake.url(""), ["cancel", "1"].as_slice(), 4, "token"),
+        (fake.url(""), &["builds"], 4, "token"),
+        (socket.clone(), &["cancel", "1"], 0, "is being cancelled"),
+        (socket.clone(), &["builds", "--json"], 0, ""),
+        (socket.clone(), &["audit", "--json"], 0, ""),
+        (format!("{socket}x"), &["builds"], 3, "cannot reach the master at /"),
+    ] {
+        let mut command = rouse(&fake);
+        command.env_remove("ROUSE_TOKEN").env("ROUSE_SERVER", &server).args(args);
+        let (code, _, err) = result_of(end(command.spawn().unwrap()).await);
+        assert_eq!(code, expected, "{server} {args:?}: {err}");
+        assert!(err.contains(word), "{server} {args:?}: {err}");
+    }
+}
+
+#[tokio::test]
 async fn listings_are_tables_or_json() {
     let fake = Fake::start().await;
     for (command, none) in [("builds", "no such builds"), ("workers", "no workers"), ("hosts", "no hosts")] {

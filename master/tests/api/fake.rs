@@ -20,7 +20,7 @@ use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
@@ -117,6 +117,8 @@ impl Fake {
     pub async fn serve(&mut self) {
         let listener = TcpListener::bind(self.address).await.unwrap();
         self.address = listener.local_addr().unwrap();
+        std::fs::remove_file(self.socket()).ok();
+        let commands = Some(UnixListener::bind(self.socket()).unwrap());
         let (calls, asked) = mpsc::channel(16);
         tokio::spawn(answer(asked, Arc::clone(&self.world), self.changes.clone()));
         let settings = Settings {
@@ -130,8 +132,8 @@ impl Fake {
             ended.await.ok();
         };
         let logs = Arc::clone(&self.logs) as Arc<dyn LogSource>;
-        let server =
-            web::serve(listener, settings, calls, self.changes.clone(), logs, self.encryption.clone(), shutdown);
+        let doors = web::Doors { tcp: listener, commands };
+        let server = web::serve(doors, settings, calls, self.changes.clone(), logs, self.encryption.clone(), shutdown);
         let server = tokio::spawn(async move { server.await.unwrap() });
         self.server = Some((end, server));
     }
@@ -141,6 +143,11 @@ impl Fake {
         let (end, server) = self.server.take().unwrap();
         end.send(()).unwrap();
         tokio::time::timeout(Duration::from_secs(20), server).await.unwrap().unwrap();
+    }
+
+    /// The path of the socket of the commands, which is made anew each time that the server starts.
+    pub fn socket(&self) -> PathBuf {
+        self.logs.dir.path().join("rouse.sock")
     }
 
     pub fn url(&self, path: &str) -> String {

@@ -29,6 +29,23 @@ async fn wrong_passwords_and_unknown_names_are_refused_alike_and_logged_with_the
 }
 
 #[tokio::test]
+async fn wrong_passwords_delay_nobody_who_is_right() {
+    let address = shared().address;
+    let guesses: Vec<_> = (0..30)
+        .map(|guess| {
+            tokio::spawn(async move { dial(address, "auth-guessed", &format!("guess {guess}")).await.is_err() })
+        })
+        .collect();
+    // While these wait for their answers.
+    for name in ["auth-guessed", "auth-beside"] {
+        dial(address, name, &format!("pw-{name}")).await.unwrap();
+    }
+    for guess in guesses {
+        assert!(guess.await.unwrap(), "a guess was let in");
+    }
+}
+
+#[tokio::test]
 async fn an_agent_reaches_nothing_but_its_own() {
     let connection = agent("w1").await;
     let own = connection.create_channel().await.unwrap();

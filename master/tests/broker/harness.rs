@@ -7,7 +7,7 @@ use lapin::options::{BasicConsumeOptions, BasicPublishOptions, ConfirmSelectOpti
 use lapin::types::FieldTable;
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties, Consumer};
 use rouse_master::broker::{
-    Admission, AuthServer, Endpoints, Inbound, LOG_FILTER, Link, LinkHandle, LinkSettings, LogDelivery, Node,
+    Admission, Askers, AuthServer, Endpoints, Inbound, LOG_FILTER, Link, LinkHandle, LinkSettings, LogDelivery, Node,
     NodeSettings, Refusals, VHOST,
 };
 use rouse_shared::WorkerName;
@@ -107,6 +107,7 @@ async fn start_shared() -> Shared {
             trust: node.trust().clone(),
             conduct: rouse_master::broker::RateLimiter::new(refusals.clone()),
             refusals: refusals.clone(),
+            node: Some(node.state()),
         },
         inbound,
         logs,
@@ -171,15 +172,21 @@ pub async fn auth_server_at(listen: SocketAddr) -> (AuthServer, Refusals) {
         }
     });
     let server = AuthServer::start(
-        listen,
+        AuthServer::listen(listen).await.unwrap(),
+        askers(),
         VHOST,
         admissions,
         refusals.clone(),
         rouse_master::broker::RateLimiter::new(refusals.clone()),
     )
-    .await
     .unwrap();
     (server, refusals)
+}
+
+/// Whom the auth servers of these tests answer: their nodes.
+pub fn askers() -> Askers {
+    static ASKERS: OnceLock<Askers> = OnceLock::new();
+    ASKERS.get_or_init(|| Askers::private_broker().unwrap()).clone()
 }
 
 pub fn settings(dir: &Path, address: SocketAddr, auth: &AuthServer) -> NodeSettings {
@@ -187,6 +194,7 @@ pub fn settings(dir: &Path, address: SocketAddr, auth: &AuthServer) -> NodeSetti
         dir: dir.join("broker"),
         listen: vec![address],
         auth_listen: auth.address(),
+        askers: askers(),
         node_name_suffix: "test".to_owned(),
         tls: None,
     }

@@ -62,6 +62,7 @@ async fn a_node_serves_tls_comes_back_after_death_and_leaves_nothing_behind() {
         trust: Trust::default(),
         conduct: rouse_master::broker::RateLimiter::new(refusals.clone()),
         refusals,
+        node: Some(node.state()),
     };
     let (inbound, mut arrivals) = mpsc::channel(100);
     let (logs, _logs) = mpsc::channel(8);

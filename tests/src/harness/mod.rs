@@ -21,7 +21,7 @@ pub use process::{DEADLINE, Process, Said, holds_within, peak_memory, processes_
 pub use rabbitmq::{OwnBroker, rabbitmqctl, try_rabbitmqctl};
 pub use relay::{Protection, Relay, TakenMail};
 
-use rouse_master::broker::{Node, NodeSettings, VHOST};
+use rouse_master::broker::{Askers, Node, NodeSettings, VHOST};
 use rouse_master::hosts::process::end_all;
 use serde_json::{Value, json};
 use std::fs;
@@ -88,6 +88,7 @@ impl Master {
             dir: scratch(&format!("{name}-broker")),
             listen: vec![amqp],
             auth_listen: auth,
+            askers: Askers::own_broker(None),
             node_name_suffix: format!("{}of{}", amqp.port(), std::process::id()),
             tls: None,
         };
@@ -109,6 +110,15 @@ impl Master {
     /// # Panics
     /// If it does not become ready.
     pub fn start_with(name: &str, broker: &str, broker_url: &str, auth: SocketAddr, workers: &str) -> Self {
+        let master = Self::prepare(name, broker, broker_url, auth, workers);
+        let place = place_to_start();
+        master.begin();
+        drop(place);
+        master
+    }
+
+    /// The same, but does not start it.
+    pub fn prepare(name: &str, broker: &str, broker_url: &str, auth: SocketAddr, workers: &str) -> Self {
         let dir = scratch(name);
         let http = free_address();
         let head = format!(
@@ -127,9 +137,6 @@ impl Master {
             commands: Mutex::new(0),
         };
         master.configure(workers);
-        let place = place_to_start();
-        master.begin();
-        drop(place);
         master
     }
 

@@ -23,6 +23,7 @@ mod own_broker;
 mod refusals;
 mod reload;
 mod rogue;
+mod sandbox;
 mod standing;
 mod submission_queue;
 mod tls;

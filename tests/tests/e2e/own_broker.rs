@@ -9,9 +9,10 @@ const PLUGINS: &str = include_str!("../../../contrib/rabbitmq/enabled_plugins");
 #[test]
 fn a_broker_that_was_set_up_from_our_files_tells_of_a_killed_agent() {
     let auth = free_address();
-    let configuration = CONFIGURATION.replace("127.0.0.1:8091", &auth.to_string());
+    let secret = "0123456789abcdefghij";
+    let configuration = CONFIGURATION.replace("127.0.0.1:8091/auth", &format!("{auth}/auth/{secret}"));
     let broker = OwnBroker::start("own-broker", &configuration, PLUGINS);
-    let lines = format!("url = \"{}\"\n", broker.url());
+    let lines = format!("auth_secret = \"{secret}\"\nurl = \"{}\"\n", broker.url());
 
     let dir = scratch("own-broker-check");
     let text = format!("[broker]\nauth_listen = \"{auth}\"\n{lines}");

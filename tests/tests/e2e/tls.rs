@@ -1,6 +1,6 @@
 //! Brokers that speak TLS: one that the operator runs, with its own authority, and a private one.
 
-use rouse_master::broker::{MASTER_USER, Node, NodeSettings, NodeTls, VHOST};
+use rouse_master::broker::{Askers, MASTER_USER, Node, NodeSettings, NodeTls, VHOST};
 use rouse_master::tls::{TlsFiles, fingerprints};
 use rouse_shared::Fingerprint;
 use rouse_tests::harness::{
@@ -16,6 +16,7 @@ async fn a_build_runs_through_an_external_broker_over_tls() {
         dir: dir.join("broker"),
         listen: vec![free_address()],
         auth_listen: auth,
+        askers: Askers::own_broker(None),
         node_name_suffix: format!("tls{}", std::process::id()),
         tls: Some(NodeTls {
             listen: vec![tls],

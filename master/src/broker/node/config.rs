@@ -148,6 +148,7 @@ fn configuration(settings: &NodeSettings, dir: &Path, password: &str, master_on_
     }
     lines.extend(settings.tls.as_ref().map(encryption));
     let auth = settings.auth_listen;
+    let [user, vhost, resource, topic] = ["user", "vhost", "resource", "topic"].map(|kind| settings.askers.path(kind));
     let cache = AUTH_CACHE.as_millis();
     let loopback = if master_on_loopback {
         format!("loopback_users.{MASTER_USER} = true")
@@ -172,10 +173,10 @@ auth_backends.2 = cache
 auth_cache.cached_backend = http
 auth_cache.cache_ttl = {cache}
 auth_http.http_method = post
-auth_http.user_path = http://{auth}/auth/user
-auth_http.vhost_path = http://{auth}/auth/vhost
-auth_http.resource_path = http://{auth}/auth/resource
-auth_http.topic_path = http://{auth}/auth/topic
+auth_http.user_path = http://{auth}{user}
+auth_http.vhost_path = http://{auth}{vhost}
+auth_http.resource_path = http://{auth}{resource}
+auth_http.topic_path = http://{auth}{topic}
 event_exchange.vhost = {VHOST}
 heartbeat = {AMQP_HEARTBEAT}
 channel_max = 64
@@ -216,6 +217,7 @@ ssl_options.versions.2 = tlsv1.2",
 
 #[cfg(test)]
 mod tests {
+    use super::super::super::auth::Askers;
     use super::*;
 
     fn settings(dir: &Path) -> NodeSettings {
@@ -223,6 +225,8 @@ mod tests {
             dir: dir.to_owned(),
             listen: vec!["127.0.0.1:5672".parse().unwrap()],
             auth_listen: "127.0.0.1:8091".parse().unwrap(),
+            // As a broker of the operator's own has it.
+            askers: Askers::own_broker(None),
             node_name_suffix: "a-1'}".to_owned(),
             tls: None,
         }

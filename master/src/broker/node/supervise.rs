@@ -97,6 +97,8 @@ async fn supervise(
                 }
                 tokio::select! {
                     why = watch_over(&mut running, node, programs, &mut pause, &mut to_close) => {
+                        // At once: its port may be anybody's now.
+                        report.send_replace(NodeState::Down(why.clone()));
                         end(running).await;
                         why
                     }

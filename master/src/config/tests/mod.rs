@@ -194,10 +194,17 @@ fn syntax_errors_have_their_place() {
 
 #[test]
 fn likely_slips_are_warned_of() {
-    let bare = "[[worker]]\nname = \"w\"\npassword = \"x\"\n";
+    let bare = "[[worker]]\nname = \"w\"\npassword = \"long enough, is it not\"\n";
     let run_as = "worker.run_as: builds run as the agent's own user; if that is root and its agent.toml has no run_as \
                   either, they wait until you write run_as = \"…\" (\"root\" if they are to run as root)";
     assert_eq!(warnings(bare), [format!("rouse.toml:1:1: {run_as}")]);
+
+    let short = |password: &str| warnings(&bare.replace("long enough, is it not", password)).len() - 1;
+    assert_eq!(["sekrit", "eleven char", "twelve chars", "ééééééééééé"].map(short), [1, 1, 0, 1]);
+    let shared = "[[worker]]\nname = \"w{1..9}\"\npassword = \"sekrit\"\nrun_as = \"b\"\n";
+    let guessed = "worker.password: has fewer than 12 characters, so whoever reaches the broker can guess it: make one with \
+                   `openssl rand -hex 16`";
+    assert_eq!(warnings(shared), [format!("rouse.toml:3:12: {guessed}")], "once for all");
 
     let libvirt = standing("[worker.libvirt]\nconnection = \"qemu+ssh://h.example.org/system\"\nhd_image = \"d\"");
     let unreachable = "its host could not reach the broker";
@@ -220,7 +227,7 @@ fn likely_slips_are_warned_of() {
 
     let process = |name, idle| {
         warnings(&format!(
-            "[[worker]]\nname = \"{name}\"\npassword = \"x\"\nrun_as = \"b\"\nmin_idle = {idle}\n[worker.process]"
+            "[[worker]]\nname = \"{name}\"\npassword = \"long enough, is it not\"\nrun_as = \"b\"\nmin_idle = {idle}\n[worker.process]"
         ))
     };
     assert_eq!(process("w{1..3}", 3), [""; 0]);
@@ -416,7 +423,7 @@ fn check_prints_faults_and_sums_up() {
         (code, String::from_utf8(out).unwrap().replace(dir.path().to_str().unwrap(), "D"))
     };
     assert_eq!(run(MASTER, false), (0, "D/rouse.toml: nothing is wrong: 0 workers, 0 of them latent\n".into()));
-    let bare = "[[worker]]\nname = \"w\"\npassword = \"x\"\n";
+    let bare = "[[worker]]\nname = \"w\"\npassword = \"long enough, is it not\"\n";
     let (code, text) = run(bare, false);
     assert_eq!(
         (code, text.lines().last()),

@@ -27,6 +27,11 @@ pub(super) struct TaggedProcess {
 }
 
 impl TaggedProcess {
+    /// An agent that was just started.
+    pub(super) fn agent(owner: String, host: HostId, pid: i32) -> Self {
+        Self { owner, host, pid, agent: true, started: started(pid).unwrap_or(0) }
+    }
+
     pub(super) fn handle(&self) -> String {
         format!("{}:{}", self.pid, self.started)
     }
