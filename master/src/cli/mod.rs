@@ -218,6 +218,9 @@ mod tests {
                 assert!(page.contains(&format!("--{option}")), "{name} does not mention --{option}");
             }
             expected.push(name);
+            expected.extend(
+                command.get_subcommands().map(|of| format!("rouse-{}-{}.1", command.get_name(), of.get_name())),
+            );
         }
         let mut found: Vec<_> =
             std::fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
