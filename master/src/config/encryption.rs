@@ -46,6 +46,12 @@ pub(super) fn read_files(v: &Value<'_>, hosts: &[String]) -> Option<TlsFiles> {
     let key = table.required("key", "key = \"path\"", |v| v.path());
     table.finish();
     let files = TlsFiles { cert: cert?, key: key? };
+    // If it cannot be read, that is an error below.
+    if let Ok(metadata) = fs::metadata(&files.key)
+        && let Some(why) = v.notes.exposed(&files.key, &metadata)
+    {
+        return v.error(why);
+    }
     match files.faults(hosts, UnixTime::since_unix_epoch(clock::wall().since(Timestamp(0)))) {
         Ok(faults) => faults.into_iter().for_each(|fault| v.warn(fault)),
         Err(why) => return v.error(Chain(&why).to_string()),

@@ -111,8 +111,8 @@ fn certificates_are_read_and_judged() {
     std::fs::write(dir.path().join("cert.pem"), params.self_signed(&key).unwrap().pem()).unwrap();
     params.not_after = date_time_ymd(2020, 1, 1);
     std::fs::write(dir.path().join("old.pem"), params.self_signed(&key).unwrap().pem()).unwrap();
-    std::fs::write(dir.path().join("key.pem"), key.serialize_pem()).unwrap();
-    std::fs::write(dir.path().join("other.pem"), KeyPair::generate().unwrap().serialize_pem()).unwrap();
+    write(&dir.path().join("key.pem"), key.serialize_pem(), 0o600);
+    write(&dir.path().join("other.pem"), KeyPair::generate().unwrap().serialize_pem(), 0o600);
     let read = |cert: &str, key: &str, broker: &str| {
         let tls = format!("tls = {{ cert = \"{cert}\", key = \"{key}\" }}");
         let text = format!("[master]\n{tls}\n[broker]\nlisten = \"0.0.0.0:5671\"\n{tls}\n{broker}");
@@ -131,6 +131,8 @@ fn certificates_are_read_and_judged() {
         errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
     };
     assert!(errors("cert.pem", "other.pem").contains("other.pem is not that of the certificate"));
+    write(&dir.path().join("open.pem"), key.serialize_pem(), 0o644);
+    assert!(errors("cert.pem", "open.pem").contains("open.pem (mode 0644), which has a secret in it"));
     assert!(errors("none.pem", "key.pem").contains("broker.tls: cannot read"));
     assert!(errors("key.pem", "key.pem").contains("key.pem has no certificate"));
     let warnings = |cert: &str, broker: &str| read(cert, "key.pem", broker).warnings;

@@ -72,7 +72,7 @@ fn example() -> (tempfile::TempDir, PathBuf, Reading) {
     let key = rcgen::KeyPair::generate().unwrap();
     let certificate = rcgen::CertificateParams::default().self_signed(&key).unwrap();
     std::fs::write(dir.path().join("cert.pem"), certificate.pem()).unwrap();
-    std::fs::write(dir.path().join("key.pem"), key.serialize_pem()).unwrap();
+    write(&dir.path().join("key.pem"), key.serialize_pem(), 0o600);
     let path = dir.path().join("rouse.toml");
     let text = EXAMPLE.replace("DIR", dir.path().to_str().unwrap());
     write(&path, &text, 0o600);
