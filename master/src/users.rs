@@ -16,8 +16,11 @@ pub fn group(name: &str) -> Option<u32> {
     // SAFETY: the pointers are valid for the call, and the length is that of the buffer.
     let failed =
         unsafe { libc::getgrnam_r(name.as_ptr(), entry.as_mut_ptr(), buffer.as_mut_ptr(), buffer.len(), &mut found) };
-    // SAFETY: if the call succeeds, `found` is null or points to `entry`, which the call has filled.
-    (failed == 0).then(|| unsafe { found.as_ref() }).flatten().map(|entry| entry.gr_gid)
+    if failed != 0 {
+        return None;
+    }
+    // SAFETY: the call has succeeded, so `found` is null or points to `entry`, which the call has filled.
+    unsafe { found.as_ref() }.map(|entry| entry.gr_gid)
 }
 
 /// The id of a user, if there is one of this name.
@@ -29,8 +32,11 @@ pub fn user(name: &str) -> Option<u32> {
     // SAFETY: the pointers are valid for the call, and the length is that of the buffer.
     let failed =
         unsafe { libc::getpwnam_r(name.as_ptr(), entry.as_mut_ptr(), buffer.as_mut_ptr(), buffer.len(), &mut found) };
-    // SAFETY: if the call succeeds, `found` is null or points to `entry`, which the call has filled.
-    (failed == 0).then(|| unsafe { found.as_ref() }).flatten().map(|entry| entry.pw_uid)
+    if failed != 0 {
+        return None;
+    }
+    // SAFETY: the call has succeeded, so `found` is null or points to `entry`, which the call has filled.
+    unsafe { found.as_ref() }.map(|entry| entry.pw_uid)
 }
 
 #[cfg(test)]
