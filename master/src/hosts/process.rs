@@ -4,7 +4,7 @@
 //! environment from the start, so the provider lists its hosts by reading `/proc`. The agent's supervisors have the
 //! same owner tag. The host is gone when no process has the tag, and then no process of its builds is running.
 //!
-//! Under systemd, the agents are services of their own, which systemd starts for the master ([`launch`]).
+//! Under systemd, the agents are services of their own, which systemd starts for the master ([`mod@launch`]).
 
 mod launch;
 mod tagged;
