@@ -4,6 +4,7 @@ use crate::commands::{end, result_of};
 use std::fs;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsRawFd as _, RawFd};
+use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::{Output, Stdio};
@@ -39,6 +40,12 @@ fn master(config: &Path, sockets: &[RawFd], log: impl Into<Stdio>) -> Child {
     command.spawn().unwrap()
 }
 
+/// Writes a file that only its owner can read, because it contains a password.
+fn write_secret(path: &Path, text: &str) {
+    fs::write(path, text).unwrap();
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).unwrap();
+}
+
 async fn command(server: &str, arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_rouse"));
     command.env_clear().env("ROUSE_SERVER", server).args(arguments).kill_on_drop(true);
@@ -72,7 +79,7 @@ async fn what_the_service_manager_holds_nobody_else_gets_while_the_master_is_awa
         "[master]\nlisten = \"{http_at}\"\nstate_dir = {state:?}\n\
          [broker]\nurl = \"amqp://guest:guest@127.0.0.1:1/\"\nauth_listen = \"{auth_at}\"\n"
     );
-    fs::write(&config, text).unwrap();
+    write_secret(&config, &text);
     let (local, url) = (format!("unix:{}", path.display()), format!("http://{http_at}"));
     // Not in the order of the configuration: they are known by their addresses.
     let passed = [auth.as_raw_fd(), socket.as_raw_fd(), http.as_raw_fd()];
@@ -111,7 +118,7 @@ async fn a_socket_that_no_setting_names_is_reported() {
          [broker]\nurl = \"amqp://guest:guest@127.0.0.1:1/\"\nauth_listen = \"127.0.0.1:0\"\n",
         dir.path().join("state")
     );
-    fs::write(&config, text).unwrap();
+    write_secret(&config, &text);
     let log = dir.path().join("log");
     let _master = master(&config, &[held.as_raw_fd()], fs::File::create(&log).unwrap());
     let words = format!("systemd listens on {} for the master", held.local_addr().unwrap());

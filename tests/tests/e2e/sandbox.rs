@@ -58,8 +58,13 @@ fn the_master_works_in_its_sandbox_and_process_hosts_outside() {
     start_hosts(&socket, &rouse);
     let agent = programs.join("rouse-agent");
     let boxed = standing("boxed", "build_wait_timeout = 600");
-    master.configure(&format!("{boxed}grace = 20\n[worker.process]\nagent = \"{}\"\n", agent.display()));
-    std::os::unix::fs::chown(&master.dir, Some(USER), Some(USER)).unwrap();
+    // Its agent is not root, so its builds run as its own user.
+    let worker = format!("{boxed}grace = 20\n[worker.process]\nagent = \"{}\"\n", agent.display());
+    let head = fs::read_to_string(master.config()).unwrap();
+    fs::write(master.config(), head + &worker).unwrap();
+    for path in [&master.dir, &master.config()] {
+        std::os::unix::fs::chown(path, Some(USER), Some(USER)).unwrap();
+    }
     let mut command = Command::new(repository.join("tests/sandbox"));
     command.arg(repository.join("contrib/systemd/rouse.service")).arg(USER.to_string());
     command.arg(&master.dir).arg(&rouse).env("ROUSE_HOST_SOCKET", &socket);
