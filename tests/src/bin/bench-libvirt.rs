@@ -26,7 +26,8 @@ fn main() {
     let port = free_address().port();
     let broker = format!("amqp://{BRIDGE}:{port}/rouse");
     // This process is in a network of its own, whose bridge is not in /sys.
-    let lines = format!("listen = [\"127.0.0.1:{port}\", \"{BRIDGE}:{port}\"]\nagent_url = \"{broker}\"\ntls = \"off\"\n");
+    let lines =
+        format!("listen = [\"127.0.0.1:{port}\", \"{BRIDGE}:{port}\"]\nagent_url = \"{broker}\"\ntls = \"off\"\n");
     let disk = virt_host.dir.join("vm.qcow2");
     let worker = format!(
         "[[worker]]\nname = \"vm\"\npassword = \"{PASSWORD}\"\nlease = 120\n[worker.libvirt]\nconnection = \"{}\"\n\

@@ -89,8 +89,9 @@ fn an_agent_in_a_guest_asks_the_address_of_the_metadata() {
 
     let port = free_address().port();
     // This process is in a network of its own, whose bridge is not in /sys.
-    let lines =
-        format!("listen = [\"127.0.0.1:{port}\", \"{BRIDGE}:{port}\"]\nagent_url = \"amqp://{BRIDGE}:{port}/rouse\"\ntls = \"off\"\n");
+    let lines = format!(
+        "listen = [\"127.0.0.1:{port}\", \"{BRIDGE}:{port}\"]\nagent_url = \"amqp://{BRIDGE}:{port}/rouse\"\ntls = \"off\"\n"
+    );
     let certificates = format!("identity_certificates = {:?}\n", authority.certificate);
     let workers = format!(
         "[[worker]]\nname = \"w\"\npassword = \"x\"\nbuild_wait_timeout = 1\nkeepalive_interval = 2\nlease = 15\ngrace = 6\n[worker.ec2]\n{}",

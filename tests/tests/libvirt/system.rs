@@ -69,7 +69,8 @@ pub fn start() -> LibvirtSystem {
     let port = free_address().port();
     let broker = format!("amqp://{BRIDGE}:{port}/rouse");
     // This process is in a network of its own, whose bridge is not in /sys.
-    let lines = format!("listen = [\"127.0.0.1:{port}\", \"{BRIDGE}:{port}\"]\nagent_url = \"{broker}\"\ntls = \"off\"\n");
+    let lines =
+        format!("listen = [\"127.0.0.1:{port}\", \"{BRIDGE}:{port}\"]\nagent_url = \"{broker}\"\ntls = \"off\"\n");
     let workers = workers(virt_host, &disks, &broker);
     let master =
         Master::start_with("virt", &lines, &format!("amqp://127.0.0.1:{port}/rouse"), free_address(), &workers);
