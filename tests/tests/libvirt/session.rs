@@ -80,7 +80,7 @@ fn a_build_in_a_guest_of_an_ordinary_user() {
         "connection = \"qemu:///session\"\nhd_image = \"{shown}/disks/{{name}}.qcow2\"\n\
          base_image = \"{shown}/base.qcow2\"\nxml = {{ file = \"vm.xml\" }}\n"
     );
-    write_private(&dir.join("rouse.toml"), &(head + &worker("own", "lease = 40", &section)));
+    write_private(&dir.join("rouse.toml"), &(head + &worker("own", "run_as = \"root\"\nlease = 40", &section)));
     give(&dir.join("rouse.toml"));
 
     let said = run(&mut session.rouse(&["check", "--online", "-c", "rouse.toml"]));
