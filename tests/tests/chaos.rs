@@ -30,6 +30,8 @@ const INSTANCES: usize = 3;
 const ROGUES: usize = 4;
 /// Pause of a rogue between two messages, and between two tries to come in.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(4), Duration::from_secs(1));
+/// How long a rogue waits for an answer of the broker or of the master.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// Whether the rogues are to end.
 static OVER: AtomicBool = AtomicBool::new(false);
 /// What the master may take, bytes.
@@ -160,13 +162,17 @@ impl Stage {
             let (mut came, mut sent) = (0, 0);
             while !OVER.load(Ordering::Relaxed) {
                 tokio::time::sleep(PAUSES.1).await;
-                let Ok(hostile) = Hostile::connect(&url, &name, "not-a-secret").await else { continue };
-                let attached = tokio::time::timeout(Duration::from_secs(10), Rogue::attach(hostile, &submit)).await;
-                let Ok(Ok(mut rogue)) = attached else { continue };
+                let attach = async {
+                    let hostile = Hostile::connect(&url, &name, "not-a-secret").await?;
+                    Rogue::attach(hostile, &submit).await
+                };
+                let Ok(Ok(mut rogue)) = tokio::time::timeout(PATIENCE, attach).await else { continue };
                 came += 1;
                 // The last sends everything that it may, and soon too much. Each of the others sends one kind of message.
                 let what = |n: u64| if number == ROGUES { n } else { 4 * n + number as u64 };
-                while !OVER.load(Ordering::Relaxed) && rogue.act(what(sent)).await.is_ok() {
+                while !OVER.load(Ordering::Relaxed) {
+                    // The broker may be frozen, or accept nothing.
+                    let Ok(Ok(())) = tokio::time::timeout(PATIENCE, rogue.act(what(sent))).await else { break };
                     sent += 1;
                     tokio::time::sleep(PAUSES.0).await;
                 }
@@ -431,12 +437,12 @@ fn nothing_is_lost_and_nothing_is_left_running() {
         std::thread::sleep(Duration::from_millis(5));
     }
     println!("chaos: {:?}", stage.counts);
+    stage.relieve_all();
     let harm = stage.end_rogues(rogues);
     println!("chaos: the rogues came in and sent messages: {harm:?}");
     assert!(harm.iter().any(|(_, sent)| *sent > 0), "no rogue came in");
     let peak = peak_memory(stage.master.pid());
     assert!(peak < MEMORY, "the master took {peak} bytes");
-    stage.relieve_all();
     let settling = Instant::now();
     while !stage.settled() {
         assert!(settling.elapsed() < SETTLE, "builds have not ended\n{}", stage.master.log());
