@@ -140,10 +140,14 @@ impl Core {
         let worker = host.worker.clone();
         self.call(now, id);
         self.timers.clear(&Timer::Suspension(id.clone()));
-        let patience = self.plan_of(&worker).map_or(Duration::from_secs(1_200), |p| p.missing_timeout);
-        self.timers.set(Timer::Boot(id.clone()), now + patience);
+        self.timers.set(Timer::Boot(id.clone()), now + self.boot_patience(&worker));
         self.touch_host(id);
         self.touch_worker(&worker);
+    }
+
+    /// How long a host may take from the call that starts it until its agent attaches.
+    fn boot_patience(&self, worker: &WorkerName) -> Duration {
+        self.plan_of(worker).map_or(Duration::from_secs(1_200), |plan| plan.missing_timeout)
     }
 
     pub(in crate::core) fn on_resume_ended(&mut self, now: Timestamp, id: &HostId, result: Result<(), StartError>) {
@@ -166,6 +170,13 @@ impl Core {
             (Err(_), _) | (_, None) => {}
         }
         match (self.hosts.get(id).map(|live| &live.phase), result) {
+            // Until now it could not boot: the place may have refused the call for longer than an agent needs to attach.
+            (Some(Phase::Booting { .. }), Ok(())) => {
+                if let Some(live) = self.hosts.get_mut(id) {
+                    live.host.resumed = Some(now);
+                }
+                self.timers.set(Timer::Boot(id.clone()), now + self.boot_patience(&worker));
+            }
             // If there is no room for it, or it cannot be resumed, another may be bought.
             (
                 Some(Phase::Resuming { .. }),

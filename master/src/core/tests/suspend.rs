@@ -174,6 +174,20 @@ fn one_that_does_not_attach_when_woken_is_given_up() {
     assert!(bench.text.contains("its agent did not attach within 300 s"), "{}", bench.text);
 }
 
+/// The seconds in which the place refuses the call are not the host's.
+#[test]
+fn one_whose_place_refused_to_wake_it_has_all_its_time_to_attach() {
+    let mut bench = suspended(suspending(&["l"]));
+    bench.submit(on("l"));
+    bench.pass(280);
+    bench.resumed("l", Err(StartError::Place("503".to_owned())));
+    bench.resumed("l", Ok(()));
+    bench.pass(290);
+    assert_eq!(bench.state("l"), HostState::Booting, "{}", bench.text);
+    bench.pass(15);
+    assert!(bench.text.contains("did not attach within 300 s"), "{}", bench.text);
+}
+
 #[test]
 fn one_that_does_not_fall_asleep_is_ended() {
     let drained = || {
