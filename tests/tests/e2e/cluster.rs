@@ -19,7 +19,7 @@ fn gated(master: &Master, worker: &str, gate: &str) -> String {
 fn any_node_of_a_cluster_may_die_under_a_running_build() {
     let auth = free_address();
     let configuration = CONFIGURATION.replace("127.0.0.1:8091", &auth.to_string());
-    let mut cluster = OwnBroker::cluster("cluster", &configuration, PLUGINS, 3);
+    let mut cluster = OwnBroker::cluster("cluster-broker", &configuration, PLUGINS, 3);
     let lines = format!("url = \"{}\"\n", cluster.url());
     let url = format!("amqp://{}/rouse", cluster.addresses());
     let workers = standing("a", "keepalive_interval = 2\nlease = 120");
