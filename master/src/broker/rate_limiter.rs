@@ -202,6 +202,18 @@ impl RateLimiter {
         records.values().filter(blocked).count() as u64
     }
 
+    /// Whether a message is dropped unread, because the worker's agent is blocked. It is counted: if the agent has
+    /// connected again and goes on sending, its connections are closed again.
+    pub(super) fn drops(&self, worker: &str, bytes: usize) -> bool {
+        let now = clock::now();
+        let mut records = lock(&self.records);
+        let Some(record) = records.get_mut(worker).filter(|record| record.agent.is_blocked(now)) else { return false };
+        if let Ok(worker) = worker.parse::<WorkerName>() {
+            self.count(record, &worker, now, Sender::Agent, (Kind::Message, bytes));
+        }
+        true
+    }
+
     /// Counts a control message. Returns whether it may pass.
     pub(super) fn sent(&self, worker: &WorkerName, message: &ToMaster, bytes: usize) -> bool {
         let (kind, session) = match message {
@@ -366,136 +378,4 @@ fn run_of(queue: &str) -> Option<&str> {
 }
 
 #[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-    use super::*;
-
-    fn limiter() -> RateLimiter {
-        let limiter = RateLimiter::new(Refusals::default());
-        limiter.answered(&session("real"), "rouse.agent.w1.0f.3");
-        limiter
-    }
-
-    fn session(id: &str) -> SessionId {
-        SessionId(id.to_owned())
-    }
-
-    fn many(limiter: &RateLimiter, from: Timestamp, count: u64, every_ms: u64, sent: (Sender, Kind, usize)) {
-        let worker = "w1".parse().unwrap();
-        for n in 0..count {
-            let now = Timestamp(from.0 + n * every_ms);
-            let mut records = lock(&limiter.records);
-            let record = record_of(&mut records, &worker, now);
-            limiter.count(record, &worker, now, sent.0, (sent.1, sent.2));
-        }
-    }
-
-    #[test]
-    fn a_busy_agent_goes_on_and_a_flood_is_blocked_for_a_while() {
-        let now = clock::now();
-        for sender in [Sender::Agent, Sender::Stranger] {
-            let limiter = limiter();
-            many(&limiter, now, 100_000, 1, (sender, Kind::Message, 100));
-            assert!(!limiter.is_blocked("w1") && !limiter.strangers_blocked("w1"));
-            many(&limiter, now + Duration::from_secs(100), 30_000, 0, (sender, Kind::Message, 100));
-            assert_eq!(limiter.is_blocked("w1"), sender == Sender::Agent);
-            assert!(limiter.strangers_blocked("w1") && !limiter.strangers_blocked("w10"));
-            assert_eq!(limiter.blocked(), 1);
-            assert!(limiter.refusals.reason("w1").unwrap().contains("blocked for 5 minutes"));
-        }
-    }
-
-    #[test]
-    fn each_kind_has_its_own_allowance() {
-        let now = clock::now();
-        let rows = [
-            (Kind::Hello, 0, 50, 60),
-            (Kind::Dropped, 0, 200, 210),
-            (Kind::Chunk, 64 << 10, 99_000, 101_000),
-            (Kind::Message, 200 << 10, 1_200, 1_400),
-        ];
-        for (kind, bytes, fine, much) in rows {
-            let limiter = limiter();
-            many(&limiter, now, fine, 0, (Sender::Agent, kind, bytes));
-            assert!(!limiter.is_blocked("w1"), "{fine} of {bytes} bytes");
-            many(&limiter, now, much - fine, 0, (Sender::Agent, kind, bytes));
-            assert!(limiter.is_blocked("w1"), "{much} of {bytes} bytes");
-        }
-    }
-
-    /// Somebody with the worker's password, or with a token that was used.
-    #[test]
-    fn a_stranger_is_blocked_and_the_agent_of_the_session_is_not() {
-        let limiter = limiter();
-        let worker: WorkerName = "w1".parse().unwrap();
-        let leaving = |id: &str| ToMaster::Leaving { session: session(id) };
-        while limiter.sent(&worker, &leaving("made up"), 100) {}
-        assert!(limiter.strangers_blocked("w1") && !limiter.is_blocked("w1"));
-        assert!(limiter.sent(&worker, &leaving("real"), 100));
-        assert!(limiter.sent_chunk(&worker, &session("real"), 100));
-        assert!(!limiter.sent_chunk(&worker, &session("made up"), 100));
-        // The agent may come back on a new connection, as may another run of it, with its secret.
-        let hello = |nonce: &str| limiter.said_hello(&worker, &Nonce(nonce.to_owned()), 100);
-        assert!(hello("0f") && hello("aa"));
-        assert!((0..100).any(|_| !hello("aa")) && hello("0f"), "only so many of a stranger's");
-        // A new session, of another run.
-        limiter.answered(&session("next"), "rouse.agent.w1.aa.1");
-        assert!(limiter.sent(&worker, &leaving("next"), 100) && !limiter.sent(&worker, &leaving("real"), 100));
-    }
-
-    /// No agent is named in such a message, but the broker vouches for its key.
-    #[test]
-    fn messages_that_name_no_sender_count_as_well() {
-        let limiter = RateLimiter::new(Refusals::default());
-        let (closer, mut closed) = mpsc::channel(4);
-        limiter.close_with(closer);
-        for _ in 0..=200 {
-            limiter.dropped(None, "w1.control", 100);
-            limiter.dropped(None, "NOBODY", 100);
-        }
-        assert!(limiter.strangers_blocked("w1"));
-        let request = closed.try_recv().unwrap();
-        assert_eq!(request.worker, "w1");
-        for _ in 0..=200 {
-            limiter.dropped(None, "w1.control", 100);
-        }
-        assert!(closed.try_recv().is_err(), "one at a time");
-        drop(request);
-        for _ in 0..=200 {
-            limiter.dropped(None, "w1.control", 100);
-        }
-        assert!(closed.try_recv().is_ok(), "again after one that failed");
-    }
-
-    /// Who was let in a moment ago can connect again, and what was sent may arrive late: neither is the agent's.
-    #[test]
-    fn malformed_messages_are_the_agents_once_nobody_else_can_send_any() {
-        let limiter = limiter();
-        let (closer, mut closed) = mpsc::channel(4);
-        limiter.close_with(closer);
-        let worker: WorkerName = "w1".parse().unwrap();
-        let start = clock::now();
-        let at = |seconds: u64| start + Duration::from_secs(seconds);
-        let send = |seconds: u64| {
-            for _ in 0..=200 {
-                limiter.dropped_at(&worker, 100, at(seconds));
-            }
-        };
-        send(0);
-        assert!(limiter.strangers_blocked("w1"));
-        closed.try_recv().unwrap().closed.send(at(25)).unwrap();
-        send(26);
-        send(44);
-        assert!(closed.try_recv().is_err(), "it may have waited");
-        send(46);
-        closed.try_recv().unwrap().closed.send(at(50)).unwrap();
-        send(69);
-        assert!(!limiter.is_blocked("w1") && closed.try_recv().is_err());
-        send(71);
-        assert!(limiter.is_blocked("w1"));
-        closed.try_recv().unwrap().closed.send(at(72)).unwrap();
-        // It came back before the broker had forgotten it.
-        send(93);
-        assert!(closed.try_recv().is_ok());
-    }
-}
+mod tests;

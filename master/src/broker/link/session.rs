@@ -56,10 +56,10 @@ impl Session {
         let (of_control, of_logs) = (ends.conduct.clone(), ends.conduct.clone());
         read(&mut tasks, control, dropped.clone(), inbound.clone(), move |user, delivery, receipt| {
             let key = delivery.routing_key.as_str();
-            if of_control.is_blocked(sender(user, key)) {
+            let bytes = delivery.data.len();
+            if of_control.drops(sender(user, key), bytes) {
                 return Err(Reason::SenderBlocked);
             }
-            let bytes = delivery.data.len();
             let judged = validate::control(user, key, &delivery.data);
             let (worker, message) = judged.inspect_err(|_| of_control.dropped(user, key, bytes))?;
             if !of_control.sent(&worker, &message, bytes) {
@@ -69,10 +69,10 @@ impl Session {
         });
         read(&mut tasks, logs, dropped.clone(), ends.logs.clone(), move |user, delivery, receipt| {
             let key = delivery.routing_key.as_str();
-            if of_logs.is_blocked(sender(user, key)) {
+            let bytes = delivery.data.len();
+            if of_logs.drops(sender(user, key), bytes) {
                 return Err(Reason::SenderBlocked);
             }
-            let bytes = delivery.data.len();
             let judged = validate::log(user, key, &delivery.data);
             let (worker, chunk) = judged.inspect_err(|_| of_logs.dropped(user, key, bytes))?;
             if !of_logs.sent_chunk(&worker, &chunk.session, bytes) {
