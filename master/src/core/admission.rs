@@ -21,7 +21,7 @@ pub(super) enum Credential {
     Password,
     /// The boot token of the worker's host, usable by this run of the agent.
     Token(HostId),
-    /// The boot token of a host after another run of the agent has used it, or after a session secret has replaced it.
+    /// The boot token of a host whose agent has a session secret instead.
     SpentToken,
     /// The secret of the worker's session.
     Secret,

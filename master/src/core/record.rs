@@ -37,13 +37,13 @@ pub struct Host {
     #[serde(default)]
     pub launch: Option<LaunchSpec>,
     /// The one-time password in its boot data. Not hashed, because a start is repeated unchanged after a crash. Useless
-    /// once the session secret has been used.
+    /// once its agent has the session secret.
     pub token: String,
     /// The host identity that its agent must report, once that is known.
     pub identity: Option<String>,
     /// The run of the agent that has used the token.
     pub nonce: Option<Nonce>,
-    /// Whether the token is used up: its agent has connected again with the session secret.
+    /// Whether the token is used up: its agent has the session secret.
     pub token_spent: bool,
     /// [`super::plan::LatentPlan::fingerprint`] when it was ordered.
     pub fingerprint: u64,

@@ -5,11 +5,11 @@ use super::admission::{AdmissionDecision, Credential};
 use super::event::{Effect, Level};
 use super::lease::millis;
 use super::plan::{Digest, WorkerPlan};
-use super::record::{HostState, Record, Session};
+use super::record::{Host, HostState, Record, Session};
 use super::timers::Timer;
 use super::{Core, Live, Timestamp};
 use rouse_shared::message::{AttemptReport, Heartbeat, Hello, ToAgent, ToMaster, Welcome};
-use rouse_shared::{Nonce, SessionId, WorkerName};
+use rouse_shared::{HostId, Nonce, SessionId, WorkerName};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -230,10 +230,8 @@ impl Core {
         live.last_seq = 0;
         let (host, drain) = (live.session.host.clone(), live.drain);
         let session = live.session.id.clone();
-        if secret_used && let Some(live) = host.as_ref().and_then(|id| self.hosts.get_mut(id)) {
-            live.host.token_spent = true;
-            let id = live.host.id.clone();
-            self.touch_host(&id);
+        if secret_used {
+            self.spend_token(host.as_ref());
         }
         self.worker_is_back(now, name);
         self.welcome(name, !secret_used);
@@ -323,6 +321,7 @@ impl Core {
         let unclean = live.take_unclean(heartbeat.unclean.as_ref());
         let drain = live.drain;
         let session = heartbeat.session.clone();
+        self.spend_token_of(name);
         self.renew(now, name);
         let lease_ms = self.extend_again(now, name);
         self.send(name, ToAgent::Renewed { session: session.clone(), seq: heartbeat.seq, lease_ms });
@@ -354,6 +353,26 @@ impl Core {
         if let Some(drain) = drain {
             self.send_drain(name, session, drain);
         }
+    }
+
+    /// The agent of this host has the secret of its session, so only others could use the boot token.
+    fn spend_token(&mut self, host: Option<&HostId>) {
+        let Some(live) = host.and_then(|id| self.hosts.get_mut(id)).filter(|live| !live.host.token_spent) else {
+            return;
+        };
+        live.host.token_spent = true;
+        let id = live.host.id.clone();
+        self.touch_host(&id);
+    }
+
+    /// The worker's agent knows its session, and so the secret that came with it. It is on the machine that the provider
+    /// has named: until then, the host's own agent may be another one, and must be heard.
+    fn spend_token_of(&mut self, name: &WorkerName) {
+        let Some(session) = self.session_of(name).map(|live| &live.session) else { return };
+        let host = session.host.as_ref().and_then(|id| self.hosts.get(id)).map(|live| &live.host);
+        let proven = |host: &&Host| !host.token_spent && host.identity.as_ref() == Some(&session.identity);
+        let host = host.filter(proven).map(|host| host.id.clone());
+        self.spend_token(host.as_ref());
     }
 
     fn on_drained(&mut self, now: Timestamp, name: &WorkerName, session: &SessionId, drain: u64) {

@@ -1,6 +1,7 @@
 //! Sessions: which agents are accepted, leases, and what it means if an agent comes back.
 
 use super::*;
+use crate::core::Admitted;
 
 fn running_latent() -> Bench {
     let mut bench = Bench::quietly(plan(vec![latent("l")]));
@@ -194,6 +195,22 @@ fn a_token_is_good_for_one_life_until_the_secret_is_used() {
     bench.event("detached", event);
     bench.hello_with_token("l", "thief", 2);
     bench.check("token");
+}
+
+/// Most agents never connect again, and builds on their machine may have read the token.
+#[test]
+fn a_token_is_worth_nothing_once_its_agent_has_sent_a_heartbeat() {
+    let mut bench = Bench::quietly(plan(vec![latent("l")]));
+    bench.submit(on("l"));
+    bench.started("l");
+    bench.hello_with_token("l", "a", 1);
+    let token = bench.core.hosts.values().next().map(|live| live.host.token.clone()).unwrap_or_default();
+    let admitted = |bench: &Bench, password: &str| bench.core.admit("l", password).ok();
+    assert_eq!(admitted(&bench, &token), Some(Admitted::Anybody), "the welcome may be lost");
+    bench.heartbeat("l", 1);
+    assert_eq!(admitted(&bench, &token), None);
+    let secret = bench.secret.clone();
+    assert_eq!(admitted(&bench, &secret), Some(Admitted::Agent));
 }
 
 #[test]
