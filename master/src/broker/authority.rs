@@ -1,8 +1,8 @@
 //! The master's own certificate authority, which signs the certificate of the private broker and nothing else.
 //!
 //! The authority is made once, because agents have its certificate or its fingerprint. The broker's certificate is made
-//! anew at every start of the master and from time to time, so that it never expires, and RabbitMQ reads it again by
-//! itself. Connections that exist are not concerned.
+//! anew at every start of the master, from time to time, and if the clock of the machine was set, so that it is always
+//! valid. RabbitMQ reads it again by itself. Connections that exist are not concerned.
 
 use crate::files;
 use crate::tls::{self, TlsFiles};
@@ -22,10 +22,18 @@ const LIFETIME: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 const SLOW_CLOCKS: Duration = Duration::from_secs(24 * 60 * 60);
 /// How often a new certificate is made while the master runs: several times within the [`LIFETIME`], so that one that
 /// cannot be written is only reported.
-pub const RENEWAL: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+const RENEWAL: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+/// How much the clock may be set back without a new certificate.
+const SET_BACK: Duration = Duration::from_secs(60 * 60);
 
 /// The name of every such authority. Two of the same name are told apart by their keys.
 const NAME: &str = "authority of a private broker of rouse";
+
+/// Whether a certificate that was made at the time `made` is to be made again: it is due, or the clock was wrong then. A
+/// machine without a clock of its own may start decades too early.
+pub fn is_outdated(made: Timestamp, now: Timestamp) -> bool {
+    now >= made + RENEWAL || made > now + SET_BACK
+}
 
 /// Why there is no certificate.
 #[derive(Debug, thiserror::Error)]
@@ -178,6 +186,13 @@ mod tests {
         fs::write(again.key(), KeyPair::generate().unwrap().serialize_pem()).unwrap();
         let error = Authority::open(&dir).unwrap_err().to_string();
         assert!(error.contains("is not that of the certificate") && error.contains("remove the directory"), "{error}");
+    }
+
+    #[test]
+    fn a_certificate_is_made_again_when_it_is_due_and_when_the_clock_was_wrong() {
+        assert!(!is_outdated(NOW, NOW) && !is_outdated(NOW, NOW + RENEWAL / 2) && is_outdated(NOW, NOW + RENEWAL));
+        assert!(is_outdated(Timestamp(0), NOW), "before the clock was set");
+        assert!(!is_outdated(NOW + SET_BACK, NOW) && is_outdated(NOW + RENEWAL, NOW), "the clock was fast");
     }
 
     #[test]

@@ -1,13 +1,13 @@
 //! TLS of the private broker and of the API: certificates, and whom agents are told to trust.
 
 use super::error::MasterError;
-use crate::broker::authority::RENEWAL;
+use crate::broker::authority::is_outdated;
 use crate::broker::{Authority, NodeTls};
 use crate::config::{BrokerTls, Config};
 use crate::http_server::Encryption;
 use crate::{clock, mail, tls};
-use rouse_shared::BrokerUrl;
 use rouse_shared::error::Chain;
+use rouse_shared::{BrokerUrl, Timestamp};
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
@@ -17,6 +17,11 @@ use tracing::{error, info};
 
 /// How long the name service may take to tell the machine's full name.
 const NAME_SERVICE: Duration = Duration::from_secs(5);
+/// How often the master checks whether its certificate is outdated. If the clock was wrong at the start, agents refuse the
+/// certificate until then.
+const RENEWAL_CHECK: Duration = Duration::from_secs(60);
+/// Pause after a renewal that has failed.
+const RENEWAL_PAUSE: Duration = Duration::from_secs(3_600);
 
 /// TLS of the API, if `master.tls` is set.
 pub fn of_page(config: &Config) -> Result<Option<Arc<Encryption>>, MasterError> {
@@ -39,22 +44,33 @@ pub async fn of_broker(config: &Config) -> Result<Option<NodeTls>, MasterError> 
     let authority = Authority::open(&config.master.authority()).map_err(unusable)?;
     let names = tokio::time::timeout(NAME_SERVICE, tokio::task::spawn_blocking(mail::full_name)).await;
     let hosts = hosts(config, names.ok().and_then(Result::ok).flatten());
-    authority.issue(&hosts, clock::wall()).map_err(unusable)?;
+    let now = clock::wall();
+    authority.issue(&hosts, now).map_err(unusable)?;
     if let Some(fingerprint) = tls::fingerprints(&authority.certificate()).unwrap_or_default().first() {
         info!("the private broker speaks TLS; the fingerprint of its authority is {fingerprint}");
     }
     let files = authority.issued();
-    tokio::spawn(renew(authority, hosts));
+    tokio::spawn(renew(authority, hosts, now));
     Ok(Some(NodeTls { listen, files }))
 }
 
-/// A renewal that fails is tried again with the next one: the certificate is valid for much longer.
-async fn renew(authority: Authority, hosts: Vec<String>) {
+/// Makes the certificate again whenever it is outdated. `made` is when it was made last.
+async fn renew(authority: Authority, hosts: Vec<String>, mut made: Timestamp) {
     loop {
-        tokio::time::sleep(RENEWAL).await;
-        match authority.issue(&hosts, clock::wall()) {
-            Ok(()) => info!("the certificate of the private broker was renewed"),
-            Err(why) => error!("the certificate of the private broker was not renewed: {}", Chain(&why)),
+        tokio::time::sleep(RENEWAL_CHECK).await;
+        let now = clock::wall();
+        if !is_outdated(made, now) {
+            continue;
+        }
+        match authority.issue(&hosts, now) {
+            Ok(()) => {
+                made = now;
+                info!("the certificate of the private broker was renewed");
+            }
+            Err(why) => {
+                error!("the certificate of the private broker was not renewed: {}; retrying", Chain(&why));
+                tokio::time::sleep(RENEWAL_PAUSE).await;
+            }
         }
     }
 }
