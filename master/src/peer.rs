@@ -26,22 +26,46 @@ const USER: usize = HEADER + 64;
 /// # Errors
 /// If the kernel does not answer such questions.
 pub fn user(theirs: SocketAddr, ours: SocketAddr) -> io::Result<Option<u32>> {
+    match find(theirs, ours)? {
+        Found::User(user) => Ok(Some(user)),
+        Found::Closed => Ok(None),
+        // A kernel without this kind of question answers the same. Our own end is there in any case, or what listens for
+        // others like it.
+        Found::Nothing => match find(ours, theirs)? {
+            Found::Nothing => Err(io::ErrorKind::Unsupported.into()),
+            Found::User(_) | Found::Closed => Ok(None),
+        },
+    }
+}
+
+/// What the kernel says of one end of a connection.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Found {
+    /// It is open, and belongs to this user.
+    User(u32),
+    /// It is there, and no longer open.
+    Closed,
+    Nothing,
+}
+
+/// Asks for the end `one` of a connection whose other end is `other`.
+fn find(one: SocketAddr, other: SocketAddr) -> io::Result<Found> {
     let socket = rustix::net::socket_with(
         AddressFamily::NETLINK,
         SocketType::RAW,
         SocketFlags::CLOEXEC,
         Some(netlink::SOCK_DIAG),
     )?;
-    rustix::net::send(&socket, &question(theirs, ours), SendFlags::empty())?;
+    rustix::net::send(&socket, &question(one, other), SendFlags::empty())?;
     let mut answer = [0_u8; 1_024];
     let (_, length) = rustix::net::recv(&socket, &mut answer[..], RecvFlags::empty())?;
     parse(answer.get(..length).unwrap_or(&answer))
 }
 
 /// `struct nlmsghdr` and `struct inet_diag_req_v2`.
-fn question(theirs: SocketAddr, ours: SocketAddr) -> Vec<u8> {
+fn question(one: SocketAddr, other: SocketAddr) -> Vec<u8> {
     // A socket for both families has addresses of the older one in this form.
-    let ends = [theirs, ours].map(|end| (end.ip().to_canonical(), end.port()));
+    let ends = [one, other].map(|end| (end.ip().to_canonical(), end.port()));
     let family = if ends[0].0.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let mut request = vec![u8::try_from(family.as_raw()).unwrap_or_default(), 6, 0, 0];
     request.extend(u32::MAX.to_ne_bytes());
@@ -64,12 +88,15 @@ fn question(theirs: SocketAddr, ours: SocketAddr) -> Vec<u8> {
     message
 }
 
-fn parse(answer: &[u8]) -> io::Result<Option<u32>> {
+fn parse(answer: &[u8]) -> io::Result<Found> {
     let word = |at: usize| answer.get(at..at + 4)?.try_into().ok().map(u32::from_ne_bytes);
     let kind = answer.get(4..6).and_then(|bytes| bytes.try_into().ok()).map(u16::from_ne_bytes);
     match (kind, word(HEADER).map(u32::cast_signed)) {
-        (Some(BY_FAMILY), _) if answer.get(HEADER + 1) == Some(&ESTABLISHED) => Ok(word(USER)),
-        (Some(BY_FAMILY), _) | (Some(ERROR), Some(NO_ENTRY)) => Ok(None),
+        (Some(BY_FAMILY), _) if answer.get(HEADER + 1) == Some(&ESTABLISHED) => {
+            Ok(word(USER).map_or(Found::Closed, Found::User))
+        }
+        (Some(BY_FAMILY), _) => Ok(Found::Closed),
+        (Some(ERROR), Some(NO_ENTRY)) => Ok(Found::Nothing),
         (Some(ERROR), Some(code)) => Err(io::Error::from_raw_os_error(code.saturating_neg())),
         _ => Err(io::Error::from(io::ErrorKind::InvalidData)),
     }
@@ -113,6 +140,10 @@ mod tests {
         let mut short = [0; 40];
         short[4..6].copy_from_slice(&BY_FAMILY.to_ne_bytes());
         short[HEADER + 1] = ESTABLISHED;
-        assert_eq!(parse(&short).unwrap(), None);
+        assert_eq!(parse(&short).unwrap(), Found::Closed);
+        let mut none = [0; 36];
+        none[4..6].copy_from_slice(&ERROR.to_ne_bytes());
+        none[HEADER..HEADER + 4].copy_from_slice(&NO_ENTRY.to_ne_bytes());
+        assert_eq!(parse(&none).unwrap(), Found::Nothing);
     }
 }
