@@ -19,7 +19,7 @@ use crate::http_server::{self, Ends};
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, Request, State};
-use axum::http::StatusCode;
+use axum::http::{StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::post;
@@ -174,18 +174,24 @@ async fn check_asker(State(shared): State<Arc<Shared>>, request: Request, next: 
                 OWN_ADDRESS,
                 &format!("{who} has asked who may connect, which only the broker may; see broker.auth_secret"),
             );
-            NOT_THE_BROKER.into_response()
+            turned_away()
         }
     }
 }
 
+/// Ends the connection too: whoever is turned away must not keep those of the broker.
+fn turned_away() -> Response {
+    let (status, text) = NOT_THE_BROKER;
+    (status, [(header::CONNECTION, "close")], text).into_response()
+}
+
 /// Also what a broker of the operator's own asks if it does not know the secret.
-async fn other_path(State(shared): State<Arc<Shared>>) -> Answer {
+async fn other_path(State(shared): State<Arc<Shared>>) -> Response {
     shared.answers.refusals.refused(
         OWN_ADDRESS,
         "somebody has asked there without the secret in the path (auth_http in rabbitmq.conf, broker.auth_secret)",
     );
-    NOT_THE_BROKER
+    turned_away()
 }
 
 async fn user(State(shared): State<Arc<Shared>>, body: Bytes) -> Answer {

@@ -68,6 +68,20 @@ async fn who_does_not_know_the_secret_learns_nothing() {
     assert_eq!(Askers::own_broker(None).path("topic"), "/auth/topic");
 }
 
+/// Otherwise they could open as many as there may be, and the broker would find none.
+#[tokio::test]
+async fn who_may_not_ask_keeps_no_connection() {
+    let server = server(&Askers::private_broker().unwrap(), &Refusals::default()).await;
+    let mut stream = TcpStream::connect(server.address()).await.unwrap();
+    let request = request("/auth/user", "right").replace("Connection: close\r\n", "");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut text = String::new();
+    // Shorter than an idle connection is kept.
+    let read = tokio::time::timeout(Duration::from_secs(5), stream.read_to_string(&mut text)).await;
+    read.expect("it is closed at once").unwrap();
+    assert_eq!(answer(&text), (403, NOT_THE_BROKER.1.to_owned()));
+}
+
 /// Asks as the user `nobody`, if the test may become that user.
 async fn ask_as_nobody(address: SocketAddr, path: &str) -> Option<(u16, String)> {
     if !rustix::process::geteuid().is_root() {
