@@ -23,12 +23,7 @@ impl Trust {
     fn connector(&self) -> io::Result<RustlsConnector> {
         match self {
             Self::Authorities(pem) => {
-                let mut config = RustlsConnectorConfig::new_with_native_certs()?;
-                if let Some(pem) = pem {
-                    let parsed = CertificateDer::pem_slice_iter(pem.as_bytes()).collect::<Result<Vec<_>, _>>();
-                    let parsed = parsed.map_err(|error| invalid(format!("the certificates of `ca`: {error}")))?;
-                    config.add_parsable_certificates(parsed);
-                }
+                let config = authorities(RustlsConnectorConfig::new_with_native_certs(), pem.as_deref())?;
                 config.connector_with_no_client_auth()
             }
             Self::Only(fingerprint) => {
@@ -37,6 +32,16 @@ impl Trust {
             }
         }
     }
+}
+
+/// The authorities of this machine, and those in PEM. A small image has none of its own, and the given ones suffice.
+fn authorities(native: io::Result<RustlsConnectorConfig>, pem: Option<&str>) -> io::Result<RustlsConnectorConfig> {
+    let Some(pem) = pem else { return native };
+    let parsed = CertificateDer::pem_slice_iter(pem.as_bytes()).collect::<Result<Vec<_>, _>>();
+    let parsed = parsed.map_err(|error| invalid(format!("the certificates of `ca`: {error}")))?;
+    let mut config = native.unwrap_or_default();
+    config.add_parsable_certificates(parsed);
+    Ok(config)
 }
 
 fn invalid(why: String) -> io::Error {
@@ -62,4 +67,18 @@ pub async fn connect(uri: AMQPUri, properties: ConnectionProperties, trust: Trus
         })
     };
     Connection::connector(uri, runtime, open, properties).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_image_without_authorities_trusts_the_given_ones() {
+        let none = || Err(io::Error::other("Could not load any valid native certificates"));
+        authorities(none(), None).expect_err("nobody is trusted");
+        let pem = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+        authorities(none(), Some(pem)).expect("one is given");
+        authorities(none(), Some(&pem.replace("AAAA", "A"))).expect_err("not PEM");
+    }
 }
