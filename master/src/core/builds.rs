@@ -479,7 +479,6 @@ impl Core {
     }
 }
 
-/// Limits the text from an agent, because it is stored.
 /// Cuts what an agent says to what is kept of it, without what a terminal or a log would take for more than text.
 fn cut_text(text: &mut String, most: usize) {
     cut(text, most);

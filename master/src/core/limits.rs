@@ -45,11 +45,13 @@ impl Worker {
 }
 
 impl Live {
-    /// Takes up what a heartbeat says of its machine. True if that is new.
+    /// Takes up what a heartbeat says of its machine. True if the machine was clean before. The first reason counts, so
+    /// that an agent with ever other ones does not fill the log.
     pub(super) fn take_unclean(&mut self, unclean: Option<&String>) -> bool {
-        let unclean = unclean.map(|why| shown(why));
-        let new = unclean.is_some() && self.unclean != unclean;
-        self.unclean = unclean.or(self.unclean.take());
+        let new = self.unclean.is_none() && unclean.is_some();
+        if new {
+            self.unclean = unclean.map(|why| shown(why));
+        }
         new
     }
 }
