@@ -243,7 +243,8 @@ impl Cgroup {
     }
 
     /// What a step without a limit of processes gets: it leaves a tenth of the service's to the agent, which otherwise
-    /// could not start the supervisor of the next step. `None` if the service has no limit.
+    /// could not start the supervisor of the next step. Several steps at once can still take all. `None` if the service has
+    /// no limit.
     fn most_pids(&self) -> Option<u64> {
         let most: u64 = fs::read_to_string(self.dir.parent()?.join("pids.max")).ok()?.trim().parse().ok()?;
         Some(most - most / 10)
