@@ -3,16 +3,19 @@
 
 use crate::sync::lock;
 use axum::Router;
+use axum::body::{Body, Bytes};
+use hyper::body::{Frame, Incoming, SizeHint};
 use hyper::server::conn::http1;
+use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
 use rustls::ServerConfig;
 use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
@@ -24,6 +27,9 @@ use tower::ServiceExt as _;
 
 /// How long a client may take to send the head of a request, also if it has sent one before.
 const HEAD: Duration = Duration::from_secs(10);
+/// Longest head of a request, bytes. The server keeps as much of each connection in memory until the head is complete, and
+/// hyper would keep 400 KiB. The largest head is a browser's, with a few kilobytes.
+const HEAD_BYTES: usize = 16 << 10;
 /// How long a client may take none of a response. A response that is quiet is not concerned.
 const WRITE: Duration = Duration::from_secs(30);
 /// Pause after the kernel has refused a connection, for example because there are no file descriptors.
@@ -92,6 +98,77 @@ impl Listener for UnixListener {
     }
 }
 
+/// What a server knows of a connection. Its requests have it as an extension.
+#[derive(Clone, Default, Debug)]
+pub struct Client(Arc<State>);
+
+#[derive(Default, Debug)]
+struct State {
+    /// Whether a request is being answered.
+    busy: AtomicBool,
+    /// Whether a request has shown that it may do what it asked for.
+    entitled: AtomicBool,
+}
+
+impl Client {
+    /// A request has shown that it may do what it asks for: the connection is not ended for one that has not.
+    pub fn entitle(&self) {
+        self.0.entitled.store(true, Ordering::Relaxed);
+    }
+
+    /// Those with the lowest rank end first if there are too many. None: it does not end.
+    fn rank(&self) -> Option<u8> {
+        match (self.0.entitled.load(Ordering::Relaxed), self.0.busy.load(Ordering::Relaxed)) {
+            (false, false) => Some(0),
+            (false, true) => Some(1),
+            (true, false) => Some(2),
+            (true, true) => None,
+        }
+    }
+}
+
+/// The time in which a request is answered, with the whole body of the response.
+struct Busy(Client);
+
+impl Busy {
+    fn of(client: &Client) -> Self {
+        client.0.busy.store(true, Ordering::Relaxed);
+        Self(client.clone())
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.0.busy.store(false, Ordering::Relaxed);
+    }
+}
+
+/// The body of a response, during which its connection is busy.
+struct BusyBody {
+    body: Body,
+    _busy: Busy,
+}
+
+impl hyper::body::Body for BusyBody {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
 /// The open connections, in the order in which they were accepted.
 #[derive(Default)]
 struct Connections {
@@ -99,21 +176,20 @@ struct Connections {
 }
 
 struct Open {
-    /// Whether a request has come.
-    requested: Arc<AtomicBool>,
+    client: Client,
     /// Ends it; absent until its task has started.
     task: Option<AbortHandle>,
 }
 
 impl Connections {
-    /// Makes room for another one: of those that have sent no request, the oldest ends. Returns whether there is room.
+    /// Makes room for another one: of those with the lowest rank, the oldest ends. Returns whether there is room.
     fn make_room(&self, most: usize) -> bool {
         let mut open = lock(&self.open);
         if open.len() < most {
             return true;
         }
-        let silent = open.iter().find(|(_, open)| !open.requested.load(Ordering::Relaxed)).map(|(number, _)| *number);
-        let Some(ended) = silent.and_then(|number| open.remove(&number)) else { return false };
+        let ranked = open.iter().filter_map(|(number, open)| Some((open.client.rank()?, *number)));
+        let Some(ended) = ranked.min().and_then(|(_, number)| open.remove(&number)) else { return false };
         if let Some(task) = ended.task {
             task.abort();
         }
@@ -162,9 +238,10 @@ impl Encryption {
     }
 }
 
-/// Serves until `closing` is true or its sender is gone. Then it lets the requests
-/// that run end. It never stops accepting: if there are too many connections, the oldest that has sent no request ends,
-/// and if there is none, the new one.
+/// Serves until `closing` is true or its sender is gone. Then it lets the requests that run end. It never stops accepting.
+/// If there are too many connections, the oldest ends of those whose requests have not shown that they may do what they ask
+/// for: first of those of which no request is being answered. If there is none, the oldest ends that waits for its next
+/// request, and if all are being answered, the new one.
 pub async fn serve(
     listener: impl Listener,
     router: Router,
@@ -193,13 +270,12 @@ pub async fn serve(
             tracing::debug!("there are too many connections");
             continue;
         }
-        let requested = Arc::new(AtomicBool::new(false));
-        let open = Open { requested: requested.clone(), task: None };
-        lock(&connections.open).insert(number, open);
+        let client = Client::default();
+        lock(&connections.open).insert(number, Open { client: client.clone(), task: None });
         let entry = Entry { connections: connections.clone(), number };
         let tls = encryption.as_ref().map(|encryption| lock(&encryption.0).clone());
-        let client = Client { ends, requested, head: limits.head, closing: closing.clone(), _entry: entry };
-        let task = tasks.spawn(connection(stream, tls, router.clone(), client));
+        let served = Served { ends, client, head: limits.head, closing: closing.clone(), _entry: entry };
+        let task = tasks.spawn(connection(stream, tls, router.clone(), served));
         if let Some(open) = lock(&connections.open).get_mut(&number) {
             open.task = Some(task);
         }
@@ -215,19 +291,19 @@ async fn closed(closing: &mut watch::Receiver<bool>) {
 }
 
 /// What belongs to one connection.
-struct Client {
+struct Served {
     ends: Option<Ends>,
-    requested: Arc<AtomicBool>,
+    client: Client,
     head: Duration,
     closing: watch::Receiver<bool>,
     _entry: Entry,
 }
 
-async fn connection(stream: impl Stream, tls: Option<Arc<ServerConfig>>, router: Router, mut client: Client) {
+async fn connection(stream: impl Stream, tls: Option<Arc<ServerConfig>>, router: Router, mut served: Served) {
     let mut stream = TimeoutStream::new(stream);
     stream.set_write_timeout(Some(WRITE));
     let mut stream = Box::pin(stream);
-    let Some(tls) = tls else { return requests(stream, router, client).await };
+    let Some(tls) = tls else { return requests(stream, router, served).await };
     let shake_hands = async {
         if stream.get_ref().first_byte().await?.is_ascii_uppercase() {
             // The method of a request without TLS. A client must not guess why it is not answered.
@@ -237,38 +313,39 @@ async fn connection(stream: impl Stream, tls: Option<Arc<ServerConfig>>, router:
         TlsAcceptor::from(tls).accept(stream).await
     };
     let shaken = tokio::select! {
-        shaken = tokio::time::timeout(client.head, shake_hands) => shaken,
-        () = closed(&mut client.closing) => return,
+        shaken = tokio::time::timeout(served.head, shake_hands) => shaken,
+        () = closed(&mut served.closing) => return,
     };
     match shaken {
-        Ok(Ok(stream)) => requests(stream, router, client).await,
+        Ok(Ok(stream)) => requests(stream, router, served).await,
         Ok(Err(error)) => tracing::debug!("a connection ended: {error}"),
-        Err(_elapsed) => tracing::debug!("a connection ended: no TLS within {} s", client.head.as_secs()),
+        Err(_elapsed) => tracing::debug!("a connection ended: no TLS within {} s", served.head.as_secs()),
     }
 }
 
-async fn requests(stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static, router: Router, mut client: Client) {
-    let (requested, ends) = (client.requested.clone(), client.ends);
-    let service = router.map_request(move |mut request: hyper::Request<hyper::body::Incoming>| {
-        requested.store(true, Ordering::Relaxed);
+async fn requests(stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static, router: Router, mut served: Served) {
+    let (client, ends) = (served.client.clone(), served.ends);
+    let service = service_fn(move |mut request: hyper::Request<Incoming>| {
+        let busy = Busy::of(&client);
+        request.extensions_mut().insert(client.clone());
         if let Some(ends) = ends {
             request.extensions_mut().insert(ends);
         }
-        request.map(axum::body::Body::new)
+        let answered = router.clone().oneshot(request.map(Body::new));
+        async move { answered.await.map(|response| response.map(|body| Body::new(BusyBody { body, _busy: busy }))) }
     });
     let mut builder = http1::Builder::new();
-    builder.timer(TokioTimer::new()).header_read_timeout(client.head);
-    let served = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
-    let mut served = pin!(served);
+    builder.timer(TokioTimer::new()).header_read_timeout(served.head).max_buf_size(HEAD_BYTES);
+    let mut answering = pin!(builder.serve_connection(TokioIo::new(stream), service));
     let ended = tokio::select! {
-        result = &mut served => Some(result),
-        () = closed(&mut client.closing) => None,
+        result = &mut answering => Some(result),
+        () = closed(&mut served.closing) => None,
     };
     let result = match ended {
         Some(result) => result,
         None => {
-            served.as_mut().graceful_shutdown();
-            served.await
+            answering.as_mut().graceful_shutdown();
+            answering.await
         }
     };
     if let Err(error) = result {
@@ -277,132 +354,5 @@ async fn requests(stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static, 
 }
 
 #[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-    use super::*;
-    use axum::routing::get;
-    use tokio::io::AsyncReadExt as _;
-
-    async fn server(limits: Limits) -> (std::net::SocketAddr, watch::Sender<bool>, tokio::task::JoinHandle<()>) {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let (close, closing) = watch::channel(false);
-        let router = Router::new().route("/", get(|| async { "hello" }));
-        (address, close, tokio::spawn(serve(listener, router, limits, None, closing)))
-    }
-
-    async fn ask(stream: &mut (impl AsyncRead + AsyncWrite + Unpin)) -> String {
-        stream.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
-        let mut answer = [0; 1_000];
-        let length = stream.read(&mut answer).await.unwrap();
-        String::from_utf8_lossy(&answer[..length]).into_owned()
-    }
-
-    /// Whether the other side has closed it.
-    async fn is_closed(stream: &mut TcpStream) -> bool {
-        matches!(tokio::time::timeout(Duration::from_secs(5), stream.read(&mut [0])).await, Ok(Ok(0) | Err(_)))
-    }
-
-    #[tokio::test]
-    async fn the_oldest_connection_without_a_request_makes_room() {
-        let (address, close, server) = server(Limits::of(3)).await;
-        let mut streams = Vec::new();
-        for number in 0..3 {
-            let mut stream = TcpStream::connect(address).await.unwrap();
-            // The first is a client that keeps its connection.
-            if number == 0 {
-                assert!(ask(&mut stream).await.ends_with("hello"));
-            }
-            streams.push(stream);
-        }
-        for _ in 0..2 {
-            let mut next = TcpStream::connect(address).await.unwrap();
-            assert!(ask(&mut next).await.ends_with("hello"));
-            assert!(is_closed(&mut streams.remove(1)).await, "the oldest silent one");
-            streams.push(next);
-        }
-        // All have sent a request, so the next one has to wait.
-        let mut next = TcpStream::connect(address).await.unwrap();
-        assert!(is_closed(&mut next).await);
-        assert!(ask(&mut streams[0]).await.ends_with("hello"), "it was there first");
-        close.send_replace(true);
-        server.await.unwrap();
-    }
-
-    #[tokio::test]
-    async fn it_speaks_tls_with_the_certificate_of_the_moment() {
-        use rouse_shared::Fingerprint;
-        use rouse_shared::fingerprint::client_config;
-        let certificate = || {
-            let key = rcgen::KeyPair::generate().unwrap();
-            let params = rcgen::CertificateParams::new(["localhost".to_owned()]).unwrap();
-            let certificate = params.self_signed(&key).unwrap().der().clone();
-            let key = rustls::pki_types::PrivateKeyDer::try_from(key.serialize_der()).unwrap();
-            let provider = Arc::new(rustls::crypto::ring::default_provider());
-            let config = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
-            let fingerprint = Fingerprint::of(&certificate);
-            (fingerprint, config.with_no_client_auth().with_single_cert(vec![certificate], key).unwrap())
-        };
-        let ((first, config), (second, next)) = (certificate(), certificate());
-        let encryption = Arc::new(Encryption::new(config));
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let (close, closing) = watch::channel(false);
-        let router = Router::new().route("/", get(|| async { "hello" }));
-        let limits = Limits { connections: 2, head: Duration::from_millis(500) };
-        let server = tokio::spawn(serve(listener, router, limits, Some(encryption.clone()), closing));
-        let connect = async |trusted| {
-            let stream = TcpStream::connect(address).await.unwrap();
-            let connector = tokio_rustls::TlsConnector::from(Arc::new(client_config(vec![trusted]).unwrap()));
-            connector.connect("localhost".try_into().unwrap(), stream).await
-        };
-        let mut client = connect(first).await.unwrap();
-        assert!(ask(&mut client).await.ends_with("hello"));
-        encryption.replace(next);
-        assert!(connect(first).await.is_err());
-        assert!(ask(&mut connect(second).await.unwrap()).await.ends_with("hello"));
-        assert!(ask(&mut client).await.ends_with("hello"), "an old connection stays");
-        drop(client);
-
-        let told = ask(&mut TcpStream::connect(address).await.unwrap()).await;
-        assert!(told.starts_with("HTTP/1.1 400") && told.ends_with("write https://\"}"), "{told}");
-        let body = told.split_once("\r\n\r\n").unwrap().1;
-        assert!(told.contains(&format!("Content-Length: {}\r\n", body.len())));
-        // Those that begin no handshake make room, and end.
-        let mut silent = [TcpStream::connect(address).await.unwrap(), TcpStream::connect(address).await.unwrap()];
-        assert!(ask(&mut connect(second).await.unwrap()).await.ends_with("hello"));
-        for stream in &mut silent {
-            assert!(is_closed(stream).await);
-        }
-        close.send_replace(true);
-        server.await.unwrap();
-    }
-
-    #[tokio::test]
-    async fn a_connection_that_sends_no_request_ends() {
-        let (address, _close, _server) = server(Limits { connections: 10, head: Duration::from_millis(300) }).await;
-        let mut silent = TcpStream::connect(address).await.unwrap();
-        let mut slow = TcpStream::connect(address).await.unwrap();
-        slow.write_all(b"GET / HTTP/1.1\r\nHo").await.unwrap();
-        let mut idle = TcpStream::connect(address).await.unwrap();
-        assert!(ask(&mut idle).await.ends_with("hello"));
-        for stream in [&mut silent, &mut slow, &mut idle] {
-            assert!(is_closed(stream).await);
-        }
-    }
-    #[tokio::test]
-    async fn a_unix_socket_has_the_same_limits() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("socket");
-        let listener = UnixListener::bind(&path).unwrap();
-        let (_close, closing) = watch::channel(false);
-        let limits = Limits { connections: 1, head: Duration::from_millis(300) };
-        tokio::spawn(serve(listener, Router::new(), limits, None, closing));
-        let mut first = UnixStream::connect(&path).await.unwrap();
-        let mut second = UnixStream::connect(&path).await.unwrap();
-        for silent in [&mut first, &mut second] {
-            let read = tokio::time::timeout(Duration::from_secs(60), silent.read(&mut [0])).await;
-            assert!(matches!(read, Ok(Ok(0) | Err(_))), "it must end");
-        }
-    }
-}
+#[path = "http_server_tests.rs"]
+mod tests;

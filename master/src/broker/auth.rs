@@ -15,7 +15,7 @@ use super::limits::{ADMISSION_TIMEOUT, AUTH_BODY, AUTH_CONNECTIONS};
 use super::rate_limiter::RateLimiter;
 use super::refusals::Refusals;
 use crate::core::Admitted;
-use crate::http_server::{self, Ends};
+use crate::http_server::{self, Client, Ends};
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, Request, State};
@@ -164,11 +164,19 @@ impl AuthServer {
     }
 }
 
-/// Answers only connections of the broker.
+/// Answers only connections of the broker, and keeps those if there are too many.
 async fn check_asker(State(shared): State<Arc<Shared>>, request: Request, next: Next) -> Response {
     let ends = request.extensions().get::<Ends>();
     match ends.and_then(|ends| shared.askers.stranger(ends.theirs, ends.ours)) {
-        None => next.run(request).await,
+        None => {
+            let client = request.extensions().get::<Client>().cloned();
+            let answer = next.run(request).await;
+            // Who knows the path: there may be a secret in it.
+            if let Some(client) = client.filter(|_| answer.status() != StatusCode::FORBIDDEN) {
+                client.entitle();
+            }
+            answer
+        }
         Some(who) => {
             shared.answers.refusals.refused(
                 OWN_ADDRESS,

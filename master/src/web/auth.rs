@@ -6,6 +6,7 @@
 use super::App;
 use super::error::ApiError;
 use super::page;
+use crate::http_server::Client;
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, Method, header};
 use axum::middleware::Next;
@@ -23,11 +24,18 @@ pub(super) async fn check(State(app): State<Arc<App>>, request: Request, next: N
     let reads = matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS);
     let path = request.uri().path();
     let open = !app.settings.read_needs_token.load(Ordering::Relaxed) && path != AUDIT;
-    if app.trusted || reads && (open || matches!(path, page::PATH | OPENAPI | HEALTH)) {
+    let given = bearer(request.headers()).map(|token| same(token.as_bytes(), app.settings.token.expose().as_bytes()));
+    if app.trusted || given == Some(true) {
+        // Also if this request needs no token: its connection is not ended for those of others.
+        if let Some(client) = request.extensions().get::<Client>() {
+            client.entitle();
+        }
         return Ok(next.run(request).await);
     }
-    match bearer(request.headers()) {
-        Some(token) if same(token.as_bytes(), app.settings.token.expose().as_bytes()) => Ok(next.run(request).await),
+    if reads && (open || matches!(path, page::PATH | OPENAPI | HEALTH)) {
+        return Ok(next.run(request).await);
+    }
+    match given {
         Some(_) => Err(ApiError::Unauthorized("the token is wrong; it is in the master's api_token")),
         None => Err(ApiError::Unauthorized(
             "this needs the master's token: send 'Authorization: Bearer TOKEN', with the content of the master's api_token",

@@ -35,7 +35,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::{broadcast, mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, broadcast, mpsc, oneshot, watch};
 
 /// Largest body of a request, bytes. The message to an agent that results from it must fit into the wire's largest
 /// message.
@@ -43,6 +43,9 @@ const MAX_BODY: usize = rouse_shared::limits::MAX_MESSAGE;
 /// Most connections at the same time. Each `rouse build` that waits for its build has one. With a few kilobytes each, and
 /// far fewer than a service has file descriptors (524,288 under systemd).
 const MAX_CONNECTIONS: usize = 1_024;
+/// Most queries that wait for the driver at the same time. It answers all of them in one turn of its loop, and each may
+/// take some tens of milliseconds: the longest list, from the ledger.
+const MAX_QUERIES: usize = 8;
 /// How long the master may take to answer. A slow disk is waited for; one that hangs is reported.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// How long running requests may continue when the server ends. Streams are broken off at once: their clients continue
@@ -214,6 +217,8 @@ struct App {
     /// Whether the server listens on loopback.
     on_loopback: bool,
     requests: mpsc::Sender<Request>,
+    /// Permits for queries.
+    queries: Arc<Semaphore>,
     changes: broadcast::Sender<Change>,
     logs: Arc<dyn LogSource>,
     /// True once the server is ending. Then streams end.
@@ -221,8 +226,10 @@ struct App {
 }
 
 impl App {
-    /// Sends a query to the driver and waits for the answer.
+    /// Sends a query to the driver and waits for the answer. While there are too many, the others wait.
     async fn query<T>(&self, query: impl FnOnce(oneshot::Sender<T>) -> Query) -> Result<T, ApiError> {
+        let permit = tokio::time::timeout(PATIENCE, self.queries.acquire()).await;
+        let _permit = permit.map_err(|_| ApiError::Busy)?.map_err(|_| ApiError::Ending)?;
         self.ask(PATIENCE, |reply| Request::Query(query(reply))).await
     }
 
@@ -266,10 +273,14 @@ pub async fn serve(
     let (close, closing) = watch::channel(false);
     let Doors { tcp, commands } = doors;
     let on_loopback = tcp.local_addr()?.ip().is_loopback();
-    let app = App { settings, trusted: false, on_loopback, requests, changes, logs, closing: closing.clone() };
-    // Each has connections of its own, so that nobody on the network takes those of the commands.
+    let queries = || Arc::new(Semaphore::new(MAX_QUERIES));
+    let (trusted, queries_here, closing_here) = (false, queries(), closing.clone());
+    let app =
+        App { settings, trusted, on_loopback, requests, queries: queries_here, changes, logs, closing: closing_here };
+    // Each has connections and queries of its own, so that nobody on the network takes those of the commands.
     let limits = http_server::Limits::of(MAX_CONNECTIONS);
-    let local = routes::router(Arc::new(App { trusted: true, on_loopback: false, ..app.clone() }));
+    let of_commands = App { trusted: true, on_loopback: false, queries: queries(), ..app.clone() };
+    let local = routes::router(Arc::new(of_commands));
     let server = http_server::serve(tcp, routes::router(Arc::new(app)), limits, encryption, closing.clone());
     let local = async move {
         if let Some(commands) = commands {
