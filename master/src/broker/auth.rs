@@ -250,6 +250,11 @@ async fn resource(State(shared): State<Arc<Shared>>, body: Bytes) -> Answer {
     let rule = rules::vhost(form.text("username"), form.text("vhost"), &shared.vhost).and_then(|()| {
         rules::resource(form.text("username"), form.text("resource"), form.text("name"), form.text("permission"))
     });
+    // The broker asks once for each new name, and does not ask whether there are too many.
+    let declares = rule.is_ok() && form.text("permission") == "configure";
+    if declares && form.text("username").parse().is_ok_and(|worker| !shared.answers.conduct.declares(&worker)) {
+        return DENY;
+    }
     settle(&shared, &form, None, rule)
 }
 

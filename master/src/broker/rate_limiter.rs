@@ -29,6 +29,11 @@ const CHUNKS: Allowance = Allowance { burst: 100_000.0, rate: 10_000.0 };
 const HELLOS: Allowance = Allowance { burst: 50.0, rate: 0.5 };
 /// Limit of malformed messages and messages in another worker's name. A newer agent may send a few of an unknown kind.
 const DROPPED: Allowance = Allowance { burst: 200.0, rate: 1.0 };
+/// Limit of new connections, and of new queues, at the broker: an agent makes one of each at a time. Each takes the
+/// broker's memory and processor time.
+const RESOURCES: Allowance = Allowance { burst: 300.0, rate: 1.0 };
+/// Most connections at the same time in the name of a worker. Machines of one image may all try to attach as the same one.
+const MOST_CONNECTIONS: usize = 200;
 /// How long a block lasts. An agent keeps trying, so a corrected one comes back by itself.
 pub const BLOCK_TIME: Duration = Duration::from_secs(300);
 /// How long the master may take to receive what was sent over a connection before it was closed.
@@ -112,6 +117,9 @@ struct Record {
     session: Option<(SessionId, String)>,
     agent: Conduct,
     strangers: Conduct,
+    /// New queues and new connections. A block does not fill them again.
+    queues: Bucket,
+    connections: Bucket,
     closing: Closing,
 }
 
@@ -264,12 +272,11 @@ impl RateLimiter {
         passes
     }
 
-    /// Counts a dropped message. The broker lets nobody publish under a key that is not a worker's own, so the key names
-    /// the sender where the message does not.
-    pub(super) fn dropped(&self, user: Option<&str>, key: &str, bytes: usize) {
-        let worker = user.map_or_else(|| names::worker_of_key(key), |user| user.parse::<WorkerName>().ok());
-        let Some(worker) = worker else { return };
-        self.dropped_at(&worker, bytes, clock::now());
+    /// Counts a dropped message of a worker's. Nothing is counted if the sender is none.
+    pub(super) fn dropped(&self, sender: &str, bytes: usize) {
+        if let Ok(worker) = sender.parse::<WorkerName>() {
+            self.dropped_at(&worker, bytes, clock::now());
+        }
     }
 
     fn dropped_at(&self, worker: &WorkerName, bytes: usize, now: Timestamp) {
@@ -277,6 +284,34 @@ impl RateLimiter {
         let record = record_of(&mut records, worker, now);
         let sender = if record.only_agent(now) { Sender::Agent } else { Sender::Stranger };
         self.count(record, worker, now, sender, (Kind::Dropped, bytes));
+    }
+
+    /// Counts a queue that somebody in the name of a worker wants to declare. Returns whether it may be.
+    pub(super) fn declares(&self, worker: &WorkerName) -> bool {
+        let now = clock::now();
+        let mut records = lock(&self.records);
+        let record = record_of(&mut records, worker, now);
+        let within = record.queues.take(1.0, &RESOURCES, now);
+        if !within {
+            self.blame_somebody(record, worker, now, "queues");
+        }
+        within
+    }
+
+    /// Counts a new connection in the name of a worker, which has so many now.
+    pub(super) fn connected(&self, worker: &WorkerName, connections: usize) {
+        let now = clock::now();
+        let mut records = lock(&self.records);
+        let record = record_of(&mut records, worker, now);
+        if !record.connections.take(1.0, &RESOURCES, now) || connections > MOST_CONNECTIONS {
+            self.blame_somebody(record, worker, now, "connections");
+        }
+    }
+
+    /// Blocks somebody in the name of the worker who has done too much, of which nothing shows who it was.
+    fn blame_somebody(&self, record: &mut Record, worker: &WorkerName, now: Timestamp, what: &str) {
+        let sender = if record.only_agent(now) { Sender::Agent } else { Sender::Stranger };
+        self.blame(record, worker, now, sender, what);
     }
 
     fn count(
@@ -295,7 +330,18 @@ impl RateLimiter {
             Sender::Agent => &mut record.agent,
             Sender::Stranger => &mut record.strangers,
         };
-        let Some(what) = conduct.take(kind, bytes, now) else { return };
+        if let Some(what) = conduct.take(kind, bytes, now) {
+            self.blame(record, worker, now, sender, what);
+        }
+    }
+
+    /// Blocks who has done too much, and closes all connections of the worker.
+    fn blame(&self, record: &mut Record, worker: &WorkerName, now: Timestamp, sender: Sender, what: &str) {
+        let blocked = record.blocked(sender, now);
+        let conduct = match sender {
+            Sender::Agent => &mut record.agent,
+            Sender::Stranger => &mut record.strangers,
+        };
         let until = if blocked { conduct.until } else { Some(now + BLOCK_TIME) };
         *conduct = Conduct::new(now, until);
         if !blocked {
@@ -367,6 +413,8 @@ fn record_of<'a>(records: &'a mut HashMap<String, Record>, worker: &WorkerName, 
         session: None,
         agent: Conduct::new(now, None),
         strangers: Conduct::new(now, None),
+        queues: Bucket { left: RESOURCES.burst, at: now },
+        connections: Bucket { left: RESOURCES.burst, at: now },
         closing: Closing::None,
     };
     records.entry(worker.to_string()).or_insert_with(fresh)

@@ -4,7 +4,7 @@ use crate::harness::{Seen, agent, own_queue, publish, shared, until, worker};
 use futures_util::StreamExt;
 use lapin::options::QueueDeclareOptions;
 use lapin::options::{BasicConsumeOptions, BasicPublishOptions, ConfirmSelectOptions, QueueBindOptions};
-use lapin::types::FieldTable;
+use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Connection, ConnectionProperties};
 use rouse_master::broker::Outbound;
 use rouse_shared::codec;
@@ -153,4 +153,29 @@ async fn builds_are_taken_and_answered_and_events_go_out() {
     let key = "k".repeat(256);
     assert!(!shared.link.try_send(Outbound::Event { key, body: vec![] }));
     assert!(!shared.link.try_send(Outbound::Event { key: "k".to_owned(), body: vec![0; MAX_MESSAGE + 1] }));
+}
+
+/// RabbitMQ asks nobody under which key a queue may send on what dies in it.
+#[tokio::test]
+async fn dead_letters_are_counted_for_the_owner_of_their_queue() {
+    let shared = shared();
+    let connection = agent("undertaker").await;
+    let channel = connection.create_channel().await.unwrap();
+    let queue = agent_queue(&worker("undertaker"), &Nonce("n".to_owned()), 1);
+    let mut arguments = FieldTable::default();
+    for (key, value) in [("x-dead-letter-exchange", AGENTS), ("x-dead-letter-routing-key", "mourner.control")] {
+        arguments.insert(key.into(), AMQPValue::LongString(value.into()));
+    }
+    arguments.insert("x-message-ttl".into(), AMQPValue::LongInt(0));
+    let options = QueueDeclareOptions { exclusive: true, ..Default::default() };
+    channel.queue_declare(queue.as_str().into(), options, arguments).await.unwrap();
+    let answer = |seq| ToAgent::Renewed { session: SessionId("s".to_owned()), seq, lease_ms: None };
+    let dropped = shared.link.dropped();
+    let before = dropped.total();
+    for seq in 0..300 {
+        assert!(shared.link.try_send(Outbound::Agent { queue: queue.clone(), message: answer(seq) }));
+    }
+    until("they are dropped", || dropped.total() >= before + 300).await;
+    until("their sender is blocked", || shared.refusals.reason("undertaker").is_some()).await;
+    assert_eq!(shared.refusals.reason("mourner"), None, "nobody else is");
 }

@@ -14,14 +14,17 @@ pub(super) struct Connections {
 }
 
 impl Connections {
-    /// A connection has opened. Users that are not workers, and connections beyond the limit, are not kept.
-    pub(super) fn opened(&mut self, pid: &str, user: &str) {
-        let Ok(worker) = user.parse::<WorkerName>() else { return };
+    /// A connection has opened. Returns the worker, and the number of its connections. Users that are not workers, and
+    /// connections beyond the limit, are not kept.
+    pub(super) fn opened(&mut self, pid: &str, user: &str) -> Option<(WorkerName, usize)> {
+        let worker = user.parse::<WorkerName>().ok()?;
         if self.by_pid.len() >= KNOWN_CONNECTIONS || self.by_pid.contains_key(pid) {
-            return;
+            return None;
         }
         self.by_pid.insert(pid.to_owned(), worker.clone());
-        *self.of_worker.entry(worker).or_default() += 1;
+        let connections = self.of_worker.entry(worker.clone()).or_default();
+        *connections += 1;
+        Some((worker, *connections))
     }
 
     /// A connection has closed. Returns the worker if it was its last known connection.
@@ -60,9 +63,10 @@ mod tests {
     #[test]
     fn the_last_connection_counts() {
         let mut connections = Connections::default();
-        connections.opened("<1>", "w1");
-        connections.opened("<2>", "w1");
-        connections.opened("<3>", "rouse_master");
+        let w1 = "w1".parse::<WorkerName>().unwrap();
+        assert_eq!(connections.opened("<1>", "w1"), Some((w1.clone(), 1)));
+        assert_eq!(connections.opened("<2>", "w1"), Some((w1, 2)));
+        assert_eq!(connections.opened("<3>", "rouse_master"), None);
         assert_eq!(connections.closed("<1>"), None);
         assert_eq!(connections.closed("<1>"), None);
         assert_eq!(connections.closed("<3>"), None);

@@ -2,18 +2,20 @@
 
 use super::super::limits::{BUILDS_PREFETCH, CONNECT_TIMEOUT, EVENTS_PREFETCH, EVENTS_QUEUE_LENGTH};
 use super::LinkSettings;
+use super::outbound::NOBODY;
 use super::queues;
 use super::session::Session;
 use super::uri::{Endpoints, shown};
 use crate::tls;
 use futures_util::future::maybe_done;
 use lapin::options::{
-    BasicConsumeOptions, BasicQosOptions, ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions,
+    BasicConsumeOptions, BasicPublishOptions, BasicQosOptions, ConfirmSelectOptions, ExchangeDeclareOptions,
+    QueueBindOptions, QueueDeclareOptions,
 };
 use lapin::tcp::{AsyncTcpStream, OwnedTLSConfig, RustlsConnector};
-use lapin::types::{AMQPValue, FieldTable};
+use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::uri::AMQPUri;
-use lapin::{Channel, Connect, Connection, ConnectionProperties, Consumer, ErrorKind, ExchangeKind};
+use lapin::{BasicProperties, Channel, Connect, Connection, ConnectionProperties, Consumer, ErrorKind, ExchangeKind};
 use rouse_shared::certificate;
 use rouse_shared::error::Chain;
 use rouse_shared::fingerprint::client_config;
@@ -129,7 +131,32 @@ async fn open(uri: &AMQPUri, tls: &Tls) -> lapin::Result<Session> {
         }
     };
     let endpoint = shown(uri);
-    Ok(Session { endpoint, out, control, logs, events, reading: Arc::new(reading), others: [publishing, logging] })
+    let own = own_user(uri, &publishing).await;
+    let (reading, others) = (Arc::new(reading), [publishing, logging]);
+    Ok(Session { endpoint, out, own, control, logs, events, reading, others })
+}
+
+/// The master's user, as the broker knows it. RabbitMQ's backends of other makers may give it another name than the one
+/// that it logs in with, and a message in the name of another user ends its channel. Therefore this is tried on a channel
+/// of its own.
+async fn own_user(uri: &AMQPUri, connection: &Connection) -> Option<ShortString> {
+    let user = ShortString::try_new(uri.authority.userinfo.username.clone()).ok()?;
+    let tried = async {
+        let channel = connection.create_channel().await?;
+        channel.confirm_select(ConfirmSelectOptions::default()).await?;
+        let properties = BasicProperties::default().with_user_id(user.clone());
+        let options = BasicPublishOptions::default();
+        channel.basic_publish("".into(), NOBODY.into(), options, &[], properties).await?.await?;
+        channel.close(200, "tried".into()).await
+    };
+    match tried.await {
+        Ok(()) => Some(user),
+        Err(error) => {
+            let error: lapin::Error = error;
+            warn!(%error, "the broker does not let the master send in the name of its user");
+            None
+        }
+    }
 }
 
 pub(in crate::broker) async fn dial(uri: &AMQPUri, tls: &Tls, name: &str) -> lapin::Result<Connection> {

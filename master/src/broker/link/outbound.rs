@@ -209,10 +209,16 @@ const LOOK: Duration = Duration::from_millis(50);
 const LOOKS: u32 = 40;
 
 /// A queue that nobody has.
-const NOBODY: &str = "rouse.nobody";
+pub(super) const NOBODY: &str = "rouse.nobody";
 
-/// Publishes what waits until the channel fails. Returns the reason.
-pub(super) async fn publish(channel: Channel, waiting: &mut Waiting, inbound: &mpsc::Sender<Inbound>) -> String {
+/// Publishes what waits until the channel fails, in the name of the master's `own` user if that is known. Returns the
+/// reason.
+pub(super) async fn publish(
+    channel: Channel,
+    own: Option<ShortString>,
+    waiting: &mut Waiting,
+    inbound: &mpsc::Sender<Inbound>,
+) -> String {
     let mut looks_left = 0;
     let mut probe = tokio::time::interval(ALARM_PROBE);
     probe.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -248,7 +254,11 @@ pub(super) async fn publish(channel: Channel, waiting: &mut Waiting, inbound: &m
                 message.key.clone(),
                 options,
                 &message.body,
-                message.properties.clone(),
+                // What agents get from RabbitMQ under their own conditions is recognised by it, see `sender`.
+                match &own {
+                    Some(own) if message.worker.is_some() => message.properties.clone().with_user_id(own.clone()),
+                    _ => message.properties.clone(),
+                },
             )
         });
         // Without confirms, this only waits until the messages are written.

@@ -15,7 +15,7 @@ use lapin::message::Delivery;
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{Channel, Connection, Event};
 use rouse_shared::WorkerName;
-use rouse_shared::names::BUILDS;
+use rouse_shared::names::{BUILDS, worker_of_key, worker_of_queue};
 use std::collections::VecDeque;
 use std::pin::pin;
 use std::sync::Arc;
@@ -35,6 +35,8 @@ pub(super) struct Ends {
 pub(super) struct Session {
     pub(super) endpoint: String,
     pub(super) out: Channel,
+    /// The master's own user, if the broker lets the master send in its name.
+    pub(super) own: Option<ShortString>,
     pub(super) control: Reader,
     pub(super) logs: Reader,
     pub(super) events: Option<Reader>,
@@ -45,23 +47,30 @@ pub(super) struct Session {
 
 const ENDING: &str = "the master is ending";
 
+/// The header in which RabbitMQ names the queue that a message was first dead in.
+const DEAD_IN: &str = "x-first-death-queue";
+
 impl Session {
     /// Runs until something fails. Returns the reason.
     pub(super) async fn run(self, ends: &Ends, refusals: &Refusals, waiting: &mut Waiting) -> String {
-        let Self { endpoint: _, out, control, logs, events, reading, others } = self;
+        let Self { endpoint: _, out, own, control, logs, events, reading, others } = self;
         // Dropped at the end of this function, which ends every task.
         let mut tasks = JoinSet::new();
         let (inbound, dropped) = (ends.inbound.clone(), ends.dropped.clone());
         let names = [control.queue.clone(), logs.queue.clone()];
         let (of_control, of_logs) = (ends.conduct.clone(), ends.conduct.clone());
+        let publishes_as = own.clone();
+        let own = own.map(|own| own.to_string());
+        let own_too = own.clone();
         read(&mut tasks, control, dropped.clone(), inbound.clone(), move |user, delivery, receipt| {
             let key = delivery.routing_key.as_str();
             let bytes = delivery.data.len();
-            if of_control.drops(sender(user, key), bytes) {
+            let sender = sender(user, delivery, own.as_deref());
+            if of_control.drops(&sender, bytes) {
                 return Err(Reason::SenderBlocked);
             }
-            let judged = validate::control(user, key, &delivery.data);
-            let (worker, message) = judged.inspect_err(|_| of_control.dropped(user, key, bytes))?;
+            let judged = from_agent(user, own.as_deref()).and_then(|()| validate::control(user, key, &delivery.data));
+            let (worker, message) = judged.inspect_err(|_| of_control.dropped(&sender, bytes))?;
             if !of_control.sent(&worker, &message, bytes) {
                 return Err(Reason::SenderBlocked);
             }
@@ -70,11 +79,12 @@ impl Session {
         read(&mut tasks, logs, dropped.clone(), ends.logs.clone(), move |user, delivery, receipt| {
             let key = delivery.routing_key.as_str();
             let bytes = delivery.data.len();
-            if of_logs.drops(sender(user, key), bytes) {
+            let sender = sender(user, delivery, own_too.as_deref());
+            if of_logs.drops(&sender, bytes) {
                 return Err(Reason::SenderBlocked);
             }
-            let judged = validate::log(user, key, &delivery.data);
-            let (worker, chunk) = judged.inspect_err(|_| of_logs.dropped(user, key, bytes))?;
+            let judged = from_agent(user, own_too.as_deref()).and_then(|()| validate::log(user, key, &delivery.data));
+            let (worker, chunk) = judged.inspect_err(|_| of_logs.dropped(&sender, bytes))?;
             if !of_logs.sent_chunk(&worker, &chunk.session, bytes) {
                 return Err(Reason::SenderBlocked);
             }
@@ -83,12 +93,12 @@ impl Session {
         tasks.spawn(queues::delete_unread(reading.clone(), names));
         tasks.spawn(take_builds(reading, dropped, inbound.clone()));
         if let Some(events) = events {
-            tasks.spawn(listen(events, inbound.clone(), refusals.clone()));
+            tasks.spawn(listen(events, inbound.clone(), refusals.clone(), ends.conduct.clone()));
         }
         let [publishing, _] = &others;
         tasks.spawn(watch_alarms(publishing.events_listener(), inbound.clone()));
         let why = tokio::select! {
-            why = publish(out, waiting, &inbound) => why,
+            why = publish(out, publishes_as, waiting, &inbound) => why,
             Some(ended) = tasks.join_next() => match ended {
                 Ok(why) => why,
                 Err(error) => format!("a task failed: {error}"),
@@ -100,9 +110,25 @@ impl Session {
 }
 
 /// The worker in whose name a message was sent. The broker lets nobody publish under a key that is not a worker's own, so
-/// the key names it if the message does not.
-fn sender<'a>(user: Option<&'a str>, key: &'a str) -> &'a str {
-    user.unwrap_or_else(|| key.split('.').next().unwrap_or(key))
+/// the key names it if the message does not. But an agent may declare a queue of its own from which RabbitMQ sends what
+/// the master has written to it on, as a dead letter, under any key: it has the master's `user_id`, and the name of that
+/// queue.
+fn sender(user: Option<&str>, delivery: &Delivery, own: Option<&str>) -> String {
+    let key = delivery.routing_key.as_str();
+    match user {
+        Some(user) if own == Some(user) => {
+            let headers = delivery.properties.headers().as_ref();
+            let queue = headers.map_or_else(String::new, |headers| header(headers, DEAD_IN));
+            worker_of_queue(&queue).map_or_else(|| user.to_owned(), |worker| worker.to_string())
+        }
+        Some(user) => user.to_owned(),
+        None => worker_of_key(key).map_or_else(|| key.to_owned(), |worker| worker.to_string()),
+    }
+}
+
+/// Whether a message is not one of the master's own that has come back.
+fn from_agent(user: Option<&str>, own: Option<&str>) -> Result<(), Reason> {
+    if user.is_some() && user == own { Err(Reason::Misaddressed) } else { Ok(()) }
 }
 
 /// Passes on the broker's alarms. An alarm blocks only connections that publish, and is announced there.
@@ -217,7 +243,7 @@ async fn pass_on<T>(
 }
 
 /// Reads the broker's events.
-async fn listen(reader: Reader, inbound: mpsc::Sender<Inbound>, refusals: Refusals) -> String {
+async fn listen(reader: Reader, inbound: mpsc::Sender<Inbound>, refusals: Refusals, conduct: RateLimiter) -> String {
     let acks = Acks::new();
     let acknowledging = acks.clone().run(reader.channel);
     let mut consumer = reader.consumer;
@@ -234,7 +260,10 @@ async fn listen(reader: Reader, inbound: mpsc::Sender<Inbound>, refusals: Refusa
             let headers = delivery.properties.headers().as_ref().unwrap_or(&none);
             let closed = match delivery.routing_key.as_str() {
                 "connection.created" => {
-                    connections.opened(&header(headers, "pid"), &header(headers, "user"));
+                    let opened = connections.opened(&header(headers, "pid"), &header(headers, "user"));
+                    if let Some((worker, connections)) = opened {
+                        conduct.connected(&worker, connections);
+                    }
                     None
                 }
                 "connection.closed" => connections.closed(&header(headers, "pid")),

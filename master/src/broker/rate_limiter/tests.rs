@@ -75,26 +75,25 @@ fn a_stranger_is_blocked_and_the_agent_of_the_session_is_not() {
     assert!(limiter.sent(&worker, &leaving("next"), 100) && !limiter.sent(&worker, &leaving("real"), 100));
 }
 
-/// No agent is named in such a message, but the broker vouches for its key.
 #[test]
-fn messages_that_name_no_sender_count_as_well() {
+fn dropped_messages_close_the_connections_once_at_a_time() {
     let limiter = RateLimiter::new(Refusals::default());
     let (closer, mut closed) = mpsc::channel(4);
     limiter.close_with(closer);
     for _ in 0..=200 {
-        limiter.dropped(None, "w1.control", 100);
-        limiter.dropped(None, "NOBODY", 100);
+        limiter.dropped("w1", 100);
+        limiter.dropped("NOBODY", 100);
     }
     assert!(limiter.strangers_blocked("w1"));
     let request = closed.try_recv().unwrap();
     assert_eq!(request.worker, "w1");
     for _ in 0..=200 {
-        limiter.dropped(None, "w1.control", 100);
+        limiter.dropped("w1", 100);
     }
     assert!(closed.try_recv().is_err(), "one at a time");
     drop(request);
     for _ in 0..=200 {
-        limiter.dropped(None, "w1.control", 100);
+        limiter.dropped("w1", 100);
     }
     assert!(closed.try_recv().is_ok(), "again after one that failed");
 }
@@ -145,4 +144,29 @@ fn malformed_messages_are_the_agents_once_nobody_else_can_send_any() {
     // It came back before the broker had forgotten it.
     send(93);
     assert!(closed.try_recv().is_ok());
+}
+
+/// Each takes the memory of the broker, and so of everybody.
+#[test]
+fn many_queues_or_connections_are_blocked() {
+    let worker: WorkerName = "w1".parse().unwrap();
+    for resource in 0..3 {
+        let limiter = limiter();
+        let (closer, mut closed) = mpsc::channel(4);
+        limiter.close_with(closer);
+        let granted = match resource {
+            0 => (0..1_000).filter(|_| limiter.declares(&worker)).count(),
+            1 => (0..1_000).filter(|_| (limiter.connected(&worker, 1), limiter.strangers_blocked("w1")).1).count(),
+            _ => {
+                limiter.connected(&worker, MOST_CONNECTIONS);
+                assert!(!limiter.strangers_blocked("w1"));
+                limiter.connected(&worker, MOST_CONNECTIONS + 1);
+                300
+            }
+        };
+        assert!((300..=700).contains(&granted), "{granted}");
+        assert!(limiter.strangers_blocked("w1") && !limiter.is_blocked("w1"));
+        assert_eq!(closed.try_recv().unwrap().worker, "w1");
+    }
+    assert!(limiter().declares(&worker));
 }
