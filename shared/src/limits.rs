@@ -17,6 +17,10 @@ pub const MAX_DEPTH: usize = 64;
 /// copying it, and small enough that a whole window of chunks takes little memory.
 pub const LOG_CHUNK: usize = 64 << 10;
 
+/// Largest message with a log chunk, bytes: the chunk, and room for its session, its numbers and future fields. The master
+/// holds many of them at once, so nothing else in them may be long.
+pub const MAX_LOG: usize = LOG_CHUNK + (1 << 10);
+
 /// Maximum number of log bytes of one step that an agent has sent and the broker has not confirmed.
 pub const LOG_WINDOW: usize = 2 << 20;
 

@@ -159,6 +159,7 @@ impl Core {
                 attached: false,
                 vitals: None,
                 last_seq: 0,
+                repeated: None,
                 drain: None,
                 leaving: false,
                 held_until_message: false,

@@ -168,14 +168,16 @@ struct Live {
     attached: bool,
     vitals: Option<Vitals>,
     last_seq: u64,
+    /// When its agent was last sent again what may have been lost.
+    repeated: Option<Timestamp>,
     /// The number of the drain that its agent was sent.
     drain: Option<u64>,
     leaving: bool,
     /// Whether it has declined an attempt or could not run it. It gets no more attempts until its next message;
     /// otherwise the same attempt would go back and forth.
     held_until_message: bool,
-    /// The last notice of its cloud.
-    notice: Option<CloudNotice>,
+    /// The last notice of its cloud that was taken up, and when.
+    notice: Option<(CloudNotice, Timestamp)>,
     /// Why its machine takes no further builds: processes of a step that is over cannot be ended.
     unclean: Option<String>,
 }

@@ -8,7 +8,7 @@ use super::plan::{Digest, WorkerPlan};
 use super::record::{Host, HostState, Record, Session};
 use super::timers::Timer;
 use super::{Core, Live, Timestamp};
-use rouse_shared::message::{AttemptReport, Heartbeat, Hello, ToAgent, ToMaster, Welcome};
+use rouse_shared::message::{AttemptReport, Heartbeat, Hello, ToAgent, ToMaster, Vitals, Welcome};
 use rouse_shared::{HostId, Nonce, SessionId, WorkerName};
 use std::sync::Arc;
 use std::time::Duration;
@@ -145,6 +145,7 @@ impl Core {
             attached: true,
             vitals: None,
             last_seq: 0,
+            repeated: None,
             drain: None,
             leaving: hello.leaving,
             held_until_message: may_be_old,
@@ -316,7 +317,7 @@ impl Core {
     fn on_heartbeat(&mut self, now: Timestamp, name: &WorkerName, heartbeat: &Heartbeat) {
         let Some(live) = self.live_mut(name, &heartbeat.session) else { return };
         let changed = !std::mem::replace(&mut live.attached, true) | std::mem::take(&mut live.held_until_message);
-        live.vitals = Some(heartbeat.vitals);
+        live.vitals = Some(plausible(heartbeat.vitals));
         live.last_seq = live.last_seq.max(heartbeat.seq);
         let unclean = live.take_unclean(heartbeat.unclean.as_ref());
         let drain = live.drain;
@@ -332,9 +333,15 @@ impl Core {
         if unclean {
             self.retire_unclean(now, name);
         }
-        // Sends again what may have been lost.
-        let Some(worker) = self.workers.get(name) else { return };
+        // Sends again what may have been lost, but not more often than honest agents ask for it.
+        let Some(worker) = self.workers.get_mut(name) else { return };
         let keepalive = worker.keepalive();
+        let Some(live) = &mut worker.session else { return };
+        if live.repeated.is_some_and(|last| now.since(last) < keepalive / 2) {
+            return;
+        }
+        live.repeated = Some(now);
+        let Some(worker) = self.workers.get(name) else { return };
         let due: Vec<_> = worker
             .attempts
             .iter()
@@ -459,4 +466,9 @@ impl Core {
     pub(super) fn plan_of(&self, name: &WorkerName) -> Option<&Arc<WorkerPlan>> {
         self.workers.get(name)?.plan.as_ref()
     }
+}
+
+/// JSON has no numbers that are infinite or none at all.
+fn plausible(vitals: Vitals) -> Vitals {
+    Vitals { load: if vitals.load.is_finite() { vitals.load } else { 0.0 }, ..vitals }
 }

@@ -6,8 +6,8 @@ use crate::sync::lock;
 use rouse_shared::WorkerName;
 use rouse_shared::codec::{self, DecodeError};
 use rouse_shared::limits::{
-    LOG_CHUNK, MAX_ATTEMPTS, MAX_CONTROL, MAX_HELLO_STEPS, MAX_IDENTITY_DOCUMENT, MAX_MESSAGE, MAX_STEPS, MAX_TEXT,
-    MAX_WORD, NONCE_DIGITS,
+    LOG_CHUNK, MAX_ATTEMPTS, MAX_CONTROL, MAX_HELLO_STEPS, MAX_IDENTITY_DOCUMENT, MAX_LOG, MAX_MESSAGE, MAX_STEPS,
+    MAX_TEXT, MAX_WORD, NONCE_DIGITS,
 };
 use rouse_shared::message::{CloudNotice, Hello, LogChunk, ToMaster};
 use rouse_shared::names::{agent_queue_prefix, control_key, log_key};
@@ -143,6 +143,9 @@ fn bounded(message: &ToMaster) -> Result<(), Reason> {
 /// The log chunk in a delivery.
 pub(super) fn log(user: Option<&str>, key: &str, body: &[u8]) -> Result<(WorkerName, LogChunk), Reason> {
     let worker = sender(user, key, log_key)?;
+    if body.len() > MAX_LOG {
+        return Err(Reason::Oversized);
+    }
     let chunk: LogChunk = decode(body)?;
     if chunk.bytes.len() > LOG_CHUNK { Err(Reason::Oversized) } else { Ok((worker, chunk)) }
 }
@@ -235,6 +238,10 @@ mod tests {
         assert_eq!(log(Some("w1"), "w1.log", &chunk(LOG_CHUNK)).err(), None);
         assert_eq!(log(Some("w1"), "w1.log", &chunk(LOG_CHUNK + 1)).err(), Some(Reason::Oversized));
         assert_eq!(log(Some("w1"), "w1.control", &chunk(1)).err(), Some(Reason::Misaddressed));
+        // Whatever else is in it stays in memory as long as the chunk.
+        let long =
+            LogChunk { session: SessionId("s".repeat(LOG_CHUNK)), ..codec::decode(&chunk(LOG_CHUNK)).expect("one") };
+        assert_eq!(log(Some("w1"), "w1.log", &codec::encode(&long)).err(), Some(Reason::Oversized));
         assert_eq!(submission(&vec![0; MAX_MESSAGE + 1]), Err(Reason::Oversized));
     }
 

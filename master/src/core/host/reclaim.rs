@@ -15,6 +15,8 @@ const NOTICE: Duration = Duration::from_secs(115);
 /// How long before the end the master terminates the host. So the host is known to be gone, and its builds run
 /// elsewhere, when the cloud would have ended it.
 const MARGIN: Duration = Duration::from_secs(30);
+/// Shortest time between two notices of the same kind that are taken up: agents look every five seconds.
+const NOTICE_PAUSE: Duration = Duration::from_secs(5);
 
 impl Core {
     /// A cloud has announced the end of a host. The host gets no new builds from now on. After an interruption, what
@@ -26,7 +28,15 @@ impl Core {
         session: &SessionId,
         notice: CloudNotice,
     ) {
-        let Some(live) = self.live_mut(worker, session).filter(|l| l.notice.as_ref() != Some(&notice)) else { return };
+        let Some(live) = self.live_mut(worker, session) else { return };
+        let is_news = match (&live.notice, &notice) {
+            (None, _) | (Some((CloudNotice::Rebalance { .. }, _)), CloudNotice::Interruption { .. }) => true,
+            // The cloud has moved its time. It comes again with each heartbeat, so it may wait.
+            (Some((known, at)), new) => known != new && now.since(*at) >= NOTICE_PAUSE,
+        };
+        if !is_news {
+            return;
+        }
         let text = match &notice {
             CloudNotice::Rebalance { at } => {
                 format!("the cloud may take back the host of {worker} (announced at {at:.40})")
@@ -35,7 +45,7 @@ impl Core {
                 format!("the cloud takes back the host of {worker}: {action:.20} at {at:.40}")
             }
         };
-        live.notice = Some(notice.clone());
+        live.notice = Some((notice.clone(), now));
         self.note(Level::Warn, text.clone());
         // The machine of a standing worker is not the master's to end.
         let Some(host) = self.workers.get(worker).and_then(|w| w.host.clone()) else { return };

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::core::Admitted;
+use rouse_shared::message::CloudNotice;
 
 fn running_latent() -> Bench {
     let mut bench = Bench::quietly(plan(vec![latent("l")]));
@@ -292,4 +293,64 @@ fn a_build_shows_why_its_host_did_not_start() {
     let why = bench.core.why(bench.now, BuildId(1)).expect("a build").sentence;
     assert!(why.contains("is booting for this build") && why.contains("claims to be l on m2xx"), "{why}");
     assert!(why.len() < 600 && !why.contains('\u{1b}'), "{why}");
+}
+
+/// An agent that does not say that it has begun, and asks and asks.
+#[test]
+fn what_may_be_lost_is_repeated_once_each_keepalive_interval() {
+    let mut bench = Bench::quietly(plan(vec![standing("s")]));
+    bench.hello("s", "a", 1, "password", Vec::new());
+    bench.submit(on("s"));
+    let mut orders = 0;
+    for second in 0..100 {
+        bench.pass(1);
+        for n in 0..100 {
+            let (session, seq) = (bench.session("s"), second * 100 + n);
+            let message = ToMaster::Heartbeat(Heartbeat { session, seq, vitals: Vitals::default(), unclean: None });
+            let effects = bench.core.handle(bench.now, Event::Agent { worker: name("s"), message });
+            let is_order = |e: &&Effect| matches!(e, Effect::Send { message: ToAgent::RunAttempt(_), .. });
+            orders += effects.iter().filter(is_order).count();
+            assert!(effects.iter().any(|e| matches!(e, Effect::Send { message: ToAgent::Renewed { .. }, .. })));
+        }
+    }
+    assert!((8..=20).contains(&orders), "{orders} times in 100 s");
+}
+
+#[test]
+fn a_load_that_is_no_number_is_not_shown() {
+    let mut bench = running_standing();
+    for (said, shown) in [(f32::NAN, 0.0), (f32::INFINITY, 0.0), (1.5, 1.5)] {
+        let session = bench.session("s");
+        let vitals = Vitals { load: said, ..Vitals::default() };
+        bench.agent("vitals", "s", ToMaster::Heartbeat(Heartbeat { session, seq: 1, vitals, unclean: None }));
+        let views = bench.core.worker_views(bench.now);
+        assert_eq!(views[0].vitals.map(|vitals| vitals.load), Some(shown), "{said}");
+    }
+}
+
+#[test]
+fn an_agent_cannot_fill_the_log_with_notices() {
+    let mut bench = running_standing();
+    let session = bench.session("s");
+    let mut lines = 0;
+    for n in 0..1_000 {
+        let at = format!("2026-01-01T00:00:{n}Z");
+        let notice = match n % 2 {
+            0 => CloudNotice::Rebalance { at },
+            _ => CloudNotice::Interruption { action: "stop".to_owned(), at },
+        };
+        let unclean = Some(format!("process {n} is still running"));
+        let heartbeat = Heartbeat { session: session.clone(), seq: n, vitals: Vitals::default(), unclean };
+        for message in [ToMaster::Notice { session: session.clone(), notice }, ToMaster::Heartbeat(heartbeat)] {
+            let effects = bench.core.handle(bench.now, Event::Agent { worker: name("s"), message });
+            lines += effects.iter().filter(|effect| matches!(effect, Effect::Log(..))).count();
+        }
+    }
+    assert_eq!(lines, 3, "one of each");
+    // The cloud has moved the time.
+    bench.pass(10);
+    let notice = CloudNotice::Interruption { action: "stop".to_owned(), at: "later".to_owned() };
+    let message = ToMaster::Notice { session, notice };
+    let effects = bench.core.handle(bench.now, Event::Agent { worker: name("s"), message });
+    assert!(effects.iter().any(|effect| matches!(effect, Effect::Log(..))));
 }
