@@ -4,7 +4,7 @@
 use crate::config::Secret;
 use crate::{peer, users};
 use rustix::process::geteuid;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 
 /// The user that packages of RabbitMQ create for it.
 const RABBITMQ: &str = "rabbitmq";
@@ -52,7 +52,7 @@ impl Askers {
             Ok(Some(user)) if allowed.contains(&user) => None,
             Ok(Some(user)) => Some(format!("the user with the id {user}")),
             // The broker keeps the connection open until it has the answer.
-            Ok(None) if theirs.ip().to_canonical().is_loopback() => Some("a process that has ended".to_owned()),
+            Ok(None) if is_own(theirs) => Some("a process that has closed its connection".to_owned()),
             Ok(None) => None,
             Err(error) => {
                 tracing::debug!("the kernel does not say whose connection it is: {error}");
@@ -60,4 +60,20 @@ impl Askers {
             }
         }
     }
+}
+
+/// Whether an address is one of this machine's: then the kernel sends from it what is sent to it. Nothing is sent.
+fn is_own(address: SocketAddr) -> bool {
+    let ip = address.ip().to_canonical();
+    let any = match ip {
+        IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+    };
+    let from = || {
+        let socket = UdpSocket::bind((any, 0))?;
+        // With its scope, if it has one.
+        socket.connect(if ip == address.ip() { address } else { SocketAddr::new(ip, address.port()) })?;
+        socket.local_addr()
+    };
+    ip.is_loopback() || from().is_ok_and(|from| from.ip() == ip)
 }

@@ -82,6 +82,28 @@ async fn who_may_not_ask_keeps_no_connection() {
     assert_eq!(answer(&text), (403, NOT_THE_BROKER.1.to_owned()));
 }
 
+/// The kernel names the user of an open connection only, and whoever has closed the half that it sends on still gets an
+/// answer.
+#[tokio::test]
+async fn a_half_closed_connection_is_not_taken_for_one_of_another_machine() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let ours = listener.local_addr().unwrap();
+    // An address of this machine that is not loopback, if it has one.
+    let routed = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
+    let routed = routed.connect("192.0.2.1:9").and_then(|()| routed.local_addr()).map(|address| address.ip());
+    for ip in routed.into_iter().chain(["127.0.0.1".parse().unwrap(), "127.0.0.5".parse().unwrap()]) {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind((ip, 0).into()).unwrap();
+        let mut stream = socket.connect(ours).await.unwrap();
+        let (_accepted, theirs) = listener.accept().await.unwrap();
+        let askers = Askers::own_broker(None);
+        assert_eq!(askers.stranger(theirs, ours), None, "from {ip}, of the user of the test");
+        stream.shutdown().await.unwrap();
+        assert!(askers.stranger(theirs, ours).is_some(), "from {ip}");
+        assert_eq!(askers.stranger("192.0.2.1:9".parse().unwrap(), ours), None, "of another machine");
+    }
+}
+
 /// Asks as the user `nobody`, if the test may become that user.
 async fn ask_as_nobody(address: SocketAddr, path: &str) -> Option<(u16, String)> {
     if !rustix::process::geteuid().is_root() {
