@@ -30,6 +30,9 @@ const PATIENCE: Duration = Duration::from_secs(20);
 const PAUSE: Duration = Duration::from_millis(500);
 /// Largest number of pages of one list. A page has at least a hundred items, so no project has that many.
 const PAGES: usize = 1_000;
+/// Largest answer, bytes. A page of Nova's list of servers has up to a thousand of some kilobytes. What answers may be a
+/// proxy, or the cloud may be broken.
+const LARGEST: usize = 32 << 20;
 /// The version of Nova's API for which this is written (2017, Pike): networks are given or "auto" (2.37), and the owner
 /// of an action can read its events (2.51).
 pub(super) const COMPUTE_VERSION: &str = "2.53";
@@ -337,7 +340,7 @@ impl Cloud {
                 | CloudError::Misconfigured(_) => false,
             };
             let wait = asked.unwrap_or(pause);
-            if last || !again || waited + wait > PATIENCE {
+            if last || !again || waited.saturating_add(wait) > PATIENCE {
                 return Err(problem);
             }
             tokio::time::sleep(wait).await;
@@ -366,10 +369,21 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     date(text)?.duration_since(now?).ok()
 }
 
+/// The whole content of an answer, or why it cannot be read.
+pub(super) async fn content(mut response: Response) -> Result<Vec<u8>, String> {
+    let mut content = Vec::new();
+    while let Some(piece) = response.chunk().await.map_err(|error| chain(&error))? {
+        if content.len() + piece.len() > LARGEST {
+            return Err(format!("the answer has more than {LARGEST} bytes"));
+        }
+        content.extend_from_slice(&piece);
+    }
+    Ok(content)
+}
+
 async fn body(response: Response) -> Result<Value, CloudError> {
     let place = response.url().path().to_owned();
-    let bytes =
-        response.bytes().await.map_err(|error| CloudError::Lost(format!("cannot read {place}: {}", chain(&error))))?;
+    let bytes = content(response).await.map_err(|why| CloudError::Lost(format!("cannot read {place}: {why}")))?;
     if bytes.is_empty() {
         return Ok(Value::Null);
     }
@@ -381,7 +395,7 @@ async fn refusal(service: Service, response: Response) -> CloudError {
     let (status, path) = (response.status().as_u16(), response.url().path().to_owned());
     let asks_to_wait = response.headers().contains_key(RETRY_AFTER);
     let date = response.headers().get(DATE).and_then(|date| date.to_str().ok()).map(str::to_owned);
-    let body = response.bytes().await.unwrap_or_default();
+    let body = content(response).await.unwrap_or_default();
     CloudError::of_answer(&Answer { service, status, date: date.as_deref(), asks_to_wait, path: &path, body: &body })
 }
 

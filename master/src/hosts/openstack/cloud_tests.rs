@@ -44,3 +44,28 @@ fn the_next_page_is_found_in_every_services_form() {
     assert_eq!(next_page(&page, "images").as_deref(), Some("/v2/images?marker=2"));
     assert_eq!(next_page(&serde_json::json!({ "images": [], "first": "/v2/images" }), "images"), None);
 }
+
+/// A cloud that is broken, or somebody who answers in its place.
+#[tokio::test]
+async fn an_answer_without_end_is_not_read_to_its_end() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let sent = tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        assert_ne!(stream.read(&mut [0; 1_000]).await.unwrap(), 0);
+        stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await.unwrap();
+        let mut sent = 0;
+        while stream.write_all(&[b' '; 1 << 16]).await.is_ok() {
+            sent += 1 << 16;
+        }
+        sent
+    });
+    // There may be no certificates on this machine.
+    drop(rustls::crypto::ring::default_provider().install_default());
+    let client = reqwest::Client::builder().no_proxy().tls_certs_only([]).build().unwrap();
+    let response = client.get(format!("http://{address}/")).send().await.unwrap();
+    let why = content(response).await.unwrap_err();
+    assert!(why.contains("more than 33554432 bytes"), "{why}");
+    assert!(sent.await.unwrap() < 2 * LARGEST, "it reads on");
+}

@@ -1,7 +1,7 @@
 //! Keystone: logs in to an account, and gets a token and the catalogue.
 
 use super::account::{Account, Login, Named};
-use super::cloud::{Service, silence};
+use super::cloud::{Service, content, silence};
 use super::error::{CloudError, words};
 use crate::clock;
 use crate::hosts::clock_skew;
@@ -85,7 +85,7 @@ pub(super) async fn login(http: &reqwest::Client, account: &Account) -> Result<S
     let status = response.status();
     let token = response.headers().get("X-Subject-Token").and_then(|value| value.to_str().ok()).map(str::to_owned);
     let date = response.headers().get(DATE).and_then(|value| value.to_str().ok()).map(str::to_owned);
-    let bytes = response.bytes().await.map_err(|error| not_asked(&error))?;
+    let bytes = content(response).await.map_err(|why| unreadable(&why))?;
     if status != StatusCode::CREATED {
         let message = words(&bytes).unwrap_or_else(|| status.to_string());
         let text = format!("cannot log in to Keystone at {base}: it answered {}: {message}", status.as_u16());
@@ -135,6 +135,10 @@ fn not_asked(error: &reqwest::Error) -> CloudError {
     CloudError::Unreachable(silence("Keystone", error).to_string())
 }
 
+fn unreadable(why: &str) -> CloudError {
+    CloudError::Unreachable(format!("cannot read what Keystone answers: {why}"))
+}
+
 fn named(what: &Named, domain: Option<&Named>) -> Value {
     match (what, domain) {
         (Named::Id(id), _) => json!({ "id": id }),
@@ -176,7 +180,7 @@ async fn find_v3(http: &reqwest::Client, auth_url: &str) -> Result<String, Cloud
     let response = http.get(format!("{root}/")).header("Accept", "application/json").send().await;
     let response = response.map_err(|error| not_asked(&error))?;
     let status = response.status();
-    let bytes = response.bytes().await.map_err(|error| not_asked(&error))?;
+    let bytes = content(response).await.map_err(|why| unreadable(&why))?;
     let json: Option<Value> = serde_json::from_slice(&bytes).ok();
     let is_own = json.is_some() && !is_passing(status);
     let versions = versions(&json.unwrap_or_default());
