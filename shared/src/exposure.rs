@@ -24,9 +24,39 @@ pub fn exposure(path: &Path, mode: u32, group: u32, own: &Groups) -> Option<Stri
     Some(format!("{who} access to {path} (mode {mode:04o}), which has a secret in it: run `chmod {right:03o} {path}`"))
 }
 
+/// Why a directory of this owner and mode must not hold what this program relies on, and what to do about it; none if it
+/// may. `own` are the users that the program trusts, besides root.
+pub fn foreign_directory(path: &Path, owner: u32, mode: u32, own: &[u32]) -> Option<String> {
+    let path = path.display();
+    if owner != 0 && !own.contains(&owner) {
+        return Some(format!(
+            "{path} belongs to the user with the id {owner}, who could replace what is in it: run `chown` on it, or use \
+             another directory"
+        ));
+    }
+    let mode = mode & 0o7777;
+    (mode & 0o002 != 0)
+        .then(|| format!("all users of the machine can write to {path} (mode {mode:04o}): run `chmod o-w {path}`"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_directory_of_others_is_foreign() {
+        for (owner, mode, foreign) in [
+            (0, 0o711, false),
+            (7, 0o700, false),
+            (7, 0o770, false),
+            (8, 0o700, true),
+            (0, 0o777, true),
+            (0, 0o1777, true),
+            (7, 0o703, true),
+        ] {
+            assert_eq!(foreign_directory(Path::new("/x"), owner, mode, &[7]).is_some(), foreign, "{owner} {mode:o}");
+        }
+    }
 
     #[test]
     fn others_and_foreign_groups_have_no_access() {

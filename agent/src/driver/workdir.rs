@@ -13,9 +13,10 @@ use crate::driver::remove_tree::{detach_at, remove_tree};
 use crate::runner::users::User;
 use crate::spool;
 use rouse_shared::AttemptId;
+use rouse_shared::exposure::foreign_directory;
 use std::fs::{self, DirBuilder, OpenOptions, Permissions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, chown};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown};
 use std::path::{Component, Path, PathBuf};
 use thiserror::Error;
 
@@ -31,6 +32,9 @@ pub enum WorkDirError {
     /// A directory cannot be opened or listed, or its mode cannot be set.
     #[error("{} cannot be used", .0.display())]
     Use(PathBuf, #[source] io::Error),
+    /// Another user could replace what is in it.
+    #[error("{0}")]
+    Foreign(String),
     /// A step's `workdir` leads out of the build's directory.
     #[error("workdir {0:?} is not below the build's own directory")]
     Outside(String),
@@ -92,10 +96,16 @@ impl WorkDir {
     /// lock.
     ///
     /// # Errors
-    /// If one of them cannot be created.
+    /// If one of them cannot be created, or if another user could replace what is in the directory: an agent that is root
+    /// would follow the links there.
     pub(super) fn make_lock_file(root: &Path) -> Result<(), WorkDirError> {
         let create = |path: &Path, error| WorkDirError::Create(path.to_owned(), error);
         DirBuilder::new().recursive(true).mode(0o711).create(root).map_err(|e| create(root, e))?;
+        let meta = fs::metadata(root).map_err(|error| WorkDirError::Use(root.to_owned(), error))?;
+        let own = rustix::process::geteuid().as_raw();
+        if let Some(why) = foreign_directory(root, meta.uid(), meta.mode(), &[own]) {
+            return Err(WorkDirError::Foreign(why));
+        }
         let path = Self::lock_file(root);
         OpenOptions::new().append(true).create(true).mode(0o600).open(&path).map_err(|e| create(&path, e))?;
         fs::set_permissions(&path, Permissions::from_mode(0o600)).map_err(|e| create(&path, e))
@@ -242,7 +252,6 @@ fn remove(path: &Path) {
 mod tests {
     use super::*;
     use rouse_shared::BuildId;
-    use std::os::unix::fs::MetadataExt;
 
     #[test]
     fn a_workdir_stays_below_the_build() {
@@ -288,6 +297,25 @@ mod tests {
         assert_eq!(fs::metadata(work.build(id).join("roots")).expect("there").uid(), 0);
         assert!(work.step_dir(id, "roots/new", Some(&user)).is_err());
         assert!(!work.build(id).join("roots/new").exists());
+    }
+
+    #[test]
+    fn a_directory_that_others_can_write_to_is_refused() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let tried = || WorkDir::make_lock_file(dir.path());
+        tried().expect("made");
+        fs::set_permissions(dir.path(), Permissions::from_mode(0o777)).expect("opened to all");
+        assert!(tried().expect_err("refused").to_string().contains("chmod o-w"));
+        fs::set_permissions(dir.path(), Permissions::from_mode(0o711)).expect("closed");
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("not checked: only root can give a directory away");
+            return;
+        }
+        chown(dir.path(), Some(54_321), None).expect("given away");
+        fs::remove_file(dir.path().join("lock")).expect("removed");
+        std::os::unix::fs::symlink(dir.path().join("elsewhere"), dir.path().join("lock")).expect("linked");
+        assert!(tried().expect_err("refused").to_string().contains("id 54321"));
+        assert!(!dir.path().join("elsewhere").exists());
     }
 
     #[test]

@@ -2,11 +2,16 @@
 
 use crate::api_token::ApiToken;
 use crate::config::Secret;
-use crate::files;
+use crate::{files, users};
+use rouse_shared::exposure::foreign_directory;
+use rustix::process::geteuid;
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+
+/// The user of the master in its unit: a master that runs as root trusts it as well.
+const USER: &str = "rouse";
 
 /// A state directory that this master has locked, until this is dropped.
 pub struct State {
@@ -32,6 +37,9 @@ pub enum StateError {
         /// The kernel's reason, without its number.
         reason: String,
     },
+    /// Another user could replace what is in it.
+    #[error("state directory {0}")]
+    Foreign(String),
     /// A file in it cannot be created, read or locked.
     #[error("cannot use {}", path.display())]
     File {
@@ -47,7 +55,7 @@ impl State {
     /// the token is read from `api-token` in the directory, which is created if it is missing.
     ///
     /// # Errors
-    /// If another master has locked it, or it cannot be written.
+    /// If another master has locked it, it cannot be written, or another user could replace what is in it.
     pub fn open(dir: &Path, token: Option<&Secret>) -> Result<Self, StateError> {
         let failed = |path: &Path| {
             let path = path.to_owned();
@@ -56,6 +64,11 @@ impl State {
         // Others may pass through it, so that builds with `run_as` reach their own directories. Its files are readable
         // by the master's user only.
         fs::DirBuilder::new().recursive(true).mode(0o711).create(dir).map_err(|e| not_writable(dir, &e))?;
+        let meta = fs::metadata(dir).map_err(failed(dir))?;
+        let own = [Some(geteuid().as_raw()), users::user(USER)].into_iter().flatten().collect::<Vec<_>>();
+        if let Some(why) = foreign_directory(dir, meta.uid(), meta.mode(), &own) {
+            return Err(StateError::Foreign(why));
+        }
         let path = dir.join("lock");
         let lock =
             File::options().create(true).append(true).mode(0o600).open(&path).map_err(|e| not_writable(dir, &e))?;
@@ -88,6 +101,23 @@ fn not_writable(dir: &Path, error: &io::Error) -> StateError {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+
+    #[test]
+    fn a_directory_that_others_can_write_to_is_refused() {
+        use std::os::unix::fs::{PermissionsExt as _, chown};
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("api-token"), "known-to-others").unwrap();
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o1777)).unwrap();
+        let refused = || State::open(dir.path(), None).err().map(|error| error.to_string()).unwrap_or_default();
+        assert!(refused().contains("chmod o-w"), "{}", refused());
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o711)).unwrap();
+        if !geteuid().is_root() {
+            return eprintln!("not checked: only root can give a directory away");
+        }
+        chown(dir.path(), Some(54_321), None).unwrap();
+        assert!(refused().contains("id 54321"), "{}", refused());
+        assert!(!dir.path().join("identity").exists());
+    }
 
     #[test]
     fn one_master_a_directory_and_the_same_identity_for_ever() {
