@@ -37,8 +37,8 @@ impl Core {
         if !live.host.state.is_starting() {
             return;
         }
-        if !self.broker_up {
-            // During the outage it could not attach.
+        // It could not attach during an outage, or before its place said that it exists.
+        if !self.broker_up || live.phase.trouble().is_some() {
             self.timers.set(Timer::Boot(id.clone()), now + Duration::from_secs(60));
             return;
         }

@@ -245,6 +245,12 @@ impl Core {
         match (&live.phase, error) {
             (Phase::Booting { .. } | Phase::Ready { .. } | Phase::Draining { .. }, None) => {
                 live.host.booted.get_or_insert(now);
+                // The place may have answered nothing for longer than an agent needs to attach.
+                if matches!(before, Phase::Launching { tries: 1.., .. }) && matches!(live.phase, Phase::Booting { .. })
+                {
+                    let worker = worker.clone();
+                    self.timers.set(Timer::Boot(id.clone()), now + self.boot_patience(&worker));
+                }
             }
             (Phase::Launching { call: false, tries, .. }, Some(error)) => {
                 let text =

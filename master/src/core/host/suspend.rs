@@ -146,7 +146,7 @@ impl Core {
     }
 
     /// How long a host may take from the call that starts it until its agent attaches.
-    fn boot_patience(&self, worker: &WorkerName) -> Duration {
+    pub(super) fn boot_patience(&self, worker: &WorkerName) -> Duration {
         self.plan_of(worker).map_or(Duration::from_secs(1_200), |plan| plan.missing_timeout)
     }
 

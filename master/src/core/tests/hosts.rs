@@ -258,6 +258,23 @@ fn a_host_that_is_given_up_during_its_start_leaves_evidence() {
     bench.check("given_up_during_start");
 }
 
+/// What the place does not answer is no failure of the host, its worker or its image.
+#[test]
+fn a_host_whose_start_was_not_answered_has_all_its_time_to_attach() {
+    let mut bench = Bench::quietly(plan(vec![latent("l")]));
+    bench.submit(on("l"));
+    for _ in 0..10 {
+        failed(&mut bench, "l", StartError::Unknown("no answer".to_owned()));
+        bench.pass(60);
+    }
+    assert_eq!(bench.core.workers[&name("l")].record.faults, 0, "{}", bench.text);
+    bench.started("l");
+    bench.pass(290);
+    assert!(!bench.text.contains("did not attach"), "{}", bench.text);
+    bench.pass(15);
+    assert!(bench.text.contains("did not attach within"), "{}", bench.text);
+}
+
 #[test]
 fn a_console_that_does_not_come_is_waited_for_only_so_long() {
     let mut bench = Bench::quietly(plan(vec![latent("l")]));
