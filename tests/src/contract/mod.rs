@@ -15,12 +15,28 @@ use tokio::sync::mpsc;
 
 /// How long anything may take.
 const LIMIT: Duration = Duration::from_secs(60);
-/// Between two looks.
-const LOOK: Duration = Duration::from_millis(100);
 /// The master's name and id in the contract's tests.
 pub const OWNER: &str = "contract/0123456789abcdef0123456789abcdef";
 /// Another master of the same name.
 pub const FOREIGN_OWNER: &str = "contract/fedcba9876543210fedcba9876543210";
+
+/// Pauses between looks at a service. They grow from 0.1 to 1 s, because each answer of an emulated cloud costs
+/// processor time that what is waited for may need.
+#[derive(Default)]
+pub struct Looks(Duration);
+
+impl Looks {
+    /// Pauses, and returns true; or returns false if the pauses have lasted for a minute.
+    pub async fn again(&mut self) -> bool {
+        if self.0 >= LIMIT {
+            return false;
+        }
+        let pause = (self.0 / 5).clamp(Duration::from_millis(100), Duration::from_secs(1));
+        tokio::time::sleep(pause).await;
+        self.0 += pause;
+        true
+    }
+}
 
 /// What a provider is tried on.
 pub trait ProviderFixture {
@@ -120,13 +136,10 @@ pub async fn started(provider: &dyn Provider, host: &mut Host) {
 /// # Panics
 /// If it does not go.
 pub async fn gone(provider: &dyn Provider, host: &Host) {
-    for _ in 0..LIMIT.as_millis() / LOOK.as_millis() {
-        if provider.terminate(host).await.expect("it can be stopped") == Termination::Gone {
-            return;
-        }
-        tokio::time::sleep(LOOK).await;
+    let mut looks = Looks::default();
+    while provider.terminate(host).await.expect("it can be stopped") != Termination::Gone {
+        assert!(looks.again().await, "host {} does not go", host.id);
     }
-    panic!("host {} does not go", host.id);
 }
 
 /// What it lists, if it has heard of every place.
@@ -151,13 +164,10 @@ async fn listed(provider: &dyn Provider, host: &Host) -> Option<ListedHost> {
 
 /// Waits for what holds at last.
 async fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    for _ in 0..LIMIT.as_millis() / LOOK.as_millis() {
-        if holds() {
-            return;
-        }
-        tokio::time::sleep(LOOK).await;
+    let mut looks = Looks::default();
+    while !holds() {
+        assert!(looks.again().await, "not in time: {what}");
     }
-    panic!("not in time: {what}");
 }
 
 /// All of it.
@@ -198,13 +208,10 @@ async fn one_try_makes_one_machine(fixture: &dyn ProviderFixture, provider: &dyn
     assert_eq!((&found.handle, &found.owner), (&made.handle, &Owner::Ours));
     host.handle = Some(made.handle);
     if fixture.keeps_console() {
-        let mut said = None;
-        for _ in 0..LIMIT.as_millis() / LOOK.as_millis() {
+        let mut said = provider.console(&host).await;
+        let mut looks = Looks::default();
+        while said.is_none() && looks.again().await {
             said = provider.console(&host).await;
-            if said.is_some() {
-                break;
-            }
-            tokio::time::sleep(LOOK).await;
         }
         assert!(said.is_some_and(|said| !said.trim().is_empty()), "what it printed can be had while it runs");
     }
@@ -248,11 +255,9 @@ async fn owner_tags_distinguish_our_machines_from_others(fixture: &dyn ProviderF
     let stranger = fixture.provider("another/0123456789abcdef0123456789abcdef", deaths);
     assert!(listed(stranger.as_ref(), &theirs).await.is_none(), "a master of another name does not list it");
     // Only if a user says so.
-    for _ in 0..LIMIT.as_millis() / LOOK.as_millis() {
-        if provider.terminate_listed(&found).await.expect("it can be ended") == Termination::Gone {
-            break;
-        }
-        tokio::time::sleep(LOOK).await;
+    let mut looks = Looks::default();
+    while provider.terminate_listed(&found).await.expect("it can be ended") != Termination::Gone {
+        assert!(looks.again().await, "the foreign machine does not go");
     }
     assert!(listed(foreign.as_ref(), &theirs).await.is_none());
 }
@@ -269,14 +274,9 @@ async fn a_death_is_noticed(fixture: &dyn ProviderFixture, provider: &dyn Provid
         assert_eq!(death.host, host.id);
         assert!(!death.why.is_empty());
     }
-    let mut gone_from_list = false;
-    for _ in 0..LIMIT.as_millis() / LOOK.as_millis() {
-        gone_from_list = listed(provider, &host).await.is_none();
-        if gone_from_list {
-            break;
-        }
-        tokio::time::sleep(LOOK).await;
+    let mut looks = Looks::default();
+    while listed(provider, &host).await.is_some() {
+        assert!(looks.again().await, "a dead host is not listed");
     }
-    assert!(gone_from_list, "a dead host is not listed");
     gone(provider, &host).await;
 }

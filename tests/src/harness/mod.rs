@@ -304,16 +304,22 @@ impl Master {
         self.rouse(&all).ended(0).text().trim().to_owned()
     }
 
-    /// A build, as `rouse show --json` has it.
+    /// A build, as `rouse show --json` has it, but without a process for each look.
     #[track_caller]
     pub fn show(&self, build: &str) -> Value {
-        self.rouse(&["show", "--json", build]).ended(0).json()
+        self.got(&format!("/api/builds/{build}"))
     }
 
-    /// A build's state, without a process for each look.
+    /// A build's state.
     #[track_caller]
     pub fn state(&self, build: &str) -> String {
-        text(&self.get(&format!("/api/builds/{build}")).json()["state"])
+        text(&self.show(build)["state"])
+    }
+
+    /// What `rouse why` prints of a build.
+    #[track_caller]
+    pub fn why(&self, build: &str) -> String {
+        text(&self.got(&format!("/api/builds/{build}/why"))["sentence"])
     }
 
     /// Waits for a state of a build.
@@ -330,7 +336,7 @@ impl Master {
     /// A worker, as the API has it.
     #[track_caller]
     pub fn worker(&self, name: &str) -> Value {
-        let all = self.get("/api/workers").json();
+        let all = self.got("/api/workers");
         all.as_array().and_then(|all| all.iter().find(|w| w["name"] == name)).cloned().unwrap_or(Value::Null)
     }
 
@@ -343,8 +349,19 @@ impl Master {
     /// The hosts of a worker, as the API has them.
     #[track_caller]
     pub fn hosts(&self, worker: &str) -> Vec<Value> {
-        let all = self.get("/api/hosts").json();
+        let all = self.got("/api/hosts");
         all.as_array().expect("a list").iter().filter(|h| h["worker"] == worker).cloned().collect()
+    }
+
+    /// What the API answers to GET.
+    ///
+    /// # Panics
+    /// If the status is not 200.
+    #[track_caller]
+    fn got(&self, path: &str) -> Value {
+        let reply = self.get(path);
+        assert_eq!(reply.status, 200, "GET {path}: {reply:?}");
+        reply.json()
     }
 
     /// GET, with the token.

@@ -10,18 +10,21 @@ use std::time::Duration;
 
 /// How long anything may take that has no deadline of its own.
 pub const DEADLINE: Duration = Duration::from_secs(60);
-/// Between two looks.
+/// Between two looks, at first.
 pub(super) const LOOK: Duration = Duration::from_millis(20);
+/// Between two looks after a long wait. Looks cost processor time that what is waited for may need.
+const RARE_LOOK: Duration = Duration::from_millis(200);
 
-/// Polls until `holds`, and says whether it did within `limit`.
+/// Polls until `holds`, and says whether it did within `limit`. The time that the looks take does not count.
 pub fn holds_within(limit: Duration, mut holds: impl FnMut() -> bool) -> bool {
-    let mut looks = limit.as_millis() / LOOK.as_millis();
+    let mut waited = Duration::ZERO;
     while !holds() {
-        if looks == 0 {
+        if waited >= limit {
             return false;
         }
-        looks -= 1;
-        std::thread::sleep(LOOK);
+        let pause = (waited / 20).clamp(LOOK, RARE_LOOK);
+        std::thread::sleep(pause);
+        waited += pause;
     }
     true
 }

@@ -64,7 +64,7 @@ fn builds_live_through_an_alarm_that_everybody_is_told_of() {
     // What is submitted now waits.
     let waiting = master.detach(&["--worker", "sleeps", "--", "true"]);
     for id in [&waiting, &builds[0].0] {
-        let why = master.rouse(&["why", id]).ended(0).text();
+        let why = master.why(id);
         assert!(why.contains("the broker accepts no messages (low on disk)"), "{why}");
     }
     let begun: Vec<usize> = builds.iter().map(|(_, trace)| trace.lines().len()).collect();

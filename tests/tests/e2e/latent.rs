@@ -96,7 +96,7 @@ fn a_host_that_cannot_start_costs_no_build_and_leaves_evidence() {
     let evidence = || master.show(&id)["evidence"].as_array().map_or(0, Vec::len);
     for failures in 1..=4 {
         master.until("its host fails", || evidence() >= failures);
-        let why = master.rouse(&["why", &id]).ended(0).text();
+        let why = master.why(&id);
         assert!(why.contains("/nowhere/rouse-agent"), "{why}");
         // An operator need not wait.
         master.rouse(&["resume", "no-agent"]).ended(0);

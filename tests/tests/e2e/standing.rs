@@ -175,7 +175,7 @@ fn a_paused_worker_takes_nothing_and_a_drained_one_ends_its_builds_first() {
         master.rouse(&[order, "held"]).ended(0);
         master.until_worker("held", "paused");
         let id = master.detach(&["--worker", "held", "--", "true"]);
-        let why = master.rouse(&["why", &id]).ended(0).text();
+        let why = master.why(&id);
         assert!(why.contains("paused"), "{why}");
         assert_eq!(master.state(&id), "queued");
         master.rouse(&["resume", "held"]).ended(0);

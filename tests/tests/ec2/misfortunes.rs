@@ -52,8 +52,7 @@ async fn a_key_that_is_refused_for_a_while_costs_no_build_and_holds_up_no_other_
         for (build, words) in
             [(&builds[0], "AWS does not know the credentials"), (&lost, "no hosts have been started in")]
         {
-            master
-                .until("it says what is in the way", || master.rouse(&["why", build]).ended(0).text().contains(words));
+            master.until("it says what is in the way", || master.why(build).contains(words));
         }
         // A master that starts asks both in vain, and starts what it can.
         master.terminate();
@@ -98,7 +97,7 @@ async fn a_cloud_that_is_gone_for_ever_is_given_up_by_hand_and_frees_the_place_o
         master.configure(&[limits, &local].concat());
         master.begin();
         let waits = master.detach(&["--worker", "local", "--", "true"]);
-        let why = || master.rouse(&["why", &waits]).ended(0).text();
+        let why = || master.why(&waits);
         master.until("it waits for the place", || why().contains("limits.max_hosts allows is in use"));
         master.until("it cannot be listed", || place(&master, "us-west-2")["state"] == "pausing");
         master.until_within(MINUTE, "its agent is gone", || {
@@ -193,7 +192,7 @@ async fn a_protected_instance_is_asked_to_end_until_it_may_and_shown_with_the_re
         let second = master.detach(&["--worker", "w", "--", "true"]);
         let why = || master.hosts("w").first().map_or(String::new(), |host| text(&host["why"]));
         master.until("the reason is shown", || why().contains("DisableApiTermination"));
-        let said = master.rouse(&["why", &second]).ended(0).text();
+        let said = master.why(&second);
         assert!(said.contains(&instance) && said.contains("--no-disable-api-termination"), "{said}");
         let warned = format!("host {host} could not be terminated: cannot terminate the instance {instance}");
         assert!(master.log().contains(&warned), "{}", master.log());

@@ -92,7 +92,7 @@ fn a_domain_that_the_user_has_defined() {
     fs::write(&path, running).unwrap();
     system.virt_host.virsh(&["create", &path.display().to_string(), "--paused"]);
     let build = system.master.detach(&["--worker", "defined", "--", "true"]);
-    system.master.until("it says why not", || why(system, &build).contains("already running"));
+    system.master.until("it says why not", || system.master.why(&build).contains("already running"));
     system.master.rouse(&["cancel", &build]).ended(0);
     assert_eq!(system.virt_host.virsh(&["domstate", "defined"]).trim(), "paused");
     system.virt_host.virsh(&["destroy", "defined"]);
@@ -121,11 +121,6 @@ fn a_machine_of_a_libvirt_elsewhere() {
     let shown = system.master.rouse(&["show", &build]).ended(0).text();
     assert!(shown.contains("its QEMU ended") && !shown.contains("lease"), "by libvirt's event: {shown}");
     system.until_clean(&["far"]);
-}
-
-/// Why a build has not started.
-pub fn why(system: &LibvirtSystem, build: &str) -> String {
-    system.master.rouse(&["why", build]).ended(0).text()
 }
 
 #[test]

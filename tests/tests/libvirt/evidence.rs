@@ -1,6 +1,5 @@
 //! Guests that never attach: `rouse show` prints their output, and `rouse why` prints why they failed.
 
-use crate::builds::why;
 use crate::system::{GUEST, system};
 
 #[test]
@@ -25,7 +24,7 @@ fn what_a_guest_that_never_attached_printed_is_kept() {
         system.master.until_within(GUEST, &format!("{worker} shows {printed:?}"), has);
         let shown = system.master.rouse(&["show", build]).ended(0).text();
         assert!(shown.contains(printed) && shown.contains(reason), "{shown}");
-        assert!(why(system, build).contains(reason), "{}", why(system, build));
+        assert!(system.master.why(build).contains(reason), "{}", system.master.why(build));
         if system.master.state(build) != "lost" {
             system.master.rouse(&["cancel", build]).ended(0);
         }

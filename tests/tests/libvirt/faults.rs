@@ -1,6 +1,5 @@
 //! Machines that cannot be created: `rouse why` prints a clear message for each, and nothing is left over.
 
-use crate::builds::why;
 use crate::system::system;
 use std::fs;
 
@@ -27,8 +26,8 @@ fn a_failed_start_has_a_clear_error_and_leaves_nothing() {
     let builds: Vec<String> =
         cases.iter().map(|(worker, _)| system.master.detach(&["--worker", worker, "--", "true"])).collect();
     for ((worker, text), build) in cases.iter().zip(&builds) {
-        system.master.until(&format!("{worker} says {text:?}, not {:?}", why(system, build)), || {
-            why(system, build).contains(text)
+        system.master.until(&format!("{worker} says {text:?}, not {:?}", system.master.why(build)), || {
+            system.master.why(build).contains(text)
         });
     }
     for build in &builds {

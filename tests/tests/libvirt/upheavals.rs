@@ -128,7 +128,7 @@ fn an_unreachable_libvirt_is_reported_and_does_not_prevent_other_audits() {
     system.master.signal(libc::SIGHUP);
     system.master.until("it is taken", || system.master.worker("no-libvirt")["state"] == "asleep");
     let build = system.master.detach(&["--worker", "no-libvirt", "--", "true"]);
-    system.master.until("it says why not", || crate::builds::why(system, &build).contains("no-socket"));
+    system.master.until("it says why not", || system.master.why(&build).contains("no-socket"));
     system.master.rouse(&["cancel", &build]).ended(0);
     let audit = system.master.rouse(&["audit"]);
     assert!(audit.text().contains("no-socket"), "{}", audit.text());

@@ -1,13 +1,13 @@
 //! The contract of the providers, with servers of OpenStack.
 
-use super::fixture::{LIMIT, LOOK, config};
+use super::fixture::config;
 use rouse_master::config::Config;
 use rouse_master::core::plan::ProviderKind;
 use rouse_master::core::record::Host;
 use rouse_master::hosts::openstack::Servers;
 use rouse_master::hosts::{Death, Provider};
 use rouse_shared::WorkerName;
-use rouse_tests::contract::{self, ProviderFixture};
+use rouse_tests::contract::{self, Looks, ProviderFixture};
 use rouse_tests::openstack::{Cloud, User};
 use serde_json::Value;
 use std::collections::BTreeSet;
@@ -55,13 +55,10 @@ impl ProviderFixture for OpenstackMachines {
     fn kill(&self, host: &Host) {
         let path = format!("/servers/{}", host.handle.as_ref().unwrap());
         self.wait(async {
-            for _ in 0..LIMIT.as_millis() / LOOK.as_millis() {
-                if self.user.ask("DELETE", "compute", &path, None).await.0 == 404 {
-                    return;
-                }
-                tokio::time::sleep(LOOK).await;
+            let mut looks = Looks::default();
+            while self.user.ask("DELETE", "compute", &path, None).await.0 != 404 {
+                assert!(looks.again().await, "{path} does not go");
             }
-            panic!("{path} does not go");
         });
     }
 

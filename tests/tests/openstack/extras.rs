@@ -1,10 +1,11 @@
 //! What belongs to a server (ports, a boot volume and an address), and when it is left over.
 
-use super::fixture::{LIMIT, LOOK, OpenstackFixture, parsed};
+use super::fixture::{OpenstackFixture, parsed};
 use rouse_master::core::event::{ListedHost, Listing, Owner, Termination, UnlistedPlace};
 use rouse_master::core::record::Host;
 use rouse_master::hosts::Provider as _;
 use rouse_shared::HostId;
+use rouse_tests::contract::Looks;
 use rouse_tests::openstack::{Cloud, section};
 use rouse_tests::proxy::Fault;
 use serde_json::{Value, json};
@@ -24,15 +25,14 @@ const KINDS: [(&str, &str); 3] =
 /// Waits until a host has one of each, with our label.
 async fn until_labelled(fixture: &OpenstackFixture, host: &HostId) {
     for (path, key) in KINDS {
-        let mut found = Vec::new();
-        for _ in 0..LIMIT.as_millis() / LOOK.as_millis() {
-            found = things(fixture, path, key, host).await;
+        let mut looks = Looks::default();
+        let found = loop {
+            let found = things(fixture, path, key, host).await;
             // An address is there before its server, and takes a port of it then.
-            if found.iter().any(|item| key != "floatingips" || item["port_id"].is_string()) {
-                break;
+            if found.iter().any(|item| key != "floatingips" || item["port_id"].is_string()) || !looks.again().await {
+                break found;
             }
-            tokio::time::sleep(LOOK).await;
-        }
+        };
         assert_eq!(found.len(), 1, "one of {key}: {found:?}");
     }
 }
@@ -149,10 +149,9 @@ async fn the_end_of_a_second_server_leaves_the_address_to_the_first() {
     let (first, second): (Vec<_>, Vec<_>) = listed.iter().partition(|one| one.host == host.id);
     assert_eq!((first.len(), second.len()), (1, 1), "{listed:?}");
     assert_eq!(second[0].handle, json["server"]["id"].as_str().unwrap());
-    let mut left = LIMIT.as_millis() / LOOK.as_millis();
+    let mut looks = Looks::default();
     while fixture.provider.terminate_listed(second[0]).await != Ok(Termination::Gone) {
-        left = left.checked_sub(1).expect("it ends in time");
-        tokio::time::sleep(LOOK).await;
+        assert!(looks.again().await, "it does not end");
     }
     assert_eq!(things(&fixture, "/v2.0/floatingips", "floatingips", &host.id).await.len(), 1);
     fixture.terminate(&host).await;
@@ -189,10 +188,9 @@ async fn a_list_has_what_answered_if_something_did_not() {
     }
     // What is an orphan among them is ended; whether it is in the other cloud, too, nobody knows.
     assert_eq!(fixture.provider.terminate_listed(&json[0]).await, Ok(Termination::Requested));
-    let mut left = LIMIT.as_millis() / LOOK.as_millis();
+    let mut looks = Looks::default();
     while !fixture.servers(&host).await.is_empty() {
-        left = left.checked_sub(1).expect("it ends in time");
-        tokio::time::sleep(LOOK).await;
+        assert!(looks.again().await, "it does not end");
     }
     let why = fixture.provider.terminate_listed(&json[0]).await.unwrap_err();
     assert!(why.contains("clouds.yaml"), "{why}");

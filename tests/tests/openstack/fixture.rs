@@ -7,7 +7,7 @@ use rouse_master::core::record::Host;
 use rouse_master::hosts::openstack::{Options, Servers};
 use rouse_master::hosts::{Death, Provider};
 use rouse_shared::WorkerName;
-use rouse_tests::contract::{boot_data, host_of, whole_list};
+use rouse_tests::contract::{Looks, boot_data, host_of, whole_list};
 use rouse_tests::openstack::{Cloud, PROJECT, User, section};
 use rouse_tests::proxy::Proxy;
 use serde_json::Value;
@@ -110,13 +110,14 @@ impl OpenstackFixture {
 
     /// Stops it until it is gone, whatever goes wrong on the way.
     pub async fn terminate(&self, host: &Host) {
-        for _ in 0..LIMIT.as_millis() / LOOK.as_millis() {
-            if self.provider.terminate(host).await == Ok(Termination::Gone) {
+        let mut looks = Looks::default();
+        loop {
+            let ended = self.provider.terminate(host).await;
+            if ended == Ok(Termination::Gone) {
                 return;
             }
-            tokio::time::sleep(LOOK).await;
+            assert!(looks.again().await, "host {} does not go: {ended:?}", host.id);
         }
-        panic!("host {} does not go: {:?}", host.id, self.provider.terminate(host).await);
     }
 
     /// The servers of a host, as Nova has them.
@@ -126,15 +127,16 @@ impl OpenstackFixture {
 
     /// Waits until a host's server has a status.
     pub async fn until_status(&self, host: &Host, status: &str) -> Value {
-        for _ in 0..LIMIT.as_millis() / LOOK.as_millis() {
-            if let [server] = self.servers(host).await.as_slice()
+        let mut looks = Looks::default();
+        loop {
+            let servers = self.servers(host).await;
+            if let [server] = servers.as_slice()
                 && server["status"] == status
             {
                 return server.clone();
             }
-            tokio::time::sleep(LOOK).await;
+            assert!(looks.again().await, "not {status} in time: {servers:?}");
         }
-        panic!("not {status} in time: {:?}", self.servers(host).await);
     }
 }
 

@@ -175,7 +175,7 @@ async fn a_build_shows_why_a_program_chose_no_image() {
     let more = format!("image = {{ command = [{path:?}] }}\nmeta = {{ fake_guest = \"agent\" }}");
     let system = FullSystem::new("os-image", "build_wait_timeout = 1\n", &more, None).await;
     let build = system.begin_build(&["true"]);
-    let why = || tokio::task::block_in_place(|| system.master.rouse(&["why", &build]).ended(0)).text();
+    let why = || tokio::task::block_in_place(|| system.master.why(&build));
     system.until("the reason is shown", || why().contains("the registry has burnt down"));
     assert!(system.servers().is_empty());
     // It is asked again at each start.
