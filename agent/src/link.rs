@@ -15,6 +15,7 @@ use rouse_shared::message::ToAgent;
 use rouse_shared::{WorkerName, certificate, codec, names};
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::sync::mpsc;
 
@@ -24,6 +25,9 @@ const FRAME_MAX: u32 = 8_192;
 const HEARTBEAT: u16 = 10;
 /// Longest time to connect to one host: name lookup, TCP, TLS, AMQP, the queue.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
+/// Longest time for TCP alone if there are other hosts: long enough for two lost packets. A machine that is cut off does
+/// not refuse, and the lease of the session goes on meanwhile.
+const TCP_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest time for an orderly close.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Largest number of messages that wait to be written. A link that accepts no more is broken, and its messages are sent
@@ -35,12 +39,14 @@ const IN_FLIGHT: usize = 64;
 const ACCESS_REFUSED: u16 = 403;
 
 /// Where to connect.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, Debug)]
 pub struct Target {
     /// In order of preference, at least one.
     uris: Vec<AMQPUri>,
     /// Which of their certificates are accepted.
     trust: Trust,
+    /// Which of them is tried first: the one after that of the last connection, which may be cut off.
+    first: Arc<AtomicUsize>,
 }
 
 impl Target {
@@ -72,14 +78,14 @@ impl Target {
         uri.vhost = url.vhost;
         uri.query.frame_max = Some(FRAME_MAX);
         uri.query.heartbeat = Some(HEARTBEAT);
-        uri.query.connection_timeout = Some(u64::try_from(CONNECT_TIMEOUT.as_millis()).unwrap_or(u64::MAX));
         let with_host = |(host, port)| {
             let mut uri = uri.clone();
             uri.authority.host = host;
             uri.authority.port = port;
             uri
         };
-        Ok(Self { uris: url.hosts.into_iter().map(with_host).collect(), trust })
+        let uris = url.hosts.into_iter().map(with_host).collect();
+        Ok(Self { uris, trust, first: Arc::default() })
     }
 
     /// The hosts with their ports, in order.
@@ -258,14 +264,22 @@ async fn publish(channel: &Channel, key: &str, properties: BasicProperties, mess
     Ok(())
 }
 
-/// Connects to the first host that accepts. A refusal is valid for the whole cluster, so no other host is tried then.
+/// Connects to the first host that accepts, beginning after the one of the last connection. After a refusal no other host
+/// is tried, because it asks the same master. The next connection begins with another host nevertheless: this one may be
+/// unable to ask.
 async fn connect_any(target: &Target, login: &Login) -> Result<(Connection, Channel, lapin::Consumer), LinkError> {
     let mut whys = Vec::new();
-    for uri in &target.uris {
+    let (count, first) = (target.uris.len(), target.first.load(Ordering::Relaxed));
+    let within = if count > 1 { TCP_TIMEOUT } else { CONNECT_TIMEOUT };
+    for (number, uri) in target.uris.iter().enumerate().cycle().skip(first).take(count) {
         let place = format!("{}:{}", bracketed(&uri.authority.host), uri.authority.port);
-        match tokio::time::timeout(CONNECT_TIMEOUT, connect(uri, target.trust.clone(), login)).await {
-            Ok(Ok(made)) => return Ok(made),
+        match tokio::time::timeout(CONNECT_TIMEOUT, connect(uri, target.trust.clone(), login, within)).await {
+            Ok(Ok(made)) => {
+                target.first.store((number + 1) % count, Ordering::Relaxed);
+                return Ok(made);
+            }
             Ok(Err(broken)) if broken.refused => {
+                target.first.store((number + 1) % count, Ordering::Relaxed);
                 return Err(LinkError { refused: true, why: format!("{place}: {}", broken.why) });
             }
             Ok(Err(broken)) => whys.push(format!("{place}: {}", broken.why)),
@@ -279,6 +293,7 @@ async fn connect(
     uri: &AMQPUri,
     trust: Trust,
     login: &Login,
+    within: Duration,
 ) -> Result<(Connection, Channel, lapin::Consumer), LinkError> {
     let mut uri = uri.clone();
     uri.authority.userinfo.username = login.worker.to_string();
@@ -286,7 +301,7 @@ async fn connect(
     let name = format!("rouse-agent {} {}", login.worker, login.connection);
     let properties = ConnectionProperties::default().with_connection_name(name.into());
     let host = uri.authority.host.clone();
-    let connection = tls::connect(uri, properties, trust).await.map_err(|error| {
+    let connection = tls::connect(uri, properties, trust, within).await.map_err(|error| {
         let explained = certificate::explain(&error, &host);
         let mut broken = LinkError::from(error);
         broken.why.extend(explained.map(|text| format!(": {text}")));
@@ -310,7 +325,7 @@ async fn connect(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tokio::io::AsyncReadExt;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
 
     fn hosts(broker: &str) -> Vec<(String, u16)> {
@@ -353,6 +368,43 @@ mod tests {
         Target::parse("amqps://mq.example.org/v", trust.clone()).expect("encrypted");
         let error = Target::parse("amqp://mq.example.org/v", trust).expect_err("in clear");
         assert!(error.contains("amqps://"), "{error}");
+    }
+
+    /// A broker that refuses the first login, and how that is written in AMQP.
+    async fn refuse_one(listener: TcpListener) {
+        let method = |bytes: &[&[u8]]| {
+            let bytes = bytes.concat();
+            let length = u32::try_from(bytes.len()).expect("a few bytes").to_be_bytes();
+            [&[1, 0, 0], &length[..], &bytes, &[0xCE]].concat()
+        };
+        let start = method(&[&[0, 10, 0, 10, 0, 9, 0, 0, 0, 0, 0, 0, 0, 5], b"PLAIN", &[0, 0, 0, 5], b"en_US"]);
+        let close = method(&[&[0, 10, 0, 50], &ACCESS_REFUSED.to_be_bytes(), &[2], b"no", &[0; 4]]);
+        let (mut stream, _) = listener.accept().await.expect("a connection");
+        for answer in [start, close] {
+            let _header_or_login = stream.read(&mut [0; 4_096]).await.expect("a client that speaks");
+            stream.write_all(&answer).await.expect("a client that listens");
+        }
+        // Until the client has closed the connection.
+        while stream.read(&mut [0; 64]).await.is_ok_and(|read| read > 0) {}
+    }
+
+    #[tokio::test]
+    async fn after_a_refusal_the_next_connection_begins_with_the_next_host() {
+        let mut places = Vec::new();
+        for _ in 0..2 {
+            let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+            places.push(format!("127.0.0.1:{}", listener.local_addr().expect("an address").port()));
+            tokio::spawn(refuse_one(listener));
+        }
+        let url = format!("amqp://{}/rouse", places.join(","));
+        let target = Target::parse(&url, Trust::Authorities(None)).expect("an address");
+        let worker: WorkerName = "w1".parse().expect("a name");
+        for (number, place) in places.iter().enumerate() {
+            let login =
+                Login { worker: worker.clone(), credential: "x".to_owned(), connection: 1, queue: "q".to_owned() };
+            let refused = connect_any(&target, &login).await.expect_err("it refuses");
+            assert!(refused.refused && refused.why.starts_with(place), "{number}: {}", refused.why);
+        }
     }
 
     #[tokio::test]

@@ -9,6 +9,8 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::timeout;
 
 /// Which certificates of a broker the agent accepts.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -48,11 +50,16 @@ fn invalid(why: String) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, why)
 }
 
-/// Connects to the broker.
+/// Connects to the broker. `within` is the time limit for TCP.
 ///
 /// # Errors
 /// If it cannot be reached, its certificate is not accepted, or it refuses the login.
-pub async fn connect(uri: AMQPUri, properties: ConnectionProperties, trust: Trust) -> lapin::Result<Connection> {
+pub async fn connect(
+    uri: AMQPUri,
+    properties: ConnectionProperties,
+    trust: Trust,
+    within: Duration,
+) -> lapin::Result<Connection> {
     let runtime = runtime::default_runtime()?;
     // Not `Connection::connect_uri_with_config`, which has only `Trust::Authorities`, and with which the agent would be
     // larger by what reads the keys of clients.
@@ -60,7 +67,8 @@ pub async fn connect(uri: AMQPUri, properties: ConnectionProperties, trust: Trus
     let open = async move |uri: AMQPUri, _| {
         let host = uri.authority.host;
         let place = dialled.to_socket_addrs((host.clone(), uri.authority.port));
-        let stream = AsyncTcpStream::connect(&dialled, place).await?;
+        let late = |_| io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {} s", within.as_secs()));
+        let stream = timeout(within, AsyncTcpStream::connect(&dialled, place)).await.map_err(late)??;
         Ok(match uri.scheme {
             AMQPScheme::AMQP => stream,
             AMQPScheme::AMQPS => stream.into_rustls(&trust.connector()?, &host).await?,

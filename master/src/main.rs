@@ -3,7 +3,7 @@
 use clap::Parser as _;
 use rouse_master::driver::MasterError;
 use rouse_master::{broker, cli, clock, config, demo, driver, hosts, mail};
-use rouse_shared::Timestamp;
+use rouse_shared::{Secret, Timestamp};
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::io::IsTerminal as _;
 use std::path::Path;
@@ -53,10 +53,15 @@ impl cli::Local for Program {
                 let mut found = mail::check(config, mail::Patience::default()).await;
                 if let Some(url) = &config.broker.url {
                     let broker = &config.broker;
-                    let askers = broker::Askers::own_broker(broker.auth_secret.clone());
-                    let (ca, listen) = (broker.ca.as_deref(), broker.auth_listen);
-                    let of_broker = broker::online::check(url.expose(), ca, listen, askers).await;
-                    found.extend(of_broker.into_iter().map(|(good, text)| (good, format!("broker.url: {text}"))));
+                    let settings = broker::online::Settings {
+                        url: url.expose(),
+                        ca: broker.ca.as_deref(),
+                        auth_listen: broker.auth_listen,
+                        askers: broker::Askers::own_broker(broker.auth_secret.clone()),
+                        management: broker.management_url.as_ref().map(Secret::expose),
+                        hurried: hurried(config),
+                    };
+                    found.extend(broker::online::check(settings).await);
                 }
                 let sections = hosts::online::check(config).await;
                 found.extend(sections.into_iter().map(|(worker, f)| (f.good, format!("{worker}: {}", f.text))));
@@ -80,6 +85,14 @@ impl cli::Local for Program {
     fn now(&self) -> Timestamp {
         clock::now()
     }
+}
+
+/// The worker whose lease leaves the least time after a heartbeat.
+fn hurried(config: &config::Config) -> Option<broker::online::Hurried> {
+    let workers = config.plan.workers.iter();
+    let leases = workers.filter_map(|(name, worker)| Some((worker.lease?, worker.keepalive, name)));
+    let (lease, keepalive, name) = leases.min_by_key(|(lease, keepalive, _)| lease.saturating_sub(*keepalive))?;
+    Some(broker::online::Hurried { worker: name.to_string(), lease, keepalive })
 }
 
 /// Lines that wait for standard error, at most; more are dropped.

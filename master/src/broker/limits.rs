@@ -31,7 +31,7 @@ pub const CONTROL_QUEUE_BYTES: i64 = 256 << 20;
 pub const EVENTS_QUEUE_LENGTH: i64 = 10_000;
 
 /// How often the master looks for queues of a cluster that it does not read any more.
-pub const UNREAD_QUEUES: Duration = Duration::from_secs(30);
+pub const UNREAD_QUEUES: Duration = Duration::from_secs(10);
 
 /// Largest number of messages that wait to be sent.
 pub const OUTBOUND_MESSAGES: usize = 8_192;
@@ -76,6 +76,9 @@ pub const CLOSED_PROBES: [Duration; 3] = [Duration::ZERO, Duration::from_millis(
 
 /// Time limit for connecting to one broker and declaring everything there.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Time limit for TCP alone, unless the URL has another: enough for two lost packets.
+pub const TCP_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Time limit for the submission queue, and the pause before the next try: a quorum queue may wait for its quorum.
 pub const BUILDS_TIMEOUT: Duration = Duration::from_secs(10);

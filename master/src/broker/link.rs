@@ -15,9 +15,10 @@ mod uri;
 mod validate;
 
 pub use connect::Trust;
-pub(super) use connect::{Tls, classic, code, declare_builds, dial};
+pub(super) use connect::{Tls, classic, code, declare_builds, dial, stream};
 pub use outbound::Outbound;
 pub use receipt::{Receipt, ack_all};
+pub(super) use session::header;
 pub use uri::Endpoints;
 pub(super) use uri::shown;
 pub use validate::Dropped;
@@ -181,7 +182,7 @@ impl LinkHandle {
 
 async fn run(mut settings: LinkSettings, ends: session::Ends, outbox: Arc<Outbox>, mut waiting: outbound::Waiting) {
     let mut pause = RECONNECT.0;
-    let mut reported = String::new();
+    let (mut reported, mut first) = (String::new(), 0);
     loop {
         if let Some(node) = &mut settings.node
             && node.wait_for(|state| matches!(state, NodeState::Ready { .. })).await.is_err()
@@ -189,7 +190,7 @@ async fn run(mut settings: LinkSettings, ends: session::Ends, outbox: Arc<Outbox
             // It was stopped for good.
             return;
         }
-        match connect::connect(&settings).await {
+        match connect::connect(&settings, &mut first).await {
             Ok(session) => {
                 info!(broker = session.endpoint, "connected to the broker");
                 (pause, reported) = (RECONNECT.0, String::new());

@@ -1,48 +1,89 @@
 //! `rouse check --online` for your own broker: reports whether the broker has what the master and its agents need. The
-//! check leaves nothing behind: everything that it declares ends with its connection.
+//! check leaves nothing behind: everything that it declares ends with its connections.
+
+mod management;
+mod node;
+mod versions;
 
 use super::Admission;
 use super::auth::{Askers, AuthError, AuthServer};
 use super::limits::CONNECT_TIMEOUT;
-use super::link::{Endpoints, Tls, Trust, classic, code, dial, shown};
+use super::link::{Endpoints, Tls, Trust, classic, dial, shown};
 use super::rate_limiter::RateLimiter;
 use super::refusals::Refusals;
 use crate::core::Admitted;
-use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
-use lapin::types::FieldTable;
+use lapin::options::QueueDeclareOptions;
 use lapin::uri::AMQPUri;
-use lapin::{Connection, ExchangeKind};
+use node::Probe;
 use rouse_shared::error::Chain;
 use rouse_shared::{Nonce, WorkerName, certificate, names};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-/// AMQP's reply codes.
-const ACCESS_REFUSED: u16 = 403;
-const NOT_FOUND: u16 = 404;
+/// The settings that are compared with the broker.
+pub struct Settings<'a> {
+    /// `broker.url`
+    pub url: &'a str,
+    /// `broker.ca`
+    pub ca: Option<&'a Path>,
+    /// `broker.auth_listen`: where the master answers when it runs; if it does not, the check answers there for a moment.
+    pub auth_listen: SocketAddr,
+    /// Who may ask there.
+    pub askers: Askers,
+    /// `broker.management_url`
+    pub management: Option<&'a str>,
+    /// The worker whose lease leaves the least time to go to another node of a cluster. Absent if none has a lease.
+    pub hurried: Option<Hurried>,
+}
 
-/// Looks at each broker of `url`: sentences, and whether each is as it should be. `auth_listen` is where the master
-/// answers when it runs; if it does not, this answers there for a moment, whoever may ask.
-pub async fn check(url: &str, ca: Option<&Path>, auth_listen: SocketAddr, askers: Askers) -> Vec<(bool, String)> {
-    let trust = Trust::Authorities(ca.map(Path::to_owned));
-    let (endpoints, tls) = match (Endpoints::parse(url), trust.read().await) {
-        (Ok(endpoints), Ok(tls)) => (endpoints, tls),
-        (Err(error), _) => return vec![(false, error.to_string())],
-        (_, Err(why)) => return vec![(false, why)],
-    };
-    let master = Master::stand_in(auth_listen, askers, endpoints.vhost()).await;
+/// A worker's lease, and the time between two heartbeats.
+pub struct Hurried {
+    /// Its name.
+    pub worker: String,
+    /// `lease`
+    pub lease: Duration,
+    /// `keepalive_interval`
+    pub keepalive: Duration,
+}
+
+/// Looks at each broker of `url`: sentences that begin with the key that they are about, and whether each is good news.
+pub async fn check(settings: Settings<'_>) -> Vec<(bool, String)> {
     let mut found = Vec::new();
+    let mut say = |good, text: String| found.push((good, format!("broker.url: {text}")));
+    let trust = Trust::Authorities(settings.ca.map(Path::to_owned));
+    let (endpoints, tls) = match (Endpoints::parse(settings.url), trust.read().await) {
+        (Ok(endpoints), Ok(tls)) => (endpoints, tls),
+        (Err(error), _) => return vec![(false, format!("broker.url: {error}"))],
+        (_, Err(why)) => return vec![(false, format!("broker.url: {why}"))],
+    };
+    let master = Master::stand_in(settings.auth_listen, settings.askers, endpoints.vhost()).await;
+    let mut probe: Option<Probe> = None;
+    let mut versions = Vec::new();
     for uri in endpoints.uris() {
         let mut faults = Vec::new();
+        let mut version = String::new();
         match timeout(CONNECT_TIMEOUT, dial(uri, &tls, "rouse check")).await {
             Ok(Ok(connection)) => {
-                faults.extend(events(&connection, &uri.vhost).await.err());
+                if let Some(told) = node::version(uri, &tls).await {
+                    faults.extend(versions::unsupported(&told));
+                    version = format!(" (RabbitMQ {told})");
+                    versions.push((uri.authority.host.clone(), told));
+                }
+                faults.extend(node::events(&connection, uri, &tls).await.err());
                 if let Ok(master) = &master {
                     faults.extend(master.is_asked(uri, &tls).await.err());
+                }
+                match &mut probe {
+                    Some(probe) => faults.extend(probe.is_reached(&connection).await.err()),
+                    None => match Probe::new(uri, &tls).await {
+                        Ok(made) => faults.extend(probe.insert(made).is_reached(&connection).await.err()),
+                        Err(why) => faults.push(why),
+                    },
                 }
             }
             Ok(Err(error)) => {
@@ -52,49 +93,43 @@ pub async fn check(url: &str, ca: Option<&Path>, auth_listen: SocketAddr, askers
             Err(_elapsed) => faults.push(format!("no answer within {} s", CONNECT_TIMEOUT.as_secs())),
         }
         if faults.is_empty() {
-            found.push((true, format!("{}: the master can use it", shown(uri))));
+            say(true, format!("{}: the master can use it{version}", shown(uri)));
         }
-        found.extend(faults.into_iter().map(|fault| (false, format!("{}: {fault}", shown(uri)))));
+        faults.into_iter().for_each(|fault| say(false, format!("{}: {fault}", shown(uri))));
     }
+    versions::mixed(&versions).into_iter().for_each(|why| say(false, why));
     if let Err(why) = master {
-        found.push(match why {
-            AuthError::AddressInUse(address) => (
+        match why {
+            AuthError::AddressInUse(address) => say(
                 true,
                 format!("{address} is in use, probably by the master: not checked whether the broker asks there"),
             ),
-            AuthError::Listen { .. } | AuthError::NoAddress(_) => (false, Chain(&why).to_string()),
-        });
+            AuthError::Listen { .. } | AuthError::NoAddress(_) => say(false, Chain(&why).to_string()),
+        }
+    }
+    match settings.management {
+        Some(management) => {
+            let api = management::Api {
+                url: management,
+                ca: settings.ca,
+                broker: &endpoints,
+                probe: probe.as_ref().map(Probe::queue),
+                hurried: settings.hurried.as_ref(),
+            };
+            let seen = api.check().await;
+            found.extend(seen.into_iter().map(|(good, text)| (good, format!("broker.management_url: {text}"))));
+        }
+        None => say(
+            true,
+            "not checked, because broker.management_url is not set: policies of queues, and what each node of a cluster \
+             says of itself"
+                .to_owned(),
+        ),
+    }
+    if let Some(probe) = probe {
+        probe.close().await;
     }
     found
-}
-
-/// Whether the broker publishes its events where the master listens, and the master's account may read them.
-async fn events(connection: &Connection, vhost: &str) -> Result<(), String> {
-    const EXCHANGE: &str = "amq.rabbitmq.event";
-    let trouble = |error: lapin::Error| match code(&error) {
-        Some(NOT_FOUND) => format!(
-            "it publishes no events in the virtual host {vhost}, so a killed agent is noticed only when its lease \
-             expires: enable the plugin rabbitmq_event_exchange and set event_exchange.vhost = {vhost} in rabbitmq.conf"
-        ),
-        Some(ACCESS_REFUSED) => format!(
-            "the master's account lacks permissions in the virtual host {vhost}; it needs all three (configure, write, \
-             read) for \".*\": {error}"
-        ),
-        _ => format!("its events cannot be read: {error}"),
-    };
-    let look = async {
-        let channel = connection.create_channel().await?;
-        let passive = ExchangeDeclareOptions { passive: true, ..Default::default() };
-        channel.exchange_declare(EXCHANGE.into(), ExchangeKind::Topic, passive, FieldTable::default()).await?;
-        let exclusive = QueueDeclareOptions { exclusive: true, ..Default::default() };
-        let queue = channel.queue_declare("".into(), exclusive, classic()).await?.name().clone();
-        let (options, none) = (QueueBindOptions::default(), FieldTable::default());
-        channel.queue_bind(queue, EXCHANGE.into(), "rouse.check".into(), options, none).await
-    };
-    match timeout(CONNECT_TIMEOUT, look).await {
-        Ok(looked) => looked.map_err(trouble),
-        Err(_elapsed) => Err(format!("no answer within {} s", CONNECT_TIMEOUT.as_secs())),
-    }
 }
 
 /// Stands in for the master that the broker asks: it knows one worker.

@@ -144,6 +144,24 @@ pub(super) fn broker<'d>(root: &Table<'d>, master: &MasterConfig, empty: &'d DeT
                 v.error("must be 20 or more letters, digits, '-' and '_': make one with `openssl rand -hex 16`")
             }
         }),
+        management_url: table.optional("management_url", |v| {
+            let secret = v.perhaps_secret()?;
+            if url.is_none() {
+                v.warn("has no effect, because the private broker needs no check");
+            }
+            match url::management(secret.expose()) {
+                Ok(login) => {
+                    if url::is_in_clear(secret.expose()) {
+                        v.warn("the password crosses the network in clear: use https://");
+                    }
+                    if login {
+                        v.note_secret();
+                    }
+                    Some(secret)
+                }
+                Err(why) => v.error(why),
+            }
+        }),
         url,
     };
     broker.tls = table.or("tls", BrokerTls::Default, |v| encryption::tls(v, &broker));

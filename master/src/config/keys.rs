@@ -154,6 +154,7 @@ pub(super) static BROKER_KEYS: Section = Section {
         key("auth_listen", ADDRESS).default("\"127.0.0.1:8091\""),
         key("tls", Kind::Any(&[Kind::Choice(&["on", "off"]), Kind::Table(&TLS)])),
         key("auth_secret", Kind::Any(&[Kind::Pattern("^[A-Za-z0-9_-]{20,}$"), Kind::Table(&SECRET_SOURCE)])),
+        key("management_url", Kind::Any(&[Kind::Pattern(r"^https?://\S+$"), Kind::Table(&SECRET_SOURCE)])),
     ],
     rules: &[],
 };

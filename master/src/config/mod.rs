@@ -110,6 +110,8 @@ pub struct BrokerConfig {
     pub encrypted: Vec<SocketAddr>,
     /// A part of the paths of these requests. Only for the user's own broker: the private one has a secret anyway.
     pub auth_secret: Option<Secret>,
+    /// The management API of the user's own broker, which `rouse check --online` asks: an `http://` or `https://` address.
+    pub management_url: Option<Secret>,
 }
 
 /// `[broker] tls`
@@ -373,6 +375,7 @@ impl Config {
                 tls: BrokerTls::Default,
                 encrypted: Vec::new(),
                 auth_secret: None,
+                management_url: None,
             },
             mail: general::default_mail(),
             plan: Plan {

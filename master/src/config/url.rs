@@ -45,6 +45,16 @@ pub(super) fn web(text: &str) -> Result<(), String> {
     one_host(text, ["http", "https"]).map(drop)
 }
 
+/// Checks the address of RabbitMQ's management API, with or without user and password. Returns whether it has them.
+pub(super) fn management(text: &str) -> Result<bool, String> {
+    let url = one_host(text, ["http", "https"])?;
+    let login = broker_url::login_of(&url).map_err(|error| error.to_string())?;
+    if login.is_some() && url.password().is_none() {
+        return Err("has a user and no password: write user:password@host".to_owned());
+    }
+    Ok(login.is_some())
+}
+
 /// A mail relay: `smtp://host`, `smtps://user:password@host:port`, `smtp://host:587?tls=required`.
 pub(super) fn relay(text: &str) -> Result<Relay, String> {
     let url = one_host(text, ["smtp", "smtps"])?;

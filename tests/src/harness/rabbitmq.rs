@@ -1,11 +1,13 @@
 //! A RabbitMQ that is not private to a master, and commands for any RabbitMQ.
 
+use super::network::{Machine, Network};
 use super::process::{DEADLINE, Process, holds_within};
 use super::{free_address, scratch};
 use std::fs;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 /// Where distributions put RabbitMQ's scripts. Those in `PATH` change the user.
 const SCRIPTS: &str = "/usr/lib/rabbitmq/bin";
@@ -18,62 +20,98 @@ pub struct OwnBroker {
     /// Where the first node listens.
     pub address: SocketAddr,
     dir: PathBuf,
-    epmd_port: u16,
     nodes: Vec<Node>,
-    _epmd: Process,
 }
 
 struct Node {
+    name: String,
     address: SocketAddr,
     dist_port: u16,
+    epmd_port: u16,
     dir: PathBuf,
     server: Option<Process>,
+    epmd: Option<Process>,
+    /// Absent if it runs on the test's machine.
+    machine: Option<Machine>,
+}
+
+/// What an operator writes into the files of each node.
+#[derive(Clone, Copy)]
+pub struct Files<'a> {
+    /// rabbitmq.conf
+    pub configuration: &'a str,
+    /// advanced.config
+    pub advanced: &'a str,
+    /// enabled_plugins
+    pub plugins: &'a str,
 }
 
 impl OwnBroker {
-    /// Starts a node with these lines in its configuration, and these plugins as in `enabled_plugins`.
+    /// Starts a node on this machine with these lines in its configuration, and these plugins as in `enabled_plugins`.
     ///
     /// # Panics
     /// If it does not come up.
     pub fn start(name: &str, configuration: &str, plugins: &str) -> Self {
-        Self::cluster(name, configuration, plugins, 1)
+        let dir = scratch(name);
+        let address = free_address();
+        let node = Node {
+            name: format!("own{}@localhost", address.port()),
+            address,
+            dist_port: free_address().port(),
+            epmd_port: free_address().port(),
+            dir: dir.join("node0"),
+            server: None,
+            epmd: None,
+            machine: None,
+        };
+        let mut broker = Self { address, dir, nodes: vec![node] };
+        broker.configure(0, Files { configuration, advanced: "[].", plugins });
+        broker.begin(0);
+        broker
     }
 
-    /// Starts a cluster of so many nodes.
+    /// Starts a cluster of so many nodes, each on a machine of its own.
     ///
     /// # Panics
     /// If it does not come up.
-    pub fn cluster(name: &str, configuration: &str, plugins: &str, nodes: usize) -> Self {
+    pub fn cluster(name: &str, files: Files<'_>, network: &Network, nodes: u8) -> Self {
         let dir = scratch(name);
-        let epmd_port = free_address().port();
-        // Else the first node would start one that outlives it.
-        let mut epmd = command("epmd", &dir, epmd_port);
-        epmd.args(["-port", &epmd_port.to_string(), "-address", "127.0.0.1"]);
-        let epmd = Process::start(epmd, &dir, "epmd");
-        let listens = || std::net::TcpStream::connect(("127.0.0.1", epmd_port)).is_ok();
-        assert!(holds_within(DEADLINE, listens), "epmd does not listen: {}", epmd.err());
-        let nodes: Vec<Node> = (0..nodes)
-            .map(|number| {
-                let (address, dist_port) = (free_address(), free_address().port());
-                Node { address, dist_port, dir: dir.join(format!("node{number}")), server: None }
-            })
-            .collect();
-        let mut broker = Self { address: nodes[0].address, dir, epmd_port, nodes, _epmd: epmd };
+        let node = |number: u8| {
+            let machine = network.machine(number, &dir);
+            Node {
+                name: format!("rabbit@{}", machine.address),
+                address: (machine.address, 5_672).into(),
+                dist_port: 25_672,
+                epmd_port: 4_369,
+                dir: dir.join(format!("node{number}")),
+                server: None,
+                epmd: None,
+                machine: Some(machine),
+            }
+        };
+        let nodes: Vec<Node> = (1..=nodes).map(node).collect();
+        let mut broker = Self { address: nodes[0].address, dir, nodes };
         for number in 0..broker.nodes.len() {
-            broker.configure(number, configuration, plugins);
-            broker.begin(number);
+            broker.configure(number, files);
+        }
+        // The others join the first one.
+        broker.begin(0);
+        let others: Vec<usize> = (1..broker.nodes.len()).map(|number| broker.launch(number)).collect();
+        for (number, starts) in (1..).zip(others) {
+            broker.until_up(number, starts);
         }
         broker
     }
 
-    fn configure(&self, number: usize, configuration: &str, plugins: &str) {
-        let node = &self.nodes[number];
+    fn configure(&mut self, number: usize, files: Files<'_>) {
+        let (count, first) = (self.nodes.len(), self.nodes[0].name.clone());
+        let node = &mut self.nodes[number];
         let (user, password) = ACCOUNT;
         // As an operator of a cluster may have it. No queue of one connection can be of this type.
-        let default = if self.nodes.len() > 1 { "quorum" } else { "classic" };
+        let default = if count > 1 { "quorum" } else { "classic" };
         let definitions = serde_json::json!({
             "vhosts": [{ "name": "/" }, { "name": "rouse", "default_queue_type": default, "metadata": { "default_queue_type": default } }],
-            "users": [{ "name": user, "password": password, "tags": "" }],
+            "users": [{ "name": user, "password": password, "tags": "monitoring" }],
             "permissions": [{ "user": user, "vhost": "rouse", "configure": ".*", "write": ".*", "read": ".*" }],
         });
         let definitions = definitions.to_string();
@@ -81,20 +119,29 @@ impl OwnBroker {
         if number == 0 {
             more += &format!("load_definitions = {}/definitions.json\n", node.dir.display());
         } else {
-            more += &format!(
-                "cluster_formation.peer_discovery_backend = classic_config\ncluster_formation.classic_config.nodes.1 = {}\n",
-                self.nodes[0].name()
-            );
+            more += "cluster_formation.peer_discovery_backend = classic_config\n";
+            more += &format!("cluster_formation.classic_config.nodes.1 = {first}\n");
         }
         fs::create_dir(&node.dir).expect("a directory of its own");
         for (file, text) in [
-            ("rabbitmq.conf", format!("{configuration}\n{more}").as_str()),
-            ("advanced.config", "[].\n"),
-            ("enabled_plugins", plugins),
+            ("rabbitmq.conf", format!("{}\n{more}", files.configuration).as_str()),
+            ("advanced.config", files.advanced),
+            ("enabled_plugins", files.plugins),
             ("definitions.json", &definitions),
         ] {
             fs::write(node.dir.join(file), text).expect("its files can be written");
         }
+        // Else the node would start one that outlives it.
+        let mut epmd = node.command("epmd");
+        epmd.args(["-port", &node.epmd_port.to_string()]);
+        if node.machine.is_none() {
+            epmd.args(["-address", "127.0.0.1"]);
+        }
+        // Not what `kill_all` looks for: it stays when the node is killed.
+        let epmd = Process::start(epmd, &self.dir, &format!("epmd{number}"));
+        let listens = || TcpStream::connect((node.address.ip(), node.epmd_port)).is_ok();
+        assert!(holds_within(DEADLINE, listens), "epmd does not listen: {}", epmd.err());
+        node.epmd = Some(epmd);
     }
 
     /// Starts a node, for the first time or again, and waits until it serves.
@@ -102,8 +149,18 @@ impl OwnBroker {
     /// # Panics
     /// If it does not come up.
     pub fn begin(&mut self, number: usize) {
+        let starts = self.launch(number);
+        self.until_up(number, starts);
+    }
+
+    /// Starts a node, for the first time or again. What [`Self::until_up`] waits for: how often it has started then.
+    ///
+    /// # Panics
+    /// If its program is not there.
+    pub fn launch(&mut self, number: usize) -> usize {
         let node = &mut self.nodes[number];
-        let mut server = command(&format!("{SCRIPTS}/rabbitmq-server"), &self.dir, self.epmd_port);
+        let starts = node.starts() + 1;
+        let mut server = node.command(&format!("{SCRIPTS}/rabbitmq-server"));
         for (key, file) in [
             ("RABBITMQ_CONFIG_FILE", "rabbitmq.conf"),
             ("RABBITMQ_CONFIG_FILES", "conf.d/*.conf"),
@@ -117,16 +174,29 @@ impl OwnBroker {
             server.env(key, node.dir.join(file));
         }
         server.env("RABBITMQ_CONF_ENV_FILE", "/dev/null").env("RABBITMQ_DIST_PORT", node.dist_port.to_string());
-        server.env("RABBITMQ_NODENAME", node.name());
-        let interface = "-kernel inet_dist_use_interface {127,0,0,1}";
-        server.env("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", interface);
-        // What it prints follows what it printed in its earlier lives.
-        let starts = |out: &[u8]| String::from_utf8_lossy(out).matches("completed with").count();
-        let before = starts(&fs::read(node.dir.join("server.out")).unwrap_or_default());
-        let server = Process::start(server, &node.dir, "server");
-        let came_up = holds_within(super::READY, || starts(&server.out()) > before);
-        assert!(came_up, "{}{}", String::from_utf8_lossy(&server.out()), server.err());
-        node.server = Some(server);
+        server.env("RABBITMQ_NODENAME", &node.name);
+        // Threads of Erlang that spin while they have nothing to do take the processor from the other nodes.
+        let mut arguments = "+sbwt none +sbwtdcpu none +sbwtdio none".to_owned();
+        match node.machine {
+            Some(_) => server.env("RABBITMQ_USE_LONGNAME", "true"),
+            None => {
+                arguments += " -kernel inet_dist_use_interface {127,0,0,1}";
+                &mut server
+            }
+        };
+        server.env("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", arguments);
+        node.server = Some(Process::start(server, &node.dir, "server"));
+        starts
+    }
+
+    /// Waits until a node serves that was launched.
+    ///
+    /// # Panics
+    /// If it does not come up.
+    pub fn until_up(&self, number: usize, starts: usize) {
+        let node = &self.nodes[number];
+        let came_up = holds_within(super::READY, || node.starts() >= starts);
+        assert!(came_up, "{}", fs::read_to_string(node.dir.join("server.out")).unwrap_or_default());
     }
 
     /// Kills a node with SIGKILL.
@@ -136,13 +206,46 @@ impl OwnBroker {
         node.server = None;
     }
 
+    /// Stops a node as an operator does, and waits for its end.
+    ///
+    /// # Panics
+    /// If it does not end.
+    pub fn stop(&mut self, number: usize) {
+        let node = &mut self.nodes[number];
+        let (beam, _) = beam(&node.dir).expect("the node runs");
+        // SAFETY: only numbers are passed.
+        unsafe { libc::kill(beam, libc::SIGTERM) };
+        node.server.take().expect("the node was started").wait(DEADLINE);
+    }
+
+    /// The machine of a node.
+    ///
+    /// # Panics
+    /// If it is the test's.
+    pub fn machine(&self, number: usize) -> &Machine {
+        self.nodes[number].machine.as_ref().expect("each node of a cluster has a machine")
+    }
+
+    /// Whether a node accepts connections.
+    pub fn accepts(&self, number: usize) -> bool {
+        TcpStream::connect_timeout(&self.nodes[number].address, Duration::from_secs(1)).is_ok()
+    }
+
+    /// Runs `rabbitmqctl` on a node. What it prints.
+    ///
+    /// # Panics
+    /// If it fails.
+    pub fn rabbitmqctl(&self, number: usize, arguments: &[&str]) -> String {
+        output_of_rabbitmqctl(&self.nodes[number].dir, arguments).unwrap_or_else(|why| panic!("{arguments:?}: {why}"))
+    }
+
     /// The names of the master's queues without a consumer.
     ///
     /// # Panics
     /// If the first node does not list them.
     pub fn unread(&self) -> Vec<String> {
-        let arguments = ["list_queues", "-p", "rouse", "--no-table-headers", "-q", "name", "consumers"];
-        let listed = output_of_rabbitmqctl(&self.nodes[0].dir, &arguments).expect("the node lists its queues");
+        let listed =
+            self.rabbitmqctl(0, &["list_queues", "-p", "rouse", "--no-table-headers", "-q", "name", "consumers"]);
         let pairs = listed.lines().filter_map(|line| line.split_once('\t'));
         pairs.filter(|(_, consumers)| *consumers == "0").map(|(name, _)| name.to_owned()).collect()
     }
@@ -150,18 +253,33 @@ impl OwnBroker {
     /// `broker.url` for it, with all its nodes.
     pub fn url(&self) -> String {
         let (user, password) = ACCOUNT;
-        format!("amqp://{user}:{password}@{}/rouse", self.addresses())
+        format!("amqp://{user}:{password}@{}/rouse", self.addresses(0))
     }
 
-    /// Where its nodes listen, as they are written in a URL.
-    pub fn addresses(&self) -> String {
-        self.nodes.iter().map(|node| node.address.to_string()).collect::<Vec<_>>().join(",")
+    /// Where its nodes listen, as they are written in a URL, beginning with one of them.
+    pub fn addresses(&self, first: usize) -> String {
+        let nodes = self.nodes.iter().cycle().skip(first).take(self.nodes.len());
+        nodes.map(|node| node.address.to_string()).collect::<Vec<_>>().join(",")
     }
 }
 
 impl Node {
-    fn name(&self) -> String {
-        format!("own{}@localhost", self.address.port())
+    /// A program where the node is. Its environment is not that of the tests.
+    fn command(&self, program: &str) -> Command {
+        let mut command = match &self.machine {
+            Some(machine) => machine.command(program),
+            None => Command::new(program),
+        };
+        let home = self.dir.parent().expect("the broker's directory");
+        command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default()).env("LANG", "C.UTF-8");
+        command.env("HOME", home).env("ERL_EPMD_PORT", self.epmd_port.to_string()).current_dir(home);
+        command
+    }
+
+    /// How often it has started. What it prints follows what it printed in its earlier lives.
+    fn starts(&self) -> usize {
+        let printed = fs::read(self.dir.join("server.out")).unwrap_or_default();
+        String::from_utf8_lossy(&printed).matches("completed with").count()
     }
 }
 
@@ -182,15 +300,6 @@ fn kill_all(dir: &Path) {
     }
 }
 
-/// A program of a broker with this directory. Its environment is not that of the tests.
-fn command(program: &str, dir: &Path, epmd_port: u16) -> Command {
-    let mut command = Command::new(program);
-    command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default()).env("LANG", "C.UTF-8");
-    command.env("HOME", dir).env("ERL_EPMD_PORT", epmd_port.to_string()).env("ERL_EPMD_ADDRESS", "127.0.0.1");
-    command.current_dir(dir);
-    command
-}
-
 /// Runs `rabbitmqctl` on the node whose processes have `dir` in their environment.
 ///
 /// # Panics
@@ -209,16 +318,27 @@ pub fn try_rabbitmqctl(dir: &Path, arguments: &[&str]) -> Result<(), String> {
     output_of_rabbitmqctl(dir, arguments).map(drop)
 }
 
+/// The Erlang of the node with this directory.
+fn beam(dir: &Path) -> Option<(i32, String)> {
+    super::processes_with(&dir.display().to_string()).into_iter().find(|(_, line)| line.contains("beam"))
+}
+
 fn output_of_rabbitmqctl(dir: &Path, arguments: &[&str]) -> Result<String, String> {
-    let all = super::processes_with(&dir.display().to_string());
-    let (beam, _) = all.into_iter().find(|(_, line)| line.contains("beam")).ok_or("no node runs")?;
+    let (beam, _) = beam(dir).ok_or("no node runs")?;
     let environment = fs::read(format!("/proc/{beam}/environ")).map_err(|error| error.to_string())?;
-    let mut command = Command::new(format!("{SCRIPTS}/rabbitmqctl"));
+    let program = format!("{SCRIPTS}/rabbitmqctl");
+    let network_of = |who: &str| fs::read_link(format!("/proc/{who}/ns/net")).ok();
+    let mut command = if network_of(&beam.to_string()) == network_of("thread-self") {
+        Command::new(program)
+    } else {
+        let mut there = Command::new("nsenter");
+        there.arg(format!("--net=/proc/{beam}/ns/net")).arg(program);
+        there
+    };
     command.env_clear().env("RABBITMQ_CONF_ENV_FILE", "/dev/null").args(arguments);
     for pair in String::from_utf8_lossy(&environment).split('\0') {
-        if let Some((key @ ("PATH" | "LANG" | "HOME" | "ERL_EPMD_PORT" | "RABBITMQ_NODENAME"), value)) =
-            pair.split_once('=')
-        {
+        const KEPT: [&str; 6] = ["PATH", "LANG", "HOME", "ERL_EPMD_PORT", "RABBITMQ_NODENAME", "RABBITMQ_USE_LONGNAME"];
+        if let Some((key, value)) = pair.split_once('=').filter(|(key, _)| KEPT.contains(key)) {
             command.env(key, value);
         }
     }

@@ -36,7 +36,9 @@ fn a_broker_that_was_set_up_from_our_files_tells_of_a_killed_agent() {
 
 #[test]
 fn what_a_broker_lacks_is_said() {
-    let bare = OwnBroker::start("bare-broker", "", "[rabbitmq_event_exchange].");
+    let api = free_address();
+    let configuration = format!("management.tcp.ip = 127.0.0.1\nmanagement.tcp.port = {}", api.port());
+    let bare = OwnBroker::start("bare-broker", &configuration, "[rabbitmq_event_exchange,rabbitmq_management].");
     let dir = scratch("bare-broker-check");
     let auth = free_address();
     let (code, said) =
@@ -49,6 +51,35 @@ fn what_a_broker_lacks_is_said() {
     ] {
         assert!(said.contains(wanted), "{wanted:?} is not in {said}");
     }
+    assert!(said.contains("not checked, because broker.management_url is not set: policies of queues"), "{said}");
+
+    bare.rabbitmqctl(0, &["set_policy", "-p", "rouse", "theirs", "^rouse.agent", r#"{"message-ttl": 1000}"#]);
+    let with_api = |url: &str| {
+        let text =
+            format!("[broker]\nauth_listen = \"{auth}\"\nurl = \"{}\"\nmanagement_url = \"{url}\"\n", bare.url());
+        check_online(&dir, &text, &[]).1
+    };
+    let said = with_api(&format!("http://{api}"));
+    for wanted in [
+        "broker.management_url: a policy (theirs) sets message-ttl of the queues of agents: it drops messages that wait",
+        "lacks plugins: run `rabbitmq-plugins enable rabbitmq_auth_backend_http rabbitmq_auth_backend_cache` on it",
+        "not checked: the policies of rouse.control, rouse.logs, rouse.builds, which the API does not show",
+    ] {
+        assert!(said.contains(wanted), "{wanted:?} is not in {said}");
+    }
+    let said = with_api(&format!("http://rouse_master:wrong@{api}"));
+    assert!(
+        said.contains("rouse_master may not read it: run `rabbitmqctl set_user_tags rouse_master monitoring`"),
+        "{said}"
+    );
+    assert!(!said.contains("wrong"), "no password is shown: {said}");
+
+    let other = OwnBroker::start("other-broker", "", "[].");
+    let both = bare.url().replace("/rouse", &format!(",{}/rouse", other.address));
+    let (_, said) = check_online(&dir, &format!("[broker]\nauth_listen = \"{auth}\"\nurl = \"{both}\"\n"), &[]);
+    let apart = format!("{}/rouse: it is not in the same cluster as amqp://{}/rouse", other.address, bare.address);
+    assert!(said.contains(&apart), "{apart:?} is not in {said}");
+
     let wrong = bare.url().replace("the-masters-own", "wrong");
     let (code, said) = check_online(&dir, &format!("[broker]\nauth_listen = \"{auth}\"\nurl = \"{wrong}\"\n"), &[]);
     assert!(code == Some(2) && said.contains("the master cannot log in"), "{said}");

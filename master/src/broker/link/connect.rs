@@ -1,12 +1,14 @@
 //! Connects to the first broker that answers, and declares queues and exchanges there.
 
-use super::super::limits::{BUILDS_PREFETCH, CONNECT_TIMEOUT, EVENTS_PREFETCH, EVENTS_QUEUE_LENGTH};
+use super::super::limits::{BUILDS_PREFETCH, CONNECT_TIMEOUT, EVENTS_PREFETCH, EVENTS_QUEUE_LENGTH, TCP_TIMEOUT};
 use super::LinkSettings;
 use super::outbound::NOBODY;
 use super::queues;
 use super::session::Session;
 use super::uri::{Endpoints, shown};
 use crate::tls;
+use async_rs::TokioRuntime;
+use async_rs::traits::Reactor;
 use futures_util::future::maybe_done;
 use lapin::options::{
     BasicConsumeOptions, BasicPublishOptions, BasicQosOptions, ConfirmSelectOptions, ExchangeDeclareOptions,
@@ -14,18 +16,21 @@ use lapin::options::{
 };
 use lapin::tcp::{AsyncTcpStream, OwnedTLSConfig, RustlsConnector};
 use lapin::types::{AMQPValue, FieldTable, ShortString};
-use lapin::uri::AMQPUri;
-use lapin::{BasicProperties, Channel, Connect, Connection, ConnectionProperties, Consumer, ErrorKind, ExchangeKind};
+use lapin::uri::{AMQPScheme, AMQPUri};
+use lapin::{BasicProperties, Channel, Connection, ConnectionProperties, Consumer, ErrorKind, ExchangeKind};
 use rouse_shared::certificate;
 use rouse_shared::error::Chain;
 use rouse_shared::fingerprint::client_config;
 use rouse_shared::names::{AGENTS, BUILDS, EVENTS};
 use std::error::Error;
 use std::future::Future;
+use std::io;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::Poll;
+use std::time::Duration;
+use tokio::time::timeout;
 use tracing::warn;
 
 /// A channel with its consumer.
@@ -95,13 +100,18 @@ impl Trust {
     }
 }
 
-/// Tries each broker once. The error names all of them, without passwords.
-pub(super) async fn connect(settings: &LinkSettings) -> Result<Session, String> {
+/// Tries each broker once, beginning with the one of this number. The number becomes that of the broker after the one that
+/// answers: when the connection is lost, it may be cut off. The error names all of them, without passwords.
+pub(super) async fn connect(settings: &LinkSettings, first: &mut usize) -> Result<Session, String> {
     let tls = settings.trust.read().await?;
     let mut failures = Vec::new();
-    for uri in settings.endpoints.uris() {
-        let why = match tokio::time::timeout(CONNECT_TIMEOUT, open(uri, &tls)).await {
-            Ok(Ok(session)) => return Ok(session),
+    let uris = settings.endpoints.uris();
+    for (number, uri) in uris.iter().enumerate().cycle().skip(*first).take(uris.len()) {
+        let why = match timeout(CONNECT_TIMEOUT, open(uri, &tls)).await {
+            Ok(Ok(session)) => {
+                *first = (number + 1) % uris.len();
+                return Ok(session);
+            }
             Ok(Err(error)) => certificate::with_explanation(error.to_string(), &error, &uri.authority.host),
             Err(_elapsed) => format!("no answer within {} s", CONNECT_TIMEOUT.as_secs()),
         };
@@ -162,20 +172,26 @@ async fn own_user(uri: &AMQPUri, connection: &Connection) -> Option<ShortString>
 pub(in crate::broker) async fn dial(uri: &AMQPUri, tls: &Tls, name: &str) -> lapin::Result<Connection> {
     let properties = ConnectionProperties::default().with_connection_name(name.into());
     let runtime = lapin::runtime::default_runtime()?;
-    let connector = match tls {
-        Tls::Authorities(config) => {
-            return uri.clone().connect_with_config(properties, config.clone(), runtime).await;
-        }
-        Tls::Certificates(connector) => connector.clone(),
-    };
-    let dialled = runtime.clone();
-    let open = async move |uri: AMQPUri, _| {
-        let host = uri.authority.host;
-        let place = dialled.to_socket_addrs((host.clone(), uri.authority.port));
-        let stream = AsyncTcpStream::connect(&dialled, place).await?;
-        Ok(stream.into_rustls(&connector, &host).await?)
-    };
+    let (tls, dialled) = (tls.clone(), runtime.clone());
+    let open = async move |uri: AMQPUri, _| Ok(stream(&uri, &tls, &dialled).await?);
     Connection::connector(uri.clone(), runtime, open, properties).await
+}
+
+/// A connection on which nothing has been sent.
+pub(in crate::broker) type Stream = AsyncTcpStream<<TokioRuntime as Reactor>::TcpStream>;
+
+/// Opens TCP, and TLS if the URL says so. A machine that is cut off does not refuse, so TCP has a time limit of its own.
+pub(in crate::broker) async fn stream(uri: &AMQPUri, tls: &Tls, runtime: &TokioRuntime) -> io::Result<Stream> {
+    let host = uri.authority.host.as_str();
+    let within = uri.query.connection_timeout.map_or(TCP_TIMEOUT, Duration::from_millis);
+    let place = runtime.to_socket_addrs((host.to_owned(), uri.authority.port));
+    let late = |_| io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {} s", within.as_secs_f32()));
+    let stream = timeout(within, AsyncTcpStream::connect(runtime, place)).await.map_err(late)??;
+    Ok(match (&uri.scheme, tls) {
+        (AMQPScheme::AMQP, _) => stream,
+        (AMQPScheme::AMQPS, Tls::Authorities(config)) => stream.into_tls(host, config.as_ref()).await?,
+        (AMQPScheme::AMQPS, Tls::Certificates(connector)) => stream.into_rustls(connector, host).await?,
+    })
 }
 
 /// Declares the submission queue only, for the first start of a private broker.

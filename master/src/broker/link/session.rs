@@ -304,7 +304,7 @@ async fn report_closed(worker: WorkerName, inbound: mpsc::Sender<Inbound>) {
 }
 
 /// The text of a header, or an empty one.
-fn header(headers: &FieldTable, key: &str) -> String {
+pub(in crate::broker) fn header(headers: &FieldTable, key: &str) -> String {
     match headers.inner().get(key) {
         Some(AMQPValue::LongString(text)) => text.to_string(),
         Some(AMQPValue::ShortString(text)) => text.to_string(),

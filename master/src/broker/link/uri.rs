@@ -38,7 +38,6 @@ impl Endpoints {
         }
         uri.query.frame_max.get_or_insert(FRAME_MAX);
         uri.query.heartbeat.get_or_insert(AMQP_HEARTBEAT);
-        uri.query.connection_timeout.get_or_insert(5_000);
         let with_host = |(host, port)| {
             let mut uri = uri.clone();
             uri.authority.host = host;
