@@ -8,7 +8,7 @@
 
 use crate::sync::lock;
 use rouse_shared::message::LogChunk;
-use rouse_shared::{AttemptId, SessionId, WorkerName};
+use rouse_shared::{AttemptId, BuildId, SessionId, WorkerName};
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::fs::{self, File};
@@ -84,6 +84,8 @@ struct Inner {
     /// Attempts that have ended and are not settled.
     expected: Mutex<HashMap<AttemptId, Expected>>,
     unexpected: AtomicU64,
+    /// The highest number of a build that has, or had, a directory.
+    highest: AtomicU64,
     /// Largest log of a step, bytes.
     max_size: AtomicU64,
     disk: Box<dyn Disk>,
@@ -145,6 +147,7 @@ impl Logs {
             open: Mutex::default(),
             expected: Mutex::default(),
             unexpected: AtomicU64::new(0),
+            highest: AtomicU64::new(highest_build(dir)?),
             max_size: AtomicU64::new(max_size),
             disk,
         };
@@ -161,8 +164,54 @@ impl Logs {
     /// # Errors
     /// If the directory cannot be read.
     pub fn highest_build(&self) -> io::Result<u64> {
-        let Some(thousand) = highest_name(&self.inner.dir)? else { return Ok(0) };
-        Ok(highest_name(&self.inner.dir.join(thousand.to_string()))?.unwrap_or(thousand * 1000))
+        highest_build(&self.inner.dir)
+    }
+
+    /// The numbers of all builds that have a directory of logs, from an iterator that reads a thousand at a time.
+    ///
+    /// # Errors
+    /// If the directory cannot be read; the iterator fails if a directory below it cannot.
+    pub fn builds(&self) -> io::Result<impl Iterator<Item = io::Result<Vec<BuildId>>>> {
+        let thousands = numbers(&self.inner.dir)?;
+        let dir = self.inner.dir.clone();
+        Ok(thousands
+            .into_iter()
+            .map(move |thousand| Ok(numbers(&dir.join(thousand.to_string()))?.into_iter().map(BuildId).collect())))
+    }
+
+    /// The bytes of all logs of a build.
+    ///
+    /// # Errors
+    /// If its directory cannot be read.
+    pub fn size(&self, build: BuildId) -> io::Result<u64> {
+        let mut sum = 0;
+        for attempt in entries(&self.build_dir(build))? {
+            for log in entries(&attempt.path())? {
+                sum += log.metadata().map(|found| found.len()).or_else(missing_is(0))?;
+            }
+        }
+        Ok(sum)
+    }
+
+    /// Deletes all logs of a build that has ended. May be repeated. The directory of the newest build stays: see
+    /// [`Logs::highest_build`].
+    ///
+    /// # Errors
+    /// If a file or directory cannot be removed. The others may be gone.
+    pub fn delete(&self, build: BuildId) -> io::Result<()> {
+        let dir = self.build_dir(build);
+        if build.0 < self.inner.highest.load(Ordering::Relaxed) {
+            fs::remove_dir_all(&dir).or_else(missing_is(()))?;
+            // Only if no other build of the thousand has logs.
+            return match dir.parent().map(fs::remove_dir) {
+                Some(Err(error)) if error.kind() != io::ErrorKind::DirectoryNotEmpty => missing_is(())(error),
+                Some(_) | None => Ok(()),
+            };
+        }
+        for attempt in entries(&dir)? {
+            fs::remove_dir_all(attempt.path()).or_else(missing_is(()))?;
+        }
+        Ok(())
     }
 
     /// The path of a step's log. The file does not exist as long as the log is empty.
@@ -171,14 +220,18 @@ impl Logs {
     }
 
     fn dir(&self, attempt: AttemptId) -> PathBuf {
+        self.build_dir(attempt.build).join(format!("{}", attempt.number))
+    }
+
+    fn build_dir(&self, BuildId(build): BuildId) -> PathBuf {
         // A thousand builds for each directory, which can be listed quickly.
-        let build = attempt.build.0;
-        self.inner.dir.join(format!("{}", build / 1000)).join(format!("{build}")).join(format!("{}", attempt.number))
+        self.inner.dir.join(format!("{}", build / 1000)).join(format!("{build}"))
     }
 
     /// Accepts chunks of this attempt from this source from now on.
     pub fn open(&self, attempt: AttemptId, source: Source) {
         let fresh = || Arc::new(Attempt { source, steps: Mutex::default(), file: Mutex::default() });
+        self.inner.highest.fetch_max(attempt.build.0, Ordering::Relaxed);
         lock(&self.inner.open).entry(attempt).or_insert_with(fresh);
     }
 
@@ -335,13 +388,27 @@ impl Logs {
     }
 }
 
-/// The highest number among the names in a directory.
-fn highest_name(dir: &Path) -> io::Result<Option<u64>> {
-    let mut highest = None;
-    for entry in fs::read_dir(dir)? {
-        highest = highest.max(entry?.file_name().to_str().and_then(|name| name.parse().ok()));
+fn highest_build(dir: &Path) -> io::Result<u64> {
+    let Some(thousand) = numbers(dir)?.into_iter().max() else { return Ok(0) };
+    Ok(numbers(&dir.join(thousand.to_string()))?.into_iter().max().unwrap_or(thousand * 1000))
+}
+
+/// The numbers among the names in a directory; none if it does not exist.
+fn numbers(dir: &Path) -> io::Result<Vec<u64>> {
+    Ok(entries(dir)?.iter().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect())
+}
+
+/// What is in a directory; nothing if it does not exist.
+fn entries(dir: &Path) -> io::Result<Vec<fs::DirEntry>> {
+    match fs::read_dir(dir) {
+        Ok(entries) => entries.collect(),
+        Err(error) => missing_is(Vec::new())(error),
     }
-    Ok(highest)
+}
+
+/// The result if a file or directory does not exist; another error stays one.
+fn missing_is<T>(result: T) -> impl FnOnce(io::Error) -> io::Result<T> {
+    move |error| if error.kind() == io::ErrorKind::NotFound { Ok(result) } else { Err(error) }
 }
 
 #[cfg(test)]

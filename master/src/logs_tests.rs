@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 use super::*;
 use rouse_shared::BuildId;
+use std::collections::BTreeSet;
 
 const ATTEMPT: AttemptId = AttemptId { build: BuildId(7), number: 1 };
 
@@ -196,4 +197,37 @@ fn many_files_are_synced_at_once() {
     disk.broken.store(true, Ordering::Relaxed);
     assert!(logs.sync_whole().iter().all(|synced| synced.failed.is_some()));
     assert_eq!(disk.take().len(), 21);
+}
+
+#[test]
+fn the_logs_of_a_build_are_measured_and_deleted() {
+    let dir = tempfile::tempdir().unwrap();
+    let worker: WorkerName = "w1".parse().unwrap();
+    let logs = Logs::new(dir.path(), 1_000).unwrap();
+    let id = |build, number| AttemptId { build: BuildId(build), number };
+    for (build, number) in [(7, 1), (7, 2), (8, 1), (1_009, 1)] {
+        logs.open(id(build, number), source());
+        for step in 0..2 {
+            let chunk = LogChunk { attempt: id(build, number), step, ..chunk(0, "line\n") };
+            assert_eq!(logs.write(&worker, &chunk).unwrap(), Written::Yes);
+        }
+        logs.close(id(build, number));
+    }
+    assert_eq!((logs.size(BuildId(7)).unwrap(), logs.size(BuildId(9)).unwrap()), (20, 0));
+    let builds = |logs: &Logs| logs.builds().unwrap().flat_map(|thousand| thousand.unwrap()).collect::<BTreeSet<_>>();
+    assert_eq!(builds(&logs), [7, 8, 1_009].map(BuildId).into());
+    // Also if a part of it is gone already, or all.
+    fs::remove_file(logs.path(id(7, 1), 0)).unwrap();
+    for _ in 0..2 {
+        logs.delete(BuildId(7)).unwrap();
+    }
+    assert_eq!((logs.size(BuildId(7)).unwrap(), logs.size(BuildId(8)).unwrap()), (0, 10));
+    assert!(!dir.path().join("0/7").exists());
+    logs.delete(BuildId(8)).unwrap();
+    assert!(!dir.path().join("0").exists(), "the directory of a thousand builds without logs");
+    // A new master, whose ledger is lost: no number is given again.
+    let logs = Logs::new(dir.path(), 1_000).unwrap();
+    logs.delete(BuildId(1_009)).unwrap();
+    assert_eq!((logs.size(BuildId(1_009)).unwrap(), logs.highest_build().unwrap()), (0, 1_009));
+    assert_eq!(Logs::new(dir.path(), 1_000).unwrap().highest_build().unwrap(), 1_009);
 }

@@ -133,7 +133,7 @@ pub fn to_json(spec: &BuildSpec) -> serde_json::Value {
     serde_json::json!({
         "name": spec.name, "worker": worker, "where": r#where, "priority": spec.priority, "retries": spec.retries,
         "timeout": limit(spec.timeout_ms), "queue_timeout": limit(spec.queue_timeout_ms), "env": spec.env,
-        "limits": limits(spec.limits), "step": spec.steps.iter().map(step).collect::<Vec<_>>(),
+        "limits": limits(spec.limits), "keep": spec.keep, "step": spec.steps.iter().map(step).collect::<Vec<_>>(),
     })
 }
 
@@ -205,7 +205,9 @@ pub fn check(shape: Submission) -> Result<BuildSpec, Invalid> {
     let timeout_ms = check_time("timeout", shape.timeout.map(|t| t.0))?;
     let queue_timeout_ms = check_time("queue_timeout", shape.queue_timeout.map(|t| t.0))?;
     let limits = check_limits("limits", shape.limits)?;
-    let spec = BuildSpec { name, requirement, priority, retries, timeout_ms, queue_timeout_ms, env, limits, steps };
+    let keep = shape.keep.unwrap_or(false);
+    let spec =
+        BuildSpec { name, requirement, priority, retries, timeout_ms, queue_timeout_ms, env, limits, keep, steps };
     let size = rouse_shared::codec::encode(&spec).len();
     if size > MAX_BUILD {
         return invalid("build", format!("has {size} bytes, more than {MAX_BUILD}, the maximum"));

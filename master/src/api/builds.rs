@@ -58,6 +58,11 @@ pub struct BuildInFull {
     pub queue_timeout: Option<f64>,
     /// Whether somebody has cancelled it.
     pub cancel_requested: bool,
+    /// Whether it is never deleted, whatever the master's `[retention]` says.
+    pub keep: bool,
+    /// When its logs were deleted by retention, if they were.
+    #[schema(required)]
+    pub logs_deleted: Option<Time>,
     /// The steps that were submitted.
     pub steps: Vec<RequestedStep>,
     /// Its attempts, oldest first.

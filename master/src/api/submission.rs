@@ -73,6 +73,10 @@ pub struct Submission {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable)]
     pub limits: Option<SubmittedLimits>,
+    /// Never delete this build and its logs, whatever the master's `[retention]` says.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(test, schemars(extend("default" = false)))]
+    pub keep: Option<bool>,
     /// The steps, which run one after another.
     #[serde(alias = "steps", skip_serializing_if = "Option::is_none")]
     #[schema(required, schema_with = steps)]

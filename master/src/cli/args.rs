@@ -4,7 +4,7 @@ use super::exit::Exit;
 use crate::core::build::BuildState;
 use clap::builder::{PossibleValuesParser, TypedValueParser as _};
 use clap::{Args, Parser, Subcommand};
-use rouse_shared::duration;
+use rouse_shared::{WorkerName, duration};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -84,9 +84,8 @@ pub(super) enum Command {
     },
     /// List builds, newest first.
     Builds {
-        /// Only builds in this state.
-        #[arg(long, value_name = "STATE", value_parser = PossibleValuesParser::new(BuildState::ALL.map(BuildState::as_str)).map(state))]
-        state: Option<BuildState>,
+        #[command(flatten)]
+        filter: Filter,
         /// Maximum number of results.
         #[arg(long, default_value_t = 50, value_name = "N", value_parser = limit)]
         limit: usize,
@@ -215,6 +214,26 @@ pub(super) struct Worker {
     pub(super) worker: String,
 }
 
+/// Which builds to list: those that meet all of these conditions.
+#[derive(Args, Debug)]
+pub(super) struct Filter {
+    /// Only builds in this state.
+    #[arg(long, value_name = "STATE", value_parser = PossibleValuesParser::new(BuildState::ALL.map(BuildState::as_str)).map(state))]
+    pub(super) state: Option<BuildState>,
+    /// Only builds whose last attempt was assigned to this worker.
+    #[arg(long, value_name = "NAME")]
+    pub(super) worker: Option<WorkerName>,
+    /// Only builds that require this property of their worker; can be given several times.
+    #[arg(long = "where", value_name = "KEY=VALUE", value_parser = pair)]
+    pub(super) properties: Vec<(String, String)>,
+    /// Only builds with exactly this name.
+    #[arg(long, value_name = "TEXT")]
+    pub(super) name: Option<String>,
+    /// Only builds that are older than this one.
+    #[arg(long, value_name = "BUILD")]
+    pub(super) before: Option<u64>,
+}
+
 /// What to build. Options override the file.
 #[derive(Args, Debug)]
 pub(super) struct BuildArgs {
@@ -242,6 +261,9 @@ pub(super) struct BuildArgs {
     /// Time limit of the whole build: seconds, or numbers with units (20m, 1h30m).
     #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
     pub(super) timeout: Option<Duration>,
+    /// Never delete the build and its logs, whatever `[retention]` of the master says.
+    #[arg(long)]
+    pub(super) keep: bool,
     /// Do not follow: print the build's number and exit.
     #[arg(long)]
     pub(super) detach: bool,

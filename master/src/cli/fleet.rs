@@ -1,10 +1,10 @@
 //! Lists of builds, workers and hosts, and operations on workers.
 
+use super::args::Filter;
 use super::client::Client;
 use super::error::CliError;
 use super::output::{Table, ago, between, listing, or_dash, plain, say};
 use crate::api;
-use crate::core::build::BuildState;
 use crate::core::event::Operation;
 use rouse_shared::{Timestamp, WorkerName, duration};
 
@@ -14,7 +14,7 @@ const PAGE: usize = 1_000;
 /// Lists builds, newest first, with as many requests as needed.
 pub(super) async fn builds(
     client: &Client,
-    state: Option<BuildState>,
+    filter: &Filter,
     limit: usize,
     as_json: bool,
     now: Timestamp,
@@ -22,14 +22,8 @@ pub(super) async fn builds(
     let mut rows: Vec<api::Build> = Vec::new();
     while rows.len() < limit {
         let wanted = (limit - rows.len()).min(PAGE);
-        let mut path = format!("/api/builds?limit={wanted}");
-        if let Some(state) = state {
-            path.push_str(&format!("&state={}", state.as_str()));
-        }
-        if let Some(last) = rows.last() {
-            path.push_str(&format!("&before={}", last.id));
-        }
-        let page: Vec<api::Build> = client.get(&path).await?;
+        let last = rows.last().map(|last| last.id.0.0).or(filter.before);
+        let page: Vec<api::Build> = client.get(&format!("/api/builds?{}", query(filter, wanted, last))).await?;
         let whole = page.len() >= wanted;
         rows.extend(page);
         if !whole {
@@ -49,6 +43,23 @@ pub(super) async fn builds(
         ]
     };
     Ok(listing(&rows, as_json, |rows| Table::new(head, rows.iter().map(row)), "there are no such builds")?)
+}
+
+/// The query for builds that are older than `before`.
+fn query(filter: &Filter, limit: usize, before: Option<u64>) -> String {
+    let mut query = form_urlencoded::Serializer::new(String::new());
+    query.append_pair("limit", &limit.to_string());
+    let mut add = |key, value: Option<&str>| {
+        query.extend_pairs(value.map(|value| (key, value)));
+    };
+    add("state", filter.state.map(|state| state.as_str()));
+    add("worker", filter.worker.as_ref().map(|worker| worker.as_str()));
+    add("name", filter.name.as_deref());
+    add("before", before.map(|before| before.to_string()).as_deref());
+    for (key, value) in &filter.properties {
+        add("where", Some(&format!("{key}={value}")));
+    }
+    query.finish()
 }
 
 /// Reports mail that is stuck. Whoever lists the workers would otherwise miss it.

@@ -92,8 +92,8 @@ async fn remote(client: &Client, command: &Command, now: Timestamp) -> Result<Ex
             let why: api::Why = client.get(&format!("/api/builds/{}/why", number(build)?)).await?;
             show::why(&why)?;
         }
-        Command::Builds { state, limit, output } => {
-            fleet::builds(client, *state, *limit, output.json, now).await?;
+        Command::Builds { filter, limit, output } => {
+            fleet::builds(client, filter, *limit, output.json, now).await?;
         }
         Command::Show { build, json } => {
             let build: api::BuildInFull = client.get(&format!("/api/builds/{}", number(build)?)).await?;

@@ -51,6 +51,9 @@ fn head(whole: &api::BuildInFull, now: Timestamp) -> String {
         field("took", between(build.started, build.finished, now));
     }
     field("finished", or_dash(build.finished.as_ref()));
+    field("kept", if whole.keep { "it is never deleted" } else { "-" }.to_owned());
+    let deleted = whole.logs_deleted.map(|at| format!("deleted by retention {}", ago(Some(at), now)));
+    field("logs", or_dash(deleted.as_ref()));
     out
 }
 

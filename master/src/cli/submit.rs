@@ -64,6 +64,7 @@ fn put_together(args: &BuildArgs) -> Result<Submission, CliError> {
     build.priority = args.priority.map(i64::from).or(build.priority);
     build.retries = args.retries.map(i64::from).or(build.retries);
     build.timeout = args.timeout.map(Seconds).or(build.timeout);
+    build.keep = args.keep.then_some(true).or(build.keep);
     if !args.command.is_empty() {
         build.step =
             Some(vec![SubmittedStep { run: Some(Run::Words(args.command.clone())), ..SubmittedStep::default() }]);

@@ -1,5 +1,5 @@
 //! The sections that are not workers: `[master]`, `[broker]`, `[mail]`, `[audit]`, `[scheduling]`,
-//! `[limits]`.
+//! `[limits]`, `[retention]`.
 
 use super::document::Table;
 use super::keys::{self, Section};
@@ -8,7 +8,7 @@ use super::{
     BrokerConfig, BrokerTls, Dialled, MailConfig, MasterConfig, PRIVATE_VHOST, Relay, RelayTls, encryption, read,
     shorten, url,
 };
-use crate::core::plan::AmongEquals;
+use crate::core::plan::{AmongEquals, Retention};
 use rouse_shared::BrokerUrl;
 use rouse_shared::Secret;
 use rouse_shared::broker_url::{UrlError, is_loopback};
@@ -270,6 +270,23 @@ pub(super) fn limits<'d>(root: &Table<'d>, empty: &'d DeTable<'d>) -> Limits {
     };
     table.finish();
     limits
+}
+
+/// `[retention]`: what is deleted, and when.
+pub(super) fn retention<'d>(root: &Table<'d>, empty: &'d DeTable<'d>) -> Retention {
+    let table = section(root, "retention", &keys::RETENTION, empty);
+    let second = Duration::from_secs(1);
+    let builds = table.optional("builds", |v| v.duration(second));
+    let logs = table.optional("logs", |v| {
+        let logs = v.duration(second)?;
+        if builds.is_some_and(|builds| builds <= logs) {
+            v.warn("has no effect, because builds are deleted with their logs at the age that `builds` gives");
+        }
+        Some(logs)
+    });
+    let retention = Retention { builds, logs, max_size: table.optional("max_size", |v| v.size(1)) };
+    table.finish();
+    retention
 }
 
 /// Longest interval of AMQP heartbeats, seconds, with which the master notices in time that its own link is dead.

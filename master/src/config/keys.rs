@@ -125,6 +125,7 @@ pub(super) static ROOT: Section = Section {
         key("audit", Kind::Table(&AUDIT)),
         key("scheduling", Kind::Table(&SCHEDULING)),
         key("limits", Kind::Table(&LIMITS)),
+        key("retention", Kind::Table(&RETENTION)),
         key("worker", Kind::List(0, &Kind::Table(&WORKER))),
     ],
     rules: &[],
@@ -184,6 +185,12 @@ pub(super) static AUDIT: Section = Section {
 /// `[scheduling]`
 pub(super) static SCHEDULING: Section = Section {
     keys: &[key("among_equals", Kind::Choice(&["pack", "spread", "cheapest"])).default("\"pack\"")],
+    rules: &[],
+};
+
+/// `[retention]`
+pub(super) static RETENTION: Section = Section {
+    keys: &[key("builds", Kind::Duration(1)), key("logs", Kind::Duration(1)), key("max_size", Kind::Size(1))],
     rules: &[],
 };
 

@@ -29,7 +29,7 @@ pub use hosts::{Ec2Config, HostConfig, LibvirtConfig, OpenstackConfig, ProcessCo
 pub use problem::{ConfigErrors, Problem};
 pub use rouse_shared::Secret;
 
-use crate::core::plan::{AmongEquals, MailPlan, Plan, ProviderKind};
+use crate::core::plan::{AmongEquals, MailPlan, Plan, ProviderKind, Retention};
 use crate::tls::TlsFiles;
 use rouse_shared::WorkerName;
 use rouse_shared::exposure::Groups;
@@ -269,6 +269,7 @@ fn read_text(text: &str, path: &Path, file: Option<&Metadata>, env: document::En
         let (audit_interval, stop_orphans) = general::audit(&root, &empty);
         let limits = general::limits(&root, &empty);
         let among_equals = general::scheduling(&root, &empty);
+        let retention = general::retention(&root, &empty);
         let workers = workers::read(&root, &broker);
         let in_clouds = workers.hosts.values().any(|host| host.provider() != ProviderKind::Process);
         if in_clouds && !names_master(&root) {
@@ -286,6 +287,7 @@ fn read_text(text: &str, path: &Path, file: Option<&Metadata>, env: document::En
             mail_after_failed_starts: limits.mail_after_failed_starts,
             queue_timeout: limits.queue_timeout,
             max_log_size: limits.max_log_size,
+            retention,
             among_equals,
             audit_interval,
             stop_orphans,
@@ -385,6 +387,7 @@ impl Config {
                 mail_after_failed_starts: general::DEFAULT_MAIL_AFTER,
                 queue_timeout: None,
                 max_log_size: general::DEFAULT_MAX_LOG_SIZE,
+                retention: Retention::default(),
                 among_equals: AmongEquals::default(),
                 audit_interval: general::DEFAULT_AUDIT,
                 stop_orphans: true,

@@ -28,6 +28,9 @@ pub struct BuildSpec {
     /// What each step may use, if that is less than the worker allows.
     #[serde(default, skip_serializing_if = "Limits::is_none")]
     pub limits: Limits,
+    /// Whether it is never deleted, whatever the retention.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub keep: bool,
     /// At least one.
     pub steps: Vec<Step>,
 }
@@ -50,6 +53,8 @@ pub struct Build {
     pub spec: Arc<BuildSpec>,
     /// Its status.
     pub status: BuildStatus,
+    /// When retention has deleted its logs, if it has.
+    pub logs_deleted: Option<Timestamp>,
 }
 
 /// The status of a build.

@@ -89,6 +89,7 @@ impl Core {
             broker_up: false,
             broker_since: None,
             mail: super::mail::Outbox::default(),
+            retention: super::retention::Sweeper::default(),
             terminating: false,
             extended: None,
             free: BTreeSet::new(),
@@ -212,9 +213,11 @@ impl Core {
         for name in removed {
             self.remove_worker(now, &name);
         }
+        let changed = self.plan.retention != plan.retention;
         self.plan = plan;
         self.review_all_suspended(now);
         self.watch_all_queued(now);
+        self.arm_retention(now, changed);
         self.pending.wake = true;
     }
 

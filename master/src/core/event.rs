@@ -5,6 +5,7 @@ use super::build::{BuildSpec, BuildState};
 use super::mail::{DeliveryResult, Mail, MailId};
 use super::plan::{Plan, ProviderKind};
 use super::record::{Host, HostState, LaunchSpec, Record};
+use super::retention::{Expired, Scan};
 pub use super::workers::WorkerState;
 use rouse_shared::message::{Hello, ToAgent, ToMaster};
 use rouse_shared::{AttemptId, BuildId, HostId, SessionId, Timestamp, WorkerName};
@@ -175,6 +176,16 @@ pub enum Event {
         mail: MailId,
         /// The relay's answers.
         result: DeliveryResult,
+    },
+    /// The result of [`Effect::FindExpired`], or why the ledger or the logs could not be read. Late, and once: there is
+    /// at most one such search at a time.
+    Expired(Result<Expired, String>),
+    /// The result of [`Effect::DeleteLogs`]. Late, and once.
+    LogsDeleted {
+        /// The builds of which no log file is left.
+        builds: Vec<BuildId>,
+        /// Why the files of another build could not be deleted.
+        failed: Option<String>,
     },
 }
 
@@ -435,6 +446,10 @@ pub enum Effect {
         /// The attempt.
         attempt: AttemptId,
     },
+    /// Find ended builds that are to be deleted, some of them at a time. Answered by [`Event::Expired`].
+    FindExpired(Scan),
+    /// Delete the log files of these builds, which have ended. May be repeated. Answered by [`Event::LogsDeleted`].
+    DeleteLogs(Vec<BuildId>),
     /// Publish a change to all listeners.
     Publish(Change),
     /// Write to the master's log.

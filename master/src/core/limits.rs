@@ -84,6 +84,7 @@ mod tests {
             retries: 0,
             timeout_ms: None,
             queue_timeout_ms: None,
+            keep: false,
             env: Default::default(),
             limits,
             steps: Vec::new(),

@@ -25,6 +25,7 @@ mod queue;
 pub mod record;
 #[cfg(test)]
 mod restart_tests;
+pub mod retention;
 mod schedule;
 mod sessions;
 pub mod show;
@@ -116,6 +117,7 @@ pub struct Core {
     /// When both came up; absent while they are not.
     broker_since: Option<Timestamp>,
     mail: mail::Outbox,
+    retention: retention::Sweeper,
     /// Whether the process is about to end.
     terminating: bool,
     /// The extension of every lease that is in the ledger.
@@ -218,6 +220,8 @@ impl Core {
                 self.on_listed_for_audit(now, request, round, provider, result);
             }
             Event::MailSent { mail, result } => self.on_mail_sent(now, &mail, result),
+            Event::Expired(found) => self.on_expired(now, found),
+            Event::LogsDeleted { builds, failed } => self.on_logs_deleted(now, &builds, failed),
         }
         while let Some(timer) = self.timers.pop_due(now) {
             self.on_timer(now, timer);
@@ -264,6 +268,7 @@ impl Core {
             Timer::Logs(attempt) => self.on_logs_overdue(now, attempt),
             Timer::Day => self.pending.wake = true,
             Timer::Reclaim(host) => self.on_reclaim(now, &host),
+            Timer::Retention => self.look_for_expired(now),
             Timer::Audit(provider) => self.start_audit(now, provider),
             Timer::Orphans(provider) => self.list_hosts(provider),
             Timer::AuditRound(request) => self.next_round(request),

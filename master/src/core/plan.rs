@@ -36,6 +36,8 @@ pub struct Plan {
     pub max_spend_per_day: Option<f64>,
     /// Number of failed starts of a worker in a row after which the master sends a mail; at least 1.
     pub mail_after_failed_starts: u32,
+    /// When ended builds and their logs are deleted.
+    pub retention: Retention,
     /// How long a build without its own `queue_timeout` may wait for something that can run it; absent: forever.
     pub queue_timeout: Option<Duration>,
     /// Largest log of a step that the master keeps, bytes.
@@ -54,6 +56,26 @@ pub struct Plan {
     pub outlives_alarms: bool,
     /// What the core needs to know about mail.
     pub mail: MailPlan,
+}
+
+/// When ended builds and their logs are deleted. Builds that were submitted with `keep` never are. By default, nothing
+/// is deleted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Retention {
+    /// Age, counted from the end of a build, at which the build is deleted with its logs; absent: never.
+    pub builds: Option<Duration>,
+    /// The same for its logs alone.
+    pub logs: Option<Duration>,
+    /// Bytes that the logs of ended builds may take together. If they take more, the oldest are deleted; absent: no
+    /// limit.
+    pub max_size: Option<u64>,
+}
+
+impl Retention {
+    /// Whether anything is ever deleted.
+    pub fn is_on(&self) -> bool {
+        *self != Self::default()
+    }
 }
 
 /// What the core needs to know about mail. The mail adapter knows how to send it.

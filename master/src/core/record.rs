@@ -271,6 +271,15 @@ pub enum Record {
     },
     /// The status of a build.
     Build(BuildId, BuildStatus),
+    /// The logs of this ended build take so many bytes.
+    LogsMeasured(BuildId, u64),
+    /// The logs of this ended build are to be deleted, since this time. Committed before the first file is removed, so
+    /// that the next master continues.
+    LogsExpired(BuildId, Timestamp),
+    /// No file of those logs is left.
+    LogsDeleted(BuildId),
+    /// This ended build is deleted. Its number is never given again.
+    BuildDeleted(BuildId),
     /// A host.
     Host(Host),
     /// A session; replaces the worker's previous one.

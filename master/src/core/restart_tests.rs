@@ -58,6 +58,7 @@ fn plan(workers: Vec<WorkerPlan>) -> Arc<Plan> {
         mail_after_failed_starts: 3,
         max_log_size: 256_000_000,
         queue_timeout: None,
+        retention: Default::default(),
         among_equals: AmongEquals::Pack,
         audit_interval: 120 * SECOND,
         stop_orphans: true,
@@ -119,6 +120,8 @@ impl Master {
                 Record::Session(session) => self.session = Some(session),
                 Record::SessionOver(_) => self.session = None,
                 Record::Spent(_) => {}
+                Record::LogsMeasured(..) | Record::LogsExpired(..) => {}
+                Record::LogsDeleted(_) | Record::BuildDeleted(_) => {}
                 Record::Worker(..)
                 | Record::Image(..)
                 | Record::Place(..)
@@ -151,7 +154,12 @@ impl Master {
     fn restart(&mut self, plan: Arc<Plan>) -> Vec<Effect> {
         let live = self.builds.iter().filter(|(_, (_, status))| status.end.is_none());
         let builds = live
-            .map(|(id, (spec, status))| super::build::Build { id: *id, spec: spec.clone(), status: status.clone() })
+            .map(|(id, (spec, status))| super::build::Build {
+                id: *id,
+                spec: spec.clone(),
+                status: status.clone(),
+                logs_deleted: None,
+            })
             .collect();
         let ledger = Ledger {
             builds,
@@ -219,6 +227,7 @@ impl Master {
             retries: 0,
             timeout_ms: None,
             queue_timeout_ms: None,
+            keep: false,
             env: BTreeMap::new(),
             limits: Default::default(),
             steps: vec![step],

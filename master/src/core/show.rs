@@ -3,8 +3,8 @@
 use super::event::{Change, Effect};
 use super::mail::{Item, What};
 use super::record::Record;
-use rouse_shared::Timestamp;
 use rouse_shared::message::ToAgent;
+use rouse_shared::{BuildId, Timestamp};
 
 /// An effect.
 pub fn effect(effect: &Effect, now: Timestamp) -> String {
@@ -31,6 +31,15 @@ pub fn effect(effect: &Effect, now: Timestamp) -> String {
             format!("check logs of {attempt} {lengths:?}{}", if *overdue { " overdue" } else { "" })
         }
         Effect::CloseLogs { attempt } => format!("close logs of {attempt}"),
+        Effect::FindExpired(scan) => {
+            let age = |name: &str, before: Option<Timestamp>| {
+                before.map(|before| format!(" {name} of {} s", now.since(before).as_secs())).unwrap_or_default()
+            };
+            let (builds, logs) = (age("builds", scan.builds_before), age("logs", scan.logs_before));
+            let (sizes, total) = (if scan.sizes { " sizes" } else { "" }, if scan.total { " total" } else { "" });
+            format!("find expired:{builds}{logs}{sizes}{total}")
+        }
+        Effect::DeleteLogs(builds) => format!("delete logs of {}", list(builds)),
         Effect::Publish(change) => match change {
             Change::Build { id, state, worker, .. } => {
                 let on = worker.as_ref().map(|w| format!(" on {w}")).unwrap_or_default();
@@ -72,6 +81,10 @@ pub fn record(record: &Record, now: Timestamp) -> String {
             }
             text
         }
+        Record::LogsMeasured(id, bytes) => format!("build {id}: {bytes} bytes of logs"),
+        Record::LogsExpired(id, _) => format!("build {id}: its logs are to be deleted"),
+        Record::LogsDeleted(id) => format!("build {id}: its logs are deleted"),
+        Record::BuildDeleted(id) => format!("build {id} is deleted"),
         Record::Host(host) => {
             let why = host.why.as_ref().map(|w| format!(" ({w})")).unwrap_or_default();
             let spent = if host.token_spent { ", token spent" } else { "" };
@@ -132,6 +145,10 @@ pub fn record(record: &Record, now: Timestamp) -> String {
         Record::OrphanReported(_, handle) => format!("orphan {handle} reported"),
         Record::OrphanOver(_, handle) => format!("orphan {handle} over"),
     }
+}
+
+fn list(builds: &[BuildId]) -> String {
+    builds.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
 }
 
 fn item(item: &Item) -> String {

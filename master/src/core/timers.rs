@@ -44,6 +44,8 @@ pub enum Timer {
     Queue(BuildId),
     /// Ask again for the rest of the attempt's logs, or give them up.
     Logs(AttemptId),
+    /// Look for ended builds that are to be deleted.
+    Retention,
     /// Compare what the provider lists with the ledger.
     Audit(ProviderKind),
     /// See whether the provider still lists orphans that were asked to end.

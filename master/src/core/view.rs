@@ -1,6 +1,6 @@
 //! The core's state as people see it: plain data for lists and pages.
 
-use super::build::{Build, BuildState};
+use super::build::{Build, BuildState, Requirement};
 use super::event::WorkerState;
 use super::plan::ProviderKind;
 use super::record::{DesiredState, Host};
@@ -16,6 +16,39 @@ pub struct BuildView {
     pub build: Build,
     /// Its state, including whether a host is being started for it.
     pub state: BuildState,
+}
+
+/// Selects builds: those that meet all of its conditions.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct BuildFilter {
+    /// Only those in this state.
+    pub state: Option<BuildState>,
+    /// Only those whose last attempt was assigned to this worker.
+    pub worker: Option<WorkerName>,
+    /// Only those with exactly this name, which is not empty.
+    pub name: Option<String>,
+    /// Only those that require all of these properties.
+    pub properties: Vec<(String, String)>,
+    /// Only those that are older than this one.
+    pub before: Option<BuildId>,
+    /// Maximum number.
+    pub limit: usize,
+}
+
+impl BuildFilter {
+    /// Whether a build meets the conditions, apart from `limit`.
+    pub fn matches(&self, build: &Build, state: BuildState) -> bool {
+        let worker = || build.status.attempts.last().map(|attempt| &attempt.worker);
+        let requires = |(key, value): &(String, String)| match &build.spec.requirement {
+            Requirement::Where(wanted) => wanted.get(key) == Some(value),
+            Requirement::Worker(_) => false,
+        };
+        self.before.is_none_or(|before| build.id < before)
+            && self.state.is_none_or(|wanted| wanted == state)
+            && self.worker.as_ref().is_none_or(|wanted| worker() == Some(wanted))
+            && self.name.as_ref().is_none_or(|wanted| *wanted == build.spec.name)
+            && self.properties.iter().all(requires)
+    }
 }
 
 /// A worker as people see it.

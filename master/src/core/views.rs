@@ -4,7 +4,7 @@ use super::Core;
 use super::build::{BuildState, Requirement};
 use super::host::LiveHost;
 use super::record::Host;
-use super::view::{BuildView, HostView, WorkerView};
+use super::view::{BuildFilter, BuildView, HostView, WorkerView};
 use rouse_shared::{BuildId, Timestamp, WorkerName};
 use std::collections::BTreeMap;
 
@@ -15,8 +15,14 @@ impl Core {
     }
 
     /// Builds that have not ended, newest first.
-    pub fn live_builds(&self) -> impl Iterator<Item = BuildView> {
-        self.builds.values().rev().map(|build| BuildView { build: build.clone(), state: self.state_of(build) })
+    pub fn live_builds(&self, filter: &BuildFilter) -> Vec<BuildView> {
+        if filter.state.is_some_and(BuildState::is_final) {
+            return Vec::new();
+        }
+        let older = self.builds.range(..filter.before.unwrap_or(BuildId(u64::MAX))).rev();
+        let states = older.map(|(_, build)| (build, self.state_of(build)));
+        let matching = states.filter(|(build, state)| filter.matches(build, *state)).take(filter.limit);
+        matching.map(|(build, state)| BuildView { build: build.clone(), state }).collect()
     }
 
     /// The workers of the configuration, and removed workers that still end what they run, by name.

@@ -28,6 +28,7 @@ pub(super) struct Batch {
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 enum Key {
     Build(BuildId),
+    Ended(BuildId),
     Host(String),
     Session(WorkerName),
     Worker(WorkerName),
@@ -46,6 +47,11 @@ impl Batch {
     fn save(&mut self, record: Record) {
         let key = match &record {
             Record::NewBuild { id, .. } | Record::Build(id, _) => Key::Build(*id),
+            // A build has only one of them in a batch: each follows from a search after the commit of the one before.
+            Record::LogsMeasured(id, _)
+            | Record::LogsExpired(id, _)
+            | Record::LogsDeleted(id)
+            | Record::BuildDeleted(id) => Key::Ended(*id),
             Record::Host(host) => Key::Host(host.id.0.clone()),
             Record::Session(session) => Key::Session(session.worker.clone()),
             Record::SessionOver(worker) => Key::Session(worker.clone()),

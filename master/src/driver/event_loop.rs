@@ -4,6 +4,7 @@
 use super::batch::Batch;
 use super::disk_space::DiskSpace;
 use super::perform::{Executor, Requester};
+use super::reader::Reader;
 use super::{MasterError, WAITING};
 use crate::broker::{Admission, Inbound, ack_all};
 use crate::clock;
@@ -60,7 +61,7 @@ pub(super) struct Waiting {
 
 /// Starts the loop on a thread of its own. If the loop ends, the receiver gets the reason.
 pub(super) fn spawn(
-    store: Store,
+    (store, reader): (Store, Reader),
     start: Start,
     executor: Executor,
     inputs: Inputs,
@@ -75,6 +76,7 @@ pub(super) fn spawn(
         let mut event_loop = EventLoop {
             core,
             store,
+            reader,
             executor,
             config,
             batch: Batch::default(),
@@ -102,6 +104,7 @@ pub(super) fn spawn(
 pub(super) struct EventLoop {
     pub core: Core,
     pub store: Store,
+    pub reader: Reader,
     pub executor: Executor,
     pub config: Config,
     pub batch: Batch,

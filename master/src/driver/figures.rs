@@ -36,7 +36,9 @@ impl EventLoop {
         let core = &self.core;
         let counts = core.counts();
         let mut builds = counts.builds;
-        builds.extend(self.ended.iter().map(|(state, count)| (*state, *count)));
+        let deleted = core.deleted();
+        let left = |state, count: &u64| count.saturating_sub(deleted.builds.get(state).copied().unwrap_or(0));
+        builds.extend(self.ended.iter().map(|(state, count)| (*state, left(state, count))));
         let (orphans, foreign_machines) = core.foreign_counts();
         let (waiting, mails) = core.mail_count();
         let mut figures = vec![
@@ -50,6 +52,12 @@ impl EventLoop {
                 "Whether the broker accepts no messages, because it has too little memory or disk.",
                 u64::from(core.alarm().is_some()),
             ),
+            counter(
+                "rouse_builds_deleted_total",
+                "Ended builds that retention has deleted.",
+                deleted.builds.values().sum(),
+            ),
+            counter("rouse_build_logs_deleted_total", "Ended builds whose logs retention has deleted.", deleted.logs),
             counter(
                 "rouse_log_chunks_unexpected_total",
                 "Log chunks that belong to no running attempt.",

@@ -4,6 +4,8 @@ use super::control::Control;
 use super::disk_space::DiskSpace;
 use super::error::MasterError;
 use super::listeners::{self, Inherited};
+use super::reader::Reader;
+use super::retention::Sweeper;
 use super::state::State;
 use super::{WAITING, encryption, event_loop, log_sync, log_writer, perform};
 use crate::broker::{
@@ -101,6 +103,9 @@ impl Master {
         tokio::spawn(forward_deaths(receiver, events.clone()));
         let space = DiskSpace::new(&config.master.state_dir);
         let log_sync = log_sync::spawn(logs.clone(), events.clone())?;
+        let reader = || Store::reader(&ledger_path).map_err(|e| MasterError::new("cannot start", &e));
+        let sweeper = Sweeper::spawn(reader()?, logs.clone(), events.clone())?;
+        let reader = Reader::spawn(reader()?)?;
         log_writer::spawn(logs.clone(), log_sync.clone(), space, chunks_in, events.clone())?;
 
         let mut seed = [0_u8; 32];
@@ -116,6 +121,7 @@ impl Master {
             hosts: Arc::new(hosts),
             logs: logs.clone(),
             log_sync,
+            sweeper,
             changes: changes.clone(),
             link: link_ready,
             refusals: refusals.clone(),
@@ -129,7 +135,7 @@ impl Master {
             admissions: admissions_in,
             controls: controls_in,
         };
-        let ended = event_loop::spawn(store, start, executor, inputs, config.clone())?;
+        let ended = event_loop::spawn((store, reader), start, executor, inputs, config.clone())?;
 
         let encryption = encryption::of_page(&config)?;
         let scheme = if encryption.is_some() { "https" } else { "http" };

@@ -19,6 +19,8 @@ mod log_writer;
 mod master;
 mod perform;
 mod queries;
+mod reader;
+mod retention;
 mod signals;
 mod state;
 mod stuck;

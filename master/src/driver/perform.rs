@@ -2,6 +2,7 @@
 //! an event.
 
 use super::log_sync::LogSync;
+use super::retention::{Job, Sweeper};
 use crate::broker::{LinkHandle, Outbound, Refusals};
 use crate::config::Config;
 use crate::core::event::{Change, Effect, Event, Level, Listing, Reply, RequestId};
@@ -61,6 +62,7 @@ pub(super) struct Executor {
     pub hosts: Arc<Hosts>,
     pub logs: Logs,
     pub log_sync: LogSync,
+    pub sweeper: Sweeper,
     pub changes: broadcast::Sender<Change>,
     /// The link to the broker, once there is one.
     pub link: watch::Receiver<Option<Arc<LinkHandle>>>,
@@ -156,6 +158,8 @@ impl Executor {
             Effect::CloseLogs { attempt } => {
                 self.logs.close(attempt);
             }
+            Effect::FindExpired(scan) => self.sweeper.request(Job::Find(scan)),
+            Effect::DeleteLogs(builds) => self.sweeper.request(Job::Delete(builds)),
             Effect::Publish(change) => {
                 self.announce(change);
             }

@@ -127,6 +127,7 @@ fn executor(dir: &Path, config: &Config, way: Way) -> (Executor, mpsc::Receiver<
         hosts: Arc::new(hosts),
         logs: Logs::new(&dir.join("logs"), 1 << 30).unwrap(),
         log_sync: LogSync::unused(),
+        sweeper: Sweeper::unused(),
         changes: broadcast::channel(1).0,
         link: watch::channel(None).1,
         refusals: Refusals::default(),

@@ -1,7 +1,7 @@
 //! Migrates a ledger of an earlier version. There is one step for each version of the tables, and all steps run in one
 //! transaction.
 
-use super::{SCHEMA, StoreError};
+use super::{SCHEMA, StoreError, ended};
 use rusqlite::{Connection, Transaction};
 
 /// Migrates a ledger from version `from` of the tables to this version.
@@ -18,6 +18,9 @@ pub(super) fn bring_up(connection: &mut Connection, from: i32) -> Result<(), Sto
     }
     if from < 3 {
         to_3(&transaction)?;
+    }
+    if from < 4 {
+        to_4(&transaction)?;
     }
     transaction.pragma_update(None, "user_version", SCHEMA)?;
     transaction.commit()?;
@@ -74,6 +77,12 @@ fn to_3(ledger: &Transaction<'_>) -> Result<(), StoreError> {
         ledger.execute("ALTER TABLE hosts DROP COLUMN live", [])?;
     }
     Ok(())
+}
+
+/// Version 4 lists ended builds in a table of their own.
+fn to_4(ledger: &Transaction<'_>) -> Result<(), StoreError> {
+    ledger.execute("DROP INDEX IF EXISTS builds_state", [])?;
+    ended::add(ledger, "?1", [true])
 }
 
 /// Renames a field in an object of each row, if the row has the object and the field. Its type stays.

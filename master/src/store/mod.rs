@@ -3,7 +3,7 @@
 //! A row consists of a key, the columns that are searched, and the rest as JSON. Therefore any SQLite tool can show it,
 //! and a new field needs no migration.
 
-use crate::core::build::{Build, BuildSpec, BuildState, BuildStatus};
+use crate::core::build::{Build, BuildSpec, BuildStatus};
 use crate::core::images::{ImageKey, ImageRecord};
 use crate::core::mail::{Mail, News};
 use crate::core::places::{PlaceKey, PlaceRecord};
@@ -12,19 +12,19 @@ use crate::core::record::{Host, HostState, Ledger, Record, Session, WorkerRecord
 use crate::core::spend::Spent;
 use rouse_shared::{BuildId, Timestamp, WorkerName};
 use rusqlite::{Connection, OptionalExtension as _, params};
-use std::collections::BTreeMap;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use std::{fs, io};
 
+mod ended;
 mod migrate;
 #[cfg(test)]
 mod tests;
 
 /// Version of the tables, kept in `user_version`.
-const SCHEMA: i32 = 3;
+const SCHEMA: i32 = 4;
 
 /// Why a batch could not be committed, or the ledger could not be read.
 #[derive(Debug, thiserror::Error)]
@@ -70,17 +70,6 @@ pub struct Store {
     connection: Connection,
 }
 
-/// Selects builds.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Query {
-    /// Only those in this final state; absent: in any.
-    pub state: Option<BuildState>,
-    /// Largest number.
-    pub limit: usize,
-    /// Only those before this one.
-    pub before: Option<BuildId>,
-}
-
 impl Store {
     /// Opens the ledger, and creates it if it does not exist.
     ///
@@ -104,7 +93,6 @@ impl Store {
                  id INTEGER PRIMARY KEY, state TEXT NOT NULL, live INTEGER NOT NULL, message_id TEXT UNIQUE,
                  spec TEXT NOT NULL, status TEXT NOT NULL);
              CREATE INDEX IF NOT EXISTS builds_live ON builds (id) WHERE live;
-             CREATE INDEX IF NOT EXISTS builds_state ON builds (state, id);
              CREATE TABLE IF NOT EXISTS hosts (id TEXT PRIMARY KEY, row TEXT NOT NULL);
              CREATE TABLE IF NOT EXISTS sessions (worker TEXT PRIMARY KEY, row TEXT NOT NULL);
              CREATE TABLE IF NOT EXISTS workers (name TEXT PRIMARY KEY, row TEXT NOT NULL);
@@ -118,12 +106,13 @@ impl Store {
                  provider TEXT NOT NULL, handle TEXT NOT NULL, row TEXT NOT NULL, PRIMARY KEY (provider, handle));
              CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value INTEGER NOT NULL);",
         )?;
+        connection.execute_batch(ended::TABLES)?;
         if version == 0 {
             connection.pragma_update(None, "user_version", SCHEMA)?;
         } else {
             migrate::bring_up(&mut connection, version)?;
         }
-        connection.set_prepared_statement_cache_capacity(32);
+        connection.set_prepared_statement_cache_capacity(64);
         Ok(Self { connection })
     }
 
@@ -155,7 +144,7 @@ impl Store {
     /// If a row cannot be read.
     pub fn load(&self) -> Result<Ledger, StoreError> {
         let mut ledger = Ledger {
-            builds: self.builds_where("live ORDER BY id", [])?,
+            builds: self.builds_where("builds.live ORDER BY builds.id", [])?,
             hosts: self.rows("hosts", "SELECT id, row FROM hosts ORDER BY id")?,
             sessions: self.rows("sessions", "SELECT worker, row FROM sessions ORDER BY worker")?,
             news: self.rows("news", "SELECT CAST(id AS TEXT), row FROM news ORDER BY id")?,
@@ -195,7 +184,8 @@ impl Store {
             }
         }
         let highest = "SELECT COALESCE(MAX(id), 0) FROM builds";
-        ledger.last_build = self.connection.query_row(highest, [], |row| row.get::<_, i64>(0))?.unsigned_abs();
+        let highest = self.connection.query_row(highest, [], |row| row.get::<_, i64>(0))?.unsigned_abs();
+        ledger.last_build = highest.max(self.highest_deleted()?.0);
         if let (Some(day), Some(micros)) = (self.fact("spent_day")?, self.fact("spent_micros")?) {
             ledger.spent = Spent { day, micros };
         }
@@ -218,40 +208,7 @@ impl Store {
     /// # Errors
     /// If its row cannot be read.
     pub fn build(&self, id: BuildId) -> Result<Option<Build>, StoreError> {
-        Ok(self.builds_where("id = ?1", [sql_id(id)])?.pop())
-    }
-
-    /// Builds that have ended, newest first.
-    ///
-    /// # Errors
-    /// If a row cannot be read.
-    pub fn ended_builds(&self, query: Query) -> Result<Vec<Build>, StoreError> {
-        let before = query.before.map_or(i64::MAX, sql_id);
-        let limit = i64::try_from(query.limit).unwrap_or(i64::MAX);
-        match query.state {
-            Some(state) => self.builds_where(
-                "NOT live AND state = ?1 AND id < ?2 ORDER BY id DESC LIMIT ?3",
-                params![state.as_str(), before, limit],
-            ),
-            None => self.builds_where("NOT live AND id < ?1 ORDER BY id DESC LIMIT ?2", params![before, limit]),
-        }
-    }
-
-    /// The number of builds that have ended in each state. Reads the whole index, so it is only for the start.
-    ///
-    /// # Errors
-    /// If SQLite cannot read.
-    pub fn count_ended(&self) -> Result<BTreeMap<BuildState, u64>, StoreError> {
-        let mut statement = self.connection.prepare("SELECT state, COUNT(*) FROM builds GROUP BY state")?;
-        let mut rows = statement.query([])?;
-        let mut counts = BTreeMap::new();
-        while let Some(row) = rows.next()? {
-            let (name, count): (String, i64) = (row.get(0)?, row.get(1)?);
-            if let Some(state) = BuildState::ALL.into_iter().find(|s| s.as_str() == name && s.is_final()) {
-                counts.insert(state, count.unsigned_abs());
-            }
-        }
-        Ok(counts)
+        Ok(self.builds_where("builds.id = ?1", [sql_id(id)])?.pop())
     }
 
     /// The build with a submitter's id.
@@ -265,7 +222,10 @@ impl Store {
     }
 
     fn builds_where(&self, condition: &str, with: impl rusqlite::Params) -> Result<Vec<Build>, StoreError> {
-        let sql = format!("SELECT id, spec, status FROM builds WHERE {condition}");
+        let sql = format!(
+            "SELECT builds.id, builds.spec, builds.status, ended.deleted
+             FROM builds LEFT JOIN ended ON ended.id = builds.id WHERE {condition}"
+        );
         let mut statement = self.connection.prepare_cached(&sql)?;
         let mut rows = statement.query(with)?;
         let mut builds = Vec::new();
@@ -276,6 +236,7 @@ impl Store {
                 id: BuildId(id.unsigned_abs()),
                 spec: Arc::new(parse::<BuildSpec>("builds", &key, &spec)?),
                 status: parse::<BuildStatus>("builds", &key, &status)?,
+                logs_deleted: row.get::<_, Option<i64>>(3)?.map(|at| Timestamp(at.unsigned_abs())),
             });
         }
         Ok(builds)
@@ -300,12 +261,22 @@ fn write(to: &Connection, record: &Record) -> Result<(), StoreError> {
             let state = status.state();
             let row = params![sql_id(*id), state.as_str(), !state.is_final(), message_id, json(&**spec), json(status)];
             to.prepare_cached(sql)?.execute(row)?;
+            if state.is_final() {
+                ended::add(to, "builds.id = ?1", [sql_id(*id)])?;
+            }
         }
         Record::Build(id, status) => {
             let state = status.state();
             let sql = "UPDATE builds SET state = ?2, live = ?3, status = ?4 WHERE id = ?1";
             to.prepare_cached(sql)?.execute(params![sql_id(*id), state.as_str(), !state.is_final(), json(status)])?;
+            if state.is_final() {
+                ended::add(to, "builds.id = ?1", [sql_id(*id)])?;
+            }
         }
+        Record::LogsMeasured(id, bytes) => ended::set_size(to, *id, *bytes)?,
+        Record::LogsExpired(id, at) => ended::expire_logs(to, *id, *at)?,
+        Record::LogsDeleted(id) => ended::logs_deleted(to, *id)?,
+        Record::BuildDeleted(id) => ended::delete(to, *id)?,
         // What people may ask about it is kept with its builds. Its order has a token, and what the user gave to the
         // machine.
         Record::Host(host) if host.state == HostState::Terminated => {

@@ -2,11 +2,12 @@
 #![allow(clippy::unwrap_used)]
 
 use super::*;
-use crate::core::build::{BuildEnd, Requirement};
+use crate::core::build::{BuildEnd, BuildState, Requirement};
 use crate::core::mail::{Item, MailId, What};
 use crate::core::plan::ProviderKind;
 use crate::core::record::DesiredState;
 use crate::core::spend::Spent;
+use crate::core::view::BuildFilter;
 use rouse_shared::Timestamp;
 use rouse_shared::message::Step;
 use std::collections::BTreeMap;
@@ -31,10 +32,15 @@ fn spec() -> Arc<BuildSpec> {
         retries: 2,
         timeout_ms: Some(1),
         queue_timeout_ms: None,
+        keep: false,
         env: BTreeMap::new(),
         limits: Default::default(),
         steps: vec![step],
     })
+}
+
+fn filter_all() -> BuildFilter {
+    BuildFilter { limit: 10, ..BuildFilter::default() }
 }
 
 fn new_build(id: u64, message_id: Option<&str>) -> Record {
@@ -78,10 +84,10 @@ fn a_new_start_finds_what_was_committed_and_nothing_that_has_ended() {
 
     let reader = Store::reader(&path).unwrap();
     assert_eq!(reader.build(BuildId(2)).unwrap().unwrap().status, ended);
-    let query = Query { state: Some(BuildState::Failure), limit: 10, before: None };
-    assert_eq!(reader.ended_builds(query).unwrap().len(), 1);
-    let before = Query { state: None, limit: 10, before: Some(BuildId(2)) };
-    assert_eq!(reader.ended_builds(before).unwrap().len(), 0);
+    let query = BuildFilter { state: Some(BuildState::Failure), limit: 10, ..BuildFilter::default() };
+    assert_eq!(reader.ended_builds(&query).unwrap().len(), 1);
+    let before = BuildFilter { before: Some(BuildId(2)), limit: 10, ..BuildFilter::default() };
+    assert_eq!(reader.ended_builds(&before).unwrap().len(), 0);
 }
 
 #[test]
@@ -191,8 +197,15 @@ fn a_ledger_of_the_first_version_is_taken_over() {
     assert_eq!(ledger.builds[1].status.attempts[0].host.as_ref().unwrap().as_str(), "h-awake");
     assert_eq!(ledger.spent, Spent { day: 20_000, micros: 1_500_000 });
     // Read as it is from now on, not a second time.
-    let again = Store::open(&path).unwrap().load().unwrap();
-    assert_eq!(again, ledger);
+    let store = Store::open(&path).unwrap();
+    assert_eq!(store.load().unwrap(), ledger);
+    // The build that had ended is listed by what it was submitted with.
+    let linux = vec![("os".to_owned(), "linux".to_owned())];
+    let filter =
+        BuildFilter { name: Some("b".to_owned()), properties: linux, state: Some(BuildState::Success), ..filter_all() };
+    let listed = store.ended_builds(&filter).unwrap();
+    assert_eq!(listed.iter().map(|build| build.id).collect::<Vec<_>>(), [BuildId(2)]);
+    assert_eq!(store.count_ended().unwrap(), [(BuildState::Success, 1)].into());
 }
 
 #[test]

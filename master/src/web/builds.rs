@@ -1,7 +1,7 @@
 //! Builds over HTTP: submit, list, show, why, cancel.
 
 use super::error::{ApiError, Body, NoParams, Params, Segments};
-use super::{App, BuildFilter, DEFAULT_LIST, MAX_LIST, Query, views};
+use super::{App, BuildFilter, DEFAULT_LIST, MAX_LIST, NoBuild, Query, views};
 use crate::api;
 use crate::core::build::BuildState;
 use crate::core::event::{Command, Reply};
@@ -10,7 +10,7 @@ use crate::submission;
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
-use rouse_shared::BuildId;
+use rouse_shared::{BuildId, WorkerName};
 use serde::Deserialize;
 use std::sync::Arc;
 use utoipa::IntoParams;
@@ -39,19 +39,61 @@ pub(super) async fn submit_build(
     }
 }
 
-#[derive(Deserialize, IntoParams)]
-#[serde(deny_unknown_fields)]
+/// Most properties in one query.
+const MAX_PROPERTIES: usize = 16;
+
+#[derive(Default, Deserialize, IntoParams)]
+#[serde(try_from = "Vec<(String, String)>")]
 #[into_params(parameter_in = Query)]
 pub(super) struct ListParams {
     /// Only builds in this state.
     #[param(value_type = Option<BuildState>, required = false)]
     state: Option<String>,
+    /// Only builds whose last attempt was assigned to this worker.
+    #[param(pattern = "^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
+    worker: Option<String>,
+    /// Only builds with exactly this name.
+    #[param(min_length = 1)]
+    name: Option<String>,
+    /// Only builds that require this property of their worker, such as `os=linux`; can be given several times.
+    #[param(value_type = Option<Vec<String>>, required = false, pattern = "^[^=]+=.*$", max_items = 16)]
+    r#where: Vec<String>,
     /// Maximum number of results.
-    #[param(minimum = 1, maximum = 1000, default = 100)]
-    limit: Option<usize>,
+    #[param(value_type = Option<usize>, required = false, minimum = 1, maximum = 1000, default = 100)]
+    limit: Option<String>,
     /// Only builds that are older than this one.
     #[param(pattern = "^[0-9]{1,18}$")]
     before: Option<String>,
+}
+
+/// By hand, because only `where` may be repeated.
+impl TryFrom<Vec<(String, String)>> for ListParams {
+    type Error = String;
+
+    fn try_from(pairs: Vec<(String, String)>) -> Result<Self, String> {
+        let mut params = Self::default();
+        for (key, value) in pairs {
+            let field = match key.as_str() {
+                "state" => &mut params.state,
+                "worker" => &mut params.worker,
+                "name" => &mut params.name,
+                "limit" => &mut params.limit,
+                "before" => &mut params.before,
+                "where" => {
+                    params.r#where.push(value);
+                    continue;
+                }
+                _ => {
+                    let known = "state, worker, name, where, limit, before";
+                    return Err(format!("unknown parameter {key:?}; known here are {known}"));
+                }
+            };
+            if field.replace(value).is_some() {
+                return Err(format!("{key} is given twice"));
+            }
+        }
+        Ok(params)
+    }
 }
 
 /// List builds, newest first.
@@ -76,27 +118,49 @@ impl ListParams {
                 ApiError::field("state", format!("{text:?} is not a state of a build: {known}"))
             })
         });
+        let worker = self.worker.map(|text| {
+            text.parse::<WorkerName>().map_err(|error| ApiError::field("worker", format!("{text:?}: {error}")))
+        });
+        if self.name.as_deref() == Some("") {
+            return Err(ApiError::field("name", "must not be empty: builds without a name cannot be selected"));
+        }
+        let property = |text: String| match text.split_once('=') {
+            Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+            Some(_) | None => Err(ApiError::field("where", format!("{text:?} is not a property: write KEY=VALUE"))),
+        };
+        if self.r#where.len() > MAX_PROPERTIES {
+            return Err(ApiError::field("where", format!("must be given at most {MAX_PROPERTIES} times")));
+        }
         let before = self.before.map(|text| {
             text.parse::<BuildId>()
                 .map_err(|_| ApiError::field("before", format!("{text:?} is not the number of a build")))
         });
-        let limit = self.limit.unwrap_or(DEFAULT_LIST);
-        if !(1..=MAX_LIST).contains(&limit) {
-            return Err(ApiError::field("limit", format!("must be 1 to {MAX_LIST}, not {limit}")));
-        }
-        Ok(BuildFilter { state: state.transpose()?, limit, before: before.transpose()? })
+        let limit = match self.limit.map(|text| text.parse::<usize>().map_err(|_| text)) {
+            None => DEFAULT_LIST,
+            Some(Ok(limit)) if (1..=MAX_LIST).contains(&limit) => limit,
+            Some(Ok(limit)) => return Err(ApiError::field("limit", format!("must be 1 to {MAX_LIST}, not {limit}"))),
+            Some(Err(text)) => return Err(ApiError::field("limit", format!("must be 1 to {MAX_LIST}, not {text:?}"))),
+        };
+        Ok(BuildFilter {
+            state: state.transpose()?,
+            worker: worker.transpose()?,
+            name: self.name,
+            properties: self.r#where.into_iter().map(property).collect::<Result<_, _>>()?,
+            before: before.transpose()?,
+            limit,
+        })
     }
 }
 
 /// The build that a path names.
 pub(super) async fn find(app: &App, id: &str) -> Result<BuildView, ApiError> {
     let number = number(id)?;
-    let found = app.query(|reply| Query::Build { id: number, reply }).await?.map_err(ApiError::Internal)?;
-    found.ok_or_else(|| ApiError::no_build(id))
+    let found = app.query(|reply| Query::Build { id: number, reply }).await?;
+    found.map_err(|why| ApiError::no_build(id, why))
 }
 
 fn number(id: &str) -> Result<BuildId, ApiError> {
-    id.parse().map_err(|_| ApiError::no_build(id))
+    id.parse().map_err(|_| ApiError::no_build(id, NoBuild::Unknown))
 }
 
 /// Show one build: steps, attempts, hosts, times, evidence.
@@ -129,8 +193,8 @@ pub(super) async fn explain_build(
     _: Params<NoParams>,
 ) -> Result<Json<api::Why>, ApiError> {
     let number = number(&id)?;
-    let found = app.query(|reply| Query::Why { id: number, reply }).await?.map_err(ApiError::Internal)?;
-    let why = found.ok_or_else(|| ApiError::no_build(&id))?;
+    let found = app.query(|reply| Query::Why { id: number, reply }).await?;
+    let why = found.map_err(|why| ApiError::no_build(&id, why))?;
     Ok(Json(views::why(number, why)))
 }
 

@@ -1,6 +1,6 @@
 //! Why requests fail, and how their paths, queries and bodies are read. An error is always the JSON of [`api::Error`].
 
-use super::MAX_BODY;
+use super::{MAX_BODY, NoBuild};
 use crate::api;
 use axum::Json;
 use axum::body::Bytes;
@@ -22,6 +22,9 @@ pub(super) enum ApiError {
     Unauthorized(&'static str),
     #[error("{0}")]
     NotFound(String),
+    /// It was there and is not any more.
+    #[error("{0}")]
+    Gone(String),
     #[error("{0}")]
     MethodNotAllowed(String),
     #[error("{0}")]
@@ -50,8 +53,13 @@ impl ApiError {
         Self::Invalid { field: Some(field.to_owned()), reason: reason.into() }
     }
 
-    pub(super) fn no_build(id: &str) -> Self {
-        Self::NotFound(format!("there is no build {id}"))
+    /// There is no build with this number, or not any more.
+    pub(super) fn no_build(id: &str, why: NoBuild) -> Self {
+        match why {
+            NoBuild::Unknown => Self::NotFound(format!("there is no build {id}")),
+            NoBuild::Deleted => Self::NotFound(format!("build {id} was deleted by retention")),
+            NoBuild::Unreadable(why) => Self::Internal(why),
+        }
     }
 
     /// The core has replied to a command with a reply that does not belong to it.
@@ -64,6 +72,7 @@ impl ApiError {
             Self::Invalid { .. } => StatusCode::BAD_REQUEST,
             Self::Unauthorized(_) => StatusCode::UNAUTHORIZED,
             Self::NotFound(_) => StatusCode::NOT_FOUND,
+            Self::Gone(_) => StatusCode::GONE,
             Self::MethodNotAllowed(_) => StatusCode::METHOD_NOT_ALLOWED,
             Self::Conflict(_) => StatusCode::CONFLICT,
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,

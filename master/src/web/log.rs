@@ -1,7 +1,7 @@
 //! A step's log as bytes: the whole log, a range of it, or the log until it is complete (`follow=1`).
 
 use super::error::{ApiError, Params, Segments};
-use super::{App, Query, builds};
+use super::{App, NoBuild, Query, builds};
 use crate::core::event::Change;
 use crate::core::view::BuildView;
 use axum::body::{Body, Bytes};
@@ -59,6 +59,7 @@ pub(super) struct LogParams {
         (status = 200, description = "The log.", body = String, content_type = "text/plain"),
         (status = 206, description = "A range of the log.", body = String, content_type = "text/plain"),
         (status = 404, description = "There is no such build, attempt, step or log.", body = crate::api::Error),
+        (status = 410, description = "The log was deleted by retention.", body = crate::api::Error),
         (status = 416, description = "The range is past the end of the log."),
     ),
 )]
@@ -88,6 +89,9 @@ pub(super) async fn read_log(
     let mut reader = Reader::new(app, view.build.id, index, params.attempt, changes);
     reader.look(&view);
     let there = reader.there();
+    if there == 0 && reader.had_bytes && view.build.logs_deleted.is_some() {
+        return Err(ApiError::Gone(format!("the log of step {} of build {id} was deleted by retention", index + 1)));
+    }
     if there == 0 && reader.left > 0 {
         let (step, left) = (index + 1, reader.left);
         let why = format!("the log of step {step} of build {id} had {left} bytes, but it no longer exists");
@@ -183,6 +187,8 @@ struct Reader {
     end: Option<End>,
     /// Length of the log when its attempt had ended, so that a log that was deleted since is not sent as empty.
     left: u64,
+    /// Whether its attempt has ended and may have left some of it.
+    had_bytes: bool,
     pause: Duration,
 }
 
@@ -211,6 +217,7 @@ impl Reader {
             until: u64::MAX,
             end: None,
             left: 0,
+            had_bytes: false,
             pause: FIRST_LOOK,
         }
     }
@@ -247,6 +254,10 @@ impl Reader {
             && let Some(Outcome::Success | Outcome::Failure(_) | Outcome::Cancelled) = attempt.outcome
         {
             self.left = kept.or(report.map(|report| report.log_length)).unwrap_or(0);
+            self.had_bytes = self.left > 0;
+        } else {
+            // What a lost attempt has printed, nobody has counted.
+            self.had_bytes = attempt.ended.is_some() && report.is_some();
         }
         self.end = match report {
             _ if attempt.ended.is_some() => Some(End::AsItIs),
@@ -326,10 +337,10 @@ impl Reader {
         }
         let id = self.build;
         let view = self.app.query(|reply| Query::Build { id, reply }).await;
-        let view = view.map_err(io::Error::other)?.map_err(io::Error::other)?;
-        match view {
-            Some(view) => self.look(&view),
-            None => self.end = Some(End::AsItIs),
+        match view.map_err(io::Error::other)? {
+            Ok(view) => self.look(&view),
+            Err(NoBuild::Unknown | NoBuild::Deleted) => self.end = Some(End::AsItIs),
+            Err(NoBuild::Unreadable(why)) => return Err(io::Error::other(why)),
         }
         Ok(())
     }

@@ -23,6 +23,7 @@ use crate::core::build::BuildState;
 use crate::core::event::{Change, Command, Reply, WorkerState};
 use crate::core::mail::Mail;
 use crate::core::record::HostState;
+pub use crate::core::view::BuildFilter;
 use crate::core::view::{BuildView, HostView, PlaceView, Why, WorkerView};
 use crate::http_server::{self, Encryption};
 use error::ApiError;
@@ -78,8 +79,8 @@ pub enum Query {
     Build {
         /// Its number.
         id: BuildId,
-        /// The build, if there is one, or why the ledger cannot be read.
-        reply: oneshot::Sender<Result<Option<BuildView>, String>>,
+        /// The build, or why there is none.
+        reply: oneshot::Sender<Result<BuildView, NoBuild>>,
     },
     /// Builds, newest first.
     Builds {
@@ -92,8 +93,8 @@ pub enum Query {
     Why {
         /// Its number.
         id: BuildId,
-        /// The sentence, if there is such a build, or why the ledger cannot be read.
-        reply: oneshot::Sender<Result<Option<Why>, String>>,
+        /// The sentence, or why there is no such build.
+        reply: oneshot::Sender<Result<Why, NoBuild>>,
     },
     /// Every worker, by name.
     Workers {
@@ -127,15 +128,15 @@ pub enum Query {
     },
 }
 
-/// Selects builds.
+/// Why there is no such build.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct BuildFilter {
-    /// Only those in this state.
-    pub state: Option<BuildState>,
-    /// Maximum number; 1 to [`MAX_LIST`].
-    pub limit: usize,
-    /// Only those that are older than this one.
-    pub before: Option<BuildId>,
+pub enum NoBuild {
+    /// There never was one with this number.
+    Unknown,
+    /// Retention has deleted it.
+    Deleted,
+    /// The ledger cannot be read; why.
+    Unreadable(String),
 }
 
 /// Whether the master can work.

@@ -556,6 +556,8 @@ async function loadBuild(id) {
     ["Priority", String(build.priority)], ["Attempts", `${build.attempts} (up to ${build.retries} retries)`],
     ["Timeout", build.timeout === null ? null : formatDuration(build.timeout)],
     ["Cancellation", build.cancel_requested && !ended ? "requested" : null],
+    ["Logs", build.logs_deleted ? ["deleted by retention ", timeElement(build.logs_deleted, "ago")] : null],
+    ["Kept", build.keep ? "never deleted" : null],
   ];
   $("build-facts").replaceChildren(...facts.filter(([, value]) => value).map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value))));
 

@@ -21,7 +21,7 @@ fn count(many: usize) -> u32 {
 
 /// A build as in lists.
 pub(super) fn build(view: &BuildView) -> api::Build {
-    let build::Build { id, spec, status } = &view.build;
+    let build::Build { id, spec, status, .. } = &view.build;
     api::Build {
         id: Id(*id),
         name: spec.name.clone(),
@@ -58,6 +58,8 @@ pub(super) fn build_in_full(view: &BuildView) -> api::BuildInFull {
         timeout: spec.timeout_ms.map(seconds),
         queue_timeout: spec.queue_timeout_ms.map(seconds),
         cancel_requested: status.cancelled,
+        keep: spec.keep,
+        logs_deleted: view.build.logs_deleted.map(Time),
         steps: spec.steps.iter().zip(1..).map(|(step, number)| requested_step(number, step)).collect(),
         tries: status.attempts.iter().map(|attempt| self::attempt(&spec.steps, attempt)).collect(),
         evidence: status.failed_hosts.iter().map(evidence).collect(),

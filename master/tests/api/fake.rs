@@ -10,7 +10,7 @@ use rouse_master::core::record::{DesiredState, Host, HostState};
 use rouse_master::core::view::{BuildView, HostView, PlaceView, Refusal, Why, WorkerView};
 use rouse_master::http_server::Encryption;
 use rouse_master::tls::TlsFiles;
-use rouse_master::web::{self, Figure, Health, LogSource, Metrics, Query, Request, Settings};
+use rouse_master::web::{self, Figure, Health, LogSource, Metrics, NoBuild, Query, Request, Settings};
 use rouse_shared::message::{Outcome, Step, StepReport, StepState};
 use rouse_shared::{AttemptId, BuildId, HostId, SessionId, Timestamp};
 use std::collections::{BTreeMap, HashMap};
@@ -47,6 +47,8 @@ impl LogSource for Logs {
 #[derive(Default)]
 pub struct World {
     pub builds: BTreeMap<BuildId, BuildView>,
+    /// Builds that retention has deleted.
+    pub deleted: Vec<BuildId>,
     pub workers: Vec<WorkerView>,
     pub hosts: Vec<HostView>,
     pub places: Vec<PlaceView>,
@@ -165,6 +167,7 @@ impl Fake {
             retries: 2,
             timeout_ms: Some(90_500),
             queue_timeout_ms: None,
+            keep: false,
             env: BTreeMap::new(),
             limits: Default::default(),
             steps,
@@ -317,7 +320,10 @@ pub fn report(state: StepState, log_length: u64) -> StepReport {
 }
 
 fn queued(id: u64, spec: Arc<BuildSpec>) -> BuildView {
-    BuildView { build: Build { id: BuildId(id), spec, status: BuildStatus::new(NOON) }, state: BuildState::Queued }
+    BuildView {
+        build: Build { id: BuildId(id), spec, status: BuildStatus::new(NOON), logs_deleted: None },
+        state: BuildState::Queued,
+    }
 }
 
 async fn answer(mut asked: mpsc::Receiver<Request>, world: Arc<Mutex<World>>, changes: broadcast::Sender<Change>) {
@@ -392,19 +398,22 @@ fn obey(world: &mut World, command: Command, changes: &broadcast::Sender<Change>
 
 fn tell(world: &World, query: Query) {
     let ledger = || if world.ledger_broken { Err("the master failed to read the ledger".to_owned()) } else { Ok(()) };
+    let build = |id| match world.builds.get(&id) {
+        _ if world.ledger_broken => Err(NoBuild::Unreadable("the master failed to read the ledger".to_owned())),
+        Some(build) => Ok(build.clone()),
+        None if world.deleted.contains(&id) => Err(NoBuild::Deleted),
+        None => Err(NoBuild::Unknown),
+    };
     match query {
-        Query::Build { id, reply } => drop(reply.send(ledger().map(|()| world.builds.get(&id).cloned()))),
+        Query::Build { id, reply } => drop(reply.send(build(id))),
         Query::Builds { filter, reply } => {
-            let fits = |view: &&BuildView| {
-                filter.state.is_none_or(|state| view.state == state)
-                    && filter.before.is_none_or(|before| view.build.id < before)
-            };
+            let fits = |view: &&BuildView| filter.matches(&view.build, view.state);
             let found = world.builds.values().rev().filter(fits).take(filter.limit).cloned().collect();
             reply.send(ledger().map(|()| found)).ok();
         }
         Query::Why { id, reply } => {
             let why = Why { sentence: world.why.clone(), next_try: Some(NOON) };
-            reply.send(ledger().map(|()| world.builds.get(&id).map(|_| why))).ok();
+            reply.send(build(id).map(|_| why)).ok();
         }
         Query::Workers { reply } => drop(reply.send(world.workers.clone())),
         Query::Hosts { reply } => drop(reply.send(world.hosts.clone())),

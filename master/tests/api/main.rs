@@ -7,3 +7,4 @@ mod fake;
 mod following;
 mod http;
 mod page;
+mod retention;

@@ -90,11 +90,19 @@ pub enum Break {
     AlarmUnheard,
     /// An agent does not notice that a connection on which the broker accepts nothing is dead.
     DeadLinkUnnoticed,
+    /// Builds are deleted before their time.
+    DeleteEarly,
+    /// Builds that are to be kept are deleted like others.
+    ForgetKeep,
+    /// Log files that are reported as deleted are still there.
+    FilesStay,
+    /// A master that starts does not know the numbers of deleted builds.
+    ForgetNumbers,
 }
 
 impl Break {
     /// All of them.
-    pub const ALL: [Break; 42] = [
+    pub const ALL: [Break; 46] = [
         Self::PerformBeforeCommit,
         Self::AckBeforeCommit,
         Self::DiskForgets,
@@ -137,5 +145,9 @@ impl Break {
         Self::Impatient,
         Self::AlarmUnheard,
         Self::DeadLinkUnnoticed,
+        Self::DeleteEarly,
+        Self::ForgetKeep,
+        Self::FilesStay,
+        Self::ForgetNumbers,
     ];
 }

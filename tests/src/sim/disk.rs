@@ -33,6 +33,12 @@ pub(super) struct Disk {
     pub reported_orphans: BTreeSet<(ProviderKind, String)>,
     pub leases_extended: Option<Duration>,
     pub alarm_told: Option<Timestamp>,
+    /// Ended builds whose logs retention deletes, and whether it has.
+    pub expired: BTreeMap<BuildId, bool>,
+    /// The bytes of logs of ended builds, as they were measured.
+    pub sizes: BTreeMap<BuildId, u64>,
+    /// The builds that retention has deleted, with their names.
+    pub deleted: BTreeMap<BuildId, String>,
     /// Whether nothing more can be written.
     pub full: bool,
     /// Bytes of each step's log.
@@ -43,7 +49,7 @@ impl Disk {
     pub(super) fn apply(&mut self, record: Record) {
         match record {
             Record::NewBuild { id, spec, message_id, status } => {
-                self.builds.insert(id, Build { id, spec, status });
+                self.builds.insert(id, Build { id, spec, status, logs_deleted: None });
                 if let Some(message_id) = message_id {
                     self.message_ids.insert(message_id, id);
                 }
@@ -52,6 +58,17 @@ impl Disk {
                 if let Some(build) = self.builds.get_mut(&id) {
                     build.status = status;
                 }
+            }
+            Record::LogsMeasured(id, bytes) => drop(self.sizes.insert(id, bytes)),
+            Record::LogsExpired(id, _) => drop(self.expired.insert(id, false)),
+            Record::LogsDeleted(id) => drop(self.expired.insert(id, true)),
+            Record::BuildDeleted(id) => {
+                if let Some(build) = self.builds.remove(&id) {
+                    self.deleted.insert(id, build.spec.name.clone());
+                }
+                self.expired.remove(&id);
+                self.sizes.remove(&id);
+                self.message_ids.retain(|_, build| *build != id);
             }
             Record::Host(host) => {
                 self.known_hosts.insert(host.id.clone());
@@ -113,7 +130,7 @@ impl Disk {
             workers: self.workers.iter().map(|(n, r)| (n.clone(), r.clone())).collect(),
             images: self.images.iter().map(|(k, r)| (k.clone(), r.clone())).collect(),
             places: self.places.iter().map(|(k, r)| (k.clone(), r.clone())).collect(),
-            last_build: self.builds.keys().next_back().map_or(0, |b| b.0),
+            last_build: self.builds.keys().chain(self.deleted.keys()).max().map_or(0, |b| b.0),
             spent: self.spent,
             news: self.news.values().cloned().collect(),
             mails: self.mails.values().cloned().collect(),

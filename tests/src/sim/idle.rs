@@ -30,7 +30,12 @@ fn ms(duration: Duration) -> u64 {
 
 impl World {
     pub(super) fn check_all(&mut self) {
-        let missing = self.script.accepted.keys().find(|id| !self.disk.builds.contains_key(id)).copied();
+        let missing = self
+            .script
+            .accepted
+            .keys()
+            .find(|id| !self.disk.builds.contains_key(id) && !self.disk.deleted.contains_key(id))
+            .copied();
         if let Some(id) = missing {
             self.violated(format!("build {id} was accepted and is not in the ledger"));
         }

@@ -45,11 +45,12 @@ impl World {
         match record {
             Record::NewBuild { id, message_id, .. } => {
                 let known = message_id.as_ref().and_then(|m| self.disk.message_ids.get(m));
-                if self.disk.builds.contains_key(id) || known.is_some() {
+                if self.disk.builds.contains_key(id) || self.disk.deleted.contains_key(id) || known.is_some() {
                     self.violated(format!("build {id} is accepted twice"));
                 }
             }
             Record::Build(id, status) => self.check_status(*id, status),
+            Record::LogsExpired(..) | Record::BuildDeleted(_) => self.check_retention(record),
             Record::Host(host) => {
                 // It has got something to do, perhaps for less time than there is between two looks.
                 if self.disk.hosts.get(&host.id).is_some_and(|before| before.uses != host.uses) {
@@ -61,6 +62,8 @@ impl World {
             Record::Session(session) if session.impostor => self.summary.impostors += 1,
             Record::Session(_)
             | Record::SessionOver(_)
+            | Record::LogsMeasured(..)
+            | Record::LogsDeleted(_)
             | Record::Image(..)
             | Record::Place(..)
             | Record::Spent(_)

@@ -68,6 +68,8 @@ fn has_weight(effect: &Effect) -> bool {
         | Effect::OpenLogs { .. }
         | Effect::CheckLogs { .. }
         | Effect::CloseLogs { .. }
+        | Effect::FindExpired(_)
+        | Effect::DeleteLogs(_)
         | Effect::Publish(_)
         | Effect::Log(..)
         | Effect::LogRefused { .. } => false,
@@ -181,6 +183,9 @@ impl World {
         if self.broken == Some(Break::ForgetSuspended) {
             ledger.hosts.retain(|host| host.state != HostState::Suspended);
         }
+        if self.broken == Some(Break::ForgetNumbers) {
+            ledger.last_build = self.disk.builds.keys().next_back().map_or(0, |build| build.0);
+        }
         let start = Start { master: self.master.id.clone(), plan: self.told_plan(), ledger, seed };
         self.say(|| "master: starts".to_owned());
         let (core, effects) = Core::new(self.time(), start);
@@ -206,6 +211,7 @@ impl World {
         };
         match self.broken {
             Some(Break::NoMaxHosts) => plan.max_hosts = None,
+            Some(Break::DeleteEarly) => plan.retention.builds = Some(Duration::from_secs(30)),
             Some(Break::Impatient) => plan.queue_timeout = Some(Duration::from_secs(90)),
             Some(Break::NoMaxBuilds) => change(&mut plan, |w| w.max_builds = None),
             Some(Break::KeepIdle) => {

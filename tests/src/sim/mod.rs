@@ -20,6 +20,7 @@ mod perform;
 mod places;
 mod quiet;
 mod relay;
+mod retention;
 mod script;
 mod setup;
 mod show;

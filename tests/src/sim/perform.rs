@@ -113,6 +113,8 @@ impl World {
                 return missing.map(|(step, offset)| Event::LogGap { attempt, step, offset });
             }
             Effect::SendMail(mail) => self.send_mail(*mail),
+            Effect::FindExpired(scan) => self.find_expired(scan),
+            Effect::DeleteLogs(builds) => self.delete_logs(builds),
             Effect::CloseLogs { attempt } => {
                 self.master.open_logs.remove(&attempt);
                 self.master.expected.remove(&attempt);

@@ -5,7 +5,7 @@ use rouse_master::core::build::{BuildState, Requirement};
 use rouse_master::core::event::{Listing, StartError, WorkerState};
 use rouse_master::core::plan::{ProviderKind, WorkerPlan};
 use rouse_master::core::record::{Host, HostState};
-use rouse_master::core::view::PlaceState;
+use rouse_master::core::view::{BuildFilter, PlaceState};
 use rouse_shared::BuildId;
 use std::collections::BTreeMap;
 
@@ -138,8 +138,8 @@ impl World {
         };
         let held: BTreeMap<_, _> =
             self.disk.builds.values().filter_map(|b| Some((b.status.live_attempt()?.worker.clone(), ()))).collect();
-        let waiting = core.live_builds().filter(|view| view.state == BuildState::Queued);
-        let beside = waiting.filter(|view| {
+        let queued = BuildFilter { state: Some(BuildState::Queued), limit: usize::MAX, ..BuildFilter::default() };
+        let beside = core.live_builds(&queued).into_iter().filter(|view| {
             let requirement = &view.build.spec.requirement;
             plan.workers.values().any(|w| fits(w, requirement) && sleeps(w) && !held.contains_key(&w.name))
         });

@@ -49,7 +49,8 @@ impl World {
         if let Some(index) = unanswered {
             return self.violated(format!("submission {index} was never answered"));
         }
-        let builds: BTreeSet<&str> = self.disk.builds.values().map(|b| b.spec.name.as_str()).collect();
+        let there = self.disk.builds.values().map(|b| b.spec.name.as_str());
+        let builds: BTreeSet<&str> = there.chain(self.disk.deleted.values().map(String::as_str)).collect();
         let kept = |(index, of): &(usize, &super::script::Submission)| {
             of.answer == Accepted::Refused || builds.contains(format!("b{index}").as_str())
         };
@@ -60,6 +61,7 @@ impl World {
         self.check_hosts();
         self.check_workers();
         self.check_mail();
+        self.check_deleted();
     }
 
     fn check_hosts(&mut self) {

@@ -1,6 +1,7 @@
 //! What people do: submissions, cancels, commands of operators.
 
 use super::master::{Asked, Delivery, Input};
+use super::retention;
 use super::world::World;
 use rouse_master::core::audit::AuditMode;
 use rouse_master::core::build::{BuildSpec, Requirement};
@@ -94,6 +95,7 @@ impl World {
             queue_timeout_ms: self.chance.pick(&[None, None, None, Some(120_000), Some(900_000)]),
             env: BTreeMap::new(),
             limits: Default::default(),
+            keep: retention::keeps(index),
             steps: (0..steps).map(|i| self.step(i)).collect(),
         };
         let message_id = self.chance.permille(500).then(|| format!("m{index}"));
@@ -173,7 +175,7 @@ impl World {
             self.script.submissions[index].answer = Accepted::Refused;
             return;
         };
-        if !self.disk.builds.contains_key(&build) {
+        if !self.disk.builds.contains_key(&build) && !self.disk.deleted.contains_key(&build) {
             self.violated(format!("build {build} was accepted and is not in the ledger"));
         }
         let before = self.script.submissions[index].answer;
@@ -181,6 +183,8 @@ impl World {
         if let Accepted::Build(other) = before
             && named
             && other != build
+            // Its id goes with the build.
+            && !self.disk.deleted.contains_key(&other)
         {
             self.violated(format!("submission {index} was accepted as build {other} and as build {build}"));
         }

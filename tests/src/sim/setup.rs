@@ -175,6 +175,7 @@ pub(super) fn make(chance: &mut Chance) -> (Plan, Faults) {
         max_spend_per_day: None,
         max_log_size: 256_000_000,
         queue_timeout: None,
+        retention: Default::default(),
         among_equals: chance.pick(&[AmongEquals::Pack, AmongEquals::Spread, AmongEquals::Cheapest]),
         mail_after_failed_starts: u32::try_from(chance.range(1, 5)).unwrap_or(5),
         audit_interval: Duration::from_secs(chance.range(60, 300)),

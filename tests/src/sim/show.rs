@@ -94,6 +94,12 @@ pub(super) fn event(event: &Event) -> String {
         Event::LogsWhole { attempt } => format!("logs of {attempt} are whole"),
         Event::LogGap { attempt, step, offset } => format!("log {step} of {attempt} lacks its bytes from {offset}"),
         Event::MailSent { mail, result } => format!("mail {} was sent: {result:?}", mail.0),
+        Event::Expired(Ok(found)) => format!("found expired {found:?}"),
+        Event::Expired(Err(why)) => format!("found nothing expired: {why}"),
+        Event::LogsDeleted { builds, failed } => {
+            let failed = failed.as_ref().map(|why| format!(", but not all: {why}")).unwrap_or_default();
+            format!("deleted the logs of {} builds{failed}", builds.len())
+        }
         Event::Shutdown => "is asked to end".to_owned(),
         Event::Tick => "tick".to_owned(),
         Event::ListedForAudit { request, round, provider, result } => {

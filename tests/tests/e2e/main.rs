@@ -22,6 +22,7 @@ mod outages;
 mod own_broker;
 mod refusals;
 mod reload;
+mod retention;
 mod rogue;
 mod sandbox;
 mod standing;

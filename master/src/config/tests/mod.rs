@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use super::*;
-use crate::core::plan::Digest;
+use crate::core::plan::{Digest, Retention};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng as _, SeedableRng as _};
 use rouse_shared::message::Limits;
@@ -96,6 +96,9 @@ fn nothing_is_wrong_with_the_example() {
     assert_eq!(config.master.api_token.as_ref().unwrap().expose(), "api-token!");
     assert_eq!(config.plan.max_spend_per_day, Some(25.0));
     assert_eq!(config.plan.max_hosts, Some(50));
+    let days = |days: u64| Some(Duration::from_secs(86_400 * days));
+    let retention = Retention { builds: days(180), logs: days(30), max_size: Some(200_000_000_000) };
+    assert_eq!(config.plan.retention, retention);
 
     let solaris = worker(&config, "bot-solaris");
     assert_eq!((solaris.max_builds, solaris.lease), (Some(2), Some(Duration::from_secs(60))));

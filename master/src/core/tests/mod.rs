@@ -17,6 +17,7 @@ mod mail;
 mod missing;
 mod places;
 mod restarts;
+mod retention;
 mod sessions;
 mod suspend;
 
@@ -90,6 +91,7 @@ fn plan(workers: Vec<WorkerPlan>) -> Plan {
         mail_after_failed_starts: 3,
         max_log_size: 256_000_000,
         queue_timeout: None,
+        retention: Default::default(),
         among_equals: AmongEquals::Pack,
         audit_interval: secs(3_600),
         stop_orphans: true,
@@ -230,6 +232,10 @@ impl Bench {
             Record::OrphanReported(_, handle) | Record::OrphanOver(_, handle) => (format!("orphan {handle}"), None),
             Record::LeasesExtended(_) => ("leases".to_owned(), None),
             Record::AlarmTold(_) => ("alarm".to_owned(), None),
+            Record::LogsMeasured(id, _)
+            | Record::LogsExpired(id, _)
+            | Record::LogsDeleted(id)
+            | Record::BuildDeleted(id) => (format!("ended {id:06}"), None),
         };
         self.disk.insert(key, record.clone());
         if let Some((long, kind)) = id
@@ -266,7 +272,7 @@ impl Bench {
                         _ => status,
                     };
                     if status.end.is_none() {
-                        ledger.builds.push(super::build::Build { id, spec, status });
+                        ledger.builds.push(super::build::Build { id, spec, status, logs_deleted: None });
                     }
                 }
                 Record::Host(host) if host.state != HostState::Terminated => ledger.hosts.push(host),
@@ -283,6 +289,8 @@ impl Bench {
                 Record::LeasesExtended(by) => ledger.leases_extended = by,
                 Record::AlarmTold(at) => ledger.alarm_told = at,
                 Record::Build(..) | Record::Host(_) | Record::SessionOver(_) => {}
+                Record::LogsMeasured(..) | Record::LogsExpired(..) => {}
+                Record::LogsDeleted(_) | Record::BuildDeleted(_) => {}
                 Record::NewsOver(_) | Record::MailOver(_) | Record::OrphanOver(..) => {}
             }
         }
@@ -309,6 +317,7 @@ impl Bench {
             retries,
             timeout_ms: None,
             queue_timeout_ms: None,
+            keep: false,
             env: BTreeMap::new(),
             limits: Default::default(),
             steps: vec![Step {
