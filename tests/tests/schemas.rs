@@ -327,15 +327,15 @@ const RIGHT: &str = "
 /// ConfigErrors of faulty.toml that no schema can express, by line and key.
 const NOT_EXPRESSED: [&str; 10] = [
     "8 broker.auth_listen",
-    "16 mail.relay",
-    "34 worker.name",
-    "35 worker.password.file",
-    "37 worker.lease",
-    "42 worker.password.env",
-    "52 worker.ec2.valid_ami_location_regex",
-    "63 worker.ec2.elastic_ip",
-    "86 worker.libvirt.hd_image",
-    "94 worker.libvirt.base_image",
+    "17 mail.relay",
+    "35 worker.name",
+    "36 worker.password.file",
+    "38 worker.lease",
+    "43 worker.password.env",
+    "53 worker.ec2.valid_ami_location_regex",
+    "64 worker.ec2.elastic_ip",
+    "87 worker.libvirt.hd_image",
+    "95 worker.libvirt.base_image",
 ];
 
 #[test]
