@@ -22,7 +22,7 @@ use tokio::sync::mpsc;
 
 pub use place::{free_address, scratch};
 
-pub const DEADLINE: Duration = Duration::from_secs(60);
+pub const DEADLINE: Duration = Duration::from_secs(150);
 
 /// What came in, without receipts (they are acknowledged at once).
 #[derive(Clone, Debug, PartialEq)]

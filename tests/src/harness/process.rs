@@ -9,7 +9,7 @@ use std::sync::{Mutex, OnceLock, mpsc};
 use std::time::Duration;
 
 /// How long anything may take that has no deadline of its own.
-pub const DEADLINE: Duration = Duration::from_secs(60);
+pub const DEADLINE: Duration = Duration::from_secs(120);
 /// Between two looks, at first.
 pub(super) const LOOK: Duration = Duration::from_millis(20);
 /// Between two looks after a long wait. Looks cost processor time that what is waited for may need.
