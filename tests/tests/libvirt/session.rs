@@ -87,7 +87,7 @@ fn a_build_in_a_guest_of_an_ordinary_user() {
     assert!(said.contains("answers at qemu:///session"), "{said}");
     let master = Process::start(session.rouse(&["master", "-c", "rouse.toml"]), dir, "master");
     let get = |path: &str| request(http, "GET", path, None, "").filter(|answer| answer.status == 200);
-    assert!(holds_within(DEADLINE, || get("/healthz").is_some()), "the master is not ready: {}", master.err());
+    assert!(holds_within(2 * DEADLINE, || get("/healthz").is_some()), "the master is not ready: {}", master.err());
     let token = fs::read_to_string(dir.join("state/api-token")).unwrap();
     let body = json!({ "worker": "own", "step": [{ "run": ["cat", "/sys/class/dmi/id/product_uuid"] }] });
     let accepted = request(http, "POST", "/api/builds", Some(token.trim()), &body.to_string()).unwrap().json();
