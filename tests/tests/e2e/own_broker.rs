@@ -1,6 +1,6 @@
 //! A RabbitMQ that the operator runs, with and without the settings in contrib/rabbitmq.
 
-use rouse_tests::harness::{Master, OwnBroker, check_online, free_address, scratch, standing};
+use rouse_tests::harness::{DEADLINE, Master, OwnBroker, check_online, free_address, holds_within, scratch, standing};
 use std::fs;
 
 const CONFIGURATION: &str = include_str!("../../../contrib/rabbitmq/rabbitmq.conf");
@@ -59,7 +59,13 @@ fn what_a_broker_lacks_is_said() {
             format!("[broker]\nauth_listen = \"{auth}\"\nurl = \"{}\"\nmanagement_url = \"{url}\"\n", bare.url());
         check_online(&dir, &text, &[]).1
     };
-    let said = with_api(&format!("http://{api}"));
+    // A node that has just started collects its first figures a few seconds later.
+    let mut said = String::new();
+    let is_known = || {
+        said = with_api(&format!("http://{api}"));
+        !said.contains("says nothing of itself")
+    };
+    assert!(holds_within(DEADLINE, is_known), "{said}");
     for wanted in [
         "broker.management_url: a policy (theirs) sets message-ttl of the queues of agents: it drops messages that wait",
         "lacks plugins: run `rabbitmq-plugins enable rabbitmq_auth_backend_http rabbitmq_auth_backend_cache` on it",
@@ -75,7 +81,7 @@ fn what_a_broker_lacks_is_said() {
     assert!(!said.contains("wrong"), "no password is shown: {said}");
 
     let other = OwnBroker::start("other-broker", "", "[].");
-    let both = bare.url().replace("/rouse", &format!(",{}/rouse", other.address));
+    let both = format!("{},{}/rouse", bare.url().strip_suffix("/rouse").unwrap(), other.address);
     let (_, said) = check_online(&dir, &format!("[broker]\nauth_listen = \"{auth}\"\nurl = \"{both}\"\n"), &[]);
     let apart = format!("{}/rouse: it is not in the same cluster as amqp://{}/rouse", other.address, bare.address);
     assert!(said.contains(&apart), "{apart:?} is not in {said}");
