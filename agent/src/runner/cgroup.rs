@@ -264,7 +264,8 @@ impl Cgroup {
         if write(&self.dir.join("cgroup.kill"), "1").is_ok() || !self.dir.exists() {
             return;
         }
-        // A kernel before 5.14: what is frozen cannot fork, and can be killed.
+        // A kernel before 5.14: what is frozen cannot fork, and can be killed. If it cannot be frozen, some may fork in
+        // time, and `is_empty` notices them.
         let _ = write(&self.dir.join("cgroup.freeze"), "1");
         for pid in self.processes() {
             // It may have ended meanwhile. Whatever refuses to end is noticed by `is_empty`.

@@ -31,7 +31,7 @@ const MODULES: [&str; 13] = [
 /// What the agent loads by itself, as in any image without udev: it is on the disk.
 const LATER: &str = "qemu_fw_cfg";
 
-/// What the kernel leaves out or does not look for: half a second of an emulated boot, and its messages.
+/// What the kernel leaves out or does not look for, because that takes long on an emulated processor; and its messages.
 const KERNEL: &str = "console=ttyS0 quiet panic=-1 mitigations=off nokaslr edd=off audit=0 no_timer_check \
     cryptomgr.notests";
 
@@ -139,8 +139,9 @@ fn initrd_of(image: &Path) -> PathBuf {
     image.with_extension("initrd")
 }
 
-/// The part of a domain's description that boots this image without its boot loader. That halves the time until the
-/// kernel runs, because the firmware reads the kernel in small pieces and waits actively for each.
+/// The part of a domain's description that boots this image without its boot loader, which reads the kernel in small
+/// pieces and waits actively for each. Until the first program on the disk runs, QEMU takes 2.6 s of a processor with it,
+/// and 7.3 s without.
 pub fn direct_boot(image: &Path) -> String {
     let (kernel, initrd) = (cache().join("kernel/vmlinuz"), initrd_of(image));
     format!("<kernel>{}</kernel><initrd>{}</initrd><cmdline>{KERNEL}</cmdline>", kernel.display(), initrd.display())
