@@ -15,6 +15,7 @@ use rouse_tests::harness::{
 use rouse_tests::rogue::{Hostile, Rogue};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::fs;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -38,6 +39,9 @@ static OVER: AtomicBool = AtomicBool::new(false);
 const MEMORY: u64 = 200_000_000;
 /// Lines that each build prints.
 const LINES: usize = 500;
+/// The rogues end before the master does. Their workers, and builds, wait until a lease that a restarted master has made
+/// longer is over.
+const RESTART_LEASE: &str = "restart_lease = \"60s\"\n";
 /// Longest that all builds may take to end once nothing is done to them any more.
 const SETTLE: Duration = Duration::from_secs(300);
 
@@ -80,7 +84,8 @@ fn workers(ec2: &str) -> String {
     let common = "keepalive_interval = 1\nmax_builds = 1\nmissing_timeout = 45\n";
     let honest = format!("{common}properties = {{ pool = \"honest\" }}\n");
     let lease = |n| if n <= PATIENT { "lease = 40\n" } else { "lease = 12\n" };
-    let rogues: String = (1..=ROGUES).map(|n| standing(&format!("r{n}"), common)).collect();
+    let rogues = format!("{common}lease = 12\n");
+    let rogues: String = (1..=ROGUES).map(|n| standing(&format!("r{n}"), &rogues)).collect();
     let standing: String =
         (1..=STANDING).map(|n| standing(&format!("s{n}"), &format!("{honest}{}", lease(n)))).collect();
     let waits = format!("{honest}lease = 12\nbuild_wait_timeout = 3\n");
@@ -105,7 +110,10 @@ impl Stage {
         let authority = Authority::new(&papers, "authority");
         let certificates = format!("identity_certificates = {:?}\n", authority.certificate);
         let ec2 = with_defaults(&cloud.endpoint(), &certificates);
-        let master = Master::start_with("chaos", &broker, &url, auth, &workers(&ec2));
+        let mut master = Master::prepare("chaos", &broker, &url, auth, "");
+        master.add_to_master(RESTART_LEASE);
+        master.configure(&workers(&ec2));
+        master.begin_prepared();
         for dir in ["traces", "instances"] {
             fs::create_dir_all(master.dir.join(dir)).unwrap();
         }
@@ -357,6 +365,20 @@ impl Stage {
         })
     }
 
+    /// The builds that have not ended, and what the system knows of them.
+    fn unsettled(&self) -> String {
+        let token = self.master.token();
+        let ask = |path: &str| {
+            request(self.master.http, "GET", path, Some(&token), "")
+                .map_or_else(|| "no answer".into(), |answer| String::from_utf8_lossy(&answer.body).into_owned())
+        };
+        let mut said = format!("workers: {}\nhosts: {}\n", ask("/api/workers"), ask("/api/hosts"));
+        for state in ["queued", "starting", "running"] {
+            let _ = writeln!(said, "{state}: {}", ask(&format!("/api/builds?state={state}&limit=5")));
+        }
+        said
+    }
+
     /// What must hold when all is over.
     fn check(&self, builds: &[String]) {
         let traces = self.master.dir.join("traces");
@@ -445,7 +467,7 @@ fn nothing_is_lost_and_nothing_is_left_running() {
     assert!(peak < MEMORY, "the master took {peak} bytes");
     let settling = Instant::now();
     while !stage.settled() {
-        assert!(settling.elapsed() < SETTLE, "builds have not ended\n{}", stage.master.log());
+        assert!(settling.elapsed() < SETTLE, "builds have not ended\n{}\n{}", stage.unsettled(), stage.master.log());
         stage.relieve_all();
         std::thread::sleep(Duration::from_millis(100));
     }

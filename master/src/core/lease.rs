@@ -33,6 +33,12 @@ impl Core {
     /// The master is asked to end. An upgrade must end no build.
     pub(super) fn on_shutdown(&mut self, now: Timestamp) {
         self.terminating = true;
+        // What an earlier master has promised stays in the ledger.
+        self.timers.clear(&Timer::Extension);
+        if !self.linked {
+            // No agent gets the longer lease, so the workers of those that are gone need not wait until it is over.
+            return;
+        }
         // The extension also covers leases that an earlier master has promised.
         self.keep_extension(self.plan.restart_lease);
         let sessions: Vec<_> = self

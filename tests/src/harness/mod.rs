@@ -113,10 +113,23 @@ impl Master {
     /// If it does not become ready.
     pub fn start_with(name: &str, broker: &str, broker_url: &str, auth: SocketAddr, workers: &str) -> Self {
         let master = Self::prepare(name, broker, broker_url, auth, workers);
-        let place = place_to_start();
-        master.begin();
-        drop(place);
+        master.begin_prepared();
         master
+    }
+
+    /// Starts it for the first time, and waits until it is ready.
+    ///
+    /// # Panics
+    /// If it does not become ready.
+    pub fn begin_prepared(&self) {
+        let place = place_to_start();
+        self.begin();
+        drop(place);
+    }
+
+    /// Adds lines to `[master]`, for the next [`Self::configure`].
+    pub fn add_to_master(&mut self, lines: &str) {
+        self.head = self.head.replacen("[broker]", &format!("{lines}[broker]"), 1);
     }
 
     /// The same, but does not start it.

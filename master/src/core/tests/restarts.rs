@@ -122,6 +122,28 @@ fn an_upgrade_s_longer_lease_outlives_a_step_of_the_clock() {
 }
 
 #[test]
+fn an_upgrade_without_a_broker_makes_no_lease_longer() {
+    for before in [false, true] {
+        let mut bench = waking();
+        bench.hello("s", "a", 1, "password", Vec::new());
+        bench.submit(on("s"));
+        if before {
+            bench.event("terminate", Event::Shutdown);
+            bench.restart();
+        }
+        bench.event("broker down", Event::BrokerDown);
+        bench.event("terminate", Event::Shutdown);
+        bench.restart();
+        bench.hush();
+        let promised = if before { 300 } else { 30 };
+        bench.pass(promised + 4);
+        assert!(!bench.text.contains("the lease of worker s has expired"), "{before}: {}", bench.text);
+        bench.pass(2);
+        assert!(bench.text.contains("the lease of worker s has expired"), "{before}: {}", bench.text);
+    }
+}
+
+#[test]
 fn nothing_is_waited_for_that_a_clock_set_back_has_put_off() {
     let mut bench = Bench::quietly(plan(vec![latent("l"), standing("s")]));
     bench.pass(7_200);
