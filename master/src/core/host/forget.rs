@@ -8,13 +8,15 @@ use crate::core::places::PlaceKey;
 use crate::core::record::HostState;
 use crate::core::sessions::LINK_PATIENCE;
 use crate::core::timers::Timer;
-use crate::core::{Core, Timestamp};
+use crate::core::{Core, Live, Timestamp, Worker};
 use rouse_shared::HostId;
 use rouse_shared::limits::KILL_MARGIN;
 use std::time::Duration;
 
 /// Why a host was given up.
 const WHY: &str = "an operator has given it up";
+/// Why a host is not given up yet.
+const JUST_STARTED: &str = "the master has not heard from it since its own start; try again in a minute";
 
 impl Core {
     /// Gives up a host. Its attempts go elsewhere once its agent, which nobody hears, has ended them.
@@ -25,6 +27,10 @@ impl Core {
         }
         if self.is_attached(id) {
             let reason = format!("the agent of host {id} is attached; `rouse terminate {id}` ends the host");
+            return self.reply(request, Reply::Refused { field: None, reason });
+        }
+        if self.may_be_attached(now, id) {
+            let reason = format!("the agent of host {id} may be attached: {JUST_STARTED}");
             return self.reply(request, Reply::Refused { field: None, reason });
         }
         self.forget_host(now, id);
@@ -43,6 +49,10 @@ impl Core {
             let reason = format!("the agent of host {host} in {key} is attached, so the place is not gone");
             return self.reply(request, Reply::Refused { field: None, reason });
         }
+        if let Some(host) = hosts.iter().find(|host| self.may_be_attached(now, host)) {
+            let reason = format!("the agent of host {host} in {key} may be attached: {JUST_STARTED}");
+            return self.reply(request, Reply::Refused { field: None, reason });
+        }
         for host in &hosts {
             self.forget_host(now, host);
         }
@@ -53,8 +63,23 @@ impl Core {
     }
 
     fn is_attached(&self, id: &HostId) -> bool {
-        let worker = self.hosts.get(id).and_then(|live| self.workers.get(&live.host.worker));
-        worker.and_then(|worker| worker.attached()).is_some_and(|live| live.session.host.as_ref() == Some(id))
+        self.session_on(id).is_some_and(|(_, live)| live.attached)
+    }
+
+    /// Whether the host has a session from before the start of the master, and its agent has had no time to say
+    /// something since. If there is no broker, the lease ends the session, or the patience of an agent without one.
+    fn may_be_attached(&self, now: Timestamp, id: &HostId) -> bool {
+        let Some((worker, _)) = self.session_on(id) else { return false };
+        let heard = worker.last_message.is_some() || now.since(self.started) >= LINK_PATIENCE;
+        let time = worker.keepalive().saturating_mul(2);
+        !heard && self.broker_since.is_none_or(|since| now.since(since) < time)
+    }
+
+    /// The session of the agent on this host, and its worker.
+    fn session_on(&self, id: &HostId) -> Option<(&Worker, &Live)> {
+        let worker = self.hosts.get(id).and_then(|live| self.workers.get(&live.host.worker))?;
+        let live = worker.session.as_ref().filter(|live| live.session.host.as_ref() == Some(id))?;
+        Some((worker, live))
     }
 
     fn forget_host(&mut self, now: Timestamp, id: &HostId) {
@@ -66,7 +91,7 @@ impl Core {
             _ if attempts.is_empty() => Duration::ZERO,
             live => {
                 let plan = self.workers.get(&worker).and_then(|w| w.plan.as_ref());
-                let lease = live.map_or_else(|| plan.and_then(|p| p.lease), super::super::Live::lease);
+                let lease = live.map_or_else(|| plan.and_then(|p| p.lease), Live::lease);
                 let grace = plan.map_or(LINK_PATIENCE, |p| p.grace);
                 lease.unwrap_or(LINK_PATIENCE).max(self.extended.unwrap_or_default()) + grace + KILL_MARGIN
             }

@@ -294,8 +294,12 @@ fn a_host_whose_agent_is_attached_is_not_given_up_and_its_attempts_wait_for_leas
     assert!(text.contains("is attached"), "{text}");
     bench.restart();
     let host = bench.host("a");
-    forget(&mut bench, "a");
     let plan = bench.plan.workers[&name("a")].clone();
+    let text = forget(&mut bench, "a");
+    assert!(text.contains("may be attached"), "its next heartbeat may be on its way: {text}");
+    bench.pass(2 * plan.keepalive.as_secs());
+    let text = forget(&mut bench, "a");
+    assert!(text.contains("is given up"), "{text}");
     let most = plan.lease.unwrap() + plan.grace;
     bench.pass(most.as_secs() - 1);
     let runs = |bench: &Bench| bench.core.builds[&BuildId(1)].status.attempts[0].ended.is_none();
@@ -331,7 +335,13 @@ fn a_host_on_which_nothing_runs_is_given_up_at_once_even_if_its_agent_has_a_sess
     bench.wake("a");
     bench.report("a", picture(1, 1, 1, 0, Some(Outcome::Success)));
     bench.restart();
+    bench.event("broker down", Event::BrokerDown);
     let host = bench.host("a");
-    forget(&mut bench, "a");
-    assert!(!bench.core.hosts.contains_key(&host), "{}", bench.text);
+    bench.pass(25);
+    let text = forget(&mut bench, "a");
+    assert!(text.contains("may be attached"), "nobody could be heard: {text}");
+    bench.event("broker up", Event::BrokerUp);
+    bench.pass(25);
+    let text = forget(&mut bench, "a");
+    assert!(!bench.core.hosts.contains_key(&host), "{text}");
 }
