@@ -92,10 +92,20 @@ impl ApiToken {
         if lock(&self.inner.current).configured {
             return Err(RotateError::Configured);
         }
-        let token = files::write_random_hex(file);
-        let token = token.map_err(|error| RotateError::NotWritten { file: file.clone(), error })?;
-        lock(&self.inner.current).token = token.into();
-        Ok(file.clone())
+        match files::write_random_hex(file) {
+            Ok(token) => {
+                lock(&self.inner.current).token = token.into();
+                Ok(file.clone())
+            }
+            Err(error) => {
+                // The file may have the new one already, of which only the disk does not know. Commands read the file.
+                let found = fs::read_to_string(file).unwrap_or_default();
+                if !found.trim().is_empty() {
+                    lock(&self.inner.current).token = found.trim().into();
+                }
+                Err(RotateError::NotWritten { file: file.clone(), error })
+            }
+        }
     }
 }
 
@@ -137,6 +147,17 @@ mod tests {
         assert!(matches!(token.rotate(), Err(RotateError::Configured)));
         token.configure(None).unwrap();
         assert_eq!(token.expose(), new);
+        // If it fails, the file says which one is valid: commands read it.
+        let blocked = file.with_extension("new");
+        fs::create_dir(&blocked).unwrap();
+        fs::write(&file, "renamed-and-not-synced\n").unwrap();
+        assert!(matches!(token.rotate(), Err(RotateError::NotWritten { .. })));
+        assert_eq!(&*token.expose(), "renamed-and-not-synced");
+        fs::remove_dir(blocked).unwrap();
+        let new = {
+            token.rotate().unwrap();
+            token.expose()
+        };
         // What cannot be written changes nothing.
         fs::remove_dir_all(dir.path()).unwrap();
         assert!(matches!(token.rotate(), Err(RotateError::NotWritten { .. })));

@@ -38,6 +38,8 @@ const MOST_CONNECTIONS: usize = 200;
 pub const BLOCK_TIME: Duration = Duration::from_secs(300);
 /// How long the master may take to receive what was sent over a connection before it was closed.
 const BACKLOG: Duration = Duration::from_secs(20);
+/// Number of earlier sessions of a run of an agent whose logs it may still be sending.
+const EARLIER_SESSIONS: usize = 4;
 
 struct Allowance {
     burst: f64,
@@ -115,6 +117,8 @@ impl Conduct {
 struct Record {
     /// The session that the master answers, and the run of the agent that has it.
     session: Option<(SessionId, String)>,
+    /// Sessions that this run had before. It sends the rest of their logs.
+    earlier: Vec<SessionId>,
     agent: Conduct,
     strangers: Conduct,
     /// New queues and new connections. A block does not fill them again.
@@ -186,7 +190,7 @@ impl RateLimiter {
         let mut records = lock(&self.records);
         let record = record_of(&mut records, &worker, clock::now());
         if record.session.as_ref().is_none_or(|(known, of)| known != session || of != run) {
-            record.session = Some((session.clone(), run.to_owned()));
+            record.begin_session(session, run);
         }
     }
 
@@ -245,7 +249,8 @@ impl RateLimiter {
         let now = clock::now();
         let mut records = lock(&self.records);
         let record = record_of(&mut records, worker, now);
-        let known = record.session.as_ref().is_some_and(|(known, _)| known == session);
+        let known = record.session.as_ref().is_some_and(|(known, _)| known == session)
+            || kind == Kind::Chunk && record.earlier.contains(session);
         let sender = if known { Sender::Agent } else { Sender::Stranger };
         let passes = !record.blocked(sender, now);
         self.count(record, worker, now, sender, (kind, bytes));
@@ -373,6 +378,17 @@ impl RateLimiter {
 }
 
 impl Record {
+    fn begin_session(&mut self, session: &SessionId, run: &str) {
+        match self.session.replace((session.clone(), run.to_owned())) {
+            Some((before, of)) if of == run => {
+                self.earlier.retain(|known| known != session);
+                self.earlier.insert(0, before);
+                self.earlier.truncate(EARLIER_SESSIONS);
+            }
+            Some(_) | None => self.earlier.clear(),
+        }
+    }
+
     fn blocked(&self, sender: Sender, now: Timestamp) -> bool {
         self.agent.is_blocked(now) || sender == Sender::Stranger && self.strangers.is_blocked(now)
     }
@@ -411,6 +427,7 @@ impl Record {
 fn record_of<'a>(records: &'a mut HashMap<String, Record>, worker: &WorkerName, now: Timestamp) -> &'a mut Record {
     let fresh = || Record {
         session: None,
+        earlier: Vec::new(),
         agent: Conduct::new(now, None),
         strangers: Conduct::new(now, None),
         queues: Bucket { left: RESOURCES.burst, at: now },

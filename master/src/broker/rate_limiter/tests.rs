@@ -75,6 +75,25 @@ fn a_stranger_is_blocked_and_the_agent_of_the_session_is_not() {
     assert!(limiter.sent(&worker, &leaving("next"), 100) && !limiter.sent(&worker, &leaving("real"), 100));
 }
 
+/// After an expired lease an agent sends the rest of the logs of its last session.
+#[test]
+fn chunks_of_an_earlier_session_are_the_agent_s_own() {
+    let limiter = limiter();
+    let worker: WorkerName = "w1".parse().unwrap();
+    limiter.answered(&session("next"), "rouse.agent.w1.0f.4");
+    let leaving = |id: &str| ToMaster::Leaving { session: session(id) };
+    while limiter.sent(&worker, &leaving("made up"), 100) {}
+    assert!(limiter.sent_chunk(&worker, &session("real"), 100) && limiter.sent_chunk(&worker, &session("next"), 100));
+    assert!(!limiter.sent(&worker, &leaving("real"), 100), "other messages belong to the present session");
+    for number in 0..EARLIER_SESSIONS {
+        limiter.answered(&session(&number.to_string()), "rouse.agent.w1.0f.5");
+    }
+    assert!(!limiter.sent_chunk(&worker, &session("real"), 100));
+    // Another run may be another's.
+    limiter.answered(&session("other"), "rouse.agent.w1.aa.1");
+    assert!(!limiter.sent_chunk(&worker, &session("3"), 100));
+}
+
 #[test]
 fn dropped_messages_close_the_connections_once_at_a_time() {
     let limiter = RateLimiter::new(Refusals::default());
