@@ -16,8 +16,9 @@ const PLUGINS: [&str; 3] = ["rabbitmq_auth_backend_http", "rabbitmq_auth_backend
 /// AMQP heartbeats notice a node that is cut off within this time, and an agent logs in again within the other.
 const NOTICED: Duration = Duration::from_secs(25);
 const BACK: Duration = Duration::from_secs(5);
-/// How long the API may take to show the policies of a queue: it collects them every five seconds.
-const POLICIES_SHOWN: Duration = Duration::from_secs(20);
+/// How long the API may take to show the policies of a queue, or what a node that has just started says of itself: it
+/// collects both every five seconds.
+const SHOWN: Duration = Duration::from_secs(20);
 /// Fewest messages, and fewest bytes, that an agent's queue must hold.
 const AGENT_QUEUE: (i64, i64) = (1_000, 16 << 20);
 
@@ -42,12 +43,11 @@ impl Api<'_> {
             Ok(http) => http,
             Err(why) => return vec![(false, why)],
         };
-        let nodes = match self.get(&http, &["nodes"]).await {
+        let nodes = match self.nodes(&http).await {
             Ok(Some(nodes)) => nodes,
             Ok(None) => return vec![(false, "is not the management API of RabbitMQ: HTTP 404".to_owned())],
             Err(why) => return vec![(false, why)],
         };
-        let nodes = nodes.as_array().cloned().unwrap_or_default();
         let mut found = judge_nodes(&nodes, self.broker.uris().len(), self.hurried);
         let mut absent = Vec::new();
         for queue in [CONTROL, LOGS, BUILDS].into_iter().chain(self.probe) {
@@ -84,9 +84,23 @@ impl Api<'_> {
         builder.build().map_err(|error| Chain(&error).to_string())
     }
 
+    /// The nodes, once each that runs has said something of itself, or has had time enough; absent if this is not the API.
+    async fn nodes(&self, http: &Client) -> Result<Option<Vec<Value>>, String> {
+        let mut left = SHOWN.as_secs();
+        loop {
+            let Some(answer) = self.get(http, &["nodes"]).await? else { return Ok(None) };
+            let nodes = answer.as_array().cloned().unwrap_or_default();
+            if left == 0 || nodes.iter().all(|node| node["running"] == false || node["enabled_plugins"].is_array()) {
+                return Ok(Some(nodes));
+            }
+            left -= 1;
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    }
+
     /// The answer about a queue; absent if there is none. The policies of a new queue are shown only after some seconds.
     async fn queue(&self, http: &Client, queue: &str) -> Result<Option<Value>, String> {
-        let mut left = POLICIES_SHOWN.as_secs();
+        let mut left = SHOWN.as_secs();
         loop {
             let answer = self.get(http, &["queues", self.broker.vhost(), queue]).await?;
             let shown = |answer: &Value| answer.get("effective_policy_definition").is_some();
