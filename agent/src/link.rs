@@ -23,11 +23,19 @@ use tokio::sync::mpsc;
 const FRAME_MAX: u32 = 8_192;
 /// Interval of AMQP heartbeats, seconds. The broker deletes the queue of a dead agent after about three of them.
 const HEARTBEAT: u16 = 10;
-/// Longest time to connect to one host: name lookup, TCP, TLS, AMQP, the queue.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
-/// Longest time for TCP alone if there are other hosts: long enough for two lost packets. A machine that is cut off does
-/// not refuse, and the lease of the session goes on meanwhile.
-const TCP_TIMEOUT: Duration = Duration::from_secs(5);
+/// Longest time for TCP: name lookup and connection.
+const TCP_TIMEOUT: Duration = Duration::from_secs(20);
+/// The same if there are other hosts: long enough for two lost packets. A machine that is cut off does not refuse, and
+/// the lease of the session goes on meanwhile.
+const TCP_TIMEOUT_OF_SEVERAL: Duration = Duration::from_secs(5);
+/// Longest time to connect to one host: TCP, TLS, AMQP, the queue. A broker that thousands of agents ask at once answers
+/// each of them, but late: 10,000 logins keep two processors busy for 40 s. Whoever gives up and asks again has wasted
+/// that work, so the agent waits twice as long after each time it was in vain.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(60);
+/// The same if there are other hosts.
+const CONNECT_TIMEOUT_OF_SEVERAL: Duration = Duration::from_secs(20);
+/// How often the time is doubled at most.
+const DOUBLINGS: usize = 2;
 /// Longest time for an orderly close.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Largest number of messages that wait to be written. A link that accepts no more is broken, and its messages are sent
@@ -47,6 +55,8 @@ pub struct Target {
     trust: Trust,
     /// Which of them is tried first: the one after that of the last connection, which may be cut off.
     first: Arc<AtomicUsize>,
+    /// How often in a row no host has answered in time.
+    late: Arc<AtomicUsize>,
 }
 
 impl Target {
@@ -85,7 +95,7 @@ impl Target {
             uri
         };
         let uris = url.hosts.into_iter().map(with_host).collect();
-        Ok(Self { uris, trust, first: Arc::default() })
+        Ok(Self { uris, trust, first: Arc::default(), late: Arc::default() })
     }
 
     /// The hosts with their ports, in order.
@@ -270,11 +280,17 @@ async fn publish(channel: &Channel, key: &str, properties: BasicProperties, mess
 async fn connect_any(target: &Target, login: &Login) -> Result<(Connection, Channel, lapin::Consumer), LinkError> {
     let mut whys = Vec::new();
     let (count, first) = (target.uris.len(), target.first.load(Ordering::Relaxed));
-    let within = if count > 1 { TCP_TIMEOUT } else { CONNECT_TIMEOUT };
+    let (within, patience) = match count {
+        1 => (TCP_TIMEOUT, CONNECT_TIMEOUT),
+        _ => (TCP_TIMEOUT_OF_SEVERAL, CONNECT_TIMEOUT_OF_SEVERAL),
+    };
+    let patience = patience * (1 << target.late.load(Ordering::Relaxed).min(DOUBLINGS));
+    let mut late = false;
     for (number, uri) in target.uris.iter().enumerate().cycle().skip(first).take(count) {
         let place = format!("{}:{}", bracketed(&uri.authority.host), uri.authority.port);
-        match tokio::time::timeout(CONNECT_TIMEOUT, connect(uri, target.trust.clone(), login, within)).await {
+        match tokio::time::timeout(patience, connect(uri, target.trust.clone(), login, within)).await {
             Ok(Ok(made)) => {
+                target.late.store(0, Ordering::Relaxed);
                 target.first.store((number + 1) % count, Ordering::Relaxed);
                 return Ok(made);
             }
@@ -283,8 +299,14 @@ async fn connect_any(target: &Target, login: &Login) -> Result<(Connection, Chan
                 return Err(LinkError { refused: true, why: format!("{place}: {}", broken.why) });
             }
             Ok(Err(broken)) => whys.push(format!("{place}: {}", broken.why)),
-            Err(_) => whys.push(format!("{place}: no answer for {} s", CONNECT_TIMEOUT.as_secs())),
+            Err(_) => {
+                late = true;
+                whys.push(format!("{place}: no answer for {} s", patience.as_secs()));
+            }
         }
+    }
+    if late {
+        target.late.fetch_add(1, Ordering::Relaxed);
     }
     Err(LinkError::new(whys.join("; ")))
 }

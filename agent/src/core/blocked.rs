@@ -43,6 +43,7 @@ impl Core {
             return;
         }
         self.log(Level::Info, "the broker accepts messages again");
+        let patience = self.hello_patience();
         match &mut self.link {
             Link::Attached { answered } => {
                 *answered = now;
@@ -54,7 +55,11 @@ impl Core {
                 self.drop_link();
                 self.wait_to_reconnect(now, false);
             }
-            // A hello that has waited for too long is given up as ever.
+            // The hello has waited for too long, and not for the master.
+            Link::Greeting { sent } if *sent + patience <= now => {
+                self.drop_link();
+                self.wait_to_reconnect(now, false);
+            }
             Link::Greeting { .. } | Link::Unstarted | Link::Waiting { .. } | Link::Connecting { .. } => {}
         }
     }

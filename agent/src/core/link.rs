@@ -15,9 +15,14 @@ const REFUSED_BACKOFF: (Duration, Duration) = (Duration::from_secs(5), Duration:
 /// Delay from a change of the network to a retry: a DHCP client adds the route after the address.
 pub(crate) const NETWORK_DEBOUNCE: Duration = Duration::from_millis(25);
 /// Longest time for [`Effect::Connect`]; the driver normally gives up earlier.
-const CONNECT_PATIENCE: Duration = Duration::from_secs(90);
-/// Longest wait for the answer to a hello. The master may be down, or the hello may have reached no queue.
-const HELLO_PATIENCE: Duration = Duration::from_secs(15);
+const CONNECT_PATIENCE: Duration = Duration::from_secs(300);
+/// First and longest wait for the answer to a hello. The master may be down, or the hello may have reached no queue. But
+/// a master that thousands of agents ask at once may also be late. Another connection would be more work for it, so the
+/// agent waits twice as long each time.
+const HELLO_PATIENCE: (Duration, Duration) = (Duration::from_secs(15), Duration::from_secs(120));
+/// The pause before the next connection after hellos that were not answered: agents that have asked at the same time
+/// come back at different times.
+const UNANSWERED_BACKOFF: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(30));
 /// A link is taken to be half open after three unanswered heartbeats, but not before this time.
 const HALF_OPEN_AT_LEAST: Duration = Duration::from_secs(15);
 /// Number of consecutive failures that are logged one by one: more than a restart of the broker causes.
@@ -54,7 +59,7 @@ impl Core {
             // What was sent waits, and so does its answer.
             Link::Greeting { .. } | Link::Attached { .. } if self.is_blocked() => None,
             Link::Stale => None,
-            Link::Greeting { sent } => Some(*sent + HELLO_PATIENCE),
+            Link::Greeting { sent } => Some(*sent + self.hello_patience()),
             Link::Attached { answered } => {
                 let session = self.session.as_ref()?;
                 Some(session.next_heartbeat.min(*answered + half_open_after(session.keepalive)))
@@ -168,6 +173,7 @@ impl Core {
     }
 
     pub(super) fn expire_link(&mut self, now: Timestamp) {
+        let mut unanswered = false;
         let why = match (&self.link, &self.session) {
             (Link::Unstarted, _) => return,
             (Link::Waiting { until, .. }, _) => {
@@ -183,7 +189,10 @@ impl Core {
             }
             (Link::Greeting { .. } | Link::Attached { .. } | Link::Stale, _) if self.is_blocked() => return,
             (Link::Connecting { since }, _) if *since + CONNECT_PATIENCE <= now => "connecting takes too long",
-            (Link::Greeting { sent }, _) if *sent + HELLO_PATIENCE <= now => "no master has answered the hello",
+            (Link::Greeting { sent }, _) if *sent + self.hello_patience() <= now => {
+                unanswered = true;
+                "no master has answered the hello"
+            }
             (Link::Attached { answered }, Some(session)) if *answered + half_open_after(session.keepalive) <= now => {
                 if session.lease.is_none() {
                     return self.ask_for_session(now);
@@ -193,8 +202,17 @@ impl Core {
             (Link::Connecting { .. } | Link::Greeting { .. } | Link::Attached { .. } | Link::Stale, _) => return,
         };
         self.drop_link();
-        let pause = self.wait_to_reconnect(now, false);
+        let mut pause = self.wait_to_reconnect(now, false);
+        if unanswered {
+            pause = self.jittered(grown(UNANSWERED_BACKOFF, self.unanswered_hellos));
+            self.link = Link::Waiting { until: now + pause, refused: false };
+            self.unanswered_hellos = self.unanswered_hellos.saturating_add(1);
+        }
         self.log_failure(format!("{why}; reconnecting in {} ms", pause.as_millis()));
+    }
+
+    pub(super) fn hello_patience(&self) -> Duration {
+        grown(HELLO_PATIENCE, self.unanswered_hellos)
     }
 }
 

@@ -71,6 +71,8 @@ pub struct Core {
     failures: u32,
     /// Failures to attach since the last welcome or change of the network, for the backoff.
     failures_here: u32,
+    /// Hellos in a row that nobody has answered.
+    unanswered_hellos: u32,
     /// When the agent was last attached.
     detached_since: Timestamp,
     credentials: credentials::Credentials,
@@ -124,6 +126,7 @@ impl Core {
             connection: 0,
             failures: 0,
             failures_here: 0,
+            unanswered_hellos: 0,
             detached_since,
             credentials,
             master: None,

@@ -275,6 +275,7 @@ impl Core {
         self.link = Link::Attached { answered: now };
         self.failures = 0;
         self.failures_here = 0;
+        self.unanswered_hellos = 0;
         self.credentials.master_refusals = 0;
         self.dead_man = None;
         self.to_be_suspended = false;
@@ -298,6 +299,7 @@ impl Core {
         let master_refusals = self.credentials.master_refusals;
         let change = self.credentials.refused();
         self.kept(change);
+        self.unanswered_hellos = 0;
         self.drop_link();
         let pause = self.wait_after_refusal(now, master_refusals);
         let reason = super::words::cut(reason.to_owned());

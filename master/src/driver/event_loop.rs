@@ -15,11 +15,11 @@ use crate::core::{Core, Start};
 use crate::store::{Store, StoreError};
 use crate::submission::{self, Invalid};
 use crate::web::{Query, Request};
-use rouse_shared::WorkerName;
 use rouse_shared::error::Chain;
 use rouse_shared::message::ToMaster;
 use rouse_shared::names::worker_of_queue;
-use std::collections::BTreeMap;
+use rouse_shared::{Nonce, WorkerName};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
@@ -175,8 +175,18 @@ impl EventLoop {
         if !self.held_builds.is_empty() && self.disk_space.for_work().is_ok() {
             waiting.inbound.append(&mut self.held_builds);
         }
+        let last = last_hellos(&waiting.inbound);
         for message in waiting.inbound.drain(..) {
-            self.inbound(message);
+            match message {
+                Inbound::Agent { worker, message: ToMaster::Hello(hello), receipt }
+                    if last.get(&hello.nonce).is_some_and(|last| hello.connection < *last) =>
+                {
+                    // Its connection is gone, and nobody would get the answer.
+                    debug!(%worker, "a newer hello of the same agent waits");
+                    self.batch.receipts.push(receipt);
+                }
+                message => self.inbound(message),
+            }
         }
         for request in waiting.requests.drain(..) {
             self.request(request);
@@ -337,8 +347,24 @@ impl EventLoop {
 
     pub(super) fn admit(&self, Admission { worker, password, reply }: Admission) {
         // The caller has a deadline of its own and may have gone away.
+        if reply.is_closed() {
+            return;
+        }
         drop(reply.send(self.core.admit(worker.as_str(), &password)));
     }
+}
+
+/// The last connection of each run of an agent that says hello in these messages. After an outage an agent may have
+/// given up some connections before the master has read what it sent over the first.
+fn last_hellos(inbound: &[Inbound]) -> HashMap<Nonce, u64> {
+    let mut last = HashMap::new();
+    for message in inbound {
+        if let Inbound::Agent { message: ToMaster::Hello(hello), .. } = message {
+            let connection = last.entry(hello.nonce.clone()).or_insert(hello.connection);
+            *connection = hello.connection.max(*connection);
+        }
+    }
+    last
 }
 
 impl Waiting {

@@ -164,13 +164,33 @@ fn a_half_open_link_is_dropped() {
 }
 
 #[test]
-fn an_unanswered_hello_is_repeated() {
+fn an_unanswered_hello_is_repeated_after_longer_and_longer_waits() {
     let mut agent = Agent::new(settings());
     agent.at(0, Event::Start);
-    agent.at(1_000, Event::LinkUp { connection: 1 });
-    let all = agent.until(16_100, false);
-    assert_eq!(all[0], "16000 disconnect 1");
-    assert!(all[1].ends_with("connect 2 with hush"), "{all:?}");
+    let mut now = 1_000;
+    // The last wait follows a welcome.
+    for (round, (wait, pause)) in
+        [(15, 2), (30, 4), (60, 8), (120, 16), (120, 30), (120, 30), (15, 2)].into_iter().enumerate()
+    {
+        let connection = agent.core.connection;
+        agent.at(now, Event::LinkUp { connection });
+        if round == 6 {
+            agent.receives(now, ToAgent::Welcome(Box::new(welcome())));
+            agent.breaks(now);
+            now = agent.core.next_wakeup().unwrap().0;
+            agent.at(now, Event::Tick);
+            agent.at(now, Event::LinkUp { connection: agent.core.connection });
+        }
+        let connection = agent.core.connection;
+        assert_eq!(agent.core.next_wakeup().unwrap().0, now + wait * 1_000, "round {round}");
+        now += wait * 1_000;
+        assert_eq!(agent.at(now, Event::Tick), [format!("disconnect {connection}")]);
+        let next = agent.core.next_wakeup().unwrap().0;
+        assert!((pause * 500..=pause * 1_000).contains(&(next - now)), "round {round}: {}", next - now);
+        now = next;
+        let said = agent.at(now, Event::Tick);
+        assert!(said[0].starts_with(&format!("connect {}", connection + 1)), "{said:?}");
+    }
 }
 
 #[test]

@@ -137,6 +137,10 @@ fn write(path: &Path, text: &str) -> Result<(), NodeError> {
     files::replace(path, text.as_bytes()).map_err(unusable(path))
 }
 
+/// How long a connection may take to log in, ms. Thousands of agents that connect at once wait for each other, and each
+/// that is cut off connects again. RabbitMQ's own limit is 10 s, and 5 s for TLS.
+const HANDSHAKE_MS: u32 = 60_000;
+
 fn configuration(settings: &NodeSettings, dir: &Path, password: &str, master_on_loopback: bool) -> String {
     let mut lines: Vec<String> = Vec::new();
     for (number, address) in settings.listen.iter().enumerate() {
@@ -159,6 +163,8 @@ fn configuration(settings: &NodeSettings, dir: &Path, password: &str, master_on_
     let log = dir.join("log");
     lines.push(format!(
         "tcp_listen_options.backlog = 1024
+handshake_timeout = {HANDSHAKE_MS}
+ssl_handshake_timeout = {HANDSHAKE_MS}
 tcp_listen_options.nodelay = true
 default_user = {MASTER_USER}
 default_pass = {password}
