@@ -19,7 +19,7 @@ PAGES = README.md ARCHITECTURE.md CHANGELOG.md CONTRIBUTING.md SECURITY.md LICEN
 SCRIPTS = .ci/run tests/biome tests/run tests/setup tests/venv tests/openstack/prepare tests/openstack/guest \
 	images/disk images/ec2 images/install images/check images/manifest contrib/libvirt/vmbuilder contrib/nagios/check_rouse_audit
 
-.PHONY: help demo test quick steady sim chaos bench bench-libvirt lint fmt clippy deny scripts page build agent-static \
+.PHONY: help demo test quick steady sim chaos bench bench-scale bench-libvirt lint fmt clippy deny scripts page build agent-static \
 	install
 
 help: ## lists all targets
@@ -62,12 +62,15 @@ chaos: ## several minutes of faults in the whole system, its broker and its clou
 	ROUSE_CHAOS_BUILDS=$${ROUSE_CHAOS_BUILDS:-2000} ROUSE_CHAOS_SECONDS=$${ROUSE_CHAOS_SECONDS:-300} \
 		$(CARGO) test --locked -p rouse-tests --test chaos -- --nocapture
 
-# Measures the programs as they are installed. PARTS="latency many" selects parts; the default is all except `many`.
+# Measures the programs as they are installed. PARTS="latency logs" selects parts; the default is all but the long ones.
 bench: build ## measures speed and size, and the broker and the machine in the same run; less than four minutes (PARTS)
 	tests/setup demo
 	$(CARGO) build --locked --release -p rouse-tests --bins
 	@"$(TARGET_DIR)/release/bench" "$(TARGET_DIR)/release/rouse" "$(TARGET_DIR)/$(HOST_TRIPLE)/agent/rouse-agent" \
 		"$(TARGET_DIR)/release/load-agent" $(PARTS)
+
+bench-scale: ## measures up to 10,000 workers and 1,000,000 builds, and draws docs/scale.svg; about half an hour (PARTS)
+	$(MAKE) bench PARTS="$(or $(PARTS),scale curves)"
 
 # Runs libvirtd and QEMU in separate namespaces, with emulated guests and the agent that images contain. Needs root.
 bench-libvirt: agent-static ## compares a build in a libvirt guest with QEMU alone, and checks that ten builds leave nothing behind

@@ -21,6 +21,11 @@ use std::process::ExitCode;
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 
+/// Descriptors that a connection takes: its socket, and that of what wakes it.
+const DESCRIPTORS: u64 = 2;
+/// Descriptors that the process takes besides.
+const OWN_DESCRIPTORS: u64 = 64;
+
 /// Events of one worker that wait for it.
 const WAITING: usize = 64;
 
@@ -57,6 +62,30 @@ fn number(text: &str) -> Result<usize, String> {
     text.parse().map_err(|_| format!("{text:?} is not a number"))
 }
 
+/// Raises the limit of open files as far as so many connections need.
+///
+/// # Errors
+/// If the hard limit is lower.
+fn raise_limit(connections: usize) -> Result<(), String> {
+    let need = connections as u64 * DESCRIPTORS + OWN_DESCRIPTORS;
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: getrlimit writes into the struct, and setrlimit reads it.
+    let raised = unsafe {
+        libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit);
+        limit.rlim_cur = limit.rlim_cur.max(need.min(limit.rlim_max));
+        libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit)
+    };
+    if raised != 0 || limit.rlim_cur < need {
+        let most = limit.rlim_max.saturating_sub(OWN_DESCRIPTORS) / DESCRIPTORS;
+        return Err(format!(
+            "{connections} connections need {need} open files, and the hard limit is {} (`ulimit -Hn`), which is enough \
+             for {most}: start several load agents, each with some of the workers",
+            limit.rlim_max
+        ));
+    }
+    Ok(())
+}
+
 fn tell(started: Timestamp) {
     println!("attached {:.3}", clock::now().since(started).as_secs_f64());
 }
@@ -77,14 +106,16 @@ async fn load(
     password: &str,
 ) -> Result<(), String> {
     let (count, width) = (number(count)?, number(width)?);
-    let target = Target::parse(broker, rouse_agent::tls::Trust::Authorities(None))?;
+    raise_limit(count)?;
     let (sender, mut attached) = mpsc::channel(WAITING);
     let (end, ending) = watch::channel(false);
     // Held by each worker and each link: closed when the last message has left.
     let (done, mut all_done) = mpsc::channel(1);
     for index in 1..=count {
         let worker: WorkerName = format!("{prefix}{index:0width$}").parse().map_err(|e| format!("{e}"))?;
-        let worker = Worker::new(worker, password, target.clone(), sender.clone(), done.clone());
+        // One for each: it knows how patient the worker is.
+        let target = Target::parse(broker, rouse_agent::tls::Trust::Authorities(None))?;
+        let worker = Worker::new(worker, password, target, sender.clone(), done.clone());
         tokio::spawn(worker.run(ending.clone()));
     }
     drop((done, sender));
@@ -113,6 +144,7 @@ async fn load(
 
 async fn raw(started: Timestamp, count: &str, url: &str) -> Result<(), String> {
     let count = number(count)?;
+    raise_limit(count)?;
     let (sender, mut connected) = mpsc::channel(WAITING);
     for index in 0..count {
         let (url, sender) = (format!("{url}?frame_max=8192&heartbeat=10"), sender.clone());

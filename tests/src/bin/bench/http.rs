@@ -67,6 +67,11 @@ impl Client {
         self.whole("GET", path, "").await
     }
 
+    /// A POST without a body.
+    pub async fn post(&mut self, path: &str) -> Result<String> {
+        self.whole("POST", path, "").await
+    }
+
     /// Submits a build and gives its number.
     pub async fn submit(&mut self, build: &Value) -> Result<String> {
         let answer: Value = serde_json::from_str(&self.whole("POST", "/api/builds", &build.to_string()).await?)?;

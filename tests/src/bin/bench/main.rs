@@ -1,16 +1,18 @@
 //! `make bench`: measures rouse, and in the same run the broker and the machine alone.
 //!
 //! `bench ROUSE AGENT LOAD_AGENT [PART ...]` starts a private master and runs the parts one after another. The parts
-//! are size, idle, thousand, latency, wake, attach, logs, builds, rogue, crash and many. If none is named, all run except
-//! `many` (10,000 workers). docs/benchmarks.md describes how each figure is measured.
+//! are size, idle, thousand, latency, wake, attach, logs, builds, rogue, crash, scale and curves. If none is named, all run except
+//! `scale` (up to 10,000 workers) and `curves` (up to 1,000,000 builds). docs/benchmarks.md describes how each figure is measured.
 
 mod builds;
+mod curves;
 mod http;
 mod latency;
 mod logs;
 mod many;
 mod raw;
 mod rogue;
+mod scale;
 mod stand;
 mod table;
 mod time;
@@ -24,8 +26,8 @@ use table::Table;
 type Outcome<T = ()> = Result<T, Box<dyn std::error::Error>>;
 
 /// In their order: what looks at an idle master comes first.
-const PARTS: [&str; 11] =
-    ["size", "idle", "thousand", "latency", "wake", "attach", "logs", "builds", "rogue", "crash", "many"];
+const PARTS: [&str; 12] =
+    ["size", "idle", "thousand", "latency", "wake", "attach", "logs", "builds", "rogue", "crash", "scale", "curves"];
 
 fn main() -> ExitCode {
     let mut arguments = std::env::args().skip(1).peekable();
@@ -57,8 +59,10 @@ async fn run(programs: Programs, parts: &[String]) -> Outcome {
     if let Some(unknown) = parts.iter().find(|part| !PARTS.contains(&part.as_str())) {
         return Err(format!("there is no part {unknown:?}; parts: {}", PARTS.join(" ")).into());
     }
-    let wanted = |part: &str| if parts.is_empty() { part != "many" } else { parts.iter().any(|named| named == part) };
-    let most = if wanted("many") { 10_000 } else { 1_000 };
+    let long = ["scale", "curves"];
+    let wanted =
+        |part: &str| if parts.is_empty() { !long.contains(&part) } else { parts.iter().any(|named| named == part) };
+    let most = if wanted("scale") { scale::MOST } else { 1_000 };
     eprintln!("bench: starting a master with a private broker");
     let mut stand = Stand::start(programs, most).await?;
     let mut table = Table::default();
@@ -76,7 +80,8 @@ async fn run(programs: Programs, parts: &[String]) -> Outcome {
             "rogue" => rogue::measure(&stand, &program, &mut table).await?,
             "thousand" => many::attach(&stand, 1_000, &mut table).await?,
             "crash" => many::crash(&mut stand, &mut table).await?,
-            "many" => many::attach(&stand, 10_000, &mut table).await?,
+            "curves" => curves::curves(&mut stand, &mut table).await?,
+            "scale" => scale::scale(&mut stand, &mut table).await?,
             _ => {}
         }
     }

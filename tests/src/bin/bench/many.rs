@@ -50,10 +50,9 @@ pub async fn attach(stand: &Stand, workers: usize, table: &mut Table) -> Outcome
     let memory = Memory::of(pid)?.now;
     load.end().await?;
     stand.idle(0).await?;
-    let goal = if workers == 1_000 { "2.5 s" } else { "20 s" };
     let ratio = format!("{:.1}", seconds / reference);
     let reference = format!("raw connections {reference:.2} s; master {attaching:.2} s of CPU");
-    table.row(&format!("{workers} workers attach"), format!("{seconds:.2} s"), reference, ratio, goal);
+    table.row(&format!("{workers} workers attach"), format!("{seconds:.2} s"), reference, ratio, "2.5 s");
     let figure = format!("{:.1} kB", (memory - before.0) * 1e3 / workers as f64);
     let reference = format!("master RSS {:.1} → {memory:.1} MB", before.0);
     table.row("master RSS per attached worker", figure, reference, String::new(), "5 kB");

@@ -141,13 +141,19 @@ pub async fn attach(url: &str) -> Result<f64> {
     Ok(time)
 }
 
-/// Puts builds into the submission queue; returns once the broker has them all.
+/// Puts so many of a build into the submission queue; returns once the broker has them all.
 pub async fn submit(url: &str, build: &str, count: usize) -> Result<()> {
+    submit_all(url, std::iter::repeat_n(build.to_owned(), count)).await
+}
+
+/// Puts builds into the submission queue; returns once the broker has them all.
+pub async fn submit_all(url: &str, builds: impl Iterator<Item = String>) -> Result<()> {
     let (connection, channel) = channel(url).await?;
     channel.confirm_select(ConfirmSelectOptions::default()).await?;
     let mut writing = FuturesOrdered::new();
-    for _ in 0..count {
-        writing.push_back(async { publish(&channel, rouse_shared::names::BUILDS, build.as_bytes()).await?.await });
+    let publish = async |build: String| publish(&channel, rouse_shared::names::BUILDS, build.as_bytes()).await?.await;
+    for build in builds {
+        writing.push_back(publish(build));
         if writing.len() >= 256 {
             writing.next().await.transpose()?;
         }

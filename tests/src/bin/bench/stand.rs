@@ -18,6 +18,8 @@ use tokio::sync::mpsc;
 /// For anything to happen at all.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 pub const PASSWORD: &str = "bench";
+/// Workers of one load agent: each takes two descriptors, and a process has 20,000 on common machines.
+pub const PER_PROCESS: usize = 2_500;
 /// How often something is looked at that is waited for.
 const LOOK: Duration = Duration::from_millis(2);
 
@@ -80,13 +82,18 @@ impl Stand {
             tempfile::Builder::new().prefix("rouse-bench-").tempdir_in(memory).or_else(|_| tempfile::tempdir())?;
         let (port, amqp) = (free_port()?, free_port()?);
         let agent = programs.agent.display();
+        let load: String = (0..most.div_ceil(PER_PROCESS)).map(|process| {
+            let last = most.min(PER_PROCESS);
+            format!("[[worker]]\nname = \"load-{process}{{0001..{last:04}}}\"\npassword = {PASSWORD:?}\nmax_builds = 1\nproperties = {{ kind = \"load\" }}\n")
+        }).collect();
         let config = format!(
             "[master]\nname = \"bench\"\nstate_dir = {state:?}\nlisten = \"127.0.0.1:{port}\"\napi_token = {PASSWORD:?}\n\
              [broker]\nlisten = [\"127.0.0.1:{amqp}\"]\nauth_listen = \"127.0.0.1:0\"\n\
              [[worker]]\nname = \"one\"\npassword = {PASSWORD:?}\n\
+             [[worker]]\nname = \"never\"\npassword = {PASSWORD:?}\nproperties = {{ kind = \"never\" }}\n\
              [[worker]]\nname = \"rogue\"\npassword = {PASSWORD:?}\nkeepalive_interval = 1\nlease = 10\nproperties = {{ kind = \"rogue\" }}\n\
              [[worker]]\nname = \"real-{{01..20}}\"\npassword = {PASSWORD:?}\nmax_builds = 1\nproperties = {{ kind = \"real\" }}\n\
-             [[worker]]\nname = \"load-{{00001..{most:05}}}\"\npassword = {PASSWORD:?}\nmax_builds = 1\nproperties = {{ kind = \"load\" }}\n\
+             {load}\
              [[worker]]\nname = \"host\"\npassword = {PASSWORD:?}\nbuild_wait_timeout = 0\n[worker.process]\nagent = \"{agent}\"\n",
             state = dir.path().join("s"),
         );
@@ -132,6 +139,15 @@ impl Stand {
             Some(child) => end(child, libc::SIGKILL).await,
             None => Ok(()),
         }
+    }
+
+    /// Ends the master in good order, and starts it again.
+    pub async fn restart_master(&mut self) -> Result<()> {
+        if let Some(child) = &mut self.master {
+            end(child, libc::SIGTERM).await?;
+        }
+        self.start_master().await?;
+        self.ready().await
     }
 
     /// Ends the master in good order.
@@ -234,13 +250,41 @@ impl Stand {
     /// Many workers that run nothing; returns once all are attached, with the seconds that took.
     pub async fn load(&self, workers: usize) -> Result<Load> {
         let arguments = ["load-", &workers.to_string(), "5", &self.broker(), PASSWORD].map(str::to_owned);
-        Load::start(&self.programs.load_agent, &arguments, &self.path("agents.log")).await
+        Load::start(&self.programs.load_agent, &arguments, workers, &self.path("agents.log")).await
+    }
+
+    /// The same in several processes, which start at the same time.
+    pub async fn loads(&self, workers: usize) -> Result<Vec<Load>> {
+        let broker = self.broker();
+        let start = |(process, share): (usize, usize)| {
+            let arguments = [&format!("load-{process}"), &share.to_string(), "4", broker.as_str(), PASSWORD];
+            Load::begin(&self.programs.load_agent, &arguments.map(str::to_owned), share, &self.path("agents.log"))
+        };
+        attached_all(shares(workers).map(start).collect::<Result<_>>()?).await
+    }
+
+    /// As many raw connections, in several processes.
+    pub async fn raw_loads(&self, connections: usize) -> Result<Vec<Load>> {
+        let url = self.raw_url()?;
+        let start = |(_, share): (usize, usize)| {
+            let arguments = ["--raw".to_owned(), share.to_string(), url.clone()];
+            Load::begin(&self.programs.load_agent, &arguments, share, &self.path("agents.log"))
+        };
+        attached_all(shares(connections).map(start).collect::<Result<_>>()?).await
+    }
+
+    /// The process of the private broker.
+    pub fn broker_pid(&self) -> Result<u32> {
+        let dir = self.path("s/broker").display().to_string();
+        let mut all = rouse_tests::harness::processes_with(&dir).into_iter();
+        let found = all.find(|(_, line)| line.contains("beam")).and_then(|(pid, _)| u32::try_from(pid).ok());
+        found.ok_or_else(|| Error::other("the private broker does not run"))
     }
 
     /// As many connections with a queue each, and nothing else.
     pub async fn raw_load(&self, connections: usize) -> Result<Load> {
         let arguments = ["--raw".to_owned(), connections.to_string(), self.raw_url()?];
-        Load::start(&self.programs.load_agent, &arguments, &self.path("agents.log")).await
+        Load::start(&self.programs.load_agent, &arguments, connections, &self.path("agents.log")).await
     }
 
     /// Waits until so many workers are idle.
@@ -268,18 +312,25 @@ pub struct Load {
     input: Option<ChildStdin>,
     /// Until all were attached for the first time.
     pub seconds: f64,
+    /// How many workers it has.
+    pub workers: usize,
 }
 
 impl Load {
-    async fn start(program: &Path, arguments: &[String], log: &Path) -> Result<Self> {
+    async fn start(program: &Path, arguments: &[String], workers: usize, log: &Path) -> Result<Self> {
+        let mut load = Self::begin(program, arguments, workers, log)?;
+        load.seconds = load.attached().await?;
+        Ok(load)
+    }
+
+    /// Does not wait until anything is attached.
+    fn begin(program: &Path, arguments: &[String], workers: usize, log: &Path) -> Result<Self> {
         let log = fs::File::options().create(true).append(true).open(log)?;
         let mut command = Command::new(program);
         command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(log);
         let mut child = spawn(&mut command)?;
         let output = child.stdout.take().ok_or_else(|| Error::other("no output to read"))?;
-        let mut load = Self { input: child.stdin.take(), child, lines: BufReader::new(output).lines(), seconds: 0.0 };
-        load.seconds = load.attached().await?;
-        Ok(load)
+        Ok(Self { input: child.stdin.take(), child, lines: BufReader::new(output).lines(), seconds: 0.0, workers })
     }
 
     /// Waits until all are attached, again if need be.
@@ -294,6 +345,18 @@ impl Load {
         drop(self.input.take());
         self.child.wait().await.map(drop)
     }
+}
+
+/// How many of so many workers each load agent has.
+fn shares(workers: usize) -> impl Iterator<Item = (usize, usize)> {
+    (0..workers.div_ceil(PER_PROCESS)).map(move |n| (n, PER_PROCESS.min(workers - n * PER_PROCESS)))
+}
+
+async fn attached_all(mut loads: Vec<Load>) -> Result<Vec<Load>> {
+    for load in &mut loads {
+        load.seconds = load.attached().await?;
+    }
+    Ok(loads)
 }
 
 /// Waits until it is so.
