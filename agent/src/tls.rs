@@ -8,7 +8,7 @@ use rouse_shared::fingerprint::client_config;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::time::timeout;
 
@@ -61,17 +61,21 @@ pub async fn connect(
     within: Duration,
 ) -> lapin::Result<Connection> {
     let runtime = runtime::default_runtime()?;
+    // Before anything else is made for a connection: after an outage, thousands of agents on one machine may be refused
+    // again and again.
+    let place = runtime.to_socket_addrs((uri.authority.host.clone(), uri.authority.port));
+    let late = |_| io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {} s", within.as_secs()));
+    let stream = timeout(within, AsyncTcpStream::connect(&runtime, place)).await.map_err(late)??;
+    let stream = Mutex::new(Some(stream));
     // Not `Connection::connect_uri_with_config`, which has only `Trust::Authorities`, and with which the agent would be
     // larger by what reads the keys of clients.
-    let dialled = runtime.clone();
     let open = async move |uri: AMQPUri, _| {
-        let host = uri.authority.host;
-        let place = dialled.to_socket_addrs((host.clone(), uri.authority.port));
-        let late = |_| io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {} s", within.as_secs()));
-        let stream = timeout(within, AsyncTcpStream::connect(&dialled, place)).await.map_err(late)??;
+        let stream = stream.lock().unwrap_or_else(PoisonError::into_inner).take();
+        // A connection is never repaired, so this is called once.
+        let stream = stream.ok_or_else(|| io::Error::other("the connection was used before"))?;
         Ok(match uri.scheme {
             AMQPScheme::AMQP => stream,
-            AMQPScheme::AMQPS => stream.into_rustls(&trust.connector()?, &host).await?,
+            AMQPScheme::AMQPS => stream.into_rustls(&trust.connector()?, &uri.authority.host).await?,
         })
     };
     Connection::connector(uri, runtime, open, properties).await
