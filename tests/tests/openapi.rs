@@ -3,11 +3,17 @@
 //! runs anywhere.
 #![allow(clippy::unwrap_used)]
 
-use rouse_tests::harness::{Master, standing, text};
+use rouse_tests::harness::{Keeper, Master, standing, text};
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+
+#[test]
+#[ignore = "keeps a broker for tests, which start it"]
+fn keeper() {
+    Keeper::here();
+}
 
 #[test]
 fn every_answer_fits_the_document() {

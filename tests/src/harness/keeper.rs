@@ -4,6 +4,7 @@
 //! ignored test `keeper`, which starts the server, records its address, and stops it when the run ends, however the run
 //! ends. A test that is run by `cargo test` has a keeper of its own program in the same way.
 
+use super::brokers;
 use super::place::dir_of;
 use super::process::{DEADLINE, LOOK, holds_within, runs, started};
 use serde_json::Value;
@@ -18,6 +19,8 @@ use std::time::Duration;
 const DIR: &str = "ROUSE_TESTS_KEEPER";
 /// In the environment of a keeper: the process whose end is the end of the run.
 const RUN: &str = "ROUSE_TESTS_RUN";
+/// In the environment of a keeper that keeps a broker of the pool instead of what the tests of its program share.
+const BROKER: &str = "ROUSE_TESTS_BROKER";
 /// How long a keeper may take to start what it keeps. Shorter than what nextest gives a test: one that waits in vain is to
 /// fail with what the keeper said. `make test` installs the programs of an OpenStack cloud before the tests begin.
 const START: Duration = Duration::from_secs(480);
@@ -38,7 +41,7 @@ fn run() -> u32 {
 
 /// A directory of the run. Its name has the start of the run's process in it, so that a later run, whose process has the
 /// same pid, does not find what was left by this one.
-fn dir_of_run(name: &str) -> PathBuf {
+pub(super) fn dir_of_run(name: &str) -> PathBuf {
     let began = began(run()).expect("the run is a process");
     dir_of(run(), &name_in_run(began, name))
 }
@@ -65,7 +68,7 @@ pub fn kept() -> &'static Value {
         lock.lock().expect("the lock can be waited for");
         let log = dir.join("log");
         if !dir.join("ready").exists() && !log.exists() {
-            start(&program, &dir, &log);
+            start(&program, &dir, false);
         }
         let ready = fs::read(dir.join("ready")).ok().and_then(|text| serde_json::from_slice(&text).ok());
         let mut ready: Value = ready.unwrap_or_else(|| {
@@ -76,10 +79,14 @@ pub fn kept() -> &'static Value {
     })
 }
 
-fn start(program: &Path, dir: &Path, log: &Path) {
-    let out = File::create(log).expect("a file for its output");
+/// Starts a keeper of what the tests of this program share, or of a broker, and waits until it is ready or has ended.
+pub(super) fn start(program: &Path, dir: &Path, of_broker: bool) {
+    let out = File::create(dir.join("log")).expect("a file for its output");
     let mut command = Command::new(program);
     command.args(["keeper", "--exact", "--ignored", "--nocapture"]).env(DIR, dir).env(RUN, run().to_string());
+    if of_broker {
+        command.env(BROKER, "");
+    }
     command.stdin(Stdio::null()).stdout(out.try_clone().expect("a second handle")).stderr(out);
     // Outside of the group that is ended with a test that takes too long.
     command.process_group(0);
@@ -96,10 +103,14 @@ pub struct Keeper {
 }
 
 impl Keeper {
-    /// This process, if it is one.
+    /// This process, if it is one. One that keeps a broker does so, and comes back at the end of the run.
     pub fn here() -> Option<Self> {
-        let dir = PathBuf::from(std::env::var_os(DIR)?);
-        Some(Self { dir })
+        let keeper = Self { dir: std::env::var_os(DIR)?.into() };
+        if std::env::var_os(BROKER).is_none() {
+            return Some(keeper);
+        }
+        brokers::keep(&keeper);
+        None
     }
 
     /// Says what it has, waits for the end of the run, and meanwhile does what tests ask for.

@@ -1,6 +1,8 @@
-//! A real master with its private broker, real agents, and the commands, as a user has them.
+//! A real master with a real broker, real agents, and the commands, as a user has them.
 
+mod brokers;
 mod certificates;
+mod configuration;
 mod cuts;
 mod disk;
 mod http;
@@ -11,7 +13,9 @@ mod process;
 mod rabbitmq;
 mod relay;
 
+use brokers::Broker;
 pub use certificates::{REFUSED_CERTIFICATES, make_certificates, make_own_certificate, tls_server};
+pub use configuration::{Trace, check_online, latent, run_as_root, standing, text, write_private};
 pub use cuts::Cuts;
 pub use disk::Disk;
 pub use http::{Reply, open, request};
@@ -23,13 +27,11 @@ pub use process::{DEADLINE, Process, Said, holds_within, peak_memory, processes_
 pub use rabbitmq::{Files, OwnBroker, rabbitmqctl, try_rabbitmqctl};
 pub use relay::{Protection, Relay, TakenMail};
 
-use rouse_master::broker::{Askers, Node, NodeSettings, VHOST};
 use rouse_master::hosts::process::end_all;
 use serde_json::{Value, json};
 use std::fs;
 use std::net::SocketAddr;
-use std::os::unix::fs::PermissionsExt as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -62,49 +64,47 @@ pub struct Master {
     head: String,
     /// Of a master that a keeper runs: the keeper's directory.
     keeper: Option<PathBuf>,
-    /// What [`Self::start_beside_broker`] has started.
-    broker: Option<Node>,
+    /// What [`Self::start`] has taken. It is given back after the master has ended.
+    broker: Option<Broker>,
     process: Mutex<Option<Process>>,
     commands: Mutex<u32>,
 }
 
 impl Master {
-    /// Starts a master with a private broker and these `[[worker]]` sections, and waits until it is ready.
-    ///
-    /// # Panics
-    /// If it does not become ready.
-    pub fn start(name: &str, workers: &str) -> Self {
-        let amqp = free_address();
-        let broker = format!("listen = [\"{amqp}\"]\n");
-        Self::start_with(name, &broker, &format!("amqp://{amqp}/rouse"), free_address(), workers)
-    }
-
-    /// Starts a master whose broker outlives it: for tests that kill it and are not about its broker, which takes
-    /// seconds to start.
+    /// Starts a master with these `[[worker]]` sections and a broker that outlives it, and waits until it is ready. The
+    /// broker is one that the tests of the run share, in turn: see [`brokers`].
     ///
     /// # Panics
     /// If either does not become ready.
-    pub fn start_beside_broker(name: &str, workers: &str) -> Self {
-        let (amqp, auth) = (free_address(), free_address());
-        let settings = NodeSettings {
-            dir: scratch(&format!("{name}-broker")),
-            listen: vec![amqp],
-            auth_listen: auth,
-            askers: Askers::own_broker(None),
-            node_name_suffix: format!("{}of{}", amqp.port(), std::process::id()),
-            tls: None,
-        };
-        let place = place_to_start();
-        let node = std::thread::spawn(|| {
-            let runtime = tokio::runtime::Runtime::new().expect("a runtime");
-            runtime.block_on(Node::start(settings)).expect("a broker")
-        });
-        let node = node.join().expect("a broker");
-        drop(place);
-        let lines = format!("url = \"{}\"\n", node.url());
-        let mut master = Self::start_with(name, &lines, &format!("amqp://{amqp}/{VHOST}"), auth, workers);
-        master.broker = Some(node);
+    pub fn start(name: &str, workers: &str) -> Self {
+        Self::start_for(name, None, workers)
+    }
+
+    /// The same for agents that reach loopback of this machine at the address `agent_host`.
+    ///
+    /// # Panics
+    /// If either does not become ready.
+    pub fn start_for(name: &str, agent_host: Option<&str>, workers: &str) -> Self {
+        let broker = Broker::take();
+        let (port, vhost) = (broker.address.port(), &broker.vhost);
+        let dialled = agent_host.map(|host| format!("agent_url = \"amqp://{host}:{port}/{vhost}\"\n"));
+        let lines = format!("url = \"{}\"\n{}", broker.url(), dialled.unwrap_or_default());
+        let url = format!("amqp://{}/{vhost}", broker.address);
+        let mut master = Self::prepare(name, &lines, &url, broker.auth, workers);
+        master.broker = Some(broker);
+        master.begin_prepared();
         master
+    }
+
+    /// Starts a master with a private broker, for tests of what the master does with it: how both start and end, what is
+    /// in the state directory, and that a blocked agent is cut off. RabbitMQ's start takes 5 s of a processor.
+    ///
+    /// # Panics
+    /// If it does not become ready.
+    pub fn start_private(name: &str, workers: &str) -> Self {
+        let amqp = free_address();
+        let broker = format!("listen = [\"{amqp}\"]\n");
+        Self::start_with(name, &broker, &format!("amqp://{amqp}/rouse"), free_address(), workers)
     }
 
     /// Starts a master with these lines of `[broker]`, besides `auth_listen`.
@@ -460,73 +460,4 @@ impl Drop for Master {
     fn drop(&mut self) {
         self.end();
     }
-}
-
-/// Writes a file with secrets in it. rouse refuses one that others can read.
-///
-/// # Panics
-/// If it cannot be written.
-pub fn write_private(path: &Path, text: &str) {
-    fs::write(path, text).expect("the file can be written");
-    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).expect("the file is ours");
-}
-
-/// Runs `rouse check --online` on this configuration, written into `dir`, which is also its home, with no environment
-/// but this one. Its exit code, and what it says.
-///
-/// # Panics
-/// If it cannot be run.
-pub fn check_online(dir: &Path, text: &str, env: &[(&str, &str)]) -> (Option<i32>, String) {
-    let path = dir.join("rouse.toml");
-    write_private(&path, text);
-    let mut command = Command::new(program("rouse"));
-    command.args(["check", "--online", "-c"]).arg(&path).env_clear().env("HOME", dir).envs(env.iter().copied());
-    let output = command.output().expect("rouse can be run");
-    (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned())
-}
-
-/// A file that builds append a line to when they begin and when they end.
-pub struct Trace(PathBuf);
-
-impl Trace {
-    /// Its path, for scripts.
-    pub fn path(&self) -> String {
-        self.0.display().to_string()
-    }
-
-    /// Its lines up to now.
-    pub fn lines(&self) -> Vec<String> {
-        fs::read_to_string(&self.0).unwrap_or_default().lines().map(str::to_owned).collect()
-    }
-}
-
-/// A JSON string's content, or the JSON text of anything else.
-pub fn text(value: &Value) -> String {
-    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
-}
-
-/// Sections of workers whose builds may run as root if that is who runs the tests: the agents are then root too, and run
-/// builds as root only if that is written. Sections that name a user stay as they are.
-pub fn run_as_root(workers: &str) -> String {
-    if !rustix::process::geteuid().is_root() {
-        return workers.to_owned();
-    }
-    let sections = workers.split("[[worker]]").enumerate().map(|(number, section)| match number {
-        0 => section.to_owned(),
-        _ if section.contains("run_as = ") => format!("[[worker]]{section}"),
-        _ => format!("[[worker]]\nrun_as = \"root\"{section}"),
-    });
-    sections.collect()
-}
-
-/// A standing worker's section, with these further lines.
-pub fn standing(name: &str, more: &str) -> String {
-    format!("[[worker]]\nname = \"{name}\"\npassword = \"{PASSWORD}\"\n{more}\n")
-}
-
-/// The section of a latent worker whose hosts are processes, with these further lines.
-pub fn latent(name: &str, more: &str) -> String {
-    let agent = program("rouse-agent");
-    // Its hosts look after themselves, should this test run be killed.
-    format!("{}grace = 20\n[worker.process]\nagent = \"{}\"\n", standing(name, more), agent.display())
 }

@@ -12,7 +12,10 @@ use std::time::Duration;
 /// Where distributions put RabbitMQ's scripts. Those in `PATH` change the user.
 const SCRIPTS: &str = "/usr/lib/rabbitmq/bin";
 /// The master's account, and its password.
-const ACCOUNT: (&str, &str) = ("rouse_master", "the-masters-own");
+pub(super) const ACCOUNT: (&str, &str) = ("rouse_master", "the-masters-own");
+
+/// What a node of the pool evaluates beside RabbitMQ.
+const RESET: &str = include_str!("reset.erl");
 
 /// One or more nodes that were set up by an operator, with a virtual host `rouse` beside the default one. They end when
 /// this is dropped.
@@ -33,6 +36,8 @@ struct Node {
     epmd: Option<Process>,
     /// Absent if it runs on the test's machine.
     machine: Option<Machine>,
+    /// Where it can be made to forget everything, if it can be.
+    reset: Option<PathBuf>,
 }
 
 /// What an operator writes into the files of each node.
@@ -52,6 +57,18 @@ impl OwnBroker {
     /// # Panics
     /// If it does not come up.
     pub fn start(name: &str, configuration: &str, plugins: &str) -> Self {
+        Self::start_one(name, configuration, plugins, false)
+    }
+
+    /// The same with a socket, at which `reset.erl` answers.
+    ///
+    /// # Panics
+    /// If it does not come up.
+    pub(super) fn start_with_reset(name: &str, configuration: &str, plugins: &str) -> Self {
+        Self::start_one(name, configuration, plugins, true)
+    }
+
+    fn start_one(name: &str, configuration: &str, plugins: &str, with_reset: bool) -> Self {
         let dir = scratch(name);
         let address = free_address();
         let node = Node {
@@ -63,6 +80,7 @@ impl OwnBroker {
             server: None,
             epmd: None,
             machine: None,
+            reset: with_reset.then(|| dir.join("reset.sock")),
         };
         let mut broker = Self { address, dir, nodes: vec![node] };
         broker.configure(0, Files { configuration, advanced: "[].", plugins });
@@ -87,6 +105,7 @@ impl OwnBroker {
                 server: None,
                 epmd: None,
                 machine: Some(machine),
+                reset: None,
             }
         };
         let nodes: Vec<Node> = (1..=nodes).map(node).collect();
@@ -184,6 +203,15 @@ impl OwnBroker {
                 &mut server
             }
         };
+        if let Some(reset) = &node.reset {
+            // Of an earlier life.
+            fs::remove_file(reset).ok();
+            let script = node.dir.join("reset.erl");
+            fs::write(&script, RESET).expect("its files can be written");
+            // It is split at the spaces.
+            arguments += &format!(" -eval spawn(fun()->ok=file:eval({script:?})end).");
+            server.env("ROUSE_TESTS_RESET", reset).env("ROUSE_TESTS_ACCOUNT", ACCOUNT.0);
+        }
         server.env("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", arguments);
         node.server = Some(Process::start(server, &node.dir, "server"));
         starts
@@ -195,7 +223,8 @@ impl OwnBroker {
     /// If it does not come up.
     pub fn until_up(&self, number: usize, starts: usize) {
         let node = &self.nodes[number];
-        let came_up = holds_within(super::READY, || node.starts() >= starts);
+        let resets = || node.reset.as_ref().is_none_or(|reset| reset.exists());
+        let came_up = holds_within(super::READY, || node.starts() >= starts && resets());
         assert!(came_up, "{}", fs::read_to_string(node.dir.join("server.out")).unwrap_or_default());
     }
 
@@ -216,6 +245,11 @@ impl OwnBroker {
         // SAFETY: only numbers are passed.
         unsafe { libc::kill(beam, libc::SIGTERM) };
         node.server.take().expect("the node was started").wait(DEADLINE);
+    }
+
+    /// Where the first node can be made to forget everything.
+    pub(super) fn reset(&self) -> Option<&Path> {
+        self.nodes[0].reset.as_deref()
     }
 
     /// The machine of a node.

@@ -37,7 +37,7 @@ fn builds_live_through_an_alarm_that_everybody_is_told_of() {
     let names = ["a", "b", "c"];
     let workers =
         names.map(|name| standing(name, "missing_timeout = 8")).concat() + &latent("sleeps", "missing_timeout = 8");
-    let master = Master::start("alarm", &(mail + &workers));
+    let master = Master::start_private("alarm", &(mail + &workers));
     let broker = master.dir.join("state/broker");
     let address = master.broker_url.split('/').nth(2).unwrap().parse().unwrap();
     let agents: Vec<Process> = names.iter().map(|name| master.agent(name)).collect();

@@ -15,7 +15,7 @@ fn a_latent_host_ends_by_itself_and_a_standing_one_stays() {
     let lease = format!("keepalive_interval = 1\nlease = {LEASE}\n");
     let workers = standing("tried", &lease) + &latent("sleeps", &format!("{lease}build_wait_timeout = 600"));
     let workers = workers.replace("grace = 20", &format!("grace = {GRACE}"));
-    let master = Master::start("deadman", &workers);
+    let master = Master::start_private("deadman", &workers);
     // An image that is tried as a standing worker first: it would power off two seconds after its start.
     let trace = master.trace("off");
     let off = format!("[\"/bin/sh\", \"-c\", \"echo off >> {}\"]", trace.path());

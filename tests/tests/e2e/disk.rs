@@ -14,7 +14,7 @@ fn waits_for(file: &Path, words: &str) -> String {
 fn a_full_disk_refuses_new_work_and_loses_nothing() {
     let disk = Disk::mount("full", 256);
     let workers = standing("w", "max_builds = 3\nkeepalive_interval = 1\nlease = 240\n");
-    let master = Master::start("full", &workers);
+    let master = Master::start_private("full", &workers);
     let _agent = master.agent("w");
     let (talk, mute, stay) = (master.dir.join("talk"), master.dir.join("mute"), master.dir.join("stay"));
     let begin = |script: &str| {

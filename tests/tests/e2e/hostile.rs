@@ -44,7 +44,7 @@ pub fn builds(master: &Master, count: u32) {
 async fn a_hostile_agent_disturbs_nobody_and_is_blocked() {
     let patient = "keepalive_interval = 2\nlease = 40\n";
     let sections = standing("good", patient) + &standing("hostile", patient) + &latent("sleeper", patient);
-    let master = tokio::task::block_in_place(|| Master::start("hostile", &sections));
+    let master = tokio::task::block_in_place(|| Master::start_private("hostile", &sections));
     let _agent = tokio::task::block_in_place(|| master.agent("good"));
     let script = "until [ -e gate ]; do sleep 0.05; done; echo mine";
     let gate = master.dir.join("hostile-gate");

@@ -70,7 +70,7 @@ fn by_recipient(mails: &[TakenMail]) -> BTreeMap<(String, String), BTreeSet<Stri
 fn each_recipient_gets_all_news_once_whatever_relay_and_master_do() {
     let mut relay = Relay::new("e2e", Protection::StartTls, Some("bb:secret"));
     let mute_dir = scratch("mail-mute");
-    let master = Master::start_beside_broker("mail", &workers(&relay, &mute_agent(&mute_dir)));
+    let master = Master::start("mail", &workers(&relay, &mute_agent(&mute_dir)));
     for name in ["killed-a", "killed-b"] {
         drop(master.agent(name));
     }

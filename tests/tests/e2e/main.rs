@@ -45,7 +45,7 @@ fn shared() -> &'static Master {
 fn keeper() {
     let Some(keeper) = Keeper::here() else { return };
     let mute = scratch("mute");
-    let master = Master::start("shared", &shared_workers());
+    let master = Master::start_private("shared", &shared_workers());
     keeper.serve(&json!({ "master": master.description() }), |request| panic!("nobody may {request} it"));
     master.end();
     fs::remove_dir_all(mute).unwrap();

@@ -5,7 +5,7 @@ use rouse_tests::harness::{Master, standing};
 #[test]
 fn what_is_old_is_deleted_and_what_is_kept_stays() {
     let worker = standing("w", "keepalive_interval = 1\nlease = 60\n");
-    let master = Master::start_beside_broker("retention", &worker);
+    let master = Master::start("retention", &worker);
     let _agent = master.agent("w");
     let build = |more: &[&str]| {
         let id = master.detach(&[more, &["--worker", "w", "--", "echo", "hello"]].concat());

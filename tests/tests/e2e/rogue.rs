@@ -23,7 +23,7 @@ fn gated(master: &Master, worker: &str) -> (String, std::path::PathBuf) {
 #[tokio::test(flavor = "multi_thread")]
 async fn somebody_else_with_the_password_forges_no_log_and_cuts_no_agent_off() {
     let patient = "keepalive_interval = 2\nlease = 60\n";
-    let master = block_in_place(|| Master::start("stranger", &standing("good", patient)));
+    let master = block_in_place(|| Master::start_private("stranger", &standing("good", patient)));
     let _agent = block_in_place(|| master.agent("good"));
     let (running, gate) = block_in_place(|| gated(&master, "good"));
     let attempt = AttemptId { build: BuildId(running.parse().unwrap()), number: 1 };
@@ -79,7 +79,7 @@ async fn an_agent_that_was_let_in_and_sends_all_that_it_may_disturbs_nobody() {
     let patient = "keepalive_interval = 2\nlease = 60\n";
     let limits = "[limits]\nmax_log_size = \"1MB\"\n";
     let sections = standing("good", patient) + &standing("rogue", patient) + limits;
-    let master = block_in_place(|| Master::start("rogue", &sections));
+    let master = block_in_place(|| Master::start_private("rogue", &sections));
     let _agent = block_in_place(|| master.agent("good"));
     let (running, gate) = block_in_place(|| gated(&master, "good"));
     let mut rogue = attach(&master, "rogue").await;

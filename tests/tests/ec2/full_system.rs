@@ -17,15 +17,6 @@ pub struct FullSystem {
 }
 
 pub async fn full_system(name: &str, more: &str, worker: &str) -> FullSystem {
-    with_master(name, more, worker, Master::start).await
-}
-
-/// The same for a test that kills the master: its broker stays.
-pub async fn killable_system(name: &str, more: &str, worker: &str) -> FullSystem {
-    with_master(name, more, worker, Master::start_beside_broker).await
-}
-
-async fn with_master(name: &str, more: &str, worker: &str, start: impl FnOnce(&str, &str) -> Master) -> FullSystem {
     let cloud = Cloud::start().await;
     let dir = scratch(name);
     let authority = Authority::new(&dir, "authority");
@@ -33,7 +24,7 @@ async fn with_master(name: &str, more: &str, worker: &str, start: impl FnOnce(&s
     let certificates = format!("identity_certificates = {:?}\n", authority.certificate);
     let section = with_defaults(&cloud.endpoint(), &(certificates + more));
     let workers = format!("[[worker]]\nname = \"w\"\npassword = \"x\"\n{worker}[worker.ec2]\n{section}");
-    let master = tokio::task::block_in_place(|| start(&format!("{name}-master"), &workers));
+    let master = tokio::task::block_in_place(|| Master::start(&format!("{name}-master"), &workers));
     FullSystem { cloud, master, dir, authority }
 }
 
@@ -58,7 +49,7 @@ impl Drop for FullSystem {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_build_buys_an_instance_runs_on_it_and_it_is_gone() {
     let more = "spot_instance = true\nmax_spot_price = 0.09\nprice_multiplier = 1.15\nuser_data = \"#!/bin/sh\\n\"\n";
-    let system = killable_system("ec2-whole", more, "build_wait_timeout = 15\n").await;
+    let system = full_system("ec2-whole", more, "build_wait_timeout = 15\n").await;
     tokio::task::block_in_place(|| {
         let master = &system.master;
         let said = master.rouse(&["build", "--worker", "w", "--", "sh", "-c", "echo on $ROUSE_WORKER"]).ended(0);

@@ -2,7 +2,7 @@
 //! old.
 
 use crate::fixture::Ec2Fixture;
-use crate::full_system::{MINUTE, full_system, killable_system};
+use crate::full_system::{MINUTE, full_system};
 use rouse_master::core::event::{StartError, Suspension};
 use rouse_master::core::record::Host;
 use rouse_master::hosts::Provider as _;
@@ -160,7 +160,7 @@ async fn a_master_lost_between_any_two_calls_of_it_leaves_one_that_runs() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_stopped_host_is_woken_instead_of_another_being_bought() {
     let more = format!("{STOP}price_per_hour = 36.0\n");
-    let system = killable_system("ec2-stop", &more, "build_wait_timeout = 1\n").await;
+    let system = full_system("ec2-stop", &more, "build_wait_timeout = 1\n").await;
     tokio::task::block_in_place(|| {
         let master = &system.master;
         let stopped = || master.hosts("w").first().is_some_and(|host| host["state"] == "suspended");
@@ -242,7 +242,7 @@ async fn a_hibernated_agent_begins_anew_when_it_is_woken() {
 
 /// kill -9 of a real master while a call hangs: of a start, a stop, falling asleep and waking.
 async fn forgets_nothing(name: &str, fault: Fault, and_while_it_falls_asleep: bool) {
-    let system = killable_system(name, STOP, "build_wait_timeout = 1\n").await;
+    let system = full_system(name, STOP, "build_wait_timeout = 1\n").await;
     tokio::task::block_in_place(|| {
         let (master, cloud) = (&system.master, &system.cloud);
         let killed_at = |call: &'static str, does: &dyn Fn()| {

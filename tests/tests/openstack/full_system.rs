@@ -3,7 +3,7 @@
 
 use super::fixture::OpenstackFixture;
 use rouse_master::hosts::Provider as _;
-use rouse_tests::harness::{Master, free_address, text};
+use rouse_tests::harness::{Master, text};
 use rouse_tests::openstack::{Cloud, PROJECT, User, section};
 use rouse_tests::proxy::{Fault, Proxy};
 use rouse_tests::virt::{Image, image};
@@ -26,28 +26,13 @@ struct FullSystem {
 impl FullSystem {
     /// With these lines of the worker and of its section; `agent_host` is where servers reach the broker.
     async fn new(name: &str, worker: &str, more: &str, agent_host: Option<&str>) -> Self {
-        Self::with_master(name, worker, more, |sections| {
-            let amqp = free_address();
-            let dialled = agent_host.map(|host| format!("agent_url = \"amqp://{host}:{}/rouse\"\n", amqp.port()));
-            let broker = format!("listen = [\"{amqp}\"]\n{}", dialled.unwrap_or_default());
-            Master::start_with(name, &broker, &format!("amqp://{amqp}/rouse"), free_address(), sections)
-        })
-        .await
-    }
-
-    /// The same for a test that kills the master: its broker stays.
-    async fn killable(name: &str, worker: &str, more: &str) -> Self {
-        Self::with_master(name, worker, more, |sections| Master::start_beside_broker(name, sections)).await
-    }
-
-    async fn with_master(name: &str, worker: &str, more: &str, start: impl FnOnce(&str) -> Master) -> Self {
         let cloud = Cloud::shared();
         let proxy = Proxy::start(&cloud.addresses()).await;
         let identity = cloud.address("identity");
         let url = cloud.url("identity").replace(&identity.to_string(), &proxy.front(identity).to_string());
         let who = format!("{name}-w");
         let sections = format!("[[worker]]\nname = \"{who}\"\npassword = \"x\"\n{worker}{}", section(&url, more));
-        let master = tokio::task::block_in_place(|| start(&sections));
+        let master = tokio::task::block_in_place(|| Master::start_for(name, agent_host, &sections));
         Self { master, proxy, user: cloud.user(PROJECT).await, worker: who }
     }
 
@@ -90,7 +75,7 @@ impl FullSystem {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_build_wakes_a_server_which_learns_who_it_is() {
     let worker = "build_wait_timeout = 15\n";
-    let system = FullSystem::killable("os-whole", worker, "meta = { fake_guest = \"agent\" }").await;
+    let system = FullSystem::new("os-whole", worker, "meta = { fake_guest = \"agent\" }", None).await;
     let build = system.begin_build(&["sh", "-c", "echo on $ROUSE_WORKER"]);
     system.until_success(&build);
     let said = tokio::task::block_in_place(|| system.master.rouse(&["log", &build]).ended(0));
@@ -112,7 +97,7 @@ async fn a_build_wakes_a_server_which_learns_who_it_is() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_master_killed_while_it_makes_or_ends_a_server() {
     let worker = "build_wait_timeout = 0\n";
-    let system = FullSystem::killable("os-killed", worker, "meta = { fake_guest = \"agent\" }").await;
+    let system = FullSystem::new("os-killed", worker, "meta = { fake_guest = \"agent\" }", None).await;
     for fault in [Fault::HangAfter, Fault::Hang] {
         let lost = system.proxy.hanging();
         for method in ["POST", "DELETE"] {
