@@ -6,8 +6,7 @@ use lapin::types::FieldTable;
 use rouse_shared::limits::MAX_MESSAGE;
 use rouse_shared::names::{AGENTS, BUILDS, CONTROL, EVENTS, LOGS};
 
-#[tokio::test]
-async fn wrong_passwords_and_unknown_names_are_refused_alike_and_logged_with_their_address() {
+pub async fn wrong_passwords_and_unknown_names_are_refused_alike_and_logged_with_their_address() {
     let shared = shared();
     dial(shared.address, "auth-in", "pw-auth-in").await.unwrap();
     let long = "w".repeat(200);
@@ -28,8 +27,7 @@ async fn wrong_passwords_and_unknown_names_are_refused_alike_and_logged_with_the
     assert!(!log_text().contains("pw-other"), "a password was logged");
 }
 
-#[tokio::test]
-async fn wrong_passwords_delay_nobody_who_is_right() {
+pub async fn wrong_passwords_delay_nobody_who_is_right() {
     let address = shared().address;
     let guesses: Vec<_> = (0..30)
         .map(|guess| {
@@ -45,8 +43,7 @@ async fn wrong_passwords_delay_nobody_who_is_right() {
     }
 }
 
-#[tokio::test]
-async fn an_agent_reaches_nothing_but_its_own() {
+pub async fn an_agent_reaches_nothing_but_its_own() {
     let connection = agent("w1").await;
     let own = connection.create_channel().await.unwrap();
     own_queue(&own, "rouse.agent.w1.nonce.1").await.unwrap();
@@ -88,16 +85,14 @@ async fn an_agent_reaches_nothing_but_its_own() {
     publish(&connection, Some("w1"), AGENTS, "w1.control", b"x").await.unwrap();
 }
 
-#[tokio::test]
-async fn a_lie_about_the_sender_is_refused_by_the_broker() {
+pub async fn a_lie_about_the_sender_is_refused_by_the_broker() {
     let connection = agent("liar").await;
     let published = publish(&connection, Some("honest"), AGENTS, "liar.control", b"x").await;
     assert_eq!(code(published), Some(406));
     assert!(!shared().saw(|seen| matches!(seen, crate::harness::Seen::Agent(from, _) if *from == worker("honest"))));
 }
 
-#[tokio::test]
-async fn a_message_beyond_all_measure_stops_at_the_broker() {
+pub async fn a_message_beyond_all_measure_stops_at_the_broker() {
     let connection = agent("big").await;
     let published = publish(&connection, Some("big"), AGENTS, "big.log", &vec![0; MAX_MESSAGE + (1 << 20)]).await;
     assert_eq!(code(published), Some(406));
