@@ -87,10 +87,10 @@ fmt:
 clippy:
 	$(CARGO) clippy --locked --workspace --all-targets --all-features -- -D warnings
 
-# All combinations except that of all providers, which `clippy` checks. Uses the whole workspace, as `clippy` does: with
-# another selection of packages, dependencies would have other features and would be compiled again.
+# S3 alone, and all combinations of providers except that of all, which `clippy` checks. Uses the whole workspace, as
+# `clippy` does: with another selection of packages, dependencies would have other features and would be compiled again.
 features: ## checks that each combination of providers compiles without a warning
-	@for set in "" ec2 libvirt openstack ec2,libvirt ec2,openstack libvirt,openstack; do \
+	@for set in "" s3 ec2 libvirt openstack ec2,libvirt ec2,openstack libvirt,openstack; do \
 		echo "$(CARGO) clippy --no-default-features --features '$$set'" && \
 		$(CARGO) clippy --quiet --locked --workspace --no-default-features --features "$$set" -- -D warnings || exit 1; \
 	done

@@ -2,6 +2,9 @@
 
 pub mod api;
 pub mod api_token;
+#[cfg(any(feature = "ec2", feature = "s3"))]
+mod aws;
+pub mod blobs;
 pub mod broker;
 pub mod cli;
 pub mod clock;
@@ -16,6 +19,8 @@ pub mod http_server;
 pub mod logs;
 pub mod mail;
 mod peer;
+#[cfg(any(feature = "ec2", feature = "openstack", feature = "s3"))]
+mod proxy;
 pub mod store;
 pub mod submission;
 pub mod sync;

@@ -9,8 +9,8 @@
 use crate::sync::lock;
 use rouse_shared::message::LogChunk;
 use rouse_shared::{AttemptId, BuildId, SessionId, WorkerName};
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, FileExt as _};
@@ -83,6 +83,8 @@ struct Inner {
     open: Mutex<HashMap<AttemptId, Arc<Attempt>>>,
     /// Attempts that have ended and are not settled.
     expected: Mutex<HashMap<AttemptId, Expected>>,
+    /// Ended builds whose files somebody uploads or deletes.
+    claimed: Mutex<HashSet<BuildId>>,
     unexpected: AtomicU64,
     /// The highest number of a build that has, or had, a directory.
     highest: AtomicU64,
@@ -126,6 +128,31 @@ struct Step {
     unsynced: AtomicBool,
 }
 
+/// A step's log.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct LogFile {
+    /// The attempt.
+    pub attempt: AttemptId,
+    /// The step, from 0.
+    pub step: u32,
+    /// Its length in bytes.
+    pub length: u64,
+    /// Its file.
+    pub path: PathBuf,
+}
+
+/// See [`Logs::claim`].
+pub struct Claim {
+    logs: Logs,
+    build: BuildId,
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        lock(&self.logs.inner.claimed).remove(&self.build);
+    }
+}
+
 impl Logs {
     /// Logs below `dir`, which is created if it does not exist. No log of a step becomes larger than `max_size` bytes.
     ///
@@ -146,6 +173,7 @@ impl Logs {
             dir: dir.to_owned(),
             open: Mutex::default(),
             expected: Mutex::default(),
+            claimed: Mutex::default(),
             unexpected: AtomicU64::new(0),
             highest: AtomicU64::new(highest_build(dir)?),
             max_size: AtomicU64::new(max_size),
@@ -212,6 +240,39 @@ impl Logs {
             fs::remove_dir_all(attempt.path()).or_else(missing_is(()))?;
         }
         Ok(())
+    }
+
+    /// Keeps others from uploading or deleting the logs of an ended build, as long as the result lives; nothing if
+    /// somebody does so already.
+    pub fn claim(&self, build: BuildId) -> Option<Claim> {
+        lock(&self.inner.claimed).insert(build).then(|| Claim { logs: self.clone(), build })
+    }
+
+    /// Whether chunks of any attempt of a build are still accepted.
+    pub fn is_open(&self, build: BuildId) -> bool {
+        lock(&self.inner.open).keys().any(|attempt| attempt.build == build)
+    }
+
+    /// The logs of a build that are not empty, with their lengths in bytes.
+    ///
+    /// # Errors
+    /// If its directory cannot be read.
+    pub fn files(&self, build: BuildId) -> io::Result<Vec<LogFile>> {
+        let mut found = Vec::new();
+        for number in numbers(&self.build_dir(build))? {
+            let Ok(number) = u32::try_from(number) else { continue };
+            let attempt = AttemptId { build, number };
+            for entry in entries(&self.dir(attempt))? {
+                let name = entry.file_name();
+                let step = name.to_str().and_then(|name| name.strip_suffix(".log")?.parse().ok());
+                let length = entry.metadata().map(|found| found.len()).or_else(missing_is(0))?;
+                if let Some(step) = step.filter(|_| length > 0) {
+                    found.push(LogFile { attempt, step, length, path: entry.path() });
+                }
+            }
+        }
+        found.sort_by_key(|file| (file.attempt, file.step));
+        Ok(found)
     }
 
     /// The path of a step's log. The file does not exist as long as the log is empty.

@@ -2,7 +2,7 @@
 
 use clap::Parser as _;
 use rouse_master::driver::MasterError;
-use rouse_master::{broker, cli, clock, config, demo, driver, hosts, mail};
+use rouse_master::{blobs, broker, cli, clock, config, demo, driver, hosts, mail};
 use rouse_shared::{Secret, Timestamp};
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::io::IsTerminal as _;
@@ -63,6 +63,14 @@ impl cli::Local for Program {
                     };
                     found.extend(broker::online::check(settings).await);
                 }
+                if let Some(store) = &config.blobs {
+                    found.push(match blobs::probe(store).await {
+                        Ok(()) => {
+                            (true, format!("blobs: a small object was written to {}, read and deleted", store.url))
+                        }
+                        Err(why) => (false, format!("blobs: {why}")),
+                    });
+                }
                 let sections = hosts::online::check(config).await;
                 found.extend(sections.into_iter().map(|(worker, f)| (f.good, format!("{worker}: {}", f.text))));
                 Ok(found)
@@ -111,7 +119,8 @@ struct Log {
 }
 
 fn start_log(level: &str) -> Log {
-    let default = format!("{level},{}", broker::LOG_FILTER);
+    // The library logs each try; the master logs when a store is away and when it is back.
+    let default = format!("{level},object_store=warn,{}", broker::LOG_FILTER);
     let filter = tracing_subscriber::EnvFilter::try_from_env("ROUSE_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(default));
     let (lines, writer) = NonBlockingBuilder::default().buffered_lines_limit(LINES).finish(std::io::stderr());

@@ -196,7 +196,7 @@ async fn serve(
     state: &Mutex<State>,
     names: &[(String, String)],
 ) -> io::Result<()> {
-    let (head, body) = read_message(&mut client, false).await?;
+    let (head, body) = read_message(&mut client, Body::Counted).await?;
     let mut words = head.split(' ');
     let mut request = Request {
         method: words.next().unwrap_or_default().to_owned(),
@@ -242,18 +242,36 @@ async fn serve(
         None | Some(Fault::Delay(_) | Fault::LoseRequest | Fault::Hang | Fault::Replace(..) | Fault::Refuse { .. }) => {
         }
     }
-    let (mut head, mut body) = (head, String::from_utf8(body).map_err(io::Error::other)?);
-    if let Some(Fault::Replace(from, to)) = fault {
-        body = body.replace(from, to);
+    if request.method == "HEAD" {
+        // Its length is that of the body which `GET` would get.
+        let lines = head.lines().filter(|line| !is_framing(line) || line.to_lowercase().starts_with("content-length"));
+        let mut out: String = lines.map(|line| format!("{line}\r\n")).collect();
+        out.push_str("Connection: close\r\n\r\n");
+        client.write_all(out.as_bytes()).await?;
+        return client.shutdown().await;
     }
+    let mut head = head;
+    // What is not text names nobody.
+    let body = match String::from_utf8(body) {
+        Err(bytes) => bytes.into_bytes(),
+        Ok(mut body) => {
+            if let Some(Fault::Replace(from, to)) = fault {
+                body = body.replace(from, to);
+            }
+            for (service, front) in names {
+                body = body.replace(service, front);
+            }
+            body.into_bytes()
+        }
+    };
     for (service, front) in names {
         head = head.replace(service, front);
-        body = body.replace(service, front);
     }
     let lines = head.lines().filter(|line| !is_framing(line));
     let mut out: String = lines.map(|line| format!("{line}\r\n")).collect();
-    out.push_str(&format!("Connection: close\r\nContent-Length: {}\r\n\r\n{body}", body.len()));
+    out.push_str(&format!("Connection: close\r\nContent-Length: {}\r\n\r\n", body.len()));
     client.write_all(out.as_bytes()).await?;
+    client.write_all(&body).await?;
     client.shutdown().await
 }
 
@@ -287,7 +305,19 @@ async fn ask(service: SocketAddr, head: &str, body: &[u8]) -> io::Result<(String
     out.push_str(&format!("Content-Length: {}\r\n\r\n", body.len()));
     upstream.write_all(out.as_bytes()).await?;
     upstream.write_all(body).await?;
-    read_message(&mut upstream, true).await
+    let body = if head.starts_with("HEAD ") { Body::Never } else { Body::OfAnswer };
+    read_message(&mut upstream, body).await
+}
+
+/// Whether a message has a body.
+#[derive(Clone, Copy, PartialEq)]
+enum Body {
+    /// As long as its head says.
+    Counted,
+    /// The same, or until the connection ends.
+    OfAnswer,
+    /// None, whatever its head says: an answer to `HEAD`.
+    Never,
 }
 
 /// Whether a line of a head says how long the message is or whether another follows.
@@ -297,7 +327,7 @@ fn is_framing(line: &str) -> bool {
 }
 
 /// The head, without its empty line, and the body of a message; an answer may end with the connection.
-async fn read_message(stream: &mut (impl AsyncRead + Unpin), is_answer: bool) -> io::Result<(String, Vec<u8>)> {
+async fn read_message(stream: &mut (impl AsyncRead + Unpin), kind: Body) -> io::Result<(String, Vec<u8>)> {
     let mut bytes = Vec::new();
     let end = loop {
         if let Some(at) = bytes.windows(4).position(|window| window == b"\r\n\r\n") {
@@ -315,6 +345,7 @@ async fn read_message(stream: &mut (impl AsyncRead + Unpin), is_answer: bool) ->
         name.eq_ignore_ascii_case("content-length").then(|| value.trim().parse::<usize>().ok())?
     });
     match length {
+        _ if kind == Body::Never => {}
         Some(length) => {
             while body.len() < length {
                 if stream.read_buf(&mut body).await? == 0 {
@@ -322,7 +353,7 @@ async fn read_message(stream: &mut (impl AsyncRead + Unpin), is_answer: bool) ->
                 }
             }
         }
-        None if is_answer => {
+        None if kind == Body::OfAnswer => {
             stream.read_to_end(&mut body).await?;
         }
         None => {}

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 const MAX_LINES: usize = 700;
 
 /// The modules of the master that talk to something outside. They know core's types, and never each other.
-const ADAPTERS: [&str; 6] = ["broker", "hosts", "store", "logs", "mail", "web"];
+const ADAPTERS: [&str; 7] = ["blobs", "broker", "hosts", "store", "logs", "mail", "web"];
 /// What lies above the adapters.
 const UPPER_LAYERS: [&str; 4] = ["driver", "cli", "demo", "main"];
 

@@ -63,6 +63,12 @@ pub struct BuildInFull {
     /// When its logs were deleted by retention, if they were.
     #[schema(required)]
     pub logs_deleted: Option<Time>,
+    /// The blob store that its logs are in; absent if they are on the master's disk, or deleted.
+    #[schema(required)]
+    pub logs_store: Option<String>,
+    /// Why its logs are not in the blob store yet, if the store is away.
+    #[schema(required)]
+    pub upload_trouble: Option<String>,
     /// The steps that were submitted.
     pub steps: Vec<RequestedStep>,
     /// Its attempts, oldest first.

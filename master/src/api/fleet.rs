@@ -255,6 +255,21 @@ pub struct Mail {
     pub error: Option<String>,
 }
 
+/// The uploads of logs to the blob store.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
+pub struct LogUploads {
+    /// The blob store; absent if logs stay on the master's disk.
+    #[schema(required)]
+    pub store: Option<String>,
+    /// Ended builds whose logs are not in it yet.
+    pub waiting: u64,
+    /// Bytes of these logs.
+    pub waiting_bytes: u64,
+    /// What is wrong with it, since when, and when the next try is; absent if the last upload has succeeded.
+    #[schema(required)]
+    pub trouble: Option<String>,
+}
+
 /// The master can do its work.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Health {

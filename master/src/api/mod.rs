@@ -16,7 +16,7 @@ pub use audit::{Audit, AuditRequest, Difference};
 pub use builds::{Attempt, AttemptState, Build, BuildInFull, Evidence, RequestedStep, Step, StepState, Why};
 pub use changes::{BuildChange, Change, HostChange, Lagged, WorkerChange};
 pub use fleet::{
-    Facts, ForgottenHost, ForgottenPlace, Health, HealthStatus, Host, Mail, Place, Refusal, RotatedToken,
+    Facts, ForgottenHost, ForgottenPlace, Health, HealthStatus, Host, LogUploads, Mail, Place, Refusal, RotatedToken,
     TerminatedHost, Vitals, Worker, WorkerKind, WorkerOperation,
 };
 pub use limits::{Bytes, SubmittedLimits};

@@ -36,7 +36,7 @@ pub(super) enum Command {
         /// The configuration file.
         #[arg(short, long, value_name = "FILE")]
         config: PathBuf,
-        /// Also query the providers about credentials, images and networks. Changes nothing.
+        /// Also query the providers about credentials, images and networks, and try the blob store. Nothing stays changed.
         #[arg(long)]
         online: bool,
     },

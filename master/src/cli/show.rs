@@ -53,7 +53,9 @@ fn head(whole: &api::BuildInFull, now: Timestamp) -> String {
     field("finished", or_dash(build.finished.as_ref()));
     field("kept", if whole.keep { "it is never deleted" } else { "-" }.to_owned());
     let deleted = whole.logs_deleted.map(|at| format!("deleted by retention {}", ago(Some(at), now)));
-    field("logs", or_dash(deleted.as_ref()));
+    let stored = || whole.logs_store.as_ref().map(|store| format!("in {store}"));
+    let logs = deleted.or_else(|| whole.upload_trouble.clone()).or_else(stored);
+    field("logs", or_dash(logs.as_ref()));
     out
 }
 

@@ -38,7 +38,12 @@ pub(super) fn local(port: u16) -> SocketAddr {
 }
 
 /// A section, or an empty one if it is absent.
-fn section<'d>(root: &Table<'d>, key: &'static str, keys: &'static Section, empty: &'d DeTable<'d>) -> Table<'d> {
+pub(super) fn section<'d>(
+    root: &Table<'d>,
+    key: &'static str,
+    keys: &'static Section,
+    empty: &'d DeTable<'d>,
+) -> Table<'d> {
     let table = root.optional(key, |v| v.table(&format!("a section: write [{key}]"), keys));
     table.unwrap_or_else(|| root.absent(key, keys, empty))
 }

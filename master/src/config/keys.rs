@@ -91,6 +91,7 @@ const ADDRESS: Kind = Kind::Pattern(r"^([0-9.]+|\[[0-9A-Fa-f:.%]+\]):[0-9]+$");
 const EMAIL: Kind = Kind::Pattern("^.+@.+$");
 const BROKER: Kind = Kind::Pattern(r"^amqps?://\S+$");
 const WEB: Kind = Kind::Pattern(r"^(https?://\S+)?$");
+const STORE: Kind = Kind::Pattern(r"^(file:///[^\s?#]+|s3://[A-Za-z0-9._-]{3,63}(/[^\s?#]*)?)$");
 const OWNER: Kind = Kind::Any(&[
     Kind::Whole(0, 999_999_999_999),
     Kind::Choice(&["self", "amazon", "aws-marketplace", "aws-backup-vault", "microsoft"]),
@@ -125,6 +126,7 @@ pub(super) static ROOT: Section = Section {
         key("audit", Kind::Table(&AUDIT)),
         key("scheduling", Kind::Table(&SCHEDULING)),
         key("limits", Kind::Table(&LIMITS)),
+        key("blobs", Kind::Table(&BLOBS)),
         key("retention", Kind::Table(&RETENTION)),
         key("worker", Kind::List(0, &Kind::Table(&WORKER))),
     ],
@@ -192,6 +194,19 @@ pub(super) static SCHEDULING: Section = Section {
 pub(super) static RETENTION: Section = Section {
     keys: &[key("builds", Kind::Duration(1)), key("logs", Kind::Duration(1)), key("max_size", Kind::Size(1))],
     rules: &[],
+};
+
+/// `[blobs]`
+pub(super) static BLOBS: Section = Section {
+    keys: &[
+        key("store", STORE),
+        key("region", Kind::Text),
+        key("endpoint_url", WEB),
+        key("identifier", Kind::Word),
+        key("secret_identifier", SECRET),
+        key("profile", Kind::Text),
+    ],
+    rules: &[Rule::Needs("identifier", &["secret_identifier"]), Rule::Needs("secret_identifier", &["identifier"])],
 };
 
 /// `[limits]`

@@ -5,6 +5,7 @@
 //! pass: it is recorded, and the pass continues with a substitute value. A configuration with an error is never
 //! returned. `keys` lists every key, and `schema` makes the JSON Schema for editors from it.
 
+mod blobs;
 mod check;
 mod document;
 mod encryption;
@@ -24,6 +25,7 @@ mod workers;
 #[cfg(test)]
 mod tests;
 
+pub use blobs::{BlobsConfig, StoreUrl};
 pub use check::{Look, check};
 pub use hosts::{Ec2Config, HostConfig, LibvirtConfig, OpenstackConfig, ProcessConfig};
 pub use problem::{ConfigErrors, Problem};
@@ -64,6 +66,8 @@ pub struct Config {
     pub broker: BrokerConfig,
     /// `[mail]`
     pub mail: MailConfig,
+    /// `[blobs]`: where the logs of ended builds are kept; absent: in the state directory.
+    pub blobs: Option<BlobsConfig>,
     /// Workers and limits for the core.
     pub plan: Plan,
     /// How the hosts of each latent worker are created. Has exactly the latent workers of the plan.
@@ -269,6 +273,7 @@ fn read_text(text: &str, path: &Path, file: Option<&Metadata>, env: document::En
         let (audit_interval, stop_orphans) = general::audit(&root, &empty);
         let limits = general::limits(&root, &empty);
         let among_equals = general::scheduling(&root, &empty);
+        let blobs = blobs::read(&root, &master.state_dir, &empty);
         let retention = general::retention(&root, &empty);
         let workers = workers::read(&root, &broker);
         let in_clouds = workers.hosts.values().any(|host| host.provider() != ProviderKind::Process);
@@ -296,7 +301,7 @@ fn read_text(text: &str, path: &Path, file: Option<&Metadata>, env: document::En
             mail: mail.plan(),
         };
         let hosts = workers.hosts;
-        Config { path: path.to_owned(), master, broker, mail, plan, hosts, warnings: Vec::new() }
+        Config { path: path.to_owned(), master, broker, mail, blobs, plan, hosts, warnings: Vec::new() }
     });
     let (errors, warnings) = notes.finish();
     let config = config.filter(|_| errors.is_empty()).map(|c| Config { warnings: warnings.clone(), ..c });
@@ -380,6 +385,7 @@ impl Config {
                 management_url: None,
             },
             mail: general::default_mail(),
+            blobs: None,
             plan: Plan {
                 workers: BTreeMap::new(),
                 max_hosts: None,

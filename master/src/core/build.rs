@@ -55,6 +55,8 @@ pub struct Build {
     pub status: BuildStatus,
     /// When retention has deleted its logs, if it has.
     pub logs_deleted: Option<Timestamp>,
+    /// The blob store that its logs are in; absent if they are on the master's disk.
+    pub logs_store: Option<Arc<str>>,
 }
 
 /// The status of a build.

@@ -64,7 +64,7 @@ impl Core {
             self.named.insert(id, text.clone());
         }
         self.out.push(Effect::Save(Record::NewBuild { id, spec: spec.clone(), message_id, status: status.clone() }));
-        self.builds.insert(id, Build { id, spec, status, logs_deleted: None });
+        self.builds.insert(id, Build { id, spec, status, logs_deleted: None, logs_store: None });
         self.enqueue(now, id);
         self.touch_build(id);
         self.reply(request, Reply::Accepted(id));

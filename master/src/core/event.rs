@@ -1,6 +1,7 @@
 //! Two complete lists: what can happen to the core, and what the core can request. Read these first.
 
 use super::audit::{AuditMode, AuditReport};
+use super::blobs::Upload;
 use super::build::{BuildSpec, BuildState};
 use super::mail::{DeliveryResult, Mail, MailId};
 use super::plan::{Plan, ProviderKind};
@@ -186,6 +187,15 @@ pub enum Event {
         builds: Vec<BuildId>,
         /// Why the files of another build could not be deleted.
         failed: Option<String>,
+    },
+    /// The driver uploads the logs of an ended build. It waits for [`Effect::UploadRecorded`] before it does more.
+    Upload {
+        /// The build.
+        build: BuildId,
+        /// Where the logs are uploaded to.
+        store: Arc<str>,
+        /// How far it is.
+        upload: Upload,
     },
 }
 
@@ -450,6 +460,8 @@ pub enum Effect {
     FindExpired(Scan),
     /// Delete the log files of these builds, which have ended. May be repeated. Answered by [`Event::LogsDeleted`].
     DeleteLogs(Vec<BuildId>),
+    /// What [`Event::Upload`] reported of this build is in the ledger.
+    UploadRecorded(BuildId),
     /// Publish a change to all listeners.
     Publish(Change),
     /// Write to the master's log.

@@ -7,6 +7,7 @@
 mod admission;
 mod alarm;
 pub mod audit;
+pub mod blobs;
 pub mod build;
 mod builds;
 mod capacity;
@@ -222,6 +223,7 @@ impl Core {
             Event::MailSent { mail, result } => self.on_mail_sent(now, &mail, result),
             Event::Expired(found) => self.on_expired(now, found),
             Event::LogsDeleted { builds, failed } => self.on_logs_deleted(now, &builds, failed),
+            Event::Upload { build, store, upload } => self.on_upload(build, store, upload),
         }
         while let Some(timer) = self.timers.pop_due(now) {
             self.on_timer(now, timer);

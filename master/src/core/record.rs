@@ -2,6 +2,7 @@
 //! workers.
 
 use super::alarm::BlockedLease;
+use super::blobs::Upload;
 use super::build::{BuildSpec, BuildStatus};
 use super::images::{ImageKey, ImageRecord};
 use super::mail::{Mail, MailId, News};
@@ -278,6 +279,8 @@ pub enum Record {
     LogsExpired(BuildId, Timestamp),
     /// No file of those logs is left.
     LogsDeleted(BuildId),
+    /// The logs of this ended build are in this store, or are being uploaded to it.
+    LogsUploaded(BuildId, Arc<str>, Upload),
     /// This ended build is deleted. Its number is never given again.
     BuildDeleted(BuildId),
     /// A host.

@@ -121,7 +121,7 @@ impl Master {
                 Record::SessionOver(_) => self.session = None,
                 Record::Spent(_) => {}
                 Record::LogsMeasured(..) | Record::LogsExpired(..) => {}
-                Record::LogsDeleted(_) | Record::BuildDeleted(_) => {}
+                Record::LogsDeleted(_) | Record::LogsUploaded(..) | Record::BuildDeleted(_) => {}
                 Record::Worker(..)
                 | Record::Image(..)
                 | Record::Place(..)
@@ -159,6 +159,7 @@ impl Master {
                 spec: spec.clone(),
                 status: status.clone(),
                 logs_deleted: None,
+                logs_store: None,
             })
             .collect();
         let ledger = Ledger {

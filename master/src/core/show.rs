@@ -40,6 +40,7 @@ pub fn effect(effect: &Effect, now: Timestamp) -> String {
             format!("find expired:{builds}{logs}{sizes}{total}")
         }
         Effect::DeleteLogs(builds) => format!("delete logs of {}", list(builds)),
+        Effect::UploadRecorded(build) => format!("go on with the upload of {build}"),
         Effect::Publish(change) => match change {
             Change::Build { id, state, worker, .. } => {
                 let on = worker.as_ref().map(|w| format!(" on {w}")).unwrap_or_default();
@@ -84,6 +85,7 @@ pub fn record(record: &Record, now: Timestamp) -> String {
         Record::LogsMeasured(id, bytes) => format!("build {id}: {bytes} bytes of logs"),
         Record::LogsExpired(id, _) => format!("build {id}: its logs are to be deleted"),
         Record::LogsDeleted(id) => format!("build {id}: its logs are deleted"),
+        Record::LogsUploaded(id, store, upload) => format!("build {id}: upload of its logs to {store}: {upload:?}"),
         Record::BuildDeleted(id) => format!("build {id} is deleted"),
         Record::Host(host) => {
             let why = host.why.as_ref().map(|w| format!(" ({w})")).unwrap_or_default();

@@ -16,6 +16,8 @@ pub struct BuildView {
     pub build: Build,
     /// Its state, including whether a host is being started for it.
     pub state: BuildState,
+    /// Why its logs are not in the blob store yet, if that is away. Only for a single build that has ended.
+    pub upload_trouble: Option<String>,
 }
 
 /// Selects builds: those that meet all of its conditions.

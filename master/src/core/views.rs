@@ -11,7 +11,11 @@ use std::collections::BTreeMap;
 impl Core {
     /// A build that has not ended.
     pub fn build(&self, id: BuildId) -> Option<BuildView> {
-        self.builds.get(&id).map(|build| BuildView { build: build.clone(), state: self.state_of(build) })
+        self.builds.get(&id).map(|build| BuildView {
+            build: build.clone(),
+            state: self.state_of(build),
+            upload_trouble: None,
+        })
     }
 
     /// Builds that have not ended, newest first.
@@ -22,7 +26,7 @@ impl Core {
         let older = self.builds.range(..filter.before.unwrap_or(BuildId(u64::MAX))).rev();
         let states = older.map(|(_, build)| (build, self.state_of(build)));
         let matching = states.filter(|(build, state)| filter.matches(build, *state)).take(filter.limit);
-        matching.map(|(build, state)| BuildView { build: build.clone(), state }).collect()
+        matching.map(|(build, state)| BuildView { build: build.clone(), state, upload_trouble: None }).collect()
     }
 
     /// The workers of the configuration, and removed workers that still end what they run, by name.

@@ -29,6 +29,7 @@ pub(super) struct Batch {
 enum Key {
     Build(BuildId),
     Ended(BuildId),
+    Upload(BuildId),
     Host(String),
     Session(WorkerName),
     Worker(WorkerName),
@@ -52,6 +53,7 @@ impl Batch {
             | Record::LogsExpired(id, _)
             | Record::LogsDeleted(id)
             | Record::BuildDeleted(id) => Key::Ended(*id),
+            Record::LogsUploaded(id, ..) => Key::Upload(*id),
             Record::Host(host) => Key::Host(host.id.0.clone()),
             Record::Session(session) => Key::Session(session.worker.clone()),
             Record::SessionOver(worker) => Key::Session(worker.clone()),

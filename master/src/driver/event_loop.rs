@@ -163,6 +163,7 @@ impl EventLoop {
                 Control::Configure(config) => {
                     self.executor.hosts.configure(&config);
                     self.executor.logs.set_max_size(config.plan.max_log_size);
+                    self.executor.configure_blobs(&self.config, &config);
                     self.handle(Event::Configure(Arc::new(config.plan.clone())));
                     self.config = *config;
                 }

@@ -97,8 +97,28 @@ impl EventLoop {
             ),
         ];
         figures.extend(self.link_figures());
+        figures.extend(self.upload_figures());
         let places = core.place_views();
         Metrics { builds, workers: counts.workers, hosts: counts.hosts, places, figures }
+    }
+
+    fn upload_figures(&self) -> Vec<Figure> {
+        let Some(uploads) = self.executor.uploads.figures() else { return Vec::new() };
+        vec![
+            gauge("rouse_blob_store_down", "Whether the last upload of logs has failed.", u64::from(uploads.down)),
+            gauge(
+                "rouse_log_uploads_waiting",
+                "Ended builds whose logs are not in the blob store yet.",
+                uploads.waiting,
+            ),
+            gauge("rouse_log_uploads_waiting_bytes", "Bytes of the logs that wait to be uploaded.", uploads.bytes),
+            counter("rouse_log_uploads_total", "Ended builds whose logs were uploaded.", uploads.uploaded),
+            counter(
+                "rouse_log_uploads_failed_total",
+                "Tries to upload the logs of a build that failed.",
+                uploads.failed,
+            ),
+        ]
     }
 
     fn link_figures(&self) -> Vec<Figure> {

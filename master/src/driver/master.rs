@@ -7,7 +7,9 @@ use super::listeners::{self, Inherited};
 use super::reader::Reader;
 use super::retention::Sweeper;
 use super::state::State;
+use super::uploads::Uploads;
 use super::{WAITING, encryption, event_loop, log_sync, log_writer, perform};
+use crate::blobs::Blobs;
 use crate::broker::{
     self, Askers, AuthServer, Endpoints, Inbound, Link, LinkSettings, LogDelivery, Node, NodeSettings, NodeTls,
     RateLimiter, Refusals, Trust,
@@ -20,9 +22,12 @@ use crate::hosts::{Death, Hosts};
 use crate::logs::Logs;
 use crate::store::Store;
 use crate::web;
+use async_trait::async_trait;
+use bytes::Bytes;
 use rouse_shared::{AttemptId, MasterId};
 use std::io;
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -49,8 +54,9 @@ pub struct Master {
 }
 
 /// Where a step's log is, for the API.
-struct LogFiles(Logs);
+struct LogFiles(Logs, Arc<Blobs>);
 
+#[async_trait]
 impl web::LogSource for LogFiles {
     fn path(&self, attempt: AttemptId, step: u32) -> PathBuf {
         self.0.path(attempt, step)
@@ -58,6 +64,20 @@ impl web::LogSource for LogFiles {
 
     fn watch(&self, attempt: AttemptId, step: u32) -> watch::Receiver<u64> {
         self.0.watch(attempt, step)
+    }
+
+    async fn stored_length(&self, store: &str, attempt: AttemptId, step: u32) -> Result<u64, String> {
+        self.1.length(store, attempt, step).await.map_err(|error| error.to_string())
+    }
+
+    async fn stored_range(
+        &self,
+        store: &str,
+        attempt: AttemptId,
+        step: u32,
+        range: Range<u64>,
+    ) -> Result<Bytes, String> {
+        self.1.read(store, attempt, step, range).await.map_err(|error| error.to_string())
     }
 }
 
@@ -104,7 +124,9 @@ impl Master {
         let space = DiskSpace::new(&config.master.state_dir);
         let log_sync = log_sync::spawn(logs.clone(), events.clone())?;
         let reader = || Store::reader(&ledger_path).map_err(|e| MasterError::new("cannot start", &e));
-        let sweeper = Sweeper::spawn(reader()?, logs.clone(), events.clone())?;
+        let blobs = Arc::new(Blobs::new(&state.id, config.blobs.clone()));
+        let sweeper = Sweeper::spawn(reader()?, logs.clone(), blobs.clone(), events.clone())?;
+        let uploads = Uploads::start(logs.clone(), blobs.clone(), ledger_path.clone(), events.clone());
         let reader = Reader::spawn(reader()?)?;
         log_writer::spawn(logs.clone(), log_sync.clone(), space, chunks_in, events.clone())?;
 
@@ -122,6 +144,8 @@ impl Master {
             logs: logs.clone(),
             log_sync,
             sweeper,
+            blobs: blobs.clone(),
+            uploads,
             changes: changes.clone(),
             link: link_ready,
             refusals: refusals.clone(),
@@ -156,7 +180,7 @@ impl Master {
             version: env!("CARGO_PKG_VERSION"),
             master_name: config.master.name.clone(),
         };
-        let source = Arc::new(LogFiles(logs));
+        let source = Arc::new(LogFiles(logs, blobs));
         let web = tokio::spawn(async move {
             // Ends if the master was asked to stop, and if the owner of the sender is gone.
             let shutdown = async move { drop(stopped.await) };

@@ -24,6 +24,7 @@ mod retention;
 mod signals;
 mod state;
 mod stuck;
+mod uploads;
 
 pub use control::Control;
 pub use error::MasterError;

@@ -3,6 +3,8 @@
 
 use super::log_sync::LogSync;
 use super::retention::{Job, Sweeper};
+use super::uploads::Uploads;
+use crate::blobs::Blobs;
 use crate::broker::{LinkHandle, Outbound, Refusals};
 use crate::config::Config;
 use crate::core::event::{Change, Effect, Event, Level, Listing, Reply, RequestId};
@@ -63,6 +65,8 @@ pub(super) struct Executor {
     pub logs: Logs,
     pub log_sync: LogSync,
     pub sweeper: Sweeper,
+    pub blobs: Arc<Blobs>,
+    pub uploads: Uploads,
     pub changes: broadcast::Sender<Change>,
     /// The link to the broker, once there is one.
     pub link: watch::Receiver<Option<Arc<LinkHandle>>>,
@@ -160,7 +164,13 @@ impl Executor {
             }
             Effect::FindExpired(scan) => self.sweeper.request(Job::Find(scan)),
             Effect::DeleteLogs(builds) => self.sweeper.request(Job::Delete(builds)),
+            Effect::UploadRecorded(build) => self.uploads.recorded(build),
             Effect::Publish(change) => {
+                if let Change::Build { id, state, .. } = &change
+                    && state.is_final()
+                {
+                    self.uploads.add(*id);
+                }
                 self.announce(change);
             }
             Effect::Log(Level::Info, text) => {
@@ -260,6 +270,14 @@ impl Executor {
     pub(super) fn refuse(&mut self, requester: Requester, field: &str, reason: &str) {
         let request = self.pending.add(requester);
         self.reply(request, Reply::Refused { field: Some(field.to_owned()), reason: reason.to_owned() });
+    }
+
+    /// Uses another blob store, if the configuration names another one.
+    pub(super) fn configure_blobs(&self, old: &Config, new: &Config) {
+        if old.blobs != new.blobs {
+            self.blobs.configure(new.blobs.clone());
+            self.uploads.configured();
+        }
     }
 
     pub(super) fn link_is_up(&self) -> bool {

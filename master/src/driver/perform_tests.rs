@@ -121,11 +121,15 @@ fn executor(dir: &Path, config: &Config, way: Way) -> (Executor, mpsc::Receiver<
     let (events, heard) = mpsc::channel(16);
     let hosts = Hosts::new(dir.join("hosts"), "m/1".to_owned(), config, mpsc::channel(1).0).unwrap();
     let hosts = hosts.with_stand_in(Box::new(Wrong(way)), Duration::from_millis(20));
+    let logs = Logs::new(&dir.join("logs"), 1 << 30).unwrap();
+    let blobs = Arc::new(Blobs::new("1", None));
     let executor = Executor {
         runtime: tokio::runtime::Handle::current(),
         events,
         hosts: Arc::new(hosts),
-        logs: Logs::new(&dir.join("logs"), 1 << 30).unwrap(),
+        uploads: Uploads::unused(logs.clone(), blobs.clone()),
+        logs,
+        blobs,
         log_sync: LogSync::unused(),
         sweeper: Sweeper::unused(),
         changes: broadcast::channel(1).0,

@@ -23,6 +23,7 @@ impl EventLoop {
             Query::Hosts { reply } => drop(reply.send(core.host_views(clock::now()))),
             Query::Places { reply } => drop(reply.send(core.place_views())),
             Query::Mails { reply } => drop(reply.send(core.mails())),
+            Query::Uploads { reply } => drop(reply.send(self.executor.uploads.view())),
             Query::Health { reply } => {
                 let ledger = self.commit_error.clone().map_or_else(|| self.disk_space.for_work(), Err);
                 let alarm = core.alarm().map(str::to_owned);
@@ -38,7 +39,10 @@ impl EventLoop {
         }
         let unreadable = |error| NoBuild::Unreadable(unreadable(error));
         match self.store.build(id).map_err(unreadable)? {
-            Some(build) => Ok(BuildView { state: build.status.state(), build }),
+            Some(build) => {
+                let upload_trouble = self.executor.uploads.trouble(id);
+                Ok(BuildView { state: build.status.state(), build, upload_trouble })
+            }
             None if id <= self.store.highest_deleted().map_err(unreadable)? => Err(NoBuild::Deleted),
             None => Err(NoBuild::Unknown),
         }
@@ -48,7 +52,9 @@ impl EventLoop {
         if let Some(why) = self.core.why(clock::now(), id) {
             return Ok(why);
         }
-        let sentence = of_status(&self.build(id)?.build.status);
-        sentence.map(|sentence| Why { sentence, next_try: None }).ok_or(NoBuild::Unknown)
+        let view = self.build(id)?;
+        let mut sentence = of_status(&view.build.status).ok_or(NoBuild::Unknown)?;
+        sentence.extend(view.upload_trouble.map(|trouble| format!("; {trouble}")));
+        Ok(Why { sentence, next_try: None })
     }
 }

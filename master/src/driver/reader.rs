@@ -57,7 +57,7 @@ fn list(store: &Store, filter: &BuildFilter, live: Vec<BuildView>) -> Result<Vec
     if filter.state.is_none_or(BuildState::is_final) {
         let alive: BTreeSet<_> = views.iter().map(|view| view.build.id).collect();
         let ended = store.ended_builds(filter)?.into_iter().filter(|build| !alive.contains(&build.id));
-        views.extend(ended.map(|build| BuildView { state: build.status.state(), build }));
+        views.extend(ended.map(|build| BuildView { state: build.status.state(), build, upload_trouble: None }));
         views.sort_by_key(|view| std::cmp::Reverse(view.build.id));
         views.truncate(filter.limit);
     }

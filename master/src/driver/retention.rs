@@ -2,6 +2,7 @@
 //! long. The core decides what is deleted.
 
 use super::error::MasterError;
+use crate::blobs::{Blobs, StoreError};
 use crate::core::event::Event;
 use crate::core::retention::{BATCH, Expired, Scan};
 use crate::logs::Logs;
@@ -9,6 +10,8 @@ use crate::store::Store;
 use rouse_shared::BuildId;
 use rouse_shared::error::Chain;
 use std::io;
+use std::sync::Arc;
+use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 
@@ -26,8 +29,14 @@ pub(super) struct Sweeper(mpsc::Sender<Job>);
 
 impl Sweeper {
     /// Starts the thread. It ends when nobody can give it work any more, or nobody receives its events.
-    pub(super) fn spawn(store: Store, logs: Logs, events: mpsc::Sender<Event>) -> Result<Self, MasterError> {
+    pub(super) fn spawn(
+        store: Store,
+        logs: Logs,
+        blobs: Arc<Blobs>,
+        events: mpsc::Sender<Event>,
+    ) -> Result<Self, MasterError> {
         let (jobs, mut waiting) = mpsc::channel(1);
+        let runtime = Handle::current();
         let body = move || {
             let mut swept = false;
             while let Some(job) = waiting.blocking_recv() {
@@ -38,7 +47,9 @@ impl Sweeper {
                         }
                         Event::Expired(find(&store, &logs, scan))
                     }
-                    Job::Delete(builds) => delete(&logs, builds),
+                    Job::Delete(builds) => {
+                        delete(&store, &logs, &|store, build| runtime.block_on(blobs.delete(store, build)), builds)
+                    }
                 };
                 if events.blocking_send(event).is_err() {
                     return;
@@ -90,23 +101,47 @@ fn find(store: &Store, logs: &Logs, scan: Scan) -> Result<Expired, String> {
     let mut found = store.expired(scan).map_err(read)?;
     // What expires by its age need not be measured.
     if scan.sizes && found.logs.len() < BATCH {
-        for id in store.unmeasured(scan).map_err(read)? {
-            let size = logs.size(id).map_err(|error| format!("the logs of build {id} cannot be measured: {error}"))?;
-            found.measured.push((id, size));
+        for (id, uploaded) in store.unmeasured(scan).map_err(read)? {
+            // Its files may be removed while they are measured; after that, the ledger knows their size.
+            let Some(_claim) = logs.claim(id) else { continue };
+            if uploaded.is_none() && store.logs_at(id).map_err(read)?.is_none_or(|at| at.complete) {
+                continue;
+            }
+            let on_disk =
+                || logs.size(id).map_err(|error| format!("the logs of build {id} cannot be measured: {error}"));
+            found.measured.push((id, uploaded.map_or_else(on_disk, Ok)?));
         }
     }
     Ok(found)
 }
 
-/// Deletes the files of all builds that let it.
-fn delete(logs: &Logs, mut builds: Vec<BuildId>) -> Event {
+/// Deletes the files of all builds that let it, and what is in blob stores. If a store fails, no more is asked of it this
+/// time; the files on the disk do not wait for it.
+pub(super) fn delete(store: &Store, logs: &Logs, from_blobs: FromBlobs<'_>, mut builds: Vec<BuildId>) -> Event {
     let mut failed = None;
-    builds.retain(|id| match logs.delete(*id) {
-        Ok(()) => true,
-        Err(error) => {
+    let mut away = None;
+    builds.retain(|id| {
+        // Its logs are being uploaded. It is found again.
+        let Some(_claim) = logs.claim(*id) else { return false };
+        let deleted = logs.delete(*id).map_err(|error| error.to_string()).and_then(|()| {
+            let at = store.logs_at(*id).map_err(|error| Chain(&error).to_string())?;
+            let Some(location) = at.and_then(|at| at.store) else { return Ok(()) };
+            if away.as_ref() == Some(&location) {
+                return Err("its store has failed before".to_owned());
+            }
+            from_blobs(&location, *id).map_err(|error| {
+                away = Some(location);
+                error.to_string()
+            })
+        });
+        let ok = deleted.is_ok();
+        if let Err(error) = deleted {
             failed.get_or_insert_with(|| format!("build {id}: {error}"));
-            false
         }
+        ok
     });
     Event::LogsDeleted { builds, failed }
 }
+
+/// Deletes the logs of a build from a blob store.
+pub(super) type FromBlobs<'a> = &'a dyn Fn(&str, BuildId) -> Result<(), StoreError>;

@@ -18,8 +18,6 @@ mod overdue;
 #[cfg(any(feature = "libvirt", feature = "openstack"))]
 mod persisted_set;
 pub mod process;
-#[cfg(any(feature = "ec2", feature = "openstack"))]
-mod proxy;
 pub mod user_data;
 
 use crate::config::Config;

@@ -3,6 +3,7 @@
 //! properties may read more.
 
 use super::{Store, StoreError, sql_id, sql_number, write_fact};
+use crate::core::blobs::Upload;
 use crate::core::build::{Build, BuildState};
 use crate::core::retention::{BATCH, EndedBuild, Expired, Scan};
 use crate::core::view::BuildFilter;
@@ -12,11 +13,13 @@ use rusqlite::{Connection, OptionalExtension as _, Params, Row, params, params_f
 use std::collections::BTreeMap;
 
 /// The tables. `worker` is the worker of the last attempt. `size` is the bytes of the logs; absent if nobody has measured
-/// them. `deleted` is when retention began to delete the logs, in milliseconds; once no file is left, `size` is 0.
+/// them. `deleted` is when retention began to delete the logs, in milliseconds; once no file is left, `size` is 0. `store`
+/// is the blob store that may have something of the logs; absent: none. `uploaded` is how many bytes of logs are there;
+/// absent as long as the files on the disk count.
 pub(super) const TABLES: &str = "
     CREATE TABLE IF NOT EXISTS ended (
         id INTEGER PRIMARY KEY, state TEXT NOT NULL, worker TEXT, name TEXT, finished INTEGER NOT NULL,
-        keep INTEGER NOT NULL, size INTEGER, deleted INTEGER);
+        keep INTEGER NOT NULL, size INTEGER, deleted INTEGER, store TEXT, uploaded INTEGER);
     CREATE INDEX IF NOT EXISTS ended_state ON ended (state, id);
     CREATE INDEX IF NOT EXISTS ended_worker ON ended (worker, state, id) WHERE worker IS NOT NULL;
     CREATE INDEX IF NOT EXISTS ended_name ON ended (name, state, id) WHERE name IS NOT NULL;
@@ -41,11 +44,13 @@ pub(super) fn add(to: &Connection, condition: &str, with: impl Params + Copy) ->
     let condition =
         format!("NOT builds.live AND json_valid(builds.spec) AND json_valid(builds.status) AND {condition}");
     let sql = format!(
-        "INSERT OR REPLACE INTO ended (id, state, worker, name, finished, keep)
+        "INSERT INTO ended (id, state, worker, name, finished, keep)
          SELECT id, state, json_extract(status, '$.attempts[#-1].worker'), NULLIF(json_extract(spec, '$.name'), ''),
                 COALESCE(json_extract(status, '$.finished'), json_extract(status, '$.created'), 0),
                 COALESCE(json_extract(spec, '$.keep'), 0)
-         FROM builds WHERE {condition}"
+         FROM builds WHERE {condition}
+         ON CONFLICT (id) DO UPDATE SET state = excluded.state, worker = excluded.worker, name = excluded.name,
+             finished = excluded.finished, keep = excluded.keep"
     );
     to.prepare_cached(&sql)?.execute(with)?;
     let sql = format!("INSERT OR REPLACE INTO ended_where {PROPERTIES} WHERE {condition}");
@@ -63,6 +68,18 @@ pub(super) fn expire_logs(to: &Connection, id: BuildId, at: Timestamp) -> Result
     // If they took no space, there is nothing to delete; the files are looked for all the same.
     let sql = "UPDATE ended SET deleted = ?2, size = NULL WHERE id = ?1 AND NOT keep";
     to.prepare_cached(sql)?.execute(params![sql_id(id), sql_number(at.0)])?;
+    Ok(())
+}
+
+pub(super) fn uploaded(to: &Connection, id: BuildId, store: &str, upload: Upload) -> Result<(), StoreError> {
+    // Retention may delete the logs at the same time. It looks for them in the store that is named here. What is complete
+    // stays so: the files may be gone.
+    let bytes = match upload {
+        Upload::Begun => None,
+        Upload::Complete(bytes) => Some(sql_number(bytes)),
+    };
+    let sql = "UPDATE ended SET store = ?2, uploaded = ?3 WHERE id = ?1 AND uploaded IS NULL";
+    to.prepare_cached(sql)?.execute(params![sql_id(id), store, bytes])?;
     Ok(())
 }
 
@@ -189,17 +206,18 @@ impl Store {
         Ok(found)
     }
 
-    /// Builds of whose logs nobody has measured the size, oldest first, and that do not expire by their age.
+    /// Builds of whose logs nobody has measured the size, oldest first, and that do not expire by their age; with the
+    /// bytes that are in a blob store, if the logs are in one.
     ///
     /// # Errors
     /// If SQLite cannot read.
-    pub fn unmeasured(&self, scan: Scan) -> Result<Vec<BuildId>, StoreError> {
+    pub fn unmeasured(&self, scan: Scan) -> Result<Vec<(BuildId, Option<u64>)>, StoreError> {
         let after = scan.logs_before.map_or(0, |time| sql_number(time.0));
         self.ended(
-            "SELECT id FROM ended INDEXED BY ended_unmeasured
+            "SELECT id, uploaded FROM ended INDEXED BY ended_unmeasured
              WHERE deleted IS NULL AND size IS NULL AND (keep OR finished >= ?1) ORDER BY id LIMIT ?2",
             [after, LIMIT],
-            id,
+            |row| Ok((id(row)?, row.get::<_, Option<i64>>(1)?.map(i64::unsigned_abs))),
         )
     }
 
@@ -241,7 +259,7 @@ impl Store {
         Ok(counts.into_iter().filter_map(|(state, n)| Some((final_state(&state)?, n.unsigned_abs()))).collect())
     }
 
-    fn ended<T>(
+    pub(super) fn ended<T>(
         &self,
         sql: &str,
         with: impl Params,
@@ -271,7 +289,7 @@ fn ended_build(row: &Row<'_>) -> rusqlite::Result<EndedBuild> {
     })
 }
 
-fn id(row: &Row<'_>) -> rusqlite::Result<BuildId> {
+pub(super) fn id(row: &Row<'_>) -> rusqlite::Result<BuildId> {
     Ok(BuildId(row.get::<_, i64>(0)?.unsigned_abs()))
 }
 

@@ -22,6 +22,9 @@ pub(super) fn bring_up(connection: &mut Connection, from: i32) -> Result<(), Sto
     if from < 4 {
         to_4(&transaction)?;
     }
+    if from < 5 {
+        to_5(&transaction)?;
+    }
     transaction.pragma_update(None, "user_version", SCHEMA)?;
     transaction.commit()?;
     Ok(())
@@ -83,6 +86,16 @@ fn to_3(ledger: &Transaction<'_>) -> Result<(), StoreError> {
 fn to_4(ledger: &Transaction<'_>) -> Result<(), StoreError> {
     ledger.execute("DROP INDEX IF EXISTS builds_state", [])?;
     ended::add(ledger, "?1", [true])
+}
+
+/// Version 5 knows which logs are in a blob store.
+fn to_5(ledger: &Transaction<'_>) -> Result<(), StoreError> {
+    let has_store = "SELECT EXISTS (SELECT 1 FROM pragma_table_info('ended') WHERE name = 'store')";
+    if !ledger.query_row(has_store, [], |row| row.get(0))? {
+        ledger
+            .execute_batch("ALTER TABLE ended ADD COLUMN store TEXT; ALTER TABLE ended ADD COLUMN uploaded INTEGER;")?;
+    }
+    Ok(())
 }
 
 /// Renames a field in an object of each row, if the row has the object and the field. Its type stays.

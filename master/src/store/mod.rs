@@ -22,9 +22,12 @@ mod ended;
 mod migrate;
 #[cfg(test)]
 mod tests;
+mod uploads;
+
+pub use uploads::LogsAt;
 
 /// Version of the tables, kept in `user_version`.
-const SCHEMA: i32 = 4;
+const SCHEMA: i32 = 5;
 
 /// Why a batch could not be committed, or the ledger could not be read.
 #[derive(Debug, thiserror::Error)]
@@ -223,7 +226,8 @@ impl Store {
 
     fn builds_where(&self, condition: &str, with: impl rusqlite::Params) -> Result<Vec<Build>, StoreError> {
         let sql = format!(
-            "SELECT builds.id, builds.spec, builds.status, ended.deleted
+            "SELECT builds.id, builds.spec, builds.status, ended.deleted, 
+                    iif(ended.uploaded IS NULL OR ended.deleted IS NOT NULL, NULL, ended.store)
              FROM builds LEFT JOIN ended ON ended.id = builds.id WHERE {condition}"
         );
         let mut statement = self.connection.prepare_cached(&sql)?;
@@ -237,6 +241,7 @@ impl Store {
                 spec: Arc::new(parse::<BuildSpec>("builds", &key, &spec)?),
                 status: parse::<BuildStatus>("builds", &key, &status)?,
                 logs_deleted: row.get::<_, Option<i64>>(3)?.map(|at| Timestamp(at.unsigned_abs())),
+                logs_store: row.get::<_, Option<String>>(4)?.map(Arc::from),
             });
         }
         Ok(builds)
@@ -276,6 +281,7 @@ fn write(to: &Connection, record: &Record) -> Result<(), StoreError> {
         Record::LogsMeasured(id, bytes) => ended::set_size(to, *id, *bytes)?,
         Record::LogsExpired(id, at) => ended::expire_logs(to, *id, *at)?,
         Record::LogsDeleted(id) => ended::logs_deleted(to, *id)?,
+        Record::LogsUploaded(id, store, upload) => ended::uploaded(to, *id, store, *upload)?,
         Record::BuildDeleted(id) => ended::delete(to, *id)?,
         // What people may ask about it is kept with its builds. Its order has a token, and what the user gave to the
         // machine.

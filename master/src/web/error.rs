@@ -38,6 +38,9 @@ pub(super) enum ApiError {
     Internal(String),
     #[error("{0}")]
     Unhealthy(String),
+    /// Something else does not answer.
+    #[error("{0}")]
+    Unavailable(String),
     #[error("the master is ending; try again when it is back")]
     Ending,
     #[error("the master did not answer in time; look at its log")]
@@ -78,7 +81,7 @@ impl ApiError {
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::Misdirected(_) => StatusCode::MISDIRECTED_REQUEST,
             Self::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
-            Self::Unhealthy(_) | Self::Ending | Self::Busy => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Unhealthy(_) | Self::Unavailable(_) | Self::Ending | Self::Busy => StatusCode::SERVICE_UNAVAILABLE,
             Self::NoSpace(_) => StatusCode::INSUFFICIENT_STORAGE,
         }
     }

@@ -2,7 +2,7 @@
 
 use super::builds::done;
 use super::error::{ApiError, NoParams, Params, Segments};
-use super::{App, Query, views};
+use super::{App, Query, Uploads, views};
 use crate::api;
 use crate::core::event::{Command, Operation};
 use axum::Json;
@@ -47,6 +47,19 @@ pub(super) async fn list_mails(
 ) -> Result<Json<Vec<api::Mail>>, ApiError> {
     let mails = app.query(|reply| Query::Mails { reply }).await?;
     Ok(Json(mails.into_iter().map(views::mail).collect()))
+}
+
+/// Get the state of the uploads of logs to the blob store.
+#[utoipa::path(
+    get, path = "/api/log-uploads",
+    responses((status = 200, description = "The uploads.", body = api::LogUploads)),
+)]
+pub(super) async fn show_log_uploads(
+    State(app): State<Arc<App>>,
+    _: Params<NoParams>,
+) -> Result<Json<api::LogUploads>, ApiError> {
+    let Uploads { store, waiting, waiting_bytes, trouble } = app.query(|reply| Query::Uploads { reply }).await?;
+    Ok(Json(api::LogUploads { store, waiting, waiting_bytes, trouble }))
 }
 
 /// Pause, resume or drain a worker.

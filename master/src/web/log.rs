@@ -24,6 +24,8 @@ use utoipa::IntoParams;
 
 /// Bytes of one read and of one piece of the response.
 const PIECE: usize = 64 << 10;
+/// Bytes of one read from a blob store, and of one piece of such a response: each read is a request.
+const STORED_PIECE: u64 = 1 << 20;
 /// First pause before the build is checked after a followed log has fallen silent. The end of a step is not announced
 /// in any other way.
 const FIRST_LOOK: Duration = Duration::from_millis(25);
@@ -61,6 +63,7 @@ pub(super) struct LogParams {
         (status = 404, description = "There is no such build, attempt, step or log.", body = crate::api::Error),
         (status = 410, description = "The log was deleted by retention.", body = crate::api::Error),
         (status = 416, description = "The range is past the end of the log."),
+        (status = 503, description = "The master is ending or did not answer in time, or the log is in a blob store that does not answer.", body = crate::api::Error),
     ),
 )]
 pub(super) async fn read_log(
@@ -87,7 +90,7 @@ pub(super) async fn read_log(
         return Err(ApiError::NotFound(format!("build {id} has no attempt {number}")));
     }
     let mut reader = Reader::new(app, view.build.id, index, params.attempt, changes);
-    reader.look(&view);
+    reader.find(view.clone()).await?;
     let there = reader.there();
     if there == 0 && reader.had_bytes && view.build.logs_deleted.is_some() {
         return Err(ApiError::Gone(format!("the log of step {} of build {id} was deleted by retention", index + 1)));
@@ -181,6 +184,8 @@ struct Reader {
     attempt: Option<u32>,
     changes: broadcast::Receiver<Change>,
     source: Option<Source>,
+    /// Where the log is instead, if it is in a blob store.
+    stored: Option<Stored>,
     offset: u64,
     /// The offset at which to stop.
     until: u64,
@@ -190,6 +195,14 @@ struct Reader {
     /// Whether its attempt has ended and may have left some of it.
     had_bytes: bool,
     pause: Duration,
+}
+
+/// A log in a blob store.
+#[derive(Clone)]
+struct Stored {
+    store: Arc<str>,
+    attempt: AttemptId,
+    length: u64,
 }
 
 struct Source {
@@ -213,6 +226,7 @@ impl Reader {
             attempt,
             changes,
             source: None,
+            stored: None,
             offset: 0,
             until: u64::MAX,
             end: None,
@@ -224,7 +238,41 @@ impl Reader {
 
     /// The number of bytes that are available.
     fn there(&mut self) -> u64 {
-        self.source.as_mut().map_or(0, |source| *source.bytes.borrow_and_update())
+        match &self.stored {
+            Some(stored) => stored.length,
+            None => self.source.as_mut().map_or(0, |source| *source.bytes.borrow_and_update()),
+        }
+    }
+
+    /// Updates from the build where its log is, and when it is complete.
+    async fn find(&mut self, view: BuildView) -> Result<(), ApiError> {
+        self.look(&view);
+        if view.build.logs_store.is_some() || !view.state.is_final() || self.there() > 0 {
+            return self.find_stored(&view).await;
+        }
+        // If there is no file, it was perhaps uploaded and removed since the build was read.
+        match self.app.query(|reply| Query::Build { id: self.build, reply }).await? {
+            Ok(view) => self.find_stored(&view).await,
+            Err(_) => Ok(()),
+        }
+    }
+
+    /// Finds the log in the blob store that the build names, if it names one. A file that is open is read to its end.
+    async fn find_stored(&mut self, view: &BuildView) -> Result<(), ApiError> {
+        let opened = self.source.as_ref().is_some_and(|source| source.file.is_some());
+        let (Some(store), Some(number), false) = (&view.build.logs_store, self.attempt, opened) else { return Ok(()) };
+        let attempt = AttemptId { build: self.build, number };
+        let length = self.app.logs.stored_length(store, attempt, self.step).await;
+        let length = length.map_err(|why| self.unreadable(&why))?;
+        self.stored = Some(Stored { store: store.clone(), attempt, length });
+        Ok(())
+    }
+
+    fn unreadable(&self, why: &str) -> ApiError {
+        let (step, build) = (self.step + 1, self.build);
+        ApiError::Unavailable(format!(
+            "the log of step {step} of build {build} cannot be read now: {why}; try again later"
+        ))
     }
 
     /// Updates from the build whether the attempt exists and when its log is complete.
@@ -272,7 +320,11 @@ impl Reader {
         loop {
             let there = self.there().min(self.until);
             if self.offset < there {
+                let was_stored = self.stored.is_some();
                 let piece = self.piece(there).await?;
+                if self.stored.is_some() && !was_stored {
+                    continue;
+                }
                 if !piece.is_empty() {
                     self.offset += piece.len() as u64;
                     self.pause = FIRST_LOOK;
@@ -294,6 +346,11 @@ impl Reader {
 
     /// Up to [`PIECE`] bytes from the reader's position. Reads on a thread for blocking work.
     async fn piece(&mut self, there: u64) -> io::Result<Bytes> {
+        if let Some(stored) = &self.stored {
+            let range = self.offset..there.min(self.offset + STORED_PIECE);
+            let read = self.app.logs.stored_range(&stored.store, stored.attempt, self.step, range).await;
+            return read.map_err(io::Error::other);
+        }
         let Some(source) = &mut self.source else { return Ok(Bytes::new()) };
         let (offset, path, file) = (self.offset, source.path.clone(), source.file.clone());
         let wanted = usize::try_from(there - offset).unwrap_or(usize::MAX).min(PIECE);
@@ -307,9 +364,21 @@ impl Reader {
             piece.truncate(length);
             Ok((file, Bytes::from(piece)))
         };
-        let (file, piece) = tokio::task::spawn_blocking(read).await.map_err(io::Error::other)??;
-        source.file = Some(file);
-        Ok(piece)
+        match tokio::task::spawn_blocking(read).await.map_err(io::Error::other)? {
+            Ok((file, piece)) => {
+                source.file = Some(file);
+                Ok(piece)
+            }
+            // It was uploaded, and the file was removed before it was opened.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let view = self.app.query(|reply| Query::Build { id: self.build, reply }).await;
+                if let Ok(view) = view.map_err(io::Error::other)? {
+                    self.find_stored(&view).await.map_err(io::Error::other)?;
+                }
+                if self.stored.is_some() { Ok(Bytes::new()) } else { Err(error) }
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// Waits until there are more bytes, or until the build was checked again.
@@ -338,7 +407,7 @@ impl Reader {
         let id = self.build;
         let view = self.app.query(|reply| Query::Build { id, reply }).await;
         match view.map_err(io::Error::other)? {
-            Ok(view) => self.look(&view),
+            Ok(view) => self.find(view).await.map_err(io::Error::other)?,
             Err(NoBuild::Unknown | NoBuild::Deleted) => self.end = Some(End::AsItIs),
             Err(NoBuild::Unreadable(why)) => return Err(io::Error::other(why)),
         }

@@ -26,11 +26,14 @@ use crate::core::record::HostState;
 pub use crate::core::view::BuildFilter;
 use crate::core::view::{BuildView, HostView, PlaceView, Why, WorkerView};
 use crate::http_server::{self, Encryption};
+use async_trait::async_trait;
+use bytes::Bytes;
 use error::ApiError;
 pub use messages::{answer_body, change_message};
 use rouse_shared::{AttemptId, BuildId};
 use std::collections::BTreeMap;
 use std::future::Future;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -116,6 +119,11 @@ pub enum Query {
         /// The mails, oldest first.
         reply: oneshot::Sender<Vec<Mail>>,
     },
+    /// The uploads of logs.
+    Uploads {
+        /// The uploads.
+        reply: oneshot::Sender<Uploads>,
+    },
     /// Whether the master can work.
     Health {
         /// The result.
@@ -137,6 +145,19 @@ pub enum NoBuild {
     Deleted,
     /// The ledger cannot be read; why.
     Unreadable(String),
+}
+
+/// The uploads of logs to the blob store.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Uploads {
+    /// The address of the store; absent if logs stay on the master's disk.
+    pub store: Option<String>,
+    /// Ended builds whose logs wait.
+    pub waiting: u64,
+    /// Bytes of these logs.
+    pub waiting_bytes: u64,
+    /// What is wrong, if the last upload has failed.
+    pub trouble: Option<String>,
 }
 
 /// Whether the master can work.
@@ -179,12 +200,23 @@ pub struct Figure {
 }
 
 /// Access to logs.
+#[async_trait]
 pub trait LogSource: Send + Sync + 'static {
     /// The path of a step's log file. If it does not exist, the log is empty. `step` counts from 0.
     fn path(&self, attempt: AttemptId, step: u32) -> PathBuf;
     /// The number of bytes of the log that are available without a gap. It changes as they are written: first the bytes
     /// are in the file, then the number grows, and only then is the attempt shown as ended.
     fn watch(&self, attempt: AttemptId, step: u32) -> watch::Receiver<u64>;
+    /// The number of bytes of a log in a blob store, 0 if it is not there; or why the store does not answer.
+    async fn stored_length(&self, store: &str, attempt: AttemptId, step: u32) -> Result<u64, String>;
+    /// A range of a log in a blob store, or why the store does not answer.
+    async fn stored_range(
+        &self,
+        store: &str,
+        attempt: AttemptId,
+        step: u32,
+        range: Range<u64>,
+    ) -> Result<Bytes, String>;
 }
 
 /// The settings of the server.

@@ -185,7 +185,7 @@ const AUDIT_COLUMNS = ["Difference", "Provider", "Machine", "Host", "Reason"];
 const ATTEMPT_COLUMNS = ["Attempt", "State", "Worker", "Host", "Assigned", "Took", "Reason"];
 const STEP_COLUMNS = ["Step", "State", "Started", "Took", "Log"];
 
-const model = { workers: [], builds: [], hosts: [], audit: null, health: null, mails: [], places: [] };
+const model = { workers: [], builds: [], hosts: [], audit: null, health: null, mails: [], places: [], uploads: {} };
 
 function describeLoad(worker) {
   const { vitals, facts } = worker;
@@ -305,6 +305,7 @@ function renderAttention() {
     }
   }
   for (const d of model.audit?.differences ?? []) items.push([stateBadge(d.kind), ` ${d.provider} ${d.handle ?? d.host ?? ""}: ${d.why}`]);
+  if (model.uploads.trouble) items.push([`the logs of ${model.uploads.waiting} ended builds are still on the master's disk: ${model.uploads.trouble}`]);
   if (model.mails.length) {
     const error = model.mails.find((m) => m.error)?.error;
     items.push([`${model.mails.length} mail${model.mails.length > 1 ? "s are" : " is"} waiting for the relay${error ? `: ${error}` : ""}`]);
@@ -354,6 +355,7 @@ const pollers = {
       model.health = { ...model.health, error: error.message };
     }
     model.mails = await get("/api/mails");
+    model.uploads = await get("/api/log-uploads");
     model.places = await get("/api/places");
     renderAttention();
   }),
@@ -556,7 +558,7 @@ async function loadBuild(id) {
     ["Priority", String(build.priority)], ["Attempts", `${build.attempts} (up to ${build.retries} retries)`],
     ["Timeout", build.timeout === null ? null : formatDuration(build.timeout)],
     ["Cancellation", build.cancel_requested && !ended ? "requested" : null],
-    ["Logs", build.logs_deleted ? ["deleted by retention ", timeElement(build.logs_deleted, "ago")] : null],
+    ["Logs", build.logs_deleted ? ["deleted by retention ", timeElement(build.logs_deleted, "ago")] : build.upload_trouble ?? (build.logs_store ? `in ${build.logs_store}` : null)],
     ["Kept", build.keep ? "never deleted" : null],
   ];
   $("build-facts").replaceChildren(...facts.filter(([, value]) => value).map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value))));

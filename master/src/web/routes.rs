@@ -28,6 +28,7 @@ pub(super) fn documented() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(places::list_places))
         .routes(routes!(places::forget_place))
         .routes(routes!(fleet::list_mails))
+        .routes(routes!(fleet::show_log_uploads))
         .routes(routes!(tokens::rotate_token))
         .routes(routes!(audit::audit, audit::fix_audit))
         .routes(routes!(events::stream_events))

@@ -60,6 +60,8 @@ pub(super) fn build_in_full(view: &BuildView) -> api::BuildInFull {
         cancel_requested: status.cancelled,
         keep: spec.keep,
         logs_deleted: view.build.logs_deleted.map(Time),
+        logs_store: view.build.logs_store.as_deref().map(|store| store.split('?').next().unwrap_or(store).to_owned()),
+        upload_trouble: view.upload_trouble.clone(),
         steps: spec.steps.iter().zip(1..).map(|(step, number)| requested_step(number, step)).collect(),
         tries: status.attempts.iter().map(|attempt| self::attempt(&spec.steps, attempt)).collect(),
         evidence: status.failed_hosts.iter().map(evidence).collect(),

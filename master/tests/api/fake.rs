@@ -1,5 +1,7 @@
 //! A fake master that contains only state: it answers the API's calls from what a test has set.
 
+use async_trait::async_trait;
+use bytes::Bytes;
 use rouse_master::api_token::ApiToken;
 use rouse_master::core::audit::{AuditMode, AuditReport, Difference};
 use rouse_master::core::build::{Attempt, Build, BuildEnd, BuildSpec, BuildState, BuildStatus, Requirement};
@@ -16,6 +18,7 @@ use rouse_shared::{AttemptId, BuildId, HostId, SessionId, Timestamp};
 use std::collections::{BTreeMap, HashMap};
 use std::io::Write as _;
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
@@ -31,8 +34,19 @@ pub const NOON: Timestamp = Timestamp(1_795_435_200_000);
 pub struct Logs {
     dir: tempfile::TempDir,
     lengths: Mutex<HashMap<(AttemptId, u32), watch::Sender<u64>>>,
+    /// What is in the blob store instead; absent if the store is away.
+    pub stored: Mutex<Option<HashMap<(AttemptId, u32), Vec<u8>>>>,
 }
 
+impl Logs {
+    fn stored(&self, store: &str, attempt: AttemptId, step: u32) -> Result<Vec<u8>, String> {
+        let stored = self.stored.lock().unwrap();
+        let stored = stored.as_ref().ok_or_else(|| format!("{store} cannot be used: connection refused"))?;
+        Ok(stored.get(&(attempt, step)).cloned().unwrap_or_default())
+    }
+}
+
+#[async_trait]
 impl LogSource for Logs {
     fn path(&self, attempt: AttemptId, step: u32) -> PathBuf {
         self.dir.path().join(format!("{attempt}.{step}"))
@@ -41,6 +55,22 @@ impl LogSource for Logs {
     fn watch(&self, attempt: AttemptId, step: u32) -> watch::Receiver<u64> {
         let mut lengths = self.lengths.lock().unwrap();
         lengths.entry((attempt, step)).or_insert_with(|| watch::channel(0).0).subscribe()
+    }
+
+    async fn stored_length(&self, store: &str, attempt: AttemptId, step: u32) -> Result<u64, String> {
+        self.stored(store, attempt, step).map(|log| log.len() as u64)
+    }
+
+    async fn stored_range(
+        &self,
+        store: &str,
+        attempt: AttemptId,
+        step: u32,
+        range: Range<u64>,
+    ) -> Result<Bytes, String> {
+        let index = |at: u64| usize::try_from(at).unwrap();
+        assert!(range.end - range.start <= 1 << 20, "{range:?} in memory");
+        self.stored(store, attempt, step).map(|log| Bytes::from(log[index(range.start)..index(range.end)].to_vec()))
     }
 }
 
@@ -53,6 +83,7 @@ pub struct World {
     pub hosts: Vec<HostView>,
     pub places: Vec<PlaceView>,
     pub mails: Vec<Mail>,
+    pub uploads: web::Uploads,
     pub why: String,
     pub broker_down: bool,
     pub ledger_broken: bool,
@@ -93,7 +124,7 @@ impl Fake {
     }
 
     pub async fn start_with(read_needs_token: bool) -> Self {
-        let logs = Logs { dir: tempfile::tempdir().unwrap(), lengths: Mutex::default() };
+        let logs = Logs { dir: tempfile::tempdir().unwrap(), lengths: Mutex::default(), stored: Mutex::default() };
         let mut fake = Self {
             address: SocketAddr::from(([127, 0, 0, 1], 0)),
             world: Arc::default(),
@@ -321,8 +352,9 @@ pub fn report(state: StepState, log_length: u64) -> StepReport {
 
 fn queued(id: u64, spec: Arc<BuildSpec>) -> BuildView {
     BuildView {
-        build: Build { id: BuildId(id), spec, status: BuildStatus::new(NOON), logs_deleted: None },
+        build: Build { id: BuildId(id), spec, status: BuildStatus::new(NOON), logs_deleted: None, logs_store: None },
         state: BuildState::Queued,
+        upload_trouble: None,
     }
 }
 
@@ -418,6 +450,7 @@ fn tell(world: &World, query: Query) {
         Query::Workers { reply } => drop(reply.send(world.workers.clone())),
         Query::Hosts { reply } => drop(reply.send(world.hosts.clone())),
         Query::Places { reply } => drop(reply.send(world.places.clone())),
+        Query::Uploads { reply } => drop(reply.send(world.uploads.clone())),
         Query::Mails { reply } => drop(reply.send(world.mails.clone())),
         Query::Health { reply } => drop(reply.send(Health { broker: !world.broker_down, alarm: None, ledger: Ok(()) })),
         Query::Metrics { reply } => {

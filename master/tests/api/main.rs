@@ -8,3 +8,4 @@ mod following;
 mod http;
 mod page;
 mod retention;
+mod stored;

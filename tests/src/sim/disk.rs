@@ -49,7 +49,7 @@ impl Disk {
     pub(super) fn apply(&mut self, record: Record) {
         match record {
             Record::NewBuild { id, spec, message_id, status } => {
-                self.builds.insert(id, Build { id, spec, status, logs_deleted: None });
+                self.builds.insert(id, Build { id, spec, status, logs_deleted: None, logs_store: None });
                 if let Some(message_id) = message_id {
                     self.message_ids.insert(message_id, id);
                 }
@@ -62,6 +62,8 @@ impl Disk {
             Record::LogsMeasured(id, bytes) => drop(self.sizes.insert(id, bytes)),
             Record::LogsExpired(id, _) => drop(self.expired.insert(id, false)),
             Record::LogsDeleted(id) => drop(self.expired.insert(id, true)),
+            // The logs of the simulation stay on the disk.
+            Record::LogsUploaded(..) => {}
             Record::BuildDeleted(id) => {
                 if let Some(build) = self.builds.remove(&id) {
                     self.deleted.insert(id, build.spec.name.clone());

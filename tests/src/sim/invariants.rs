@@ -64,6 +64,7 @@ impl World {
             | Record::SessionOver(_)
             | Record::LogsMeasured(..)
             | Record::LogsDeleted(_)
+            | Record::LogsUploaded(..)
             | Record::Image(..)
             | Record::Place(..)
             | Record::Spent(_)

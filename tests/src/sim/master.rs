@@ -70,6 +70,7 @@ fn has_weight(effect: &Effect) -> bool {
         | Effect::CloseLogs { .. }
         | Effect::FindExpired(_)
         | Effect::DeleteLogs(_)
+        | Effect::UploadRecorded(_)
         | Effect::Publish(_)
         | Effect::Log(..)
         | Effect::LogRefused { .. } => false,

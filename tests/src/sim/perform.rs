@@ -115,6 +115,7 @@ impl World {
             Effect::SendMail(mail) => self.send_mail(*mail),
             Effect::FindExpired(scan) => self.find_expired(scan),
             Effect::DeleteLogs(builds) => self.delete_logs(builds),
+            Effect::UploadRecorded(_) => {}
             Effect::CloseLogs { attempt } => {
                 self.master.open_logs.remove(&attempt);
                 self.master.expected.remove(&attempt);

@@ -100,6 +100,7 @@ pub(super) fn event(event: &Event) -> String {
             let failed = failed.as_ref().map(|why| format!(", but not all: {why}")).unwrap_or_default();
             format!("deleted the logs of {} builds{failed}", builds.len())
         }
+        Event::Upload { build, store, upload } => format!("upload of {build} to {store}: {upload:?}"),
         Event::Shutdown => "is asked to end".to_owned(),
         Event::Tick => "tick".to_owned(),
         Event::ListedForAudit { request, round, provider, result } => {

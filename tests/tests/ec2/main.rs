@@ -1,7 +1,8 @@
-//! EC2 hosts: the provider with moto's server, through the real SDK and a proxy that loses selected messages.
+//! EC2 hosts and logs in S3 with moto's server, through a proxy that loses selected messages.
 #![allow(clippy::unwrap_used)]
 
 mod ami;
+mod blobs;
 mod check;
 mod contract;
 mod failures;

@@ -296,7 +296,8 @@ fn owner(value: &Value<'_>) -> Option<String> {
     Some(format!("{number:012}"))
 }
 
-fn credentials(table: &Table<'_>) -> Option<(String, Secret)> {
+/// The key id and the key of a section.
+pub(in crate::config) fn credentials(table: &Table<'_>) -> Option<(String, Secret)> {
     let (id, secret) = (table.get("identifier"), table.get("secret_identifier"));
     match (id, secret) {
         (Some(id), Some(secret)) => {

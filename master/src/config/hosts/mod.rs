@@ -7,6 +7,7 @@ mod openstack;
 mod process;
 mod user_data;
 
+pub(super) use ec2::credentials as aws_credentials;
 pub use ec2::{BlockDevice, Ec2Config, Ec2Image, IdleHost, Spot, Volume, place_name as ec2_place_name};
 pub use libvirt::{DomainXml, LibvirtConfig, connection_is_local};
 pub use openstack::{ImagePick, OpenstackConfig, OpenstackImage};

@@ -58,14 +58,22 @@ fn write(path: &Path, content: impl AsRef<[u8]>, mode: u32) {
 
 /// Whether a file that the example names has a secret in it.
 fn is_secret(file: &str) -> bool {
-    ["api-token", "linux.secret", "aws-secret"].contains(&file)
+    ["api-token", "linux.secret", "aws-secret", "s3-secret"].contains(&file)
 }
 
 /// The example in a directory of its own, with the files that it names.
 fn example() -> (tempfile::TempDir, PathBuf, Reading) {
     let dir = tempfile::tempdir().unwrap();
-    let files =
-        ["api-token", "linux.secret", "aws-secret", "aws-certs.pem", "base.qcow2", "minion1.xml", "cloud-ca.pem"];
+    let files = [
+        "api-token",
+        "linux.secret",
+        "aws-secret",
+        "s3-secret",
+        "aws-certs.pem",
+        "base.qcow2",
+        "minion1.xml",
+        "cloud-ca.pem",
+    ];
     for file in files {
         write(&dir.path().join(file), format!("{file}!\n"), if is_secret(file) { 0o600 } else { 0o644 });
     }
@@ -99,6 +107,11 @@ fn nothing_is_wrong_with_the_example() {
     let days = |days: u64| Some(Duration::from_secs(86_400 * days));
     let retention = Retention { builds: days(180), logs: days(30), max_size: Some(200_000_000_000) };
     assert_eq!(config.plan.retention, retention);
+
+    let blobs = config.blobs.as_ref().unwrap();
+    let store = StoreUrl::S3 { bucket: "bucket".into(), prefix: "prefix".into() };
+    assert_eq!((&blobs.store, blobs.region.as_deref(), &blobs.profile), (&store, Some("eu-west-1"), &None));
+    assert_eq!(blobs.credentials.as_ref().unwrap().1.expose(), "s3-secret!");
 
     let solaris = worker(&config, "bot-solaris");
     assert_eq!((solaris.max_builds, solaris.lease), (Some(2), Some(Duration::from_secs(60))));
@@ -314,6 +327,7 @@ fn secrets_that_others_can_read_are_refused() {
         ("api-token", "master.api_token.file"),
         ("linux.secret", "worker.password.file"),
         ("aws-secret", "worker.ec2.secret_identifier.file"),
+        ("s3-secret", "blobs.secret_identifier.file"),
     ] {
         set(name, 0o644);
         let found: Vec<_> = read().into_iter().filter(|error| !before.contains(error)).collect();

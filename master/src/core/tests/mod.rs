@@ -235,6 +235,7 @@ impl Bench {
             Record::LogsMeasured(id, _)
             | Record::LogsExpired(id, _)
             | Record::LogsDeleted(id)
+            | Record::LogsUploaded(id, ..)
             | Record::BuildDeleted(id) => (format!("ended {id:06}"), None),
         };
         self.disk.insert(key, record.clone());
@@ -272,7 +273,13 @@ impl Bench {
                         _ => status,
                     };
                     if status.end.is_none() {
-                        ledger.builds.push(super::build::Build { id, spec, status, logs_deleted: None });
+                        ledger.builds.push(super::build::Build {
+                            id,
+                            spec,
+                            status,
+                            logs_deleted: None,
+                            logs_store: None,
+                        });
                     }
                 }
                 Record::Host(host) if host.state != HostState::Terminated => ledger.hosts.push(host),
@@ -290,7 +297,7 @@ impl Bench {
                 Record::AlarmTold(at) => ledger.alarm_told = at,
                 Record::Build(..) | Record::Host(_) | Record::SessionOver(_) => {}
                 Record::LogsMeasured(..) | Record::LogsExpired(..) => {}
-                Record::LogsDeleted(_) | Record::BuildDeleted(_) => {}
+                Record::LogsDeleted(_) | Record::LogsUploaded(..) | Record::BuildDeleted(_) => {}
                 Record::NewsOver(_) | Record::MailOver(_) | Record::OrphanOver(..) => {}
             }
         }

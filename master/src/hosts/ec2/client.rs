@@ -1,45 +1,22 @@
 //! Clients of the EC2 API: one for each endpoint, region and account of the configuration, created at first use.
 
+pub use crate::aws::{Account, Http, http};
 use crate::config::hosts::ec2_place_name;
 use crate::config::{Ec2Config, Secret};
-use crate::hosts::proxy::Proxies;
-use aws_config::environment::credentials::EnvironmentVariableCredentialsProvider;
-use aws_config::environment::region::EnvironmentVariableRegionProvider;
-use aws_config::meta::credentials::CredentialsProviderChain;
-use aws_config::meta::region::RegionProviderChain;
-use aws_config::profile::{ProfileFileCredentialsProvider, ProfileFileRegionProvider};
-use aws_config::provider_config::ProviderConfig;
+use aws_config::BehaviorVersion;
 use aws_config::retry::RetryConfig;
 use aws_config::timeout::TimeoutConfig;
-use aws_config::{BehaviorVersion, Region};
-use aws_sdk_ec2::config::{Credentials, SharedCredentialsProvider, SharedHttpClient};
-use aws_smithy_http_client::proxy::ProxyConfig;
-use aws_smithy_http_client::{Connector, tls};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
 /// The variable in which AWS's own tools look for another endpoint of EC2. Unlike `endpoint_url`, it changes nothing
 /// else.
 const ENDPOINT: &str = "AWS_ENDPOINT_URL_EC2";
-/// The region if nothing names one.
-const FALLBACK_REGION: &str = "us-east-1";
 /// Time limits of one exchange with AWS, and of a call with all its retries. Below [`crate::hosts::CALL_LIMIT`], so
 /// that AWS's own error is reported first.
 const EXCHANGE: Duration = Duration::from_secs(15);
 const CALL: Duration = Duration::from_secs(40);
 const CONNECT: Duration = Duration::from_secs(5);
-
-/// The account, as the configuration identifies it. Contains no secret, because it is stored in the ledger.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Account {
-    /// An access key of the configuration, by its id.
-    Key(String),
-    /// A profile of the credentials file.
-    Profile(String),
-    /// From the environment, the credentials file or the instance's role.
-    Chain,
-}
 
 /// Where hosts are created, and with which account. Each has its own client.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
@@ -53,22 +30,20 @@ pub struct Place {
     pub account: Account,
 }
 
-impl Account {
-    /// The name of a place with this account.
-    fn place_name(&self, endpoint: Option<&str>, region: Option<&str>) -> String {
-        let (key, profile) = match self {
-            Self::Key(id) => (Some(id.as_str()), None),
-            Self::Profile(name) => (None, Some(name.as_str())),
-            Self::Chain => (None, None),
-        };
-        ec2_place_name(endpoint, region, key, profile)
-    }
+/// The name of a place with this account.
+fn place_name(account: &Account, endpoint: Option<&str>, region: Option<&str>) -> String {
+    let (key, profile) = match account {
+        Account::Key(id) => (Some(id.as_str()), None),
+        Account::Profile(name) => (None, Some(name.as_str())),
+        Account::Chain => (None, None),
+    };
+    ec2_place_name(endpoint, region, key, profile)
 }
 
 /// The place's name in a configuration whose section names the region.
 impl std::fmt::Display for Place {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.account.place_name(self.endpoint.as_deref(), Some(&self.region)))
+        f.write_str(&place_name(&self.account, self.endpoint.as_deref(), Some(&self.region)))
     }
 }
 
@@ -93,17 +68,13 @@ pub struct Login {
 impl Login {
     /// Of a worker's section.
     pub fn of(config: &Ec2Config) -> Self {
-        let (account, secret) = match (&config.credentials, &config.profile) {
-            (Some((id, secret)), _) => (Account::Key(id.clone()), Some(secret.clone())),
-            (None, Some(profile)) => (Account::Profile(profile.clone()), None),
-            (None, None) => (Account::Chain, None),
-        };
+        let (account, secret) = Account::of(config.credentials.as_ref(), config.profile.as_deref());
         Self { endpoint: config.endpoint_url.clone(), region: config.region.clone(), account, secret }
     }
 
     /// The name of its place: [`Ec2Config::place`].
     pub fn name(&self) -> String {
-        self.account.place_name(self.endpoint.as_deref(), self.region.as_deref())
+        place_name(&self.account, self.endpoint.as_deref(), self.region.as_deref())
     }
 
     /// Whether `other` is the same login with another secret.
@@ -137,29 +108,9 @@ impl Login {
         let endpoint = self.endpoint.clone().or_else(moved);
         let calls =
             if endpoint.as_deref().is_some_and(|url| url.starts_with("http:")) { &http.plain } else { &http.tls };
-        let http = &http.tls;
-        let region = self.find_region(http).await;
-        let here = ProviderConfig::without_region().with_http_client(http.clone()).with_region(Some(region.clone()));
-        let credentials = match (&self.account, &self.secret) {
-            (Account::Key(id), secret) => {
-                let secret = secret.as_ref().map_or("", Secret::expose);
-                SharedCredentialsProvider::new(Credentials::new(id, secret, None, None, "rouse.toml"))
-            }
-            (Account::Profile(name), _) => SharedCredentialsProvider::new(
-                ProfileFileCredentialsProvider::builder().configure(&here).profile_name(name).build(),
-            ),
-            (Account::Chain, _) if self.endpoint.is_some() => SharedCredentialsProvider::new(
-                CredentialsProviderChain::first_try("Environment", EnvironmentVariableCredentialsProvider::new())
-                    .or_else("Profile", ProfileFileCredentialsProvider::builder().configure(&here).build()),
-            ),
-            (Account::Chain, _) => SharedCredentialsProvider::new(
-                aws_config::default_provider::credentials::DefaultCredentialsChain::builder()
-                    .configure(here)
-                    .region(region.clone())
-                    .build()
-                    .await,
-            ),
-        };
+        let own = self.endpoint.is_some();
+        let region = self.account.region(self.region.as_deref(), own, http).await;
+        let credentials = self.account.credentials(self.secret.as_ref(), own, &region, http).await;
         let timeouts = TimeoutConfig::builder()
             .connect_timeout(CONNECT)
             .operation_attempt_timeout(EXCHANGE)
@@ -177,50 +128,4 @@ impl Login {
             Place { endpoint: self.endpoint.clone(), region: region.to_string(), account: self.account.clone() };
         Client { place, ec2: aws_sdk_ec2::Client::from_conf(config.build()) }
     }
-
-    async fn find_region(&self, http: &SharedHttpClient) -> Region {
-        if let Some(region) = &self.region {
-            return Region::new(region.clone());
-        }
-        let here = ProviderConfig::without_region().with_http_client(http.clone());
-        let mut profile = ProfileFileRegionProvider::builder().configure(&here);
-        if let Account::Profile(name) = &self.account {
-            profile = profile.profile_name(name);
-        }
-        let mut chain =
-            RegionProviderChain::first_try(EnvironmentVariableRegionProvider::new()).or_else(profile.build());
-        if self.endpoint.is_none() {
-            chain = chain.or_else(aws_config::imds::region::ImdsRegionProvider::builder().configure(&here).build());
-        }
-        chain.region().await.unwrap_or_else(|| Region::from_static(FALLBACK_REGION))
-    }
-}
-
-/// Connections for all clients.
-#[derive(Clone, Debug)]
-pub struct Http {
-    /// To where `https://` leads, and to this machine's own link.
-    tls: SharedHttpClient,
-    /// To where `http://` leads: AWS's client can be told one proxy.
-    plain: SharedHttpClient,
-}
-
-/// One set of connections for all clients, through the proxies of the environment.
-pub fn http() -> Http {
-    let Proxies { http, https, except } = Proxies::from_env();
-    // The addresses were looked at when they were read.
-    let tls = https.and_then(|url| ProxyConfig::https(url).ok()).map(|proxy| proxy.no_proxy(&except));
-    let plain = http.and_then(|url| ProxyConfig::http(url).ok()).map(|proxy| proxy.no_proxy(&except));
-    Http { tls: connections(tls), plain: connections(plain) }
-}
-
-fn connections(proxy: Option<ProxyConfig>) -> SharedHttpClient {
-    aws_smithy_http_client::Builder::new().build_with_connector_fn(move |settings, components| {
-        let ring = tls::Provider::Rustls(tls::rustls_provider::CryptoMode::Ring);
-        let mut connector = Connector::builder().tls_provider(ring);
-        connector.set_proxy_config(proxy.clone());
-        connector.set_connector_settings(settings.cloned());
-        connector.set_sleep_impl(components.and_then(|components| components.sleep_impl()));
-        connector.build()
-    })
 }

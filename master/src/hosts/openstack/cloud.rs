@@ -5,7 +5,7 @@ use super::account::Account;
 use super::error::{Answer, CloudError};
 use super::keystone::{self, Session};
 use crate::clock;
-use crate::hosts::proxy::Proxies;
+use crate::proxy::Proxies;
 use reqwest::header::{DATE, HeaderMap, RETRY_AFTER};
 use reqwest::{Method, Response, StatusCode, Url};
 use rouse_shared::certificate;
