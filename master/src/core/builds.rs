@@ -22,6 +22,10 @@ const LOG_LOOKS: u32 = 6;
 /// Failed hosts that are kept with a build, with what they printed: the newest.
 const FAILED_HOSTS: usize = 5;
 
+/// Why an attempt does not count that its agent has cancelled although no user has cancelled the build.
+const NOBODY_CANCELLED: &str =
+    "its worker was removed from the configuration before its agent had confirmed the attempt";
+
 /// The wait for the rest of an attempt's logs.
 #[derive(Default, Debug)]
 pub(super) struct LogWatch {
@@ -376,6 +380,10 @@ impl Core {
         let Some(build) = self.builds.get_mut(&id.build) else { return };
         let Some(attempt) = build.status.attempts.last_mut().filter(|a| a.number == id.number) else { return };
         attempt.ended = Some(now);
+        if attempt.outcome == Some(Outcome::Cancelled) && !build.status.cancelled {
+            // The agent has received the request after all, and then that it is void: see `send_order`.
+            attempt.outcome = Some(Outcome::Declined(NOBODY_CANCELLED.to_owned()));
+        }
         let worker = attempt.worker.clone();
         let outcome = attempt.outcome.clone();
         let lost = |a: &&Attempt| matches!(a.outcome, Some(Outcome::Lost(_)));

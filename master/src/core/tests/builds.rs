@@ -52,6 +52,27 @@ fn cancelled_while_it_runs() {
     bench.check("cancel_running");
 }
 
+/// The request to run the build was on its way when the worker was removed, and so was what takes it back.
+#[test]
+fn cancelled_by_an_agent_whose_worker_was_removed_and_by_no_user_it_is_tried_again() {
+    let mut bench = attached();
+    bench.submit(anywhere());
+    bench.configure("without s", plan(vec![standing("z")]));
+    bench.restart();
+    bench.pass(25);
+    bench.heartbeat("s", 1);
+    bench.pass(6);
+    bench.heartbeat("s", 2);
+    assert!(bench.text.contains("cancel 1.1"), "it is taken back: {}", bench.text);
+    bench.report("s", picture(1, 1, 1, 0, None));
+    bench.report("s", picture(1, 1, 2, 0, Some(Outcome::Cancelled)));
+    bench.event("logs whole", Event::LogsWhole { attempt: AttemptId { build: BuildId(1), number: 1 } });
+    let status = &bench.core.builds[&BuildId(1)].status;
+    assert!(status.end.is_none() && matches!(status.attempts[0].outcome, Some(Outcome::Declined(_))), "{status:?}");
+    bench.hello("z", "b", 1, "password", Vec::new());
+    assert_eq!(bench.core.builds[&BuildId(1)].status.attempts[1].worker, name("z"));
+}
+
 #[test]
 fn cancelled_while_a_host_is_started_for_it() {
     let mut bench = Bench::quietly(plan(vec![latent("l")]));
