@@ -6,7 +6,8 @@ use lapin::types::FieldTable;
 use rouse_shared::limits::MAX_MESSAGE;
 use rouse_shared::names::{AGENTS, BUILDS, CONTROL, EVENTS, LOGS};
 
-pub async fn wrong_passwords_and_unknown_names_are_refused_alike_and_logged_with_their_address() {
+#[tokio::test]
+async fn wrong_passwords_and_unknown_names_are_refused_alike_and_logged_with_their_address() {
     let shared = shared();
     dial(shared.address, "auth-in", "pw-auth-in").await.unwrap();
     let long = "w".repeat(200);
@@ -27,7 +28,8 @@ pub async fn wrong_passwords_and_unknown_names_are_refused_alike_and_logged_with
     assert!(!log_text().contains("pw-other"), "a password was logged");
 }
 
-pub async fn wrong_passwords_delay_nobody_who_is_right() {
+#[tokio::test]
+async fn wrong_passwords_delay_nobody_who_is_right() {
     let address = shared().address;
     let guesses: Vec<_> = (0..30)
         .map(|guess| {
@@ -43,7 +45,8 @@ pub async fn wrong_passwords_delay_nobody_who_is_right() {
     }
 }
 
-pub async fn an_agent_reaches_nothing_but_its_own() {
+#[tokio::test]
+async fn an_agent_reaches_nothing_but_its_own() {
     let connection = agent("w1").await;
     let own = connection.create_channel().await.unwrap();
     own_queue(&own, "rouse.agent.w1.nonce.1").await.unwrap();
@@ -85,14 +88,16 @@ pub async fn an_agent_reaches_nothing_but_its_own() {
     publish(&connection, Some("w1"), AGENTS, "w1.control", b"x").await.unwrap();
 }
 
-pub async fn a_lie_about_the_sender_is_refused_by_the_broker() {
+#[tokio::test]
+async fn a_lie_about_the_sender_is_refused_by_the_broker() {
     let connection = agent("liar").await;
     let published = publish(&connection, Some("honest"), AGENTS, "liar.control", b"x").await;
     assert_eq!(code(published), Some(406));
     assert!(!shared().saw(|seen| matches!(seen, crate::harness::Seen::Agent(from, _) if *from == worker("honest"))));
 }
 
-pub async fn a_message_beyond_all_measure_stops_at_the_broker() {
+#[tokio::test]
+async fn a_message_beyond_all_measure_stops_at_the_broker() {
     let connection = agent("big").await;
     let published = publish(&connection, Some("big"), AGENTS, "big.log", &vec![0; MAX_MESSAGE + (1 << 20)]).await;
     assert_eq!(code(published), Some(406));

@@ -45,7 +45,8 @@ fn chunk(size: usize) -> LogChunk {
     }
 }
 
-pub async fn an_agent_says_hello_and_is_answered_in_its_own_queue() {
+#[tokio::test]
+async fn an_agent_says_hello_and_is_answered_in_its_own_queue() {
     let shared = shared();
     let name = worker("talker");
     let connection = agent("talker").await;
@@ -79,7 +80,8 @@ pub async fn an_agent_says_hello_and_is_answered_in_its_own_queue() {
     .await;
 }
 
-pub async fn what_is_no_message_is_counted_and_disturbs_nobody() {
+#[tokio::test]
+async fn what_is_no_message_is_counted_and_disturbs_nobody() {
     #[derive(serde::Serialize)]
     enum Newer {
         Teapot { handle: u8 },
@@ -111,7 +113,8 @@ pub async fn what_is_no_message_is_counted_and_disturbs_nobody() {
     assert!(!shared.saw(|seen| *seen == Seen::Agent(name.clone(), heartbeat(1))));
 }
 
-pub async fn builds_are_taken_and_answered_and_events_go_out() {
+#[tokio::test]
+async fn builds_are_taken_and_answered_and_events_go_out() {
     let shared = shared();
     let connection = Connection::connect(shared.node.url(), ConnectionProperties::default()).await.unwrap();
     let channel = connection.create_channel().await.unwrap();
@@ -153,7 +156,8 @@ pub async fn builds_are_taken_and_answered_and_events_go_out() {
 }
 
 /// RabbitMQ asks nobody under which key a queue may send on what dies in it.
-pub async fn dead_letters_are_counted_for_the_owner_of_their_queue() {
+#[tokio::test]
+async fn dead_letters_are_counted_for_the_owner_of_their_queue() {
     let shared = shared();
     let connection = agent("undertaker").await;
     let channel = connection.create_channel().await.unwrap();
