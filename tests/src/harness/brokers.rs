@@ -103,6 +103,8 @@ mod tests {
 
     #[test]
     fn what_operators_copy_names_the_address_that_is_replaced() {
-        assert_eq!(CONFIGURATION.matches("http://127.0.0.1:8091/auth").count(), 4);
+        let paths = CONFIGURATION.lines().filter(|line| line.starts_with("auth_http.") && line.contains("_path = "));
+        let named: Vec<bool> = paths.map(|line| line.contains("= http://127.0.0.1:8091/auth/")).collect();
+        assert_eq!(named, [true; 4]);
     }
 }
