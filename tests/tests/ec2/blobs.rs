@@ -143,7 +143,7 @@ async fn builds_end_while_the_store_is_away_and_their_logs_follow() {
     let worker = standing("w", "keepalive_interval = 1\nlease = 60\n");
     tokio::task::block_in_place(|| {
         let blobs = section(&cloud, "s3://logs/a");
-        let master = Master::start_beside_broker("s3-logs", &format!("{blobs}{worker}"));
+        let master = Master::start("s3-logs", &format!("{blobs}{worker}"));
         let _agent = master.agent("w");
         let build = || {
             let id = master.detach(&["--worker", "w", "--", "echo", "hello"]);
