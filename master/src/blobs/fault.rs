@@ -16,6 +16,8 @@ pub(super) enum Fault {
     Error(object_store::Error),
     /// There was no answer in time.
     Late(Duration),
+    /// What answers has objects that nobody has written.
+    NoStore,
     /// The store has another number of bytes than it was sent.
     WrongSize {
         /// Bytes that were sent.
@@ -44,6 +46,9 @@ impl Fault {
             Self::Late(limit) => format!("{store} did not answer within {} s", limit.as_secs()),
             Self::WrongSize { sent, stored } => {
                 format!("{store} has {stored} bytes of a log of {sent} bytes that was sent to it")
+            }
+            Self::NoStore => {
+                format!("{store} cannot be used: what answers is not a store; correct blobs.endpoint_url")
             }
             Self::Error(error) => explain(store, &error),
         })

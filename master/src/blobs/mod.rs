@@ -207,10 +207,11 @@ impl Blobs {
         let store = self.open(location).await?;
         let prefix = self.build(build);
         let store = &store;
-        // What answers everything with a page of HTML would pass for an empty list.
-        match within(READ, store.head(&prefix)).await {
-            Err(fault) if !fault.is_missing() => return Err(fault.explain(location)),
-            Ok(_) | Err(_) => {}
+        // What answers everything with a page of HTML would pass for an empty list. Nobody has written this object.
+        match within(READ, store.head(&prefix.clone().join("none"))).await {
+            Err(fault) if fault.is_missing() => {}
+            Err(fault) => return Err(fault.explain(location)),
+            Ok(_) => return Err(Fault::NoStore.explain(location)),
         }
         let gone = store.list(Some(&prefix)).map_err(Fault::from).try_for_each_concurrent(DELETIONS, async |found| {
             match within(READ, store.delete(&found.location)).await {

@@ -117,7 +117,7 @@ async fn what_is_wrong_with_a_store_is_said() {
     // A page where a list is due, and where nothing is due.
     cloud.proxy.fail(0, usize::MAX, refuse(200, "", "<html>welcome</html>"), |_| true);
     let why = blobs.delete("s3://logs/a", ATTEMPT.build).await.unwrap_err().to_string();
-    assert!(why.starts_with("s3://logs/a cannot be used: "), "{why}");
+    assert!(why.starts_with("s3://logs/a cannot be used: what answers is not a store"), "{why}");
     cloud.proxy.heal();
     blobs.upload("s3://logs/a", (ATTEMPT, 0), &path, 6).await.unwrap();
 
