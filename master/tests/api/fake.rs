@@ -31,11 +31,14 @@ pub const TOKEN: &str = "open-sesame";
 /// 2026-11-23T12:00:00Z
 pub const NOON: Timestamp = Timestamp(1_795_435_200_000);
 
+/// Logs by attempt and step.
+type StoredLogs = HashMap<(AttemptId, u32), Vec<u8>>;
+
 pub struct Logs {
     dir: tempfile::TempDir,
     lengths: Mutex<HashMap<(AttemptId, u32), watch::Sender<u64>>>,
     /// What is in the blob store instead; absent if the store is away.
-    pub stored: Mutex<Option<HashMap<(AttemptId, u32), Vec<u8>>>>,
+    pub stored: Mutex<Option<StoredLogs>>,
 }
 
 impl Logs {
