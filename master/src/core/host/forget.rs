@@ -30,7 +30,7 @@ impl Core {
             return self.reply(request, Reply::Refused { field: None, reason });
         }
         if self.may_be_attached(now, id) {
-            let reason = format!("the agent of host {id} may be attached: {JUST_STARTED}");
+            let reason = format!("nobody knows yet whether the agent of host {id} is attached: {JUST_STARTED}");
             return self.reply(request, Reply::Refused { field: None, reason });
         }
         self.forget_host(now, id);
@@ -50,7 +50,8 @@ impl Core {
             return self.reply(request, Reply::Refused { field: None, reason });
         }
         if let Some(host) = hosts.iter().find(|host| self.may_be_attached(now, host)) {
-            let reason = format!("the agent of host {host} in {key} may be attached: {JUST_STARTED}");
+            let reason =
+                format!("nobody knows yet whether the agent of host {host} in {key} is attached: {JUST_STARTED}");
             return self.reply(request, Reply::Refused { field: None, reason });
         }
         for host in &hosts {
