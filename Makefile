@@ -69,7 +69,7 @@ bench: build ## measures speed and size, and the broker and the machine in the s
 	@"$(TARGET_DIR)/release/bench" "$(TARGET_DIR)/release/rouse" "$(TARGET_DIR)/$(HOST_TRIPLE)/agent/rouse-agent" \
 		"$(TARGET_DIR)/release/load-agent" $(PARTS)
 
-bench-scale: ## measures up to 10,000 workers and 1,000,000 builds, and draws docs/scale.svg; about half an hour (PARTS)
+bench-scale: ## measures up to 10,000 workers and 1,000,000 builds, and draws docs/scale.svg (PARTS)
 	$(MAKE) bench PARTS="$(or $(PARTS),scale curves)"
 
 # Runs libvirtd and QEMU in separate namespaces, with emulated guests and the agent that images contain. Needs root.
