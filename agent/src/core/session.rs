@@ -241,6 +241,9 @@ impl Core {
             (None, Some((id, seq))) if *id == welcome.session => *seq,
             (None, Some(_) | None) => 0,
         };
+        // What was promised to this session before stays valid: the hello may have waited in the broker for longer than
+        // a lease.
+        let (promised, held_until) = continued.as_ref().map_or((None, None), |s| (s.lease_end, s.held_until));
         // The hello counts as heartbeat 0, by which a master that restarts before the first heartbeat extends the
         // lease.
         let mut unanswered = continued.map(|s| s.unanswered).unwrap_or_default();
@@ -260,10 +263,10 @@ impl Core {
             patience: welcome.link_patience_ms.map(Duration::from_millis),
             standing: welcome.standing,
             grace: Duration::from_millis(welcome.grace_ms),
-            lease_end: lease.map(|lease| sent + lease),
+            lease_end: lease.and_then(|lease| promised.max(Some(sent + lease))),
             renewed_from: sent,
             blocked_lease: welcome.blocked_lease_ms.map(Duration::from_millis),
-            held_until: None,
+            held_until,
             seq,
             unanswered,
             // Counted from the hello: if its answer was late, a part of the lease is already over.
@@ -320,8 +323,9 @@ impl Core {
         if sent >= session.renewed_from {
             let lease = lease_ms.map(Duration::from_millis).or(session.lease);
             let end = session.lease.and(lease).map(|lease| sent + lease);
-            // Of two answers the longer lease counts: the shorter one may only have been delivered later.
-            session.lease_end = if sent > session.renewed_from { end } else { end.max(session.lease_end) };
+            // Promises are never withdrawn: the master waits for the longest, and a shorter one may have been on its way
+            // for longer than it lasts.
+            session.lease_end = end.max(session.lease_end);
             session.renewed_from = sent;
         }
         if let Link::Attached { answered } = &mut self.link {

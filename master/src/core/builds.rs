@@ -33,6 +33,8 @@ pub(super) struct LogWatch {
     looks: u32,
     /// The first missing byte of each step at the last check. The agent has been asked for it.
     gaps: BTreeMap<u32, u64>,
+    /// Whether the agent's session has ended. Chunks may still wait in the broker.
+    gone: bool,
     /// Whether no agent sends more, and the last check is under way, which finds where each log ends.
     last: bool,
 }
@@ -316,7 +318,7 @@ impl Core {
             let watch = self.log_watches.entry(id).or_default();
             // Progress in any step resets the count.
             if watch.gaps.insert(step, offset) != Some(offset) {
-                watch.looks = 0;
+                (watch.looks, watch.gone) = (0, false);
             }
         }
         if let Some(session) = self.session_id(&worker) {
@@ -327,12 +329,20 @@ impl Core {
     pub(super) fn on_logs_overdue(&mut self, now: Timestamp, id: AttemptId) {
         let Some(attempt) = self.attempt_with_outcome(id) else { return };
         let lengths: Vec<u64> = attempt.steps.iter().map(|s| s.log_length).collect();
+        let worker = attempt.worker.clone();
+        let live = self.workers.get(&worker).and_then(|w| w.session.as_ref());
+        let away = self.broker_trouble().is_some() || live.is_some_and(|live| !live.attached);
         let watch = self.log_watches.entry(id).or_default();
         if watch.last {
             return self.end_attempt(now, id);
         }
+        // Nothing that the agent sends arrives at present. If it does not come back, its session ends with its lease.
+        if away && !watch.gone {
+            watch.looks = 0;
+            return self.timers.set(Timer::Logs(id), now + LOG_PATIENCE);
+        }
         watch.looks += 1;
-        if watch.looks > LOG_LOOKS {
+        if watch.gone || watch.looks > LOG_LOOKS {
             self.note(
                 Level::Warn,
                 format!("the log of attempt {id} is incomplete, and its agent does not send the rest"),
@@ -351,8 +361,8 @@ impl Core {
         // but chunks may still wait in the broker.
         if attempt.is_live() && attempt.outcome.is_some() {
             let watch = self.log_watches.entry(id).or_default();
-            if watch.looks < LOG_LOOKS {
-                watch.looks = LOG_LOOKS;
+            if !watch.gone && !watch.last {
+                watch.gone = true;
                 self.timers.set(Timer::Logs(id), now + LOG_PATIENCE);
             }
             return;

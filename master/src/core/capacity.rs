@@ -73,7 +73,9 @@ impl Core {
             .collect();
         for name in names {
             let Some(worker) = self.workers.get_mut(&name) else { continue };
-            worker.record.backoff_until = worker.record.backoff_until.max(Some(until));
+            // It may have a longer one already.
+            let until = worker.record.backoff_until.map_or(until, |before| before.max(until));
+            worker.record.backoff_until = Some(until);
             worker.record.last_failure = Some(why.to_owned());
             self.timers.set(Timer::Backoff(name.clone()), until);
             self.save_worker(&name);

@@ -41,13 +41,20 @@ impl Core {
         }
         // The extension also covers leases that an earlier master has promised.
         self.keep_extension(self.plan.restart_lease);
+        // An agent counts from its last heartbeat that has arrived. In an alarm, that may be long ago.
+        let alarm = self.alarm.is_some();
+        let age = |at: Option<Timestamp>| at.filter(|_| alarm).map_or(Duration::ZERO, |at| now.since(at));
         let sessions: Vec<_> = self
             .workers
             .iter()
-            .filter_map(|(name, w)| w.attached().map(|l| (name.clone(), l.session.id.clone(), l.last_seq)))
+            .filter_map(|(name, w)| {
+                let live = w.attached()?;
+                Some((name.clone(), live.session.id.clone(), live.last_seq, age(w.last_message)))
+            })
             .collect();
-        for (name, session, seq) in sessions {
+        for (name, session, seq, age) in sessions {
             if let Some(lease_ms) = self.extend_again(now, &name) {
+                let lease_ms = lease_ms.saturating_add(millis(age));
                 self.send(&name, ToAgent::Renewed { session, seq, lease_ms: Some(lease_ms) });
             }
         }

@@ -46,6 +46,7 @@ fn chunk(size: usize) -> LogChunk {
 }
 
 #[tokio::test]
+#[ignore = "run by on_one_node"]
 async fn an_agent_says_hello_and_is_answered_in_its_own_queue() {
     let shared = shared();
     let name = worker("talker");
@@ -81,6 +82,7 @@ async fn an_agent_says_hello_and_is_answered_in_its_own_queue() {
 }
 
 #[tokio::test]
+#[ignore = "run by on_one_node"]
 async fn what_is_no_message_is_counted_and_disturbs_nobody() {
     #[derive(serde::Serialize)]
     enum Newer {
@@ -114,6 +116,7 @@ async fn what_is_no_message_is_counted_and_disturbs_nobody() {
 }
 
 #[tokio::test]
+#[ignore = "run by on_one_node"]
 async fn builds_are_taken_and_answered_and_events_go_out() {
     let shared = shared();
     let connection = Connection::connect(shared.node.url(), ConnectionProperties::default()).await.unwrap();
@@ -157,6 +160,7 @@ async fn builds_are_taken_and_answered_and_events_go_out() {
 
 /// RabbitMQ asks nobody under which key a queue may send on what dies in it.
 #[tokio::test]
+#[ignore = "run by on_one_node"]
 async fn dead_letters_are_counted_for_the_owner_of_their_queue() {
     let shared = shared();
     let connection = agent("undertaker").await;

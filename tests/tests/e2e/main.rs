@@ -24,6 +24,7 @@ mod refusals;
 mod reload;
 mod retention;
 mod rogue;
+mod rotation;
 mod sandbox;
 mod standing;
 mod submission_queue;

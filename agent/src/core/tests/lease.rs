@@ -48,6 +48,23 @@ fn a_master_that_ends_before_the_first_heartbeat_extends_the_lease_by_the_hello(
 }
 
 #[test]
+fn a_late_answer_does_not_shorten_the_lease_that_was_promised_before() {
+    let mut agent = running();
+    let renewed = |seq, lease_ms| ToAgent::Renewed { session: s1(), seq, lease_ms };
+    agent.receives(3_000, renewed(0, Some(600_000)));
+    agent.until(11_000, true);
+    // The broker had kept the heartbeat, and after that the hello, for longer than a lease of 60 s.
+    agent.receives(100_000, renewed(1, None));
+    agent.breaks(101_000);
+    agent.until(101_100, false);
+    agent.at(102_000, Event::LinkUp { connection: 2 });
+    let welcomed = agent.receives(200_000, ToAgent::Welcome(Box::new(welcome())));
+    assert!(welcomed.iter().all(|line| !line.contains("deadline")), "it stays at 601,000 ms: {welcomed:?}");
+    assert!(agent.until(600_000, false).iter().all(|line| !line.contains("kill")));
+    assert!(agent.until(601_000, false).iter().any(|line| line.contains("kill")));
+}
+
+#[test]
 fn a_blip_ends_nothing() {
     let mut agent = running();
     assert!(agent.breaks(5_000).is_empty());

@@ -5,7 +5,11 @@ use super::*;
 
 /// A core whose standing worker runs a build, with a lease that an alarm may outlast.
 fn running() -> Bench {
-    let mut bench = Bench::quietly(plan(vec![watched(WorkerPlan { lease: Some(secs(60)), ..standing("s") })]));
+    running_with(Some(secs(60)))
+}
+
+fn running_with(lease: Option<Duration>) -> Bench {
+    let mut bench = Bench::quietly(plan(vec![watched(WorkerPlan { lease, ..standing("s") })]));
     bench.submit_with(on("s"), 1);
     bench.hello("s", "a", 1, "password", Vec::new());
     bench.report("s", picture(1, 1, 1, 0, None));
@@ -57,6 +61,44 @@ fn an_agent_that_is_heard_of_again_has_lost_nothing() {
     bench.pass(60);
     bench.heartbeat("s", 2);
     assert!(bench.has_session() && bench.count("lost") == 0, "{}", bench.text);
+}
+
+#[test]
+fn a_log_whose_rest_cannot_come_at_present_is_not_given_up() {
+    let detached = || Event::Detached { worker: name("s"), queue: Some("s/a/1".to_owned()) };
+    for (away, back) in
+        [(blocked(), Some(Event::BrokerUnblocked)), (Event::BrokerDown, Some(Event::BrokerUp)), (detached(), None)]
+    {
+        let mut bench = running_with(None);
+        bench.report("s", picture(1, 1, 2, 40, Some(Outcome::Success)));
+        let gap = || Event::LogGap { attempt: AttemptId { build: BuildId(1), number: 1 }, step: 0, offset: 17 };
+        bench.event("log gap", gap());
+        bench.event("away", away);
+        bench.pass(600);
+        assert_eq!(bench.count("does not send the rest"), 0, "{}", bench.text);
+        match back {
+            Some(back) => bench.event("back", back),
+            None => bench.hello("s", "a", 2, "password", vec![picture(1, 1, 2, 40, Some(Outcome::Success))]),
+        }
+        bench.pass(120);
+        assert_eq!(bench.count("does not send the rest"), 0, "the patience begins anew: {}", bench.text);
+        bench.pass(30);
+        assert_eq!(bench.count("does not send the rest"), 1, "{}", bench.text);
+    }
+}
+
+#[test]
+fn a_master_that_is_stopped_in_an_alarm_extends_leases_from_then_on() {
+    let mut bench = running();
+    bench.heartbeat("s", 1);
+    bench.event("blocked", blocked());
+    bench.pass(100);
+    bench.event("shutdown", Event::Shutdown);
+    assert!(
+        bench.text.contains("renewed 1 Some(400000)"),
+        "300 s from now, counted from the heartbeat: {}",
+        bench.text
+    );
 }
 
 #[test]

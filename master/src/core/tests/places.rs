@@ -182,6 +182,30 @@ fn a_quota_that_is_in_the_way_everywhere_pauses_the_place() {
 }
 
 #[test]
+fn a_template_without_room_does_not_end_the_longer_pause_of_a_worker_for_ever() {
+    let of_one_template = |worker: &str| {
+        let mut plan = there(worker, "east");
+        plan.latent.as_mut().unwrap().template = "t".to_owned();
+        plan
+    };
+    let mut bench = Bench::quietly(plan(vec![of_one_template("a"), of_one_template("b")]));
+    bench.submit(on("a"));
+    let pause = |bench: &Bench| bench.core.workers[&name("a")].record.backoff_until.map(|at| at.since(bench.now));
+    while pause(&bench).is_none_or(|pause| pause < secs(200)) {
+        if bench.core.workers[&name("a")].host.is_some() {
+            fails(&mut bench, "a", StartError::Transient("try again".to_owned()));
+        }
+        bench.pass(1);
+    }
+    bench.submit(on("b"));
+    fails(&mut bench, "b", StartError::Capacity("full".to_owned()));
+    let pause = pause(&bench).unwrap();
+    assert!(pause > secs(150), "it stays: {pause:?}");
+    bench.pass(pause.as_secs() + 1);
+    assert!(bench.core.workers[&name("a")].host.is_some(), "its build is not forgotten: {}", bench.text);
+}
+
+#[test]
 fn what_every_worker_of_a_place_is_refused_is_the_places() {
     let mut bench = Bench::quietly(plan(vec![there("a", "east"), there("b", "east"), there("c", "west")]));
     let rejected = || StartError::Rejected("no such network".to_owned());
