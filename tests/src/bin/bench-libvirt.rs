@@ -6,7 +6,7 @@
 #![allow(clippy::unwrap_used, clippy::disallowed_methods)]
 
 use rouse_tests::harness::{Master, PASSWORD, free_address, holds_within, text};
-use rouse_tests::virt::{BRIDGE, Image, VirtHost, image_with, own_world, run};
+use rouse_tests::virt::{BRIDGE, Boot, Image, VirtHost, image_with, own_world, run};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -21,7 +21,7 @@ fn main() {
     let agent = std::env::args_os().nth(1).map(PathBuf::from).expect("the agent's program as the first argument");
     // Before there are threads: those would stay in the network that they began in.
     assert!(own_world(), "only root can have a network of its own");
-    let virt_host = &VirtHost::start();
+    let virt_host = &VirtHost::start(Boot::Loader);
     virt_host.need_network("rouse");
     let port = free_address().port();
     let broker = format!("amqp://{BRIDGE}:{port}/rouse");

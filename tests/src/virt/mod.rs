@@ -9,6 +9,7 @@ use crate::harness::{DEADLINE, Process, holds_within, is_keeper, kept, scratch, 
 use serde_json::{Value, json};
 use std::fs;
 use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::Command;
@@ -89,6 +90,15 @@ pub const BRIDGE: &str = "10.150.0.1";
 /// The tests' libvirtd for clients that take it for one of another machine.
 pub const ELSEWHERE: &str = "qemu+tcp://127.0.0.1/system";
 
+/// How the small guests boot.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Boot {
+    /// With the boot loader on their disks, as the machines of users do.
+    Loader,
+    /// Without it: on an emulated processor, it takes longer than all the rest. See `virt/qemu`.
+    Direct,
+}
+
 /// The tests' libvirtd.
 pub struct VirtHost {
     /// Where everything of it is, overlays included. In it are the file systems [`SMALL`].
@@ -107,7 +117,7 @@ impl VirtHost {
     pub fn get() -> &'static Self {
         static VIRT_HOST: OnceLock<VirtHost> = OnceLock::new();
         VIRT_HOST.get_or_init(|| match is_keeper() {
-            true => Self::start(),
+            true => Self::start(Boot::Direct),
             false => {
                 let description = &kept()["virt_host"];
                 Self { dir: text(&description["dir"]).into(), uri: text(&description["uri"]), process: None }
@@ -124,8 +134,8 @@ impl VirtHost {
     ///
     /// # Panics
     /// If it does not come up.
-    pub fn start() -> Self {
-        let path = "/usr/sbin:/sbin:/usr/bin:/bin";
+    pub fn start(boot: Boot) -> Self {
+        let mut path = "/usr/sbin:/sbin:/usr/bin:/bin".to_owned();
         for program in PROGRAMS {
             let found = path.split(':').any(|dir| std::path::Path::new(dir).join(program).is_file());
             assert!(found, "{program} is missing: run `tests/setup test`");
@@ -136,6 +146,15 @@ impl VirtHost {
             run(Command::new("mount").args(["-t", "tmpfs", "-o", size, "tmpfs"]).arg(dir.join(name)));
         }
         fs::write(dir.join("run-libvirtd"), include_str!("libvirtd")).expect("the script");
+        if boot == Boot::Direct {
+            let programs = dir.join("programs");
+            let qemu = programs.join("qemu-system-x86_64");
+            fs::create_dir(&programs).expect("a directory");
+            let text = include_str!("qemu").replace("$ROUSE_CACHE", &cache().display().to_string());
+            fs::write(&qemu, text).expect("the script");
+            fs::set_permissions(&qemu, fs::Permissions::from_mode(0o755)).expect("its mode");
+            path = format!("{}:{path}", programs.display());
+        }
         let mut command = Command::new("unshare");
         command.args(["--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "bash"]);
         command.arg(dir.join("run-libvirtd")).arg(&dir).env("PATH", path);
