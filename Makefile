@@ -90,7 +90,7 @@ clippy:
 # S3 alone, and all combinations of providers except that of all, which `clippy` checks. Uses the whole workspace, as
 # `clippy` does: with another selection of packages, dependencies would have other features and would be compiled again.
 features: ## checks that each combination of providers compiles without a warning
-	@for set in "" s3 ec2 libvirt openstack ec2,libvirt ec2,openstack libvirt,openstack; do \
+	@for set in "" s3 postgres ec2 libvirt openstack ec2,libvirt ec2,openstack libvirt,openstack; do \
 		echo "$(CARGO) clippy --no-default-features --features '$$set'" && \
 		$(CARGO) clippy --quiet --locked --workspace --no-default-features --features "$$set" -- -D warnings || exit 1; \
 	done

@@ -7,7 +7,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 /// The token, for everybody who checks or changes it.
 #[derive(Clone)]
@@ -21,7 +21,11 @@ struct Inner {
     current: Mutex<Current>,
     /// Held by whoever writes the file, which may take long.
     writing: Mutex<()>,
+    /// Who keeps a new token besides the file.
+    keeper: OnceLock<Keeper>,
 }
+
+type Keeper = Box<dyn Fn(&str) -> Result<(), String> + Send + Sync>;
 
 struct Current {
     token: Arc<str>,
@@ -63,7 +67,12 @@ impl ApiToken {
 
     fn with(file: &Path, current: Current) -> Self {
         let (file, current, writing) = (file.to_owned(), Mutex::new(current), Mutex::default());
-        Self { inner: Arc::new(Inner { file, current, writing }) }
+        Self { inner: Arc::new(Inner { file, current, writing, keeper: OnceLock::new() }) }
+    }
+
+    /// From now on, each new token is given to this keeper before it is written into the file. There is one keeper.
+    pub fn keep_with(&self, keeper: impl Fn(&str) -> Result<(), String> + Send + Sync + 'static) {
+        self.inner.keeper.get_or_init(|| Box::new(keeper));
     }
 
     /// The token itself. Not for logs or messages.
@@ -92,7 +101,13 @@ impl ApiToken {
         if lock(&self.inner.current).configured {
             return Err(RotateError::Configured);
         }
-        match files::write_random_hex(file) {
+        let written = files::random_hex().and_then(|token| {
+            if let Some(keeper) = self.inner.keeper.get() {
+                keeper(&token).map_err(io::Error::other)?;
+            }
+            files::replace(file, format!("{token}\n").as_bytes()).map(|()| token)
+        });
+        match written {
             Ok(token) => {
                 lock(&self.inner.current).token = token.into();
                 Ok(file.clone())

@@ -3,6 +3,7 @@
 use clap::Parser as _;
 use rouse_master::driver::MasterError;
 use rouse_master::{blobs, broker, cli, clock, config, demo, driver, hosts, mail};
+use rouse_shared::error::Chain;
 use rouse_shared::{Secret, Timestamp};
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::io::IsTerminal as _;
@@ -63,6 +64,7 @@ impl cli::Local for Program {
                     };
                     found.extend(broker::online::check(settings).await);
                 }
+                found.extend(look_at_store(config).await);
                 if let Some(store) = &config.blobs {
                     found.push(match blobs::probe(store).await {
                         Ok(()) => {
@@ -84,6 +86,23 @@ impl cli::Local for Program {
         ExitCode::from(u8::try_from(code).unwrap_or(WRONG))
     }
 
+    fn migrate(&self, path: &Path) -> ExitCode {
+        let config = match config::load(path) {
+            Ok(config) => config,
+            Err(errors) => {
+                eprintln!("{errors}");
+                return ExitCode::from(WRONG);
+            }
+        };
+        match migrate(&config) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(failure) => {
+                eprintln!("rouse: {failure}");
+                ExitCode::from(WRONG)
+            }
+        }
+    }
+
     fn demo(&self, source: Option<&Path>) -> ExitCode {
         let log = start_log("warn");
         let result = demo::run(source);
@@ -93,6 +112,27 @@ impl cli::Local for Program {
     fn now(&self) -> Timestamp {
         clock::now()
     }
+}
+
+#[cfg(feature = "postgres")]
+fn migrate(config: &config::Config) -> Result<(), MasterError> {
+    driver::migrate(config, &mut std::io::stdout())
+}
+
+#[cfg(not(feature = "postgres"))]
+fn migrate(_: &config::Config) -> Result<(), MasterError> {
+    Err(MasterError::from("this build of rouse lacks the feature postgres".to_owned()))
+}
+
+#[cfg(feature = "postgres")]
+async fn look_at_store(config: &config::Config) -> Option<(bool, String)> {
+    let found = rouse_master::store::look(config.store.as_ref()?, &config.master.name).await;
+    Some(found.map_or_else(|why| (false, format!("store: {}", Chain(&why))), |fine| (true, format!("store: {fine}"))))
+}
+
+#[cfg(not(feature = "postgres"))]
+async fn look_at_store(_: &config::Config) -> Option<(bool, String)> {
+    None
 }
 
 /// The worker whose lease leaves the least time after a heartbeat.

@@ -40,6 +40,9 @@ pub(super) enum Command {
         #[arg(long)]
         online: bool,
     },
+    /// Work on the ledger of a master that does not run.
+    #[command(subcommand)]
+    Store(StoreCommand),
     /// Print the libvirt network that gives each libvirt worker of a configuration its name, as XML.
     LibvirtNetwork {
         /// The configuration file.
@@ -280,4 +283,16 @@ fn pair(text: &str) -> Result<(String, String), String> {
         Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
         Some(_) | None => Err("expected KEY=VALUE".to_owned()),
     }
+}
+
+/// `rouse store`
+#[derive(Subcommand, Debug)]
+pub(super) enum StoreCommand {
+    /// Copy the ledger from SQLite in the state directory into the database of PostgreSQL that store.url names, in one
+    /// transaction. The database must have no ledger yet. The file stays as it is. Exits with 0 or 2.
+    Migrate {
+        /// The configuration file.
+        #[arg(short, long, value_name = "FILE")]
+        config: PathBuf,
+    },
 }

@@ -21,7 +21,7 @@ mod watch;
 use crate::api;
 use crate::core::event::Operation;
 pub use args::Cli;
-use args::{Command, TokenCommand, WorkerCommand};
+use args::{Command, StoreCommand, TokenCommand, WorkerCommand};
 use clap::CommandFactory as _;
 use client::Client;
 use error::CliError;
@@ -40,6 +40,8 @@ pub trait Local {
     fn master(&self, config: &Path) -> ExitCode;
     /// Checks a configuration.
     fn check(&self, config: &Path, online: bool) -> ExitCode;
+    /// Copies the ledger into the database of a configuration.
+    fn migrate(&self, config: &Path) -> ExitCode;
     /// Runs the demo.
     fn demo(&self, source: Option<&Path>) -> ExitCode;
     /// The time since the Unix epoch.
@@ -51,6 +53,7 @@ pub fn run(cli: &Cli, local: &dyn Local) -> ExitCode {
     match &cli.command {
         Command::Master { config } => local.master(config),
         Command::Check { config, online } => local.check(config, *online),
+        Command::Store(StoreCommand::Migrate { config }) => local.migrate(config),
         Command::Demo { source } => local.demo(source.as_deref()),
         Command::LibvirtNetwork { config, network } => libvirt_network(config, network.as_deref()),
         Command::Completions { shell } => completions(*shell),
@@ -113,6 +116,7 @@ async fn remote(client: &Client, command: &Command, now: Timestamp) -> Result<Ex
         Command::Stop { .. } => return Err(CliError::Usage(STOP.to_owned())),
         Command::Master { .. }
         | Command::Check { .. }
+        | Command::Store(_)
         | Command::LibvirtNetwork { .. }
         | Command::Demo { .. }
         | Command::Completions { .. }

@@ -92,6 +92,7 @@ const EMAIL: Kind = Kind::Pattern("^.+@.+$");
 const BROKER: Kind = Kind::Pattern(r"^amqps?://\S+$");
 const WEB: Kind = Kind::Pattern(r"^(https?://\S+)?$");
 const STORE: Kind = Kind::Pattern(r"^(file:///[^\s?#]+|s3://[A-Za-z0-9._-]{3,63}(/[^\s?#]*)?)$");
+const DATABASE: Kind = Kind::Pattern(r"^postgres(ql)?://\S+$");
 const OWNER: Kind = Kind::Any(&[
     Kind::Whole(0, 999_999_999_999),
     Kind::Choice(&["self", "amazon", "aws-marketplace", "aws-backup-vault", "microsoft"]),
@@ -126,6 +127,7 @@ pub(super) static ROOT: Section = Section {
         key("audit", Kind::Table(&AUDIT)),
         key("scheduling", Kind::Table(&SCHEDULING)),
         key("limits", Kind::Table(&LIMITS)),
+        key("store", Kind::Table(&STORE_KEYS)),
         key("blobs", Kind::Table(&BLOBS)),
         key("retention", Kind::Table(&RETENTION)),
         key("worker", Kind::List(0, &Kind::Table(&WORKER))),
@@ -195,6 +197,10 @@ pub(super) static RETENTION: Section = Section {
     keys: &[key("builds", Kind::Duration(1)), key("logs", Kind::Duration(1)), key("max_size", Kind::Size(1))],
     rules: &[],
 };
+
+/// `[store]`
+pub(super) static STORE_KEYS: Section =
+    Section { keys: &[key("url", Kind::Any(&[DATABASE, Kind::Table(&SECRET_SOURCE)]))], rules: &[] };
 
 /// `[blobs]`
 pub(super) static BLOBS: Section = Section {

@@ -18,6 +18,7 @@ mod reach;
 mod read;
 #[cfg(test)]
 pub(crate) mod schema;
+mod store;
 mod template;
 mod url;
 mod workers;
@@ -30,6 +31,7 @@ pub use check::{Look, check};
 pub use hosts::{Ec2Config, HostConfig, LibvirtConfig, OpenstackConfig, ProcessConfig};
 pub use problem::{ConfigErrors, Problem};
 pub use rouse_shared::Secret;
+pub use store::{PostgresHost, PostgresUrl, SslMode};
 
 use crate::core::plan::{AmongEquals, MailPlan, Plan, ProviderKind, Retention};
 use crate::tls::TlsFiles;
@@ -68,6 +70,8 @@ pub struct Config {
     pub mail: MailConfig,
     /// `[blobs]`: where the logs of ended builds are kept; absent: in the state directory.
     pub blobs: Option<BlobsConfig>,
+    /// `[store]`: the database of the ledger; absent: SQLite in the state directory.
+    pub store: Option<PostgresUrl>,
     /// Workers and limits for the core.
     pub plan: Plan,
     /// How the hosts of each latent worker are created. Has exactly the latent workers of the plan.
@@ -274,6 +278,7 @@ fn read_text(text: &str, path: &Path, file: Option<&Metadata>, env: document::En
         let limits = general::limits(&root, &empty);
         let among_equals = general::scheduling(&root, &empty);
         let blobs = blobs::read(&root, &master.state_dir, &empty);
+        let store = store::read(&root, &empty);
         let retention = general::retention(&root, &empty);
         let workers = workers::read(&root, &broker);
         let in_clouds = workers.hosts.values().any(|host| host.provider() != ProviderKind::Process);
@@ -301,7 +306,7 @@ fn read_text(text: &str, path: &Path, file: Option<&Metadata>, env: document::En
             mail: mail.plan(),
         };
         let hosts = workers.hosts;
-        Config { path: path.to_owned(), master, broker, mail, blobs, plan, hosts, warnings: Vec::new() }
+        Config { path: path.to_owned(), master, broker, mail, blobs, store, plan, hosts, warnings: Vec::new() }
     });
     let (errors, warnings) = notes.finish();
     let config = config.filter(|_| errors.is_empty()).map(|c| Config { warnings: warnings.clone(), ..c });
@@ -355,6 +360,14 @@ impl Config {
         self.master.read_token.unwrap_or_else(|| !self.master.listen.ip().is_loopback() || builds_here())
     }
 
+    /// Whether the ledger is in the same database. Whoever logs in to it, and how, may change while the master runs.
+    fn has_store_of(&self, other: &Config) -> bool {
+        match (&self.store, &other.store) {
+            (Some(a), Some(b)) => a.leads_to_the_same_as(b),
+            (a, b) => a.is_none() && b.is_none(),
+        }
+    }
+
     /// The workers whose hosts one kind of provider creates, with their sections.
     pub fn sections<T: hosts::Section + 'static>(&self) -> impl Iterator<Item = (&WorkerName, &T)> {
         self.hosts.iter().filter_map(|(worker, host)| Some((worker, T::of(host)?)))
@@ -386,6 +399,7 @@ impl Config {
             },
             mail: general::default_mail(),
             blobs: None,
+            store: None,
             plan: Plan {
                 workers: BTreeMap::new(),
                 max_hosts: None,
@@ -423,6 +437,7 @@ pub fn changes_needing_restart(old: &Config, new: &Config) -> Vec<String> {
         ("master.tls", a.0.tls.is_some() != b.0.tls.is_some()),
         ("broker.tls", a.1.tls != b.1.tls || a.1.encrypted != b.1.encrypted),
         ("broker.auth_secret", a.1.auth_secret != b.1.auth_secret),
+        ("store.url", !old.has_store_of(new)),
     ];
     keys.into_iter().filter(|(_, differs)| *differs).map(|(key, _)| key.to_owned()).collect()
 }

@@ -17,6 +17,8 @@ use tokio::sync::oneshot;
 #[derive(Default)]
 pub(super) struct Batch {
     pub records: Vec<Record>,
+    /// How many records were added or replaced.
+    pub changes: u64,
     index: BTreeMap<Key, usize>,
     pub effects: Vec<Effect>,
     pub receipts: Vec<Receipt>,
@@ -46,6 +48,7 @@ enum Key {
 
 impl Batch {
     fn save(&mut self, record: Record) {
+        self.changes += 1;
         let key = match &record {
             Record::NewBuild { id, .. } | Record::Build(id, _) => Key::Build(*id),
             // A build has only one of them in a batch: each follows from a search after the commit of the one before.

@@ -12,14 +12,14 @@ use crate::config::Config;
 use crate::core::build::{BuildSpec, BuildState};
 use crate::core::event::{Command, Effect, Event, Reply};
 use crate::core::{Core, Start};
-use crate::store::{Store, StoreError};
+use crate::store::{Commit, Store, StoreError};
 use crate::submission::{self, Invalid};
 use crate::web::{Query, Request};
 use rouse_shared::error::Chain;
 use rouse_shared::message::ToMaster;
 use rouse_shared::names::worker_of_queue;
 use rouse_shared::{Nonce, WorkerName};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
@@ -31,6 +31,9 @@ pub(super) const TURN: usize = 1_024;
 const HELD_PAUSE: Duration = Duration::from_secs(1);
 /// Pause between two tries to commit a batch that the disk did not take.
 const COMMIT_PAUSE: Duration = Duration::from_secs(1);
+
+/// How long the loop waits for the answer to a commit before it serves others meanwhile.
+const COMMIT_PATIENCE: Duration = Duration::from_secs(1);
 
 /// What the process requests from the loop.
 pub(super) enum Control {
@@ -81,6 +84,7 @@ pub(super) fn spawn(
             config,
             batch: Batch::default(),
             commit_error: None,
+            logged: BTreeSet::new(),
             disk_space,
             linked: false,
             reported_down: false,
@@ -110,6 +114,8 @@ pub(super) struct EventLoop {
     pub batch: Batch,
     /// Why the ledger cannot be written at present.
     pub commit_error: Option<String>,
+    /// What was logged about it since it could be written. Each reason is logged once.
+    logged: BTreeSet<String>,
     /// Whether the link to the broker is up.
     linked: bool,
     /// Whether the core was informed that the broker is away, although it is not: no agent is accepted while the ledger
@@ -128,7 +134,9 @@ pub(super) struct EventLoop {
 impl EventLoop {
     async fn run(mut self, mut inputs: Inputs) -> String {
         let mut waiting = Waiting::default();
-        self.finish(&mut inputs, &mut waiting).await;
+        if let Err(why) = self.finish(&mut inputs, &mut waiting).await {
+            return why;
+        }
         loop {
             let pause = self.core.next_wakeup().map_or(Duration::from_secs(3_600), |at| at.since(clock::now()));
             // Messages that were kept while the ledger could not be written are handled at once.
@@ -145,7 +153,9 @@ impl EventLoop {
             }
             waiting.drain(&mut inputs);
             self.turn(&mut waiting);
-            self.finish(&mut inputs, &mut waiting).await;
+            if let Err(why) = self.finish(&mut inputs, &mut waiting).await {
+                return why;
+            }
         }
     }
 
@@ -164,6 +174,8 @@ impl EventLoop {
                     self.executor.hosts.configure(&config);
                     self.executor.logs.set_max_size(config.plan.max_log_size);
                     self.executor.configure_blobs(&self.config, &config);
+                    // If it leads to another database, a warning says that this needs a restart.
+                    self.store.set_url(config.store.as_ref());
                     self.handle(Event::Configure(Arc::new(config.plan.clone())));
                     self.config = *config;
                 }
@@ -291,11 +303,11 @@ impl EventLoop {
     }
 
     /// Commits the batch, however long the disk takes. Then performs the effects, answers the queries and acknowledges
-    /// the deliveries.
-    async fn finish(&mut self, inputs: &mut Inputs, waiting: &mut Waiting) {
+    /// the deliveries. Fails if another master has the ledger.
+    async fn finish(&mut self, inputs: &mut Inputs, waiting: &mut Waiting) -> Result<(), String> {
         loop {
             if !self.batch.records.is_empty() {
-                self.commit(inputs, waiting).await;
+                self.commit(inputs, waiting).await?;
             }
             let mut batch = std::mem::take(&mut self.batch);
             for effect in batch.effects.drain(..) {
@@ -322,27 +334,56 @@ impl EventLoop {
         for query in std::mem::take(&mut self.queries) {
             self.answer(query);
         }
+        Ok(())
     }
 
-    /// Commits the records of the batch, however long the disk takes.
-    async fn commit(&mut self, inputs: &mut Inputs, waiting: &mut Waiting) {
-        while let Err(error) = self.store.commit(&self.batch.records) {
-            let text = Chain(&error).to_string();
-            if self.commit_error.as_ref() != Some(&text) {
-                error!("{text}; the master accepts nothing new until the ledger can be written");
+    /// Commits the records of the batch, however long the ledger takes. Fails if another master has it.
+    async fn commit(&mut self, inputs: &mut Inputs, waiting: &mut Waiting) -> Result<(), String> {
+        loop {
+            let count = self.batch.changes;
+            let result = match self.store.start_commit(&self.batch.records) {
+                Commit::Done(result) => result,
+                Commit::Running(mut answer) => match tokio::time::timeout(COMMIT_PATIENCE, &mut answer).await {
+                    Ok(result) => of_commit(result),
+                    Err(_) => {
+                        self.blocked(format!("the ledger has not answered for {} s", COMMIT_PATIENCE.as_secs()));
+                        tokio::select! {
+                            result = answer => of_commit(result),
+                            () = self.serve_while_blocked(inputs, waiting) => continue,
+                        }
+                    }
+                },
+            };
+            match result {
+                // Answers to heartbeats may have added to it meanwhile. To write the whole again does no harm.
+                Ok(()) if self.batch.changes == count => break,
+                Ok(()) => {}
+                Err(error @ StoreError::Deposed(_)) => return Err(Chain(&error).to_string()),
+                Err(error) => {
+                    self.blocked(Chain(&error).to_string());
+                    // Always ends with the timeout.
+                    drop(tokio::time::timeout(COMMIT_PAUSE, self.serve_while_blocked(inputs, waiting)).await);
+                }
             }
-            self.commit_error = Some(text);
-            if self.linked && !std::mem::replace(&mut self.reported_down, true) {
-                self.handle(Event::BrokerDown);
-            }
-            for query in std::mem::take(&mut self.queries) {
-                self.answer(query);
-            }
-            // Always ends with the timeout.
-            drop(tokio::time::timeout(COMMIT_PAUSE, self.serve_while_blocked(inputs, waiting)).await);
         }
         if self.commit_error.take().is_some() {
+            self.logged.clear();
             info!("the ledger can be written again");
+        }
+        Ok(())
+    }
+
+    /// The ledger cannot be written at present.
+    fn blocked(&mut self, why: String) {
+        if self.logged.insert(why.clone()) {
+            error!("{why}; the master accepts nothing new until the ledger can be written");
+        }
+        self.commit_error = Some(why);
+        if self.linked && !std::mem::replace(&mut self.reported_down, true) {
+            self.handle(Event::BrokerDown);
+        }
+        for query in std::mem::take(&mut self.queries) {
+            self.answer(query);
         }
     }
 
@@ -353,6 +394,11 @@ impl EventLoop {
         }
         drop(reply.send(self.core.admit(worker.as_str(), &password)));
     }
+}
+
+/// The result of a commit whose answer was awaited.
+fn of_commit(answer: Result<Result<(), StoreError>, oneshot::error::RecvError>) -> Result<(), StoreError> {
+    answer.unwrap_or(Err(StoreError::NoAnswer))
 }
 
 /// The last connection of each run of an agent that says hello in these messages. After an outage an agent may have

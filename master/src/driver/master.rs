@@ -6,9 +6,9 @@ use super::error::MasterError;
 use super::listeners::{self, Inherited};
 use super::reader::Reader;
 use super::retention::Sweeper;
-use super::state::State;
+use super::state::{Locked, State};
 use super::uploads::Uploads;
-use super::{WAITING, encryption, event_loop, log_sync, log_writer, perform};
+use super::{WAITING, belongings, encryption, event_loop, log_sync, log_writer, perform};
 use crate::blobs::Blobs;
 use crate::broker::{
     self, Askers, AuthServer, Endpoints, Inbound, Link, LinkSettings, LogDelivery, Node, NodeSettings, NodeTls,
@@ -20,17 +20,19 @@ use crate::core::event::Event;
 use crate::descriptors;
 use crate::hosts::{Death, Hosts};
 use crate::logs::Logs;
-use crate::store::Store;
+use crate::store::{Database, StoreError};
+use crate::sync::lock;
 use crate::web;
 use async_trait::async_trait;
 use bytes::Bytes;
+use rouse_shared::error::Chain;
 use rouse_shared::{AttemptId, MasterId};
 use std::io;
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
 use tokio::net::TcpListener;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tracing::{error, info, warn};
@@ -89,10 +91,20 @@ impl Master {
     /// If the state directory is in use or unusable, an address is taken, or the broker cannot be run.
     pub async fn start(config: Config, mut inherited: Inherited) -> Result<Self, MasterError> {
         descriptors::raise();
-        let state = State::open(&config.master.state_dir, config.master.api_token.as_ref())
-            .map_err(|e| MasterError::new("cannot start", &e))?;
-        let ledger_path = state.path("ledger.sqlite");
-        let store = Store::open(&ledger_path).map_err(|e| MasterError::new("cannot start", &e))?;
+        let cannot_start = |e: &dyn std::error::Error| MasterError::new("cannot start", e);
+        let locked = Locked::new(&config.master.state_dir).map_err(|e| cannot_start(&e))?;
+        let database = ledger_of(&config).map_err(|e| cannot_start(&e))?;
+        let store = {
+            // PostgreSQL may take seconds.
+            let (database, config) = (database.clone(), config.clone());
+            let open = move || {
+                let store = database.open().map_err(|e| MasterError::new("cannot start", &e))?;
+                belongings::share(&config, &store).map(|()| store)
+            };
+            tokio::task::spawn_blocking(open).await.map_err(|e| cannot_start(&e))??
+        };
+        let state = locked.open(config.master.api_token.as_ref()).map_err(|e| cannot_start(&e))?;
+        state.token.keep_with(keeper_of_token(&database).map_err(|e| cannot_start(&e))?);
         let mut ledger = store.load().map_err(|e| MasterError::new("cannot start", &e))?;
         let unusable = |e| MasterError::new("cannot use the log directory", &e);
         let logs = Logs::new(&state.path("logs"), config.plan.max_log_size).map_err(unusable)?;
@@ -123,10 +135,10 @@ impl Master {
         tokio::spawn(forward_deaths(receiver, events.clone()));
         let space = DiskSpace::new(&config.master.state_dir);
         let log_sync = log_sync::spawn(logs.clone(), events.clone())?;
-        let reader = || Store::reader(&ledger_path).map_err(|e| MasterError::new("cannot start", &e));
+        let reader = || database.reader().map_err(|e| MasterError::new("cannot start", &e));
         let blobs = Arc::new(Blobs::new(&state.id, config.blobs.clone()));
         let sweeper = Sweeper::spawn(reader()?, logs.clone(), blobs.clone(), events.clone())?;
-        let uploads = Uploads::start(logs.clone(), blobs.clone(), ledger_path.clone(), events.clone());
+        let uploads = Uploads::start(logs.clone(), blobs.clone(), database.clone(), events.clone());
         let reader = Reader::spawn(reader()?)?;
         log_writer::spawn(logs.clone(), log_sync.clone(), space, chunks_in, events.clone())?;
 
@@ -135,6 +147,8 @@ impl Master {
         let start = Start { master: MasterId(state.id.clone()), plan: Arc::new(config.plan.clone()), ledger, seed };
         let agents_dial = config.broker.agents_dial().map_err(|e| MasterError::new("cannot use broker.url", &e))?;
         let node_tls = encryption::of_broker(&config).await?;
+        // It may have made the authority.
+        belongings::share(&config, &store)?;
         let boot = perform::Boot { broker: agents_dial, ca: encryption::for_agents(&config)? };
         let refusals = Refusals::default();
         let executor = perform::Executor {
@@ -188,7 +202,7 @@ impl Master {
                 error!("the HTTP server ended: {error}");
             }
         });
-        info!("listening on {scheme}://{address}; the ledger is {}", ledger_path.display());
+        info!("listening on {scheme}://{address}; the ledger is {}", place_of_ledger(&config));
 
         let (node, link, auth) =
             connect(&config, &state, (auth, node_tls), refusals, admissions, inbound, log_chunks).await?;
@@ -216,6 +230,38 @@ impl Master {
         if let Some(node) = self.node {
             node.stop().await;
         }
+    }
+}
+
+/// Writes a new API token into the database too, if the ledger is in PostgreSQL.
+fn keeper_of_token(
+    database: &Database,
+) -> Result<impl Fn(&str) -> Result<(), String> + Send + Sync + use<>, StoreError> {
+    // It has a connection of its own, because the loop has the other one.
+    let store = Mutex::new(database.reader()?);
+    Ok(move |token: &str| lock(&store).keep(belongings::TOKEN, token).map_err(|e| Chain(&e).to_string()))
+}
+
+/// Where the configuration has the ledger.
+pub(super) fn ledger_of(config: &Config) -> Result<Database, StoreError> {
+    match &config.store {
+        #[cfg(feature = "postgres")]
+        Some(url) => Database::postgres(url, &config.master.name),
+        #[cfg(not(feature = "postgres"))]
+        Some(_) => Err(StoreError::NoPostgres),
+        None => Ok(Database::file(ledger_file(config))),
+    }
+}
+
+pub(super) fn ledger_file(config: &Config) -> PathBuf {
+    config.master.state_dir.join("ledger.sqlite")
+}
+
+/// The same for people.
+pub(super) fn place_of_ledger(config: &Config) -> String {
+    match &config.store {
+        Some(url) => format!("the database {} of PostgreSQL at {}", url.database, url.place()),
+        None => ledger_file(config).display().to_string(),
     }
 }
 

@@ -7,6 +7,7 @@
 //! **Invariant**: nothing is performed, answered or acknowledged before it is committed.
 
 mod batch;
+mod belongings;
 mod control;
 mod disk_space;
 mod encryption;
@@ -17,6 +18,8 @@ mod listeners;
 mod log_sync;
 mod log_writer;
 mod master;
+#[cfg(feature = "postgres")]
+mod migrate;
 mod perform;
 mod queries;
 mod reader;
@@ -30,8 +33,10 @@ pub use control::Control;
 pub use error::MasterError;
 pub use listeners::{COMMANDS, Inherited};
 pub use master::Master;
+#[cfg(feature = "postgres")]
+pub use migrate::migrate;
 pub use signals::run;
-pub use state::{State, StateError};
+pub use state::{Locked, State, StateError};
 
 /// Capacity of each of the loop's channels. A full channel slows its sender down.
 const WAITING: usize = 4_096;

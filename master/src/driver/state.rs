@@ -50,17 +50,18 @@ pub enum StateError {
     },
 }
 
-impl State {
-    /// Opens and locks a state directory, and creates it if it is missing. `token` is the configured one. Without one,
-    /// the token is read from `api-token` in the directory, which is created if it is missing.
+/// A state directory that this master has locked, before anything in it was read.
+pub struct Locked {
+    dir: PathBuf,
+    lock: File,
+}
+
+impl Locked {
+    /// Locks a state directory, and creates it if it is missing.
     ///
     /// # Errors
     /// If another master has locked it, it cannot be written, or another user could replace what is in it.
-    pub fn open(dir: &Path, token: Option<&Secret>) -> Result<Self, StateError> {
-        let failed = |path: &Path| {
-            let path = path.to_owned();
-            move |source| StateError::File { path, source }
-        };
+    pub fn new(dir: &Path) -> Result<Self, StateError> {
         // Others may pass through it, so that builds with `run_as` reach their own directories. Its files are readable
         // by the master's user only.
         fs::DirBuilder::new().recursive(true).mode(0o711).create(dir).map_err(|e| not_writable(dir, &e))?;
@@ -73,15 +74,43 @@ impl State {
         let lock =
             File::options().create(true).append(true).mode(0o600).open(&path).map_err(|e| not_writable(dir, &e))?;
         match lock.try_lock() {
-            Ok(()) => {}
-            Err(fs::TryLockError::WouldBlock) => return Err(StateError::InUse(dir.to_owned())),
-            Err(fs::TryLockError::Error(source)) => return Err(failed(&path)(source)),
+            Ok(()) => Ok(Self { dir: dir.to_owned(), lock }),
+            Err(fs::TryLockError::WouldBlock) => Err(StateError::InUse(dir.to_owned())),
+            Err(fs::TryLockError::Error(source)) => Err(failed(&path)(source)),
         }
-        let path = dir.join("identity");
+    }
+
+    /// Reads what is in it. `token` is the configured one. Without one, the token is read from `api-token` in the
+    /// directory, which is created if it is missing.
+    ///
+    /// # Errors
+    /// If a file cannot be read or created.
+    pub fn open(self, token: Option<&Secret>) -> Result<State, StateError> {
+        let path = self.dir.join(IDENTITY);
         let id = files::kept_hex(&path).map_err(failed(&path))?;
-        let path = dir.join("api-token");
+        let path = self.dir.join(API_TOKEN);
         let token = ApiToken::open(&path, token).map_err(failed(&path))?;
-        Ok(Self { dir: dir.to_owned(), id, token, _lock: lock })
+        Ok(State { dir: self.dir, id, token, _lock: self.lock })
+    }
+}
+
+/// The file with the generated id of the master.
+pub(super) const IDENTITY: &str = "identity";
+/// The file with the API's token.
+pub(super) const API_TOKEN: &str = "api-token";
+
+fn failed(path: &Path) -> impl FnOnce(io::Error) -> StateError + use<> {
+    let path = path.to_owned();
+    move |source| StateError::File { path, source }
+}
+
+impl State {
+    /// Locks a state directory and reads what is in it.
+    ///
+    /// # Errors
+    /// As [`Locked::new`] and [`Locked::open`].
+    pub fn open(dir: &Path, token: Option<&Secret>) -> Result<Self, StateError> {
+        Locked::new(dir)?.open(token)
     }
 
     /// A file or directory in it.

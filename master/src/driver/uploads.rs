@@ -10,14 +10,13 @@ use crate::clock;
 use crate::core::blobs::Upload;
 use crate::core::event::Event;
 use crate::logs::Logs;
-use crate::store::Store;
+use crate::store::Database;
 use crate::sync::lock;
 use crate::web;
 use rouse_shared::error::Chain;
 use rouse_shared::{BuildId, Timestamp};
 use std::collections::{BTreeMap, HashMap};
 use std::io;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::{Notify, mpsc, oneshot};
@@ -41,7 +40,7 @@ pub(super) struct Uploads(Arc<Inner>);
 struct Inner {
     logs: Logs,
     blobs: Arc<Blobs>,
-    ledger: PathBuf,
+    ledger: Database,
     events: mpsc::Sender<Event>,
     state: Mutex<State>,
     wake: Notify,
@@ -108,8 +107,8 @@ enum Failure {
 }
 
 impl Uploads {
-    /// Uploads as long as the runtime lives. `ledger` is the path of the ledger.
-    pub(super) fn start(logs: Logs, blobs: Arc<Blobs>, ledger: PathBuf, events: mpsc::Sender<Event>) -> Self {
+    /// Uploads as long as the runtime lives.
+    pub(super) fn start(logs: Logs, blobs: Arc<Blobs>, ledger: Database, events: mpsc::Sender<Event>) -> Self {
         let state = State { search: true, ..State::default() };
         let inner = Inner { logs, blobs, ledger, events, state: Mutex::new(state), wake: Notify::new() };
         let uploads = Self(Arc::new(inner));
@@ -119,7 +118,7 @@ impl Uploads {
 
     #[cfg(test)]
     pub(super) fn unused(logs: Logs, blobs: Arc<Blobs>) -> Self {
-        let (ledger, events) = (PathBuf::new(), mpsc::channel(1).0);
+        let (ledger, events) = (Database::file(""), mpsc::channel(1).0);
         Self(Arc::new(Inner { logs, blobs, ledger, events, state: Mutex::default(), wake: Notify::new() }))
     }
 
@@ -218,7 +217,7 @@ impl Uploads {
     fn search_ledger(&self) -> Result<(), String> {
         let unreadable = |error: crate::store::StoreError| Chain(&error).to_string();
         let failed = |error: io::Error| error.to_string();
-        let store = Store::reader(&self.0.ledger).map_err(unreadable)?;
+        let store = self.0.ledger.reader().map_err(unreadable)?;
         let logs = &self.0.logs;
         for thousand in logs.builds().map_err(failed)? {
             for build in thousand.map_err(failed)? {

@@ -6,6 +6,7 @@ use crate::config::{BlobsConfig, StoreUrl};
 use crate::core::build::{BuildEnd, BuildSpec, BuildStatus, Requirement};
 use crate::core::record::Record;
 use crate::logs::Source;
+use crate::store::{Database, Store};
 use futures_util::stream::{BoxStream, StreamExt as _};
 use object_store::memory::InMemory;
 use object_store::path::Path as Key;
@@ -121,7 +122,7 @@ struct Running {
 impl World {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let ledger = Store::open(&dir.path().join("ledger")).unwrap();
+        let ledger = Database::file(dir.path().join("ledger")).open().unwrap();
         Self { dir, ledger, remote: Arc::default() }
     }
 
@@ -130,7 +131,8 @@ impl World {
         let blobs = Arc::new(Blobs::new(MASTER, Some(config(STORE))));
         blobs.put_in_place(STORE, self.remote.clone());
         let (events, receiver) = mpsc::channel(16);
-        let uploads = Uploads::start(logs.clone(), blobs.clone(), self.dir.path().join("ledger"), events);
+        let uploads =
+            Uploads::start(logs.clone(), blobs.clone(), Database::file(self.dir.path().join("ledger")), events);
         Running { logs, blobs, uploads, events: receiver }
     }
 

@@ -1,7 +1,7 @@
 //! Migrates a ledger of an earlier version. There is one step for each version of the tables, and all steps run in one
 //! transaction.
 
-use super::{SCHEMA, StoreError, ended};
+use super::{SCHEMA, StoreError};
 use rusqlite::{Connection, Transaction};
 
 /// Migrates a ledger from version `from` of the tables to this version.
@@ -85,7 +85,19 @@ fn to_3(ledger: &Transaction<'_>) -> Result<(), StoreError> {
 /// Version 4 lists ended builds in a table of their own.
 fn to_4(ledger: &Transaction<'_>) -> Result<(), StoreError> {
     ledger.execute("DROP INDEX IF EXISTS builds_state", [])?;
-    ended::add(ledger, "?1", [true])
+    // A row that is not JSON is left out.
+    let ended = "NOT builds.live AND json_valid(builds.spec) AND json_valid(builds.status)";
+    ledger.execute_batch(&format!(
+        "INSERT OR REPLACE INTO ended (id, state, worker, name, finished, keep)
+         SELECT id, state, json_extract(status, '$.attempts[#-1].worker'), NULLIF(json_extract(spec, '$.name'), ''),
+                COALESCE(json_extract(status, '$.finished'), json_extract(status, '$.created'), 0),
+                COALESCE(json_extract(spec, '$.keep'), 0)
+         FROM builds WHERE {ended};
+         INSERT OR REPLACE INTO ended_where
+         SELECT property.key || '=' || property.value, builds.state, builds.id
+         FROM builds, json_each(builds.spec, '$.requirement.Where') AS property WHERE {ended};"
+    ))?;
+    Ok(())
 }
 
 /// Version 5 knows which logs are in a blob store.

@@ -3,31 +3,57 @@
 //! A row consists of a key, the columns that are searched, and the rest as JSON. Therefore any SQLite tool can show it,
 //! and a new field needs no migration.
 
+use crate::config::PostgresUrl;
 use crate::core::build::{Build, BuildSpec, BuildStatus};
-use crate::core::images::{ImageKey, ImageRecord};
-use crate::core::mail::{Mail, News};
-use crate::core::places::{PlaceKey, PlaceRecord};
+use crate::core::images::ImageKey;
+use crate::core::places::PlaceKey;
 use crate::core::plan::ProviderKind;
-use crate::core::record::{Host, HostState, Ledger, Record, Session, WorkerRecord};
+use crate::core::record::{Ledger, Record};
 use crate::core::spend::Spent;
+use engine::{Engine, Row, Statement, Value, key};
 use rouse_shared::{BuildId, Timestamp, WorkerName};
-use rusqlite::{Connection, OptionalExtension as _, params};
-use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::Path;
+use sqlite::Sqlite;
+use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
-use std::{fs, io};
+use tokio::sync::oneshot;
 
 mod ended;
+mod engine;
 mod migrate;
+#[cfg(feature = "postgres")]
+mod postgres;
+mod sqlite;
+mod statements;
 #[cfg(test)]
 mod tests;
+#[cfg(feature = "postgres")]
+mod transfer;
 mod uploads;
 
+#[cfg(feature = "postgres")]
+pub use postgres::look;
 pub use uploads::LogsAt;
 
 /// Version of the tables, kept in `user_version`.
 const SCHEMA: i32 = 5;
+
+/// The tables that both databases have.
+const TABLES: [&str; 12] = [
+    "builds",
+    "ended",
+    "ended_where",
+    "hosts",
+    "sessions",
+    "workers",
+    "images",
+    "places",
+    "news",
+    "mails",
+    "told_orphans",
+    "facts",
+];
 
 /// Why a batch could not be committed, or the ledger could not be read.
 #[derive(Debug, thiserror::Error)]
@@ -52,6 +78,37 @@ pub enum StoreError {
         /// The error.
         source: serde_json::Error,
     },
+    /// A column has a value that rouse does not write.
+    #[error("the ledger has an unexpected value in column {0} of an answer; something else has written to it")]
+    Column(usize),
+    /// This build cannot use PostgreSQL.
+    #[error("store.url cannot be used: this build of rouse lacks the feature postgres")]
+    NoPostgres,
+    /// A ledger is copied only into a database without one.
+    #[error("the database has a ledger already: {rows} rows in {table}; nothing was copied. Give it an empty database")]
+    NotEmpty {
+        /// A table with rows.
+        table: &'static str,
+        /// How many.
+        rows: u64,
+    },
+    /// The thread that commits has ended.
+    #[error("the commit was given up")]
+    NoAnswer,
+    /// PostgreSQL cannot be reached, or refuses something. The text says what to do.
+    #[error("the ledger cannot be used: {0}")]
+    Postgres(String),
+    /// Another master writes to the database.
+    #[error(
+        "another master uses the database of the ledger ({0}): stop it, or give this one a database of its own in store.url"
+    )]
+    InUse(String),
+    /// Another master has begun to write to the database, so this one must not write any more.
+    #[error("another master has taken over the ledger ({0}), so this one ends")]
+    Deposed(String),
+    /// The tables are those of an earlier version that this one cannot migrate.
+    #[error("the ledger's tables have version {0}, which this version of rouse cannot migrate: it needs {SCHEMA}")]
+    Older(i32),
     /// The file was written by a newer version of rouse.
     #[error(
         "the ledger's tables have version {0}, but this version of rouse supports only {SCHEMA}; install a newer one"
@@ -68,77 +125,118 @@ impl From<rusqlite::Error> for StoreError {
     }
 }
 
+/// Where the ledger is.
+#[derive(Clone)]
+pub struct Database(Place);
+
+#[derive(Clone)]
+enum Place {
+    Sqlite(PathBuf),
+    #[cfg(feature = "postgres")]
+    Postgres(Arc<postgres::Shared>),
+}
+
+impl Database {
+    /// The ledger in SQLite, in this file.
+    pub fn file(path: impl Into<PathBuf>) -> Self {
+        Self(Place::Sqlite(path.into()))
+    }
+
+    /// The ledger of the master with this name, in PostgreSQL.
+    ///
+    /// # Errors
+    /// If the thread for its connections cannot be started.
+    #[cfg(feature = "postgres")]
+    pub fn postgres(url: &PostgresUrl, master: &str) -> Result<Self, StoreError> {
+        Ok(Self(Place::Postgres(postgres::Shared::new(url.clone(), master)?)))
+    }
+
+    /// Opens the ledger to write it, and creates it if there is none. There is one writer: with SQLite, whoever has
+    /// locked the state directory.
+    ///
+    /// # Errors
+    /// If it cannot be used, was written by a newer version, or belongs to another master.
+    pub fn open(&self) -> Result<Store, StoreError> {
+        Ok(Store {
+            engine: match &self.0 {
+                Place::Sqlite(path) => Engine::Sqlite(Sqlite::open(path)?),
+                #[cfg(feature = "postgres")]
+                Place::Postgres(shared) => Engine::Postgres(postgres::Postgres::open(shared)?),
+            },
+        })
+    }
+
+    /// Opens the ledger to read it beside the writer.
+    ///
+    /// # Errors
+    /// If the file cannot be opened. PostgreSQL is asked when something is read.
+    pub fn reader(&self) -> Result<Store, StoreError> {
+        Ok(Store {
+            engine: match &self.0 {
+                Place::Sqlite(path) => Engine::Sqlite(Sqlite::reader(path)?),
+                #[cfg(feature = "postgres")]
+                Place::Postgres(shared) => Engine::Postgres(postgres::Postgres::reader(shared)),
+            },
+        })
+    }
+}
+
+/// A commit that was started.
+pub enum Commit {
+    /// It is over.
+    Done(Result<(), StoreError>),
+    /// The database has not answered yet.
+    Running(oneshot::Receiver<Result<(), StoreError>>),
+}
+
 /// The opened ledger.
 pub struct Store {
-    connection: Connection,
+    engine: Engine,
 }
 
 impl Store {
-    /// Opens the ledger, and creates it if it does not exist.
-    ///
-    /// # Errors
-    /// If the file cannot be used or was written by a newer version.
-    pub fn open(path: &Path) -> Result<Self, StoreError> {
-        // It contains tokens of hosts. Its journals get the same mode.
-        fs::File::options().create(true).append(true).mode(0o600).open(path).map_err(StoreError::File)?;
-        let mut connection = Connection::open(path)?;
-        connection.pragma_update(None, "journal_mode", "WAL")?;
-        // An accepted build must survive a power failure. WAL alone would sync only at checkpoints.
-        connection.pragma_update(None, "synchronous", "FULL")?;
-        // Deleted rows are overwritten: they had tokens.
-        connection.pragma_update(None, "secure_delete", "ON")?;
-        let version: i32 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
-        if version > SCHEMA {
-            return Err(StoreError::Newer(version));
-        }
-        connection.execute_batch(
-            "CREATE TABLE IF NOT EXISTS builds (
-                 id INTEGER PRIMARY KEY, state TEXT NOT NULL, live INTEGER NOT NULL, message_id TEXT UNIQUE,
-                 spec TEXT NOT NULL, status TEXT NOT NULL);
-             CREATE INDEX IF NOT EXISTS builds_live ON builds (id) WHERE live;
-             CREATE TABLE IF NOT EXISTS hosts (id TEXT PRIMARY KEY, row TEXT NOT NULL);
-             CREATE TABLE IF NOT EXISTS sessions (worker TEXT PRIMARY KEY, row TEXT NOT NULL);
-             CREATE TABLE IF NOT EXISTS workers (name TEXT PRIMARY KEY, row TEXT NOT NULL);
-             CREATE TABLE IF NOT EXISTS images (
-                 provider TEXT NOT NULL, name TEXT NOT NULL, row TEXT NOT NULL, PRIMARY KEY (provider, name));
-             CREATE TABLE IF NOT EXISTS places (
-                 provider TEXT NOT NULL, name TEXT NOT NULL, row TEXT NOT NULL, PRIMARY KEY (provider, name));
-             CREATE TABLE IF NOT EXISTS news (id INTEGER PRIMARY KEY, row TEXT NOT NULL);
-             CREATE TABLE IF NOT EXISTS mails (id TEXT PRIMARY KEY, row TEXT NOT NULL);
-             CREATE TABLE IF NOT EXISTS told_orphans (
-                 provider TEXT NOT NULL, handle TEXT NOT NULL, row TEXT NOT NULL, PRIMARY KEY (provider, handle));
-             CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value INTEGER NOT NULL);",
-        )?;
-        connection.execute_batch(ended::TABLES)?;
-        if version == 0 {
-            connection.pragma_update(None, "user_version", SCHEMA)?;
-        } else {
-            migrate::bring_up(&mut connection, version)?;
-        }
-        connection.set_prepared_statement_cache_capacity(64);
-        Ok(Self { connection })
-    }
-
-    /// Opens the same ledger a second time, to read beside the driver.
-    ///
-    /// # Errors
-    /// If the file cannot be opened.
-    pub fn reader(path: &Path) -> Result<Self, StoreError> {
-        let flags = rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY | rusqlite::OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        Ok(Self { connection: Connection::open_with_flags(path, flags)? })
-    }
-
     /// Writes all records in one transaction. The last record of a key counts. If it fails, nothing is written.
     ///
     /// # Errors
-    /// If SQLite cannot commit. Then the batch must not be performed.
+    /// If the database cannot commit. Then the batch must not be performed.
     pub fn commit<'r>(&mut self, records: impl IntoIterator<Item = &'r Record>) -> Result<(), StoreError> {
-        let transaction = self.connection.transaction()?;
-        for record in records {
-            write(&transaction, record)?;
+        let statements = self.statements(records);
+        match &mut self.engine {
+            Engine::Sqlite(sqlite) => sqlite.commit(&statements),
+            #[cfg(feature = "postgres")]
+            Engine::Postgres(postgres) => postgres.commit(statements),
         }
-        transaction.commit()?;
-        Ok(())
+    }
+
+    /// Starts to write all records in one transaction, as [`Store::commit`] does. If the answer is an error, they may have
+    /// been written all the same; to write them again has the same result.
+    pub fn start_commit<'r>(&mut self, records: impl IntoIterator<Item = &'r Record>) -> Commit {
+        let statements = self.statements(records);
+        match &mut self.engine {
+            Engine::Sqlite(sqlite) => Commit::Done(sqlite.commit(&statements)),
+            #[cfg(feature = "postgres")]
+            Engine::Postgres(postgres) => postgres.start_commit(statements),
+        }
+    }
+
+    fn statements<'r>(&self, records: impl IntoIterator<Item = &'r Record>) -> Vec<Statement> {
+        let mut statements = Vec::new();
+        for record in records {
+            statements::write(self.engine.dialect(), record, &mut statements);
+        }
+        statements
+    }
+
+    /// Takes the URL of a new configuration into use, for the next connection. Returns false if it leads to another
+    /// database: then nothing changes.
+    pub fn set_url(&self, url: Option<&PostgresUrl>) -> bool {
+        match (&self.engine, url) {
+            (Engine::Sqlite(_), url) => url.is_none(),
+            #[cfg(feature = "postgres")]
+            (Engine::Postgres(postgres), Some(url)) => postgres.set_url(url),
+            #[cfg(feature = "postgres")]
+            (Engine::Postgres(_), None) => false,
+        }
     }
 
     /// Everything that has not ended.
@@ -147,47 +245,39 @@ impl Store {
     /// If a row cannot be read.
     pub fn load(&self) -> Result<Ledger, StoreError> {
         let mut ledger = Ledger {
-            builds: self.builds_where("builds.live ORDER BY builds.id", [])?,
-            hosts: self.rows("hosts", "SELECT id, row FROM hosts ORDER BY id")?,
-            sessions: self.rows("sessions", "SELECT worker, row FROM sessions ORDER BY worker")?,
-            news: self.rows("news", "SELECT CAST(id AS TEXT), row FROM news ORDER BY id")?,
-            mails: self.rows("mails", "SELECT id, row FROM mails ORDER BY id")?,
+            builds: self.rows_long(&builds_where("builds.live ORDER BY builds.id"), &[], build)?,
+            hosts: self.parsed("hosts", "SELECT id, row FROM hosts ORDER BY id")?,
+            sessions: self.parsed("sessions", "SELECT worker, row FROM sessions ORDER BY worker")?,
+            news: self.parsed("news", "SELECT CAST(id AS TEXT), row FROM news ORDER BY id")?,
+            mails: self.parsed("mails", "SELECT id, row FROM mails ORDER BY id")?,
             reported_orphans: self
-                .rows("told_orphans", "SELECT handle, row FROM told_orphans ORDER BY provider, handle")?,
+                .parsed("told_orphans", "SELECT handle, row FROM told_orphans ORDER BY provider, handle")?,
             ..Ledger::default()
         };
-        let mut statement = self.connection.prepare("SELECT name, row FROM workers ORDER BY name")?;
-        let mut rows = statement.query([])?;
-        while let Some(row) = rows.next()? {
-            let (name, text): (String, String) = (row.get(0)?, row.get(1)?);
+        for mut row in self.engine.query_long("SELECT name, row FROM workers ORDER BY name", &[])? {
+            let (name, text) = (row.text(0)?, row.text(1)?);
             // rouse writes valid names only. There is no worker with any other name.
             if let Ok(worker) = name.parse::<WorkerName>() {
                 ledger.workers.push((worker, parse("workers", &name, &text)?));
             }
         }
-        let mut statement =
-            self.connection.prepare("SELECT provider, name, row FROM images ORDER BY provider, name")?;
-        let mut rows = statement.query([])?;
-        while let Some(row) = rows.next()? {
-            let (provider, name, text): (String, String, String) = (row.get(0)?, row.get(1)?, row.get(2)?);
+        for mut row in self.engine.query_long("SELECT provider, name, row FROM images ORDER BY provider, name", &[])? {
+            let (provider, name, text) = (row.text(0)?, row.text(1)?, row.text(2)?);
             // This version does not have the provider, so it has none of its hosts.
             if let Some(provider) = ProviderKind::ALL.into_iter().find(|p| p.as_str() == provider) {
                 let record = parse("images", &name, &text)?;
                 ledger.images.push((ImageKey { provider, image: name.into() }, record));
             }
         }
-        let mut statement =
-            self.connection.prepare("SELECT provider, name, row FROM places ORDER BY provider, name")?;
-        let mut rows = statement.query([])?;
-        while let Some(row) = rows.next()? {
-            let (provider, name, text): (String, String, String) = (row.get(0)?, row.get(1)?, row.get(2)?);
+        for mut row in self.engine.query_long("SELECT provider, name, row FROM places ORDER BY provider, name", &[])? {
+            let (provider, name, text) = (row.text(0)?, row.text(1)?, row.text(2)?);
             if let Some(provider) = ProviderKind::ALL.into_iter().find(|p| p.as_str() == provider) {
                 let record = parse("places", &name, &text)?;
                 ledger.places.push((PlaceKey { provider, name: name.into() }, record));
             }
         }
-        let highest = "SELECT COALESCE(MAX(id), 0) FROM builds";
-        let highest = self.connection.query_row(highest, [], |row| row.get::<_, i64>(0))?.unsigned_abs();
+        let highest = self.rows_long("SELECT COALESCE(MAX(id), 0) FROM builds", &[], |row| row.int(0))?;
+        let highest = highest.first().copied().unwrap_or(0).unsigned_abs();
         ledger.last_build = highest.max(self.highest_deleted()?.0);
         if let (Some(day), Some(micros)) = (self.fact("spent_day")?, self.fact("spent_micros")?) {
             ledger.spent = Spent { day, micros };
@@ -200,10 +290,53 @@ impl Store {
         Ok(ledger)
     }
 
+    /// The number of rows of each table. Reads all of it.
+    ///
+    /// # Errors
+    /// If the database cannot read.
+    pub fn tables(&self) -> Result<Vec<(&'static str, u64)>, StoreError> {
+        let count = |table: &'static str| {
+            let counted = self.rows_long(&format!("SELECT COUNT(*) FROM {table}"), &[], |row| row.int(0))?;
+            Ok((table, counted.first().copied().unwrap_or(0).unsigned_abs()))
+        };
+        TABLES.into_iter().map(count).collect()
+    }
+
+    /// A text that belongs to the master and not to its machine, such as its generated id. Nothing with SQLite, because
+    /// the state directory has it.
+    ///
+    /// # Errors
+    /// If the database cannot read.
+    pub fn kept(&self, name: &str) -> Result<Option<String>, StoreError> {
+        match &self.engine {
+            Engine::Sqlite(_) => Ok(None),
+            #[cfg(feature = "postgres")]
+            Engine::Postgres(postgres) => {
+                let rows = postgres.query("SELECT value FROM ledger WHERE key = ?1", &[name.into()])?;
+                rows.into_iter().next().map(|mut row| row.text(0)).transpose()
+            }
+        }
+    }
+
+    /// Keeps such a text in PostgreSQL, in the place of another one. Does nothing with SQLite.
+    ///
+    /// # Errors
+    /// If the database cannot write.
+    pub fn keep(&self, name: &str, text: &str) -> Result<(), StoreError> {
+        match &self.engine {
+            Engine::Sqlite(_) => Ok(()),
+            #[cfg(feature = "postgres")]
+            Engine::Postgres(postgres) => {
+                let sql = "INSERT INTO ledger (key, value) VALUES (?1, ?2)
+                           ON CONFLICT (key) DO UPDATE SET value = excluded.value";
+                postgres.query(sql, &[name.into(), text.into()]).map(drop)
+            }
+        }
+    }
+
     fn fact(&self, name: &str) -> Result<Option<u64>, StoreError> {
-        let sql = "SELECT value FROM facts WHERE name = ?1";
-        let value = self.connection.query_row(sql, [name], |row| row.get::<_, i64>(0)).optional()?;
-        Ok(value.map(i64::unsigned_abs))
+        let found = self.rows("SELECT value FROM facts WHERE name = ?1", &[name.into()], |row| row.int(0))?;
+        Ok(found.first().map(|value| value.unsigned_abs()))
     }
 
     /// One build, ended or not.
@@ -211,165 +344,60 @@ impl Store {
     /// # Errors
     /// If its row cannot be read.
     pub fn build(&self, id: BuildId) -> Result<Option<Build>, StoreError> {
-        Ok(self.builds_where("builds.id = ?1", [sql_id(id)])?.pop())
+        Ok(self.rows(&builds_where("builds.id = ?1"), &[sql_id(id).into()], build)?.pop())
     }
 
     /// The build with a submitter's id.
     ///
     /// # Errors
-    /// If SQLite cannot read.
+    /// If the database cannot read.
     pub fn by_message_id(&self, message_id: &str) -> Result<Option<BuildId>, StoreError> {
-        let mut statement = self.connection.prepare_cached("SELECT id FROM builds WHERE message_id = ?1")?;
-        let id = statement.query_row([message_id], |row| row.get::<_, i64>(0)).optional()?;
-        Ok(id.map(|id| BuildId(id.unsigned_abs())))
+        let found = self.rows("SELECT id FROM builds WHERE message_id = ?1", &[key(message_id)], ended::id)?;
+        Ok(found.first().copied())
     }
 
-    fn builds_where(&self, condition: &str, with: impl rusqlite::Params) -> Result<Vec<Build>, StoreError> {
-        let sql = format!(
-            "SELECT builds.id, builds.spec, builds.status, ended.deleted, 
-                    iif(ended.uploaded IS NULL OR ended.deleted IS NOT NULL, NULL, ended.store)
-             FROM builds LEFT JOIN ended ON ended.id = builds.id WHERE {condition}"
-        );
-        let mut statement = self.connection.prepare_cached(&sql)?;
-        let mut rows = statement.query(with)?;
-        let mut builds = Vec::new();
-        while let Some(row) = rows.next()? {
-            let (id, spec, status): (i64, String, String) = (row.get(0)?, row.get(1)?, row.get(2)?);
-            let key = id.to_string();
-            builds.push(Build {
-                id: BuildId(id.unsigned_abs()),
-                spec: Arc::new(parse::<BuildSpec>("builds", &key, &spec)?),
-                status: parse::<BuildStatus>("builds", &key, &status)?,
-                logs_deleted: row.get::<_, Option<i64>>(3)?.map(|at| Timestamp(at.unsigned_abs())),
-                logs_store: row.get::<_, Option<String>>(4)?.map(Arc::from),
-            });
-        }
-        Ok(builds)
+    /// Rows with a key and a JSON text.
+    fn parsed<T: serde::de::DeserializeOwned>(&self, table: &str, sql: &str) -> Result<Vec<T>, StoreError> {
+        self.rows_long(sql, &[], |row| parse(table, &row.text(0)?, &row.text(1)?))
     }
 
-    fn rows<T: serde::de::DeserializeOwned>(&self, table: &str, sql: &str) -> Result<Vec<T>, StoreError> {
-        let mut statement = self.connection.prepare(sql)?;
-        let mut rows = statement.query([])?;
-        let mut found = Vec::new();
-        while let Some(row) = rows.next()? {
-            let (key, text): (String, String) = (row.get(0)?, row.get(1)?);
-            found.push(parse(table, &key, &text)?);
-        }
-        Ok(found)
+    fn rows<T>(
+        &self,
+        sql: &str,
+        with: &[Value],
+        mut read: impl FnMut(&mut Row) -> Result<T, StoreError>,
+    ) -> Result<Vec<T>, StoreError> {
+        self.engine.query(sql, with)?.iter_mut().map(&mut read).collect()
+    }
+
+    fn rows_long<T>(
+        &self,
+        sql: &str,
+        with: &[Value],
+        mut read: impl FnMut(&mut Row) -> Result<T, StoreError>,
+    ) -> Result<Vec<T>, StoreError> {
+        self.engine.query_long(sql, with)?.iter_mut().map(&mut read).collect()
     }
 }
 
-fn write(to: &Connection, record: &Record) -> Result<(), StoreError> {
-    match record {
-        Record::NewBuild { id, spec, message_id, status } => {
-            let sql = "INSERT INTO builds (id, state, live, message_id, spec, status) VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
-            let state = status.state();
-            let row = params![sql_id(*id), state.as_str(), !state.is_final(), message_id, json(&**spec), json(status)];
-            to.prepare_cached(sql)?.execute(row)?;
-            if state.is_final() {
-                ended::add(to, "builds.id = ?1", [sql_id(*id)])?;
-            }
-        }
-        Record::Build(id, status) => {
-            let state = status.state();
-            let sql = "UPDATE builds SET state = ?2, live = ?3, status = ?4 WHERE id = ?1";
-            to.prepare_cached(sql)?.execute(params![sql_id(*id), state.as_str(), !state.is_final(), json(status)])?;
-            if state.is_final() {
-                ended::add(to, "builds.id = ?1", [sql_id(*id)])?;
-            }
-        }
-        Record::LogsMeasured(id, bytes) => ended::set_size(to, *id, *bytes)?,
-        Record::LogsExpired(id, at) => ended::expire_logs(to, *id, *at)?,
-        Record::LogsDeleted(id) => ended::logs_deleted(to, *id)?,
-        Record::LogsUploaded(id, store, upload) => ended::uploaded(to, *id, store, *upload)?,
-        Record::BuildDeleted(id) => ended::delete(to, *id)?,
-        // What people may ask about it is kept with its builds. Its order has a token, and what the user gave to the
-        // machine.
-        Record::Host(host) if host.state == HostState::Terminated => {
-            to.prepare_cached("DELETE FROM hosts WHERE id = ?1")?.execute([host.id.as_str()])?;
-        }
-        Record::Host(host) => {
-            let sql = "INSERT INTO hosts (id, row) VALUES (?1, ?2) ON CONFLICT (id) DO UPDATE SET row = excluded.row";
-            to.prepare_cached(sql)?.execute(params![host.id.as_str(), json::<Host>(host)])?;
-        }
-        Record::Session(session) => {
-            let sql = "INSERT INTO sessions (worker, row) VALUES (?1, ?2)
-                       ON CONFLICT (worker) DO UPDATE SET row = excluded.row";
-            to.prepare_cached(sql)?.execute(params![session.worker.as_str(), json::<Session>(session)])?;
-        }
-        Record::SessionOver(worker) => {
-            to.prepare_cached("DELETE FROM sessions WHERE worker = ?1")?.execute([worker.as_str()])?;
-        }
-        Record::Worker(name, record) => {
-            let sql = "INSERT INTO workers (name, row) VALUES (?1, ?2)
-                       ON CONFLICT (name) DO UPDATE SET row = excluded.row";
-            to.prepare_cached(sql)?.execute(params![name.as_str(), json::<WorkerRecord>(record)])?;
-        }
-        Record::Image(key, record) => {
-            let sql = "INSERT INTO images (provider, name, row) VALUES (?1, ?2, ?3)
-                       ON CONFLICT (provider, name) DO UPDATE SET row = excluded.row";
-            let row = params![key.provider.as_str(), &*key.image, json::<ImageRecord>(record)];
-            to.prepare_cached(sql)?.execute(row)?;
-        }
-        Record::Place(key, record) if *record == PlaceRecord::default() => {
-            let sql = "DELETE FROM places WHERE provider = ?1 AND name = ?2";
-            to.prepare_cached(sql)?.execute(params![key.provider.as_str(), &*key.name])?;
-        }
-        Record::Place(key, record) => {
-            let sql = "INSERT INTO places (provider, name, row) VALUES (?1, ?2, ?3)
-                       ON CONFLICT (provider, name) DO UPDATE SET row = excluded.row";
-            let row = params![key.provider.as_str(), &*key.name, json::<PlaceRecord>(record)];
-            to.prepare_cached(sql)?.execute(row)?;
-        }
-        Record::Spent(spent) => {
-            write_fact(to, "spent_day", spent.day)?;
-            write_fact(to, "spent_micros", spent.micros)?;
-        }
-        Record::News(news) => {
-            let sql = "INSERT INTO news (id, row) VALUES (?1, ?2) ON CONFLICT (id) DO UPDATE SET row = excluded.row";
-            to.prepare_cached(sql)?.execute(params![sql_number(news.id), json::<News>(news)])?;
-        }
-        Record::NewsOver(id) => {
-            to.prepare_cached("DELETE FROM news WHERE id = ?1")?.execute([sql_number(*id)])?;
-        }
-        Record::Mail(mail) => {
-            let sql = "INSERT INTO mails (id, row) VALUES (?1, ?2) ON CONFLICT (id) DO UPDATE SET row = excluded.row";
-            to.prepare_cached(sql)?.execute(params![mail.id.0, json::<Mail>(mail)])?;
-        }
-        Record::MailOver(id) => {
-            to.prepare_cached("DELETE FROM mails WHERE id = ?1")?.execute([&id.0])?;
-        }
-        Record::MailPause(failures, until) => {
-            write_fact(to, "mail_failures", u64::from(*failures))?;
-            write_fact(to, "mail_pause_until", until.0)?;
-        }
-        Record::OrphanReported(provider, handle) => {
-            let sql = "INSERT OR REPLACE INTO told_orphans (provider, handle, row) VALUES (?1, ?2, ?3)";
-            to.prepare_cached(sql)?.execute(params![provider.as_str(), handle, json(&(provider, handle))])?;
-        }
-        Record::OrphanOver(provider, handle) => {
-            let sql = "DELETE FROM told_orphans WHERE provider = ?1 AND handle = ?2";
-            to.prepare_cached(sql)?.execute([provider.as_str(), handle.as_str()])?;
-        }
-        Record::LeasesExtended(Some(by)) => {
-            write_fact(to, "leases_extended", u64::try_from(by.as_millis()).unwrap_or(u64::MAX))?;
-        }
-        Record::LeasesExtended(None) => {
-            to.prepare_cached("DELETE FROM facts WHERE name = 'leases_extended'")?.execute([])?;
-        }
-        Record::AlarmTold(Some(at)) => write_fact(to, "alarm_told", at.0)?,
-        Record::AlarmTold(None) => {
-            to.prepare_cached("DELETE FROM facts WHERE name = 'alarm_told'")?.execute([])?;
-        }
-    }
-    Ok(())
+fn builds_where(condition: &str) -> String {
+    format!(
+        "SELECT builds.id, builds.spec, builds.status, ended.deleted,
+                CASE WHEN ended.uploaded IS NULL OR ended.deleted IS NOT NULL THEN NULL ELSE ended.store END
+         FROM builds LEFT JOIN ended ON ended.id = builds.id WHERE {condition}"
+    )
 }
 
-fn write_fact(to: &Connection, name: &str, value: u64) -> Result<(), StoreError> {
-    let sql = "INSERT INTO facts (name, value) VALUES (?1, ?2)
-               ON CONFLICT (name) DO UPDATE SET value = excluded.value";
-    to.prepare_cached(sql)?.execute(params![name, sql_number(value)])?;
-    Ok(())
+fn build(row: &mut Row) -> Result<Build, StoreError> {
+    let (id, spec, status) = (row.int(0)?, row.text(1)?, row.text(2)?);
+    let key = id.to_string();
+    Ok(Build {
+        id: BuildId(id.unsigned_abs()),
+        spec: Arc::new(parse::<BuildSpec>("builds", &key, &spec)?),
+        status: parse::<BuildStatus>("builds", &key, &status)?,
+        logs_deleted: row.opt_int(3)?.map(|at| Timestamp(at.unsigned_abs())),
+        logs_store: row.opt_text(4)?.map(Arc::from),
+    })
 }
 
 fn sql_id(id: BuildId) -> i64 {

@@ -1,9 +1,9 @@
 //! Which logs of ended builds are on the master's disk, and which are in a blob store.
 
 use super::ended::id;
+use super::engine::Row;
 use super::{Store, StoreError, sql_id, sql_number};
 use rouse_shared::BuildId;
-use rusqlite::OptionalExtension as _;
 
 /// Builds that one query reads at most.
 const PAGE: usize = 1_000;
@@ -22,25 +22,20 @@ impl Store {
     /// at most, each with the blob store that may have something of them.
     ///
     /// # Errors
-    /// If SQLite cannot read.
+    /// If the database cannot read.
     pub fn not_uploaded(&self, after: BuildId) -> Result<Vec<(BuildId, Option<String>)>, StoreError> {
         let sql =
             "SELECT id, store FROM ended WHERE id > ?1 AND uploaded IS NULL AND deleted IS NULL ORDER BY id LIMIT ?2";
-        self.ended(sql, [sql_id(after), sql_number(PAGE as u64)], |row| Ok((id(row)?, row.get(1)?)))
+        self.rows(sql, &[sql_id(after).into(), sql_number(PAGE as u64).into()], |row| Ok((id(row)?, row.opt_text(1)?)))
     }
 
     /// Where the logs of an ended build are; nothing if there is no such build, or if it has not ended.
     ///
     /// # Errors
-    /// If SQLite cannot read.
+    /// If the database cannot read.
     pub fn logs_at(&self, build: BuildId) -> Result<Option<LogsAt>, StoreError> {
         let sql = "SELECT store, uploaded IS NOT NULL FROM ended WHERE id = ?1";
-        let mut statement = self.connection.prepare_cached(sql)?;
-        let read = |row: &rusqlite::Row<'_>| Ok(LogsAt { store: row.get(0)?, complete: row.get(1)? });
-        Ok(statement.query_row([sql_id(build)], read).optional()?)
+        let read = |row: &mut Row| Ok(LogsAt { store: row.opt_text(0)?, complete: row.flag(1)? });
+        Ok(self.rows(sql, &[sql_id(build).into()], read)?.pop())
     }
 }
-
-#[cfg(test)]
-#[path = "uploads_tests.rs"]
-mod tests;

@@ -15,6 +15,8 @@ pub struct Cuts {
 #[derive(Default)]
 struct Shared {
     live: Mutex<Vec<TcpStream>>,
+    /// The answer to a request with these bytes is lost.
+    losing: Mutex<Option<Vec<u8>>>,
     closed: AtomicBool,
 }
 
@@ -33,7 +35,7 @@ impl Cuts {
                 // Nobody behind it: the client sees its connection closed, as with a broker that is down.
                 let Ok(server) = TcpStream::connect(target) else { continue };
                 if !of.closed.load(Ordering::Relaxed) {
-                    of.join(client, server);
+                    of.clone().join(client, server);
                 }
             }
         });
@@ -53,6 +55,11 @@ impl Cuts {
         }
     }
 
+    /// The next request with these bytes reaches the server, and its connection is cut instead of answered.
+    pub fn lose_answer_to(&self, bytes: &[u8]) {
+        *self.shared.losing.lock().unwrap_or_else(PoisonError::into_inner) = Some(bytes.to_vec());
+    }
+
     /// Whether new connections are closed at once.
     pub fn close(&self, closed: bool) {
         self.shared.closed.store(closed, Ordering::Relaxed);
@@ -60,14 +67,28 @@ impl Cuts {
 }
 
 impl Shared {
-    fn join(&self, client: TcpStream, server: TcpStream) {
-        for (from, to) in [(&client, &server), (&server, &client)] {
+    fn loses(&self, request: &[u8]) -> bool {
+        let mut losing = self.losing.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = losing.as_ref().is_some_and(|bytes| request.windows(bytes.len()).any(|window| window == bytes));
+        if found {
+            *losing = None;
+        }
+        found
+    }
+
+    fn join(self: Arc<Self>, client: TcpStream, server: TcpStream) {
+        let lost = Arc::new(AtomicBool::new(false));
+        for (from, to, is_request) in [(&client, &server, true), (&server, &client, false)] {
             let (Ok(mut from), Ok(mut to)) = (from.try_clone(), to.try_clone()) else { return };
             from.set_nodelay(true).ok();
+            let (lost, shared) = (lost.clone(), self.clone());
             thread::spawn(move || {
                 let mut buffer = [0; 16 << 10];
                 while let Ok(length @ 1..) = from.read(&mut buffer) {
-                    if to.write_all(&buffer[..length]).is_err() {
+                    if is_request && shared.loses(&buffer[..length]) {
+                        lost.store(true, Ordering::SeqCst);
+                    }
+                    if (!is_request && lost.load(Ordering::SeqCst)) || to.write_all(&buffer[..length]).is_err() {
                         break;
                     }
                 }

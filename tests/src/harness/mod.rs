@@ -9,6 +9,7 @@ mod http;
 mod keeper;
 mod network;
 mod place;
+mod postgres;
 mod process;
 mod rabbitmq;
 mod relay;
@@ -23,6 +24,7 @@ pub use keeper::{Keeper, is_keeper, kept, turn};
 use keeper::{ask_keeper, place_to_start};
 pub use network::{Machine, Network};
 pub use place::{free_address, scratch};
+pub use postgres::{Postgres, ROLE};
 pub use process::{DEADLINE, Process, Said, holds_within, peak_memory, processes_with, runs};
 pub use rabbitmq::{Files, OwnBroker, rabbitmqctl, try_rabbitmqctl};
 pub use relay::{Protection, Relay, TakenMail};
@@ -92,6 +94,22 @@ impl Master {
         let url = format!("amqp://{}/{vhost}", broker.address);
         let mut master = Self::prepare(name, &lines, &url, broker.auth, workers);
         master.broker = Some(broker);
+        master.begin_prepared();
+        master
+    }
+
+    /// As [`Self::start`], with these further sections of the configuration.
+    ///
+    /// # Panics
+    /// If either does not become ready.
+    pub fn start_on(name: &str, sections: &str, workers: &str) -> Self {
+        let broker = Broker::take();
+        let (lines, url) =
+            (format!("url = \"{}\"\n", broker.url()), format!("amqp://{}/{}", broker.address, broker.vhost));
+        let mut master = Self::prepare(name, &lines, &url, broker.auth, workers);
+        master.broker = Some(broker);
+        master.add_to_master(sections);
+        master.configure(workers);
         master.begin_prepared();
         master
     }

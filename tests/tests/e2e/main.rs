@@ -20,6 +20,8 @@ mod leases;
 mod mail;
 mod outages;
 mod own_broker;
+#[cfg(feature = "postgres")]
+mod postgresql;
 mod refusals;
 mod reload;
 mod retention;

@@ -1,24 +1,25 @@
 //! Ended builds: listed by each filter, deleted with everything that belongs to them, and as fast with a million others.
-#![allow(clippy::unwrap_used)]
 #![allow(clippy::disallowed_methods, reason = "a test measures how long queries take")]
 
-use super::*;
-use crate::core::build::{Attempt, BuildEnd, BuildSpec, BuildStatus, Requirement};
-use crate::core::record::Record;
+use crate::World;
+use rouse_master::core::build::{Attempt, BuildEnd, BuildSpec, BuildState, BuildStatus, Requirement};
+use rouse_master::core::record::Record;
+use rouse_master::core::retention::{BATCH, EndedBuild, Expired, Scan};
+use rouse_master::core::view::BuildFilter;
+use rouse_master::store::Store;
 use rouse_shared::message::{Outcome, Step};
-use rouse_shared::{SessionId, WorkerName};
+use rouse_shared::{BuildId, SessionId, Timestamp, WorkerName};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-struct Ledger {
-    _dir: tempfile::TempDir,
+struct Ledger<'w> {
+    world: &'w World,
     store: Store,
 }
 
-fn ledger() -> Ledger {
-    let dir = tempfile::tempdir().unwrap();
-    let store = Store::open(&dir.path().join("ledger")).unwrap();
-    Ledger { _dir: dir, store }
+fn ledger(world: &World) -> Ledger<'_> {
+    Ledger { world, store: world.open() }
 }
 
 fn spec(name: &str, requirement: Requirement, keep: bool) -> Arc<BuildSpec> {
@@ -89,7 +90,7 @@ fn filter() -> BuildFilter {
     BuildFilter { limit: 100, ..BuildFilter::default() }
 }
 
-impl Ledger {
+impl Ledger<'_> {
     fn commit(&mut self, records: &[Record]) {
         self.store.commit(records).unwrap();
     }
@@ -100,8 +101,8 @@ impl Ledger {
 }
 
 /// Eight builds that have ended, one a second; 8 was cancelled before it was given to a worker, and 9 runs.
-fn filled() -> Ledger {
-    let mut ledger = ledger();
+fn filled(world: &World) -> Ledger<'_> {
+    let mut ledger = ledger(world);
     let linux = || needs(&[("os", "linux"), ("arch", "arm")]);
     for id in 1..=9 {
         let requirement = match id % 3 {
@@ -119,9 +120,8 @@ fn filled() -> Ledger {
     ledger
 }
 
-#[test]
-fn each_filter_and_all_of_them_together_find_the_newest() {
-    let ledger = filled();
+pub fn each_filter_and_all_of_them_together_find_the_newest(world: &World) {
+    let ledger = filled(world);
     let worker = |name: &str| Some(name.parse::<WorkerName>().unwrap());
     let pairs = |all: &[(&str, &str)]| all.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect::<Vec<_>>();
     let nightly = || Some("nightly".to_owned());
@@ -165,9 +165,8 @@ fn scan(builds: u64, logs: u64, sizes: bool) -> Scan {
     Scan { builds_before: Some(Timestamp(builds)), logs_before: Some(Timestamp(logs)), sizes, total: sizes }
 }
 
-#[test]
-fn a_build_is_deleted_in_steps_and_its_number_is_never_given_again() {
-    let mut ledger = filled();
+pub fn a_build_is_deleted_in_steps_and_its_number_is_never_given_again(world: &World) {
+    let mut ledger = filled(world);
     let id = BuildId;
     let build =
         |n: u64| EndedBuild { id: id(n), state: BuildState::Success, finished: Timestamp(n * 1_000), size: None };
@@ -198,26 +197,23 @@ fn a_build_is_deleted_in_steps_and_its_number_is_never_given_again() {
     let mut ended = status(None, BuildEnd::Cancelled, 9_000);
     ended.cancelled = true;
     ledger.commit(&[Record::Build(id(9), ended), Record::BuildDeleted(id(9)), Record::BuildDeleted(id(4))]);
-    for table in ["ended_where", "ended", "builds"] {
-        let count = format!("SELECT COUNT(*) FROM {table}");
-        let left: i64 = ledger.store.connection.query_row(&count, [], |row| row.get(0)).unwrap();
-        assert_eq!(left, 0, "{table}");
-    }
-    let path = ledger._dir.path().join("ledger");
-    let store = Store::open(&path).unwrap();
+    let left = ledger.store.tables().unwrap();
+    let left = |table: &str| left.iter().find(|(name, _)| *name == table).unwrap().1;
+    assert_eq!((left("ended_where"), left("ended"), left("builds")), (0, 0, 0));
+    drop(ledger.store);
+    let store = ledger.world.open();
     assert_eq!((store.load().unwrap().last_build, store.highest_deleted().unwrap()), (9, id(9)));
     assert_eq!(store.without_logs(vec![id(4), id(9), id(10)]).unwrap(), [id(4), id(9)]);
 }
 
-#[test]
-fn sizes_are_measured_once_and_those_of_kept_builds_count() {
-    let mut ledger = filled();
+pub fn sizes_are_measured_once_and_those_of_kept_builds_count(world: &World) {
+    let mut ledger = filled(world);
     let id = BuildId;
     let oldest =
         |found: &Expired| found.oldest.iter().map(|build| (build.id.0, build.size.unwrap())).collect::<Vec<_>>();
     let found = ledger.store.expired(scan(0, 0, true)).unwrap();
     assert_eq!((found.total, oldest(&found)), (Some(0), Vec::new()));
-    let unmeasured = |ledger: &Ledger, after| {
+    let unmeasured = |ledger: &Ledger<'_>, after| {
         let found = ledger.store.unmeasured(scan(0, after, true)).unwrap();
         found.into_iter().map(|(build, _)| build).collect::<Vec<_>>()
     };
@@ -233,9 +229,8 @@ fn sizes_are_measured_once_and_those_of_kept_builds_count() {
     assert_eq!(found.unfinished.iter().map(|build| build.id).collect::<Vec<_>>(), [id(7)]);
 }
 
-#[test]
-fn a_search_finds_a_batch_of_the_oldest() {
-    let mut ledger = ledger();
+pub fn a_search_finds_a_batch_of_the_oldest(world: &World) {
+    let mut ledger = ledger(world);
     let many = BATCH as u64 + 5;
     let records = (1..=many).flat_map(|id| {
         // They end in the opposite order.
@@ -249,11 +244,9 @@ fn a_search_finds_a_batch_of_the_oldest() {
 
 /// Prints the times; `cargo nextest run --release -p rouse-master --lib a_million --run-ignored all --no-capture`. With
 /// `ROUSE_ENDED_BUILDS=n`, there are n builds, a multiple of 10,000.
-#[test]
-#[ignore = "takes minutes, and gigabytes of disk"]
-fn a_million_ended_builds_make_no_listing_slower() {
+pub fn a_million_ended_builds_make_no_listing_slower(world: &World) {
     let many = std::env::var("ROUSE_ENDED_BUILDS").map_or(1_000_000, |n| n.parse().unwrap());
-    let mut ledger = ledger();
+    let mut ledger = ledger(world);
     let started = Instant::now();
     for from in (1..=many).step_by(10_000) {
         let mut records = Vec::new();
@@ -271,8 +264,6 @@ fn a_million_ended_builds_make_no_listing_slower() {
         ledger.commit(&records);
     }
     println!("{many} builds written in {:.1} s", started.elapsed().as_secs_f64());
-    let bytes = std::fs::metadata(ledger._dir.path().join("ledger")).unwrap().len();
-    println!("{} bytes a build", bytes / many);
     let worker = |name: &str| Some(name.parse::<WorkerName>().unwrap());
     let os = || vec![("os".to_owned(), "plan9".to_owned())];
     let page = || BuildFilter { limit: 50, ..BuildFilter::default() };
