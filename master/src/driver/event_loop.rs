@@ -18,7 +18,7 @@ use crate::web::{Query, Request};
 use rouse_shared::error::Chain;
 use rouse_shared::message::ToMaster;
 use rouse_shared::names::worker_of_queue;
-use rouse_shared::{Nonce, WorkerName};
+use rouse_shared::{BuildId, Nonce, WorkerName};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
@@ -89,6 +89,7 @@ pub(super) fn spawn(
             linked: false,
             reported_down: false,
             held_builds: Vec::new(),
+            known: HashMap::new(),
             ended: BTreeMap::new(),
             queries: Vec::new(),
         };
@@ -125,6 +126,8 @@ pub(super) struct EventLoop {
     /// Builds from the submission queue for which there is no disk space. They are not acknowledged, so the broker
     /// keeps them.
     held_builds: Vec<Inbound>,
+    /// Those of the builds submitted in this turn that the ledger has already, by the ids of their submitters.
+    known: HashMap<String, BuildId>,
     /// Number of ended builds by state.
     pub ended: BTreeMap<BuildState, u64>,
     /// Queries of this turn, which are answered after its commit.
@@ -188,6 +191,7 @@ impl EventLoop {
         if !self.held_builds.is_empty() && self.disk_space.for_work().is_ok() {
             waiting.inbound.append(&mut self.held_builds);
         }
+        self.look_up(&mut waiting.inbound);
         let last = last_hellos(&waiting.inbound);
         for message in waiting.inbound.drain(..) {
             match message {
@@ -268,16 +272,35 @@ impl EventLoop {
         }
     }
 
+    /// Looks up which of the submitted builds the ledger has already. If it cannot be read, they wait: an answer would
+    /// take them from the queue.
+    fn look_up(&mut self, inbound: &mut Vec<Inbound>) {
+        let ids = inbound.iter().filter_map(|message| match message {
+            Inbound::Submit { message_id, .. } => message_id.as_deref(),
+            _ => None,
+        });
+        let ids: Vec<&str> = ids.collect();
+        match self.store.by_message_ids(&ids) {
+            Ok(known) => {
+                if !ids.is_empty() && self.commit_error.is_none() {
+                    self.logged.clear();
+                }
+                self.known = known;
+            }
+            Err(error) => {
+                let why = Chain(&error).to_string();
+                if self.logged.insert(why.clone()) {
+                    error!("builds stay in the submission queue: {why}");
+                }
+                let is_build = |message: &mut Inbound| matches!(message, Inbound::Submit { .. });
+                self.held_builds.extend(inbound.extract_if(.., is_build));
+            }
+        }
+    }
+
     fn submit(&mut self, spec: Result<BuildSpec, Invalid>, message_id: Option<String>, requester: Requester) {
         // A second build with the same message id could never be committed.
-        let known = match message_id.map(|id| Ok((self.store.by_message_id(&id)?, id))).transpose() {
-            Ok(known) => known.map(|(build, id)| (id, build)),
-            Err(error) => {
-                let error: StoreError = error;
-                error!("{}", Chain(&error));
-                return self.executor.refuse(requester, "message_id", &format!("{}; try again", Chain(&error)));
-            }
-        };
+        let known = message_id.map(|id| (self.known.get(&id).copied(), id)).map(|(build, id)| (id, build));
         match spec {
             Ok(spec) => {
                 let request = self.executor.pending.add(requester);

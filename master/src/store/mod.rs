@@ -13,6 +13,7 @@ use crate::core::spend::Spent;
 use engine::{Engine, Row, Statement, Value, key};
 use rouse_shared::{BuildId, Timestamp, WorkerName};
 use sqlite::Sqlite;
+use std::collections::HashMap;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -347,13 +348,35 @@ impl Store {
         Ok(self.rows(&builds_where("builds.id = ?1"), &[sql_id(id).into()], build)?.pop())
     }
 
-    /// The build with a submitter's id.
+    /// The builds with these ids of their submitters.
     ///
     /// # Errors
     /// If the database cannot read.
-    pub fn by_message_id(&self, message_id: &str) -> Result<Option<BuildId>, StoreError> {
-        let found = self.rows("SELECT id FROM builds WHERE message_id = ?1", &[key(message_id)], ended::id)?;
-        Ok(found.first().copied())
+    pub fn by_message_ids(&self, message_ids: &[&str]) -> Result<HashMap<String, BuildId>, StoreError> {
+        let mut found = HashMap::new();
+        match &self.engine {
+            Engine::Sqlite(_) => {
+                let sql = "SELECT id FROM builds WHERE message_id = ?1";
+                for message_id in message_ids {
+                    let builds = self.rows(sql, &[key(*message_id)], ended::id)?;
+                    found.extend(builds.first().map(|build| ((*message_id).to_owned(), *build)));
+                }
+            }
+            // One question for all of them: each costs a round trip.
+            #[cfg(feature = "postgres")]
+            Engine::Postgres(_) if message_ids.is_empty() => {}
+            #[cfg(feature = "postgres")]
+            Engine::Postgres(_) => {
+                let sql = "SELECT builds.id, asked.number FROM unnest(?1) WITH ORDINALITY AS asked (message_id, number)
+                           JOIN builds ON builds.message_id = asked.message_id";
+                let asked = Value::Keys(message_ids.iter().map(|id| (*id).to_owned()).collect());
+                for (build, number) in self.rows(sql, &[asked], |row| Ok((ended::id(row)?, row.int(1)?)))? {
+                    let asked = usize::try_from(number - 1).ok().and_then(|at| message_ids.get(at));
+                    found.extend(asked.map(|message_id| ((*message_id).to_owned(), build)));
+                }
+            }
+        }
+        Ok(found)
     }
 
     /// Rows with a key and a JSON text.

@@ -72,8 +72,8 @@ pub fn a_new_start_finds_what_was_committed_and_nothing_that_has_ended(world: &W
     assert_eq!(ledger.last_build, 2);
     assert_eq!(ledger.workers, [(worker, record)]);
     assert_eq!(ledger.leases_extended, Some(Duration::from_secs(77)));
-    assert_eq!(store.by_message_id("m1").unwrap(), Some(BuildId(1)));
-    assert_eq!(store.by_message_id("m2").unwrap(), None);
+    assert_eq!(store.by_message_ids(&["m2", "m1"]).unwrap(), [("m1".to_owned(), BuildId(1))].into());
+    assert!(store.by_message_ids(&[]).unwrap().is_empty());
 
     let reader = world.reader();
     assert_eq!(reader.build(BuildId(2)).unwrap().unwrap().status, ended);
@@ -278,9 +278,8 @@ pub fn any_text_is_kept_as_it_is(world: &World) {
         let new = Record::NewBuild { id: BuildId(id), spec: spec.clone(), message_id, status: status.clone() };
         store.commit(&[new]).unwrap();
     }
-    for (id, message_id) in (1..).zip(ids) {
-        assert_eq!(store.by_message_id(message_id).unwrap(), Some(BuildId(id)), "{message_id:?}");
-    }
+    let expected = (1..).zip(ids).map(|(id, message_id)| (message_id.to_owned(), BuildId(id)));
+    assert_eq!(store.by_message_ids(&ids).unwrap(), expected.collect());
     (status.end, status.finished) = (Some(BuildEnd::Failure("no\0".to_owned())), Some(Timestamp(2)));
     store.commit(&[Record::Build(BuildId(1), status.clone())]).unwrap();
     let build = store.build(BuildId(1)).unwrap().unwrap();
