@@ -336,6 +336,7 @@ const NOT_EXPRESSED: [&str; 10] = [
     "64 worker.ec2.elastic_ip",
     "87 worker.libvirt.hd_image",
     "95 worker.libvirt.base_image",
+    "123 store.url",
 ];
 
 #[test]

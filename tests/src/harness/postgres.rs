@@ -1,10 +1,11 @@
 //! A PostgreSQL server of a test's own, from the distribution's packages.
 
+use super::certificates::make_certificates;
 use super::process::{DEADLINE, Process, holds_within};
 use super::{free_address, scratch};
 use std::fs;
 use std::net::SocketAddr;
-use std::os::unix::fs::chown;
+use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -108,6 +109,28 @@ impl Postgres {
         command.arg("-D").arg(self.data());
         self.process = Some(Process::start(command, self.dir.parent().expect("it is in another"), "postgres"));
         assert!(holds_within(DEADLINE, || self.try_sql("postgres", "SELECT 1").is_ok()), "{}", self.log());
+    }
+
+    /// Starts it again with TLS, and a certificate of an authority of its own for localhost. The authority's file.
+    ///
+    /// # Panics
+    /// If it does not come up.
+    pub fn begin_with_tls(&mut self) -> PathBuf {
+        self.kill();
+        make_certificates(&self.dir);
+        let key = self.dir.join("server.key");
+        if let Some((user, group)) = other_user() {
+            chown(&key, Some(user), Some(group)).expect("root can give it away");
+        }
+        fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).expect("it is ours");
+        let file = self.data().join("postgresql.conf");
+        let mut text = fs::read_to_string(&file).expect("initdb has made it");
+        for (setting, name) in [("ssl_cert_file", "server.pem"), ("ssl_key_file", "server.key")] {
+            text += &format!("{setting} = '{}'\n", self.dir.join(name).display());
+        }
+        fs::write(&file, text + "ssl = on\n").expect("its files can be written");
+        self.begin();
+        self.dir.join("ca.pem")
     }
 
     /// What it has logged.

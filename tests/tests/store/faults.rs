@@ -4,7 +4,7 @@ use super::contract::new_build;
 use super::{fresh, postgres_database};
 use rouse_master::store::{Commit, Store, StoreError};
 use rouse_shared::BuildId;
-use rouse_tests::harness::{Cuts, DEADLINE, Postgres, ROLE, holds_within};
+use rouse_tests::harness::{Cuts, DEADLINE, Postgres, ROLE, holds_within, make_certificates};
 
 /// Opens the ledger of the master `ci`.
 fn open(url: &str) -> Result<Store, String> {
@@ -212,4 +212,39 @@ fn a_password_that_is_changed_takes_effect_without_a_restart() {
     assert!(!store.set_url(Some(&parse(&server.url("elsewhere")))), "another database needs a restart");
     assert!(store.set_url(Some(&parse(&url.replace(ROLE.1, "changed")))));
     commit_in_time(&mut store, 1);
+}
+
+#[test]
+fn tls_is_what_sslmode_asks_for() {
+    let Some(mut server) = Postgres::start("tls", "fsync = off") else { return };
+    let authority = server.begin_with_tls().display().to_string();
+    let other = tempfile::tempdir().unwrap();
+    make_certificates(other.path());
+    let other = other.path().join("ca.pem").display().to_string();
+    let database = server.database();
+    let url = server.url(&database);
+    let by_name = url.replace("@127.0.0.1:", "@localhost:");
+    let encrypted =
+        "SELECT count(*) FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) WHERE application_name = 'rouse' AND ssl";
+    for (url, count) in [
+        (format!("{url}?sslmode=disable"), "0"),
+        (url.clone(), "1"),
+        (format!("{url}?sslmode=require"), "1"),
+        (format!("{url}?sslmode=verify-ca&sslrootcert={authority}"), "1"),
+        (format!("{by_name}?sslmode=verify-full&sslrootcert={authority}"), "1"),
+    ] {
+        let store = open(&url).unwrap_or_else(|why| panic!("{url}: {why}"));
+        assert_eq!(server.sql(&database, encrypted), count, "{url}");
+        drop(store);
+    }
+    for url in [
+        format!("{url}?sslmode=verify-full&sslrootcert={authority}"),
+        format!("{by_name}?sslmode=verify-full&sslrootcert={other}"),
+        format!("{by_name}?sslmode=verify-full"),
+        format!("{url}?sslmode=verify-ca&sslrootcert={other}"),
+        format!("{url}?sslmode=require&sslrootcert={other}"),
+    ] {
+        let error = refused(&url);
+        assert!(error.contains("certificate"), "{url}: {error}");
+    }
 }
