@@ -50,7 +50,7 @@ pub(super) fn share(config: &Config, store: &Store) -> Result<(), MasterError> {
             (None, None) if matches!(name, ID | TOKEN) => {
                 let made = files::random_hex().map_err(failed)?;
                 store.keep(name, &made).map_err(unusable)?;
-                write(&file, &format!("{made}\n")).map_err(failed)?;
+                write(&file, &made).map_err(failed)?;
             }
             // The authority is made when it is needed.
             (None, None) => {}
@@ -106,5 +106,5 @@ fn write(file: &Path, text: &str) -> io::Result<()> {
     {
         files::make_dir(dir, 0o700)?;
     }
-    files::replace(file, text.as_bytes())
+    files::replace(file, format!("{}\n", text.trim_end()).as_bytes())
 }

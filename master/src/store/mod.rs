@@ -367,7 +367,7 @@ impl Store {
             Engine::Postgres(_) if message_ids.is_empty() => {}
             #[cfg(feature = "postgres")]
             Engine::Postgres(_) => {
-                let sql = "SELECT builds.id, asked.number FROM unnest(?1) WITH ORDINALITY AS asked (message_id, number)
+                let sql = "SELECT builds.id, asked.number FROM unnest(CAST(?1 AS TEXT[])) WITH ORDINALITY AS asked (message_id, number)
                            JOIN builds ON builds.message_id = asked.message_id";
                 let asked = Value::Keys(message_ids.iter().map(|id| (*id).to_owned()).collect());
                 for (build, number) in self.rows(sql, &[asked], |row| Ok((ended::id(row)?, row.int(1)?)))? {

@@ -7,6 +7,11 @@ fn section(server: &Postgres, database: &str) -> String {
     format!("[store]\nurl = \"{}\"\n", server.url(database))
 }
 
+/// The generated id of the master, as its state directory has it.
+fn identity(master: &Master) -> String {
+    fs::read_to_string(master.dir.join("state/identity")).unwrap().trim().to_owned()
+}
+
 /// The master and the database are killed while a build runs, one after the other and both at once.
 #[test]
 fn nothing_is_lost_if_the_master_and_the_database_are_killed() {
@@ -20,7 +25,7 @@ fn nothing_is_lost_if_the_master_and_the_database_are_killed() {
     let running = master.detach(&["--worker", "one", "--", "sh", "-c", &script]);
     master.until_state(&running, "running");
     let waiting = master.detach(&["--worker", "one", "--", "true"]);
-    let id = fs::read_to_string(master.dir.join("state/identity")).unwrap();
+    let id = identity(&master);
 
     // The database is away: what was in hand waits, nothing new is accepted, and the reason is said.
     server.kill();
@@ -40,7 +45,7 @@ fn nothing_is_lost_if_the_master_and_the_database_are_killed() {
     }
     server.begin();
     master.begin();
-    assert_eq!(fs::read_to_string(master.dir.join("state/identity")).unwrap(), id);
+    assert_eq!(identity(&master), id);
     master.until("its agent is back", || master.worker("one")["state"] == "busy");
     assert_eq!(master.state(&running), "running");
     fs::write(gate, "").unwrap();
@@ -56,7 +61,7 @@ fn nothing_is_lost_if_the_master_and_the_database_are_killed() {
 
 #[test]
 fn a_ledger_moves_to_the_database_with_all_that_is_the_masters() {
-    let Some(server) = Postgres::start("move", "fsync = off") else { return };
+    let Some(server) = Postgres::start("move", "") else { return };
     let database = server.database();
     let workers = standing("one", "keepalive_interval = 2");
     let mut master = Master::start("moves", &workers);
@@ -71,7 +76,7 @@ fn a_ledger_moves_to_the_database_with_all_that_is_the_masters() {
     master.add_to_master(&section(&server, &database));
     master.configure(&workers);
     assert!(migrate(&master).ended(2).err.contains("stop it"), "the master runs");
-    let id = fs::read_to_string(master.dir.join("state/identity")).unwrap();
+    let id = identity(&master);
     let token = master.token();
     master.terminate();
 
@@ -86,7 +91,7 @@ fn a_ledger_moves_to_the_database_with_all_that_is_the_masters() {
         fs::remove_file(master.dir.join("state").join(file)).unwrap();
     }
     master.begin();
-    assert_eq!((fs::read_to_string(master.dir.join("state/identity")).unwrap(), master.token()), (id, token));
+    assert_eq!((identity(&master), master.token()), (id, token));
     assert_eq!((master.state(&first), master.state(&waiting)), ("success".to_owned(), "running".to_owned()));
     let checked = master.rouse(&["check", "--online", "-c", &config]).text();
     assert!(checked.contains("has the ledger of this master"), "{checked}");
