@@ -3,7 +3,6 @@
 use clap::Parser as _;
 use rouse_master::driver::MasterError;
 use rouse_master::{blobs, broker, cli, clock, config, demo, driver, hosts, mail};
-use rouse_shared::error::Chain;
 use rouse_shared::{Secret, Timestamp};
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::io::IsTerminal as _;
@@ -127,7 +126,10 @@ fn migrate(_: &config::Config) -> Result<(), MasterError> {
 #[cfg(feature = "postgres")]
 async fn look_at_store(config: &config::Config) -> Option<(bool, String)> {
     let found = rouse_master::store::look(config.store.as_ref()?, &config.master.name).await;
-    Some(found.map_or_else(|why| (false, format!("store: {}", Chain(&why))), |fine| (true, format!("store: {fine}"))))
+    Some(found.map_or_else(
+        |why| (false, format!("store: {}", rouse_shared::error::Chain(&why))),
+        |fine| (true, format!("store: {fine}")),
+    ))
 }
 
 #[cfg(not(feature = "postgres"))]

@@ -308,6 +308,7 @@ impl Store {
     ///
     /// # Errors
     /// If the database cannot read.
+    #[cfg_attr(not(feature = "postgres"), expect(unused_variables, reason = "only PostgreSQL keeps them"))]
     pub fn kept(&self, name: &str) -> Result<Option<String>, StoreError> {
         match &self.engine {
             Engine::Sqlite(_) => Ok(None),
@@ -323,6 +324,7 @@ impl Store {
     ///
     /// # Errors
     /// If the database cannot write.
+    #[cfg_attr(not(feature = "postgres"), expect(unused_variables, reason = "only PostgreSQL keeps them"))]
     pub fn keep(&self, name: &str, text: &str) -> Result<(), StoreError> {
         match &self.engine {
             Engine::Sqlite(_) => Ok(()),
@@ -367,7 +369,8 @@ impl Store {
             Engine::Postgres(_) if message_ids.is_empty() => {}
             #[cfg(feature = "postgres")]
             Engine::Postgres(_) => {
-                let sql = "SELECT builds.id, asked.number FROM unnest(CAST(?1 AS TEXT[])) WITH ORDINALITY AS asked (message_id, number)
+                let sql = "SELECT builds.id, asked.number
+                           FROM unnest(CAST(?1 AS TEXT[])) WITH ORDINALITY AS asked (message_id, number)
                            JOIN builds ON builds.message_id = asked.message_id";
                 let asked = Value::Keys(message_ids.iter().map(|id| (*id).to_owned()).collect());
                 for (build, number) in self.rows(sql, &[asked], |row| Ok((ended::id(row)?, row.int(1)?)))? {

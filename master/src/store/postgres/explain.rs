@@ -18,30 +18,30 @@ pub(super) fn error(url: &PostgresUrl, error: &Error) -> StoreError {
         });
     };
     let (user, database, text) = (&url.user, &url.database, said.message());
-    StoreError::Postgres(match said.code() {
-        &SqlState::INVALID_PASSWORD => format!(
+    StoreError::Postgres(match *said.code() {
+        SqlState::INVALID_PASSWORD => format!(
             "PostgreSQL at {place} refuses the password of the role {user}: set the right one in store.url, and reload or \
              start the master"
         ),
-        &SqlState::INVALID_AUTHORIZATION_SPECIFICATION => format!(
+        SqlState::INVALID_AUTHORIZATION_SPECIFICATION => format!(
             "PostgreSQL at {place} does not let the role {user} in ({text}): the role must exist (`createuser {user}`), \
              and pg_hba.conf must allow it from this machine"
         ),
-        &SqlState::INVALID_CATALOG_NAME => format!(
+        SqlState::INVALID_CATALOG_NAME => format!(
             "PostgreSQL at {place} has no database {database}: create it with `createdb --owner={user} {database}`"
         ),
-        &(SqlState::INSUFFICIENT_PRIVILEGE | SqlState::INVALID_SCHEMA_NAME) => format!(
+        SqlState::INSUFFICIENT_PRIVILEGE | SqlState::INVALID_SCHEMA_NAME => format!(
             "the role {user} lacks rights in the database {database} at {place} ({text}): make it the owner with \
              `ALTER DATABASE {database} OWNER TO {user}`, and of the tables"
         ),
-        &SqlState::DISK_FULL => format!("the disk of PostgreSQL at {place} is full ({text}): make room there"),
-        &SqlState::READ_ONLY_SQL_TRANSACTION => read_only(url),
-        &SqlState::TOO_MANY_CONNECTIONS => format!(
+        SqlState::DISK_FULL => format!("the disk of PostgreSQL at {place} is full ({text}): make room there"),
+        SqlState::READ_ONLY_SQL_TRANSACTION => read_only(url),
+        SqlState::TOO_MANY_CONNECTIONS => format!(
             "PostgreSQL at {place} has no connection left ({text}): rouse needs five; raise max_connections, or the limit \
              of the role or the database"
         ),
-        &SqlState::CANNOT_CONNECT_NOW => format!("PostgreSQL at {place} is starting or stopping ({text})"),
-        &SqlState::QUERY_CANCELED => format!("PostgreSQL at {place} took too long ({text})"),
+        SqlState::CANNOT_CONNECT_NOW => format!("PostgreSQL at {place} is starting or stopping ({text})"),
+        SqlState::QUERY_CANCELED => format!("PostgreSQL at {place} took too long ({text})"),
         _ => format!("PostgreSQL at {place} reports an error: {text}"),
     })
 }
