@@ -325,7 +325,7 @@ const RIGHT: &str = "
 ";
 
 /// ConfigErrors of faulty.toml that no schema can express, by line and key.
-const NOT_EXPRESSED: [&str; 10] = [
+const NOT_EXPRESSED: [&str; 11] = [
     "8 broker.auth_listen",
     "17 mail.relay",
     "35 worker.name",
