@@ -241,9 +241,9 @@ impl Core {
             (None, Some((id, seq))) if *id == welcome.session => *seq,
             (None, Some(_) | None) => 0,
         };
-        // What was promised to this session before stays valid: the hello may have waited in the broker for longer than
-        // a lease.
-        let (promised, held_until) = continued.as_ref().map_or((None, None), |s| (s.lease_end, s.held_until));
+        let lease = welcome.lease_ms.map(Duration::from_millis);
+        let before = continued.as_ref().filter(|_| is_late(now, sent, lease));
+        let (promised, held_until) = before.map_or((None, None), |s| (s.lease_end, s.held_until));
         // The hello counts as heartbeat 0, by which a master that restarts before the first heartbeat extends the
         // lease.
         let mut unanswered = continued.map(|s| s.unanswered).unwrap_or_default();
@@ -253,7 +253,6 @@ impl Core {
             0 => NO_KEEPALIVE,
             ms => Duration::from_millis(ms).clamp(KEEPALIVE.0, KEEPALIVE.1),
         };
-        let lease = welcome.lease_ms.map(Duration::from_millis);
         self.log(Level::Info, format!("attached: session {} of master {}", welcome.session, welcome.master));
         self.session = Some(Session {
             id: welcome.session,
@@ -323,9 +322,9 @@ impl Core {
         if sent >= session.renewed_from {
             let lease = lease_ms.map(Duration::from_millis).or(session.lease);
             let end = session.lease.and(lease).map(|lease| sent + lease);
-            // Promises are never withdrawn: the master waits for the longest, and a shorter one may have been on its way
-            // for longer than it lasts.
-            session.lease_end = end.max(session.lease_end);
+            // Of two answers the longer lease counts: the shorter one may only have been delivered later.
+            let newer = sent > session.renewed_from && !is_late(now, sent, lease);
+            session.lease_end = if newer { end } else { end.max(session.lease_end) };
             session.renewed_from = sent;
         }
         if let Link::Attached { answered } = &mut self.link {
@@ -366,4 +365,11 @@ impl Core {
             self.emit(Effect::Send(Box::new(ToMaster::Drained { session: id, drain })));
         }
     }
+}
+
+/// Whether an answer to what was sent then comes so late that it must not shorten the lease: the broker has kept one or
+/// the other, perhaps for longer than the lease that it brings. What was promised before is still valid, since the master
+/// waits for the longest promise.
+fn is_late(now: Timestamp, sent: Timestamp, lease: Option<Duration>) -> bool {
+    lease.is_some_and(|lease| now.since(sent) > lease / 2)
 }

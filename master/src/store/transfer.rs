@@ -130,7 +130,7 @@ mod tests {
         let ledger = Sqlite::open(&dir.path().join("ledger")).unwrap();
         let columns = |table: &str| {
             let statement = ledger.connection.prepare(&format!("SELECT * FROM {table}")).unwrap();
-            statement.column_names().into_iter().map(str::to_owned).collect::<Vec<_>>()
+            statement.column_names().map(str::to_owned).collect::<Vec<_>>()
         };
         let sql = "SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite_%' ORDER BY name";
         let tables = ledger.query(sql, &[]).unwrap().into_iter().map(|mut row| row.text(0).unwrap());

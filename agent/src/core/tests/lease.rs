@@ -52,7 +52,7 @@ fn a_late_answer_does_not_shorten_the_lease_that_was_promised_before() {
     let mut agent = running();
     let renewed = |seq, lease_ms| ToAgent::Renewed { session: s1(), seq, lease_ms };
     agent.receives(3_000, renewed(0, Some(600_000)));
-    agent.until(11_000, true);
+    agent.until(11_000, false);
     // The broker had kept the heartbeat, and after that the hello, for longer than a lease of 60 s.
     agent.receives(100_000, renewed(1, None));
     agent.breaks(101_000);
@@ -62,6 +62,11 @@ fn a_late_answer_does_not_shorten_the_lease_that_was_promised_before() {
     assert!(welcomed.iter().all(|line| !line.contains("deadline")), "it stays at 601,000 ms: {welcomed:?}");
     assert!(agent.until(600_000, false).iter().all(|line| !line.contains("kill")));
     assert!(agent.until(601_000, false).iter().any(|line| line.contains("kill")));
+
+    // In time, the lease is the usual one again.
+    let mut agent = running();
+    agent.receives(3_000, renewed(0, Some(600_000)));
+    assert_eq!(agent.until(11_000, true), ["11000 heartbeat 1", "11000 deadline 71000"]);
 }
 
 #[test]
