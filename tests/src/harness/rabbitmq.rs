@@ -228,6 +228,19 @@ impl OwnBroker {
         assert!(came_up, "{}", fs::read_to_string(node.dir.join("server.out")).unwrap_or_default());
     }
 
+    /// Waits until a node that was cut off is part of the cluster again.
+    ///
+    /// # Panics
+    /// If it is not in time, with what it has logged.
+    pub fn until_back(&self, number: usize) {
+        // It waits for its tables in steps of 30 s.
+        if !holds_within(super::READY + DEADLINE, || self.accepts(number)) {
+            let log = fs::read_to_string(self.nodes[number].dir.join("log/rabbit.log")).unwrap_or_default();
+            let last: Vec<&str> = log.lines().rev().take(100).collect();
+            panic!("the node is not back; the last lines of its log, newest first:\n{}", last.join("\n"));
+        }
+    }
+
     /// Kills a node with SIGKILL.
     pub fn kill(&mut self, number: usize) {
         let node = &mut self.nodes[number];

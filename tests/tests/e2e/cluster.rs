@@ -72,11 +72,6 @@ impl Play {
         let line = log.lines().rfind(|line| line.contains("connected to the broker")).unwrap();
         (0..NODES).find(|node| line.contains(&self.cluster.machine(*node).address.to_string())).unwrap()
     }
-
-    /// Waits until a node that was cut off is part of the cluster again.
-    fn until_back(&self, node: usize) {
-        self.master.until("the node is back", || self.cluster.accepts(node));
-    }
 }
 
 /// `rouse check --online` finds nothing wrong, until a node lacks its plugin for events, as if it were not enabled there.
@@ -120,7 +115,7 @@ fn nodes_die_restart_and_are_cut_off_and_no_build_notices() {
     play.goes_on();
     assert_ne!(play.masters_node(), node);
     play.cluster.machine(node).plug_in();
-    play.until_back(node);
+    play.cluster.until_back(node);
 
     // It is cut off from the other nodes alone, and stops all the same.
     let node = play.masters_node();
@@ -130,7 +125,7 @@ fn nodes_die_restart_and_are_cut_off_and_no_build_notices() {
     play.goes_on();
     assert_ne!(play.masters_node(), node);
     others.for_each(|other| play.cluster.machine(node).find(play.cluster.machine(other)));
-    play.until_back(node);
+    play.cluster.until_back(node);
 
     let Play { cluster, master, builds, .. } = &play;
     let expected: String = (1..=acts).map(|act| format!("{act}\n")).collect();
