@@ -130,7 +130,9 @@ impl Core {
     /// A latent host that was suspended may be resumed as another one, with new boot data. Without a session the agent
     /// restarts to read them.
     pub(super) fn resumed(&mut self, now: Timestamp) {
-        if self.settings.latent && self.session.is_none() && (self.master.is_none() || self.to_be_suspended) {
+        let without_session = self.session.is_none() && (self.master.is_none() || self.to_be_suspended);
+        // The master ends the session before it suspends the machine, however long the lease lasts.
+        if self.settings.latent && (without_session || self.may_have_been_suspended()) {
             self.kill_and_end(now, FinalAction::Restart, "the machine was suspended".to_owned());
         }
     }

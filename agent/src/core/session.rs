@@ -86,6 +86,11 @@ impl Core {
         }
     }
 
+    /// Whether the master may have suspended the machine since: nothing runs, and the master was told so.
+    pub(super) fn may_have_been_suspended(&self) -> bool {
+        self.session.as_ref().is_some_and(|session| session.may_be_suspended && session.drained)
+    }
+
     /// Reports a changed deadline. After the end of the session the last one stays, which kills what is left.
     pub(super) fn report_deadline(&mut self) {
         let deadline = self.deadline();

@@ -140,14 +140,6 @@ fn initrd_of(image: &Path) -> PathBuf {
     image.with_extension("initrd")
 }
 
-/// The part of a domain's description that boots this image without its boot loader, which reads the kernel in small
-/// pieces and waits actively for each. Until the first program on the disk runs, QEMU takes 2.6 s of a processor with it,
-/// and 7.3 s without. `virt/qemu` does the same for descriptions that do not have it.
-pub fn direct_boot(image: &Path) -> String {
-    let (kernel, initrd) = (cache().join("kernel/vmlinuz"), initrd_of(image));
-    format!("<kernel>{}</kernel><initrd>{}</initrd><cmdline>{KERNEL}</cmdline>", kernel.display(), initrd.display())
-}
-
 /// Removes images that nothing has asked for in a week: each build of the agent makes new ones.
 fn forget_old(dir: &Path) {
     let week = std::time::Duration::from_secs(7 * 86_400);

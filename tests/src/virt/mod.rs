@@ -3,7 +3,7 @@
 
 mod image;
 
-pub use image::{Image, cache, direct_boot, image, image_with, repository, run};
+pub use image::{Image, cache, image, image_with, repository, run};
 
 use crate::harness::{DEADLINE, Process, holds_within, is_keeper, kept, scratch, text};
 use serde_json::{Value, json};

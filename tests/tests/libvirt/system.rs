@@ -3,7 +3,7 @@
 
 use crate::machines::names;
 use rouse_tests::harness::{Master, PASSWORD, free_address, kept, latent, standing, text};
-use rouse_tests::virt::{BRIDGE, ELSEWHERE, Image, SMALL, VirtHost, direct_boot, image};
+use rouse_tests::virt::{BRIDGE, ELSEWHERE, Image, SMALL, VirtHost, image};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -44,18 +44,6 @@ pub const OWN_XML: &str = "<domain type='qemu'><name>anything</name><memory unit
     <target dev='vda' bus='virtio'/></disk>\
     <interface type='network'><source network='rouse'/><model type='virtio'/><rom enabled='no'/></interface>\
     <serial type='pty'/><memballoon model='none'/></devices></domain>";
-
-/// The built-in machine as a user's own description that boots the image's kernel without firmware and boot loader.
-/// Most guests are of this kind, because the tests spend most of their processor time on boots.
-fn quick_xml(base: &Path) -> String {
-    OWN_XML
-        .replace("hvm</type>", &format!("hvm</type>{}", direct_boot(base)))
-        .replace("<devices>", "<on_reboot>destroy</on_reboot><on_crash>destroy</on_crash><devices>")
-        .replace(
-            "<memballoon",
-            "<rng model='virtio'><backend model='random'>/dev/urandom</backend></rng><panic model='isa'/><memballoon",
-        )
-}
 
 /// The one that the keeper runs.
 pub fn system() -> &'static LibvirtSystem {
@@ -100,22 +88,20 @@ fn workers(virt_host: &VirtHost, disks: &Path, broker: &str) -> String {
     };
     let base = image(&Image::agent());
     let plain = builtin(virt_host, disks, &base);
-    let xml = write("quick.xml", &quick_xml(&base));
-    let quick = plain.replace("\"builtin\"", &format!("{{ file = \"{}\" }}", xml.display()));
     let patient = "keepalive_interval = 2\nlease = 40\ngrace = 60";
     let mut text = String::new();
-    for (pool, section) in [("plain", &plain), ("mortal", &quick), ("quits", &quick), ("apart", &plain)] {
+    for pool in ["plain", "mortal", "quits", "apart"] {
         let lines = format!("{patient}\nmax_builds = 1\nproperties = {{ pool = \"{pool}\" }}");
-        text += &worker(&format!("{pool}-{{1..2}}"), &lines, section);
+        text += &worker(&format!("{pool}-{{1..2}}"), &lines, &plain);
     }
-    let tight = quick.replace(&disks.display().to_string(), &virt_host.dir.join("tight").display().to_string());
+    let tight = plain.replace(&disks.display().to_string(), &virt_host.dir.join("tight").display().to_string());
     text += &worker("tight", &format!("{patient}\nmax_builds = 1"), &tight);
     let lonely = "keepalive_interval = 1\nlease = 15\ngrace = 6";
-    text += &worker("lonely", &format!("{lonely}\nbuild_wait_timeout = 120"), &quick);
+    text += &worker("lonely", &format!("{lonely}\nbuild_wait_timeout = 120"), &plain);
     let limits = "limits = { memory = \"48M\", pids = 60, cpus = 1 }";
-    text += &worker("limited", &format!("{patient}\nmax_builds = 1\nbuild_wait_timeout = 120\n{limits}"), &quick);
-    text += &worker("lasting", "keepalive_interval = 2\nlease = 60\ngrace = 120", &quick);
-    text += &worker("cloned", &format!("{patient}\nbuild_wait_timeout = 120"), &quick);
+    text += &worker("limited", &format!("{patient}\nmax_builds = 1\nbuild_wait_timeout = 120\n{limits}"), &plain);
+    text += &worker("lasting", "keepalive_interval = 2\nlease = 60\ngrace = 120", &plain);
+    text += &worker("cloned", &format!("{patient}\nbuild_wait_timeout = 120"), &plain);
     // An image with everything baked in, whose name comes from DHCP.
     let baked = format!(
         "identity = \"hostname\"\nbroker = \"{broker}\"\npassword = \"{PASSWORD}\"\npower_off = \"latent\"\n\

@@ -229,6 +229,12 @@ fn an_agent_whose_machine_has_slept_begins_anew() {
     let mut agent = Agent::attached(latent(), as_latent());
     assert_eq!(agent.receives(2_000, drain(true)), ["drained 1"]);
     assert_eq!(wakes(&mut agent), ["disconnect 1", "restart"]);
+    // A minute later, and the lease is a long one: the master has ended the session all the same.
+    let mut agent = Agent::attached(latent(), as_latent());
+    agent.receives(1_500, ToAgent::Renewed { session: s1(), seq: 0, lease_ms: Some(600_000) });
+    agent.receives(2_000, drain(true));
+    let woken = agent.at(62_000, Event::Resumed(Duration::from_secs(59)));
+    assert_eq!(woken.last().unwrap(), "restart", "{woken:?}");
     // If it was not to be suspended, or that was cancelled, its lease and its grace time have ended.
     let mut agent = Agent::attached(latent(), as_latent());
     agent.receives(2_000, drain(false));

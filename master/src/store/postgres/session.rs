@@ -145,7 +145,7 @@ impl Session {
                 info!("connected to PostgreSQL at {} again", self.shared.url().place());
             }
         }
-        state.live.as_mut().ok_or(StoreError::Column(0))
+        state.live.as_mut().ok_or(StoreError::NoAnswer)
     }
 
     fn late(&self, limit: Duration) -> StoreError {
@@ -227,7 +227,7 @@ impl Job {
         match self {
             Self::Query(sql, with) => query(live, url, sql, with).await,
             Self::Commit(statements) => {
-                let epoch = epoch.ok_or(Failure::Refused(StoreError::Column(0)))?;
+                let epoch = epoch.ok_or(Failure::Refused(StoreError::NoAnswer))?;
                 commit(live, url, epoch, statements).await.map(|()| Vec::new())
             }
         }
