@@ -6,6 +6,10 @@
 CARGO ?= cargo
 PREFIX ?= /usr/local
 TARGET_DIR := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)
+# What `make install` copies.
+PROGRAMS ?= $(TARGET_DIR)/release
+AGENT ?= $(wildcard $(TARGET_DIR)/*/agent/rouse-agent)
+PACKAGES ?= $(TARGET_DIR)/packages
 # Runs the compiler only if a recipe uses this variable, because most recipes do not.
 HOST_TRIPLE = $(shell rustc -vV | sed -n 's/^host: //p')
 BINDIR = $(DESTDIR)$(PREFIX)/bin
@@ -16,11 +20,12 @@ BASHDIR = $(DESTDIR)$(PREFIX)/share/bash-completion/completions
 ZSHDIR = $(DESTDIR)$(PREFIX)/share/zsh/site-functions
 FISHDIR = $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d
 PAGES = README.md ARCHITECTURE.md CHANGELOG.md CONTRIBUTING.md SECURITY.md LICENSE-APACHE LICENSE-MIT
-SCRIPTS = .ci/run tests/biome tests/run tests/setup tests/venv tests/openstack/prepare tests/openstack/guest \
-	images/disk images/ec2 images/install images/check images/manifest contrib/libvirt/vmbuilder contrib/nagios/check_rouse_audit
+SCRIPTS = .ci/run tests/biome tests/run tests/packages/inside tests/packages/root tests/setup tests/tool tests/venv tests/openstack/prepare tests/openstack/guest \
+	images/disk images/ec2 images/install images/check images/manifest contrib/libvirt/vmbuilder contrib/nagios/check_rouse_audit \
+	contrib/packages/build $(wildcard contrib/packages/*/p*inst) $(wildcard contrib/packages/*/p*rm)
 
 .PHONY: help demo test quick steady sim chaos bench bench-scale bench-libvirt lint fmt clippy deny scripts page build agent-static \
-	install
+	install packages
 
 help: ## lists all targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 16
@@ -140,12 +145,25 @@ page:
 build: agent-static ## builds what `make install` copies: the master, and the agent as one static file
 	tests/setup build
 	$(CARGO) build --locked --release -p rouse-master
-	rm -rf $(TARGET_DIR)/release/share
-	$(TARGET_DIR)/release/rouse man $(TARGET_DIR)/release/share/man
-	mkdir $(TARGET_DIR)/release/share/completions
+	$(MAKE) --no-print-directory share
+
+.PHONY: share
+# The man pages and completions, which the program itself writes.
+share:
+	rm -rf $(PROGRAMS)/share
+	$(PROGRAMS)/rouse man $(PROGRAMS)/share/man
+	mkdir $(PROGRAMS)/share/completions
 	for shell in bash zsh fish; do \
-		$(TARGET_DIR)/release/rouse completions $$shell >$(TARGET_DIR)/release/share/completions/$$shell || exit 1; \
+		$(PROGRAMS)/rouse completions $$shell >$(PROGRAMS)/share/completions/$$shell || exit 1; \
 	done
+
+.PHONY: package-tools
+package-tools:
+	tests/tool cargo-deb 3.8.0
+	tests/tool cargo-generate-rpm 0.21.1
+
+packages: build package-tools ## .deb of master, command and agent; .rpm and tarball of the agent, in target/packages (PACKAGES)
+	contrib/packages/build --programs $(PROGRAMS) --agent $(AGENT) --out $(PACKAGES)
 
 # With an explicit --target, the flags do not apply to build scripts and macros, which cannot be linked statically.
 agent-static: ## builds the agent for machine images: one small static file
@@ -155,18 +173,18 @@ agent-static: ## builds the agent for machine images: one small static file
 # Only copies files and compiles nothing, so that root needs no Rust: `make build && sudo make install`.
 install: ## installs into PREFIX (default /usr/local), below DESTDIR if it is set
 	install -d $(BINDIR) $(UNITDIR) $(DOCDIR) $(MANDIR) $(BASHDIR) $(ZSHDIR) $(FISHDIR)
-	install -m 755 $(TARGET_DIR)/release/rouse $(BINDIR)/rouse
-	install -m 755 $(TARGET_DIR)/*/agent/rouse-agent $(BINDIR)/rouse-agent
+	install -m 755 $(PROGRAMS)/rouse $(BINDIR)/rouse
+	install -m 755 $(AGENT) $(BINDIR)/rouse-agent
 	for unit in contrib/systemd/*; do \
 		sed 's,/usr/local/,$(PREFIX)/,' $$unit >$(UNITDIR)/$${unit##*/} && \
 		chmod 644 $(UNITDIR)/$${unit##*/} || exit 1; \
 	done
 	@# Keeps the paths of this repository, because the pages link to each other and to the examples.
-	for file in $(PAGES) $$(find docs contrib images -type f); do \
+	for file in $(PAGES) $$(find docs contrib images -path contrib/packages -prune -o -type f -print); do \
 		if test -x $$file; then mode=755; else mode=644; fi && \
 		install -D -m $$mode $$file $(DOCDIR)/$$file || exit 1; \
 	done
-	install -m 644 contrib/man/rouse-agent.1 $(TARGET_DIR)/release/share/man/*.1 $(MANDIR)
-	install -m 644 $(TARGET_DIR)/release/share/completions/bash $(BASHDIR)/rouse
-	install -m 644 $(TARGET_DIR)/release/share/completions/zsh $(ZSHDIR)/_rouse
-	install -m 644 $(TARGET_DIR)/release/share/completions/fish $(FISHDIR)/rouse.fish
+	install -m 644 contrib/man/rouse-agent.1 $(PROGRAMS)/share/man/*.1 $(MANDIR)
+	install -m 644 $(PROGRAMS)/share/completions/bash $(BASHDIR)/rouse
+	install -m 644 $(PROGRAMS)/share/completions/zsh $(ZSHDIR)/_rouse
+	install -m 644 $(PROGRAMS)/share/completions/fish $(FISHDIR)/rouse.fish

@@ -86,20 +86,11 @@ impl cli::Local for Program {
     }
 
     fn migrate(&self, path: &Path) -> ExitCode {
-        let config = match config::load(path) {
-            Ok(config) => config,
-            Err(errors) => {
-                eprintln!("{errors}");
-                return ExitCode::from(WRONG);
-            }
-        };
-        match migrate(&config) {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(failure) => {
-                eprintln!("rouse: {failure}");
-                ExitCode::from(WRONG)
-            }
-        }
+        with_config(path, |config| migrate(config).map(|()| true))
+    }
+
+    fn live_hosts(&self, path: &Path) -> ExitCode {
+        with_config(path, |config| driver::live_hosts(config, &mut std::io::stdout()))
     }
 
     fn demo(&self, source: Option<&Path>) -> ExitCode {
@@ -110,6 +101,25 @@ impl cli::Local for Program {
 
     fn now(&self) -> Timestamp {
         clock::now()
+    }
+}
+
+/// Does what needs a configuration, but neither a runtime nor a log. False is exit code 1.
+fn with_config(path: &Path, work: impl FnOnce(&config::Config) -> Result<bool, MasterError>) -> ExitCode {
+    let config = match config::load(path) {
+        Ok(config) => config,
+        Err(errors) => {
+            eprintln!("{errors}");
+            return ExitCode::from(WRONG);
+        }
+    };
+    match work(&config) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(failure) => {
+            eprintln!("rouse: {failure}");
+            ExitCode::from(WRONG)
+        }
     }
 }
 

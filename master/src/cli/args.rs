@@ -295,4 +295,11 @@ pub(super) enum StoreCommand {
         #[arg(short, long, value_name = "FILE")]
         config: PathBuf,
     },
+    /// List the hosts in the ledger that are not terminated, without asking a master, which may run or not. Exits with 0
+    /// if there are none, with 1 if there are any, and with 2 if the ledger cannot be read.
+    Hosts {
+        /// The configuration file.
+        #[arg(short, long, value_name = "FILE")]
+        config: PathBuf,
+    },
 }

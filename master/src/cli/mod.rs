@@ -42,6 +42,8 @@ pub trait Local {
     fn check(&self, config: &Path, online: bool) -> ExitCode;
     /// Copies the ledger into the database of a configuration.
     fn migrate(&self, config: &Path) -> ExitCode;
+    /// Prints the hosts in the ledger of a configuration.
+    fn live_hosts(&self, config: &Path) -> ExitCode;
     /// Runs the demo.
     fn demo(&self, source: Option<&Path>) -> ExitCode;
     /// The time since the Unix epoch.
@@ -54,6 +56,7 @@ pub fn run(cli: &Cli, local: &dyn Local) -> ExitCode {
         Command::Master { config } => local.master(config),
         Command::Check { config, online } => local.check(config, *online),
         Command::Store(StoreCommand::Migrate { config }) => local.migrate(config),
+        Command::Store(StoreCommand::Hosts { config }) => local.live_hosts(config),
         Command::Demo { source } => local.demo(source.as_deref()),
         Command::LibvirtNetwork { config, network } => libvirt_network(config, network.as_deref()),
         Command::Completions { shell } => completions(*shell),

@@ -15,6 +15,7 @@ mod error;
 mod event_loop;
 mod figures;
 mod listeners;
+mod live_hosts;
 mod log_sync;
 mod log_writer;
 mod master;
@@ -32,6 +33,7 @@ mod uploads;
 pub use control::Control;
 pub use error::MasterError;
 pub use listeners::{COMMANDS, Inherited};
+pub use live_hosts::live_hosts;
 pub use master::Master;
 #[cfg(feature = "postgres")]
 pub use migrate::migrate;

@@ -43,6 +43,8 @@ impl Order {
         let log = File::options().append(true).open(&self.log)?;
         let errors = log.try_clone()?;
         let mut command = Command::new(&self.program);
+        // The environment has all settings. The file that agents read otherwise is that of the machine's standing agent.
+        command.args(["-c", "/dev/null"]);
         command.env_clear().envs(&self.environment).current_dir(&self.dir);
         command.stdin(Stdio::null()).stdout(log).stderr(errors);
         Ok(command)
