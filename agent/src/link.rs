@@ -30,7 +30,7 @@ const TCP_TIMEOUT: Duration = Duration::from_secs(20);
 const TCP_TIMEOUT_OF_SEVERAL: Duration = Duration::from_secs(5);
 /// Longest time to connect to one host: TCP, TLS, AMQP, the queue. A broker that thousands of agents ask at once answers
 /// each of them, but late. Whoever gives up and asks again has wasted the broker's work, so the agent waits twice as long
-/// after each time it was in vain. The broker allows as much for a login (`handshake_timeout`).
+/// after each time it was in vain. The broker allows 120 s for a login (`handshake_timeout`).
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(60);
 /// The same if there are other hosts.
 const CONNECT_TIMEOUT_OF_SEVERAL: Duration = Duration::from_secs(20);

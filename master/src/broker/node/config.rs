@@ -139,7 +139,11 @@ fn write(path: &Path, text: &str) -> Result<(), NodeError> {
 
 /// How long a connection may take to log in, ms. Thousands of agents that connect at once wait for each other, and each
 /// that is cut off connects again. RabbitMQ's own limit is 10 s, and 5 s for TLS.
-const HANDSHAKE_MS: u32 = 60_000;
+const HANDSHAKE_MS: u32 = 120_000;
+
+/// Send buffer of a connection's socket, bytes. RabbitMQ makes its own receive buffer of a connection as large as the
+/// kernel's larger buffer, and on Linux a send buffer that is left alone is 2.5 MB on loopback. Linux doubles this value.
+const SEND_BUFFER: u32 = 131_072;
 
 fn configuration(settings: &NodeSettings, dir: &Path, password: &str, master_on_loopback: bool) -> String {
     let mut lines: Vec<String> = Vec::new();
@@ -166,6 +170,7 @@ fn configuration(settings: &NodeSettings, dir: &Path, password: &str, master_on_
 handshake_timeout = {HANDSHAKE_MS}
 ssl_handshake_timeout = {HANDSHAKE_MS}
 tcp_listen_options.nodelay = true
+tcp_listen_options.sndbuf = {SEND_BUFFER}
 default_user = {MASTER_USER}
 default_pass = {password}
 default_vhost = {VHOST}
