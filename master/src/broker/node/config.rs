@@ -142,7 +142,7 @@ fn write(path: &Path, text: &str) -> Result<(), NodeError> {
 const HANDSHAKE_MS: u32 = 120_000;
 
 /// Send buffer of a connection's socket, bytes. RabbitMQ makes its own receive buffer of a connection as large as the
-/// kernel's larger buffer, and on Linux a send buffer that is left alone is 2.5 MB on loopback. Linux doubles this value.
+/// kernel's larger buffer, and on Linux a send buffer that is left alone is some megabytes on loopback. Linux doubles this value.
 const SEND_BUFFER: u32 = 131_072;
 
 fn configuration(settings: &NodeSettings, dir: &Path, password: &str, master_on_loopback: bool) -> String {
