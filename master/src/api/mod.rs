@@ -47,6 +47,18 @@ pub struct AcceptedBuild {
     pub id: Id,
 }
 
+/// How to submit a build again.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, default, remote = "Self")]
+pub struct RerunRequest {
+    /// The worker that the new build requires. Absent: whatever the old build requires.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable, pattern = "^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
+    pub worker: Option<String>,
+}
+
+object::object!(RerunRequest, "an object, such as { \"worker\": \"w1\" }");
+
 /// The number of a build, as text.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct Id(pub BuildId);
@@ -96,13 +108,22 @@ impl Serialize for Time {
     }
 }
 
+impl Time {
+    /// Reads an RFC 3339 time in UTC.
+    ///
+    /// # Errors
+    /// If the text is no such time.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let time = humantime::parse_rfc3339(text).map_err(|error| error.to_string())?;
+        let since_epoch = time.duration_since(UNIX_EPOCH).map_err(|error| error.to_string())?;
+        let milliseconds = u64::try_from(since_epoch.as_millis()).map_err(|error| error.to_string())?;
+        Ok(Self(Timestamp(milliseconds)))
+    }
+}
+
 impl<'de> Deserialize<'de> for Time {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        let time = humantime::parse_rfc3339(&text).map_err(serde::de::Error::custom)?;
-        let since_epoch = time.duration_since(UNIX_EPOCH).map_err(serde::de::Error::custom)?;
-        let milliseconds = u64::try_from(since_epoch.as_millis()).map_err(serde::de::Error::custom)?;
-        Ok(Self(Timestamp(milliseconds)))
+        Self::parse(&String::deserialize(deserializer)?).map_err(serde::de::Error::custom)
     }
 }
 

@@ -1,10 +1,11 @@
 //! The commands and their options, as clap reads them.
 
 use super::exit::Exit;
+use crate::api;
 use crate::core::build::BuildState;
 use clap::builder::{PossibleValuesParser, TypedValueParser as _};
 use clap::{Args, Parser, Subcommand};
-use rouse_shared::{WorkerName, duration};
+use rouse_shared::{Timestamp, WorkerName, duration};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -75,10 +76,35 @@ pub(super) enum Command {
         #[arg(long, short)]
         follow: bool,
     },
-    /// Cancel a build.
+    /// Cancel builds: those that you name, or those that meet all conditions.
     Cancel {
-        /// The build's number.
+        /// The builds' numbers.
+        #[arg(value_name = "BUILD", required_unless_present_any = ["state", "worker", "properties", "name"])]
+        builds: Vec<String>,
+        #[command(flatten)]
+        filter: CancelFilter,
+        /// Do not ask for confirmation.
+        #[arg(long, short)]
+        yes: bool,
+    },
+    /// Submit a build again, with the same settings, and follow it. Exits with the new build's exit code.
+    Rerun {
+        /// The number of the build to repeat.
         build: String,
+        /// Run the new build on this worker. Default: wherever the old build could run.
+        #[arg(long, value_name = "WORKER")]
+        on: Option<String>,
+        #[command(flatten)]
+        following: Following,
+    },
+    /// Wait until builds have ended. Exits with the exit code of the first of them that did not succeed.
+    Wait {
+        /// The builds' numbers.
+        #[arg(value_name = "BUILD", required = true)]
+        builds: Vec<String>,
+        /// Print the builds as one array of JSON objects.
+        #[arg(long)]
+        json: bool,
     },
     /// Explain in one sentence why a build has not started, what it is doing, or how it ended.
     Why {
@@ -221,7 +247,7 @@ pub(super) struct Worker {
 #[derive(Args, Debug)]
 pub(super) struct Filter {
     /// Only builds in this state.
-    #[arg(long, value_name = "STATE", value_parser = PossibleValuesParser::new(BuildState::ALL.map(BuildState::as_str)).map(state))]
+    #[arg(long, value_name = "STATE", conflicts_with = "outcome", value_parser = PossibleValuesParser::new(BuildState::ALL.map(BuildState::as_str)).map(state))]
     pub(super) state: Option<BuildState>,
     /// Only builds whose last attempt was assigned to this worker.
     #[arg(long, value_name = "NAME")]
@@ -229,12 +255,84 @@ pub(super) struct Filter {
     /// Only builds that require this property of their worker; can be given several times.
     #[arg(long = "where", value_name = "KEY=VALUE", value_parser = pair)]
     pub(super) properties: Vec<(String, String)>,
-    /// Only builds with exactly this name.
-    #[arg(long, value_name = "TEXT")]
+    /// Only builds with this name. `*` stands for any text, `?` for one character.
+    #[arg(long, value_name = "GLOB")]
     pub(super) name: Option<String>,
+    /// Only builds that have ended like this.
+    #[arg(long, value_name = "OUTCOME", value_parser = PossibleValuesParser::new(words(true)).map(state))]
+    pub(super) outcome: Option<BuildState>,
+    /// Only builds that were accepted at this time or later: an age (90m, 1d12h), or a time in UTC (2026-11-23,
+    /// 2026-11-23T12:00:00Z).
+    #[arg(long, value_name = "WHEN", value_parser = When::parse)]
+    pub(super) since: Option<When>,
+    /// Only builds that were accepted before this time.
+    #[arg(long, value_name = "WHEN", value_parser = When::parse)]
+    pub(super) until: Option<When>,
     /// Only builds that are older than this one.
     #[arg(long, value_name = "BUILD")]
     pub(super) before: Option<u64>,
+}
+
+/// Which builds to cancel: those that meet all of these conditions.
+#[derive(Args, Debug)]
+pub(super) struct CancelFilter {
+    /// All builds in this state.
+    #[arg(long, value_name = "STATE", conflicts_with = "builds", value_parser = PossibleValuesParser::new(words(false)).map(state))]
+    pub(super) state: Option<BuildState>,
+    /// All builds whose last attempt was assigned to this worker.
+    #[arg(long, value_name = "NAME", conflicts_with = "builds")]
+    pub(super) worker: Option<WorkerName>,
+    /// All builds that require this property of their worker; can be given several times.
+    #[arg(long = "where", value_name = "KEY=VALUE", conflicts_with = "builds", value_parser = pair)]
+    pub(super) properties: Vec<(String, String)>,
+    /// All builds with this name. `*` stands for any text, `?` for one character.
+    #[arg(long, value_name = "GLOB", conflicts_with = "builds")]
+    pub(super) name: Option<String>,
+}
+
+/// How a build is followed.
+#[derive(Args, Debug, Clone, Copy)]
+pub(super) struct Following {
+    /// Do not follow: print the build's number and exit.
+    #[arg(long)]
+    pub(super) detach: bool,
+    /// Print the build as one JSON object instead of its log: when it has ended, or at once with --detach.
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+/// The names of the states that are final, or of those that are not.
+fn words(are_final: bool) -> Vec<&'static str> {
+    BuildState::ALL.into_iter().filter(|state| state.is_final() == are_final).map(BuildState::as_str).collect()
+}
+
+/// A moment, as people write it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum When {
+    /// So long ago.
+    Ago(Duration),
+    /// At this time.
+    At(Timestamp),
+}
+
+impl When {
+    fn parse(text: &str) -> Result<Self, String> {
+        // A number alone would be seconds elsewhere, and is as likely meant as a year.
+        let age = || text.contains(|c: char| c.is_ascii_alphabetic()).then(|| duration::parse(text).ok()).flatten();
+        let day = || api::Time::parse(&format!("{text}T00:00:00Z"));
+        let time = api::Time::parse(text).or_else(|_| day()).map(|time| Self::At(time.0));
+        time.or_else(|_| age().map(Self::Ago).ok_or(())).map_err(|()| {
+            "expected an age (90m, 1d12h), or a time in UTC (2026-11-23, 2026-11-23T12:00:00Z)".to_owned()
+        })
+    }
+
+    /// The moment itself.
+    pub(super) fn at(self, now: Timestamp) -> Timestamp {
+        match self {
+            Self::Ago(age) => now - age,
+            Self::At(at) => at,
+        }
+    }
 }
 
 /// What to build. Options override the file.
@@ -267,12 +365,8 @@ pub(super) struct BuildArgs {
     /// Never delete the build and its logs, whatever `[retention]` of the master says.
     #[arg(long)]
     pub(super) keep: bool,
-    /// Do not follow: print the build's number and exit.
-    #[arg(long)]
-    pub(super) detach: bool,
-    /// Print the build as one JSON object instead of its log: when it has ended, or at once with --detach.
-    #[arg(long)]
-    pub(super) json: bool,
+    #[command(flatten)]
+    pub(super) following: Following,
     /// The command to run, as the build's only step.
     #[arg(last = true, value_name = "COMMAND")]
     pub(super) command: Vec<String>,

@@ -1,6 +1,6 @@
 //! Lists of builds, workers and hosts, and operations on workers.
 
-use super::args::Filter;
+use super::args::{Filter, When};
 use super::client::Client;
 use super::error::CliError;
 use super::output::{Table, ago, between, listing, or_dash, plain, say};
@@ -23,7 +23,7 @@ pub(super) async fn builds(
     while rows.len() < limit {
         let wanted = (limit - rows.len()).min(PAGE);
         let last = rows.last().map(|last| last.id.0.0).or(filter.before);
-        let page: Vec<api::Build> = client.get(&format!("/api/builds?{}", query(filter, wanted, last))).await?;
+        let page: Vec<api::Build> = client.get(&format!("/api/builds?{}", query(filter, wanted, last, now))).await?;
         let whole = page.len() >= wanted;
         rows.extend(page);
         if !whole {
@@ -46,13 +46,16 @@ pub(super) async fn builds(
 }
 
 /// The query for builds that are older than `before`.
-fn query(filter: &Filter, limit: usize, before: Option<u64>) -> String {
+fn query(filter: &Filter, limit: usize, before: Option<u64>, now: Timestamp) -> String {
     let mut query = form_urlencoded::Serializer::new(String::new());
     query.append_pair("limit", &limit.to_string());
     let mut add = |key, value: Option<&str>| {
         query.extend_pairs(value.map(|value| (key, value)));
     };
-    add("state", filter.state.map(|state| state.as_str()));
+    let time = |when: Option<When>| when.map(|when| api::Time(when.at(now)).to_string());
+    add("since", time(filter.since).as_deref());
+    add("until", time(filter.until).as_deref());
+    add("state", filter.state.or(filter.outcome).map(|state| state.as_str()));
     add("worker", filter.worker.as_ref().map(|worker| worker.as_str()));
     add("name", filter.name.as_deref());
     add("before", before.map(|before| before.to_string()).as_deref());

@@ -30,7 +30,7 @@ pub(super) async fn log(
     let mut progress = ProgressReporter::new();
     let mut follower = Follower::new(client, id, &mut progress, true);
     follower.announces = false;
-    let mut build: BuildInFull = client.get(&path(id)).await?;
+    let mut build = if follow { follower.look().await? } else { client.get(&path(id)).await? };
     if follow && attempt.is_none() && build.tries.is_empty() {
         build = follower.until_attempt(1).await?;
     }
@@ -102,6 +102,12 @@ impl<'a> Follower<'a> {
             self.progress.say(&format!("attempt {attempt} is lost: {reason}; the build will be retried"));
             attempt += 1;
         }
+    }
+
+    /// Waits until the build has ended. Returns the exit code and the build.
+    pub(super) async fn end(&mut self) -> Result<(Exit, BuildInFull), CliError> {
+        let build = self.until(|build| build.build.state.is_final()).await?;
+        Ok(self.outcome(build))
     }
 
     async fn steps(&mut self, attempt: u32, build: &BuildInFull) -> Result<(), CliError> {

@@ -3,6 +3,7 @@
 
 mod args;
 mod audit;
+mod cancel;
 mod client;
 mod error;
 mod exit;
@@ -16,6 +17,7 @@ mod show;
 mod submit;
 mod terminate;
 mod token;
+mod wait;
 mod watch;
 
 use crate::api;
@@ -89,10 +91,16 @@ async fn remote(client: &Client, command: &Command, now: Timestamp) -> Result<Ex
         Command::Log { build, step, attempt, follow } => {
             follow::log(client, number(build)?, *step, *attempt, *follow).await?;
         }
-        Command::Cancel { build } => {
-            let id = number(build)?;
-            let cancelled: api::AcceptedBuild = client.post(&format!("/api/builds/{id}/cancel")).await?;
-            output::say(&format!("build {} is being cancelled", cancelled.id));
+        Command::Cancel { builds, filter, yes } => {
+            let builds = builds.iter().map(|build| number(build)).collect::<Result<Vec<_>, _>>()?;
+            return cancel::run(client, &builds, filter, *yes).await;
+        }
+        Command::Rerun { build, on, following } => {
+            return submit::rerun(client, number(build)?, on.clone(), *following).await;
+        }
+        Command::Wait { builds, json } => {
+            let builds = builds.iter().map(|build| number(build)).collect::<Result<Vec<_>, _>>()?;
+            return wait::run(client, &builds, *json).await;
         }
         Command::Why { build } => {
             let why: api::Why = client.get(&format!("/api/builds/{}/why", number(build)?)).await?;

@@ -42,7 +42,10 @@ pub(super) fn listing<T: Serialize>(
         say(none);
         return Ok(());
     }
-    bytes(table(rows).to_string().as_bytes())
+    // In a pipe, each line stays whole, whatever its length.
+    let stdout = console::Term::stdout();
+    let width = stdout.size_checked().filter(|_| stdout.is_term()).map(|(_, columns)| usize::from(columns));
+    bytes(table(rows).render(width, console::colors_enabled()).as_bytes())
 }
 
 /// Columns that are as wide as their widest cell.
@@ -58,19 +61,76 @@ impl Table {
     }
 }
 
-impl std::fmt::Display for Table {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+/// Between two columns.
+const GAP: &str = "  ";
+/// No column is made narrower than this to fit a terminal.
+const NARROW: usize = 6;
+
+impl Table {
+    /// The table as text. If it is wider than `terminal`, the widest columns are cut. With `colours`, states have colours.
+    fn render(&self, terminal: Option<usize>, colours: bool) -> String {
+        let mut widths = self.widths();
+        let gaps = GAP.len() * widths.len().saturating_sub(1);
+        while terminal.is_some_and(|terminal| widths.iter().sum::<usize>() + gaps > terminal)
+            && let Some(widest) = widths.iter_mut().max().filter(|width| **width > NARROW)
+        {
+            *widest -= 1;
+        }
+        let state = self.head.iter().position(|title| *title == "STATE");
+        let head = self.head.iter().map(|cell| (*cell).to_owned()).collect();
+        let mut text = String::new();
+        for (number, row) in std::iter::once(&head).chain(&self.rows).enumerate() {
+            let mut line = String::new();
+            // Blanks at the end of a line would be in the way of whoever copies it.
+            let used = row.iter().rposition(|cell| !cell.is_empty()).map_or(0, |last| last + 1);
+            for (column, (cell, width)) in row.iter().zip(&widths).enumerate().take(used) {
+                let cell = cut(cell, *width);
+                let padding = if column + 1 == used { 0 } else { width.saturating_sub(cell.chars().count()) };
+                let style = colour(&cell).filter(|_| colours && number > 0 && state == Some(column));
+                let cell = style.map_or(cell.clone(), |style| style.force_styling(true).apply_to(&cell).to_string());
+                line.push_str(if column == 0 { "" } else { GAP });
+                line.push_str(&cell);
+                line.extend(std::iter::repeat_n(' ', padding));
+            }
+            text.push_str(line.trim_end_matches(' '));
+            text.push('\n');
+        }
+        text
+    }
+
+    fn widths(&self) -> Vec<usize> {
         let width = |column: usize| {
             let cells = self.rows.iter().map(|row| row[column].chars().count());
             cells.chain([self.head[column].len()]).max().unwrap_or(0)
         };
-        let widths: Vec<_> = (0..self.head.len()).map(width).collect();
-        let head = self.head.iter().map(|cell| (*cell).to_owned()).collect();
-        for row in std::iter::once(&head).chain(&self.rows) {
-            let cells: Vec<_> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
-            writeln!(f, "{}", cells.join("  ").trim_end())?;
-        }
-        Ok(())
+        (0..self.head.len()).map(width).collect()
+    }
+}
+
+impl std::fmt::Display for Table {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.render(None, false))
+    }
+}
+
+/// A cell that is no wider than this.
+fn cut(cell: &str, width: usize) -> String {
+    if cell.chars().count() <= width {
+        return cell.to_owned();
+    }
+    cell.chars().take(width.saturating_sub(1)).chain(['…']).collect()
+}
+
+/// The colour of a state of a build, worker, host or place.
+fn colour(state: &str) -> Option<console::Style> {
+    let style = console::Style::new();
+    match state {
+        "success" | "idle" | "ready" | "healthy" => Some(style.green()),
+        "failure" | "lost" | "missing" => Some(style.red()),
+        "running" | "busy" => Some(style.cyan()),
+        "starting" | "booting" | "resuming" | "draining" | "backoff" | "pausing" | "paused" => Some(style.yellow()),
+        "cancelled" | "asleep" | "offline" | "suspended" => Some(style.dim()),
+        _ => None,
     }
 }
 
@@ -103,6 +163,20 @@ mod tests {
         let rows = [["1", "a name\nof two lines"], ["200", "-"]].map(|row| row.map(str::to_owned));
         let table = Table::new(["ID", "NAME"], rows.into_iter());
         assert_eq!(table.to_string(), "ID   NAME\n1    a name of two lines\n200  -\n");
+    }
+
+    #[test]
+    fn a_table_fits_the_terminal_and_only_states_have_colours() {
+        let rows = [["1", "a long name of a build", "success"], ["2", "b", "queued"]].map(|row| row.map(str::to_owned));
+        let table = Table::new(["ID", "NAME", "STATE"], rows.into_iter());
+        let line = |width| table.render(Some(width), false).lines().nth(1).map(str::to_owned).unwrap_or_default();
+        assert_eq!(line(35), "1   a long name of a build  success");
+        assert_eq!(line(25), "1   a long name…  success");
+        // As narrow as it gets.
+        assert_eq!(line(5), "1   a lon…  succe…");
+        let coloured = table.render(None, true);
+        assert!(coloured.contains("\u{1b}[32msuccess\u{1b}[0m"), "{coloured:?}");
+        assert_eq!(coloured.matches('\u{1b}').count(), 2, "{coloured:?}");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! `rouse build`: makes a submission from file and options, submits it, and follows the build.
 
-use super::args::BuildArgs;
+use super::args::{BuildArgs, Following};
 use super::client::Client;
 use super::error::CliError;
 use super::exit::Exit;
@@ -14,6 +14,22 @@ use crate::submission;
 pub(super) async fn build(client: &Client, args: &BuildArgs) -> Result<Exit, CliError> {
     let build = put_together(args)?;
     let api::AcceptedBuild { id } = client.post_json("/api/builds", &build).await?;
+    follow(client, id, args.following).await
+}
+
+/// Submits a build again, and follows it unless detached. Returns the exit code.
+pub(super) async fn rerun(
+    client: &Client,
+    build: u64,
+    worker: Option<String>,
+    following: Following,
+) -> Result<Exit, CliError> {
+    let request = api::RerunRequest { worker };
+    let api::AcceptedBuild { id } = client.post_json(&format!("/api/builds/{build}/rerun"), &request).await?;
+    follow(client, id, following).await
+}
+
+async fn follow(client: &Client, id: api::Id, args: Following) -> Result<Exit, CliError> {
     if args.detach {
         if args.json {
             output::json(&client.get::<api::BuildInFull>(&format!("/api/builds/{id}")).await?)?;

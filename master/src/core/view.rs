@@ -27,12 +27,16 @@ pub struct BuildFilter {
     pub state: Option<BuildState>,
     /// Only those whose last attempt was assigned to this worker.
     pub worker: Option<WorkerName>,
-    /// Only those with exactly this name, which is not empty.
+    /// Only those with this name, which is not empty. `*` stands for any text, and `?` for one character.
     pub name: Option<String>,
     /// Only those that require all of these properties.
     pub properties: Vec<(String, String)>,
     /// Only those that are older than this one.
     pub before: Option<BuildId>,
+    /// Only those that were accepted at this time or later.
+    pub since: Option<Timestamp>,
+    /// Only those that were accepted before this time.
+    pub until: Option<Timestamp>,
     /// Maximum number.
     pub limit: usize,
 }
@@ -48,9 +52,31 @@ impl BuildFilter {
         self.before.is_none_or(|before| build.id < before)
             && self.state.is_none_or(|wanted| wanted == state)
             && self.worker.as_ref().is_none_or(|wanted| worker() == Some(wanted))
-            && self.name.as_ref().is_none_or(|wanted| *wanted == build.spec.name)
+            && self.since.is_none_or(|since| build.status.created >= since)
+            && self.until.is_none_or(|until| build.status.created < until)
+            && self.name.as_ref().is_none_or(|pattern| fits(pattern, &build.spec.name))
             && self.properties.iter().all(requires)
     }
+}
+
+/// Whether a name fits a pattern, in which `*` stands for any text, and `?` for one character.
+fn fits(pattern: &str, name: &str) -> bool {
+    let name: Vec<char> = name.chars().collect();
+    // Whether the pattern so far fits the first so many characters of the name.
+    let mut fits = vec![false; name.len() + 1];
+    fits[0] = true;
+    for wanted in pattern.chars() {
+        if wanted == '*' {
+            let first = fits.iter().position(|fits| *fits).unwrap_or(fits.len());
+            fits[first..].fill(true);
+        } else {
+            for at in (1..fits.len()).rev() {
+                fits[at] = fits[at - 1] && (wanted == '?' || wanted == name[at - 1]);
+            }
+            fits[0] = false;
+        }
+    }
+    fits.last() == Some(&true)
 }
 
 /// A worker as people see it.
@@ -166,4 +192,37 @@ pub struct Why {
     pub sentence: String,
     /// When the next try is, if there will be one.
     pub next_try: Option<Timestamp>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::fits;
+
+    #[test]
+    fn a_pattern_fits_the_whole_name() {
+        for (pattern, name) in [
+            ("a", "a"),
+            ("*", ""),
+            ("*", "a b"),
+            ("a*", "a"),
+            ("*-arm?", "nightly-arm7"),
+            ("a*b*c", "a-b-b-c"),
+            ("ä?", "äö"),
+            ("[a]", "[a]"),
+        ] {
+            assert!(fits(pattern, name), "{pattern} {name}");
+        }
+        for (pattern, name) in [
+            ("a", "ab"),
+            ("?", ""),
+            ("b*", "ab"),
+            ("*b", "ba"),
+            ("a*b*c", "a-c-b"),
+            ("[ab]", "a"),
+            ("A", "a"),
+            ("a", ""),
+        ] {
+            assert!(!fits(pattern, name), "{pattern} {name}");
+        }
+    }
 }

@@ -114,7 +114,10 @@ impl Store {
     /// # Errors
     /// If a row cannot be read.
     pub fn ended_builds(&self, filter: &BuildFilter) -> Result<Vec<Build>, StoreError> {
-        let mut ids = self.ended_ids(filter)?;
+        let after = filter.since.map(|since| self.first_accepted(since)).transpose()?;
+        let until = filter.until.map(|until| self.first_accepted(until)).transpose()?;
+        let before = [filter.before, until].into_iter().flatten().min();
+        let mut ids = self.ended_ids(filter, after.unwrap_or(BuildId(0)), before)?;
         // Each of several queries has found the newest of its state.
         ids.sort_unstable_by(|a, b| b.cmp(a));
         ids.truncate(filter.limit);
@@ -128,15 +131,44 @@ impl Store {
         format!("{column} IN ({})", self.engine.dialect().listed())
     }
 
-    fn ended_ids(&self, filter: &BuildFilter) -> Result<Vec<BuildId>, StoreError> {
+    /// The first build that was accepted at this time or later, or a number that no build has yet. Numbers grow with time,
+    /// so a few builds are read, however many there are.
+    fn first_accepted(&self, time: Timestamp) -> Result<BuildId, StoreError> {
+        let next = format!("{} ORDER BY builds.id LIMIT 1", builds_where("builds.id >= ?1"));
+        let newest = self.rows("SELECT COALESCE(MAX(id), 0) FROM builds", &[], id)?.pop();
+        let (mut low, mut high) = (0, newest.map_or(0, |newest| newest.0) + 1);
+        while low < high {
+            let middle = low + (high - low) / 2;
+            match self.rows(&next, &[sql_id(BuildId(middle)).into()], build)?.pop() {
+                Some(build) if build.status.created < time => low = build.id.0 + 1,
+                Some(_) | None => high = middle,
+            }
+        }
+        Ok(BuildId(low))
+    }
+
+    fn ended_ids(
+        &self,
+        filter: &BuildFilter,
+        from: BuildId,
+        before: Option<BuildId>,
+    ) -> Result<Vec<BuildId>, StoreError> {
         let dialect = self.engine.dialect();
         let mut properties = filter.properties.iter().map(|(name, value)| key(format!("{name}={value}")));
         let mut worker = filter.worker.as_ref().map(|worker| worker.as_str().into());
-        let before = filter.before.map_or(i64::MAX, sql_id);
+        let before = before.map_or(i64::MAX, sql_id);
+        let mut pattern = None;
+        let exact = filter.name.as_ref().filter(|name| {
+            let is_pattern = name.contains(['*', '?']);
+            // Builds without a name fit this too.
+            let fits_all = name.chars().all(|c| c == '*');
+            pattern = (is_pattern && !fits_all).then(|| dialect.pattern(name));
+            !is_pattern
+        });
         let limit = i64::try_from(filter.limit).unwrap_or(i64::MAX);
-        let mut with: Vec<Value> = vec![before.into(), limit.into()];
+        let mut with: Vec<Value> = vec![before.into(), limit.into(), sql_id(from).into()];
         // The column whose index is read: the one that likely fits the fewest builds.
-        let (from, column, first) = if let Some(name) = &filter.name {
+        let (table, column, first) = if let Some(name) = exact {
             (format!("ended AS e{}", dialect.index("ended_name")), "name", Some(key(name)))
         } else if let Some(property) = properties.next() {
             ("ended_where AS e".to_owned(), "property", Some(property))
@@ -147,7 +179,7 @@ impl Store {
         } else {
             ("ended AS e".to_owned(), "", None)
         };
-        let mut sql = format!("SELECT e.id FROM {from} WHERE e.id < ?1");
+        let mut sql = format!("SELECT e.id FROM {table} WHERE e.id < ?1 AND e.id >= ?3");
         let indexed = first.is_some();
         if let Some(first) = first {
             with.push(first);
@@ -159,6 +191,11 @@ impl Store {
                 " AND EXISTS (SELECT 1 FROM ended WHERE ended.id = e.id AND ended.worker = ?{})",
                 with.len()
             ));
+        }
+        if let Some(pattern) = pattern {
+            with.push(pattern.into());
+            let like = dialect.like(with.len());
+            sql.push_str(&format!(" AND EXISTS (SELECT 1 FROM ended WHERE ended.id = e.id AND ended.name {like})"));
         }
         for property in properties {
             with.push(property);

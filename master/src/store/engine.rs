@@ -135,6 +135,26 @@ impl Dialect {
         }
     }
 
+    /// The condition that a text fits the pattern of [`Dialect::pattern`] that is bound to the placeholder of this number.
+    pub(super) fn like(self, number: usize) -> String {
+        match self {
+            Self::Sqlite => format!("GLOB ?{number}"),
+            #[cfg(feature = "postgres")]
+            Self::Postgres => format!("LIKE CAST(?{number} AS TEXT) ESCAPE '!'"),
+        }
+    }
+
+    /// A pattern with `*` and `?`, as the database writes it.
+    pub(super) fn pattern(self, glob: &str) -> String {
+        match self {
+            Self::Sqlite => glob.replace('[', "[[]"),
+            #[cfg(feature = "postgres")]
+            Self::Postgres => {
+                glob.replace('!', "!!").replace('%', "!%").replace('_', "!_").replace('*', "%").replace('?', "_")
+            }
+        }
+    }
+
     /// The numbers in the JSON list that is bound to `?1`, one a row.
     pub(super) fn listed(self) -> &'static str {
         match self {

@@ -3,7 +3,7 @@
 use super::error::{ApiError, Body, NoParams, Params, Segments};
 use super::{App, BuildFilter, DEFAULT_LIST, MAX_LIST, NoBuild, Query, views};
 use crate::api;
-use crate::core::build::BuildState;
+use crate::core::build::{BuildSpec, BuildState, Requirement};
 use crate::core::event::{Command, Reply};
 use crate::core::view::BuildView;
 use crate::submission;
@@ -30,7 +30,11 @@ pub(super) async fn submit_build(
 ) -> Result<(StatusCode, Json<api::AcceptedBuild>), ApiError> {
     let spec = submission::from_json(&body)
         .map_err(|submission::Invalid { field, reason }| ApiError::Invalid { field: Some(field), reason })?;
-    match app.command(Command::Submit { spec: Arc::new(spec), message_id: None }).await? {
+    submit(&app, Arc::new(spec)).await
+}
+
+async fn submit(app: &App, spec: Arc<BuildSpec>) -> Result<(StatusCode, Json<api::AcceptedBuild>), ApiError> {
+    match app.command(Command::Submit { spec, message_id: None }).await? {
         Reply::Accepted(id) => Ok((StatusCode::CREATED, Json(api::AcceptedBuild { id: api::Id(id) }))),
         Reply::Unavailable(reason) => Err(ApiError::NoSpace(reason)),
         Reply::Refused { field, reason } => Err(ApiError::Invalid { field, reason }),
@@ -52,7 +56,7 @@ pub(super) struct ListParams {
     /// Only builds whose last attempt was assigned to this worker.
     #[param(pattern = "^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
     worker: Option<String>,
-    /// Only builds with exactly this name.
+    /// Only builds with this name. `*` stands for any text, and `?` for one character.
     #[param(min_length = 1)]
     name: Option<String>,
     /// Only builds that require this property of their worker, such as `os=linux`; can be given several times.
@@ -64,6 +68,12 @@ pub(super) struct ListParams {
     /// Only builds that are older than this one.
     #[param(pattern = "^[0-9]{1,18}$")]
     before: Option<String>,
+    /// Only builds that were accepted at this time or later.
+    #[param(value_type = Option<api::Time>, required = false)]
+    since: Option<String>,
+    /// Only builds that were accepted before this time.
+    #[param(value_type = Option<api::Time>, required = false)]
+    until: Option<String>,
 }
 
 /// By hand, because only `where` may be repeated.
@@ -79,12 +89,14 @@ impl TryFrom<Vec<(String, String)>> for ListParams {
                 "name" => &mut params.name,
                 "limit" => &mut params.limit,
                 "before" => &mut params.before,
+                "since" => &mut params.since,
+                "until" => &mut params.until,
                 "where" => {
                     params.r#where.push(value);
                     continue;
                 }
                 _ => {
-                    let known = "state, worker, name, where, limit, before";
+                    let known = "state, worker, name, where, limit, before, since, until";
                     return Err(format!("unknown parameter {key:?}; known here are {known}"));
                 }
             };
@@ -141,7 +153,14 @@ impl ListParams {
             Some(Ok(limit)) => return Err(ApiError::field("limit", format!("must be 1 to {MAX_LIST}, not {limit}"))),
             Some(Err(text)) => return Err(ApiError::field("limit", format!("must be 1 to {MAX_LIST}, not {text:?}"))),
         };
+        let time = |field, text: String| {
+            api::Time::parse(&text).map(|time| time.0).map_err(|error| {
+                ApiError::field(field, format!("{text:?} is not a time such as 2026-11-23T12:00:00Z: {error}"))
+            })
+        };
         Ok(BuildFilter {
+            since: self.since.map(|text| time("since", text)).transpose()?,
+            until: self.until.map(|text| time("until", text)).transpose()?,
             state: state.transpose()?,
             worker: worker.transpose()?,
             name: self.name,
@@ -196,6 +215,39 @@ pub(super) async fn explain_build(
     let found = app.query(|reply| Query::Why { id: number, reply }).await?;
     let why = found.map_err(|why| ApiError::no_build(&id, why))?;
     Ok(Json(views::why(number, why)))
+}
+
+/// Submit a build again.
+///
+/// The new build has the steps, the environment and all other settings of the old one, which may have ended or not. With
+/// `worker` in the body, it runs on that worker instead of where the old one could run.
+#[utoipa::path(
+    post, path = "/api/builds/{id}/rerun", params(("id" = api::Id, Path, description = "The build's number.")),
+    request_body = api::RerunRequest,
+    responses(
+        (status = 201, description = "The new build is accepted and saved.", body = api::AcceptedBuild),
+        (status = 404, description = "There is no such build.", body = api::Error),
+        (status = 413, description = "The body is too large.", body = api::Error),
+    ),
+)]
+pub(super) async fn rerun_build(
+    State(app): State<Arc<App>>,
+    Segments(id): Segments<String>,
+    _: Params<NoParams>,
+    Body(body): Body,
+) -> Result<(StatusCode, Json<api::AcceptedBuild>), ApiError> {
+    let request: api::RerunRequest = if body.is_empty() {
+        api::RerunRequest::default()
+    } else {
+        serde_json::from_slice(&body)
+            .map_err(|error| ApiError::Invalid { field: None, reason: format!("the body is invalid: {error}") })?
+    };
+    let mut spec = find(&app, &id).await?.build.spec;
+    if let Some(worker) = request.worker {
+        let worker = worker.parse().map_err(|error| ApiError::field("worker", format!("{worker:?}: {error}")))?;
+        Arc::make_mut(&mut spec).requirement = Requirement::Worker(worker);
+    }
+    submit(&app, spec).await
 }
 
 /// Cancel a build.

@@ -20,6 +20,7 @@ pub(super) fn documented() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(builds::explain_build))
         .routes(routes!(log::read_log))
         .routes(routes!(builds::cancel_build))
+        .routes(routes!(builds::rerun_build))
         .routes(routes!(fleet::list_workers))
         .routes(routes!(fleet::operate_worker))
         .routes(routes!(fleet::list_hosts))

@@ -404,3 +404,117 @@ async fn secrets_are_replaced() {
     command.env("ROUSE_TOKEN", token.trim()).args(["pause", "w1"]);
     assert_eq!(result_of(end(command.spawn().unwrap()).await).0, 0);
 }
+
+#[tokio::test]
+async fn a_build_is_repeated_with_everything_that_it_had() {
+    let fake = Fake::start().await;
+    fake.add_fleet();
+    let first = ["build", "--detach", "--name", "x", "--env", "A=secret", "--where", "os=linux", "--", "make"];
+    assert_eq!(run(&fake, &first).await.0, 0);
+    let (code, out, err) = run(&fake, &["rerun", "1", "--detach"]).await;
+    assert_eq!((code, out.as_str(), err.as_str()), (0, "2\n", ""));
+    let (code, out, _) = run(&fake, &["rerun", "1", "--detach", "--json", "--on", "w1"]).await;
+    let build: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!((code, &build["id"], &build["wanted_worker"]), (0, &json!("3"), &json!("w1")));
+    {
+        let world = fake.world.lock().unwrap();
+        let spec = |id| world.builds[&rouse_shared::BuildId(id)].build.spec.clone();
+        assert_eq!(spec(1), spec(2));
+        assert_eq!((spec(1).env.clone(), spec(1).steps.clone()), (spec(3).env.clone(), spec(3).steps.clone()));
+    }
+    for (args, word) in [
+        (["rerun", "9", "--detach"].as_slice(), "there is no build 9"),
+        (&["rerun", "1", "--detach", "--on", "nobody"], "worker: there is no such worker"),
+        (&["rerun", "1", "--on", "A b"], "worker"),
+    ] {
+        let (code, out, err) = run(&fake, args).await;
+        assert_eq!((code, out.as_str()), (4, ""), "{args:?}: {err}");
+        assert!(err.contains(word), "{args:?}: {err}");
+    }
+}
+
+#[tokio::test]
+async fn builds_are_cancelled_by_what_they_are_but_all_of_them_only_after_a_question() {
+    let fake = Fake::start().await;
+    for name in ["nightly arm", "nightly x86", "release"] {
+        assert_eq!(run(&fake, &["build", "--detach", "--name", name, "--", "make"]).await.0, 0);
+    }
+    let live = || {
+        let world = fake.world.lock().unwrap();
+        world.builds.values().filter(|view| !view.state.is_final()).map(|view| view.build.id.0).collect::<Vec<_>>()
+    };
+    for all in [&["cancel", "--state", "queued"][..], &["cancel", "--name", "*"], &["cancel", "--name", "?**"]] {
+        let (code, _, err) = run(&fake, all).await;
+        assert_eq!(code, 2, "{err}");
+        assert!(err.contains("3 builds") && err.contains("use --yes"), "{err}");
+    }
+    assert_eq!(live(), [1, 2, 3]);
+    let (code, _, err) = run(&fake, &["cancel", "--state", "queued", "--name", "nightly*"]).await;
+    assert_eq!((code, err.as_str()), (0, "rouse: build 1 is being cancelled\nrouse: build 2 is being cancelled\n"));
+    assert_eq!(live(), [3]);
+    let (code, _, err) = run(&fake, &["cancel", "--name", "nightly*"]).await;
+    assert_eq!((code, err.as_str()), (0, "rouse: there are no such builds\n"));
+    let (code, _, err) = run(&fake, &["cancel", "1", "3"]).await;
+    assert_eq!(code, 4, "{err}");
+    assert_eq!(live(), [0_u64; 0], "one that has ended does not keep the others: {err}");
+    for wrong in [&["cancel"][..], &["cancel", "1", "--name", "x"], &["cancel", "--state", "success"]] {
+        assert_eq!(run(&fake, wrong).await.0, 2, "{wrong:?}");
+    }
+}
+
+#[tokio::test]
+async fn waiting_ends_with_the_code_of_the_first_build_that_did_not_succeed() {
+    let fake = Fake::start().await;
+    for id in 1..=3 {
+        fake.add(id, &["compile"]);
+        fake.begin(id);
+    }
+    let waiting = rouse(&fake).args(["wait", "1", "2", "3", "--json"]).spawn().unwrap();
+    fake.end_attempt(3, Outcome::Failure("no".to_owned()), Some(BuildEnd::Failure("no".to_owned())));
+    fake.end_attempt(2, Outcome::Lost("gone".to_owned()), Some(BuildEnd::Lost("gone".to_owned())));
+    fake.end_attempt(1, Outcome::Success, Some(BuildEnd::Success));
+    let (code, out, err) = result_of(end(waiting).await);
+    assert_eq!(code, 5, "{err}");
+    let builds: Value = serde_json::from_str(&out).unwrap();
+    let states: Vec<_> = builds.as_array().unwrap().iter().map(|build| build["state"].as_str().unwrap()).collect();
+    assert_eq!(states, ["success", "lost", "failure"]);
+    assert!(err.contains("build 2: lost: gone\n"), "{err}");
+    assert_eq!(run(&fake, &["wait", "1"]).await.0, 0);
+    assert_eq!(run(&fake, &["wait", "1", "9"]).await.0, 4);
+    assert_eq!(run(&fake, &["wait"]).await.0, 2);
+}
+
+#[tokio::test]
+async fn builds_are_selected_by_time_name_and_outcome() {
+    let fake = Fake::start().await;
+    for id in 1..=3 {
+        fake.add(id, &["compile"]);
+    }
+    fake.begin(2);
+    fake.end_attempt(2, Outcome::Success, Some(BuildEnd::Success));
+    let ids = async |args: &[&str]| {
+        let args = [&["builds", "--json"], args].concat();
+        let (code, out, err) = run(&fake, &args).await;
+        assert_eq!(code, 0, "{args:?}: {err}");
+        let builds: Value = serde_json::from_str(&out).unwrap();
+        builds.as_array().unwrap().iter().map(|b| b["id"].as_str().unwrap().to_owned()).collect::<Vec<_>>().concat()
+    };
+    // All were accepted at noon.
+    assert_eq!(ids(&["--since", "2026-11-23T12:00:00Z"]).await, "321");
+    assert_eq!(ids(&["--since", "2026-11-23"]).await, "321");
+    assert_eq!(ids(&["--since", "100w"]).await, "321");
+    assert_eq!(ids(&["--since", "2026-11-23T12:00:00.001Z"]).await, "");
+    assert_eq!(ids(&["--until", "2026-11-23T12:00:00Z"]).await, "");
+    assert_eq!(ids(&["--until", "2026-11-24"]).await, "321");
+    assert_eq!(ids(&["--outcome", "success"]).await, "2");
+    assert_eq!(ids(&["--name", "unit*"]).await, "321");
+    assert_eq!(ids(&["--name", "unit"]).await, "");
+    for wrong in [
+        &["builds", "--since", "yesterday"][..],
+        &["builds", "--since", "2026"],
+        &["builds", "--outcome", "queued"],
+        &["builds", "--outcome", "lost", "--state", "lost"],
+    ] {
+        assert_eq!(run(&fake, wrong).await.0, 2, "{wrong:?}");
+    }
+}

@@ -353,7 +353,7 @@ async fn every_body_is_an_object() {
             }
         }
     }
-    assert_eq!(tried, 2, "submissions and audits have bodies");
+    assert_eq!(tried, 3, "submissions, repetitions and audits have bodies");
     let step = r#"{"step": [["compile", ["make"]]]}"#;
     let (status, answer) = send(&fake, Method::POST, "/api/builds", Some(TOKEN), step).await;
     assert_eq!((status, &answer["field"]), (StatusCode::BAD_REQUEST, &json!("step[0]")), "{answer}");

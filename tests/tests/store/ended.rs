@@ -70,7 +70,8 @@ fn status(worker: Option<&str>, end: BuildEnd, finished: u64) -> BuildStatus {
         excused: false,
         unenforced: None,
     };
-    let mut status = BuildStatus::new(Timestamp(1));
+    // The tests end the builds of which they select by time so many seconds after 0 as they have accepted them milliseconds.
+    let mut status = BuildStatus::new(Timestamp(finished / 1_000));
     status.attempts.extend(worker.map(attempt));
     status.finished = Some(Timestamp(finished));
     status.end = Some(end);
@@ -79,7 +80,7 @@ fn status(worker: Option<&str>, end: BuildEnd, finished: u64) -> BuildStatus {
 
 fn new_build(id: u64, spec: Arc<BuildSpec>) -> Record {
     let message_id = Some(format!("m{id}"));
-    Record::NewBuild { id: BuildId(id), spec, message_id, status: BuildStatus::new(Timestamp(1)) }
+    Record::NewBuild { id: BuildId(id), spec, message_id, status: BuildStatus::new(Timestamp(id)) }
 }
 
 fn ended(id: u64, worker: &str, end: BuildEnd, finished: u64) -> Record {
@@ -150,6 +151,19 @@ pub fn each_filter_and_all_of_them_together_find_the_newest(world: &World) {
             &[6, 4],
         ),
         (BuildFilter { name: Some("night".to_owned()), ..filter() }, &[]),
+        (BuildFilter { name: Some("n*".to_owned()), ..filter() }, &[8, 6, 4, 2]),
+        (BuildFilter { name: Some("?ight*y".to_owned()), worker: worker("w1"), ..filter() }, &[6, 4]),
+        (BuildFilter { name: Some("[n]*".to_owned()), ..filter() }, &[]),
+        (BuildFilter { name: Some("*_%!*".to_owned()), ..filter() }, &[]),
+        (BuildFilter { name: Some("*".to_owned()), limit: 1, ..filter() }, &[8]),
+        (BuildFilter { name: Some("**".to_owned()), ..filter() }, &[8, 7, 6, 5, 4, 3, 2, 1]),
+        (BuildFilter { since: Some(Timestamp(1)), ..filter() }, &[8, 7, 6, 5, 4, 3, 2, 1]),
+        (BuildFilter { since: Some(Timestamp(5)), ..filter() }, &[8, 7, 6, 5]),
+        (BuildFilter { since: Some(Timestamp(9)), ..filter() }, &[]),
+        (BuildFilter { until: Some(Timestamp(1)), ..filter() }, &[]),
+        (BuildFilter { until: Some(Timestamp(3)), ..filter() }, &[2, 1]),
+        (BuildFilter { since: Some(Timestamp(2)), until: Some(Timestamp(7)), name: nightly(), ..filter() }, &[6, 4, 2]),
+        (BuildFilter { until: Some(Timestamp(7)), before: Some(BuildId(3)), ..filter() }, &[2, 1]),
     ] {
         assert_eq!(ledger.list(filter.clone()), expected, "{filter:?}");
         // As the core selects among builds that have not ended.
@@ -284,6 +298,8 @@ pub fn a_million_ended_builds_make_no_listing_slower(world: &World) {
         (
             "lost, a name, a property and a worker: none",
             BuildFilter {
+                since: None,
+                until: None,
                 properties: os(),
                 state: lost,
                 name: Some("job 7".to_owned()),
