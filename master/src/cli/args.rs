@@ -20,6 +20,9 @@ pub struct Cli {
     /// PEM file with the certificate authority of an https:// server. Default: those that this machine trusts.
     #[arg(long, global = true, env = "ROUSE_CA", value_name = "FILE")]
     pub(super) ca: Option<PathBuf>,
+    /// Refused: every user of this machine can read it.
+    #[arg(long, global = true, hide = true, value_name = "TOKEN")]
+    pub(super) token: Option<String>,
     #[command(subcommand)]
     pub(super) command: Command,
 }

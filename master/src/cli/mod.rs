@@ -36,6 +36,11 @@ use std::process::ExitCode;
 const STOP: &str = "there is no command 'stop': `rouse terminate HOST` ends a host now, `rouse drain WORKER` gives a worker \
     no new builds and lets its host go when it is idle";
 
+/// The answer to `--token`.
+const TOKEN_IN_ARGUMENTS: &str = "a token in the arguments can be read by every user of this machine: put it into the variable \
+    ROUSE_TOKEN, or into a file that only you can read, and name that with ROUSE_TOKEN_FILE. Replace this token, because it \
+    may have been read";
+
 /// What the program does without a master's API.
 pub trait Local {
     /// Runs the master.
@@ -54,6 +59,9 @@ pub trait Local {
 
 /// Runs the command. If the usage is wrong, clap has already exited with code 2.
 pub fn run(cli: &Cli, local: &dyn Local) -> ExitCode {
+    if cli.token.is_some() {
+        return CliError::Usage(TOKEN_IN_ARGUMENTS.to_owned()).report().into();
+    }
     match &cli.command {
         Command::Master { config } => local.master(config),
         Command::Check { config, online } => local.check(config, *online),
@@ -156,7 +164,7 @@ fn script_for(shell: clap_complete::Shell) -> Vec<u8> {
     // The generators offer hidden commands too, and clap has no way to take a command away.
     let shown = full.get_subcommands().filter(|command| !command.is_hide_set()).cloned();
     let mut offered = clap::Command::new("rouse").version(env!("CARGO_PKG_VERSION"));
-    offered = offered.args(full.get_arguments().cloned()).subcommands(shown);
+    offered = offered.args(full.get_arguments().filter(|argument| !argument.is_hide_set()).cloned()).subcommands(shown);
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut offered, "rouse", &mut script);
     script

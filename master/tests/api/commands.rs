@@ -111,10 +111,13 @@ async fn every_way_to_fail_has_its_code() {
         (&["stop"], 2, "rouse terminate HOST"),
         (&["stop", "w1", "--now"], 2, "rouse drain WORKER"),
         (&["--server", "nonsense", "workers"], 2, "nonsense"),
+        (&["--token", "hunter2", "workers"], 2, "ROUSE_TOKEN_FILE"),
+        (&["cancel", "1", "--token=hunter2"], 2, "ROUSE_TOKEN_FILE"),
     ] {
         let (code, out, err) = run(&fake, args).await;
         assert_eq!((code, out.as_str()), (expected, ""), "{args:?}: {err}");
         assert!(err.contains(word), "{args:?}: {err}");
+        assert!(!err.contains("hunter2"), "{args:?}: {err}");
     }
     fake.end().await;
     let (code, out, err) = run(&fake, &["builds"]).await;
