@@ -20,7 +20,7 @@ BASHDIR = $(DESTDIR)$(PREFIX)/share/bash-completion/completions
 ZSHDIR = $(DESTDIR)$(PREFIX)/share/zsh/site-functions
 FISHDIR = $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d
 PAGES = README.md ARCHITECTURE.md CHANGELOG.md CONTRIBUTING.md SECURITY.md LICENSE-APACHE LICENSE-MIT
-SCRIPTS = .ci/run tests/biome tests/run tests/packages/inside tests/packages/root tests/setup tests/tool tests/venv tests/openstack/prepare tests/openstack/guest \
+SCRIPTS = .ci/run tests/axe tests/biome tests/run tests/packages/inside tests/packages/root tests/setup tests/tool tests/venv tests/openstack/prepare tests/openstack/guest \
 	images/disk images/ec2 images/install images/check images/manifest contrib/libvirt/vmbuilder contrib/nagios/check_rouse_audit \
 	contrib/packages/build $(wildcard contrib/packages/*/p*inst) $(wildcard contrib/packages/*/p*rm)
 

@@ -18,6 +18,7 @@ pub mod hosts;
 pub mod http_server;
 pub mod logs;
 pub mod mail;
+pub mod metrics;
 mod peer;
 #[cfg(any(feature = "ec2", feature = "openstack", feature = "s3"))]
 mod proxy;

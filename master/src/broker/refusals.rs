@@ -23,6 +23,8 @@ struct State {
     logged: HashMap<(String, String), u64>,
     /// Refusals for which `logged` has no room.
     others: u64,
+    /// How many connections and how many hellos were refused so far.
+    counts: (u64, u64),
 }
 
 /// A name, made safe for the log: its sender may have chosen any length, and line feeds.
@@ -39,6 +41,7 @@ impl Refusals {
     pub fn refused(&self, name: &str, reason: &str) {
         let (name, reason) = (shown(name), beginning(reason, LONGEST_REASON));
         let mut state = self.lock();
+        state.counts.0 += 1;
         if state.reasons.len() >= REMEMBERED_LOG_LINES && !state.reasons.contains_key(&name) {
             state.reasons.clear();
         }
@@ -52,7 +55,9 @@ impl Refusals {
     /// the same name and reason, because the agent tries again.
     pub fn refused_hello(&self, name: &str, identity: &str, reason: &str) {
         let (name, identity, reason) = (shown(name), shown(identity), beginning(reason, LONGEST_REASON));
-        if self.lock().first(&name, &reason) {
+        let mut state = self.lock();
+        state.counts.1 += 1;
+        if state.first(&name, &reason) {
             warn!("an agent that claims to be {name} ({}) was refused: {reason}", identity.escape_debug());
         }
     }
@@ -65,6 +70,11 @@ impl Refusals {
         if state.first(&name, &format!("{reason} {address}")) {
             warn!(user = ?name, reason, address, "refused a connection");
         }
+    }
+
+    /// How many connections and how many hellos were refused since the master was started.
+    pub fn counts(&self) -> (u64, u64) {
+        self.lock().counts
     }
 
     /// Why `name` was last refused.

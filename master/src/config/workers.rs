@@ -215,6 +215,7 @@ fn read_worker(
     }
     let plan = WorkerPlan {
         name: name.clone(),
+        template: template.to_owned(),
         password: Digest::of(password.expose()),
         max_builds,
         keepalive: keepalive.interval(),

@@ -212,6 +212,11 @@ impl BuildStatus {
         }
     }
 
+    /// When it was last queued.
+    pub fn queued_at(&self) -> Timestamp {
+        self.requeued.unwrap_or(self.created)
+    }
+
     /// The attempt that may be running.
     pub fn live_attempt(&self) -> Option<&Attempt> {
         self.attempts.last().filter(|a| a.is_live())

@@ -463,7 +463,7 @@ impl Core {
         match own.or(self.plan.queue_timeout) {
             // The clock may have been set back since.
             Some(timeout) => {
-                let since = build.status.requeued.unwrap_or(build.status.created).min(now);
+                let since = build.status.queued_at().min(now);
                 self.timers.set(Timer::Queue(id), since + timeout);
             }
             None => self.timers.clear(&Timer::Queue(id)),
@@ -479,7 +479,7 @@ impl Core {
     /// Nothing has run the build within its `queue_timeout`.
     pub(super) fn on_queue_timeout(&mut self, now: Timestamp, id: BuildId) {
         let Some(build) = self.builds.get(&id).filter(|build| build.is_queued()) else { return };
-        let waited = now.since(build.status.requeued.unwrap_or(build.status.created)).as_secs();
+        let waited = now.since(build.status.queued_at()).as_secs();
         let hosts = build.status.failed_hosts.len();
         let mut why = format!("it waited for {waited} s, its queue_timeout");
         if let Some(last) = build.status.failed_hosts.last() {

@@ -38,7 +38,7 @@ fn hold_to(now: Timestamp, ledger: &mut Ledger) {
     }
     for build in &mut ledger.builds {
         build.status.attempts.iter_mut().for_each(|attempt| past(&mut attempt.ordered));
-        if build.status.requeued.unwrap_or(build.status.created) > now {
+        if build.status.queued_at() > now {
             build.status.requeued = Some(now);
         }
     }
@@ -96,6 +96,7 @@ impl Core {
             wakeable: BTreeSet::new(),
             pending: Pending::default(),
             illegal_events: 0,
+            tally: super::tally::Tally::default(),
             out: Vec::new(),
         };
         core.restore_mail(now, &mut start.ledger);

@@ -31,6 +31,7 @@ mod schedule;
 mod sessions;
 pub mod show;
 pub mod spend;
+pub mod tally;
 mod timers;
 pub mod view;
 mod views;
@@ -128,6 +129,7 @@ pub struct Core {
     pending: Pending,
     /// See [`Core::illegal_events`].
     illegal_events: u64,
+    tally: tally::Tally,
     out: Vec<Effect>,
 }
 

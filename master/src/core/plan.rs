@@ -92,6 +92,8 @@ pub struct MailPlan {
 pub struct WorkerPlan {
     /// Its name.
     pub name: WorkerName,
+    /// The name of its `[[worker]]` as the configuration writes it, such as `w-{1..4}`.
+    pub template: String,
     /// Hash of its password.
     pub password: Digest,
     /// Builds at the same time; absent if the master sets no limit.

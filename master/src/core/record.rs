@@ -118,6 +118,9 @@ pub struct LaunchSpec {
     pub identity: Option<String>,
     /// Price in USD per hour, if the provider knows one.
     pub price: Option<f64>,
+    /// Whether it is bought on the spot market, from which the cloud may take it back.
+    #[serde(default)]
+    pub spot: bool,
 }
 
 /// The state of a host.

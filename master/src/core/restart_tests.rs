@@ -35,6 +35,7 @@ fn worker(latent: bool, lease: u64) -> WorkerPlan {
     });
     WorkerPlan {
         name: name(),
+        template: "w1".to_owned(),
         password: Digest::of("password"),
         max_builds: Some(1),
         keepalive: 10 * SECOND,
@@ -82,6 +83,7 @@ fn prepared(effect: &Effect) -> Option<Event> {
         fresh: false,
         identity,
         price: None,
+        spot: false,
     };
     Some(Event::Prepared { host, number, result: Ok(order) })
 }

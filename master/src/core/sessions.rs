@@ -410,6 +410,7 @@ impl Core {
             return self.timers.set(Timer::Lease(name.clone()), until);
         }
         let Some(worker) = self.workers.get(name).filter(|w| w.session.is_some()) else { return };
+        self.tally.expired_leases += 1;
         if worker.is_impostor() {
             return self.on_impostor_over(now, name);
         }

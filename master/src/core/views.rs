@@ -2,8 +2,10 @@
 
 use super::Core;
 use super::build::{BuildState, Requirement};
+use super::event::WorkerState;
 use super::host::LiveHost;
 use super::record::Host;
+use super::tally::Tally;
 use super::view::{BuildFilter, BuildView, HostView, WorkerView};
 use rouse_shared::{BuildId, Timestamp, WorkerName};
 use std::collections::BTreeMap;
@@ -84,12 +86,27 @@ impl Core {
         }
         for worker in self.workers.values() {
             *counts.workers.entry(worker.state).or_default() += 1;
+            if let (WorkerState::Idle, Some(plan)) = (worker.state, &worker.plan) {
+                *counts.idle.entry(plan.template.clone()).or_default() += 1;
+            }
         }
+        let queued = self.builds.values().filter(|build| build.is_queued());
+        counts.oldest_queued = queued.map(|build| build.status.queued_at()).min();
         for live in self.hosts.values() {
             *counts.hosts.entry(live.host.state).or_default() += 1;
         }
         counts.broker_up = self.broker_up;
         counts
+    }
+
+    /// What no record keeps.
+    pub fn tally(&self) -> &Tally {
+        &self.tally
+    }
+
+    /// What each host that is not gone has cost until now, USD. Without hosts that have no price.
+    pub fn costs(&self, now: Timestamp) -> impl Iterator<Item = (&Host, f64)> {
+        self.hosts.values().filter_map(move |live| Some((&live.host, super::spend::cost(&live.host, now)?)))
     }
 
     /// Whether the configuration has this worker.
@@ -104,9 +121,13 @@ pub struct Counts {
     /// Builds that have not ended.
     pub builds: BTreeMap<BuildState, u64>,
     /// Workers.
-    pub workers: BTreeMap<super::event::WorkerState, u64>,
+    pub workers: BTreeMap<WorkerState, u64>,
     /// Hosts that are not gone.
     pub hosts: BTreeMap<super::record::HostState, u64>,
+    /// Idle workers by template. A template without any is absent.
+    pub idle: BTreeMap<String, u64>,
+    /// Since when the build that has waited longest has waited.
+    pub oldest_queued: Option<Timestamp>,
     /// Whether the master is connected to the broker.
     pub broker_up: bool,
 }

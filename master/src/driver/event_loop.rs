@@ -12,6 +12,7 @@ use crate::config::Config;
 use crate::core::build::{BuildSpec, BuildState};
 use crate::core::event::{Command, Effect, Event, Reply};
 use crate::core::{Core, Start};
+use crate::metrics::Meters;
 use crate::store::{Commit, Store, StoreError};
 use crate::submission::{self, Invalid};
 use crate::web::{Query, Request};
@@ -75,7 +76,11 @@ pub(super) fn spawn(
     let runtime = runtime.map_err(|e| MasterError::new("cannot start the loop", &e))?;
     let disk_space = DiskSpace::new(&config.master.state_dir);
     let body = move || {
+        let plan = start.plan.clone();
         let (core, effects) = Core::new(clock::now(), start);
+        let mut meters = Meters::new(clock::now(), &plan);
+        meters.adopt(core.costs(clock::now()));
+        let executor = Executor { calls: meters.calls(), ..executor };
         let mut event_loop = EventLoop {
             core,
             store,
@@ -83,6 +88,7 @@ pub(super) fn spawn(
             executor,
             config,
             batch: Batch::default(),
+            meters,
             commit_error: None,
             logged: BTreeSet::new(),
             disk_space,
@@ -113,6 +119,7 @@ pub(super) struct EventLoop {
     pub executor: Executor,
     pub config: Config,
     pub batch: Batch,
+    pub meters: Meters,
     /// Why the ledger cannot be written at present.
     pub commit_error: Option<String>,
     /// What was logged about it since it could be written. Each reason is logged once.
@@ -155,7 +162,9 @@ impl EventLoop {
                 () = tokio::time::sleep(pause) => {}
             }
             waiting.drain(&mut inputs);
+            let begun = clock::since_boot();
             self.turn(&mut waiting);
+            self.meters.turn(clock::since_boot().saturating_sub(begun));
             if let Err(why) = self.finish(&mut inputs, &mut waiting).await {
                 return why;
             }
@@ -179,6 +188,7 @@ impl EventLoop {
                     self.executor.configure_blobs(&self.config, &config);
                     // If it leads to another database, a warning says that this needs a restart.
                     self.store.set_url(config.store.as_ref());
+                    self.meters.configure(&config.plan);
                     self.handle(Event::Configure(Arc::new(config.plan.clone())));
                     self.config = *config;
                 }
@@ -330,12 +340,16 @@ impl EventLoop {
     async fn finish(&mut self, inputs: &mut Inputs, waiting: &mut Waiting) -> Result<(), String> {
         loop {
             if !self.batch.records.is_empty() {
+                let begun = clock::since_boot();
                 self.commit(inputs, waiting).await?;
+                self.meters.commit(clock::since_boot().saturating_sub(begun));
             }
             let mut batch = std::mem::take(&mut self.batch);
+            batch.records.iter().for_each(|record| self.meters.committed(record));
             for effect in batch.effects.drain(..) {
                 if let Effect::Publish(change) = &effect {
                     self.count_ended(change);
+                    self.meters.changed(change);
                 }
                 if let Some(event) = self.executor.perform(effect, &self.config) {
                     self.handle(event);

@@ -165,6 +165,7 @@ impl Master {
             refusals: refusals.clone(),
             boot,
             pending: perform::PendingRequests::default(),
+            calls: Default::default(),
         };
         let inputs = event_loop::Inputs {
             events: events_in,

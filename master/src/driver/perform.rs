@@ -6,6 +6,7 @@ use super::retention::{Job, Sweeper};
 use super::uploads::Uploads;
 use crate::blobs::Blobs;
 use crate::broker::{LinkHandle, Outbound, Refusals};
+use crate::clock;
 use crate::config::Config;
 use crate::core::event::{Change, Effect, Event, Level, Listing, Reply, RequestId};
 use crate::core::plan::ProviderKind;
@@ -13,6 +14,7 @@ use crate::core::record::Host;
 use crate::hosts::Hosts;
 use crate::logs::{Logs, Source};
 use crate::mail::{self, Patience};
+use crate::metrics::Calls;
 use crate::web;
 use rouse_shared::boot::BootData;
 use std::collections::{BTreeSet, HashMap};
@@ -73,6 +75,8 @@ pub(super) struct Executor {
     pub refusals: Refusals,
     pub boot: Boot,
     pub pending: PendingRequests,
+    /// Measures the calls to providers.
+    pub calls: Calls,
 }
 
 impl Executor {
@@ -92,7 +96,7 @@ impl Executor {
             }
             Effect::StartHost(host) => {
                 let hosts = self.hosts.clone();
-                self.spawn_call(async move {
+                self.spawn_call(host.provider, async move {
                     let number = host.launch.as_ref().map_or(0, |o| o.number);
                     let result = hosts.call(host.provider, |p| p.start(&host)).await;
                     let result = result.unwrap_or_else(|e| Err(e.of_start()));
@@ -101,21 +105,21 @@ impl Executor {
             }
             Effect::TerminateHost(host) => {
                 let hosts = self.hosts.clone();
-                self.spawn_call(async move {
+                self.spawn_call(host.provider, async move {
                     let result = hosts.call(host.provider, |p| p.terminate(&host)).await;
                     Event::TerminateEnded { host: host.id, result: result.unwrap_or_else(|e| Err(e.into())) }
                 });
             }
             Effect::SuspendHost(host) => {
                 let hosts = self.hosts.clone();
-                self.spawn_call(async move {
+                self.spawn_call(host.provider, async move {
                     let result = hosts.call(host.provider, |p| p.suspend(&host)).await;
                     Event::SuspendEnded { host: host.id, result: result.unwrap_or_else(|e| Err(e.into())) }
                 });
             }
             Effect::ResumeHost(host) => {
                 let (hosts, boot) = (self.hosts.clone(), self.boot_data(&host, config));
-                self.spawn_call(async move {
+                self.spawn_call(host.provider, async move {
                     let result = hosts.call(host.provider, |p| p.resume(&host, boot)).await;
                     let result = result.unwrap_or_else(|e| Err(e.of_start()));
                     Event::ResumeEnded { host: host.id, result }
@@ -123,7 +127,7 @@ impl Executor {
             }
             Effect::TerminateOrphan { provider, listed } => {
                 let hosts = self.hosts.clone();
-                self.spawn_call(async move {
+                self.spawn_call(provider, async move {
                     let result = hosts.call(provider, |p| p.terminate_listed(&listed)).await;
                     let result = result.unwrap_or_else(|e| Err(e.into()));
                     Event::OrphanTerminateEnded { provider, handle: listed.handle, result }
@@ -131,7 +135,7 @@ impl Executor {
             }
             Effect::FetchConsole(host) => {
                 let hosts = self.hosts.clone();
-                self.spawn_call(async move {
+                self.spawn_call(host.provider, async move {
                     let text = hosts.call(host.provider, |p| p.console(&host)).await;
                     // Without an answer, nobody knows whether the machine was silent.
                     let text = text.unwrap_or_else(|e| Some(format!("(the console output could not be fetched: {e})")));
@@ -145,7 +149,9 @@ impl Executor {
                 let hosts = self.hosts.clone();
                 // A provider that is not compiled in cannot have created anything, so there is nothing to list.
                 if hosts.provider(provider).is_some() {
-                    self.spawn_call(async move { Event::Listed { provider, result: list(&hosts, provider).await } });
+                    self.spawn_call(provider, async move {
+                        Event::Listed { provider, result: list(&hosts, provider).await }
+                    });
                 }
             }
             Effect::OpenLogs { attempt, worker, session, steps } => {
@@ -184,7 +190,7 @@ impl Executor {
             }
             Effect::ListForAudit { request, round, provider } => {
                 let hosts = self.hosts.clone();
-                self.spawn_call(async move {
+                self.spawn_call(provider, async move {
                     let result = list(&hosts, provider).await;
                     Event::ListedForAudit { request, round, provider, result }
                 });
@@ -192,7 +198,7 @@ impl Executor {
             Effect::SendMail(mail) => {
                 // With the present configuration: it may have been corrected since the last try.
                 let (settings, master) = (config.mail.clone(), config.master.name.clone());
-                self.spawn_call(async move {
+                self.spawn(async move {
                     let result = mail::hand_over(&settings, &master, &mail, Patience::default()).await;
                     Event::MailSent { mail: mail.id, result }
                 });
@@ -201,11 +207,22 @@ impl Executor {
         None
     }
 
-    /// Runs a call outside the loop. Its result comes back as an event.
-    fn spawn_call(&self, call: impl Future<Output = Event> + Send + 'static) {
+    /// Runs a call to a provider outside the loop, and measures it.
+    fn spawn_call(&self, provider: ProviderKind, call: impl Future<Output = Event> + Send + 'static) {
+        let calls = self.calls.clone();
+        self.spawn(async move {
+            let begun = clock::since_boot();
+            let event = call.await;
+            calls.ended(provider, &event, clock::since_boot().saturating_sub(begun));
+            event
+        });
+    }
+
+    /// Runs an operation outside the loop. Its result comes back as an event.
+    fn spawn(&self, operation: impl Future<Output = Event> + Send + 'static) {
         let events = self.events.clone();
         self.runtime.spawn(async move {
-            let event = call.await;
+            let event = operation.await;
             if events.send(event).await.is_err() {
                 debug!("the loop has ended before a call");
             }
@@ -227,7 +244,7 @@ impl Executor {
 
     fn prepare_host(&self, host: Host, number: u32, resting: BTreeSet<String>, config: &Config) {
         let (hosts, boot) = (self.hosts.clone(), self.boot_data(&host, config));
-        self.spawn_call(async move {
+        self.spawn_call(host.provider, async move {
             let result = hosts.call(host.provider, |p| p.prepare(&host, number, &resting, boot)).await;
             let result = result.unwrap_or_else(|e| Err(e.of_prepare()));
             Event::Prepared { host: host.id, number, result }

@@ -137,6 +137,7 @@ fn executor(dir: &Path, config: &Config, way: Way) -> (Executor, mpsc::Receiver<
         refusals: Refusals::default(),
         boot: Boot { broker: "amqp://localhost/rouse".to_owned(), ca: None },
         pending: PendingRequests::default(),
+        calls: Default::default(),
     };
     (executor, heard)
 }

@@ -10,7 +10,7 @@ use rouse_shared::BuildId;
 
 impl EventLoop {
     /// Answers a query. The client may have gone away, which is not an error.
-    pub(super) fn answer(&self, query: Query) {
+    pub(super) fn answer(&mut self, query: Query) {
         let core = &self.core;
         match query {
             Query::Build { id, reply } => drop(reply.send(self.build(id))),

@@ -258,7 +258,17 @@ impl Provider for Processes {
         let spec = serde_json::to_string(&Spec { agent, boot });
         let spec = spec.map_err(|e| StartError::Rejected(format!("cannot serialize the order: {e}")))?;
         let alternative = String::new();
-        Ok(LaunchSpec { number: 0, alternative, image, spec, more: false, fresh: false, identity, price: None })
+        Ok(LaunchSpec {
+            number: 0,
+            alternative,
+            image,
+            spec,
+            more: false,
+            fresh: false,
+            identity,
+            price: None,
+            spot: false,
+        })
     }
 
     async fn start(&self, host: &Host) -> Result<Started, StartError> {

@@ -182,19 +182,23 @@ pub struct Metrics {
     pub places: Vec<PlaceView>,
     /// Hosts by state.
     pub hosts: BTreeMap<HostState, u64>,
-    /// Everything else.
+    /// Refused agents by where they were refused.
+    pub refusals: BTreeMap<&'static str, u64>,
+    /// Builds that the workers of each template may run at the same time.
+    pub capacity: BTreeMap<String, u64>,
+    /// Idle workers of each template.
+    pub idle: BTreeMap<String, u64>,
+    /// Figures without labels.
     pub figures: Vec<Figure>,
+    /// Everything that is counted as it happens, in the text format of Prometheus.
+    pub meters: String,
 }
 
 /// One figure for Prometheus.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Figure {
-    /// Its full name: `rouse_` and what it counts. The name of a counter ends with `_total`.
+    /// Its full name, which the table of metrics has.
     pub name: &'static str,
-    /// What it means, in a sentence.
-    pub help: &'static str,
-    /// Whether it only grows while the master runs.
-    pub counter: bool,
     /// Its value.
     pub value: f64,
 }

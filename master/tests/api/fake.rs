@@ -457,7 +457,7 @@ fn tell(world: &World, query: Query) {
         Query::Mails { reply } => drop(reply.send(world.mails.clone())),
         Query::Health { reply } => drop(reply.send(Health { broker: !world.broker_down, alarm: None, ledger: Ok(()) })),
         Query::Metrics { reply } => {
-            let figure = Figure { name: "rouse_logs_total", help: "Bytes.", counter: true, value: 5.0 };
+            let figure = Figure { name: "rouse_mails_sent_total", value: 5.0 };
             let builds = BTreeMap::from([(BuildState::Queued, world.builds.len() as u64)]);
             reply.send(Metrics { builds, figures: vec![figure], ..Metrics::default() }).ok();
         }

@@ -188,7 +188,10 @@ async fn health_and_figures() {
     assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
     assert!(answer["error"].as_str().unwrap().contains("broker"));
     let text = client().get(fake.url("/metrics")).send().await.unwrap().text().await.unwrap();
-    assert!(text.contains("rouse_builds{state=\"queued\"} 0\n") && text.contains("rouse_logs_total 5\n"), "{text}");
+    assert!(
+        text.contains("rouse_builds{state=\"queued\"} 0\n") && text.contains("rouse_mails_sent_total 5\n"),
+        "{text}"
+    );
 }
 
 #[tokio::test]

@@ -93,6 +93,7 @@ impl World {
             more: number < 2 && self.chance.permille(500),
             identity,
             price: None,
+            spot: false,
         };
         let result = self.fault_of(host, fails).map_or(Ok(order), Err);
         let (delay, result) = match back {

@@ -100,6 +100,7 @@ pub(super) fn standing(chance: &mut Chance, name: &str) -> WorkerPlan {
     let os = chance.pick(&["linux", "linux", "solaris"]);
     WorkerPlan {
         password: Digest::of(&password(&name)),
+        template: name.to_string(),
         name,
         max_builds: chance.pick(&[Some(1), Some(1), Some(2), None]),
         keepalive: Duration::from_secs(keepalive),

@@ -18,6 +18,7 @@ mod ipv6;
 mod latent;
 mod leases;
 mod mail;
+mod metrics;
 mod outages;
 mod own_broker;
 #[cfg(feature = "postgres")]

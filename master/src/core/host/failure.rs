@@ -5,6 +5,7 @@ use crate::core::build::FailedHost;
 use crate::core::event::{Effect, Level};
 use crate::core::places::{Cause, PlaceKey};
 use crate::core::record::Host;
+use crate::core::tally::FailureKind;
 use crate::core::timers::Timer;
 use crate::core::{Core, Timestamp};
 use rouse_shared::{BuildId, HostId};
@@ -44,6 +45,22 @@ pub(super) enum Fault {
     Passing,
     /// An outage: the master or the broker was away.
     Outage,
+}
+
+impl Fault {
+    /// As it is counted.
+    fn kind(self) -> FailureKind {
+        match self {
+            Self::Host => FailureKind::Silent,
+            Self::Rejected => FailureKind::Rejected,
+            Self::Place => FailureKind::Place,
+            Self::NoRoom { quota: false } => FailureKind::Capacity,
+            Self::NoRoom { quota: true } => FailureKind::Quota,
+            Self::Reclaimed => FailureKind::Reclaimed,
+            Self::Passing => FailureKind::Transient,
+            Self::Outage => FailureKind::Outage,
+        }
+    }
 }
 
 impl Core {
@@ -118,6 +135,8 @@ impl Core {
         builds.extend(host.started_for.filter(|b| !builds.contains(b) && self.is_waiting(*b)));
         builds.iter().for_each(|build| self.touch_build(*build));
         self.pending.wake = true;
+        let template = self.plan_of(&host.worker).map(|plan| plan.template.clone()).unwrap_or_default();
+        self.tally.start_failed(&PlaceKey::of_host(&host), &template, fault.kind());
         let rejected = match fault {
             // Nobody is to blame, and nothing is to be learned from it.
             Fault::Outage => return,

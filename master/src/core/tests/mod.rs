@@ -51,6 +51,7 @@ fn secs(seconds: u64) -> Duration {
 fn standing(worker: &str) -> WorkerPlan {
     WorkerPlan {
         name: name(worker),
+        template: worker.to_owned(),
         password: Digest::of("password"),
         max_builds: Some(1),
         keepalive: secs(10),
@@ -203,6 +204,7 @@ impl Bench {
             more: number + 1 < self.alternatives,
             identity: (provider == ProviderKind::Process).then(|| host.0.clone()),
             price: self.price,
+            spot: false,
         };
         self.event("prepared", Event::Prepared { host, number, result: Ok(order) });
     }

@@ -272,6 +272,7 @@ impl Provider for Ec2 {
         };
         let image_id = image.id.clone();
         let found = Found { image, market, groups: ready.groups, fresh: ready.fresh, user_data };
+        let spot = alternative.spot;
         let spec = Spec::new(&section, &client.place, &self.owner, host, number, alternative, found);
         let text = serde_json::to_string(&spec)
             .map_err(|e| StartError::Rejected(format!("cannot serialize the order: {e}")))?;
@@ -284,6 +285,7 @@ impl Provider for Ec2 {
             fresh: false,
             identity: None,
             price,
+            spot,
         })
     }
 

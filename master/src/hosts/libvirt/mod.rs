@@ -240,6 +240,7 @@ impl Provider for Libvirt {
             fresh: spec.disk.is_some(),
             identity,
             price: None,
+            spot: false,
         })
     }
 

@@ -151,6 +151,7 @@ pub(super) async fn prepare(
         fresh: false,
         identity: None,
         price: section.price_per_hour,
+        spot: false,
     })
 }
 
