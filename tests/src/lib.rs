@@ -1,6 +1,7 @@
 //! Tests that need more than one crate: the simulation of both cores, the contract of the providers, and the harness of
 //! the end-to-end tests.
 
+pub mod browser;
 pub mod chance;
 pub mod contract;
 #[cfg(feature = "ec2")]
