@@ -16,6 +16,10 @@ pub struct Worker {
     /// Its name.
     #[schema(value_type = String)]
     pub name: WorkerName,
+    /// The name of its `[[worker]]` as the configuration writes it, such as `w-{1..4}`; absent if it is no longer in the
+    /// configuration.
+    #[schema(required)]
+    pub template: Option<String>,
     /// Whether its machine is kept running by somebody (`standing`) or started by the master (`latent`).
     pub kind: WorkerKind,
     /// The provider that starts its hosts, for a latent worker.

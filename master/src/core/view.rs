@@ -84,6 +84,8 @@ fn fits(pattern: &str, name: &str) -> bool {
 pub struct WorkerView {
     /// Its name.
     pub name: WorkerName,
+    /// [`super::plan::WorkerPlan::template`]; absent if it is no longer in the configuration.
+    pub template: Option<String>,
     /// The provider of its hosts; absent for a standing worker.
     pub provider: Option<ProviderKind>,
     /// Its state.

@@ -37,6 +37,7 @@ impl Core {
             .iter()
             .map(|(name, worker)| WorkerView {
                 name: name.clone(),
+                template: worker.plan.as_ref().map(|p| p.template.clone()),
                 provider: worker.plan.as_ref().and_then(|p| p.latent.as_ref()).map(|l| l.provider),
                 state: worker.state,
                 since: worker.since,

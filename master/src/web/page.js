@@ -155,8 +155,9 @@ function renderTable(id, heads, items, key, cells, nothing) {
   if (!table.tHead) {
     table.append(el("thead", { role: "rowgroup" }, el("tr", { role: "row" }, heads.map((head) => el("th", { scope: "col", role: "columnheader" }, head)))));
     table.append(el("tbody", { role: "rowgroup" }));
-    table.after(el("p", { class: "soft" }, nothing));
+    table.after(el("p", { class: "soft" }));
   }
+  table.nextElementSibling.textContent = nothing;
   table.hidden = items.length === 0;
   table.nextElementSibling.hidden = items.length > 0;
   const body = table.tBodies[0];
@@ -180,12 +181,13 @@ function renderTable(id, heads, items, key, cells, nothing) {
 
 const WORKER_COLUMNS = ["Worker", "State", "Builds", "Host", "Load", "Last heard", "Problem", "Actions"];
 const BUILD_COLUMNS = ["Build", "State", "Worker", "Age", "Took", "Reason"];
+const QUEUE_COLUMNS = ["Build", "Waits", "Priority", "Reason"];
 const HOST_COLUMNS = ["Host", "State", "Worker", "Provider", "Age", "Cost", "Reason", "Actions"];
 const AUDIT_COLUMNS = ["Difference", "Provider", "Machine", "Host", "Reason"];
 const ATTEMPT_COLUMNS = ["Attempt", "State", "Worker", "Host", "Assigned", "Took", "Reason"];
 const STEP_COLUMNS = ["Step", "State", "Started", "Took", "Log"];
 
-const model = { workers: [], builds: [], hosts: [], audit: null, health: null, mails: [], places: [], uploads: {} };
+const model = { workers: [], queue: [], builds: [], hosts: [], audit: null, health: null, mails: [], places: [], uploads: {} };
 
 function describeLoad(worker) {
   const { vitals, facts } = worker;
@@ -226,9 +228,46 @@ function countByState(items) {
   return [...by].map(([name, n]) => `${n} ${humanize(name)}`).join(", ");
 }
 
+const FEW = 24;                   // workers that are all shown; with more, only their templates are, until one is opened
+const toggled = new Map();        // whether the user has opened or closed a template
+
+// The workers that the search selects, and the templates that have several of them.
+function groupWorkers(words) {
+  const text = (w) => [w.name, w.template, w.state, w.kind, w.provider, w.host, ...Object.entries(w.properties).map(([k, v]) => `${k}=${v}`)].join(" ").toLowerCase();
+  const shown = words.length ? model.workers.filter((w) => { const all = text(w); return words.every((word) => all.includes(word)); }) : model.workers;
+  const templates = new Map();
+  for (const worker of shown) {
+    const name = worker.template ?? "";
+    if (!templates.has(name)) templates.set(name, []);
+    templates.get(name).push(worker);
+  }
+  const items = [];
+  for (const [name, members] of templates) {
+    if (members.length === 1) { items.push(members[0]); continue; }
+    const open = toggled.get(name) ?? shown.length <= FEW;
+    items.push({ group: name, members, open });
+    if (open) items.push(...members);
+  }
+  return { items, shown };
+}
+
+function groupCells({ group, members, open }, row) {
+  row.className = "group";
+  const limit = members.every((w) => w.max_builds !== null) ? ` of ${members.reduce((sum, w) => sum + w.max_builds, 0)}` : "";
+  const troubled = members.filter((w) => ["missing", "backoff"].includes(w.state) || w.unfit).length;
+  return [
+    el("button", { type: "button", "aria-expanded": String(open), "data-group": group }, group || "no longer in the configuration"),
+    `${members.length} workers: ${countByState(members)}`,
+    el("span", { class: "nowrap num" }, `${members.reduce((sum, w) => sum + w.running, 0)}${limit}`),
+    null, null, null, troubled ? el("span", { class: "bad" }, `${troubled} with a problem`) : null, null,
+  ];
+}
+
 function renderWorkers() {
-  $("workers-count").textContent = countByState(model.workers);
-  renderTable("workers", WORKER_COLUMNS, model.workers, (w) => w.name, (w) => [
+  const words = $("find-worker").value.toLowerCase().split(/\s+/).filter(Boolean);
+  const { items, shown } = groupWorkers(words);
+  $("workers-count").textContent = words.length ? `${shown.length} of ${model.workers.length}` : countByState(model.workers);
+  renderTable("workers", WORKER_COLUMNS, items, (w) => (w.group === undefined ? w.name : `template ${w.group}`), (w, row) => w.group !== undefined ? groupCells(w, row) : [
     [w.name, secondary([w.provider ?? w.kind, ...Object.entries(w.properties).map(([k, v]) => `${k}=${v}`)].join(" · "))],
     [stateBadge(w.state), secondary("for ", timeElement(w.since, "for"))],
     el("span", { class: "nowrap num" }, `${w.running}${w.max_builds === null ? "" : ` of ${w.max_builds}`}`),
@@ -237,7 +276,18 @@ function renderWorkers() {
     timeElement(w.last_heard, "ago"),
     describeProblems(w),
     actionButtons(w),
-  ], "The configuration has no workers.");
+  ], words.length ? "No worker matches the search." : "The configuration has no workers.");
+}
+
+const QUEUE_SHOWN = 20; // queued builds with their reason
+
+function renderQueue() {
+  $("queue-section").hidden = model.queue.length === 0;
+  $("queue-count").textContent = model.queue.length > QUEUE_SHOWN ? `the newest ${QUEUE_SHOWN} of the builds that wait` : `${model.queue.length} waiting`;
+  renderTable("queue", QUEUE_COLUMNS, model.queue.slice(0, QUEUE_SHOWN), (b) => b.id, (b) => [
+    buildLink(b.id, `${b.id} ${b.name}`), timeElement(b.created, "for"), String(b.priority),
+    [b.why?.sentence, b.why?.next_try ? secondary("next try ", timeElement(b.why.next_try, "in")) : null],
+  ], "");
 }
 
 function renderBuilds() {
@@ -345,6 +395,20 @@ const pollers = {
     model.builds = await get(`/api/builds?limit=${wantedBuilds}${filter ? `&state=${filter}` : ""}`);
     renderBuilds();
   }),
+  queue: throttled(async () => {
+    const queue = await get(`/api/builds?limit=${QUEUE_SHOWN + 1}&state=queued`);
+    for (const build of queue.slice(0, QUEUE_SHOWN)) {
+      try {
+        build.why = await get(`${buildPath(build.id)}/why`);
+      } catch (error) {
+        if (!(error instanceof ApiError) || error.status === 401) throw error;
+      }
+    }
+    model.queue = queue;
+    renderQueue();
+    // Each reason is a request.
+    await sleep(2000);
+  }),
   health: throttled(async () => {
     try {
       model.health = await get("/healthz");
@@ -382,6 +446,7 @@ function refresh() {
   pollers.workers();
   pollers.hosts();
   pollers.builds();
+  pollers.queue();
 }
 
 // ---- the event stream, and polling without it
@@ -450,6 +515,7 @@ function onChange(kind, data) {
     if (route.id) { if (data.id === route.id) pollers.build(); return; }
     pollers.builds();
     pollers.workers();
+    pollers.queue();
   } else if (kind === "worker" || kind === "host") {
     if (route.id) { pollers.build(); return; }
     pollers.workers();
@@ -563,6 +629,7 @@ async function loadBuild(id) {
   ];
   $("build-facts").replaceChildren(...facts.filter(([, value]) => value).map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value))));
 
+  drawBuildLine(build);
   $("build-evidence").hidden = build.evidence.length === 0;
   if ($("evidence").childElementCount !== build.evidence.length) {
     $("evidence").replaceChildren(...build.evidence.map((e) => el("details", {},
@@ -602,6 +669,54 @@ async function loadBuild(id) {
   if (step) showLog(id, attempt.number, step);
 }
 
+// ---- its timeline
+
+function svg(tag, attributes, ...children) {
+  const made = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
+  made.append(...children);
+  return made;
+}
+
+const formatShort = (ms) => (ms < 10_000 ? `${(ms / 1000).toFixed(1)}s` : formatDuration(ms / 1000));
+
+// What a build did when: waiting, assigned to a worker, and each step, as pieces with their class, begin and end.
+function buildPieces(build, now) {
+  const pieces = [];
+  const add = (row, kind, from, to, text) => { if (from < to) pieces.push({ row, kind, from, to, text: `${text} ${formatShort(to - from)}` }); };
+  let since = Date.parse(build.created);
+  build.tries.forEach((attempt, row) => {
+    const ordered = Date.parse(attempt.ordered);
+    const ended = attempt.ended ? Date.parse(attempt.ended) : now;
+    const started = attempt.started ? Date.parse(attempt.started) : ended;
+    add(row, "waits", since, ordered, "queued");
+    add(row, "assigned", ordered, started, `assigned to ${attempt.worker}`);
+    for (const step of attempt.steps) {
+      if (!step.started) continue;
+      const begun = Date.parse(step.started);
+      const kind = ["success", "running"].includes(step.state) ? step.state : "failure";
+      add(row, kind, begun, typeof step.duration === "number" ? begun + 1000 * step.duration : ended, `step ${step.number} ${step.name}`);
+    }
+    since = ended;
+  });
+  if (!build.finished && !build.tries.some((attempt) => !attempt.ended)) add(build.tries.length, "waits", since, now, "queued");
+  return pieces;
+}
+
+function drawBuildLine(build) {
+  const pieces = buildPieces(build, Date.now() + clockSkew);
+  const [from, to] = [Math.min(...pieces.map((p) => p.from)), Math.max(...pieces.map((p) => p.to))];
+  $("build-line").hidden = pieces.length === 0;
+  if (!pieces.length) { $("build-line").replaceChildren(); return; }
+  const rows = Math.max(...pieces.map((p) => p.row)) + 1;
+  const at = (time) => 1000 * (time - from) / (to - from);
+  const shown = `Timeline of the build, ${formatShort(to - from)}: ${pieces.slice(0, 40).map((p) => p.text).join(", ")}`;
+  $("build-line").replaceChildren(svg("svg", { viewBox: `0 0 1000 ${rows * 20 + 18}`, role: "img", "aria-label": shown },
+    ...pieces.map((p) => svg("rect", { class: p.kind, x: at(p.from), y: p.row * 20, width: Math.max(2, at(p.to) - at(p.from)), height: 16 }, svg("title", {}, p.text))),
+    svg("text", { x: 0, y: rows * 20 + 12 }, new Date(from).toLocaleTimeString()),
+    svg("text", { x: 1000, y: rows * 20 + 12, "text-anchor": "end" }, formatShort(to - from))));
+}
+
 // ---- its log
 
 function stopLog() {
@@ -615,10 +730,11 @@ function showLog(id, attempt, step) {
   stopLog();
   $("log-title").textContent = `Log of step ${step.number}: ${step.name}`;
   $("output").replaceChildren();
+  findSoon();
   $("log-cut").hidden = true;
   currentLog = {
     key, path: `${buildPath(id)}/steps/${step.number}/log`, attempt, file: `build-${id}-${attempt}-${step.number}.log`,
-    offset: null, length: 0, pending: "", skipsPartialLine: false, over: false, abort: null, decoder: new TextDecoder(),
+    offset: null, length: 0, pending: "", skipsPartialLine: false, style: {}, over: false, abort: null, decoder: new TextDecoder(),
   };
   followLog(currentLog);
 }
@@ -657,7 +773,41 @@ async function followLog(log) {
   }
 }
 
-// Appends to the log as plain text, without control sequences for colours and the cursor.
+// What the sequence for colours with these numbers makes of a style: colours of the basic sixteen, as classes.
+function styleAfter(style, numbers) {
+  const codes = numbers === "" ? [0] : numbers.split(/[;:]/).map(Number);
+  let next = { ...style };
+  for (let i = 0; i < codes.length; i += 1) {
+    const code = codes[i];
+    if (code === 0) next = {};
+    else if (code === 1) next.bold = "bold";
+    else if (code === 3) next.italic = "italic";
+    else if (code === 4) next.underline = "underline";
+    else if (code === 22) next.bold = undefined;
+    else if (code === 23) next.italic = undefined;
+    else if (code === 24) next.underline = undefined;
+    else if (code === 39) next.colour = undefined;
+    else if (code === 49) next.back = undefined;
+    else if ((code >= 30 && code <= 37) || (code >= 90 && code <= 97)) next.colour = `c${code % 10}`;
+    else if ((code >= 40 && code <= 47) || (code >= 100 && code <= 107)) next.back = `b${code % 10}`;
+    else if (code === 38 || code === 48) i += codes[i + 1] === 5 ? 2 : 4; // of 256 or more: not shown
+  }
+  return next;
+}
+
+// The text with colours, as nodes. Whatever it says, it becomes text within elements with a class of ours.
+function colouredNodes(log, text) {
+  const nodes = [];
+  text.split(/\x1b\[([\d;:]*)m/).forEach((part, index) => {
+    if (index % 2) { log.style = styleAfter(log.style, part); return; }
+    if (!part) return;
+    const classes = Object.values(log.style).filter(Boolean).join(" ");
+    nodes.push(classes ? el("span", { class: classes }, part) : document.createTextNode(part));
+  });
+  return nodes;
+}
+
+// Appends to the log as text with colours, without other control sequences.
 function appendToLog(log, text, last = false) {
   let all = log.pending + text;
   log.pending = "";
@@ -666,7 +816,7 @@ function appendToLog(log, text, last = false) {
     log.pending = open[0];
     all = all.slice(0, open.index);
   }
-  all = all.replace(/\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[()][0-9A-B]|[=>])/g, "").replace(/\r+\n?/g, "\n");
+  all = all.replace(/\x1b(?:\[(?![\d;:]*m)[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[()][0-9A-B]|[=>])/g, "").replace(/\r+\n?/g, "\n");
   if (log.skipsPartialLine) {
     // It begins within a line.
     all = all.slice(all.indexOf("\n") + 1);
@@ -676,14 +826,70 @@ function appendToLog(log, text, last = false) {
   if (!all) return;
   const pre = $("output");
   const atEnd = pre.scrollHeight - pre.scrollTop - pre.clientHeight < 40;
-  pre.append(document.createTextNode(all));
+  pre.append(...colouredNodes(log, all));
   log.length += all.length;
   while (log.length > MAX_LOG && pre.childNodes.length > 1) {
-    log.length -= pre.firstChild.data.length;
+    log.length -= pre.firstChild.textContent.length;
     pre.firstChild.remove();
     $("log-cut").hidden = false;
   }
   if (atEnd) pre.scrollTop = pre.scrollHeight;
+  if ($("log-find").value) findSoon();
+}
+
+// ---- search in the log
+
+const MAX_FOUND = 10_000;
+const search = { ranges: [], at: -1 };
+let searchTimer;
+function findSoon() { clearTimeout(searchTimer); searchTimer = setTimeout(findInLog, 200); }
+
+// Finds the text in what is shown of the log, across colours, without regard to case.
+function findInLog() {
+  const wanted = $("log-find").value.toLowerCase();
+  const before = search.at;
+  Object.assign(search, { ranges: [], at: -1 });
+  if (wanted) {
+    const walker = document.createTreeWalker($("output"), NodeFilter.SHOW_TEXT);
+    const starts = [];
+    const nodes = [];
+    let text = "";
+    for (let node = walker.nextNode(); node; node = walker.nextNode()) { starts.push(text.length); nodes.push(node); text += node.data; }
+    // Letters whose lower case has another length would shift what follows.
+    const lower = text.toLowerCase().length === text.length ? text.toLowerCase() : text;
+    let index = 0;
+    const place = (offset) => {
+      while (index + 1 < starts.length && starts[index + 1] <= offset) index += 1;
+      return [nodes[index], offset - starts[index]];
+    };
+    for (let at = lower.indexOf(wanted); at >= 0 && search.ranges.length < MAX_FOUND; at = lower.indexOf(wanted, at + wanted.length)) {
+      const range = new Range();
+      range.setStart(...place(at));
+      const [node, offset] = place(at + wanted.length - 1);
+      range.setEnd(node, offset + 1);
+      search.ranges.push(range);
+    }
+    search.at = Math.min(Math.max(before, 0), search.ranges.length - 1);
+  }
+  showFound(false);
+}
+
+function showFound(scrolls) {
+  const { ranges, at } = search;
+  const here = ranges[at];
+  $("log-found").textContent = $("log-find").value ? (here ? `${at + 1} of ${ranges.length}${ranges.length === MAX_FOUND ? " or more" : ""}` : "not found") : "";
+  globalThis.CSS.highlights?.set("found", new globalThis.Highlight(...ranges));
+  globalThis.CSS.highlights?.set("here", new globalThis.Highlight(...(here ? [here] : [])));
+  if (!here || !scrolls) return;
+  const pre = $("output");
+  const [box, frame] = [here.getBoundingClientRect(), pre.getBoundingClientRect()];
+  pre.scrollTop += box.top - frame.top - frame.height / 2;
+}
+
+function stepFound(by) {
+  if (!search.ranges.length) return;
+  search.at = (search.at + by + search.ranges.length) % search.ranges.length;
+  showFound(true);
 }
 
 async function downloadLog() {
@@ -711,7 +917,7 @@ function navigate() {
     stopLog();
     currentBuild = null;
     $("log").hidden = true;
-    for (const part of ["build-why", "build-reason", "build-tries", "build-evidence", "cancel"]) $(part).hidden = true;
+    for (const part of ["build-why", "build-reason", "build-tries", "build-evidence", "build-line", "cancel"]) $(part).hidden = true;
     for (const part of ["build-state", "build-facts", "evidence", "steps", "tries"]) $(part).replaceChildren();
     for (const rest of document.querySelectorAll("#steps + p, #tries + p")) rest.remove();
     $("build-title").textContent = route.id ? `Build ${route.id}` : "";
@@ -726,6 +932,10 @@ function navigate() {
 $("filter").onchange = () => { wantedBuilds = PAGE_SIZE; pollers.builds(); };
 $("more").onclick = () => { wantedBuilds = Math.min(1000, wantedBuilds + 4 * PAGE_SIZE); pollers.builds(); };
 $("check").onclick = audit;
+$("find-worker").oninput = renderWorkers;
+$("log-find").oninput = findSoon;
+$("log-search").onsubmit = (event) => { event.preventDefault(); stepFound(1); };
+$("log-back").onclick = () => stepFound(-1);
 $("save").onclick = downloadLog;
 $("enter-token").onclick = async () => { tokenDeclined = false; if (await askToken("")) { refresh(); if (!model.audit) audit(); } };
 $("cancel").onclick = async () => {
@@ -734,7 +944,15 @@ $("cancel").onclick = async () => {
 };
 $("workers").onclick = async (event) => {
   const { do: operation, worker } = event.target.dataset;
+  const { group } = event.target.dataset;
+  if (group !== undefined) {
+    toggled.set(group, event.target.getAttribute("aria-expanded") !== "true");
+    renderWorkers();
+    return;
+  }
   if (!operation) return;
+  if (operation === "drain" && !confirm(`Drain ${worker}? It takes no new builds, and its host ends when nothing runs on it.`)) return;
+  if (operation === "pause" && !confirm(`Pause ${worker}? It takes no new builds until it is resumed.`)) return;
   await post(`/api/workers/${encodeURIComponent(worker)}/${operation}`, `${worker}: ${operation} requested.`);
   pollers.workers();
 };

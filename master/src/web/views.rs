@@ -175,6 +175,7 @@ pub(super) fn why(id: BuildId, Why { sentence, next_try }: Why) -> api::Why {
 pub(super) fn worker(view: WorkerView) -> api::Worker {
     api::Worker {
         name: view.name,
+        template: view.template,
         kind: if view.provider.is_some() { api::WorkerKind::Latent } else { api::WorkerKind::Standing },
         provider: view.provider,
         state: view.state,

@@ -310,6 +310,7 @@ impl Fake {
             cost: Some(0.096),
         };
         let worker = WorkerView {
+            template: Some("w-{1..2}".to_owned()),
             name: "w1".parse().unwrap(),
             provider: Some(ProviderKind::Ec2),
             state: WorkerState::Busy,

@@ -6,6 +6,7 @@
 mod accessibility;
 mod hostile;
 mod operate;
+mod views;
 
 use rouse_tests::browser::Browser;
 use rouse_tests::harness::{BEGIN, Keeper, Master, kept, scratch, standing, turn};
