@@ -44,7 +44,15 @@ impl cli::Local for Program {
             tokio::spawn(report_lost_lines(lost));
             driver::run(path, config, inherited).await
         });
-        end(log, result.map(|()| true))
+        match result {
+            Ok(driver::Ended::Deposed) => {
+                write_last(log, None);
+                eprintln!("rouse: {}", driver::begin_anew());
+                ExitCode::from(WRONG)
+            }
+            Ok(driver::Ended::AsAsked) => end(log, Ok(true)),
+            Err(failure) => end(log, Err(failure)),
+        }
     }
 
     fn check(&self, path: &Path, online: bool) -> ExitCode {
@@ -216,13 +224,19 @@ fn block_on<T>(work: impl Future<Output = Result<T, MasterError>>) -> Result<T, 
     result
 }
 
-/// Writes the last lines of the log, and then the error. The program ends even if nobody reads them.
+/// Ends the program with the last lines of the log, and then the error.
 fn end(log: Log, result: Result<bool, MasterError>) -> ExitCode {
     let (code, failure) = match result {
         Ok(true) => (ExitCode::SUCCESS, None),
         Ok(false) => (ExitCode::FAILURE, None),
         Err(failure) => (ExitCode::from(WRONG), Some(failure)),
     };
+    write_last(log, failure);
+    code
+}
+
+/// Writes the last lines of the log, and then the error. Returns even if nobody reads them.
+fn write_last(log: Log, failure: Option<MasterError>) {
     let (done, ended) = sync_channel(1);
     std::thread::spawn(move || {
         drop(log.writer);
@@ -232,7 +246,6 @@ fn end(log: Log, result: Result<bool, MasterError>) -> ExitCode {
         done.send(())
     });
     ended.recv_timeout(LAST).ok();
-    code
 }
 
 fn main() -> ExitCode {

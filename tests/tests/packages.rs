@@ -97,7 +97,9 @@ fn packages_are_installed_upgraded_and_removed() {
     assert_eq!(files(&packages.join("new"), "rpm").len(), 1);
     assert_eq!(files(&packages.join("new"), "gz").len(), 1);
     let mut lintian = Command::new("lintian");
-    let found = lintian.args(["--allow-root", "--fail-on", "error,warning,info"]).args(&debs).output().unwrap();
+    // Whether an override is used may depend on where the linker has placed a text.
+    lintian.args(["--allow-root", "--fail-on", "error,warning,info", "--suppress-tags", "unused-override"]);
+    let found = lintian.args(&debs).output().unwrap();
     assert!(found.status.success() && found.stdout.is_empty(), "lintian: {}", String::from_utf8_lossy(&found.stdout));
     std::thread::scope(|scope| {
         for suite in SUITES {

@@ -283,6 +283,40 @@ pub struct Health {
     pub master: String,
     /// The master's version.
     pub version: String,
+    /// Whether it is active or stands by.
+    pub role: Role,
+}
+
+/// What a master does.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// It has the ledger, starts hosts and assigns builds.
+    Active,
+    /// It waits until the active master gives the ledger up or is not heard of, and answers those who only read.
+    Standby,
+}
+
+/// A master that shares the ledger.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Master {
+    /// Its process and machine.
+    pub holder: String,
+    /// Whether it is active or stands by.
+    pub role: Role,
+    /// The URL of its API.
+    pub address: String,
+    /// Its version.
+    pub version: String,
+    /// Whether it reaches the broker.
+    pub broker: bool,
+    /// Since when this process has been there.
+    pub since: Time,
+    /// When it was last heard of.
+    pub seen: Time,
+    /// The number of the active master's lease. Each takeover increments it.
+    #[schema(required)]
+    pub epoch: Option<u64>,
 }
 
 /// The state of the master.

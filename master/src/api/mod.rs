@@ -16,8 +16,8 @@ pub use audit::{Audit, AuditRequest, Difference};
 pub use builds::{Attempt, AttemptState, Build, BuildInFull, Evidence, RequestedStep, Step, StepState, Why};
 pub use changes::{BuildChange, Change, HostChange, Lagged, WorkerChange};
 pub use fleet::{
-    Facts, ForgottenHost, ForgottenPlace, Health, HealthStatus, Host, LogUploads, Mail, Place, Refusal, RotatedToken,
-    TerminatedHost, Vitals, Worker, WorkerKind, WorkerOperation,
+    Facts, ForgottenHost, ForgottenPlace, Health, HealthStatus, Host, LogUploads, Mail, Master, Place, Refusal, Role,
+    RotatedToken, TerminatedHost, Vitals, Worker, WorkerKind, WorkerOperation,
 };
 pub use limits::{Bytes, SubmittedLimits};
 pub use submission::{MAX_NAME, MAX_RETRIES, Run, Seconds, Submission, SubmittedStep};

@@ -64,6 +64,9 @@ pub const AUTH_CACHE: Duration = Duration::from_secs(30);
 
 /// Interval of AMQP heartbeats, seconds. A dead peer is noticed after about three of them.
 pub const AMQP_HEARTBEAT: u16 = 10;
+/// The same for the connections of a master that others stand by for. A stopped master keeps the queues until the broker
+/// misses two of them, which is to be before its lease is over.
+pub const SHARED_HEARTBEAT: u16 = 5;
 
 /// Size of a frame, bytes. lapin keeps room for 64 frames in each direction of each connection, so with the usual 128
 /// KiB an idle master would take tens of megabytes. Log throughput is the same from 8 KiB on.

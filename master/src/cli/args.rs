@@ -147,6 +147,11 @@ pub(super) enum Command {
         #[command(flatten)]
         output: Output,
     },
+    /// List the masters that share the ledger in PostgreSQL: which one is active, and which stand by.
+    Masters {
+        #[command(flatten)]
+        output: Output,
+    },
     /// Compare the ledger with what each provider lists. Exits with 1 if they differ.
     Audit {
         /// Terminate orphans, and mark hosts that no provider lists any more as terminated.

@@ -9,7 +9,7 @@ use rouse_shared::certificate;
 use rouse_shared::error::Chain;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// If the master does not accept the connection within this time, it counts as away.
@@ -32,6 +32,15 @@ pub(super) struct Client {
     base: String,
     server: Server,
     token: Option<Token>,
+    /// Makes a client for another address, with the same certificates.
+    ca: Option<PathBuf>,
+}
+
+/// The settings of each client. A master that stands by sends commands on to the active one. The token goes there only
+/// if the active one is to get it, so that is not left to the library.
+fn settings() -> reqwest::ClientBuilder {
+    let redirects = reqwest::redirect::Policy::none();
+    reqwest::Client::builder().connect_timeout(CONNECT).read_timeout(SILENCE).tcp_nodelay(true).redirect(redirects)
 }
 
 impl Client {
@@ -47,7 +56,7 @@ impl Client {
         {
             tracing::debug!("another thread has installed a TLS provider");
         }
-        let mut http = reqwest::Client::builder().connect_timeout(CONNECT).read_timeout(SILENCE).tcp_nodelay(true);
+        let mut http = settings();
         let (base, token, encrypted) = match &server {
             Server::Socket(path) => {
                 http = http.unix_socket(path.as_path());
@@ -69,7 +78,46 @@ impl Client {
             http = http.tls_certs_only(authorities(path)?);
         }
         let http = http.build().map_err(|error| CliError::Usage(format!("cannot set up HTTP: {}", Chain(&error))))?;
-        Ok(Self { http, base, server, token })
+        Ok(Self { http, base, server, token, ca: ca.map(Path::to_owned) })
+    }
+
+    /// Sends a request. If the master stands by, sends it to the active one.
+    async fn send(&self, request: reqwest::RequestBuilder) -> Result<Response, CliError> {
+        let again = request.try_clone();
+        let response = request.send().await.map_err(|error| self.unreachable_error(&error))?;
+        let location = response.headers().get("location").and_then(|to| to.to_str().ok()).map(str::to_owned);
+        match (response.status(), location, again) {
+            (StatusCode::TEMPORARY_REDIRECT, Some(location), Some(again)) => self.send_to(&location, again).await,
+            _ => Ok(response),
+        }
+    }
+
+    async fn send_to(&self, location: &str, request: reqwest::RequestBuilder) -> Result<Response, CliError> {
+        let wrong =
+            |why: &dyn std::fmt::Display| CliError::Unreachable(format!("{} sent to {location}: {why}", self.server));
+        let url = reqwest::Url::parse(location).map_err(|error| wrong(&error))?;
+        let mut http = settings();
+        if token::is_loopback(&url) {
+            http = http.no_proxy();
+        }
+        if url.scheme() == "http" {
+            http = http.tls_certs_only([]);
+        } else if let Some(path) = &self.ca {
+            http = http.tls_certs_only(authorities(path)?);
+        }
+        let http = http.build().map_err(|error| wrong(&Chain(&error)))?;
+        let mut request = request.build().map_err(|error| wrong(&Chain(&error)))?;
+        // Those who share a ledger share the token.
+        let token = match &self.token {
+            Some(token) => Some(token.text.clone()),
+            None => token::of_fellow(&url)?.map(|token| token.text),
+        };
+        if let Some(token) = token {
+            let value = format!("Bearer {token}").parse().map_err(|_| wrong(&"the token is not text"))?;
+            request.headers_mut().insert("authorization", value);
+        }
+        *request.url_mut() = url;
+        http.execute(request).await.map_err(|error| self.unreachable_error(&error))
     }
 
     /// Sends a GET request.
@@ -97,7 +145,7 @@ impl Client {
         if offset > 0 {
             request = request.header("range", format!("bytes={offset}-"));
         }
-        let response = request.send().await.map_err(|error| self.unreachable_error(&error))?;
+        let response = self.send(request).await?;
         match response.status() {
             StatusCode::RANGE_NOT_SATISFIABLE => Ok(None),
             StatusCode::OK if offset > 0 => Err(CliError::Refused(format!(
@@ -110,8 +158,7 @@ impl Client {
 
     /// The stream of changes.
     pub(super) async fn events(&self) -> Result<Response, CliError> {
-        let response =
-            self.request(Method::GET, "/api/events").send().await.map_err(|error| self.unreachable_error(&error))?;
+        let response = self.send(self.request(Method::GET, "/api/events")).await?;
         self.checked(response).await
     }
 
@@ -124,7 +171,7 @@ impl Client {
     }
 
     async fn json<T: DeserializeOwned>(&self, request: reqwest::RequestBuilder) -> Result<T, CliError> {
-        let response = request.send().await.map_err(|error| self.unreachable_error(&error))?;
+        let response = self.send(request).await?;
         let body = self.checked(response).await?.bytes().await.map_err(|error| self.unreachable_error(&error))?;
         serde_json::from_slice(&body).map_err(|error| {
             CliError::Refused(format!(

@@ -135,6 +135,29 @@ pub(super) async fn places(client: &Client, as_json: bool, now: Timestamp) -> Re
     Ok(listing(&rows, as_json, |rows| Table::new(head, rows.iter().map(row)), "there are no places")?)
 }
 
+/// Lists the masters that share the ledger.
+pub(super) async fn masters(client: &Client, as_json: bool, now: Timestamp) -> Result<(), CliError> {
+    let rows: Vec<api::Master> = client.get("/api/masters").await?;
+    let head = ["HOLDER", "ROLE", "ADDRESS", "BROKER", "SINCE", "SEEN", "EPOCH", "VERSION"];
+    let row = |master: &api::Master| {
+        [
+            master.holder.clone(),
+            match master.role {
+                api::Role::Active => "active".to_owned(),
+                api::Role::Standby => "standby".to_owned(),
+            },
+            master.address.clone(),
+            if master.broker { "reached" } else { "away" }.to_owned(),
+            ago(Some(master.since), now),
+            ago(Some(master.seen), now),
+            or_dash(master.epoch.map(|epoch| epoch.to_string()).as_ref()),
+            master.version.clone(),
+        ]
+    };
+    let none = "the ledger is not shared: that needs [store] url and [broker] url";
+    Ok(listing(&rows, as_json, |rows| Table::new(head, rows.iter().map(row)), none)?)
+}
+
 /// Pauses, resumes or drains a worker.
 pub(super) async fn operate(client: &Client, worker: &str, operation: Operation) -> Result<(), CliError> {
     let name: WorkerName =

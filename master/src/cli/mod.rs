@@ -128,6 +128,7 @@ async fn remote(client: &Client, command: &Command, now: Timestamp) -> Result<Ex
         Command::Resume(worker) => fleet::operate(client, &worker.worker, Operation::Resume).await?,
         Command::Drain(worker) => fleet::operate(client, &worker.worker, Operation::Drain).await?,
         Command::Places { output } => fleet::places(client, output.json, now).await?,
+        Command::Masters { output } => fleet::masters(client, output.json, now).await?,
         Command::Forget { target, yes } => return forget::run(client, target, *yes).await,
         Command::Terminate { host, yes } => return terminate::host(client, host, *yes).await,
         Command::Token(TokenCommand::Rotate) => rotate::token(client).await?,

@@ -17,6 +17,20 @@ pub(super) struct Token {
     pub(super) source: String,
 }
 
+/// The token for the active master, which the master on this machine has named. Its own is the same one.
+///
+/// # Errors
+/// As [`find`].
+pub(super) fn of_fellow(server: &reqwest::Url) -> Result<Option<Token>, CliError> {
+    if let Some(token) = find(server)? {
+        return Ok(Some(token));
+    }
+    match fs::read_to_string(DEFAULT_FILE) {
+        Ok(token) => checked(&token, &format!("what {DEFAULT_FILE} holds")).map(Some),
+        Err(_) => Ok(None),
+    }
+}
+
 /// The token from `ROUSE_TOKEN`, otherwise from the file `ROUSE_TOKEN_FILE`. Otherwise that in the default file, if the
 /// server is on this machine and belongs to the file's owner or to root: whoever else listens there while the master is
 /// away must not get it.

@@ -59,6 +59,28 @@ pub(super) fn share(config: &Config, store: &Store) -> Result<(), MasterError> {
     Ok(())
 }
 
+/// For a master that stands by: copies from the database what another master has put there. Returns false if there is no
+/// id yet.
+///
+/// # Errors
+/// As [`share`].
+pub(super) fn copy(config: &Config, store: &Store) -> Result<bool, MasterError> {
+    let Some(url) = &config.store else { return Ok(true) };
+    let unusable = |e: StoreError| MasterError::new("cannot stand by", &e);
+    let mut complete = false;
+    for (name, file) in belongings(config) {
+        let failed = |e: io::Error| MasterError::new(format!("cannot use {}", file.display()), &e);
+        let Some(kept) = store.kept(name).map_err(unusable)? else { continue };
+        match read(&file).map_err(failed)? {
+            Some(own) if kept.trim() == own.trim() => {}
+            Some(own) if name == ID => return Err(two_masters(&file, &own, url, &kept)),
+            _ => write(&file, &kept).map_err(failed)?,
+        }
+        complete |= name == ID;
+    }
+    Ok(complete)
+}
+
 /// What is in the state directory, for a copy in the database.
 ///
 /// # Errors

@@ -5,6 +5,7 @@ use crate::api_token::ApiToken;
 use crate::config::Config;
 use crate::core::event::Change;
 use crate::http_server::Encryption;
+use crate::store::Claim;
 use rouse_shared::error::Chain;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -26,6 +27,8 @@ pub struct Control {
     pub(super) read_needs_token: Arc<AtomicBool>,
     /// TLS of the API, if it has any.
     pub(super) encryption: Option<Arc<Encryption>>,
+    /// If other masters may share the ledger.
+    pub(super) claim: Option<Claim>,
 }
 
 impl Control {
@@ -37,6 +40,7 @@ impl Control {
     /// Applies a new configuration. Everything that has not changed continues.
     pub async fn configure(&self, config: Config) {
         self.read_needs_token.store(config.read_needs_token(), Ordering::Relaxed);
+        self.describe(&config);
         if let Err(error) = self.api_token.configure(config.master.api_token.as_ref()) {
             warn!("the API token stays as it was, because the file with it cannot be used: {error}");
         }

@@ -344,6 +344,10 @@ impl EventLoop {
                 self.commit(inputs, waiting).await?;
                 self.meters.commit(clock::since_boot().saturating_sub(begun));
             }
+            // What needs no commit must not be performed either.
+            if let Some(why) = self.store.over() {
+                return Err(why);
+            }
             let mut batch = std::mem::take(&mut self.batch);
             batch.records.iter().for_each(|record| self.meters.committed(record));
             for effect in batch.effects.drain(..) {

@@ -50,6 +50,21 @@ impl Inherited {
         Ok(taken)
     }
 
+    /// Whether there are none.
+    pub(super) fn is_empty(&self) -> bool {
+        self.tcp.is_empty() && self.unix.is_none()
+    }
+
+    /// The same sockets, for a server that ends before the master needs them.
+    pub(super) fn try_clone(&self) -> Result<Self, MasterError> {
+        let failed = |e: io::Error| MasterError::new("cannot use a socket of the service manager", &e);
+        let tcp = self.tcp.iter().map(|(address, listener)| Ok((*address, listener.try_clone()?)));
+        Ok(Self {
+            tcp: tcp.collect::<io::Result<_>>().map_err(failed)?,
+            unix: self.unix.as_ref().map(|listener| listener.try_clone()).transpose().map_err(failed)?,
+        })
+    }
+
     /// The listener for an address, if there is one.
     pub(super) fn tcp(&mut self, address: SocketAddr) -> io::Result<Option<TcpListener>> {
         let Some(at) = self.tcp.iter().position(|(held, _)| *held == address) else { return Ok(None) };

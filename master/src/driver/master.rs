@@ -8,7 +8,8 @@ use super::reader::Reader;
 use super::retention::Sweeper;
 use super::state::{Locked, State};
 use super::uploads::Uploads;
-use super::{WAITING, belongings, encryption, event_loop, log_sync, log_writer, perform};
+use super::{WAITING, belongings, encryption, event_loop, log_sync, log_writer, perform, standby, tenure};
+use crate::api;
 use crate::blobs::Blobs;
 use crate::broker::{
     self, Askers, AuthServer, Endpoints, Inbound, Link, LinkSettings, LogDelivery, Node, NodeSettings, NodeTls,
@@ -20,7 +21,7 @@ use crate::core::event::Event;
 use crate::descriptors;
 use crate::hosts::{Death, Hosts};
 use crate::logs::Logs;
-use crate::store::{Database, StoreError};
+use crate::store::{Claim, Database, Fellow, StoreError};
 use crate::sync::lock;
 use crate::web;
 use async_trait::async_trait;
@@ -53,10 +54,54 @@ pub struct Master {
     _auth: AuthServer,
     _state: State,
     ended: oneshot::Receiver<String>,
+    database: Database,
+    claim: Option<Claim>,
+}
+
+/// Why a master has ended by itself.
+pub(super) struct Failure {
+    /// The reason.
+    pub why: String,
+    /// Whether another master has the ledger now, or is to have it: then this one stands by.
+    pub deposed: bool,
+}
+
+/// The masters that share the ledger, for the API.
+pub(super) struct Fellows {
+    pub database: Database,
+    /// If this master stands by: the address of the active one.
+    pub active: Option<Arc<Mutex<Option<String>>>>,
+}
+
+#[async_trait]
+impl web::Masters for Fellows {
+    async fn list(&self) -> Result<Vec<api::Master>, String> {
+        let database = self.database.clone();
+        let listed = tokio::task::spawn_blocking(move || database.fellows()).await;
+        let listed = listed.map_err(|e| e.to_string())?.map_err(|e| Chain(&e).to_string())?;
+        Ok(listed.into_iter().map(shown).collect())
+    }
+
+    fn standby(&self) -> Option<Option<String>> {
+        self.active.as_ref().map(|active| lock(active).clone())
+    }
+}
+
+fn shown(fellow: Fellow) -> api::Master {
+    api::Master {
+        role: if fellow.epoch.is_some() { api::Role::Active } else { api::Role::Standby },
+        holder: fellow.holder,
+        address: fellow.address,
+        version: fellow.version,
+        broker: fellow.broker,
+        since: api::Time(fellow.since),
+        seen: api::Time(fellow.seen),
+        epoch: fellow.epoch,
+    }
 }
 
 /// Where a step's log is, for the API.
-struct LogFiles(Logs, Arc<Blobs>);
+pub(super) struct LogFiles(pub Logs, pub Arc<Blobs>);
 
 #[async_trait]
 impl web::LogSource for LogFiles {
@@ -92,16 +137,24 @@ impl Master {
     pub async fn start(config: Config, mut inherited: Inherited) -> Result<Self, MasterError> {
         descriptors::raise();
         let cannot_start = |e: &dyn std::error::Error| MasterError::new("cannot start", e);
-        let locked = Locked::new(&config.master.state_dir).map_err(|e| cannot_start(&e))?;
-        let database = ledger_of(&config).map_err(|e| cannot_start(&e))?;
-        let store = {
+        let mut locked = Locked::new(&config.master.state_dir).map_err(|e| cannot_start(&e))?;
+        let (database, claim) = tenure::ledger(&config)?;
+        let store = loop {
             // PostgreSQL may take seconds.
-            let (database, config) = (database.clone(), config.clone());
-            let open = move || {
-                let store = database.open().map_err(|e| MasterError::new("cannot start", &e))?;
-                belongings::share(&config, &store).map(|()| store)
-            };
-            tokio::task::spawn_blocking(open).await.map_err(|e| cannot_start(&e))??
+            let opening = database.clone();
+            let opened = tokio::task::spawn_blocking(move || opening.open()).await.map_err(|e| cannot_start(&e))?;
+            match (opened, &claim) {
+                (Ok(store), _) => break store,
+                (Err(StoreError::InUse(_)), Some(claim)) => {
+                    locked = standby::wait(&config, (&database, claim), &inherited, locked).await?;
+                }
+                (Err(error), _) => return Err(cannot_start(&error)),
+            }
+        };
+        let store = {
+            let config = config.clone();
+            let share = move || belongings::share(&config, &store).map(|()| store);
+            tokio::task::spawn_blocking(share).await.map_err(|e| cannot_start(&e))??
         };
         let state = locked.open(config.master.api_token.as_ref()).map_err(|e| cannot_start(&e))?;
         state.token.keep_with(keeper_of_token(&database).map_err(|e| cannot_start(&e))?);
@@ -151,6 +204,8 @@ impl Master {
         belongings::share(&config, &store)?;
         let boot = perform::Boot { broker: agents_dial, ca: encryption::for_agents(&config)? };
         let refusals = Refusals::default();
+        let fencing = database.clone();
+        let fence: perform::Fence = Arc::new(move || fencing.over());
         let executor = perform::Executor {
             runtime: tokio::runtime::Handle::current(),
             events: events.clone(),
@@ -166,6 +221,7 @@ impl Master {
             boot,
             pending: perform::PendingRequests::default(),
             calls: Default::default(),
+            fence,
         };
         let inputs = event_loop::Inputs {
             events: events_in,
@@ -187,6 +243,7 @@ impl Master {
             owner,
             read_needs_token: read_needs_token.clone(),
             encryption: encryption.clone(),
+            claim: claim.clone(),
         });
         let (stop_web, stopped) = oneshot::channel::<()>();
         let settings = web::Settings {
@@ -196,10 +253,13 @@ impl Master {
             master_name: config.master.name.clone(),
         };
         let source = Arc::new(LogFiles(logs, blobs));
+        let masters = Arc::new(Fellows { database: database.clone(), active: None });
         let web = tokio::spawn(async move {
             // Ends if the master was asked to stop, and if the owner of the sender is gone.
             let shutdown = async move { drop(stopped.await) };
-            if let Err(error) = web::serve(doors, settings, requests, changes, source, encryption, shutdown).await {
+            let served =
+                web::serve_with(masters, doors, settings, requests, changes, source, encryption, shutdown).await;
+            if let Err(error) = served {
                 error!("the HTTP server ended: {error}");
             }
         });
@@ -208,12 +268,26 @@ impl Master {
         let (node, link, auth) =
             connect(&config, &state, (auth, node_tls), refusals, admissions, inbound, log_chunks).await?;
         link_slot.send_replace(Some(Arc::new(link)));
-        Ok(Self { control, node, link: link_slot, stop_web, web, _auth: auth, _state: state, ended })
+        Ok(Self { control, node, link: link_slot, stop_web, web, _auth: auth, _state: state, ended, database, claim })
     }
 
-    /// Waits until the loop ends by itself, which it does only if it cannot continue.
-    pub async fn failed(&mut self) -> String {
-        (&mut self.ended).await.unwrap_or_else(|_| "the loop ended".to_owned())
+    /// Waits until the master cannot continue, or must not because another one has the ledger.
+    pub(super) async fn failed(&mut self) -> Failure {
+        let over = async {
+            match &self.claim {
+                Some(claim) => tenure::over(self.database.clone(), claim.clone(), self.link.subscribe()).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            why = over => Failure { why, deposed: true },
+            ended = &mut self.ended => {
+                let why = ended.unwrap_or_else(|_| "the loop ended".to_owned());
+                let database = self.database.clone();
+                let holder = async { tokio::task::spawn_blocking(move || database.holder()).await.ok()?.ok()? };
+                Failure { why, deposed: self.claim.is_some() && holder.await.is_some() }
+            }
+        }
     }
 
     /// Ends the master. Hosts stay as they are; a private broker ends too.
@@ -230,6 +304,12 @@ impl Master {
         }
         if let Some(node) = self.node {
             node.stop().await;
+        }
+        if self.claim.is_some() {
+            let database = self.database;
+            if let Ok(Err(error)) = tokio::task::spawn_blocking(move || database.give_up()).await {
+                warn!("another master takes over only when the lease is over: {}", Chain(&error));
+            }
         }
     }
 }
@@ -266,7 +346,7 @@ pub(super) fn place_of_ledger(config: &Config) -> String {
     }
 }
 
-async fn listen(address: SocketAddr, inherited: &mut Inherited) -> Result<TcpListener, MasterError> {
+pub(super) async fn listen(address: SocketAddr, inherited: &mut Inherited) -> Result<TcpListener, MasterError> {
     if let Some(held) = inherited.tcp(address).map_err(|e| MasterError::new(format!("cannot use {address}"), &e))? {
         return Ok(held);
     }
@@ -278,7 +358,10 @@ async fn listen(address: SocketAddr, inherited: &mut Inherited) -> Result<TcpLis
     })
 }
 
-async fn listen_for_broker(address: SocketAddr, inherited: &mut Inherited) -> Result<TcpListener, MasterError> {
+pub(super) async fn listen_for_broker(
+    address: SocketAddr,
+    inherited: &mut Inherited,
+) -> Result<TcpListener, MasterError> {
     match inherited.tcp(address).map_err(|e| MasterError::new(format!("cannot use {address}"), &e))? {
         Some(held) => Ok(held),
         None => AuthServer::listen(address).await.map_err(|e| MasterError::new("cannot start", &e)),
@@ -297,6 +380,7 @@ async fn connect(
     let conduct = RateLimiter::new(refusals.clone());
     let endpoints = |url: &str| Endpoints::parse(url).map_err(|e| MasterError::new("cannot use broker.url", &e));
     let external = config.broker.url.as_ref().map(|url| endpoints(url.expose())).transpose()?;
+    let external = if config.store.is_some() { external.map(Endpoints::hurried) } else { external };
     let vhost = external.as_ref().map_or(broker::VHOST, |e| e.vhost()).to_owned();
     let askers = match external {
         Some(_) => Askers::own_broker(config.broker.auth_secret.clone()),

@@ -26,8 +26,10 @@ mod queries;
 mod reader;
 mod retention;
 mod signals;
+mod standby;
 mod state;
 mod stuck;
+mod tenure;
 mod uploads;
 
 pub use control::Control;
@@ -37,8 +39,9 @@ pub use live_hosts::live_hosts;
 pub use master::Master;
 #[cfg(feature = "postgres")]
 pub use migrate::migrate;
-pub use signals::run;
+pub use signals::{Ended, run};
 pub use state::{Locked, State, StateError};
+pub use tenure::begin_anew;
 
 /// Capacity of each of the loop's channels. A full channel slows its sender down.
 const WAITING: usize = 4_096;

@@ -59,6 +59,9 @@ pub(super) struct Boot {
     pub ca: Option<String>,
 }
 
+/// Why this master must not act any more, if another one may have the ledger.
+pub(super) type Fence = Arc<dyn Fn() -> Option<String> + Send + Sync>;
+
 /// Performs the core's effects.
 pub(super) struct Executor {
     pub runtime: tokio::runtime::Handle,
@@ -77,6 +80,8 @@ pub(super) struct Executor {
     pub pending: PendingRequests,
     /// Measures the calls to providers.
     pub calls: Calls,
+    /// Asked before each operation that others would notice: the process may have been stopped since the commit.
+    pub fence: Fence,
 }
 
 impl Executor {
@@ -220,8 +225,11 @@ impl Executor {
 
     /// Runs an operation outside the loop. Its result comes back as an event.
     fn spawn(&self, operation: impl Future<Output = Event> + Send + 'static) {
-        let events = self.events.clone();
+        let (events, fence) = (self.events.clone(), self.fence.clone());
         self.runtime.spawn(async move {
+            if let Some(why) = fence() {
+                return debug!("an operation is left to the active master: {why}");
+            }
             let event = operation.await;
             if events.send(event).await.is_err() {
                 debug!("the loop has ended before a call");

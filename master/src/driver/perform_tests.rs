@@ -138,6 +138,7 @@ fn executor(dir: &Path, config: &Config, way: Way) -> (Executor, mpsc::Receiver<
         boot: Boot { broker: "amqp://localhost/rouse".to_owned(), ca: None },
         pending: PendingRequests::default(),
         calls: Default::default(),
+        fence: Arc::new(|| None),
     };
     (executor, heard)
 }
@@ -205,4 +206,17 @@ async fn a_provider_that_panics_over_news_takes_nobody_with_it() {
     executor.hosts.expect(&[host()]);
     executor.hosts.forget_place(ProviderKind::Process, "this machine");
     executor.hosts.configure(&config);
+}
+
+/// The process may have been stopped between the commit and the call, for longer than its lease.
+#[tokio::test]
+async fn a_master_that_another_has_replaced_calls_no_provider() {
+    let config = Config::parse("[master]\nname = \"m\"\n", Path::new("rouse.toml")).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let (executor, mut heard) = executor(dir.path(), &config, Way::Panics);
+    let mut executor = Executor { fence: Arc::new(|| Some("another master has the ledger".to_owned())), ..executor };
+    assert_eq!(executor.perform(Effect::StartHost(Box::new(host())), &config), None);
+    drop(executor);
+    // Every operation has ended, and none has called: the panic would have come back as an event.
+    assert_eq!(heard.recv().await, None);
 }

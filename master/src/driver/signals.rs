@@ -3,33 +3,51 @@
 use super::control::Control;
 use super::error::MasterError;
 use super::listeners::Inherited;
-use super::master::Master;
+use super::master::{Failure, Master};
 use crate::config::{self, Config};
 use std::path::Path;
 use tracing::{error, info, warn};
 
-/// Runs a master until a signal ends it, on the sockets that it has inherited or its own. SIGHUP reloads the configuration, SIGTERM and Ctrl-C end the master.
+/// Why a master has ended in good order.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Ended {
+    /// A signal has asked for it.
+    AsAsked,
+    /// Another master has the ledger, and this one must begin anew to stand by: see [`super::begin_anew`].
+    Deposed,
+}
+
+/// Runs a master until a signal ends it, on the sockets that it has inherited or its own. SIGHUP reloads the
+/// configuration, SIGTERM and Ctrl-C end the master.
 ///
 /// # Errors
 /// If it cannot start, or cannot continue.
-pub async fn run(path: &Path, config: Config, inherited: Inherited) -> Result<(), MasterError> {
+pub async fn run(path: &Path, config: Config, inherited: Inherited) -> Result<Ended, MasterError> {
     use tokio::signal::unix::{SignalKind, signal};
     let listen = |kind| signal(kind).map_err(|e| MasterError::new("cannot listen for signals", &e));
     let mut hangup = listen(SignalKind::hangup())?;
     let mut terminate = listen(SignalKind::terminate())?;
     let mut interrupt = listen(SignalKind::interrupt())?;
     let mut running = config.clone();
+    let anew = inherited.is_empty();
     let mut master = tokio::select! {
         started = Master::start(config, inherited) => started?,
-        _ = terminate.recv() => return Ok(()),
-        _ = interrupt.recv() => return Ok(()),
+        _ = terminate.recv() => return Ok(Ended::AsAsked),
+        _ = interrupt.recv() => return Ok(Ended::AsAsked),
     };
     loop {
         tokio::select! {
             _ = hangup.recv() => reload(path, &mut running, &master.control).await,
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
-            why = master.failed() => return Err(MasterError::from(format!("the master cannot continue: {why}"))),
+            failure = master.failed() => match failure {
+                Failure { why, deposed: true } if anew => {
+                    warn!("{why}: this master stands by now");
+                    return Ok(Ended::Deposed);
+                }
+                // systemd, which has passed the sockets, starts it again.
+                Failure { why, .. } => return Err(MasterError::from(format!("the master cannot continue: {why}"))),
+            },
         }
     }
     info!("ending; hosts stay as they are");
@@ -39,7 +57,7 @@ pub async fn run(path: &Path, config: Config, inherited: Inherited) -> Result<()
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }
-    Ok(())
+    Ok(Ended::AsAsked)
 }
 
 async fn reload(path: &Path, running: &mut Config, control: &Control) {

@@ -46,7 +46,9 @@ impl EventLoop {
                 let message = ToMaster::Heartbeat(heartbeat);
                 for effect in self.core.handle(clock::now(), Event::Agent { worker, message }) {
                     match effect {
-                        renewal @ Effect::Send { message: ToAgent::Renewed { .. }, .. } => {
+                        renewal @ Effect::Send { message: ToAgent::Renewed { .. }, .. }
+                            if self.store.over().is_none() =>
+                        {
                             // Sending a message causes no event.
                             self.executor.perform(renewal, &self.config);
                         }

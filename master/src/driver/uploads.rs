@@ -8,6 +8,7 @@
 use crate::blobs::{Blobs, UploadError, address};
 use crate::clock;
 use crate::core::blobs::Upload;
+use crate::core::build::{Attempt, Build};
 use crate::core::event::Event;
 use crate::logs::Logs;
 use crate::store::Database;
@@ -44,6 +45,15 @@ struct Inner {
     events: mpsc::Sender<Event>,
     state: Mutex<State>,
     wake: Notify,
+}
+
+/// Bytes of the logs of an ended build, as the ledger has them.
+fn printed(build: &Build) -> u64 {
+    let of_attempt = |attempt: &Attempt| {
+        let there = |step: u32| attempt.cut_logs.iter().find(|(cut, _)| *cut == step).map(|(_, bytes)| *bytes);
+        (0..).zip(&attempt.steps).map(|(number, step)| there(number).unwrap_or(step.log_length)).sum::<u64>()
+    };
+    build.status.attempts.iter().map(of_attempt).sum()
 }
 
 #[derive(Default)]
@@ -234,6 +244,12 @@ impl Uploads {
             after = *last;
             for (build, former) in page {
                 let bytes = logs.size(build).map_err(failed)?;
+                // Another master may have written the logs, on its own disk. It uploads them when it is active again.
+                if self.0.ledger.is_shared()
+                    && bytes < store.build(build).map_err(unreadable)?.map_or(0, |b| printed(&b))
+                {
+                    continue;
+                }
                 let mut state = lock(&self.0.state);
                 let mut fresh = 0;
                 state.waiting.entry(build).or_insert_with(|| {

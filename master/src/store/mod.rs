@@ -20,6 +20,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::oneshot;
 
+mod claim;
 mod ended;
 mod engine;
 mod migrate;
@@ -33,6 +34,7 @@ mod tests;
 mod transfer;
 mod uploads;
 
+pub use claim::{Claim, Fellow};
 #[cfg(feature = "postgres")]
 pub use postgres::look;
 pub use uploads::LogsAt;
@@ -149,7 +151,71 @@ impl Database {
     /// If the thread for its connections cannot be started.
     #[cfg(feature = "postgres")]
     pub fn postgres(url: &PostgresUrl, master: &str) -> Result<Self, StoreError> {
-        Ok(Self(Place::Postgres(postgres::Shared::new(url.clone(), master)?)))
+        Ok(Self(Place::Postgres(postgres::Shared::new(url.clone(), master, None)?)))
+    }
+
+    /// The same for a master that others may share the ledger with.
+    ///
+    /// # Errors
+    /// As [`Database::postgres`].
+    #[cfg(feature = "postgres")]
+    pub fn shared(url: &PostgresUrl, master: &str, claim: Claim) -> Result<Self, StoreError> {
+        Ok(Self(Place::Postgres(postgres::Shared::new(url.clone(), master, Some(claim))?)))
+    }
+
+    /// Whether other masters may share it.
+    pub fn is_shared(&self) -> bool {
+        match &self.0 {
+            Place::Sqlite(_) => false,
+            #[cfg(feature = "postgres")]
+            Place::Postgres(shared) => shared.is_shared(),
+        }
+    }
+
+    /// Why the master that has opened this ledger must not act any more, if others share it.
+    pub fn over(&self) -> Option<String> {
+        match &self.0 {
+            Place::Sqlite(_) => None,
+            #[cfg(feature = "postgres")]
+            Place::Postgres(shared) => shared.over(),
+        }
+    }
+
+    /// Which master has the ledger, and the address of its API; nothing if it can be opened. Blocks for some seconds at
+    /// most.
+    ///
+    /// # Errors
+    /// If the database does not answer.
+    pub fn holder(&self) -> Result<Option<(String, Option<String>)>, StoreError> {
+        match &self.0 {
+            Place::Sqlite(_) => Ok(None),
+            #[cfg(feature = "postgres")]
+            Place::Postgres(shared) => shared.look(),
+        }
+    }
+
+    /// The masters that share the ledger, the active one first. Blocks as [`Database::holder`].
+    ///
+    /// # Errors
+    /// If the database does not answer.
+    pub fn fellows(&self) -> Result<Vec<Fellow>, StoreError> {
+        match &self.0 {
+            Place::Sqlite(_) => Ok(Vec::new()),
+            #[cfg(feature = "postgres")]
+            Place::Postgres(shared) => shared.fellows(),
+        }
+    }
+
+    /// Lets another master take the ledger at once. Blocks as [`Database::holder`].
+    ///
+    /// # Errors
+    /// If the database does not answer. Then the other one waits until the lease is over.
+    pub fn give_up(&self) -> Result<(), StoreError> {
+        match &self.0 {
+            Place::Sqlite(_) => Ok(()),
+            #[cfg(feature = "postgres")]
+            Place::Postgres(shared) => shared.give_up(),
+        }
     }
 
     /// Opens the ledger to write it, and creates it if there is none. There is one writer: with SQLite, whoever has
@@ -226,6 +292,15 @@ impl Store {
             statements::write(self.engine.dialect(), record, &mut statements);
         }
         statements
+    }
+
+    /// See [`Database::over`].
+    pub fn over(&self) -> Option<String> {
+        match &self.engine {
+            Engine::Sqlite(_) => None,
+            #[cfg(feature = "postgres")]
+            Engine::Postgres(postgres) => postgres.over(),
+        }
     }
 
     /// Takes the URL of a new configuration into use, for the next connection. Returns false if it leads to another

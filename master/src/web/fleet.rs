@@ -155,6 +155,7 @@ pub(super) async fn health(State(app): State<Arc<App>>, _: Params<NoParams>) -> 
             status: api::HealthStatus::Ok,
             master: settings.master_name.clone(),
             version: settings.version.to_owned(),
+            role: if app.masters.standby().is_some() { api::Role::Standby } else { api::Role::Active },
         }))
     } else {
         Err(ApiError::Unhealthy(faults.join("; ")))

@@ -8,6 +8,7 @@ mod error;
 mod events;
 mod fleet;
 mod log;
+mod masters;
 mod messages;
 mod metrics;
 mod openapi;
@@ -29,6 +30,7 @@ use crate::http_server::{self, Encryption};
 use async_trait::async_trait;
 use bytes::Bytes;
 use error::ApiError;
+pub use masters::{Alone, Masters};
 pub use messages::{answer_body, change_message};
 use rouse_shared::{AttemptId, BuildId};
 use std::collections::BTreeMap;
@@ -258,6 +260,7 @@ struct App {
     queries: Arc<Semaphore>,
     changes: broadcast::Sender<Change>,
     logs: Arc<dyn LogSource>,
+    masters: Arc<dyn Masters>,
     /// True once the server is ending. Then streams end.
     closing: watch::Receiver<bool>,
 }
@@ -307,13 +310,40 @@ pub async fn serve(
     encryption: Option<Arc<Encryption>>,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> std::io::Result<()> {
+    serve_with(Arc::new(Alone), doors, settings, requests, changes, logs, encryption, shutdown).await
+}
+
+/// The same for a master that shares its ledger with others.
+///
+/// # Errors
+/// As [`serve`].
+#[expect(clippy::too_many_arguments, reason = "as many as the server has parts")]
+pub async fn serve_with(
+    masters: Arc<dyn Masters>,
+    doors: Doors,
+    settings: Settings,
+    requests: mpsc::Sender<Request>,
+    changes: broadcast::Sender<Change>,
+    logs: Arc<dyn LogSource>,
+    encryption: Option<Arc<Encryption>>,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> std::io::Result<()> {
     let (close, closing) = watch::channel(false);
     let Doors { tcp, commands } = doors;
     let on_loopback = tcp.local_addr()?.ip().is_loopback();
     let queries = || Arc::new(Semaphore::new(MAX_QUERIES));
     let (trusted, queries_here, closing_here) = (false, queries(), closing.clone());
-    let app =
-        App { settings, trusted, on_loopback, requests, queries: queries_here, changes, logs, closing: closing_here };
+    let app = App {
+        settings,
+        trusted,
+        on_loopback,
+        requests,
+        queries: queries_here,
+        changes,
+        logs,
+        masters,
+        closing: closing_here,
+    };
     // Each has connections and queries of its own, so that nobody on the network takes those of the commands.
     let limits = http_server::Limits::of(MAX_CONNECTIONS);
     let of_commands = App { trusted: true, on_loopback: false, queries: queries(), ..app.clone() };

@@ -64,6 +64,10 @@ impl Modify for Shared {
                 }
             }
             if let Some(operation) = &mut item.post {
+                // Without a body, a build is repeated as it was.
+                if let Some(RefOr::T(body)) = operation.request_body.as_mut().filter(|_| path.ends_with("/rerun")) {
+                    body.required = None;
+                }
                 operation
                     .responses
                     .responses

@@ -3,7 +3,7 @@
 
 use super::error::{ApiError, NoParams, Params};
 use super::{
-    App, MAX_BODY, audit, auth, builds, events, fleet, log, metrics, openapi, page, places, rebinding, tokens,
+    App, MAX_BODY, audit, auth, builds, events, fleet, log, masters, metrics, openapi, page, places, rebinding, tokens,
 };
 use axum::extract::{DefaultBodyLimit, State};
 use axum::http::{Method, Uri};
@@ -28,6 +28,7 @@ pub(super) fn documented() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(fleet::forget_host))
         .routes(routes!(places::list_places))
         .routes(routes!(places::forget_place))
+        .routes(routes!(masters::list_masters))
         .routes(routes!(fleet::list_mails))
         .routes(routes!(fleet::show_log_uploads))
         .routes(routes!(tokens::rotate_token))
@@ -46,6 +47,7 @@ pub(super) fn router(app: Arc<App>) -> Router {
         .fallback(unknown_path)
         .method_not_allowed_fallback(unknown_method)
         .layer(DefaultBodyLimit::max(MAX_BODY))
+        .layer(middleware::from_fn_with_state(Arc::clone(&app), masters::send_on))
         .layer(middleware::from_fn_with_state(Arc::clone(&app), auth::check))
         .layer(middleware::from_fn_with_state(Arc::clone(&app), rebinding::check))
         .with_state(app)

@@ -98,11 +98,13 @@ pub enum Break {
     FilesStay,
     /// A master that starts does not know the numbers of deleted builds.
     ForgetNumbers,
+    /// A master that was stopped still writes into the ledger that another one has taken over.
+    NoEpoch,
 }
 
 impl Break {
     /// All of them.
-    pub const ALL: [Break; 46] = [
+    pub const ALL: [Break; 47] = [
         Self::PerformBeforeCommit,
         Self::AckBeforeCommit,
         Self::DiskForgets,
@@ -149,5 +151,6 @@ impl Break {
         Self::ForgetKeep,
         Self::FilesStay,
         Self::ForgetNumbers,
+        Self::NoEpoch,
     ];
 }

@@ -39,6 +39,9 @@ pub(super) enum Input {
 /// The longest lease, and what a master that was started again needs to renew it.
 const LEASE_MOST: u64 = 60_000;
 
+/// How often a master is stopped that another one can replace, of a thousand turns.
+const STOPPED: u64 = 10;
+
 /// Who waits for an answer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Asked {
@@ -102,6 +105,8 @@ pub(super) enum Crash {
     AfterCommit,
     /// So many effects of the batch are performed.
     Between(usize),
+    /// It is stopped when so many effects of the batch are performed, and another master takes over.
+    Stopped(usize),
 }
 
 pub(super) struct Master {
@@ -334,6 +339,8 @@ impl World {
                 _ => Crash::Between(self.chance.range(1, 4) as usize),
             };
             self.master.crash = Some(crash);
+        } else if self.faults.standby && self.mishap(STOPPED) && self.chance.permille(often) {
+            self.master.crash = Some(Crash::Stopped(self.chance.range(0, 4) as usize));
         }
         self.finish(effects, deliveries);
     }
@@ -395,7 +402,12 @@ impl World {
             }
             self.commit(records, crash.is_some());
             effects = Vec::new();
-            for (done, effect) in others.into_iter().enumerate() {
+            let mut others = others.into_iter().enumerate();
+            while let Some((done, effect)) = others.next() {
+                if crash == Some(Crash::Stopped(done)) {
+                    let late = std::iter::once(effect).chain(others.map(|(_, effect)| effect)).collect();
+                    return self.master_stops(late, deliveries);
+                }
                 if crash == Some(Crash::AfterCommit) || crash.is_some_and(|c| c == Crash::Between(done)) {
                     return self.master_dies(deliveries);
                 }
@@ -403,8 +415,10 @@ impl World {
                     effects.extend(self.handle(event));
                 }
             }
-            if crash.is_some() {
-                return self.master_dies(deliveries);
+            match crash {
+                Some(Crash::Stopped(_)) => return self.master_stops(Vec::new(), deliveries),
+                Some(_) => return self.master_dies(deliveries),
+                None => {}
             }
         }
         self.arm_master_tick();
@@ -413,7 +427,7 @@ impl World {
         }
     }
 
-    fn commit(&mut self, records: Vec<Effect>, crash: bool) {
+    pub(super) fn commit(&mut self, records: Vec<Effect>, crash: bool) {
         if records.is_empty() {
             return;
         }
@@ -499,9 +513,13 @@ impl World {
     }
 
     pub(super) fn master_dies_for(&mut self, away: u64, unacknowledged: Vec<Delivery>) {
-        if self.master.core.take().is_none() {
-            return;
+        if self.master.core.take().is_some() {
+            self.master_is_gone(away, unacknowledged);
         }
+    }
+
+    /// Another process starts after so many milliseconds.
+    pub(super) fn master_is_gone(&mut self, away: u64, unacknowledged: Vec<Delivery>) {
         self.summary.crashes += 1;
         if self.master.died_at.is_some_and(|at| self.now - at < LEASE_MOST) {
             self.master.died_again_at = Some(self.now);

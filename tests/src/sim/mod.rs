@@ -24,6 +24,7 @@ mod retention;
 mod script;
 mod setup;
 mod show;
+mod standby;
 mod suspend;
 mod world;
 

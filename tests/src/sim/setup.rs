@@ -48,6 +48,8 @@ pub(super) struct Faults {
     pub long_outage: bool,
     /// Whether the master is asked to end, and is then away for minutes.
     pub upgrade: bool,
+    /// Whether another master stands by, and the active one is stopped.
+    pub standby: bool,
     /// Whether the master's disk is full for a while.
     pub disk_full: bool,
     /// Whether the master's wall clock is stepped while it is away.
@@ -73,7 +75,7 @@ impl Faults {
     /// Whether nothing happens that a build may be lost under.
     pub(super) fn agents_behave(&self) -> bool {
         let misbehaves = self.kill || self.freeze || self.partition || self.death || self.terminate || self.abandon;
-        let away = self.long_outage || self.disk_full;
+        let away = self.long_outage || self.disk_full || self.standby;
         !misbehaves
             && !away
             && !self.reload

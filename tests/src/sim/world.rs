@@ -9,7 +9,7 @@ use super::master::Master;
 use super::relay::Relay;
 use super::script::Script;
 use super::setup::{self, Faults};
-use super::{Break, Summary, Violation, retention};
+use super::{Break, Summary, Violation, retention, standby};
 use crate::chance::Chance;
 use rouse_shared::message::StepState;
 use rouse_shared::{AttemptId, BuildId, HostId, Nonce, Timestamp};
@@ -89,7 +89,8 @@ pub(super) struct World {
 impl World {
     pub(super) fn new(seed: u64, broken: Option<Break>, transcript: bool) -> Self {
         let mut chance = Chance::new(seed);
-        let (mut plan, faults) = setup::make(&mut chance);
+        let (mut plan, mut faults) = setup::make(&mut chance);
+        faults.standby = standby::of_seed(seed, &faults);
         plan.retention = retention::of_seed(seed);
         let script = Script::new(plan);
         Self {

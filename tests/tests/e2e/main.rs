@@ -29,6 +29,8 @@ mod retention;
 mod rogue;
 mod rotation;
 mod sandbox;
+#[cfg(feature = "postgres")]
+mod standby;
 mod standing;
 mod submission_queue;
 mod tls;

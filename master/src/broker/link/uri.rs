@@ -1,6 +1,6 @@
 //! Converts the brokers of a URL to the form that lapin needs.
 
-use super::super::limits::{AMQP_HEARTBEAT, FRAME_MAX};
+use super::super::limits::{AMQP_HEARTBEAT, FRAME_MAX, SHARED_HEARTBEAT};
 use lapin::uri::{AMQPScheme, AMQPUri};
 use rouse_shared::BrokerUrl;
 use rouse_shared::broker_url::{UrlError, bracketed};
@@ -22,6 +22,20 @@ pub fn shown(uri: &AMQPUri) -> String {
 }
 
 impl Endpoints {
+    /// For a master that shares its ledger: the broker notices sooner that it is gone, and lets another one read.
+    #[must_use]
+    pub fn hurried(mut self) -> Self {
+        for uri in &mut self.0 {
+            uri.query.heartbeat = Some(SHARED_HEARTBEAT.min(uri.query.heartbeat.unwrap_or(SHARED_HEARTBEAT)));
+        }
+        self
+    }
+
+    /// Host and port of each.
+    pub fn addresses(&self) -> impl Iterator<Item = (String, u16)> {
+        self.0.iter().map(|uri| (uri.authority.host.clone(), uri.authority.port))
+    }
+
     /// Parses the URL like [`BrokerUrl::parse`].
     ///
     /// # Errors

@@ -15,8 +15,6 @@ const CONNECT: Duration = Duration::from_secs(3);
 const UNANSWERED: Duration = Duration::from_secs(10);
 /// The oldest PostgreSQL that is supported, as it numbers itself.
 const OLDEST: i64 = 130_000;
-/// Half of the number of the lock that masters take; the other half is the number of the table `lease`.
-const LOCK: i32 = 0x726f_7573;
 /// Prepared statements that one connection keeps. The texts of a listing depend on its filter.
 const PREPARED: usize = 128;
 
@@ -213,24 +211,6 @@ async fn create(live: &Live, url: &PostgresUrl, master: &str) -> Result<(), Stor
             }
         }
     }
-}
-
-/// Takes the lock that one session holds. Returns false if another one has it.
-pub(super) async fn lock(live: &Live, url: &PostgresUrl) -> Result<bool, StoreError> {
-    let sql = format!("SELECT pg_try_advisory_lock({LOCK}, 'lease'::regclass::oid::bigint::bit(32)::int)");
-    live.client.query_one(&sql, &[]).await.map(|row| row.get(0)).map_err(|error| explain::error(url, &error))
-}
-
-/// Begins a new epoch, and returns its number.
-pub(super) async fn begin_epoch(live: &Live, url: &PostgresUrl, holder: &str) -> Result<i64, StoreError> {
-    let sql = "UPDATE lease SET epoch = epoch + 1, holder = $1, until = NULL RETURNING epoch";
-    live.client.query_one(sql, &[&holder]).await.map(|row| row.get(0)).map_err(|error| explain::error(url, &error))
-}
-
-/// The present epoch, and who has it.
-pub(super) async fn epoch(live: &Live, url: &PostgresUrl) -> Result<(i64, String), StoreError> {
-    let row = live.client.query_one("SELECT epoch, holder FROM lease", &[]).await;
-    row.map(|row| (row.get(0), row.get(1))).map_err(|error| explain::error(url, &error))
 }
 
 /// Looks at the database for `rouse check --online`, and changes nothing. Returns what is right with it.

@@ -8,13 +8,14 @@
 
 mod connect;
 mod explain;
+pub(super) mod lease;
 mod session;
 mod tables;
 mod tls;
 mod values;
 
 use super::engine::{Row, Statement, Value, key, statement};
-use super::{Commit, StoreError};
+use super::{Claim, Commit, Fellow, StoreError};
 use crate::config::PostgresUrl;
 use crate::core::build::{BuildSpec, Requirement};
 use session::{Session, Use};
@@ -33,10 +34,15 @@ pub(super) struct Shared {
     master: String,
     /// Who writes, for people: the machine's name and the process.
     holder: String,
+    /// Absent for a lone master.
+    claim: Option<Claim>,
+    tenure: Mutex<lease::Tenure>,
+    /// The connection of a master that waits for the lease.
+    waiting: tokio::sync::Mutex<Option<connect::Live>>,
 }
 
 impl Shared {
-    pub(super) fn new(url: PostgresUrl, master: &str) -> Result<Arc<Self>, StoreError> {
+    pub(super) fn new(url: PostgresUrl, master: &str, claim: Option<Claim>) -> Result<Arc<Self>, StoreError> {
         let mut runtime = tokio::runtime::Builder::new_multi_thread();
         runtime.worker_threads(1).thread_name("ledger").enable_all();
         let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
@@ -45,11 +51,51 @@ impl Shared {
             url: Mutex::new(Arc::new(url)),
             master: master.to_owned(),
             holder: format!("process {} on {}", std::process::id(), host.trim()),
+            claim,
+            tenure: Mutex::default(),
+            waiting: tokio::sync::Mutex::default(),
         }))
     }
 
     fn url(&self) -> Arc<PostgresUrl> {
         crate::sync::lock(&self.url).clone()
+    }
+
+    pub(super) fn is_shared(&self) -> bool {
+        self.claim.is_some()
+    }
+
+    /// Why this master must not act any more.
+    pub(super) fn over(&self) -> Option<String> {
+        self.claim.as_ref().and_then(|_| crate::sync::lock(&self.tenure).over())
+    }
+
+    /// Who has the lease, and where the API of that master is; nothing if it can be taken.
+    pub(super) fn look(self: &Arc<Self>) -> Result<Option<(String, Option<String>)>, StoreError> {
+        let shared = self.clone();
+        let row = self.wait(async move {
+            let mut live = shared.waiting.lock().await;
+            lease::look(&shared, &mut live).await
+        })?;
+        let own = self.claim.as_ref().map(|claim| claim.instance.as_str());
+        let held = row.left.map_or(row.locked, |left| left > 0.0);
+        let taken = held && row.instance.as_deref() != own;
+        Ok(taken.then_some((row.holder, row.address)))
+    }
+
+    pub(super) fn fellows(self: &Arc<Self>) -> Result<Vec<Fellow>, StoreError> {
+        let shared = self.clone();
+        self.wait(async move {
+            let url = shared.url();
+            let live = connect::Live::open(&url, std::time::Duration::from_secs(5)).await?;
+            lease::prepare(&live, &url).await?;
+            lease::fellows(&live, &url).await
+        })
+    }
+
+    pub(super) fn give_up(self: &Arc<Self>) -> Result<(), StoreError> {
+        let shared = self.clone();
+        self.wait(async move { lease::give_up(&shared).await })
     }
 
     /// Starts work on the runtime. The answer is lost if the runtime ends.
@@ -95,13 +141,23 @@ impl Postgres {
     pub(super) fn open(shared: &Arc<Shared>) -> Result<Self, StoreError> {
         let writer = Session::new(shared.clone(), Use::Write);
         let postgres = Self { writer: Some(writer.clone()), ..Self::reader(shared) };
-        shared.wait(async move { writer.open().await })?;
+        let epoch = shared.wait(async move {
+            writer.open().await?;
+            Ok(writer.epoch().await)
+        })?;
+        if let (Some(epoch), Some(_)) = (epoch, &shared.claim) {
+            shared.spawn(lease::keep(Arc::downgrade(shared), epoch));
+        }
         Ok(postgres)
     }
 
     /// A reader. It connects when it first reads.
     pub(super) fn reader(shared: &Arc<Shared>) -> Self {
         Self { shared: shared.clone(), writer: None, reader: Session::new(shared.clone(), Use::Read) }
+    }
+
+    pub(super) fn over(&self) -> Option<String> {
+        self.shared.over()
     }
 
     /// Takes a new URL into use, for the next connection. Returns false if it leads to another database.

@@ -1,7 +1,7 @@
 //! A connection that is made anew whenever it is lost, for one user: the master that writes, or a reader.
 
 use super::connect::{self, Live};
-use super::{Shared, explain, values};
+use super::{Shared, explain, lease, values};
 use crate::clock;
 use crate::config::PostgresUrl;
 use crate::store::StoreError;
@@ -100,30 +100,47 @@ impl Session {
     }
 
     async fn take_lease(&self, live: &Live, url: &PostgresUrl, state: &mut State) -> Result<(), StoreError> {
-        let mut locked = connect::lock(live, url).await?;
-        if state.epoch.is_some() {
-            // The server needs a moment to notice that the former connection is gone.
-            let since = clock::now();
-            while !locked && clock::now().since(since) < MOMENT {
-                tokio::time::sleep(Duration::from_millis(50)).await;
-                locked = connect::lock(live, url).await?;
-            }
+        lease::prepare(live, url).await?;
+        let mut locked = lease::take_lock(live, url).await?;
+        let row = lease::read(live, url).await?;
+        if let Some(own) = state.epoch
+            && row.epoch != own
+        {
+            return Err(StoreError::Deposed(row.holder));
         }
-        match state.epoch {
-            None if locked => state.epoch = Some(connect::begin_epoch(live, url, &self.shared.holder).await?),
-            None => return Err(StoreError::InUse(connect::epoch(live, url).await?.1)),
-            Some(own) => {
-                let (epoch, holder) = connect::epoch(live, url).await?;
-                if epoch != own {
-                    return Err(StoreError::Deposed(holder));
-                }
-                if !locked {
-                    let why = "PostgreSQL has not noticed yet that the former connection is gone";
-                    return Err(StoreError::Postgres(format!("{why} ({})", url.place())));
-                }
-            }
+        // A former process of this master has ended, because this one has locked the state directory.
+        let claim = self.shared.claim.as_ref();
+        let ours = state.epoch.is_some() || claim.is_some_and(|own| row.instance.as_deref() == Some(&own.instance));
+        let taken = match row.left {
+            Some(left) => left > 0.0,
+            None => !locked,
+        };
+        if taken && !ours {
+            return Err(StoreError::InUse(row.holder));
+        }
+        if !locked && (row.left.is_some() || claim.is_some()) {
+            lease::end_holder(live, url).await?;
+        }
+        // The server needs a moment to notice that a connection is gone.
+        let since = clock::now();
+        while !locked && clock::now().since(since) < MOMENT {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            locked = lease::take_lock(live, url).await?;
+        }
+        if !locked {
+            let why = "PostgreSQL has not noticed yet that the former connection is gone";
+            return Err(StoreError::Postgres(format!("{why} ({})", url.place())));
+        }
+        if state.epoch.is_none() {
+            let epoch = lease::begin(live, &self.shared, row.epoch).await?;
+            state.epoch = Some(epoch.ok_or(StoreError::InUse(row.holder))?);
         }
         Ok(())
+    }
+
+    /// The epoch in which this master writes.
+    pub(super) async fn epoch(&self) -> Option<i64> {
+        self.state.lock().await.epoch
     }
 
     /// The connection: the one that there is, or a new one. After a failure there is a pause, in which nothing is tried,
@@ -265,8 +282,8 @@ async fn commit(live: &mut Live, url: &PostgresUrl, epoch: i64, statements: &[St
     match first {
         None => Ok(()),
         Some((1, error)) if error.code() == Some(&SqlState::DIVISION_BY_ZERO) => {
-            let (_, holder) = connect::epoch(live, url).await.map_err(Failure::Lost)?;
-            Err(Failure::Refused(StoreError::Deposed(holder)))
+            let row = lease::read(live, url).await.map_err(Failure::Lost)?;
+            Err(Failure::Refused(StoreError::Deposed(row.holder)))
         }
         Some((_, error)) => Err(failed(error)),
     }

@@ -13,8 +13,8 @@ pub(super) fn create() -> String {
 }
 
 /// `ledger` has: `version`, that of the tables; `master`, the name of the master whose ledger it is. `lease` has one row:
-/// each master that begins to write increments the epoch. `until` is absent if the lease lasts as long as the holder's
-/// connection.
+/// each master that begins to write increments the epoch (lease.rs). `until` is absent if the lease lasts as long as the
+/// holder's connection.
 const TABLES: &str = r#"
     CREATE TABLE ledger (key TEXT COLLATE "C" PRIMARY KEY, value TEXT NOT NULL);
     CREATE TABLE lease (
