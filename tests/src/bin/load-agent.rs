@@ -174,8 +174,7 @@ async fn raw_one(url: &str, index: usize) -> lapin::Result<(Connection, Channel,
     channel.queue_declare(queue.as_str().into(), exclusive, FieldTable::default()).await?;
     let options = BasicConsumeOptions { no_ack: true, exclusive: true, ..BasicConsumeOptions::default() };
     let consumer = channel.basic_consume(queue.as_str().into(), "".into(), options, FieldTable::default()).await?;
-    let control = connection.create_channel().await?;
-    Ok((connection, control, consumer))
+    Ok((connection, channel, consumer))
 }
 
 /// Both ends of what the links of a worker tell.
