@@ -61,11 +61,12 @@ sim: ## the simulation with many seeds (ROUSE_SIM_SEEDS, default 100000; ROUSE_S
 	ROUSE_SIM_SEEDS=$${ROUSE_SIM_SEEDS:-100000} \
 		$(CARGO) test --locked --profile sim -p rouse-tests --no-default-features --test sim -- --nocapture
 
-chaos: ## several minutes of faults in the whole system, its broker and its cloud (ROUSE_CHAOS_BUILDS, _SECONDS, _SEED)
+chaos: ## several minutes of faults in the whole system, its broker and its cloud, and of takeovers (ROUSE_CHAOS_BUILDS, _SECONDS, _SEED, _TAKEOVERS)
 	tests/setup test
 	$(CARGO) build --locked --workspace --bins
 	ROUSE_CHAOS_BUILDS=$${ROUSE_CHAOS_BUILDS:-2000} ROUSE_CHAOS_SECONDS=$${ROUSE_CHAOS_SECONDS:-300} \
 		$(CARGO) test --locked -p rouse-tests --test chaos -- --nocapture
+	$(CARGO) test --locked -p rouse-tests --test e2e -- --ignored --nocapture again_and_again
 
 # Measures the programs as they are installed. PARTS="latency logs" selects parts; the default is all but the long ones.
 bench: build ## measures speed and size, and the broker and the machine in the same run; less than four minutes (PARTS)

@@ -103,7 +103,8 @@ pub enum StoreError {
     Postgres(String),
     /// Another master writes to the database.
     #[error(
-        "another master uses the database of the ledger ({0}): stop it, or give this one a database of its own in store.url"
+        "another master uses the database of the ledger ({0}): stop it, or give this one a database of its own in \
+         store.url; if broker.url is set for both, this one stands by"
     )]
     InUse(String),
     /// Another master has begun to write to the database, so this one must not write any more.

@@ -3,6 +3,7 @@
 use rouse_tests::harness::{
     Master, OwnBroker, Postgres, free_address, holds_within, request, standing, text, write_private,
 };
+use rouse_tests::chance::Chance;
 use serde_json::Value;
 use std::fs;
 use std::io;
@@ -73,8 +74,12 @@ struct World {
 }
 
 impl World {
-    /// Two masters, of which the first is active. None if PostgreSQL is not installed.
+    /// Two masters with one worker, of which the first is active. None if PostgreSQL is not installed.
     fn start(name: &str) -> Option<Self> {
+        Self::start_with(name, &["one"])
+    }
+
+    fn start_with(name: &str, workers: &[&str]) -> Option<Self> {
         let server = Postgres::start(name, "")?;
         let database = server.database();
         let auth = [free_address(), free_address()];
@@ -84,7 +89,8 @@ impl World {
         let lines = format!("auth_secret = \"{SECRET}\"\nurl = \"{}\"\n", broker.url())
             + &format!("[store]\nurl = \"{}\"\n", server.url(&database));
         let url = format!("amqp://{}/rouse", broker.address);
-        let workers = standing("one", "keepalive_interval = 2\nlease = 120\nmax_builds = 1");
+        let worker = |name: &&str| standing(name, "keepalive_interval = 2\nlease = 120\nmax_builds = 1");
+        let workers: String = workers.iter().map(worker).collect();
         let mut number = 0;
         let masters = auth.map(|auth| {
             number += 1;
@@ -103,9 +109,10 @@ impl World {
         found.map_or_else(String::new, |master| master["role"].as_str().unwrap().to_owned())
     }
 
-    /// Waits until the second master is active.
-    fn until_taken_over(&self) {
-        let other = &self.masters[1];
+    /// Waits until this master is active, to which the broker's questions lead.
+    fn until_taken_over_by(&self, number: usize) {
+        self.switch.lead_to(number);
+        let other = &self.masters[number];
         let active = || role(other) == "active";
         assert!(holds_within(TAKEOVER, active), "it does not take over: {}", other.log());
     }
@@ -170,8 +177,7 @@ fn another_master_takes_over_from_one_that_is_killed() {
     assert!(holds_within(Duration::from_secs(20), both), "{}", second.log());
 
     first.kill();
-    world.switch.lead_to(1);
-    world.until_taken_over();
+    world.until_taken_over_by(1);
     assert_eq!(world.role(1, 1), "active");
     world.it_ends(&build, gate);
     second.until_state(&waiting, "success");
@@ -198,8 +204,7 @@ fn a_master_that_was_stopped_does_nothing_more() {
     let (build, gate) = world.begin_build();
 
     first.signal(libc::SIGSTOP);
-    world.switch.lead_to(1);
-    world.until_taken_over();
+    world.until_taken_over_by(1);
     world.it_ends(&build, gate);
     first.signal(libc::SIGCONT);
     let stands_by = || role(first) == "standby";
@@ -228,4 +233,59 @@ fn a_master_of_another_name_or_identity_does_not_stand_by() {
     let said = refused("twins", Some(&"ab".repeat(16)));
     assert!(said.contains("these are two masters, each with hosts of its own"), "{said}");
     drop(world.server);
+}
+
+#[test]
+#[ignore = "takes minutes: make chaos runs it"]
+fn masters_replace_each_other_again_and_again() {
+    const WORKERS: [&str; 3] = ["one", "two", "three"];
+    /// Builds that are submitted to each active master.
+    const BUILDS: usize = 12;
+    let number = |name: &str, default| std::env::var(name).map_or(default, |text| text.parse().unwrap());
+    let (seed, rounds) = (number("ROUSE_CHAOS_SEED", 1), number("ROUSE_CHAOS_TAKEOVERS", 12));
+    println!("chaos: seed {seed}, {rounds} takeovers");
+    let mut chance = Chance::new(seed);
+    let Some(world) = World::start_with("again-and-again", &WORKERS) else { return };
+    let _agents = WORKERS.map(|worker| world.masters[0].agent(worker));
+    let runs = |number: usize| world.masters[0].dir.join(format!("run-{number}"));
+    let mut builds = Vec::new();
+    for round in 0..rounds {
+        let active = usize::try_from(round % 2).unwrap();
+        let (master, other) = (&world.masters[active], 1 - active);
+        for _ in 0..BUILDS {
+            let (pause, worker) = (chance.range(0, 9), chance.pick(&WORKERS));
+            let script = format!(
+                "echo run >> {}; seq 1000; sleep {}.{}; seq 1001 2000",
+                runs(builds.len()).display(),
+                pause / 4,
+                pause
+            );
+            builds.push(master.detach(&["--worker", worker, "--", "sh", "-c", &script]));
+        }
+        // Any moment is as good as another.
+        std::thread::sleep(Duration::from_millis(chance.range(0, 3_000)));
+        let mischief = chance.pick(&["killed", "stopped", "terminated"]);
+        println!("chaos: master {active} is {mischief}");
+        match mischief {
+            "killed" => master.kill(),
+            "stopped" => master.signal(libc::SIGSTOP),
+            _ => master.terminate(),
+        }
+        world.until_taken_over_by(other);
+        if mischief == "stopped" {
+            master.signal(libc::SIGCONT);
+        } else {
+            master.begin();
+        }
+        let stands_by = || role(master) == "standby";
+        assert!(holds_within(TAKEOVER, stands_by), "{}", master.log());
+    }
+    let last = &world.masters[usize::try_from(rounds % 2).unwrap()];
+    let expected: String = (1..=2000).map(|n| format!("{n}\n")).collect();
+    for (index, build) in builds.iter().enumerate() {
+        last.until_state(build, "success");
+        assert_eq!(fs::read_to_string(runs(index)).unwrap(), "run\n", "build {build} ran once");
+        assert_eq!(last.rouse(&["log", build]).ended(0).text(), expected, "the log of build {build}");
+    }
+    println!("chaos: all {} builds ended, each once, with its whole log", builds.len());
 }
